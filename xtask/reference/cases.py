@@ -1,0 +1,180 @@
+"""The committed cases: which checkpoint, which rows, which settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkpoints import VOCABULARY
+
+Row = dict[str, Any]
+Size = tuple[int, int]
+
+IMAGE_IDS = [[VOCABULARY.id("<fake_token_around_image>")], [VOCABULARY.id("<image>")]]
+END_OF_UTTERANCE = VOCABULARY.id("<end_of_utterance>")
+OBSERVED = -1  # stands for an id that the reference itself generates, so that a row stops early
+STRICT = {"*": 1e-4, "processor.pixel_values": 1e-6}
+DECODER = {"*": 1e-4, "processor.pixel_values": 0.05}
+
+QUESTIONS = [
+    "What is this?",
+    "Describe the picture.",
+    "How many are there?",
+    "Is it the same  one?",
+    "3.14 + 2,5 = ?",
+    "Où est-ce?",
+    "- one\n- two",
+    "这 😀",
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case folder. A `{q}` in a text becomes one of `QUESTIONS`, chosen by the seed."""
+
+    about: str
+    checkpoint: str
+    rows: list[Row]
+    pictures: dict[str, Size] = field(default_factory=dict)  # name -> width, height of a made picture
+    photographs: dict[str, str] = field(default_factory=dict)  # name -> a recipe of pictures.PHOTOGRAPHS
+    splitting: bool = False
+    generate: dict[str, dict[str, Any]] = field(default_factory=dict)
+    model: bool = True  # false: only the processor's tensors
+    attentions: bool = False  # keep attentions.{i}; they are large
+    alpha: str | None = None
+    tolerance: dict[str, float] = field(default_factory=lambda: dict(STRICT))
+    exact_sizes: bool = False  # a new seed must not change the picture sizes
+    note: str | None = None
+
+
+def row(text: str, *images: str) -> Row:
+    """A sample with rendered text, one `<image>` for each of `images`."""
+    return {"text": text, "images": [f"images/{name}" for name in images]}
+
+
+def turn(role: str, *items: str) -> dict[str, Any]:
+    """A chat message; an item that ends in a picture's suffix is an image, any other is text."""
+    content = [
+        {"type": "image", "path": f"images/{item}"}
+        if item.endswith((".png", ".jpg"))
+        else {"type": "text", "text": item}
+        for item in items
+    ]
+    return {"role": role, "content": content}
+
+
+def chat(*turns: dict[str, Any]) -> Row:
+    """A sample of messages that asks for an answer."""
+    return {"messages": list(turns), "add_generation_prompt": True}
+
+
+def greedy(tokens: int = 12, **more: Any) -> dict[str, dict[str, Any]]:
+    """A `generate` section with one greedy run that never produces image tokens."""
+    settings = {"max_new_tokens": tokens, "bad_words_ids": IMAGE_IDS, "eos_token_id": [2, END_OF_UTTERANCE]}
+    return {"greedy": {**settings, **more}}
+
+
+def tall_and_wide(name: str, sizes: list[int], side: int) -> tuple[dict[str, Size], dict[str, Size]]:
+    """Two sets of pictures: the sizes as heights, and as widths, with the other side fixed."""
+    names = [f"{name}-{size}.png" for size in sizes]
+    tall = {file: (side, size) for file, size in zip(names, sizes)}
+    return tall, {file: (height, width) for file, (width, height) in tall.items()}
+
+
+# 25, 49, 50 and 55 are the patch counts whose buckets differ from integer division on the real grid.
+GRID = [2 * count for count in (1, 2, 3, 24, 25, 26, 48, 49, 50, 55, 58, 69, 70)]
+GRID_TALL, GRID_WIDE = tall_and_wide("n", GRID, 3)
+
+
+def grid_rows(pictures: dict[str, Size]) -> list[Row]:
+    return [row("<image>" * len(pictures) + "{q}", *pictures)]
+
+
+CASES: dict[str, Case] = {
+    "two-images": Case(
+        "a left-padded batch with 2, 1 and 0 images: text with <image>, messages, text alone",
+        "odd-heads",
+        [
+            row("User:<image>{q}<image> and this?<end_of_utterance>\nAssistant:", "wide.png", "tall.png"),
+            chat(turn("user", "{q}", "small.png")),
+            row("User: {q}<end_of_utterance>\nAssistant:"),
+        ],
+        {"wide.png": (90, 31), "tall.png": (17, 52), "small.png": (9, 13)},
+        generate=greedy(12),
+        attentions=True,
+    ),
+    "head-dim": Case(
+        "head_dim apart from hidden / heads; a chat of two turns beside adjacent images",
+        "wide-heads",
+        [
+            chat(turn("user", "one.png", "{q}"), turn("assistant", "Two."), turn("user", "two.png", "{q}")),
+            row("<image><image> {q}", "three.png", "one.png"),
+            row("{q}"),
+        ],
+        {"one.png": (40, 30), "two.png": (31, 33), "three.png": (200, 40)},
+        generate=greedy(10),
+    ),
+    "sliding-window": Case(
+        "a window of 7 keys, shorter than every prompt; one row stops at an eos id and is filled with pads",
+        "sliding-sharded",
+        [
+            row("User:<image>{q}<end_of_utterance>\nAssistant:", "square.png"),
+            row("<image> {q}\n<image>{q}", "square.png", "strip.png"),
+            row("{q}"),
+        ],
+        {"square.png": (33, 33), "strip.png": (61, 18)},
+        generate=greedy(12, eos_token_id=[OBSERVED, 2]),
+        attentions=True,
+    ),
+    "splitting": Case(
+        "image splitting: five sub-images an image, settings of generation_config.json",
+        "tiny-idefics2",
+        [chat(turn("user", "photo.png", "{q}"))],
+        {"photo.png": (57, 43)},
+        splitting=True,
+        generate={"greedy": {"max_new_tokens": 8}},
+    ),
+    "max-length": Case(
+        "one image in one row, no padding; the length limit counts the prompt",
+        "tiny-idefics2",
+        [chat(turn("user", "photo.png", "{q}"))],
+        {"photo.png": (140, 60)},
+        generate={"greedy": {"max_length": 48}},
+    ),
+    "text-only": Case(
+        "no image in the whole batch: the vision side is never run",
+        "odd-heads",
+        [row("{q}"), chat(turn("user", "{q}"), turn("assistant", "Yes."), turn("user", "{q}"))],
+        generate=greedy(10),
+    ),
+    "grid-980-tall": Case(
+        "heights of 350 and 686 pixels on the real grid, bfloat16 weights computed in float32",
+        "grid-980",
+        [row("<image>{q}<image>", "h686.png", "h350.png")],
+        {"h350.png": (14, 350), "h686.png": (14, 686)},
+        generate=greedy(6),
+        exact_sizes=True,
+    ),
+    "grid-980-wide": Case(
+        "a width of 700 pixels on the real grid, bfloat16 weights computed in float32",
+        "grid-980",
+        [row("<image> {q}", "w700.png")],
+        {"w700.png": (700, 14)},
+        generate=greedy(6),
+        exact_sizes=True,
+    ),
+    "grid-70-tall": Case(
+        "patch counts from 1 to 70 down a 70-position grid",
+        "grid-70",
+        grid_rows(GRID_TALL),
+        GRID_TALL,
+        exact_sizes=True,
+    ),
+    "grid-70-wide": Case(
+        "patch counts from 1 to 70 across a 70-position grid",
+        "grid-70",
+        grid_rows(GRID_WIDE),
+        GRID_WIDE,
+        exact_sizes=True,
+    ),
+}

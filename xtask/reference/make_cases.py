@@ -1,0 +1,183 @@
+"""Make reference cases: folders that say what the reference implementation computes."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import transformers
+from cases import CASES, OBSERVED, QUESTIONS, Case
+from checkpoints import CHECKPOINTS, derived_seed, make_checkpoint
+from PIL import Image
+from pictures import write_made
+from safetensors.torch import save_file
+from transformers import AutoProcessor, Idefics2ForConditionalGeneration, Idefics2ImageProcessorPil
+from transformers.image_utils import load_image
+from vocab import write_json
+
+Tensors = dict[str, torch.Tensor]
+
+
+def fill(value: Any, rng: np.random.Generator) -> Any:
+    """Put a question for every `{q}` in a row."""
+    if isinstance(value, str):
+        while "{q}" in value:
+            value = value.replace("{q}", str(rng.choice(QUESTIONS)), 1)
+        return value
+    if isinstance(value, list):
+        return [fill(item, rng) for item in value]
+    if isinstance(value, dict):
+        return {key: fill(item, rng) for key, item in value.items()}
+    return value
+
+
+def render(sample: dict[str, Any], processor: Any) -> tuple[str, list[str]]:
+    """The text of a sample and its image paths, relative to the case."""
+    if "text" in sample:
+        return sample["text"], sample["images"]
+    images = [item["path"] for message in sample["messages"] for item in message["content"] if item["type"] == "image"]
+    prompt = sample.get("add_generation_prompt", False)
+    return processor.apply_chat_template(sample["messages"], add_generation_prompt=prompt), images
+
+
+def process(case: Case, samples: list[dict[str, Any]], processor: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """Run the processor from the raw samples, with the loader that it uses for files."""
+    processor.image_processor.do_image_splitting = case.splitting
+    rendered = [render(sample, processor) for sample in samples]
+    images = [[load_image(str(folder / path)) for path in paths] for _, paths in rendered]
+    options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+    return dict(processor(text=[text for text, _ in rendered], images=images if any(images) else None, **options))
+
+
+def forward(model: Idefics2ForConditionalGeneration, inputs: Tensors, case: Case) -> Tensors:
+    """One forward pass: every stage that the case keeps."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    ignored = (mask == 0) | (ids == model.config.image_token_id)
+    labels = ids.masked_fill(ignored, -100)
+    seen: Tensors = {}
+    hook = model.model.vision_model.register_forward_hook(
+        lambda _module, _inputs, output: seen.update({"vision.last_hidden_state": output.last_hidden_state})
+    )
+    with torch.no_grad():
+        out = model(**inputs, labels=labels, output_hidden_states=True, output_attentions=True)
+    hook.remove()
+    tensors = {**seen, "logits": out.logits, "labels": labels, "loss": out.loss}
+    if out.image_hidden_states is not None:
+        latents = model.config.perceiver_config.resampler_n_latents
+        tensors["image_hidden_states"] = out.image_hidden_states.view(-1, latents, out.image_hidden_states.shape[-1])
+    for name in ("hidden_states", "attentions")[: 1 + case.attentions]:
+        tensors |= {f"{name}.{index}": layer for index, layer in enumerate(out[name])}
+    return tensors
+
+
+def observed_eos(sequences: torch.Tensor, prompt: int) -> int:
+    """An id that one row generates in the middle and that leaves another row running for longest."""
+    rows = [row.tolist() for row in sequences[:, prompt:]]
+    length = len(rows[0])
+
+    def stops(token: int) -> list[int]:
+        return [row.index(token) if token in row else length for row in rows]
+
+    middle = {token for row in rows for token in row if 2 <= min(stops(token)) <= length - 3}
+    if not middle:
+        raise SystemExit("no row generates a new id in the middle: choose another seed")
+    return max(sorted(middle), key=lambda token: max(stops(token)) - min(stops(token)))
+
+
+def generate(
+    model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Greedy sequences, prompt included, and the settings with every placeholder filled in."""
+    prompt = inputs["input_ids"].shape[1]
+    if OBSERVED in settings.get("eos_token_id", []):
+        others = [token for token in settings["eos_token_id"] if token != OBSERVED]
+        free = model.generate(**inputs, do_sample=False, **{**settings, "eos_token_id": others})
+        settings = {**settings, "eos_token_id": [observed_eos(free, prompt), *others]}
+    return model.generate(**inputs, do_sample=False, **settings), settings
+
+
+def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: str, fresh: bool) -> None:
+    """Write the case folder `name` from `seed`, for the checkpoint that lies at `checkpoint`."""
+    case = CASES[name]
+    shutil.rmtree(folder / "images", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(derived_seed(seed, "case", name))
+    for index, (file, (width, height)) in enumerate(case.pictures.items()):
+        (folder / "images").mkdir(exist_ok=True)
+        if fresh and not case.exact_sizes:
+            width, height = (max(2, int(side * rng.uniform(0.6, 1.5))) for side in (width, height))
+        write_made(folder / "images" / file, (width, height), derived_seed(seed, name, file, str(index)))
+    samples = fill(case.rows, rng)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    assert type(processor.image_processor) is Idefics2ImageProcessorPil, "the Pillow image processor is the reference"
+    inputs = process(case, samples, processor, folder)
+    tensors = {f"processor.{key}": value for key, value in inputs.items()}
+    generates, texts = {}, {}
+    if case.model:
+        model = Idefics2ForConditionalGeneration.from_pretrained(
+            checkpoint, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        tensors |= forward(model, inputs, case)
+        for run, settings in case.generate.items():
+            sequences, generates[run] = generate(model, inputs, settings)
+            tensors[f"generate.{run}.sequences"] = sequences
+            texts[run] = processor.batch_decode(sequences, skip_special_tokens=True)
+    save_file({key: value.contiguous() for key, value in sorted(tensors.items())}, folder / "expected.safetensors")
+    document = {
+        "format": 1,
+        "family": "idefics2",
+        "about": case.about,
+        "seed": seed,
+        "checkpoint": relative,
+        "reference": {
+            "transformers": transformers.__version__,
+            "torch": torch.__version__.partition("+")[0],
+            "pillow": PIL.__version__,
+        },
+        "samples": samples,
+        "processor": {"do_image_splitting": case.splitting, "add_end_of_utterance_token": False},
+        "generate": generates,
+        "load": {"quantize": None},
+        "texts": texts,
+        "tolerance": case.tolerance,
+    }
+    if case.alpha is not None:
+        document["processor"]["alpha"] = case.alpha
+    if case.note is not None:
+        document["note"] = case.note
+    write_json(folder / "case.json", document)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder a case")
+    parser.add_argument("--case", action="append", choices=CASES, help="make this case only (repeatable)")
+    parser.add_argument("--seed", type=int, help="a fresh seed: the case then carries its own checkpoint")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    names = arguments.case or list(CASES)
+    fresh = arguments.seed is not None
+    seed = arguments.seed if fresh else 0
+    if not fresh:
+        for checkpoint in CHECKPOINTS if not arguments.case else {CASES[name].checkpoint for name in names}:
+            make_checkpoint(checkpoint, seed, arguments.out.parent / "checkpoints" / checkpoint)
+    for name in names:
+        folder = arguments.out / name
+        checkpoint = CASES[name].checkpoint
+        relative = "checkpoint" if fresh else f"../../checkpoints/{checkpoint}"
+        if fresh:
+            make_checkpoint(checkpoint, seed, folder / "checkpoint")
+        make_case(name, seed, folder, folder / relative, relative, fresh)
+        print(f"{name}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()
