@@ -1,1 +1,21 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+
+mod activation;
+mod attention;
+pub mod checkpoint;
+mod embedding;
+mod init;
+mod kv_cache;
+mod linear;
+mod norm;
+mod rope;
+
+pub use activation::Activation;
+pub use attention::{attention, attention_weights};
+pub use checkpoint::{Checkpoint, CheckpointError, LoadOptions};
+pub use embedding::Embedding;
+pub use init::normal;
+pub use kv_cache::{KvCache, LayerCache};
+pub use linear::Linear;
+pub use norm::{LayerNorm, RmsNorm};
+pub use rope::{RopeScaling, RotaryAngles, RotaryEmbedding};

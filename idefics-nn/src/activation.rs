@@ -1,0 +1,37 @@
+//! Activation functions by the names that `config.json` uses.
+
+use burn::tensor::{Tensor, activation};
+use serde::{Deserialize, Serialize};
+
+/// An activation function, spelled as the reference's `ACT2FN` table spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Activation {
+    /// `x · Φ(x)`, Φ the normal distribution function, by the exact error function (IDEFICS v1's vision tower).
+    #[serde(rename = "gelu")]
+    Gelu,
+    /// `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))` (every SigLIP tower).
+    #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new")]
+    GeluTanh,
+    /// `x · σ(1.702 x)`.
+    #[serde(rename = "quick_gelu")]
+    QuickGelu,
+    /// `max(x, 0)` (IDEFICS v1's resampler).
+    #[serde(rename = "relu")]
+    Relu,
+    /// `x · σ(x)` (the decoders and Idefics2's connector).
+    #[serde(rename = "silu", alias = "swish")]
+    Silu,
+}
+
+impl Activation {
+    /// Applies the function to each element; any shape in, the same shape out.
+    pub fn forward<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Gelu => activation::gelu(input),
+            Self::GeluTanh => activation::gelu_approximate(input),
+            Self::QuickGelu => input.clone() * activation::sigmoid(input * 1.702),
+            Self::Relu => activation::relu(input),
+            Self::Silu => activation::silu(input),
+        }
+    }
+}

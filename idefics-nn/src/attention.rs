@@ -1,0 +1,71 @@
+//! Scaled dot-product attention with grouped key/value heads and boolean masks.
+//!
+//! Axes: `heads` query heads, `kv_heads` key/value heads (a divisor of `heads`), `queries` and `keys` positions.
+//! Query head `h` reads key/value head `h / (heads / kv_heads)`.
+//!
+//! Masks are boolean and say what is *hidden*; a query that sees no key gives exactly 0. (The reference's eager path
+//! averages all values there, its SDPA path gives 0; such rows belong to padding only.)
+
+use burn::tensor::activation::softmax;
+use burn::tensor::module::attention as scaled_dot_product_attention;
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Bool, Tensor};
+
+/// `softmax(query keyᵀ / √head_dim) value`, over the keys that are not hidden.
+///
+/// # Shapes
+/// - `query`: `[batch, heads, queries, head_dim]`
+/// - `key`, `value`: `[batch, kv_heads, keys, head_dim]`
+/// - `masked_out`: `[batch, 1, queries, keys]`, true hides the key from the query
+/// - returns `[batch, heads, queries, head_dim]`
+///
+/// # Panics
+/// If `heads` is not a multiple of `kv_heads`.
+pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
+    let [batch, heads, queries, head_dim] = query.dims();
+    let (query, masked_out) = fold_groups(query, key.dims()[1], masked_out);
+    let masked_out = masked_out.map(|masked_out| {
+        let [_, _, rows, keys] = masked_out.dims();
+        masked_out.expand([batch, key.dims()[1], rows, keys])
+    });
+    let context = scaled_dot_product_attention(query, key, value, masked_out, None, AttentionModuleOptions::default());
+    context.reshape([batch, heads, queries, head_dim])
+}
+
+/// The weights that [`attention`] gives each value: what the reference returns as `attentions`.
+///
+/// # Shapes
+/// As [`attention`]; returns `[batch, heads, queries, keys]`, each row summing to 1, or to 0 where all is hidden.
+pub fn attention_weights(query: Tensor<4>, key: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
+    let [batch, heads, queries, head_dim] = query.dims();
+    let keys = key.dims()[2];
+    let (query, masked_out) = fold_groups(query, key.dims()[1], masked_out);
+    let scores = query.matmul(key.swap_dims(2, 3)) / (head_dim as f64).sqrt();
+    let weights = match masked_out {
+        None => softmax(scores, 3),
+        Some(masked_out) => {
+            let masked_out = masked_out.expand(scores.dims());
+            let lowest = scores.dtype().finfo().map_or(f64::from(f32::MIN), |info| info.min);
+            softmax(scores.mask_fill(masked_out.clone(), lowest), 3).mask_fill(masked_out, 0.0)
+        }
+    };
+    weights.reshape([batch, heads, queries, keys])
+}
+
+/// Turns the query heads that share a key/value head into further queries of that head, so that keys and values are
+/// never repeated: `[batch, heads, queries, d]` becomes `[batch, kv_heads, group · queries, d]`.
+fn fold_groups(
+    query: Tensor<4>,
+    kv_heads: usize,
+    masked_out: Option<Tensor<4, Bool>>,
+) -> (Tensor<4>, Option<Tensor<4, Bool>>) {
+    let [batch, heads, queries, head_dim] = query.dims();
+    assert!(heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} key/value heads");
+    let group = heads / kv_heads;
+    if group == 1 {
+        return (query, masked_out);
+    }
+    let query = query.reshape([batch, kv_heads, group * queries, head_dim]);
+    let masked_out = masked_out.map(|masked_out| masked_out.repeat_dim(2, group)); // [batch, 1, group · queries, keys]
+    (query, masked_out)
+}

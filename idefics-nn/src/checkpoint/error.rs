@@ -1,0 +1,173 @@
+use std::path::PathBuf;
+
+use safetensors::Dtype;
+
+/// Why a checkpoint cannot be opened or loaded. Each message names the file or tensor and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The folder holds no weights in a layout that is read.
+    #[error(
+        "{}: no weights: expected model.safetensors, or model.safetensors.index.json with its shards",
+        folder.display()
+    )]
+    NotFound {
+        /// The model folder.
+        folder: PathBuf,
+    },
+    /// The file system refused.
+    #[error("{}: cannot be read: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A directory, pipe or device where a file was expected.
+    #[error("{}: is not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file ends too early: most often an interrupted download.
+    #[error(
+        "{}: truncated: {what} needs {expected} bytes, the file has {found}; download it again", path.display()
+    )]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// What the missing bytes belong to.
+        what: String,
+        /// Bytes that the file needs.
+        expected: u64,
+        /// Bytes that it has.
+        found: u64,
+    },
+    /// The header's own length is out of bounds.
+    #[error("{}: the header claims {claimed} bytes, at most {limit} are accepted", path.display())]
+    HeaderLength {
+        /// The file.
+        path: PathBuf,
+        /// Bytes claimed.
+        claimed: u64,
+        /// Bytes accepted.
+        limit: u64,
+    },
+    /// The header is not what the format says.
+    #[error("{}: not a safetensors file: {reason}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Two tensors of one name, in a file or in two shards.
+    #[error("{}: tensor `{name}` is there twice", path.display())]
+    Duplicate {
+        /// The file in which it is there again.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// The shard index is not what the format says.
+    #[error("{}: not a shard index: {reason}", path.display())]
+    Index {
+        /// The index file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A shard name that is not a plain file name.
+    #[error(
+        "{}: tensor `{name}` is in shard {shard:?}, which is not a plain file name; only files of the model folder are read",
+        path.display()
+    )]
+    ShardName {
+        /// The index file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What the index says.
+        shard: String,
+    },
+    /// Shards that the index names are not there.
+    #[error("{}: shards missing from the folder: {}; download them again", path.display(), list(names))]
+    ShardMissing {
+        /// The index file.
+        path: PathBuf,
+        /// The shards.
+        names: Vec<String>,
+    },
+    /// Index and shard disagree about a tensor.
+    #[error("{}: the index and shard {shard:?} disagree about tensor `{name}`", path.display())]
+    IndexMismatch {
+        /// The index file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The shard.
+        shard: String,
+    },
+    /// Tensors that the model needs are not in the checkpoint.
+    #[error("{}: {} tensors are missing: {}", folder.display(), names.len(), list(names))]
+    Missing {
+        /// The model folder.
+        folder: PathBuf,
+        /// The tensors.
+        names: Vec<String>,
+    },
+    /// Tensors that no part of the model takes.
+    #[error("{}: {} tensors are unexpected: {}", folder.display(), names.len(), list(names))]
+    Unexpected {
+        /// The model folder.
+        folder: PathBuf,
+        /// The tensors.
+        names: Vec<String>,
+    },
+    /// A tensor's shape is not what `config.json` implies.
+    #[error("{file}: tensor `{name}` has shape {found:?}, the configuration asks for {expected:?}")]
+    Shape {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// Shape by the configuration.
+        expected: Vec<usize>,
+        /// Shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor's element type cannot be a weight.
+    #[error("{file}: tensor `{name}` is {found:?}, expected F32, F16 or BF16")]
+    Dtype {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// Type in the file.
+        found: Dtype,
+    },
+    /// NaN or infinity among the weights, or a weight too large for the dtype that was asked for.
+    #[error("{file}: tensor `{name}` has {count} values that are not finite as {dtype}, the first at index {first}")]
+    NonFinite {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// The dtype it was loaded to.
+        dtype: String,
+        /// How many.
+        count: usize,
+        /// Flat index of the first.
+        first: usize,
+    },
+}
+
+/// The first few names, and how many more there are.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}

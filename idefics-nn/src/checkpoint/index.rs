@@ -1,0 +1,55 @@
+//! `model.safetensors.index.json`: which shard holds which tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{CheckpointError, TensorEntry, read_file};
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Opens every shard that the index names, and checks that each holds exactly what the index says.
+pub(super) fn read(folder: &Path, path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+    let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    let ShardIndex { weight_map } = serde_json::from_slice(&text)
+        .map_err(|error| CheckpointError::Index { path: path.to_owned(), reason: error.to_string() })?;
+
+    for (name, shard) in &weight_map {
+        if !is_plain_file_name(shard) {
+            return Err(CheckpointError::ShardName { path: path.to_owned(), name: name.clone(), shard: shard.clone() });
+        }
+    }
+    let shards: BTreeSet<&String> = weight_map.values().collect();
+    let missing: Vec<String> =
+        shards.iter().filter(|name| !folder.join(name).exists()).map(|&name| name.clone()).collect();
+    if !missing.is_empty() {
+        return Err(CheckpointError::ShardMissing { path: path.to_owned(), names: missing });
+    }
+
+    let mut tensors: BTreeMap<String, TensorEntry> = BTreeMap::new();
+    for shard in shards {
+        for (name, entry) in read_file(&folder.join(shard), shard)? {
+            if weight_map.get(&name) != Some(shard) {
+                return Err(CheckpointError::IndexMismatch { path: path.to_owned(), name, shard: shard.clone() });
+            }
+            if tensors.insert(name.clone(), entry).is_some() {
+                return Err(CheckpointError::Duplicate { path: folder.join(shard), name });
+            }
+        }
+    }
+    match weight_map.into_iter().find(|(name, _)| !tensors.contains_key(name)) {
+        None => Ok(tensors),
+        Some((name, shard)) => Err(CheckpointError::IndexMismatch { path: path.to_owned(), name, shard }),
+    }
+}
+
+/// Whether a shard name stays inside the folder on every system.
+fn is_plain_file_name(name: &str) -> bool {
+    (1..=255).contains(&name.len())
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}

@@ -1,0 +1,134 @@
+//! A strict, lazy reader of checkpoints in the public layout.
+//!
+//! [`Checkpoint::open`] maps `model.safetensors`, or the shards that `model.safetensors.index.json` names, and parses
+//! each header once; no weight is read. [`Checkpoint::load`] then fills a module, tensor by tensor, and accounts for
+//! every one: whatever is missing, left over, of the wrong shape or dtype, or not finite is an error that names it.
+//! Peak memory is the loaded weights plus one tensor.
+//!
+//! The module's field paths are the tensors' names, so nothing is renamed on the way.
+
+mod convert;
+mod error;
+mod header;
+mod index;
+mod load;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use safetensors::Dtype;
+
+pub use error::CheckpointError;
+pub use load::{LoadOptions, LoadProgress};
+
+/// An opened checkpoint: where every tensor lies, and the maps of the files that hold them.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    tensors: BTreeMap<String, TensorEntry>,
+}
+
+/// One tensor of a checkpoint, not yet read.
+#[derive(Debug, Clone)]
+pub struct TensorEntry {
+    /// Element type in the file.
+    pub dtype: Dtype,
+    /// Shape as PyTorch has it.
+    pub shape: Vec<usize>,
+    /// The file's name within the folder.
+    pub file: String,
+    map: Arc<Mmap>,
+    start: usize,
+    end: usize,
+}
+
+impl TensorEntry {
+    /// Size in the file, in bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Number of elements.
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The little-endian bytes in the map.
+    fn bytes(&self) -> &[u8] {
+        &self.map[self.start..self.end]
+    }
+}
+
+impl Checkpoint {
+    /// Opens `folder/model.safetensors`, or else the shards of `folder/model.safetensors.index.json`.
+    ///
+    /// # Errors
+    /// Any [`CheckpointError`] of a file that is missing, cannot be read, or is not what its header or index says.
+    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        let tensors = if single.exists() {
+            read_file(&single, "model.safetensors")?
+        } else if index.exists() {
+            index::read(folder, &index)?
+        } else {
+            return Err(CheckpointError::NotFound { folder: folder.to_owned() });
+        };
+        Ok(Self { folder: folder.to_owned(), tensors })
+    }
+
+    /// The folder that was opened.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Every tensor, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorEntry)> {
+        self.tensors.iter().map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
+        self.tensors.get(name)
+    }
+}
+
+/// Maps one safetensors file and lists its tensors.
+fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+    let file = File::open(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    let metadata = file.metadata().map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    if !metadata.is_file() {
+        return Err(CheckpointError::NotAFile { path: path.to_owned() });
+    }
+    if metadata.len() < 8 {
+        return Err(CheckpointError::Truncated {
+            path: path.to_owned(),
+            what: "the header length".to_owned(),
+            expected: 8,
+            found: metadata.len(),
+        });
+    }
+    // SAFETY: the map is only read, through bounds-checked slices of plain bytes. Changing the file while it is mapped
+    // is outside what a process can prevent; the folder's documentation says not to.
+    #[allow(unsafe_code)]
+    let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    let map = Arc::new(map);
+    let tensors = header::parse(path, &map)?;
+    Ok(tensors
+        .into_iter()
+        .map(|tensor| {
+            let entry = TensorEntry {
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+                file: name.to_owned(),
+                map: map.clone(),
+                start: tensor.start,
+                end: tensor.end,
+            };
+            (tensor.name, entry)
+        })
+        .collect())
+}

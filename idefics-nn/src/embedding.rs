@@ -1,0 +1,39 @@
+//! Token embeddings.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Int, Tensor};
+
+use crate::init::normal;
+
+/// A table of vectors, one a token.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[vocab_size, hidden_size]`.
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    /// A table that is random until a checkpoint is loaded.
+    pub fn new(vocab_size: usize, hidden_size: usize, device: &Device) -> Self {
+        Self { weight: normal([vocab_size, hidden_size], 0.0, 0.02, device) }
+    }
+
+    /// Looks up each token's vector.
+    ///
+    /// The caller makes sure that every id is below `vocab_size`: GPU backends do not check.
+    ///
+    /// # Shapes
+    /// - `input_ids`: `[batch, seq]`
+    /// - returns `[batch, seq, hidden_size]`
+    pub fn forward(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
+        let [batch, seq] = input_ids.dims();
+        let weight = self.weight.val();
+        let [_, hidden_size] = weight.dims();
+        weight.select(0, input_ids.reshape([batch * seq])).reshape([batch, seq, hidden_size])
+    }
+
+    /// The dtype of the vectors.
+    pub fn dtype(&self) -> DType {
+        self.weight.val().dtype()
+    }
+}

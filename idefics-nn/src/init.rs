@@ -1,0 +1,21 @@
+//! Parameters that cost nothing until they are used or loaded.
+
+use burn::module::{Param, ParamId};
+use burn::tensor::{Device, Distribution, Shape, Tensor};
+
+/// A parameter that is drawn from N(`mean`, `std`²) when it is first used, and never when a checkpoint is loaded
+/// into it first: building a model of any size allocates nothing.
+///
+/// `shape` is the checkpoint's shape of the tensor.
+pub fn normal<const D: usize>(shape: [usize; D], mean: f64, std: f64, device: &Device) -> Param<Tensor<D>> {
+    Param::uninitialized(
+        ParamId::new(),
+        move |device, is_require_grad| {
+            let values = Tensor::random(shape, Distribution::Normal(mean, std), device);
+            if is_require_grad { values.require_grad() } else { values }
+        },
+        device.clone(),
+        true,
+        Shape::from(shape),
+    )
+}

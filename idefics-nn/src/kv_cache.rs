@@ -1,0 +1,123 @@
+//! Keys and values of the tokens seen so far, in memory that is taken once.
+
+use burn::tensor::{DType, Tensor, s};
+
+/// The cache of a whole decoder, one [`LayerCache`] a layer.
+///
+/// Rows of a batch share the slots: shorter rows are padded on the left, and slot `i` of a row with `p` padded slots
+/// holds the token at position `i − p`. The caller owns the cache and passes it as `&mut` to each forward call.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    left_padding: Vec<usize>,
+    len: usize,
+    capacity: usize,
+}
+
+impl KvCache {
+    /// A cache for `left_padding.len()` rows of at most `capacity` tokens, padding included. `left_padding` is the
+    /// number of padded slots at the start of each row. Takes [`KvCache::bytes`] of memory at the first forward call.
+    pub fn new(n_layers: usize, left_padding: Vec<usize>, capacity: usize) -> Self {
+        let layers = (0..n_layers).map(|_| LayerCache { capacity, len: 0, states: None }).collect();
+        Self { layers, left_padding, len: 0, capacity }
+    }
+
+    /// The memory of a cache, in bytes.
+    pub fn bytes(
+        n_layers: usize,
+        batch: usize,
+        n_kv_heads: usize,
+        capacity: usize,
+        head_dim: usize,
+        dtype: DType,
+    ) -> usize {
+        2 * n_layers * batch * n_kv_heads * capacity * head_dim * dtype.size()
+    }
+
+    /// Slots filled so far, in tokens, padding included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was computed yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Slots in all, in tokens.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Rows.
+    pub fn batch(&self) -> usize {
+        self.left_padding.len()
+    }
+
+    /// The number of padded slots at the start of each row.
+    pub fn left_padding(&self) -> &[usize] {
+        &self.left_padding
+    }
+
+    /// The positions of the next `n_new` slots of each row, row after row; padded slots count as position 0.
+    pub fn next_positions(&self, n_new: usize) -> Vec<usize> {
+        let slots = self.len..self.len + n_new;
+        self.left_padding
+            .iter()
+            .flat_map(|&padding| slots.clone().map(move |slot| slot.saturating_sub(padding)))
+            .collect()
+    }
+
+    /// Layer `layer_idx`, to append to.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn layer(&mut self, layer_idx: usize) -> &mut LayerCache {
+        &mut self.layers[layer_idx]
+    }
+
+    /// Notes that every layer has appended `n_new` slots.
+    ///
+    /// # Panics
+    /// If some layer has not.
+    pub fn advance(&mut self, n_new: usize) {
+        self.len += n_new;
+        assert!(self.layers.iter().all(|layer| layer.len == self.len), "every layer appends the same slots");
+    }
+}
+
+/// One layer's keys and values.
+#[derive(Debug)]
+pub struct LayerCache {
+    capacity: usize,
+    len: usize,
+    /// Keys and values, each `[batch, n_kv_heads, capacity, head_dim]`.
+    states: Option<(Tensor<4>, Tensor<4>)>,
+}
+
+impl LayerCache {
+    /// Writes the new slots in place and returns everything cached so far.
+    ///
+    /// # Shapes
+    /// - `key`, `value`: `[batch, n_kv_heads, n_new, head_dim]`
+    /// - returns `[batch, n_kv_heads, len, head_dim]` each, views of the cache: drop them before the next call, or the
+    ///   cache is copied
+    ///
+    /// # Panics
+    /// If the capacity is exceeded.
+    pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let [batch, n_kv_heads, n_new, head_dim] = key.dims();
+        let (start, end) = (self.len, self.len + n_new);
+        assert!(end <= self.capacity, "{end} tokens do not fit a cache of {}", self.capacity);
+
+        let (keys, values) = self.states.get_or_insert_with(|| {
+            let shape = [batch, n_kv_heads, self.capacity, head_dim];
+            let options = (&key.device(), key.dtype());
+            (Tensor::zeros(shape, options), Tensor::zeros(shape, options))
+        });
+        keys.inplace(|keys| keys.slice_assign(s![.., .., start..end, ..], key));
+        values.inplace(|values| values.slice_assign(s![.., .., start..end, ..], value));
+        self.len = end;
+        (keys.clone().slice(s![.., .., 0..end, ..]), values.clone().slice(s![.., .., 0..end, ..]))
+    }
+}

@@ -1,0 +1,63 @@
+//! The linear layer: one type, whatever format its weight is in.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::init::normal;
+
+/// `y = x Wᵀ + b`, the weight kept as PyTorch stores it.
+///
+/// The fields are private so that a weight can be held in other formats without any model file changing;
+/// a model only calls [`Linear::new`] or [`Linear::new_without_bias`], and [`Linear::forward`].
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[d_out, d_in]`.
+    weight: Param<Tensor<2>>,
+    /// `[d_out]`.
+    bias: Option<Param<Tensor<1>>>,
+}
+
+impl Linear {
+    /// A layer with a bias, random until a checkpoint is loaded.
+    pub fn new(d_in: usize, d_out: usize, device: &Device) -> Self {
+        Self { bias: Some(normal([d_out], 0.0, 0.02, device)), ..Self::new_without_bias(d_in, d_out, device) }
+    }
+
+    /// A layer without a bias, random until a checkpoint is loaded.
+    pub fn new_without_bias(d_in: usize, d_out: usize, device: &Device) -> Self {
+        Self { weight: normal([d_out, d_in], 0.0, 0.02, device), bias: None }
+    }
+
+    /// Applies the layer to the last axis.
+    ///
+    /// # Shapes
+    /// - `input`: `[.., d_in]`
+    /// - returns `[.., d_out]`
+    ///
+    /// # Panics
+    /// If the last axis is not `d_in`, or `input` has another dtype than the weight ([`Linear::dtype`]).
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        let mut dims = input.dims();
+        let d_in = dims[D - 1];
+        let n_rows = dims[..D - 1].iter().product();
+        // One product over all rows: a batch of products would read the weight once for each.
+        let weight = self.weight.val();
+        let [d_out, _] = weight.dims();
+        let mut output = input.reshape([n_rows, d_in]).matmul(weight.transpose()); // [n_rows, d_out]
+        if let Some(bias) = &self.bias {
+            output = output + bias.val().unsqueeze();
+        }
+        dims[D - 1] = d_out;
+        output.reshape(dims)
+    }
+
+    /// The dtype in which the layer computes, and which its input must have.
+    pub fn dtype(&self) -> DType {
+        self.weight.val().dtype()
+    }
+
+    /// `[d_out, d_in]`.
+    pub fn dims(&self) -> [usize; 2] {
+        self.weight.lazy_shape().dims()
+    }
+}

@@ -1,0 +1,60 @@
+//! Normalisation layers. Both compute in f32 whatever the input's dtype, as the reference does.
+
+use burn::module::{Module, Param};
+use burn::tensor::module::layer_norm;
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::init::normal;
+
+/// `x / √(mean(x²) + eps) · weight`, the mean over the last axis, the quotient rounded to the input's dtype before it
+/// is scaled.
+///
+/// Paper: <https://arxiv.org/abs/1910.07467>. Source: `MistralRMSNorm`.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[hidden_size]`.
+    pub weight: Param<Tensor<1>>,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// A layer over a last axis of `hidden_size`.
+    pub fn new(hidden_size: usize, eps: f64, device: &Device) -> Self {
+        Self { weight: normal([hidden_size], 1.0, 0.0, device), eps }
+    }
+
+    /// `[.., hidden_size]` in, the same shape and dtype out.
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        let dtype = input.dtype();
+        let input = input.cast(DType::F32);
+        let mean_square = input.clone().square().mean_dim(D - 1); // [.., 1]
+        let normalized = input / (mean_square + self.eps).sqrt();
+        normalized.cast(dtype) * self.weight.val().unsqueeze()
+    }
+}
+
+/// `(x − mean(x)) / √(var(x) + eps) · weight + bias`, mean and biased variance over the last axis.
+///
+/// Paper: <https://arxiv.org/abs/1607.06450>. Source: `torch.nn.LayerNorm`.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// `[hidden_size]`.
+    pub weight: Param<Tensor<1>>,
+    /// `[hidden_size]`.
+    pub bias: Param<Tensor<1>>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// A layer over a last axis of `hidden_size`.
+    pub fn new(hidden_size: usize, eps: f64, device: &Device) -> Self {
+        Self { weight: normal([hidden_size], 1.0, 0.0, device), bias: normal([hidden_size], 0.0, 0.0, device), eps }
+    }
+
+    /// `[.., hidden_size]` in, the same shape and dtype out.
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        let dtype = input.dtype();
+        let [weight, bias] = [&self.weight, &self.bias].map(|param| param.val().cast(DType::F32));
+        layer_norm(input.cast(DType::F32), weight, Some(bias), self.eps).cast(dtype)
+    }
+}
