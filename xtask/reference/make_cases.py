@@ -14,13 +14,13 @@ import transformers
 from cases import CASES, OBSERVED, QUESTIONS, Case
 from checkpoints import CHECKPOINTS, derived_seed, make_checkpoint
 from PIL import Image
-from pictures import write_made
+from pictures import RECIPES, open_raw, open_upright, write_made
 from safetensors.torch import save_file
 from transformers import AutoProcessor, Idefics2ForConditionalGeneration, Idefics2ImageProcessorPil
-from transformers.image_utils import load_image
 from vocab import write_json
 
 Tensors = dict[str, torch.Tensor]
+NARROW = 5e-4  # the least distance between the two best scores of a step
 
 
 def fill(value: Any, rng: np.random.Generator) -> Any:
@@ -49,9 +49,13 @@ def process(case: Case, samples: list[dict[str, Any]], processor: Any, folder: P
     """Run the processor from the raw samples, with the loader that it uses for files."""
     processor.image_processor.do_image_splitting = case.splitting
     rendered = [render(sample, processor) for sample in samples]
-    images = [[load_image(str(folder / path)) for path in paths] for _, paths in rendered]
+    images = [[open_upright(folder / path) for path in paths] for _, paths in rendered]
     options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
-    return dict(processor(text=[text for text, _ in rendered], images=images if any(images) else None, **options))
+    inputs = dict(processor(text=[text for text, _ in rendered], images=images if any(images) else None, **options))
+    if case.alpha == "white":
+        raw = [[open_raw(folder / path) for path in paths] for _, paths in rendered]
+        inputs |= dict(processor.image_processor(raw, return_tensors="pt"))
+    return inputs
 
 
 def forward(model: Idefics2ForConditionalGeneration, inputs: Tensors, case: Case) -> Tensors:
@@ -89,16 +93,25 @@ def observed_eos(sequences: torch.Tensor, prompt: int) -> int:
     return max(sorted(middle), key=lambda token: max(stops(token)) - min(stops(token)))
 
 
+def greedy(model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]) -> torch.Tensor:
+    """Greedy sequences, prompt included; refuses a run whose choice hangs on rounding."""
+    out = model.generate(**inputs, **settings, do_sample=False, return_dict_in_generate=True, output_scores=True)
+    best = torch.stack(out.scores).topk(2, dim=-1).values
+    if (best[..., 0] - best[..., 1]).min() < NARROW:
+        raise SystemExit("two tokens are almost equally likely: choose another seed")
+    return out.sequences
+
+
 def generate(
     model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Greedy sequences, prompt included, and the settings with every placeholder filled in."""
-    prompt = inputs["input_ids"].shape[1]
+    """Greedy sequences, and the settings with every placeholder filled in."""
     if OBSERVED in settings.get("eos_token_id", []):
         others = [token for token in settings["eos_token_id"] if token != OBSERVED]
-        free = model.generate(**inputs, do_sample=False, **{**settings, "eos_token_id": others})
-        settings = {**settings, "eos_token_id": [observed_eos(free, prompt), *others]}
-    return model.generate(**inputs, do_sample=False, **settings), settings
+        free = greedy(model, inputs, {**settings, "eos_token_id": others})
+        observed = observed_eos(free, inputs["input_ids"].shape[1])
+        settings = {**settings, "eos_token_id": [observed, *others]}
+    return greedy(model, inputs, settings), settings
 
 
 def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: str, fresh: bool) -> None:
@@ -107,8 +120,11 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
     shutil.rmtree(folder / "images", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(derived_seed(seed, "case", name))
+    if case.pictures or case.photographs:
+        (folder / "images").mkdir()
+    for file in case.photographs:
+        RECIPES[file](folder / "images" / file)
     for index, (file, (width, height)) in enumerate(case.pictures.items()):
-        (folder / "images").mkdir(exist_ok=True)
         if fresh and not case.exact_sizes:
             width, height = (max(2, int(side * rng.uniform(0.6, 1.5))) for side in (width, height))
         write_made(folder / "images" / file, (width, height), derived_seed(seed, name, file, str(index)))
@@ -116,7 +132,7 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
     processor = AutoProcessor.from_pretrained(checkpoint)
     assert type(processor.image_processor) is Idefics2ImageProcessorPil, "the Pillow image processor is the reference"
     inputs = process(case, samples, processor, folder)
-    tensors = {f"processor.{key}": value for key, value in inputs.items()}
+    tensors = {f"processor.{key}": value for key, value in inputs.items() if case.pixels or "pixel" not in key}
     generates, texts = {}, {}
     if case.model:
         model = Idefics2ForConditionalGeneration.from_pretrained(
@@ -169,6 +185,8 @@ def main() -> None:
     if not fresh:
         for checkpoint in CHECKPOINTS if not arguments.case else {CASES[name].checkpoint for name in names}:
             make_checkpoint(checkpoint, seed, arguments.out.parent / "checkpoints" / checkpoint)
+        (arguments.out.parent / "images").mkdir(exist_ok=True)
+        RECIPES["coffee.jpg"](arguments.out.parent / "images" / "coffee.jpg")
     for name in names:
         folder = arguments.out / name
         checkpoint = CASES[name].checkpoint

@@ -1,11 +1,18 @@
-"""Pictures for the cases: made ones from a seed, and variants of photographs."""
+"""Pictures for the cases: made ones from a seed, and small variants of photographs in the public domain."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import skimage
 from PIL import Image
+from transformers.image_utils import load_image
+
+SOURCES = Path(skimage.__file__).parent / "data"
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 def write_made(path: Path, size: tuple[int, int], seed: int) -> None:
@@ -22,3 +29,84 @@ def write_made(path: Path, size: tuple[int, int], seed: int) -> None:
     noisy = pixels[: height // 2, : width // 3]
     noisy += rng.normal(0, 40, noisy.shape)
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, optimize=True)
+
+
+def photograph(name: str, width: int, height: int) -> Image.Image:
+    """One of the photographs, resized and cropped to a size."""
+    with Image.open(SOURCES / f"{name}.png") as image:
+        image = image.convert("RGB")
+    scale = max(width / image.width, height / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def turned(image: Image.Image, orientation: int) -> dict[str, Any]:
+    """Options of `save` that mark a picture as stored in another orientation."""
+    exif = image.getexif()
+    exif[ORIENTATION] = orientation
+    return {"exif": exif}
+
+
+def faded(image: Image.Image) -> Image.Image:
+    """The picture with an alpha band that runs from clear to opaque."""
+    ramp = np.tile(np.linspace(0, 255, image.width).astype(np.uint8), (image.height, 1))
+    image = image.copy()
+    image.putalpha(Image.fromarray(ramp))
+    return image
+
+
+def sixteen_bit(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits whose low bytes are not the high bytes again."""
+    grey = np.array(image.convert("L")).astype(np.uint16)
+    return Image.fromarray(grey * 256 + (grey * 7 + 130) % 256)
+
+
+def saved(make: Callable[[], Image.Image], **options: Any) -> Callable[[Path], None]:
+    """A recipe that makes a picture and writes it."""
+
+    def write(path: Path) -> None:
+        image = make()
+        extra = turned(image, options["orientation"]) if "orientation" in options else {}
+        image.save(path, **{key: value for key, value in options.items() if key != "orientation"}, **extra)
+
+    return write
+
+
+def palette(colours: int) -> Image.Image:
+    return photograph("chelsea", 40, 32).quantize(colours, dither=Image.Dither.NONE)
+
+
+RECIPES: dict[str, Callable[[Path], None]] = {
+    "coffee.jpg": saved(lambda: photograph("coffee", 600, 400), quality=88, optimize=True),
+    "cat.png": saved(lambda: photograph("chelsea", 110, 72), optimize=True),
+    "astronaut.png": saved(lambda: photograph("astronaut", 50, 63), optimize=True),
+    "cup.jpg": saved(lambda: photograph("coffee", 120, 80), quality=85),
+    "cup-444.jpg": saved(lambda: photograph("coffee", 101, 67), quality=92, subsampling=0, progressive=True),
+    "cup-turned.jpg": saved(lambda: photograph("coffee", 64, 97), quality=85, orientation=6),
+    "grey.jpg": saved(lambda: photograph("astronaut", 90, 60).convert("L"), quality=90, orientation=3),
+    "small.png": saved(lambda: photograph("chelsea", 47, 31), optimize=True),
+    **{
+        f"turned-{value}.png": saved(lambda: photograph("astronaut", 26, 33), orientation=value, optimize=True)
+        for value in (2, 5, 6, 8)
+    },
+    "rgba.png": saved(lambda: faded(photograph("chelsea", 40, 32)), optimize=True),
+    "grey-alpha.png": saved(lambda: faded(photograph("coffee", 36, 34).convert("L")), optimize=True),
+    "key.png": saved(lambda: palette(8).convert("RGB"), transparency=tuple(palette(8).getpalette()[:3]), optimize=True),
+    "palette-clear.png": saved(lambda: palette(16), transparency=bytes(range(0, 256, 17))),
+    "palette.png": saved(lambda: palette(60), optimize=True),
+    "grey.png": saved(lambda: photograph("coffee", 37, 35).convert("L"), optimize=True),
+    "bilevel.png": saved(lambda: photograph("astronaut", 33, 40).convert("1")),
+    "grey-16.png": saved(lambda: sixteen_bit(photograph("coffee", 40, 33))),
+}
+
+
+def open_upright(path: Path) -> Image.Image:
+    """Open a file as the reference does: EXIF orientation applied, alpha dropped; 16-bit grey keeps its high byte."""
+    return load_image(open_raw(path))
+
+
+def open_raw(path: Path) -> Image.Image:
+    """Open a file with all its bands; 16-bit grey keeps its high byte, where Pillow would clip."""
+    image = Image.open(path)
+    return Image.fromarray((np.array(image) >> 8).astype(np.uint8)) if image.mode.startswith("I;16") else image
