@@ -1,0 +1,237 @@
+//! From encoded bytes to upright 8-bit RGB.
+
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use image::codecs::bmp::BmpDecoder;
+use image::codecs::gif::GifDecoder;
+use image::codecs::jpeg::JpegDecoder;
+use image::codecs::png::PngDecoder;
+use image::codecs::webp::WebPDecoder;
+use image::error::ImageError as LibraryError;
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder};
+
+use crate::image::{Format, ImageError, Limits, RgbImage};
+
+/// What becomes of transparency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Alpha {
+    /// The picture is laid over white, with the integer arithmetic of Pillow's `alpha_composite`, as the image
+    /// processors' `convert_to_rgb` does. What a person sees.
+    #[default]
+    White,
+    /// The color channels as they are stored, as Pillow's plain `convert("RGB")` does for an image given by address.
+    Drop,
+}
+
+/// Decodes an encoded image to upright 8-bit RGB; see [`load`](crate::image::load), which reads it first.
+///
+/// `name` is how messages call the image: a path, or `image 2`.
+///
+/// # Errors
+/// [`ImageError::Empty`], [`ImageError::Format`], [`ImageError::TooLarge`], [`ImageError::Memory`],
+/// [`ImageError::TooThin`] before anything is decoded; [`ImageError::Decode`], [`ImageError::Coding`] and
+/// [`ImageError::DecoderPanic`] from the decoder.
+pub fn decode(bytes: &[u8], name: &str, limits: &Limits, alpha: Alpha) -> Result<RgbImage, ImageError> {
+    if bytes.is_empty() {
+        return Err(ImageError::Empty { image: name.to_owned() });
+    }
+    if bytes.len() as u64 > limits.max_bytes {
+        return Err(ImageError::TooManyBytes { image: name.to_owned(), limit: limits.max_bytes });
+    }
+    let format = Format::sniff(bytes).map_err(|found| ImageError::Format { image: name.to_owned(), found })?;
+    let input = Input { name, format, limits, alpha };
+    if let Some((width, height)) = header_size(format, bytes) {
+        input.check_size(width, height)?;
+    }
+    // Nothing outlives a decoder that fails on its own assertion: what it wrote to is dropped.
+    catch_unwind(AssertUnwindSafe(|| input.decode(bytes)))
+        .unwrap_or_else(|_| Err(ImageError::DecoderPanic { image: name.to_owned(), format: format.name() }))
+}
+
+/// Width and height where they stand at a fixed place, so that a header alone is enough to refuse an image.
+fn header_size(format: Format, bytes: &[u8]) -> Option<(u32, u32)> {
+    match format {
+        Format::Png => {
+            let side = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+            (bytes.get(12..16)? == b"IHDR").then_some((side(16)?, side(20)?))
+        }
+        Format::Gif => {
+            let side = |at: usize| Some(u32::from(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?)));
+            Some((side(6)?, side(8)?))
+        }
+        Format::Jpeg | Format::WebP | Format::Bmp => None,
+    }
+}
+
+/// One image on its way through a decoder.
+struct Input<'a> {
+    name: &'a str,
+    format: Format,
+    limits: &'a Limits,
+    alpha: Alpha,
+}
+
+impl Input<'_> {
+    fn decode(&self, bytes: &[u8]) -> Result<RgbImage, ImageError> {
+        let reader = Cursor::new(bytes);
+        match self.format {
+            Format::Png => self.read(PngDecoder::with_limits(reader, self.library_limits())),
+            Format::Jpeg => self.read(JpegDecoder::new(reader)),
+            Format::WebP => self.read(WebPDecoder::new(reader)),
+            Format::Gif => self.read(GifDecoder::new(reader)),
+            Format::Bmp => self.read(BmpDecoder::new(reader)),
+        }
+    }
+
+    fn read<D: ImageDecoder>(&self, decoder: Result<D, LibraryError>) -> Result<RgbImage, ImageError> {
+        let mut decoder = decoder.map_err(|error| self.decoder_error(error))?;
+        let (width, height) = decoder.dimensions();
+        self.check_size(width, height)?;
+        let color_type = decoder.color_type();
+        let needed = decoder.total_bytes();
+        self.check_memory(needed)?;
+        decoder.set_limits(self.library_limits()).map_err(|error| self.decoder_error(error))?;
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+
+        let mut samples = vec![0; needed as usize];
+        decoder.read_image(&mut samples).map_err(|error| self.decoder_error(error))?;
+        let data = to_rgb8(samples, color_type, self.alpha)
+            .ok_or_else(|| self.coding_error(format!("pixels of type {color_type:?}")))?;
+        upright(width, height, data, orientation)
+    }
+
+    fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
+        let Limits { max_side, max_pixels, max_aspect_ratio, .. } = *self.limits;
+        let image = || self.name.to_owned();
+        if width == 0 || height == 0 {
+            let reason = format!("its size is {width}x{height}");
+            return Err(ImageError::Decode { image: image(), format: self.format.name(), reason });
+        }
+        if width.max(height) > max_side || u64::from(width) * u64::from(height) > max_pixels {
+            return Err(ImageError::TooLarge { image: image(), width, height, max_side, max_pixels });
+        }
+        if u64::from(width.max(height)) > u64::from(width.min(height)) * u64::from(max_aspect_ratio) {
+            return Err(ImageError::TooThin { image: image(), width, height, max: max_aspect_ratio });
+        }
+        Ok(())
+    }
+
+    fn check_memory(&self, needed: u64) -> Result<(), ImageError> {
+        let limit = self.limits.max_decoded_bytes;
+        if needed > limit {
+            return Err(ImageError::Memory { image: self.name.to_owned(), needed, limit });
+        }
+        Ok(())
+    }
+
+    /// The decoders' own guard, behind ours: what they allocate besides the pixels.
+    fn library_limits(&self) -> image::Limits {
+        let mut limits = image::Limits::no_limits();
+        limits.max_alloc = Some(self.limits.max_decoded_bytes);
+        limits
+    }
+
+    fn decoder_error(&self, error: LibraryError) -> ImageError {
+        match error {
+            LibraryError::Unsupported(error) => self.coding_error(error.to_string()),
+            LibraryError::Limits(_) => {
+                let limit = self.limits.max_decoded_bytes;
+                ImageError::Memory { image: self.name.to_owned(), needed: limit.saturating_add(1), limit }
+            }
+            error => {
+                let reason = error.to_string();
+                ImageError::Decode { image: self.name.to_owned(), format: self.format.name(), reason }
+            }
+        }
+    }
+
+    fn coding_error(&self, reason: String) -> ImageError {
+        ImageError::Coding { image: self.name.to_owned(), format: self.format.name(), reason }
+    }
+}
+
+/// Any 8-bit or 16-bit pixels to 8-bit RGB: 16 bits lose their lower half, grey is repeated, alpha goes as asked.
+/// `None` for pixels that no supported format produces.
+fn to_rgb8(samples: Vec<u8>, color_type: ColorType, alpha: Alpha) -> Option<Vec<u8>> {
+    let bits8 = |samples: Vec<u8>| -> Vec<u8> {
+        let pairs = samples.chunks_exact(2);
+        pairs.map(|pair| (u16::from_ne_bytes([pair[0], pair[1]]) >> 8) as u8).collect()
+    };
+    Some(match color_type {
+        ColorType::Rgb8 => samples,
+        ColorType::Rgb16 => bits8(samples),
+        ColorType::L8 => grey_to_rgb(&samples),
+        ColorType::L16 => grey_to_rgb(&bits8(samples)),
+        ColorType::La8 => grey_alpha_to_rgb(&samples, alpha),
+        ColorType::La16 => grey_alpha_to_rgb(&bits8(samples), alpha),
+        ColorType::Rgba8 => rgba_to_rgb(&samples, alpha),
+        ColorType::Rgba16 => rgba_to_rgb(&bits8(samples), alpha),
+        _ => return None,
+    })
+}
+
+fn grey_to_rgb(grey: &[u8]) -> Vec<u8> {
+    grey.iter().flat_map(|&value| [value; 3]).collect()
+}
+
+fn grey_alpha_to_rgb(samples: &[u8], alpha: Alpha) -> Vec<u8> {
+    samples.chunks_exact(2).flat_map(|pixel| [flatten(pixel[0], pixel[1], alpha); 3]).collect()
+}
+
+fn rgba_to_rgb(samples: &[u8], alpha: Alpha) -> Vec<u8> {
+    let mut rgb = Vec::with_capacity(samples.len() / 4 * 3);
+    for pixel in samples.chunks_exact(4) {
+        rgb.extend(pixel[..3].iter().map(|&value| flatten(value, pixel[3], alpha)));
+    }
+    rgb
+}
+
+/// One channel value over opaque white.
+///
+/// Source: `ImagingAlphaComposite` of Pillow with an opaque backdrop: weights in 1/128 of 255ths, division by 255 by
+/// shifts. An opaque pixel keeps its value and a fully transparent one is white.
+fn flatten(value: u8, alpha: u8, mode: Alpha) -> u8 {
+    const PRECISION_BITS: u32 = 7;
+    if mode == Alpha::Drop {
+        return value;
+    }
+    let weight = u32::from(alpha) << PRECISION_BITS;
+    let white = 255 * ((255 << PRECISION_BITS) - weight);
+    let sum = u32::from(value) * weight + white + (0x80 << PRECISION_BITS);
+    ((((sum >> 8) + sum) >> 8) >> PRECISION_BITS) as u8
+}
+
+/// Turns and mirrors the picture as its EXIF orientation says.
+fn upright(width: u32, height: u32, data: Vec<u8>, orientation: Orientation) -> Result<RgbImage, ImageError> {
+    if orientation == Orientation::NoTransforms {
+        return RgbImage::new(width, height, data);
+    }
+    let actual = data.len();
+    let buffer = ImageBuffer::from_raw(width, height, data).ok_or(ImageError::PixelCount {
+        width,
+        height,
+        expected: 3 * u64::from(width) * u64::from(height),
+        actual,
+    })?;
+    let mut image = DynamicImage::ImageRgb8(buffer);
+    image.apply_orientation(orientation);
+    RgbImage::new(image.width(), image.height(), image.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transparency_is_laid_over_white_as_pillow_does() {
+        let mix = |value| flatten(value, 128, Alpha::White);
+        assert_eq!([mix(10), mix(20), mix(30)], [132, 137, 142]);
+        for value in 0..=255 {
+            assert_eq!(flatten(value, 255, Alpha::White), value);
+            assert_eq!(flatten(value, 0, Alpha::White), 255);
+            assert_eq!(flatten(value, 7, Alpha::Drop), value);
+        }
+    }
+}

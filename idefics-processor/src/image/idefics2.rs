@@ -1,0 +1,188 @@
+//! Idefics2's image processor: split, resize, rescale, normalize, pad.
+//!
+//! Source: `Idefics2ImageProcessorPil` of transformers 5.23 with Pillow 12.
+
+use rayon::prelude::*;
+
+use crate::image::resize::resize_view;
+use crate::image::rgb::RgbView;
+use crate::image::{
+    ImageConfigError, ImageProcessorConfig, ImageSize, ImageTile, PadError, PaddedImages, RgbImage, pad_batch,
+};
+
+/// Turns pictures into the tiles that Idefics2 reads.
+#[derive(Debug, Clone)]
+pub struct ImageProcessor {
+    config: ImageProcessorConfig,
+    /// The normalized value of every channel and 8-bit value, `[3, 256]`.
+    values: Box<[[f32; 256]; 3]>,
+}
+
+impl ImageProcessor {
+    /// Checks the configuration and prepares its arithmetic.
+    ///
+    /// # Errors
+    /// [`ImageConfigError::Field`] from [`ImageProcessorConfig::validate`].
+    pub fn new(config: ImageProcessorConfig) -> Result<Self, ImageConfigError> {
+        config.validate()?;
+        let values = Box::new(std::array::from_fn(|channel| {
+            std::array::from_fn(|value| normalized_value(&config, channel, value as u8))
+        }));
+        Ok(Self { config, values })
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &ImageProcessorConfig {
+        &self.config
+    }
+
+    /// How many tiles an image becomes: 5 with splitting, else 1.
+    pub fn tiles_per_image(&self) -> usize {
+        if self.config.do_image_splitting { 5 } else { 1 }
+    }
+
+    /// Width and height in pixels of the tiles of a `width` × `height` image, in the order of [`Self::process`].
+    ///
+    /// # Panics
+    /// If a side is 0.
+    pub fn tile_sizes(&self, width: u32, height: u32) -> Vec<(u32, u32)> {
+        assert!(width > 0 && height > 0, "an image has sides of at least one pixel");
+        let crops = self.crops(width as usize, height as usize);
+        crops.iter().map(|crop| self.output_size(crop.width() as u32, crop.height() as u32)).collect()
+    }
+
+    /// The tiles of one picture. With `do_image_splitting`: the quarters top left, top right, bottom left, bottom
+    /// right, cut at half the height and width (rounded down) before resizing, then the whole; without, the whole.
+    ///
+    /// A side of a single pixel has no half; both halves are then that pixel. (The reference fails there.)
+    pub fn process(&self, image: &RgbImage) -> Vec<ImageTile> {
+        let view = image.view();
+        let crops = self.crops(view.width, view.height);
+        let tile = |crop: &Crop| self.tile(view.crop(crop.left, crop.top, crop.right, crop.bottom));
+        crops.par_iter().map(tile).collect()
+    }
+
+    /// [`Self::process`] for a batch, one `Vec` of pictures a row; the tiles of a row follow one another.
+    pub fn process_all(&self, batch: &[Vec<RgbImage>]) -> Vec<Vec<ImageTile>> {
+        let row = |images: &Vec<RgbImage>| images.par_iter().flat_map(|image| self.process(image)).collect();
+        batch.par_iter().map(row).collect()
+    }
+
+    /// Packs a batch of tiles into one array, padded where `do_pad` allows it.
+    ///
+    /// # Errors
+    /// [`PadError::Unequal`] if `do_pad` is off and the tiles differ in size or number; otherwise those of [`pad_batch`].
+    pub fn pad(&self, batch: &[Vec<ImageTile>]) -> Result<PaddedImages, PadError> {
+        if !self.config.do_pad {
+            check_equal(batch)?;
+        }
+        pad_batch(batch)
+    }
+
+    fn tile(&self, crop: RgbView<'_>) -> ImageTile {
+        let (width, height) = self.output_size(crop.width as u32, crop.height as u32);
+        let resized = resize_view(crop, width, height, self.config.resample);
+        let (width, height) = (width as usize, height as usize);
+        let mut pixels = vec![0.0; 3 * width * height];
+        let (red, rest) = pixels.split_at_mut(width * height);
+        let (green, blue) = rest.split_at_mut(width * height);
+        let rows = resized.data().par_chunks_exact(3 * width).with_min_len(16);
+        let planes =
+            (red.par_chunks_exact_mut(width), green.par_chunks_exact_mut(width), blue.par_chunks_exact_mut(width));
+        let [red_values, green_values, blue_values] = &*self.values;
+        (rows, planes.0, planes.1, planes.2).into_par_iter().for_each(|(row, red, green, blue)| {
+            for (((pixel, red), green), blue) in row.chunks_exact(3).zip(red).zip(green).zip(blue) {
+                *red = red_values[usize::from(pixel[0])];
+                *green = green_values[usize::from(pixel[1])];
+                *blue = blue_values[usize::from(pixel[2])];
+            }
+        });
+        ImageTile { width, height, pixels }
+    }
+
+    fn output_size(&self, width: u32, height: u32) -> (u32, u32) {
+        match self.config.size {
+            _ if !self.config.do_resize => (width, height),
+            ImageSize::Exact { height, width } => (width, height),
+            ImageSize::Edges { shortest_edge, longest_edge } => edges_size(width, height, shortest_edge, longest_edge),
+        }
+    }
+
+    /// The rectangles that become tiles, in order.
+    fn crops(&self, width: usize, height: usize) -> Vec<Crop> {
+        let whole = Crop { left: 0, top: 0, right: width, bottom: height };
+        if !self.config.do_image_splitting {
+            return vec![whole];
+        }
+        let halves = |side: usize| {
+            let middle = side / 2;
+            [(0, middle.max(1)), (middle, side)]
+        };
+        let mut crops = Vec::with_capacity(5);
+        for (top, bottom) in halves(height) {
+            for (left, right) in halves(width) {
+                crops.push(Crop { left, top, right, bottom });
+            }
+        }
+        crops.push(whole);
+        crops
+    }
+}
+
+/// Half-open ranges of columns and rows, in pixels.
+struct Crop {
+    left: usize,
+    top: usize,
+    right: usize,
+    bottom: usize,
+}
+
+impl Crop {
+    fn width(&self) -> usize {
+        self.right - self.left
+    }
+
+    fn height(&self) -> usize {
+        self.bottom - self.top
+    }
+}
+
+/// Width and height after the size rule: the longer side down to `longest_edge` with the aspect kept, then each side
+/// up to `shortest_edge` without it. All in pixels.
+///
+/// Source: `get_resize_output_image_size` of `image_processing_pil_idefics2.py`, f64 arithmetic and truncation included.
+pub fn edges_size(width: u32, height: u32, shortest_edge: u32, longest_edge: u32) -> (u32, u32) {
+    let aspect_ratio = f64::from(width) / f64::from(height);
+    let (mut new_width, mut new_height) = (width, height);
+    if width >= height && width > longest_edge {
+        new_width = longest_edge;
+        new_height = (f64::from(longest_edge) / aspect_ratio) as u32;
+    } else if height > width && height > longest_edge {
+        new_height = longest_edge;
+        new_width = (f64::from(longest_edge) * aspect_ratio) as u32;
+    }
+    (new_width.max(shortest_edge), new_height.max(shortest_edge))
+}
+
+/// Rescaling in f64, rounded to f32, then normalizing in f32, as numpy does it on the reference's arrays.
+fn normalized_value(config: &ImageProcessorConfig, channel: usize, value: u8) -> f32 {
+    let rescaled = if config.do_rescale { (f64::from(value) * config.rescale_factor) as f32 } else { f32::from(value) };
+    if !config.do_normalize {
+        return rescaled;
+    }
+    (rescaled - config.image_mean[channel] as f32) / config.image_std[channel] as f32
+}
+
+fn check_equal(batch: &[Vec<ImageTile>]) -> Result<(), PadError> {
+    let sizes =
+        |tiles: &[ImageTile]| -> Vec<(usize, usize)> { tiles.iter().map(|tile| (tile.height, tile.width)).collect() };
+    let Some(first) = batch.first() else { return Ok(()) };
+    let expected = format!("{} images of height, width {:?}", first.len(), sizes(first).first());
+    for (row, tiles) in batch.iter().enumerate() {
+        let size = sizes(first).first().copied();
+        if tiles.len() != first.len() || sizes(tiles).into_iter().any(|found| Some(found) != size) {
+            return Err(PadError::Unequal { row, expected, found: format!("{:?}", sizes(tiles)) });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! Resizing with exactly the values that Pillow computes.
+//!
+//! Two separable passes over 8-bit pixels, horizontal first as in every Pillow up to 12, with the intermediate rounded
+//! to 8 bits. Weights are computed in f64, normalized, and rounded to 22-bit fixed point; sums are 32-bit integers. A
+//! pass along an unchanged side is left out.
+//!
+//! Source: `ImagingResample` of Pillow 12 (`Resample.c`), and `ImagingScaleAffine` (`Geometry.c`) for nearest.
+
+use std::f64::consts::PI;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::image::RgbImage;
+use crate::image::rgb::RgbView;
+
+/// How new pixels are made of old ones; the discriminants are Pillow's `resample` numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Filter {
+    /// The one pixel under the center of the new one.
+    Nearest = 0,
+    /// Windowed sinc over 3 pixels each side (Idefics3, SmolVLM).
+    Lanczos = 1,
+    /// Triangle over 1 pixel each side (Idefics2).
+    Bilinear = 2,
+    /// Cubic over 2 pixels each side, `a = -0.5` (Idefics).
+    Bicubic = 3,
+}
+
+impl Filter {
+    /// The filter that a `resample` number of a preprocessor configuration means; box (4) and hamming (5) are not
+    /// used by any checkpoint of the family and give `None`.
+    pub fn from_pillow(resample: u64) -> Option<Self> {
+        [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic]
+            .into_iter()
+            .find(|filter| *filter as u64 == resample)
+    }
+
+    /// Half the width of the kernel, in source pixels at scale 1.
+    fn support(self) -> f64 {
+        match self {
+            Self::Nearest => 0.5,
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    /// The kernel at distance `x`, in source pixels at scale 1.
+    fn weight(self, x: f64) -> f64 {
+        match self {
+            Self::Nearest => 1.0,
+            Self::Bilinear => (1.0 - x.abs()).max(0.0),
+            Self::Bicubic => bicubic(x.abs()),
+            Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            Self::Lanczos => 0.0,
+        }
+    }
+}
+
+fn bicubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+fn sinc(x: f64) -> f64 {
+    if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) }
+}
+
+/// Resizes to exactly `width` × `height` pixels, bit for bit as Pillow's `Image.resize` does.
+///
+/// # Panics
+/// If a side is 0.
+///
+/// Source: reference section "Pillow resampling"; horizontal pass first.
+pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
+    resize_view(image.view(), width, height, filter)
+}
+
+/// [`resize`] of a rectangle.
+pub(crate) fn resize_view(source: RgbView<'_>, width: u32, height: u32, filter: Filter) -> RgbImage {
+    assert!(width > 0 && height > 0, "an image has sides of at least one pixel");
+    let (out_width, out_height) = (width as usize, height as usize);
+    if (source.width, source.height) == (out_width, out_height) {
+        return source.to_image();
+    }
+    let data = if filter == Filter::Nearest {
+        nearest(source, out_width, out_height)
+    } else if source.height == out_height {
+        horizontal(source, 0..source.height, &Taps::new(source.width, out_width, filter))
+    } else {
+        let taps = Taps::new(source.height, out_height, filter);
+        let rows = taps.inputs();
+        if source.width == out_width {
+            vertical(|y| source.row(y), 3 * out_width, &taps)
+        } else {
+            // Only the rows that the second pass reads.
+            let first_row = rows.start;
+            let narrowed = horizontal(source, rows, &Taps::new(source.width, out_width, filter));
+            let stride = 3 * out_width;
+            vertical(|y| &narrowed[(y - first_row) * stride..][..stride], stride, &taps)
+        }
+    };
+    RgbImage::new(width, height, data).expect("the passes fill every pixel")
+}
+
+const PRECISION_BITS: u32 = 32 - 8 - 2;
+const ROUND: i32 = 1 << (PRECISION_BITS - 1);
+
+/// For each output position along one axis, the inputs it reads and their fixed-point weights.
+struct Taps {
+    /// First input of each output.
+    starts: Vec<usize>,
+    /// Where each output's weights end in `weights`; they begin where the previous one's end.
+    ends: Vec<usize>,
+    weights: Vec<i32>,
+}
+
+impl Taps {
+    fn new(in_size: usize, out_size: usize, filter: Filter) -> Self {
+        let scale = in_size as f64 / out_size as f64;
+        let filter_scale = scale.max(1.0);
+        let support = filter.support() * filter_scale;
+        let inverse = 1.0 / filter_scale;
+
+        let mut taps =
+            Self { starts: Vec::with_capacity(out_size), ends: Vec::with_capacity(out_size), weights: vec![] };
+        let mut exact = Vec::new();
+        for position in 0..out_size {
+            let center = (position as f64 + 0.5) * scale;
+            // Casts truncate toward zero and stop at 0, as the source's do.
+            let start = (center - support + 0.5) as usize;
+            let end = ((center + support + 0.5) as usize).min(in_size);
+            exact.clear();
+            exact.extend(
+                (start..end)
+                    .map(|input| filter.weight((((input - start) as f64 + start as f64) - center + 0.5) * inverse)),
+            );
+            let sum: f64 = exact.iter().sum();
+            taps.starts.push(start);
+            taps.weights.extend(exact.iter().map(|&weight| {
+                let weight = if sum == 0.0 { weight } else { weight / sum };
+                (weight * f64::from(1 << PRECISION_BITS) + 0.5_f64.copysign(weight)) as i32
+            }));
+            taps.ends.push(taps.weights.len());
+        }
+        taps
+    }
+
+    fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// The first input of `output`, and its weights.
+    fn of(&self, output: usize) -> (usize, &[i32]) {
+        let begin = if output == 0 { 0 } else { self.ends[output - 1] };
+        (self.starts[output], &self.weights[begin..self.ends[output]])
+    }
+
+    /// All inputs that any output reads.
+    fn inputs(&self) -> Range<usize> {
+        let (start, _) = self.of(0);
+        let (last, weights) = self.of(self.len() - 1);
+        start..last + weights.len()
+    }
+}
+
+fn clip(sum: i32) -> u8 {
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+}
+
+/// Resizes the given rows along x; returns `[rows, taps.len(), 3]`.
+fn horizontal(source: RgbView<'_>, rows: Range<usize>, taps: &Taps) -> Vec<u8> {
+    let stride = 3 * taps.len();
+    let mut out = vec![0; rows.len() * stride];
+    out.par_chunks_exact_mut(stride).with_min_len(8).zip(rows).for_each(|(out_row, y)| {
+        let row = source.row(y);
+        for (position, out_pixel) in out_row.chunks_exact_mut(3).enumerate() {
+            let (start, weights) = taps.of(position);
+            let mut sums = [ROUND; 3];
+            for (pixel, &weight) in row[3 * start..].chunks_exact(3).zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(pixel) {
+                    *sum += weight * i32::from(value);
+                }
+            }
+            for (value, sum) in out_pixel.iter_mut().zip(sums) {
+                *value = clip(sum);
+            }
+        }
+    });
+    out
+}
+
+/// Resizes along y; `row(y)` is an input row of `stride` bytes. Returns `[taps.len(), stride]`.
+fn vertical<'a>(row: impl Fn(usize) -> &'a [u8] + Sync, stride: usize, taps: &Taps) -> Vec<u8> {
+    let mut out = vec![0; taps.len() * stride];
+    out.par_chunks_exact_mut(stride).with_min_len(8).enumerate().for_each_init(
+        || vec![0_i32; stride],
+        |sums, (position, out_row)| {
+            let (start, weights) = taps.of(position);
+            sums.fill(ROUND);
+            for (offset, &weight) in weights.iter().enumerate() {
+                for (sum, &value) in sums.iter_mut().zip(row(start + offset)) {
+                    *sum += weight * i32::from(value);
+                }
+            }
+            for (value, &sum) in out_row.iter_mut().zip(sums.iter()) {
+                *value = clip(sum);
+            }
+        },
+    );
+    out
+}
+
+fn nearest(source: RgbView<'_>, out_width: usize, out_height: usize) -> Vec<u8> {
+    let columns = nearest_inputs(source.width, out_width);
+    let mut out = Vec::with_capacity(3 * out_width * out_height);
+    for y in nearest_inputs(source.height, out_height) {
+        let row = source.row(y);
+        for &x in &columns {
+            out.extend_from_slice(&row[3 * x..3 * x + 3]);
+        }
+    }
+    out
+}
+
+/// The input under the center of each output. The position is added up step by step, as the source does, because its
+/// rounding shows in the last bit.
+fn nearest_inputs(in_size: usize, out_size: usize) -> Vec<usize> {
+    let scale = in_size as f64 / out_size as f64;
+    let mut position = scale * 0.5;
+    (0..out_size)
+        .map(|_| {
+            let input = (position as usize).min(in_size - 1);
+            position += scale;
+            input
+        })
+        .collect()
+}
