@@ -3,6 +3,7 @@
 mod activation;
 mod attention;
 pub mod checkpoint;
+mod config;
 mod embedding;
 mod init;
 mod kv_cache;
@@ -13,6 +14,7 @@ mod rope;
 pub use activation::Activation;
 pub use attention::{attention, attention_weights};
 pub use checkpoint::{Checkpoint, CheckpointError, LoadOptions};
+pub use config::ConfigError;
 pub use embedding::Embedding;
 pub use init::normal;
 pub use kv_cache::{KvCache, LayerCache};

@@ -1,0 +1,203 @@
+//! Which patches an image has and where they sit in the position table: integers on the host, no tensors.
+
+use std::collections::BTreeMap;
+
+/// Why an image has no patches.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PatchError {
+    /// A side is shorter than a patch.
+    #[error("image of {width}x{height} pixels is smaller than one patch of {patch_size}x{patch_size}")]
+    TooSmall {
+        /// Pixels across.
+        width: usize,
+        /// Pixels down.
+        height: usize,
+        /// Side of a patch, in pixels.
+        patch_size: usize,
+    },
+    /// More patches along a side than the position table has rows.
+    #[error("image has {patches} patches along a side, the model's position table has {positions}")]
+    TooLarge {
+        /// Patches along the longer side.
+        patches: usize,
+        /// Positions along a side of the table.
+        positions: usize,
+    },
+}
+
+/// The patches of one image that hold picture rather than padding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PatchGrid {
+    /// Patches down.
+    pub rows: usize,
+    /// Patches across.
+    pub cols: usize,
+}
+
+impl PatchGrid {
+    /// Idefics2's rule: a patch counts only if every pixel of it is real, so partial patches at the right and bottom
+    /// are dropped.
+    ///
+    /// # Errors
+    /// [`PatchError`] if no patch is whole, or there are more than `positions_per_side` along a side.
+    pub fn whole_patches(
+        height: usize,
+        width: usize,
+        patch_size: usize,
+        positions_per_side: usize,
+    ) -> Result<Self, PatchError> {
+        let grid = Self { rows: height / patch_size, cols: width / patch_size };
+        if grid.patches() == 0 {
+            return Err(PatchError::TooSmall { width, height, patch_size });
+        }
+        let patches = grid.rows.max(grid.cols);
+        if patches > positions_per_side {
+            return Err(PatchError::TooLarge { patches, positions: positions_per_side });
+        }
+        Ok(grid)
+    }
+
+    /// Number of patches.
+    pub fn patches(self) -> usize {
+        self.rows * self.cols
+    }
+}
+
+/// Where each patch of a batch sits.
+///
+/// All images of a batch share one grid, the smallest that holds each of theirs; what an image does not fill is
+/// padding, hidden from attention.
+#[derive(Debug, Clone)]
+pub struct PatchLayout {
+    grids: Vec<PatchGrid>,
+    /// The shared grid.
+    shared: PatchGrid,
+    positions_per_side: usize,
+}
+
+impl PatchLayout {
+    /// The layout of a batch of images with these grids.
+    ///
+    /// # Panics
+    /// If there is no image.
+    pub fn new(grids: &[PatchGrid], positions_per_side: usize) -> Self {
+        let side = |of: fn(&PatchGrid) -> usize| grids.iter().map(of).max().expect("a batch holds an image");
+        let shared = PatchGrid { rows: side(|grid| grid.rows), cols: side(|grid| grid.cols) };
+        Self { grids: grids.to_vec(), shared, positions_per_side }
+    }
+
+    /// Images in the batch.
+    pub fn n_images(&self) -> usize {
+        self.grids.len()
+    }
+
+    /// The grid that all images share.
+    pub fn shared(&self) -> PatchGrid {
+        self.shared
+    }
+
+    /// Row of the position table for each patch of the shared grid, image after image: `[n_images · patches]`.
+    /// Padding gets 0.
+    ///
+    /// An image of `r × c` patches is spread over the whole table, as if it were stretched to the trained square
+    /// (NaViT's fractional coordinates, <https://arxiv.org/abs/2307.06304>). Source: `Idefics2VisionEmbeddings`.
+    pub fn position_ids(&self) -> Vec<i32> {
+        let n = self.positions_per_side;
+        let mut position_ids = Vec::with_capacity(self.n_images() * self.shared.patches());
+        for grid in &self.grids {
+            let [row_buckets, col_buckets] = [grid.rows, grid.cols].map(|patches| buckets(patches, n));
+            for row in 0..self.shared.rows {
+                for col in 0..self.shared.cols {
+                    let bucket = row_buckets.get(row).zip(col_buckets.get(col));
+                    position_ids.push(bucket.map_or(0, |(row, col)| (row * n + col) as i32));
+                }
+            }
+        }
+        position_ids
+    }
+
+    /// True where a patch of the shared grid holds picture: `[n_images · patches]`; `None` if all do.
+    pub fn attention_mask(&self) -> Option<Vec<bool>> {
+        if self.grids.iter().all(|&grid| grid == self.shared) {
+            return None;
+        }
+        let real = self.grids.iter().flat_map(|grid| {
+            (0..self.shared.rows)
+                .flat_map(move |row| (0..self.shared.cols).map(move |col| row < grid.rows && col < grid.cols))
+        });
+        Some(real.collect())
+    }
+}
+
+/// Bucket of each of `patches` fractional coordinates among `n` positions.
+///
+/// Numerics: `i / patches` and the boundaries `j / n` meet in ties, so every step rounds to f32 where the reference
+/// rounds: the result is not `i · n / patches` for 25, 49, 50 and 55 patches on a side of 70.
+fn buckets(patches: usize, n: usize) -> Vec<usize> {
+    const LARGEST: f32 = 1.0 - 1e-6;
+    let start = 1.0 / n as f64;
+    let n_boundaries = ((1.0 - start) / start).ceil() as usize; // torch.arange(start, 1, start)
+    let boundaries: Vec<f32> = (0..n_boundaries).map(|j| (start + j as f64 * start) as f32).collect();
+    let step = (1.0 / patches as f64) as f32;
+    (0..patches)
+        .map(|i| {
+            let fraction = (i as f32 * step).min(LARGEST);
+            boundaries.partition_point(|&boundary| boundary <= fraction)
+        })
+        .collect()
+}
+
+/// Splits images into batches to encode together, without ever computing on padding: images of one grid share a batch
+/// of at most `max_patches` patches (or one image), which bounds the memory of the activations.
+///
+/// Returns indices into `grids`; each occurs once.
+pub fn plan_batches(grids: &[PatchGrid], max_patches: usize) -> Vec<Vec<usize>> {
+    let mut by_grid: BTreeMap<PatchGrid, Vec<usize>> = BTreeMap::new();
+    for (image_idx, &grid) in grids.iter().enumerate() {
+        by_grid.entry(grid).or_default().push(image_idx);
+    }
+    by_grid
+        .into_iter()
+        .flat_map(|(grid, images)| {
+            let per_batch = (max_patches / grid.patches()).max(1);
+            images.chunks(per_batch).map(<[usize]>::to_vec).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the reference differs from integer arithmetic: (patches, [(patch, bucket)]).
+    const EXCEPTIONS: [(usize, &[(usize, usize)]); 4] = [
+        (25, &[(5, 13), (10, 27), (15, 41), (20, 55)]),
+        (49, &[(7, 9), (14, 19), (28, 39), (35, 49)]),
+        (50, &[(5, 6), (10, 13), (15, 20), (20, 27), (30, 41), (40, 55)]),
+        (55, &[(11, 13), (22, 27), (33, 41), (44, 55)]),
+    ];
+
+    #[test]
+    fn buckets_are_the_floor_except_where_the_reference_rounds() {
+        for patches in 1..=70 {
+            let mut expected: Vec<usize> = (0..patches).map(|i| i * 70 / patches).collect();
+            for (_, exceptions) in EXCEPTIONS.iter().filter(|(n, _)| *n == patches) {
+                for &(patch, bucket) in *exceptions {
+                    assert_eq!(expected[patch], bucket + 1);
+                    expected[patch] = bucket;
+                }
+            }
+            assert_eq!(buckets(patches, 70), expected, "{patches} patches");
+        }
+    }
+
+    #[test]
+    fn buckets_of_other_grids_are_the_floor() {
+        for n in [16, 24, 26, 27, 32] {
+            for patches in 1..=n {
+                assert_eq!(buckets(patches, n), (0..patches).map(|i| i * n / patches).collect::<Vec<_>>());
+            }
+        }
+    }
+}
