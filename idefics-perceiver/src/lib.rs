@@ -1,1 +1,10 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod connector;
+mod resampler;
+
+pub use config::{ConnectorConfig, PerceiverConfig};
+pub use connector::{Connector, GatedMlp};
+pub use idefics_nn::ConfigError;
+pub use resampler::{PerceiverAttention, PerceiverLayer, PerceiverResampler};

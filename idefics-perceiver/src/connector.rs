@@ -1,0 +1,74 @@
+//! Idefics2's connector: patch features to image tokens in the decoder's space.
+//!
+//! Paper: <https://arxiv.org/abs/2405.02246>. Reference: `Idefics2Connector`, `Idefics2MLP`, Transformers 5.23.0.
+//!
+//! Axes: `n_images`, `patches`, `n_latents` vectors an image.
+
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Tensor};
+use idefics_nn::{Activation, Linear};
+
+use crate::{ConnectorConfig, PerceiverResampler};
+
+/// Projects patch features to the decoder's width, then compresses each image to a few vectors.
+#[derive(Module, Debug)]
+pub struct Connector {
+    /// Vision width to text width.
+    pub modality_projection: GatedMlp,
+    /// Patches to latents.
+    pub perceiver_resampler: PerceiverResampler,
+}
+
+impl Connector {
+    pub(crate) fn new(config: &ConnectorConfig, device: &Device) -> Self {
+        Self {
+            modality_projection: GatedMlp::new(
+                config.vision_hidden_size,
+                config.text_intermediate_size,
+                config.text_hidden_size,
+                config.text_hidden_act,
+                device,
+            ),
+            perceiver_resampler: PerceiverResampler::new(&config.perceiver, device),
+        }
+    }
+
+    /// # Shapes
+    /// - `image_hidden_states`: `[n_images, patches, vision_hidden_size]`, the vision tower's output
+    /// - `attention_mask`: `[n_images, patches]`, true where a patch holds picture; `None` if all do
+    /// - returns `[n_images, n_latents, text_hidden_size]`
+    pub fn forward(&self, image_hidden_states: Tensor<3>, attention_mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
+        let context = self.modality_projection.forward(image_hidden_states); // [n_images, patches, text_hidden_size]
+        self.perceiver_resampler.forward(context, attention_mask)
+    }
+}
+
+/// `down(act(gate(x)) · up(x))`, without biases.
+#[derive(Module, Debug)]
+pub struct GatedMlp {
+    /// The branch that goes through the activation.
+    pub gate_proj: Linear,
+    /// The branch that it scales.
+    pub up_proj: Linear,
+    /// Down to the output width.
+    pub down_proj: Linear,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl GatedMlp {
+    pub(crate) fn new(d_in: usize, d_inner: usize, d_out: usize, activation: Activation, device: &Device) -> Self {
+        Self {
+            gate_proj: Linear::new_without_bias(d_in, d_inner, device),
+            up_proj: Linear::new_without_bias(d_in, d_inner, device),
+            down_proj: Linear::new_without_bias(d_inner, d_out, device),
+            activation,
+        }
+    }
+
+    /// `[.., .., d_in]` in, `[.., .., d_out]` out.
+    pub fn forward(&self, hidden_states: Tensor<3>) -> Tensor<3> {
+        let gate = self.activation.forward(self.gate_proj.forward(hidden_states.clone()));
+        self.down_proj.forward(gate * self.up_proj.forward(hidden_states))
+    }
+}

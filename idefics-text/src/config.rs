@@ -1,0 +1,197 @@
+//! `text_config` of a checkpoint's `config.json`.
+
+use burn::tensor::{DType, Device};
+use idefics_nn::{Activation, ConfigError, KvCache, RopeScaling, RotaryEmbedding};
+use serde::{Deserialize, Serialize};
+
+use crate::Decoder;
+
+/// The shape of a Mistral decoder; field names are the JSON keys, and keys that are not listed are ignored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TextConfig {
+    /// Rows of the embedding table and of the head.
+    pub vocab_size: usize,
+    /// Width of a token's vector.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward block.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; `None` for as many as query heads.
+    pub num_key_value_heads: Option<usize>,
+    /// Width of a head; `None` for `hidden_size / num_attention_heads`.
+    pub head_dim: Option<usize>,
+    /// Activation of the feed-forward block.
+    pub hidden_act: Activation,
+    /// Longest context, in tokens.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in each RMS norm.
+    pub rms_norm_eps: f64,
+    /// Tokens that a token sees, itself included; `None` for all before it.
+    pub sliding_window: Option<usize>,
+    /// Base of the rotary frequencies, as older files spell it.
+    pub rope_theta: Option<f64>,
+    /// Stretching of the rotary frequencies, as older files spell it.
+    pub rope_scaling: Option<RopeParameters>,
+    /// Base and stretching together, as files written since Transformers 5 spell it.
+    pub rope_parameters: Option<RopeParameters>,
+}
+
+/// Parameters of rotary positions.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RopeParameters {
+    /// `default` or `llama3`.
+    #[serde(alias = "type")]
+    pub rope_type: Option<String>,
+    /// Base of the frequencies.
+    pub rope_theta: Option<f64>,
+    /// What the lowest frequencies are divided by.
+    pub factor: Option<f64>,
+    /// See [`RopeScaling::Llama3`].
+    pub low_freq_factor: Option<f64>,
+    /// See [`RopeScaling::Llama3`].
+    pub high_freq_factor: Option<f64>,
+    /// The context that the model was first trained on, in tokens.
+    pub original_max_position_embeddings: Option<usize>,
+}
+
+/// Defaults of `MistralConfig`, which checkpoints may omit from a `text_config` that they have.
+impl Default for TextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 32_000,
+            hidden_size: 4096,
+            intermediate_size: 14_336,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: Some(8),
+            head_dim: None,
+            hidden_act: Activation::Silu,
+            max_position_embeddings: 131_072, // 4096 · 32
+            rms_norm_eps: 1e-6,
+            sliding_window: Some(4096),
+            rope_theta: None,
+            rope_scaling: None,
+            rope_parameters: None,
+        }
+    }
+}
+
+impl TextConfig {
+    /// What `Idefics2Config` takes when `text_config` is absent altogether.
+    pub fn idefics2_preset() -> Self {
+        Self { max_position_embeddings: 32_768, rms_norm_eps: 1e-5, ..Self::default() }
+    }
+
+    /// Key and value heads.
+    pub fn n_kv_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    /// Width of a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+
+    /// The rotary frequencies.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a kind of stretching that is not implemented, or lacks a number.
+    pub fn rotary(&self) -> Result<RotaryEmbedding, ConfigError> {
+        const FIELD: &str = "text_config.rope_parameters.rope_type";
+        let parameters = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()).cloned().unwrap_or_default();
+        let theta = parameters.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
+        ConfigError::check_positive("text_config.rope_parameters.rope_theta", theta)?;
+        let scaling = match parameters.rope_type.as_deref() {
+            None | Some("default") => RopeScaling::None,
+            Some("llama3") => {
+                let number = |field: &'static str, value: Option<f64>| {
+                    let value = value.unwrap_or(f64::NAN);
+                    ConfigError::check_positive(field, value).map(|()| value)
+                };
+                RopeScaling::Llama3 {
+                    factor: number("text_config.rope_parameters.factor", parameters.factor)?,
+                    low_freq_factor: number("text_config.rope_parameters.low_freq_factor", parameters.low_freq_factor)?,
+                    high_freq_factor: number(
+                        "text_config.rope_parameters.high_freq_factor",
+                        parameters.high_freq_factor,
+                    )?,
+                    original_max_position_embeddings: parameters
+                        .original_max_position_embeddings
+                        .unwrap_or(self.max_position_embeddings),
+                }
+            }
+            Some(other) => {
+                let value = other.to_owned();
+                return Err(ConfigError::Unsupported { field: FIELD, value, supported: "default, llama3" });
+            }
+        };
+        Ok(RotaryEmbedding::new(self.head_dim(), theta, scaling))
+    }
+
+    /// Checks every value on which memory or a division depends.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::check_range("text_config.vocab_size", self.vocab_size, 1..=1 << 20)?;
+        ConfigError::check_range("text_config.hidden_size", self.hidden_size, 1..=32_768)?;
+        ConfigError::check_range("text_config.intermediate_size", self.intermediate_size, 1..=262_144)?;
+        ConfigError::check_range("text_config.num_hidden_layers", self.num_hidden_layers, 1..=512)?;
+        ConfigError::check_range("text_config.num_attention_heads", self.num_attention_heads, 1..=1024)?;
+        ConfigError::check_range("text_config.num_key_value_heads", self.n_kv_heads(), 1..=1024)?;
+        ConfigError::check_range("text_config.max_position_embeddings", self.max_position_embeddings, 1..=1 << 24)?;
+        ConfigError::check_positive("text_config.rms_norm_eps", self.rms_norm_eps)?;
+        if let Some(window) = self.sliding_window {
+            ConfigError::check_range("text_config.sliding_window", window, 1..=usize::MAX)?;
+        }
+        let heads_field = "text_config.num_attention_heads";
+        if self.head_dim.is_none() {
+            ConfigError::check_multiple(
+                "text_config.hidden_size",
+                self.hidden_size,
+                heads_field,
+                self.num_attention_heads,
+            )?;
+        }
+        ConfigError::check_range("text_config.head_dim", self.head_dim(), 2..=4096)?;
+        // Half of a head turns against the other half.
+        if self.head_dim() % 2 == 1 {
+            let value = self.head_dim().to_string();
+            return Err(ConfigError::Range {
+                field: "text_config.head_dim",
+                value,
+                expected: "an even number".to_owned(),
+            });
+        }
+        ConfigError::check_multiple(
+            heads_field,
+            self.num_attention_heads,
+            "text_config.num_key_value_heads",
+            self.n_kv_heads(),
+        )?;
+        self.rotary().map(|_| ())
+    }
+
+    /// The decoder, random until a checkpoint is loaded; nothing is allocated before.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`TextConfig::rotary`].
+    pub fn init(&self, device: &Device) -> Result<Decoder, ConfigError> {
+        Decoder::new(self, device)
+    }
+
+    /// A cache for rows with so many padded slots on the left, of at most `capacity` tokens each.
+    pub fn cache(&self, left_padding: Vec<usize>, capacity: usize) -> KvCache {
+        KvCache::new(self.num_hidden_layers, left_padding, capacity)
+    }
+
+    /// The memory of such a cache, in bytes.
+    pub fn cache_bytes(&self, batch: usize, capacity: usize, dtype: DType) -> usize {
+        KvCache::bytes(self.num_hidden_layers, batch, self.n_kv_heads(), capacity, self.head_dim(), dtype)
+    }
+}

@@ -1,0 +1,142 @@
+//! The Mistral decoder (and Llama's, which differs in configuration only).
+//!
+//! Papers: <https://arxiv.org/abs/2310.06825>, <https://arxiv.org/abs/2302.13971>. Reference: `MistralModel`,
+//! `modeling_mistral.py`, Transformers 5.23.0.
+//!
+//! Axes: `batch` rows, `n_new` tokens of this call, `len` tokens in the cache before it, `d` = `hidden_size`, `heads`
+//! query and `kv_heads` key/value heads of `head_dim`.
+//!
+//! Numerics: RMS norms and rotary angles in f32, attention weights at least in the input's dtype.
+
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Int, Tensor};
+use idefics_nn::{ConfigError, Embedding, KvCache, LayerCache, RmsNorm, RotaryAngles, RotaryEmbedding};
+
+use crate::mask::masked_out;
+use crate::{Mlp, SelfAttention, TextConfig};
+
+/// Token vectors in, contextual vectors out; the head is the assembled model's.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    /// One vector a token id.
+    pub embed_tokens: Embedding,
+    /// In the order in which they run.
+    pub layers: Vec<DecoderLayer>,
+    /// Norm of the result.
+    pub norm: RmsNorm,
+    #[module(skip)]
+    rotary: RotaryEmbedding,
+    #[module(skip)]
+    sliding_window: Option<usize>,
+}
+
+impl Decoder {
+    pub(crate) fn new(config: &TextConfig, device: &Device) -> Result<Self, ConfigError> {
+        Ok(Self {
+            embed_tokens: Embedding::new(config.vocab_size, config.hidden_size, device),
+            layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(config, device)).collect(),
+            norm: RmsNorm::new(config.hidden_size, config.rms_norm_eps, device),
+            rotary: config.rotary()?,
+            sliding_window: config.sliding_window,
+        })
+    }
+
+    /// The tokens' own vectors: `[batch, n_new]` in, `[batch, n_new, d]` out.
+    pub fn embed(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
+        self.embed_tokens.forward(input_ids)
+    }
+
+    /// Runs the tokens that follow those in the cache, and adds them to it.
+    ///
+    /// # Shapes
+    /// - `inputs_embeds`: `[batch, n_new, d]`, padded on the left where the cache says so
+    /// - returns `[batch, n_new, d]`; rows of padding mean nothing
+    ///
+    /// # Panics
+    /// If the cache has another number of rows or layers, or no room for `n_new` tokens.
+    pub fn forward(&self, inputs_embeds: Tensor<3>, cache: &mut KvCache) -> Tensor<3> {
+        self.forward_observed(inputs_embeds, cache, &mut Unobserved)
+    }
+
+    /// As [`Self::forward`], showing `observer` what happens inside.
+    pub fn forward_observed(
+        &self,
+        inputs_embeds: Tensor<3>,
+        cache: &mut KvCache,
+        observer: &mut impl DecoderObserver,
+    ) -> Tensor<3> {
+        let [batch, n_new, _] = inputs_embeds.dims();
+        let device = inputs_embeds.device();
+        let rotary = self.rotary.at(&cache.next_positions(n_new), batch, inputs_embeds.dtype(), &device);
+        let masked_out = masked_out(cache, n_new, self.sliding_window, &device);
+
+        let mut hidden_states = inputs_embeds;
+        for (layer_idx, layer) in self.layers.iter().enumerate() {
+            observer.hidden_states(layer_idx, &hidden_states);
+            hidden_states =
+                layer.forward(hidden_states, &rotary, masked_out.clone(), cache.layer(layer_idx), |weights| {
+                    observer.attentions(layer_idx, weights)
+                });
+        }
+        cache.advance(n_new);
+        let hidden_states = self.norm.forward(hidden_states);
+        observer.hidden_states(self.layers.len(), &hidden_states);
+        hidden_states
+    }
+}
+
+/// Sees a decoder's insides as the reference returns them with `output_hidden_states` and `output_attentions`.
+pub trait DecoderObserver {
+    /// `hidden_states[index]`, `[batch, n_new, d]`: the input of layer `index`, or after the last layer the normed
+    /// result.
+    fn hidden_states(&mut self, _index: usize, _hidden_states: &Tensor<3>) {}
+
+    /// `attentions[layer_idx]`: `weights` computes them when called, `[batch, heads, n_new, len + n_new]`.
+    fn attentions(&mut self, _layer_idx: usize, _weights: &dyn Fn() -> Tensor<4>) {}
+}
+
+/// Looks at nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unobserved;
+
+impl DecoderObserver for Unobserved {}
+
+/// Attention and feed-forward, each on a normalised copy, each added to what it read.
+#[derive(Module, Debug)]
+pub struct DecoderLayer {
+    /// Before attention.
+    pub input_layernorm: RmsNorm,
+    /// Causal self-attention.
+    pub self_attn: SelfAttention,
+    /// Before the feed-forward block.
+    pub post_attention_layernorm: RmsNorm,
+    /// Feed-forward block.
+    pub mlp: Mlp,
+}
+
+impl DecoderLayer {
+    fn new(config: &TextConfig, device: &Device) -> Self {
+        let norm = || RmsNorm::new(config.hidden_size, config.rms_norm_eps, device);
+        Self {
+            input_layernorm: norm(),
+            self_attn: SelfAttention::new(config, device),
+            post_attention_layernorm: norm(),
+            mlp: Mlp::new(config, device),
+        }
+    }
+
+    /// # Shapes
+    /// As [`SelfAttention::forward`].
+    pub fn forward(
+        &self,
+        hidden_states: Tensor<3>,
+        rotary: &RotaryAngles,
+        masked_out: Option<Tensor<4, Bool>>,
+        cache: &mut LayerCache,
+        observe: impl FnOnce(&dyn Fn() -> Tensor<4>),
+    ) -> Tensor<3> {
+        let normed = self.input_layernorm.forward(hidden_states.clone());
+        let hidden_states = hidden_states + self.self_attn.forward(normed, rotary, masked_out, cache, observe);
+        hidden_states.clone() + self.mlp.forward(self.post_attention_layernorm.forward(hidden_states))
+    }
+}

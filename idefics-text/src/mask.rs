@@ -1,0 +1,60 @@
+//! Which keys each new token may see: integers on the host.
+
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+use idefics_nn::KvCache;
+
+/// True where a key is hidden from a new token: `[batch, 1, n_new, len + n_new]`; `None` if nothing is.
+///
+/// A token in slot `q` sees slot `k` if `k ≤ q`, `k > q − sliding_window`, and `k` is not padding. The window counts
+/// slots, as the reference's does. Source: `create_causal_mask`, `create_sliding_window_causal_mask`.
+pub(crate) fn masked_out(
+    cache: &KvCache,
+    n_new: usize,
+    sliding_window: Option<usize>,
+    device: &Device,
+) -> Option<Tensor<4, Bool>> {
+    let masked_out = masked_out_host(cache.left_padding(), cache.len(), n_new, sliding_window)?;
+    let shape = [cache.batch(), 1, n_new, cache.len() + n_new];
+    Some(Tensor::from_data(TensorData::new(masked_out, shape), device))
+}
+
+fn masked_out_host(
+    left_padding: &[usize],
+    past_len: usize,
+    n_new: usize,
+    sliding_window: Option<usize>,
+) -> Option<Vec<bool>> {
+    let n_keys = past_len + n_new;
+    let in_window = sliding_window.is_none_or(|window| n_keys <= window);
+    if n_new == 1 && in_window && left_padding.iter().all(|&padding| padding == 0) {
+        return None; // one new token of unpadded rows sees everything
+    }
+    let mut masked_out = Vec::with_capacity(left_padding.len() * n_new * n_keys);
+    for &padding in left_padding {
+        for query in past_len..n_keys {
+            let first = sliding_window.map_or(0, |window| (query + 1).saturating_sub(window)).max(padding);
+            masked_out.extend((0..n_keys).map(|key| key < first || key > query));
+        }
+    }
+    Some(masked_out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_of_two_sees_itself_and_one_before() {
+        let masked_out = masked_out_host(&[0], 0, 3, Some(2)).unwrap();
+        assert_eq!(masked_out, [false, true, true, false, false, true, true, false, false]);
+    }
+
+    #[test]
+    fn padding_is_hidden_from_cached_steps_too() {
+        assert_eq!(
+            masked_out_host(&[2, 0], 3, 1, None).unwrap(),
+            [true, true, false, false, false, false, false, false]
+        );
+        assert_eq!(masked_out_host(&[0, 0], 3, 1, Some(4)), None);
+    }
+}
