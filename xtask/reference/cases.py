@@ -93,7 +93,7 @@ def strings(about: str, checkpoint: str) -> Case:
     return Case(about, checkpoint, [row(text) for text in STRINGS], model=False)
 
 
-ALPHA = ("rgba.png", "grey-alpha.png", "key.png", "palette-clear.png")
+ALPHA = ("rgba.png", "grey-alpha.png", "palette-alpha.png", "palette-key.png", "grey-key.png", "colour-key.png")
 STRINGS = [
     "User: What’s the difference between a cat and a dog?<end_of_utterance>\nAssistant:",
     " leading,  double and trailing spaces  ",
@@ -233,9 +233,10 @@ CASES: dict[str, Case] = {
         note="Pillow clips 16-bit grey at 255 when it converts to RGB; the expected pixels are made from value >> 8.",
     ),
     "photo-alpha-drop": photographs(
-        "alpha, a transparent colour and a palette with alpha: files lose it, as the reference's loader does",
+        "six kinds of transparency in files, opened as the reference's loader does",
         *ALPHA,
         alpha="drop",
+        note="Alpha bands and palettes with partial alpha are dropped; a single clear colour becomes white.",
     ),
     "photo-alpha-white": photographs(
         "the same pictures handed to the image processor itself, which lays them over white",

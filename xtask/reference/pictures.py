@@ -34,7 +34,7 @@ def write_made(path: Path, size: tuple[int, int], seed: int) -> None:
 def photograph(name: str, width: int, height: int) -> Image.Image:
     """One of the photographs, resized and cropped to a size."""
     with Image.open(SOURCES / f"{name}.png") as image:
-        image = image.convert("RGB")
+        image = Image.fromarray(np.array(image.convert("RGB")))  # leaves colour profiles behind
     scale = max(width / image.width, height / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -74,7 +74,13 @@ def saved(make: Callable[[], Image.Image], **options: Any) -> Callable[[Path], N
 
 
 def palette(colours: int) -> Image.Image:
-    return photograph("chelsea", 40, 32).quantize(colours, dither=Image.Dither.NONE)
+    """A picture of 30 by 26 pixels with few colours."""
+    return photograph("chelsea", 30, 26).quantize(colours, dither=Image.Dither.NONE)
+
+
+def grey(levels: int) -> Image.Image:
+    """A grey picture of 30 by 26 pixels whose darkest level is 0."""
+    return photograph("coffee", 30, 26).convert("L").point(lambda value: value * levels // 256 * (256 // levels))
 
 
 RECIPES: dict[str, Callable[[Path], None]] = {
@@ -90,10 +96,12 @@ RECIPES: dict[str, Callable[[Path], None]] = {
         f"turned-{value}.png": saved(lambda: photograph("astronaut", 26, 33), orientation=value, optimize=True)
         for value in (2, 5, 6, 8)
     },
-    "rgba.png": saved(lambda: faded(photograph("chelsea", 40, 32)), optimize=True),
-    "grey-alpha.png": saved(lambda: faded(photograph("coffee", 36, 34).convert("L")), optimize=True),
-    "key.png": saved(lambda: palette(8).convert("RGB"), transparency=tuple(palette(8).getpalette()[:3]), optimize=True),
-    "palette-clear.png": saved(lambda: palette(16), transparency=bytes(range(0, 256, 17))),
+    "rgba.png": saved(lambda: faded(photograph("chelsea", 30, 26)), optimize=True),
+    "grey-alpha.png": saved(lambda: faded(grey(256)), optimize=True),
+    "colour-key.png": saved(lambda: palette(8).convert("RGB"), transparency=tuple(palette(8).getpalette()[:3])),
+    "grey-key.png": saved(lambda: grey(8), transparency=0),
+    "palette-key.png": saved(lambda: palette(8), transparency=3),
+    "palette-alpha.png": saved(lambda: palette(16), transparency=bytes(range(0, 256, 17))),
     "palette.png": saved(lambda: palette(60), optimize=True),
     "grey.png": saved(lambda: photograph("coffee", 37, 35).convert("L"), optimize=True),
     "bilevel.png": saved(lambda: photograph("astronaut", 33, 40).convert("1")),
