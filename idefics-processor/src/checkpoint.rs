@@ -1,0 +1,217 @@
+//! The text files of a checkpoint folder, read under size limits.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::error::ProcessorError;
+use crate::image::ImageProcessorConfig;
+
+/// Largest `tokenizer.json` that is read, in bytes. Real ones have 2 to 20 MB.
+const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+/// Largest of every other file, in bytes.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// Largest chat template that is read, in bytes. Real ones have less than 20 kB.
+const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
+/// Longest image sequence that is accepted, in tokens; the models' have 64 to 1024.
+const MAX_IMAGE_SEQ_LEN: u64 = 4096;
+
+/// A folder with a checkpoint's files.
+#[derive(Debug, Clone)]
+pub(crate) struct Checkpoint {
+    folder: PathBuf,
+}
+
+/// A file's content, with its path for messages.
+#[derive(Debug, Clone)]
+pub(crate) struct Sourced<T> {
+    pub(crate) path: PathBuf,
+    pub(crate) content: T,
+}
+
+/// What the processor itself is configured with.
+#[derive(Debug, Clone)]
+pub(crate) struct ProcessorFiles {
+    pub(crate) images: ImageProcessorConfig,
+    /// Where `images` comes from.
+    pub(crate) images_path: PathBuf,
+    pub(crate) image_seq_len: usize,
+    pub(crate) chat_template: Option<Sourced<String>>,
+}
+
+/// What of `config.json` matters to text.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ModelHead {
+    pub(crate) model_type: Option<String>,
+    pub(crate) tokenizer_class: Option<String>,
+}
+
+impl Checkpoint {
+    pub(crate) fn open(folder: &Path) -> Result<Self, ProcessorError> {
+        let metadata = std::fs::metadata(folder)
+            .map_err(|error| ProcessorError::Read { path: folder.to_owned(), error })?;
+        if !metadata.is_dir() {
+            return Err(ProcessorError::NotThere { path: folder.to_owned(), expected: "a folder with a checkpoint" });
+        }
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// `config.json`, which may be missing as long as nobody needs the model.
+    pub(crate) fn model_head(&self) -> Result<ModelHead, ProcessorError> {
+        let Some(file) = self.json::<ModelHead>("config.json")? else { return Ok(ModelHead::default()) };
+        match file.content.model_type.as_deref() {
+            None | Some("idefics2") => Ok(file.content),
+            Some(other) => Err(ProcessorError::Family {
+                path: file.path,
+                model_type: shorten(other),
+                supported: "idefics2",
+            }),
+        }
+    }
+
+    /// `tokenizer.json` as bytes.
+    pub(crate) fn tokenizer(&self) -> Result<Sourced<Vec<u8>>, ProcessorError> {
+        let missing = || ProcessorError::MissingFile { folder: self.folder.clone(), file: "tokenizer.json" };
+        self.bytes("tokenizer.json", MAX_TOKENIZER_BYTES)?.ok_or_else(missing)
+    }
+
+    /// A JSON file, or nothing where there is none.
+    pub(crate) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<Sourced<T>>, ProcessorError> {
+        let Some(Sourced { path, content }) = self.bytes(name, MAX_CONFIG_BYTES)? else { return Ok(None) };
+        match serde_json::from_slice(&content) {
+            Ok(content) => Ok(Some(Sourced { path, content })),
+            Err(error) => Err(ProcessorError::Json { path, error }),
+        }
+    }
+
+    /// The processor's own configuration, from whichever of the files are there; the rest are the class defaults.
+    ///
+    /// Source: `ProcessorMixin.get_processor_dict` for the order of the chat templates and of the image processor's
+    /// sections.
+    pub(crate) fn processor(
+        &self,
+        tokenizer_config: Option<&Sourced<Map<String, Value>>>,
+    ) -> Result<ProcessorFiles, ProcessorError> {
+        let processor = self.json::<Map<String, Value>>("processor_config.json")?;
+        let nested = processor.as_ref().and_then(|file| Some((&file.path, file.content.get("image_processor")?)));
+        let flat = match nested {
+            Some(_) => None,
+            None => self.json::<Map<String, Value>>("preprocessor_config.json")?,
+        };
+        let (images_path, section) = match (nested, flat) {
+            (Some((path, section)), _) => match section {
+                Value::Object(section) => (path.clone(), section.clone()),
+                other => return Err(field(path, "image_processor", other, "an object")),
+            },
+            (None, Some(file)) => (file.path, file.content),
+            (None, None) => (self.folder.join("preprocessor_config.json"), Map::new()),
+        };
+        let images = ImageProcessorConfig::from_object(section)
+            .map_err(|error| ProcessorError::ImageConfig { path: images_path.clone(), error })?;
+
+        let image_seq_len = match processor.as_ref().and_then(|file| Some((file, file.content.get("image_seq_len")?))) {
+            None | Some((_, Value::Null)) => 64, // `Idefics2Processor.__init__`
+            Some((file, value)) => match value.as_u64() {
+                Some(length @ 1..=MAX_IMAGE_SEQ_LEN) => length as usize,
+                _ => return Err(field(&file.path, "image_seq_len", value, "1 to 4096 tokens")),
+            },
+        };
+
+        let chat_template = self.chat_template(processor.as_ref(), tokenizer_config)?;
+        Ok(ProcessorFiles { images, images_path, image_seq_len, chat_template })
+    }
+
+    /// The chat template: of `processor_config.json`, of `chat_template.json`, of `chat_template.jinja`, and last of
+    /// `tokenizer_config.json`.
+    fn chat_template(
+        &self,
+        processor: Option<&Sourced<Map<String, Value>>>,
+        tokenizer_config: Option<&Sourced<Map<String, Value>>>,
+    ) -> Result<Option<Sourced<String>>, ProcessorError> {
+        let of = |file: &Sourced<Map<String, Value>>| -> Result<Option<Sourced<String>>, ProcessorError> {
+            let content = match file.content.get("chat_template") {
+                None | Some(Value::Null) => return Ok(None),
+                Some(value) => named_default(value)
+                    .ok_or_else(|| field(&file.path, "chat_template", value, "a template, or one named `default`"))?,
+            };
+            check_size(&file.path, content.len() as u64, MAX_TEMPLATE_BYTES)?;
+            Ok(Some(Sourced { path: file.path.clone(), content }))
+        };
+        if let Some(template) = processor.map(of).transpose()?.flatten() {
+            return Ok(Some(template));
+        }
+        if let Some(template) = self.json("chat_template.json")?.as_ref().map(of).transpose()?.flatten() {
+            return Ok(Some(template));
+        }
+        if let Some(Sourced { path, content }) = self.bytes("chat_template.jinja", MAX_TEMPLATE_BYTES)? {
+            return match String::from_utf8(content) {
+                Ok(content) => Ok(Some(Sourced { path, content })),
+                Err(error) => Err(ProcessorError::Encoding { path, offset: error.utf8_error().valid_up_to() }),
+            };
+        }
+        Ok(tokenizer_config.map(of).transpose()?.flatten())
+    }
+
+    fn bytes(&self, name: &str, limit: u64) -> Result<Option<Sourced<Vec<u8>>>, ProcessorError> {
+        let path = self.folder.join(name);
+        let metadata = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(ProcessorError::Read { path, error }),
+        };
+        if !metadata.is_file() {
+            return Err(ProcessorError::NotThere { path, expected: "a regular file" });
+        }
+        check_size(&path, metadata.len(), limit)?;
+        let mut content = Vec::with_capacity(metadata.len() as usize);
+        let read = File::open(&path).and_then(|file| file.take(limit + 1).read_to_end(&mut content));
+        if let Err(error) = read {
+            return Err(ProcessorError::Read { path, error });
+        }
+        check_size(&path, content.len() as u64, limit)?; // it may have grown
+        Ok(Some(Sourced { path, content }))
+    }
+}
+
+/// A template, or the one called `default` of several: an object of them, or the older list of named ones.
+fn named_default(value: &Value) -> Option<String> {
+    match value {
+        Value::String(template) => Some(template.clone()),
+        Value::Object(templates) => templates.get("default")?.as_str().map(str::to_owned),
+        Value::Array(templates) => {
+            let default = templates.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"))?;
+            default.get("template")?.as_str().map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
+fn check_size(path: &Path, bytes: u64, limit: u64) -> Result<(), ProcessorError> {
+    match bytes > limit {
+        true => Err(ProcessorError::FileTooLarge { path: path.to_owned(), bytes, limit }),
+        false => Ok(()),
+    }
+}
+
+/// A field that cannot be used.
+pub(crate) fn field(path: &Path, field: &'static str, found: &Value, expected: &str) -> ProcessorError {
+    ProcessorError::Field {
+        path: path.to_owned(),
+        field,
+        found: shorten(&found.to_string()),
+        expected: expected.to_owned(),
+    }
+}
+
+/// Text from a file, cut where it is too long for a message.
+pub(crate) fn shorten(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

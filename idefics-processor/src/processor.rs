@@ -1,0 +1,316 @@
+//! A checkpoint's processor: samples in, numbers out.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::checkpoint::{Checkpoint, Sourced, shorten};
+use crate::error::ProcessorError;
+use crate::image::{Alpha, ImageProcessor, ImageProcessorConfig, ImageSource, ImageTile, Limits, load};
+use crate::inputs::ProcessedInputs;
+use crate::prompt::{
+    ChatTemplate, Content, ImageTokens, Literals, Message, Sample, SpecialTokensInText, TextLimits, expand_images,
+    find_token,
+};
+use crate::tokenizer::{self, Compatibility, Tokenizer, TokenizerConfig};
+
+/// What a call of [`Processor::process`] may change.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessOptions {
+    /// Whether each image is also given as its four quarters; the checkpoint's own choice where it is `None`.
+    pub do_image_splitting: Option<bool>,
+    /// What becomes of transparent pixels.
+    pub alpha: Alpha,
+    /// What an image may cost.
+    pub limits: Limits,
+    /// How much text a sample may have.
+    pub text_limits: TextLimits,
+    /// What becomes of special tokens that a message spells.
+    pub special_tokens_in_text: SpecialTokensInText,
+    /// Which release of the reference computes the ids.
+    pub compatibility: Compatibility,
+}
+
+/// Turns text and images into what an Idefics2 model reads.
+///
+/// Source: `Idefics2Processor` of transformers 5.23.
+#[derive(Debug, Clone)]
+pub struct Processor {
+    tokenizers: Tokenizers,
+    tokenizer_config: TokenizerConfig,
+    images: ImageProcessor,
+    chat_template: Option<ChatTemplate>,
+    image_tokens: ImageTokens,
+}
+
+/// One tokenizer for each release of the reference; the same one where the two agree.
+#[derive(Debug, Clone)]
+struct Tokenizers {
+    transformers5: Arc<Tokenizer>,
+    transformers4: Arc<Tokenizer>,
+}
+
+impl Processor {
+    /// Reads the processor of a checkpoint folder.
+    ///
+    /// `tokenizer.json` must be there. `config.json`, `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `preprocessor_config.json`, `processor_config.json` and the chat template may be missing; then the defaults of
+    /// the reference's classes hold.
+    ///
+    /// # Errors
+    /// A [`ProcessorError`] of kind [`FileSystem`](crate::ErrorKind::FileSystem) or [`Model`](crate::ErrorKind::Model)
+    /// that names the file, and the field where one is at fault.
+    pub fn from_folder(folder: &Path) -> Result<Self, ProcessorError> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let head = checkpoint.model_head()?;
+        let config = checkpoint.json("tokenizer_config.json")?;
+        let tokenizer_config = TokenizerConfig::read(&checkpoint, config.as_ref(), &head)?;
+        let files = checkpoint.processor(config.as_ref())?;
+        let images = ImageProcessor::new(files.images)
+            .map_err(|error| ProcessorError::ImageConfig { path: files.images_path, error })?;
+        let chat_template = match files.chat_template {
+            Some(Sourced { path, content }) => Some(ChatTemplate::new(content, &path)?),
+            None => None,
+        };
+
+        let file = checkpoint.tokenizer()?;
+        let load = |compatibility| tokenizer::load(&file, &tokenizer_config, compatibility).map(Arc::new);
+        let tokenizers = match tokenizer_config.is_rebuilt() {
+            true => {
+                let (transformers5, transformers4) =
+                    rayon::join(|| load(Compatibility::Transformers5), || load(Compatibility::Transformers4));
+                Tokenizers { transformers5: transformers5?, transformers4: transformers4? }
+            }
+            false => {
+                let tokenizer = load(Compatibility::Transformers4)?;
+                Tokenizers { transformers5: tokenizer.clone(), transformers4: tokenizer }
+            }
+        };
+        let tokenizer = &tokenizers.transformers5;
+        let image_tokens = ImageTokens {
+            image: tokenizer.content(tokenizer.image_token_id()),
+            fake: tokenizer.content(tokenizer.fake_token_id()),
+            image_seq_len: files.image_seq_len,
+        };
+        Ok(Self { tokenizers, tokenizer_config, images, chat_template, image_tokens })
+    }
+
+    /// The tokenizer under the default [`Compatibility`]. Its ids mean the same under the other.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        self.tokenizer_for(Compatibility::default())
+    }
+
+    /// The tokenizer as one release of the reference builds it.
+    pub fn tokenizer_for(&self, compatibility: Compatibility) -> &Tokenizer {
+        match compatibility {
+            Compatibility::Transformers5 => &self.tokenizers.transformers5,
+            Compatibility::Transformers4 => &self.tokenizers.transformers4,
+        }
+    }
+
+    /// Image tokens of one (sub-)image. It must equal the model's `resampler_n_latents`.
+    pub fn image_seq_len(&self) -> usize {
+        self.image_tokens.image_seq_len
+    }
+
+    /// The spellings of which an image's place in the text is built.
+    pub fn image_tokens(&self) -> &ImageTokens {
+        &self.image_tokens
+    }
+
+    /// The image side's configuration.
+    pub fn image_config(&self) -> &ImageProcessorConfig {
+        self.images.config()
+    }
+
+    /// The checkpoint's chat template; base models have none.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// Turns a batch of samples into ids and tiles. Rows are independent: each comes out as it would alone.
+    ///
+    /// # Errors
+    /// The first row at fault, text before images: a [`ProcessorError`] that names the row, and the image where one is
+    /// at fault.
+    pub fn process(&self, samples: &[Sample], options: &ProcessOptions) -> Result<ProcessedInputs, ProcessorError> {
+        if samples.is_empty() {
+            return Err(ProcessorError::EmptyBatch);
+        }
+        // Text first: it is cheap, and nothing is fetched for a batch that cannot be used.
+        let images = self.image_processor(options)?;
+        let sub_images = images.tiles_per_image();
+        let rows: Vec<(String, Vec<u32>)> = samples
+            .par_iter()
+            .enumerate()
+            .map(|(row, sample)| self.process_text(sample, row, sub_images, options))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect::<Result<_, _>>()?;
+        let (prompts, input_ids) = rows.into_iter().unzip();
+
+        let tiles = samples
+            .par_iter()
+            .enumerate()
+            .map(|(row, sample)| process_images(&images, &sample.images(), row, options))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()?;
+        if !images.config().do_pad {
+            images.pad(&tiles)?; // refuses what cannot stand in one array
+        }
+        Ok(ProcessedInputs { prompts, input_ids, images: tiles })
+    }
+
+    /// The text of a conversation by the chat template, before images are written out; what the reference's
+    /// `apply_chat_template` returns.
+    ///
+    /// # Errors
+    /// As [`Self::process`], for row 0.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ProcessorError> {
+        let options = ProcessOptions { special_tokens_in_text: SpecialTokensInText::Parse, ..Default::default() };
+        let (text, _) = self.render_messages(messages, add_generation_prompt, 0, &options)?;
+        Ok(text)
+    }
+
+    fn image_processor(&self, options: &ProcessOptions) -> Result<ImageProcessor, ProcessorError> {
+        let mut config = self.images.config().clone();
+        match options.do_image_splitting {
+            Some(splitting) if splitting != config.do_image_splitting => {
+                config.do_image_splitting = splitting;
+                let path = "preprocessor_config.json".into();
+                ImageProcessor::new(config).map_err(|error| ProcessorError::ImageConfig { path, error })
+            }
+            _ => Ok(self.images.clone()),
+        }
+    }
+
+    fn process_text(
+        &self,
+        sample: &Sample,
+        row: usize,
+        sub_images: usize,
+        options: &ProcessOptions,
+    ) -> Result<(String, Vec<u32>), ProcessorError> {
+        check_size(sample, row, &options.text_limits)?;
+        let (text, literals) = match sample {
+            Sample::Text { text, images } => {
+                let placeholders = self.image_tokens.count(text);
+                if placeholders != images.len() {
+                    let token = self.image_tokens.image.clone();
+                    return Err(ProcessorError::ImageCount { row, placeholders, images: images.len(), token });
+                }
+                (text.clone(), Literals::default())
+            }
+            Sample::Messages { messages, add_generation_prompt } => {
+                let (text, literals) = self.render_messages(messages, *add_generation_prompt, row, options)?;
+                let (images, placeholders) = (sample.images().len(), self.image_tokens.count(&text));
+                if placeholders != images {
+                    return Err(ProcessorError::TemplateLossy { row, images, placeholders });
+                }
+                (text, literals)
+            }
+            Sample::Prompt(_) => return Err(ProcessorError::PromptList { row }),
+        };
+
+        let expanded = expand_images(&text, &self.image_tokens, sub_images, &literals, options.compatibility);
+        let tokenizer = self.tokenizer_for(options.compatibility);
+        let ids = tokenizer.encode_literal(&expanded, &literals, true)?;
+        let expected = self.image_tokens.count(&expanded);
+        let found = ids.iter().filter(|&&id| id == tokenizer.image_token_id()).count();
+        if found != expected {
+            return Err(ProcessorError::ImageTokenCount { row, expected, found });
+        }
+        Ok((literals.restore(&expanded), ids))
+    }
+
+    /// The rendered text, with the user's special tokens broken by the stand-ins of the literals.
+    fn render_messages(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        row: usize,
+        options: &ProcessOptions,
+    ) -> Result<(String, Literals), ProcessorError> {
+        let template = self.chat_template.as_ref().ok_or(ProcessorError::NoChatTemplate { row })?;
+        let tokens: Vec<&str> = self.tokenizer().protected().collect();
+        if options.special_tokens_in_text == SpecialTokensInText::Reject {
+            for (message, parts) in messages.iter().enumerate() {
+                if let Some(token) = texts(parts).find_map(|text| find_token(text, &tokens)) {
+                    return Err(ProcessorError::SpecialTokenInText { row, message, token: token.to_owned() });
+                }
+            }
+        }
+        let written = messages.iter().flat_map(texts).chain([template.source()]).chain(tokens.iter().copied());
+        let mut literals = Literals::new(written);
+        let names = self.tokenizer_config.template_tokens();
+        let rendered = template.render(messages, add_generation_prompt, &names, row, |text| {
+            match options.special_tokens_in_text {
+                SpecialTokensInText::Parse => text.to_owned(),
+                SpecialTokensInText::Literal | SpecialTokensInText::Reject => literals.protect(text, &tokens),
+            }
+        })?;
+        Ok((rendered, literals))
+    }
+}
+
+/// The texts of a message.
+fn texts(message: &Message) -> impl Iterator<Item = &str> {
+    message.content.iter().filter_map(|content| match content {
+        Content::Text { text } => Some(text.as_str()),
+        Content::Image { .. } => None,
+    })
+}
+
+/// Loads and cuts up the images of one row, in parallel.
+fn process_images(
+    processor: &ImageProcessor,
+    sources: &[&ImageSource],
+    row: usize,
+    options: &ProcessOptions,
+) -> Result<Vec<ImageTile>, ProcessorError> {
+    let tiles: Vec<Result<Vec<ImageTile>, ProcessorError>> = sources
+        .par_iter()
+        .enumerate()
+        .map(|(image, source)| {
+            let picture = load(source, &options.limits, options.alpha)
+                .map_err(|error| ProcessorError::Image { row, image, error })?;
+            Ok(processor.process(&picture))
+        })
+        .collect();
+    let tiles: Vec<Vec<ImageTile>> = tiles.into_iter().collect::<Result<_, _>>()?;
+    Ok(tiles.into_iter().flatten().collect())
+}
+
+fn check_size(sample: &Sample, row: usize, limits: &TextLimits) -> Result<(), ProcessorError> {
+    let check = |what, found, limit| match found > limit {
+        true => Err(ProcessorError::TextTooLarge { row, what, found, limit }),
+        false => Ok(()),
+    };
+    check("images", sample.images().len(), limits.max_images)?;
+    match sample {
+        Sample::Text { text, .. } => check("bytes of text", text.len(), limits.max_text_bytes),
+        Sample::Messages { messages, .. } => {
+            check("messages", messages.len(), limits.max_messages)?;
+            if messages.is_empty() {
+                return Err(ProcessorError::EmptyMessages { row });
+            }
+            let longest = messages.iter().flat_map(texts).map(str::len).max().unwrap_or(0);
+            check("bytes in one text", longest, limits.max_text_bytes)?;
+            let total = messages.iter().flat_map(texts).map(str::len).sum();
+            check("bytes of text in all messages", total, limits.max_total_bytes)?;
+            messages.iter().enumerate().try_for_each(|(message, parts)| check_role(&parts.role, row, message))
+        }
+        Sample::Prompt(_) => Ok(()),
+    }
+}
+
+/// Templates write the role among their own text, so it must not be able to spell anything but a word.
+fn check_role(role: &str, row: usize, message: usize) -> Result<(), ProcessorError> {
+    let is_word = |character: char| character.is_ascii_alphanumeric() || character == '-' || character == '_';
+    match (1..=64).contains(&role.len()) && role.chars().all(is_word) {
+        true => Ok(()),
+        false => Err(ProcessorError::Role { row, message, role: shorten(role) }),
+    }
+}
