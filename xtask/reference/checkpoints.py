@@ -83,13 +83,14 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         hub_config=True,
     ),
     "odd-heads": Checkpoint(
-        "three heads everywhere, one kv head, n = 7 positions a side, tokenizer.json taken as it is",
+        "three heads, one kv head, n = 7 positions a side, perceiver eps from the text, tokenizer.json as it is",
         vision=vision(56, 8, 30, 3, 2, 40, layer_norm_eps=1e-5),
         perceiver=perceiver(5, 2, 3, 1, 10),
-        text=text(36, 3, 1, 2, 52, rms_norm_eps=1e-4, sliding_window=None, pad_token_id=0),
+        text=text(36, 3, 1, 2, 52, rms_norm_eps=1e-2, rope_theta=500.0, sliding_window=None, pad_token_id=0),
         size=(20, 42),
         tokenizer_class="PreTrainedTokenizerFast",
         template="chat_template.jinja",
+        hub_config=True,
     ),
     "wide-heads": Checkpoint(
         "head_dim is not hidden / heads (text and perceiver), own eps and rope_theta, legacy = false",
@@ -154,8 +155,10 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
                 value = 1.0 + 0.2 * noise
             elif parameter.ndim == 1:
                 value = 0.2 * noise
-            elif "embed_tokens" in name or "position_embedding" in name or "latents" in name:
+            elif "position_embedding" in name or "latents" in name:
                 value = 0.8 * noise
+            elif "embed_tokens" in name:
+                value = (0.3 if model.config.tie_word_embeddings else 0.8) * noise
             else:
                 value = 1.2 / math.sqrt(parameter[0].numel()) * noise
             parameter.copy_(value)
