@@ -247,6 +247,7 @@ CASES: dict[str, Case] = {
     "text-as-is": strings("the same strings through tokenizer.json as it is", "odd-heads"),
     "text-legacy-false": strings("the same strings, LlamaTokenizer with legacy = false", "wide-heads"),
     "text-resaved": strings("the same strings, tokenizer files as the reference saves them", "sliding-sharded"),
+    "text-byte-level": strings("the same strings through a byte-level BPE that adds no start token", "byte-level"),
     "image-neighbours": Case(
         "what may stand right after <image>, LlamaTokenizer with legacy = true",
         "mistral-tokenizer",
@@ -258,6 +259,14 @@ CASES: dict[str, Case] = {
     "image-neighbours-as-is": Case(
         "what may stand right after <image>, tokenizer.json as it is",
         "odd-heads",
+        [row(text, *["dot.png"] * text.count("<image>")) for text in CLOSE],
+        {"dot.png": (6, 5)},
+        model=False,
+        pixels=False,
+    ),
+    "image-neighbours-byte-level": Case(
+        "what may stand right after <image>, byte-level BPE",
+        "byte-level",
         [row(text, *["dot.png"] * text.count("<image>")) for text in CLOSE],
         {"dot.png": (6, 5)},
         model=False,

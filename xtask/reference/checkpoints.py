@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from transformers import AutoProcessor, Idefics2Config, Idefics2ForConditionalGeneration
-from vocab import CHAT_TEMPLATE, mistral, write_json, write_tokenizer
+from vocab import BYTE_LEVEL_SIZE, CHAT_TEMPLATE, SPECIAL, mistral, write_byte_level, write_json, write_tokenizer
 
 PIECES = 120  # multi-character pieces kept in the cut-down vocabulary
 VOCABULARY = mistral(PIECES)
@@ -39,6 +39,7 @@ class Checkpoint:
     save_processor: bool = False  # let the reference rewrite the processor files, as `save_pretrained` does
     hub_config: bool = False  # leave config.json as short as the public one
     weights: bool = True
+    byte_level: bool = False  # a byte-level BPE takes the place of the SentencePiece one
 
     @property
     def latents(self) -> int:
@@ -137,6 +138,15 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         weights=False,
         hub_config=True,
     ),
+    "byte-level": Checkpoint(
+        "processor files only, with a byte-level BPE in the manner of GPT-2 that adds no start token",
+        vision=vision(112, 14, 24, 4, 2, 36),
+        perceiver=perceiver(2, 2, 4, 2, 12),
+        text=text(32, 4, 2, 2, 64, pad_token_id=2),
+        weights=False,
+        byte_level=True,
+        hub_config=True,
+    ),
 }
 
 
@@ -172,6 +182,8 @@ def make_checkpoint(name: str, seed: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = VOCABULARY if spec.weights else FULL_VOCABULARY
     raw = config_json(spec, vocabulary.size, vocabulary.id("<image>"))
+    if spec.byte_level:
+        raw = config_json(spec, BYTE_LEVEL_SIZE, BYTE_LEVEL_SIZE - len(SPECIAL) + SPECIAL.index("<image>"))
     if spec.weights:
         config = Idefics2Config(**json.loads(json.dumps(raw)))
         model = Idefics2ForConditionalGeneration(config)
@@ -183,7 +195,10 @@ def make_checkpoint(name: str, seed: int, folder: Path) -> None:
     if spec.generation is not None:
         write_json(folder / "generation_config.json", spec.generation)
     write_processor(folder, spec)
-    write_tokenizer(folder, vocabulary, spec.tokenizer_class, spec.legacy)
+    if spec.byte_level:
+        write_byte_level(folder)
+    else:
+        write_tokenizer(folder, vocabulary, spec.tokenizer_class, spec.legacy)
     if spec.save_processor:
         processor = AutoProcessor.from_pretrained(folder)
         for path in (*folder.glob("*token*"), folder / "preprocessor_config.json"):

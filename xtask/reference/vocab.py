@@ -9,6 +9,7 @@ from typing import Any
 
 import mistral_common
 from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import generate_merges
 
 SPECIAL = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]
@@ -20,6 +21,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+BYTE_LEVEL_SIZE = 480
+BYTE_LEVEL_NAMES = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 N_BYTE_PIECES = 259  # <unk>, <s>, </s> and the 256 byte pieces
 
 
@@ -131,6 +134,45 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, tokenizer_class: str, 
     write_json(folder / "tokenizer.json", files, compact=True)
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", {name: config[name] for name in names})
+
+
+def byte_level_json() -> dict[str, Any]:
+    """A byte-level BPE in the manner of GPT-2, trained on the spot on pieces of the Mistral vocabulary."""
+    trained = Tokenizer(models.BPE())
+    digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=BYTE_LEVEL_SIZE - len(SPECIAL),
+        special_tokens=BYTE_LEVEL_NAMES,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    words = [piece.replace("▁", " ") for piece in list(mistral().ids)[N_BYTE_PIECES : N_BYTE_PIECES + 3000]]
+    trained.train_from_iterator(["".join(words[start : start + 20]) for start in range(0, len(words), 20)], trainer)
+    trained.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in SPECIAL])
+    return json.loads(trained.to_str())
+
+
+def write_byte_level(folder: Path) -> None:
+    """Write the tokenizer files of a folder with a byte-level BPE."""
+    files = byte_level_json()
+    end, start, pad = BYTE_LEVEL_NAMES
+    config = {
+        "add_prefix_space": False,
+        "additional_special_tokens": SPECIAL,
+        "bos_token": start,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": SPECIAL[2],
+        "model_max_length": 8192,
+        "pad_token": pad,
+        "padding_side": "left",
+        "processor_class": "Idefics2Processor",
+        "tokenizer_class": "GPT2Tokenizer",
+        "unk_token": end,
+    }
+    write_json(folder / "tokenizer.json", files, compact=True)
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def write_json(path: Path, value: Any, compact: bool = False) -> None:
