@@ -1,1 +1,5 @@
+//! One binary for all integration tests, so that they link once.
+#![allow(clippy::unwrap_used)]
 
+mod common;
+mod tokenizer;

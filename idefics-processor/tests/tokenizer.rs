@@ -1,0 +1,197 @@
+//! Ids, decoded text and streamed chunks equal to the reference's, for the whole real vocabulary.
+
+use idefics_processor::{Compatibility, Content, Message, ProcessOptions, Processor, Sample, StreamDecoder};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+use crate::common::{Folder, dot, real};
+
+/// `xtask/reference/tokenizer_fixtures.py` writes it.
+#[derive(Deserialize)]
+struct Fixture {
+    transformers: String,
+    image_seq_len: usize,
+    texts: Vec<String>,
+    variants: BTreeMap<String, Variant>,
+    streams: Vec<Stream>,
+    conversations: Vec<Conversation>,
+    release4: Release4,
+}
+
+#[derive(Deserialize)]
+struct Release4 {
+    transformers: String,
+    #[serde(flatten)]
+    variants: BTreeMap<String, Variant>,
+}
+
+#[derive(Deserialize, Clone)]
+struct Variant {
+    change: Map<String, Value>,
+    do_image_splitting: bool,
+    ids: Rows<Vec<u32>>,
+    decoded: Rows<String>,
+    skipped: Rows<String>,
+}
+
+/// One row a text, or the words `as legacy`.
+#[derive(Deserialize, Clone)]
+#[serde(untagged)]
+enum Rows<T> {
+    Own(Vec<T>),
+    #[allow(dead_code)]
+    AsLegacy(String),
+}
+
+impl<T> Rows<T> {
+    fn or<'a>(&'a self, legacy: &'a Self) -> &'a [T] {
+        match (self, legacy) {
+            (Self::Own(rows), _) | (_, Self::Own(rows)) => rows,
+            _ => panic!("the legacy variant has rows of its own"),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Stream {
+    ids: Vec<u32>,
+    skip_special_tokens: bool,
+    chunks: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Conversation {
+    messages: Vec<FixtureMessage>,
+    add_generation_prompt: bool,
+    text: String,
+    ids: Vec<u32>,
+}
+
+/// Images of the fixture lie nowhere.
+#[derive(Deserialize)]
+struct FixtureMessage {
+    role: String,
+    content: Vec<FixtureContent>,
+}
+
+#[derive(Deserialize)]
+struct FixtureContent {
+    text: Option<String>,
+}
+
+impl Conversation {
+    fn messages(&self) -> Vec<Message> {
+        let content = |content: &FixtureContent| match &content.text {
+            Some(text) => Content::text(text),
+            None => Content::image(dot()),
+        };
+        let message = |message: &FixtureMessage| Message {
+            role: message.role.clone(),
+            content: message.content.iter().map(content).collect(),
+        };
+        self.messages.iter().map(message).collect()
+    }
+}
+
+fn fixture() -> Fixture {
+    let text = include_str!("fixtures/text.json");
+    serde_json::from_str(text).expect("the fixture is what its script writes")
+}
+
+fn processor(variant: &Variant, image_seq_len: usize) -> Processor {
+    let folder = Folder::of("mistral-tokenizer").change("tokenizer_config.json", |config| {
+        for (key, value) in &variant.change {
+            match value {
+                Value::Null => config.remove(key),
+                value => config.insert(key.clone(), value.clone()),
+            };
+        }
+    });
+    let folder = folder.change("processor_config.json", |config| {
+        config.insert("image_seq_len".to_owned(), json!(image_seq_len));
+    });
+    folder.load().expect("every variant loads")
+}
+
+fn sample(text: &str) -> Sample {
+    Sample::Text { text: text.to_owned(), images: vec![dot(); text.matches("<image>").count()] }
+}
+
+fn compare(variants: &BTreeMap<String, Variant>, fixture: &Fixture, compatibility: Compatibility) {
+    let legacy = &variants["legacy"];
+    for (name, variant) in variants {
+        let processor = processor(variant, fixture.image_seq_len);
+        let do_image_splitting = Some(variant.do_image_splitting);
+        let options = ProcessOptions { compatibility, do_image_splitting, ..Default::default() };
+        let tokenizer = processor.tokenizer_for(compatibility);
+        for (index, text) in fixture.texts.iter().enumerate() {
+            let inputs = processor.process(&[sample(text)], &options).expect("every text is processed");
+            let ids = &variant.ids.or(&legacy.ids)[index];
+            assert_eq!(&inputs.input_ids[0], ids, "{name}: {text:?}");
+            let decoded = tokenizer.decode(ids, false).expect("ids decode");
+            assert_eq!(decoded, variant.decoded.or(&legacy.decoded)[index], "{name}: {text:?} decoded");
+            let skipped = tokenizer.decode(ids, true).expect("ids decode");
+            assert_eq!(skipped, variant.skipped.or(&legacy.skipped)[index], "{name}: {text:?} without specials");
+        }
+    }
+}
+
+#[test]
+fn the_fixture_is_of_the_releases_that_the_documentation_names() {
+    let fixture = fixture();
+    assert_eq!(fixture.transformers, "5.23.0");
+    assert_eq!(fixture.release4.transformers, "4.57.6");
+    assert!(fixture.texts.len() > 100 && fixture.variants.len() > 8 && fixture.streams.len() > 50);
+}
+
+#[test]
+fn ids_and_texts_equal_release_5_for_every_kind_of_tokenizer_folder() {
+    let fixture = fixture();
+    compare(&fixture.variants, &fixture, Compatibility::Transformers5);
+}
+
+#[test]
+fn ids_and_texts_equal_release_4() {
+    let fixture = fixture();
+    compare(&fixture.release4.variants, &fixture, Compatibility::Transformers4);
+}
+
+#[test]
+fn conversations_are_rendered_and_encoded_as_in_the_reference() {
+    let fixture = fixture();
+    let processor = processor(&fixture.variants["legacy"], fixture.image_seq_len);
+    for conversation in &fixture.conversations {
+        let (messages, add_generation_prompt) = (conversation.messages(), conversation.add_generation_prompt);
+        let text = processor.render(&messages, add_generation_prompt).expect("the template renders");
+        assert_eq!(text, conversation.text);
+        let sample = Sample::Messages { messages, add_generation_prompt };
+        let inputs = processor.process(&[sample], &ProcessOptions::default()).expect("it is processed");
+        assert_eq!(inputs.input_ids[0], conversation.ids, "{text:?}");
+    }
+}
+
+#[test]
+fn streamed_chunks_are_those_that_the_reference_prints() {
+    for stream in fixture().streams {
+        let mut decoder = StreamDecoder::new(real().tokenizer(), stream.skip_special_tokens);
+        let mut chunks: Vec<String> = stream.ids.iter().map(|&id| decoder.push(id).expect("ids decode")).collect();
+        chunks.push(decoder.end().expect("ids decode"));
+        assert_eq!(chunks, stream.chunks, "{:?}", stream.ids);
+    }
+}
+
+#[test]
+fn special_ids_are_those_of_the_checkpoint() {
+    let tokenizer = real().tokenizer();
+    assert_eq!(tokenizer.vocab_size(), 32003);
+    assert_eq!(tokenizer.max_id(), 32002);
+    assert_eq!([tokenizer.unk_token_id(), tokenizer.bos_token_id(), tokenizer.eos_token_id()], [Some(0), Some(1), Some(2)]);
+    assert_eq!(tokenizer.pad_token_id(), Some(0));
+    assert_eq!([tokenizer.fake_token_id(), tokenizer.image_token_id(), tokenizer.end_of_utterance_id()], [32000, 32001, 32002]);
+    assert_eq!(tokenizer.id_to_token(32001).as_deref(), Some("<image>"));
+    assert_eq!(tokenizer.token_to_id("<image>"), Some(32001));
+    assert_eq!(tokenizer.token_to_id("no such token"), None);
+    // As in the reference, an unknown id decodes to nothing.
+    assert_eq!(tokenizer.decode(&[99_999], false).expect("unknown ids are left out"), "");
+}
