@@ -1,1 +1,75 @@
-fn main() {}
+//! From encoded photographs to pixel values, and resizing alone: `cargo bench -p idefics-processor`.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use idefics_processor::image::{Alpha, Filter, ImageProcessor, ImageProcessorConfig, Limits, RgbImage, decode, resize};
+use image::codecs::jpeg::JpegEncoder;
+
+const SIZES: [(u32, u32); 2] = [(1920, 1080), (4000, 3000)];
+
+/// Soft shapes and a little noise, so that the JPEG file has a photograph's size.
+fn photograph(width: u32, height: u32) -> RgbImage {
+    let mut data = Vec::with_capacity((3 * width * height) as usize);
+    let mut noise = 1_u32;
+    for y in 0..height {
+        for x in 0..width {
+            let (u, v) = (x as f32 / width as f32, y as f32 / height as f32);
+            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let grain = (noise >> 28) as f32;
+            for frequency in [9.0, 14.0, 23.0] {
+                data.push((120.0 + 100.0 * (frequency * u).sin() * (frequency * 0.7 * v).cos() + grain) as u8);
+            }
+        }
+    }
+    RgbImage::new(width, height, data).expect("three bytes a pixel")
+}
+
+fn jpeg(image: &RgbImage) -> Vec<u8> {
+    let mut file = Vec::new();
+    JpegEncoder::new_with_quality(&mut file, 90)
+        .encode(image.data(), image.width(), image.height(), image::ExtendedColorType::Rgb8)
+        .expect("the picture is encoded into memory");
+    file
+}
+
+/// Elements are source pixels.
+fn preprocess(c: &mut Criterion) {
+    let mut group = c.benchmark_group("preprocess/idefics2");
+    group.sample_size(20);
+    for (width, height) in SIZES {
+        let file = jpeg(&photograph(width, height));
+        group.throughput(Throughput::Elements(u64::from(width) * u64::from(height)));
+        let size = format!("{width}x{height}");
+        let read = || decode(black_box(&file), "photograph", &Limits::default(), Alpha::White).expect("a valid file");
+        group.bench_function(BenchmarkId::new("decode", &size), |b| b.iter(read));
+        let picture = read();
+        for (name, do_image_splitting) in [("whole", false), ("split", true)] {
+            let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
+            let processor = ImageProcessor::new(config).expect("the defaults are valid");
+            let tiles = BenchmarkId::new(format!("tiles_{name}"), &size);
+            group.bench_function(tiles, |b| b.iter(|| processor.process(black_box(&picture))));
+            let total = BenchmarkId::new(format!("decode_and_tiles_{name}"), &size);
+            group.bench_function(total, |b| b.iter(|| processor.process(&read())));
+        }
+    }
+    group.finish();
+}
+
+/// Elements are source pixels.
+fn resizing(c: &mut Criterion) {
+    let mut group = c.benchmark_group("resize");
+    group.sample_size(20);
+    for ((width, height), (out_width, out_height)) in SIZES.into_iter().zip([(980, 551), (980, 735)]) {
+        let picture = photograph(width, height);
+        group.throughput(Throughput::Elements(u64::from(width) * u64::from(height)));
+        for filter in [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
+            let id = BenchmarkId::new(format!("{filter:?}"), format!("{width}x{height}_to_{out_width}x{out_height}"));
+            group.bench_function(id, |b| b.iter(|| resize(black_box(&picture), out_width, out_height, filter)));
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, preprocess, resizing);
+criterion_main!(benches);

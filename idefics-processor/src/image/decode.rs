@@ -12,7 +12,7 @@ use image::error::ImageError as LibraryError;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder};
 
-use crate::image::{Format, ImageError, Limits, RgbImage};
+use crate::image::{Format, ImageError, Limits, RgbImage, jpeg};
 
 /// What becomes of transparency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -65,6 +65,19 @@ fn header_size(format: Format, bytes: &[u8]) -> Option<(u32, u32)> {
     }
 }
 
+/// Whether the file reaches the end that it announces, for the formats whose decoders let a missing end pass: half a
+/// JPEG would be grey, and a WebP lies as it was shot where its orientation comes last.
+fn is_complete(format: Format, bytes: &[u8]) -> bool {
+    match format {
+        Format::Jpeg => jpeg::is_complete(bytes),
+        Format::WebP => bytes
+            .get(4..8)
+            .and_then(|length| length.try_into().ok())
+            .is_some_and(|length| bytes.len() as u64 >= 8 + u64::from(u32::from_le_bytes(length))),
+        Format::Png | Format::Gif | Format::Bmp => true,
+    }
+}
+
 /// One image on its way through a decoder.
 struct Input<'a> {
     name: &'a str,
@@ -77,15 +90,15 @@ impl Input<'_> {
     fn decode(&self, bytes: &[u8]) -> Result<RgbImage, ImageError> {
         let reader = Cursor::new(bytes);
         match self.format {
-            Format::Png => self.read(PngDecoder::with_limits(reader, self.library_limits())),
-            Format::Jpeg => self.read(JpegDecoder::new(reader)),
-            Format::WebP => self.read(WebPDecoder::new(reader)),
-            Format::Gif => self.read(GifDecoder::new(reader)),
-            Format::Bmp => self.read(BmpDecoder::new(reader)),
+            Format::Png => self.read(bytes, PngDecoder::with_limits(reader, self.library_limits())),
+            Format::Jpeg => self.read(bytes, JpegDecoder::new(reader)),
+            Format::WebP => self.read(bytes, WebPDecoder::new(reader)),
+            Format::Gif => self.read(bytes, GifDecoder::new(reader)),
+            Format::Bmp => self.read(bytes, BmpDecoder::new(reader)),
         }
     }
 
-    fn read<D: ImageDecoder>(&self, decoder: Result<D, LibraryError>) -> Result<RgbImage, ImageError> {
+    fn read<D: ImageDecoder>(&self, bytes: &[u8], decoder: Result<D, LibraryError>) -> Result<RgbImage, ImageError> {
         let mut decoder = decoder.map_err(|error| self.decoder_error(error))?;
         let (width, height) = decoder.dimensions();
         self.check_size(width, height)?;
@@ -93,6 +106,9 @@ impl Input<'_> {
         let needed = decoder.total_bytes();
         self.check_memory(needed)?;
         decoder.set_limits(self.library_limits()).map_err(|error| self.decoder_error(error))?;
+        if !is_complete(self.format, bytes) {
+            return Err(self.decode_error("the file ends early".to_owned()));
+        }
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
 
         let mut samples = vec![0; needed as usize];
@@ -106,8 +122,7 @@ impl Input<'_> {
         let Limits { max_side, max_pixels, max_aspect_ratio, .. } = *self.limits;
         let image = || self.name.to_owned();
         if width == 0 || height == 0 {
-            let reason = format!("its size is {width}x{height}");
-            return Err(ImageError::Decode { image: image(), format: self.format.name(), reason });
+            return Err(self.decode_error(format!("its size is {width}x{height}")));
         }
         if width.max(height) > max_side || u64::from(width) * u64::from(height) > max_pixels {
             return Err(ImageError::TooLarge { image: image(), width, height, max_side, max_pixels });
@@ -140,11 +155,12 @@ impl Input<'_> {
                 let limit = self.limits.max_decoded_bytes;
                 ImageError::Memory { image: self.name.to_owned(), needed: limit.saturating_add(1), limit }
             }
-            error => {
-                let reason = error.to_string();
-                ImageError::Decode { image: self.name.to_owned(), format: self.format.name(), reason }
-            }
+            error => self.decode_error(error.to_string()),
         }
+    }
+
+    fn decode_error(&self, reason: String) -> ImageError {
+        ImageError::Decode { image: self.name.to_owned(), format: self.format.name(), reason }
     }
 
     fn coding_error(&self, reason: String) -> ImageError {

@@ -9,6 +9,7 @@ mod decode;
 mod error;
 mod format;
 mod idefics2;
+mod jpeg;
 mod pad;
 mod resize;
 mod rgb;

@@ -1,0 +1,536 @@
+//! Images against Pillow and transformers, and against people who send other things.
+
+use std::path::{Path, PathBuf};
+
+use idefics_processor::image::{
+    Alpha, Filter, ImageConfigError, ImageError, ImageErrorKind, ImageProcessor, ImageProcessorConfig, ImageSize,
+    ImageSource, ImageTile, Limits, PadError, PaddedImages, RgbImage, decode, edges_size, load, pad_batch, resize,
+};
+use proptest::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+
+/// Lossy decoders may differ by so many of 255 levels; see the figures in `src/image/jpeg.rs`.
+const LOSSY_TOLERANCE: u8 = 7;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    std::fs::read(fixtures().join(name)).unwrap()
+}
+
+/// The pictures of `xtask/reference/processor_fixtures.py`.
+fn picture(width: u32, height: u32, seed: u32) -> RgbImage {
+    let mut data = Vec::new();
+    for y in 0..height {
+        for x in 0..width {
+            for c in 0..3_u32 {
+                let ramp = x * (7 + seed) + y * (13 + 2 * seed) + c * 29;
+                let edges = ((x / 5 + y / 3 + c) % 3) * 97;
+                let mixed = x.wrapping_mul(2_654_435_761).wrapping_add(y.wrapping_mul(40_503));
+                let noise = (mixed.wrapping_add(c * 97 + seed * 7919) >> 7) % 61;
+                data.push(((ramp + edges + noise) % 256) as u8);
+            }
+        }
+    }
+    RgbImage::new(width, height, data).unwrap()
+}
+
+fn f32s(tensors: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    let view = tensors.tensor(name).unwrap();
+    assert_eq!(view.dtype(), Dtype::F32);
+    view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+}
+
+fn i64s(tensors: &SafeTensors<'_>, name: &str) -> Vec<i64> {
+    let view = tensors.tensor(name).unwrap();
+    assert_eq!(view.dtype(), Dtype::I64);
+    view.data().chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
+}
+
+fn crc32(bytes: impl Iterator<Item = u8>) -> u32 {
+    !bytes.fold(!0, |crc: u32, byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
+    })
+}
+
+fn decode_bytes(bytes: &[u8]) -> Result<RgbImage, ImageError> {
+    decode(bytes, "test", &Limits::default(), Alpha::White)
+}
+
+/// A PNG signature and header without a body.
+fn png_header(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR".to_vec();
+    bytes.extend(width.to_be_bytes());
+    bytes.extend(height.to_be_bytes());
+    bytes.extend([8, 2, 0, 0, 0]);
+    let crc = crc32(bytes[12..].iter().copied());
+    bytes.extend(crc.to_be_bytes());
+    bytes
+}
+
+// ---- resizing
+
+#[test]
+fn resizing_equals_pillow_bit_for_bit() {
+    let bytes = fixture("image_resize.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut cases = 0;
+    for (name, expected) in tensors.iter() {
+        let [filter, index, size] = name.split('/').collect::<Vec<_>>().try_into().unwrap();
+        let filter = match filter {
+            "nearest" => Filter::Nearest,
+            "lanczos" => Filter::Lanczos,
+            "bilinear" => Filter::Bilinear,
+            "bicubic" => Filter::Bicubic,
+            other => panic!("unknown filter {other}"),
+        };
+        let (width, height) = size.split_once('x').unwrap();
+        let source = picture(width.parse().unwrap(), height.parse().unwrap(), index.parse().unwrap());
+        let [out_height, out_width, 3] = *expected.shape() else { panic!("{name} is not an RGB picture") };
+        let resized = resize(&source, out_width as u32, out_height as u32, filter);
+        assert_eq!(resized.data(), expected.data(), "{name} -> {out_width}x{out_height}");
+        cases += 1;
+    }
+    assert_eq!(cases, 4 * 31);
+}
+
+#[test]
+fn the_size_rule_equals_the_reference() {
+    let table: Vec<[u32; 4]> = serde_json::from_slice(&fixture("image_sizes.json")).unwrap();
+    assert_eq!(table.len(), 22 * 22);
+    for [width, height, new_width, new_height] in table {
+        assert_eq!(edges_size(width, height, 378, 980), (new_width, new_height), "{width}x{height}");
+    }
+    // (height, width) as the reference's documentation gives them.
+    let examples = [
+        ((480, 640), (480, 640)),
+        ((300, 400), (378, 400)),
+        ((100, 3000), (378, 980)),
+        ((2000, 1000), (980, 490)),
+        ((1333, 2000), (653, 980)),
+        ((1080, 1920), (551, 980)),
+    ];
+    for ((height, width), (new_height, new_width)) in examples {
+        assert_eq!(edges_size(width, height, 378, 980), (new_width, new_height), "{width}x{height}");
+    }
+}
+
+// ---- decoding
+
+#[test]
+fn every_kind_of_file_decodes_as_pillow_does() {
+    let bytes = fixture("image_decode.safetensors");
+    let expected = SafeTensors::deserialize(&bytes).unwrap();
+    let mut files = 0;
+    for entry in std::fs::read_dir(fixtures().join("images")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let is_lossy = name.ends_with(".jpg") || name == "lossy.webp";
+        for (alpha, key) in [(Alpha::White, "white"), (Alpha::Drop, "drop")] {
+            let image = load(&ImageSource::Path(path.clone()), &Limits::default(), alpha).unwrap();
+            let expected = expected.tensor(&format!("{name}/{key}")).unwrap();
+            assert_eq!([image.height() as usize, image.width() as usize, 3], expected.shape(), "{name} {key}");
+            let difference = image.data().iter().zip(expected.data()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            let tolerance = if is_lossy { LOSSY_TOLERANCE } else { 0 };
+            assert!(difference <= tolerance, "{name} {key} differs by {difference} levels");
+        }
+        files += 1;
+    }
+    assert!(files >= 45, "only {files} files");
+}
+
+#[test]
+fn a_source_is_told_from_its_text() {
+    let parse = |text: &str| text.parse::<ImageSource>();
+    assert!(matches!(parse("photos/cat.png").unwrap(), ImageSource::Path(_)));
+    assert!(matches!(parse(r"C:\photos\cat.png").unwrap(), ImageSource::Path(_)));
+    assert!(matches!(parse("HTTPS://example.com/cat.png").unwrap(), ImageSource::Url(_)));
+    assert!(matches!(parse("data:image/png;base64,AAAA").unwrap(), ImageSource::DataUrl(_)));
+    for refused in ["file:///etc/passwd", "ftp://example.com/a.png", "gopher://x", "http://", "http://[::1"] {
+        let error = parse(refused).unwrap_err();
+        assert!(matches!(error, ImageError::Url { .. }), "{refused}: {error}");
+        assert_eq!(error.kind(), ImageErrorKind::Input);
+    }
+}
+
+#[test]
+fn a_data_url_is_the_file_it_holds() {
+    use base64::Engine as _;
+    let file = fixture("images/rgba.png");
+    let text = base64::engine::general_purpose::STANDARD.encode(&file);
+    let expected = decode_bytes(&file).unwrap();
+    let (first, second) = text.split_at(10);
+    for url in [
+        format!("data:image/png;base64,{text}"),
+        format!("DATA:Image/PNG;charset=utf-8;BASE64,{text}"),
+        format!("data:image/jpeg;base64,{first}\r\n {second}\n"),
+    ] {
+        let source: ImageSource = url.parse().unwrap();
+        assert_eq!(load(&source, &Limits::default(), Alpha::White).unwrap(), expected);
+    }
+    for (url, why) in [
+        ("data:image/png;base64".to_owned(), "comma"),
+        (format!("data:image/png,{text}"), "base64"),
+        (format!("data:image/svg+xml;base64,{text}"), "media type"),
+        (format!("data:image/png;base64,{}", text.trim_end_matches('=').to_owned() + "*"), "base64"),
+        ("data:image/png;base64,AAA".to_owned(), "base64"),
+        (format!("data:image/png;base64,{}", "=".repeat(100_000)), "base64"),
+    ] {
+        let error = load(&ImageSource::DataUrl(url), &Limits::default(), Alpha::White).unwrap_err();
+        assert!(matches!(error, ImageError::DataUrl { .. }), "{error}");
+        assert!(error.to_string().contains("data URL") && error.to_string().contains(why), "{error}");
+    }
+}
+
+// ---- input that is refused
+
+#[test]
+fn what_is_not_an_image_is_named() {
+    for (bytes, found) in [
+        (&b"not a picture\n"[..], "a text file"),
+        (b"<?xml version=\"1.0\"?>\n<svg xmlns=\"x\"/>", "an SVG drawing"),
+        (b"  <!DOCTYPE html><html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"II*\0\x08\0\0\0", "a TIFF image"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0", "an AVIF image"),
+        (b"%PDF-1.7\n\xff", "a PDF document"),
+        (b"8BPS\0\x01", "a Photoshop document"),
+        (b"\0\0\x01\0\x01\0", "a Windows icon"),
+        (b"\x76\x2f\x31\x01", "an OpenEXR image"),
+        (b"\x89PNG", "PNG signature"),
+        (b"\x01\x02\x03", "01 02 03"),
+    ] {
+        let error = decode(bytes, "cat.png", &Limits::default(), Alpha::White).unwrap_err();
+        assert!(matches!(error, ImageError::Format { .. }), "{error}");
+        assert!(error.to_string().starts_with("cat.png: ") && error.to_string().contains(found), "{error}");
+        assert_eq!(error.kind(), ImageErrorKind::Input);
+    }
+}
+
+#[test]
+fn the_file_system_and_the_input_fail_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let fail = |path: &Path| load(&ImageSource::Path(path.to_owned()), &Limits::default(), Alpha::White).unwrap_err();
+
+    let missing = fail(&folder.path().join("missing.png"));
+    assert!(matches!(missing, ImageError::Read { .. }) && missing.kind() == ImageErrorKind::FileSystem);
+    assert!(missing.to_string().contains("missing.png"));
+    let directory = fail(folder.path());
+    assert!(matches!(directory, ImageError::NotAFile { .. }) && directory.kind() == ImageErrorKind::FileSystem);
+    #[cfg(unix)]
+    assert!(matches!(fail(Path::new("/dev/zero")), ImageError::NotAFile { .. }));
+
+    let empty = folder.path().join("empty.png");
+    std::fs::write(&empty, b"").unwrap();
+    assert!(matches!(fail(&empty), ImageError::Empty { .. }));
+    let text = folder.path().join("text.png");
+    std::fs::write(&text, b"hello").unwrap();
+    assert!(matches!(fail(&text), ImageError::Format { .. }));
+}
+
+#[test]
+fn sizes_are_refused_from_the_header() {
+    let fail = |bytes: &[u8]| decode_bytes(bytes).unwrap_err();
+    for (width, height) in [(60_000, 60_000), (16_385, 100), (13_000, 13_000), (u32::MAX, u32::MAX)] {
+        let error = fail(&png_header(width, height));
+        assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
+        assert_eq!(error.kind(), ImageErrorKind::Limit);
+    }
+    assert!(matches!(fail(&png_header(1, 10_000)), ImageError::TooThin { .. }));
+    assert!(matches!(fail(&png_header(0, 10)), ImageError::Decode { .. }));
+    // A GIF of 65535x65535 whose only frame would be 1x1.
+    let gif = b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
+    assert!(matches!(fail(gif), ImageError::TooLarge { .. }));
+
+    let file = fixture("images/rgba.png");
+    let limits = Limits { max_bytes: file.len() as u64 - 1, ..Limits::default() };
+    for source in [ImageSource::from(file.clone()), ImageSource::Path(fixtures().join("images/rgba.png"))] {
+        let error = load(&source, &limits, Alpha::White).unwrap_err();
+        assert!(matches!(error, ImageError::TooManyBytes { .. }), "{error}");
+    }
+    let limits = Limits { max_decoded_bytes: 16 * 12 * 4 - 1, ..Limits::default() };
+    assert!(matches!(decode(&file, "x", &limits, Alpha::White), Err(ImageError::Memory { .. })));
+    let limits = Limits { max_side: 16, max_pixels: 16 * 12, ..Limits::default() };
+    assert!(decode(&file, "x", &limits, Alpha::White).is_ok());
+}
+
+#[test]
+fn a_truncated_file_is_an_error_or_the_whole_picture() {
+    for entry in std::fs::read_dir(fixtures().join("images")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        let whole = decode_bytes(&bytes).unwrap();
+        for end in 0..bytes.len() {
+            match decode_bytes(&bytes[..end]) {
+                Ok(image) => assert_eq!(image, whole, "{} cut at {end} of {}", path.display(), bytes.len()),
+                Err(error) => assert_eq!(error.kind(), ImageErrorKind::Input, "{error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn pixel_data_must_fit_its_size() {
+    assert!(RgbImage::new(2, 1, vec![0; 6]).is_ok());
+    for (width, height, length) in [(2, 1, 5), (0, 1, 0), (1, 0, 0), (u32::MAX, u32::MAX, 3)] {
+        assert!(matches!(RgbImage::new(width, height, vec![0; length]), Err(ImageError::PixelCount { .. })));
+    }
+}
+
+// ---- configuration
+
+#[test]
+fn a_configuration_is_honored_or_refused_by_name() {
+    let read = ImageProcessorConfig::from_json;
+    let published = r#"{"do_convert_rgb": true, "do_image_splitting": true, "do_normalize": true, "do_pad": true,
+        "do_rescale": true, "do_resize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+        "image_processor_type": "Idefics2ImageProcessor", "processor_class": "Idefics2Processor", "resample": 2,
+        "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 980, "shortest_edge": 378}}"#;
+    let expected = ImageProcessorConfig { do_image_splitting: true, ..Default::default() };
+    assert_eq!(read(published).unwrap(), expected);
+    let nested = format!(r#"{{"image_seq_len": 64, "image_processor": {published}}}"#);
+    assert_eq!(read(&nested).unwrap(), expected);
+    let written = serde_json::to_string(&expected).unwrap();
+    assert_eq!(read(&written).unwrap(), expected);
+    assert_eq!(serde_json::from_str::<ImageProcessorConfig>(&written).unwrap(), expected);
+    assert_eq!(
+        read(r#"{"size": null, "resample": null, "crop_size": null, "pad_size": null}"#).unwrap(),
+        Default::default()
+    );
+    assert_eq!(read(r#"{"image_mean": 0.25, "size": {"height": 3, "width": 4, "longest_edge": null}}"#).unwrap(), {
+        let size = ImageSize::Exact { height: 3, width: 4 };
+        ImageProcessorConfig { image_mean: [0.25; 3], size, ..Default::default() }
+    });
+
+    for (text, field) in [
+        (r#"{"image_std": [0.5, 0, 0.5]}"#, "image_std[1]"),
+        (r#"{"image_std": [0.5, 0.5]}"#, "image_std"),
+        (r#"{"image_std": 1e-60}"#, "image_std[0]"),
+        (r#"{"image_mean": ["0.5", 1, 1]}"#, "image_mean"),
+        (r#"{"image_mean": 1e300}"#, "image_mean[0]"),
+        (r#"{"rescale_factor": 0}"#, "rescale_factor"),
+        (r#"{"size": {"shortest_edge": 0, "longest_edge": 980}}"#, "size.shortest_edge"),
+        (r#"{"size": {"shortest_edge": 981, "longest_edge": 980}}"#, "size.longest_edge"),
+        (r#"{"size": {"shortest_edge": 1, "longest_edge": 99999}}"#, "size.longest_edge"),
+        (r#"{"size": {"longest_edge": 980}}"#, "size"),
+        (r#"{"size": {"longest_edge": 980, "shortest_edge": -1}}"#, "size"),
+        (r#"{"size": {"longest_edge": 980, "shortest_edge": 378, "height": 1}}"#, "size"),
+        (r#"{"size": 980}"#, "size"),
+        (r#"{"resample": 4}"#, "resample"),
+        (r#"{"do_pad": "yes"}"#, "do_pad"),
+        (r#"{"do_center_crop": true}"#, "do_center_crop"),
+        (r#"{"pad_size": {"height": 1, "width": 1}}"#, "pad_size"),
+        (r#"{"data_format": "channels_last"}"#, "data_format"),
+        (r#"{"image_processor_type": "Idefics3ImageProcessor"}"#, "image_processor_type"),
+        (r#"{"image_processor": 3}"#, "image_processor"),
+    ] {
+        match read(text) {
+            Err(ImageConfigError::Field { field: found, .. }) => assert_eq!(found, field, "{text}"),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+    let unknown = read(r#"{"max_image_size": {"longest_edge": 364}}"#).unwrap_err();
+    assert!(matches!(&unknown, ImageConfigError::UnknownField { field } if field == "max_image_size"), "{unknown}");
+    assert!(matches!(read("[]"), Err(ImageConfigError::Json { .. })));
+    assert!(matches!(read("{"), Err(ImageConfigError::Json { .. })));
+    let nan = ImageProcessorConfig { image_std: [f64::NAN; 3], ..Default::default() };
+    assert!(ImageProcessor::new(nan).is_err());
+}
+
+// ---- the whole processor
+
+#[test]
+fn pixel_values_equal_the_reference() {
+    let bytes = fixture("image_idefics2.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    for name in ["plain", "split", "clip", "rescale_only", "normalize_only", "exact_size"] {
+        let json = tensors.tensor(&format!("{name}.config")).unwrap().data();
+        let config = ImageProcessorConfig::from_json(std::str::from_utf8(json).unwrap()).unwrap();
+        let processor = ImageProcessor::new(config).unwrap();
+
+        let shape = tensors.tensor(&format!("{name}.pixel_values")).unwrap().shape().to_vec();
+        let mut batch = vec![vec![]; shape[0]];
+        for size in i64s(&tensors, &format!("{name}.sizes")).chunks_exact(3) {
+            let row = &mut batch[size[0] as usize];
+            row.push(picture(size[1] as u32, size[2] as u32, row.len() as u32));
+        }
+        let tiles = processor.process_all(&batch);
+        for (images, tiles) in batch.iter().zip(&tiles) {
+            let sizes = images.iter().flat_map(|image| processor.tile_sizes(image.width(), image.height()));
+            let expected: Vec<(u32, u32)> = sizes.collect();
+            let found: Vec<(u32, u32)> = tiles.iter().map(|tile| (tile.width as u32, tile.height as u32)).collect();
+            assert_eq!(found, expected);
+            assert_eq!(tiles.len(), images.len() * processor.tiles_per_image());
+        }
+        let padded = processor.pad(&tiles).unwrap();
+        assert_eq!(padded.pixel_values_shape(), shape.as_slice(), "{name}");
+        assert_eq!(padded.pixel_values, f32s(&tensors, &format!("{name}.pixel_values")), "{name}");
+        let mask = tensors.tensor(&format!("{name}.pixel_attention_mask")).unwrap();
+        assert!(
+            padded.pixel_attention_mask.iter().eq(mask
+                .data()
+                .iter()
+                .map(|&value| i64::from(value))
+                .collect::<Vec<_>>()
+                .iter())
+        );
+        assert_eq!(padded.tiles().unwrap(), tiles, "{name}");
+    }
+}
+
+#[test]
+fn pixel_values_of_photograph_sizes_equal_the_reference() {
+    let bytes = fixture("image_idefics2.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    for (width, height) in [(1920, 1080), (300, 400), (777, 1203)] {
+        for do_image_splitting in [false, true] {
+            let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
+            let processor = ImageProcessor::new(config).unwrap();
+            let tiles = vec![processor.process(&picture(width, height, 0))];
+            let padded = pad_batch(&tiles).unwrap();
+            let name = format!("crc32.{width}x{height}.{}", u8::from(do_image_splitting));
+            let mut found: Vec<i64> = padded.pixel_values_shape().iter().map(|&side| side as i64).collect();
+            found.push(i64::from(crc32(padded.pixel_values.iter().flat_map(|value| value.to_le_bytes()))));
+            assert_eq!(found, i64s(&tensors, &name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn every_small_size_is_processed() {
+    for do_image_splitting in [false, true] {
+        let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
+        let processor = ImageProcessor::new(config).unwrap();
+        for (width, height) in [(1, 1), (1, 2), (2, 1), (3, 3), (1, 9), (8, 1), (4, 4)] {
+            let tiles = processor.process(&picture(width, height, 0));
+            assert_eq!(tiles.len(), processor.tiles_per_image());
+            for tile in tiles {
+                assert_eq!((tile.width, tile.height, tile.pixels.len()), (378, 378, 3 * 378 * 378));
+                assert!(tile.pixels.iter().all(|value| (-1.0..=1.0).contains(value)));
+            }
+        }
+    }
+}
+
+#[test]
+fn images_of_one_batch_do_not_change_each_other() {
+    let processor = ImageProcessor::new(ImageProcessorConfig::default()).unwrap();
+    let (small, large) = (picture(30, 20, 0), picture(1200, 700, 1));
+    let together = processor.process_all(&[vec![small.clone(), large.clone()], vec![large.clone()]]);
+    assert_eq!(together[0][0], processor.process(&small)[0]);
+    assert_eq!(together[0][1], processor.process(&large)[0]);
+    assert_eq!(together[1][0], together[0][1]);
+}
+
+#[test]
+fn without_padding_the_sizes_must_agree() {
+    let config = ImageProcessorConfig { do_pad: false, ..Default::default() };
+    let processor = ImageProcessor::new(config).unwrap();
+    let tile = |width| ImageTile { width, height: 1, pixels: vec![1.0; 3 * width] };
+    assert_eq!(processor.pad(&[vec![tile(2)], vec![tile(2)]]).unwrap().pixel_attention_mask, [1; 4]);
+    for batch in [vec![vec![tile(2)], vec![tile(3)]], vec![vec![tile(2)], vec![]], vec![vec![tile(2), tile(3)]]] {
+        assert!(matches!(processor.pad(&batch), Err(PadError::Unequal { .. })));
+    }
+}
+
+#[test]
+fn a_mask_must_be_a_rectangle_at_the_top_left() {
+    let padded = |mask: [i64; 9]| PaddedImages {
+        batch: 1,
+        n_images: 1,
+        height: 3,
+        width: 3,
+        pixel_values: vec![1.0; 27],
+        pixel_attention_mask: mask.to_vec(),
+    };
+    assert_eq!(padded([1, 1, 0, 1, 1, 0, 0, 0, 0]).tiles().unwrap()[0][0].pixels.len(), 12);
+    for mask in [
+        [0; 9],
+        [1, 1, 0, 1, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0, 0, 1],
+        [1, 0, 1, 1, 0, 1, 0, 0, 0],
+        [2, 1, 0, 1, 1, 0, 0, 0, 0],
+    ] {
+        assert_eq!(padded(mask).tiles(), Err(PadError::Mask { row: 0, image: 0 }), "{mask:?}");
+    }
+    let mut short = padded([1; 9]);
+    short.pixel_values.pop();
+    assert!(matches!(short.tiles(), Err(PadError::Length { name: "pixel_values", .. })));
+    let tile = ImageTile { width: 2, height: 2, pixels: vec![0.0; 11] };
+    assert!(matches!(pad_batch(&[vec![tile]]), Err(PadError::Length { .. })));
+    assert_eq!(pad_batch(&[vec![], vec![]]).unwrap().tiles().unwrap(), [vec![], vec![]]);
+}
+
+fn any_filter() -> impl Strategy<Value = Filter> {
+    prop::sample::select(vec![Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos])
+}
+
+fn any_tile() -> impl Strategy<Value = ImageTile> {
+    (1..6_usize, 1..6_usize).prop_flat_map(|(width, height)| {
+        // 0.0 throughout means padding, so at least the first value is something else.
+        prop::collection::vec(-1.0..1.0_f32, 3 * width * height).prop_map(move |mut pixels| {
+            pixels[0] = 0.5;
+            ImageTile { width, height, pixels }
+        })
+    })
+}
+
+proptest! {
+    #[test]
+    fn resizing_keeps_flat_pictures_flat(
+        (width, height) in (1..40_u32, 1..40_u32),
+        (out_width, out_height) in (1..90_u32, 1..90_u32),
+        value: u8,
+        filter in any_filter(),
+    ) {
+        let flat = RgbImage::new(width, height, vec![value; (3 * width * height) as usize]).unwrap();
+        let resized = resize(&flat, out_width, out_height, filter);
+        prop_assert_eq!((resized.width(), resized.height()), (out_width, out_height));
+        prop_assert!(resized.data().iter().all(|&found| found == value));
+    }
+
+    #[test]
+    fn triangle_weights_stay_between_darkest_and_lightest(
+        (width, height) in (1..30_u32, 1..30_u32),
+        (out_width, out_height) in (1..60_u32, 1..60_u32),
+        seed in 0..99_u32,
+    ) {
+        let image = picture(width, height, seed);
+        let resized = resize(&image, out_width, out_height, Filter::Bilinear);
+        let (low, high) = (image.data().iter().min(), image.data().iter().max());
+        prop_assert!(resized.data().iter().all(|value| Some(value) >= low && Some(value) <= high));
+    }
+
+    #[test]
+    fn padding_is_undone(batch in prop::collection::vec(prop::collection::vec(any_tile(), 0..4), 0..4)) {
+        let padded = pad_batch(&batch).unwrap();
+        prop_assert_eq!(padded.tiles().unwrap(), batch);
+    }
+
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..6_usize) {
+        let starts: [&[u8]; 6] = [b"", b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF\xff\0\0\0WEBPVP8"];
+        let _ = decode_bytes(&[starts[kind], &bytes].concat());
+    }
+
+    #[test]
+    fn no_damage_panics(at in 0..400_usize, value: u8, file in 0..6_usize) {
+        let names = ["rgba.png", "420.jpg", "progressive.jpg", "animated.gif", "lossless_alpha.webp", "rgb.bmp"];
+        let mut bytes = fixture(&format!("images/{}", names[file]));
+        let at = at % bytes.len();
+        bytes[at] = value;
+        let _ = decode_bytes(&bytes);
+    }
+
+    #[test]
+    fn no_text_panics(text in any::<String>(), data in "[ -~]{0,40}") {
+        let _ = text.parse::<ImageSource>();
+        let _ = load(&ImageSource::DataUrl(format!("data:{data}")), &Limits::default(), Alpha::White);
+        let _ = load(&ImageSource::DataUrl(format!("data:image/png;base64,{data}")), &Limits::default(), Alpha::White);
+        let _ = ImageProcessorConfig::from_json(&text);
+    }
+}
