@@ -88,11 +88,11 @@ impl ModelSource {
 }
 
 /// How far a download is. Bytes that an earlier, interrupted run left count as done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct HubProgress<'a> {
+pub struct HubProgress {
     /// The file that is downloaded now, relative to the repository.
-    pub file: &'a str,
+    pub file: String,
     /// Bytes of this file that are here.
     pub file_done: u64,
     /// Bytes of this file, when the server says how many.
@@ -174,11 +174,7 @@ impl HubOptions {
 ///
 /// # Errors
 /// As [`fetch_with`], and [`HubError::NoCacheFolder`].
-pub fn fetch(
-    repo: &str,
-    revision: Option<&str>,
-    progress: &mut dyn FnMut(HubProgress<'_>),
-) -> Result<PathBuf, HubError> {
+pub fn fetch(repo: &str, revision: Option<&str>, progress: &mut dyn FnMut(HubProgress)) -> Result<PathBuf, HubError> {
     fetch_with(&HubOptions::from_env()?, repo, revision, progress)
 }
 
@@ -197,7 +193,7 @@ pub fn fetch_with(
     options: &HubOptions,
     repo: &str,
     revision: Option<&str>,
-    progress: &mut dyn FnMut(HubProgress<'_>),
+    progress: &mut dyn FnMut(HubProgress),
 ) -> Result<PathBuf, HubError> {
     let revision = revision.unwrap_or(DEFAULT_REVISION);
     check_id(repo, revision)?;
@@ -255,7 +251,7 @@ struct Download<'a> {
     commit: &'a str,
     /// What the server has said of files that the cache lacks.
     found: BTreeMap<String, Remote>,
-    progress: &'a mut dyn FnMut(HubProgress<'_>),
+    progress: &'a mut dyn FnMut(HubProgress),
     done: u64,
     total: u64,
 }
@@ -361,7 +357,7 @@ impl Download<'_> {
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             (self.progress)(HubProgress {
-                file,
+                file: file.to_owned(),
                 file_done: at,
                 file_total: remote.size,
                 done: self.done + at,

@@ -30,9 +30,9 @@ fn downloads_once_then_reads_the_cache() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let options = hub.options(&cache);
     let mut seen: Vec<(String, u64, u64)> = Vec::new();
-    let mut progress = |at: HubProgress<'_>| {
+    let mut progress = |at: HubProgress| {
         assert!(at.file_done <= at.file_total.unwrap() && at.done <= at.total, "{at:?}");
-        seen.push((at.file.to_owned(), at.done, at.total));
+        seen.push((at.file, at.done, at.total));
     };
     let snapshot = fetch_with(&options, REPO, None, &mut progress).unwrap();
 
@@ -246,7 +246,7 @@ fn a_source_is_a_folder_or_a_repository() {
 /// Of the tiny repository, besides the weights.
 const WANTED: [&str; 4] = ["config.json", "tokenizer.json", "preprocessor_config.json", "generation_config.json"];
 
-fn no_progress(_: HubProgress<'_>) {}
+fn no_progress(_: HubProgress) {}
 
 #[derive(Clone)]
 struct State {
