@@ -10,6 +10,7 @@ mod error;
 mod format;
 mod idefics2;
 mod jpeg;
+mod kernels;
 mod pad;
 mod resize;
 mod rgb;

@@ -12,6 +12,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::image::RgbImage;
+use crate::image::kernels::{self, PRECISION_BITS, Taps};
 use crate::image::rgb::RgbView;
 
 /// How new pixels are made of old ones; the discriminants are Pillow's `resample` numbers.
@@ -93,128 +94,70 @@ pub(crate) fn resize_view(source: RgbView<'_>, width: u32, height: u32, filter: 
     let data = if filter == Filter::Nearest {
         nearest(source, out_width, out_height)
     } else if source.height == out_height {
-        horizontal(source, 0..source.height, &Taps::new(source.width, out_width, filter))
+        narrow(source, 0..source.height, &axis_taps(source.width, out_width, filter))
     } else {
-        let taps = Taps::new(source.height, out_height, filter);
+        let taps = axis_taps(source.height, out_height, filter);
         let rows = taps.inputs();
         if source.width == out_width {
-            vertical(|y| source.row(y), 3 * out_width, &taps)
+            shorten(|y| source.row(y), 3 * out_width, &taps)
         } else {
             // Only the rows that the second pass reads.
             let first_row = rows.start;
-            let narrowed = horizontal(source, rows, &Taps::new(source.width, out_width, filter));
+            let narrowed = narrow(source, rows, &axis_taps(source.width, out_width, filter));
             let stride = 3 * out_width;
-            vertical(|y| &narrowed[(y - first_row) * stride..][..stride], stride, &taps)
+            shorten(|y| &narrowed[(y - first_row) * stride..][..stride], stride, &taps)
         }
     };
     RgbImage::new(width, height, data).expect("the passes fill every pixel")
 }
 
-const PRECISION_BITS: u32 = 32 - 8 - 2;
-const ROUND: i32 = 1 << (PRECISION_BITS - 1);
+/// The weights of one axis.
+fn axis_taps(in_size: usize, out_size: usize, filter: Filter) -> Taps {
+    let scale = in_size as f64 / out_size as f64;
+    let filter_scale = scale.max(1.0);
+    let support = filter.support() * filter_scale;
+    let inverse = 1.0 / filter_scale;
 
-/// For each output position along one axis, the inputs it reads and their fixed-point weights.
-struct Taps {
-    /// First input of each output.
-    starts: Vec<usize>,
-    /// Where each output's weights end in `weights`; they begin where the previous one's end.
-    ends: Vec<usize>,
-    weights: Vec<i32>,
-}
-
-impl Taps {
-    fn new(in_size: usize, out_size: usize, filter: Filter) -> Self {
-        let scale = in_size as f64 / out_size as f64;
-        let filter_scale = scale.max(1.0);
-        let support = filter.support() * filter_scale;
-        let inverse = 1.0 / filter_scale;
-
-        let mut taps =
-            Self { starts: Vec::with_capacity(out_size), ends: Vec::with_capacity(out_size), weights: vec![] };
-        let mut exact = Vec::new();
-        for position in 0..out_size {
-            let center = (position as f64 + 0.5) * scale;
-            // Casts truncate toward zero and stop at 0, as the source's do.
-            let start = (center - support + 0.5) as usize;
-            let end = ((center + support + 0.5) as usize).min(in_size);
-            exact.clear();
-            exact.extend(
-                (start..end)
-                    .map(|input| filter.weight((((input - start) as f64 + start as f64) - center + 0.5) * inverse)),
-            );
-            let sum: f64 = exact.iter().sum();
-            taps.starts.push(start);
-            taps.weights.extend(exact.iter().map(|&weight| {
-                let weight = if sum == 0.0 { weight } else { weight / sum };
-                (weight * f64::from(1 << PRECISION_BITS) + 0.5_f64.copysign(weight)) as i32
-            }));
-            taps.ends.push(taps.weights.len());
-        }
-        taps
+    let mut taps = Taps::default();
+    let mut exact = Vec::new();
+    for position in 0..out_size {
+        let center = (position as f64 + 0.5) * scale;
+        // Casts truncate toward zero and stop at 0, as the source's do.
+        let start = (center - support + 0.5) as usize;
+        let end = ((center + support + 0.5) as usize).min(in_size);
+        exact.clear();
+        exact.extend((start..end).map(|input| filter.weight((input as f64 - center + 0.5) * inverse)));
+        let sum: f64 = exact.iter().sum();
+        let fixed_point = |&weight: &f64| {
+            let weight = if sum == 0.0 { weight } else { weight / sum };
+            (weight * f64::from(1 << PRECISION_BITS) + 0.5_f64.copysign(weight)) as i32
+        };
+        taps.push(start, exact.iter().map(fixed_point));
     }
-
-    fn len(&self) -> usize {
-        self.starts.len()
-    }
-
-    /// The first input of `output`, and its weights.
-    fn of(&self, output: usize) -> (usize, &[i32]) {
-        let begin = if output == 0 { 0 } else { self.ends[output - 1] };
-        (self.starts[output], &self.weights[begin..self.ends[output]])
-    }
-
-    /// All inputs that any output reads.
-    fn inputs(&self) -> Range<usize> {
-        let (start, _) = self.of(0);
-        let (last, weights) = self.of(self.len() - 1);
-        start..last + weights.len()
-    }
-}
-
-fn clip(sum: i32) -> u8 {
-    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+    taps
 }
 
 /// Resizes the given rows along x; returns `[rows, taps.len(), 3]`.
-fn horizontal(source: RgbView<'_>, rows: Range<usize>, taps: &Taps) -> Vec<u8> {
+fn narrow(source: RgbView<'_>, rows: Range<usize>, taps: &Taps) -> Vec<u8> {
     let stride = 3 * taps.len();
     let mut out = vec![0; rows.len() * stride];
-    out.par_chunks_exact_mut(stride).with_min_len(8).zip(rows).for_each(|(out_row, y)| {
-        let row = source.row(y);
-        for (position, out_pixel) in out_row.chunks_exact_mut(3).enumerate() {
-            let (start, weights) = taps.of(position);
-            let mut sums = [ROUND; 3];
-            for (pixel, &weight) in row[3 * start..].chunks_exact(3).zip(weights) {
-                for (sum, &value) in sums.iter_mut().zip(pixel) {
-                    *sum += weight * i32::from(value);
-                }
-            }
-            for (value, sum) in out_pixel.iter_mut().zip(sums) {
-                *value = clip(sum);
-            }
-        }
-    });
+    out.par_chunks_exact_mut(stride).with_min_len(8).zip(rows).for_each_init(
+        || vec![0; 3 * source.width + 1],
+        |padded, (out_row, y)| {
+            padded[..3 * source.width].copy_from_slice(source.row(y));
+            kernels::horizontal(padded, taps, out_row);
+        },
+    );
     out
 }
 
 /// Resizes along y; `row(y)` is an input row of `stride` bytes. Returns `[taps.len(), stride]`.
-fn vertical<'a>(row: impl Fn(usize) -> &'a [u8] + Sync, stride: usize, taps: &Taps) -> Vec<u8> {
+fn shorten<'a>(row: impl Fn(usize) -> &'a [u8] + Sync, stride: usize, taps: &Taps) -> Vec<u8> {
     let mut out = vec![0; taps.len() * stride];
-    out.par_chunks_exact_mut(stride).with_min_len(8).enumerate().for_each_init(
-        || vec![0_i32; stride],
-        |sums, (position, out_row)| {
-            let (start, weights) = taps.of(position);
-            sums.fill(ROUND);
-            for (offset, &weight) in weights.iter().enumerate() {
-                for (sum, &value) in sums.iter_mut().zip(row(start + offset)) {
-                    *sum += weight * i32::from(value);
-                }
-            }
-            for (value, &sum) in out_row.iter_mut().zip(sums.iter()) {
-                *value = clip(sum);
-            }
-        },
-    );
+    out.par_chunks_exact_mut(stride).with_min_len(8).enumerate().for_each(|(position, out_row)| {
+        let (start, weights) = taps.of(position);
+        kernels::vertical(|offset| row(start + offset), weights, out_row);
+    });
     out
 }
 
