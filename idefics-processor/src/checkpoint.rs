@@ -53,8 +53,8 @@ pub(crate) struct ModelHead {
 
 impl Checkpoint {
     pub(crate) fn open(folder: &Path) -> Result<Self, ProcessorError> {
-        let metadata = std::fs::metadata(folder)
-            .map_err(|error| ProcessorError::Read { path: folder.to_owned(), error })?;
+        let metadata =
+            std::fs::metadata(folder).map_err(|error| ProcessorError::Read { path: folder.to_owned(), error })?;
         if !metadata.is_dir() {
             return Err(ProcessorError::NotThere { path: folder.to_owned(), expected: "a folder with a checkpoint" });
         }
@@ -66,11 +66,9 @@ impl Checkpoint {
         let Some(file) = self.json::<ModelHead>("config.json")? else { return Ok(ModelHead::default()) };
         match file.content.model_type.as_deref() {
             None | Some("idefics2") => Ok(file.content),
-            Some(other) => Err(ProcessorError::Family {
-                path: file.path,
-                model_type: shorten(other),
-                supported: "idefics2",
-            }),
+            Some(other) => {
+                Err(ProcessorError::Family { path: file.path, model_type: shorten(other), supported: "idefics2" })
+            }
         }
     }
 

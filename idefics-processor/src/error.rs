@@ -240,7 +240,9 @@ pub enum ProcessorError {
     },
 
     /// A role that is not a plain word.
-    #[error("row {row}, message {message}: the role {role:?} is not a word of at most 64 ASCII letters, digits, - or _")]
+    #[error(
+        "row {row}, message {message}: the role {role:?} is not a word of at most 64 ASCII letters, digits, - or _"
+    )]
     Role {
         /// The row of the batch.
         row: usize,

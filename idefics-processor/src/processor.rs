@@ -274,8 +274,11 @@ fn process_images(
         .par_iter()
         .enumerate()
         .map(|(image, source)| {
-            let picture = load(source, &options.limits, options.alpha)
-                .map_err(|error| ProcessorError::Image { row, image, error })?;
+            let picture = load(source, &options.limits, options.alpha).map_err(|error| ProcessorError::Image {
+                row,
+                image,
+                error,
+            })?;
             Ok(processor.process(&picture))
         })
         .collect();

@@ -7,12 +7,12 @@ use idefics_processor::{Processor, ProcessorError};
 use serde_json::{Map, Value, json};
 
 /// A folder of `xtask/checkpoints`.
-pub fn checkpoint(name: &str) -> PathBuf {
+pub(crate) fn checkpoint(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask/checkpoints").join(name)
 }
 
 /// The processor with the whole vocabulary of the real checkpoint.
-pub fn real() -> &'static Processor {
+pub(crate) fn real() -> &'static Processor {
     static REAL: std::sync::LazyLock<Processor> = std::sync::LazyLock::new(|| {
         Processor::from_folder(&checkpoint("mistral-tokenizer")).expect("the committed checkpoint loads")
     });
@@ -20,7 +20,7 @@ pub fn real() -> &'static Processor {
 }
 
 /// A picture of 2 by 1 pixels, for tests that are about text.
-pub fn dot() -> ImageSource {
+pub(crate) fn dot() -> ImageSource {
     let mut png = Vec::new();
     image::RgbImage::from_pixel(2, 1, image::Rgb([10, 20, 30]))
         .write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)
@@ -29,16 +29,16 @@ pub fn dot() -> ImageSource {
 }
 
 /// A checkpoint folder in the making.
-pub struct Folder(tempfile::TempDir);
+pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
     /// An empty one.
-    pub fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder"))
     }
 
     /// One with the files of `xtask/checkpoints/<name>` but for its weights, and with tiles of a few pixels.
-    pub fn of(name: &str) -> Self {
+    pub(crate) fn of(name: &str) -> Self {
         let folder = Self::empty();
         for entry in std::fs::read_dir(checkpoint(name)).expect("the committed checkpoint is there") {
             let entry = entry.expect("its entries are readable");
@@ -49,22 +49,22 @@ impl Folder {
         folder.write("preprocessor_config.json", json!({"size": {"shortest_edge": 2, "longest_edge": 4}}))
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    pub fn write(self, name: &str, content: impl ToString) -> Self {
+    pub(crate) fn write(self, name: &str, content: impl ToString) -> Self {
         std::fs::write(self.path().join(name), content.to_string()).expect("writing");
         self
     }
 
-    pub fn remove(self, name: &str) -> Self {
+    pub(crate) fn remove(self, name: &str) -> Self {
         std::fs::remove_file(self.path().join(name)).expect("removing");
         self
     }
 
     /// Changes a JSON file in place.
-    pub fn change(self, name: &str, change: impl FnOnce(&mut Map<String, Value>)) -> Self {
+    pub(crate) fn change(self, name: &str, change: impl FnOnce(&mut Map<String, Value>)) -> Self {
         let text = std::fs::read_to_string(self.path().join(name)).expect("reading");
         let mut json: Value = serde_json::from_str(&text).expect("JSON");
         change(json.as_object_mut().expect("an object"));
@@ -72,16 +72,16 @@ impl Folder {
     }
 
     /// The same folder with `template` as its chat template.
-    pub fn template(self, template: &str) -> Self {
+    pub(crate) fn template(self, template: &str) -> Self {
         self.write("chat_template.json", json!({ "chat_template": template }))
     }
 
-    pub fn load(&self) -> Result<Processor, ProcessorError> {
+    pub(crate) fn load(&self) -> Result<Processor, ProcessorError> {
         Processor::from_folder(self.path())
     }
 
     #[track_caller]
-    pub fn error(&self) -> ProcessorError {
+    pub(crate) fn error(&self) -> ProcessorError {
         match self.load() {
             Ok(_) => panic!("the folder loads"),
             Err(error) => error,

@@ -2,4 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod image;
+mod processor;
+mod prompt;
 mod tokenizer;

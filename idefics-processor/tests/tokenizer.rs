@@ -186,9 +186,15 @@ fn special_ids_are_those_of_the_checkpoint() {
     let tokenizer = real().tokenizer();
     assert_eq!(tokenizer.vocab_size(), 32003);
     assert_eq!(tokenizer.max_id(), 32002);
-    assert_eq!([tokenizer.unk_token_id(), tokenizer.bos_token_id(), tokenizer.eos_token_id()], [Some(0), Some(1), Some(2)]);
+    assert_eq!(
+        [tokenizer.unk_token_id(), tokenizer.bos_token_id(), tokenizer.eos_token_id()],
+        [Some(0), Some(1), Some(2)]
+    );
     assert_eq!(tokenizer.pad_token_id(), Some(0));
-    assert_eq!([tokenizer.fake_token_id(), tokenizer.image_token_id(), tokenizer.end_of_utterance_id()], [32000, 32001, 32002]);
+    assert_eq!(
+        [tokenizer.fake_token_id(), tokenizer.image_token_id(), tokenizer.end_of_utterance_id()],
+        [32000, 32001, 32002]
+    );
     assert_eq!(tokenizer.id_to_token(32001).as_deref(), Some("<image>"));
     assert_eq!(tokenizer.token_to_id("<image>"), Some(32001));
     assert_eq!(tokenizer.token_to_id("no such token"), None);

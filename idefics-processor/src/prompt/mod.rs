@@ -3,6 +3,7 @@
 mod expand;
 mod literal;
 mod sample;
+mod sandbox;
 mod template;
 
 pub use expand::{ImageTokens, expand_images};

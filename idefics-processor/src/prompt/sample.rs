@@ -172,7 +172,9 @@ impl TryFrom<RawSample> for Sample {
             }
             (None, Some(messages), None) => {
                 if images.is_some() {
-                    return Err("`images` belongs to `text`; put the images of `messages` into their content".to_owned());
+                    return Err(
+                        "`images` belongs to `text`; put the images of `messages` into their content".to_owned()
+                    );
                 }
                 Ok(Self::Messages { messages, add_generation_prompt: add_generation_prompt.unwrap_or(false) })
             }

@@ -1,21 +1,13 @@
-//! The checkpoint's chat template, rendered within limits.
+//! The checkpoint's chat template.
 
-use std::io;
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja::{Value, context};
 
 use crate::error::ProcessorError;
+use crate::prompt::sandbox::{self, Cost, Forbidden};
 use crate::prompt::{Content, Message};
-
-/// Steps that a template may take. The templates of the Idefics family take about ten for each part of a message.
-const FUEL: u64 = 1_000_000;
-/// How deep calls of macros and blocks may nest.
-const RECURSION: usize = 64;
-/// Longest rendered text, in bytes.
-const MAX_OUTPUT: usize = 8 << 20;
 
 /// How much text a sample may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +32,10 @@ impl Default for TextLimits {
 /// A chat template of a checkpoint: what turns messages into text.
 ///
 /// Templates are programs from a downloaded folder, so they run in a sandbox: they see the messages and the special
-/// tokens and nothing else, and their steps, depth and output are limited.
+/// tokens and nothing else, they read no other template, and their steps, depth and sizes are limited. `strftime_now`
+/// gives the time in UTC.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
     source: String,
 }
 
@@ -53,20 +45,13 @@ impl ChatTemplate {
     /// # Errors
     /// [`ProcessorError::Template`] or [`ProcessorError::TemplateForbidden`].
     pub fn new(source: String, path: &Path) -> Result<Self, ProcessorError> {
-        let mut environment = Environment::new();
-        // Source: `_cached_compile_jinja_template`.
-        let mut syntax = SyntaxConfig::builder();
-        syntax.trim_blocks(true).lstrip_blocks(true);
-        environment.set_syntax(syntax.build().expect("the default delimiters are valid"));
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(RECURSION);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_filter("tojson", to_json);
-        environment
-            .add_template_owned(NAME, source.clone())
-            .map_err(|error| ProcessorError::Template { path: path.to_owned(), error })?;
-        Ok(Self { environment, source })
+        match sandbox::check(&source) {
+            Ok(None) => Ok(Self { source }),
+            Ok(Some(Forbidden { what, line })) => {
+                Err(ProcessorError::TemplateForbidden { path: path.to_owned(), what, line })
+            }
+            Err(error) => Err(ProcessorError::Template { path: path.to_owned(), error }),
+        }
     }
 
     /// The template's own text.
@@ -87,22 +72,23 @@ impl ChatTemplate {
         row: usize,
         mut protect: impl FnMut(&str) -> String,
     ) -> Result<String, ProcessorError> {
+        let contents = || messages.iter().flat_map(|message| &message.content);
+        let bytes = contents().map(|content| match content {
+            Content::Text { text } => text.len(),
+            Content::Image { .. } => 0,
+        });
+        let cost = Cost::of(messages.len() + contents().count(), bytes.sum());
+
         let messages: Vec<Value> = messages.iter().map(|message| message_value(message, &mut protect)).collect();
-        let tokens: Value = tokens.iter().filter_map(|(name, token)| Some((*name, Value::from((*token)?)))).collect();
-        let fail = |error: Error| match limit(&error) {
+        let tokens: BTreeMap<&str, Value> =
+            tokens.iter().filter_map(|(name, token)| Some((*name, Value::from((*token)?)))).collect();
+        let context = context! { messages, add_generation_prompt, tools => (), documents => (), ..Value::from(tokens) };
+        sandbox::render(&self.source, context, cost).map_err(|error| match sandbox::limit(&error) {
             Some(limit) => ProcessorError::TemplateLimit { row, limit },
             None => ProcessorError::Render { row, error },
-        };
-        let template = self.environment.get_template(NAME).map_err(fail)?;
-        let context = context! { messages, add_generation_prompt, tools => (), documents => (), ..tokens };
-        let mut output = Capped(Vec::new());
-        template.render_captured_to(context, &mut output).map_err(fail)?;
-        let not_text = |_| fail(Error::new(ErrorKind::BadSerialization, "the template wrote text that is not UTF-8"));
-        String::from_utf8(output.0).map_err(not_text)
+        })
     }
 }
-
-const NAME: &str = "chat_template";
 
 /// What a template sees of a message. Images are there, but not what they show or where they lie.
 fn message_value(message: &Message, protect: &mut impl FnMut(&str) -> String) -> Value {
@@ -115,72 +101,4 @@ fn message_value(message: &Message, protect: &mut impl FnMut(&str) -> String) ->
         })
         .collect();
     context! { role => message.role.as_str(), content }
-}
-
-fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// JSON as the reference writes it: without the escapes that make it safe in HTML.
-fn to_json(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    let escaped = minijinja::filters::tojson(value, indent, options)?.to_string();
-    let mut json = String::with_capacity(escaped.len());
-    let mut rest = escaped.as_str();
-    while let Some(start) = rest.find('\\') {
-        let (before, escape) = rest.split_at(start);
-        json.push_str(before);
-        let html = [("\\u003c", '<'), ("\\u003e", '>'), ("\\u0026", '&'), ("\\u0027", '\'')];
-        rest = match html.iter().find(|(code, _)| escape.starts_with(code)) {
-            Some((code, character)) => {
-                json.push(*character);
-                &escape[code.len()..]
-            }
-            None => {
-                let end = escape.char_indices().nth(2).map_or(escape.len(), |(end, _)| end);
-                json.push_str(&escape[..end]);
-                &escape[end..]
-            }
-        };
-    }
-    json.push_str(rest);
-    Ok(Value::from_safe_string(json))
-}
-
-/// Output that refuses to grow past the limit.
-struct Capped(Vec<u8>);
-
-impl io::Write for Capped {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT {
-            return Err(io::Error::from(io::ErrorKind::FileTooLarge));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Which limit an error comes from, if any.
-fn limit(error: &Error) -> Option<String> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<Error>() {
-            match error.kind() {
-                ErrorKind::OutOfFuel => return Some(format!("{FUEL} steps")),
-                ErrorKind::InvalidOperation if error.detail() == Some("recursion limit exceeded") => {
-                    return Some(format!("{RECURSION} nested calls"));
-                }
-                _ => {}
-            }
-        }
-        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::FileTooLarge) {
-            return Some(format!("{MAX_OUTPUT} bytes of text"));
-        }
-        cause = error.source();
-    }
-    None
 }

@@ -166,7 +166,8 @@ pub(crate) fn load(
 ) -> Result<Tokenizer, ProcessorError> {
     let path = file.path.as_path();
     let guarded = catch_unwind(|| build(file, config, compatibility));
-    let inner = guarded.unwrap_or_else(|_| Err(ProcessorError::TokenizerPanic { path: path.to_owned(), doing: "loading" }))?;
+    let inner =
+        guarded.unwrap_or_else(|_| Err(ProcessorError::TokenizerPanic { path: path.to_owned(), doing: "loading" }))?;
     check(inner, path, config)
 }
 
@@ -329,13 +330,13 @@ fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) ->
     if let Some((token, id)) = protected.iter().find(|(token, _)| token.len() > MAX_SPECIAL_BYTES) {
         return invalid(token, *id, "a special token may have at most 256 bytes");
     }
-    // What the prompt is built of must be told apart, from each other and from the ends of the text.
+    // What the prompt is built of must be told apart, and must not end a text (the end of a turn may).
+    let ends = [ids.bos, ids.eos];
     let mut seen = BTreeSet::new();
-    let ends = [config.bos.as_deref(), config.eos.as_deref()];
-    let distinct = required.into_iter().chain(ends.into_iter().flatten().filter(|_| ids.bos != ids.eos));
-    for token in distinct {
-        if !seen.insert(id(token)) {
-            return invalid(token, id(token), "another special token has this id");
+    for token in required {
+        let id = id(token);
+        if !seen.insert(id) || (token != END_OF_UTTERANCE && ends.contains(&Some(id))) {
+            return invalid(token, id, "another special token has this id");
         }
     }
     Ok(Tokenizer { ids, protected, path: path.to_owned(), inner })

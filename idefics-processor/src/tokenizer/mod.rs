@@ -23,11 +23,11 @@ pub(crate) use load::{TokenizerConfig, load};
 ///
 /// | | after the image | after `<end_of_utterance>` |
 /// |---|---|---|
-/// | `Transformers4` | `▁What ▁is ▁this ?` | `▁ \n Ass istant :` |
-/// | `Transformers5`, `"legacy": true` | `▁What ▁is ▁this ?` | `▁ \n Ass istant :` |
-/// | `Transformers5`, `"legacy": false` | `▁What ▁is ▁this ?` | `\n Ass istant :` |
+/// | `Transformers4` | `▁What ▁is ▁this ?` | `▁ <0x0A> Ass istant :` |
+/// | `Transformers5`, `"legacy": true` | `▁What ▁is ▁this ?` | `▁ <0x0A> Ass istant :` |
+/// | `Transformers5`, `"legacy": false` | `▁What ▁is ▁this ?` | `<0x0A> Ass istant :` |
 ///
-/// and with a space in the text already, as in `<image> What`, release 4 encodes `▁▁What` and release 5 `▁What`.
+/// and with a space in the text already, as in `<image> What`, release 4 encodes `▁ ▁What` and release 5 `▁What`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compatibility {
