@@ -183,10 +183,10 @@ fn build(
     };
     let mut inner = match rebuilt {
         None => tokenizers::Tokenizer::from_bytes(&file.content).map_err(fail)?,
-        Some((pipeline, of_file)) => {
+        Some(Rebuilt { pipeline, added_tokens }) => {
             let mut inner = tokenizers::Tokenizer::from_bytes(pipeline).map_err(fail)?;
             if config.added_tokens.is_none() {
-                inner.add_tokens(of_file).map_err(fail)?;
+                inner.add_tokens(added_tokens).map_err(fail)?;
             }
             inner
         }
@@ -213,14 +213,19 @@ fn build(
 
 const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
-/// The pipeline that release 5 builds around the file's vocabulary, as a `tokenizer.json`, and the file's added tokens
-/// in the order of their ids; or nothing if the file is byte-level, which is taken as it is.
+/// What release 5 makes of a `tokenizer.json`.
+struct Rebuilt {
+    /// A `tokenizer.json` without added tokens.
+    pipeline: Vec<u8>,
+    /// The file's, in the order of their ids.
+    added_tokens: Vec<AddedToken>,
+}
+
+/// The pipeline that release 5 builds around the file's vocabulary; nothing if the file is byte-level, which is taken
+/// as it is.
 ///
 /// Source: `LlamaTokenizer.__init__`, `TokenizersBackend.convert_to_native_format`.
-fn rebuild(
-    file: &Sourced<Vec<u8>>,
-    config: &TokenizerConfig,
-) -> Result<Option<(Vec<u8>, Vec<AddedToken>)>, ProcessorError> {
+fn rebuild(file: &Sourced<Vec<u8>>, config: &TokenizerConfig) -> Result<Option<Rebuilt>, ProcessorError> {
     let json_error = |error| ProcessorError::Json { path: file.path.clone(), error };
     let mut shipped: Map<String, Value> = serde_json::from_slice(&file.content).map_err(json_error)?;
     if ["pre_tokenizer", "decoder"].iter().any(|part| shipped.get(*part).is_some_and(is_byte_level)) {
@@ -236,7 +241,7 @@ fn rebuild(
     }
     let mut added: Vec<Numbered> = serde_json::from_value(added).map_err(json_error)?;
     added.sort_by_key(|token| token.id);
-    let added = added.into_iter().map(|numbered| numbered.token.into()).collect();
+    let added_tokens = added.into_iter().map(|numbered| numbered.token.into()).collect();
 
     let Some(Value::Object(mut model)) = shipped.remove("model") else {
         return Err(field(&file.path, "model", &Value::Null, "a BPE model"));
@@ -281,7 +286,7 @@ fn rebuild(
             "merges": model.remove("merges").unwrap_or_else(|| json!([])),
         },
     });
-    Ok(Some((serde_json::to_vec(&pipeline).map_err(json_error)?, added)))
+    Ok(Some(Rebuilt { pipeline: serde_json::to_vec(&pipeline).map_err(json_error)?, added_tokens }))
 }
 
 /// Whether a pre-tokenizer or decoder is byte-level, alone or in a sequence.
