@@ -1,0 +1,151 @@
+//! `config.json` of a model folder.
+
+use std::path::{Path, PathBuf};
+
+use idefics_nn::ConfigError;
+use idefics_perceiver::{ConnectorConfig, PerceiverConfig};
+use idefics_text::TextConfig;
+use idefics_vision::VisionConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// Real files take a few kilobytes.
+const MAX_BYTES: u64 = 2 << 20;
+
+/// What `config.json` describes: the one place where `model_type` is looked at.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum ModelConfig {
+    /// `idefics2`.
+    Idefics2(Idefics2Config),
+}
+
+impl ModelConfig {
+    /// Reads and checks `folder/config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::ModelFile`] for what is not a configuration, [`Error::UnknownFamily`], or
+    /// [`Error::Config`] naming the key whose value describes no model.
+    pub fn from_folder(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join("config.json");
+        let file = read_json(&path)?;
+        match file.get("model_type").and_then(|family| family.as_str()) {
+            Some("idefics2") => {
+                let config: Idefics2Config = from_value(&path, file)?;
+                let config = config.resolved();
+                config.validate().map_err(|source| Error::Config { path, source })?;
+                Ok(Self::Idefics2(config))
+            }
+            other => {
+                let family = other.unwrap_or("missing").to_owned();
+                Err(Error::UnknownFamily { path, family, supported: "idefics2" })
+            }
+        }
+    }
+
+    /// `model_type` as the file spells it.
+    pub fn family(&self) -> &'static str {
+        match self {
+            Self::Idefics2(_) => "idefics2",
+        }
+    }
+}
+
+/// `config.json` of an Idefics2 checkpoint; keys that are not listed are ignored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Idefics2Config {
+    /// The token whose embeddings are replaced by image vectors.
+    pub image_token_id: u32,
+    /// Whether the head is the embedding table.
+    pub tie_word_embeddings: bool,
+    /// The decoder.
+    pub text_config: TextConfig,
+    /// The vision tower.
+    pub vision_config: VisionConfig,
+    /// The resampler.
+    pub perceiver_config: PerceiverConfig,
+}
+
+/// Defaults of `Idefics2Config`.
+impl Default for Idefics2Config {
+    fn default() -> Self {
+        Self {
+            image_token_id: 32_001,
+            tie_word_embeddings: false,
+            text_config: TextConfig::idefics2_preset(),
+            vision_config: VisionConfig::default(),
+            perceiver_config: PerceiverConfig::default(),
+        }
+    }
+}
+
+impl Idefics2Config {
+    /// The public 8b checkpoints.
+    pub fn idefics2_8b() -> Self {
+        Self {
+            text_config: TextConfig { vocab_size: 32_003, ..TextConfig::idefics2_preset() },
+            vision_config: VisionConfig::siglip_so400m_980(),
+            ..Self::default()
+        }
+    }
+
+    /// The resampler works in the decoder's space: if their widths differ, the decoder's width and eps are taken.
+    /// Source: `Idefics2Config.__post_init__`.
+    #[must_use]
+    pub fn resolved(mut self) -> Self {
+        if self.perceiver_config.hidden_size != self.text_config.hidden_size {
+            self.perceiver_config.hidden_size = self.text_config.hidden_size;
+            self.perceiver_config.rms_norm_eps = self.text_config.rms_norm_eps;
+        }
+        self
+    }
+
+    /// What shapes the connector.
+    pub fn connector(&self) -> ConnectorConfig {
+        ConnectorConfig {
+            vision_hidden_size: self.vision_config.hidden_size,
+            text_hidden_size: self.text_config.hidden_size,
+            text_intermediate_size: self.text_config.intermediate_size,
+            text_hidden_act: self.text_config.hidden_act,
+            perceiver: self.perceiver_config.clone(),
+        }
+    }
+
+    /// Checks every value on which memory or a division depends.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.text_config.validate()?;
+        self.vision_config.validate()?;
+        self.perceiver_config.validate()?;
+        ConfigError::check_range("image_token_id", self.image_token_id as usize, 0..=self.text_config.vocab_size - 1)
+    }
+}
+
+/// Reads a JSON object of at most [`MAX_BYTES`].
+pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, Error> {
+    let read_error = |source| Error::Read { path: path.to_owned(), source };
+    let length = std::fs::metadata(path).map_err(read_error)?.len();
+    if length > MAX_BYTES {
+        let reason = format!("{length} bytes, at most {MAX_BYTES} are accepted");
+        return Err(Error::ModelFile { path: path.to_owned(), reason });
+    }
+    let text = std::fs::read(path).map_err(read_error)?;
+    let value: serde_json::Value = serde_json::from_slice(&text)
+        .map_err(|error| Error::ModelFile { path: path.to_owned(), reason: error.to_string() })?;
+    if !value.is_object() {
+        return Err(Error::ModelFile { path: path.to_owned(), reason: "expected a JSON object".to_owned() });
+    }
+    Ok(value)
+}
+
+/// Deserializes, naming the key at fault.
+pub(crate) fn from_value<T: serde::de::DeserializeOwned>(path: &Path, value: serde_json::Value) -> Result<T, Error> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path: PathBuf = path.to_owned();
+        Error::ModelFile { path, reason: format!("`{}`: {}", error.path(), error.inner()) }
+    })
+}

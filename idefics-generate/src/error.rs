@@ -1,0 +1,162 @@
+use std::path::PathBuf;
+
+use idefics_nn::{CheckpointError, ConfigError};
+use idefics_processor::ProcessorError;
+
+use crate::device::DeviceError;
+use crate::generation_config::GenerationError;
+use crate::inputs::InputError;
+
+/// Why a model could not be loaded or could not answer. The message is one line that names what is wrong and where.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file of the model folder cannot be read.
+    #[error("{}: cannot be read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The model folder is not there.
+    #[error("{}: no such model folder; expected one with config.json, tokenizer.json and model.safetensors", path.display())]
+    NoFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file of the model folder is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    ModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A `model_type` that is not implemented.
+    #[error("{}: `model_type` is {family:?}, supported: {supported}", path.display())]
+    UnknownFamily {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        family: String,
+        /// What is implemented.
+        supported: &'static str,
+    },
+    /// A configuration value that describes no model.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The key and value.
+        source: ConfigError,
+    },
+    /// The weights are not what the configuration asks for.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Tokenizer, template or preprocessor files, or the sample itself.
+    #[error(transparent)]
+    Processor(#[from] ProcessorError),
+    /// Processor and model disagree about the tokens of an image.
+    #[error(
+        "{}: the processor writes {image_seq_len} tokens an image (`image_seq_len`), the model makes {n_latents} \
+         (`perceiver_config.resampler_n_latents`)",
+        folder.display()
+    )]
+    ImageTokens {
+        /// The model folder.
+        folder: PathBuf,
+        /// Tokens that the processor writes.
+        image_seq_len: usize,
+        /// Vectors that the model makes.
+        n_latents: usize,
+    },
+    /// Tokens and images that do not fit the model.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// Generation options that cannot be followed.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// The device is not there.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The device failed while computing.
+    #[error("the device failed: {reason}")]
+    Execution {
+        /// Burn's answer.
+        reason: String,
+    },
+    /// The model computed NaN or infinity.
+    #[error("row {row}: the logits are not finite after {n_tokens} tokens; load the model with --dtype f32")]
+    NonFinite {
+        /// Row of the batch, from 0.
+        row: usize,
+        /// Tokens generated so far.
+        n_tokens: usize,
+    },
+    /// Every token is forbidden.
+    #[error("row {row}: `bad_words_ids` forbids every token")]
+    NoAllowedToken {
+        /// Row of the batch, from 0.
+        row: usize,
+    },
+    /// The hub could not deliver a model.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
+}
+
+/// Who is at fault; the program's exit codes follow it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Options that contradict each other or the model.
+    Usage,
+    /// An image, prompt or sample.
+    Input,
+    /// The checkpoint folder.
+    Model,
+    /// The file system.
+    FileSystem,
+    /// A limit on size or memory.
+    Limit,
+    /// The network.
+    Network,
+    /// Non-finite numbers.
+    Numeric,
+    /// The device.
+    Device,
+}
+
+impl Error {
+    /// Who is at fault.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read { .. } | Self::NoFolder { .. } => ErrorKind::FileSystem,
+            Self::Checkpoint(CheckpointError::Io { .. } | CheckpointError::NotAFile { .. }) => ErrorKind::FileSystem,
+            Self::ModelFile { .. }
+            | Self::UnknownFamily { .. }
+            | Self::Config { .. }
+            | Self::Checkpoint(_)
+            | Self::ImageTokens { .. } => ErrorKind::Model,
+            Self::Processor(error) => match error.kind() {
+                idefics_processor::ErrorKind::FileSystem => ErrorKind::FileSystem,
+                idefics_processor::ErrorKind::Model => ErrorKind::Model,
+                idefics_processor::ErrorKind::Limit => ErrorKind::Limit,
+                idefics_processor::ErrorKind::Network => ErrorKind::Network,
+                _ => ErrorKind::Input,
+            },
+            Self::Input(_) => ErrorKind::Input,
+            Self::Generation(_) | Self::NoAllowedToken { .. } => ErrorKind::Usage,
+            Self::Device(_) => ErrorKind::Usage,
+            Self::Execution { .. } => ErrorKind::Device,
+            Self::NonFinite { .. } => ErrorKind::Numeric,
+            #[cfg(feature = "hub")]
+            Self::Hub(error) => match error.kind() {
+                crate::hub::HubErrorKind::FileSystem => ErrorKind::FileSystem,
+                crate::hub::HubErrorKind::NotFound => ErrorKind::Model,
+                _ => ErrorKind::Network,
+            },
+        }
+    }
+}

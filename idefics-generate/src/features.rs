@@ -1,0 +1,64 @@
+//! Image tiles into batches that a vision tower reads.
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use idefics_processor::image::ImageTile;
+use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, plan_batches};
+
+use crate::inputs::InputError;
+
+/// Patches that one batch may hold: two 980-pixel squares, which bounds the activations of the largest tower to about
+/// 200 MB in f32.
+const MAX_PATCHES: usize = 9800;
+
+/// Images of one patch grid, to encode together.
+#[derive(Debug)]
+pub struct ImageBatch {
+    /// Which images these are, by their place in the prompt's list.
+    pub image_indices: Vec<usize>,
+    /// Their patches.
+    pub layout: PatchLayout,
+    /// `[n_images, 3, rows · patch_size, cols · patch_size]`: pixels beyond the last whole patch are cut off.
+    pixel_values: Vec<f32>,
+    /// Shape of the above.
+    shape: [usize; 4],
+}
+
+impl ImageBatch {
+    /// Uploads the pixels, `[n_images, 3, height, width]` in f32.
+    pub fn upload(&self, device: &Device) -> Tensor<4> {
+        Tensor::from_data(TensorData::new(self.pixel_values.clone(), self.shape), (device, DType::F32))
+    }
+}
+
+/// Groups the images of a prompt into batches; nothing is ever computed on padding.
+///
+/// # Errors
+/// [`InputError::Patches`] for an image that has no whole patch, or too many.
+pub fn image_batches(images: &[ImageTile], config: &VisionConfig) -> Result<Vec<ImageBatch>, InputError> {
+    let (patch, positions) = (config.patch_size, config.positions_per_side());
+    let grids = images
+        .iter()
+        .enumerate()
+        .map(|(image_idx, image)| {
+            PatchGrid::whole_patches(image.height, image.width, patch, positions)
+                .map_err(|source| InputError::Patches { image_idx, source })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let batches = plan_batches(&grids, MAX_PATCHES).into_iter().map(|image_indices| {
+        let grid = grids[image_indices[0]];
+        let (height, width) = (grid.rows * patch, grid.cols * patch);
+        let shape = [image_indices.len(), 3, height, width];
+        let mut pixel_values = Vec::with_capacity(shape.iter().product());
+        for &image_idx in &image_indices {
+            let image = &images[image_idx];
+            for channel in image.pixels.chunks_exact(image.height * image.width) {
+                for row in channel.chunks_exact(image.width).take(height) {
+                    pixel_values.extend_from_slice(&row[..width]);
+                }
+            }
+        }
+        let layout = PatchLayout::new(&vec![grid; image_indices.len()], positions);
+        ImageBatch { image_indices, layout, pixel_values, shape }
+    });
+    Ok(batches.collect())
+}

@@ -1,0 +1,172 @@
+//! Tokens of a batch, checked on the host before anything reaches a device.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use idefics_vision::PatchError;
+
+/// Why tokens and images do not fit a model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InputError {
+    /// No rows, or a row without a token.
+    #[error("row {row}: the prompt is empty")]
+    Empty {
+        /// Row of the batch, from 0.
+        row: usize,
+    },
+    /// A token that the model has no embedding for.
+    #[error("row {row}: token id {id} is not below the model's vocabulary size {vocab_size}")]
+    TokenId {
+        /// Row of the batch, from 0.
+        row: usize,
+        /// The token.
+        id: u32,
+        /// Rows of the embedding table.
+        vocab_size: usize,
+    },
+    /// The prompt's image tokens and the images' vectors differ in number.
+    #[error("the prompt has {tokens} image tokens, the images give {vectors} vectors")]
+    ImageTokenCount {
+        /// Image tokens in the prompt.
+        tokens: usize,
+        /// Vectors of the images.
+        vectors: usize,
+    },
+    /// An image that the vision tower cannot cut into patches.
+    #[error("image {image_idx}: {source}")]
+    Patches {
+        /// Place in the list of images, from 0.
+        image_idx: usize,
+        /// Why.
+        source: PatchError,
+    },
+    /// An attention mask with a hole.
+    #[error("row {row}: the attention mask is not padding on the left followed by ones")]
+    Padding {
+        /// Row of the batch, from 0.
+        row: usize,
+    },
+}
+
+/// The token ids of a batch, rows padded on the left to the longest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompts {
+    input_ids: Vec<u32>,
+    left_padding: Vec<usize>,
+    seq: usize,
+}
+
+impl Prompts {
+    /// Pads rows of ids on the left with `pad_token_id`.
+    ///
+    /// # Errors
+    /// [`InputError::Empty`].
+    pub fn pad_left(rows: &[Vec<u32>], pad_token_id: u32) -> Result<Self, InputError> {
+        if let Some(row) = rows.iter().position(Vec::is_empty).or(rows.is_empty().then_some(0)) {
+            return Err(InputError::Empty { row });
+        }
+        let seq = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let left_padding: Vec<usize> = rows.iter().map(|row| seq - row.len()).collect();
+        let input_ids = rows
+            .iter()
+            .zip(&left_padding)
+            .flat_map(|(row, &padding)| std::iter::repeat_n(pad_token_id, padding).chain(row.iter().copied()))
+            .collect();
+        Ok(Self { input_ids, left_padding, seq })
+    }
+
+    /// Takes rows that are padded already: `input_ids` and `attention_mask` are `[batch, seq]`, row after row, the
+    /// mask true on real tokens.
+    ///
+    /// # Errors
+    /// [`InputError::Padding`] for padding anywhere but on the left, [`InputError::Empty`].
+    pub fn from_padded(input_ids: Vec<u32>, attention_mask: &[bool], seq: usize) -> Result<Self, InputError> {
+        if seq == 0 || input_ids.is_empty() {
+            return Err(InputError::Empty { row: 0 });
+        }
+        let mut left_padding = Vec::new();
+        for (row, mask) in attention_mask.chunks(seq).enumerate() {
+            let padding = mask.iter().position(|&real| real).ok_or(InputError::Empty { row })?;
+            if mask[padding..].contains(&false) {
+                return Err(InputError::Padding { row });
+            }
+            left_padding.push(padding);
+        }
+        Ok(Self { input_ids, left_padding, seq })
+    }
+
+    /// Rows.
+    pub fn batch(&self) -> usize {
+        self.left_padding.len()
+    }
+
+    /// Tokens of the longest row.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// Padded slots at the start of each row.
+    pub fn left_padding(&self) -> &[usize] {
+        &self.left_padding
+    }
+
+    /// A row with its padding.
+    pub fn row(&self, row: usize) -> &[u32] {
+        &self.input_ids[row * self.seq..(row + 1) * self.seq]
+    }
+
+    /// All ids, `[batch · seq]`.
+    pub fn input_ids(&self) -> &[u32] {
+        &self.input_ids
+    }
+
+    /// Real tokens, over all rows.
+    pub fn real_tokens(&self) -> impl Iterator<Item = u32> {
+        (0..self.batch()).flat_map(|row| self.row(row)[self.left_padding[row]..].iter().copied())
+    }
+
+    /// Uploads the ids, `[batch, seq]`, if the model has an embedding for each.
+    ///
+    /// # Errors
+    /// [`InputError::TokenId`].
+    pub fn upload(&self, vocab_size: usize, device: &Device) -> Result<Tensor<2, Int>, InputError> {
+        upload_ids(&self.input_ids, [self.batch(), self.seq], vocab_size, device)
+    }
+
+    /// For each slot the row to read from `[text vectors; image vectors]`: its own text vector, or at an image token
+    /// the next image vector. `None` if there are no images.
+    ///
+    /// # Errors
+    /// [`InputError::ImageTokenCount`].
+    pub fn merge_rows(&self, image_token_id: u32, n_vectors: usize) -> Result<Option<Vec<i32>>, InputError> {
+        let tokens = self.input_ids.iter().filter(|&&id| id == image_token_id).count();
+        if tokens != n_vectors {
+            return Err(InputError::ImageTokenCount { tokens, vectors: n_vectors });
+        }
+        if n_vectors == 0 {
+            return Ok(None);
+        }
+        let mut next_image_row = self.input_ids.len();
+        let rows = self.input_ids.iter().enumerate().map(|(slot, &id)| {
+            if id != image_token_id {
+                return slot as i32;
+            }
+            next_image_row += 1;
+            next_image_row as i32 - 1
+        });
+        Ok(Some(rows.collect()))
+    }
+}
+
+/// Uploads ids of a `[batch, seq]` block, each checked against the embedding table: GPU backends do not check.
+pub(crate) fn upload_ids(
+    ids: &[u32],
+    [batch, seq]: [usize; 2],
+    vocab_size: usize,
+    device: &Device,
+) -> Result<Tensor<2, Int>, InputError> {
+    if let Some(slot) = ids.iter().position(|&id| id as usize >= vocab_size) {
+        return Err(InputError::TokenId { row: slot / seq, id: ids[slot], vocab_size });
+    }
+    let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    Ok(Tensor::from_data(TensorData::new(ids, [batch, seq]), (device, DType::I32)))
+}

@@ -1,0 +1,260 @@
+//! Idefics2: SigLIP → gated projection → perceiver resampler → Mistral. Start reading here.
+//!
+//! Paper: <https://arxiv.org/abs/2405.02246>. Reference: `Idefics2ForConditionalGeneration`, `modeling_idefics2.py`,
+//! Transformers 5.23.0. Field paths are the checkpoint's tensor names.
+//!
+//! Axes: `n_images` images of the whole batch, `patches`, `n_latents` vectors an image, `batch` rows, `seq` tokens,
+//! `d` = `text_config.hidden_size`.
+
+use burn::module::Module;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use idefics_nn::{ConfigError, KvCache, Linear};
+use idefics_perceiver::Connector;
+use idefics_processor::image::ImageTile;
+use idefics_text::{Decoder, DecoderObserver, Unobserved};
+use idefics_vision::VisionTransformer;
+
+use crate::features::{ImageBatch, image_batches};
+use crate::inputs::{InputError, Prompts, upload_ids};
+use crate::Idefics2Config;
+
+/// The whole model.
+#[derive(Module, Debug)]
+pub struct Idefics2 {
+    /// Everything up to the last hidden states.
+    pub model: Idefics2Model,
+    /// Hidden states to logits.
+    pub lm_head: Linear,
+    #[module(skip)]
+    config: Idefics2Config,
+}
+
+/// The three components.
+#[derive(Module, Debug)]
+pub struct Idefics2Model {
+    /// Pixels to patch features.
+    pub vision_model: VisionTransformer,
+    /// Patch features to image tokens.
+    pub connector: Connector,
+    /// Tokens to hidden states.
+    pub text_model: Decoder,
+}
+
+/// Which positions get logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitsToKeep {
+    /// Each one.
+    All,
+    /// The last so many.
+    Last(usize),
+}
+
+/// Which labels count in the loss. −100 never does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LabelRecipe {
+    /// Image tokens do not count either, as the documentation of Idefics2 and its training code have it.
+    #[default]
+    IgnoreImageTokens,
+    /// Image tokens count, as in Transformers 5.
+    Transformers5,
+}
+
+impl Idefics2 {
+    /// The model, random until a checkpoint is loaded; nothing is allocated before.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`Idefics2Config::validate`].
+    pub fn new(config: &Idefics2Config, device: &Device) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let text = &config.text_config;
+        Ok(Self {
+            model: Idefics2Model {
+                vision_model: config.vision_config.init(device),
+                connector: config.connector().init(device),
+                text_model: text.init(device)?,
+            },
+            lm_head: Linear::new_without_bias(text.hidden_size, text.vocab_size, device),
+            config: config.clone(),
+        })
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> &Idefics2Config {
+        &self.config
+    }
+
+    /// Logits for a batch of prompts with their images.
+    ///
+    /// # Shapes
+    /// - `images`: the tiles of all rows in order
+    /// - returns `[batch, kept, vocab_size]` in f32; rows of padding mean nothing
+    ///
+    /// # Errors
+    /// [`InputError`] for ids or images that do not fit the model.
+    pub fn forward(&self, prompts: &Prompts, images: &[ImageTile], keep: LogitsToKeep) -> Result<Tensor<3>, InputError> {
+        let image_hidden_states = self.encode_images(images)?;
+        let mut cache = self.cache(prompts, 0);
+        let hidden_states = self.prefill_observed(prompts, image_hidden_states, &mut cache, &mut Unobserved)?;
+        Ok(self.logits(hidden_states, keep))
+    }
+
+    /// A cache for these prompts and `max_new_tokens` more.
+    pub fn cache(&self, prompts: &Prompts, max_new_tokens: usize) -> KvCache {
+        self.config.text_config.cache(prompts.left_padding().to_vec(), prompts.seq() + max_new_tokens)
+    }
+
+    /// Image tokens for every image, `[n_images, n_latents, d]`; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`InputError::Patches`].
+    pub fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
+        let batches = image_batches(images, &self.config.vision_config)?;
+        let features = batches.iter().map(|batch| self.vision_features(batch)).collect::<Vec<_>>();
+        Ok(self.connect(&batches, features))
+    }
+
+    /// Patch features of one batch, `[n_images, patches, vision_hidden_size]`.
+    pub fn vision_features(&self, batch: &ImageBatch) -> Tensor<3> {
+        let pixel_values = batch.upload(&self.device()); // [n_images, 3, height, width]
+        self.model.vision_model.forward(pixel_values, &batch.layout)
+    }
+
+    /// Image tokens from the patch features of each batch, back in the order of the images:
+    /// `[n_images, n_latents, d]`; `None` if there is none.
+    pub fn connect(&self, batches: &[ImageBatch], features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
+        let image_hidden_states: Vec<Tensor<3>> =
+            features.into_iter().map(|features| self.model.connector.forward(features, None)).collect();
+        if image_hidden_states.is_empty() {
+            return None;
+        }
+        let image_hidden_states = Tensor::cat(image_hidden_states, 0); // [n_images, n_latents, d], batch after batch
+        let mut place = vec![0i32; image_hidden_states.dims()[0]];
+        let encoded = batches.iter().flat_map(|batch| &batch.image_indices);
+        for (row, &image_idx) in encoded.enumerate() {
+            place[image_idx] = row as i32;
+        }
+        if place.is_sorted() {
+            return Some(image_hidden_states);
+        }
+        let place = Tensor::from_data(TensorData::from(place.as_slice()), (&self.device(), DType::I32));
+        Some(image_hidden_states.select(0, place))
+    }
+
+    /// Runs whole prompts and returns the logits of the next token, `[batch, vocab_size]` in f32.
+    ///
+    /// `image_hidden_states` is [`Self::encode_images`] of all images of the batch, row after row.
+    ///
+    /// # Errors
+    /// [`InputError`] for ids that do not fit the model, or another number of image tokens than image vectors.
+    pub fn prefill(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<2>, InputError> {
+        let hidden_states = self.prefill_observed(prompts, image_hidden_states, cache, &mut Unobserved)?;
+        Ok(self.logits(hidden_states, LogitsToKeep::Last(1)).squeeze_dim(1))
+    }
+
+    /// As [`Self::prefill`] up to the last hidden states, `[batch, seq, d]`, showing `observer` the decoder's insides.
+    ///
+    /// # Errors
+    /// As [`Self::prefill`].
+    pub fn prefill_observed(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+        observer: &mut impl DecoderObserver,
+    ) -> Result<Tensor<3>, InputError> {
+        let n_vectors = image_hidden_states.as_ref().map_or(0, |states| states.dims()[0] * states.dims()[1]);
+        let merge_rows = prompts.merge_rows(self.config.image_token_id, n_vectors)?;
+        let input_ids = prompts.upload(self.config.text_config.vocab_size, &self.device())?;
+        let mut inputs_embeds = self.model.text_model.embed(input_ids); // [batch, seq, d]
+        if let (Some(image_hidden_states), Some(merge_rows)) = (image_hidden_states, merge_rows) {
+            inputs_embeds = merge(inputs_embeds, image_hidden_states, &merge_rows);
+        }
+        Ok(self.model.text_model.forward_observed(inputs_embeds, cache, observer))
+    }
+
+    /// Runs one more token of each row and returns the logits of the next, `[batch, vocab_size]` in f32.
+    ///
+    /// An image token is an ordinary token here: images belong to the prompt.
+    ///
+    /// # Errors
+    /// [`InputError::TokenId`].
+    pub fn decode(&self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, InputError> {
+        let shape = [next_tokens.len(), 1];
+        let input_ids = upload_ids(next_tokens, shape, self.config.text_config.vocab_size, &self.device())?;
+        let inputs_embeds = self.model.text_model.embed(input_ids); // [batch, 1, d]
+        let hidden_states = self.model.text_model.forward(inputs_embeds, cache);
+        Ok(self.logits(hidden_states, LogitsToKeep::All).squeeze_dim(1))
+    }
+
+    /// `[batch, seq, d]` in, `[batch, kept, vocab_size]` in f32 out.
+    pub fn logits(&self, hidden_states: Tensor<3>, keep: LogitsToKeep) -> Tensor<3> {
+        let seq = hidden_states.dims()[1];
+        let hidden_states = match keep {
+            LogitsToKeep::All => hidden_states,
+            LogitsToKeep::Last(kept) => hidden_states.narrow(1, seq - kept.min(seq), kept.min(seq)),
+        };
+        self.lm_head.forward(hidden_states).cast(DType::F32)
+    }
+
+    /// Mean cross-entropy of each next label, `[1]`.
+    ///
+    /// # Shapes
+    /// - `logits`: `[batch, seq, vocab_size]`, f32
+    /// - `labels`: `[batch · seq]`; the label of slot `t` is what slot `t − 1` should predict
+    ///
+    /// NaN if no label counts, as in the reference.
+    ///
+    /// # Panics
+    /// If `labels` has another length, or a label that counts is not below `vocab_size`.
+    pub fn loss(&self, logits: Tensor<3>, labels: &[i64], recipe: LabelRecipe) -> Tensor<1> {
+        let [batch, seq, vocab_size] = logits.dims();
+        assert_eq!(labels.len(), batch * seq, "one label a token");
+        let counts = |label: i64| match recipe {
+            LabelRecipe::Transformers5 => label != -100,
+            LabelRecipe::IgnoreImageTokens => label != -100 && label != i64::from(self.config.image_token_id),
+        };
+        let (rows, targets): (Vec<i32>, Vec<i32>) = (0..batch * seq)
+            .filter(|slot| slot % seq > 0 && counts(labels[*slot]))
+            .map(|slot| {
+                let label = usize::try_from(labels[slot]).ok().filter(|&label| label < vocab_size);
+                (slot as i32 - 1, label.expect("labels are below the vocabulary size") as i32)
+            })
+            .unzip();
+        let (device, n_targets) = (logits.device(), rows.len());
+        if n_targets == 0 {
+            return Tensor::full([1], f32::NAN, &device);
+        }
+        let upload = |ids: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::from(ids.as_slice()), (&device, DType::I32));
+        let predictions = logits.reshape([batch * seq, vocab_size]).select(0, upload(rows)); // [n_targets, vocab_size]
+        let targets = upload(targets).reshape([n_targets, 1]);
+        -log_softmax(predictions, 1).gather(1, targets).mean()
+    }
+
+    fn device(&self) -> Device {
+        self.model.text_model.norm.weight.val().device()
+    }
+}
+
+/// Text vectors with every image token's replaced by the next image vector.
+///
+/// # Shapes
+/// - `inputs_embeds`: `[batch, seq, d]`
+/// - `image_hidden_states`: `[n_images, n_latents, d]`
+/// - `merge_rows`: [`Prompts::merge_rows`]
+/// - returns `[batch, seq, d]`
+fn merge(inputs_embeds: Tensor<3>, image_hidden_states: Tensor<3>, merge_rows: &[i32]) -> Tensor<3> {
+    let [batch, seq, d] = inputs_embeds.dims();
+    let [n_images, n_latents, _] = image_hidden_states.dims();
+    let merge_rows = Tensor::from_data(TensorData::from(merge_rows), (&inputs_embeds.device(), DType::I32));
+    let rows = Tensor::cat(
+        vec![inputs_embeds.reshape([batch * seq, d]), image_hidden_states.reshape([n_images * n_latents, d])],
+        0,
+    );
+    rows.select(0, merge_rows).reshape([batch, seq, d])
+}

@@ -1,0 +1,3 @@
+//! The assembled models, one file a generation.
+
+pub mod idefics2;

@@ -1,0 +1,302 @@
+//! A model folder as one object: images and text in, text out.
+
+use std::path::Path;
+use std::time::Instant;
+
+use burn::tensor::{DType, Device, Tensor};
+use idefics_nn::{Checkpoint, LoadOptions};
+use idefics_nn::checkpoint::LoadProgress;
+use idefics_processor::image::ImageTile;
+use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample};
+use serde::Serialize;
+
+use crate::{
+    CancelToken, Error, FinishReason, Generation, GenerationConfig, Idefics2, ModelConfig, Prompts, TextStream,
+    image_batches,
+};
+
+/// A model with its processor and its generation options.
+#[derive(Debug)]
+pub struct Idefics {
+    model: Idefics2,
+    processor: Processor,
+    generation_config: GenerationConfig,
+    device: Device,
+}
+
+/// What is being waited for while a model loads.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum LoadStage {
+    /// Files come from the hub.
+    #[cfg(feature = "hub")]
+    Download(crate::hub::HubProgress),
+    /// Weights go to the device.
+    Weights(LoadProgress),
+}
+
+/// What became of one sample. As JSON, one object of `idefics --json`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    /// What was generated, without special tokens.
+    pub text: String,
+    /// The text that the model read, image tokens included.
+    pub prompt: String,
+    /// The generated tokens, the end token included.
+    pub token_ids: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Tokens read and written.
+    pub usage: Usage,
+    /// Where the time went; of a batch, for all its rows together.
+    pub timings: Timings,
+}
+
+/// Tokens of one sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Usage {
+    /// Tokens of the prompt, image tokens included, padding not.
+    pub prompt_tokens: usize,
+    /// Of those, tokens that stand for images.
+    pub image_tokens: usize,
+    /// Tokens generated.
+    pub completion_tokens: usize,
+}
+
+/// Wall-clock time of each stage, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Timings {
+    /// Reading, decoding and resizing images; tokens.
+    pub preprocess_ms: f64,
+    /// The vision tower.
+    pub vision_ms: f64,
+    /// The connector.
+    pub connector_ms: f64,
+    /// The prompt through the decoder.
+    pub prefill_ms: f64,
+    /// All further tokens.
+    pub decode_ms: f64,
+}
+
+impl Idefics2 {
+    /// Loads the model of a folder in the public layout, in `dtype` (F32, BF16 or F16), on `device`.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file, key or tensor at fault.
+    pub fn from_folder(
+        folder: &Path,
+        device: &Device,
+        dtype: DType,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)?;
+        let model = Self::new(&config, device)
+            .map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
+        let checkpoint = Checkpoint::open(folder)?;
+        let tied: &[_] = match config.tie_word_embeddings {
+            true => &[("lm_head.weight", "model.text_model.embed_tokens.weight")],
+            false => &[],
+        };
+        let options = LoadOptions { dtype, tied, ..LoadOptions::default() };
+        Ok(checkpoint.load(model, &options, progress)?)
+    }
+}
+
+impl Idefics {
+    /// Loads a model folder in the public layout, in `dtype` (F32, BF16 or F16), on `device`.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file, key or tensor at fault.
+    pub fn from_folder(
+        folder: &Path,
+        device: &Device,
+        dtype: DType,
+        mut progress: impl FnMut(LoadStage),
+    ) -> Result<Self, Error> {
+        if !folder.is_dir() {
+            return Err(Error::NoFolder { path: folder.to_owned() });
+        }
+        let generation_config = GenerationConfig::from_folder(folder)?;
+        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)?;
+        let processor = Processor::from_folder(folder)?;
+        let n_latents = config.perceiver_config.resampler_n_latents;
+        if processor.image_seq_len() != n_latents {
+            let image_seq_len = processor.image_seq_len();
+            return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
+        }
+        let model =
+            Idefics2::from_folder(folder, device, dtype, |loaded| progress(LoadStage::Weights(loaded)))?;
+        Ok(Self { model, processor, generation_config, device: device.clone() })
+    }
+
+    /// Loads a model of the hub, `org/name`, from the standard cache, to which missing files are downloaded.
+    ///
+    /// # Errors
+    /// [`Error::Hub`], or as [`Idefics::from_folder`].
+    #[cfg(feature = "hub")]
+    pub fn from_hub(
+        repo: &str,
+        revision: Option<&str>,
+        device: &Device,
+        dtype: DType,
+        mut progress: impl FnMut(LoadStage),
+    ) -> Result<Self, Error> {
+        let folder = crate::hub::fetch(repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
+        Self::from_folder(&folder, device, dtype, progress)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Idefics2 {
+        &self.model
+    }
+
+    /// The processor.
+    pub fn processor(&self) -> &Processor {
+        &self.processor
+    }
+
+    /// The folder's generation options, over which those of a call are laid.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation_config
+    }
+
+    /// Answers a batch of samples. A row's answer does not depend on the others.
+    ///
+    /// # Errors
+    /// [`Error`] naming the row, image or option at fault.
+    pub fn generate(
+        &self,
+        samples: &[Sample],
+        process: &ProcessOptions,
+        options: &GenerationConfig,
+        cancel: &CancelToken,
+    ) -> Result<Vec<Answer>, Error> {
+        let mut run = self.start(samples, process, options, cancel)?;
+        let clock = Instant::now();
+        while run.generation.step()?.is_some() {}
+        run.timings.decode_ms = milliseconds(clock);
+        (0..samples.len()).map(|row| self.answer(&run.generation, &run.processed, row, process, run.timings)).collect()
+    }
+
+    /// Answers one sample, calling `on_text` with each chunk of text as it comes; see [`TextStream`].
+    ///
+    /// # Errors
+    /// As [`Idefics::generate`].
+    pub fn generate_streaming(
+        &self,
+        sample: &Sample,
+        process: &ProcessOptions,
+        options: &GenerationConfig,
+        cancel: &CancelToken,
+        mut on_text: impl FnMut(&str),
+    ) -> Result<Answer, Error> {
+        let Run { generation, processed, mut timings } =
+            self.start(std::slice::from_ref(sample), process, options, cancel)?;
+        let clock = Instant::now();
+        let mut stream = TextStream::new(generation, self.processor.tokenizer_for(process.compatibility), true);
+        for chunk in stream.by_ref() {
+            on_text(&chunk?);
+        }
+        timings.decode_ms = milliseconds(clock);
+        self.answer(stream.generation(), &processed, 0, process, timings)
+    }
+
+    /// The text of one sample's answer as an iterator; dropping it ends the generation.
+    ///
+    /// # Errors
+    /// As [`Idefics::generate`].
+    pub fn stream(
+        &self,
+        sample: &Sample,
+        process: &ProcessOptions,
+        options: &GenerationConfig,
+        cancel: &CancelToken,
+    ) -> Result<TextStream<'_>, Error> {
+        let run = self.start(std::slice::from_ref(sample), process, options, cancel)?;
+        Ok(TextStream::new(run.generation, self.processor.tokenizer_for(process.compatibility), true))
+    }
+
+    /// Everything up to the first token.
+    fn start(
+        &self,
+        samples: &[Sample],
+        process: &ProcessOptions,
+        options: &GenerationConfig,
+        cancel: &CancelToken,
+    ) -> Result<Run<'_>, Error> {
+        let options = options.over(&self.generation_config);
+        let mut timings = Timings::default();
+
+        let clock = Instant::now();
+        let processed = self.processor.process(samples, process)?;
+        let tokenizer = self.processor.tokenizer_for(process.compatibility);
+        let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
+        // Whatever is wrong with options or tokens is said before anything is computed.
+        options.settle(prompts.seq(), self.model.config().text_config.vocab_size)?;
+        timings.preprocess_ms = milliseconds(clock);
+
+        let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
+        let image_hidden_states = self.encode_images(&images, &mut timings)?;
+
+        let clock = Instant::now();
+        let generation = Generation::start(&self.model, &prompts, image_hidden_states, &options, cancel.clone())?;
+        self.sync()?;
+        timings.prefill_ms = milliseconds(clock);
+        Ok(Run { generation, processed, timings })
+    }
+
+    /// [`Idefics2::encode_images`], timed stage by stage.
+    fn encode_images(&self, images: &[ImageTile], timings: &mut Timings) -> Result<Option<Tensor<3>>, Error> {
+        let clock = Instant::now();
+        let batches = image_batches(images, &self.model.config().vision_config)?;
+        let features: Vec<Tensor<3>> = batches.iter().map(|batch| self.model.vision_features(batch)).collect();
+        self.sync()?;
+        timings.vision_ms = milliseconds(clock);
+
+        let clock = Instant::now();
+        let image_hidden_states = self.model.connect(&batches, features);
+        self.sync()?;
+        timings.connector_ms = milliseconds(clock);
+        Ok(image_hidden_states)
+    }
+
+    fn answer(
+        &self,
+        generation: &Generation<'_>,
+        processed: &ProcessedInputs,
+        row: usize,
+        process: &ProcessOptions,
+        timings: Timings,
+    ) -> Result<Answer, Error> {
+        let token_ids = generation.generated(row).to_vec();
+        let image_token_id = self.model.config().image_token_id;
+        let input_ids = &processed.input_ids[row];
+        Ok(Answer {
+            text: self.processor.tokenizer_for(process.compatibility).decode(&token_ids, true)?,
+            prompt: processed.prompts[row].clone(),
+            finish_reason: generation.finish_reason(row).unwrap_or(FinishReason::Cancelled),
+            usage: Usage {
+                prompt_tokens: input_ids.len(),
+                image_tokens: input_ids.iter().filter(|&&id| id == image_token_id).count(),
+                completion_tokens: token_ids.len(),
+            },
+            token_ids,
+            timings,
+        })
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.device.sync().map_err(|error| Error::Execution { reason: format!("{error:?}") })
+    }
+}
+
+/// A generation whose prompt was run.
+struct Run<'a> {
+    generation: Generation<'a>,
+    processed: ProcessedInputs,
+    timings: Timings,
+}
+
+fn milliseconds(clock: Instant) -> f64 {
+    clock.elapsed().as_secs_f64() * 1e3
+}
