@@ -1,6 +1,7 @@
 //! From samples to the text that the tokenizer encodes: chat templates, placeholders, and user text kept literal.
 
 mod expand;
+mod functions;
 mod literal;
 mod sample;
 mod sandbox;

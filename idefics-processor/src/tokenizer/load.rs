@@ -199,12 +199,9 @@ fn build(
     inner.add_tokens(config.added_tokens.iter().flat_map(BTreeMap::values).cloned()).map_err(fail)?;
     let special = |content: &str| AddedToken::from(content, true);
     let named = [&config.bos, &config.eos, &config.unk, &config.pad].into_iter().flatten().chain(&config.others);
-    for token in named {
-        let known = inner.get_added_vocabulary().get_vocab().contains_key(token.as_str());
-        if !known && !token.is_empty() {
-            inner.add_tokens([special(token)]).map_err(fail)?;
-        }
-    }
+    let known = inner.get_added_vocabulary().get_vocab().clone();
+    let unknown = named.filter(|token| !token.is_empty() && !known.contains_key(token.as_str()));
+    inner.add_tokens(unknown.map(|token| special(token))).map_err(fail)?; // at once: each call builds the search anew
     let placeholders = [config.fake.as_str(), config.image.as_str(), END_OF_UTTERANCE];
     let present: Vec<_> = placeholders.into_iter().filter(|token| inner.token_to_id(token).is_some()).collect();
     inner.add_tokens(present.into_iter().map(special)).map_err(fail)?;
