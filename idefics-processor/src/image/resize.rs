@@ -4,6 +4,9 @@
 //! to 8 bits. Weights are computed in f64, normalized, and rounded to 22-bit fixed point; sums are 32-bit integers. A
 //! pass along an unchanged side is left out.
 //!
+//! The fast_image_resize crate does not do: its 16-bit weights give other values than Pillow 12.3 for 4 to 24 % of the
+//! samples of three photographs, by up to 1 level (bilinear), 6 (bicubic) and 12 (lanczos) of 255.
+//!
 //! Source: `ImagingResample` of Pillow 12 (`Resample.c`), and `ImagingScaleAffine` (`Geometry.c`) for nearest.
 
 use std::f64::consts::PI;
@@ -12,7 +15,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::image::RgbImage;
-use crate::image::kernels::{self, PRECISION_BITS, Taps};
+use crate::image::kernels::{self, PADDING, PRECISION_BITS, ROWS, Taps};
 use crate::image::rgb::RgbView;
 
 /// How new pixels are made of old ones; the discriminants are Pillow's `resample` numbers.
@@ -79,7 +82,7 @@ fn sinc(x: f64) -> f64 {
 /// # Panics
 /// If a side is 0.
 ///
-/// Source: reference section "Pillow resampling"; horizontal pass first.
+/// Source: `Image.resize` of Pillow 12, without `box` and `reducing_gap`.
 pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
     resize_view(image.view(), width, height, filter)
 }
@@ -139,13 +142,17 @@ fn axis_taps(in_size: usize, out_size: usize, filter: Filter) -> Taps {
 
 /// Resizes the given rows along x; returns `[rows, taps.len(), 3]`.
 fn narrow(source: RgbView<'_>, rows: Range<usize>, taps: &Taps) -> Vec<u8> {
-    let stride = 3 * taps.len();
-    let mut out = vec![0; rows.len() * stride];
-    out.par_chunks_exact_mut(stride).with_min_len(8).zip(rows).for_each_init(
-        || vec![0; 3 * source.width + 1],
-        |padded, (out_row, y)| {
-            padded[..3 * source.width].copy_from_slice(source.row(y));
-            kernels::horizontal(padded, taps, out_row);
+    let (row_length, stride) = (3 * source.width, 3 * source.width + PADDING);
+    let out_stride = 3 * taps.len();
+    let mut out = vec![0; rows.len() * out_stride];
+    out.par_chunks_mut(ROWS * out_stride).with_min_len(2).enumerate().for_each_init(
+        || vec![0; ROWS * stride],
+        |padded, (group, out_rows)| {
+            let n_rows = out_rows.len() / out_stride;
+            for (offset, row) in padded.chunks_exact_mut(stride).take(n_rows).enumerate() {
+                row[..row_length].copy_from_slice(source.row(rows.start + ROWS * group + offset));
+            }
+            kernels::horizontal(&padded[..n_rows * stride], stride, taps, out_rows);
         },
     );
     out
