@@ -61,10 +61,10 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
-    /// Two tensors of one name, in a file or in two shards.
+    /// Two tensors of one name in a file.
     #[error("{}: tensor `{name}` is there twice", path.display())]
     Duplicate {
-        /// The file in which it is there again.
+        /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
@@ -98,7 +98,7 @@ pub enum CheckpointError {
         /// The shards.
         names: Vec<String>,
     },
-    /// Index and shard disagree about a tensor.
+    /// Index and shard disagree about a tensor; also when a second shard has it too.
     #[error("{}: the index and shard {shard:?} disagree about tensor `{name}`", path.display())]
     IndexMismatch {
         /// The index file.

@@ -36,9 +36,7 @@ pub(super) fn read(folder: &Path, path: &Path) -> Result<BTreeMap<String, Tensor
             if weight_map.get(&name) != Some(shard) {
                 return Err(CheckpointError::IndexMismatch { path: path.to_owned(), name, shard: shard.clone() });
             }
-            if tensors.insert(name.clone(), entry).is_some() {
-                return Err(CheckpointError::Duplicate { path: folder.join(shard), name });
-            }
+            tensors.insert(name, entry);
         }
     }
     match weight_map.into_iter().find(|(name, _)| !tensors.contains_key(name)) {

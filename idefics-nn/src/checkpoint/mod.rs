@@ -98,11 +98,12 @@ impl Checkpoint {
 
 /// Maps one safetensors file and lists its tensors.
 fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
-    let file = File::open(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-    let metadata = file.metadata().map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    // Asked before opening: opening a pipe waits for a writer.
+    let metadata = std::fs::metadata(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
     if !metadata.is_file() {
         return Err(CheckpointError::NotAFile { path: path.to_owned() });
     }
+    let file = File::open(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
     if metadata.len() < 8 {
         return Err(CheckpointError::Truncated {
             path: path.to_owned(),
