@@ -1,0 +1,191 @@
+//! What the tests of the component crates share: reference cases, seeded numbers, comparisons.
+
+#![allow(dead_code)] // each crate uses a part
+
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use idefics_nn::{Checkpoint, LoadOptions};
+use safetensors::{Dtype, SafeTensors};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Folders of the reference's checkpoints and cases.
+pub(crate) fn xtask_folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
+}
+
+/// A model folder in the public layout.
+pub(crate) struct Model {
+    folder: PathBuf,
+    config: Value,
+}
+
+impl Model {
+    /// `xtask/checkpoints/{name}`.
+    pub(crate) fn named(name: &str) -> Self {
+        Self::open(xtask_folder("checkpoints").join(name))
+    }
+
+    fn open(folder: PathBuf) -> Self {
+        let config = read_json(&folder.join("config.json"));
+        Self { folder, config }
+    }
+
+    /// `text_config` and so on.
+    pub(crate) fn section<C: DeserializeOwned>(&self, name: &str) -> C {
+        serde_json::from_value(self.config[name].clone()).unwrap()
+    }
+
+    /// Fills a component, strictly: nothing under the prefix is missing or left over.
+    pub(crate) fn load<M: Module>(&self, module: M, prefix: &str) -> M {
+        let options = LoadOptions { prefix, ..LoadOptions::default() };
+        Checkpoint::open(&self.folder).unwrap().load(module, &options, |_| ()).unwrap()
+    }
+}
+
+/// What the reference computed (`docs/interfaces.md`, section 2).
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) model: Model,
+    expected: Vec<u8>,
+}
+
+/// An image of a case that is no padding: the reference drops images of zeros only.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Picture {
+    /// Among all images of the batch, row after row.
+    pub(crate) index: usize,
+    /// Real pixels down, in the top left corner.
+    pub(crate) height: usize,
+    /// Real pixels across.
+    pub(crate) width: usize,
+}
+
+impl Case {
+    /// Every committed case that has the tensor.
+    pub(crate) fn all_with(tensor: &str) -> Vec<Self> {
+        let mut folders: Vec<PathBuf> =
+            std::fs::read_dir(xtask_folder("cases")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        folders.sort();
+        let cases: Vec<Self> =
+            folders.iter().map(|folder| Self::open(folder)).filter(|case| case.has(tensor)).collect();
+        assert!(!cases.is_empty(), "no case has {tensor}");
+        cases
+    }
+
+    pub(crate) fn named(name: &str) -> Self {
+        Self::open(&xtask_folder("cases").join(name))
+    }
+
+    fn open(folder: &Path) -> Self {
+        let checkpoint = read_json(&folder.join("case.json"))["checkpoint"].as_str().unwrap().to_owned();
+        Self {
+            name: folder.file_name().unwrap().to_string_lossy().into_owned(),
+            model: Model::open(folder.join(checkpoint)),
+            expected: std::fs::read(folder.join("expected.safetensors")).unwrap(),
+        }
+    }
+
+    pub(crate) fn has(&self, tensor: &str) -> bool {
+        SafeTensors::deserialize(&self.expected).unwrap().tensor(tensor).is_ok()
+    }
+
+    /// An expected tensor, integers as integers.
+    fn data<T>(&self, name: &str, dtype: Dtype, read: impl Fn(&[u8]) -> T) -> (Vec<T>, Vec<usize>) {
+        let tensors = SafeTensors::deserialize(&self.expected).unwrap();
+        let tensor = tensors.tensor(name).unwrap();
+        assert_eq!(tensor.dtype(), dtype, "{name}");
+        (tensor.data().chunks_exact(tensor.dtype().bitsize() / 8).map(read).collect(), tensor.shape().to_vec())
+    }
+
+    pub(crate) fn floats<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
+        let (values, shape) = self.data(name, Dtype::F32, |bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    pub(crate) fn integers(&self, name: &str) -> (Vec<i64>, Vec<usize>) {
+        self.data(name, Dtype::I64, |bytes| i64::from_le_bytes(bytes.try_into().unwrap()))
+    }
+
+    pub(crate) fn input_ids(&self, device: &Device) -> Tensor<2, Int> {
+        let (values, shape) = self.integers("processor.input_ids");
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    /// Tokens of padding at the start of each row.
+    pub(crate) fn left_padding(&self) -> Vec<usize> {
+        let (mask, shape) = self.integers("processor.attention_mask");
+        mask.chunks(shape[1]).map(|row| row.iter().take_while(|&&real| real == 0).count()).collect()
+    }
+
+    /// The real images, row after row.
+    pub(crate) fn pictures(&self) -> Vec<Picture> {
+        let (mask, shape) = self.integers("processor.pixel_attention_mask");
+        let [height, width] = [shape[2], shape[3]];
+        let pixels = self.floats::<5>("processor.pixel_values", &Device::flex());
+        let pixels = values(pixels);
+        mask.chunks(height * width)
+            .zip(pixels.chunks(3 * height * width))
+            .enumerate()
+            .filter(|(_, (_, pixels))| pixels.iter().any(|&pixel| pixel != 0.0))
+            .map(|(index, (mask, _))| Picture {
+                index,
+                height: mask.iter().step_by(width).filter(|&&real| real == 1).count(),
+                width: mask[..width].iter().filter(|&&real| real == 1).count(),
+            })
+            .collect()
+    }
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A tensor's elements in row-major order.
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_into_vec().unwrap()
+}
+
+/// Rows `start..end` of axis `dim`.
+pub(crate) fn part<const D: usize>(tensor: &Tensor<D>, dim: usize, start: usize, end: usize) -> Tensor<D> {
+    tensor.clone().narrow(dim, start, end - start)
+}
+
+/// Panics unless the shapes agree and no element differs by more than `tolerance`; NaN differs from everything.
+pub(crate) fn assert_close<const D: usize>(name: &str, actual: &Tensor<D>, expected: &Tensor<D>, tolerance: f32) {
+    assert_eq!(actual.dims(), expected.dims(), "{name}");
+    assert_values_close(name, &values(actual.clone()), &values(expected.clone()), tolerance);
+}
+
+/// As [`assert_close`], for what is already on the host.
+pub(crate) fn assert_values_close(name: &str, actual: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(actual.len(), expected.len(), "{name}");
+    for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        let close = (actual - expected).abs() <= tolerance; // false for NaN
+        assert!(close, "{name}: element {index} is {actual}, expected {expected} within {tolerance}");
+    }
+}
+
+/// Numbers in -1..1 that are the same on every run and machine (SplitMix64).
+pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut next = || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    };
+    (0..n).map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+}
+
+/// A tensor of such numbers.
+pub(crate) fn random<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(numbers(seed, shape.iter().product()), shape), device)
+}
+
+/// A mask of the given shape.
+pub(crate) fn mask<const D: usize>(values: Vec<bool>, shape: [usize; D], device: &Device) -> Tensor<D, Bool> {
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
