@@ -1,0 +1,64 @@
+use idefics_vision::{ConfigError, VisionConfig};
+use serde_json::{Value, json};
+
+/// The error of a section with one key changed.
+fn error(key: &str, value: Value) -> ConfigError {
+    let config: VisionConfig = serde_json::from_value(json!({ key: value })).unwrap();
+    config.validate().unwrap_err()
+}
+
+#[test]
+fn presets_and_defaults_are_valid() {
+    VisionConfig::default().validate().unwrap();
+    VisionConfig::siglip_so400m_980().validate().unwrap();
+    assert_eq!(VisionConfig::siglip_so400m_980().positions_per_side(), 70);
+}
+
+#[test]
+fn numbers_out_of_range_are_named() {
+    for (key, value) in [
+        ("hidden_size", 0_u64),
+        ("hidden_size", 1 << 31),
+        ("intermediate_size", 0),
+        ("num_hidden_layers", 0),
+        ("num_hidden_layers", 1_000_000_000),
+        ("num_attention_heads", 0),
+        ("num_channels", 1),
+        ("patch_size", 0),
+        ("image_size", 0),
+        ("image_size", 31), // smaller than a patch
+        ("image_size", 1 << 40),
+    ] {
+        let error = error(key, json!(value));
+        let ConfigError::Range { field, value: found, .. } = &error else { panic!("{key} = {value}: {error:?}") };
+        assert_eq!((*field, found.as_str()), (format!("vision_config.{key}").as_str(), value.to_string().as_str()));
+    }
+    for eps in [0.0, -1e-6] {
+        assert!(matches!(error("layer_norm_eps", json!(eps)), ConfigError::Range { .. }));
+    }
+    let nan = VisionConfig { layer_norm_eps: f64::NAN, ..VisionConfig::default() };
+    assert!(matches!(nan.validate(), Err(ConfigError::Range { .. })));
+}
+
+#[test]
+fn heads_divide_the_width() {
+    let error = error("num_attention_heads", json!(7));
+    assert_eq!(
+        error.to_string(),
+        "`vision_config.hidden_size` is 768, which is not a multiple of `vision_config.num_attention_heads`, 7"
+    );
+}
+
+#[test]
+fn values_of_another_type_are_refused_and_unknown_keys_ignored() {
+    for section in [
+        json!({"hidden_size": "768"}),
+        json!({"hidden_size": -1}),
+        json!({"hidden_size": 1.5}),
+        json!({"hidden_act": "mish"}),
+    ] {
+        assert!(serde_json::from_value::<VisionConfig>(section).is_err());
+    }
+    let section = json!({"model_type": "idefics2", "attention_dropout": 0.0});
+    assert_eq!(serde_json::from_value::<VisionConfig>(section).unwrap(), VisionConfig::default());
+}
