@@ -1,1 +1,40 @@
-fn main() {}
+//! The connector at the shape of idefics2-8b, cut to one of its 3 layers: `cargo bench -p idefics-perceiver`.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use burn::tensor::{Device, Distribution, Tensor};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use idefics_nn::Activation;
+use idefics_perceiver::{ConnectorConfig, PerceiverConfig};
+
+fn forward(c: &mut Criterion) {
+    let device = Device::default(); // BURN_DEVICE=flex|cuda|wgpu
+    let config = ConnectorConfig {
+        vision_hidden_size: 1152,
+        text_hidden_size: 4096,
+        text_intermediate_size: 14_336,
+        text_hidden_act: Activation::Silu,
+        perceiver: PerceiverConfig { resampler_depth: 1, ..PerceiverConfig::default() },
+    };
+    let connector = config.init(&device);
+    let mut group = c.benchmark_group("connector/idefics2_8b_1_of_3_layers");
+    group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
+    for side in [364, 980_usize] {
+        let patches = (side / 14).pow(2);
+        let features = Tensor::<3>::random([1, patches, 1152], Distribution::Default, &device);
+        drop(connector.forward(features.clone(), None)); // weights are drawn at their first use
+        device.sync().expect("the device finishes");
+        group.throughput(Throughput::Elements(patches as u64));
+        group.bench_function(BenchmarkId::new(format!("1x{side}px"), format!("{device:?}")), |b| {
+            b.iter(|| {
+                let latents = connector.forward(black_box(features.clone()), None);
+                device.sync().expect("the device finishes");
+                latents // alive until after the sync, so that nothing is left out
+            });
+        });
+    }
+}
+
+criterion_group!(benches, forward);
+criterion_main!(benches);

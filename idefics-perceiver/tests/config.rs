@@ -1,0 +1,43 @@
+use idefics_perceiver::{ConfigError, PerceiverConfig};
+use serde_json::{Value, json};
+
+/// The error of a section with one key changed.
+fn error(key: &str, value: Value) -> ConfigError {
+    let config: PerceiverConfig = serde_json::from_value(json!({ key: value })).unwrap();
+    config.validate().unwrap_err()
+}
+
+#[test]
+fn the_default_is_the_reference_s() {
+    let config: PerceiverConfig = serde_json::from_value(json!({"model_type": "idefics2"})).unwrap();
+    config.validate().unwrap();
+    assert_eq!((config.resampler_n_latents, config.resampler_depth, config.resampler_head_dim), (64, 3, 96));
+}
+
+#[test]
+fn numbers_out_of_range_are_named() {
+    for (key, value) in [
+        ("hidden_size", 0_u64),
+        ("hidden_size", 1 << 31),
+        ("resampler_n_latents", 0),
+        ("resampler_n_latents", 1_000_000_000),
+        ("resampler_depth", 0),
+        ("resampler_n_heads", 0),
+        ("resampler_head_dim", 0),
+        ("num_key_value_heads", 0),
+    ] {
+        let error = error(key, json!(value));
+        let ConfigError::Range { field, value: found, .. } = &error else { panic!("{key} = {value}: {error:?}") };
+        assert_eq!((*field, found.as_str()), (format!("perceiver_config.{key}").as_str(), value.to_string().as_str()));
+    }
+    assert!(matches!(error("rms_norm_eps", json!(0.0)), ConfigError::Range { .. }));
+}
+
+#[test]
+fn key_value_heads_divide_the_heads() {
+    assert_eq!(
+        error("num_key_value_heads", json!(3)).to_string(),
+        "`perceiver_config.resampler_n_heads` is 16, \
+         which is not a multiple of `perceiver_config.num_key_value_heads`, 3"
+    );
+}

@@ -1,0 +1,78 @@
+use burn::tensor::Device;
+use idefics_nn::Activation;
+use idefics_perceiver::{Connector, ConnectorConfig, PerceiverConfig};
+use serde::Deserialize;
+
+use crate::common::{Case, Model, assert_close, mask};
+use crate::{PREFIX, REFERENCE};
+
+/// What the connector takes from `text_config` and `vision_config`; the defaults are `MistralConfig`'s.
+#[derive(Deserialize)]
+struct Neighbour {
+    hidden_size: usize,
+    intermediate_size: usize,
+    #[serde(default = "silu")]
+    hidden_act: Activation,
+    #[serde(default = "mistral_eps")]
+    rms_norm_eps: f64,
+    #[serde(default)]
+    patch_size: usize,
+}
+
+fn silu() -> Activation {
+    Activation::Silu
+}
+
+fn mistral_eps() -> f64 {
+    1e-6
+}
+
+/// A connector with the weights of a folder; loading is strict, so its parameters are the folder's tensors.
+pub(crate) fn connector(model: &Model, device: &Device) -> (ConnectorConfig, Connector) {
+    let [text, vision] = ["text_config", "vision_config"].map(|section| model.section::<Neighbour>(section));
+    let mut perceiver: PerceiverConfig = model.section("perceiver_config");
+    if perceiver.hidden_size != text.hidden_size {
+        // The reference then takes both from the text model.
+        (perceiver.hidden_size, perceiver.rms_norm_eps) = (text.hidden_size, text.rms_norm_eps);
+    }
+    perceiver.validate().unwrap();
+    let config = ConnectorConfig {
+        vision_hidden_size: vision.hidden_size,
+        text_hidden_size: text.hidden_size,
+        text_intermediate_size: text.intermediate_size,
+        text_hidden_act: text.hidden_act,
+        perceiver,
+    };
+    let connector = model.load(config.init(device), PREFIX);
+    (config, connector)
+}
+
+#[test]
+fn every_case_matches_the_reference() {
+    let device = Device::flex();
+    for case in Case::all_with("image_hidden_states") {
+        let (_, connector) = connector(&case.model, &device);
+        let patch_size = case.model.section::<Neighbour>("vision_config").patch_size;
+        let features = case.floats::<3>("vision.last_hidden_state", &device);
+        let pictures = case.pictures();
+        let [n_images, patches, _] = features.dims();
+        assert_eq!(n_images, pictures.len(), "{}", case.name);
+
+        let (_, shape) = case.integers("processor.pixel_attention_mask");
+        let (rows, cols) = (shape[2] / patch_size, shape[3] / patch_size);
+        assert_eq!(patches, rows * cols, "{}", case.name);
+        let real: Vec<bool> = pictures
+            .iter()
+            .flat_map(|picture| {
+                let (real_rows, real_cols) = (picture.height / patch_size, picture.width / patch_size);
+                (0..patches).map(move |patch| patch / cols < real_rows && patch % cols < real_cols)
+            })
+            .collect();
+        let expected = case.floats::<3>("image_hidden_states", &device);
+        let output = connector.forward(features.clone(), Some(mask(real.clone(), [n_images, patches], &device)));
+        assert_close(&case.name, &output, &expected, REFERENCE);
+        if real.iter().all(|&real| real) {
+            assert_close(&case.name, &connector.forward(features, None), &expected, REFERENCE);
+        }
+    }
+}
