@@ -1,1 +1,56 @@
-fn main() {}
+//! The decoder at the shape of Mistral-7B, cut to one of its 32 layers: `cargo bench -p idefics-text`.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use idefics_text::TextConfig;
+
+const CAPACITY: usize = 1024;
+
+fn forward(c: &mut Criterion) {
+    let device = Device::default(); // BURN_DEVICE=flex|cuda|wgpu
+    // The embedding table is not used.
+    let config = TextConfig { num_hidden_layers: 1, vocab_size: 1, ..TextConfig::default() };
+    let decoder = config.init(&device).expect("the configuration is Mistral's");
+    let inputs_embeds = |seq| Tensor::<3>::random([1, seq, config.hidden_size], Distribution::Default, &device);
+    let mut group = c.benchmark_group("text/mistral_7b_1_of_32_layers");
+    group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
+
+    for seq in [64, 320] {
+        let inputs_embeds = inputs_embeds(seq);
+        group.throughput(Throughput::Elements(seq as u64));
+        group.bench_function(BenchmarkId::new(format!("prefill_{seq}"), format!("{device:?}")), |b| {
+            b.iter(|| {
+                let hidden_states =
+                    decoder.forward(black_box(inputs_embeds.clone()), &mut config.cache(vec![0], CAPACITY));
+                device.sync().expect("the device finishes");
+                hidden_states // alive until after the sync, so that nothing is left out
+            });
+        });
+    }
+
+    // One token reads every weight of the layer once.
+    let [d, inner] = [config.hidden_size, config.intermediate_size];
+    let kv_width = config.n_kv_heads() * config.head_dim();
+    let n_weights = 2 * d * d + 2 * d * kv_width + 3 * d * inner;
+    let token = inputs_embeds(1);
+    let mut cache = config.cache(vec![0], CAPACITY);
+    decoder.forward(inputs_embeds(320), &mut cache);
+    group.throughput(Throughput::Bytes((n_weights * DType::F32.size()) as u64));
+    group.bench_function(BenchmarkId::new("decode_after_320", format!("{device:?}")), |b| {
+        b.iter(|| {
+            if cache.len() == CAPACITY {
+                cache = config.cache(vec![0], CAPACITY);
+                decoder.forward(inputs_embeds(320), &mut cache);
+            }
+            let hidden_states = decoder.forward(black_box(token.clone()), &mut cache);
+            device.sync().expect("the device finishes");
+            hidden_states
+        });
+    });
+}
+
+criterion_group!(benches, forward);
+criterion_main!(benches);

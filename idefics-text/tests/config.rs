@@ -1,0 +1,118 @@
+use burn::tensor::{DType, Device};
+use idefics_text::{ConfigError, TextConfig};
+use serde_json::{Value, json};
+
+fn config(section: Value) -> TextConfig {
+    serde_json::from_value(section).unwrap()
+}
+
+fn error(section: Value) -> ConfigError {
+    config(section).validate().unwrap_err()
+}
+
+#[test]
+fn defaults_are_the_reference_s() {
+    let mistral = config(json!({"model_type": "mistral"}));
+    mistral.validate().unwrap();
+    assert_eq!((mistral.head_dim(), mistral.n_kv_heads(), mistral.sliding_window), (128, 8, Some(4096)));
+    TextConfig::idefics2_preset().validate().unwrap();
+}
+
+#[test]
+fn a_null_is_not_an_absent_key() {
+    let config = config(json!({"num_key_value_heads": null, "sliding_window": null, "head_dim": null}));
+    assert_eq!((config.n_kv_heads(), config.sliding_window, config.head_dim()), (32, None, 128));
+}
+
+#[test]
+fn a_head_may_have_any_even_width() {
+    let config = config(json!({"hidden_size": 10, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 6}));
+    config.validate().unwrap();
+    let decoder = config.init(&Device::flex()).unwrap();
+    let attention = &decoder.layers[0].self_attn;
+    assert_eq!((attention.q_proj.dims(), attention.o_proj.dims()), ([18, 10], [10, 18]));
+    assert_eq!(config.cache_bytes(2, 100, DType::BF16), 2 * 32 * 2 * 3 * 100 * 6 * 2);
+}
+
+#[test]
+fn numbers_out_of_range_are_named() {
+    for (key, value) in [
+        ("vocab_size", 0_u64),
+        ("vocab_size", 1 << 40),
+        ("hidden_size", 0),
+        ("hidden_size", 1 << 31),
+        ("intermediate_size", 0),
+        ("num_hidden_layers", 0),
+        ("num_hidden_layers", 1_000_000_000),
+        ("num_attention_heads", 0),
+        ("num_key_value_heads", 0),
+        ("max_position_embeddings", 0),
+        ("max_position_embeddings", 1 << 63),
+        ("sliding_window", 0),
+        ("head_dim", 0),
+        ("head_dim", 7), // half of it turns against the other half
+        ("head_dim", 1 << 20),
+    ] {
+        let error = error(json!({ key: value }));
+        let ConfigError::Range { field, value: found, .. } = &error else { panic!("{key} = {value}: {error:?}") };
+        assert_eq!((*field, found.as_str()), (format!("text_config.{key}").as_str(), value.to_string().as_str()));
+    }
+    for eps in [0.0, -1.0] {
+        assert!(matches!(error(json!({"rms_norm_eps": eps})), ConfigError::Range { .. }));
+    }
+}
+
+#[test]
+fn heads_divide() {
+    assert_eq!(
+        error(json!({"num_attention_heads": 7, "num_key_value_heads": 7})).to_string(),
+        "`text_config.hidden_size` is 4096, which is not a multiple of `text_config.num_attention_heads`, 7"
+    );
+    assert_eq!(
+        error(json!({"num_key_value_heads": 5})).to_string(),
+        "`text_config.num_attention_heads` is 32, which is not a multiple of `text_config.num_key_value_heads`, 5"
+    );
+}
+
+#[test]
+fn rope_is_read_in_both_spellings() {
+    let new = config(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}));
+    let old = config(json!({"rope_theta": 700.0, "rope_scaling": null}));
+    let [new, old] = [new, old].map(|config| format!("{:?}", config.rotary().unwrap()));
+    assert_eq!(new, old);
+    let [new, old] = [
+        json!({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}),
+        json!({"rope_theta": 5e5, "rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}),
+    ]
+    .map(|section| format!("{:?}", config(section).rotary().unwrap()));
+    assert_eq!(new, old);
+}
+
+#[test]
+fn rope_that_is_not_implemented_or_not_finite() {
+    let error_of = |rope| error(json!({"rope_parameters": rope}));
+    let yarn = error_of(json!({"rope_type": "yarn", "factor": 4.0}));
+    assert_eq!(yarn.to_string(), "`text_config.rope_parameters.rope_type` is \"yarn\", supported: default, llama3");
+    for rope in [
+        json!({"rope_theta": 0.0}),
+        json!({"rope_theta": -1.0}),
+        json!({"rope_type": "llama3"}),
+        json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}),
+        json!({"rope_type": "llama3", "factor": 0.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
+    ] {
+        let error = error_of(rope.clone());
+        assert!(matches!(error, ConfigError::Range { .. }), "{rope}: {error:?}");
+    }
+    // Equal bounds leave nothing to blend between; they must not give NaN.
+    let equal = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0});
+    assert!(!format!("{:?}", config(json!({"rope_parameters": equal})).rotary()).contains("NaN"));
+}
+
+#[test]
+fn values_of_another_type_are_refused() {
+    for section in [json!({"hidden_size": "4096"}), json!({"hidden_size": -1}), json!({"hidden_act": "mish"})] {
+        assert!(serde_json::from_value::<TextConfig>(section).is_err());
+    }
+}
