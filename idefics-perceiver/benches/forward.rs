@@ -20,7 +20,7 @@ fn forward(c: &mut Criterion) {
     let connector = config.init(&device);
     let mut group = c.benchmark_group("connector/idefics2_8b_1_of_3_layers");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
-    for side in [364, 980_usize] {
+    for side in [196, 280_usize] {
         let patches = (side / 14).pow(2);
         let features = Tensor::<3>::random([1, patches, 1152], Distribution::Default, &device);
         drop(connector.forward(features.clone(), None)); // weights are drawn at their first use

@@ -18,7 +18,7 @@ fn forward(c: &mut Criterion) {
     let mut group = c.benchmark_group("text/mistral_7b_1_of_32_layers");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
 
-    for seq in [64, 320] {
+    for seq in [32, 128] {
         let inputs_embeds = inputs_embeds(seq);
         group.throughput(Throughput::Elements(seq as u64));
         group.bench_function(BenchmarkId::new(format!("prefill_{seq}"), format!("{device:?}")), |b| {
@@ -37,13 +37,13 @@ fn forward(c: &mut Criterion) {
     let n_weights = 2 * d * d + 2 * d * kv_width + 3 * d * inner;
     let token = inputs_embeds(1);
     let mut cache = config.cache(vec![0], CAPACITY);
-    decoder.forward(inputs_embeds(320), &mut cache);
+    decoder.forward(inputs_embeds(128), &mut cache);
     group.throughput(Throughput::Bytes((n_weights * DType::F32.size()) as u64));
-    group.bench_function(BenchmarkId::new("decode_after_320", format!("{device:?}")), |b| {
+    group.bench_function(BenchmarkId::new("decode_after_128", format!("{device:?}")), |b| {
         b.iter(|| {
             if cache.len() == CAPACITY {
                 cache = config.cache(vec![0], CAPACITY);
-                decoder.forward(inputs_embeds(320), &mut cache);
+                decoder.forward(inputs_embeds(128), &mut cache);
             }
             let hidden_states = decoder.forward(black_box(token.clone()), &mut cache);
             device.sync().expect("the device finishes");
