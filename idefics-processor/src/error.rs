@@ -15,7 +15,7 @@ pub enum ErrorKind {
     Model,
     /// The sample is at fault.
     Input,
-    /// The sample is larger than a limit allows.
+    /// The sample has more text, or an image more encoded bytes, than a limit allows.
     Limit,
     /// A remote image could not be fetched.
     Network,

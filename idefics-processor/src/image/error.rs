@@ -8,9 +8,9 @@ use std::io;
 pub enum ImageErrorKind {
     /// The file system refused: missing file, no permission, not a regular file.
     FileSystem,
-    /// The input itself is not an image that we read.
+    /// The input itself is not an image that we read: another format, damaged, or of a size that we refuse.
     Input,
-    /// The input is larger than a limit allows.
+    /// There are more encoded bytes than a limit allows.
     Limit,
     /// A remote image could not be fetched.
     Network,
@@ -200,10 +200,12 @@ impl ImageError {
     pub fn kind(&self) -> ImageErrorKind {
         match self {
             Self::Read { .. } | Self::NotAFile { .. } => ImageErrorKind::FileSystem,
-            Self::TooManyBytes { .. } | Self::TooLarge { .. } | Self::Memory { .. } => ImageErrorKind::Limit,
+            Self::TooManyBytes { .. } => ImageErrorKind::Limit,
             Self::HttpStatus { .. } | Self::Network { .. } => ImageErrorKind::Network,
             Self::Empty { .. }
             | Self::Format { .. }
+            | Self::TooLarge { .. }
+            | Self::Memory { .. }
             | Self::TooThin { .. }
             | Self::Decode { .. }
             | Self::Coding { .. }
