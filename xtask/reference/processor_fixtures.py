@@ -101,6 +101,11 @@ def decode_fixture():
     png("palette_trns.png", w, h, 8, 3, index.astype(np.uint8), (b"PLTE", palette), (b"tRNS", some))
     png("rgb_trns.png", w, h, 8, 2, rgb, (b"tRNS", struct.pack(">HHH", *map(int, rgb[2, 3]))))
     png("grey_trns.png", w, h, 8, 0, grey, (b"tRNS", struct.pack(">H", int(grey[2, 3]))))
+    # One clear entry is a color for the loader: entry 9 repeats it. Two clear entries are dropped.
+    twice = palette[:27] + palette[15:18] + palette[30:]
+    named = (index % 16).astype(np.uint8)
+    png("palette_key.png", w, h, 8, 3, named, (b"PLTE", twice), (b"tRNS", b"\xff" * 5 + b"\0"))
+    png("palette_two_keys.png", w, h, 8, 3, named, (b"PLTE", twice), (b"tRNS", b"\xff" * 5 + b"\0\xff\0"))
     # Pillow clips 16-bit grey to 255 where the upper byte is meant, so these are stated, not asked.
     png("grey16.png", w, h, 16, 0, [row.tobytes() for row in wide(grey)])
     png("rgb16.png", w, h, 16, 2, [row.tobytes() for row in wide(rgb)])
@@ -121,8 +126,13 @@ def decode_fixture():
     frames[0].save(FILES / "animated.gif", save_all=True, append_images=frames[1:], duration=100)
     transparent = image.quantize(32)
     transparent.save(FILES / "transparent.gif", transparency=transparent.getpixel((3, 2)))
+    # A canvas wider and higher than its only frame.
+    for name in ("plain", "transparent"):
+        data = (FILES / f"{name}.gif").read_bytes()
+        (FILES / f"{name}_bare.gif").write_bytes(data[:6] + struct.pack("<HH", w + 4, h + 3) + data[10:])
     image.save(FILES / "lossless.webp", lossless=True)
     rgba.save(FILES / "lossless_alpha.webp", lossless=True, exact=True)
+    rgba.save(FILES / "animated_alpha.webp", save_all=True, append_images=[rgba.rotate(180)], lossless=True, exact=True)
     smooth = Image.fromarray(picture(4, 3, 4)).resize((40, 30), 3)
     smooth.save(FILES / "lossy.webp", quality=90)
     for orientation in [*range(1, 9), 9, 65535]:
@@ -150,7 +160,7 @@ def decode_fixture():
                     upright = ImageOps.exif_transpose(opened)
                 except Exception:  # a damaged block says nothing
                     upright = opened
-                white, drop = np.array(convert_to_rgb(upright)), np.array(upright.convert("RGB"))
+                white, drop = (np.array(convert_to_rgb(image)) for image in (upright, upright.convert("RGB")))
         expected[f"{path.name}/white"] = np.ascontiguousarray(white)
         expected[f"{path.name}/drop"] = np.ascontiguousarray(drop)
     save_file(expected, OUT / "image_decode.safetensors", METADATA)

@@ -12,6 +12,7 @@ use image::error::ImageError as LibraryError;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder};
 
+use crate::image::clear::Clear;
 use crate::image::{Format, ImageError, Limits, RgbImage, jpeg};
 
 /// What becomes of transparency.
@@ -21,7 +22,13 @@ pub enum Alpha {
     /// processors' `convert_to_rgb` does. What a person sees.
     #[default]
     White,
-    /// The color channels as they are stored, as Pillow's plain `convert("RGB")` does for an image given by address.
+    /// What the reference's processor makes of an image *file*: the colors as they are stored, but for one color that
+    /// the file declares fully transparent, which becomes white.
+    ///
+    /// Its loader drops an alpha channel and the partial alpha of a palette (Pillow's `convert("RGB")`). A color key
+    /// survives the loader, and then the image processor lays it over white: the `tRNS` color of a PNG in grey or RGB,
+    /// the only clear entry of a palette whose other entries are opaque, the transparent index of a GIF. It means a
+    /// color, so whatever else has that color becomes white too.
     Drop,
 }
 
@@ -113,7 +120,8 @@ impl Input<'_> {
 
         let mut samples = vec![0; needed as usize];
         decoder.read_image(&mut samples).map_err(|error| self.decoder_error(error))?;
-        let data = to_rgb8(samples, color_type, self.alpha)
+        let flatten = Flatten { alpha: self.alpha, clear: Clear::of_file(self.format, bytes) };
+        let data = to_rgb8(samples, color_type, flatten)
             .ok_or_else(|| self.coding_error(format!("pixels of type {color_type:?}")))?;
         upright(width, height, data, orientation)
     }
@@ -170,49 +178,62 @@ impl Input<'_> {
 
 /// Any 8-bit or 16-bit pixels to 8-bit RGB: 16 bits lose their lower half, grey is repeated, alpha goes as asked.
 /// `None` for pixels that no supported format produces.
-fn to_rgb8(samples: Vec<u8>, color_type: ColorType, alpha: Alpha) -> Option<Vec<u8>> {
-    let bits8 = |samples: Vec<u8>| -> Vec<u8> {
-        let pairs = samples.chunks_exact(2);
-        pairs.map(|pair| (u16::from_ne_bytes([pair[0], pair[1]]) >> 8) as u8).collect()
+fn to_rgb8(samples: Vec<u8>, color_type: ColorType, flatten: Flatten) -> Option<Vec<u8>> {
+    let samples = match color_type {
+        ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16 => {
+            let pairs = samples.chunks_exact(2);
+            pairs.map(|pair| (u16::from_ne_bytes([pair[0], pair[1]]) >> 8) as u8).collect()
+        }
+        _ => samples,
     };
     Some(match color_type {
-        ColorType::Rgb8 => samples,
-        ColorType::Rgb16 => bits8(samples),
-        ColorType::L8 => grey_to_rgb(&samples),
-        ColorType::L16 => grey_to_rgb(&bits8(samples)),
-        ColorType::La8 => grey_alpha_to_rgb(&samples, alpha),
-        ColorType::La16 => grey_alpha_to_rgb(&bits8(samples), alpha),
-        ColorType::Rgba8 => rgba_to_rgb(&samples, alpha),
-        ColorType::Rgba16 => rgba_to_rgb(&bits8(samples), alpha),
+        ColorType::Rgb8 | ColorType::Rgb16 if flatten.keeps_opaque() => samples,
+        ColorType::Rgb8 | ColorType::Rgb16 => {
+            samples.chunks_exact(3).flat_map(|rgb| flatten.pixel([rgb[0], rgb[1], rgb[2]], 255)).collect()
+        }
+        ColorType::L8 | ColorType::L16 => samples.iter().flat_map(|&grey| flatten.pixel([grey; 3], 255)).collect(),
+        ColorType::La8 | ColorType::La16 => {
+            samples.chunks_exact(2).flat_map(|pixel| flatten.pixel([pixel[0]; 3], pixel[1])).collect()
+        }
+        ColorType::Rgba8 | ColorType::Rgba16 => {
+            let mut rgb = Vec::with_capacity(samples.len() / 4 * 3);
+            for pixel in samples.chunks_exact(4) {
+                rgb.extend(flatten.pixel([pixel[0], pixel[1], pixel[2]], pixel[3]));
+            }
+            rgb
+        }
         _ => return None,
     })
 }
 
-fn grey_to_rgb(grey: &[u8]) -> Vec<u8> {
-    grey.iter().flat_map(|&value| [value; 3]).collect()
+/// [`Alpha`], with what it needs to know of the file.
+#[derive(Debug, Clone, Copy)]
+struct Flatten {
+    alpha: Alpha,
+    clear: Clear,
 }
 
-fn grey_alpha_to_rgb(samples: &[u8], alpha: Alpha) -> Vec<u8> {
-    samples.chunks_exact(2).flat_map(|pixel| [flatten(pixel[0], pixel[1], alpha); 3]).collect()
-}
-
-fn rgba_to_rgb(samples: &[u8], alpha: Alpha) -> Vec<u8> {
-    let mut rgb = Vec::with_capacity(samples.len() / 4 * 3);
-    for pixel in samples.chunks_exact(4) {
-        rgb.extend(pixel[..3].iter().map(|&value| flatten(value, pixel[3], alpha)));
+impl Flatten {
+    fn pixel(self, rgb: [u8; 3], alpha: u8) -> [u8; 3] {
+        match (self.clear.blank, self.alpha) {
+            (Some(blank), _) if alpha == 0 => blank,
+            (_, Alpha::White) => rgb.map(|value| over_white(value, alpha)),
+            (_, Alpha::Drop) if self.clear.key == Some(rgb) => [255; 3],
+            (_, Alpha::Drop) => rgb,
+        }
     }
-    rgb
+
+    fn keeps_opaque(self) -> bool {
+        self.alpha == Alpha::White || self.clear.key.is_none()
+    }
 }
 
 /// One channel value over opaque white.
 ///
 /// Source: `ImagingAlphaComposite` of Pillow with an opaque backdrop: weights in 1/128 of 255ths, division by 255 by
 /// shifts. An opaque pixel keeps its value and a fully transparent one is white.
-fn flatten(value: u8, alpha: u8, mode: Alpha) -> u8 {
+fn over_white(value: u8, alpha: u8) -> u8 {
     const PRECISION_BITS: u32 = 7;
-    if mode == Alpha::Drop {
-        return value;
-    }
     let weight = u32::from(alpha) << PRECISION_BITS;
     let white = 255 * ((255 << PRECISION_BITS) - weight);
     let sum = u32::from(value) * weight + white + (0x80 << PRECISION_BITS);
@@ -238,16 +259,14 @@ fn upright(width: u32, height: u32, data: Vec<u8>, orientation: Orientation) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::over_white;
 
     #[test]
     fn transparency_is_laid_over_white_as_pillow_does() {
-        let mix = |value| flatten(value, 128, Alpha::White);
-        assert_eq!([mix(10), mix(20), mix(30)], [132, 137, 142]);
+        assert_eq!([10, 20, 30].map(|value| over_white(value, 128)), [132, 137, 142]);
         for value in 0..=255 {
-            assert_eq!(flatten(value, 255, Alpha::White), value);
-            assert_eq!(flatten(value, 0, Alpha::White), 255);
-            assert_eq!(flatten(value, 7, Alpha::Drop), value);
+            assert_eq!(over_white(value, 255), value);
+            assert_eq!(over_white(value, 0), 255);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! the header, decodes it to an upright [`RgbImage`]; [`ImageProcessor::process`] cuts, resizes and normalizes it into
 //! [`ImageTile`]s; [`pad_batch`] packs tiles of different sizes into the one array of [`PaddedImages`].
 
+mod clear;
 mod config;
 mod decode;
 mod error;
