@@ -161,6 +161,7 @@ fn refusals_are_told_apart() {
     assert!(error.to_string().contains("terms"), "{error}");
     let error = fail(|state| state.refuse = Some((404, "RepoNotFound")), None);
     assert!(matches!(error, HubError::RepoNotFound { .. }), "{error}");
+    assert!(error.to_string().contains("no folder org/tiny"), "{error}");
     let error = fail(|state| state.refuse = Some((503, "")), None);
     assert!(matches!(error, HubError::Status { status: 503, .. }), "{error}");
     assert_eq!(error.kind(), HubErrorKind::Network);
@@ -225,6 +226,132 @@ fn ids_that_leave_the_cache_are_refused() {
         assert!(matches!(error, HubError::InvalidId { .. }), "{repo}: {error}");
     }
     assert!(hub.requests().is_empty());
+}
+
+/// What `HEAD` meets at servers that know `GET` alone.
+const NO_HEAD: [&str; 6] = [
+    "",
+    "HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 0\r\n\r\n",
+    "HTTP/1.0 501 Unsupported method\r\n\r\n<html>",
+    "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+    "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "no HTTP at all\r\n\r\n",
+];
+
+#[test]
+fn a_server_that_only_answers_get_will_do() {
+    for head in NO_HEAD {
+        let (cache, model) = (TempDir::new().unwrap(), Model::new());
+        let server = Plain::start(move |request| match request.starts_with("GET ") {
+            true => model.answer(request, |content| format!("HTTP/1.0 200 OK\r\n\r\n{content}")),
+            false => head.to_owned(),
+        });
+        let snapshot = fetch_with(&server.options(&cache), REPO, None, &mut no_progress).unwrap();
+        assert_eq!(fs::read_to_string(snapshot.join("model.safetensors")).unwrap(), "weights", "{head:?}");
+        assert!(!snapshot.join("chat_template.jinja").exists());
+        let options = server.options(&cache);
+        drop(server);
+        assert_eq!(fetch_with(&options, REPO, None, &mut no_progress).unwrap(), snapshot, "{head:?}");
+        let offline = HubOptions { offline: true, ..options };
+        assert_eq!(fetch_with(&offline, REPO, Some("main"), &mut no_progress).unwrap(), snapshot);
+    }
+}
+
+#[test]
+fn a_plain_file_server_is_asked_for_what_changed() {
+    // A time and a size as the ETag: the two files of equal size share it.
+    let (cache, model) = (TempDir::new().unwrap(), Model::new());
+    let (files, log) = (model.0.clone(), Arc::new(Mutex::new(Vec::new())));
+    let requests = log.clone();
+    let server = Plain::start(move |request| {
+        requests.lock().unwrap().push(request.to_owned());
+        model.answer(request, |content| {
+            let body = if request.starts_with("GET ") { content } else { "" };
+            format!("HTTP/1.1 200 OK\r\netag: \"1-{0}\"\r\ncontent-length: {0}\r\n\r\n{body}", content.len())
+        })
+    });
+    let fetch = || fetch_with(&server.options(&cache), REPO, None, &mut no_progress).unwrap();
+    let downloads =
+        || std::mem::take(&mut *log.lock().unwrap()).into_iter().filter(|it| it.starts_with("GET ")).count();
+    let first = fetch();
+    assert_eq!(fs::read_to_string(first.join("tokenizer.json")).unwrap(), "{2}");
+    assert_eq!(downloads(), 3);
+    assert_eq!((fetch(), downloads()), (first.clone(), 0));
+    files.lock().unwrap().insert("config.json", "{\"new\": 1}");
+    let second = fetch();
+    assert_eq!(downloads(), 1);
+    assert_eq!(fs::read_to_string(first.join("config.json")).unwrap(), "{1}");
+    assert_eq!(fs::read_to_string(second.join("config.json")).unwrap(), "{\"new\": 1}");
+}
+
+#[test]
+fn redirections_are_followed_and_the_first_answer_describes_the_file() {
+    for (location, told) in [
+        ("/cdn/", true),
+        ("/cdn/", false),
+        ("../../../../cdn/", true),
+        ("//HOST/cdn/", false),
+        ("http://HOST/cdn/", true),
+        ("http://HOST/cdn/", false),
+    ] {
+        let (cache, model) = (TempDir::new().unwrap(), Model::new());
+        let server = Plain::start(move |request| {
+            let path = request.split(' ').nth(1).unwrap();
+            let name = path.rsplit('/').next().unwrap();
+            let host = request.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+            model.answer(request, |content| match path.contains("/cdn/") {
+                true if request.starts_with("HEAD ") => "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".into(),
+                true => {
+                    format!("HTTP/1.1 200 OK\r\netag: \"cdn\"\r\ncontent-length: {}\r\n\r\n{content}", content.len())
+                }
+                false => {
+                    let location = location.replace("HOST", host);
+                    let size = content.len();
+                    let told = match told {
+                        true => {
+                            format!("x-repo-commit: {COMMIT}\r\nx-linked-etag: \"{name}\"\r\nx-linked-size: {size}\r\n")
+                        }
+                        false => String::new(),
+                    };
+                    format!("HTTP/1.1 302 Found\r\n{told}content-length: 0\r\nlocation: {location}{name}\r\n\r\n")
+                }
+            })
+        });
+        let snapshot = fetch_with(&server.options(&cache), REPO, None, &mut no_progress).unwrap();
+        for (name, content) in [("config.json", "{1}"), ("tokenizer.json", "{2}"), ("model.safetensors", "weights")] {
+            assert_eq!(fs::read_to_string(snapshot.join(name)).unwrap(), content, "{location} {told}");
+            assert_eq!(cache.path().join("models--org--tiny/blobs").join(name).exists(), told, "{location}");
+        }
+        assert_eq!(snapshot.ends_with(COMMIT), told, "{location}");
+    }
+}
+
+#[test]
+fn a_web_page_is_not_a_model() {
+    let cache = TempDir::new().unwrap();
+    let server = Plain::start(|_| "HTTP/1.1 200 OK\r\n\r\n\n<!DOCTYPE html><html>Log in".to_owned());
+    let error = fetch_with(&server.options(&cache), REPO, None, &mut no_progress).unwrap_err();
+    assert!(error.to_string().contains("web page"), "{error}");
+    assert!(!cache.path().join("models--org--tiny/refs").exists());
+}
+
+#[test]
+fn waiting_for_another_process_is_told() {
+    let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
+    let locks = cache.path().join(".locks/models--org--tiny");
+    fs::create_dir_all(&locks).unwrap();
+    let etag = etag(&hub.files()["config.json"]);
+    let held = Mutex::new(Some(fs::File::create(locks.join(format!("{etag}.lock"))).unwrap()));
+    held.lock().unwrap().as_ref().unwrap().lock().unwrap();
+    let mut waited = 0;
+    let mut progress = |at: HubProgress| {
+        if at.is_waiting {
+            waited += 1;
+            *held.lock().unwrap() = None; // the other process is done
+        }
+    };
+    fetch_with(&hub.options(&cache), REPO, None, &mut progress).unwrap();
+    assert_eq!(waited, 1);
 }
 
 #[test]
@@ -377,8 +504,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
     let Some(content) = state.files.get(file).cloned() else {
         return answer("404 Not Found", &format!("{commit}x-error-code: EntryNotFound\r\n"), 0, b"");
     };
-    let sum = content.iter().fold(1, |sum: u64, &byte| sum * 31 % 65521 + u64::from(byte));
-    let etag = format!("{:x}-{sum}", content.len());
+    let etag = etag(&content);
     if let Some(storage) = state.storage.as_ref().filter(|_| file.ends_with(".safetensors")) {
         let linked = format!("x-linked-etag: \"{etag}\"\r\nx-linked-size: {}\r\n", content.len());
         let location = format!("location: {storage}{path}\r\n");
@@ -400,4 +526,72 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
         _ => rest,
     };
     answer(status, &format!("{headers}{range}"), rest.len(), sent);
+}
+
+fn etag(content: &[u8]) -> String {
+    let sum = content.iter().fold(1, |sum: u64, &byte| sum * 31 % 65521 + u64::from(byte));
+    format!("{:x}-{sum}", content.len())
+}
+
+/// A server that answers with what a function of the request's head says, and nothing of the hub's protocol.
+struct Plain {
+    endpoint: String,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Plain {
+    fn start(answer: impl Fn(&str) -> String + Send + 'static) -> Plain {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let stopped = Arc::new(AtomicBool::new(false));
+        let stop = stopped.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+                if !head.is_empty() {
+                    let _ = (&stream).write_all(answer(&head.join("\n")).as_bytes());
+                }
+            }
+        });
+        Plain { endpoint, stopped }
+    }
+
+    fn options(&self, cache: &TempDir) -> HubOptions {
+        let (endpoint, cache_dir) = (self.endpoint.clone(), cache.path().to_owned());
+        HubOptions { endpoint, cache_dir, token: None, offline: false }
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        let address = self.endpoint.trim_start_matches("http://").to_owned();
+        while TcpStream::connect(&address).is_ok() {
+            thread::yield_now();
+        }
+    }
+}
+
+/// The files of a model, at `/org/tiny/resolve/main/` and `/cdn/`.
+struct Model(Arc<Mutex<BTreeMap<&'static str, &'static str>>>);
+
+impl Model {
+    fn new() -> Model {
+        let files = [("config.json", "{1}"), ("tokenizer.json", "{2}"), ("model.safetensors", "weights")];
+        Model(Arc::new(Mutex::new(BTreeMap::from(files))))
+    }
+
+    /// 404, or what `found` makes of the file's content.
+    fn answer(&self, request: &str, found: impl FnOnce(&str) -> String) -> String {
+        let (folder, name) = request.split(' ').nth(1).unwrap().rsplit_once('/').unwrap();
+        let is_served = folder == "/org/tiny/resolve/main" || folder.ends_with("/cdn");
+        match self.0.lock().unwrap().get(name).filter(|_| is_served) {
+            Some(content) => found(content),
+            None => "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned(),
+        }
+    }
 }

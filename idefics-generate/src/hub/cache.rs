@@ -1,0 +1,140 @@
+//! The folders of the hub cache, whose layout the module [`super`] draws.
+
+use std::{
+    fs::{self, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use super::{CONFIG, HubError, TOKENIZER, WEIGHTS, WEIGHTS_INDEX, error::file_system, index::shard_names, is_commit};
+
+/// The hub cache's folders of one repository.
+pub(super) struct RepoCache {
+    cache_dir: PathBuf,
+    repo: String,
+    /// `models--{org}--{name}`.
+    folder: String,
+}
+
+impl RepoCache {
+    pub(super) fn new(cache_dir: &Path, repo: &str) -> RepoCache {
+        let folder = format!("models--{}", repo.replace('/', "--"));
+        RepoCache { cache_dir: cache_dir.to_owned(), repo: repo.to_owned(), folder }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.cache_dir.join(&self.folder)
+    }
+
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.root().join("snapshots").join(commit)
+    }
+
+    pub(super) fn file(&self, commit: &str, file: &str) -> PathBuf {
+        self.snapshot(commit).join(file)
+    }
+
+    pub(super) fn blob(&self, name: &str) -> PathBuf {
+        self.root().join("blobs").join(name)
+    }
+
+    fn no_exist(&self, commit: &str, file: &str) -> PathBuf {
+        self.root().join(".no_exist").join(commit).join(file)
+    }
+
+    /// Whether the commit has the file; `None` when the cache does not know.
+    pub(super) fn presence(&self, commit: &str, file: &str) -> Option<bool> {
+        if self.file(commit, file).is_file() {
+            Some(true)
+        } else {
+            self.no_exist(commit, file).exists().then_some(false)
+        }
+    }
+
+    /// The snapshot of a revision when all that a model needs is in it.
+    pub(super) fn complete_snapshot(&self, revision: &str) -> Result<PathBuf, HubError> {
+        let not_cached = |missing: &str| HubError::NotCached {
+            repo: self.repo.clone(),
+            revision: revision.to_owned(),
+            missing: missing.to_owned(),
+            cache_dir: self.cache_dir.clone(),
+        };
+        let commit = if is_commit(revision) {
+            revision.to_owned()
+        } else {
+            let known = fs::read_to_string(self.root().join("refs").join(revision)).unwrap_or_default();
+            Some(known.trim().to_owned()).filter(|known| is_commit(known)).ok_or_else(|| not_cached("the revision"))?
+        };
+        let has = |file: &str| self.file(&commit, file).is_file();
+        let mut needed = vec![CONFIG.to_owned(), TOKENIZER.to_owned()];
+        if !has(WEIGHTS) && has(WEIGHTS_INDEX) {
+            needed.extend(shard_names(&self.file(&commit, WEIGHTS_INDEX), &self.repo)?);
+        } else {
+            needed.push(WEIGHTS.to_owned());
+        }
+        match needed.iter().find(|file| !has(file)) {
+            Some(missing) => Err(not_cached(missing)),
+            None => Ok(self.snapshot(&commit)),
+        }
+    }
+
+    pub(super) fn write_ref(&self, revision: &str, commit: &str) -> Result<(), HubError> {
+        write(&self.root().join("refs").join(revision), commit)
+    }
+
+    pub(super) fn write_no_exist(&self, commit: &str, file: &str) -> Result<(), HubError> {
+        write(&self.no_exist(commit, file), "")
+    }
+
+    /// Keeps other processes from the same contents while the file is held. Once a second, `waiting` hears that another
+    /// process holds it.
+    pub(super) fn lock(&self, blob: &str, waiting: &mut dyn FnMut()) -> Result<fs::File, HubError> {
+        let path = self.cache_dir.join(".locks").join(&self.folder).join(format!("{blob}.lock"));
+        create_parent(&path)?;
+        let failed = |source| file_system("cannot lock", &path, source);
+        let file = fs::File::create(&path).map_err(failed)?;
+        for tries in 1_u32.. {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+                Err(TryLockError::WouldBlock) if tries.is_multiple_of(10) => waiting(),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(file)
+    }
+
+    pub(super) fn link(&self, commit: &str, file: &str, blob: &str) -> Result<(), HubError> {
+        let (link, target) = (self.file(commit, file), self.blob(blob));
+        create_parent(&link)?;
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => link_or_copy(&target, &Path::new("../../blobs").join(blob), &link),
+        }
+        .map_err(|source| file_system("cannot write", &link, source))
+    }
+}
+
+#[cfg(unix)]
+fn link_or_copy(_blob: &Path, relative: &Path, link: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(relative, link)
+}
+
+/// Links need a privilege on some systems; a copy costs space and nothing else.
+#[cfg(not(unix))]
+fn link_or_copy(blob: &Path, _relative: &Path, link: &Path) -> io::Result<()> {
+    fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(|_| ()))
+}
+
+pub(super) fn create_parent(path: &Path) -> Result<(), HubError> {
+    let parent = path.parent().expect("every path in the cache has a parent");
+    fs::create_dir_all(parent).map_err(|source| file_system("cannot create", parent, source))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), HubError> {
+    create_parent(path)?;
+    fs::write(path, text).map_err(|source| file_system("cannot write", path, source))
+}

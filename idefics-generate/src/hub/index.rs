@@ -1,0 +1,43 @@
+//! `model.safetensors.index.json`, as far as a download needs it. What it names becomes a path, so it is not trusted.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs,
+    path::Path,
+};
+
+use serde::Deserialize;
+
+use super::{HubError, WEIGHTS_INDEX, error::file_system, is_plain_name};
+
+pub(super) const MAX_INDEX_BYTES: u64 = 64 << 20;
+const MAX_SHARDS: usize = 1000;
+
+/// The shards that an index names, each a plain file name.
+pub(super) fn shard_names(index: &Path, repo: &str) -> Result<BTreeSet<String>, HubError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let failed = |source| file_system("cannot read", index, source);
+    if fs::metadata(index).map_err(failed)?.len() > MAX_INDEX_BYTES {
+        return Err(bad_index(repo, "it is larger than 64 MiB"));
+    }
+    let bytes = fs::read(index).map_err(failed)?;
+    let parsed: Index = serde_json::from_slice(&bytes).map_err(|error| bad_index(repo, error))?;
+    let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    if shards.is_empty() || shards.len() > MAX_SHARDS {
+        return Err(bad_index(repo, format_args!("it names {} files, expected 1 to {MAX_SHARDS}", shards.len())));
+    }
+    match shards.iter().find(|shard| !is_plain_name(shard) || !shard.ends_with(".safetensors")) {
+        Some(shard) => {
+            let shard = shard.chars().take(100).collect();
+            Err(HubError::ShardName { repo: repo.to_owned(), index: WEIGHTS_INDEX, shard })
+        }
+        None => Ok(shards),
+    }
+}
+
+pub(super) fn bad_index(repo: &str, fault: impl fmt::Display) -> HubError {
+    HubError::BadIndex { repo: repo.to_owned(), index: WEIGHTS_INDEX, fault: fault.to_string() }
+}
