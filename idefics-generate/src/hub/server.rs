@@ -3,7 +3,7 @@
 //! The hub and its mirrors tell a file's commit, hash and size in `X-Repo-Commit`, `X-Linked-ETag` or `ETag`, and
 //! `X-Linked-Size`. A plain file server with such paths will do as well: `GET` stands in for `HEAD`, and snapshot and
 //! blobs are named after the files' paths, their ETags or times of change, and their sizes. If it gives neither an ETag
-//! nor a time, files below 16 MiB are downloaded on each call, and larger ones when their size changes.
+//! nor a time, files from 16 MiB on are downloaded again when their size changes, and all others on each call.
 
 use std::{cell::Cell, io, time::Duration};
 
