@@ -1,2 +1,29 @@
-//! Placeholder.
-fn main() {}
+//! The project's own chores: `cargo xtask verify` compares the models with reference outputs.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program
+
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Chores of the idefics workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compares every stage of a model with what the reference computed.
+    Verify(verify::Args),
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Verify(args) => verify::run(&args),
+    }
+}

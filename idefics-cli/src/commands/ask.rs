@@ -1,0 +1,25 @@
+//! `idefics ask`
+
+use idefics_generate::processor::image::ImageSource;
+
+use crate::args::{AskArgs, Global};
+use crate::failure::Failure;
+use crate::{commands, model, output};
+
+/// Answers a question about all the images together.
+pub(crate) fn run(global: &Global, args: &AskArgs) -> Result<(), Failure> {
+    let Some((question, images)) = args.images_and_question.split_last() else {
+        return Err(Failure::usage("no question".to_owned()));
+    };
+    let images = images
+        .iter()
+        .map(|image| image.parse::<ImageSource>())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| Failure::input(error.to_string()))?;
+    let (process, options) = (args.generation.process(), args.generation.options());
+    let model = model::load(global)?;
+    let cancel = model::cancel_on_interrupt();
+    let plain = format!("Question: {question} Answer:");
+    let sample = commands::sample(&model, images, question, &plain);
+    output::answer_one(global, &model, &sample, &process, &options, &cancel)
+}

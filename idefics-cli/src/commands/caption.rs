@@ -1,0 +1,34 @@
+//! `idefics caption`
+
+use crate::args::{CaptionArgs, Global};
+use crate::failure::Failure;
+use crate::{commands, model, output};
+
+/// Describes each image in turn; an image that is refused does not keep the others from being described.
+pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
+    let (process, options) = (args.generation.process(), args.generation.options());
+    let model = model::load(global)?;
+    let cancel = model::cancel_on_interrupt();
+    let several = args.images.len() > 1;
+    let mut failures = Vec::new();
+    for image in &args.images {
+        if several && !global.json {
+            print!("{image}: ");
+        }
+        let words = args.prompt.as_deref().unwrap_or("Describe this image.");
+        let plain = args.prompt.as_deref().unwrap_or("");
+        let sample = commands::sample(&model, vec![image.clone()], words, plain);
+        match output::answer_one(global, &model, &sample, &process, &options, &cancel) {
+            Ok(()) => {}
+            Err(failure) if several && !cancel.is_cancelled() => {
+                failure.warn();
+                failures.push(failure);
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    match failures.len() {
+        0 => Ok(()),
+        failed => Err(Failure::some_failed(failed, args.images.len())),
+    }
+}

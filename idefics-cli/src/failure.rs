@@ -1,0 +1,92 @@
+//! Errors as one line and an exit code.
+
+use std::process::ExitCode;
+
+use idefics_generate::{Error, ErrorKind};
+
+const SOME_FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const INPUT: u8 = 3;
+const MODEL: u8 = 4;
+const FILE_SYSTEM: u8 = 5;
+const LIMIT: u8 = 6;
+const NETWORK: u8 = 7;
+const NUMERIC: u8 = 8;
+pub(crate) const BUG: u8 = 70;
+const DEVICE: u8 = 75;
+const INTERRUPTED: u8 = 130;
+
+/// Why the program stops early.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    /// Nothing to say if empty.
+    message: String,
+}
+
+impl Failure {
+    /// A command line that asks for something impossible.
+    pub(crate) fn usage(message: String) -> Self {
+        Self { code: USAGE, message }
+    }
+
+    /// A file that is not what it should be.
+    pub(crate) fn input(message: String) -> Self {
+        Self { code: INPUT, message }
+    }
+
+    /// A file that cannot be read.
+    pub(crate) fn file_system(message: String) -> Self {
+        Self { code: FILE_SYSTEM, message }
+    }
+
+    /// Ctrl-C.
+    pub(crate) fn interrupted() -> Self {
+        Self { code: INTERRUPTED, message: String::new() }
+    }
+
+    /// `failed` of `all` inputs were refused; each was reported already.
+    pub(crate) fn some_failed(failed: usize, all: usize) -> Self {
+        Self { code: SOME_FAILED, message: format!("{failed} of {all} inputs failed") }
+    }
+
+    /// Prints the line.
+    pub(crate) fn warn(&self) {
+        if !self.message.is_empty() {
+            eprintln!("error: {}", self.message.replace('\n', " "));
+        }
+    }
+
+    /// Prints the line and gives the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        self.warn();
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::Usage => USAGE,
+            ErrorKind::Input => INPUT,
+            ErrorKind::Model => MODEL,
+            ErrorKind::FileSystem => FILE_SYSTEM,
+            ErrorKind::Limit => LIMIT,
+            ErrorKind::Network => NETWORK,
+            ErrorKind::Numeric => NUMERIC,
+            ErrorKind::Device => DEVICE,
+            _ => BUG,
+        };
+        Self { code, message: error.to_string() }
+    }
+}
+
+/// Standard output is gone when its reader has had enough: nothing more to do, and nothing to say.
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self { code: 0, message: String::new() },
+            _ => Self::file_system(format!("standard output: {error}")),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Loading a model with a progress bar, and Ctrl-C.
+
+use std::path::PathBuf;
+
+use idefics_generate::hub::{self, ModelSource};
+use idefics_generate::{CancelToken, Error, Idefics, LoadStage};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::args::Global;
+use crate::failure::Failure;
+
+/// The model folder that `--model` means; a hub id is downloaded to the standard cache first.
+pub(crate) fn folder(global: &Global) -> Result<PathBuf, Failure> {
+    let Some(model) = &global.model else {
+        return Err(Failure::usage("no model: give --model FOLDER or --model org/name of the hub".to_owned()));
+    };
+    match ModelSource::parse(model) {
+        ModelSource::Folder(folder) => Ok(folder),
+        ModelSource::Hub { repo, revision } => {
+            let bar = byte_bar();
+            let fetched = hub::fetch(&repo, revision.as_deref(), &mut |state| {
+                bar.set_length(state.total);
+                bar.set_position(state.done);
+                bar.set_message(state.file);
+            });
+            bar.finish_and_clear();
+            Ok(fetched.map_err(Error::from)?)
+        }
+    }
+}
+
+/// Loads what `--model`, `--device` and `--dtype` ask for.
+pub(crate) fn load(global: &Global) -> Result<Idefics, Failure> {
+    let folder = folder(global)?;
+    let (choice, device) = global.device.open().map_err(Error::from)?;
+    let dtype = global.dtype.on(choice, &device).map_err(Error::from)?;
+    if global.verbose {
+        eprintln!("loading {} on {choice} in {dtype:?}", folder.display());
+    }
+    let bar = byte_bar();
+    bar.set_message("loading weights");
+    let model = Idefics::from_folder(&folder, &device, dtype, |stage| {
+        if let LoadStage::Weights(loaded) = stage {
+            bar.set_length(loaded.bytes_total);
+            bar.set_position(loaded.bytes_done);
+        }
+    });
+    bar.finish_and_clear();
+    Ok(model?)
+}
+
+/// A bar on standard error, drawn only if that is a terminal.
+fn byte_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+        .expect("the template is valid");
+    ProgressBar::no_length().with_style(style)
+}
+
+/// Ends the answer at the first Ctrl-C and the program at the second.
+pub(crate) fn cancel_on_interrupt() -> CancelToken {
+    let cancel = CancelToken::default();
+    let in_handler = cancel.clone();
+    // Without a handler Ctrl-C ends the program at once, which is no reason to refuse work.
+    let _ = ctrlc::set_handler(move || {
+        if in_handler.is_cancelled() {
+            std::process::exit(130);
+        }
+        in_handler.cancel();
+    });
+    cancel
+}

@@ -1,0 +1,166 @@
+//! A reference case: a folder that says what the reference computed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use idefics_generate::GenerationConfig;
+use idefics_generate::processor::Sample;
+use idefics_generate::processor::image::Alpha;
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+/// `case.json` with the tensors beside it.
+#[derive(Debug)]
+pub(super) struct Case {
+    pub(super) file: CaseFile,
+    /// The model folder.
+    pub(super) checkpoint: PathBuf,
+    /// By name.
+    pub(super) expected: BTreeMap<String, Expected>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct CaseFile {
+    format: u32,
+    family: String,
+    checkpoint: PathBuf,
+    #[serde(default)]
+    pub(super) reference: Reference,
+    pub(super) samples: Vec<Sample>,
+    #[serde(default)]
+    pub(super) processor: ProcessorOptions,
+    #[serde(default)]
+    pub(super) generate: BTreeMap<String, GenerationConfig>,
+    #[serde(default)]
+    load: Load,
+    #[serde(default)]
+    tolerance: BTreeMap<String, f64>,
+    #[serde(default)]
+    pub(super) texts: BTreeMap<String, Vec<String>>,
+}
+
+/// Which release made the case.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Reference {
+    pub(super) transformers: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ProcessorOptions {
+    pub(super) do_image_splitting: Option<bool>,
+    /// Which transparency rule made the pixels: `white` or `drop`.
+    #[serde(default)]
+    pub(super) alpha: AlphaName,
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum AlphaName {
+    #[default]
+    White,
+    Drop,
+}
+
+impl From<AlphaName> for Alpha {
+    fn from(name: AlphaName) -> Self {
+        match name {
+            AlphaName::White => Self::White,
+            AlphaName::Drop => Self::Drop,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Load {
+    quantize: Option<serde_json::Value>,
+}
+
+/// One expected tensor.
+#[derive(Debug, Clone)]
+pub(super) struct Expected {
+    pub(super) shape: Vec<usize>,
+    pub(super) values: Values,
+}
+
+/// Its elements, row-major.
+#[derive(Debug, Clone)]
+pub(super) enum Values {
+    Float(Vec<f32>),
+    Int(Vec<i64>),
+}
+
+impl Expected {
+    pub(super) fn floats(&self) -> Result<&[f32]> {
+        match &self.values {
+            Values::Float(values) => Ok(values),
+            Values::Int(_) => bail!("expected F32, found I64"),
+        }
+    }
+
+    pub(super) fn ints(&self) -> Result<&[i64]> {
+        match &self.values {
+            Values::Int(values) => Ok(values),
+            Values::Float(_) => bail!("expected I64, found F32"),
+        }
+    }
+}
+
+impl Case {
+    /// Reads a case folder.
+    pub(super) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("case.json");
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let mut file: CaseFile = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+        ensure!(file.format == 1, "{}: format {} is not read, only 1 is", path.display(), file.format);
+        ensure!(
+            file.family == "idefics2",
+            "{}: family {:?} is not implemented, only idefics2 is",
+            path.display(),
+            file.family
+        );
+        ensure!(file.load.quantize.is_none(), "{}: quantised weights are not implemented", path.display());
+        for sample in &mut file.samples {
+            sample.resolve_paths(folder);
+        }
+        let checkpoint = folder.join(&file.checkpoint);
+        ensure!(checkpoint.is_dir(), "{}: no such checkpoint folder", checkpoint.display());
+        let expected = read_tensors(&folder.join("expected.safetensors"))?;
+        Ok(Self { file, checkpoint, expected })
+    }
+
+    /// The tensor of that name, if the case has it.
+    pub(super) fn expected(&self, name: &str) -> Option<&Expected> {
+        self.expected.get(name)
+    }
+
+    /// The largest |difference| that the case accepts for a stage.
+    pub(super) fn tolerance(&self, stage: &str) -> f64 {
+        let default = match stage {
+            "processor.pixel_values" => 1e-6,
+            "loss" => 1e-5,
+            _ => 1e-4,
+        };
+        let tolerance = &self.file.tolerance;
+        tolerance.get(stage).or_else(|| tolerance.get("*").filter(|_| stage != "loss")).copied().unwrap_or(default)
+    }
+}
+
+fn read_tensors(path: &Path) -> Result<BTreeMap<String, Expected>> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let file = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.iter() {
+        let values = match view.dtype() {
+            Dtype::F32 => Values::Float(chunks(view.data(), f32::from_le_bytes)),
+            Dtype::I64 => Values::Int(chunks(view.data(), i64::from_le_bytes)),
+            other => bail!("{}: tensor `{name}` is {other:?}, expected F32 or I64", path.display()),
+        };
+        tensors.insert(name.to_owned(), Expected { shape: view.shape().to_vec(), values });
+    }
+    Ok(tensors)
+}
+
+fn chunks<const N: usize, T>(bytes: &[u8], read: fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|&bytes| read(bytes)).collect()
+}

@@ -1,0 +1,68 @@
+//! How far two tensors are apart.
+
+/// The outcome of one stage.
+#[derive(Debug, Clone)]
+pub(super) struct Comparison {
+    pub(super) shape: Vec<usize>,
+    /// Largest |ours − expected|; for integers the number of elements that differ.
+    pub(super) max: f64,
+    /// Mean |ours − expected| over the elements that are compared.
+    pub(super) mean: f64,
+    pub(super) tolerance: f64,
+    /// What is wrong beyond numbers, such as another shape.
+    pub(super) remark: Option<String>,
+}
+
+impl Comparison {
+    /// Whether the stage agrees.
+    pub(super) fn passed(&self) -> bool {
+        // NaN is no agreement.
+        self.remark.is_none() && self.max <= self.tolerance
+    }
+
+    /// Compares the elements for which `compared(flat index)` holds.
+    pub(super) fn floats(
+        shape: &[usize],
+        ours: &[f32],
+        expected: &[f32],
+        tolerance: f64,
+        compared: impl Fn(usize) -> bool,
+    ) -> Self {
+        let (mut max, mut sum, mut count) = (0.0f64, 0.0, 0u64);
+        for index in (0..ours.len()).filter(|&index| compared(index)) {
+            let difference = (f64::from(ours[index]) - f64::from(expected[index])).abs();
+            // `max` would drop a NaN.
+            max = if difference.is_nan() { f64::NAN } else { max.max(difference) };
+            sum += difference;
+            count += 1;
+            if max.is_nan() {
+                break;
+            }
+        }
+        let remark = (count == 0).then(|| "no element is compared".to_owned());
+        Self { shape: shape.to_vec(), max, mean: sum / count.max(1) as f64, tolerance, remark }
+    }
+
+    /// Compares integers, which must be equal.
+    pub(super) fn ints(shape: &[usize], ours: &[i64], expected: &[i64]) -> Self {
+        let differing = ours.iter().zip(expected).filter(|(ours, expected)| ours != expected).count() as f64;
+        let remark = ours
+            .iter()
+            .zip(expected)
+            .position(|(ours, expected)| ours != expected)
+            .map(|index| format!("element {index} is {}, expected {}", ours[index], expected[index]));
+        let mean = differing / ours.len().max(1) as f64;
+        Self { shape: shape.to_vec(), max: differing, mean, tolerance: 0.0, remark }
+    }
+
+    /// Another shape than expected.
+    pub(super) fn shape(ours: &[usize], expected: &[usize]) -> Self {
+        let remark = format!("shape {ours:?}, expected {expected:?}");
+        Self { shape: ours.to_vec(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(remark) }
+    }
+
+    /// A stage that could not be computed.
+    pub(super) fn failed(reason: String) -> Self {
+        Self { shape: Vec::new(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(reason) }
+    }
+}
