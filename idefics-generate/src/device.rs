@@ -101,10 +101,7 @@ impl DeviceChoice {
     /// [`DeviceError::NotBuilt`] or [`DeviceError::NotFound`].
     pub fn open(self) -> Result<(Self, Device), DeviceError> {
         match self {
-            Self::Auto => Self::Cuda(0)
-                .open()
-                .or_else(|_| Self::Wgpu(Some(0)).open())
-                .or_else(|_| Self::Cpu.open()),
+            Self::Auto => Self::Cuda(0).open().or_else(|_| Self::Wgpu(Some(0)).open()).or_else(|_| Self::Cpu.open()),
             Self::Cpu => open_cpu().map(|device| (self, device)),
             Self::Cuda(index) => open_cuda(self, index).map(|device| (self, device)),
             Self::Wgpu(index) => open_wgpu(self, index).map(|device| (self, device)),

@@ -154,7 +154,7 @@ impl Error {
             #[cfg(feature = "hub")]
             Self::Hub(error) => match error.kind() {
                 crate::hub::HubErrorKind::FileSystem => ErrorKind::FileSystem,
-                crate::hub::HubErrorKind::NotFound => ErrorKind::Model,
+                crate::hub::HubErrorKind::NotFound | crate::hub::HubErrorKind::Rejected => ErrorKind::Model,
                 _ => ErrorKind::Network,
             },
         }

@@ -204,7 +204,11 @@ impl GenerationConfig {
             let Some(value) = self.other.get(option) else { continue };
             let same = value == &neutral || value.as_f64().is_some_and(|value| neutral.as_f64() == Some(value));
             if !value.is_null() && !same {
-                return Err(GenerationError::Unsupported { option, value: value.to_string(), neutral: neutral.to_string() });
+                return Err(GenerationError::Unsupported {
+                    option,
+                    value: value.to_string(),
+                    neutral: neutral.to_string(),
+                });
             }
         }
         Ok(())
@@ -231,21 +235,21 @@ mod tests {
 
     #[test]
     fn a_call_overrides_the_folder_key_by_key() {
-        let folder = config(json!({"eos_token_id": [2, 9], "pad_token_id": 0, "bad_words_ids": [[5]], "do_sample": true}));
+        let folder =
+            config(json!({"eos_token_id": [2, 9], "pad_token_id": 0, "bad_words_ids": [[5]], "do_sample": true}));
         let call = config(json!({"max_new_tokens": 3, "eos_token_id": 4, "do_sample": false}));
         let settings = call.over(&folder).settle(1, 100).unwrap();
-        assert_eq!(settings, Settings {
-            max_length: 4,
-            eos_token_ids: vec![4],
-            pad_token_id: 0,
-            bad_words_ids: vec![vec![5]]
-        });
+        assert_eq!(
+            settings,
+            Settings { max_length: 4, eos_token_ids: vec![4], pad_token_id: 0, bad_words_ids: vec![vec![5]] }
+        );
         assert!(matches!(folder.settle(1, 100), Err(GenerationError::Unsupported { option: "do_sample", .. })));
     }
 
     #[test]
     fn a_bad_word_that_is_an_end_token_is_dropped() {
-        let settings = config(json!({"eos_token_id": [2], "bad_words_ids": [[2], [2, 3], [4]]})).settle(1, 100).unwrap();
+        let settings =
+            config(json!({"eos_token_id": [2], "bad_words_ids": [[2], [2, 3], [4]]})).settle(1, 100).unwrap();
         assert_eq!(settings.bad_words_ids, [vec![2, 3], vec![4]]);
         assert_eq!(settings.pad_token_id, 2);
         let too_large = config(json!({"bad_words_ids": [[100]]})).settle(1, 100);

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor};
-use idefics_nn::{Checkpoint, LoadOptions};
 use idefics_nn::checkpoint::LoadProgress;
+use idefics_nn::{Checkpoint, LoadOptions};
 use idefics_processor::image::ImageTile;
 use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample};
 use serde::Serialize;
@@ -90,8 +90,8 @@ impl Idefics2 {
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
         let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)?;
-        let model = Self::new(&config, device)
-            .map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
+        let model =
+            Self::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
         let checkpoint = Checkpoint::open(folder)?;
         let tied: &[_] = match config.tie_word_embeddings {
             true => &[("lm_head.weight", "model.text_model.embed_tokens.weight")],
@@ -124,8 +124,7 @@ impl Idefics {
             let image_seq_len = processor.image_seq_len();
             return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
         }
-        let model =
-            Idefics2::from_folder(folder, device, dtype, |loaded| progress(LoadStage::Weights(loaded)))?;
+        let model = Idefics2::from_folder(folder, device, dtype, |loaded| progress(LoadStage::Weights(loaded)))?;
         Ok(Self { model, processor, generation_config, device: device.clone() })
     }
 

@@ -15,9 +15,9 @@ use idefics_processor::image::ImageTile;
 use idefics_text::{Decoder, DecoderObserver, Unobserved};
 use idefics_vision::VisionTransformer;
 
+use crate::Idefics2Config;
 use crate::features::{ImageBatch, image_batches};
 use crate::inputs::{InputError, Prompts, upload_ids};
-use crate::Idefics2Config;
 
 /// The whole model.
 #[derive(Module, Debug)]
@@ -92,7 +92,12 @@ impl Idefics2 {
     ///
     /// # Errors
     /// [`InputError`] for ids or images that do not fit the model.
-    pub fn forward(&self, prompts: &Prompts, images: &[ImageTile], keep: LogitsToKeep) -> Result<Tensor<3>, InputError> {
+    pub fn forward(
+        &self,
+        prompts: &Prompts,
+        images: &[ImageTile],
+        keep: LogitsToKeep,
+    ) -> Result<Tensor<3>, InputError> {
         let image_hidden_states = self.encode_images(images)?;
         let mut cache = self.cache(prompts, 0);
         let hidden_states = self.prefill_observed(prompts, image_hidden_states, &mut cache, &mut Unobserved)?;
@@ -230,7 +235,8 @@ impl Idefics2 {
         if n_targets == 0 {
             return Tensor::full([1], f32::NAN, &device);
         }
-        let upload = |ids: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::from(ids.as_slice()), (&device, DType::I32));
+        let upload =
+            |ids: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::from(ids.as_slice()), (&device, DType::I32));
         let predictions = logits.reshape([batch * seq, vocab_size]).select(0, upload(rows)); // [n_targets, vocab_size]
         let targets = upload(targets).reshape([n_targets, 1]);
         -log_softmax(predictions, 1).gather(1, targets).mean()

@@ -1,0 +1,220 @@
+//! Bad model folders and samples: typed errors that name the culprit.
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::{DType, Device};
+use idefics_generate::inspect::inspect;
+use idefics_generate::{Error, ErrorKind, GenerationError, InputError, ModelConfig, Prompts};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::common::{greedy, load, load_folder, never, no_splitting, text_sample, xtask_folder};
+
+/// A copy of a checkpoint to break.
+fn copy(checkpoint: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(xtask_folder("checkpoints").join(checkpoint)).unwrap() {
+        let file = file.unwrap().path();
+        fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
+    let path = folder.join(file);
+    let mut value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+/// The error of loading a broken copy of `odd-heads`: its kind and message.
+fn refused(damage: impl FnOnce(&Path)) -> (ErrorKind, String) {
+    let folder = copy("odd-heads");
+    damage(folder.path());
+    let error = load_folder(folder.path()).expect_err("the folder is broken");
+    assert!(!error.to_string().contains('\n'), "one line: {error}");
+    (error.kind(), error.to_string())
+}
+
+#[test]
+fn configurations_that_describe_no_model_name_the_key() {
+    let config = |key: &'static str, section: &'static str, value: Value| {
+        refused(move |folder| edit(folder, "config.json", |config| config[section][key] = value))
+    };
+    for (section, key, value) in [
+        ("text_config", "num_attention_heads", json!(0)),
+        ("text_config", "hidden_size", json!(-3)),
+        ("text_config", "hidden_size", json!("32")),
+        ("text_config", "hidden_act", json!("mish")),
+        ("text_config", "rms_norm_eps", json!(0.0)),
+        ("text_config", "num_hidden_layers", json!(1_000_000)),
+        ("vision_config", "num_attention_heads", json!(0)),
+        ("vision_config", "patch_size", json!(0)),
+        ("vision_config", "num_attention_heads", json!(7)),
+        ("perceiver_config", "resampler_n_latents", json!(0)),
+        ("perceiver_config", "num_key_value_heads", json!(2)),
+    ] {
+        let (kind, message) = config(key, section, value.clone());
+        assert_eq!(kind, ErrorKind::Model, "{message}");
+        assert!(message.contains("config.json") && message.contains(key), "{section}.{key} {value}: {message}");
+    }
+}
+
+#[test]
+fn an_unknown_family_is_named() {
+    let (kind, message) = refused(|folder| edit(folder, "config.json", |config| config["model_type"] = json!("llava")));
+    assert_eq!(kind, ErrorKind::Model);
+    assert!(message.contains("llava") && message.contains("idefics2"), "{message}");
+}
+
+#[test]
+fn a_truncated_file_and_a_missing_tensor_are_named() {
+    let (kind, message) = refused(|folder| {
+        let path = folder.join("model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
+    });
+    assert_eq!(kind, ErrorKind::Model);
+    assert!(message.contains("model.safetensors") && message.contains("truncated"), "{message}");
+
+    let (kind, message) = refused(|folder| {
+        edit(folder, "config.json", |config| config["text_config"]["num_hidden_layers"] = json!(3));
+    });
+    assert_eq!(kind, ErrorKind::Model);
+    assert!(message.contains("model.text_model.layers.2.") && message.contains("missing"), "{message}");
+
+    let (_, message) = refused(|folder| {
+        edit(folder, "config.json", |config| config["text_config"]["num_hidden_layers"] = json!(1));
+    });
+    assert!(message.contains("model.text_model.layers.1.") && message.contains("unexpected"), "{message}");
+}
+
+#[test]
+fn missing_files_are_file_system_errors() {
+    let (kind, message) = refused(|folder| fs::remove_file(folder.join("config.json")).unwrap());
+    assert_eq!(kind, ErrorKind::FileSystem, "{message}");
+    assert!(message.contains("config.json"), "{message}");
+    let missing = load_folder(Path::new("no/such/folder")).unwrap_err();
+    assert!(matches!(missing, Error::NoFolder { .. }), "{missing}");
+    assert!(matches!(inspect(Path::new("no/such/folder")), Err(Error::NoFolder { .. })));
+}
+
+#[test]
+fn processor_and_model_must_agree_about_image_tokens() {
+    let (kind, message) =
+        refused(|folder| fs::write(folder.join("processor_config.json"), r#"{"image_seq_len": 64}"#).unwrap());
+    assert_eq!(kind, ErrorKind::Model);
+    assert!(message.contains("64") && message.contains("image_seq_len"), "{message}");
+}
+
+#[test]
+fn options_that_are_not_implemented_are_refused_by_name() {
+    let folder = copy("odd-heads");
+    fs::write(folder.path().join("generation_config.json"), r#"{"num_beams": 3, "eos_token_id": 2}"#).unwrap();
+    let model = load_folder(folder.path()).unwrap();
+    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &greedy(2), &never()).unwrap_err();
+    assert!(matches!(error, Error::Generation(GenerationError::Unsupported { option: "num_beams", .. })), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Usage);
+}
+
+#[test]
+fn more_placeholders_than_images_name_the_row() {
+    let samples = [text_sample("Hi", &[]), text_sample("<image><image>", &["small.png"])];
+    let error = load("odd-heads").generate(&samples, &no_splitting(), &greedy(2), &never()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Input);
+    assert!(error.to_string().contains('1') && error.to_string().contains('2'), "{error}");
+}
+
+#[test]
+fn ids_and_image_tokens_are_checked_on_the_host() {
+    let model = load("odd-heads");
+    let prompts = Prompts::pad_left(&[vec![1, 2], vec![1, 477]], 0).unwrap();
+    let too_large = prompts.upload(477, &Device::flex()).unwrap_err();
+    assert_eq!(too_large, InputError::TokenId { row: 1, id: 477, vocab_size: 477 });
+    let image = model.model().config().image_token_id;
+    let prompts = Prompts::pad_left(&[vec![1, image, image]], 0).unwrap();
+    let mut cache = model.model().cache(&prompts, 0);
+    let error = model.model().prefill(&prompts, None, &mut cache).unwrap_err();
+    assert_eq!(error, InputError::ImageTokenCount { tokens: 2, vectors: 0 });
+    let holes = Prompts::from_padded(vec![1, 2, 3], &[true, false, true], 3);
+    assert_eq!(holes, Err(InputError::Padding { row: 0 }));
+}
+
+#[test]
+fn forbidding_everything_is_an_error() {
+    let model = load("odd-heads");
+    let mut options = greedy(2);
+    options.bad_words_ids = Some((0..477).map(|id| vec![id]).collect());
+    options.eos_token_id = Some(idefics_generate::EosTokenId::Many(vec![]));
+    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &options, &never()).unwrap_err();
+    assert!(matches!(error, Error::NoAllowedToken { row: 0 }), "{error}");
+}
+
+#[test]
+fn numbers_that_overflow_are_a_numeric_error() {
+    let folder = copy("odd-heads");
+    // An eps below every f32 and huge weights: the residual stream overflows.
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut changed: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (name, view) in tensors.tensors() {
+        let mut data = view.data().to_vec();
+        if name == "lm_head.weight" {
+            data = data.as_chunks::<4>().0.iter().flat_map(|_| f32::MAX.to_le_bytes()).collect();
+        }
+        changed.push((name, view.dtype(), view.shape().to_vec(), data));
+    }
+    let views: Vec<(String, safetensors::tensor::TensorView<'_>)> = changed
+        .iter()
+        .map(|(name, dtype, shape, data)| {
+            (name.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap())
+        })
+        .collect();
+    let bytes = safetensors::serialize(views, None).unwrap();
+    fs::write(&path, bytes).unwrap();
+    let model = load_folder(folder.path()).unwrap();
+    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &greedy(2), &never()).unwrap_err();
+    assert!(matches!(error, Error::NonFinite { row: 0, n_tokens: 0 }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Numeric);
+}
+
+#[test]
+fn inspection_counts_every_parameter() {
+    let folder = xtask_folder("checkpoints/odd-heads");
+    let inspection = inspect(&folder).unwrap();
+    assert_eq!(inspection.family, "idefics2");
+    let model = idefics_generate::Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
+    assert_eq!(inspection.parameters, burn::module::Module::num_params(&model));
+    assert_eq!(inspection.loaded_bytes["bf16"], 2 * inspection.parameters);
+    assert_eq!(inspection.file_bytes, inspection.parts.iter().map(|part| part.file_bytes).sum::<usize>());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn any_configuration_is_read_or_refused(
+        section in prop::sample::select(vec!["text_config", "vision_config", "perceiver_config"]),
+        key in prop::sample::select(vec![
+            "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "patch_size",
+            "image_size", "rope_theta", "rope_scaling", "rms_norm_eps", "sliding_window", "vocab_size", "hidden_act",
+        ]),
+        value in prop_oneof![
+            any::<i64>().prop_map(|number| json!(number)),
+            any::<f64>().prop_map(|number| json!(number)),
+            "[a-z0-9]{0,6}".prop_map(|text| json!(text)),
+            Just(Value::Null), Just(json!([])), Just(json!({"rope_type": "llama3"})),
+        ],
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let config = json!({"model_type": "idefics2", section: {key: value}});
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        if let Ok(ModelConfig::Idefics2(config)) = ModelConfig::from_folder(folder.path()) {
+            // Whatever is accepted can be built without a division by zero; nothing is allocated.
+            idefics_generate::Idefics2::new(&config, &Device::flex()).unwrap();
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What must not change the result, and what must.
+
+use burn::tensor::{DType, Device};
+use idefics_generate::models::idefics2::{LabelRecipe, LogitsToKeep};
+use idefics_generate::processor::Sample;
+use idefics_generate::{Idefics2, Prompts};
+use proptest::prelude::*;
+
+use crate::common::{SAME, difference, greedy, load, never, next_logits, no_splitting, text_sample, xtask_folder};
+
+const QUESTION: &str = "User:<image>and<image>What is this?<end_of_utterance>\nAssistant:";
+
+/// Rows with 0, 1 and 2 images, of different lengths.
+fn rows() -> [Sample; 4] {
+    [
+        text_sample("User: Hello<end_of_utterance>\nAssistant:", &[]),
+        text_sample("<image>", &["small.png"]),
+        text_sample(QUESTION, &["wide.png", "tall.png"]),
+        text_sample("User: Describe this picture in a few words.<image><end_of_utterance>\nAssistant:", &["wide.png"]),
+    ]
+}
+
+#[test]
+fn a_row_alone_is_the_row_in_a_batch() {
+    for checkpoint in ["odd-heads", "wide-heads", "sliding-sharded"] {
+        let model = load(checkpoint);
+        let batch = next_logits(&model, &rows());
+        for (row, sample) in rows().into_iter().enumerate() {
+            let alone = next_logits(&model, &[sample]);
+            assert!(difference(alone, batch.clone().narrow(0, row, 1)) <= SAME, "{checkpoint}, row {row}");
+        }
+    }
+}
+
+#[test]
+fn a_cached_step_is_the_recomputed_prompt() {
+    for checkpoint in ["odd-heads", "wide-heads", "sliding-sharded"] {
+        let model = load(checkpoint);
+        let processed = model.processor().process(&rows(), &no_splitting()).unwrap();
+        let images: Vec<_> = processed.images.iter().flatten().cloned().collect();
+        let features = model.model().encode_images(&images).unwrap();
+        let mut grown = processed.input_ids.clone();
+        let prompts = Prompts::pad_left(&grown, 0).unwrap();
+        let mut cache = model.model().cache(&prompts, 10);
+        model.model().prefill(&prompts, features.clone(), &mut cache).unwrap();
+        for step in 0..10 {
+            let next: Vec<u32> = (0..grown.len()).map(|row| 20 + (row as u32 * 31 + step * 7) % 300).collect();
+            let cached = model.model().decode(&next, &mut cache).unwrap();
+            grown.iter_mut().zip(&next).for_each(|(row, &id)| row.push(id));
+            let prompts = Prompts::pad_left(&grown, 0).unwrap();
+            let mut empty = model.model().cache(&prompts, 0);
+            let recomputed = model.model().prefill(&prompts, features.clone(), &mut empty).unwrap();
+            assert!(difference(cached, recomputed) <= SAME, "{checkpoint}, step {step}");
+        }
+    }
+}
+
+#[test]
+fn swapping_two_images_changes_the_logits() {
+    let model = load("odd-heads");
+    let logits = next_logits(&model, &[text_sample(QUESTION, &["wide.png", "tall.png"])]);
+    let swapped = next_logits(&model, &[text_sample(QUESTION, &["tall.png", "wide.png"])]);
+    assert!(difference(logits, swapped) > 1e-2);
+}
+
+#[test]
+fn the_order_of_rows_permutes_the_answers() {
+    let model = load("odd-heads");
+    let answers = model.generate(&rows(), &no_splitting(), &greedy(8), &never()).unwrap();
+    let mut reversed = rows();
+    reversed.reverse();
+    let reversed = model.generate(&reversed, &no_splitting(), &greedy(8), &never()).unwrap();
+    for (answer, reversed) in answers.iter().zip(reversed.iter().rev()) {
+        assert_eq!(answer.token_ids, reversed.token_ids);
+    }
+}
+
+#[test]
+fn the_last_logits_are_the_last_of_all() {
+    let folder = xtask_folder("checkpoints/odd-heads");
+    let model = Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
+    let prompts = Prompts::pad_left(&[vec![1, 30, 40, 50], vec![1, 60]], 0).unwrap();
+    let all = model.forward(&prompts, &[], LogitsToKeep::All).unwrap();
+    let last = model.forward(&prompts, &[], LogitsToKeep::Last(2)).unwrap();
+    assert!(difference(all.narrow(1, 2, 2), last) <= SAME);
+}
+
+#[test]
+fn the_loss_is_the_mean_over_labels_that_count() {
+    let folder = xtask_folder("checkpoints/odd-heads");
+    let model = Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
+    let ids = vec![1, 30, 40, 50];
+    let logits = model.forward(&Prompts::pad_left(&[ids], 0).unwrap(), &[], LogitsToKeep::All).unwrap();
+    let loss = |labels: &[i64], recipe| model.loss(logits.clone(), labels, recipe).into_scalar::<f32>();
+    let one = |slot: usize, label: i64| {
+        let mut labels = [-100; 4];
+        labels[slot] = label;
+        loss(&labels, LabelRecipe::default())
+    };
+    let both = loss(&[-100, 30, -100, 7], LabelRecipe::default());
+    assert!((both - (one(1, 30) + one(3, 7)) / 2.0).abs() < 1e-6);
+    let image = i64::from(model.config().image_token_id);
+    assert_eq!(loss(&[1, 30, image, -100], LabelRecipe::default()), one(1, 30));
+    assert!((loss(&[1, 30, image, -100], LabelRecipe::Transformers5) - one(1, 30)).abs() > 1e-3);
+    assert!(loss(&[5, -100, -100, -100], LabelRecipe::default()).is_nan());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn rows_of_any_lengths_are_independent(
+        rows in prop::collection::vec(prop::collection::vec(3u32..470, 1..24), 1..5)
+    ) {
+        let folder = xtask_folder("checkpoints/sliding-sharded");
+        let model = Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
+        let last = |rows: &[Vec<u32>]| {
+            model.forward(&Prompts::pad_left(rows, 0).unwrap(), &[], LogitsToKeep::Last(1)).unwrap()
+        };
+        let batch = last(&rows);
+        for (row, ids) in rows.iter().enumerate() {
+            let alone = last(std::slice::from_ref(ids));
+            prop_assert!(difference(alone, batch.clone().narrow(0, row, 1)) <= SAME);
+        }
+    }
+
+    #[test]
+    fn padded_prompts_are_taken_apart_again(rows in prop::collection::vec(prop::collection::vec(1u32..9, 1..6), 1..4)) {
+        let prompts = Prompts::pad_left(&rows, 0).unwrap();
+        let mask: Vec<bool> = prompts.input_ids().iter().map(|&id| id != 0).collect();
+        let again = Prompts::from_padded(prompts.input_ids().to_vec(), &mask, prompts.seq()).unwrap();
+        prop_assert_eq!(again, prompts);
+    }
+}
