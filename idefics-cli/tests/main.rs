@@ -1,1 +1,38 @@
+//! The program as a user runs it: output, exit codes, one-line errors.
 
+#![allow(clippy::unwrap_used)] // helpers too
+
+mod answers;
+mod faults;
+mod hub;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A path under `xtask/`, where checkpoints, cases and images of the reference lie.
+fn xtask_folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
+}
+
+fn checkpoint() -> PathBuf {
+    xtask_folder("checkpoints/tiny-idefics2")
+}
+
+fn photo() -> String {
+    xtask_folder("images/coffee.jpg").to_str().unwrap().to_owned()
+}
+
+fn idefics(model: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_idefics")).arg("--model").arg(model).args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The standard output of a run that must succeed.
+fn answer(args: &[&str]) -> String {
+    let output = idefics(&checkpoint(), args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}

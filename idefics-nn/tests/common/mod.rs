@@ -45,7 +45,7 @@ impl Model {
     }
 }
 
-/// What the reference computed (`docs/interfaces.md`, section 2).
+/// What the reference computed (`xtask/README.md`).
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) model: Model,

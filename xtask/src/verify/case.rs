@@ -49,15 +49,13 @@ pub(super) struct Reference {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ProcessorOptions {
     pub(super) do_image_splitting: Option<bool>,
-    /// Which transparency rule made the pixels: `white` or `drop`.
-    #[serde(default)]
-    pub(super) alpha: AlphaName,
+    /// Which transparency rule made the pixels: `white`, or `drop`, which is what the reference's file loader does.
+    pub(super) alpha: Option<AlphaName>,
 }
 
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum AlphaName {
-    #[default]
     White,
     Drop,
 }

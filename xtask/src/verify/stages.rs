@@ -11,7 +11,7 @@ use idefics_generate::processor::{Compatibility, PaddingSide, ProcessOptions, Pr
 use idefics_generate::text::DecoderObserver;
 use idefics_generate::{CancelToken, Generation, GenerationConfig, Idefics2, Prompts, image_batches};
 
-use super::case::{Case, Expected, Values};
+use super::case::{AlphaName, Case, Expected, Values};
 use super::compare::Comparison;
 use super::report::Report;
 
@@ -74,7 +74,7 @@ fn process_options(case: &Case) -> ProcessOptions {
     let transformers4 = case.file.reference.transformers.as_deref().is_some_and(|version| version.starts_with("4."));
     ProcessOptions {
         do_image_splitting: case.file.processor.do_image_splitting,
-        alpha: case.file.processor.alpha.into(),
+        alpha: case.file.processor.alpha.unwrap_or(AlphaName::Drop).into(),
         compatibility: if transformers4 { Compatibility::Transformers4 } else { Compatibility::Transformers5 },
         ..ProcessOptions::default()
     }

@@ -1,0 +1,93 @@
+//! What goes to standard output.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::{answer, checkpoint, idefics, photo, text, xtask_folder};
+
+#[test]
+fn a_caption_is_a_line_for_each_image() {
+    let one = answer(&["caption", &photo(), "--max-new-tokens", "4"]);
+    assert!(one.ends_with('\n') && one.len() > 1);
+    let two = answer(&["caption", &photo(), &photo(), "--max-new-tokens", "4"]);
+    assert_eq!(two, format!("{0}: {one}{0}: {one}", photo()));
+}
+
+#[test]
+fn json_and_streamed_text_are_the_same_answer() {
+    let ask = ["ask", &photo(), "What is this?", "--max-new-tokens", "6"];
+    let streamed = answer(&ask);
+    let json: Value = serde_json::from_str(&answer(&[&["--json"][..], &ask].concat())).unwrap();
+    assert_eq!(streamed, format!("{}\n", json["text"].as_str().unwrap()));
+    assert!(json["prompt"].as_str().unwrap().ends_with("What is this?<end_of_utterance>\nAssistant:"));
+    assert_eq!(json["finish_reason"], "length");
+    assert_eq!(json["token_ids"].as_array().unwrap().len(), 6);
+    assert_eq!(json["usage"]["completion_tokens"], 6);
+    assert_eq!(json["usage"]["image_tokens"], 5 * 4); // the folder splits images: five views of four tokens
+    for stage in ["preprocess_ms", "vision_ms", "connector_ms", "prefill_ms", "decode_ms"] {
+        assert!(json["timings"][stage].as_f64().unwrap() >= 0.0, "{stage}");
+    }
+}
+
+#[test]
+fn a_batch_of_no_one_and_two_images_is_what_the_reference_computed() {
+    let case: Value = serde_json::from_slice(&fs::read(xtask_folder("cases/two-images/case.json")).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let images = xtask_folder("cases/two-images");
+    let samples = case["samples"].to_string().replace("images/", &format!("{}/images/", images.display()));
+    let prompts = folder.path().join("prompts.json");
+    fs::write(&prompts, samples).unwrap();
+    let bad_words = case["generate"]["greedy"]["bad_words_ids"].to_string();
+    let output = idefics(
+        &xtask_folder("checkpoints/odd-heads"),
+        &[
+            "--json",
+            "generate",
+            "--prompt-file",
+            prompts.to_str().unwrap(),
+            "--max-new-tokens",
+            "12",
+            "--bad-words-ids",
+            &bad_words,
+            "--eos-token-id",
+            "2,476",
+            "--do-image-splitting",
+            "false",
+        ],
+    );
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let answers: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let expected = case["texts"]["greedy"].as_array().unwrap();
+    assert_eq!(answers.len(), expected.len());
+    for (answer, expected) in answers.iter().zip(expected) {
+        assert!(expected.as_str().unwrap().ends_with(answer["text"].as_str().unwrap()), "{answer} {expected}");
+    }
+    let images: Vec<&Value> = answers.iter().map(|answer| &answer["usage"]["image_tokens"]).collect();
+    assert_eq!(images, [&json!(10), &json!(5), &json!(0)]);
+}
+
+#[test]
+fn inspect_counts_and_says_where_weights_go() {
+    let inspection: Value = serde_json::from_str(&answer(&["--json", "--device", "cpu", "inspect"])).unwrap();
+    assert_eq!(inspection["family"], "idefics2");
+    assert_eq!(inspection["device"], "cpu");
+    assert_eq!(inspection["dtype"], "f32");
+    let parts = inspection["parts"].as_array().unwrap();
+    let parameters: u64 = parts.iter().map(|part| part["parameters"].as_u64().unwrap()).sum();
+    assert_eq!(inspection["parameters"], parameters);
+    assert!(answer(&["inspect"]).contains("perceiver_resampler"));
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let ask = ["ask", &photo(), "What is this?", "--max-new-tokens", "6"];
+    let one = answer(&[&["--threads", "1"][..], &ask].concat());
+    assert_eq!(one, answer(&[&["--threads", "3"][..], &ask].concat()));
+}
+
+#[test]
+fn help_has_examples() {
+    let output = idefics(&checkpoint(), &["--help"]);
+    assert!(text(&output.stdout).contains("Examples:") && text(&output.stdout).contains("Exit codes:"));
+}

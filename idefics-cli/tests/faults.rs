@@ -1,0 +1,135 @@
+//! Every fault: its exit code, and one line on standard error that names the culprit.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{checkpoint, idefics, photo, text, xtask_folder};
+
+/// Runs and checks the exit code and that the error is one line with `culprit` in it.
+fn refused(model: &Path, args: &[&str], code: i32, culprit: &str) {
+    let output = idefics(model, args);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    assert!(stderr.starts_with("error: ") && stderr.contains(culprit), "{args:?}: no {culprit:?} in {stderr}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+}
+
+fn copy(checkpoint: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(xtask_folder("checkpoints").join(checkpoint)).unwrap() {
+        let file = file.unwrap().path();
+        fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+fn edit(folder: &TempDir, file: &str, change: impl FnOnce(&mut Value)) {
+    let path = folder.path().join(file);
+    let mut value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+#[test]
+fn a_missing_image_or_folder_or_prompt_file() {
+    refused(&checkpoint(), &["ask", "no-such.jpg", "What?"], 5, "no-such.jpg");
+    refused(Path::new("./no-such-folder"), &["caption", &photo()], 5, "no-such-folder");
+    refused(&checkpoint(), &["generate", "--prompt-file", "no-such.json"], 5, "no-such.json");
+}
+
+#[test]
+fn a_truncated_checkpoint() {
+    let folder = copy("tiny-idefics2");
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    refused(folder.path(), &["caption", &photo()], 4, "model.safetensors");
+    fs::write(&path, &bytes[..5]).unwrap();
+    refused(folder.path(), &["caption", &photo()], 4, "model.safetensors");
+}
+
+#[test]
+fn a_missing_tensor() {
+    let folder = copy("tiny-idefics2");
+    edit(&folder, "config.json", |config| config["text_config"]["num_hidden_layers"] = json!(3));
+    refused(folder.path(), &["caption", &photo()], 4, "model.text_model.layers.2.");
+}
+
+#[test]
+fn a_configuration_with_no_heads() {
+    let folder = copy("tiny-idefics2");
+    edit(&folder, "config.json", |config| config["text_config"]["num_attention_heads"] = json!(0));
+    refused(folder.path(), &["caption", &photo()], 4, "text_config.num_attention_heads");
+}
+
+#[test]
+fn a_shard_name_that_leaves_the_folder() {
+    let folder = copy("sliding-sharded");
+    edit(&folder, "model.safetensors.index.json", |index| {
+        index["weight_map"]["lm_head.weight"] = json!("../elsewhere.safetensors");
+    });
+    refused(folder.path(), &["caption", &photo()], 4, "../elsewhere.safetensors");
+}
+
+#[test]
+fn more_placeholders_than_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = folder.path().join("prompts.json");
+    fs::write(&prompts, json!({"text": "<image> and <image>", "images": [photo()]}).to_string()).unwrap();
+    refused(&checkpoint(), &["generate", "--prompt-file", prompts.to_str().unwrap()], 3, "2");
+    fs::write(&prompts, "[{\"text\": 3}]").unwrap();
+    refused(&checkpoint(), &["generate", "--prompt-file", prompts.to_str().unwrap()], 3, "prompts.json");
+    fs::write(&prompts, "[]").unwrap();
+    refused(&checkpoint(), &["generate", "--prompt-file", prompts.to_str().unwrap()], 3, "prompts.json");
+}
+
+#[test]
+fn a_text_file_that_calls_itself_an_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("photo.png");
+    fs::write(&image, "This is no picture.").unwrap();
+    refused(&checkpoint(), &["ask", image.to_str().unwrap(), "What?"], 3, "photo.png");
+}
+
+#[test]
+fn a_header_that_promises_too_many_pixels() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("huge.png");
+    let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
+    png.extend(60_000u32.to_be_bytes());
+    png.extend(60_000u32.to_be_bytes());
+    png.extend([8, 2, 0, 0, 0]);
+    png.extend(crc32(&png[12..]).to_be_bytes());
+    png.extend(b"\0\0\0\0IEND\xaeB`\x82");
+    fs::write(&image, png).unwrap();
+    refused(&checkpoint(), &["ask", image.to_str().unwrap(), "What?"], 3, "huge.png");
+}
+
+/// The checksum of PNG chunks.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))
+    })
+}
+
+#[test]
+fn one_bad_image_among_several_does_not_stop_the_others() {
+    let output = idefics(&checkpoint(), &["caption", "no-such.jpg", &photo(), "--max-new-tokens", "2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no-such.jpg") && text(&output.stderr).contains("1 of 2"));
+    assert!(text(&output.stdout).contains("coffee.jpg: "));
+}
+
+#[test]
+fn options_that_make_no_sense() {
+    refused(&checkpoint(), &["caption", &photo(), "--max-new-tokens", "0"], 2, "max_new_tokens");
+    refused(&checkpoint(), &["caption", &photo(), "--eos-token-id", "2", "--bad-words-ids", "[[99999]]"], 2, "99999");
+    refused(&checkpoint(), &["--device", "cuda:7", "caption", &photo()], 2, "cuda");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_idefics")).args(["caption", "a.jpg"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--model"));
+}
