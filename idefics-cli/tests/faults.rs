@@ -128,6 +128,8 @@ fn one_bad_image_among_several_does_not_stop_the_others() {
 fn options_that_make_no_sense() {
     refused(&checkpoint(), &["caption", &photo(), "--max-new-tokens", "0"], 2, "max_new_tokens");
     refused(&checkpoint(), &["caption", &photo(), "--eos-token-id", "2", "--bad-words-ids", "[[99999]]"], 2, "99999");
+    refused(&checkpoint(), &["--dtype", "f64", "caption", &photo()], 2, "f64");
+    refused(&checkpoint(), &["describe", &photo()], 2, "describe");
     refused(&checkpoint(), &["--device", "cuda:7", "caption", &photo()], 2, "cuda");
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_idefics")).args(["caption", "a.jpg"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
