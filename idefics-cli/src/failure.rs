@@ -12,7 +12,7 @@ const FILE_SYSTEM: u8 = 5;
 const LIMIT: u8 = 6;
 const NETWORK: u8 = 7;
 const NUMERIC: u8 = 8;
-pub(crate) const BUG: u8 = 70;
+const BUG: u8 = 70;
 const DEVICE: u8 = 75;
 const INTERRUPTED: u8 = 130;
 
@@ -40,6 +40,11 @@ impl Failure {
         Self { code: FILE_SYSTEM, message }
     }
 
+    /// A panic.
+    pub(crate) fn bug(message: &str) -> Self {
+        Self { code: BUG, message: format!("this is a bug of idefics, please report it: {message}") }
+    }
+
     /// Ctrl-C.
     pub(crate) fn interrupted() -> Self {
         Self { code: INTERRUPTED, message: String::new() }
@@ -48,6 +53,11 @@ impl Failure {
     /// `failed` of `all` inputs were refused; each was reported already.
     pub(crate) fn some_failed(failed: usize, all: usize) -> Self {
         Self { code: SOME_FAILED, message: format!("{failed} of {all} inputs failed") }
+    }
+
+    /// Whether another input may fare better: not when standard output is gone or the device failed.
+    pub(crate) fn is_of_one_input(&self) -> bool {
+        matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC)
     }
 
     /// Prints the line.

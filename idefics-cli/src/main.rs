@@ -13,6 +13,7 @@ mod output;
 
 use std::panic;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -30,15 +31,17 @@ fn main() -> ExitCode {
             _ => return Failure::usage(first_lines(&error.to_string())).report(),
         },
     };
+    // Decoders' panics are caught where they happen and become errors: only one that gets here is told.
+    static PANIC: Mutex<String> = Mutex::new(String::new());
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        let message = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
-        eprintln!("error: this is a bug of idefics, please report it: {message} ({place})");
+        let message = format!("{} ({place})", info.payload_as_str().unwrap_or("no message"));
+        *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = message;
     }));
     match panic::catch_unwind(|| run(&cli)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => failure.report(),
-        Err(_) => ExitCode::from(failure::BUG),
+        Err(_) => Failure::bug(&PANIC.lock().unwrap_or_else(PoisonError::into_inner)).report(),
     }
 }
 

@@ -8,9 +8,10 @@ use idefics_generate::{Answer, CancelToken, FinishReason, GenerationConfig, Idef
 use crate::args::Global;
 use crate::failure::Failure;
 
-/// Answers one sample: text as it comes, or one JSON object.
+/// Answers one sample: `prefix` and text as it comes, or one JSON object.
 pub(crate) fn answer_one(
     global: &Global,
+    prefix: &str,
     model: &Idefics,
     sample: &Sample,
     process: &ProcessOptions,
@@ -19,9 +20,11 @@ pub(crate) fn answer_one(
 ) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let mut written = Ok(());
+    let mut prefix = prefix.as_bytes(); // goes out with the first text: a sample that is refused prints nothing
     let answer = model.generate_streaming(sample, process, options, cancel, |chunk| {
         if !global.json && written.is_ok() {
-            written = stdout.write_all(chunk.as_bytes()).and_then(|()| stdout.flush());
+            let text = [std::mem::take(&mut prefix), chunk.as_bytes()].concat();
+            written = stdout.write_all(&text).and_then(|()| stdout.flush());
             if written.is_err() {
                 cancel.cancel(); // nobody reads any more
             }

@@ -7,6 +7,7 @@ use idefics_perceiver::{ConnectorConfig, PerceiverConfig};
 use idefics_text::TextConfig;
 use idefics_vision::VisionConfig;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::Error;
 
@@ -32,6 +33,7 @@ impl ModelConfig {
         let file = read_json(&path)?;
         match file.get("model_type").and_then(|family| family.as_str()) {
             Some("idefics2") => {
+                let file = with_text_defaults(file).map_err(|source| Error::Config { path: path.clone(), source })?;
                 let config: Idefics2Config = from_value(&path, file)?;
                 let config = config.resolved();
                 config.validate().map_err(|source| Error::Config { path, source })?;
@@ -125,8 +127,30 @@ impl Idefics2Config {
     }
 }
 
+/// Fills in what a `text_config` of another class than Mistral's leaves out, and drops sections that are null.
+fn with_text_defaults(mut file: Value) -> Result<Value, ConfigError> {
+    if let Some(file) = file.as_object_mut() {
+        file.retain(|_, section| !section.is_null());
+    }
+    let Some(text_config) = file.get_mut("text_config").and_then(Value::as_object_mut) else { return Ok(file) };
+    match text_config.get("model_type").and_then(Value::as_str) {
+        None | Some("mistral") => {}
+        Some("llama") => {
+            if let Ok(Value::Object(mut filled)) = serde_json::to_value(TextConfig::llama_defaults()) {
+                filled.append(text_config);
+                *text_config = filled;
+            }
+        }
+        Some(other) => {
+            let (field, value) = ("text_config.model_type", other.to_owned());
+            return Err(ConfigError::Unsupported { field, value, supported: "mistral, llama" });
+        }
+    }
+    Ok(file)
+}
+
 /// Reads a JSON object of at most [`MAX_BYTES`].
-pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, Error> {
+pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     let length = std::fs::metadata(path).map_err(read_error)?.len();
     if length > MAX_BYTES {
@@ -134,7 +158,7 @@ pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, Error> {
         return Err(Error::ModelFile { path: path.to_owned(), reason });
     }
     let text = std::fs::read(path).map_err(read_error)?;
-    let value: serde_json::Value = serde_json::from_slice(&text)
+    let value: Value = serde_json::from_slice(&text)
         .map_err(|error| Error::ModelFile { path: path.to_owned(), reason: error.to_string() })?;
     if !value.is_object() {
         return Err(Error::ModelFile { path: path.to_owned(), reason: "expected a JSON object".to_owned() });
@@ -143,7 +167,7 @@ pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, Error> {
 }
 
 /// Deserializes, naming the key at fault.
-pub(crate) fn from_value<T: serde::de::DeserializeOwned>(path: &Path, value: serde_json::Value) -> Result<T, Error> {
+pub(crate) fn from_value<T: serde::de::DeserializeOwned>(path: &Path, value: Value) -> Result<T, Error> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path: PathBuf = path.to_owned();
         Error::ModelFile { path, reason: format!("`{}`: {}", error.path(), error.inner()) }

@@ -71,6 +71,24 @@ pub enum Error {
         /// Vectors that the model makes.
         n_latents: usize,
     },
+    /// Tokenizer and model disagree about the vocabulary.
+    #[error(
+        "{}: the tokenizer's largest id is {max_id} and its `<image>` {tokenizer_image_id}; the model has {vocab_size} \
+         embeddings (`text_config.vocab_size`) and takes {image_token_id} for an image (`image_token_id`)",
+        folder.display()
+    )]
+    Vocabulary {
+        /// The model folder.
+        folder: PathBuf,
+        /// Largest id of the tokenizer.
+        max_id: u32,
+        /// Rows of the embedding table.
+        vocab_size: usize,
+        /// The tokenizer's `<image>`.
+        tokenizer_image_id: u32,
+        /// The model's.
+        image_token_id: u32,
+    },
     /// Tokens and images that do not fit the model.
     #[error(transparent)]
     Input(#[from] InputError),
@@ -138,7 +156,8 @@ impl Error {
             | Self::UnknownFamily { .. }
             | Self::Config { .. }
             | Self::Checkpoint(_)
-            | Self::ImageTokens { .. } => ErrorKind::Model,
+            | Self::ImageTokens { .. }
+            | Self::Vocabulary { .. } => ErrorKind::Model,
             Self::Processor(error) => match error.kind() {
                 idefics_processor::ErrorKind::FileSystem => ErrorKind::FileSystem,
                 idefics_processor::ErrorKind::Model => ErrorKind::Model,
@@ -147,6 +166,7 @@ impl Error {
                 _ => ErrorKind::Input,
             },
             Self::Input(_) => ErrorKind::Input,
+            Self::Generation(GenerationError::Context { .. }) => ErrorKind::Limit,
             Self::Generation(_) | Self::NoAllowedToken { .. } => ErrorKind::Usage,
             Self::Device(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,

@@ -40,7 +40,7 @@ pub fn image_batches(images: &[ImageTile], config: &VisionConfig) -> Result<Vec<
         .iter()
         .enumerate()
         .map(|(image_idx, image)| {
-            PatchGrid::whole_patches(image.height, image.width, patch, positions)
+            PatchGrid::whole_patches(image.height, image.width, patch)
                 .map_err(|source| InputError::Patches { image_idx, source })
         })
         .collect::<Result<Vec<_>, _>>()?;

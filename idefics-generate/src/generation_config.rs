@@ -79,6 +79,19 @@ pub enum GenerationError {
         /// Tokens of the longest prompt.
         prompt_tokens: usize,
     },
+    /// Prompt and answer together would leave the context that the model was trained on.
+    #[error(
+        "a prompt of {prompt_tokens} tokens and an answer would reach {max_length} tokens, the model's context has \
+         {context}; ask for fewer new tokens or shorten the prompt"
+    )]
+    Context {
+        /// Tokens of the longest prompt.
+        prompt_tokens: usize,
+        /// Tokens at the end of the answer at most.
+        max_length: usize,
+        /// `max_position_embeddings`.
+        context: usize,
+    },
     /// An empty forbidden sequence.
     #[error("`bad_words_ids` holds an empty sequence")]
     EmptyBadWord,

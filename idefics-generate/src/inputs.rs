@@ -39,8 +39,8 @@ pub enum InputError {
         /// Why.
         source: PatchError,
     },
-    /// An attention mask with a hole.
-    #[error("row {row}: the attention mask is not padding on the left followed by ones")]
+    /// An attention mask with a hole, or of another shape than the ids.
+    #[error("row {row}: the attention mask is not padding on the left followed by ones, one value an id")]
     Padding {
         /// Row of the batch, from 0.
         row: usize,
@@ -82,6 +82,9 @@ impl Prompts {
     pub fn from_padded(input_ids: Vec<u32>, attention_mask: &[bool], seq: usize) -> Result<Self, InputError> {
         if seq == 0 || input_ids.is_empty() {
             return Err(InputError::Empty { row: 0 });
+        }
+        if attention_mask.len() != input_ids.len() || !input_ids.len().is_multiple_of(seq) {
+            return Err(InputError::Padding { row: 0 });
         }
         let mut left_padding = Vec::new();
         for (row, mask) in attention_mask.chunks(seq).enumerate() {

@@ -11,8 +11,8 @@ use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample};
 use serde::Serialize;
 
 use crate::{
-    CancelToken, Error, FinishReason, Generation, GenerationConfig, Idefics2, ModelConfig, Prompts, TextStream,
-    image_batches,
+    CancelToken, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics2, ModelConfig, Prompts,
+    TextStream, image_batches,
 };
 
 /// A model with its processor and its generation options.
@@ -124,6 +124,17 @@ impl Idefics {
             let image_seq_len = processor.image_seq_len();
             return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
         }
+        let tokenizer = processor.tokenizer();
+        let vocab_size = config.text_config.vocab_size;
+        if tokenizer.max_id() as usize >= vocab_size || tokenizer.image_token_id() != config.image_token_id {
+            return Err(Error::Vocabulary {
+                folder: folder.to_owned(),
+                max_id: tokenizer.max_id(),
+                vocab_size,
+                tokenizer_image_id: tokenizer.image_token_id(),
+                image_token_id: config.image_token_id,
+            });
+        }
         let model = Idefics2::from_folder(folder, device, dtype, |loaded| progress(LoadStage::Weights(loaded)))?;
         Ok(Self { model, processor, generation_config, device: device.clone() })
     }
@@ -231,7 +242,12 @@ impl Idefics {
         let tokenizer = self.processor.tokenizer_for(process.compatibility);
         let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
         // Whatever is wrong with options or tokens is said before anything is computed.
-        options.settle(prompts.seq(), self.model.config().text_config.vocab_size)?;
+        let text_config = &self.model.config().text_config;
+        let max_length = options.settle(prompts.seq(), text_config.vocab_size)?.max_length;
+        let context = text_config.max_position_embeddings;
+        if max_length > context {
+            return Err(GenerationError::Context { prompt_tokens: prompts.seq(), max_length, context }.into());
+        }
         timings.preprocess_ms = milliseconds(clock);
 
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();

@@ -1,8 +1,9 @@
 //! From files to text, through the façade.
 
-use idefics_generate::{FinishReason, GenerationConfig};
+use burn::tensor::{DType, Device};
+use idefics_generate::{FinishReason, GenerationConfig, Idefics};
 
-use crate::common::{case, greedy, load, never, no_splitting, text_sample, xtask_folder};
+use crate::common::{case, difference, greedy, load, never, next_logits, no_splitting, text_sample, xtask_folder};
 
 /// Expected token ids of a run, padding and prompt included.
 fn expected_sequences(case: &str) -> Vec<Vec<i64>> {
@@ -67,7 +68,23 @@ fn cancelling_ends_within_a_step() {
 }
 
 #[test]
-fn tied_and_sharded_and_half_precision_checkpoints_load() {
+fn sixteen_bit_models_answer_like_the_full_one() {
+    let folder = xtask_folder("checkpoints/odd-heads");
+    let sample = text_sample("User:<image>Describe this.<end_of_utterance>\nAssistant:", &["wide.png"]);
+    let full = next_logits(&load("odd-heads"), std::slice::from_ref(&sample));
+    let scale = full.clone().abs().max().into_scalar::<f32>();
+    for (dtype, share) in [(DType::BF16, 0.1), (DType::F16, 0.02)] {
+        let model = Idefics::from_folder(&folder, &Device::flex(), dtype, |_| ()).unwrap();
+        let logits = next_logits(&model, std::slice::from_ref(&sample));
+        assert!(difference(full.clone(), logits) <= share * scale, "{dtype:?}");
+        let samples = [sample.clone(), text_sample("Hi", &[])];
+        let answers = model.generate(&samples, &no_splitting(), &greedy(3), &never()).unwrap();
+        assert_eq!(answers.len(), 2);
+    }
+}
+
+#[test]
+fn tied_and_sharded_and_bf16_files_load() {
     for checkpoint in ["grid-70", "sliding-sharded", "grid-980"] {
         let answer =
             load(checkpoint).generate(&[text_sample("Hello", &[])], &no_splitting(), &greedy(2), &never()).unwrap();

@@ -110,6 +110,43 @@ fn processor_and_model_must_agree_about_image_tokens() {
 }
 
 #[test]
+fn tokenizer_and_model_must_agree_about_the_vocabulary() {
+    let (kind, message) = refused(|folder| edit(folder, "config.json", |config| config["image_token_id"] = json!(7)));
+    assert_eq!(kind, ErrorKind::Model);
+    assert!(message.contains("image_token_id") && message.contains('7'), "{message}");
+}
+
+#[test]
+fn an_answer_must_fit_the_context() {
+    let samples = [text_sample("Hi", &[])];
+    let error = load("odd-heads").generate(&samples, &no_splitting(), &greedy(usize::MAX), &never()).unwrap_err();
+    assert!(matches!(error, Error::Generation(GenerationError::Context { .. })), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Limit);
+}
+
+#[test]
+fn a_llama_section_has_llamas_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |text_config: Value| {
+        let config = json!({"model_type": "idefics2", "text_config": text_config, "vision_config": null});
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        ModelConfig::from_folder(folder.path()).map(|config| match config {
+            ModelConfig::Idefics2(config) => config.text_config,
+            other => panic!("{other:?}"),
+        })
+    };
+    // `LlamaConfig` and `MistralConfig` of the reference.
+    let sizes = json!({"model_type": "llama", "vocab_size": 32_003, "hidden_size": 64, "num_attention_heads": 4});
+    let llama = read(sizes).unwrap();
+    assert_eq!((llama.n_kv_heads(), llama.sliding_window, llama.intermediate_size), (4, None, 11_008));
+    let mistral = read(json!({"vocab_size": 32_003})).unwrap();
+    assert_eq!((mistral.n_kv_heads(), mistral.sliding_window, mistral.intermediate_size), (8, Some(4096), 14_336));
+    assert!(read(json!({"model_type": "gemma"})).unwrap_err().to_string().contains("gemma"));
+    let rope = json!({"vocab_size": 32_003, "rope_scaling": {"type": "default", "rope_type": "default"}});
+    read(rope).unwrap();
+}
+
+#[test]
 fn options_that_are_not_implemented_are_refused_by_name() {
     let folder = copy("odd-heads");
     fs::write(folder.path().join("generation_config.json"), r#"{"num_beams": 3, "eos_token_id": 2}"#).unwrap();

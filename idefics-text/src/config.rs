@@ -45,8 +45,10 @@ pub struct TextConfig {
 #[serde(default)]
 pub struct RopeParameters {
     /// `default` or `llama3`.
-    #[serde(alias = "type")]
     pub rope_type: Option<String>,
+    /// The same, as older files spell it; some have both.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub legacy_type: Option<String>,
     /// Base of the frequencies.
     pub rope_theta: Option<f64>,
     /// What the lowest frequencies are divided by.
@@ -82,6 +84,17 @@ impl Default for TextConfig {
 }
 
 impl TextConfig {
+    /// Defaults of `LlamaConfig`, for a `text_config` of `model_type` `llama`.
+    pub fn llama_defaults() -> Self {
+        Self {
+            intermediate_size: 11_008,
+            num_key_value_heads: None,
+            max_position_embeddings: 2048,
+            sliding_window: None,
+            ..Self::default()
+        }
+    }
+
     /// What `Idefics2Config` takes when `text_config` is absent altogether.
     pub fn idefics2_preset() -> Self {
         Self { max_position_embeddings: 32_768, rms_norm_eps: 1e-5, ..Self::default() }
@@ -106,7 +119,7 @@ impl TextConfig {
         let parameters = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()).cloned().unwrap_or_default();
         let theta = parameters.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
         ConfigError::check_positive("text_config.rope_parameters.rope_theta", theta)?;
-        let scaling = match parameters.rope_type.as_deref() {
+        let scaling = match parameters.rope_type.as_deref().or(parameters.legacy_type.as_deref()) {
             None | Some("default") => RopeScaling::None,
             Some("llama3") => {
                 let number = |field: &'static str, value: Option<f64>| {

@@ -16,13 +16,17 @@ pub enum PatchError {
         /// Side of a patch, in pixels.
         patch_size: usize,
     },
-    /// More patches along a side than the position table has rows.
-    #[error("image has {patches} patches along a side, the model's position table has {positions}")]
-    TooLarge {
-        /// Patches along the longer side.
+    /// More patches than attention among them can be afforded for.
+    #[error("image of {width}x{height} pixels has {patches} patches, at most {limit} are accepted")]
+    TooMany {
+        /// Pixels across.
+        width: usize,
+        /// Pixels down.
+        height: usize,
+        /// Whole patches.
         patches: usize,
-        /// Positions along a side of the table.
-        positions: usize,
+        /// [`PatchGrid::MAX_PATCHES`].
+        limit: usize,
     },
 }
 
@@ -36,24 +40,21 @@ pub struct PatchGrid {
 }
 
 impl PatchGrid {
+    /// Patches of one image at most: over three times what a real model's largest image has.
+    pub const MAX_PATCHES: usize = 16_384;
+
     /// Idefics2's rule: a patch counts only if every pixel of it is real, so partial patches at the right and bottom
-    /// are dropped.
+    /// are dropped. An image may have more patches along a side than the position table; they then share positions.
     ///
     /// # Errors
-    /// [`PatchError`] if no patch is whole, or there are more than `positions_per_side` along a side.
-    pub fn whole_patches(
-        height: usize,
-        width: usize,
-        patch_size: usize,
-        positions_per_side: usize,
-    ) -> Result<Self, PatchError> {
+    /// [`PatchError`] if no patch is whole, or there are more than [`PatchGrid::MAX_PATCHES`].
+    pub fn whole_patches(height: usize, width: usize, patch_size: usize) -> Result<Self, PatchError> {
         let grid = Self { rows: height / patch_size, cols: width / patch_size };
         if grid.patches() == 0 {
             return Err(PatchError::TooSmall { width, height, patch_size });
         }
-        let patches = grid.rows.max(grid.cols);
-        if patches > positions_per_side {
-            return Err(PatchError::TooLarge { patches, positions: positions_per_side });
+        if grid.patches() > Self::MAX_PATCHES {
+            return Err(PatchError::TooMany { width, height, patches: grid.patches(), limit: Self::MAX_PATCHES });
         }
         Ok(grid)
     }
@@ -143,7 +144,7 @@ fn buckets(patches: usize, n: usize) -> Vec<usize> {
     (0..patches)
         .map(|i| {
             let fraction = (i as f32 * step).min(LARGEST);
-            boundaries.partition_point(|&boundary| boundary <= fraction)
+            boundaries.partition_point(|&boundary| boundary <= fraction).min(n - 1)
         })
         .collect()
 }
@@ -190,6 +191,13 @@ mod tests {
             }
             assert_eq!(buckets(patches, 70), expected, "{patches} patches");
         }
+    }
+
+    #[test]
+    fn more_patches_than_positions_share_them() {
+        // Idefics2VisionEmbeddings with image_size 32, patch_size 8, on 8 patches.
+        assert_eq!(buckets(8, 4), [0, 0, 1, 1, 2, 2, 3, 3]);
+        assert!((1..=200).all(|patches| buckets(patches, 70).iter().all(|&bucket| bucket < 70)));
     }
 
     #[test]

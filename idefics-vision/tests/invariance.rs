@@ -25,7 +25,7 @@ impl Images {
 
     fn grid(&self, image: usize) -> PatchGrid {
         let (height, width) = SIZES[image];
-        PatchGrid::whole_patches(height, width, self.config.patch_size, self.config.positions_per_side()).unwrap()
+        PatchGrid::whole_patches(height, width, self.config.patch_size).unwrap()
     }
 
     /// The image in the top left corner of `height` by `width` random pixels.

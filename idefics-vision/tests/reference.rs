@@ -22,10 +22,7 @@ fn every_case_matches_the_reference() {
         let real = pictures.iter().map(|picture| part(&pixel_values, 0, picture.index, picture.index + 1)).collect();
         let grids: Vec<PatchGrid> = pictures
             .iter()
-            .map(|&picture| {
-                let n = config.positions_per_side();
-                PatchGrid::whole_patches(picture.height, picture.width, config.patch_size, n).unwrap()
-            })
+            .map(|&picture| PatchGrid::whole_patches(picture.height, picture.width, config.patch_size).unwrap())
             .collect();
 
         let layout = PatchLayout::new(&grids, config.positions_per_side());

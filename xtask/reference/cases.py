@@ -13,8 +13,8 @@ Size = tuple[int, int]
 IMAGE_IDS = [[VOCABULARY.id("<fake_token_around_image>")], [VOCABULARY.id("<image>")]]
 END_OF_UTTERANCE = VOCABULARY.id("<end_of_utterance>")
 OBSERVED = -1  # stands for an id that the reference itself generates, so that a row stops early
-STRICT = {"*": 1e-4, "processor.pixel_values": 1e-6}
-DECODER = {"*": 1e-4, "processor.pixel_values": 0.05}
+STRICT = {"*": 1e-4, "loss": 1e-5, "processor.pixel_values": 1e-6}
+DECODER = {"*": 1e-4, "loss": 1e-5, "processor.pixel_values": 0.05}
 
 QUESTIONS = [
     "What is this?",

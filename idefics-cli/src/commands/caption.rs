@@ -7,20 +7,21 @@ use crate::{commands, model, output};
 /// Describes each image in turn; an image that is refused does not keep the others from being described.
 pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     let (process, options) = (args.generation.process(), args.generation.options());
+    if let [image] = args.images.as_slice() {
+        commands::check_images([image])?;
+    }
     let model = model::load(global)?;
     let cancel = model::cancel_on_interrupt();
     let several = args.images.len() > 1;
     let mut failures = Vec::new();
     for image in &args.images {
-        if several && !global.json {
-            print!("{image}: ");
-        }
+        let prefix = if several { format!("{image}: ") } else { String::new() };
         let words = args.prompt.as_deref().unwrap_or("Describe this image.");
         let plain = args.prompt.as_deref().unwrap_or("");
         let sample = commands::sample(&model, vec![image.clone()], words, plain);
-        match output::answer_one(global, &model, &sample, &process, &options, &cancel) {
+        match output::answer_one(global, &prefix, &model, &sample, &process, &options, &cancel) {
             Ok(()) => {}
-            Err(failure) if several && !cancel.is_cancelled() => {
+            Err(failure) if several && failure.is_of_one_input() && !cancel.is_cancelled() => {
                 failure.warn();
                 failures.push(failure);
             }

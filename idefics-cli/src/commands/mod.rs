@@ -9,6 +9,18 @@ use idefics_generate::Idefics;
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message, Sample};
 
+use crate::failure::Failure;
+
+/// Says that an image is missing before a model is loaded, which may take minutes.
+fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result<(), Failure> {
+    for image in images {
+        if let ImageSource::Path(path) = image {
+            std::fs::metadata(path).map_err(|error| Failure::file_system(format!("{}: {error}", path.display())))?;
+        }
+    }
+    Ok(())
+}
+
 /// A user's turn of images and words for a model that chats, or `plain` after the images for one that has no chat
 /// template.
 fn sample(model: &Idefics, images: Vec<ImageSource>, words: &str, plain: &str) -> Sample {

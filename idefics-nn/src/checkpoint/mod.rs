@@ -113,7 +113,7 @@ fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, C
         });
     }
     // SAFETY: the map is only read, through bounds-checked slices of plain bytes. Changing the file while it is mapped
-    // is outside what a process can prevent; the folder's documentation says not to.
+    // is outside what a process can prevent; the README says not to.
     #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
     let map = Arc::new(map);

@@ -140,7 +140,7 @@ impl Case {
             _ => 1e-4,
         };
         let tolerance = &self.file.tolerance;
-        tolerance.get(stage).or_else(|| tolerance.get("*").filter(|_| stage != "loss")).copied().unwrap_or(default)
+        tolerance.get(stage).or_else(|| tolerance.get("*")).copied().unwrap_or(default)
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use idefics_generate::models::idefics2::{LabelRecipe, LogitsToKeep};
 use idefics_generate::processor::image::{ImageTile, PaddedImages};
-use idefics_generate::processor::{Compatibility, PaddingSide, ProcessOptions, ProcessedInputs, Processor};
+use idefics_generate::processor::{Compatibility, PaddingSide, ProcessOptions, ProcessedInputs, Processor, TokenBatch};
 use idefics_generate::text::DecoderObserver;
 use idefics_generate::{CancelToken, Generation, GenerationConfig, Idefics2, Prompts, image_batches};
 
@@ -35,7 +35,8 @@ pub(super) fn compare(case: &Case, device: &Device, dtype: DType, report: &mut R
     let model = Idefics2::from_folder(&case.checkpoint, device, dtype, |_| ())?;
     let images = stages.images(&processed)?;
     let image_hidden_states = stages.vision(&model, &images)?;
-    stages.decoder(&model, image_hidden_states)?;
+    let tokens = processed.padded(processor.tokenizer().pad_token_id_or_fallback(), PaddingSide::Left);
+    stages.decoder(&model, &tokens, image_hidden_states)?;
     stages.generation(&model, &processor, &processed)
 }
 
@@ -56,13 +57,17 @@ fn check_names(case: &Case) -> Result<()> {
         let indexed = ["hidden_states.", "attentions."]
             .iter()
             .any(|prefix| name.strip_prefix(prefix).is_some_and(|index| index.parse::<usize>().is_ok()));
-        let generated = name.strip_prefix("generate.").and_then(|rest| rest.strip_suffix(".sequences"));
+        let generated = name
+            .strip_prefix("generate.")
+            .and_then(|rest| rest.strip_suffix(".sequences").or_else(|| rest.strip_suffix(".sequences_scores")));
         let known_run = generated.is_some_and(|run| case.file.generate.contains_key(run));
         ensure!(
             indexed || known_run || NAMES.contains(&name.as_str()),
             "expected.safetensors: tensor `{name}` is no stage that is compared, or names a run that case.json lacks"
         );
     }
+    let unknown = case.file.texts.keys().find(|run| !case.file.generate.contains_key(*run));
+    ensure!(unknown.is_none(), "case.json: `texts` names a run that `generate` lacks: {unknown:?}");
     ensure!(
         case.expected("labels").is_some() == case.expected("loss").is_some(),
         "expected.safetensors: `labels` and `loss` go together"
@@ -182,7 +187,23 @@ impl Stages<'_> {
         Ok(Comparison::floats(&expected.shape, &ours, expected_values, tolerance, |index| real[index / hidden]))
     }
 
-    fn decoder(&mut self, model: &Idefics2, image_hidden_states: Option<Tensor<3>>) -> Result<()> {
+    /// The expected ids or mask, or ours where the case has none.
+    fn ids_or_ours(&self, name: &str, shape: [usize; 2], ours: &[i64]) -> Result<([usize; 2], Vec<i64>)> {
+        match self.case.expected(name) {
+            None => {
+                ensure!(ours.len() == shape[0] * shape[1], "`{name}` is needed: ours has another shape");
+                Ok((shape, ours.to_vec()))
+            }
+            Some(expected) => {
+                let &[batch, seq] = expected.shape.as_slice() else {
+                    bail!("`{name}` has shape {:?}, expected [batch, seq]", expected.shape);
+                };
+                Ok(([batch, seq], expected.ints()?.to_vec()))
+            }
+        }
+    }
+
+    fn decoder(&mut self, model: &Idefics2, tokens: &TokenBatch, image_hidden_states: Option<Tensor<3>>) -> Result<()> {
         let wanted = |name: &String| {
             ["hidden_states.", "attentions."].iter().any(|prefix| name.starts_with(prefix))
                 || ["logits", "loss"].contains(&name.as_str())
@@ -190,15 +211,12 @@ impl Stages<'_> {
         if !self.case.expected.keys().any(wanted) {
             return Ok(());
         }
-        let input_ids = self.case.expected("processor.input_ids").context("`processor.input_ids` is needed")?;
-        let &[batch, seq] = input_ids.shape.as_slice() else {
-            bail!("`processor.input_ids` has shape {:?}, expected [batch, seq]", input_ids.shape);
-        };
-        let ids = input_ids.ints()?.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<_>, _>>()?;
-        let real: Vec<bool> = match self.case.expected("processor.attention_mask") {
-            Some(mask) => mask.ints()?.iter().map(|&mask| mask != 0).collect(),
-            None => vec![true; batch * seq],
-        };
+        let (shape, ids) = self.ids_or_ours("processor.input_ids", [tokens.batch, tokens.seq], &tokens.input_ids)?;
+        let (mask_shape, mask) = self.ids_or_ours("processor.attention_mask", shape, &tokens.attention_mask)?;
+        ensure!(mask_shape == shape, "`processor.attention_mask` has shape {mask_shape:?}, the ids {shape:?}");
+        let ids = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<_>, _>>()?;
+        let real: Vec<bool> = mask.iter().map(|&mask| mask != 0).collect();
+        let seq = shape[1];
         let prompts = Prompts::from_padded(ids, &real, seq)?;
 
         let n_layers = model.config().text_config.num_hidden_layers;
@@ -239,10 +257,13 @@ impl Stages<'_> {
             self.tensor("logits", &logits, |flat| real[flat / vocab_size])?;
         }
         if let Some(labels) = self.case.expected("labels") {
-            ensure!(labels.shape == input_ids.shape, "`labels` has shape {:?}", labels.shape);
+            ensure!(labels.shape == shape, "`labels` has shape {:?}, the ids {shape:?}", labels.shape);
+            let valid = |&label: &i64| label == -100 || usize::try_from(label).is_ok_and(|label| label < vocab_size);
+            ensure!(labels.ints()?.iter().all(valid), "`labels` holds neither -100 nor a token id");
             let logits = self.with_expected_padding(logits, &real)?;
             let loss = floats(model.loss(logits, labels.ints()?, LabelRecipe::Transformers5));
             let expected = self.case.expected("loss").context("`loss` is needed")?.floats()?;
+            ensure!(expected.len() == 1, "`loss` has {} values, expected 1", expected.len());
             let tolerance = self.model_tolerance("loss", expected);
             self.report.stage("loss", &Comparison::floats(&[], &loss, expected, tolerance, |_| true));
         }
@@ -271,13 +292,23 @@ impl Stages<'_> {
     fn generation(&mut self, model: &Idefics2, processor: &Processor, processed: &ProcessedInputs) -> Result<()> {
         let folder_options = GenerationConfig::from_folder(&self.case.checkpoint)?;
         let tokenizer = processor.tokenizer_for(process_options(self.case).compatibility);
+        if self.case.file.generate.is_empty() {
+            return Ok(());
+        }
+        let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
+        let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
+        let image_hidden_states = model.encode_images(&images)?;
         for (name, options) in &self.case.file.generate {
-            let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
-            let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
-            let image_hidden_states = model.encode_images(&images)?;
             let options = options.over(&folder_options);
             let cancel = CancelToken::default();
-            let mut generation = Generation::start(model, &prompts, image_hidden_states, &options, cancel)?;
+            let started = Generation::start(model, &prompts, image_hidden_states.clone(), &options, cancel);
+            let mut generation = match started {
+                Err(error @ idefics_generate::Error::Generation(_)) => {
+                    self.report.stage(&format!("generate.{name}"), &Comparison::failed(error.to_string()));
+                    continue;
+                }
+                started => started?,
+            };
             while generation.step()?.is_some() {}
 
             let sequences = generation.sequences();
