@@ -6,7 +6,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
-use idefics_nn::{Activation, Linear};
+use idefics_nn::GatedMlp;
 
 use crate::{ConnectorConfig, PerceiverResampler};
 
@@ -40,35 +40,5 @@ impl Connector {
     pub fn forward(&self, image_hidden_states: Tensor<3>, attention_mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
         let context = self.modality_projection.forward(image_hidden_states); // [n_images, patches, text_hidden_size]
         self.perceiver_resampler.forward(context, attention_mask)
-    }
-}
-
-/// `down(act(gate(x)) · up(x))`, without biases.
-#[derive(Module, Debug)]
-pub struct GatedMlp {
-    /// The branch that goes through the activation.
-    pub gate_proj: Linear,
-    /// The branch that it scales.
-    pub up_proj: Linear,
-    /// Down to the output width.
-    pub down_proj: Linear,
-    #[module(skip)]
-    activation: Activation,
-}
-
-impl GatedMlp {
-    pub(crate) fn new(d_in: usize, d_inner: usize, d_out: usize, activation: Activation, device: &Device) -> Self {
-        Self {
-            gate_proj: Linear::new_without_bias(d_in, d_inner, device),
-            up_proj: Linear::new_without_bias(d_in, d_inner, device),
-            down_proj: Linear::new_without_bias(d_inner, d_out, device),
-            activation,
-        }
-    }
-
-    /// `[.., .., d_in]` in, `[.., .., d_out]` out.
-    pub fn forward(&self, hidden_states: Tensor<3>) -> Tensor<3> {
-        let gate = self.activation.forward(self.gate_proj.forward(hidden_states.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(hidden_states))
     }
 }

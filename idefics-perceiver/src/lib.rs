@@ -5,6 +5,6 @@ mod connector;
 mod resampler;
 
 pub use config::{ConnectorConfig, PerceiverConfig};
-pub use connector::{Connector, GatedMlp};
-pub use idefics_nn::ConfigError;
+pub use connector::Connector;
+pub use idefics_nn::{ConfigError, GatedMlp};
 pub use resampler::{PerceiverAttention, PerceiverLayer, PerceiverResampler};

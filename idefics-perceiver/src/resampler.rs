@@ -8,9 +8,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Tensor};
-use idefics_nn::{Linear, RmsNorm, attention, normal};
+use idefics_nn::{GatedMlp, Linear, RmsNorm, attention, normal};
 
-use crate::{GatedMlp, PerceiverConfig};
+use crate::PerceiverConfig;
 
 /// Compresses each image's patches to `n_latents` vectors: learned queries that read the patches and each other.
 #[derive(Module, Debug)]

@@ -10,10 +10,10 @@
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
-use idefics_nn::{ConfigError, Embedding, KvCache, LayerCache, RmsNorm, RotaryAngles, RotaryEmbedding};
+use idefics_nn::{ConfigError, Embedding, GatedMlp, KvCache, LayerCache, RmsNorm, RotaryAngles, RotaryEmbedding};
 
 use crate::mask::masked_out;
-use crate::{Mlp, SelfAttention, TextConfig};
+use crate::{SelfAttention, TextConfig};
 
 /// Token vectors in, contextual vectors out; the head is the assembled model's.
 #[derive(Module, Debug)]
@@ -111,17 +111,18 @@ pub struct DecoderLayer {
     /// Before the feed-forward block.
     pub post_attention_layernorm: RmsNorm,
     /// Feed-forward block.
-    pub mlp: Mlp,
+    pub mlp: GatedMlp,
 }
 
 impl DecoderLayer {
     fn new(config: &TextConfig, device: &Device) -> Self {
-        let norm = || RmsNorm::new(config.hidden_size, config.rms_norm_eps, device);
+        let d = config.hidden_size;
+        let norm = || RmsNorm::new(d, config.rms_norm_eps, device);
         Self {
             input_layernorm: norm(),
             self_attn: SelfAttention::new(config, device),
             post_attention_layernorm: norm(),
-            mlp: Mlp::new(config, device),
+            mlp: GatedMlp::new(d, config.intermediate_size, d, config.hidden_act, device),
         }
     }
 

@@ -124,7 +124,44 @@ impl Case {
         let checkpoint = folder.join(&file.checkpoint);
         ensure!(checkpoint.is_dir(), "{}: no such checkpoint folder", checkpoint.display());
         let expected = read_tensors(&folder.join("expected.safetensors"))?;
-        Ok(Self { file, checkpoint, expected })
+        let case = Self { file, checkpoint, expected };
+        case.check_names()?;
+        Ok(case)
+    }
+
+    /// Every expected tensor must be one that is compared.
+    fn check_names(&self) -> Result<()> {
+        const NAMES: [&str; 9] = [
+            "processor.input_ids",
+            "processor.attention_mask",
+            "processor.pixel_values",
+            "processor.pixel_attention_mask",
+            "vision.last_hidden_state",
+            "image_hidden_states",
+            "logits",
+            "labels",
+            "loss",
+        ];
+        for name in self.expected.keys() {
+            let indexed = ["hidden_states.", "attentions."]
+                .iter()
+                .any(|prefix| name.strip_prefix(prefix).is_some_and(|index| index.parse::<usize>().is_ok()));
+            let generated = name
+                .strip_prefix("generate.")
+                .and_then(|rest| rest.strip_suffix(".sequences").or_else(|| rest.strip_suffix(".sequences_scores")));
+            let known_run = generated.is_some_and(|run| self.file.generate.contains_key(run));
+            ensure!(
+                indexed || known_run || NAMES.contains(&name.as_str()),
+                "expected.safetensors: tensor `{name}` is no stage that is compared, or names a run that case.json lacks"
+            );
+        }
+        let unknown = self.file.texts.keys().find(|run| !self.file.generate.contains_key(*run));
+        ensure!(unknown.is_none(), "case.json: `texts` names a run that `generate` lacks: {unknown:?}");
+        ensure!(
+            self.expected("labels").is_some() == self.expected("loss").is_some(),
+            "expected.safetensors: `labels` and `loss` go together"
+        );
+        Ok(())
     }
 
     /// The tensor of that name, if the case has it.

@@ -2,8 +2,10 @@
 
 mod case;
 mod compare;
+mod decoder;
 mod report;
 mod stages;
+mod vision;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -88,6 +90,19 @@ mod tests {
         let report = verify(&cases, &args).unwrap();
         assert_eq!((report.failed(), report.unreadable_cases()), (0, 0));
         assert!(report.passed() > 100, "{} stages", report.passed());
+    }
+
+    #[test]
+    fn a_case_that_cannot_be_read_is_no_agreement() {
+        let folder = tempfile::tempdir().unwrap();
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/text-only");
+        let checkpoint = case.join("../../checkpoints/odd-heads").canonicalize().unwrap();
+        let text = std::fs::read_to_string(case.join("case.json")).unwrap();
+        let text = text.replace("../../checkpoints/odd-heads", checkpoint.to_str().unwrap());
+        std::fs::write(folder.path().join("case.json"), text).unwrap();
+        let args = Args { cases: Vec::new(), device: DeviceChoice::Cpu, dtype: Precision::F32, json: true };
+        let report = verify(&[folder.path().to_owned()], &args).unwrap();
+        assert_eq!((report.passed(), report.failed(), report.unreadable_cases()), (0, 0, 1));
     }
 
     #[test]

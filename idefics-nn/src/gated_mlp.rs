@@ -1,0 +1,39 @@
+//! The gated feed-forward block of the decoders and of Idefics2's connector.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+use crate::{Activation, Linear};
+
+/// `down(act(gate(x)) · up(x))`, without biases.
+///
+/// Paper: <https://arxiv.org/abs/2002.05202>. Source: `MistralMLP`, `Idefics2MLP`.
+#[derive(Module, Debug)]
+pub struct GatedMlp {
+    /// The branch that goes through the activation.
+    pub gate_proj: Linear,
+    /// The branch that it scales.
+    pub up_proj: Linear,
+    /// Down to the output width.
+    pub down_proj: Linear,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl GatedMlp {
+    /// A block of width `d_inner` inside, random until a checkpoint is loaded.
+    pub fn new(d_in: usize, d_inner: usize, d_out: usize, activation: Activation, device: &Device) -> Self {
+        Self {
+            gate_proj: Linear::new_without_bias(d_in, d_inner, device),
+            up_proj: Linear::new_without_bias(d_in, d_inner, device),
+            down_proj: Linear::new_without_bias(d_inner, d_out, device),
+            activation,
+        }
+    }
+
+    /// `[.., d_in]` in, `[.., d_out]` out.
+    pub fn forward<const D: usize>(&self, hidden_states: Tensor<D>) -> Tensor<D> {
+        let gate = self.activation.forward(self.gate_proj.forward(hidden_states.clone()));
+        self.down_proj.forward(gate * self.up_proj.forward(hidden_states))
+    }
+}

@@ -1,0 +1,143 @@
+//! Tokens to logits and loss.
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{DType, Tensor, TensorData};
+use idefics_generate::models::idefics2::{LabelRecipe, LogitsToKeep};
+use idefics_generate::processor::TokenBatch;
+use idefics_generate::text::DecoderObserver;
+use idefics_generate::{Idefics2, Prompts};
+
+use super::compare::Comparison;
+use super::stages::{Stages, floats};
+
+impl Stages<'_> {
+    /// The expected ids or mask, or ours where the case has none.
+    fn ids_or_ours(&self, name: &str, shape: [usize; 2], ours: &[i64]) -> Result<([usize; 2], Vec<i64>)> {
+        match self.case.expected(name) {
+            None => {
+                ensure!(ours.len() == shape[0] * shape[1], "`{name}` is needed: ours has another shape");
+                Ok((shape, ours.to_vec()))
+            }
+            Some(expected) => {
+                let &[batch, seq] = expected.shape.as_slice() else {
+                    bail!("`{name}` has shape {:?}, expected [batch, seq]", expected.shape);
+                };
+                Ok(([batch, seq], expected.ints()?.to_vec()))
+            }
+        }
+    }
+
+    pub(super) fn decoder(
+        &mut self,
+        model: &Idefics2,
+        tokens: &TokenBatch,
+        image_hidden_states: Option<Tensor<3>>,
+    ) -> Result<()> {
+        let wanted = |name: &String| {
+            ["hidden_states.", "attentions."].iter().any(|prefix| name.starts_with(prefix))
+                || ["logits", "loss"].contains(&name.as_str())
+        };
+        if !self.case.expected.keys().any(wanted) {
+            return Ok(());
+        }
+        let (shape, ids) = self.ids_or_ours("processor.input_ids", [tokens.batch, tokens.seq], &tokens.input_ids)?;
+        let (mask_shape, mask) = self.ids_or_ours("processor.attention_mask", shape, &tokens.attention_mask)?;
+        ensure!(mask_shape == shape, "`processor.attention_mask` has shape {mask_shape:?}, the ids {shape:?}");
+        let ids = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<_>, _>>()?;
+        let real: Vec<bool> = mask.iter().map(|&mask| mask != 0).collect();
+        let seq = shape[1];
+        let prompts = Prompts::from_padded(ids, &real, seq)?;
+
+        let n_layers = model.config().text_config.num_hidden_layers;
+        let expects = |kind: &str, index: usize| self.case.expected(&format!("{kind}.{index}")).is_some();
+        let mut seen = Seen {
+            wanted_hidden_states: (0..=n_layers).map(|index| expects("hidden_states", index)).collect(),
+            wanted_attentions: (0..n_layers).map(|index| expects("attentions", index)).collect(),
+            ..Seen::default()
+        };
+        let mut cache = model.cache(&prompts, 0);
+        let hidden_states = model.prefill_observed(&prompts, image_hidden_states, &mut cache, &mut seen)?;
+
+        for (index, states) in &seen.hidden_states {
+            let width = states.dims()[2];
+            self.tensor(&format!("hidden_states.{index}"), states, |flat| real[flat / width])?;
+        }
+        for (index, weights) in &seen.attentions {
+            let [_, heads, _, _] = weights.dims();
+            self.tensor(&format!("attentions.{index}"), weights, |flat| {
+                let (key, query, row) = (flat % seq, flat / seq % seq, flat / seq / seq / heads);
+                real[row * seq + query] && real[row * seq + key]
+            })?;
+        }
+        let compared = seen.hidden_states.len() + seen.attentions.len();
+        let expected =
+            self.case.expected.keys().filter(|name| name.contains("states.") || name.contains("attentions."));
+        ensure!(
+            compared == expected.count(),
+            "the case expects hidden states or attentions of layers that are not there"
+        );
+
+        if self.case.expected("logits").is_none() && self.case.expected("loss").is_none() {
+            return Ok(());
+        }
+        let logits = model.logits(hidden_states, LogitsToKeep::All); // [batch, seq, vocab_size]
+        let vocab_size = logits.dims()[2];
+        if self.case.expected("logits").is_some() {
+            self.tensor("logits", &logits, |flat| real[flat / vocab_size])?;
+        }
+        if let Some(labels) = self.case.expected("labels") {
+            ensure!(labels.shape == shape, "`labels` has shape {:?}, the ids {shape:?}", labels.shape);
+            let valid = |&label: &i64| label == -100 || usize::try_from(label).is_ok_and(|label| label < vocab_size);
+            ensure!(labels.ints()?.iter().all(valid), "`labels` holds neither -100 nor a token id");
+            let logits = self.with_expected_padding(logits, &real)?;
+            let loss = floats(model.loss(logits, labels.ints()?, LabelRecipe::Transformers5));
+            let expected = self.case.expected("loss").context("`loss` is needed")?.floats()?;
+            ensure!(expected.len() == 1, "`loss` has {} values, expected 1", expected.len());
+            let tolerance = self.model_tolerance("loss", expected);
+            self.report.stage("loss", &Comparison::floats(&[], &loss, expected, tolerance, |_| true));
+        }
+        Ok(())
+    }
+
+    /// Our logits, with the case's own in padded slots.
+    ///
+    /// The reference's loss counts the prediction of a row's first token, which the last padded slot makes. What a
+    /// padded slot computes depends on the attention kernel (eager averages all values, SDPA gives 0), and is compared
+    /// nowhere else.
+    fn with_expected_padding(&self, logits: Tensor<3>, real: &[bool]) -> Result<Tensor<3>> {
+        let Some(expected) = self.case.expected("logits") else { return Ok(logits) };
+        let (dims, device) = (logits.dims(), logits.device());
+        if expected.shape != dims {
+            return Ok(logits);
+        }
+        let mut values = floats(logits);
+        let rows = values.chunks_exact_mut(dims[2]).zip(expected.floats()?.chunks_exact(dims[2])).zip(real);
+        for ((ours, expected), _) in rows.filter(|(_, real)| !**real) {
+            ours.copy_from_slice(expected);
+        }
+        Ok(Tensor::from_data(TensorData::new(values, dims), (&device, DType::F32)))
+    }
+}
+
+/// Keeps the decoder's insides that the case expects.
+#[derive(Default)]
+struct Seen {
+    wanted_hidden_states: Vec<bool>,
+    wanted_attentions: Vec<bool>,
+    hidden_states: Vec<(usize, Tensor<3>)>,
+    attentions: Vec<(usize, Tensor<4>)>,
+}
+
+impl DecoderObserver for Seen {
+    fn hidden_states(&mut self, index: usize, hidden_states: &Tensor<3>) {
+        if self.wanted_hidden_states[index] {
+            self.hidden_states.push((index, hidden_states.clone()));
+        }
+    }
+
+    fn attentions(&mut self, layer_idx: usize, weights: &dyn Fn() -> Tensor<4>) {
+        if self.wanted_attentions[layer_idx] {
+            self.attentions.push((layer_idx, weights()));
+        }
+    }
+}
