@@ -133,7 +133,7 @@ fn options_that_make_no_sense() {
     refused(&checkpoint(), &["describe", &photo()], 2, "describe");
     refused(&checkpoint(), &["--device", "cuda:7", "caption", &photo()], 2, "cuda");
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_idefics"))
-        .args(["caption", "a.jpg"])
+        .args(["caption", &photo()])
         .env_remove("IDEFICS_MODEL")
         .output()
         .unwrap();
