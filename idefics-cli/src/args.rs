@@ -32,7 +32,7 @@ pub(crate) struct Global {
     /// A model folder in the public layout, or a hub id `org/name[@revision]`.
     #[arg(long, global = true, value_name = "FOLDER|ID", env = "IDEFICS_MODEL")]
     pub(crate) model: Option<String>,
-    /// What to compute on: auto, cpu, cuda[:N] or wgpu[:N].
+    /// What to compute on: auto, cpu, cuda, cuda:N, wgpu or wgpu:N.
     #[arg(long, global = true, default_value = "auto")]
     pub(crate) device: DeviceChoice,
     /// Precision of weights and activations: auto, f32, bf16 or f16.

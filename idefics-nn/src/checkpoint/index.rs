@@ -7,6 +7,9 @@ use serde::Deserialize;
 
 use super::{CheckpointError, TensorEntry, read_file};
 
+/// The largest public checkpoints have fewer than two hundred; each is mapped and kept open.
+const MAX_SHARDS: usize = 1000;
+
 #[derive(Deserialize)]
 struct ShardIndex {
     weight_map: BTreeMap<String, String>,
@@ -24,6 +27,10 @@ pub(super) fn read(folder: &Path, path: &Path) -> Result<BTreeMap<String, Tensor
         }
     }
     let shards: BTreeSet<&String> = weight_map.values().collect();
+    if shards.len() > MAX_SHARDS {
+        let reason = format!("{} shards, at most {MAX_SHARDS} are accepted", shards.len());
+        return Err(CheckpointError::Index { path: path.to_owned(), reason });
+    }
     let missing: Vec<String> =
         shards.iter().filter(|name| !folder.join(name).exists()).map(|&name| name.clone()).collect();
     if !missing.is_empty() {
