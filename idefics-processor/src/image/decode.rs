@@ -97,7 +97,7 @@ impl Input<'_> {
     fn decode(&self, bytes: &[u8]) -> Result<RgbImage, ImageError> {
         let reader = Cursor::new(bytes);
         match self.format {
-            Format::Png => self.read(bytes, PngDecoder::with_limits(reader, self.library_limits())),
+            Format::Png => self.read(bytes, PngDecoder::with_limits(reader, self.decoder_limits())),
             Format::Jpeg => self.read(bytes, JpegDecoder::new(reader)),
             Format::WebP => self.read(bytes, WebPDecoder::new(reader)),
             Format::Gif => self.read(bytes, GifDecoder::new(reader)),
@@ -112,7 +112,7 @@ impl Input<'_> {
         let color_type = decoder.color_type();
         let needed = decoder.total_bytes();
         self.check_memory(needed)?;
-        decoder.set_limits(self.library_limits()).map_err(|error| self.decoder_error(error))?;
+        decoder.set_limits(self.decoder_limits()).map_err(|error| self.decoder_error(error))?;
         if !is_complete(self.format, bytes) {
             return Err(self.decode_error("the file ends early".to_owned()));
         }
@@ -150,7 +150,7 @@ impl Input<'_> {
     }
 
     /// The decoders' own guard, behind ours: what they allocate besides the pixels.
-    fn library_limits(&self) -> image::Limits {
+    fn decoder_limits(&self) -> image::Limits {
         let mut limits = image::Limits::no_limits();
         limits.max_alloc = Some(self.limits.max_decoded_bytes);
         limits
