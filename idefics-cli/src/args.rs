@@ -68,7 +68,7 @@ pub(crate) enum Command {
   {\"text\": \"User:<image>What is this?<end_of_utterance>\\nAssistant:\", \"images\": [\"photo.jpg\"]}
   {\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\", \"path\": \"photo.jpg\"},
     {\"type\": \"text\", \"text\": \"What is this?\"}]}], \"add_generation_prompt\": true}
-Image paths are relative to the file. Example: idefics --model DIR generate --prompt-file prompts.json")]
+Image paths are relative to the file. If a sample of a batch is refused, none is run. Example: idefics --model DIR generate --prompt-file prompts.json")]
     Generate(GenerateArgs),
     /// Say what a model folder holds.
     #[command(after_help = "Example: idefics --model DIR inspect")]
@@ -90,7 +90,7 @@ pub(crate) struct CaptionArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AskArgs {
-    /// Paths, http(s) URLs or data URLs of any number of images, then the question.
+    /// Paths, http(s) URLs or data URLs of any number of images; the last argument is the question.
     #[arg(required = true, num_args = 1.., value_name = "IMAGE… QUESTION")]
     pub(crate) images_and_question: Vec<String>,
     #[command(flatten)]

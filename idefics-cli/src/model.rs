@@ -12,7 +12,9 @@ use crate::failure::Failure;
 /// The model folder that `--model` means; a hub id is downloaded to the standard cache first.
 pub(crate) fn folder(global: &Global) -> Result<PathBuf, Failure> {
     let Some(model) = &global.model else {
-        return Err(Failure::usage("no model: give --model FOLDER or --model org/name of the hub".to_owned()));
+        return Err(Failure::usage(
+            "no model: give --model FOLDER or --model org/name of the hub, or set IDEFICS_MODEL".to_owned(),
+        ));
     };
     match ModelSource::parse(model) {
         ModelSource::Folder(folder) => Ok(folder),
