@@ -104,6 +104,14 @@ impl Idefics2Config {
         self
     }
 
+    /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
+    pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
+        match self.tie_word_embeddings {
+            true => &[("lm_head.weight", "model.text_model.embed_tokens.weight")],
+            false => &[],
+        }
+    }
+
     /// What shapes the connector.
     pub fn connector(&self) -> ConnectorConfig {
         ConnectorConfig {

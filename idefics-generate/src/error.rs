@@ -151,7 +151,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Read { .. } | Self::NoFolder { .. } => ErrorKind::FileSystem,
-            Self::Checkpoint(CheckpointError::Io { .. } | CheckpointError::NotAFile { .. }) => ErrorKind::FileSystem,
+            Self::Checkpoint(
+                CheckpointError::Io { .. } | CheckpointError::Write { .. } | CheckpointError::NotAFile { .. },
+            ) => ErrorKind::FileSystem,
             Self::ModelFile { .. }
             | Self::UnknownFamily { .. }
             | Self::Config { .. }

@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod models;
 mod pipeline;
 mod stream;
+pub mod train;
 
 pub use config::{Idefics2Config, ModelConfig};
 pub use device::{DeviceChoice, DeviceError, Precision};

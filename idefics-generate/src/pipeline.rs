@@ -93,11 +93,7 @@ impl Idefics2 {
         let model =
             Self::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
         let checkpoint = Checkpoint::open(folder)?;
-        let tied: &[_] = match config.tie_word_embeddings {
-            true => &[("lm_head.weight", "model.text_model.embed_tokens.weight")],
-            false => &[],
-        };
-        let options = LoadOptions { dtype, tied, ..LoadOptions::default() };
+        let options = LoadOptions { dtype, tied: config.tied(), ..LoadOptions::default() };
         Ok(checkpoint.load(model, &options, progress)?)
     }
 }

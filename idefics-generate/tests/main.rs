@@ -9,3 +9,4 @@ mod faults;
 #[cfg(feature = "hub")]
 mod hub;
 mod invariance;
+mod training;

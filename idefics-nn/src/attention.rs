@@ -24,11 +24,16 @@ use burn::tensor::{Bool, Tensor};
 pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
     let [batch, heads, queries, head_dim] = query.dims();
     let (query, masked_out) = fold_groups(query, key.dims()[1], masked_out);
-    let masked_out = masked_out.map(|masked_out| {
-        let [_, _, rows, keys] = masked_out.dims();
-        masked_out.expand([batch, key.dims()[1], rows, keys])
-    });
-    let context = scaled_dot_product_attention(query, key, value, masked_out, None, AttentionModuleOptions::default());
+    let context = if query.device().is_autodiff() {
+        // Burn would differentiate its own through the maximum and −∞: NaN where a row sees nothing.
+        weights_of_folded(query, key, masked_out).matmul(value)
+    } else {
+        let masked_out = masked_out.map(|masked_out| {
+            let [_, _, rows, keys] = masked_out.dims();
+            masked_out.expand([batch, key.dims()[1], rows, keys])
+        });
+        scaled_dot_product_attention(query, key, value, masked_out, None, AttentionModuleOptions::default())
+    };
     context.reshape([batch, heads, queries, head_dim])
 }
 
@@ -37,19 +42,24 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, masked_out:
 /// # Shapes
 /// As [`attention`]; returns `[batch, heads, queries, keys]`, each row summing to 1, or to 0 where all is hidden.
 pub fn attention_weights(query: Tensor<4>, key: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
-    let [batch, heads, queries, head_dim] = query.dims();
+    let [batch, heads, queries, _] = query.dims();
     let keys = key.dims()[2];
     let (query, masked_out) = fold_groups(query, key.dims()[1], masked_out);
+    weights_of_folded(query, key, masked_out).reshape([batch, heads, queries, keys])
+}
+
+/// `[batch, kv_heads, queries, keys]`.
+fn weights_of_folded(query: Tensor<4>, key: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
+    let head_dim = query.dims()[3];
     let scores = query.matmul(key.swap_dims(2, 3)) / (head_dim as f64).sqrt();
-    let weights = match masked_out {
+    match masked_out {
         None => softmax(scores, 3),
         Some(masked_out) => {
             let masked_out = masked_out.expand(scores.dims());
             let lowest = scores.dtype().finfo().map_or(f64::from(f32::MIN), |info| info.min);
             softmax(scores.mask_fill(masked_out.clone(), lowest), 3).mask_fill(masked_out, 0.0)
         }
-    };
-    weights.reshape([batch, heads, queries, keys])
+    }
 }
 
 /// Turns the query heads that share a key/value head into further queries of that head, so that keys and values are

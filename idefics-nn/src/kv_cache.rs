@@ -18,7 +18,7 @@ impl KvCache {
     /// A cache for `left_padding.len()` rows of at most `capacity` tokens, padding included. `left_padding` is the
     /// number of padded slots at the start of each row. Takes [`KvCache::bytes`] of memory at the first forward call.
     pub fn new(n_layers: usize, left_padding: Vec<usize>, capacity: usize) -> Self {
-        let layers = (0..n_layers).map(|_| LayerCache { capacity, len: 0, states: None }).collect();
+        let layers = (0..n_layers).map(|_| LayerCache::new(capacity)).collect();
         Self { layers, left_padding, len: 0, capacity }
     }
 
@@ -96,6 +96,11 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
+    /// An empty cache of `capacity` tokens.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, len: 0, states: None }
+    }
+
     /// Writes the new slots in place and returns everything cached so far.
     ///
     /// # Shapes
@@ -110,6 +115,12 @@ impl LayerCache {
         let (start, end) = (self.len, self.len + n_new);
         assert!(end <= self.capacity, "{end} tokens do not fit a cache of {}", self.capacity);
 
+        if n_new == self.capacity {
+            // All there will ever be, as in training: nothing is copied.
+            self.len = end;
+            self.states = Some((key.clone(), value.clone()));
+            return (key, value);
+        }
         let (keys, values) = self.states.get_or_insert_with(|| {
             let shape = [batch, n_kv_heads, self.capacity, head_dim];
             let options = (&key.device(), key.dtype());

@@ -10,6 +10,7 @@ mod init;
 mod kv_cache;
 mod linear;
 mod norm;
+mod parameters;
 mod rope;
 
 pub use activation::Activation;
@@ -22,4 +23,5 @@ pub use init::normal;
 pub use kv_cache::{KvCache, LayerCache};
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};
+pub use parameters::{ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
 pub use rope::{RopeScaling, RotaryAngles, RotaryEmbedding};

@@ -3,10 +3,10 @@
 //! Reference: `MistralAttention`, `LlamaAttention`, Transformers 5.23.0.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Tensor};
-use idefics_nn::{LayerCache, Linear, RotaryAngles, attention, attention_weights};
+use burn::tensor::{Device, Tensor};
+use idefics_nn::{LayerCache, Linear, attention, attention_weights};
 
-use crate::TextConfig;
+use crate::{Positions, TextConfig};
 
 /// Self-attention of one decoder layer, without biases.
 #[derive(Module, Debug)]
@@ -37,16 +37,14 @@ impl SelfAttention {
 
     /// # Shapes
     /// - `hidden_states`: `[batch, n_new, d]`
-    /// - `rotary`: the angles of the new tokens
-    /// - `masked_out`: `[batch, 1, n_new, len + n_new]`, true hides the key
+    /// - `positions`: where the new tokens stand and what they see
     /// - `cache`: this layer's `len` tokens so far; gets the new ones
     /// - `observe`: gets a function that computes the attention weights, `[batch, heads, n_new, len + n_new]`
     /// - returns `[batch, n_new, d]`
     pub fn forward(
         &self,
         hidden_states: Tensor<3>,
-        rotary: &RotaryAngles,
-        masked_out: Option<Tensor<4, Bool>>,
+        Positions { rotary, masked_out }: &Positions,
         cache: &mut LayerCache,
         observe: impl FnOnce(&dyn Fn() -> Tensor<4>),
     ) -> Tensor<3> {
@@ -63,7 +61,7 @@ impl SelfAttention {
         let (key, value) = cache.append(rotary.rotate(key_states), value_states); // [batch, kv_heads, len + n_new, ..]
         observe(&|| attention_weights(query.clone(), key.clone(), masked_out.clone()));
 
-        let context = attention(query, key, value, masked_out);
+        let context = attention(query, key, value, masked_out.clone());
         let [_, heads, _, head_dim] = context.dims();
         self.o_proj.forward(context.swap_dims(1, 2).reshape([batch, n_new, heads * head_dim]))
     }

@@ -65,24 +65,39 @@ impl Decoder {
         cache: &mut KvCache,
         observer: &mut impl DecoderObserver,
     ) -> Tensor<3> {
-        let [batch, n_new, _] = inputs_embeds.dims();
-        let device = inputs_embeds.device();
-        let rotary = self.rotary.at(&cache.next_positions(n_new), batch, inputs_embeds.dtype(), &device);
-        let masked_out = masked_out(cache, n_new, self.sliding_window, &device);
-
+        let n_new = inputs_embeds.dims()[1];
+        let positions = self.positions(&inputs_embeds, cache);
         let mut hidden_states = inputs_embeds;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             observer.hidden_states(layer_idx, &hidden_states);
-            hidden_states =
-                layer.forward(hidden_states, &rotary, masked_out.clone(), cache.layer(layer_idx), |weights| {
-                    observer.attentions(layer_idx, weights)
-                });
+            hidden_states = layer.forward(hidden_states, &positions, cache.layer(layer_idx), |weights| {
+                observer.attentions(layer_idx, weights)
+            });
         }
         cache.advance(n_new);
         let hidden_states = self.norm.forward(hidden_states);
         observer.hidden_states(self.layers.len(), &hidden_states);
         hidden_states
     }
+
+    /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
+    pub fn positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
+        let [batch, n_new, _] = inputs_embeds.dims();
+        let device = inputs_embeds.device();
+        Positions {
+            rotary: self.rotary.at(&cache.next_positions(n_new), batch, inputs_embeds.dtype(), &device),
+            masked_out: masked_out(cache, n_new, self.sliding_window, &device),
+        }
+    }
+}
+
+/// Where the new tokens stand and what they see: the same in every layer.
+#[derive(Debug, Clone)]
+pub struct Positions {
+    /// The angles of the new tokens.
+    pub rotary: RotaryAngles,
+    /// `[batch, 1, n_new, len + n_new]`, true hides the key; `None` if nothing is hidden.
+    pub masked_out: Option<Tensor<4, Bool>>,
 }
 
 /// Sees a decoder's insides as the reference returns them with `output_hidden_states` and `output_attentions`.
@@ -131,13 +146,12 @@ impl DecoderLayer {
     pub fn forward(
         &self,
         hidden_states: Tensor<3>,
-        rotary: &RotaryAngles,
-        masked_out: Option<Tensor<4, Bool>>,
+        positions: &Positions,
         cache: &mut LayerCache,
         observe: impl FnOnce(&dyn Fn() -> Tensor<4>),
     ) -> Tensor<3> {
         let normed = self.input_layernorm.forward(hidden_states.clone());
-        let hidden_states = hidden_states + self.self_attn.forward(normed, rotary, masked_out, cache, observe);
+        let hidden_states = hidden_states + self.self_attn.forward(normed, positions, cache, observe);
         hidden_states.clone() + self.mlp.forward(self.post_attention_layernorm.forward(hidden_states))
     }
 }

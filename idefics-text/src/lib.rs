@@ -7,5 +7,5 @@ mod mask;
 
 pub use attention::SelfAttention;
 pub use config::{RopeParameters, TextConfig};
-pub use decoder::{Decoder, DecoderLayer, DecoderObserver, Unobserved};
+pub use decoder::{Decoder, DecoderLayer, DecoderObserver, Positions, Unobserved};
 pub use idefics_nn::{ConfigError, GatedMlp, KvCache};

@@ -9,4 +9,4 @@ pub use config::VisionConfig;
 pub use encoder::{Attention, Encoder, EncoderLayer, Mlp};
 pub use idefics_nn::ConfigError;
 pub use patches::{PatchError, PatchGrid, PatchLayout, plan_batches};
-pub use siglip::{PatchEmbedding, VisionEmbeddings, VisionTransformer};
+pub use siglip::{PatchEmbedding, VisionEmbeddings, VisionTransformer, patch_mask};

@@ -54,9 +54,8 @@ impl VisionTransformer {
         layout: &PatchLayout,
         mut observe: impl FnMut(usize, &Tensor<3>),
     ) -> Tensor<3> {
-        let device = pixel_values.device();
+        let masked_out = patch_mask(layout, &pixel_values.device());
         let mut hidden_states = self.embeddings.forward(pixel_values, layout); // [n_images, patches, d]
-        let masked_out = patch_mask(layout, &device);
         for (layer_idx, layer) in self.encoder.layers.iter().enumerate() {
             hidden_states = layer.forward(hidden_states, masked_out.clone());
             observe(layer_idx, &hidden_states);
@@ -66,7 +65,7 @@ impl VisionTransformer {
 }
 
 /// True where a patch is padding, for every query alike: `[n_images, 1, patches, patches]`; `None` if nothing is.
-fn patch_mask(layout: &PatchLayout, device: &Device) -> Option<Tensor<4, Bool>> {
+pub fn patch_mask(layout: &PatchLayout, device: &Device) -> Option<Tensor<4, Bool>> {
     let real = layout.attention_mask()?;
     let (n_images, patches) = (layout.n_images(), layout.shared().patches());
     let padding: Vec<bool> = real.into_iter().map(|real| !real).collect();
@@ -92,7 +91,9 @@ impl VisionEmbeddings {
         }
     }
 
-    fn forward(&self, pixel_values: Tensor<4>, layout: &PatchLayout) -> Tensor<3> {
+    /// # Shapes
+    /// As [`VisionTransformer::forward`].
+    pub fn forward(&self, pixel_values: Tensor<4>, layout: &PatchLayout) -> Tensor<3> {
         assert_shape!(pixel_values, [layout.n_images(), _, _, _]);
         let grid = layout.shared();
         let positions = TensorData::new(layout.position_ids(), [layout.n_images(), grid.patches()]);

@@ -15,6 +15,7 @@ END_OF_UTTERANCE = VOCABULARY.id("<end_of_utterance>")
 OBSERVED = -1  # stands for an id that the reference itself generates, so that a row stops early
 STRICT = {"*": 1e-4, "loss": 1e-5, "processor.pixel_values": 1e-6}
 DECODER = {"*": 1e-4, "loss": 1e-5, "processor.pixel_values": 0.05}
+TRAINING = {**STRICT, "train.losses": 1e-3, "train.grad_norms": 1e-2, "train.lrs": 1e-8}
 
 QUESTIONS = [
     "What is this?",
@@ -29,6 +30,23 @@ QUESTIONS = [
 
 
 @dataclass(frozen=True)
+class Train:
+    """How a training case trains: AdamW over one batch, all parameters in one group."""
+
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = 1.0
+    schedule: str = "constant"  # or linear, cosine
+    warmup_steps: int = 0
+    steps: int = 20
+    labels: str = "transformers5"  # image tokens count; or ignore_image_tokens
+    frozen: tuple[str, ...] = ()  # beginnings of the names of tensors that are not trained
+
+
+@dataclass(frozen=True)
 class Case:
     """One case folder. A `{q}` in a text becomes one of `QUESTIONS`, chosen by the seed."""
 
@@ -40,6 +58,7 @@ class Case:
     splitting: bool = False
     generate: dict[str, dict[str, Any]] = field(default_factory=dict)
     model: bool = True  # false: only the processor's tensors
+    train: Train | None = None  # then labels, loss and what training shows are the only tensors of the model
     pixels: bool = True  # false: leave out the pixel tensors, where only the ids matter
     attentions: bool = False  # keep attentions.{i}; they are large
     alpha: str | None = None
@@ -69,6 +88,11 @@ def chat(*turns: dict[str, Any]) -> Row:
     return {"messages": list(turns), "add_generation_prompt": True}
 
 
+def answered(*turns: dict[str, Any]) -> Row:
+    """A sample of messages that ends in an answer."""
+    return {"messages": list(turns)}
+
+
 def greedy(tokens: int = 12, **more: Any) -> dict[str, dict[str, Any]]:
     """A `generate` section with one greedy run that never produces image tokens."""
     settings = {"max_new_tokens": tokens, "bad_words_ids": IMAGE_IDS, "eos_token_id": [2, END_OF_UTTERANCE]}
@@ -86,6 +110,13 @@ def photographs(about: str, *names: str, **more: Any) -> Case:
     """A case for the processor alone: one row with these photographs, the real tokenizer."""
     sample = chat(turn("user", *names, "Compare these photographs."))
     return Case(about, "mistral-tokenizer", [sample], photographs=names, model=False, **more)
+
+
+def training(
+    about: str, checkpoint: str, rows: list[Row], pictures: dict[str, Size], note: str | None = None, **settings: Any
+) -> Case:
+    """A training case."""
+    return Case(about, checkpoint, rows, pictures, train=Train(**settings), tolerance=dict(TRAINING), note=note)
 
 
 def strings(about: str, checkpoint: str) -> Case:
@@ -271,5 +302,64 @@ CASES: dict[str, Case] = {
         {"dot.png": (6, 5)},
         model=False,
         pixels=False,
+    ),
+    "train-whole": training(
+        "everything trained: rows with 2, 1 and 0 images; no clipping; cosine after a warm-up",
+        "small",
+        [
+            answered(turn("user", "wide.png", "tall.png", "{q}"), turn("assistant", "Two.")),
+            answered(turn("user", "wide.png", "{q}"), turn("assistant", "A dot.")),
+            row("User: {q}<end_of_utterance>\nAssistant: No."),
+        ],
+        {"wide.png": (13, 8), "tall.png": (9, 12)},
+        lr=2e-3,
+        max_grad_norm=None,
+        schedule="cosine",
+        warmup_steps=3,
+    ),
+    "train-frozen": training(
+        "the vision tower frozen; rows with 2, 0 and 1 images; clipping at 0.5; constant after a warm-up",
+        "small-wide-heads",
+        [
+            row("<image>{q}<image> {q}", "square.png", "wide.png"),
+            row("{q}"),
+            answered(turn("user", "wide.png", "{q}"), turn("assistant", "Three.")),
+        ],
+        {"square.png": (8, 9), "wide.png": (14, 6)},
+        lr=5e-3,
+        weight_decay=0.1,
+        max_grad_norm=0.5,
+        warmup_steps=2,
+        frozen=("model.vision_model.",),
+    ),
+    "train-connector": training(
+        "only the connector trained, below a frozen text model; adjacent images; no clipping; constant",
+        "small",
+        [
+            answered(turn("user", "small.png", "{q}"), turn("assistant", "One.")),
+            row("<image><image>{q}", "wide.png", "small.png"),
+        ],
+        {"wide.png": (14, 9), "small.png": (8, 8)},
+        lr=2e-3,
+        weight_decay=0.0,
+        max_grad_norm=None,
+        labels="ignore_image_tokens",
+        frozen=("model.vision_model.", "model.text_model.", "lm_head."),
+    ),
+    "train-tied": training(
+        "tied embeddings, all but the position embedding trained; clipping at 1; linear",
+        "grid-70",
+        [
+            row("<image>{q}<image> {q}", "tall.png", "wide.png"),
+            row("{q}"),
+            row("{q}<image>", "wide.png"),
+        ],
+        {"tall.png": (4, 9), "wide.png": (8, 6)},
+        lr=5e-3,
+        betas=(0.9, 0.95),
+        schedule="linear",
+        labels="ignore_image_tokens",
+        frozen=("model.vision_model.embeddings.position_embedding.",),
+        note="The gradient of the 4900 positions, most of it zero, would be larger than all others together.",
     ),
 }

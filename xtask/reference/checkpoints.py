@@ -129,6 +129,22 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         size=(2, 140),
         template=None,
     ),
+    "small": Checkpoint(
+        "small enough to keep all gradients: three heads, one kv head, two layers of each kind, a window of 16 keys",
+        vision=vision(20, 4, 9, 3, 2, 12, layer_norm_eps=1e-5),
+        perceiver=perceiver(3, 2, 3, 1, 4),
+        text=text(12, 3, 1, 2, 18, rms_norm_eps=1e-2, rope_theta=500.0, sliding_window=16, pad_token_id=0),
+        size=(8, 20),
+        hub_config=True,
+    ),
+    "small-wide-heads": Checkpoint(
+        "small, with the oddities of `wide-heads`",
+        vision=vision(18, 3, 10, 2, 1, 13),
+        perceiver=perceiver(2, 1, 2, 2, 8, hidden_size=10, rms_norm_eps=1e-2),
+        text=text(10, 2, 1, 2, 15, head_dim=6, rope_theta=700.0, rms_norm_eps=1e-5, pad_token_id=0),
+        size=(6, 18),
+        legacy=False,
+    ),
     "mistral-tokenizer": Checkpoint(
         "processor files only, with all 32003 entries of the real vocabulary",
         vision=vision(980, 14, 1152, 16, 27, 4304),

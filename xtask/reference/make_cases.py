@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -17,10 +18,10 @@ from checkpoints import CHECKPOINTS, derived_seed, make_checkpoint
 from PIL import Image
 from pictures import RECIPES, open_raw, open_upright, write_made
 from safetensors.torch import save_file
+from training import Tensors, Unsteady, load, train
 from transformers import AutoProcessor, Idefics2ForConditionalGeneration, Idefics2ImageProcessorPil
 from vocab import write_json
 
-Tensors = dict[str, torch.Tensor]
 NARROW = 1e-4  # the least distance between the two best scores of a step
 
 
@@ -139,10 +140,13 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
     inputs = process(case, samples, processor, folder)
     tensors = {f"processor.{key}": value for key, value in inputs.items() if case.pixels or "pixel" not in key}
     generates, texts = {}, {}
-    if case.model:
-        model = Idefics2ForConditionalGeneration.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+    if case.train is not None:
+        try:
+            tensors |= train(checkpoint, inputs, case.train)
+        except Unsteady as reason:
+            raise Refused(f"{reason}: choose another seed") from reason
+    elif case.model:
+        model = load(checkpoint)
         tensors |= forward(model, inputs, case)
         for run, settings in case.generate.items():
             sequences, generates[run] = generate(model, inputs, settings)
@@ -167,6 +171,8 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
         "texts": texts,
         "tolerance": case.tolerance,
     }
+    if case.train is not None:
+        document["train"] = dataclasses.asdict(case.train)
     if case.alpha is not None:
         document["processor"]["alpha"] = case.alpha
     if case.note is not None:

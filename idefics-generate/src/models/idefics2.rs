@@ -60,6 +60,63 @@ pub enum LabelRecipe {
     Transformers5,
 }
 
+impl LabelRecipe {
+    /// The label that does not count beside −100.
+    pub(crate) fn ignored(self, image_token_id: u32) -> i64 {
+        match self {
+            Self::IgnoreImageTokens => i64::from(image_token_id),
+            Self::Transformers5 => -100,
+        }
+    }
+}
+
+/// The tokens that are to be predicted, and from which slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NextTokens {
+    /// Slots of the batch that predict, each `row · seq + t`.
+    slots: Vec<i32>,
+    /// What they should predict.
+    targets: Vec<i32>,
+}
+
+impl NextTokens {
+    /// Slot `t − 1` predicts label `t`, unless that is −100 or `ignored`; nothing predicts a row's first label.
+    pub(crate) fn new(labels: &[i64], seq: usize, ignored: i64) -> Self {
+        let (slots, targets) = (0..labels.len())
+            .filter(|slot| slot % seq > 0 && labels[*slot] != -100 && labels[*slot] != ignored)
+            .map(|slot| (slot as i32 - 1, i32::try_from(labels[slot]).expect("labels are token ids")))
+            .unzip();
+        Self { slots, targets }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Of `[batch · seq, n]` the slots that predict, `[n_targets, n]`.
+    pub(crate) fn rows_of(&self, slots: Tensor<2>) -> Tensor<2> {
+        let device = slots.device();
+        slots.select(0, Tensor::from_data(TensorData::from(self.slots.as_slice()), (&device, DType::I32)))
+    }
+
+    /// The sum of the cross-entropies, `[1]`, of predictions `[n_targets, vocab_size]`.
+    ///
+    /// # Panics
+    /// If a target is not below `vocab_size`: GPU backends do not check.
+    pub(crate) fn cross_entropy(&self, predictions: Tensor<2>) -> Tensor<1> {
+        let [n_targets, vocab_size] = predictions.dims();
+        let valid = |&target: &i32| usize::try_from(target).is_ok_and(|target| target < vocab_size);
+        assert!(self.targets.iter().all(valid), "labels are below the vocabulary size");
+        let targets = TensorData::new(self.targets.clone(), [n_targets, 1]);
+        let targets = Tensor::<2, Int>::from_data(targets, (&predictions.device(), DType::I32));
+        -log_softmax(predictions, 1).gather(1, targets).sum()
+    }
+}
+
 impl Idefics2 {
     /// The model, random until a checkpoint is loaded; nothing is allocated before.
     ///
@@ -130,6 +187,11 @@ impl Idefics2 {
     pub fn connect(&self, batches: &[ImageBatch], features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
         let image_hidden_states: Vec<Tensor<3>> =
             features.into_iter().map(|features| self.model.connector.forward(features, None)).collect();
+        self.in_order(batches, image_hidden_states)
+    }
+
+    /// The image tokens of each batch, `[n_images, n_latents, d]` each, as one tensor in the order of the images.
+    pub(crate) fn in_order(&self, batches: &[ImageBatch], image_hidden_states: Vec<Tensor<3>>) -> Option<Tensor<3>> {
         if image_hidden_states.is_empty() {
             return None;
         }
@@ -173,14 +235,27 @@ impl Idefics2 {
         cache: &mut KvCache,
         observer: &mut impl DecoderObserver,
     ) -> Result<Tensor<3>, InputError> {
+        let inputs_embeds = self.inputs_embeds(prompts, image_hidden_states)?;
+        Ok(self.model.text_model.forward_observed(inputs_embeds, cache, observer))
+    }
+
+    /// What the decoder reads: the tokens' vectors, at image tokens the images', `[batch, seq, d]`.
+    ///
+    /// # Errors
+    /// As [`Self::prefill`].
+    pub(crate) fn inputs_embeds(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+    ) -> Result<Tensor<3>, InputError> {
         let n_vectors = image_hidden_states.as_ref().map_or(0, |states| states.dims()[0] * states.dims()[1]);
         let merge_rows = prompts.merge_rows(self.config.image_token_id, n_vectors)?;
         let input_ids = prompts.upload(self.config.text_config.vocab_size, &self.device())?;
-        let mut inputs_embeds = self.model.text_model.embed(input_ids); // [batch, seq, d]
-        if let (Some(image_hidden_states), Some(merge_rows)) = (image_hidden_states, merge_rows) {
-            inputs_embeds = merge(inputs_embeds, image_hidden_states, &merge_rows);
-        }
-        Ok(self.model.text_model.forward_observed(inputs_embeds, cache, observer))
+        let inputs_embeds = self.model.text_model.embed(input_ids); // [batch, seq, d]
+        Ok(match (image_hidden_states, merge_rows) {
+            (Some(image_hidden_states), Some(merge_rows)) => merge(inputs_embeds, image_hidden_states, &merge_rows),
+            _ => inputs_embeds,
+        })
     }
 
     /// Runs one more token of each row and returns the logits of the next, `[batch, vocab_size]` in f32.
@@ -220,29 +295,15 @@ impl Idefics2 {
     pub fn loss(&self, logits: Tensor<3>, labels: &[i64], recipe: LabelRecipe) -> Tensor<1> {
         let [batch, seq, vocab_size] = logits.dims();
         assert_eq!(labels.len(), batch * seq, "one label a token");
-        let counts = |label: i64| match recipe {
-            LabelRecipe::Transformers5 => label != -100,
-            LabelRecipe::IgnoreImageTokens => label != -100 && label != i64::from(self.config.image_token_id),
-        };
-        let (rows, targets): (Vec<i32>, Vec<i32>) = (0..batch * seq)
-            .filter(|slot| slot % seq > 0 && counts(labels[*slot]))
-            .map(|slot| {
-                let label = usize::try_from(labels[slot]).ok().filter(|&label| label < vocab_size);
-                (slot as i32 - 1, label.expect("labels are below the vocabulary size") as i32)
-            })
-            .unzip();
-        let (device, n_targets) = (logits.device(), rows.len());
-        if n_targets == 0 {
-            return Tensor::full([1], f32::NAN, &device);
+        let targets = NextTokens::new(labels, seq, recipe.ignored(self.config.image_token_id));
+        if targets.is_empty() {
+            return Tensor::full([1], f32::NAN, &logits.device());
         }
-        let upload =
-            |ids: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::from(ids.as_slice()), (&device, DType::I32));
-        let predictions = logits.reshape([batch * seq, vocab_size]).select(0, upload(rows)); // [n_targets, vocab_size]
-        let targets = upload(targets).reshape([n_targets, 1]);
-        -log_softmax(predictions, 1).gather(1, targets).mean()
+        let predictions = targets.rows_of(logits.reshape([batch * seq, vocab_size])); // [n_targets, vocab_size]
+        targets.cross_entropy(predictions) / targets.len() as f64
     }
 
-    fn device(&self) -> Device {
+    pub(crate) fn device(&self) -> Device {
         self.model.text_model.norm.weight.val().device()
     }
 }

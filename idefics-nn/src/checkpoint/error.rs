@@ -23,6 +23,14 @@ pub enum CheckpointError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The file system refused to write.
+    #[error("{}: cannot be written: {source}; what was there before is untouched", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// A directory, pipe or device where a file was expected.
     #[error("{}: is not a regular file", path.display())]
     NotAFile {

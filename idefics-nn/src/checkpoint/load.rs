@@ -3,11 +3,12 @@
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 
 use super::convert::read_as;
 use super::{Checkpoint, CheckpointError};
+use crate::parameters::{ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
 
 /// Tensors that old checkpoints carry and the models compute themselves: names that end in one of these are skipped.
 const STRAYS: [&str; 3] =
@@ -54,27 +55,20 @@ impl Checkpoint {
         options: &LoadOptions<'_>,
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<M, CheckpointError> {
-        let mut account = Account {
-            checkpoint: self,
-            options,
-            path: Vec::new(),
-            taken: BTreeSet::new(),
-            missing: Vec::new(),
-            wrong: None,
-        };
-        module.visit(&mut account);
+        let mut account =
+            Account { checkpoint: self, options, taken: BTreeSet::new(), missing: Vec::new(), wrong: None };
+        visit_parameters(&module, &mut account);
         let bytes_total = account.check()?;
 
         let mut loader = Loader {
             checkpoint: self,
             options,
-            path: Vec::new(),
             sources: HashMap::new(),
             state: LoadProgress { bytes_done: 0, bytes_total },
             progress: &mut progress,
             error: None,
         };
-        let module = module.map(&mut loader);
+        let module = map_parameters(module, &mut loader);
         match loader.error {
             None => Ok(module),
             Some(error) => Err(error),
@@ -92,7 +86,6 @@ impl LoadOptions<'_> {
 struct Account<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions<'a>,
-    path: Vec<String>,
     taken: BTreeSet<String>,
     missing: Vec<String>,
     wrong: Option<CheckpointError>,
@@ -123,17 +116,9 @@ impl Account<'_> {
     }
 }
 
-impl ModuleVisitor for Account<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = format!("{}{}", self.options.prefix, self.path.join("."));
+impl ParameterVisitor for Account<'_> {
+    fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+        let name = format!("{}{name}", self.options.prefix);
         let Some(entry) = self.checkpoint.tensor(&name) else {
             if self.options.tied_source(&name).is_none() {
                 self.missing.push(name);
@@ -157,7 +142,6 @@ impl ModuleVisitor for Account<'_> {
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions<'a>,
-    path: Vec<String>,
     /// Tensors that others are tied to.
     sources: HashMap<String, Box<dyn Any>>,
     state: LoadProgress,
@@ -165,20 +149,12 @@ struct Loader<'a> {
     error: Option<CheckpointError>,
 }
 
-impl ModuleMapper for Loader<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+impl ParameterMapper for Loader<'_> {
+    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.error.is_some() {
             return param;
         }
-        let name = format!("{}{}", self.options.prefix, self.path.join("."));
+        let name = format!("{}{name}", self.options.prefix);
         let tensor = match self.checkpoint.tensor(&name) {
             Some(entry) => match read_as(&name, entry, self.options.dtype) {
                 Ok(data) => {

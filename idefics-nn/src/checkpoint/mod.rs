@@ -5,6 +5,8 @@
 //! every one: whatever is missing, left over, of the wrong shape or dtype, or not finite is an error that names it.
 //! Peak memory is the loaded weights plus one tensor.
 //!
+//! [`save`] writes a module the same way, whole or not at all.
+//!
 //! The module's field paths are the tensors' names, so nothing is renamed on the way.
 
 mod convert;
@@ -12,6 +14,7 @@ mod error;
 mod header;
 mod index;
 mod load;
+mod save;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,6 +26,7 @@ use safetensors::Dtype;
 
 pub use error::CheckpointError;
 pub use load::{LoadOptions, LoadProgress};
+pub use save::{save, write_atomically};
 
 /// An opened checkpoint: where every tensor lies, and the maps of the files that hold them.
 #[derive(Debug)]

@@ -10,6 +10,8 @@ use idefics_generate::processor::image::Alpha;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
+use super::training::TrainSettings;
+
 /// `case.json` with the tensors beside it.
 #[derive(Debug)]
 pub(super) struct Case {
@@ -36,6 +38,8 @@ pub(super) struct CaseFile {
     load: Load,
     #[serde(default)]
     tolerance: BTreeMap<String, f64>,
+    /// The run that `train.` stages are of.
+    pub(super) train: Option<TrainSettings>,
     #[serde(default)]
     pub(super) texts: BTreeMap<String, Vec<String>>,
 }
@@ -131,7 +135,7 @@ impl Case {
 
     /// Every expected tensor must be one that is compared.
     fn check_names(&self) -> Result<()> {
-        const NAMES: [&str; 9] = [
+        const NAMES: [&str; 12] = [
             "processor.input_ids",
             "processor.attention_mask",
             "processor.pixel_values",
@@ -141,6 +145,9 @@ impl Case {
             "logits",
             "labels",
             "loss",
+            "train.losses",
+            "train.grad_norms",
+            "train.lrs",
         ];
         for name in self.expected.keys() {
             let indexed = ["hidden_states.", "attentions."]
@@ -151,7 +158,7 @@ impl Case {
                 .and_then(|rest| rest.strip_suffix(".sequences").or_else(|| rest.strip_suffix(".sequences_scores")));
             let known_run = generated.is_some_and(|run| self.file.generate.contains_key(run));
             ensure!(
-                indexed || known_run || NAMES.contains(&name.as_str()),
+                indexed || known_run || name.starts_with("grad.") || NAMES.contains(&name.as_str()),
                 "expected.safetensors: tensor `{name}` is no stage that is compared, or names a run that case.json lacks"
             );
         }
@@ -174,6 +181,7 @@ impl Case {
         let default = match stage {
             "processor.pixel_values" => 1e-6,
             "loss" => 1e-5,
+            "train.losses" | "train.grad_norms" => 1e-3,
             _ => 1e-4,
         };
         let tolerance = &self.file.tolerance;

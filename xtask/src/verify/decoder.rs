@@ -9,6 +9,7 @@ use idefics_generate::{Idefics2, Prompts};
 
 use super::compare::Comparison;
 use super::stages::{Stages, floats};
+use super::training::TrainSettings;
 
 impl Stages<'_> {
     /// The expected ids or mask, or ours where the case has none.
@@ -27,6 +28,16 @@ impl Stages<'_> {
         }
     }
 
+    /// The expected tokens, or ours where the case has none, and which of them are real.
+    pub(super) fn prompts(&self, tokens: &TokenBatch) -> Result<(Prompts, Vec<bool>)> {
+        let (shape, ids) = self.ids_or_ours("processor.input_ids", [tokens.batch, tokens.seq], &tokens.input_ids)?;
+        let (mask_shape, mask) = self.ids_or_ours("processor.attention_mask", shape, &tokens.attention_mask)?;
+        ensure!(mask_shape == shape, "`processor.attention_mask` has shape {mask_shape:?}, the ids {shape:?}");
+        let ids = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<_>, _>>()?;
+        let real: Vec<bool> = mask.iter().map(|&mask| mask != 0).collect();
+        Ok((Prompts::from_padded(ids, &real, shape[1])?, real))
+    }
+
     pub(super) fn decoder(
         &mut self,
         model: &Idefics2,
@@ -40,13 +51,8 @@ impl Stages<'_> {
         if !self.case.expected.keys().any(wanted) {
             return Ok(());
         }
-        let (shape, ids) = self.ids_or_ours("processor.input_ids", [tokens.batch, tokens.seq], &tokens.input_ids)?;
-        let (mask_shape, mask) = self.ids_or_ours("processor.attention_mask", shape, &tokens.attention_mask)?;
-        ensure!(mask_shape == shape, "`processor.attention_mask` has shape {mask_shape:?}, the ids {shape:?}");
-        let ids = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<_>, _>>()?;
-        let real: Vec<bool> = mask.iter().map(|&mask| mask != 0).collect();
-        let seq = shape[1];
-        let prompts = Prompts::from_padded(ids, &real, seq)?;
+        let (prompts, real) = self.prompts(tokens)?;
+        let (seq, shape) = (prompts.seq(), [prompts.batch(), prompts.seq()]);
 
         let n_layers = model.config().text_config.num_hidden_layers;
         let expects = |kind: &str, index: usize| self.case.expected(&format!("{kind}.{index}")).is_some();
@@ -90,7 +96,8 @@ impl Stages<'_> {
             let valid = |&label: &i64| label == -100 || usize::try_from(label).is_ok_and(|label| label < vocab_size);
             ensure!(labels.ints()?.iter().all(valid), "`labels` holds neither -100 nor a token id");
             let logits = self.with_expected_padding(logits, &real)?;
-            let loss = floats(model.loss(logits, labels.ints()?, LabelRecipe::Transformers5));
+            let recipe = self.case.file.train.as_ref().map_or(LabelRecipe::Transformers5, TrainSettings::recipe);
+            let loss = floats(model.loss(logits, labels.ints()?, recipe));
             let expected = self.case.expected("loss").context("`loss` is needed")?.floats()?;
             ensure!(expected.len() == 1, "`loss` has {} values, expected 1", expected.len());
             let tolerance = self.model_tolerance("loss", expected);

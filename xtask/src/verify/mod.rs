@@ -5,6 +5,7 @@ mod compare;
 mod decoder;
 mod report;
 mod stages;
+mod training;
 mod vision;
 
 use std::path::{Path, PathBuf};

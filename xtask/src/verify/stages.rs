@@ -34,6 +34,8 @@ pub(super) fn compare(case: &Case, device: &Device, dtype: DType, report: &mut R
     let image_hidden_states = stages.vision(&model, &images)?;
     let tokens = processed.padded(processor.tokenizer().pad_token_id_or_fallback(), PaddingSide::Left);
     stages.decoder(&model, &tokens, image_hidden_states)?;
+    let (prompts, _) = stages.prompts(&tokens)?;
+    stages.training(device, &prompts, &images)?;
     stages.generation(&model, &processor, &processed)
 }
 

@@ -1,0 +1,100 @@
+//! What lies behind the shapes.
+
+use image::RgbImage;
+use rand::{Rng, RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::random::{direction, pick};
+
+/// White, greys, black and pale tones: none is near a shade of a shape. RGB, 0 to 255.
+const TONES: [[i16; 3]; 10] = [
+    [250, 250, 250], // white
+    [250, 250, 250],
+    [215, 215, 215], // greys
+    [140, 140, 140],
+    [50, 50, 50],
+    [8, 8, 8],       // black
+    [240, 230, 211], // beige
+    [221, 231, 240], // pale blue
+    [224, 236, 222], // pale green
+    [242, 226, 229], // pale pink
+];
+
+/// What lies behind the shapes. Tones are RGB, 0 to 255.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Background {
+    /// One tone.
+    Plain([u8; 3]),
+    /// From one tone to another along a straight line.
+    Graded {
+        /// The tone where the line enters the picture.
+        from: [u8; 3],
+        /// The tone where it leaves the picture.
+        to: [u8; 3],
+        /// The line's direction, a vector of length 1: to the right, down.
+        direction: [f32; 2],
+    },
+    /// One tone with grain.
+    Noisy {
+        /// The tone of the grain's middle.
+        tone: [u8; 3],
+        /// The most that a pixel is lighter or darker than `tone`, in levels of 255.
+        amplitude: u8,
+        /// What the grain is drawn from.
+        seed: u64,
+    },
+}
+
+impl Background {
+    /// Any of the three sorts, each as likely.
+    pub fn random(rng: &mut (impl Rng + ?Sized)) -> Self {
+        let tone = pick(rng, TONES);
+        let base = shifted(tone, rng.random_range(-8..=8));
+        match rng.random_range(0..3) {
+            0 => Self::Plain(base),
+            1 => {
+                // Away from both ends of the scale, so that the two tones differ.
+                let shift = rng.random_range(12..=36) * if tone[1] > 128 { -1 } else { 1 };
+                let (from, to) = (base, shifted(tone, shift));
+                let (from, to) = if rng.random() { (from, to) } else { (to, from) };
+                Self::Graded { from, to, direction: direction(rng) }
+            }
+            _ => Self::Noisy { tone: base, amplitude: rng.random_range(6..=20), seed: rng.random() },
+        }
+    }
+
+    /// A picture of nothing else, sizes in pixels.
+    pub(crate) fn paint(&self, width: u32, height: u32) -> RgbImage {
+        let mut picture = RgbImage::new(width, height);
+        match *self {
+            Self::Plain(tone) => picture.pixels_mut().for_each(|pixel| pixel.0 = tone),
+            Self::Graded { from, to, direction: [right, down] } => {
+                let [half_width, half_height] = [0.5 * width as f32, 0.5 * height as f32];
+                let reach = (right * half_width).abs() + (down * half_height).abs();
+                for (x, y, pixel) in picture.enumerate_pixels_mut() {
+                    let along = right * (x as f32 + 0.5 - half_width) + down * (y as f32 + 0.5 - half_height);
+                    let share = 0.5 + 0.5 * along / reach; // 0 at `from`, 1 at `to`
+                    for (channel, value) in pixel.0.iter_mut().enumerate() {
+                        let [from, to] = [f32::from(from[channel]), f32::from(to[channel])];
+                        *value = (from + share * (to - from)).round() as u8;
+                    }
+                }
+            }
+            Self::Noisy { tone, amplitude, seed } => {
+                let mut grain = vec![0; (width * height) as usize];
+                ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut grain);
+                let levels = 2 * i16::from(amplitude) + 1;
+                for (pixel, grain) in picture.pixels_mut().zip(grain) {
+                    let shift = i16::from(grain) * levels / 256 - i16::from(amplitude);
+                    pixel.0 = shifted(tone.map(i16::from), shift);
+                }
+            }
+        }
+        picture
+    }
+}
+
+/// `tone` made lighter by `shift` levels, or darker where it is negative.
+fn shifted(tone: [i16; 3], shift: i16) -> [u8; 3] {
+    tone.map(|value| (value + shift).clamp(0, 255) as u8)
+}

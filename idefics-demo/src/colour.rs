@@ -1,0 +1,74 @@
+//! The six colours of shapes, and their shades.
+
+use std::fmt;
+
+use rand::Rng;
+
+/// The colour of a shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Colour {
+    /// Hues about 0°.
+    Red,
+    /// Hues about 29°.
+    Orange,
+    /// Hues about 54°.
+    Yellow,
+    /// Hues about 124°.
+    Green,
+    /// Hues about 220°.
+    Blue,
+    /// Hues about 278°.
+    Purple,
+}
+
+impl Colour {
+    /// Every colour.
+    pub const ALL: [Self; 6] = [Self::Red, Self::Orange, Self::Yellow, Self::Green, Self::Blue, Self::Purple];
+
+    /// The word for it, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Red => "red",
+            Self::Orange => "orange",
+            Self::Yellow => "yellow",
+            Self::Green => "green",
+            Self::Blue => "blue",
+            Self::Purple => "purple",
+        }
+    }
+
+    /// `a` or `an`, as the word asks for.
+    pub fn article(self) -> &'static str {
+        if self == Self::Orange { "an" } else { "a" }
+    }
+
+    /// A shade that everybody would call by this name: RGB, 0 to 255.
+    pub fn shade(self, rng: &mut (impl Rng + ?Sized)) -> [u8; 3] {
+        // Degrees and lightness. Red, orange and yellow are the nearest: 21 and 17 degrees apart, and red is darker.
+        let (hue, lightness) = match self {
+            Self::Red => (-6.0..4.0, 0.40..0.50),
+            Self::Orange => (25.0..33.0, 0.49..0.55),
+            Self::Yellow => (50.0..57.0, 0.48..0.56),
+            Self::Green => (108.0..140.0, 0.30..0.42),
+            Self::Blue => (212.0..228.0, 0.42..0.56),
+            Self::Purple => (272.0..284.0, 0.38..0.50),
+        };
+        from_hsl(rng.random_range(hue), rng.random_range(0.75..0.95), rng.random_range(lightness))
+    }
+}
+
+impl fmt::Display for Colour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// RGB, 0 to 255, of a hue in degrees from -60 to 360, a saturation and a lightness, both 0 to 1.
+fn from_hsl(hue: f32, saturation: f32, lightness: f32) -> [u8; 3] {
+    let chroma = saturation * lightness.min(1.0 - lightness);
+    [0.0, 8.0, 4.0].map(|offset| {
+        let sector = (offset + (hue + 360.0) / 30.0) % 12.0;
+        let level = lightness - chroma * (sector - 3.0).min(9.0 - sector).clamp(-1.0, 1.0);
+        (255.0 * level).round() as u8
+    })
+}

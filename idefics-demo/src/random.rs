@@ -1,0 +1,46 @@
+//! Random numbers that are the same on every machine.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// What random numbers are drawn for. Two purposes never share a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Examples to learn from.
+    Training,
+    /// Examples to measure with.
+    Evaluation,
+    /// Examples to show.
+    Demo,
+}
+
+/// The stream of random numbers number `index` of `seed`.
+///
+/// The three arguments together are the key of the cipher, so no two different triples share a stream.
+pub fn rng(purpose: Purpose, seed: u64, index: u64) -> ChaCha8Rng {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&index.to_le_bytes());
+    key[16] = match purpose {
+        Purpose::Training => 1,
+        Purpose::Evaluation => 2,
+        Purpose::Demo => 3,
+    };
+    ChaCha8Rng::from_seed(key)
+}
+
+/// One of `options`, each as likely.
+pub(crate) fn pick<T: Copy, const N: usize>(rng: &mut (impl Rng + ?Sized), options: [T; N]) -> T {
+    options[rng.random_range(0..N)]
+}
+
+/// A vector of length 1, each direction as likely: without sine and cosine, whose last bits depend on the machine.
+pub(crate) fn direction(rng: &mut (impl Rng + ?Sized)) -> [f32; 2] {
+    loop {
+        let [x, y]: [f32; 2] = [rng.random_range(-1.0..1.0), rng.random_range(-1.0..1.0)];
+        let length = (x * x + y * y).sqrt();
+        if (0.1..1.0).contains(&length) {
+            return [x / length, y / length];
+        }
+    }
+}

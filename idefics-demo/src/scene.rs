@@ -1,0 +1,170 @@
+//! Scenes: a background and one to three shapes, drawn so that no question about them is in doubt.
+
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+use crate::background::Background;
+use crate::colour::Colour;
+use crate::random::pick;
+use crate::shape::{Kind, Shape};
+
+/// The classes of [`Scene::patch_labels`]: the background, and every kind in every colour.
+pub const N_PATCH_CLASSES: usize = 1 + Kind::ALL.len() * Colour::ALL.len();
+
+/// The centres of two shapes are at least this far apart from left to right, as a share of the width.
+const MIN_STEP: f32 = 0.15;
+/// At least this share of a shape's pixels is not hidden by other shapes.
+const MIN_VISIBLE: f32 = 0.85;
+/// The bounding circles of two shapes of one colour are at least this many pixels apart: they must not run together.
+const MIN_GAP: f32 = 2.0;
+
+/// A picture before it is painted.
+///
+/// Scenes of [`Scene::random`] have one to three shapes, listed from left to right, their centres at least 0.15 of the
+/// width apart in that direction. Each lies wholly inside, at least 0.85 of it is visible, no two agree in
+/// both colour and kind, and two of one colour do not touch. The questions of this crate rely on all that.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scene {
+    /// Pixels from left to right.
+    pub width: u32,
+    /// Pixels from top to bottom.
+    pub height: u32,
+    /// What lies behind the shapes.
+    pub background: Background,
+    /// The shapes, from left to right. Each covers those before it.
+    pub shapes: Vec<Shape>,
+}
+
+/// Width and height of a picture, in pixels: each 64 to 128, so that no side is more than twice the other.
+pub fn random_size(rng: &mut (impl Rng + ?Sized)) -> (u32, u32) {
+    (rng.random_range(64..=128), rng.random_range(64..=128))
+}
+
+impl Scene {
+    /// Any scene of `width` by `height` pixels, with one, two or three shapes, each as likely.
+    ///
+    /// # Panics
+    /// If a side is less than 32 pixels, or more than twice the other.
+    pub fn random(rng: &mut (impl Rng + ?Sized), width: u32, height: u32) -> Self {
+        assert!(width.min(height) >= 32, "no side is less than 32 pixels");
+        assert!(width.max(height) / 2 <= width.min(height), "no side is more than twice the other");
+        let background = Background::random(rng);
+        let names = random_names(rng);
+        loop {
+            let mut shapes: Vec<_> =
+                names.iter().map(|&(colour, kind)| Shape::random(rng, colour, kind, width, height)).collect();
+            shapes.sort_by(|one, other| one.centre[0].total_cmp(&other.centre[0]));
+            let scene = Self { width, height, background, shapes };
+            if scene.is_clear() {
+                return scene;
+            }
+        }
+    }
+
+    /// How many pixels of each shape other shapes leave visible, in the order of `shapes`.
+    pub fn visible_areas(&self) -> Vec<u32> {
+        let front = self.front();
+        (1..=self.shapes.len())
+            .map(|number| front.iter().filter(|&&at| usize::from(at) == number).count() as u32)
+            .collect()
+    }
+
+    /// The class of each whole patch of `patch` by `patch` pixels, row after row.
+    ///
+    /// 0 is background: less than a quarter of the patch is covered. Otherwise it is [`Shape::class`] of the shape that
+    /// shows most in it; of two that show as much, the one in front. There are [`N_PATCH_CLASSES`].
+    ///
+    /// # Panics
+    /// If `patch` is 0.
+    pub fn patch_labels(&self, patch: usize) -> Vec<u8> {
+        let front = self.front();
+        let [width, height] = [self.width as usize, self.height as usize];
+        let mut labels = Vec::with_capacity((width / patch) * (height / patch));
+        for top in (0..height / patch).map(|row| row * patch) {
+            for left in (0..width / patch).map(|column| column * patch) {
+                let mut pixels = vec![0; self.shapes.len() + 1]; // of the background, then of each shape
+                for y in top..top + patch {
+                    for &at in &front[y * width + left..][..patch] {
+                        pixels[usize::from(at)] += 1;
+                    }
+                }
+                let covered = patch * patch - pixels[0];
+                let most = self.shapes.iter().zip(&pixels[1..]).max_by_key(|&(_, pixels)| pixels);
+                labels.push(most.filter(|_| 4 * covered >= patch * patch).map_or(0, |(shape, _)| shape.class()));
+            }
+        }
+        labels
+    }
+
+    /// The shape in front at each pixel's middle, row after row: 0 for the background, 1 for the first shape.
+    fn front(&self) -> Vec<u8> {
+        let mut front = vec![0; (self.width * self.height) as usize];
+        for (number, shape) in (1..).zip(&self.shapes) {
+            for (x, y) in self.pixels_about(shape) {
+                if shape.contains(x as f32 + 0.5, y as f32 + 0.5) {
+                    front[(y * self.width + x) as usize] = number;
+                }
+            }
+        }
+        front
+    }
+
+    /// Whether the order, the colour and the kind of every shape are beyond doubt.
+    fn is_clear(&self) -> bool {
+        let step = MIN_STEP * self.width as f32;
+        if self.shapes.windows(2).any(|pair| pair[1].centre[0] - pair[0].centre[0] < step) {
+            return false;
+        }
+        let pairs = self
+            .shapes
+            .iter()
+            .enumerate()
+            .flat_map(|(i, one)| self.shapes[i + 1..].iter().map(move |other| (one, other)));
+        if pairs.clone().any(|(one, other)| one.colour == other.colour && one.is_near(other, MIN_GAP)) {
+            return false;
+        }
+        if !pairs.clone().any(|(one, other)| one.is_near(other, 1.0)) {
+            return true;
+        }
+        self.shapes.iter().zip(self.visible_areas()).all(|(shape, visible)| {
+            let whole =
+                self.pixels_about(shape).filter(|&(x, y)| shape.contains(x as f32 + 0.5, y as f32 + 0.5)).count();
+            visible as f32 >= MIN_VISIBLE * whole as f32
+        })
+    }
+
+    /// The pixels of the picture, left to right and row after row, outside of which there is nothing of `shape`.
+    pub(crate) fn pixels_about(&self, shape: &Shape) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let span = |axis: usize, side: u32| {
+            let first = (shape.centre[axis] - shape.radius - 1.0).max(0.0) as u32;
+            let end = (shape.centre[axis] + shape.radius + 2.0).max(0.0) as u32;
+            first..end.min(side)
+        };
+        let columns = span(0, self.width);
+        span(1, self.height).flat_map(move |y| columns.clone().map(move |x| (x, y)))
+    }
+}
+
+/// One to three different pairs of colour and kind; in every fourth scene all kinds agree, in every fourth all colours.
+fn random_names(rng: &mut (impl Rng + ?Sized)) -> Vec<(Colour, Kind)> {
+    let n_shapes = rng.random_range(1..=3);
+    let (mut colours, mut kinds) = (Colour::ALL, Kind::ALL);
+    colours.shuffle(rng);
+    kinds.shuffle(rng);
+    match rng.random_range(0..4) {
+        0 => kinds = [kinds[0]; 5],
+        1 => colours = [colours[0]; 6],
+        _ => {
+            // Free draws, in which chance repeats a colour or a kind too.
+            let mut names = Vec::new();
+            while names.len() < n_shapes {
+                let name = (pick(rng, Colour::ALL), pick(rng, Kind::ALL));
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+            return names;
+        }
+    }
+    colours.into_iter().zip(kinds).take(n_shapes).collect()
+}

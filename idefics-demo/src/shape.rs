@@ -1,0 +1,164 @@
+//! Shapes: what they are called, where they lie, what is inside.
+
+use std::f32::consts::{FRAC_1_SQRT_2, PI};
+use std::fmt;
+
+use rand::Rng;
+
+use crate::colour::Colour;
+use crate::random::direction;
+
+/// The form of a shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A disc.
+    Circle,
+    /// A square.
+    Square,
+    /// A triangle with three equal sides.
+    Triangle,
+    /// A star with five points.
+    Star,
+    /// A cross with four arms of the same length, three times as long as they are wide, both in one.
+    Cross,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Circle, Self::Square, Self::Triangle, Self::Star, Self::Cross];
+
+    /// The word for it, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Circle => "circle",
+            Self::Square => "square",
+            Self::Triangle => "triangle",
+            Self::Star => "star",
+            Self::Cross => "cross",
+        }
+    }
+
+    /// The word for several.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Circle => "circles",
+            Self::Square => "squares",
+            Self::Triangle => "triangles",
+            Self::Star => "stars",
+            Self::Cross => "crosses",
+        }
+    }
+
+    /// Area, where the radius of the bounding circle is 1.
+    fn unit_area(self) -> f32 {
+        match self {
+            Self::Circle => PI,
+            Self::Square | Self::Cross => 2.0,
+            Self::Triangle => 1.299_038, // 3/4 √3
+            Self::Star => 1.122_57,      // 5 sin 36° sin 18° / sin 54°
+        }
+    }
+
+    /// Radius of the bounding circle of a shape of size 1: it makes kinds of one size about equal in area.
+    fn unit_radius(self) -> f32 {
+        match self {
+            Self::Circle => 0.85,
+            Self::Square | Self::Cross => 1.0,
+            Self::Triangle => 1.2,
+            Self::Star => 1.3,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A shape of one colour in a picture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shape {
+    /// Its form.
+    pub kind: Kind,
+    /// Its colour, in a word.
+    pub colour: Colour,
+    /// Its colour, as painted: RGB, 0 to 255.
+    pub shade: [u8; 3],
+    /// The middle of its bounding circle: pixels from the left, pixels from the top.
+    pub centre: [f32; 2],
+    /// Radius of its bounding circle, in pixels.
+    pub radius: f32,
+    /// Cosine and sine of the angle by which it is turned, clockwise.
+    pub turn: [f32; 2],
+}
+
+impl Shape {
+    /// One that lies wholly inside a picture of `width` by `height` pixels.
+    pub(crate) fn random(rng: &mut (impl Rng + ?Sized), colour: Colour, kind: Kind, width: u32, height: u32) -> Self {
+        let size = rng.random_range(0.13..0.26) * width.min(height) as f32;
+        let radius = size * kind.unit_radius();
+        let centre = [width, height].map(|side| rng.random_range(radius + 1.0..side as f32 - radius - 1.0));
+        Self { kind, colour, shade: colour.shade(rng), centre, radius, turn: direction(rng) }
+    }
+
+    /// Colour and kind: `red circle`.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.colour, self.kind)
+    }
+
+    /// Its whole area, in pixels, with what other shapes hide of it.
+    pub fn area(&self) -> f32 {
+        self.kind.unit_area() * self.radius * self.radius
+    }
+
+    /// Its class in [`Scene::patch_labels`](crate::Scene::patch_labels): 1 + kind × 6 + colour.
+    pub fn class(&self) -> u8 {
+        1 + self.kind as u8 * Colour::ALL.len() as u8 + self.colour as u8
+    }
+
+    /// Whether a point is part of it, hidden or not: pixels from the left, pixels from the top.
+    pub fn contains(&self, x: f32, y: f32) -> bool {
+        self.level(x, y) <= 0.0
+    }
+
+    /// Negative inside, positive outside. Between two points it differs by no more than they are apart, in pixels.
+    pub(crate) fn level(&self, x: f32, y: f32) -> f32 {
+        let [dx, dy] = [x - self.centre[0], y - self.centre[1]];
+        let [cos, sin] = self.turn;
+        let (u, v) = (dx * cos + dy * sin, dy * cos - dx * sin); // in the shape's own axes
+        let radius = self.radius;
+        match self.kind {
+            Kind::Circle => (u * u + v * v).sqrt() - radius,
+            Kind::Square => u.abs().max(v.abs()) - FRAC_1_SQRT_2 * radius,
+            Kind::Triangle => v.max(0.866_025_4 * u.abs() - 0.5 * v) - 0.5 * radius,
+            Kind::Star => {
+                // The lines through its sides make five half-planes; a point of the star is outside of one at most.
+                let sides = [
+                    v,
+                    0.951_056_5 * u + 0.309_017 * v,
+                    -0.951_056_5 * u + 0.309_017 * v,
+                    0.587_785_3 * u - 0.809_017 * v,
+                    -0.587_785_3 * u - 0.809_017 * v,
+                ];
+                let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+                for side in sides {
+                    second = second.max(side.min(first));
+                    first = first.max(side);
+                }
+                second - 0.309_017 * radius
+            }
+            Kind::Cross => {
+                let [length, width] = [0.948_683_3 * radius, 0.316_227_8 * radius]; // half of each bar's
+                (u.abs() - length).max(v.abs() - width).min((u.abs() - width).max(v.abs() - length))
+            }
+        }
+    }
+
+    /// Whether the bounding circles come nearer to each other than `gap` pixels.
+    pub(crate) fn is_near(&self, other: &Self, gap: f32) -> bool {
+        let [dx, dy] = [self.centre[0] - other.centre[0], self.centre[1] - other.centre[1]];
+        let reach = self.radius + other.radius + gap;
+        dx * dx + dy * dy < reach * reach
+    }
+}

@@ -1,0 +1,126 @@
+//! Scenes keep their promises, pixel by pixel.
+
+use idefics_demo::{Colour, Example, N_PATCH_CLASSES, Purpose, Scene, random_size, rng};
+use proptest::prelude::*;
+
+use crate::common::{pixels, seed_and_size, visible_pixels};
+
+fn scene(seed: u64, width: u32, height: u32) -> Scene {
+    Scene::random(&mut rng(Purpose::Evaluation, seed, 0), width, height)
+}
+
+fn distance(one: [u8; 3], other: [u8; 3]) -> f32 {
+    one.iter().zip(other).map(|(&a, b)| (f32::from(a) - f32::from(b)).powi(2)).sum::<f32>().sqrt()
+}
+
+/// Degrees.
+fn hue([red, green, blue]: [u8; 3]) -> f32 {
+    let [red, green, blue] = [red, green, blue].map(f32::from);
+    f32::atan2(3.0_f32.sqrt() * (green - blue), 2.0 * red - green - blue).to_degrees().rem_euclid(360.0)
+}
+
+proptest! {
+    #[test]
+    fn shapes_lie_inside_in_order_and_apart((seed, width, height) in seed_and_size()) {
+        let scene = scene(seed, width, height);
+        prop_assert!((1..=3).contains(&scene.shapes.len()));
+        for shape in &scene.shapes {
+            for (centre, side) in shape.centre.into_iter().zip([width, height]) {
+                prop_assert!(centre - shape.radius >= 0.0 && centre + shape.radius <= side as f32);
+            }
+            let shorter = width.min(height) as f32;
+            prop_assert!((0.11..0.34).contains(&(shape.radius / shorter)));
+        }
+        for (i, one) in scene.shapes.iter().enumerate() {
+            for other in &scene.shapes[i + 1..] {
+                prop_assert!(other.centre[0] - one.centre[0] >= 0.12 * width as f32);
+                prop_assert!(one.name() != other.name());
+                let [dx, dy] = [0, 1].map(|axis| other.centre[axis] - one.centre[axis]);
+                prop_assert!(one.colour != other.colour || dx.hypot(dy) > one.radius + other.radius);
+            }
+        }
+    }
+
+    #[test]
+    fn most_of_a_shape_is_visible((seed, width, height) in seed_and_size()) {
+        let scene = scene(seed, width, height);
+        for (i, shape) in scene.shapes.iter().enumerate() {
+            let [whole, visible] = [pixels(&scene, shape).len(), visible_pixels(&scene, i).len()];
+            prop_assert!(100 * visible >= 85 * whole);
+            prop_assert_eq!(scene.visible_areas()[i] as usize, visible);
+            prop_assert!((whole as f32 - shape.area()).abs() <= 0.1 * shape.area() + 4.0, "{} {}", whole, shape.area());
+        }
+    }
+
+    #[test]
+    fn colours_are_told_apart((seed, width, height) in seed_and_size()) {
+        let scene = scene(seed, width, height);
+        let picture = scene.render();
+        let behind = Scene { shapes: Vec::new(), ..scene.clone() }.render();
+        let middles = [0.0, 29.0, 54.0, 124.0, 220.0, 278.0];
+        for (i, shape) in scene.shapes.iter().enumerate() {
+            let off = |middle: f32| (hue(shape.shade) - middle + 180.0).rem_euclid(360.0) - 180.0;
+            let nearest = (0..6).min_by(|&a, &b| off(middles[a]).abs().total_cmp(&off(middles[b]).abs())).unwrap();
+            prop_assert_eq!(Colour::ALL[nearest], shape.colour);
+            prop_assert!(behind.pixels().all(|pixel| distance(pixel.0, shape.shade) > 80.0), "{:?}", scene);
+            let visible = visible_pixels(&scene, i);
+            let painted = visible.iter().filter(|&&(x, y)| picture.get_pixel(x, y).0 == shape.shade).count();
+            prop_assert!(2 * painted > visible.len(), "most of a shape is no edge");
+        }
+    }
+
+    #[test]
+    fn patches_have_the_class_that_shows_most((seed, width, height) in seed_and_size(), patch in 1_usize..20) {
+        let scene = scene(seed, width, height);
+        let labels = scene.patch_labels(patch);
+        let columns = width as usize / patch;
+        prop_assert_eq!(labels.len(), columns * (height as usize / patch));
+        let visible: Vec<_> = (0..scene.shapes.len()).map(|i| visible_pixels(&scene, i)).collect();
+        for (i, &label) in labels.iter().enumerate() {
+            let is_inside = |&&(x, y): &&(u32, u32)| x as usize / patch == i % columns && y as usize / patch == i / columns;
+            let counts: Vec<_> = visible.iter().map(|pixels| pixels.iter().filter(is_inside).count()).collect();
+            let covered = counts.iter().sum::<usize>();
+            prop_assert_eq!(label == 0, 4 * covered < patch * patch);
+            if label > 0 {
+                let shape = scene.shapes.iter().position(|shape| shape.class() == label).unwrap();
+                prop_assert_eq!(counts[shape], counts.iter().copied().max().unwrap());
+            }
+            prop_assert!(usize::from(label) < N_PATCH_CLASSES);
+        }
+    }
+
+    #[test]
+    fn sizes_are_within_their_range(seed: u64) {
+        let (width, height) = random_size(&mut rng(Purpose::Training, seed, 0));
+        prop_assert!((64..=128).contains(&width) && (64..=128).contains(&height));
+    }
+}
+
+#[test]
+fn small_and_narrow_pictures_have_scenes() {
+    for seed in 0..200 {
+        for (width, height) in [(32, 32), (32, 65), (65, 32), (64, 128), (128, 64)] {
+            assert_eq!(scene(seed, width, height).render().dimensions(), (width, height));
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "twice the other")]
+fn very_narrow_pictures_are_refused() {
+    scene(0, 64, 130);
+}
+
+#[test]
+fn pictures_and_texts_are_the_same_everywhere() {
+    // FNV-1a, 64 bits.
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for index in 0..32 {
+        let example = Example::random(&mut rng(Purpose::Evaluation, 1, index));
+        let pictures = example.scenes.iter().flat_map(|scene| scene.render().into_raw());
+        for byte in pictures.chain(example.text().into_bytes()) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    assert_eq!(format!("{hash:016x}"), "910dd87ab0b19604", "a change here makes older figures incomparable");
+}

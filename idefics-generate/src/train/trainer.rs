@@ -1,0 +1,298 @@
+//! The loop's body: micro-batches in, one step of the optimiser out.
+
+use std::path::PathBuf;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use idefics_nn::{CheckpointError, ParameterMapper, map_parameters};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde::{Deserialize, Serialize};
+
+use super::{AdamW, AdamWConfig, Gradients, LossGradients, Schedule};
+use crate::{ErrorKind, InputError};
+
+/// A run is given up after so many steps in a row whose loss or gradients were not finite.
+const MAX_SKIPPED: u32 = 10;
+
+/// What a run is made of. Two runs of one configuration over the same batches end with the same weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingConfig {
+    /// Steps in all.
+    pub total_steps: u64,
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// How it goes on after the warm-up.
+    pub schedule: Schedule,
+    /// Steps in which it rises from zero.
+    pub warmup_steps: u64,
+    /// The optimiser.
+    pub adamw: AdamWConfig,
+    /// What the gradients' common norm is clipped to.
+    pub max_grad_norm: Option<f64>,
+    /// Parameters whose names begin with one of these are not trained: `model.vision_model.`
+    pub frozen: Vec<String>,
+    /// Pairs (tensor, source): the first is the second (`tie_word_embeddings`).
+    pub tied: Vec<(String, String)>,
+    /// What the caller draws its batches from, together with the step.
+    pub seed: u64,
+    /// Micro-batches that are computed at the same time, each on its share of the cores. Changes no result.
+    pub workers: usize,
+}
+
+impl TrainingConfig {
+    /// The defaults of Transformers' `TrainingArguments` for so many steps.
+    pub fn new(total_steps: u64) -> Self {
+        Self {
+            total_steps,
+            learning_rate: 5e-5,
+            schedule: Schedule::Linear,
+            warmup_steps: 0,
+            adamw: AdamWConfig { weight_decay: super::WeightDecay::Matrices(0.0), ..AdamWConfig::default() },
+            max_grad_norm: Some(1.0),
+            frozen: Vec::new(),
+            tied: Vec::new(),
+            seed: 42,
+            workers: 1,
+        }
+    }
+}
+
+/// Why training stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// Tokens and images that do not fit the model.
+    #[error("step {step}: {source}")]
+    Input {
+        /// The step, from 0.
+        step: u64,
+        /// What does not fit.
+        source: InputError,
+    },
+    /// Loss or gradients stayed non-finite.
+    #[error(
+        "step {step}: loss or gradients were not finite in {skipped} steps in a row; lower the learning rate and go on \
+         from the last checkpoint"
+    )]
+    NonFinite {
+        /// The step, from 0.
+        step: u64,
+        /// Steps in a row that were skipped.
+        skipped: u32,
+    },
+    /// No label counts in a whole step.
+    #[error("step {step}: no label counts, there is nothing to learn")]
+    NoLabels {
+        /// The step, from 0.
+        step: u64,
+    },
+    /// A checkpoint's weights cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The file system refused.
+    #[error("{}: {source}; checkpoints that were complete before are untouched", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file of a checkpoint is not what was written.
+    #[error("{}: {reason}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The checkpoint belongs to another run.
+    #[error("{}: made with another `{field}`; train in another folder, or with the same settings", path.display())]
+    OtherRun {
+        /// The file.
+        path: PathBuf,
+        /// The setting that differs.
+        field: String,
+    },
+    /// The threads could not be started.
+    #[error("the worker threads could not be started: {reason}")]
+    Threads {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl TrainError {
+    /// Who is at fault.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Input { .. } | Self::NoLabels { .. } => ErrorKind::Input,
+            Self::NonFinite { .. } | Self::Checkpoint(CheckpointError::NonFinite { .. }) => ErrorKind::Numeric,
+            Self::Io { .. } | Self::Checkpoint(CheckpointError::Write { .. } | CheckpointError::Io { .. }) => {
+                ErrorKind::FileSystem
+            }
+            Self::OtherRun { .. } => ErrorKind::Usage,
+            Self::State { .. } | Self::Checkpoint(_) => ErrorKind::Model,
+            Self::Threads { .. } => ErrorKind::Limit,
+        }
+    }
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepReport {
+    /// The step, from 0.
+    pub step: u64,
+    /// Mean loss of a label.
+    pub loss: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// The gradients' norm before clipping.
+    pub grad_norm: f64,
+    /// False if loss or gradients were not finite: nothing was changed then.
+    pub applied: bool,
+}
+
+/// A module in training.
+#[derive(Debug)]
+pub struct Trainer<M> {
+    pub(super) module: M,
+    pub(super) optimizer: AdamW,
+    pub(super) config: TrainingConfig,
+    /// Steps done.
+    pub(super) step: u64,
+    /// Steps skipped in a row.
+    skipped: u32,
+    /// One for each worker.
+    pools: Vec<ThreadPool>,
+}
+
+impl<M: Module + Sync> Trainer<M> {
+    /// Begins a run with `module`, which is on an autodiff device.
+    ///
+    /// # Errors
+    /// [`TrainError::Threads`].
+    pub fn new(module: M, config: TrainingConfig) -> Result<Self, TrainError> {
+        let module = map_parameters(module, &mut Freeze { frozen: &config.frozen });
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = config.workers.max(1);
+        let pool = || ThreadPoolBuilder::new().num_threads((cores / workers).max(1)).build();
+        let pools = (0..workers).map(|_| pool()).collect::<Result<_, _>>();
+        let pools = pools.map_err(|error| TrainError::Threads { reason: error.to_string() })?;
+        Ok(Self { module, optimizer: AdamW::new(config.adamw), config, step: 0, skipped: 0, pools })
+    }
+
+    /// The module as it is now.
+    pub fn module(&self) -> &M {
+        &self.module
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &TrainingConfig {
+        &self.config
+    }
+
+    /// Steps done so far: where in the data the run is.
+    pub fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    /// One step on the mean loss over all labels of `micro_batches`. `gradients` computes one micro-batch's, as
+    /// [`crate::Idefics2::training_gradients`] does.
+    ///
+    /// If loss or gradients are not finite nothing changes but the count of steps.
+    ///
+    /// # Errors
+    /// [`TrainError::Input`], [`TrainError::NoLabels`], [`TrainError::NonFinite`] if it was so ten times in a row.
+    pub fn step<B: Sync>(
+        &mut self,
+        micro_batches: &[B],
+        gradients: impl Fn(&M, &B) -> Result<LossGradients, InputError> + Sync,
+    ) -> Result<StepReport, TrainError> {
+        let step = self.step;
+        let LossGradients { loss, n_labels, mut gradients } = self.accumulate(micro_batches, &gradients)?;
+        if n_labels == 0 {
+            return Err(TrainError::NoLabels { step });
+        }
+        gradients.scale(1.0 / n_labels as f64);
+        let tied: Vec<(&str, &str)> =
+            self.config.tied.iter().map(|(tied, source)| (tied.as_str(), source.as_str())).collect();
+        gradients.tie(&tied);
+        let grad_norm = match self.config.max_grad_norm {
+            Some(max_norm) => gradients.clip(max_norm),
+            None => gradients.norm(),
+        };
+        let TrainingConfig { schedule, warmup_steps, total_steps, .. } = self.config;
+        let learning_rate = self.config.learning_rate * schedule.factor(step, warmup_steps, total_steps);
+        let loss = loss / n_labels as f64;
+        let applied = loss.is_finite() && grad_norm.is_finite();
+        self.step += 1;
+        if applied {
+            self.skipped = 0;
+            self.module = self.optimizer.step(self.module.clone(), &gradients, learning_rate, &tied);
+        } else {
+            self.skipped += 1;
+            if self.skipped >= MAX_SKIPPED {
+                return Err(TrainError::NonFinite { step, skipped: self.skipped });
+            }
+        }
+        Ok(StepReport { step, loss, learning_rate, grad_norm, applied })
+    }
+
+    /// The sum over the micro-batches, always added in their order.
+    fn accumulate<B: Sync>(
+        &self,
+        micro_batches: &[B],
+        gradients: &(impl Fn(&M, &B) -> Result<LossGradients, InputError> + Sync),
+    ) -> Result<LossGradients, TrainError> {
+        let mut sum = LossGradients { loss: 0.0, n_labels: 0, gradients: Gradients::default() };
+        for together in micro_batches.chunks(self.pools.len()) {
+            let results: Vec<Result<LossGradients, InputError>> = std::thread::scope(|scope| {
+                let workers: Vec<_> = together
+                    .iter()
+                    .zip(&self.pools)
+                    .map(|(batch, pool)| {
+                        // Leaves of its own, so that the workers' graphs have nothing in common.
+                        let module = leaves(&self.module);
+                        scope.spawn(move || pool.install(|| gradients(&module, batch)))
+                    })
+                    .collect();
+                let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
+                    worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                };
+                workers.into_iter().map(join).collect()
+            });
+            for result in results {
+                let result = result.map_err(|source| TrainError::Input { step: self.step, source })?;
+                sum.loss += result.loss;
+                sum.n_labels += result.n_labels;
+                sum.gradients.accumulate(result.gradients);
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// The same weights, in memory that is shared, as leaves of a new graph.
+fn leaves<M: Module>(module: &M) -> M {
+    map_parameters(module.clone(), &mut Leaves)
+}
+
+struct Leaves;
+
+impl ParameterMapper for Leaves {
+    fn map<const D: usize>(&mut self, _name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let is_require_grad = param.is_require_grad();
+        param.map(|value| Tensor::from_inner(value.inner()).set_require_grad(is_require_grad))
+    }
+}
+
+struct Freeze<'a> {
+    frozen: &'a [String],
+}
+
+impl ParameterMapper for Freeze<'_> {
+    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let frozen = self.frozen.iter().any(|prefix| name.starts_with(prefix));
+        param.set_require_grad(!frozen)
+    }
+}

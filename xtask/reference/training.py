@@ -1,0 +1,147 @@
+"""Training: the gradients of the first step, and what a short run of AdamW does to the loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from cases import Train
+from safetensors import safe_open
+from transformers import Idefics2ForConditionalGeneration, get_scheduler
+
+Tensors = dict[str, torch.Tensor]
+Parameters = dict[str, torch.nn.Parameter]
+
+IGNORED = -100
+ROUNDING = 2.0**-22  # relative change of the weights in the second run
+STEADY = 1e-4  # the most that this may change a loss
+FALL = 0.1  # the least that the loss falls in a run
+
+
+class Unsteady(Exception):
+    """The run hangs on rounding, or learns nothing."""
+
+
+@dataclasses.dataclass
+class Run:
+    """What one training run showed."""
+
+    gradients: Tensors  # of the first step, before clipping
+    losses: torch.Tensor
+    grad_norms: torch.Tensor
+    lrs: torch.Tensor
+
+
+def training_labels(inputs: Tensors, recipe: str, image_token_id: int) -> torch.Tensor:
+    """The input ids with everything that does not count at -100."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    ignored = mask == 0
+    # The first real token of a left-padded row would be predicted by a padded slot, which means nothing: what such a
+    # slot computes depends on the attention kernel. In a row without padding nothing predicts it.
+    ignored |= mask.cumsum(dim=1) == 1
+    if recipe == "ignore_image_tokens":
+        ignored |= ids == image_token_id
+    return ids.masked_fill(ignored, IGNORED)
+
+
+def load(checkpoint: Path) -> Idefics2ForConditionalGeneration:
+    """The model of a checkpoint in float32 with eager attention."""
+    return Idefics2ForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def stored_names(checkpoint: Path) -> set[str]:
+    """The tensor names of a checkpoint."""
+    names: set[str] = set()
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names.update(file.keys())
+    return names
+
+
+def freeze(model: Idefics2ForConditionalGeneration, prefixes: tuple[str, ...], stored: set[str]) -> Parameters:
+    """Take the parameters whose names begin with one of `prefixes` out of training; the others by name."""
+    parameters = dict(model.named_parameters())  # tied tensors once
+    assert parameters.keys() == stored, parameters.keys() ^ stored
+    for prefix in prefixes:
+        assert any(name.startswith(prefix) for name in parameters), prefix
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(not name.startswith(prefixes))
+    return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+
+
+def schedule(optimizer: torch.optim.Optimizer, settings: Train) -> torch.optim.lr_scheduler.LRScheduler:
+    """The schedule as the reference names it; its plain `constant` knows no warm-up."""
+    warmed = settings.schedule == "constant" and settings.warmup_steps > 0
+    name = "constant_with_warmup" if warmed else settings.schedule
+    return get_scheduler(name, optimizer, settings.warmup_steps, settings.steps)
+
+
+def steps(
+    model: Idefics2ForConditionalGeneration, parameters: Parameters, inputs: Tensors, settings: Train
+) -> Iterator[tuple[Tensors, float, float, float]]:
+    """For each step the gradients before clipping, the loss, the norm of the gradients and the learning rate."""
+    optimizer = torch.optim.AdamW(
+        parameters.values(),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    scheduler = schedule(optimizer, settings)
+    limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
+    for _ in range(settings.steps):
+        optimizer.zero_grad()
+        loss = model(**inputs).loss
+        loss.backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in parameters.items()}
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), limit)
+        yield gradients, loss.item(), norm.item(), optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+
+
+def run(model: Idefics2ForConditionalGeneration, parameters: Parameters, inputs: Tensors, settings: Train) -> Run:
+    """Train `parameters` on one batch that has its labels."""
+    gradients, losses, norms, lrs = zip(*steps(model, parameters, inputs, settings), strict=True)
+    curves = [torch.tensor(values, dtype=torch.float32) for values in (losses, norms, lrs)]
+    return Run(gradients[0], *curves)
+
+
+def shake(parameters: Parameters) -> None:
+    """Change every weight by about what rounding changes."""
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            noise = torch.from_numpy(rng.standard_normal(tuple(parameter.shape)).astype(np.float32))
+            parameter.mul_(1.0 + ROUNDING * noise)
+
+
+def train(checkpoint: Path, inputs: Tensors, settings: Train) -> Tensors:
+    """The tensors of a training case, without those of the processor."""
+    stored = stored_names(checkpoint)
+    model = load(checkpoint)
+    labels = training_labels(inputs, settings.labels, model.config.image_token_id)
+    batch = {**inputs, "labels": labels}
+    first = run(model, freeze(model, settings.frozen, stored), batch, settings)
+    model = load(checkpoint)
+    parameters = freeze(model, settings.frozen, stored)
+    shake(parameters)
+    change = (run(model, parameters, batch, settings).losses - first.losses).abs().max().item()
+    if not change <= STEADY:
+        raise Unsteady(f"rounding changes the loss by {change:.1e}")
+    if not first.losses[-1] <= first.losses[0] - FALL:
+        raise Unsteady(f"the loss goes from {first.losses[0]:.3f} to {first.losses[-1]:.3f}")
+    return {
+        "labels": labels,
+        "loss": first.losses[0].clone(),
+        **{f"grad.{name}": gradient for name, gradient in first.gradients.items()},
+        "train.losses": first.losses,
+        "train.grad_norms": first.grad_norms,
+        "train.lrs": first.lrs,
+    }

@@ -1,0 +1,135 @@
+//! Gradients, and the first steps of a training run.
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::{DType, Device};
+use idefics_generate::processor::image::ImageTile;
+use idefics_generate::train::{AdamWConfig, Schedule, Trainer, TrainingBatch, TrainingConfig, WeightDecay};
+use idefics_generate::{Idefics2, LabelRecipe, Prompts};
+use serde::Deserialize;
+
+use super::compare::Comparison;
+use super::stages::{Stages, floats};
+
+/// `train` in `case.json`: the run whose losses the case has.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct TrainSettings {
+    optimizer: Optimizer,
+    lr: f64,
+    betas: [f64; 2],
+    eps: f64,
+    weight_decay: f64,
+    max_grad_norm: Option<f64>,
+    schedule: Schedule,
+    warmup_steps: u64,
+    steps: u64,
+    labels: Labels,
+    #[serde(default)]
+    frozen: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Optimizer {
+    Adamw,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Labels {
+    Transformers5,
+    IgnoreImageTokens,
+}
+
+impl TrainSettings {
+    /// Which labels count; the case's own labels leave out what the recipe does, so that both must agree.
+    pub(super) fn recipe(&self) -> LabelRecipe {
+        match self.labels {
+            Labels::Transformers5 => LabelRecipe::Transformers5,
+            Labels::IgnoreImageTokens => LabelRecipe::IgnoreImageTokens,
+        }
+    }
+
+    fn config(&self, tied: &[(&str, &str)]) -> TrainingConfig {
+        let Optimizer::Adamw = self.optimizer;
+        TrainingConfig {
+            learning_rate: self.lr,
+            schedule: self.schedule,
+            warmup_steps: self.warmup_steps,
+            adamw: AdamWConfig { betas: self.betas, eps: self.eps, weight_decay: WeightDecay::All(self.weight_decay) },
+            max_grad_norm: self.max_grad_norm,
+            frozen: self.frozen.clone(),
+            tied: tied.iter().map(|(tied, source)| ((*tied).to_owned(), (*source).to_owned())).collect(),
+            ..TrainingConfig::new(self.steps)
+        }
+    }
+}
+
+impl Stages<'_> {
+    pub(super) fn training(&mut self, device: &Device, prompts: &Prompts, images: &[ImageTile]) -> Result<()> {
+        let is_training = |name: &String| name.starts_with("grad.") || name.starts_with("train.");
+        if !self.case.expected.keys().any(is_training) {
+            return Ok(());
+        }
+        let settings =
+            self.case.file.train.as_ref().context("case.json: `train` is needed for `grad.` and `train.`")?;
+        let labels = self.case.expected("labels").context("`labels` is needed for `grad.` and `train.`")?;
+        let batch = TrainingBatch {
+            prompts: prompts.clone(),
+            images: images.to_vec(),
+            labels: labels.ints()?.to_vec(),
+            recipe: settings.recipe(),
+        };
+        let model = Idefics2::from_folder(&self.case.checkpoint, &device.clone().autodiff(), DType::F32, |_| ())?;
+        let tied = model.config().tied();
+        let mut trainer = Trainer::new(model, settings.config(tied))?;
+
+        let mut found = trainer.module().training_gradients(&batch)?;
+        found.gradients.scale(1.0 / found.n_labels as f64);
+        found.gradients.tie(tied);
+        for (name, expected) in &self.case.expected {
+            let Some(tensor) = name.strip_prefix("grad.") else { continue };
+            let comparison = match found.gradients.get(tensor) {
+                None => Comparison::failed("no gradient reaches this tensor".to_owned()),
+                Some(gradient) => {
+                    let (ours, expected_values) = (floats(gradient.clone()), expected.floats()?);
+                    match ours.len() == expected_values.len() {
+                        false => Comparison::shape(&[ours.len()], &expected.shape),
+                        true => Comparison::floats(
+                            &expected.shape,
+                            &ours,
+                            expected_values,
+                            self.case.tolerance(name),
+                            |_| true,
+                        ),
+                    }
+                }
+            };
+            self.report.stage(name, &comparison);
+        }
+
+        let steps = (0..settings.steps)
+            .map(|_| trainer.step(std::slice::from_ref(&batch), Idefics2::training_gradients))
+            .collect::<Result<Vec<_>, _>>()?;
+        let curve = |value: fn(&idefics_generate::train::StepReport) -> f64| -> Vec<f32> {
+            steps.iter().map(|step| value(step) as f32).collect()
+        };
+        let curves = [
+            ("train.losses", curve(|step| step.loss)),
+            ("train.grad_norms", curve(|step| step.grad_norm)),
+            ("train.lrs", curve(|step| step.learning_rate)),
+        ];
+        for (name, ours) in curves {
+            let Some(expected) = self.case.expected(name) else { continue };
+            ensure!(
+                expected.shape == [ours.len()],
+                "`{name}` has shape {:?}, `steps` is {}",
+                expected.shape,
+                ours.len()
+            );
+            let comparison =
+                Comparison::floats(&expected.shape, &ours, expected.floats()?, self.case.tolerance(name), |_| true);
+            self.report.stage(name, &comparison);
+        }
+        Ok(())
+    }
+}
