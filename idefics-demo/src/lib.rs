@@ -16,6 +16,6 @@ pub use background::Background;
 pub use colour::Colour;
 pub use example::{Example, Form, corpus};
 pub use random::{Purpose, rng};
-pub use scene::{N_PATCH_CLASSES, Scene, random_size};
+pub use scene::{N_PATCH_CLASSES, PatchLabel, Scene, random_size};
 pub use shape::{Kind, Shape};
 pub use task::{Exchange, Task};

@@ -9,7 +9,7 @@ pub(crate) fn answer(question: &str, scenes: &[Scene]) -> String {
     let words: Vec<&str> = question.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).collect();
     let scene = &scenes[0];
     match words.as_slice() {
-        ["Describe", "the", "picture"] | ["What", "is", "in", ..] | ["What", "does", ..] => {
+        ["Describe", ..] | ["What", "is", "in", ..] => {
             let list = list(scene);
             format!("{}{}.", list[..1].to_uppercase(), &list[1..])
         }

@@ -146,6 +146,22 @@ pub enum ErrorKind {
     Device,
 }
 
+impl ErrorKind {
+    /// The exit code of a program that ends with such an error.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 2,
+            Self::Input => 3,
+            Self::Model => 4,
+            Self::FileSystem => 5,
+            Self::Limit => 6,
+            Self::Network => 7,
+            Self::Numeric => 8,
+            Self::Device => 75,
+        }
+    }
+}
+
 impl Error {
     /// Who is at fault.
     pub fn kind(&self) -> ErrorKind {

@@ -1,7 +1,9 @@
-//! The project's own chores: `cargo xtask verify` compares the models with reference outputs.
+//! The project's own chores: `cargo xtask verify` compares the models with reference outputs,
+//! `train-demo` and `eval-demo` make and measure the model that the program carries.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program
 
+mod demo;
 mod verify;
 
 use std::process::ExitCode;
@@ -20,10 +22,16 @@ struct Cli {
 enum Command {
     /// Compares every stage of a model with what the reference computed.
     Verify(verify::Args),
+    /// Trains the small model that the program carries.
+    TrainDemo(demo::train::Args),
+    /// Measures a small model on scenes that it never saw.
+    EvalDemo(demo::eval::Args),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Verify(args) => verify::run(&args),
+        Command::TrainDemo(args) => demo::train::run(&args),
+        Command::EvalDemo(args) => demo::eval::run(&args),
     }
 }

@@ -66,7 +66,7 @@ pub fn write_atomically(
 ) -> Result<(), CheckpointError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let attempt = || {
-        let file = tempfile::NamedTempFile::new_in(folder)?;
+        let file = readable_by_all().tempfile_in(folder)?;
         let mut writer = BufWriter::new(file.as_file());
         write(&mut writer)?;
         writer.flush()?;
@@ -76,6 +76,15 @@ pub fn write_atomically(
         File::open(folder)?.sync_all() // the new name, too
     };
     attempt().map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
+}
+
+/// Temporary files are their owner's alone; a result is as readable as any new file.
+fn readable_by_all() -> tempfile::Builder<'static, 'static> {
+    #[allow(unused_mut)]
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the umask
+    builder
 }
 
 /// The parameters on the host.

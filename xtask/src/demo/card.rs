@@ -1,0 +1,147 @@
+//! The model folder's README, with a picture of how it learned.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use idefics_generate::nn::checkpoint::write_atomically;
+use plotters::prelude::*;
+use serde_json::Value;
+
+use super::eval::Score;
+use super::train::Args;
+
+/// Steps that one point of the loss curve is the mean of.
+const SMOOTHED: usize = 25;
+/// Width and height of the picture, in pixels.
+const SIZE: (u32, u32) = (900, 380);
+
+/// Points (pictures seen, value).
+type Curve = Vec<(f64, f64)>;
+
+/// What `metrics.jsonl` says, as curves over the pictures that the decoder was told about.
+#[derive(Default)]
+struct History {
+    loss: Curve,
+    /// Percent right, by group of tasks.
+    right: BTreeMap<String, Curve>,
+    /// Seconds of both parts together, over all sessions of the run.
+    seconds: f64,
+}
+
+/// Writes `README.md` and `training.svg`.
+pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: usize) -> Result<()> {
+    let history = History::read(args)?;
+    draw(&history, &folder.join("training.svg"))?;
+    let mut table = String::new();
+    for score in scores {
+        writeln!(table, "| {} | {:.1} % | {} |", score.task, score.percent(), score.count)?;
+    }
+    let text = format!(
+        "# A small Idefics2 that knows drawn shapes\n\n\
+         {n_parameters} parameters in bfloat16, trained from nothing by `cargo xtask train-demo` (seed {seed}, {tower} \
+         steps of the vision tower, {steps} of connector and decoder, {whole} of the whole, {pictures} pictures a step, learning rate {rate}) in \
+         {minutes:.0} minutes.\n\n\
+         It knows one to three circles, squares, triangles, stars and crosses in six colours on plain backgrounds, \
+         pictures of 64 to 128 pixels, and the questions of the crate `idefics-demo`. It knows nothing else: what it \
+         says about a photograph means nothing.\n\n\
+         | task | exactly right | scenes |\n|---|---|---|\n{table}\n\
+         On scenes that training never saw, by `cargo xtask eval-demo --seed {eval_seed}`.\n\n\
+         ![Loss and accuracy over the pictures seen](training.svg)\n",
+        seed = args.seed,
+        tower = args.tower_steps,
+        steps = args.steps,
+        whole = args.whole_steps,
+        pictures = args.pictures_per_step(),
+        rate = args.learning_rate,
+        minutes = history.seconds / 60.0,
+        eval_seed = super::train::EVAL_SEED,
+    );
+    Ok(write_atomically(&folder.join("README.md"), |file| file.write_all(text.as_bytes()))?)
+}
+
+impl History {
+    fn read(args: &Args) -> Result<Self> {
+        let path = &args.out.join("metrics.jsonl");
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let mut history = Self::default();
+        let mut losses = Vec::new();
+        // A step that was lost with a killed run and done again counts once, the last time.
+        let mut steps: BTreeMap<(String, u64), Value> = BTreeMap::new();
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line).with_context(|| path.display().to_string())?;
+            let part = line["part"].as_str().unwrap_or_default().to_owned();
+            steps.insert((part, line["step"].as_u64().unwrap_or_default()), line);
+        }
+        for ((part, step), line) in &steps {
+            history.seconds += line["step_seconds"].as_f64().unwrap_or_default();
+            let first = match part.as_str() {
+                "language" => 0,
+                "whole" => args.steps,
+                _ => continue,
+            };
+            let pictures = ((first + step + 1) * args.pictures_per_step() as u64) as f64;
+            losses.push(line["loss"].as_f64().unwrap_or(f64::NAN));
+            if losses.len() == SMOOTHED {
+                history.loss.push((pictures, losses.iter().sum::<f64>() / SMOOTHED as f64));
+                losses.clear();
+            }
+            for (task, percent) in line["percent_right"].as_object().into_iter().flatten() {
+                let percent = percent.as_f64().unwrap_or(f64::NAN);
+                history.right.entry(task.clone()).or_default().push((pictures, percent));
+            }
+        }
+        Ok(history)
+    }
+}
+
+/// Two charts side by side: the loss, and how often each group of tasks is right.
+fn draw(history: &History, path: &Path) -> Result<()> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        let failed = |error: &dyn std::fmt::Display| anyhow!("the picture of the training: {error}");
+        area.fill(&WHITE).map_err(|error| failed(&error))?;
+        let (left, right) = area.split_horizontally(SIZE.0 / 2);
+        let pictures = history.loss.last().map_or(1.0, |point| point.0);
+        let highest = history.loss.iter().map(|point| point.1).fold(0.0, f64::max);
+        chart(&left, "loss", pictures, highest.clamp(0.1, 3.0), &[("loss", &history.loss)])
+            .map_err(|error| failed(&error))?;
+        let curves: Vec<(&str, &Curve)> = history.right.iter().map(|(task, curve)| (task.as_str(), curve)).collect();
+        chart(&right, "exactly right, %", pictures, 100.0, &curves).map_err(|error| failed(&error))?;
+        area.present().map_err(|error| failed(&error))?;
+    }
+    Ok(write_atomically(path, |file| file.write_all(svg.as_bytes()))?)
+}
+
+fn chart<'a, DB: DrawingBackend + 'a>(
+    area: &DrawingArea<DB, plotters::coord::Shift>,
+    title: &str,
+    pictures: f64,
+    highest: f64,
+    curves: &[(&str, &Curve)],
+) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 18))
+        .margin(10)
+        .x_label_area_size(36)
+        .y_label_area_size(44)
+        .build_cartesian_2d(0.0..pictures, 0.0..highest)?;
+    chart.configure_mesh().x_desc("pictures seen").x_labels(5).light_line_style(WHITE).draw()?;
+    for (idx, (name, curve)) in curves.iter().enumerate() {
+        let colour = Palette99::pick(idx).to_rgba();
+        let series = chart.draw_series(LineSeries::new(curve.iter().copied(), colour.stroke_width(2)))?;
+        series.label(*name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+    }
+    if curves.len() > 1 {
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .background_style(WHITE)
+            .border_style(BLACK.mix(0.3))
+            .draw()?;
+    }
+    Ok(())
+}

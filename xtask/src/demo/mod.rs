@@ -1,0 +1,29 @@
+//! The small model that the program carries: made by `cargo xtask train-demo`, measured by `cargo xtask eval-demo`.
+
+mod card;
+mod data;
+pub(crate) mod eval;
+mod export;
+mod folder;
+mod init;
+mod tokenizer;
+mod tower;
+pub(crate) mod train;
+
+use std::process::ExitCode;
+
+/// Says what went wrong in one line; the exit codes are the program's.
+fn exit(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("error: {error:#}");
+    let kind = error.chain().find_map(|cause| {
+        let train = cause.downcast_ref::<idefics_generate::train::TrainError>().map(|error| error.kind());
+        train.or_else(|| cause.downcast_ref::<idefics_generate::Error>().map(idefics_generate::Error::kind))
+    });
+    let io = error.chain().any(|cause| cause.is::<std::io::Error>());
+    ExitCode::from(match kind {
+        Some(kind) => kind.exit_code(),
+        None if io => idefics_generate::ErrorKind::FileSystem.exit_code(),
+        None => 2,
+    })
+}

@@ -1,0 +1,267 @@
+//! `cargo xtask train-demo`: from nothing to a small model that sees.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use burn::module::Module;
+use burn::tensor::{DType, Device};
+use idefics_generate::nn::checkpoint::save;
+use idefics_generate::processor::Processor;
+use idefics_generate::train::{AdamWConfig, LossGradients, Schedule, StepReport, Trainer, TrainingConfig, WeightDecay};
+use idefics_generate::{DeviceChoice, Idefics2, Idefics2Config, InputError, ModelConfig};
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::data::{Data, PICTURES};
+use super::tower::{self, PatchClassifier};
+use super::{card, eval, folder, init, tokenizer};
+
+/// Trains the small model that the program carries, from nothing, on scenes that it draws.
+///
+/// A run that was stopped goes on where its last checkpoint was when the command is given again.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask train-demo\n  \
+    cargo xtask train-demo --out target/short --tower-steps 20 --steps 20 --whole-steps 10 --save-every 10")]
+pub(crate) struct Args {
+    /// Where the model folder, the checkpoints and the metrics go.
+    #[arg(long, default_value = "target/train-demo")]
+    pub(super) out: PathBuf,
+    /// Steps of the vision tower alone.
+    #[arg(long, default_value_t = 2100)]
+    pub(super) tower_steps: u64,
+    /// Steps of connector and decoder on a tower that stays.
+    #[arg(long, default_value_t = 3500)]
+    pub(super) steps: u64,
+    /// Steps of the whole model at the end, at a fifth of the learning rate.
+    #[arg(long, default_value_t = 1000)]
+    pub(super) whole_steps: u64,
+    /// Pictures of a step are this times eight, computed at the same time.
+    #[arg(long, default_value_t = 2)]
+    workers: usize,
+    /// Highest learning rate.
+    #[arg(long, default_value_t = 1.5e-3)]
+    pub(super) learning_rate: f64,
+    /// Everything random comes from it.
+    #[arg(long, default_value_t = 0)]
+    pub(super) seed: u64,
+    /// Steps between checkpoints.
+    #[arg(long, default_value_t = 250)]
+    save_every: u64,
+    /// Steps between measurements on scenes that are not trained on.
+    #[arg(long, default_value_t = 1000)]
+    eval_every: u64,
+    /// cpu, cuda, cuda:N, wgpu or wgpu:N.
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
+}
+
+impl Args {
+    pub(super) fn pictures_per_step(&self) -> usize {
+        PICTURES * self.workers
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    super::exit(train(args))
+}
+
+fn train(args: &Args) -> Result<()> {
+    let (_, device) = args.device.open()?;
+    device.seed(args.seed); // the first weights
+    let model_folder = args.out.join("model");
+    std::fs::create_dir_all(&model_folder).with_context(|| model_folder.display().to_string())?;
+    if !model_folder.join("config.json").exists() {
+        let vocab_size = tokenizer::train(&model_folder, args.seed)?;
+        folder::write(&model_folder, vocab_size)?;
+    }
+    let ModelConfig::Idefics2(config) = ModelConfig::from_folder(&model_folder)? else {
+        unreachable!("it was written above");
+    };
+    let mut metrics = Metrics::open(&args.out.join("metrics.jsonl"))?;
+
+    let model = trained_tower(args, &config, &device, &mut metrics)?;
+    let model = trained_model(args, model, &model_folder, &device, &mut metrics)?;
+    save(&model, &model_folder.join("model.safetensors"), DType::BF16, &[])?;
+    let scores = eval::scores(&model_folder, &device, EVAL_SEED, 1000)?;
+    card::write(args, &model_folder, &scores, model.num_params())?;
+    for score in &scores {
+        println!("{:<16} {:.1} %", score.task, score.percent());
+    }
+    println!("{}", model_folder.display());
+    Ok(())
+}
+
+/// A model whose vision tower knows shapes and colours, the rest random.
+fn trained_tower(args: &Args, config: &Idefics2Config, device: &Device, metrics: &mut Metrics) -> Result<Idefics2> {
+    let vision_config = &config.vision_config;
+    let run = Run {
+        name: "tower",
+        folder: args.out.join("tower"),
+        total_steps: args.tower_steps,
+        learning_rate: args.learning_rate,
+        frozen: &[],
+        first_step: 0,
+    };
+    let start = PatchClassifier::new(vision_config, &device.clone().autodiff());
+    let start = init::draw(start, vision_config.num_hidden_layers);
+    let sheets = args.tower_steps * args.workers as u64 * 2 / 3;
+    let batch = |index| tower::micro_batch(vision_config, args.seed, TOWER_STREAM + index, index < sheets);
+    let classifier =
+        run.go(args, start, device, metrics, batch, PatchClassifier::training_gradients, |_, _| Ok(None))?;
+    let model = Idefics2::new(config, &device.clone().autodiff())?;
+    let mut model = init::draw(model, config.text_config.num_hidden_layers);
+    model.model.vision_model = classifier.vision_model;
+    Ok(model)
+}
+
+/// The model after both of its runs: on a tower that stays, then as a whole.
+fn trained_model(
+    args: &Args,
+    start: Idefics2,
+    model_folder: &Path,
+    device: &Device,
+    metrics: &mut Metrics,
+) -> Result<Idefics2> {
+    let processor = Processor::from_folder(model_folder)?;
+    let data = Data::new(&processor)?;
+    let language = Run {
+        name: "language",
+        folder: args.out.join("language"),
+        total_steps: args.steps,
+        learning_rate: args.learning_rate,
+        frozen: &["model.vision_model."],
+        first_step: 0,
+    };
+    let whole = Run {
+        name: "whole",
+        folder: args.out.join("whole"),
+        total_steps: args.whole_steps,
+        learning_rate: args.learning_rate / 5.0,
+        frozen: &[],
+        first_step: args.steps,
+    };
+    [language, whole].iter().try_fold(start, |model, run| {
+        let measure = |model: &Idefics2, step: u64| {
+            if step % args.eval_every != 0 && step != run.total_steps {
+                return Ok(None);
+            }
+            save(model, &model_folder.join("model.safetensors"), DType::BF16, &[])?;
+            let scores = eval::scores(model_folder, device, QUICK_EVAL_SEED, 96)?;
+            Ok(Some(scores.iter().map(|score| (score.task.to_owned(), json!(score.percent()))).collect::<Value>()))
+        };
+        let batch = |index| data.micro_batch(args.seed, index);
+        run.go(args, model, device, metrics, batch, Idefics2::training_gradients, measure)
+    })
+}
+
+/// Scenes that the finished model is measured on, and those of the curve.
+pub(super) const EVAL_SEED: u64 = 1;
+const QUICK_EVAL_SEED: u64 = 2;
+/// Streams of random numbers from here on are the tower's.
+const TOWER_STREAM: u64 = 1 << 40;
+
+/// One of the parts of the training.
+struct Run {
+    name: &'static str,
+    folder: PathBuf,
+    total_steps: u64,
+    learning_rate: f64,
+    /// Beginnings of the names of what is not trained.
+    frozen: &'static [&'static str],
+    /// Where in the data it begins.
+    first_step: u64,
+}
+
+impl Run {
+    fn config(&self, args: &Args) -> TrainingConfig {
+        TrainingConfig {
+            learning_rate: self.learning_rate,
+            schedule: Schedule::Cosine,
+            warmup_steps: (self.total_steps / 20).min(200),
+            adamw: AdamWConfig {
+                betas: [0.9, 0.98],
+                weight_decay: WeightDecay::Matrices(0.05),
+                ..AdamWConfig::default()
+            },
+            max_grad_norm: Some(1.0),
+            frozen: self.frozen.iter().map(|prefix| (*prefix).to_owned()).collect(),
+            seed: args.seed,
+            workers: args.workers,
+            ..TrainingConfig::new(self.total_steps)
+        }
+    }
+
+    /// Trains to the end, from the last checkpoint if there is one.
+    fn go<M: Module + Sync, B: Send + Sync>(
+        &self,
+        args: &Args,
+        start: M,
+        device: &Device,
+        metrics: &mut Metrics,
+        micro_batch: impl Fn(u64) -> Result<B> + Sync,
+        gradients: impl Fn(&M, &B) -> Result<LossGradients, InputError> + Sync,
+        measure: impl Fn(&M, u64) -> Result<Option<Value>>,
+    ) -> Result<M> {
+        let mut trainer = match Trainer::resume(start.clone(), self.config(args), &self.folder, device)? {
+            Some(trainer) => trainer,
+            None => Trainer::new(start, self.config(args))?,
+        };
+        let style = "{msg} {wide_bar} {pos}/{len} {eta}";
+        let style = ProgressStyle::with_template(style).expect("the template is valid");
+        let bar = ProgressBar::new(self.total_steps).with_style(style);
+        bar.set_position(trainer.steps_done());
+        bar.reset_eta();
+        let n_micro = args.workers as u64;
+        while trainer.steps_done() < self.total_steps {
+            let clock = Instant::now();
+            let step = trainer.steps_done();
+            let batches = (0..n_micro)
+                .into_par_iter()
+                .map(|micro| micro_batch((self.first_step + step) * n_micro + micro))
+                .collect::<Result<Vec<B>>>()?;
+            let report = trainer.step(&batches, &gradients)?;
+            let seconds = clock.elapsed().as_secs_f64();
+            let pictures_per_s = args.pictures_per_step() as f64 / seconds;
+            bar.set_message(format!("{} loss {:.4} {pictures_per_s:.0} pictures/s", self.name, report.loss));
+            bar.set_position(trainer.steps_done());
+
+            let done = trainer.steps_done();
+            let scores = measure(trainer.module(), done)?;
+            metrics.add(self.name, &report, seconds, scores)?;
+            if done % args.save_every == 0 || done == self.total_steps {
+                trainer.save(&self.folder)?;
+            }
+        }
+        bar.finish_and_clear();
+        Ok(trainer.module().clone())
+    }
+}
+
+/// One JSON object a step.
+struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::options().create(true).append(true).open(path).with_context(|| path.display().to_string())?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn add(&mut self, part: &str, report: &StepReport, seconds: f64, scores: Option<Value>) -> Result<()> {
+        let mut line = serde_json::to_value(report)?;
+        line["part"] = json!(part);
+        line["step_seconds"] = json!(seconds);
+        if let Some(scores) = scores {
+            line["percent_right"] = scores;
+        }
+        writeln!(self.file, "{line}").with_context(|| self.path.display().to_string())
+    }
+}
