@@ -83,10 +83,11 @@ fn train(args: &Args) -> Result<()> {
     let ModelConfig::Idefics2(config) = ModelConfig::from_folder(&model_folder)? else {
         unreachable!("it was written above");
     };
-    let mut metrics = Metrics::open(&args.out.join("metrics.jsonl"))?;
+    let metrics = Metrics::open(&args.out.join("metrics.jsonl"))?;
+    let mut session = Session { args, device: device.clone(), metrics };
 
-    let model = trained_tower(args, &config, &device, &mut metrics)?;
-    let model = trained_model(args, model, &model_folder, &device, &mut metrics)?;
+    let model = trained_tower(&mut session, &config)?;
+    let model = trained_model(&mut session, model, &model_folder)?;
     save(&model, &model_folder.join("model.safetensors"), DType::BF16, &[])?;
     let scores = eval::scores(&model_folder, &device, EVAL_SEED, 1000)?;
     card::write(args, &model_folder, &scores, model.num_params())?;
@@ -98,7 +99,8 @@ fn train(args: &Args) -> Result<()> {
 }
 
 /// A model whose vision tower knows shapes and colours, the rest random.
-fn trained_tower(args: &Args, config: &Idefics2Config, device: &Device, metrics: &mut Metrics) -> Result<Idefics2> {
+fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<Idefics2> {
+    let (args, device) = (session.args, session.device.clone());
     let vision_config = &config.vision_config;
     let run = Run {
         name: "tower",
@@ -112,22 +114,16 @@ fn trained_tower(args: &Args, config: &Idefics2Config, device: &Device, metrics:
     let start = init::draw(start, vision_config.num_hidden_layers);
     let sheets = args.tower_steps * args.workers as u64 * 2 / 3;
     let batch = |index| tower::micro_batch(vision_config, args.seed, TOWER_STREAM + index, index < sheets);
-    let classifier =
-        run.go(args, start, device, metrics, batch, PatchClassifier::training_gradients, |_, _| Ok(None))?;
-    let model = Idefics2::new(config, &device.clone().autodiff())?;
+    let classifier = run.go(session, start, batch, PatchClassifier::training_gradients, |_, _| Ok(None))?;
+    let model = Idefics2::new(config, &device.autodiff())?;
     let mut model = init::draw(model, config.text_config.num_hidden_layers);
     model.model.vision_model = classifier.vision_model;
     Ok(model)
 }
 
 /// The model after both of its runs: on a tower that stays, then as a whole.
-fn trained_model(
-    args: &Args,
-    start: Idefics2,
-    model_folder: &Path,
-    device: &Device,
-    metrics: &mut Metrics,
-) -> Result<Idefics2> {
+fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path) -> Result<Idefics2> {
+    let (args, device) = (session.args, session.device.clone());
     let processor = Processor::from_folder(model_folder)?;
     let data = Data::new(&processor)?;
     let language = Run {
@@ -148,15 +144,15 @@ fn trained_model(
     };
     [language, whole].iter().try_fold(start, |model, run| {
         let measure = |model: &Idefics2, step: u64| {
-            if step % args.eval_every != 0 && step != run.total_steps {
+            if !step.is_multiple_of(args.eval_every) && step != run.total_steps {
                 return Ok(None);
             }
             save(model, &model_folder.join("model.safetensors"), DType::BF16, &[])?;
-            let scores = eval::scores(model_folder, device, QUICK_EVAL_SEED, 96)?;
+            let scores = eval::scores(model_folder, &device, QUICK_EVAL_SEED, 96)?;
             Ok(Some(scores.iter().map(|score| (score.task.to_owned(), json!(score.percent()))).collect::<Value>()))
         };
         let batch = |index| data.micro_batch(args.seed, index);
-        run.go(args, model, device, metrics, batch, Idefics2::training_gradients, measure)
+        run.go(session, model, batch, Idefics2::training_gradients, measure)
     })
 }
 
@@ -165,6 +161,13 @@ pub(super) const EVAL_SEED: u64 = 1;
 const QUICK_EVAL_SEED: u64 = 2;
 /// Streams of random numbers from here on are the tower's.
 const TOWER_STREAM: u64 = 1 << 40;
+
+/// What the parts of the training share.
+struct Session<'a> {
+    args: &'a Args,
+    device: Device,
+    metrics: Metrics,
+}
 
 /// One of the parts of the training.
 struct Run {
@@ -200,15 +203,14 @@ impl Run {
     /// Trains to the end, from the last checkpoint if there is one.
     fn go<M: Module + Sync, B: Send + Sync>(
         &self,
-        args: &Args,
+        session: &mut Session<'_>,
         start: M,
-        device: &Device,
-        metrics: &mut Metrics,
         micro_batch: impl Fn(u64) -> Result<B> + Sync,
         gradients: impl Fn(&M, &B) -> Result<LossGradients, InputError> + Sync,
         measure: impl Fn(&M, u64) -> Result<Option<Value>>,
     ) -> Result<M> {
-        let mut trainer = match Trainer::resume(start.clone(), self.config(args), &self.folder, device)? {
+        let args = session.args;
+        let mut trainer = match Trainer::resume(start.clone(), self.config(args), &self.folder, &session.device)? {
             Some(trainer) => trainer,
             None => Trainer::new(start, self.config(args))?,
         };
@@ -233,8 +235,8 @@ impl Run {
 
             let done = trainer.steps_done();
             let scores = measure(trainer.module(), done)?;
-            metrics.add(self.name, &report, seconds, scores)?;
-            if done % args.save_every == 0 || done == self.total_steps {
+            session.metrics.add(self.name, &report, seconds, scores)?;
+            if done.is_multiple_of(args.save_every) || done == self.total_steps {
                 trainer.save(&self.folder)?;
             }
         }
