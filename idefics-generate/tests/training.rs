@@ -98,7 +98,8 @@ fn recomputing_layers_gives_the_same_gradients() {
             let other = recomputed.gradients.get(tensor).unwrap_or_else(|| panic!("{name}: `{tensor}` is missing"));
             let difference = (gradient.clone() - other.clone()).abs().max().into_scalar::<f32>();
             let size = gradient.clone().abs().max().into_scalar::<f32>();
-            assert!(difference <= 1e-5 * size.max(1.0), "{name}: `{tensor}` differs by {difference} of {size}");
+            // Sums over some 30 labels; attention is another kernel where no graph is kept.
+            assert!(difference <= 1e-4 * size.max(1.0), "{name}: `{tensor}` differs by {difference} of {size}");
         }
     }
 }

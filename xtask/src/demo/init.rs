@@ -4,11 +4,14 @@
 //! positions on waves: <https://arxiv.org/abs/2305.09828>. Without that it sees no shapes for the first 10,000 pictures.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Distribution, Tensor, TensorData};
+use burn::tensor::{Device, Distribution, Tensor, TensorData};
 use idefics_generate::nn::{ParameterMapper, map_parameters};
 
-/// Draws every matrix of `module` anew, so that each layer keeps the size of what it reads; biases become 0.
-pub(super) fn draw<M: Module>(module: M, n_layers: usize) -> M {
+/// Draws every matrix of `module` anew, so that each layer keeps the size of what it reads; biases become 0, norms 1.
+///
+/// The same `seed` gives the same weights, whatever was drawn before.
+pub(super) fn draw<M: Module>(module: M, n_layers: usize, device: &Device, seed: u64) -> M {
+    device.seed(seed);
     map_parameters(module, &mut Draw { residual: 1.0 / (2.0 * n_layers as f64).sqrt(), query: None })
 }
 
@@ -47,7 +50,7 @@ impl ParameterMapper for Draw {
         };
         let value = match D {
             1 if name.ends_with("bias") => Tensor::zeros(shape, &device),
-            1 => return param, // norms begin with 1
+            1 => Tensor::ones(shape, &device),
             _ if name.ends_with("position_embedding.weight") => Tensor::from_data(waves(&shape), &device),
             _ if let Some(query) = equal_query => Tensor::from_data(query, &device),
             _ => Tensor::random(shape.clone(), Distribution::Normal(0.0, self.std(name, &shape)), &device),

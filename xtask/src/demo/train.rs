@@ -55,6 +55,9 @@ pub(crate) struct Args {
     /// Steps between measurements on scenes that are not trained on.
     #[arg(long, default_value_t = 1000)]
     eval_every: u64,
+    /// Examples of each group of tasks that the finished model is measured on.
+    #[arg(long, default_value_t = 1000)]
+    count: usize,
     /// cpu, cuda, cuda:N, wgpu or wgpu:N.
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
@@ -73,7 +76,6 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn train(args: &Args) -> Result<()> {
     let (_, device) = args.device.open()?;
-    device.seed(args.seed); // the first weights
     let model_folder = args.out.join("model");
     std::fs::create_dir_all(&model_folder).with_context(|| model_folder.display().to_string())?;
     if !model_folder.join("config.json").exists() {
@@ -89,7 +91,7 @@ fn train(args: &Args) -> Result<()> {
     let model = trained_tower(&mut session, &config)?;
     let model = trained_model(&mut session, model, &model_folder)?;
     save(&model, &model_folder.join("model.safetensors"), DType::BF16, &[])?;
-    let scores = eval::scores(&model_folder, &device, EVAL_SEED, 1000)?;
+    let scores = eval::scores(&model_folder, &device, EVAL_SEED, args.count)?;
     card::write(args, &model_folder, &scores, model.num_params())?;
     for score in &scores {
         println!("{:<16} {:.1} %", score.task, score.percent());
@@ -111,12 +113,12 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
         first_step: 0,
     };
     let start = PatchClassifier::new(vision_config, &device.clone().autodiff());
-    let start = init::draw(start, vision_config.num_hidden_layers);
+    let start = init::draw(start, vision_config.num_hidden_layers, &device, args.seed);
     let sheets = args.tower_steps * args.workers as u64 * 2 / 3;
     let batch = |index| tower::micro_batch(vision_config, args.seed, TOWER_STREAM + index, index < sheets);
     let classifier = run.go(session, start, batch, PatchClassifier::training_gradients, |_, _| Ok(None))?;
-    let model = Idefics2::new(config, &device.autodiff())?;
-    let mut model = init::draw(model, config.text_config.num_hidden_layers);
+    let model = Idefics2::new(config, &device.clone().autodiff())?;
+    let mut model = init::draw(model, config.text_config.num_hidden_layers, &device, args.seed + 1);
     model.model.vision_model = classifier.vision_model;
     Ok(model)
 }
@@ -148,7 +150,7 @@ fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path
                 return Ok(None);
             }
             save(model, &model_folder.join("model.safetensors"), DType::BF16, &[])?;
-            let scores = eval::scores(model_folder, &device, QUICK_EVAL_SEED, 96)?;
+            let scores = eval::scores(model_folder, &device, QUICK_EVAL_SEED, args.count.min(96))?;
             Ok(Some(scores.iter().map(|score| (score.task.to_owned(), json!(score.percent()))).collect::<Value>()))
         };
         let batch = |index| data.micro_batch(args.seed, index);
