@@ -7,7 +7,7 @@
 //! # use idefics_generate::Idefics2;
 //! # fn run(model: Idefics2, batches: impl Iterator<Item = Vec<TrainingBatch>>) -> Result<(), idefics_generate::train::TrainError> {
 //! let config = TrainingConfig { learning_rate: 1e-4, schedule: Schedule::Cosine, ..TrainingConfig::new(1000) };
-//! let mut trainer = Trainer::new(model, config);
+//! let mut trainer = Trainer::new(model, config)?;
 //! for micro_batches in batches {
 //!     let report = trainer.step(&micro_batches, Idefics2::training_gradients)?;
 //!     println!("step {}: loss {:.4}", report.step, report.loss);
