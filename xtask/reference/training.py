@@ -19,6 +19,7 @@ Parameters = dict[str, torch.nn.Parameter]
 IGNORED = -100
 ROUNDING = 2.0**-22  # relative change of the weights in the second run
 STEADY = 1e-4  # the most that this may change a loss
+STEADY_NORM = 1e-3  # and a norm of gradients
 FALL = 0.1  # the least that the loss falls in a run
 
 
@@ -132,9 +133,14 @@ def train(checkpoint: Path, inputs: Tensors, settings: Train) -> Tensors:
     model = load(checkpoint)
     parameters = freeze(model, settings.frozen, stored)
     shake(parameters)
-    change = (run(model, parameters, batch, settings).losses - first.losses).abs().max().item()
-    if not change <= STEADY:
-        raise Unsteady(f"rounding changes the loss by {change:.1e}")
+    shaken = run(model, parameters, batch, settings)
+    for what, ours, theirs, limit in (
+        ("the loss", shaken.losses, first.losses, STEADY),
+        ("the norm of the gradients", shaken.grad_norms, first.grad_norms, STEADY_NORM),
+    ):
+        change = (ours - theirs).abs().max().item()
+        if not change <= limit:
+            raise Unsteady(f"rounding changes {what} by {change:.1e}")
     if not first.losses[-1] <= first.losses[0] - FALL:
         raise Unsteady(f"the loss goes from {first.losses[0]:.3f} to {first.losses[-1]:.3f}")
     return {

@@ -17,6 +17,61 @@ use super::tokenizer::{END_OF_UTTERANCE, special_id};
 /// Pictures of a micro-batch.
 pub(super) const PICTURES: usize = 8;
 
+/// What the rows of a micro-batch are, all of them: their lengths are then alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A conversation of several questions about one picture.
+    Chat,
+    /// The same about two.
+    TwoPictures,
+    Caption,
+    PromptedCaption,
+    Classification,
+}
+
+/// How often each kind comes.
+const MIX: [(Kind, u32); 5] = [
+    (Kind::Chat, 11),
+    (Kind::TwoPictures, 4),
+    (Kind::Caption, 2),
+    (Kind::PromptedCaption, 2),
+    (Kind::Classification, 1),
+];
+
+impl Kind {
+    fn example(self, rng: &mut impl Rng, width: u32, height: u32) -> Example {
+        let scenes = |n: usize, rng: &mut _| (0..n).map(|_| Scene::random(rng, width, height)).collect();
+        match self {
+            Self::Chat => {
+                let scenes = scenes(1, rng);
+                let n_exchanges = rng.random_range(4..=7);
+                Example::chat(rng, scenes, n_exchanges)
+            }
+            Self::TwoPictures => {
+                let scenes = scenes(2, rng);
+                let n_exchanges = rng.random_range(2..=5);
+                Example::chat(rng, scenes, n_exchanges)
+            }
+            Self::Caption => Example::single_sized(rng, Task::Caption, width, height),
+            Self::PromptedCaption => Example::single_sized(rng, Task::PromptedCaption, width, height),
+            Self::Classification => Example::single_sized(rng, Task::Classification, width, height),
+        }
+    }
+}
+
+/// One of `options`, each as likely as its weight says.
+fn pick(rng: &mut impl Rng, options: &[(Kind, u32)]) -> Kind {
+    let mut left = rng.random_range(0..options.iter().map(|(_, weight)| weight).sum());
+    let chosen = options.iter().find(|(_, weight)| match left.checked_sub(*weight) {
+        Some(rest) => {
+            left = rest;
+            false
+        }
+        None => true,
+    });
+    chosen.expect("the weights sum up to the range").0
+}
+
 /// Turns scenes and words into what the model reads.
 pub(super) struct Data<'a> {
     processor: &'a Processor,
@@ -30,32 +85,14 @@ impl<'a> Data<'a> {
         Ok(Self { processor, answer_begins })
     }
 
-    /// Micro-batch `index` of the run: pictures of one size, and what is said about them.
-    pub(super) fn micro_batch(&self, seed: u64, index: u64) -> Result<TrainingBatch> {
+    /// Micro-batch `index` of the run: pictures of one size, and what is said about them: captions alone, which say
+    /// the most in the fewest words, or everything that will be asked.
+    pub(super) fn micro_batch(&self, seed: u64, index: u64, captions_only: bool) -> Result<TrainingBatch> {
         let rng = &mut idefics_demo::rng(Purpose::Training, seed, index);
         let (width, height) = idefics_demo::random_size(rng);
-        let scenes = |rng: &mut _, n: usize| (0..n).map(|_| Scene::random(rng, width, height)).collect::<Vec<_>>();
-        let examples: Vec<Example> = match rng.random_range(0..20) {
-            0..12 => {
-                let chat = |_| {
-                    let n_exchanges = rng.random_range(4..=7);
-                    let scenes = scenes(rng, 1);
-                    Example::chat(rng, scenes, n_exchanges)
-                };
-                (0..PICTURES).map(chat).collect()
-            }
-            12..15 => {
-                let chat = |_| {
-                    let n_exchanges = rng.random_range(2..=5);
-                    let scenes = scenes(rng, 2);
-                    Example::chat(rng, scenes, n_exchanges)
-                };
-                (0..PICTURES / 2).map(chat).collect()
-            }
-            15..17 => (0..PICTURES).map(|_| Example::single_sized(rng, Task::Caption, width, height)).collect(),
-            17..19 => (0..PICTURES).map(|_| Example::single_sized(rng, Task::PromptedCaption, width, height)).collect(),
-            _ => (0..PICTURES).map(|_| Example::single_sized(rng, Task::Classification, width, height)).collect(),
-        };
+        let kind = if captions_only { pick(rng, &[(Kind::Caption, 2), (Kind::PromptedCaption, 1)]) } else { pick(rng, &MIX) };
+        let n_rows = if kind == Kind::TwoPictures { PICTURES / 2 } else { PICTURES };
+        let examples: Vec<Example> = (0..n_rows).map(|_| kind.example(rng, width, height)).collect();
         let samples = examples.iter().map(|example| sample(example, true)).collect::<Result<Vec<_>>>()?;
         let processed = self.processor.process(&samples, &ProcessOptions::default())?;
         let labels: Vec<Vec<i64>> = examples

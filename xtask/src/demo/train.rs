@@ -35,8 +35,11 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 2100)]
     pub(super) tower_steps: u64,
     /// Steps of connector and decoder on a tower that stays.
-    #[arg(long, default_value_t = 3500)]
+    #[arg(long, default_value_t = 9000)]
     pub(super) steps: u64,
+    /// Of these the first, which are on captions alone.
+    #[arg(long, default_value_t = 2500)]
+    caption_steps: u64,
     /// Steps of the whole model at the end, at a fifth of the learning rate.
     #[arg(long, default_value_t = 1000)]
     pub(super) whole_steps: u64,
@@ -153,7 +156,7 @@ fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path
             let scores = eval::scores(model_folder, &device, QUICK_EVAL_SEED, args.count.min(96))?;
             Ok(Some(scores.iter().map(|score| (score.task.to_owned(), json!(score.percent()))).collect::<Value>()))
         };
-        let batch = |index| data.micro_batch(args.seed, index);
+        let batch = |index| data.micro_batch(args.seed, index, index < args.caption_steps * args.workers as u64);
         run.go(session, model, batch, Idefics2::training_gradients, measure)
     })
 }
