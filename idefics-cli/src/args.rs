@@ -12,6 +12,7 @@ use idefics_generate::{DeviceChoice, EosTokenId, GenerationConfig, Precision};
 #[derive(Debug, Parser)]
 #[command(name = "idefics", version, propagate_version = true)]
 #[command(after_help = "Examples:
+  idefics demo
   idefics --model DIR caption photo.jpg
   idefics --model HuggingFaceM4/idefics2-8b ask photo.jpg \"How many people are there?\"
   idefics --model DIR --json generate --prompt-file prompts.json --max-new-tokens 64
@@ -29,7 +30,8 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// A model folder in the public layout, or a hub id `org/name[@revision]`.
+    /// A model folder in the public layout, or a hub id `org/name[@revision]` [default: the built-in model, which knows
+    /// drawn shapes only].
     #[arg(long, global = true, value_name = "FOLDER|ID", env = "IDEFICS_MODEL")]
     pub(crate) model: Option<String>,
     /// What to compute on: auto, cpu, cuda, cuda:N, wgpu or wgpu:N.
@@ -70,6 +72,9 @@ pub(crate) enum Command {
     {\"type\": \"text\", \"text\": \"What is this?\"}]}], \"add_generation_prompt\": true}
 Image paths are relative to the file. If a sample of a batch is refused, none is run. Example: idefics --model DIR generate --prompt-file prompts.json")]
     Generate(GenerateArgs),
+    /// Draw a few scenes, ask about them, and answer.
+    #[command(after_help = "Example: idefics demo --count 2 --seed 7")]
+    Demo(DemoArgs),
     /// Say what a model folder holds.
     #[command(after_help = "Example: idefics --model DIR inspect")]
     Inspect,
@@ -104,6 +109,19 @@ pub(crate) struct GenerateArgs {
     pub(crate) prompt_file: PathBuf,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Scenes to draw.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) count: usize,
+    /// Do not show the pictures.
+    #[arg(long)]
+    pub(crate) no_pictures: bool,
+    /// Keep the pictures in this folder as PNG files.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) save: Option<PathBuf>,
 }
 
 /// How prompts become tokens, and tokens text.

@@ -2,18 +2,16 @@
 
 use std::process::ExitCode;
 
-use idefics_generate::{Error, ErrorKind};
+use idefics_generate::Error;
 
 const SOME_FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const INPUT: u8 = 3;
-const MODEL: u8 = 4;
 const FILE_SYSTEM: u8 = 5;
 const LIMIT: u8 = 6;
 const NETWORK: u8 = 7;
 const NUMERIC: u8 = 8;
 const BUG: u8 = 70;
-const DEVICE: u8 = 75;
 const INTERRUPTED: u8 = 130;
 
 /// Why the program stops early.
@@ -60,10 +58,15 @@ impl Failure {
         matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC)
     }
 
+    /// What is wrong, on one line.
+    pub(crate) fn message(&self) -> String {
+        self.message.replace('\n', " ")
+    }
+
     /// Prints the line.
     pub(crate) fn warn(&self) {
         if !self.message.is_empty() {
-            eprintln!("error: {}", self.message.replace('\n', " "));
+            eprintln!("error: {}", self.message());
         }
     }
 
@@ -76,18 +79,7 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let code = match error.kind() {
-            ErrorKind::Usage => USAGE,
-            ErrorKind::Input => INPUT,
-            ErrorKind::Model => MODEL,
-            ErrorKind::FileSystem => FILE_SYSTEM,
-            ErrorKind::Limit => LIMIT,
-            ErrorKind::Network => NETWORK,
-            ErrorKind::Numeric => NUMERIC,
-            ErrorKind::Device => DEVICE,
-            _ => BUG,
-        };
-        Self { code, message: error.to_string() }
+        Self { code: error.kind().exit_code(), message: error.to_string() }
     }
 }
 

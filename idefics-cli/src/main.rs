@@ -63,6 +63,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Caption(args) => commands::caption::run(&cli.global, args),
         Command::Ask(args) => commands::ask::run(&cli.global, args),
         Command::Generate(args) => commands::generate::run(&cli.global, args),
+        Command::Demo(args) => commands::demo::run(&cli.global, args),
         Command::Inspect => commands::inspect::run(&cli.global),
     }
 }

@@ -1,23 +1,38 @@
 //! Loading a model with a progress bar, and Ctrl-C.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use idefics_generate::hub::{self, ModelSource};
 use idefics_generate::{CancelToken, Error, Idefics, LoadStage};
 use indicatif::{ProgressBar, ProgressStyle};
+use tempfile::TempDir;
 
 use crate::args::Global;
 use crate::failure::Failure;
 
-/// The model folder that `--model` means; a hub id is downloaded to the standard cache first.
-pub(crate) fn folder(global: &Global) -> Result<PathBuf, Failure> {
-    let Some(model) = &global.model else {
-        return Err(Failure::usage(
-            "no model: give --model FOLDER or --model org/name of the hub, or set IDEFICS_MODEL".to_owned(),
-        ));
-    };
+/// Where a model's files are.
+pub(crate) enum ModelFolder {
+    /// A folder of the user's, or of the hub's cache.
+    Kept(PathBuf),
+    /// The program's own model, written out while it is read.
+    Embedded(TempDir),
+}
+
+impl ModelFolder {
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Kept(folder) => folder,
+            Self::Embedded(folder) => folder.path(),
+        }
+    }
+}
+
+/// The model folder that `--model` means; a hub id is downloaded to the standard cache first, without one it is the
+/// program's own.
+pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
+    let Some(model) = &global.model else { return embedded() };
     match ModelSource::parse(model) {
-        ModelSource::Folder(folder) => Ok(folder),
+        ModelSource::Folder(folder) => Ok(ModelFolder::Kept(folder)),
         ModelSource::Hub { repo, revision } => {
             let bar = byte_bar();
             let fetched = hub::fetch(&repo, revision.as_deref(), &mut |state| {
@@ -26,14 +41,32 @@ pub(crate) fn folder(global: &Global) -> Result<PathBuf, Failure> {
                 bar.set_message(state.file);
             });
             bar.finish_and_clear();
-            Ok(fetched.map_err(Error::from)?)
+            Ok(ModelFolder::Kept(fetched.map_err(Error::from)?))
         }
     }
 }
 
+fn embedded() -> Result<ModelFolder, Failure> {
+    let written = tempfile::tempdir().and_then(|folder| idefics_demo::write_model(folder.path()).map(|()| folder));
+    let folder = written.map_err(|error| Failure::file_system(format!("the built-in model's files: {error}")))?;
+    Ok(ModelFolder::Embedded(folder))
+}
+
+/// Says what the built-in model is, once.
+fn introduce_embedded() {
+    eprintln!(
+        "built-in model: it knows pictures of coloured shapes and nothing else; for photographs give \
+         --model HuggingFaceM4/idefics2-8b-chatty (a download of 33.6 GB) or a model folder"
+    );
+}
+
 /// Loads what `--model`, `--device` and `--dtype` ask for.
 pub(crate) fn load(global: &Global) -> Result<Idefics, Failure> {
-    let folder = folder(global)?;
+    let source = folder(global)?;
+    let folder = source.path();
+    if matches!(source, ModelFolder::Embedded(_)) {
+        introduce_embedded();
+    }
     let (choice, device) = global.device.open().map_err(Error::from)?;
     let dtype = global.dtype.on(choice, &device).map_err(Error::from)?;
     if global.verbose {
@@ -41,7 +74,7 @@ pub(crate) fn load(global: &Global) -> Result<Idefics, Failure> {
     }
     let bar = byte_bar();
     bar.set_message("loading weights");
-    let model = Idefics::from_folder(&folder, &device, dtype, |stage| {
+    let model = Idefics::from_folder(folder, &device, dtype, |stage| {
         if let LoadStage::Weights(loaded) = stage {
             bar.set_length(loaded.bytes_total);
             bar.set_position(loaded.bytes_done);

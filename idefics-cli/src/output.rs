@@ -3,15 +3,17 @@
 use std::io::{self, Write};
 
 use idefics_generate::processor::{ProcessOptions, Sample};
-use idefics_generate::{Answer, CancelToken, FinishReason, GenerationConfig, Idefics};
+use idefics_generate::{Answer, CancelToken, FinishReason, GenerationConfig, Idefics, Timings, Usage};
+use serde_json::json;
 
 use crate::args::Global;
 use crate::failure::Failure;
 
-/// Answers one sample: `prefix` and text as it comes, or one JSON object.
+/// Answers one sample: text as it comes, or one JSON object. `image` is the one of several that it is about: its name
+/// stands before the text, or in the object.
 pub(crate) fn answer_one(
     global: &Global,
-    prefix: &str,
+    image: Option<&str>,
     model: &Idefics,
     sample: &Sample,
     process: &ProcessOptions,
@@ -20,6 +22,7 @@ pub(crate) fn answer_one(
 ) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let mut written = Ok(());
+    let prefix = image.map_or_else(String::new, |image| format!("{image}: "));
     let mut prefix = prefix.as_bytes(); // goes out with the first text: a sample that is refused prints nothing
     let answer = model.generate_streaming(sample, process, options, cancel, |chunk| {
         if !global.json && written.is_ok() {
@@ -32,7 +35,7 @@ pub(crate) fn answer_one(
     })?;
     written?;
     match global.json {
-        true => print_json(&mut stdout, &answer)?,
+        true => print_json(&mut stdout, &answer, image)?,
         false => writeln!(stdout)?,
     }
     report(global, &answer);
@@ -44,7 +47,7 @@ pub(crate) fn print_batch(global: &Global, answers: &[Answer]) -> Result<(), Fai
     let mut stdout = io::stdout().lock();
     for (row, answer) in answers.iter().enumerate() {
         match global.json {
-            true => print_json(&mut stdout, answer)?,
+            true => print_json(&mut stdout, answer, None)?,
             false => writeln!(stdout, "[{row}] {}", answer.text)?,
         }
         report(global, answer);
@@ -52,15 +55,29 @@ pub(crate) fn print_batch(global: &Global, answers: &[Answer]) -> Result<(), Fai
     answers.iter().try_for_each(interrupted)
 }
 
-fn print_json(stdout: &mut impl Write, answer: &Answer) -> Result<(), Failure> {
-    let line = serde_json::to_string(answer).map_err(io::Error::from)?;
+/// The record of an image that was refused, so that every image has one.
+pub(crate) fn print_refused(image: &str, failure: &Failure) -> Result<(), Failure> {
+    Ok(writeln!(io::stdout().lock(), "{}", json!({"image": image, "error": failure.message()}))?)
+}
+
+fn print_json(stdout: &mut impl Write, answer: &Answer, image: Option<&str>) -> Result<(), Failure> {
+    let mut line = serde_json::to_value(answer).map_err(io::Error::from)?;
+    if let Some(image) = image {
+        line["image"] = image.into();
+    }
     Ok(writeln!(stdout, "{line}")?)
 }
 
 fn report(global: &Global, answer: &Answer) {
     if global.verbose {
         let Answer { usage, timings, finish_reason, .. } = answer;
-        eprintln!("{finish_reason:?}: {usage:?}, {timings:?}");
+        let Usage { prompt_tokens, image_tokens, completion_tokens } = usage;
+        let Timings { preprocess_ms, vision_ms, connector_ms, prefill_ms, decode_ms } = timings;
+        eprintln!(
+            "{prompt_tokens} prompt tokens ({image_tokens} of images), {completion_tokens} generated, ended by \
+             {finish_reason:?}; ms: preprocessing {preprocess_ms:.1}, vision {vision_ms:.1}, connector \
+             {connector_ms:.1}, prefill {prefill_ms:.1}, decoding {decode_ms:.1}"
+        );
     }
 }
 

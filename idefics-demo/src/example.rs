@@ -97,6 +97,24 @@ impl Example {
         Some(Self { scenes, form })
     }
 
+    /// A scene told in full, shape after shape from the left: to learn from, as it says more than any question asks.
+    ///
+    /// ` a red circle at 2 7 of size 4 and a blue star at 8 3 of size 2.`: the middle is so many tenths of the picture
+    /// from the left and from the top, the diameter so many tenths of its shorter side, all rounded down.
+    ///
+    /// # Panics
+    /// If the scene has no shapes or more than three.
+    pub fn in_detail(scene: Scene) -> Self {
+        let scenes = vec![scene];
+        check(&scenes);
+        let form = Form::Continuation {
+            task: Task::PromptedCaption,
+            prompt: "<image>In detail:".into(),
+            answer: format!(" {}.", questions::listed_in_detail(&scenes[0])),
+        };
+        Self { scenes, form }
+    }
+
     /// A chat about one or two scenes, of `n_exchanges`, or fewer where the scenes do not give as many.
     ///
     /// No question comes twice. Colours, kinds and presence are not asked for once the chat has told them, with one

@@ -274,7 +274,27 @@ pub(crate) fn any<R: Rng + ?Sized, T>(rng: &mut R, options: impl IntoIterator<It
 
 /// `a red circle, a blue star and a green square`, from left to right.
 fn listed(scene: &Scene) -> String {
-    let names: Vec<_> = scene.shapes.iter().map(|shape| Mention::Both(shape.colour, shape.kind).singular()).collect();
+    enumeration(scene.shapes.iter().map(named))
+}
+
+/// As [`listed`], each with the tenth of the picture that its middle is in, and its diameter in tenths.
+pub(crate) fn listed_in_detail(scene: &Scene) -> String {
+    let [width, height] = [scene.width, scene.height].map(|side| side as f32);
+    let tenths = |pixels: f32, side: f32| ((10.0 * pixels / side) as usize).min(9);
+    enumeration(scene.shapes.iter().map(|shape| {
+        let [x, y] = [tenths(shape.centre[0], width), tenths(shape.centre[1], height)];
+        format!("{} at {x} {y} of size {}", named(shape), tenths(2.0 * shape.radius, width.min(height)))
+    }))
+}
+
+/// `a red circle`.
+fn named(shape: &Shape) -> String {
+    Mention::Both(shape.colour, shape.kind).singular()
+}
+
+/// `one, two and three`.
+fn enumeration(names: impl Iterator<Item = String>) -> String {
+    let names: Vec<_> = names.collect();
     match names.as_slice() {
         [first @ .., last] if !first.is_empty() => format!("{} and {last}", first.join(", ")),
         names => names.concat(),

@@ -43,9 +43,21 @@ pub struct PatchLabel {
     pub class: u8,
     /// For each of its pixels, row after row, whether a shape covers its middle.
     pub covered: Vec<bool>,
-    /// From its middle to that of the shape, right and down, and the shape's radius: all in patches. `None` where it is
-    /// background.
-    pub shape: Option<[f32; 3]>,
+    /// The shape that it is of; `None` where it is background.
+    pub shape: Option<PatchShape>,
+}
+
+/// The shape that a patch is of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PatchShape {
+    /// Its number in the scene: 0 is the leftmost.
+    pub number: usize,
+    /// From the patch's middle to the shape's, right and down, in patches.
+    pub offset: [f32; 2],
+    /// Radius of its bounding circle, in patches.
+    pub radius: f32,
+    /// Its middle: the distance from the picture's, right and down, in widths and heights; within ±0.5.
+    pub centre: [f32; 2],
 }
 
 /// Width and height of a picture, in pixels: each 64 to 128, so that no side is more than twice the other.
@@ -117,14 +129,17 @@ impl Scene {
             let at: Vec<u8> = (top..top + patch).flat_map(|y| &front[y * width + left..][..patch]).copied().collect();
             let pixels_of = |number: usize| at.iter().filter(|&&at| usize::from(at) == number).count();
             let most = (1..).zip(&self.shapes).max_by_key(|&(number, _)| pixels_of(number));
-            let shape = most.map(|(_, shape)| shape).filter(|_| 4 * pixels_of(0) <= 3 * patch * patch);
+            let shape = most.filter(|_| 4 * pixels_of(0) <= 3 * patch * patch);
             let middle = [left, top].map(|start| start as f32 + patch as f32 / 2.0);
+            let sides = [width as f32, height as f32];
             PatchLabel {
-                class: shape.map_or(0, Shape::class),
+                class: shape.map_or(0, |(_, shape)| shape.class()),
                 covered: at.iter().map(|&at| at > 0).collect(),
-                shape: shape.map(|shape| {
-                    let [x, y] = [0, 1].map(|axis| (shape.centre[axis] - middle[axis]) / patch as f32);
-                    [x, y, shape.radius / patch as f32]
+                shape: shape.map(|(number, shape)| PatchShape {
+                    number: number - 1,
+                    offset: [0, 1].map(|axis| (shape.centre[axis] - middle[axis]) / patch as f32),
+                    radius: shape.radius / patch as f32,
+                    centre: [0, 1].map(|axis| shape.centre[axis] / sides[axis] - 0.5),
                 }),
             }
         };

@@ -55,6 +55,25 @@ proptest! {
     }
 
     #[test]
+    fn details_are_where_the_shapes_are((seed, width, height) in seed_and_size()) {
+        let scene = Scene::random(&mut rng(Purpose::Evaluation, seed, 0), width, height);
+        let Form::Continuation { prompt, answer, .. } = Example::in_detail(scene.clone()).form else { panic!() };
+        prop_assert_eq!(prompt, "<image>In detail:");
+        let parts: Vec<&str> = answer.trim_end_matches('.').split(", ").flat_map(|part| part.split(" and ")).collect();
+        prop_assert_eq!(parts.len(), scene.shapes.len());
+        let shorter = width.min(height) as f32;
+        for (part, shape) in parts.into_iter().zip(&scene.shapes) {
+            let words: Vec<&str> = part.split_whitespace().collect();
+            let [_, colour, kind, "at", x, y, "of", "size", size] = words[..] else { panic!("{part}") };
+            prop_assert_eq!((colour, kind), (shape.colour.name(), shape.kind.name()));
+            let [x, y, size] = [x, y, size].map(|tenths| tenths.parse::<f32>().unwrap());
+            let in_tenth = |tenths: f32, share: f32| (tenths..tenths + 1.0).contains(&(10.0 * share));
+            prop_assert!(in_tenth(x, shape.centre[0] / width as f32) && in_tenth(y, shape.centre[1] / height as f32));
+            prop_assert!(in_tenth(size, 2.0 * shape.radius / shorter));
+        }
+    }
+
+    #[test]
     fn streams_of_different_purposes_differ(seed: u64, index: u64) {
         let purposes = [Purpose::Training, Purpose::Evaluation, Purpose::Demo];
         let examples = purposes.map(|purpose| Example::random(&mut rng(purpose, seed, index)));

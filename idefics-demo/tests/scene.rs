@@ -1,6 +1,6 @@
 //! Scenes keep their promises, pixel by pixel.
 
-use idefics_demo::{Colour, Example, N_PATCH_CLASSES, Purpose, Scene, Shape, random_size, rng};
+use idefics_demo::{Colour, Example, N_PATCH_CLASSES, PatchShape, Purpose, Scene, random_size, rng};
 use proptest::prelude::*;
 
 use crate::common::{pixels, seed_and_size, visible_pixels};
@@ -83,14 +83,18 @@ proptest! {
             prop_assert_eq!(label.class == 0, 4 * covered < patch * patch);
             prop_assert_eq!(label.covered.iter().filter(|&&covered| covered).count(), covered);
             prop_assert_eq!(label.shape.is_some(), label.class > 0);
-            if let Some([right, down, radius]) = label.shape {
-                let shape = scene.shapes.iter().position(|shape| shape.class() == label.class).unwrap();
+            if let Some(PatchShape { number, offset, radius, centre }) = label.shape {
+                let shape = &scene.shapes[number];
                 let middle = [i % columns, i / columns].map(|at| (at as f32 + 0.5) * patch as f32);
-                let Shape { centre, radius: pixels, .. } = scene.shapes[shape];
-                let found = [middle[0] + right * patch as f32, middle[1] + down * patch as f32, radius * patch as f32];
-                let expected = [centre[0], centre[1], pixels];
-                prop_assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-3));
-                prop_assert_eq!(counts[shape], counts.iter().copied().max().unwrap());
+                let found = [0, 1].map(|axis| middle[axis] + offset[axis] * patch as f32);
+                let sides = [width as f32, height as f32];
+                let again = [0, 1].map(|axis| (centre[axis] + 0.5) * sides[axis]);
+                let near = |one: f32, other: f32| (one - other).abs() < 1e-3;
+                prop_assert!((0..2).all(|axis| near(found[axis], shape.centre[axis])));
+                prop_assert!((0..2).all(|axis| near(again[axis], shape.centre[axis])));
+                prop_assert!(near(radius * patch as f32, shape.radius));
+                prop_assert_eq!(shape.class(), label.class);
+                prop_assert_eq!(counts[number], counts.iter().copied().max().unwrap());
             }
             prop_assert!(usize::from(label.class) < N_PATCH_CLASSES);
         }

@@ -1,5 +1,7 @@
 //! Image tiles into batches that a vision tower reads.
 
+use std::borrow::Borrow;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use idefics_processor::image::ImageTile;
 use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, plan_batches};
@@ -30,16 +32,32 @@ impl ImageBatch {
     }
 }
 
+/// The images without repetitions, and for each of `images` which of these it is.
+pub(crate) fn distinct(images: &[ImageTile]) -> (Vec<&ImageTile>, Vec<usize>) {
+    let mut distinct: Vec<&ImageTile> = Vec::new();
+    let mut place = Vec::with_capacity(images.len());
+    for image in images {
+        // Rows about one image mostly follow one another.
+        let known = distinct.iter().rposition(|known| *known == image);
+        place.push(known.unwrap_or(distinct.len()));
+        if known.is_none() {
+            distinct.push(image);
+        }
+    }
+    (distinct, place)
+}
+
 /// Groups the images of a prompt into batches; nothing is ever computed on padding.
 ///
 /// # Errors
 /// [`InputError::Patches`] for an image that has no whole patch, or too many.
-pub fn image_batches(images: &[ImageTile], config: &VisionConfig) -> Result<Vec<ImageBatch>, InputError> {
+pub fn image_batches(images: &[impl Borrow<ImageTile>], config: &VisionConfig) -> Result<Vec<ImageBatch>, InputError> {
     let (patch, positions) = (config.patch_size, config.positions_per_side());
     let grids = images
         .iter()
         .enumerate()
         .map(|(image_idx, image)| {
+            let image = image.borrow();
             PatchGrid::whole_patches(image.height, image.width, patch)
                 .map_err(|source| InputError::Patches { image_idx, source })
         })
@@ -50,7 +68,7 @@ pub fn image_batches(images: &[ImageTile], config: &VisionConfig) -> Result<Vec<
         let shape = [image_indices.len(), 3, height, width];
         let mut pixel_values = Vec::with_capacity(shape.iter().product());
         for &image_idx in &image_indices {
-            let image = &images[image_idx];
+            let image = images[image_idx].borrow();
             for channel in image.pixels.chunks_exact(image.height * image.width) {
                 for row in channel.chunks_exact(image.width).take(height) {
                     pixel_values.extend_from_slice(&row[..width]);

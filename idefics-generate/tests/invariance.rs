@@ -56,6 +56,20 @@ fn a_cached_step_is_the_recomputed_prompt() {
 }
 
 #[test]
+fn an_image_that_comes_again_is_the_same_image() {
+    let model = load("odd-heads");
+    let samples = [text_sample(QUESTION, &["wide.png", "tall.png"]), text_sample("<image>", &["wide.png"])];
+    let processed = model.processor().process(&samples, &no_splitting()).unwrap();
+    let images: Vec<_> = processed.images.iter().flatten().cloned().collect();
+    let all = model.model().encode_images(&images).unwrap().unwrap();
+    assert_eq!(all.dims()[0], 3);
+    for (index, image) in images.iter().enumerate() {
+        let alone = model.model().encode_images(std::slice::from_ref(image)).unwrap().unwrap();
+        assert!(difference(alone, all.clone().narrow(0, index, 1)) <= SAME, "image {index}");
+    }
+}
+
+#[test]
 fn swapping_two_images_changes_the_logits() {
     let model = load("odd-heads");
     let logits = next_logits(&model, &[text_sample(QUESTION, &["wide.png", "tall.png"])]);

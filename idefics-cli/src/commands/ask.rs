@@ -11,6 +11,9 @@ pub(crate) fn run(global: &Global, args: &AskArgs) -> Result<(), Failure> {
     let Some((question, images)) = args.images_and_question.split_last() else {
         return Err(Failure::usage("no question".to_owned()));
     };
+    if images.is_empty() && std::path::Path::new(question).is_file() {
+        return Err(Failure::usage(format!("{question} is a file: give the question after it, in quotes")));
+    }
     let images = images
         .iter()
         .map(|image| image.parse::<ImageSource>())
@@ -22,5 +25,5 @@ pub(crate) fn run(global: &Global, args: &AskArgs) -> Result<(), Failure> {
     let cancel = model::cancel_on_interrupt();
     let plain = format!("Question: {question} Answer:");
     let sample = commands::sample(&model, images, question, &plain);
-    output::answer_one(global, "", &model, &sample, &process, &options, &cancel)
+    output::answer_one(global, None, &model, &sample, &process, &options, &cancel)
 }

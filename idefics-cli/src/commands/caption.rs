@@ -15,14 +15,18 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     let several = args.images.len() > 1;
     let mut failures = Vec::new();
     for image in &args.images {
-        let prefix = if several { format!("{image}: ") } else { String::new() };
+        let name = image.to_string();
+        let image_name = (several || global.json).then_some(name.as_str());
         let words = args.prompt.as_deref().unwrap_or("Describe this image.");
         let plain = args.prompt.as_deref().unwrap_or("");
         let sample = commands::sample(&model, vec![image.clone()], words, plain);
-        match output::answer_one(global, &prefix, &model, &sample, &process, &options, &cancel) {
+        match output::answer_one(global, image_name, &model, &sample, &process, &options, &cancel) {
             Ok(()) => {}
             Err(failure) if several && failure.is_of_one_input() && !cancel.is_cancelled() => {
                 failure.warn();
+                if global.json {
+                    output::print_refused(&name, &failure)?;
+                }
                 failures.push(failure);
             }
             Err(failure) => return Err(failure),

@@ -22,7 +22,7 @@ pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
     let model = model::load(global)?;
     let cancel = model::cancel_on_interrupt();
     match &prompts {
-        Prompts::One(sample) => output::answer_one(global, "", &model, sample, &process, &options, &cancel),
+        Prompts::One(sample) => output::answer_one(global, None, &model, sample, &process, &options, &cancel),
         Prompts::Batch(samples) => {
             let answers = model.generate(samples, &process, &options, &cancel)?;
             output::print_batch(global, &answers)

@@ -7,11 +7,12 @@ use idefics_generate::inspect::{Inspection, inspect};
 
 use crate::args::Global;
 use crate::failure::Failure;
-use crate::model;
+use crate::model::{self, ModelFolder};
 
 /// Prints what a model folder holds, and where it would go.
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
-    let inspection = inspect(&model::folder(global)?)?;
+    let source = model::folder(global)?;
+    let inspection = inspect(source.path())?;
     let (choice, device) = global.device.open().map_err(Error::from)?;
     let dtype = global.dtype.on(choice, &device).map_err(Error::from)?;
     let precision = format!("{dtype:?}").to_lowercase();
@@ -25,11 +26,21 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     }
 
     let Inspection { folder, family, parameters, file_bytes, files, dtypes, .. } = &inspection;
-    writeln!(stdout, "{}", folder.display())?;
+    match source {
+        ModelFolder::Kept(_) => writeln!(stdout, "{}", folder.display())?,
+        ModelFolder::Embedded(_) => writeln!(stdout, "the built-in model")?,
+    }
     writeln!(stdout, "family      {family}")?;
     writeln!(stdout, "parameters  {parameters}")?;
     let dtypes: Vec<String> = dtypes.iter().map(|(dtype, tensors)| format!("{tensors} {dtype}")).collect();
-    writeln!(stdout, "weights     {} in {} files, tensors: {}", size(*file_bytes), files.len(), dtypes.join(", "))?;
+    writeln!(
+        stdout,
+        "weights     {} in {} {}, tensors: {}",
+        size(*file_bytes),
+        files.len(),
+        if files.len() == 1 { "file" } else { "files" },
+        dtypes.join(", ")
+    )?;
     writeln!(
         stdout,
         "context     {} tokens, {} an image",

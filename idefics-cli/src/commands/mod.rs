@@ -2,6 +2,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod caption;
+pub(crate) mod demo;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 

@@ -16,7 +16,7 @@ use idefics_text::{Decoder, DecoderObserver, Unobserved};
 use idefics_vision::VisionTransformer;
 
 use crate::Idefics2Config;
-use crate::features::{ImageBatch, image_batches};
+use crate::features::{ImageBatch, distinct, image_batches};
 use crate::inputs::{InputError, Prompts, upload_ids};
 
 /// The whole model.
@@ -166,14 +166,22 @@ impl Idefics2 {
         self.config.text_config.cache(prompts.left_padding().to_vec(), prompts.seq() + max_new_tokens)
     }
 
-    /// Image tokens for every image, `[n_images, n_latents, d]`; `None` if there is none.
+    /// Image tokens for every image, `[n_images, n_latents, d]`; `None` if there is none. An image that comes several
+    /// times is encoded once.
     ///
     /// # Errors
     /// [`InputError::Patches`].
     pub fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
-        let batches = image_batches(images, &self.config.vision_config)?;
+        let (distinct, place) = distinct(images);
+        let batches = image_batches(&distinct, &self.config.vision_config)?;
         let features = batches.iter().map(|batch| self.vision_features(batch)).collect::<Vec<_>>();
-        Ok(self.connect(&batches, features))
+        let image_hidden_states = self.connect(&batches, features); // [n_distinct, n_latents, d]
+        if distinct.len() == images.len() {
+            return Ok(image_hidden_states);
+        }
+        let place: Vec<i32> = place.into_iter().map(|place| place as i32).collect();
+        let place = Tensor::from_data(TensorData::from(place.as_slice()), (&self.device(), DType::I32));
+        Ok(image_hidden_states.map(|states| states.select(0, place)))
     }
 
     /// Patch features of one batch, `[n_images, patches, vision_hidden_size]`.

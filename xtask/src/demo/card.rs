@@ -43,9 +43,9 @@ pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: 
         "# A small Idefics2 that knows drawn shapes\n\n\
          {n_parameters} parameters in bfloat16, trained from nothing by `cargo xtask train-demo` (seed {seed}, {tower} \
          steps of the vision tower, {steps} of connector and decoder, {whole} of the whole, {pictures} pictures a step, learning rate {rate}) in \
-         {minutes:.0} minutes.\n\n\
-         It knows one to three circles, squares, triangles, stars and crosses in six colours on plain backgrounds, \
-         pictures of 64 to 128 pixels, and the questions of the crate `idefics-demo`. It knows nothing else: what it \
+         {minutes:.0} minutes on the CPU.\n\n\
+         It knows one to three circles, squares, triangles, stars and crosses in six colours on plain, graded and noisy \
+         backgrounds, pictures of 64 to 128 pixels, and the questions of the crate `idefics-demo`. It knows nothing else: what it \
          says about a photograph means nothing.\n\n\
          | task | exactly right | scenes |\n|---|---|---|\n{table}\n\
          On scenes that training never saw, by `cargo xtask eval-demo --seed {eval_seed}`.\n\n\

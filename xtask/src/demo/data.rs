@@ -14,49 +14,72 @@ use rand::Rng;
 use super::folder::SIDES;
 use super::tokenizer::{END_OF_UTTERANCE, special_id};
 
-/// Pictures of a micro-batch.
+/// Different pictures of a micro-batch.
 pub(super) const PICTURES: usize = 8;
+
+/// Questions about each picture, at most.
+const QUESTIONS: usize = 6;
 
 /// What the rows of a micro-batch are, all of them: their lengths are then alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// A conversation of several questions about one picture.
-    Chat,
+    /// Questions about one picture, each in a row of its own: nothing but the picture helps to answer it.
+    Questions,
     /// The same about two.
     TwoPictures,
+    /// A conversation of several questions about one picture.
+    Conversation,
     Caption,
     PromptedCaption,
+    /// Places and sizes too.
+    InDetail,
     Classification,
 }
 
-/// How often each kind comes.
-const MIX: [(Kind, u32); 5] = [
-    (Kind::Chat, 11),
-    (Kind::TwoPictures, 4),
-    (Kind::Caption, 2),
-    (Kind::PromptedCaption, 2),
+/// How often each kind comes at first: whatever says much in few words.
+const CAPTIONS: [(Kind, u32); 3] = [(Kind::Caption, 2), (Kind::PromptedCaption, 1), (Kind::InDetail, 3)];
+/// And then.
+const MIX: [(Kind, u32); 7] = [
+    (Kind::Questions, 10),
+    (Kind::TwoPictures, 5),
+    (Kind::Conversation, 1),
+    (Kind::Caption, 1),
+    (Kind::PromptedCaption, 1),
+    (Kind::InDetail, 1),
     (Kind::Classification, 1),
 ];
 
 impl Kind {
-    fn example(self, rng: &mut impl Rng, width: u32, height: u32) -> Example {
-        let scenes = |n: usize, rng: &mut _| (0..n).map(|_| Scene::random(rng, width, height)).collect();
+    /// The rows about one of the pictures, or pairs of pictures.
+    fn examples(self, rng: &mut impl Rng, width: u32, height: u32) -> Vec<Example> {
+        let mut scene = || Scene::random(rng, width, height);
         match self {
-            Self::Chat => {
-                let scenes = scenes(1, rng);
-                let n_exchanges = rng.random_range(4..=7);
-                Example::chat(rng, scenes, n_exchanges)
+            Self::Questions => {
+                let scenes = vec![scene()];
+                one_by_one(Example::chat(rng, scenes, QUESTIONS))
             }
             Self::TwoPictures => {
-                let scenes = scenes(2, rng);
-                let n_exchanges = rng.random_range(2..=5);
-                Example::chat(rng, scenes, n_exchanges)
+                let scenes = vec![scene(), scene()];
+                one_by_one(Example::chat(rng, scenes, QUESTIONS))
             }
-            Self::Caption => Example::single_sized(rng, Task::Caption, width, height),
-            Self::PromptedCaption => Example::single_sized(rng, Task::PromptedCaption, width, height),
-            Self::Classification => Example::single_sized(rng, Task::Classification, width, height),
+            Self::Conversation => {
+                let scenes = vec![scene()];
+                let n_exchanges = rng.random_range(3..=6);
+                vec![Example::chat(rng, scenes, n_exchanges)]
+            }
+            Self::InDetail => vec![Example::in_detail(scene())],
+            Self::Caption => vec![Example::single_sized(rng, Task::Caption, width, height)],
+            Self::PromptedCaption => vec![Example::single_sized(rng, Task::PromptedCaption, width, height)],
+            Self::Classification => vec![Example::single_sized(rng, Task::Classification, width, height)],
         }
     }
+}
+
+/// A chat about the same pictures for each exchange, captions aside: these are long, and come in batches of their own.
+fn one_by_one(chat: Example) -> Vec<Example> {
+    let Form::Chat(exchanges) = chat.form else { unreachable!("it is a chat") };
+    let asked = exchanges.into_iter().filter(|exchange| exchange.task != Task::Caption);
+    asked.map(|exchange| Example { scenes: chat.scenes.clone(), form: Form::Chat(vec![exchange]) }).collect()
 }
 
 /// One of `options`, each as likely as its weight says.
@@ -90,9 +113,9 @@ impl<'a> Data<'a> {
     pub(super) fn micro_batch(&self, seed: u64, index: u64, captions_only: bool) -> Result<TrainingBatch> {
         let rng = &mut idefics_demo::rng(Purpose::Training, seed, index);
         let (width, height) = idefics_demo::random_size(rng);
-        let kind = if captions_only { pick(rng, &[(Kind::Caption, 2), (Kind::PromptedCaption, 1)]) } else { pick(rng, &MIX) };
-        let n_rows = if kind == Kind::TwoPictures { PICTURES / 2 } else { PICTURES };
-        let examples: Vec<Example> = (0..n_rows).map(|_| kind.example(rng, width, height)).collect();
+        let kind = if captions_only { pick(rng, &CAPTIONS) } else { pick(rng, &MIX) };
+        let n = if kind == Kind::TwoPictures { PICTURES / 2 } else { PICTURES };
+        let examples: Vec<Example> = (0..n).flat_map(|_| kind.examples(rng, width, height)).collect();
         let samples = examples.iter().map(|example| sample(example, true)).collect::<Result<Vec<_>>>()?;
         let processed = self.processor.process(&samples, &ProcessOptions::default())?;
         let labels: Vec<Vec<i64>> = examples

@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// Deals the pictures among the prompts anew: a model that looks is then wrong.
     #[arg(long)]
     shuffle: bool,
+    /// Prints each wrong answer on standard error.
+    #[arg(long)]
+    wrong: bool,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
@@ -138,8 +141,12 @@ fn score(model: &Idefics, group: Group, args: &Args, bar: &ProgressBar) -> Resul
     for batch in examples.chunks(BATCH) {
         let answers = answers(model, &batch.iter().map(|(_, example)| example).collect::<Vec<_>>())?;
         for ((task_idx, example), answer) in batch.iter().zip(answers) {
+            let (answer, right) = (answer.trim(), right_answer(example).trim());
             by_task[*task_idx].count += 1;
-            by_task[*task_idx].right += usize::from(answer.trim() == right_answer(example).trim());
+            by_task[*task_idx].right += usize::from(answer == right);
+            if args.wrong && answer != right {
+                bar.suspend(|| eprintln!("{}: {answer:?}, not {right:?}", asked(example)));
+            }
         }
         bar.inc(batch.len() as u64);
     }
@@ -178,6 +185,13 @@ pub(super) fn answers(model: &Idefics, examples: &[&Example]) -> Result<Vec<Stri
     Ok(answers.into_iter().map(|answer| answer.text).collect())
 }
 
+fn asked(example: &Example) -> &str {
+    match &example.form {
+        Form::Chat(exchanges) => &exchanges[0].question,
+        Form::Continuation { prompt, .. } => prompt,
+    }
+}
+
 fn right_answer(example: &Example) -> &str {
     match &example.form {
         Form::Chat(exchanges) => &exchanges[0].answer,
@@ -193,6 +207,7 @@ pub(super) fn scores(folder: &Path, device: &burn::tensor::Device, seed: u64, co
         seed,
         count,
         shuffle: false,
+        wrong: false,
         json: false,
         export: None,
         device: DeviceChoice::Cpu,

@@ -46,16 +46,16 @@ pub(super) fn config(vocab_size: usize) -> Value {
             "resampler_depth": 2,
             "resampler_n_heads": 4,
             "resampler_head_dim": 32,
-            "num_key_value_heads": 2
+            "num_key_value_heads": 4
         },
         "text_config": {
             "model_type": "mistral",
             "vocab_size": vocab_size,
             "hidden_size": width,
-            "intermediate_size": 384,
+            "intermediate_size": 512,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "num_key_value_heads": 4,
             "max_position_embeddings": 2048,
             "rope_theta": 10000.0,
             "rms_norm_eps": 1e-5,

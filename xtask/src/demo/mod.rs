@@ -15,7 +15,7 @@ use std::process::ExitCode;
 /// Says what went wrong in one line; the exit codes are the program's.
 fn exit(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", one_line(&error));
     let kind = error.chain().find_map(|cause| {
         let train = cause.downcast_ref::<idefics_generate::train::TrainError>().map(|error| error.kind());
         train.or_else(|| cause.downcast_ref::<idefics_generate::Error>().map(idefics_generate::Error::kind))
@@ -26,4 +26,15 @@ fn exit(result: anyhow::Result<()>) -> ExitCode {
         None if io => idefics_generate::ErrorKind::FileSystem.exit_code(),
         None => 2,
     })
+}
+
+/// The error and its causes, without those that it quotes itself.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::activation::{log_sigmoid, log_softmax};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use idefics_demo::{N_PATCH_CLASSES, PatchLabel, Purpose, Scene};
+use idefics_demo::{N_PATCH_CLASSES, PatchLabel, PatchShape, Purpose, Scene};
 use idefics_generate::nn::Linear;
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::train::LossGradients;
@@ -18,6 +18,10 @@ use super::data::PICTURES;
 /// What the loss of covered pixels and that of the shape's place count beside that of the class.
 const COVERED_WEIGHT: f64 = 1.0;
 const SHAPE_WEIGHT: f64 = 0.3;
+/// The centre counts as if pictures were so many patches wide and high.
+const CENTRE_SCALE: f32 = 8.0;
+/// Shapes of a scene at most.
+const MAX_SHAPES: usize = 3;
 /// Sides of a sheet, in pixels.
 const SHEET: u32 = 96;
 
@@ -29,8 +33,11 @@ pub(super) struct PatchClassifier {
     class: Linear,
     /// Which of its pixels are covered: what makes the tower tell form from colour.
     covered: Linear,
-    /// Where the shape's middle is, and its radius: what makes it look beyond the patch.
+    /// Where the shape's middle is, seen from the patch and in the picture, and its radius: what makes it look beyond
+    /// the patch.
     shape: Linear,
+    /// Which shape from the left it is: what makes it look beyond the shape.
+    number: Linear,
 }
 
 /// Pictures of one size, and what each patch shows.
@@ -40,10 +47,12 @@ pub(super) struct PatchBatch {
     classes: Vec<i32>,
     /// `[n_images · patches, patch²]`, 0 or 1.
     covered: Vec<f32>,
-    /// `[n_images · patches, 3]`: [`idefics_demo::PatchLabel::shape`], or zeros.
+    /// `[n_images · patches, 5]`: offset, radius and centre of [`PatchShape`], or zeros.
     shapes: Vec<f32>,
     /// `[n_images · patches, 1]`: 1 where there is a shape.
     is_shape: Vec<f32>,
+    /// `[n_images · patches]`: 0 for background, else 1 and more from the left. `None` on sheets, which have too many.
+    numbers: Option<Vec<i32>>,
 }
 
 impl PatchClassifier {
@@ -53,11 +62,12 @@ impl PatchClassifier {
             vision_model: config.init(device),
             class: Linear::new(d, N_PATCH_CLASSES, device),
             covered: Linear::new(d, config.patch_size.pow(2), device),
-            shape: Linear::new(d, 3, device),
+            shape: Linear::new(d, 5, device),
+            number: Linear::new(d, 1 + MAX_SHAPES, device),
         }
     }
 
-    /// The gradients of the three losses, summed over all patches.
+    /// The gradients of all losses, summed over all patches.
     pub(super) fn training_gradients(&self, batch: &PatchBatch) -> Result<LossGradients, InputError> {
         let layout: &PatchLayout = &batch.images.layout;
         let n_patches = layout.n_images() * layout.shared().patches();
@@ -70,19 +80,25 @@ impl PatchClassifier {
         let d = features.dims()[2];
         let features = features.reshape([n_patches, d]);
 
-        let classes = TensorData::new(batch.classes.clone(), [n_patches, 1]);
-        let classes = Tensor::<2, Int>::from_data(classes, (&device, DType::I32));
-        let class_loss = -log_softmax(self.class.forward(features.clone()), 1).gather(1, classes).sum();
+        let cross_entropy = |head: &Linear, classes: &[i32]| {
+            let classes = TensorData::new(classes.to_vec(), [n_patches, 1]);
+            let classes = Tensor::<2, Int>::from_data(classes, (&device, DType::I32));
+            -log_softmax(head.forward(features.clone()), 1).gather(1, classes).sum()
+        };
+        let class_loss = cross_entropy(&self.class, &batch.classes);
 
         // −log σ(±x), the sign that of the pixel.
         let sign = upload(&batch.covered) * 2.0 - 1.0;
         let pixels = batch.covered.len() / n_patches;
         let covered_loss = -log_sigmoid(self.covered.forward(features.clone()) * sign).sum() / pixels as f64;
 
-        let difference = (self.shape.forward(features) - upload(&batch.shapes)) * upload(&batch.is_shape);
+        let difference = (self.shape.forward(features.clone()) - upload(&batch.shapes)) * upload(&batch.is_shape);
         let shape_loss = difference.square().sum();
 
-        let loss = class_loss + covered_loss * COVERED_WEIGHT + shape_loss * SHAPE_WEIGHT;
+        let mut loss = class_loss + covered_loss * COVERED_WEIGHT + shape_loss * SHAPE_WEIGHT;
+        if let Some(numbers) = &batch.numbers {
+            loss = loss + cross_entropy(&self.number, numbers);
+        }
         Ok(LossGradients::backward(&loss, n_patches, self))
     }
 }
@@ -104,9 +120,20 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
         images,
         classes: labels.iter().map(|label| i32::from(label.class)).collect(),
         covered: labels.iter().flat_map(|label| &label.covered).map(|&covered| f32::from(u8::from(covered))).collect(),
-        shapes: labels.iter().flat_map(|label| label.shape.unwrap_or_default()).collect(),
+        shapes: labels.iter().flat_map(|label| shape_targets(label.shape)).collect(),
+        numbers: (!sheets).then(|| labels.iter().map(number_target).collect()),
         is_shape: labels.iter().map(|label| f32::from(u8::from(label.shape.is_some()))).collect(),
     })
+}
+
+/// Numbers of about the same size.
+fn shape_targets(shape: Option<PatchShape>) -> [f32; 5] {
+    let Some(PatchShape { offset: [right, down], radius, centre: [x, y], .. }) = shape else { return [0.0; 5] };
+    [right, down, radius, CENTRE_SCALE * x, CENTRE_SCALE * y]
+}
+
+fn number_target(label: &PatchLabel) -> i32 {
+    label.shape.map_or(0, |shape| 1 + shape.number as i32)
 }
 
 /// The picture as the processor gives it: no resizing, `x / 127.5 − 1`.

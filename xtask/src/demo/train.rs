@@ -32,16 +32,16 @@ pub(crate) struct Args {
     #[arg(long, default_value = "target/train-demo")]
     pub(super) out: PathBuf,
     /// Steps of the vision tower alone.
-    #[arg(long, default_value_t = 2100)]
+    #[arg(long, default_value_t = 2800)]
     pub(super) tower_steps: u64,
     /// Steps of connector and decoder on a tower that stays.
     #[arg(long, default_value_t = 9000)]
     pub(super) steps: u64,
     /// Of these the first, which are on captions alone.
-    #[arg(long, default_value_t = 2500)]
+    #[arg(long, default_value_t = 1500)]
     caption_steps: u64,
     /// Steps of the whole model at the end, at a fifth of the learning rate.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 500)]
     pub(super) whole_steps: u64,
     /// Pictures of a step are this times eight, computed at the same time.
     #[arg(long, default_value_t = 2)]
@@ -117,7 +117,7 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
     };
     let start = PatchClassifier::new(vision_config, &device.clone().autodiff());
     let start = init::draw(start, vision_config.num_hidden_layers, &device, args.seed);
-    let sheets = args.tower_steps * args.workers as u64 * 2 / 3;
+    let sheets = args.tower_steps * args.workers as u64 / 2;
     let batch = |index| tower::micro_batch(vision_config, args.seed, TOWER_STREAM + index, index < sheets);
     let classifier = run.go(session, start, batch, PatchClassifier::training_gradients, |_, _| Ok(None))?;
     let model = Idefics2::new(config, &device.clone().autodiff())?;
