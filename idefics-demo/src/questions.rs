@@ -277,13 +277,11 @@ fn listed(scene: &Scene) -> String {
     enumeration(scene.shapes.iter().map(named))
 }
 
-/// As [`listed`], each with the tenth of the picture that its middle is in, and its diameter in tenths.
+/// As [`listed`], each with the tenths of the picture that its middle is in, and the grade of its size.
 pub(crate) fn listed_in_detail(scene: &Scene) -> String {
-    let [width, height] = [scene.width, scene.height].map(|side| side as f32);
-    let tenths = |pixels: f32, side: f32| ((10.0 * pixels / side) as usize).min(9);
     enumeration(scene.shapes.iter().map(|shape| {
-        let [x, y] = [tenths(shape.centre[0], width), tenths(shape.centre[1], height)];
-        format!("{} at {x} {y} of size {}", named(shape), tenths(2.0 * shape.radius, width.min(height)))
+        let [x, y] = scene.tenths(shape);
+        format!("{} at {x} {y} of size {}", named(shape), shape.grade(scene.width, scene.height))
     }))
 }
 

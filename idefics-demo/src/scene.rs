@@ -58,6 +58,10 @@ pub struct PatchShape {
     pub radius: f32,
     /// Its middle: the distance from the picture's, right and down, in widths and heights; within ±0.5.
     pub centre: [f32; 2],
+    /// The tenths of the picture that its middle is in, counted from the left and from the top: 0 to 9.
+    pub tenths: [u8; 2],
+    /// See [`Shape::grade`].
+    pub grade: u8,
 }
 
 /// Width and height of a picture, in pixels: each 64 to 128, so that no side is more than twice the other.
@@ -140,10 +144,18 @@ impl Scene {
                     offset: [0, 1].map(|axis| (shape.centre[axis] - middle[axis]) / patch as f32),
                     radius: shape.radius / patch as f32,
                     centre: [0, 1].map(|axis| shape.centre[axis] / sides[axis] - 0.5),
+                    tenths: self.tenths(shape),
+                    grade: shape.grade(self.width, self.height),
                 }),
             }
         };
         corners.map(label).collect()
+    }
+
+    /// The tenths of the picture that the middle of `shape` is in, counted from the left and from the top: 0 to 9.
+    pub(crate) fn tenths(&self, shape: &Shape) -> [u8; 2] {
+        let sides = [self.width as f32, self.height as f32];
+        [0, 1].map(|axis| ((10.0 * shape.centre[axis] / sides[axis]) as u8).min(9))
     }
 
     /// The shape in front at each pixel's middle, row after row: 0 for the background, 1 for the first shape.

@@ -8,6 +8,9 @@ use rand::Rng;
 use crate::colour::Colour;
 use crate::random::direction;
 
+/// Smallest and largest size of a shape, as shares of the picture's shorter side.
+const SIZES: [f32; 2] = [0.13, 0.26];
+
 /// The form of a shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -96,7 +99,7 @@ pub struct Shape {
 impl Shape {
     /// One that lies wholly inside a picture of `width` by `height` pixels.
     pub(crate) fn random(rng: &mut (impl Rng + ?Sized), colour: Colour, kind: Kind, width: u32, height: u32) -> Self {
-        let size = rng.random_range(0.13..0.26) * width.min(height) as f32;
+        let size = rng.random_range(SIZES[0]..SIZES[1]) * width.min(height) as f32;
         let radius = size * kind.unit_radius();
         let centre = [width, height].map(|side| rng.random_range(radius + 1.0..side as f32 - radius - 1.0));
         Self { kind, colour, shade: colour.shade(rng), centre, radius, turn: direction(rng) }
@@ -110,6 +113,16 @@ impl Shape {
     /// Its whole area, in pixels, with what other shapes hide of it.
     pub fn area(&self) -> f32 {
         self.kind.unit_area() * self.radius * self.radius
+    }
+
+    /// How large it is in a picture of `width` by `height` pixels: 0 to 9, in equal steps of the side of a square of its
+    /// area, from the smallest to the largest share of the picture's shorter side that [`Scene::random`] draws.
+    ///
+    /// [`Scene::random`]: crate::Scene::random
+    pub fn grade(&self, width: u32, height: u32) -> u8 {
+        let side = self.area().sqrt() / width.min(height) as f32;
+        let [smallest, largest] = SIZES.map(|size| size * 1.5); // a circle of size 1 has the area of a square of side 1.5
+        (10.0 * (side - smallest) / (largest - smallest)).clamp(0.0, 9.0) as u8
     }
 
     /// Its class in [`Scene::patch_labels`](crate::Scene::patch_labels): 1 + kind × 6 + colour.

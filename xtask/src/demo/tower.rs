@@ -18,6 +18,10 @@ use super::data::PICTURES;
 /// What the loss of covered pixels and that of the shape's place count beside that of the class.
 const COVERED_WEIGHT: f64 = 1.0;
 const SHAPE_WEIGHT: f64 = 0.3;
+/// What each of its tenths and its grade counts.
+const GRADE_WEIGHT: f64 = 0.5;
+/// Tenths, and grades, and nothing.
+const N_GRADES: usize = 11;
 /// The centre counts as if pictures were so many patches wide and high.
 const CENTRE_SCALE: f32 = 8.0;
 /// Shapes of a scene at most.
@@ -38,6 +42,11 @@ pub(super) struct PatchClassifier {
     shape: Linear,
     /// Which shape from the left it is: what makes it look beyond the shape.
     number: Linear,
+    /// In which tenth of the picture its middle is, from the left and from the top, and how large it is: as questions
+    /// ask for it, and so that the decoder can read it as easily as a kind or a colour.
+    column: Linear,
+    row: Linear,
+    grade: Linear,
 }
 
 /// Pictures of one size, and what each patch shows.
@@ -53,6 +62,10 @@ pub(super) struct PatchBatch {
     is_shape: Vec<f32>,
     /// `[n_images · patches]`: 0 for background, else 1 and more from the left. `None` on sheets, which have too many.
     numbers: Option<Vec<i32>>,
+    /// `[n_images · patches]` each: 0 for background, else 1 and more.
+    columns: Vec<i32>,
+    rows: Vec<i32>,
+    grades: Vec<i32>,
 }
 
 impl PatchClassifier {
@@ -64,6 +77,9 @@ impl PatchClassifier {
             covered: Linear::new(d, config.patch_size.pow(2), device),
             shape: Linear::new(d, 5, device),
             number: Linear::new(d, 1 + MAX_SHAPES, device),
+            column: Linear::new(d, N_GRADES, device),
+            row: Linear::new(d, N_GRADES, device),
+            grade: Linear::new(d, N_GRADES, device),
         }
     }
 
@@ -95,7 +111,12 @@ impl PatchClassifier {
         let difference = (self.shape.forward(features.clone()) - upload(&batch.shapes)) * upload(&batch.is_shape);
         let shape_loss = difference.square().sum();
 
-        let mut loss = class_loss + covered_loss * COVERED_WEIGHT + shape_loss * SHAPE_WEIGHT;
+        let grade_loss = cross_entropy(&self.column, &batch.columns)
+            + cross_entropy(&self.row, &batch.rows)
+            + cross_entropy(&self.grade, &batch.grades);
+
+        let mut loss =
+            grade_loss * GRADE_WEIGHT + class_loss + covered_loss * COVERED_WEIGHT + shape_loss * SHAPE_WEIGHT;
         if let Some(numbers) = &batch.numbers {
             loss = loss + cross_entropy(&self.number, numbers);
         }
@@ -116,12 +137,18 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
     let tiles: Vec<ImageTile> = scenes.iter().map(tile).collect();
     let images = image_batches(&tiles, config)?.pop().expect("pictures of one size are one batch");
     let labels: Vec<PatchLabel> = scenes.iter().flat_map(|scene| scene.patch_labels(config.patch_size)).collect();
+    let of_shapes = |value: fn(PatchShape) -> u8| {
+        labels.iter().map(|label| label.shape.map_or(0, |shape| 1 + i32::from(value(shape)))).collect::<Vec<_>>()
+    };
     Ok(PatchBatch {
+        columns: of_shapes(|shape| shape.tenths[0]),
+        rows: of_shapes(|shape| shape.tenths[1]),
+        grades: of_shapes(|shape| shape.grade),
+        numbers: (!sheets).then(|| of_shapes(|shape| shape.number as u8)),
         images,
         classes: labels.iter().map(|label| i32::from(label.class)).collect(),
         covered: labels.iter().flat_map(|label| &label.covered).map(|&covered| f32::from(u8::from(covered))).collect(),
         shapes: labels.iter().flat_map(|label| shape_targets(label.shape)).collect(),
-        numbers: (!sheets).then(|| labels.iter().map(number_target).collect()),
         is_shape: labels.iter().map(|label| f32::from(u8::from(label.shape.is_some()))).collect(),
     })
 }
@@ -130,10 +157,6 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
 fn shape_targets(shape: Option<PatchShape>) -> [f32; 5] {
     let Some(PatchShape { offset: [right, down], radius, centre: [x, y], .. }) = shape else { return [0.0; 5] };
     [right, down, radius, CENTRE_SCALE * x, CENTRE_SCALE * y]
-}
-
-fn number_target(label: &PatchLabel) -> i32 {
-    label.shape.map_or(0, |shape| 1 + shape.number as i32)
 }
 
 /// The picture as the processor gives it: no resizing, `x / 127.5 − 1`.

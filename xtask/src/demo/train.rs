@@ -32,7 +32,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "target/train-demo")]
     pub(super) out: PathBuf,
     /// Steps of the vision tower alone.
-    #[arg(long, default_value_t = 2800)]
+    #[arg(long, default_value_t = 4000)]
     pub(super) tower_steps: u64,
     /// Steps of connector and decoder on a tower that stays.
     #[arg(long, default_value_t = 9000)]
