@@ -61,15 +61,14 @@ proptest! {
         prop_assert_eq!(prompt, "<image>In detail:");
         let parts: Vec<&str> = answer.trim_end_matches('.').split(", ").flat_map(|part| part.split(" and ")).collect();
         prop_assert_eq!(parts.len(), scene.shapes.len());
-        let shorter = width.min(height) as f32;
         for (part, shape) in parts.into_iter().zip(&scene.shapes) {
             let words: Vec<&str> = part.split_whitespace().collect();
             let [_, colour, kind, "at", x, y, "of", "size", size] = words[..] else { panic!("{part}") };
             prop_assert_eq!((colour, kind), (shape.colour.name(), shape.kind.name()));
-            let [x, y, size] = [x, y, size].map(|tenths| tenths.parse::<f32>().unwrap());
+            let [x, y] = [x, y].map(|tenths| tenths.parse::<f32>().unwrap());
             let in_tenth = |tenths: f32, share: f32| (tenths..tenths + 1.0).contains(&(10.0 * share));
             prop_assert!(in_tenth(x, shape.centre[0] / width as f32) && in_tenth(y, shape.centre[1] / height as f32));
-            prop_assert!(in_tenth(size, 2.0 * shape.radius / shorter));
+            prop_assert_eq!(size.parse::<u8>().unwrap(), shape.grade(width, height));
         }
     }
 

@@ -83,7 +83,7 @@ proptest! {
             prop_assert_eq!(label.class == 0, 4 * covered < patch * patch);
             prop_assert_eq!(label.covered.iter().filter(|&&covered| covered).count(), covered);
             prop_assert_eq!(label.shape.is_some(), label.class > 0);
-            if let Some(PatchShape { number, offset, radius, centre }) = label.shape {
+            if let Some(PatchShape { number, offset, radius, centre, tenths, grade }) = label.shape {
                 let shape = &scene.shapes[number];
                 let middle = [i % columns, i / columns].map(|at| (at as f32 + 0.5) * patch as f32);
                 let found = [0, 1].map(|axis| middle[axis] + offset[axis] * patch as f32);
@@ -93,11 +93,22 @@ proptest! {
                 prop_assert!((0..2).all(|axis| near(found[axis], shape.centre[axis])));
                 prop_assert!((0..2).all(|axis| near(again[axis], shape.centre[axis])));
                 prop_assert!(near(radius * patch as f32, shape.radius));
+                let tenth = |axis: usize| (shape.centre[axis] / sides[axis] * 10.0).floor() as u8;
+                prop_assert_eq!(tenths, [tenth(0), tenth(1)]);
+                prop_assert_eq!(grade, shape.grade(width, height));
                 prop_assert_eq!(shape.class(), label.class);
                 prop_assert_eq!(counts[number], counts.iter().copied().max().unwrap());
             }
             prop_assert!(usize::from(label.class) < N_PATCH_CLASSES);
         }
+    }
+
+    #[test]
+    fn a_larger_shape_has_no_lower_grade((seed, width, height) in seed_and_size()) {
+        let mut shapes = scene(seed, width, height).shapes;
+        shapes.sort_by(|one, other| one.area().total_cmp(&other.area()));
+        let grades: Vec<_> = shapes.iter().map(|shape| shape.grade(width, height)).collect();
+        prop_assert!(grades.is_sorted() && grades.iter().all(|&grade| grade < 10));
     }
 
     #[test]
