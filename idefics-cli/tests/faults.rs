@@ -132,11 +132,4 @@ fn options_that_make_no_sense() {
     refused(&checkpoint(), &["--dtype", "f64", "caption", &photo()], 2, "f64");
     refused(&checkpoint(), &["describe", &photo()], 2, "describe");
     refused(&checkpoint(), &["--device", "cuda:7", "caption", &photo()], 2, "cuda");
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_idefics"))
-        .args(["caption", &photo()])
-        .env_remove("IDEFICS_MODEL")
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("--model"));
 }
