@@ -42,7 +42,7 @@ pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: 
     let text = format!(
         "# A small Idefics2 that knows drawn shapes\n\n\
          {n_parameters} parameters in bfloat16, trained from nothing by `cargo xtask train-demo` (seed {seed}, {tower} \
-         steps of the vision tower, {steps} of connector and decoder, {whole} of the whole, {pictures} pictures a step, learning rate {rate}) in \
+         steps of the vision tower, {steps} of connector and decoder and {second} in a second round, {pictures} pictures a step, learning rate {rate}) in \
          {minutes:.0} minutes on the CPU.\n\n\
          It knows one to three circles, squares, triangles, stars and crosses in six colours on plain, graded and noisy \
          backgrounds, pictures of 64 to 128 pixels, and the questions of the crate `idefics-demo`. It knows nothing else: what it \
@@ -53,7 +53,7 @@ pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: 
         seed = args.seed,
         tower = args.tower_steps,
         steps = args.steps,
-        whole = args.whole_steps,
+        second = args.second_steps,
         pictures = args.pictures_per_step(),
         rate = args.learning_rate,
         minutes = history.seconds / 60.0,
@@ -79,7 +79,7 @@ impl History {
             history.seconds += line["step_seconds"].as_f64().unwrap_or_default();
             let first = match part.as_str() {
                 "language" => 0,
-                "whole" => args.steps,
+                "second round" => args.steps,
                 _ => continue,
             };
             let pictures = ((first + step + 1) * args.pictures_per_step() as u64) as f64;

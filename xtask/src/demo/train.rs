@@ -26,7 +26,7 @@ use super::{card, eval, folder, init, tokenizer};
 /// A run that was stopped goes on where its last checkpoint was when the command is given again.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask train-demo\n  \
-    cargo xtask train-demo --out target/short --tower-steps 20 --steps 20 --whole-steps 10 --save-every 10")]
+    cargo xtask train-demo --out target/short --tower-steps 20 --steps 20 --second-steps 10 --save-every 10")]
 pub(crate) struct Args {
     /// Where the model folder, the checkpoints and the metrics go.
     #[arg(long, default_value = "target/train-demo")]
@@ -40,9 +40,9 @@ pub(crate) struct Args {
     /// Of these the first, which are on captions alone.
     #[arg(long, default_value_t = 1500)]
     caption_steps: u64,
-    /// Steps of the whole model at the end, at a fifth of the learning rate.
-    #[arg(long, default_value_t = 500)]
-    pub(super) whole_steps: u64,
+    /// Steps of a second round, which starts anew at two thirds of the learning rate.
+    #[arg(long, default_value_t = 4000)]
+    pub(super) second_steps: u64,
     /// Pictures of a step are this times eight, computed at the same time.
     #[arg(long, default_value_t = 2)]
     workers: usize,
@@ -126,7 +126,7 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
     Ok(model)
 }
 
-/// The model after both of its runs: on a tower that stays, then as a whole.
+/// The model after both rounds, on a tower that stays: the second finds what the first one missed.
 fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path) -> Result<Idefics2> {
     let (args, device) = (session.args, session.device.clone());
     let processor = Processor::from_folder(model_folder)?;
@@ -139,15 +139,15 @@ fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path
         frozen: &["model.vision_model."],
         first_step: 0,
     };
-    let whole = Run {
-        name: "whole",
-        folder: args.out.join("whole"),
-        total_steps: args.whole_steps,
-        learning_rate: args.learning_rate / 5.0,
-        frozen: &[],
+    let second = Run {
+        name: "second round",
+        folder: args.out.join("second"),
+        total_steps: args.second_steps,
+        learning_rate: args.learning_rate * 2.0 / 3.0,
         first_step: args.steps,
+        ..language
     };
-    [language, whole].iter().try_fold(start, |model, run| {
+    [language, second].iter().try_fold(start, |model, run| {
         let measure = |model: &Idefics2, step: u64| {
             if !step.is_multiple_of(args.eval_every) && step != run.total_steps {
                 return Ok(None);
