@@ -19,6 +19,14 @@ pub enum Error {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// A file cannot be written.
+    #[error("{}: cannot be written: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// The model folder is not there.
     #[error("{}: no such model folder; expected one with config.json, tokenizer.json and model.safetensors", path.display())]
     NoFolder {
@@ -113,7 +121,7 @@ pub enum Error {
         n_tokens: usize,
     },
     /// Every token is forbidden.
-    #[error("row {row}: `bad_words_ids` forbids every token")]
+    #[error("row {row}: the options forbid every token")]
     NoAllowedToken {
         /// Row of the batch, from 0.
         row: usize,
@@ -166,7 +174,7 @@ impl Error {
     /// Who is at fault.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Read { .. } | Self::NoFolder { .. } => ErrorKind::FileSystem,
+            Self::Read { .. } | Self::Write { .. } | Self::NoFolder { .. } => ErrorKind::FileSystem,
             Self::Checkpoint(
                 CheckpointError::Io { .. } | CheckpointError::Write { .. } | CheckpointError::NotAFile { .. },
             ) => ErrorKind::FileSystem,

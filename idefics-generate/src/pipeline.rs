@@ -8,11 +8,10 @@ use idefics_nn::checkpoint::LoadProgress;
 use idefics_nn::{Checkpoint, LoadOptions};
 use idefics_processor::image::ImageTile;
 use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample};
-use serde::Serialize;
 
 use crate::{
-    CancelToken, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics2, ModelConfig, Prompts,
-    TextStream, image_batches,
+    Answer, Controls, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics2, ModelConfig,
+    Prompts, TextStream, Timings, Usage, image_batches,
 };
 
 /// A model with its processor and its generation options.
@@ -33,49 +32,6 @@ pub enum LoadStage {
     Download(crate::hub::HubProgress),
     /// Weights go to the device.
     Weights(LoadProgress),
-}
-
-/// What became of one sample. As JSON, one object of `idefics --json`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Answer {
-    /// What was generated, without special tokens.
-    pub text: String,
-    /// The text that the model read, image tokens included.
-    pub prompt: String,
-    /// The generated tokens, the end token included.
-    pub token_ids: Vec<u32>,
-    /// Why it ended.
-    pub finish_reason: FinishReason,
-    /// Tokens read and written.
-    pub usage: Usage,
-    /// Where the time went; of a batch, for all its rows together.
-    pub timings: Timings,
-}
-
-/// Tokens of one sample.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Usage {
-    /// Tokens of the prompt, image tokens included, padding not.
-    pub prompt_tokens: usize,
-    /// Of those, tokens that stand for images.
-    pub image_tokens: usize,
-    /// Tokens generated.
-    pub completion_tokens: usize,
-}
-
-/// Wall-clock time of each stage, in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-pub struct Timings {
-    /// Reading, decoding and resizing images; tokens.
-    pub preprocess_ms: f64,
-    /// The vision tower.
-    pub vision_ms: f64,
-    /// The connector.
-    pub connector_ms: f64,
-    /// The prompt through the decoder.
-    pub prefill_ms: f64,
-    /// All further tokens.
-    pub decode_ms: f64,
 }
 
 impl Idefics2 {
@@ -166,38 +122,39 @@ impl Idefics {
         &self.generation_config
     }
 
-    /// Answers a batch of samples. A row's answer does not depend on the others.
+    /// Answers a batch of samples: `num_return_sequences` answers for the first, then those for the second. A row's
+    /// answer does not depend on the others.
     ///
     /// # Errors
     /// [`Error`] naming the row, image or option at fault.
-    pub fn generate(
-        &self,
+    pub fn generate<'a>(
+        &'a self,
         samples: &[Sample],
         process: &ProcessOptions,
         options: &GenerationConfig,
-        cancel: &CancelToken,
+        controls: impl Into<Controls<'a>>,
     ) -> Result<Vec<Answer>, Error> {
-        let mut run = self.start(samples, process, options, cancel)?;
+        let mut run = self.start(samples, process, options, controls.into())?;
         let clock = Instant::now();
         while run.generation.step()?.is_some() {}
         run.timings.decode_ms = milliseconds(clock);
-        (0..samples.len()).map(|row| self.answer(&run.generation, &run.processed, row, process, run.timings)).collect()
+        let n_answers = samples.len() * run.generation.answers_per_sample();
+        (0..n_answers).map(|row| self.answer(&run.generation, &run.processed, row, process, run.timings)).collect()
     }
 
     /// Answers one sample, calling `on_text` with each chunk of text as it comes; see [`TextStream`].
     ///
     /// # Errors
-    /// As [`Idefics::generate`].
-    pub fn generate_streaming(
-        &self,
+    /// As [`Idefics::generate`], and [`GenerationError::Conflict`] for options that give more than one row.
+    pub fn generate_streaming<'a>(
+        &'a self,
         sample: &Sample,
         process: &ProcessOptions,
         options: &GenerationConfig,
-        cancel: &CancelToken,
+        controls: impl Into<Controls<'a>>,
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer, Error> {
-        let Run { generation, processed, mut timings } =
-            self.start(std::slice::from_ref(sample), process, options, cancel)?;
+        let Run { generation, processed, mut timings } = self.start_one(sample, process, options, controls.into())?;
         let clock = Instant::now();
         let mut stream = TextStream::new(generation, self.processor.tokenizer_for(process.compatibility), true);
         for chunk in stream.by_ref() {
@@ -210,50 +167,72 @@ impl Idefics {
     /// The text of one sample's answer as an iterator; dropping it ends the generation.
     ///
     /// # Errors
-    /// As [`Idefics::generate`].
-    pub fn stream(
-        &self,
+    /// As [`Idefics::generate_streaming`].
+    pub fn stream<'a>(
+        &'a self,
         sample: &Sample,
         process: &ProcessOptions,
         options: &GenerationConfig,
-        cancel: &CancelToken,
-    ) -> Result<TextStream<'_>, Error> {
-        let run = self.start(std::slice::from_ref(sample), process, options, cancel)?;
+        controls: impl Into<Controls<'a>>,
+    ) -> Result<TextStream<'a>, Error> {
+        let run = self.start_one(sample, process, options, controls.into())?;
         Ok(TextStream::new(run.generation, self.processor.tokenizer_for(process.compatibility), true))
     }
 
+    /// Everything up to the first token of the one row that a stream has.
+    fn start_one<'a>(
+        &'a self,
+        sample: &Sample,
+        process: &ProcessOptions,
+        options: &GenerationConfig,
+        controls: Controls<'a>,
+    ) -> Result<Run<'a>, Error> {
+        if !options.over(&self.generation_config).is_streamable() {
+            let reason = "only one answer that grows a token at a time can be streamed";
+            let (option, other) = ("num_beams or num_return_sequences", "streaming");
+            return Err(GenerationError::Conflict { option, other, reason }.into());
+        }
+        self.start(std::slice::from_ref(sample), process, options, controls)
+    }
+
     /// Everything up to the first token.
-    fn start(
-        &self,
+    fn start<'a>(
+        &'a self,
         samples: &[Sample],
         process: &ProcessOptions,
         options: &GenerationConfig,
-        cancel: &CancelToken,
-    ) -> Result<Run<'_>, Error> {
+        mut controls: Controls<'a>,
+    ) -> Result<Run<'a>, Error> {
         let options = options.over(&self.generation_config);
         let mut timings = Timings::default();
 
         let clock = Instant::now();
         let processed = self.processor.process(samples, process)?;
         let tokenizer = self.processor.tokenizer_for(process.compatibility);
+        controls.tokenizer.get_or_insert(tokenizer);
         let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
-        // Whatever is wrong with options or tokens is said before anything is computed.
-        let text_config = &self.model.config().text_config;
-        let max_length = options.settle(prompts.seq(), text_config.vocab_size)?.max_length;
-        let context = text_config.max_position_embeddings;
-        if max_length > context {
-            return Err(GenerationError::Context { prompt_tokens: prompts.seq(), max_length, context }.into());
-        }
+        self.check(&prompts, &options)?;
         timings.preprocess_ms = milliseconds(clock);
 
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
         let image_hidden_states = self.encode_images(&images, &mut timings)?;
 
         let clock = Instant::now();
-        let generation = Generation::start(&self.model, &prompts, image_hidden_states, &options, cancel.clone())?;
+        let generation = Generation::start(&self.model, &prompts, image_hidden_states, &options, controls)?;
         self.sync()?;
         timings.prefill_ms = milliseconds(clock);
         Ok(Run { generation, processed, timings })
+    }
+
+    /// Says whatever is wrong with options or tokens before anything is computed.
+    fn check(&self, prompts: &Prompts, options: &GenerationConfig) -> Result<(), Error> {
+        let text_config = &self.model.config().text_config;
+        let max_length = options.resolve(prompts.seq(), text_config.vocab_size)?.max_length();
+        let context = text_config.max_position_embeddings;
+        if max_length > context {
+            return Err(GenerationError::Context { prompt_tokens: prompts.seq(), max_length, context }.into());
+        }
+        Ok(())
     }
 
     /// [`Idefics2::encode_images`], timed stage by stage.
@@ -280,11 +259,12 @@ impl Idefics {
         timings: Timings,
     ) -> Result<Answer, Error> {
         let token_ids = generation.generated(row).to_vec();
+        let sample = row / generation.answers_per_sample();
         let image_token_id = self.model.config().image_token_id;
-        let input_ids = &processed.input_ids[row];
+        let input_ids = &processed.input_ids[sample];
         Ok(Answer {
             text: self.processor.tokenizer_for(process.compatibility).decode(&token_ids, true)?,
-            prompt: processed.prompts[row].clone(),
+            prompt: processed.prompts[sample].clone(),
             finish_reason: generation.finish_reason(row).unwrap_or(FinishReason::Cancelled),
             usage: Usage {
                 prompt_tokens: input_ids.len(),
@@ -293,6 +273,9 @@ impl Idefics {
             },
             token_ids,
             timings,
+            score: generation.sequences_scores().map(|scores| scores[row]),
+            logprobs: generation.logprobs(row).to_vec(),
+            prompt_logprobs: generation.prompt_logprobs(sample).map(<[f32]>::to_vec),
         })
     }
 

@@ -2,11 +2,16 @@
 
 #![allow(clippy::unwrap_used)] // helpers too
 
+mod beam_search;
+mod chain;
 mod common;
 mod conversation;
 mod end_to_end;
 mod faults;
+mod fixtures;
 #[cfg(feature = "hub")]
 mod hub;
 mod invariance;
+mod sampling;
+mod stop_strings;
 mod training;

@@ -68,6 +68,20 @@ impl KvCache {
             .collect()
     }
 
+    /// Makes room for `capacity` slots in all. What is cached is copied once if there was less room.
+    pub fn reserve(&mut self, capacity: usize) {
+        if capacity > self.capacity {
+            self.capacity = capacity;
+            self.layers.iter_mut().for_each(|layer| layer.reserve(capacity));
+        }
+    }
+
+    /// Forgets all slots from `len` on; what is before stays where it is.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.layers.iter_mut().for_each(|layer| layer.len = layer.len.min(len));
+    }
+
     /// Layer `layer_idx`, to append to.
     ///
     /// # Panics
@@ -99,6 +113,21 @@ impl LayerCache {
     /// An empty cache of `capacity` tokens.
     pub fn new(capacity: usize) -> Self {
         Self { capacity, len: 0, states: None }
+    }
+
+    fn reserve(&mut self, capacity: usize) {
+        self.capacity = capacity;
+        let len = self.len;
+        self.states = self.states.take().map(|(keys, values)| {
+            let grow = |states: Tensor<4>| {
+                let [batch, n_kv_heads, _, head_dim] = states.dims();
+                let options = (&states.device(), states.dtype());
+                let larger = Tensor::zeros([batch, n_kv_heads, capacity, head_dim], options);
+                let filled = s![.., .., 0..len, ..];
+                larger.slice_assign(filled, states.slice(filled))
+            };
+            (grow(keys), grow(values))
+        });
     }
 
     /// Writes the new slots in place and returns everything cached so far.

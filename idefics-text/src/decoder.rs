@@ -9,11 +9,11 @@
 //! Numerics: RMS norms and rotary angles in f32, attention weights at least in the input's dtype.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use idefics_nn::{ConfigError, Embedding, GatedMlp, KvCache, LayerCache, RmsNorm, RotaryAngles, RotaryEmbedding};
 
 use crate::mask::masked_out;
-use crate::{SelfAttention, TextConfig};
+use crate::{Branches, SelfAttention, TextConfig};
 
 /// Token vectors in, contextual vectors out; the head is the assembled model's.
 #[derive(Module, Debug)]
@@ -65,12 +65,43 @@ impl Decoder {
         cache: &mut KvCache,
         observer: &mut impl DecoderObserver,
     ) -> Tensor<3> {
-        let n_new = inputs_embeds.dims()[1];
         let positions = self.positions(&inputs_embeds, cache);
+        self.forward_at(inputs_embeds, &positions, cache, observer)
+    }
+
+    /// As [`Self::forward`] for rows that branch: the tokens are those that `branches` was last given.
+    ///
+    /// # Shapes
+    /// - `inputs_embeds`: `[batch, n_new, d]`, the new tokens of each row, which need not see each other
+    /// - returns `[batch, n_new, d]`
+    ///
+    /// # Panics
+    /// As [`Self::forward`], or if `branches` is of other rows or another number of slots.
+    pub fn forward_branches(&self, inputs_embeds: Tensor<3>, branches: &Branches, cache: &mut KvCache) -> Tensor<3> {
+        let [batch, n_new, _] = inputs_embeds.dims();
+        let n_keys = cache.len() + n_new;
+        assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "the slots of rows that branch");
+        let device = inputs_embeds.device();
+        let masked_out = TensorData::new(branches.masked_out(n_new, self.sliding_window), [batch, 1, n_new, n_keys]);
+        let positions = Positions {
+            rotary: self.rotary.at(&branches.positions(n_new), batch, inputs_embeds.dtype(), &device),
+            masked_out: Some(Tensor::from_data(masked_out, &device)),
+        };
+        self.forward_at(inputs_embeds, &positions, cache, &mut Unobserved)
+    }
+
+    fn forward_at(
+        &self,
+        inputs_embeds: Tensor<3>,
+        positions: &Positions,
+        cache: &mut KvCache,
+        observer: &mut impl DecoderObserver,
+    ) -> Tensor<3> {
+        let n_new = inputs_embeds.dims()[1];
         let mut hidden_states = inputs_embeds;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             observer.hidden_states(layer_idx, &hidden_states);
-            hidden_states = layer.forward(hidden_states, &positions, cache.layer(layer_idx), |weights| {
+            hidden_states = layer.forward(hidden_states, positions, cache.layer(layer_idx), |weights| {
                 observer.attentions(layer_idx, weights)
             });
         }

@@ -12,7 +12,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_nn::{ConfigError, KvCache, Linear};
 use idefics_perceiver::Connector;
 use idefics_processor::image::ImageTile;
-use idefics_text::{Decoder, DecoderObserver, Unobserved};
+use idefics_text::{Branches, Decoder, DecoderObserver, Unobserved};
 use idefics_vision::VisionTransformer;
 
 use crate::Idefics2Config;
@@ -278,6 +278,33 @@ impl Idefics2 {
         let inputs_embeds = self.model.text_model.embed(input_ids); // [batch, 1, d]
         let hidden_states = self.model.text_model.forward(inputs_embeds, cache);
         Ok(self.logits(hidden_states, LogitsToKeep::All).squeeze_dim(1))
+    }
+
+    /// Runs more tokens of rows that branch, those that `branches` was last given, and returns the logits after each,
+    /// `[batch, n_new, vocab_size]` in f32.
+    ///
+    /// # Errors
+    /// [`InputError::TokenId`].
+    pub fn decode_branches(
+        &self,
+        next_tokens: &[u32],
+        branches: &Branches,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        Ok(self.logits(self.branch_states(next_tokens, branches, cache)?, LogitsToKeep::All))
+    }
+
+    /// As [`Self::decode_branches`] up to the last hidden states, `[batch, n_new, d]`.
+    pub(crate) fn branch_states(
+        &self,
+        next_tokens: &[u32],
+        branches: &Branches,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        let shape = [branches.batch(), next_tokens.len() / branches.batch()];
+        let input_ids = upload_ids(next_tokens, shape, self.config.text_config.vocab_size, &self.device())?;
+        let inputs_embeds = self.model.text_model.embed(input_ids); // [batch, n_new, d]
+        Ok(self.model.text_model.forward_branches(inputs_embeds, branches, cache))
     }
 
     /// `[batch, seq, d]` in, `[batch, kept, vocab_size]` in f32 out.

@@ -1,6 +1,7 @@
 //! The checkpoint's tokenizer: ids from text, text from ids, and the ids that mean something.
 
 mod load;
+mod pieces;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;

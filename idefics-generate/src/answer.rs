@@ -1,0 +1,58 @@
+//! What becomes of a sample.
+
+use serde::Serialize;
+
+use crate::{FinishReason, GeneratedLogprob};
+
+/// What became of one sample. As JSON, one object of `idefics --json`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    /// What was generated, without special tokens.
+    pub text: String,
+    /// The text that the model read, image tokens included.
+    pub prompt: String,
+    /// The generated tokens, the end token included.
+    pub token_ids: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Tokens read and written.
+    pub usage: Usage,
+    /// Where the time went; of a batch, for all its rows together.
+    pub timings: Timings,
+    /// Of a beam search: the log-probability of the answer with the length penalty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<f32>,
+    /// Of each generated token, if [`Controls::logprobs`](crate::Controls::logprobs) asked for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<GeneratedLogprob>,
+    /// Of each prompt token after the first, if
+    /// [`Controls::prompt_logprobs`](crate::Controls::prompt_logprobs) asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<Vec<f32>>,
+}
+
+/// Tokens of one sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Usage {
+    /// Tokens of the prompt, image tokens included, padding not.
+    pub prompt_tokens: usize,
+    /// Of those, tokens that stand for images.
+    pub image_tokens: usize,
+    /// Tokens generated.
+    pub completion_tokens: usize,
+}
+
+/// Wall-clock time of each stage, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Timings {
+    /// Reading, decoding and resizing images; tokens.
+    pub preprocess_ms: f64,
+    /// The vision tower.
+    pub vision_ms: f64,
+    /// The connector.
+    pub connector_ms: f64,
+    /// The prompt through the decoder.
+    pub prefill_ms: f64,
+    /// All further tokens.
+    pub decode_ms: f64,
+}

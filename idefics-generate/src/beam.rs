@@ -1,0 +1,416 @@
+//! Beam search and beam sampling: which answers go on, which are finished, when to stop.
+//!
+//! [`BeamSearch`] holds no model and no prompt. Each step takes the processed log-probabilities of the next token of
+//! every running beam, and says which tokens come next and which beams they continue, so that the caller can reorder
+//! its cache.
+//!
+//! Reference: `GenerationMixin._beam_search` and its parts, Transformers 5.23.
+//!
+//! Axes: `rows` = samples × `num_beams`, row `sample * num_beams + beam`.
+//!
+//! Numerics: scores add up in f32, as in the reference; among equal candidates the lowest beam, then the lowest id,
+//! where torch promises no order.
+
+use crate::generation_config::{EarlyStopping, GenerationConfig};
+use crate::logits::{RowError, RowKey, Sampler, top_k};
+
+/// Added to what may not be chosen. Finite, so that there is always something to choose. Source: `_beam_search`.
+const BLOCKED: f32 = -1e9;
+
+/// What beam search needs to know. Source: `_beam_search`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BeamOptions {
+    /// Beams of each sample, at least 1.
+    pub num_beams: usize,
+    /// Answers of each sample, at most `num_beams`.
+    pub num_return_sequences: usize,
+    /// Tokens of an answer at most, at least 1: `max_length` less the slots of the prompt.
+    pub max_new_tokens: usize,
+    /// The log-probability of an answer is divided by its tokens, end token included, to this power.
+    pub length_penalty: f64,
+    /// When to stop.
+    pub early_stopping: EarlyStopping,
+    /// Tokens that end an answer.
+    pub eos_token_ids: Vec<u32>,
+    /// What shorter answers are filled with; see [`BeamOptions::filler`].
+    pub pad_token_id: Option<u32>,
+}
+
+impl BeamOptions {
+    /// The options of a call after prompts of `prompt_slots`, left padding included.
+    pub fn new(options: &GenerationConfig, prompt_slots: usize) -> Self {
+        let num_beams = options.num_beams().max(1);
+        Self {
+            num_beams,
+            num_return_sequences: options.num_return_sequences().clamp(1, num_beams),
+            max_new_tokens: options.max_length().saturating_sub(prompt_slots).max(1),
+            length_penalty: options.length_penalty(),
+            early_stopping: options.early_stopping(),
+            eos_token_ids: options.eos_token_ids().to_vec(),
+            pad_token_id: options.pad_token_id,
+        }
+    }
+
+    /// Candidates of each sample and step: enough for `num_beams` to go on whatever ends.
+    pub fn beams_to_keep(&self) -> usize {
+        (1 + self.eos_token_ids.len()).max(2) * self.num_beams
+    }
+
+    /// What shorter answers are filled with: the pad token, or the first end token where the pad token is 0 or missing.
+    /// Without end tokens the reference fills with -1, which is no token: here it is the pad token, or 0.
+    pub fn filler(&self) -> u32 {
+        match self.eos_token_ids.first() {
+            Some(&eos) => self.pad_token_id.filter(|&pad| pad != 0).unwrap_or(eos),
+            None => self.pad_token_id.unwrap_or(0),
+        }
+    }
+
+    /// A log-probability divided for an answer of `n_tokens`.
+    fn penalized(&self, score: f32, n_tokens: usize) -> f32 {
+        score / (n_tokens as f64).powf(self.length_penalty) as f32
+    }
+}
+
+/// A way to continue one beam of a sample.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// Which of the sample's running beams.
+    pub beam: usize,
+    /// Its next token.
+    pub token: u32,
+    /// The log-probability of the beam with that token: [`BeamSearch::running_score`] + that of the token.
+    pub score: f32,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hypothesis {
+    /// What was generated, its end token included; empty for a place that no answer took.
+    pub tokens: Vec<u32>,
+    /// Log-probability, divided by the length penalty once finished.
+    pub score: f32,
+    /// Whether it ended: by an end token, the length or a stop string.
+    pub is_finished: bool,
+}
+
+/// What a step decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BeamStep {
+    /// The token of each row to run next, `[rows]`.
+    pub next_tokens: Vec<u32>,
+    /// The row that each row continues, `[rows]`: the caller takes row `i` of its cache from row `beam_idx[i]`.
+    pub beam_idx: Vec<usize>,
+    /// Whether the search is over. Nothing needs to be run then.
+    pub is_done: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Sample {
+    /// Best first, `num_beams`.
+    running: Vec<Hypothesis>,
+    /// Best first, `num_beams`.
+    finished: Vec<Hypothesis>,
+    /// Whether a running beam may still improve the finished ones. Once false it stays so.
+    can_improve: bool,
+}
+
+/// The state of one batch of beam searches.
+#[derive(Debug, Clone)]
+pub struct BeamSearch {
+    options: BeamOptions,
+    samples: Vec<Sample>,
+    n_generated: usize,
+    is_done: bool,
+}
+
+impl BeamSearch {
+    /// Starts a search for `n_samples` prompts. Every beam of a sample begins with its prompt.
+    pub fn new(options: BeamOptions, n_samples: usize) -> Self {
+        let place = |score| Hypothesis { tokens: Vec::new(), score, is_finished: false };
+        // At first all beams of a sample are equal: only the first one counts.
+        let running = (0..options.num_beams).map(|beam| place(if beam == 0 { 0.0 } else { BLOCKED })).collect();
+        let finished = vec![place(BLOCKED); options.num_beams];
+        let samples = vec![Sample { running, finished, can_improve: true }; n_samples];
+        Self { options, samples, n_generated: 0, is_done: n_samples == 0 }
+    }
+
+    /// What it was started with.
+    pub fn options(&self) -> &BeamOptions {
+        &self.options
+    }
+
+    /// Running beams of all samples.
+    pub fn n_rows(&self) -> usize {
+        self.samples.len() * self.options.num_beams
+    }
+
+    /// What a running row has generated, [`BeamSearch::n_generated`] tokens.
+    pub fn generated(&self, row: usize) -> &[u32] {
+        &self.running(row).tokens
+    }
+
+    /// The log-probability of a running row.
+    pub fn running_score(&self, row: usize) -> f32 {
+        self.running(row).score
+    }
+
+    fn running(&self, row: usize) -> &Hypothesis {
+        &self.samples[row / self.options.num_beams].running[row % self.options.num_beams]
+    }
+
+    /// Tokens generated so far in every running row.
+    pub fn n_generated(&self) -> usize {
+        self.n_generated
+    }
+
+    /// Whether the search is over.
+    pub fn is_done(&self) -> bool {
+        self.is_done
+    }
+
+    /// Takes a step with the likeliest candidates. `log_probs` is `[rows, vocab_size]`: log-softmax of the logits, then
+    /// processed. `is_stopped` says whether the tokens of an answer of a sample end it, end tokens and length aside.
+    ///
+    /// # Errors
+    /// [`RowError::NonFinite`]; [`RowError::NothingAllowed`] where no beam of a sample that is still open may go on.
+    ///
+    /// # Panics
+    /// If `log_probs` does not hold [`BeamSearch::n_rows`] rows of equal width.
+    pub fn step(
+        &mut self,
+        log_probs: &[f32],
+        is_stopped: impl FnMut(usize, &[u32]) -> bool,
+    ) -> Result<BeamStep, RowError> {
+        let k = self.options.beams_to_keep();
+        let candidates = self.candidates(log_probs, |_, scores| Ok(top_k(scores, k)))?;
+        Ok(self.advance(&candidates, is_stopped))
+    }
+
+    /// Takes a step with drawn candidates: [`BeamSearch::step`] for beam sampling. `keys` is `[samples]`.
+    ///
+    /// # Errors
+    /// [`RowError`].
+    ///
+    /// # Panics
+    /// As [`BeamSearch::step`]; if there is not a key for each sample.
+    pub fn step_sampled(
+        &mut self,
+        log_probs: &[f32],
+        sampler: &Sampler,
+        keys: &[RowKey],
+        is_stopped: impl FnMut(usize, &[u32]) -> bool,
+    ) -> Result<BeamStep, RowError> {
+        assert_eq!(keys.len(), self.samples.len(), "one key a sample");
+        let (k, step) = (self.options.beams_to_keep(), self.n_generated);
+        let draw = |sample: usize, scores: &[f32]| sampler.draw_without_replacement(keys[sample], step, scores, k);
+        let candidates = self.candidates(log_probs, draw)?;
+        Ok(self.advance(&candidates, is_stopped))
+    }
+
+    /// What `choose` picks for each sample from the scores of all continuations, `[num_beams * vocab_size]`.
+    fn candidates(
+        &self,
+        log_probs: &[f32],
+        choose: impl Fn(usize, &[f32]) -> Result<Vec<usize>, RowError>,
+    ) -> Result<Vec<Vec<Candidate>>, RowError> {
+        let n_rows = self.n_rows();
+        assert!(n_rows > 0 && log_probs.len().is_multiple_of(n_rows), "{n_rows} rows of equal width");
+        let vocab_size = log_probs.len() / n_rows;
+        let num_beams = self.options.num_beams;
+        let mut scores = Vec::with_capacity(num_beams * vocab_size);
+        let mut candidates = Vec::with_capacity(self.samples.len());
+        for (index, sample) in self.samples.iter().enumerate() {
+            scores.clear();
+            for (beam, hypothesis) in sample.running.iter().enumerate() {
+                let start = (index * num_beams + beam) * vocab_size;
+                scores.extend(log_probs[start..start + vocab_size].iter().map(|log_prob| log_prob + hypothesis.score));
+            }
+            if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
+                return Err(RowError::NonFinite);
+            }
+            let chosen = match scores.iter().any(|&score| score != f32::NEG_INFINITY) {
+                true => choose(index, &scores)?,
+                false if sample.can_improve => return Err(RowError::NothingAllowed),
+                false => top_k(&scores, self.options.beams_to_keep()), // its answers stay as they are
+            };
+            let candidate =
+                |at: usize| Candidate { beam: at / vocab_size, token: (at % vocab_size) as u32, score: scores[at] };
+            candidates.push(chosen.into_iter().map(candidate).collect());
+        }
+        Ok(candidates)
+    }
+
+    /// Takes a step with the likeliest tokens of each row, found on the device: [`BeamSearch::step`] without the rest.
+    ///
+    /// `top` is `[rows][beams_to_keep]`: token and processed log-probability, the greatest first, the lowest id among
+    /// equals. Where the vocabulary has fewer tokens, all of them.
+    ///
+    /// # Errors
+    /// As [`BeamSearch::step`].
+    ///
+    /// # Panics
+    /// If there are not as many lists as rows, or they are too short.
+    pub fn step_top(
+        &mut self,
+        top: &[Vec<(u32, f32)>],
+        is_stopped: impl FnMut(usize, &[u32]) -> bool,
+    ) -> Result<BeamStep, RowError> {
+        assert_eq!(top.len(), self.n_rows(), "the likeliest tokens of every row");
+        let num_beams = self.options.num_beams;
+        let mut candidates = Vec::with_capacity(self.samples.len());
+        for (sample, top) in self.samples.iter().zip(top.chunks_exact(num_beams)) {
+            let mut all = Vec::new();
+            for (beam, (top, running)) in top.iter().zip(&sample.running).enumerate() {
+                let score = |log_prob| log_prob + running.score;
+                all.extend(top.iter().map(|&(token, log_prob)| Candidate { beam, token, score: score(log_prob) }));
+            }
+            let scores: Vec<f32> = all.iter().map(|candidate| candidate.score).collect();
+            if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
+                return Err(RowError::NonFinite);
+            }
+            if sample.can_improve && scores.iter().all(|&score| score == f32::NEG_INFINITY) {
+                return Err(RowError::NothingAllowed);
+            }
+            let best = top_k(&scores, self.options.beams_to_keep());
+            candidates.push(best.into_iter().map(|at| all[at]).collect());
+        }
+        Ok(self.advance(&candidates, is_stopped))
+    }
+
+    /// Takes a step with given candidates, [`BeamOptions::beams_to_keep`] for each sample and at least `num_beams`,
+    /// in the order of their rank: for callers who chose them elsewhere.
+    ///
+    /// # Panics
+    /// If a sample has fewer than `num_beams` candidates or there are not as many lists as samples.
+    pub fn advance(
+        &mut self,
+        candidates: &[Vec<Candidate>],
+        mut is_stopped: impl FnMut(usize, &[u32]) -> bool,
+    ) -> BeamStep {
+        assert_eq!(candidates.len(), self.samples.len(), "candidates of every sample");
+        let num_beams = self.options.num_beams;
+        let n_tokens = self.n_generated + 1;
+        let mut step = BeamStep { next_tokens: Vec::new(), beam_idx: Vec::new(), is_done: false };
+        let mut all_hit = true;
+        for (index, (sample, candidates)) in self.samples.iter_mut().zip(candidates).enumerate() {
+            assert!(candidates.len() >= num_beams, "{} candidates for {num_beams} beams", candidates.len());
+            let hits: Vec<bool> = candidates
+                .iter()
+                .map(|candidate| {
+                    n_tokens >= self.options.max_new_tokens
+                        || self.options.eos_token_ids.contains(&candidate.token)
+                        || is_stopped(index, &sample.continued(candidate))
+                })
+                .collect();
+            all_hit &= hits.iter().all(|&hit| hit);
+            let next = next_running(sample, candidates, &hits, num_beams);
+            sample.finish(candidates, &hits, &self.options, n_tokens);
+            for (candidate, hypothesis) in &next {
+                step.next_tokens.push(candidate.token);
+                step.beam_idx.push(index * num_beams + candidate.beam);
+                debug_assert_eq!(hypothesis.tokens.len(), n_tokens);
+            }
+            sample.running = next.into_iter().map(|(_, hypothesis)| hypothesis).collect();
+            sample.can_improve &= sample.may_improve(&self.options, n_tokens);
+        }
+        self.n_generated = n_tokens;
+        let all_full = self.samples.iter().all(Sample::is_full);
+        let is_early = self.options.early_stopping == EarlyStopping::FirstFull && all_full;
+        self.is_done = all_hit || is_early || !self.samples.iter().any(|sample| sample.can_improve);
+        step.is_done = self.is_done;
+        step
+    }
+
+    /// Ends the search before its time: places that no finished answer took get the running beams, best first.
+    pub fn end(&mut self) {
+        self.is_done = true;
+        let n_tokens = self.n_generated.max(1);
+        for sample in &mut self.samples {
+            let mut running = sample.running.iter().filter(|beam| beam.score > BLOCKED / 2.0);
+            for place in sample.finished.iter_mut().filter(|place| !place.is_finished) {
+                if let Some(beam) = running.next() {
+                    *place = Hypothesis { score: self.options.penalized(beam.score, n_tokens), ..beam.clone() };
+                }
+            }
+        }
+    }
+
+    /// The answers of a sample, best first, `num_return_sequences`.
+    pub fn answers(&self, sample: usize) -> &[Hypothesis] {
+        &self.samples[sample].finished[..self.options.num_return_sequences]
+    }
+
+    /// The answers of all samples as the reference returns them: filled to the longest, with their scores.
+    /// `[samples * num_return_sequences]` both.
+    pub fn sequences(&self) -> (Vec<Vec<u32>>, Vec<f32>) {
+        let answers = (0..self.samples.len()).flat_map(|sample| self.answers(sample));
+        let longest = answers.clone().map(|answer| answer.tokens.len()).max().unwrap_or(0);
+        let fill = |answer: &Hypothesis| {
+            let mut tokens = answer.tokens.clone();
+            tokens.resize(longest, self.options.filler());
+            (tokens, answer.score)
+        };
+        answers.map(fill).unzip()
+    }
+}
+
+/// The beams that go on: the best candidates, those that ended last. Source: `_get_running_beams_for_next_iteration`.
+fn next_running(
+    sample: &Sample,
+    candidates: &[Candidate],
+    hits: &[bool],
+    num_beams: usize,
+) -> Vec<(Candidate, Hypothesis)> {
+    let blocked = |(candidate, &hit): (&Candidate, &bool)| candidate.score + if hit { BLOCKED } else { 0.0 };
+    let scores: Vec<f32> = candidates.iter().zip(hits).map(blocked).collect();
+    let next = top_k(&scores, num_beams).into_iter().map(|at| {
+        let tokens = sample.continued(&candidates[at]);
+        (candidates[at], Hypothesis { tokens, score: scores[at], is_finished: false })
+    });
+    next.collect()
+}
+
+impl Sample {
+    /// The tokens of a running beam with a candidate's.
+    fn continued(&self, candidate: &Candidate) -> Vec<u32> {
+        let tokens = &self.running[candidate.beam].tokens;
+        tokens.iter().copied().chain([candidate.token]).collect()
+    }
+
+    /// Whether every place for a finished answer is taken.
+    fn is_full(&self) -> bool {
+        self.finished.iter().all(|hypothesis| hypothesis.is_finished)
+    }
+
+    /// Puts candidates that ended among the finished answers, where they are good enough. Only the first `num_beams`
+    /// candidates may enter. Source: `_update_finished_beams`.
+    fn finish(&mut self, candidates: &[Candidate], hits: &[bool], options: &BeamOptions, n_tokens: usize) {
+        let is_closed = options.early_stopping == EarlyStopping::FirstFull && self.is_full();
+        let block = |is_blocked: bool| if is_blocked { BLOCKED } else { 0.0 };
+        let mut scores: Vec<f32> = self.finished.iter().map(|hypothesis| hypothesis.score).collect();
+        scores.extend(candidates.iter().zip(hits).enumerate().map(|(rank, (candidate, &hit))| {
+            let score = options.penalized(candidate.score, n_tokens) + block(is_closed) + block(!self.can_improve);
+            score + block(!hit || rank >= options.num_beams)
+        }));
+        let merged = top_k(&scores, options.num_beams).into_iter().map(|at| match at.checked_sub(options.num_beams) {
+            None => self.finished[at].clone(),
+            Some(rank) => Hypothesis {
+                tokens: self.continued(&candidates[rank]),
+                score: scores[at],
+                is_finished: hits[rank] && rank < options.num_beams,
+            },
+        });
+        self.finished = merged.collect();
+    }
+
+    /// Whether the best running beam could still be better than the worst answer; `n_tokens` include the newest.
+    ///
+    /// Source: `_check_early_stop_heuristic`.
+    fn may_improve(&self, options: &BeamOptions, n_tokens: usize) -> bool {
+        let is_at_longest = options.early_stopping == EarlyStopping::Never && options.length_penalty > 0.0;
+        let length = if is_at_longest { options.max_new_tokens } else { n_tokens };
+        let Some(best) = self.running.first().map(|beam| options.penalized(beam.score, length)) else { return false };
+        let worst = self.finished.iter().map(|hypothesis| hypothesis.score).fold(f32::INFINITY, f32::min);
+        self.finished.iter().any(|hypothesis| best > if hypothesis.is_finished { worst } else { BLOCKED })
+    }
+}

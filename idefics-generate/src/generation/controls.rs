@@ -1,0 +1,54 @@
+//! What a call says besides its options.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use idefics_processor::Tokenizer;
+
+use crate::logits::LogitsProcessor;
+
+/// Ends a generation from elsewhere, within one step.
+#[derive(Debug, Clone, Default)]
+pub struct CancelToken(Arc<AtomicBool>);
+
+impl CancelToken {
+    /// Asks the generation to end.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was asked for.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a call says besides the options that `generation_config.json` can hold.
+#[derive(Debug, Default)]
+pub struct Controls<'a> {
+    /// Ends the generation.
+    pub cancel: CancelToken,
+    /// Seed of draws. A row's draws depend on it, on the row's own prompt, and on nothing else in the batch.
+    pub seed: u64,
+    /// Processors of the caller's own, which come after those of the options and before the filters of a draw.
+    pub processors: Vec<Box<dyn LogitsProcessor>>,
+    /// What the text of tokens is known by; `stop_strings` need it.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// For each generated token its log-probability and so many of the likeliest tokens: those of the model, before any
+    /// processor.
+    pub logprobs: Option<usize>,
+    /// Whether the log-probabilities of the prompt's tokens are computed.
+    pub prompt_logprobs: bool,
+}
+
+impl From<CancelToken> for Controls<'_> {
+    fn from(cancel: CancelToken) -> Self {
+        Self { cancel, ..Self::default() }
+    }
+}
+
+impl From<&CancelToken> for Controls<'_> {
+    fn from(cancel: &CancelToken) -> Self {
+        cancel.clone().into()
+    }
+}

@@ -1,0 +1,82 @@
+//! The likeliest token found where the logits are: one small read a step.
+
+use burn::tensor::{Bool, DType, Device, IntDType, Tensor, TensorData, Transaction};
+
+use super::Rows;
+use crate::{Error, GenerationConfig};
+
+/// Greedy search whose only processor, if any, forbids `bad_words_ids`.
+#[derive(Debug)]
+pub(super) struct OnDevice {
+    /// Forbidden sequences of two and more tokens.
+    longer: Vec<Vec<u32>>,
+    /// True for tokens that are never allowed, `[1, vocab_size]`.
+    forbidden: Option<Tensor<2, Bool>>,
+}
+
+impl OnDevice {
+    pub(super) fn new(config: &GenerationConfig, vocab_size: usize, device: &Device) -> Self {
+        let mut words = config.bad_words_ids.clone().unwrap_or_default();
+        // A single end token may always come. Source: `NoBadWordsLogitsProcessor`.
+        words.retain(|word| !matches!(word.as_slice(), [id] if config.eos_token_ids().contains(id)));
+        let (single, longer): (Vec<_>, Vec<_>) = words.into_iter().partition(|word| word.len() == 1);
+        let forbidden = (!single.is_empty()).then(|| {
+            let mut row = vec![false; vocab_size];
+            single.iter().for_each(|word| row[word[0] as usize] = true);
+            Tensor::from_data(TensorData::new(row, [1, vocab_size]), device)
+        });
+        Self { longer, forbidden }
+    }
+
+    /// The likeliest allowed token of each row, `[rows, vocab_size]` in; the lowest id among equals.
+    pub(super) fn choose(&self, logits: Tensor<2>, rows: &Rows) -> Result<Vec<u32>, Error> {
+        let check = logits.clone().sum_dim(1); // [rows, 1]: NaN and infinity stay what they are
+        let mut scores = logits;
+        if let Some(forbidden) = &self.forbidden {
+            let forbidden = forbidden.clone().expand(scores.dims());
+            scores = scores.mask_fill(forbidden, f64::NEG_INFINITY);
+        }
+        if let Some(forbidden) = self.forbidden_now(rows, scores.dims()) {
+            let forbidden = Tensor::<2, Bool>::from_data(forbidden, &scores.device());
+            scores = scores.mask_fill(forbidden, f64::NEG_INFINITY);
+        }
+        let (best, ids) = scores.max_dim_with_indices(1); // [rows, 1] each
+        let ids = ids.cast(IntDType::I32);
+
+        let failed = |reason: String| Error::Execution { reason };
+        let read = Transaction::default().register(check).register(best).register(ids).try_execute();
+        let [check, best, ids]: [TensorData; 3] = read
+            .map_err(|error| failed(format!("{error:?}")))?
+            .try_into()
+            .map_err(|_| failed("a read returned another number of tensors".to_owned()))?;
+        let floats = |data: TensorData| data.convert_dtype(DType::F32).try_into_vec::<f32>();
+        let check = floats(check).map_err(|error| failed(format!("{error:?}")))?;
+        let best = floats(best).map_err(|error| failed(format!("{error:?}")))?;
+        let ids = ids.try_into_vec::<i32>().map_err(|error| failed(format!("{error:?}")))?;
+        for row in (0..ids.len()).filter(|&row| rows.finished[row].is_none()) {
+            if !check[row].is_finite() {
+                return Err(Error::NonFinite { row, n_tokens: rows.n_generated() });
+            }
+            if best[row] == f32::NEG_INFINITY {
+                return Err(Error::NoAllowedToken { row });
+            }
+        }
+        Ok(ids.into_iter().map(|id| id as u32).collect())
+    }
+
+    /// Tokens that would complete a forbidden sequence now, `[rows, vocab_size]`.
+    fn forbidden_now(&self, rows: &Rows, [n_rows, vocab_size]: [usize; 2]) -> Option<TensorData> {
+        let mut forbidden: Option<Vec<bool>> = None;
+        for row in 0..n_rows {
+            for word in &self.longer {
+                if let Some((&last, begin)) = word.split_last()
+                    && rows.tokens(row).ends_with(begin)
+                {
+                    forbidden.get_or_insert_with(|| vec![false; n_rows * vocab_size])
+                        [row * vocab_size + last as usize] = true;
+                }
+            }
+        }
+        forbidden.map(|forbidden| TensorData::new(forbidden, [n_rows, vocab_size]))
+    }
+}

@@ -1,0 +1,45 @@
+//! Greedy search with processors, and sampling: scores are read once a step.
+
+use super::Rows;
+use crate::logits::{ProcessorChain, RowKey, Sampler, argmax};
+use crate::{Error, GenerationConfig};
+
+/// Chooses tokens from scores on the host.
+#[derive(Debug)]
+pub(super) struct OnHost {
+    chain: ProcessorChain,
+    /// `None` takes the likeliest.
+    sampler: Option<Sampler>,
+    keys: Vec<RowKey>,
+}
+
+impl OnHost {
+    pub(super) fn new(config: &GenerationConfig, chain: ProcessorChain, seed: u64, rows: &Rows) -> Self {
+        let sampler = config.do_sample().then(|| Sampler::new(seed));
+        Self { chain, sampler, keys: (0..rows.len()).map(|row| rows.key(row)).collect() }
+    }
+
+    /// The processed scores of a row; `logits` are `[samples or rows, vocab_size]`.
+    pub(super) fn scores(&mut self, row: usize, logits: &[f32], rows: &Rows) -> Vec<f32> {
+        let width = rows.width(logits);
+        let mut scores = rows.scores_of(row, logits, width).to_vec();
+        self.chain.process(&rows.row(row), &mut scores);
+        scores
+    }
+
+    /// The next token of each row; 0 for those that have finished.
+    pub(super) fn choose(&mut self, logits: &[f32], rows: &Rows) -> Result<Vec<u32>, Error> {
+        let choose = |row: usize| {
+            if rows.finished[row].is_some() {
+                return Ok(0);
+            }
+            let scores = self.scores(row, logits, rows);
+            let chosen = match &self.sampler {
+                None => argmax(&scores),
+                Some(sampler) => sampler.draw(self.keys[row], rows.n_generated(), &scores),
+            };
+            chosen.map_err(|error| rows.error(row, error))
+        };
+        (0..rows.len()).map(choose).collect()
+    }
+}

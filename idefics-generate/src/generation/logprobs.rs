@@ -1,0 +1,82 @@
+//! Log-probabilities of tokens, as the model gives them: before any processor.
+
+use burn::tensor::activation::log_softmax as device_log_softmax;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use serde::Serialize;
+
+use crate::logits::{log_softmax, top_k};
+use crate::models::idefics2::LogitsToKeep;
+use crate::{Error, Idefics2, Prompts};
+
+/// Positions whose logits are computed together: bounds them to about 33 MB for a vocabulary of 32000.
+const CHUNK: usize = 256;
+
+/// A token and how likely the model found it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TokenLogprob {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}
+
+/// A generated token with the alternatives to it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GeneratedLogprob {
+    /// The token that was taken.
+    #[serde(flatten)]
+    pub token: TokenLogprob,
+    /// The likeliest tokens there, best first; the one that was taken may be among them.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// The log-probability of `id` and the `n_top` likeliest tokens, from the logits of one position.
+pub(super) fn of_token(logits: &[f32], id: u32, n_top: usize) -> GeneratedLogprob {
+    let mut log_probs = logits.to_vec();
+    log_softmax(&mut log_probs);
+    let token = |id: usize| TokenLogprob { id: id as u32, logprob: log_probs[id] };
+    let top = top_k(&log_probs, n_top).into_iter().map(token).collect();
+    GeneratedLogprob { token: token(id as usize), top }
+}
+
+/// For each row the log-probability of each prompt token after its first.
+///
+/// # Shapes
+/// - `hidden_states`: `[batch, seq, d]`, the decoder's output on `prompts`
+pub(super) fn of_prompts(
+    model: &Idefics2,
+    prompts: &Prompts,
+    hidden_states: &Tensor<3>,
+) -> Result<Vec<Vec<f32>>, Error> {
+    let rows = (0..prompts.batch()).map(|row| {
+        let ids = &prompts.row(row)[prompts.left_padding()[row]..];
+        let d = hidden_states.dims()[2];
+        let states = hidden_states.clone().narrow(0, row, 1).narrow(1, prompts.left_padding()[row], ids.len());
+        of_tokens(model, states.reshape([ids.len(), d]).narrow(0, 0, ids.len().max(2) - 1), &ids[1..])
+    });
+    rows.collect()
+}
+
+/// The log-probability of each target after the hidden state before it.
+///
+/// # Shapes
+/// - `hidden_states`: `[n_targets, d]`, normed
+pub(crate) fn of_tokens(model: &Idefics2, hidden_states: Tensor<2>, targets: &[u32]) -> Result<Vec<f32>, Error> {
+    let mut logprobs = Vec::with_capacity(targets.len());
+    for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
+        let states = hidden_states.clone().narrow(0, chunk * CHUNK, targets.len());
+        let logits: Tensor<2> = model.logits(states.unsqueeze_dim(0), LogitsToKeep::All).squeeze_dim(0);
+        let ids: Vec<i32> = targets.iter().map(|&id| id as i32).collect();
+        let ids = TensorData::new(ids, [targets.len(), 1]);
+        let ids = Tensor::<2, Int>::from_data(ids, (&logits.device(), DType::I32));
+        logprobs.extend(read(device_log_softmax(logits, 1).gather(1, ids))?);
+    }
+    Ok(logprobs)
+}
+
+/// Reads a tensor back as f32.
+pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, Error> {
+    let failed = |reason: String| Error::Execution { reason };
+    let data = tensor.cast(DType::F32).try_into_data().map_err(|error| failed(format!("{error:?}")))?;
+    data.try_into_vec().map_err(|error| failed(format!("{error:?}")))
+}

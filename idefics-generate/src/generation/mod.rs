@@ -1,0 +1,280 @@
+//! The generation loop: one [`Generation`] is one batch of rows that grow a token at a time.
+
+mod beams;
+mod controls;
+mod device;
+mod host;
+pub(crate) mod logprobs;
+mod rows;
+
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use idefics_nn::KvCache;
+use idefics_text::{Branches, Unobserved};
+use serde::Serialize;
+
+use crate::generation_config::GenerationConfig;
+use crate::logits::ProcessorChain;
+use crate::models::idefics2::LogitsToKeep;
+use crate::{Error, GenerationError, Idefics2, InputError, Prompts};
+
+use beams::Beams;
+use device::OnDevice;
+use host::OnHost;
+use rows::{Rows, Stops};
+
+pub use controls::{CancelToken, Controls};
+pub use logprobs::{GeneratedLogprob, TokenLogprob};
+
+/// Why a row stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// An end token or a stop string.
+    Stop,
+    /// The length limit.
+    Length,
+    /// `max_time`.
+    Time,
+    /// [`CancelToken::cancel`].
+    Cancelled,
+}
+
+/// A batch that is being generated. Dropping it ends it.
+///
+/// Rows are answers: those of the first sample, then those of the second. While beams are searched, rows are beams.
+#[derive(Debug)]
+pub struct Generation<'a> {
+    model: &'a Idefics2,
+    config: GenerationConfig,
+    rows: Rows,
+    stops: Stops<'a>,
+    cache: KvCache,
+    /// Where a sample has several rows: which token follows which.
+    branches: Option<Branches>,
+    /// Logits after the prompts, `[samples, vocab_size]`, until the first tokens are chosen.
+    logits: Option<Tensor<2>>,
+    strategy: Strategy,
+    cancel: CancelToken,
+    n_top: Option<usize>,
+    logprobs: Vec<Vec<GeneratedLogprob>>,
+    prompt_logprobs: Option<Vec<Vec<f32>>>,
+}
+
+/// How the next tokens are found.
+#[derive(Debug)]
+enum Strategy {
+    OnDevice(OnDevice),
+    OnHost(OnHost),
+    Beams(Beams),
+}
+
+impl<'a> Generation<'a> {
+    /// Runs the prompts. `image_hidden_states` is [`Idefics2::encode_images`] of all their images, row after row.
+    ///
+    /// # Errors
+    /// [`Error::Generation`] for options that cannot be followed, [`Error::Input`] for prompts that do not fit.
+    pub fn start(
+        model: &'a Idefics2,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        options: &GenerationConfig,
+        controls: impl Into<Controls<'a>>,
+    ) -> Result<Self, Error> {
+        let cache = KvCache::new(0, Vec::new(), 0);
+        Self::begin(model, prompts, image_hidden_states, cache, options, controls.into())
+    }
+
+    /// As [`Generation::start`] for one prompt whose beginning is in `cache` already: only what follows is computed, and
+    /// `image_hidden_states` are those of the images that follow. [`Generation::into_cache`] gives the cache back.
+    ///
+    /// # Errors
+    /// As [`Generation::start`].
+    ///
+    /// # Panics
+    /// If the cache has another number of rows than one, or holds the whole prompt.
+    pub fn resume(
+        model: &'a Idefics2,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: KvCache,
+        options: &GenerationConfig,
+        controls: impl Into<Controls<'a>>,
+    ) -> Result<Self, Error> {
+        assert!(cache.batch() == 1 && prompts.batch() == 1, "a conversation is one row");
+        assert!(cache.len() < prompts.seq(), "something of the prompt is left to compute");
+        Self::begin(model, prompts, image_hidden_states, cache, options, controls.into())
+    }
+
+    fn begin(
+        model: &'a Idefics2,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        mut cache: KvCache,
+        options: &GenerationConfig,
+        controls: Controls<'a>,
+    ) -> Result<Self, Error> {
+        let clock = Instant::now();
+        let vocab_size = model.config().text_config.vocab_size;
+        let config = options.resolve(prompts.seq(), vocab_size)?;
+        let stops = Stops::new(&config, controls.tokenizer, clock)?;
+        let mut chain = ProcessorChain::new(&config)?;
+        let on_device = config.is_plain() && controls.processors.is_empty() && controls.logprobs.is_none();
+        controls.processors.into_iter().for_each(|processor| chain.push(processor));
+        if controls.logprobs.is_some() && config.num_beams() > 1 {
+            let reason = "tokens of beams have no log-probabilities yet; their answers have scores";
+            return Err(GenerationError::Conflict { option: "logprobs", other: "num_beams", reason }.into());
+        }
+
+        let per_sample = config.num_beams().max(config.num_return_sequences());
+        let rows = Rows::new(prompts, per_sample, &config);
+        // The last tokens are never read back in.
+        let max_new_tokens = config.max_length() - prompts.seq();
+        let capacity = prompts.seq() + per_sample * (max_new_tokens - 1);
+        let new = match cache.len() {
+            0 => {
+                cache = model.config().text_config.cache(prompts.left_padding().to_vec(), capacity);
+                prompts.clone()
+            }
+            known => {
+                cache.reserve(capacity);
+                Prompts::pad_left(&[prompts.row(0)[known..].to_vec()], 0)?
+            }
+        };
+        let hidden_states = model.prefill_observed(&new, image_hidden_states, &mut cache, &mut Unobserved)?;
+        let prompt_logprobs = match controls.prompt_logprobs {
+            true => Some(logprobs::of_prompts(model, &new, &hidden_states)?),
+            false => None,
+        };
+        let logits: Tensor<2> = model.logits(hidden_states, LogitsToKeep::Last(1)).squeeze_dim(1);
+        let strategy = match config.num_beams() {
+            1 if on_device => Strategy::OnDevice(OnDevice::new(&config, vocab_size, &logits.device())),
+            1 => Strategy::OnHost(OnHost::new(&config, chain, controls.seed, &rows)),
+            _ => Strategy::Beams(Beams::new(&config, chain, controls.seed, &rows)),
+        };
+        Ok(Self {
+            model,
+            stops,
+            branches: (per_sample > 1).then(|| Branches::new(&cache)),
+            cache,
+            logits: Some(logits),
+            strategy,
+            cancel: controls.cancel,
+            n_top: controls.logprobs,
+            logprobs: vec![Vec::new(); rows.len()],
+            prompt_logprobs,
+            config,
+            rows,
+        })
+    }
+
+    /// Generates one more token of each row, the pad token in rows that have finished; `None` when all have.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`], [`Error::NoAllowedToken`], [`Error::Execution`].
+    pub fn step(&mut self) -> Result<Option<Vec<u32>>, Error> {
+        if self.cancel.is_cancelled() && !self.rows.all_finished() {
+            match &mut self.strategy {
+                Strategy::Beams(beams) => beams.end(&mut self.rows, &self.stops, FinishReason::Cancelled),
+                _ => self.rows.finish_all(FinishReason::Cancelled),
+            }
+        }
+        if self.rows.all_finished() {
+            return Ok(None);
+        }
+        let logits = match self.logits.take() {
+            Some(logits) => logits,
+            None => self.forward()?,
+        };
+        let next_tokens = match &mut self.strategy {
+            Strategy::OnDevice(choice) => choice.choose(logits, &self.rows)?,
+            Strategy::OnHost(choice) => {
+                let logits = logprobs::read(logits)?;
+                let chosen = choice.choose(&logits, &self.rows)?;
+                if let Some(n_top) = self.n_top {
+                    let width = self.model.config().text_config.vocab_size;
+                    for (row, &id) in chosen.iter().enumerate().filter(|(row, _)| self.rows.finished[*row].is_none()) {
+                        let logits = self.rows.scores_of(row, &logits, width);
+                        self.logprobs[row].push(logprobs::of_token(logits, id, n_top));
+                    }
+                }
+                chosen
+            }
+            Strategy::Beams(beams) => {
+                let logits = logprobs::read(logits)?;
+                return Ok(Some(beams.step(&logits, &mut self.rows, &self.stops)?));
+            }
+        };
+        Ok(Some(self.rows.push(next_tokens, &self.config, &self.stops)))
+    }
+
+    /// Runs the last token of each row: logits of the next, `[rows, vocab_size]`.
+    fn forward(&mut self) -> Result<Tensor<2>, InputError> {
+        let last = self.rows.last_tokens();
+        let Some(branches) = &mut self.branches else { return self.model.decode(&last, &mut self.cache) };
+        match &self.strategy {
+            Strategy::Beams(beams) => branches.append(&self.rows.parents(beams.continued())),
+            _ => branches.append(&self.rows.parents(&(0..last.len()).collect::<Vec<_>>())),
+        }
+        let logits = self.model.decode_branches(&last, branches, &mut self.cache)?; // [samples, per_sample, vocab_size]
+        Ok(logits.flatten(0, 1))
+    }
+
+    /// Each row with padding, prompt, what was generated, and what fills it after its end: what the reference's
+    /// `generate` returns.
+    pub fn sequences(&self) -> &[Vec<u32>] {
+        &self.rows.sequences
+    }
+
+    /// The scores of the answers of a beam search, once it is over: log-probabilities with the length penalty.
+    pub fn sequences_scores(&self) -> Option<&[f32]> {
+        match &self.strategy {
+            Strategy::Beams(beams) => beams.scores(),
+            _ => None,
+        }
+    }
+
+    /// Answers of each sample.
+    pub fn answers_per_sample(&self) -> usize {
+        self.config.num_return_sequences()
+    }
+
+    /// What was generated in a row, its end token included.
+    pub fn generated(&self, row: usize) -> &[u32] {
+        self.rows.generated(row)
+    }
+
+    /// Why a row stopped, once it has.
+    pub fn finish_reason(&self, row: usize) -> Option<FinishReason> {
+        self.rows.finished[row]
+    }
+
+    /// The log-probabilities of a row's generated tokens; empty unless [`Controls::logprobs`] asked for them.
+    pub fn logprobs(&self, row: usize) -> &[GeneratedLogprob] {
+        self.logprobs.get(row).map_or(&[], Vec::as_slice)
+    }
+
+    /// The log-probability of each prompt token of a sample after its first, if [`Controls::prompt_logprobs`] asked for
+    /// them.
+    pub fn prompt_logprobs(&self, sample: usize) -> Option<&[f32]> {
+        self.prompt_logprobs.as_ref().map(|samples| samples[sample].as_slice())
+    }
+
+    /// The scores of the first tokens as they are before a token is chosen, after every processor and filter,
+    /// `[rows, vocab_size]`. Only before the first step, and only where scores are on the host.
+    ///
+    /// # Errors
+    /// [`Error::Execution`].
+    pub fn first_scores(&mut self) -> Result<Option<Vec<Vec<f32>>>, Error> {
+        let (Some(logits), Strategy::OnHost(choice)) = (&self.logits, &mut self.strategy) else { return Ok(None) };
+        let logits = logprobs::read(logits.clone())?;
+        Ok(Some((0..self.rows.len()).map(|row| choice.scores(row, &logits, &self.rows)).collect()))
+    }
+
+    /// The cache, which holds every token of row 0 but the last that was generated.
+    pub fn into_cache(self) -> KvCache {
+        self.cache
+    }
+}

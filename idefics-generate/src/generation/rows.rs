@@ -1,0 +1,235 @@
+//! The rows of a batch, and what ends them.
+
+use std::time::{Duration, Instant};
+
+use idefics_processor::Tokenizer;
+
+use super::FinishReason;
+use crate::logits::{Row, RowError, RowKey};
+use crate::stop_strings::StopStrings;
+use crate::{Error, GenerationConfig, GenerationError, Prompts};
+
+/// Rows of samples, `per_sample` each, that grow together.
+#[derive(Debug)]
+pub(super) struct Rows {
+    /// Each row's slots: padding, prompt, what was generated, what fills it.
+    pub(super) sequences: Vec<Vec<u32>>,
+    pub(super) finished: Vec<Option<FinishReason>>,
+    /// Tokens generated in each row up to its end.
+    lengths: Vec<usize>,
+    per_sample: usize,
+    /// Of each sample.
+    left_padding: Vec<usize>,
+    /// Slots of the prompts.
+    prompt_len: usize,
+    filler: u32,
+}
+
+impl Rows {
+    /// `per_sample` equal rows for each prompt.
+    pub(super) fn new(prompts: &Prompts, per_sample: usize, config: &GenerationConfig) -> Self {
+        let n_rows = prompts.batch() * per_sample;
+        Self {
+            sequences: (0..n_rows).map(|row| prompts.row(row / per_sample).to_vec()).collect(),
+            finished: vec![None; n_rows],
+            lengths: vec![0; n_rows],
+            per_sample,
+            left_padding: prompts.left_padding().to_vec(),
+            prompt_len: prompts.seq(),
+            filler: config.filler(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    pub(super) fn n_samples(&self) -> usize {
+        self.left_padding.len()
+    }
+
+    pub(super) fn prompt_len(&self) -> usize {
+        self.prompt_len
+    }
+
+    /// Tokens generated so far in every row that goes on.
+    pub(super) fn n_generated(&self) -> usize {
+        self.sequences[0].len() - self.prompt_len
+    }
+
+    /// Prompt and answer of a row without padding.
+    pub(super) fn tokens(&self, row: usize) -> &[u32] {
+        &self.sequences[row][self.left_padding[row / self.per_sample]..]
+    }
+
+    /// The padded prompt of a sample.
+    pub(super) fn prompt(&self, sample: usize) -> &[u32] {
+        &self.sequences[sample * self.per_sample][..self.prompt_len]
+    }
+
+    /// What processors see of a row.
+    pub(super) fn row(&self, row: usize) -> Row<'_> {
+        let sample = row / self.per_sample;
+        let padding = self.left_padding[sample];
+        Row {
+            input_ids: self.tokens(row),
+            prompt_len: self.prompt_len - padding,
+            padding,
+            sample,
+            beam: row % self.per_sample,
+        }
+    }
+
+    /// A number that belongs to a sample's prompt and to nothing else in the batch: FNV-1a over its tokens.
+    pub(super) fn key(&self, row: usize) -> RowKey {
+        let sample = row / self.per_sample;
+        let prompt = &self.prompt(sample)[self.left_padding[sample]..];
+        let bytes = prompt.iter().flat_map(|id| id.to_le_bytes());
+        let hash = bytes
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        RowKey { sample: hash, answer: (row % self.per_sample) as u64 }
+    }
+
+    /// The width of scores that are of samples before the first token, and of rows later.
+    pub(super) fn width(&self, scores: &[f32]) -> usize {
+        scores.len() / if self.n_generated() == 0 { self.n_samples() } else { self.len() }
+    }
+
+    /// The scores of a row in `[samples, width]` before the first token, in `[rows, width]` later.
+    pub(super) fn scores_of<'s>(&self, row: usize, scores: &'s [f32], width: usize) -> &'s [f32] {
+        let at = if self.n_generated() == 0 { row / self.per_sample } else { row };
+        &scores[at * width..(at + 1) * width]
+    }
+
+    pub(super) fn last_tokens(&self) -> Vec<u32> {
+        self.sequences.iter().map(|row| row[row.len() - 1]).collect()
+    }
+
+    /// Places behind the prompt of what the rows' last tokens follow, where row `i` continues row `continued[i]`.
+    pub(super) fn parents(&self, continued: &[usize]) -> Vec<Option<usize>> {
+        let step = self.n_generated() - 1;
+        let place = |row: &usize| step.checked_sub(1).map(|before| before * self.per_sample + row % self.per_sample);
+        continued.iter().map(place).collect()
+    }
+
+    /// Adds a token to each row, the filler to those that have finished, and says what was added.
+    pub(super) fn push(&mut self, mut next_tokens: Vec<u32>, config: &GenerationConfig, stops: &Stops<'_>) -> Vec<u32> {
+        let is_late = stops.is_late();
+        for (row, next_token) in next_tokens.iter_mut().enumerate() {
+            if self.finished[row].is_some() {
+                *next_token = self.filler;
+                self.sequences[row].push(*next_token);
+                continue;
+            }
+            self.sequences[row].push(*next_token);
+            self.lengths[row] += 1;
+            self.finished[row] = if config.eos_token_ids().contains(next_token) || stops.completes(self.tokens(row)) {
+                Some(FinishReason::Stop)
+            } else if self.sequences[row].len() >= config.max_length() {
+                Some(FinishReason::Length)
+            } else {
+                is_late.then_some(FinishReason::Time)
+            };
+        }
+        next_tokens
+    }
+
+    pub(super) fn all_finished(&self) -> bool {
+        self.finished.iter().all(Option::is_some)
+    }
+
+    pub(super) fn finish_all(&mut self, reason: FinishReason) {
+        self.finished.iter_mut().for_each(|finished| _ = finished.get_or_insert(reason));
+    }
+
+    /// Puts running beams in the place of the rows.
+    pub(super) fn replace<'r>(&mut self, generated: impl Iterator<Item = &'r [u32]>) {
+        for (row, generated) in self.sequences.iter_mut().zip(generated) {
+            row.truncate(self.prompt_len);
+            row.extend_from_slice(generated);
+        }
+    }
+
+    /// Puts answers, `per_sample` of each sample, in the place of the rows, filled to the longest.
+    pub(super) fn conclude(&mut self, answers: Vec<(Vec<u32>, FinishReason)>, per_sample: usize, filler: u32) {
+        let longest = answers.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0);
+        let prompts: Vec<Vec<u32>> = (0..self.n_samples()).map(|sample| self.prompt(sample).to_vec()).collect();
+        self.lengths = answers.iter().map(|(tokens, _)| tokens.len()).collect();
+        self.finished = answers.iter().map(|&(_, reason)| Some(reason)).collect();
+        let row = |(row, (mut tokens, _)): (usize, (Vec<u32>, FinishReason))| {
+            tokens.resize(longest, filler);
+            [prompts[row / per_sample].as_slice(), &tokens].concat()
+        };
+        self.sequences = answers.into_iter().enumerate().map(row).collect();
+        self.per_sample = per_sample;
+    }
+
+    /// What was generated in a row, its end included.
+    pub(super) fn generated(&self, row: usize) -> &[u32] {
+        &self.sequences[row][self.prompt_len..self.prompt_len + self.lengths[row]]
+    }
+
+    /// Counts what a row has generated while it is a beam.
+    pub(super) fn count(&mut self) {
+        let n_generated = self.n_generated();
+        self.lengths.fill(n_generated);
+    }
+
+    /// Why no token of a row can be chosen.
+    pub(super) fn error(&self, row: usize, error: RowError) -> Error {
+        match error {
+            RowError::NonFinite => Error::NonFinite { row, n_tokens: self.n_generated() },
+            _ => Error::NoAllowedToken { row },
+        }
+    }
+}
+
+/// What ends an answer besides tokens and length.
+#[derive(Debug)]
+pub(super) struct Stops<'a> {
+    strings: StopStrings,
+    tokenizer: Option<&'a Tokenizer>,
+    started: Instant,
+    limit: Option<Duration>,
+}
+
+impl<'a> Stops<'a> {
+    pub(super) fn new(
+        config: &GenerationConfig,
+        tokenizer: Option<&'a Tokenizer>,
+        started: Instant,
+    ) -> Result<Self, GenerationError> {
+        let strings = config.stop_strings.as_ref().map_or(&[][..], |strings| strings.as_slice());
+        let strings =
+            StopStrings::new(strings.iter().cloned()).map_err(|_| GenerationError::Empty { option: "stop_strings" })?;
+        if !strings.is_empty() && tokenizer.is_none() {
+            return Err(GenerationError::NoTokenizer { option: "stop_strings" });
+        }
+        let limit = config.max_time.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+        Ok(Self { strings, tokenizer, started, limit })
+    }
+
+    /// Whether `max_time` has passed.
+    pub(super) fn is_late(&self) -> bool {
+        self.limit.is_some_and(|limit| self.started.elapsed() > limit)
+    }
+
+    /// Whether the last of `ids` completes a stop string.
+    pub(super) fn completes(&self, ids: &[u32]) -> bool {
+        let (Some(tokenizer), Some((&last, before))) = (self.tokenizer, ids.split_last()) else { return false };
+        if self.strings.is_empty() {
+            return false;
+        }
+        let last = tokenizer.piece(last);
+        let mut text = Vec::new(); // backwards
+        for &id in before.iter().rev() {
+            if text.len() + 1 >= self.strings.longest() {
+                break;
+            }
+            text.extend(tokenizer.piece(id).into_iter().rev());
+        }
+        text.reverse();
+        text.extend_from_slice(&last);
+        self.strings.find_in(&text, last.len()).is_some()
+    }
+}

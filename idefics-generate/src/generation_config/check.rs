@@ -1,0 +1,308 @@
+//! Which options can be followed.
+
+use serde_json::{Value, json};
+
+use super::{DEFAULT_NEW_TOKENS, GenerationConfig, GenerationError, GenerationWarning};
+
+/// Options that would change the result and are not implemented, with the value that changes nothing.
+const UNSUPPORTED: [(&str, Value); 9] = [
+    ("guidance_scale", Value::Null),
+    ("num_beam_groups", Value::Null),
+    ("diversity_penalty", Value::Null),
+    ("constraints", Value::Null),
+    ("force_words_ids", Value::Null),
+    ("penalty_alpha", Value::Null),
+    ("dola_layers", Value::Null),
+    ("token_healing", Value::Bool(false)),
+    ("watermarking_config", Value::Null),
+];
+
+/// Keys of the reference that change no result here: what is returned, how it is computed, who wrote the file.
+const WITHOUT_EFFECT: [&str; 33] = [
+    "_commit_hash",
+    "_from_model_config",
+    "assistant_confidence_threshold",
+    "assistant_early_exit",
+    "assistant_ensemble_weight",
+    "assistant_lookbehind",
+    "cache_config",
+    "cache_implementation",
+    "compile_config",
+    "continuous_batching_config",
+    "decoder_start_token_id",
+    "disable_compile",
+    "generation_kwargs",
+    "is_assistant",
+    "low_memory",
+    "max_cache_len",
+    "max_matching_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "prefill_chunk_size",
+    "prompt_lookup_num_tokens",
+    "return_dict_in_generate",
+    "return_legacy_cache",
+    "speculation_type",
+    "target_lookbehind",
+    "transformers_version",
+    "use_cache",
+    "use_mtp",
+    "use_model_defaults",
+];
+
+impl GenerationConfig {
+    /// Completes and checks the options for prompts of `prompt_tokens` slots and logits `vocab_size` wide: the result
+    /// has `max_length` and no `max_new_tokens`.
+    pub(crate) fn resolve(&self, prompt_tokens: usize, vocab_size: usize) -> Result<Self, GenerationError> {
+        self.check_supported()?;
+        let (option, value, max_length) = match (self.max_new_tokens, self.max_length) {
+            (Some(new), _) => ("max_new_tokens", new, prompt_tokens.saturating_add(new)),
+            (None, Some(length)) => ("max_length", length, length),
+            (None, None) => ("max_new_tokens", DEFAULT_NEW_TOKENS, prompt_tokens + DEFAULT_NEW_TOKENS),
+        };
+        if max_length <= prompt_tokens {
+            return Err(GenerationError::NoRoom { option, value, prompt_tokens });
+        }
+        let resolved = Self { max_new_tokens: None, max_length: Some(max_length), ..self.clone() };
+        resolved.validate()?;
+        resolved.check_vocab(vocab_size)?;
+        Ok(resolved)
+    }
+
+    /// What is odd about the options: keys that nobody knows, and options that mean nothing without another.
+    pub fn warnings(&self) -> Vec<GenerationWarning> {
+        let is_known = |key: &str| WITHOUT_EFFECT.contains(&key) || UNSUPPORTED.iter().any(|(known, _)| *known == key);
+        let unknown = self.other.keys().filter(|key| !is_known(key));
+        let mut warnings: Vec<_> = unknown.map(|key| GenerationWarning::UnknownKey { key: key.clone() }).collect();
+        let mut idle = |needs, options: &[(&'static str, bool)]| {
+            let given = options.iter().filter(|(_, given)| *given);
+            warnings.extend(given.map(|&(option, _)| GenerationWarning::Idle { option, needs }));
+        };
+        if !self.do_sample() {
+            idle(
+                "do_sample",
+                &[
+                    ("temperature", self.temperature() != 1.0),
+                    ("top_h", self.top_h.is_some()),
+                    ("top_k", self.top_k() != 50),
+                    ("top_p", self.top_p() != 1.0),
+                    ("min_p", self.min_p.is_some()),
+                    ("typical_p", self.typical_p() != 1.0),
+                    ("epsilon_cutoff", self.epsilon_cutoff() != 0.0),
+                    ("eta_cutoff", self.eta_cutoff() != 0.0),
+                ],
+            );
+        }
+        if self.num_beams() == 1 {
+            idle(
+                "num_beams",
+                &[("early_stopping", self.early_stopping.is_some()), ("length_penalty", self.length_penalty.is_some())],
+            );
+        }
+        warnings
+    }
+
+    /// Refuses options that would change the result and are not implemented.
+    fn check_supported(&self) -> Result<(), GenerationError> {
+        for (option, neutral) in UNSUPPORTED {
+            let Some(value) = self.other.get(option) else { continue };
+            let is_neutral = match option {
+                "guidance_scale" | "num_beam_groups" => value.as_f64() == Some(1.0),
+                "diversity_penalty" => value.as_f64() == Some(0.0),
+                _ => *value == neutral,
+            };
+            if !value.is_null() && !is_neutral {
+                let neutral = match option {
+                    "guidance_scale" | "num_beam_groups" => json!(1),
+                    "diversity_penalty" => json!(0),
+                    _ => neutral,
+                };
+                return Err(GenerationError::Unsupported {
+                    option,
+                    value: value.to_string(),
+                    neutral: neutral.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses values and combinations that the reference refuses, and probabilities out of range that it would pass
+    /// over in silence. Options that mean something only to a draw are looked at only with `do_sample`.
+    ///
+    /// # Errors
+    /// [`GenerationError::OutOfRange`], [`GenerationError::Conflict`], [`GenerationError::Empty`].
+    ///
+    /// Source: `GenerationConfig.validate` and the constructors in `logits_process.py`.
+    pub fn validate(&self) -> Result<(), GenerationError> {
+        let count = |option, value: usize| in_range(option, value as f64, value > 0, "at least 1");
+        let factor =
+            |option, value: f64| in_range(option, value, value > 0.0 && value.is_finite(), "a finite number above 0");
+        count("num_beams", self.num_beams())?;
+        count("num_return_sequences", self.num_return_sequences())?;
+        count("max_length", self.max_length())?;
+        let length_penalty = self.length_penalty();
+        in_range("length_penalty", length_penalty, length_penalty.is_finite(), "a finite number")?;
+        factor("repetition_penalty", self.repetition_penalty())?;
+        factor("encoder_repetition_penalty", self.encoder_repetition_penalty())?;
+        if let Some((_, decay)) = self.exponential_decay_length_penalty {
+            in_range("exponential_decay_length_penalty", decay, decay.is_finite(), "a finite factor")?;
+        }
+        if let Some(seconds) = self.max_time {
+            in_range("max_time", seconds, seconds >= 0.0, "seconds, 0 or more")?;
+        }
+        self.validate_lists()?;
+        self.validate_combinations()?;
+        if self.do_sample() { self.validate_filters() } else { Ok(()) }
+    }
+
+    fn validate_filters(&self) -> Result<(), GenerationError> {
+        let temperature = self.temperature();
+        in_range("temperature", temperature, temperature > 0.0 && temperature.is_finite(), "a finite number above 0")?;
+        for (option, share) in [("top_h", self.top_h), ("typical_p", Some(self.typical_p()))] {
+            let share = share.unwrap_or(1.0);
+            in_range(option, share, 0.0 < share && share <= 1.0, "above 0 and at most 1")?;
+        }
+        for (option, probability) in [("top_p", self.top_p()), ("min_p", self.min_p.unwrap_or(0.0))] {
+            in_range(option, probability, (0.0..=1.0).contains(&probability), "from 0 to 1")?;
+        }
+        for (option, cutoff) in [("epsilon_cutoff", self.epsilon_cutoff()), ("eta_cutoff", self.eta_cutoff())] {
+            in_range(option, cutoff, (0.0..1.0).contains(&cutoff), "from 0 to below 1")?;
+        }
+        Ok(())
+    }
+
+    fn validate_lists(&self) -> Result<(), GenerationError> {
+        let bad_words = self.bad_words_ids.as_ref();
+        let biases = self.sequence_bias.as_ref();
+        let stop_strings = self.stop_strings.iter().flat_map(|stop| stop.as_slice());
+        let is_empty = [
+            ("bad_words_ids", bad_words.is_some_and(|words| words.is_empty() || words.iter().any(Vec::is_empty))),
+            (
+                "sequence_bias",
+                biases
+                    .is_some_and(|biases| biases.is_empty() || biases.iter().any(|(sequence, _)| sequence.is_empty())),
+            ),
+            ("stop_strings", stop_strings.clone().any(String::is_empty)),
+        ];
+        match is_empty.into_iter().find(|(_, is_empty)| *is_empty) {
+            Some((option, _)) => Err(GenerationError::Empty { option }),
+            None => Ok(()),
+        }
+    }
+
+    fn validate_combinations(&self) -> Result<(), GenerationError> {
+        let conflict = |option, other, reason| Err(GenerationError::Conflict { option, other, reason });
+        let (num_beams, answers) = (self.num_beams(), self.num_return_sequences());
+        if answers > 1 && num_beams == 1 && !self.do_sample() {
+            return conflict("num_return_sequences", "do_sample", "greedy search has one answer");
+        }
+        if num_beams > 1 && answers > num_beams {
+            return conflict("num_return_sequences", "num_beams", "there are no more answers than beams");
+        }
+        if self.exponential_decay_length_penalty.is_some() && self.eos_token_ids().is_empty() {
+            return conflict("exponential_decay_length_penalty", "eos_token_id", "there is no end token to favor");
+        }
+        let suppressed = self.suppress_tokens.as_deref().unwrap_or_default();
+        let forced_bos: &[u32] = self.forced_bos_token_id.as_slice();
+        for (option, forced) in
+            [("forced_bos_token_id", forced_bos), ("forced_eos_token_id", self.forced_eos_token_ids())]
+        {
+            if !forced.is_empty() && forced.iter().all(|id| suppressed.contains(id)) {
+                return conflict(option, "suppress_tokens", "every forced token is suppressed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses ids that scores of width `vocab_size` have no place for, where the reference would fail.
+    ///
+    /// # Errors
+    /// [`GenerationError::TokenId`].
+    pub fn check_vocab(&self, vocab_size: usize) -> Result<(), GenerationError> {
+        let check = |option, ids: &[u32]| match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(&id) => Err(GenerationError::TokenId { option, id, vocab_size }),
+        };
+        for (sequence, _) in self.sequence_bias.iter().flatten() {
+            check("sequence_bias", sequence)?;
+        }
+        for word in self.bad_words_ids.iter().flatten() {
+            check("bad_words_ids", word)?;
+        }
+        check("forced_bos_token_id", self.forced_bos_token_id.as_slice())?;
+        check("forced_eos_token_id", self.forced_eos_token_ids())?;
+        if self.exponential_decay_length_penalty.is_some() {
+            check("eos_token_id", self.eos_token_ids())?;
+        }
+        Ok(())
+    }
+}
+
+fn in_range(option: &'static str, value: f64, is_allowed: bool, expected: &'static str) -> Result<(), GenerationError> {
+    if is_allowed { Ok(()) } else { Err(GenerationError::OutOfRange { option, value, expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::OneOrMany;
+    use super::*;
+
+    fn config(value: Value) -> GenerationConfig {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn lengths_follow_the_reference() {
+        let max_length = |value| config(value).resolve(7, 100).map(|resolved| resolved.max_length());
+        assert_eq!(max_length(json!({})), Ok(27));
+        assert_eq!(max_length(json!({"max_length": 9})), Ok(9));
+        assert_eq!(max_length(json!({"max_length": 9, "max_new_tokens": 30})), Ok(37));
+        assert!(matches!(max_length(json!({"max_length": 7})), Err(GenerationError::NoRoom { .. })));
+        assert!(matches!(max_length(json!({"max_new_tokens": 0})), Err(GenerationError::NoRoom { .. })));
+    }
+
+    #[test]
+    fn a_call_overrides_the_folder_key_by_key() {
+        let folder = config(json!({"eos_token_id": [2, 9], "pad_token_id": 0, "bad_words_ids": [[5]],
+            "guidance_scale": 2.0, "temperature": 0.5}));
+        let call = config(json!({"max_new_tokens": 3, "eos_token_id": 4, "guidance_scale": 1, "temperature": null}));
+        let resolved = call.over(&folder).resolve(1, 100).unwrap();
+        assert_eq!((resolved.max_length, resolved.max_new_tokens), (Some(4), None));
+        assert_eq!((resolved.eos_token_ids(), resolved.pad_token_id), ([4].as_slice(), Some(0)));
+        assert_eq!((resolved.bad_words_ids.unwrap(), resolved.temperature), (vec![vec![5]], Some(0.5)));
+        let refused = folder.resolve(1, 100);
+        assert!(matches!(refused, Err(GenerationError::Unsupported { option: "guidance_scale", .. })));
+    }
+
+    #[test]
+    fn unknown_keys_and_idle_options_are_named() {
+        let warnings = |value| config(value).warnings().iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            warnings(json!({"tempreature": 0.1, "use_cache": true, "transformers_version": "5"})),
+            ["`tempreature` is no option of generation: it is passed over"]
+        );
+        assert_eq!(warnings(json!({"top_p": 0.9})), ["`top_p` means nothing without `do_sample`"]);
+        assert_eq!(warnings(json!({"length_penalty": 2})), ["`length_penalty` means nothing without `num_beams`"]);
+        assert!(warnings(json!({"do_sample": true, "top_p": 0.9, "num_beams": 2, "length_penalty": 2})).is_empty());
+    }
+
+    #[test]
+    fn an_empty_stop_string_is_refused() {
+        let stop = GenerationConfig { stop_strings: Some(OneOrMany::One(String::new())), ..Default::default() };
+        assert_eq!(stop.validate(), Err(GenerationError::Empty { option: "stop_strings" }));
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = config(json!({"num_beams": 3, "early_stopping": "never", "stop_strings": "User:",
+            "sequence_bias": [[[4, 5], -2.5]], "exponential_decay_length_penalty": [3, 1.5], "foo": {"bar": 1}}));
+        written.save(folder.path()).unwrap();
+        assert_eq!(GenerationConfig::from_folder(folder.path()).unwrap(), written);
+    }
+}

@@ -1,0 +1,102 @@
+//! What is wrong with options, and what is merely odd.
+
+/// Why generation options cannot be followed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerationError {
+    /// An option that would change the result and is not implemented.
+    #[error("`{option}` is {value}: not supported, only {neutral} is")]
+    Unsupported {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// The value that changes nothing.
+        neutral: String,
+    },
+    /// No token may be generated.
+    #[error("`{option}` is {value}: no room for a token after a prompt of {prompt_tokens}")]
+    NoRoom {
+        /// The option.
+        option: &'static str,
+        /// Its value, in tokens.
+        value: usize,
+        /// Tokens of the longest prompt.
+        prompt_tokens: usize,
+    },
+    /// Prompt and answer together would leave the context that the model was trained on.
+    #[error(
+        "a prompt of {prompt_tokens} tokens and an answer would reach {max_length} tokens, the model's context has \
+         {context}; ask for fewer new tokens or shorten the prompt"
+    )]
+    Context {
+        /// Tokens of the longest prompt.
+        prompt_tokens: usize,
+        /// Tokens at the end of the answer at most.
+        max_length: usize,
+        /// `max_position_embeddings`.
+        context: usize,
+    },
+    /// A number that means nothing there.
+    #[error("`{option}` is {value}, expected {expected}")]
+    OutOfRange {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// Two options that contradict each other.
+    #[error("`{option}` and `{other}` cannot be followed together: {reason}")]
+    Conflict {
+        /// The option.
+        option: &'static str,
+        /// The other one.
+        other: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A list without entries, or an entry without anything in it.
+    #[error("`{option}` is empty or holds an empty sequence")]
+    Empty {
+        /// The option.
+        option: &'static str,
+    },
+    /// An id that the model cannot generate.
+    #[error("`{option}` holds token id {id}, the model's vocabulary has {vocab_size}")]
+    TokenId {
+        /// The option.
+        option: &'static str,
+        /// The id.
+        id: u32,
+        /// Width of the logits.
+        vocab_size: usize,
+    },
+    /// An option that needs the text of tokens.
+    #[error("`{option}` needs a tokenizer, none was given")]
+    NoTokenizer {
+        /// The option.
+        option: &'static str,
+    },
+}
+
+/// What is odd about options that can be followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerationWarning {
+    /// A key that is no option of generation.
+    #[error("`{key}` is no option of generation: it is passed over")]
+    UnknownKey {
+        /// The key.
+        key: String,
+    },
+    /// An option that means nothing without another.
+    #[error("`{option}` means nothing without `{needs}`")]
+    Idle {
+        /// The option.
+        option: &'static str,
+        /// What it needs.
+        needs: &'static str,
+    },
+}

@@ -1,0 +1,69 @@
+//! Softmax and orderings as torch has them.
+
+use std::cmp::Ordering;
+
+/// Probabilities of a row: they add up to 1, `-inf` becomes 0. NaN everywhere where nothing is allowed.
+pub fn softmax(scores: &[f32]) -> Vec<f32> {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut probs: Vec<f32> = scores.iter().map(|&score| (score - max).exp()).collect();
+    let sum = probs.iter().map(|&prob| f64::from(prob)).sum::<f64>() as f32;
+    for prob in &mut probs {
+        *prob /= sum;
+    }
+    probs
+}
+
+/// Natural logarithms of [`softmax`], in place.
+pub fn log_softmax(scores: &mut [f32]) {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = scores.iter().map(|&score| f64::from((score - max).exp())).sum();
+    let log_sum = sum.ln() as f32;
+    for score in scores {
+        *score = *score - max - log_sum;
+    }
+}
+
+/// Ascending, NaN above everything: the order of `torch.sort` and `torch.topk`.
+pub(crate) fn ascending(a: f32, b: f32) -> Ordering {
+    a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+}
+
+/// Positions of `values` in ascending order, stable.
+pub(crate) fn argsort(values: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| ascending(values[a], values[b]));
+    order
+}
+
+/// Positions of the `k` greatest values, greatest first; the lowest position among equals. `k` is clamped.
+pub(crate) fn top_k(values: &[f32], k: usize) -> Vec<usize> {
+    let k = k.min(values.len());
+    let before = |&a: &usize, &b: &usize| ascending(values[b], values[a]).then(a.cmp(&b));
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    if 0 < k && k < order.len() {
+        order.select_nth_unstable_by(k - 1, before);
+    }
+    order.truncate(k);
+    order.sort_unstable_by(before);
+    order
+}
+
+/// The `k`-th greatest value, `k` from 1 and clamped; `-inf` of an empty row.
+pub(crate) fn kth_greatest(values: &[f32], k: usize) -> f32 {
+    let k = k.clamp(1, values.len().max(1));
+    let mut values = values.to_vec();
+    if values.is_empty() {
+        return f32::NEG_INFINITY;
+    }
+    *values.select_nth_unstable_by(k - 1, |&a, &b| ascending(b, a)).1
+}
+
+/// `-Σ p ln p` of the categorical distribution with these logits, in nats.
+///
+/// Source: `torch.distributions.Categorical.entropy`.
+pub(crate) fn entropy(logits: &[f32]) -> f32 {
+    let mut log_probs = logits.to_vec();
+    log_softmax(&mut log_probs);
+    let terms = log_probs.iter().map(|&log_prob| f64::from(log_prob.max(f32::MIN)) * f64::from(log_prob.exp()));
+    -terms.sum::<f64>() as f32
+}

@@ -1,0 +1,118 @@
+//! Penalties for, and bans of, what was already said.
+
+use super::{LogitsProcessor, Row, forbid};
+
+/// Divides positive and multiplies negative scores of the tokens in `ids` once each.
+fn penalize(ids: &[u32], penalty: f32, seen: &mut Vec<bool>, scores: &mut [f32]) {
+    seen.clear();
+    seen.resize(scores.len(), false);
+    for &id in ids {
+        let id = id as usize;
+        if id < scores.len() && !std::mem::replace(&mut seen[id], true) {
+            let score = &mut scores[id];
+            *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
+        }
+    }
+}
+
+/// Bans the tokens that complete an n-gram of `said` whose beginning `input_ids` ends with.
+fn ban_ngrams(said: &[u32], input_ids: &[u32], n: usize, scores: &mut [f32]) {
+    let Some(start) = (input_ids.len() + 1).checked_sub(n) else { return };
+    let prefix = &input_ids[start..];
+    for window in said.windows(n) {
+        if let Some((&last, begin)) = window.split_last()
+            && begin == prefix
+        {
+            forbid(scores, &[last]);
+        }
+    }
+}
+
+/// Makes tokens of the prompt and of the answer so far less likely.
+///
+/// Source: `RepetitionPenaltyLogitsProcessor`, which skips left padding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RepetitionPenalty {
+    penalty: f32,
+    seen: Vec<bool>,
+}
+
+impl RepetitionPenalty {
+    /// `penalty` is a factor above 0: above 1 it penalizes, below 1 it rewards.
+    pub fn new(penalty: f32) -> Self {
+        Self { penalty, seen: Vec::new() }
+    }
+}
+
+impl LogitsProcessor for RepetitionPenalty {
+    fn process(&mut self, row: &Row<'_>, scores: &mut [f32]) {
+        penalize(row.input_ids, self.penalty, &mut self.seen, scores);
+    }
+}
+
+/// Makes tokens of the prompt more likely.
+///
+/// Source: `EncoderRepetitionPenaltyLogitsProcessor`. For models without an encoder the reference takes the prompt;
+/// here left padding is not part of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncoderRepetitionPenalty {
+    penalty: f32,
+    seen: Vec<bool>,
+}
+
+impl EncoderRepetitionPenalty {
+    /// `penalty` is a factor above 0: above 1 it rewards what the prompt says.
+    pub fn new(penalty: f32) -> Self {
+        Self { penalty: (1.0 / f64::from(penalty)) as f32, seen: Vec::new() }
+    }
+}
+
+impl LogitsProcessor for EncoderRepetitionPenalty {
+    fn process(&mut self, row: &Row<'_>, scores: &mut [f32]) {
+        penalize(row.prompt(), self.penalty, &mut self.seen, scores);
+    }
+}
+
+/// Forbids tokens that would complete an n-gram of prompt and answer a second time.
+///
+/// Source: `NoRepeatNGramLogitsProcessor`. Left padding belongs to no n-gram here, so that a row does not depend on
+/// its neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoRepeatNGram {
+    ngram_size: usize,
+}
+
+impl NoRepeatNGram {
+    /// `ngram_size` tokens, at least 1.
+    pub fn new(ngram_size: usize) -> Self {
+        Self { ngram_size: ngram_size.max(1) }
+    }
+}
+
+impl LogitsProcessor for NoRepeatNGram {
+    fn process(&mut self, row: &Row<'_>, scores: &mut [f32]) {
+        ban_ngrams(row.input_ids, row.input_ids, self.ngram_size, scores);
+    }
+}
+
+/// Forbids tokens that would complete an n-gram of the prompt.
+///
+/// Source: `EncoderNoRepeatNGramLogitsProcessor`. For models without an encoder the reference takes the prompt; here
+/// left padding is not part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncoderNoRepeatNGram {
+    ngram_size: usize,
+}
+
+impl EncoderNoRepeatNGram {
+    /// `ngram_size` tokens, at least 1.
+    pub fn new(ngram_size: usize) -> Self {
+        Self { ngram_size: ngram_size.max(1) }
+    }
+}
+
+impl LogitsProcessor for EncoderNoRepeatNGram {
+    fn process(&mut self, row: &Row<'_>, scores: &mut [f32]) {
+        ban_ngrams(row.prompt(), row.input_ids, self.ngram_size, scores);
+    }
+}

@@ -1,0 +1,227 @@
+//! Filters that run before a draw: they flatten or cut the tail of the distribution.
+//!
+//! `min_tokens_to_keep` is 1, and one more than there are end tokens in beam search.
+
+use super::math::{argsort, entropy, kth_greatest, log_softmax, softmax, top_k};
+use super::{LogitsProcessor, Row};
+
+/// Forbids every token for which `remove` says so.
+fn remove_where(scores: &mut [f32], mut remove: impl FnMut(usize) -> bool) {
+    for (id, score) in scores.iter_mut().enumerate() {
+        if remove(id) {
+            *score = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Divides scores by the temperature.
+///
+/// Source: `TemperatureLogitsWarper`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Temperature {
+    /// Above 0; below 1 it sharpens, above 1 it flattens.
+    pub temperature: f32,
+}
+
+impl LogitsProcessor for Temperature {
+    fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
+        for score in scores {
+            *score /= self.temperature;
+        }
+    }
+}
+
+/// Keeps likely tokens while their share of the entropy stays within `top_h`; looks at the 100 likeliest.
+///
+/// Source: `TopHLogitsWarper`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TopH {
+    /// Share of the entropy, in `(0, 1]`. At 1 the last tokens stay or go by rounding, as in the reference.
+    pub top_h: f64,
+}
+
+/// `TopHLogitsWarper.top_n`.
+const TOP_H_TOKENS: usize = 100;
+
+impl LogitsProcessor for TopH {
+    fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
+        let ids = top_k(scores, TOP_H_TOKENS);
+        let logits: Vec<f32> = ids.iter().map(|&id| scores[id]).collect();
+        let tau = entropy(&logits) * self.top_h as f32;
+        let mut kept = vec![false; scores.len()];
+        let mut cumulative = 0.0_f64;
+        for (rank, (&id, prob)) in ids.iter().zip(softmax(&logits)).enumerate() {
+            cumulative += f64::from(-prob * prob.ln());
+            kept[id] = rank == 0 || cumulative as f32 <= tau;
+        }
+        remove_where(scores, |id| !kept[id]);
+    }
+}
+
+/// Keeps the `top_k` likeliest tokens, and what is as likely as the last of them.
+///
+/// Source: `TopKLogitsWarper`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopK {
+    /// Tokens, at least 1.
+    pub top_k: usize,
+    /// See the module.
+    pub min_tokens_to_keep: usize,
+}
+
+impl LogitsProcessor for TopK {
+    fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
+        let least = kth_greatest(scores, self.top_k.max(self.min_tokens_to_keep));
+        for score in scores.iter_mut().filter(|score| **score < least) {
+            *score = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Keeps the likeliest tokens whose probabilities add up to `top_p`.
+///
+/// Source: `TopPLogitsWarper`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TopP {
+    /// Probability in `[0, 1]`.
+    pub top_p: f64,
+    /// See the module.
+    pub min_tokens_to_keep: usize,
+}
+
+impl LogitsProcessor for TopP {
+    fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
+        let probs = softmax(scores);
+        let n_allowed = scores.iter().filter(|&&score| score != f32::NEG_INFINITY).count();
+        let order = top_k(scores, n_allowed);
+        let tail = (1.0 - self.top_p) as f32;
+        let mut cumulative = 0.0_f64;
+        for &id in order.iter().skip(self.min_tokens_to_keep).rev() {
+            cumulative += f64::from(probs[id]);
+            if cumulative as f32 <= tail {
+                scores[id] = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
+/// Keeps tokens that are at least `min_p` times as likely as the likeliest.
+///
+/// Source: `MinPLogitsWarper`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MinP {
+    /// Ratio of probabilities in `[0, 1]`.
+    pub min_p: f64,
+    /// See the module.
+    pub min_tokens_to_keep: usize,
+}
+
+impl LogitsProcessor for MinP {
+    fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
+        let probs = softmax(scores);
+        let least = self.min_p as f32 * probs.iter().copied().fold(0.0, f32::max);
+        // By score: probabilities of 0 are not all equal.
+        let kept = top_k(scores, self.min_tokens_to_keep);
+        remove_where(scores, |id| probs[id] < least && !kept.contains(&id));
+    }
+}
+
+/// Keeps the tokens whose surprise is closest to the expected one, until their probabilities add up to `mass`.
+///
+/// Source: `TypicalLogitsWarper`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Typical {
+    /// Probability in `(0, 1)`: `typical_p`.
+    pub mass: f64,
+    /// See the module.
+    pub min_tokens_to_keep: usize,
+}
+
+impl LogitsProcessor for Typical {
+    fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
+        if scores.is_empty() {
+            return;
+        }
+        let mut log_probs = scores.to_vec();
+        log_softmax(&mut log_probs);
+        let terms = log_probs.iter().map(|&log_prob| log_prob * log_prob.exp()).filter(|term| !term.is_nan());
+        let entropy = -terms.map(f64::from).sum::<f64>() as f32;
+        let shifted: Vec<f32> = log_probs.iter().map(|&log_prob| (-log_prob - entropy).abs()).collect();
+        let order = argsort(&shifted);
+        let probs = softmax(scores);
+        let mass = self.mass as f32;
+        let mut cumulative = 0.0_f64;
+        let below = |&&id: &&usize| {
+            cumulative += f64::from(probs[id]);
+            (cumulative as f32) < mass
+        };
+        let last = order.iter().take_while(below).count().min(order.len() - 1);
+        let limit = shifted[order[last]];
+        for &id in order.iter().skip(self.min_tokens_to_keep) {
+            if shifted[id] > limit {
+                scores[id] = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
+/// Keeps tokens with probability `epsilon` or more.
+///
+/// Source: `EpsilonLogitsWarper`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Epsilon {
+    /// Probability in `(0, 1)`: `epsilon_cutoff`.
+    pub epsilon: f64,
+    /// See the module.
+    pub min_tokens_to_keep: usize,
+}
+
+impl LogitsProcessor for Epsilon {
+    fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
+        cut_below(scores, self.epsilon as f32, self.min_tokens_to_keep);
+    }
+}
+
+/// [`Epsilon`] with a threshold that falls with the entropy `H`: `min(epsilon, sqrt(epsilon) · exp(-H))`.
+///
+/// Source: `EtaLogitsWarper`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Eta {
+    /// Probability in `(0, 1)`: `eta_cutoff`.
+    pub epsilon: f64,
+    /// See the module.
+    pub min_tokens_to_keep: usize,
+}
+
+impl LogitsProcessor for Eta {
+    fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
+        let epsilon = self.epsilon as f32;
+        let eta = epsilon.min(epsilon.sqrt() * (-entropy(scores)).exp());
+        cut_below(scores, eta, self.min_tokens_to_keep);
+    }
+}
+
+/// Forbids tokens less likely than `threshold`, the `min_tokens_to_keep` best and what equals them aside.
+fn cut_below(scores: &mut [f32], threshold: f32, min_tokens_to_keep: usize) {
+    let probs = softmax(scores);
+    let kept = kth_greatest(scores, min_tokens_to_keep);
+    for (score, prob) in scores.iter_mut().zip(probs) {
+        if prob < threshold && *score < kept {
+            *score = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Makes scores log-probabilities again. A row in which nothing is allowed is left as it is.
+///
+/// Source: `LogitNormalization`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Normalize;
+
+impl LogitsProcessor for Normalize {
+    fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
+        if scores.iter().any(|&score| score != f32::NEG_INFINITY) {
+            log_softmax(scores);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Rows that branch after a shared prompt: beams, several answers, labels to be scored.
+//!
+//! Every branch of a row appends to the same slots of the cache, and sees of them only its own ancestors. So a prompt is
+//! computed and kept once however many branches follow it, and a branch that goes on from another moves nothing.
+
+use idefics_nn::KvCache;
+
+/// Which slot of a row follows which.
+///
+/// The slots of a row are its prompt, padding included, then one for each token that was appended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Branches {
+    left_padding: Vec<usize>,
+    /// Slots of the prompt, padding included.
+    prompt_len: usize,
+    /// For each row its tokens behind the prompt.
+    tokens: Vec<Vec<Token>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Token {
+    /// The token before, by its place behind the prompt; `None` for the prompt's last.
+    parent: Option<usize>,
+    /// Tokens between the prompt and this one.
+    depth: usize,
+}
+
+impl Branches {
+    /// Rows that have not branched yet: the cache holds their prompts.
+    pub fn new(cache: &KvCache) -> Self {
+        Self {
+            left_padding: cache.left_padding().to_vec(),
+            prompt_len: cache.len(),
+            tokens: vec![Vec::new(); cache.batch()],
+        }
+    }
+
+    /// Rows.
+    pub fn batch(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Slots of a row.
+    pub fn n_slots(&self) -> usize {
+        self.prompt_len + self.tokens.first().map_or(0, Vec::len)
+    }
+
+    /// Adds new tokens, row after row and as many for each: what each of them follows, as its place behind the row's
+    /// prompt, or `None` for the prompt itself.
+    ///
+    /// # Panics
+    /// If the rows do not get as many tokens each, or a token follows one that is not there yet.
+    pub fn append(&mut self, parents: &[Option<usize>]) {
+        let n_new = parents.len() / self.batch().max(1);
+        assert_eq!(n_new * self.batch(), parents.len(), "as many tokens for each row");
+        for (tokens, parents) in self.tokens.iter_mut().zip(parents.chunks(n_new.max(1))) {
+            for &parent in parents {
+                let depth = parent.map_or(0, |parent| tokens[parent].depth + 1);
+                tokens.push(Token { parent, depth });
+            }
+        }
+    }
+
+    /// The positions of the last `n_new` tokens of each row, row after row.
+    pub(crate) fn positions(&self, n_new: usize) -> Vec<usize> {
+        let rows = self.tokens.iter().zip(&self.left_padding);
+        rows.flat_map(|(tokens, padding)| {
+            let newest = &tokens[tokens.len() - n_new..];
+            newest.iter().map(move |token| self.prompt_len + token.depth - padding)
+        })
+        .collect()
+    }
+
+    /// For the last `n_new` tokens of each row, true where a slot is hidden: `[batch, n_new, n_slots]`.
+    ///
+    /// The sliding window counts what a branch sees, padding included, as if it stood alone.
+    pub(crate) fn masked_out(&self, n_new: usize, sliding_window: Option<usize>) -> Vec<bool> {
+        let n_slots = self.n_slots();
+        let mut masked_out = vec![true; self.batch() * n_new * n_slots];
+        let mut queries = masked_out.chunks_mut(n_slots);
+        for (tokens, &padding) in self.tokens.iter().zip(&self.left_padding) {
+            for (newest, query) in (tokens.len() - n_new..tokens.len()).zip(queries.by_ref()) {
+                let at = self.prompt_len + tokens[newest].depth; // its slot if it stood alone
+                let first = sliding_window.map_or(0, |window| (at + 1).saturating_sub(window));
+                if let Some(seen) = query.get_mut(first.max(padding)..self.prompt_len) {
+                    seen.fill(false);
+                }
+                let mut ancestor = Some(newest);
+                while let Some(index) = ancestor.filter(|&index| self.prompt_len + tokens[index].depth >= first) {
+                    query[self.prompt_len + index] = false;
+                    ancestor = tokens[index].parent;
+                }
+            }
+        }
+        masked_out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn branches(left_padding: Vec<usize>, prompt_len: usize) -> Branches {
+        let tokens = vec![Vec::new(); left_padding.len()];
+        Branches { left_padding, prompt_len, tokens }
+    }
+
+    fn seen(branches: &Branches, n_new: usize, window: Option<usize>) -> Vec<Vec<usize>> {
+        let masked_out = branches.masked_out(n_new, window);
+        let queries = masked_out.chunks(branches.n_slots());
+        queries.map(|query| (0..query.len()).filter(|&slot| !query[slot]).collect()).collect()
+    }
+
+    #[test]
+    fn a_branch_sees_its_prompt_and_its_ancestors() {
+        let mut branches = branches(vec![1], 3);
+        branches.append(&[None, None]); // slots 3 and 4
+        assert_eq!(branches.positions(2), [2, 2]);
+        assert_eq!(seen(&branches, 2, None), [vec![1, 2, 3], vec![1, 2, 4]]);
+        branches.append(&[Some(1), Some(1)]); // both go on from slot 4
+        assert_eq!(branches.positions(2), [3, 3]);
+        assert_eq!(seen(&branches, 2, None), [vec![1, 2, 4, 5], vec![1, 2, 4, 6]]);
+        assert_eq!(seen(&branches, 2, Some(3)), [vec![2, 4, 5], vec![2, 4, 6]]);
+        assert_eq!(seen(&branches, 2, Some(1)), [vec![5], vec![6]]);
+    }
+
+    #[test]
+    fn rows_do_not_mix() {
+        let mut branches = branches(vec![0, 2], 3);
+        branches.append(&[None, Some(0), None, None]);
+        assert_eq!(branches.positions(2), [3, 4, 1, 1]);
+        assert_eq!(seen(&branches, 2, None), [vec![0, 1, 2, 3], vec![0, 1, 2, 3, 4], vec![2, 3], vec![2, 4]]);
+    }
+}
