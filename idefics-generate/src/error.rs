@@ -126,6 +126,21 @@ pub enum Error {
         /// Row of the batch, from 0.
         row: usize,
     },
+    /// Nothing to rank, or a label without words.
+    #[error("no labels, or a label that is empty")]
+    NoLabels,
+    /// Nothing came for as long as the caller would wait.
+    #[error("no text came for {seconds} seconds")]
+    Timeout {
+        /// How long was waited.
+        seconds: f64,
+    },
+    /// The system gives no thread.
+    #[error("no thread to generate on: {source}")]
+    Thread {
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// The hub could not deliver a model.
     #[cfg(feature = "hub")]
     #[error(transparent)]
@@ -193,7 +208,8 @@ impl Error {
             },
             Self::Input(_) => ErrorKind::Input,
             Self::Generation(GenerationError::Context { .. }) => ErrorKind::Limit,
-            Self::Generation(_) | Self::NoAllowedToken { .. } => ErrorKind::Usage,
+            Self::Generation(_) | Self::NoAllowedToken { .. } | Self::NoLabels => ErrorKind::Usage,
+            Self::Timeout { .. } | Self::Thread { .. } => ErrorKind::Limit,
             Self::Device(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,
             Self::NonFinite { .. } => ErrorKind::Numeric,

@@ -1,10 +1,13 @@
 #![doc = include_str!("../README.md")]
 
 mod answer;
+mod background;
 pub mod beam;
 mod config;
+mod conversation;
 mod device;
 mod error;
+mod feature_cache;
 mod features;
 mod generation;
 mod generation_config;
@@ -16,14 +19,18 @@ pub mod inspect;
 pub mod logits;
 pub mod models;
 mod pipeline;
+mod rank;
 pub mod stop_strings;
 mod stream;
 pub mod train;
 
 pub use answer::{Answer, Timings, Usage};
+pub use background::BackgroundText;
 pub use config::{Idefics2Config, ModelConfig};
+pub use conversation::Conversation;
 pub use device::{DeviceChoice, DeviceError, Precision};
 pub use error::{Error, ErrorKind};
+pub use feature_cache::{ImageKey, image_key};
 pub use features::{ImageBatch, image_batches};
 pub use generation::{CancelToken, Controls, FinishReason, GeneratedLogprob, Generation, TokenLogprob};
 pub use generation_config::{
@@ -32,6 +39,7 @@ pub use generation_config::{
 pub use inputs::{InputError, Prompts};
 pub use models::idefics2::{Idefics2, LabelRecipe, LogitsToKeep};
 pub use pipeline::{Idefics, LoadStage};
+pub use rank::{RankOptions, RankedLabel, Ranking};
 pub use stream::TextStream;
 
 pub use idefics_nn as nn;

@@ -30,6 +30,11 @@ impl<'a> TextStream<'a> {
         &self.generation
     }
 
+    /// The generation, as far as it came.
+    pub fn into_generation(self) -> Generation<'a> {
+        self.generation
+    }
+
     /// Why it ended, once it has.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.generation.finish_reason(0)

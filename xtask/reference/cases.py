@@ -13,6 +13,7 @@ Size = tuple[int, int]
 IMAGE_IDS = [[VOCABULARY.id("<fake_token_around_image>")], [VOCABULARY.id("<image>")]]
 END_OF_UTTERANCE = VOCABULARY.id("<end_of_utterance>")
 OBSERVED = -1  # stands for an id that the reference itself generates, so that a row stops early
+OBSERVED_TOO = -2  # and for another one
 STRICT = {"*": 1e-4, "loss": 1e-5, "processor.pixel_values": 1e-6}
 DECODER = {"*": 1e-4, "loss": 1e-5, "processor.pixel_values": 0.05}
 TRAINING = {**STRICT, "train.losses": 1e-3, "train.grad_norms": 1e-2, "train.lrs": 1e-8}
@@ -58,6 +59,7 @@ class Case:
     splitting: bool = False
     generate: dict[str, dict[str, Any]] = field(default_factory=dict)
     model: bool = True  # false: only the processor's tensors
+    stages: bool = True  # false: only what `generate` computes, and no texts
     train: Train | None = None  # then labels, loss and what training shows are the only tensors of the model
     pixels: bool = True  # false: leave out the pixel tensors, where only the ids matter
     attentions: bool = False  # keep attentions.{i}; they are large
@@ -122,6 +124,87 @@ def training(
 def strings(about: str, checkpoint: str) -> Case:
     """A case for the tokenizer alone."""
     return Case(about, checkpoint, [row(text) for text in STRINGS], model=False)
+
+
+FIRST, SECOND, THIRD = (VOCABULARY.id(token) for token in ("▁the", "▁a", "▁in"))
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sequence-bias": {"sequence_bias": [[[FIRST], 3.5], [[SECOND, THIRD], 9.0], [[THIRD], -4.0]]},
+    "encoder-repetition": {"encoder_repetition_penalty": 1.7},
+    "repetition": {"repetition_penalty": 1.6},
+    "repetition-reward": {"repetition_penalty": 0.6},
+    "no-repeat-2": {"no_repeat_ngram_size": 2},
+    "no-repeat-1": {"no_repeat_ngram_size": 1},
+    "encoder-no-repeat": {"encoder_no_repeat_ngram_size": 1},
+    "min-length": {"min_length": 40},
+    "min-new-tokens": {"min_new_tokens": 9},
+    "forced-eos": {"forced_eos_token_id": [OBSERVED_TOO]},
+    "remove-invalid": {"remove_invalid_values": True, "repetition_penalty": 1.2},
+    "decay": {"exponential_decay_length_penalty": [2, 1.6]},
+    "suppress": {"suppress_tokens": [OBSERVED]},
+    "begin-suppress": {"begin_suppress_tokens": list(range(3, 240))},
+    "renormalize": {"renormalize_logits": True, "repetition_penalty": 1.3},
+    "all": {
+        "sequence_bias": [[[FIRST], 2.5], [[SECOND, THIRD], 5.0]],
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 3,
+        "min_new_tokens": 4,
+        "exponential_decay_length_penalty": [6, 1.3],
+        "begin_suppress_tokens": [FIRST],
+    },
+    "max-length": {"max_new_tokens": None, "max_length": 50},
+}
+FILTERS: dict[str, dict[str, Any]] = {
+    "temperature": {"temperature": 0.6, "top_k": 0},
+    "top-h": {"top_h": 0.4, "top_k": 0},
+    "top-k": {"top_k": 7},
+    "top-p": {"top_p": 0.8, "top_k": 0},
+    "min-p": {"min_p": 0.15, "top_k": 0},
+    "typical": {"typical_p": 0.7, "top_k": 0},
+    "epsilon": {"epsilon_cutoff": 0.004, "top_k": 0},
+    "eta": {"eta_cutoff": 0.01, "top_k": 0},
+    "all": {
+        "repetition_penalty": 1.3,
+        "temperature": 1.4,
+        "top_k": 60,
+        "top_p": 0.95,
+        "min_p": 0.02,
+        "typical_p": 0.95,
+        "renormalize_logits": True,
+    },
+}
+
+
+def runs(variants: dict[str, dict[str, Any]], **common: Any) -> dict[str, dict[str, Any]]:
+    """A run for each variant of common settings; `None` takes a setting away."""
+    merged = {name: {"bad_words_ids": IMAGE_IDS, **common, **variant} for name, variant in variants.items()}
+    return {name: {key: value for key, value in run.items() if value is not None} for name, run in merged.items()}
+
+
+def beams() -> dict[str, dict[str, Any]]:
+    """Every combination of 2 to 4 beams, length penalties, ways to stop, one and two end tokens; and a few oddities."""
+    variants: dict[str, dict[str, Any]] = {
+        f"beams{n}-penalty{penalty:g}-{str(stopping).lower()}-eos{len(eos)}": {
+            "num_beams": n,
+            "length_penalty": penalty,
+            "early_stopping": stopping,
+            "eos_token_id": eos,
+        }
+        for n in (2, 3, 4)
+        for penalty in (0.0, 1.0, 2.0)
+        for stopping in (True, False, "never")
+        for eos in ([OBSERVED], [OBSERVED, OBSERVED_TOO])
+    }
+    variants["three-answers"] = {"num_beams": 4, "num_return_sequences": 3, "eos_token_id": [OBSERVED]}
+    variants["processors"] = {"num_beams": 3, **PROCESSORS["all"], "eos_token_id": [OBSERVED]}
+    variants["renormalize"] = {"num_beams": 2, **PROCESSORS["renormalize"], "eos_token_id": [OBSERVED]}
+    return runs(variants, max_new_tokens=9)
+
+
+MIXED = [
+    row("User:<image>{q}<end_of_utterance>\nAssistant:", "small.png"),
+    row("User: {q}<end_of_utterance>\nAssistant:"),
+]
 
 
 ALPHA = ("rgba.png", "grey-alpha.png", "palette-alpha.png", "palette-key.png", "grey-key.png", "colour-key.png")
@@ -215,6 +298,43 @@ CASES: dict[str, Case] = {
         "odd-heads",
         [row("{q}"), chat(turn("system", "Be brief."), turn("user", "{q}"))],
         generate=greedy(10),
+    ),
+    "generate-processors": Case(
+        "greedy search with each processor, a padded batch with one and no image",
+        "odd-heads",
+        MIXED,
+        {"small.png": (9, 13)},
+        generate=runs(PROCESSORS, max_new_tokens=12, eos_token_id=[OBSERVED]),
+        stages=False,
+    ),
+    "generate-window": Case(
+        "greedy search and beams with a window of 7 keys, shorter than every prompt",
+        "sliding-sharded",
+        MIXED,
+        {"small.png": (9, 13)},
+        generate=runs(
+            {"greedy": {}, "beams": {"num_beams": 3}, "answers": {"num_beams": 2, "num_return_sequences": 2}},
+            max_new_tokens=12,
+            eos_token_id=[OBSERVED],
+        ),
+        stages=False,
+    ),
+    "generate-beams": Case(
+        "2 to 4 beams, length penalties 0, 1 and 2, the three ways to stop, one and two end tokens",
+        "odd-heads",
+        MIXED,
+        {"small.png": (9, 13)},
+        generate=beams(),
+        stages=False,
+    ),
+    "generate-filters": Case(
+        "the scores that each filter of a draw leaves of the first token",
+        "odd-heads",
+        MIXED,
+        {"small.png": (9, 13)},
+        generate=runs(FILTERS, max_new_tokens=1, do_sample=True, eos_token_id=[2]),
+        stages=False,
+        tolerance={**STRICT, **{f"generate.{name}.filtered_scores": 1e-5 for name in FILTERS}},
     ),
     "grid-980-tall": Case(
         "heights of 350 and 210 pixels on the real grid, bfloat16 weights computed in float32",

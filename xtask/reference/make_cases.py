@@ -13,13 +13,13 @@ import numpy as np
 import PIL
 import torch
 import transformers
-from cases import CASES, OBSERVED, QUESTIONS, Case
+from cases import CASES, OBSERVED, OBSERVED_TOO, QUESTIONS, Case
 from checkpoints import CHECKPOINTS, derived_seed, make_checkpoint
 from PIL import Image
 from pictures import RECIPES, open_raw, open_upright, write_made
 from safetensors.torch import save_file
 from training import Tensors, Unsteady, load, train
-from transformers import AutoProcessor, Idefics2ForConditionalGeneration, Idefics2ImageProcessorPil
+from transformers import AutoProcessor, Idefics2ForConditionalGeneration, Idefics2ImageProcessorPil, LogitsProcessor
 from vocab import write_json
 
 NARROW = 1e-4  # the least distance between the two best scores of a step
@@ -85,8 +85,8 @@ def forward(model: Idefics2ForConditionalGeneration, inputs: Tensors, case: Case
     return tensors
 
 
-def observed_eos(sequences: torch.Tensor, prompt: int) -> int:
-    """An id that one row generates in the middle and that leaves another row running for longest."""
+def observed_eos(sequences: torch.Tensor, prompt: int) -> list[int]:
+    """Ids that one row generates in the middle; first those that leave another row running for longest."""
     rows = [row.tolist() for row in sequences[:, prompt:]]
     length = len(rows[0])
 
@@ -94,9 +94,20 @@ def observed_eos(sequences: torch.Tensor, prompt: int) -> int:
         return [row.index(token) if token in row else length for row in rows]
 
     middle = {token for row in rows for token in row if 2 <= min(stops(token)) <= length - 3}
-    if not middle:
-        raise Refused("no row generates a new id in the middle: choose another seed")
-    return max(sorted(middle), key=lambda token: max(stops(token)) - min(stops(token)))
+    if len(middle) < 2:
+        raise Refused("no row generates new ids in the middle: choose another seed")
+    return sorted(sorted(middle), key=lambda token: min(stops(token)) - max(stops(token)))
+
+
+class Shaken(LogitsProcessor):
+    """Adds noise that is larger than what two correct implementations differ by."""
+
+    def __init__(self) -> None:
+        self.random = torch.Generator().manual_seed(1)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Shake the scores."""
+        return scores + NARROW / 10 * torch.randn(scores.shape, generator=self.random)
 
 
 def greedy(model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]) -> torch.Tensor:
@@ -108,16 +119,45 @@ def greedy(model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: d
     return out.sequences
 
 
+def beams(model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]) -> Tensors:
+    """Answers of a beam search and their scores; refuses a run that noise on the scores changes."""
+    options = {**settings, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
+    out = model.generate(**inputs, **options)
+    shaken = model.generate(**inputs, **options, logits_processor=[Shaken()])
+    if not torch.equal(out.sequences, shaken.sequences):
+        raise Refused("two answers are almost equally likely: choose another seed")
+    return {"sequences": out.sequences, "sequences_scores": out.sequences_scores}
+
+
+def filtered(model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]) -> Tensors:
+    """The scores of the first token before it is drawn."""
+    out = model.generate(**inputs, **settings, return_dict_in_generate=True, output_scores=True)
+    return {"filtered_scores": out.scores[0]}
+
+
+def placed(value: Any, observed: dict[int, int]) -> Any:
+    """A setting with ids for placeholders."""
+    if isinstance(value, list):
+        return [placed(item, observed) for item in value]
+    return observed.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def generate(
     model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Greedy sequences, and the settings with every placeholder filled in."""
-    if OBSERVED in settings.get("eos_token_id", []):
-        others = [token for token in settings["eos_token_id"] if token != OBSERVED]
-        free = greedy(model, inputs, {**settings, "eos_token_id": others})
-        observed = observed_eos(free, inputs["input_ids"].shape[1])
-        settings = {**settings, "eos_token_id": [observed, *others]}
-    return greedy(model, inputs, settings), settings
+) -> tuple[Tensors, dict[str, Any]]:
+    """What a run computes, and the settings with every placeholder filled in."""
+    if "-1" in str(settings) or "-2" in str(settings):
+        others = [token for token in settings.get("eos_token_id", []) if token >= 0]
+        free = {"max_new_tokens": settings.get("max_new_tokens", 12), "bad_words_ids": settings["bad_words_ids"]}
+        sequences = greedy(model, inputs, {**free, "eos_token_id": others})
+        first, second = observed_eos(sequences, inputs["input_ids"].shape[1])[:2]
+        settings = {key: placed(value, {OBSERVED: first, OBSERVED_TOO: second}) for key, value in settings.items()}
+    with torch.no_grad():
+        if settings.get("do_sample"):
+            return filtered(model, inputs, settings), settings
+        if settings.get("num_beams", 1) > 1:
+            return beams(model, inputs, settings), settings
+        return {"sequences": greedy(model, inputs, settings)}, settings
 
 
 def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: str, fresh: bool) -> None:
@@ -147,11 +187,15 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
             raise Refused(f"{reason}: choose another seed") from reason
     elif case.model:
         model = load(checkpoint)
-        tensors |= forward(model, inputs, case)
+        if case.stages:
+            tensors |= forward(model, inputs, case)
+        else:
+            tensors = {key: value for key, value in tensors.items() if "pixel" not in key}
         for run, settings in case.generate.items():
-            sequences, generates[run] = generate(model, inputs, settings)
-            tensors[f"generate.{run}.sequences"] = sequences
-            texts[run] = processor.batch_decode(sequences, skip_special_tokens=True)
+            computed, generates[run] = generate(model, inputs, settings)
+            tensors |= {f"generate.{run}.{name}": value for name, value in computed.items()}
+            if case.stages:
+                texts[run] = processor.batch_decode(computed["sequences"], skip_special_tokens=True)
     save_file({key: value.contiguous() for key, value in sorted(tensors.items())}, folder / "expected.safetensors")
     document = {
         "format": 1,

@@ -155,7 +155,9 @@ impl Case {
                 .any(|prefix| name.strip_prefix(prefix).is_some_and(|index| index.parse::<usize>().is_ok()));
             let generated = name
                 .strip_prefix("generate.")
-                .and_then(|rest| rest.strip_suffix(".sequences").or_else(|| rest.strip_suffix(".sequences_scores")));
+                .and_then(|rest| rest.rsplit_once('.'))
+                .filter(|(_, what)| ["sequences", "sequences_scores", "filtered_scores"].contains(what))
+                .map(|(run, _)| run);
             let known_run = generated.is_some_and(|run| self.file.generate.contains_key(run));
             ensure!(
                 indexed || known_run || name.starts_with("grad.") || NAMES.contains(&name.as_str()),
@@ -181,6 +183,7 @@ impl Case {
         let default = match stage {
             "processor.pixel_values" => 1e-6,
             "loss" => 1e-5,
+            _ if stage.ends_with(".filtered_scores") => 1e-5,
             "train.losses" | "train.grad_norms" => 1e-3,
             _ => 1e-4,
         };

@@ -3,6 +3,7 @@
 mod case;
 mod compare;
 mod decoder;
+mod generation;
 mod report;
 mod stages;
 mod training;

@@ -5,9 +5,8 @@
 
 use anyhow::Result;
 use burn::tensor::{DType, Device, Tensor};
-use idefics_generate::processor::image::ImageTile;
+use idefics_generate::Idefics2;
 use idefics_generate::processor::{Compatibility, PaddingSide, ProcessOptions, ProcessedInputs, Processor};
-use idefics_generate::{CancelToken, Generation, GenerationConfig, Idefics2, Prompts};
 
 use super::case::{AlphaName, Case, Values};
 use super::compare::Comparison;
@@ -39,7 +38,7 @@ pub(super) fn compare(case: &Case, device: &Device, dtype: DType, report: &mut R
     stages.generation(&model, &processor, &processed)
 }
 
-fn process_options(case: &Case) -> ProcessOptions {
+pub(super) fn process_options(case: &Case) -> ProcessOptions {
     let transformers4 = case.file.reference.transformers.as_deref().is_some_and(|version| version.starts_with("4."));
     ProcessOptions {
         do_image_splitting: case.file.processor.do_image_splitting,
@@ -75,51 +74,6 @@ impl Stages<'_> {
         self.ints("processor.pixel_attention_mask", &images.pixel_attention_mask_shape(), &images.pixel_attention_mask)
     }
 
-    fn generation(&mut self, model: &Idefics2, processor: &Processor, processed: &ProcessedInputs) -> Result<()> {
-        let folder_options = GenerationConfig::from_folder(&self.case.checkpoint)?;
-        let tokenizer = processor.tokenizer_for(process_options(self.case).compatibility);
-        if self.case.file.generate.is_empty() {
-            return Ok(());
-        }
-        let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
-        let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
-        let image_hidden_states = model.encode_images(&images)?;
-        for (name, options) in &self.case.file.generate {
-            let options = options.over(&folder_options);
-            let cancel = CancelToken::default();
-            let started = Generation::start(model, &prompts, image_hidden_states.clone(), &options, cancel);
-            let mut generation = match started {
-                Err(error @ idefics_generate::Error::Generation(_)) => {
-                    self.report.stage(&format!("generate.{name}"), &Comparison::failed(error.to_string()));
-                    continue;
-                }
-                started => started?,
-            };
-            while generation.step()?.is_some() {}
-
-            let sequences = generation.sequences();
-            let ids: Vec<i64> = sequences.iter().flatten().map(|&id| i64::from(id)).collect();
-            let shape = [sequences.len(), sequences[0].len()];
-            self.ints(&format!("generate.{name}.sequences"), &shape, &ids)?;
-
-            if let Some(expected) = self.case.file.texts.get(name) {
-                let texts = sequences.iter().map(|row| tokenizer.decode(row, true)).collect::<Result<Vec<_>, _>>()?;
-                let differing = texts.iter().zip(expected).filter(|(ours, expected)| ours != expected).count()
-                    + texts.len().abs_diff(expected.len());
-                let different = texts.iter().zip(expected).find(|(ours, expected)| ours != expected);
-                let comparison = Comparison {
-                    shape: vec![expected.len()],
-                    max: differing as f64,
-                    mean: differing as f64 / expected.len().max(1) as f64,
-                    tolerance: 0.0,
-                    remark: different.map(|(ours, expected)| format!("{ours:?}, expected {expected:?}")),
-                };
-                self.report.stage(&format!("text.{name}"), &comparison);
-            }
-        }
-        Ok(())
-    }
-
     pub(super) fn tensor<const D: usize>(
         &mut self,
         stage: &str,
@@ -131,7 +85,7 @@ impl Stages<'_> {
         self.floats(stage, &ours.dims(), &floats(ours.clone()), tolerance, compared)
     }
 
-    fn floats(
+    pub(super) fn floats(
         &mut self,
         stage: &str,
         shape: &[usize],
@@ -148,7 +102,7 @@ impl Stages<'_> {
         Ok(())
     }
 
-    fn ints(&mut self, stage: &str, shape: &[usize], ours: &[i64]) -> Result<()> {
+    pub(super) fn ints(&mut self, stage: &str, shape: &[usize], ours: &[i64]) -> Result<()> {
         let Some(expected) = self.case.expected(stage) else { return Ok(()) };
         let comparison = match (shape == expected.shape, &expected.values) {
             (true, Values::Int(expected)) => Comparison::ints(shape, ours, expected),

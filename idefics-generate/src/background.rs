@@ -1,0 +1,172 @@
+//! Text from a thread of its own: for programs that must not wait, and for those that wait only so long.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_core::Stream;
+use idefics_processor::{ProcessOptions, Sample};
+
+use crate::{CancelToken, Controls, Error, GenerationConfig, Idefics};
+
+/// The chunks of an answer that is being generated on a thread of its own.
+///
+/// It is an iterator that waits, and a [`Stream`] for asynchronous programs, of whatever runtime. Chunks are those of
+/// [`TextStream`](crate::TextStream). Dropping it ends the generation within a step.
+#[derive(Debug)]
+pub struct BackgroundText {
+    shared: Arc<Shared>,
+    cancel: CancelToken,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    chunks: VecDeque<Result<String, Error>>,
+    /// Nothing comes after `chunks`.
+    is_over: bool,
+    /// Chunks so far: whether something happened between two looks.
+    n_chunks: u64,
+    waker: Option<Waker>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands out a chunk, unless it is over.
+    fn push(&self, chunk: Result<String, Error>) {
+        let mut state = self.lock();
+        if !state.is_over {
+            state.is_over = chunk.is_err();
+            state.chunks.push_back(chunk);
+            state.n_chunks += 1;
+        }
+        self.tell(state);
+    }
+
+    fn end(&self) {
+        let mut state = self.lock();
+        state.is_over = true;
+        self.tell(state);
+    }
+
+    fn tell(&self, mut state: MutexGuard<'_, State>) {
+        let waker = state.waker.take();
+        drop(state);
+        self.changed.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ends with [`Error::Timeout`] when nothing comes for so long.
+    fn watch(&self, timeout: Duration, cancel: &CancelToken) {
+        let mut state = self.lock();
+        while !state.is_over {
+            let seen = state.n_chunks;
+            let waited =
+                self.changed.wait_timeout_while(state, timeout, |state| !state.is_over && state.n_chunks == seen);
+            let (guard, wait) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = guard;
+            if wait.timed_out() && !state.is_over && state.n_chunks == seen {
+                cancel.cancel();
+                drop(state);
+                return self.push(Err(Error::Timeout { seconds: timeout.as_secs_f64() }));
+            }
+        }
+    }
+}
+
+/// Says that it is over however the thread ends.
+struct EndGuard(Arc<Shared>);
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.push(Err(Error::Execution { reason: "the generating thread panicked".to_owned() }));
+        }
+        self.0.end();
+    }
+}
+
+impl Idefics {
+    /// Starts answering a sample on a thread of its own. If nothing comes for `timeout`, from the first chunk on and
+    /// before it, the last item is [`Error::Timeout`] and the generation ends.
+    ///
+    /// # Errors
+    /// [`Error::Thread`] if the system gives no thread; all else is the stream's.
+    pub fn generate_in_background(
+        self: &Arc<Self>,
+        sample: Sample,
+        process: ProcessOptions,
+        options: GenerationConfig,
+        controls: impl Into<Controls<'static>>,
+        timeout: Option<Duration>,
+    ) -> Result<BackgroundText, Error> {
+        let controls: Controls<'static> = controls.into();
+        let cancel = controls.cancel.clone();
+        let shared = Arc::new(Shared::default());
+        let text = BackgroundText { shared: shared.clone(), cancel: cancel.clone() };
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+            thread.map(|_| ()).map_err(|source| Error::Thread { source })
+        };
+        let (model, guard) = (self.clone(), EndGuard(shared.clone()));
+        spawn(
+            "idefics-generate",
+            Box::new(move || {
+                let shared = &guard.0;
+                match model.stream(&sample, &process, &options, controls) {
+                    Ok(stream) => stream.for_each(|chunk| shared.push(chunk)),
+                    Err(error) => shared.push(Err(error)),
+                }
+            }),
+        )?;
+        if let Some(timeout) = timeout {
+            spawn("idefics-timeout", Box::new(move || shared.watch(timeout, &cancel)))?;
+        }
+        Ok(text)
+    }
+}
+
+impl Iterator for BackgroundText {
+    type Item = Result<String, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let state = self.shared.lock();
+        let waited = self.shared.changed.wait_while(state, |state| state.chunks.is_empty() && !state.is_over);
+        waited.unwrap_or_else(PoisonError::into_inner).chunks.pop_front()
+    }
+}
+
+impl Stream for BackgroundText {
+    type Item = Result<String, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut state = self.shared.lock();
+        match state.chunks.pop_front() {
+            Some(chunk) => Poll::Ready(Some(chunk)),
+            None if state.is_over => Poll::Ready(None),
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for BackgroundText {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        self.shared.end();
+    }
+}

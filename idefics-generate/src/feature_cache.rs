@@ -1,0 +1,124 @@
+//! Image tokens by the content of the image, so that the same picture is encoded once.
+
+use std::collections::HashMap;
+
+use burn::tensor::{DType, Tensor, TensorData};
+use idefics_processor::image::ImageTile;
+use sha2::{Digest, Sha256};
+
+/// What an image is known by: a digest of its size and its pixels as the vision tower reads them.
+pub type ImageKey = [u8; 32];
+
+/// The key of a picture.
+pub fn image_key(tile: &ImageTile) -> ImageKey {
+    let mut digest = Sha256::new();
+    digest.update((tile.width as u64).to_le_bytes());
+    digest.update((tile.height as u64).to_le_bytes());
+    let mut bytes = Vec::with_capacity(4 * tile.width);
+    for row in tile.pixels.chunks(tile.width.max(1)) {
+        bytes.clear();
+        bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+        digest.update(&bytes);
+    }
+    digest.finalize().into()
+}
+
+/// Image tokens of the pictures that were used last, up to a number of bytes.
+#[derive(Debug)]
+pub(crate) struct FeatureCache {
+    budget: usize,
+    bytes: usize,
+    /// Counts uses.
+    clock: u64,
+    entries: HashMap<ImageKey, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// `[1, n_latents, d]`.
+    features: Tensor<3>,
+    bytes: usize,
+    used: u64,
+}
+
+impl FeatureCache {
+    pub(crate) fn new(budget: usize) -> Self {
+        Self { budget, bytes: 0, clock: 0, entries: HashMap::new() }
+    }
+
+    /// Keeps at most `budget` bytes from now on.
+    pub(crate) fn set_budget(&mut self, budget: usize) {
+        self.budget = budget;
+        self.make_room(0);
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn get(&mut self, key: &ImageKey) -> Option<Tensor<3>> {
+        self.clock += 1;
+        let entry = self.entries.get_mut(key)?;
+        entry.used = self.clock;
+        Some(entry.features.clone())
+    }
+
+    /// Keeps the image tokens of several pictures, `[n_images, n_latents, d]`; those that are too large for the budget
+    /// are not kept.
+    pub(crate) fn insert(&mut self, keys: &[ImageKey], features: &Tensor<3>) {
+        let [_, n_latents, d] = features.dims();
+        let bytes = n_latents * d * features.dtype().size();
+        for (index, key) in keys.iter().enumerate() {
+            if bytes > self.budget || self.entries.contains_key(key) {
+                continue;
+            }
+            self.make_room(bytes);
+            // A copy of its own: a view would keep the whole batch alive.
+            let index = Tensor::from_data(TensorData::from([index as i32]), (&features.device(), DType::I32));
+            let features = features.clone().select(0, index);
+            self.clock += 1;
+            self.bytes += bytes;
+            self.entries.insert(*key, Entry { features, bytes, used: self.clock });
+        }
+    }
+
+    /// Forgets what was used longest ago until `bytes` more fit.
+    fn make_room(&mut self, bytes: usize) {
+        while self.bytes + bytes > self.budget {
+            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key);
+            let Some(entry) = oldest.and_then(|key| self.entries.remove(&key)) else { return };
+            self.bytes -= entry.bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn features(n_images: usize) -> Tensor<3> {
+        Tensor::ones([n_images, 2, 4], &Device::flex())
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_makes_room() {
+        let mut cache = FeatureCache::new(2 * 32); // two pictures of 2 × 4 × 4 bytes
+        cache.insert(&[[1; 32], [2; 32]], &features(2));
+        assert_eq!(cache.bytes(), 64);
+        assert_eq!(cache.get(&[1; 32]).unwrap().dims(), [1, 2, 4]);
+        cache.insert(&[[3; 32]], &features(1));
+        assert!(cache.get(&[2; 32]).is_none() && cache.get(&[1; 32]).is_some() && cache.get(&[3; 32]).is_some());
+        cache.set_budget(31);
+        cache.insert(&[[4; 32]], &features(1));
+        assert_eq!((cache.bytes(), cache.entries.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_same_pixels_in_another_shape_are_another_picture() {
+        let tile = |width, height| ImageTile { width, height, pixels: vec![0.25; 18] };
+        assert_eq!(image_key(&tile(3, 2)), image_key(&tile(3, 2)));
+        assert_ne!(image_key(&tile(3, 2)), image_key(&tile(2, 3)));
+    }
+}

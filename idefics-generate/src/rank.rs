@@ -1,0 +1,247 @@
+//! Given answers ranked by how likely the model finds them, in one pass behind the prompt that they share.
+
+use burn::tensor::{DType, Tensor, TensorData};
+use idefics_processor::image::ImageTile;
+use idefics_processor::{Content, ProcessOptions, PromptPart, Sample};
+use idefics_text::{Branches, Unobserved};
+use serde::Serialize;
+
+use crate::generation::logprobs;
+use crate::{Error, Idefics, Idefics2, InputError, Prompts, Timings};
+
+/// How labels are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RankOptions {
+    /// Whether the log-likelihood of a label is divided by its tokens, so that long labels are not at a loss.
+    pub normalize_length: bool,
+    /// Whether the log-likelihood that the label has after the same prompt without its images is taken off: what the
+    /// picture says counts then, and not how common the words are.
+    pub calibrate: bool,
+}
+
+/// A label and how well it answers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RankedLabel {
+    /// The label.
+    pub label: String,
+    /// The share of this label among all: softmax of the scores.
+    pub probability: f64,
+    /// What the labels are ordered by: the log-likelihood, calibrated and normalised as asked for.
+    pub score: f64,
+    /// Natural logarithm of the label's probability after the prompt.
+    pub log_likelihood: f64,
+    /// Its tokens.
+    pub tokens: usize,
+}
+
+/// What became of a ranking.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ranking {
+    /// All labels, best first.
+    pub labels: Vec<RankedLabel>,
+    /// The text that the model read, image tokens included.
+    pub prompt: String,
+    /// Where the time went; the labels are in `prefill_ms`.
+    pub timings: Timings,
+}
+
+/// Answers as a tree: what they begin with in common is computed once.
+#[derive(Debug, Default)]
+struct Trie {
+    /// Each token with the one before, `None` after the prompt.
+    nodes: Vec<(u32, Option<usize>)>,
+    /// The nodes of each answer.
+    paths: Vec<Vec<usize>>,
+}
+
+impl Trie {
+    fn new(answers: &[Vec<u32>]) -> Self {
+        let mut trie = Self::default();
+        for answer in answers {
+            let mut path: Vec<usize> = Vec::with_capacity(answer.len());
+            for &id in answer {
+                let parent = path.last().copied();
+                let known = trie.nodes.iter().position(|&node| node == (id, parent));
+                path.push(known.unwrap_or_else(|| {
+                    trie.nodes.push((id, parent));
+                    trie.nodes.len() - 1
+                }));
+            }
+            trie.paths.push(path);
+        }
+        trie
+    }
+}
+
+impl Idefics2 {
+    /// The log-likelihood of each answer after one prompt, all in one pass behind it. An answer without tokens has 0.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for ids that do not fit the model, [`Error::Execution`].
+    ///
+    /// # Panics
+    /// If there is another number of prompts than one.
+    pub fn log_likelihoods(
+        &self,
+        prompt: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        answers: &[Vec<u32>],
+    ) -> Result<Vec<f64>, Error> {
+        assert_eq!(prompt.batch(), 1, "answers of one prompt");
+        let vocab_size = self.config().text_config.vocab_size;
+        if let Some(&id) = answers.iter().flatten().find(|&&id| id as usize >= vocab_size) {
+            return Err(InputError::TokenId { row: 0, id, vocab_size }.into());
+        }
+        let trie = Trie::new(answers);
+        // Last tokens are predicted and never read.
+        let mut place = vec![None; trie.nodes.len()];
+        let mut parents = Vec::new();
+        let mut ids = Vec::new();
+        for (node, &(id, parent)) in trie.nodes.iter().enumerate() {
+            if trie.nodes[node..].iter().any(|&(_, parent)| parent == Some(node)) {
+                place[node] = Some(ids.len());
+                ids.push(id);
+                parents.push(parent.and_then(|parent| place[parent]));
+            }
+        }
+
+        let mut cache = self.cache(prompt, ids.len());
+        let states = self.prefill_observed(prompt, image_hidden_states, &mut cache, &mut Unobserved)?;
+        let [_, seq, d] = states.dims();
+        let mut states = states.narrow(1, seq - 1, 1).reshape([1, d]); // what first tokens are predicted from
+        if !ids.is_empty() {
+            let mut branches = Branches::new(&cache);
+            branches.append(&parents);
+            let behind = self.branch_states(&ids, &branches, &mut cache)?; // [1, n_read, d]
+            states = Tensor::cat(vec![states, behind.reshape([ids.len(), d])], 0);
+        }
+        let before = trie.nodes.iter().map(|&(_, parent)| parent.and_then(|parent| place[parent]));
+        let before: Vec<i32> = before.map(|place| place.map_or(0, |place| place as i32 + 1)).collect();
+        let targets: Vec<u32> = trie.nodes.iter().map(|&(id, _)| id).collect();
+        if targets.is_empty() {
+            return Ok(vec![0.0; answers.len()]);
+        }
+        let before = Tensor::from_data(TensorData::from(before.as_slice()), (&states.device(), DType::I32));
+        let logprobs = logprobs::of_tokens(self, states.select(0, before), &targets)?;
+        if let Some(row) = logprobs.iter().position(|logprob| logprob.is_nan()) {
+            return Err(Error::NonFinite { row: 0, n_tokens: row });
+        }
+        let sum = |path: &Vec<usize>| path.iter().map(|&node| f64::from(logprobs[node])).sum();
+        Ok(trie.paths.iter().map(sum).collect())
+    }
+}
+
+impl Idefics {
+    /// Ranks `labels` as answers to a sample. A label follows the prompt after a space, unless the prompt ends in white
+    /// space.
+    ///
+    /// # Errors
+    /// As [`Idefics::generate`]; [`Error::NoLabels`].
+    pub fn rank(
+        &self,
+        sample: &Sample,
+        labels: &[String],
+        process: &ProcessOptions,
+        options: RankOptions,
+    ) -> Result<Ranking, Error> {
+        if labels.is_empty() || labels.iter().any(|label| label.trim().is_empty()) {
+            return Err(Error::NoLabels);
+        }
+        let (prompt, scored, timings) = self.likelihoods(sample, labels, process)?;
+        let base = match options.calibrate {
+            true => self.likelihoods(&without_images(sample), labels, process)?.1,
+            false => vec![(0.0, 1); labels.len()],
+        };
+        let scores: Vec<f64> = scored
+            .iter()
+            .zip(&base)
+            .map(|(&(log_likelihood, tokens), &(base, _))| {
+                (log_likelihood - base) / if options.normalize_length { tokens.max(1) as f64 } else { 1.0 }
+            })
+            .collect();
+        let best = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = scores.iter().map(|score| (score - best).exp()).sum();
+        let mut ranked: Vec<RankedLabel> = labels
+            .iter()
+            .zip(scored)
+            .zip(&scores)
+            .map(|((label, (log_likelihood, tokens)), &score)| RankedLabel {
+                label: label.clone(),
+                probability: (score - best).exp() / total,
+                score,
+                log_likelihood,
+                tokens,
+            })
+            .collect();
+        ranked.sort_by(|a, b| b.score.total_cmp(&a.score));
+        Ok(Ranking { labels: ranked, prompt, timings })
+    }
+
+    /// The prompt's text; log-likelihood and tokens of each label.
+    fn likelihoods(
+        &self,
+        sample: &Sample,
+        labels: &[String],
+        process: &ProcessOptions,
+    ) -> Result<(String, Vec<(f64, usize)>, Timings), Error> {
+        let mut timings = Timings::default();
+        let clock = std::time::Instant::now();
+        let mut processed = self.processor().process(std::slice::from_ref(sample), process)?;
+        let (prompt, mut prompt_ids) = (processed.prompts.remove(0), processed.input_ids.remove(0));
+        let tokenizer = self.processor().tokenizer_for(process.compatibility);
+        let alone = tokenizer.encode(&prompt, true)?;
+        let space = if prompt.is_empty() || prompt.ends_with(char::is_whitespace) { "" } else { " " };
+        let answers = labels
+            .iter()
+            .map(|label| tokenizer.encode(&format!("{prompt}{space}{}", label.trim()), true))
+            .collect::<Result<Vec<_>, _>>()?;
+        // A label may join the prompt's last token: what all have in common is the prompt.
+        let common = answers.iter().map(|answer| common_prefix(&alone, answer)).min().unwrap_or(0);
+        prompt_ids.truncate((prompt_ids.len() + common).saturating_sub(alone.len()).max(1));
+        let answers: Vec<Vec<u32>> = answers.into_iter().map(|answer| answer[common..].to_vec()).collect();
+        let prompts = Prompts::pad_left(&[prompt_ids], tokenizer.pad_token_id_or_fallback())?;
+        timings.preprocess_ms = clock.elapsed().as_secs_f64() * 1e3;
+
+        let images: Vec<ImageTile> = processed.images.into_iter().flatten().collect();
+        let image_hidden_states = self.encode_images(&images, &mut timings)?;
+        let clock = std::time::Instant::now();
+        let log_likelihoods = self.model().log_likelihoods(&prompts, image_hidden_states, &answers)?;
+        timings.prefill_ms = clock.elapsed().as_secs_f64() * 1e3;
+        let tokens = answers.iter().map(Vec::len);
+        Ok((prompt, log_likelihoods.into_iter().zip(tokens).collect(), timings))
+    }
+}
+
+/// How many tokens two rows begin with in common.
+pub(crate) fn common_prefix(left: &[u32], right: &[u32]) -> usize {
+    left.iter().zip(right).take_while(|(left, right)| left == right).count()
+}
+
+/// The same prompt without a picture in it.
+fn without_images(sample: &Sample) -> Sample {
+    match sample.clone() {
+        Sample::Text { text, .. } => Sample::Text { text: text.replace("<image>", ""), images: Vec::new() },
+        Sample::Messages { mut messages, add_generation_prompt } => {
+            for message in &mut messages {
+                message.content.retain(|content| matches!(content, Content::Text { .. }));
+            }
+            Sample::Messages { messages, add_generation_prompt }
+        }
+        Sample::Prompt(mut parts) => {
+            parts.retain(|part| matches!(part, PromptPart::Text(_)));
+            Sample::Prompt(parts)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn common_beginnings_are_one_branch() {
+        let trie = Trie::new(&[vec![5, 6], vec![5, 7, 8], vec![9], vec![], vec![5, 6]]);
+        assert_eq!(trie.nodes, [(5, None), (6, Some(0)), (7, Some(0)), (8, Some(2)), (9, None)]);
+        assert_eq!(trie.paths, [vec![0, 1], vec![0, 2, 3], vec![4], vec![], vec![0, 1]]);
+    }
+}
