@@ -58,6 +58,11 @@ impl Failure {
         matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC)
     }
 
+    /// Whether something impossible was asked for.
+    pub(crate) fn is_usage(&self) -> bool {
+        self.code == USAGE
+    }
+
     /// What is wrong, on one line.
     pub(crate) fn message(&self) -> String {
         self.message.replace('\n', " ")

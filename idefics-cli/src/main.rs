@@ -63,6 +63,11 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Caption(args) => commands::caption::run(&cli.global, args),
         Command::Ask(args) => commands::ask::run(&cli.global, args),
         Command::Generate(args) => commands::generate::run(&cli.global, args),
+        Command::Classify(args) => commands::classify::run(&cli.global, args),
+        Command::Batch(args) => commands::batch::run(&cli.global, args),
+        Command::Chat(args) => commands::chat::run(&cli.global, args),
+        Command::Completions { shell } => commands::manual::completions(*shell),
+        Command::Man => commands::manual::man(),
         Command::Demo(args) => commands::demo::run(&cli.global, args),
         Command::Inspect => commands::inspect::run(&cli.global),
     }

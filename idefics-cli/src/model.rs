@@ -1,6 +1,7 @@
 //! Loading a model with a progress bar, and Ctrl-C.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use idefics_generate::hub::{self, ModelSource};
 use idefics_generate::{CancelToken, Error, Idefics, LoadStage};
@@ -62,7 +63,11 @@ fn introduce_embedded() {
 
 /// Loads what `--model`, `--device` and `--dtype` ask for.
 pub(crate) fn load(global: &Global) -> Result<Idefics, Failure> {
-    let source = folder(global)?;
+    load_from(global, folder(global)?)
+}
+
+/// Loads the model of a folder that [`folder`] gave.
+pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics, Failure> {
     let folder = source.path();
     if matches!(source, ModelFolder::Embedded(_)) {
         introduce_embedded();
@@ -103,4 +108,33 @@ pub(crate) fn cancel_on_interrupt() -> CancelToken {
         in_handler.cancel();
     });
     cancel
+}
+
+/// Ctrl-C in a program that goes on: it ends the answer that is being given, if one is.
+pub(crate) struct Interrupts(Arc<Mutex<Option<CancelToken>>>);
+
+/// From now on Ctrl-C ends answers and not the program.
+pub(crate) fn interrupts() -> Interrupts {
+    let current: Arc<Mutex<Option<CancelToken>>> = Arc::default();
+    let in_handler = current.clone();
+    let _ = ctrlc::set_handler(move || {
+        if let Some(cancel) = &*in_handler.lock().unwrap_or_else(PoisonError::into_inner) {
+            cancel.cancel();
+        }
+    });
+    Interrupts(current)
+}
+
+impl Interrupts {
+    /// What ends the answer that begins now.
+    pub(crate) fn begin(&self) -> CancelToken {
+        let cancel = CancelToken::default();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
+        cancel
+    }
+
+    /// The answer is over.
+    pub(crate) fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }

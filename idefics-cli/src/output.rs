@@ -2,29 +2,41 @@
 
 use std::io::{self, Write};
 
-use idefics_generate::processor::{ProcessOptions, Sample};
-use idefics_generate::{Answer, CancelToken, FinishReason, GenerationConfig, Idefics, Timings, Usage};
+use idefics_generate::processor::Sample;
+use idefics_generate::{Answer, CancelToken, FinishReason, Idefics, Timings, Usage};
 use serde_json::json;
 
-use crate::args::Global;
+use crate::args::{GenerationArgs, Global};
 use crate::failure::Failure;
 
-/// Answers one sample: text as it comes, or one JSON object. `image` is the one of several that it is about: its name
-/// stands before the text, or in the object.
+/// Answers one sample: text as it comes, or one JSON object an answer. `image` is the one of several that it is about:
+/// its name stands before the text, or in the object.
 pub(crate) fn answer_one(
     global: &Global,
     image: Option<&str>,
     model: &Idefics,
     sample: &Sample,
-    process: &ProcessOptions,
-    options: &GenerationConfig,
+    args: &GenerationArgs,
     cancel: &CancelToken,
 ) -> Result<(), Failure> {
+    let (process, options) = (args.process(), args.options());
+    let controls = args.controls(global, cancel);
     let mut stdout = io::stdout().lock();
-    let mut written = Ok(());
     let prefix = image.map_or_else(String::new, |image| format!("{image}: "));
+    if !options.over(model.generation_config()).is_streamable() {
+        let answers = model.generate(std::slice::from_ref(sample), &process, &options, controls)?;
+        for answer in &answers {
+            match global.json {
+                true => print_json(&mut stdout, answer, image)?,
+                false => writeln!(stdout, "{prefix}{}", answer.text)?,
+            }
+            report(global, answer);
+        }
+        return answers.iter().try_for_each(interrupted);
+    }
+    let mut written = Ok(());
     let mut prefix = prefix.as_bytes(); // goes out with the first text: a sample that is refused prints nothing
-    let answer = model.generate_streaming(sample, process, options, cancel, |chunk| {
+    let answer = model.generate_streaming(sample, &process, &options, controls, |chunk| {
         if !global.json && written.is_ok() {
             let text = [std::mem::take(&mut prefix), chunk.as_bytes()].concat();
             written = stdout.write_all(&text).and_then(|()| stdout.flush());
@@ -42,13 +54,13 @@ pub(crate) fn answer_one(
     interrupted(&answer)
 }
 
-/// Prints the answers of a batch, each under its row's number, or as JSON lines.
-pub(crate) fn print_batch(global: &Global, answers: &[Answer]) -> Result<(), Failure> {
+/// Prints the answers of a batch of `n_samples`, each under its row's number, or as JSON lines.
+pub(crate) fn print_batch(global: &Global, answers: &[Answer], n_samples: usize) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    for (row, answer) in answers.iter().enumerate() {
+    for (index, answer) in answers.iter().enumerate() {
         match global.json {
             true => print_json(&mut stdout, answer, None)?,
-            false => writeln!(stdout, "[{row}] {}", answer.text)?,
+            false => writeln!(stdout, "[{}] {}", index * n_samples / answers.len(), answer.text)?,
         }
         report(global, answer);
     }

@@ -19,11 +19,11 @@ pub(crate) fn run(global: &Global, args: &AskArgs) -> Result<(), Failure> {
         .map(|image| image.parse::<ImageSource>())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::input(error.to_string()))?;
-    let (process, options) = (args.generation.process(), args.generation.options());
     commands::check_images(&images)?;
     let model = model::load(global)?;
+    commands::warn(global, &model, &args.generation.options());
     let cancel = model::cancel_on_interrupt();
     let plain = format!("Question: {question} Answer:");
     let sample = commands::sample(&model, images, question, &plain);
-    output::answer_one(global, None, &model, &sample, &process, &options, &cancel)
+    output::answer_one(global, None, &model, &sample, &args.generation, &cancel)
 }

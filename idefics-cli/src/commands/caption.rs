@@ -6,11 +6,11 @@ use crate::{commands, model, output};
 
 /// Describes each image in turn; an image that is refused does not keep the others from being described.
 pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
-    let (process, options) = (args.generation.process(), args.generation.options());
     if let [image] = args.images.as_slice() {
         commands::check_images([image])?;
     }
     let model = model::load(global)?;
+    commands::warn(global, &model, &args.generation.options());
     let cancel = model::cancel_on_interrupt();
     let several = args.images.len() > 1;
     let mut failures = Vec::new();
@@ -20,7 +20,7 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
         let words = args.prompt.as_deref().unwrap_or("Describe this image.");
         let plain = args.prompt.as_deref().unwrap_or("");
         let sample = commands::sample(&model, vec![image.clone()], words, plain);
-        match output::answer_one(global, image_name, &model, &sample, &process, &options, &cancel) {
+        match output::answer_one(global, image_name, &model, &sample, &args.generation, &cancel) {
             Ok(()) => {}
             Err(failure) if several && failure.is_of_one_input() && !cancel.is_cancelled() => {
                 failure.warn();

@@ -13,19 +13,20 @@ use crate::{commands, model, output};
 /// Runs a sample, streaming its text, or a batch of samples.
 pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
     let prompts = read(&args.prompt_file)?;
-    let (process, options) = (args.generation.process(), args.generation.options());
     let samples = match &prompts {
         Prompts::One(sample) => std::slice::from_ref(sample),
         Prompts::Batch(samples) => samples,
     };
     samples.iter().try_for_each(|sample| commands::check_images(sample.images()))?;
     let model = model::load(global)?;
+    commands::warn(global, &model, &args.generation.options());
     let cancel = model::cancel_on_interrupt();
     match &prompts {
-        Prompts::One(sample) => output::answer_one(global, None, &model, sample, &process, &options, &cancel),
+        Prompts::One(sample) => output::answer_one(global, None, &model, sample, &args.generation, &cancel),
         Prompts::Batch(samples) => {
-            let answers = model.generate(samples, &process, &options, &cancel)?;
-            output::print_batch(global, &answers)
+            let controls = args.generation.controls(global, &cancel);
+            let answers = model.generate(samples, &args.generation.process(), &args.generation.options(), controls)?;
+            output::print_batch(global, &answers, samples.len())
         }
     }
 }

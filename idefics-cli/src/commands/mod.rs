@@ -1,16 +1,32 @@
 //! One file a command.
 
 pub(crate) mod ask;
+pub(crate) mod batch;
 pub(crate) mod caption;
+pub(crate) mod chat;
+pub(crate) mod classify;
 pub(crate) mod demo;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod manual;
 
-use idefics_generate::Idefics;
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message, Sample};
+use idefics_generate::{GenerationConfig, Idefics};
 
+use crate::args::Global;
 use crate::failure::Failure;
+
+/// Says what is odd about the options of the call, and with `-v` about those of the model folder.
+fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
+    let together = options.over(model.generation_config());
+    let of_folder = model.generation_config().warnings();
+    for warning in together.warnings() {
+        if global.verbose || !of_folder.contains(&warning) {
+            eprintln!("warning: {warning}");
+        }
+    }
+}
 
 /// Says that an image is missing before a model is loaded, which may take minutes.
 fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result<(), Failure> {

@@ -1,12 +1,16 @@
 //! The command line.
 
+mod generation;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use idefics_generate::processor::image::{Alpha, ImageSource};
-use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensInText};
-use idefics_generate::{DeviceChoice, EosTokenId, GenerationConfig, Precision};
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use idefics_generate::processor::image::ImageSource;
+use idefics_generate::{DeviceChoice, Precision, RankOptions};
+
+pub(crate) use generation::GenerationArgs;
 
 /// Vision-language models of the Idefics family: images and text in, text out.
 #[derive(Debug, Parser)]
@@ -15,7 +19,10 @@ use idefics_generate::{DeviceChoice, EosTokenId, GenerationConfig, Precision};
   idefics demo
   idefics --model DIR caption photo.jpg
   idefics --model HuggingFaceM4/idefics2-8b ask photo.jpg \"How many people are there?\"
-  idefics --model DIR --json generate --prompt-file prompts.json --max-new-tokens 64
+  idefics --model DIR classify photo.jpg --labels cat,dog,horse --rank
+  idefics --model DIR --json generate --prompt-file prompts.json --max-new-tokens 64 --num-beams 4
+  idefics --model DIR batch questions.jsonl --output answers.jsonl
+  idefics --model DIR chat photo.jpg
   idefics --model DIR inspect
 
 Exit codes: 0 done, 1 finished with some inputs failed, 2 usage, 3 input rejected, 4 model rejected, 5 file system,
@@ -46,7 +53,8 @@ pub(crate) struct Global {
     /// CPU threads [default: one a core].
     #[arg(long, global = true)]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Seed of random choices; greedy search makes none.
+    /// Seed of random choices; greedy search makes none. The same seed and prompt give the same answer, whatever else is
+    /// in a batch.
     #[arg(long, global = true, default_value_t = 0)]
     pub(crate) seed: u64,
     /// One JSON object a sample and line instead of text.
@@ -65,6 +73,11 @@ pub(crate) enum Command {
     /// Answer a question about images.
     #[command(after_help = "Example: idefics --model DIR ask before.jpg after.jpg \"What has changed?\"")]
     Ask(AskArgs),
+    /// Say which label fits an image: the one that the model names, or with --rank all of them with probabilities.
+    #[command(after_help = "Examples:
+  idefics --model DIR classify photo.jpg --labels vegetables,electronics,furniture
+  idefics --model DIR --json classify photo.jpg --labels cat,dog --rank --calibrate")]
+    Classify(ClassifyArgs),
     /// Run prompts from a JSON file: one sample, or a list of samples that is run as a batch.
     #[command(after_help = "A sample is one of
   {\"text\": \"User:<image>What is this?<end_of_utterance>\\nAssistant:\", \"images\": [\"photo.jpg\"]}
@@ -72,6 +85,24 @@ pub(crate) enum Command {
     {\"type\": \"text\", \"text\": \"What is this?\"}]}], \"add_generation_prompt\": true}
 Image paths are relative to the file. If a sample of a batch is refused, none is run. Example: idefics --model DIR generate --prompt-file prompts.json")]
     Generate(GenerateArgs),
+    /// Run any number of samples from a file with one JSON object a line; what was done is kept if the program ends.
+    #[command(after_help = "A line is a sample as of `generate`, with an id of its own if wanted:
+  {\"id\": \"a1\", \"text\": \"<image>What is this?\", \"images\": [\"photo.jpg\"]}
+A line of the output is {\"id\": …, \"text\": …, …} as of --json, or {\"id\": …, \"error\": \"…\"}, in the order of the input. Run the
+same command again to go on after an interruption. Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
+    Batch(BatchArgs),
+    /// Talk about images: /image PATH, /undo, /reset, /save PATH, /help; Ctrl-C ends an answer, Ctrl-D the program.
+    #[command(after_help = "Example: idefics --model DIR chat photo.jpg --max-new-tokens 200")]
+    Chat(ChatArgs),
+    /// Print the completions of a shell: source them, or put them where it looks.
+    #[command(after_help = "Example: idefics completions bash > ~/.local/share/bash-completion/completions/idefics")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    #[command(after_help = "Example: idefics man > ~/.local/share/man/man1/idefics.1")]
+    Man,
     /// Draw a few scenes, ask about them, and answer.
     #[command(after_help = "Example: idefics demo --count 2 --seed 7")]
     Demo(DemoArgs),
@@ -103,6 +134,66 @@ pub(crate) struct AskArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ClassifyArgs {
+    /// A path, an http(s) URL or a data URL.
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: ImageSource,
+    /// The labels.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "LABEL,…")]
+    pub(crate) labels: Vec<String>,
+    /// The question [default: one that names the labels].
+    #[arg(long)]
+    pub(crate) prompt: Option<String>,
+    /// Score every label instead of letting the model answer, and print all with probabilities.
+    #[arg(long)]
+    pub(crate) rank: bool,
+    /// With --rank: divide the log-likelihood of a label by its tokens.
+    #[arg(long, requires = "rank")]
+    pub(crate) normalize_length: bool,
+    /// With --rank: take off what the label has without the image, so that common words are at no advantage.
+    #[arg(long, requires = "rank")]
+    pub(crate) calibrate: bool,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+impl ClassifyArgs {
+    pub(crate) fn rank_options(&self) -> RankOptions {
+        RankOptions { normalize_length: self.normalize_length, calibrate: self.calibrate }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BatchArgs {
+    /// Samples, one JSON object a line.
+    #[arg(value_name = "INPUT.jsonl")]
+    pub(crate) input: PathBuf,
+    /// Where the answers go; beside it, OUT.jsonl.part keeps what was done so far.
+    #[arg(long, value_name = "OUT.jsonl")]
+    pub(crate) output: PathBuf,
+    /// Samples that are run together; those of similar length are.
+    #[arg(long, default_value = "8")]
+    pub(crate) batch_size: NonZeroUsize,
+    /// Replace the output and forget what was done.
+    #[arg(long)]
+    pub(crate) restart: bool,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// Images of the first question.
+    #[arg(value_name = "IMAGE")]
+    pub(crate) images: Vec<ImageSource>,
+    /// What the model is told before the conversation, if its template has a place for it.
+    #[arg(long)]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     /// A file with one sample or a list of samples, or - for standard input.
     #[arg(long, value_name = "FILE.json|-")]
@@ -122,103 +213,4 @@ pub(crate) struct DemoArgs {
     /// Keep the pictures in this folder as PNG files.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) save: Option<PathBuf>,
-}
-
-/// How prompts become tokens, and tokens text.
-#[derive(Debug, Args)]
-pub(crate) struct GenerationArgs {
-    /// Tokens to generate at most [default: the model folder's, else 20].
-    #[arg(long, value_name = "N")]
-    max_new_tokens: Option<usize>,
-    /// Tokens of prompt and answer together at most.
-    #[arg(long, value_name = "N")]
-    max_length: Option<usize>,
-    /// Ids that end an answer.
-    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
-    eos_token_id: Option<Vec<u32>>,
-    /// Id that fills finished rows of a batch.
-    #[arg(long, value_name = "ID")]
-    pad_token_id: Option<u32>,
-    /// Token sequences that are never generated, as JSON.
-    #[arg(long, value_name = "[[ID,…],…]", value_parser = parse_bad_words)]
-    bad_words_ids: Option<BadWords>,
-    /// Whether each image is also shown as its four quarters [default: the model folder's].
-    #[arg(long, value_name = "BOOL")]
-    do_image_splitting: Option<bool>,
-    /// What becomes of transparent pixels.
-    #[arg(long, value_enum, default_value_t = AlphaArg::White)]
-    alpha: AlphaArg,
-    /// What `<image>` and other special tokens mean in the text of messages.
-    #[arg(long, value_enum, default_value_t = SpecialArg::Literal)]
-    special_tokens_in_text: SpecialArg,
-    /// Which release of Transformers the token ids follow.
-    #[arg(long, value_enum, default_value_t = CompatibilityArg::Transformers5)]
-    compatibility: CompatibilityArg,
-}
-
-type BadWords = Vec<Vec<u32>>;
-
-fn parse_bad_words(text: &str) -> Result<BadWords, serde_json::Error> {
-    serde_json::from_str(text)
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum AlphaArg {
-    /// Laid over white: what a person sees.
-    White,
-    /// Dropped, as Transformers' file loader does.
-    Drop,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum SpecialArg {
-    /// Ordinary text.
-    Literal,
-    /// Special tokens.
-    Parse,
-    /// An error.
-    Reject,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum CompatibilityArg {
-    /// Tokenizers of Llama classes are rebuilt, a space follows an image.
-    Transformers5,
-    /// tokenizer.json as it is.
-    Transformers4,
-}
-
-impl GenerationArgs {
-    /// What the call says about generation.
-    pub(crate) fn options(&self) -> GenerationConfig {
-        GenerationConfig {
-            max_new_tokens: self.max_new_tokens,
-            max_length: self.max_length,
-            eos_token_id: self.eos_token_id.clone().map(EosTokenId::Many),
-            pad_token_id: self.pad_token_id,
-            bad_words_ids: self.bad_words_ids.clone(),
-            ..GenerationConfig::default()
-        }
-    }
-
-    /// What the call says about preprocessing.
-    pub(crate) fn process(&self) -> ProcessOptions {
-        ProcessOptions {
-            do_image_splitting: self.do_image_splitting,
-            alpha: match self.alpha {
-                AlphaArg::White => Alpha::White,
-                AlphaArg::Drop => Alpha::Drop,
-            },
-            special_tokens_in_text: match self.special_tokens_in_text {
-                SpecialArg::Literal => SpecialTokensInText::Literal,
-                SpecialArg::Parse => SpecialTokensInText::Parse,
-                SpecialArg::Reject => SpecialTokensInText::Reject,
-            },
-            compatibility: match self.compatibility {
-                CompatibilityArg::Transformers5 => Compatibility::Transformers5,
-                CompatibilityArg::Transformers4 => Compatibility::Transformers4,
-            },
-            ..ProcessOptions::default()
-        }
-    }
 }

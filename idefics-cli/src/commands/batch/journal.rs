@@ -1,0 +1,280 @@
+//! What a batch has done so far: a file of lines with checksums, appended to and synced after each group of rows.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::failure::Failure;
+
+/// The files of one output.
+#[derive(Debug)]
+pub(super) struct Journal {
+    output: PathBuf,
+    part: PathBuf,
+    file: File,
+    /// Held while the program runs; afterwards it says which run the output is of.
+    lock: File,
+    groups: usize,
+}
+
+/// A row that was done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Done {
+    /// The row's own name.
+    pub(super) id: Value,
+    /// Digest of what was asked.
+    pub(super) input: String,
+    /// The line of the output.
+    pub(super) row: Value,
+}
+
+/// First line of the journal.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Head {
+    run: String,
+}
+
+/// A line of the journal: a row, its group and the rows of that group. A group that is not there as a whole counts as
+/// not done, so that rows are always computed beside the same others.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    group: usize,
+    of: usize,
+    #[serde(flatten)]
+    done: Done,
+}
+
+/// What [`Journal::open`] found.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// Something is left to do.
+    Journal(Journal, HashMap<String, Done>),
+    /// The output is there, of this very run.
+    Complete,
+}
+
+impl Journal {
+    /// Takes the output for this run, and reads what was done of it. `run` names everything that the rows depend on
+    /// together, `input` the whole input.
+    pub(super) fn open(output: &Path, run: &str, input: &str, restart: bool) -> Result<Opened, Failure> {
+        if output.is_dir() {
+            return Err(Failure::file_system(format!("{}: is a folder, expected a file", output.display())));
+        }
+        let part = beside(output, ".part");
+        let mut lock = open(&beside(output, ".lock"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                Failure::file_system(format!("{}: another run writes this output", output.display()))
+            }
+            TryLockError::Error(error) => failed(output, &error),
+        })?;
+        let mut finished = String::new();
+        lock.read_to_string(&mut finished).map_err(|error| failed(output, &error))?;
+        if restart {
+            remove(&part)?;
+        } else if output.exists() && !part.exists() {
+            if finished == format!("{run} {input}") {
+                return Ok(Opened::Complete);
+            }
+            let message = "exists, of another run or of another program; give --restart to replace it";
+            return Err(Failure::file_system(format!("{}: {message}", output.display())));
+        }
+        write_lock(&mut lock, "").map_err(|error| failed(output, &error))?;
+
+        let mut file = open(&part)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|error| failed(&part, &error))?;
+        let mut lines =
+            bytes.split_inclusive(|&byte| byte == b'\n').map_while(|line| Some((line.len(), payload(line)?)));
+        let head = Head { run: run.to_owned() };
+        let known = lines.next().map(|(len, text)| (len, serde_json::from_str::<Head>(text)));
+        let mut journal = Self { output: output.to_owned(), part, file, lock, groups: 0 };
+        let mut end = match known {
+            Some((len, Ok(known))) if known == head => len,
+            Some((_, Ok(_))) => {
+                let message = "was begun with another model or other options; give --restart to begin anew";
+                return Err(Failure::usage(format!("{}: {message}", journal.part.display())));
+            }
+            _ => {
+                journal.cut(0)?;
+                return journal.begin(&head).map(|journal| Opened::Journal(journal, HashMap::new()));
+            }
+        };
+        let mut groups: HashMap<usize, Vec<Line>> = HashMap::new();
+        for (len, text) in lines {
+            let Ok(line) = serde_json::from_str::<Line>(text) else { break };
+            journal.groups = journal.groups.max(line.group + 1);
+            groups.entry(line.group).or_default().push(line);
+            end += len;
+        }
+        journal.cut(end as u64)?;
+        let whole = groups.into_values().filter(|lines| lines.len() == lines[0].of).flatten();
+        let done = whole.map(|line| (line.done.id.to_string(), line.done)).collect();
+        Ok(Opened::Journal(journal, done))
+    }
+
+    fn begin(mut self, head: &Head) -> Result<Self, Failure> {
+        let line = checked(&serde_json::to_string(head).map_err(std::io::Error::from)?);
+        self.append(&line)?;
+        Ok(self)
+    }
+
+    /// Drops a line that was torn.
+    fn cut(&mut self, len: u64) -> Result<(), Failure> {
+        let cut = self.file.set_len(len).and_then(|()| self.file.seek(std::io::SeekFrom::End(0)));
+        cut.map(|_| ()).map_err(|error| failed(&self.part, &error))
+    }
+
+    /// Keeps the rows of a group, durably.
+    pub(super) fn keep(&mut self, rows: &[Done]) -> Result<(), Failure> {
+        let mut lines = String::new();
+        for done in rows {
+            let line = Line { group: self.groups, of: rows.len(), done: done.clone() };
+            lines.push_str(&checked(&serde_json::to_string(&line).map_err(std::io::Error::from)?));
+        }
+        self.groups += 1;
+        self.append(&lines)
+    }
+
+    fn append(&mut self, lines: &str) -> Result<(), Failure> {
+        let written = self.file.write_all(lines.as_bytes()).and_then(|()| self.file.sync_data());
+        written.map_err(|error| failed(&self.part, &error))
+    }
+
+    /// Writes the output, whole or not at all, and removes the journal.
+    pub(super) fn finish<'r>(
+        mut self,
+        rows: impl Iterator<Item = &'r Value>,
+        run: &str,
+        input: &str,
+    ) -> Result<(), Failure> {
+        let folder = match self.output.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let write = || -> std::io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            let mut buffered = std::io::BufWriter::new(&mut file);
+            for row in rows {
+                writeln!(buffered, "{row}")?;
+            }
+            buffered.flush()?;
+            drop(buffered);
+            file.as_file().sync_all()?;
+            file.persist(&self.output).map_err(|error| error.error)?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(|error| failed(&self.output, &error))?;
+        write_lock(&mut self.lock, &format!("{run} {input}")).map_err(|error| failed(&self.output, &error))?;
+        remove(&self.part)
+    }
+}
+
+fn write_lock(lock: &mut File, text: &str) -> std::io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    lock.write_all(text.as_bytes())?;
+    lock.sync_data()
+}
+
+fn open(path: &Path) -> Result<File, Failure> {
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    opened.map_err(|error| failed(path, &error))
+}
+
+fn remove(path: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(path, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn failed(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::file_system(format!("{}: {error}", path.display()))
+}
+
+fn beside(output: &Path, suffix: &str) -> PathBuf {
+    let mut name = output.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// A line with its checksum in front.
+fn checked(text: &str) -> String {
+    format!("{:08x} {text}\n", crc32fast::hash(text.as_bytes()))
+}
+
+/// What a whole line holds, if its checksum agrees.
+fn payload(line: &[u8]) -> Option<&str> {
+    let line = std::str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
+    let (checksum, text) = line.split_once(' ')?;
+    (u32::from_str_radix(checksum, 16).ok()? == crc32fast::hash(text.as_bytes())).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn done(id: usize) -> Done {
+        Done { id: json!(id), input: format!("digest {id}"), row: json!({"id": id, "text": "a\nb"}) }
+    }
+
+    fn reopened(output: &Path) -> (Journal, Vec<String>) {
+        let Ok(Opened::Journal(journal, done)) = Journal::open(output, "run", "input", false) else {
+            panic!("there is something left to do")
+        };
+        let mut ids: Vec<String> = done.into_keys().collect();
+        ids.sort();
+        (journal, ids)
+    }
+
+    #[test]
+    fn whatever_is_torn_off_the_end_only_whole_groups_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out.jsonl");
+        let (mut journal, ids) = reopened(&output);
+        assert!(ids.is_empty());
+        journal.keep(&[done(1), done(2)]).unwrap();
+        let whole = std::fs::metadata(&journal.part).unwrap().len();
+        journal.keep(&[done(3), done(4), done(5)]).unwrap();
+        let part = journal.part.clone();
+        drop(journal);
+        let bytes = std::fs::read(&part).unwrap();
+        for len in 0..=bytes.len() {
+            std::fs::write(&part, &bytes[..len]).unwrap();
+            let (mut journal, ids) = reopened(&output);
+            let expected = match len as u64 {
+                _ if len == bytes.len() => vec!["1", "2", "3", "4", "5"],
+                len if len >= whole => vec!["1", "2"],
+                _ => vec![],
+            };
+            assert_eq!(ids, expected, "{len} of {} bytes", bytes.len());
+            journal.keep(&[done(9)]).unwrap();
+            drop(journal);
+            assert!(reopened(&output).1.contains(&"9".to_owned()), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn an_output_has_one_writer_one_run_and_an_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out.jsonl");
+        let (mut journal, _) = reopened(&output);
+        assert!(Journal::open(&output, "run", "input", false).is_err(), "locked");
+        journal.keep(&[done(1)]).unwrap();
+        drop(journal);
+        assert!(Journal::open(&output, "another", "input", false).is_err());
+        let (journal, _) = reopened(&output);
+        journal.finish([json!({"id": 1})].iter(), "run", "input").unwrap();
+        assert_eq!(std::fs::read_to_string(&output).unwrap(), "{\"id\":1}\n");
+        assert!(matches!(Journal::open(&output, "run", "input", false), Ok(Opened::Complete)));
+        assert!(Journal::open(&output, "run", "edited", false).is_err());
+        assert!(matches!(Journal::open(&output, "run", "edited", true), Ok(Opened::Journal(..))));
+    }
+}

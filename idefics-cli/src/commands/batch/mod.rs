@@ -1,0 +1,179 @@
+//! `idefics batch`
+
+mod journal;
+mod rows;
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use idefics_generate::processor::Sample;
+use idefics_generate::{Answer, CancelToken, FinishReason, Idefics};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::args::{BatchArgs, Global};
+use crate::failure::Failure;
+use crate::{commands, model};
+
+use journal::{Done, Journal, Opened};
+use rows::{InputRow, hex};
+
+/// Bytes of both ends of a weight file by which a model is known.
+const ENDS: u64 = 64 << 10;
+
+/// Answers every line of the input; what was done before is not done again.
+pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
+    let (rows, input) = rows::read(&args.input)?;
+    let folder = model::folder(global)?;
+    let run = run_digest(global, args, folder.path())?;
+    let (mut journal, mut done) = match Journal::open(&args.output, &run, &input, args.restart)? {
+        Opened::Complete => {
+            eprintln!("{}: complete already", args.output.display());
+            return verdict(std::fs::read_to_string(&args.output)?.lines().map(|line| line.contains("\"error\":")));
+        }
+        Opened::Journal(journal, done) => (journal, done),
+    };
+    let gone = done.values().filter(|done| !rows.iter().any(|row| row.id == done.id)).count();
+    if gone > 0 {
+        eprintln!("warning: {gone} rows that were done are not in {} any more", args.input.display());
+    }
+    done.retain(|_, done| rows.iter().any(|row| row.id == done.id && row.digest == done.input));
+
+    let model = model::load_from(global, folder)?;
+    commands::warn(global, &model, &args.generation.options());
+    let cancel = model::cancel_on_interrupt();
+    let bar = progress_bar(rows.len());
+    for group in groups(&rows, args.batch_size.get(), &model) {
+        let is_done = |row: &&InputRow| done.contains_key(&row.id.to_string());
+        if group.iter().all(is_done) {
+            bar.inc(group.len() as u64);
+            continue;
+        }
+        let answered = answer_group(global, args, &model, &group, &cancel)?;
+        journal.keep(&answered)?;
+        bar.inc(group.len() as u64);
+        done.extend(answered.into_iter().map(|row| (row.id.to_string(), row)));
+    }
+    bar.finish_and_clear();
+    let in_order: Vec<&Value> = rows.iter().filter_map(|row| Some(&done.get(&row.id.to_string())?.row)).collect();
+    let failed: Vec<bool> = in_order.iter().map(|row| row.get("error").is_some()).collect();
+    journal.finish(in_order.into_iter(), &run, &input)?;
+    verdict(failed.into_iter())
+}
+
+/// Whether some rows failed.
+fn verdict(failed: impl Iterator<Item = bool>) -> Result<(), Failure> {
+    let failed: Vec<bool> = failed.collect();
+    match failed.iter().filter(|&&failed| failed).count() {
+        0 => Ok(()),
+        n_failed => Err(Failure::some_failed(n_failed, failed.len())),
+    }
+}
+
+/// Rows of similar length together, the longest first: what does not fit shows at once. Which rows are together depends
+/// on the input alone.
+fn groups<'r>(rows: &'r [InputRow], batch_size: usize, model: &Idefics) -> Vec<Vec<&'r InputRow>> {
+    let mut by_length: Vec<&InputRow> = rows.iter().collect();
+    let tokens_per_image = model.processor().image_seq_len();
+    by_length.sort_by_key(|row| std::cmp::Reverse(row.length(tokens_per_image)));
+    by_length.chunks(batch_size).map(<[_]>::to_vec).collect()
+}
+
+/// Answers the rows of a group together, or one by one where one of them is at fault.
+fn answer_group(
+    global: &Global,
+    args: &BatchArgs,
+    model: &Idefics,
+    group: &[&InputRow],
+    cancel: &CancelToken,
+) -> Result<Vec<Done>, Failure> {
+    let generate = |samples: &[Sample]| {
+        let controls = args.generation.controls(global, cancel);
+        model.generate(samples, &args.generation.process(), &args.generation.options(), controls)
+    };
+    let samples: Vec<Sample> = group.iter().filter_map(|row| row.sample.clone().ok()).collect();
+    let together = match samples.is_empty() {
+        true => Some(Vec::new()),
+        false => generate(&samples).ok(),
+    };
+    let n_answers = together.as_ref().map_or(1, |answers| answers.len() / samples.len().max(1));
+    let mut together = together.map(|answers| {
+        let mut answers = answers.into_iter();
+        std::iter::from_fn(move || Some(answers.by_ref().take(n_answers).collect::<Vec<Answer>>()))
+    });
+    let mut rows = Vec::with_capacity(group.len());
+    for row in group {
+        let result = match (&row.sample, &mut together) {
+            (Err(reason), _) => Err(Failure::input(reason.clone())),
+            (Ok(_), Some(answers)) => Ok(answers.next().unwrap_or_default()),
+            (Ok(sample), None) => generate(std::slice::from_ref(sample)).map_err(Failure::from),
+        };
+        let row_of_output = match result {
+            Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => {
+                return Err(Failure::interrupted());
+            }
+            Ok(answers) => output_row(&row.id, &answers)?,
+            Err(failure) if failure.is_of_one_input() => json!({"id": row.id, "error": failure.message()}),
+            Err(failure) => return Err(failure),
+        };
+        rows.push(Done { id: row.id.clone(), input: row.digest.clone(), row: row_of_output });
+    }
+    Ok(rows)
+}
+
+/// A line of the output: the answer without its times, which are of the whole group and never the same twice.
+fn output_row(id: &Value, answers: &[Answer]) -> Result<Value, Failure> {
+    let mut objects = Vec::with_capacity(answers.len());
+    for answer in answers {
+        let mut object = serde_json::to_value(answer).map_err(std::io::Error::from)?;
+        if let Some(object) = object.as_object_mut() {
+            object.shift_remove("timings");
+        }
+        objects.push(object);
+    }
+    let mut row = json!({"id": id});
+    match objects.as_slice() {
+        [Value::Object(answer)] => {
+            if let Some(row) = row.as_object_mut() {
+                row.extend(answer.clone());
+            }
+        }
+        _ => row["answers"] = objects.into(),
+    }
+    Ok(row)
+}
+
+/// Everything that the rows depend on together: the model, the options, this program.
+fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String, Failure> {
+    let mut digest = Sha256::new();
+    digest.update(env!("CARGO_PKG_VERSION"));
+    let Global { device, dtype, quantize, seed, .. } = global;
+    digest.update(format!("{device:?} {dtype:?} {quantize} {seed} {}", args.batch_size));
+    digest.update(format!("{:?}", args.generation));
+    let failed = |error: std::io::Error| Failure::file_system(format!("{}: {error}", folder.display()));
+    let mut names: Vec<_> = std::fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>())
+        .map_err(failed)?;
+    names.sort();
+    for path in names.into_iter().filter(|path| path.is_file()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut file = File::open(&path).map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len();
+        digest.update(format!("{name} {len}"));
+        let mut ends = Vec::new();
+        file.by_ref().take(ENDS).read_to_end(&mut ends).map_err(failed)?;
+        file.seek(SeekFrom::Start(len.saturating_sub(ENDS))).map_err(failed)?;
+        file.take(ENDS).read_to_end(&mut ends).map_err(failed)?;
+        digest.update(&ends);
+    }
+    Ok(hex(digest))
+}
+
+/// Rows, their rate and the time left, on standard error if that is a terminal.
+fn progress_bar(rows: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{pos}/{len} rows {wide_bar} {per_sec} {eta} left")
+        .expect("the template is valid");
+    ProgressBar::new(rows as u64).with_style(style)
+}

@@ -1,0 +1,53 @@
+//! `idefics classify`
+
+use std::io::{self, Write};
+
+use idefics_generate::processor::Sample;
+use serde_json::json;
+
+use crate::args::{ClassifyArgs, Global};
+use crate::failure::Failure;
+use crate::{commands, model, output};
+
+/// Lets the model name a label, or ranks all of them.
+pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
+    commands::check_images([&args.image])?;
+    let model = model::load(global)?;
+    commands::warn(global, &model, &args.generation.options());
+    let cancel = model::cancel_on_interrupt();
+    let labels = args.labels.join(", ");
+    let question = args.prompt.clone().unwrap_or_else(|| {
+        format!("Classify this image into one of these categories: {labels}. Answer with the category only.")
+    });
+    let sample = match model.processor().chat_template() {
+        Some(_) => commands::sample(&model, vec![args.image.clone()], &question, ""),
+        None => {
+            // The wording of the IDEFICS guide.
+            let question = args.prompt.clone().unwrap_or_else(|| {
+                format!("Classify the following image into a single category from the following list: {labels}.")
+            });
+            let text = format!("Instruction: {question}\n<image>\nCategory:");
+            Sample::Text { text, images: vec![args.image.clone()] }
+        }
+    };
+    if !args.rank {
+        return output::answer_one(global, None, &model, &sample, &args.generation, &cancel);
+    }
+
+    let ranking = model.rank(&sample, &args.labels, &args.generation.process(), args.rank_options())?;
+    let mut stdout = io::stdout().lock();
+    match global.json {
+        true => {
+            let text = ranking.labels.first().map(|best| best.label.as_str());
+            let line = json!({"text": text, "prompt": ranking.prompt, "labels": ranking.labels,
+                "timings": ranking.timings});
+            writeln!(stdout, "{line}")?;
+        }
+        false => {
+            for ranked in &ranking.labels {
+                writeln!(stdout, "{:.4}  {}", ranked.probability, ranked.label)?;
+            }
+        }
+    }
+    Ok(())
+}
