@@ -6,6 +6,7 @@ mod answers;
 mod demo;
 mod faults;
 mod hub;
+mod tasks;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

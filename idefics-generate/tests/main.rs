@@ -12,6 +12,8 @@ mod fixtures;
 #[cfg(feature = "hub")]
 mod hub;
 mod invariance;
+mod memory;
 mod sampling;
 mod stop_strings;
+mod strategies;
 mod training;

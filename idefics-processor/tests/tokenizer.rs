@@ -1,6 +1,7 @@
 //! Ids, decoded text and streamed chunks equal to the reference's, for the whole real vocabulary.
 
 use idefics_processor::{Compatibility, Content, Message, ProcessOptions, Processor, Sample, StreamDecoder};
+use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -200,4 +201,49 @@ fn special_ids_are_those_of_the_checkpoint() {
     assert_eq!(tokenizer.token_to_id("no such token"), None);
     // As in the reference, an unknown id decodes to nothing.
     assert_eq!(tokenizer.decode(&[99_999], false).expect("unknown ids are left out"), "");
+}
+
+/// What the stream is to give as a whole: the text of each stretch up to a line break, decoded at once.
+fn whole_text(ids: &[u32], skip_special_tokens: bool) -> String {
+    let decode = |ids: &[u32]| real().tokenizer().decode(ids, skip_special_tokens).expect("ids decode");
+    let mut text = String::new();
+    let mut stretch = Vec::new();
+    for &id in ids {
+        stretch.push(id);
+        let decoded = decode(&stretch);
+        if decoded.ends_with('\n') {
+            text.push_str(&decoded);
+            stretch.clear();
+        }
+    }
+    if stretch.is_empty() { text } else { text + &decode(&stretch) }
+}
+
+fn streamed(ids: &[u32], skip_special_tokens: bool) -> String {
+    let mut decoder = StreamDecoder::new(real().tokenizer(), skip_special_tokens);
+    let mut text: String = ids.iter().map(|&id| decoder.push(id).expect("ids decode")).collect();
+    text.push_str(&decoder.end().expect("ids decode"));
+    text
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5000))]
+
+    /// Ids of every kind; half of them single bytes, so that characters are taken apart and broken.
+    #[test]
+    fn chunks_of_any_ids_joined_are_the_whole_text(
+        ids in prop::collection::vec(prop_oneof![0_u32..32003, 3_u32..259], 1..40),
+        skip_special_tokens in any::<bool>(),
+    ) {
+        prop_assert_eq!(streamed(&ids, skip_special_tokens), whole_text(&ids, skip_special_tokens));
+    }
+
+    /// Ids of texts with characters of one to four bytes: then it is the text that was encoded.
+    #[test]
+    fn chunks_of_a_text_joined_are_the_text(text in "([a-zA-Z,.!?]{1,8}|[äéßñ]{1,4}|[дж한글かな]{1,4}|[你好世界。]{1,4}|[😀👩🎉]{1,2}| |\n)(([a-z]{1,8}|[äéßñ]{1,4}|[дж한글かな]{1,4}|[你好世界。]{1,4}|[😀👩🎉]{1,2}|\n) ?){0,12}") {
+        let lines: Vec<&str> = text.split('\n').map(str::trim_start).collect(); // a space that begins a line is dropped
+        let text = lines.join("\n");
+        let ids = real().tokenizer().encode(&text, false).expect("the text is encoded");
+        prop_assert_eq!(streamed(&ids, true), text);
+    }
 }

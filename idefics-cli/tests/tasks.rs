@@ -1,0 +1,247 @@
+//! The tasks beyond one question: options of generation, labels, batches, chat, and what a shell wants to know.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{answer, checkpoint, idefics, photo, text};
+
+fn lines(output: &str) -> Vec<Value> {
+    output.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn every_example_of_the_guides_runs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let readme = fs::read_to_string(folder.join("README.md")).unwrap();
+    let commands: Vec<&str> = readme.lines().filter(|line| line.contains("--prompt-file")).collect();
+    assert_eq!(commands.len(), 7);
+    for command in commands {
+        let words: Vec<&str> = command.split_whitespace().skip(3).collect(); // idefics --model $M
+        let file = folder.join(words[2].strip_prefix("examples/").unwrap());
+        let mut args: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        args[2] = file.to_str().unwrap().to_owned();
+        let bad_words = args.iter().position(|arg| arg == "$B").unwrap();
+        args[bad_words] = "[[474],[475]]".to_owned(); // of the small vocabulary
+        let new_tokens = args.iter().position(|arg| arg == "--max-new-tokens").unwrap() + 1;
+        args[new_tokens] = "3".to_owned();
+        let args: Vec<&str> = [&["--json"], args.iter().map(String::as_str).collect::<Vec<_>>().as_slice()].concat();
+        let answers = lines(&answer(&args));
+        assert_eq!(answers.len(), if command.contains("batch-of-three") { 3 } else { 1 }, "{command}");
+        assert!(answers.iter().all(|answer| !answer["token_ids"].as_array().unwrap().is_empty()), "{command}");
+    }
+}
+
+#[test]
+fn options_of_generation_go_by_their_names() {
+    let ask = |more: &[&str]| {
+        lines(&answer(&[&["--json", "ask", &photo(), "What is this?", "--max-new-tokens", "5"], more].concat()))
+    };
+    let beams = ask(&["--num-beams", "3", "--num-return-sequences", "2", "--early-stopping", "never"]);
+    assert_eq!(beams.len(), 2);
+    assert!(beams[0]["score"].as_f64().unwrap() >= beams[1]["score"].as_f64().unwrap());
+
+    let draw =
+        |seed| ask(&["--do-sample", "--temperature", "3", "--top-k", "0", "--seed", seed])[0]["token_ids"].clone();
+    assert_eq!(draw("1"), draw("1"));
+    assert_ne!(draw("1"), draw("2"));
+
+    let logprobs = ask(&["--logprobs", "2", "--prompt-logprobs"]);
+    assert_eq!(logprobs[0]["logprobs"].as_array().unwrap().len(), 5);
+    assert_eq!(logprobs[0]["logprobs"][0]["top"].as_array().unwrap().len(), 2);
+    let prompt_tokens = logprobs[0]["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(logprobs[0]["prompt_logprobs"].as_array().unwrap().len() as u64, prompt_tokens - 1);
+
+    let forced =
+        ask(&["--suppress-tokens", "2,476", "--forced-eos-token-id", "476", "--sequence-bias", "[[[40],1e4]]"]);
+    let ids: Vec<u64> = forced[0]["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+    assert_eq!(ids[..4], [40; 4]);
+}
+
+#[test]
+fn odd_options_are_warned_about_and_impossible_ones_refused() {
+    let ask =
+        |more: &[&str]| idefics(&checkpoint(), &[&["ask", &photo(), "What?", "--max-new-tokens", "2"], more].concat());
+    let output = ask(&["--top-p", "0.5"]);
+    assert!(output.status.success());
+    assert_eq!(text(&output.stderr), "warning: `top_p` means nothing without `do_sample`\n");
+    for (more, expected) in [
+        (&["--num-return-sequences", "2"][..], "num_return_sequences"),
+        (&["--num-beams", "2", "--num-return-sequences", "3"], "num_beams"),
+        (&["--do-sample", "--top-p", "1.5"], "top_p"),
+        (&["--bad-words-ids", "[[99999]]"], "99999"),
+    ] {
+        let output = ask(more);
+        assert_eq!(output.status.code(), Some(2), "{more:?}");
+        assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn labels_are_named_or_ranked() {
+    let labels = ["--labels", "cat,dog,a cup of coffee"];
+    let named = answer(&[&["classify", &photo(), "--max-new-tokens", "3"], &labels[..]].concat());
+    assert_eq!(named.lines().count(), 1);
+    let ranked = answer(&[&["classify", &photo(), "--rank"], &labels[..]].concat());
+    let probabilities: Vec<f64> =
+        ranked.lines().map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect();
+    assert_eq!(probabilities.len(), 3);
+    assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-3 && probabilities.is_sorted_by(|a, b| a >= b));
+    let json = lines(&answer(
+        &[&["--json", "classify", &photo(), "--rank", "--calibrate", "--normalize-length"], &labels[..]].concat(),
+    ));
+    assert_eq!(json[0]["labels"][0]["label"], json[0]["text"]);
+}
+
+struct BatchFiles {
+    folder: TempDir,
+    rows: usize,
+}
+
+impl BatchFiles {
+    /// Rows of several lengths with and without images; `broken` of them names an image that is none.
+    fn new(rows: usize, broken: Option<usize>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(photo(), folder.path().join("photo.jpg")).unwrap();
+        fs::write(folder.path().join("broken.png"), "no picture").unwrap();
+        let mut input = fs::File::create(folder.path().join("in.jsonl")).unwrap();
+        for row in 0..rows {
+            let words = "word ".repeat(row * 7 % 11);
+            let line = match row % 3 {
+                _ if Some(row) == broken => json!({"id": row, "text": "<image>", "images": ["broken.png"]}),
+                0 if row % 9 == 0 => json!({"id": row, "text": format!("<image>{words}"), "images": ["photo.jpg"]}),
+                _ => json!({"id": row, "text": format!("{row} {words}")}),
+            };
+            writeln!(input, "{line}").unwrap();
+        }
+        Self { folder, rows }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, output: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
+        command.arg("--model").arg(checkpoint()).arg("batch").arg(self.path("in.jsonl"));
+        command.arg("--output").arg(self.path(output)).args(["--max-new-tokens", "3", "--batch-size", "4"]);
+        command.args(["--do-image-splitting", "false"]);
+        command
+    }
+
+    fn ids(&self, output: &str) -> Vec<u64> {
+        let rows = lines(&fs::read_to_string(self.path(output)).unwrap());
+        rows.iter().map(|row| row["id"].as_u64().unwrap()).collect()
+    }
+}
+
+#[test]
+fn a_batch_that_is_killed_goes_on_where_it_was() {
+    let files = BatchFiles::new(60, None);
+    assert!(files.command("whole.jsonl").output().unwrap().status.success());
+    let mut kills = 0;
+    for attempt in 0.. {
+        let mut child = files.command("killed.jsonl").stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(300 + 130 * (attempt % 7)));
+        match child.try_wait().unwrap() {
+            Some(status) => {
+                assert!(status.success());
+                break;
+            }
+            None => {
+                child.kill().unwrap(); // SIGKILL
+                child.wait().unwrap();
+                kills += 1;
+            }
+        }
+        assert!(attempt < 400, "no progress after {kills} kills");
+        if attempt > 30 {
+            assert!(files.command("killed.jsonl").output().unwrap().status.success());
+            break;
+        }
+    }
+    let whole = fs::read_to_string(files.path("whole.jsonl")).unwrap();
+    assert_eq!(fs::read_to_string(files.path("killed.jsonl")).unwrap(), whole, "after {kills} kills");
+    assert_eq!(files.ids("killed.jsonl"), (0..files.rows as u64).collect::<Vec<_>>());
+    let again = files.command("killed.jsonl").output().unwrap();
+    assert!(again.status.success() && text(&again.stderr).contains("complete already"));
+    let other = files.command("killed.jsonl").args(["--min-new-tokens", "2"]).output().unwrap();
+    assert_eq!(other.status.code(), Some(5), "{}", text(&other.stderr));
+}
+
+#[test]
+fn a_broken_row_is_a_row_with_its_error() {
+    let files = BatchFiles::new(9, Some(4));
+    let mut input = fs::OpenOptions::new().append(true).open(files.path("in.jsonl")).unwrap();
+    writeln!(input, "\n{{\"id\": \"last\", \"txt\": 1}}\nno json").unwrap();
+    let output = files.command("out.jsonl").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let rows = lines(&fs::read_to_string(files.path("out.jsonl")).unwrap());
+    assert_eq!(rows.len(), 11);
+    assert!(rows[4]["error"].as_str().unwrap().contains("broken.png"), "{}", rows[4]);
+    assert!(rows[9]["id"] == "last" && rows[9]["error"].as_str().unwrap().contains("txt"), "{}", rows[9]);
+    assert!(rows[10]["id"] == 12 && rows[10]["error"].as_str().unwrap().contains("line 12"), "{}", rows[10]);
+    let answered = rows.iter().filter(|row| row["text"].is_string()).count();
+    assert_eq!(answered, 8);
+
+    fs::write(files.path("in.jsonl"), "{\"id\": 1, \"text\": \"a\"}\n{\"id\": 1, \"text\": \"b\"}\n").unwrap();
+    let output = files.command("twice.jsonl").output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("line 2"), "{}", text(&output.stderr));
+    assert!(!files.path("twice.jsonl").exists());
+}
+
+#[test]
+fn a_conversation_reads_commands_and_questions() {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = folder.path().join("talk.json");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_idefics"))
+        .arg("--model")
+        .arg(checkpoint())
+        .args(["--json", "-v", "chat", "--max-new-tokens", "4", "--do-image-splitting", "false"])
+        .env("XDG_STATE_HOME", folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let input = format!(
+        "/image {photo}\nWhat is this?\nAnd why?\n/undo\nHow many?\n/nothing\n/image missing.png\n/save {}\n/reset\nHello\n",
+        saved.display(),
+        photo = photo()
+    );
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let answers = lines(&text(&output.stdout));
+    assert_eq!(answers.len(), 4);
+    assert!(answers[0]["usage"]["image_tokens"].as_u64().unwrap() > 0);
+    assert_eq!(answers[3]["usage"]["image_tokens"], 0);
+    let stderr = text(&output.stderr);
+    for expected in ["1 image with", "1 question left", "/nothing is no command", "missing.png", "begun anew"] {
+        assert!(stderr.contains(expected), "{expected}: {stderr}");
+    }
+    let talk: Value = serde_json::from_slice(&fs::read(&saved).unwrap()).unwrap();
+    let roles: Vec<&str> =
+        talk["messages"].as_array().unwrap().iter().map(|message| message["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["user", "assistant", "user", "assistant"]);
+    assert_eq!(talk["messages"][2]["content"][0]["text"], "How many?");
+    let again = answer(&["generate", "--prompt-file", saved.to_str().unwrap(), "--max-new-tokens", "2"]);
+    assert!(again.ends_with('\n'));
+}
+
+#[test]
+fn shells_and_readers_get_their_files() {
+    let bash = answer(&["completions", "bash"]);
+    assert!(bash.contains("_idefics") && bash.contains("--num-beams"));
+    let man = answer(&["man"]);
+    assert!(man.starts_with(".ie") || man.contains(".TH"), "{man}");
+    assert!(man.contains("exponential\\-decay\\-length\\-penalty") && man.contains("IDEFICS CHAT"));
+    let help = answer(&["help", "generate"]);
+    assert!(help.contains("--typical-p") && help.contains("Example"));
+}
