@@ -57,8 +57,7 @@ fn options_of_generation_go_by_their_names() {
     let prompt_tokens = logprobs[0]["usage"]["prompt_tokens"].as_u64().unwrap();
     assert_eq!(logprobs[0]["prompt_logprobs"].as_array().unwrap().len() as u64, prompt_tokens - 1);
 
-    let forced =
-        ask(&["--suppress-tokens", "2,476", "--forced-eos-token-id", "476", "--sequence-bias", "[[[40],1e4]]"]);
+    let forced = ask(&["--suppress-tokens", "2", "--forced-eos-token-id", "476", "--sequence-bias", "[[[40],1e4]]"]);
     let ids: Vec<u64> = forced[0]["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
     assert_eq!(ids[..4], [40; 4]);
 }

@@ -1,9 +1,12 @@
 //! A conversation that keeps what was computed: the next turn runs only what is new.
 
+use std::time::Instant;
+
 use idefics_nn::KvCache;
 use idefics_processor::{Content, Message, ProcessOptions, Sample};
 
 use crate::feature_cache::{ImageKey, image_key};
+use crate::pipeline::milliseconds;
 use crate::rank::common_prefix;
 use crate::{
     Answer, Controls, Error, Generation, GenerationConfig, GenerationError, Idefics, Prompts, TextStream, Timings,
@@ -89,7 +92,7 @@ impl<'a> Conversation<'a> {
             return Err(GenerationError::Conflict { option, other, reason }.into());
         }
         let mut timings = Timings::default();
-        let clock = std::time::Instant::now();
+        let clock = Instant::now();
         let sample = Sample::Messages { messages: self.messages.clone(), add_generation_prompt: true };
         let processed = self.model.processor().process(&[sample], &self.process)?;
         let tokenizer = self.model.processor().tokenizer_for(self.process.compatibility);
@@ -103,7 +106,7 @@ impl<'a> Conversation<'a> {
         let known = self.known.take();
         let (reused, n_images) = known.as_ref().map_or((0, 0), |known| self.reusable(known, ids, &images));
         let image_hidden_states = self.model.encode_images(&processed.images[0][n_images..], &mut timings)?;
-        let clock = std::time::Instant::now();
+        let clock = Instant::now();
         let model = self.model.model();
         let generation = match known {
             Some(Known { mut cache, .. }) if reused > 0 => {
@@ -115,7 +118,7 @@ impl<'a> Conversation<'a> {
         self.computed = ids.len() - reused;
         timings.prefill_ms = milliseconds(clock);
 
-        let clock = std::time::Instant::now();
+        let clock = Instant::now();
         let mut stream = TextStream::new(generation, tokenizer, true);
         for chunk in stream.by_ref() {
             on_text(&chunk?);
@@ -145,8 +148,4 @@ impl<'a> Conversation<'a> {
         }
         (reused, n_images)
     }
-}
-
-fn milliseconds(clock: std::time::Instant) -> f64 {
-    clock.elapsed().as_secs_f64() * 1e3
 }

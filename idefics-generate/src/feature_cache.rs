@@ -1,10 +1,16 @@
 //! Image tokens by the content of the image, so that the same picture is encoded once.
 
 use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Instant;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use idefics_processor::image::ImageTile;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+
+use crate::pipeline::milliseconds;
+use crate::{Error, Idefics, Timings, image_batches};
 
 /// What an image is known by: a digest of its size and its pixels as the vision tower reads them.
 pub type ImageKey = [u8; 32];
@@ -89,6 +95,70 @@ impl FeatureCache {
             let Some(entry) = oldest.and_then(|key| self.entries.remove(&key)) else { return };
             self.bytes -= entry.bytes;
         }
+    }
+}
+
+impl Idefics {
+    /// Bytes of image tokens that are kept, so that the same picture is encoded once. By default 256 MiB.
+    pub fn set_feature_budget(&self, bytes: usize) {
+        self.feature_cache().set_budget(bytes);
+    }
+
+    /// Bytes of image tokens that are kept now.
+    pub fn feature_bytes(&self) -> usize {
+        self.feature_cache().bytes()
+    }
+
+    fn feature_cache(&self) -> MutexGuard<'_, FeatureCache> {
+        self.features.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// [`Idefics2::encode_images`], timed stage by stage. Pictures that were encoded before are not encoded again, nor is
+    /// one that is there several times.
+    pub(crate) fn encode_images(
+        &self,
+        images: &[ImageTile],
+        timings: &mut Timings,
+    ) -> Result<Option<Tensor<3>>, Error> {
+        if images.is_empty() {
+            return Ok(None);
+        }
+        let clock = Instant::now();
+        let keys: Vec<ImageKey> = images.par_iter().map(image_key).collect();
+        let mut known: HashMap<ImageKey, Tensor<3>> = HashMap::new();
+        let mut missing: Vec<usize> = Vec::new();
+        for (index, key) in keys.iter().enumerate() {
+            if known.contains_key(key) || missing.iter().any(|&missing| keys[missing] == *key) {
+                continue;
+            }
+            match self.feature_cache().get(key) {
+                Some(features) => _ = known.insert(*key, features),
+                None => missing.push(index),
+            }
+        }
+        let tiles: Vec<ImageTile> = missing.iter().map(|&index| images[index].clone()).collect();
+        let batches = image_batches(&tiles, &self.model.config().vision_config)?;
+        let features: Vec<Tensor<3>> = batches.iter().map(|batch| self.model.vision_features(batch)).collect();
+        self.sync()?;
+        timings.vision_ms += milliseconds(clock);
+
+        let clock = Instant::now();
+        let encoded = self.model.connect(&batches, features);
+        self.sync()?;
+        if let Some(encoded) = encoded {
+            let missing: Vec<ImageKey> = missing.iter().map(|&index| keys[index]).collect();
+            self.feature_cache().insert(&missing, &encoded);
+            if missing.len() == images.len() {
+                timings.connector_ms += milliseconds(clock);
+                return Ok(Some(encoded));
+            }
+            for (index, key) in missing.into_iter().enumerate() {
+                known.insert(key, encoded.clone().narrow(0, index, 1));
+            }
+        }
+        let in_order = keys.iter().map(|key| known[key].clone()).collect(); // [1, n_latents, d] each
+        timings.connector_ms += milliseconds(clock);
+        Ok(Some(Tensor::cat(in_order, 0)))
     }
 }
 

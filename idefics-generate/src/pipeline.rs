@@ -1,31 +1,29 @@
 //! A model folder as one object: images and text in, text out.
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device};
 use idefics_nn::checkpoint::LoadProgress;
 use idefics_nn::{Checkpoint, LoadOptions};
 use idefics_processor::image::ImageTile;
 use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample};
-use rayon::prelude::*;
 
-use crate::feature_cache::{FeatureCache, ImageKey, image_key};
+use crate::feature_cache::FeatureCache;
 use crate::{
     Answer, Controls, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics2, ModelConfig,
-    Prompts, TextStream, Timings, Usage, image_batches,
+    Prompts, TextStream, Timings, Usage,
 };
 
 /// A model with its processor and its generation options.
 #[derive(Debug)]
 pub struct Idefics {
-    model: Idefics2,
+    pub(crate) model: Idefics2,
     processor: Processor,
     generation_config: GenerationConfig,
     device: Device,
-    features: Mutex<FeatureCache>,
+    pub(crate) features: Mutex<FeatureCache>,
 }
 
 /// Bytes of image tokens that a model keeps by default: 250 pictures of the 8B model in f32.
@@ -244,68 +242,6 @@ impl Idefics {
         Ok(())
     }
 
-    /// Bytes of image tokens that are kept, so that the same picture is encoded once. By default 256 MiB.
-    pub fn set_feature_budget(&self, bytes: usize) {
-        self.feature_cache().set_budget(bytes);
-    }
-
-    /// Bytes of image tokens that are kept now.
-    pub fn feature_bytes(&self) -> usize {
-        self.feature_cache().bytes()
-    }
-
-    fn feature_cache(&self) -> MutexGuard<'_, FeatureCache> {
-        self.features.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// [`Idefics2::encode_images`], timed stage by stage. Pictures that were encoded before are not encoded again, nor is
-    /// one that is there several times.
-    pub(crate) fn encode_images(
-        &self,
-        images: &[ImageTile],
-        timings: &mut Timings,
-    ) -> Result<Option<Tensor<3>>, Error> {
-        if images.is_empty() {
-            return Ok(None);
-        }
-        let clock = Instant::now();
-        let keys: Vec<ImageKey> = images.par_iter().map(image_key).collect();
-        let mut known: HashMap<ImageKey, Tensor<3>> = HashMap::new();
-        let mut missing: Vec<usize> = Vec::new();
-        for (index, key) in keys.iter().enumerate() {
-            if known.contains_key(key) || missing.iter().any(|&missing| keys[missing] == *key) {
-                continue;
-            }
-            match self.feature_cache().get(key) {
-                Some(features) => _ = known.insert(*key, features),
-                None => missing.push(index),
-            }
-        }
-        let tiles: Vec<ImageTile> = missing.iter().map(|&index| images[index].clone()).collect();
-        let batches = image_batches(&tiles, &self.model.config().vision_config)?;
-        let features: Vec<Tensor<3>> = batches.iter().map(|batch| self.model.vision_features(batch)).collect();
-        self.sync()?;
-        timings.vision_ms += milliseconds(clock);
-
-        let clock = Instant::now();
-        let encoded = self.model.connect(&batches, features);
-        self.sync()?;
-        if let Some(encoded) = encoded {
-            let missing: Vec<ImageKey> = missing.iter().map(|&index| keys[index]).collect();
-            self.feature_cache().insert(&missing, &encoded);
-            if missing.len() == images.len() {
-                timings.connector_ms += milliseconds(clock);
-                return Ok(Some(encoded));
-            }
-            for (index, key) in missing.into_iter().enumerate() {
-                known.insert(key, encoded.clone().narrow(0, index, 1));
-            }
-        }
-        let in_order = keys.iter().map(|key| known[key].clone()).collect(); // [1, n_latents, d] each
-        timings.connector_ms += milliseconds(clock);
-        Ok(Some(Tensor::cat(in_order, 0)))
-    }
-
     /// What became of a row.
     pub(crate) fn answer(
         &self,
@@ -336,7 +272,7 @@ impl Idefics {
         })
     }
 
-    fn sync(&self) -> Result<(), Error> {
+    pub(crate) fn sync(&self) -> Result<(), Error> {
         self.device.sync().map_err(|error| Error::Execution { reason: format!("{error:?}") })
     }
 }
@@ -348,6 +284,7 @@ struct Run<'a> {
     timings: Timings,
 }
 
-fn milliseconds(clock: Instant) -> f64 {
+/// Milliseconds since then.
+pub(crate) fn milliseconds(clock: Instant) -> f64 {
     clock.elapsed().as_secs_f64() * 1e3
 }

@@ -1,5 +1,7 @@
 //! Given answers ranked by how likely the model finds them, in one pass behind the prompt that they share.
 
+use std::time::Instant;
+
 use burn::tensor::{DType, Tensor, TensorData};
 use idefics_processor::image::ImageTile;
 use idefics_processor::{Content, ProcessOptions, PromptPart, Sample};
@@ -7,6 +9,7 @@ use idefics_text::{Branches, Unobserved};
 use serde::Serialize;
 
 use crate::generation::logprobs;
+use crate::pipeline::milliseconds;
 use crate::{Error, Idefics, Idefics2, InputError, Prompts, Timings};
 
 /// How labels are compared.
@@ -185,7 +188,7 @@ impl Idefics {
         process: &ProcessOptions,
     ) -> Result<(String, Vec<(f64, usize)>, Timings), Error> {
         let mut timings = Timings::default();
-        let clock = std::time::Instant::now();
+        let clock = Instant::now();
         let mut processed = self.processor().process(std::slice::from_ref(sample), process)?;
         let (prompt, mut prompt_ids) = (processed.prompts.remove(0), processed.input_ids.remove(0));
         let tokenizer = self.processor().tokenizer_for(process.compatibility);
@@ -200,13 +203,13 @@ impl Idefics {
         prompt_ids.truncate((prompt_ids.len() + common).saturating_sub(alone.len()).max(1));
         let answers: Vec<Vec<u32>> = answers.into_iter().map(|answer| answer[common..].to_vec()).collect();
         let prompts = Prompts::pad_left(&[prompt_ids], tokenizer.pad_token_id_or_fallback())?;
-        timings.preprocess_ms = clock.elapsed().as_secs_f64() * 1e3;
+        timings.preprocess_ms = milliseconds(clock);
 
         let images: Vec<ImageTile> = processed.images.into_iter().flatten().collect();
         let image_hidden_states = self.encode_images(&images, &mut timings)?;
-        let clock = std::time::Instant::now();
+        let clock = Instant::now();
         let log_likelihoods = self.model().log_likelihoods(&prompts, image_hidden_states, &answers)?;
-        timings.prefill_ms = clock.elapsed().as_secs_f64() * 1e3;
+        timings.prefill_ms = milliseconds(clock);
         let tokens = answers.iter().map(Vec::len);
         Ok((prompt, log_likelihoods.into_iter().zip(tokens).collect(), timings))
     }

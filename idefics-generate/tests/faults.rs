@@ -149,10 +149,13 @@ fn a_llama_section_has_llamas_defaults() {
 #[test]
 fn options_that_are_not_implemented_are_refused_by_name() {
     let folder = copy("odd-heads");
-    fs::write(folder.path().join("generation_config.json"), r#"{"num_beams": 3, "eos_token_id": 2}"#).unwrap();
+    fs::write(folder.path().join("generation_config.json"), r#"{"penalty_alpha": 0.6, "eos_token_id": 2}"#).unwrap();
     let model = load_folder(folder.path()).unwrap();
     let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &greedy(2), &never()).unwrap_err();
-    assert!(matches!(error, Error::Generation(GenerationError::Unsupported { option: "num_beams", .. })), "{error}");
+    assert!(
+        matches!(error, Error::Generation(GenerationError::Unsupported { option: "penalty_alpha", .. })),
+        "{error}"
+    );
     assert_eq!(error.kind(), ErrorKind::Usage);
 }
 

@@ -1,58 +1,6 @@
 //! Which options can be followed.
 
-use serde_json::{Value, json};
-
-use super::{DEFAULT_NEW_TOKENS, GenerationConfig, GenerationError, GenerationWarning};
-
-/// Options that would change the result and are not implemented, with the value that changes nothing.
-const UNSUPPORTED: [(&str, Value); 9] = [
-    ("guidance_scale", Value::Null),
-    ("num_beam_groups", Value::Null),
-    ("diversity_penalty", Value::Null),
-    ("constraints", Value::Null),
-    ("force_words_ids", Value::Null),
-    ("penalty_alpha", Value::Null),
-    ("dola_layers", Value::Null),
-    ("token_healing", Value::Bool(false)),
-    ("watermarking_config", Value::Null),
-];
-
-/// Keys of the reference that change no result here: what is returned, how it is computed, who wrote the file.
-const WITHOUT_EFFECT: [&str; 33] = [
-    "_commit_hash",
-    "_from_model_config",
-    "assistant_confidence_threshold",
-    "assistant_early_exit",
-    "assistant_ensemble_weight",
-    "assistant_lookbehind",
-    "cache_config",
-    "cache_implementation",
-    "compile_config",
-    "continuous_batching_config",
-    "decoder_start_token_id",
-    "disable_compile",
-    "generation_kwargs",
-    "is_assistant",
-    "low_memory",
-    "max_cache_len",
-    "max_matching_ngram_size",
-    "num_assistant_tokens",
-    "num_assistant_tokens_schedule",
-    "output_attentions",
-    "output_hidden_states",
-    "output_logits",
-    "output_scores",
-    "prefill_chunk_size",
-    "prompt_lookup_num_tokens",
-    "return_dict_in_generate",
-    "return_legacy_cache",
-    "speculation_type",
-    "target_lookbehind",
-    "transformers_version",
-    "use_cache",
-    "use_mtp",
-    "use_model_defaults",
-];
+use super::{DEFAULT_NEW_TOKENS, GenerationConfig, GenerationError};
 
 impl GenerationConfig {
     /// Completes and checks the options for prompts of `prompt_tokens` slots and logits `vocab_size` wide: the result
@@ -71,64 +19,6 @@ impl GenerationConfig {
         resolved.validate()?;
         resolved.check_vocab(vocab_size)?;
         Ok(resolved)
-    }
-
-    /// What is odd about the options: keys that nobody knows, and options that mean nothing without another.
-    pub fn warnings(&self) -> Vec<GenerationWarning> {
-        let is_known = |key: &str| WITHOUT_EFFECT.contains(&key) || UNSUPPORTED.iter().any(|(known, _)| *known == key);
-        let unknown = self.other.keys().filter(|key| !is_known(key));
-        let mut warnings: Vec<_> = unknown.map(|key| GenerationWarning::UnknownKey { key: key.clone() }).collect();
-        let mut idle = |needs, options: &[(&'static str, bool)]| {
-            let given = options.iter().filter(|(_, given)| *given);
-            warnings.extend(given.map(|&(option, _)| GenerationWarning::Idle { option, needs }));
-        };
-        if !self.do_sample() {
-            idle(
-                "do_sample",
-                &[
-                    ("temperature", self.temperature() != 1.0),
-                    ("top_h", self.top_h.is_some()),
-                    ("top_k", self.top_k() != 50),
-                    ("top_p", self.top_p() != 1.0),
-                    ("min_p", self.min_p.is_some()),
-                    ("typical_p", self.typical_p() != 1.0),
-                    ("epsilon_cutoff", self.epsilon_cutoff() != 0.0),
-                    ("eta_cutoff", self.eta_cutoff() != 0.0),
-                ],
-            );
-        }
-        if self.num_beams() == 1 {
-            idle(
-                "num_beams",
-                &[("early_stopping", self.early_stopping.is_some()), ("length_penalty", self.length_penalty.is_some())],
-            );
-        }
-        warnings
-    }
-
-    /// Refuses options that would change the result and are not implemented.
-    fn check_supported(&self) -> Result<(), GenerationError> {
-        for (option, neutral) in UNSUPPORTED {
-            let Some(value) = self.other.get(option) else { continue };
-            let is_neutral = match option {
-                "guidance_scale" | "num_beam_groups" => value.as_f64() == Some(1.0),
-                "diversity_penalty" => value.as_f64() == Some(0.0),
-                _ => *value == neutral,
-            };
-            if !value.is_null() && !is_neutral {
-                let neutral = match option {
-                    "guidance_scale" | "num_beam_groups" => json!(1),
-                    "diversity_penalty" => json!(0),
-                    _ => neutral,
-                };
-                return Err(GenerationError::Unsupported {
-                    option,
-                    value: value.to_string(),
-                    neutral: neutral.to_string(),
-                });
-            }
-        }
-        Ok(())
     }
 
     /// Refuses values and combinations that the reference refuses, and probabilities out of range that it would pass
@@ -249,6 +139,8 @@ fn in_range(option: &'static str, value: f64, is_allowed: bool, expected: &'stat
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::super::OneOrMany;
     use super::*;
 

@@ -2,6 +2,7 @@
 
 mod check;
 mod error;
+mod known;
 mod values;
 
 use std::path::Path;

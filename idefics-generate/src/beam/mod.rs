@@ -11,65 +11,17 @@
 //! Numerics: scores add up in f32, as in the reference; among equal candidates the lowest beam, then the lowest id,
 //! where torch promises no order.
 
-use crate::generation_config::{EarlyStopping, GenerationConfig};
+mod options;
+mod sample;
+
+use crate::generation_config::EarlyStopping;
 use crate::logits::{RowError, RowKey, Sampler, top_k};
+
+pub use options::BeamOptions;
+use sample::{Sample, next_running};
 
 /// Added to what may not be chosen. Finite, so that there is always something to choose. Source: `_beam_search`.
 const BLOCKED: f32 = -1e9;
-
-/// What beam search needs to know. Source: `_beam_search`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BeamOptions {
-    /// Beams of each sample, at least 1.
-    pub num_beams: usize,
-    /// Answers of each sample, at most `num_beams`.
-    pub num_return_sequences: usize,
-    /// Tokens of an answer at most, at least 1: `max_length` less the slots of the prompt.
-    pub max_new_tokens: usize,
-    /// The log-probability of an answer is divided by its tokens, end token included, to this power.
-    pub length_penalty: f64,
-    /// When to stop.
-    pub early_stopping: EarlyStopping,
-    /// Tokens that end an answer.
-    pub eos_token_ids: Vec<u32>,
-    /// What shorter answers are filled with; see [`BeamOptions::filler`].
-    pub pad_token_id: Option<u32>,
-}
-
-impl BeamOptions {
-    /// The options of a call after prompts of `prompt_slots`, left padding included.
-    pub fn new(options: &GenerationConfig, prompt_slots: usize) -> Self {
-        let num_beams = options.num_beams().max(1);
-        Self {
-            num_beams,
-            num_return_sequences: options.num_return_sequences().clamp(1, num_beams),
-            max_new_tokens: options.max_length().saturating_sub(prompt_slots).max(1),
-            length_penalty: options.length_penalty(),
-            early_stopping: options.early_stopping(),
-            eos_token_ids: options.eos_token_ids().to_vec(),
-            pad_token_id: options.pad_token_id,
-        }
-    }
-
-    /// Candidates of each sample and step: enough for `num_beams` to go on whatever ends.
-    pub fn beams_to_keep(&self) -> usize {
-        (1 + self.eos_token_ids.len()).max(2) * self.num_beams
-    }
-
-    /// What shorter answers are filled with: the pad token, or the first end token where the pad token is 0 or missing.
-    /// Without end tokens the reference fills with -1, which is no token: here it is the pad token, or 0.
-    pub fn filler(&self) -> u32 {
-        match self.eos_token_ids.first() {
-            Some(&eos) => self.pad_token_id.filter(|&pad| pad != 0).unwrap_or(eos),
-            None => self.pad_token_id.unwrap_or(0),
-        }
-    }
-
-    /// A log-probability divided for an answer of `n_tokens`.
-    fn penalized(&self, score: f32, n_tokens: usize) -> f32 {
-        score / (n_tokens as f64).powf(self.length_penalty) as f32
-    }
-}
 
 /// A way to continue one beam of a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -102,16 +54,6 @@ pub struct BeamStep {
     pub beam_idx: Vec<usize>,
     /// Whether the search is over. Nothing needs to be run then.
     pub is_done: bool,
-}
-
-#[derive(Debug, Clone)]
-struct Sample {
-    /// Best first, `num_beams`.
-    running: Vec<Hypothesis>,
-    /// Best first, `num_beams`.
-    finished: Vec<Hypothesis>,
-    /// Whether a running beam may still improve the finished ones. Once false it stays so.
-    can_improve: bool,
 }
 
 /// The state of one batch of beam searches.
@@ -351,66 +293,5 @@ impl BeamSearch {
             (tokens, answer.score)
         };
         answers.map(fill).unzip()
-    }
-}
-
-/// The beams that go on: the best candidates, those that ended last. Source: `_get_running_beams_for_next_iteration`.
-fn next_running(
-    sample: &Sample,
-    candidates: &[Candidate],
-    hits: &[bool],
-    num_beams: usize,
-) -> Vec<(Candidate, Hypothesis)> {
-    let blocked = |(candidate, &hit): (&Candidate, &bool)| candidate.score + if hit { BLOCKED } else { 0.0 };
-    let scores: Vec<f32> = candidates.iter().zip(hits).map(blocked).collect();
-    let next = top_k(&scores, num_beams).into_iter().map(|at| {
-        let tokens = sample.continued(&candidates[at]);
-        (candidates[at], Hypothesis { tokens, score: scores[at], is_finished: false })
-    });
-    next.collect()
-}
-
-impl Sample {
-    /// The tokens of a running beam with a candidate's.
-    fn continued(&self, candidate: &Candidate) -> Vec<u32> {
-        let tokens = &self.running[candidate.beam].tokens;
-        tokens.iter().copied().chain([candidate.token]).collect()
-    }
-
-    /// Whether every place for a finished answer is taken.
-    fn is_full(&self) -> bool {
-        self.finished.iter().all(|hypothesis| hypothesis.is_finished)
-    }
-
-    /// Puts candidates that ended among the finished answers, where they are good enough. Only the first `num_beams`
-    /// candidates may enter. Source: `_update_finished_beams`.
-    fn finish(&mut self, candidates: &[Candidate], hits: &[bool], options: &BeamOptions, n_tokens: usize) {
-        let is_closed = options.early_stopping == EarlyStopping::FirstFull && self.is_full();
-        let block = |is_blocked: bool| if is_blocked { BLOCKED } else { 0.0 };
-        let mut scores: Vec<f32> = self.finished.iter().map(|hypothesis| hypothesis.score).collect();
-        scores.extend(candidates.iter().zip(hits).enumerate().map(|(rank, (candidate, &hit))| {
-            let score = options.penalized(candidate.score, n_tokens) + block(is_closed) + block(!self.can_improve);
-            score + block(!hit || rank >= options.num_beams)
-        }));
-        let merged = top_k(&scores, options.num_beams).into_iter().map(|at| match at.checked_sub(options.num_beams) {
-            None => self.finished[at].clone(),
-            Some(rank) => Hypothesis {
-                tokens: self.continued(&candidates[rank]),
-                score: scores[at],
-                is_finished: hits[rank] && rank < options.num_beams,
-            },
-        });
-        self.finished = merged.collect();
-    }
-
-    /// Whether the best running beam could still be better than the worst answer; `n_tokens` include the newest.
-    ///
-    /// Source: `_check_early_stop_heuristic`.
-    fn may_improve(&self, options: &BeamOptions, n_tokens: usize) -> bool {
-        let is_at_longest = options.early_stopping == EarlyStopping::Never && options.length_penalty > 0.0;
-        let length = if is_at_longest { options.max_new_tokens } else { n_tokens };
-        let Some(best) = self.running.first().map(|beam| options.penalized(beam.score, length)) else { return false };
-        let worst = self.finished.iter().map(|hypothesis| hypothesis.score).fold(f32::INFINITY, f32::min);
-        self.finished.iter().any(|hypothesis| best > if hypothesis.is_finished { worst } else { BLOCKED })
     }
 }
