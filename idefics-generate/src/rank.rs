@@ -48,6 +48,15 @@ pub struct Ranking {
     pub timings: Timings,
 }
 
+/// Labels after one prompt.
+struct Likelihoods {
+    /// The prompt's text.
+    prompt: String,
+    /// Log-likelihood and tokens of each label.
+    scored: Vec<(f64, usize)>,
+    timings: Timings,
+}
+
 /// Answers as a tree: what they begin with in common is computed once.
 #[derive(Debug, Default)]
 struct Trie {
@@ -150,9 +159,9 @@ impl Idefics {
         if labels.is_empty() || labels.iter().any(|label| label.trim().is_empty()) {
             return Err(Error::NoLabels);
         }
-        let (prompt, scored, timings) = self.likelihoods(sample, labels, process)?;
+        let Likelihoods { prompt, scored, timings } = self.likelihoods(sample, labels, process)?;
         let base = match options.calibrate {
-            true => self.likelihoods(&without_images(sample), labels, process)?.1,
+            true => self.likelihoods(&without_images(sample), labels, process)?.scored,
             false => vec![(0.0, 1); labels.len()],
         };
         let scores: Vec<f64> = scored
@@ -180,13 +189,7 @@ impl Idefics {
         Ok(Ranking { labels: ranked, prompt, timings })
     }
 
-    /// The prompt's text; log-likelihood and tokens of each label.
-    fn likelihoods(
-        &self,
-        sample: &Sample,
-        labels: &[String],
-        process: &ProcessOptions,
-    ) -> Result<(String, Vec<(f64, usize)>, Timings), Error> {
+    fn likelihoods(&self, sample: &Sample, labels: &[String], process: &ProcessOptions) -> Result<Likelihoods, Error> {
         let mut timings = Timings::default();
         let clock = Instant::now();
         let mut processed = self.processor().process(std::slice::from_ref(sample), process)?;
@@ -210,8 +213,8 @@ impl Idefics {
         let clock = Instant::now();
         let log_likelihoods = self.model().log_likelihoods(&prompts, image_hidden_states, &answers)?;
         timings.prefill_ms = milliseconds(clock);
-        let tokens = answers.iter().map(Vec::len);
-        Ok((prompt, log_likelihoods.into_iter().zip(tokens).collect(), timings))
+        let scored = log_likelihoods.into_iter().zip(answers.iter().map(Vec::len)).collect();
+        Ok(Likelihoods { prompt, scored, timings })
     }
 }
 

@@ -18,7 +18,7 @@ fn expected_sequences(case: &str) -> Vec<Vec<i64>> {
 fn a_batch_with_two_one_and_no_images_gives_the_references_tokens() {
     let (json, samples) = case("two-images");
     let options: GenerationConfig = serde_json::from_value(json["generate"]["greedy"].clone()).unwrap();
-    let answers = load("odd-heads").generate(&samples, &no_splitting(), &options, &never()).unwrap();
+    let answers = load("odd-heads").generate(&samples, &no_splitting(), &options, never()).unwrap();
     let expected = expected_sequences("two-images");
     let prompt_len = expected[0].len() - 12;
     for (answer, expected) in answers.iter().zip(expected) {
@@ -38,13 +38,13 @@ fn streamed_chunks_are_the_text() {
     let sample = text_sample("User:<image>Describe this.<end_of_utterance>\nAssistant:", &["wide.png"]);
     let mut streamed = String::new();
     let answer = model
-        .generate_streaming(&sample, &no_splitting(), &greedy(24), &never(), |chunk| streamed.push_str(chunk))
+        .generate_streaming(&sample, &no_splitting(), &greedy(24), never(), |chunk| streamed.push_str(chunk))
         .unwrap();
     assert_eq!(streamed, answer.text);
     let iterated: String =
-        model.stream(&sample, &no_splitting(), &greedy(24), &never()).unwrap().map(Result::unwrap).collect();
+        model.stream(&sample, &no_splitting(), &greedy(24), never()).unwrap().map(Result::unwrap).collect();
     assert_eq!(iterated, answer.text);
-    let alone = model.generate(&[sample], &no_splitting(), &greedy(24), &never()).unwrap();
+    let alone = model.generate(&[sample], &no_splitting(), &greedy(24), never()).unwrap();
     assert_eq!((&alone[0].text, &alone[0].token_ids), (&answer.text, &answer.token_ids));
 }
 
@@ -78,7 +78,7 @@ fn sixteen_bit_models_answer_like_the_full_one() {
         let logits = next_logits(&model, std::slice::from_ref(&sample));
         assert!(difference(full.clone(), logits) <= share * scale, "{dtype:?}");
         let samples = [sample.clone(), text_sample("Hi", &[])];
-        let answers = model.generate(&samples, &no_splitting(), &greedy(3), &never()).unwrap();
+        let answers = model.generate(&samples, &no_splitting(), &greedy(3), never()).unwrap();
         assert_eq!(answers.len(), 2);
     }
 }
@@ -87,7 +87,7 @@ fn sixteen_bit_models_answer_like_the_full_one() {
 fn tied_and_sharded_and_bf16_files_load() {
     for checkpoint in ["grid-70", "sliding-sharded", "grid-980"] {
         let answer =
-            load(checkpoint).generate(&[text_sample("Hello", &[])], &no_splitting(), &greedy(2), &never()).unwrap();
+            load(checkpoint).generate(&[text_sample("Hello", &[])], &no_splitting(), &greedy(2), never()).unwrap();
         assert!(!answer[0].token_ids.is_empty(), "{checkpoint}");
     }
 }

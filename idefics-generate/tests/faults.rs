@@ -119,7 +119,7 @@ fn tokenizer_and_model_must_agree_about_the_vocabulary() {
 #[test]
 fn an_answer_must_fit_the_context() {
     let samples = [text_sample("Hi", &[])];
-    let error = load("odd-heads").generate(&samples, &no_splitting(), &greedy(usize::MAX), &never()).unwrap_err();
+    let error = load("odd-heads").generate(&samples, &no_splitting(), &greedy(usize::MAX), never()).unwrap_err();
     assert!(matches!(error, Error::Generation(GenerationError::Context { .. })), "{error}");
     assert_eq!(error.kind(), ErrorKind::Limit);
 }
@@ -151,7 +151,7 @@ fn options_that_are_not_implemented_are_refused_by_name() {
     let folder = copy("odd-heads");
     fs::write(folder.path().join("generation_config.json"), r#"{"penalty_alpha": 0.6, "eos_token_id": 2}"#).unwrap();
     let model = load_folder(folder.path()).unwrap();
-    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &greedy(2), &never()).unwrap_err();
+    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &greedy(2), never()).unwrap_err();
     assert!(
         matches!(error, Error::Generation(GenerationError::Unsupported { option: "penalty_alpha", .. })),
         "{error}"
@@ -162,7 +162,7 @@ fn options_that_are_not_implemented_are_refused_by_name() {
 #[test]
 fn more_placeholders_than_images_name_the_row() {
     let samples = [text_sample("Hi", &[]), text_sample("<image><image>", &["small.png"])];
-    let error = load("odd-heads").generate(&samples, &no_splitting(), &greedy(2), &never()).unwrap_err();
+    let error = load("odd-heads").generate(&samples, &no_splitting(), &greedy(2), never()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Input);
     assert!(error.to_string().contains('1') && error.to_string().contains('2'), "{error}");
 }
@@ -188,7 +188,7 @@ fn forbidding_everything_is_an_error() {
     let mut options = greedy(2);
     options.bad_words_ids = Some((0..477).map(|id| vec![id]).collect());
     options.eos_token_id = Some(idefics_generate::EosTokenId::Many(vec![]));
-    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &options, &never()).unwrap_err();
+    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &options, never()).unwrap_err();
     assert!(matches!(error, Error::NoAllowedToken { row: 0 }), "{error}");
 }
 
@@ -216,7 +216,7 @@ fn numbers_that_overflow_are_a_numeric_error() {
     let bytes = safetensors::serialize(views, None).unwrap();
     fs::write(&path, bytes).unwrap();
     let model = load_folder(folder.path()).unwrap();
-    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &greedy(2), &never()).unwrap_err();
+    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &greedy(2), never()).unwrap_err();
     assert!(matches!(error, Error::NonFinite { row: 0, n_tokens: 0 }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Numeric);
 }

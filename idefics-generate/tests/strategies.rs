@@ -64,7 +64,7 @@ impl LogitsProcessor for Force {
 fn the_likeliest_token_is_the_same_on_device_and_host() {
     let model = load("odd-heads");
     let options = options(json!({"max_new_tokens": 16, "bad_words_ids": [[20], [30, 31], [32, 33, 34]]}));
-    let device = model.generate(&samples(), &no_splitting(), &options, &never()).unwrap();
+    let device = model.generate(&samples(), &no_splitting(), &options, never()).unwrap();
     let controls = Controls { processors: vec![Box::new(Nothing)], ..Controls::default() };
     let host = model.generate(&samples(), &no_splitting(), &options, controls).unwrap();
     assert_eq!(tokens(&device), tokens(&host));
@@ -155,14 +155,14 @@ fn stop_strings_end_an_answer_and_stay_in_it() {
     let model = load("odd-heads");
     let free = run(&model, &samples()[1..2], &greedy(20), 0).remove(0);
     // Pieces of characters are shown as U+FFFD and are no text to stop at.
-    let words = free.text.split(|character: char| !character.is_ascii_alphabetic());
-    let stop = words.filter(|word| word.len() >= 2).next().expect("a word of two letters");
+    let mut words = free.text.split(|character: char| !character.is_ascii_alphabetic());
+    let stop = words.find(|word| word.len() >= 2).expect("a word of two letters");
     for beams in [1, 2] {
         let stopping = options(json!({"max_new_tokens": 20, "stop_strings": [stop], "num_beams": beams}));
         let answer = run(&model, &samples()[1..2], &stopping, 0).remove(0);
         if beams == 1 {
             assert_eq!(answer.finish_reason, FinishReason::Stop);
-            assert!(answer.text.contains(&stop) && answer.token_ids.len() < free.token_ids.len());
+            assert!(answer.text.contains(stop) && answer.token_ids.len() < free.token_ids.len());
             assert_eq!(free.token_ids[..answer.token_ids.len()], answer.token_ids);
         } else {
             assert!(matches!(answer.finish_reason, FinishReason::Stop | FinishReason::Length));
@@ -237,7 +237,7 @@ fn a_search_that_is_cancelled_gives_what_it_has() {
 fn beams_are_not_streamed() {
     let model = load("odd-heads");
     let options = options(json!({"num_beams": 2}));
-    let error = model.stream(&samples()[0], &no_splitting(), &options, &never()).unwrap_err();
+    let error = model.stream(&samples()[0], &no_splitting(), &options, never()).unwrap_err();
     assert!(error.to_string().contains("num_beams") && error.to_string().contains("stream"), "{error}");
 }
 
@@ -327,7 +327,7 @@ fn the_same_picture_is_encoded_once() {
     let model = load("odd-heads");
     let ask = |text: &str, pictures: &[&str]| {
         let sample = text_sample(text, pictures);
-        model.generate(&[sample], &no_splitting(), &greedy(4), &never()).unwrap().remove(0)
+        model.generate(&[sample], &no_splitting(), &greedy(4), never()).unwrap().remove(0)
     };
     let first = ask("<image>What is this?", &["wide.png"]);
     let bytes = model.feature_bytes();

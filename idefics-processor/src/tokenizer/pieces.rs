@@ -12,10 +12,10 @@ impl Tokenizer {
         if self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id) {
             return token.into_bytes();
         }
-        if let Some(byte) = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')) {
-            if let Ok(byte) = u8::from_str_radix(byte, 16) {
-                return vec![byte];
-            }
+        if let Some(byte) = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'))
+            && let Ok(byte) = u8::from_str_radix(byte, 16)
+        {
+            return vec![byte];
         }
         match self.is_byte_level() {
             true => token.chars().flat_map(byte_of).collect(),

@@ -181,7 +181,7 @@ fn shuffle_pictures(examples: &mut [(usize, Example)], seed: u64) {
 pub(super) fn answers(model: &Idefics, examples: &[&Example]) -> Result<Vec<String>> {
     let samples = examples.iter().map(|example| sample(example, false)).collect::<Result<Vec<_>>>()?;
     let options = GenerationConfig { max_new_tokens: Some(MAX_NEW_TOKENS), ..GenerationConfig::default() };
-    let answers = model.generate(&samples, &ProcessOptions::default(), &options, &CancelToken::default())?;
+    let answers = model.generate(&samples, &ProcessOptions::default(), &options, CancelToken::default())?;
     Ok(answers.into_iter().map(|answer| answer.text).collect())
 }
 
