@@ -74,6 +74,15 @@ fn generate(c: &mut Criterion) {
             logits
         });
     });
+
+    // Labels of one to four tokens; their first tokens are shared by ten each.
+    let labels: Vec<Vec<u32>> = (0..100)
+        .map(|label| (0..1 + label % 4).map(|at| 200 + label / 10 + 20 * at * (label % 10)).collect())
+        .collect();
+    group.throughput(Throughput::Elements(labels.len() as u64));
+    group.bench_function(BenchmarkId::new("rank", format!("{}_labels", labels.len())), |b| {
+        b.iter(|| model.log_likelihoods(&prompts, features.clone(), &labels).expect("the labels fit"));
+    });
     group.finish();
 }
 

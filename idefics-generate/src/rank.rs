@@ -1,11 +1,14 @@
 //! Given answers ranked by how likely the model finds them, in one pass behind the prompt that they share.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use burn::tensor::{DType, Tensor, TensorData};
+use idefics_nn::KvCache;
 use idefics_processor::image::ImageTile;
 use idefics_processor::{Content, ProcessOptions, PromptPart, Sample};
 use idefics_text::{Branches, Unobserved};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::generation::logprobs;
@@ -57,6 +60,10 @@ struct Likelihoods {
     timings: Timings,
 }
 
+/// Tokens that are run together at most, unless one answer has more: what each of them sees is computed for all, so that
+/// many would cost more together than apart.
+const GROUP: usize = 96;
+
 /// Answers as a tree: what they begin with in common is computed once.
 #[derive(Debug, Default)]
 struct Trie {
@@ -64,32 +71,67 @@ struct Trie {
     nodes: Vec<(u32, Option<usize>)>,
     /// The nodes of each answer.
     paths: Vec<Vec<usize>>,
+    /// Where among the tokens that are read a node is; last tokens are predicted and never read.
+    places: Vec<Option<usize>>,
+    /// The tokens that are read, and what each follows.
+    read: Vec<(u32, Option<usize>)>,
 }
 
 impl Trie {
-    fn new(answers: &[Vec<u32>]) -> Self {
+    fn new<'t>(answers: impl Iterator<Item = &'t [u32]>) -> Self {
         let mut trie = Self::default();
+        let mut known = HashMap::new();
         for answer in answers {
             let mut path: Vec<usize> = Vec::with_capacity(answer.len());
             for &id in answer {
-                let parent = path.last().copied();
-                let known = trie.nodes.iter().position(|&node| node == (id, parent));
-                path.push(known.unwrap_or_else(|| {
-                    trie.nodes.push((id, parent));
+                let node = (id, path.last().copied());
+                path.push(*known.entry(node).or_insert_with(|| {
+                    trie.nodes.push(node);
                     trie.nodes.len() - 1
                 }));
             }
             trie.paths.push(path);
         }
+        let mut is_read = vec![false; trie.nodes.len()];
+        trie.nodes.iter().filter_map(|&(_, parent)| parent).for_each(|parent| is_read[parent] = true);
+        trie.places = vec![None; trie.nodes.len()];
+        for (node, &(id, parent)) in trie.nodes.iter().enumerate().filter(|(node, _)| is_read[*node]) {
+            trie.places[node] = Some(trie.read.len());
+            trie.read.push((id, parent.and_then(|parent| trie.places[parent])));
+        }
         trie
+    }
+
+    /// For each node the row of `[the prompt's last token; tokens that are read]` that predicts it.
+    fn predictors(&self) -> Vec<i32> {
+        let place = |parent: Option<usize>| parent.and_then(|parent| self.places[parent]);
+        self.nodes.iter().map(|&(_, parent)| place(parent).map_or(0, |place| place as i32 + 1)).collect()
     }
 }
 
+/// Answers to be run together, by their index: neighbours in the order of their tokens.
+fn groups(answers: &[Vec<u32>]) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..answers.len()).collect();
+    order.sort_by_key(|&index| &answers[index]);
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut n_read = usize::MAX;
+    for index in order {
+        let more = answers[index].len().saturating_sub(1);
+        if n_read.saturating_add(more) > GROUP {
+            groups.push(Vec::new());
+            n_read = 0;
+        }
+        n_read += more;
+        groups.last_mut().expect("a group was begun").push(index);
+    }
+    groups
+}
+
 impl Idefics2 {
-    /// The log-likelihood of each answer after one prompt, all in one pass behind it. An answer without tokens has 0.
+    /// The log-likelihood of each answer after one prompt, which is computed once. An answer without tokens has 0.
     ///
     /// # Errors
-    /// [`Error::Input`] for ids that do not fit the model, [`Error::Execution`].
+    /// [`Error::Input`] for ids that do not fit the model, [`Error::Execution`], [`Error::NonFinite`].
     ///
     /// # Panics
     /// If there is another number of prompts than one.
@@ -104,42 +146,43 @@ impl Idefics2 {
         if let Some(&id) = answers.iter().flatten().find(|&&id| id as usize >= vocab_size) {
             return Err(InputError::TokenId { row: 0, id, vocab_size }.into());
         }
-        let trie = Trie::new(answers);
-        // Last tokens are predicted and never read.
-        let mut place = vec![None; trie.nodes.len()];
-        let mut parents = Vec::new();
-        let mut ids = Vec::new();
-        for (node, &(id, parent)) in trie.nodes.iter().enumerate() {
-            if trie.nodes[node..].iter().any(|&(_, parent)| parent == Some(node)) {
-                place[node] = Some(ids.len());
-                ids.push(id);
-                parents.push(parent.and_then(|parent| place[parent]));
-            }
-        }
-
-        let mut cache = self.cache(prompt, ids.len());
+        let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
+        let mut cache = self.cache(prompt, longest.max(GROUP));
         let states = self.prefill_observed(prompt, image_hidden_states, &mut cache, &mut Unobserved)?;
         let [_, seq, d] = states.dims();
-        let mut states = states.narrow(1, seq - 1, 1).reshape([1, d]); // what first tokens are predicted from
-        if !ids.is_empty() {
-            let mut branches = Branches::new(&cache);
+        let last = states.narrow(1, seq - 1, 1).reshape([1, d]); // what first tokens are predicted from
+        let mut scores = vec![0.0; answers.len()];
+        for group in groups(answers) {
+            cache.truncate(seq);
+            let trie = Trie::new(group.iter().map(|&index| answers[index].as_slice()));
+            let logprobs = self.logprobs_behind(last.clone(), &trie, &mut cache)?;
+            for (&index, path) in group.iter().zip(&trie.paths) {
+                scores[index] = path.iter().map(|&node| f64::from(logprobs[node])).sum();
+            }
+        }
+        match scores.iter().position(|score| score.is_nan()) {
+            Some(answer) => Err(Error::NonFinite { row: 0, n_tokens: answers[answer].len() }),
+            None => Ok(scores),
+        }
+    }
+
+    /// The log-probability of each node. `last` is the hidden state of the prompt's last token, `[1, d]`.
+    fn logprobs_behind(&self, last: Tensor<2>, trie: &Trie, cache: &mut KvCache) -> Result<Vec<f32>, Error> {
+        if trie.nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut states = last;
+        if !trie.read.is_empty() {
+            let (ids, parents): (Vec<u32>, Vec<Option<usize>>) = trie.read.iter().copied().unzip();
+            let mut branches = Branches::new(cache);
             branches.append(&parents);
-            let behind = self.branch_states(&ids, &branches, &mut cache)?; // [1, n_read, d]
-            states = Tensor::cat(vec![states, behind.reshape([ids.len(), d])], 0);
+            let behind: Tensor<2> = self.branch_states(&ids, &branches, cache)?.squeeze_dim(0); // [n_read, d]
+            states = Tensor::cat(vec![states, behind], 0);
         }
-        let before = trie.nodes.iter().map(|&(_, parent)| parent.and_then(|parent| place[parent]));
-        let before: Vec<i32> = before.map(|place| place.map_or(0, |place| place as i32 + 1)).collect();
+        let predictors = TensorData::from(trie.predictors().as_slice());
+        let predictors = Tensor::from_data(predictors, (&states.device(), DType::I32));
         let targets: Vec<u32> = trie.nodes.iter().map(|&(id, _)| id).collect();
-        if targets.is_empty() {
-            return Ok(vec![0.0; answers.len()]);
-        }
-        let before = Tensor::from_data(TensorData::from(before.as_slice()), (&states.device(), DType::I32));
-        let logprobs = logprobs::of_tokens(self, states.select(0, before), &targets)?;
-        if let Some(row) = logprobs.iter().position(|logprob| logprob.is_nan()) {
-            return Err(Error::NonFinite { row: 0, n_tokens: row });
-        }
-        let sum = |path: &Vec<usize>| path.iter().map(|&node| f64::from(logprobs[node])).sum();
-        Ok(trie.paths.iter().map(sum).collect())
+        logprobs::of_tokens(self, states.select(0, predictors), &targets)
     }
 }
 
@@ -198,7 +241,7 @@ impl Idefics {
         let alone = tokenizer.encode(&prompt, true)?;
         let space = if prompt.is_empty() || prompt.ends_with(char::is_whitespace) { "" } else { " " };
         let answers = labels
-            .iter()
+            .par_iter()
             .map(|label| tokenizer.encode(&format!("{prompt}{space}{}", label.trim()), true))
             .collect::<Result<Vec<_>, _>>()?;
         // A label may join the prompt's last token: what all have in common is the prompt.
@@ -246,8 +289,25 @@ mod tests {
 
     #[test]
     fn common_beginnings_are_one_branch() {
-        let trie = Trie::new(&[vec![5, 6], vec![5, 7, 8], vec![9], vec![], vec![5, 6]]);
+        let answers = [vec![5, 6], vec![5, 7, 8], vec![9], vec![], vec![5, 6]];
+        let trie = Trie::new(answers.iter().map(Vec::as_slice));
         assert_eq!(trie.nodes, [(5, None), (6, Some(0)), (7, Some(0)), (8, Some(2)), (9, None)]);
         assert_eq!(trie.paths, [vec![0, 1], vec![0, 2, 3], vec![4], vec![], vec![0, 1]]);
+        assert_eq!(trie.read, [(5, None), (7, Some(0))]);
+        assert_eq!(trie.predictors(), [0, 1, 1, 2, 0]);
+    }
+
+    #[test]
+    fn groups_hold_every_answer_once_and_not_too_many_tokens() {
+        let answers: Vec<Vec<u32>> =
+            (0..300_u32).map(|index| vec![index % 7; index as usize % 40]).chain([vec![1; 500]]).collect();
+        let groups = groups(&answers);
+        let mut all: Vec<usize> = groups.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..301).collect::<Vec<_>>());
+        let n_read =
+            |group: &Vec<usize>| -> usize { group.iter().map(|&index| answers[index].len().saturating_sub(1)).sum() };
+        assert!(groups.iter().all(|group| group.len() == 1 || n_read(group) <= GROUP));
+        assert!(groups.len() < 100, "{} groups", groups.len());
     }
 }
