@@ -37,7 +37,7 @@ pub struct Controls<'a> {
     /// For each generated token its log-probability and so many of the likeliest tokens: those of the model, before any
     /// processor.
     pub logprobs: Option<usize>,
-    /// Whether the log-probabilities of the prompt's tokens are computed.
+    /// Whether the log-probabilities of the prompt's tokens are computed; of those that a cache held already they are not.
     pub prompt_logprobs: bool,
 }
 
