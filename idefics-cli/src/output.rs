@@ -28,18 +28,23 @@ pub(crate) fn answer_one(
         for answer in &answers {
             match global.json {
                 true => print_json(&mut stdout, answer, image)?,
-                false => writeln!(stdout, "{prefix}{}", answer.text)?,
+                false => writeln!(stdout, "{prefix}{}", answer.text.trim_start())?,
             }
             report(global, answer);
         }
         return answers.iter().try_for_each(interrupted);
     }
     let mut written = Ok(());
-    let mut prefix = prefix.as_bytes(); // goes out with the first text: a sample that is refused prints nothing
+    let mut prefix = Some(prefix); // goes out with the first text: a sample that is refused prints nothing
     let answer = model.generate_streaming(sample, &process, &options, controls, |chunk| {
         if !global.json && written.is_ok() {
-            let text = [std::mem::take(&mut prefix), chunk.as_bytes()].concat();
-            written = stdout.write_all(&text).and_then(|()| stdout.flush());
+            // The space between the prompt and the answer belongs to neither.
+            let chunk = if prefix.is_some() { chunk.trim_start() } else { chunk };
+            if chunk.is_empty() {
+                return;
+            }
+            let text = prefix.take().unwrap_or_default() + chunk;
+            written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
             if written.is_err() {
                 cancel.cancel(); // nobody reads any more
             }
@@ -48,7 +53,7 @@ pub(crate) fn answer_one(
     written?;
     match global.json {
         true => print_json(&mut stdout, &answer, image)?,
-        false => writeln!(stdout)?,
+        false => writeln!(stdout, "{}", prefix.unwrap_or_default())?, // an empty answer has its line too
     }
     report(global, &answer);
     interrupted(&answer)
@@ -60,7 +65,7 @@ pub(crate) fn print_batch(global: &Global, answers: &[Answer], n_samples: usize)
     for (index, answer) in answers.iter().enumerate() {
         match global.json {
             true => print_json(&mut stdout, answer, None)?,
-            false => writeln!(stdout, "[{}] {}", index * n_samples / answers.len(), answer.text)?,
+            false => writeln!(stdout, "[{}] {}", index * n_samples / answers.len(), answer.text.trim_start())?,
         }
         report(global, answer);
     }
