@@ -34,29 +34,47 @@ pub(crate) fn answer_one(
         }
         return answers.iter().try_for_each(interrupted);
     }
-    let mut written = Ok(());
-    let mut prefix = Some(prefix); // goes out with the first text: a sample that is refused prints nothing
+    let mut chunks = Chunks::new(prefix);
     let answer = model.generate_streaming(sample, &process, &options, controls, |chunk| {
-        if !global.json && written.is_ok() {
-            // The space between the prompt and the answer belongs to neither.
-            let chunk = if prefix.is_some() { chunk.trim_start() } else { chunk };
-            if chunk.is_empty() {
-                return;
-            }
-            let text = prefix.take().unwrap_or_default() + chunk;
-            written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-            if written.is_err() {
-                cancel.cancel(); // nobody reads any more
-            }
+        if !global.json && !chunks.write(&mut stdout, chunk) {
+            cancel.cancel(); // nobody reads any more
         }
     })?;
-    written?;
+    let prefix = chunks.finish()?;
     match global.json {
         true => print_json(&mut stdout, &answer, image)?,
-        false => writeln!(stdout, "{}", prefix.unwrap_or_default())?, // an empty answer has its line too
+        false => writeln!(stdout, "{prefix}")?, // an empty answer has its line too
     }
     report(global, &answer);
     interrupted(&answer)
+}
+
+/// An answer that is printed while it is written, without the space between the prompt and it, which belongs to neither.
+pub(crate) struct Chunks {
+    /// Goes out with the first text: a sample that is refused prints nothing.
+    prefix: Option<String>,
+    written: io::Result<()>,
+}
+
+impl Chunks {
+    pub(crate) fn new(prefix: String) -> Self {
+        Self { prefix: Some(prefix), written: Ok(()) }
+    }
+
+    /// Prints more of the answer; false once that has failed.
+    pub(crate) fn write(&mut self, stdout: &mut impl Write, chunk: &str) -> bool {
+        let chunk = if self.prefix.is_some() { chunk.trim_start() } else { chunk };
+        if !chunk.is_empty() && self.written.is_ok() {
+            let text = self.prefix.take().unwrap_or_default() + chunk;
+            self.written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        }
+        self.written.is_ok()
+    }
+
+    /// What is left to print before the line ends: the prefix, if the answer was empty.
+    pub(crate) fn finish(self) -> io::Result<String> {
+        self.written.map(|()| self.prefix.unwrap_or_default())
+    }
 }
 
 /// Prints the answers of a batch of `n_samples`, each under its row's number, or as JSON lines.

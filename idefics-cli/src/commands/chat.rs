@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 use crate::args::{ChatArgs, Global};
 use crate::failure::Failure;
 use crate::model::Interrupts;
+use crate::output::Chunks;
 use crate::{commands, model};
 
 const HELP: &str = "\
 /image PATH  show an image with the next question (a path or URL; may be repeated)
-/undo        take back the last question and its answer
+/undo        take back the last question with its images, and its answer
 /reset       begin anew
 /save PATH   write the conversation as a prompt file for `idefics generate`
 /help        this
@@ -149,19 +150,16 @@ impl Chat<'_> {
         content.push(Content::text(question));
         let controls = self.args.generation.controls(self.global, &cancel);
         let mut stdout = io::stdout().lock();
-        let mut written = Ok(());
+        let mut chunks = Chunks::new(String::new());
         let is_json = self.global.json;
         let answer = self.conversation.ask(content, &self.args.generation.options(), controls, |chunk| {
-            if !is_json && written.is_ok() {
-                written = stdout.write_all(chunk.as_bytes()).and_then(|()| stdout.flush());
-                if written.is_err() {
-                    cancel.cancel();
-                }
+            if !is_json && !chunks.write(&mut stdout, chunk) {
+                cancel.cancel();
             }
         });
         self.interrupts.end();
         let answer = answer?;
-        written?;
+        chunks.finish()?;
         self.images.clear(); // an error leaves them for the next attempt
         match is_json {
             true => writeln!(stdout, "{}", serde_json::to_string(&answer).map_err(io::Error::from)?)?,
