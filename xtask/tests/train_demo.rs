@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Three steps of each part, a checkpoint after each.
 fn train(out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    command.args(["train-demo", "--tower-steps", "3", "--steps", "3", "--second-steps", "3", "--save-every", "1"]);
+    command.args(["train-demo", "--tower-steps", "3", "--steps", "3", "--more-steps", "3", "--save-every", "1"]);
     command.args(["--eval-every", "100", "--count", "2", "--out"]).arg(out);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     command
@@ -22,7 +22,7 @@ fn a_run_that_is_killed_in_each_part_ends_with_the_same_model() {
     let output = train(&whole).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
-    for part in ["tower/step-00000001", "language/step-00000002", "second/step-00000001"] {
+    for part in ["tower/step-00000001", "round-1/step-00000002", "round-2/step-00000001"] {
         let mut child = train(&cut).spawn().unwrap();
         while !cut.join(part).exists() && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));

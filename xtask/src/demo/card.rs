@@ -42,7 +42,7 @@ pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: 
     let text = format!(
         "# A small Idefics2 that knows drawn shapes\n\n\
          {n_parameters} parameters in bfloat16, trained from nothing by `cargo xtask train-demo` (seed {seed}, {tower} \
-         steps of the vision tower, {steps} of connector and decoder and {second} in a second round, {pictures} pictures a step, learning rate {rate}) in \
+         steps of the vision tower, {steps} of connector and decoder and {more} in further rounds, {pictures} pictures a step, learning rate {rate}) in \
          {minutes:.0} minutes on the CPU.\n\n\
          It knows one to three circles, squares, triangles, stars and crosses in six colours on plain, graded and noisy \
          backgrounds, pictures of 64 to 128 pixels, and the questions of the crate `idefics-demo`. It knows nothing else: what it \
@@ -53,7 +53,7 @@ pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: 
         seed = args.seed,
         tower = args.tower_steps,
         steps = args.steps,
-        second = args.second_steps,
+        more = args.more_steps.iter().map(u64::to_string).collect::<Vec<_>>().join(" + "),
         pictures = args.pictures_per_step(),
         rate = args.learning_rate,
         minutes = history.seconds / 60.0,
@@ -75,14 +75,11 @@ impl History {
             let part = line["part"].as_str().unwrap_or_default().to_owned();
             steps.insert((part, line["step"].as_u64().unwrap_or_default()), line);
         }
+        let rounds = args.rounds();
         for ((part, step), line) in &steps {
             history.seconds += line["step_seconds"].as_f64().unwrap_or_default();
-            let first = match part.as_str() {
-                "language" => 0,
-                "second round" => args.steps,
-                _ => continue,
-            };
-            let pictures = ((first + step + 1) * args.pictures_per_step() as u64) as f64;
+            let Some(round) = rounds.iter().find(|round| round.name == *part) else { continue };
+            let pictures = ((round.first_step + step + 1) * args.pictures_per_step() as u64) as f64;
             losses.push(line["loss"].as_f64().unwrap_or(f64::NAN));
             if losses.len() == SMOOTHED {
                 history.loss.push((pictures, losses.iter().sum::<f64>() / SMOOTHED as f64));

@@ -26,7 +26,7 @@ use super::{card, eval, folder, init, tokenizer};
 /// A run that was stopped goes on where its last checkpoint was when the command is given again.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask train-demo\n  \
-    cargo xtask train-demo --out target/short --tower-steps 20 --steps 20 --second-steps 10 --save-every 10")]
+    cargo xtask train-demo --out target/short --tower-steps 20 --steps 20 --more-steps 10 --save-every 10")]
 pub(crate) struct Args {
     /// Where the model folder, the checkpoints and the metrics go.
     #[arg(long, default_value = "target/train-demo")]
@@ -40,9 +40,9 @@ pub(crate) struct Args {
     /// Of these the first, which are on captions alone.
     #[arg(long, default_value_t = 1500)]
     caption_steps: u64,
-    /// Steps of a second round, which starts anew at two thirds of the learning rate.
-    #[arg(long, default_value_t = 4000)]
-    pub(super) second_steps: u64,
+    /// Steps of further rounds, each of which starts anew at two thirds of the learning rate of the one before.
+    #[arg(long, value_delimiter = ',', default_value = "4000,3000")]
+    pub(super) more_steps: Vec<u64>,
     /// Pictures of a step are this times eight, computed at the same time.
     #[arg(long, default_value_t = 2)]
     workers: usize,
@@ -70,6 +70,28 @@ impl Args {
     pub(super) fn pictures_per_step(&self) -> usize {
         PICTURES * self.workers
     }
+
+    /// The rounds on everything but the tower.
+    pub(super) fn rounds(&self) -> Vec<Round> {
+        let mut first_step = 0;
+        let all = std::iter::once(self.steps).chain(self.more_steps.iter().copied());
+        all.enumerate()
+            .map(|(index, steps)| {
+                let round = Round { name: format!("round-{}", index + 1), first_step, steps };
+                first_step += steps;
+                round
+            })
+            .collect()
+    }
+}
+
+/// One cosine of the learning rate over connector and decoder.
+pub(super) struct Round {
+    /// In the metrics, and of its folder.
+    pub(super) name: String,
+    /// Where in the data it begins.
+    pub(super) first_step: u64,
+    pub(super) steps: u64,
 }
 
 /// Runs the command.
@@ -108,7 +130,7 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
     let (args, device) = (session.args, session.device.clone());
     let vision_config = &config.vision_config;
     let run = Run {
-        name: "tower",
+        name: "tower".into(),
         folder: args.out.join("tower"),
         total_steps: args.tower_steps,
         learning_rate: args.learning_rate,
@@ -126,28 +148,25 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
     Ok(model)
 }
 
-/// The model after both rounds, on a tower that stays: the second finds what the first one missed.
+/// The model after all rounds, on a tower that stays: each finds what the ones before missed.
 fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path) -> Result<Idefics2> {
     let (args, device) = (session.args, session.device.clone());
     let processor = Processor::from_folder(model_folder)?;
     let data = Data::new(&processor)?;
-    let language = Run {
-        name: "language",
-        folder: args.out.join("language"),
-        total_steps: args.steps,
-        learning_rate: args.learning_rate,
-        frozen: &["model.vision_model."],
-        first_step: 0,
-    };
-    let second = Run {
-        name: "second round",
-        folder: args.out.join("second"),
-        total_steps: args.second_steps,
-        learning_rate: args.learning_rate * 2.0 / 3.0,
-        first_step: args.steps,
-        ..language
-    };
-    [language, second].iter().try_fold(start, |model, run| {
+    let rounds: Vec<Run> = args
+        .rounds()
+        .into_iter()
+        .enumerate()
+        .map(|(index, Round { name, first_step, steps })| Run {
+            folder: args.out.join(&name),
+            name,
+            total_steps: steps,
+            learning_rate: args.learning_rate * (2.0_f64 / 3.0).powi(index as i32),
+            frozen: &["model.vision_model."],
+            first_step,
+        })
+        .collect();
+    rounds.iter().try_fold(start, |model, run| {
         let measure = |model: &Idefics2, step: u64| {
             if !step.is_multiple_of(args.eval_every) && step != run.total_steps {
                 return Ok(None);
@@ -176,7 +195,7 @@ struct Session<'a> {
 
 /// One of the parts of the training.
 struct Run {
-    name: &'static str,
+    name: String,
     folder: PathBuf,
     total_steps: u64,
     learning_rate: f64,
@@ -240,7 +259,7 @@ impl Run {
 
             let done = trainer.steps_done();
             let scores = measure(trainer.module(), done)?;
-            session.metrics.add(self.name, &report, seconds, scores)?;
+            session.metrics.add(&self.name, &report, seconds, scores)?;
             if done.is_multiple_of(args.save_every) || done == self.total_steps {
                 trainer.save(&self.folder)?;
             }
