@@ -31,7 +31,8 @@ impl ModelFolder {
 /// The model folder that `--model` means; a hub id is downloaded to the standard cache first, without one it is the
 /// program's own.
 pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
-    let Some(model) = &global.model else { return embedded() };
+    // A variable that is set to nothing is as good as none.
+    let Some(model) = global.model.as_deref().filter(|model| !model.is_empty()) else { return embedded() };
     match ModelSource::parse(model) {
         ModelSource::Folder(folder) => Ok(ModelFolder::Kept(folder)),
         ModelSource::Hub { repo, revision } => {

@@ -86,6 +86,9 @@ pub(crate) struct GenerationArgs {
     /// Tokens that never come first.
     #[arg(long, value_name = "ID,…", help_heading = "Tokens", value_delimiter = ',')]
     begin_suppress_tokens: Option<Vec<u32>>,
+    /// Make scores log-probabilities again after all processors.
+    #[arg(long, value_name = "BOOL", help_heading = "Tokens", num_args = 0..=1, default_missing_value = "true")]
+    renormalize_logits: Option<bool>,
     /// Divides the scores.
     #[arg(long, value_name = "X", help_heading = "Draws, with --do-sample")]
     temperature: Option<f64>,
@@ -110,9 +113,6 @@ pub(crate) struct GenerationArgs {
     /// Least probability where the model is sure.
     #[arg(long, value_name = "P", help_heading = "Draws, with --do-sample")]
     eta_cutoff: Option<f64>,
-    /// Make scores log-probabilities again after all processors.
-    #[arg(long, value_name = "BOOL", help_heading = "Draws, with --do-sample", num_args = 0..=1, default_missing_value = "true")]
-    renormalize_logits: Option<bool>,
     /// With --json, the log-probability of each token and so many alternatives.
     #[arg(long, value_name = "N", help_heading = "Output")]
     logprobs: Option<usize>,

@@ -63,11 +63,9 @@ impl Chat<'_> {
         if let Some(history) = &history {
             let _ = editor.load_history(history); // there is none at first
         }
+        eprintln!("/help says what there is");
         if self.global.verbose {
-            eprintln!(
-                "{} tokens of context; /help says what there is",
-                model.model().config().text_config.max_position_embeddings
-            );
+            eprintln!("{} tokens of context", model.model().config().text_config.max_position_embeddings);
         }
         loop {
             let line = match editor.readline("> ") {
@@ -103,6 +101,7 @@ impl Chat<'_> {
         match (name, rest) {
             ("image", "") => return Err(Failure::usage("/image needs a path".to_owned())),
             ("image", path) => {
+                let path = unquoted(path);
                 let image: ImageSource = path.parse().map_err(|error| Failure::input(format!("{path}: {error}")))?;
                 commands::check_images([&image])?;
                 self.images.push(image);
@@ -182,6 +181,12 @@ impl Chat<'_> {
     }
 }
 
+/// A path as terminals paste it: in quotes if it has spaces.
+fn unquoted(path: &str) -> &str {
+    let inner = |quote: char| path.strip_prefix(quote)?.strip_suffix(quote);
+    inner('\'').or_else(|| inner('"')).unwrap_or(path)
+}
+
 fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
@@ -197,6 +202,7 @@ fn message_json(message: &Message) -> Value {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
                 json!({"type": "image", "path": path})
             }
+            Content::Image { source: ImageSource::DataUrl(url) } => json!({"type": "image", "url": url}),
             Content::Image { source } => json!({"type": "image", "url": source.to_string()}),
         })
         .collect();

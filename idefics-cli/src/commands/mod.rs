@@ -12,17 +12,19 @@ pub(crate) mod manual;
 
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message, Sample};
-use idefics_generate::{GenerationConfig, Idefics};
+use idefics_generate::{GenerationConfig, GenerationWarning, Idefics};
 
 use crate::args::Global;
 use crate::failure::Failure;
 
-/// Says what is odd about the options of the call, and with `-v` about those of the model folder.
+/// Says what is odd about the options of the call, and which of the model folder's are unknown, with `-v` all that is
+/// odd about them.
 fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
     let together = options.over(model.generation_config());
     let of_folder = model.generation_config().warnings();
     for warning in together.warnings() {
-        if global.verbose || !of_folder.contains(&warning) {
+        let is_unknown = matches!(warning, GenerationWarning::UnknownKey { .. });
+        if global.verbose || is_unknown || !of_folder.contains(&warning) {
             eprintln!("warning: {warning}");
         }
     }

@@ -71,8 +71,8 @@ pub enum TrainError {
     },
     /// Loss or gradients stayed non-finite.
     #[error(
-        "step {step}: loss or gradients were not finite in {skipped} steps in a row; lower the learning rate and go on \
-         from the last checkpoint"
+        "step {step}: loss or gradients were not finite in {skipped} steps in a row; the last checkpoint is as it \
+         was, train anew with a lower learning rate"
     )]
     NonFinite {
         /// The step, from 0.

@@ -43,7 +43,7 @@ pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: 
         "# A small Idefics2 that knows drawn shapes\n\n\
          {n_parameters} parameters in bfloat16, trained from nothing by `cargo xtask train-demo` (seed {seed}, {tower} \
          steps of the vision tower, {steps} of connector and decoder and {more} in further rounds, {pictures} pictures a step, learning rate {rate}) in \
-         {minutes:.0} minutes on the CPU.\n\n\
+         {minutes:.0} minutes on `{device}`, measurements aside.\n\n\
          It knows one to three circles, squares, triangles, stars and crosses in six colours on plain, graded and noisy \
          backgrounds, pictures of 64 to 128 pixels, and the questions of the crate `idefics-demo`. It knows nothing else: what it \
          says about a photograph means nothing.\n\n\
@@ -56,6 +56,7 @@ pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: 
         more = args.more_steps.iter().map(u64::to_string).collect::<Vec<_>>().join(" + "),
         pictures = args.pictures_per_step(),
         rate = args.learning_rate,
+        device = args.device,
         minutes = history.seconds / 60.0,
         eval_seed = super::train::EVAL_SEED,
     );

@@ -69,7 +69,6 @@ pub(super) fn config(vocab_size: usize) -> Value {
 pub(super) fn write(folder: &Path, vocab_size: usize) -> Result<()> {
     let eos = [special_id("</s>"), special_id(END_OF_UTTERANCE)];
     let bad_words = [[special_id("<fake_token_around_image>")], [special_id("<image>")]];
-    write_json(folder, "config.json", &config(vocab_size))?;
     write_json(
         folder,
         "generation_config.json",
@@ -120,7 +119,9 @@ pub(super) fn write(folder: &Path, vocab_size: usize) -> Result<()> {
             "padding_side": "left",
             "model_max_length": 2048
         }),
-    )
+    )?;
+    // Last: the folder is whole once it is there.
+    write_json(folder, "config.json", &config(vocab_size))
 }
 
 fn write_json(folder: &Path, name: &str, value: &Value) -> Result<()> {

@@ -1,15 +1,16 @@
 //! `cargo xtask train-demo`: from nothing to a small model that sees.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use burn::tensor::{DType, Device};
-use idefics_generate::nn::checkpoint::save;
+use idefics_generate::nn::checkpoint::{save, write_atomically};
 use idefics_generate::processor::Processor;
 use idefics_generate::train::{AdamWConfig, LossGradients, Schedule, StepReport, Trainer, TrainingConfig, WeightDecay};
 use idefics_generate::{DeviceChoice, Idefics2, Idefics2Config, InputError, ModelConfig};
@@ -44,8 +45,8 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', default_value = "4000,3000")]
     pub(super) more_steps: Vec<u64>,
     /// Pictures of a step are this times eight, computed at the same time.
-    #[arg(long, default_value_t = 2)]
-    workers: usize,
+    #[arg(long, default_value = "2")]
+    workers: NonZeroUsize,
     /// Highest learning rate.
     #[arg(long, default_value_t = 1.5e-3)]
     pub(super) learning_rate: f64,
@@ -63,12 +64,41 @@ pub(crate) struct Args {
     count: usize,
     /// cpu, cuda, cuda:N, wgpu or wgpu:N.
     #[arg(long, default_value = "cpu")]
-    device: DeviceChoice,
+    pub(super) device: DeviceChoice,
 }
 
 impl Args {
     pub(super) fn pictures_per_step(&self) -> usize {
-        PICTURES * self.workers
+        PICTURES * self.workers.get()
+    }
+
+    /// Refuses to go on with a run that was begun with other options: the result would be that of neither.
+    fn check_unchanged(&self) -> Result<()> {
+        let ours = json!({
+            "seed": self.seed,
+            "workers": self.workers.get(),
+            "learning_rate": self.learning_rate,
+            "tower_steps": self.tower_steps,
+            "steps": self.steps,
+            "caption_steps": self.caption_steps,
+            "more_steps": self.more_steps,
+        });
+        let path = self.out.join("run.json");
+        if !path.exists() {
+            let text = serde_json::to_vec_pretty(&ours)?;
+            return Ok(write_atomically(&path, |file| file.write_all(&text))?);
+        }
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let theirs: Value = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+        for (option, value) in ours.as_object().into_iter().flatten() {
+            let found = &theirs[option];
+            ensure!(
+                found == value,
+                "{}: the run was begun with `{option}` {found}, not {value}; give the same, or another --out",
+                path.display()
+            );
+        }
+        Ok(())
     }
 
     /// The rounds on everything but the tower.
@@ -103,6 +133,7 @@ fn train(args: &Args) -> Result<()> {
     let (_, device) = args.device.open()?;
     let model_folder = args.out.join("model");
     std::fs::create_dir_all(&model_folder).with_context(|| model_folder.display().to_string())?;
+    args.check_unchanged()?;
     if !model_folder.join("config.json").exists() {
         let vocab_size = tokenizer::train(&model_folder, args.seed)?;
         folder::write(&model_folder, vocab_size)?;
@@ -139,7 +170,7 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
     };
     let start = PatchClassifier::new(vision_config, &device.clone().autodiff());
     let start = init::draw(start, vision_config.num_hidden_layers, &device, args.seed);
-    let sheets = args.tower_steps * args.workers as u64 / 2;
+    let sheets = args.tower_steps * args.workers.get() as u64 / 2;
     let batch = |index| tower::micro_batch(vision_config, args.seed, TOWER_STREAM + index, index < sheets);
     let classifier = run.go(session, start, batch, PatchClassifier::training_gradients, |_, _| Ok(None))?;
     let model = Idefics2::new(config, &device.clone().autodiff())?;
@@ -175,7 +206,7 @@ fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path
             let scores = eval::scores(model_folder, &device, QUICK_EVAL_SEED, args.count.min(96))?;
             Ok(Some(scores.iter().map(|score| (score.task.to_owned(), json!(score.percent()))).collect::<Value>()))
         };
-        let batch = |index| data.micro_batch(args.seed, index, index < args.caption_steps * args.workers as u64);
+        let batch = |index| data.micro_batch(args.seed, index, index < args.caption_steps * args.workers.get() as u64);
         run.go(session, model, batch, Idefics2::training_gradients, measure)
     })
 }
@@ -219,7 +250,7 @@ impl Run {
             max_grad_norm: Some(1.0),
             frozen: self.frozen.iter().map(|prefix| (*prefix).to_owned()).collect(),
             seed: args.seed,
-            workers: args.workers,
+            workers: args.workers.get(),
             ..TrainingConfig::new(self.total_steps)
         }
     }
@@ -243,7 +274,7 @@ impl Run {
         let bar = ProgressBar::new(self.total_steps).with_style(style);
         bar.set_position(trainer.steps_done());
         bar.reset_eta();
-        let n_micro = args.workers as u64;
+        let n_micro = args.workers.get() as u64;
         while trainer.steps_done() < self.total_steps {
             let clock = Instant::now();
             let step = trainer.steps_done();
@@ -277,7 +308,16 @@ struct Metrics {
 
 impl Metrics {
     fn open(path: &Path) -> Result<Self> {
-        let file = File::options().create(true).append(true).open(path).with_context(|| path.display().to_string())?;
+        let open = || -> std::io::Result<File> {
+            let mut file = File::options().create(true).read(true).append(true).open(path)?;
+            let mut text = Vec::new();
+            file.read_to_end(&mut text)?;
+            // A line that a killed run had begun is not continued.
+            let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+            file.set_len(whole as u64)?;
+            Ok(file)
+        };
+        let file = open().with_context(|| path.display().to_string())?;
         Ok(Self { path: path.to_owned(), file })
     }
 
@@ -288,6 +328,7 @@ impl Metrics {
         if let Some(scores) = scores {
             line["percent_right"] = scores;
         }
-        writeln!(self.file, "{line}").with_context(|| self.path.display().to_string())
+        let line = format!("{line}\n"); // written at once
+        self.file.write_all(line.as_bytes()).with_context(|| self.path.display().to_string())
     }
 }
