@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 
 use crate::args::Cli;
@@ -15,19 +15,45 @@ pub(crate) fn completions(shell: Shell) -> Result<(), Failure> {
     Ok(io::stdout().lock().write_all(&script)?)
 }
 
-/// Prints the manual page of the program, with each command's options behind it.
+/// Prints the manual page: the program, then each command.
 pub(crate) fn man() -> Result<(), Failure> {
-    let mut command = Cli::command();
-    command.build();
+    let mut program = Cli::command();
+    program.build();
     let mut page = Vec::new();
-    let man = clap_mangen::Man::new(command.clone());
-    man.render(&mut page)?;
-    for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
-        let man = clap_mangen::Man::new(subcommand.clone());
-        writeln!(page, ".SH \"IDEFICS {}\"", subcommand.get_name().to_uppercase())?;
-        man.render_description_section(&mut page)?;
-        man.render_synopsis_section(&mut page)?;
-        man.render_options_section(&mut page)?;
+    let man = clap_mangen::Man::new(program.clone());
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    write_as_is(&mut page, &program)?;
+    for command in program.get_subcommands().filter(|command| command.get_name() != "help") {
+        // The program's own options are above.
+        let command = command.clone().mut_args(|arg| if arg.is_global_set() { arg.hide(true) } else { arg });
+        let man = clap_mangen::Man::new(command.clone());
+        let mut sections = Vec::new();
+        man.render_description_section(&mut sections)?;
+        man.render_synopsis_section(&mut sections)?;
+        man.render_options_section(&mut sections)?;
+        let sections = String::from_utf8_lossy(&sections).replace("\n.SH ", "\n.SS ");
+        writeln!(page, ".SH \"IDEFICS {}\"", command.get_name().to_uppercase())?;
+        writeln!(
+            page,
+            "{}",
+            sections.strip_prefix(".SH ").map_or_else(|| sections.clone(), |rest| format!(".SS {rest}"))
+        )?;
+        write_as_is(&mut page, &command)?;
     }
     Ok(io::stdout().lock().write_all(&page)?)
+}
+
+/// Formats and examples behind the options, their lines as they are.
+fn write_as_is(page: &mut Vec<u8>, command: &Command) -> io::Result<()> {
+    let Some(text) = command.get_after_help() else { return Ok(()) };
+    writeln!(page, ".SS \"EXAMPLES AND FORMATS\"\n.nf")?;
+    for line in text.to_string().lines() {
+        // A dot or an apostrophe at the beginning would be a command.
+        writeln!(page, "\\&{}", line.replace('\\', "\\e"))?;
+    }
+    writeln!(page, ".fi")
 }
