@@ -46,35 +46,34 @@ impl StopStrings {
         self.stop_strings.is_empty()
     }
 
-    /// Bytes of the longest.
-    pub fn longest(&self) -> usize {
-        self.longest
-    }
-
     /// Whether the last piece completes a stop string; of several the one that begins first.
     ///
     /// `pieces` are the bytes that each token adds to the text, in order. Only as many are read, from the last one
-    /// back, as the longest stop string can reach.
-    pub fn find<'a>(
+    /// back, as the longest stop string can reach; none if there are no stop strings.
+    pub fn find<P: AsRef<[u8]>>(
         &self,
-        pieces: impl IntoIterator<Item = &'a [u8], IntoIter: DoubleEndedIterator>,
+        pieces: impl IntoIterator<Item = P, IntoIter: DoubleEndedIterator>,
     ) -> Option<StopMatch> {
+        if self.is_empty() {
+            return None;
+        }
         let mut pieces = pieces.into_iter().rev();
         let last = pieces.next()?;
-        let mut before: Vec<&[u8]> = Vec::new();
+        let mut before: Vec<P> = Vec::new();
         let mut n_before = 0;
         while n_before + 1 < self.longest {
             let Some(piece) = pieces.next() else { break };
-            n_before += piece.len();
+            n_before += piece.as_ref().len();
             before.push(piece);
         }
-        let mut tail: Vec<u8> = before.into_iter().rev().flatten().copied().collect();
-        tail.extend_from_slice(last);
-        self.find_in(&tail, last.len())
+        before.reverse();
+        let mut tail: Vec<u8> = before.iter().flat_map(AsRef::as_ref).copied().collect();
+        tail.extend_from_slice(last.as_ref());
+        self.find_in(&tail, last.as_ref().len())
     }
 
     /// [`find`](Self::find) in a text whose last `n_new` bytes are new.
-    pub fn find_in(&self, text: &[u8], n_new: usize) -> Option<StopMatch> {
+    fn find_in(&self, text: &[u8], n_new: usize) -> Option<StopMatch> {
         let n_old = text.len().saturating_sub(n_new);
         let starts = self.stop_strings.iter().enumerate().filter_map(|(index, stop)| {
             let from = (n_old + 1).saturating_sub(stop.len());

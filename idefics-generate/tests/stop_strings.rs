@@ -38,7 +38,7 @@ fn a_match_says_what_to_cut() {
     assert_eq!(stop_strings.find(pieces), Some(StopMatch { index: 0, from_end: 8, after: 3 }));
     assert_eq!(stop_strings.find(["User:", "x"].map(str::as_bytes)), None, "ended before the last token");
     assert_eq!(stop_strings.find(["User", ":"].map(str::as_bytes)).map(|found| found.after), Some(0));
-    assert_eq!(stop_strings.find([]), None);
+    assert_eq!(stop_strings.find::<&[u8]>([]), None);
     assert!(StopStrings::new([""]).is_err());
 }
 

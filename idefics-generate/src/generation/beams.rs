@@ -48,7 +48,7 @@ impl Beams {
         let is_late = stops.is_late();
         let prompts: &Rows = rows;
         let is_stopped =
-            |sample: usize, tokens: &[u32]| is_late || stops.completes(&[prompts.prompt(sample), tokens].concat());
+            |sample: usize, tokens: &[u32]| is_late || stops.completes(prompts.prompt(sample).iter().chain(tokens));
         let step = match &self.sampler {
             None => self.search.step(&log_probs, is_stopped),
             Some(sampler) => self.search.step_sampled(&log_probs, sampler, &self.keys, is_stopped),
@@ -78,7 +78,7 @@ impl Beams {
         for sample in 0..rows.n_samples() {
             for answer in self.search.answers(sample) {
                 let is_end = answer.tokens.last().is_some_and(|id| options.eos_token_ids.contains(id));
-                let reason = if is_end || stops.completes(&[rows.prompt(sample), &answer.tokens].concat()) {
+                let reason = if is_end || stops.completes(rows.prompt(sample).iter().chain(&answer.tokens)) {
                     FinishReason::Stop
                 } else if answer.tokens.len() >= options.max_new_tokens {
                     FinishReason::Length

@@ -215,21 +215,8 @@ impl<'a> Stops<'a> {
     }
 
     /// Whether the last of `ids` completes a stop string.
-    pub(super) fn completes(&self, ids: &[u32]) -> bool {
-        let (Some(tokenizer), Some((&last, before))) = (self.tokenizer, ids.split_last()) else { return false };
-        if self.strings.is_empty() {
-            return false;
-        }
-        let last = tokenizer.piece(last);
-        let mut text = Vec::new(); // backwards
-        for &id in before.iter().rev() {
-            if text.len() + 1 >= self.strings.longest() {
-                break;
-            }
-            text.extend(tokenizer.piece(id).into_iter().rev());
-        }
-        text.reverse();
-        text.extend_from_slice(&last);
-        self.strings.find_in(&text, last.len()).is_some()
+    pub(super) fn completes<'i>(&self, ids: impl IntoIterator<Item = &'i u32, IntoIter: DoubleEndedIterator>) -> bool {
+        let Some(tokenizer) = self.tokenizer else { return false };
+        self.strings.find(ids.into_iter().map(|&id| tokenizer.piece(id))).is_some()
     }
 }
