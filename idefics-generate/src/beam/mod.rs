@@ -182,43 +182,6 @@ impl BeamSearch {
         Ok(candidates)
     }
 
-    /// Takes a step with the likeliest tokens of each row, found on the device: [`BeamSearch::step`] without the rest.
-    ///
-    /// `top` is `[rows][beams_to_keep]`: token and processed log-probability, the greatest first, the lowest id among
-    /// equals. Where the vocabulary has fewer tokens, all of them.
-    ///
-    /// # Errors
-    /// As [`BeamSearch::step`].
-    ///
-    /// # Panics
-    /// If there are not as many lists as rows, or they are too short.
-    pub fn step_top(
-        &mut self,
-        top: &[Vec<(u32, f32)>],
-        is_stopped: impl FnMut(usize, &[u32]) -> bool,
-    ) -> Result<BeamStep, RowError> {
-        assert_eq!(top.len(), self.n_rows(), "the likeliest tokens of every row");
-        let num_beams = self.options.num_beams;
-        let mut candidates = Vec::with_capacity(self.samples.len());
-        for (sample, top) in self.samples.iter().zip(top.chunks_exact(num_beams)) {
-            let mut all = Vec::new();
-            for (beam, (top, running)) in top.iter().zip(&sample.running).enumerate() {
-                let score = |log_prob| log_prob + running.score;
-                all.extend(top.iter().map(|&(token, log_prob)| Candidate { beam, token, score: score(log_prob) }));
-            }
-            let scores: Vec<f32> = all.iter().map(|candidate| candidate.score).collect();
-            if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
-                return Err(RowError::NonFinite);
-            }
-            if sample.can_improve && scores.iter().all(|&score| score == f32::NEG_INFINITY) {
-                return Err(RowError::NothingAllowed);
-            }
-            let best = top_k(&scores, self.options.beams_to_keep());
-            candidates.push(best.into_iter().map(|at| all[at]).collect());
-        }
-        Ok(self.advance(&candidates, is_stopped))
-    }
-
     /// Takes a step with given candidates, [`BeamOptions::beams_to_keep`] for each sample and at least `num_beams`,
     /// in the order of their rank: for callers who chose them elsewhere.
     ///
@@ -280,18 +243,5 @@ impl BeamSearch {
     /// The answers of a sample, best first, `num_return_sequences`.
     pub fn answers(&self, sample: usize) -> &[Hypothesis] {
         &self.samples[sample].finished[..self.options.num_return_sequences]
-    }
-
-    /// The answers of all samples as the reference returns them: filled to the longest, with their scores.
-    /// `[samples * num_return_sequences]` both.
-    pub fn sequences(&self) -> (Vec<Vec<u32>>, Vec<f32>) {
-        let answers = (0..self.samples.len()).flat_map(|sample| self.answers(sample));
-        let longest = answers.clone().map(|answer| answer.tokens.len()).max().unwrap_or(0);
-        let fill = |answer: &Hypothesis| {
-            let mut tokens = answer.tokens.clone();
-            tokens.resize(longest, self.options.filler());
-            (tokens, answer.score)
-        };
-        answers.map(fill).unzip()
     }
 }
