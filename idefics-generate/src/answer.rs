@@ -1,5 +1,7 @@
 //! What becomes of a sample.
 
+use std::ops::AddAssign;
+
 use serde::Serialize;
 
 use crate::{FinishReason, GeneratedLogprob};
@@ -55,4 +57,14 @@ pub struct Timings {
     pub prefill_ms: f64,
     /// All further tokens.
     pub decode_ms: f64,
+}
+
+impl AddAssign for Timings {
+    fn add_assign(&mut self, more: Self) {
+        self.preprocess_ms += more.preprocess_ms;
+        self.vision_ms += more.vision_ms;
+        self.connector_ms += more.connector_ms;
+        self.prefill_ms += more.prefill_ms;
+        self.decode_ms += more.decode_ms;
+    }
 }

@@ -47,7 +47,7 @@ pub struct Ranking {
     pub labels: Vec<RankedLabel>,
     /// The text that the model read, image tokens included.
     pub prompt: String,
-    /// Where the time went; the labels are in `prefill_ms`.
+    /// Where the time went; the labels are in `prefill_ms`, and a calibration in every stage that it needs.
     pub timings: Timings,
 }
 
@@ -202,11 +202,13 @@ impl Idefics {
         if labels.is_empty() || labels.iter().any(|label| label.trim().is_empty()) {
             return Err(Error::NoLabels);
         }
-        let Likelihoods { prompt, scored, timings } = self.likelihoods(sample, labels, process)?;
-        let base = match options.calibrate {
-            true => self.likelihoods(&without_images(sample), labels, process)?.scored,
-            false => vec![(0.0, 1); labels.len()],
-        };
+        let Likelihoods { prompt, scored, mut timings } = self.likelihoods(sample, labels, process)?;
+        let mut base = vec![(0.0, 1); labels.len()];
+        if options.calibrate {
+            let without = self.likelihoods(&without_images(sample), labels, process)?;
+            base = without.scored;
+            timings += without.timings;
+        }
         let scores: Vec<f64> = scored
             .iter()
             .zip(&base)
