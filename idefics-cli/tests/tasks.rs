@@ -95,6 +95,11 @@ fn labels_are_named_or_ranked() {
         &[&["--json", "classify", &photo(), "--rank", "--calibrate", "--normalize-length"], &labels[..]].concat(),
     ));
     assert_eq!(json[0]["labels"][0]["label"], json[0]["text"]);
+    let spaced = answer(&["classify", &photo(), "--rank", "--labels", "cat, dog,  a cup of coffee"]);
+    assert_eq!(spaced, ranked);
+    let twice = idefics(&checkpoint(), &["classify", &photo(), "--rank", "--labels", "cat,dog, cat"]);
+    assert_eq!(twice.status.code(), Some(2));
+    assert!(text(&twice.stderr).contains("\"cat\""), "{}", text(&twice.stderr));
 }
 
 struct BatchFiles {

@@ -129,6 +129,12 @@ pub enum Error {
     /// Nothing to rank, or a label without words.
     #[error("no labels, or a label that is empty")]
     NoLabels,
+    /// The same label twice: each would have half of the probability.
+    #[error("the label {label:?} is there twice")]
+    SameLabel {
+        /// The label.
+        label: String,
+    },
     /// Nothing came for as long as the caller would wait.
     #[error("no text came for {seconds} seconds")]
     Timeout {
@@ -208,7 +214,9 @@ impl Error {
             },
             Self::Input(_) => ErrorKind::Input,
             Self::Generation(GenerationError::Context { .. }) => ErrorKind::Limit,
-            Self::Generation(_) | Self::NoAllowedToken { .. } | Self::NoLabels => ErrorKind::Usage,
+            Self::Generation(_) | Self::NoAllowedToken { .. } | Self::NoLabels | Self::SameLabel { .. } => {
+                ErrorKind::Usage
+            }
             Self::Timeout { .. } | Self::Thread { .. } => ErrorKind::Limit,
             Self::Device(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,

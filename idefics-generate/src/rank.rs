@@ -1,6 +1,6 @@
 //! Given answers ranked by how likely the model finds them, in one pass behind the prompt that they share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use burn::tensor::{DType, Tensor, TensorData};
@@ -187,11 +187,11 @@ impl Idefics2 {
 }
 
 impl Idefics {
-    /// Ranks `labels` as answers to a sample. A label follows the prompt after a space, unless the prompt ends in white
-    /// space.
+    /// Ranks `labels` as answers to a sample. A label, without white space around it, follows the prompt after a space,
+    /// unless the prompt ends in white space; a special token in it is ordinary text.
     ///
     /// # Errors
-    /// As [`Idefics::generate`]; [`Error::NoLabels`].
+    /// As [`Idefics::generate`]; [`Error::NoLabels`], [`Error::SameLabel`].
     pub fn rank(
         &self,
         sample: &Sample,
@@ -199,13 +199,18 @@ impl Idefics {
         process: &ProcessOptions,
         options: RankOptions,
     ) -> Result<Ranking, Error> {
-        if labels.is_empty() || labels.iter().any(|label| label.trim().is_empty()) {
+        let labels: Vec<&str> = labels.iter().map(|label| label.trim()).collect();
+        if labels.is_empty() || labels.contains(&"") {
             return Err(Error::NoLabels);
         }
-        let Likelihoods { prompt, scored, mut timings } = self.likelihoods(sample, labels, process)?;
+        let mut seen = HashSet::new();
+        if let Some(label) = labels.iter().find(|label| !seen.insert(**label)) {
+            return Err(Error::SameLabel { label: (*label).to_owned() });
+        }
+        let Likelihoods { prompt, scored, mut timings } = self.likelihoods(sample, &labels, process)?;
         let mut base = vec![(0.0, 1); labels.len()];
         if options.calibrate {
-            let without = self.likelihoods(&without_images(sample), labels, process)?;
+            let without = self.likelihoods(&without_images(sample), &labels, process)?;
             base = without.scored;
             timings += without.timings;
         }
@@ -223,7 +228,7 @@ impl Idefics {
             .zip(scored)
             .zip(&scores)
             .map(|((label, (log_likelihood, tokens)), &score)| RankedLabel {
-                label: label.clone(),
+                label: (*label).to_owned(),
                 probability: (score - best).exp() / total,
                 score,
                 log_likelihood,
@@ -234,7 +239,7 @@ impl Idefics {
         Ok(Ranking { labels: ranked, prompt, timings })
     }
 
-    fn likelihoods(&self, sample: &Sample, labels: &[String], process: &ProcessOptions) -> Result<Likelihoods, Error> {
+    fn likelihoods(&self, sample: &Sample, labels: &[&str], process: &ProcessOptions) -> Result<Likelihoods, Error> {
         let mut timings = Timings::default();
         let clock = Instant::now();
         let mut processed = self.processor().process(std::slice::from_ref(sample), process)?;
@@ -244,7 +249,7 @@ impl Idefics {
         let space = if prompt.is_empty() || prompt.ends_with(char::is_whitespace) { "" } else { " " };
         let answers = labels
             .par_iter()
-            .map(|label| tokenizer.encode(&format!("{prompt}{space}{}", label.trim()), true))
+            .map(|label| tokenizer.encode_with_words(&format!("{prompt}{space}"), label))
             .collect::<Result<Vec<_>, _>>()?;
         // A label may join the prompt's last token: what all have in common is the prompt.
         let common = answers.iter().map(|answer| common_prefix(&alone, answer)).min().unwrap_or(0);

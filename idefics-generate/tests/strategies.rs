@@ -7,7 +7,7 @@ use idefics_generate::logits::{LogitsProcessor, Row};
 use idefics_generate::nn::KvCache;
 use idefics_generate::processor::Sample;
 use idefics_generate::{
-    Answer, CancelToken, Controls, Error, FinishReason, GenerationConfig, GenerationError, Idefics,
+    Answer, CancelToken, Controls, Error, FinishReason, GenerationConfig, GenerationError, Idefics, RankOptions,
 };
 use serde_json::{Value, json};
 
@@ -279,6 +279,24 @@ fn ranking_in_one_pass_is_ranking_one_by_one() {
             .sum();
         assert!((f64::from(alone) - together).abs() < 1e-4, "{answer:?}: {together}, alone {alone}");
     }
+}
+
+#[test]
+fn labels_are_words_and_each_is_there_once() {
+    let model = load("odd-heads");
+    let rank = |labels: &[&str]| {
+        let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
+        model.rank(&samples()[0], &labels, &no_splitting(), RankOptions::default())
+    };
+    let ranked = rank(&["circle", " star ", "</s>", "<image>"]).unwrap().labels;
+    assert!(ranked.iter().any(|ranked| ranked.label == "star"), "{ranked:?}");
+    for special in ["</s>", "<image>"] {
+        let ranked = ranked.iter().find(|ranked| ranked.label == special).unwrap();
+        assert!(ranked.tokens > 1, "{ranked:?}");
+    }
+    let error = rank(&["circle", "star", " circle"]).unwrap_err();
+    assert!(matches!(&error, Error::SameLabel { label } if label == "circle"), "{error}");
+    assert!(matches!(rank(&["circle", " "]), Err(Error::NoLabels)));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod generation;
 
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -139,7 +140,7 @@ pub(crate) struct ClassifyArgs {
     #[arg(value_name = "IMAGE")]
     pub(crate) image: ImageSource,
     /// The labels.
-    #[arg(long, required = true, value_delimiter = ',', value_name = "LABEL,…")]
+    #[arg(long, required = true, value_delimiter = ',', value_name = "LABEL,…", value_parser = label)]
     pub(crate) labels: Vec<String>,
     /// The question [default: one that names the labels].
     #[arg(long)]
@@ -155,6 +156,11 @@ pub(crate) struct ClassifyArgs {
     pub(crate) calibrate: bool,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
+}
+
+/// A label without the space after the comma before it.
+fn label(text: &str) -> Result<String, Infallible> {
+    Ok(text.trim().to_owned())
 }
 
 impl ClassifyArgs {

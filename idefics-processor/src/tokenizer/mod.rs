@@ -73,6 +73,19 @@ impl Tokenizer {
         self.guarded("encoding", || Ok(self.inner.encode_fast(text, add_special_tokens)?.get_ids().to_vec()))
     }
 
+    /// The ids of `text`, in which every special token counts, with `words` behind it, in which none does.
+    ///
+    /// What the checkpoint puts around a text is added, as with [`Tokenizer::encode`].
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_words(&self, text: &str, words: &str) -> Result<Vec<u32>, ProcessorError> {
+        let tokens: Vec<&str> = self.protected().collect();
+        let mut literals = Literals::new([text, words].into_iter().chain(tokens.iter().copied()));
+        let words = literals.protect(words, &tokens);
+        self.encode_literal(&format!("{text}{words}"), &literals, true)
+    }
+
     /// The ids of `text`, in which a special token counts unless `literals` broke it.
     pub(crate) fn encode_literal(
         &self,
