@@ -84,7 +84,10 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { code: error.kind().exit_code(), message: error.to_string() }
+        match error {
+            Error::Cancelled => Self::interrupted(),
+            error => Self { code: error.kind().exit_code(), message: error.to_string() },
+        }
     }
 }
 

@@ -97,6 +97,15 @@ fn labels_are_named_or_ranked() {
     assert_eq!(json[0]["labels"][0]["label"], json[0]["text"]);
     let spaced = answer(&["classify", &photo(), "--rank", "--labels", "cat, dog,  a cup of coffee"]);
     assert_eq!(spaced, ranked);
+    let idle = idefics(
+        &checkpoint(),
+        &["classify", &photo(), "--rank", "--labels", "a,b", "--num-beams", "3", "--logprobs", "1"],
+    );
+    assert!(idle.status.success());
+    for option in ["num_beams", "logprobs"] {
+        let warning = format!("warning: `{option}` means nothing with `--rank`");
+        assert!(text(&idle.stderr).contains(&warning), "{}", text(&idle.stderr));
+    }
     let twice = idefics(&checkpoint(), &["classify", &photo(), "--rank", "--labels", "cat,dog, cat"]);
     assert_eq!(twice.status.code(), Some(2));
     assert!(text(&twice.stderr).contains("\"cat\""), "{}", text(&twice.stderr));

@@ -135,6 +135,9 @@ pub enum Error {
         /// The label.
         label: String,
     },
+    /// [`CancelToken::cancel`](crate::CancelToken::cancel) ended what has no result until it is done.
+    #[error("cancelled")]
+    Cancelled,
     /// Nothing came for as long as the caller would wait.
     #[error("no text came for {seconds} seconds")]
     Timeout {
@@ -173,6 +176,8 @@ pub enum ErrorKind {
     Numeric,
     /// The device.
     Device,
+    /// Nobody: the caller ended it.
+    Cancelled,
 }
 
 impl ErrorKind {
@@ -187,6 +192,7 @@ impl ErrorKind {
             Self::Network => 7,
             Self::Numeric => 8,
             Self::Device => 75,
+            Self::Cancelled => 130,
         }
     }
 }
@@ -220,6 +226,7 @@ impl Error {
             Self::Timeout { .. } | Self::Thread { .. } => ErrorKind::Limit,
             Self::Device(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,
+            Self::Cancelled => ErrorKind::Cancelled,
             Self::NonFinite { .. } => ErrorKind::Numeric,
             #[cfg(feature = "hub")]
             Self::Hub(error) => match error.kind() {

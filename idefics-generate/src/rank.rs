@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::generation::logprobs;
 use crate::pipeline::milliseconds;
-use crate::{Error, Idefics, Idefics2, InputError, Prompts, Timings};
+use crate::{CancelToken, Error, Idefics, Idefics2, InputError, Prompts, Timings};
 
 /// How labels are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -141,18 +141,32 @@ impl Idefics2 {
         image_hidden_states: Option<Tensor<3>>,
         answers: &[Vec<u32>],
     ) -> Result<Vec<f64>, Error> {
+        self.log_likelihoods_until(prompt, image_hidden_states, answers, &CancelToken::default())
+    }
+
+    /// As [`Self::log_likelihoods`], ended by `cancel` with [`Error::Cancelled`] before the prompt is run or between
+    /// groups of answers.
+    pub(crate) fn log_likelihoods_until(
+        &self,
+        prompt: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        answers: &[Vec<u32>],
+        cancel: &CancelToken,
+    ) -> Result<Vec<f64>, Error> {
         assert_eq!(prompt.batch(), 1, "answers of one prompt");
         let vocab_size = self.config().text_config.vocab_size;
         if let Some(&id) = answers.iter().flatten().find(|&&id| id as usize >= vocab_size) {
             return Err(InputError::TokenId { row: 0, id, vocab_size }.into());
         }
         let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
+        cancel.check()?;
         let mut cache = self.cache(prompt, longest.max(GROUP));
         let states = self.prefill_observed(prompt, image_hidden_states, &mut cache, &mut Unobserved)?;
         let [_, seq, d] = states.dims();
         let last = states.narrow(1, seq - 1, 1).reshape([1, d]); // what first tokens are predicted from
         let mut scores = vec![0.0; answers.len()];
         for group in groups(answers) {
+            cancel.check()?;
             cache.truncate(seq);
             let trie = Trie::new(group.iter().map(|&index| answers[index].as_slice()));
             let logprobs = self.logprobs_behind(last.clone(), &trie, &mut cache)?;
@@ -191,13 +205,14 @@ impl Idefics {
     /// unless the prompt ends in white space; a special token in it is ordinary text.
     ///
     /// # Errors
-    /// As [`Idefics::generate`]; [`Error::NoLabels`], [`Error::SameLabel`].
+    /// As [`Idefics::generate`]; [`Error::NoLabels`], [`Error::SameLabel`], [`Error::Cancelled`].
     pub fn rank(
         &self,
         sample: &Sample,
         labels: &[String],
         process: &ProcessOptions,
         options: RankOptions,
+        cancel: &CancelToken,
     ) -> Result<Ranking, Error> {
         let labels: Vec<&str> = labels.iter().map(|label| label.trim()).collect();
         if labels.is_empty() || labels.contains(&"") {
@@ -207,10 +222,10 @@ impl Idefics {
         if let Some(label) = labels.iter().find(|label| !seen.insert(**label)) {
             return Err(Error::SameLabel { label: (*label).to_owned() });
         }
-        let Likelihoods { prompt, scored, mut timings } = self.likelihoods(sample, &labels, process)?;
+        let Likelihoods { prompt, scored, mut timings } = self.likelihoods(sample, &labels, process, cancel)?;
         let mut base = vec![(0.0, 1); labels.len()];
         if options.calibrate {
-            let without = self.likelihoods(&without_images(sample), &labels, process)?;
+            let without = self.likelihoods(&without_images(sample), &labels, process, cancel)?;
             base = without.scored;
             timings += without.timings;
         }
@@ -239,7 +254,13 @@ impl Idefics {
         Ok(Ranking { labels: ranked, prompt, timings })
     }
 
-    fn likelihoods(&self, sample: &Sample, labels: &[&str], process: &ProcessOptions) -> Result<Likelihoods, Error> {
+    fn likelihoods(
+        &self,
+        sample: &Sample,
+        labels: &[&str],
+        process: &ProcessOptions,
+        cancel: &CancelToken,
+    ) -> Result<Likelihoods, Error> {
         let mut timings = Timings::default();
         let clock = Instant::now();
         let mut processed = self.processor().process(std::slice::from_ref(sample), process)?;
@@ -259,9 +280,10 @@ impl Idefics {
         timings.preprocess_ms = milliseconds(clock);
 
         let images: Vec<ImageTile> = processed.images.into_iter().flatten().collect();
+        cancel.check()?;
         let image_hidden_states = self.encode_images(&images, &mut timings)?;
         let clock = Instant::now();
-        let log_likelihoods = self.model().log_likelihoods(&prompts, image_hidden_states, &answers)?;
+        let log_likelihoods = self.model().log_likelihoods_until(&prompts, image_hidden_states, &answers, cancel)?;
         timings.prefill_ms = milliseconds(clock);
         let scored = log_likelihoods.into_iter().zip(answers.iter().map(Vec::len)).collect();
         Ok(Likelihoods { prompt, scored, timings })

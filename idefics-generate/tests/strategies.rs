@@ -286,7 +286,7 @@ fn labels_are_words_and_each_is_there_once() {
     let model = load("odd-heads");
     let rank = |labels: &[&str]| {
         let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
-        model.rank(&samples()[0], &labels, &no_splitting(), RankOptions::default())
+        model.rank(&samples()[0], &labels, &no_splitting(), RankOptions::default(), &never())
     };
     let ranked = rank(&["circle", " star ", "</s>", "<image>"]).unwrap().labels;
     assert!(ranked.iter().any(|ranked| ranked.label == "star"), "{ranked:?}");
@@ -297,6 +297,17 @@ fn labels_are_words_and_each_is_there_once() {
     let error = rank(&["circle", "star", " circle"]).unwrap_err();
     assert!(matches!(&error, Error::SameLabel { label } if label == "circle"), "{error}");
     assert!(matches!(rank(&["circle", " "]), Err(Error::NoLabels)));
+}
+
+#[test]
+fn a_ranking_that_is_cancelled_is_an_error() {
+    let model = load("odd-heads");
+    let cancel = CancelToken::default();
+    cancel.cancel();
+    let labels = ["circle".to_owned(), "star".to_owned()];
+    let error = model.rank(&samples()[0], &labels, &no_splitting(), RankOptions::default(), &cancel).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    assert_eq!(error.kind().exit_code(), 130);
 }
 
 #[test]

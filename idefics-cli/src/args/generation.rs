@@ -220,6 +220,16 @@ impl GenerationArgs {
         }
     }
 
+    /// The options of generation that the call gives, by their names.
+    pub(crate) fn given(&self) -> Vec<String> {
+        let options = serde_json::to_value(self.options()).unwrap_or_default();
+        let mut given: Vec<String> =
+            options.as_object().into_iter().flat_map(|options| options.keys().cloned()).collect();
+        given.extend(self.logprobs.map(|_| "logprobs".to_owned()));
+        given.extend(self.prompt_logprobs.then(|| "prompt_logprobs".to_owned()));
+        given
+    }
+
     /// What the call says about preprocessing.
     pub(crate) fn process(&self) -> ProcessOptions {
         self.process.options()

@@ -13,7 +13,6 @@ use crate::{commands, model, output};
 pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
     commands::check_images([&args.image])?;
     let model = model::load(global)?;
-    commands::warn(global, &model, &args.generation.options());
     let cancel = model::cancel_on_interrupt();
     let labels = args.labels.join(", ");
     let question = args.prompt.clone().unwrap_or_else(|| {
@@ -31,10 +30,14 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
         }
     };
     if !args.rank {
+        commands::warn(global, &model, &args.generation.options());
         return output::answer_one(global, None, &model, &sample, &args.generation, &cancel);
     }
 
-    let ranking = model.rank(&sample, &args.labels, &args.generation.process(), args.rank_options())?;
+    for option in args.generation.given() {
+        eprintln!("warning: `{option}` means nothing with `--rank`, which generates nothing");
+    }
+    let ranking = model.rank(&sample, &args.labels, &args.generation.process(), args.rank_options(), &cancel)?;
     let mut stdout = io::stdout().lock();
     match global.json {
         true => {

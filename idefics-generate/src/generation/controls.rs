@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use idefics_processor::Tokenizer;
 
+use crate::Error;
 use crate::logits::LogitsProcessor;
 
-/// Ends a generation from elsewhere, within one step.
+/// Ends a generation or a ranking from elsewhere, within one step.
 #[derive(Debug, Clone, Default)]
 pub struct CancelToken(Arc<AtomicBool>);
 
 impl CancelToken {
-    /// Asks the generation to end.
+    /// Asks it to end.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -20,6 +21,11 @@ impl CancelToken {
     /// Whether that was asked for.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// [`Error::Cancelled`] if that was asked for.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 }
 
