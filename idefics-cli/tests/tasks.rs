@@ -69,6 +69,11 @@ fn odd_options_are_warned_about_and_impossible_ones_refused() {
     let output = ask(&["--top-p", "0.5"]);
     assert!(output.status.success());
     assert_eq!(text(&output.stderr), "warning: `top_p` means nothing without `do_sample`\n");
+    for more in [&["--num-beams", "1000000000000"][..], &["--do-sample", "--num-return-sequences", "100000"]] {
+        let output = ask(more);
+        assert_eq!(output.status.code(), Some(6), "{more:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(more[more.len() - 1]), "{}", text(&output.stderr));
+    }
     for (more, expected) in [
         (&["--num-return-sequences", "2"][..], "num_return_sequences"),
         (&["--num-beams", "2", "--num-return-sequences", "3"], "num_beams"),

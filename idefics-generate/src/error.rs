@@ -219,7 +219,7 @@ impl Error {
                 _ => ErrorKind::Input,
             },
             Self::Input(_) => ErrorKind::Input,
-            Self::Generation(GenerationError::Context { .. }) => ErrorKind::Limit,
+            Self::Generation(GenerationError::Context { .. } | GenerationError::Memory { .. }) => ErrorKind::Limit,
             Self::Generation(_) | Self::NoAllowedToken { .. } | Self::NoLabels | Self::SameLabel { .. } => {
                 ErrorKind::Usage
             }

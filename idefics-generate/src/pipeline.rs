@@ -234,12 +234,12 @@ impl Idefics {
     /// Says whatever is wrong with options or tokens before anything is computed.
     pub(crate) fn check(&self, prompts: &Prompts, options: &GenerationConfig) -> Result<(), Error> {
         let text_config = &self.model.config().text_config;
-        let max_length = options.resolve(prompts.seq(), text_config.vocab_size)?.max_length();
-        let context = text_config.max_position_embeddings;
+        let options = options.resolve(prompts.seq(), text_config.vocab_size)?;
+        let (max_length, context) = (options.max_length(), text_config.max_position_embeddings);
         if max_length > context {
             return Err(GenerationError::Context { prompt_tokens: prompts.seq(), max_length, context }.into());
         }
-        Ok(())
+        Ok(options.check_memory(prompts.seq(), text_config)?)
     }
 
     /// What became of a row.

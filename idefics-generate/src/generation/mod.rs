@@ -119,6 +119,7 @@ impl<'a> Generation<'a> {
         let clock = Instant::now();
         let vocab_size = model.config().text_config.vocab_size;
         let config = options.resolve(prompts.seq(), vocab_size)?;
+        config.check_memory(prompts.seq(), &model.config().text_config)?;
         let stops = Stops::new(&config, controls.tokenizer, clock)?;
         let mut chain = ProcessorChain::new(&config)?;
         let on_device = config.is_plain() && controls.processors.is_empty() && controls.logprobs.is_none();

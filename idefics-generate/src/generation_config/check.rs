@@ -1,6 +1,13 @@
 //! Which options can be followed.
 
+use burn::tensor::DType;
+use idefics_text::TextConfig;
+
 use super::{DEFAULT_NEW_TOKENS, GenerationConfig, GenerationError};
+
+/// Bytes that the beams or answers of one sample may take: 16 beams of 4096 tokens of the 8B model in f32. How many
+/// samples run together is the caller's own choice.
+const SAMPLE_BYTES: f64 = (16_u64 << 30) as f64;
 
 impl GenerationConfig {
     /// Completes and checks the options for prompts of `prompt_tokens` slots and logits `vocab_size` wide: the result
@@ -19,6 +26,33 @@ impl GenerationConfig {
         resolved.validate()?;
         resolved.check_vocab(vocab_size)?;
         Ok(resolved)
+    }
+
+    /// Refuses more beams or answers of a sample than memory is for, once the options are
+    /// [resolved](GenerationConfig::resolve): what is allocated grows with the square of their number.
+    pub(crate) fn check_memory(&self, prompt_tokens: usize, text_config: &TextConfig) -> Result<(), GenerationError> {
+        let (option, value) = match (self.num_beams(), self.num_return_sequences()) {
+            (beams @ 2.., _) => ("num_beams", beams),
+            (_, answers) => ("num_return_sequences", answers),
+        };
+        if value < 2 {
+            return Ok(()); // the context bounds it
+        }
+        let max_new_tokens = self.max_length().saturating_sub(prompt_tokens);
+        // In f64, which does not overflow: any product of what a command line can hold is finite.
+        let f32_bytes = DType::F32.size() as f64;
+        let rows = value as f64;
+        let slots = prompt_tokens as f64 + rows * max_new_tokens as f64;
+        let cache = slots * text_config.cache_bytes(1, 1, DType::F32) as f64;
+        let attention = rows * slots * text_config.num_attention_heads as f64 * f32_bytes; // of one layer
+        let logits = rows * text_config.vocab_size as f64 * f32_bytes;
+        let needed = cache + attention + logits;
+        if needed > SAMPLE_BYTES {
+            let gib = |bytes: f64| bytes / (1_u64 << 30) as f64;
+            let (needed, limit) = (gib(needed), gib(SAMPLE_BYTES));
+            return Err(GenerationError::Memory { option, value, max_new_tokens, needed, limit });
+        }
+        Ok(())
     }
 
     /// Refuses values and combinations that the reference refuses, and probabilities out of range that it would pass
@@ -181,6 +215,31 @@ mod tests {
         assert_eq!(warnings(json!({"top_p": 0.9})), ["`top_p` means nothing without `do_sample`"]);
         assert_eq!(warnings(json!({"length_penalty": 2})), ["`length_penalty` means nothing without `num_beams`"]);
         assert!(warnings(json!({"do_sample": true, "top_p": 0.9, "num_beams": 2, "length_penalty": 2})).is_empty());
+    }
+
+    #[test]
+    fn more_rows_than_memory_is_for_are_refused() {
+        let text_config = TextConfig::idefics2_preset();
+        let check = |value| config(value).resolve(500, 32_003).unwrap().check_memory(500, &text_config);
+        assert_eq!(check(json!({"num_beams": 16, "max_new_tokens": 1000})), Ok(()));
+        assert_eq!(check(json!({"max_new_tokens": usize::MAX})), Ok(()), "the context is checked elsewhere");
+        for (value, expected) in [
+            (json!({"num_beams": 100_000}), ("num_beams", 100_000, 20)),
+            (json!({"num_beams": usize::MAX, "num_return_sequences": 2}), ("num_beams", usize::MAX, 20)),
+            (json!({"num_beams": 64, "max_new_tokens": 2000}), ("num_beams", 64, 2000)),
+            (
+                json!({"do_sample": true, "num_return_sequences": usize::MAX, "max_length": 1000}),
+                ("num_return_sequences", usize::MAX, 500),
+            ),
+        ] {
+            match check(value) {
+                Err(GenerationError::Memory { option, value, max_new_tokens, needed, limit }) => {
+                    assert_eq!((option, value, max_new_tokens), expected);
+                    assert!(needed.is_finite() && needed > limit);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

@@ -37,6 +37,23 @@ pub enum GenerationError {
         /// `max_position_embeddings`.
         context: usize,
     },
+    /// Beams or answers that would take more memory than any sample gets.
+    #[error(
+        "`{option}` is {value}: with {max_new_tokens} new tokens each, a sample would take about {needed:.1} GiB, the \
+         limit is {limit:.0}; ask for fewer or shorter ones"
+    )]
+    Memory {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: usize,
+        /// Tokens of an answer at most.
+        max_new_tokens: usize,
+        /// GiB that the sample would take.
+        needed: f64,
+        /// GiB that it may take.
+        limit: f64,
+    },
     /// A number that means nothing there.
     #[error("`{option}` is {value}, expected {expected}")]
     OutOfRange {
