@@ -214,7 +214,12 @@ impl Idefics {
         let mut timings = Timings::default();
 
         let clock = Instant::now();
-        let processed = self.processor.process(samples, process)?;
+        let mut processed = self.processor.process(samples, process)?;
+        if let Some(bos_token_id) = options.bos_token_id {
+            // Source: `_maybe_initialize_input_ids_for_generation`.
+            let empty = processed.input_ids.iter_mut().filter(|ids| ids.is_empty());
+            empty.for_each(|ids| ids.push(bos_token_id));
+        }
         let tokenizer = self.processor.tokenizer_for(process.compatibility);
         controls.tokenizer.get_or_insert(tokenizer);
         let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;

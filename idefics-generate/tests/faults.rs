@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use idefics_generate::inspect::inspect;
-use idefics_generate::{Error, ErrorKind, GenerationError, InputError, ModelConfig, Prompts};
+use idefics_generate::{Error, ErrorKind, GenerationConfig, GenerationError, InputError, ModelConfig, Prompts};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -180,6 +180,24 @@ fn ids_and_image_tokens_are_checked_on_the_host() {
     assert_eq!(error, InputError::ImageTokenCount { tokens: 2, vectors: 0 });
     let holes = Prompts::from_padded(vec![1, 2, 3], &[true, false, true], 3);
     assert_eq!(holes, Err(InputError::Padding { row: 0 }));
+}
+
+#[test]
+fn an_empty_prompt_needs_a_token_to_begin_with() {
+    let folder = copy("odd-heads");
+    edit(folder.path(), "tokenizer.json", |tokenizer| tokenizer["post_processor"] = Value::Null); // no `<s>`
+    fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": 2}"#).unwrap();
+    let model = load_folder(folder.path()).unwrap();
+    let ask = |text: &str, bos_token_id| {
+        let options = GenerationConfig { bos_token_id, ..greedy(2) };
+        model.generate(&[text_sample(text, &[])], &no_splitting(), &options, never())
+    };
+    let error = ask("", None).unwrap_err();
+    assert!(matches!(error, Error::Input(InputError::Empty { row: 0 })), "{error}");
+    assert_eq!(ask("", Some(1)).unwrap()[0].usage.prompt_tokens, 1);
+    assert_eq!(ask("Hi", Some(1)).unwrap()[0].token_ids, ask("Hi", None).unwrap()[0].token_ids);
+    let error = ask("", Some(99_999)).unwrap_err();
+    assert!(matches!(error, Error::Input(InputError::TokenId { row: 0, id: 99_999, .. })), "{error}");
 }
 
 #[test]

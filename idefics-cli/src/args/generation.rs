@@ -44,6 +44,9 @@ pub(crate) struct GenerationArgs {
     /// Exponent of an answer's length by which beam search divides its log-probability.
     #[arg(long, value_name = "X", help_heading = "Strategy", allow_negative_numbers = true)]
     length_penalty: Option<f64>,
+    /// Id that stands for an empty prompt.
+    #[arg(long, value_name = "ID", help_heading = "Tokens")]
+    bos_token_id: Option<u32>,
     /// Ids that end an answer.
     #[arg(long, value_name = "ID,…", help_heading = "Tokens", value_delimiter = ',')]
     eos_token_id: Option<Vec<u32>>,
@@ -193,6 +196,7 @@ impl GenerationArgs {
             num_return_sequences: self.num_return_sequences,
             early_stopping: self.early_stopping,
             length_penalty: self.length_penalty,
+            bos_token_id: self.bos_token_id,
             eos_token_id: self.eos_token_id.clone().map(OneOrMany::Many),
             pad_token_id: self.pad_token_id,
             sequence_bias: self.sequence_bias.clone(),

@@ -72,7 +72,7 @@ generation_config! {
     early_stopping: EarlyStopping,
     /// Beam search divides the log-probability of an answer by its tokens to this power: above 0 favors long answers.
     length_penalty: f64,
-    /// The token that begins a text.
+    /// The token that stands for a prompt without tokens. Tokenizers that begin every text with `<s>` make none.
     bos_token_id: u32,
     /// Tokens that end a row; they are kept in the output.
     eos_token_id: EosTokenId,
