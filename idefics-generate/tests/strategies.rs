@@ -6,9 +6,7 @@ use burn::tensor::DType;
 use idefics_generate::logits::{LogitsProcessor, Row};
 use idefics_generate::nn::KvCache;
 use idefics_generate::processor::Sample;
-use idefics_generate::{
-    Answer, CancelToken, Controls, Error, FinishReason, GenerationConfig, GenerationError, Idefics, RankOptions,
-};
+use idefics_generate::{Answer, CancelToken, Controls, Error, FinishReason, GenerationConfig, Idefics, RankOptions};
 use serde_json::{Value, json};
 
 use crate::common::{greedy, load, never, no_splitting, text_sample};
@@ -227,9 +225,28 @@ fn log_probabilities_are_the_models_own() {
         let sum: f64 = answer.logprobs.iter().map(|logprob| f64::from(logprob.token.logprob)).sum();
         assert!((whole - sum).abs() < 1e-4, "{whole} {sum}");
     }
-    let beams = GenerationConfig { num_beams: Some(2), ..options };
-    let error = model.generate(&samples(), &no_splitting(), &beams, controls()).unwrap_err();
-    assert!(matches!(error, Error::Generation(GenerationError::Conflict { option: "logprobs", .. })), "{error}");
+}
+
+#[test]
+fn log_probabilities_of_beams_add_up_to_their_scores() {
+    let model = load("odd-heads");
+    for value in [
+        json!({"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8, "length_penalty": 0.0}),
+        json!({"num_beams": 2, "max_new_tokens": 6, "length_penalty": 0.0, "eos_token_id": [], "do_sample": true,
+            "top_k": 0}),
+    ] {
+        let options = options(value);
+        let controls = Controls { logprobs: Some(2), ..Controls::default() };
+        let answers = model.generate(&samples(), &no_splitting(), &options, controls).unwrap();
+        assert_eq!(tokens(&answers), tokens(&run(&model, &samples(), &options, 0)));
+        for answer in &answers {
+            let ids: Vec<u32> = answer.logprobs.iter().map(|logprob| logprob.token.id).collect();
+            assert_eq!(ids, answer.token_ids);
+            assert!(answer.logprobs.iter().all(|logprob| logprob.top.len() == 2));
+            let sum: f32 = answer.logprobs.iter().map(|logprob| logprob.token.logprob).sum();
+            assert!((sum - answer.score.unwrap()).abs() < 1e-4, "{sum} {:?}", answer.score);
+        }
+    }
 }
 
 #[test]

@@ -39,6 +39,9 @@ pub struct Candidate {
 pub struct Hypothesis {
     /// What was generated, its end token included; empty for a place that no answer took.
     pub tokens: Vec<u32>,
+    /// For each token which running beam of the sample it continued: the reference's `beam_indices` less the rows of the
+    /// samples before.
+    pub beam_indices: Vec<usize>,
     /// Log-probability, divided by the length penalty once finished.
     pub score: f32,
     /// Whether it ended: by an end token, the length or a stop string.
@@ -68,7 +71,7 @@ pub struct BeamSearch {
 impl BeamSearch {
     /// Starts a search for `n_samples` prompts. Every beam of a sample begins with its prompt.
     pub fn new(options: BeamOptions, n_samples: usize) -> Self {
-        let place = |score| Hypothesis { tokens: Vec::new(), score, is_finished: false };
+        let place = |score| Hypothesis { tokens: Vec::new(), beam_indices: Vec::new(), score, is_finished: false };
         // At first all beams of a sample are equal: only the first one counts.
         let running = (0..options.num_beams).map(|beam| place(if beam == 0 { 0.0 } else { BLOCKED })).collect();
         let finished = vec![place(BLOCKED); options.num_beams];
@@ -238,6 +241,11 @@ impl BeamSearch {
                 }
             }
         }
+    }
+
+    /// The running and the finished beams of a sample; places that nothing took have no tokens.
+    pub(crate) fn hypotheses(&self, sample: usize) -> impl Iterator<Item = &Hypothesis> {
+        self.samples[sample].running.iter().chain(&self.samples[sample].finished)
     }
 
     /// The answers of a sample, best first, `num_return_sequences`.

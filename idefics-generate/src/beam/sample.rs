@@ -24,10 +24,9 @@ pub(super) fn next_running(
 ) -> Vec<(Candidate, Hypothesis)> {
     let blocked = |(candidate, &hit): (&Candidate, &bool)| candidate.score + if hit { BLOCKED } else { 0.0 };
     let scores: Vec<f32> = candidates.iter().zip(hits).map(blocked).collect();
-    let next = top_k(&scores, num_beams).into_iter().map(|at| {
-        let tokens = sample.continued(&candidates[at]);
-        (candidates[at], Hypothesis { tokens, score: scores[at], is_finished: false })
-    });
+    let next = top_k(&scores, num_beams)
+        .into_iter()
+        .map(|at| (candidates[at], sample.hypothesis(&candidates[at], scores[at], false)));
     next.collect()
 }
 
@@ -36,6 +35,13 @@ impl Sample {
     pub(super) fn continued(&self, candidate: &Candidate) -> Vec<u32> {
         let tokens = &self.running[candidate.beam].tokens;
         tokens.iter().copied().chain([candidate.token]).collect()
+    }
+
+    /// A running beam with a candidate's token.
+    fn hypothesis(&self, candidate: &Candidate, score: f32, is_finished: bool) -> Hypothesis {
+        let beams = &self.running[candidate.beam].beam_indices;
+        let beam_indices = beams.iter().copied().chain([candidate.beam]).collect();
+        Hypothesis { tokens: self.continued(candidate), beam_indices, score, is_finished }
     }
 
     /// Whether every place for a finished answer is taken.
@@ -55,11 +61,7 @@ impl Sample {
         }));
         let merged = top_k(&scores, options.num_beams).into_iter().map(|at| match at.checked_sub(options.num_beams) {
             None => self.finished[at].clone(),
-            Some(rank) => Hypothesis {
-                tokens: self.continued(&candidates[rank]),
-                score: scores[at],
-                is_finished: hits[rank] && rank < options.num_beams,
-            },
+            Some(rank) => self.hypothesis(&candidates[rank], scores[at], hits[rank] && rank < options.num_beams),
         });
         self.finished = merged.collect();
     }

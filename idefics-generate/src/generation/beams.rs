@@ -1,8 +1,11 @@
 //! Beam search and beam sampling over the model: scores are read once a step.
 
+use std::collections::HashMap;
+
 use super::FinishReason;
+use super::logprobs::{self, GeneratedLogprob, TokenLogprob};
 use super::rows::{Rows, Stops};
-use crate::beam::{BeamOptions, BeamSearch};
+use crate::beam::{BeamOptions, BeamSearch, Hypothesis};
 use crate::logits::{ProcessorChain, RowKey, Sampler, log_softmax};
 use crate::{Error, GenerationConfig};
 
@@ -19,10 +22,70 @@ pub(super) struct Beams {
     continued: Vec<usize>,
     /// Of the answers, once the search is over.
     scores: Option<Vec<f32>>,
+    /// If they are asked for.
+    logprobs: Option<BeamLogprobs>,
+}
+
+/// The model's log-probabilities for the tokens of every hypothesis, each step's where they were computed: a hypothesis
+/// knows which beams it went through.
+#[derive(Debug)]
+struct BeamLogprobs {
+    n_top: usize,
+    steps: Vec<StepLogprobs>,
+}
+
+#[derive(Debug, Default)]
+struct StepLogprobs {
+    /// Of the tokens that went on or ended an answer, by row and token.
+    taken: HashMap<(usize, u32), f32>,
+    /// The likeliest tokens of each row.
+    top: Vec<Vec<TokenLogprob>>,
+}
+
+impl BeamLogprobs {
+    /// Keeps what the hypotheses with a token of this step need; `logits` are those that it was chosen from.
+    fn keep(&mut self, search: &BeamSearch, logits: &[f32], rows: &Rows) {
+        let (width, num_beams) = (rows.width(logits), search.options().num_beams);
+        let mut step = StepLogprobs::default();
+        let log_probs: Vec<Vec<f32>> = (0..rows.len())
+            .map(|row| {
+                let mut log_probs = rows.scores_of(row, logits, width).to_vec();
+                log_softmax(&mut log_probs);
+                step.top.push(logprobs::likeliest(&log_probs, self.n_top));
+                log_probs
+            })
+            .collect();
+        for sample in 0..rows.n_samples() {
+            let newest = search.hypotheses(sample).filter(|hypothesis| hypothesis.tokens.len() == search.n_generated());
+            for hypothesis in newest {
+                if let (Some(&id), Some(beam)) = (hypothesis.tokens.last(), hypothesis.beam_indices.last()) {
+                    let row = sample * num_beams + beam;
+                    step.taken.insert((row, id), log_probs[row][id as usize]);
+                }
+            }
+        }
+        self.steps.push(step);
+    }
+
+    /// Of the tokens of an answer. Source: `compute_transition_scores`, there of processed scores.
+    fn of(&self, answer: &Hypothesis, first_row: usize) -> Vec<GeneratedLogprob> {
+        let path = answer.tokens.iter().zip(&answer.beam_indices).zip(&self.steps);
+        path.map(|((&id, beam), step)| {
+            let row = first_row + beam;
+            GeneratedLogprob { token: TokenLogprob { id, logprob: step.taken[&(row, id)] }, top: step.top[row].clone() }
+        })
+        .collect()
+    }
 }
 
 impl Beams {
-    pub(super) fn new(config: &GenerationConfig, chain: ProcessorChain, seed: u64, rows: &Rows) -> Self {
+    pub(super) fn new(
+        config: &GenerationConfig,
+        chain: ProcessorChain,
+        seed: u64,
+        n_top: Option<usize>,
+        rows: &Rows,
+    ) -> Self {
         let options = BeamOptions::new(config, rows.prompt_len());
         let num_beams = options.num_beams;
         Self {
@@ -32,6 +95,7 @@ impl Beams {
             search: BeamSearch::new(options, rows.n_samples()),
             continued: Vec::new(),
             scores: None,
+            logprobs: n_top.map(|n_top| BeamLogprobs { n_top, steps: Vec::new() }),
         }
     }
 
@@ -57,6 +121,9 @@ impl Beams {
             let is_bad = |row: &usize| log_probs[row * width..(row + 1) * width].iter().any(|score| score.is_nan());
             rows.error((0..rows.len()).find(is_bad).unwrap_or(0), error)
         })?;
+        if let Some(logprobs) = &mut self.logprobs {
+            logprobs.keep(&self.search, logits, rows);
+        }
         if step.is_done {
             let reason = if is_late { FinishReason::Time } else { FinishReason::Length };
             self.end(rows, stops, reason);
@@ -96,6 +163,14 @@ impl Beams {
     /// The row that each row continued in the last step.
     pub(super) fn continued(&self) -> &[usize] {
         &self.continued
+    }
+
+    /// The log-probabilities of each answer's tokens, if they were asked for.
+    pub(super) fn logprobs(&self) -> Option<Vec<Vec<GeneratedLogprob>>> {
+        let (logprobs, num_beams) = (self.logprobs.as_ref()?, self.search.options().num_beams);
+        let samples = 0..self.keys.len();
+        let answers = samples.flat_map(|sample| self.search.answers(sample).iter().map(move |answer| (sample, answer)));
+        Some(answers.map(|(sample, answer)| logprobs.of(answer, sample * num_beams)).collect())
     }
 
     /// The scores of the answers, once the search is over.

@@ -34,9 +34,14 @@ pub struct GeneratedLogprob {
 pub(super) fn of_token(logits: &[f32], id: u32, n_top: usize) -> GeneratedLogprob {
     let mut log_probs = logits.to_vec();
     log_softmax(&mut log_probs);
+    let token = TokenLogprob { id, logprob: log_probs[id as usize] };
+    GeneratedLogprob { token, top: likeliest(&log_probs, n_top) }
+}
+
+/// The `n_top` likeliest tokens, best first.
+pub(super) fn likeliest(log_probs: &[f32], n_top: usize) -> Vec<TokenLogprob> {
     let token = |id: usize| TokenLogprob { id: id as u32, logprob: log_probs[id] };
-    let top = top_k(&log_probs, n_top).into_iter().map(token).collect();
-    GeneratedLogprob { token: token(id as usize), top }
+    top_k(log_probs, n_top).into_iter().map(token).collect()
 }
 
 /// For each row the log-probability of each prompt token after its first.

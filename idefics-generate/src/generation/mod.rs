@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::generation_config::GenerationConfig;
 use crate::logits::ProcessorChain;
 use crate::models::idefics2::LogitsToKeep;
-use crate::{Error, GenerationError, Idefics2, InputError, Prompts};
+use crate::{Error, Idefics2, InputError, Prompts};
 
 use beams::Beams;
 use device::OnDevice;
@@ -124,10 +124,6 @@ impl<'a> Generation<'a> {
         let mut chain = ProcessorChain::new(&config)?;
         let on_device = config.is_plain() && controls.processors.is_empty() && controls.logprobs.is_none();
         controls.processors.into_iter().for_each(|processor| chain.push(processor));
-        if controls.logprobs.is_some() && config.num_beams() > 1 {
-            let reason = "tokens of beams have no log-probabilities yet; their answers have scores";
-            return Err(GenerationError::Conflict { option: "logprobs", other: "num_beams", reason }.into());
-        }
 
         let per_sample = config.num_beams().max(config.num_return_sequences());
         let rows = Rows::new(prompts, per_sample, &config);
@@ -153,7 +149,7 @@ impl<'a> Generation<'a> {
         let strategy = match config.num_beams() {
             1 if on_device => Strategy::OnDevice(OnDevice::new(&config, vocab_size, &logits.device())),
             1 => Strategy::OnHost(OnHost::new(&config, chain, controls.seed, &rows)),
-            _ => Strategy::Beams(Beams::new(&config, chain, controls.seed, &rows)),
+            _ => Strategy::Beams(Beams::new(&config, chain, controls.seed, controls.logprobs, &rows)),
         };
         Ok(Self {
             model,
@@ -178,7 +174,10 @@ impl<'a> Generation<'a> {
     pub fn step(&mut self) -> Result<Option<Vec<u32>>, Error> {
         if self.cancel.is_cancelled() && !self.rows.all_finished() {
             match &mut self.strategy {
-                Strategy::Beams(beams) => beams.end(&mut self.rows, &self.stops, FinishReason::Cancelled),
+                Strategy::Beams(beams) => {
+                    beams.end(&mut self.rows, &self.stops, FinishReason::Cancelled);
+                    self.logprobs = beams.logprobs().unwrap_or_default();
+                }
                 _ => self.rows.finish_all(FinishReason::Cancelled),
             }
         }
@@ -205,7 +204,11 @@ impl<'a> Generation<'a> {
             }
             Strategy::Beams(beams) => {
                 let logits = logprobs::read(logits)?;
-                return Ok(Some(beams.step(&logits, &mut self.rows, &self.stops)?));
+                let next_tokens = beams.step(&logits, &mut self.rows, &self.stops)?;
+                if self.rows.all_finished() {
+                    self.logprobs = beams.logprobs().unwrap_or_default();
+                }
+                return Ok(Some(next_tokens));
             }
         };
         Ok(Some(self.rows.push(next_tokens, &self.config, &self.stops)))
@@ -252,7 +255,8 @@ impl<'a> Generation<'a> {
         self.rows.finished[row]
     }
 
-    /// The log-probabilities of a row's generated tokens; empty unless [`Controls::logprobs`] asked for them.
+    /// The log-probabilities of a row's generated tokens; empty unless [`Controls::logprobs`] asked for them, and for
+    /// beams until the search is over.
     pub fn logprobs(&self, row: usize) -> &[GeneratedLogprob] {
         self.logprobs.get(row).map_or(&[], Vec::as_slice)
     }
