@@ -203,9 +203,26 @@ fn a_broken_row_is_a_row_with_its_error() {
     assert_eq!(rows.len(), 11);
     assert!(rows[4]["error"].as_str().unwrap().contains("broken.png"), "{}", rows[4]);
     assert!(rows[9]["id"] == "last" && rows[9]["error"].as_str().unwrap().contains("txt"), "{}", rows[9]);
-    assert!(rows[10]["id"] == 12 && rows[10]["error"].as_str().unwrap().contains("line 12"), "{}", rows[10]);
+    assert!(rows[10]["line"] == 12 && rows[10]["error"].as_str().unwrap().contains("line 12"), "{}", rows[10]);
     let answered = rows.iter().filter(|row| row["text"].is_string()).count();
     assert_eq!(answered, 8);
+
+    // What has no id of its own does not take one from the others.
+    let rows = "{\"id\": 1, \"text\": \"a\"}\n{\"id\"\n{\"id\": 2, \"text\": \"b\"}\n{\"id\": null}\n{\"id\": null}\n{\"text\": \"c\"}\n";
+    fs::write(files.path("in.jsonl"), rows).unwrap();
+    let output = files.command("names.jsonl").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let rows = lines(&fs::read_to_string(files.path("names.jsonl")).unwrap());
+    let begins: Vec<(&str, u64)> = rows
+        .iter()
+        .map(|row| row.as_object().unwrap().iter().next().unwrap())
+        .map(|(key, value)| (key.as_str(), value.as_u64().unwrap()))
+        .collect();
+    assert_eq!(begins, [("id", 1), ("line", 2), ("id", 2), ("line", 4), ("line", 5), ("line", 6)]);
+    assert_eq!(
+        rows.iter().map(|row| row["error"].is_string()).collect::<Vec<_>>(),
+        [false, true, false, true, true, false]
+    );
 
     fs::write(files.path("in.jsonl"), "{\"id\": 1, \"text\": \"a\"}\n{\"id\": 1, \"text\": \"b\"}\n").unwrap();
     let output = files.command("twice.jsonl").output().unwrap();

@@ -89,8 +89,9 @@ Image paths are relative to the file. If a sample of a batch is refused, none is
     /// Run any number of samples from a file with one JSON object a line; what was done is kept if the program ends.
     #[command(after_help = "A line is a sample as of `generate`, with an id of its own if wanted:
   {\"id\": \"a1\", \"text\": \"<image>What is this?\", \"images\": [\"photo.jpg\"]}
-A line of the output is {\"id\": …, \"text\": …, …} as of --json, or {\"id\": …, \"error\": \"…\"}, in the order of the input. Run the
-same command again to go on after an interruption. Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
+A line of the output is {\"id\": …, \"text\": …, …} as of --json, or {\"id\": …, \"error\": \"…\"}, in the order of the input; where
+the input has no id, or one that is neither a string nor a number, it begins with {\"line\": N, counted from 1. Run the same
+command again to go on after an interruption. Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
     Batch(BatchArgs),
     /// Talk about images: /image PATH, /undo, /reset, /save PATH, /help; Ctrl-C ends an answer, Ctrl-D the program.
     #[command(after_help = "Example: idefics --model DIR chat photo.jpg --max-new-tokens 200")]

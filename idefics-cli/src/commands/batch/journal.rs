@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::rows::Name;
 use crate::failure::Failure;
 
 /// The files of one output.
@@ -24,8 +25,8 @@ pub(super) struct Journal {
 /// A row that was done.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Done {
-    /// The row's own name.
-    pub(super) id: Value,
+    /// The row's name.
+    pub(super) name: Name,
     /// Digest of what was asked.
     pub(super) input: String,
     /// The line of the output.
@@ -52,7 +53,7 @@ struct Line {
 #[derive(Debug)]
 pub(super) enum Opened {
     /// Something is left to do.
-    Journal(Journal, HashMap<String, Done>),
+    Journal(Journal, HashMap<Name, Done>),
     /// The output is there, of this very run.
     Complete,
 }
@@ -113,7 +114,7 @@ impl Journal {
         }
         journal.cut(end as u64)?;
         let whole = groups.into_values().filter(|lines| lines.len() == lines[0].of).flatten();
-        let done = whole.map(|line| (line.done.id.to_string(), line.done)).collect();
+        let done = whole.map(|line| (line.done.name.clone(), line.done)).collect();
         Ok(Opened::Journal(journal, done))
     }
 
@@ -222,24 +223,24 @@ mod tests {
     use super::*;
 
     fn done(id: usize) -> Done {
-        Done { id: json!(id), input: format!("digest {id}"), row: json!({"id": id, "text": "a\nb"}) }
+        Done { name: Name::Line(id), input: format!("digest {id}"), row: json!({"line": id, "text": "a\nb"}) }
     }
 
-    fn reopened(output: &Path) -> (Journal, Vec<String>) {
+    fn reopened(output: &Path) -> (Journal, Vec<usize>) {
         let Ok(Opened::Journal(journal, done)) = Journal::open(output, "run", "input", false) else {
             panic!("there is something left to do")
         };
-        let mut ids: Vec<String> = done.into_keys().collect();
-        ids.sort();
-        (journal, ids)
+        let lines: Vec<usize> = (1..10).filter(|&line| done.contains_key(&Name::Line(line))).collect();
+        assert_eq!(lines.len(), done.len());
+        (journal, lines)
     }
 
     #[test]
     fn whatever_is_torn_off_the_end_only_whole_groups_count() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("out.jsonl");
-        let (mut journal, ids) = reopened(&output);
-        assert!(ids.is_empty());
+        let (mut journal, lines) = reopened(&output);
+        assert!(lines.is_empty());
         journal.keep(&[done(1), done(2)]).unwrap();
         let whole = std::fs::metadata(&journal.part).unwrap().len();
         journal.keep(&[done(3), done(4), done(5)]).unwrap();
@@ -248,16 +249,16 @@ mod tests {
         let bytes = std::fs::read(&part).unwrap();
         for len in 0..=bytes.len() {
             std::fs::write(&part, &bytes[..len]).unwrap();
-            let (mut journal, ids) = reopened(&output);
+            let (mut journal, lines) = reopened(&output);
             let expected = match len as u64 {
-                _ if len == bytes.len() => vec!["1", "2", "3", "4", "5"],
-                len if len >= whole => vec!["1", "2"],
+                _ if len == bytes.len() => vec![1, 2, 3, 4, 5],
+                len if len >= whole => vec![1, 2],
                 _ => vec![],
             };
-            assert_eq!(ids, expected, "{len} of {} bytes", bytes.len());
+            assert_eq!(lines, expected, "{len} of {} bytes", bytes.len());
             journal.keep(&[done(9)]).unwrap();
             drop(journal);
-            assert!(reopened(&output).1.contains(&"9".to_owned()), "{len} bytes");
+            assert!(reopened(&output).1.contains(&9), "{len} bytes");
         }
     }
 

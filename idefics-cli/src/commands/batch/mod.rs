@@ -3,6 +3,7 @@
 mod journal;
 mod rows;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::path::Path;
 use idefics_generate::processor::Sample;
 use idefics_generate::{Answer, CancelToken, FinishReason, Idefics};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::args::{BatchArgs, Global};
@@ -18,7 +19,7 @@ use crate::failure::Failure;
 use crate::{commands, model};
 
 use journal::{Done, Journal, Opened};
-use rows::{InputRow, hex};
+use rows::{InputRow, Name, hex};
 
 /// Bytes of both ends of a weight file by which a model is known.
 const ENDS: u64 = 64 << 10;
@@ -35,18 +36,19 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
         }
         Opened::Journal(journal, done) => (journal, done),
     };
-    let gone = done.values().filter(|done| !rows.iter().any(|row| row.id == done.id)).count();
+    let asked: HashMap<&Name, &str> = rows.iter().map(|row| (&row.name, row.digest.as_str())).collect();
+    let gone = done.keys().filter(|name| !asked.contains_key(name)).count();
     if gone > 0 {
         eprintln!("warning: {gone} rows that were done are not in {} any more", args.input.display());
     }
-    done.retain(|_, done| rows.iter().any(|row| row.id == done.id && row.digest == done.input));
+    done.retain(|name, done| asked.get(name) == Some(&done.input.as_str()));
 
     let model = model::load_from(global, folder)?;
     commands::warn(global, &model, &args.generation.options());
     let cancel = model::cancel_on_interrupt();
     let bar = progress_bar(rows.len());
     for group in groups(&rows, args.batch_size.get(), &model) {
-        let is_done = |row: &&InputRow| done.contains_key(&row.id.to_string());
+        let is_done = |row: &&InputRow| done.contains_key(&row.name);
         if group.iter().all(is_done) {
             bar.inc(group.len() as u64);
             continue;
@@ -54,10 +56,10 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
         let answered = answer_group(global, args, &model, &group, &cancel)?;
         journal.keep(&answered)?;
         bar.inc(group.len() as u64);
-        done.extend(answered.into_iter().map(|row| (row.id.to_string(), row)));
+        done.extend(answered.into_iter().map(|row| (row.name.clone(), row)));
     }
     bar.finish_and_clear();
-    let in_order: Vec<&Value> = rows.iter().filter_map(|row| Some(&done.get(&row.id.to_string())?.row)).collect();
+    let in_order: Vec<&Value> = rows.iter().filter_map(|row| Some(&done.get(&row.name)?.row)).collect();
     let failed: Vec<bool> = in_order.iter().map(|row| row.get("error").is_some()).collect();
     journal.finish(in_order.into_iter(), &run, &input)?;
     verdict(failed.into_iter())
@@ -114,17 +116,28 @@ fn answer_group(
             Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => {
                 return Err(Failure::interrupted());
             }
-            Ok(answers) => output_row(&row.id, &answers)?,
-            Err(failure) if failure.is_of_one_input() => json!({"id": row.id, "error": failure.message()}),
+            Ok(answers) => answer_line(&row.name, &answers)?,
+            Err(failure) if failure.is_of_one_input() => {
+                line(&row.name, [("error".to_owned(), failure.message().into())])?
+            }
             Err(failure) => return Err(failure),
         };
-        rows.push(Done { id: row.id.clone(), input: row.digest.clone(), row: row_of_output });
+        rows.push(Done { name: row.name.clone(), input: row.digest.clone(), row: row_of_output });
     }
     Ok(rows)
 }
 
-/// A line of the output: the answer without its times, which are of the whole group and never the same twice.
-fn output_row(id: &Value, answers: &[Answer]) -> Result<Value, Failure> {
+/// A line of the output.
+fn line(name: &Name, of_row: impl IntoIterator<Item = (String, Value)>) -> Result<Value, Failure> {
+    let mut line = serde_json::to_value(name).map_err(std::io::Error::from)?;
+    if let Some(line) = line.as_object_mut() {
+        line.extend(of_row);
+    }
+    Ok(line)
+}
+
+/// The answer without its times, which are of the whole group and never the same twice.
+fn answer_line(name: &Name, answers: &[Answer]) -> Result<Value, Failure> {
     let mut objects = Vec::with_capacity(answers.len());
     for answer in answers {
         let mut object = serde_json::to_value(answer).map_err(std::io::Error::from)?;
@@ -133,16 +146,10 @@ fn output_row(id: &Value, answers: &[Answer]) -> Result<Value, Failure> {
         }
         objects.push(object);
     }
-    let mut row = json!({"id": id});
     match objects.as_slice() {
-        [Value::Object(answer)] => {
-            if let Some(row) = row.as_object_mut() {
-                row.extend(answer.clone());
-            }
-        }
-        _ => row["answers"] = objects.into(),
+        [Value::Object(answer)] => line(name, answer.clone()),
+        _ => line(name, [("answers".to_owned(), objects.into())]),
     }
-    Ok(row)
 }
 
 /// Everything that the rows depend on together: the model, the options, this program.

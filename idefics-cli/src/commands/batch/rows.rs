@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use idefics_generate::processor::{Content, PromptPart, Sample};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -13,11 +13,21 @@ use crate::failure::Failure;
 /// Bytes of a line at most.
 const MAX_LINE: usize = 64 << 20;
 
+/// How a line of the output begins: `{"id": …}` or `{"line": …}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Name {
+    /// The row's own, a string or a number.
+    Id(Value),
+    /// Where the row is in the input, from 1, if it has no id or one that is neither.
+    Line(usize),
+}
+
 /// A line of the input.
 #[derive(Debug)]
 pub(super) struct InputRow {
-    /// Its `id`, or the number of its line.
-    pub(super) id: Value,
+    /// What its answer is known by.
+    pub(super) name: Name,
     /// Digest of the line, and of the size and time of the files that it names.
     pub(super) digest: String,
     /// The sample, or what is wrong with the line.
@@ -64,8 +74,10 @@ pub(super) fn read(path: &Path) -> Result<(Vec<InputRow>, String), Failure> {
             continue;
         }
         let row = read_line(index + 1, line, folder);
-        if !seen.insert(row.id.to_string()) {
-            let message = format!("{}: line {}: the id {} was there before", path.display(), index + 1, row.id);
+        if let Name::Id(id) = &row.name
+            && !seen.insert(id.clone())
+        {
+            let message = format!("{}: line {}: the id {id} was there before", path.display(), index + 1);
             return Err(Failure::input(message));
         }
         digest.update(row.digest.as_bytes());
@@ -85,13 +97,12 @@ fn read_line(number: usize, line: &[u8], folder: &Path) -> InputRow {
         true => Err(at(&format!("{} bytes, at most {MAX_LINE} are read", line.len()))),
         false => serde_json::from_slice::<Value>(line).map_err(|error| at(&error)),
     };
-    let mut id = Value::from(number);
+    let mut name = Name::Line(number);
     let sample = value.and_then(|mut value| {
-        if let Some(named) = value.as_object_mut().and_then(|object| object.shift_remove("id")) {
-            id = named;
-        }
-        if !id.is_string() && !id.is_number() {
-            return Err(at(&"`id` is neither a string nor a number"));
+        match value.as_object_mut().and_then(|object| object.shift_remove("id")) {
+            Some(id) if id.is_string() || id.is_number() => name = Name::Id(id),
+            Some(_) => return Err(at(&"`id` is neither a string nor a number")),
+            None => {}
         }
         let mut sample = Sample::deserialize(value).map_err(|error| at(&error))?;
         sample.resolve_paths(folder);
@@ -103,7 +114,7 @@ fn read_line(number: usize, line: &[u8], folder: &Path) -> InputRow {
             digest.update(format!("{:?}", file.modified().ok()));
         }
     }
-    InputRow { id, digest: hex(digest), sample }
+    InputRow { name, digest: hex(digest), sample }
 }
 
 /// A digest in hexadecimal digits.
