@@ -1,6 +1,6 @@
 //! What a batch has done so far: a file of lines with checksums, appended to and synced after each group of rows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -105,7 +105,7 @@ impl Journal {
                 return journal.begin(&head).map(|journal| Opened::Journal(journal, HashMap::new()));
             }
         };
-        let mut groups: HashMap<usize, Vec<Line>> = HashMap::new();
+        let mut groups: BTreeMap<usize, Vec<Line>> = BTreeMap::new(); // the last answer to a row counts
         for (len, text) in lines {
             let Ok(line) = serde_json::from_str::<Line>(text) else { break };
             journal.groups = journal.groups.max(line.group + 1);
@@ -260,6 +260,21 @@ mod tests {
             drop(journal);
             assert!(reopened(&output).1.contains(&9), "{len} bytes");
         }
+    }
+
+    #[test]
+    fn the_last_answer_to_a_row_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out.jsonl");
+        let (mut journal, _) = reopened(&output);
+        for group in 0..40 {
+            journal.keep(&[Done { input: format!("edit {group}"), ..done(1) }, done(2)]).unwrap();
+        }
+        drop(journal);
+        let Ok(Opened::Journal(_, done)) = Journal::open(&output, "run", "input", false) else {
+            panic!("not complete")
+        };
+        assert_eq!(done[&Name::Line(1)].input, "edit 39");
     }
 
     #[test]
