@@ -193,6 +193,36 @@ fn a_batch_that_is_killed_goes_on_where_it_was() {
 }
 
 #[test]
+fn options_that_cannot_be_followed_leave_nothing_in_the_way() {
+    let files = BatchFiles::new(3, None);
+    let refused = files.command("out.jsonl").args(["--num-beams", "0"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    assert!(["out.jsonl", "out.jsonl.part", "out.jsonl.lock"].iter().all(|name| !files.path(name).exists()));
+    let refused = files.command("out.jsonl").args(["--bad-words-ids", "[[99999]]"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    let output = files.command("out.jsonl").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_output_is_as_readable_as_any_new_file() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let files = BatchFiles::new(1, None);
+    let output = files.command("out.jsonl").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let mode = |name| fs::metadata(files.path(name)).unwrap().permissions().mode();
+    assert_eq!(mode("out.jsonl"), mode("in.jsonl"));
+
+    fs::write(files.path("out.jsonl"), [0xff]).unwrap();
+    let output = files.command("out.jsonl").output().unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("out.jsonl") && !stderr.contains("standard output"), "{stderr}");
+}
+
+#[test]
 fn a_broken_row_is_a_row_with_its_error() {
     let files = BatchFiles::new(9, Some(4));
     let mut input = fs::OpenOptions::new().append(true).open(files.path("in.jsonl")).unwrap();

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use idefics_generate::Error;
+use idefics_generate::nn::checkpoint::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -54,8 +56,42 @@ struct Line {
 pub(super) enum Opened {
     /// Something is left to do.
     Journal(Journal, HashMap<Name, Done>),
-    /// The output is there, of this very run.
-    Complete,
+    /// The output is there, of this very run: its lines.
+    Complete(Vec<Value>),
+}
+
+/// What a journal holds.
+#[derive(Debug)]
+struct Kept {
+    head: Head,
+    done: HashMap<Name, Done>,
+    groups: usize,
+    /// Bytes of the lines that are whole.
+    len: usize,
+}
+
+impl Kept {
+    /// A journal without a whole group is as good as none.
+    fn read(part: &Path) -> Result<Option<Self>, Failure> {
+        let bytes = match std::fs::read(part) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(|error| failed(part, &error))?,
+        };
+        let mut lines =
+            bytes.split_inclusive(|&byte| byte == b'\n').map_while(|line| Some((line.len(), payload(line)?)));
+        let head = lines.next().and_then(|(len, text)| Some((len, serde_json::from_str(text).ok()?)));
+        let Some((mut len, head)) = head else { return Ok(None) };
+        let mut groups: BTreeMap<usize, Vec<Line>> = BTreeMap::new(); // the last answer to a row counts
+        for (line_len, text) in lines {
+            let Ok(line) = serde_json::from_str::<Line>(text) else { break };
+            groups.entry(line.group).or_default().push(line);
+            len += line_len;
+        }
+        let n_groups = groups.last_key_value().map_or(0, |(last, _)| last + 1);
+        let whole = groups.into_values().filter(|lines| lines.len() == lines[0].of).flatten();
+        let done: HashMap<Name, Done> = whole.map(|line| (line.done.name.clone(), line.done)).collect();
+        Ok((!done.is_empty()).then_some(Self { head, done, groups: n_groups, len }))
+    }
 }
 
 impl Journal {
@@ -77,45 +113,37 @@ impl Journal {
         lock.read_to_string(&mut finished).map_err(|error| failed(output, &error))?;
         if restart {
             remove(&part)?;
-        } else if output.exists() && !part.exists() {
-            if finished == format!("{run} {input}") {
-                return Ok(Opened::Complete);
+        }
+        let head = Head { run: run.to_owned() };
+        let kept = Kept::read(&part)?;
+        match &kept {
+            Some(kept) if kept.head != head => {
+                let message = "was begun with another model or other options; give --restart to begin anew";
+                return Err(Failure::usage(format!("{}: {message}", part.display())));
             }
-            let message = "exists, of another run or of another program; give --restart to replace it";
-            return Err(Failure::file_system(format!("{}: {message}", output.display())));
+            None if output.exists() && !restart => {
+                if finished == format!("{run} {input}") {
+                    return Ok(Opened::Complete(read_output(output)?));
+                }
+                let message = "exists, of another run or of another program; give --restart to replace it";
+                return Err(Failure::file_system(format!("{}: {message}", output.display())));
+            }
+            _ => {}
         }
         write_lock(&mut lock, "").map_err(|error| failed(output, &error))?;
-
-        let mut file = open(&part)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|error| failed(&part, &error))?;
-        let mut lines =
-            bytes.split_inclusive(|&byte| byte == b'\n').map_while(|line| Some((line.len(), payload(line)?)));
-        let head = Head { run: run.to_owned() };
-        let known = lines.next().map(|(len, text)| (len, serde_json::from_str::<Head>(text)));
+        let file = open(&part)?;
         let mut journal = Self { output: output.to_owned(), part, file, lock, groups: 0 };
-        let mut end = match known {
-            Some((len, Ok(known))) if known == head => len,
-            Some((_, Ok(_))) => {
-                let message = "was begun with another model or other options; give --restart to begin anew";
-                return Err(Failure::usage(format!("{}: {message}", journal.part.display())));
+        match kept {
+            Some(kept) => {
+                journal.cut(kept.len as u64)?;
+                journal.groups = kept.groups;
+                Ok(Opened::Journal(journal, kept.done))
             }
-            _ => {
+            None => {
                 journal.cut(0)?;
-                return journal.begin(&head).map(|journal| Opened::Journal(journal, HashMap::new()));
+                Ok(Opened::Journal(journal.begin(&head)?, HashMap::new()))
             }
-        };
-        let mut groups: BTreeMap<usize, Vec<Line>> = BTreeMap::new(); // the last answer to a row counts
-        for (len, text) in lines {
-            let Ok(line) = serde_json::from_str::<Line>(text) else { break };
-            journal.groups = journal.groups.max(line.group + 1);
-            groups.entry(line.group).or_default().push(line);
-            end += len;
         }
-        journal.cut(end as u64)?;
-        let whole = groups.into_values().filter(|lines| lines.len() == lines[0].of).flatten();
-        let done = whole.map(|line| (line.done.name.clone(), line.done)).collect();
-        Ok(Opened::Journal(journal, done))
     }
 
     fn begin(mut self, head: &Head) -> Result<Self, Failure> {
@@ -153,26 +181,20 @@ impl Journal {
         run: &str,
         input: &str,
     ) -> Result<(), Failure> {
-        let folder = match self.output.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            let mut buffered = std::io::BufWriter::new(&mut file);
-            for row in rows {
-                writeln!(buffered, "{row}")?;
-            }
-            buffered.flush()?;
-            drop(buffered);
-            file.as_file().sync_all()?;
-            file.persist(&self.output).map_err(|error| error.error)?;
-            File::open(folder)?.sync_all()
-        };
-        write().map_err(|error| failed(&self.output, &error))?;
+        let mut lines = String::new();
+        for row in rows {
+            lines.push_str(&format!("{row}\n"));
+        }
+        write_atomically(&self.output, |file| file.write_all(lines.as_bytes())).map_err(Error::from)?;
         write_lock(&mut self.lock, &format!("{run} {input}")).map_err(|error| failed(&self.output, &error))?;
         remove(&self.part)
     }
+}
+
+fn read_output(output: &Path) -> Result<Vec<Value>, Failure> {
+    let text = std::fs::read(output).map_err(|error| failed(output, &error))?;
+    let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(serde_json::from_slice).collect::<Result<_, _>>().map_err(|error| failed(output, &error.into()))
 }
 
 fn write_lock(lock: &mut File, text: &str) -> std::io::Result<()> {
@@ -189,7 +211,7 @@ fn open(path: &Path) -> Result<File, Failure> {
 
 fn remove(path: &Path) -> Result<(), Failure> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(path, &error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(path, &error)),
         _ => Ok(()),
     }
 }
@@ -278,6 +300,25 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_did_nothing_keeps_no_other_from_the_output() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out.jsonl");
+        drop(reopened(&output));
+        let Ok(Opened::Journal(mut journal, _)) = Journal::open(&output, "another", "input", false) else {
+            panic!("nothing was done")
+        };
+        journal.keep(&[done(1)]).unwrap();
+        drop(journal);
+        assert!(Journal::open(&output, "run", "input", false).is_err());
+
+        // Nor does it make another program's output its own.
+        let output = folder.path().join("theirs.jsonl");
+        drop(reopened(&output));
+        std::fs::write(&output, "theirs").unwrap();
+        assert!(Journal::open(&output, "run", "input", false).is_err());
+    }
+
+    #[test]
     fn an_output_has_one_writer_one_run_and_an_end() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("out.jsonl");
@@ -289,7 +330,7 @@ mod tests {
         let (journal, _) = reopened(&output);
         journal.finish([json!({"id": 1})].iter(), "run", "input").unwrap();
         assert_eq!(std::fs::read_to_string(&output).unwrap(), "{\"id\":1}\n");
-        assert!(matches!(Journal::open(&output, "run", "input", false), Ok(Opened::Complete)));
+        assert!(matches!(Journal::open(&output, "run", "input", false), Ok(Opened::Complete(_))));
         assert!(Journal::open(&output, "run", "edited", false).is_err());
         assert!(matches!(Journal::open(&output, "run", "edited", true), Ok(Opened::Journal(..))));
     }

@@ -9,7 +9,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use idefics_generate::processor::Sample;
-use idefics_generate::{Answer, CancelToken, FinishReason, Idefics};
+use idefics_generate::{Answer, CancelToken, Error, FinishReason, GenerationConfig, Idefics};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -29,10 +29,12 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     let (rows, input) = rows::read(&args.input)?;
     let folder = model::folder(global)?;
     let run = run_digest(global, args, folder.path())?;
+    let options = args.generation.options().over(&GenerationConfig::from_folder(folder.path())?);
+    options.validate().map_err(Error::from)?; // before anything is written
     let (mut journal, mut done) = match Journal::open(&args.output, &run, &input, args.restart)? {
-        Opened::Complete => {
+        Opened::Complete(rows) => {
             eprintln!("{}: complete already", args.output.display());
-            return verdict(std::fs::read_to_string(&args.output)?.lines().map(|line| line.contains("\"error\":")));
+            return verdict(rows.iter());
         }
         Opened::Journal(journal, done) => (journal, done),
     };
@@ -60,17 +62,16 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     }
     bar.finish_and_clear();
     let in_order: Vec<&Value> = rows.iter().filter_map(|row| Some(&done.get(&row.name)?.row)).collect();
-    let failed: Vec<bool> = in_order.iter().map(|row| row.get("error").is_some()).collect();
-    journal.finish(in_order.into_iter(), &run, &input)?;
-    verdict(failed.into_iter())
+    journal.finish(in_order.iter().copied(), &run, &input)?;
+    verdict(in_order.into_iter())
 }
 
 /// Whether some rows failed.
-fn verdict(failed: impl Iterator<Item = bool>) -> Result<(), Failure> {
-    let failed: Vec<bool> = failed.collect();
-    match failed.iter().filter(|&&failed| failed).count() {
+fn verdict<'r>(rows: impl ExactSizeIterator<Item = &'r Value>) -> Result<(), Failure> {
+    let n_rows = rows.len();
+    match rows.filter(|row| row.get("error").is_some()).count() {
         0 => Ok(()),
-        n_failed => Err(Failure::some_failed(n_failed, failed.len())),
+        n_failed => Err(Failure::some_failed(n_failed, n_rows)),
     }
 }
 
