@@ -193,6 +193,31 @@ fn a_batch_that_is_killed_goes_on_where_it_was() {
 }
 
 #[test]
+fn an_edited_input_runs_what_changed() {
+    let files = BatchFiles::new(12, Some(4));
+    assert_eq!(files.command("out.jsonl").output().unwrap().status.code(), Some(1));
+    let before = lines(&fs::read_to_string(files.path("out.jsonl")).unwrap());
+    let input = fs::read_to_string(files.path("in.jsonl")).unwrap();
+    let mut rows: Vec<String> = input.lines().map(str::to_owned).collect();
+    rows[1] = json!({"id": 1, "text": "Another question"}).to_string();
+    rows[4] = json!({"id": 4, "text": "No image"}).to_string();
+    rows.remove(7);
+    rows.reverse();
+    fs::write(files.path("in.jsonl"), rows.join("\n")).unwrap();
+
+    let output = files.command("out.jsonl").output().unwrap();
+    let stderr = text(&output.stderr);
+    assert!(output.status.success() && stderr.contains("1 rows that were done are not in"), "{stderr}");
+    assert_eq!(files.ids("out.jsonl"), [11, 10, 9, 8, 6, 5, 4, 3, 2, 1, 0]);
+    for row in lines(&fs::read_to_string(files.path("out.jsonl")).unwrap()) {
+        let id = row["id"].as_u64().unwrap();
+        assert_eq!(row == before[id as usize], ![1, 4].contains(&id), "{row}");
+    }
+    let again = files.command("out.jsonl").output().unwrap();
+    assert!(again.status.success() && text(&again.stderr).contains("complete already"));
+}
+
+#[test]
 fn options_that_cannot_be_followed_leave_nothing_in_the_way() {
     let files = BatchFiles::new(3, None);
     let refused = files.command("out.jsonl").args(["--num-beams", "0"]).output().unwrap();

@@ -89,9 +89,11 @@ Image paths are relative to the file. If a sample of a batch is refused, none is
     /// Run any number of samples from a file with one JSON object a line; what was done is kept if the program ends.
     #[command(after_help = "A line is a sample as of `generate`, with an id of its own if wanted:
   {\"id\": \"a1\", \"text\": \"<image>What is this?\", \"images\": [\"photo.jpg\"]}
-A line of the output is {\"id\": …, \"text\": …, …} as of --json, or {\"id\": …, \"error\": \"…\"}, in the order of the input; where
-the input has no id, or one that is neither a string nor a number, it begins with {\"line\": N, counted from 1. Run the same
-command again to go on after an interruption. Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
+A line of the output is {\"id\": …, \"text\": …, …} as of --json, or {\"id\": …, \"error\": \"…\"}, in the order of the
+input; it begins with {\"line\": N, counted from 1, where the input has no id, or one that is neither a string nor a number.
+Run the same command again to go on after an interruption, or after the input was edited: what is the same and was answered
+is not run again.
+Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
     Batch(BatchArgs),
     /// Talk about images: /image PATH, /undo, /reset, /save PATH, /help; Ctrl-C ends an answer, Ctrl-D the program.
     #[command(after_help = "Example: idefics --model DIR chat photo.jpg --max-new-tokens 200")]
@@ -175,7 +177,8 @@ pub(crate) struct BatchArgs {
     /// Samples, one JSON object a line.
     #[arg(value_name = "INPUT.jsonl")]
     pub(crate) input: PathBuf,
-    /// Where the answers go; beside it, OUT.jsonl.part keeps what was done so far.
+    /// Where the answers go. Beside it, OUT.jsonl.part keeps what was done until all is, and OUT.jsonl.lock keeps other
+    /// runs away and says afterwards what the output is of: without it the output counts as another program's.
     #[arg(long, value_name = "OUT.jsonl")]
     pub(crate) output: PathBuf,
     /// Samples that are run together; those of similar length are.

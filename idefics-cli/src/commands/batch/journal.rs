@@ -9,8 +9,9 @@ use idefics_generate::Error;
 use idefics_generate::nn::checkpoint::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
-use super::rows::Name;
+use super::rows::{Name, hex};
 use crate::failure::Failure;
 
 /// The files of one output.
@@ -19,7 +20,7 @@ pub(super) struct Journal {
     output: PathBuf,
     part: PathBuf,
     file: File,
-    /// Held while the program runs; afterwards it says which run the output is of.
+    /// Held while the program runs; afterwards it says what the output is of.
     lock: File,
     groups: usize,
 }
@@ -49,6 +50,26 @@ struct Line {
     of: usize,
     #[serde(flatten)]
     done: Done,
+}
+
+/// What the lock file says of a finished output.
+#[derive(Debug, Serialize, Deserialize)]
+struct Finished {
+    run: String,
+    input: String,
+    /// Digest of the output.
+    output: String,
+    /// Digest of what was asked, for each line of the output.
+    rows: Vec<String>,
+}
+
+impl Finished {
+    /// The lines that would come out the same again, if the output still is what was written: those of `run` without an
+    /// error. Whether they were asked for again is for the caller to see.
+    fn answers(self, lines: Vec<Value>) -> Vec<Done> {
+        let done = self.rows.into_iter().zip(lines).filter(|(_, row)| row.get("error").is_none());
+        done.filter_map(|(input, row)| Some(Done { name: Name::of_line(&row)?, input, row })).collect()
+    }
 }
 
 /// What [`Journal::open`] found.
@@ -109,28 +130,33 @@ impl Journal {
             }
             TryLockError::Error(error) => failed(output, &error),
         })?;
-        let mut finished = String::new();
-        lock.read_to_string(&mut finished).map_err(|error| failed(output, &error))?;
+        let mut finished = Vec::new();
+        lock.read_to_end(&mut finished).map_err(|error| failed(output, &error))?;
         if restart {
             remove(&part)?;
         }
         let head = Head { run: run.to_owned() };
         let kept = Kept::read(&part)?;
+        let mut answers = Vec::new();
         match &kept {
             Some(kept) if kept.head != head => {
                 let message = "was begun with another model or other options; give --restart to begin anew";
                 return Err(Failure::usage(format!("{}: {message}", part.display())));
             }
             None if output.exists() && !restart => {
-                if finished == format!("{run} {input}") {
-                    return Ok(Opened::Complete(read_output(output)?));
+                let text = std::fs::read(output).map_err(|error| failed(output, &error))?;
+                let finished = serde_json::from_slice::<Finished>(&finished).ok();
+                match finished.filter(|finished| finished.run == run && finished.output == digest(&text)) {
+                    Some(finished) if finished.input == input => return Ok(Opened::Complete(rows(output, &text)?)),
+                    Some(finished) => answers = finished.answers(rows(output, &text)?),
+                    None => {
+                        let message = "exists, of another run or of another program; give --restart to replace it";
+                        return Err(Failure::file_system(format!("{}: {message}", output.display())));
+                    }
                 }
-                let message = "exists, of another run or of another program; give --restart to replace it";
-                return Err(Failure::file_system(format!("{}: {message}", output.display())));
             }
             _ => {}
         }
-        write_lock(&mut lock, "").map_err(|error| failed(output, &error))?;
         let file = open(&part)?;
         let mut journal = Self { output: output.to_owned(), part, file, lock, groups: 0 };
         match kept {
@@ -141,7 +167,10 @@ impl Journal {
             }
             None => {
                 journal.cut(0)?;
-                Ok(Opened::Journal(journal.begin(&head)?, HashMap::new()))
+                journal = journal.begin(&head)?;
+                journal.keep(&answers)?;
+                let done = answers.into_iter().map(|done| (done.name.clone(), done)).collect();
+                Ok(Opened::Journal(journal, done))
             }
         }
     }
@@ -175,26 +204,32 @@ impl Journal {
     }
 
     /// Writes the output, whole or not at all, and removes the journal.
-    pub(super) fn finish<'r>(
-        mut self,
-        rows: impl Iterator<Item = &'r Value>,
-        run: &str,
-        input: &str,
-    ) -> Result<(), Failure> {
-        let mut lines = String::new();
-        for row in rows {
-            lines.push_str(&format!("{row}\n"));
+    pub(super) fn finish(mut self, rows: &[&Done], run: &str, input: &str) -> Result<(), Failure> {
+        let mut text = String::new();
+        for done in rows {
+            text.push_str(&format!("{}\n", done.row));
         }
-        write_atomically(&self.output, |file| file.write_all(lines.as_bytes())).map_err(Error::from)?;
-        write_lock(&mut self.lock, &format!("{run} {input}")).map_err(|error| failed(&self.output, &error))?;
+        write_atomically(&self.output, |file| file.write_all(text.as_bytes())).map_err(Error::from)?;
+        let finished = Finished {
+            run: run.to_owned(),
+            input: input.to_owned(),
+            output: digest(text.as_bytes()),
+            rows: rows.iter().map(|done| done.input.clone()).collect(),
+        };
+        let finished = serde_json::to_string(&finished).map_err(std::io::Error::from)?;
+        write_lock(&mut self.lock, &finished).map_err(|error| failed(&self.output, &error))?;
         remove(&self.part)
     }
 }
 
-fn read_output(output: &Path) -> Result<Vec<Value>, Failure> {
-    let text = std::fs::read(output).map_err(|error| failed(output, &error))?;
+/// The lines of an output.
+fn rows(output: &Path, text: &[u8]) -> Result<Vec<Value>, Failure> {
     let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
     lines.map(serde_json::from_slice).collect::<Result<_, _>>().map_err(|error| failed(output, &error.into()))
+}
+
+fn digest(bytes: &[u8]) -> String {
+    hex(Sha256::new().chain_update(bytes))
 }
 
 fn write_lock(lock: &mut File, text: &str) -> std::io::Result<()> {
@@ -328,10 +363,30 @@ mod tests {
         drop(journal);
         assert!(Journal::open(&output, "another", "input", false).is_err());
         let (journal, _) = reopened(&output);
-        journal.finish([json!({"id": 1})].iter(), "run", "input").unwrap();
-        assert_eq!(std::fs::read_to_string(&output).unwrap(), "{\"id\":1}\n");
+        journal.finish(&[&done(1)], "run", "input").unwrap();
+        assert_eq!(std::fs::read_to_string(&output).unwrap(), format!("{}\n", done(1).row));
         assert!(matches!(Journal::open(&output, "run", "input", false), Ok(Opened::Complete(_))));
+        assert!(Journal::open(&output, "another", "input", false).is_err());
+        assert!(matches!(Journal::open(&output, "another", "input", true), Ok(Opened::Journal(..))));
+    }
+
+    #[test]
+    fn an_edited_input_takes_what_was_answered_from_the_output() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out.jsonl");
+        let (journal, _) = reopened(&output);
+        let refused = Done { row: json!({"line": 2, "error": "no"}), ..done(2) };
+        journal.finish(&[&done(1), &refused, &done(3)], "run", "input").unwrap();
+        for _ in 0..2 {
+            let Ok(Opened::Journal(_, done)) = Journal::open(&output, "run", "edited", false) else {
+                panic!("there is something left to do")
+            };
+            let mut inputs: Vec<&str> = done.values().map(|done| done.input.as_str()).collect();
+            inputs.sort();
+            assert_eq!(inputs, ["digest 1", "digest 3"]);
+        }
+        remove(&beside(&output, ".part")).unwrap();
+        std::fs::write(&output, "{\"line\":1,\"text\":\"by hand\"}\n").unwrap();
         assert!(Journal::open(&output, "run", "edited", false).is_err());
-        assert!(matches!(Journal::open(&output, "run", "edited", true), Ok(Opened::Journal(..))));
     }
 }

@@ -50,9 +50,9 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     let cancel = model::cancel_on_interrupt();
     let bar = progress_bar(rows.len());
     for group in groups(&rows, args.batch_size.get(), &model) {
-        let is_done = |row: &&InputRow| done.contains_key(&row.name);
-        if group.iter().all(is_done) {
-            bar.inc(group.len() as u64);
+        let (known, group): (Vec<_>, Vec<_>) = group.into_iter().partition(|row| done.contains_key(&row.name));
+        bar.inc(known.len() as u64);
+        if group.is_empty() {
             continue;
         }
         let answered = answer_group(global, args, &model, &group, &cancel)?;
@@ -61,9 +61,9 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
         done.extend(answered.into_iter().map(|row| (row.name.clone(), row)));
     }
     bar.finish_and_clear();
-    let in_order: Vec<&Value> = rows.iter().filter_map(|row| Some(&done.get(&row.name)?.row)).collect();
-    journal.finish(in_order.iter().copied(), &run, &input)?;
-    verdict(in_order.into_iter())
+    let in_order: Vec<&Done> = rows.iter().filter_map(|row| done.get(&row.name)).collect();
+    journal.finish(&in_order, &run, &input)?;
+    verdict(in_order.iter().map(|done| &done.row))
 }
 
 /// Whether some rows failed.

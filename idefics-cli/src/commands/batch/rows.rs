@@ -23,6 +23,14 @@ pub(super) enum Name {
     Line(usize),
 }
 
+impl Name {
+    /// The name with which a line of the output begins.
+    pub(super) fn of_line(line: &Value) -> Option<Self> {
+        let id = line.get("id").map(|id| Self::Id(id.clone()));
+        id.or_else(|| line.get("line")?.as_u64()?.try_into().ok().map(Self::Line))
+    }
+}
+
 /// A line of the input.
 #[derive(Debug)]
 pub(super) struct InputRow {
