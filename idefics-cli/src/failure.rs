@@ -48,6 +48,15 @@ impl Failure {
         Self { code: INTERRUPTED, message: String::new() }
     }
 
+    /// What is wrong with a sample that was run alone, and that nobody numbered.
+    pub(crate) fn of_sample(error: Error) -> Self {
+        let mut failure = Self::from(error);
+        if let Some(rest) = ["row 0, ", "row 0: "].iter().find_map(|row| failure.message.strip_prefix(row)) {
+            failure.message = rest.to_owned();
+        }
+        failure
+    }
+
     /// `failed` of `all` inputs were refused; each was reported already.
     pub(crate) fn some_failed(failed: usize, all: usize) -> Self {
         Self { code: SOME_FAILED, message: format!("{failed} of {all} inputs failed") }

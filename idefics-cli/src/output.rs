@@ -24,7 +24,8 @@ pub(crate) fn answer_one(
     let mut stdout = io::stdout().lock();
     let prefix = image.map_or_else(String::new, |image| format!("{image}: "));
     if !options.over(model.generation_config()).is_streamable() {
-        let answers = model.generate(std::slice::from_ref(sample), &process, &options, controls)?;
+        let answers = model.generate(std::slice::from_ref(sample), &process, &options, controls);
+        let answers = answers.map_err(Failure::of_sample)?;
         for answer in &answers {
             match global.json {
                 true => print_json(&mut stdout, answer, image)?,
@@ -39,7 +40,8 @@ pub(crate) fn answer_one(
         if !global.json && !chunks.write(&mut stdout, chunk) {
             cancel.cancel(); // nobody reads any more
         }
-    })?;
+    });
+    let answer = answer.map_err(Failure::of_sample)?;
     let prefix = chunks.finish()?;
     match global.json {
         true => print_json(&mut stdout, &answer, image)?,

@@ -93,6 +93,7 @@ fn a_text_file_that_calls_itself_an_image() {
     let image = folder.path().join("photo.png");
     fs::write(&image, "This is no picture.").unwrap();
     refused(&checkpoint(), &["ask", image.to_str().unwrap(), "What?"], 3, "photo.png");
+    refused(&checkpoint(), &["ask", image.to_str().unwrap(), "What?"], 3, "error: image 0");
 }
 
 #[test]

@@ -256,7 +256,8 @@ fn a_broken_row_is_a_row_with_its_error() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     let rows = lines(&fs::read_to_string(files.path("out.jsonl")).unwrap());
     assert_eq!(rows.len(), 11);
-    assert!(rows[4]["error"].as_str().unwrap().contains("broken.png"), "{}", rows[4]);
+    let error = rows[4]["error"].as_str().unwrap();
+    assert!(error.starts_with("image 0") && error.contains("broken.png"), "{error}");
     assert!(rows[9]["id"] == "last" && rows[9]["error"].as_str().unwrap().contains("txt"), "{}", rows[9]);
     assert!(rows[10]["line"] == 12 && rows[10]["error"].as_str().unwrap().contains("line 12"), "{}", rows[10]);
     let answered = rows.iter().filter(|row| row["text"].is_string()).count();

@@ -157,7 +157,7 @@ impl Chat<'_> {
             }
         });
         self.interrupts.end();
-        let answer = answer?;
+        let answer = answer.map_err(Failure::of_sample)?;
         chunks.finish()?;
         self.images.clear(); // an error leaves them for the next attempt
         match is_json {

@@ -37,7 +37,8 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
     for option in args.generation.given() {
         eprintln!("warning: `{option}` means nothing with `--rank`, which generates nothing");
     }
-    let ranking = model.rank(&sample, &args.labels, &args.generation.process(), args.rank_options(), &cancel)?;
+    let ranking = model.rank(&sample, &args.labels, &args.generation.process(), args.rank_options(), &cancel);
+    let ranking = ranking.map_err(Failure::of_sample)?;
     let mut stdout = io::stdout().lock();
     match global.json {
         true => {

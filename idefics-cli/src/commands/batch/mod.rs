@@ -111,7 +111,7 @@ fn answer_group(
         let result = match (&row.sample, &mut together) {
             (Err(reason), _) => Err(Failure::input(reason.clone())),
             (Ok(_), Some(answers)) => Ok(answers.next().unwrap_or_default()),
-            (Ok(sample), None) => generate(std::slice::from_ref(sample)).map_err(Failure::from),
+            (Ok(sample), None) => generate(std::slice::from_ref(sample)).map_err(Failure::of_sample),
         };
         let row_of_output = match result {
             Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => {
