@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor};
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::train::{
-    LossGradients, Schedule, StepReport, TrainError, Trainer, TrainingBatch, TrainingConfig,
+    LabelledText, LossGradients, Schedule, StepReport, TrainError, Trainer, TrainingBatch, TrainingConfig,
 };
 use idefics_generate::{ErrorKind, Idefics2, Idefics2Config, InputError, LabelRecipe, ModelConfig, Prompts};
 use idefics_nn::{ParameterVisitor, visit_parameters};
@@ -53,6 +53,51 @@ fn batch(config: &Idefics2Config, seed: u32) -> TrainingBatch {
         images: vec![image(2, 3), image(3, 2), image(2, 3)],
         recipe: LabelRecipe::IgnoreImageTokens,
         prompts,
+        parents: None,
+    }
+}
+
+/// Two rows of three texts each, about one and two pictures: in one batch that branches, and each in a row of its own.
+fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
+    let recipe = LabelRecipe::IgnoreImageTokens;
+    let pictures = batch(config, 3).images;
+    let latents = config.perceiver_config.resampler_n_latents;
+    let text = |n_images: usize, read: &[u32], learned: &[u32]| {
+        let beginning = std::iter::once(1).chain(std::iter::repeat_n(config.image_token_id, n_images * latents));
+        let ids: Vec<u32> = beginning.chain(read.iter().chain(learned).copied()).collect();
+        let n_read = ids.len() - learned.len();
+        let labels = ids.iter().enumerate().map(|(slot, &id)| if slot < n_read { -100 } else { i64::from(id) });
+        LabelledText { labels: labels.collect(), ids }
+    };
+    let rows = [
+        // The second parts from the first at its answer, the third in its question.
+        vec![text(1, &[40, 41, 42], &[50, 51]), text(1, &[40, 41, 42], &[50, 52, 53]), text(1, &[40, 43], &[54])],
+        vec![text(2, &[40, 44], &[55]), text(2, &[45, 46, 47, 48], &[56, 57]), text(2, &[40, 44, 49], &[58])],
+    ];
+    let one_image = &pictures[..1];
+    let two_images = &pictures[1..];
+    let together = TrainingBatch::branching(&rows, pictures.clone(), recipe, 0).unwrap();
+    assert_eq!(together.prompts.batch(), 2);
+    let apart = rows.concat();
+    let ids: Vec<Vec<u32>> = apart.iter().map(|text| text.ids.clone()).collect();
+    let prompts = Prompts::pad_left(&ids, 0).unwrap();
+    let padded = prompts.left_padding().iter().zip(&apart);
+    let labels = padded.flat_map(|(&n, text)| std::iter::repeat_n(-100, n).chain(text.labels.clone())).collect();
+    let images = [one_image, one_image, one_image, two_images, two_images, two_images].concat();
+    [together, TrainingBatch { prompts, images, labels, recipe, parents: None }]
+}
+
+fn assert_same_gradients(name: &str, model: &Idefics2, kept: &LossGradients, other: &LossGradients) {
+    assert!((kept.loss - other.loss).abs() < 1e-4, "{name}: {} {}", kept.loss, other.loss);
+    assert_eq!(kept.n_labels, other.n_labels);
+    assert_eq!(kept.gradients.iter().count(), other.gradients.iter().count());
+    assert_eq!(kept.gradients.iter().count(), weights(model).len(), "{name}: every tensor has a gradient");
+    for (tensor, gradient) in kept.gradients.iter() {
+        let other = other.gradients.get(tensor).unwrap_or_else(|| panic!("{name}: `{tensor}` is missing"));
+        let difference = (gradient.clone() - other.clone()).abs().max().into_scalar::<f32>();
+        let size = gradient.clone().abs().max().into_scalar::<f32>();
+        // Sums over some 30 labels; attention is another kernel where no graph is kept.
+        assert!(difference <= 1e-4 * size.max(1.0), "{name}: `{tensor}` differs by {difference} of {size}");
     }
 }
 
@@ -90,17 +135,29 @@ fn recomputing_layers_gives_the_same_gradients() {
         let batch = batch(&config, 1);
         let kept = model.training_gradients(&batch).unwrap();
         let recomputed = model.training_gradients_recomputing(&batch).unwrap();
-        assert!((kept.loss - recomputed.loss).abs() < 1e-4, "{name}: {} {}", kept.loss, recomputed.loss);
-        assert_eq!(kept.n_labels, recomputed.n_labels);
-        assert_eq!(kept.gradients.iter().count(), recomputed.gradients.iter().count());
-        assert_eq!(kept.gradients.iter().count(), weights(&model).len(), "{name}: every tensor has a gradient");
-        for (tensor, gradient) in kept.gradients.iter() {
-            let other = recomputed.gradients.get(tensor).unwrap_or_else(|| panic!("{name}: `{tensor}` is missing"));
-            let difference = (gradient.clone() - other.clone()).abs().max().into_scalar::<f32>();
-            let size = gradient.clone().abs().max().into_scalar::<f32>();
-            // Sums over some 30 labels; attention is another kernel where no graph is kept.
-            assert!(difference <= 1e-4 * size.max(1.0), "{name}: `{tensor}` differs by {difference} of {size}");
-        }
+        assert_same_gradients(name, &model, &kept, &recomputed);
+    }
+}
+
+#[test]
+fn texts_that_share_a_beginning_give_the_gradients_of_a_row_each() {
+    for name in ["small", "small-wide-heads", "odd-heads"] {
+        let (model, config) = (model(name), config(name));
+        let [together, apart] = branching(&config);
+        assert!(together.prompts.input_ids().len() < apart.prompts.input_ids().len());
+        let expected = model.training_gradients(&apart).unwrap();
+        assert_same_gradients(name, &model, &expected, &model.training_gradients(&together).unwrap());
+        assert_same_gradients(name, &model, &expected, &model.training_gradients_recomputing(&together).unwrap());
+    }
+}
+
+#[test]
+fn a_row_without_texts_is_refused() {
+    let text = LabelledText { ids: vec![1, 2], labels: vec![-100, 2] };
+    for empty in [vec![], vec![LabelledText { ids: vec![], labels: vec![] }]] {
+        let rows = [vec![text.clone()], empty];
+        let refused = TrainingBatch::branching(&rows, Vec::new(), LabelRecipe::IgnoreImageTokens, 0).unwrap_err();
+        assert_eq!(refused, InputError::Empty { row: 1 });
     }
 }
 

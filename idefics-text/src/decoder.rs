@@ -78,19 +78,13 @@ impl Decoder {
     /// # Panics
     /// As [`Self::forward`], or if `branches` is of other rows or another number of slots.
     pub fn forward_branches(&self, inputs_embeds: Tensor<3>, branches: &Branches, cache: &mut KvCache) -> Tensor<3> {
-        let [batch, n_new, _] = inputs_embeds.dims();
-        let n_keys = cache.len() + n_new;
-        assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "the slots of rows that branch");
-        let device = inputs_embeds.device();
-        let masked_out = TensorData::new(branches.masked_out(n_new, self.sliding_window), [batch, 1, n_new, n_keys]);
-        let positions = Positions {
-            rotary: self.rotary.at(&branches.positions(n_new), batch, inputs_embeds.dtype(), &device),
-            masked_out: Some(Tensor::from_data(masked_out, &device)),
-        };
+        let positions = self.branch_positions(&inputs_embeds, branches, cache);
         self.forward_at(inputs_embeds, &positions, cache, &mut Unobserved)
     }
 
-    fn forward_at(
+    /// As [`Self::forward_observed`] for tokens of which [`Self::positions`] or [`Self::branch_positions`] said where
+    /// they stand.
+    pub fn forward_at(
         &self,
         inputs_embeds: Tensor<3>,
         positions: &Positions,
@@ -118,6 +112,22 @@ impl Decoder {
         Positions {
             rotary: self.rotary.at(&cache.next_positions(n_new), batch, inputs_embeds.dtype(), &device),
             masked_out: masked_out(cache, n_new, self.sliding_window, &device),
+        }
+    }
+
+    /// As [`Self::positions`] for rows that branch: the tokens are those that `branches` was last given.
+    ///
+    /// # Panics
+    /// If `branches` is of other rows or another number of slots.
+    pub fn branch_positions(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Positions {
+        let [batch, n_new, _] = inputs_embeds.dims();
+        let n_keys = cache.len() + n_new;
+        assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "the slots of rows that branch");
+        let device = inputs_embeds.device();
+        let masked_out = TensorData::new(branches.masked_out(n_new, self.sliding_window), [batch, 1, n_new, n_keys]);
+        Positions {
+            rotary: self.rotary.at(&branches.positions(n_new), batch, inputs_embeds.dtype(), &device),
+            masked_out: Some(Tensor::from_data(masked_out, &device)),
         }
     }
 }

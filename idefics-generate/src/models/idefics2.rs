@@ -89,6 +89,18 @@ impl NextTokens {
         Self { slots, targets }
     }
 
+    /// As [`Self::new`] where what comes before label `t` is slot `parents[t]` of the same row.
+    pub(crate) fn of_branches(labels: &[i64], parents: &[Option<usize>], seq: usize, ignored: i64) -> Self {
+        let (slots, targets) = (0..labels.len())
+            .filter(|&slot| labels[slot] != -100 && labels[slot] != ignored)
+            .filter_map(|slot| {
+                let predicts = slot / seq * seq + parents[slot]?;
+                Some((predicts as i32, i32::try_from(labels[slot]).expect("labels are token ids")))
+            })
+            .unzip();
+        Self { slots, targets }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
     }

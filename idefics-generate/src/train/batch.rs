@@ -1,7 +1,9 @@
 //! What one micro-batch shows the model and asks it to say.
 
 use burn::tensor::{DType, Tensor};
+use idefics_nn::KvCache;
 use idefics_processor::image::ImageTile;
+use idefics_text::{Branches, Positions, Unobserved};
 
 use super::LossGradients;
 use crate::models::idefics2::NextTokens;
@@ -18,12 +20,118 @@ pub struct TrainingBatch {
     pub labels: Vec<i64>,
     /// Which labels count beside that.
     pub recipe: LabelRecipe,
+    /// `[batch · seq]`: of rows that branch the slot of its row that each slot follows, `None` where it follows
+    /// nothing. Slot `t − 1` in the text above is then that slot. `None`: each follows the one before.
+    pub parents: Option<Vec<Option<usize>>>,
+}
+
+/// A text to learn from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelledText {
+    /// The tokens, image tokens among them.
+    pub ids: Vec<u32>,
+    /// One for each: the token itself where it is to be learned, −100 where it is only read.
+    pub labels: Vec<i64>,
 }
 
 impl TrainingBatch {
+    /// Texts that begin alike, computed once up to where they part: several questions about the same pictures, in one
+    /// row. The gradients are those of a row for each text.
+    ///
+    /// `rows` are the texts of each row, `images` the tiles of each row once. All texts of a row are about all its
+    /// pictures, and none of them parts from the others before the last picture. What is learned is not shared.
+    ///
+    /// # Errors
+    /// [`InputError::Empty`] for a row without texts or tokens.
+    ///
+    /// # Panics
+    /// If a text has not one label a token.
+    pub fn branching(
+        rows: &[Vec<LabelledText>],
+        images: Vec<ImageTile>,
+        recipe: LabelRecipe,
+        pad_token_id: u32,
+    ) -> Result<Self, InputError> {
+        let mut trees: Vec<Tree> = rows.iter().map(|texts| Tree::of(texts)).collect();
+        let seq = trees.iter().map(|tree| tree.ids.len()).max().unwrap_or(0);
+        if let Some(row) = trees.iter().position(|tree| tree.ids.is_empty()) {
+            return Err(InputError::Empty { row });
+        }
+        for tree in &mut trees {
+            // Padding on the right, where nothing sees it.
+            for slot in tree.ids.len()..seq {
+                tree.push(pad_token_id, -100, Some(slot - 1));
+            }
+        }
+        let ids = trees.iter().flat_map(|tree| tree.ids.iter().copied()).collect();
+        Ok(Self {
+            prompts: Prompts::from_padded(ids, &vec![true; trees.len() * seq], seq)?,
+            images,
+            labels: trees.iter().flat_map(|tree| tree.labels.iter().copied()).collect(),
+            recipe,
+            parents: Some(trees.into_iter().flat_map(|tree| tree.parents).collect()),
+        })
+    }
+
     /// What is to be predicted.
     pub(super) fn targets(&self, model: &Idefics2) -> NextTokens {
-        NextTokens::new(&self.labels, self.prompts.seq(), self.recipe.ignored(model.config().image_token_id))
+        let ignored = self.recipe.ignored(model.config().image_token_id);
+        match &self.parents {
+            None => NextTokens::new(&self.labels, self.prompts.seq(), ignored),
+            Some(parents) => NextTokens::of_branches(&self.labels, parents, self.prompts.seq(), ignored),
+        }
+    }
+
+    /// Where the tokens of `inputs_embeds`, `[batch, seq, d]`, stand and what they see.
+    pub(super) fn positions(&self, model: &Idefics2, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
+        let text_model = &model.model.text_model;
+        match &self.parents {
+            None => text_model.positions(inputs_embeds, cache),
+            Some(parents) => {
+                let mut branches = Branches::new(cache);
+                branches.append(parents);
+                text_model.branch_positions(inputs_embeds, &branches, cache)
+            }
+        }
+    }
+}
+
+/// The tokens of one row, each once however many texts go on from it.
+#[derive(Debug, Default)]
+struct Tree {
+    ids: Vec<u32>,
+    labels: Vec<i64>,
+    parents: Vec<Option<usize>>,
+}
+
+impl Tree {
+    fn of(texts: &[LabelledText]) -> Self {
+        let mut tree = Self::default();
+        for LabelledText { ids, labels } in texts {
+            assert_eq!(ids.len(), labels.len(), "one label a token");
+            let mut last = None;
+            for (&id, &label) in ids.iter().zip(labels) {
+                last = Some(match tree.child(last, id).filter(|_| label == -100) {
+                    Some(shared) => shared,
+                    None => tree.push(id, label, last),
+                });
+            }
+        }
+        tree
+    }
+
+    /// What follows `parent` with this id, and is only read.
+    fn child(&self, parent: Option<usize>, id: u32) -> Option<usize> {
+        let first = parent.map_or(0, |parent| parent + 1);
+        (first..self.ids.len())
+            .find(|&slot| self.parents[slot] == parent && self.ids[slot] == id && self.labels[slot] == -100)
+    }
+
+    fn push(&mut self, id: u32, label: i64, parent: Option<usize>) -> usize {
+        self.ids.push(id);
+        self.labels.push(label);
+        self.parents.push(parent);
+        self.ids.len() - 1
     }
 }
 
@@ -39,7 +147,9 @@ impl Idefics2 {
         let image_hidden_states = self.encode_images(&batch.images)?;
         let mut cache = self.cache(&batch.prompts, 0);
         let inputs_embeds = self.inputs_embeds(&batch.prompts, image_hidden_states)?;
-        let hidden_states = self.model.text_model.forward(inputs_embeds, &mut cache); // [batch, seq, d]
+        let positions = batch.positions(self, &inputs_embeds, &cache);
+        let text_model = &self.model.text_model;
+        let hidden_states = text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut Unobserved); // [batch, seq, d]
         let targets = batch.targets(self);
         let loss = self.summed_loss(hidden_states, &targets);
         Ok(LossGradients::backward(&loss, targets.len(), self))

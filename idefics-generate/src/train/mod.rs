@@ -25,7 +25,7 @@ mod state;
 mod trainer;
 
 pub use adamw::{AdamW, AdamWConfig, WeightDecay};
-pub use batch::TrainingBatch;
+pub use batch::{LabelledText, TrainingBatch};
 pub use gradients::{Gradients, LossGradients};
 pub use schedule::Schedule;
 pub use trainer::{StepReport, TrainError, Trainer, TrainingConfig};

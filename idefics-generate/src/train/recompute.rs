@@ -31,7 +31,9 @@ impl Idefics2 {
         let image_hidden_states = plain.connect(&image_batches, features); // [n_images, n_latents, d]
         let inputs_embeds = plain.inputs_embeds(&batch.prompts, image_hidden_states.clone())?;
         let mut decoder = LayerInputs::default();
-        plain.model.text_model.forward_observed(inputs_embeds, &mut plain.cache(&batch.prompts, 0), &mut decoder);
+        let mut cache = plain.cache(&batch.prompts, 0);
+        let positions = batch.positions(&plain, &inputs_embeds, &cache);
+        plain.model.text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut decoder);
 
         // Backward, from the loss to the pixels.
         let targets = batch.targets(self);
@@ -45,7 +47,7 @@ impl Idefics2 {
             gradient = backward.through(input, gradient, |input| {
                 let text_model = &self.model.text_model;
                 let cache = self.cache(&batch.prompts, 0);
-                let positions = text_model.positions(&input, &cache);
+                let positions = batch.positions(self, &input, &cache);
                 let mut layer_cache = LayerCache::new(batch.prompts.seq());
                 let output = text_model.layers[layer_idx].forward(input, &positions, &mut layer_cache, |_| ());
                 if layer_idx + 1 == n_layers { text_model.norm.forward(output) } else { output }

@@ -4,10 +4,10 @@ use std::io::Cursor;
 
 use anyhow::{Context, Result, ensure};
 use idefics_demo::{Example, Exchange, Form, Purpose, Scene, Task};
-use idefics_generate::processor::image::ImageSource;
+use idefics_generate::LabelRecipe;
+use idefics_generate::processor::image::{ImageSource, ImageTile};
 use idefics_generate::processor::{Content, Message, ProcessOptions, Processor, Sample};
-use idefics_generate::train::TrainingBatch;
-use idefics_generate::{LabelRecipe, Prompts};
+use idefics_generate::train::{LabelledText, TrainingBatch};
 use image::ImageFormat;
 use rand::Rng;
 
@@ -20,10 +20,10 @@ pub(super) const PICTURES: usize = 8;
 /// Questions about each picture, at most.
 const QUESTIONS: usize = 6;
 
-/// What the rows of a micro-batch are, all of them: their lengths are then alike.
+/// What the rows of a micro-batch are, all of them: their lengths are then alike. A row is about one picture, or two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Questions about one picture, each in a row of its own: nothing but the picture helps to answer it.
+    /// Questions about one picture, none of which sees another: nothing but the picture helps to answer it.
     Questions,
     /// The same about two.
     TwoPictures,
@@ -50,7 +50,7 @@ const MIX: [(Kind, u32); 7] = [
 ];
 
 impl Kind {
-    /// The rows about one of the pictures, or pairs of pictures.
+    /// The texts of one row, which are about the same picture, or pair of pictures.
     fn examples(self, rng: &mut impl Rng, width: u32, height: u32) -> Vec<Example> {
         let mut scene = || Scene::random(rng, width, height);
         match self {
@@ -115,26 +115,31 @@ impl<'a> Data<'a> {
         let (width, height) = idefics_demo::random_size(rng);
         let kind = if captions_only { pick(rng, &CAPTIONS) } else { pick(rng, &MIX) };
         let n = if kind == Kind::TwoPictures { PICTURES / 2 } else { PICTURES };
-        let examples: Vec<Example> = (0..n).flat_map(|_| kind.examples(rng, width, height)).collect();
+        let mut rows = Vec::new();
+        let mut images = Vec::new();
+        let rows_of_examples =
+            (0..n).map(|_| kind.examples(rng, width, height)).filter(|examples| !examples.is_empty());
+        for examples in rows_of_examples {
+            let (texts, pictures) = self.row(&examples)?;
+            rows.push(texts);
+            images.extend(pictures);
+        }
+        let pad_token_id = self.processor.tokenizer().pad_token_id_or_fallback();
+        Ok(TrainingBatch::branching(&rows, images, LabelRecipe::IgnoreImageTokens, pad_token_id)?)
+    }
+
+    /// What is said about the same pictures, and these.
+    fn row(&self, examples: &[Example]) -> Result<(Vec<LabelledText>, Vec<ImageTile>)> {
         let samples = examples.iter().map(|example| sample(example, true)).collect::<Result<Vec<_>>>()?;
         let processed = self.processor.process(&samples, &ProcessOptions::default())?;
-        let labels: Vec<Vec<i64>> = examples
-            .iter()
-            .zip(&processed.input_ids)
-            .map(|(example, ids)| match &example.form {
-                Form::Chat(_) => Ok(self.answers_of_chat(ids)),
-                Form::Continuation { answer, .. } => self.end_of_text(ids, answer),
-            })
-            .collect::<Result<_>>()?;
-        let prompts = Prompts::pad_left(&processed.input_ids, self.processor.tokenizer().pad_token_id_or_fallback())?;
-        let padded = prompts.left_padding().iter().zip(&labels);
-        let labels = padded.flat_map(|(&padding, row)| std::iter::repeat_n(-100, padding).chain(row.iter().copied()));
-        Ok(TrainingBatch {
-            labels: labels.collect(),
-            images: processed.images.into_iter().flatten().collect(),
-            recipe: LabelRecipe::IgnoreImageTokens,
-            prompts,
-        })
+        let texts = examples.iter().zip(processed.input_ids).map(|(example, ids)| {
+            let labels = match &example.form {
+                Form::Chat(_) => self.answers_of_chat(&ids),
+                Form::Continuation { answer, .. } => self.end_of_text(&ids, answer)?,
+            };
+            Ok(LabelledText { ids, labels })
+        });
+        Ok((texts.collect::<Result<_>>()?, processed.images.into_iter().next().unwrap_or_default()))
     }
 
     /// Every answer up to and with its end; nothing else.

@@ -78,6 +78,7 @@ impl Stages<'_> {
             images: images.to_vec(),
             labels: labels.ints()?.to_vec(),
             recipe: settings.recipe(),
+            parents: None,
         };
         let model = Idefics2::from_folder(&self.case.checkpoint, &device.clone().autodiff(), DType::F32, |_| ())?;
         let tied = model.config().tied();
