@@ -38,6 +38,11 @@ impl Failure {
         Self { code: FILE_SYSTEM, message }
     }
 
+    /// More than there is room for.
+    pub(crate) fn limit(message: String) -> Self {
+        Self { code: LIMIT, message }
+    }
+
     /// A panic.
     pub(crate) fn bug(message: &str) -> Self {
         Self { code: BUG, message: format!("this is a bug of idefics, please report it: {message}") }

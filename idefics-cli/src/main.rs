@@ -8,6 +8,7 @@
 mod args;
 mod commands;
 mod failure;
+mod machine;
 mod model;
 mod output;
 
@@ -69,6 +70,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Completions { shell } => commands::manual::completions(*shell),
         Command::Man => commands::manual::man(),
         Command::Demo(args) => commands::demo::run(&cli.global, args),
+        Command::Bench(args) => commands::bench::run(&cli.global, args),
+        Command::Quantize(args) => commands::quantize::run(&cli.global, args),
         Command::Inspect => commands::inspect::run(&cli.global),
     }
 }

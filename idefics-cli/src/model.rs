@@ -4,12 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use idefics_generate::hub::{self, ModelSource};
-use idefics_generate::{CancelToken, Error, Idefics, LoadStage};
+use idefics_generate::nn::Checkpoint;
+use idefics_generate::nn::checkpoint::WeightMemory;
+use idefics_generate::{
+    CancelToken, DeviceChoice, Error, Idefics, Idefics2, LoadStage, ModelConfig, WeightFormat, WeightOptions,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
 use crate::args::Global;
 use crate::failure::Failure;
+use crate::machine::available_memory_bytes;
+use crate::output::size;
 
 /// Where a model's files are.
 pub(crate) enum ModelFolder {
@@ -74,13 +80,19 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
         introduce_embedded();
     }
     let (choice, device) = global.device.open().map_err(Error::from)?;
-    let dtype = global.dtype.on(choice, &device).map_err(Error::from)?;
+    let weights = global.weights(global.dtype.on(choice, &device).map_err(Error::from)?.into());
     if global.verbose {
-        eprintln!("loading {} on {choice} in {dtype:?}", folder.display());
+        eprintln!("loading {} on {choice}, weights {weights}", folder.display());
     }
+    if let (Ok(ModelConfig::Idefics2(config)), Ok(checkpoint)) =
+        (ModelConfig::from_folder(folder), Checkpoint::open(folder))
+    {
+        let needed = |weights| Idefics2::memory(&config, Some(&checkpoint), &device, weights);
+        check_memory(needed, choice, weights)?;
+    } // what is wrong with the files is said when they are loaded
     let bar = byte_bar();
     bar.set_message("loading weights");
-    let model = Idefics::from_folder(folder, &device, dtype, |stage| {
+    let model = Idefics::from_folder(folder, &device, weights, |stage| {
         if let LoadStage::Weights(loaded) = stage {
             bar.set_length(loaded.bytes_total);
             bar.set_position(loaded.bytes_done);
@@ -90,8 +102,41 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     Ok(model?)
 }
 
+/// Refuses a model whose weights do not fit into this machine's memory, and says what would.
+///
+/// # Errors
+/// [`Failure`] with the exit code of limits.
+pub(crate) fn check_memory(
+    needed: impl Fn(WeightOptions) -> Result<WeightMemory, Error>,
+    choice: DeviceChoice,
+    weights: WeightOptions,
+) -> Result<(), Failure> {
+    if choice != DeviceChoice::Cpu {
+        return Ok(());
+    }
+    let available = available_memory_bytes();
+    let fits = |memory: &WeightMemory| memory.total() + memory.loading <= available;
+    let memory = needed(weights)?;
+    if fits(&memory) {
+        return Ok(());
+    }
+    let smaller = ["int8", "q4"].into_iter().filter_map(|name| {
+        let quantize: WeightFormat = name.parse().ok()?;
+        let memory = needed(WeightOptions { quantize, dtype: None, ..weights }).ok()?;
+        fits(&memory).then(|| format!("--quantize {name} needs {}", size(memory.total() as usize)))
+    });
+    let advice = smaller.collect::<Vec<_>>().join(", ");
+    Err(Failure::limit(format!(
+        "the weights need {} and {} more while they are loaded ({weights}), {} of memory are available; {}",
+        size(memory.total() as usize),
+        size(memory.loading as usize),
+        size(available as usize),
+        if advice.is_empty() { "no format of this model would fit".to_owned() } else { advice },
+    )))
+}
+
 /// A bar on standard error, drawn only if that is a terminal.
-fn byte_bar() -> ProgressBar {
+pub(crate) fn byte_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
         .expect("the template is valid");
     ProgressBar::no_length().with_style(style)

@@ -124,3 +124,15 @@ fn interrupted(answer: &Answer) -> Result<(), Failure> {
         _ => Ok(()),
     }
 }
+
+/// Bytes in the largest unit that leaves a number above 1.
+pub(crate) fn size(bytes: usize) -> String {
+    const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.2} {}", UNITS[unit]) }
+}

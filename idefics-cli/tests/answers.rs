@@ -72,7 +72,8 @@ fn inspect_counts_and_says_where_weights_go() {
     let inspection: Value = serde_json::from_str(&answer(&["--json", "--device", "cpu", "inspect"])).unwrap();
     assert_eq!(inspection["family"], "idefics2");
     assert_eq!(inspection["device"], "cpu");
-    assert_eq!(inspection["dtype"], "f32");
+    assert_eq!(inspection["dtype"], "as stored");
+    assert!(inspection["precisions"][0]["weights"]["mapped"].as_u64().unwrap() > 0);
     let parts = inspection["parts"].as_array().unwrap();
     let parameters: u64 = parts.iter().map(|part| part["parameters"].as_u64().unwrap()).sum();
     assert_eq!(inspection["parameters"], parameters);

@@ -14,6 +14,9 @@ use crate::Error;
 /// Real files take a few kilobytes.
 const MAX_BYTES: u64 = 2 << 20;
 
+/// `quantization_config.quant_method` of int8 and q4 folders that this crate writes.
+pub(crate) const QUANT_METHOD: &str = "idefics";
+
 /// What `config.json` describes: the one place where `model_type` is looked at.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -31,6 +34,7 @@ impl ModelConfig {
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("config.json");
         let file = read_json(&path)?;
+        check_quantization(&file).map_err(|source| Error::Config { path: path.clone(), source })?;
         match file.get("model_type").and_then(|family| family.as_str()) {
             Some("idefics2") => {
                 let file = with_text_defaults(file).map_err(|source| Error::Config { path: path.clone(), source })?;
@@ -132,6 +136,23 @@ impl Idefics2Config {
         self.vision_config.validate()?;
         self.perceiver_config.validate()?;
         ConfigError::check_range("image_token_id", self.image_token_id as usize, 0..=self.text_config.vocab_size - 1)
+    }
+}
+
+/// The file's own quantisation: what the tensors say, but for methods whose tensors mean nothing to us.
+fn check_quantization(file: &Value) -> Result<(), ConfigError> {
+    let Some(method) =
+        file.get("quantization_config").and_then(|section| section.get("quant_method")).and_then(Value::as_str)
+    else {
+        return Ok(());
+    };
+    match method {
+        "bitsandbytes" | QUANT_METHOD => Ok(()),
+        _ => Err(ConfigError::Unsupported {
+            field: "quantization_config.quant_method",
+            value: method.to_owned(),
+            supported: "bitsandbytes, idefics; or take the original checkpoint and --quantize",
+        }),
     }
 }
 

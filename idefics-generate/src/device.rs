@@ -59,6 +59,12 @@ pub enum DeviceError {
         /// What was asked for.
         name: String,
     },
+    /// Not a weight format's name.
+    #[error("quantize {name:?}: expected none, int8, nf4, fp4 or q4")]
+    UnknownFormat {
+        /// What was asked for.
+        name: String,
+    },
 }
 
 impl FromStr for DeviceChoice {
@@ -160,7 +166,8 @@ fn open_wgpu(device: DeviceChoice, _index: Option<usize>) -> Result<Device, Devi
 /// `--dtype`: the precision of weights and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// f32 on the CPU; on a GPU bf16 where it computes in it, else f32. Never f16, whose range some towers leave.
+    /// On the CPU what the files have, with activations in f32; on a GPU bf16 where it computes in it, else f32. Never
+    /// f16, whose range some towers leave.
     #[default]
     Auto,
     /// 32-bit floats: what the reference cases are checked in.
@@ -197,19 +204,21 @@ impl fmt::Display for Precision {
 }
 
 impl Precision {
-    /// The dtype that the device computes in.
+    /// The dtype of the weights on the device; `None` leaves it to the files. See
+    /// [`LoadOptions::dtype`](idefics_nn::LoadOptions::dtype).
     ///
     /// # Errors
     /// [`DeviceError::Precision`] if it does not compute in the one asked for.
-    pub fn on(self, choice: DeviceChoice, device: &Device) -> Result<DType, DeviceError> {
+    pub fn on(self, choice: DeviceChoice, device: &Device) -> Result<Option<DType>, DeviceError> {
         let dtype = match self {
-            Self::Auto if choice == DeviceChoice::Cpu || !device.supports_dtype(DType::BF16) => DType::F32,
+            Self::Auto if choice == DeviceChoice::Cpu => return Ok(None),
+            Self::Auto if !device.supports_dtype(DType::BF16) => DType::F32,
             Self::Auto | Self::Bf16 => DType::BF16,
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
         };
         if device.supports_dtype(dtype) {
-            Ok(dtype)
+            Ok(Some(dtype))
         } else {
             Err(DeviceError::Precision { device: choice, precision: self })
         }

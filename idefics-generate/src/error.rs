@@ -59,6 +59,9 @@ pub enum Error {
         /// The key and value.
         source: ConfigError,
     },
+    /// A shape that describes no model.
+    #[error(transparent)]
+    Shape(#[from] ConfigError),
     /// The weights are not what the configuration asks for.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -208,6 +211,7 @@ impl Error {
             Self::ModelFile { .. }
             | Self::UnknownFamily { .. }
             | Self::Config { .. }
+            | Self::Shape(_)
             | Self::Checkpoint(_)
             | Self::ImageTokens { .. }
             | Self::Vocabulary { .. } => ErrorKind::Model,

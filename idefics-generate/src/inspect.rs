@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use idefics_nn::Checkpoint;
+use idefics_nn::checkpoint::WeightMemory;
 use serde::Serialize;
 
-use crate::{Error, ModelConfig};
+use crate::bench::parameters;
+use crate::{DeviceChoice, Error, Idefics2, ModelConfig, WeightFormat, WeightOptions};
 
 /// The parts of a model by their prefix in the checkpoint, in the order in which data meets them.
 const PARTS: [(&str, &str); 6] = [
@@ -36,10 +38,8 @@ pub struct Inspection {
     pub dtypes: BTreeMap<String, usize>,
     /// The parts.
     pub parts: Vec<Part>,
-    /// Bytes of all weights when loaded, for each precision.
-    pub loaded_bytes: BTreeMap<&'static str, usize>,
-    /// Bytes of KV cache for each token of a row, for each precision.
-    pub cache_bytes_per_token: BTreeMap<&'static str, usize>,
+    /// What the model takes, for each way to hold its weights.
+    pub precisions: Vec<PrecisionMemory>,
     /// Tokens that an image (or each of its five views, with splitting) takes in the prompt.
     pub image_tokens: usize,
     /// Longest context, in tokens.
@@ -59,11 +59,23 @@ pub struct Part {
     pub file_bytes: usize,
 }
 
-/// Looks at a model folder.
+/// What a model takes, its weights held in one of the ways.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PrecisionMemory {
+    /// As `--dtype` or `--quantize` spells it; `as stored` is the default on the CPU.
+    pub name: &'static str,
+    /// Memory of the weights.
+    pub weights: WeightMemory,
+    /// Bytes of KV cache for each token of a row.
+    pub cache_bytes_per_token: usize,
+}
+
+/// Looks at a model folder, and computes what it would take on `device`; `choice` is its name. Formats of `--quantize`
+/// are left out for a checkpoint that is quantised already.
 ///
 /// # Errors
 /// As [`ModelConfig::from_folder`] and [`Checkpoint::open`].
-pub fn inspect(folder: &Path) -> Result<Inspection, Error> {
+pub fn inspect(folder: &Path, choice: DeviceChoice, device: &Device) -> Result<Inspection, Error> {
     if !folder.is_dir() {
         return Err(Error::NoFolder { path: folder.to_owned() });
     }
@@ -88,24 +100,41 @@ pub fn inspect(folder: &Path) -> Result<Inspection, Error> {
         }
     }
     files.sort();
-    let parameters = parts.iter().map(|part| part.parameters).sum();
-    let per_precision = |bytes: &dyn Fn(DType) -> usize| {
-        [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)]
-            .into_iter()
-            .map(|(name, dtype)| (name, bytes(dtype)))
-            .collect()
-    };
+    let model =
+        Idefics2::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
+    let is_quantized = checkpoint.is_quantized();
+    let precisions = ways_to_hold(choice).filter(|(_, options)| !(is_quantized && options.quantization().is_some()));
+    let precisions = precisions.map(|(name, options)| {
+        // The CPU's activations are f32, and the cache holds activations.
+        let activations = options.dtype.filter(|_| choice != DeviceChoice::Cpu).unwrap_or(DType::F32);
+        PrecisionMemory {
+            name,
+            weights: options.load_options(&config).memory(&model, Some(&checkpoint), device),
+            cache_bytes_per_token: config.text_config.cache_bytes(1, 1, activations),
+        }
+    });
     Ok(Inspection {
         folder: folder.to_owned(),
         family,
-        parameters,
+        parameters: parameters(&model),
         file_bytes: parts.iter().map(|part| part.file_bytes).sum(),
         files,
         dtypes,
         parts,
-        loaded_bytes: per_precision(&|dtype| parameters * dtype.size()),
-        cache_bytes_per_token: per_precision(&|dtype| config.text_config.cache_bytes(1, 1, dtype)),
+        precisions: precisions.collect(),
         image_tokens: config.perceiver_config.resampler_n_latents,
         max_position_embeddings: config.text_config.max_position_embeddings,
     })
+}
+
+/// Every `--dtype` and `--quantize`, on a device.
+fn ways_to_hold(choice: DeviceChoice) -> impl Iterator<Item = (&'static str, WeightOptions)> {
+    let as_stored = (choice == DeviceChoice::Cpu).then_some(("as stored", WeightOptions::default()));
+    let plain = [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
+    let plain = plain.map(|(name, dtype)| (name, WeightOptions::from(dtype)));
+    let packed = ["int8", "nf4", "fp4", "q4"].into_iter().filter_map(|name| {
+        let quantize = name.parse::<WeightFormat>().ok()?;
+        Some((name, WeightOptions { quantize, ..WeightOptions::default() }))
+    });
+    as_stored.into_iter().chain(plain).chain(packed)
 }

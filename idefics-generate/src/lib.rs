@@ -3,6 +3,7 @@
 mod answer;
 mod background;
 pub mod beam;
+pub mod bench;
 mod config;
 mod conversation;
 mod device;
@@ -11,7 +12,6 @@ mod feature_cache;
 mod features;
 mod generation;
 mod generation_config;
-
 #[cfg(feature = "hub")]
 pub mod hub;
 mod inputs;
@@ -19,10 +19,12 @@ pub mod inspect;
 pub mod logits;
 pub mod models;
 mod pipeline;
+mod quantize;
 mod rank;
 pub mod stop_strings;
 mod stream;
 pub mod train;
+mod weights;
 
 pub use answer::{Answer, Timings, Usage};
 pub use background::BackgroundText;
@@ -39,8 +41,10 @@ pub use generation_config::{
 pub use inputs::{InputError, Prompts};
 pub use models::idefics2::{Idefics2, LabelRecipe, LogitsToKeep};
 pub use pipeline::{Idefics, LoadStage};
+pub use quantize::quantize_folder;
 pub use rank::{RankOptions, RankedLabel, Ranking};
 pub use stream::TextStream;
+pub use weights::{WeightFormat, WeightOptions};
 
 pub use idefics_nn as nn;
 pub use idefics_perceiver as perceiver;

@@ -4,16 +4,16 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use burn::tensor::{DType, Device};
-use idefics_nn::checkpoint::LoadProgress;
-use idefics_nn::{Checkpoint, LoadOptions};
+use burn::tensor::Device;
+use idefics_nn::Checkpoint;
+use idefics_nn::checkpoint::{LoadProgress, WeightMemory, fill_random};
 use idefics_processor::image::ImageTile;
 use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample};
 
 use crate::feature_cache::FeatureCache;
 use crate::{
-    Answer, Controls, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics2, ModelConfig,
-    Prompts, TextStream, Timings, Usage,
+    Answer, Controls, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics2, Idefics2Config,
+    ModelConfig, Prompts, TextStream, Timings, Usage, WeightOptions,
 };
 
 /// A model with its processor and its generation options.
@@ -41,34 +41,63 @@ pub enum LoadStage {
 }
 
 impl Idefics2 {
-    /// Loads the model of a folder in the public layout, in `dtype` (F32, BF16 or F16), on `device`.
+    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
     ///
     /// # Errors
     /// [`Error`] naming the file, key or tensor at fault.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
-        dtype: DType,
+        weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
         let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)?;
         let model =
             Self::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
         let checkpoint = Checkpoint::open(folder)?;
-        let options = LoadOptions { dtype, tied: config.tied(), ..LoadOptions::default() };
-        Ok(checkpoint.load(model, &options, progress)?)
+        Ok(checkpoint.load(model, &weights.into().load_options(&config), progress)?)
+    }
+
+    /// A model of that shape with random weights, held as `weights` says: to measure speed and memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn random(
+        config: &Idefics2Config,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+        seed: u64,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        let model = Self::new(config, device)?;
+        fill_random(model, &weights.into().load_options(config), seed, progress)
+            .map_err(|error| Error::Execution { reason: error.to_string() })
+    }
+
+    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random ones.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn memory(
+        config: &Idefics2Config,
+        checkpoint: Option<&Checkpoint>,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+    ) -> Result<WeightMemory, Error> {
+        let model = Self::new(config, device)?;
+        Ok(weights.into().load_options(config).memory(&model, checkpoint, device))
     }
 }
 
 impl Idefics {
-    /// Loads a model folder in the public layout, in `dtype` (F32, BF16 or F16), on `device`.
+    /// Loads a model folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
     ///
     /// # Errors
     /// [`Error`] naming the file, key or tensor at fault.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
-        dtype: DType,
+        weights: impl Into<WeightOptions>,
         mut progress: impl FnMut(LoadStage),
     ) -> Result<Self, Error> {
         if !folder.is_dir() {
@@ -93,7 +122,7 @@ impl Idefics {
                 image_token_id: config.image_token_id,
             });
         }
-        let model = Idefics2::from_folder(folder, device, dtype, |loaded| progress(LoadStage::Weights(loaded)))?;
+        let model = Idefics2::from_folder(folder, device, weights, |loaded| progress(LoadStage::Weights(loaded)))?;
         let features = Mutex::new(FeatureCache::new(FEATURE_BYTES));
         Ok(Self { model, processor, generation_config, device: device.clone(), features })
     }
@@ -107,11 +136,11 @@ impl Idefics {
         repo: &str,
         revision: Option<&str>,
         device: &Device,
-        dtype: DType,
+        weights: impl Into<WeightOptions>,
         mut progress: impl FnMut(LoadStage),
     ) -> Result<Self, Error> {
         let folder = crate::hub::fetch(repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
-        Self::from_folder(&folder, device, dtype, progress)
+        Self::from_folder(&folder, device, weights, progress)
     }
 
     /// The model.

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use idefics_generate::inspect::inspect;
-use idefics_generate::{Error, ErrorKind, GenerationConfig, GenerationError, InputError, ModelConfig, Prompts};
+use idefics_generate::{
+    DeviceChoice, Error, ErrorKind, GenerationConfig, GenerationError, InputError, ModelConfig, Prompts,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -98,7 +100,10 @@ fn missing_files_are_file_system_errors() {
     assert!(message.contains("config.json"), "{message}");
     let missing = load_folder(Path::new("no/such/folder")).unwrap_err();
     assert!(matches!(missing, Error::NoFolder { .. }), "{missing}");
-    assert!(matches!(inspect(Path::new("no/such/folder")), Err(Error::NoFolder { .. })));
+    assert!(matches!(
+        inspect(Path::new("no/such/folder"), DeviceChoice::Cpu, &Device::flex()),
+        Err(Error::NoFolder { .. })
+    ));
 }
 
 #[test]
@@ -242,11 +247,13 @@ fn numbers_that_overflow_are_a_numeric_error() {
 #[test]
 fn inspection_counts_every_parameter() {
     let folder = xtask_folder("checkpoints/odd-heads");
-    let inspection = inspect(&folder).unwrap();
+    let inspection = inspect(&folder, DeviceChoice::Cpu, &Device::flex()).unwrap();
     assert_eq!(inspection.family, "idefics2");
     let model = idefics_generate::Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
     assert_eq!(inspection.parameters, burn::module::Module::num_params(&model));
-    assert_eq!(inspection.loaded_bytes["bf16"], 2 * inspection.parameters);
+    let of = |name: &str| inspection.precisions.iter().find(|held| held.name == name).unwrap().weights;
+    assert_eq!(of("f32").total(), 4 * inspection.parameters as u64);
+    assert!(of("nf4").total() < of("int8").total() && of("int8").total() < of("f32").total());
     assert_eq!(inspection.file_bytes, inspection.parts.iter().map(|part| part.file_bytes).sum::<usize>());
 }
 

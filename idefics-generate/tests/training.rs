@@ -79,12 +79,8 @@ fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
     let together = TrainingBatch::branching(&rows, pictures.clone(), recipe, 0).unwrap();
     assert_eq!(together.prompts.batch(), 2);
     let apart = rows.concat();
-    let ids: Vec<Vec<u32>> = apart.iter().map(|text| text.ids.clone()).collect();
-    let prompts = Prompts::pad_left(&ids, 0).unwrap();
-    let padded = prompts.left_padding().iter().zip(&apart);
-    let labels = padded.flat_map(|(&n, text)| std::iter::repeat_n(-100, n).chain(text.labels.clone())).collect();
     let images = [one_image, one_image, one_image, two_images, two_images, two_images].concat();
-    [together, TrainingBatch { prompts, images, labels, recipe, parents: None }]
+    [together, TrainingBatch::padded(&apart, images, recipe, 0).unwrap()]
 }
 
 fn assert_same_gradients(name: &str, model: &Idefics2, kept: &LossGradients, other: &LossGradients) {

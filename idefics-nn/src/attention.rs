@@ -11,6 +11,8 @@ use burn::tensor::module::attention as scaled_dot_product_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Tensor};
 
+use crate::ops;
+
 /// `softmax(query keyᵀ / √head_dim) value`, over the keys that are not hidden.
 ///
 /// # Shapes
@@ -23,6 +25,10 @@ use burn::tensor::{Bool, Tensor};
 /// If `heads` is not a multiple of `kv_heads`.
 pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
     let [batch, heads, queries, head_dim] = query.dims();
+    assert!(heads.is_multiple_of(key.dims()[1]), "{heads} query heads cannot share {} key/value heads", key.dims()[1]);
+    if let Some(context) = ops::attend_once(&query, &key, &value, masked_out.as_ref()) {
+        return context;
+    }
     let (query, masked_out) = fold_groups(query, key.dims()[1], masked_out);
     let context = if query.device().is_autodiff() {
         // Burn would differentiate its own through the maximum and −∞: NaN where a row sees nothing.

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::init::normal;
+use crate::ops;
 
 /// A table of vectors, one a token.
 #[derive(Module, Debug)]
@@ -29,11 +30,9 @@ impl Embedding {
         let [batch, seq] = input_ids.dims();
         let weight = self.weight.val();
         let [_, hidden_size] = weight.dims();
-        weight.select(0, input_ids.reshape([batch * seq])).reshape([batch, seq, hidden_size])
-    }
-
-    /// The dtype of the vectors.
-    pub fn dtype(&self) -> DType {
-        self.weight.val().dtype()
+        let vectors = weight.select(0, input_ids.reshape([batch * seq]));
+        // Activations are f32 there, whatever the table is in.
+        let vectors = if ops::computes_on(&vectors.device()) { vectors.cast(DType::F32) } else { vectors };
+        vectors.reshape([batch, seq, hidden_size])
     }
 }

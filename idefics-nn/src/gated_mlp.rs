@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use crate::{Activation, Linear};
+use crate::{Activation, Linear, ops};
 
 /// `down(act(gate(x)) · up(x))`, without biases.
 ///
@@ -33,7 +33,11 @@ impl GatedMlp {
 
     /// `[.., d_in]` in, `[.., d_out]` out.
     pub fn forward<const D: usize>(&self, hidden_states: Tensor<D>) -> Tensor<D> {
-        let gate = self.activation.forward(self.gate_proj.forward(hidden_states.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(hidden_states))
+        let gate = self.gate_proj.forward(hidden_states.clone());
+        let up = self.up_proj.forward(hidden_states);
+        self.down_proj.forward(match self.activation {
+            Activation::Silu => ops::swiglu(gate, up),
+            activation => activation.forward(gate) * up,
+        })
     }
 }

@@ -1,9 +1,10 @@
 //! The linear layer: one type, whatever format its weight is in.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::init::normal;
+use crate::{PackedWeight, ops};
 
 /// `y = x Wᵀ + b`, the weight kept as PyTorch stores it.
 ///
@@ -35,25 +36,22 @@ impl Linear {
     /// - returns `[.., d_out]`
     ///
     /// # Panics
-    /// If the last axis is not `d_in`, or `input` has another dtype than the weight ([`Linear::dtype`]).
+    /// If the last axis is not `d_in`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         let mut dims = input.dims();
         let d_in = dims[D - 1];
         let n_rows = dims[..D - 1].iter().product();
         // One product over all rows: a batch of products would read the weight once for each.
-        let weight = self.weight.val();
-        let [d_out, _] = weight.dims();
-        let mut output = input.reshape([n_rows, d_in]).matmul(weight.transpose()); // [n_rows, d_out]
+        let rows = input.reshape([n_rows, d_in]);
+        let mut output = match self.weight.reparameterization::<PackedWeight>() {
+            Some(packed) => packed.product(rows),
+            None => ops::dense_product(rows, self.weight.val()),
+        }; // [n_rows, d_out]
         if let Some(bias) = &self.bias {
             output = output + bias.val().unsqueeze();
         }
-        dims[D - 1] = d_out;
+        dims[D - 1] = output.dims()[1];
         output.reshape(dims)
-    }
-
-    /// The dtype in which the layer computes, and which its input must have.
-    pub fn dtype(&self) -> DType {
-        self.weight.val().dtype()
     }
 
     /// `[d_out, d_in]`.

@@ -5,6 +5,7 @@ use burn::tensor::module::layer_norm;
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::init::normal;
+use crate::ops;
 
 /// `x / √(mean(x²) + eps) · weight`, the mean over the last axis, the quotient rounded to the input's dtype before it
 /// is scaled.
@@ -25,11 +26,7 @@ impl RmsNorm {
 
     /// `[.., hidden_size]` in, the same shape and dtype out.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let dtype = input.dtype();
-        let input = input.cast(DType::F32);
-        let mean_square = input.clone().square().mean_dim(D - 1); // [.., 1]
-        let normalized = input / (mean_square + self.eps).sqrt();
-        normalized.cast(dtype) * self.weight.val().unsqueeze()
+        ops::rms_norm(input, self.weight.val(), self.eps)
     }
 }
 

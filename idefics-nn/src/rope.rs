@@ -10,6 +10,8 @@ use std::f64::consts::TAU;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use crate::ops;
+
 /// How a checkpoint stretches its frequencies to longer contexts; `rope_type` in `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum RopeScaling {
@@ -113,10 +115,6 @@ impl RotaryAngles {
     /// - `states`: `[batch, heads, seq, head_dim]`
     /// - returns the same shape
     pub fn rotate(&self, states: Tensor<4>) -> Tensor<4> {
-        let half = states.dims()[3] / 2;
-        let first = states.clone().narrow(3, 0, half);
-        let second = states.clone().narrow(3, half, half);
-        let rotated_half = Tensor::cat(vec![-second, first], 3); // [batch, heads, seq, head_dim]
-        states * self.cos.clone() + rotated_half * self.sin.clone()
+        ops::rotate(states, self.cos.clone(), self.sin.clone())
     }
 }

@@ -349,7 +349,8 @@ struct Tied {
     head: Linear,
 }
 
-const TIED: LoadOptions<'_> = LoadOptions { prefix: "", dtype: DType::F32, tied: &[("head.weight", "embed.weight")] };
+const TIED: LoadOptions<'_> =
+    LoadOptions { prefix: "", dtype: Some(DType::F32), quantize: None, tied: &[("head.weight", "embed.weight")] };
 
 fn tied(vocab: usize, width: usize) -> Tied {
     let device = Device::flex();

@@ -1,24 +1,18 @@
 //! Weight types on disk and in memory, over whole ranges of bit patterns.
 
-use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use half::{bf16, f16};
-use idefics_nn::{Checkpoint, CheckpointError, LoadOptions, normal};
+use idefics_nn::{Checkpoint, CheckpointError, Embedding, LoadOptions};
 
 use crate::checkpoint::{file, folder_with};
 
-#[derive(Module, Debug)]
-struct One {
-    weight: Param<Tensor<1>>,
-}
-
-/// The elements of a file of `dtype`, loaded as `to`.
+/// The elements of a file of `dtype`, loaded as `to` into a matrix: all else is f32 on the CPU.
 fn load(dtype: &str, bytes: &[u8], n: usize, to: DType) -> Result<Tensor<1>, CheckpointError> {
-    let header = format!(r#"{{"weight":{{"dtype":"{dtype}","shape":[{n}],"data_offsets":[0,{}]}}}}"#, bytes.len());
+    let header = format!(r#"{{"weight":{{"dtype":"{dtype}","shape":[{n},1],"data_offsets":[0,{}]}}}}"#, bytes.len());
     let folder = folder_with(&[("model.safetensors", &file(&header, bytes))]);
-    let one = One { weight: normal([n], 0.0, 1.0, &Device::flex()) };
-    let options = LoadOptions { dtype: to, ..LoadOptions::default() };
-    Checkpoint::open(folder.path())?.load(one, &options, |_| ()).map(|one| one.weight.val())
+    let table = Embedding::new(n, 1, &Device::flex());
+    let options = LoadOptions { dtype: Some(to), ..LoadOptions::default() };
+    Checkpoint::open(folder.path())?.load(table, &options, |_| ()).map(|table| table.weight.val().flatten(0, 1))
 }
 
 /// All finite numbers of two bytes.

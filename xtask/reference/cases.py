@@ -63,6 +63,9 @@ class Case:
     train: Train | None = None  # then labels, loss and what training shows are the only tensors of the model
     pixels: bool = True  # false: leave out the pixel tensors, where only the ids matter
     attentions: bool = False  # keep attentions.{i}; they are large
+    quantize: str | None = None  # nf4, fp4 or int8
+    double_quant: bool = False
+    on_disk: bool = False  # the checkpoint itself is quantised, by bitsandbytes
     alpha: str | None = None
     tolerance: dict[str, float] = field(default_factory=lambda: dict(STRICT))
     exact_sizes: bool = False  # a new seed must not change the picture sizes
@@ -119,6 +122,21 @@ def training(
 ) -> Case:
     """A training case."""
     return Case(about, checkpoint, rows, pictures, train=Train(**settings), tolerance=dict(TRAINING), note=note)
+
+
+def quantized(checkpoint: str, quantize: str, double_quant: bool = False, on_disk: bool = False) -> Case:
+    """A case whose linear layers are quantised."""
+    by = "a checkpoint of bitsandbytes" if on_disk else "linear layers"
+    return Case(
+        f"{by} as {quantize}{', scales quantised too' if double_quant else ''}; blocks span rows",
+        checkpoint,
+        [chat(turn("user", "wide.png", "{q}")), row("<image>{q}", "tall.png")],
+        {"wide.png": (20, 15), "tall.png": (9, 18)},
+        generate=greedy(8),
+        quantize=quantize,
+        double_quant=double_quant,
+        on_disk=on_disk,
+    )
 
 
 def strings(about: str, checkpoint: str) -> Case:
@@ -299,6 +317,11 @@ CASES: dict[str, Case] = {
         [row("{q}"), chat(turn("system", "Be brief."), turn("user", "{q}"))],
         generate=greedy(10),
     ),
+    "quantized-int8": quantized("small", "int8"),
+    "quantized-nf4": quantized("small", "nf4"),
+    "quantized-nf4-double": quantized("small-wide-heads", "nf4", double_quant=True),
+    "quantized-fp4": quantized("small-wide-heads", "fp4"),
+    "quantized-on-disk": quantized("small", "nf4", double_quant=True, on_disk=True),
     "generate-processors": Case(
         "greedy search with each processor, a padded batch with one and no image",
         "odd-heads",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from cases import CASES, OBSERVED, OBSERVED_TOO, QUESTIONS, Case
 from checkpoints import CHECKPOINTS, derived_seed, make_checkpoint
 from PIL import Image
 from pictures import RECIPES, open_raw, open_upright, write_made
+from quantization import round_weights, write_quantized
 from safetensors.torch import save_file
 from training import Tensors, Unsteady, load, train
 from transformers import AutoProcessor, Idefics2ForConditionalGeneration, Idefics2ImageProcessorPil, LogitsProcessor
@@ -160,6 +162,13 @@ def generate(
         return {"sequences": greedy(model, inputs, settings)}, settings
 
 
+def loaded(case: Case) -> dict[str, Any]:
+    """How the weights are to be loaded."""
+    if case.on_disk:
+        return {"quantize": None}
+    return {"quantize": case.quantize} | ({"double_quant": True} if case.double_quant else {})
+
+
 def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: str, fresh: bool) -> None:
     """Write the case folder `name` from `seed`, for the checkpoint that lies at `checkpoint`."""
     case = CASES[name]
@@ -187,6 +196,8 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
             raise Refused(f"{reason}: choose another seed") from reason
     elif case.model:
         model = load(checkpoint)
+        if case.quantize is not None:
+            round_weights(model, case.quantize, case.double_quant)
         if case.stages:
             tensors |= forward(model, inputs, case)
         else:
@@ -211,7 +222,7 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
         "samples": samples,
         "processor": {"do_image_splitting": case.splitting, "add_end_of_utterance_token": False},
         "generate": generates,
-        "load": {"quantize": None},
+        "load": loaded(case),
         "texts": texts,
         "tolerance": case.tolerance,
     }
@@ -250,8 +261,12 @@ def main() -> int:
         relative = "checkpoint" if fresh else f"../../checkpoints/{checkpoint}"
         if fresh:
             make_checkpoint(checkpoint, seed, folder / "checkpoint")
+        plain = Path(os.path.normpath(folder / relative))  # the case need not be there yet
+        if CASES[name].on_disk:
+            relative += "-quantized"
+            write_quantized(plain, plain.with_name(plain.name + "-quantized"), CASES[name].quantize, CASES[name].double_quant)
         try:
-            make_case(name, seed, folder, folder / relative, relative, fresh)
+            make_case(name, seed, folder, plain, relative, fresh)
         except Refused as reason:
             shutil.rmtree(folder)
             refused = 1

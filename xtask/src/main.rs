@@ -1,5 +1,5 @@
 //! The project's own chores: `cargo xtask verify` compares the models with reference outputs,
-//! `train-demo` and `eval-demo` make and measure the model that the program carries.
+//! `train-demo`, `eval-demo` and `compare-formats` make and measure the model that the program carries.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program
 
@@ -26,6 +26,8 @@ enum Command {
     TrainDemo(demo::train::Args),
     /// Measures a small model on scenes that it never saw.
     EvalDemo(demo::eval::Args),
+    /// Measures what each weight format changes about a small model's answers.
+    CompareFormats(demo::formats::Args),
 }
 
 fn main() -> ExitCode {
@@ -33,5 +35,6 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::TrainDemo(args) => demo::train::run(&args),
         Command::EvalDemo(args) => demo::eval::run(&args),
+        Command::CompareFormats(args) => demo::formats::run(&args),
     }
 }

@@ -5,11 +5,12 @@ mod generation;
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use idefics_generate::processor::image::ImageSource;
-use idefics_generate::{DeviceChoice, Precision, RankOptions};
+use idefics_generate::{DeviceChoice, Precision, RankOptions, WeightFormat, WeightOptions};
 
 pub(crate) use generation::GenerationArgs;
 
@@ -45,12 +46,21 @@ pub(crate) struct Global {
     /// What to compute on: auto, cpu, cuda, cuda:N, wgpu or wgpu:N.
     #[arg(long, global = true, default_value = "auto")]
     pub(crate) device: DeviceChoice,
-    /// Precision of weights and activations: auto, f32, bf16 or f16.
+    /// Precision of the weights, and on a GPU of activations, which are f32 on the CPU: auto, f32, bf16 or f16.
     #[arg(long, global = true, default_value = "auto")]
     pub(crate) dtype: Precision,
-    /// Format of the weights; only `none` is implemented.
-    #[arg(long, global = true, default_value = "none", value_parser = ["none"])]
-    pub(crate) quantize: String,
+    /// What linear layers are quantised to while they are loaded: none, int8, nf4, fp4 or q4.
+    #[arg(long, global = true, default_value = "none")]
+    pub(crate) quantize: WeightFormat,
+    /// Round the scales of nf4 and fp4 to eight bits too.
+    #[arg(long, global = true)]
+    pub(crate) double_quant: bool,
+    /// Whether --quantize covers the vision tower.
+    #[arg(long, global = true, value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    pub(crate) quantize_vision: bool,
+    /// Whether --quantize covers the head.
+    #[arg(long, global = true, value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
+    pub(crate) quantize_head: bool,
     /// CPU threads [default: one a core].
     #[arg(long, global = true)]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -64,6 +74,19 @@ pub(crate) struct Global {
     /// Say on standard error what is being done.
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+}
+
+impl Global {
+    /// How the weights are held; `plain` says what [`Global::dtype`] means on the device.
+    pub(crate) fn weights(&self, plain: WeightOptions) -> WeightOptions {
+        WeightOptions {
+            quantize: self.quantize,
+            double_quant: self.double_quant,
+            quantize_vision: self.quantize_vision,
+            quantize_head: self.quantize_head,
+            ..plain
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -110,6 +133,12 @@ Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
     /// Draw a few scenes, ask about them, and answer.
     #[command(after_help = "Example: idefics demo --count 2 --seed 7")]
     Demo(DemoArgs),
+    /// Measure each stage of an answer.
+    #[command(after_help = "Example: idefics bench --random-weights idefics2-8b --text-layers 4 --dtype bf16")]
+    Bench(BenchArgs),
+    /// Write a model folder with its linear layers quantised; the folder appears complete or not at all.
+    #[command(after_help = "Example: idefics --model DIR quantize --to nf4 DIR-nf4")]
+    Quantize(QuantizeArgs),
     /// Say what a model folder holds.
     #[command(after_help = "Example: idefics --model DIR inspect")]
     Inspect,
@@ -210,6 +239,58 @@ pub(crate) struct GenerateArgs {
     pub(crate) prompt_file: PathBuf,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// The format: int8, nf4, fp4 or q4. Transformers reads nf4 and fp4.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: WeightFormat,
+    /// The folder to write, which must not be there.
+    #[arg(value_name = "OUT")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// A shape with random weights instead of a model: idefics2-8b, or the path of a config.json.
+    #[arg(long, value_name = "SHAPE")]
+    pub(crate) random_weights: Option<String>,
+    /// Decoder layers to keep, from the first.
+    #[arg(long, value_name = "N")]
+    pub(crate) text_layers: Option<usize>,
+    /// An image of that many pixels; may be repeated.
+    #[arg(long = "image", value_name = "WxH")]
+    pub(crate) images: Vec<ImageSize>,
+    /// Tokens of the prompt, image tokens included; at least as many as the images need.
+    #[arg(long, value_name = "N", default_value_t = 84)]
+    pub(crate) prompt_tokens: usize,
+    /// Tokens to generate.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) new_tokens: usize,
+    /// Rows that are answered together.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) batch: NonZeroUsize,
+    /// Times that each stage is measured.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) runs: usize,
+}
+
+/// `630x476`, in pixels.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImageSize {
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+}
+
+impl FromStr for ImageSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let side = |side: &str| side.parse().ok().filter(|pixels| (1..=1 << 14).contains(pixels));
+        let sides = text.split_once('x').and_then(|(width, height)| Some((side(width)?, side(height)?)));
+        sides.map(|(width, height)| Self { width, height }).ok_or("expected a size like 630x476".to_owned())
+    }
 }
 
 #[derive(Debug, Args)]

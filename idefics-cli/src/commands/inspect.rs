@@ -2,20 +2,25 @@
 
 use std::io::{self, Write};
 
-use idefics_generate::Error;
-use idefics_generate::inspect::{Inspection, inspect};
+use idefics_generate::inspect::{Inspection, PrecisionMemory, inspect};
+use idefics_generate::{DeviceChoice, Error, WeightFormat};
 
 use crate::args::Global;
 use crate::failure::Failure;
+use crate::machine::available_memory_bytes;
 use crate::model::{self, ModelFolder};
+use crate::output::size;
 
 /// Prints what a model folder holds, and where it would go.
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let source = model::folder(global)?;
-    let inspection = inspect(source.path())?;
     let (choice, device) = global.device.open().map_err(Error::from)?;
+    let inspection = inspect(source.path(), choice, &device)?;
     let dtype = global.dtype.on(choice, &device).map_err(Error::from)?;
-    let precision = format!("{dtype:?}").to_lowercase();
+    let precision = match global.quantize {
+        WeightFormat::None => dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase()),
+        format => format.to_string(),
+    };
     let mut stdout = io::stdout().lock();
     if global.json {
         let mut object = serde_json::to_value(&inspection).map_err(io::Error::from)?;
@@ -53,23 +58,17 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         writeln!(stdout, "{:<22} {:>8} {:>15} {bytes:>12}", part.name, part.tensors, part.parameters)?;
     }
     writeln!(stdout)?;
-    writeln!(stdout, "{:<22} {:>15} {:>24}", "precision", "weights", "KV cache, 1000 tokens")?;
-    for (name, bytes) in &inspection.loaded_bytes {
-        let cache = inspection.cache_bytes_per_token.get(name).copied().unwrap_or(0) * 1000;
-        let chosen = if *name == precision { format!("  <- all of it on {choice}") } else { String::new() };
-        writeln!(stdout, "{name:<22} {:>15} {:>24}{chosen}", size(*bytes), size(cache))?;
+    let (cache, mapped) = ("KV cache, 1000 tokens", "of it in the file");
+    writeln!(stdout, "{:<12} {:>12} {mapped:>18} {:>14} {cache:>22}", "precision", "weights", "while loading")?;
+    for PrecisionMemory { name, weights, cache_bytes_per_token } in &inspection.precisions {
+        let [all, mapped, loading] =
+            [weights.total(), weights.mapped, weights.loading].map(|bytes| size(bytes as usize));
+        let cache = size(1000 * cache_bytes_per_token);
+        let chosen = if *name == precision { format!("  <- on {choice}") } else { String::new() };
+        writeln!(stdout, "{name:<12} {all:>12} {mapped:>18} {loading:>14} {cache:>22}{chosen}")?;
+    }
+    if choice == DeviceChoice::Cpu {
+        writeln!(stdout, "\navailable    {:>12}", size(available_memory_bytes() as usize))?;
     }
     Ok(())
-}
-
-/// Bytes in the largest unit that leaves a number above 1.
-fn size(bytes: usize) -> String {
-    const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.2} {}", UNITS[unit]) }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod batch;
+pub(crate) mod bench;
 pub(crate) mod caption;
 pub(crate) mod chat;
 pub(crate) mod classify;
@@ -9,6 +10,7 @@ pub(crate) mod demo;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod manual;
+pub(crate) mod quantize;
 
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message, Sample};

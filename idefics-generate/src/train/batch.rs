@@ -35,6 +35,29 @@ pub struct LabelledText {
 }
 
 impl TrainingBatch {
+    /// A row for each text, padded on the left. `images` are the tiles of all texts in order.
+    ///
+    /// # Errors
+    /// [`InputError::Empty`].
+    ///
+    /// # Panics
+    /// If a text has not one label a token.
+    pub fn padded(
+        texts: &[LabelledText],
+        images: Vec<ImageTile>,
+        recipe: LabelRecipe,
+        pad_token_id: u32,
+    ) -> Result<Self, InputError> {
+        let ids: Vec<Vec<u32>> = texts.iter().map(|text| text.ids.clone()).collect();
+        let prompts = Prompts::pad_left(&ids, pad_token_id)?;
+        let padded = prompts.left_padding().iter().zip(texts);
+        let labels = padded.flat_map(|(&padding, text)| {
+            assert_eq!(text.ids.len(), text.labels.len(), "one label a token");
+            std::iter::repeat_n(-100, padding).chain(text.labels.iter().copied())
+        });
+        Ok(Self { labels: labels.collect(), images, recipe, parents: None, prompts })
+    }
+
     /// Texts that begin alike, computed once up to where they part: several questions about the same pictures, in one
     /// row. The gradients are those of a row for each text.
     ///

@@ -2,6 +2,8 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
+use crate::formats::FormatError;
+
 /// Why a checkpoint cannot be opened or loaded. Each message names the file or tensor and what was expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -167,6 +169,30 @@ pub enum CheckpointError {
         count: usize,
         /// Flat index of the first.
         first: usize,
+    },
+    /// A quantised weight that cannot be what it says, or a weight that cannot be quantised.
+    #[error("{file}: tensor `{name}`: {source}")]
+    Quantized {
+        /// The file.
+        file: String,
+        /// The weight.
+        name: String,
+        /// What is wrong.
+        source: Box<FormatError>,
+    },
+    /// A weight that the file has in another format than the one to quantise to.
+    #[error(
+        "{file}: tensor `{name}` is {found} already and cannot become {asked}: leave out --quantize, or start from the original checkpoint"
+    )]
+    AlreadyQuantized {
+        /// The file.
+        file: String,
+        /// The weight.
+        name: String,
+        /// Its format.
+        found: &'static str,
+        /// The format that was asked for.
+        asked: &'static str,
     },
 }
 

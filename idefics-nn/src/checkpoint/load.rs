@@ -3,12 +3,14 @@
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, Reparameterizer};
 use burn::tensor::{DType, Tensor};
 
 use super::convert::read_as;
-use super::{Checkpoint, CheckpointError};
-use crate::parameters::{ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
+use super::stored::{Stored, StoredKind};
+use super::{Checkpoint, CheckpointError, Quantization};
+use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
+use crate::{PackedFormat, PackedWeight};
 
 /// Tensors that old checkpoints carry and the models compute themselves: names that end in one of these are skipped.
 const STRAYS: [&str; 3] =
@@ -19,8 +21,13 @@ const STRAYS: [&str; 3] =
 pub struct LoadOptions<'a> {
     /// What the module's names are prefixed with in the checkpoint, with the dot: a component takes only its part.
     pub prefix: &'a str,
-    /// The dtype to hold the weights in: F32, F16 or BF16, whatever the file has.
-    pub dtype: DType,
+    /// The dtype of the weights: F32, F16 or BF16, whatever the file has, or `None` to leave matrices as the file has
+    /// them. On the CPU, whose kernels take matrices of any dtype, activations and all that is not a matrix are F32 in
+    /// any case, and a matrix that has the dtype already stays where it lies in the memory map; elsewhere everything
+    /// has the one dtype, and `None` means F32.
+    pub dtype: Option<DType>,
+    /// What linear layers are quantised to. Those that the file has quantised already stay as they are.
+    pub quantize: Option<Quantization>,
     /// Pairs (tensor, source): a tensor that may be absent, and is then the very same memory as its source
     /// (`tie_word_embeddings`). The source comes first in the module.
     pub tied: &'a [(&'a str, &'a str)],
@@ -28,7 +35,7 @@ pub struct LoadOptions<'a> {
 
 impl Default for LoadOptions<'_> {
     fn default() -> Self {
-        Self { prefix: "", dtype: DType::F32, tied: &[] }
+        Self { prefix: "", dtype: Some(DType::F32), quantize: None, tied: &[] }
     }
 }
 
@@ -63,12 +70,13 @@ impl Checkpoint {
         let mut loader = Loader {
             checkpoint: self,
             options,
+            matrices: matrices(&module),
             sources: HashMap::new(),
             state: LoadProgress { bytes_done: 0, bytes_total },
             progress: &mut progress,
             error: None,
         };
-        let module = map_parameters(module, &mut loader);
+        let module = module.apply_reparameterization(&mut loader);
         match loader.error {
             None => Ok(module),
             Some(error) => Err(error),
@@ -119,14 +127,17 @@ impl Account<'_> {
 impl ParameterVisitor for Account<'_> {
     fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
         let name = format!("{}{name}", self.options.prefix);
-        let Some(entry) = self.checkpoint.tensor(&name) else {
+        let Some(Stored { entry, kind, companions }) = self.checkpoint.stored(&name) else {
             if self.options.tied_source(&name).is_none() {
                 self.missing.push(name);
             }
             return;
         };
+        self.taken.extend(companions);
         let expected = param.lazy_shape().to_vec();
-        if entry.shape != expected {
+        // Four-bit codes have a shape of their own; theirs is checked when they are read.
+        let has_own_shape = matches!(kind, StoredKind::FourBit(_) | StoredKind::Own(PackedFormat::Q4));
+        if entry.shape != expected && !has_own_shape {
             self.wrong.get_or_insert(CheckpointError::Shape {
                 file: entry.file.clone(),
                 name: name.clone(),
@@ -142,6 +153,8 @@ impl ParameterVisitor for Account<'_> {
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions<'a>,
+    /// The module's matrices, by path.
+    matrices: HashMap<String, Matrix>,
     /// Tensors that others are tied to.
     sources: HashMap<String, Box<dyn Any>>,
     state: LoadProgress,
@@ -149,43 +162,99 @@ struct Loader<'a> {
     error: Option<CheckpointError>,
 }
 
-impl ParameterMapper for Loader<'_> {
-    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+impl Reparameterizer for &mut Loader<'_> {
+    type Reparam = PackedWeight;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<PackedWeight>) {
         if self.error.is_some() {
-            return param;
+            return (param, None);
         }
-        let name = format!("{}{name}", self.options.prefix);
-        let tensor = match self.checkpoint.tensor(&name) {
-            Some(entry) => match read_as(&name, entry, self.options.dtype) {
-                Ok(data) => {
-                    self.state.bytes_done += entry.len_bytes() as u64;
-                    (self.progress)(self.state);
-                    Tensor::<D>::from_data(data, (&param.lazy_device(), self.options.dtype))
+        let name = format!("{}{path}", self.options.prefix);
+        match self.read(path, &name, &param) {
+            Ok(Weight::Packed(packed)) => (param, Some(packed)), // the parameter itself stays empty
+            Ok(Weight::Dense(tensor)) => {
+                if self.options.tied.iter().any(|(_, source)| *source == name) {
+                    self.sources.insert(name, Box::new(tensor.clone()));
                 }
-                Err(error) => {
-                    self.error = Some(error);
-                    return param;
+                let id = param.id;
+                (param.transform_for_load(tensor, id), None)
+            }
+            Err(error) => {
+                self.error = Some(error);
+                (param, None)
+            }
+        }
+    }
+}
+
+/// What a parameter is filled with.
+enum Weight<const D: usize> {
+    Dense(Tensor<D>),
+    Packed(PackedWeight),
+}
+
+impl Loader<'_> {
+    fn read<const D: usize>(
+        &mut self,
+        path: &str,
+        name: &str,
+        param: &Param<Tensor<D>>,
+    ) -> Result<Weight<D>, CheckpointError> {
+        let Some(stored) = self.checkpoint.stored(name) else { return self.tied(name).map(Weight::Dense) };
+        let device = param.lazy_device();
+        let matrix = self.matrices.get(path).copied();
+        let quantization = self.options.quantize.as_ref().filter(|quantization| quantization.covers(name));
+        let quantization = quantization.filter(|_| matrix == Some(Matrix::Linear));
+        let weight = match (&stored.kind, quantization) {
+            (StoredKind::Dense, None) => {
+                let dtype = self.options.dtype_of(matrix, Some(stored.entry.dtype), &device);
+                let data = match stored.entry.in_place(dtype, &device) {
+                    Some(data) if matrix.is_some() => data,
+                    _ => read_as(name, stored.entry, dtype)?,
+                };
+                Weight::Dense(Tensor::from_data(data, (&device, dtype)))
+            }
+            (StoredKind::Dense, Some(quantization)) => {
+                let weights = read_as(name, stored.entry, DType::F32)?;
+                let dims = two(&stored.entry.shape);
+                let weights = weights.as_slice::<f32>().expect("it was read as f32");
+                let packed = PackedWeight::quantize(weights, dims, quantization, &device);
+                Weight::Packed(packed.map_err(|source| stored.error(name, source))?)
+            }
+            (_, quantization) => {
+                let dims = two(&param.lazy_shape().to_vec());
+                let packed = self.checkpoint.read_packed(name, &stored, dims, &device)?;
+                if let Some(asked) = quantization.filter(|asked| asked.format != packed.format()) {
+                    return Err(CheckpointError::AlreadyQuantized {
+                        file: stored.entry.file.clone(),
+                        name: name.to_owned(),
+                        found: packed.format().name(),
+                        asked: asked.format.name(),
+                    });
                 }
-            },
-            None => {
-                let source = self.options.tied_source(&name).and_then(|source| self.sources.get(source));
-                let tensor = source.and_then(|source| source.downcast_ref::<Tensor<D>>());
-                match tensor {
-                    Some(tensor) => tensor.clone(),
-                    None => {
-                        self.error = Some(CheckpointError::Missing {
-                            folder: self.checkpoint.folder.clone(),
-                            names: vec![name],
-                        });
-                        return param;
-                    }
-                }
+                Weight::Packed(packed)
             }
         };
-        if self.options.tied.iter().any(|(_, source)| *source == name) {
-            self.sources.insert(name, Box::new(tensor.clone()));
-        }
-        let id = param.id;
-        param.transform_for_load(tensor, id)
+        self.state.bytes_done += stored.entry.len_bytes() as u64;
+        (self.progress)(self.state);
+        Ok(weight)
     }
+
+    /// The tensor that `name` is tied to, which came before it.
+    fn tied<const D: usize>(&self, name: &str) -> Result<Tensor<D>, CheckpointError> {
+        let source = self.options.tied_source(name).and_then(|source| self.sources.get(source));
+        source.and_then(|source| source.downcast_ref::<Tensor<D>>()).cloned().ok_or_else(|| CheckpointError::Missing {
+            folder: self.checkpoint.folder.clone(),
+            names: vec![name.to_owned()],
+        })
+    }
+}
+
+/// A matrix's shape.
+fn two(shape: &[usize]) -> [usize; 2] {
+    shape.try_into().expect("linear layers' weights have two axes")
 }

@@ -5,16 +5,22 @@
 //! every one: whatever is missing, left over, of the wrong shape or dtype, or not finite is an error that names it.
 //! Peak memory is the loaded weights plus one tensor.
 //!
-//! [`save`] writes a module the same way, whole or not at all.
+//! [`save`] writes a module the same way, whole or not at all; [`Checkpoint::write_quantized`] writes a checkpoint
+//! again in another format.
 //!
 //! The module's field paths are the tensors' names, so nothing is renamed on the way.
 
 mod convert;
 mod error;
+mod formats;
 mod header;
 mod index;
 mod load;
+mod plan;
+mod quantize;
+mod random;
 mod save;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,7 +31,10 @@ use memmap2::Mmap;
 use safetensors::Dtype;
 
 pub use error::CheckpointError;
+pub use formats::Quantization;
 pub use load::{LoadOptions, LoadProgress};
+pub use plan::WeightMemory;
+pub use random::fill_random;
 pub use save::{save, write_atomically};
 
 /// An opened checkpoint: where every tensor lies, and the maps of the files that hold them.

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use idefics_nn::{Checkpoint, LoadOptions};
+use idefics_nn::formats::FourBitType;
+use idefics_nn::{Checkpoint, LoadOptions, PackedFormat, Quantization};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -20,17 +21,18 @@ pub(crate) fn xtask_folder(name: &str) -> PathBuf {
 pub(crate) struct Model {
     folder: PathBuf,
     config: Value,
+    quantize: Option<Quantization>,
 }
 
 impl Model {
     /// `xtask/checkpoints/{name}`.
     pub(crate) fn named(name: &str) -> Self {
-        Self::open(xtask_folder("checkpoints").join(name))
+        Self::open(xtask_folder("checkpoints").join(name), None)
     }
 
-    fn open(folder: PathBuf) -> Self {
+    fn open(folder: PathBuf, quantize: Option<Quantization>) -> Self {
         let config = read_json(&folder.join("config.json"));
-        Self { folder, config }
+        Self { folder, config, quantize }
     }
 
     /// `text_config` and so on.
@@ -40,7 +42,7 @@ impl Model {
 
     /// Fills a component, strictly: nothing under the prefix is missing or left over.
     pub(crate) fn load<M: Module>(&self, module: M, prefix: &str) -> M {
-        let options = LoadOptions { prefix, ..LoadOptions::default() };
+        let options = LoadOptions { prefix, quantize: self.quantize.clone(), ..LoadOptions::default() };
         Checkpoint::open(&self.folder).unwrap().load(module, &options, |_| ()).unwrap()
     }
 }
@@ -63,6 +65,18 @@ pub(crate) struct Picture {
     pub(crate) width: usize,
 }
 
+/// How a case wants linear layers held.
+fn quantization(load: &Value) -> Option<Quantization> {
+    let format = match load["quantize"].as_str()? {
+        "int8" => PackedFormat::Int8,
+        "nf4" => PackedFormat::FourBit(FourBitType::Nf4),
+        "fp4" => PackedFormat::FourBit(FourBitType::Fp4),
+        other => panic!("cases have no {other}"),
+    };
+    let double_quant = load["double_quant"].as_bool().unwrap_or(false);
+    Some(Quantization { format, double_quant, spared: vec!["lm_head.".to_owned()] })
+}
+
 impl Case {
     /// Every committed case that has the tensor.
     pub(crate) fn all_with(tensor: &str) -> Vec<Self> {
@@ -80,10 +94,11 @@ impl Case {
     }
 
     fn open(folder: &Path) -> Self {
-        let checkpoint = read_json(&folder.join("case.json"))["checkpoint"].as_str().unwrap().to_owned();
+        let case = read_json(&folder.join("case.json"));
+        let checkpoint = case["checkpoint"].as_str().unwrap();
         Self {
             name: folder.file_name().unwrap().to_string_lossy().into_owned(),
-            model: Model::open(folder.join(checkpoint)),
+            model: Model::open(folder.join(checkpoint), quantization(&case["load"])),
             expected: std::fs::read(folder.join("expected.safetensors")).unwrap(),
         }
     }

@@ -120,16 +120,16 @@ impl<'a> Data<'a> {
         let rows_of_examples =
             (0..n).map(|_| kind.examples(rng, width, height)).filter(|examples| !examples.is_empty());
         for examples in rows_of_examples {
-            let (texts, pictures) = self.row(&examples)?;
+            let (texts, pictures) = self.texts(&examples)?;
             rows.push(texts);
-            images.extend(pictures);
+            images.extend(pictures.into_iter().next().unwrap_or_default()); // the same for each
         }
         let pad_token_id = self.processor.tokenizer().pad_token_id_or_fallback();
         Ok(TrainingBatch::branching(&rows, images, LabelRecipe::IgnoreImageTokens, pad_token_id)?)
     }
 
-    /// What is said about the same pictures, and these.
-    fn row(&self, examples: &[Example]) -> Result<(Vec<LabelledText>, Vec<ImageTile>)> {
+    /// Examples with their answers, which are the labels, and the pictures of each.
+    pub(super) fn texts(&self, examples: &[Example]) -> Result<(Vec<LabelledText>, Vec<Vec<ImageTile>>)> {
         let samples = examples.iter().map(|example| sample(example, true)).collect::<Result<Vec<_>>>()?;
         let processed = self.processor.process(&samples, &ProcessOptions::default())?;
         let texts = examples.iter().zip(processed.input_ids).map(|(example, ids)| {
@@ -139,7 +139,7 @@ impl<'a> Data<'a> {
             };
             Ok(LabelledText { ids, labels })
         });
-        Ok((texts.collect::<Result<_>>()?, processed.images.into_iter().next().unwrap_or_default()))
+        Ok((texts.collect::<Result<_>>()?, processed.images))
     }
 
     /// Every answer up to and with its end; nothing else.

@@ -155,7 +155,7 @@ fn score(model: &Idefics, group: Group, args: &Args, bar: &ProgressBar) -> Resul
 }
 
 /// `count` examples of the tasks in turn, with the task's place in the list.
-fn examples(tasks: &[Task], seed: u64, count: usize) -> Vec<(usize, Example)> {
+pub(super) fn examples(tasks: &[Task], seed: u64, count: usize) -> Vec<(usize, Example)> {
     let example = |index: usize| {
         let task_idx = index % tasks.len();
         let task = tasks[task_idx];

@@ -5,6 +5,7 @@ mod data;
 pub(crate) mod eval;
 mod export;
 mod folder;
+pub(crate) mod formats;
 mod init;
 mod tokenizer;
 mod tower;

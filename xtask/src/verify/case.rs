@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use idefics_generate::GenerationConfig;
 use idefics_generate::processor::Sample;
 use idefics_generate::processor::image::Alpha;
+use idefics_generate::{GenerationConfig, WeightFormat, WeightOptions};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -73,9 +73,13 @@ impl From<AlphaName> for Alpha {
     }
 }
 
+/// How the reference held the weights.
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Load {
-    quantize: Option<serde_json::Value>,
+    quantize: Option<String>,
+    #[serde(default)]
+    double_quant: bool,
 }
 
 /// One expected tensor.
@@ -109,6 +113,13 @@ impl Expected {
 }
 
 impl Case {
+    /// How the weights are to be held.
+    pub(super) fn weights(&self) -> Result<WeightOptions> {
+        let Load { quantize, double_quant } = &self.file.load;
+        let quantize = quantize.as_deref().map_or(Ok(WeightFormat::None), str::parse)?;
+        Ok(WeightOptions { quantize, double_quant: *double_quant, ..WeightOptions::default() })
+    }
+
     /// Reads a case folder.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("case.json");
@@ -121,7 +132,6 @@ impl Case {
             path.display(),
             file.family
         );
-        ensure!(file.load.quantize.is_none(), "{}: quantised weights are not implemented", path.display());
         for sample in &mut file.samples {
             sample.resolve_paths(folder);
         }

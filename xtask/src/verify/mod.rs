@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use burn::tensor::DType;
 use idefics_generate::{DeviceChoice, Precision};
 
 use case::Case;
@@ -57,7 +58,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn verify(cases: &[PathBuf], args: &Args) -> Result<Report> {
     let (choice, device) = args.device.open()?;
-    let dtype = args.dtype.on(choice, &device)?;
+    let dtype = args.dtype.on(choice, &device)?.unwrap_or(DType::F32);
     let mut report = Report::new(args.json);
     for folder in cases {
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();

@@ -5,8 +5,8 @@
 
 use anyhow::Result;
 use burn::tensor::{DType, Device, Tensor};
-use idefics_generate::Idefics2;
 use idefics_generate::processor::{Compatibility, PaddingSide, ProcessOptions, ProcessedInputs, Processor};
+use idefics_generate::{Idefics2, WeightOptions};
 
 use super::case::{AlphaName, Case, Values};
 use super::compare::Comparison;
@@ -28,7 +28,8 @@ pub(super) fn compare(case: &Case, device: &Device, dtype: DType, report: &mut R
     if !runs_model && case.file.generate.is_empty() {
         return Ok(());
     }
-    let model = Idefics2::from_folder(&case.checkpoint, device, dtype, |_| ())?;
+    let weights = WeightOptions { dtype: Some(dtype), ..case.weights()? };
+    let model = Idefics2::from_folder(&case.checkpoint, device, weights, |_| ())?;
     let images = stages.images(&processed)?;
     let image_hidden_states = stages.vision(&model, &images)?;
     let tokens = processed.padded(processor.tokenizer().pad_token_id_or_fallback(), PaddingSide::Left);

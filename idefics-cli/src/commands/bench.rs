@@ -1,0 +1,162 @@
+//! `idefics bench`
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use idefics_generate::bench::{BenchOptions, BenchReport, Spread, bytes, parameters};
+use idefics_generate::nn::Checkpoint;
+use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig};
+use idefics_generate::{Error, Idefics2, Idefics2Config, ModelConfig};
+use serde_json::{Value, json};
+
+use crate::args::{BenchArgs, Global};
+use crate::failure::Failure;
+use crate::machine::{memory_bandwidth_gb_s, peak_rss_bytes};
+use crate::model::{self, ModelFolder};
+
+/// Measures each stage of an answer.
+pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
+    let (choice, device) = global.device.open().map_err(Error::from)?;
+    let weights = global.weights(global.dtype.on(choice, &device).map_err(Error::from)?.into());
+    let source = match &args.random_weights {
+        None => Some(model::folder(global)?),
+        Some(_) => None,
+    };
+    let mut config = match (&args.random_weights, &source) {
+        (Some(shape), _) => shape_of(shape)?,
+        (None, Some(folder)) => {
+            let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder.path())? else {
+                return Err(Failure::usage("only idefics2 is measured".to_owned()));
+            };
+            config
+        }
+        (None, None) => unreachable!("without a shape there is a folder"),
+    };
+    if let Some(layers) = args.text_layers {
+        config.text_config.num_hidden_layers = layers.min(config.text_config.num_hidden_layers);
+    }
+    let processor = image_processor(source.as_ref().map(ModelFolder::path))?;
+    let n_latents = config.perceiver_config.resampler_n_latents * processor.tiles_per_image() * args.images.len();
+    let options = BenchOptions {
+        images: args.images.iter().map(|size| (size.width, size.height)).collect(),
+        prompt_tokens: args.prompt_tokens.max(1 + n_latents),
+        new_tokens: args.new_tokens,
+        batch: args.batch.get(),
+        runs: args.runs,
+    };
+
+    let checkpoint = source.as_ref().map(|source| Checkpoint::open(source.path())).transpose().map_err(Error::from)?;
+    let needed = |weights| Idefics2::memory(&config, checkpoint.as_ref(), &device, weights);
+    model::check_memory(needed, choice, weights)?;
+    drop(checkpoint);
+
+    let bar = model::byte_bar();
+    bar.set_message("weights");
+    let progress = |loaded: idefics_generate::nn::checkpoint::LoadProgress| {
+        bar.set_length(loaded.bytes_total);
+        bar.set_position(loaded.bytes_done);
+    };
+    let clock = Instant::now();
+    let model = match &source {
+        None => Idefics2::random(&config, &device, weights, global.seed, progress)?,
+        Some(folder) => Idefics2::from_folder(folder.path(), &device, weights, progress)?,
+    };
+    let load_s = clock.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+    let report = model.bench(&processor, &options, |stage| {
+        if global.verbose {
+            eprintln!("{stage}");
+        }
+    })?;
+    let rss = peak_rss_bytes();
+    let (weight_bytes, params) = (bytes(&model), parameters(&model));
+    drop(model);
+
+    let bandwidth = memory_bandwidth_gb_s();
+    let decode_gb_s = report.decode_bytes_per_token as f64 / report.decode_ms_per_token.min / 1e6;
+    let mut object = serde_json::to_value(&report).map_err(io::Error::from)?;
+    let more = json!({
+        "device": choice.to_string(),
+        "dtype": global.dtype.to_string(),
+        "quantize": global.quantize.to_string(),
+        "threads": rayon::current_num_threads(),
+        "params": params,
+        "weight_bytes": weight_bytes,
+        "load_s": load_s,
+        "memory_bandwidth_gb_s": bandwidth,
+        "decode_bandwidth_fraction": decode_gb_s / bandwidth,
+        "peak_rss_bytes": rss,
+    });
+    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+        object.extend(more);
+    }
+    let mut stdout = io::stdout().lock();
+    if global.json {
+        writeln!(stdout, "{object}")?;
+        return Ok(());
+    }
+    print_table(&mut stdout, &report, &object)
+}
+
+/// The stages, one a line.
+fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Result<(), Failure> {
+    let line = |stdout: &mut dyn Write, name: &str, spread: &Spread, unit: &str| {
+        let Spread { min, median, max } = spread;
+        writeln!(stdout, "{name:<16} {min:>10.1} {median:>10.1} {max:>10.1} {unit}")
+    };
+    writeln!(stdout, "{:<16} {:>10} {:>10} {:>10}", "", "min", "median", "max")?;
+    line(stdout, "preprocess", &report.preprocess_ms, "ms")?;
+    line(stdout, "vision tower", &report.vision_ms, "ms")?;
+    line(stdout, "connector", &report.connector_ms, "ms")?;
+    line(stdout, "prefill", &report.prefill_ms, "ms")?;
+    line(stdout, "", &report.prefill_tokens_per_s, "tokens/s")?;
+    line(stdout, "decode", &report.decode_ms_per_token, "ms a step")?;
+    line(stdout, "", &report.decode_tokens_per_s, "tokens/s")?;
+    let number = |key: &str| all[key].as_f64().unwrap_or(0.0);
+    writeln!(
+        stdout,
+        "a step reads {:.2} GB at {:.0} % of the {:.1} GB/s that memory gives",
+        number("decode_bytes_per_token") / 1e9,
+        100.0 * number("decode_bandwidth_fraction"),
+        number("memory_bandwidth_gb_s"),
+    )?;
+    writeln!(
+        stdout,
+        "weights {:.2} GB, loaded in {:.1} s; at most {:.2} GB of memory",
+        number("weight_bytes") / 1e9,
+        number("load_s"),
+        number("peak_rss_bytes") / 1e9,
+    )?;
+    Ok(())
+}
+
+/// The shape of a public model, or of a `config.json`.
+fn shape_of(name: &str) -> Result<Idefics2Config, Failure> {
+    match name {
+        "idefics2-8b" => return Ok(Idefics2Config::idefics2_8b()),
+        "idefics-9b" | "smolvlm-256m" => {
+            return Err(Failure::usage(format!("--random-weights {name}: this family is not implemented yet")));
+        }
+        _ => {}
+    }
+    let path = Path::new(name);
+    if path.file_name().is_none_or(|file| file != "config.json") {
+        let expected = "idefics2-8b, or the path of a config.json";
+        return Err(Failure::usage(format!("--random-weights {name:?}: expected {expected}")));
+    }
+    match ModelConfig::from_folder(path.parent().unwrap_or(Path::new("")))? {
+        ModelConfig::Idefics2(config) => Ok(config),
+        other => Err(Failure::usage(format!("{} is not measured", other.family()))),
+    }
+}
+
+/// The folder's image processor, or that of the public Idefics2 checkpoints without splitting.
+fn image_processor(folder: Option<&Path>) -> Result<ImageProcessor, Failure> {
+    let config = match folder.map(|folder| folder.join("preprocessor_config.json")).filter(|path| path.exists()) {
+        Some(path) => ImageProcessorConfig::from_file(path),
+        None => Ok(ImageProcessorConfig { do_image_splitting: false, ..ImageProcessorConfig::default() }),
+    };
+    let processor = config.and_then(ImageProcessor::new);
+    processor.map_err(|error| Failure::usage(error.to_string()))
+}

@@ -1,0 +1,42 @@
+//! What the machine can do, and what the program took of it.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use idefics_generate::nn::kernels;
+use rayon::prelude::*;
+use sysinfo::System;
+
+/// Values that are read: 1 GiB, more than any last-level cache holds.
+const VALUES: usize = 1 << 28;
+/// Passes over them, of which the fastest counts.
+const PASSES: usize = 24;
+
+/// How fast all threads together read memory, in GB/s; takes 1 GiB for the while.
+pub(crate) fn memory_bandwidth_gb_s() -> f64 {
+    let values: Vec<f32> = (0..VALUES).into_par_iter().map(|index| (index % 8) as f32).collect();
+    let pass = |_| {
+        let clock = Instant::now();
+        black_box(kernels::read(black_box(&values)));
+        size_of_val(values.as_slice()) as f64 / clock.elapsed().as_secs_f64() / 1e9
+    };
+    (0..PASSES).map(pass).fold(0.0, f64::max)
+}
+
+/// Memory that the program may take now, in bytes: what the system has left, or a control group leaves of it.
+pub(crate) fn available_memory_bytes() -> u64 {
+    let mut system = System::new();
+    system.refresh_memory();
+    // What the group holds of files can be dropped.
+    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
+    system.available_memory().min(group)
+}
+
+/// The most memory that the process has had, in bytes, files mapped into it included; `None` where the system does not
+/// say.
+pub(crate) fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}

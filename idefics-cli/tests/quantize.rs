@@ -1,0 +1,98 @@
+//! `--quantize` and `idefics quantize`: the same answers from memory and from disk, and nothing half written.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::{answer, checkpoint, idefics, photo, text, xtask_folder};
+
+fn quantize(model: &Path, to: &str, out: &Path, more: &[&str]) -> std::process::Output {
+    idefics(model, &[&["quantize", "--to", to, out.to_str().unwrap()], more].concat())
+}
+
+/// Every file of a folder with its bytes.
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap());
+    files.map(|file| (text(file.file_name().as_encoded_bytes()), fs::read(file.path()).unwrap())).collect()
+}
+
+#[test]
+fn a_quantised_folder_answers_as_quantising_on_load_does() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (format, more) in [("int8", None), ("nf4", None), ("nf4", Some("--double-quant")), ("fp4", None), ("q4", None)]
+    {
+        let out = scratch.path().join(format!("{format}{}", more.unwrap_or_default()));
+        let written = quantize(&checkpoint(), format, &out, more.as_slice());
+        assert!(written.status.success(), "{}", text(&written.stderr));
+        assert_eq!(text(&written.stdout).trim(), out.to_str().unwrap());
+        let ask = ["--json", "ask", &photo(), "What is this?", "--max-new-tokens", "8", "--logprobs", "1"];
+        let ids = |line: &str| {
+            let answer: serde_json::Value = serde_json::from_str(line).unwrap();
+            (answer["token_ids"].clone(), answer["logprobs"].clone())
+        };
+        let on_load = answer(&[&["--quantize", format][..], more.as_slice(), &ask].concat());
+        let on_disk = idefics(&out, &ask);
+        assert!(on_disk.status.success(), "{format}: {}", text(&on_disk.stderr));
+        assert_eq!(ids(&on_load), ids(&text(&on_disk.stdout)), "{format}");
+    }
+}
+
+#[test]
+fn inspection_of_a_quantised_folder_counts_the_same_parameters() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("nf4");
+    assert!(quantize(&checkpoint(), "nf4", &out, &[]).status.success());
+    let parameters = |model: &Path| {
+        let inspection: serde_json::Value =
+            serde_json::from_slice(&idefics(model, &["--json", "inspect"]).stdout).unwrap();
+        inspection["parameters"].clone()
+    };
+    assert_eq!(parameters(&out), parameters(&checkpoint()));
+}
+
+#[test]
+fn what_cannot_be_quantised_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let refused = |model: &Path, to: &str, out: &Path, code: i32, word: &str| {
+        let output = quantize(model, to, out, &[]);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(word), "{}", text(&output.stderr));
+    };
+    let out = scratch.path().join("out");
+    refused(&checkpoint(), "none", &out, 2, "--to none");
+    refused(&checkpoint(), "int3", &out, 2, "int3");
+    refused(&xtask_folder("checkpoints/small-quantized"), "q4", &out, 4, "nf4 already");
+    refused(Path::new("./no-such-folder"), "q4", &out, 5, "no-such-folder");
+    refused(&checkpoint(), "q4", &scratch.path().join("no/such/parent"), 5, "no");
+    assert!(contents(scratch.path()).is_empty());
+    fs::write(&out, "mine").unwrap();
+    refused(&checkpoint(), "q4", &out, 5, "there already");
+    assert_eq!(fs::read(&out).unwrap(), b"mine");
+}
+
+#[test]
+fn a_kill_leaves_the_whole_folder_or_none_and_the_source_as_it_was() {
+    let scratch = tempfile::tempdir().unwrap();
+    let source = contents(&checkpoint());
+    let whole = scratch.path().join("whole");
+    assert!(quantize(&checkpoint(), "nf4", &whole, &[]).status.success());
+    for round in 0..30_u64 {
+        let out = scratch.path().join(format!("out-{round}"));
+        let mut run = Command::new(env!("CARGO_BIN_EXE_idefics"))
+            .arg("--model")
+            .arg(checkpoint())
+            .args(["quantize", "--to", "nf4"])
+            .arg(&out)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_micros(1973 * round));
+        run.kill().unwrap();
+        run.wait().unwrap();
+        assert!(!out.exists() || contents(&out) == contents(&whole), "round {round}");
+        assert_eq!(contents(&checkpoint()), source, "round {round}");
+    }
+}

@@ -1,0 +1,227 @@
+//! What `idefics bench` measures: the stages of an answer, on the code that answers.
+
+use std::time::Instant;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Int, Tensor};
+use idefics_nn::{KvCache, ParameterVisitor, visit_parameters};
+use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
+use serde::Serialize;
+
+use crate::{Error, Idefics2, Prompts, image_batches};
+
+/// What an answer is about, and how often it is measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BenchOptions {
+    /// Width and height of the images of a row, in pixels.
+    pub images: Vec<(u32, u32)>,
+    /// Tokens of the prompt, image tokens included; at least as many as the images need.
+    pub prompt_tokens: usize,
+    /// Tokens to generate after the first.
+    pub new_tokens: usize,
+    /// Rows.
+    pub batch: usize,
+    /// Times that each stage is measured, after one that does not count.
+    pub runs: usize,
+}
+
+/// Measurements of one stage.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Spread {
+    /// The fastest.
+    pub min: f64,
+    /// The middle one.
+    pub median: f64,
+    /// The slowest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of one measurement or more; zeros of none.
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
+        Self { min: at(0), median: at(values.len() / 2), max: at(values.len().saturating_sub(1)) }
+    }
+
+    /// `amount / self`, the fastest giving the largest.
+    fn rate(self, amount: f64) -> Self {
+        let rate = |value: f64| if value > 0.0 { amount / value } else { 0.0 };
+        Self { min: rate(self.max), median: rate(self.median), max: rate(self.min) }
+    }
+}
+
+/// Times of each stage, for all rows together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BenchReport {
+    /// Pictures to tiles, in milliseconds.
+    pub preprocess_ms: Spread,
+    /// The vision tower, in milliseconds.
+    pub vision_ms: Spread,
+    /// The connector, in milliseconds.
+    pub connector_ms: Spread,
+    /// The prompt through the decoder and the head, in milliseconds.
+    pub prefill_ms: Spread,
+    /// Tokens of all rows through it.
+    pub prefill_tokens_per_s: Spread,
+    /// One step, in milliseconds.
+    pub decode_ms_per_token: Spread,
+    /// Tokens of all rows.
+    pub decode_tokens_per_s: Spread,
+    /// Bytes of weights that one step reads.
+    pub decode_bytes_per_token: usize,
+}
+
+impl Idefics2 {
+    /// Measures each stage.
+    ///
+    /// # Errors
+    /// [`Error`] for prompts that do not fit the model, or a device that fails.
+    pub fn bench(
+        &self,
+        processor: &ImageProcessor,
+        options: &BenchOptions,
+        mut progress: impl FnMut(&'static str),
+    ) -> Result<BenchReport, Error> {
+        let pictures: Vec<RgbImage> = options.images.iter().map(|&(width, height)| picture(width, height)).collect();
+        let all = std::iter::repeat_n(&pictures, options.batch).flatten();
+        let runs = options.runs.max(1);
+
+        progress("preprocessing");
+        let mut tiles: Vec<ImageTile> = Vec::new();
+        let preprocess_ms = repeat(runs, || {
+            tiles = all.clone().flat_map(|picture| processor.process(picture)).collect();
+            Ok(())
+        })?;
+
+        progress("vision tower");
+        let batches = image_batches(&tiles, &self.config().vision_config)?;
+        let mut features = Vec::new();
+        let vision_ms = repeat(runs, || {
+            features = batches.iter().map(|batch| self.vision_features(batch)).collect();
+            self.finish()
+        })?;
+
+        progress("connector");
+        let mut image_hidden_states = None;
+        let connector_ms = repeat(runs, || {
+            image_hidden_states = self.connect(&batches, features.clone());
+            self.finish()
+        })?;
+        drop(features);
+
+        progress("prefill");
+        let prompts = self.prompts(&tiles, options)?;
+        let mut cache = self.cache(&prompts, 0);
+        let prefill_ms = repeat(runs, || {
+            cache = self.cache(&prompts, options.new_tokens + 1);
+            self.prefill(&prompts, image_hidden_states.clone(), &mut cache)?;
+            self.finish()
+        })?;
+
+        progress("decode");
+        let decode_ms = Spread::of(self.decode_times(&mut cache, options)?);
+        let tokens = (options.batch * prompts.seq()) as f64;
+        Ok(BenchReport {
+            preprocess_ms,
+            vision_ms,
+            connector_ms,
+            prefill_ms,
+            prefill_tokens_per_s: prefill_ms.rate(1e3 * tokens),
+            decode_ms_per_token: decode_ms,
+            decode_tokens_per_s: decode_ms.rate(1e3 * options.batch as f64),
+            decode_bytes_per_token: self.decode_bytes(),
+        })
+    }
+
+    /// Milliseconds of each step; the first does not count.
+    fn decode_times(&self, cache: &mut KvCache, options: &BenchOptions) -> Result<Vec<f64>, Error> {
+        let mut times = Vec::with_capacity(options.new_tokens);
+        let next_tokens = vec![FILLER; options.batch];
+        for step in 0..=options.new_tokens {
+            let clock = Instant::now();
+            let logits = self.decode(&next_tokens, cache)?;
+            logits.argmax(1).into_data(); // what greedy search reads back
+            if step > 0 {
+                times.push(clock.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        Ok(times)
+    }
+
+    /// Rows of image tokens and words.
+    fn prompts(&self, tiles: &[ImageTile], options: &BenchOptions) -> Result<Prompts, Error> {
+        let n_latents = self.config().perceiver_config.resampler_n_latents;
+        let image_tokens = n_latents * tiles.len() / options.batch;
+        let mut row = vec![FILLER];
+        row.resize(1 + image_tokens, self.config().image_token_id);
+        row.resize(row.len().max(options.prompt_tokens), FILLER);
+        Ok(Prompts::pad_left(&vec![row; options.batch], FILLER)?)
+    }
+
+    /// Bytes of weights that a step reads: those of the decoder and the head, not the embedding table.
+    fn decode_bytes(&self) -> usize {
+        bytes(&self.model.text_model.layers) + bytes(&self.model.text_model.norm) + bytes(&self.lm_head)
+    }
+
+    fn finish(&self) -> Result<(), Error> {
+        self.device().sync().map_err(|error| Error::Execution { reason: format!("{error:?}") })
+    }
+}
+
+/// A token that every vocabulary has.
+const FILLER: u32 = 1;
+
+/// Milliseconds of each of `runs` calls, after one that does not count.
+fn repeat(runs: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<Spread, Error> {
+    work()?;
+    let mut times = Vec::with_capacity(runs);
+    for _ in 0..runs {
+        let clock = Instant::now();
+        work()?;
+        times.push(clock.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(Spread::of(times))
+}
+
+/// A picture with something everywhere.
+fn picture(width: u32, height: u32) -> RgbImage {
+    let pixel = |index: u32| [index % width, index / width, index].map(|value| (value.wrapping_mul(37) >> 2) as u8);
+    RgbImage::new(width, height, (0..width * height).flat_map(pixel).collect()).expect("there is a byte a channel")
+}
+
+/// Parameters of a module, in whatever format they are held.
+pub fn parameters<M: Module>(module: &M) -> usize {
+    struct Count(usize);
+    impl ParameterVisitor for Count {
+        fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+            // The scales of a quantised weight lie below the weight.
+            if !name.contains(".weight.") {
+                self.0 += param.lazy_shape().num_elements();
+            }
+        }
+    }
+    let mut count = Count(0);
+    visit_parameters(module, &mut count);
+    count.0
+}
+
+/// Bytes that a module's weights take, in whatever format they are held.
+pub fn bytes<M: Module>(module: &M) -> usize {
+    struct Sum(usize);
+    impl ModuleVisitor for Sum {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            // The plain weight beside a quantised one is never made.
+            if param.is_initialized() {
+                self.0 += param.lazy_shape().num_elements() * param.base().dtype().size();
+            }
+        }
+
+        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+            self.0 += param.lazy_shape().num_elements() * param.base().dtype().size();
+        }
+    }
+    let mut sum = Sum(0);
+    module.visit(&mut sum);
+    sum.0
+}

@@ -1,0 +1,133 @@
+//! A model folder written again with its linear layers quantised.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use burn::tensor::Device;
+use idefics_nn::checkpoint::{Checkpoint, LoadProgress, write_atomically};
+use idefics_nn::{PackedFormat, Quantization};
+use serde_json::{Map, Value, json};
+
+use crate::config::{QUANT_METHOD, read_json};
+use crate::{Error, Idefics2, ModelConfig, WeightOptions};
+
+/// Writes the model of the folder `source` to the folder `target`, its linear layers in the format of `options`.
+///
+/// `target` appears complete, once it has been opened and checked, or not at all; until then there is a folder beside
+/// it whose name begins with a dot. `device` loads the result to check it. Nothing of `source` is changed, and all its other files are copied. NF4 and FP4
+/// have the layout of bitsandbytes, which Transformers loads.
+///
+/// # Errors
+/// [`Error::Write`] if `target` is there already or cannot be written, and what [`Idefics2::from_folder`] and
+/// [`Checkpoint::write_quantized`] refuse.
+///
+/// # Panics
+/// If `options` quantises nothing.
+pub fn quantize_folder(
+    source: &Path,
+    target: &Path,
+    options: &WeightOptions,
+    device: &Device,
+    progress: impl FnMut(LoadProgress),
+) -> Result<(), Error> {
+    let quantization = options.quantization().expect("a format is given");
+    let failed = |source: io::Error| Error::Write { path: target.to_owned(), source };
+    if target.symlink_metadata().is_ok() {
+        let advice = "it is there already; remove it or give another name";
+        return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, advice)));
+    }
+    let ModelConfig::Idefics2(config) = ModelConfig::from_folder(source)?;
+    // Which layers there are; no weight is made.
+    let model = Idefics2::new(&config, device)
+        .map_err(|error| Error::Config { path: source.join("config.json"), source: error })?;
+    let checkpoint = Checkpoint::open(source)?;
+
+    let name = target.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let unfinished =
+        tempfile::Builder::new().prefix(&format!(".{}.", name.display())).tempdir_in(parent).map_err(failed)?;
+    checkpoint.write_quantized(&model, &quantization, unfinished.path(), progress)?;
+    copy_other_files(source, unfinished.path())?;
+    write_config(source, unfinished.path(), &quantization)?;
+
+    Idefics2::from_folder(unfinished.path(), device, None, |_| ())?;
+    publish(unfinished, target, parent).map_err(failed)
+}
+
+/// Everything that is a file and not weights.
+fn copy_other_files(source: &Path, target: &Path) -> Result<(), Error> {
+    let unread = |error| Error::Read { path: source.to_owned(), source: error };
+    for entry in fs::read_dir(source).map_err(unread)? {
+        let path = entry.map_err(unread)?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let is_weights = [".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"];
+        if name.starts_with('.') || !path.is_file() || is_weights.iter().any(|end| name.ends_with(end)) {
+            continue;
+        }
+        let bytes = fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        write_atomically(&target.join(name), |file| io::Write::write_all(file, &bytes))?;
+    }
+    Ok(())
+}
+
+/// `config.json` with the section that says how the weights are quantised.
+fn write_config(source: &Path, target: &Path, quantization: &Quantization) -> Result<(), Error> {
+    let mut config = read_json(&source.join("config.json"))?;
+    let compute_dtype = ["dtype", "torch_dtype"].iter().find_map(|key| config.get(key)?.as_str());
+    let section = section(quantization, compute_dtype.unwrap_or("float32"));
+    if let Some(config) = config.as_object_mut() {
+        config.insert("quantization_config".to_owned(), Value::Object(section));
+    }
+    Ok(write_atomically(&target.join("config.json"), |file| {
+        serde_json::to_writer_pretty(file, &config).map_err(Into::into)
+    })?)
+}
+
+/// Source: `BitsAndBytesConfig.to_dict`, Transformers 5.23.0.
+fn section(quantization: &Quantization, compute_dtype: &str) -> Map<String, Value> {
+    let spared: Vec<&str> = quantization.spared.iter().map(|prefix| prefix.trim_end_matches('.')).collect();
+    let section = match quantization.format {
+        PackedFormat::FourBit(kind) => json!({
+            "quant_method": "bitsandbytes",
+            "_load_in_4bit": true,
+            "_load_in_8bit": false,
+            "load_in_4bit": true,
+            "load_in_8bit": false,
+            "bnb_4bit_compute_dtype": compute_dtype,
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_quant_type": kind.name(),
+            "bnb_4bit_use_double_quant": quantization.double_quant,
+            "llm_int8_enable_fp32_cpu_offload": false,
+            "llm_int8_has_fp16_weight": false,
+            // The list takes the place of the default one, which is the head alone.
+            "llm_int8_skip_modules": (spared != ["lm_head"]).then_some(spared),
+            "llm_int8_threshold": 6.0
+        }),
+        format => json!({
+            "quant_method": QUANT_METHOD,
+            "format": format.name(),
+            "modules_to_not_convert": spared
+        }),
+    };
+    let Value::Object(section) = section else { unreachable!("it is written as an object") };
+    section
+}
+
+/// Gives the folder its name.
+fn publish(unfinished: tempfile::TempDir, target: &Path, parent: &Path) -> io::Result<()> {
+    readable_by_all(unfinished.path())?;
+    File::open(unfinished.path())?.sync_all()?;
+    fs::rename(unfinished.path(), target)?;
+    let _ = unfinished.keep(); // it is not there any more
+    File::open(parent)?.sync_all()
+}
+
+/// Temporary folders are their owner's alone; a result is as readable as its parent.
+fn readable_by_all(folder: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! How a model's weights are held.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::DType;
+use idefics_nn::formats::FourBitType;
+use idefics_nn::{LoadOptions, PackedFormat, Quantization};
+
+use crate::{DeviceError, Idefics2Config};
+
+/// How a model's weights are held; a [`DType`] alone makes plain numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightOptions {
+    /// The dtype of what is not quantised; see [`idefics_nn::LoadOptions::dtype`] for what `None` means.
+    pub dtype: Option<DType>,
+    /// What linear layers are quantised to while they are loaded.
+    pub quantize: WeightFormat,
+    /// Whether the scales of NF4 and FP4 are rounded to eight bits too, as `bnb_4bit_use_double_quant` does.
+    pub double_quant: bool,
+    /// Whether the vision tower is quantised with the rest, as the reference does.
+    pub quantize_vision: bool,
+    /// Whether the head (`lm_head`) is too, which the reference spares.
+    pub quantize_head: bool,
+}
+
+impl Default for WeightOptions {
+    fn default() -> Self {
+        Self {
+            dtype: None,
+            quantize: WeightFormat::None,
+            double_quant: false,
+            quantize_vision: true,
+            quantize_head: false,
+        }
+    }
+}
+
+impl From<DType> for WeightOptions {
+    fn from(dtype: DType) -> Self {
+        Self { dtype: Some(dtype), ..Self::default() }
+    }
+}
+
+impl From<Option<DType>> for WeightOptions {
+    fn from(dtype: Option<DType>) -> Self {
+        Self { dtype, ..Self::default() }
+    }
+}
+
+/// `bf16`, `q4, others as stored`
+impl fmt::Display for WeightOptions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = self.dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase());
+        match self.quantize {
+            WeightFormat::None => formatter.write_str(&plain),
+            WeightFormat::Packed(format) => write!(formatter, "{}, others {plain}", format.name()),
+        }
+    }
+}
+
+impl WeightOptions {
+    /// The same for the loader.
+    pub(crate) fn load_options<'a>(&self, config: &Idefics2Config) -> LoadOptions<'a> {
+        let tied = config.tied();
+        LoadOptions { dtype: self.dtype, quantize: self.quantization(), tied, ..LoadOptions::default() }
+    }
+
+    /// Source of what is spared: `get_modules_to_not_convert`, Transformers 5.23.0.
+    pub(crate) fn quantization(&self) -> Option<Quantization> {
+        let WeightFormat::Packed(format) = self.quantize else { return None };
+        let spared = [(self.quantize_head, "lm_head."), (self.quantize_vision, "model.vision_model.")];
+        let spared = spared.iter().filter(|(quantized, _)| !quantized).map(|(_, prefix)| (*prefix).to_owned());
+        Some(Quantization { format, double_quant: self.double_quant, spared: spared.collect() })
+    }
+}
+
+/// `--quantize`: the format of linear layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightFormat {
+    /// Plain numbers, or what the file has quantised already.
+    #[default]
+    None,
+    /// Codes and scales.
+    Packed(PackedFormat),
+}
+
+impl FromStr for WeightFormat {
+    type Err = DeviceError;
+
+    fn from_str(name: &str) -> Result<Self, DeviceError> {
+        Ok(match name {
+            "none" => Self::None,
+            "int8" => Self::Packed(PackedFormat::Int8),
+            "nf4" => Self::Packed(PackedFormat::FourBit(FourBitType::Nf4)),
+            "fp4" => Self::Packed(PackedFormat::FourBit(FourBitType::Fp4)),
+            "q4" => Self::Packed(PackedFormat::Q4),
+            _ => return Err(DeviceError::UnknownFormat { name: name.to_owned() }),
+        })
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::None => "none",
+            Self::Packed(format) => format.name(),
+        })
+    }
+}

@@ -1,0 +1,43 @@
+//! In which format each matrix of a model is held.
+
+use burn::tensor::{DType, Device};
+use safetensors::Dtype;
+
+use super::LoadOptions;
+use super::stored::dense_dtype;
+use crate::parameters::Matrix;
+use crate::{PackedFormat, ops};
+
+/// What linear layers are quantised to while they are loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quantization {
+    /// The format.
+    pub format: PackedFormat,
+    /// Whether the scales of NF4 and FP4 are rounded to eight bits too, as bitsandbytes does on request. They are held
+    /// in full all the same.
+    pub double_quant: bool,
+    /// Linear layers that are spared: those whose names begin with one of these.
+    pub spared: Vec<String>,
+}
+
+impl Quantization {
+    /// Whether the linear layer whose weight has that name is quantised.
+    pub fn covers(&self, name: &str) -> bool {
+        !self.spared.iter().any(|prefix| name.starts_with(prefix.as_str()))
+    }
+}
+
+impl LoadOptions<'_> {
+    /// The dtype of plain numbers, of a matrix or of anything else, on `device`; those of the checkpoint are `stored`, or
+    /// BF16 if there is none.
+    pub(super) fn dtype_of(&self, matrix: Option<Matrix>, stored: Option<Dtype>, device: &Device) -> DType {
+        let on_cpu = ops::computes_on(device);
+        match self.dtype {
+            // Activations are f32 there, whatever the matrices are.
+            _ if on_cpu && matrix.is_none() => DType::F32,
+            Some(dtype) => dtype,
+            None if on_cpu => stored.map_or(Some(DType::BF16), dense_dtype).unwrap_or(DType::F32),
+            None => DType::F32,
+        }
+    }
+}

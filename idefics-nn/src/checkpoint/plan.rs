@@ -1,0 +1,100 @@
+//! What a model will take, known before anything is taken.
+
+use std::collections::HashMap;
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor};
+use serde::Serialize;
+
+use super::{Checkpoint, LoadOptions};
+use crate::PackedFormat;
+use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
+
+/// Memory of a model's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct WeightMemory {
+    /// Bytes that are taken.
+    pub taken: u64,
+    /// Bytes that stay in the mapped files, which the system reads as they are needed and may drop again.
+    pub mapped: u64,
+    /// Bytes that are taken for a while, while the largest tensor is converted.
+    pub loading: u64,
+}
+
+impl WeightMemory {
+    /// Bytes that must be there for the model to run well.
+    pub fn total(&self) -> u64 {
+        self.taken + self.mapped
+    }
+}
+
+impl LoadOptions<'_> {
+    /// The memory of `module`, which need not have been filled, held as these options say on `device`.
+    ///
+    /// Without a checkpoint, one in BF16 is assumed.
+    pub fn memory<M: Module>(&self, module: &M, checkpoint: Option<&Checkpoint>, device: &Device) -> WeightMemory {
+        let mut sum =
+            Sum { options: self, checkpoint, device, matrices: matrices(module), memory: WeightMemory::default() };
+        visit_parameters(module, &mut sum);
+        sum.memory
+    }
+}
+
+struct Sum<'a> {
+    options: &'a LoadOptions<'a>,
+    checkpoint: Option<&'a Checkpoint>,
+    device: &'a Device,
+    matrices: HashMap<String, Matrix>,
+    memory: WeightMemory,
+}
+
+impl ParameterVisitor for Sum<'_> {
+    fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        let name = format!("{}{path}", self.options.prefix);
+        let matrix = self.matrices.get(path).copied();
+        let shape = param.lazy_shape();
+        let n = shape.num_elements();
+        let stored = self.checkpoint.and_then(|checkpoint| checkpoint.stored(&name));
+        if stored.is_none() && self.checkpoint.is_some() {
+            return; // tied: the memory of another
+        }
+        let entry = stored.as_ref().map(|stored| stored.entry);
+        let quantization = self.options.quantize.as_ref().filter(|quantization| quantization.covers(&name));
+        let memory = &mut self.memory;
+        if let Some(format) = stored.as_ref().and_then(|stored| stored.kind.packed_format()) {
+            memory.mapped += format.bytes([shape[0], shape[1]]);
+            return;
+        }
+        if let Some(quantization) = quantization.filter(|_| matrix == Some(Matrix::Linear)) {
+            memory.taken += quantization.format.bytes([shape[0], shape[1]]);
+            memory.loading = memory.loading.max(n as u64 * 4);
+            return;
+        }
+        let dtype = self.options.dtype_of(matrix, entry.map(|entry| entry.dtype), self.device);
+        let bytes = (n * dtype.size()) as u64;
+        match entry {
+            Some(entry) if matrix.is_some() && entry.lies_ready(dtype, self.device) => memory.mapped += bytes,
+            _ => {
+                memory.taken += bytes;
+                memory.loading = memory.loading.max(bytes);
+            }
+        }
+    }
+}
+
+impl PackedFormat {
+    /// Bytes of codes and scales of a weight, `[d_out, d_in]`.
+    pub fn bytes(self, [d_out, d_in]: [usize; 2]) -> u64 {
+        use crate::formats::{BLOCK, Q4_BLOCK, Q4_PANEL};
+        let n = d_out * d_in;
+        let bytes = match self {
+            Self::Int8 => n + 4 * d_out,
+            Self::FourBit(_) => n.div_ceil(2) + 4 * n.div_ceil(BLOCK),
+            Self::Q4 => {
+                let tiles = d_out.div_ceil(Q4_PANEL) * d_in.div_ceil(Q4_BLOCK);
+                tiles * (Q4_PANEL * Q4_BLOCK / 2 + DType::BF16.size() * Q4_PANEL)
+            }
+        };
+        bytes as u64
+    }
+}

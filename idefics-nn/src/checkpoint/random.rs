@@ -1,0 +1,126 @@
+//! Weights without a checkpoint, to measure speed and memory of a shape.
+
+use std::collections::HashMap;
+
+use burn::module::{Module, Param, Reparameterizer};
+use burn::tensor::{DType, Tensor, TensorData};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::{LoadOptions, LoadProgress};
+use crate::PackedWeight;
+use crate::formats::FormatError;
+use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
+
+/// Standard deviation of the weights.
+const STD: f32 = 0.02;
+/// Elements that one task draws.
+const CHUNK: usize = 1 << 16;
+
+/// Fills every parameter of `module` as a checkpoint would, in the formats of `options`, from numbers that are spread
+/// evenly around 0 with a standard deviation of 0.02, and 1 for the scales of norms. The checkpoint's dtype is taken to
+/// be BF16.
+///
+/// # Errors
+/// As [`PackedWeight::quantize`], though these numbers give no reason.
+pub fn fill_random<M: Module>(
+    module: M,
+    options: &LoadOptions<'_>,
+    seed: u64,
+    mut progress: impl FnMut(LoadProgress),
+) -> Result<M, FormatError> {
+    let mut total = Elements(0);
+    visit_parameters(&module, &mut total);
+    let mut filler = Filler {
+        options,
+        matrices: matrices(&module),
+        next_seed: seed,
+        state: LoadProgress { bytes_done: 0, bytes_total: 2 * total.0 as u64 },
+        progress: &mut progress,
+        error: None,
+    };
+    let module = module.apply_reparameterization(&mut filler);
+    match filler.error {
+        None => Ok(module),
+        Some(error) => Err(error),
+    }
+}
+
+struct Elements(usize);
+
+impl ParameterVisitor for Elements {
+    fn visit<const D: usize>(&mut self, _name: &str, param: &Param<Tensor<D>>) {
+        self.0 += param.lazy_shape().num_elements();
+    }
+}
+
+struct Filler<'a> {
+    options: &'a LoadOptions<'a>,
+    matrices: HashMap<String, Matrix>,
+    next_seed: u64,
+    state: LoadProgress,
+    progress: &'a mut dyn FnMut(LoadProgress),
+    error: Option<FormatError>,
+}
+
+impl Reparameterizer for &mut Filler<'_> {
+    type Reparam = PackedWeight;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<PackedWeight>) {
+        if self.error.is_some() {
+            return (param, None);
+        }
+        let (shape, device) = (param.lazy_shape(), param.lazy_device());
+        let n = shape.num_elements();
+        self.next_seed = self.next_seed.wrapping_add(n as u64);
+        let seed = self.next_seed;
+        self.state.bytes_done += 2 * n as u64;
+        (self.progress)(self.state);
+
+        let matrix = self.matrices.get(path).copied();
+        let quantization = self.options.quantize.as_ref().filter(|quantization| quantization.covers(path));
+        if let (Some(quantization), Some(Matrix::Linear)) = (quantization, matrix) {
+            let dims = [shape[0], shape[1]];
+            match PackedWeight::quantize(&draw(n, seed, |value| value), dims, quantization, &device) {
+                Ok(packed) => return (param, Some(packed)),
+                Err(error) => self.error = Some(error),
+            }
+            return (param, None);
+        }
+        let dtype = self.options.dtype_of(matrix, None, &device);
+        let is_scale = D == 1 && path.contains("norm") && path.ends_with("weight");
+        let data = match dtype {
+            _ if is_scale => TensorData::ones::<f32, _>(shape),
+            DType::BF16 => TensorData::new(draw(n, seed, bf16::from_f32), shape),
+            DType::F16 => TensorData::new(draw(n, seed, f16::from_f32), shape),
+            _ => TensorData::new(draw(n, seed, |value| value), shape),
+        };
+        let id = param.id;
+        (param.transform_for_load(Tensor::from_data(data, (&device, dtype)), id), None)
+    }
+}
+
+/// `n` numbers that are the same on any number of threads.
+fn draw<T: Copy + Default + Send + Sync>(n: usize, seed: u64, convert: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    let mut values = vec![T::default(); n];
+    values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
+        for (index, value) in values.iter_mut().enumerate() {
+            let bits = mix(seed.wrapping_add((chunk * CHUNK + index) as u64));
+            let uniform = (bits >> 40) as f32 / (1u64 << 24) as f32 - 0.5; // standard deviation 1 / √12
+            *value = convert(uniform * (STD * 12f32.sqrt()));
+        }
+    });
+    values
+}
+
+/// SplitMix64: <https://doi.org/10.1145/2714064.2660195>.
+fn mix(index: u64) -> u64 {
+    let mut bits = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}

@@ -1,0 +1,133 @@
+//! Double quantisation: the scales of a four-bit weight in eight bits each.
+//!
+//! Source: bitsandbytes 0.50.2, `functional.py` (`create_dynamic_map`, `quantize_4bit` with `compress_statistics`).
+//! The dynamic type: <https://arxiv.org/abs/1511.04561>.
+
+use super::FormatError;
+use super::error::{check_finite, check_length, check_scales};
+use super::four_bit::check_map;
+
+/// Scales that share one nested scale.
+pub const NESTED_BLOCK: usize = 256;
+
+/// Half the largest distance between neighbours of [`dynamic_map`], rounded up.
+const HALF_STEP: f32 = 0.0071;
+
+/// `absmax = map[code] · nested_absmax[block] + offset`, with [`dynamic_map`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct NestedAbsmax {
+    /// One code for each scale.
+    pub codes: Vec<u8>,
+    /// One scale for 256 codes.
+    pub nested_absmax: Vec<f32>,
+    /// The mean of the scales.
+    pub offset: f32,
+}
+
+impl NestedAbsmax {
+    /// Quantises scales; their mean is taken in f64 and rounded once.
+    ///
+    /// # Errors
+    /// [`FormatError::Scale`] for a scale that is negative or not finite.
+    pub fn quantize(absmax: &[f32]) -> Result<Self, FormatError> {
+        check_scales("absmax", absmax)?;
+        let sum: f64 = absmax.iter().map(|scale| f64::from(*scale)).sum();
+        Self::quantize_around((sum / absmax.len().max(1) as f64) as f32, absmax)
+    }
+
+    /// Quantises the differences of scales from a given offset.
+    ///
+    /// # Errors
+    /// [`FormatError::Scale`] for a scale that is negative or not finite, [`FormatError::NonFinite`] for an offset that
+    /// is not finite.
+    pub fn quantize_around(offset: f32, absmax: &[f32]) -> Result<Self, FormatError> {
+        check_scales("absmax", absmax)?;
+        check_finite(&[offset])?;
+        let map = dynamic_map();
+        let mut codes = Vec::with_capacity(absmax.len());
+        let mut nested_absmax = Vec::with_capacity(absmax.len().div_ceil(NESTED_BLOCK));
+        for block in absmax.chunks(NESTED_BLOCK) {
+            let largest = block.iter().fold(0f32, |largest, scale| largest.max((scale - offset).abs()));
+            nested_absmax.push(largest);
+            if largest == 0.0 {
+                codes.resize(codes.len() + block.len(), 0); // any code will do, and the reference writes this one
+                continue;
+            }
+            let reciprocal = 1.0 / largest;
+            codes.extend(block.iter().map(|scale| nearest(&map, ((scale - offset) * reciprocal).clamp(-1.0, 1.0))));
+        }
+        Ok(Self { codes, nested_absmax, offset })
+    }
+
+    /// The scales again, each rounded as bitsandbytes rounds it.
+    ///
+    /// A block of very small weights may come back with a scale a little below zero: half the largest step of the map.
+    ///
+    /// # Errors
+    /// [`FormatError::Length`] if there is not one nested scale for 256 codes, [`FormatError::Scale`] for a nested
+    /// scale or an offset that no quantiser writes, or if a scale comes out negative by more than that or not finite.
+    pub fn dequantize(&self) -> Result<Vec<f32>, FormatError> {
+        let count = self.codes.len();
+        check_length("nested absmax", [count, 1], count.div_ceil(NESTED_BLOCK), self.nested_absmax.len())?;
+        check_scales("nested absmax", &self.nested_absmax)?;
+        if !self.offset.is_finite() || self.offset < 0.0 {
+            let expected = "finite and not negative";
+            return Err(FormatError::Scale { part: "nested offset", index: 0, value: self.offset, expected });
+        }
+        let map = dynamic_map();
+        let mut absmax = Vec::with_capacity(count);
+        for (codes, scale) in self.codes.chunks(NESTED_BLOCK).zip(&self.nested_absmax) {
+            for code in codes {
+                let value = map[usize::from(*code)] * scale + self.offset;
+                if !value.is_finite() || value < -HALF_STEP * scale {
+                    let expected = "finite, and negative by no more than the quantiser's step";
+                    return Err(FormatError::Scale { part: "nested absmax", index: absmax.len(), value, expected });
+                }
+                absmax.push(value);
+            }
+        }
+        Ok(absmax)
+    }
+}
+
+/// The index of the nearest number of the map; the lower of two that are equally near.
+fn nearest(map: &[f32; 256], value: f32) -> u8 {
+    let above = map.partition_point(|entry| *entry < value).clamp(1, 255);
+    let is_above = map[above] - value < value - map[above - 1];
+    if is_above { above as u8 } else { (above - 1) as u8 }
+}
+
+/// `n` numbers from `start` to `end`, with the rounding of `torch.linspace`.
+fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
+    let step = (end - start) / (n - 1) as f32;
+    let at = |i: usize| {
+        if i < n / 2 { step.mul_add(i as f32, start) } else { (-step).mul_add((n - 1 - i) as f32, end) }
+    };
+    (0..n).map(at).collect()
+}
+
+/// Refuses a file whose `nested_quant_map` is not [`dynamic_map`].
+///
+/// # Errors
+/// [`FormatError::QuantMap`] with the first difference.
+pub fn check_nested_quant_map(nested_quant_map: &[f32]) -> Result<(), FormatError> {
+    check_map("nested_quant_map", nested_quant_map, &dynamic_map())
+}
+
+/// The 256 numbers of the signed dynamic type, in order: seven decades, the upper ones cut more finely.
+pub fn dynamic_map() -> [f32; 256] {
+    let mut map = Vec::with_capacity(256);
+    for decade in 0..7 {
+        let scale = 10f64.powi(decade - 6);
+        let n_means = 1usize << decade;
+        let boundaries = linspace(0.1, 1.0, n_means + 1);
+        for pair in boundaries.windows(2) {
+            let mean = (pair[0] + pair[1]) / 2.0;
+            let value = (scale as f32) * mean;
+            map.extend([value, -value]);
+        }
+    }
+    map.extend([0.0, 1.0]);
+    map.sort_by(f32::total_cmp);
+    map.try_into().expect("127 values of each sign, 0 and 1")
+}

@@ -1,0 +1,180 @@
+//! `y = x Wᵀ + b` for a weight in any format, without ever expanding the whole of it.
+//!
+//! - Up to [`THIN_ROWS`] rows of activations: each weight is read once, expanded in registers and multiplied with all
+//!   rows ([`rows`] for the formats that are stored row after row, [`q4`] for the interleaved one).
+//! - More rows: panels of the weight are expanded to f32 in scratch memory of [`panels::PANEL_BYTES`] a thread and
+//!   multiplied by the `gemm` crate.
+//!
+//! Work is divided over output features only, and each is always summed in the same order: results are equal to the
+//! bit on any number of threads, whatever was computed before.
+
+#![allow(clippy::needless_range_loop)] // several arrays advance together, and closures would lose the instructions
+
+mod decode;
+mod panels;
+mod plain;
+mod q4;
+mod rows;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Isa;
+use super::shared::SharedOut;
+use crate::formats::{BLOCK, Weight};
+
+/// Evaluates an expression with `$module` standing for the module of an instruction set.
+macro_rules! on_isa {
+    ($isa:expr, $module:ident => $body:expr) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            crate::kernels::Isa::Avx2 => {
+                use crate::kernels::linear::avx2 as $module;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            crate::kernels::Isa::Avx512 => {
+                use crate::kernels::linear::avx512 as $module;
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            crate::kernels::Isa::Neon => {
+                use crate::kernels::linear::neon as $module;
+                $body
+            }
+            isa => unreachable!("{isa:?} has a way of its own, or is not of this architecture"),
+        }
+    };
+}
+use on_isa;
+
+/// Evaluates an expression with `$format` standing for the format of a weight that is stored row after row.
+macro_rules! by_format {
+    ($weight:expr, $format:ident => $body:expr) => {
+        match $weight {
+            Weight::F32(_) => {
+                type $format = crate::kernels::linear::decode::format::F32;
+                $body
+            }
+            Weight::Bf16(_) => {
+                type $format = crate::kernels::linear::decode::format::Bf16;
+                $body
+            }
+            Weight::F16(_) => {
+                type $format = crate::kernels::linear::decode::format::F16;
+                $body
+            }
+            Weight::Int8(_) => {
+                type $format = crate::kernels::linear::decode::format::Int8;
+                $body
+            }
+            Weight::FourBit(_) => {
+                type $format = crate::kernels::linear::decode::format::FourBit;
+                $body
+            }
+            Weight::Q4(_) => unreachable!("interleaved rows have kernels of their own"),
+        }
+    };
+}
+use by_format;
+
+/// Most rows of activations for which the weight is expanded in registers.
+pub const THIN_ROWS: usize = 8;
+
+/// Weight bytes of one task: long enough to pay for handing it over, short enough that the cores finish together.
+const TASK_BYTES: usize = 256 << 10;
+
+/// Weight bytes below which one thread does everything: waking another takes longer than it saves.
+const ALONE_BYTES: usize = 384 << 10;
+
+/// `x Wᵀ + b` on the best instruction set there is.
+///
+/// # Shapes
+/// - `x`: `[n_rows, d_in]`
+/// - `weight`: `[d_out, d_in]`
+/// - `bias`: `[d_out]`
+/// - `out`: `[n_rows, d_out]`, overwritten
+///
+/// # Panics
+/// If a slice has another length.
+pub fn linear(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
+    linear_on(Isa::best(), x, n_rows, weight, bias, out);
+}
+
+/// [`linear`] on a given instruction set.
+///
+/// # Panics
+/// As [`linear`], and if the machine does not have `isa`.
+pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
+    let [d_out, d_in] = weight.dims();
+    assert_eq!(x.len(), n_rows * d_in, "activations are [{n_rows}, {d_in}]");
+    assert_eq!(out.len(), n_rows * d_out, "the output is [{n_rows}, {d_out}]");
+    assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias is [{d_out}]");
+    isa.assert_available();
+    if out.is_empty() {
+        return;
+    }
+    let product = Product { x, n_rows, d_in, d_out, bias, out: SharedOut::new(out) };
+    // Blocks that span rows leave no row that begins with its own scale: such weights take the plain way.
+    if isa == Isa::Plain || d_in == 0 || (spans_rows(weight) && n_rows <= THIN_ROWS) {
+        plain::product(&product, weight);
+    } else if n_rows > THIN_ROWS {
+        panels::product(isa, &product, weight);
+    } else if let Weight::Q4(weight) = weight {
+        q4::product(isa, &product, weight);
+    } else {
+        rows::product(isa, &product, weight);
+    }
+}
+
+/// Whether blocks of one scale reach from one row into the next.
+fn spans_rows(weight: &Weight<'_>) -> bool {
+    matches!(weight, Weight::FourBit(_)) && !weight.dims()[1].is_multiple_of(BLOCK)
+}
+
+/// What is multiplied, and where the result goes.
+struct Product<'a> {
+    /// `[n_rows, d_in]`.
+    x: &'a [f32],
+    n_rows: usize,
+    d_in: usize,
+    d_out: usize,
+    /// `[d_out]`.
+    bias: Option<&'a [f32]>,
+    /// `[n_rows, d_out]`; a task writes the columns of its own output features only.
+    out: SharedOut<'a>,
+}
+
+impl Product<'_> {
+    fn bias_at(&self, feature: usize) -> f32 {
+        self.bias.map_or(0.0, |bias| bias[feature])
+    }
+
+    /// Calls `task` with ranges of output features that cover all of them, each a multiple of `unit` long but the last.
+    fn split(&self, weight_bytes: usize, unit: usize, task: impl Fn(Range<usize>) + Sync) {
+        let units = self.d_out.div_ceil(unit);
+        if weight_bytes < ALONE_BYTES || rayon::current_num_threads() == 1 {
+            return task(0..self.d_out);
+        }
+        let unit_bytes = (weight_bytes / units).max(1);
+        let step = (TASK_BYTES / unit_bytes).clamp(1, units) * unit;
+        (0..self.d_out.div_ceil(step)).into_par_iter().for_each(|index| {
+            task(index * step..self.d_out.min((index + 1) * step));
+        });
+    }
+
+    /// Calls `task` with ranges of `len` output features, the last of them shorter.
+    fn split_evenly(&self, len: usize, task: impl Fn(Range<usize>) + Sync) {
+        (0..self.d_out.div_ceil(len)).into_par_iter().for_each(|index| {
+            task(index * len..self.d_out.min((index + 1) * len));
+        });
+    }
+}

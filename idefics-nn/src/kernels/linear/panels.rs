@@ -1,0 +1,88 @@
+//! Many rows of activations: panels of the weight are expanded to f32 and multiplied by the `gemm` crate.
+
+#![allow(unsafe_code)] // gemm takes pointers, and several tasks write disjoint parts of one slice
+
+use std::ops::Range;
+
+use gemm::Parallelism;
+
+use super::super::shared::with_scratch;
+use super::decode::Rows;
+use super::{Isa, Product, by_format, on_isa, q4, spans_rows};
+use crate::formats::{Q4_BLOCK, Q4_PANEL, Weight};
+
+/// Most scratch memory of a thread, in bytes, unless sixteen rows of the weight need more.
+const PANEL_BYTES: usize = 4 << 20;
+
+pub(super) fn product(isa: Isa, product: &Product<'_>, weight: &Weight<'_>) {
+    let filled = product.d_in.next_multiple_of(Q4_BLOCK);
+    let panel = (PANEL_BYTES / (filled * size_of::<f32>()) / Q4_PANEL).max(1) * Q4_PANEL;
+    // Each core gets one at least, where there are enough rows.
+    let share = product.d_out.div_ceil(rayon::current_num_threads()).next_multiple_of(Q4_PANEL);
+    let panel = panel.min(share);
+    product.split_evenly(panel, |range| match weight {
+        Weight::F32(weight) => {
+            let first = range.start * product.d_in;
+            multiply(product, range, &weight.values()[first..], [product.d_in, 1]);
+        }
+        Weight::Q4(weight) => with_scratch(panel * filled, |scratch| {
+            let width = range.len().next_multiple_of(Q4_PANEL);
+            q4::expand(isa, weight, range.clone(), &mut scratch[..width * filled]);
+            multiply(product, range, scratch, [1, width]);
+        }),
+        _ => with_scratch(panel * product.d_in, |scratch| {
+            let scratch = &mut scratch[..range.len() * product.d_in];
+            expand(isa, weight, range.clone(), scratch);
+            multiply(product, range, scratch, [product.d_in, 1]);
+        }),
+    });
+}
+
+/// Rows `range` as f32, `[range.len(), d_in]`.
+fn expand(isa: Isa, weight: &Weight<'_>, range: Range<usize>, out: &mut [f32]) {
+    if spans_rows(weight) {
+        return weight.dequantize_rows(range, out);
+    }
+    let rows = Rows::of(weight);
+    // SAFETY: the caller has made sure of the instructions.
+    by_format!(weight, Format => on_isa!(isa, isa => unsafe { isa::expand::<Format>(&rows, range, out) }));
+}
+
+/// The output features `features`, from their expanded weights with the given strides of row and column.
+fn multiply(product: &Product<'_>, features: Range<usize>, weights: &[f32], [row_stride, column_stride]: [usize; 2]) {
+    let Product { x, n_rows, d_in, d_out, bias, .. } = *product;
+    assert!((features.len() - 1) * row_stride + (d_in - 1) * column_stride < weights.len());
+    if let Some(bias) = bias {
+        for n in 0..n_rows {
+            // SAFETY: tasks have disjoint features.
+            unsafe { product.out.slice(n * d_out + features.start, features.len()) }
+                .copy_from_slice(&bias[features.clone()]);
+        }
+    }
+    assert!(product.out.len() >= (n_rows - 1) * d_out + features.end);
+    // The transposed product: [features, n_rows] = weights [features, d_in] · x transposed [d_in, n_rows].
+    // SAFETY: the assertions bound what is read and written, and tasks have disjoint features.
+    unsafe {
+        gemm::gemm(
+            features.len(),
+            n_rows,
+            d_in,
+            product.out.pointer(features.start),
+            d_out as isize,
+            1,
+            bias.is_some(),
+            weights.as_ptr(),
+            column_stride as isize,
+            row_stride as isize,
+            x.as_ptr(),
+            d_in as isize,
+            1,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}

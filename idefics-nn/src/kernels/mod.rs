@@ -1,0 +1,53 @@
+//! CPU kernels of a decode step, on f32 activations.
+//!
+//! | kernel | what it does |
+//! |---|---|
+//! | [`linear`] | `x Wᵀ + b` for a weight in any of the [`formats`](crate::formats) |
+//! | [`rms_norm`] | root mean square normalisation |
+//! | [`rope`] | rotary positions, half-split |
+//! | [`decode_attention`] | one new token against the cache, grouped heads, f32 softmax |
+//! | [`swiglu`] | `silu(gate) · up` |
+//!
+//! Each picks the best instruction set of the machine once ([`Isa::best`]); the variant that ends in `_on` takes one,
+//! for tests and comparisons. Work is divided over rayon's global pool where that pays, in a way that does not depend
+//! on the number of threads, so that results are equal to the bit from run to run and from machine to machine of one
+//! instruction set. A caller that runs many kernels in a row should do so inside the pool
+//! (`rayon::scope` or `rayon::join`): handing each over from a thread outside costs some microseconds more.
+//!
+//! # Speed
+//! Weight bytes a second, one row of activations, weights from memory, on two AVX-512 cores at 3 GHz that were shared with
+//! other programs: the best hundredth of the calls. No read was seen to be faster than 44 GB/s on the machine.
+//!
+//! | format | `[14336, 4096]` | `[4096, 14336]` | one core, weight in its cache |
+//! |---|---|---|---|
+//! | f32 | – | 41.5 GB/s | |
+//! | bf16 | 41.1 GB/s | 39.8 GB/s | 29 GB/s and more |
+//! | f16 | 40.2 GB/s | 44.2 GB/s | |
+//! | int8 | 34.0 GB/s | 37.8 GB/s | 23.9 GB/s |
+//! | nf4 | 23.5 GB/s | – | 12.9 GB/s: bound by arithmetic |
+//! | q4 | 29.0 GB/s | 27.0 GB/s | 18.6 GB/s |
+//!
+//! `cargo bench --bench kernels` measures again, beside what the memory gives at that moment. Weights that begin at a
+//! cache line are read faster: a file of weights should align its tensors to 64 bytes.
+
+mod attention;
+mod attention_piece;
+mod exp;
+mod isa;
+mod linear;
+mod norm;
+mod read;
+mod rope;
+mod shared;
+mod swiglu;
+mod vector;
+
+pub use attention::{Cached, DecodeAttention, decode_attention, decode_attention_on};
+pub use exp::exp_on;
+pub use isa::Isa;
+pub use linear::{THIN_ROWS, linear, linear_on};
+pub use norm::{rms_norm, rms_norm_on};
+pub use read::{read, read_on};
+pub use rope::{rope, rope_on};
+pub use swiglu::{swiglu, swiglu_on};
+pub(crate) use vector::{Vector, Work};

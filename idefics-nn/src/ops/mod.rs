@@ -1,0 +1,138 @@
+//! Operations that the CPU has kernels of our own for, each with the same in Burn's operations for every other device
+//! and for autodiff graphs.
+//!
+//! The kernels take f32 activations; weights may be in any format.
+
+#[cfg(feature = "flex")]
+mod cpu;
+
+use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, backend_extension};
+use burn::tensor::activation::silu;
+use burn::tensor::{Bool, DType, Device, Int, Tensor};
+
+use crate::PackedFormat;
+
+/// What has a kernel.
+#[backend_extension(Flex: cfg(feature = "flex"))]
+pub(crate) trait Kernels: Backend {
+    /// `x Wᵀ`: `[n_rows, d_in]` and `[d_out, d_in]` of F32, BF16 or F16 in, `[n_rows, d_out]` out.
+    fn dense_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The same with a weight of codes and scales.
+    fn packed_product(
+        rows: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        format: PackedFormat,
+        d_out: usize,
+    ) -> FloatTensor<Self>;
+
+    /// `x / √(mean(x²) + eps) · weight` over the last axis, of `weight`'s length.
+    fn rms_norm(input: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self>;
+
+    /// `x cos + rotate_half(x) sin`: `[batch, heads, seq, head_dim]` with tables of `[batch, 1, seq, head_dim]`.
+    fn rotate(states: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `silu(gate) · up`, of any one shape.
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Attention of one query a row: `[batch, heads, 1, head_dim]` to keys and values of
+    /// `[batch, kv_heads, len, head_dim]`, views of a larger cache.
+    fn attend_once(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The same; `masked_out`, `[batch, 1, 1, len]`, hides keys.
+    fn attend_once_masked(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        masked_out: BoolTensor<Self>,
+    ) -> FloatTensor<Self>;
+}
+
+/// Whether tensors of the device lie in this machine's memory, outside any autodiff graph: kernels read them in place.
+pub(crate) fn computes_on(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    let on_cpu = matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_));
+    #[cfg(not(feature = "flex"))]
+    let on_cpu = false;
+    on_cpu
+}
+
+/// Whether the kernels take these activations.
+fn has_kernels<const D: usize>(activations: &Tensor<D>) -> bool {
+    activations.dtype() == DType::F32 && computes_on(&activations.device())
+}
+
+/// See [`Kernels::dense_product`].
+pub(crate) fn dense_product(rows: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    if has_kernels(&rows) {
+        return Tensor::from_dispatch(Dispatch::dense_product(rows.into_dispatch(), weight.into_dispatch()));
+    }
+    let dtype = rows.dtype();
+    rows.matmul(weight.cast(dtype).transpose())
+}
+
+/// See [`Kernels::packed_product`]; `None` where there is no kernel.
+pub(crate) fn packed_product(
+    rows: &Tensor<2>,
+    codes: Tensor<1, Int>,
+    scales: Tensor<1>,
+    format: PackedFormat,
+    d_out: usize,
+) -> Option<Tensor<2>> {
+    has_kernels(rows).then(|| {
+        let (codes, scales) = (codes.into_dispatch(), scales.into_dispatch());
+        Tensor::from_dispatch(Dispatch::packed_product(rows.clone().into_dispatch(), codes, scales, format, d_out))
+    })
+}
+
+/// See [`Kernels::rms_norm`]. Computes in f32 and rounds to the input's dtype before it scales.
+pub(crate) fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+    if has_kernels(&input) {
+        return Tensor::from_dispatch(Dispatch::rms_norm(input.into_dispatch(), weight.into_dispatch(), eps));
+    }
+    let dtype = input.dtype();
+    let input = input.cast(DType::F32);
+    let mean_square = input.clone().square().mean_dim(D - 1); // [.., 1]
+    let normalized = input / (mean_square + eps).sqrt();
+    normalized.cast(dtype) * weight.unsqueeze()
+}
+
+/// See [`Kernels::rotate`].
+pub(crate) fn rotate(states: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    if has_kernels(&states) {
+        let (cos, sin) = (cos.into_dispatch(), sin.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::rotate(states.into_dispatch(), cos, sin));
+    }
+    let half = states.dims()[3] / 2;
+    let first = states.clone().narrow(3, 0, half);
+    let second = states.clone().narrow(3, half, half);
+    let rotated_half = Tensor::cat(vec![-second, first], 3); // [batch, heads, seq, head_dim]
+    states * cos + rotated_half * sin
+}
+
+/// See [`Kernels::swiglu`].
+pub(crate) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    if has_kernels(&gate) {
+        return Tensor::from_dispatch(Dispatch::swiglu(gate.into_dispatch(), up.into_dispatch()));
+    }
+    silu(gate) * up
+}
+
+/// See [`Kernels::attend_once`]; `None` where there is no kernel for it.
+pub(crate) fn attend_once(
+    query: &Tensor<4>,
+    key: &Tensor<4>,
+    value: &Tensor<4>,
+    masked_out: Option<&Tensor<4, Bool>>,
+) -> Option<Tensor<4>> {
+    if query.dims()[2] != 1 || !has_kernels(query) {
+        return None;
+    }
+    let [query, key, value] = [query, key, value].map(|states| states.clone().into_dispatch());
+    Some(Tensor::from_dispatch(match masked_out {
+        None => Dispatch::attend_once(query, key, value),
+        Some(masked_out) => Dispatch::attend_once_masked(query, key, value, masked_out.clone().into_dispatch()),
+    }))
+}

@@ -1,0 +1,173 @@
+//! A linear layer's weight as codes and scales, in tensors.
+
+use burn::module::{Module, Param, ParamId, Reparameterization};
+use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
+
+use crate::formats::{BLOCK, FormatError, FourBit, FourBitType, Int8, NestedAbsmax, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE};
+use crate::{Quantization, ops};
+
+/// How codes and scales become numbers; see [`crate::formats`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PackedFormat {
+    /// [`Int8`]: codes in I8, scales in F32.
+    Int8,
+    /// [`FourBit`]: codes in U8, scales in F32.
+    FourBit(FourBitType),
+    /// [`Q4`]: codes in U8, scales in BF16.
+    Q4,
+}
+
+impl PackedFormat {
+    /// The name that `--quantize` gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::FourBit(kind) => kind.name(),
+            Self::Q4 => "q4",
+        }
+    }
+}
+
+/// What stands in for the weight of a [`crate::Linear`], attached to its parameter as a reparameterization: the plain
+/// weight is never made.
+#[derive(Module, Debug)]
+pub struct PackedWeight {
+    /// Flat, in the order of the format.
+    codes: Param<Tensor<1, Int>>,
+    /// Flat, in the order of the format.
+    scales: Param<Tensor<1>>,
+    #[module(skip)]
+    format: PackedFormat,
+    d_out: usize,
+    d_in: usize,
+}
+
+impl Reparameterization for PackedWeight {
+    const NAME: &'static str = "packed";
+
+    fn apply<const D: usize>(&self, _base: Tensor<D>) -> Tensor<D> {
+        self.dequantize().reshape(std::array::from_fn::<usize, D, _>(|axis| [self.d_out, self.d_in][axis]))
+    }
+}
+
+impl PackedWeight {
+    /// Quantises weights, `[d_out, d_in]`, onto `device`.
+    ///
+    /// # Errors
+    /// [`FormatError`] for weights that are not finite.
+    pub fn quantize(
+        weights: &[f32],
+        dims: [usize; 2],
+        quantization: &Quantization,
+        device: &Device,
+    ) -> Result<Self, FormatError> {
+        let [d_out, d_in] = dims;
+        let (codes, scales) = match quantization.format {
+            PackedFormat::Int8 => {
+                let (codes, scales) = Int8::quantize(weights, d_out, d_in)?.into_parts();
+                (flat(codes), flat(scales))
+            }
+            PackedFormat::FourBit(kind) => {
+                let (codes, mut absmax) = FourBit::quantize(kind, weights, d_out, d_in)?.into_parts();
+                if quantization.double_quant {
+                    absmax = NestedAbsmax::quantize(&absmax)?.dequantize()?;
+                }
+                (flat(codes), flat(absmax))
+            }
+            PackedFormat::Q4 => {
+                let (codes, scales) = Q4::quantize(weights, d_out, d_in)?.into_parts();
+                (flat(codes), flat(scales))
+            }
+        };
+        Ok(Self::new(codes, scales, quantization.format, dims, device))
+    }
+
+    /// Its product with activations: `x Wᵀ`, `[n_rows, d_in]` in, `[n_rows, d_out]` out.
+    pub(crate) fn product(&self, rows: Tensor<2>) -> Tensor<2> {
+        let (codes, scales) = (self.codes.val(), self.scales.val());
+        ops::packed_product(&rows, codes, scales, self.format, self.d_out).unwrap_or_else(|| {
+            let dtype = rows.dtype();
+            rows.matmul(self.dequantize().cast(dtype).transpose())
+        })
+    }
+
+    /// The format.
+    pub fn format(&self) -> PackedFormat {
+        self.format
+    }
+
+    /// `[d_out, d_in]`.
+    pub fn dims(&self) -> [usize; 2] {
+        [self.d_out, self.d_in]
+    }
+
+    /// Bytes of codes and scales.
+    pub fn bytes(&self) -> usize {
+        let (codes, scales) = (self.codes.val(), self.scales.val());
+        codes.shape().num_elements() * codes.dtype().size() + scales.shape().num_elements() * scales.dtype().size()
+    }
+
+    /// The numbers that the codes stand for, `[d_out, d_in]` in f32: the whole weight at once, on any backend.
+    pub fn dequantize(&self) -> Tensor<2> {
+        let (codes, scales) = (self.codes.val(), self.scales.val().cast(DType::F32));
+        let (d_out, d_in) = (self.d_out, self.d_in);
+        match self.format {
+            PackedFormat::Int8 => codes.float().cast(DType::F32).reshape([d_out, d_in]) * scales.reshape([d_out, 1]),
+            PackedFormat::FourBit(kind) => {
+                let n = d_out * d_in;
+                let [high, low] = halves(codes);
+                let codes = Tensor::stack::<2>(vec![high, low], 1).flatten::<1>(0, 1).narrow(0, 0, n);
+                let [n_blocks] = scales.dims();
+                let scales = scales.reshape([n_blocks, 1]).expand([n_blocks, BLOCK]).flatten::<1>(0, 1).narrow(0, 0, n);
+                (look_up(kind.table(), codes) * scales).reshape([d_out, d_in])
+            }
+            PackedFormat::Q4 => {
+                let (panels, blocks) = (d_out.div_ceil(Q4_PANEL), d_in.div_ceil(Q4_BLOCK));
+                let [high, low] = halves(codes);
+                let table: [f32; 16] = Q4_TABLE.map(f32::from);
+                let codes = Tensor::stack::<2>(vec![low, high], 0)
+                    .reshape([2, panels, blocks, 4, Q4_PANEL, 4])
+                    .permute([1, 4, 2, 0, 3, 5]) // [panels, rows, blocks, halves, groups, 4]
+                    .flatten::<1>(0, 5);
+                let values = look_up(&table, codes).reshape([panels, Q4_PANEL, blocks, Q4_BLOCK]);
+                let scales = scales.reshape([panels, blocks, Q4_PANEL, 1]).permute([0, 2, 1, 3]);
+                let (rows, columns) = (panels * Q4_PANEL, blocks * Q4_BLOCK);
+                (values * scales).reshape([rows, columns]).narrow(0, 0, d_out).narrow(1, 0, d_in)
+            }
+        }
+    }
+
+    pub(crate) fn new(
+        codes: TensorData,
+        scales: TensorData,
+        format: PackedFormat,
+        [d_out, d_in]: [usize; 2],
+        device: &Device,
+    ) -> Self {
+        let (codes_dtype, scales_dtype) = (codes.dtype(), scales.dtype());
+        Self {
+            codes: Param::initialized(ParamId::new(), Tensor::from_data(codes, (device, codes_dtype))),
+            scales: Param::from_tensor(Tensor::from_data(scales, (device, scales_dtype))),
+            format,
+            d_out,
+            d_in,
+        }
+    }
+}
+
+/// The high and the low halves of bytes.
+fn halves(bytes: Tensor<1, Int>) -> [Tensor<1, Int>; 2] {
+    let bytes = bytes.cast(DType::I32);
+    [bytes.clone().bitwise_right_shift_scalar(4), bytes.bitwise_and_scalar(15)]
+}
+
+/// `table[codes]`.
+fn look_up(table: &[f32; 16], codes: Tensor<1, Int>) -> Tensor<1> {
+    Tensor::<1>::from_data(TensorData::from(table.as_slice()), (&codes.device(), DType::F32)).select(0, codes)
+}
+
+/// A list of elements.
+fn flat<E: Element>(elements: Vec<E>) -> TensorData {
+    let len = elements.len();
+    TensorData::new(elements, [len])
+}

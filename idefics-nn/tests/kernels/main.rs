@@ -1,0 +1,10 @@
+//! Tests of the formats against the libraries that define them, and of the kernels against plain loops.
+
+#![allow(clippy::unwrap_used)] // helpers too
+
+mod common;
+mod elementwise;
+mod fixtures;
+mod linear;
+mod properties;
+mod quant_state;

@@ -1,0 +1,261 @@
+//! Linear layers whose weights are codes and scales: with and without kernels, in memory and on disk, and their faults.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use idefics_nn::formats::FourBitType;
+use idefics_nn::{Checkpoint, CheckpointError, Embedding, Linear, LoadOptions, PackedFormat, Quantization, RmsNorm};
+use proptest::prelude::*;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use tempfile::TempDir;
+
+use crate::common::{assert_close, values};
+
+/// Every format, with and without double quantisation.
+const FORMATS: [(PackedFormat, bool); 6] = [
+    (PackedFormat::Int8, false),
+    (PackedFormat::FourBit(FourBitType::Nf4), false),
+    (PackedFormat::FourBit(FourBitType::Nf4), true),
+    (PackedFormat::FourBit(FourBitType::Fp4), false),
+    (PackedFormat::FourBit(FourBitType::Fp4), true),
+    (PackedFormat::Q4, false),
+];
+
+/// One of everything that a checkpoint has.
+#[derive(Module, Debug)]
+struct Small {
+    embed: Embedding,
+    up: Linear,
+    norm: RmsNorm,
+    head: Linear,
+}
+
+fn small(d_in: usize, d_out: usize, device: &Device) -> Small {
+    Small {
+        embed: Embedding::new(3, d_in, device),
+        up: Linear::new(d_in, d_out, device),
+        norm: RmsNorm::new(d_out, 1e-6, device),
+        head: Linear::new_without_bias(d_out, 2, device),
+    }
+}
+
+fn quantization(format: PackedFormat, double_quant: bool) -> Quantization {
+    Quantization { format, double_quant, spared: vec!["head.".to_owned()] }
+}
+
+fn load(folder: &Path, (d_in, d_out): (usize, usize), quantize: Option<Quantization>, device: &Device) -> Small {
+    try_load(folder, (d_in, d_out), quantize, device).unwrap()
+}
+
+fn try_load(
+    folder: &Path,
+    (d_in, d_out): (usize, usize),
+    quantize: Option<Quantization>,
+    device: &Device,
+) -> Result<Small, CheckpointError> {
+    let options = LoadOptions { quantize, ..LoadOptions::default() };
+    Checkpoint::open(folder)?.load(small(d_in, d_out, device), &options, |_| ())
+}
+
+/// A checkpoint of [`Small`], drawn from `seed`.
+fn plain_folder(d_in: usize, d_out: usize, seed: u64) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    device.seed(seed);
+    let path = folder.path().join("model.safetensors");
+    idefics_nn::checkpoint::save(&small(d_in, d_out, &device), &path, DType::F32, &[]).unwrap();
+    folder
+}
+
+fn rows(n_rows: usize, d_in: usize, device: &Device) -> Tensor<2> {
+    let values: Vec<f32> = (0..n_rows * d_in).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+    Tensor::from_data(TensorData::new(values, [n_rows, d_in]), device)
+}
+
+/// The same weights, written quantised.
+fn quantized_folder(plain: &Path, dims: (usize, usize), format: PackedFormat, double_quant: bool) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let module = small(dims.0, dims.1, &Device::flex());
+    let checkpoint = Checkpoint::open(plain).unwrap();
+    checkpoint.write_quantized(&module, &quantization(format, double_quant), folder.path(), |_| ()).unwrap();
+    folder
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn without_kernels_it_is_the_same(d_in in 1_usize..150, d_out in 1_usize..40, n_rows in 1_usize..5, seed: u64) {
+        let folder = plain_folder(d_in, d_out, seed);
+        let (kernels, graph) = (Device::flex(), Device::flex().autodiff());
+        for (format, double_quant) in FORMATS {
+            let quantize = Some(quantization(format, double_quant));
+            let fast = load(folder.path(), (d_in, d_out), quantize.clone(), &kernels);
+            let plain = load(folder.path(), (d_in, d_out), quantize, &graph);
+            assert_close(
+                format.name(),
+                &fast.up.forward(rows(n_rows, d_in, &kernels)),
+                &plain.up.forward(rows(n_rows, d_in, &graph)).inner(),
+                1e-5,
+            );
+        }
+    }
+
+    #[test]
+    fn a_quantised_folder_is_what_quantising_on_load_gives(d_in in 1_usize..150, d_out in 1_usize..40, seed: u64) {
+        let folder = plain_folder(d_in, d_out, seed);
+        let device = Device::flex();
+        for (format, double_quant) in FORMATS {
+            let on_load = load(folder.path(), (d_in, d_out), Some(quantization(format, double_quant)), &device);
+            let written = quantized_folder(folder.path(), (d_in, d_out), format, double_quant);
+            let on_disk = load(written.path(), (d_in, d_out), None, &device);
+            let output = |module: &Small| {
+                let hidden = module.norm.forward(module.up.forward(rows(2, d_in, &device)));
+                (values(module.head.forward(hidden)), values(module.embed.weight.val()))
+            };
+            prop_assert_eq!(output(&on_load), output(&on_disk), "{:?}", format);
+        }
+    }
+}
+
+#[test]
+fn what_is_quantised_stays_in_its_format() {
+    let plain = plain_folder(64, 4, 1);
+    let nf4 = PackedFormat::FourBit(FourBitType::Nf4);
+    let folder = quantized_folder(plain.path(), (64, 4), nf4, false);
+    let device = Device::flex();
+    load(folder.path(), (64, 4), Some(quantization(nf4, false)), &device);
+    let error = try_load(folder.path(), (64, 4), Some(quantization(PackedFormat::Q4, false)), &device).unwrap_err();
+    assert!(matches!(error, CheckpointError::AlreadyQuantized { found: "nf4", asked: "q4", .. }), "{error}");
+    let again = Checkpoint::open(folder.path()).unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let error = again.write_quantized(&small(64, 4, &device), &quantization(nf4, false), target.path(), |_| ());
+    assert!(matches!(error, Err(CheckpointError::AlreadyQuantized { .. })));
+}
+
+/// A checkpoint's tensors, to be broken.
+type Parts = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+fn edited(folder: &Path, edit: impl FnOnce(&mut Parts)) -> TempDir {
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut parts: Parts = file
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
+        .collect();
+    edit(&mut parts);
+    let views = parts.iter().map(|(name, (dtype, shape, data))| {
+        (name, TensorView::new(*dtype, shape.clone(), data).expect("the edit keeps shapes and bytes together"))
+    });
+    let edited = tempfile::tempdir().unwrap();
+    std::fs::write(edited.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    edited
+}
+
+/// Replaces a tensor's bytes; it becomes a list.
+fn replace(parts: &mut Parts, name: &str, bytes: Vec<u8>) {
+    let (dtype, shape, data) = parts.get_mut(name).unwrap();
+    *shape = vec![bytes.len() * 8 / dtype.bitsize()];
+    *data = bytes;
+}
+
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+#[test]
+fn faults_of_quantised_files_name_the_tensor() {
+    const ABSMAX: &str = "up.weight.absmax";
+    const STATE: &str = "up.weight.quant_state.bitsandbytes__nf4";
+    let plain = plain_folder(64, 4, 2);
+    let nf4 = PackedFormat::FourBit(FourBitType::Nf4);
+    let written = |format, double| quantized_folder(plain.path(), (64, 4), format, double);
+    let state = |from: &'static str, to: &'static str| {
+        move |parts: &mut Parts| {
+            let text = String::from_utf8(parts[STATE].2.clone()).unwrap();
+            assert!(text.contains(from), "{text}");
+            replace(parts, STATE, text.replace(from, to).into_bytes());
+        }
+    };
+    type Edit<'a> = Box<dyn FnOnce(&mut Parts) + 'a>;
+    let edits: Vec<(&str, PackedFormat, bool, Edit<'_>)> = vec![
+        ("is inf", nf4, false, Box::new(|parts| replace(parts, ABSMAX, floats(&[1.0, f32::INFINITY, 1.0, 1.0])))),
+        ("is NaN", nf4, false, Box::new(|parts| replace(parts, ABSMAX, floats(&[1.0, 1.0, 1.0, f32::NAN])))),
+        ("is -1", nf4, false, Box::new(|parts| replace(parts, ABSMAX, floats(&[1.0, 1.0, -1.0, 1.0])))),
+        ("absmax", nf4, false, Box::new(|parts| replace(parts, ABSMAX, floats(&[1.0, 1.0, 1.0])))),
+        ("four-bit codes", nf4, false, Box::new(|parts| replace(parts, "up.weight", vec![0; 100]))),
+        ("quant_map", nf4, false, Box::new(|parts| replace(parts, "up.weight.quant_map", floats(&[0.5; 16])))),
+        (
+            "quant_state",
+            nf4,
+            false,
+            Box::new(|parts| {
+                let half = parts[STATE].2[..20].to_vec();
+                replace(parts, STATE, half);
+            }),
+        ),
+        ("blocksize", nf4, false, Box::new(state("64,\"dtype", "128,\"dtype"))),
+        ("shape", nf4, false, Box::new(state("[4,64]", "[8,32]"))),
+        ("quant_type", nf4, false, Box::new(state("\"nf4\"", "\"nf5\""))),
+        ("nested_blocksize", nf4, true, Box::new(state("256", "255"))),
+        ("nested", nf4, true, Box::new(|parts| replace(parts, "up.weight.nested_absmax", floats(&[f32::NAN])))),
+        ("nested", nf4, true, Box::new(|parts| replace(parts, "up.weight.nested_absmax", floats(&[1.0, 1.0])))),
+        (
+            "up.weight.nested_absmax",
+            nf4,
+            true,
+            Box::new(|parts| drop(parts.remove("up.weight.nested_absmax").unwrap())),
+        ),
+        (
+            "int8 scales",
+            PackedFormat::Int8,
+            false,
+            Box::new(|parts| replace(parts, "up.weight.scales", floats(&[1.0, f32::NEG_INFINITY, 1.0, 1.0]))),
+        ),
+        (
+            "q4 scales",
+            PackedFormat::Q4,
+            false,
+            Box::new(|parts| {
+                let n = parts["up.weight.scales"].2.len();
+                replace(parts, "up.weight.scales", [0x80, 0x7f].repeat(n / 2)); // infinity
+            }),
+        ),
+        ("q4 codes", PackedFormat::Q4, false, Box::new(|parts| replace(parts, "up.weight", vec![0; 64]))),
+    ];
+    for (word, format, double, edit) in edits {
+        let folder = edited(written(format, double).path(), edit);
+        let error = try_load(folder.path(), (64, 4), None, &Device::flex()).expect_err(word);
+        let message = error.to_string();
+        assert!(matches!(error, CheckpointError::Quantized { .. }), "{message}");
+        assert!(message.contains("`up.weight`") && message.contains(word), "{message:?} does not say {word:?}");
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_not_quantised() {
+    let plain = plain_folder(64, 4, 3);
+    let broken = edited(plain.path(), |parts| parts.get_mut("up.weight").unwrap().2[..4].copy_from_slice(&[0xff; 4]));
+    for (format, double_quant) in FORMATS {
+        let error = try_load(broken.path(), (64, 4), Some(quantization(format, double_quant)), &Device::flex());
+        assert!(error.unwrap_err().to_string().contains("up.weight"));
+    }
+}
+
+#[test]
+fn llm_int8_files_load() {
+    let plain = plain_folder(3, 2, 4);
+    let folder = edited(plain.path(), |parts| {
+        parts.insert("up.weight".into(), (Dtype::I8, vec![2, 3], vec![127, 0, 129, 1, 2, 3])); // 129 is −127
+        parts.insert("up.SCB".into(), (Dtype::F32, vec![2], floats(&[2.0, 127.0])));
+        parts.insert("up.weight_format".into(), (Dtype::U8, vec![1], vec![0]));
+        parts.insert("up.bias".into(), (Dtype::F32, vec![2], floats(&[0.0, 0.5])));
+    });
+    let module = load(folder.path(), (3, 2), None, &Device::flex());
+    let output = module.up.forward(Tensor::<2>::from_floats([[1.0, 10.0, 100.0]], &Device::flex()));
+    assert_close("output", &output, &Tensor::from_floats([[-198.0, 321.5]], &Device::flex()), 1e-4);
+}

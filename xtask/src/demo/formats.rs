@@ -1,0 +1,143 @@
+//! `cargo xtask compare-formats`: what each weight format changes about a small model's answers.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use idefics_demo::{Example, Task};
+use idefics_generate::train::TrainingBatch;
+use idefics_generate::{DeviceChoice, Idefics, LabelRecipe, LogitsToKeep, WeightOptions};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::data::Data;
+use super::eval::{answers, examples};
+
+/// Rows that are answered together.
+const BATCH: usize = 25;
+
+/// `--quantize` and `--double-quant` of each format, and the dtype of what is not quantised.
+const FORMATS: [(&str, &str, bool, DType); 7] = [
+    ("bf16", "none", false, DType::BF16),
+    ("f16", "none", false, DType::F16),
+    ("int8", "int8", false, DType::F32),
+    ("nf4", "nf4", false, DType::F32),
+    ("nf4 double", "nf4", true, DType::F32),
+    ("fp4", "fp4", false, DType::F32),
+    ("q4", "q4", false, DType::F32),
+];
+
+/// Measures how far each weight format is from f32: answers that change, and the mean KL divergence of the next token.
+#[derive(clap::Args)]
+#[command(after_help = "Example: cargo xtask compare-formats --seed 7 --count 1000")]
+pub(crate) struct Args {
+    /// A model folder.
+    #[arg(long, default_value = "idefics-demo/model")]
+    model: PathBuf,
+    /// Which scenes; see eval-demo.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Examples, of all tasks in turn.
+    #[arg(long, default_value_t = 1000)]
+    count: usize,
+    /// One JSON object a format and line.
+    #[arg(long)]
+    json: bool,
+    /// cpu, cuda, cuda:N, wgpu or wgpu:N.
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    super::exit(compare(args))
+}
+
+fn compare(args: &Args) -> Result<()> {
+    let (_, device) = args.device.open()?;
+    let examples: Vec<Example> =
+        examples(&Task::ALL, args.seed, args.count).into_iter().map(|(_, example)| example).collect();
+    let exact = Idefics::from_folder(&args.model, &device, DType::F32, |_| ())?;
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("the template is valid");
+    let bar = ProgressBar::new((FORMATS.len() * examples.len()) as u64).with_style(style);
+    for (name, quantize, double_quant, dtype) in FORMATS {
+        bar.set_message(name);
+        let weights =
+            WeightOptions { quantize: quantize.parse()?, double_quant, dtype: Some(dtype), ..WeightOptions::default() };
+        let model = Idefics::from_folder(&args.model, &device, weights, |_| ())?;
+        let mut difference = Difference::default();
+        for batch in examples.chunks(BATCH) {
+            difference.add(&exact, &model, batch, &device)?;
+            bar.inc(batch.len() as u64);
+        }
+        bar.suspend(|| difference.print(name, args));
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// How far a model is from the exact one.
+#[derive(Default)]
+struct Difference {
+    examples: usize,
+    changed_answers: usize,
+    /// Tokens of right answers.
+    positions: usize,
+    /// Sum over them of KL(exact, model), in nats.
+    divergence: f64,
+    /// Where the likeliest token is another.
+    changed_tokens: usize,
+}
+
+impl Difference {
+    fn add(&mut self, exact: &Idefics, model: &Idefics, examples: &[Example], device: &Device) -> Result<()> {
+        let all: Vec<&Example> = examples.iter().collect();
+        let (expected, found) = (answers(exact, &all)?, answers(model, &all)?);
+        self.examples += examples.len();
+        self.changed_answers += expected.iter().zip(&found).filter(|(expected, found)| expected != found).count();
+
+        let (texts, images) = Data::new(exact.processor())?.texts(examples)?;
+        let pad_token_id = exact.processor().tokenizer().pad_token_id_or_fallback();
+        let batch = TrainingBatch::padded(&texts, images.concat(), LabelRecipe::IgnoreImageTokens, pad_token_id)?;
+        let [expected, found] = [exact, model].map(|model| predictions(model, &batch, device));
+        let (expected, found) = (expected?, found?); // [positions, vocab_size]
+        self.positions += expected.dims()[0];
+        let likeliest = |log_probs: &Tensor<2>| log_probs.clone().argmax(1);
+        self.changed_tokens +=
+            likeliest(&expected).not_equal(likeliest(&found)).int().sum().into_scalar::<i64>() as usize;
+        let divergence = (expected.clone().exp() * (expected - found)).sum();
+        self.divergence += f64::from(divergence.into_scalar::<f32>());
+        Ok(())
+    }
+
+    fn print(&self, name: &str, args: &Args) {
+        let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole.max(1) as f64;
+        let answers = percent(self.changed_answers, self.examples);
+        let tokens = percent(self.changed_tokens, self.positions);
+        let divergence = self.divergence / self.positions.max(1) as f64;
+        if args.json {
+            println!(
+                "{}",
+                serde_json::json!({"format": name, "answers": self.examples, "changed_answers": self.changed_answers,
+                    "positions": self.positions, "changed_tokens": self.changed_tokens, "mean_kl": divergence})
+            );
+        } else {
+            println!(
+                "{name:<12} {:>4} of {} answers changed ({answers:.1} %), {tokens:.2} % of tokens, mean KL {divergence:.2e}",
+                self.changed_answers, self.examples
+            );
+        }
+    }
+}
+
+/// Log-probabilities where a token of the answer is predicted, `[positions, vocab_size]`.
+fn predictions(model: &Idefics, batch: &TrainingBatch, device: &Device) -> Result<Tensor<2>> {
+    let logits = model.model().forward(&batch.prompts, &batch.images, LogitsToKeep::All)?;
+    let [rows, seq, vocab_size] = logits.dims();
+    let labels = batch.labels.iter().enumerate();
+    let predictors: Vec<i32> = labels.filter(|(_, label)| **label >= 0).map(|(slot, _)| slot as i32 - 1).collect();
+    let predictors = Tensor::<1, Int>::from_data(TensorData::from(predictors.as_slice()), (device, DType::I32));
+    let logits = logits.reshape([rows * seq, vocab_size]).select(0, predictors);
+    Ok(log_softmax(logits, 1))
+}
