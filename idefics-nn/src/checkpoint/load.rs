@@ -214,7 +214,11 @@ impl Loader<'_> {
                 let dtype = self.options.dtype_of(matrix, Some(stored.entry.dtype), &device);
                 let data = match stored.entry.in_place(dtype, &device) {
                     Some(data) if matrix.is_some() => data,
-                    _ => read_as(name, stored.entry, dtype)?,
+                    _ => {
+                        let data = read_as(name, stored.entry, dtype)?;
+                        stored.entry.release();
+                        data
+                    }
                 };
                 Weight::Dense(Tensor::from_data(data, (&device, dtype)))
             }
@@ -223,6 +227,7 @@ impl Loader<'_> {
                 let dims = two(&stored.entry.shape);
                 let weights = weights.as_slice::<f32>().expect("it was read as f32");
                 let packed = PackedWeight::quantize(weights, dims, quantization, &device);
+                stored.entry.release();
                 Weight::Packed(packed.map_err(|source| stored.error(name, source))?)
             }
             (_, quantization) => {

@@ -2,8 +2,8 @@
 //!
 //! [`Checkpoint::open`] maps `model.safetensors`, or the shards that `model.safetensors.index.json` names, and parses
 //! each header once; no weight is read. [`Checkpoint::load`] then fills a module, tensor by tensor, and accounts for
-//! every one: whatever is missing, left over, of the wrong shape or dtype, or not finite is an error that names it.
-//! Peak memory is the loaded weights plus one tensor.
+//! every one: whatever is missing, left over, of the wrong shape or dtype, or not finite is an error that names it
+//! (values that stay where they lie in the map are not looked at). Peak memory is the loaded weights plus one tensor.
 //!
 //! [`save`] writes a module the same way, whole or not at all; [`Checkpoint::write_quantized`] writes a checkpoint
 //! again in another format.
@@ -72,6 +72,18 @@ impl TensorEntry {
     /// The little-endian bytes in the map.
     fn bytes(&self) -> &[u8] {
         &self.map[self.start..self.end]
+    }
+
+    /// Gives the tensor's pages back after it was converted: the system counts what was read of a map as memory of the
+    /// process until then. What is read once more comes from the file.
+    #[allow(unsafe_code)]
+    fn release(&self) {
+        // SAFETY: nothing writes to the map, so that pages which are dropped come back from the file as they were.
+        // That the system does not listen costs memory only.
+        #[cfg(unix)]
+        let _ = unsafe {
+            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.start, self.end - self.start)
+        };
     }
 }
 

@@ -131,6 +131,7 @@ fn quantized(
     quantization: &Quantization,
 ) -> Result<Vec<Part<'static>>, CheckpointError> {
     let data = read_as(name, entry, DType::F32)?;
+    entry.release();
     let weights = data.as_slice::<f32>().expect("it was read as f32");
     let dims: [usize; 2] = entry.shape.as_slice().try_into().map_err(|_| CheckpointError::Shape {
         file: entry.file.clone(),
