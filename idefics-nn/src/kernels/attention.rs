@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::Isa;
 use super::attention_piece::{Piece, plain};
-use super::shared::with_scratch;
+use super::shared::{count, with_scratch};
 
 /// Slots of one task.
 const PIECE: usize = 512;
@@ -38,6 +38,11 @@ impl<'a> Cached<'a> {
     /// Slot `slot` of head `head` in row `row`.
     pub(super) fn start(&self, [row, head, slot]: [usize; 3]) -> usize {
         row * self.strides[0] + head * self.strides[1] + slot * self.strides[2]
+    }
+
+    /// The end of the `head_dim` values there; `None` beyond what can be counted.
+    fn end(&self, at: [usize; 3], head_dim: usize) -> Option<usize> {
+        at.iter().zip(self.strides).try_fold(head_dim, |end, (at, stride)| end.checked_add(at.checked_mul(stride)?))
     }
 }
 
@@ -89,10 +94,12 @@ pub fn decode_attention_on(isa: Isa, attention: &DecodeAttention<'_>, out: &mut 
     }
     let group = attention.heads / attention.kv_heads;
     let n_pieces = attention.len.div_ceil(PIECE).max(1);
-    let n_tasks = attention.batch * attention.kv_heads * n_pieces;
     let partial = group * (attention.head_dim + 2); // sums of values, largest score, sum of weights
-    let cached = attention.batch * attention.kv_heads * attention.len * attention.head_dim;
-    with_scratch(n_tasks * partial, |partials| {
+    let partials =
+        count(&[attention.batch, attention.kv_heads, n_pieces, partial]).expect("no cache has as many slots");
+    let n_tasks = partials / partial;
+    let cached = count(&[attention.batch, attention.kv_heads, attention.len, attention.head_dim]);
+    with_scratch(partials, |partials| {
         let task = |(index, partial): (usize, &mut [f32])| {
             let (heads, slots) = attention.task(index, n_pieces);
             let (sums, softmax) = partial.split_at_mut(group * attention.head_dim);
@@ -101,7 +108,7 @@ pub fn decode_attention_on(isa: Isa, attention: &DecodeAttention<'_>, out: &mut 
                 isa.run(Piece { attention, heads, slots, scores, sums, largest, total }, plain);
             });
         };
-        if cached < ALONE || n_tasks == 1 {
+        if cached.is_some_and(|cached| cached < ALONE) || n_tasks == 1 {
             partials.chunks_exact_mut(partial).enumerate().for_each(task);
         } else {
             partials.par_chunks_exact_mut(partial).enumerate().for_each(task);
@@ -118,19 +125,17 @@ impl DecodeAttention<'_> {
     fn check(&self, out: &[f32]) {
         let Self { batch, heads, kv_heads, len, head_dim, .. } = *self;
         assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} heads");
-        assert_eq!(self.query.len(), batch * heads * head_dim, "the query is [{batch}, {heads}, {head_dim}]");
-        assert_eq!(out.len(), self.query.len(), "the output is [{batch}, {heads}, {head_dim}]");
+        let query = count(&[batch, heads, head_dim]);
+        assert_eq!(Some(self.query.len()), query, "the query is [{batch}, {heads}, {head_dim}]");
+        assert_eq!(Some(out.len()), query, "the output is [{batch}, {heads}, {head_dim}]");
         if let Some(mask) = self.attention_mask {
-            assert_eq!(mask.len(), batch * len, "the mask is [{batch}, {len}]");
+            assert_eq!(Some(mask.len()), count(&[batch, len]), "the mask is [{batch}, {len}]");
         }
         if batch > 0 && len > 0 {
             for cached in [&self.keys, &self.values] {
-                let end = cached.start([batch - 1, kv_heads - 1, len - 1]) + head_dim;
-                assert!(
-                    end <= cached.values.len(),
-                    "the cache ends at {}, the last head at {end}",
-                    cached.values.len()
-                );
+                let end = cached.end([batch - 1, kv_heads - 1, len - 1], head_dim);
+                let held = cached.values.len();
+                assert!(end.is_some_and(|end| end <= held), "the cache ends at {held}, before its last head");
             }
         }
     }

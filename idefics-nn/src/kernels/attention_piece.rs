@@ -29,11 +29,11 @@ impl Piece<'_> {
         self.largest.len()
     }
 
-    /// Query head `index` of the group.
-    fn query(&self, index: usize) -> &[f32] {
+    /// `n` query heads of the group from `index` on.
+    fn queries(&self, index: usize, n: usize) -> &[f32] {
         let DecodeAttention { query, heads, head_dim, .. } = *self.attention;
         let [row, head] = self.heads;
-        &query[(row * heads + head * self.group() + index) * head_dim..][..head_dim]
+        &query[(row * heads + head * self.group() + index) * head_dim..][..n * head_dim]
     }
 
     /// Scores of hidden slots become −∞.
@@ -59,7 +59,7 @@ pub(super) fn plain(mut piece: Piece<'_>) {
     for index in 0..piece.group() {
         for slot in 0..len {
             let key = &keys.values[keys.start([row, head, first + slot])..][..head_dim];
-            let product: f32 = piece.query(index).iter().zip(key).map(|(query, key)| query * key).sum();
+            let product: f32 = piece.queries(index, 1).iter().zip(key).map(|(query, key)| query * key).sum();
             piece.scores[index * len + slot] = product * scale;
         }
     }
@@ -67,7 +67,8 @@ pub(super) fn plain(mut piece: Piece<'_>) {
     piece.sums.fill(0.0);
     for index in 0..piece.group() {
         let scores = &mut piece.scores[index * len..(index + 1) * len];
-        let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let larger = |largest: f32, score: &f32| if *score > largest || score.is_nan() { *score } else { largest };
+        let largest = scores.iter().fold(f32::NEG_INFINITY, larger);
         let sums = &mut piece.sums[index * head_dim..(index + 1) * head_dim];
         (piece.largest[index], piece.total[index]) = (largest, 0.0);
         if largest == f32::NEG_INFINITY {
@@ -124,7 +125,7 @@ unsafe fn score<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) 
     let DecodeAttention { keys, head_dim, scale, .. } = *piece.attention;
     let [row, head] = piece.heads;
     let (first, len) = (piece.slots.start, piece.slots.len());
-    let query = piece.query(index).as_ptr();
+    let query = piece.queries(index, G).as_ptr();
     let key = keys.values.as_ptr().wrapping_add(keys.start([row, head, first]));
     let stride = keys.strides[2];
     // SAFETY: the caller vouches for `len` keys and `G` queries of `head_dim` values.
@@ -162,8 +163,10 @@ unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
         }
         let largest = largest.largest();
         if largest == f32::NEG_INFINITY {
+            // The maximum passes over NaN, which must show.
+            let is_nan = (0..len).any(|slot| (*scores.add(slot)).is_nan());
             scores.write_bytes(0, len);
-            return (largest, 0.0);
+            return (if is_nan { f32::NAN } else { largest }, 0.0);
         }
         let mut total = V::splat(0.0);
         for start in (0..len).step_by(V::LANES) {

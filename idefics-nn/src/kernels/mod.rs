@@ -10,13 +10,13 @@
 //!
 //! Each picks the best instruction set of the machine once ([`Isa::best`]); the variant that ends in `_on` takes one,
 //! for tests and comparisons. Work is divided over rayon's global pool where that pays, in a way that does not depend
-//! on the number of threads, so that results are equal to the bit from run to run and from machine to machine of one
-//! instruction set. A caller that runs many kernels in a row should do so inside the pool
-//! (`rayon::scope` or `rayon::join`): handing each over from a thread outside costs some microseconds more.
+//! on the number of threads, so that results are equal to the bit from run to run on one machine. A caller that
+//! runs many kernels in a row should do so inside the pool (`rayon::scope` or `rayon::join`): handing each over from a
+//! thread outside costs some microseconds more.
 //!
 //! # Speed
-//! Weight bytes a second, one row of activations, weights from memory, on two AVX-512 cores at 3 GHz that were shared with
-//! other programs: the best hundredth of the calls. No read was seen to be faster than 44 GB/s on the machine.
+//! Weight bytes a second, one row of activations, weights from memory, on two AVX-512 cores at 3 GHz that were shared
+//! with other programs: the best hundredth of the calls. No read was seen to be faster than 44 GB/s on the machine.
 //!
 //! | format | `[14336, 4096]` | `[4096, 14336]` | one core, weight in its cache |
 //! |---|---|---|---|

@@ -8,6 +8,7 @@
 use rayon::prelude::*;
 
 use super::Isa;
+use super::shared::count;
 use super::vector::{Vector, Work};
 
 /// Values of one task, at least.
@@ -31,9 +32,10 @@ pub fn rope(states: &mut [f32], [batch, heads, seq, head_dim]: [usize; 4], cos: 
 /// As [`rope`], and if the machine does not have `isa`.
 pub fn rope_on(isa: Isa, states: &mut [f32], [batch, heads, seq, head_dim]: [usize; 4], cos: &[f32], sin: &[f32]) {
     assert!(head_dim.is_multiple_of(2), "a head of {head_dim} values has no halves");
-    assert_eq!(states.len(), batch * heads * seq * head_dim, "states are [{batch}, {heads}, {seq}, {head_dim}]");
-    assert_eq!(cos.len(), batch * seq * head_dim, "cosines are [{batch}, {seq}, {head_dim}]");
-    assert_eq!(sin.len(), batch * seq * head_dim, "sines are [{batch}, {seq}, {head_dim}]");
+    let (all, angles) = (count(&[batch, heads, seq, head_dim]), count(&[batch, seq, head_dim]));
+    assert_eq!(Some(states.len()), all, "states are [{batch}, {heads}, {seq}, {head_dim}]");
+    assert_eq!(Some(cos.len()), angles, "cosines are [{batch}, {seq}, {head_dim}]");
+    assert_eq!(Some(sin.len()), angles, "sines are [{batch}, {seq}, {head_dim}]");
     if states.is_empty() {
         return;
     }

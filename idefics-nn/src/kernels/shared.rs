@@ -1,4 +1,4 @@
-//! Memory that tasks share: an output that each writes a part of, and scratch that a thread keeps.
+//! Memory that tasks share: an output that each writes a part of, and scratch that a thread keeps. Sizes.
 
 #![allow(unsafe_code)] // several tasks write disjoint parts of one slice
 
@@ -76,4 +76,9 @@ pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) ->
     let result = work(unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr().cast::<f32>(), len) });
     SCRATCH.set(scratch);
     result
+}
+
+/// The product of dimensions; `None` beyond what can be counted.
+pub(super) fn count(dims: &[usize]) -> Option<usize> {
+    dims.iter().try_fold(1, |product: usize, dim| product.checked_mul(*dim))
 }

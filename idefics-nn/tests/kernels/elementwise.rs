@@ -1,6 +1,8 @@
 //! The rest of a decode step on every instruction set, for ragged shapes, against f64.
 
-use idefics_nn::kernels::{Cached, DecodeAttention, Isa, decode_attention_on, exp_on, read_on, rms_norm_on, rope_on, swiglu_on};
+use idefics_nn::kernels::{
+    Cached, DecodeAttention, Isa, decode_attention_on, exp_on, read_on, rms_norm_on, rope_on, swiglu_on,
+};
 
 use crate::common::{assert_close, normal};
 
@@ -226,6 +228,34 @@ fn a_row_that_sees_nothing_gives_zero() {
         decode_attention_on(isa, &attention, &mut out);
         assert_eq!(out, [0.0; 4], "{isa:?}");
     }
+}
+
+/// One row of two heads that share `len` keys of four values.
+fn one_row<'a>(query: &'a [f32], keys: Cached<'a>, values: Cached<'a>, len: usize) -> DecodeAttention<'a> {
+    let (attention_mask, scale) = (None, 0.5);
+    DecodeAttention { query, keys, values, batch: 1, heads: 2, kv_heads: 1, len, head_dim: 4, attention_mask, scale }
+}
+
+#[test]
+fn attention_to_what_is_not_a_number_shows() {
+    for len in [1, 20, 600] {
+        let cache = normal(len * 4, 14, false);
+        let cached = Cached::contiguous(&cache, 1, len, 4);
+        let query = [1.0, 1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0, 1.0];
+        for isa in Isa::available() {
+            let mut out = [0.0; 8];
+            decode_attention_on(isa, &one_row(&query, cached, cached, len), &mut out);
+            assert!(out[..4].iter().all(|out| out.is_finite()), "{isa:?} {len}: {out:?}");
+            assert!(out[4..].iter().all(|out| out.is_nan()), "{isa:?} {len}: {out:?}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "before its last head")]
+fn strides_that_cannot_be_counted_panic() {
+    let cached = Cached { values: &[0.0; 8], strides: [0, 0, usize::MAX / 2 + 1] };
+    decode_attention_on(Isa::best(), &one_row(&[0.0; 8], cached, cached, 3), &mut [0.0; 8]);
 }
 
 #[test]

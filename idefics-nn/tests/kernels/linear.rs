@@ -103,6 +103,29 @@ fn the_same_bits_on_any_number_of_threads_and_in_any_batch_of_one_kind() {
 }
 
 #[test]
+fn the_same_bits_on_any_number_of_threads_for_small_products_of_many_rows() {
+    let d_in = 1100; // more than one block of columns of the product behind
+    for d_out in [16, 32, 48, 80, 97, 144, 192] {
+        let weights = normal(d_out * d_in, 5, false);
+        for n_rows in [9, 12, 16, 33, 64] {
+            let x = normal(n_rows * d_in, 6, false);
+            for weight in every_format(&weights, d_out, d_in) {
+                let on = |n_threads: usize| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+                    let mut out = vec![0f32; n_rows * d_out];
+                    pool.install(|| linear_on(Isa::best(), &x, n_rows, &weight, None, &mut out));
+                    out
+                };
+                let one = on(1);
+                for n_threads in [2, 3, 8] {
+                    assert_eq!(one, on(n_threads), "{} [{d_out}] x {n_rows}, {n_threads} threads", weight.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn activations_that_are_not_finite_show() {
     let (d_out, d_in) = (20, 96);
     let weights = normal(d_out * d_in, 7, false);
@@ -164,4 +187,11 @@ fn scales_below_zero_from_double_quantisation_are_multiplied_as_they_are() {
 fn a_wrong_number_of_activations_panics() {
     let weight = every_format(&[0.0; 12], 3, 4).remove(0);
     linear_on(Isa::Plain, &[0.0; 7], 2, &weight, None, &mut [0.0; 6]);
+}
+
+#[test]
+#[should_panic(expected = "activations are")]
+fn a_number_of_rows_that_cannot_be_counted_panics() {
+    let weight = every_format(&[0.0; 12], 3, 4).remove(0);
+    linear_on(Isa::best(), &[], 1 << 62, &weight, None, &mut []);
 }

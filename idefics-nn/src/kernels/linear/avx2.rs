@@ -125,8 +125,8 @@ impl Decode<F32x8> for format::Int8 {
     }
 }
 
-/// Four bytes go to every lane; each lane shifts its own four bits down and looks them up in both halves of a table that
-/// was multiplied with the block's scale. Bit 3 of the code says which half.
+/// Four bytes go to every lane; each lane shifts its own four bits down and looks them up in both halves of a table
+/// that was multiplied with the block's scale. Bit 3 of the code says which half.
 impl Decode<F32x8> for format::FourBit {
     const STEP: usize = 64;
     const STEP_BYTES: usize = 32;

@@ -126,8 +126,8 @@ pub(super) trait Decode<V: Vector>: Copy {
     /// Prepares the step whose bytes are at `bytes`.
     ///
     /// # Safety
-    /// `bytes` is valid for [`Decode::STEP_BYTES`] and, with [`Decode::SCALED_STEPS`], `scale` for one value, as long as
-    /// the step is used.
+    /// `bytes` is valid for [`Decode::STEP_BYTES`] and, with [`Decode::SCALED_STEPS`], `scale` for one value, as long
+    /// as the step is used.
     unsafe fn step(bytes: *const u8, scale: *const f32, table: &[f32; 16]) -> Self::Step;
 
     /// Vector `index` of the step: places `index · LANES ..` in [`Decode::order`], without the row's factor.

@@ -5,8 +5,9 @@
 //! - More rows: panels of the weight are expanded to f32 in scratch memory of [`panels::PANEL_BYTES`] a thread and
 //!   multiplied by the `gemm` crate.
 //!
-//! Work is divided over output features only, and each is always summed in the same order: results are equal to the
-//! bit on any number of threads, whatever was computed before.
+//! Work is divided over output features only, and each is summed in an order that follows from the shapes and the
+//! machine (its instructions, and the caches that gemm blocks for): results are equal to the bit on any number of
+//! threads, whatever was computed before.
 
 #![allow(clippy::needless_range_loop)] // several arrays advance together, and closures would lose the instructions
 
@@ -115,8 +116,8 @@ pub fn linear(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]
 /// As [`linear`], and if the machine does not have `isa`.
 pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
     let [d_out, d_in] = weight.dims();
-    assert_eq!(x.len(), n_rows * d_in, "activations are [{n_rows}, {d_in}]");
-    assert_eq!(out.len(), n_rows * d_out, "the output is [{n_rows}, {d_out}]");
+    assert_eq!(Some(x.len()), n_rows.checked_mul(d_in), "activations are [{n_rows}, {d_in}]");
+    assert_eq!(Some(out.len()), n_rows.checked_mul(d_out), "the output is [{n_rows}, {d_out}]");
     assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias is [{d_out}]");
     isa.assert_available();
     if out.is_empty() {
