@@ -26,6 +26,7 @@ use crate::ops;
 pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
     let [batch, heads, queries, head_dim] = query.dims();
     assert!(heads.is_multiple_of(key.dims()[1]), "{heads} query heads cannot share {} key/value heads", key.dims()[1]);
+    let [key, value] = [key, value].map(|states| states.cast(query.dtype()));
     if let Some(context) = ops::attend_once(&query, &key, &value, masked_out.as_ref()) {
         return context;
     }

@@ -130,6 +130,33 @@ fn a_query_that_sees_nothing_gives_zero() {
 }
 
 #[test]
+fn one_query_reads_keys_however_they_lie() {
+    let device = Device::flex();
+    let sizes = Sizes { heads: 4, kv_heads: 2, queries: 1, keys: 30, head_dim: 16 };
+    let [query, key, value] = states(sizes, 3.0, &device);
+    // Hidden for the whole batch by one row.
+    let masked_out = mask((0..30).map(|key| key % 3 == 0).collect(), [1, 1, 1, 30], &device);
+    let layouts: [fn(Tensor<4>) -> Tensor<4>; 4] = [
+        |states| states.swap_dims(1, 2).reshape([BATCH, 30, 2, 16]).swap_dims(1, 2),
+        |states| Tensor::cat(vec![states.clone().swap_dims(2, 3); 2], 3).narrow(3, 30, 30).swap_dims(2, 3),
+        |states| Tensor::cat(vec![states.flip([3]); 2], 2).narrow(2, 30, 30).flip([3]),
+        |states| states.repeat_dim(2, 2).slice([0..BATCH, 0..2, 30..60, 0..16]),
+    ];
+    for masked_out in [None, Some(masked_out)] {
+        let expected = values(attention(query.clone(), key.clone(), value.clone(), masked_out.clone()));
+        for (index, layout) in layouts.iter().enumerate() {
+            let [key, value] = [key.clone(), value.clone()].map(layout);
+            let context = attention(query.clone(), key, value, masked_out.clone());
+            assert_values_close(&format!("layout {index}"), &values(context), &expected, 0.0);
+        }
+        // Keys and values of 16 bits.
+        let [key, value] = [key.clone(), value.clone()].map(|states| states.cast(DType::BF16));
+        let context = attention(query.clone(), key, value, masked_out);
+        assert_values_close("bf16", &values(context), &expected, 0.05);
+    }
+}
+
+#[test]
 fn extreme_scores_choose_the_largest() {
     let device = Device::flex();
     let keys = 40;

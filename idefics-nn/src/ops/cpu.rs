@@ -75,7 +75,7 @@ impl Kernels for Flex {
     }
 
     fn attend_once(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self> {
-        attend(&query.to_contiguous(), &key, &value, None)
+        attend(&query.to_contiguous(), key, value, None)
     }
 
     fn attend_once_masked(
@@ -86,7 +86,7 @@ impl Kernels for Flex {
     ) -> FloatTensor<Self> {
         let masked_out = masked_out.to_contiguous();
         let seen: Vec<bool> = elements::<u8>(&masked_out).iter().map(|&hidden| hidden == 0).collect();
-        attend(&query.to_contiguous(), &key, &value, Some(&seen))
+        attend(&query.to_contiguous(), key, value, Some(&seen))
     }
 }
 
@@ -100,13 +100,14 @@ fn product(rows: &FlexTensor, weight: Result<Weight<'_>, FormatError>) -> FlexTe
 }
 
 /// `seen`: `[batch, len]`.
-fn attend(query: &FlexTensor, key: &FlexTensor, value: &FlexTensor, seen: Option<&[bool]>) -> FlexTensor {
-    let ([batch, heads, _, head_dim], [_, kv_heads, len, _]) = (dims(query), dims(key));
+fn attend(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Option<&[bool]>) -> FlexTensor {
+    let ([batch, heads, _, head_dim], [_, kv_heads, len, _]) = (dims(query), dims(&key));
+    let [key, value] = [key, value].map(with_whole_heads);
     let mut out = zeros_like(query);
     let attention = DecodeAttention {
         query: elements(query),
-        keys: cached(key),
-        values: cached(value),
+        keys: cached(&key),
+        values: cached(&value),
         batch,
         heads,
         kv_heads,
@@ -119,14 +120,16 @@ fn attend(query: &FlexTensor, key: &FlexTensor, value: &FlexTensor, seen: Option
     tensor(out, query.layout().shape())
 }
 
-/// A view of the cache as it lies.
-///
-/// # Panics
-/// If the values of a head do not lie side by side: caches are made so.
+/// The states as they lie if nothing is flipped and the values of a head are side by side, as in a cache; else a copy.
+fn with_whole_heads(states: FlexTensor) -> FlexTensor {
+    let strides = states.layout().strides();
+    if strides[3] == 1 && strides.iter().all(|stride| *stride >= 0) { states } else { states.to_contiguous() }
+}
+
+/// A view of what [`with_whole_heads`] gave.
 fn cached(states: &FlexTensor) -> Cached<'_> {
     let layout = states.layout();
-    let strides = [0, 1, 2].map(|axis| usize::try_from(layout.strides()[axis]).expect("caches are not flipped"));
-    assert!(layout.strides()[3] == 1 || layout.shape()[3] == 1, "the values of a head lie side by side");
+    let strides = [0, 1, 2].map(|axis| usize::try_from(layout.strides()[axis]).expect("nothing is flipped"));
     Cached { values: &states.storage::<f32>()[layout.start_offset()..], strides }
 }
 

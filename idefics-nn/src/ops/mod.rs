@@ -3,6 +3,8 @@
 //!
 //! The kernels take f32 activations; weights may be in any format.
 
+#![cfg_attr(not(feature = "flex"), allow(unused_variables))] // what only kernels ask for
+
 #[cfg(feature = "flex")]
 mod cpu;
 
@@ -120,19 +122,24 @@ pub(crate) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D
     silu(gate) * up
 }
 
-/// See [`Kernels::attend_once`]; `None` where there is no kernel for it.
+/// See [`Kernels::attend_once`]; `None` where there is no kernel for it. A mask may leave the batch to broadcasting.
 pub(crate) fn attend_once(
     query: &Tensor<4>,
     key: &Tensor<4>,
     value: &Tensor<4>,
     masked_out: Option<&Tensor<4, Bool>>,
 ) -> Option<Tensor<4>> {
-    if query.dims()[2] != 1 || !has_kernels(query) {
+    let states = [query, key, value];
+    let ([batch, _, queries, head_dim], [_, kv_heads, len, _]) = (query.dims(), key.dims());
+    let fits = queries == 1 && [key, value].iter().all(|states| states.dims() == [batch, kv_heads, len, head_dim]);
+    let has_one_mask = masked_out.is_none_or(|masked_out| masked_out.dims()[1] == 1);
+    if !(fits && has_one_mask && states.into_iter().all(has_kernels)) {
         return None;
     }
-    let [query, key, value] = [query, key, value].map(|states| states.clone().into_dispatch());
+    let masked_out = masked_out.map(|masked_out| masked_out.clone().expand([batch, 1, 1, len]).into_dispatch());
+    let [query, key, value] = states.map(|states| states.clone().into_dispatch());
     Some(Tensor::from_dispatch(match masked_out {
         None => Dispatch::attend_once(query, key, value),
-        Some(masked_out) => Dispatch::attend_once_masked(query, key, value, masked_out.clone().into_dispatch()),
+        Some(masked_out) => Dispatch::attend_once_masked(query, key, value, masked_out),
     }))
 }
