@@ -14,9 +14,10 @@ use crate::{Error, Idefics2, ModelConfig, WeightOptions};
 
 /// Writes the model of the folder `source` to the folder `target`, its linear layers in the format of `options`.
 ///
-/// `target` appears complete, once it has been opened and checked, or not at all; until then there is a folder beside
-/// it whose name begins with a dot. `device` loads the result to check it. Nothing of `source` is changed, and all its other files are copied. NF4 and FP4
-/// have the layout of bitsandbytes, which Transformers loads.
+/// `target` appears complete, once it has been opened and checked, or not at all. Until then there is a folder
+/// `.NAME.unfinished-…` beside it; those of earlier runs that were killed are removed. `device` loads the result to check
+/// it. Nothing of `source` is changed. Its other files are copied, but for folders and files whose names begin with a
+/// dot. NF4 and FP4 have the layout of bitsandbytes, which Transformers loads.
 ///
 /// # Errors
 /// [`Error::Write`] if `target` is there already or cannot be written, and what [`Idefics2::from_folder`] and
@@ -45,14 +46,27 @@ pub fn quantize_folder(
 
     let name = target.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let unfinished =
-        tempfile::Builder::new().prefix(&format!(".{}.", name.display())).tempdir_in(parent).map_err(failed)?;
-    checkpoint.write_quantized(&model, &quantization, unfinished.path(), progress)?;
+    let prefix = format!(".{}.unfinished-", name.display());
+    remove_stale(parent, &prefix);
+    let unfinished = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(failed)?;
+    let lock = File::open(unfinished.path()).map_err(failed)?;
+    let _ = lock.try_lock(); // until the end; a file system without locks keeps what is stale
+    checkpoint.write_quantized(&model, &options.load_options(&config), unfinished.path(), progress)?;
     copy_other_files(source, unfinished.path())?;
     write_config(source, unfinished.path(), &quantization)?;
 
     Idefics2::from_folder(unfinished.path(), device, None, |_| ())?;
     publish(unfinished, target, parent).map_err(failed)
+}
+
+/// Removes the folders of runs that were killed: nobody holds their locks any more. What cannot be removed stays.
+fn remove_stale(parent: &Path, prefix: &str) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_stale = || File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok());
+        if entry.file_name().to_string_lossy().starts_with(prefix) && is_stale() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Everything that is a file and not weights.
@@ -65,8 +79,10 @@ fn copy_other_files(source: &Path, target: &Path) -> Result<(), Error> {
         if name.starts_with('.') || !path.is_file() || is_weights.iter().any(|end| name.ends_with(end)) {
             continue;
         }
-        let bytes = fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
-        write_atomically(&target.join(name), |file| io::Write::write_all(file, &bytes))?;
+        let mut from = File::open(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        let path = target.join(name);
+        let copied = File::create(&path).and_then(|mut to| io::copy(&mut from, &mut to).and_then(|_| to.sync_all()));
+        copied.map_err(|source| Error::Write { path, source })?;
     }
     Ok(())
 }

@@ -18,6 +18,9 @@ pub enum PackedFormat {
 }
 
 impl PackedFormat {
+    /// Every format.
+    pub const ALL: [Self; 4] = [Self::Int8, Self::FourBit(FourBitType::Nf4), Self::FourBit(FourBitType::Fp4), Self::Q4];
+
     /// The name that `--quantize` gives it.
     pub fn name(self) -> &'static str {
         match self {

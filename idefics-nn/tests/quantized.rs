@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use idefics_nn::formats::FourBitType;
+use idefics_nn::formats::{FourBitType, NestedAbsmax};
 use idefics_nn::{Checkpoint, CheckpointError, Embedding, Linear, LoadOptions, PackedFormat, Quantization, RmsNorm};
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;
@@ -46,6 +46,10 @@ fn quantization(format: PackedFormat, double_quant: bool) -> Quantization {
     Quantization { format, double_quant, spared: vec!["head.".to_owned()] }
 }
 
+fn options(format: PackedFormat, double_quant: bool) -> LoadOptions<'static> {
+    LoadOptions { quantize: Some(quantization(format, double_quant)), ..LoadOptions::default() }
+}
+
 fn load(folder: &Path, (d_in, d_out): (usize, usize), quantize: Option<Quantization>, device: &Device) -> Small {
     try_load(folder, (d_in, d_out), quantize, device).unwrap()
 }
@@ -80,7 +84,7 @@ fn quantized_folder(plain: &Path, dims: (usize, usize), format: PackedFormat, do
     let folder = tempfile::tempdir().unwrap();
     let module = small(dims.0, dims.1, &Device::flex());
     let checkpoint = Checkpoint::open(plain).unwrap();
-    checkpoint.write_quantized(&module, &quantization(format, double_quant), folder.path(), |_| ()).unwrap();
+    checkpoint.write_quantized(&module, &options(format, double_quant), folder.path(), |_| ()).unwrap();
     folder
 }
 
@@ -91,6 +95,13 @@ proptest! {
     fn without_kernels_it_is_the_same(d_in in 1_usize..150, d_out in 1_usize..40, n_rows in 1_usize..5, seed: u64) {
         let folder = plain_folder(d_in, d_out, seed);
         let (kernels, graph) = (Device::flex(), Device::flex().autodiff());
+        // Only where there are kernels are all but the matrices f32.
+        for (device, dtype) in [(&kernels, DType::F32), (&graph, DType::BF16)] {
+            let options = LoadOptions { dtype: Some(DType::BF16), ..LoadOptions::default() };
+            let module = Checkpoint::open(folder.path()).unwrap();
+            let module = module.load(small(d_in, d_out, device), &options, |_| ()).unwrap();
+            assert_eq!(module.norm.weight.val().dtype(), dtype);
+        }
         for (format, double_quant) in FORMATS {
             let quantize = Some(quantization(format, double_quant));
             let fast = load(folder.path(), (d_in, d_out), quantize.clone(), &kernels);
@@ -122,6 +133,22 @@ proptest! {
 }
 
 #[test]
+fn a_block_of_zeros_survives_double_quantisation() {
+    // Its scale comes back a little below zero.
+    let blocks = [0.0, 1.0, 1.0, 5.0];
+    assert!(NestedAbsmax::quantize(&blocks).unwrap().dequantize().unwrap()[0] < 0.0);
+    let plain = edited(plain_folder(64, 4, 5).path(), |parts| {
+        parts.get_mut("up.weight").unwrap().2 = floats(&blocks.map(|block| [block; 64]).concat());
+    });
+    let nf4 = PackedFormat::FourBit(FourBitType::Nf4);
+    let device = Device::flex();
+    let on_load = load(plain.path(), (64, 4), Some(quantization(nf4, true)), &device);
+    let on_disk = load(quantized_folder(plain.path(), (64, 4), nf4, true).path(), (64, 4), None, &device);
+    let output = |module: &Small| values(module.up.forward(rows(2, 64, &device)));
+    assert_eq!(output(&on_load), output(&on_disk));
+}
+
+#[test]
 fn what_is_quantised_stays_in_its_format() {
     let plain = plain_folder(64, 4, 1);
     let nf4 = PackedFormat::FourBit(FourBitType::Nf4);
@@ -132,7 +159,7 @@ fn what_is_quantised_stays_in_its_format() {
     assert!(matches!(error, CheckpointError::AlreadyQuantized { found: "nf4", asked: "q4", .. }), "{error}");
     let again = Checkpoint::open(folder.path()).unwrap();
     let target = tempfile::tempdir().unwrap();
-    let error = again.write_quantized(&small(64, 4, &device), &quantization(nf4, false), target.path(), |_| ());
+    let error = again.write_quantized(&small(64, 4, &device), &options(nf4, false), target.path(), |_| ());
     assert!(matches!(error, Err(CheckpointError::AlreadyQuantized { .. })));
 }
 
@@ -201,6 +228,7 @@ fn faults_of_quantised_files_name_the_tensor() {
         ("blocksize", nf4, false, Box::new(state("64,\"dtype", "128,\"dtype"))),
         ("shape", nf4, false, Box::new(state("[4,64]", "[8,32]"))),
         ("quant_type", nf4, false, Box::new(state("\"nf4\"", "\"nf5\""))),
+        ("quant_type", nf4, false, Box::new(state("\"nf4\"", "\"fp4\""))),
         ("nested_blocksize", nf4, true, Box::new(state("256", "255"))),
         ("nested", nf4, true, Box::new(|parts| replace(parts, "up.weight.nested_absmax", floats(&[f32::NAN])))),
         ("nested", nf4, true, Box::new(|parts| replace(parts, "up.weight.nested_absmax", floats(&[1.0, 1.0])))),
@@ -215,6 +243,27 @@ fn faults_of_quantised_files_name_the_tensor() {
             PackedFormat::Int8,
             false,
             Box::new(|parts| replace(parts, "up.weight.scales", floats(&[1.0, f32::NEG_INFINITY, 1.0, 1.0]))),
+        ),
+        (
+            "int8 scales",
+            PackedFormat::Int8,
+            false,
+            Box::new(|parts| replace(parts, "up.weight.scales", floats(&[1.0, 1.0, 3e38, 1.0]))),
+        ),
+        (
+            "int8 scales",
+            PackedFormat::Int8,
+            false,
+            Box::new(|parts| replace(parts, "up.weight.scales", floats(&[1.0, 1.0, 1.0, 0.0]))),
+        ),
+        (
+            "q4 scales",
+            PackedFormat::Q4,
+            false,
+            Box::new(|parts| {
+                let n = parts["up.weight.scales"].2.len();
+                replace(parts, "up.weight.scales", [0x00, 0x7f].repeat(n / 2)); // 1.7e38
+            }),
         ),
         (
             "q4 scales",
@@ -233,6 +282,63 @@ fn faults_of_quantised_files_name_the_tensor() {
         let message = error.to_string();
         assert!(matches!(error, CheckpointError::Quantized { .. }), "{message}");
         assert!(message.contains("`up.weight`") && message.contains(word), "{message:?} does not say {word:?}");
+    }
+}
+
+#[test]
+fn only_weights_of_linear_layers_may_be_quantised() {
+    let plain = plain_folder(64, 4, 6);
+    let eight_bits = |shape: Vec<usize>| (Dtype::I8, shape.clone(), vec![1; shape.iter().product()]);
+    let state = (Dtype::U8, vec![2], b"{}".to_vec());
+    let scales = (Dtype::F32, vec![1], floats(&[1.0]));
+    let quant_state = ".quant_state.bitsandbytes__nf4";
+    for (name, tensor, beside) in [
+        ("norm.weight", Some(eight_bits(vec![4])), None),
+        ("norm.weight", None, Some((quant_state, state.clone()))),
+        ("norm.weight", None, Some((".scales", scales.clone()))),
+        ("up.bias", Some(eight_bits(vec![4])), None),
+        ("embed.weight", Some(eight_bits(vec![3, 64])), None),
+        ("embed.weight", None, Some((quant_state, state))),
+        ("embed.weight", None, Some((".scales", scales))),
+    ] {
+        let broken = edited(plain.path(), |parts| {
+            parts.extend(tensor.map(|tensor| (name.to_owned(), tensor)));
+            parts.extend(beside.map(|(end, tensor)| (format!("{name}{end}"), tensor)));
+        });
+        let error = try_load(broken.path(), (64, 4), None, &Device::flex()).expect_err(name);
+        let message = error.to_string();
+        assert!(matches!(error, CheckpointError::NotLinear { .. }), "{message}");
+        assert!(message.contains(&format!("`{name}`")) && message.contains("model.safetensors"), "{message}");
+        plan(broken.path());
+    }
+    let flat = edited(plain.path(), |parts| drop(parts.insert("up.weight".to_owned(), eight_bits(vec![256]))));
+    let error = try_load(flat.path(), (64, 4), None, &Device::flex()).unwrap_err();
+    assert!(matches!(error, CheckpointError::Shape { .. }), "{error}");
+    plan(flat.path());
+}
+
+/// Whatever is in the file, the memory is known.
+fn plan(folder: &Path) {
+    let (device, checkpoint) = (Device::flex(), Checkpoint::open(folder).unwrap());
+    let module = small(64, 4, &device);
+    for options in [LoadOptions::default(), options(PackedFormat::Q4, false)] {
+        assert!(options.memory(&module, Some(&checkpoint), &device).total() > 0);
+    }
+}
+
+#[test]
+fn progress_ends_where_all_is_read() {
+    let plain = plain_folder(64, 4, 7);
+    for (format, double_quant) in FORMATS {
+        let folder = quantized_folder(plain.path(), (64, 4), format, double_quant);
+        for (folder, quantize) in [(plain.path(), Some(quantization(format, double_quant))), (folder.path(), None)] {
+            let mut last = None;
+            let options = LoadOptions { quantize, ..LoadOptions::default() };
+            let module = small(64, 4, &Device::flex());
+            Checkpoint::open(folder).unwrap().load(module, &options, |progress| last = Some(progress)).unwrap();
+            let last = last.unwrap();
+            assert_eq!(last.bytes_done, last.bytes_total);
+        }
     }
 }
 
@@ -258,4 +364,9 @@ fn llm_int8_files_load() {
     let module = load(folder.path(), (3, 2), None, &Device::flex());
     let output = module.up.forward(Tensor::<2>::from_floats([[1.0, 10.0, 100.0]], &Device::flex()));
     assert_close("output", &output, &Tensor::from_floats([[-198.0, 321.5]], &Device::flex()), 1e-4);
+    for format in [1, 2, 3] {
+        let tiled = edited(folder.path(), |parts| replace(parts, "up.weight_format", vec![format]));
+        let message = try_load(tiled.path(), (3, 2), None, &Device::flex()).unwrap_err().to_string();
+        assert!(message.contains(&format!("`up.weight_format` is {format}, expected 0")), "{message}");
+    }
 }

@@ -6,37 +6,10 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::{CheckpointError, TensorEntry};
+use crate::formats::Element;
 
 /// Elements that one task converts.
 const CHUNK: usize = 1 << 16;
-
-/// A weight type, on disk or in memory.
-trait Weight: Copy + Send + Sync + 'static {
-    const BYTES: usize;
-    fn read(bytes: &[u8]) -> Self;
-    fn to_f32(self) -> f32;
-    fn from_f32(value: f32) -> Self;
-}
-
-macro_rules! weight {
-    ($type:ty, $bytes:literal, $to_f32:expr, $from_f32:expr) => {
-        impl Weight for $type {
-            const BYTES: usize = $bytes;
-            fn read(bytes: &[u8]) -> Self {
-                <$type>::from_le_bytes(bytes.try_into().expect("chunks have the type's size"))
-            }
-            fn to_f32(self) -> f32 {
-                $to_f32(self)
-            }
-            fn from_f32(value: f32) -> Self {
-                $from_f32(value)
-            }
-        }
-    };
-}
-weight!(f32, 4, |value| value, |value| value);
-weight!(f16, 2, f16::to_f32, f16::from_f32);
-weight!(bf16, 2, bf16::to_f32, bf16::from_f32);
 
 /// Reads a tensor as `dtype` (F32, F16 or BF16), rounding to nearest.
 pub(super) fn read_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result<TensorData, CheckpointError> {
@@ -48,7 +21,7 @@ pub(super) fn read_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result<T
     }
 }
 
-fn read_to<Out: Weight + burn::tensor::Element>(
+fn read_to<Out: Element + burn::tensor::Element>(
     name: &str,
     entry: &TensorEntry,
     dtype: DType,
@@ -72,16 +45,16 @@ fn read_to<Out: Weight + burn::tensor::Element>(
 }
 
 /// The converted values, and of those that are not finite how many there are and the first one's index.
-fn convert<In: Weight, Out: Weight>(bytes: &[u8]) -> (Vec<Out>, Option<(usize, usize)>) {
-    let mut values = vec![Out::from_f32(0.0); bytes.len() / In::BYTES];
+fn convert<In: Element, Out: Element>(bytes: &[u8]) -> (Vec<Out>, Option<(usize, usize)>) {
+    let mut values = vec![Out::from_f32(0.0); bytes.len() / size_of::<In>()];
     let bad = values
         .par_chunks_mut(CHUNK)
-        .zip(bytes.par_chunks(CHUNK * In::BYTES))
+        .zip(bytes.par_chunks(CHUNK * size_of::<In>()))
         .enumerate()
         .map(|(chunk, (values, bytes))| {
             let mut finite = true;
-            for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(In::BYTES)) {
-                *value = Out::from_f32(In::read(bytes).to_f32());
+            for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size_of::<In>())) {
+                *value = Out::from_f32(In::from_le_bytes(bytes).to_f32());
                 finite &= value.to_f32().is_finite();
             }
             if finite {

@@ -180,6 +180,16 @@ pub enum CheckpointError {
         /// What is wrong.
         source: Box<FormatError>,
     },
+    /// A tensor that the file has quantised, though the model does not multiply with it.
+    #[error("{file}: tensor `{name}` is {found}: only the weights of linear layers can be")]
+    NotLinear {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// Its format.
+        found: &'static str,
+    },
     /// A weight that the file has in another format than the one to quantise to.
     #[error(
         "{file}: tensor `{name}` is {found} already and cannot become {asked}: leave out --quantize, or start from the original checkpoint"

@@ -28,8 +28,8 @@ impl Quantization {
 }
 
 impl LoadOptions<'_> {
-    /// The dtype of plain numbers, of a matrix or of anything else, on `device`; those of the checkpoint are `stored`, or
-    /// BF16 if there is none.
+    /// The dtype of plain numbers, of a matrix or of anything else, on `device`; those of the checkpoint are `stored`,
+    /// or BF16 if there is none.
     pub(super) fn dtype_of(&self, matrix: Option<Matrix>, stored: Option<Dtype>, device: &Device) -> DType {
         let on_cpu = ops::computes_on(device);
         match self.dtype {

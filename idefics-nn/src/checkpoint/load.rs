@@ -55,22 +55,20 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`CheckpointError::Missing`], [`CheckpointError::Unexpected`], [`CheckpointError::Shape`],
-    /// [`CheckpointError::Dtype`] or [`CheckpointError::NonFinite`], naming the tensors.
+    /// [`CheckpointError::Dtype`], [`CheckpointError::NonFinite`], or [`CheckpointError::NotLinear`],
+    /// [`CheckpointError::Quantized`] and [`CheckpointError::AlreadyQuantized`] of quantised ones, naming the tensors.
     pub fn load<M: Module>(
         &self,
         module: M,
         options: &LoadOptions<'_>,
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<M, CheckpointError> {
-        let mut account =
-            Account { checkpoint: self, options, taken: BTreeSet::new(), missing: Vec::new(), wrong: None };
-        visit_parameters(&module, &mut account);
-        let bytes_total = account.check()?;
-
+        let matrices = matrices(&module);
+        let bytes_total = self.account(&module, &matrices, options)?;
         let mut loader = Loader {
             checkpoint: self,
             options,
-            matrices: matrices(&module),
+            matrices,
             sources: HashMap::new(),
             state: LoadProgress { bytes_done: 0, bytes_total },
             progress: &mut progress,
@@ -81,6 +79,19 @@ impl Checkpoint {
             None => Ok(module),
             Some(error) => Err(error),
         }
+    }
+
+    /// The bytes that [`Checkpoint::load`] will read, if everything is there, expected and of the right shape.
+    pub(super) fn account<M: Module>(
+        &self,
+        module: &M,
+        matrices: &HashMap<String, Matrix>,
+        options: &LoadOptions<'_>,
+    ) -> Result<u64, CheckpointError> {
+        let (taken, missing) = (BTreeSet::new(), Vec::new());
+        let mut account = Account { checkpoint: self, options, matrices, taken, missing, wrong: None };
+        visit_parameters(module, &mut account);
+        account.check()
     }
 }
 
@@ -94,6 +105,7 @@ impl LoadOptions<'_> {
 struct Account<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions<'a>,
+    matrices: &'a HashMap<String, Matrix>,
     taken: BTreeSet<String>,
     missing: Vec<String>,
     wrong: Option<CheckpointError>,
@@ -125,8 +137,8 @@ impl Account<'_> {
 }
 
 impl ParameterVisitor for Account<'_> {
-    fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-        let name = format!("{}{name}", self.options.prefix);
+    fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        let name = format!("{}{path}", self.options.prefix);
         let Some(Stored { entry, kind, companions }) = self.checkpoint.stored(&name) else {
             if self.options.tied_source(&name).is_none() {
                 self.missing.push(name);
@@ -134,6 +146,10 @@ impl ParameterVisitor for Account<'_> {
             return;
         };
         self.taken.extend(companions);
+        if let Some(found) = kind.packed_format().filter(|_| self.matrices.get(path) != Some(&Matrix::Linear)) {
+            let (file, found) = (entry.file.clone(), found.name());
+            self.wrong.get_or_insert(CheckpointError::NotLinear { file, name: name.clone(), found });
+        }
         let expected = param.lazy_shape().to_vec();
         // Four-bit codes have a shape of their own; theirs is checked when they are read.
         let has_own_shape = matches!(kind, StoredKind::FourBit(_) | StoredKind::Own(PackedFormat::Q4));
@@ -244,7 +260,8 @@ impl Loader<'_> {
                 Weight::Packed(packed)
             }
         };
-        self.state.bytes_done += stored.entry.len_bytes() as u64;
+        let read = stored.companions.iter().map(String::as_str).chain([name]);
+        self.state.bytes_done += read.map(|name| self.checkpoint.tensors[name].len_bytes() as u64).sum::<u64>();
         (self.progress)(self.state);
         Ok(weight)
     }
@@ -259,7 +276,7 @@ impl Loader<'_> {
     }
 }
 
-/// A matrix's shape.
+/// The shape of a linear layer's weight; that of the file is the same by now.
 fn two(shape: &[usize]) -> [usize; 2] {
     shape.try_into().expect("linear layers' weights have two axes")
 }

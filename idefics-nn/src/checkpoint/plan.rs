@@ -7,8 +7,9 @@ use burn::tensor::{DType, Device, Tensor};
 use serde::Serialize;
 
 use super::{Checkpoint, LoadOptions};
-use crate::PackedFormat;
+use crate::formats::{BLOCK, Q4_BLOCK, Q4_PANEL, Q4_TILE};
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
+use crate::{PackedFormat, ops};
 
 /// Memory of a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -61,14 +62,20 @@ impl ParameterVisitor for Sum<'_> {
         let entry = stored.as_ref().map(|stored| stored.entry);
         let quantization = self.options.quantize.as_ref().filter(|quantization| quantization.covers(&name));
         let memory = &mut self.memory;
-        if let Some(format) = stored.as_ref().and_then(|stored| stored.kind.packed_format()) {
-            memory.mapped += format.bytes([shape[0], shape[1]]);
-            return;
-        }
-        if let Some(quantization) = quantization.filter(|_| matrix == Some(Matrix::Linear)) {
-            memory.taken += quantization.format.bytes([shape[0], shape[1]]);
-            memory.loading = memory.loading.max(n as u64 * 4);
-            return;
+        if matrix == Some(Matrix::Linear) {
+            let dims = [shape[0], shape[1]];
+            if let Some(format) = stored.as_ref().and_then(|stored| stored.kind.packed_format()) {
+                let [codes, scales] = format.part_bytes(dims);
+                let on_cpu = ops::computes_on(self.device);
+                *(if on_cpu { &mut memory.mapped } else { &mut memory.taken }) += codes;
+                memory.taken += scales;
+                return;
+            }
+            if let Some(quantization) = quantization {
+                memory.taken += quantization.format.bytes(dims);
+                memory.loading = memory.loading.max(n as u64 * 4);
+                return;
+            }
         }
         let dtype = self.options.dtype_of(matrix, entry.map(|entry| entry.dtype), self.device);
         let bytes = (n * dtype.size()) as u64;
@@ -84,17 +91,21 @@ impl ParameterVisitor for Sum<'_> {
 
 impl PackedFormat {
     /// Bytes of codes and scales of a weight, `[d_out, d_in]`.
-    pub fn bytes(self, [d_out, d_in]: [usize; 2]) -> u64 {
-        use crate::formats::{BLOCK, Q4_BLOCK, Q4_PANEL};
+    pub fn bytes(self, dims: [usize; 2]) -> u64 {
+        self.part_bytes(dims).iter().sum()
+    }
+
+    /// Bytes of the codes, and of the scales.
+    fn part_bytes(self, [d_out, d_in]: [usize; 2]) -> [u64; 2] {
         let n = d_out * d_in;
-        let bytes = match self {
-            Self::Int8 => n + 4 * d_out,
-            Self::FourBit(_) => n.div_ceil(2) + 4 * n.div_ceil(BLOCK),
+        let parts = match self {
+            Self::Int8 => [n, 4 * d_out],
+            Self::FourBit(_) => [n.div_ceil(2), 4 * n.div_ceil(BLOCK)],
             Self::Q4 => {
                 let tiles = d_out.div_ceil(Q4_PANEL) * d_in.div_ceil(Q4_BLOCK);
-                tiles * (Q4_PANEL * Q4_BLOCK / 2 + DType::BF16.size() * Q4_PANEL)
+                [tiles * Q4_TILE, tiles * Q4_PANEL * DType::BF16.size()]
             }
         };
-        bytes as u64
+        parts.map(|bytes| bytes as u64)
     }
 }

@@ -2,19 +2,20 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::DType;
 use half::bf16;
-use safetensors::{Dtype, View};
+use safetensors::{Dtype, SafeTensorError, View};
 use serde_json::json;
 
 use super::convert::read_as;
 use super::save::write_atomically;
 use super::stored::{StoredKind, dense_dtype, quant_state_name, scales_name};
-use super::{Checkpoint, CheckpointError, LoadProgress, Quantization, TensorEntry};
+use super::{Checkpoint, CheckpointError, LoadOptions, LoadProgress, Quantization, TensorEntry};
 use crate::PackedFormat;
 use crate::formats::{FormatError, FourBit, Int8, NestedAbsmax, Q4, QuantDtype, QuantState, dynamic_map};
 use crate::parameters::{Matrix, matrices};
@@ -29,24 +30,30 @@ impl Checkpoint {
         kinds.into_iter().any(|kind| kind.packed_format().is_some())
     }
 
-    /// Writes every tensor into `folder`, which is there, the linear layers of `module` quantised and all else as it is.
+    /// Writes every tensor into `folder`, which is there, the linear layers of `module` quantised as `options` say and
+    /// all else as it is.
     ///
     /// NF4 and FP4 have the layout of bitsandbytes. Int8 and Q4 have a layout of their own: `X.weight` is the codes and
-    /// `X.weight.scales` the scales, as [`Int8`] and [`Q4`] have them. One file, or shards of about half a gibibyte with
-    /// their index.
+    /// `X.weight.scales` the scales, as [`Int8`] and [`Q4`] have them. One file, or shards of about half a gibibyte
+    /// with their index.
     ///
     /// # Errors
-    /// [`CheckpointError::AlreadyQuantized`], [`CheckpointError::Quantized`] for weights that are not finite,
-    /// [`CheckpointError::Write`].
+    /// [`CheckpointError::AlreadyQuantized`], what [`Checkpoint::load`] refuses, [`CheckpointError::Write`].
+    ///
+    /// # Panics
+    /// If `options` quantise nothing.
     pub fn write_quantized<M: Module>(
         &self,
         module: &M,
-        quantization: &Quantization,
+        options: &LoadOptions<'_>,
         folder: &Path,
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<(), CheckpointError> {
+        let quantization = options.quantize.as_ref().expect("a format is given");
         let matrices = matrices(module);
-        let linear = |name: &str| matrices.get(name) == Some(&Matrix::Linear);
+        let linear = |name: &str| {
+            name.strip_prefix(options.prefix).is_some_and(|path| matrices.get(path) == Some(&Matrix::Linear))
+        };
         for name in self.tensors.keys().filter(|name| linear(name)) {
             let stored = self.stored(name).expect("it is in the list");
             if let Some(found) = stored.kind.packed_format() {
@@ -58,6 +65,7 @@ impl Checkpoint {
                 });
             }
         }
+        self.account(module, &matrices, options)?;
         let bytes_total = self.tensors.values().map(|entry| entry.len_bytes() as u64).sum();
         let mut state = LoadProgress { bytes_done: 0, bytes_total };
         let mut shards = Shards { folder, current: Vec::new(), current_bytes: 0, names: Vec::new(), total_bytes: 0 };
@@ -133,12 +141,7 @@ fn quantized(
     let data = read_as(name, entry, DType::F32)?;
     entry.release();
     let weights = data.as_slice::<f32>().expect("it was read as f32");
-    let dims: [usize; 2] = entry.shape.as_slice().try_into().map_err(|_| CheckpointError::Shape {
-        file: entry.file.clone(),
-        name: name.to_owned(),
-        expected: vec![0, 0],
-        found: entry.shape.clone(),
-    })?;
+    let dims: [usize; 2] = entry.shape.as_slice().try_into().expect("its shape is the module's");
     let parts = match quantization.format {
         PackedFormat::Int8 => int8_parts(name, weights, dims),
         PackedFormat::Q4 => q4_parts(name, weights, dims),
@@ -256,13 +259,15 @@ impl<'b> Shards<'_, 'b> {
     }
 }
 
+/// Writes a file that nobody looks for yet: it is renamed, or its folder is, once all are there.
 fn write_parts(path: &Path, parts: &[Part<'_>]) -> Result<(), CheckpointError> {
     let views = parts.iter().map(|part| (part.name.as_str(), part));
     // Readers that look for it treat a file without the format as not theirs.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| CheckpointError::Write {
-        path: path.to_owned(),
-        source: std::io::Error::other(error.to_string()),
-    })?;
-    write_atomically(path, |file| file.write_all(&bytes))
+    let written = safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+        SafeTensorError::IoError(source) => source,
+        other => io::Error::other(other),
+    });
+    let synced = written.and_then(|()| File::open(path)?.sync_all());
+    synced.map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
 }

@@ -7,7 +7,9 @@ use half::bf16;
 use safetensors::Dtype;
 
 use super::{Checkpoint, CheckpointError, TensorEntry};
-use crate::formats::{FormatError, FourBit, FourBitType, Int8, NestedAbsmax, Q4, QuantState, check_nested_quant_map};
+use crate::formats::{
+    Element, FormatError, FourBit, FourBitType, Int8, NestedAbsmax, Q4, QuantState, check_nested_quant_map,
+};
 use crate::{PackedFormat, PackedWeight};
 
 /// A weight as the checkpoint has it, and the tensors that belong to it.
@@ -66,26 +68,23 @@ impl Checkpoint {
         dims: [usize; 2],
         device: &Device,
     ) -> Result<PackedWeight, CheckpointError> {
-        let error = |source| CheckpointError::Quantized {
-            file: stored.entry.file.clone(),
-            name: name.to_owned(),
-            source: Box::new(source),
-        };
+        let error = |source| stored.error(name, source);
         match stored.kind {
             StoredKind::FourBit(kind) => {
-                let absmax = self.absmax(name, kind, dims).map_err(error)?;
-                let weight = FourBit::new(kind, stored.entry.bytes(), absmax, dims[0], dims[1]).map_err(error)?;
+                let weight = self.four_bit(name, stored.entry, kind, dims).map_err(error)?;
                 let scales = TensorData::from(weight.absmax());
                 Ok(PackedWeight::new(stored.entry.codes(DType::U8), scales, PackedFormat::FourBit(kind), dims, device))
             }
             StoredKind::LlmInt8 => {
-                let scb = self.floats(&format!("{}SCB", layer_prefix(name))).map_err(error)?;
+                let layer = layer_prefix(name);
+                self.check_row_by_row(&format!("{layer}weight_format")).map_err(error)?;
+                let scb = self.floats(&format!("{layer}SCB")).map_err(error)?;
                 let weight = Int8::from_llm_int8(stored.entry.signed_bytes(), &scb, dims[0], dims[1]).map_err(error)?;
                 let scales = TensorData::from(weight.scales());
                 Ok(PackedWeight::new(stored.entry.codes(DType::I8), scales, PackedFormat::Int8, dims, device))
             }
             StoredKind::Own(PackedFormat::Q4) => {
-                let scales = self.bf16s(&scales_name(name)).map_err(error)?;
+                let scales: Vec<bf16> = self.elements(&scales_name(name), Dtype::BF16, "BF16").map_err(error)?;
                 Q4::new(stored.entry.bytes(), scales.as_slice(), dims[0], dims[1]).map_err(error)?;
                 let scales = TensorData::from(scales.as_slice());
                 Ok(PackedWeight::new(stored.entry.codes(DType::U8), scales, PackedFormat::Q4, dims, device))
@@ -100,25 +99,44 @@ impl Checkpoint {
         }
     }
 
-    /// The scales of a four-bit weight, in full.
-    fn absmax(&self, name: &str, kind: FourBitType, dims: [usize; 2]) -> Result<Vec<f32>, FormatError> {
+    /// A four-bit weight, its scales in full.
+    fn four_bit<'a>(
+        &self,
+        name: &str,
+        entry: &'a TensorEntry,
+        kind: FourBitType,
+        dims: [usize; 2],
+    ) -> Result<FourBit<'a>, FormatError> {
         let state = QuantState::parse(self.part(&quant_state_name(name, kind))?.bytes())?;
-        if state.kind != kind || state.dims != dims {
-            return Err(FormatError::QuantStateField {
-                field: "shape",
-                found: format!("{:?}", state.dims),
-                expected: "the shape that config.json implies",
-            });
+        if state.kind != kind {
+            let (found, expected) = (state.kind.name().to_owned(), "the type at the end of the tensor's name");
+            return Err(FormatError::QuantStateField { field: "quant_type", found, expected });
+        }
+        if state.dims != dims {
+            let (found, expected) = (format!("{:?}", state.dims), "the shape that config.json implies");
+            return Err(FormatError::QuantStateField { field: "shape", found, expected });
         }
         kind.check_quant_map(&self.floats(&format!("{name}.quant_map"))?)?;
-        let Some(offset) = state.nested_offset else { return self.floats(&format!("{name}.absmax")) };
+        let absmax = format!("{name}.absmax");
+        let Some(offset) = state.nested_offset else {
+            return FourBit::new(kind, entry.bytes(), self.floats(&absmax)?, dims[0], dims[1]);
+        };
         check_nested_quant_map(&self.floats(&format!("{name}.nested_quant_map"))?)?;
         let absmax = NestedAbsmax {
-            codes: self.part(&format!("{name}.absmax"))?.bytes().to_vec(),
+            codes: self.part(&absmax)?.bytes().to_vec(),
             nested_absmax: self.floats(&format!("{name}.nested_absmax"))?,
             offset,
         };
-        absmax.dequantize()
+        FourBit::from_nested(kind, entry.bytes(), &absmax, dims[0], dims[1])
+    }
+
+    /// Refuses the tiles that LLM.int8 once had for other GPUs; a file that does not say has rows.
+    fn check_row_by_row(&self, name: &str) -> Result<(), FormatError> {
+        let bytes = self.tensor(name).map_or(&[][..], TensorEntry::bytes);
+        match bytes.iter().find(|byte| **byte != 0) {
+            None => Ok(()),
+            Some(found) => Err(FormatError::Tiled { name: name.to_owned(), found: *found }),
+        }
     }
 }
 
@@ -144,24 +162,17 @@ impl Checkpoint {
 
     /// A tensor of F32 beside a quantised weight.
     fn floats(&self, name: &str) -> Result<Vec<f32>, FormatError> {
-        let entry = self.part(name)?;
-        if entry.dtype != Dtype::F32 {
-            let found = format!("{:?}", entry.dtype);
-            return Err(FormatError::PartDtype { name: name.to_owned(), found, expected: "F32" });
-        }
-        let float = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().expect("chunks of four"));
-        Ok(entry.bytes().chunks_exact(4).map(float).collect())
+        self.elements(name, Dtype::F32, "F32")
     }
 
-    /// A tensor of BF16 beside a quantised weight.
-    fn bf16s(&self, name: &str) -> Result<Vec<bf16>, FormatError> {
+    /// A tensor of one type beside a quantised weight.
+    fn elements<E: Element>(&self, name: &str, dtype: Dtype, expected: &'static str) -> Result<Vec<E>, FormatError> {
         let entry = self.part(name)?;
-        if entry.dtype != Dtype::BF16 {
+        if entry.dtype != dtype {
             let found = format!("{:?}", entry.dtype);
-            return Err(FormatError::PartDtype { name: name.to_owned(), found, expected: "BF16" });
+            return Err(FormatError::PartDtype { name: name.to_owned(), found, expected });
         }
-        let float = |bytes: &[u8]| bf16::from_le_bytes(bytes.try_into().expect("chunks of two"));
-        Ok(entry.bytes().chunks_exact(2).map(float).collect())
+        Ok(entry.bytes().chunks_exact(size_of::<E>()).map(E::from_le_bytes).collect())
     }
 }
 

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -16,11 +15,19 @@ pub trait Element: Copy + Send + Sync + std::fmt::Debug + 'static {
     fn to_f32(self) -> f32;
     /// The nearest value, ties to even.
     fn from_f32(value: f32) -> Self;
+    /// The value of as many bytes as the type has, the lowest first.
+    ///
+    /// # Panics
+    /// If there are more or fewer.
+    fn from_le_bytes(bytes: &[u8]) -> Self;
 }
 
 macro_rules! element {
     ($type:ty, $to_f32:expr, $from_f32:expr) => {
         impl Element for $type {
+            fn from_le_bytes(bytes: &[u8]) -> Self {
+                <$type>::from_le_bytes(bytes.try_into().expect("the bytes of one value"))
+            }
             fn to_f32(self) -> f32 {
                 $to_f32(self)
             }
@@ -93,19 +100,3 @@ impl<'a, E: Element> Dense<'a, E> {
         }
     }
 }
-
-macro_rules! from_bits {
-    ($type:ty) => {
-        impl<'a> Dense<'a, $type> {
-            /// A weight over the bit patterns of existing values.
-            ///
-            /// # Errors
-            /// As [`Dense::new`].
-            pub fn from_bits(bits: &'a [u16], d_out: usize, d_in: usize) -> Result<Self, FormatError> {
-                Self::new(bits.reinterpret_cast::<$type>(), d_out, d_in)
-            }
-        }
-    };
-}
-from_bits!(bf16);
-from_bits!(f16);

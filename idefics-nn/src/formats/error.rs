@@ -37,7 +37,7 @@ pub enum FormatError {
         expected: &'static str,
     },
     /// NaN or infinity among the weights to be quantised, or a weight that is too large for the format.
-    #[error("weight {index} is {value}, expected a number that is finite in the format")]
+    #[error("weight {index} is {value}, expected a finite number that is not too large for the format")]
     NonFinite {
         /// Flat index of the first such weight.
         index: usize,
@@ -79,6 +79,14 @@ pub enum FormatError {
     PartMissing {
         /// The tensor.
         name: String,
+    },
+    /// An LLM.int8 weight whose rows are not one after the other.
+    #[error("`{name}` is {found}, expected 0: only weights that are stored row by row are read")]
+    Tiled {
+        /// The tensor that says so.
+        name: String,
+        /// What it says.
+        found: u8,
     },
     /// A tensor that belongs to a quantised weight has another element type.
     #[error("`{name}` is {found}, expected {expected}")]

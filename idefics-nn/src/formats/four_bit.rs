@@ -99,7 +99,7 @@ impl FourBitType {
     /// # Errors
     /// [`FormatError::QuantMap`] with the first difference.
     pub fn check_quant_map(self, quant_map: &[f32]) -> Result<(), FormatError> {
-        check_map("quant_map", quant_map, self.table())
+        check_map("quant_map", quant_map, self.table(), 0.0)
     }
 
     /// The rule that finds the nearest of the sixteen.
@@ -113,10 +113,18 @@ impl FourBitType {
     }
 }
 
-/// Refuses a table that differs from the one we have in any bit but the sign of zero.
-pub(super) fn check_map(table: &'static str, found: &[f32], expected: &[f32]) -> Result<(), FormatError> {
-    let different = (0..expected.len().max(found.len())).find(|&index| found.get(index) != expected.get(index));
-    match different {
+/// Refuses a table that differs from the one we have by more than `tolerance`.
+pub(super) fn check_map(
+    table: &'static str,
+    found: &[f32],
+    expected: &[f32],
+    tolerance: f32,
+) -> Result<(), FormatError> {
+    let is_same = |index: usize| {
+        let pair = found.get(index).zip(expected.get(index));
+        pair.is_some_and(|(found, expected)| (found - expected).abs() <= tolerance)
+    };
+    match (0..expected.len().max(found.len())).find(|&index| !is_same(index)) {
         None => Ok(()),
         Some(index) => Err(FormatError::QuantMap {
             table,

@@ -25,17 +25,27 @@ impl<'a> Int8<'a> {
     /// A weight over existing codes, `[d_out, d_in]`, and scales, `[d_out]`.
     ///
     /// # Errors
-    /// [`FormatError::Length`] for a part of another size, [`FormatError::Scale`] for a scale that is negative or not
-    /// finite, [`FormatError::TooLarge`].
+    /// [`FormatError::Length`] for a part of another size, [`FormatError::Scale`] for a scale that is negative, whose
+    /// products are not finite, or that is 0 for codes that are not, [`FormatError::TooLarge`].
     pub fn new(
         codes: impl Into<Cow<'a, [i8]>>,
         scales: impl Into<Cow<'a, [f32]>>,
         d_out: usize,
         d_in: usize,
     ) -> Result<Self, FormatError> {
-        let scales = scales.into();
-        check_scales("int8 scales", &scales)?;
-        Self::from_parts(codes.into(), scales, [d_out, d_in])
+        let weight = Self::from_parts(codes.into(), scales.into(), [d_out, d_in])?;
+        check_scales("int8 scales", weight.scales())?;
+        let absurd = |(row, scale): (usize, &f32)| {
+            let codes = || &weight.codes[row * d_in..(row + 1) * d_in];
+            !(scale * 128.0).is_finite() || (*scale == 0.0 && codes().iter().any(|code| *code != 0))
+        };
+        match weight.scales.iter().enumerate().position(absurd) {
+            None => Ok(weight),
+            Some(index) => {
+                let expected = "finite, also 128 times as large, and 0 only where all codes are";
+                Err(FormatError::Scale { part: "int8 scales", index, value: weight.scales[index], expected })
+            }
+        }
     }
 
     /// As [`Int8::new`], for scales that were looked at before.

@@ -14,7 +14,8 @@
 //! | this table, block 64 | 4.25 | 8.15 | 9.37 | 10.87 | 9.55 |
 //!
 //! A minimum costs half a bit a weight and another product in the kernel, and is worth less than a table for weights
-//! with large ones among them. Scales in bf16 lose nothing (8.10 to 8.10 at the third digit), and have the range of f32.
+//! with large ones among them. Scales in bf16 lose nothing (8.10 to 8.10 at the third digit), and have the range of
+//! f32.
 //!
 //! The table is that of Lloyd's algorithm for such weights, with 0 kept exact, rounded to eight bits: a kernel looks it
 //! up in one instruction, and may multiply integers. It has one more entry below zero than above; the sign of the scale
@@ -24,12 +25,11 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use half::bf16;
-use half::slice::HalfBitsSliceExt;
 use rayon::prelude::*;
 
 use super::FormatError;
-use super::error::{check_finite, check_length, element_count};
-use super::q4_fit::fit;
+use super::error::{check_length, element_count};
+use super::q4_fit::{LARGEST, fit};
 
 /// Columns that share one scale in a row.
 pub const BLOCK: usize = 32;
@@ -63,8 +63,8 @@ impl<'a> Q4<'a> {
     /// A weight over existing codes and scales.
     ///
     /// # Errors
-    /// [`FormatError::Length`] for a part of another size, [`FormatError::Scale`] for a scale that is not finite,
-    /// [`FormatError::TooLarge`].
+    /// [`FormatError::Length`] for a part of another size, [`FormatError::Scale`] for a scale whose products are not
+    /// finite, [`FormatError::TooLarge`].
     pub fn new(
         codes: impl Into<Cow<'a, [u8]>>,
         scales: impl Into<Cow<'a, [bf16]>>,
@@ -72,8 +72,9 @@ impl<'a> Q4<'a> {
         d_in: usize,
     ) -> Result<Self, FormatError> {
         let scales = scales.into();
-        if let Some(index) = scales.iter().position(|scale| !scale.is_finite()) {
-            let (value, expected) = (scales[index].to_f32(), "finite");
+        let largest = f32::from(TABLE[0]);
+        if let Some(index) = scales.iter().position(|scale| !(scale.to_f32() * largest).is_finite()) {
+            let (value, expected) = (scales[index].to_f32(), "finite, also 127 times as large");
             return Err(FormatError::Scale { part: "q4 scales", index, value, expected });
         }
         Self::from_parts(codes.into(), scales, [d_out, d_in])
@@ -85,19 +86,12 @@ impl<'a> Q4<'a> {
         scales: Cow<'a, [bf16]>,
         [d_out, d_in]: [usize; 2],
     ) -> Result<Self, FormatError> {
-        element_count(d_out.next_multiple_of(PANEL), d_in.next_multiple_of(BLOCK))?;
+        let filled = d_out.checked_next_multiple_of(PANEL).zip(d_in.checked_next_multiple_of(BLOCK));
+        filled.map_or(Err(FormatError::TooLarge { d_out, d_in }), |(rows, columns)| element_count(rows, columns))?;
         let tiles = d_out.div_ceil(PANEL) * d_in.div_ceil(BLOCK);
         check_length("q4 codes", [d_out, d_in], tiles * TILE, codes.len())?;
         check_length("q4 scales", [d_out, d_in], tiles * PANEL, scales.len())?;
         Ok(Self { d_out, d_in, codes, scales })
-    }
-
-    /// A weight over existing codes and the bit patterns of existing scales.
-    ///
-    /// # Errors
-    /// As [`Q4::new`].
-    pub fn from_bits(codes: &'a [u8], scales: &'a [u16], d_out: usize, d_in: usize) -> Result<Self, FormatError> {
-        Self::new(codes, scales.reinterpret_cast::<bf16>(), d_out, d_in)
     }
 
     /// Quantises f32 weights, `[d_out, d_in]`, searching the best scale of each block.
@@ -106,7 +100,9 @@ impl<'a> Q4<'a> {
     /// [`FormatError::Length`], [`FormatError::TooLarge`], [`FormatError::NonFinite`].
     pub fn quantize(weights: &[f32], d_out: usize, d_in: usize) -> Result<Q4<'static>, FormatError> {
         check_length("weights", [d_out, d_in], element_count(d_out, d_in)?, weights.len())?;
-        check_finite(weights)?;
+        if let Some(index) = weights.iter().position(|weight| weight.is_nan() || weight.abs() > LARGEST) {
+            return Err(FormatError::NonFinite { index, value: weights[index] });
+        }
         let blocks = d_in.div_ceil(BLOCK);
         let tiles = d_out.div_ceil(PANEL) * blocks;
         let mut codes = vec![0u8; tiles * TILE];

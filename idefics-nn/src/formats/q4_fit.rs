@@ -12,6 +12,9 @@ use crate::kernels::{Isa, Vector, Work};
 /// Twice as many lower the error of random weights by less than a two-thousandth.
 const FRACTIONS: [f32; 8] = [1.0, 0.82, 0.86, 0.90, 0.94, 0.98, 1.04, 1.10];
 
+/// Weights above it have squared errors that no f32 holds.
+pub(super) const LARGEST: f32 = (1u64 << 60) as f32;
+
 /// Partial sums, so that every instruction set adds in the same order.
 const LANES: usize = 8;
 

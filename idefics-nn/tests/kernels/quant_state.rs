@@ -76,6 +76,7 @@ fn wrong_sizes_are_named() {
     assert!(matches!(Q4::new(vec![], vec![], 17, 33), Err(FormatError::Length { expected: 1024, .. })));
     let huge = FourBit::new(FourBitType::Nf4, vec![], vec![], usize::MAX, 2);
     assert!(matches!(huge, Err(FormatError::TooLarge { .. })));
+    assert!(matches!(Q4::new(vec![], vec![], usize::MAX, 0), Err(FormatError::TooLarge { .. })));
 }
 
 #[test]
@@ -95,8 +96,25 @@ fn absurd_scales_are_refused() {
     assert!(matches!(nested.dequantize(), Err(FormatError::Scale { index: 0, .. })));
     let counts = NestedAbsmax { codes: vec![0; 257], nested_absmax: vec![1.0], offset: 1.0 };
     assert!(matches!(counts.dequantize(), Err(FormatError::Length { expected: 2, found: 1, .. })));
-    let q4 = Q4::new(vec![0; 256], vec![half::bf16::INFINITY; 16], 16, 32).unwrap_err();
-    assert_eq!(q4.to_string(), "q4 scales[0] is inf, expected finite");
+    for scale in [half::bf16::INFINITY, half::bf16::from_f32(1e37)] {
+        let q4 = Q4::new(vec![0; 256], vec![scale; 16], 16, 32).unwrap_err();
+        assert!(matches!(q4, FormatError::Scale { part: "q4 scales", index: 0, .. }), "{q4}");
+    }
+    // Products that no f32 holds, and a scale of 0 that turns codes to nothing.
+    for (scale, code) in [(3e36, 0), (0.0, 1)] {
+        let int8 = Int8::new(vec![0, 0, 0, 0, code, 0], vec![1.0, scale], 2, 3).unwrap_err();
+        assert!(matches!(int8, FormatError::Scale { part: "int8 scales", index: 1, .. }), "{int8}");
+    }
+    Int8::new(vec![0; 6], vec![1.0, 0.0], 2, 3).unwrap();
+}
+
+#[test]
+fn a_nested_table_may_be_off_by_rounding() {
+    let mut map = idefics_nn::formats::dynamic_map();
+    map[200] += 5e-7;
+    check_nested_quant_map(&map).unwrap();
+    map[200] += 5e-6;
+    assert!(matches!(check_nested_quant_map(&map), Err(FormatError::QuantMap { index: 200, .. })));
 }
 
 #[test]
@@ -107,6 +125,7 @@ fn other_tables_and_weights_that_are_not_finite_are_refused() {
     let short = FourBitType::Nf4.check_quant_map(&table[..2]);
     assert!(matches!(short, Err(FormatError::QuantMap { index: 2, found, .. }) if found.is_nan()));
     assert!(check_nested_quant_map(&[0.0; 256]).is_err());
+    assert!(matches!(Q4::quantize(&[0.0, 1e30], 1, 2), Err(FormatError::NonFinite { index: 1, .. })));
     for value in [f32::NAN, f32::NEG_INFINITY] {
         let weights = [0.0, value];
         assert!(matches!(Int8::quantize(&weights, 1, 2), Err(FormatError::NonFinite { index: 1, .. })));
