@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use idefics_generate::DeviceChoice;
 use idefics_generate::nn::kernels;
 use rayon::prelude::*;
 use sysinfo::System;
@@ -23,8 +24,12 @@ pub(crate) fn memory_bandwidth_gb_s() -> f64 {
     (0..PASSES).map(pass).fold(0.0, f64::max)
 }
 
-/// Memory that the program may take now, in bytes: what the system has left, or a control group leaves of it.
-pub(crate) fn available_memory_bytes() -> u64 {
+/// Memory of the device that the program may take now, in bytes. On the CPU it is what the system has left, or a control
+/// group leaves of it; what other devices have is not known, and taken to be enough.
+pub(crate) fn available_memory_bytes(choice: DeviceChoice) -> u64 {
+    if choice != DeviceChoice::Cpu {
+        return u64::MAX;
+    }
     let mut system = System::new();
     system.refresh_memory();
     // What the group holds of files can be dropped.

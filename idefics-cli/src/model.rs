@@ -4,11 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use idefics_generate::hub::{self, ModelSource};
-use idefics_generate::nn::Checkpoint;
 use idefics_generate::nn::checkpoint::WeightMemory;
-use idefics_generate::{
-    CancelToken, DeviceChoice, Error, Idefics, Idefics2, LoadStage, ModelConfig, WeightFormat, WeightOptions,
-};
+use idefics_generate::nn::{Checkpoint, PackedFormat};
+use idefics_generate::{CancelToken, Error, Idefics, Idefics2, LoadStage, ModelConfig, WeightFormat, WeightOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
@@ -88,7 +86,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
         (ModelConfig::from_folder(folder), Checkpoint::open(folder))
     {
         let needed = |weights| Idefics2::memory(&config, Some(&checkpoint), &device, weights);
-        check_memory(needed, choice, weights)?;
+        check_memory(needed, weights, None, available_memory_bytes(choice))?;
     } // what is wrong with the files is said when they are loaded
     let bar = byte_bar();
     bar.set_message("loading weights");
@@ -102,36 +100,39 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     Ok(model?)
 }
 
-/// Refuses a model whose weights do not fit into this machine's memory, and says what would.
+/// Refuses a model that does not fit into `available` bytes, and says what would: its weights, and the KV cache where the
+/// context is known before anything is asked.
 ///
 /// # Errors
 /// [`Failure`] with the exit code of limits.
 pub(crate) fn check_memory(
     needed: impl Fn(WeightOptions) -> Result<WeightMemory, Error>,
-    choice: DeviceChoice,
     weights: WeightOptions,
+    cache: Option<u64>,
+    available: u64,
 ) -> Result<(), Failure> {
-    if choice != DeviceChoice::Cpu {
-        return Ok(());
-    }
-    let available = available_memory_bytes();
-    let fits = |memory: &WeightMemory| memory.total() + memory.loading <= available;
+    let bytes = |bytes: u64| size(bytes as usize);
+    let total = |memory: &WeightMemory| memory.total().saturating_add(cache.unwrap_or(0));
+    let fits = |memory: &WeightMemory| total(memory).saturating_add(memory.loading) <= available;
     let memory = needed(weights)?;
     if fits(&memory) {
         return Ok(());
     }
-    let smaller = ["int8", "q4"].into_iter().filter_map(|name| {
-        let quantize: WeightFormat = name.parse().ok()?;
+    let smaller = PackedFormat::ALL.into_iter().filter_map(|format| {
+        let quantize = WeightFormat::Packed(format);
         let memory = needed(WeightOptions { quantize, dtype: None, ..weights }).ok()?;
-        fits(&memory).then(|| format!("--quantize {name} needs {}", size(memory.total() as usize)))
+        fits(&memory).then(|| format!("--quantize {quantize} needs {}", bytes(total(&memory))))
     });
     let advice = smaller.collect::<Vec<_>>().join(", ");
     Err(Failure::limit(format!(
-        "the weights need {} and {} more while they are loaded ({weights}), {} of memory are available; {}",
-        size(memory.total() as usize),
-        size(memory.loading as usize),
-        size(available as usize),
-        if advice.is_empty() { "no format of this model would fit".to_owned() } else { advice },
+        "{} ({weights}) and {} more while they are loaded, {} of memory are available; {}",
+        match cache {
+            Some(cache) => format!("the weights need {} and the KV cache {}", bytes(memory.total()), bytes(cache)),
+            None => format!("the weights alone need {}", bytes(memory.total())),
+        },
+        bytes(memory.loading),
+        bytes(available),
+        if advice.is_empty() { "none of int8, nf4, fp4 and q4 would fit".to_owned() } else { advice },
     )))
 }
 
@@ -182,5 +183,35 @@ impl Interrupts {
     /// The answer is over.
     pub(crate) fn end(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_what_would_is_said() {
+        let needed = |weights: WeightOptions| {
+            let taken = match weights.quantize {
+                WeightFormat::None => 1000,
+                WeightFormat::Packed(PackedFormat::Int8) => 500,
+                WeightFormat::Packed(_) => 250,
+            };
+            Ok(WeightMemory { taken, mapped: 0, loading: 100 })
+        };
+        let check = |cache, available| check_memory(needed, WeightOptions::default(), cache, available);
+        assert!(check(None, 1100).is_ok() && check(Some(50), 1150).is_ok());
+        let message = |cache, available| check(cache, available).unwrap_err().message();
+        assert_eq!(
+            message(None, 1099),
+            "the weights alone need 1.00 kB (as stored) and 100 B more while they are loaded, 1.10 kB of memory are \
+             available; --quantize int8 needs 500 B, --quantize nf4 needs 250 B, --quantize fp4 needs 250 B, \
+             --quantize q4 needs 250 B"
+        );
+        let with_cache = message(Some(300), 650);
+        assert!(with_cache.starts_with("the weights need 1.00 kB and the KV cache 300 B"), "{with_cache}");
+        assert!(!with_cache.contains("int8 needs") && with_cache.contains("--quantize q4 needs 550 B"), "{with_cache}");
+        assert!(message(Some(300), 649).ends_with("none of int8, nf4, fp4 and q4 would fit"));
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // helpers too
 
 mod answers;
+mod bench;
 mod demo;
 mod faults;
 mod hub;

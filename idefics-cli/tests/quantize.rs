@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::Instant;
 
 use crate::{answer, checkpoint, idefics, photo, text, xtask_folder};
 
@@ -47,7 +47,10 @@ fn inspection_of_a_quantised_folder_counts_the_same_parameters() {
     let parameters = |model: &Path| {
         let inspection: serde_json::Value =
             serde_json::from_slice(&idefics(model, &["--json", "inspect"]).stdout).unwrap();
-        inspection["parameters"].clone()
+        let parts = inspection["parts"].as_array().unwrap().iter().map(|part| part["parameters"].as_u64().unwrap());
+        let parts: Vec<u64> = parts.collect();
+        assert_eq!(inspection["parameters"], parts.iter().sum::<u64>());
+        parts
     };
     assert_eq!(parameters(&out), parameters(&checkpoint()));
 }
@@ -62,7 +65,17 @@ fn what_cannot_be_quantised_is_refused() {
     };
     let out = scratch.path().join("out");
     refused(&checkpoint(), "none", &out, 2, "--to none");
-    refused(&checkpoint(), "int3", &out, 2, "int3");
+    refused(&checkpoint(), "int3", &out, 2, "expected none, int8, nf4, fp4, q4");
+    for (to, option) in [
+        ("q4", &["--quantize", "q4"][..]),
+        ("nf4", &["--dtype", "bf16"]),
+        ("int8", &["--double-quant"]),
+        ("q4", &["--double-quant"]),
+    ] {
+        let output = quantize(&checkpoint(), to, &out, option);
+        assert_eq!(output.status.code(), Some(2), "{option:?}");
+        assert!(text(&output.stderr).contains(option[0]), "{}", text(&output.stderr));
+    }
     refused(&xtask_folder("checkpoints/small-quantized"), "q4", &out, 4, "nf4 already");
     refused(Path::new("./no-such-folder"), "q4", &out, 5, "no-such-folder");
     refused(&checkpoint(), "q4", &scratch.path().join("no/such/parent"), 5, "no");
@@ -74,12 +87,16 @@ fn what_cannot_be_quantised_is_refused() {
 
 #[test]
 fn a_kill_leaves_the_whole_folder_or_none_and_the_source_as_it_was() {
+    const ROUNDS: u32 = 24;
     let scratch = tempfile::tempdir().unwrap();
     let source = contents(&checkpoint());
     let whole = scratch.path().join("whole");
+    let clock = Instant::now();
     assert!(quantize(&checkpoint(), "nf4", &whole, &[]).status.success());
-    for round in 0..30_u64 {
-        let out = scratch.path().join(format!("out-{round}"));
+    let run_time = clock.elapsed();
+    let out = scratch.path().join("out");
+    let mut cut_off = 0;
+    for round in 0..=ROUNDS {
         let mut run = Command::new(env!("CARGO_BIN_EXE_idefics"))
             .arg("--model")
             .arg(checkpoint())
@@ -89,10 +106,22 @@ fn a_kill_leaves_the_whole_folder_or_none_and_the_source_as_it_was() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_micros(1973 * round));
-        run.kill().unwrap();
+        if round < ROUNDS {
+            std::thread::sleep(run_time * round / ROUNDS);
+            run.kill().unwrap();
+        }
         run.wait().unwrap();
-        assert!(!out.exists() || contents(&out) == contents(&whole), "round {round}");
         assert_eq!(contents(&checkpoint()), source, "round {round}");
+        if out.exists() {
+            assert_eq!(contents(&out), contents(&whole), "round {round}");
+            fs::remove_dir_all(&out).unwrap();
+        } else {
+            assert!(round < ROUNDS, "nothing stopped the last run");
+            cut_off += 1;
+        }
     }
+    assert!(cut_off > 0, "every run was done before it was killed");
+    // The last run has removed what those before it left.
+    let left: Vec<_> = fs::read_dir(scratch.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["whole"]);
 }

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use idefics_nn::{KvCache, ParameterVisitor, visit_parameters};
 use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
 use serde::Serialize;
 
-use crate::{Error, Idefics2, Prompts, image_batches};
+use crate::{Error, Idefics2, Idefics2Config, Prompts, image_batches};
 
 /// What an answer is about, and how often it is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,12 +17,21 @@ pub struct BenchOptions {
     pub images: Vec<(u32, u32)>,
     /// Tokens of the prompt, image tokens included; at least as many as the images need.
     pub prompt_tokens: usize,
-    /// Tokens to generate after the first.
+    /// Tokens to generate after the first; without any, steps take no time.
     pub new_tokens: usize,
     /// Rows.
     pub batch: usize,
     /// Times that each stage is measured, after one that does not count.
     pub runs: usize,
+}
+
+impl BenchOptions {
+    /// Bytes of KV cache that a model of that shape takes on the CPU, whose activations are f32.
+    pub fn cache_bytes(&self, config: &Idefics2Config) -> u64 {
+        let slots = self.prompt_tokens.saturating_add(self.new_tokens).saturating_add(1);
+        let slot = config.text_config.cache_bytes(1, 1, DType::F32) as u64;
+        slot.saturating_mul(self.batch as u64).saturating_mul(slots as u64)
+    }
 }
 
 /// Measurements of one stage.
@@ -70,6 +79,8 @@ pub struct BenchReport {
     pub decode_tokens_per_s: Spread,
     /// Bytes of weights that one step reads.
     pub decode_bytes_per_token: usize,
+    /// The dtype of matrices that are not quantised, as `--dtype` spells it.
+    pub dtype: String,
 }
 
 impl Idefics2 {
@@ -131,6 +142,7 @@ impl Idefics2 {
             decode_ms_per_token: decode_ms,
             decode_tokens_per_s: decode_ms.rate(1e3 * options.batch as f64),
             decode_bytes_per_token: self.decode_bytes(),
+            dtype: format!("{:?}", self.model.text_model.embed_tokens.weight.val().dtype()).to_lowercase(),
         })
     }
 

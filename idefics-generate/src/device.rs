@@ -59,12 +59,6 @@ pub enum DeviceError {
         /// What was asked for.
         name: String,
     },
-    /// Not a weight format's name.
-    #[error("quantize {name:?}: expected none, int8, nf4, fp4 or q4")]
-    UnknownFormat {
-        /// What was asked for.
-        name: String,
-    },
 }
 
 impl FromStr for DeviceChoice {

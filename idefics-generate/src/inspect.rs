@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Device};
-use idefics_nn::Checkpoint;
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor};
 use idefics_nn::checkpoint::WeightMemory;
+use idefics_nn::{Checkpoint, PackedFormat, ParameterVisitor, visit_parameters};
 use serde::Serialize;
 
-use crate::bench::parameters;
 use crate::{DeviceChoice, Error, Idefics2, ModelConfig, WeightFormat, WeightOptions};
 
 /// The parts of a model by their prefix in the checkpoint, in the order in which data meets them.
@@ -93,15 +93,15 @@ pub fn inspect(folder: &Path, choice: DeviceChoice, device: &Device) -> Result<I
         if !files.contains(&tensor.file) {
             files.push(tensor.file.clone());
         }
-        if let Some(part) = PARTS.iter().position(|(_, prefix)| name.starts_with(prefix)) {
+        if let Some(part) = part_of(name) {
             parts[part].tensors += 1;
-            parts[part].parameters += tensor.num_elements();
             parts[part].file_bytes += tensor.len_bytes();
         }
     }
     files.sort();
     let model =
         Idefics2::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
+    visit_parameters(&model, &mut Parameters { checkpoint: &checkpoint, parts: &mut parts });
     let is_quantized = checkpoint.is_quantized();
     let precisions = ways_to_hold(choice).filter(|(_, options)| !(is_quantized && options.quantization().is_some()));
     let precisions = precisions.map(|(name, options)| {
@@ -116,7 +116,7 @@ pub fn inspect(folder: &Path, choice: DeviceChoice, device: &Device) -> Result<I
     Ok(Inspection {
         folder: folder.to_owned(),
         family,
-        parameters: parameters(&model),
+        parameters: parts.iter().map(|part| part.parameters).sum(),
         file_bytes: parts.iter().map(|part| part.file_bytes).sum(),
         files,
         dtypes,
@@ -127,14 +127,32 @@ pub fn inspect(folder: &Path, choice: DeviceChoice, device: &Device) -> Result<I
     })
 }
 
+/// The index in [`PARTS`] of the part that a tensor belongs to.
+fn part_of(name: &str) -> Option<usize> {
+    PARTS.iter().position(|(_, prefix)| name.starts_with(prefix))
+}
+
+/// Adds up what the model has, in whatever format it is stored; what is tied counts where it is stored.
+struct Parameters<'a> {
+    checkpoint: &'a Checkpoint,
+    parts: &'a mut [Part],
+}
+
+impl ParameterVisitor for Parameters<'_> {
+    fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+        if let Some(part) = part_of(name).filter(|_| self.checkpoint.tensor(name).is_some()) {
+            self.parts[part].parameters += param.lazy_shape().num_elements();
+        }
+    }
+}
+
 /// Every `--dtype` and `--quantize`, on a device.
 fn ways_to_hold(choice: DeviceChoice) -> impl Iterator<Item = (&'static str, WeightOptions)> {
     let as_stored = (choice == DeviceChoice::Cpu).then_some(("as stored", WeightOptions::default()));
     let plain = [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
     let plain = plain.map(|(name, dtype)| (name, WeightOptions::from(dtype)));
-    let packed = ["int8", "nf4", "fp4", "q4"].into_iter().filter_map(|name| {
-        let quantize = name.parse::<WeightFormat>().ok()?;
-        Some((name, WeightOptions { quantize, ..WeightOptions::default() }))
+    let packed = PackedFormat::ALL.into_iter().map(|format| {
+        (format.name(), WeightOptions { quantize: WeightFormat::Packed(format), ..WeightOptions::default() })
     });
     as_stored.into_iter().chain(plain).chain(packed)
 }

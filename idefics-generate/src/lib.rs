@@ -44,7 +44,7 @@ pub use pipeline::{Idefics, LoadStage};
 pub use quantize::quantize_folder;
 pub use rank::{RankOptions, RankedLabel, Ranking};
 pub use stream::TextStream;
-pub use weights::{WeightFormat, WeightOptions};
+pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 
 pub use idefics_nn as nn;
 pub use idefics_perceiver as perceiver;

@@ -74,7 +74,8 @@ impl Idefics2 {
             .map_err(|error| Error::Execution { reason: error.to_string() })
     }
 
-    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random ones.
+    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random
+    /// ones.
     ///
     /// # Errors
     /// [`Error::Shape`] for a configuration that describes no model.

@@ -4,10 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::DType;
-use idefics_nn::formats::FourBitType;
 use idefics_nn::{LoadOptions, PackedFormat, Quantization};
 
-use crate::{DeviceError, Idefics2Config};
+use crate::Idefics2Config;
 
 /// How a model's weights are held; a [`DType`] alone makes plain numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,18 +84,20 @@ pub enum WeightFormat {
     Packed(PackedFormat),
 }
 
-impl FromStr for WeightFormat {
-    type Err = DeviceError;
+/// Not a weight format's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("weight format {name:?}: expected none, {}", PackedFormat::ALL.map(PackedFormat::name).join(", "))]
+pub struct UnknownWeightFormat {
+    /// What was asked for.
+    pub name: String,
+}
 
-    fn from_str(name: &str) -> Result<Self, DeviceError> {
-        Ok(match name {
-            "none" => Self::None,
-            "int8" => Self::Packed(PackedFormat::Int8),
-            "nf4" => Self::Packed(PackedFormat::FourBit(FourBitType::Nf4)),
-            "fp4" => Self::Packed(PackedFormat::FourBit(FourBitType::Fp4)),
-            "q4" => Self::Packed(PackedFormat::Q4),
-            _ => return Err(DeviceError::UnknownFormat { name: name.to_owned() }),
-        })
+impl FromStr for WeightFormat {
+    type Err = UnknownWeightFormat;
+
+    fn from_str(name: &str) -> Result<Self, UnknownWeightFormat> {
+        let mut formats = PackedFormat::ALL.map(Self::Packed).into_iter().chain([Self::None]);
+        formats.find(|format| format.to_string() == name).ok_or_else(|| UnknownWeightFormat { name: name.to_owned() })
     }
 }
 

@@ -17,3 +17,4 @@ mod sampling;
 mod stop_strings;
 mod strategies;
 mod training;
+mod weights;

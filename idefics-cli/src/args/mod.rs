@@ -133,7 +133,7 @@ Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
     /// Draw a few scenes, ask about them, and answer.
     #[command(after_help = "Example: idefics demo --count 2 --seed 7")]
     Demo(DemoArgs),
-    /// Measure each stage of an answer.
+    /// Measure each stage of an answer. The share of the memory's bandwidth is that of the fastest decode step.
     #[command(after_help = "Example: idefics bench --random-weights idefics2-8b --text-layers 4 --dtype bf16")]
     Bench(BenchArgs),
     /// Write a model folder with its linear layers quantised; the folder appears complete or not at all.
@@ -256,9 +256,9 @@ pub(crate) struct BenchArgs {
     /// A shape with random weights instead of a model: idefics2-8b, or the path of a config.json.
     #[arg(long, value_name = "SHAPE")]
     pub(crate) random_weights: Option<String>,
-    /// Decoder layers to keep, from the first.
-    #[arg(long, value_name = "N")]
-    pub(crate) text_layers: Option<usize>,
+    /// Decoder layers to keep, from the first; of a shape only, since a checkpoint is loaded whole or not at all.
+    #[arg(long, value_name = "N", requires = "random_weights")]
+    pub(crate) text_layers: Option<NonZeroUsize>,
     /// An image of that many pixels; may be repeated.
     #[arg(long = "image", value_name = "WxH")]
     pub(crate) images: Vec<ImageSize>,
@@ -266,14 +266,14 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 84)]
     pub(crate) prompt_tokens: usize,
     /// Tokens to generate.
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    pub(crate) new_tokens: usize,
+    #[arg(long, value_name = "N", default_value = "32")]
+    pub(crate) new_tokens: NonZeroUsize,
     /// Rows that are answered together.
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) batch: NonZeroUsize,
     /// Times that each stage is measured.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub(crate) runs: usize,
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub(crate) runs: NonZeroUsize,
 }
 
 /// `630x476`, in pixels.

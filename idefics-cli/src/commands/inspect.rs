@@ -68,7 +68,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         writeln!(stdout, "{name:<12} {all:>12} {mapped:>18} {loading:>14} {cache:>22}{chosen}")?;
     }
     if choice == DeviceChoice::Cpu {
-        writeln!(stdout, "\navailable    {:>12}", size(available_memory_bytes() as usize))?;
+        writeln!(stdout, "\navailable    {:>12}", size(available_memory_bytes(choice) as usize))?;
     }
     Ok(())
 }

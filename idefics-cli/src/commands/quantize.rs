@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use idefics_generate::{Error, WeightFormat, WeightOptions, quantize_folder};
+use idefics_generate::nn::PackedFormat;
+use idefics_generate::{Error, Precision, WeightFormat, WeightOptions, quantize_folder};
 
 use crate::args::{Global, QuantizeArgs};
 use crate::failure::Failure;
@@ -10,10 +11,19 @@ use crate::model;
 
 /// Writes a model folder with its linear layers quantised.
 pub(crate) fn run(global: &Global, args: &QuantizeArgs) -> Result<(), Failure> {
-    let source = model::folder(global)?;
-    if args.to == WeightFormat::None {
-        return Err(Failure::usage("--to none: give int8, nf4, fp4 or q4".to_owned()));
+    let refused = match args.to {
+        WeightFormat::None => Some("--to none: give int8, nf4, fp4 or q4"),
+        _ if global.quantize != WeightFormat::None => Some("--quantize: the format to write is given by --to"),
+        _ if global.dtype != Precision::Auto => Some("--dtype: what is not quantised is written as it is"),
+        WeightFormat::Packed(PackedFormat::Int8 | PackedFormat::Q4) if global.double_quant => {
+            Some("--double-quant: only the scales of nf4 and fp4 are rounded")
+        }
+        WeightFormat::Packed(_) => None,
+    };
+    if let Some(reason) = refused {
+        return Err(Failure::usage(reason.to_owned()));
     }
+    let source = model::folder(global)?;
     let (_, device) = global.device.open().map_err(Error::from)?;
     let options = WeightOptions { quantize: args.to, ..global.weights(WeightOptions::default()) };
     let bar = model::byte_bar();

@@ -172,7 +172,8 @@ impl Idefics2 {
         let inputs_embeds = self.inputs_embeds(&batch.prompts, image_hidden_states)?;
         let positions = batch.positions(self, &inputs_embeds, &cache);
         let text_model = &self.model.text_model;
-        let hidden_states = text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut Unobserved); // [batch, seq, d]
+        // [batch, seq, d]
+        let hidden_states = text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut Unobserved);
         let targets = batch.targets(self);
         let loss = self.summed_loss(hidden_states, &targets);
         Ok(LossGradients::backward(&loss, targets.len(), self))

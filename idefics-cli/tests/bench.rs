@@ -1,0 +1,64 @@
+//! `idefics bench`: every number of the interface, and what it refuses.
+
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use crate::{checkpoint, text, xtask_folder};
+
+fn bench(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
+    command.env_remove("IDEFICS_MODEL").args(["--device", "cpu", "bench"]).args(args).output().unwrap()
+}
+
+/// The JSON of a run with random weights in a tiny shape.
+fn measured(more: &[&str]) -> Value {
+    let shape = xtask_folder("checkpoints/tiny-idefics2/config.json");
+    let args = ["--json", "--random-weights", shape.to_str().unwrap(), "--new-tokens", "3", "--runs", "1"];
+    let output = bench(&[&args, more].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn every_stage_is_measured() {
+    let whole = measured(&["--image", "60x40", "--batch", "2"]);
+    for stage in ["preprocess_ms", "vision_ms", "connector_ms", "prefill_ms", "prefill_tokens_per_s"] {
+        let [min, median, max] = ["min", "median", "max"].map(|key| whole[stage][key].as_f64().unwrap());
+        assert!(0.0 < min && min <= median && median <= max, "{stage}: {}", whole[stage]);
+    }
+    let decode = ["decode_ms_per_token", "decode_tokens_per_s"].map(|stage| whole[stage]["median"].as_f64().unwrap());
+    assert!((decode[0] * decode[1] / 2000.0 - 1.0).abs() < 1e-6, "{decode:?}");
+    for key in ["load_s", "decode_bytes_per_token", "memory_bandwidth_gb_s", "decode_bandwidth_fraction"] {
+        assert!(whole[key].as_f64().unwrap() > 0.0, "{key}: {}", whole[key]);
+    }
+    let settings = ["device", "dtype", "quantize"].map(|key| whole[key].clone());
+    assert_eq!(settings, ["cpu", "bf16", "none"].map(Value::from));
+    assert!(whole["threads"].as_u64().unwrap() > 0);
+    assert!(cfg!(not(target_os = "linux")) || whole["peak_rss_bytes"].as_u64() > whole["weight_bytes"].as_u64());
+
+    let part = measured(&["--text-layers", "1", "--quantize", "int8", "--dtype", "f32"]);
+    assert_eq!([&part["dtype"], &part["quantize"]], [&json!("f32"), &json!("int8")]);
+    // Four heads of 8, two of them of keys and values; a feed-forward block of 64; two norms.
+    let layer = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 64 + 2 * 32;
+    assert_eq!(whole["params"].as_u64().unwrap() - part["params"].as_u64().unwrap(), layer);
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let huge = scratch.path().join("config.json");
+    let text_config = json!({"hidden_size": 32_768, "intermediate_size": 262_144, "num_hidden_layers": 512});
+    std::fs::write(&huge, json!({"model_type": "idefics2", "text_config": text_config}).to_string()).unwrap();
+    let refused = |args: &[&str], code: i32, word: &str| {
+        let output = bench(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(word), "{args:?}: no {word:?} in {}", text(&output.stderr));
+    };
+    refused(&["--random-weights", huge.to_str().unwrap()], 6, "none of int8, nf4, fp4 and q4 would fit");
+    for option in ["--text-layers", "--new-tokens", "--runs", "--batch"] {
+        refused(&["--random-weights", "idefics2-8b", option, "0"], 2, option);
+    }
+    refused(&["--model", checkpoint().to_str().unwrap(), "--text-layers", "1"], 2, "--random-weights");
+    refused(&["--random-weights", "idefics-9b"], 2, "not implemented yet");
+}

@@ -1,0 +1,44 @@
+//! Weights in other formats: what bitsandbytes made of a model, and the memory that was planned.
+
+use burn::tensor::{DType, Device};
+use idefics_generate::bench::bytes;
+use idefics_generate::nn::{Checkpoint, PackedFormat};
+use idefics_generate::{Idefics, Idefics2, ModelConfig, WeightFormat, WeightOptions};
+
+use crate::common::{SAME, case, difference, next_logits, xtask_folder};
+
+fn load(checkpoint: &str, weights: WeightOptions) -> Idefics {
+    let folder = xtask_folder("checkpoints").join(checkpoint);
+    Idefics::from_folder(&folder, &Device::flex(), weights, |_| ()).unwrap()
+}
+
+#[test]
+fn a_folder_of_bitsandbytes_is_our_own_quantisation_of_the_same_weights() {
+    let (_, samples) = case("quantized-on-disk");
+    let weights = WeightOptions { quantize: "nf4".parse().unwrap(), double_quant: true, ..WeightOptions::default() };
+    let [theirs, ours] = [load("small-quantized", WeightOptions::default()), load("small", weights)];
+    let difference = difference(next_logits(&theirs, &samples), next_logits(&ours, &samples));
+    assert!(difference <= SAME, "{difference:e}");
+}
+
+#[test]
+fn weights_take_the_memory_that_was_planned() {
+    let device = Device::flex();
+    let formats = PackedFormat::ALL.map(WeightFormat::Packed);
+    for checkpoint in ["tiny-idefics2", "grid-980", "small-quantized"] {
+        let folder = xtask_folder("checkpoints").join(checkpoint);
+        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(&folder).unwrap() else { unreachable!() };
+        for dtype in [None, Some(DType::F32), Some(DType::BF16)] {
+            for quantize in formats.into_iter().chain([WeightFormat::None]) {
+                if checkpoint == "small-quantized" && quantize != WeightFormat::None {
+                    continue; // refused
+                }
+                let weights = WeightOptions { quantize, dtype, ..WeightOptions::default() };
+                let files = Checkpoint::open(&folder).unwrap();
+                let planned = Idefics2::memory(&config, Some(&files), &device, weights).unwrap();
+                let model = Idefics2::from_folder(&folder, &device, weights, |_| ()).unwrap();
+                assert_eq!(planned.total(), bytes(&model) as u64, "{checkpoint} {weights}");
+            }
+        }
+    }
+}
