@@ -11,22 +11,26 @@ import torch
 import transformers
 from make_cases import render
 from pictures import open_upright
+from quantization import look_up_in_float32
 from safetensors.torch import save_file
 from transformers import AutoProcessor, Idefics2ForConditionalGeneration
 from vocab import write_json
 
 
-def fill(folder: Path, batch: int) -> None:
+def fill(folder: Path, batch: int, logits: bool) -> None:
     """Write `expected.safetensors`, and `texts` into `case.json`; rows are computed `batch` at a time."""
     document = json.loads((folder / "case.json").read_text())
     checkpoint = folder / document["checkpoint"]
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = Idefics2ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    look_up_in_float32(model)
     rendered = [render(sample, processor) for sample in document["samples"]]
     images = [[open_upright(folder / path) for path in paths] for _, paths in rendered]
     texts = [text for text, _ in rendered]
     whole = processor(text=texts, images=images, padding=True, return_tensors="pt")
-    tensors = {f"processor.{name}": whole[name] for name in ("input_ids", "attention_mask")}
+    tensors = {f"processor.{name}": whole[name] for name in (whole if logits else ("input_ids", "attention_mask"))}
+    if logits:
+        tensors["logits"] = model(**whole).logits
     prompt, pad = whole["input_ids"].shape[1], model.generation_config.pad_token_id
     for run, settings in document["generate"].items():
         answers = []
@@ -56,11 +60,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a case folder with case.json and its pictures")
     parser.add_argument("--batch", type=int, default=25, help="rows computed at a time")
+    parser.add_argument("--logits", action="store_true", help="keep pixels and logits of the prompts too, in one batch")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with torch.no_grad():
-        fill(arguments.folder, arguments.batch)
+        fill(arguments.folder, arguments.batch, arguments.logits)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import bitsandbytes.functional as bnb
 import optimum.quanto as quanto
 import torch
+from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers import BitsAndBytesConfig, Idefics2ForConditionalGeneration
 
@@ -55,6 +56,14 @@ def round_weights(model: nn.Module, quantize: str, double_quant: bool) -> None:
         if isinstance(module, nn.Linear) and name != "lm_head":
             with torch.no_grad():
                 module.weight.copy_(rounded(module.weight.data, quantize, double_quant))
+
+
+def look_up_in_float32(model: nn.Module) -> None:
+    """Compute four-bit layers in float32, whatever dtype the weights were quantised from and the processor multiplies."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.weight.quant_state.dtype = torch.float32
+            module.support_avx512bf16_for_cpu = False
 
 
 def write_quantized(source: Path, target: Path, quantize: str, double_quant: bool) -> None:
