@@ -14,19 +14,19 @@ use crate::formats::{Q4_BLOCK, Q4_PANEL, Weight};
 /// Most scratch memory of a thread, in bytes, unless sixteen rows of the weight need more.
 const PANEL_BYTES: usize = 4 << 20;
 
-/// Panels that a weight is divided into where fewer would be large enough.
+/// Panels that a weight is divided into at most where fewer would be large enough.
 const MOST_SHARES: usize = 8;
 
-/// Output features below which a panel does not pay for packing the activations.
-const LEAST_PANEL: usize = 64;
+/// Output features of which each such panel has about as many: fewer do not pay for packing the activations.
+const SHARE: usize = 96;
 
 pub(super) fn product(isa: Isa, product: &Product<'_>, weight: &Weight<'_>) {
     let filled = product.d_in.next_multiple_of(Q4_BLOCK);
     let panel = (PANEL_BYTES / (filled * size_of::<f32>()) / Q4_PANEL).max(1) * Q4_PANEL;
     // Small weights are divided too. gemm adds up in an order that follows the panel's width, so that the number of
     // threads has no say in it.
-    let share = product.d_out.div_ceil(MOST_SHARES).next_multiple_of(Q4_PANEL).max(LEAST_PANEL);
-    let panel = panel.min(share);
+    let shares = product.d_out.div_ceil(SHARE).min(MOST_SHARES);
+    let panel = panel.min(product.d_out.div_ceil(shares).next_multiple_of(Q4_PANEL));
     product.split_evenly(panel, |range| match weight {
         Weight::F32(weight) => {
             let first = range.start * product.d_in;
