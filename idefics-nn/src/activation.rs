@@ -1,9 +1,9 @@
 //! Activation functions by the names that `config.json` uses.
 
-use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
-
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
+
+use crate::ops;
 
 /// An activation function, spelled as the reference's `ACT2FN` table spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,18 +29,11 @@ impl Activation {
     /// Applies the function to each element; any shape in, the same shape out.
     pub fn forward<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
         match self {
-            Self::Gelu => activation::gelu(input),
-            Self::GeluTanh => gelu_tanh(input),
+            Self::Gelu => ops::gelu(input),
+            Self::GeluTanh => ops::gelu_tanh(input),
             Self::QuickGelu => input.clone() * activation::sigmoid(input * 1.702),
             Self::Relu => activation::relu(input),
             Self::Silu => activation::silu(input),
         }
     }
-}
-
-/// ½ (1 + tanh u) is σ(2u), which costs fewer passes over memory.
-fn gelu_tanh<const D: usize>(input: Tensor<D>) -> Tensor<D> {
-    let cubic = input.clone().square() * 0.044715 + 1.0;
-    let argument = input.clone() * cubic * (2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2);
-    input * activation::sigmoid(argument)
 }

@@ -27,7 +27,7 @@ pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, masked_out:
     let [batch, heads, queries, head_dim] = query.dims();
     assert!(heads.is_multiple_of(key.dims()[1]), "{heads} query heads cannot share {} key/value heads", key.dims()[1]);
     let [key, value] = [key, value].map(|states| states.cast(query.dtype()));
-    if let Some(context) = ops::attend_once(&query, &key, &value, masked_out.as_ref()) {
+    if let Some(context) = ops::attend(&query, &key, &value, masked_out.as_ref()) {
         return context;
     }
     let (query, masked_out) = fold_groups(query, key.dims()[1], masked_out);

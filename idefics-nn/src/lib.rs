@@ -25,7 +25,7 @@ pub use embedding::Embedding;
 pub use gated_mlp::GatedMlp;
 pub use init::normal;
 pub use kv_cache::{KvCache, LayerCache};
-pub use linear::Linear;
+pub use linear::{Linear, product};
 pub use norm::{LayerNorm, RmsNorm};
 pub use packed::{PackedFormat, PackedWeight};
 pub use parameters::{ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};

@@ -6,6 +6,14 @@ use burn::tensor::{Device, Tensor};
 use crate::init::normal;
 use crate::{PackedWeight, ops};
 
+/// `x Wᵀ` for a weight that is no layer's own matrix: `[n_rows, d_in]` and `[d_out, d_in]` in, `[n_rows, d_out]` out.
+///
+/// # Panics
+/// If the widths differ.
+pub fn product(rows: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    ops::dense_product(rows, weight)
+}
+
 /// `y = x Wᵀ + b`, the weight kept as PyTorch stores it.
 ///
 /// The fields are private so that a weight can be held in other formats without any model file changing;

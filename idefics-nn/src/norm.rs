@@ -1,8 +1,7 @@
 //! Normalisation layers. Both compute in f32 whatever the input's dtype, as the reference does.
 
 use burn::module::{Module, Param};
-use burn::tensor::module::layer_norm;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::init::normal;
 use crate::ops;
@@ -50,8 +49,6 @@ impl LayerNorm {
 
     /// `[.., hidden_size]` in, the same shape and dtype out.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let dtype = input.dtype();
-        let [weight, bias] = [&self.weight, &self.bias].map(|param| param.val().cast(DType::F32));
-        layer_norm(input.cast(DType::F32), weight, Some(bias), self.eps).cast(dtype)
+        ops::layer_norm(input, self.weight.val(), self.bias.val(), self.eps)
     }
 }

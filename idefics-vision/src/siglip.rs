@@ -10,7 +10,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, assert_shape};
-use idefics_nn::{Embedding, LayerNorm, normal};
+use idefics_nn::{Embedding, LayerNorm, normal, product};
 
 use crate::{Encoder, PatchLayout, VisionConfig};
 
@@ -133,7 +133,7 @@ impl PatchEmbedding {
             .reshape([n_images, channels, rows, patch, cols, patch])
             .permute([0, 2, 4, 1, 3, 5]) // [n_images, rows, cols, channels, patch, patch]
             .reshape([n_images * rows * cols, n_pixels]);
-        let patch_embeds = pixels.matmul(weight.reshape([d, n_pixels]).transpose()) + self.bias.val().unsqueeze();
+        let patch_embeds = product(pixels, weight.reshape([d, n_pixels])) + self.bias.val().unsqueeze();
         patch_embeds.reshape([n_images, rows * cols, d])
     }
 }

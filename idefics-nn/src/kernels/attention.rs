@@ -35,6 +35,14 @@ impl<'a> Cached<'a> {
         Self { values, strides: [kv_heads * capacity * head_dim, capacity * head_dim, head_dim] }
     }
 
+    /// Makes sure that every head of every slot lies inside.
+    pub(super) fn check(&self, sizes: [usize; 3], head_dim: usize) {
+        if !sizes.contains(&0) {
+            let (end, held) = (self.end(sizes.map(|size| size - 1), head_dim), self.values.len());
+            assert!(end.is_some_and(|end| end <= held), "{held} values end before the last of {sizes:?} heads");
+        }
+    }
+
     /// Slot `slot` of head `head` in row `row`.
     pub(super) fn start(&self, [row, head, slot]: [usize; 3]) -> usize {
         row * self.strides[0] + head * self.strides[1] + slot * self.strides[2]
@@ -131,13 +139,8 @@ impl DecodeAttention<'_> {
         if let Some(mask) = self.attention_mask {
             assert_eq!(Some(mask.len()), count(&[batch, len]), "the mask is [{batch}, {len}]");
         }
-        if batch > 0 && len > 0 {
-            for cached in [&self.keys, &self.values] {
-                let end = cached.end([batch - 1, kv_heads - 1, len - 1], head_dim);
-                let held = cached.values.len();
-                assert!(end.is_some_and(|end| end <= held), "the cache ends at {held}, before its last head");
-            }
-        }
+        self.keys.check([batch, kv_heads, len], head_dim);
+        self.values.check([batch, kv_heads, len], head_dim);
     }
 
     /// Row and head of task `index`, and its slots without those hidden at the start of the row.

@@ -14,6 +14,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI: Intel servers since 2019, AMD since Zen 4.
     Avx512,
+    /// AMX with bf16 beside AVX-512: Intel servers since 2023. Products of many rows use it; the rest is AVX-512.
+    Amx,
     /// NEON: every 64-bit Arm.
     Neon,
 }
@@ -23,13 +25,13 @@ impl Isa {
     pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
-            [Self::Avx512, Self::Avx2, Self::Neon].into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Plain)
+            [Self::Amx, Self::Avx512, Self::Avx2, Self::Neon].into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Plain)
         })
     }
 
     /// All that the machine has, the plain one first.
     pub fn available() -> Vec<Self> {
-        [Self::Plain, Self::Avx2, Self::Avx512, Self::Neon].into_iter().filter(|isa| isa.is_available()).collect()
+        [Self::Plain, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon].into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// Whether the machine has it.
@@ -40,6 +42,8 @@ impl Isa {
             Self::Avx2 => vector::avx2::is_available(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => vector::avx512::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => super::amx::is_available(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
             _ => false,
@@ -64,7 +68,7 @@ impl Isa {
             Self::Avx2 => unsafe { vector::avx2::run(work) },
             // SAFETY: the assertion above found the instructions.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { vector::avx512::run(work) },
+            Self::Avx512 | Self::Amx => unsafe { vector::avx512::run(work) },
             // SAFETY: every 64-bit Arm has NEON.
             #[cfg(target_arch = "aarch64")]
             Self::Neon => unsafe { vector::neon::run(work) },

@@ -3,10 +3,12 @@
 //! | kernel | what it does |
 //! |---|---|
 //! | [`linear`] | `x Wᵀ + b` for a weight in any of the [`formats`](crate::formats) |
-//! | [`rms_norm`] | root mean square normalisation |
+//! | [`rms_norm`], [`layer_norm`] | normalisation of rows |
 //! | [`rope`] | rotary positions, half-split |
 //! | [`decode_attention`] | one new token against the cache, grouped heads, f32 softmax |
+//! | [`attend`] | many queries: prompts and patches |
 //! | [`swiglu`] | `silu(gate) · up` |
+//! | [`gelu_tanh`], [`gelu`] | the vision towers' activations |
 //!
 //! Each picks the best instruction set of the machine once ([`Isa::best`]); the variant that ends in `_on` takes one,
 //! for tests and comparisons. Work is divided over rayon's global pool where that pays, in a way that does not depend
@@ -30,9 +32,13 @@
 //! `cargo bench --bench kernels` measures again, beside what the memory gives at that moment. Weights that begin at a
 //! cache line are read faster: a file of weights should align its tensors to 64 bytes.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod attend;
 mod attention;
 mod attention_piece;
 mod exp;
+mod gelu;
 mod isa;
 mod linear;
 mod norm;
@@ -42,11 +48,13 @@ mod shared;
 mod swiglu;
 mod vector;
 
+pub use attend::{Attention, attend, attend_on};
 pub use attention::{Cached, DecodeAttention, decode_attention, decode_attention_on};
 pub use exp::exp_on;
+pub use gelu::{gelu, gelu_on, gelu_tanh, gelu_tanh_on};
 pub use isa::Isa;
 pub use linear::{THIN_ROWS, linear, linear_on};
-pub use norm::{rms_norm, rms_norm_on};
+pub use norm::{layer_norm, layer_norm_on, rms_norm, rms_norm_on};
 pub use read::{read, read_on};
 pub use rope::{rope, rope_on};
 pub use swiglu::{swiglu, swiglu_on};

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use super::Kernels;
 use crate::PackedFormat;
 use crate::formats::{Dense, FormatError, FourBit, Int8, Q4, Weight};
-use crate::kernels::{self, Cached, DecodeAttention};
+use crate::kernels::{self, Attention, Cached, DecodeAttention};
 
 impl Kernels for Flex {
     fn dense_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -62,20 +62,12 @@ impl Kernels for Flex {
     }
 
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (mut gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        // In place if nobody else holds it, which is the rule.
-        let is_whole = gate.layout().start_offset() == 0 && gate.layout().num_elements() * 4 == gate.bytes().len();
-        if is_whole && let Some(values) = gate.try_storage_mut::<f32>() {
-            kernels::swiglu(values, elements(&up));
-            return gate;
-        }
-        let mut out = elements::<f32>(&gate).to_vec();
-        kernels::swiglu(&mut out, elements(&up));
-        tensor(out, gate.layout().shape())
+        let up = up.to_contiguous();
+        in_place(gate, |gate| kernels::swiglu(gate, elements(&up)))
     }
 
     fn attend_once(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self> {
-        attend(&query.to_contiguous(), key, value, None)
+        attend_once(&query.to_contiguous(), key, value, None)
     }
 
     fn attend_once_masked(
@@ -86,8 +78,56 @@ impl Kernels for Flex {
     ) -> FloatTensor<Self> {
         let masked_out = masked_out.to_contiguous();
         let seen: Vec<bool> = elements::<u8>(&masked_out).iter().map(|&hidden| hidden == 0).collect();
-        attend(&query.to_contiguous(), key, value, Some(&seen))
+        attend_once(&query.to_contiguous(), key, value, Some(&seen))
     }
+
+    fn attend(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self> {
+        attend(query, key, value, None)
+    }
+
+    fn attend_masked(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        masked_out: BoolTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let masked_out = masked_out.to_contiguous();
+        let masked_out = bytemuck::checked::cast_slice(elements::<u8>(&masked_out));
+        attend(query, key, value, Some(masked_out))
+    }
+
+    fn layer_norm(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        let (input, weight, bias) = (input.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let mut out = zeros_like(&input);
+        kernels::layer_norm(elements(&input), elements(&weight), elements(&bias), eps as f32, &mut out);
+        tensor(out, input.layout().shape())
+    }
+
+    fn gelu_tanh(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        in_place(input, kernels::gelu_tanh)
+    }
+
+    fn gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        in_place(input, kernels::gelu)
+    }
+}
+
+/// Changes every value: in place if nobody else holds them, which is the rule.
+fn in_place(input: FlexTensor, change: impl FnOnce(&mut [f32])) -> FlexTensor {
+    let mut input = input.to_contiguous();
+    let is_whole = input.layout().start_offset() == 0 && input.layout().num_elements() * 4 == input.bytes().len();
+    if is_whole && let Some(values) = input.try_storage_mut::<f32>() {
+        change(values);
+        return input;
+    }
+    let mut out = elements::<f32>(&input).to_vec();
+    change(&mut out);
+    tensor(out, input.layout().shape())
 }
 
 fn product(rows: &FlexTensor, weight: Result<Weight<'_>, FormatError>) -> FlexTensor {
@@ -100,7 +140,7 @@ fn product(rows: &FlexTensor, weight: Result<Weight<'_>, FormatError>) -> FlexTe
 }
 
 /// `seen`: `[batch, len]`.
-fn attend(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Option<&[bool]>) -> FlexTensor {
+fn attend_once(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Option<&[bool]>) -> FlexTensor {
     let ([batch, heads, _, head_dim], [_, kv_heads, len, _]) = (dims(query), dims(&key));
     let [key, value] = [key, value].map(with_whole_heads);
     let mut out = zeros_like(query);
@@ -118,6 +158,30 @@ fn attend(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Option<&
     };
     kernels::decode_attention(&attention, &mut out);
     tensor(out, query.layout().shape())
+}
+
+/// `masked_out`: `[batch, queries, len]`.
+fn attend(query: FlexTensor, key: FlexTensor, value: FlexTensor, masked_out: Option<&[bool]>) -> FlexTensor {
+    let ([batch, heads, queries, head_dim], [_, kv_heads, len, _]) = (dims(&query), dims(&key));
+    let [query, key, value] = [query, key, value].map(with_whole_heads);
+    let attention = Attention {
+        query: cached(&query),
+        keys: cached(&key),
+        values: cached(&value),
+        batch,
+        heads,
+        kv_heads,
+        queries,
+        len,
+        head_dim,
+        masked_out,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+    };
+    let mut out = zeros_like(&query);
+    kernels::attend(&attention, &mut out); // [batch, queries, heads, head_dim]
+    let token = heads * head_dim;
+    let strides = [queries * token, head_dim, token, 1].map(usize::cast_signed).to_vec();
+    FlexTensor::new(Bytes::from_elems(out), Layout::new(query.layout().shape().clone(), strides, 0), DType::F32)
 }
 
 /// The states as they lie if nothing is flipped and the values of a head are side by side, as in a cache; else a copy.

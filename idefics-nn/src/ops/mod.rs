@@ -8,10 +8,11 @@
 #[cfg(feature = "flex")]
 mod cpu;
 
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::activation::silu;
-use burn::tensor::{Bool, DType, Device, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, activation};
 
 use crate::PackedFormat;
 
@@ -50,6 +51,32 @@ pub(crate) trait Kernels: Backend {
         value: FloatTensor<Self>,
         masked_out: BoolTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// Attention of many queries: `[batch, heads, queries, head_dim]` to keys and values of
+    /// `[batch, kv_heads, len, head_dim]`; any of them may be a view with the values of a head side by side.
+    fn attend(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The same; `masked_out`, `[batch, 1, queries, len]`, hides keys.
+    fn attend_masked(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        masked_out: BoolTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// `(x − mean(x)) / √(var(x) + eps) · weight + bias` over the last axis, of `weight`'s length.
+    fn layer_norm(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self>;
+
+    /// `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+    fn gelu_tanh(input: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `x Φ(x)`, Φ the normal distribution function.
+    fn gelu(input: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// Whether tensors of the device lie in this machine's memory, outside any autodiff graph: kernels read them in place.
@@ -119,11 +146,12 @@ pub(crate) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D
     if has_kernels(&gate) {
         return Tensor::from_dispatch(Dispatch::swiglu(gate.into_dispatch(), up.into_dispatch()));
     }
-    silu(gate) * up
+    activation::silu(gate) * up
 }
 
-/// See [`Kernels::attend_once`]; `None` where there is no kernel for it. A mask may leave the batch to broadcasting.
-pub(crate) fn attend_once(
+/// See [`Kernels::attend_once`] and [`Kernels::attend`]; `None` where there is no kernel for it. A mask may leave batch
+/// and queries to broadcasting.
+pub(crate) fn attend(
     query: &Tensor<4>,
     key: &Tensor<4>,
     value: &Tensor<4>,
@@ -131,15 +159,46 @@ pub(crate) fn attend_once(
 ) -> Option<Tensor<4>> {
     let states = [query, key, value];
     let ([batch, _, queries, head_dim], [_, kv_heads, len, _]) = (query.dims(), key.dims());
-    let fits = queries == 1 && [key, value].iter().all(|states| states.dims() == [batch, kv_heads, len, head_dim]);
+    let fits = [key, value].iter().all(|states| states.dims() == [batch, kv_heads, len, head_dim]);
     let has_one_mask = masked_out.is_none_or(|masked_out| masked_out.dims()[1] == 1);
     if !(fits && has_one_mask && states.into_iter().all(has_kernels)) {
         return None;
     }
-    let masked_out = masked_out.map(|masked_out| masked_out.clone().expand([batch, 1, 1, len]).into_dispatch());
+    let masked_out = masked_out.map(|masked_out| masked_out.clone().expand([batch, 1, queries, len]).into_dispatch());
     let [query, key, value] = states.map(|states| states.clone().into_dispatch());
     Some(Tensor::from_dispatch(match masked_out {
-        None => Dispatch::attend_once(query, key, value),
-        Some(masked_out) => Dispatch::attend_once_masked(query, key, value, masked_out),
+        None if queries == 1 => Dispatch::attend_once(query, key, value),
+        Some(masked_out) if queries == 1 => Dispatch::attend_once_masked(query, key, value, masked_out),
+        None => Dispatch::attend(query, key, value),
+        Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out),
     }))
+}
+
+/// See [`Kernels::layer_norm`]. Computes in f32.
+pub(crate) fn layer_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<D> {
+    let dtype = input.dtype();
+    let (weight, bias) = (weight.cast(DType::F32), bias.cast(DType::F32));
+    if has_kernels(&input) {
+        let (weight, bias) = (weight.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::layer_norm(input.into_dispatch(), weight, bias, eps));
+    }
+    burn::tensor::module::layer_norm(input.cast(DType::F32), weight, Some(bias), eps).cast(dtype)
+}
+
+/// See [`Kernels::gelu_tanh`]. ½ (1 + tanh u) is σ(2u), which costs fewer passes over memory.
+pub(crate) fn gelu_tanh<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    if has_kernels(&input) {
+        return Tensor::from_dispatch(Dispatch::gelu_tanh(input.into_dispatch()));
+    }
+    let cubic = input.clone().square() * 0.044715 + 1.0;
+    let argument = input.clone() * cubic * (2.0 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2);
+    input * activation::sigmoid(argument)
+}
+
+/// See [`Kernels::gelu`].
+pub(crate) fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
+    if has_kernels(&input) {
+        return Tensor::from_dispatch(Dispatch::gelu(input.into_dispatch()));
+    }
+    activation::gelu(input)
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers too
 
+mod attend;
 mod common;
 mod elementwise;
 mod fixtures;

@@ -11,6 +11,8 @@
 
 #![allow(clippy::needless_range_loop)] // several arrays advance together, and closures would lose the instructions
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod decode;
 mod panels;
 mod plain;
@@ -42,7 +44,7 @@ macro_rules! on_isa {
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            crate::kernels::Isa::Avx512 => {
+            crate::kernels::Isa::Avx512 | crate::kernels::Isa::Amx => {
                 use crate::kernels::linear::avx512 as $module;
                 $body
             }
@@ -128,7 +130,11 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
     if isa == Isa::Plain || d_in == 0 || (spans_rows(weight) && n_rows <= THIN_ROWS) {
         plain::product(&product, weight);
     } else if n_rows > THIN_ROWS {
-        panels::product(isa, &product, weight);
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx if amx::takes(weight) => amx::product(&product, weight),
+            _ => panels::product(isa, &product, weight),
+        }
     } else if let Weight::Q4(weight) = weight {
         q4::product(isa, &product, weight);
     } else {

@@ -26,7 +26,7 @@ mod neon;
 /// The product for at most [`super::THIN_ROWS`] rows of activations.
 pub(super) fn product(isa: Isa, product: &Product<'_>, weight: &Q4<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if matches!(isa, Isa::Avx512 | Isa::Amx) {
         return avx512::product(product, weight);
     }
     with_packed(product, &Order::natural(Q4_BLOCK), |packed| {
@@ -53,7 +53,7 @@ pub(super) fn expand(isa: Isa, weight: &Q4<'_>, range: Range<usize>, out: &mut [
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::expand(weight, range, out),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => avx512::expand(weight, range, out),
+            Isa::Avx512 | Isa::Amx => avx512::expand(weight, range, out),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::expand(weight, range, out),
             isa => unreachable!("{isa:?} has a way of its own, or is not of this architecture"),

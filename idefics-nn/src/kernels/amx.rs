@@ -1,0 +1,326 @@
+//! AMX: products of whole tiles of bf16 (Intel servers since 2023).
+//!
+//! A tile is 16 rows of 64 bytes. `tdpbf16ps` adds to a tile of 16 × 16 f32 the product of 16 rows of 32 activations and
+//! of 16 pairs of columns of 16 weights, at eight times the rate of AVX-512.
+//!
+//! Numerics: an f32 is the sum of three bf16, and a product of two sums is a sum of products. Those that are left out
+//! are below 2⁻²⁴ of the whole, so that results are as good as those of f32. Numbers below the smallest normal f32 count
+//! as zero.
+
+#![allow(unsafe_code)] // instructions and pointers
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::sync::OnceLock;
+
+/// Rows of a tile.
+pub(super) const ROWS: usize = 16;
+
+/// bf16 of a tile's row, which are also the columns that one step of a product goes over.
+pub(super) const STEP: usize = 32;
+
+/// Bytes of a tile.
+pub(super) const TILE: usize = 1024;
+
+/// bf16 that an activation is the sum of.
+pub(super) const PARTS: usize = 3;
+
+/// Whether the machine has tiles of bf16, and the system lets the process use them; asked once.
+pub(super) fn is_available() -> bool {
+    static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *IS_AVAILABLE.get_or_init(|| super::vector::avx512::is_available() && has_instructions() && is_permitted())
+}
+
+fn has_instructions() -> bool {
+    const BF16: u32 = 1 << 22;
+    const TILE: u32 = 1 << 24;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILE) == BF16 | TILE && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Asks the system for the tiles' state, which is too large to be kept for every process.
+#[cfg(target_os = "linux")]
+fn is_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: the call takes two numbers and changes nothing but what the process may use.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_permitted() -> bool {
+    false
+}
+
+/// The thread's tiles, eight whole ones, until it is dropped.
+pub(super) struct Tiles(());
+
+impl Tiles {
+    /// Sets the tiles up.
+    ///
+    /// # Panics
+    /// If the machine has none.
+    pub(super) fn new() -> Self {
+        #[repr(C, align(64))]
+        struct Config {
+            palette: u8,
+            start_row: u8,
+            reserved: [u8; 14],
+            row_bytes: [u16; 16],
+            rows: [u8; 16],
+        }
+        assert!(is_available(), "this machine has no tiles of bf16");
+        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+        row_bytes[..8].fill(64);
+        rows[..8].fill(ROWS as u8);
+        let config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows };
+        // SAFETY: the assertion found the instructions and the permission; the configuration is one of palette 1.
+        unsafe { asm!("ldtilecfg [{config}]", config = in(reg) &raw const config, options(nostack)) };
+        Self(())
+    }
+
+    /// Two row tiles of activations times two feature tiles of weights, added to four tiles of sums, or `clear` before.
+    ///
+    /// # Shapes
+    /// - `activations`: row tile by row tile, `steps` times [`PARTS`] tiles
+    /// - `weights`: feature tile by feature tile, `steps` times `WEIGHT_PARTS` tiles
+    /// - `sums`: rows and features 0, 0; 0, 1; 1, 0; 1, 1; a row every `stride` bytes
+    ///
+    /// # Safety
+    /// The pointers are valid for that, the sums for writing by this thread alone.
+    #[inline]
+    pub(super) unsafe fn multiply<const WEIGHT_PARTS: usize>(
+        &self,
+        activations: [*const u8; 2],
+        weights: [*const u8; 2],
+        steps: usize,
+        sums: [*mut f32; 4],
+        stride: usize,
+        clear: bool,
+    ) {
+        // SAFETY: as the caller vouches; nothing else uses these registers.
+        unsafe {
+            if clear {
+                asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+            } else {
+                asm!(
+                    "tileloadd tmm0, [{c0} + {stride}*1]",
+                    "tileloadd tmm1, [{c1} + {stride}*1]",
+                    "tileloadd tmm2, [{c2} + {stride}*1]",
+                    "tileloadd tmm3, [{c3} + {stride}*1]",
+                    c0 = in(reg) sums[0], c1 = in(reg) sums[1], c2 = in(reg) sums[2], c3 = in(reg) sums[3],
+                    stride = in(reg) stride, options(nostack, readonly),
+                );
+            }
+            if steps > 0 {
+                match WEIGHT_PARTS {
+                    1 => walk!(1024, activations, weights, steps, [0: 0 1 2]),
+                    2 => walk!(2048, activations, weights, steps, [0: 0 1 2] [1: 0 1]),
+                    3 => walk!(3072, activations, weights, steps, [0: 0 1 2] [1: 0 1] [2: 0]),
+                    _ => unreachable!("weights have up to three parts"),
+                }
+            }
+            asm!(
+                "tilestored [{c0} + {stride}*1], tmm0",
+                "tilestored [{c1} + {stride}*1], tmm1",
+                "tilestored [{c2} + {stride}*1], tmm2",
+                "tilestored [{c3} + {stride}*1], tmm3",
+                c0 = in(reg) sums[0], c1 = in(reg) sums[1], c2 = in(reg) sums[2], c3 = in(reg) sums[3],
+                stride = in(reg) stride, options(nostack),
+            );
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: gives back what `new` set up.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// The steps of a product: for each part of the weights, its products with some parts of the activations.
+macro_rules! walk {
+    ($weight_bytes:literal, $activations:ident, $weights:ident, $steps:ident, $([$w:literal: $($x:literal)*])*) => {
+        asm!(
+            "2:",
+            $(
+                concat!("tileloadd tmm6, [{b0} + {row}*1 + ", $w, "*1024]"),
+                concat!("tileloadd tmm7, [{b1} + {row}*1 + ", $w, "*1024]"),
+                $(
+                    concat!("tileloadd tmm4, [{a0} + {row}*1 + ", $x, "*1024]"),
+                    concat!("tileloadd tmm5, [{a1} + {row}*1 + ", $x, "*1024]"),
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                )*
+            )*
+            "add {a0}, 3072",
+            "add {a1}, 3072",
+            concat!("add {b0}, ", $weight_bytes),
+            concat!("add {b1}, ", $weight_bytes),
+            "dec {steps}",
+            "jnz 2b",
+            a0 = inout(reg) $activations[0] => _,
+            a1 = inout(reg) $activations[1] => _,
+            b0 = inout(reg) $weights[0] => _,
+            b1 = inout(reg) $weights[1] => _,
+            steps = inout(reg) $steps => _,
+            row = in(reg) 64usize,
+            options(nostack, readonly),
+        )
+    };
+}
+use walk;
+
+/// 32 f32, two registers of neighbours, as the sum of `N` registers of bf16.
+///
+/// # Safety
+/// [`is_available`], and the caller is compiled for the instructions.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn parts<const N: usize>(mut first: __m512, mut second: __m512) -> [__m512i; N] {
+    let mut parts = [_mm512_setzero_si512(); N];
+    for part in &mut parts {
+        let rounded: __m512i = bits(_mm512_cvtne2ps_pbh(second, first));
+        *part = rounded;
+        first = _mm512_sub_ps(first, widened(_mm512_castsi512_si256(rounded)));
+        second = _mm512_sub_ps(second, widened(_mm512_extracti64x4_epi64::<1>(rounded)));
+    }
+    parts
+}
+
+/// 32 f32, those of even and of odd places, as the sum of `N` registers of bf16 in order.
+///
+/// # Safety
+/// As [`parts`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn pair_parts<const N: usize>(mut even: __m512, mut odd: __m512) -> [__m512i; N] {
+    let mut parts = [_mm512_setzero_si512(); N];
+    let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+    for part in &mut parts {
+        let rounded: __m512i = bits(_mm512_cvtne2ps_pbh(odd, even)); // even ones in the lower half
+        let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(rounded));
+        let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(rounded)));
+        *part = _mm512_or_si512(low, high);
+        even = _mm512_sub_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(low)));
+        odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(_mm512_and_si512(high, upper)));
+    }
+    parts
+}
+
+/// Up to 16 rows, `[rows, d_in]`, as `[steps, PARTS]` tiles.
+///
+/// # Safety
+/// The machine has the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn pack_tile(x: &[f32], d_in: usize, out: &mut [f32]) {
+    let n_rows = x.len() / d_in;
+    for (step, tiles) in out.chunks_exact_mut(PARTS * TILE / size_of::<f32>()).enumerate() {
+        let out = tiles.as_mut_ptr().cast::<u8>();
+        for row in 0..ROWS {
+            // SAFETY: masked loads stay inside the row; a tile has 16 rows of 64 bytes.
+            unsafe {
+                let values: [__m512i; PARTS] = if row < n_rows {
+                    let [first, second] = load(x.as_ptr().add(row * d_in), step * STEP, d_in);
+                    parts(first, second)
+                } else {
+                    [_mm512_setzero_si512(); PARTS]
+                };
+                for (part, values) in values.into_iter().enumerate() {
+                    _mm512_storeu_si512(out.add(part * TILE + row * 64).cast(), values);
+                }
+            }
+        }
+    }
+}
+
+/// Lanes of 16 that lie before `end`, if the first is at `at`.
+pub(super) fn mask(at: usize, end: usize) -> u16 {
+    match end.saturating_sub(at) {
+        n @ 0..16 => (1 << n) - 1,
+        _ => u16::MAX,
+    }
+}
+
+/// 32 values from column `at` of a row of `d_in`, zero behind its end.
+///
+/// # Safety
+/// The machine has the instructions, and the row is there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn load(row: *const f32, at: usize, d_in: usize) -> [__m512; 2] {
+    // SAFETY: masks hide what is behind the row's end.
+    unsafe {
+        [at, at + 16].map(|at| _mm512_maskz_loadu_ps(mask(at, d_in), row.wrapping_add(at)))
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bits(values: __m512bh) -> __m512i {
+    // SAFETY: both are 64 bytes without meaning of their own.
+    unsafe { std::mem::transmute(values) }
+}
+
+/// bf16 as f32.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widened(values: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values)))
+}
+
+/// Rows become columns of 32 bits.
+///
+/// # Safety
+/// As [`parts`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // Pairs of neighbours, then of pairs, then of quarters, then of halves.
+    let mut pairs = [_mm512_setzero_si512(); 16];
+    for i in (0..16).step_by(2) {
+        pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    let mut fours = [_mm512_setzero_si512(); 16];
+    for i in (0..16).step_by(4) {
+        fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+        fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+        fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+    }
+    // `fours[4 g + c]` holds column `c + 4 q` of rows `4 g ..` in quarter `q`.
+    let mut columns = [_mm512_setzero_si512(); 16];
+    for c in 0..4 {
+        let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
+        let low_ab = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b); // quarters 0 and 2 of each
+        let high_ab = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b); // quarters 1 and 3
+        let low_de = _mm512_shuffle_i32x4::<0b10_00_10_00>(d, e);
+        let high_de = _mm512_shuffle_i32x4::<0b11_01_11_01>(d, e);
+        columns[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low_ab, low_de);
+        columns[4 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(high_ab, high_de);
+        columns[8 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low_ab, low_de);
+        columns[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(high_ab, high_de);
+    }
+    columns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_columns() {
+        if !is_available() {
+            return;
+        }
+        let rows: [[u32; 16]; 16] = std::array::from_fn(|row| std::array::from_fn(|column| (16 * row + column) as u32));
+        // SAFETY: the instructions are there, and both are arrays of 64 bytes.
+        let columns: [[u32; 16]; 16] = unsafe { std::mem::transmute(transposed(std::mem::transmute(rows))) };
+        for (c, column) in columns.iter().enumerate() {
+            assert_eq!(*column, std::array::from_fn(|row| (16 * row + c) as u32));
+        }
+    }
+}
