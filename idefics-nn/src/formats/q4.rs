@@ -140,6 +140,18 @@ impl<'a> Q4<'a> {
         &self.scales
     }
 
+    /// The code of one weight, of a row and a column that the panels have.
+    pub(crate) fn code(&self, row: usize, column: usize) -> usize {
+        let tile = row / PANEL * self.d_in.div_ceil(BLOCK) + column / BLOCK;
+        let (at, shift) = place(row % PANEL, column % BLOCK);
+        usize::from(self.codes[tile * TILE + at] >> shift & 15)
+    }
+
+    /// The scale of one block.
+    pub(crate) fn scale(&self, row: usize, block: usize) -> bf16 {
+        self.scales[(row / PANEL * self.d_in.div_ceil(BLOCK) + block) * PANEL + row % PANEL]
+    }
+
     /// Codes and scales, in the order in which [`Self::codes`] and [`Self::scales`] have them.
     pub fn into_parts(self) -> (Vec<u8>, Vec<bf16>) {
         (self.codes.into_owned(), self.scales.into_owned())

@@ -34,7 +34,8 @@ pub(super) fn is_available() -> bool {
 fn has_instructions() -> bool {
     const BF16: u32 = 1 << 22;
     const TILE: u32 = 1 << 24;
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILE) == BF16 | TILE && is_x86_feature_detected!("avx512bf16")
+    const INT8: u32 = 1 << 25;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILE | INT8) == BF16 | TILE | INT8 && is_x86_feature_detected!("avx512bf16")
 }
 
 /// Asks the system for the tiles' state, which is too large to be kept for every process.
@@ -126,6 +127,68 @@ impl Tiles {
                 "tilestored [{c3} + {stride}*1], tmm3",
                 c0 = in(reg) sums[0], c1 = in(reg) sums[1], c2 = in(reg) sums[2], c3 = in(reg) sums[3],
                 stride = in(reg) stride, options(nostack),
+            );
+        }
+    }
+}
+
+impl Tiles {
+    /// Two row tiles of activations times two feature tiles of codes, in integers: rows of `sums` are rows, its columns
+    /// features.
+    ///
+    /// # Shapes
+    /// - `activations`: sixteen rows each, `stride` bytes apart, of `64 · steps` codes
+    /// - `weights`: `steps` tiles each
+    ///
+    /// # Safety
+    /// The pointers are valid for that.
+    pub(super) unsafe fn multiply_codes(
+        &self,
+        activations: [*const u8; 2],
+        stride: usize,
+        weights: [*const u8; 2],
+        steps: usize,
+        sums: &mut [i32; 4 * ROWS * ROWS],
+    ) {
+        let start = sums.as_mut_ptr();
+        let sums = [0, ROWS, 2 * ROWS * ROWS, 2 * ROWS * ROWS + ROWS].map(|at| start.wrapping_add(at));
+        // SAFETY: as the caller vouches; nothing else uses these registers, and the sums are 32 rows of 128 bytes.
+        unsafe {
+            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+            if steps > 0 {
+                asm!(
+                    "2:",
+                    "tileloadd tmm6, [{b0} + {row}*1]",
+                    "tileloadd tmm7, [{b1} + {row}*1]",
+                    "tileloadd tmm4, [{a0} + {stride}*1]",
+                    "tileloadd tmm5, [{a1} + {stride}*1]",
+                    "tdpbssd tmm0, tmm4, tmm6",
+                    "tdpbssd tmm1, tmm4, tmm7",
+                    "tdpbssd tmm2, tmm5, tmm6",
+                    "tdpbssd tmm3, tmm5, tmm7",
+                    "add {a0}, 64",
+                    "add {a1}, 64",
+                    "add {b0}, 1024",
+                    "add {b1}, 1024",
+                    "dec {steps}",
+                    "jnz 2b",
+                    a0 = inout(reg) activations[0] => _,
+                    a1 = inout(reg) activations[1] => _,
+                    b0 = inout(reg) weights[0] => _,
+                    b1 = inout(reg) weights[1] => _,
+                    steps = inout(reg) steps => _,
+                    row = in(reg) 64usize,
+                    stride = in(reg) stride,
+                    options(nostack, readonly),
+                );
+            }
+            asm!(
+                "tilestored [{c0} + {stride}*1], tmm0",
+                "tilestored [{c1} + {stride}*1], tmm1",
+                "tilestored [{c2} + {stride}*1], tmm2",
+                "tilestored [{c3} + {stride}*1], tmm3",
+                c0 = in(reg) sums[0], c1 = in(reg) sums[1], c2 = in(reg) sums[2], c3 = in(reg) sums[3],
+                stride = in(reg) 2 * ROWS * size_of::<i32>(), options(nostack),
             );
         }
     }

@@ -53,7 +53,7 @@ pub use attention::{Cached, DecodeAttention, decode_attention, decode_attention_
 pub use exp::exp_on;
 pub use gelu::{gelu, gelu_on, gelu_tanh, gelu_tanh_on};
 pub use isa::Isa;
-pub use linear::{THIN_ROWS, linear, linear_on};
+pub use linear::{THIN_ROWS, linear, linear_int8, linear_int8_on, linear_on};
 pub use norm::{layer_norm, layer_norm_on, rms_norm, rms_norm_on};
 pub use read::{read, read_on};
 pub use rope::{rope, rope_on};

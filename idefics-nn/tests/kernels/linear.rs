@@ -1,7 +1,7 @@
 //! The product in every format, on every instruction set, for ragged shapes, against sums in f64.
 
-use idefics_nn::formats::{FourBit, FourBitType, Q4, Weight};
-use idefics_nn::kernels::{Isa, linear_on};
+use idefics_nn::formats::{FourBit, FourBitType, Int8, Q4, Weight};
+use idefics_nn::kernels::{Isa, linear_int8_on, linear_on};
 
 use crate::common::{assert_close, every_format, normal};
 
@@ -194,4 +194,70 @@ fn a_wrong_number_of_activations_panics() {
 fn a_number_of_rows_that_cannot_be_counted_panics() {
     let weight = every_format(&[0.0; 12], 3, 4).remove(0);
     linear_on(Isa::best(), &[], 1 << 62, &weight, None, &mut []);
+}
+
+/// What rounding each row to eight bits gives, in f64.
+fn rounded(x: &[f32], d_in: usize) -> Vec<f64> {
+    let rows = x.chunks_exact(d_in.max(1)).flat_map(|row| {
+        let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        let reciprocal = 127.0 / largest;
+        row.iter().map(move |value| f64::from((value * reciprocal).round_ties_even()) * f64::from(largest) / 127.0)
+    });
+    rows.collect()
+}
+
+#[test]
+fn products_of_integers_are_those_of_rounded_activations_and_the_same_everywhere() {
+    for (d_out, d_in, n_rows) in
+        [(1, 1, 1), (16, 32, 1), (17, 31, 2), (33, 64, 4), (5, 65, 5), (40, 100, 33), (70, 1024, 64), (31, 257, 70)]
+    {
+        let weights = normal(d_out * d_in, 11, true);
+        let x = normal(n_rows * d_in, 12, true);
+        let bias = normal(d_out, 13, false);
+        let codes = rounded(&x, d_in);
+        for weight in every_format(&weights, d_out, d_in) {
+            let values = weight.dequantize();
+            let (mut sums, mut sizes) = (Vec::new(), Vec::new());
+            for row in codes.chunks_exact(d_in) {
+                for (weights, bias) in values.chunks_exact(d_in).zip(&bias) {
+                    let terms = row.iter().zip(weights).map(|(x, weight)| x * f64::from(*weight));
+                    sums.push(terms.clone().sum::<f64>() + f64::from(*bias));
+                    sizes.push(terms.map(f64::abs).sum::<f64>() + f64::from(bias.abs()));
+                }
+            }
+            let mut first: Option<Vec<f32>> = None;
+            for isa in Isa::available() {
+                let mut out = vec![f32::NAN; n_rows * d_out];
+                let done = linear_int8_on(isa, &x, n_rows, &weight, Some(&bias), &mut out);
+                assert_eq!(done.is_some(), matches!(weight, Weight::Int8(_) | Weight::Q4(_)));
+                if done.is_none() {
+                    continue;
+                }
+                let what = format!("{isa:?} {} [{d_out}, {d_in}] x {n_rows}", weight.name());
+                assert_close(&what, &out, &sums, &sizes, ROUNDING);
+                let first = first.get_or_insert_with(|| out.clone());
+                assert_eq!(first, &out, "{what}: the same bits as plain");
+            }
+        }
+    }
+}
+
+#[test]
+fn rounded_activations_that_are_not_finite_show() {
+    let weight: Weight<'_> = Int8::quantize(&normal(20 * 70, 14, false), 20, 70).unwrap().into();
+    let q4: Weight<'_> = Q4::quantize(&normal(20 * 70, 14, false), 20, 70).unwrap().into();
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut x = normal(2 * 70, 15, false);
+        x[40] = value;
+        for weight in [&weight, &q4] {
+            for isa in Isa::available() {
+                let mut out = [0f32; 40];
+                linear_int8_on(isa, &x, 2, weight, None, &mut out).unwrap();
+                assert!(out[..20].iter().all(|out| out.is_nan()) && out[20..].iter().all(|out| out.is_finite()));
+            }
+        }
+    }
+    let mut out = [f32::NAN; 20];
+    linear_int8_on(Isa::best(), &[0.0; 70], 1, &weight, None, &mut out).unwrap();
+    assert_eq!(out, [0.0; 20]);
 }

@@ -14,6 +14,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod decode;
+mod int8;
 mod panels;
 mod plain;
 mod q4;
@@ -117,17 +118,12 @@ pub fn linear(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]
 /// # Panics
 /// As [`linear`], and if the machine does not have `isa`.
 pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
-    let [d_out, d_in] = weight.dims();
-    assert_eq!(Some(x.len()), n_rows.checked_mul(d_in), "activations are [{n_rows}, {d_in}]");
-    assert_eq!(Some(out.len()), n_rows.checked_mul(d_out), "the output is [{n_rows}, {d_out}]");
-    assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias is [{d_out}]");
-    isa.assert_available();
-    if out.is_empty() {
+    let product = Product::checked(isa, x, n_rows, weight, bias, out);
+    if product.out.len() == 0 {
         return;
     }
-    let product = Product { x, n_rows, d_in, d_out, bias, out: SharedOut::new(out) };
     // Blocks that span rows leave no row that begins with its own scale: such weights take the plain way.
-    if isa == Isa::Plain || d_in == 0 || (spans_rows(weight) && n_rows <= THIN_ROWS) {
+    if isa == Isa::Plain || product.d_in == 0 || (spans_rows(weight) && n_rows <= THIN_ROWS) {
         plain::product(&product, weight);
     } else if n_rows > THIN_ROWS {
         match isa {
@@ -140,6 +136,35 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
     } else {
         rows::product(isa, &product, weight);
     }
+}
+
+/// The same with activations that are rounded to eight bits, row by row: faster, and less exact. For int8 and q4; `None`
+/// for formats whose codes are no integers.
+///
+/// # Panics
+/// As [`linear`].
+pub fn linear_int8(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>, out: &mut [f32]) -> Option<()> {
+    linear_int8_on(Isa::best(), x, n_rows, weight, bias, out)
+}
+
+/// [`linear_int8`] on a given instruction set; the result is the same to the bit on each.
+///
+/// # Panics
+/// As [`linear_on`].
+pub fn linear_int8_on(
+    isa: Isa,
+    x: &[f32],
+    n_rows: usize,
+    weight: &Weight<'_>,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) -> Option<()> {
+    let codes = int8::Codes::of(weight)?;
+    let product = Product::checked(isa, x, n_rows, weight, bias, out);
+    if product.out.len() > 0 {
+        int8::product(isa, &product, codes);
+    }
+    Some(())
 }
 
 /// Whether blocks of one scale reach from one row into the next.
@@ -160,7 +185,24 @@ struct Product<'a> {
     out: SharedOut<'a>,
 }
 
-impl Product<'_> {
+impl<'a> Product<'a> {
+    /// The product, if everything has its size.
+    fn checked(
+        isa: Isa,
+        x: &'a [f32],
+        n_rows: usize,
+        weight: &Weight<'_>,
+        bias: Option<&'a [f32]>,
+        out: &'a mut [f32],
+    ) -> Self {
+        let [d_out, d_in] = weight.dims();
+        assert_eq!(Some(x.len()), n_rows.checked_mul(d_in), "activations are [{n_rows}, {d_in}]");
+        assert_eq!(Some(out.len()), n_rows.checked_mul(d_out), "the output is [{n_rows}, {d_out}]");
+        assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias is [{d_out}]");
+        isa.assert_available();
+        Self { x, n_rows, d_in, d_out, bias, out: SharedOut::new(out) }
+    }
+
     fn bias_at(&self, feature: usize) -> f32 {
         self.bias.map_or(0.0, |bias| bias[feature])
     }
