@@ -6,12 +6,13 @@ use burn::tensor::{Device, Tensor};
 use crate::init::normal;
 use crate::{PackedWeight, ops};
 
-/// `x Wᵀ` for a weight that is no layer's own matrix: `[n_rows, d_in]` and `[d_out, d_in]` in, `[n_rows, d_out]` out.
+/// `x Wᵀ + b` for a weight that is no layer's own matrix: `[n_rows, d_in]`, `[d_out, d_in]` and `[d_out]` in,
+/// `[n_rows, d_out]` out.
 ///
 /// # Panics
 /// If the widths differ.
-pub fn product(rows: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    ops::dense_product(rows, weight)
+pub fn product(rows: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    ops::dense_product(rows, weight, bias)
 }
 
 /// `y = x Wᵀ + b`, the weight kept as PyTorch stores it.
@@ -51,13 +52,11 @@ impl Linear {
         let n_rows = dims[..D - 1].iter().product();
         // One product over all rows: a batch of products would read the weight once for each.
         let rows = input.reshape([n_rows, d_in]);
-        let mut output = match self.weight.reparameterization::<PackedWeight>() {
-            Some(packed) => packed.product(rows),
-            None => ops::dense_product(rows, self.weight.val()),
+        let bias = self.bias.as_ref().map(Param::val);
+        let output = match self.weight.reparameterization::<PackedWeight>() {
+            Some(packed) => packed.product(rows, bias),
+            None => ops::dense_product(rows, self.weight.val(), bias),
         }; // [n_rows, d_out]
-        if let Some(bias) = &self.bias {
-            output = output + bias.val().unsqueeze();
-        }
         dims[D - 1] = output.dims()[1];
         output.reshape(dims)
     }

@@ -85,13 +85,10 @@ impl PackedWeight {
         Ok(Self::new(codes, scales, quantization.format, dims, device))
     }
 
-    /// Its product with activations: `x Wᵀ`, `[n_rows, d_in]` in, `[n_rows, d_out]` out.
-    pub(crate) fn product(&self, rows: Tensor<2>) -> Tensor<2> {
+    /// Its product with activations: `x Wᵀ + b`, `[n_rows, d_in]` in, `[n_rows, d_out]` out.
+    pub(crate) fn product(&self, rows: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
         let (codes, scales) = (self.codes.val(), self.scales.val());
-        ops::packed_product(&rows, codes, scales, self.format, self.d_out).unwrap_or_else(|| {
-            let dtype = rows.dtype();
-            rows.matmul(self.dequantize().cast(dtype).transpose())
-        })
+        ops::packed_product(rows, codes, scales, bias, self.format, self.d_out, || self.dequantize())
     }
 
     /// The format.

@@ -133,7 +133,7 @@ impl PatchEmbedding {
             .reshape([n_images, channels, rows, patch, cols, patch])
             .permute([0, 2, 4, 1, 3, 5]) // [n_images, rows, cols, channels, patch, patch]
             .reshape([n_images * rows * cols, n_pixels]);
-        let patch_embeds = product(pixels, weight.reshape([d, n_pixels])) + self.bias.val().unsqueeze();
+        let patch_embeds = product(pixels, weight.reshape([d, n_pixels]), Some(self.bias.val()));
         patch_embeds.reshape([n_images, rows * cols, d])
     }
 }

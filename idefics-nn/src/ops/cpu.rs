@@ -12,15 +12,15 @@ use crate::kernels::{self, Attention, Cached, DecodeAttention};
 
 impl Kernels for Flex {
     fn dense_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        let weight = weight.to_contiguous();
-        let [d_out, d_in] = dims(&weight);
-        let view = match weight.dtype() {
-            DType::F32 => Dense::new(elements::<f32>(&weight), d_out, d_in).map(Weight::from),
-            DType::BF16 => Dense::new(elements::<bf16>(&weight), d_out, d_in).map(Weight::from),
-            DType::F16 => Dense::new(elements::<f16>(&weight), d_out, d_in).map(Weight::from),
-            other => panic!("weights are F32, BF16 or F16, not {other:?}"),
-        };
-        product(&rows, view)
+        dense_product(&rows, &weight, None)
+    }
+
+    fn dense_product_with_bias(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        dense_product(&rows, &weight, Some(&bias))
     }
 
     fn packed_product(
@@ -30,21 +30,18 @@ impl Kernels for Flex {
         format: PackedFormat,
         d_out: usize,
     ) -> FloatTensor<Self> {
-        let [_, d_in] = dims(&rows);
-        let dims = [d_out, d_in];
-        // The scales were looked at when they were read.
-        let view = match format {
-            PackedFormat::Int8 => {
-                Int8::from_parts(elements(&codes).into(), elements(&scales).into(), dims).map(Weight::from)
-            }
-            PackedFormat::FourBit(kind) => {
-                FourBit::from_parts(kind, elements(&codes).into(), elements(&scales).into(), dims).map(Weight::from)
-            }
-            PackedFormat::Q4 => {
-                Q4::from_parts(elements(&codes).into(), elements(&scales).into(), dims).map(Weight::from)
-            }
-        };
-        product(&rows, view)
+        packed_product(&rows, [&codes, &scales], None, format, d_out)
+    }
+
+    fn packed_product_with_bias(
+        rows: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        format: PackedFormat,
+        d_out: usize,
+    ) -> FloatTensor<Self> {
+        packed_product(&rows, [&codes, &scales], Some(&bias), format, d_out)
     }
 
     fn rms_norm(input: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
@@ -130,12 +127,44 @@ fn in_place(input: FlexTensor, change: impl FnOnce(&mut [f32])) -> FlexTensor {
     tensor(out, input.layout().shape())
 }
 
-fn product(rows: &FlexTensor, weight: Result<Weight<'_>, FormatError>) -> FlexTensor {
+fn dense_product(rows: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
+    let weight = weight.to_contiguous();
+    let [d_out, d_in] = dims(&weight);
+    let view = match weight.dtype() {
+        DType::F32 => Dense::new(elements::<f32>(&weight), d_out, d_in).map(Weight::from),
+        DType::BF16 => Dense::new(elements::<bf16>(&weight), d_out, d_in).map(Weight::from),
+        DType::F16 => Dense::new(elements::<f16>(&weight), d_out, d_in).map(Weight::from),
+        other => panic!("weights are F32, BF16 or F16, not {other:?}"),
+    };
+    product(rows, view, bias)
+}
+
+fn packed_product(
+    rows: &FlexTensor,
+    [codes, scales]: [&FlexTensor; 2],
+    bias: Option<&FlexTensor>,
+    format: PackedFormat,
+    d_out: usize,
+) -> FlexTensor {
+    let [_, d_in] = dims(rows);
+    let dims = [d_out, d_in];
+    // The scales were looked at when they were read.
+    let view = match format {
+        PackedFormat::Int8 => Int8::from_parts(elements(codes).into(), elements(scales).into(), dims).map(Weight::from),
+        PackedFormat::FourBit(kind) => {
+            FourBit::from_parts(kind, elements(codes).into(), elements(scales).into(), dims).map(Weight::from)
+        }
+        PackedFormat::Q4 => Q4::from_parts(elements(codes).into(), elements(scales).into(), dims).map(Weight::from),
+    };
+    product(rows, view, bias)
+}
+
+fn product(rows: &FlexTensor, weight: Result<Weight<'_>, FormatError>, bias: Option<&FlexTensor>) -> FlexTensor {
     let weight = weight.expect("tensors have the sizes that their format asks for");
-    let rows = rows.to_contiguous();
+    let (rows, bias) = (rows.to_contiguous(), bias.map(FlexTensor::to_contiguous));
     let ([n_rows, _], [d_out, _]) = (dims(&rows), weight.dims());
     let mut out = vec![0f32; n_rows * d_out];
-    kernels::linear(elements(&rows), n_rows, &weight, None, &mut out);
+    kernels::linear(elements(&rows), n_rows, &weight, bias.as_ref().map(elements), &mut out);
     tensor(out, &[n_rows, d_out].into())
 }
 

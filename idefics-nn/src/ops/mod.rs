@@ -22,11 +22,28 @@ pub(crate) trait Kernels: Backend {
     /// `x Wᵀ`: `[n_rows, d_in]` and `[d_out, d_in]` of F32, BF16 or F16 in, `[n_rows, d_out]` out.
     fn dense_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// The same with a weight of codes and scales.
+    /// `x Wᵀ + b`, with `b` of `[d_out]` in F32.
+    fn dense_product_with_bias(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// The first with a weight of codes and scales.
     fn packed_product(
         rows: FloatTensor<Self>,
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
+        format: PackedFormat,
+        d_out: usize,
+    ) -> FloatTensor<Self>;
+
+    /// The second with a weight of codes and scales.
+    fn packed_product_with_bias(
+        rows: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         format: PackedFormat,
         d_out: usize,
     ) -> FloatTensor<Self>;
@@ -94,26 +111,47 @@ fn has_kernels<const D: usize>(activations: &Tensor<D>) -> bool {
 }
 
 /// See [`Kernels::dense_product`].
-pub(crate) fn dense_product(rows: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+pub(crate) fn dense_product(rows: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     if has_kernels(&rows) {
-        return Tensor::from_dispatch(Dispatch::dense_product(rows.into_dispatch(), weight.into_dispatch()));
+        let (rows, weight) = (rows.into_dispatch(), weight.into_dispatch());
+        return Tensor::from_dispatch(match bias {
+            None => Dispatch::dense_product(rows, weight),
+            Some(bias) => Dispatch::dense_product_with_bias(rows, weight, bias.into_dispatch()),
+        });
     }
     let dtype = rows.dtype();
-    rows.matmul(weight.cast(dtype).transpose())
+    with_bias(rows.matmul(weight.cast(dtype).transpose()), bias)
 }
 
-/// See [`Kernels::packed_product`]; `None` where there is no kernel.
+/// See [`Kernels::packed_product`]; where there is no kernel the product with what `dequantized` gives.
 pub(crate) fn packed_product(
-    rows: &Tensor<2>,
+    rows: Tensor<2>,
     codes: Tensor<1, Int>,
     scales: Tensor<1>,
+    bias: Option<Tensor<1>>,
     format: PackedFormat,
     d_out: usize,
-) -> Option<Tensor<2>> {
-    has_kernels(rows).then(|| {
-        let (codes, scales) = (codes.into_dispatch(), scales.into_dispatch());
-        Tensor::from_dispatch(Dispatch::packed_product(rows.clone().into_dispatch(), codes, scales, format, d_out))
-    })
+    dequantized: impl FnOnce() -> Tensor<2>,
+) -> Tensor<2> {
+    if has_kernels(&rows) {
+        let (rows, codes, scales) = (rows.into_dispatch(), codes.into_dispatch(), scales.into_dispatch());
+        return Tensor::from_dispatch(match bias {
+            None => Dispatch::packed_product(rows, codes, scales, format, d_out),
+            Some(bias) => {
+                let bias = bias.into_dispatch();
+                Dispatch::packed_product_with_bias(rows, codes, scales, bias, format, d_out)
+            }
+        });
+    }
+    let dtype = rows.dtype();
+    with_bias(rows.matmul(dequantized().cast(dtype).transpose()), bias)
+}
+
+fn with_bias(output: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    match bias {
+        None => output,
+        Some(bias) => output + bias.unsqueeze(),
+    }
 }
 
 /// See [`Kernels::rms_norm`]. Computes in f32 and rounds to the input's dtype before it scales.
