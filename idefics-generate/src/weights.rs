@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::DType;
-use idefics_nn::{LoadOptions, PackedFormat, Quantization};
+use idefics_nn::{Activations, LoadOptions, PackedFormat, Quantization};
 
 use crate::Idefics2Config;
 
@@ -21,6 +21,8 @@ pub struct WeightOptions {
     pub quantize_vision: bool,
     /// Whether the head (`lm_head`) is too, which the reference spares.
     pub quantize_head: bool,
+    /// What the activations of quantised layers are multiplied as.
+    pub activations: Activations,
 }
 
 impl Default for WeightOptions {
@@ -31,6 +33,7 @@ impl Default for WeightOptions {
             double_quant: false,
             quantize_vision: true,
             quantize_head: false,
+            activations: Activations::F32,
         }
     }
 }
@@ -62,7 +65,8 @@ impl WeightOptions {
     /// The same for the loader.
     pub(crate) fn load_options<'a>(&self, config: &Idefics2Config) -> LoadOptions<'a> {
         let tied = config.tied();
-        LoadOptions { dtype: self.dtype, quantize: self.quantization(), tied, ..LoadOptions::default() }
+        let (dtype, quantize, activations) = (self.dtype, self.quantization(), self.activations);
+        LoadOptions { dtype, quantize, activations, tied, ..LoadOptions::default() }
     }
 
     /// Source of what is spared: `get_modules_to_not_convert`, Transformers 5.23.0.

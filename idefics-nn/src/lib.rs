@@ -27,6 +27,6 @@ pub use init::normal;
 pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Linear, product};
 pub use norm::{LayerNorm, RmsNorm};
-pub use packed::{PackedFormat, PackedWeight};
+pub use packed::{Activations, PackedFormat, PackedWeight};
 pub use parameters::{ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
 pub use rope::{RopeScaling, RotaryAngles, RotaryEmbedding};

@@ -4,6 +4,7 @@ use burn::module::{Module, Param, ParamId, Reparameterization};
 use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 
 use crate::formats::{BLOCK, FormatError, FourBit, FourBitType, Int8, NestedAbsmax, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE};
+use crate::ops::Packing;
 use crate::{Quantization, ops};
 
 /// How codes and scales become numbers; see [`crate::formats`].
@@ -31,6 +32,17 @@ impl PackedFormat {
     }
 }
 
+/// What activations are multiplied as, on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activations {
+    /// As they are.
+    #[default]
+    F32,
+    /// Where there are many rows of them and the weight is int8 or q4: rounded to eight bits, each row with a scale of its
+    /// own, so that integers are multiplied. Elsewhere as they are.
+    Int8,
+}
+
 /// What stands in for the weight of a [`crate::Linear`], attached to its parameter as a reparameterization: the plain
 /// weight is never made.
 #[derive(Module, Debug)]
@@ -41,6 +53,8 @@ pub struct PackedWeight {
     scales: Param<Tensor<1>>,
     #[module(skip)]
     format: PackedFormat,
+    #[module(skip)]
+    activations: Activations,
     d_out: usize,
     d_in: usize,
 }
@@ -88,7 +102,13 @@ impl PackedWeight {
     /// Its product with activations: `x Wᵀ + b`, `[n_rows, d_in]` in, `[n_rows, d_out]` out.
     pub(crate) fn product(&self, rows: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
         let (codes, scales) = (self.codes.val(), self.scales.val());
-        ops::packed_product(rows, codes, scales, bias, self.format, self.d_out, || self.dequantize())
+        let packing = Packing { format: self.format, activations: self.activations, d_out: self.d_out };
+        ops::packed_product(rows, codes, scales, bias, packing, || self.dequantize())
+    }
+
+    /// The same with products of such activations.
+    pub(crate) fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
     }
 
     /// The format.
@@ -149,6 +169,7 @@ impl PackedWeight {
             codes: Param::initialized(ParamId::new(), Tensor::from_data(codes, (device, codes_dtype))),
             scales: Param::from_tensor(Tensor::from_data(scales, (device, scales_dtype))),
             format,
+            activations: Activations::F32,
             d_out,
             d_in,
         }

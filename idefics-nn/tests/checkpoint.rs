@@ -350,7 +350,7 @@ struct Tied {
 }
 
 const TIED: LoadOptions<'_> =
-    LoadOptions { prefix: "", dtype: Some(DType::F32), quantize: None, tied: &[("head.weight", "embed.weight")] };
+    LoadOptions { prefix: "", tied: &[("head.weight", "embed.weight")], ..LoadOptions::default() };
 
 fn tied(vocab: usize, width: usize) -> Tied {
     let device = Device::flex();

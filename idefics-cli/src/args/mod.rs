@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use idefics_generate::nn::Activations;
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::{DeviceChoice, Precision, RankOptions, WeightFormat, WeightOptions};
 
@@ -61,6 +62,10 @@ pub(crate) struct Global {
     /// Whether --quantize covers the head.
     #[arg(long, global = true, value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     pub(crate) quantize_head: bool,
+    /// On the CPU, what activations are multiplied as where there are many and weights are int8 or q4: f32, or int8, which
+    /// is faster and less exact.
+    #[arg(long, global = true, value_name = "f32|int8", default_value = "f32", value_parser = activations)]
+    pub(crate) activations: Activations,
     /// CPU threads [default: one a core].
     #[arg(long, global = true)]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -84,8 +89,17 @@ impl Global {
             double_quant: self.double_quant,
             quantize_vision: self.quantize_vision,
             quantize_head: self.quantize_head,
+            activations: self.activations,
             ..plain
         }
+    }
+}
+
+fn activations(name: &str) -> Result<Activations, String> {
+    match name {
+        "f32" => Ok(Activations::F32),
+        "int8" => Ok(Activations::Int8),
+        _ => Err("expected f32 or int8".to_owned()),
     }
 }
 

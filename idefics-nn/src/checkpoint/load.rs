@@ -10,7 +10,7 @@ use super::convert::read_as;
 use super::stored::{Stored, StoredKind};
 use super::{Checkpoint, CheckpointError, Quantization};
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
-use crate::{PackedFormat, PackedWeight};
+use crate::{Activations, PackedFormat, PackedWeight};
 
 /// Tensors that old checkpoints carry and the models compute themselves: names that end in one of these are skipped.
 const STRAYS: [&str; 3] =
@@ -28,6 +28,8 @@ pub struct LoadOptions<'a> {
     pub dtype: Option<DType>,
     /// What linear layers are quantised to. Those that the file has quantised already stay as they are.
     pub quantize: Option<Quantization>,
+    /// What the activations of quantised layers are multiplied as.
+    pub activations: Activations,
     /// Pairs (tensor, source): a tensor that may be absent, and is then the very same memory as its source
     /// (`tie_word_embeddings`). The source comes first in the module.
     pub tied: &'a [(&'a str, &'a str)],
@@ -35,7 +37,7 @@ pub struct LoadOptions<'a> {
 
 impl Default for LoadOptions<'_> {
     fn default() -> Self {
-        Self { prefix: "", dtype: Some(DType::F32), quantize: None, tied: &[] }
+        Self { prefix: "", dtype: Some(DType::F32), quantize: None, activations: Activations::F32, tied: &[] }
     }
 }
 
@@ -191,7 +193,7 @@ impl Reparameterizer for &mut Loader<'_> {
         }
         let name = format!("{}{path}", self.options.prefix);
         match self.read(path, &name, &param) {
-            Ok(Weight::Packed(packed)) => (param, Some(packed)), // the parameter itself stays empty
+            Ok(Weight::Packed(packed)) => (param, Some(packed.with_activations(self.options.activations))), // the parameter itself stays empty
             Ok(Weight::Dense(tensor)) => {
                 if self.options.tied.iter().any(|(_, source)| *source == name) {
                     self.sources.insert(name, Box::new(tensor.clone()));

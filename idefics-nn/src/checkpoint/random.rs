@@ -86,7 +86,7 @@ impl Reparameterizer for &mut Filler<'_> {
         if let (Some(quantization), Some(Matrix::Linear)) = (quantization, matrix) {
             let dims = [shape[0], shape[1]];
             match PackedWeight::quantize(&draw(n, seed, |value| value), dims, quantization, &device) {
-                Ok(packed) => return (param, Some(packed)),
+                Ok(packed) => return (param, Some(packed.with_activations(self.options.activations))),
                 Err(error) => self.error = Some(error),
             }
             return (param, None);

@@ -35,7 +35,9 @@ fn has_instructions() -> bool {
     const BF16: u32 = 1 << 22;
     const TILE: u32 = 1 << 24;
     const INT8: u32 = 1 << 25;
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILE | INT8) == BF16 | TILE | INT8 && is_x86_feature_detected!("avx512bf16")
+    __cpuid(0).eax >= 7
+        && __cpuid_count(7, 0).edx & (BF16 | TILE | INT8) == BF16 | TILE | INT8
+        && is_x86_feature_detected!("avx512bf16")
 }
 
 /// Asks the system for the tiles' state, which is too large to be kept for every process.
@@ -315,9 +317,7 @@ pub(super) fn mask(at: usize, end: usize) -> u16 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) unsafe fn load(row: *const f32, at: usize, d_in: usize) -> [__m512; 2] {
     // SAFETY: masks hide what is behind the row's end.
-    unsafe {
-        [at, at + 16].map(|at| _mm512_maskz_loadu_ps(mask(at, d_in), row.wrapping_add(at)))
-    }
+    unsafe { [at, at + 16].map(|at| _mm512_maskz_loadu_ps(mask(at, d_in), row.wrapping_add(at))) }
 }
 
 #[inline]

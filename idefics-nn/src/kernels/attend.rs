@@ -94,7 +94,10 @@ impl Attention<'_> {
         self.keys.check([batch, kv_heads, len], head_dim);
         self.values.check([batch, kv_heads, len], head_dim);
         let masked_out = self.masked_out.map(<[bool]>::len);
-        assert!(masked_out.is_none_or(|n| Some(n) == product(&[batch, queries, len])), "a mask of [batch, queries, len]");
+        assert!(
+            masked_out.is_none_or(|n| Some(n) == product(&[batch, queries, len])),
+            "a mask of [batch, queries, len]"
+        );
     }
 
     /// The queries of a block.
@@ -121,7 +124,8 @@ impl Attention<'_> {
         let (queries, kv_head) = (self.queries_of(block), head / (self.heads / self.kv_heads));
         let seen = self.seen(row, queries.clone());
         with_scratch(queries.len() * seen, |scores| {
-            let strided = |of: &Cached<'_>, at: [usize; 3]| (of.values[of.start(at)..].as_ptr(), of.strides[2] as isize);
+            let strided =
+                |of: &Cached<'_>, at: [usize; 3]| (of.values[of.start(at)..].as_ptr(), of.strides[2] as isize);
             if seen > 0 {
                 let (query, query_stride) = strided(&self.query, [row, head, queries.start]);
                 let (key, key_stride) = strided(&self.keys, [row, kv_head, 0]);

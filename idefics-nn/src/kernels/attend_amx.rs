@@ -105,7 +105,9 @@ fn block(
             // SAFETY: the instructions are there.
             unsafe { pack_tile(query, head_dim, out) };
         }
-        let pair = |values: &[f32], tile: usize| [tile, tile + 1].map(|tile| bytes(values, tile * shape.head_steps * STEP_VALUES));
+        let pair = |values: &[f32], tile: usize| {
+            [tile, tile + 1].map(|tile| bytes(values, tile * shape.head_steps * STEP_VALUES))
+        };
         for step in 0..steps {
             // SAFETY: all tiles of these queries and keys are there, and 32 rows of scores.
             unsafe {
@@ -202,7 +204,8 @@ unsafe fn pack_values(attention: &Attention<'_>, [row, head]: [usize; 2], tile: 
             return _mm512_setzero_ps();
         }
         let Cached { values, .. } = attention.values;
-        let [values, _] = load(values[attention.values.start([row, head, slot])..].as_ptr(), tile * ROWS, attention.head_dim);
+        let [values, _] =
+            load(values[attention.values.start([row, head, slot])..].as_ptr(), tile * ROWS, attention.head_dim);
         values
     };
     for (step, out) in out.chunks_exact_mut(STEP_VALUES).enumerate() {

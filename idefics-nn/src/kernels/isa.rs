@@ -25,13 +25,19 @@ impl Isa {
     pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
-            [Self::Amx, Self::Avx512, Self::Avx2, Self::Neon].into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Plain)
+            [Self::Amx, Self::Avx512, Self::Avx2, Self::Neon]
+                .into_iter()
+                .find(|isa| isa.is_available())
+                .unwrap_or(Self::Plain)
         })
     }
 
     /// All that the machine has, the plain one first.
     pub fn available() -> Vec<Self> {
-        [Self::Plain, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon].into_iter().filter(|isa| isa.is_available()).collect()
+        [Self::Plain, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon]
+            .into_iter()
+            .filter(|isa| isa.is_available())
+            .collect()
     }
 
     /// Whether the machine has it.

@@ -5,10 +5,10 @@ use burn::tensor::{Bytes, DType, Element};
 use burn_flex::{Flex, FlexTensor, Layout};
 use half::{bf16, f16};
 
-use super::Kernels;
-use crate::PackedFormat;
+use super::{Kernels, Packing};
 use crate::formats::{Dense, FormatError, FourBit, Int8, Q4, Weight};
 use crate::kernels::{self, Attention, Cached, DecodeAttention};
+use crate::{Activations, PackedFormat};
 
 impl Kernels for Flex {
     fn dense_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -27,10 +27,9 @@ impl Kernels for Flex {
         rows: FloatTensor<Self>,
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
-        format: PackedFormat,
-        d_out: usize,
+        packing: Packing,
     ) -> FloatTensor<Self> {
-        packed_product(&rows, [&codes, &scales], None, format, d_out)
+        packed_product(&rows, [&codes, &scales], None, packing)
     }
 
     fn packed_product_with_bias(
@@ -38,10 +37,9 @@ impl Kernels for Flex {
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        format: PackedFormat,
-        d_out: usize,
+        packing: Packing,
     ) -> FloatTensor<Self> {
-        packed_product(&rows, [&codes, &scales], Some(&bias), format, d_out)
+        packed_product(&rows, [&codes, &scales], Some(&bias), packing)
     }
 
     fn rms_norm(input: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
@@ -136,15 +134,14 @@ fn dense_product(rows: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTenso
         DType::F16 => Dense::new(elements::<f16>(&weight), d_out, d_in).map(Weight::from),
         other => panic!("weights are F32, BF16 or F16, not {other:?}"),
     };
-    product(rows, view, bias)
+    product(rows, view, bias, Activations::F32)
 }
 
 fn packed_product(
     rows: &FlexTensor,
     [codes, scales]: [&FlexTensor; 2],
     bias: Option<&FlexTensor>,
-    format: PackedFormat,
-    d_out: usize,
+    Packing { format, activations, d_out }: Packing,
 ) -> FlexTensor {
     let [_, d_in] = dims(rows);
     let dims = [d_out, d_in];
@@ -156,15 +153,27 @@ fn packed_product(
         }
         PackedFormat::Q4 => Q4::from_parts(elements(codes).into(), elements(scales).into(), dims).map(Weight::from),
     };
-    product(rows, view, bias)
+    product(rows, view, bias, activations)
 }
 
-fn product(rows: &FlexTensor, weight: Result<Weight<'_>, FormatError>, bias: Option<&FlexTensor>) -> FlexTensor {
+fn product(
+    rows: &FlexTensor,
+    weight: Result<Weight<'_>, FormatError>,
+    bias: Option<&FlexTensor>,
+    activations: Activations,
+) -> FlexTensor {
     let weight = weight.expect("tensors have the sizes that their format asks for");
     let (rows, bias) = (rows.to_contiguous(), bias.map(FlexTensor::to_contiguous));
     let ([n_rows, _], [d_out, _]) = (dims(&rows), weight.dims());
     let mut out = vec![0f32; n_rows * d_out];
-    kernels::linear(elements(&rows), n_rows, &weight, bias.as_ref().map(elements), &mut out);
+    let (x, bias) = (elements(&rows), bias.as_ref().map(elements));
+    // Few rows wait for the weight, not for arithmetic.
+    let is_rounded = activations == Activations::Int8
+        && n_rows > kernels::THIN_ROWS
+        && kernels::linear_int8(x, n_rows, &weight, bias, &mut out).is_some();
+    if !is_rounded {
+        kernels::linear(x, n_rows, &weight, bias, &mut out);
+    }
     tensor(out, &[n_rows, d_out].into())
 }
 

@@ -14,7 +14,16 @@ use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, activation};
 
-use crate::PackedFormat;
+use crate::{Activations, PackedFormat};
+
+/// What a packed weight is beside its codes and scales.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Packing {
+    pub(crate) format: PackedFormat,
+    pub(crate) activations: Activations,
+    /// Output features.
+    pub(crate) d_out: usize,
+}
 
 /// What has a kernel.
 #[backend_extension(Flex: cfg(feature = "flex"))]
@@ -34,8 +43,7 @@ pub(crate) trait Kernels: Backend {
         rows: FloatTensor<Self>,
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
-        format: PackedFormat,
-        d_out: usize,
+        packing: Packing,
     ) -> FloatTensor<Self>;
 
     /// The second with a weight of codes and scales.
@@ -44,8 +52,7 @@ pub(crate) trait Kernels: Backend {
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        format: PackedFormat,
-        d_out: usize,
+        packing: Packing,
     ) -> FloatTensor<Self>;
 
     /// `x / √(mean(x²) + eps) · weight` over the last axis, of `weight`'s length.
@@ -129,18 +136,14 @@ pub(crate) fn packed_product(
     codes: Tensor<1, Int>,
     scales: Tensor<1>,
     bias: Option<Tensor<1>>,
-    format: PackedFormat,
-    d_out: usize,
+    packing: Packing,
     dequantized: impl FnOnce() -> Tensor<2>,
 ) -> Tensor<2> {
     if has_kernels(&rows) {
         let (rows, codes, scales) = (rows.into_dispatch(), codes.into_dispatch(), scales.into_dispatch());
         return Tensor::from_dispatch(match bias {
-            None => Dispatch::packed_product(rows, codes, scales, format, d_out),
-            Some(bias) => {
-                let bias = bias.into_dispatch();
-                Dispatch::packed_product_with_bias(rows, codes, scales, bias, format, d_out)
-            }
+            None => Dispatch::packed_product(rows, codes, scales, packing),
+            Some(bias) => Dispatch::packed_product_with_bias(rows, codes, scales, bias.into_dispatch(), packing),
         });
     }
     let dtype = rows.dtype();

@@ -7,6 +7,7 @@ use anyhow::Result;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_demo::{Example, Task};
+use idefics_generate::nn::Activations;
 use idefics_generate::train::TrainingBatch;
 use idefics_generate::{DeviceChoice, Idefics, LabelRecipe, LogitsToKeep, WeightOptions};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,14 +19,16 @@ use super::eval::{answers, examples};
 const BATCH: usize = 25;
 
 /// `--quantize` and `--double-quant` of each format, and the dtype of what is not quantised.
-const FORMATS: [(&str, &str, bool, DType); 7] = [
-    ("bf16", "none", false, DType::BF16),
-    ("f16", "none", false, DType::F16),
-    ("int8", "int8", false, DType::F32),
-    ("nf4", "nf4", false, DType::F32),
-    ("nf4 double", "nf4", true, DType::F32),
-    ("fp4", "fp4", false, DType::F32),
-    ("q4", "q4", false, DType::F32),
+const FORMATS: [(&str, &str, bool, DType, Activations); 9] = [
+    ("bf16", "none", false, DType::BF16, Activations::F32),
+    ("f16", "none", false, DType::F16, Activations::F32),
+    ("int8", "int8", false, DType::F32, Activations::F32),
+    ("nf4", "nf4", false, DType::F32, Activations::F32),
+    ("nf4 double", "nf4", true, DType::F32, Activations::F32),
+    ("fp4", "fp4", false, DType::F32, Activations::F32),
+    ("q4", "q4", false, DType::F32, Activations::F32),
+    ("int8, int8 activations", "int8", false, DType::F32, Activations::Int8),
+    ("q4, int8 activations", "q4", false, DType::F32, Activations::Int8),
 ];
 
 /// Measures how far each weight format is from f32: answers that change, and the mean KL divergence of the next token.
@@ -61,10 +64,15 @@ fn compare(args: &Args) -> Result<()> {
     let exact = Idefics::from_folder(&args.model, &device, DType::F32, |_| ())?;
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("the template is valid");
     let bar = ProgressBar::new((FORMATS.len() * examples.len()) as u64).with_style(style);
-    for (name, quantize, double_quant, dtype) in FORMATS {
+    for (name, quantize, double_quant, dtype, activations) in FORMATS {
         bar.set_message(name);
-        let weights =
-            WeightOptions { quantize: quantize.parse()?, double_quant, dtype: Some(dtype), ..WeightOptions::default() };
+        let weights = WeightOptions {
+            quantize: quantize.parse()?,
+            double_quant,
+            dtype: Some(dtype),
+            activations,
+            ..WeightOptions::default()
+        };
         let model = Idefics::from_folder(&args.model, &device, weights, |_| ())?;
         let mut difference = Difference::default();
         for batch in examples.chunks(BATCH) {
@@ -124,7 +132,7 @@ impl Difference {
             );
         } else {
             println!(
-                "{name:<12} {:>4} of {} answers changed ({answers:.1} %), {tokens:.2} % of tokens, mean KL {divergence:.2e}",
+                "{name:<24} {:>4} of {} answers changed ({answers:.1} %), {tokens:.2} % of tokens, mean KL {divergence:.2e}",
                 self.changed_answers, self.examples
             );
         }

@@ -149,7 +149,14 @@ impl Block<'_> {
                     }
                     let sums = [0, ROWS, ROWS * BLOCK_FEATURES, ROWS * BLOCK_FEATURES + ROWS]
                         .map(|at| copy.as_mut_ptr().add(at));
-                    tiles.multiply::<N>(activations, weights, steps.len(), sums, size_of::<[f32; BLOCK_FEATURES]>(), clear);
+                    tiles.multiply::<N>(
+                        activations,
+                        weights,
+                        steps.len(),
+                        sums,
+                        size_of::<[f32; BLOCK_FEATURES]>(),
+                        clear,
+                    );
                     for row in 0..n_rows {
                         row_of(row).copy_from_slice(&copy[row * BLOCK_FEATURES..][..features.len()]);
                     }
@@ -245,9 +252,7 @@ unsafe fn f16_columns(weight: &Dense<'_, f16>, row: usize, step: usize) -> [__m5
     let row = weight.values()[row * d_in..(row + 1) * d_in].as_ptr();
     // SAFETY: masks hide what is behind the row's end.
     unsafe {
-        let half = |at: usize| {
-            _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(at, d_in), row.wrapping_add(at).cast()))
-        };
+        let half = |at: usize| _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(at, d_in), row.wrapping_add(at).cast()));
         parts(half(step * STEP), half(step * STEP + 16))
     }
 }

@@ -6,9 +6,9 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::super::super::amx::transposed;
 use super::super::super::shared::with_scratch;
 use super::super::Product;
-use super::super::super::amx::transposed;
 use super::{Codes, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Rounded, STEP};
 use crate::formats::{Int8, Q4, Q4_TILE};
 
@@ -161,7 +161,9 @@ unsafe fn rows<const N: usize>(
                         }
                     }
                 }
-                std::array::from_fn(|n| all[n].map(|sums| _mm512_mul_ps(sums, _mm512_set1_ps(rounded.scales[first + n]))))
+                std::array::from_fn(|n| {
+                    all[n].map(|sums| _mm512_mul_ps(sums, _mm512_set1_ps(rounded.scales[first + n])))
+                })
             }
         };
         for n in 0..N {
