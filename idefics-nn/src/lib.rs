@@ -15,6 +15,7 @@ mod norm;
 mod ops;
 mod packed;
 mod parameters;
+pub mod profile;
 mod rope;
 
 pub use activation::Activation;

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use super::{Kernels, Packing};
 use crate::formats::{Dense, FormatError, FourBit, Int8, Q4, Weight};
 use crate::kernels::{self, Attention, Cached, DecodeAttention};
+use crate::profile::{Cost, timed};
 use crate::{Activations, PackedFormat};
 
 impl Kernels for Flex {
@@ -45,20 +46,24 @@ impl Kernels for Flex {
     fn rms_norm(input: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
         let (input, weight) = (input.to_contiguous(), weight.to_contiguous());
         let mut out = zeros_like(&input);
-        kernels::rms_norm(elements(&input), elements(&weight), eps as f32, &mut out);
+        timed("rms norm", elementwise(out.len(), 2), || {
+            kernels::rms_norm(elements(&input), elements(&weight), eps as f32, &mut out);
+        });
         tensor(out, input.layout().shape())
     }
 
     fn rotate(states: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
         let (states, cos, sin) = (states.to_contiguous(), cos.to_contiguous(), sin.to_contiguous());
         let mut out = elements::<f32>(&states).to_vec();
-        kernels::rope(&mut out, dims(&states), elements(&cos), elements(&sin));
+        timed("rotary positions", elementwise(out.len(), 2), || {
+            kernels::rope(&mut out, dims(&states), elements(&cos), elements(&sin));
+        });
         tensor(out, states.layout().shape())
     }
 
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let up = up.to_contiguous();
-        in_place(gate, |gate| kernels::swiglu(gate, elements(&up)))
+        in_place(gate, |gate| timed("swiglu", elementwise(gate.len(), 3), || kernels::swiglu(gate, elements(&up))))
     }
 
     fn attend_once(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -99,16 +104,18 @@ impl Kernels for Flex {
     ) -> FloatTensor<Self> {
         let (input, weight, bias) = (input.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         let mut out = zeros_like(&input);
-        kernels::layer_norm(elements(&input), elements(&weight), elements(&bias), eps as f32, &mut out);
+        timed("layer norm", elementwise(out.len(), 2), || {
+            kernels::layer_norm(elements(&input), elements(&weight), elements(&bias), eps as f32, &mut out);
+        });
         tensor(out, input.layout().shape())
     }
 
     fn gelu_tanh(input: FloatTensor<Self>) -> FloatTensor<Self> {
-        in_place(input, kernels::gelu_tanh)
+        in_place(input, |values| timed("gelu", elementwise(values.len(), 2), || kernels::gelu_tanh(values)))
     }
 
     fn gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
-        in_place(input, kernels::gelu)
+        in_place(input, |values| timed("gelu", elementwise(values.len(), 2), || kernels::gelu(values)))
     }
 }
 
@@ -168,13 +175,35 @@ fn product(
     let mut out = vec![0f32; n_rows * d_out];
     let (x, bias) = (elements(&rows), bias.as_ref().map(elements));
     // Few rows wait for the weight, not for arithmetic.
-    let is_rounded = activations == Activations::Int8
-        && n_rows > kernels::THIN_ROWS
-        && kernels::linear_int8(x, n_rows, &weight, bias, &mut out).is_some();
-    if !is_rounded {
-        kernels::linear(x, n_rows, &weight, bias, &mut out);
-    }
+    let is_thin = n_rows <= kernels::THIN_ROWS;
+    let cost = Cost {
+        operations: 2.0 * n_rows as f64 * d_out as f64 * weight.dims()[1] as f64,
+        bytes: (weight.bytes() + size_of_val(x) + size_of_val(out.as_slice())) as f64,
+    };
+    let name = if is_thin { "product of few rows" } else { "product of many rows" };
+    timed(name, cost, || {
+        let is_rounded = activations == Activations::Int8
+            && !is_thin
+            && kernels::linear_int8(x, n_rows, &weight, bias, &mut out).is_some();
+        if !is_rounded {
+            kernels::linear(x, n_rows, &weight, bias, &mut out);
+        }
+    });
     tensor(out, &[n_rows, d_out].into())
+}
+
+/// Passes over `n` values.
+fn elementwise(n: usize, passes: usize) -> Cost {
+    Cost { operations: 0.0, bytes: (passes * n * size_of::<f32>()) as f64 }
+}
+
+/// As if every query saw every key.
+fn attention_cost(batch: usize, heads: usize, queries: usize, len: usize, head_dim: usize, kv_heads: usize) -> Cost {
+    let values = 2 * batch * head_dim * (kv_heads * len + heads * queries);
+    Cost {
+        operations: 4.0 * (batch * heads * queries) as f64 * (len * head_dim) as f64,
+        bytes: (values * size_of::<f32>()) as f64,
+    }
 }
 
 /// `seen`: `[batch, len]`.
@@ -194,7 +223,9 @@ fn attend_once(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Opt
         attention_mask: seen,
         scale: 1.0 / (head_dim as f32).sqrt(),
     };
-    kernels::decode_attention(&attention, &mut out);
+    timed("attention of one query", attention_cost(batch, heads, 1, len, head_dim, kv_heads), || {
+        kernels::decode_attention(&attention, &mut out);
+    });
     tensor(out, query.layout().shape())
 }
 
@@ -216,7 +247,9 @@ fn attend(query: FlexTensor, key: FlexTensor, value: FlexTensor, masked_out: Opt
         scale: 1.0 / (head_dim as f32).sqrt(),
     };
     let mut out = zeros_like(&query);
-    kernels::attend(&attention, &mut out); // [batch, queries, heads, head_dim]
+    timed("attention of many queries", attention_cost(batch, heads, queries, len, head_dim, kv_heads), || {
+        kernels::attend(&attention, &mut out); // [batch, queries, heads, head_dim]
+    });
     let token = heads * head_dim;
     let strides = [queries * token, head_dim, token, 1].map(usize::cast_signed).to_vec();
     FlexTensor::new(Bytes::from_elems(out), Layout::new(query.layout().shape().clone(), strides, 0), DType::F32)
