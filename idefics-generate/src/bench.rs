@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor};
+use idefics_nn::profile::{Operation, profiled};
 use idefics_nn::{KvCache, ParameterVisitor, visit_parameters};
 use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
 use serde::Serialize;
@@ -23,6 +24,8 @@ pub struct BenchOptions {
     pub batch: usize,
     /// Times that each stage is measured, after one that does not count.
     pub runs: usize,
+    /// Whether each stage runs once more with the time of each operation.
+    pub profile: bool,
 }
 
 impl BenchOptions {
@@ -81,6 +84,20 @@ pub struct BenchReport {
     pub decode_bytes_per_token: usize,
     /// The dtype of matrices that are not quantised, as `--dtype` spells it.
     pub dtype: String,
+    /// What the operations of each stage take, if that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profile: Vec<StageProfile>,
+}
+
+/// One run of a stage.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StageProfile {
+    /// `vision tower`
+    pub stage: &'static str,
+    /// All of it.
+    pub seconds: f64,
+    /// Those with a kernel, the longest first; the rest of the time is Burn's own operations.
+    pub operations: Vec<Operation>,
 }
 
 impl Idefics2 {
@@ -98,9 +115,11 @@ impl Idefics2 {
         let all = std::iter::repeat_n(&pictures, options.batch).flatten();
         let runs = options.runs.max(1);
 
+        let mut profile = Vec::new();
+
         progress("preprocessing");
         let mut tiles: Vec<ImageTile> = Vec::new();
-        let preprocess_ms = repeat(runs, || {
+        let preprocess_ms = repeat(runs, &mut || {
             tiles = all.clone().flat_map(|picture| processor.process(picture)).collect();
             Ok(())
         })?;
@@ -108,30 +127,40 @@ impl Idefics2 {
         progress("vision tower");
         let batches = image_batches(&tiles, &self.config().vision_config)?;
         let mut features = Vec::new();
-        let vision_ms = repeat(runs, || {
+        let mut work = || {
             features = batches.iter().map(|batch| self.vision_features(batch)).collect();
             self.finish()
-        })?;
+        };
+        let vision_ms = repeat(runs, &mut work)?;
+        profile.extend(options.profile.then(|| profiled_stage("vision tower", &mut work)).transpose()?);
 
         progress("connector");
         let mut image_hidden_states = None;
-        let connector_ms = repeat(runs, || {
+        let mut work = || {
             image_hidden_states = self.connect(&batches, features.clone());
             self.finish()
-        })?;
+        };
+        let connector_ms = repeat(runs, &mut work)?;
+        profile.extend(options.profile.then(|| profiled_stage("connector", &mut work)).transpose()?);
         drop(features);
 
         progress("prefill");
         let prompts = self.prompts(&tiles, options)?;
         let mut cache = self.cache(&prompts, 0);
-        let prefill_ms = repeat(runs, || {
+        let mut work = || {
             cache = self.cache(&prompts, options.new_tokens + 1);
             self.prefill(&prompts, image_hidden_states.clone(), &mut cache)?;
             self.finish()
-        })?;
+        };
+        let prefill_ms = repeat(runs, &mut work)?;
+        profile.extend(options.profile.then(|| profiled_stage("prefill", &mut work)).transpose()?);
 
         progress("decode");
         let decode_ms = Spread::of(self.decode_times(&mut cache, options)?);
+        if options.profile {
+            let step = || self.decode(&vec![FILLER; options.batch], &mut cache).map(|_| ()).map_err(Error::from);
+            profile.push(profiled_stage("decode", step)?);
+        }
         let tokens = (options.batch * prompts.seq()) as f64;
         Ok(BenchReport {
             preprocess_ms,
@@ -143,6 +172,7 @@ impl Idefics2 {
             decode_tokens_per_s: decode_ms.rate(1e3 * options.batch as f64),
             decode_bytes_per_token: self.decode_bytes(),
             dtype: format!("{:?}", self.model.text_model.embed_tokens.weight.val().dtype()).to_lowercase(),
+            profile,
         })
     }
 
@@ -185,7 +215,7 @@ impl Idefics2 {
 const FILLER: u32 = 1;
 
 /// Milliseconds of each of `runs` calls, after one that does not count.
-fn repeat(runs: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<Spread, Error> {
+fn repeat(runs: usize, work: &mut impl FnMut() -> Result<(), Error>) -> Result<Spread, Error> {
     work()?;
     let mut times = Vec::with_capacity(runs);
     for _ in 0..runs {
@@ -194,6 +224,14 @@ fn repeat(runs: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<Sp
         times.push(clock.elapsed().as_secs_f64() * 1e3);
     }
     Ok(Spread::of(times))
+}
+
+/// One more run with the time of each operation.
+fn profiled_stage(stage: &'static str, work: impl FnOnce() -> Result<(), Error>) -> Result<StageProfile, Error> {
+    let clock = Instant::now();
+    let (result, operations) = profiled(work);
+    result?;
+    Ok(StageProfile { stage, seconds: clock.elapsed().as_secs_f64(), operations })
 }
 
 /// A picture with something everywhere.

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use serde::Serialize;
+
 /// What one kind of operation has taken.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Operation {
     /// `product of many rows`, `gelu`.
     pub name: &'static str,
@@ -21,6 +23,7 @@ pub struct Operation {
 }
 
 /// What a call has to do at least.
+#[cfg(feature = "flex")]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cost {
     pub(crate) operations: f64,
@@ -44,6 +47,7 @@ pub fn profiled<R>(work: impl FnOnce() -> R) -> (R, Vec<Operation>) {
 }
 
 /// Runs one operation, and counts it if someone asks.
+#[cfg(feature = "flex")]
 pub(crate) fn timed<R>(name: &'static str, cost: Cost, work: impl FnOnce() -> R) -> R {
     if !IS_ON.load(Ordering::Relaxed) {
         return work();
@@ -62,7 +66,7 @@ pub(crate) fn timed<R>(name: &'static str, cost: Cost, work: impl FnOnce() -> R)
     result
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
 

@@ -288,6 +288,9 @@ pub(crate) struct BenchArgs {
     /// Times that each stage is measured.
     #[arg(long, value_name = "N", default_value = "3")]
     pub(crate) runs: NonZeroUsize,
+    /// Say what each kind of operation takes, on the CPU.
+    #[arg(long)]
+    pub(crate) profile: bool,
 }
 
 /// `630x476`, in pixels.

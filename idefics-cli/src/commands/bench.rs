@@ -4,8 +4,9 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use idefics_generate::bench::{BenchOptions, BenchReport, Spread, bytes, parameters};
+use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile, bytes, parameters};
 use idefics_generate::nn::Checkpoint;
+use idefics_generate::nn::profile::Operation;
 use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig};
 use idefics_generate::{Error, Idefics2, Idefics2Config, ModelConfig};
 use serde_json::{Value, json};
@@ -44,6 +45,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         new_tokens: args.new_tokens.get(),
         batch: args.batch.get(),
         runs: args.runs.get(),
+        profile: args.profile,
     };
 
     let checkpoint = source.as_ref().map(|source| Checkpoint::open(source.path())).transpose().map_err(Error::from)?;
@@ -126,6 +128,26 @@ fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Re
     match all["peak_rss_bytes"].as_f64() {
         Some(rss) => writeln!(stdout, "; at most {:.2} GB of memory", rss / 1e9)?,
         None => writeln!(stdout)?,
+    }
+    print_profile(stdout, &report.profile)
+}
+
+/// One line an operation of each stage, and what is left of the stage.
+fn print_profile(stdout: &mut impl Write, profile: &[StageProfile]) -> Result<(), Failure> {
+    for StageProfile { stage, seconds, operations } in profile {
+        writeln!(stdout, "\n{stage:<28} {:>7} {:>10} {:>7} {:>10} {:>8}", "calls", "ms", "share", "GFLOP/s", "GB/s")?;
+        for operation in operations {
+            let Operation { name, calls, seconds: took, operations, bytes } = operation;
+            let (rate, bandwidth) = (operations / took / 1e9, bytes / took / 1e9);
+            let share = 100.0 * took / seconds;
+            let milliseconds = 1e3 * took;
+            writeln!(
+                stdout,
+                "  {name:<26} {calls:>7} {milliseconds:>10.2} {share:>5.1} % {rate:>10.1} {bandwidth:>8.1}"
+            )?;
+        }
+        let rest = seconds - operations.iter().map(|operation| operation.seconds).sum::<f64>();
+        writeln!(stdout, "  {:<26} {:>7} {:>10.2} {:>5.1} %", "the rest", "", 1e3 * rest, 100.0 * rest / seconds)?;
     }
     Ok(())
 }
