@@ -48,7 +48,8 @@ fn every_stage_is_measured() {
 fn what_cannot_be_measured_is_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let huge = scratch.path().join("config.json");
-    let text_config = json!({"hidden_size": 32_768, "intermediate_size": 262_144, "num_hidden_layers": 512});
+    let text_config =
+        json!({"vocab_size": 32_003, "hidden_size": 32_768, "intermediate_size": 262_144, "num_hidden_layers": 512});
     std::fs::write(&huge, json!({"model_type": "idefics2", "text_config": text_config}).to_string()).unwrap();
     let refused = |args: &[&str], code: i32, word: &str| {
         let output = bench(args);
