@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use idefics_nn::{Checkpoint, CheckpointError, Embedding, Linear, LoadOptions, normal};
+use idefics_nn::{Activations, Checkpoint, CheckpointError, Embedding, Linear, LoadOptions, normal};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -349,8 +349,13 @@ struct Tied {
     head: Linear,
 }
 
-const TIED: LoadOptions<'_> =
-    LoadOptions { prefix: "", tied: &[("head.weight", "embed.weight")], ..LoadOptions::default() };
+const TIED: LoadOptions<'_> = LoadOptions {
+    prefix: "",
+    dtype: Some(DType::F32),
+    quantize: None,
+    activations: Activations::F32,
+    tied: &[("head.weight", "embed.weight")],
+};
 
 fn tied(vocab: usize, width: usize) -> Tied {
     let device = Device::flex();
