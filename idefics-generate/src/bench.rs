@@ -148,7 +148,7 @@ impl Idefics2 {
         let prompts = self.prompts(&tiles, options)?;
         let mut cache = self.cache(&prompts, 0);
         let mut work = || {
-            cache = self.cache(&prompts, options.new_tokens + 1);
+            cache = self.cache(&prompts, options.new_tokens + 2); // a step that does not count, and one for the profile
             self.prefill(&prompts, image_hidden_states.clone(), &mut cache)?;
             self.finish()
         };

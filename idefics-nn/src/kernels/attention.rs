@@ -39,7 +39,7 @@ impl<'a> Cached<'a> {
     pub(super) fn check(&self, sizes: [usize; 3], head_dim: usize) {
         if !sizes.contains(&0) {
             let (end, held) = (self.end(sizes.map(|size| size - 1), head_dim), self.values.len());
-            assert!(end.is_some_and(|end| end <= held), "the cache ends at {held}, before the last of {sizes:?} heads");
+            assert!(end.is_some_and(|end| end <= held), "the cache ends at {held}, before its last head");
         }
     }
 
