@@ -49,8 +49,8 @@ impl<const N: usize> Work for Search<'_, N> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) -> [Fit; N] {
         let mut fits = [Fit { scale: bf16::ZERO, codes: [ZERO_CODE; BLOCK] }; N];
-        for index in 0..N {
-            fits[index] = best(&self.0[index]);
+        for (fit, block) in fits.iter_mut().zip(self.0) {
+            *fit = best(block);
         }
         fits
     }

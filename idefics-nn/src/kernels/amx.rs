@@ -381,7 +381,10 @@ mod tests {
         }
         let rows: [[u32; 16]; 16] = std::array::from_fn(|row| std::array::from_fn(|column| (16 * row + column) as u32));
         // SAFETY: the instructions are there, and both are arrays of 64 bytes.
-        let columns: [[u32; 16]; 16] = unsafe { std::mem::transmute(transposed(std::mem::transmute(rows))) };
+        let columns = unsafe {
+            let rows = std::mem::transmute::<[[u32; 16]; 16], [__m512i; 16]>(rows);
+            std::mem::transmute::<[__m512i; 16], [[u32; 16]; 16]>(transposed(rows))
+        };
         for (c, column) in columns.iter().enumerate() {
             assert_eq!(*column, std::array::from_fn(|row| (16 * row + c) as u32));
         }

@@ -1,6 +1,7 @@
 //! Attention of many queries on tiles of bf16: both products are of f32 that are split.
 
 #![allow(unsafe_code)] // instructions, and tasks that write disjoint parts of one slice
+#![allow(clippy::needless_range_loop)] // several arrays advance together
 
 use std::arch::x86_64::*;
 

@@ -56,15 +56,15 @@ pub fn gelu_on(isa: Isa, values: &mut [f32]) {
     });
 }
 
-fn divided(values: &mut [f32], task: impl Fn(&mut [f32]) + Sync) {
+fn divided(values: &mut [f32], task: impl Fn(&mut [f32]) + Send + Sync) {
     if values.len() <= TASK {
         return task(values);
     }
-    values.par_chunks_mut(TASK).for_each(|values| task(values));
+    values.par_chunks_mut(TASK).for_each(task);
 }
 
 /// `√(2/π)` and its product with 0.044715.
-const TANH: [f32; 2] = [0.797_884_56, 0.035_677_407];
+const TANH: [f32; 2] = [0.797_884_6, 0.035_677_407];
 
 fn argument(x: f32) -> f32 {
     x * (TANH[1] * (x * x) + TANH[0])
