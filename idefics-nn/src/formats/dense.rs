@@ -41,7 +41,8 @@ element!(f32, |value| value, |value| value);
 element!(bf16, bf16::to_f32, bf16::from_f32);
 element!(f16, f16::to_f32, f16::from_f32);
 
-/// A row-major `[d_out, d_in]` weight of `f32`, [`bf16`] or [`f16`](struct@f16); borrowed values may lie in a memory map.
+/// A row-major `[d_out, d_in]` weight of `f32`, [`bf16`] or [`f16`](struct@f16); borrowed values may lie in a memory
+/// map.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dense<'a, E: Element> {
     d_out: usize,
