@@ -51,6 +51,14 @@ pub enum Error {
         /// What is implemented.
         supported: &'static str,
     },
+    /// A model of another generation than was asked for.
+    #[error("{}: `model_type` is of another generation than {expected:?}", path.display())]
+    OtherFamily {
+        /// The file.
+        path: PathBuf,
+        /// What was asked for.
+        expected: &'static str,
+    },
     /// A configuration value that describes no model.
     #[error("{}: {source}", path.display())]
     Config {
@@ -195,6 +203,7 @@ impl Error {
             ) => ErrorKind::FileSystem,
             Self::ModelFile { .. }
             | Self::UnknownFamily { .. }
+            | Self::OtherFamily { .. }
             | Self::Config { .. }
             | Self::Checkpoint(_)
             | Self::ImageTokens { .. }

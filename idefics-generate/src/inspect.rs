@@ -3,14 +3,28 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
-use idefics_nn::Checkpoint;
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor};
+use idefics_nn::checkpoint::TensorEntry;
+use idefics_nn::{Checkpoint, CheckpointError, ParameterVisitor, visit_parameters};
 use serde::Serialize;
 
-use crate::{Error, ModelConfig};
+use crate::{Error, Idefics1, Idefics2, ModelConfig};
 
-/// The parts of a model by their prefix in the checkpoint, in the order in which data meets them.
-const PARTS: [(&str, &str); 6] = [
+/// The parts of a model by their prefix in the checkpoint, in the order in which data meets them; the first that fits
+/// counts.
+type Parts = &'static [(&'static str, &'static str)];
+
+const IDEFICS1_PARTS: Parts = &[
+    ("vision_model", "model.vision_model."),
+    ("perceiver_resampler", "model.perceiver_resampler."),
+    ("embed_tokens", "model.embed_tokens."),
+    ("gated_cross_attn_layers", "model.gated_cross_attn_layers."),
+    ("layers", "model."),
+    ("lm_head", "lm_head."),
+];
+
+const IDEFICS2_PARTS: Parts = &[
     ("vision_model", "model.vision_model."),
     ("modality_projection", "model.connector.modality_projection."),
     ("perceiver_resampler", "model.connector.perceiver_resampler."),
@@ -19,18 +33,18 @@ const PARTS: [(&str, &str); 6] = [
     ("lm_head", "lm_head."),
 ];
 
-/// A model folder at a glance. No weight was read.
+/// A model at a glance. No weight was read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Inspection {
-    /// The folder.
+    /// The folder, or the configuration file.
     pub folder: PathBuf,
     /// `model_type`.
     pub family: &'static str,
     /// Parameters in all.
     pub parameters: usize,
-    /// Bytes of weights in the files.
+    /// Bytes of weights in the files; 0 where there are none.
     pub file_bytes: usize,
-    /// Files that hold weights.
+    /// Files that hold weights; none where there is only a configuration.
     pub files: Vec<String>,
     /// Tensors for each element type.
     pub dtypes: BTreeMap<String, usize>,
@@ -40,7 +54,7 @@ pub struct Inspection {
     pub loaded_bytes: BTreeMap<&'static str, usize>,
     /// Bytes of KV cache for each token of a row, for each precision.
     pub cache_bytes_per_token: BTreeMap<&'static str, usize>,
-    /// Tokens that an image (or each of its five views, with splitting) takes in the prompt.
+    /// Vectors of an image (or of each of its five views, with splitting): for Idefics2, tokens of the prompt.
     pub image_tokens: usize,
     /// Longest context, in tokens.
     pub max_position_embeddings: usize,
@@ -59,34 +73,41 @@ pub struct Part {
     pub file_bytes: usize,
 }
 
-/// Looks at a model folder.
+/// Looks at a model folder, or at a `config.json` alone: then the parameters are those that it asks for.
 ///
 /// # Errors
 /// As [`ModelConfig::from_folder`] and [`Checkpoint::open`].
-pub fn inspect(folder: &Path) -> Result<Inspection, Error> {
-    if !folder.is_dir() {
-        return Err(Error::NoFolder { path: folder.to_owned() });
+pub fn inspect(path: &Path) -> Result<Inspection, Error> {
+    let is_config = path.extension().is_some_and(|extension| extension == "json") && path.is_file();
+    if !path.is_dir() && !is_config {
+        return Err(Error::NoFolder { path: path.to_owned() });
     }
-    let config = ModelConfig::from_folder(folder)?;
-    let family = config.family();
-    let ModelConfig::Idefics2(config) = config;
-    let checkpoint = Checkpoint::open(folder)?;
+    let config = if is_config { ModelConfig::from_file(path)? } else { ModelConfig::from_folder(path)? };
+    let tensors = match Checkpoint::open(path) {
+        _ if is_config => of_shape(&config, path)?,
+        Err(CheckpointError::NotFound { .. }) => of_shape(&config, path)?,
+        checkpoint => of_files(&checkpoint?),
+    };
 
+    let parts_of = config.parts();
     let mut parts: Vec<Part> =
-        PARTS.iter().map(|&(name, _)| Part { name, tensors: 0, parameters: 0, file_bytes: 0 }).collect();
+        parts_of.iter().map(|&(name, _)| Part { name, tensors: 0, parameters: 0, file_bytes: 0 }).collect();
     let mut dtypes = BTreeMap::new();
     let mut files: Vec<String> = Vec::new();
-    for (name, tensor) in checkpoint.tensors() {
-        *dtypes.entry(format!("{:?}", tensor.dtype)).or_insert(0) += 1;
-        if !files.contains(&tensor.file) {
-            files.push(tensor.file.clone());
+    for tensor in tensors {
+        if let Some((dtype, file)) = tensor.stored {
+            *dtypes.entry(dtype).or_insert(0) += 1;
+            if !files.contains(&file) {
+                files.push(file);
+            }
         }
-        if let Some(part) = PARTS.iter().position(|(_, prefix)| name.starts_with(prefix)) {
+        if let Some(part) = parts_of.iter().position(|(_, prefix)| tensor.name.starts_with(prefix)) {
             parts[part].tensors += 1;
-            parts[part].parameters += tensor.num_elements();
-            parts[part].file_bytes += tensor.len_bytes();
+            parts[part].parameters += tensor.parameters;
+            parts[part].file_bytes += tensor.file_bytes;
         }
     }
+    parts.retain(|part| part.tensors > 0);
     files.sort();
     let parameters = parts.iter().map(|part| part.parameters).sum();
     let per_precision = |bytes: &dyn Fn(DType) -> usize| {
@@ -95,17 +116,78 @@ pub fn inspect(folder: &Path) -> Result<Inspection, Error> {
             .map(|(name, dtype)| (name, bytes(dtype)))
             .collect()
     };
+    let (text, image_tokens) = match &config {
+        ModelConfig::Idefics1(config) => (config.text().text, config.vectors_per_image()),
+        ModelConfig::Idefics2(config) => (config.text_config.clone(), config.perceiver_config.resampler_n_latents),
+    };
     Ok(Inspection {
-        folder: folder.to_owned(),
-        family,
+        folder: path.to_owned(),
+        family: config.family(),
         parameters,
         file_bytes: parts.iter().map(|part| part.file_bytes).sum(),
         files,
         dtypes,
         parts,
         loaded_bytes: per_precision(&|dtype| parameters * dtype.size()),
-        cache_bytes_per_token: per_precision(&|dtype| config.text_config.cache_bytes(1, 1, dtype)),
-        image_tokens: config.perceiver_config.resampler_n_latents,
-        max_position_embeddings: config.text_config.max_position_embeddings,
+        cache_bytes_per_token: per_precision(&|dtype| text.cache_bytes(1, 1, dtype)),
+        image_tokens,
+        max_position_embeddings: text.max_position_embeddings,
     })
+}
+
+/// A tensor of a model.
+struct TensorFacts {
+    name: String,
+    parameters: usize,
+    file_bytes: usize,
+    /// Its element type and the file that it is in.
+    stored: Option<(String, String)>,
+}
+
+/// The tensors of weight files.
+fn of_files(checkpoint: &Checkpoint) -> Vec<TensorFacts> {
+    let facts = |(name, tensor): (&str, &TensorEntry)| TensorFacts {
+        name: name.to_owned(),
+        parameters: tensor.num_elements(),
+        file_bytes: tensor.len_bytes(),
+        stored: Some((format!("{:?}", tensor.dtype), tensor.file.clone())),
+    };
+    checkpoint.tensors().map(facts).collect()
+}
+
+/// The tensors that a configuration asks for, tied ones once. Nothing is allocated for them.
+fn of_shape(config: &ModelConfig, path: &Path) -> Result<Vec<TensorFacts>, Error> {
+    struct Listed {
+        tied: &'static [(&'static str, &'static str)],
+        tensors: Vec<TensorFacts>,
+    }
+    impl ParameterVisitor for Listed {
+        fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+            if !self.tied.iter().any(|(tied, _)| *tied == name) {
+                let parameters = param.lazy_shape().num_elements();
+                self.tensors.push(TensorFacts { name: name.to_owned(), parameters, file_bytes: 0, stored: None });
+            }
+        }
+    }
+    let device = Device::default();
+    let failed = |source| Error::Config { path: path.to_owned(), source };
+    let mut listed = Listed { tied: config.tied(), tensors: Vec::new() };
+    match config {
+        ModelConfig::Idefics1(config) => {
+            visit_parameters(&Idefics1::new(config, &device).map_err(failed)?, &mut listed);
+        }
+        ModelConfig::Idefics2(config) => {
+            visit_parameters(&Idefics2::new(config, &device).map_err(failed)?, &mut listed);
+        }
+    }
+    Ok(listed.tensors)
+}
+
+impl ModelConfig {
+    fn parts(&self) -> Parts {
+        match self {
+            Self::Idefics1(_) => IDEFICS1_PARTS,
+            Self::Idefics2(_) => IDEFICS2_PARTS,
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub mod train;
 
 pub use answer::{Answer, Timings, Usage};
 pub use background::BackgroundText;
-pub use config::{Idefics2Config, ModelConfig};
+pub use config::{Idefics1Config, Idefics2Config, ModelConfig};
 pub use conversation::Conversation;
 pub use device::{DeviceChoice, DeviceError, Precision};
 pub use error::{Error, ErrorKind};
@@ -36,8 +36,10 @@ pub use generation::{CancelToken, Controls, FinishReason, GeneratedLogprob, Gene
 pub use generation_config::{
     EarlyStopping, EosTokenId, GenerationConfig, GenerationError, GenerationWarning, OneOrMany,
 };
-pub use inputs::{InputError, Prompts};
-pub use models::idefics2::{Idefics2, LabelRecipe, LogitsToKeep};
+pub use inputs::{InputError, Prompts, SeenImages};
+pub use models::idefics1::Idefics1;
+pub use models::idefics2::Idefics2;
+pub use models::{LabelRecipe, LogitsToKeep, Model};
 pub use pipeline::{Idefics, LoadStage};
 pub use rank::{RankOptions, RankedLabel, Ranking};
 pub use stream::TextStream;

@@ -8,18 +8,18 @@ use burn::tensor::{DType, Device};
 use idefics_nn::checkpoint::LoadProgress;
 use idefics_nn::{Checkpoint, LoadOptions};
 use idefics_processor::image::ImageTile;
-use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample};
+use idefics_processor::{Family, ProcessOptions, ProcessedInputs, Processor, Sample, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
 use crate::{
-    Answer, Controls, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics2, ModelConfig,
-    Prompts, TextStream, Timings, Usage,
+    Answer, Controls, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics1, Idefics2, InputError,
+    Model, ModelConfig, Prompts, TextStream, Timings, Usage,
 };
 
 /// A model with its processor and its generation options.
 #[derive(Debug)]
 pub struct Idefics {
-    pub(crate) model: Idefics2,
+    pub(crate) model: Box<dyn Model>,
     processor: Processor,
     generation_config: GenerationConfig,
     device: Device,
@@ -51,7 +51,31 @@ impl Idefics2 {
         dtype: DType,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)?;
+        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)? else {
+            return Err(Error::OtherFamily { path: folder.join("config.json"), expected: "idefics2" });
+        };
+        let model =
+            Self::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
+        let checkpoint = Checkpoint::open(folder)?;
+        let options = LoadOptions { dtype, tied: config.tied(), ..LoadOptions::default() };
+        Ok(checkpoint.load(model, &options, progress)?)
+    }
+}
+
+impl Idefics1 {
+    /// Loads the model of a folder in the public layout, in `dtype` (F32, BF16 or F16), on `device`.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file, key or tensor at fault.
+    pub fn from_folder(
+        folder: &Path,
+        device: &Device,
+        dtype: DType,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        let ModelConfig::Idefics1(config) = ModelConfig::from_folder(folder)? else {
+            return Err(Error::OtherFamily { path: folder.join("config.json"), expected: "idefics" });
+        };
         let model =
             Self::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
         let checkpoint = Checkpoint::open(folder)?;
@@ -75,25 +99,14 @@ impl Idefics {
             return Err(Error::NoFolder { path: folder.to_owned() });
         }
         let generation_config = GenerationConfig::from_folder(folder)?;
-        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)?;
+        let config = ModelConfig::from_folder(folder)?;
         let processor = Processor::from_folder(folder)?;
-        let n_latents = config.perceiver_config.resampler_n_latents;
-        if processor.image_seq_len() != n_latents {
-            let image_seq_len = processor.image_seq_len();
-            return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
-        }
-        let tokenizer = processor.tokenizer();
-        let vocab_size = config.text_config.vocab_size;
-        if tokenizer.max_id() as usize >= vocab_size || tokenizer.image_token_id() != config.image_token_id {
-            return Err(Error::Vocabulary {
-                folder: folder.to_owned(),
-                max_id: tokenizer.max_id(),
-                vocab_size,
-                tokenizer_image_id: tokenizer.image_token_id(),
-                image_token_id: config.image_token_id,
-            });
-        }
-        let model = Idefics2::from_folder(folder, device, dtype, |loaded| progress(LoadStage::Weights(loaded)))?;
+        check_tokens(folder, &config, &processor)?;
+        let progress = |loaded| progress(LoadStage::Weights(loaded));
+        let model: Box<dyn Model> = match config {
+            ModelConfig::Idefics1(_) => Box::new(Idefics1::from_folder(folder, device, dtype, progress)?),
+            ModelConfig::Idefics2(_) => Box::new(Idefics2::from_folder(folder, device, dtype, progress)?),
+        };
         let features = Mutex::new(FeatureCache::new(FEATURE_BYTES));
         Ok(Self { model, processor, generation_config, device: device.clone(), features })
     }
@@ -115,8 +128,8 @@ impl Idefics {
     }
 
     /// The model.
-    pub fn model(&self) -> &Idefics2 {
-        &self.model
+    pub fn model(&self) -> &dyn Model {
+        &*self.model
     }
 
     /// The processor.
@@ -217,7 +230,7 @@ impl Idefics {
         let processed = self.processor.process(samples, process)?;
         let tokenizer = self.processor.tokenizer_for(process.compatibility);
         controls.tokenizer.get_or_insert(tokenizer);
-        let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
+        let prompts = self.prompts(&processed.input_ids, tokenizer)?;
         self.check(&prompts, &options)?;
         timings.preprocess_ms = milliseconds(clock);
 
@@ -225,17 +238,25 @@ impl Idefics {
         let image_hidden_states = self.encode_images(&images, &mut timings)?;
 
         let clock = Instant::now();
-        let generation = Generation::start(&self.model, &prompts, image_hidden_states, &options, controls)?;
+        let generation = Generation::start(self.model(), &prompts, image_hidden_states, &options, controls)?;
         self.sync()?;
         timings.prefill_ms = milliseconds(clock);
         Ok(Run { generation, processed, timings })
     }
 
+    /// Rows of ids for the model, padded, with what they see of their images.
+    pub(crate) fn prompts(&self, rows: &[Vec<u32>], tokenizer: &Tokenizer) -> Result<Prompts, InputError> {
+        let prompts = Prompts::pad_left(rows, tokenizer.pad_token_id_or_fallback())?;
+        Ok(match self.processor.family() {
+            Family::Idefics1 => prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()),
+            Family::Idefics2 => prompts,
+        })
+    }
+
     /// Says whatever is wrong with options or tokens before anything is computed.
     pub(crate) fn check(&self, prompts: &Prompts, options: &GenerationConfig) -> Result<(), Error> {
-        let text_config = &self.model.config().text_config;
-        let max_length = options.resolve(prompts.seq(), text_config.vocab_size)?.max_length();
-        let context = text_config.max_position_embeddings;
+        let max_length = options.resolve(prompts.seq(), self.model.vocab_size())?.max_length();
+        let context = self.model.max_position_embeddings();
         if max_length > context {
             return Err(GenerationError::Context { prompt_tokens: prompts.seq(), max_length, context }.into());
         }
@@ -253,7 +274,7 @@ impl Idefics {
     ) -> Result<Answer, Error> {
         let token_ids = generation.generated(row).to_vec();
         let sample = row / generation.answers_per_sample();
-        let image_token_id = self.model.config().image_token_id;
+        let image_token_id = self.processor.tokenizer().image_token_id();
         let input_ids = &processed.input_ids[sample];
         Ok(Answer {
             text: self.processor.tokenizer_for(process.compatibility).decode(&token_ids, true)?,
@@ -275,6 +296,32 @@ impl Idefics {
     pub(crate) fn sync(&self) -> Result<(), Error> {
         self.device.sync().map_err(|error| Error::Execution { reason: format!("{error:?}") })
     }
+}
+
+/// Says what processor and model see differently, before weights are read.
+fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> Result<(), Error> {
+    let tokenizer = processor.tokenizer();
+    let (vocab_size, image_token_id) = match config {
+        ModelConfig::Idefics1(config) => (config.text().total_vocab_size(), tokenizer.image_token_id()),
+        ModelConfig::Idefics2(config) => {
+            let n_latents = config.perceiver_config.resampler_n_latents;
+            if processor.image_seq_len() != n_latents {
+                let image_seq_len = processor.image_seq_len();
+                return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
+            }
+            (config.text_config.vocab_size, config.image_token_id)
+        }
+    };
+    if tokenizer.max_id() as usize >= vocab_size || tokenizer.image_token_id() != image_token_id {
+        return Err(Error::Vocabulary {
+            folder: folder.to_owned(),
+            max_id: tokenizer.max_id(),
+            vocab_size,
+            tokenizer_image_id: tokenizer.image_token_id(),
+            image_token_id,
+        });
+    }
+    Ok(())
 }
 
 /// A generation whose prompt was run.

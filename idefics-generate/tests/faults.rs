@@ -173,7 +173,7 @@ fn ids_and_image_tokens_are_checked_on_the_host() {
     let prompts = Prompts::pad_left(&[vec![1, 2], vec![1, 477]], 0).unwrap();
     let too_large = prompts.upload(477, &Device::flex()).unwrap_err();
     assert_eq!(too_large, InputError::TokenId { row: 1, id: 477, vocab_size: 477 });
-    let image = model.model().config().image_token_id;
+    let image = model.processor().tokenizer().image_token_id();
     let prompts = Prompts::pad_left(&[vec![1, image, image]], 0).unwrap();
     let mut cache = model.model().cache(&prompts, 0);
     let error = model.model().prefill(&prompts, None, &mut cache).unwrap_err();

@@ -60,7 +60,7 @@ impl Decoder {
         &self,
         inputs_embeds: Tensor<3>,
         cache: &mut KvCache,
-        observer: &mut impl DecoderObserver,
+        observer: &mut (impl DecoderObserver + ?Sized),
     ) -> Tensor<3> {
         let positions = self.positions(&inputs_embeds, cache);
         self.forward_at(inputs_embeds, &positions, cache, observer)
@@ -84,7 +84,7 @@ impl Decoder {
         inputs_embeds: Tensor<3>,
         positions: &Positions,
         cache: &mut KvCache,
-        observer: &mut impl DecoderObserver,
+        observer: &mut (impl DecoderObserver + ?Sized),
     ) -> Tensor<3> {
         let n_new = inputs_embeds.dims()[1];
         let mut hidden_states = inputs_embeds;

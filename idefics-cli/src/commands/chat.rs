@@ -65,7 +65,7 @@ impl Chat<'_> {
         if self.global.verbose {
             eprintln!(
                 "{} tokens of context; /help says what there is",
-                model.model().config().text_config.max_position_embeddings
+                model.model().max_position_embeddings()
             );
         }
         loop {

@@ -1,11 +1,12 @@
 //! What one micro-batch shows the model and asks it to say.
 
 use burn::tensor::{DType, Tensor};
+use idefics_text::Unobserved;
 use idefics_processor::image::ImageTile;
 
 use super::LossGradients;
-use crate::models::idefics2::NextTokens;
-use crate::{Idefics2, InputError, LabelRecipe, Prompts};
+use crate::models::NextTokens;
+use crate::{Idefics1, Idefics2, InputError, LabelRecipe, LogitsToKeep, Model, Prompts};
 
 /// Rows that go through the model together.
 #[derive(Debug, Clone)]
@@ -51,5 +52,28 @@ impl Idefics2 {
         let [batch, seq, d] = hidden_states.dims();
         let hidden_states = targets.rows_of(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
         targets.cross_entropy(self.lm_head.forward(hidden_states).cast(DType::F32))
+    }
+}
+
+impl Idefics1 {
+    /// The gradients of a micro-batch's loss, summed over its labels. The recipe does not matter: −100 alone does not
+    /// count.
+    ///
+    /// # Errors
+    /// As [`Idefics1::forward`].
+    ///
+    /// # Panics
+    /// If the model is not on an autodiff device, or a label that counts is not a token of the vocabulary.
+    pub fn training_gradients(&self, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
+        let image_hidden_states = self.encode_images(&batch.images)?;
+        let mut cache = self.cache(&batch.prompts, 0);
+        let hidden_states =
+            self.prefill_observed(&batch.prompts, image_hidden_states, &mut cache, &mut Unobserved)?; // [batch, seq, d]
+        let [rows, seq, d] = hidden_states.dims();
+        let targets = NextTokens::new(&batch.labels, seq, -100);
+        let predictors = targets.rows_of(hidden_states.reshape([rows * seq, d])); // [n_targets, d]
+        let logits = self.logits(predictors.unsqueeze_dim(0), LogitsToKeep::All);
+        let loss = targets.cross_entropy(logits.squeeze_dim(0));
+        Ok(LossGradients::backward(&loss, targets.len(), self))
     }
 }

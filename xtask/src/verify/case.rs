@@ -25,7 +25,7 @@ pub(super) struct Case {
 #[derive(Debug, Deserialize)]
 pub(super) struct CaseFile {
     format: u32,
-    family: String,
+    pub(super) family: String,
     checkpoint: PathBuf,
     #[serde(default)]
     pub(super) reference: Reference,
@@ -55,6 +55,11 @@ pub(super) struct ProcessorOptions {
     pub(super) do_image_splitting: Option<bool>,
     /// Which transparency rule made the pixels: `white`, or `drop`, which is what the reference's file loader does.
     pub(super) alpha: Option<AlphaName>,
+    /// Of the first Idefics.
+    pub(super) add_end_of_utterance_token: Option<bool>,
+    /// Of the first Idefics.
+    #[serde(default)]
+    pub(super) add_eos_token: bool,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -116,8 +121,8 @@ impl Case {
         let mut file: CaseFile = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
         ensure!(file.format == 1, "{}: format {} is not read, only 1 is", path.display(), file.format);
         ensure!(
-            file.family == "idefics2",
-            "{}: family {:?} is not implemented, only idefics2 is",
+            ["idefics", "idefics2"].contains(&file.family.as_str()),
+            "{}: family {:?} is not implemented, only idefics and idefics2 are",
             path.display(),
             file.family
         );
@@ -135,11 +140,12 @@ impl Case {
 
     /// Every expected tensor must be one that is compared.
     fn check_names(&self) -> Result<()> {
-        const NAMES: [&str; 12] = [
+        const NAMES: [&str; 13] = [
             "processor.input_ids",
             "processor.attention_mask",
             "processor.pixel_values",
             "processor.pixel_attention_mask",
+            "processor.image_attention_mask",
             "vision.last_hidden_state",
             "image_hidden_states",
             "logits",

@@ -1,0 +1,110 @@
+//! The stages of a case of the first Idefics.
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{DType, Device, Tensor};
+use idefics_generate::processor::image::ImageTile;
+use idefics_generate::processor::{ProcessedInputs, Processor, TokenBatch, image_attention_mask};
+use idefics_generate::train::TrainingBatch;
+use idefics_generate::{Idefics1, LabelRecipe, Prompts, SeenImages};
+
+use super::stages::Stages;
+
+impl Stages<'_> {
+    /// Pixels in slots of equal number, and what each token sees of them.
+    pub(super) fn idefics1_processor(
+        &mut self,
+        processor: &Processor,
+        processed: &ProcessedInputs,
+        tokens: &TokenBatch,
+    ) -> Result<()> {
+        let (shape, pixel_values) = processor.idefics1_pixel_values(processed);
+        let tolerance = self.case.tolerance("processor.pixel_values");
+        self.floats("processor.pixel_values", &shape, &pixel_values, tolerance, |_| true)?;
+        let tokenizer = processor.tokenizer();
+        let mask = image_attention_mask(tokens, shape[1], tokenizer.image_token_id(), tokenizer.eos_token_id());
+        self.ints("processor.image_attention_mask", &[tokens.batch, tokens.seq, shape[1]], &mask)
+    }
+
+    pub(super) fn idefics1(
+        &mut self,
+        device: &Device,
+        processor: &Processor,
+        processed: &ProcessedInputs,
+        tokens: &TokenBatch,
+    ) -> Result<()> {
+        let model = Idefics1::from_folder(&self.case.checkpoint, device, self.dtype, |_| ())?;
+        let (images, n_images) = self.idefics1_images(processed)?;
+        let features = model.vision_features(&images)?;
+        if !features.is_empty() {
+            self.tensor("vision.last_hidden_state", &Tensor::cat(features.clone(), 0), |_| true)?;
+        }
+        let image_hidden_states = model.connect(features);
+        match &image_hidden_states {
+            Some(states) => self.tensor("image_hidden_states", states, |_| true)?,
+            None => {
+                ensure!(self.case.expected("image_hidden_states").is_none(), "`image_hidden_states` without an image");
+            }
+        }
+        let (prompts, real) = self.prompts(tokens)?;
+        let prompts = self.seeing(prompts, processor, n_images)?;
+        let n_layers = model.config().num_hidden_layers;
+        let loss = |logits, labels: &[i64]| model.loss(logits, labels);
+        self.decoder(&model, n_layers, (&prompts, &real), image_hidden_states, &loss)?;
+        self.idefics1_gradients(device, &prompts, &images)?;
+        self.generation(&model, processor, processed)
+    }
+
+    /// The real images of the expected processor tensors, and how many each row has; ours where the case has none.
+    fn idefics1_images(&self, processed: &ProcessedInputs) -> Result<(Vec<ImageTile>, Vec<usize>)> {
+        let Some(pixel_values) = self.case.expected("processor.pixel_values") else {
+            let n_images = processed.images.iter().map(Vec::len).collect();
+            return Ok((processed.images.iter().flatten().cloned().collect(), n_images));
+        };
+        let &[_, slots, 3, height, width] = pixel_values.shape.as_slice() else {
+            bail!("`processor.pixel_values` has shape {:?}, expected [batch, n_images, 3, h, w]", pixel_values.shape);
+        };
+        let mut images = Vec::new();
+        let mut n_images = Vec::new();
+        for row in pixel_values.floats()?.chunks(slots * 3 * height * width) {
+            let real = row.chunks(3 * height * width).filter(|pixels| pixels.iter().any(|&value| value != 0.0));
+            let before = images.len();
+            images.extend(real.map(|pixels| ImageTile { width, height, pixels: pixels.to_vec() }));
+            n_images.push(images.len() - before);
+        }
+        Ok((images, n_images))
+    }
+
+    /// The prompts with what the case's mask says that they see, or what ours would.
+    fn seeing(&self, prompts: Prompts, processor: &Processor, n_images: Vec<usize>) -> Result<Prompts> {
+        let Some(mask) = self.case.expected("processor.image_attention_mask") else {
+            let tokenizer = processor.tokenizer();
+            return Ok(prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()));
+        };
+        let &[batch, seq, slots] = mask.shape.as_slice() else {
+            bail!("`processor.image_attention_mask` has shape {:?}, expected [batch, seq, n_images]", mask.shape);
+        };
+        ensure!((batch, seq) == (prompts.batch(), prompts.seq()), "`processor.image_attention_mask`: shape");
+        // Where no row has an image, the reference has one slot all the same.
+        let max_images = n_images.iter().copied().max().unwrap_or(0);
+        let seen = mask.ints()?.chunks(slots).flat_map(|images| &images[..max_images.min(slots)]);
+        let seen = seen.map(|&seen| seen != 0).collect();
+        Ok(prompts.with_seen_images(SeenImages::new(n_images, seq, seen)?)?)
+    }
+
+    /// The gradients of the case's loss.
+    fn idefics1_gradients(&mut self, device: &Device, prompts: &Prompts, images: &[ImageTile]) -> Result<()> {
+        if !self.case.expected.keys().any(|name| name.starts_with("grad.")) {
+            return Ok(());
+        }
+        let labels = self.case.expected("labels").context("`labels` is needed for `grad.`")?;
+        let batch = TrainingBatch {
+            prompts: prompts.clone(),
+            images: images.to_vec(),
+            labels: labels.ints()?.to_vec(),
+            recipe: LabelRecipe::Transformers5,
+        };
+        let device = device.clone().autodiff();
+        let model = Idefics1::from_folder(&self.case.checkpoint, &device, DType::F32, |_| ())?;
+        self.gradients(model.training_gradients(&batch)?, model.config().tied())
+    }
+}
