@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use idefics_generate::hub::{self, ModelSource};
-use idefics_generate::{CancelToken, Error, Idefics, LoadStage};
+use idefics_generate::{CancelToken, Error, Idefics, LoadStage, WeightOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
@@ -79,7 +79,8 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     }
     let bar = byte_bar();
     bar.set_message("loading weights");
-    let model = Idefics::from_folder(folder, &device, dtype, |stage| {
+    let weights = WeightOptions { pickles: global.pickles(), ..dtype.into() };
+    let model = Idefics::from_folder(folder, &device, weights, |stage| {
         if let LoadStage::Weights(loaded) = stage {
             bar.set_length(loaded.bytes_total);
             bar.set_position(loaded.bytes_done);

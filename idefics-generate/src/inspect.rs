@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};
-use idefics_nn::checkpoint::TensorEntry;
+use idefics_nn::checkpoint::{Pickles, TensorEntry};
 use idefics_nn::{Checkpoint, CheckpointError, ParameterVisitor, visit_parameters};
 use serde::Serialize;
 
@@ -76,14 +76,14 @@ pub struct Part {
 /// Looks at a model folder, or at a `config.json` alone: then the parameters are those that it asks for.
 ///
 /// # Errors
-/// As [`ModelConfig::from_folder`] and [`Checkpoint::open`].
-pub fn inspect(path: &Path) -> Result<Inspection, Error> {
+/// As [`ModelConfig::from_folder`] and [`Checkpoint::open_with`].
+pub fn inspect(path: &Path, pickles: Pickles) -> Result<Inspection, Error> {
     let is_config = path.extension().is_some_and(|extension| extension == "json") && path.is_file();
     if !path.is_dir() && !is_config {
         return Err(Error::NoFolder { path: path.to_owned() });
     }
     let config = if is_config { ModelConfig::from_file(path)? } else { ModelConfig::from_folder(path)? };
-    let tensors = match Checkpoint::open(path) {
+    let tensors = match Checkpoint::open_with(path, pickles) {
         _ if is_config => of_shape(&config, path)?,
         Err(CheckpointError::NotFound { .. }) => of_shape(&config, path)?,
         checkpoint => of_files(&checkpoint?),

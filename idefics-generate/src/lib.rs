@@ -23,6 +23,7 @@ mod rank;
 pub mod stop_strings;
 mod stream;
 pub mod train;
+mod weights;
 
 pub use answer::{Answer, Timings, Usage};
 pub use background::BackgroundText;
@@ -43,6 +44,7 @@ pub use models::{LabelRecipe, LogitsToKeep, Model};
 pub use pipeline::{Idefics, LoadStage};
 pub use rank::{RankOptions, RankedLabel, Ranking};
 pub use stream::TextStream;
+pub use weights::WeightOptions;
 
 pub use idefics_nn as nn;
 pub use idefics_perceiver as perceiver;

@@ -4,16 +4,16 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
+use idefics_nn::Checkpoint;
 use idefics_nn::checkpoint::LoadProgress;
-use idefics_nn::{Checkpoint, LoadOptions};
 use idefics_processor::image::ImageTile;
 use idefics_processor::{Family, ProcessOptions, ProcessedInputs, Processor, Sample, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
 use crate::{
     Answer, Controls, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics1, Idefics2, InputError,
-    Model, ModelConfig, Prompts, TextStream, Timings, Usage,
+    Model, ModelConfig, Prompts, TextStream, Timings, Usage, WeightOptions,
 };
 
 /// A model with its processor and its generation options.
@@ -41,14 +41,14 @@ pub enum LoadStage {
 }
 
 impl Idefics2 {
-    /// Loads the model of a folder in the public layout, in `dtype` (F32, BF16 or F16), on `device`.
+    /// Loads the model of a folder in the public layout, on `device`; `weights` may be a dtype: F32, BF16 or F16.
     ///
     /// # Errors
     /// [`Error`] naming the file, key or tensor at fault.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
-        dtype: DType,
+        weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
         let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)? else {
@@ -56,21 +56,21 @@ impl Idefics2 {
         };
         let model =
             Self::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
-        let checkpoint = Checkpoint::open(folder)?;
-        let options = LoadOptions { dtype, tied: config.tied(), ..LoadOptions::default() };
-        Ok(checkpoint.load(model, &options, progress)?)
+        let weights = weights.into();
+        let checkpoint = Checkpoint::open_with(folder, weights.pickles)?;
+        Ok(checkpoint.load(model, &weights.load_options(config.tied()), progress)?)
     }
 }
 
 impl Idefics1 {
-    /// Loads the model of a folder in the public layout, in `dtype` (F32, BF16 or F16), on `device`.
+    /// Loads the model of a folder in the public layout, on `device`; `weights` may be a dtype: F32, BF16 or F16.
     ///
     /// # Errors
     /// [`Error`] naming the file, key or tensor at fault.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
-        dtype: DType,
+        weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
         let ModelConfig::Idefics1(config) = ModelConfig::from_folder(folder)? else {
@@ -78,21 +78,21 @@ impl Idefics1 {
         };
         let model =
             Self::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
-        let checkpoint = Checkpoint::open(folder)?;
-        let options = LoadOptions { dtype, tied: config.tied(), ..LoadOptions::default() };
-        Ok(checkpoint.load(model, &options, progress)?)
+        let weights = weights.into();
+        let checkpoint = Checkpoint::open_with(folder, weights.pickles)?;
+        Ok(checkpoint.load(model, &weights.load_options(config.tied()), progress)?)
     }
 }
 
 impl Idefics {
-    /// Loads a model folder in the public layout, in `dtype` (F32, BF16 or F16), on `device`.
+    /// Loads a model folder in the public layout, on `device`; `weights` may be a dtype: F32, BF16 or F16.
     ///
     /// # Errors
     /// [`Error`] naming the file, key or tensor at fault.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
-        dtype: DType,
+        weights: impl Into<WeightOptions>,
         mut progress: impl FnMut(LoadStage),
     ) -> Result<Self, Error> {
         if !folder.is_dir() {
@@ -102,10 +102,10 @@ impl Idefics {
         let config = ModelConfig::from_folder(folder)?;
         let processor = Processor::from_folder(folder)?;
         check_tokens(folder, &config, &processor)?;
-        let progress = |loaded| progress(LoadStage::Weights(loaded));
+        let (weights, progress) = (weights.into(), |loaded| progress(LoadStage::Weights(loaded)));
         let model: Box<dyn Model> = match config {
-            ModelConfig::Idefics1(_) => Box::new(Idefics1::from_folder(folder, device, dtype, progress)?),
-            ModelConfig::Idefics2(_) => Box::new(Idefics2::from_folder(folder, device, dtype, progress)?),
+            ModelConfig::Idefics1(_) => Box::new(Idefics1::from_folder(folder, device, weights, progress)?),
+            ModelConfig::Idefics2(_) => Box::new(Idefics2::from_folder(folder, device, weights, progress)?),
         };
         let features = Mutex::new(FeatureCache::new(FEATURE_BYTES));
         Ok(Self { model, processor, generation_config, device: device.clone(), features })
@@ -120,11 +120,11 @@ impl Idefics {
         repo: &str,
         revision: Option<&str>,
         device: &Device,
-        dtype: DType,
+        weights: impl Into<WeightOptions>,
         mut progress: impl FnMut(LoadStage),
     ) -> Result<Self, Error> {
         let folder = crate::hub::fetch(repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
-        Self::from_folder(&folder, device, dtype, progress)
+        Self::from_folder(&folder, device, weights, progress)
     }
 
     /// The model.

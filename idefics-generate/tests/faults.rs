@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use idefics_generate::inspect::inspect;
+use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::{Error, ErrorKind, GenerationError, InputError, ModelConfig, Prompts};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -98,7 +99,7 @@ fn missing_files_are_file_system_errors() {
     assert!(message.contains("config.json"), "{message}");
     let missing = load_folder(Path::new("no/such/folder")).unwrap_err();
     assert!(matches!(missing, Error::NoFolder { .. }), "{missing}");
-    assert!(matches!(inspect(Path::new("no/such/folder")), Err(Error::NoFolder { .. })));
+    assert!(matches!(inspect(Path::new("no/such/folder"), Pickles::Refused), Err(Error::NoFolder { .. })));
 }
 
 #[test]
@@ -224,7 +225,7 @@ fn numbers_that_overflow_are_a_numeric_error() {
 #[test]
 fn inspection_counts_every_parameter() {
     let folder = xtask_folder("checkpoints/odd-heads");
-    let inspection = inspect(&folder).unwrap();
+    let inspection = inspect(&folder, Pickles::Refused).unwrap();
     assert_eq!(inspection.family, "idefics2");
     let model = idefics_generate::Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
     assert_eq!(inspection.parameters, burn::module::Module::num_params(&model));

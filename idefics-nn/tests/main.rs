@@ -9,6 +9,8 @@ mod conversion;
 mod kv_cache;
 mod layers;
 mod memory;
+mod pickle;
+mod pickled;
 mod rope;
 
 /// Largest difference between a layer and its formula in f64, on numbers around 1.

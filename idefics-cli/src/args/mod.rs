@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::{DeviceChoice, Precision, RankOptions};
 
@@ -50,6 +51,9 @@ pub(crate) struct Global {
     /// Format of the weights; only `none` is implemented.
     #[arg(long, global = true, default_value = "none", value_parser = ["none"])]
     pub(crate) quantize: String,
+    /// Read PyTorch pickles (`pytorch_model.bin`) where a folder has no safetensors; nothing in them is run.
+    #[arg(long, global = true)]
+    pub(crate) allow_pickle: bool,
     /// CPU threads [default: one a core].
     #[arg(long, global = true)]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -63,6 +67,13 @@ pub(crate) struct Global {
     /// Say on standard error what is being done.
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+}
+
+impl Global {
+    /// Whether PyTorch pickles are read.
+    pub(crate) fn pickles(&self) -> Pickles {
+        if self.allow_pickle { Pickles::Allowed } else { Pickles::Refused }
+    }
 }
 
 #[derive(Debug, Subcommand)]

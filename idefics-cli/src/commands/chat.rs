@@ -27,7 +27,7 @@ Ctrl-C ends an answer, Ctrl-D the program.";
 pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
     commands::check_images(&args.images)?;
     let model = model::load(global)?;
-    if model.processor().chat_template().is_none() {
+    if !model.processor().can_chat() {
         let message = "this model has no chat template: use `generate`, or a model that was trained to chat";
         return Err(Failure::usage(message.to_owned()));
     }

@@ -12,7 +12,7 @@ use crate::model::{self, ModelFolder};
 /// Prints what a model folder holds, and where it would go.
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let source = model::folder(global)?;
-    let inspection = inspect(source.path())?;
+    let inspection = inspect(source.path(), global.pickles())?;
     let (choice, device) = global.device.open().map_err(Error::from)?;
     let dtype = global.dtype.on(choice, &device).map_err(Error::from)?;
     let precision = format!("{dtype:?}").to_lowercase();

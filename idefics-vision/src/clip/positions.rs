@@ -35,6 +35,27 @@ fn cubic(distance: f64) -> f64 {
 mod tests {
     use super::*;
 
+    /// `torch.nn.functional.interpolate(table, scale_factor=(5.1 / 3, 4.1 / 3), mode="bicubic")`.
+    #[test]
+    fn five_rows_and_four_columns_of_three_are_torchs() {
+        let table: Vec<f32> = (0..9).map(|index| (index as f32).powf(1.5)).collect();
+        let expected = [
+            [-0.568_158_45, -0.186_585_58, 0.936_660_6, 2.083_573],
+            [1.150_811_9, 1.999_37, 3.746_756_3, 5.221_843],
+            [4.673_995, 6.213_921_5, 8.898_848, 10.879_145],
+            [10.732_072, 12.736_629, 16.102_57, 18.495_392],
+            [15.164_735, 17.387_98, 21.096_28, 23.714_542],
+        ];
+        let [down, across] = [5, 4].map(|places| interpolation(3, places).try_into_vec::<f32>().unwrap());
+        for (row, expected) in expected.iter().enumerate() {
+            for (column, expected) in expected.iter().enumerate() {
+                let weight = |index: usize| down[3 * row + index / 3] * across[3 * column + index % 3];
+                let value: f32 = (0..9).map(|index| weight(index) * table[index]).sum();
+                assert!((value - expected).abs() < 1e-4, "{row} {column}: {value}");
+            }
+        }
+    }
+
     #[test]
     fn weights_of_a_place_sum_to_one() {
         for (side, n_places) in [(16, 24), (16, 7), (3, 3), (1, 4)] {

@@ -1,0 +1,221 @@
+//! The first Idefics: images beside the text, through the same generation as every model.
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device};
+use idefics_generate::inspect::inspect;
+use idefics_generate::nn::checkpoint::Pickles;
+use idefics_generate::processor::image::ImageTile;
+use idefics_generate::processor::{Content, Message, Sample};
+use idefics_generate::{
+    Conversation, Idefics, Idefics1, Idefics1Config, InputError, LogitsToKeep, Model, ModelConfig, Prompts, RankOptions,
+};
+use serde_json::{Value, json};
+
+use crate::common::{SAME, difference, greedy, load, never, no_splitting, picture, xtask_folder};
+
+const MODELS: [&str; 5] =
+    ["idefics1-float", "idefics1-vector", "idefics1-patches", "idefics1-plain", "idefics1-tied"];
+
+fn prompt(parts: &[Value]) -> Sample {
+    serde_json::from_value(json!({"prompt": parts})).unwrap()
+}
+
+fn image(name: &str) -> Value {
+    json!({"image": picture(name)})
+}
+
+/// Rows with two, no and one image.
+fn rows() -> Vec<Sample> {
+    vec![
+        prompt(&[json!("User:"), image("wide.png"), json!("and"), image("tall.png"), json!("Compare these.")]),
+        prompt(&[json!("User: Hello")]),
+        prompt(&[image("small.png"), json!("What is this?")]),
+    ]
+}
+
+/// Prompts and image vectors of samples.
+fn inputs(model: &Idefics, samples: &[Sample]) -> (Prompts, Vec<ImageTile>) {
+    let processed = model.processor().process(samples, &Default::default()).unwrap();
+    let tokenizer = model.processor().tokenizer();
+    let prompts = Prompts::pad_left(&processed.input_ids, 0).unwrap();
+    let prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
+    (prompts, processed.images.into_iter().flatten().collect())
+}
+
+fn next_logits(model: &Idefics, samples: &[Sample]) -> burn::tensor::Tensor<2> {
+    let (prompts, images) = inputs(model, samples);
+    let features = model.model().encode_images(&images).unwrap();
+    let mut cache = model.model().cache(&prompts, 0);
+    model.model().prefill(&prompts, features, &mut cache).unwrap()
+}
+
+#[test]
+fn a_row_alone_is_the_row_in_a_batch() {
+    for checkpoint in MODELS {
+        let model = load(checkpoint);
+        let batch = next_logits(&model, &rows());
+        for (row, sample) in rows().into_iter().enumerate() {
+            let alone = next_logits(&model, &[sample]);
+            assert!(difference(alone, batch.clone().narrow(0, row, 1)) <= SAME, "{checkpoint}, row {row}");
+        }
+    }
+}
+
+#[test]
+fn a_cached_step_is_the_recomputed_prompt() {
+    for checkpoint in MODELS {
+        let model = load(checkpoint);
+        let (prompts, images) = inputs(&model, &rows());
+        let features = model.model().encode_images(&images).unwrap();
+        let tokenizer = model.processor().tokenizer();
+        let mut grown: Vec<Vec<u32>> =
+            (0..3).map(|row| prompts.row(row)[prompts.left_padding()[row]..].to_vec()).collect();
+        let mut cache = model.model().cache(&prompts, 5);
+        model.model().prefill(&prompts, features.clone(), &mut cache).unwrap();
+        for step in 0..5 {
+            let next: Vec<u32> = (0..3).map(|row| 20 + (row * 31 + step * 7) % 300).collect();
+            let cached = model.model().decode(&next, &mut cache).unwrap();
+            grown.iter_mut().zip(&next).for_each(|(row, &id)| row.push(id));
+            let prompts = Prompts::pad_left(&grown, 0).unwrap();
+            let prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
+            let mut empty = model.model().cache(&prompts, 0);
+            let recomputed = model.model().prefill(&prompts, features.clone(), &mut empty).unwrap();
+            assert!(difference(cached, recomputed) <= SAME, "{checkpoint}, step {step}");
+        }
+    }
+}
+
+#[test]
+fn the_latest_image_decides_and_the_one_before_it_through_the_tokens_between() {
+    let model = load("idefics1-vector");
+    let ask = |first: &str, second: &str| {
+        next_logits(&model, &[prompt(&[image(first), json!("and"), image(second), json!("What?")])])
+    };
+    let base = ask("wide.png", "tall.png");
+    assert!(difference(base.clone(), ask("wide.png", "small.png")) > 1e-3, "the latest image is seen");
+    assert!(difference(base, ask("small.png", "tall.png")) > 1e-4, "the tokens between saw the first");
+}
+
+#[test]
+fn an_image_behind_an_end_is_not_seen_any_more() {
+    let model = load("idefics1-vector");
+    let ask = |name: &str| next_logits(&model, &[prompt(&[image(name), json!("A.</s>B")])]);
+    let (prompts, _) = inputs(&model, &[prompt(&[image("wide.png"), json!("A.</s>B")])]);
+    let seen = prompts.seen_images().unwrap().view().seen();
+    assert!(seen.contains(&true) && !seen[seen.len() - 1]);
+    // What is left of the image is what the tokens before the end took from it.
+    assert!(difference(ask("wide.png"), ask("tall.png")) > 0.0);
+}
+
+#[test]
+fn a_batch_answers_as_its_rows_do() {
+    let model = load("idefics1-float");
+    let together = model.generate(&rows(), &Default::default(), &greedy(8), never()).unwrap();
+    for (row, sample) in rows().into_iter().enumerate() {
+        let alone = model.generate(&[sample.clone()], &Default::default(), &greedy(8), never()).unwrap();
+        assert_eq!(alone[0].token_ids, together[row].token_ids, "row {row}");
+        let mut streamed = String::new();
+        model
+            .generate_streaming(&sample, &Default::default(), &greedy(8), never(), |chunk| streamed.push_str(chunk))
+            .unwrap();
+        assert_eq!(streamed, together[row].text, "row {row}");
+    }
+    assert_eq!(together.iter().map(|answer| answer.usage.image_tokens).collect::<Vec<_>>(), [2, 0, 1]);
+}
+
+#[test]
+fn ranking_scores_labels_as_if_each_stood_alone() {
+    let model = load("idefics1-vector");
+    let sample = prompt(&[image("wide.png"), json!("Category:")]);
+    let labels = ["a dog", "the cat", "cars"].map(str::to_owned);
+    let together = model.rank(&sample, &labels, &Default::default(), RankOptions::default()).unwrap();
+    for label in &labels {
+        let alone =
+            model.rank(&sample, std::slice::from_ref(label), &Default::default(), RankOptions::default()).unwrap();
+        let found = together.labels.iter().find(|ranked| ranked.label == *label).unwrap();
+        assert!((found.log_likelihood - alone.labels[0].log_likelihood).abs() < 1e-4, "{label}");
+    }
+}
+
+#[test]
+fn a_turn_computes_only_what_is_new_and_adds_its_images() {
+    let model = load("idefics1-vector");
+    let mut talk = Conversation::new(&model, no_splitting());
+    let question =
+        |name: &str| vec![Content::image(Path::new(&picture(name)).to_owned()), Content::text("What is it?")];
+    let mut ask = |content: Vec<Content>, back: Option<usize>| {
+        if let Some(back) = back {
+            talk.messages_mut().truncate(back);
+        }
+        let mut asked = talk.messages().to_vec();
+        asked.push(Message { role: "user".to_owned(), content: content.clone() });
+        let answer = talk.ask(content, &greedy(5), never(), |_| ()).unwrap();
+        let sample = Sample::Messages { messages: asked, add_generation_prompt: true };
+        let fresh = model.generate(&[sample], &no_splitting(), &greedy(5), never()).unwrap().remove(0);
+        assert_eq!(answer.token_ids, fresh.token_ids, "the cache changes nothing");
+        (answer.usage.prompt_tokens, talk.computed_tokens())
+    };
+    let (first, computed) = ask(question("small.png"), None);
+    assert_eq!(computed, first);
+    let (second, computed) = ask(question("wide.png"), None);
+    assert!(computed < second - first + 8, "{computed} of {second} tokens, {first} were there");
+    // The second question is taken back with its picture, and another picture comes in its place.
+    let (third, computed) = ask(question("tall.png"), Some(2));
+    assert!(computed < third, "{computed} of {third} tokens");
+    let (fourth, computed) = ask(vec![Content::text("Why?")], Some(2));
+    assert!(computed <= fourth - first + 8, "{computed} of {fourth} tokens");
+}
+
+#[test]
+fn a_base_model_has_no_conversation() {
+    let model = load("idefics1-float");
+    assert!(!model.processor().can_chat() && load("idefics1-vector").processor().can_chat());
+    let sample = Sample::Messages { messages: vec![Message::text("user", "Hello")], add_generation_prompt: true };
+    let error = model.generate(&[sample], &Default::default(), &greedy(2), never()).unwrap_err();
+    assert!(error.to_string().contains("chat template"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_it_is_computed() {
+    let folder = xtask_folder("checkpoints/idefics1-float");
+    let model = Idefics1::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
+    let tile = |side: usize| ImageTile { width: side, height: side, pixels: vec![0.5; 3 * side * side] };
+    let image = load("idefics1-float").processor().tokenizer().image_token_id();
+    let prompts = Prompts::pad_left(&[vec![1, image, 5]], 0).unwrap().seeing_latest_images(image, Some(2));
+    let refused = |prompts: &Prompts, images: &[ImageTile]| model.forward(prompts, images, LogitsToKeep::All).unwrap_err();
+    assert_eq!(
+        refused(&prompts, &[tile(56)]),
+        InputError::ImageSize { image_idx: 0, width: 56, height: 56, expected: 28 }
+    );
+    assert_eq!(refused(&prompts, &[]), InputError::ImageCount { shown: 1, images: 0 });
+    assert_eq!(refused(&prompts, &[tile(28), tile(28)]), InputError::ImageCount { shown: 1, images: 2 });
+    let too_large = Prompts::pad_left(&[vec![1, model.vocab_size() as u32]], 0).unwrap();
+    assert!(matches!(refused(&too_large, &[]), InputError::TokenId { .. }));
+
+    let larger = model.interpolating_positions(true);
+    let logits = larger.forward(&prompts, &[tile(56)], LogitsToKeep::Last(1)).unwrap();
+    assert_eq!(logits.dims(), [1, 1, larger.vocab_size()]);
+}
+
+#[test]
+fn configurations_have_the_public_models_parameters() {
+    for (config, parameters, tensors) in [
+        (Idefics1Config::idefics_9b(), 8_929_679_632_usize, 1015),
+        (Idefics1Config::idefics_80b(), 79_967_843_624, 1603),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut json = serde_json::to_value(&config).unwrap();
+        json["model_type"] = json!("idefics");
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        assert_eq!(ModelConfig::from_folder(folder.path()).unwrap(), ModelConfig::Idefics1(config));
+        // By the file alone, and by a folder without weights.
+        for path in [path.as_path(), folder.path()] {
+            let inspection = inspect(path, Pickles::Refused).unwrap();
+            assert_eq!(inspection.parameters, parameters);
+            assert_eq!(inspection.parts.iter().map(|part| part.tensors).sum::<usize>(), tensors);
+            assert_eq!((inspection.family, inspection.image_tokens, inspection.files.len()), ("idefics", 64, 0));
+        }
+    }
+}
