@@ -6,6 +6,7 @@ mod answers;
 mod demo;
 mod faults;
 mod hub;
+mod idefics1;
 mod tasks;
 
 use std::path::{Path, PathBuf};

@@ -8,9 +8,7 @@ use idefics_processor::{Content, Message, ProcessOptions, Sample};
 use crate::feature_cache::{ImageKey, image_key};
 use crate::pipeline::milliseconds;
 use crate::rank::common_prefix;
-use crate::{
-    Answer, Controls, Error, Generation, GenerationConfig, GenerationError, Idefics, TextStream, Timings,
-};
+use crate::{Answer, Controls, Error, Generation, GenerationConfig, GenerationError, Idefics, TextStream, Timings};
 
 /// Turns of a user and the model, over one cache.
 ///
@@ -85,7 +83,8 @@ impl<'a> Conversation<'a> {
         mut controls: Controls<'a>,
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer, Error> {
-        let options = options.over(self.model.generation_config());
+        let sample = Sample::Messages { messages: self.messages.clone(), add_generation_prompt: true };
+        let options = self.model.options(options, std::slice::from_ref(&sample));
         if !options.is_streamable() {
             let reason = "a conversation has one answer that grows a token at a time";
             let (option, other) = ("num_beams or num_return_sequences", "chat");
@@ -93,7 +92,6 @@ impl<'a> Conversation<'a> {
         }
         let mut timings = Timings::default();
         let clock = Instant::now();
-        let sample = Sample::Messages { messages: self.messages.clone(), add_generation_prompt: true };
         let processed = self.model.processor().process(&[sample], &self.process)?;
         let tokenizer = self.model.processor().tokenizer_for(self.process.compatibility);
         controls.tokenizer.get_or_insert(tokenizer);

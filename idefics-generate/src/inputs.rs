@@ -210,10 +210,10 @@ impl Prompts {
     #[must_use]
     pub fn behind(&self, len: usize, n_images: usize) -> Self {
         assert_eq!(self.batch(), 1, "what a cache has is of one row");
-        let seen_images = self.seen_images.as_ref().map(|seen| SeenImages {
-            n_images: vec![seen.n_images[0] - n_images],
-            view: seen.view.skip(len),
-        });
+        let seen_images = self
+            .seen_images
+            .as_ref()
+            .map(|seen| SeenImages { n_images: vec![seen.n_images[0] - n_images], view: seen.view.skip(len) });
         Self {
             input_ids: self.input_ids[len..].to_vec(),
             left_padding: vec![self.left_padding[0].saturating_sub(len)],

@@ -19,6 +19,7 @@ pub mod inspect;
 pub mod logits;
 pub mod models;
 mod pipeline;
+pub mod placement;
 mod rank;
 pub mod stop_strings;
 mod stream;

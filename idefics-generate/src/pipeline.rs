@@ -12,8 +12,8 @@ use idefics_processor::{Family, ProcessOptions, ProcessedInputs, Processor, Samp
 
 use crate::feature_cache::FeatureCache;
 use crate::{
-    Answer, Controls, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics1, Idefics2, InputError,
-    Model, ModelConfig, Prompts, TextStream, Timings, Usage, WeightOptions,
+    Answer, Controls, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics1,
+    Idefics2, InputError, Model, ModelConfig, Prompts, TextStream, Timings, Usage, WeightOptions,
 };
 
 /// A model with its processor and its generation options.
@@ -207,7 +207,7 @@ impl Idefics {
         options: &GenerationConfig,
         controls: Controls<'a>,
     ) -> Result<Run<'a>, Error> {
-        if !options.over(&self.generation_config).is_streamable() {
+        if !self.options(options, std::slice::from_ref(sample)).is_streamable() {
             let reason = "only one answer that grows a token at a time can be streamed";
             let (option, other) = ("num_beams or num_return_sequences", "streaming");
             return Err(GenerationError::Conflict { option, other, reason }.into());
@@ -223,7 +223,7 @@ impl Idefics {
         options: &GenerationConfig,
         mut controls: Controls<'a>,
     ) -> Result<Run<'a>, Error> {
-        let options = options.over(&self.generation_config);
+        let options = self.options(options, samples);
         let mut timings = Timings::default();
 
         let clock = Instant::now();
@@ -242,6 +242,18 @@ impl Idefics {
         self.sync()?;
         timings.prefill_ms = milliseconds(clock);
         Ok(Run { generation, processed, timings })
+    }
+
+    /// The options of a call over the folder's. Conversations in the words of the first Idefics end with a turn, unless the
+    /// call says what they end with: its folders do not.
+    pub(crate) fn options(&self, options: &GenerationConfig, samples: &[Sample]) -> GenerationConfig {
+        let mut together = options.over(&self.generation_config);
+        let is_conversation = samples.iter().any(|sample| matches!(sample, Sample::Messages { .. }));
+        if let Some(end) = self.processor.turn_end_id().filter(|_| is_conversation && options.eos_token_id.is_none()) {
+            let ends = together.eos_token_ids().iter().copied().chain([end]).collect();
+            together.eos_token_id = Some(EosTokenId::Many(ends));
+        }
+        together
     }
 
     /// Rows of ids for the model, padded, with what they see of their images.

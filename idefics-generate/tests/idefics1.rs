@@ -8,14 +8,19 @@ use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{Content, Message, Sample};
 use idefics_generate::{
-    Conversation, Idefics, Idefics1, Idefics1Config, InputError, LogitsToKeep, Model, ModelConfig, Prompts, RankOptions,
+    Conversation, Idefics, Idefics1, Idefics1Config, InputError, LogitsToKeep, Model, ModelConfig, Prompts,
+    RankOptions, WeightOptions,
 };
 use serde_json::{Value, json};
 
-use crate::common::{SAME, difference, greedy, load, never, no_splitting, picture, xtask_folder};
+use crate::common::{SAME, difference, greedy, never, no_splitting, picture, xtask_folder};
 
-const MODELS: [&str; 5] =
-    ["idefics1-float", "idefics1-vector", "idefics1-patches", "idefics1-plain", "idefics1-tied"];
+const MODELS: [&str; 5] = ["idefics1-float", "idefics1-vector", "idefics1-patches", "idefics1-plain", "idefics1-tied"];
+
+fn load(checkpoint: &str) -> Idefics {
+    let weights = WeightOptions { pickles: Pickles::Allowed, ..DType::F32.into() };
+    Idefics::from_folder(&xtask_folder("checkpoints").join(checkpoint), &Device::flex(), weights, |_| ()).unwrap()
+}
 
 fn prompt(parts: &[Value]) -> Sample {
     serde_json::from_value(json!({"prompt": parts})).unwrap()
@@ -183,7 +188,8 @@ fn what_does_not_fit_is_refused_before_it_is_computed() {
     let tile = |side: usize| ImageTile { width: side, height: side, pixels: vec![0.5; 3 * side * side] };
     let image = load("idefics1-float").processor().tokenizer().image_token_id();
     let prompts = Prompts::pad_left(&[vec![1, image, 5]], 0).unwrap().seeing_latest_images(image, Some(2));
-    let refused = |prompts: &Prompts, images: &[ImageTile]| model.forward(prompts, images, LogitsToKeep::All).unwrap_err();
+    let refused =
+        |prompts: &Prompts, images: &[ImageTile]| model.forward(prompts, images, LogitsToKeep::All).unwrap_err();
     assert_eq!(
         refused(&prompts, &[tile(56)]),
         InputError::ImageSize { image_idx: 0, width: 56, height: 56, expected: 28 }

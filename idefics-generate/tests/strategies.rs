@@ -135,7 +135,8 @@ fn four_beams_need_little_more_than_greedy_search() {
     let new_tokens = 24;
     let prompt_tokens = run(&model, sample, &greedy(1), 0)[0].usage.prompt_tokens;
     let idefics_generate::ModelConfig::Idefics2(config) =
-        idefics_generate::ModelConfig::from_folder(&xtask_folder("checkpoints/odd-heads")).unwrap() else {
+        idefics_generate::ModelConfig::from_folder(&xtask_folder("checkpoints/odd-heads")).unwrap()
+    else {
         unreachable!("it is an Idefics2")
     };
     let text = &config.text_config;

@@ -56,6 +56,11 @@ impl Linear {
         self.weight.val().dtype()
     }
 
+    /// Where the weight is.
+    pub fn device(&self) -> Device {
+        self.weight.lazy_device()
+    }
+
     /// `[d_out, d_in]`.
     pub fn dims(&self) -> [usize; 2] {
         self.weight.lazy_shape().dims()

@@ -42,9 +42,10 @@ fn a_pickle_lists_what_its_twin_does() {
 
 #[test]
 fn shards_are_found_by_their_index() {
-    let names: Vec<String> = facts(&open(folder_with(&[("pytorch_model.bin", fixture("protocol_3.bin"))]).path()).unwrap())
-        .into_keys()
-        .collect();
+    let names: Vec<String> =
+        facts(&open(folder_with(&[("pytorch_model.bin", fixture("protocol_3.bin"))]).path()).unwrap())
+            .into_keys()
+            .collect();
     let shard = "pytorch_model-00001-of-00001.bin";
     let weight_map: BTreeMap<&str, &str> = names.iter().map(|name| (name.as_str(), shard)).collect();
     let index = serde_json::json!({"weight_map": weight_map}).to_string().into_bytes();

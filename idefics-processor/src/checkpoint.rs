@@ -123,12 +123,11 @@ impl Checkpoint {
             Family::Idefics1 => ImageProcessorConfig::from_idefics1_object(section),
             Family::Idefics2 => ImageProcessorConfig::from_object(section),
         };
-        let images = images
-            .map_err(|error| ProcessorError::ImageConfig { path: images_path.clone(), error })?;
+        let images = images.map_err(|error| ProcessorError::ImageConfig { path: images_path.clone(), error })?;
 
         let image_seq_len = match processor.as_ref().and_then(|file| Some((file, file.content.get("image_seq_len")?))) {
             _ if family == Family::Idefics1 => 1, // its images stand beside the text
-            None | Some((_, Value::Null)) => 64, // `Idefics2Processor.__init__`
+            None | Some((_, Value::Null)) => 64,  // `Idefics2Processor.__init__`
             Some((file, value)) => match value.as_u64() {
                 Some(length @ 1..=MAX_IMAGE_SEQ_LEN) => length as usize,
                 _ => return Err(field(&file.path, "image_seq_len", value, "1 to 4096 tokens")),

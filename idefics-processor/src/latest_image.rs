@@ -51,10 +51,7 @@ mod tests {
 
     #[test]
     fn a_token_sees_the_latest_image_before_it() {
-        assert_eq!(
-            seen(&[0, 1, 8, 9, 8, 9, 8, 5]),
-            [None, None, None, Some(0), Some(0), Some(1), Some(1), Some(1)]
-        );
+        assert_eq!(seen(&[0, 1, 8, 9, 8, 9, 8, 5]), [None, None, None, Some(0), Some(0), Some(1), Some(1), Some(1)]);
     }
 
     #[test]

@@ -8,13 +8,11 @@ use rayon::prelude::*;
 use crate::checkpoint::{Checkpoint, Sourced, shorten};
 use crate::error::ProcessorError;
 use crate::family::Family;
-use crate::image::{
-    Alpha, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, load,
-};
+use crate::image::{Alpha, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, load};
 use crate::inputs::ProcessedInputs;
 use crate::prompt::{
-    ChatTemplate, Content, ImageTokens, Literals, Message, Sample, SpecialTokensInText, TextLimits, expand_images,
-    InterleavedRules, PromptPart, conversation, find_token,
+    ChatTemplate, Content, ImageTokens, InterleavedRules, Literals, Message, PromptPart, Sample, SpecialTokensInText,
+    TextLimits, conversation, expand_images, find_token,
 };
 use crate::tokenizer::{self, Compatibility, Tokenizer, TokenizerConfig};
 
@@ -117,10 +115,15 @@ impl Processor {
         self.chat_template.is_some() || self.turns().is_some()
     }
 
-    /// `<end_of_utterance>`, if turns are written without a template.
+    /// What ends a turn of a conversation that is written without a template: `<end_of_utterance>`.
+    pub fn turn_end_id(&self) -> Option<u32> {
+        let writes_turns = self.family == Family::Idefics1 && self.chat_template.is_none();
+        self.tokenizer().end_of_utterance_id().filter(|_| writes_turns)
+    }
+
+    /// Its spelling.
     fn turns(&self) -> Option<String> {
-        let end = self.tokenizer().end_of_utterance_id().filter(|_| self.family == Family::Idefics1)?;
-        Some(self.tokenizer().content(end))
+        self.turn_end_id().map(|end| self.tokenizer().content(end))
     }
 
     /// The tokenizer under the default [`Compatibility`]. Its ids mean the same under the other.
@@ -274,7 +277,9 @@ impl Processor {
 
         let tokenizer = self.tokenizer_for(options.compatibility);
         let (expanded, adds_bos) = match (self.family, sample) {
-            (Family::Idefics1, Sample::Prompt(parts)) => (self.interleaved(options, |rules| rules.text_of_parts(parts)), false),
+            (Family::Idefics1, Sample::Prompt(parts)) => {
+                (self.interleaved(options, |rules| rules.text_of_parts(parts)), false)
+            }
             (Family::Idefics1, _) => (self.interleaved(options, |rules| rules.text_of_placeholders(&text)), false),
             (Family::Idefics2, _) => {
                 (expand_images(&text, &self.image_tokens, sub_images, &literals, options.compatibility), true)
@@ -293,7 +298,7 @@ impl Processor {
     fn interleaved(&self, options: &ProcessOptions, write: impl FnOnce(&InterleavedRules<'_>) -> String) -> String {
         let end_of_utterance = match options.add_end_of_utterance_token {
             Some(false) => None,
-            None => self.turns(),
+            None => self.tokenizer().end_of_utterance_id().map(|end| self.tokenizer().content(end)),
             Some(true) => Some(tokenizer::END_OF_UTTERANCE.to_owned()),
         };
         let (bos, eos) = self.tokenizer_config.ends();

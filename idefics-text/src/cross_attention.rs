@@ -54,6 +54,11 @@ impl GatedCrossAttentionLayer {
         }
     }
 
+    /// Where its weights are.
+    pub(crate) fn device(&self) -> Device {
+        self.input_layernorm.weight.val().device()
+    }
+
     /// `context` is `None` where no token sees anything of it; the feed-forward block is added all the same.
     ///
     /// `[batch, n_new, d]` in and out.
@@ -145,7 +150,12 @@ pub enum Gate {
     /// One for each element, `[1, 1, d]`.
     Vector(Param<Tensor<3>>),
 }
-flat_module!(enum Gate { Float, Vector });
+flat_module!(
+    enum Gate {
+        Float,
+        Vector,
+    }
+);
 
 impl Gate {
     /// A gate that is half open until a checkpoint is loaded: a shut one would make what it guards invisible.

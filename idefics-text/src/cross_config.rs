@@ -62,6 +62,14 @@ impl CrossAttentionConfig {
     /// # Errors
     /// [`ConfigError`] as [`TextConfig::rotary`].
     pub fn init(&self, device: &Device) -> Result<CrossAttentionDecoder, ConfigError> {
-        CrossAttentionDecoder::new(self, device)
+        self.init_on(&|_| device.clone())
+    }
+
+    /// As [`Self::init`] with a device for each part: `embed_tokens`, `layers.3`, `gated_cross_attn_layers.0`, `norm`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`TextConfig::rotary`].
+    pub fn init_on(&self, device_of: &dyn Fn(&str) -> Device) -> Result<CrossAttentionDecoder, ConfigError> {
+        CrossAttentionDecoder::new(self, device_of)
     }
 }

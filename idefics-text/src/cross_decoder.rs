@@ -10,7 +10,7 @@
 //! computes them at each step, to the same values.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
 use idefics_nn::{ConfigError, ContextView, KvCache, RmsNorm};
 
 use crate::cross_attention::Context;
@@ -37,19 +37,22 @@ pub struct CrossAttentionDecoder {
 }
 
 impl CrossAttentionDecoder {
-    pub(crate) fn new(config: &CrossAttentionConfig, device: &Device) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: &CrossAttentionConfig, device_of: &dyn Fn(&str) -> Device) -> Result<Self, ConfigError> {
         let text = &config.text;
-        let gated = |_| GatedCrossAttentionLayer::new(config, device);
+        let layer = |layer: usize| DecoderLayer::new(text, &device_of(&format!("layers.{layer}")));
+        let gated = |layer: usize| {
+            GatedCrossAttentionLayer::new(config, &device_of(&format!("gated_cross_attn_layers.{layer}")))
+        };
         Ok(Self {
             embed_tokens: DecoupledEmbedding::new(
                 text.vocab_size,
                 config.additional_vocab_size,
                 text.hidden_size,
-                device,
+                &device_of("embed_tokens"),
             ),
-            layers: (0..text.num_hidden_layers).map(|_| DecoderLayer::new(text, device)).collect(),
+            layers: (0..text.num_hidden_layers).map(layer).collect(),
             gated_cross_attn_layers: (0..config.n_gated_layers()).map(gated).collect(),
-            norm: RmsNorm::new(text.hidden_size, text.rms_norm_eps, device),
+            norm: RmsNorm::new(text.hidden_size, text.rms_norm_eps, &device_of("norm")),
             cross_layer_interval: config.cross_layer_interval,
             rules: PositionRules::new(text)?,
         })
@@ -67,7 +70,7 @@ impl CrossAttentionDecoder {
     /// - returns `[batch, heads, n_keys, head_dim]` each
     pub fn context_key_values(&self, context_states: &Tensor<3>) -> Vec<(Tensor<4>, Tensor<4>)> {
         let layers = self.gated_cross_attn_layers.iter();
-        layers.map(|layer| layer.cross_attn.key_values(context_states.clone())).collect()
+        layers.map(|layer| layer.cross_attn.key_values(context_states.clone().to_device(&layer.device()))).collect()
     }
 
     /// Runs the tokens that follow those in the cache, and adds them to it.
@@ -93,7 +96,7 @@ impl CrossAttentionDecoder {
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
         let positions = self.rules.after(&inputs_embeds, cache);
-        self.forward_at(inputs_embeds, &positions, view, cache, observer)
+        self.forward_at(inputs_embeds, positions, view, cache, observer)
     }
 
     /// As [`Self::forward`] for rows that branch: the tokens are those that `branches` was last given, and see what the
@@ -103,13 +106,13 @@ impl CrossAttentionDecoder {
     /// As [`Self::forward`], or if `branches` is of other rows or another number of slots.
     pub fn forward_branches(&self, inputs_embeds: Tensor<3>, branches: &Branches, cache: &mut KvCache) -> Tensor<3> {
         let positions = self.rules.of_branches(&inputs_embeds, branches, cache);
-        self.forward_at(inputs_embeds, &positions, None, cache, &mut Unobserved)
+        self.forward_at(inputs_embeds, positions, None, cache, &mut Unobserved)
     }
 
     fn forward_at(
         &self,
         inputs_embeds: Tensor<3>,
-        positions: &Positions,
+        positions: Positions,
         view: Option<&ContextView>,
         cache: &mut KvCache,
         observer: &mut dyn DecoderObserver,
@@ -121,24 +124,49 @@ impl CrossAttentionDecoder {
             assert_eq!((view.batch(), view.n_new()), (batch, n_new), "a view of the new tokens");
             (!view.is_blind()).then(|| view.masked_out(context.part_len(), &inputs_embeds.device()))
         });
+        let mut states = Travelling { here: inputs_embeds.device(), positions, masked_out };
         let mut hidden_states = inputs_embeds;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             if layer_idx.is_multiple_of(self.cross_layer_interval) {
                 let gated_idx = layer_idx / self.cross_layer_interval;
-                let context = masked_out.as_ref().zip(cache.context()).map(|(masked_out, context)| {
+                let gated = &self.gated_cross_attn_layers[gated_idx];
+                hidden_states = states.to(hidden_states, &gated.device());
+                let context = states.masked_out.as_ref().zip(cache.context()).map(|(masked_out, context)| {
                     let (key, value) = context.layer(gated_idx);
                     Context { key, value, masked_out: masked_out.clone() }
                 });
-                hidden_states = self.gated_cross_attn_layers[gated_idx].forward(hidden_states, context);
+                hidden_states = gated.forward(hidden_states, context);
             }
+            hidden_states = states.to(hidden_states, &layer.device());
             observer.hidden_states(layer_idx, &hidden_states);
-            hidden_states = layer.forward(hidden_states, positions, cache.layer(layer_idx), |weights| {
+            hidden_states = layer.forward(hidden_states, &states.positions, cache.layer(layer_idx), |weights| {
                 observer.attentions(layer_idx, weights)
             });
         }
+        let hidden_states = states.to(hidden_states, &self.norm.weight.val().device());
         cache.advance(n_new);
         let hidden_states = self.norm.forward(hidden_states);
         observer.hidden_states(self.layers.len(), &hidden_states);
         hidden_states
+    }
+}
+
+/// What goes with the tokens from layer to layer, and where it is.
+struct Travelling {
+    here: Device,
+    positions: Positions,
+    masked_out: Option<Option<Tensor<4, Bool>>>,
+}
+
+impl Travelling {
+    /// Moves on to `device`, where `hidden_states` then are too.
+    fn to(&mut self, hidden_states: Tensor<3>, device: &Device) -> Tensor<3> {
+        if self.here == *device {
+            return hidden_states;
+        }
+        self.here = device.clone();
+        self.positions = self.positions.clone().to_device(device);
+        self.masked_out = self.masked_out.take().map(|masked_out| masked_out.map(|masked| masked.to_device(device)));
+        hidden_states.to_device(device)
     }
 }

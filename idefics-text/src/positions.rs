@@ -1,6 +1,6 @@
 //! Where new tokens stand, and which tokens they see.
 
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 use idefics_nn::{ConfigError, KvCache, RotaryAngles, RotaryEmbedding};
 
 use crate::mask::masked_out;
@@ -13,6 +13,17 @@ pub struct Positions {
     pub rotary: RotaryAngles,
     /// `[batch, 1, n_new, len + n_new]`, true hides the key; `None` if nothing is hidden.
     pub masked_out: Option<Tensor<4, Bool>>,
+}
+
+impl Positions {
+    /// The same on another device.
+    #[must_use]
+    pub fn to_device(self, device: &Device) -> Self {
+        Self {
+            rotary: self.rotary.to_device(device),
+            masked_out: self.masked_out.map(|masked_out| masked_out.to_device(device)),
+        }
+    }
 }
 
 /// What a decoder's configuration says of positions.

@@ -118,11 +118,8 @@ fn rows_are_independent_of_their_neighbours_context() {
     let rows: [&[Option<usize>]; 2] = [&[Some(0), Some(1), Some(1)], &[None, None, Some(0)]];
     let batch = model.run(&tokens, Some(&context), &view(&rows, 2));
     for (row, latest) in rows.into_iter().enumerate() {
-        let alone = model.run(
-            &part(&tokens, 0, row, row + 1),
-            Some(&part(&context, 0, row, row + 1)),
-            &view(&[latest], 2),
-        );
+        let alone =
+            model.run(&part(&tokens, 0, row, row + 1), Some(&part(&context, 0, row, row + 1)), &view(&[latest], 2));
         assert_close("alone", &alone, &part(&batch, 0, row, row + 1), SAME);
     }
 }

@@ -188,6 +188,9 @@ def make_checkpoint1(name: str, seed: int, folder: Path) -> None:
         model = IdeficsForVisionText2Text(IdeficsConfig(**raw))
         randomise(model, crc32("/".join([str(seed), "weights", name]).encode()))
         model.to(spec.dtype).save_pretrained(folder, max_shard_size=spec.shard_size)
+        if spec.pickled:
+            torch.save(model.state_dict(), folder / "pytorch_model.bin")
+            (folder / "model.safetensors").unlink()
     (folder / "generation_config.json").unlink(missing_ok=True)
     write_json(folder / "config.json", raw)
     if spec.generation is not None:

@@ -63,10 +63,7 @@ impl Chat<'_> {
             let _ = editor.load_history(history); // there is none at first
         }
         if self.global.verbose {
-            eprintln!(
-                "{} tokens of context; /help says what there is",
-                model.model().max_position_embeddings()
-            );
+            eprintln!("{} tokens of context; /help says what there is", model.model().max_position_embeddings());
         }
         loop {
             let line = match editor.readline("> ") {

@@ -33,14 +33,13 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     writeln!(stdout, "family      {family}")?;
     writeln!(stdout, "parameters  {parameters}")?;
     let dtypes: Vec<String> = dtypes.iter().map(|(dtype, tensors)| format!("{tensors} {dtype}")).collect();
-    writeln!(
-        stdout,
-        "weights     {} in {} {}, tensors: {}",
-        size(*file_bytes),
-        files.len(),
-        if files.len() == 1 { "file" } else { "files" },
-        dtypes.join(", ")
-    )?;
+    match files.len() {
+        0 => writeln!(stdout, "weights     none here: what the configuration asks for")?,
+        n => {
+            let file = if n == 1 { "file" } else { "files" };
+            writeln!(stdout, "weights     {} in {n} {file}, tensors: {}", size(*file_bytes), dtypes.join(", "))?;
+        }
+    }
     writeln!(
         stdout,
         "context     {} tokens, {} an image",

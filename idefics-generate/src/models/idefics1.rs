@@ -19,6 +19,7 @@ use idefics_vision::clip::VisionTransformer;
 use super::{LogitsToKeep, Model, NextTokens, keep};
 use crate::features::distinct;
 use crate::inputs::{InputError, Prompts, SeenImages, upload_ids};
+use crate::placement::Placement;
 use crate::{Error, Idefics1Config};
 
 /// Patches that are encoded together: 38 images of the real models, which bounds their activations to about 200 MB in
@@ -65,18 +66,28 @@ impl Idefics1 {
     /// # Errors
     /// [`ConfigError`] as [`Idefics1Config::validate`].
     pub fn new(config: &Idefics1Config, device: &Device) -> Result<Self, ConfigError> {
+        Self::placed(config, &Placement::on(device))
+    }
+
+    /// As [`Self::new`], each part on its own device.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`Idefics1Config::validate`].
+    pub fn placed(config: &Idefics1Config, placement: &Placement) -> Result<Self, ConfigError> {
         config.validate()?;
+        let resampler = || config.resampler().init(&placement.device("model.perceiver_resampler"));
         let images = ImageEncoder {
-            vision_model: config.vision_config.init(device),
-            perceiver_resampler: config.use_resampler.then(|| config.resampler().init(device)),
+            vision_model: config.vision_config.init(&placement.device("model.vision_model")),
+            perceiver_resampler: config.use_resampler.then(resampler),
         };
+        let text = config.text().init_on(&|part| placement.device(&format!("model.{part}")))?;
         Ok(Self {
-            model: Idefics1Model { images, text: config.text().init(device)? },
+            model: Idefics1Model { images, text },
             lm_head: DecoupledLinear::new(
                 config.hidden_size,
                 config.vocab_size,
                 config.additional_vocab_size,
-                device,
+                &placement.device("lm_head"),
             ),
             config: config.clone(),
             interpolates: false,
@@ -146,7 +157,7 @@ impl Idefics1 {
     /// If, without a resampler, images of different sizes are mixed: rows of one batch have as many vectors an image.
     pub fn connect(&self, features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
         let connected = features.into_iter().map(|features| match &self.model.images.perceiver_resampler {
-            Some(resampler) => resampler.forward(features),
+            Some(resampler) => resampler.forward(on(features, &resampler.latents.val().device())),
             None => features,
         });
         let connected: Vec<Tensor<3>> = connected.collect();
@@ -157,7 +168,10 @@ impl Idefics1 {
     fn upload(&self, images: &[ImageTile]) -> Tensor<4> {
         let ImageTile { width, height, .. } = images[0];
         let pixels: Vec<f32> = images.iter().flat_map(|image| &image.pixels).copied().collect();
-        Tensor::from_data(TensorData::new(pixels, [images.len(), 3, height, width]), (&self.device(), DType::F32))
+        Tensor::from_data(
+            TensorData::new(pixels, [images.len(), 3, height, width]),
+            (&self.vision_device(), DType::F32),
+        )
     }
 
     /// Puts images into the cache: keys and values of every gated layer.
@@ -213,9 +227,20 @@ impl Idefics1 {
         targets.cross_entropy(predictions) / targets.len() as f64
     }
 
+    /// Where tokens go in.
     fn device(&self) -> Device {
-        self.model.text.norm.weight.val().device()
+        self.model.text.embed_tokens.table.weight.val().device()
     }
+
+    /// Where pixels go in.
+    fn vision_device(&self) -> Device {
+        self.model.images.vision_model.pre_layrnorm.weight.val().device()
+    }
+}
+
+/// Moves a tensor if it is elsewhere.
+fn on<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
+    if tensor.device() == *device { tensor } else { tensor.to_device(device) }
 }
 
 /// Every row's image vectors side by side, `[batch, max_images · n_vectors, d_image]`; rows with fewer images have others'
@@ -271,8 +296,12 @@ impl Model for Idefics1 {
             return Ok(image_hidden_states);
         }
         let place: Vec<i32> = place.into_iter().map(|place| place as i32).collect();
-        let place = Tensor::from_data(TensorData::from(place.as_slice()), (&self.device(), DType::I32));
-        Ok(image_hidden_states.map(|states| states.select(0, place)))
+        let select = |states: Tensor<3>| {
+            let place = TensorData::from(place.as_slice());
+            let place = Tensor::from_data(place, (&states.device(), DType::I32));
+            states.select(0, place)
+        };
+        Ok(image_hidden_states.map(select))
     }
 
     fn empty_cache(&self, left_padding: Vec<usize>, capacity: usize) -> KvCache {
@@ -313,6 +342,7 @@ impl Model for Idefics1 {
     }
 
     fn logits(&self, hidden_states: Tensor<3>, kept: LogitsToKeep) -> Tensor<3> {
-        self.lm_head.forward(keep(hidden_states, kept)).cast(DType::F32)
+        let hidden_states = on(keep(hidden_states, kept), &self.lm_head.linear.device());
+        self.lm_head.forward(hidden_states).cast(DType::F32)
     }
 }

@@ -1,8 +1,8 @@
 //! What one micro-batch shows the model and asks it to say.
 
 use burn::tensor::{DType, Tensor};
-use idefics_text::Unobserved;
 use idefics_processor::image::ImageTile;
+use idefics_text::Unobserved;
 
 use super::LossGradients;
 use crate::models::NextTokens;
@@ -67,8 +67,7 @@ impl Idefics1 {
     pub fn training_gradients(&self, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
         let image_hidden_states = self.encode_images(&batch.images)?;
         let mut cache = self.cache(&batch.prompts, 0);
-        let hidden_states =
-            self.prefill_observed(&batch.prompts, image_hidden_states, &mut cache, &mut Unobserved)?; // [batch, seq, d]
+        let hidden_states = self.prefill_observed(&batch.prompts, image_hidden_states, &mut cache, &mut Unobserved)?; // [batch, seq, d]
         let [rows, seq, d] = hidden_states.dims();
         let targets = NextTokens::new(&batch.labels, seq, -100);
         let predictors = targets.rows_of(hidden_states.reshape([rows * seq, d])); // [n_targets, d]

@@ -36,8 +36,7 @@ pub(super) fn read(folder: &Path, pickles: Pickles) -> Result<Option<BTreeMap<St
     if pickles == Pickles::Refused {
         return Err(CheckpointError::PickleRefused { path: path.clone() });
     }
-    let tensors =
-        if path == &single { read_file(path, SINGLE) } else { index::read(folder, path, read_file) };
+    let tensors = if path == &single { read_file(path, SINGLE) } else { index::read(folder, path, read_file) };
     tensors.map(Some)
 }
 

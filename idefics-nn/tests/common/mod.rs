@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use idefics_nn::checkpoint::Pickles;
 use idefics_nn::{Checkpoint, LoadOptions};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
@@ -41,7 +42,8 @@ impl Model {
     /// Fills a component, strictly: nothing under the prefix is missing or left over.
     pub(crate) fn load<M: Module>(&self, module: M, prefix: &str) -> M {
         let options = LoadOptions { prefix, ..LoadOptions::default() };
-        Checkpoint::open(&self.folder).unwrap().load(module, &options, |_| ()).unwrap()
+        let checkpoint = Checkpoint::open_with(&self.folder, Pickles::Allowed).unwrap();
+        checkpoint.load(module, &options, |_| ()).unwrap()
     }
 }
 
@@ -75,10 +77,8 @@ impl Case {
         let mut folders: Vec<PathBuf> =
             std::fs::read_dir(xtask_folder("cases")).unwrap().map(|entry| entry.unwrap().path()).collect();
         folders.sort();
-        let cases: Vec<Self> =
-            folders.iter().map(|folder| Self::open(folder)).collect();
-        let cases: Vec<Self> =
-            cases.into_iter().filter(|case| case.family == family && case.has(tensor)).collect();
+        let cases: Vec<Self> = folders.iter().map(|folder| Self::open(folder)).collect();
+        let cases: Vec<Self> = cases.into_iter().filter(|case| case.family == family && case.has(tensor)).collect();
         assert!(!cases.is_empty(), "no case has {tensor}");
         cases
     }

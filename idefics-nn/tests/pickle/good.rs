@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use idefics_nn::checkpoint::pickle::{PickleFault, PickleFile};
 use safetensors::{Dtype, SafeTensors};
 use tempfile::NamedTempFile;
-use idefics_nn::checkpoint::pickle::{PickleFault, PickleFile};
 
 use super::write::{Entry, dict, entries, file, floats, no_hooks, program, view, zip, zip_around_hole, zip_with};
 use super::{FIXTURES, fixture, read};

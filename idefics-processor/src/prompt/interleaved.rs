@@ -145,7 +145,10 @@ mod tests {
     #[test]
     fn placeholders_are_written_out_as_images_of_a_list() {
         let rules = InterleavedRules { tokens: &tokens(), bos: "<s>", end_of_utterance: None, eos: Some("</s>") };
-        assert_eq!(rules.text_of_placeholders("<image><image> a<image>"), "<s><f><image><f><image><f> a<f><image><f></s>");
+        assert_eq!(
+            rules.text_of_placeholders("<image><image> a<image>"),
+            "<s><f><image><f><image><f> a<f><image><f></s>"
+        );
         assert_eq!(rules.text_of_placeholders("no image"), "<s>no image</s>");
     }
 

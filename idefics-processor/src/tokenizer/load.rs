@@ -329,7 +329,9 @@ fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) ->
     let added = inner.get_added_vocabulary().get_added_tokens_decoder();
     let mut protected: Vec<(String, u32)> = added
         .iter()
-        .filter(|(id, token)| token.special || [Some(ids.image), Some(ids.fake), ids.end_of_utterance].contains(&Some(**id)))
+        .filter(|(id, token)| {
+            token.special || [Some(ids.image), Some(ids.fake), ids.end_of_utterance].contains(&Some(**id))
+        })
         .map(|(id, token)| (token.content.clone(), *id))
         .collect();
     protected.sort_by_key(|(_, id)| *id);

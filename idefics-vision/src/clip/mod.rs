@@ -55,11 +55,7 @@ impl VisionTransformer {
     }
 
     /// As [`Self::forward`], also showing `observe` the output of each encoder layer, `[n_images, 1 + patches, d]`.
-    pub fn forward_observed(
-        &self,
-        pixel_values: Tensor<4>,
-        mut observe: impl FnMut(usize, &Tensor<3>),
-    ) -> Tensor<3> {
+    pub fn forward_observed(&self, pixel_values: Tensor<4>, mut observe: impl FnMut(usize, &Tensor<3>)) -> Tensor<3> {
         let mut hidden_states = self.pre_layrnorm.forward(self.embeddings.forward(pixel_values));
         for (layer_idx, layer) in self.encoder.layers.iter().enumerate() {
             hidden_states = layer.forward(hidden_states, None);

@@ -2,10 +2,11 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Device, Tensor};
+use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{ProcessedInputs, Processor, TokenBatch, image_attention_mask};
 use idefics_generate::train::TrainingBatch;
-use idefics_generate::{Idefics1, LabelRecipe, Prompts, SeenImages};
+use idefics_generate::{Idefics1, LabelRecipe, Prompts, SeenImages, WeightOptions};
 
 use super::stages::Stages;
 
@@ -32,7 +33,7 @@ impl Stages<'_> {
         processed: &ProcessedInputs,
         tokens: &TokenBatch,
     ) -> Result<()> {
-        let model = Idefics1::from_folder(&self.case.checkpoint, device, self.dtype, |_| ())?;
+        let model = Idefics1::from_folder(&self.case.checkpoint, device, allowing_pickles(self.dtype), |_| ())?;
         let (images, n_images) = self.idefics1_images(processed)?;
         let features = model.vision_features(&images)?;
         if !features.is_empty() {
@@ -104,7 +105,12 @@ impl Stages<'_> {
             recipe: LabelRecipe::Transformers5,
         };
         let device = device.clone().autodiff();
-        let model = Idefics1::from_folder(&self.case.checkpoint, &device, DType::F32, |_| ())?;
+        let model = Idefics1::from_folder(&self.case.checkpoint, &device, allowing_pickles(DType::F32), |_| ())?;
         self.gradients(model.training_gradients(&batch)?, model.config().tied())
     }
+}
+
+/// Cases may hold the files of old repositories.
+fn allowing_pickles(dtype: DType) -> WeightOptions {
+    WeightOptions { pickles: Pickles::Allowed, ..dtype.into() }
 }
