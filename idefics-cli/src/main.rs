@@ -10,6 +10,7 @@ mod commands;
 mod failure;
 mod model;
 mod output;
+mod placing;
 
 use std::panic;
 use std::process::ExitCode;

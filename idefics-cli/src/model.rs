@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use idefics_generate::hub::{self, ModelSource};
+use idefics_generate::placement::Plan;
 use idefics_generate::{CancelToken, Error, Idefics, LoadStage, WeightOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
 use crate::args::Global;
 use crate::failure::Failure;
+use crate::placing;
 
 /// Where a model's files are.
 pub(crate) enum ModelFolder {
@@ -80,12 +82,20 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     let bar = byte_bar();
     bar.set_message("loading weights");
     let weights = WeightOptions { pickles: global.pickles(), ..dtype.into() };
-    let model = Idefics::from_folder(folder, &device, weights, |stage| {
+    let progress = |stage| {
         if let LoadStage::Weights(loaded) = stage {
             bar.set_length(loaded.bytes_total);
             bar.set_position(loaded.bytes_done);
         }
-    });
+    };
+    let model = match global.device_map {
+        None => Idefics::from_folder(folder, &device, weights, progress),
+        Some(_) => {
+            let plan = Plan::of_model(folder, dtype, placing::places(global, choice)?)?;
+            bar.suspend(|| eprint!("{plan}"));
+            Idefics::from_folder_placed(folder, &plan, weights, progress)
+        }
+    };
     bar.finish_and_clear();
     Ok(model?)
 }

@@ -113,3 +113,24 @@ fn a_configuration_alone_says_what_a_model_would_need() {
     let loaded = &inspection["loaded_bytes"];
     assert_eq!(loaded["bf16"].as_u64().unwrap() * 2, loaded["f32"].as_u64().unwrap());
 }
+
+#[test]
+fn a_model_spread_over_several_places_answers_the_same() {
+    let model = xtask_folder("checkpoints/idefics1-float");
+    let photo = crate::photo();
+    let question = ["ask", &photo, "What is it?", "--max-new-tokens", "5", "--num-beams", "2"];
+    let alone = answers(&model, &question);
+    let spread = ["--device-map", "auto", "--max-memory", "cpu:0=60kB,cpu:1=100kB,cpu:2=40kB"];
+    let output = idefics(&model, &[&["--json"][..], &spread, &question].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let spread: Value = serde_json::from_str(text(&output.stdout).trim()).unwrap();
+    assert_eq!(spread["token_ids"], alone[0]["token_ids"]);
+    let plan = text(&output.stderr);
+    for place in ["cpu:0 ", "cpu:1 ", "cpu:2 ", "files "] {
+        assert!(plan.lines().any(|line| line.starts_with(place)), "{plan}");
+    }
+
+    let refused = idefics(&crate::checkpoint(), &["--device-map", "auto", "caption", &photo]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("--device-map"));
+}

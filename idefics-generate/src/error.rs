@@ -6,6 +6,7 @@ use idefics_processor::ProcessorError;
 use crate::device::DeviceError;
 use crate::generation_config::GenerationError;
 use crate::inputs::InputError;
+use crate::placement::PlacementError;
 
 /// Why a model could not be loaded or could not answer. The message is one line that names what is wrong and where.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,15 @@ pub enum Error {
         /// What was asked for.
         expected: &'static str,
     },
+    /// A model whose parts all go to one device was to be spread over several.
+    #[error("{}: only the first Idefics (`model_type` idefics) is placed over several devices; leave --device-map out", folder.display())]
+    NotPlaceable {
+        /// The model folder.
+        folder: PathBuf,
+    },
+    /// What was asked of placement cannot be done.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// A configuration value that describes no model.
     #[error("{}: {source}", path.display())]
     Config {
@@ -219,7 +229,7 @@ impl Error {
             Self::Generation(GenerationError::Context { .. }) => ErrorKind::Limit,
             Self::Generation(_) | Self::NoAllowedToken { .. } | Self::NoLabels => ErrorKind::Usage,
             Self::Timeout { .. } | Self::Thread { .. } => ErrorKind::Limit,
-            Self::Device(_) => ErrorKind::Usage,
+            Self::Device(_) | Self::NotPlaceable { .. } | Self::Placement(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,
             Self::NonFinite { .. } => ErrorKind::Numeric,
             #[cfg(feature = "hub")]

@@ -11,6 +11,7 @@ use idefics_processor::image::ImageTile;
 use idefics_processor::{Family, ProcessOptions, ProcessedInputs, Processor, Sample, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
+use crate::placement::{Placement, Plan};
 use crate::{
     Answer, Controls, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics1,
     Idefics2, InputError, Model, ModelConfig, Prompts, TextStream, Timings, Usage, WeightOptions,
@@ -73,11 +74,24 @@ impl Idefics1 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
+        Self::from_folder_placed(folder, &Placement::on(device), weights, progress)
+    }
+
+    /// As [`Self::from_folder`], each part on its own device.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file, key or tensor at fault.
+    pub fn from_folder_placed(
+        folder: &Path,
+        placement: &Placement,
+        weights: impl Into<WeightOptions>,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
         let ModelConfig::Idefics1(config) = ModelConfig::from_folder(folder)? else {
             return Err(Error::OtherFamily { path: folder.join("config.json"), expected: "idefics" });
         };
-        let model =
-            Self::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
+        let model = Self::placed(&config, placement)
+            .map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
         let weights = weights.into();
         let checkpoint = Checkpoint::open_with(folder, weights.pickles)?;
         Ok(checkpoint.load(model, &weights.load_options(config.tied()), progress)?)
@@ -93,6 +107,32 @@ impl Idefics {
         folder: &Path,
         device: &Device,
         weights: impl Into<WeightOptions>,
+        progress: impl FnMut(LoadStage),
+    ) -> Result<Self, Error> {
+        Self::load(folder, device, None, weights.into(), progress)
+    }
+
+    /// As [`Idefics::from_folder`], each part where a plan for this model's configuration says
+    /// ([`Idefics1Config::blocks`](crate::Idefics1Config::blocks)).
+    ///
+    /// # Errors
+    /// As [`Idefics::from_folder`]; [`Error::NotPlaceable`] for Idefics2.
+    pub fn from_folder_placed(
+        folder: &Path,
+        plan: &Plan,
+        weights: impl Into<WeightOptions>,
+        progress: impl FnMut(LoadStage),
+    ) -> Result<Self, Error> {
+        let placement = plan.open()?;
+        let device = placement.device("model.embed_tokens");
+        Self::load(folder, &device, Some(&placement), weights.into(), progress)
+    }
+
+    fn load(
+        folder: &Path,
+        device: &Device,
+        placement: Option<&Placement>,
+        weights: WeightOptions,
         mut progress: impl FnMut(LoadStage),
     ) -> Result<Self, Error> {
         if !folder.is_dir() {
@@ -102,10 +142,14 @@ impl Idefics {
         let config = ModelConfig::from_folder(folder)?;
         let processor = Processor::from_folder(folder)?;
         check_tokens(folder, &config, &processor)?;
-        let (weights, progress) = (weights.into(), |loaded| progress(LoadStage::Weights(loaded)));
-        let model: Box<dyn Model> = match config {
-            ModelConfig::Idefics1(_) => Box::new(Idefics1::from_folder(folder, device, weights, progress)?),
-            ModelConfig::Idefics2(_) => Box::new(Idefics2::from_folder(folder, device, weights, progress)?),
+        let progress = |loaded| progress(LoadStage::Weights(loaded));
+        let model: Box<dyn Model> = match (config, placement) {
+            (ModelConfig::Idefics1(_), Some(placement)) => {
+                Box::new(Idefics1::from_folder_placed(folder, placement, weights, progress)?)
+            }
+            (ModelConfig::Idefics1(_), None) => Box::new(Idefics1::from_folder(folder, device, weights, progress)?),
+            (ModelConfig::Idefics2(_), Some(_)) => return Err(Error::NotPlaceable { folder: folder.to_owned() }),
+            (ModelConfig::Idefics2(_), None) => Box::new(Idefics2::from_folder(folder, device, weights, progress)?),
         };
         let features = Mutex::new(FeatureCache::new(FEATURE_BYTES));
         Ok(Self { model, processor, generation_config, device: device.clone(), features })

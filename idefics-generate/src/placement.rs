@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use burn::module::Param;
@@ -13,7 +14,7 @@ use burn::tensor::{DType, Device, Tensor};
 use idefics_nn::{ConfigError, ParameterVisitor, visit_parameters};
 use serde::Serialize;
 
-use crate::{DeviceChoice, DeviceError, Idefics1, Idefics1Config};
+use crate::{DeviceChoice, DeviceError, Error, Idefics1, Idefics1Config, ModelConfig};
 
 /// Why weights cannot be placed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -128,6 +129,18 @@ impl Plan {
         };
         let blocks = blocks.into_iter().map(place).collect();
         Self { places, blocks }
+    }
+
+    /// The plan for the model of a folder, or of a `config.json`, with weights in `dtype`. No weight is read.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_folder`]; [`Error::NotPlaceable`] for Idefics2.
+    pub fn of_model(path: &Path, dtype: DType, places: Places) -> Result<Self, Error> {
+        let config = if path.is_dir() { ModelConfig::from_folder(path)? } else { ModelConfig::from_file(path)? };
+        match config {
+            ModelConfig::Idefics1(config) => Ok(Self::new(config.blocks(dtype)?, places)),
+            ModelConfig::Idefics2(_) => Err(Error::NotPlaceable { folder: path.to_owned() }),
+        }
     }
 
     /// Each place, the files last, with the parts that go there and the bytes that they take; places without a part

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use idefics_generate::nn::checkpoint::Pickles;
+use idefics_generate::placement::Places;
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::{DeviceChoice, Precision, RankOptions};
 
@@ -54,6 +55,12 @@ pub(crate) struct Global {
     /// Read PyTorch pickles (`pytorch_model.bin`) where a folder has no safetensors; nothing in them is run.
     #[arg(long, global = true)]
     pub(crate) allow_pickle: bool,
+    /// Spread the parts of a model over devices, main memory and the mapped files, and say how (first Idefics only).
+    #[arg(long, global = true, value_name = "auto", value_parser = ["auto"])]
+    pub(crate) device_map: Option<String>,
+    /// For --device-map and `inspect`: places in the order in which they are filled [default: main memory, as much as is free].
+    #[arg(long, global = true, value_name = "NAME=SIZE,…")]
+    pub(crate) max_memory: Option<Places>,
     /// CPU threads [default: one a core].
     #[arg(long, global = true)]
     pub(crate) threads: Option<NonZeroUsize>,
