@@ -11,7 +11,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
-use idefics_nn::{ConfigError, ContextView, KvCache, RmsNorm};
+use idefics_nn::{ConfigError, ContextView, KvCache, RmsNorm, on_device};
 
 use crate::cross_attention::Context;
 use crate::positions::PositionRules;
@@ -70,7 +70,7 @@ impl CrossAttentionDecoder {
     /// - returns `[batch, heads, n_keys, head_dim]` each
     pub fn context_key_values(&self, context_states: &Tensor<3>) -> Vec<(Tensor<4>, Tensor<4>)> {
         let layers = self.gated_cross_attn_layers.iter();
-        layers.map(|layer| layer.cross_attn.key_values(context_states.clone().to_device(&layer.device()))).collect()
+        layers.map(|layer| layer.cross_attn.key_values(on_device(context_states.clone(), &layer.device()))).collect()
     }
 
     /// Runs the tokens that follow those in the cache, and adds them to it.

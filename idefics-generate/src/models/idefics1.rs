@@ -10,7 +10,7 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use idefics_nn::{ConfigError, ContextCache, KvCache, flat_module};
+use idefics_nn::{ConfigError, ContextCache, KvCache, flat_module, on_device};
 use idefics_perceiver::flamingo::PerceiverResampler;
 use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, CrossAttentionDecoder, DecoderObserver, DecoupledLinear, Unobserved};
@@ -157,7 +157,7 @@ impl Idefics1 {
     /// If, without a resampler, images of different sizes are mixed: rows of one batch have as many vectors an image.
     pub fn connect(&self, features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
         let connected = features.into_iter().map(|features| match &self.model.images.perceiver_resampler {
-            Some(resampler) => resampler.forward(on(features, &resampler.latents.val().device())),
+            Some(resampler) => resampler.forward(on_device(features, &resampler.latents.val().device())),
             None => features,
         });
         let connected: Vec<Tensor<3>> = connected.collect();
@@ -236,11 +236,6 @@ impl Idefics1 {
     fn vision_device(&self) -> Device {
         self.model.images.vision_model.pre_layrnorm.weight.val().device()
     }
-}
-
-/// Moves a tensor if it is elsewhere.
-fn on<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
-    if tensor.device() == *device { tensor } else { tensor.to_device(device) }
 }
 
 /// Every row's image vectors side by side, `[batch, max_images · n_vectors, d_image]`; rows with fewer images have others'
@@ -342,7 +337,7 @@ impl Model for Idefics1 {
     }
 
     fn logits(&self, hidden_states: Tensor<3>, kept: LogitsToKeep) -> Tensor<3> {
-        let hidden_states = on(keep(hidden_states, kept), &self.lm_head.linear.device());
+        let hidden_states = on_device(keep(hidden_states, kept), &self.lm_head.linear.device());
         self.lm_head.forward(hidden_states).cast(DType::F32)
     }
 }
