@@ -187,7 +187,7 @@ impl Processor {
             .collect::<Vec<_>>()
             .into_iter()
             .collect::<Result<Vec<_>, _>>()?;
-        if !images.config().do_pad {
+        if !images.config().do_pad && self.family == Family::Idefics2 {
             images.pad(&tiles)?; // refuses what cannot stand in one array
         }
         Ok(ProcessedInputs { prompts, input_ids, images: tiles })

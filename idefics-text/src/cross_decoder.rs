@@ -86,8 +86,8 @@ impl CrossAttentionDecoder {
         self.forward_observed(inputs_embeds, view, cache, &mut Unobserved)
     }
 
-    /// As [`Self::forward`], showing `observer` what happens inside. What goes into a layer is shown as it comes out of the
-    /// gated layer before it, as the reference does since version 5.
+    /// As [`Self::forward`], showing `observer` what happens inside, as the reference does since version 5: what goes into
+    /// layer 0 as it comes out of the gated layer before it, and later what comes out of each layer.
     pub fn forward_observed(
         &self,
         inputs_embeds: Tensor<3>,
@@ -127,6 +127,9 @@ impl CrossAttentionDecoder {
         let mut states = Travelling { here: inputs_embeds.device(), positions, masked_out };
         let mut hidden_states = inputs_embeds;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
+            if layer_idx > 0 {
+                observer.hidden_states(layer_idx, &hidden_states);
+            }
             if layer_idx.is_multiple_of(self.cross_layer_interval) {
                 let gated_idx = layer_idx / self.cross_layer_interval;
                 let gated = &self.gated_cross_attn_layers[gated_idx];
@@ -138,7 +141,9 @@ impl CrossAttentionDecoder {
                 hidden_states = gated.forward(hidden_states, context);
             }
             hidden_states = states.to(hidden_states, &layer.device());
-            observer.hidden_states(layer_idx, &hidden_states);
+            if layer_idx == 0 {
+                observer.hidden_states(layer_idx, &hidden_states);
+            }
             hidden_states = layer.forward(hidden_states, &states.positions, cache.layer(layer_idx), |weights| {
                 observer.attentions(layer_idx, weights)
             });
