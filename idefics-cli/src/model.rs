@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use idefics_generate::hub::{self, ModelSource};
+use idefics_generate::hub::{self, HubOptions, ModelSource};
 use idefics_generate::placement::Plan;
 use idefics_generate::{CancelToken, Error, Idefics, LoadStage, WeightOptions};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -38,7 +38,9 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
         ModelSource::Folder(folder) => Ok(ModelFolder::Kept(folder)),
         ModelSource::Hub { repo, revision } => {
             let bar = byte_bar();
-            let fetched = hub::fetch(&repo, revision.as_deref(), &mut |state| {
+            let options = HubOptions::from_env().map_err(Error::from)?;
+            let options = HubOptions { pickles: global.pickles(), ..options };
+            let fetched = hub::fetch_with(&options, &repo, revision.as_deref(), &mut |state| {
                 bar.set_length(state.total);
                 bar.set_position(state.done);
                 bar.set_message(state.file);

@@ -11,6 +11,8 @@ use idefics_processor::image::ImageTile;
 use idefics_processor::{Family, ProcessOptions, ProcessedInputs, Processor, Sample, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
+#[cfg(feature = "hub")]
+use crate::hub::{HubOptions, fetch_with};
 use crate::placement::{Placement, Plan};
 use crate::{
     Answer, Controls, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics1,
@@ -167,7 +169,9 @@ impl Idefics {
         weights: impl Into<WeightOptions>,
         mut progress: impl FnMut(LoadStage),
     ) -> Result<Self, Error> {
-        let folder = crate::hub::fetch(repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
+        let weights = weights.into();
+        let hub = HubOptions { pickles: weights.pickles, ..HubOptions::from_env()? };
+        let folder = fetch_with(&hub, repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
         Self::from_folder(&folder, device, weights, progress)
     }
 
