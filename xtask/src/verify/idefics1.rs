@@ -8,7 +8,7 @@ use idefics_generate::processor::{ProcessedInputs, Processor, TokenBatch, image_
 use idefics_generate::train::TrainingBatch;
 use idefics_generate::{Idefics1, LabelRecipe, Prompts, SeenImages, WeightOptions};
 
-use super::stages::Stages;
+use super::stages::{Stages, floats};
 
 impl Stages<'_> {
     /// Pixels in slots of equal number, and what each token sees of them.
@@ -34,18 +34,12 @@ impl Stages<'_> {
         tokens: &TokenBatch,
     ) -> Result<()> {
         let model = Idefics1::from_folder(&self.case.checkpoint, device, allowing_pickles(self.dtype), |_| ())?;
-        let (images, n_images) = self.idefics1_images(processed)?;
+        let (images, n_images, slots) = self.idefics1_images(processed)?;
         let features = model.vision_features(&images)?;
-        if !features.is_empty() {
-            self.tensor("vision.last_hidden_state", &Tensor::cat(features.clone(), 0), |_| true)?;
-        }
+        let all = (!features.is_empty()).then(|| Tensor::cat(features.clone(), 0));
+        self.of_images("vision.last_hidden_state", all, &slots)?;
         let image_hidden_states = model.connect(features);
-        match &image_hidden_states {
-            Some(states) => self.tensor("image_hidden_states", states, |_| true)?,
-            None => {
-                ensure!(self.case.expected("image_hidden_states").is_none(), "`image_hidden_states` without an image");
-            }
-        }
+        self.of_images("image_hidden_states", image_hidden_states.clone(), &slots)?;
         let (prompts, real) = self.prompts(tokens)?;
         let prompts = self.seeing(prompts, processor, n_images)?;
         let n_layers = model.config().num_hidden_layers;
@@ -55,24 +49,52 @@ impl Stages<'_> {
         self.generation(&model, processor, processed)
     }
 
-    /// The real images of the expected processor tensors, and how many each row has; ours where the case has none.
-    fn idefics1_images(&self, processed: &ProcessedInputs) -> Result<(Vec<ImageTile>, Vec<usize>)> {
+    /// The real images of the expected processor tensors, how many each row has, and of all slots of the batch which hold
+    /// one; ours where the case has none.
+    fn idefics1_images(&self, processed: &ProcessedInputs) -> Result<(Vec<ImageTile>, Vec<usize>, Vec<bool>)> {
         let Some(pixel_values) = self.case.expected("processor.pixel_values") else {
-            let n_images = processed.images.iter().map(Vec::len).collect();
-            return Ok((processed.images.iter().flatten().cloned().collect(), n_images));
+            let n_images: Vec<usize> = processed.images.iter().map(Vec::len).collect();
+            let slots = n_images.iter().copied().max().unwrap_or(0).max(1);
+            let is_real = n_images.iter().flat_map(|&n_images| (0..slots).map(move |slot| slot < n_images)).collect();
+            return Ok((processed.images.iter().flatten().cloned().collect(), n_images, is_real));
         };
         let &[_, slots, 3, height, width] = pixel_values.shape.as_slice() else {
             bail!("`processor.pixel_values` has shape {:?}, expected [batch, n_images, 3, h, w]", pixel_values.shape);
         };
-        let mut images = Vec::new();
-        let mut n_images = Vec::new();
-        for row in pixel_values.floats()?.chunks(slots * 3 * height * width) {
-            let real = row.chunks(3 * height * width).filter(|pixels| pixels.iter().any(|&value| value != 0.0));
-            let before = images.len();
-            images.extend(real.map(|pixels| ImageTile { width, height, pixels: pixels.to_vec() }));
-            n_images.push(images.len() - before);
+        let all = pixel_values.floats()?.chunks(3 * height * width);
+        let is_real: Vec<bool> = all.clone().map(|pixels| pixels.iter().any(|&value| value != 0.0)).collect();
+        let real = all.zip(&is_real).filter(|(_, is_real)| **is_real);
+        let images = real.map(|(pixels, _)| ImageTile { width, height, pixels: pixels.to_vec() }).collect();
+        let n_images = is_real.chunks(slots).map(|row| row.iter().filter(|real| **real).count()).collect();
+        Ok((images, n_images, is_real))
+    }
+
+    /// Compares vectors of images, `[images, n_vectors, width]`: of the real ones, or of all slots, of which the real ones
+    /// count.
+    fn of_images(&mut self, stage: &str, ours: Option<Tensor<3>>, is_real: &[bool]) -> Result<()> {
+        let Some(expected) = self.case.expected(stage) else { return Ok(()) };
+        let n_real = is_real.iter().filter(|real| **real).count();
+        let has_all_slots = expected.shape.first() == Some(&is_real.len()) && n_real < is_real.len();
+        let Some(ours) = ours else {
+            ensure!(has_all_slots, "`{stage}` without an image");
+            return Ok(());
+        };
+        if !has_all_slots {
+            return self.tensor(stage, &ours, |_| true);
         }
-        Ok((images, n_images))
+        let [_, n_vectors, width] = ours.dims();
+        let per_image = n_vectors * width;
+        let values = floats(ours);
+        let mut images = values.chunks(per_image);
+        let mut placed = Vec::with_capacity(is_real.len() * per_image);
+        for &is_real in is_real {
+            match is_real.then(|| images.next()).flatten() {
+                Some(image) => placed.extend_from_slice(image),
+                None => placed.resize(placed.len() + per_image, 0.0),
+            }
+        }
+        let tolerance = self.model_tolerance(stage, expected.floats()?);
+        self.floats(stage, &[is_real.len(), n_vectors, width], &placed, tolerance, |index| is_real[index / per_image])
     }
 
     /// The prompts with what the case's mask says that they see, or what ours would.
