@@ -131,6 +131,6 @@ proptest! {
         prop_assert_eq!(processed.images[0].len(), images);
         let tokens = processed.input_ids[0].iter().filter(|&&id| id == processor.tokenizer().image_token_id());
         prop_assert_eq!(tokens.count(), images);
-        prop_assert_eq!(processed.input_ids[0].first(), processor.tokenizer().bos_token_id().as_ref());
+        prop_assert_eq!(processed.input_ids[0].first().copied(), processor.tokenizer().bos_token_id());
     }
 }
