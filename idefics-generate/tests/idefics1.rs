@@ -118,7 +118,7 @@ fn a_batch_answers_as_its_rows_do() {
     let model = load("idefics1-float");
     let together = model.generate(&rows(), &Default::default(), &greedy(8), never()).unwrap();
     for (row, sample) in rows().into_iter().enumerate() {
-        let alone = model.generate(&[sample.clone()], &Default::default(), &greedy(8), never()).unwrap();
+        let alone = model.generate(std::slice::from_ref(&sample), &Default::default(), &greedy(8), never()).unwrap();
         assert_eq!(alone[0].token_ids, together[row].token_ids, "row {row}");
         let mut streamed = String::new();
         model
