@@ -176,8 +176,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, blocks, bytes) in self.by_place() {
             let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { continue };
-            let gigabytes = bytes as f64 / 1e9;
-            writeln!(formatter, "{name:<8} {gigabytes:>9.3} GB  {} … {}", first.name, last.name)?;
+            let (unit, size) = if bytes < 1_000_000_000 { ("MB", 1e6) } else { ("GB", 1e9) };
+            let amount = bytes as f64 / size;
+            writeln!(formatter, "{name:<8} {amount:>9.3} {unit}  {} … {}", first.name, last.name)?;
         }
         Ok(())
     }
