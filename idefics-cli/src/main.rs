@@ -11,6 +11,7 @@ mod failure;
 mod machine;
 mod model;
 mod output;
+mod placing;
 
 use std::panic;
 use std::process::ExitCode;

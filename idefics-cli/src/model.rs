@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use idefics_generate::hub::{self, ModelSource};
+use idefics_generate::hub::{self, HubOptions, ModelSource};
 use idefics_generate::nn::checkpoint::WeightMemory;
 use idefics_generate::nn::{Checkpoint, PackedFormat};
-use idefics_generate::{CancelToken, Error, Idefics, Idefics2, LoadStage, ModelConfig, WeightFormat, WeightOptions};
+use idefics_generate::placement::Plan;
+use idefics_generate::{AnyModel, CancelToken, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
@@ -14,6 +15,7 @@ use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::available_memory_bytes;
 use crate::output::size;
+use crate::placing;
 
 /// Where a model's files are.
 pub(crate) enum ModelFolder {
@@ -41,7 +43,9 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
         ModelSource::Folder(folder) => Ok(ModelFolder::Kept(folder)),
         ModelSource::Hub { repo, revision } => {
             let bar = byte_bar();
-            let fetched = hub::fetch(&repo, revision.as_deref(), &mut |state| {
+            let options = HubOptions::from_env().map_err(Error::from)?;
+            let options = HubOptions { pickles: global.pickles(), ..options };
+            let fetched = hub::fetch_with(&options, &repo, revision.as_deref(), &mut |state| {
                 bar.set_length(state.total);
                 bar.set_position(state.done);
                 bar.set_message(state.file);
@@ -82,20 +86,32 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     if global.verbose {
         eprintln!("loading {} on {choice}, weights {weights}", folder.display());
     }
-    if let (Ok(ModelConfig::Idefics2(config)), Ok(checkpoint)) =
-        (ModelConfig::from_folder(folder), Checkpoint::open(folder))
-    {
-        let needed = |weights| Idefics2::memory(&config, Some(&checkpoint), &device, weights);
-        check_memory(needed, weights, None, available_memory_bytes(choice))?;
-    } // what is wrong with the files is said when they are loaded
+    let plan = match global.device_map {
+        None => {
+            let config = ModelConfig::from_folder(folder);
+            if let (Ok(config), Ok(checkpoint)) = (config, Checkpoint::open_with(folder, weights.pickles)) {
+                let needed = |weights| AnyModel::memory(&config, Some(&checkpoint), &device, weights);
+                check_memory(needed, weights, None, available_memory_bytes(choice))?;
+            } // what is wrong with the files is said when they are loaded
+            None
+        }
+        Some(_) => Some(Plan::of_model(folder, weights, &device, placing::places(global, choice)?)?),
+    };
     let bar = byte_bar();
     bar.set_message("loading weights");
-    let model = Idefics::from_folder(folder, &device, weights, |stage| {
+    let progress = |stage| {
         if let LoadStage::Weights(loaded) = stage {
             bar.set_length(loaded.bytes_total);
             bar.set_position(loaded.bytes_done);
         }
-    });
+    };
+    let model = match plan {
+        None => Idefics::from_folder(folder, &device, weights, progress),
+        Some(plan) => {
+            bar.suspend(|| eprint!("{plan}"));
+            Idefics::from_folder_placed(folder, &plan, weights, progress)
+        }
+    };
     bar.finish_and_clear();
     Ok(model?)
 }

@@ -61,5 +61,5 @@ fn what_cannot_be_measured_is_refused() {
         refused(&["--random-weights", "idefics2-8b", option, "0"], 2, option);
     }
     refused(&["--model", checkpoint().to_str().unwrap(), "--text-layers", "1"], 2, "--random-weights");
-    refused(&["--random-weights", "idefics-9b"], 2, "not implemented yet");
+    refused(&["--random-weights", "smolvlm-256m"], 2, "not implemented yet");
 }

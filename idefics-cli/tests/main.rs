@@ -7,6 +7,7 @@ mod bench;
 mod demo;
 mod faults;
 mod hub;
+mod idefics1;
 mod quantize;
 mod tasks;
 

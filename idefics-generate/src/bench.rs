@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor};
-use idefics_nn::profile::{Operation, profiled};
+use idefics_nn::profile::{Operation, Profiler};
 use idefics_nn::{KvCache, ParameterVisitor, visit_parameters};
 use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
 use serde::Serialize;
 
-use crate::{Error, Idefics2, Idefics2Config, Prompts, image_batches};
+use crate::pipeline::milliseconds;
+use crate::{AnyModel, Error, Model, ModelConfig, Prompts, SeenImages};
 
 /// What an answer is about, and how often it is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,11 +30,19 @@ pub struct BenchOptions {
 }
 
 impl BenchOptions {
-    /// Bytes of KV cache that a model of that shape takes on the CPU, whose activations are f32.
-    pub fn cache_bytes(&self, config: &Idefics2Config) -> u64 {
-        let slots = self.prompt_tokens.saturating_add(self.new_tokens).saturating_add(1);
-        let slot = config.text_config.cache_bytes(1, 1, DType::F32) as u64;
-        slot.saturating_mul(self.batch as u64).saturating_mul(slots as u64)
+    /// Bytes of KV cache that a model of that shape takes on the CPU, whose activations are f32; an image is as many tiles.
+    pub fn cache_bytes(&self, config: &ModelConfig, tiles_per_image: usize) -> u64 {
+        let n_images = self.images.len().saturating_mul(tiles_per_image);
+        let (row, image_tokens) = match config {
+            // Every image has keys and values of its own in each layer of gated cross-attention.
+            ModelConfig::Idefics1(config) => {
+                (config.text().context_bytes(n_images * config.vectors_per_image(), DType::F32), n_images)
+            }
+            ModelConfig::Idefics2(config) => (0, n_images * config.perceiver_config.resampler_n_latents),
+        };
+        let slots = self.prompt_tokens.max(1 + image_tokens).saturating_add(self.new_tokens).saturating_add(1);
+        let slot = config.text_config().cache_bytes(1, 1, DType::F32) as u64;
+        (row as u64).saturating_add(slot.saturating_mul(slots as u64)).saturating_mul(self.batch as u64)
     }
 }
 
@@ -100,7 +109,15 @@ pub struct StageProfile {
     pub operations: Vec<Operation>,
 }
 
-impl Idefics2 {
+impl StageProfile {
+    /// What the profiler counted since its last lap.
+    fn of(stage: &'static str, profiler: &mut Profiler) -> Self {
+        let (seconds, operations) = profiler.lap();
+        Self { stage, seconds, operations }
+    }
+}
+
+impl AnyModel {
     /// Measures each stage.
     ///
     /// # Errors
@@ -111,6 +128,8 @@ impl Idefics2 {
         options: &BenchOptions,
         mut progress: impl FnMut(&'static str),
     ) -> Result<BenchReport, Error> {
+        let model = self.as_model();
+        let finish = || model.device().sync().map_err(|error| Error::Execution { reason: format!("{error:?}") });
         let pictures: Vec<RgbImage> = options.images.iter().map(|&(width, height)| picture(width, height)).collect();
         let all = std::iter::repeat_n(&pictures, options.batch).flatten();
         let runs = options.runs.max(1);
@@ -119,119 +138,159 @@ impl Idefics2 {
 
         progress("preprocessing");
         let mut tiles: Vec<ImageTile> = Vec::new();
-        let preprocess_ms = repeat(runs, &mut || {
+        let preprocess_ms = repeat(runs, || {
             tiles = all.clone().flat_map(|picture| processor.process(picture)).collect();
             Ok(())
         })?;
 
-        progress("vision tower");
-        let batches = image_batches(&tiles, &self.config().vision_config)?;
-        let mut features = Vec::new();
-        let mut work = || {
-            features = batches.iter().map(|batch| self.vision_features(batch)).collect();
-            self.finish()
-        };
-        let vision_ms = repeat(runs, &mut work)?;
-        profile.extend(options.profile.then(|| profiled_stage("vision tower", &mut work)).transpose()?);
-
-        progress("connector");
+        progress("vision tower and connector");
         let mut image_hidden_states = None;
-        let mut work = || {
-            image_hidden_states = self.connect(&batches, features.clone());
-            self.finish()
-        };
-        let connector_ms = repeat(runs, &mut work)?;
-        profile.extend(options.profile.then(|| profiled_stage("connector", &mut work)).transpose()?);
-        drop(features);
+        let (mut vision_ms, mut connector_ms) = (Vec::new(), Vec::new());
+        for run in 0..=runs {
+            let clock = Instant::now();
+            let mut between = clock;
+            image_hidden_states = model.encode_in_stages(&tiles, &mut || {
+                finish()?;
+                between = Instant::now();
+                Ok(())
+            })?;
+            finish()?;
+            if run > 0 {
+                vision_ms.push(between.duration_since(clock).as_secs_f64() * 1e3);
+                connector_ms.push(milliseconds(between));
+            }
+        }
+        if options.profile {
+            let mut profiler = Profiler::start();
+            model.encode_in_stages(&tiles, &mut || {
+                finish()?;
+                profile.push(StageProfile::of("vision tower", &mut profiler));
+                Ok(())
+            })?;
+            finish()?;
+            profile.push(StageProfile::of("connector", &mut profiler));
+        }
 
         progress("prefill");
-        let prompts = self.prompts(&tiles, options)?;
-        let mut cache = self.cache(&prompts, 0);
-        let mut work = || {
-            cache = self.cache(&prompts, options.new_tokens + 2); // a step that does not count, and one for the profile
-            self.prefill(&prompts, image_hidden_states.clone(), &mut cache)?;
-            self.finish()
+        let prompts = self.prompts(tiles.len() / options.batch, options)?;
+        let mut cache = model.cache(&prompts, 0);
+        let mut prefill = || {
+            cache = model.cache(&prompts, options.new_tokens + 2); // a step that does not count, and one for the profile
+            model.prefill(&prompts, image_hidden_states.clone(), &mut cache)?;
+            finish()
         };
-        let prefill_ms = repeat(runs, &mut work)?;
-        profile.extend(options.profile.then(|| profiled_stage("prefill", &mut work)).transpose()?);
+        let prefill_ms = repeat(runs, &mut prefill)?;
+        if options.profile {
+            let mut profiler = Profiler::start();
+            prefill()?;
+            profile.push(StageProfile::of("prefill", &mut profiler));
+        }
 
         progress("decode");
-        let decode_ms = Spread::of(self.decode_times(&mut cache, options)?);
+        let decode_ms = Spread::of(decode_times(model, &mut cache, options)?);
         if options.profile {
-            let step = || self.decode(&vec![FILLER; options.batch], &mut cache).map(|_| ()).map_err(Error::from);
-            profile.push(profiled_stage("decode", step)?);
+            let mut profiler = Profiler::start();
+            model.decode(&vec![FILLER; options.batch], &mut cache)?;
+            finish()?;
+            profile.push(StageProfile::of("decode", &mut profiler));
         }
         let tokens = (options.batch * prompts.seq()) as f64;
         Ok(BenchReport {
             preprocess_ms,
-            vision_ms,
-            connector_ms,
+            vision_ms: Spread::of(vision_ms),
+            connector_ms: Spread::of(connector_ms),
             prefill_ms,
             prefill_tokens_per_s: prefill_ms.rate(1e3 * tokens),
             decode_ms_per_token: decode_ms,
             decode_tokens_per_s: decode_ms.rate(1e3 * options.batch as f64),
-            decode_bytes_per_token: self.decode_bytes(),
-            dtype: format!("{:?}", self.model.text_model.embed_tokens.weight.val().dtype()).to_lowercase(),
+            decode_bytes_per_token: self.decode_bytes(&cache),
+            dtype: self.dtype(),
             profile,
         })
     }
 
-    /// Milliseconds of each step; the first does not count.
-    fn decode_times(&self, cache: &mut KvCache, options: &BenchOptions) -> Result<Vec<f64>, Error> {
-        let mut times = Vec::with_capacity(options.new_tokens);
-        let next_tokens = vec![FILLER; options.batch];
-        for step in 0..=options.new_tokens {
-            let clock = Instant::now();
-            let logits = self.decode(&next_tokens, cache)?;
-            logits.argmax(1).into_data(); // what greedy search reads back
-            if step > 0 {
-                times.push(clock.elapsed().as_secs_f64() * 1e3);
+    /// Rows of words with `n_images` images each, where the family has them.
+    fn prompts(&self, n_images: usize, options: &BenchOptions) -> Result<Prompts, Error> {
+        let rows = |mut row: Vec<u32>| {
+            row.resize(row.len().max(options.prompt_tokens), FILLER);
+            Prompts::pad_left(&vec![row; options.batch], FILLER)
+        };
+        Ok(match self {
+            Self::Idefics1(_) => {
+                let prompts = rows(vec![FILLER; 1 + n_images])?;
+                // Every token sees the last image.
+                let slots = prompts.input_ids().len();
+                let seen = (0..slots).flat_map(|_| (1..=n_images).map(|image| image == n_images)).collect();
+                let seen = SeenImages::new(vec![n_images; options.batch], prompts.seq(), seen)?;
+                prompts.with_seen_images(seen)?
+            }
+            Self::Idefics2(model) => {
+                let image_tokens = n_images * model.config().perceiver_config.resampler_n_latents;
+                let mut row = vec![FILLER];
+                row.resize(1 + image_tokens, model.config().image_token_id);
+                rows(row)?
+            }
+        })
+    }
+
+    /// The dtype of matrices that are not quantised.
+    fn dtype(&self) -> String {
+        let embedding = match self {
+            Self::Idefics1(model) => &model.model.text.embed_tokens.table.weight,
+            Self::Idefics2(model) => &model.model.text_model.embed_tokens.weight,
+        };
+        format!("{:?}", embedding.val().dtype()).to_lowercase()
+    }
+
+    /// Bytes of weights that a step behind `cache` reads: those of the decoder and the head, not the embedding table.
+    fn decode_bytes(&self, cache: &KvCache) -> usize {
+        match self {
+            Self::Idefics1(model) => {
+                let text = &model.model.text;
+                let sees = cache.context().is_some_and(|context| !context.view().is_blind());
+                let gated = text.gated_cross_attn_layers.iter().map(|layer| match sees {
+                    // Keys and values of the images are in the cache.
+                    true => bytes(layer) - bytes(&layer.cross_attn.k_proj) - bytes(&layer.cross_attn.v_proj),
+                    false => bytes(&layer.mlp),
+                });
+                gated.sum::<usize>() + bytes(&text.layers) + bytes(&text.norm) + bytes(&model.lm_head)
+            }
+            Self::Idefics2(model) => {
+                let text = &model.model.text_model;
+                bytes(&text.layers) + bytes(&text.norm) + bytes(&model.lm_head)
             }
         }
-        Ok(times)
     }
+}
 
-    /// Rows of image tokens and words.
-    fn prompts(&self, tiles: &[ImageTile], options: &BenchOptions) -> Result<Prompts, Error> {
-        let n_latents = self.config().perceiver_config.resampler_n_latents;
-        let image_tokens = n_latents * tiles.len() / options.batch;
-        let mut row = vec![FILLER];
-        row.resize(1 + image_tokens, self.config().image_token_id);
-        row.resize(row.len().max(options.prompt_tokens), FILLER);
-        Ok(Prompts::pad_left(&vec![row; options.batch], FILLER)?)
+/// Milliseconds of each step; the first does not count.
+fn decode_times(model: &dyn Model, cache: &mut KvCache, options: &BenchOptions) -> Result<Vec<f64>, Error> {
+    let mut times = Vec::with_capacity(options.new_tokens);
+    let next_tokens = vec![FILLER; options.batch];
+    for step in 0..=options.new_tokens {
+        let clock = Instant::now();
+        let logits = model.decode(&next_tokens, cache)?;
+        logits.argmax(1).into_data(); // what greedy search reads back
+        if step > 0 {
+            times.push(milliseconds(clock));
+        }
     }
-
-    /// Bytes of weights that a step reads: those of the decoder and the head, not the embedding table.
-    fn decode_bytes(&self) -> usize {
-        bytes(&self.model.text_model.layers) + bytes(&self.model.text_model.norm) + bytes(&self.lm_head)
-    }
-
-    fn finish(&self) -> Result<(), Error> {
-        self.device().sync().map_err(|error| Error::Execution { reason: format!("{error:?}") })
-    }
+    Ok(times)
 }
 
 /// A token that every vocabulary has.
 const FILLER: u32 = 1;
 
 /// Milliseconds of each of `runs` calls, after one that does not count.
-fn repeat(runs: usize, work: &mut impl FnMut() -> Result<(), Error>) -> Result<Spread, Error> {
+fn repeat(runs: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<Spread, Error> {
     work()?;
     let mut times = Vec::with_capacity(runs);
     for _ in 0..runs {
         let clock = Instant::now();
         work()?;
-        times.push(clock.elapsed().as_secs_f64() * 1e3);
+        times.push(milliseconds(clock));
     }
     Ok(Spread::of(times))
-}
-
-/// One more run with the time of each operation.
-fn profiled_stage(stage: &'static str, work: impl FnOnce() -> Result<(), Error>) -> Result<StageProfile, Error> {
-    let clock = Instant::now();
-    let (result, operations) = profiled(work);
-    result?;
-    Ok(StageProfile { stage, seconds: clock.elapsed().as_secs_f64(), operations })
 }
 
 /// A picture with something everywhere.

@@ -1,5 +1,7 @@
 //! `config.json` of a model folder.
 
+mod idefics1;
+
 use std::path::{Path, PathBuf};
 
 use idefics_nn::ConfigError;
@@ -11,6 +13,8 @@ use serde_json::Value;
 
 use crate::Error;
 
+pub use idefics1::Idefics1Config;
+
 /// Real files take a few kilobytes.
 const MAX_BYTES: u64 = 2 << 20;
 
@@ -21,6 +25,8 @@ pub(crate) const QUANT_METHOD: &str = "idefics";
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum ModelConfig {
+    /// `idefics`: the first generation.
+    Idefics1(Idefics1Config),
     /// `idefics2`.
     Idefics2(Idefics2Config),
 }
@@ -32,10 +38,23 @@ impl ModelConfig {
     /// [`Error::Read`], [`Error::ModelFile`] for what is not a configuration, [`Error::UnknownFamily`], or
     /// [`Error::Config`] naming the key whose value describes no model.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
-        let path = folder.join("config.json");
+        Self::from_file(&folder.join("config.json"))
+    }
+
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_folder`].
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        let path = path.to_owned();
         let file = read_json(&path)?;
         check_quantization(&file).map_err(|source| Error::Config { path: path.clone(), source })?;
         match file.get("model_type").and_then(|family| family.as_str()) {
+            Some("idefics") => {
+                let config: Idefics1Config = from_value(&path, idefics1::with_known_names(file))?;
+                config.validate().map_err(|source| Error::Config { path, source })?;
+                Ok(Self::Idefics1(config))
+            }
             Some("idefics2") => {
                 let file = with_text_defaults(file).map_err(|source| Error::Config { path: path.clone(), source })?;
                 let config: Idefics2Config = from_value(&path, file)?;
@@ -45,14 +64,31 @@ impl ModelConfig {
             }
             other => {
                 let family = other.unwrap_or("missing").to_owned();
-                Err(Error::UnknownFamily { path, family, supported: "idefics2" })
+                Err(Error::UnknownFamily { path, family, supported: "idefics, idefics2" })
             }
+        }
+    }
+
+    /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
+    pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Idefics1(config) => config.tied(),
+            Self::Idefics2(config) => config.tied(),
+        }
+    }
+
+    /// What shapes the decoder.
+    pub fn text_config(&self) -> TextConfig {
+        match self {
+            Self::Idefics1(config) => config.text().text,
+            Self::Idefics2(config) => config.text_config.clone(),
         }
     }
 
     /// `model_type` as the file spells it.
     pub fn family(&self) -> &'static str {
         match self {
+            Self::Idefics1(_) => "idefics",
             Self::Idefics2(_) => "idefics2",
         }
     }

@@ -8,9 +8,7 @@ use idefics_processor::{Content, Message, ProcessOptions, Sample};
 use crate::feature_cache::{ImageKey, image_key};
 use crate::pipeline::milliseconds;
 use crate::rank::common_prefix;
-use crate::{
-    Answer, Controls, Error, Generation, GenerationConfig, GenerationError, Idefics, Prompts, TextStream, Timings,
-};
+use crate::{Answer, Controls, Error, Generation, GenerationConfig, GenerationError, Idefics, TextStream, Timings};
 
 /// Turns of a user and the model, over one cache.
 ///
@@ -85,7 +83,8 @@ impl<'a> Conversation<'a> {
         mut controls: Controls<'a>,
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer, Error> {
-        let options = options.over(self.model.generation_config());
+        let sample = Sample::Messages { messages: self.messages.clone(), add_generation_prompt: true };
+        let options = self.model.options(options, std::slice::from_ref(&sample));
         if !options.is_streamable() {
             let reason = "a conversation has one answer that grows a token at a time";
             let (option, other) = ("num_beams or num_return_sequences", "chat");
@@ -93,13 +92,12 @@ impl<'a> Conversation<'a> {
         }
         let mut timings = Timings::default();
         let clock = Instant::now();
-        let sample = Sample::Messages { messages: self.messages.clone(), add_generation_prompt: true };
         let processed = self.model.processor().process(&[sample], &self.process)?;
         let tokenizer = self.model.processor().tokenizer_for(self.process.compatibility);
         controls.tokenizer.get_or_insert(tokenizer);
         let ids = &processed.input_ids[0];
         let images: Vec<ImageKey> = processed.images[0].iter().map(image_key).collect();
-        let prompts = Prompts::pad_left(std::slice::from_ref(ids), tokenizer.pad_token_id_or_fallback())?;
+        let prompts = self.model.prompts(std::slice::from_ref(ids), tokenizer)?;
         self.model.check(&prompts, &options)?;
         timings.preprocess_ms = milliseconds(clock);
 
@@ -136,7 +134,7 @@ impl<'a> Conversation<'a> {
     /// How many slots of the cache still hold what the model would read, and how many pictures are among them. At least
     /// one token is left to compute.
     fn reusable(&self, known: &Known, ids: &[u32], images: &[ImageKey]) -> (usize, usize) {
-        let image_token_id = self.model.model().config().image_token_id;
+        let image_token_id = self.model.processor().tokenizer().image_token_id();
         let per_image = self.model.processor().image_seq_len();
         let same_images = known.images.iter().zip(images).take_while(|(known, image)| known == image).count();
         let mut reused = common_prefix(&known.ids, ids).min(ids.len() - 1);

@@ -1,11 +1,13 @@
 use std::path::PathBuf;
 
+use idefics_nn::checkpoint::pickle::PickleFault;
 use idefics_nn::{CheckpointError, ConfigError};
 use idefics_processor::ProcessorError;
 
 use crate::device::DeviceError;
 use crate::generation_config::GenerationError;
 use crate::inputs::InputError;
+use crate::placement::PlacementError;
 
 /// Why a model could not be loaded or could not answer. The message is one line that names what is wrong and where.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,23 @@ pub enum Error {
         /// What is implemented.
         supported: &'static str,
     },
+    /// A model of another generation than was asked for.
+    #[error("{}: `model_type` is of another generation than {expected:?}", path.display())]
+    OtherFamily {
+        /// The file.
+        path: PathBuf,
+        /// What was asked for.
+        expected: &'static str,
+    },
+    /// A model whose parts all go to one device was to be spread over several.
+    #[error("{}: only the first Idefics (`model_type` idefics) is placed over several devices; leave --device-map out", folder.display())]
+    NotPlaceable {
+        /// The model folder.
+        folder: PathBuf,
+    },
+    /// What was asked of placement cannot be done.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// A configuration value that describes no model.
     #[error("{}: {source}", path.display())]
     Config {
@@ -208,8 +227,12 @@ impl Error {
             Self::Checkpoint(
                 CheckpointError::Io { .. } | CheckpointError::Write { .. } | CheckpointError::NotAFile { .. },
             ) => ErrorKind::FileSystem,
+            Self::Checkpoint(CheckpointError::Pickle(error)) if matches!(error.fault, PickleFault::Io(_)) => {
+                ErrorKind::FileSystem
+            }
             Self::ModelFile { .. }
             | Self::UnknownFamily { .. }
+            | Self::OtherFamily { .. }
             | Self::Config { .. }
             | Self::Shape(_)
             | Self::Checkpoint(_)
@@ -228,7 +251,7 @@ impl Error {
                 ErrorKind::Usage
             }
             Self::Timeout { .. } | Self::Thread { .. } => ErrorKind::Limit,
-            Self::Device(_) => ErrorKind::Usage,
+            Self::Device(_) | Self::NotPlaceable { .. } | Self::Placement(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::NonFinite { .. } => ErrorKind::Numeric,

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::pipeline::milliseconds;
-use crate::{Error, Idefics, Timings, image_batches};
+use crate::{Error, Idefics, Timings};
 
 /// What an image is known by: a digest of its size and its pixels as the vision tower reads them.
 pub type ImageKey = [u8; 32];
@@ -113,7 +113,7 @@ impl Idefics {
         self.features.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// [`Idefics2::encode_images`], timed stage by stage. Pictures that were encoded before are not encoded again, nor is
+    /// [`Model::encode_images`](crate::Model::encode_images), timed stage by stage. Pictures that were encoded before are not encoded again, nor is
     /// one that is there several times.
     pub(crate) fn encode_images(
         &self,
@@ -137,13 +137,14 @@ impl Idefics {
             }
         }
         let tiles: Vec<ImageTile> = missing.iter().map(|&index| images[index].clone()).collect();
-        let batches = image_batches(&tiles, &self.model.config().vision_config)?;
-        let features: Vec<Tensor<3>> = batches.iter().map(|batch| self.model.vision_features(batch)).collect();
-        self.sync()?;
-        timings.vision_ms += milliseconds(clock);
-
-        let clock = Instant::now();
-        let encoded = self.model.connect(&batches, features);
+        let mut between = clock;
+        let encoded = self.model.encode_in_stages(&tiles, &mut || {
+            self.sync()?;
+            timings.vision_ms += milliseconds(clock);
+            between = Instant::now();
+            Ok(())
+        })?;
+        let clock = between;
         self.sync()?;
         if let Some(encoded) = encoded {
             let missing: Vec<ImageKey> = missing.iter().map(|&index| keys[index]).collect();

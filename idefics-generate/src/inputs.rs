@@ -1,6 +1,8 @@
 //! Tokens of a batch, checked on the host before anything reaches a device.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use idefics_nn::ContextView;
+use idefics_processor::{latest_images, latest_images_behind};
 use idefics_vision::PatchError;
 
 /// Why tokens and images do not fit a model.
@@ -39,6 +41,35 @@ pub enum InputError {
         /// Why.
         source: PatchError,
     },
+    /// An image of another size than the vision tower has positions for.
+    #[error(
+        "image {image_idx} is {width}x{height} pixels, the model reads squares of {expected}; have the processor resize it \
+         (`size`), or the model interpolate its positions"
+    )]
+    ImageSize {
+        /// Place in the list of images, from 0.
+        image_idx: usize,
+        /// In pixels.
+        width: usize,
+        /// In pixels.
+        height: usize,
+        /// In pixels.
+        expected: usize,
+    },
+    /// The prompt shows another number of images than there are.
+    #[error("the prompt shows {shown} images, {images} are given")]
+    ImageCount {
+        /// Images that tokens of the prompt see or could see.
+        shown: usize,
+        /// Images.
+        images: usize,
+    },
+    /// A token that sees an image which its row does not have, or a mask of another shape than the ids.
+    #[error("row {row}: the image attention mask does not fit the row's tokens and images")]
+    SeenImages {
+        /// Row of the batch, from 0.
+        row: usize,
+    },
     /// An attention mask with a hole, or of another shape than the ids.
     #[error("row {row}: the attention mask is not padding on the left followed by ones, one value an id")]
     Padding {
@@ -53,6 +84,46 @@ pub struct Prompts {
     input_ids: Vec<u32>,
     left_padding: Vec<usize>,
     seq: usize,
+    seen_images: Option<SeenImages>,
+}
+
+/// Which images of its row each token sees, for models that read images beside the text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenImages {
+    /// Images that each row brings.
+    n_images: Vec<usize>,
+    /// A part is an image: first those that a cache knows already, then those that come.
+    view: ContextView,
+}
+
+impl SeenImages {
+    /// Rows of `n_images` images each; `seen` is `[batch, seq, max_images]` with the largest of these numbers last, true
+    /// where a token may attend to an image.
+    ///
+    /// # Errors
+    /// [`InputError::SeenImages`] for a token that sees an image which its row does not have, or another length.
+    pub fn new(n_images: Vec<usize>, seq: usize, seen: Vec<bool>) -> Result<Self, InputError> {
+        let (batch, max_images) = (n_images.len(), n_images.iter().copied().max().unwrap_or(0));
+        if seen.len() != batch * seq * max_images {
+            return Err(InputError::SeenImages { row: 0 });
+        }
+        for (row, tokens) in seen.chunks((seq * max_images).max(1)).enumerate() {
+            if tokens.chunks(max_images).any(|images| images[n_images[row]..].contains(&true)) {
+                return Err(InputError::SeenImages { row });
+            }
+        }
+        Ok(Self { view: ContextView::new(batch, seq, max_images, seen), n_images })
+    }
+
+    /// Images that each row brings.
+    pub fn n_images(&self) -> &[usize] {
+        &self.n_images
+    }
+
+    /// What each token sees; a part is an image.
+    pub fn view(&self) -> &ContextView {
+        &self.view
+    }
 }
 
 impl Prompts {
@@ -71,7 +142,7 @@ impl Prompts {
             .zip(&left_padding)
             .flat_map(|(row, &padding)| std::iter::repeat_n(pad_token_id, padding).chain(row.iter().copied()))
             .collect();
-        Ok(Self { input_ids, left_padding, seq })
+        Ok(Self { input_ids, left_padding, seq, seen_images: None })
     }
 
     /// Takes rows that are padded already: `input_ids` and `attention_mask` are `[batch, seq]`, row after row, the
@@ -94,7 +165,77 @@ impl Prompts {
             }
             left_padding.push(padding);
         }
-        Ok(Self { input_ids, left_padding, seq })
+        Ok(Self { input_ids, left_padding, seq, seen_images: None })
+    }
+
+    /// Says which images each token sees.
+    ///
+    /// # Errors
+    /// [`InputError::SeenImages`] if it is of other rows or tokens.
+    pub fn with_seen_images(mut self, seen_images: SeenImages) -> Result<Self, InputError> {
+        if (seen_images.view.batch(), seen_images.view.n_new()) != (self.batch(), self.seq) {
+            return Err(InputError::SeenImages { row: 0 });
+        }
+        self.seen_images = Some(seen_images);
+        Ok(self)
+    }
+
+    /// Each token sees the latest image before it, and none after an end token: see [`latest_images`].
+    #[must_use]
+    pub fn seeing_latest_images(self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
+        let latest = |row| latest_images(self.row(row), image_token_id, eos_token_id);
+        let latest = (0..self.batch()).flat_map(latest).collect();
+        self.seeing(image_token_id, latest)
+    }
+
+    /// As [`Self::seeing_latest_images`] for rows that branch: `parents`, `[batch · seq]`, has the slot of its row that
+    /// each slot follows.
+    #[must_use]
+    pub(crate) fn seeing_latest_images_behind(
+        self,
+        parents: &[Option<usize>],
+        image_token_id: u32,
+        eos_token_id: Option<u32>,
+    ) -> Self {
+        let latest = |(row, parents)| latest_images_behind(self.row(row), parents, image_token_id, eos_token_id);
+        let latest = parents.chunks(self.seq).enumerate().flat_map(latest).collect();
+        self.seeing(image_token_id, latest)
+    }
+
+    /// `latest` has for each slot the image that it sees.
+    fn seeing(mut self, image_token_id: u32, latest: Vec<Option<usize>>) -> Self {
+        let count = |row| self.row(row).iter().filter(|&&id| id == image_token_id).count();
+        let n_images: Vec<usize> = (0..self.batch()).map(count).collect();
+        let max_images = n_images.iter().copied().max().unwrap_or(0);
+        let images = |latest: Option<usize>| (0..max_images).map(move |image| latest == Some(image));
+        let seen = latest.into_iter().flat_map(images).collect();
+        let view = ContextView::new(self.batch(), self.seq, max_images, seen);
+        self.seen_images = Some(SeenImages { n_images, view });
+        self
+    }
+
+    /// Which images each token sees, if it was said.
+    pub fn seen_images(&self) -> Option<&SeenImages> {
+        self.seen_images.as_ref()
+    }
+
+    /// What is left of one row when a cache has its first `len` tokens and the first `n_images` of its images.
+    ///
+    /// # Panics
+    /// If there are several rows, or fewer tokens or images.
+    #[must_use]
+    pub fn behind(&self, len: usize, n_images: usize) -> Self {
+        assert_eq!(self.batch(), 1, "what a cache has is of one row");
+        let seen_images = self
+            .seen_images
+            .as_ref()
+            .map(|seen| SeenImages { n_images: vec![seen.n_images[0] - n_images], view: seen.view.skip(len) });
+        Self {
+            input_ids: self.input_ids[len..].to_vec(),
+            left_padding: vec![self.left_padding[0].saturating_sub(len)],
+            seq: self.seq - len,
+            seen_images,
+        }
     }
 
     /// Rows.

@@ -5,14 +5,26 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};
-use idefics_nn::checkpoint::WeightMemory;
-use idefics_nn::{Checkpoint, PackedFormat, ParameterVisitor, visit_parameters};
+use idefics_nn::checkpoint::{Pickles, WeightMemory};
+use idefics_nn::{Checkpoint, CheckpointError, PackedFormat, ParameterVisitor, visit_parameters};
 use serde::Serialize;
 
-use crate::{DeviceChoice, Error, Idefics2, ModelConfig, WeightFormat, WeightOptions};
+use crate::{AnyModel, DeviceChoice, Error, ModelConfig, WeightFormat, WeightOptions};
 
-/// The parts of a model by their prefix in the checkpoint, in the order in which data meets them.
-const PARTS: [(&str, &str); 6] = [
+/// The parts of a model by their prefix in the checkpoint, in the order in which data meets them; the first that fits
+/// counts.
+type Prefixes = &'static [(&'static str, &'static str)];
+
+const IDEFICS1_PARTS: Prefixes = &[
+    ("vision_model", "model.vision_model."),
+    ("perceiver_resampler", "model.perceiver_resampler."),
+    ("embed_tokens", "model.embed_tokens."),
+    ("gated_cross_attn_layers", "model.gated_cross_attn_layers."),
+    ("layers", "model."),
+    ("lm_head", "lm_head."),
+];
+
+const IDEFICS2_PARTS: Prefixes = &[
     ("vision_model", "model.vision_model."),
     ("modality_projection", "model.connector.modality_projection."),
     ("perceiver_resampler", "model.connector.perceiver_resampler."),
@@ -21,18 +33,18 @@ const PARTS: [(&str, &str); 6] = [
     ("lm_head", "lm_head."),
 ];
 
-/// A model folder at a glance. No weight was read.
+/// A model at a glance. No weight was read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Inspection {
-    /// The folder.
+    /// The folder, or the configuration file.
     pub folder: PathBuf,
     /// `model_type`.
     pub family: &'static str,
     /// Parameters in all.
     pub parameters: usize,
-    /// Bytes of weights in the files.
+    /// Bytes of weights in the files; 0 where there are none.
     pub file_bytes: usize,
-    /// Files that hold weights.
+    /// Files that hold weights; none where there is only a configuration.
     pub files: Vec<String>,
     /// Tensors for each element type.
     pub dtypes: BTreeMap<String, usize>,
@@ -40,7 +52,7 @@ pub struct Inspection {
     pub parts: Vec<Part>,
     /// What the model takes, for each way to hold its weights.
     pub precisions: Vec<PrecisionMemory>,
-    /// Tokens that an image (or each of its five views, with splitting) takes in the prompt.
+    /// Vectors of an image (or of each of its five views, with splitting): for Idefics2, tokens of the prompt.
     pub image_tokens: usize,
     /// Longest context, in tokens.
     pub max_position_embeddings: usize,
@@ -51,9 +63,9 @@ pub struct Inspection {
 pub struct Part {
     /// Its name.
     pub name: &'static str,
-    /// Its tensors.
+    /// Its tensors, as the files or else the configuration have them.
     pub tensors: usize,
-    /// Its parameters.
+    /// Its parameters, in whatever format they are held.
     pub parameters: usize,
     /// Its bytes in the files.
     pub file_bytes: usize,
@@ -64,95 +76,142 @@ pub struct Part {
 pub struct PrecisionMemory {
     /// As `--dtype` or `--quantize` spells it; `as stored` is the default on the CPU.
     pub name: &'static str,
+    /// The same as options.
+    #[serde(skip)]
+    pub options: WeightOptions,
     /// Memory of the weights.
     pub weights: WeightMemory,
     /// Bytes of KV cache for each token of a row.
     pub cache_bytes_per_token: usize,
 }
 
-/// Looks at a model folder, and computes what it would take on `device`; `choice` is its name. Formats of `--quantize`
-/// are left out for a checkpoint that is quantised already.
+/// Looks at a model folder, or at a `config.json` alone, and computes what the model would take on `device`; `choice` is
+/// its name. Formats of `--quantize` are left out for a checkpoint that is quantised already. Without weights they are
+/// taken to be in BF16.
 ///
 /// # Errors
-/// As [`ModelConfig::from_folder`] and [`Checkpoint::open`].
-pub fn inspect(folder: &Path, choice: DeviceChoice, device: &Device) -> Result<Inspection, Error> {
-    if !folder.is_dir() {
-        return Err(Error::NoFolder { path: folder.to_owned() });
+/// As [`ModelConfig::from_folder`] and [`Checkpoint::open_with`].
+pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Device) -> Result<Inspection, Error> {
+    let is_config = path.extension().is_some_and(|extension| extension == "json") && path.is_file();
+    if !path.is_dir() && !is_config {
+        return Err(Error::NoFolder { path: path.to_owned() });
     }
-    let config = ModelConfig::from_folder(folder)?;
-    let family = config.family();
-    let ModelConfig::Idefics2(config) = config;
-    let checkpoint = Checkpoint::open(folder)?;
-
-    let mut parts: Vec<Part> =
-        PARTS.iter().map(|&(name, _)| Part { name, tensors: 0, parameters: 0, file_bytes: 0 }).collect();
+    let config = if is_config { ModelConfig::from_file(path)? } else { ModelConfig::from_folder(path)? };
+    let checkpoint = match is_config {
+        true => None,
+        false => match Checkpoint::open_with(path, pickles) {
+            Err(CheckpointError::NotFound { .. }) => None,
+            checkpoint => Some(checkpoint?),
+        },
+    };
+    let model = AnyModel::new(&config, device).map_err(|source| Error::Config { path: path.to_owned(), source })?;
+    let mut parts = Parts::of(&config);
+    parts.count_shape(&model, config.tied(), checkpoint.is_none());
     let mut dtypes = BTreeMap::new();
     let mut files: Vec<String> = Vec::new();
-    for (name, tensor) in checkpoint.tensors() {
+    for (name, tensor) in checkpoint.iter().flat_map(Checkpoint::tensors) {
         *dtypes.entry(format!("{:?}", tensor.dtype)).or_insert(0) += 1;
         if !files.contains(&tensor.file) {
             files.push(tensor.file.clone());
         }
-        if let Some(part) = part_of(name) {
-            parts[part].tensors += 1;
-            parts[part].file_bytes += tensor.len_bytes();
+        if let Some(part) = parts.named(name) {
+            part.tensors += 1;
+            part.file_bytes += tensor.len_bytes();
         }
     }
     files.sort();
-    let model =
-        Idefics2::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
-    visit_parameters(&model, &mut Parameters { checkpoint: &checkpoint, parts: &mut parts });
-    let is_quantized = checkpoint.is_quantized();
-    let precisions = ways_to_hold(choice).filter(|(_, options)| !(is_quantized && options.quantization().is_some()));
-    let precisions = precisions.map(|(name, options)| {
+    let parts: Vec<Part> = parts.found();
+    let text = config.text_config();
+    let image_tokens = match &config {
+        ModelConfig::Idefics1(config) => config.vectors_per_image(),
+        ModelConfig::Idefics2(config) => config.perceiver_config.resampler_n_latents,
+    };
+    let precisions = ways_to_hold(choice, checkpoint.as_ref()).map(|(name, options)| {
+        let options = WeightOptions { pickles, ..options };
         // The CPU's activations are f32, and the cache holds activations.
         let activations = options.dtype.filter(|_| choice != DeviceChoice::Cpu).unwrap_or(DType::F32);
         PrecisionMemory {
             name,
-            weights: options.load_options(&config).memory(&model, Some(&checkpoint), device),
-            cache_bytes_per_token: config.text_config.cache_bytes(1, 1, activations),
+            options,
+            weights: options.load_options(config.tied()).memory(&model, checkpoint.as_ref(), device),
+            cache_bytes_per_token: text.cache_bytes(1, 1, activations),
         }
     });
     Ok(Inspection {
-        folder: folder.to_owned(),
-        family,
+        folder: path.to_owned(),
+        family: config.family(),
         parameters: parts.iter().map(|part| part.parameters).sum(),
         file_bytes: parts.iter().map(|part| part.file_bytes).sum(),
         files,
         dtypes,
         parts,
         precisions: precisions.collect(),
-        image_tokens: config.perceiver_config.resampler_n_latents,
-        max_position_embeddings: config.text_config.max_position_embeddings,
+        image_tokens,
+        max_position_embeddings: text.max_position_embeddings,
     })
 }
 
-/// The index in [`PARTS`] of the part that a tensor belongs to.
-fn part_of(name: &str) -> Option<usize> {
-    PARTS.iter().position(|(_, prefix)| name.starts_with(prefix))
-}
-
-/// Adds up what the model has, in whatever format it is stored; what is tied counts where it is stored.
-struct Parameters<'a> {
-    checkpoint: &'a Checkpoint,
-    parts: &'a mut [Part],
-}
-
-impl ParameterVisitor for Parameters<'_> {
-    fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-        if let Some(part) = part_of(name).filter(|_| self.checkpoint.tensor(name).is_some()) {
-            self.parts[part].parameters += param.lazy_shape().num_elements();
-        }
-    }
-}
-
 /// Every `--dtype` and `--quantize`, on a device.
-fn ways_to_hold(choice: DeviceChoice) -> impl Iterator<Item = (&'static str, WeightOptions)> {
-    let as_stored = (choice == DeviceChoice::Cpu).then_some(("as stored", WeightOptions::default()));
+fn ways_to_hold(
+    choice: DeviceChoice,
+    checkpoint: Option<&Checkpoint>,
+) -> impl Iterator<Item = (&'static str, WeightOptions)> {
+    let as_stored =
+        (choice == DeviceChoice::Cpu && checkpoint.is_some()).then_some(("as stored", WeightOptions::default()));
     let plain = [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
     let plain = plain.map(|(name, dtype)| (name, WeightOptions::from(dtype)));
     let packed = PackedFormat::ALL.into_iter().map(|format| {
         (format.name(), WeightOptions { quantize: WeightFormat::Packed(format), ..WeightOptions::default() })
     });
-    as_stored.into_iter().chain(plain).chain(packed)
+    let is_quantized = checkpoint.is_some_and(Checkpoint::is_quantized);
+    as_stored.into_iter().chain(plain).chain(packed.filter(move |_| !is_quantized))
+}
+
+/// The parts of a model, to be filled in.
+struct Parts {
+    prefixes: Vec<&'static str>,
+    parts: Vec<Part>,
+}
+
+impl Parts {
+    fn of(config: &ModelConfig) -> Self {
+        let names = match config {
+            ModelConfig::Idefics1(_) => IDEFICS1_PARTS,
+            ModelConfig::Idefics2(_) => IDEFICS2_PARTS,
+        };
+        let part = |&(name, _): &(&'static str, _)| Part { name, tensors: 0, parameters: 0, file_bytes: 0 };
+        Self { prefixes: names.iter().map(|(_, prefix)| *prefix).collect(), parts: names.iter().map(part).collect() }
+    }
+
+    /// The part that a tensor belongs to.
+    fn named(&mut self, tensor: &str) -> Option<&mut Part> {
+        let part = self.prefixes.iter().position(|prefix| tensor.starts_with(prefix))?;
+        Some(&mut self.parts[part])
+    }
+
+    /// Counts the parameters that a configuration asks for, tied ones once, and, with `tensors`, these too.
+    fn count_shape(&mut self, model: &AnyModel, tied: &[(&str, &str)], tensors: bool) {
+        struct Count<'a> {
+            parts: &'a mut Parts,
+            tied: &'a [(&'a str, &'a str)],
+            tensors: bool,
+        }
+        impl ParameterVisitor for Count<'_> {
+            fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+                if self.tied.iter().any(|(tied, _)| *tied == name) {
+                    return;
+                }
+                if let Some(part) = self.parts.named(name) {
+                    part.parameters += param.lazy_shape().num_elements();
+                    part.tensors += usize::from(self.tensors);
+                }
+            }
+        }
+        visit_parameters(model, &mut Count { parts: self, tied, tensors });
+    }
+
+    /// Those that the model has.
+    fn found(self) -> Vec<Part> {
+        self.parts.into_iter().filter(|part| part.tensors > 0).collect()
+    }
 }

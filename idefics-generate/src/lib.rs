@@ -16,9 +16,11 @@ mod generation_config;
 pub mod hub;
 mod inputs;
 pub mod inspect;
+mod loading;
 pub mod logits;
 pub mod models;
 mod pipeline;
+pub mod placement;
 mod quantize;
 mod rank;
 pub mod stop_strings;
@@ -28,7 +30,7 @@ mod weights;
 
 pub use answer::{Answer, Timings, Usage};
 pub use background::BackgroundText;
-pub use config::{Idefics2Config, ModelConfig};
+pub use config::{Idefics1Config, Idefics2Config, ModelConfig};
 pub use conversation::Conversation;
 pub use device::{DeviceChoice, DeviceError, Precision};
 pub use error::{Error, ErrorKind};
@@ -38,8 +40,11 @@ pub use generation::{CancelToken, Controls, FinishReason, GeneratedLogprob, Gene
 pub use generation_config::{
     EarlyStopping, EosTokenId, GenerationConfig, GenerationError, GenerationWarning, OneOrMany,
 };
-pub use inputs::{InputError, Prompts};
-pub use models::idefics2::{Idefics2, LabelRecipe, LogitsToKeep};
+pub use inputs::{InputError, Prompts, SeenImages};
+pub use loading::AnyModel;
+pub use models::idefics1::Idefics1;
+pub use models::idefics2::Idefics2;
+pub use models::{LabelRecipe, LogitsToKeep, Model};
 pub use pipeline::{Idefics, LoadStage};
 pub use quantize::quantize_folder;
 pub use rank::{RankOptions, RankedLabel, Ranking};

@@ -5,21 +5,23 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use burn::tensor::Device;
-use idefics_nn::Checkpoint;
-use idefics_nn::checkpoint::{LoadProgress, WeightMemory, fill_random};
+use idefics_nn::checkpoint::LoadProgress;
 use idefics_processor::image::ImageTile;
-use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample};
+use idefics_processor::{Family, ProcessOptions, ProcessedInputs, Processor, Sample, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
+#[cfg(feature = "hub")]
+use crate::hub::{HubOptions, fetch_with};
+use crate::placement::{Placement, Plan};
 use crate::{
-    Answer, Controls, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics2, Idefics2Config,
-    ModelConfig, Prompts, TextStream, Timings, Usage, WeightOptions,
+    Answer, AnyModel, Controls, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationError,
+    Idefics1, InputError, Model, ModelConfig, Prompts, TextStream, Timings, Usage, WeightOptions,
 };
 
 /// A model with its processor and its generation options.
 #[derive(Debug)]
 pub struct Idefics {
-    pub(crate) model: Idefics2,
+    pub(crate) model: Box<dyn Model>,
     processor: Processor,
     generation_config: GenerationConfig,
     device: Device,
@@ -40,56 +42,6 @@ pub enum LoadStage {
     Weights(LoadProgress),
 }
 
-impl Idefics2 {
-    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
-    ///
-    /// # Errors
-    /// [`Error`] naming the file, key or tensor at fault.
-    pub fn from_folder(
-        folder: &Path,
-        device: &Device,
-        weights: impl Into<WeightOptions>,
-        progress: impl FnMut(LoadProgress),
-    ) -> Result<Self, Error> {
-        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)?;
-        let model =
-            Self::new(&config, device).map_err(|source| Error::Config { path: folder.join("config.json"), source })?;
-        let checkpoint = Checkpoint::open(folder)?;
-        Ok(checkpoint.load(model, &weights.into().load_options(&config), progress)?)
-    }
-
-    /// A model of that shape with random weights, held as `weights` says: to measure speed and memory.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] for a configuration that describes no model.
-    pub fn random(
-        config: &Idefics2Config,
-        device: &Device,
-        weights: impl Into<WeightOptions>,
-        seed: u64,
-        progress: impl FnMut(LoadProgress),
-    ) -> Result<Self, Error> {
-        let model = Self::new(config, device)?;
-        fill_random(model, &weights.into().load_options(config), seed, progress)
-            .map_err(|error| Error::Execution { reason: error.to_string() })
-    }
-
-    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random
-    /// ones.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] for a configuration that describes no model.
-    pub fn memory(
-        config: &Idefics2Config,
-        checkpoint: Option<&Checkpoint>,
-        device: &Device,
-        weights: impl Into<WeightOptions>,
-    ) -> Result<WeightMemory, Error> {
-        let model = Self::new(config, device)?;
-        Ok(weights.into().load_options(config).memory(&model, checkpoint, device))
-    }
-}
-
 impl Idefics {
     /// Loads a model folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
     ///
@@ -99,31 +51,49 @@ impl Idefics {
         folder: &Path,
         device: &Device,
         weights: impl Into<WeightOptions>,
+        progress: impl FnMut(LoadStage),
+    ) -> Result<Self, Error> {
+        Self::load(folder, device, None, weights.into(), progress)
+    }
+
+    /// As [`Idefics::from_folder`], each part where a plan for this model's configuration says
+    /// ([`Idefics1Config::blocks`](crate::Idefics1Config::blocks)).
+    ///
+    /// # Errors
+    /// As [`Idefics::from_folder`]; [`Error::NotPlaceable`] for Idefics2.
+    pub fn from_folder_placed(
+        folder: &Path,
+        plan: &Plan,
+        weights: impl Into<WeightOptions>,
+        progress: impl FnMut(LoadStage),
+    ) -> Result<Self, Error> {
+        let placement = plan.open()?;
+        let device = placement.device("model.embed_tokens");
+        Self::load(folder, &device, Some(&placement), weights.into(), progress)
+    }
+
+    fn load(
+        folder: &Path,
+        device: &Device,
+        placement: Option<&Placement>,
+        weights: WeightOptions,
         mut progress: impl FnMut(LoadStage),
     ) -> Result<Self, Error> {
         if !folder.is_dir() {
             return Err(Error::NoFolder { path: folder.to_owned() });
         }
         let generation_config = GenerationConfig::from_folder(folder)?;
-        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)?;
+        let config = ModelConfig::from_folder(folder)?;
         let processor = Processor::from_folder(folder)?;
-        let n_latents = config.perceiver_config.resampler_n_latents;
-        if processor.image_seq_len() != n_latents {
-            let image_seq_len = processor.image_seq_len();
-            return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
-        }
-        let tokenizer = processor.tokenizer();
-        let vocab_size = config.text_config.vocab_size;
-        if tokenizer.max_id() as usize >= vocab_size || tokenizer.image_token_id() != config.image_token_id {
-            return Err(Error::Vocabulary {
-                folder: folder.to_owned(),
-                max_id: tokenizer.max_id(),
-                vocab_size,
-                tokenizer_image_id: tokenizer.image_token_id(),
-                image_token_id: config.image_token_id,
-            });
-        }
-        let model = Idefics2::from_folder(folder, device, weights, |loaded| progress(LoadStage::Weights(loaded)))?;
+        check_tokens(folder, &config, &processor)?;
+        let progress = |loaded| progress(LoadStage::Weights(loaded));
+        let model: Box<dyn Model> = match (config, placement) {
+            (_, None) => AnyModel::from_folder(folder, device, weights, progress)?.into_model(),
+            (ModelConfig::Idefics1(_), Some(placement)) => {
+                Box::new(Idefics1::from_folder_placed(folder, placement, weights, progress)?)
+            }
+            (ModelConfig::Idefics2(_), Some(_)) => return Err(Error::NotPlaceable { folder: folder.to_owned() }),
+        };
         let features = Mutex::new(FeatureCache::new(FEATURE_BYTES));
         Ok(Self { model, processor, generation_config, device: device.clone(), features })
     }
@@ -140,13 +110,15 @@ impl Idefics {
         weights: impl Into<WeightOptions>,
         mut progress: impl FnMut(LoadStage),
     ) -> Result<Self, Error> {
-        let folder = crate::hub::fetch(repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
+        let weights = weights.into();
+        let hub = HubOptions { pickles: weights.pickles, ..HubOptions::from_env()? };
+        let folder = fetch_with(&hub, repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
         Self::from_folder(&folder, device, weights, progress)
     }
 
     /// The model.
-    pub fn model(&self) -> &Idefics2 {
-        &self.model
+    pub fn model(&self) -> &dyn Model {
+        &*self.model
     }
 
     /// The processor.
@@ -224,7 +196,7 @@ impl Idefics {
         options: &GenerationConfig,
         controls: Controls<'a>,
     ) -> Result<Run<'a>, Error> {
-        if !options.over(&self.generation_config).is_streamable() {
+        if !self.options(options, std::slice::from_ref(sample)).is_streamable() {
             let reason = "only one answer that grows a token at a time can be streamed";
             let (option, other) = ("num_beams or num_return_sequences", "streaming");
             return Err(GenerationError::Conflict { option, other, reason }.into());
@@ -240,7 +212,7 @@ impl Idefics {
         options: &GenerationConfig,
         mut controls: Controls<'a>,
     ) -> Result<Run<'a>, Error> {
-        let options = options.over(&self.generation_config);
+        let options = self.options(options, samples);
         let mut timings = Timings::default();
 
         let clock = Instant::now();
@@ -252,7 +224,7 @@ impl Idefics {
         }
         let tokenizer = self.processor.tokenizer_for(process.compatibility);
         controls.tokenizer.get_or_insert(tokenizer);
-        let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
+        let prompts = self.prompts(&processed.input_ids, tokenizer)?;
         self.check(&prompts, &options)?;
         timings.preprocess_ms = milliseconds(clock);
 
@@ -260,21 +232,41 @@ impl Idefics {
         let image_hidden_states = self.encode_images(&images, &mut timings)?;
 
         let clock = Instant::now();
-        let generation = Generation::start(&self.model, &prompts, image_hidden_states, &options, controls)?;
+        let generation = Generation::start(self.model(), &prompts, image_hidden_states, &options, controls)?;
         self.sync()?;
         timings.prefill_ms = milliseconds(clock);
         Ok(Run { generation, processed, timings })
     }
 
+    /// The options of a call over the folder's. Conversations in the words of the first Idefics end with a turn, unless the
+    /// call says what they end with: its folders do not.
+    pub(crate) fn options(&self, options: &GenerationConfig, samples: &[Sample]) -> GenerationConfig {
+        let mut together = options.over(&self.generation_config);
+        let is_conversation = samples.iter().any(|sample| matches!(sample, Sample::Messages { .. }));
+        if let Some(end) = self.processor.turn_end_id().filter(|_| is_conversation && options.eos_token_id.is_none()) {
+            let ends = together.eos_token_ids().iter().copied().chain([end]).collect();
+            together.eos_token_id = Some(EosTokenId::Many(ends));
+        }
+        together
+    }
+
+    /// Rows of ids for the model, padded, with what they see of their images.
+    pub(crate) fn prompts(&self, rows: &[Vec<u32>], tokenizer: &Tokenizer) -> Result<Prompts, InputError> {
+        let prompts = Prompts::pad_left(rows, tokenizer.pad_token_id_or_fallback())?;
+        Ok(match self.processor.family() {
+            Family::Idefics1 => prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()),
+            Family::Idefics2 => prompts,
+        })
+    }
+
     /// Says whatever is wrong with options or tokens before anything is computed.
     pub(crate) fn check(&self, prompts: &Prompts, options: &GenerationConfig) -> Result<(), Error> {
-        let text_config = &self.model.config().text_config;
-        let options = options.resolve(prompts.seq(), text_config.vocab_size)?;
-        let (max_length, context) = (options.max_length(), text_config.max_position_embeddings);
+        let options = options.resolve(prompts.seq(), self.model.vocab_size())?;
+        let (max_length, context) = (options.max_length(), self.model.max_position_embeddings());
         if max_length > context {
             return Err(GenerationError::Context { prompt_tokens: prompts.seq(), max_length, context }.into());
         }
-        Ok(options.check_memory(prompts.seq(), text_config)?)
+        Ok(options.check_memory(prompts.seq(), &self.model.text_config())?)
     }
 
     /// What became of a row.
@@ -288,7 +280,7 @@ impl Idefics {
     ) -> Result<Answer, Error> {
         let token_ids = generation.generated(row).to_vec();
         let sample = row / generation.answers_per_sample();
-        let image_token_id = self.model.config().image_token_id;
+        let image_token_id = self.processor.tokenizer().image_token_id();
         let input_ids = &processed.input_ids[sample];
         Ok(Answer {
             text: self.processor.tokenizer_for(process.compatibility).decode(&token_ids, true)?,
@@ -310,6 +302,32 @@ impl Idefics {
     pub(crate) fn sync(&self) -> Result<(), Error> {
         self.device.sync().map_err(|error| Error::Execution { reason: format!("{error:?}") })
     }
+}
+
+/// Says what processor and model see differently, before weights are read.
+fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> Result<(), Error> {
+    let tokenizer = processor.tokenizer();
+    let (vocab_size, image_token_id) = match config {
+        ModelConfig::Idefics1(config) => (config.text().total_vocab_size(), tokenizer.image_token_id()),
+        ModelConfig::Idefics2(config) => {
+            let n_latents = config.perceiver_config.resampler_n_latents;
+            if processor.image_seq_len() != n_latents {
+                let image_seq_len = processor.image_seq_len();
+                return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
+            }
+            (config.text_config.vocab_size, config.image_token_id)
+        }
+    };
+    if tokenizer.max_id() as usize >= vocab_size || tokenizer.image_token_id() != image_token_id {
+        return Err(Error::Vocabulary {
+            folder: folder.to_owned(),
+            max_id: tokenizer.max_id(),
+            vocab_size,
+            tokenizer_image_id: tokenizer.image_token_id(),
+            image_token_id,
+        });
+    }
+    Ok(())
 }
 
 /// A generation whose prompt was run.

@@ -10,7 +10,7 @@ use idefics_nn::{PackedFormat, Quantization};
 use serde_json::{Map, Value, json};
 
 use crate::config::{QUANT_METHOD, read_json};
-use crate::{Error, Idefics2, ModelConfig, WeightOptions};
+use crate::{AnyModel, Error, ModelConfig, WeightOptions};
 
 /// Writes the model of the folder `source` to the folder `target`, its linear layers in the format of `options`.
 ///
@@ -20,7 +20,7 @@ use crate::{Error, Idefics2, ModelConfig, WeightOptions};
 /// dot. NF4 and FP4 have the layout of bitsandbytes, which Transformers loads.
 ///
 /// # Errors
-/// [`Error::Write`] if `target` is there already or cannot be written, and what [`Idefics2::from_folder`] and
+/// [`Error::Write`] if `target` is there already or cannot be written, and what [`AnyModel::from_folder`] and
 /// [`Checkpoint::write_quantized`] refuse.
 ///
 /// # Panics
@@ -38,11 +38,11 @@ pub fn quantize_folder(
         let advice = "it is there already; remove it or give another name";
         return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, advice)));
     }
-    let ModelConfig::Idefics2(config) = ModelConfig::from_folder(source)?;
+    let config = ModelConfig::from_folder(source)?;
     // Which layers there are; no weight is made.
-    let model = Idefics2::new(&config, device)
+    let model = AnyModel::new(&config, device)
         .map_err(|error| Error::Config { path: source.join("config.json"), source: error })?;
-    let checkpoint = Checkpoint::open(source)?;
+    let checkpoint = Checkpoint::open_with(source, options.pickles)?;
 
     let name = target.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -51,11 +51,11 @@ pub fn quantize_folder(
     let unfinished = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(failed)?;
     let lock = File::open(unfinished.path()).map_err(failed)?;
     let _ = lock.try_lock(); // until the end; a file system without locks keeps what is stale
-    checkpoint.write_quantized(&model, &options.load_options(&config), unfinished.path(), progress)?;
+    checkpoint.write_quantized(&model, &options.load_options(config.tied()), unfinished.path(), progress)?;
     copy_other_files(source, unfinished.path())?;
     write_config(source, unfinished.path(), &quantization)?;
 
-    Idefics2::from_folder(unfinished.path(), device, None, |_| ())?;
+    AnyModel::from_folder(unfinished.path(), device, None, |_| ())?;
     publish(unfinished, target, parent).map_err(failed)
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::generation::logprobs;
 use crate::pipeline::milliseconds;
-use crate::{CancelToken, Error, Idefics, Idefics2, InputError, Prompts, Timings};
+use crate::{CancelToken, Error, Idefics, InputError, Model, Prompts, Timings};
 
 /// How labels are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -127,7 +127,7 @@ fn groups(answers: &[Vec<u32>]) -> Vec<Vec<usize>> {
     groups
 }
 
-impl Idefics2 {
+impl dyn Model + '_ {
     /// The log-likelihood of each answer after one prompt, which is computed once. An answer without tokens has 0.
     ///
     /// # Errors
@@ -154,7 +154,7 @@ impl Idefics2 {
         cancel: &CancelToken,
     ) -> Result<Vec<f64>, Error> {
         assert_eq!(prompt.batch(), 1, "answers of one prompt");
-        let vocab_size = self.config().text_config.vocab_size;
+        let vocab_size = self.vocab_size();
         if let Some(&id) = answers.iter().flatten().find(|&&id| id as usize >= vocab_size) {
             return Err(InputError::TokenId { row: 0, id, vocab_size }.into());
         }
@@ -276,7 +276,7 @@ impl Idefics {
         let common = answers.iter().map(|answer| common_prefix(&alone, answer)).min().unwrap_or(0);
         prompt_ids.truncate((prompt_ids.len() + common).saturating_sub(alone.len()).max(1));
         let answers: Vec<Vec<u32>> = answers.into_iter().map(|answer| answer[common..].to_vec()).collect();
-        let prompts = Prompts::pad_left(&[prompt_ids], tokenizer.pad_token_id_or_fallback())?;
+        let prompts = self.prompts(&[prompt_ids], tokenizer)?;
         timings.preprocess_ms = milliseconds(clock);
 
         let images: Vec<ImageTile> = processed.images.into_iter().flatten().collect();

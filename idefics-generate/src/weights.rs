@@ -1,14 +1,13 @@
-//! How a model's weights are held.
+//! How a model's weights are read and held.
 
 use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::DType;
+use idefics_nn::checkpoint::Pickles;
 use idefics_nn::{Activations, LoadOptions, PackedFormat, Quantization};
 
-use crate::Idefics2Config;
-
-/// How a model's weights are held; a [`DType`] alone makes plain numbers.
+/// How a model's weights are read and held; a [`DType`] alone makes plain numbers of safetensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightOptions {
     /// The dtype of what is not quantised; see [`idefics_nn::LoadOptions::dtype`] for what `None` means.
@@ -23,6 +22,8 @@ pub struct WeightOptions {
     pub quantize_head: bool,
     /// What the activations of quantised layers are multiplied as.
     pub activations: Activations,
+    /// Whether PyTorch pickles are read where a folder has no safetensors.
+    pub pickles: Pickles,
 }
 
 impl Default for WeightOptions {
@@ -34,6 +35,7 @@ impl Default for WeightOptions {
             quantize_vision: true,
             quantize_head: false,
             activations: Activations::F32,
+            pickles: Pickles::Refused,
         }
     }
 }
@@ -63,8 +65,7 @@ impl fmt::Display for WeightOptions {
 
 impl WeightOptions {
     /// The same for the loader.
-    pub(crate) fn load_options<'a>(&self, config: &Idefics2Config) -> LoadOptions<'a> {
-        let tied = config.tied();
+    pub(crate) fn load_options<'a>(&self, tied: &'a [(&'a str, &'a str)]) -> LoadOptions<'a> {
         let (dtype, quantize, activations) = (self.dtype, self.quantization(), self.activations);
         LoadOptions { dtype, quantize, activations, tied, ..LoadOptions::default() }
     }

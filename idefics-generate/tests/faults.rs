@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use idefics_generate::inspect::inspect;
+use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::{
     DeviceChoice, Error, ErrorKind, GenerationConfig, GenerationError, InputError, ModelConfig, Prompts,
 };
@@ -100,10 +101,8 @@ fn missing_files_are_file_system_errors() {
     assert!(message.contains("config.json"), "{message}");
     let missing = load_folder(Path::new("no/such/folder")).unwrap_err();
     assert!(matches!(missing, Error::NoFolder { .. }), "{missing}");
-    assert!(matches!(
-        inspect(Path::new("no/such/folder"), DeviceChoice::Cpu, &Device::flex()),
-        Err(Error::NoFolder { .. })
-    ));
+    let inspected = inspect(Path::new("no/such/folder"), Pickles::Refused, DeviceChoice::Cpu, &Device::flex());
+    assert!(matches!(inspected, Err(Error::NoFolder { .. })));
 }
 
 #[test]
@@ -178,7 +177,7 @@ fn ids_and_image_tokens_are_checked_on_the_host() {
     let prompts = Prompts::pad_left(&[vec![1, 2], vec![1, 477]], 0).unwrap();
     let too_large = prompts.upload(477, &Device::flex()).unwrap_err();
     assert_eq!(too_large, InputError::TokenId { row: 1, id: 477, vocab_size: 477 });
-    let image = model.model().config().image_token_id;
+    let image = model.processor().tokenizer().image_token_id();
     let prompts = Prompts::pad_left(&[vec![1, image, image]], 0).unwrap();
     let mut cache = model.model().cache(&prompts, 0);
     let error = model.model().prefill(&prompts, None, &mut cache).unwrap_err();
@@ -247,7 +246,7 @@ fn numbers_that_overflow_are_a_numeric_error() {
 #[test]
 fn inspection_counts_every_parameter() {
     let folder = xtask_folder("checkpoints/odd-heads");
-    let inspection = inspect(&folder, DeviceChoice::Cpu, &Device::flex()).unwrap();
+    let inspection = inspect(&folder, Pickles::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
     assert_eq!(inspection.family, "idefics2");
     let model = idefics_generate::Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
     assert_eq!(inspection.parameters, burn::module::Module::num_params(&model));

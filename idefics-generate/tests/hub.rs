@@ -15,6 +15,7 @@ use std::{
 };
 
 use idefics_generate::hub::{HubError, HubErrorKind, HubOptions, HubProgress, ModelSource, fetch_with};
+use idefics_generate::nn::checkpoint::Pickles;
 use tempfile::TempDir;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -355,6 +356,26 @@ fn waiting_for_another_process_is_told() {
 }
 
 #[test]
+fn pickles_are_fetched_only_if_they_are_allowed_and_there_is_nothing_else() {
+    let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
+    let options = hub.options(&cache);
+    let allowing = HubOptions { pickles: Pickles::Allowed, ..options.clone() };
+    let snapshot = fetch_with(&allowing, REPO, None, &mut no_progress).unwrap();
+    assert!(snapshot.join(SHARDS[0]).is_file() && !hub.asked_for("pytorch_model.bin"));
+
+    let cache = TempDir::new().unwrap();
+    hub.set(|state| state.files.retain(|name, _| !name.starts_with("model")));
+    let options = HubOptions { cache_dir: cache.path().to_owned(), ..options };
+    let error = fetch_with(&options, REPO, None, &mut no_progress).unwrap_err();
+    assert_eq!(error.kind(), HubErrorKind::NotFound, "{error}");
+    let allowing = HubOptions { pickles: Pickles::Allowed, ..options };
+    let snapshot = fetch_with(&allowing, REPO, None, &mut no_progress).unwrap();
+    assert_eq!(fs::read(snapshot.join("pytorch_model.bin")).unwrap(), b"not wanted");
+    let offline = HubOptions { offline: true, ..allowing };
+    assert_eq!(fetch_with(&offline, REPO, None, &mut no_progress).unwrap(), snapshot);
+}
+
+#[test]
 fn a_source_is_a_folder_or_a_repository() {
     let hub = |repo: &str, revision: Option<&str>| ModelSource::Hub {
         repo: repo.to_owned(),
@@ -433,7 +454,7 @@ impl Hub {
 
     fn options(&self, cache: &TempDir) -> HubOptions {
         let (endpoint, cache_dir) = (self.endpoint.clone(), cache.path().to_owned());
-        HubOptions { endpoint, cache_dir, token: None, offline: false }
+        HubOptions { endpoint, cache_dir, token: None, offline: false, pickles: Pickles::Refused }
     }
 
     fn set<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -562,7 +583,7 @@ impl Plain {
 
     fn options(&self, cache: &TempDir) -> HubOptions {
         let (endpoint, cache_dir) = (self.endpoint.clone(), cache.path().to_owned());
-        HubOptions { endpoint, cache_dir, token: None, offline: false }
+        HubOptions { endpoint, cache_dir, token: None, offline: false, pickles: Pickles::Refused }
     }
 }
 

@@ -1,9 +1,8 @@
 //! What must not change the result, and what must.
 
 use burn::tensor::{DType, Device};
-use idefics_generate::models::idefics2::{LabelRecipe, LogitsToKeep};
 use idefics_generate::processor::Sample;
-use idefics_generate::{Idefics2, Prompts};
+use idefics_generate::{Idefics2, LabelRecipe, LogitsToKeep, Model, Prompts};
 use proptest::prelude::*;
 
 use crate::common::{SAME, difference, greedy, load, never, next_logits, no_splitting, text_sample, xtask_folder};

@@ -11,6 +11,7 @@ mod faults;
 mod fixtures;
 #[cfg(feature = "hub")]
 mod hub;
+mod idefics1;
 mod invariance;
 mod memory;
 mod sampling;

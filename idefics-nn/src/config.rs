@@ -41,6 +41,20 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// The same for a file that has the section's keys at its top: `text_config.hidden_size` becomes `hidden_size`.
+    #[must_use]
+    pub fn without_section(mut self, section: &str) -> Self {
+        let strip = |name: &mut &'static str| *name = name.strip_prefix(section).unwrap_or(name);
+        match &mut self {
+            Self::Range { field, .. } | Self::Unsupported { field, .. } => strip(field),
+            Self::Divisibility { field, divisor_field, .. } => {
+                strip(field);
+                strip(divisor_field);
+            }
+        }
+        self
+    }
+
     /// An integer that must lie in a range.
     ///
     /// # Errors

@@ -2,6 +2,8 @@
 
 use burn::tensor::{DType, Tensor, s};
 
+use crate::ContextCache;
+
 /// The cache of a whole decoder, one [`LayerCache`] a layer.
 ///
 /// Rows of a batch share the slots: shorter rows are padded on the left, and slot `i` of a row with `p` padded slots
@@ -12,6 +14,7 @@ pub struct KvCache {
     left_padding: Vec<usize>,
     len: usize,
     capacity: usize,
+    context: Option<ContextCache>,
 }
 
 impl KvCache {
@@ -19,7 +22,7 @@ impl KvCache {
     /// number of padded slots at the start of each row. Takes [`KvCache::bytes`] of memory at the first forward call.
     pub fn new(n_layers: usize, left_padding: Vec<usize>, capacity: usize) -> Self {
         let layers = (0..n_layers).map(|_| LayerCache::new(capacity)).collect();
-        Self { layers, left_padding, len: 0, capacity }
+        Self { layers, left_padding, len: 0, capacity, context: None }
     }
 
     /// The memory of a cache, in bytes.
@@ -80,6 +83,21 @@ impl KvCache {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         self.layers.iter_mut().for_each(|layer| layer.len = layer.len.min(len));
+    }
+
+    /// What the rows attend to beside their tokens, if anything.
+    pub fn context(&self) -> Option<&ContextCache> {
+        self.context.as_ref()
+    }
+
+    /// Takes the context away.
+    pub fn take_context(&mut self) -> Option<ContextCache> {
+        self.context.take()
+    }
+
+    /// Puts another context in the place of the one that was there.
+    pub fn set_context(&mut self, context: Option<ContextCache>) {
+        self.context = context;
     }
 
     /// Layer `layer_idx`, to append to.

@@ -61,6 +61,11 @@ impl Linear {
         output.reshape(dims)
     }
 
+    /// Where the weight is.
+    pub fn device(&self) -> Device {
+        self.weight.lazy_device()
+    }
+
     /// `[d_out, d_in]`.
     pub fn dims(&self) -> [usize; 2] {
         self.weight.lazy_shape().dims()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -33,17 +33,38 @@ pub(crate) struct Cost {
 static IS_ON: AtomicBool = AtomicBool::new(false);
 static OPERATIONS: Mutex<BTreeMap<&'static str, Operation>> = Mutex::new(BTreeMap::new());
 
-/// Runs `work`, and returns what the operations in the whole process took meanwhile, the longest first. What is not
-/// listed has no kernel.
-pub fn profiled<R>(work: impl FnOnce() -> R) -> (R, Vec<Operation>) {
-    let operations = || OPERATIONS.lock().unwrap_or_else(PoisonError::into_inner);
-    operations().clear();
-    IS_ON.store(true, Ordering::Relaxed);
-    let result = work();
-    IS_ON.store(false, Ordering::Relaxed);
-    let mut found: Vec<Operation> = std::mem::take(&mut *operations()).into_values().collect();
-    found.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-    (result, found)
+/// Counts the operations of the whole process while it lives. What it does not list has no kernel.
+#[derive(Debug)]
+pub struct Profiler {
+    clock: Instant,
+}
+
+impl Profiler {
+    /// Counts from now on.
+    pub fn start() -> Self {
+        found().clear();
+        IS_ON.store(true, Ordering::Relaxed);
+        Self { clock: Instant::now() }
+    }
+
+    /// The seconds since the start or the last lap, and what operations took of them, the longest first.
+    pub fn lap(&mut self) -> (f64, Vec<Operation>) {
+        let seconds = self.clock.elapsed().as_secs_f64();
+        let mut sorted: Vec<Operation> = std::mem::take(&mut *found()).into_values().collect();
+        sorted.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        self.clock = Instant::now();
+        (seconds, sorted)
+    }
+}
+
+impl Drop for Profiler {
+    fn drop(&mut self) {
+        IS_ON.store(false, Ordering::Relaxed);
+    }
+}
+
+fn found() -> MutexGuard<'static, BTreeMap<&'static str, Operation>> {
+    OPERATIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs one operation, and counts it if someone asks.
@@ -56,7 +77,7 @@ pub(crate) fn timed<R>(name: &'static str, cost: Cost, work: impl FnOnce() -> R)
     let result = work();
     let seconds = clock.elapsed().as_secs_f64();
     let Cost { operations, bytes } = cost;
-    let mut all = OPERATIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = found();
     let none = Operation { name, calls: 0, seconds: 0.0, operations: 0.0, bytes: 0.0 };
     let entry = all.entry(name).or_insert(none);
     entry.calls += 1;
@@ -74,12 +95,16 @@ mod tests {
     fn calls_are_counted_while_someone_asks() {
         let one = || timed("a test", Cost { operations: 2.0, bytes: 3.0 }, || 7);
         assert_eq!(one(), 7);
-        let ((), found) = profiled(|| {
-            one();
-            one();
-        });
+        let mut profiler = Profiler::start();
+        one();
+        one();
+        let (_, found) = profiler.lap();
         let found = found.iter().find(|operation| operation.name == "a test").unwrap();
         assert_eq!((found.calls, found.operations, found.bytes), (2, 4.0, 6.0));
-        assert!(profiled(|| ()).1.iter().all(|operation| operation.name != "a test"));
+        let is_counted = |(_, found): (f64, Vec<Operation>)| found.iter().any(|operation| operation.name == "a test");
+        assert!(!is_counted(profiler.lap()), "laps begin anew");
+        drop(profiler);
+        one();
+        assert!(!is_counted(Profiler::start().lap()), "nobody asked");
     }
 }

@@ -109,6 +109,12 @@ pub struct RotaryAngles {
 }
 
 impl RotaryAngles {
+    /// The same on another device.
+    #[must_use]
+    pub fn to_device(self, device: &Device) -> Self {
+        Self { cos: self.cos.to_device(device), sin: self.sin.to_device(device) }
+    }
+
     /// Turns queries or keys to their positions.
     ///
     /// # Shapes

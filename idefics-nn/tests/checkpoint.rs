@@ -80,7 +80,7 @@ fn a_good_file_loads() {
 
 #[test]
 fn a_folder_without_weights() {
-    assert_error!(error_of(&[("pytorch_model.bin", b"x")]), CheckpointError::NotFound { .. }, "no weights", INDEX);
+    assert_error!(error_of(&[("weights.bin", b"x")]), CheckpointError::NotFound { .. }, "no weights", INDEX);
 }
 
 #[test]
@@ -355,6 +355,7 @@ const TIED: LoadOptions<'_> = LoadOptions {
     quantize: None,
     activations: Activations::F32,
     tied: &[("head.weight", "embed.weight")],
+    as_stored: &[],
 };
 
 fn tied(vocab: usize, width: usize) -> Tied {

@@ -9,6 +9,8 @@ mod conversion;
 mod kv_cache;
 mod layers;
 mod memory;
+mod pickle;
+mod pickled;
 mod quantized;
 mod rope;
 

@@ -163,6 +163,33 @@ fn what_is_quantised_stays_in_its_format() {
     assert!(matches!(error, Err(CheckpointError::AlreadyQuantized { .. })));
 }
 
+#[test]
+fn what_is_left_as_stored_stays_in_the_file() {
+    let (d_in, d_out) = (64, 48);
+    let device = Device::flex();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    idefics_nn::checkpoint::save(&small(d_in, d_out, &device), &path, DType::BF16, &[]).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let as_stored = ["up.".to_owned()];
+    let nf4 = quantization(PackedFormat::FourBit(FourBitType::Nf4), false);
+    let output = |options: &LoadOptions<'_>| {
+        let module = checkpoint.load(small(d_in, d_out, &device), options, |_| ()).unwrap();
+        let memory = options.memory(&module, Some(&checkpoint), &device);
+        (values(module.up.forward(rows(2, d_in, &device))), memory.mapped)
+    };
+    let (exact, mapped) = output(&LoadOptions::default());
+    assert_eq!(mapped, 0, "everything is widened to f32");
+    for quantize in [None, Some(nf4.clone())] {
+        let (left, mapped) = output(&LoadOptions { quantize, as_stored: &as_stored, ..LoadOptions::default() });
+        assert_eq!(mapped, 2 * (d_in * d_out) as u64);
+        let off = left.iter().zip(&exact).map(|(left, exact)| (left - exact).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-6, "bf16 in the file is the same numbers: {off}");
+    }
+    let (rounded, _) = output(&LoadOptions { quantize: Some(nf4), ..LoadOptions::default() });
+    assert_ne!(rounded, exact);
+}
+
 /// A checkpoint's tensors, to be broken.
 type Parts = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 

@@ -1,4 +1,4 @@
-//! The connector at the shape of idefics2-8b, cut to one of its 3 layers: `cargo bench -p idefics-perceiver`.
+//! The connector at the shape of idefics2-8b, and the resampler at that of idefics-9b, each cut to one layer: `cargo bench -p idefics-perceiver`.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use idefics_nn::Activation;
-use idefics_perceiver::{ConnectorConfig, PerceiverConfig};
+use idefics_perceiver::{ConnectorConfig, PerceiverConfig, flamingo};
 
 fn forward(c: &mut Criterion) {
     let device = Device::default(); // BURN_DEVICE=flex|cuda|wgpu
@@ -36,5 +36,30 @@ fn forward(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, forward);
+fn flamingo_forward(c: &mut Criterion) {
+    let device = Device::default();
+    let perceiver = flamingo::PerceiverConfig {
+        resampler_depth: 1,
+        qk_layer_norms_perceiver: true,
+        ..flamingo::PerceiverConfig::default()
+    };
+    let resampler = flamingo::ResamplerConfig { vision_embed_dim: 1280, perceiver }.init(&device);
+    let mut group = c.benchmark_group("resampler/idefics_9b_1_of_6_blocks");
+    group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
+    for n_images in [1, 4] {
+        let features = Tensor::<3>::random([n_images, 257, 1280], Distribution::Default, &device);
+        drop(resampler.forward(features.clone())); // weights are drawn at their first use
+        device.sync().expect("the device finishes");
+        group.throughput(Throughput::Elements((n_images * 257) as u64));
+        group.bench_function(BenchmarkId::new(format!("{n_images}x257"), format!("{device:?}")), |b| {
+            b.iter(|| {
+                let latents = resampler.forward(black_box(features.clone()));
+                device.sync().expect("the device finishes");
+                latents
+            });
+        });
+    }
+}
+
+criterion_group!(benches, forward, flamingo_forward);
 criterion_main!(benches);

@@ -2,6 +2,7 @@
 
 mod config;
 mod connector;
+pub mod flamingo;
 mod resampler;
 
 pub use config::{ConnectorConfig, PerceiverConfig};

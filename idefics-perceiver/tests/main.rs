@@ -5,6 +5,7 @@
 #[path = "../../idefics-nn/tests/common/mod.rs"]
 mod common;
 mod config;
+mod flamingo;
 mod invariance;
 mod reference;
 

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::ProcessorError;
+use crate::family::Family;
 use crate::image::ImageProcessorConfig;
 
 /// Largest `tokenizer.json` that is read, in bytes. Real ones have 2 to 20 MB.
@@ -51,6 +52,12 @@ pub(crate) struct ModelHead {
     pub(crate) tokenizer_class: Option<String>,
 }
 
+impl ModelHead {
+    pub(crate) fn family(&self) -> Option<Family> {
+        Family::of_model_type(self.model_type.as_deref())
+    }
+}
+
 impl Checkpoint {
     pub(crate) fn open(folder: &Path) -> Result<Self, ProcessorError> {
         let metadata =
@@ -64,11 +71,13 @@ impl Checkpoint {
     /// `config.json`, which may be missing as long as nobody needs the model.
     pub(crate) fn model_head(&self) -> Result<ModelHead, ProcessorError> {
         let Some(file) = self.json::<ModelHead>("config.json")? else { return Ok(ModelHead::default()) };
-        match file.content.model_type.as_deref() {
-            None | Some("idefics2") => Ok(file.content),
-            Some(other) => {
-                Err(ProcessorError::Family { path: file.path, model_type: shorten(other), supported: "idefics2" })
-            }
+        match file.content.family() {
+            Some(_) => Ok(file.content),
+            None => Err(ProcessorError::Family {
+                path: file.path,
+                model_type: shorten(&file.content.model_type.unwrap_or_default()),
+                supported: Family::SUPPORTED,
+            }),
         }
     }
 
@@ -93,6 +102,7 @@ impl Checkpoint {
     /// sections.
     pub(crate) fn processor(
         &self,
+        family: Family,
         tokenizer_config: Option<&Sourced<Map<String, Value>>>,
     ) -> Result<ProcessorFiles, ProcessorError> {
         let processor = self.json::<Map<String, Value>>("processor_config.json")?;
@@ -109,11 +119,15 @@ impl Checkpoint {
             (None, Some(file)) => (file.path, file.content),
             (None, None) => (self.folder.join("preprocessor_config.json"), Map::new()),
         };
-        let images = ImageProcessorConfig::from_object(section)
-            .map_err(|error| ProcessorError::ImageConfig { path: images_path.clone(), error })?;
+        let images = match family {
+            Family::Idefics1 => ImageProcessorConfig::from_idefics1_object(section),
+            Family::Idefics2 => ImageProcessorConfig::from_object(section),
+        };
+        let images = images.map_err(|error| ProcessorError::ImageConfig { path: images_path.clone(), error })?;
 
         let image_seq_len = match processor.as_ref().and_then(|file| Some((file, file.content.get("image_seq_len")?))) {
-            None | Some((_, Value::Null)) => 64, // `Idefics2Processor.__init__`
+            _ if family == Family::Idefics1 => 1, // its images stand beside the text
+            None | Some((_, Value::Null)) => 64,  // `Idefics2Processor.__init__`
             Some((file, value)) => match value.as_u64() {
                 Some(length @ 1..=MAX_IMAGE_SEQ_LEN) => length as usize,
                 _ => return Err(field(&file.path, "image_seq_len", value, "1 to 4096 tokens")),

@@ -262,6 +262,10 @@ pub enum ProcessorError {
         row: usize,
     },
 
+    /// Image splitting was asked for where there is none.
+    #[error("the first Idefics (`model_type` idefics) does not split images; leave do_image_splitting out")]
+    NoSplitting,
+
     /// The text has more or fewer placeholders than there are images.
     #[error("row {row}: the text has {placeholders} {token} placeholders and {images} images were given")]
     ImageCount {
@@ -355,6 +359,7 @@ impl ProcessorError {
             | Self::EmptyMessages { .. }
             | Self::Role { .. }
             | Self::PromptList { .. }
+            | Self::NoSplitting
             | Self::ImageCount { .. }
             | Self::SpecialTokenInText { .. }
             | Self::Pad(_) => ErrorKind::Input,

@@ -6,12 +6,16 @@ pub mod tokenizer;
 
 mod checkpoint;
 mod error;
+mod family;
 mod inputs;
+mod latest_image;
 mod processor;
 mod stream;
 
 pub use error::{ErrorKind, ProcessorError};
+pub use family::Family;
 pub use inputs::{PaddingSide, ProcessedInputs, TokenBatch};
+pub use latest_image::{image_attention_mask, latest_images, latest_images_behind};
 pub use processor::{ProcessOptions, Processor};
 pub use prompt::{Content, Message, PromptPart, Sample, SpecialTokensInText, TextLimits};
 pub use stream::StreamDecoder;

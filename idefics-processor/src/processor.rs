@@ -7,11 +7,12 @@ use rayon::prelude::*;
 
 use crate::checkpoint::{Checkpoint, Sourced, shorten};
 use crate::error::ProcessorError;
-use crate::image::{Alpha, ImageProcessor, ImageProcessorConfig, ImageSource, ImageTile, Limits, load};
+use crate::family::Family;
+use crate::image::{Alpha, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, load};
 use crate::inputs::ProcessedInputs;
 use crate::prompt::{
-    ChatTemplate, Content, ImageTokens, Literals, Message, Sample, SpecialTokensInText, TextLimits, expand_images,
-    find_token,
+    ChatTemplate, Content, ImageTokens, InterleavedRules, Literals, Message, PromptPart, Sample, SpecialTokensInText,
+    TextLimits, conversation, expand_images, find_token,
 };
 use crate::tokenizer::{self, Compatibility, Tokenizer, TokenizerConfig};
 
@@ -30,13 +31,19 @@ pub struct ProcessOptions {
     pub special_tokens_in_text: SpecialTokensInText,
     /// Which release of the reference computes the ids.
     pub compatibility: Compatibility,
+    /// Whether texts of a prompt list that follow one another are ended with `<end_of_utterance>`. Where it is `None`,
+    /// they are if the tokenizer has that token, as in release 4 of the reference; release 5 never ends them by itself.
+    pub add_end_of_utterance_token: Option<bool>,
+    /// Whether prompts of the first Idefics end in `</s>`.
+    pub add_eos_token: bool,
 }
 
-/// Turns text and images into what an Idefics2 model reads.
+/// Turns text and images into what a model reads.
 ///
-/// Source: `Idefics2Processor` of transformers 5.23.
+/// Source: `IdeficsProcessor` and `Idefics2Processor` of transformers 5.23.
 #[derive(Debug, Clone)]
 pub struct Processor {
+    family: Family,
     tokenizers: Tokenizers,
     tokenizer_config: TokenizerConfig,
     images: ImageProcessor,
@@ -66,7 +73,8 @@ impl Processor {
         let head = checkpoint.model_head()?;
         let config = checkpoint.json("tokenizer_config.json")?;
         let tokenizer_config = TokenizerConfig::read(&checkpoint, config.as_ref(), &head)?;
-        let files = checkpoint.processor(config.as_ref())?;
+        let family = head.family().unwrap_or(Family::Idefics2);
+        let files = checkpoint.processor(family, config.as_ref())?;
         let images = ImageProcessor::new(files.images)
             .map_err(|error| ProcessorError::ImageConfig { path: files.images_path, error })?;
         let chat_template = match files.chat_template {
@@ -93,7 +101,29 @@ impl Processor {
             fake: tokenizer.content(tokenizer.fake_token_id()),
             image_seq_len: files.image_seq_len,
         };
-        Ok(Self { tokenizers, tokenizer_config, images, chat_template, image_tokens })
+        Ok(Self { family, tokenizers, tokenizer_config, images, chat_template, image_tokens })
+    }
+
+    /// Whose rules these are.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Whether conversations can be written: with the checkpoint's chat template, or in the words of the first Idefics'
+    /// instructed checkpoints, which have a token for the end of a turn and no template.
+    pub fn can_chat(&self) -> bool {
+        self.chat_template.is_some() || self.turns().is_some()
+    }
+
+    /// What ends a turn of a conversation that is written without a template: `<end_of_utterance>`.
+    pub fn turn_end_id(&self) -> Option<u32> {
+        let writes_turns = self.family == Family::Idefics1 && self.chat_template.is_none();
+        self.tokenizer().end_of_utterance_id().filter(|_| writes_turns)
+    }
+
+    /// Its spelling.
+    fn turns(&self) -> Option<String> {
+        self.turn_end_id().map(|end| self.tokenizer().content(end))
     }
 
     /// The tokenizer under the default [`Compatibility`]. Its ids mean the same under the other.
@@ -157,7 +187,7 @@ impl Processor {
             .collect::<Vec<_>>()
             .into_iter()
             .collect::<Result<Vec<_>, _>>()?;
-        if !images.config().do_pad {
+        if !images.config().do_pad && self.family == Family::Idefics2 {
             images.pad(&tiles)?; // refuses what cannot stand in one array
         }
         Ok(ProcessedInputs { prompts, input_ids, images: tiles })
@@ -174,10 +204,33 @@ impl Processor {
         Ok(text)
     }
 
+    /// The images of a batch of the first Idefics in the reference's layout, and its shape: `[batch, n_images, 3, height,
+    /// width]`, zeros where a row has fewer, and one slot of zeros where no row has any.
+    pub fn idefics1_pixel_values(&self, processed: &ProcessedInputs) -> ([usize; 5], Vec<f32>) {
+        let of_config = match self.images.config().size {
+            ImageSize::Exact { height, width } => (height as usize, width as usize),
+            ImageSize::Edges { shortest_edge, .. } => (shortest_edge as usize, shortest_edge as usize),
+        };
+        let first = processed.images.iter().flatten().next();
+        let (height, width) = first.map_or(of_config, |tile| (tile.height, tile.width));
+        let n_images = processed.images.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        let shape = [processed.images.len(), n_images, 3, height, width];
+        let mut pixel_values = vec![0.0; shape.iter().product()];
+        for (slots, tiles) in pixel_values.chunks_mut(n_images * 3 * height * width).zip(&processed.images) {
+            for (slot, tile) in slots.chunks_mut(3 * height * width).zip(tiles) {
+                slot.copy_from_slice(&tile.pixels);
+            }
+        }
+        (shape, pixel_values)
+    }
+
     fn image_processor(&self, options: &ProcessOptions) -> Result<ImageProcessor, ProcessorError> {
         let mut config = self.images.config().clone();
         match options.do_image_splitting {
             Some(splitting) if splitting != config.do_image_splitting => {
+                if self.family == Family::Idefics1 {
+                    return Err(ProcessorError::NoSplitting);
+                }
                 config.do_image_splitting = splitting;
                 let path = "preprocessor_config.json".into();
                 ImageProcessor::new(config).map_err(|error| ProcessorError::ImageConfig { path, error })
@@ -211,18 +264,50 @@ impl Processor {
                 }
                 (text, literals)
             }
-            Sample::Prompt(_) => return Err(ProcessorError::PromptList { row }),
+            Sample::Prompt(_) if self.family == Family::Idefics2 => return Err(ProcessorError::PromptList { row }),
+            Sample::Prompt(parts) => {
+                let placeholders: usize = texts_of_parts(parts).map(|text| self.image_tokens.count(text)).sum();
+                if placeholders > 0 {
+                    let (images, token) = (sample.images().len(), self.image_tokens.image.clone());
+                    return Err(ProcessorError::ImageCount { row, placeholders: placeholders + images, images, token });
+                }
+                (String::new(), Literals::default())
+            }
         };
 
-        let expanded = expand_images(&text, &self.image_tokens, sub_images, &literals, options.compatibility);
         let tokenizer = self.tokenizer_for(options.compatibility);
-        let ids = tokenizer.encode_literal(&expanded, &literals, true)?;
+        let (expanded, adds_bos) = match (self.family, sample) {
+            (Family::Idefics1, Sample::Prompt(parts)) => {
+                (self.interleaved(options, |rules| rules.text_of_parts(parts)), false)
+            }
+            (Family::Idefics1, _) => (self.interleaved(options, |rules| rules.text_of_placeholders(&text)), false),
+            (Family::Idefics2, _) => {
+                (expand_images(&text, &self.image_tokens, sub_images, &literals, options.compatibility), true)
+            }
+        };
+        let ids = tokenizer.encode_literal(&expanded, &literals, adds_bos)?;
         let expected = self.image_tokens.count(&expanded);
         let found = ids.iter().filter(|&&id| id == tokenizer.image_token_id()).count();
         if found != expected {
             return Err(ProcessorError::ImageTokenCount { row, expected, found });
         }
         Ok((literals.restore(&expanded), ids))
+    }
+
+    /// A prompt of the first Idefics.
+    fn interleaved(&self, options: &ProcessOptions, write: impl FnOnce(&InterleavedRules<'_>) -> String) -> String {
+        let end_of_utterance = match options.add_end_of_utterance_token {
+            Some(false) => None,
+            None => self.tokenizer().end_of_utterance_id().map(|end| self.tokenizer().content(end)),
+            Some(true) => Some(tokenizer::END_OF_UTTERANCE.to_owned()),
+        };
+        let (bos, eos) = self.tokenizer_config.ends();
+        write(&InterleavedRules {
+            tokens: &self.image_tokens,
+            bos,
+            end_of_utterance: end_of_utterance.as_deref(),
+            eos: options.add_eos_token.then_some(eos),
+        })
     }
 
     /// The rendered text, with the user's special tokens broken by the stand-ins of the literals.
@@ -233,7 +318,10 @@ impl Processor {
         row: usize,
         options: &ProcessOptions,
     ) -> Result<(String, Literals), ProcessorError> {
-        let template = self.chat_template.as_ref().ok_or(ProcessorError::NoChatTemplate { row })?;
+        if !self.can_chat() {
+            return Err(ProcessorError::NoChatTemplate { row });
+        }
+        let source = self.chat_template.as_ref().map_or("User:Assistant:", ChatTemplate::source);
         let tokens: Vec<&str> = self.tokenizer().protected().collect();
         if options.special_tokens_in_text == SpecialTokensInText::Reject {
             for (message, parts) in messages.iter().enumerate() {
@@ -242,15 +330,20 @@ impl Processor {
                 }
             }
         }
-        let written = messages.iter().flat_map(texts).chain([template.source()]).chain(tokens.iter().copied());
+        let written = messages.iter().flat_map(texts).chain([source]).chain(tokens.iter().copied());
         let mut literals = Literals::new(written);
         let names = self.tokenizer_config.template_tokens();
-        let rendered = template.render(messages, add_generation_prompt, &names, row, |text| {
-            match options.special_tokens_in_text {
-                SpecialTokensInText::Parse => text.to_owned(),
-                SpecialTokensInText::Literal | SpecialTokensInText::Reject => literals.protect(text, &tokens),
+        let protect = |text: &str| match options.special_tokens_in_text {
+            SpecialTokensInText::Parse => text.to_owned(),
+            SpecialTokensInText::Literal | SpecialTokensInText::Reject => literals.protect(text, &tokens),
+        };
+        let rendered = match (&self.chat_template, self.turns()) {
+            (Some(template), _) => template.render(messages, add_generation_prompt, &names, row, protect)?,
+            (None, end) => {
+                let end = end.unwrap_or_default(); // `can_chat` says that there is one
+                conversation(messages, add_generation_prompt, &self.image_tokens, &end, protect)
             }
-        })?;
+        };
         Ok((rendered, literals))
     }
 }
@@ -260,6 +353,14 @@ fn texts(message: &Message) -> impl Iterator<Item = &str> {
     message.content.iter().filter_map(|content| match content {
         Content::Text { text } => Some(text.as_str()),
         Content::Image { .. } => None,
+    })
+}
+
+/// The texts of a prompt list.
+fn texts_of_parts(parts: &[PromptPart]) -> impl Iterator<Item = &str> {
+    parts.iter().filter_map(|part| match part {
+        PromptPart::Text(text) => Some(text.as_str()),
+        PromptPart::Image(_) => None,
     })
 }
 
@@ -305,7 +406,12 @@ fn check_size(sample: &Sample, row: usize, limits: &TextLimits) -> Result<(), Pr
             check("bytes of text in all messages", total, limits.max_total_bytes)?;
             messages.iter().enumerate().try_for_each(|(message, parts)| check_role(&parts.role, row, message))
         }
-        Sample::Prompt(_) => Ok(()),
+        Sample::Prompt(parts) => {
+            let longest = texts_of_parts(parts).map(str::len).max().unwrap_or(0);
+            check("bytes in one text", longest, limits.max_text_bytes)?;
+            let total = texts_of_parts(parts).map(str::len).sum();
+            check("bytes of text in all parts", total, limits.max_total_bytes)
+        }
     }
 }
 

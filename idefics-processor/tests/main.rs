@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod idefics1;
 mod image;
 mod processor;
 mod prompt;

@@ -325,7 +325,7 @@ proptest! {
         let ids = &inputs.input_ids[0];
         prop_assert_eq!(count(ids, tokenizer.image_token_id()), images * per_image);
         prop_assert_eq!(count(ids, tokenizer.fake_token_id()), images * 2 - images.saturating_sub(1));
-        prop_assert_eq!(count(ids, tokenizer.end_of_utterance_id()), 1);
+        prop_assert_eq!(count(ids, tokenizer.end_of_utterance_id().unwrap()), 1);
         prop_assert_eq!(count(ids, tokenizer.eos_token_id().unwrap()), 0);
         prop_assert_eq!(count(ids, tokenizer.bos_token_id().unwrap()), 1);
     }

@@ -193,7 +193,7 @@ fn special_ids_are_those_of_the_checkpoint() {
     );
     assert_eq!(tokenizer.pad_token_id(), Some(0));
     assert_eq!(
-        [tokenizer.fake_token_id(), tokenizer.image_token_id(), tokenizer.end_of_utterance_id()],
+        [tokenizer.fake_token_id(), tokenizer.image_token_id(), tokenizer.end_of_utterance_id().unwrap()],
         [32000, 32001, 32002]
     );
     assert_eq!(tokenizer.id_to_token(32001).as_deref(), Some("<image>"));

@@ -1,11 +1,12 @@
-//! The decoder at the shape of Mistral-7B, cut to one of its 32 layers: `cargo bench -p idefics-text`.
+//! The decoder at the shape of Mistral-7B, cut to one of its 32 layers, and that of idefics-9b, cut to four of its 32 with the gated layer
+//! before them: `cargo bench -p idefics-text`.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use idefics_text::TextConfig;
+use idefics_text::{AlphaType, ContextCache, ContextView, CrossAttentionConfig, KvCache, TextConfig};
 
 const CAPACITY: usize = 1024;
 
@@ -52,5 +53,49 @@ fn forward(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, forward);
+/// One token of the first Idefics, with an image of 64 vectors that it sees, and without any.
+fn gated_decode(c: &mut Criterion) {
+    const VECTORS: usize = 64;
+    let device = Device::default();
+    let config = CrossAttentionConfig {
+        text: TextConfig { num_hidden_layers: 4, vocab_size: 1, ..TextConfig::llama_defaults() },
+        additional_vocab_size: 0,
+        cross_layer_interval: 4,
+        qk_layer_norms: true,
+        alpha_type: AlphaType::Float,
+        context_size: 1280,
+    };
+    let decoder = config.init(&device).expect("the configuration is that of idefics-9b");
+    let d = config.text.hidden_size;
+    let random = |seq: usize, width: usize| Tensor::<3>::random([1, seq, width], Distribution::Default, &device);
+    let mut group = c.benchmark_group("text/idefics_9b_4_of_32_layers");
+    group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(8));
+    for n_images in [0, 1] {
+        let view = ContextView::new(1, 128, n_images, vec![true; 128 * n_images]);
+        let prompt = |cache: &mut KvCache| {
+            if n_images > 0 {
+                let layers = decoder.context_key_values(&random(n_images * VECTORS, 1280));
+                cache.set_context(Some(ContextCache::new(layers, VECTORS, &view)));
+            }
+            decoder.forward(random(128, d), Some(&view), cache);
+        };
+        let fresh = || config.text.cache(vec![0], CAPACITY);
+        let mut cache = fresh();
+        prompt(&mut cache);
+        let token = random(1, d);
+        group.bench_function(BenchmarkId::new(format!("decode_{n_images}_images"), format!("{device:?}")), |b| {
+            b.iter(|| {
+                if cache.len() == CAPACITY {
+                    cache = fresh();
+                    prompt(&mut cache);
+                }
+                let hidden_states = decoder.forward(black_box(token.clone()), None, &mut cache);
+                device.sync().expect("the device finishes");
+                hidden_states
+            });
+        });
+    }
+}
+
+criterion_group!(benches, forward, gated_decode);
 criterion_main!(benches);

@@ -9,11 +9,11 @@
 //! Numerics: RMS norms and rotary angles in f32, attention weights at least in the input's dtype.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use idefics_nn::{ConfigError, Embedding, GatedMlp, KvCache, LayerCache, RmsNorm, RotaryAngles, RotaryEmbedding};
+use burn::tensor::{Device, Int, Tensor};
+use idefics_nn::{ConfigError, Embedding, GatedMlp, KvCache, LayerCache, RmsNorm};
 
-use crate::mask::masked_out;
-use crate::{Branches, SelfAttention, TextConfig};
+use crate::positions::PositionRules;
+use crate::{Branches, Positions, SelfAttention, TextConfig};
 
 /// Token vectors in, contextual vectors out; the head is the assembled model's.
 #[derive(Module, Debug)]
@@ -25,9 +25,7 @@ pub struct Decoder {
     /// Norm of the result.
     pub norm: RmsNorm,
     #[module(skip)]
-    rotary: RotaryEmbedding,
-    #[module(skip)]
-    sliding_window: Option<usize>,
+    rules: PositionRules,
 }
 
 impl Decoder {
@@ -36,8 +34,7 @@ impl Decoder {
             embed_tokens: Embedding::new(config.vocab_size, config.hidden_size, device),
             layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(config, device)).collect(),
             norm: RmsNorm::new(config.hidden_size, config.rms_norm_eps, device),
-            rotary: config.rotary()?,
-            sliding_window: config.sliding_window,
+            rules: PositionRules::new(config)?,
         })
     }
 
@@ -63,7 +60,7 @@ impl Decoder {
         &self,
         inputs_embeds: Tensor<3>,
         cache: &mut KvCache,
-        observer: &mut impl DecoderObserver,
+        observer: &mut (impl DecoderObserver + ?Sized),
     ) -> Tensor<3> {
         let positions = self.positions(&inputs_embeds, cache);
         self.forward_at(inputs_embeds, &positions, cache, observer)
@@ -89,7 +86,7 @@ impl Decoder {
         inputs_embeds: Tensor<3>,
         positions: &Positions,
         cache: &mut KvCache,
-        observer: &mut impl DecoderObserver,
+        observer: &mut (impl DecoderObserver + ?Sized),
     ) -> Tensor<3> {
         let n_new = inputs_embeds.dims()[1];
         let mut hidden_states = inputs_embeds;
@@ -107,12 +104,7 @@ impl Decoder {
 
     /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
     pub fn positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
-        let [batch, n_new, _] = inputs_embeds.dims();
-        let device = inputs_embeds.device();
-        Positions {
-            rotary: self.rotary.at(&cache.next_positions(n_new), batch, inputs_embeds.dtype(), &device),
-            masked_out: masked_out(cache, n_new, self.sliding_window, &device),
-        }
+        self.rules.after(inputs_embeds, cache)
     }
 
     /// As [`Self::positions`] for rows that branch: the tokens are those that `branches` was last given.
@@ -120,25 +112,8 @@ impl Decoder {
     /// # Panics
     /// If `branches` is of other rows or another number of slots.
     pub fn branch_positions(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Positions {
-        let [batch, n_new, _] = inputs_embeds.dims();
-        let n_keys = cache.len() + n_new;
-        assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "the slots of rows that branch");
-        let device = inputs_embeds.device();
-        let masked_out = TensorData::new(branches.masked_out(n_new, self.sliding_window), [batch, 1, n_new, n_keys]);
-        Positions {
-            rotary: self.rotary.at(&branches.positions(n_new), batch, inputs_embeds.dtype(), &device),
-            masked_out: Some(Tensor::from_data(masked_out, &device)),
-        }
+        self.rules.of_branches(inputs_embeds, branches, cache)
     }
-}
-
-/// Where the new tokens stand and what they see: the same in every layer.
-#[derive(Debug, Clone)]
-pub struct Positions {
-    /// The angles of the new tokens.
-    pub rotary: RotaryAngles,
-    /// `[batch, 1, n_new, len + n_new]`, true hides the key; `None` if nothing is hidden.
-    pub masked_out: Option<Tensor<4, Bool>>,
 }
 
 /// Sees a decoder's insides as the reference returns them with `output_hidden_states` and `output_attentions`.
@@ -171,7 +146,7 @@ pub struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    fn new(config: &TextConfig, device: &Device) -> Self {
+    pub(crate) fn new(config: &TextConfig, device: &Device) -> Self {
         let d = config.hidden_size;
         let norm = || RmsNorm::new(d, config.rms_norm_eps, device);
         Self {
@@ -180,6 +155,11 @@ impl DecoderLayer {
             post_attention_layernorm: norm(),
             mlp: GatedMlp::new(d, config.intermediate_size, d, config.hidden_act, device),
         }
+    }
+
+    /// Where its weights are.
+    pub(crate) fn device(&self) -> Device {
+        self.input_layernorm.weight.val().device()
     }
 
     /// # Shapes

@@ -3,11 +3,21 @@
 mod attention;
 mod branches;
 mod config;
+mod cross_attention;
+mod cross_config;
+mod cross_decoder;
 mod decoder;
+mod decoupled;
 mod mask;
+mod positions;
 
 pub use attention::SelfAttention;
 pub use branches::Branches;
 pub use config::{RopeParameters, TextConfig};
-pub use decoder::{Decoder, DecoderLayer, DecoderObserver, Positions, Unobserved};
-pub use idefics_nn::{ConfigError, GatedMlp, KvCache};
+pub use cross_attention::{Context, CrossAttention, Gate, GatedCrossAttentionLayer};
+pub use cross_config::{AlphaType, CrossAttentionConfig};
+pub use cross_decoder::CrossAttentionDecoder;
+pub use decoder::{Decoder, DecoderLayer, DecoderObserver, Unobserved};
+pub use decoupled::{AdditionalEmbedding, AdditionalLinear, DecoupledEmbedding, DecoupledLinear};
+pub use idefics_nn::{ConfigError, ContextCache, ContextView, GatedMlp, KvCache};
+pub use positions::Positions;

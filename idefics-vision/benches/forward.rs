@@ -1,11 +1,11 @@
-//! The tower at the shape of idefics2-8b, cut to one of its 27 layers: `cargo bench -p idefics-vision`.
+//! The towers at the shapes of idefics2-8b and idefics-9b, each cut to one layer: `cargo bench -p idefics-vision`.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use idefics_vision::{PatchGrid, PatchLayout, VisionConfig};
+use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, clip};
 
 fn forward(c: &mut Criterion) {
     let device = Device::default(); // BURN_DEVICE=flex|cuda|wgpu
@@ -30,5 +30,26 @@ fn forward(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, forward);
+fn clip_forward(c: &mut Criterion) {
+    let device = Device::default();
+    let config = clip::VisionConfig { num_hidden_layers: 1, ..clip::VisionConfig::clip_vit_h_14() };
+    let tower = config.init(&device);
+    let mut group = c.benchmark_group("vision/clip_vit_h_14_1_of_32_layers");
+    group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
+    for n_images in [1, 2] {
+        let pixel_values = Tensor::<4>::random([n_images, 3, 224, 224], Distribution::Default, &device);
+        drop(tower.forward(pixel_values.clone())); // weights are drawn at their first use
+        device.sync().expect("the device finishes");
+        group.throughput(Throughput::Elements((n_images * config.vectors_per_image()) as u64));
+        group.bench_function(BenchmarkId::new(format!("{n_images}x224px"), format!("{device:?}")), |b| {
+            b.iter(|| {
+                let hidden_states = tower.forward(black_box(pixel_values.clone()));
+                device.sync().expect("the device finishes");
+                hidden_states
+            });
+        });
+    }
+}
+
+criterion_group!(benches, forward, clip_forward);
 criterion_main!(benches);

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod clip;
 mod config;
 mod encoder;
 mod patches;

@@ -108,20 +108,30 @@ impl VisionEmbeddings {
 pub struct PatchEmbedding {
     /// `[d, channels, patch_size, patch_size]`.
     pub weight: Param<Tensor<4>>,
-    /// `[d]`.
-    pub bias: Param<Tensor<1>>,
+    /// `[d]`; SigLIP has one, CLIP has none.
+    pub bias: Option<Param<Tensor<1>>>,
 }
 
 impl PatchEmbedding {
     fn new(config: &VisionConfig, device: &Device) -> Self {
         let VisionConfig { hidden_size, num_channels, patch_size, .. } = *config;
         Self {
-            weight: normal([hidden_size, num_channels, patch_size, patch_size], 0.0, 0.02, device),
-            bias: normal([hidden_size], 0.0, 0.02, device),
+            bias: Some(normal([hidden_size], 0.0, 0.02, device)),
+            ..Self::new_without_bias(hidden_size, num_channels, patch_size, device)
         }
     }
 
-    fn forward(&self, pixel_values: Tensor<4>, rows: usize, cols: usize) -> Tensor<3> {
+    pub(crate) fn new_without_bias(
+        hidden_size: usize,
+        num_channels: usize,
+        patch_size: usize,
+        device: &Device,
+    ) -> Self {
+        let weight = normal([hidden_size, num_channels, patch_size, patch_size], 0.0, 0.02, device);
+        Self { weight, bias: None }
+    }
+
+    pub(crate) fn forward(&self, pixel_values: Tensor<4>, rows: usize, cols: usize) -> Tensor<3> {
         let weight = self.weight.val();
         let [d, channels, patch, _] = weight.dims();
         let n_images = pixel_values.dims()[0];
@@ -133,7 +143,8 @@ impl PatchEmbedding {
             .reshape([n_images, channels, rows, patch, cols, patch])
             .permute([0, 2, 4, 1, 3, 5]) // [n_images, rows, cols, channels, patch, patch]
             .reshape([n_images * rows * cols, n_pixels]);
-        let patch_embeds = product(pixels, weight.reshape([d, n_pixels]), Some(self.bias.val()));
+        let bias = self.bias.as_ref().map(Param::val);
+        let patch_embeds = product(pixels, weight.reshape([d, n_pixels]), bias);
         patch_embeds.reshape([n_images, rows * cols, d])
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers too
 
+mod clip;
 #[path = "../../idefics-nn/tests/common/mod.rs"]
 mod common;
 mod config;

@@ -69,6 +69,9 @@ class Case:
     alpha: str | None = None
     tolerance: dict[str, float] = field(default_factory=lambda: dict(STRICT))
     exact_sizes: bool = False  # a new seed must not change the picture sizes
+    end_of_utterance: bool = False  # of the first Idefics: turns are ended between texts
+    add_eos: bool = False  # of the first Idefics: prompts end in </s>
+    gradients: bool = False  # of the first Idefics: labels, loss and gradients are the only tensors of the model
     note: str | None = None
 
 

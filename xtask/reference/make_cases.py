@@ -14,21 +14,39 @@ import numpy as np
 import PIL
 import torch
 import transformers
-from cases import CASES, OBSERVED, OBSERVED_TOO, QUESTIONS, Case
-from checkpoints import CHECKPOINTS, derived_seed, make_checkpoint
+import idefics1
+from cases import CASES as CASES2
+from cases import OBSERVED, OBSERVED_TOO, QUESTIONS, Case
+from checkpoints import CHECKPOINTS as CHECKPOINTS2
+from checkpoints import derived_seed
+from checkpoints import make_checkpoint as make_checkpoint2
+from idefics1 import CASES1, CHECKPOINTS1, make_checkpoint1
 from PIL import Image
 from pictures import RECIPES, open_raw, open_upright, write_made
 from quantization import round_weights, write_quantized
 from safetensors.torch import save_file
 from training import Tensors, Unsteady, load, train
-from transformers import AutoProcessor, Idefics2ForConditionalGeneration, Idefics2ImageProcessorPil, LogitsProcessor
+from transformers import (
+    AutoProcessor,
+    Idefics2ForConditionalGeneration,
+    Idefics2ImageProcessorPil,
+    IdeficsImageProcessorPil,
+    LogitsProcessor,
+)
 from vocab import write_json
 
+CASES = {**CASES2, **CASES1}
+CHECKPOINTS = {**CHECKPOINTS2, **CHECKPOINTS1}
 NARROW = 1e-4  # the least distance between the two best scores of a step
 
 
 class Refused(Exception):
     """The seed makes a case whose outcome hangs on rounding, or that misses its point."""
+
+
+def make_checkpoint(name: str, seed: int, folder: Path) -> None:
+    """Write the checkpoint folder `name` with weights from `seed`."""
+    (make_checkpoint1 if name in CHECKPOINTS1 else make_checkpoint2)(name, seed, folder)
 
 
 def fill(value: Any, rng: np.random.Generator) -> Any:
@@ -185,8 +203,10 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
         write_made(folder / "images" / file, (width, height), derived_seed(seed, name, file, str(index)))
     samples = fill(case.rows, rng)
     processor = AutoProcessor.from_pretrained(checkpoint)
-    assert type(processor.image_processor) is Idefics2ImageProcessorPil, "the Pillow image processor is the reference"
-    inputs = process(case, samples, processor, folder)
+    is_first = case.checkpoint in CHECKPOINTS1
+    pillow = IdeficsImageProcessorPil if is_first else Idefics2ImageProcessorPil
+    assert type(processor.image_processor) is pillow, "the Pillow image processor is the reference"
+    inputs = (idefics1.process if is_first else process)(case, samples, processor, folder)
     tensors = {f"processor.{key}": value for key, value in inputs.items() if case.pixels or "pixel" not in key}
     generates, texts = {}, {}
     if case.train is not None:
@@ -194,12 +214,14 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
             tensors |= train(checkpoint, inputs, case.train)
         except Unsteady as reason:
             raise Refused(f"{reason}: choose another seed") from reason
+    elif case.gradients:
+        tensors |= idefics1.gradients(idefics1.load1(checkpoint), inputs)
     elif case.model:
-        model = load(checkpoint)
+        model = (idefics1.load1 if is_first else load)(checkpoint)
         if case.quantize is not None:
             round_weights(model, case.quantize, case.double_quant)
         if case.stages:
-            tensors |= forward(model, inputs, case)
+            tensors |= (idefics1.forward if is_first else forward)(model, inputs, case)
         else:
             tensors = {key: value for key, value in tensors.items() if "pixel" not in key}
         for run, settings in case.generate.items():
@@ -210,7 +232,7 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
     save_file({key: value.contiguous() for key, value in sorted(tensors.items())}, folder / "expected.safetensors")
     document = {
         "format": 1,
-        "family": "idefics2",
+        "family": "idefics" if is_first else "idefics2",
         "about": case.about,
         "seed": seed,
         "checkpoint": relative,
@@ -220,12 +242,14 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
             "pillow": PIL.__version__,
         },
         "samples": samples,
-        "processor": {"do_image_splitting": case.splitting, "add_end_of_utterance_token": False},
+        "processor": {"do_image_splitting": case.splitting, "add_end_of_utterance_token": case.end_of_utterance},
         "generate": generates,
         "load": loaded(case),
         "texts": texts,
         "tolerance": case.tolerance,
     }
+    if case.add_eos:
+        document["processor"]["add_eos_token"] = True
     if case.train is not None:
         document["train"] = dataclasses.asdict(case.train)
     if case.alpha is not None:

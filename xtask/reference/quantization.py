@@ -51,9 +51,9 @@ def rounded(weight: torch.Tensor, quantize: str, double_quant: bool) -> torch.Te
 
 
 def round_weights(model: nn.Module, quantize: str, double_quant: bool) -> None:
-    """Round the layers of a model that the reference quantises: every linear layer but the head."""
+    """Round the layers of a model that the reference quantises: every linear layer but the head and what is in it."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "lm_head":
+        if isinstance(module, nn.Linear) and name.split(".")[0] != "lm_head":
             with torch.no_grad():
                 module.weight.copy_(rounded(module.weight.data, quantize, double_quant))
 

@@ -57,9 +57,9 @@ def mistral(pieces: int | None = None) -> Vocabulary:
     return Vocabulary(ids, [f"{left} {right}" for left, right in merges])
 
 
-def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    """`tokenizer.json` as the Idefics2 repositories have it: the legacy normaliser and no pre-tokenizer."""
-    names = ["<unk>", "<s>", "</s>", *SPECIAL]
+def tokenizer_json(vocabulary: Vocabulary, special: list[str]) -> dict[str, Any]:
+    """`tokenizer.json` as the Idefics repositories have it: the legacy normaliser and no pre-tokenizer."""
+    names = ["<unk>", "<s>", "</s>", *special]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
     sequence = [{"Sequence": {"id": name, "type_id": int(name == "B")}} for name in "AB"]
@@ -105,9 +105,16 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def write_tokenizer(folder: Path, vocabulary: Vocabulary, tokenizer_class: str, legacy: bool) -> None:
+def write_tokenizer(
+    folder: Path,
+    vocabulary: Vocabulary,
+    tokenizer_class: str,
+    legacy: bool,
+    special: list[str] = SPECIAL,
+    processor_class: str = "Idefics2Processor",
+) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`."""
-    files = tokenizer_json(vocabulary)
+    files = tokenizer_json(vocabulary, special)
     decoder = {
         str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in files["added_tokens"]
     }
@@ -115,7 +122,7 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, tokenizer_class: str, 
         "add_bos_token": True,
         "add_eos_token": False,
         "added_tokens_decoder": decoder,
-        "additional_special_tokens": SPECIAL,
+        "additional_special_tokens": special,
         "bos_token": "<s>",
         "clean_up_tokenization_spaces": False,
         "eos_token": "</s>",
@@ -123,7 +130,7 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, tokenizer_class: str, 
         "model_max_length": 1000000000000000019884624838656,
         "pad_token": "<unk>",
         "padding_side": "left",
-        "processor_class": "Idefics2Processor",
+        "processor_class": processor_class,
         "sp_model_kwargs": {},
         "spaces_between_special_tokens": False,
         "tokenizer_class": tokenizer_class,

@@ -141,6 +141,13 @@ struct ProcessArgs {
     /// Which release of Transformers the token ids follow.
     #[arg(long, value_enum, default_value_t = CompatibilityArg::Transformers5, help_heading = "Preprocessing")]
     compatibility: CompatibilityArg,
+    /// For prompt lists: whether `<end_of_utterance>` is put between texts that follow one another [default: whether the
+    /// tokenizer has it].
+    #[arg(long, value_name = "BOOL", help_heading = "Preprocessing")]
+    add_end_of_utterance_token: Option<bool>,
+    /// For the first Idefics: end prompts with `</s>`.
+    #[arg(long, help_heading = "Preprocessing")]
+    add_eos_token: bool,
 }
 
 type BadWords = Vec<Vec<u32>>;
@@ -268,6 +275,8 @@ impl ProcessArgs {
                 CompatibilityArg::Transformers5 => Compatibility::Transformers5,
                 CompatibilityArg::Transformers4 => Compatibility::Transformers4,
             },
+            add_end_of_utterance_token: self.add_end_of_utterance_token,
+            add_eos_token: self.add_eos_token,
             ..ProcessOptions::default()
         }
     }

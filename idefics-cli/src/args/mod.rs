@@ -10,6 +10,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use idefics_generate::nn::Activations;
+use idefics_generate::nn::checkpoint::Pickles;
+use idefics_generate::placement::Places;
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::{DeviceChoice, Precision, RankOptions, WeightFormat, WeightOptions};
 
@@ -66,6 +68,15 @@ pub(crate) struct Global {
     /// is faster and less exact.
     #[arg(long, global = true, value_name = "f32|int8", default_value = "f32", value_parser = activations)]
     pub(crate) activations: Activations,
+    /// Read PyTorch pickles (`pytorch_model.bin`) where a folder has no safetensors; nothing in them is run.
+    #[arg(long, global = true)]
+    pub(crate) allow_pickle: bool,
+    /// Spread the parts of a model over devices, main memory and the mapped files, and say how (first Idefics only).
+    #[arg(long, global = true, value_name = "auto", value_parser = ["auto"])]
+    pub(crate) device_map: Option<String>,
+    /// For --device-map and `inspect`: places in the order in which they are filled [default: main memory, as much as is free].
+    #[arg(long, global = true, value_name = "NAME=SIZE,…")]
+    pub(crate) max_memory: Option<Places>,
     /// CPU threads [default: one a core].
     #[arg(long, global = true)]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -82,7 +93,7 @@ pub(crate) struct Global {
 }
 
 impl Global {
-    /// How the weights are held; `plain` says what [`Global::dtype`] means on the device.
+    /// How the weights are read and held; `plain` says what [`Global::dtype`] means on the device.
     pub(crate) fn weights(&self, plain: WeightOptions) -> WeightOptions {
         WeightOptions {
             quantize: self.quantize,
@@ -90,8 +101,14 @@ impl Global {
             quantize_vision: self.quantize_vision,
             quantize_head: self.quantize_head,
             activations: self.activations,
+            pickles: self.pickles(),
             ..plain
         }
+    }
+
+    /// Whether PyTorch pickles are read.
+    pub(crate) fn pickles(&self) -> Pickles {
+        if self.allow_pickle { Pickles::Allowed } else { Pickles::Refused }
     }
 }
 
@@ -267,7 +284,8 @@ pub(crate) struct QuantizeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// A shape with random weights instead of a model: idefics2-8b, or the path of a config.json.
+    /// A shape with random weights instead of a model: idefics2-8b, idefics-9b, idefics-80b, or the path of a
+    /// config.json.
     #[arg(long, value_name = "SHAPE")]
     pub(crate) random_weights: Option<String>,
     /// Decoder layers to keep, from the first; of a shape only, since a checkpoint is loaded whole or not at all.

@@ -7,8 +7,9 @@ use std::time::Instant;
 use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile, bytes, parameters};
 use idefics_generate::nn::Checkpoint;
 use idefics_generate::nn::profile::Operation;
-use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig};
-use idefics_generate::{Error, Idefics2, Idefics2Config, ModelConfig};
+use idefics_generate::processor::Processor;
+use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig, ImageSize};
+use idefics_generate::{AnyModel, Error, Idefics1Config, Idefics2Config, ModelConfig};
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, Global};
@@ -26,31 +27,31 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     };
     let mut config = match (&args.random_weights, &source) {
         (Some(shape), _) => shape_of(shape)?,
-        (None, Some(folder)) => {
-            let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder.path())? else {
-                return Err(Failure::usage("only idefics2 is measured".to_owned()));
-            };
-            config
-        }
+        (None, Some(folder)) => ModelConfig::from_folder(folder.path())?,
         (None, None) => unreachable!("without a shape there is a folder"),
     };
     if let Some(layers) = args.text_layers {
-        config.text_config.num_hidden_layers = layers.get().min(config.text_config.num_hidden_layers);
+        let all = match &mut config {
+            ModelConfig::Idefics1(config) => &mut config.num_hidden_layers,
+            ModelConfig::Idefics2(config) => &mut config.text_config.num_hidden_layers,
+            other => return Err(Failure::usage(format!("{} is not measured", other.family()))),
+        };
+        *all = layers.get().min(*all);
     }
-    let processor = image_processor(source.as_ref().map(ModelFolder::path))?;
-    let n_latents = config.perceiver_config.resampler_n_latents * processor.tiles_per_image() * args.images.len();
+    let processor = image_processor(source.as_ref().map(ModelFolder::path), &config)?;
     let options = BenchOptions {
         images: args.images.iter().map(|size| (size.width, size.height)).collect(),
-        prompt_tokens: args.prompt_tokens.max(1 + n_latents),
+        prompt_tokens: args.prompt_tokens,
         new_tokens: args.new_tokens.get(),
         batch: args.batch.get(),
         runs: args.runs.get(),
         profile: args.profile,
     };
 
-    let checkpoint = source.as_ref().map(|source| Checkpoint::open(source.path())).transpose().map_err(Error::from)?;
-    let needed = |weights| Idefics2::memory(&config, checkpoint.as_ref(), &device, weights);
-    let cache = options.cache_bytes(&config);
+    let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), weights.pickles);
+    let checkpoint = source.as_ref().map(open).transpose().map_err(Error::from)?;
+    let needed = |weights| AnyModel::memory(&config, checkpoint.as_ref(), &device, weights);
+    let cache = options.cache_bytes(&config, processor.tiles_per_image());
     model::check_memory(needed, weights, Some(cache), available_memory_bytes(choice))?;
     drop(checkpoint);
 
@@ -62,8 +63,8 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     };
     let clock = Instant::now();
     let model = match &source {
-        None => Idefics2::random(&config, &device, weights, global.seed, progress)?,
-        Some(folder) => Idefics2::from_folder(folder.path(), &device, weights, progress)?,
+        None => AnyModel::random(&config, &device, weights, global.seed, progress)?,
+        Some(folder) => AnyModel::from_folder(folder.path(), &device, weights, progress)?,
     };
     let load_s = clock.elapsed().as_secs_f64();
     bar.finish_and_clear();
@@ -153,31 +154,36 @@ fn print_profile(stdout: &mut impl Write, profile: &[StageProfile]) -> Result<()
 }
 
 /// The shape of a public model, or of a `config.json`.
-fn shape_of(name: &str) -> Result<Idefics2Config, Failure> {
+fn shape_of(name: &str) -> Result<ModelConfig, Failure> {
     match name {
-        "idefics2-8b" => return Ok(Idefics2Config::idefics2_8b()),
-        "idefics-9b" | "smolvlm-256m" => {
+        "idefics-9b" => return Ok(ModelConfig::Idefics1(Idefics1Config::idefics_9b())),
+        "idefics-80b" => return Ok(ModelConfig::Idefics1(Idefics1Config::idefics_80b())),
+        "idefics2-8b" => return Ok(ModelConfig::Idefics2(Idefics2Config::idefics2_8b())),
+        "smolvlm-256m" => {
             return Err(Failure::usage(format!("--random-weights {name}: this family is not implemented yet")));
         }
         _ => {}
     }
     let path = Path::new(name);
     if path.file_name().is_none_or(|file| file != "config.json") {
-        let expected = "idefics2-8b, or the path of a config.json";
+        let expected = "idefics2-8b, idefics-9b, idefics-80b, or the path of a config.json";
         return Err(Failure::usage(format!("--random-weights {name:?}: expected {expected}")));
     }
-    match ModelConfig::from_folder(path.parent().unwrap_or(Path::new("")))? {
-        ModelConfig::Idefics2(config) => Ok(config),
-        other => Err(Failure::usage(format!("{} is not measured", other.family()))),
-    }
+    Ok(ModelConfig::from_file(path)?)
 }
 
-/// The folder's image processor, or that of the public Idefics2 checkpoints without splitting.
-fn image_processor(folder: Option<&Path>) -> Result<ImageProcessor, Failure> {
-    let config = match folder.map(|folder| folder.join("preprocessor_config.json")).filter(|path| path.exists()) {
-        Some(path) => ImageProcessorConfig::from_file(path),
-        None => Ok(ImageProcessorConfig { do_image_splitting: false, ..ImageProcessorConfig::default() }),
+/// The folder's image processor, or that of the public checkpoints, without splitting.
+fn image_processor(folder: Option<&Path>, config: &ModelConfig) -> Result<ImageProcessor, Failure> {
+    let config = match (folder, config) {
+        (Some(folder), _) => Processor::from_folder(folder).map_err(Error::from)?.image_config().clone(),
+        (None, ModelConfig::Idefics1(config)) => {
+            let side = u32::try_from(config.vision_config.image_size).unwrap_or(u32::MAX); // which is refused below
+            ImageProcessorConfig {
+                size: ImageSize::Exact { height: side, width: side },
+                ..ImageProcessorConfig::idefics1()
+            }
+        }
+        (None, _) => ImageProcessorConfig::default(),
     };
-    let processor = config.and_then(ImageProcessor::new);
-    processor.map_err(|error| Failure::usage(error.to_string()))
+    ImageProcessor::new(config).map_err(|error| Failure::usage(error.to_string()))
 }

@@ -28,7 +28,7 @@ Ctrl-C ends an answer, Ctrl-D the program.";
 pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
     commands::check_images(&args.images)?;
     let model = model::load(global)?;
-    if model.processor().chat_template().is_none() {
+    if !model.processor().can_chat() {
         let message = "this model has no chat template: use `generate`, or a model that was trained to chat";
         return Err(Failure::usage(message.to_owned()));
     }
@@ -65,7 +65,7 @@ impl Chat<'_> {
         }
         eprintln!("/help says what there is");
         if self.global.verbose {
-            eprintln!("{} tokens of context", model.model().config().text_config.max_position_embeddings);
+            eprintln!("{} tokens of context", model.model().max_position_embeddings());
         }
         loop {
             let line = match editor.readline("> ") {

@@ -18,9 +18,9 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
     let question = args.prompt.clone().unwrap_or_else(|| {
         format!("Classify this image into one of these categories: {labels}. Answer with the category only.")
     });
-    let sample = match model.processor().chat_template() {
-        Some(_) => commands::sample(&model, vec![args.image.clone()], &question, ""),
-        None => {
+    let sample = match model.processor().can_chat() {
+        true => commands::sample(&model, vec![args.image.clone()], &question, ""),
+        false => {
             // The wording of the IDEFICS guide.
             let question = args.prompt.clone().unwrap_or_else(|| {
                 format!("Classify the following image into a single category from the following list: {labels}.")

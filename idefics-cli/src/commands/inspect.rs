@@ -3,29 +3,42 @@
 use std::io::{self, Write};
 
 use idefics_generate::inspect::{Inspection, PrecisionMemory, inspect};
+use idefics_generate::placement::{Block, FILES, Plan};
 use idefics_generate::{DeviceChoice, Error, WeightFormat};
+use serde_json::json;
 
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::available_memory_bytes;
 use crate::model::{self, ModelFolder};
 use crate::output::size;
+use crate::placing;
 
 /// Prints what a model folder holds, and where it would go.
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let source = model::folder(global)?;
     let (choice, device) = global.device.open().map_err(Error::from)?;
-    let inspection = inspect(source.path(), choice, &device)?;
+    let inspection = inspect(source.path(), global.pickles(), choice, &device)?;
     let dtype = global.dtype.on(choice, &device).map_err(Error::from)?;
     let precision = match global.quantize {
         WeightFormat::None => dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase()),
         format => format.to_string(),
     };
+    // Where the parts of a model go that may be spread.
+    let places = global.max_memory.clone().unwrap_or_else(placing::main_memory);
+    let plan = |held: &PrecisionMemory| Plan::of_model(source.path(), held.options, &device, places.clone()).ok();
     let mut stdout = io::stdout().lock();
     if global.json {
         let mut object = serde_json::to_value(&inspection).map_err(io::Error::from)?;
         object["device"] = choice.to_string().into();
         object["dtype"] = precision.into();
+        for (held, plan) in inspection.precisions.iter().filter_map(|held| Some((held, plan(held)?))) {
+            let places = plan.by_place().into_iter().map(|(place, blocks, bytes)| {
+                let blocks: Vec<&str> = blocks.into_iter().map(|block| block.name.as_str()).collect();
+                json!({"place": place, "bytes": bytes, "parts": blocks})
+            });
+            object["plans"][held.name] = places.collect();
+        }
         writeln!(stdout, "{object}")?;
         return Ok(());
     }
@@ -38,14 +51,13 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     writeln!(stdout, "family      {family}")?;
     writeln!(stdout, "parameters  {parameters}")?;
     let dtypes: Vec<String> = dtypes.iter().map(|(dtype, tensors)| format!("{tensors} {dtype}")).collect();
-    writeln!(
-        stdout,
-        "weights     {} in {} {}, tensors: {}",
-        size(*file_bytes),
-        files.len(),
-        if files.len() == 1 { "file" } else { "files" },
-        dtypes.join(", ")
-    )?;
+    match files.len() {
+        0 => writeln!(stdout, "weights     none here: what the configuration asks for")?,
+        n => {
+            let file = if n == 1 { "file" } else { "files" };
+            writeln!(stdout, "weights     {} in {n} {file}, tensors: {}", size(*file_bytes), dtypes.join(", "))?;
+        }
+    }
     writeln!(
         stdout,
         "context     {} tokens, {} an image",
@@ -60,15 +72,33 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     writeln!(stdout)?;
     let (cache, mapped) = ("KV cache, 1000 tokens", "of it in the file");
     writeln!(stdout, "{:<12} {:>12} {mapped:>18} {:>14} {cache:>22}", "precision", "weights", "while loading")?;
-    for PrecisionMemory { name, weights, cache_bytes_per_token } in &inspection.precisions {
+    for held in &inspection.precisions {
+        let PrecisionMemory { name, weights, cache_bytes_per_token, .. } = held;
         let [all, mapped, loading] =
             [weights.total(), weights.mapped, weights.loading].map(|bytes| size(bytes as usize));
         let cache = size(1000 * cache_bytes_per_token);
-        let chosen = if *name == precision { format!("  <- on {choice}") } else { String::new() };
-        writeln!(stdout, "{name:<12} {all:>12} {mapped:>18} {loading:>14} {cache:>22}{chosen}")?;
+        let is_chosen = *name == precision;
+        let place = match plan(held) {
+            Some(plan) => summary(&plan),
+            None if is_chosen => format!("on {choice}"),
+            None => String::new(),
+        };
+        let mark = if is_chosen { "<-" } else { "" };
+        let line = format!("{name:<12} {all:>12} {mapped:>18} {loading:>14} {cache:>22}  {mark:<2} {place}");
+        writeln!(stdout, "{}", line.trim_end())?;
     }
     if choice == DeviceChoice::Cpu {
         writeln!(stdout, "\navailable    {:>12}", size(available_memory_bytes(choice) as usize))?;
     }
     Ok(())
+}
+
+/// `12.50 GB on cpu, 147.40 GB from the files`
+fn summary(plan: &Plan) -> String {
+    let part = |(name, blocks, bytes): (&str, Vec<&Block>, u64)| {
+        let bytes = size(bytes as usize);
+        let place = if name == FILES { "from the files".to_owned() } else { format!("on {name}") };
+        (!blocks.is_empty()).then(|| format!("{bytes} {place}"))
+    };
+    plan.by_place().into_iter().filter_map(part).collect::<Vec<_>>().join(", ")
 }

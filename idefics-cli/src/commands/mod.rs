@@ -42,10 +42,9 @@ fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result
     Ok(())
 }
 
-/// A user's turn of images and words for a model that chats, or `plain` after the images for one that has no chat
-/// template.
+/// A user's turn of images and words for a model that chats, or `plain` after the images for one that cannot chat.
 fn sample(model: &Idefics, images: Vec<ImageSource>, words: &str, plain: &str) -> Sample {
-    if model.processor().chat_template().is_none() {
+    if !model.processor().can_chat() {
         return Sample::Text { text: format!("{}{plain}", "<image>".repeat(images.len())), images };
     }
     let mut content: Vec<Content> = images.into_iter().map(Content::image).collect();

@@ -5,8 +5,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use serde::Serialize;
 
 use crate::logits::{log_softmax, top_k};
-use crate::models::idefics2::LogitsToKeep;
-use crate::{Error, Idefics2, Prompts};
+use crate::{Error, LogitsToKeep, Model, Prompts};
 
 /// Positions whose logits are computed together: bounds them to about 33 MB for a vocabulary of 32000.
 const CHUNK: usize = 256;
@@ -49,7 +48,7 @@ pub(super) fn likeliest(log_probs: &[f32], n_top: usize) -> Vec<TokenLogprob> {
 /// # Shapes
 /// - `hidden_states`: `[batch, seq, d]`, the decoder's output on `prompts`
 pub(super) fn of_prompts(
-    model: &Idefics2,
+    model: &dyn Model,
     prompts: &Prompts,
     hidden_states: &Tensor<3>,
 ) -> Result<Vec<Vec<f32>>, Error> {
@@ -66,7 +65,7 @@ pub(super) fn of_prompts(
 ///
 /// # Shapes
 /// - `hidden_states`: `[n_targets, d]`, normed
-pub(crate) fn of_tokens(model: &Idefics2, hidden_states: Tensor<2>, targets: &[u32]) -> Result<Vec<f32>, Error> {
+pub(crate) fn of_tokens(model: &dyn Model, hidden_states: Tensor<2>, targets: &[u32]) -> Result<Vec<f32>, Error> {
     let mut logprobs = Vec::with_capacity(targets.len());
     for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
         let states = hidden_states.clone().narrow(0, chunk * CHUNK, targets.len());

@@ -16,8 +16,7 @@ use serde::Serialize;
 
 use crate::generation_config::GenerationConfig;
 use crate::logits::ProcessorChain;
-use crate::models::idefics2::LogitsToKeep;
-use crate::{Error, Idefics2, InputError, Prompts};
+use crate::{Error, InputError, LogitsToKeep, Model, Prompts};
 
 use beams::Beams;
 use device::OnDevice;
@@ -47,7 +46,7 @@ pub enum FinishReason {
 /// Rows are answers: those of the first sample, then those of the second. While beams are searched, rows are beams.
 #[derive(Debug)]
 pub struct Generation<'a> {
-    model: &'a Idefics2,
+    model: &'a dyn Model,
     config: GenerationConfig,
     rows: Rows,
     stops: Stops<'a>,
@@ -72,12 +71,12 @@ enum Strategy {
 }
 
 impl<'a> Generation<'a> {
-    /// Runs the prompts. `image_hidden_states` is [`Idefics2::encode_images`] of all their images, row after row.
+    /// Runs the prompts. `image_hidden_states` is [`Model::encode_images`] of all their images, row after row.
     ///
     /// # Errors
     /// [`Error::Generation`] for options that cannot be followed, [`Error::Input`] for prompts that do not fit.
     pub fn start(
-        model: &'a Idefics2,
+        model: &'a dyn Model,
         prompts: &Prompts,
         image_hidden_states: Option<Tensor<3>>,
         options: &GenerationConfig,
@@ -96,7 +95,7 @@ impl<'a> Generation<'a> {
     /// # Panics
     /// If the cache has another number of rows than one, or holds the whole prompt.
     pub fn resume(
-        model: &'a Idefics2,
+        model: &'a dyn Model,
         prompts: &Prompts,
         image_hidden_states: Option<Tensor<3>>,
         cache: KvCache,
@@ -109,7 +108,7 @@ impl<'a> Generation<'a> {
     }
 
     fn begin(
-        model: &'a Idefics2,
+        model: &'a dyn Model,
         prompts: &Prompts,
         image_hidden_states: Option<Tensor<3>>,
         mut cache: KvCache,
@@ -117,9 +116,9 @@ impl<'a> Generation<'a> {
         controls: Controls<'a>,
     ) -> Result<Self, Error> {
         let clock = Instant::now();
-        let vocab_size = model.config().text_config.vocab_size;
+        let vocab_size = model.vocab_size();
         let config = options.resolve(prompts.seq(), vocab_size)?;
-        config.check_memory(prompts.seq(), &model.config().text_config)?;
+        config.check_memory(prompts.seq(), &model.text_config())?;
         let stops = Stops::new(&config, controls.tokenizer, clock)?;
         let mut chain = ProcessorChain::new(&config)?;
         let on_device = config.is_plain() && controls.processors.is_empty() && controls.logprobs.is_none();
@@ -132,12 +131,14 @@ impl<'a> Generation<'a> {
         let capacity = prompts.seq() + per_sample * (max_new_tokens - 1);
         let new = match cache.len() {
             0 => {
-                cache = model.config().text_config.cache(prompts.left_padding().to_vec(), capacity);
+                cache = model.empty_cache(prompts.left_padding().to_vec(), capacity);
                 prompts.clone()
             }
             known => {
                 cache.reserve(capacity);
-                Prompts::pad_left(&[prompts.row(0)[known..].to_vec()], 0)?
+                let n_images = prompts.seen_images().map_or(0, |seen| seen.n_images()[0]);
+                let n_new = image_hidden_states.as_ref().map_or(0, |states| states.dims()[0]);
+                prompts.behind(known, n_images.saturating_sub(n_new))
             }
         };
         let hidden_states = model.prefill_observed(&new, image_hidden_states, &mut cache, &mut Unobserved)?;
@@ -194,7 +195,7 @@ impl<'a> Generation<'a> {
                 let logits = logprobs::read(logits)?;
                 let chosen = choice.choose(&logits, &self.rows)?;
                 if let Some(n_top) = self.n_top {
-                    let width = self.model.config().text_config.vocab_size;
+                    let width = self.model.vocab_size();
                     for (row, &id) in chosen.iter().enumerate().filter(|(row, _)| self.rows.finished[*row].is_none()) {
                         let logits = self.rows.scores_of(row, &logits, width);
                         self.logprobs[row].push(logprobs::of_token(logits, id, n_top));

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{CONFIG, HubError, TOKENIZER, WEIGHTS, WEIGHTS_INDEX, error::file_system, index::shard_names, is_commit};
+use super::{CONFIG, HubError, SAFETENSORS, TOKENIZER, WeightFiles, error::file_system, index::shard_names, is_commit};
 
 /// The hub cache's folders of one repository.
 pub(super) struct RepoCache {
@@ -54,7 +54,7 @@ impl RepoCache {
     }
 
     /// The snapshot of a revision when all that a model needs is in it.
-    pub(super) fn complete_snapshot(&self, revision: &str) -> Result<PathBuf, HubError> {
+    pub(super) fn complete_snapshot(&self, revision: &str, formats: &[WeightFiles]) -> Result<PathBuf, HubError> {
         let not_cached = |missing: &str| HubError::NotCached {
             repo: self.repo.clone(),
             revision: revision.to_owned(),
@@ -69,10 +69,11 @@ impl RepoCache {
         };
         let has = |file: &str| self.file(&commit, file).is_file();
         let mut needed = vec![CONFIG.to_owned(), TOKENIZER.to_owned()];
-        if !has(WEIGHTS) && has(WEIGHTS_INDEX) {
-            needed.extend(shard_names(&self.file(&commit, WEIGHTS_INDEX), &self.repo)?);
-        } else {
-            needed.push(WEIGHTS.to_owned());
+        match formats.iter().find(|files| has(files.single) || has(files.index)) {
+            Some(files) if !has(files.single) => {
+                needed.extend(shard_names(&self.file(&commit, files.index), files, &self.repo)?);
+            }
+            found => needed.push(found.unwrap_or(&SAFETENSORS).single.to_owned()),
         }
         match needed.iter().find(|file| !has(file)) {
             Some(missing) => Err(not_cached(missing)),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    CONFIG, HubError, HubProgress, OPTIONAL, TOKENIZER, WEIGHTS, WEIGHTS_INDEX,
+    CONFIG, HubError, HubProgress, OPTIONAL, PICKLED, SAFETENSORS, TOKENIZER, WeightFiles,
     cache::{RepoCache, create_parent},
     error::file_system,
     index::{MAX_INDEX_BYTES, bad_index, shard_names},
@@ -55,9 +55,9 @@ impl<'a> Download<'a> {
     }
 
     /// Downloads what a model needs and returns the commit whose snapshot then holds it.
-    pub(super) fn model(mut self) -> Result<String, HubError> {
+    pub(super) fn model(mut self, formats: &[WeightFiles]) -> Result<String, HubError> {
         // The index comes before all else: what it names decides whether anything is downloaded at all.
-        let weights = self.weights()?;
+        let weights = self.weights(formats)?;
         let mut files = vec![CONFIG.to_owned(), TOKENIZER.to_owned()];
         for file in OPTIONAL {
             if self.is_in_repo(file)? {
@@ -76,21 +76,28 @@ impl<'a> Download<'a> {
     }
 
     /// The one file of weights, or the index and the shards that it names.
-    fn weights(&mut self) -> Result<Vec<String>, HubError> {
-        if self.is_in_repo(WEIGHTS)? {
-            return Ok(vec![WEIGHTS.to_owned()]);
+    fn weights(&mut self, formats: &[WeightFiles]) -> Result<Vec<String>, HubError> {
+        for files in formats {
+            if self.is_in_repo(files.single)? {
+                return Ok(vec![files.single.to_owned()]);
+            }
+            if self.is_in_repo(files.index)? {
+                return self.shards(files);
+            }
         }
-        if !self.is_in_repo(WEIGHTS_INDEX)? {
-            return Err(self.server.file_not_found("model.safetensors (or model.safetensors.index.json)"));
-        }
-        self.blobs(&[WEIGHTS_INDEX.to_owned()])?;
-        let index = match (self.blobs.get(WEIGHTS_INDEX), &self.commit) {
-            (None, Some(commit)) => self.cache.file(commit, WEIGHTS_INDEX),
+        Err(self.server.file_not_found("model.safetensors (or model.safetensors.index.json)"))
+    }
+
+    /// The index and the shards that it names.
+    fn shards(&mut self, files: &WeightFiles) -> Result<Vec<String>, HubError> {
+        self.blobs(&[files.index.to_owned()])?;
+        let index = match (self.blobs.get(files.index), &self.commit) {
+            (None, Some(commit)) => self.cache.file(commit, files.index),
             (blob, _) => self.cache.blob(blob.expect("without a commit all files go through blobs")),
         };
-        let mut files: Vec<String> = shard_names(&index, self.server.repo)?.into_iter().collect();
-        files.push(WEIGHTS_INDEX.to_owned());
-        Ok(files)
+        let mut names: Vec<String> = shard_names(&index, files, self.server.repo)?.into_iter().collect();
+        names.push(files.index.to_owned());
+        Ok(names)
     }
 
     /// What URLs name: the commit, so that a branch that moves meanwhile mixes nothing, or the branch at a server that
@@ -135,8 +142,9 @@ impl<'a> Download<'a> {
                 return Err(self.server.file_not_found(file));
             }
             let Some(remote) = self.found.remove(file) else { continue }; // it is here
-            if file == WEIGHTS_INDEX && remote.size.is_some_and(|size| size > MAX_INDEX_BYTES) {
-                return Err(bad_index(self.server.repo, "it is larger than 64 MiB"));
+            let index = [SAFETENSORS, PICKLED].into_iter().find(|files| files.index == file);
+            if let Some(files) = index.filter(|_| remote.size.is_some_and(|size| size > MAX_INDEX_BYTES)) {
+                return Err(bad_index(self.server.repo, &files, "it is larger than 64 MiB"));
             }
             self.total += remote.size.unwrap_or(0);
             wanted.push((file, remote));

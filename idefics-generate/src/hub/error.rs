@@ -157,8 +157,8 @@ pub enum HubError {
         /// What the system says.
         source: io::Error,
     },
-    /// The index names a file outside the repository's top folder, or one that is not in safetensors format.
-    #[error("{index} of {repo} names {shard:?}; expected a plain file name that ends in .safetensors")]
+    /// The index names a file outside the repository's top folder, or one of another format.
+    #[error("{index} of {repo} names {shard:?}; expected a plain file name that ends in {ending}")]
     ShardName {
         /// The repository.
         repo: String,
@@ -166,6 +166,8 @@ pub enum HubError {
         index: &'static str,
         /// The name, at most its first 100 characters.
         shard: String,
+        /// What it should end in.
+        ending: &'static str,
     },
     /// The index cannot be read.
     #[error("{index} of {repo} is not a checkpoint index: {fault}")]

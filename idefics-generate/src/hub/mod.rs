@@ -29,6 +29,8 @@ mod server;
 
 use std::path::{Path, PathBuf};
 
+use idefics_nn::checkpoint::Pickles;
+
 pub use error::{HubError, HubErrorKind};
 pub use options::HubOptions;
 
@@ -47,7 +49,8 @@ pub fn fetch(repo: &str, revision: Option<&str>, progress: &mut dyn FnMut(HubPro
 /// Brings the files that a model folder may have into the hub cache, and returns the snapshot folder.
 ///
 /// Only what [`crate`] reads is downloaded: the configuration, tokenizer, processor and template files, and
-/// `model.safetensors` or the shards that `model.safetensors.index.json` names. What the cache has is not downloaded
+/// `model.safetensors` or the shards that `model.safetensors.index.json` names, or, where a repository has neither and
+/// they are allowed, PyTorch's files. What the cache has is not downloaded
 /// again, and an interrupted file goes on where it stopped, in this run or in a later one. A revision that is a commit
 /// and is in the cache needs no network; for a branch or a tag the server is asked once where it stands, and when it
 /// cannot be reached a complete snapshot in the cache is taken instead. Two processes do not download the same file:
@@ -55,7 +58,7 @@ pub fn fetch(repo: &str, revision: Option<&str>, progress: &mut dyn FnMut(HubPro
 ///
 /// # Errors
 /// [`HubError::kind`] sorts them: `Network`, `NotFound`, `Unauthorized`, `FileSystem`, `Offline`, and `Rejected` for an
-/// index that does not name plain `.safetensors` files.
+/// index that does not name plain files of its format.
 pub fn fetch_with(
     options: &HubOptions,
     repo: &str,
@@ -65,7 +68,7 @@ pub fn fetch_with(
     let revision = revision.unwrap_or(DEFAULT_REVISION);
     check_id(repo, revision)?;
     let cache = RepoCache::new(&options.cache_dir, repo);
-    let cached = cache.complete_snapshot(revision);
+    let cached = cache.complete_snapshot(revision, weight_files(options.pickles));
     if options.offline {
         return cached;
     }
@@ -83,7 +86,7 @@ pub fn fetch_with(
         Err(error) if error.is_transient() => return cached.map_err(|_| error),
         found => found?.ok_or_else(|| server.file_not_found(CONFIG))?,
     };
-    let commit = Download::new(&server, &cache, config, progress).model()?;
+    let commit = Download::new(&server, &cache, config, progress).model(weight_files(options.pickles))?;
     if !is_commit(revision) {
         cache.write_ref(revision, &commit)?;
     }
@@ -94,8 +97,30 @@ const DEFAULT_REVISION: &str = "main";
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
-const WEIGHTS: &str = "model.safetensors";
-const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+
+/// The files of weights in one format.
+struct WeightFiles {
+    /// The one file, where there is one.
+    single: &'static str,
+    /// Which names the shards, where there are several.
+    index: &'static str,
+    /// What the shards' names end in.
+    ending: &'static str,
+}
+
+const SAFETENSORS: WeightFiles =
+    WeightFiles { single: "model.safetensors", index: "model.safetensors.index.json", ending: ".safetensors" };
+const PICKLED: WeightFiles =
+    WeightFiles { single: "pytorch_model.bin", index: "pytorch_model.bin.index.json", ending: ".bin" };
+
+/// The formats that are taken, the first that a repository has.
+fn weight_files(pickles: Pickles) -> &'static [WeightFiles] {
+    match pickles {
+        Pickles::Refused => &[SAFETENSORS],
+        Pickles::Allowed => &[SAFETENSORS, PICKLED],
+    }
+}
+
 /// What a folder may have besides its configuration, its tokenizer and its weights.
 const OPTIONAL: [&str; 8] = [
     "tokenizer_config.json",

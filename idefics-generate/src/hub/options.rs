@@ -2,6 +2,8 @@
 
 use std::{env, fmt, fs, path::PathBuf};
 
+use idefics_nn::checkpoint::Pickles;
+
 use super::HubError;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -17,6 +19,8 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// Use the cache alone and never the network (`HF_HUB_OFFLINE`).
     pub offline: bool,
+    /// Whether PyTorch files are fetched where a repository has no safetensors.
+    pub pickles: Pickles,
 }
 
 /// The token is not shown.
@@ -27,6 +31,7 @@ impl fmt::Debug for HubOptions {
             .field("cache_dir", &self.cache_dir)
             .field("token", &self.token.as_ref().map(|_| "…"))
             .field("offline", &self.offline)
+            .field("pickles", &self.pickles)
             .finish()
     }
 }
@@ -66,6 +71,7 @@ impl HubOptions {
             cache_dir,
             token: variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(stored_token),
             offline: is_set("HF_HUB_OFFLINE"),
+            pickles: Pickles::Refused,
         })
     }
 }

@@ -6,18 +6,20 @@
 //! Axes: `n_images` images of the whole batch, `patches`, `n_latents` vectors an image, `batch` rows, `seq` tokens,
 //! `d` = `text_config.hidden_size`.
 
+use std::borrow::Cow;
+
 use burn::module::Module;
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use idefics_nn::{ConfigError, KvCache, Linear};
 use idefics_perceiver::Connector;
 use idefics_processor::image::ImageTile;
-use idefics_text::{Branches, Decoder, DecoderObserver, Unobserved};
+use idefics_text::{Branches, Decoder, DecoderObserver, TextConfig, Unobserved};
 use idefics_vision::VisionTransformer;
 
-use crate::Idefics2Config;
+use super::{LabelRecipe, LogitsToKeep, Model, NextTokens, keep};
 use crate::features::{ImageBatch, distinct, image_batches};
 use crate::inputs::{InputError, Prompts, upload_ids};
+use crate::{Error, Idefics2Config};
 
 /// The whole model.
 #[derive(Module, Debug)]
@@ -39,94 +41,6 @@ pub struct Idefics2Model {
     pub connector: Connector,
     /// Tokens to hidden states.
     pub text_model: Decoder,
-}
-
-/// Which positions get logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogitsToKeep {
-    /// Each one.
-    All,
-    /// The last so many.
-    Last(usize),
-}
-
-/// Which labels count in the loss. −100 never does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LabelRecipe {
-    /// Image tokens do not count either, as the documentation of Idefics2 and its training code have it.
-    #[default]
-    IgnoreImageTokens,
-    /// Image tokens count, as in Transformers 5.
-    Transformers5,
-}
-
-impl LabelRecipe {
-    /// The label that does not count beside −100.
-    pub(crate) fn ignored(self, image_token_id: u32) -> i64 {
-        match self {
-            Self::IgnoreImageTokens => i64::from(image_token_id),
-            Self::Transformers5 => -100,
-        }
-    }
-}
-
-/// The tokens that are to be predicted, and from which slots.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NextTokens {
-    /// Slots of the batch that predict, each `row · seq + t`.
-    slots: Vec<i32>,
-    /// What they should predict.
-    targets: Vec<i32>,
-}
-
-impl NextTokens {
-    /// Slot `t − 1` predicts label `t`, unless that is −100 or `ignored`; nothing predicts a row's first label.
-    pub(crate) fn new(labels: &[i64], seq: usize, ignored: i64) -> Self {
-        let (slots, targets) = (0..labels.len())
-            .filter(|slot| slot % seq > 0 && labels[*slot] != -100 && labels[*slot] != ignored)
-            .map(|slot| (slot as i32 - 1, i32::try_from(labels[slot]).expect("labels are token ids")))
-            .unzip();
-        Self { slots, targets }
-    }
-
-    /// As [`Self::new`] where what comes before label `t` is slot `parents[t]` of the same row.
-    pub(crate) fn of_branches(labels: &[i64], parents: &[Option<usize>], seq: usize, ignored: i64) -> Self {
-        let (slots, targets) = (0..labels.len())
-            .filter(|&slot| labels[slot] != -100 && labels[slot] != ignored)
-            .filter_map(|slot| {
-                let predicts = slot / seq * seq + parents[slot]?;
-                Some((predicts as i32, i32::try_from(labels[slot]).expect("labels are token ids")))
-            })
-            .unzip();
-        Self { slots, targets }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
-    /// Of `[batch · seq, n]` the slots that predict, `[n_targets, n]`.
-    pub(crate) fn rows_of(&self, slots: Tensor<2>) -> Tensor<2> {
-        let device = slots.device();
-        slots.select(0, Tensor::from_data(TensorData::from(self.slots.as_slice()), (&device, DType::I32)))
-    }
-
-    /// The sum of the cross-entropies, `[1]`, of predictions `[n_targets, vocab_size]`.
-    ///
-    /// # Panics
-    /// If a target is not below `vocab_size`: GPU backends do not check.
-    pub(crate) fn cross_entropy(&self, predictions: Tensor<2>) -> Tensor<1> {
-        let [n_targets, vocab_size] = predictions.dims();
-        let valid = |&target: &i32| usize::try_from(target).is_ok_and(|target| target < vocab_size);
-        assert!(self.targets.iter().all(valid), "labels are below the vocabulary size");
-        let targets = TensorData::new(self.targets.clone(), [n_targets, 1]);
-        let targets = Tensor::<2, Int>::from_data(targets, (&predictions.device(), DType::I32));
-        -log_softmax(predictions, 1).gather(1, targets).sum()
-    }
 }
 
 impl Idefics2 {
@@ -151,26 +65,6 @@ impl Idefics2 {
     /// The configuration it was built from.
     pub fn config(&self) -> &Idefics2Config {
         &self.config
-    }
-
-    /// Logits for a batch of prompts with their images.
-    ///
-    /// # Shapes
-    /// - `images`: the tiles of all rows in order
-    /// - returns `[batch, kept, vocab_size]` in f32; rows of padding mean nothing
-    ///
-    /// # Errors
-    /// [`InputError`] for ids or images that do not fit the model.
-    pub fn forward(
-        &self,
-        prompts: &Prompts,
-        images: &[ImageTile],
-        keep: LogitsToKeep,
-    ) -> Result<Tensor<3>, InputError> {
-        let image_hidden_states = self.encode_images(images)?;
-        let mut cache = self.cache(prompts, 0);
-        let hidden_states = self.prefill_observed(prompts, image_hidden_states, &mut cache, &mut Unobserved)?;
-        Ok(self.logits(hidden_states, keep))
     }
 
     /// A cache for these prompts and `max_new_tokens` more.
@@ -253,7 +147,7 @@ impl Idefics2 {
         prompts: &Prompts,
         image_hidden_states: Option<Tensor<3>>,
         cache: &mut KvCache,
-        observer: &mut impl DecoderObserver,
+        observer: &mut (impl DecoderObserver + ?Sized),
     ) -> Result<Tensor<3>, InputError> {
         let inputs_embeds = self.inputs_embeds(prompts, image_hidden_states)?;
         Ok(self.model.text_model.forward_observed(inputs_embeds, cache, observer))
@@ -320,13 +214,8 @@ impl Idefics2 {
     }
 
     /// `[batch, seq, d]` in, `[batch, kept, vocab_size]` in f32 out.
-    pub fn logits(&self, hidden_states: Tensor<3>, keep: LogitsToKeep) -> Tensor<3> {
-        let seq = hidden_states.dims()[1];
-        let hidden_states = match keep {
-            LogitsToKeep::All => hidden_states,
-            LogitsToKeep::Last(kept) => hidden_states.narrow(1, seq - kept.min(seq), kept.min(seq)),
-        };
-        self.lm_head.forward(hidden_states).cast(DType::F32)
+    pub fn logits(&self, hidden_states: Tensor<3>, kept: LogitsToKeep) -> Tensor<3> {
+        self.lm_head.forward(keep(hidden_states, kept)).cast(DType::F32)
     }
 
     /// Mean cross-entropy of each next label, `[1]`.
@@ -352,6 +241,62 @@ impl Idefics2 {
 
     pub(crate) fn device(&self) -> Device {
         self.model.text_model.norm.weight.val().device()
+    }
+}
+
+impl Model for Idefics2 {
+    fn vocab_size(&self) -> usize {
+        self.config.text_config.vocab_size
+    }
+
+    fn text_config(&self) -> Cow<'_, TextConfig> {
+        Cow::Borrowed(&self.config.text_config)
+    }
+
+    fn device(&self) -> Device {
+        self.device()
+    }
+
+    fn encode_in_stages(
+        &self,
+        images: &[ImageTile],
+        after_vision: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<Option<Tensor<3>>, Error> {
+        let batches = image_batches(images, &self.config.vision_config)?;
+        let features = batches.iter().map(|batch| self.vision_features(batch)).collect();
+        after_vision()?;
+        Ok(self.connect(&batches, features))
+    }
+
+    fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
+        self.encode_images(images)
+    }
+
+    fn prefill_observed(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+        observer: &mut dyn DecoderObserver,
+    ) -> Result<Tensor<3>, InputError> {
+        self.prefill_observed(prompts, image_hidden_states, cache, observer)
+    }
+
+    fn decode(&self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, InputError> {
+        self.decode(next_tokens, cache)
+    }
+
+    fn branch_states(
+        &self,
+        next_tokens: &[u32],
+        branches: &Branches,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        self.branch_states(next_tokens, branches, cache)
+    }
+
+    fn logits(&self, hidden_states: Tensor<3>, keep: LogitsToKeep) -> Tensor<3> {
+        self.logits(hidden_states, keep)
     }
 }
 

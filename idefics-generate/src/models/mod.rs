@@ -1,3 +1,156 @@
-//! The assembled models, one file a generation.
+//! The assembled models, one file a generation, and what all of them have in common.
 
+pub mod idefics1;
 pub mod idefics2;
+mod labels;
+
+use std::borrow::Cow;
+use std::fmt::Debug;
+
+use burn::tensor::{Device, Tensor};
+use idefics_nn::KvCache;
+use idefics_processor::image::ImageTile;
+use idefics_text::{Branches, DecoderObserver, TextConfig, Unobserved};
+
+use crate::{Error, InputError, Prompts};
+
+pub use labels::LabelRecipe;
+pub(crate) use labels::{IGNORED_LABEL, NextTokens};
+
+/// Which positions get logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitsToKeep {
+    /// Each one.
+    All,
+    /// The last so many.
+    Last(usize),
+}
+
+/// What generation asks of a model, whatever its generation.
+///
+/// Axes: `batch` rows, `seq` tokens of a prompt, `n_images` images of the whole batch, each of `n_vectors`; `d` the
+/// decoder's width.
+pub trait Model: Debug + Send + Sync {
+    /// Tokens that it has an embedding and a logit for.
+    fn vocab_size(&self) -> usize;
+
+    /// The decoder: what the KV cache and the context depend on.
+    fn text_config(&self) -> Cow<'_, TextConfig>;
+
+    /// Longest context, in tokens.
+    fn max_position_embeddings(&self) -> usize {
+        self.text_config().max_position_embeddings
+    }
+
+    /// Where prompts and images go in.
+    fn device(&self) -> Device;
+
+    /// The vectors of every image, `[n_images, n_vectors, d_image]`; `None` if there is no image. `after_vision` is
+    /// called between the vision tower and what follows it.
+    ///
+    /// # Errors
+    /// [`InputError`] for images that do not fit the model, or what `after_vision` returns.
+    fn encode_in_stages(
+        &self,
+        images: &[ImageTile],
+        after_vision: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<Option<Tensor<3>>, Error>;
+
+    /// As [`Self::encode_in_stages`]; an image that comes several times is encoded once.
+    ///
+    /// # Errors
+    /// [`InputError`] for images that do not fit the model.
+    fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError>;
+
+    /// A cache for rows with so many padded slots on the left, of at most `capacity` tokens each.
+    fn empty_cache(&self, left_padding: Vec<usize>, capacity: usize) -> KvCache {
+        self.text_config().cache(left_padding, capacity)
+    }
+
+    /// A cache for these prompts and `max_new_tokens` more.
+    fn cache(&self, prompts: &Prompts, max_new_tokens: usize) -> KvCache {
+        self.empty_cache(prompts.left_padding().to_vec(), prompts.seq() + max_new_tokens)
+    }
+
+    /// Runs prompts behind what the cache holds, up to the last hidden states, `[batch, seq, d]`; `image_hidden_states`
+    /// are the vectors of all their images, row after row. Shows `observer` the decoder's insides.
+    ///
+    /// # Errors
+    /// [`InputError`] for ids or images that do not fit the model or each other.
+    fn prefill_observed(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+        observer: &mut dyn DecoderObserver,
+    ) -> Result<Tensor<3>, InputError>;
+
+    /// Runs prompts and returns the logits of the next token, `[batch, vocab_size]` in f32.
+    ///
+    /// # Errors
+    /// As [`Self::prefill_observed`].
+    fn prefill(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<2>, InputError> {
+        let hidden_states = self.prefill_observed(prompts, image_hidden_states, cache, &mut Unobserved)?;
+        Ok(self.logits(hidden_states, LogitsToKeep::Last(1)).squeeze_dim(1))
+    }
+
+    /// Runs one more token of each row and returns the logits of the next, `[batch, vocab_size]` in f32.
+    ///
+    /// # Errors
+    /// [`InputError::TokenId`].
+    fn decode(&self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, InputError>;
+
+    /// Runs more tokens of rows that branch, those that `branches` was last given, up to the last hidden states,
+    /// `[batch, n_new, d]`.
+    ///
+    /// # Errors
+    /// [`InputError::TokenId`].
+    fn branch_states(
+        &self,
+        next_tokens: &[u32],
+        branches: &Branches,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError>;
+
+    /// As [`Self::branch_states`] up to the logits after each token, `[batch, n_new, vocab_size]` in f32.
+    ///
+    /// # Errors
+    /// [`InputError::TokenId`].
+    fn decode_branches(
+        &self,
+        next_tokens: &[u32],
+        branches: &Branches,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        Ok(self.logits(self.branch_states(next_tokens, branches, cache)?, LogitsToKeep::All))
+    }
+
+    /// `[batch, seq, d]` in, `[batch, kept, vocab_size]` in f32 out.
+    fn logits(&self, hidden_states: Tensor<3>, keep: LogitsToKeep) -> Tensor<3>;
+
+    /// Logits for a batch of prompts with their images, those of all rows in order: `[batch, kept, vocab_size]` in f32.
+    /// Rows of padding mean nothing.
+    ///
+    /// # Errors
+    /// As [`Self::encode_images`] and [`Self::prefill_observed`].
+    fn forward(&self, prompts: &Prompts, images: &[ImageTile], keep: LogitsToKeep) -> Result<Tensor<3>, InputError> {
+        let image_hidden_states = self.encode_images(images)?;
+        let mut cache = self.cache(prompts, 0);
+        let hidden_states = self.prefill_observed(prompts, image_hidden_states, &mut cache, &mut Unobserved)?;
+        Ok(self.logits(hidden_states, keep))
+    }
+}
+
+/// The positions of `[batch, seq, d]` that get logits.
+fn keep(hidden_states: Tensor<3>, keep: LogitsToKeep) -> Tensor<3> {
+    let seq = hidden_states.dims()[1];
+    match keep {
+        LogitsToKeep::All => hidden_states,
+        LogitsToKeep::Last(kept) => hidden_states.narrow(1, seq - kept.min(seq), kept.min(seq)),
+    }
+}

@@ -6,8 +6,8 @@ use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, Positions, Unobserved};
 
 use super::LossGradients;
-use crate::models::idefics2::NextTokens;
-use crate::{Idefics2, InputError, LabelRecipe, Prompts};
+use crate::models::{IGNORED_LABEL, NextTokens};
+use crate::{Idefics1, Idefics2, InputError, LabelRecipe, LogitsToKeep, Model, Prompts};
 
 /// Rows that go through the model together.
 #[derive(Debug, Clone)]
@@ -96,9 +96,19 @@ impl TrainingBatch {
         })
     }
 
-    /// What is to be predicted.
-    pub(super) fn targets(&self, model: &Idefics2) -> NextTokens {
-        let ignored = self.recipe.ignored(model.config().image_token_id);
+    /// Says what each token sees in models that read images beside the text: the latest image before it in its text, and
+    /// none after an end token; see [`Prompts::seeing_latest_images`].
+    #[must_use]
+    pub fn seeing_latest_images(mut self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
+        self.prompts = match &self.parents {
+            None => self.prompts.seeing_latest_images(image_token_id, eos_token_id),
+            Some(parents) => self.prompts.seeing_latest_images_behind(parents, image_token_id, eos_token_id),
+        };
+        self
+    }
+
+    /// What is to be predicted: labels of −100 are not, nor `ignored`.
+    pub(super) fn targets(&self, ignored: i64) -> NextTokens {
         match &self.parents {
             None => NextTokens::new(&self.labels, self.prompts.seq(), ignored),
             Some(parents) => NextTokens::of_branches(&self.labels, parents, self.prompts.seq(), ignored),
@@ -108,14 +118,18 @@ impl TrainingBatch {
     /// Where the tokens of `inputs_embeds`, `[batch, seq, d]`, stand and what they see.
     pub(super) fn positions(&self, model: &Idefics2, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
         let text_model = &model.model.text_model;
-        match &self.parents {
+        match self.branches(cache) {
             None => text_model.positions(inputs_embeds, cache),
-            Some(parents) => {
-                let mut branches = Branches::new(cache);
-                branches.append(parents);
-                text_model.branch_positions(inputs_embeds, &branches, cache)
-            }
+            Some(branches) => text_model.branch_positions(inputs_embeds, &branches, cache),
         }
+    }
+
+    /// Which token follows which behind an empty cache, if rows branch.
+    fn branches(&self, cache: &KvCache) -> Option<Branches> {
+        let parents = self.parents.as_ref()?;
+        let mut branches = Branches::new(cache);
+        branches.append(parents);
+        Some(branches)
     }
 }
 
@@ -162,7 +176,7 @@ impl Idefics2 {
     /// The gradients of a micro-batch's loss, summed over its labels.
     ///
     /// # Errors
-    /// As [`Idefics2::forward`].
+    /// As [`Model::forward`].
     ///
     /// # Panics
     /// If the model is not on an autodiff device, or a label that counts is not a token of the vocabulary.
@@ -174,9 +188,14 @@ impl Idefics2 {
         let text_model = &self.model.text_model;
         // [batch, seq, d]
         let hidden_states = text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut Unobserved);
-        let targets = batch.targets(self);
+        let targets = batch.targets(self.ignored_label(batch));
         let loss = self.summed_loss(hidden_states, &targets);
         Ok(LossGradients::backward(&loss, targets.len(), self))
+    }
+
+    /// The label that does not count beside −100.
+    pub(super) fn ignored_label(&self, batch: &TrainingBatch) -> i64 {
+        batch.recipe.ignored(self.config().image_token_id)
     }
 
     /// The summed cross-entropy, `[1]`, of what the decoder's last hidden states, `[batch, seq, d]`, predict: the head
@@ -185,5 +204,30 @@ impl Idefics2 {
         let [batch, seq, d] = hidden_states.dims();
         let hidden_states = targets.rows_of(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
         targets.cross_entropy(self.lm_head.forward(hidden_states).cast(DType::F32))
+    }
+}
+
+impl Idefics1 {
+    /// The gradients of a micro-batch's loss, summed over its labels. The recipe does not matter: −100 alone does not
+    /// count. The prompts say which images their tokens see ([`TrainingBatch::seeing_latest_images`]).
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    ///
+    /// # Panics
+    /// If the model is not on an autodiff device, or a label that counts is not a token of the vocabulary.
+    pub fn training_gradients(&self, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
+        let image_hidden_states = self.encode_images(&batch.images)?;
+        let mut cache = self.cache(&batch.prompts, 0);
+        let branches = batch.branches(&cache);
+        let (prompts, branches) = (&batch.prompts, branches.as_ref());
+        let hidden_states =
+            self.prefill_branches(prompts, branches, image_hidden_states, &mut cache, &mut Unobserved)?;
+        let [rows, seq, d] = hidden_states.dims();
+        let targets = batch.targets(IGNORED_LABEL);
+        let predictors = targets.rows_of(hidden_states.reshape([rows * seq, d])); // [n_targets, d]
+        let logits = self.logits(predictors.unsqueeze_dim(0), LogitsToKeep::All);
+        let loss = targets.cross_entropy(logits.squeeze_dim(0));
+        Ok(LossGradients::backward(&loss, targets.len(), self))
     }
 }

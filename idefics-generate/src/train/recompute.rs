@@ -17,7 +17,7 @@ impl Idefics2 {
     /// As [`Idefics2::training_gradients`], with the activations of one layer at a time.
     ///
     /// # Errors
-    /// As [`Idefics2::forward`].
+    /// As [`Idefics2::training_gradients`].
     ///
     /// # Panics
     /// As [`Idefics2::training_gradients`].
@@ -36,7 +36,7 @@ impl Idefics2 {
         plain.model.text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut decoder);
 
         // Backward, from the loss to the pixels.
-        let targets = batch.targets(self);
+        let targets = batch.targets(self.ignored_label(batch));
         let mut backward = Backward { model: self, gradients: Gradients::default() };
         let last = decoder.hidden_states.pop().expect("the decoder shows its result");
         let (loss, mut gradient) = backward.loss(last, |last| self.summed_loss(last, &targets));

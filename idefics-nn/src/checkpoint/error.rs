@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
+use super::pickle::PickleError;
 use crate::formats::FormatError;
 
 /// Why a checkpoint cannot be opened or loaded. Each message names the file or tensor and what was expected.
@@ -16,6 +17,19 @@ pub enum CheckpointError {
     NotFound {
         /// The model folder.
         folder: PathBuf,
+    },
+    /// A PyTorch file that was refused; its message names the file.
+    #[error(transparent)]
+    Pickle(#[from] PickleError),
+    /// There are only PyTorch files, and they were not allowed.
+    #[error(
+        "{}: PyTorch pickles are read only if allowed (--allow-pickle; nothing in them is run); or convert it once with \
+         PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True), \"model.safetensors\")",
+        path.display()
+    )]
+    PickleRefused {
+        /// The file, or the index of several.
+        path: PathBuf,
     },
     /// The file system refused.
     #[error("{}: cannot be read: {source}", path.display())]

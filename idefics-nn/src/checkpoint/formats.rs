@@ -28,16 +28,26 @@ impl Quantization {
 }
 
 impl LoadOptions<'_> {
-    /// The dtype of plain numbers, of a matrix or of anything else, on `device`; those of the checkpoint are `stored`,
-    /// or BF16 if there is none.
-    pub(super) fn dtype_of(&self, matrix: Option<Matrix>, stored: Option<Dtype>, device: &Device) -> DType {
+    /// What the tensor of that name is quantised to.
+    pub(super) fn quantization_of(&self, matrix: Option<Matrix>, name: &str) -> Option<&Quantization> {
+        let quantization = self.quantize.as_ref().filter(|quantization| quantization.covers(name));
+        quantization.filter(|_| matrix == Some(Matrix::Linear) && !self.is_as_stored(name))
+    }
+
+    /// The dtype of plain numbers, of a matrix or of anything else, on `device`; those of the checkpoint are `stored`, or
+    /// BF16 if there is none.
+    pub(super) fn dtype_of(&self, name: &str, matrix: Option<Matrix>, stored: Option<Dtype>, device: &Device) -> DType {
         let on_cpu = ops::computes_on(device);
-        match self.dtype {
+        match self.dtype.filter(|_| !self.is_as_stored(name)) {
             // Activations are f32 there, whatever the matrices are.
             _ if on_cpu && matrix.is_none() => DType::F32,
             Some(dtype) => dtype,
             None if on_cpu => stored.map_or(Some(DType::BF16), dense_dtype).unwrap_or(DType::F32),
             None => DType::F32,
         }
+    }
+
+    fn is_as_stored(&self, name: &str) -> bool {
+        self.as_stored.iter().any(|prefix| name.starts_with(prefix.as_str()))
     }
 }

@@ -1,11 +1,11 @@
-//! `model.safetensors.index.json`: which shard holds which tensor.
+//! `model.safetensors.index.json` and `pytorch_model.bin.index.json`: which shard holds which tensor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{CheckpointError, TensorEntry, read_file};
+use super::{CheckpointError, TensorEntry};
 
 /// The largest public checkpoints have fewer than two hundred; each is mapped and kept open.
 const MAX_SHARDS: usize = 1000;
@@ -15,8 +15,12 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Opens every shard that the index names, and checks that each holds exactly what the index says.
-pub(super) fn read(folder: &Path, path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+/// Opens every shard that the index names with `read_file`, and checks that each holds exactly what the index says.
+pub(super) fn read(
+    folder: &Path,
+    path: &Path,
+    read_file: impl Fn(&Path, &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError>,
+) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
     let ShardIndex { weight_map } = serde_json::from_slice(&text)
         .map_err(|error| CheckpointError::Index { path: path.to_owned(), reason: error.to_string() })?;

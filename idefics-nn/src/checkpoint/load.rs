@@ -33,11 +33,15 @@ pub struct LoadOptions<'a> {
     /// Pairs (tensor, source): a tensor that may be absent, and is then the very same memory as its source
     /// (`tie_word_embeddings`). The source comes first in the module.
     pub tied: &'a [(&'a str, &'a str)],
+    /// Tensors whose names begin with one of these are held as the file has them, whatever `dtype` and `quantize` say: on
+    /// the CPU in the memory map.
+    pub as_stored: &'a [String],
 }
 
 impl Default for LoadOptions<'_> {
     fn default() -> Self {
-        Self { prefix: "", dtype: Some(DType::F32), quantize: None, activations: Activations::F32, tied: &[] }
+        let activations = Activations::F32;
+        Self { prefix: "", dtype: Some(DType::F32), quantize: None, activations, tied: &[], as_stored: &[] }
     }
 }
 
@@ -98,8 +102,14 @@ impl Checkpoint {
 }
 
 impl LoadOptions<'_> {
-    fn tied_source(&self, name: &str) -> Option<&str> {
+    /// What `name` is tied to.
+    pub(super) fn tied_source(&self, name: &str) -> Option<&str> {
         self.tied.iter().find(|(tied, _)| *tied == name).map(|(_, source)| *source)
+    }
+
+    /// Whether others are tied to `name`.
+    pub(super) fn is_tied_source(&self, name: &str) -> bool {
+        self.tied.iter().any(|(_, source)| *source == name)
     }
 }
 
@@ -195,7 +205,7 @@ impl Reparameterizer for &mut Loader<'_> {
         match self.read(path, &name, &param) {
             Ok(Weight::Packed(packed)) => (param, Some(packed.with_activations(self.options.activations))), // the parameter itself stays empty
             Ok(Weight::Dense(tensor)) => {
-                if self.options.tied.iter().any(|(_, source)| *source == name) {
+                if self.options.is_tied_source(&name) {
                     self.sources.insert(name, Box::new(tensor.clone()));
                 }
                 let id = param.id;
@@ -225,11 +235,10 @@ impl Loader<'_> {
         let Some(stored) = self.checkpoint.stored(name) else { return self.tied(name).map(Weight::Dense) };
         let device = param.lazy_device();
         let matrix = self.matrices.get(path).copied();
-        let quantization = self.options.quantize.as_ref().filter(|quantization| quantization.covers(name));
-        let quantization = quantization.filter(|_| matrix == Some(Matrix::Linear));
+        let quantization = self.options.quantization_of(matrix, name);
         let weight = match (&stored.kind, quantization) {
             (StoredKind::Dense, None) => {
-                let dtype = self.options.dtype_of(matrix, Some(stored.entry.dtype), &device);
+                let dtype = self.options.dtype_of(name, matrix, Some(stored.entry.dtype), &device);
                 let data = match stored.entry.in_place(dtype, &device) {
                     Some(data) if matrix.is_some() => data,
                     _ => {

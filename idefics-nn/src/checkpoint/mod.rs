@@ -5,6 +5,9 @@
 //! every one: whatever is missing, left over, of the wrong shape or dtype, or not finite is an error that names it
 //! (values that stay where they lie in the map are not looked at). Peak memory is the loaded weights plus one tensor.
 //!
+//! Where there is no safetensors file, `pytorch_model.bin` or its shards are read the same way, if the caller allows
+//! pickles: by a reader that runs nothing ([`pickle`]).
+//!
 //! [`save`] writes a module the same way, whole or not at all; [`Checkpoint::write_quantized`] writes a checkpoint
 //! again in another format.
 //!
@@ -16,6 +19,8 @@ mod formats;
 mod header;
 mod index;
 mod load;
+pub mod pickle;
+mod pickled;
 mod plan;
 mod quantize;
 mod random;
@@ -33,6 +38,7 @@ use safetensors::Dtype;
 pub use error::CheckpointError;
 pub use formats::Quantization;
 pub use load::{LoadOptions, LoadProgress};
+pub use pickled::Pickles;
 pub use plan::WeightMemory;
 pub use random::fill_random;
 pub use save::{save, write_atomically};
@@ -93,14 +99,26 @@ impl Checkpoint {
     /// # Errors
     /// Any [`CheckpointError`] of a file that is missing, cannot be read, or is not what its header or index says.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        Self::open_with(folder, Pickles::Refused)
+    }
+
+    /// As [`Self::open`], and where there is neither, if `pickles` are allowed, `folder/pytorch_model.bin`, or the shards
+    /// of `folder/pytorch_model.bin.index.json`.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`CheckpointError::Pickle`], or [`CheckpointError::PickleRefused`].
+    pub fn open_with(folder: &Path, pickles: Pickles) -> Result<Self, CheckpointError> {
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
         let tensors = if single.exists() {
             read_file(&single, "model.safetensors")?
         } else if index.exists() {
-            index::read(folder, &index)?
+            index::read(folder, &index, read_file)?
         } else {
-            return Err(CheckpointError::NotFound { folder: folder.to_owned() });
+            match pickled::read(folder, pickles)? {
+                Some(tensors) => tensors,
+                None => return Err(CheckpointError::NotFound { folder: folder.to_owned() }),
+            }
         };
         Ok(Self { folder: folder.to_owned(), tensors })
     }
@@ -121,8 +139,8 @@ impl Checkpoint {
     }
 }
 
-/// Maps one safetensors file and lists its tensors.
-fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+/// Maps a regular file.
+fn map_file(path: &Path) -> Result<Arc<Mmap>, CheckpointError> {
     // Asked before opening: opening a pipe waits for a writer.
     let metadata = std::fs::metadata(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
     if !metadata.is_file() {
@@ -141,7 +159,12 @@ fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, C
     // is outside what a process can prevent; the README says not to.
     #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-    let map = Arc::new(map);
+    Ok(Arc::new(map))
+}
+
+/// Maps one safetensors file and lists its tensors.
+fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+    let map = map_file(path)?;
     let tensors = header::parse(path, &map)?;
     Ok(tensors
         .into_iter()

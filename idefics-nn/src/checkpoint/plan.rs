@@ -1,11 +1,13 @@
 //! What a model will take, known before anything is taken.
 
 use std::collections::HashMap;
+use std::ops::AddAssign;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 use serde::Serialize;
 
+use super::stored::Stored;
 use super::{Checkpoint, LoadOptions};
 use crate::formats::{BLOCK, Q4_BLOCK, Q4_PANEL, Q4_TILE};
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
@@ -34,57 +36,75 @@ impl LoadOptions<'_> {
     ///
     /// Without a checkpoint, one in BF16 is assumed.
     pub fn memory<M: Module>(&self, module: &M, checkpoint: Option<&Checkpoint>, device: &Device) -> WeightMemory {
-        let mut sum =
-            Sum { options: self, checkpoint, device, matrices: matrices(module), memory: WeightMemory::default() };
-        visit_parameters(module, &mut sum);
-        sum.memory
+        let mut sum = WeightMemory::default();
+        self.memory_of_each(module, checkpoint, device, |_, memory| sum += memory);
+        sum
+    }
+
+    /// The same for each tensor, with its name; those that are tied to others take nothing.
+    pub fn memory_of_each<M: Module>(
+        &self,
+        module: &M,
+        checkpoint: Option<&Checkpoint>,
+        device: &Device,
+        take: impl FnMut(&str, WeightMemory),
+    ) {
+        visit_parameters(module, &mut Each { options: self, checkpoint, device, matrices: matrices(module), take });
     }
 }
 
-struct Sum<'a> {
+impl AddAssign for WeightMemory {
+    fn add_assign(&mut self, other: Self) {
+        self.taken += other.taken;
+        self.mapped += other.mapped;
+        self.loading = self.loading.max(other.loading);
+    }
+}
+
+struct Each<'a, F> {
     options: &'a LoadOptions<'a>,
     checkpoint: Option<&'a Checkpoint>,
     device: &'a Device,
     matrices: HashMap<String, Matrix>,
-    memory: WeightMemory,
+    take: F,
 }
 
-impl ParameterVisitor for Sum<'_> {
+impl<F: FnMut(&str, WeightMemory)> ParameterVisitor for Each<'_, F> {
     fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
         let name = format!("{}{path}", self.options.prefix);
-        let matrix = self.matrices.get(path).copied();
-        let shape = param.lazy_shape();
-        let n = shape.num_elements();
+        let shape = param.lazy_shape().to_vec();
         let stored = self.checkpoint.and_then(|checkpoint| checkpoint.stored(&name));
-        if stored.is_none() && self.checkpoint.is_some() {
+        if stored.is_none() && (self.checkpoint.is_some() || self.options.tied_source(&name).is_some()) {
             return; // tied: the memory of another
         }
+        let memory = self.memory_of(path, &name, &shape, stored);
+        (self.take)(&name, memory);
+    }
+}
+
+impl<F> Each<'_, F> {
+    fn memory_of(&self, path: &str, name: &str, shape: &[usize], stored: Option<Stored<'_>>) -> WeightMemory {
+        let n: usize = shape.iter().product();
+        let matrix = self.matrices.get(path).copied();
         let entry = stored.as_ref().map(|stored| stored.entry);
-        let quantization = self.options.quantize.as_ref().filter(|quantization| quantization.covers(&name));
-        let memory = &mut self.memory;
         if matrix == Some(Matrix::Linear) {
             let dims = [shape[0], shape[1]];
             if let Some(format) = stored.as_ref().and_then(|stored| stored.kind.packed_format()) {
                 let [codes, scales] = format.part_bytes(dims);
-                let on_cpu = ops::computes_on(self.device);
-                *(if on_cpu { &mut memory.mapped } else { &mut memory.taken }) += codes;
-                memory.taken += scales;
-                return;
+                let (mapped, taken) = if ops::computes_on(self.device) { (codes, scales) } else { (0, codes + scales) };
+                return WeightMemory { taken, mapped, loading: 0 };
             }
-            if let Some(quantization) = quantization {
-                memory.taken += quantization.format.bytes(dims);
-                memory.loading = memory.loading.max(n as u64 * 4);
-                return;
+            if let Some(quantization) = self.options.quantization_of(matrix, name) {
+                return WeightMemory { taken: quantization.format.bytes(dims), mapped: 0, loading: n as u64 * 4 };
             }
         }
-        let dtype = self.options.dtype_of(matrix, entry.map(|entry| entry.dtype), self.device);
+        let dtype = self.options.dtype_of(name, matrix, entry.map(|entry| entry.dtype), self.device);
         let bytes = (n * dtype.size()) as u64;
         match entry {
-            Some(entry) if matrix.is_some() && entry.lies_ready(dtype, self.device) => memory.mapped += bytes,
-            _ => {
-                memory.taken += bytes;
-                memory.loading = memory.loading.max(bytes);
+            Some(entry) if matrix.is_some() && entry.lies_ready(dtype, self.device) => {
+                WeightMemory { mapped: bytes, ..WeightMemory::default() }
             }
+            _ => WeightMemory { taken: bytes, mapped: 0, loading: bytes },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Weights without a checkpoint, to measure speed and memory of a shape.
 
+use std::any::Any;
 use std::collections::HashMap;
 
 use burn::module::{Module, Param, Reparameterizer};
@@ -34,6 +35,7 @@ pub fn fill_random<M: Module>(
     let mut filler = Filler {
         options,
         matrices: matrices(&module),
+        sources: HashMap::new(),
         next_seed: seed,
         state: LoadProgress { bytes_done: 0, bytes_total: 2 * total.0 as u64 },
         progress: &mut progress,
@@ -57,6 +59,8 @@ impl ParameterVisitor for Elements {
 struct Filler<'a> {
     options: &'a LoadOptions<'a>,
     matrices: HashMap<String, Matrix>,
+    /// Tensors that others are tied to.
+    sources: HashMap<String, Box<dyn Any>>,
     next_seed: u64,
     state: LoadProgress,
     progress: &'a mut dyn FnMut(LoadProgress),
@@ -81,9 +85,13 @@ impl Reparameterizer for &mut Filler<'_> {
         self.state.bytes_done += 2 * n as u64;
         (self.progress)(self.state);
 
+        let id = param.id;
+        let source = self.options.tied_source(path).and_then(|source| self.sources.get(source));
+        if let Some(tied) = source.and_then(|source| source.downcast_ref::<Tensor<D>>()) {
+            return (param.transform_for_load(tied.clone(), id), None);
+        }
         let matrix = self.matrices.get(path).copied();
-        let quantization = self.options.quantize.as_ref().filter(|quantization| quantization.covers(path));
-        if let (Some(quantization), Some(Matrix::Linear)) = (quantization, matrix) {
+        if let Some(quantization) = self.options.quantization_of(matrix, path) {
             let dims = [shape[0], shape[1]];
             match PackedWeight::quantize(&draw(n, seed, |value| value), dims, quantization, &device) {
                 Ok(packed) => return (param, Some(packed.with_activations(self.options.activations))),
@@ -91,16 +99,20 @@ impl Reparameterizer for &mut Filler<'_> {
             }
             return (param, None);
         }
-        let dtype = self.options.dtype_of(matrix, None, &device);
-        let is_scale = D == 1 && path.contains("norm") && path.ends_with("weight");
+        let dtype = self.options.dtype_of(path, matrix, None, &device);
+        // Norms are the only vectors that are called weights.
+        let is_scale = D == 1 && path.ends_with("weight");
         let data = match dtype {
             _ if is_scale => TensorData::ones::<f32, _>(shape),
             DType::BF16 => TensorData::new(draw(n, seed, bf16::from_f32), shape),
             DType::F16 => TensorData::new(draw(n, seed, f16::from_f32), shape),
             _ => TensorData::new(draw(n, seed, |value| value), shape),
         };
-        let id = param.id;
-        (param.transform_for_load(Tensor::from_data(data, (&device, dtype)), id), None)
+        let tensor = Tensor::<D>::from_data(data, (&device, dtype));
+        if self.options.is_tied_source(path) {
+            self.sources.insert(path.to_owned(), Box::new(tensor.clone()));
+        }
+        (param.transform_for_load(tensor, id), None)
     }
 }
 

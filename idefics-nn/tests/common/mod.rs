@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use idefics_nn::checkpoint::Pickles;
 use idefics_nn::formats::FourBitType;
 use idefics_nn::{Checkpoint, LoadOptions, PackedFormat, Quantization};
 use safetensors::{Dtype, SafeTensors};
@@ -43,7 +44,8 @@ impl Model {
     /// Fills a component, strictly: nothing under the prefix is missing or left over.
     pub(crate) fn load<M: Module>(&self, module: M, prefix: &str) -> M {
         let options = LoadOptions { prefix, quantize: self.quantize.clone(), ..LoadOptions::default() };
-        Checkpoint::open(&self.folder).unwrap().load(module, &options, |_| ()).unwrap()
+        let checkpoint = Checkpoint::open_with(&self.folder, Pickles::Allowed).unwrap();
+        checkpoint.load(module, &options, |_| ()).unwrap()
     }
 }
 
@@ -51,6 +53,7 @@ impl Model {
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) model: Model,
+    family: String,
     expected: Vec<u8>,
 }
 
@@ -78,13 +81,18 @@ fn quantization(load: &Value) -> Option<Quantization> {
 }
 
 impl Case {
-    /// Every committed case that has the tensor.
+    /// Every committed case of Idefics2 that has the tensor.
     pub(crate) fn all_with(tensor: &str) -> Vec<Self> {
+        Self::all_of("idefics2", tensor)
+    }
+
+    /// Every committed case of a family that has the tensor.
+    pub(crate) fn all_of(family: &str, tensor: &str) -> Vec<Self> {
         let mut folders: Vec<PathBuf> =
             std::fs::read_dir(xtask_folder("cases")).unwrap().map(|entry| entry.unwrap().path()).collect();
         folders.sort();
-        let cases: Vec<Self> =
-            folders.iter().map(|folder| Self::open(folder)).filter(|case| case.has(tensor)).collect();
+        let cases: Vec<Self> = folders.iter().map(|folder| Self::open(folder)).collect();
+        let cases: Vec<Self> = cases.into_iter().filter(|case| case.family == family && case.has(tensor)).collect();
         assert!(!cases.is_empty(), "no case has {tensor}");
         cases
     }
@@ -95,10 +103,11 @@ impl Case {
 
     fn open(folder: &Path) -> Self {
         let case = read_json(&folder.join("case.json"));
-        let checkpoint = case["checkpoint"].as_str().unwrap();
+        let [checkpoint, family] = ["checkpoint", "family"].map(|key| case[key].as_str().unwrap().to_owned());
         Self {
             name: folder.file_name().unwrap().to_string_lossy().into_owned(),
             model: Model::open(folder.join(checkpoint), quantization(&case["load"])),
+            family,
             expected: std::fs::read(folder.join("expected.safetensors")).unwrap(),
         }
     }
@@ -133,6 +142,14 @@ impl Case {
     pub(crate) fn left_padding(&self) -> Vec<usize> {
         let (mask, shape) = self.integers("processor.attention_mask");
         mask.chunks(shape[1]).map(|row| row.iter().take_while(|&&real| real == 0).count()).collect()
+    }
+
+    /// The pixels of the real images of a case without a mask of pixels, row after row.
+    pub(crate) fn whole_pictures(&self, device: &Device) -> Tensor<4> {
+        let slots = self.floats::<5>("processor.pixel_values", device).flatten::<4>(0, 1);
+        let is_real = |index: &usize| values(part(&slots, 0, *index, index + 1)).iter().any(|&pixel| pixel != 0.0);
+        let real = (0..slots.dims()[0]).filter(is_real).map(|index| part(&slots, 0, index, index + 1)).collect();
+        Tensor::cat(real, 0)
     }
 
     /// The real images, row after row.

@@ -111,7 +111,7 @@ pub enum ImageConfigError {
     },
     /// A key that we do not know, and that may change the pixels.
     #[error(
-        "image processor field {field} is not known to the Idefics2 image processor; remove it, or use a checkpoint of that kind"
+        "image processor field {field} is not known to the checkpoint's image processor; remove it, or use a checkpoint of that kind"
     )]
     UnknownField {
         /// The JSON key.
@@ -137,6 +137,10 @@ const INERT_FIELDS: [&str; 11] = [
 /// Classes whose rules these are.
 const IMAGE_PROCESSOR_TYPES: [&str; 3] =
     ["Idefics2ImageProcessor", "Idefics2ImageProcessorFast", "Idefics2ImageProcessorPil"];
+
+/// The same for the first Idefics.
+const IDEFICS1_IMAGE_PROCESSOR_TYPES: [&str; 3] =
+    ["IdeficsImageProcessor", "IdeficsImageProcessorFast", "IdeficsImageProcessorPil"];
 
 impl ImageProcessorConfig {
     /// Reads `preprocessor_config.json`, or a `processor_config.json` with an `image_processor` section.
@@ -171,8 +175,58 @@ impl ImageProcessorConfig {
     /// # Errors
     /// [`ImageConfigError::Field`] or [`ImageConfigError::UnknownField`].
     pub fn from_object(object: Map<String, Value>) -> Result<Self, ImageConfigError> {
-        let mut config = Self::default();
-        for (key, value) in &object {
+        Self::default().with_fields(&object, &IMAGE_PROCESSOR_TYPES)
+    }
+
+    /// The same for a checkpoint of the first Idefics, whose size is spelled `image_size`, too, and which splits nothing.
+    ///
+    /// # Errors
+    /// [`ImageConfigError::Field`] or [`ImageConfigError::UnknownField`].
+    pub fn from_idefics1_object(mut object: Map<String, Value>) -> Result<Self, ImageConfigError> {
+        if let Some(channels) = object.remove("image_num_channels").filter(|channels| channels != 3) {
+            return Err(field_error("image_num_channels", &channels, "3"));
+        }
+        let mut config = Self::idefics1();
+        if let Some(side) = object.remove("image_size").filter(|side| !side.is_null()) {
+            let pixels = side.as_u64().and_then(|pixels| u32::try_from(pixels).ok());
+            let side = pixels.ok_or_else(|| field_error("image_size", &side, "a whole number of pixels"))?;
+            config.size = ImageSize::Exact { height: side, width: side };
+        }
+        let config = config.with_fields(&object, &IDEFICS1_IMAGE_PROCESSOR_TYPES)?;
+        config.check_idefics1()?;
+        Ok(config)
+    }
+
+    /// Defaults of `IdeficsImageProcessorPil`.
+    pub fn idefics1() -> Self {
+        Self {
+            size: ImageSize::Exact { height: 224, width: 224 },
+            resample: Filter::Bicubic,
+            image_mean: [0.48145466, 0.4578275, 0.40821073],
+            image_std: [0.26862954, 0.26130258, 0.27577711],
+            do_pad: false,
+            ..Self::default()
+        }
+    }
+
+    /// Says what the first Idefics cannot do.
+    fn check_idefics1(&self) -> Result<(), ImageConfigError> {
+        if self.do_image_splitting {
+            return Err(number_error("do_image_splitting", true, "false: the first Idefics splits nothing"));
+        }
+        match (self.do_resize, self.size) {
+            (true, ImageSize::Exact { .. }) => Ok(()),
+            (true, ImageSize::Edges { .. }) => {
+                Err(number_error("size", "a pair of edges", "{height, width} in whole pixels"))
+            }
+            (false, _) => Err(number_error("do_resize", false, "true: the first Idefics reads images of one size")),
+        }
+    }
+
+    /// This configuration with the fields of a file of one of `types` laid over it.
+    fn with_fields(self, object: &Map<String, Value>, types: &[&'static str; 3]) -> Result<Self, ImageConfigError> {
+        let mut config = self;
+        for (key, value) in object {
             if value.is_null() || INERT_FIELDS.contains(&key.as_str()) {
                 continue;
             }
@@ -196,8 +250,8 @@ impl ImageProcessorConfig {
                 "do_pad" => config.do_pad = boolean(key, value)?,
                 "do_image_splitting" => config.do_image_splitting = boolean(key, value)?,
                 "image_processor_type" => {
-                    if !value.as_str().is_some_and(|name| IMAGE_PROCESSOR_TYPES.contains(&name)) {
-                        return Err(field_error(key, value, "Idefics2ImageProcessor"));
+                    if !value.as_str().is_some_and(|name| types.contains(&name)) {
+                        return Err(field_error(key, value, types[0]));
                     }
                 }
                 "data_format" => {

@@ -2,12 +2,14 @@
 
 mod expand;
 mod functions;
+mod interleaved;
 mod literal;
 mod sample;
 mod sandbox;
 mod template;
 
 pub use expand::{ImageTokens, expand_images};
+pub(crate) use interleaved::{InterleavedRules, conversation};
 pub(crate) use literal::find_token;
 pub use literal::{Literals, SpecialTokensInText};
 pub use sample::{Content, Message, PromptPart, Sample};

@@ -10,6 +10,7 @@ use tokenizers::AddedToken;
 
 use crate::checkpoint::{Checkpoint, ModelHead, Sourced, field, shorten};
 use crate::error::ProcessorError;
+use crate::family::Family;
 use crate::tokenizer::{Compatibility, SpecialIds, Tokenizer};
 
 /// Most special tokens that a tokenizer may have. Real ones have up to a few hundred.
@@ -34,6 +35,8 @@ pub(crate) struct TokenizerConfig {
     others: Vec<String>,
     image: String,
     fake: String,
+    /// Whether every checkpoint of the family can end a turn.
+    has_turns: bool,
 }
 
 /// An added token as the configuration files write it; absent properties are those of a special token.
@@ -134,7 +137,13 @@ impl TokenizerConfig {
             // `Idefics2Processor.__init__`: a tokenizer may name its own.
             image: named("image_token")?.unwrap_or_else(|| "<image>".to_owned()),
             fake: named("image_boundary_token")?.unwrap_or_else(|| "<fake_token_around_image>".to_owned()),
+            has_turns: head.family() != Some(Family::Idefics1),
         })
+    }
+
+    /// What stands in front of a text, and what ends it.
+    pub(crate) fn ends(&self) -> (&str, &str) {
+        (self.bos.as_deref().unwrap_or_default(), self.eos.as_deref().unwrap_or_default())
     }
 
     /// The special tokens that a chat template may name.
@@ -208,7 +217,8 @@ fn build(
     Ok(inner)
 }
 
-const END_OF_UTTERANCE: &str = "<end_of_utterance>";
+/// The end of a turn.
+pub(crate) const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
 /// What release 5 makes of a `tokenizer.json`.
 struct Rebuilt {
@@ -293,10 +303,11 @@ fn is_byte_level(part: &Value) -> bool {
 }
 
 fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) -> Result<Tokenizer, ProcessorError> {
-    let required = [config.image.as_str(), config.fake.as_str(), END_OF_UTTERANCE];
+    let end_of_utterance = config.has_turns.then_some(END_OF_UTTERANCE);
+    let required = [config.image.as_str(), config.fake.as_str()].into_iter().chain(end_of_utterance);
     let named = [&config.bos, &config.eos, &config.pad].into_iter().flatten().map(String::as_str);
     let missing: Vec<String> = required
-        .into_iter()
+        .clone()
         .chain(named)
         .filter(|token| inner.token_to_id(token).is_none())
         .map(|token| format!("`{}`", shorten(token)))
@@ -312,13 +323,15 @@ fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) ->
         pad: config.pad.as_deref().map(id),
         image: id(&config.image),
         fake: id(&config.fake),
-        end_of_utterance: id(END_OF_UTTERANCE),
+        end_of_utterance: inner.token_to_id(END_OF_UTTERANCE),
     };
 
     let added = inner.get_added_vocabulary().get_added_tokens_decoder();
     let mut protected: Vec<(String, u32)> = added
         .iter()
-        .filter(|(id, token)| token.special || [ids.image, ids.fake, ids.end_of_utterance].contains(id))
+        .filter(|(id, token)| {
+            token.special || [Some(ids.image), Some(ids.fake), ids.end_of_utterance].contains(&Some(**id))
+        })
         .map(|(id, token)| (token.content.clone(), *id))
         .collect();
     protected.sort_by_key(|(_, id)| *id);

@@ -12,7 +12,7 @@ use tokenizers::{Model, OffsetType, PreTokenizer, Token};
 use crate::error::ProcessorError;
 use crate::prompt::Literals;
 
-pub(crate) use load::{TokenizerConfig, load};
+pub(crate) use load::{END_OF_UTTERANCE, TokenizerConfig, load};
 
 /// Which release of the reference computes the ids.
 ///
@@ -59,7 +59,7 @@ struct SpecialIds {
     pad: Option<u32>,
     image: u32,
     fake: u32,
-    end_of_utterance: u32,
+    end_of_utterance: Option<u32>,
 }
 
 impl Tokenizer {
@@ -209,8 +209,8 @@ impl Tokenizer {
         self.ids.fake
     }
 
-    /// `<end_of_utterance>`: the end of a turn.
-    pub fn end_of_utterance_id(&self) -> u32 {
+    /// `<end_of_utterance>`: the end of a turn. Base checkpoints of the first Idefics have none.
+    pub fn end_of_utterance_id(&self) -> Option<u32> {
         self.ids.end_of_utterance
     }
 

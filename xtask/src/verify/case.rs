@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::DType;
+use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::processor::Sample;
 use idefics_generate::processor::image::Alpha;
 use idefics_generate::{GenerationConfig, WeightFormat, WeightOptions};
@@ -25,7 +27,7 @@ pub(super) struct Case {
 #[derive(Debug, Deserialize)]
 pub(super) struct CaseFile {
     format: u32,
-    family: String,
+    pub(super) family: String,
     checkpoint: PathBuf,
     #[serde(default)]
     pub(super) reference: Reference,
@@ -55,6 +57,11 @@ pub(super) struct ProcessorOptions {
     pub(super) do_image_splitting: Option<bool>,
     /// Which transparency rule made the pixels: `white`, or `drop`, which is what the reference's file loader does.
     pub(super) alpha: Option<AlphaName>,
+    /// Of the first Idefics.
+    pub(super) add_end_of_utterance_token: Option<bool>,
+    /// Of the first Idefics.
+    #[serde(default)]
+    pub(super) add_eos_token: bool,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -113,11 +120,12 @@ impl Expected {
 }
 
 impl Case {
-    /// How the weights are to be held.
-    pub(super) fn weights(&self) -> Result<WeightOptions> {
+    /// How the weights are to be read and held, in `dtype` where they are not quantised. Cases may hold the files of old
+    /// repositories.
+    pub(super) fn weights(&self, dtype: DType) -> Result<WeightOptions> {
         let Load { quantize, double_quant } = &self.file.load;
         let quantize = quantize.as_deref().map_or(Ok(WeightFormat::None), str::parse)?;
-        Ok(WeightOptions { quantize, double_quant: *double_quant, ..WeightOptions::default() })
+        Ok(WeightOptions { quantize, double_quant: *double_quant, pickles: Pickles::Allowed, ..dtype.into() })
     }
 
     /// Reads a case folder.
@@ -127,8 +135,8 @@ impl Case {
         let mut file: CaseFile = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
         ensure!(file.format == 1, "{}: format {} is not read, only 1 is", path.display(), file.format);
         ensure!(
-            file.family == "idefics2",
-            "{}: family {:?} is not implemented, only idefics2 is",
+            ["idefics", "idefics2"].contains(&file.family.as_str()),
+            "{}: family {:?} is not implemented, only idefics and idefics2 are",
             path.display(),
             file.family
         );
@@ -145,11 +153,12 @@ impl Case {
 
     /// Every expected tensor must be one that is compared.
     fn check_names(&self) -> Result<()> {
-        const NAMES: [&str; 12] = [
+        const NAMES: [&str; 13] = [
             "processor.input_ids",
             "processor.attention_mask",
             "processor.pixel_values",
             "processor.pixel_attention_mask",
+            "processor.image_attention_mask",
             "vision.last_hidden_state",
             "image_hidden_states",
             "logits",

@@ -2,14 +2,12 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Tensor, TensorData};
-use idefics_generate::models::idefics2::{LabelRecipe, LogitsToKeep};
 use idefics_generate::processor::TokenBatch;
 use idefics_generate::text::DecoderObserver;
-use idefics_generate::{Idefics2, Prompts};
+use idefics_generate::{LogitsToKeep, Model, Prompts};
 
 use super::compare::Comparison;
 use super::stages::{Stages, floats};
-use super::training::TrainSettings;
 
 impl Stages<'_> {
     /// The expected ids or mask, or ours where the case has none.
@@ -38,11 +36,14 @@ impl Stages<'_> {
         Ok((Prompts::from_padded(ids, &real, shape[1])?, real))
     }
 
+    /// What the decoder computes, up to the loss, which `loss` computes from logits and labels.
     pub(super) fn decoder(
         &mut self,
-        model: &Idefics2,
-        tokens: &TokenBatch,
+        model: &dyn Model,
+        n_layers: usize,
+        (prompts, real): (&Prompts, &[bool]),
         image_hidden_states: Option<Tensor<3>>,
+        loss: &dyn Fn(Tensor<3>, &[i64]) -> Tensor<1>,
     ) -> Result<()> {
         let wanted = |name: &String| {
             ["hidden_states.", "attentions."].iter().any(|prefix| name.starts_with(prefix))
@@ -51,18 +52,16 @@ impl Stages<'_> {
         if !self.case.expected.keys().any(wanted) {
             return Ok(());
         }
-        let (prompts, real) = self.prompts(tokens)?;
         let (seq, shape) = (prompts.seq(), [prompts.batch(), prompts.seq()]);
 
-        let n_layers = model.config().text_config.num_hidden_layers;
         let expects = |kind: &str, index: usize| self.case.expected(&format!("{kind}.{index}")).is_some();
         let mut seen = Seen {
             wanted_hidden_states: (0..=n_layers).map(|index| expects("hidden_states", index)).collect(),
             wanted_attentions: (0..n_layers).map(|index| expects("attentions", index)).collect(),
             ..Seen::default()
         };
-        let mut cache = model.cache(&prompts, 0);
-        let hidden_states = model.prefill_observed(&prompts, image_hidden_states, &mut cache, &mut seen)?;
+        let mut cache = model.cache(prompts, 0);
+        let hidden_states = model.prefill_observed(prompts, image_hidden_states, &mut cache, &mut seen)?;
 
         for (index, states) in &seen.hidden_states {
             let width = states.dims()[2];
@@ -95,9 +94,8 @@ impl Stages<'_> {
             ensure!(labels.shape == shape, "`labels` has shape {:?}, the ids {shape:?}", labels.shape);
             let valid = |&label: &i64| label == -100 || usize::try_from(label).is_ok_and(|label| label < vocab_size);
             ensure!(labels.ints()?.iter().all(valid), "`labels` holds neither -100 nor a token id");
-            let logits = self.with_expected_padding(logits, &real)?;
-            let recipe = self.case.file.train.as_ref().map_or(LabelRecipe::Transformers5, TrainSettings::recipe);
-            let loss = floats(model.loss(logits, labels.ints()?, recipe));
+            let logits = self.with_expected_padding(logits, real)?;
+            let loss = floats(loss(logits, labels.ints()?));
             let expected = self.case.expected("loss").context("`loss` is needed")?.floats()?;
             ensure!(expected.len() == 1, "`loss` has {} values, expected 1", expected.len());
             let tolerance = self.model_tolerance("loss", expected);

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use idefics_generate::processor::image::ImageTile;
-use idefics_generate::processor::{ProcessedInputs, Processor, Tokenizer};
-use idefics_generate::{Controls, Generation, GenerationConfig, Idefics2, Prompts};
+use idefics_generate::processor::{Family, ProcessedInputs, Processor, Tokenizer};
+use idefics_generate::{Controls, Generation, GenerationConfig, Model, Prompts};
 
 use super::compare::Comparison;
 use super::stages::{Stages, process_options};
@@ -12,7 +12,7 @@ impl Stages<'_> {
     /// Every run that `generate` in `case.json` names: sequences, their scores, filtered scores before a draw, texts.
     pub(super) fn generation(
         &mut self,
-        model: &Idefics2,
+        model: &dyn Model,
         processor: &Processor,
         processed: &ProcessedInputs,
     ) -> Result<()> {
@@ -22,6 +22,10 @@ impl Stages<'_> {
         let folder_options = GenerationConfig::from_folder(&self.case.checkpoint)?;
         let tokenizer = processor.tokenizer_for(process_options(self.case).compatibility);
         let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
+        let prompts = match processor.family() {
+            Family::Idefics1 => prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()),
+            Family::Idefics2 => prompts,
+        };
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
         let image_hidden_states = model.encode_images(&images)?;
         for (name, options) in &self.case.file.generate {

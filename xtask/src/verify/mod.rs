@@ -4,6 +4,7 @@ mod case;
 mod compare;
 mod decoder;
 mod generation;
+mod idefics1;
 mod report;
 mod stages;
 mod training;

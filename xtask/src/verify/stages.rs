@@ -1,16 +1,19 @@
-//! The stages of an Idefics2 case, each through the code that users run.
+//! The stages of a case, each through the code that users run.
 //!
 //! Model stages start from the *expected* processor tensors, so that a difference in the processor does not hide one in
 //! the model; generation goes from the raw sample through everything.
 
 use anyhow::Result;
 use burn::tensor::{DType, Device, Tensor};
-use idefics_generate::processor::{Compatibility, PaddingSide, ProcessOptions, ProcessedInputs, Processor};
-use idefics_generate::{Idefics2, WeightOptions};
+use idefics_generate::processor::{
+    Compatibility, Family, PaddingSide, ProcessOptions, ProcessedInputs, Processor, TokenBatch,
+};
+use idefics_generate::{Idefics2, LabelRecipe};
 
 use super::case::{AlphaName, Case, Values};
 use super::compare::Comparison;
 use super::report::Report;
+use super::training::TrainSettings;
 
 /// In 16-bit floats a stage may be off by this share of its largest expected value.
 const BF16_SHARE: f64 = 0.1;
@@ -28,15 +31,11 @@ pub(super) fn compare(case: &Case, device: &Device, dtype: DType, report: &mut R
     if !runs_model && case.file.generate.is_empty() {
         return Ok(());
     }
-    let weights = WeightOptions { dtype: Some(dtype), ..case.weights()? };
-    let model = Idefics2::from_folder(&case.checkpoint, device, weights, |_| ())?;
-    let images = stages.images(&processed)?;
-    let image_hidden_states = stages.vision(&model, &images)?;
     let tokens = processed.padded(processor.tokenizer().pad_token_id_or_fallback(), PaddingSide::Left);
-    stages.decoder(&model, &tokens, image_hidden_states)?;
-    let (prompts, _) = stages.prompts(&tokens)?;
-    stages.training(device, &prompts, &images)?;
-    stages.generation(&model, &processor, &processed)
+    match processor.family() {
+        Family::Idefics1 => stages.idefics1(device, &processor, &processed, &tokens),
+        Family::Idefics2 => stages.idefics2(device, &processor, &processed, &tokens),
+    }
 }
 
 pub(super) fn process_options(case: &Case) -> ProcessOptions {
@@ -45,6 +44,8 @@ pub(super) fn process_options(case: &Case) -> ProcessOptions {
         do_image_splitting: case.file.processor.do_image_splitting,
         alpha: case.file.processor.alpha.unwrap_or(AlphaName::Drop).into(),
         compatibility: if transformers4 { Compatibility::Transformers4 } else { Compatibility::Transformers5 },
+        add_end_of_utterance_token: case.file.processor.add_end_of_utterance_token,
+        add_eos_token: case.file.processor.add_eos_token,
         ..ProcessOptions::default()
     }
 }
@@ -52,16 +53,38 @@ pub(super) fn process_options(case: &Case) -> ProcessOptions {
 /// What a stage needs to compare itself.
 pub(super) struct Stages<'a> {
     pub(super) case: &'a Case,
-    dtype: DType,
+    pub(super) dtype: DType,
     pub(super) report: &'a mut Report,
 }
 
 impl Stages<'_> {
+    fn idefics2(
+        &mut self,
+        device: &Device,
+        processor: &Processor,
+        processed: &ProcessedInputs,
+        tokens: &TokenBatch,
+    ) -> Result<()> {
+        let model = Idefics2::from_folder(&self.case.checkpoint, device, self.case.weights(self.dtype)?, |_| ())?;
+        let images = self.images(processed)?;
+        let image_hidden_states = self.vision(&model, &images)?;
+        let (prompts, real) = self.prompts(tokens)?;
+        let recipe = self.case.file.train.as_ref().map_or(LabelRecipe::Transformers5, TrainSettings::recipe);
+        let n_layers = model.config().text_config.num_hidden_layers;
+        let loss = |logits, labels: &[i64]| model.loss(logits, labels, recipe);
+        self.decoder(&model, n_layers, (&prompts, &real), image_hidden_states, &loss)?;
+        self.training(device, &prompts, &images)?;
+        self.generation(&model, processor, processed)
+    }
+
     fn processor(&mut self, processor: &Processor, processed: &ProcessedInputs) -> Result<()> {
         let tokens = processed.padded(processor.tokenizer().pad_token_id_or_fallback(), PaddingSide::Left);
         let shape = [tokens.batch, tokens.seq];
         self.ints("processor.input_ids", &shape, &tokens.input_ids)?;
         self.ints("processor.attention_mask", &shape, &tokens.attention_mask)?;
+        if processor.family() == Family::Idefics1 {
+            return self.idefics1_processor(processor, processed, &tokens);
+        }
         let Some(images) = processed.padded_images()? else {
             for stage in ["processor.pixel_values", "processor.pixel_attention_mask"] {
                 if self.case.expected(stage).is_some() {

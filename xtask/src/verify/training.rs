@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device};
 use idefics_generate::processor::image::ImageTile;
-use idefics_generate::train::{AdamWConfig, Schedule, Trainer, TrainingBatch, TrainingConfig, WeightDecay};
+use idefics_generate::train::{
+    AdamWConfig, LossGradients, Schedule, Trainer, TrainingBatch, TrainingConfig, WeightDecay,
+};
 use idefics_generate::{Idefics2, LabelRecipe, Prompts};
 use serde::Deserialize;
 
@@ -65,6 +67,7 @@ impl TrainSettings {
 }
 
 impl Stages<'_> {
+    /// Gradients, and a run, of a case of Idefics2.
     pub(super) fn training(&mut self, device: &Device, prompts: &Prompts, images: &[ImageTile]) -> Result<()> {
         let is_training = |name: &String| name.starts_with("grad.") || name.starts_with("train.");
         if !self.case.expected.keys().any(is_training) {
@@ -84,30 +87,7 @@ impl Stages<'_> {
         let tied = model.config().tied();
         let mut trainer = Trainer::new(model, settings.config(tied))?;
 
-        let mut found = trainer.module().training_gradients(&batch)?;
-        found.gradients.scale(1.0 / found.n_labels as f64);
-        found.gradients.tie(tied);
-        for (name, expected) in &self.case.expected {
-            let Some(tensor) = name.strip_prefix("grad.") else { continue };
-            let comparison = match found.gradients.get(tensor) {
-                None => Comparison::failed("no gradient reaches this tensor".to_owned()),
-                Some(gradient) => {
-                    let (ours, expected_values) = (floats(gradient.clone()), expected.floats()?);
-                    match ours.len() == expected_values.len() {
-                        false => Comparison::shape(&[ours.len()], &expected.shape),
-                        true => Comparison::floats(
-                            &expected.shape,
-                            &ours,
-                            expected_values,
-                            self.case.tolerance(name),
-                            |_| true,
-                        ),
-                    }
-                }
-            };
-            self.report.stage(name, &comparison);
-        }
-
+        self.gradients(trainer.module().training_gradients(&batch)?, tied)?;
         let steps = (0..settings.steps)
             .map(|_| trainer.step(std::slice::from_ref(&batch), Idefics2::training_gradients))
             .collect::<Result<Vec<_>, _>>()?;
@@ -129,6 +109,28 @@ impl Stages<'_> {
             );
             let comparison =
                 Comparison::floats(&expected.shape, &ours, expected.floats()?, self.case.tolerance(name), |_| true);
+            self.report.stage(name, &comparison);
+        }
+        Ok(())
+    }
+
+    /// Every gradient that the case has.
+    pub(super) fn gradients(&mut self, mut found: LossGradients, tied: &[(&str, &str)]) -> Result<()> {
+        found.gradients.scale(1.0 / found.n_labels as f64);
+        found.gradients.tie(tied);
+        for (name, expected) in &self.case.expected {
+            let Some(tensor) = name.strip_prefix("grad.") else { continue };
+            let comparison = match found.gradients.get(tensor) {
+                None => Comparison::failed("no gradient reaches this tensor".to_owned()),
+                Some(gradient) => {
+                    let (ours, expected_values) = (floats(gradient.clone()), expected.floats()?);
+                    let tolerance = self.case.tolerance(name);
+                    match ours.len() == expected_values.len() {
+                        false => Comparison::shape(&[ours.len()], &expected.shape),
+                        true => Comparison::floats(&expected.shape, &ours, expected_values, tolerance, |_| true),
+                    }
+                }
+            };
             self.report.stage(name, &comparison);
         }
         Ok(())

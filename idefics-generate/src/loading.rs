@@ -1,0 +1,235 @@
+//! Models from folders or of random weights, and the memory that they take.
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::Device;
+use idefics_nn::checkpoint::{Checkpoint, LoadProgress, WeightMemory, fill_random};
+use idefics_nn::{ConfigError, LoadOptions, flat_module};
+
+use crate::placement::Placement;
+use crate::{Error, Idefics1, Idefics1Config, Idefics2, Idefics2Config, Model, ModelConfig, WeightOptions};
+
+/// Pairs (tensor, source): see [`ModelConfig::tied`].
+type Tied = &'static [(&'static str, &'static str)];
+
+/// A model of whichever family a folder or a configuration is of.
+#[derive(Debug, Clone)]
+pub enum AnyModel {
+    /// The first generation.
+    Idefics1(Idefics1),
+    /// The second.
+    Idefics2(Idefics2),
+}
+flat_module!(
+    enum AnyModel {
+        Idefics1,
+        Idefics2,
+    }
+);
+
+impl AnyModel {
+    /// The model, random until a checkpoint is loaded; nothing is allocated before.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a configuration that describes no model.
+    pub fn new(config: &ModelConfig, device: &Device) -> Result<Self, ConfigError> {
+        Ok(match config {
+            ModelConfig::Idefics1(config) => Self::Idefics1(Idefics1::new(config, device)?),
+            ModelConfig::Idefics2(config) => Self::Idefics2(Idefics2::new(config, device)?),
+        })
+    }
+
+    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file, key or tensor at fault.
+    pub fn from_folder(
+        folder: &Path,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        let config = ModelConfig::from_folder(folder)?;
+        let model = in_folder(folder, Self::new(&config, device))?;
+        read(model, folder, weights.into(), config.tied(), &[], progress)
+    }
+
+    /// A model of that shape with random weights, held as `weights` says: to measure speed and memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn random(
+        config: &ModelConfig,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+        seed: u64,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        fill(Self::new(config, device)?, weights.into(), config.tied(), seed, progress)
+    }
+
+    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random ones.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn memory(
+        config: &ModelConfig,
+        checkpoint: Option<&Checkpoint>,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+    ) -> Result<WeightMemory, Error> {
+        let model = Self::new(config, device)?;
+        Ok(weights.into().load_options(config.tied()).memory(&model, checkpoint, device))
+    }
+
+    /// What generation asks.
+    pub fn as_model(&self) -> &dyn Model {
+        match self {
+            Self::Idefics1(model) => model,
+            Self::Idefics2(model) => model,
+        }
+    }
+
+    pub(crate) fn into_model(self) -> Box<dyn Model> {
+        match self {
+            Self::Idefics1(model) => Box::new(model),
+            Self::Idefics2(model) => Box::new(model),
+        }
+    }
+}
+
+impl Idefics2 {
+    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file, key or tensor at fault.
+    pub fn from_folder(
+        folder: &Path,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)? else {
+            return Err(Error::OtherFamily { path: folder.join("config.json"), expected: "idefics2" });
+        };
+        let model = in_folder(folder, Self::new(&config, device))?;
+        read(model, folder, weights.into(), config.tied(), &[], progress)
+    }
+
+    /// A model of that shape with random weights, held as `weights` says: to measure speed and memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn random(
+        config: &Idefics2Config,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+        seed: u64,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        fill(Self::new(config, device)?, weights.into(), config.tied(), seed, progress)
+    }
+
+    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random ones.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn memory(
+        config: &Idefics2Config,
+        checkpoint: Option<&Checkpoint>,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+    ) -> Result<WeightMemory, Error> {
+        let model = Self::new(config, device)?;
+        Ok(weights.into().load_options(config.tied()).memory(&model, checkpoint, device))
+    }
+}
+
+impl Idefics1 {
+    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file, key or tensor at fault.
+    pub fn from_folder(
+        folder: &Path,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        Self::from_folder_placed(folder, &Placement::on(device), weights, progress)
+    }
+
+    /// As [`Self::from_folder`], each part on its own device; those that stay in the files are held as the files have them.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file, key or tensor at fault.
+    pub fn from_folder_placed(
+        folder: &Path,
+        placement: &Placement,
+        weights: impl Into<WeightOptions>,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        let ModelConfig::Idefics1(config) = ModelConfig::from_folder(folder)? else {
+            return Err(Error::OtherFamily { path: folder.join("config.json"), expected: "idefics" });
+        };
+        let model = in_folder(folder, Self::placed(&config, placement))?;
+        read(model, folder, weights.into(), config.tied(), placement.in_files(), progress)
+    }
+
+    /// A model of that shape with random weights, held as `weights` says: to measure speed and memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn random(
+        config: &Idefics1Config,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+        seed: u64,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        fill(Self::new(config, device)?, weights.into(), config.tied(), seed, progress)
+    }
+
+    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random ones.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn memory(
+        config: &Idefics1Config,
+        checkpoint: Option<&Checkpoint>,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+    ) -> Result<WeightMemory, Error> {
+        let model = Self::new(config, device)?;
+        Ok(weights.into().load_options(config.tied()).memory(&model, checkpoint, device))
+    }
+}
+
+/// Names the file whose values describe no model.
+fn in_folder<M>(folder: &Path, model: Result<M, ConfigError>) -> Result<M, Error> {
+    model.map_err(|source| Error::Config { path: folder.join("config.json"), source })
+}
+
+fn read<M: Module>(
+    model: M,
+    folder: &Path,
+    weights: WeightOptions,
+    tied: Tied,
+    as_stored: &[String],
+    progress: impl FnMut(LoadProgress),
+) -> Result<M, Error> {
+    let checkpoint = Checkpoint::open_with(folder, weights.pickles)?;
+    Ok(checkpoint.load(model, &LoadOptions { as_stored, ..weights.load_options(tied) }, progress)?)
+}
+
+fn fill<M: Module>(
+    model: M,
+    weights: WeightOptions,
+    tied: Tied,
+    seed: u64,
+    progress: impl FnMut(LoadProgress),
+) -> Result<M, Error> {
+    fill_random(model, &weights.load_options(tied), seed, progress)
+        .map_err(|error| Error::Execution { reason: error.to_string() })
+}

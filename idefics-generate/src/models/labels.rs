@@ -1,0 +1,86 @@
+//! What a model is asked to say, and how far off it is.
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+/// Which labels count in the loss. −100 never does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LabelRecipe {
+    /// Image tokens do not count either, as the documentation of Idefics2 and its training code have it.
+    #[default]
+    IgnoreImageTokens,
+    /// Image tokens count, as in Transformers 5.
+    Transformers5,
+}
+
+impl LabelRecipe {
+    /// The label that does not count beside −100.
+    pub(crate) fn ignored(self, image_token_id: u32) -> i64 {
+        match self {
+            Self::IgnoreImageTokens => i64::from(image_token_id),
+            Self::Transformers5 => IGNORED_LABEL,
+        }
+    }
+}
+
+/// The label that never counts.
+pub(crate) const IGNORED_LABEL: i64 = -100;
+
+/// The tokens that are to be predicted, and from which slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NextTokens {
+    /// Slots of the batch that predict, each `row · seq + t`.
+    slots: Vec<i32>,
+    /// What they should predict.
+    targets: Vec<i32>,
+}
+
+impl NextTokens {
+    /// Slot `t − 1` predicts label `t`, unless that is −100 or `ignored`; nothing predicts a row's first label.
+    pub(crate) fn new(labels: &[i64], seq: usize, ignored: i64) -> Self {
+        let (slots, targets) = (0..labels.len())
+            .filter(|slot| slot % seq > 0 && labels[*slot] != IGNORED_LABEL && labels[*slot] != ignored)
+            .map(|slot| (slot as i32 - 1, i32::try_from(labels[slot]).expect("labels are token ids")))
+            .unzip();
+        Self { slots, targets }
+    }
+
+    /// As [`Self::new`] where what comes before label `t` is slot `parents[t]` of the same row.
+    pub(crate) fn of_branches(labels: &[i64], parents: &[Option<usize>], seq: usize, ignored: i64) -> Self {
+        let (slots, targets) = (0..labels.len())
+            .filter(|&slot| labels[slot] != IGNORED_LABEL && labels[slot] != ignored)
+            .filter_map(|slot| {
+                let predicts = slot / seq * seq + parents[slot]?;
+                Some((predicts as i32, i32::try_from(labels[slot]).expect("labels are token ids")))
+            })
+            .unzip();
+        Self { slots, targets }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Of `[batch · seq, n]` the slots that predict, `[n_targets, n]`.
+    pub(crate) fn rows_of(&self, slots: Tensor<2>) -> Tensor<2> {
+        let device = slots.device();
+        slots.select(0, Tensor::from_data(TensorData::from(self.slots.as_slice()), (&device, DType::I32)))
+    }
+
+    /// The sum of the cross-entropies, `[1]`, of predictions `[n_targets, vocab_size]`.
+    ///
+    /// # Panics
+    /// If a target is not below `vocab_size`: GPU backends do not check.
+    pub(crate) fn cross_entropy(&self, predictions: Tensor<2>) -> Tensor<1> {
+        let [n_targets, vocab_size] = predictions.dims();
+        let valid = |&target: &i32| usize::try_from(target).is_ok_and(|target| target < vocab_size);
+        assert!(self.targets.iter().all(valid), "labels are below the vocabulary size");
+        let targets = TensorData::new(self.targets.clone(), [n_targets, 1]);
+        let targets = Tensor::<2, Int>::from_data(targets, (&predictions.device(), DType::I32));
+        -log_softmax(predictions, 1).gather(1, targets).sum()
+    }
+}

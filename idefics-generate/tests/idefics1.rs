@@ -1,0 +1,356 @@
+//! The first Idefics: images beside the text, through the same generation as every model.
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device};
+use idefics_generate::bench::{self, BenchOptions};
+use idefics_generate::inspect::inspect;
+use idefics_generate::nn::checkpoint::Pickles;
+use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig, ImageSize, ImageTile};
+use idefics_generate::processor::{Content, Message, Sample};
+use idefics_generate::train::{LabelledText, TrainingBatch};
+use idefics_generate::{
+    AnyModel, Conversation, DeviceChoice, Idefics, Idefics1, Idefics1Config, InputError, LabelRecipe, LogitsToKeep,
+    Model, ModelConfig, Prompts, RankOptions, WeightOptions,
+};
+use serde_json::{Value, json};
+
+use crate::common::{SAME, difference, greedy, never, no_splitting, picture, xtask_folder};
+
+const MODELS: [&str; 5] = ["idefics1-float", "idefics1-vector", "idefics1-patches", "idefics1-plain", "idefics1-tied"];
+
+fn load(checkpoint: &str) -> Idefics {
+    load_as(checkpoint, DType::F32.into())
+}
+
+fn load_as(checkpoint: &str, weights: WeightOptions) -> Idefics {
+    let weights = WeightOptions { pickles: Pickles::Allowed, ..weights };
+    Idefics::from_folder(&xtask_folder("checkpoints").join(checkpoint), &Device::flex(), weights, |_| ()).unwrap()
+}
+
+fn quantized(format: &str) -> WeightOptions {
+    WeightOptions { quantize: format.parse().unwrap(), ..WeightOptions::default() }
+}
+
+fn prompt(parts: &[Value]) -> Sample {
+    serde_json::from_value(json!({"prompt": parts})).unwrap()
+}
+
+fn image(name: &str) -> Value {
+    json!({"image": picture(name)})
+}
+
+/// Rows with two, no and one image.
+fn rows() -> Vec<Sample> {
+    vec![
+        prompt(&[json!("User:"), image("wide.png"), json!("and"), image("tall.png"), json!("Compare these.")]),
+        prompt(&[json!("User: Hello")]),
+        prompt(&[image("small.png"), json!("What is this?")]),
+    ]
+}
+
+/// Prompts and image vectors of samples.
+fn inputs(model: &Idefics, samples: &[Sample]) -> (Prompts, Vec<ImageTile>) {
+    let processed = model.processor().process(samples, &Default::default()).unwrap();
+    let tokenizer = model.processor().tokenizer();
+    let prompts = Prompts::pad_left(&processed.input_ids, 0).unwrap();
+    let prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
+    (prompts, processed.images.into_iter().flatten().collect())
+}
+
+fn next_logits(model: &Idefics, samples: &[Sample]) -> burn::tensor::Tensor<2> {
+    let (prompts, images) = inputs(model, samples);
+    let features = model.model().encode_images(&images).unwrap();
+    let mut cache = model.model().cache(&prompts, 0);
+    model.model().prefill(&prompts, features, &mut cache).unwrap()
+}
+
+#[test]
+fn a_row_alone_is_the_row_in_a_batch() {
+    for checkpoint in MODELS {
+        let model = load(checkpoint);
+        let batch = next_logits(&model, &rows());
+        for (row, sample) in rows().into_iter().enumerate() {
+            let alone = next_logits(&model, &[sample]);
+            assert!(difference(alone, batch.clone().narrow(0, row, 1)) <= SAME, "{checkpoint}, row {row}");
+        }
+    }
+}
+
+#[test]
+fn a_quantised_row_alone_is_the_row_in_a_batch() {
+    for format in ["int8", "nf4", "fp4", "q4"] {
+        let model = load_as("idefics1-float", quantized(format));
+        let batch = next_logits(&model, &rows());
+        let exact = next_logits(&load("idefics1-float"), &rows());
+        assert!(difference(batch.clone(), exact) > SAME, "{format} rounds");
+        for (row, sample) in rows().into_iter().enumerate() {
+            let alone = next_logits(&model, std::slice::from_ref(&sample));
+            assert!(difference(alone, batch.clone().narrow(0, row, 1)) <= SAME, "{format}, row {row}");
+        }
+        let together = model.generate(&rows(), &Default::default(), &greedy(6), never()).unwrap();
+        for (sample, answer) in rows().into_iter().zip(together) {
+            let alone = model.generate(&[sample], &Default::default(), &greedy(6), never()).unwrap().remove(0);
+            assert!(!answer.token_ids.is_empty());
+            assert_eq!(alone.token_ids, answer.token_ids, "{format}");
+        }
+    }
+}
+
+#[test]
+fn the_head_is_spared_unless_it_is_asked_for() {
+    let bytes = |weights| {
+        let ModelConfig::Idefics1(config) =
+            ModelConfig::from_folder(&xtask_folder("checkpoints/idefics1-float")).unwrap()
+        else {
+            unreachable!()
+        };
+        Idefics1::memory(&config, None, &Device::flex(), weights).unwrap().total()
+    };
+    let whole = bytes(WeightOptions { quantize_head: true, ..quantized("nf4") });
+    let spared = bytes(quantized("nf4"));
+    let without_vision = bytes(WeightOptions { quantize_vision: false, ..quantized("nf4") });
+    assert!(whole < spared && spared < without_vision, "{whole} {spared} {without_vision}");
+}
+
+#[test]
+fn weights_in_the_files_own_type_are_the_same_numbers() {
+    for checkpoint in MODELS {
+        let as_stored = load_as(checkpoint, WeightOptions::default());
+        let exact = load(checkpoint);
+        let [stored, widened] = [&as_stored, &exact].map(|model| next_logits(model, &rows()));
+        assert!(difference(stored, widened) <= SAME, "{checkpoint}");
+    }
+    let folder = xtask_folder("checkpoints/idefics1-vector");
+    let [stored, widened] = [WeightOptions::default(), DType::F32.into()].map(|weights| {
+        let model = Idefics1::from_folder(&folder, &Device::flex(), weights, |_| ()).unwrap();
+        let tile = ImageTile { width: 48, height: 36, pixels: vec![0.5; 3 * 48 * 36] };
+        model.interpolating_positions(true).encode_images(&[tile]).unwrap().unwrap()
+    });
+    assert!(difference(stored, widened) <= SAME, "positions are interpolated in f32");
+}
+
+#[test]
+fn a_random_model_of_any_format_is_measured() {
+    let config = ModelConfig::from_folder(&xtask_folder("checkpoints/idefics1-float")).unwrap();
+    let ModelConfig::Idefics1(shape) = &config else { unreachable!() };
+    let side = shape.vision_config.image_size as u32;
+    let size = ImageSize::Exact { height: side, width: side };
+    let processor = ImageProcessor::new(ImageProcessorConfig { size, ..ImageProcessorConfig::idefics1() }).unwrap();
+    let device = Device::flex();
+    for weights in [WeightOptions::default(), quantized("int8"), quantized("nf4"), quantized("q4")] {
+        let model = AnyModel::random(&config, &device, weights, 7, |_| ()).unwrap();
+        let planned = AnyModel::memory(&config, None, &device, weights).unwrap();
+        assert_eq!(bench::bytes(&model) as u64, planned.total(), "{weights}");
+        let measure = |images: Vec<(u32, u32)>| {
+            let options = BenchOptions { images, prompt_tokens: 9, new_tokens: 2, batch: 2, runs: 1, profile: true };
+            model.bench(&processor, &options, |_| ()).unwrap()
+        };
+        let (seeing, blind) = (measure(vec![(40, 30), (20, 20)]), measure(Vec::new()));
+        assert!(seeing.vision_ms.min > 0.0 && seeing.decode_ms_per_token.min > 0.0);
+        assert!(seeing.decode_bytes_per_token > blind.decode_bytes_per_token, "{weights}: gated attention is read");
+        assert!(blind.decode_bytes_per_token > 0);
+    }
+}
+
+#[test]
+fn texts_that_share_a_beginning_have_the_gradients_of_a_row_each() {
+    let device = Device::flex().autodiff();
+    let model =
+        Idefics1::from_folder(&xtask_folder("checkpoints/idefics1-small"), &device, DType::F32, |_| ()).unwrap();
+    let (image, eos) = (475, 2);
+    let side = model.config().vision_config.image_size;
+    let picture = |seed: usize| ImageTile {
+        width: side,
+        height: side,
+        pixels: (0..3 * side * side).map(|index| ((index * 31 + seed * 17) % 97) as f32 / 48.0 - 1.0).collect(),
+    };
+    let text = |read: &[u32], learned: &[u32]| {
+        let ids: Vec<u32> = read.iter().chain(learned).copied().collect();
+        let labels = ids.iter().enumerate().map(|(slot, &id)| if slot < read.len() { -100 } else { i64::from(id) });
+        LabelledText { labels: labels.collect(), ids }
+    };
+    let rows = [
+        vec![
+            text(&[1, image, 40, 41], &[50, 51, eos]),
+            text(&[1, image, 40, 41], &[52]),
+            text(&[1, image, 42], &[53, eos]),
+        ],
+        vec![text(&[1, 43, image, 44, image], &[54, eos]), text(&[1, 43, image, 44, image, 45], &[55, 56])],
+    ];
+    let (one, two) = ([picture(1)], [picture(2), picture(3)]);
+    let recipe = LabelRecipe::Transformers5;
+    let together = TrainingBatch::branching(&rows, [&one[..], &two].concat(), recipe, 0).unwrap();
+    let images = [&one[..], &one, &one, &two, &two].concat();
+    let apart = TrainingBatch::padded(&rows.concat(), images, recipe, 0).unwrap();
+    let [together, apart] =
+        [together, apart].map(|batch| model.training_gradients(&batch.seeing_latest_images(image, Some(eos))).unwrap());
+    assert_eq!(together.n_labels, apart.n_labels);
+    assert!((together.loss - apart.loss).abs() < 1e-4, "{} {}", together.loss, apart.loss);
+    assert_eq!(together.gradients.iter().count(), apart.gradients.iter().count());
+    for (tensor, gradient) in together.gradients.iter() {
+        let other = apart.gradients.get(tensor).unwrap_or_else(|| panic!("`{tensor}` is missing"));
+        let size = gradient.clone().abs().max().into_scalar::<f32>();
+        assert!(difference(gradient.clone(), other.clone()) <= 1e-4 * size.max(1.0), "`{tensor}`");
+    }
+}
+
+#[test]
+fn a_cached_step_is_the_recomputed_prompt() {
+    for checkpoint in MODELS {
+        let model = load(checkpoint);
+        let (prompts, images) = inputs(&model, &rows());
+        let features = model.model().encode_images(&images).unwrap();
+        let tokenizer = model.processor().tokenizer();
+        let mut grown: Vec<Vec<u32>> =
+            (0..3).map(|row| prompts.row(row)[prompts.left_padding()[row]..].to_vec()).collect();
+        let mut cache = model.model().cache(&prompts, 5);
+        model.model().prefill(&prompts, features.clone(), &mut cache).unwrap();
+        for step in 0..5 {
+            let next: Vec<u32> = (0..3).map(|row| 20 + (row * 31 + step * 7) % 300).collect();
+            let cached = model.model().decode(&next, &mut cache).unwrap();
+            grown.iter_mut().zip(&next).for_each(|(row, &id)| row.push(id));
+            let prompts = Prompts::pad_left(&grown, 0).unwrap();
+            let prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
+            let mut empty = model.model().cache(&prompts, 0);
+            let recomputed = model.model().prefill(&prompts, features.clone(), &mut empty).unwrap();
+            assert!(difference(cached, recomputed) <= SAME, "{checkpoint}, step {step}");
+        }
+    }
+}
+
+#[test]
+fn the_latest_image_decides_and_the_one_before_it_through_the_tokens_between() {
+    let model = load("idefics1-vector");
+    let ask = |first: &str, second: &str| {
+        next_logits(&model, &[prompt(&[image(first), json!("and"), image(second), json!("What?")])])
+    };
+    let base = ask("wide.png", "tall.png");
+    assert!(difference(base.clone(), ask("wide.png", "small.png")) > 1e-3, "the latest image is seen");
+    assert!(difference(base, ask("small.png", "tall.png")) > 1e-4, "the tokens between saw the first");
+}
+
+#[test]
+fn an_image_behind_an_end_is_not_seen_any_more() {
+    let model = load("idefics1-vector");
+    let ask = |name: &str| next_logits(&model, &[prompt(&[image(name), json!("A.</s>B")])]);
+    let (prompts, _) = inputs(&model, &[prompt(&[image("wide.png"), json!("A.</s>B")])]);
+    let seen = prompts.seen_images().unwrap().view().seen();
+    assert!(seen.contains(&true) && !seen[seen.len() - 1]);
+    // What is left of the image is what the tokens before the end took from it.
+    assert!(difference(ask("wide.png"), ask("tall.png")) > 0.0);
+}
+
+#[test]
+fn a_batch_answers_as_its_rows_do() {
+    let model = load("idefics1-float");
+    let together = model.generate(&rows(), &Default::default(), &greedy(8), never()).unwrap();
+    for (row, sample) in rows().into_iter().enumerate() {
+        let alone = model.generate(std::slice::from_ref(&sample), &Default::default(), &greedy(8), never()).unwrap();
+        assert_eq!(alone[0].token_ids, together[row].token_ids, "row {row}");
+        let mut streamed = String::new();
+        model
+            .generate_streaming(&sample, &Default::default(), &greedy(8), never(), |chunk| streamed.push_str(chunk))
+            .unwrap();
+        assert_eq!(streamed, together[row].text, "row {row}");
+    }
+    assert_eq!(together.iter().map(|answer| answer.usage.image_tokens).collect::<Vec<_>>(), [2, 0, 1]);
+}
+
+#[test]
+fn ranking_scores_labels_as_if_each_stood_alone() {
+    let model = load("idefics1-vector");
+    let sample = prompt(&[image("wide.png"), json!("Category:")]);
+    let labels = ["a dog", "the cat", "cars"].map(str::to_owned);
+    let together = model.rank(&sample, &labels, &Default::default(), RankOptions::default(), &never()).unwrap();
+    for label in &labels {
+        let alone = model
+            .rank(&sample, std::slice::from_ref(label), &Default::default(), RankOptions::default(), &never())
+            .unwrap();
+        let found = together.labels.iter().find(|ranked| ranked.label == *label).unwrap();
+        assert!((found.log_likelihood - alone.labels[0].log_likelihood).abs() < 1e-4, "{label}");
+    }
+}
+
+#[test]
+fn a_turn_computes_only_what_is_new_and_adds_its_images() {
+    let model = load("idefics1-vector");
+    let mut talk = Conversation::new(&model, no_splitting());
+    let question =
+        |name: &str| vec![Content::image(Path::new(&picture(name)).to_owned()), Content::text("What is it?")];
+    let mut ask = |content: Vec<Content>, back: Option<usize>| {
+        if let Some(back) = back {
+            talk.messages_mut().truncate(back);
+        }
+        let mut asked = talk.messages().to_vec();
+        asked.push(Message { role: "user".to_owned(), content: content.clone() });
+        let answer = talk.ask(content, &greedy(5), never(), |_| ()).unwrap();
+        let sample = Sample::Messages { messages: asked, add_generation_prompt: true };
+        let fresh = model.generate(&[sample], &no_splitting(), &greedy(5), never()).unwrap().remove(0);
+        assert_eq!(answer.token_ids, fresh.token_ids, "the cache changes nothing");
+        (answer.usage.prompt_tokens, talk.computed_tokens())
+    };
+    let (first, computed) = ask(question("small.png"), None);
+    assert_eq!(computed, first);
+    let (second, computed) = ask(question("wide.png"), None);
+    assert!(computed < second - first + 8, "{computed} of {second} tokens, {first} were there");
+    // The second question is taken back with its picture, and another picture comes in its place.
+    let (third, computed) = ask(question("tall.png"), Some(2));
+    assert!(computed < third, "{computed} of {third} tokens");
+    let (fourth, computed) = ask(vec![Content::text("Why?")], Some(2));
+    assert!(computed <= fourth - first + 8, "{computed} of {fourth} tokens");
+}
+
+#[test]
+fn a_base_model_has_no_conversation() {
+    let model = load("idefics1-float");
+    assert!(!model.processor().can_chat() && load("idefics1-vector").processor().can_chat());
+    let sample = Sample::Messages { messages: vec![Message::text("user", "Hello")], add_generation_prompt: true };
+    let error = model.generate(&[sample], &Default::default(), &greedy(2), never()).unwrap_err();
+    assert!(error.to_string().contains("chat template"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_it_is_computed() {
+    let folder = xtask_folder("checkpoints/idefics1-float");
+    let model = Idefics1::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
+    let tile = |side: usize| ImageTile { width: side, height: side, pixels: vec![0.5; 3 * side * side] };
+    let image = load("idefics1-float").processor().tokenizer().image_token_id();
+    let prompts = Prompts::pad_left(&[vec![1, image, 5]], 0).unwrap().seeing_latest_images(image, Some(2));
+    let refused =
+        |prompts: &Prompts, images: &[ImageTile]| model.forward(prompts, images, LogitsToKeep::All).unwrap_err();
+    assert_eq!(
+        refused(&prompts, &[tile(56)]),
+        InputError::ImageSize { image_idx: 0, width: 56, height: 56, expected: 28 }
+    );
+    assert_eq!(refused(&prompts, &[]), InputError::ImageCount { shown: 1, images: 0 });
+    assert_eq!(refused(&prompts, &[tile(28), tile(28)]), InputError::ImageCount { shown: 1, images: 2 });
+    let too_large = Prompts::pad_left(&[vec![1, model.vocab_size() as u32]], 0).unwrap();
+    assert!(matches!(refused(&too_large, &[]), InputError::TokenId { .. }));
+
+    let larger = model.interpolating_positions(true);
+    let logits = larger.forward(&prompts, &[tile(56)], LogitsToKeep::Last(1)).unwrap();
+    assert_eq!(logits.dims(), [1, 1, larger.vocab_size()]);
+}
+
+#[test]
+fn configurations_have_the_public_models_parameters() {
+    for (config, parameters, tensors) in [
+        (Idefics1Config::idefics_9b(), 8_929_679_632_usize, 1015),
+        (Idefics1Config::idefics_80b(), 79_967_843_624, 1603),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut json = serde_json::to_value(&config).unwrap();
+        json["model_type"] = json!("idefics");
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        assert_eq!(ModelConfig::from_folder(folder.path()).unwrap(), ModelConfig::Idefics1(config));
+        // By the file alone, and by a folder without weights.
+        for path in [path.as_path(), folder.path()] {
+            let inspection = inspect(path, Pickles::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
+            assert_eq!(inspection.parameters, parameters);
+            assert_eq!(inspection.parts.iter().map(|part| part.tensors).sum::<usize>(), tensors);
+            assert_eq!((inspection.family, inspection.image_tokens, inspection.files.len()), ("idefics", 64, 0));
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Keys and values of what a decoder attends to beside its own tokens, computed once.
+//!
+//! A *part* of a context is as many vectors as are always seen or hidden together. Rows of a batch have as many parts
+//! each; those that a row lacks are never seen.
+
+use burn::tensor::{Bool, Device, Tensor, TensorData};
+
+/// Which parts of the context each new token sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextView {
+    batch: usize,
+    n_new: usize,
+    n_parts: usize,
+    /// `[batch, n_new, n_parts]`, true may be attended.
+    seen: Vec<bool>,
+}
+
+impl ContextView {
+    /// A view of `batch` rows with `n_new` tokens each: `seen` is `[batch, n_new, n_parts]`, row after row, true where
+    /// a token may attend to a part.
+    ///
+    /// # Panics
+    /// If `seen` has another length.
+    pub fn new(batch: usize, n_new: usize, n_parts: usize, seen: Vec<bool>) -> Self {
+        assert_eq!(seen.len(), batch * n_new * n_parts, "one value for each token and part");
+        Self { batch, n_new, n_parts, seen }
+    }
+
+    /// Rows.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Tokens of a row.
+    pub fn n_new(&self) -> usize {
+        self.n_new
+    }
+
+    /// Parts of a row.
+    pub fn n_parts(&self) -> usize {
+        self.n_parts
+    }
+
+    /// `[batch, n_new, n_parts]`, true may be attended.
+    pub fn seen(&self) -> &[bool] {
+        &self.seen
+    }
+
+    /// Whether no token sees anything.
+    pub fn is_blind(&self) -> bool {
+        !self.seen.contains(&true)
+    }
+
+    /// `n_new` tokens that see what the last token of their row does.
+    #[must_use]
+    pub fn repeat_last(&self, n_new: usize) -> Self {
+        let row_len = self.n_new * self.n_parts;
+        let lasts = self.seen.chunks(row_len.max(1)).map(|row| &row[row.len() - self.n_parts.min(row.len())..]);
+        let seen = lasts.flat_map(|last| last.repeat(n_new)).collect();
+        Self { n_new, seen, ..*self }
+    }
+
+    /// The tokens from `start` on.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    #[must_use]
+    pub fn skip(&self, start: usize) -> Self {
+        let rows = self.seen.chunks((self.n_new * self.n_parts).max(1));
+        let seen = rows.flat_map(|row| &row[start * self.n_parts..]).copied().collect();
+        Self { n_new: self.n_new - start, seen, ..*self }
+    }
+
+    /// True where a key is hidden from a token, `[batch, 1, n_new, n_parts · part_len]`; `None` if every token sees
+    /// everything.
+    pub fn masked_out(&self, part_len: usize, device: &Device) -> Option<Tensor<4, Bool>> {
+        if !self.seen.contains(&false) {
+            return None;
+        }
+        let Self { batch, n_new, n_parts, .. } = *self;
+        let hidden: Vec<bool> = self.seen.iter().map(|seen| !seen).collect();
+        let hidden = Tensor::<4, Bool>::from_data(TensorData::new(hidden, [batch, n_new, n_parts, 1]), device);
+        Some(hidden.expand([batch, n_new, n_parts, part_len]).reshape([batch, 1, n_new, n_parts * part_len]))
+    }
+}
+
+/// The context of a cache's rows.
+#[derive(Debug)]
+pub struct ContextCache {
+    /// Keys and values of each layer that attends to the context, `[batch, n_heads, n_parts · part_len, head_dim]`.
+    layers: Vec<(Tensor<4>, Tensor<4>)>,
+    part_len: usize,
+    /// What the newest token of each row sees.
+    view: ContextView,
+}
+
+impl ContextCache {
+    /// The keys and values of each layer, and what the newest token of each row sees of them.
+    pub fn new(layers: Vec<(Tensor<4>, Tensor<4>)>, part_len: usize, view: &ContextView) -> Self {
+        Self { layers, part_len, view: view.repeat_last(1) }
+    }
+
+    /// Keys and values of a layer, `[batch, n_heads, n_parts · part_len, head_dim]` each.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn layer(&self, layer_idx: usize) -> (Tensor<4>, Tensor<4>) {
+        self.layers[layer_idx].clone()
+    }
+
+    /// Vectors of a part.
+    pub fn part_len(&self) -> usize {
+        self.part_len
+    }
+
+    /// What the newest token of each row sees.
+    pub fn view(&self) -> &ContextView {
+        &self.view
+    }
+
+    /// The first `n_parts` parts of each row, with the keys and values of further ones behind them where `more` has
+    /// some, and what the newest token of each row sees of all.
+    #[must_use]
+    pub fn continued(self, n_parts: usize, more: Option<Vec<(Tensor<4>, Tensor<4>)>>, view: &ContextView) -> Self {
+        let kept = n_parts * self.part_len;
+        let keep = |states: Tensor<4>| match states.dims()[2] == kept {
+            true => states,
+            false => states.narrow(2, 0, kept),
+        };
+        let mut more = more.map(Vec::into_iter);
+        let layers = self.layers.into_iter().map(|(key, value)| {
+            let (key, value) = (keep(key), keep(value));
+            match more.as_mut().and_then(Iterator::next) {
+                None => (key, value),
+                Some((more_key, more_value)) => {
+                    (Tensor::cat(vec![key, more_key], 2), Tensor::cat(vec![value, more_value], 2))
+                }
+            }
+        });
+        Self { layers: layers.collect(), part_len: self.part_len, view: view.repeat_last(1) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_repeat_and_skip_row_by_row() {
+        let view = ContextView::new(2, 2, 2, vec![true, false, false, true, false, false, true, false]);
+        assert_eq!(view.repeat_last(2).seen(), [false, true, false, true, true, false, true, false]);
+        assert_eq!(view.skip(1).seen(), [false, true, true, false]);
+        assert!(!view.is_blind() && ContextView::new(1, 3, 0, Vec::new()).repeat_last(1).is_blind());
+    }
+
+    #[test]
+    fn all_vectors_of_a_part_are_hidden_together() {
+        let view = ContextView::new(1, 2, 2, vec![true, false, true, true]);
+        let masked_out = view.masked_out(3, &Device::flex()).unwrap().into_data();
+        let rows = [[false, false, false, true, true, true], [false; 6]];
+        assert_eq!(masked_out.iter::<bool>().collect::<Vec<_>>(), rows.concat());
+        assert!(view.skip(1).masked_out(3, &Device::flex()).is_none());
+    }
+}

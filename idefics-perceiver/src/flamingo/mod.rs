@@ -1,0 +1,150 @@
+//! The resampler of the first Idefics, which is Flamingo's: layer norms, no masks, a plain feed-forward block.
+//!
+//! Papers: <https://arxiv.org/abs/2204.14198>, <https://arxiv.org/abs/2306.16527>. Reference:
+//! `IdeficsPerceiverResampler`, `perceiver.py`, Transformers 5.23.0.
+//!
+//! Axes: `n_images`, `patches`, `n_latents`, `d` = the vision tower's width, `heads` of `head_dim`.
+//!
+//! Numerics: layer norms accumulate in f32.
+
+mod config;
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+use idefics_nn::{Activation, LayerNorm, Linear, attention, normal};
+
+pub use config::{PerceiverConfig, ResamplerConfig};
+
+/// Added to the variance in each layer norm: `torch.nn.LayerNorm`'s default, which no key changes.
+const LAYER_NORM_EPS: f64 = 1e-5;
+
+/// Compresses each image's patches to `n_latents` vectors: learned queries that read the patches and each other.
+#[derive(Module, Debug)]
+pub struct PerceiverResampler {
+    /// `[n_latents, d]`.
+    pub latents: Param<Tensor<2>>,
+    /// In the order in which they run; in the checkpoint, attention is a block's part `0` and what follows part `1`.
+    pub blocks: Vec<(PerceiverAttention, PerceiverMlp)>,
+    /// Norm of the result.
+    pub layer_norm: LayerNorm,
+}
+
+impl PerceiverResampler {
+    fn new(config: &ResamplerConfig, device: &Device) -> Self {
+        let (d, perceiver) = (config.vision_embed_dim, &config.perceiver);
+        let block = |_| (PerceiverAttention::new(config, device), PerceiverMlp::new(d, device));
+        Self {
+            latents: normal([perceiver.resampler_n_latents, d], 0.0, 1.0, device),
+            blocks: (0..perceiver.resampler_depth).map(block).collect(),
+            layer_norm: LayerNorm::new(d, LAYER_NORM_EPS, device),
+        }
+    }
+
+    /// # Shapes
+    /// - `context`: `[n_images, patches, d]`, the vision tower's output
+    /// - returns `[n_images, n_latents, d]`
+    pub fn forward(&self, context: Tensor<3>) -> Tensor<3> {
+        let [n_images, _, d] = context.dims();
+        let latents = self.latents.val();
+        let [n_latents, _] = latents.dims();
+        let mut latents = latents.unsqueeze::<3>().expand([n_images, n_latents, d]);
+        for (attention, mlp) in &self.blocks {
+            latents = latents.clone() + attention.forward(context.clone(), latents);
+            latents = latents.clone() + mlp.forward(latents);
+        }
+        self.layer_norm.forward(latents)
+    }
+}
+
+/// Queries from the latents, keys and values from patches and latents together, each normalised.
+#[derive(Module, Debug)]
+pub struct PerceiverAttention {
+    /// Of the patches.
+    pub context_layer_norm: LayerNorm,
+    /// Of the latents.
+    pub latents_layer_norm: LayerNorm,
+    /// Of each head's queries, if `qk_layer_norms_perceiver`.
+    pub q_layer_norm: Option<LayerNorm>,
+    /// Of each head's keys, if `qk_layer_norms_perceiver`.
+    pub k_layer_norm: Option<LayerNorm>,
+    /// Queries, `heads · head_dim`.
+    pub q_proj: Linear,
+    /// Keys, `heads · head_dim`.
+    pub k_proj: Linear,
+    /// Values, `heads · head_dim`.
+    pub v_proj: Linear,
+    /// Heads back to one vector.
+    pub output_proj: Linear,
+    head_dim: usize,
+}
+
+impl PerceiverAttention {
+    fn new(config: &ResamplerConfig, device: &Device) -> Self {
+        let PerceiverConfig { resampler_n_heads, resampler_head_dim: head_dim, qk_layer_norms_perceiver, .. } =
+            config.perceiver;
+        let (d, width) = (config.vision_embed_dim, resampler_n_heads * head_dim);
+        let norm = |width: usize| LayerNorm::new(width, LAYER_NORM_EPS, device);
+        let head_norm = || qk_layer_norms_perceiver.then(|| norm(head_dim));
+        Self {
+            context_layer_norm: norm(d),
+            latents_layer_norm: norm(d),
+            q_layer_norm: head_norm(),
+            k_layer_norm: head_norm(),
+            q_proj: Linear::new_without_bias(d, width, device),
+            k_proj: Linear::new_without_bias(d, width, device),
+            v_proj: Linear::new_without_bias(d, width, device),
+            output_proj: Linear::new_without_bias(width, d, device),
+            head_dim,
+        }
+    }
+
+    /// # Shapes
+    /// - `context`: `[n_images, patches, d]`
+    /// - `latents`: `[n_images, n_latents, d]`
+    /// - returns `[n_images, n_latents, d]`
+    pub fn forward(&self, context: Tensor<3>, latents: Tensor<3>) -> Tensor<3> {
+        let [n_images, n_latents, _] = latents.dims();
+        let split_heads = |states: Tensor<3>| {
+            let [_, seq, width] = states.dims();
+            states.reshape([n_images, seq, width / self.head_dim, self.head_dim]).swap_dims(1, 2)
+        };
+        let normed = |norm: &Option<LayerNorm>, states: Tensor<4>| match norm {
+            Some(norm) => norm.forward(states),
+            None => states,
+        };
+        let latents = self.latents_layer_norm.forward(latents);
+        let key_value_states = Tensor::cat(vec![self.context_layer_norm.forward(context), latents.clone()], 1);
+        let query = split_heads(self.q_proj.forward(latents)); // [n_images, heads, n_latents, head_dim]
+        let key = split_heads(self.k_proj.forward(key_value_states.clone())); // [.., patches + n_latents, head_dim]
+        let value = split_heads(self.v_proj.forward(key_value_states));
+        let context = attention(normed(&self.q_layer_norm, query), normed(&self.k_layer_norm, key), value, None);
+        let [_, heads, _, head_dim] = context.dims();
+        self.output_proj.forward(context.swap_dims(1, 2).reshape([n_images, n_latents, heads * head_dim]))
+    }
+}
+
+/// A norm and two linear layers with a ReLU between, four times as wide inside (no key says so).
+#[derive(Module, Debug)]
+pub struct PerceiverMlp {
+    /// Before all else.
+    pub ln: LayerNorm,
+    /// Up.
+    pub fc: Linear,
+    /// And down again.
+    pub c_proj: Linear,
+}
+
+impl PerceiverMlp {
+    fn new(d: usize, device: &Device) -> Self {
+        Self {
+            ln: LayerNorm::new(d, LAYER_NORM_EPS, device),
+            fc: Linear::new_without_bias(d, 4 * d, device),
+            c_proj: Linear::new_without_bias(4 * d, d, device),
+        }
+    }
+
+    /// `[n_images, n_latents, d]` in and out.
+    pub fn forward(&self, latents: Tensor<3>) -> Tensor<3> {
+        self.c_proj.forward(Activation::Relu.forward(self.fc.forward(self.ln.forward(latents))))
+    }
+}

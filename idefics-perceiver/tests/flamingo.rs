@@ -1,0 +1,39 @@
+//! The resampler of the first Idefics.
+
+use burn::tensor::Device;
+use idefics_perceiver::flamingo::{PerceiverConfig, ResamplerConfig};
+use serde::Deserialize;
+
+use crate::REFERENCE;
+use crate::common::{Case, assert_close, part};
+
+const PREFIX: &str = "model.perceiver_resampler.";
+
+#[derive(Deserialize)]
+struct Tower {
+    embed_dim: usize,
+}
+
+#[test]
+fn every_case_matches_the_reference() {
+    let device = Device::flex();
+    let mut resampled = 0;
+    for case in Case::all_of("idefics", "image_hidden_states") {
+        let features = case.floats::<3>("vision.last_hidden_state", &device);
+        let expected = case.floats::<3>("image_hidden_states", &device);
+        if features.dims() == expected.dims() {
+            continue; // without a resampler
+        }
+        let perceiver: PerceiverConfig = case.model.section("perceiver_config");
+        perceiver.validate().unwrap();
+        let vision_embed_dim = case.model.section::<Tower>("vision_config").embed_dim;
+        let config = ResamplerConfig { vision_embed_dim, perceiver };
+        let resampler = case.model.load(config.init(&device), PREFIX);
+        let output = resampler.forward(features.clone());
+        assert_close(&case.name, &output, &expected, REFERENCE);
+        let first = resampler.forward(part(&features, 0, 0, 1));
+        assert_close("images do not mix", &first, &part(&output, 0, 0, 1), 1e-5);
+        resampled += 1;
+    }
+    assert!(resampled >= 3, "{resampled} cases with a resampler");
+}

@@ -1,0 +1,177 @@
+//! Gated cross-attention: how a decoder's tokens read a context that is not among them.
+//!
+//! Papers: <https://arxiv.org/abs/2204.14198>, <https://arxiv.org/abs/2306.16527>. Reference:
+//! `IdeficsGatedCrossAttentionLayer`, `IdeficsAttention`, Transformers 5.23.0.
+//!
+//! Axes: `batch` rows, `n_new` tokens of this call, `d` = `hidden_size`, `heads` of `head_dim`, `n_keys` vectors of the
+//! context, which are `d_context` wide.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Bool, Device, Tensor};
+use idefics_nn::{GatedMlp, Linear, RmsNorm, attention, flat_module, normal};
+
+use crate::{AlphaType, CrossAttentionConfig};
+
+/// Attention to the context and feed-forward, each on a normalised copy, each added as far as its gate is open.
+#[derive(Module, Debug)]
+pub struct GatedCrossAttentionLayer {
+    /// Before attention.
+    pub input_layernorm: RmsNorm,
+    /// Attention to the context.
+    pub cross_attn: CrossAttention,
+    /// How much of what attention gives is added.
+    pub alpha_cross_attn: Gate,
+    /// Before the feed-forward block.
+    pub post_attention_layernorm: RmsNorm,
+    /// Feed-forward block.
+    pub mlp: GatedMlp,
+    /// How much of what that gives is added.
+    pub alpha_dense: Gate,
+}
+
+/// What a gated layer reads of a context.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// `[batch, heads, n_keys, head_dim]`.
+    pub key: Tensor<4>,
+    /// `[batch, heads, n_keys, head_dim]`.
+    pub value: Tensor<4>,
+    /// `[batch, 1, n_new, n_keys]`, true hides the key; `None` if nothing is hidden.
+    pub masked_out: Option<Tensor<4, Bool>>,
+}
+
+impl GatedCrossAttentionLayer {
+    pub(crate) fn new(config: &CrossAttentionConfig, device: &Device) -> Self {
+        let (text, d) = (&config.text, config.text.hidden_size);
+        let norm = || RmsNorm::new(d, text.rms_norm_eps, device);
+        Self {
+            input_layernorm: norm(),
+            cross_attn: CrossAttention::new(config, device),
+            alpha_cross_attn: Gate::new(config.alpha_type, d, device),
+            post_attention_layernorm: norm(),
+            mlp: GatedMlp::new(d, text.intermediate_size, d, text.hidden_act, device),
+            alpha_dense: Gate::new(config.alpha_type, d, device),
+        }
+    }
+
+    /// Where its weights are.
+    pub(crate) fn device(&self) -> Device {
+        self.input_layernorm.weight.val().device()
+    }
+
+    /// `context` is `None` where no token sees anything of it; the feed-forward block is added all the same.
+    ///
+    /// `[batch, n_new, d]` in and out.
+    pub fn forward(&self, mut hidden_states: Tensor<3>, context: Option<Context>) -> Tensor<3> {
+        if let Some(context) = context {
+            let normed = self.input_layernorm.forward(hidden_states.clone());
+            let attended = self.cross_attn.forward(normed, context);
+            hidden_states = hidden_states + self.alpha_cross_attn.scale(attended);
+        }
+        let normed = self.post_attention_layernorm.forward(hidden_states.clone());
+        hidden_states + self.alpha_dense.scale(self.mlp.forward(normed))
+    }
+}
+
+/// Queries from the tokens, keys and values from the context; no positions, no biases.
+#[derive(Module, Debug)]
+pub struct CrossAttention {
+    /// Queries, `heads · head_dim`.
+    pub q_proj: Linear,
+    /// Keys, from `d_context`.
+    pub k_proj: Linear,
+    /// Values, from `d_context`.
+    pub v_proj: Linear,
+    /// Heads back to one vector.
+    pub o_proj: Linear,
+    /// Of each head's queries, if `qk_layer_norms`.
+    pub q_layer_norm: Option<RmsNorm>,
+    /// Of each head's keys, if `qk_layer_norms`.
+    pub k_layer_norm: Option<RmsNorm>,
+    head_dim: usize,
+}
+
+impl CrossAttention {
+    fn new(config: &CrossAttentionConfig, device: &Device) -> Self {
+        let (d, head_dim) = (config.text.hidden_size, config.text.head_dim());
+        let width = config.text.num_attention_heads * head_dim;
+        let head_norm = || config.qk_layer_norms.then(|| RmsNorm::new(head_dim, config.text.rms_norm_eps, device));
+        Self {
+            q_proj: Linear::new_without_bias(d, width, device),
+            k_proj: Linear::new_without_bias(config.context_size, width, device),
+            v_proj: Linear::new_without_bias(config.context_size, width, device),
+            o_proj: Linear::new_without_bias(width, d, device),
+            q_layer_norm: head_norm(),
+            k_layer_norm: head_norm(),
+            head_dim,
+        }
+    }
+
+    /// Keys and values of a context, which do not depend on the tokens.
+    ///
+    /// # Shapes
+    /// - `context_states`: `[batch, n_keys, d_context]`
+    /// - returns `[batch, heads, n_keys, head_dim]` each
+    pub fn key_values(&self, context_states: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
+        let key = self.split_heads(self.k_proj.forward(context_states.clone()));
+        let key = match &self.k_layer_norm {
+            Some(norm) => norm.forward(key),
+            None => key,
+        };
+        (key, self.split_heads(self.v_proj.forward(context_states)))
+    }
+
+    /// A token that sees nothing gets exactly 0: that is what [`attention`] gives it, and no bias follows.
+    ///
+    /// `[batch, n_new, d]` in and out.
+    pub fn forward(&self, hidden_states: Tensor<3>, context: Context) -> Tensor<3> {
+        let [batch, n_new, _] = hidden_states.dims();
+        let query = self.split_heads(self.q_proj.forward(hidden_states)); // [batch, heads, n_new, head_dim]
+        let query = match &self.q_layer_norm {
+            Some(norm) => norm.forward(query),
+            None => query,
+        };
+        let attended = attention(query, context.key, context.value, context.masked_out);
+        let [_, heads, _, head_dim] = attended.dims();
+        self.o_proj.forward(attended.swap_dims(1, 2).reshape([batch, n_new, heads * head_dim]))
+    }
+
+    fn split_heads(&self, states: Tensor<3>) -> Tensor<4> {
+        let [batch, len, width] = states.dims();
+        states.reshape([batch, len, width / self.head_dim, self.head_dim]).swap_dims(1, 2)
+    }
+}
+
+/// What a branch is multiplied with, through tanh: 0 shuts it.
+#[derive(Debug, Clone)]
+pub enum Gate {
+    /// One number, `[1]`.
+    Float(Param<Tensor<1>>),
+    /// One for each element, `[1, 1, d]`.
+    Vector(Param<Tensor<3>>),
+}
+flat_module!(
+    enum Gate {
+        Float,
+        Vector,
+    }
+);
+
+impl Gate {
+    /// A gate that is half open until a checkpoint is loaded: a shut one would make what it guards invisible.
+    fn new(alpha_type: AlphaType, hidden_size: usize, device: &Device) -> Self {
+        match alpha_type {
+            AlphaType::Float => Self::Float(normal([1], 0.5, 0.02, device)),
+            AlphaType::Vector => Self::Vector(normal([1, 1, hidden_size], 0.5, 0.02, device)),
+        }
+    }
+
+    /// `[batch, n_new, d]` in and out.
+    fn scale(&self, states: Tensor<3>) -> Tensor<3> {
+        let alpha = match self {
+            Self::Float(alpha) => alpha.val().reshape([1, 1, 1]),
+            Self::Vector(alpha) => alpha.val(),
+        };
+        states * alpha.tanh()
+    }
+}

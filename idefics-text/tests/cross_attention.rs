@@ -1,0 +1,209 @@
+//! Gated cross-attention: what is seen changes a token, what is not seen changes nothing.
+
+use burn::module::Param;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use idefics_nn::{ParameterVisitor, visit_parameters};
+use idefics_text::{
+    AlphaType, Branches, ContextCache, ContextView, CrossAttentionConfig, CrossAttentionDecoder, DecoupledEmbedding,
+    DecoupledLinear, KvCache, TextConfig,
+};
+
+use crate::SAME;
+use crate::common::{assert_close, part, random, values};
+
+fn config(alpha_type: AlphaType) -> CrossAttentionConfig {
+    CrossAttentionConfig {
+        text: TextConfig {
+            vocab_size: 40,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 4,
+            num_attention_heads: 2,
+            ..TextConfig::llama_defaults()
+        },
+        additional_vocab_size: 2,
+        cross_layer_interval: 2,
+        qk_layer_norms: true,
+        alpha_type,
+        context_size: 10,
+    }
+}
+
+/// Three vectors a part.
+const PART: usize = 3;
+
+struct Model {
+    config: CrossAttentionConfig,
+    decoder: CrossAttentionDecoder,
+    device: Device,
+}
+
+impl Model {
+    fn new(alpha_type: AlphaType) -> Self {
+        let device = Device::flex();
+        let config = config(alpha_type);
+        config.validate().unwrap();
+        let decoder = config.init(&device).unwrap();
+        Self { config, decoder, device }
+    }
+
+    fn context(&self, seed: u64, batch: usize, parts: usize) -> Tensor<3> {
+        random(seed, [batch, parts * PART, self.config.context_size], &self.device)
+    }
+
+    fn tokens(&self, seed: u64, batch: usize, seq: usize) -> Tensor<3> {
+        random(seed, [batch, seq, self.config.text.hidden_size], &self.device)
+    }
+
+    fn cache(&self, left_padding: Vec<usize>, context: Option<&Tensor<3>>, view: &ContextView) -> KvCache {
+        let mut cache = self.config.text.cache(left_padding, 20);
+        let layers = context.map(|context| self.decoder.context_key_values(context));
+        cache.set_context(layers.map(|layers| ContextCache::new(layers, PART, view)));
+        cache
+    }
+
+    fn run(&self, tokens: &Tensor<3>, context: Option<&Tensor<3>>, view: &ContextView) -> Tensor<3> {
+        let mut cache = self.cache(vec![0; tokens.dims()[0]], context, view);
+        self.decoder.forward(tokens.clone(), Some(view), &mut cache)
+    }
+}
+
+/// Part `index` of `n_parts` for each token, or none.
+fn view(rows: &[&[Option<usize>]], n_parts: usize) -> ContextView {
+    let seen = rows.iter().flat_map(|row| row.iter());
+    let seen = seen.flat_map(|&latest| (0..n_parts).map(move |part| latest == Some(part))).collect();
+    ContextView::new(rows.len(), rows[0].len(), n_parts, seen)
+}
+
+#[test]
+fn what_no_token_sees_changes_nothing() {
+    for alpha_type in [AlphaType::Float, AlphaType::Vector] {
+        let model = Model::new(alpha_type);
+        let (tokens, context) = (model.tokens(1, 1, 4), model.context(2, 1, 2));
+        let blind = view(&[&[None; 4]], 2);
+        let alone = model.run(&tokens, None, &view(&[&[None; 4]], 0));
+        assert_close("blind", &model.run(&tokens, Some(&context), &blind), &alone, SAME);
+
+        // The second part is hidden from all: other vectors there are as good.
+        let first = view(&[&[None, Some(0), Some(0), Some(0)]], 2);
+        let output = model.run(&tokens, Some(&context), &first);
+        let other = Tensor::cat(vec![part(&context, 1, 0, PART), model.context(9, 1, 1) * 50.0], 1);
+        assert_close("hidden part", &model.run(&tokens, Some(&other), &first), &output, SAME);
+        assert_close("before the part", &part(&output, 1, 0, 1), &part(&alone, 1, 0, 1), SAME);
+        let changed = values(part(&output, 1, 1, 2) - part(&alone, 1, 1, 2));
+        assert!(changed.iter().any(|difference| difference.abs() > 1e-3), "what is seen changes a token");
+    }
+}
+
+#[test]
+fn steps_see_what_the_last_token_saw() {
+    let model = Model::new(AlphaType::Vector);
+    let (tokens, context) = (model.tokens(3, 2, 6), model.context(4, 2, 2));
+    let latest: [&[Option<usize>]; 2] = [&[None, Some(0), Some(1), Some(1), Some(1), Some(1)], &[None; 6]];
+    let whole = view(&latest, 2);
+    let at_once = model.run(&tokens, Some(&context), &whole);
+    let prompt = ContextView::new(2, 3, 2, [&whole.seen()[..6], &whole.seen()[12..18]].concat());
+    let mut cache = model.cache(vec![0, 0], Some(&context), &prompt);
+    let mut outputs = vec![model.decoder.forward(part(&tokens, 1, 0, 3), Some(&prompt), &mut cache)];
+    for step in 3..6 {
+        outputs.push(model.decoder.forward(part(&tokens, 1, step, step + 1), None, &mut cache));
+    }
+    assert_close("in steps", &Tensor::cat(outputs, 1), &at_once, SAME);
+}
+
+#[test]
+fn rows_are_independent_of_their_neighbours_context() {
+    let model = Model::new(AlphaType::Float);
+    let (tokens, context) = (model.tokens(5, 2, 3), model.context(6, 2, 2));
+    let rows: [&[Option<usize>]; 2] = [&[Some(0), Some(1), Some(1)], &[None, None, Some(0)]];
+    let batch = model.run(&tokens, Some(&context), &view(&rows, 2));
+    for (row, latest) in rows.into_iter().enumerate() {
+        let alone =
+            model.run(&part(&tokens, 0, row, row + 1), Some(&part(&context, 0, row, row + 1)), &view(&[latest], 2));
+        assert_close("alone", &alone, &part(&batch, 0, row, row + 1), SAME);
+    }
+}
+
+#[test]
+fn a_context_that_grows_is_one_that_was_there() {
+    let model = Model::new(AlphaType::Float);
+    let (tokens, context) = (model.tokens(7, 1, 4), model.context(8, 1, 2));
+    let whole = view(&[&[Some(0), Some(0), Some(1), Some(1)]], 2);
+    let at_once = model.run(&tokens, Some(&context), &whole);
+    let first = view(&[&[Some(0), Some(0)]], 1);
+    let mut cache = model.cache(vec![0], Some(&part(&context, 1, 0, PART)), &first);
+    let before = model.decoder.forward(part(&tokens, 1, 0, 2), Some(&first), &mut cache);
+    let (rest, more) = (whole.skip(2), model.decoder.context_key_values(&part(&context, 1, PART, 2 * PART)));
+    let known = cache.take_context().unwrap();
+    cache.set_context(Some(known.continued(1, Some(more), &rest)));
+    let after = model.decoder.forward(part(&tokens, 1, 2, 4), Some(&rest), &mut cache);
+    assert_close("grown", &Tensor::cat(vec![before, after], 1), &at_once, SAME);
+}
+
+#[test]
+fn branches_see_what_their_prompt_does() {
+    let model = Model::new(AlphaType::Float);
+    let (tokens, context) = (model.tokens(10, 1, 3), model.context(11, 1, 1));
+    let seen = view(&[&[None, Some(0), Some(0)]], 1);
+    let next = model.tokens(12, 1, 2);
+    let mut cache = model.cache(vec![0], Some(&context), &seen);
+    model.decoder.forward(tokens.clone(), Some(&seen), &mut cache);
+    let mut branches = Branches::new(&cache);
+    branches.append(&[None, None]);
+    let together = model.decoder.forward_branches(next.clone(), &branches, &mut cache);
+    for branch in 0..2 {
+        let mut cache = model.cache(vec![0], Some(&context), &seen);
+        model.decoder.forward(tokens.clone(), Some(&seen), &mut cache);
+        let alone = model.decoder.forward(part(&next, 1, branch, branch + 1), None, &mut cache);
+        assert_close("branch", &part(&together, 1, branch, branch + 1), &alone, SAME);
+    }
+}
+
+#[test]
+fn two_tables_are_one_that_was_cut() {
+    let device = Device::flex();
+    let embedding = DecoupledEmbedding::new(5, 3, 4, &device);
+    let added = embedding.additional.additional_embedding.as_ref().unwrap();
+    let joined = Tensor::cat(vec![embedding.table.weight.val(), added.weight.val()], 0); // [8, 4]
+    let ids = [7, 0, 4, 5, 6, 1];
+    let input_ids = Tensor::<2, Int>::from_data(TensorData::new(ids.to_vec(), [2, 3]), &device);
+    let rows = Tensor::<1, Int>::from_data(TensorData::from(ids), &device);
+    assert_close("joined", &embedding.forward(input_ids), &joined.select(0, rows).reshape([2, 3, 4]), 0.0);
+
+    let head = DecoupledLinear::new(4, 5, 3, &device);
+    let states = random::<3>(1, [1, 2, 4], &device);
+    let logits = head.forward(states.clone());
+    assert_eq!(logits.dims(), [1, 2, 8]);
+    assert_close("own logits come first", &part(&logits, 2, 0, 5), &head.linear.forward(states), 0.0);
+}
+
+#[test]
+fn tensors_have_the_checkpoints_names() {
+    #[derive(Default)]
+    struct Names(Vec<String>);
+    impl ParameterVisitor for Names {
+        fn visit<const D: usize>(&mut self, name: &str, _param: &Param<Tensor<D>>) {
+            self.0.push(name.to_owned());
+        }
+    }
+    let mut names = Names::default();
+    visit_parameters(&Model::new(AlphaType::Vector).decoder, &mut names);
+    for expected in [
+        "embed_tokens.weight",
+        "embed_tokens.additional_embedding.weight",
+        "layers.3.self_attn.q_proj.weight",
+        "gated_cross_attn_layers.1.alpha_cross_attn",
+        "gated_cross_attn_layers.1.alpha_dense",
+        "gated_cross_attn_layers.0.cross_attn.k_layer_norm.weight",
+        "gated_cross_attn_layers.0.mlp.down_proj.weight",
+        "norm.weight",
+    ] {
+        assert!(names.0.iter().any(|name| name == expected), "{expected} is not among {:?}", names.0);
+    }
+}
+
+#[test]
+fn an_interval_that_leaves_layers_over_is_refused() {
+    let odd = CrossAttentionConfig { cross_layer_interval: 3, ..config(AlphaType::Float) };
+    assert!(odd.validate().unwrap_err().to_string().contains("cross_layer_interval"));
+}

@@ -1,0 +1,133 @@
+//! The stages of a case of the first Idefics.
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{DType, Device, Tensor};
+use idefics_generate::processor::image::ImageTile;
+use idefics_generate::processor::{ProcessedInputs, Processor, TokenBatch, image_attention_mask};
+use idefics_generate::train::TrainingBatch;
+use idefics_generate::{Idefics1, LabelRecipe, Prompts, SeenImages};
+
+use super::stages::{Stages, floats};
+
+impl Stages<'_> {
+    /// Pixels in slots of equal number, and what each token sees of them.
+    pub(super) fn idefics1_processor(
+        &mut self,
+        processor: &Processor,
+        processed: &ProcessedInputs,
+        tokens: &TokenBatch,
+    ) -> Result<()> {
+        let (shape, pixel_values) = processor.idefics1_pixel_values(processed);
+        let tolerance = self.case.tolerance("processor.pixel_values");
+        self.floats("processor.pixel_values", &shape, &pixel_values, tolerance, |_| true)?;
+        let tokenizer = processor.tokenizer();
+        let mask = image_attention_mask(tokens, shape[1], tokenizer.image_token_id(), tokenizer.eos_token_id());
+        self.ints("processor.image_attention_mask", &[tokens.batch, tokens.seq, shape[1]], &mask)
+    }
+
+    pub(super) fn idefics1(
+        &mut self,
+        device: &Device,
+        processor: &Processor,
+        processed: &ProcessedInputs,
+        tokens: &TokenBatch,
+    ) -> Result<()> {
+        let model = Idefics1::from_folder(&self.case.checkpoint, device, self.case.weights(self.dtype)?, |_| ())?;
+        let (images, n_images, slots) = self.idefics1_images(processed)?;
+        let features = model.vision_features(&images)?;
+        let all = (!features.is_empty()).then(|| Tensor::cat(features.clone(), 0));
+        self.of_images("vision.last_hidden_state", all, &slots)?;
+        let image_hidden_states = model.connect(features);
+        self.of_images("image_hidden_states", image_hidden_states.clone(), &slots)?;
+        let (prompts, real) = self.prompts(tokens)?;
+        let prompts = self.seeing(prompts, processor, n_images)?;
+        let n_layers = model.config().num_hidden_layers;
+        let loss = |logits, labels: &[i64]| model.loss(logits, labels);
+        self.decoder(&model, n_layers, (&prompts, &real), image_hidden_states, &loss)?;
+        self.idefics1_gradients(device, &prompts, &images)?;
+        self.generation(&model, processor, processed)
+    }
+
+    /// The real images of the expected processor tensors, how many each row has, and of all slots of the batch which hold
+    /// one; ours where the case has none.
+    fn idefics1_images(&self, processed: &ProcessedInputs) -> Result<(Vec<ImageTile>, Vec<usize>, Vec<bool>)> {
+        let Some(pixel_values) = self.case.expected("processor.pixel_values") else {
+            let n_images: Vec<usize> = processed.images.iter().map(Vec::len).collect();
+            let slots = n_images.iter().copied().max().unwrap_or(0).max(1);
+            let is_real = n_images.iter().flat_map(|&n_images| (0..slots).map(move |slot| slot < n_images)).collect();
+            return Ok((processed.images.iter().flatten().cloned().collect(), n_images, is_real));
+        };
+        let &[_, slots, 3, height, width] = pixel_values.shape.as_slice() else {
+            bail!("`processor.pixel_values` has shape {:?}, expected [batch, n_images, 3, h, w]", pixel_values.shape);
+        };
+        let all = pixel_values.floats()?.chunks(3 * height * width);
+        let is_real: Vec<bool> = all.clone().map(|pixels| pixels.iter().any(|&value| value != 0.0)).collect();
+        let real = all.zip(&is_real).filter(|(_, is_real)| **is_real);
+        let images = real.map(|(pixels, _)| ImageTile { width, height, pixels: pixels.to_vec() }).collect();
+        let n_images = is_real.chunks(slots).map(|row| row.iter().filter(|real| **real).count()).collect();
+        Ok((images, n_images, is_real))
+    }
+
+    /// Compares vectors of images, `[images, n_vectors, width]`: of the real ones, or of all slots, of which the real ones
+    /// count.
+    fn of_images(&mut self, stage: &str, ours: Option<Tensor<3>>, is_real: &[bool]) -> Result<()> {
+        let Some(expected) = self.case.expected(stage) else { return Ok(()) };
+        let n_real = is_real.iter().filter(|real| **real).count();
+        let has_all_slots = expected.shape.first() == Some(&is_real.len()) && n_real < is_real.len();
+        let Some(ours) = ours else {
+            ensure!(has_all_slots, "`{stage}` without an image");
+            return Ok(());
+        };
+        if !has_all_slots {
+            return self.tensor(stage, &ours, |_| true);
+        }
+        let [_, n_vectors, width] = ours.dims();
+        let per_image = n_vectors * width;
+        let values = floats(ours);
+        let mut images = values.chunks(per_image);
+        let mut placed = Vec::with_capacity(is_real.len() * per_image);
+        for &is_real in is_real {
+            match is_real.then(|| images.next()).flatten() {
+                Some(image) => placed.extend_from_slice(image),
+                None => placed.resize(placed.len() + per_image, 0.0),
+            }
+        }
+        let tolerance = self.model_tolerance(stage, expected.floats()?);
+        self.floats(stage, &[is_real.len(), n_vectors, width], &placed, tolerance, |index| is_real[index / per_image])
+    }
+
+    /// The prompts with what the case's mask says that they see, or what ours would.
+    fn seeing(&self, prompts: Prompts, processor: &Processor, n_images: Vec<usize>) -> Result<Prompts> {
+        let Some(mask) = self.case.expected("processor.image_attention_mask") else {
+            let tokenizer = processor.tokenizer();
+            return Ok(prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()));
+        };
+        let &[batch, seq, slots] = mask.shape.as_slice() else {
+            bail!("`processor.image_attention_mask` has shape {:?}, expected [batch, seq, n_images]", mask.shape);
+        };
+        ensure!((batch, seq) == (prompts.batch(), prompts.seq()), "`processor.image_attention_mask`: shape");
+        // Where no row has an image, the reference has one slot all the same.
+        let max_images = n_images.iter().copied().max().unwrap_or(0);
+        let seen = mask.ints()?.chunks(slots).flat_map(|images| &images[..max_images.min(slots)]);
+        let seen = seen.map(|&seen| seen != 0).collect();
+        Ok(prompts.with_seen_images(SeenImages::new(n_images, seq, seen)?)?)
+    }
+
+    /// The gradients of the case's loss.
+    fn idefics1_gradients(&mut self, device: &Device, prompts: &Prompts, images: &[ImageTile]) -> Result<()> {
+        if !self.case.expected.keys().any(|name| name.starts_with("grad.")) {
+            return Ok(());
+        }
+        let labels = self.case.expected("labels").context("`labels` is needed for `grad.`")?;
+        let batch = TrainingBatch {
+            prompts: prompts.clone(),
+            images: images.to_vec(),
+            labels: labels.ints()?.to_vec(),
+            recipe: LabelRecipe::Transformers5,
+            parents: None,
+        };
+        let device = device.clone().autodiff();
+        let model = Idefics1::from_folder(&self.case.checkpoint, &device, self.case.weights(DType::F32)?, |_| ())?;
+        self.gradients(model.training_gradients(&batch)?, model.config().tied())
+    }
+}
