@@ -11,7 +11,7 @@ use super::decode::{self, Decode, Rows, format};
 use super::rows::{self, Order, Packed};
 
 /// The order of a format's vectors.
-pub(super) fn order<D: Decode<F32x8>>() -> Order {
+pub(super) fn order<D: Decode<F32x8>>(_d_in: usize) -> Order {
     Order::of::<F32x8, D>()
 }
 
@@ -46,7 +46,7 @@ impl Decode<F32x8> for format::F32 {
     type Step = *const u8;
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> *const u8 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> *const u8 {
         bytes
     }
     #[inline(always)]
@@ -66,7 +66,7 @@ impl Decode<F32x8> for format::Bf16 {
         at / 16 * 16 + at % 8 * 2 + at / 8 % 2
     }
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> *const u8 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> *const u8 {
         bytes
     }
     #[inline(always)]
@@ -98,7 +98,7 @@ impl Decode<F32x8> for format::F16 {
     type Step = *const u8;
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> *const u8 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> *const u8 {
         bytes
     }
     #[inline(always)]
@@ -115,7 +115,7 @@ impl Decode<F32x8> for format::Int8 {
     type Step = *const u8;
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> *const u8 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> *const u8 {
         bytes
     }
     #[inline(always)]
@@ -130,16 +130,16 @@ impl Decode<F32x8> for format::Int8 {
 impl Decode<F32x8> for format::FourBit {
     const STEP: usize = 64;
     const STEP_BYTES: usize = 32;
-    const SCALED_STEPS: bool = true;
+    const STEP_SCALES: usize = 1;
     /// The bytes and the halves of the table.
     type Step = (*const u8, __m256, __m256);
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, scale: *const f32, table: &[f32; 16]) -> Self::Step {
+    unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step {
         let table = table.as_ptr();
         // SAFETY: the caller vouches for the instructions and the scale, and the table has two halves of eight.
         unsafe {
-            let absmax = _mm256_set1_ps(*scale);
+            let absmax = _mm256_set1_ps(*scales);
             let lower = _mm256_mul_ps(_mm256_loadu_ps(table), absmax);
             let upper = _mm256_mul_ps(_mm256_loadu_ps(table.add(8)), absmax);
             (bytes, lower, upper)

@@ -10,9 +10,36 @@ use super::Product;
 use super::decode::{self, Decode, Rows, format};
 use super::rows::{self, Order, Packed};
 
-/// The order of a format's vectors.
-pub(super) fn order<D: Decode<F32x16>>() -> Order {
-    Order::of::<F32x16, D>()
+/// Formats that take another decoder for few rows of activations.
+pub(super) trait Thin: Decode<F32x16> {
+    /// The decoder, which takes rows of whole steps only.
+    type Wide: Decode<F32x16>;
+}
+
+impl Thin for format::F32 {
+    type Wide = Self;
+}
+impl Thin for format::Bf16 {
+    type Wide = Self;
+}
+impl Thin for format::F16 {
+    type Wide = Self;
+}
+impl Thin for format::Int8 {
+    type Wide = Self;
+}
+impl Thin for format::FourBit {
+    type Wide = FourBitPair;
+}
+
+/// Whether rows of `d_in` columns take [`Thin::Wide`].
+fn is_wide<F: Thin>(d_in: usize) -> bool {
+    d_in.is_multiple_of(F::Wide::STEP)
+}
+
+/// The order of the vectors of a format's rows.
+pub(super) fn order<F: Thin>(d_in: usize) -> Order {
+    if is_wide::<F>(d_in) { Order::of::<F32x16, F::Wide>() } else { Order::of::<F32x16, F>() }
 }
 
 /// [`rows::thin`], compiled for AVX-512.
@@ -20,14 +47,14 @@ pub(super) fn order<D: Decode<F32x16>>() -> Order {
 /// # Safety
 /// The machine has the instructions, and no other task writes the features `range`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn thin<D: Decode<F32x16>>(
-    rows: &Rows<'_>,
-    range: Range<usize>,
-    packed: Packed<'_>,
-    product: &Product<'_>,
-) {
+pub(super) unsafe fn thin<F: Thin>(rows: &Rows<'_>, range: Range<usize>, packed: Packed<'_>, product: &Product<'_>) {
     // SAFETY: as the caller vouches.
-    unsafe { rows::thin::<F32x16, D>(rows, range, packed, product) }
+    unsafe {
+        match is_wide::<F>(rows.d_in) {
+            true => rows::thin::<F32x16, F::Wide>(rows, range, packed, product),
+            false => rows::thin::<F32x16, F>(rows, range, packed, product),
+        }
+    }
 }
 
 /// [`decode::expand`], compiled for AVX-512.
@@ -46,7 +73,7 @@ impl Decode<F32x16> for format::F32 {
     type Step = __m512;
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> __m512 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> __m512 {
         // SAFETY: the caller vouches for the instructions and 64 bytes.
         unsafe { _mm512_loadu_ps(bytes.cast()) }
     }
@@ -66,7 +93,7 @@ impl Decode<F32x16> for format::Bf16 {
         at % 16 * 2 + at / 16
     }
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> __m512i {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> __m512i {
         // SAFETY: the caller vouches for the instructions and 64 bytes.
         unsafe { _mm512_loadu_si512(bytes.cast()) }
     }
@@ -100,7 +127,7 @@ impl Decode<F32x16> for format::F16 {
     type Step = *const u8;
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> *const u8 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> *const u8 {
         bytes
     }
     #[inline(always)]
@@ -117,7 +144,7 @@ impl Decode<F32x16> for format::Int8 {
     type Step = *const u8;
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> *const u8 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> *const u8 {
         bytes
     }
     #[inline(always)]
@@ -132,7 +159,7 @@ impl Decode<F32x16> for format::Int8 {
 impl Decode<F32x16> for format::FourBit {
     const STEP: usize = 64;
     const STEP_BYTES: usize = 32;
-    const SCALED_STEPS: bool = true;
+    const STEP_SCALES: usize = 1;
     /// The bytes and the table.
     type Step = (*const u8, __m512);
 
@@ -140,9 +167,9 @@ impl Decode<F32x16> for format::FourBit {
         at / 16 * 16 + at % 16 / 2 + at % 2 * 8
     }
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, scale: *const f32, table: &[f32; 16]) -> Self::Step {
+    unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step {
         // SAFETY: the caller vouches for the instructions and the scale.
-        unsafe { (bytes, _mm512_mul_ps(_mm512_loadu_ps(table.as_ptr()), _mm512_set1_ps(*scale))) }
+        unsafe { (bytes, _mm512_mul_ps(_mm512_loadu_ps(table.as_ptr()), _mm512_set1_ps(*scales))) }
     }
     #[inline(always)]
     unsafe fn vector((bytes, table): Self::Step, index: usize) -> F32x16 {
@@ -164,5 +191,45 @@ impl Decode<F32x16> for format::FourBit {
                 _mm512_storeu_ps(out.add(16 * index), _mm512_permutexvar_ps(lanes, values));
             }
         }
+    }
+}
+
+/// Two blocks of [`format::FourBit`], whose eight codes of four bytes are one in each of eight vectors. Nothing is shifted
+/// but the upper codes: the other bytes come from loads further on. Half of the lanes are the first block's.
+#[derive(Clone, Copy)]
+pub(super) struct FourBitPair;
+
+impl Decode<F32x16> for FourBitPair {
+    const STEP: usize = 128;
+    const STEP_BYTES: usize = 64;
+    const STEP_SCALES: usize = 2;
+    const SCALED_LANES: bool = true;
+    const OVERREAD: usize = 3;
+    /// The bytes, the scales and the table.
+    type Step = (*const u8, *const f32, __m512);
+
+    fn order(at: usize) -> usize {
+        let (index, lane) = (at / 16, at % 16);
+        // The first of two codes in a byte is the upper one.
+        8 * lane + 2 * (index / 2) + (index + 1) % 2
+    }
+    #[inline(always)]
+    unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { (bytes, scales, _mm512_loadu_ps(table.as_ptr())) }
+    }
+    #[inline(always)]
+    unsafe fn vector((bytes, _, table): Self::Step, index: usize) -> F32x16 {
+        // SAFETY: the caller vouches for the instructions and 67 bytes.
+        unsafe {
+            let codes = _mm512_loadu_si512(bytes.add(index / 2).cast());
+            let codes = if index % 2 == 0 { codes } else { _mm512_srli_epi32::<4>(codes) };
+            F32x16(_mm512_permutexvar_ps(codes, table)) // reads the lowest four bits
+        }
+    }
+    #[inline(always)]
+    unsafe fn lane_scales((_, scales, _): Self::Step) -> F32x16 {
+        // SAFETY: the caller vouches for the instructions and two scales.
+        unsafe { F32x16(_mm512_mask_blend_ps(0xff00, _mm512_set1_ps(*scales), _mm512_set1_ps(*scales.add(1)))) }
     }
 }

@@ -7,10 +7,16 @@ use std::ops::Range;
 use super::super::vector::Vector;
 
 /// Bytes of the longest step of any format.
-pub(super) const MOST_STEP_BYTES: usize = 64;
+const MOST_STEP_BYTES: usize = 64;
+
+/// Bytes that a step may read behind itself.
+const MOST_OVERREAD: usize = 4;
 
 /// Columns of the longest step of any format.
-pub(super) const MOST_STEP: usize = 64;
+pub(super) const MOST_STEP: usize = 128;
+
+/// Scales of the longest step of any format.
+const MOST_STEP_SCALES: usize = 2;
 
 /// A weight whose rows are stored one after another.
 #[derive(Clone, Copy)]
@@ -37,12 +43,8 @@ impl Rows<'_> {
     /// Row `row`, which is all there: `row_bytes` of bytes and, if the format has any, a scale for each block.
     pub(super) fn row<V: Vector, D: Decode<V>>(&self, row: usize) -> Row {
         let bytes = &self.bytes[row * self.row_bytes..(row + 1) * self.row_bytes];
-        let scales = if D::SCALED_STEPS {
-            let steps = self.d_in / D::STEP;
-            &self.scales[row * steps..(row + 1) * steps]
-        } else {
-            &[]
-        };
+        let n_scales = self.d_in * D::STEP_SCALES / D::STEP;
+        let scales = &self.scales[row * n_scales..(row + 1) * n_scales]; // none where steps have none
         Row { bytes: bytes.as_ptr(), scales: scales.as_ptr() }
     }
 
@@ -65,42 +67,50 @@ impl Row {
     /// As [`Decode::step`].
     #[inline(always)]
     pub(super) unsafe fn step<V: Vector, D: Decode<V>>(self, rows: &Rows<'_>, step: usize) -> D::Step {
+        let scales = self.scales.wrapping_add(step * D::STEP_SCALES);
         // SAFETY: as the caller vouches.
-        unsafe { D::step(self.byte(step * D::STEP_BYTES), self.scales.wrapping_add(step), rows.table) }
+        unsafe { D::step(self.byte(step * D::STEP_BYTES), scales, rows.table) }
+    }
+
+    /// A copy of what the row has of step `step`, which begins inside it.
+    ///
+    /// # Safety
+    /// The row is one of `rows`.
+    #[inline(always)]
+    pub(super) unsafe fn last_step<V: Vector, D: Decode<V>>(self, rows: &Rows<'_>, step: usize) -> LastStep {
+        let mut last = LastStep::ZERO;
+        let done = step * D::STEP_BYTES;
+        let scales_done = step * D::STEP_SCALES;
+        let n_scales = (rows.d_in * D::STEP_SCALES / D::STEP - scales_done).min(D::STEP_SCALES);
+        let n = (rows.row_bytes - done).min(D::STEP_BYTES);
+        // SAFETY: the row has these bytes and scales, and no step is longer than the buffers.
+        unsafe {
+            self.byte(done).copy_to_nonoverlapping(last.bytes.as_mut_ptr(), n);
+            self.scales.wrapping_add(scales_done).copy_to_nonoverlapping(last.scales.as_mut_ptr(), n_scales);
+        }
+        last
     }
 }
 
-/// The step that reaches over the end of a row, from a copy that is filled up with zeros.
-pub(super) struct LastStep([u8; MOST_STEP_BYTES]);
+/// A step that reaches over the end of a row or of the memory, from a copy that is filled up with zeros.
+pub(super) struct LastStep {
+    bytes: [u8; MOST_STEP_BYTES + MOST_OVERREAD],
+    scales: [f32; MOST_STEP_SCALES],
+}
 
 impl LastStep {
-    pub(super) const ZERO: Self = Self([0; MOST_STEP_BYTES]);
-
-    /// Copies what is left of a row, `n` bytes from `at` on, fewer than [`MOST_STEP_BYTES`].
-    ///
-    /// # Safety
-    /// The row has these bytes.
-    #[inline(always)]
-    pub(super) unsafe fn copy(row: Row, at: usize, n: usize) -> Self {
-        let mut buffer = [0u8; MOST_STEP_BYTES];
-        // SAFETY: as the caller vouches.
-        unsafe { row.byte(at).copy_to_nonoverlapping(buffer.as_mut_ptr(), n) };
-        Self(buffer)
-    }
+    pub(super) const ZERO: Self = Self { bytes: [0; MOST_STEP_BYTES + MOST_OVERREAD], scales: [0.0; MOST_STEP_SCALES] };
 
     /// The step. It may point into `self`.
     ///
     /// # Safety
-    /// The machine has the instructions. The format has no scales a step: blocks that span rows go another way.
+    /// The machine has the instructions.
     #[inline(always)]
     pub(super) unsafe fn step<V: Vector, D: Decode<V>>(&self, rows: &Rows<'_>) -> D::Step {
         // SAFETY: as the caller vouches.
-        unsafe { D::step(self.0.as_ptr(), &raw const NO_SCALE, rows.table) }
+        unsafe { D::step(self.bytes.as_ptr(), self.scales.as_ptr(), rows.table) }
     }
 }
-
-/// What stands in for a scale that is not there.
-static NO_SCALE: f32 = 0.0;
 
 /// How the rows of one format become vectors of one instruction set.
 ///
@@ -113,8 +123,12 @@ pub(super) trait Decode<V: Vector>: Copy {
     const STEP_BYTES: usize;
     /// Whether a row has a factor.
     const SCALED_ROWS: bool = false;
-    /// Whether a step has a factor.
-    const SCALED_STEPS: bool = false;
+    /// Factors of a step; what is left of a row after the last step has as many as begin in it.
+    const STEP_SCALES: usize = 0;
+    /// Whether the lanes of a step have factors of their own, which [`Decode::vector`] leaves out.
+    const SCALED_LANES: bool = false;
+    /// Bytes behind a step that are read with it, and ignored.
+    const OVERREAD: usize = 0;
     /// What the vectors of one step share.
     type Step: Copy;
 
@@ -126,12 +140,21 @@ pub(super) trait Decode<V: Vector>: Copy {
     /// Prepares the step whose bytes are at `bytes`.
     ///
     /// # Safety
-    /// `bytes` is valid for [`Decode::STEP_BYTES`] and, with [`Decode::SCALED_STEPS`], `scale` for one value, as long
-    /// as the step is used.
-    unsafe fn step(bytes: *const u8, scale: *const f32, table: &[f32; 16]) -> Self::Step;
+    /// `bytes` is valid for [`Decode::STEP_BYTES`] and [`Decode::OVERREAD`], and `scales` for [`Decode::STEP_SCALES`]
+    /// values, as long as the step is used.
+    unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step;
 
     /// Vector `index` of the step: places `index · LANES ..` in [`Decode::order`], without the row's factor.
     unsafe fn vector(step: Self::Step, index: usize) -> V;
+
+    /// The factors of the lanes, the same for all vectors of the step.
+    ///
+    /// # Safety
+    /// As [`Decode::vector`].
+    #[inline(always)]
+    unsafe fn lane_scales(_step: Self::Step) -> V {
+        unreachable!("only with SCALED_LANES")
+    }
 
     /// Writes the whole step in the order of its columns, without the row's factor.
     ///
@@ -154,6 +177,7 @@ pub(super) trait Decode<V: Vector>: Copy {
 /// The machine has the instructions of `V`, and the caller is compiled for them.
 #[inline(always)]
 pub(super) unsafe fn expand<V: Vector, D: Decode<V>>(rows: &Rows<'_>, range: Range<usize>, out: &mut [f32]) {
+    const { assert!(!D::SCALED_LANES && D::OVERREAD == 0) };
     assert_eq!(out.len(), range.len() * rows.d_in, "one output for each weight");
     let full_steps = rows.d_in / D::STEP;
     let rest = rows.d_in % D::STEP;
@@ -165,8 +189,7 @@ pub(super) unsafe fn expand<V: Vector, D: Decode<V>>(rows: &Rows<'_>, range: Ran
                 D::store(start.step::<V, D>(rows, step), out.as_mut_ptr().add(step * D::STEP));
             }
             if rest > 0 {
-                let done = full_steps * D::STEP_BYTES;
-                let last = LastStep::copy(start, done, rows.row_bytes - done);
+                let last = start.last_step::<V, D>(rows, full_steps);
                 let mut values = [0f32; MOST_STEP];
                 D::store(last.step::<V, D>(rows), values.as_mut_ptr());
                 out[full_steps * D::STEP..].copy_from_slice(&values[..rest]);

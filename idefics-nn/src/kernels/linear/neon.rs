@@ -11,7 +11,7 @@ use super::decode::{self, Decode, Rows, format};
 use super::rows::{self, Order, Packed};
 
 /// The order of a format's vectors.
-pub(super) fn order<D: Decode<F32x4>>() -> Order {
+pub(super) fn order<D: Decode<F32x4>>(_d_in: usize) -> Order {
     Order::of::<F32x4, D>()
 }
 
@@ -46,7 +46,7 @@ impl Decode<F32x4> for format::F32 {
     type Step = *const u8;
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> *const u8 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> *const u8 {
         bytes
     }
     #[inline(always)]
@@ -62,7 +62,7 @@ impl Decode<F32x4> for format::Bf16 {
     type Step = *const u8;
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> *const u8 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> *const u8 {
         bytes
     }
     #[inline(always)]
@@ -82,7 +82,7 @@ impl Decode<F32x4> for format::F16 {
     type Step = *const u8;
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> *const u8 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> *const u8 {
         bytes
     }
     #[inline(always)]
@@ -109,7 +109,7 @@ impl Decode<F32x4> for format::Int8 {
     type Step = *const u8;
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, _scale: *const f32, _table: &[f32; 16]) -> *const u8 {
+    unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> *const u8 {
         bytes
     }
     #[inline(always)]
@@ -128,19 +128,19 @@ impl Decode<F32x4> for format::Int8 {
 impl Decode<F32x4> for format::FourBit {
     const STEP: usize = 64;
     const STEP_BYTES: usize = 32;
-    const SCALED_STEPS: bool = true;
+    const STEP_SCALES: usize = 1;
     /// The bytes and the table.
     type Step = (*const u8, uint8x16x4_t);
 
     #[inline(always)]
-    unsafe fn step(bytes: *const u8, scale: *const f32, table: &[f32; 16]) -> Self::Step {
+    unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step {
         let table = table.as_ptr();
         // SAFETY: the caller vouches for the scale, and the table has four quarters of four.
         unsafe {
-            let q0 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table), *scale));
-            let q1 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table.add(4)), *scale));
-            let q2 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table.add(8)), *scale));
-            let q3 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table.add(12)), *scale));
+            let q0 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table), *scales));
+            let q1 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table.add(4)), *scales));
+            let q2 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table.add(8)), *scales));
+            let q3 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table.add(12)), *scales));
             (bytes, uint8x16x4_t(q0, q1, q2, q3))
         }
     }

@@ -148,7 +148,7 @@ unsafe fn panels<V: Tiles, const N: usize>(
 }
 
 /// Bytes between what is read and what is asked for.
-const AHEAD: usize = 6144;
+const AHEAD: usize = 4096;
 
 /// Products of one block of columns with `LANES` rows, without the scales.
 #[inline(always)]

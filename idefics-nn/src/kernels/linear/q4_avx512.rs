@@ -23,6 +23,9 @@ const LIMBS: usize = 3;
 /// The largest magnitude of an activation: three signed bytes and some room for rounding.
 const LARGEST: f32 = 8_355_000.0;
 
+/// Panels that advance together.
+const STREAMS: usize = 2;
+
 /// Below this the scale's reciprocal would overflow; such activations keep fewer bits.
 const SMALLEST: f32 = 1e-30;
 
@@ -49,7 +52,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
         // SAFETY: the caller has made sure of the instructions.
         unsafe { pack(product, n_filled, packed) };
         let packed = &*packed;
-        product.split(weight.bytes(), Q4_PANEL, |range| {
+        product.split(weight.bytes(), STREAMS * Q4_PANEL, |range| {
             // SAFETY: the caller has made sure of the instructions, and tasks have disjoint ranges.
             unsafe {
                 match n_filled {
@@ -107,26 +110,54 @@ fn pack_block(values: &[f32; Q4_BLOCK]) -> Block {
     Block { limbs, starts: sums.map(|sum| -128 * sum), scale: largest / LARGEST + check }
 }
 
-/// The output features `range`, which begins with a panel, for `N` rows of activations.
+/// The output features `range`, which begins with a panel, for `N` rows of activations. Panels advance [`STREAMS`] at a
+/// time, far apart: memory delivers several streams faster than one.
 ///
 /// # Safety
 /// The machine has the instructions, and no other task writes these features.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn thin<const N: usize>(weight: &Q4<'_>, range: Range<usize>, packed: &[Block], product: &Product<'_>) {
+    assert!(range.start.is_multiple_of(Q4_PANEL));
+    let panels = range.start / Q4_PANEL..range.end.div_ceil(Q4_PANEL);
+    let apart = panels.len() / STREAMS;
+    // SAFETY: as the caller vouches.
+    unsafe {
+        for first in 0..apart {
+            let together = std::array::from_fn(|stream| panels.start + first + stream * apart);
+            advance::<N, STREAMS>(weight, together, range.end, packed, product);
+        }
+        for panel in panels.start + STREAMS * apart..panels.end {
+            advance::<N, 1>(weight, [panel], range.end, packed, product);
+        }
+    }
+}
+
+/// Writes the output features of `P` panels before `end`.
+///
+/// # Safety
+/// As [`thin`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn advance<const N: usize, const P: usize>(
+    weight: &Q4<'_>,
+    panels: [usize; P],
+    end: usize,
+    packed: &[Block],
+    product: &Product<'_>,
+) {
     let blocks = weight.dims()[1].div_ceil(Q4_BLOCK);
-    assert!(packed.len() == blocks * N && range.start.is_multiple_of(Q4_PANEL));
+    assert_eq!(packed.len(), blocks * N, "a block of activations for each of the weight");
+    let codes = panels.map(|panel| weight.codes()[panel * blocks * Q4_TILE..][..blocks * Q4_TILE].as_ptr());
+    let scales = panels.map(|panel| weight.scales()[panel * blocks * Q4_PANEL..][..blocks * Q4_PANEL].as_ptr());
     let table = Q4_TABLE.map(|entry| (i32::from(entry) + 128) as u8);
-    // SAFETY: blocks lie inside the panel, whose slices are checked, and inside the activations.
+    // SAFETY: blocks lie inside the panels, whose slices are checked, and inside the activations.
     unsafe {
         let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
         let nibble = _mm512_set1_epi8(15);
-        for first in range.clone().step_by(Q4_PANEL) {
-            let tiles = first / Q4_PANEL * blocks..(first / Q4_PANEL + 1) * blocks;
-            let codes = weight.codes()[tiles.start * Q4_TILE..tiles.end * Q4_TILE].as_ptr();
-            let scales = weight.scales()[tiles.start * Q4_PANEL..tiles.end * Q4_PANEL].as_ptr();
-            let mut sums = [_mm512_setzero_ps(); N];
-            for block in 0..blocks {
-                let codes = codes.add(block * Q4_TILE);
+        let mut sums = [[_mm512_setzero_ps(); N]; P];
+        for block in 0..blocks {
+            for p in 0..P {
+                let codes = codes[p].add(block * Q4_TILE);
                 let mut columns = [_mm512_setzero_si512(); 8]; // four columns of sixteen rows each
                 for group in 0..4 {
                     let pairs = _mm512_loadu_si512(codes.add(64 * group).cast());
@@ -135,16 +166,18 @@ unsafe fn thin<const N: usize>(weight: &Q4<'_>, range: Range<usize>, packed: &[B
                     let high = _mm512_and_si512(_mm512_srli_epi16::<4>(pairs), nibble);
                     columns[group + 4] = _mm512_shuffle_epi8(table, high);
                 }
-                let scales = F32x16::scales(scales.add(block * Q4_PANEL)).0;
+                let scales = F32x16::scales(scales[p].add(block * Q4_PANEL)).0;
                 for n in 0..N {
                     let x = &*packed.as_ptr().add(block * N + n);
                     let product = multiply(&columns, x);
                     let product = _mm512_mul_ps(product, _mm512_set1_ps(x.scale));
-                    sums[n] = _mm512_fmadd_ps(product, scales, sums[n]);
+                    sums[p][n] = _mm512_fmadd_ps(product, scales, sums[p][n]);
                 }
             }
+        }
+        for p in 0..P {
             for n in 0..product.n_rows {
-                write(product, range.end, first, n, F32x16(sums[n]));
+                write(product, end, panels[p] * Q4_PANEL, n, F32x16(sums[p][n]));
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Few rows of activations times a weight that is stored row after row.
 //!
 //! Several rows of the weight advance together, so that each load of activations is used several times, and each row's
-//! bytes are asked for ahead of their use. The activations are copied once, into the order in which the format's
-//! vectors come out.
+//! bytes are asked for ahead of their use. They are far apart: memory delivers several streams faster than one. The
+//! activations are copied once, into the order in which the format's vectors come out.
 
 #![allow(unsafe_code)] // vectors and pointers
 
@@ -25,7 +25,7 @@ const GROUPS: usize = 8;
 const CHUNK_VALUES: usize = 4096;
 
 /// Bytes between what is read and what is asked for, in each row's stream.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 2048;
 
 /// Activations of one call in a format's order.
 #[derive(Clone, Copy)]
@@ -95,7 +95,7 @@ fn bytes_of<T: Copy>(values: &[T]) -> &[u8] {
 /// The product for at most [`super::THIN_ROWS`] rows of activations.
 pub(super) fn product(isa: Isa, product: &Product<'_>, weight: &Weight<'_>) {
     let rows = Rows::of(weight);
-    let order = by_format!(weight, Format => on_isa!(isa, isa => isa::order::<Format>()));
+    let order = by_format!(weight, Format => on_isa!(isa, isa => isa::order::<Format>(rows.d_in)));
     with_packed(product, &order, |packed| {
         product.split(weight.bytes(), UNIT, |range| {
             // SAFETY: the caller has made sure of the instructions, and tasks have disjoint ranges.
@@ -165,7 +165,8 @@ pub(super) unsafe fn thin<V: Vector, D: Decode<V>>(
     }
 }
 
-/// [`thin`] with `R` rows of the weight and `N` of activations at a time.
+/// [`thin`] with `R` rows of the weight and `N` of activations at a time. Group `g` has the rows `g`, `g + n_groups`, … of
+/// the range, so that each of its `R` streams goes on in the next group where it ended.
 ///
 /// Several rows of activations do not stay in the first cache as a whole: then a block of [`GROUPS`] groups goes over
 /// one chunk of columns after the other.
@@ -179,22 +180,26 @@ unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     assert!(packed.n_rows == N && packed.values.len() >= N * packed.stride);
     let steps = rows.d_in / D::STEP; // full ones
     let n_chunks = if N == 1 { 1 } else { (N * rows.d_in).div_ceil(CHUNK_VALUES) };
-    let (chunk, groups) = (steps.div_ceil(n_chunks).max(1), if n_chunks == 1 { 1 } else { GROUPS });
-    let mut first = range.start;
-    while first < range.end {
-        let n_groups = groups.min((range.end - first).div_ceil(R));
+    let (chunk, block) = (steps.div_ceil(n_chunks).max(1), if n_chunks == 1 { 1 } else { GROUPS });
+    let n_groups = range.len().div_ceil(R);
+    for first in (0..n_groups).step_by(block) {
+        let groups = first..n_groups.min(first + block);
         // SAFETY: as the caller vouches; full steps lie inside their rows, and the activations are filled up.
         unsafe {
             let mut sums = [[[V::splat(0.0); N]; R]; GROUPS];
             for from in (0..steps).step_by(chunk) {
-                for (group, sums) in sums[..n_groups].iter_mut().enumerate() {
-                    let group = Group::<R>::at::<V, D>(rows, first + group * R, range.end);
+                let to = steps.min(from + chunk);
+                for (group, sums) in groups.clone().zip(&mut sums) {
+                    let group = Group::<R>::at::<V, D>(rows, &range, group);
+                    let to = to.min(group.steps_in_place::<V, D>(rows));
                     let mut partial = *sums;
-                    for step in from..steps.min(from + chunk) {
+                    for step in from..to {
                         let ahead = step * D::STEP_BYTES + AHEAD;
-                        // Past the end of these rows come those of the next block.
-                        let ahead =
-                            if ahead < rows.row_bytes { ahead } else { ahead + (groups * R - 1) * rows.row_bytes };
+                        // Behind this chunk comes that of the next group.
+                        let ahead = match ahead < to * D::STEP_BYTES {
+                            true => ahead,
+                            false => ahead + rows.row_bytes - (to - from) * D::STEP_BYTES,
+                        };
                         let mut decoded = [group.starts[0].step::<V, D>(rows, step); R];
                         V::prefetch(group.starts[0].byte(ahead));
                         for r in 1..R {
@@ -206,57 +211,62 @@ unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
                     *sums = partial;
                 }
             }
-            for (group, sums) in sums[..n_groups].iter_mut().enumerate() {
-                let group = Group::<R>::at::<V, D>(rows, first + group * R, range.end);
-                group.last_step::<V, D, N>(rows, packed, sums);
+            for (group, sums) in groups.zip(&mut sums) {
+                let group = Group::<R>::at::<V, D>(rows, &range, group);
+                group.last_steps::<V, D, N>(rows, packed, sums);
                 group.write::<V, D, N>(rows, range.end, product, sums);
             }
         }
-        first += groups * R;
     }
 }
 
 /// Rows of a weight that advance together.
 struct Group<const R: usize> {
-    first: usize,
+    features: [usize; R],
     starts: [Row; R],
 }
 
 impl<const R: usize> Group<R> {
-    /// Rows `first ..`; where there are fewer than `R` up to `end`, the last is computed several times.
+    /// The rows of group `group` of a range; what would lie behind the range is its last row, computed again.
     #[inline(always)]
-    fn at<V: Vector, D: Decode<V>>(rows: &Rows<'_>, first: usize, end: usize) -> Self {
-        let mut starts = [rows.row::<V, D>(first); R];
+    fn at<V: Vector, D: Decode<V>>(rows: &Rows<'_>, range: &Range<usize>, group: usize) -> Self {
+        let n_groups = range.len().div_ceil(R);
+        let features = std::array::from_fn(|r| range.start + group + r * n_groups);
+        let mut starts = [rows.row::<V, D>(features[0]); R];
         for r in 1..R {
-            starts[r] = rows.row::<V, D>((first + r).min(end - 1));
+            starts[r] = rows.row::<V, D>(features[r].min(range.end - 1));
         }
-        Self { first, starts }
+        Self { features, starts }
     }
 
-    /// Adds the products of the columns after the last full step.
+    /// Full steps that may be read where they are: a format that reads more than a step must not do so at the very end.
     #[inline(always)]
-    unsafe fn last_step<V: Vector, D: Decode<V>, const N: usize>(
+    fn steps_in_place<V: Vector, D: Decode<V>>(&self, rows: &Rows<'_>) -> usize {
+        let is_last = self.features[R - 1] + 1 >= rows.bytes.len() / rows.row_bytes.max(1);
+        (rows.d_in / D::STEP).saturating_sub(usize::from(D::OVERREAD > 0 && is_last))
+    }
+
+    /// Adds the products of the columns after the steps in place, from copies of what is left of the rows.
+    #[inline(always)]
+    unsafe fn last_steps<V: Vector, D: Decode<V>, const N: usize>(
         &self,
         rows: &Rows<'_>,
         packed: Packed<'_>,
         sums: &mut [[V; N]; R],
     ) {
-        let steps = rows.d_in / D::STEP;
-        let full_bytes = steps * D::STEP_BYTES;
-        if full_bytes == rows.row_bytes {
-            return;
-        }
-        // SAFETY: as the caller vouches; what is left of the rows is copied and filled up first.
-        unsafe {
-            let mut last = [const { LastStep::ZERO }; R]; // steps may point into them
-            for r in 0..R {
-                last[r] = LastStep::copy(self.starts[r], full_bytes, rows.row_bytes - full_bytes);
+        for step in self.steps_in_place::<V, D>(rows)..rows.d_in.div_ceil(D::STEP) {
+            // SAFETY: as the caller vouches; what is left of the rows is copied and filled up first.
+            unsafe {
+                let mut last = [const { LastStep::ZERO }; R]; // steps may point into them
+                for r in 0..R {
+                    last[r] = self.starts[r].last_step::<V, D>(rows, step);
+                }
+                let mut decoded = [last[0].step::<V, D>(rows); R];
+                for r in 1..R {
+                    decoded[r] = last[r].step::<V, D>(rows);
+                }
+                multiply::<V, D, R, N>(decoded, packed, step, sums);
             }
-            let mut decoded = [last[0].step::<V, D>(rows); R];
-            for r in 1..R {
-                decoded[r] = last[r].step::<V, D>(rows);
-            }
-            multiply::<V, D, R, N>(decoded, packed, steps, sums);
         }
     }
 
@@ -269,8 +279,11 @@ impl<const R: usize> Group<R> {
         product: &Product<'_>,
         sums: &[[V; N]; R],
     ) {
-        for r in 0..R.min(end - self.first) {
-            let feature = self.first + r;
+        for r in 0..R {
+            let feature = self.features[r];
+            if feature >= end {
+                continue;
+            }
             let (scale, bias) = (rows.row_scale::<V, D>(feature), product.bias_at(feature));
             for n in 0..product.n_rows {
                 // SAFETY: as the caller vouches.
@@ -288,6 +301,10 @@ unsafe fn multiply<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     step: usize,
     sums: &mut [[V; N]; R],
 ) {
+    // With one row of activations, factors of lanes are cheaper once at the end than on every vector.
+    let scale_sums = D::SCALED_LANES && N == 1;
+    // SAFETY: as the caller vouches.
+    let mut partial = if scale_sums { [[unsafe { V::splat(0.0) }; N]; R] } else { *sums };
     for index in 0..D::STEP / V::LANES {
         // SAFETY: `groups` has checked that there are N rows of whole steps.
         unsafe {
@@ -298,10 +315,21 @@ unsafe fn multiply<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
             }
             for r in 0..R {
                 let weights = D::vector(steps[r], index);
+                let weights =
+                    if D::SCALED_LANES && !scale_sums { weights.mul(D::lane_scales(steps[r])) } else { weights };
                 for n in 0..N {
-                    sums[r][n] = weights.mul_add(x[n], sums[r][n]);
+                    partial[r][n] = weights.mul_add(x[n], partial[r][n]);
                 }
             }
+        }
+    }
+    for r in 0..R {
+        for n in 0..N {
+            // SAFETY: as the caller vouches.
+            sums[r][n] = match scale_sums {
+                true => unsafe { partial[r][n].mul_add(D::lane_scales(steps[r]), sums[r][n]) },
+                false => partial[r][n],
+            };
         }
     }
 }
