@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor};
 use idefics_nn::checkpoint::Pickles;
 use idefics_nn::checkpoint::pickle::PickleFault;
-use idefics_nn::{Checkpoint, CheckpointError};
+use idefics_nn::{Checkpoint, CheckpointError, Linear, LoadOptions, normal};
 use tempfile::TempDir;
 
+use crate::common::values;
 use crate::pickle::fixture;
+use crate::pickle::write::{dict, file, floats, view};
 
 fn folder_with(files: &[(&str, Vec<u8>)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -81,4 +85,29 @@ fn a_fault_names_the_file_and_keeps_its_type() {
     let CheckpointError::Pickle(error) = open(folder.path()).unwrap_err() else { panic!("a fault of the pickle") };
     assert!(error.path.ends_with("pytorch_model.bin"));
     assert!(matches!(error.fault, PickleFault::Truncated { .. }), "{error}");
+}
+
+#[derive(Module, Debug)]
+struct Matrix {
+    layer: Linear,
+    table: Param<Tensor<2>>,
+}
+
+#[test]
+fn a_transposed_matrix_is_the_same_however_often_it_is_loaded() {
+    let data: Vec<u8> = (0..6).flat_map(|index| (index as f32).to_le_bytes()).collect();
+    let transposed = || view(floats(6), 0, &[2, 3], &[1, 2]);
+    let pickle = file(dict(&[("layer.weight", transposed()), ("table", transposed())]), &[("0", &data)]);
+    let folder = folder_with(&[("pytorch_model.bin", pickle)]);
+    let checkpoint = open(folder.path()).unwrap();
+    let device = Device::flex();
+    for dtype in [DType::F32, DType::BF16, DType::F32] {
+        let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
+        let matrix =
+            Matrix { layer: Linear::new_without_bias(3, 2, &device), table: normal([2, 3], 0.0, 1.0, &device) };
+        let matrix = checkpoint.load(matrix, &options, |_| ()).unwrap();
+        assert_eq!(values(matrix.table.val()), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0], "{dtype:?}");
+        let columns = matrix.layer.forward(Tensor::<2>::eye(3, &device)); // [3, 2]
+        assert_eq!(values(columns), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "{dtype:?}");
+    }
 }

@@ -62,6 +62,8 @@ pub struct TensorEntry {
     map: Arc<Mmap>,
     start: usize,
     end: usize,
+    /// Whether the map is of the file, and not a copy in memory.
+    is_of_file: bool,
 }
 
 impl TensorEntry {
@@ -81,9 +83,12 @@ impl TensorEntry {
     }
 
     /// Gives the tensor's pages back after it was converted: the system counts what was read of a map as memory of the
-    /// process until then. What is read once more comes from the file.
+    /// process until then. What is read once more comes from the file; a copy, which would come back as zeros, stays.
     #[allow(unsafe_code)]
     fn release(&self) {
+        if !self.is_of_file {
+            return;
+        }
         // SAFETY: nothing writes to the map, so that pages which are dropped come back from the file as they were.
         // That the system does not listen costs memory only.
         #[cfg(unix)]
@@ -176,6 +181,7 @@ fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, C
                 map: map.clone(),
                 start: tensor.start,
                 end: tensor.end,
+                is_of_file: true,
             };
             (tensor.name, entry)
         })

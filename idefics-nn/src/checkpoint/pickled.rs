@@ -55,19 +55,18 @@ fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, C
         return Err(fail(PickleFault::Limit { what: "bytes of strided tensors", found, limit }));
     }
     let entry = |tensor: PickleTensor| {
-        let (map, start, end) = match tensor.is_contiguous() {
-            true => {
-                let range = tensor.byte_range();
-                (map.clone(), range.start, range.end)
-            }
+        let is_of_file = tensor.is_contiguous();
+        let (map, range) = match is_of_file {
+            true => (map.clone(), tensor.byte_range()),
             false => {
                 let copy = copy(&tensor, &map).map_err(|source| fail(PickleFault::Io(source)))?;
-                let end = copy.len();
-                (copy, 0, end)
+                let range = 0..copy.len();
+                (copy, range)
             }
         };
-        let PickleTensor { dtype, shape, .. } = tensor;
-        Ok((tensor.name, TensorEntry { dtype, shape, file: name.to_owned(), map, start, end }))
+        let (file, start, end) = (name.to_owned(), range.start, range.end);
+        let PickleTensor { name, dtype, shape, .. } = tensor;
+        Ok((name, TensorEntry { dtype, shape, file, map, start, end, is_of_file }))
     };
     tensors.into_iter().map(entry).collect()
 }

@@ -5,7 +5,7 @@ mod good;
 mod programs;
 mod random;
 mod views;
-mod write;
+pub(crate) mod write;
 mod zip;
 
 use std::borrow::Cow;

@@ -135,7 +135,7 @@ pub(super) fn entries(program: &[u8], storages: &[(&str, &[u8])]) -> Vec<Entry> 
 }
 
 /// A file whose program returns `value`.
-pub(super) fn file(value: Vec<u8>, storages: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn file(value: Vec<u8>, storages: &[(&str, &[u8])]) -> Vec<u8> {
     zip(&entries(&program(value), storages))
 }
 
@@ -159,7 +159,7 @@ pub(super) fn ints(values: &[i64]) -> Vec<u8> {
     tuple(&values.iter().copied().map(int).collect::<Vec<_>>())
 }
 
-pub(super) fn dict(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn dict(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let items = items.iter().map(|(key, value)| [text(key), value.clone()].concat()).collect::<Vec<_>>().concat();
     [b"}(".as_slice(), &items, b"u"].concat()
 }
@@ -186,12 +186,12 @@ pub(super) fn storage(class: &str, key: &str, len: i64) -> Vec<u8> {
 }
 
 /// A view of a storage, as PyTorch rebuilds it.
-pub(super) fn view(storage: Vec<u8>, offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
+pub(crate) fn view(storage: Vec<u8>, offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
     let rebuild = global("torch._utils", "_rebuild_tensor_v2");
     call(rebuild, &[storage, int(offset), ints(shape), ints(strides), FALSE.to_vec(), no_hooks()])
 }
 
 /// The f32 storage "0" of `len` elements.
-pub(super) fn floats(len: i64) -> Vec<u8> {
+pub(crate) fn floats(len: i64) -> Vec<u8> {
     storage("FloatStorage", "0", len)
 }
