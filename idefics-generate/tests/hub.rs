@@ -168,7 +168,7 @@ fn refusals_are_told_apart() {
     assert_eq!(error.kind(), HubErrorKind::Network);
     for missing in ["config.json", "tokenizer.json", "model.safetensors.index.json", SHARDS[0]] {
         let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
-        hub.set(|state| state.files.remove(missing));
+        hub.set(|state| [missing, "pytorch_model.bin"].map(|name| state.files.remove(name)));
         let error = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap_err();
         assert!(matches!(&error, HubError::FileNotFound { file, .. } if file.contains(missing)), "{error}");
         assert!(!cache.path().join("models--org--tiny/snapshots").join(COMMIT).join(SHARDS[1]).exists());
@@ -367,7 +367,8 @@ fn pickles_are_fetched_only_if_they_are_allowed_and_there_is_nothing_else() {
     hub.set(|state| state.files.retain(|name, _| !name.starts_with("model")));
     let options = HubOptions { cache_dir: cache.path().to_owned(), ..options };
     let error = fetch_with(&options, REPO, None, &mut no_progress).unwrap_err();
-    assert_eq!(error.kind(), HubErrorKind::NotFound, "{error}");
+    assert!(matches!(error, HubError::PickleRefused { file: "pytorch_model.bin", .. }), "{error}");
+    assert!(error.kind() == HubErrorKind::Rejected && error.to_string().contains("--allow-pickle"), "{error}");
     let allowing = HubOptions { pickles: Pickles::Allowed, ..options };
     let snapshot = fetch_with(&allowing, REPO, None, &mut no_progress).unwrap();
     assert_eq!(fs::read(snapshot.join("pytorch_model.bin")).unwrap(), b"not wanted");

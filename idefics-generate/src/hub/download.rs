@@ -85,6 +85,12 @@ impl<'a> Download<'a> {
                 return self.shards(files);
             }
         }
+        for file in [PICKLED.single, PICKLED.index] {
+            if self.is_in_repo(file)? {
+                let (repo, revision) = (self.server.repo.to_owned(), self.server.revision.to_owned());
+                return Err(HubError::PickleRefused { repo, revision, file });
+            }
+        }
         Err(self.server.file_not_found("model.safetensors (or model.safetensors.index.json)"))
     }
 

@@ -19,7 +19,7 @@ pub enum HubErrorKind {
     FileSystem,
     /// The network is switched off and the cache does not have the model.
     Offline,
-    /// The repository's index is not one that is followed.
+    /// The repository's weights, or its index of them, are not taken.
     Rejected,
 }
 
@@ -102,7 +102,7 @@ pub enum HubError {
         url: String,
     },
     /// The repository lacks a file that every model needs, or a shard that its index names.
-    #[error("{repo}@{revision} at {endpoint} has no {file}; only repositories in safetensors format can be loaded")]
+    #[error("{repo}@{revision} at {endpoint} has no {file}; a model cannot be loaded without it")]
     FileNotFound {
         /// The repository.
         repo: String,
@@ -112,6 +112,19 @@ pub enum HubError {
         file: String,
         /// The server.
         endpoint: String,
+    },
+    /// The repository has only PyTorch files, and they were not allowed.
+    #[error(
+        "{repo}@{revision} has {file} and no safetensors; PyTorch pickles are fetched and read only if allowed \
+         (--allow-pickle; nothing in them is run)"
+    )]
+    PickleRefused {
+        /// The repository.
+        repo: String,
+        /// The revision.
+        revision: String,
+        /// The file, or the index of several.
+        file: &'static str,
     },
     /// The server does not let this user read the repository.
     #[error("{url} answers HTTP {status} for {file} of {repo}: {advice}")]
@@ -196,7 +209,9 @@ impl HubError {
             HubError::Unauthorized { .. } => HubErrorKind::Unauthorized,
             HubError::NoCacheFolder | HubError::FileSystem { .. } => HubErrorKind::FileSystem,
             HubError::NotCached { .. } => HubErrorKind::Offline,
-            HubError::ShardName { .. } | HubError::BadIndex { .. } => HubErrorKind::Rejected,
+            HubError::PickleRefused { .. } | HubError::ShardName { .. } | HubError::BadIndex { .. } => {
+                HubErrorKind::Rejected
+            }
         }
     }
 

@@ -50,15 +50,15 @@ pub fn fetch(repo: &str, revision: Option<&str>, progress: &mut dyn FnMut(HubPro
 ///
 /// Only what [`crate`] reads is downloaded: the configuration, tokenizer, processor and template files, and
 /// `model.safetensors` or the shards that `model.safetensors.index.json` names, or, where a repository has neither and
-/// they are allowed, PyTorch's files. What the cache has is not downloaded
-/// again, and an interrupted file goes on where it stopped, in this run or in a later one. A revision that is a commit
-/// and is in the cache needs no network; for a branch or a tag the server is asked once where it stands, and when it
-/// cannot be reached a complete snapshot in the cache is taken instead. Two processes do not download the same file:
+/// they are allowed, PyTorch's files. What the cache has is not downloaded again, and an interrupted file goes on where
+/// it stopped, in this run or in a later one. A revision that is a commit and is in the cache needs no network; for a
+/// branch or a tag the server is asked once where it stands, and when it cannot be reached a complete snapshot in the
+/// cache is taken instead. Two processes do not download the same file:
 /// the second one waits ([`HubProgress::is_waiting`]).
 ///
 /// # Errors
 /// [`HubError::kind`] sorts them: `Network`, `NotFound`, `Unauthorized`, `FileSystem`, `Offline`, and `Rejected` for an
-/// index that does not name plain files of its format.
+/// index that does not name plain files of its format, or a repository of PyTorch files that were not allowed.
 pub fn fetch_with(
     options: &HubOptions,
     repo: &str,
