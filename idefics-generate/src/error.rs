@@ -1,6 +1,5 @@
 use std::path::PathBuf;
 
-use idefics_nn::checkpoint::pickle::PickleFault;
 use idefics_nn::{CheckpointError, ConfigError};
 use idefics_processor::ProcessorError;
 
@@ -227,9 +226,6 @@ impl Error {
             Self::Checkpoint(
                 CheckpointError::Io { .. } | CheckpointError::Write { .. } | CheckpointError::NotAFile { .. },
             ) => ErrorKind::FileSystem,
-            Self::Checkpoint(CheckpointError::Pickle(error)) if matches!(error.fault, PickleFault::Io(_)) => {
-                ErrorKind::FileSystem
-            }
             Self::ModelFile { .. }
             | Self::UnknownFamily { .. }
             | Self::OtherFamily { .. }

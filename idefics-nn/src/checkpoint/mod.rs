@@ -78,7 +78,7 @@ impl TensorEntry {
     }
 
     /// The little-endian bytes in the map.
-    fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         &self.map[self.start..self.end]
     }
 

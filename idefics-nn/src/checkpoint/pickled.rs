@@ -44,22 +44,22 @@ pub(super) fn read(folder: &Path, pickles: Pickles) -> Result<Option<BTreeMap<St
 fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let map = map_file(path)?;
     let tensors = pickle::parse(path, &map)?;
-    let fail = |fault| CheckpointError::Pickle(PickleError { path: path.to_owned(), fault });
-
     // Views that do not lie in row-major order are copied once. Together they take at most what the file has: many views
     // of one storage could ask for more than any machine has.
     let strided = tensors.iter().filter(|tensor| !tensor.is_contiguous()).map(PickleTensor::len_bytes);
     let copied = strided.fold(0_usize, usize::saturating_add);
     if copied > map.len() {
         let (found, limit) = (copied as u64, map.len() as u64);
-        return Err(fail(PickleFault::Limit { what: "bytes of strided tensors", found, limit }));
+        let fault = PickleFault::Limit { what: "bytes of strided tensors", found, limit };
+        return Err(PickleError { path: path.to_owned(), fault }.into());
     }
     let entry = |tensor: PickleTensor| {
         let is_of_file = tensor.is_contiguous();
         let (map, range) = match is_of_file {
             true => (map.clone(), tensor.byte_range()),
             false => {
-                let copy = copy(&tensor, &map).map_err(|source| fail(PickleFault::Io(source)))?;
+                let copy =
+                    copy(&tensor, &map).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
                 let range = 0..copy.len();
                 (copy, range)
             }

@@ -1,13 +1,10 @@
 //! What `torch.save` wrote, against what safetensors wrote.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use idefics_nn::checkpoint::pickle::{PickleFault, PickleFile};
 use safetensors::{Dtype, SafeTensors};
-use tempfile::NamedTempFile;
 
-use super::write::{Entry, dict, entries, file, floats, no_hooks, program, view, zip, zip_around_hole, zip_with};
+use super::write::{Entry, dict, entries, file, floats, no_hooks, program, view, zip, zip_with};
 use super::{FIXTURES, fixture, read};
 use crate::memory::measure;
 
@@ -71,32 +68,6 @@ fn the_fixtures_have_what_they_are_for() {
 }
 
 #[test]
-fn a_file_on_disk() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pickle/views.bin");
-    let file = PickleFile::open(&path).unwrap();
-    let twin = twin("views");
-    assert_eq!(file.tensors().map(|tensor| &tensor.name).collect::<Vec<_>>(), twin.keys().collect::<Vec<_>>());
-    for (name, (dtype, shape, bytes)) in &twin {
-        let tensor = file.tensor(name).unwrap();
-        assert_eq!((&tensor.dtype, &tensor.shape, &*file.bytes(name).unwrap()), (dtype, shape, &bytes[..]), "{name}");
-    }
-    assert!(file.tensor("absent").is_none() && file.bytes("absent").is_none());
-}
-
-#[test]
-fn files_that_cannot_be_opened() {
-    let folder = tempfile::tempdir().unwrap();
-    let fault = |path: &Path| {
-        let error = PickleFile::open(path).unwrap_err();
-        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
-        error.fault
-    };
-    assert!(matches!(fault(&folder.path().join("absent.bin")), PickleFault::Io(_)));
-    assert!(matches!(fault(folder.path()), PickleFault::NotAFile));
-    assert!(matches!(fault(NamedTempFile::new().unwrap().path()), PickleFault::Truncated { found: 0 }));
-}
-
-#[test]
 fn sixty_four_bit_headers() {
     let value = || dict(&[("w", view(floats(2), 0, &[2], &[1]))]);
     let mut entries = entries(&program(value()), &[("0", &[7; 8])]);
@@ -105,34 +76,6 @@ fn sixty_four_bit_headers() {
     assert_eq!(content(&zip_with(&entries, true, |_| ())), plain);
     entries.iter_mut().for_each(|entry| entry.wide = true);
     assert_eq!(content(&zip_with(&entries, true, |_| ())), plain);
-}
-
-#[cfg(target_os = "linux")] // where a file may have a hole
-#[test]
-fn a_shard_larger_than_four_gigabytes_is_not_read() {
-    use std::os::unix::fs::FileExt;
-
-    let elements = 1_300_000_000;
-    let value = dict(&[
-        ("first", view(floats(elements), 0, &[2], &[1])),
-        ("last", view(floats(elements), elements - 1, &[1], &[1])),
-        ("all", view(floats(elements), 0, &[13, 100_000_000], &[100_000_000, 1])),
-    ]);
-    let size = 4 * elements as u64;
-    let mut entries = entries(&program(value), &[("0", &[1; 8])]);
-    entries[1..].reverse(); // `version` behind the storage, and behind 4 GiB
-    entries[1] = Entry { wide: true, sizes: [size; 2], local_size: size, hole: size - 8, ..entries[1].clone() };
-    entries[2].wide = true;
-    let (bytes, hole_at) = zip_around_hole(&entries, true, |_| ());
-    let file = NamedTempFile::new().unwrap();
-    file.as_file().write_all_at(&bytes[..hole_at], 0).unwrap();
-    file.as_file().write_all_at(&bytes[hole_at..], hole_at as u64 + size - 8).unwrap();
-
-    let (file, taken, _) = measure(|| PickleFile::open(file.path()).unwrap());
-    assert!(taken < 100_000, "{taken} bytes");
-    assert_eq!(file.tensor("all").unwrap().len_bytes() as u64, size);
-    assert_eq!(*file.bytes("first").unwrap(), [1; 8]);
-    assert_eq!(*file.bytes("last").unwrap(), [0; 4]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::path::Path;
 use idefics_nn::checkpoint::pickle::{PickleFault, PickleTensor, parse};
 
 /// Every good file but its folder and ending.
-const FIXTURES: [&str; 11] = [
+pub(crate) const FIXTURES: [&str; 11] = [
     "dtypes",
     "new_dtypes",
     "views",

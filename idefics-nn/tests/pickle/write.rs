@@ -2,28 +2,28 @@
 
 /// An entry, and how its headers lie.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) name: Vec<u8>,
-    pub(super) data: Vec<u8>,
-    pub(super) flags: u16,
-    pub(super) method: u16,
-    pub(super) crc: u32,
+pub(crate) struct Entry {
+    pub(crate) name: Vec<u8>,
+    pub(crate) data: Vec<u8>,
+    pub(crate) flags: u16,
+    pub(crate) method: u16,
+    pub(crate) crc: u32,
     /// Size, and packed size, by the directory.
-    pub(super) sizes: [u64; 2],
+    pub(crate) sizes: [u64; 2],
     /// Name in the local header.
-    pub(super) local_name: Vec<u8>,
+    pub(crate) local_name: Vec<u8>,
     /// Size in the local header.
-    pub(super) local_size: u64,
+    pub(crate) local_size: u64,
     /// Place of the local header by the directory, if not the true one.
-    pub(super) local_at: Option<u64>,
+    pub(crate) local_at: Option<u64>,
     /// Writes sizes and place in their 64-bit form.
-    pub(super) wide: bool,
+    pub(crate) wide: bool,
     /// Bytes behind the data that are not written, but that count.
-    pub(super) hole: u64,
+    pub(crate) hole: u64,
 }
 
 impl Entry {
-    pub(super) fn new(name: &str, data: &[u8]) -> Self {
+    pub(crate) fn new(name: &str, data: &[u8]) -> Self {
         let size = data.len() as u64;
         Self {
             name: name.into(),
@@ -43,24 +43,24 @@ impl Entry {
 
 /// The parts of the 64-bit end of a directory that a test may change.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct End {
-    pub(super) count: u64,
-    pub(super) size: u64,
-    pub(super) at: u64,
+pub(crate) struct End {
+    pub(crate) count: u64,
+    pub(crate) size: u64,
+    pub(crate) at: u64,
 }
 
 /// An archive of these entries.
-pub(super) fn zip(entries: &[Entry]) -> Vec<u8> {
+pub(crate) fn zip(entries: &[Entry]) -> Vec<u8> {
     zip_with(entries, false, |_| ())
 }
 
 /// An archive whose end `change` has changed; `wide` writes the 64-bit end, too.
-pub(super) fn zip_with(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> Vec<u8> {
+pub(crate) fn zip_with(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> Vec<u8> {
     zip_around_hole(entries, wide, change).0
 }
 
 /// The same, and where in the result the hole belongs.
-pub(super) fn zip_around_hole(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> (Vec<u8>, usize) {
+pub(crate) fn zip_around_hole(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> (Vec<u8>, usize) {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     let (mut hole_at, mut hole) = (0, 0);
     for entry in entries {
@@ -128,7 +128,7 @@ fn append(bytes: &mut Vec<u8>, numbers: &[u64], width: usize) {
 }
 
 /// The entries of a file with this program and these storages.
-pub(super) fn entries(program: &[u8], storages: &[(&str, &[u8])]) -> Vec<Entry> {
+pub(crate) fn entries(program: &[u8], storages: &[(&str, &[u8])]) -> Vec<Entry> {
     let mut entries = vec![Entry::new("archive/data.pkl", program), Entry::new("archive/version", b"3\n")];
     entries.extend(storages.iter().map(|(key, data)| Entry::new(&format!("archive/data/{key}"), data)));
     entries
@@ -139,23 +139,23 @@ pub(crate) fn file(value: Vec<u8>, storages: &[(&str, &[u8])]) -> Vec<u8> {
     zip(&entries(&program(value), storages))
 }
 
-pub(super) fn program(value: Vec<u8>) -> Vec<u8> {
+pub(crate) fn program(value: Vec<u8>) -> Vec<u8> {
     [b"\x80\x02".as_slice(), &value, b"."].concat()
 }
 
-pub(super) fn int(value: i64) -> Vec<u8> {
+pub(crate) fn int(value: i64) -> Vec<u8> {
     [b"\x8a\x08".as_slice(), &value.to_le_bytes()].concat()
 }
 
-pub(super) fn text(text: &str) -> Vec<u8> {
+pub(crate) fn text(text: &str) -> Vec<u8> {
     [b"X".as_slice(), &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat()
 }
 
-pub(super) fn tuple(values: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn tuple(values: &[Vec<u8>]) -> Vec<u8> {
     [b"(".as_slice(), &values.concat(), b"t"].concat()
 }
 
-pub(super) fn ints(values: &[i64]) -> Vec<u8> {
+pub(crate) fn ints(values: &[i64]) -> Vec<u8> {
     tuple(&values.iter().copied().map(int).collect::<Vec<_>>())
 }
 
@@ -164,22 +164,22 @@ pub(crate) fn dict(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
     [b"}(".as_slice(), &items, b"u"].concat()
 }
 
-pub(super) fn global(module: &str, name: &str) -> Vec<u8> {
+pub(crate) fn global(module: &str, name: &str) -> Vec<u8> {
     format!("c{module}\n{name}\n").into_bytes()
 }
 
 /// Calls `callee` with the values.
-pub(super) fn call(callee: Vec<u8>, values: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn call(callee: Vec<u8>, values: &[Vec<u8>]) -> Vec<u8> {
     [callee, tuple(values), b"R".to_vec()].concat()
 }
 
-pub(super) fn no_hooks() -> Vec<u8> {
+pub(crate) fn no_hooks() -> Vec<u8> {
     call(global("collections", "OrderedDict"), &[])
 }
 
-pub(super) const FALSE: &[u8] = b"\x89";
+pub(crate) const FALSE: &[u8] = b"\x89";
 
-pub(super) fn storage(class: &str, key: &str, len: i64) -> Vec<u8> {
+pub(crate) fn storage(class: &str, key: &str, len: i64) -> Vec<u8> {
     let module = if class == "UntypedStorage" { "torch.storage" } else { "torch" };
     let id = tuple(&[text("storage"), global(module, class), text(key), text("cpu"), int(len)]);
     [id, b"Q".to_vec()].concat()

@@ -1,5 +1,3 @@
-use std::error::Error;
-use std::fmt;
 use std::path::PathBuf;
 
 use safetensors::Dtype;
@@ -13,7 +11,8 @@ macro_rules! convert_hint {
 }
 
 /// A PyTorch file that was refused, and why.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {fault}", path.display())]
 pub struct PickleError {
     /// The file.
     pub path: PathBuf,
@@ -21,29 +20,10 @@ pub struct PickleError {
     pub fault: PickleFault,
 }
 
-impl fmt::Display for PickleError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}", self.path.display(), self.fault)
-    }
-}
-
-impl Error for PickleError {
-    /// The fault's own cause: its text is part of this message already.
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.fault.source()
-    }
-}
-
 /// What is wrong with a PyTorch file. Text that comes from the file is quoted and at most a kilobyte long.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PickleFault {
-    /// The file system refused.
-    #[error("cannot be read: {0}")]
-    Io(#[source] std::io::Error),
-    /// A directory, pipe or device where a file was expected.
-    #[error("is not a regular file")]
-    NotAFile,
     /// The layout from before PyTorch 1.6, a row of pickles.
     #[error("is in the layout from before PyTorch 1.6, which is not a zip archive; {}", convert_hint!())]
     Legacy,

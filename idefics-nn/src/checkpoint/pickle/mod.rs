@@ -7,9 +7,9 @@
 //! <folder>/version      of the container, 3
 //! <folder>/byteorder    `little`; not in files from before 2023, which are taken as such, as PyTorch does
 //! ```
-//! Every entry is stored, not compressed, so a contiguous tensor is a range of the file. [`PickleFile::open`] maps the
-//! file and reads the zip directory and `data.pkl`; no weight is touched before [`PickleFile::bytes`]. A transposed or
-//! strided view is copied into row-major order then, one tensor at a time.
+//! Every entry is stored, not compressed, so a contiguous tensor is a range of the file. [`parse`] reads the zip directory
+//! and `data.pkl` of a file that is mapped; no weight is touched before [`PickleTensor::bytes`], which copies a transposed
+//! or strided view into row-major order.
 //!
 //! # Nothing is run
 //! A pickle is a program that may call whatever it can name. Here it drives a stack machine that knows 31 of the 68
@@ -42,12 +42,7 @@ mod tensor;
 mod value;
 mod zip;
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
-
-use memmap2::Mmap;
 
 pub use error::{PickleError, PickleFault};
 pub use tensor::PickleTensor;
@@ -61,48 +56,12 @@ const MAX_ENTRIES: u64 = MAX_TENSORS as u64 + 100;
 /// Bytes of a tensor's name, and of an entry's.
 const MAX_NAME_BYTES: usize = 1024;
 
-/// An opened PyTorch file: where every tensor lies, and the map of the file.
-#[derive(Debug)]
-pub struct PickleFile {
-    map: Mmap,
-    tensors: BTreeMap<String, PickleTensor>,
-}
-
-impl PickleFile {
-    /// Maps a file and lists its tensors; no weight is read.
-    ///
-    /// # Errors
-    /// [`PickleError`] if the file cannot be read or is not, in every detail, what `torch.save` writes for a dictionary
-    /// of tensors.
-    pub fn open(path: &Path) -> Result<Self, PickleError> {
-        let map = map(path).map_err(|fault| PickleError { path: path.to_owned(), fault })?;
-        let tensors = parse(path, &map)?.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
-        Ok(Self { map, tensors })
-    }
-
-    /// Every tensor, by name.
-    pub fn tensors(&self) -> impl Iterator<Item = &PickleTensor> {
-        self.tensors.values()
-    }
-
-    /// The tensor of that name.
-    pub fn tensor(&self, name: &str) -> Option<&PickleTensor> {
-        self.tensors.get(name)
-    }
-
-    /// The little-endian elements of the tensor of that name, in row-major order: borrowed from the map where they lie
-    /// so in the file, copied where not.
-    pub fn bytes(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        self.tensor(name)?.bytes(&self.map)
-    }
-}
-
 /// Lists the tensors of `file`, the whole content of a PyTorch file, in the order that the program names them.
 ///
 /// `path` is for the message of an error only.
 ///
 /// # Errors
-/// As [`PickleFile::open`].
+/// [`PickleError`] if the file is not, in every detail, what `torch.save` writes for a dictionary of tensors.
 pub fn parse(path: &Path, file: &[u8]) -> Result<Vec<PickleTensor>, PickleError> {
     list_tensors(file).map_err(|fault| PickleError { path: path.to_owned(), fault })
 }
@@ -135,20 +94,4 @@ fn check_version(version: &[u8]) -> Result<(), PickleFault> {
 /// The start of a text that should have been short.
 fn excerpt(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).trim().to_owned()
-}
-
-fn map(path: &Path) -> Result<Mmap, PickleFault> {
-    // Asked before opening: opening a pipe waits for a writer.
-    let metadata = std::fs::metadata(path).map_err(PickleFault::Io)?;
-    if !metadata.is_file() {
-        return Err(PickleFault::NotAFile);
-    }
-    let file = File::open(path).map_err(PickleFault::Io)?;
-    if metadata.len() == 0 {
-        return Err(PickleFault::Truncated { found: 0 }); // and cannot be mapped everywhere
-    }
-    // SAFETY: the map is only read, through bounds-checked slices of plain bytes. Changing the file while it is mapped
-    // is outside what a process can prevent.
-    #[allow(unsafe_code)]
-    unsafe { Mmap::map(&file) }.map_err(PickleFault::Io)
 }
