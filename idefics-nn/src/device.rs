@@ -1,8 +1,11 @@
 //! Tensors from one device to another.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
-/// The tensor on `device`: itself if it is there already.
-pub fn on_device<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
-    if tensor.device() == *device { tensor } else { tensor.to_device(device) }
+/// Activations where a parameter that is no matrix is, in its dtype: that of all activations there (f32 on the CPU).
+/// Themselves if they are so already.
+pub fn beside<const D: usize, const P: usize>(activations: Tensor<D>, parameter: &Tensor<P>) -> Tensor<D> {
+    let (device, dtype) = (parameter.device(), parameter.dtype());
+    let activations = if activations.device() == device { activations } else { activations.to_device(&device) };
+    if activations.dtype() == dtype { activations } else { activations.cast(dtype) }
 }

@@ -26,7 +26,7 @@ pub use attention::{attention, attention_weights};
 pub use checkpoint::{Checkpoint, CheckpointError, LoadOptions, Quantization};
 pub use config::ConfigError;
 pub use context::{ContextCache, ContextView};
-pub use device::on_device;
+pub use device::beside;
 pub use embedding::Embedding;
 pub use gated_mlp::GatedMlp;
 pub use init::normal;

@@ -1,7 +1,7 @@
 //! The linear layer: one type, whatever format its weight is in.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::init::normal;
 use crate::{PackedWeight, ops};
@@ -61,9 +61,14 @@ impl Linear {
         output.reshape(dims)
     }
 
-    /// Where the weight is.
-    pub fn device(&self) -> Device {
-        self.weight.lazy_device()
+    /// Activations of another device where the weight is: on the CPU in f32, as they all are there.
+    pub fn receive<const D: usize>(&self, activations: Tensor<D>) -> Tensor<D> {
+        let device = self.weight.lazy_device();
+        if activations.device() == device {
+            return activations;
+        }
+        let activations = activations.to_device(&device);
+        if ops::computes_on(&device) { activations.cast(DType::F32) } else { activations }
     }
 
     /// `[d_out, d_in]`.

@@ -109,10 +109,10 @@ pub struct RotaryAngles {
 }
 
 impl RotaryAngles {
-    /// The same on another device.
+    /// The same on another device, in the dtype that activations have there.
     #[must_use]
-    pub fn to_device(self, device: &Device) -> Self {
-        Self { cos: self.cos.to_device(device), sin: self.sin.to_device(device) }
+    pub fn to_device(self, device: &Device, dtype: DType) -> Self {
+        Self { cos: self.cos.to_device(device).cast(dtype), sin: self.sin.to_device(device).cast(dtype) }
     }
 
     /// Turns queries or keys to their positions.

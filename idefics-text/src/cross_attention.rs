@@ -54,11 +54,6 @@ impl GatedCrossAttentionLayer {
         }
     }
 
-    /// Where its weights are.
-    pub(crate) fn device(&self) -> Device {
-        self.input_layernorm.weight.val().device()
-    }
-
     /// `context` is `None` where no token sees anything of it; the feed-forward block is added all the same.
     ///
     /// `[batch, n_new, d]` in and out.

@@ -10,8 +10,8 @@
 //! computes them at each step, to the same values.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Int, Tensor};
-use idefics_nn::{ConfigError, ContextView, KvCache, RmsNorm, on_device};
+use burn::tensor::{Bool, DType, Device, Int, Tensor};
+use idefics_nn::{ConfigError, ContextView, KvCache, RmsNorm, beside};
 
 use crate::cross_attention::Context;
 use crate::positions::PositionRules;
@@ -69,8 +69,10 @@ impl CrossAttentionDecoder {
     /// - `context_states`: `[batch, n_keys, d_context]`
     /// - returns `[batch, heads, n_keys, head_dim]` each
     pub fn context_key_values(&self, context_states: &Tensor<3>) -> Vec<(Tensor<4>, Tensor<4>)> {
-        let layers = self.gated_cross_attn_layers.iter();
-        layers.map(|layer| layer.cross_attn.key_values(on_device(context_states.clone(), &layer.device()))).collect()
+        let of_layer = |layer: &GatedCrossAttentionLayer| {
+            layer.cross_attn.key_values(beside(context_states.clone(), &layer.input_layernorm.weight.val()))
+        };
+        self.gated_cross_attn_layers.iter().map(of_layer).collect()
     }
 
     /// Runs the tokens that follow those in the cache, and adds them to it.
@@ -139,7 +141,8 @@ impl CrossAttentionDecoder {
             assert_eq!((view.batch(), view.n_new()), (batch, n_new), "a view of the new tokens");
             (!view.is_blind()).then(|| view.masked_out(context.part_len(), &inputs_embeds.device()))
         });
-        let mut states = Travelling { here: inputs_embeds.device(), positions, masked_out };
+        let here = (inputs_embeds.device(), inputs_embeds.dtype());
+        let mut states = Travelling { here, positions, masked_out };
         let mut hidden_states = inputs_embeds;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             if layer_idx > 0 {
@@ -148,14 +151,14 @@ impl CrossAttentionDecoder {
             if layer_idx.is_multiple_of(self.cross_layer_interval) {
                 let gated_idx = layer_idx / self.cross_layer_interval;
                 let gated = &self.gated_cross_attn_layers[gated_idx];
-                hidden_states = states.to(hidden_states, &gated.device());
+                hidden_states = states.to(hidden_states, &gated.input_layernorm);
                 let context = states.masked_out.as_ref().zip(cache.context()).map(|(masked_out, context)| {
                     let (key, value) = context.layer(gated_idx);
                     Context { key, value, masked_out: masked_out.clone() }
                 });
                 hidden_states = gated.forward(hidden_states, context);
             }
-            hidden_states = states.to(hidden_states, &layer.device());
+            hidden_states = states.to(hidden_states, &layer.input_layernorm);
             if layer_idx == 0 {
                 observer.hidden_states(layer_idx, &hidden_states);
             }
@@ -163,7 +166,7 @@ impl CrossAttentionDecoder {
                 observer.attentions(layer_idx, weights)
             });
         }
-        let hidden_states = states.to(hidden_states, &self.norm.weight.val().device());
+        let hidden_states = states.to(hidden_states, &self.norm);
         cache.advance(n_new);
         let hidden_states = self.norm.forward(hidden_states);
         observer.hidden_states(self.layers.len(), &hidden_states);
@@ -171,22 +174,24 @@ impl CrossAttentionDecoder {
     }
 }
 
-/// What goes with the tokens from layer to layer, and where it is.
+/// What goes with the tokens from layer to layer, where it is, and the dtype of activations there.
 struct Travelling {
-    here: Device,
+    here: (Device, DType),
     positions: Positions,
     masked_out: Option<Option<Tensor<4, Bool>>>,
 }
 
 impl Travelling {
-    /// Moves on to `device`, where `hidden_states` then are too.
-    fn to(&mut self, hidden_states: Tensor<3>, device: &Device) -> Tensor<3> {
-        if self.here == *device {
+    /// Moves on to where the norm that comes next is, with `hidden_states`.
+    fn to(&mut self, hidden_states: Tensor<3>, norm: &RmsNorm) -> Tensor<3> {
+        let weight = norm.weight.val();
+        let (device, dtype) = (weight.device(), weight.dtype());
+        if self.here == (device.clone(), dtype) {
             return hidden_states;
         }
-        self.here = device.clone();
-        self.positions = self.positions.clone().to_device(device);
-        self.masked_out = self.masked_out.take().map(|masked_out| masked_out.map(|masked| masked.to_device(device)));
-        hidden_states.to_device(device)
+        self.positions = self.positions.clone().to_device(&device, dtype);
+        self.masked_out = self.masked_out.take().map(|masked_out| masked_out.map(|masked| masked.to_device(&device)));
+        self.here = (device, dtype);
+        beside(hidden_states, &weight)
     }
 }

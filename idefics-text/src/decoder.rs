@@ -157,11 +157,6 @@ impl DecoderLayer {
         }
     }
 
-    /// Where its weights are.
-    pub(crate) fn device(&self) -> Device {
-        self.input_layernorm.weight.val().device()
-    }
-
     /// # Shapes
     /// As [`SelfAttention::forward`].
     pub fn forward(

@@ -1,6 +1,6 @@
 //! Where new tokens stand, and which tokens they see.
 
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use idefics_nn::{ConfigError, KvCache, RotaryAngles, RotaryEmbedding};
 
 use crate::mask::masked_out;
@@ -16,11 +16,11 @@ pub struct Positions {
 }
 
 impl Positions {
-    /// The same on another device.
+    /// The same on another device, for activations of that dtype.
     #[must_use]
-    pub fn to_device(self, device: &Device) -> Self {
+    pub fn to_device(self, device: &Device, dtype: DType) -> Self {
         Self {
-            rotary: self.rotary.to_device(device),
+            rotary: self.rotary.to_device(device, dtype),
             masked_out: self.masked_out.map(|masked_out| masked_out.to_device(device)),
         }
     }

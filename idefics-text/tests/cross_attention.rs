@@ -1,8 +1,8 @@
 //! Gated cross-attention: what is seen changes a token, what is not seen changes nothing.
 
 use burn::module::Param;
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use idefics_nn::{ParameterVisitor, visit_parameters};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use idefics_nn::{ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
 use idefics_text::{
     AlphaType, Branches, ContextCache, ContextView, CrossAttentionConfig, CrossAttentionDecoder, DecoupledEmbedding,
     DecoupledLinear, KvCache, TextConfig,
@@ -156,6 +156,30 @@ fn branches_see_what_their_prompt_does() {
         model.decoder.forward(tokens.clone(), Some(&seen), &mut cache);
         let alone = model.decoder.forward(part(&next, 1, branch, branch + 1), None, &mut cache);
         assert_close("branch", &part(&together, 1, branch, branch + 1), &alone, SAME);
+    }
+}
+
+#[test]
+fn activations_take_the_dtype_of_the_part_that_they_come_to() {
+    /// Holds some parts as a GPU would.
+    struct InBf16(&'static [&'static str]);
+    impl ParameterMapper for InBf16 {
+        fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let is_meant = self.0.iter().any(|part| name.starts_with(part));
+            if is_meant { param.map(|weight| weight.cast(DType::BF16)) } else { param }
+        }
+    }
+    let mut model = Model::new(AlphaType::Float);
+    let (tokens, context) = (model.tokens(13, 2, 4), model.context(14, 2, 2));
+    let seen = view(&[&[None, Some(0), Some(1), Some(1)], &[None, None, Some(0), Some(0)]], 2);
+    let exact = model.run(&tokens, Some(&context), &seen);
+    for parts in [&["layers.1.", "gated_cross_attn_layers.1."][..], &["gated_cross_attn_layers.0.", "norm."]] {
+        let all_exact = model.decoder.clone();
+        model.decoder = map_parameters(model.decoder, &mut InBf16(parts));
+        let rounded = model.run(&tokens, Some(&context), &seen).cast(DType::F32);
+        let difference = values((rounded - exact.clone()).abs().max());
+        assert!(difference[0] > 0.0 && difference[0] < 0.1, "{parts:?}: {difference:?}");
+        model.decoder = all_exact;
     }
 }
 

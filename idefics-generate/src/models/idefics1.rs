@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use idefics_nn::{ConfigError, ContextCache, KvCache, flat_module, on_device};
+use idefics_nn::{ConfigError, ContextCache, KvCache, beside, flat_module};
 use idefics_perceiver::flamingo::PerceiverResampler;
 use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, CrossAttentionDecoder, DecoderObserver, DecoupledLinear, TextConfig};
@@ -136,7 +136,7 @@ impl Idefics1 {
     /// If, without a resampler, images of different sizes are mixed: rows of one batch have as many vectors an image.
     pub fn connect(&self, features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
         let connected = features.into_iter().map(|features| match &self.model.images.perceiver_resampler {
-            Some(resampler) => resampler.forward(on_device(features, &resampler.latents.val().device())),
+            Some(resampler) => resampler.forward(beside(features, &resampler.latents.val())),
             None => features,
         });
         let connected: Vec<Tensor<3>> = connected.collect();
@@ -329,7 +329,7 @@ impl Model for Idefics1 {
     }
 
     fn logits(&self, hidden_states: Tensor<3>, kept: LogitsToKeep) -> Tensor<3> {
-        let hidden_states = on_device(keep(hidden_states, kept), &self.lm_head.linear.device());
+        let hidden_states = self.lm_head.linear.receive(keep(hidden_states, kept));
         self.lm_head.forward(hidden_states).cast(DType::F32)
     }
 }
