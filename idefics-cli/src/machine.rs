@@ -1,6 +1,7 @@
 //! What the machine can do, and what the program took of it.
 
 use std::hint::black_box;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use idefics_generate::DeviceChoice;
@@ -37,6 +38,24 @@ pub(crate) fn available_memory_bytes(choice: DeviceChoice) -> u64 {
     system.available_memory().min(group)
 }
 
+/// Bytes that are free on the fullest of the CUDA devices that the process may use; `None` where `nvidia-smi` does not say.
+/// Which number CUDA gives to which of them cannot be seen from outside, so none is taken to have more than that.
+pub(crate) fn free_cuda_bytes() -> Option<u64> {
+    let mut command = Command::new("nvidia-smi");
+    command.args(["--query-gpu=memory.free", "--format=csv,noheader,nounits"]);
+    if let Ok(visible) = std::env::var("CUDA_VISIBLE_DEVICES") {
+        command.arg(format!("--id={visible}"));
+    }
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| least_mebibytes(&String::from_utf8_lossy(&output.stdout)))?
+}
+
+/// The least of the numbers of MiB, one a line, in bytes; `None` if there is anything else.
+fn least_mebibytes(listing: &str) -> Option<u64> {
+    let free: Option<Vec<u64>> = listing.lines().map(|line| line.trim().parse().ok()).collect();
+    free?.into_iter().min()?.checked_mul(1 << 20)
+}
+
 /// The most memory that the process has had, in bytes, files mapped into it included; `None` where the system does not
 /// say.
 pub(crate) fn peak_rss_bytes() -> Option<u64> {
@@ -44,4 +63,17 @@ pub(crate) fn peak_rss_bytes() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fullest_device_counts() {
+        assert_eq!(least_mebibytes("81000\n 20000 \n143000\n"), Some(20_000 << 20));
+        assert!(
+            ["", "[N/A]\n", "100\n[N/A]\n", "99999999999999999999\n"].map(least_mebibytes).iter().all(Option::is_none)
+        );
+    }
 }

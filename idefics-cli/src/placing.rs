@@ -5,22 +5,38 @@ use idefics_generate::placement::{Place, Places};
 
 use crate::args::Global;
 use crate::failure::Failure;
-use crate::machine::available_memory_bytes;
+use crate::machine::{available_memory_bytes, free_cuda_bytes};
 
-/// The places of `--max-memory`, or the main memory.
+/// The places of `--max-memory`, or what there is: CUDA devices, if `choice` is one (all of them if `--device` names
+/// none), and then the main memory.
 pub(crate) fn places(global: &Global, choice: DeviceChoice) -> Result<Places, Failure> {
-    match (&global.max_memory, choice) {
-        (Some(places), _) => Ok(places.clone()),
-        (None, DeviceChoice::Cpu) => Ok(main_memory()),
-        (None, choice) => {
-            let example = format!("--max-memory {choice}=20GB,cpu=16GB");
-            Err(Failure::usage(format!("say how much of the model {choice} takes, for example {example}")))
-        }
+    if let Some(places) = &global.max_memory {
+        return Ok(places.clone());
     }
+    let devices: Vec<DeviceChoice> = match (choice, global.device) {
+        (DeviceChoice::Cpu, _) => Vec::new(),
+        (_, DeviceChoice::Auto) => (0..).map(DeviceChoice::Cuda).take_while(|device| device.open().is_ok()).collect(),
+        _ => vec![choice],
+    };
+    let free = match choice {
+        DeviceChoice::Cpu => Some(0),
+        DeviceChoice::Cuda(_) => free_cuda_bytes(),
+        _ => None,
+    };
+    let Some(free) = free else {
+        let example = format!("--max-memory {choice}=20GB,cpu=16GB");
+        return Err(Failure::usage(format!("{choice} does not say how much memory it has; do so, as in {example}")));
+    };
+    let of_devices = devices.into_iter().filter_map(|device| place(device, free));
+    Ok(Places(of_devices.chain(main_memory().0).collect()))
 }
 
-/// As much of the main memory as is free.
+/// The main memory alone.
 pub(crate) fn main_memory() -> Places {
-    let place = Place::new("cpu", available_memory_bytes(DeviceChoice::Cpu));
-    Places(place.into_iter().collect())
+    Places(place(DeviceChoice::Cpu, available_memory_bytes(DeviceChoice::Cpu)).into_iter().collect())
+}
+
+/// A device with nine tenths of what is free: caches and activations take memory too.
+fn place(device: DeviceChoice, free: u64) -> Option<Place> {
+    Place::new(&device.to_string(), free / 10 * 9).ok()
 }

@@ -25,7 +25,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         format => format.to_string(),
     };
     // Where the parts of a model go that may be spread.
-    let places = global.max_memory.clone().unwrap_or_else(placing::main_memory);
+    let places = placing::places(global, choice).unwrap_or_else(|_| placing::main_memory());
     let plan = |held: &PrecisionMemory| Plan::of_model(source.path(), held.options, &device, places.clone()).ok();
     let mut stdout = io::stdout().lock();
     if global.json {
