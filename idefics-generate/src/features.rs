@@ -10,7 +10,7 @@ use crate::inputs::InputError;
 
 /// Patches that one batch may hold: two 980-pixel squares, which bounds the activations of the largest tower to about
 /// 200 MB in f32.
-const MAX_PATCHES: usize = 9800;
+pub(crate) const MAX_PATCHES: usize = 9800;
 
 /// Images of one patch grid, to encode together.
 #[derive(Debug)]
@@ -45,6 +45,20 @@ pub(crate) fn distinct(images: &[ImageTile]) -> (Vec<&ImageTile>, Vec<usize>) {
         }
     }
     (distinct, place)
+}
+
+/// Vectors of images in another order, `[places, n_vectors, d]`: `places` says for each place which of the images stands
+/// there.
+///
+/// # Shapes
+/// - `image_hidden_states`: `[n_images, n_vectors, d]`
+pub(crate) fn arrange(image_hidden_states: Tensor<3>, places: &[usize]) -> Tensor<3> {
+    if places.iter().copied().eq(0..image_hidden_states.dims()[0]) {
+        return image_hidden_states;
+    }
+    let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
+    let options = (&image_hidden_states.device(), DType::I32);
+    image_hidden_states.select(0, Tensor::from_data(TensorData::from(places.as_slice()), options))
 }
 
 /// Groups the images of a prompt into batches; nothing is ever computed on padding.

@@ -19,14 +19,10 @@ use idefics_text::{Branches, CrossAttentionDecoder, DecoderObserver, DecoupledLi
 use idefics_vision::clip::VisionTransformer;
 
 use super::{IGNORED_LABEL, LogitsToKeep, Model, NextTokens, keep};
-use crate::features::distinct;
+use crate::features::{MAX_PATCHES, arrange, distinct};
 use crate::inputs::{InputError, Prompts, SeenImages, upload_ids};
 use crate::placement::Placement;
 use crate::{Error, Idefics1Config};
-
-/// Patches that are encoded together: 38 images of the real models, which bounds their activations to about 200 MB in
-/// f32.
-const MAX_PATCHES: usize = 9800;
 
 /// The whole model.
 #[derive(Module, Debug)]
@@ -241,23 +237,15 @@ impl Idefics1 {
 /// Every row's image vectors side by side, `[batch, max_images · n_vectors, d_image]`; rows with fewer images have others'
 /// vectors behind theirs, which they never see.
 fn place(image_hidden_states: Tensor<3>, n_images: &[usize], max_images: usize) -> Tensor<3> {
-    let [n_all, n_vectors, d_image] = image_hidden_states.dims();
+    let [_, n_vectors, d_image] = image_hidden_states.dims();
     let batch = n_images.len();
     let mut images = Vec::with_capacity(batch * max_images);
     let mut first = 0;
     for &n_images in n_images {
-        images.extend((0..max_images).map(|image| if image < n_images { (first + image) as i32 } else { 0 }));
+        images.extend((0..max_images).map(|image| if image < n_images { first + image } else { 0 }));
         first += n_images;
     }
-    let placed = match images.iter().copied().eq(0..n_all as i32) {
-        true => image_hidden_states,
-        false => {
-            let images = TensorData::from(images.as_slice());
-            let images = Tensor::from_data(images, (&image_hidden_states.device(), DType::I32));
-            image_hidden_states.select(0, images)
-        }
-    };
-    placed.reshape([batch, max_images * n_vectors, d_image])
+    arrange(image_hidden_states, &images).reshape([batch, max_images * n_vectors, d_image])
 }
 
 impl Model for Idefics1 {
@@ -284,19 +272,10 @@ impl Model for Idefics1 {
     }
 
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
-        let (distinct, place) = distinct(images);
+        let (distinct, places) = distinct(images);
         let distinct: Vec<ImageTile> = distinct.into_iter().cloned().collect();
         let image_hidden_states = self.connect(self.vision_features(&distinct)?);
-        if distinct.len() == images.len() {
-            return Ok(image_hidden_states);
-        }
-        let place: Vec<i32> = place.into_iter().map(|place| place as i32).collect();
-        let select = |states: Tensor<3>| {
-            let place = TensorData::from(place.as_slice());
-            let place = Tensor::from_data(place, (&states.device(), DType::I32));
-            states.select(0, place)
-        };
-        Ok(image_hidden_states.map(select))
+        Ok(image_hidden_states.map(|states| arrange(states, &places)))
     }
 
     fn prefill_observed(

@@ -17,7 +17,7 @@ use idefics_text::{Branches, Decoder, DecoderObserver, TextConfig, Unobserved};
 use idefics_vision::VisionTransformer;
 
 use super::{LabelRecipe, LogitsToKeep, Model, NextTokens, keep};
-use crate::features::{ImageBatch, distinct, image_batches};
+use crate::features::{ImageBatch, arrange, distinct, image_batches};
 use crate::inputs::{InputError, Prompts, upload_ids};
 use crate::{Error, Idefics2Config};
 
@@ -78,16 +78,11 @@ impl Idefics2 {
     /// # Errors
     /// [`InputError::Patches`].
     pub fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
-        let (distinct, place) = distinct(images);
+        let (distinct, places) = distinct(images);
         let batches = image_batches(&distinct, &self.config.vision_config)?;
         let features = batches.iter().map(|batch| self.vision_features(batch)).collect::<Vec<_>>();
         let image_hidden_states = self.connect(&batches, features); // [n_distinct, n_latents, d]
-        if distinct.len() == images.len() {
-            return Ok(image_hidden_states);
-        }
-        let place: Vec<i32> = place.into_iter().map(|place| place as i32).collect();
-        let place = Tensor::from_data(TensorData::from(place.as_slice()), (&self.device(), DType::I32));
-        Ok(image_hidden_states.map(|states| states.select(0, place)))
+        Ok(image_hidden_states.map(|states| arrange(states, &places)))
     }
 
     /// Patch features of one batch, `[n_images, patches, vision_hidden_size]`.
@@ -110,16 +105,12 @@ impl Idefics2 {
             return None;
         }
         let image_hidden_states = Tensor::cat(image_hidden_states, 0); // [n_images, n_latents, d], batch after batch
-        let mut place = vec![0i32; image_hidden_states.dims()[0]];
+        let mut places = vec![0; image_hidden_states.dims()[0]];
         let encoded = batches.iter().flat_map(|batch| &batch.image_indices);
         for (row, &image_idx) in encoded.enumerate() {
-            place[image_idx] = row as i32;
+            places[image_idx] = row;
         }
-        if place.is_sorted() {
-            return Some(image_hidden_states);
-        }
-        let place = Tensor::from_data(TensorData::from(place.as_slice()), (&self.device(), DType::I32));
-        Some(image_hidden_states.select(0, place))
+        Some(arrange(image_hidden_states, &places))
     }
 
     /// Runs whole prompts and returns the logits of the next token, `[batch, vocab_size]` in f32.
