@@ -8,7 +8,7 @@ use idefics_nn::checkpoint::{Checkpoint, LoadProgress, WeightMemory, fill_random
 use idefics_nn::{ConfigError, LoadOptions, flat_module};
 
 use crate::placement::Placement;
-use crate::{Error, Idefics1, Idefics1Config, Idefics2, Idefics2Config, Model, ModelConfig, WeightOptions};
+use crate::{Error, Idefics1, Idefics2, Model, ModelConfig, WeightOptions};
 
 /// Pairs (tensor, source): see [`ModelConfig::tied`].
 type Tied = &'static [(&'static str, &'static str)];
@@ -116,34 +116,6 @@ impl Idefics2 {
         let model = in_folder(folder, Self::new(&config, device))?;
         read(model, folder, weights.into(), config.tied(), &[], progress)
     }
-
-    /// A model of that shape with random weights, held as `weights` says: to measure speed and memory.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] for a configuration that describes no model.
-    pub fn random(
-        config: &Idefics2Config,
-        device: &Device,
-        weights: impl Into<WeightOptions>,
-        seed: u64,
-        progress: impl FnMut(LoadProgress),
-    ) -> Result<Self, Error> {
-        fill(Self::new(config, device)?, weights.into(), config.tied(), seed, progress)
-    }
-
-    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random ones.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] for a configuration that describes no model.
-    pub fn memory(
-        config: &Idefics2Config,
-        checkpoint: Option<&Checkpoint>,
-        device: &Device,
-        weights: impl Into<WeightOptions>,
-    ) -> Result<WeightMemory, Error> {
-        let model = Self::new(config, device)?;
-        Ok(weights.into().load_options(config.tied()).memory(&model, checkpoint, device))
-    }
 }
 
 impl Idefics1 {
@@ -175,34 +147,6 @@ impl Idefics1 {
         };
         let model = in_folder(folder, Self::placed(&config, placement))?;
         read(model, folder, weights.into(), config.tied(), placement.in_files(), progress)
-    }
-
-    /// A model of that shape with random weights, held as `weights` says: to measure speed and memory.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] for a configuration that describes no model.
-    pub fn random(
-        config: &Idefics1Config,
-        device: &Device,
-        weights: impl Into<WeightOptions>,
-        seed: u64,
-        progress: impl FnMut(LoadProgress),
-    ) -> Result<Self, Error> {
-        fill(Self::new(config, device)?, weights.into(), config.tied(), seed, progress)
-    }
-
-    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random ones.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] for a configuration that describes no model.
-    pub fn memory(
-        config: &Idefics1Config,
-        checkpoint: Option<&Checkpoint>,
-        device: &Device,
-        weights: impl Into<WeightOptions>,
-    ) -> Result<WeightMemory, Error> {
-        let model = Self::new(config, device)?;
-        Ok(weights.into().load_options(config.tied()).memory(&model, checkpoint, device))
     }
 }
 

@@ -98,8 +98,10 @@ fn parse_bytes(text: &str) -> Option<u64> {
 pub struct Block {
     /// What its tensors' names begin with: `model.layers.3`.
     pub name: String,
-    /// Bytes of its weights.
+    /// Bytes of its weights on a device.
     pub bytes: u64,
+    /// Bytes of its weights as the files have them.
+    pub stored_bytes: u64,
 }
 
 /// The place of the files, behind all devices.
@@ -154,14 +156,15 @@ impl Plan {
         }
     }
 
-    /// Each place, the files last, with the parts that go there and the bytes that they take; places without a part
-    /// included.
+    /// Each place, the files last, with the parts that go there and the bytes that they take, or have in the files;
+    /// places without a part included.
     pub fn by_place(&self) -> Vec<(&str, Vec<&Block>, u64)> {
         let names = self.places.iter().map(|place| place.name.as_str()).chain([FILES]);
         let of = |(index, name)| {
             let blocks: Vec<&Block> =
                 self.blocks.iter().filter(|(_, place)| *place == index).map(|(block, _)| block).collect();
-            let bytes = blocks.iter().map(|block| block.bytes).sum();
+            let is_device = index < self.places.len();
+            let bytes = blocks.iter().map(|block| if is_device { block.bytes } else { block.stored_bytes }).sum();
             (name, blocks, bytes)
         };
         names.enumerate().map(of).collect()
@@ -236,15 +239,19 @@ impl Idefics1Config {
         weights: impl Into<WeightOptions>,
     ) -> Result<Vec<Block>, PlacementError> {
         let names = self.block_names().into_iter();
-        let mut blocks: Vec<Block> = names.map(|name| Block { name, bytes: 0 }).collect();
+        let mut blocks: Vec<Block> = names.map(|name| Block { name, bytes: 0, stored_bytes: 0 }).collect();
         let model = Idefics1::new(self, device)?;
-        let options = weights.into();
-        options.load_options(self.tied()).memory_of_each(&model, checkpoint, device, |tensor, memory| {
-            let of = |block: &&mut Block| tensor.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
-            if let Some(block) = blocks.iter_mut().find(of) {
-                block.bytes += memory.total();
-            }
-        });
+        let mut add = |device: &Device, weights: WeightOptions, bytes_of: fn(&mut Block) -> &mut u64| {
+            weights.load_options(self.tied()).memory_of_each(&model, checkpoint, device, |tensor, memory| {
+                let of =
+                    |block: &&mut Block| tensor.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
+                if let Some(block) = blocks.iter_mut().find(of) {
+                    *bytes_of(block) += memory.total();
+                }
+            });
+        };
+        add(device, weights.into(), |block| &mut block.bytes);
+        add(&DeviceChoice::Cpu.open()?.1, WeightOptions::default(), |block| &mut block.stored_bytes);
         Ok(blocks)
     }
 
@@ -268,9 +275,11 @@ mod tests {
     use burn::tensor::DType;
 
     use super::*;
+    use crate::AnyModel;
 
     fn blocks(sizes: &[u64]) -> Vec<Block> {
-        sizes.iter().enumerate().map(|(index, &bytes)| Block { name: format!("b{index}"), bytes }).collect()
+        let block = |(index, &bytes)| Block { name: format!("b{index}"), bytes, stored_bytes: 4 * bytes };
+        sizes.iter().enumerate().map(block).collect()
     }
 
     fn places(plan: &Plan) -> Vec<usize> {
@@ -283,6 +292,8 @@ mod tests {
         // The third does not fit the first place any more; the small one behind it stays behind it.
         let plan = Plan::new(blocks(&[4, 4, 4, 1, 1]), two.clone());
         assert_eq!(places(&plan), [0, 0, 1, 1, 2]);
+        let bytes: Vec<u64> = plan.by_place().into_iter().map(|(_, _, bytes)| bytes).collect();
+        assert_eq!(bytes, [8, 5, 4], "in the files a part is as they have it");
         assert_eq!(places(&Plan::new(blocks(&[11, 1]), two)), [2, 2], "what fits nowhere stays in the files");
         assert_eq!(places(&Plan::new(blocks(&[1]), Places::default())), [0]);
     }
@@ -302,7 +313,8 @@ mod tests {
         let config = Idefics1Config::idefics_80b();
         let device = DeviceChoice::Cpu.open().unwrap().1;
         let blocks = config.blocks(None, &device, DType::BF16).unwrap();
-        let total = Idefics1::memory(&config, None, &device, DType::BF16).unwrap().total();
+        let model = ModelConfig::Idefics1(config.clone());
+        let total = AnyModel::memory(&model, None, &device, DType::BF16).unwrap().total();
         assert_eq!(blocks.iter().map(|block| block.bytes).sum::<u64>(), total);
         // All but norms, gates and the like are in BF16.
         assert!((2 * 79_967_843_624..2 * 80_000_000_000).contains(&total));

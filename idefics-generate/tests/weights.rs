@@ -2,8 +2,9 @@
 
 use burn::tensor::{DType, Device};
 use idefics_generate::bench::bytes;
+use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::nn::{Checkpoint, PackedFormat};
-use idefics_generate::{Idefics, Idefics2, ModelConfig, WeightFormat, WeightOptions};
+use idefics_generate::{AnyModel, Idefics, ModelConfig, WeightFormat, WeightOptions};
 
 use crate::common::{SAME, case, difference, next_logits, xtask_folder};
 
@@ -25,18 +26,19 @@ fn a_folder_of_bitsandbytes_is_our_own_quantisation_of_the_same_weights() {
 fn weights_take_the_memory_that_was_planned() {
     let device = Device::flex();
     let formats = PackedFormat::ALL.map(WeightFormat::Packed);
-    for checkpoint in ["tiny-idefics2", "grid-980", "small-quantized"] {
+    for checkpoint in ["tiny-idefics2", "grid-980", "small-quantized", "idefics1-vector", "idefics1-tied"] {
         let folder = xtask_folder("checkpoints").join(checkpoint);
-        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(&folder).unwrap() else { unreachable!() };
+        let config = ModelConfig::from_folder(&folder).unwrap();
         for dtype in [None, Some(DType::F32), Some(DType::BF16)] {
             for quantize in formats.into_iter().chain([WeightFormat::None]) {
                 if checkpoint == "small-quantized" && quantize != WeightFormat::None {
                     continue; // refused
                 }
-                let weights = WeightOptions { quantize, dtype, ..WeightOptions::default() };
-                let files = Checkpoint::open(&folder).unwrap();
-                let planned = Idefics2::memory(&config, Some(&files), &device, weights).unwrap();
-                let model = Idefics2::from_folder(&folder, &device, weights, |_| ()).unwrap();
+                let pickles = Pickles::Allowed;
+                let weights = WeightOptions { quantize, dtype, pickles, ..WeightOptions::default() };
+                let files = Checkpoint::open_with(&folder, pickles).unwrap();
+                let planned = AnyModel::memory(&config, Some(&files), &device, weights).unwrap();
+                let model = AnyModel::from_folder(&folder, &device, weights, |_| ()).unwrap();
                 assert_eq!(planned.total(), bytes(&model) as u64, "{checkpoint} {weights}");
             }
         }
