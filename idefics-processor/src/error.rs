@@ -266,6 +266,15 @@ pub enum ProcessorError {
     #[error("the first Idefics (`model_type` idefics) does not split images; leave do_image_splitting out")]
     NoSplitting,
 
+    /// An option for prompts of the first Idefics, asked of another model.
+    #[error(
+        "{option} is for the first Idefics (`model_type` idefics), whose prompts this model does not read; leave it out"
+    )]
+    Idefics1Option {
+        /// Its name.
+        option: &'static str,
+    },
+
     /// The text has more or fewer placeholders than there are images.
     #[error("row {row}: the text has {placeholders} {token} placeholders and {images} images were given")]
     ImageCount {
@@ -360,6 +369,7 @@ impl ProcessorError {
             | Self::Role { .. }
             | Self::PromptList { .. }
             | Self::NoSplitting
+            | Self::Idefics1Option { .. }
             | Self::ImageCount { .. }
             | Self::SpecialTokenInText { .. }
             | Self::Pad(_) => ErrorKind::Input,

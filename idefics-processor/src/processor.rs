@@ -168,6 +168,7 @@ impl Processor {
         if samples.is_empty() {
             return Err(ProcessorError::EmptyBatch);
         }
+        self.check_options(options)?;
         // Text first: it is cheap, and nothing is fetched for a batch that cannot be used.
         let images = self.image_processor(options)?;
         let sub_images = images.tiles_per_image();
@@ -224,13 +225,24 @@ impl Processor {
         (shape, pixel_values)
     }
 
+    /// Refuses what another generation's prompts have.
+    fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
+        match self.family {
+            Family::Idefics1 if options.do_image_splitting == Some(true) => Err(ProcessorError::NoSplitting),
+            Family::Idefics2 if options.add_end_of_utterance_token == Some(true) => {
+                Err(ProcessorError::Idefics1Option { option: "add_end_of_utterance_token" })
+            }
+            Family::Idefics2 if options.add_eos_token => {
+                Err(ProcessorError::Idefics1Option { option: "add_eos_token" })
+            }
+            Family::Idefics1 | Family::Idefics2 => Ok(()),
+        }
+    }
+
     fn image_processor(&self, options: &ProcessOptions) -> Result<ImageProcessor, ProcessorError> {
         let mut config = self.images.config().clone();
         match options.do_image_splitting {
             Some(splitting) if splitting != config.do_image_splitting => {
-                if self.family == Family::Idefics1 {
-                    return Err(ProcessorError::NoSplitting);
-                }
                 config.do_image_splitting = splitting;
                 let path = "preprocessor_config.json".into();
                 ImageProcessor::new(config).map_err(|error| ProcessorError::ImageConfig { path, error })

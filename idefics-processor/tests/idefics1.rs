@@ -64,6 +64,13 @@ fn what_the_first_idefics_cannot_do_is_refused() {
     let second = Processor::from_folder(&checkpoint("tiny-idefics2")).unwrap();
     let error = second.process(&[Sample::Prompt(vec![words("Hi")])], &ProcessOptions::default()).unwrap_err();
     assert!(matches!(error, ProcessorError::PromptList { .. }));
+    let text = [Sample::Text { text: "Hi".to_owned(), images: Vec::new() }];
+    let turns = ProcessOptions { add_end_of_utterance_token: Some(true), ..ProcessOptions::default() };
+    let end = ProcessOptions { add_eos_token: true, ..ProcessOptions::default() };
+    for (options, option) in [(turns, "add_end_of_utterance_token"), (end, "add_eos_token")] {
+        let error = second.process(&text, &options).unwrap_err();
+        assert!(error.to_string().starts_with(option) && error.kind() == ErrorKind::Input, "{error}");
+    }
     assert_eq!((second.family(), processor().family()), (Family::Idefics2, Family::Idefics1));
 }
 
