@@ -157,8 +157,10 @@ fn answer_line(name: &Name, answers: &[Answer]) -> Result<Value, Failure> {
 fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String, Failure> {
     let mut digest = Sha256::new();
     digest.update(env!("CARGO_PKG_VERSION"));
-    let Global { device, dtype, quantize, double_quant, quantize_vision, quantize_head, seed, .. } = global;
+    let Global { device, dtype, quantize, double_quant, quantize_vision, quantize_head, activations, seed, .. } =
+        global;
     digest.update(format!("{device:?} {dtype:?} {quantize} {double_quant} {quantize_vision} {quantize_head}"));
+    digest.update(format!("{activations:?} "));
     digest.update(format!("{:?} {:?} {seed} {}", global.device_map, global.max_memory, args.batch_size));
     digest.update(format!("{:?}", args.generation));
     let failed = |error: std::io::Error| Failure::file_system(format!("{}: {error}", folder.display()));
