@@ -38,8 +38,8 @@ pub(crate) fn available_memory_bytes(choice: DeviceChoice) -> u64 {
     system.available_memory().min(group)
 }
 
-/// Bytes that are free on the fullest of the CUDA devices that the process may use; `None` where `nvidia-smi` does not say.
-/// Which number CUDA gives to which of them cannot be seen from outside, so none is taken to have more than that.
+/// Bytes that are free on the fullest of the CUDA devices that the process may use; `None` where `nvidia-smi` does not
+/// say. Which number CUDA gives to which of them cannot be seen from outside, so none is taken to have more than that.
 pub(crate) fn free_cuda_bytes() -> Option<u64> {
     let mut command = Command::new("nvidia-smi");
     command.args(["--query-gpu=memory.free", "--format=csv,noheader,nounits"]);

@@ -30,7 +30,8 @@ pub struct BenchOptions {
 }
 
 impl BenchOptions {
-    /// Bytes of KV cache that a model of that shape takes on the CPU, whose activations are f32; an image is as many tiles.
+    /// Bytes of KV cache that a model of that shape takes on the CPU, whose activations are f32; an image is as many
+    /// tiles.
     pub fn cache_bytes(&self, config: &ModelConfig, tiles_per_image: usize) -> u64 {
         let n_images = self.images.len().saturating_mul(tiles_per_image);
         let (row, image_tokens) = match config {

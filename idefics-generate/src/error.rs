@@ -61,7 +61,10 @@ pub enum Error {
         expected: &'static str,
     },
     /// A model whose parts all go to one device was to be spread over several.
-    #[error("{}: only the first Idefics (`model_type` idefics) is placed over several devices; leave --device-map out", folder.display())]
+    #[error(
+        "{}: only the first Idefics (`model_type` idefics) is placed over several devices; leave --device-map out",
+        folder.display()
+    )]
     NotPlaceable {
         /// The model folder.
         folder: PathBuf,

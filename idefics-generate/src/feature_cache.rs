@@ -113,8 +113,8 @@ impl Idefics {
         self.features.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// [`Model::encode_images`](crate::Model::encode_images), timed stage by stage. Pictures that were encoded before are not encoded again, nor is
-    /// one that is there several times.
+    /// [`Model::encode_images`](crate::Model::encode_images), timed stage by stage. Pictures that were encoded before
+    /// are not encoded again, nor is one that is there several times.
     pub(crate) fn encode_images(
         &self,
         images: &[ImageTile],

@@ -47,8 +47,8 @@ pub(crate) fn distinct(images: &[ImageTile]) -> (Vec<&ImageTile>, Vec<usize>) {
     (distinct, place)
 }
 
-/// Vectors of images in another order, `[places, n_vectors, d]`: `places` says for each place which of the images stands
-/// there.
+/// Vectors of images in another order, `[places, n_vectors, d]`: `places` says for each place which of the images
+/// stands there.
 ///
 /// # Shapes
 /// - `image_hidden_states`: `[n_images, n_vectors, d]`

@@ -97,8 +97,8 @@ pub struct SeenImages {
 }
 
 impl SeenImages {
-    /// Rows of `n_images` images each; `seen` is `[batch, seq, max_images]` with the largest of these numbers last, true
-    /// where a token may attend to an image.
+    /// Rows of `n_images` images each; `seen` is `[batch, seq, max_images]` with the largest of these numbers last,
+    /// true where a token may attend to an image.
     ///
     /// # Errors
     /// [`InputError::SeenImages`] for a token that sees an image which its row does not have, or another length.

@@ -85,9 +85,9 @@ pub struct PrecisionMemory {
     pub cache_bytes_per_token: usize,
 }
 
-/// Looks at a model folder, or at a `config.json` alone, and computes what the model would take on `device`; `choice` is
-/// its name. Formats of `--quantize` are left out for a checkpoint that is quantised already. Without weights they are
-/// taken to be in BF16.
+/// Looks at a model folder, or at a `config.json` alone, and computes what the model would take on `device`; `choice`
+/// is its name. Formats of `--quantize` are left out for a checkpoint that is quantised already. Without weights they
+/// are taken to be in BF16.
 ///
 /// # Errors
 /// As [`ModelConfig::from_folder`] and [`Checkpoint::open_with`].

@@ -69,7 +69,8 @@ impl AnyModel {
         fill(Self::new(config, device)?, weights.into(), config.tied(), seed, progress)
     }
 
-    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random ones.
+    /// The memory that the weights of a model of that shape will take on `device`: those of `checkpoint`, or random
+    /// ones.
     ///
     /// # Errors
     /// [`Error::Shape`] for a configuration that describes no model.
@@ -132,7 +133,8 @@ impl Idefics1 {
         Self::from_folder_placed(folder, &Placement::on(device), weights, progress)
     }
 
-    /// As [`Self::from_folder`], each part on its own device; those that stay in the files are held as the files have them.
+    /// As [`Self::from_folder`], each part on its own device; those that stay in the files are held as the files have
+    /// them.
     ///
     /// # Errors
     /// [`Error`] naming the file, key or tensor at fault.

@@ -238,8 +238,8 @@ impl Idefics {
         Ok(Run { generation, processed, timings })
     }
 
-    /// The options of a call over the folder's. Conversations in the words of the first Idefics end with a turn, unless the
-    /// call says what they end with: its folders do not.
+    /// The options of a call over the folder's. Conversations in the words of the first Idefics end with a turn, unless
+    /// the call says what they end with: its folders do not.
     pub(crate) fn options(&self, options: &GenerationConfig, samples: &[Sample]) -> GenerationConfig {
         let mut together = options.over(&self.generation_config);
         let is_conversation = samples.iter().any(|sample| matches!(sample, Sample::Messages { .. }));

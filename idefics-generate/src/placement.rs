@@ -1,9 +1,9 @@
 //! Which part of a model goes where: devices in the order given, then what stays in the mapped files.
 //!
-//! Parts are placed in the order in which data meets them, so that it crosses from one place to the next as rarely as can
-//! be; a part is never split. Source of the rules: `device_map="auto"` of Transformers, whose `_no_split_modules` are the
-//! parts here. Where a part is decides what computes it, and nothing else: results are those of one device. Parts in the
-//! files alone are held as the files have them, whatever the others are rounded to.
+//! Parts are placed in the order in which data meets them, so that it crosses from one place to the next as rarely as
+//! can be; a part is never split. Source of the rules: `device_map="auto"` of Transformers, whose `_no_split_modules`
+//! are the parts here. Where a part is decides what computes it, and nothing else: results are those of one device.
+//! Parts in the files alone are held as the files have them, whatever the others are rounded to.
 
 use std::collections::BTreeMap;
 use std::fmt;

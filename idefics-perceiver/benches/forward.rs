@@ -1,4 +1,5 @@
-//! The connector at the shape of idefics2-8b, and the resampler at that of idefics-9b, each cut to one layer: `cargo bench -p idefics-perceiver`.
+//! The connector at the shape of idefics2-8b, and the resampler at that of idefics-9b, each cut to one layer: `cargo
+//! bench -p idefics-perceiver`.
 
 use std::hint::black_box;
 use std::time::Duration;

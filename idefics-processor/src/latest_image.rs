@@ -39,8 +39,8 @@ pub fn latest_images_behind(
 
 /// The reference's `image_attention_mask`: `[batch, seq, n_images]`, 1 where a token sees an image, row after row.
 ///
-/// `n_images` is the largest number of images of a row, and 1 where no row has any. Source: `IdeficsProcessor.__call__`,
-/// `incremental_to_binary_attention_mask`.
+/// `n_images` is the largest number of images of a row, and 1 where no row has any. Source:
+/// `IdeficsProcessor.__call__`, `incremental_to_binary_attention_mask`.
 pub fn image_attention_mask(
     tokens: &TokenBatch,
     n_images: usize,

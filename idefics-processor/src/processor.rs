@@ -205,8 +205,8 @@ impl Processor {
         Ok(text)
     }
 
-    /// The images of a batch of the first Idefics in the reference's layout, and its shape: `[batch, n_images, 3, height,
-    /// width]`, zeros where a row has fewer, and one slot of zeros where no row has any.
+    /// The images of a batch of the first Idefics in the reference's layout, and its shape: `[batch, n_images, 3,
+    /// height, width]`, zeros where a row has fewer, and one slot of zeros where no row has any.
     pub fn idefics1_pixel_values(&self, processed: &ProcessedInputs) -> ([usize; 5], Vec<f32>) {
         let of_config = match self.images.config().size {
             ImageSize::Exact { height, width } => (height as usize, width as usize),

@@ -6,8 +6,8 @@
 //! Axes: `batch` rows, `n_new` tokens of this call, `d` = `hidden_size`, `n_keys` vectors of the context, `d_context`
 //! wide.
 //!
-//! Numerics: as the decoder without gated layers. The context's keys and values are computed once and kept; the reference
-//! computes them at each step, to the same values.
+//! Numerics: as the decoder without gated layers. The context's keys and values are computed once and kept; the
+//! reference computes them at each step, to the same values.
 
 use burn::module::Module;
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
@@ -88,8 +88,8 @@ impl CrossAttentionDecoder {
         self.forward_observed(inputs_embeds, view, cache, &mut Unobserved)
     }
 
-    /// As [`Self::forward`], showing `observer` what happens inside, as the reference does since version 5: what goes into
-    /// layer 0 as it comes out of the gated layer before it, and later what comes out of each layer.
+    /// As [`Self::forward`], showing `observer` what happens inside, as the reference does since version 5: what goes
+    /// into layer 0 as it comes out of the gated layer before it, and later what comes out of each layer.
     pub fn forward_observed(
         &self,
         inputs_embeds: Tensor<3>,

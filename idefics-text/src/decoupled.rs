@@ -1,7 +1,7 @@
 //! A vocabulary in two parts: the language model's own, and tokens added to it, in matrices of their own.
 //!
-//! Reference: `IdeficsDecoupledEmbedding`, `IdeficsDecoupledLinear`, Transformers 5.23.0. Ids of the added tokens follow
-//! those of the vocabulary.
+//! Reference: `IdeficsDecoupledEmbedding`, `IdeficsDecoupledLinear`, Transformers 5.23.0. Ids of the added tokens
+//! follow those of the vocabulary.
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};

@@ -141,8 +141,8 @@ struct ProcessArgs {
     /// Which release of Transformers the token ids follow.
     #[arg(long, value_enum, default_value_t = CompatibilityArg::Transformers5, help_heading = "Preprocessing")]
     compatibility: CompatibilityArg,
-    /// For prompt lists: whether `<end_of_utterance>` is put between texts that follow one another [default: whether the
-    /// tokenizer has it].
+    /// For prompt lists: whether `<end_of_utterance>` is put between texts that follow one another [default: whether
+    /// the tokenizer has it].
     #[arg(long, value_name = "BOOL", help_heading = "Preprocessing")]
     add_end_of_utterance_token: Option<bool>,
     /// For the first Idefics: end prompts with `</s>`.

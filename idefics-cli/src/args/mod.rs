@@ -74,8 +74,8 @@ pub(crate) struct Global {
     /// Spread the parts of a model over devices, main memory and the mapped files, and say how (first Idefics only).
     #[arg(long, global = true, value_name = "auto", value_parser = ["auto"])]
     pub(crate) device_map: Option<String>,
-    /// For --device-map and `inspect`: places in the order in which they are filled [default: nine tenths of what is free
-    /// on CUDA devices, then of main memory].
+    /// For --device-map and `inspect`: places in the order in which they are filled [default: nine tenths of what is
+    /// free on CUDA devices, then of main memory].
     #[arg(long, global = true, value_name = "NAME=SIZE,…")]
     pub(crate) max_memory: Option<Places>,
     /// CPU threads [default: one a core].

@@ -1,4 +1,5 @@
-//! The index of a checkpoint's shards, as far as a download needs it. What it names becomes a path, so it is not trusted.
+//! The index of a checkpoint's shards, as far as a download needs it. What it names becomes a path, so it is not
+//! trusted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,11 +1,11 @@
-//! The first Idefics: CLIP → Flamingo resampler → LLaMA with gated cross-attention. Images stand beside the text: a token
-//! sees the latest image before it.
+//! The first Idefics: CLIP → Flamingo resampler → LLaMA with gated cross-attention. Images stand beside the text: a
+//! token sees the latest image before it.
 //!
 //! Paper: <https://arxiv.org/abs/2306.16527>. Reference: `IdeficsForVisionText2Text`, `modeling_idefics.py`,
 //! Transformers 5.23.0. Field paths are the checkpoint's tensor names.
 //!
-//! Axes: `n_images` images of the whole batch, `n_vectors` an image (the resampler's latents, or all patches without one),
-//! `d_image` = `vision_config.embed_dim`, `batch` rows, `max_images` images of the row with most, `seq` tokens,
+//! Axes: `n_images` images of the whole batch, `n_vectors` an image (the resampler's latents, or all patches without
+//! one), `d_image` = `vision_config.embed_dim`, `batch` rows, `max_images` images of the row with most, `seq` tokens,
 //! `d` = `hidden_size`.
 
 use std::borrow::Cow;
@@ -234,8 +234,8 @@ impl Idefics1 {
     }
 }
 
-/// Every row's image vectors side by side, `[batch, max_images · n_vectors, d_image]`; rows with fewer images have others'
-/// vectors behind theirs, which they never see.
+/// Every row's image vectors side by side, `[batch, max_images · n_vectors, d_image]`; rows with fewer images have
+/// others' vectors behind theirs, which they never see.
 fn place(image_hidden_states: Tensor<3>, n_images: &[usize], max_images: usize) -> Tensor<3> {
     let [_, n_vectors, d_image] = image_hidden_states.dims();
     let batch = n_images.len();

@@ -96,8 +96,8 @@ impl TrainingBatch {
         })
     }
 
-    /// Says what each token sees in models that read images beside the text: the latest image before it in its text, and
-    /// none after an end token; see [`Prompts::seeing_latest_images`].
+    /// Says what each token sees in models that read images beside the text: the latest image before it in its text,
+    /// and none after an end token; see [`Prompts::seeing_latest_images`].
     #[must_use]
     pub fn seeing_latest_images(mut self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
         self.prompts = match &self.parents {

@@ -34,8 +34,8 @@ impl LoadOptions<'_> {
         quantization.filter(|_| matrix == Some(Matrix::Linear) && !self.is_as_stored(name))
     }
 
-    /// The dtype of plain numbers, of a matrix or of anything else, on `device`; those of the checkpoint are `stored`, or
-    /// BF16 if there is none.
+    /// The dtype of plain numbers, of a matrix or of anything else, on `device`; those of the checkpoint are `stored`,
+    /// or BF16 if there is none.
     pub(super) fn dtype_of(&self, name: &str, matrix: Option<Matrix>, stored: Option<Dtype>, device: &Device) -> DType {
         let on_cpu = ops::computes_on(device);
         match self.dtype.filter(|_| !self.is_as_stored(name)) {

@@ -33,8 +33,8 @@ pub struct LoadOptions<'a> {
     /// Pairs (tensor, source): a tensor that may be absent, and is then the very same memory as its source
     /// (`tie_word_embeddings`). The source comes first in the module.
     pub tied: &'a [(&'a str, &'a str)],
-    /// Tensors whose names begin with one of these are held as the file has them, whatever `dtype` and `quantize` say: on
-    /// the CPU in the memory map.
+    /// Tensors whose names begin with one of these are held as the file has them, whatever `dtype` and `quantize` say:
+    /// on the CPU in the memory map.
     pub as_stored: &'a [String],
 }
 

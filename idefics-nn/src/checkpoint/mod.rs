@@ -107,8 +107,8 @@ impl Checkpoint {
         Self::open_with(folder, Pickles::Refused)
     }
 
-    /// As [`Self::open`], and where there is neither, if `pickles` are allowed, `folder/pytorch_model.bin`, or the shards
-    /// of `folder/pytorch_model.bin.index.json`.
+    /// As [`Self::open`], and where there is neither, if `pickles` are allowed, `folder/pytorch_model.bin`, or the
+    /// shards of `folder/pytorch_model.bin.index.json`.
     ///
     /// # Errors
     /// As [`Self::open`]; [`CheckpointError::Pickle`], or [`CheckpointError::PickleRefused`].

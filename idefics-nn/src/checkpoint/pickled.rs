@@ -44,8 +44,8 @@ pub(super) fn read(folder: &Path, pickles: Pickles) -> Result<Option<BTreeMap<St
 fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let map = map_file(path)?;
     let tensors = pickle::parse(path, &map)?;
-    // Views that do not lie in row-major order are copied once. Together they take at most what the file has: many views
-    // of one storage could ask for more than any machine has.
+    // Views that do not lie in row-major order are copied once. Together they take at most what the file has: many
+    // views of one storage could ask for more than any machine has.
     let strided = tensors.iter().filter(|tensor| !tensor.is_contiguous()).map(PickleTensor::len_bytes);
     let copied = strided.fold(0_usize, usize::saturating_add);
     if copied > map.len() {

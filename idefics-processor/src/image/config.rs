@@ -178,7 +178,8 @@ impl ImageProcessorConfig {
         Self::default().with_fields(&object, &IMAGE_PROCESSOR_TYPES)
     }
 
-    /// The same for a checkpoint of the first Idefics, whose size is spelled `image_size`, too, and which splits nothing.
+    /// The same for a checkpoint of the first Idefics, whose size is spelled `image_size`, too, and which splits
+    /// nothing.
     ///
     /// # Errors
     /// [`ImageConfigError::Field`] or [`ImageConfigError::UnknownField`].

@@ -17,8 +17,8 @@ pub(crate) struct InterleavedRules<'a> {
 }
 
 impl InterleavedRules<'_> {
-    /// The text of a prompt list: spaces around each text are dropped, an image becomes a fake token, an image token and
-    /// a fake token, of which images that follow one another share one.
+    /// The text of a prompt list: spaces around each text are dropped, an image becomes a fake token, an image token
+    /// and a fake token, of which images that follow one another share one.
     pub(crate) fn text_of_parts(&self, parts: &[PromptPart]) -> String {
         let mut text = self.bos.to_owned();
         let mut before: Option<&PromptPart> = None;

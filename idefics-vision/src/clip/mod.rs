@@ -47,8 +47,8 @@ impl VisionTransformer {
     /// Encodes a batch of images.
     ///
     /// # Shapes
-    /// - `pixel_values`: `[n_images, 3, height, width]`, normalised; pixels beyond the last whole patch are ignored. For
-    ///   another grid than the table of positions has, positions are interpolated
+    /// - `pixel_values`: `[n_images, 3, height, width]`, normalised; pixels beyond the last whole patch are ignored.
+    ///   For another grid than the table of positions has, positions are interpolated
     /// - returns `[n_images, 1 + patches, d]`, without a norm at the end
     pub fn forward(&self, pixel_values: Tensor<4>) -> Tensor<3> {
         self.forward_observed(pixel_values, |_, _| ())

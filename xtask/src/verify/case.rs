@@ -120,8 +120,8 @@ impl Expected {
 }
 
 impl Case {
-    /// How the weights are to be read and held, in `dtype` where they are not quantised. Cases may hold the files of old
-    /// repositories.
+    /// How the weights are to be read and held, in `dtype` where they are not quantised. Cases may hold the files of
+    /// old repositories.
     pub(super) fn weights(&self, dtype: DType) -> Result<WeightOptions> {
         let Load { quantize, double_quant } = &self.file.load;
         let quantize = quantize.as_deref().map_or(Ok(WeightFormat::None), str::parse)?;

@@ -48,8 +48,8 @@ impl Stages<'_> {
         self.generation(&model, processor, processed)
     }
 
-    /// The real images of the expected processor tensors, how many each row has, and of all slots of the batch which hold
-    /// one; ours where the case has none.
+    /// The real images of the expected processor tensors, how many each row has, and of all slots of the batch which
+    /// hold one; ours where the case has none.
     fn idefics1_images(&self, processed: &ProcessedInputs) -> Result<(Vec<ImageTile>, Vec<usize>, Vec<bool>)> {
         let Some(pixel_values) = self.case.expected("processor.pixel_values") else {
             let n_images: Vec<usize> = processed.images.iter().map(Vec::len).collect();
@@ -68,8 +68,8 @@ impl Stages<'_> {
         Ok((images, n_images, is_real))
     }
 
-    /// Compares vectors of images, `[images, n_vectors, width]`: of the real ones, or of all slots, of which the real ones
-    /// count.
+    /// Compares vectors of images, `[images, n_vectors, width]`: of the real ones, or of all slots, of which the real
+    /// ones count.
     fn of_images(&mut self, stage: &str, ours: Option<Tensor<3>>, is_real: &[bool]) -> Result<()> {
         let Some(expected) = self.case.expected(stage) else { return Ok(()) };
         let n_real = is_real.iter().filter(|real| **real).count();

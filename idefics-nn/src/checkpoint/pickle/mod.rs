@@ -7,9 +7,9 @@
 //! <folder>/version      of the container, 3
 //! <folder>/byteorder    `little`; not in files from before 2023, which are taken as such, as PyTorch does
 //! ```
-//! Every entry is stored, not compressed, so a contiguous tensor is a range of the file. [`parse`] reads the zip directory
-//! and `data.pkl` of a file that is mapped; no weight is touched before [`PickleTensor::bytes`], which copies a transposed
-//! or strided view into row-major order.
+//! Every entry is stored, not compressed, so a contiguous tensor is a range of the file. [`parse`] reads the zip
+//! directory and `data.pkl` of a file that is mapped; no weight is touched before [`PickleTensor::bytes`], which copies
+//! a transposed or strided view into row-major order.
 //!
 //! # Nothing is run
 //! A pickle is a program that may call whatever it can name. Here it drives a stack machine that knows 31 of the 68
