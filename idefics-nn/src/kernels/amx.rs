@@ -3,9 +3,9 @@
 //! A tile is 16 rows of 64 bytes. `tdpbf16ps` adds to a tile of 16 × 16 f32 the product of 16 rows of 32 activations and
 //! of 16 pairs of columns of 16 weights, at eight times the rate of AVX-512.
 //!
-//! Numerics: an f32 is the sum of three bf16, and a product of two sums is a sum of products. Those that are left out
-//! are below 2⁻²⁴ of the whole, so that results are as good as those of f32. Numbers below the smallest normal f32 count
-//! as zero.
+//! Numerics: an f32 is the sum of three bf16, and a product of two sums is a sum of products; with three parts on each
+//! side those that are left out are below 2⁻²⁴ of the whole, as good as f32. The sum of two parts is right to 2⁻¹⁷, less
+//! than 10⁻⁵. Numbers below the smallest normal f32 count as zero.
 
 #![allow(unsafe_code)] // instructions and pointers
 
@@ -22,7 +22,7 @@ pub(super) const STEP: usize = 32;
 /// Bytes of a tile.
 pub(super) const TILE: usize = 1024;
 
-/// bf16 that an activation is the sum of.
+/// bf16 that an f32 is the sum of.
 pub(super) const PARTS: usize = 3;
 
 /// Whether the machine has tiles of bf16, and the system lets the process use them; asked once.
@@ -81,20 +81,21 @@ impl Tiles {
         Self(())
     }
 
-    /// Two row tiles of activations times two feature tiles of weights, added to four tiles of sums, or `clear` before.
+    /// Two tiles of sixteen rows times two tiles of sixteen columns, added to four tiles of sums, or `clear` before. All
+    /// products of parts are made, but with three parts only those whose indices add up to two at most.
     ///
     /// # Shapes
-    /// - `activations`: row tile by row tile, `steps` times [`PARTS`] tiles
-    /// - `weights`: feature tile by feature tile, `steps` times `WEIGHT_PARTS` tiles
-    /// - `sums`: rows and features 0, 0; 0, 1; 1, 0; 1, 1; a row every `stride` bytes
+    /// - `left`: `steps` times `LEFT` tiles each, sixteen rows of 32 values
+    /// - `right`: `steps` times `RIGHT` tiles each, sixteen pairs of values of sixteen columns
+    /// - `sums`: of left and right 0, 0; 0, 1; 1, 0; 1, 1; a row every `stride` bytes
     ///
     /// # Safety
     /// The pointers are valid for that, the sums for writing by this thread alone.
     #[inline]
-    pub(super) unsafe fn multiply<const WEIGHT_PARTS: usize>(
+    pub(super) unsafe fn multiply<const LEFT: usize, const RIGHT: usize>(
         &self,
-        activations: [*const u8; 2],
-        weights: [*const u8; 2],
+        left: [*const u8; 2],
+        right: [*const u8; 2],
         steps: usize,
         sums: [*mut f32; 4],
         stride: usize,
@@ -115,11 +116,11 @@ impl Tiles {
                 );
             }
             if steps > 0 {
-                match WEIGHT_PARTS {
-                    1 => walk!(1024, activations, weights, steps, [0: 0 1 2]),
-                    2 => walk!(2048, activations, weights, steps, [0: 0 1 2] [1: 0 1]),
-                    3 => walk!(3072, activations, weights, steps, [0: 0 1 2] [1: 0 1] [2: 0]),
-                    _ => unreachable!("weights have up to three parts"),
+                match (LEFT, RIGHT) {
+                    (1, 2) => walk!(1024, 2048, left, right, steps, [0: 0 1]),
+                    (2, 2) => walk!(2048, 2048, left, right, steps, [0: 0 1] [1: 0 1]),
+                    (3, 3) => walk!(3072, 3072, left, right, steps, [0: 0 1 2] [1: 0 1] [2: 0]),
+                    _ => unreachable!("products of one and two, two and two, or three and three parts"),
                 }
             }
             asm!(
@@ -203,33 +204,34 @@ impl Drop for Tiles {
     }
 }
 
-/// The steps of a product: for each part of the weights, its products with some parts of the activations.
+/// The steps of a product: for each part of the left side, its products with some parts of the right one.
 macro_rules! walk {
-    ($weight_bytes:literal, $activations:ident, $weights:ident, $steps:ident, $([$w:literal: $($x:literal)*])*) => {
+    ($left_bytes:literal, $right_bytes:literal, $left:ident, $right:ident, $steps:ident,
+     $([$l:literal: $($r:literal)*])*) => {
         asm!(
             "2:",
             $(
-                concat!("tileloadd tmm6, [{b0} + {row}*1 + ", $w, "*1024]"),
-                concat!("tileloadd tmm7, [{b1} + {row}*1 + ", $w, "*1024]"),
+                concat!("tileloadd tmm4, [{a0} + {row}*1 + ", $l, "*1024]"),
+                concat!("tileloadd tmm5, [{a1} + {row}*1 + ", $l, "*1024]"),
                 $(
-                    concat!("tileloadd tmm4, [{a0} + {row}*1 + ", $x, "*1024]"),
-                    concat!("tileloadd tmm5, [{a1} + {row}*1 + ", $x, "*1024]"),
+                    concat!("tileloadd tmm6, [{b0} + {row}*1 + ", $r, "*1024]"),
                     "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
                     "tdpbf16ps tmm2, tmm5, tmm6",
+                    concat!("tileloadd tmm7, [{b1} + {row}*1 + ", $r, "*1024]"),
+                    "tdpbf16ps tmm1, tmm4, tmm7",
                     "tdpbf16ps tmm3, tmm5, tmm7",
                 )*
             )*
-            "add {a0}, 3072",
-            "add {a1}, 3072",
-            concat!("add {b0}, ", $weight_bytes),
-            concat!("add {b1}, ", $weight_bytes),
+            concat!("add {a0}, ", $left_bytes),
+            concat!("add {a1}, ", $left_bytes),
+            concat!("add {b0}, ", $right_bytes),
+            concat!("add {b1}, ", $right_bytes),
             "dec {steps}",
             "jnz 2b",
-            a0 = inout(reg) $activations[0] => _,
-            a1 = inout(reg) $activations[1] => _,
-            b0 = inout(reg) $weights[0] => _,
-            b1 = inout(reg) $weights[1] => _,
+            a0 = inout(reg) $left[0] => _,
+            a1 = inout(reg) $left[1] => _,
+            b0 = inout(reg) $right[0] => _,
+            b1 = inout(reg) $right[1] => _,
             steps = inout(reg) $steps => _,
             row = in(reg) 64usize,
             options(nostack, readonly),
@@ -275,28 +277,73 @@ pub(super) unsafe fn pair_parts<const N: usize>(mut even: __m512, mut odd: __m51
     parts
 }
 
-/// Up to 16 rows, `[rows, d_in]`, as `[steps, PARTS]` tiles.
+/// Up to 16 rows, `[rows, d_in]`, as `[steps, N]` tiles of rows.
 ///
 /// # Safety
 /// The machine has the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn pack_tile(x: &[f32], d_in: usize, out: &mut [f32]) {
+pub(super) unsafe fn pack_rows<const N: usize>(x: &[f32], d_in: usize, out: &mut [f32]) {
     let n_rows = x.len() / d_in;
-    for (step, tiles) in out.chunks_exact_mut(PARTS * TILE / size_of::<f32>()).enumerate() {
+    for (step, tiles) in out.chunks_exact_mut(N * TILE / size_of::<f32>()).enumerate() {
         let out = tiles.as_mut_ptr().cast::<u8>();
         for row in 0..ROWS {
             // SAFETY: masked loads stay inside the row; a tile has 16 rows of 64 bytes.
             unsafe {
-                let values: [__m512i; PARTS] = if row < n_rows {
+                let values: [__m512i; N] = if row < n_rows {
                     let [first, second] = load(x.as_ptr().add(row * d_in), step * STEP, d_in);
                     parts(first, second)
                 } else {
-                    [_mm512_setzero_si512(); PARTS]
+                    [_mm512_setzero_si512(); N]
                 };
                 for (part, values) in values.into_iter().enumerate() {
                     _mm512_storeu_si512(out.add(part * TILE + row * 64).cast(), values);
                 }
             }
+        }
+    }
+}
+
+/// Up to 16 columns as `[steps, N]` tiles of pairs: column `c` has the `d_in` values at `at(c)`.
+///
+/// # Safety
+/// The machine has the instructions, and the values are there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn pack_columns<const N: usize>(
+    n_columns: usize,
+    at: impl Fn(usize) -> *const f32,
+    d_in: usize,
+    out: &mut [f32],
+) {
+    for (step, tiles) in out.chunks_exact_mut(N * TILE / size_of::<f32>()).enumerate() {
+        let mut columns = [[_mm512_setzero_si512(); ROWS]; N];
+        for column in 0..ROWS.min(n_columns) {
+            // SAFETY: masked loads stay inside the column.
+            let values: [__m512i; N] = unsafe {
+                let [first, second] = load(at(column), step * STEP, d_in);
+                parts(first, second)
+            };
+            for part in 0..N {
+                columns[part][column] = values[part];
+            }
+        }
+        for (part, columns) in columns.into_iter().enumerate() {
+            // SAFETY: a tile has 16 rows of 64 bytes.
+            unsafe { store_transposed(columns, tiles.as_mut_ptr().cast::<u8>().add(part * TILE)) };
+        }
+    }
+}
+
+/// Writes a tile whose rows are the columns of 32 bits of `rows`.
+///
+/// # Safety
+/// The machine has the instructions; `out` is valid for a tile.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn store_transposed(rows: [__m512i; ROWS], out: *mut u8) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        for (row, values) in transposed(rows).into_iter().enumerate() {
+            _mm512_storeu_si512(out.add(row * 64).cast(), values);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use rayon::prelude::*;
 
-use super::super::amx::{PARTS, ROWS, STEP, TILE, Tiles, load, pack_tile, pair_parts, parts, transposed};
+use super::super::amx::{PARTS, ROWS, STEP, TILE, Tiles, load, pack_columns, pack_rows, pair_parts};
 use super::super::shared::{SharedOut, with_scratch};
 use super::super::{Cached, Isa};
 use super::{Attention, BLOCK, divide, softmax};
@@ -104,7 +104,7 @@ fn block(
         }
         for (query, out) in query.chunks(ROWS * head_dim).zip(query_tiles.chunks_mut(shape.head_steps * STEP_VALUES)) {
             // SAFETY: the instructions are there.
-            unsafe { pack_tile(query, head_dim, out) };
+            unsafe { pack_rows::<PARTS>(query, head_dim, out) };
         }
         let pair = |values: &[f32], tile: usize| {
             [tile, tile + 1].map(|tile| bytes(values, tile * shape.head_steps * STEP_VALUES))
@@ -116,7 +116,7 @@ fn block(
                     let start = scores.as_mut_ptr().add(step * STEP);
                     [0, ROWS, ROWS * width, ROWS * width + ROWS].map(|at| start.add(at))
                 };
-                tiles.multiply::<PARTS>(
+                tiles.multiply::<PARTS, PARTS>(
                     pair(query_tiles, 0),
                     pair(keys, 2 * step),
                     shape.head_steps,
@@ -139,7 +139,7 @@ fn block(
         if steps > 0 {
             for (weights, out) in scores.chunks(ROWS * width).zip(weight_tiles.chunks_mut(steps * STEP_VALUES)) {
                 // SAFETY: the instructions are there.
-                unsafe { pack_tile(weights, width, out) };
+                unsafe { pack_rows::<PARTS>(weights, width, out) };
             }
             for tile in (0..shape.head_tiles).step_by(2) {
                 let activations = [0, 1].map(|tile| bytes(weight_tiles, tile * steps * STEP_VALUES));
@@ -148,7 +148,14 @@ fn block(
                 unsafe {
                     let start = sums.as_mut_ptr().add(tile * ROWS);
                     let sums = [0, ROWS, ROWS * sums_width, ROWS * sums_width + ROWS].map(|at| start.add(at));
-                    tiles.multiply::<PARTS>(activations, values, steps, sums, sums_width * size_of::<f32>(), true);
+                    tiles.multiply::<PARTS, PARTS>(
+                        activations,
+                        values,
+                        steps,
+                        sums,
+                        sums_width * size_of::<f32>(),
+                        true,
+                    );
                 }
             }
         }
@@ -168,29 +175,10 @@ fn block(
 /// The machine has the instructions, and every key is inside its slice.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn pack_keys(attention: &Attention<'_>, [row, head]: [usize; 2], tile: usize, out: &mut [f32]) {
-    for (step, out) in out.chunks_exact_mut(STEP_VALUES).enumerate() {
-        let mut rows = [[_mm512_setzero_si512(); ROWS]; PARTS];
-        let n_rows = ROWS.min(attention.len.saturating_sub(tile * ROWS));
-        for lane in 0..n_rows {
-            let start = attention.keys.start([row, head, tile * ROWS + lane]);
-            // SAFETY: masked loads stay inside the key.
-            let columns: [__m512i; PARTS] = unsafe {
-                let [first, second] = load(attention.keys.values[start..].as_ptr(), step * STEP, attention.head_dim);
-                parts(first, second)
-            };
-            for part in 0..PARTS {
-                rows[part][lane] = columns[part];
-            }
-        }
-        for (part, rows) in rows.into_iter().enumerate() {
-            // SAFETY: a step has three tiles of 16 rows of 64 bytes.
-            unsafe {
-                for (pair, values) in transposed(rows).into_iter().enumerate() {
-                    _mm512_storeu_si512(out.as_mut_ptr().cast::<u8>().add(part * TILE + pair * 64).cast(), values);
-                }
-            }
-        }
-    }
+    let key = |lane| attention.keys.values[attention.keys.start([row, head, tile * ROWS + lane])..].as_ptr();
+    let n_keys = attention.len.saturating_sub(tile * ROWS);
+    // SAFETY: as the caller vouches.
+    unsafe { pack_columns::<PARTS>(n_keys, key, attention.head_dim, out) };
 }
 
 /// Sixteen of a head's values of all slots as `[key_steps, PARTS]` tiles of pairs of slots.

@@ -1,8 +1,8 @@
 //! Many rows of activations on tiles of bf16.
 //!
-//! Activations are split into three bf16 once. Weights are expanded block by block into as many bf16 as they need (one
-//! for bf16 and int8, two for f16 and q4, three for the rest), in the order of the tiles, and each block is used for all
-//! rows while it is in the cache.
+//! Activations are split into bf16 once, sixteen rows side by side in pairs of columns. Weights are expanded block by
+//! block into as many bf16 as they need, and each block is used for all rows while it is in the cache. f32 weights and
+//! their activations have three parts. All others have fewer bits than an f32, and their activations two parts.
 
 #![allow(unsafe_code)] // instructions and pointers
 
@@ -12,13 +12,15 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::super::amx::{PARTS, ROWS, STEP, TILE, Tiles, load, mask, pack_tile, pair_parts, parts, transposed};
+use super::super::amx::{
+    ROWS, STEP, TILE, Tiles, load, mask, pack_columns, pair_parts, parts, store_transposed, transposed,
+};
 use super::super::shared::with_scratch;
 use super::{Product, spans_rows};
 use crate::formats::{BLOCK, Dense, FourBit, Int8, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Weight};
 
-/// Rows of activations that go together: their share of [`CHUNK`] stays in the second cache.
-const MOST_ROWS: usize = 512;
+/// Bytes of rows that go together, of their share of [`CHUNK`] and of their sums in a task: they stay in the second cache.
+const ROWS_BYTES: usize = 5 << 18;
 
 /// Steps of columns after which sums are put down: what a block of weights and the rows need stays in the caches.
 const CHUNK: usize = 16;
@@ -26,8 +28,11 @@ const CHUNK: usize = 16;
 /// Output features of a task, about: the activations are read once for so many.
 const TASK: usize = 256;
 
-/// Output features of a block of weights: two tiles.
-const BLOCK_FEATURES: usize = 2 * ROWS;
+/// Rows or output features of two tiles.
+const PAIR: usize = 2 * ROWS;
+
+/// f32 of four tiles of sums.
+const SUMS: usize = PAIR * PAIR;
 
 /// Whether the weight can be multiplied so.
 pub(super) fn takes(weight: &Weight<'_>) -> bool {
@@ -36,149 +41,143 @@ pub(super) fn takes(weight: &Weight<'_>) -> bool {
 
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     match weight {
-        Weight::F32(weight) => multiply::<3>(product, weight, None),
-        Weight::Bf16(weight) => multiply::<1>(product, weight, None),
-        Weight::F16(weight) => multiply::<2>(product, weight, None),
-        Weight::Int8(weight) => multiply::<1>(product, weight, Some(weight.scales())),
-        Weight::FourBit(weight) => multiply::<3>(product, weight, None),
-        Weight::Q4(weight) => multiply::<2>(product, weight, None),
+        Weight::F32(weight) => multiply::<3, 3>(product, weight, None),
+        Weight::Bf16(weight) => multiply::<1, 2>(product, weight, None),
+        Weight::F16(weight) => multiply::<2, 2>(product, weight, None),
+        Weight::Int8(weight) => multiply::<1, 2>(product, weight, Some(weight.scales())),
+        Weight::FourBit(weight) => multiply::<2, 2>(product, weight, None),
+        Weight::Q4(weight) => multiply::<2, 2>(product, weight, None),
     }
 }
 
 /// A weight that becomes tiles, each the sum of `N` tiles of bf16.
 trait Source<const N: usize>: Sync {
-    /// Tiles of features `16 tile ..` and columns `32 step ..`: `N` times 16 pairs of columns of 16 features. What is
-    /// not there is zero.
+    /// Tiles of features `16 tile ..` and columns `32 step ..`: `N` times sixteen rows of 32. What is not there is zero.
     ///
     /// # Safety
     /// The machine has the instructions; `out` is valid for writing `N` tiles.
     unsafe fn write(&self, tile: usize, step: usize, out: *mut u8);
 }
 
-fn multiply<const N: usize>(product: &Product<'_>, weight: &impl Source<N>, scales: Option<&[f32]>) {
+/// The product of weights of `N` parts with activations of `X`.
+fn multiply<const N: usize, const X: usize>(product: &Product<'_>, weight: &impl Source<N>, scales: Option<&[f32]>) {
     let steps = product.d_in.div_ceil(STEP);
-    let n_groups = product.n_rows.div_ceil(MOST_ROWS);
+    let row_bytes = CHUNK * X * TILE / ROWS + TASK * size_of::<f32>();
+    let n_groups = (product.n_rows * row_bytes).div_ceil(ROWS_BYTES);
     let group = product.n_rows.div_ceil(n_groups).next_multiple_of(ROWS);
     let threads = rayon::current_num_threads();
     let n_tasks = product.d_out.div_ceil(threads * TASK) * threads;
-    let task = product.d_out.div_ceil(n_tasks).next_multiple_of(BLOCK_FEATURES);
+    let task = product.d_out.div_ceil(n_tasks).next_multiple_of(PAIR);
     for first in (0..product.n_rows).step_by(group) {
         let rows = first..product.n_rows.min(first + group);
         let row_tiles = rows.len().div_ceil(ROWS);
-        with_scratch(row_tiles * steps * PARTS * TILE / size_of::<f32>(), |scratch| {
-            pack(product, rows.clone(), steps, scratch);
+        with_scratch(row_tiles * steps * X * TILE / size_of::<f32>(), |scratch| {
+            pack::<X>(product, rows.clone(), steps, scratch);
             let packed: &[u8] = bytemuck::cast_slice(scratch);
             product.split_evenly(task, |features| {
-                let block = Block { product, rows: rows.clone(), steps, packed };
-                block.multiply(weight, features.clone());
-                block.finish(features, scales);
+                let block = Block::<X> { product, rows: rows.clone(), steps, packed };
+                block.multiply(weight, features, scales);
             });
         });
     }
 }
 
-/// Rows `rows` of the activations as tiles, `[row tiles, steps, PARTS]`.
-fn pack(product: &Product<'_>, rows: Range<usize>, steps: usize, out: &mut [f32]) {
-    let row_values = steps * PARTS * TILE / size_of::<f32>();
+/// Rows `rows` of the activations as tiles, `[row tiles, steps, X]`.
+fn pack<const X: usize>(product: &Product<'_>, rows: Range<usize>, steps: usize, out: &mut [f32]) {
+    let row_values = steps * X * TILE / size_of::<f32>();
     out.par_chunks_mut(row_values).enumerate().for_each(|(tile, out)| {
         let first = rows.start + tile * ROWS;
-        let x = &product.x[first * product.d_in..rows.end.min(first + ROWS) * product.d_in];
-        // SAFETY: the caller has made sure of the instructions.
-        unsafe { pack_tile(x, product.d_in, out) };
+        let n_rows = ROWS.min(rows.end - first);
+        let x = &product.x[first * product.d_in..(first + n_rows) * product.d_in];
+        // SAFETY: the caller has made sure of the instructions; these rows are there.
+        unsafe { pack_columns::<X>(n_rows, |row| x.as_ptr().add(row * product.d_in), product.d_in, out) };
     });
 }
 
 /// What a task works on beside its weights.
-struct Block<'a> {
+struct Block<'a, const X: usize> {
     product: &'a Product<'a>,
     rows: Range<usize>,
     steps: usize,
-    /// `[row tiles, steps, PARTS]` tiles.
+    /// `[row tiles, steps, X]` tiles.
     packed: &'a [u8],
 }
 
-impl Block<'_> {
-    /// The sums of the output features `features`.
-    fn multiply<const N: usize>(&self, weight: &impl Source<N>, features: Range<usize>) {
+impl<const X: usize> Block<'_, X> {
+    /// The output features `features`.
+    fn multiply<const N: usize>(&self, weight: &impl Source<N>, features: Range<usize>, scales: Option<&[f32]>) {
         let tiles = Tiles::new();
-        with_scratch(2 * CHUNK * N * TILE / size_of::<f32>(), |scratch| {
-            let weights = scratch.as_mut_ptr().cast::<u8>();
+        let n_pairs = [features.len().div_ceil(PAIR), self.rows.len().div_ceil(PAIR)];
+        let weight_values = 2 * CHUNK * N * TILE / size_of::<f32>();
+        with_scratch(weight_values + n_pairs[0] * n_pairs[1] * SUMS, |scratch| {
+            let (weights, sums) = scratch.split_at_mut(weight_values);
+            let weights = weights.as_mut_ptr().cast::<u8>();
+            let weights = [weights, weights.wrapping_add(CHUNK * N * TILE)];
             for first_step in (0..self.steps).step_by(CHUNK) {
                 let steps = first_step..self.steps.min(first_step + CHUNK);
-                for first in features.clone().step_by(BLOCK_FEATURES) {
+                for (pair, sums) in sums.chunks_exact_mut(n_pairs[1] * SUMS).enumerate() {
                     for tile in 0..2 {
                         for step in steps.clone() {
-                            let at = (tile * CHUNK + step - first_step) * N * TILE;
+                            let at = (step - first_step) * N * TILE;
                             // SAFETY: the scratch holds two tiles of features of `CHUNK` steps.
-                            unsafe { weight.write(first / ROWS + tile, step, weights.add(at)) };
+                            unsafe {
+                                weight.write(features.start / ROWS + 2 * pair + tile, step, weights[tile].add(at));
+                            }
                         }
                     }
-                    let features = first..features.end.min(first + BLOCK_FEATURES);
-                    self.rows::<N>(&tiles, weights, features, steps.clone());
+                    self.rows::<N>(&tiles, weights.map(<*mut u8>::cast_const), steps.clone(), sums);
+                }
+            }
+            for (pair, sums) in sums.chunks_exact(n_pairs[1] * SUMS).enumerate() {
+                let first = features.start + pair * PAIR;
+                for (tile, sums) in sums.chunks_exact(ROWS * ROWS).enumerate() {
+                    // Sums of two tiles of features and two of rows, then of the next rows.
+                    let (row, feature) = (tile / 4 * PAIR + tile % 2 * ROWS, first + tile % 4 / 2 * ROWS);
+                    // SAFETY: the instructions are there, and tasks have disjoint features.
+                    unsafe { self.finish(sums, self.rows.start + row, feature..features.end, scales) };
                 }
             }
         });
     }
 
-    /// One block of weights with every row.
-    fn rows<const N: usize>(&self, tiles: &Tiles, weights: *const u8, features: Range<usize>, steps: Range<usize>) {
-        let d_out = self.product.d_out;
-        let out = self.product.out;
-        let row_tile = |tile: usize| self.packed[(tile * self.steps + steps.start) * PARTS * TILE..].as_ptr();
-        let weights = [weights, weights.wrapping_add(CHUNK * N * TILE)];
-        for tile in (0..self.rows.len().div_ceil(ROWS)).step_by(2) {
-            let first = self.rows.start + tile * ROWS;
-            let n_rows = (self.rows.end - first).min(2 * ROWS);
+    /// One block of weights with every row; `sums` are `[row pairs, 4]` tiles of features and rows.
+    fn rows<const N: usize>(&self, tiles: &Tiles, weights: [*const u8; 2], steps: Range<usize>, sums: &mut [f32]) {
+        let n_tiles = self.rows.len().div_ceil(ROWS);
+        let row_tile = |tile: usize| self.packed[(tile * self.steps + steps.start) * X * TILE..].as_ptr();
+        for (pair, sums) in sums.chunks_exact_mut(SUMS).enumerate() {
             // A second tile of rows that is not there is the first once more.
-            let activations = [row_tile(tile), row_tile(if n_rows > ROWS { tile + 1 } else { tile })];
-            let clear = steps.start == 0;
-            // SAFETY: tiles of activations and weights are there for these steps. The sums of whole tiles are this
-            // task's part of the output; others go over a copy.
-            unsafe {
-                if n_rows == 2 * ROWS && features.len() == BLOCK_FEATURES {
-                    let sums = [[0, 0], [0, ROWS], [ROWS, 0], [ROWS, ROWS]]
-                        .map(|[row, feature]| out.pointer((first + row) * d_out + features.start + feature));
-                    tiles.multiply::<N>(activations, weights, steps.len(), sums, d_out * size_of::<f32>(), clear);
-                } else {
-                    let mut copy = [0f32; 4 * ROWS * ROWS];
-                    let row_of = |row: usize| out.slice((first + row) * d_out + features.start, features.len());
-                    if !clear {
-                        for row in 0..n_rows {
-                            copy[row * BLOCK_FEATURES..][..features.len()].copy_from_slice(row_of(row));
-                        }
-                    }
-                    let sums = [0, ROWS, ROWS * BLOCK_FEATURES, ROWS * BLOCK_FEATURES + ROWS]
-                        .map(|at| copy.as_mut_ptr().add(at));
-                    tiles.multiply::<N>(
-                        activations,
-                        weights,
-                        steps.len(),
-                        sums,
-                        size_of::<[f32; BLOCK_FEATURES]>(),
-                        clear,
-                    );
-                    for row in 0..n_rows {
-                        row_of(row).copy_from_slice(&copy[row * BLOCK_FEATURES..][..features.len()]);
-                    }
-                }
-            }
+            let activations = [2 * pair, n_tiles.min(2 * pair + 2) - 1].map(row_tile);
+            let sums = [0, 1, 2, 3].map(|tile| sums[tile * ROWS * ROWS..].as_mut_ptr());
+            // SAFETY: tiles of activations and weights are there for these steps, and four tiles of sums.
+            unsafe { tiles.multiply::<N, X>(weights, activations, steps.len(), sums, 64, steps.start == 0) };
         }
     }
 
-    /// Multiplies with the features' scales and adds the bias.
-    fn finish(&self, features: Range<usize>, scales: Option<&[f32]>) {
-        let Product { bias, d_out, .. } = *self.product;
-        if scales.is_none() && bias.is_none() {
+    /// Writes a tile of sums of features and rows, scaled and with the bias, as far as there are such.
+    ///
+    /// # Safety
+    /// The machine has the instructions, and no other task writes these features.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn finish(&self, sums: &[f32], first_row: usize, features: Range<usize>, scales: Option<&[f32]>) {
+        let Product { bias, d_out, out, .. } = *self.product;
+        if features.is_empty() || first_row >= self.rows.end {
             return;
         }
-        for row in self.rows.clone() {
-            // SAFETY: tasks have disjoint features.
-            let out = unsafe { self.product.out.slice(row * d_out + features.start, features.len()) };
-            if let Some(scales) = scales {
-                out.iter_mut().zip(&scales[features.clone()]).for_each(|(out, scale)| *out *= scale);
+        assert_eq!(sums.len(), ROWS * ROWS);
+        let mask = mask(features.start, features.end);
+        // SAFETY: masks hide what is behind the last feature; the tile was checked.
+        unsafe {
+            let of = |values: &[f32]| _mm512_maskz_loadu_ps(mask, values[features.start..].as_ptr());
+            let scale = scales.map_or(_mm512_set1_ps(1.0), of);
+            let bias = bias.map_or(_mm512_setzero_ps(), of);
+            let mut rows = [_mm512_setzero_si512(); ROWS];
+            for (row, values) in rows.iter_mut().enumerate() {
+                *values = _mm512_loadu_si512(sums.as_ptr().add(row * ROWS).cast());
             }
-            if let Some(bias) = bias {
-                out.iter_mut().zip(&bias[features.clone()]).for_each(|(out, bias)| *out += bias);
+            for (row, values) in (first_row..self.rows.end).zip(transposed(rows)) {
+                let values = _mm512_fmadd_ps(_mm512_castsi512_ps(values), scale, bias);
+                let out = out.slice(row * d_out + features.start, features.len().min(ROWS));
+                _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, values);
             }
         }
     }
@@ -203,8 +202,8 @@ macro_rules! by_rows {
                 // SAFETY: a tile has 16 rows of 64 bytes.
                 unsafe {
                     for part in 0..$parts {
-                        for (pair, values) in transposed(rows[part]).into_iter().enumerate() {
-                            _mm512_storeu_si512(out.add(part * TILE + pair * 64).cast(), values);
+                        for (row, values) in rows[part].into_iter().enumerate() {
+                            _mm512_storeu_si512(out.add(part * TILE + row * 64).cast(), values);
                         }
                     }
                 }
@@ -216,7 +215,7 @@ by_rows!(Dense<'_, f32>, 3, f32_columns);
 by_rows!(Dense<'_, bf16>, 1, bf16_columns);
 by_rows!(Dense<'_, f16>, 2, f16_columns);
 by_rows!(Int8<'_>, 1, int8_columns);
-by_rows!(FourBit<'_>, 3, four_bit_columns);
+by_rows!(FourBit<'_>, 2, four_bit_columns);
 
 /// # Safety
 /// The machine has the instructions, and the row is there; likewise below.
@@ -282,7 +281,7 @@ unsafe fn int8_columns(weight: &Int8<'_>, row: usize, step: usize) -> [__m512i; 
 /// As [`f32_columns`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn four_bit_columns(weight: &FourBit<'_>, row: usize, step: usize) -> [__m512i; 3] {
+unsafe fn four_bit_columns(weight: &FourBit<'_>, row: usize, step: usize) -> [__m512i; 2] {
     let at = row * weight.dims()[1] + step * STEP;
     let codes = &weight.codes()[at / 2..(at + STEP) / 2];
     let absmax = weight.absmax()[at / BLOCK];
@@ -316,6 +315,7 @@ impl Source<2> for Q4<'_> {
             let scales = _mm512_cvtepu16_epi32(_mm256_loadu_si256(scales.as_ptr().cast()));
             let scales = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(scales));
             let look_up = |codes: __m512i| _mm512_mul_ps(_mm512_permutexvar_ps(codes, table), scales);
+            let mut pairs = [[_mm512_setzero_si512(); ROWS]; 2];
             for group in 0..4 {
                 // Bytes 0 to 3 of a lane: columns 4 group .. in their low halves, those 16 further on in the high ones.
                 let codes = _mm512_loadu_si512(codes.as_ptr().add(group * 64).cast());
@@ -328,9 +328,12 @@ impl Source<2> for Q4<'_> {
                 for (pair, even, odd) in shifted {
                     let values: [__m512i; 2] = pair_parts(look_up(even), look_up(odd));
                     for (part, values) in values.into_iter().enumerate() {
-                        _mm512_storeu_si512(out.add(part * TILE + pair * 64).cast(), values);
+                        pairs[part][pair] = values;
                     }
                 }
+            }
+            for (part, pairs) in pairs.into_iter().enumerate() {
+                store_transposed(pairs, out.add(part * TILE));
             }
         }
     }
