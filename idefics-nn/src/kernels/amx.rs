@@ -22,9 +22,6 @@ pub(super) const STEP: usize = 32;
 /// Bytes of a tile.
 pub(super) const TILE: usize = 1024;
 
-/// bf16 that an f32 is the sum of.
-pub(super) const PARTS: usize = 3;
-
 /// Whether the machine has tiles of bf16, and the system lets the process use them; asked once.
 pub(super) fn is_available() -> bool {
     static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
@@ -275,32 +272,6 @@ pub(super) unsafe fn pair_parts<const N: usize>(mut even: __m512, mut odd: __m51
         odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(_mm512_and_si512(high, upper)));
     }
     parts
-}
-
-/// Up to 16 rows, `[rows, d_in]`, as `[steps, N]` tiles of rows.
-///
-/// # Safety
-/// The machine has the instructions.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn pack_rows<const N: usize>(x: &[f32], d_in: usize, out: &mut [f32]) {
-    let n_rows = x.len() / d_in;
-    for (step, tiles) in out.chunks_exact_mut(N * TILE / size_of::<f32>()).enumerate() {
-        let out = tiles.as_mut_ptr().cast::<u8>();
-        for row in 0..ROWS {
-            // SAFETY: masked loads stay inside the row; a tile has 16 rows of 64 bytes.
-            unsafe {
-                let values: [__m512i; N] = if row < n_rows {
-                    let [first, second] = load(x.as_ptr().add(row * d_in), step * STEP, d_in);
-                    parts(first, second)
-                } else {
-                    [_mm512_setzero_si512(); N]
-                };
-                for (part, values) in values.into_iter().enumerate() {
-                    _mm512_storeu_si512(out.add(part * TILE + row * 64).cast(), values);
-                }
-            }
-        }
-    }
 }
 
 /// Up to 16 columns as `[steps, N]` tiles of pairs: column `c` has the `d_in` values at `at(c)`.

@@ -1,13 +1,14 @@
 //! Attention of many queries: prompts, and the patches of pictures.
 //!
-//! Each task takes a block of queries of one head: their scores with all keys, the softmax, and the weighted sum of the
-//! values. Scores of a block are all that is ever there, and they stay in the cache.
+//! Each task takes a block of queries of one head and goes over blocks of keys, whose scores and values fit the first
+//! cache. Weights are those of the largest score so far; when a larger one comes, what was summed is scaled down.
+//! Paper: <https://arxiv.org/abs/2205.14135>.
 
 #![allow(unsafe_code)] // vectors, and tasks that write disjoint parts of one slice
+#![allow(clippy::needless_range_loop)] // several arrays advance together, and closures would lose the instructions
 
 use std::ops::Range;
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::exp::exp;
@@ -15,12 +16,20 @@ use super::shared::{SharedOut, with_scratch};
 use super::vector::{Vector, Work};
 use super::{Cached, Isa};
 
-#[cfg(target_arch = "x86_64")]
-#[path = "attend_amx.rs"]
-mod amx;
-
 /// Queries of one task.
-const BLOCK: usize = 32;
+const BLOCK: usize = 48;
+
+/// Most queries that go together.
+const MOST_ROWS: usize = 8;
+
+/// Vectors of keys that go together: a panel.
+const PANEL: usize = 3;
+
+/// Bytes of the values of a block of keys, about: half of a first cache.
+const VALUES_BYTES: usize = 32 << 10;
+
+/// Most keys of a block.
+const MOST_KEYS: usize = 384;
 
 /// What each query attends to.
 #[derive(Debug, Clone, Copy)]
@@ -71,15 +80,22 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
         return out.fill(0.0);
     }
     let out = SharedOut::new(out);
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Amx => amx::attend(attention, out),
-        _ => {
-            let n_blocks = attention.queries.div_ceil(BLOCK);
-            (0..attention.batch * attention.heads * n_blocks).into_par_iter().for_each(|task| {
-                let (head, block) = (task / n_blocks, task % n_blocks);
-                attention.block(isa, head / attention.heads, head % attention.heads, block, out);
+    let Attention { batch, heads, kv_heads, queries, .. } = *attention;
+    let (group, n_blocks) = (heads / kv_heads, queries.div_ceil(BLOCK));
+    let sizes = Sizes::new(isa, attention.head_dim);
+    for [row, kv_head] in (0..batch).flat_map(|row| (0..kv_heads).map(move |kv_head| [row, kv_head])) {
+        let blocks = |packed: Packed<'_>| {
+            (0..group * n_blocks).into_par_iter().for_each(|task| {
+                let head = kv_head * group + task / n_blocks;
+                let queries = attention.queries_of(task % n_blocks);
+                with_scratch(sizes.scratch(queries.len()), |scratch| {
+                    isa.run(Block { attention, packed, row, head, queries, out, sizes, scratch }, Block::plain);
+                });
             });
+        };
+        match isa {
+            Isa::Plain => blocks(Packed { keys: &[], values: &[] }),
+            _ => attention.pack(&sizes, [row, kv_head], &blocks),
         }
     }
 }
@@ -119,82 +135,287 @@ impl Attention<'_> {
         queries.map(last).max().unwrap_or(0)
     }
 
-    /// One block of queries of one head, by the `gemm` crate.
-    fn block(&self, isa: Isa, row: usize, head: usize, block: usize, out: SharedOut<'_>) {
-        let (queries, kv_head) = (self.queries_of(block), head / (self.heads / self.kv_heads));
-        let seen = self.seen(row, queries.clone());
-        with_scratch(queries.len() * seen, |scores| {
-            let strided =
-                |of: &Cached<'_>, at: [usize; 3]| (of.values[of.start(at)..].as_ptr(), of.strides[2] as isize);
-            if seen > 0 {
-                let (query, query_stride) = strided(&self.query, [row, head, queries.start]);
-                let (key, key_stride) = strided(&self.keys, [row, kv_head, 0]);
-                // SAFETY: `check` found every query and key inside its slice; the scratch holds all scores.
-                unsafe {
-                    let (m, n, k) = (queries.len(), seen, self.head_dim);
-                    let scores = (scores.as_mut_ptr(), seen as isize);
-                    multiply([m, n, k], scores, (query, query_stride, 1), (key, 1, key_stride), self.scale);
+    /// Calls `work` with the keys and values of a head in the order in which [`Block`] reads them.
+    fn pack(&self, sizes: &Sizes, [row, head]: [usize; 2], work: &dyn Fn(Packed<'_>)) {
+        let Sizes { head_dim, panel, width, .. } = *sizes;
+        let n_keys = self.len.next_multiple_of(panel) * head_dim;
+        with_scratch(n_keys + self.len * width, |scratch| {
+            let (keys, values) = scratch.split_at_mut(n_keys);
+            keys.par_chunks_exact_mut(panel * head_dim).enumerate().for_each(|(index, out)| {
+                for lane in 0..panel {
+                    let slot = index * panel + lane;
+                    let key = (slot < self.len).then(|| self.keys.slot([row, head, slot], head_dim));
+                    for column in 0..head_dim {
+                        out[column * panel + lane] = key.map_or(0.0, |key| key[column]);
+                    }
                 }
-            }
-            let stride = self.heads * self.head_dim;
-            let first = (row * self.queries + queries.start) * stride + head * self.head_dim;
-            let mut totals = [0f32; BLOCK];
-            for (index, query) in queries.clone().enumerate() {
-                let scores = &mut scores[index * seen..(index + 1) * seen];
-                totals[index] = softmax(isa, scores, self.masked_out(row, query));
-            }
-            if seen > 0 {
-                let (value, value_stride) = strided(&self.values, [row, kv_head, 0]);
-                // SAFETY: as above; the outputs of this head and these queries are this task's.
-                unsafe {
-                    let (m, n, k) = (queries.len(), self.head_dim, seen);
-                    let weights = (scores.as_ptr(), seen as isize, 1);
-                    let out = (out.pointer(first), stride as isize);
-                    multiply([m, n, k], out, weights, (value, value_stride, 1), 1.0);
-                }
-            }
-            for (index, total) in totals[..queries.len()].iter().enumerate() {
-                // SAFETY: as above.
-                divide(unsafe { out.slice(first + index * stride, self.head_dim) }, *total);
-            }
+            });
+            values.par_chunks_exact_mut(width).enumerate().for_each(|(slot, out)| {
+                out[..head_dim].copy_from_slice(self.values.slot([row, head, slot], head_dim));
+                out[head_dim..].fill(0.0);
+            });
+            work(Packed { keys, values });
         });
     }
 }
 
-/// `out = scale · left right`, `[m, k]` and `[k, n]` by their strides of row and column.
+/// How an instruction set cuts up heads.
+#[derive(Clone, Copy)]
+struct Sizes {
+    head_dim: usize,
+    /// Keys of a panel.
+    panel: usize,
+    /// `head_dim` filled up to whole vectors.
+    width: usize,
+    /// Keys of a block, whole panels.
+    n_keys: usize,
+}
+
+impl Sizes {
+    fn new(isa: Isa, head_dim: usize) -> Self {
+        let lanes = isa.run(Lanes, |Lanes| 1);
+        let (panel, width) = (PANEL * lanes, head_dim.next_multiple_of(lanes));
+        let n_keys = (VALUES_BYTES / size_of::<f32>() / width.max(1)).clamp(panel, MOST_KEYS) / panel * panel;
+        Self { head_dim, panel, width, n_keys }
+    }
+
+    /// Queries, scores and sums of so many queries.
+    fn of_block(&self, n_queries: usize) -> [usize; 3] {
+        [self.head_dim, self.n_keys, self.width].map(|values| n_queries.next_multiple_of(MOST_ROWS) * values)
+    }
+
+    /// Values of all of them.
+    fn scratch(&self, n_queries: usize) -> usize {
+        self.of_block(n_queries).iter().sum()
+    }
+}
+
+/// How many values a vector has.
+struct Lanes;
+
+impl Work for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> usize {
+        V::LANES
+    }
+}
+
+/// Keys and values of one head.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    /// `[panels, head_dim, PANEL · LANES]`, zero behind the last key.
+    keys: &'a [f32],
+    /// `[len, width]`, where `width` is `head_dim` filled up to whole vectors with zeros.
+    values: &'a [f32],
+}
+
+/// A block of queries of one head.
+struct Block<'a> {
+    attention: &'a Attention<'a>,
+    packed: Packed<'a>,
+    row: usize,
+    head: usize,
+    queries: Range<usize>,
+    out: SharedOut<'a>,
+    sizes: Sizes,
+    scratch: &'a mut [f32],
+}
+
+impl Work for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: as the caller vouches. As many sums as there are registers to hold them and what they are made from.
+        unsafe {
+            match V::REGISTERS {
+                32 => self.vectors::<V, MOST_ROWS>(),
+                _ => self.vectors::<V, 4>(),
+            }
+        }
+    }
+}
+
+impl<'a> Block<'a> {
+    /// The block in plain loops.
+    fn plain(self) {
+        let Attention { keys, values, heads, kv_heads, head_dim, scale, .. } = *self.attention;
+        let kv_head = self.head / (heads / kv_heads);
+        for query in self.queries.clone() {
+            let masked_out = self.attention.masked_out(self.row, query);
+            let is_seen = |slot: &usize| masked_out.is_none_or(|masked_out| !masked_out[*slot]);
+            let seen: Vec<usize> = (0..self.attention.len).filter(is_seen).collect();
+            let query_values = self.attention.query.slot([self.row, self.head, query], head_dim);
+            let score = |slot: &usize| {
+                let key = keys.slot([self.row, kv_head, *slot], head_dim);
+                query_values.iter().zip(key).map(|(query, key)| query * scale * key).sum::<f32>()
+            };
+            let scores: Vec<f32> = seen.iter().map(score).collect();
+            let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let out = self.out_of(query);
+            out.fill(0.0);
+            let mut total = 0.0;
+            for (slot, score) in seen.into_iter().zip(scores) {
+                let weight = (score - largest).exp();
+                total += weight;
+                let values = values.slot([self.row, kv_head, slot], head_dim);
+                out.iter_mut().zip(values).for_each(|(out, value)| *out += weight * value);
+            }
+            divide(out, total);
+        }
+    }
+
+    /// The block with `M` queries at a time.
+    ///
+    /// # Safety
+    /// The machine has the instructions of `V`, and the caller is compiled for them.
+    #[inline(always)]
+    unsafe fn vectors<V: Vector, const M: usize>(mut self) {
+        let Sizes { head_dim, panel, width, n_keys } = self.sizes;
+        let scale = self.attention.scale;
+        let seen = self.attention.seen(self.row, self.queries.clone());
+        let rows = self.queries.len().next_multiple_of(M);
+        let sizes = self.sizes.of_block(self.queries.len());
+        let (query, scratch) = std::mem::take(&mut self.scratch).split_at_mut(sizes[0]);
+        let (scores, sums) = scratch.split_at_mut(sizes[1]);
+        query.fill(0.0);
+        sums.fill(0.0);
+        for (out, query) in query.chunks_exact_mut(head_dim).zip(self.queries.clone()) {
+            let query = self.attention.query.slot([self.row, self.head, query], head_dim);
+            out.iter_mut().zip(query).for_each(|(out, value)| *out = value * scale);
+        }
+        let (mut largest, mut totals) = ([f32::NEG_INFINITY; BLOCK], [0f32; BLOCK]);
+        for first in (0..seen).step_by(n_keys) {
+            let keys = first..seen.min(first + n_keys);
+            // Scores: [rows, n_keys].
+            for (index, keys) in (first..keys.end).step_by(panel).enumerate() {
+                let keys = &self.packed.keys[keys / panel * panel * head_dim..][..panel * head_dim];
+                for row in (0..rows).step_by(M) {
+                    let query = &query[row * head_dim..][..M * head_dim];
+                    let out = &mut scores[row * n_keys + index * panel..][..(M - 1) * n_keys + panel];
+                    // SAFETY: the slices are as long as the tile's rows.
+                    unsafe {
+                        let (left, right) = ((query.as_ptr(), head_dim), (keys.as_ptr(), panel));
+                        tile::<V, M, PANEL>(head_dim, left, right, (out.as_mut_ptr(), n_keys), false);
+                    }
+                }
+            }
+            // Weights, which take the scores' place.
+            for (index, query) in self.queries.clone().enumerate() {
+                let scores = &mut scores[index * n_keys..][..keys.len()];
+                if let Some(masked_out) = self.attention.masked_out(self.row, query) {
+                    for (score, hidden) in scores.iter_mut().zip(&masked_out[keys.clone()]) {
+                        *score = if *hidden { f32::NEG_INFINITY } else { *score };
+                    }
+                }
+                let sums = &mut sums[index * width..][..width];
+                // SAFETY: as the caller vouches.
+                unsafe { weigh::<V>(scores, &mut largest[index], &mut totals[index], sums) };
+            }
+            // Sums: [rows, width].
+            let values = &self.packed.values[first * width..keys.end * width];
+            for row in (0..rows).step_by(M) {
+                let weights = &scores[row * n_keys..][..(M - 1) * n_keys + keys.len()];
+                let sums = &mut sums[row * width..][..M * width];
+                for column in (0..width).step_by(panel) {
+                    let (left, right) = ((weights.as_ptr(), n_keys), (values[column..].as_ptr(), width));
+                    let out = (sums[column..].as_mut_ptr(), width);
+                    // SAFETY: rows of weights, values and sums are there from this column on.
+                    unsafe {
+                        match (width - column) / V::LANES {
+                            1 => tile::<V, M, 1>(keys.len(), left, right, out, true),
+                            2 => tile::<V, M, 2>(keys.len(), left, right, out, true),
+                            _ => tile::<V, M, PANEL>(keys.len(), left, right, out, true),
+                        }
+                    }
+                }
+            }
+        }
+        for (index, query) in self.queries.clone().enumerate() {
+            let out = self.out_of(query);
+            out.copy_from_slice(&sums[index * width..][..head_dim]);
+            divide(out, totals[index]);
+        }
+    }
+
+    /// Where the output of a query goes, of the queries of this block.
+    fn out_of(&self, query: usize) -> &'a mut [f32] {
+        let Attention { queries, heads, head_dim, .. } = *self.attention;
+        // SAFETY: the outputs of this head and these queries are this task's, and it holds one at a time.
+        unsafe { self.out.slice(((self.row * queries + query) * heads + self.head) * head_dim, head_dim) }
+    }
+}
+
+/// `out += left right` or, without `add`, `out = left right`: `M` rows of `k` values times `k` rows of `N` vectors. Each
+/// matrix is the address of its first value and the values from one row to the next.
 ///
 /// # Safety
-/// Everything lies where the strides say.
-unsafe fn multiply(
-    [m, n, k]: [usize; 3],
-    (out, out_stride): (*mut f32, isize),
-    (left, left_row, left_column): (*const f32, isize, isize),
-    (right, right_row, right_column): (*const f32, isize, isize),
-    scale: f32,
+/// The machine has the instructions of `V`, the caller is compiled for them, and everything lies there.
+#[inline(always)]
+unsafe fn tile<V: Vector, const M: usize, const N: usize>(
+    k: usize,
+    (left, left_stride): (*const f32, usize),
+    (right, right_stride): (*const f32, usize),
+    (out, out_stride): (*mut f32, usize),
+    add: bool,
 ) {
     // SAFETY: as the caller vouches.
     unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out,
-            1,
-            out_stride,
-            false,
-            left,
-            left_column,
-            left_row,
-            right,
-            right_column,
-            right_row,
-            0.0,
-            scale,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
+        let mut sums = [[V::splat(0.0); N]; M];
+        for step in 0..k {
+            let mut columns = [V::splat(0.0); N];
+            for n in 0..N {
+                columns[n] = V::load(right.add(step * right_stride + n * V::LANES));
+            }
+            for m in 0..M {
+                let row = V::splat(*left.add(m * left_stride + step));
+                for n in 0..N {
+                    sums[m][n] = row.mul_add(columns[n], sums[m][n]);
+                }
+            }
+        }
+        for m in 0..M {
+            for n in 0..N {
+                let out = out.add(m * out_stride + n * V::LANES);
+                if add { V::load(out).add(sums[m][n]).store(out) } else { sums[m][n].store(out) }
+            }
+        }
+    }
+}
+
+/// Turns the next scores of a query into weights relative to the largest score so far, and scales what was summed with
+/// an earlier one. Of nothing but hidden keys the weights are 0.
+///
+/// # Safety
+/// The machine has the instructions of `V`, and the caller is compiled for them.
+#[inline(always)]
+unsafe fn weigh<V: Vector>(scores: &mut [f32], largest: &mut f32, total: &mut f32, sums: &mut [f32]) {
+    let (scores, len) = (scores.as_mut_ptr(), scores.len());
+    // SAFETY: `n` values are there from `start` on.
+    unsafe {
+        let mut found = V::splat(*largest);
+        for start in (0..len).step_by(V::LANES) {
+            let n = V::LANES.min(len - start);
+            found = found.max(V::load_head(scores.add(start), n, f32::NEG_INFINITY));
+        }
+        let found = found.largest();
+        let base = V::splat(if found == f32::NEG_INFINITY { 0.0 } else { found });
+        let mut added = V::splat(0.0);
+        for start in (0..len).step_by(V::LANES) {
+            let n = V::LANES.min(len - start);
+            let weights = exp(V::load_head(scores.add(start), n, f32::NEG_INFINITY).sub(base));
+            weights.store_head(scores.add(start), n);
+            added = added.add(weights);
+        }
+        if found > *largest && *total > 0.0 {
+            let factor = (*largest - found).exp();
+            *total *= factor;
+            sums.iter_mut().for_each(|sum| *sum *= factor);
+        }
+        *total += added.sum();
+        *largest = found;
     }
 }
 
@@ -205,54 +426,4 @@ fn divide(out: &mut [f32], total: f32) {
     }
     let inverse = 1.0 / total;
     out.iter_mut().for_each(|value| *value *= inverse);
-}
-
-/// Turns scores into weights that are not divided by their sum yet, and returns that. What is hidden gets 0.
-fn softmax(isa: Isa, scores: &mut [f32], masked_out: Option<&[bool]>) -> f32 {
-    if let Some(masked_out) = masked_out {
-        for (score, hidden) in scores.iter_mut().zip(masked_out) {
-            *score = if *hidden { f32::NEG_INFINITY } else { *score };
-        }
-    }
-    isa.run(Exponentials(scores), |Exponentials(scores)| {
-        let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut total = 0.0;
-        for score in scores {
-            // A row that sees nothing has no largest score.
-            *score = if largest == f32::NEG_INFINITY { 0.0 } else { (*score - largest).exp() };
-            total += *score;
-        }
-        total
-    })
-}
-
-struct Exponentials<'a>(&'a mut [f32]);
-
-impl Work for Exponentials<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    unsafe fn run<V: Vector>(self) -> f32 {
-        let scores = SharedOut::new(self.0);
-        let len = scores.len();
-        // SAFETY: `n` values are there from `start` on.
-        unsafe {
-            let mut largest = V::splat(f32::NEG_INFINITY);
-            for start in (0..len).step_by(V::LANES) {
-                let n = V::LANES.min(len - start);
-                largest = largest.max(V::load_head(scores.pointer(start), n, f32::NEG_INFINITY));
-            }
-            let largest = largest.largest();
-            // A row that sees nothing has no largest score; all of its weights are 0.
-            let largest = V::splat(if largest == f32::NEG_INFINITY { 0.0 } else { largest });
-            let mut total = V::splat(0.0);
-            for start in (0..len).step_by(V::LANES) {
-                let n = V::LANES.min(len - start);
-                let weights = exp(V::load_head(scores.pointer(start), n, f32::NEG_INFINITY).sub(largest));
-                weights.store_head(scores.pointer(start), n);
-                total = total.add(weights);
-            }
-            total.sum()
-        }
-    }
 }

@@ -48,6 +48,11 @@ impl<'a> Cached<'a> {
         row * self.strides[0] + head * self.strides[1] + slot * self.strides[2]
     }
 
+    /// The values of that slot.
+    pub(super) fn slot(&self, at: [usize; 3], head_dim: usize) -> &'a [f32] {
+        &self.values[self.start(at)..][..head_dim]
+    }
+
     /// The end of the `head_dim` values there; `None` beyond what can be counted.
     fn end(&self, at: [usize; 3], head_dim: usize) -> Option<usize> {
         at.iter().zip(self.strides).try_fold(head_dim, |end, (at, stride)| end.checked_add(at.checked_mul(stride)?))
