@@ -3,9 +3,9 @@
 //! A tile is 16 rows of 64 bytes. `tdpbf16ps` adds to a tile of 16 × 16 f32 the product of 16 rows of 32 activations and
 //! of 16 pairs of columns of 16 weights, at eight times the rate of AVX-512.
 //!
-//! Numerics: an f32 is the sum of three bf16, and a product of two sums is a sum of products; with three parts on each
-//! side those that are left out are below 2⁻²⁴ of the whole, as good as f32. The sum of two parts is right to 2⁻¹⁷, less
-//! than 10⁻⁵. Numbers below the smallest normal f32 count as zero.
+//! Numerics: an f32 is the sum of three bf16, and a product of two sums is a sum of products. Those that are left out
+//! are below 2⁻²⁴ of the whole, so that results are as good as those of f32. Numbers below the smallest normal f32 count
+//! as zero.
 
 #![allow(unsafe_code)] // instructions and pointers
 
@@ -21,6 +21,9 @@ pub(super) const STEP: usize = 32;
 
 /// Bytes of a tile.
 pub(super) const TILE: usize = 1024;
+
+/// bf16 that an activation is the sum of.
+pub(super) const PARTS: usize = 3;
 
 /// Whether the machine has tiles of bf16, and the system lets the process use them; asked once.
 pub(super) fn is_available() -> bool {
@@ -78,18 +81,18 @@ impl Tiles {
         Self(())
     }
 
-    /// Two tiles of sixteen rows times two tiles of sixteen columns, added to four tiles of sums, or `clear` before. All
-    /// products of parts are made, but with three parts only those whose indices add up to two at most.
+    /// Two tiles of sixteen rows times two tiles of sixteen columns, added to four tiles of sums, or `clear` before. Of
+    /// the products of parts, those are made whose indices add up to two at most.
     ///
     /// # Shapes
     /// - `left`: `steps` times `LEFT` tiles each, sixteen rows of 32 values
-    /// - `right`: `steps` times `RIGHT` tiles each, sixteen pairs of values of sixteen columns
+    /// - `right`: `steps` times [`PARTS`] tiles each, sixteen pairs of values of sixteen columns
     /// - `sums`: of left and right 0, 0; 0, 1; 1, 0; 1, 1; a row every `stride` bytes
     ///
     /// # Safety
     /// The pointers are valid for that, the sums for writing by this thread alone.
     #[inline]
-    pub(super) unsafe fn multiply<const LEFT: usize, const RIGHT: usize>(
+    pub(super) unsafe fn multiply<const LEFT: usize>(
         &self,
         left: [*const u8; 2],
         right: [*const u8; 2],
@@ -113,11 +116,11 @@ impl Tiles {
                 );
             }
             if steps > 0 {
-                match (LEFT, RIGHT) {
-                    (1, 2) => walk!(1024, 2048, left, right, steps, [0: 0 1]),
-                    (2, 2) => walk!(2048, 2048, left, right, steps, [0: 0 1] [1: 0 1]),
-                    (3, 3) => walk!(3072, 3072, left, right, steps, [0: 0 1 2] [1: 0 1] [2: 0]),
-                    _ => unreachable!("products of one and two, two and two, or three and three parts"),
+                match LEFT {
+                    1 => walk!(1024, left, right, steps, [0: 0 1 2]),
+                    2 => walk!(2048, left, right, steps, [0: 0 1 2] [1: 0 1]),
+                    3 => walk!(3072, left, right, steps, [0: 0 1 2] [1: 0 1] [2: 0]),
+                    _ => unreachable!("the left side has one to three parts"),
                 }
             }
             asm!(
@@ -203,8 +206,7 @@ impl Drop for Tiles {
 
 /// The steps of a product: for each part of the left side, its products with some parts of the right one.
 macro_rules! walk {
-    ($left_bytes:literal, $right_bytes:literal, $left:ident, $right:ident, $steps:ident,
-     $([$l:literal: $($r:literal)*])*) => {
+    ($left_bytes:literal, $left:ident, $right:ident, $steps:ident, $([$l:literal: $($r:literal)*])*) => {
         asm!(
             "2:",
             $(
@@ -221,8 +223,8 @@ macro_rules! walk {
             )*
             concat!("add {a0}, ", $left_bytes),
             concat!("add {a1}, ", $left_bytes),
-            concat!("add {b0}, ", $right_bytes),
-            concat!("add {b1}, ", $right_bytes),
+            "add {b0}, 3072",
+            "add {b1}, 3072",
             "dec {steps}",
             "jnz 2b",
             a0 = inout(reg) $left[0] => _,
@@ -274,26 +276,21 @@ pub(super) unsafe fn pair_parts<const N: usize>(mut even: __m512, mut odd: __m51
     parts
 }
 
-/// Up to 16 columns as `[steps, N]` tiles of pairs: column `c` has the `d_in` values at `at(c)`.
+/// Up to 16 columns as `[steps, PARTS]` tiles of pairs: column `c` has the `d_in` values at `at(c)`.
 ///
 /// # Safety
 /// The machine has the instructions, and the values are there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn pack_columns<const N: usize>(
-    n_columns: usize,
-    at: impl Fn(usize) -> *const f32,
-    d_in: usize,
-    out: &mut [f32],
-) {
-    for (step, tiles) in out.chunks_exact_mut(N * TILE / size_of::<f32>()).enumerate() {
-        let mut columns = [[_mm512_setzero_si512(); ROWS]; N];
+pub(super) unsafe fn pack_columns(n_columns: usize, at: impl Fn(usize) -> *const f32, d_in: usize, out: &mut [f32]) {
+    for (step, tiles) in out.chunks_exact_mut(PARTS * TILE / size_of::<f32>()).enumerate() {
+        let mut columns = [[_mm512_setzero_si512(); ROWS]; PARTS];
         for column in 0..ROWS.min(n_columns) {
             // SAFETY: masked loads stay inside the column.
-            let values: [__m512i; N] = unsafe {
+            let values: [__m512i; PARTS] = unsafe {
                 let [first, second] = load(at(column), step * STEP, d_in);
                 parts(first, second)
             };
-            for part in 0..N {
+            for part in 0..PARTS {
                 columns[part][column] = values[part];
             }
         }

@@ -1,7 +1,7 @@
 //! The product in every format, on every instruction set, for ragged shapes, against sums in f64.
 
 use idefics_nn::formats::{FourBit, FourBitType, Int8, Q4, Weight};
-use idefics_nn::kernels::{Isa, THIN_ROWS, linear_int8_on, linear_on};
+use idefics_nn::kernels::{Isa, linear_int8_on, linear_on};
 
 use crate::common::{assert_close, every_format, normal};
 
@@ -28,14 +28,6 @@ fn expected(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>)
 /// Rounding of f32 sums, as a part of the sum of magnitudes.
 const ROUNDING: f64 = 1e-6;
 
-/// Likewise where many activations are sums of two bf16 each, and weights may be.
-const TWO_PARTS: f64 = 1e-5;
-
-fn rounding(isa: Isa, weight: &Weight<'_>, n_rows: usize) -> f64 {
-    let in_parts = isa == Isa::Amx && n_rows > THIN_ROWS && !matches!(weight, Weight::F32(_));
-    if in_parts { TWO_PARTS } else { ROUNDING }
-}
-
 fn check(d_out: usize, d_in: usize, n_rows: usize) {
     let weights = normal(d_out * d_in, 1 + (d_out * 1000 + d_in) as u64, true);
     let x = normal(n_rows * d_in, 2, true);
@@ -47,7 +39,7 @@ fn check(d_out: usize, d_in: usize, n_rows: usize) {
                 let mut out = vec![f32::NAN; n_rows * d_out];
                 linear_on(isa, &x, n_rows, &weight, bias, &mut out);
                 let what = format!("{isa:?} {} [{d_out}, {d_in}] x {n_rows}", weight.name());
-                assert_close(&what, &out, &sums, &sizes, rounding(isa, &weight, n_rows));
+                assert_close(&what, &out, &sums, &sizes, ROUNDING);
             }
         }
     }
@@ -242,7 +234,7 @@ fn products_of_integers_are_those_of_rounded_activations_and_the_same_everywhere
                     continue;
                 }
                 let what = format!("{isa:?} {} [{d_out}, {d_in}] x {n_rows}", weight.name());
-                assert_close(&what, &out, &sums, &sizes, rounding(isa, &weight, n_rows));
+                assert_close(&what, &out, &sums, &sizes, ROUNDING);
                 let first = first.get_or_insert_with(|| out.clone());
                 assert_eq!(first, &out, "{what}: the same bits as plain");
             }

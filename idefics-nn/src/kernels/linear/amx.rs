@@ -1,8 +1,8 @@
 //! Many rows of activations on tiles of bf16.
 //!
-//! Activations are split into bf16 once, sixteen rows side by side in pairs of columns. Weights are expanded block by
-//! block into as many bf16 as they need, and each block is used for all rows while it is in the cache. f32 weights and
-//! their activations have three parts. All others have fewer bits than an f32, and their activations two parts.
+//! Activations are split into three bf16 once, sixteen rows side by side in pairs of columns. Weights are expanded block
+//! by block into as many bf16 as they need (one for bf16 and int8, two for f16 and q4, three for the rest), and each block
+//! is used for all rows while it is in the cache.
 
 #![allow(unsafe_code)] // instructions and pointers
 
@@ -13,7 +13,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::super::amx::{
-    ROWS, STEP, TILE, Tiles, load, mask, pack_columns, pair_parts, parts, store_transposed, transposed,
+    PARTS, ROWS, STEP, TILE, Tiles, load, mask, pack_columns, pair_parts, parts, store_transposed, transposed,
 };
 use super::super::shared::with_scratch;
 use super::{Product, spans_rows};
@@ -41,12 +41,12 @@ pub(super) fn takes(weight: &Weight<'_>) -> bool {
 
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     match weight {
-        Weight::F32(weight) => multiply::<3, 3>(product, weight, None),
-        Weight::Bf16(weight) => multiply::<1, 2>(product, weight, None),
-        Weight::F16(weight) => multiply::<2, 2>(product, weight, None),
-        Weight::Int8(weight) => multiply::<1, 2>(product, weight, Some(weight.scales())),
-        Weight::FourBit(weight) => multiply::<2, 2>(product, weight, None),
-        Weight::Q4(weight) => multiply::<2, 2>(product, weight, None),
+        Weight::F32(weight) => multiply::<3>(product, weight, None),
+        Weight::Bf16(weight) => multiply::<1>(product, weight, None),
+        Weight::F16(weight) => multiply::<2>(product, weight, None),
+        Weight::Int8(weight) => multiply::<1>(product, weight, Some(weight.scales())),
+        Weight::FourBit(weight) => multiply::<3>(product, weight, None),
+        Weight::Q4(weight) => multiply::<2>(product, weight, None),
     }
 }
 
@@ -59,10 +59,9 @@ trait Source<const N: usize>: Sync {
     unsafe fn write(&self, tile: usize, step: usize, out: *mut u8);
 }
 
-/// The product of weights of `N` parts with activations of `X`.
-fn multiply<const N: usize, const X: usize>(product: &Product<'_>, weight: &impl Source<N>, scales: Option<&[f32]>) {
+fn multiply<const N: usize>(product: &Product<'_>, weight: &impl Source<N>, scales: Option<&[f32]>) {
     let steps = product.d_in.div_ceil(STEP);
-    let row_bytes = CHUNK * X * TILE / ROWS + TASK * size_of::<f32>();
+    let row_bytes = CHUNK * PARTS * TILE / ROWS + TASK * size_of::<f32>();
     let n_groups = (product.n_rows * row_bytes).div_ceil(ROWS_BYTES);
     let group = product.n_rows.div_ceil(n_groups).next_multiple_of(ROWS);
     let threads = rayon::current_num_threads();
@@ -71,39 +70,39 @@ fn multiply<const N: usize, const X: usize>(product: &Product<'_>, weight: &impl
     for first in (0..product.n_rows).step_by(group) {
         let rows = first..product.n_rows.min(first + group);
         let row_tiles = rows.len().div_ceil(ROWS);
-        with_scratch(row_tiles * steps * X * TILE / size_of::<f32>(), |scratch| {
-            pack::<X>(product, rows.clone(), steps, scratch);
+        with_scratch(row_tiles * steps * PARTS * TILE / size_of::<f32>(), |scratch| {
+            pack(product, rows.clone(), steps, scratch);
             let packed: &[u8] = bytemuck::cast_slice(scratch);
             product.split_evenly(task, |features| {
-                let block = Block::<X> { product, rows: rows.clone(), steps, packed };
+                let block = Block { product, rows: rows.clone(), steps, packed };
                 block.multiply(weight, features, scales);
             });
         });
     }
 }
 
-/// Rows `rows` of the activations as tiles, `[row tiles, steps, X]`.
-fn pack<const X: usize>(product: &Product<'_>, rows: Range<usize>, steps: usize, out: &mut [f32]) {
-    let row_values = steps * X * TILE / size_of::<f32>();
+/// Rows `rows` of the activations as tiles, `[row tiles, steps, PARTS]`.
+fn pack(product: &Product<'_>, rows: Range<usize>, steps: usize, out: &mut [f32]) {
+    let row_values = steps * PARTS * TILE / size_of::<f32>();
     out.par_chunks_mut(row_values).enumerate().for_each(|(tile, out)| {
         let first = rows.start + tile * ROWS;
         let n_rows = ROWS.min(rows.end - first);
         let x = &product.x[first * product.d_in..(first + n_rows) * product.d_in];
         // SAFETY: the caller has made sure of the instructions; these rows are there.
-        unsafe { pack_columns::<X>(n_rows, |row| x.as_ptr().add(row * product.d_in), product.d_in, out) };
+        unsafe { pack_columns(n_rows, |row| x.as_ptr().add(row * product.d_in), product.d_in, out) };
     });
 }
 
 /// What a task works on beside its weights.
-struct Block<'a, const X: usize> {
+struct Block<'a> {
     product: &'a Product<'a>,
     rows: Range<usize>,
     steps: usize,
-    /// `[row tiles, steps, X]` tiles.
+    /// `[row tiles, steps, PARTS]` tiles.
     packed: &'a [u8],
 }
 
-impl<const X: usize> Block<'_, X> {
+impl Block<'_> {
     /// The output features `features`.
     fn multiply<const N: usize>(&self, weight: &impl Source<N>, features: Range<usize>, scales: Option<&[f32]>) {
         let tiles = Tiles::new();
@@ -143,13 +142,13 @@ impl<const X: usize> Block<'_, X> {
     /// One block of weights with every row; `sums` are `[row pairs, 4]` tiles of features and rows.
     fn rows<const N: usize>(&self, tiles: &Tiles, weights: [*const u8; 2], steps: Range<usize>, sums: &mut [f32]) {
         let n_tiles = self.rows.len().div_ceil(ROWS);
-        let row_tile = |tile: usize| self.packed[(tile * self.steps + steps.start) * X * TILE..].as_ptr();
+        let row_tile = |tile: usize| self.packed[(tile * self.steps + steps.start) * PARTS * TILE..].as_ptr();
         for (pair, sums) in sums.chunks_exact_mut(SUMS).enumerate() {
             // A second tile of rows that is not there is the first once more.
             let activations = [2 * pair, n_tiles.min(2 * pair + 2) - 1].map(row_tile);
             let sums = [0, 1, 2, 3].map(|tile| sums[tile * ROWS * ROWS..].as_mut_ptr());
             // SAFETY: tiles of activations and weights are there for these steps, and four tiles of sums.
-            unsafe { tiles.multiply::<N, X>(weights, activations, steps.len(), sums, 64, steps.start == 0) };
+            unsafe { tiles.multiply::<N>(weights, activations, steps.len(), sums, 64, steps.start == 0) };
         }
     }
 
@@ -215,7 +214,7 @@ by_rows!(Dense<'_, f32>, 3, f32_columns);
 by_rows!(Dense<'_, bf16>, 1, bf16_columns);
 by_rows!(Dense<'_, f16>, 2, f16_columns);
 by_rows!(Int8<'_>, 1, int8_columns);
-by_rows!(FourBit<'_>, 2, four_bit_columns);
+by_rows!(FourBit<'_>, 3, four_bit_columns);
 
 /// # Safety
 /// The machine has the instructions, and the row is there; likewise below.
@@ -281,7 +280,7 @@ unsafe fn int8_columns(weight: &Int8<'_>, row: usize, step: usize) -> [__m512i; 
 /// As [`f32_columns`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn four_bit_columns(weight: &FourBit<'_>, row: usize, step: usize) -> [__m512i; 2] {
+unsafe fn four_bit_columns(weight: &FourBit<'_>, row: usize, step: usize) -> [__m512i; 3] {
     let at = row * weight.dims()[1] + step * STEP;
     let codes = &weight.codes()[at / 2..(at + STEP) / 2];
     let absmax = weight.absmax()[at / BLOCK];
