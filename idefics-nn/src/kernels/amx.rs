@@ -8,6 +8,7 @@
 //! as zero.
 
 #![allow(unsafe_code)] // instructions and pointers
+#![allow(clippy::needless_range_loop)] // several arrays advance together
 
 use std::arch::asm;
 use std::arch::x86_64::*;

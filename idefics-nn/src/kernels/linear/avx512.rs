@@ -223,7 +223,7 @@ impl Decode<F32x16> for FourBitPair {
         // SAFETY: the caller vouches for the instructions and 67 bytes.
         unsafe {
             let codes = _mm512_loadu_si512(bytes.add(index / 2).cast());
-            let codes = if index % 2 == 0 { codes } else { _mm512_srli_epi32::<4>(codes) };
+            let codes = if index.is_multiple_of(2) { codes } else { _mm512_srli_epi32::<4>(codes) };
             F32x16(_mm512_permutexvar_ps(codes, table)) // reads the lowest four bits
         }
     }
