@@ -1,7 +1,10 @@
 //! The tower of the first Idefics.
 
-use burn::tensor::Device;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
 use idefics_vision::clip::VisionConfig;
+use safetensors::SafeTensors;
 
 use crate::common::{Case, Model, assert_close, part, random};
 use crate::{PREFIX, REFERENCE, SAME};
@@ -34,15 +37,26 @@ fn images_of_a_batch_do_not_mix() {
     }
 }
 
+/// `xtask/reference/interpolation_fixture.py`.
 #[test]
-fn another_size_gets_positions_of_its_own() {
+fn positions_of_other_grids_are_the_references() {
     let device = Device::flex();
     let model = Model::named("idefics1-float");
     let config: VisionConfig = model.section("vision_config");
     let tower = model.load(config.init(&device), PREFIX);
-    let (rows, cols, patch) = (6, 3, config.patch_size);
-    let output = tower.forward(random(2, [1, 3, rows * patch, cols * patch], &device));
-    assert_eq!(output.dims(), [1, 1 + rows * cols, config.embed_dim]);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/interpolated.safetensors");
+    let file = std::fs::read(file).unwrap();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let read = |name: &str| {
+        let tensor = file.tensor(name).unwrap();
+        let values = tensor.data().chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+        TensorData::new(values.collect::<Vec<f32>>(), tensor.shape().to_vec())
+    };
+    for grid in ["6x3", "2x5", "8x2"] {
+        let pixels = Tensor::<4>::from_data(read(&format!("{grid}.pixel_values")), &device);
+        let expected = Tensor::<3>::from_data(read(&format!("{grid}.features")), &device);
+        assert_close(grid, &tower.forward(pixels), &expected, REFERENCE);
+    }
 }
 
 #[test]
