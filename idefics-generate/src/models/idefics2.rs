@@ -13,7 +13,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use idefics_nn::{ConfigError, KvCache, Linear};
 use idefics_perceiver::Connector;
 use idefics_processor::image::ImageTile;
-use idefics_text::{Branches, Decoder, DecoderObserver, TextConfig, Unobserved};
+use idefics_text::{Branches, Decoder, DecoderObserver, TextConfig};
 use idefics_vision::VisionTransformer;
 
 use super::{LabelRecipe, LogitsToKeep, Model, NextTokens, keep};
@@ -67,11 +67,6 @@ impl Idefics2 {
         &self.config
     }
 
-    /// A cache for these prompts and `max_new_tokens` more.
-    pub fn cache(&self, prompts: &Prompts, max_new_tokens: usize) -> KvCache {
-        self.config.text_config.cache(prompts.left_padding().to_vec(), prompts.seq() + max_new_tokens)
-    }
-
     /// Image tokens for every image, `[n_images, n_latents, d]`; `None` if there is none. An image that comes several
     /// times is encoded once.
     ///
@@ -113,26 +108,12 @@ impl Idefics2 {
         Some(arrange(image_hidden_states, &places))
     }
 
-    /// Runs whole prompts and returns the logits of the next token, `[batch, vocab_size]` in f32.
+    /// Runs whole prompts up to the last hidden states, `[batch, seq, d]`, showing `observer` the decoder's insides.
     ///
     /// `image_hidden_states` is [`Self::encode_images`] of all images of the batch, row after row.
     ///
     /// # Errors
     /// [`InputError`] for ids that do not fit the model, or another number of image tokens than image vectors.
-    pub fn prefill(
-        &self,
-        prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
-        cache: &mut KvCache,
-    ) -> Result<Tensor<2>, InputError> {
-        let hidden_states = self.prefill_observed(prompts, image_hidden_states, cache, &mut Unobserved)?;
-        Ok(self.logits(hidden_states, LogitsToKeep::Last(1)).squeeze_dim(1))
-    }
-
-    /// As [`Self::prefill`] up to the last hidden states, `[batch, seq, d]`, showing `observer` the decoder's insides.
-    ///
-    /// # Errors
-    /// As [`Self::prefill`].
     pub fn prefill_observed(
         &self,
         prompts: &Prompts,
@@ -147,7 +128,7 @@ impl Idefics2 {
     /// What the decoder reads: the tokens' vectors, at image tokens the images', `[batch, seq, d]`.
     ///
     /// # Errors
-    /// As [`Self::prefill`].
+    /// As [`Self::prefill_observed`].
     pub(crate) fn inputs_embeds(
         &self,
         prompts: &Prompts,
@@ -177,21 +158,8 @@ impl Idefics2 {
         Ok(self.logits(hidden_states, LogitsToKeep::All).squeeze_dim(1))
     }
 
-    /// Runs more tokens of rows that branch, those that `branches` was last given, and returns the logits after each,
-    /// `[batch, n_new, vocab_size]` in f32.
-    ///
-    /// # Errors
-    /// [`InputError::TokenId`].
-    pub fn decode_branches(
-        &self,
-        next_tokens: &[u32],
-        branches: &Branches,
-        cache: &mut KvCache,
-    ) -> Result<Tensor<3>, InputError> {
-        Ok(self.logits(self.branch_states(next_tokens, branches, cache)?, LogitsToKeep::All))
-    }
-
-    /// As [`Self::decode_branches`] up to the last hidden states, `[batch, n_new, d]`.
+    /// Runs more tokens of rows that branch, those that `branches` was last given, up to the last hidden states,
+    /// `[batch, n_new, d]`.
     pub(crate) fn branch_states(
         &self,
         next_tokens: &[u32],

@@ -11,7 +11,7 @@ use idefics_vision::patch_mask;
 
 use super::{Gradients, LossGradients, TrainingBatch};
 use crate::features::{ImageBatch, image_batches};
-use crate::{Idefics2, InputError};
+use crate::{Idefics2, InputError, Model};
 
 impl Idefics2 {
     /// As [`Idefics2::training_gradients`], with the activations of one layer at a time.
