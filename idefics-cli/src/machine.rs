@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use idefics_generate::DeviceChoice;
 use idefics_generate::nn::kernels;
+use idefics_generate::{Device, DeviceChoice, device_memory_bytes};
 use rayon::prelude::*;
 use sysinfo::System;
 
@@ -25,17 +25,32 @@ pub(crate) fn memory_bandwidth_gb_s() -> f64 {
     (0..PASSES).map(pass).fold(0.0, f64::max)
 }
 
-/// Memory of the device that the program may take now, in bytes. On the CPU it is what the system has left, or a control
-/// group leaves of it; what other devices have is not known, and taken to be enough.
-pub(crate) fn available_memory_bytes(choice: DeviceChoice) -> u64 {
-    if choice != DeviceChoice::Cpu {
-        return u64::MAX;
+/// Memory of the device that the program may take now, in bytes. On the CPU it is what the system has left, or a
+/// control group leaves of it; on CUDA what `nvidia-smi` says is free; on others all that they have, or, where they do
+/// not say, enough.
+pub(crate) fn available_memory_bytes(choice: DeviceChoice, device: &Device) -> u64 {
+    let of_device = || device_memory_bytes(device).unwrap_or(u64::MAX);
+    match choice {
+        DeviceChoice::Cpu => free_memory_bytes(),
+        DeviceChoice::Cuda(_) => free_cuda_bytes().unwrap_or_else(of_device),
+        _ => of_device(),
     }
+}
+
+/// What the system has left of the main memory, or a control group leaves of it, in bytes.
+pub(crate) fn free_memory_bytes() -> u64 {
     let mut system = System::new();
     system.refresh_memory();
     // What the group holds of files can be dropped.
     let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
     system.available_memory().min(group)
+}
+
+/// All the main memory, or what a control group gives of it, in bytes.
+pub(crate) fn main_memory_bytes() -> u64 {
+    let mut system = System::new();
+    system.refresh_memory();
+    system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory).min(system.total_memory())
 }
 
 /// Bytes that are free on the fullest of the CUDA devices that the process may use; `None` where `nvidia-smi` does not

@@ -74,5 +74,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Bench(args) => commands::bench::run(&cli.global, args),
         Command::Quantize(args) => commands::quantize::run(&cli.global, args),
         Command::Inspect => commands::inspect::run(&cli.global),
+        Command::Devices => commands::devices::run(&cli.global),
     }
 }

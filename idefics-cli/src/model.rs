@@ -7,7 +7,9 @@ use idefics_generate::hub::{self, HubOptions, ModelSource};
 use idefics_generate::nn::checkpoint::WeightMemory;
 use idefics_generate::nn::{Checkpoint, PackedFormat};
 use idefics_generate::placement::Plan;
-use idefics_generate::{AnyModel, CancelToken, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions};
+use idefics_generate::{
+    AnyModel, CancelToken, Device, DeviceChoice, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
@@ -81,22 +83,26 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     if matches!(source, ModelFolder::Embedded(_)) {
         introduce_embedded();
     }
-    let (choice, device) = global.device.open().map_err(Error::from)?;
-    let weights = global.weights(global.dtype.on(choice, &device).map_err(Error::from)?.into());
+    let config = ModelConfig::from_folder(folder).ok();
+    let checkpoint = config.as_ref().and_then(|_| Checkpoint::open_with(folder, global.pickles()).ok());
+    let known = config.as_ref().zip(checkpoint.as_ref()); // what is wrong with the files is said when they are loaded
+    let needed = |device: &Device, weights: WeightOptions| match known {
+        Some((config, checkpoint)) => AnyModel::memory(config, Some(checkpoint), device, weights),
+        None => Ok(WeightMemory::default()),
+    };
+    let (choice, device, weights) = device_for(global, needed)?;
     if global.verbose {
         eprintln!("loading {} on {choice}, weights {weights}", folder.display());
     }
     let plan = match global.device_map {
         None => {
-            let config = ModelConfig::from_folder(folder);
-            if let (Ok(config), Ok(checkpoint)) = (config, Checkpoint::open_with(folder, weights.pickles)) {
-                let needed = |weights| AnyModel::memory(&config, Some(&checkpoint), &device, weights);
-                check_memory(needed, weights, None, available_memory_bytes(choice))?;
-            } // what is wrong with the files is said when they are loaded
+            let available = available_memory_bytes(choice, &device);
+            check_memory(|weights| needed(&device, weights), weights, None, available)?;
             None
         }
-        Some(_) => Some(Plan::of_model(folder, weights, &device, placing::places(global, choice)?)?),
+        Some(_) => Some(Plan::of_model(folder, weights, &device, placing::places(global, choice, &device)?)?),
     };
+    drop(checkpoint);
     let bar = byte_bar();
     bar.set_message("loading weights");
     let progress = |stage| {
@@ -114,6 +120,34 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     };
     bar.finish_and_clear();
     Ok(model?)
+}
+
+/// Opens the device of `--device`, and says how the weights are held there. Of `auto` that is the best device with room
+/// for what `needed` says, and the last of them, which is the CPU, if none has.
+///
+/// # Errors
+/// [`Failure`] for a device that is not there or does not compute in `--dtype`.
+pub(crate) fn device_for(
+    global: &Global,
+    needed: impl Fn(&Device, WeightOptions) -> Result<WeightMemory, Error>,
+) -> Result<(DeviceChoice, Device, WeightOptions), Failure> {
+    let held = |choice: DeviceChoice, device: &Device| -> Result<WeightOptions, Error> {
+        Ok(global.weights(global.dtype.on(choice, device)?.into()))
+    };
+    let mut candidates = global.device.candidates().map_err(Error::from)?;
+    let fits = |(choice, device): &(DeviceChoice, Device)| {
+        let needed = held(*choice, device).and_then(|weights| needed(device, weights));
+        // A part that may be spread needs no room for the whole.
+        global.device_map.is_some()
+            || needed.is_ok_and(|memory| memory.total() <= available_memory_bytes(*choice, device))
+    };
+    let chosen = match candidates.len() {
+        1 => 0,
+        n => candidates.iter().position(fits).unwrap_or(n - 1),
+    };
+    let (choice, device) = candidates.swap_remove(chosen);
+    let weights = held(choice, &device)?;
+    Ok((choice, device, weights))
 }
 
 /// Refuses a model that does not fit into `available` bytes, and says what would: its weights, and the KV cache where the

@@ -1,15 +1,15 @@
 //! Where the parts of a model may go.
 
-use idefics_generate::DeviceChoice;
 use idefics_generate::placement::{Place, Places};
+use idefics_generate::{Device, DeviceChoice, device_memory_bytes};
 
 use crate::args::Global;
 use crate::failure::Failure;
-use crate::machine::{available_memory_bytes, free_cuda_bytes};
+use crate::machine::{free_cuda_bytes, free_memory_bytes};
 
-/// The places of `--max-memory`, or what there is: CUDA devices, if `choice` is one (all of them if `--device` names
-/// none), and then the main memory.
-pub(crate) fn places(global: &Global, choice: DeviceChoice) -> Result<Places, Failure> {
+/// The places of `--max-memory`, or what there is: the opened device, or all CUDA devices if `--device` names none and
+/// it is one, and then the main memory.
+pub(crate) fn places(global: &Global, choice: DeviceChoice, device: &Device) -> Result<Places, Failure> {
     if let Some(places) = &global.max_memory {
         return Ok(places.clone());
     }
@@ -21,7 +21,7 @@ pub(crate) fn places(global: &Global, choice: DeviceChoice) -> Result<Places, Fa
     let free = match choice {
         DeviceChoice::Cpu => Some(0),
         DeviceChoice::Cuda(_) => free_cuda_bytes(),
-        _ => None,
+        _ => device_memory_bytes(device),
     };
     let Some(free) = free else {
         let example = format!("--max-memory {choice}=20GB,cpu=16GB");
@@ -33,7 +33,7 @@ pub(crate) fn places(global: &Global, choice: DeviceChoice) -> Result<Places, Fa
 
 /// The main memory alone.
 pub(crate) fn main_memory() -> Places {
-    Places(place(DeviceChoice::Cpu, available_memory_bytes(DeviceChoice::Cpu)).into_iter().collect())
+    Places(place(DeviceChoice::Cpu, free_memory_bytes()).into_iter().collect())
 }
 
 /// A device with nine tenths of what is free: caches and activations take memory too.

@@ -92,3 +92,16 @@ fn help_has_examples() {
     let output = idefics(&checkpoint(), &["--help"]);
     assert!(text(&output.stdout).contains("Examples:") && text(&output.stdout).contains("Exit codes:"));
 }
+
+#[test]
+fn devices_are_listed_and_those_that_are_not_there_refused() {
+    let listed = answer(&["devices"]);
+    assert!(listed.lines().any(|line| line.starts_with("cpu ") && line.contains("f32, bf16, f16")), "{listed}");
+    for line in answer(&["--json", "devices"]).lines() {
+        let device: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(device["device"].is_string() && device["dtypes"].as_array().is_some_and(|dtypes| !dtypes.is_empty()));
+    }
+    let output = idefics(&checkpoint(), &["--device", "cuda:77", "inspect"]);
+    assert!(text(&output.stderr).starts_with("error: device cuda:77: "), "{}", text(&output.stderr));
+    assert!(!output.status.success());
+}

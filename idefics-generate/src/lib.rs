@@ -32,7 +32,9 @@ pub use answer::{Answer, Timings, Usage};
 pub use background::BackgroundText;
 pub use config::{Idefics1Config, Idefics2Config, ModelConfig};
 pub use conversation::Conversation;
-pub use device::{DeviceChoice, DeviceError, Precision};
+pub use device::{
+    DeviceChoice, DeviceError, DeviceInfo, DeviceKind, DeviceRates, Precision, device_memory_bytes, measure_device,
+};
 pub use error::{Error, ErrorKind};
 pub use feature_cache::{ImageKey, image_key};
 pub use features::{ImageBatch, image_batches};
@@ -51,6 +53,8 @@ pub use rank::{RankOptions, RankedLabel, Ranking};
 pub use stream::TextStream;
 pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 
+/// What tensors are made on; [`DeviceChoice`] opens one.
+pub use burn::tensor::Device;
 pub use idefics_nn as nn;
 pub use idefics_perceiver as perceiver;
 pub use idefics_processor as processor;

@@ -9,7 +9,7 @@ use idefics_generate::nn::Checkpoint;
 use idefics_generate::nn::profile::Operation;
 use idefics_generate::processor::Processor;
 use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig, ImageSize};
-use idefics_generate::{AnyModel, Error, Idefics1Config, Idefics2Config, ModelConfig};
+use idefics_generate::{AnyModel, Device, Error, Idefics1Config, Idefics2Config, ModelConfig, measure_device};
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, Global};
@@ -19,8 +19,6 @@ use crate::model::{self, ModelFolder};
 
 /// Measures each stage of an answer.
 pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
-    let (choice, device) = global.device.open().map_err(Error::from)?;
-    let weights = global.weights(global.dtype.on(choice, &device).map_err(Error::from)?.into());
     let source = match &args.random_weights {
         None => Some(model::folder(global)?),
         Some(_) => None,
@@ -48,11 +46,13 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         profile: args.profile,
     };
 
-    let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), weights.pickles);
+    let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), global.pickles());
     let checkpoint = source.as_ref().map(open).transpose().map_err(Error::from)?;
-    let needed = |weights| AnyModel::memory(&config, checkpoint.as_ref(), &device, weights);
+    let needed = |device: &Device, weights| AnyModel::memory(&config, checkpoint.as_ref(), device, weights);
+    let (choice, device, weights) = model::device_for(global, needed)?;
     let cache = options.cache_bytes(&config, processor.tiles_per_image());
-    model::check_memory(needed, weights, Some(cache), available_memory_bytes(choice))?;
+    let available = available_memory_bytes(choice, &device);
+    model::check_memory(|weights| needed(&device, weights), weights, Some(cache), available)?;
     drop(checkpoint);
 
     let bar = model::byte_bar();
@@ -77,7 +77,8 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let (weight_bytes, params) = (bytes(&model), parameters(&model));
     drop(model);
 
-    let bandwidth = memory_bandwidth_gb_s();
+    let rates = measure_device(&device);
+    let bandwidth = rates.map_or_else(memory_bandwidth_gb_s, |rates| rates.read_gb_s);
     // The fastest step beside the fastest pass: what disturbs the machine is in neither.
     let decode_gb_s = report.decode_bytes_per_token as f64 / report.decode_ms_per_token.min / 1e6;
     let mut object = serde_json::to_value(&report).map_err(io::Error::from)?;
@@ -91,6 +92,8 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         "memory_bandwidth_gb_s": bandwidth,
         "decode_bandwidth_fraction": decode_gb_s / bandwidth,
         "peak_rss_bytes": rss,
+        "launch_us": rates.map(|rates| rates.launch_us),
+        "device_bytes_reserved": device.memory_pool_usage().map(|usage| usage.bytes_reserved),
     });
     if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
         object.extend(more);

@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use idefics_generate::inspect::{Inspection, PrecisionMemory, inspect};
+use idefics_generate::nn::Checkpoint;
 use idefics_generate::placement::{Block, FILES, Plan};
-use idefics_generate::{DeviceChoice, Error, WeightFormat};
+use idefics_generate::{AnyModel, ModelConfig, WeightFormat};
 use serde_json::json;
 
 use crate::args::Global;
@@ -17,15 +18,19 @@ use crate::placing;
 /// Prints what a model folder holds, and where it would go.
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let source = model::folder(global)?;
-    let (choice, device) = global.device.open().map_err(Error::from)?;
+    let (choice, device, weights) = model::device_for(global, |device, weights| {
+        let path = source.path();
+        let config = if path.is_dir() { ModelConfig::from_folder(path)? } else { ModelConfig::from_file(path)? };
+        let checkpoint = Checkpoint::open_with(path, weights.pickles).ok().filter(|_| path.is_dir());
+        AnyModel::memory(&config, checkpoint.as_ref(), device, weights)
+    })?;
     let inspection = inspect(source.path(), global.pickles(), choice, &device)?;
-    let dtype = global.dtype.on(choice, &device).map_err(Error::from)?;
     let precision = match global.quantize {
-        WeightFormat::None => dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase()),
+        WeightFormat::None => weights.dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase()),
         format => format.to_string(),
     };
     // Where the parts of a model go that may be spread.
-    let places = placing::places(global, choice).unwrap_or_else(|_| placing::main_memory());
+    let places = placing::places(global, choice, &device).unwrap_or_else(|_| placing::main_memory());
     let plan = |held: &PrecisionMemory| Plan::of_model(source.path(), held.options, &device, places.clone()).ok();
     let mut stdout = io::stdout().lock();
     if global.json {
@@ -87,8 +92,9 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         let line = format!("{name:<12} {all:>12} {mapped:>18} {loading:>14} {cache:>22}  {mark:<2} {place}");
         writeln!(stdout, "{}", line.trim_end())?;
     }
-    if choice == DeviceChoice::Cpu {
-        writeln!(stdout, "\navailable    {:>12}", size(available_memory_bytes(choice) as usize))?;
+    let available = available_memory_bytes(choice, &device);
+    if available < u64::MAX {
+        writeln!(stdout, "\navailable    {:>12}", size(available as usize))?;
     }
     Ok(())
 }

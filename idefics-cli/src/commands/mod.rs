@@ -7,6 +7,7 @@ pub(crate) mod caption;
 pub(crate) mod chat;
 pub(crate) mod classify;
 pub(crate) mod demo;
+pub(crate) mod devices;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod manual;

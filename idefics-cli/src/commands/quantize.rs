@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use idefics_generate::nn::PackedFormat;
-use idefics_generate::{Error, Precision, WeightFormat, WeightOptions, quantize_folder};
+use idefics_generate::{DeviceChoice, Error, Precision, WeightFormat, WeightOptions, quantize_folder};
 
 use crate::args::{Global, QuantizeArgs};
 use crate::failure::Failure;
@@ -24,7 +24,7 @@ pub(crate) fn run(global: &Global, args: &QuantizeArgs) -> Result<(), Failure> {
         return Err(Failure::usage(reason.to_owned()));
     }
     let source = model::folder(global)?;
-    let (_, device) = global.device.open().map_err(Error::from)?;
+    let (_, device) = DeviceChoice::Cpu.open().map_err(Error::from)?;
     let options = WeightOptions { quantize: args.to, ..global.weights(WeightOptions::default()) };
     let bar = model::byte_bar();
     bar.set_message("quantising");
