@@ -47,7 +47,7 @@ pub enum Activations {
 /// weight is never made.
 #[derive(Module, Debug)]
 pub struct PackedWeight {
-    /// Flat, in the order of the format.
+    /// Flat, in the order of the format: a byte each on the CPU, elsewhere four bytes a word.
     codes: Param<Tensor<1, Int>>,
     /// Flat, in the order of the format.
     scales: Param<Tensor<1>>,
@@ -131,6 +131,13 @@ impl PackedWeight {
     pub fn dequantize(&self) -> Tensor<2> {
         let (codes, scales) = (self.codes.val(), self.scales.val().cast(DType::F32));
         let (d_out, d_in) = (self.d_out, self.d_in);
+        #[cfg(feature = "cube")]
+        if ops::cube::computes_on(&scales.device()) {
+            let weight = ops::cube::PackedShape { format: self.format, d_out, d_in };
+            let panel = ops::cube::Panel { weight, first: 0, count: d_out, dtype: DType::F32 };
+            return ops::cube::panel(codes, scales, panel);
+        }
+        let codes = if codes.dtype() == DType::U32 { self.bytes_of(codes) } else { codes };
         match self.format {
             PackedFormat::Int8 => codes.float().cast(DType::F32).reshape([d_out, d_in]) * scales.reshape([d_out, 1]),
             PackedFormat::FourBit(kind) => {
@@ -157,6 +164,22 @@ impl PackedWeight {
         }
     }
 
+    /// The codes out of their words, a number each.
+    fn bytes_of(&self, words: Tensor<1, Int>) -> Tensor<1, Int> {
+        let n_bytes = match self.format {
+            PackedFormat::Int8 => self.d_out * self.d_in,
+            PackedFormat::FourBit(_) => (self.d_out * self.d_in).div_ceil(2),
+            PackedFormat::Q4 => 4 * words.dims()[0],
+        };
+        let words = words.cast(DType::I32);
+        let byte = |at| words.clone().bitwise_right_shift_scalar(8 * at).bitwise_and_scalar(255);
+        let bytes = Tensor::stack::<2>((0..4).map(byte).collect(), 1).flatten::<1>(0, 1).narrow(0, 0, n_bytes);
+        match self.format {
+            PackedFormat::Int8 => bytes.bitwise_xor_scalar(128) - 128, // two's complement
+            _ => bytes,
+        }
+    }
+
     pub(crate) fn new(
         codes: TensorData,
         scales: TensorData,
@@ -164,6 +187,10 @@ impl PackedWeight {
         [d_out, d_in]: [usize; 2],
         device: &Device,
     ) -> Self {
+        let (codes, scales) = match ops::reads_bytes(device) {
+            true => (codes, scales),
+            false => (in_words(codes), scales.convert_dtype(DType::F32)),
+        };
         let (codes_dtype, scales_dtype) = (codes.dtype(), scales.dtype());
         Self {
             codes: Param::initialized(ParamId::new(), Tensor::from_data(codes, (device, codes_dtype))),
@@ -185,6 +212,18 @@ fn halves(bytes: Tensor<1, Int>) -> [Tensor<1, Int>; 2] {
 /// `table[codes]`.
 fn look_up(table: &[f32; 16], codes: Tensor<1, Int>) -> Tensor<1> {
     Tensor::<1>::from_data(TensorData::from(table.as_slice()), (&codes.device(), DType::F32)).select(0, codes)
+}
+
+/// Codes of a byte each as words, the first in the lowest bits; copied only if the last word would not be whole.
+fn in_words(codes: TensorData) -> TensorData {
+    let n_bytes = codes.as_bytes().len();
+    let n_words = n_bytes.div_ceil(4);
+    if n_bytes == 4 * n_words {
+        return TensorData::from_bytes(codes.into_bytes(), [n_words], DType::U32);
+    }
+    let mut bytes = codes.as_bytes().to_vec();
+    bytes.resize(4 * n_words, 0);
+    TensorData::from_bytes_vec(bytes, [n_words], DType::U32)
 }
 
 /// A list of elements.

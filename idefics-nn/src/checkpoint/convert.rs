@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
+use super::stored::dense_dtype;
 use super::{CheckpointError, TensorEntry};
 use crate::formats::Element;
 
@@ -21,6 +22,58 @@ pub(super) fn read_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result<T
     }
 }
 
+/// The same for a device that takes a copy of its own: where the file has that dtype the bytes go there straight from
+/// the memory map.
+pub(super) fn upload_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result<TensorData, CheckpointError> {
+    let bad = match entry.dtype {
+        _ if dense_dtype(entry.dtype) != Some(dtype) || cfg!(target_endian = "big") => {
+            return read_as(name, entry, dtype);
+        }
+        Dtype::F32 => find_bad::<f32>(entry.bytes()),
+        Dtype::F16 => find_bad::<f16>(entry.bytes()),
+        _ => find_bad::<bf16>(entry.bytes()),
+    };
+    match bad {
+        None => Ok(TensorData::from_bytes(entry.shared(), entry.shape.clone(), dtype)),
+        Some(bad) => Err(non_finite(name, entry, dtype, bad)),
+    }
+}
+
+/// How many values are not finite, and the first one's index.
+type Bad = (usize, usize);
+
+fn non_finite(name: &str, entry: &TensorEntry, dtype: DType, (count, first): Bad) -> CheckpointError {
+    CheckpointError::NonFinite {
+        file: entry.file.clone(),
+        name: name.to_owned(),
+        dtype: format!("{dtype:?}"),
+        count,
+        first,
+    }
+}
+
+/// Those of the two parts of a tensor.
+fn both(left: Option<Bad>, right: Option<Bad>) -> Option<Bad> {
+    match (left, right) {
+        (Some((n, first)), Some((m, second))) => Some((n + m, first.min(second))),
+        (one, other) => one.or(other),
+    }
+}
+
+/// Those of a chunk that begins at `start`.
+fn bad_among(values: impl Iterator<Item = f32>, start: usize) -> Option<Bad> {
+    let bad = values.enumerate().filter(|(_, value)| !value.is_finite());
+    bad.fold(None, |bad, (index, _)| both(bad, Some((1, start + index))))
+}
+
+fn find_bad<In: Element>(bytes: &[u8]) -> Option<Bad> {
+    let chunks = bytes.par_chunks(CHUNK * size_of::<In>()).enumerate();
+    let bad = chunks.map(|(chunk, bytes)| {
+        bad_among(bytes.chunks_exact(size_of::<In>()).map(|bytes| In::from_le_bytes(bytes).to_f32()), chunk * CHUNK)
+    });
+    bad.reduce(|| None, both)
+}
+
 fn read_to<Out: Element + burn::tensor::Element>(
     name: &str,
     entry: &TensorEntry,
@@ -34,42 +87,22 @@ fn read_to<Out: Element + burn::tensor::Element>(
     };
     match bad {
         None => Ok(TensorData::new(values, entry.shape.clone())),
-        Some((count, first)) => Err(CheckpointError::NonFinite {
-            file: entry.file.clone(),
-            name: name.to_owned(),
-            dtype: format!("{dtype:?}"),
-            count,
-            first,
-        }),
+        Some(bad) => Err(non_finite(name, entry, dtype, bad)),
     }
 }
 
-/// The converted values, and of those that are not finite how many there are and the first one's index.
-fn convert<In: Element, Out: Element>(bytes: &[u8]) -> (Vec<Out>, Option<(usize, usize)>) {
+/// The converted values, and those of them that are not finite.
+fn convert<In: Element, Out: Element>(bytes: &[u8]) -> (Vec<Out>, Option<Bad>) {
     let mut values = vec![Out::from_f32(0.0); bytes.len() / size_of::<In>()];
-    let bad = values
-        .par_chunks_mut(CHUNK)
-        .zip(bytes.par_chunks(CHUNK * size_of::<In>()))
-        .enumerate()
-        .map(|(chunk, (values, bytes))| {
-            let mut finite = true;
-            for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size_of::<In>())) {
-                *value = Out::from_f32(In::from_le_bytes(bytes).to_f32());
-                finite &= value.to_f32().is_finite();
-            }
-            if finite {
-                return None;
-            }
-            let bad = |value: &Out| !value.to_f32().is_finite();
-            let first = values.iter().position(bad).map(|index| chunk * CHUNK + index)?;
-            Some((values.iter().filter(|value| bad(value)).count(), first))
-        })
-        .reduce(
-            || None,
-            |left, right| match (left, right) {
-                (Some((n, first)), Some((m, second))) => Some((n + m, first.min(second))),
-                (one, other) => one.or(other),
-            },
-        );
+    let chunks = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size_of::<In>())).enumerate();
+    let bad = chunks.map(|(chunk, (values, bytes))| {
+        let mut finite = true;
+        for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(size_of::<In>())) {
+            *value = Out::from_f32(In::from_le_bytes(bytes).to_f32());
+            finite &= value.to_f32().is_finite();
+        }
+        if finite { None } else { bad_among(values.iter().map(|value| value.to_f32()), chunk * CHUNK) }
+    });
+    let bad = bad.reduce(|| None, both);
     (values, bad)
 }

@@ -6,11 +6,11 @@ use std::collections::{BTreeSet, HashMap};
 use burn::module::{Module, Param, Reparameterizer};
 use burn::tensor::{DType, Tensor};
 
-use super::convert::read_as;
+use super::convert::{read_as, upload_as};
 use super::stored::{Stored, StoredKind};
 use super::{Checkpoint, CheckpointError, Quantization};
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
-use crate::{Activations, PackedFormat, PackedWeight};
+use crate::{Activations, PackedFormat, PackedWeight, ops};
 
 /// Tensors that old checkpoints carry and the models compute themselves: names that end in one of these are skipped.
 const STRAYS: [&str; 3] =
@@ -239,15 +239,19 @@ impl Loader<'_> {
         let weight = match (&stored.kind, quantization) {
             (StoredKind::Dense, None) => {
                 let dtype = self.options.dtype_of(name, matrix, Some(stored.entry.dtype), &device);
-                let data = match stored.entry.in_place(dtype, &device) {
-                    Some(data) if matrix.is_some() => data,
+                let weight = match stored.entry.in_place(dtype, &device) {
+                    Some(data) if matrix.is_some() => Tensor::from_data(data, (&device, dtype)),
                     _ => {
-                        let data = read_as(name, stored.entry, dtype)?;
+                        let data = match ops::reads_bytes(&device) {
+                            true => read_as(name, stored.entry, dtype)?,
+                            false => upload_as(name, stored.entry, dtype)?,
+                        };
+                        let weight = Tensor::from_data(data, (&device, dtype));
                         stored.entry.release();
-                        data
+                        weight
                     }
                 };
-                Weight::Dense(Tensor::from_data(data, (&device, dtype)))
+                Weight::Dense(weight)
             }
             (StoredKind::Dense, Some(quantization)) => {
                 let weights = read_as(name, stored.entry, DType::F32)?;

@@ -90,12 +90,16 @@ impl<F> Each<'_, F> {
         if matrix == Some(Matrix::Linear) {
             let dims = [shape[0], shape[1]];
             if let Some(format) = stored.as_ref().and_then(|stored| stored.kind.packed_format()) {
-                let [codes, scales] = format.part_bytes(dims);
+                let [codes, scales] = format.part_bytes(dims, self.device);
                 let (mapped, taken) = if ops::computes_on(self.device) { (codes, scales) } else { (0, codes + scales) };
                 return WeightMemory { taken, mapped, loading: 0 };
             }
             if let Some(quantization) = self.options.quantization_of(matrix, name) {
-                return WeightMemory { taken: quantization.format.bytes(dims), mapped: 0, loading: n as u64 * 4 };
+                return WeightMemory {
+                    taken: quantization.format.bytes(dims, self.device),
+                    mapped: 0,
+                    loading: n as u64 * 4,
+                };
             }
         }
         let dtype = self.options.dtype_of(name, matrix, entry.map(|entry| entry.dtype), self.device);
@@ -110,20 +114,21 @@ impl<F> Each<'_, F> {
 }
 
 impl PackedFormat {
-    /// Bytes of codes and scales of a weight, `[d_out, d_in]`.
-    pub fn bytes(self, dims: [usize; 2]) -> u64 {
-        self.part_bytes(dims).iter().sum()
+    /// Bytes of codes and scales of a weight, `[d_out, d_in]`, on `device`.
+    pub fn bytes(self, dims: [usize; 2], device: &Device) -> u64 {
+        self.part_bytes(dims, device).iter().sum()
     }
 
-    /// Bytes of the codes, and of the scales.
-    fn part_bytes(self, [d_out, d_in]: [usize; 2]) -> [u64; 2] {
+    /// Bytes of the codes, and of the scales, which GPUs have in F32.
+    fn part_bytes(self, [d_out, d_in]: [usize; 2], device: &Device) -> [u64; 2] {
         let n = d_out * d_in;
         let parts = match self {
             Self::Int8 => [n, 4 * d_out],
             Self::FourBit(_) => [n.div_ceil(2), 4 * n.div_ceil(BLOCK)],
             Self::Q4 => {
                 let tiles = d_out.div_ceil(Q4_PANEL) * d_in.div_ceil(Q4_BLOCK);
-                [tiles * Q4_TILE, tiles * Q4_PANEL * DType::BF16.size()]
+                let scale = if ops::reads_bytes(device) { DType::BF16 } else { DType::F32 };
+                [tiles * Q4_TILE, tiles * Q4_PANEL * scale.size()]
             }
         };
         parts.map(|bytes| bytes as u64)

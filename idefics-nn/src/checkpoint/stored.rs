@@ -208,7 +208,7 @@ impl TensorEntry {
     }
 
     /// The bytes, which keep the map alive.
-    fn shared(&self) -> Bytes {
+    pub(super) fn shared(&self) -> Bytes {
         struct Map(std::sync::Arc<memmap2::Mmap>);
         impl AsRef<[u8]> for Map {
             fn as_ref(&self) -> &[u8] {

@@ -1,12 +1,14 @@
-//! Operations that the CPU has kernels of our own for, each with the same in Burn's operations for every other device
-//! and for autodiff graphs.
+//! Operations that the CPU has kernels of our own for, and GPUs where Burn has none, each with the same in Burn's
+//! operations for every other device and for autodiff graphs.
 //!
-//! The kernels take f32 activations; weights may be in any format.
+//! The CPU's kernels take f32 activations; weights may be in any format.
 
 #![cfg_attr(not(feature = "flex"), allow(unused_variables))] // what only kernels ask for
 
 #[cfg(feature = "flex")]
 mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
@@ -112,6 +114,15 @@ pub(crate) fn computes_on(device: &Device) -> bool {
     on_cpu
 }
 
+/// Whether the device takes numbers of one byte as they are: GPUs need not.
+pub(crate) fn reads_bytes(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    let is_cpu = matches!(device.clone().without_autodiff().as_dispatch(), burn::backend::DispatchDevice::Flex(_));
+    #[cfg(not(feature = "flex"))]
+    let is_cpu = false;
+    is_cpu
+}
+
 /// Whether the kernels take these activations.
 fn has_kernels<const D: usize>(activations: &Tensor<D>) -> bool {
     activations.dtype() == DType::F32 && computes_on(&activations.device())
@@ -145,6 +156,11 @@ pub(crate) fn packed_product(
             None => Dispatch::packed_product(rows, codes, scales, packing),
             Some(bias) => Dispatch::packed_product_with_bias(rows, codes, scales, bias.into_dispatch(), packing),
         });
+    }
+    #[cfg(feature = "cube")]
+    if cube::computes_on(&rows.device()) {
+        let weight = cube::PackedShape { format: packing.format, d_out: packing.d_out, d_in: rows.dims()[1] };
+        return with_bias(cube::packed_product(rows, codes, scales, weight), bias);
     }
     let dtype = rows.dtype();
     with_bias(rows.matmul(dequantized().cast(dtype).transpose()), bias)
@@ -202,10 +218,18 @@ pub(crate) fn attend(
     let ([batch, _, queries, head_dim], [_, kv_heads, len, _]) = (query.dims(), key.dims());
     let fits = [key, value].iter().all(|states| states.dims() == [batch, kv_heads, len, head_dim]);
     let has_one_mask = masked_out.is_none_or(|masked_out| masked_out.dims()[1] == 1);
-    if !(fits && has_one_mask && states.into_iter().all(has_kernels)) {
+    if !(fits && has_one_mask) {
         return None;
     }
-    let masked_out = masked_out.map(|masked_out| masked_out.clone().expand([batch, 1, queries, len]).into_dispatch());
+    let masked_out = masked_out.map(|masked_out| masked_out.clone().expand([batch, 1, queries, len]));
+    #[cfg(feature = "cube")]
+    if cube::computes_on(&query.device()) {
+        return cube::attend(states.map(Tensor::clone), masked_out);
+    }
+    if !states.into_iter().all(has_kernels) {
+        return None;
+    }
+    let masked_out = masked_out.map(Tensor::into_dispatch);
     let [query, key, value] = states.map(|states| states.clone().into_dispatch());
     Some(Tensor::from_dispatch(match masked_out {
         None if queries == 1 => Dispatch::attend_once(query, key, value),

@@ -1,0 +1,227 @@
+//! Attention of many queries, tile by tile, without scores in memory: each tile of keys corrects what the ones before
+//! have added up (online softmax, <https://arxiv.org/abs/1805.02867>; tiles, <https://arxiv.org/abs/2205.14135>).
+//!
+//! Axes: a cube takes [`QUERIES`] queries of one head, and the keys and values of its group's head [`KEYS`] at a time.
+//! Four units share a query: each has a quarter of the tile's scores, and of the output's columns.
+
+#![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
+
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn_cubecl::kernel::into_contiguous_aligned;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::{ElemType, UIntKind};
+use cubecl::prelude::*;
+
+use super::empty_beside;
+
+/// Queries of a tile.
+const QUERIES: usize = 32;
+
+/// Keys of a tile.
+const KEYS: usize = 16;
+
+/// Units that share a query.
+const LANES: usize = 4;
+
+/// The widest head whose tiles fit in 32 KiB.
+const WIDEST: usize = 128;
+
+/// Stands for −∞, which WGSL has no word for.
+pub(super) const LOWEST: f32 = -3.0e38;
+
+/// Whether heads are of whole vectors, and not too wide.
+pub(super) fn fits(head_dim: usize) -> bool {
+    head_dim.is_multiple_of(4) && (4..=WIDEST).contains(&head_dim)
+}
+
+/// The sum of the products of components.
+#[cube]
+pub(super) fn dot(left: Vector<f32, Const<4>>, right: Vector<f32, Const<4>>) -> f32 {
+    let products = left * right;
+    (products.extract(0usize) + products.extract(1usize)) + (products.extract(2usize) + products.extract(3usize))
+}
+
+/// Writes `rows` rows of a head, from `first` on, to shared memory; rows past the last are the last again.
+#[cube]
+fn load<F: Float>(
+    tile: &mut Shared<[Vector<f32, Const<4>>]>,
+    states: &Tensor<Vector<F, Const<4>>>,
+    head: usize,
+    first: usize,
+    #[comptime] rows: usize,
+    #[comptime] width: usize, // in vectors
+) {
+    let last = states.shape(2) - 1;
+    let start = CUBE_POS_Z as usize * states.stride(0) + head * states.stride(1);
+    let mut at = UNIT_POS as usize;
+    while at < comptime!(rows * width) {
+        let (row, column) = (at / width, at % width);
+        let from = start + clamp_max(first + row, last) * states.stride(2);
+        tile[row * comptime!(width + 1) + column] = Vector::cast_from(states[from / 4 + column]);
+        at += comptime!(QUERIES * LANES);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn tiles<F: Float, B: Int>(
+    query: &Tensor<Vector<F, Const<4>>>, // [batch, heads, queries, head_dim]
+    key: &Tensor<Vector<F, Const<4>>>,   // [batch, kv_heads, len, head_dim]
+    value: &Tensor<Vector<F, Const<4>>>,
+    masked_out: ComptimeOption<&Tensor<B>>, // [batch, 1, queries, len]
+    output: &mut [Vector<F, Const<4>>],     // [batch, heads, queries, head_dim]
+    scale: f32,
+    group: usize,
+    #[comptime] width: usize, // of a head, in vectors
+    #[define(F, B)] _dtypes: [ElemType; 2],
+) {
+    let (head, batch) = (CUBE_POS_Y as usize, CUBE_POS_Z as usize);
+    let first_query = CUBE_POS_X as usize * comptime!(QUERIES);
+    let (row, lane) = (UNIT_POS as usize / comptime!(LANES), UNIT_POS as usize % comptime!(LANES));
+    let (queries, len) = (query.shape(2), key.shape(2));
+    let kv_head = head / group;
+    let row_width = comptime!(width + 1); // so that rows lie in other banks
+    let own_columns = comptime!(width.div_ceil(LANES));
+
+    let mut query_tile = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(QUERIES * (width + 1)));
+    let mut state_tile = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(KEYS * (width + 1)));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(QUERIES * (KEYS + 1)));
+    load(&mut query_tile, query, head, first_query, QUERIES, width);
+
+    let mut largest = f32::new(LOWEST);
+    let mut total = 0.0f32;
+    let mut context = Array::<Vector<f32, Const<4>>>::new(own_columns);
+    #[unroll]
+    for index in 0..own_columns {
+        context[index] = Vector::new(0.0f32);
+    }
+    let row_weights = row * comptime!(KEYS + 1);
+    let query_at = clamp_max(first_query + row, queries - 1);
+    let n_tiles = len.div_ceil(comptime!(KEYS));
+    for tile in 0..n_tiles {
+        let first_key = tile * comptime!(KEYS);
+        load(&mut state_tile, key, kv_head, first_key, KEYS, width);
+        sync_cube();
+
+        let mut scores = Array::<f32>::new(comptime!(KEYS / LANES));
+        #[unroll]
+        for index in 0..comptime!(KEYS / LANES) {
+            let in_tile = lane + comptime!(index * LANES);
+            let mut score = 0.0f32;
+            #[unroll]
+            for column in 0..width {
+                score += dot(query_tile[row * row_width + column], state_tile[in_tile * row_width + column]);
+            }
+            let key_at = first_key + in_tile;
+            let mut hidden = key_at >= len;
+            #[comptime]
+            if let ComptimeOption::Some(masked_out) = &masked_out {
+                let at = batch * masked_out.stride(0)
+                    + query_at * masked_out.stride(2)
+                    + clamp_max(key_at, len - 1) * masked_out.stride(3);
+                hidden = hidden || masked_out[at] != B::from_int(0);
+            }
+            scores[index] = select(hidden, f32::new(LOWEST), score * scale);
+            weights[row_weights + in_tile] = scores[index];
+        }
+        sync_cube();
+
+        load(&mut state_tile, value, kv_head, first_key, KEYS, width);
+        let before = largest;
+        #[unroll]
+        for index in 0..comptime!(KEYS) {
+            largest = max(largest, weights[row_weights + index]);
+        }
+        let correction = (before - largest).exp();
+        sync_cube();
+
+        #[unroll]
+        for index in 0..comptime!(KEYS / LANES) {
+            let score = scores[index];
+            let weight = select(score == f32::new(LOWEST), 0.0f32, (score - largest).exp());
+            weights[row_weights + lane + comptime!(index * LANES)] = weight;
+        }
+        sync_cube();
+
+        total *= correction;
+        #[unroll]
+        for index in 0..own_columns {
+            context[index] = context[index] * Vector::new(correction);
+        }
+        #[unroll]
+        for index in 0..comptime!(KEYS) {
+            let weight = weights[row_weights + index];
+            total += weight;
+            #[unroll]
+            for column in 0..own_columns {
+                let column_at = clamp_max(lane + comptime!(column * LANES), width - 1);
+                context[column] = context[column] + state_tile[index * row_width + column_at] * Vector::new(weight);
+            }
+        }
+        sync_cube();
+    }
+
+    if first_query + row < queries {
+        let to = ((batch * query.shape(1) + head) * queries + first_query + row) * width;
+        // Nothing seen gives nothing.
+        let share = select(total > 0.0, 1.0 / total, 0.0f32);
+        #[unroll]
+        for column in 0..own_columns {
+            let column_at = lane + comptime!(column * LANES);
+            if column_at < width {
+                output[to + column_at] = Vector::cast_from(context[column] * Vector::new(share));
+            }
+        }
+    }
+}
+
+/// A tensor whose last axis is vectors: itself, unless its layout is another.
+pub(super) fn of_vectors(states: CubeTensor) -> CubeTensor {
+    let strides = states.meta.strides();
+    let is_whole = strides[3] == 1 && strides[..3].iter().all(|stride| stride.is_multiple_of(4));
+    if is_whole { states } else { into_contiguous_aligned(states) }
+}
+
+/// The mask of a kernel, and the dtype that it has.
+pub(super) fn mask_arg(masked_out: Option<CubeTensor>) -> (Option<TensorArg>, ElemType) {
+    match masked_out {
+        None => (None, ElemType::UInt(UIntKind::U32)),
+        Some(masked_out) => {
+            let dtype = dtype_to_storage_type(masked_out.dtype);
+            (Some(masked_out.into_tensor_arg()), dtype)
+        }
+    }
+}
+
+pub(super) fn launch(
+    query: CubeTensor,
+    key: CubeTensor,
+    value: CubeTensor,
+    masked_out: Option<CubeTensor>,
+) -> CubeTensor {
+    let [query, key, value] = [query, key, value].map(of_vectors);
+    let [batch, heads, queries, head_dim] = query.meta.shape().dims::<4>();
+    let group = heads / key.meta.shape()[1];
+    let output = empty_beside(&query, [batch, heads, queries, head_dim], query.dtype);
+    let cubes = CubeCount::Static(queries.div_ceil(QUERIES) as u32, heads as u32, batch as u32);
+    let dim = CubeDim::new_1d((QUERIES * LANES) as u32);
+    let (masked_out, mask_dtype) = mask_arg(masked_out);
+    let dtype = dtype_to_storage_type(query.dtype);
+    // SAFETY: rows and columns past the last are read as the last, and not written.
+    unsafe {
+        tiles::launch_unchecked(
+            &output.client,
+            cubes,
+            dim,
+            query.into_tensor_arg(),
+            key.into_tensor_arg(),
+            value.into_tensor_arg(),
+            masked_out.into(),
+            output.clone().into_buffer_arg(),
+            1.0 / (head_dim as f32).sqrt(),
+            group,
+            head_dim / 4,
+            [dtype, mask_dtype],
+        );
+    }
+    output
+}

@@ -1,0 +1,198 @@
+//! Attention of one query a row over the cache: chunks of keys side by side, whose shares are then put together.
+//!
+//! The query heads of a group are taken together, so that keys and values are read once and never repeated.
+
+#![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
+
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::attend::{LOWEST, dot, mask_arg, of_vectors};
+use super::empty_beside;
+
+/// Keys of a chunk, and units of a cube: each has one key's scores, and then one column of the values.
+const CHUNK: usize = 128;
+
+/// One chunk of one key/value head: the largest score, the sum of the weights beside it and the weighted sum of values,
+/// for each query head of the group.
+#[cube(launch_unchecked)]
+fn chunk<F: Float, B: Int>(
+    query: &Tensor<Vector<F, Const<4>>>, // [batch, heads, 1, head_dim]
+    key: &Tensor<Vector<F, Const<4>>>,   // [batch, kv_heads, len, head_dim]
+    value: &Tensor<F>,
+    masked_out: ComptimeOption<&Tensor<B>>, // [batch, 1, 1, len]
+    parts: &mut [f32],                      // [batch, heads, chunks, head_dim + 2]
+    scale: f32,
+    #[comptime] group: usize,
+    #[comptime] width: usize, // of a head, in vectors
+    #[define(F, B)] _dtypes: [ElemType; 2],
+) {
+    let (kv_head, batch) = (CUBE_POS_Y as usize, CUBE_POS_Z as usize);
+    let unit = UNIT_POS as usize;
+    let len = key.shape(2);
+    let first = CUBE_POS_X as usize * comptime!(CHUNK);
+    let key_at = first + unit;
+    let key_in = clamp_max(key_at, len - 1);
+
+    let mut queries = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(group * width));
+    let mut at = unit;
+    while at < comptime!(group * width) {
+        let from = batch * query.stride(0) + (kv_head * group + at / width) * query.stride(1);
+        queries[at] = Vector::cast_from(query[from / 4 + at % width]);
+        at += comptime!(CHUNK);
+    }
+    sync_cube();
+
+    let mut hidden = key_at >= len;
+    #[comptime]
+    if let ComptimeOption::Some(masked_out) = &masked_out {
+        hidden = hidden || masked_out[batch * masked_out.stride(0) + key_in * masked_out.stride(3)] != B::from_int(0);
+    }
+    let mut scores = Array::<f32>::new(group);
+    #[unroll]
+    for head in 0..group {
+        scores[head] = 0.0;
+    }
+    let from = (batch * key.stride(0) + kv_head * key.stride(1) + key_in * key.stride(2)) / 4;
+    for column in 0..width {
+        let states = Vector::<f32, Const<4>>::cast_from(key[from + column]);
+        #[unroll]
+        for head in 0..group {
+            scores[head] += dot(queries[head * width + column], states);
+        }
+    }
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(group * CHUNK));
+    #[unroll]
+    for head in 0..group {
+        weights[head * CHUNK + unit] = select(hidden, f32::new(LOWEST), scores[head] * scale);
+    }
+    sync_cube();
+
+    let mut largest = Array::<f32>::new(group);
+    #[unroll]
+    for head in 0..group {
+        largest[head] = f32::new(LOWEST);
+        for index in 0..comptime!(CHUNK) {
+            largest[head] = max(largest[head], weights[head * CHUNK + index]);
+        }
+    }
+    sync_cube();
+    #[unroll]
+    for head in 0..group {
+        weights[head * CHUNK + unit] = select(hidden, 0.0f32, (scores[head] * scale - largest[head]).exp());
+    }
+    sync_cube();
+
+    let head_dim = comptime!(4 * width);
+    let chunks = CUBE_COUNT_X as usize;
+    let n_keys = clamp_max(len - first, CHUNK);
+    let from = batch * value.stride(0) + kv_head * value.stride(1) + first * value.stride(2);
+    if unit < head_dim {
+        let mut context = Array::<f32>::new(group);
+        let mut totals = Array::<f32>::new(group);
+        #[unroll]
+        for head in 0..group {
+            context[head] = 0.0;
+            totals[head] = 0.0;
+        }
+        for index in 0..n_keys {
+            let states = f32::cast_from(value[from + index * value.stride(2) + unit]);
+            #[unroll]
+            for head in 0..group {
+                let weight = weights[head * CHUNK + index];
+                context[head] += weight * states;
+                totals[head] += weight;
+            }
+        }
+        #[unroll]
+        for head in 0..group {
+            let query_head = batch * query.shape(1) + kv_head * group + head;
+            let to = (query_head * chunks + CUBE_POS_X as usize) * comptime!(4 * width + 2);
+            parts[to + unit] = context[head];
+            if unit == 0 {
+                parts[to + head_dim] = largest[head];
+                parts[to + head_dim + 1] = totals[head];
+            }
+        }
+    }
+}
+
+/// Puts the chunks of a head together; a unit has one column.
+#[cube(launch_unchecked)]
+fn merge<F: Float>(
+    parts: &[f32],    // [batch, heads, chunks, head_dim + 2]
+    output: &mut [F], // [batch, heads, 1, head_dim]
+    chunks: usize,
+    n_values: usize,
+    #[comptime] head_dim: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < n_values {
+        let first = ABSOLUTE_POS / head_dim * chunks * comptime!(head_dim + 2);
+        let column = ABSOLUTE_POS % head_dim;
+        let mut largest = f32::new(LOWEST);
+        for chunk in 0..chunks {
+            largest = max(largest, parts[first + chunk * comptime!(head_dim + 2) + head_dim]);
+        }
+        let mut context = 0.0f32;
+        let mut total = 0.0f32;
+        for chunk in 0..chunks {
+            let at = first + chunk * comptime!(head_dim + 2);
+            let share = (parts[at + head_dim] - largest).exp();
+            context += share * parts[at + column];
+            total += share * parts[at + head_dim + 1];
+        }
+        // Nothing seen gives nothing.
+        output[ABSOLUTE_POS] = F::cast_from(select(total > 0.0, context / total, 0.0f32));
+    }
+}
+
+pub(super) fn launch(
+    query: CubeTensor,
+    key: CubeTensor,
+    value: CubeTensor,
+    masked_out: Option<CubeTensor>,
+) -> CubeTensor {
+    let [query, key, value] = [query, key, value].map(of_vectors);
+    let [batch, heads, _, head_dim] = query.meta.shape().dims::<4>();
+    let [_, kv_heads, len, _] = key.meta.shape().dims::<4>();
+    let chunks = len.div_ceil(CHUNK);
+    let output = empty_beside(&query, [batch, heads, 1, head_dim], query.dtype);
+    let parts = empty_beside(&query, [batch, heads, chunks, head_dim + 2], DType::F32);
+    let (masked_out, mask_dtype) = mask_arg(masked_out);
+    let dtype = dtype_to_storage_type(query.dtype);
+    let n_values = batch * heads * head_dim;
+    let client = output.client.clone();
+    // SAFETY: keys past the last are read as the last and have no weight; values past the last are not read, nor are
+    // units past `n_values`.
+    unsafe {
+        chunk::launch_unchecked(
+            &client,
+            CubeCount::Static(chunks as u32, kv_heads as u32, batch as u32),
+            CubeDim::new_1d(CHUNK as u32),
+            query.into_tensor_arg(),
+            key.into_tensor_arg(),
+            value.into_tensor_arg(),
+            masked_out.into(),
+            parts.clone().into_buffer_arg(),
+            1.0 / (head_dim as f32).sqrt(),
+            heads / kv_heads,
+            head_dim / 4,
+            [dtype, mask_dtype],
+        );
+        merge::launch_unchecked(
+            &client,
+            CubeCount::Static(n_values.div_ceil(CHUNK) as u32, 1, 1),
+            CubeDim::new_1d(CHUNK as u32),
+            parts.into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            chunks,
+            n_values,
+            head_dim,
+            dtype,
+        );
+    }
+    output
+}

@@ -1,0 +1,88 @@
+//! Attention over ragged shapes: one query and many, groups of heads, views of a cache, masks, rows that see nothing.
+
+use burn::tensor::{Bool, Device, Tensor, TensorData, s};
+use idefics_nn::attention;
+use proptest::prelude::*;
+
+use crate::{difference, gpu, numbers};
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mask {
+    None,
+    /// A query sees what is before it.
+    Causal,
+    /// Some keys are hidden here and there, and every key from some queries.
+    Holes,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    batch: usize,
+    kv_heads: usize,
+    group: usize,
+    queries: usize,
+    len: usize,
+    head_dim: usize,
+}
+
+fn masked_out(shape: Shape, mask: Mask, device: &Device) -> Option<Tensor<4, Bool>> {
+    let Shape { batch, queries, len, .. } = shape;
+    let is_hidden = |row: usize, query: usize, key: usize| match mask {
+        Mask::None => false,
+        Mask::Causal => key + queries > query + len,
+        Mask::Holes => (row + query * 7 + key * 3) % 5 < 3 || (row + query) % 11 == 4,
+    };
+    let of_row = |row| (0..queries * len).map(move |at| is_hidden(row, at / len, at % len));
+    let hidden: Vec<bool> = (0..batch).flat_map(of_row).collect();
+    (mask != Mask::None).then(|| Tensor::from_data(TensorData::new(hidden, [batch, 1, queries, len]), device))
+}
+
+fn check(shape: Shape, mask: Mask, seed: u64) {
+    let Shape { batch, kv_heads, group, queries, len, head_dim } = shape;
+    let output = |device: &Device| {
+        // Queries as a projection leaves them, keys and values as views of a cache.
+        let query = numbers([batch, queries, kv_heads * group, head_dim], seed, device).swap_dims(1, 2);
+        let cache = |seed| numbers([batch, kv_heads, len + 5, head_dim], seed, device).slice(s![.., .., 0..len, ..]);
+        attention(query, cache(seed ^ 1), cache(seed ^ 2), masked_out(shape, mask, device))
+    };
+    let difference = difference(output(&gpu()), output(&Device::flex()));
+    assert!(difference < 1e-5, "{shape:?}, {mask:?}: {difference}");
+}
+
+fn mask() -> impl Strategy<Value = Mask> {
+    prop::sample::select(vec![Mask::None, Mask::Causal, Mask::Holes])
+}
+
+fn shape(queries: impl Strategy<Value = usize>) -> impl Strategy<Value = Shape> {
+    let head_dim = prop::sample::select(vec![4usize, 20, 64, 72, 80, 96, 128]);
+    (1usize..3, 1usize..4, 1usize..5, queries, 0usize..290, head_dim).prop_map(
+        |(batch, kv_heads, group, queries, before, head_dim)| {
+            // As many keys as queries at least, as in a decoder.
+            Shape { batch, kv_heads, group, queries, len: queries + before, head_dim }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
+
+    #[test]
+    fn attention_of_one_query_is_that_of_the_cpu(shape in shape(Just(1)), mask in mask(), seed in any::<u64>()) {
+        check(shape, mask, seed);
+    }
+
+    #[test]
+    fn attention_of_many_queries_is_that_of_the_cpu(shape in shape(2usize..70), mask in mask(), seed in any::<u64>()) {
+        check(shape, mask, seed);
+    }
+}
+
+#[test]
+fn heads_without_a_kernel_have_attention_too() {
+    for head_dim in [6, 132] {
+        for queries in [1, 9] {
+            let shape = Shape { batch: 2, kv_heads: 2, group: 2, queries, len: 30, head_dim };
+            check(shape, Mask::Holes, 3);
+        }
+    }
+}

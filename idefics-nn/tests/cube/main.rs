@@ -1,0 +1,39 @@
+//! Kernels of GPUs beside those of the CPU, on the best GPU of the backends compiled in; `.ci/software-vulkan` gives a
+//! machine without one a device for it.
+
+mod attention;
+mod packed;
+
+use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
+
+/// The GPU.
+fn gpu() -> Device {
+    #[cfg(feature = "cuda")]
+    return Device::cuda(0);
+    #[cfg(all(feature = "vulkan", not(feature = "cuda")))]
+    return Device::vulkan(DeviceKind::DefaultDevice);
+    #[cfg(not(any(feature = "cuda", feature = "vulkan")))]
+    return Device::wgpu(DeviceKind::DefaultDevice);
+}
+
+/// Numbers between −1 and 1 that repeat nowhere near.
+fn numbers<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// The largest difference, as a share of the largest value.
+fn difference<const D: usize>(ours: Tensor<D>, expected: Tensor<D>) -> f32 {
+    assert_eq!(ours.dims(), expected.dims());
+    let read = |tensor: Tensor<D>| tensor.into_data().try_into_vec::<f32>().unwrap();
+    let (ours, expected) = (read(ours), read(expected));
+    let largest = expected.iter().fold(f32::MIN_POSITIVE, |largest, value| largest.max(value.abs()));
+    let apart = |(ours, expected): (&f32, &f32)| if ours.is_nan() { f32::NAN } else { (ours - expected).abs() };
+    let apart = ours.iter().zip(&expected).map(apart);
+    apart.fold(0.0, |all: f32, one| if one.is_nan() || all.is_nan() { f32::NAN } else { all.max(one) }) / largest
+}
