@@ -1,9 +1,11 @@
 //! The project's own chores: `cargo xtask verify` compares the models with reference outputs,
-//! `train-demo`, `eval-demo` and `compare-formats` make and measure the model that the program carries.
+//! `gpu` runs all that on a card and measures large shapes, `train-demo`, `eval-demo` and `compare-formats` make and
+//! measure the model that the program carries.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program
 
 mod demo;
+mod gpu;
 mod verify;
 
 use std::process::ExitCode;
@@ -22,6 +24,8 @@ struct Cli {
 enum Command {
     /// Compares every stage of a model with what the reference computed.
     Verify(verify::Args),
+    /// Runs everything that is to be seen on a card, and writes a report.
+    Gpu(gpu::Args),
     /// Trains the small model that the program carries.
     TrainDemo(demo::train::Args),
     /// Measures a small model on scenes that it never saw.
@@ -33,6 +37,7 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Verify(args) => verify::run(&args),
+        Command::Gpu(args) => gpu::run(&args),
         Command::TrainDemo(args) => demo::train::run(&args),
         Command::EvalDemo(args) => demo::eval::run(&args),
         Command::CompareFormats(args) => demo::formats::run(&args),

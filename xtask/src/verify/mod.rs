@@ -30,7 +30,7 @@ pub(crate) struct Args {
     /// A case folder; may be repeated [default: every case committed in xtask/cases].
     #[arg(long = "case", value_name = "DIR")]
     cases: Vec<PathBuf>,
-    /// auto, cpu, cuda, cuda:N, wgpu or wgpu:N.
+    /// auto, cpu, cuda[:N], vulkan[:N] or wgpu[:N].
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
     /// f32, bf16 or f16; tolerances are for f32, the others are compared relative to the largest value.
@@ -72,9 +72,10 @@ fn verify(cases: &[PathBuf], args: &Args) -> Result<Report> {
     Ok(report)
 }
 
-/// The cases in the project, by name.
+/// The cases in the project, or in the folder that `IDEFICS_CASES` names, by name.
 fn committed_cases() -> Result<Vec<PathBuf>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+    let elsewhere = std::env::var_os("IDEFICS_CASES").map(PathBuf::from);
+    let folder = elsewhere.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("cases"));
     let entries = std::fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))?;
     let mut cases = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     cases.retain(|path| path.is_dir());

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# `cargo xtask gpu` on a machine without a compiler: packs the two programs and what they read on this one, and runs them
+# there.
+#
+#   xtask/lent-card.sh pack cuda FILE.tar.gz      here: builds for a backend, strips, packs
+#   tar xzf FILE.tar.gz && ./lent-card.sh run cuda  there: writes report.md beside itself
+set -euo pipefail
+case "${1:-}" in
+pack)
+    backend="$2" archive="$(realpath "$3")"
+    cd "$(dirname "$0")/.."
+    cargo build --release -p idefics-cli -p xtask --features "idefics-cli/$backend,xtask/$backend"
+    folder="$(mktemp -d)"
+    trap 'rm -rf "$folder"' EXIT
+    for program in idefics xtask; do
+        strip -o "$folder/$program" "${CARGO_TARGET_DIR:-target}/release/$program"
+    done
+    # The cases lie where the source says; there they are beside the programs.
+    cp -r xtask/cases xtask/checkpoints xtask/images "$folder/"
+    cp xtask/lent-card.sh "$folder/"
+    tar -C "$folder" -c . | gzip -9 > "$archive"
+    ls -l "$archive"
+    ;;
+run)
+    cd "$(dirname "$0")"
+    IDEFICS_CASES="$PWD/cases" ./xtask gpu --device "$2" --programs . --output report.md
+    ;;
+*)
+    sed -n '2,7p' "$0" >&2
+    exit 2
+    ;;
+esac
