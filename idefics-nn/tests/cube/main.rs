@@ -1,5 +1,5 @@
-//! Kernels of GPUs beside those of the CPU, on the best GPU of the backends compiled in; `.ci/software-vulkan` gives a
-//! machine without one a device for it.
+//! Kernels of GPUs beside those of the CPU, on the best GPU of the backends compiled in. `.ci/software-vulkan` gives a
+//! machine without one a device, which needs WGSL: the feature `wgpu` without `vulkan`.
 
 mod attention;
 mod packed;

@@ -1,6 +1,7 @@
 //! Codes to numbers.
 
 #![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
+#![allow(clippy::too_many_arguments)] // what a kernel reads comes one by one
 
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::kernel::into_contiguous;
