@@ -27,7 +27,7 @@ fn check(n_rows: usize, dims: [usize; 2], format: PackedFormat, seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(16) })]
 
     #[test]
     fn products_are_those_of_the_cpu(
