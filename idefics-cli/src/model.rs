@@ -113,7 +113,9 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
         }
     };
     bar.finish_and_clear();
-    Ok(model?)
+    let mut model = model?;
+    model.set_vision_batch(global.vision_batch(available_memory_bytes(choice)));
+    Ok(model)
 }
 
 /// Refuses a model that does not fit into `available` bytes, and says what would: its weights, and the KV cache where the

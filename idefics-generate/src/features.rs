@@ -6,11 +6,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use idefics_processor::image::ImageTile;
 use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, plan_batches};
 
+use crate::VisionBatch;
 use crate::inputs::InputError;
-
-/// Patches that one batch may hold: two 980-pixel squares, which bounds the activations of the largest tower to about
-/// 200 MB in f32.
-pub(crate) const MAX_PATCHES: usize = 9800;
 
 /// Images of one patch grid, to encode together.
 #[derive(Debug)]
@@ -65,7 +62,11 @@ pub(crate) fn arrange(image_hidden_states: Tensor<3>, places: &[usize]) -> Tenso
 ///
 /// # Errors
 /// [`InputError::Patches`] for an image that has no whole patch, or too many.
-pub fn image_batches(images: &[impl Borrow<ImageTile>], config: &VisionConfig) -> Result<Vec<ImageBatch>, InputError> {
+pub fn image_batches(
+    images: &[impl Borrow<ImageTile>],
+    config: &VisionConfig,
+    vision_batch: VisionBatch,
+) -> Result<Vec<ImageBatch>, InputError> {
     let (patch, positions) = (config.patch_size, config.positions_per_side());
     let grids = images
         .iter()
@@ -76,7 +77,9 @@ pub fn image_batches(images: &[impl Borrow<ImageTile>], config: &VisionConfig) -
                 .map_err(|source| InputError::Patches { image_idx, source })
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let batches = plan_batches(&grids, MAX_PATCHES).into_iter().map(|image_indices| {
+    let image_bytes = |grid: PatchGrid| (grid.patches() * config.activation_bytes_per_patch()) as u64;
+    let planned = plan_batches(&grids, |grid| vision_batch.images(image_bytes(grid)));
+    let batches = planned.into_iter().map(|image_indices| {
         let grid = grids[image_indices[0]];
         let (height, width) = (grid.rows * patch, grid.cols * patch);
         let shape = [image_indices.len(), 3, height, width];

@@ -18,8 +18,8 @@ use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, CrossAttentionDecoder, DecoderObserver, DecoupledLinear, TextConfig};
 use idefics_vision::clip::VisionTransformer;
 
-use super::{IGNORED_LABEL, LogitsToKeep, Model, NextTokens, keep};
-use crate::features::{MAX_PATCHES, arrange, distinct};
+use super::{IGNORED_LABEL, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
+use crate::features::{arrange, distinct};
 use crate::inputs::{InputError, Prompts, SeenImages, upload_ids};
 use crate::placement::Placement;
 use crate::{Error, Idefics1Config};
@@ -34,6 +34,8 @@ pub struct Idefics1 {
     #[module(skip)]
     config: Idefics1Config,
     interpolates: bool,
+    #[module(skip)]
+    vision_batch: VisionBatch,
 }
 
 /// The two sides, whose tensors lie side by side in the checkpoint.
@@ -86,6 +88,7 @@ impl Idefics1 {
             ),
             config: config.clone(),
             interpolates: false,
+            vision_batch: VisionBatch::default(),
         })
     }
 
@@ -121,7 +124,8 @@ impl Idefics1 {
         let same_size = images.chunk_by(|image, next| (image.width, image.height) == (next.width, next.height));
         let batches = same_size.flat_map(|images| {
             let patches = (images[0].width / patch) * (images[0].height / patch) + 1;
-            images.chunks((MAX_PATCHES / patches).max(1))
+            let image_bytes = patches * self.config.vision_config.activation_bytes_per_patch();
+            images.chunks(self.vision_batch.images(image_bytes as u64))
         });
         Ok(batches.map(|images| self.model.images.vision_model.forward(self.upload(images))).collect())
     }
@@ -261,6 +265,10 @@ impl Model for Idefics1 {
         self.device()
     }
 
+    fn set_vision_batch(&mut self, vision_batch: VisionBatch) {
+        self.vision_batch = vision_batch;
+    }
+
     fn encode_in_stages(
         &self,
         images: &[ImageTile],
@@ -276,6 +284,19 @@ impl Model for Idefics1 {
         let distinct: Vec<ImageTile> = distinct.into_iter().cloned().collect();
         let image_hidden_states = self.connect(self.vision_features(&distinct)?);
         Ok(image_hidden_states.map(|states| arrange(states, &places)))
+    }
+
+    fn hidden_states(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        let text = &self.model.text;
+        let inputs_embeds = text.embed(prompts.upload(self.vocab_size(), &self.device())?); // [batch, seq, d]
+        let seen = prompts.seen_images();
+        self.read_images(seen, image_hidden_states, cache)?;
+        Ok(text.forward(inputs_embeds, seen.map(SeenImages::view), cache))
     }
 
     fn prefill_observed(

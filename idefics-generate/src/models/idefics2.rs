@@ -16,7 +16,7 @@ use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, Decoder, DecoderObserver, TextConfig};
 use idefics_vision::VisionTransformer;
 
-use super::{LabelRecipe, LogitsToKeep, Model, NextTokens, keep};
+use super::{LabelRecipe, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
 use crate::features::{ImageBatch, arrange, distinct, image_batches};
 use crate::inputs::{InputError, Prompts, upload_ids};
 use crate::{Error, Idefics2Config};
@@ -30,6 +30,8 @@ pub struct Idefics2 {
     pub lm_head: Linear,
     #[module(skip)]
     config: Idefics2Config,
+    #[module(skip)]
+    vision_batch: VisionBatch,
 }
 
 /// The three components.
@@ -59,6 +61,7 @@ impl Idefics2 {
             },
             lm_head: Linear::new_without_bias(text.hidden_size, text.vocab_size, device),
             config: config.clone(),
+            vision_batch: VisionBatch::default(),
         })
     }
 
@@ -74,9 +77,10 @@ impl Idefics2 {
     /// [`InputError::Patches`].
     pub fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
         let (distinct, places) = distinct(images);
-        let batches = image_batches(&distinct, &self.config.vision_config)?;
-        let features = batches.iter().map(|batch| self.vision_features(batch)).collect::<Vec<_>>();
-        let image_hidden_states = self.connect(&batches, features); // [n_distinct, n_latents, d]
+        let batches = image_batches(&distinct, &self.config.vision_config, self.vision_batch)?;
+        // The features of one batch at a time: they are much more than what the connector makes of them.
+        let connected = batches.iter().map(|batch| self.model.connector.forward(self.vision_features(batch), None));
+        let image_hidden_states = self.in_order(&batches, connected.collect()); // [n_distinct, n_latents, d]
         Ok(image_hidden_states.map(|states| arrange(states, &places)))
     }
 
@@ -216,12 +220,16 @@ impl Model for Idefics2 {
         self.device()
     }
 
+    fn set_vision_batch(&mut self, vision_batch: VisionBatch) {
+        self.vision_batch = vision_batch;
+    }
+
     fn encode_in_stages(
         &self,
         images: &[ImageTile],
         after_vision: &mut dyn FnMut() -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error> {
-        let batches = image_batches(images, &self.config.vision_config)?;
+        let batches = image_batches(images, &self.config.vision_config, self.vision_batch)?;
         let features = batches.iter().map(|batch| self.vision_features(batch)).collect();
         after_vision()?;
         Ok(self.connect(&batches, features))
@@ -229,6 +237,15 @@ impl Model for Idefics2 {
 
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
         self.encode_images(images)
+    }
+
+    fn hidden_states(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        Ok(self.model.text_model.forward(self.inputs_embeds(prompts, image_hidden_states)?, cache))
     }
 
     fn prefill_observed(

@@ -11,7 +11,7 @@ use idefics_vision::patch_mask;
 
 use super::{Gradients, LossGradients, TrainingBatch};
 use crate::features::{ImageBatch, image_batches};
-use crate::{Idefics2, InputError, Model};
+use crate::{Idefics2, InputError, Model, VisionBatch};
 
 impl Idefics2 {
     /// As [`Idefics2::training_gradients`], with the activations of one layer at a time.
@@ -23,7 +23,7 @@ impl Idefics2 {
     /// As [`Idefics2::training_gradients`].
     pub fn training_gradients_recomputing(&self, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
         let plain = self.valid();
-        let image_batches = image_batches(&batch.images, &self.config().vision_config)?;
+        let image_batches = image_batches(&batch.images, &self.config().vision_config, VisionBatch::default())?;
 
         // Forward, keeping the input of each layer.
         let vision: Vec<VisionInputs> = image_batches.iter().map(|images| VisionInputs::of(&plain, images)).collect();

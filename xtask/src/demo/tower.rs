@@ -10,7 +10,7 @@ use idefics_generate::nn::Linear;
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::train::LossGradients;
 use idefics_generate::vision::{PatchLayout, VisionConfig, VisionTransformer};
-use idefics_generate::{ImageBatch, InputError, image_batches};
+use idefics_generate::{ImageBatch, InputError, VisionBatch, image_batches};
 use rand::Rng;
 
 use super::data::PICTURES;
@@ -135,7 +135,8 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
         (0..PICTURES).map(|_| Scene::random(rng, width, height)).collect()
     };
     let tiles: Vec<ImageTile> = scenes.iter().map(tile).collect();
-    let images = image_batches(&tiles, config)?.pop().expect("pictures of one size are one batch");
+    let images =
+        image_batches(&tiles, config, VisionBatch::default())?.pop().expect("pictures of one size are one batch");
     let labels: Vec<PatchLabel> = scenes.iter().flat_map(|scene| scene.patch_labels(config.patch_size)).collect();
     let of_shapes = |value: fn(PatchShape) -> u8| {
         labels.iter().map(|label| label.shape.map_or(0, |shape| 1 + i32::from(value(shape)))).collect::<Vec<_>>()

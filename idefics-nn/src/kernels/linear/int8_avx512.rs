@@ -23,7 +23,7 @@ const ROWS: usize = 4;
 
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {
     product.split_evenly(PANELS * PANEL, |features| {
-        let groups = rounded.stride / 4;
+        let groups = rounded.stride() / 4;
         with_scratch(PANELS * groups * PANEL, |scratch| {
             let panels = scratch.as_mut_ptr().cast::<u8>();
             // SAFETY: the instructions are there; the scratch holds two panels; tasks have disjoint features.
@@ -124,7 +124,7 @@ unsafe fn rows<const N: usize>(
     panels: *const u8,
     first: usize,
 ) {
-    let groups = rounded.stride / 4;
+    let groups = rounded.stride() / 4;
     // SAFETY: the rows are there, filled up to whole groups.
     unsafe {
         let x: [*const i8; N] = std::array::from_fn(|n| rounded.row(first + n).as_ptr());

@@ -31,8 +31,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Isa;
 use super::shared::SharedOut;
+use super::{Isa, Unit};
+use crate::Activations;
 use crate::formats::{BLOCK, Weight};
 
 /// Evaluates an expression with `$module` standing for the module of an instruction set.
@@ -165,6 +166,24 @@ pub fn linear_int8_on(
         int8::product(isa, &product, codes);
     }
     Some(())
+}
+
+/// What multiplies a weight with so many rows on the best instruction set, and how many of its operations one of the
+/// product takes; `None` where it is not known.
+pub(crate) fn arithmetic(n_rows: usize, weight: &Weight<'_>, activations: Activations) -> Option<(Unit, f64)> {
+    let isa = Isa::best();
+    if activations == Activations::Int8 && n_rows > THIN_ROWS && int8::Codes::of(weight).is_some() {
+        return match (isa, weight) {
+            (Isa::Amx, Weight::Int8(_)) => Some((Unit::ByteTiles, 1.0)),
+            (Isa::Amx | Isa::Avx512, _) => Some((Unit::ByteVectors, 1.0)),
+            _ => None,
+        };
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx if n_rows > THIN_ROWS && amx::takes(weight) => Some((Unit::Tiles, amx::products(weight))),
+        _ => Some((Unit::Vectors, 1.0)),
+    }
 }
 
 /// Whether blocks of one scale reach from one row into the next.
