@@ -11,7 +11,10 @@ use idefics_processor::image::ImageTile;
 use idefics_processor::{ProcessOptions, ProcessedInputs, Sample, Tokenizer};
 
 use crate::pipeline::milliseconds;
-use crate::{Answer, Controls, Error, Generation, GenerationConfig, GenerationError, Idefics, TextStream, Timings};
+use crate::{
+    Answer, Controls, Error, Generation, GenerationConfig, GenerationError, Idefics, InputError, LogitsToKeep, Prompts,
+    TextStream, Timings,
+};
 
 /// Samples whose pictures are decoded and whose words are tokens.
 #[derive(Debug)]
@@ -178,6 +181,18 @@ impl<'m> Prepared<'m> {
     ) -> Result<TextStream<'m>, Error> {
         let tokenizer = self.tokenizer();
         Ok(TextStream::new(self.start_one(options, controls.into())?.generation, tokenizer, true))
+    }
+
+    /// The samples as rows of tokens, and the logits after each of these, `[batch, seq, vocab_size]` in f32; rows of
+    /// padding mean nothing.
+    ///
+    /// # Errors
+    /// [`InputError`] for samples that do not fit the model.
+    pub fn logits(&self) -> Result<(Prompts, Tensor<3>), InputError> {
+        let prompts = self.model.prompts(&self.inputs.input_ids, self.tokenizer())?;
+        let images: Vec<ImageTile> = self.inputs.images.iter().flatten().cloned().collect();
+        let logits = self.model.model().forward(&prompts, &images, LogitsToKeep::All)?;
+        Ok((prompts, logits))
     }
 
     fn tokenizer(&self) -> &'m Tokenizer {

@@ -28,10 +28,11 @@ pub(crate) fn in_chunks(
     mut forward: impl FnMut(Tensor<3>, Range<usize>) -> Tensor<3>,
 ) -> Tensor<3> {
     let [batch, n_new, _] = inputs_embeds.dims();
-    let step = (n_tokens / batch.max(1)).max(1);
-    if n_new <= step {
+    let n_chunks = n_new.div_ceil((n_tokens / batch.max(1)).max(1));
+    if n_chunks <= 1 {
         return forward(inputs_embeds, 0..n_new);
     }
+    let step = n_new.div_ceil(n_chunks); // chunks of about the same length
     let chunk = |start: usize| {
         let slots = start..n_new.min(start + step);
         forward(inputs_embeds.clone().narrow(1, start, slots.len()), slots) // [batch, slots, d]

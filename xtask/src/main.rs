@@ -22,6 +22,8 @@ struct Cli {
 enum Command {
     /// Compares every stage of a model with what the reference computed.
     Verify(verify::Args),
+    /// Measures what eight-bit activations change about the logits of every case.
+    CompareActivations(verify::activations::Args),
     /// Trains the small model that the program carries.
     TrainDemo(demo::train::Args),
     /// Measures a small model on scenes that it never saw.
@@ -33,6 +35,7 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Verify(args) => verify::run(&args),
+        Command::CompareActivations(args) => verify::activations::run(&args),
         Command::TrainDemo(args) => demo::train::run(&args),
         Command::EvalDemo(args) => demo::eval::run(&args),
         Command::CompareFormats(args) => demo::formats::run(&args),
