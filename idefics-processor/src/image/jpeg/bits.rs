@@ -222,8 +222,8 @@ mod tests {
         let mut bits = Bits { data: &data, position: Position::default() };
         let mut position = 0;
         for n in (1..=16).cycle().take(60) {
-            let expected =
-                (position..position + n).fold(0, |value, at| value << 1 | data.get(at / 8).map_or(0, |byte| byte >> (7 - at % 8) & 1) as u32);
+            let expected = (position..position + n)
+                .fold(0, |value, at| value << 1 | data.get(at / 8).map_or(0, |byte| byte >> (7 - at % 8) & 1) as u32);
             bits.refill_if_low();
             assert_eq!(bits.take(n as u32), expected, "{n} bits at {position}");
             position += n;

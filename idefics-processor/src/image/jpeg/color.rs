@@ -139,8 +139,7 @@ mod avx2 {
             };
             let (thirds, _) = target.as_chunks_mut::<PIXELS>();
             for (third, places) in thirds.iter_mut().zip(places) {
-                let [red, green, blue] =
-                    [0, 1, 2].map(|channel| _mm_shuffle_epi8(pixels[channel], places[channel]));
+                let [red, green, blue] = [0, 1, 2].map(|channel| _mm_shuffle_epi8(pixels[channel], places[channel]));
                 // SAFETY: a third is 16 bytes long.
                 unsafe { _mm_storeu_si128(third.as_mut_ptr().cast(), _mm_or_si128(_mm_or_si128(red, green), blue)) }
             }
@@ -179,9 +178,8 @@ mod avx2 {
         };
         let both = _mm256_packs_epi32(sum(_mm256_unpacklo_epi16(cb, cr)), sum(_mm256_unpackhi_epi16(cb, cr)));
         let green = _mm256_add_epi16(_mm256_sub_epi16(y, cr), both);
-        [red, green, blue].map(|value| {
-            _mm_packus_epi16(_mm256_castsi256_si128(value), _mm256_extracti128_si256::<1>(value))
-        })
+        [red, green, blue]
+            .map(|value| _mm_packus_epi16(_mm256_castsi256_si128(value), _mm256_extracti128_si256::<1>(value)))
     }
 }
 

@@ -146,8 +146,7 @@ impl Scan {
         if count > 1 && components.iter().map(blocks).sum::<usize>() > MAX_BLOCKS_IN_UNIT {
             return Err(JpegError::damaged("a scan has more than ten blocks in a unit"));
         }
-        let scan =
-            Self { components, first: last[0], last: last[1], high_bit: last[2] >> 4, low_bit: last[2] & 15 };
+        let scan = Self { components, first: last[0], last: last[1], high_bit: last[2] >> 4, low_bit: last[2] & 15 };
         if frame.process == Process::Progressive {
             scan.check_progression()?;
         }

@@ -2,8 +2,8 @@
 //!
 //! It is the integer transform of Loeffler, Ligtenberg and Moschytz with 13-bit constants, columns first, two bits
 //! behind the point kept between the passes. Coefficients times divisors, and sums of two of them, wrap at 16 bits, and
-//! what leaves a pass saturates there: so does the vector code of libjpeg-turbo, whose plain code differs from it for
-//! coefficients that no encoder writes.
+//! what leaves a pass saturates there, but wraps where a block has nothing below its first row: so does the vector code of
+//! libjpeg-turbo, whose plain code differs from it for coefficients that no encoder writes.
 //!
 //! Source: `jidctint.c` and `simd/x86_64/jidctint-avx2.asm` of libjpeg-turbo 3.
 
@@ -62,7 +62,11 @@ fn transform_plain(blocks: &[Block], divisors: &[i16; 64], out: &mut [u8]) {
 
 fn block_samples(block: &Block, divisors: &[i16; 64]) -> [[u8; BLOCK]; BLOCK] {
     let mut between = [[0_i16; BLOCK]; BLOCK];
-    for x in 0..BLOCK {
+    let is_flat_down = block[BLOCK..].iter().all(|&coefficient| coefficient == 0);
+    if is_flat_down {
+        between = [std::array::from_fn(|x| block[x].wrapping_mul(divisors[x]) << PASS1_BITS); BLOCK];
+    }
+    for x in 0..if is_flat_down { 0 } else { BLOCK } {
         let column = std::array::from_fn(|y| block[BLOCK * y + x].wrapping_mul(divisors[BLOCK * y + x]));
         for (y, value) in pass::<{ CONST_BITS - PASS1_BITS }>(column).into_iter().enumerate() {
             between[y][x] = value;
@@ -128,7 +132,7 @@ mod avx2 {
                 _mm256_mullo_epi16(both, divisors[y])
             });
             let out = &mut out[2 * BLOCK * index..];
-            let between = transpose(pass::<{ (CONST_BITS - PASS1_BITS) as i32 }>(input));
+            let between = transpose(first_pass(input, [left, right].map(|block| is_flat_down(block))));
             let columns = pass::<{ (CONST_BITS + PASS1_BITS + 3) as i32 }>(between);
             let rows = transpose(columns);
             for (y, row) in rows.into_iter().enumerate() {
@@ -141,6 +145,29 @@ mod avx2 {
                 unsafe { _mm_storeu_si128(target.as_mut_ptr().cast(), bytes) }
             }
         }
+    }
+
+    /// Whether there is nothing below the first row.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn is_flat_down(block: &Block) -> bool {
+        let rows: [__m128i; BLOCK] = std::array::from_fn(|y| row(block, y));
+        let below = rows[2..].iter().fold(rows[1], |all, &row| _mm_or_si128(all, row));
+        _mm_testz_si128(below, below) == 1
+    }
+
+    /// The pass along the columns. A block that is flat down has its first row in all of them.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn first_pass(input: [__m256i; BLOCK], is_flat: [bool; 2]) -> [__m256i; BLOCK] {
+        let flat = _mm256_slli_epi16::<{ PASS1_BITS as i32 }>(input[0]);
+        if is_flat == [true; 2] {
+            return [flat; BLOCK];
+        }
+        let rows = pass::<{ (CONST_BITS - PASS1_BITS) as i32 }>(input);
+        let [left, right] = is_flat.map(|is_flat| _mm_set1_epi8(if is_flat { -1 } else { 0 }));
+        let mask = _mm256_set_m128i(right, left);
+        rows.map(|row| _mm256_blendv_epi8(row, flat, mask))
     }
 
     /// Row `y` of a block.
@@ -241,9 +268,11 @@ mod tests {
             ((seed >> 8) as i32 % (1 << bits) - (1 << (bits - 1))) as i16
         };
         for bits in 2..=16 {
-            for zeros in [0, 20, 63] {
+            for zeros in [0, 20, 56, 60, 63] {
+                // Every other pair has one block with more.
+                let used = |index: usize| if index % 4 == 1 { 64 } else { 64 - zeros };
                 let blocks: Vec<Block> = (0..6)
-                    .map(|_| std::array::from_fn(|at| if at <= 63 - zeros { random(bits) } else { 0 }))
+                    .map(|index| std::array::from_fn(|at| if at < used(index) { random(bits) } else { 0 }))
                     .collect();
                 let divisors = std::array::from_fn(|_| random(7) + 65);
                 let (mut fast, mut plain) = (vec![0; 6 * 64], vec![1; 6 * 64]);

@@ -5,7 +5,8 @@
 //! and hierarchical files, 12 bits.
 //!
 //! Damaged files: what Pillow refuses is refused, and so is every file without an end. What it lets pass comes out as it
-//! does there: a scan whose data ends before its blocks do leaves the rest grey.
+//! does there: a scan whose data ends before its blocks do leaves the rest grey. One thing is left out: a progressive file
+//! that lacks scans is not smoothed over.
 //!
 //! The way of a file: [`markers`] reads the headers; [`scan`] and [`blocks`] read the coefficients on one thread, in
 //! order, from [`bits`] and [`huffman`] codes; [`render`] turns bands of them into pixels on the others, by [`idct`],

@@ -50,12 +50,7 @@ struct Job<'a> {
 
 impl<'a> Renderer<'a> {
     /// `picture` is `[height, width, 3]`.
-    pub(super) fn new(
-        frame: &'a Frame,
-        divisors: &[Option<[u16; 64]>],
-        color: Color,
-        picture: &'a mut [u8],
-    ) -> Self {
+    pub(super) fn new(frame: &'a Frame, divisors: &[Option<[u16; 64]>], color: Color, picture: &'a mut [u8]) -> Self {
         let unit_row: usize = frame.components.iter().map(|component| component.v * component.stride).sum();
         let units_per_band = (BAND_BYTES / (unit_row * size_of::<Block>())).clamp(1, frame.units_down);
         let bands = frame.units_down.div_ceil(units_per_band);

@@ -233,11 +233,7 @@ mod bmi {
         out: &mut [&mut [Block]],
     ) -> Result<(), JpegError> {
         #[target_feature(enable = "bmi1,bmi2")]
-        fn compiled(
-            scan: &mut ScanReader<'_>,
-            rows: Range<usize>,
-            out: &mut [&mut [Block]],
-        ) -> Result<(), JpegError> {
+        fn compiled(scan: &mut ScanReader<'_>, rows: Range<usize>, out: &mut [&mut [Block]]) -> Result<(), JpegError> {
             scan.read_rows_plain(rows, out)
         }
         assert!(is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2"));
