@@ -43,7 +43,7 @@ mod factor {
 /// Transforms one row of blocks. `divisors` are the component's, row by row; `out` is eight rows of samples, as long as
 /// the blocks. The number of blocks is even.
 pub(super) fn transform(blocks: &[Block], divisors: &[i16; 64], out: &mut [u8]) {
-    assert!(blocks.len() % 2 == 0 && out.len() == blocks.len() * BLOCK * BLOCK, "blocks fill their rows");
+    assert!(blocks.len().is_multiple_of(2) && out.len() == blocks.len() * BLOCK * BLOCK, "blocks fill their rows");
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         return avx2::transform(blocks, divisors, out);

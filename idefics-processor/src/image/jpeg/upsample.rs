@@ -59,7 +59,8 @@ impl Upsampler {
         let width = component.width;
         // Of the two rows that an interpolated one lies between, the nearer and the further.
         let rows = |y: usize| {
-            let further = if y % 2 == 0 { (y / 2).saturating_sub(1) } else { (y / 2 + 1).min(component.height - 1) };
+            let further =
+                if y.is_multiple_of(2) { (y / 2).saturating_sub(1) } else { (y / 2 + 1).min(component.height - 1) };
             (&source(y / 2)[..width], &source(further)[..width])
         };
         self.row.resize(length, 0);
