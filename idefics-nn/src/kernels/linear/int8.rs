@@ -51,6 +51,8 @@ impl<'a> Codes<'a> {
 enum Order {
     /// Row after row, each of so many codes.
     Rows(usize),
+    /// The same, codes moved up by 128: those of VNNI, which are unsigned.
+    UnsignedRows(usize),
     /// Sixteen rows together, so many steps of [`STEP`] columns one after the other.
     Tiles(usize),
 }
@@ -59,15 +61,20 @@ impl Order {
     /// Codes of sixteen rows.
     fn of_sixteen(self) -> usize {
         match self {
-            Self::Rows(stride) => SIXTEEN * stride,
+            Self::Rows(stride) | Self::UnsignedRows(stride) => SIXTEEN * stride,
             Self::Tiles(steps) => SIXTEEN * steps * STEP,
         }
+    }
+
+    /// The code of 0.
+    fn zero(self) -> i8 {
+        if matches!(self, Self::UnsignedRows(_)) { i8::MIN } else { 0 }
     }
 
     /// Where a row begins, of sixteen, and how far it is from one step to the next.
     fn row(self, row: usize) -> (usize, usize) {
         match self {
-            Self::Rows(stride) => (row * stride, STEP),
+            Self::Rows(stride) | Self::UnsignedRows(stride) => (row * stride, STEP),
             Self::Tiles(_) => (row * STEP, SIXTEEN * STEP),
         }
     }
@@ -79,7 +86,7 @@ const SIXTEEN: usize = 16;
 /// Activations as integers.
 #[derive(Clone, Copy)]
 struct Rounded<'a> {
-    /// `[n_rows, columns]` in `order`, zeros after the last column. There are rows of zeros up to a multiple of 32.
+    /// `[n_rows, columns]` in `order`, that of 0 after the last column. There are rows of it up to a multiple of 32.
     codes: &'a [i8],
     order: Order,
     /// `[n_rows]`.
@@ -90,7 +97,7 @@ impl Rounded<'_> {
     /// Codes from one row to the next, where they lie in rows.
     fn stride(&self) -> usize {
         match self.order {
-            Order::Rows(stride) => stride,
+            Order::Rows(stride) | Order::UnsignedRows(stride) => stride,
             Order::Tiles(_) => unreachable!("tiles have no rows"),
         }
     }
@@ -104,11 +111,12 @@ impl Rounded<'_> {
 /// The product with rounded activations.
 pub(super) fn product(isa: Isa, product: &Product<'_>, weight: Codes<'_>) {
     let filled = product.d_in.max(1).next_multiple_of(STEP);
+    // Rows whose distance is a multiple of a page fight for the same lines of the cache.
+    let stride = if filled.is_multiple_of(1024) { filled + STEP } else { filled };
     let order = match (isa, weight) {
         (Isa::Amx, Codes::Int8(_)) => Order::Tiles(filled / STEP),
-        // Rows whose distance is a multiple of a page fight for the same lines of the cache.
-        _ if filled.is_multiple_of(1024) => Order::Rows(filled + STEP),
-        _ => Order::Rows(filled),
+        (Isa::Amx | Isa::Avx512, _) => Order::UnsignedRows(stride),
+        _ => Order::Rows(stride),
     };
     let n_filled = product.n_rows.next_multiple_of(2 * SIXTEEN);
     let values = n_filled / SIXTEEN * order.of_sixteen() / size_of::<f32>();
@@ -123,7 +131,7 @@ pub(super) fn product(isa: Isa, product: &Product<'_>, weight: Codes<'_>) {
                 let (start, distance) = order.row(row);
                 let n_steps = order.of_sixteen() / SIXTEEN / STEP;
                 let codes = &mut codes[start..start + (n_steps - 1) * distance + STEP];
-                *scale = isa.run(Round { x, codes, distance }, Round::plain);
+                *scale = isa.run(Round { x, codes, distance, zero: order.zero() }, Round::plain);
             }
         });
         let rounded = Rounded { codes, order, scales };
@@ -152,6 +160,7 @@ struct Round<'a> {
     /// Pieces of [`STEP`] codes, the first of every `distance`; zeros after the last column.
     codes: &'a mut [i8],
     distance: usize,
+    zero: i8,
 }
 
 impl Round<'_> {
@@ -167,9 +176,9 @@ impl Round<'_> {
             let x = &self.x[self.x.len().min(step * STEP)..self.x.len().min((step + 1) * STEP)];
             let (codes, filling) = codes[..STEP].split_at_mut(x.len());
             for (code, value) in codes.iter_mut().zip(x) {
-                *code = rounded(value * reciprocal);
+                *code = rounded(value * reciprocal) ^ self.zero;
             }
-            filling.fill(0);
+            filling.fill(self.zero);
         }
         match () {
             () if !largest.is_finite() => f32::NAN,

@@ -2,8 +2,11 @@
 //!
 //! - Up to [`THIN_ROWS`] rows of activations: each weight is read once, expanded in registers and multiplied with all
 //!   rows ([`rows`] for the formats that are stored row after row, [`q4`] for the interleaved one).
-//! - More rows: panels of the weight are expanded to f32 in scratch memory of [`panels::PANEL_BYTES`] a thread and
-//!   multiplied by the `gemm` crate.
+//! - More rows, where the machine has tiles: blocks of the weight are expanded to bf16 and multiplied with activations
+//!   that are sums of three bf16 ([`amx`]).
+//! - More rows elsewhere: panels of the weight are expanded to f32 in scratch memory of [`panels::PANEL_BYTES`] a thread
+//!   and multiplied by the `gemm` crate.
+//! - More rows of activations that are rounded to eight bits: products of integers ([`int8`]).
 //!
 //! Work is divided over output features only, and each is summed in an order that follows from the shapes and the
 //! machine (its instructions, and the caches that gemm blocks for): results are equal to the bit on any number of
