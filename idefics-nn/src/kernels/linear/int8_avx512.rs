@@ -47,10 +47,10 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
                 let mut row = 0;
                 while row < product.n_rows {
                     if row + ROWS <= product.n_rows {
-                        rows::<ROWS>(product, rounded, weight, features.clone(), panels, row);
+                        rows::<ROWS>(product, rounded, weight, features.clone(), (panels, together), row);
                         row += ROWS;
                     } else {
-                        rows::<1>(product, rounded, weight, features.clone(), panels, row);
+                        rows::<1>(product, rounded, weight, features.clone(), (panels, together), row);
                         row += 1;
                     }
                 }
@@ -138,7 +138,8 @@ unsafe fn expand_q4(weight: &Q4<'_>, first: usize, groups: usize, out: *mut u8) 
     }
 }
 
-/// `N` rows of activations times two panels.
+/// `N` rows of activations times two panels, whose sums are of `together` groups each: a number that the compiler does
+/// not know, or it unrolls the loop over them beyond all registers.
 ///
 /// # Safety
 /// As [`expand_int8`] for what is read; no other task writes these features.
@@ -148,7 +149,7 @@ unsafe fn rows<const N: usize>(
     rounded: &Rounded<'_>,
     weight: Codes<'_>,
     features: Range<usize>,
-    panels: [*const u8; PANELS],
+    (panels, together): ([*const u8; PANELS], usize),
     first: usize,
 ) {
     let groups = rounded.stride() / 4;
@@ -173,7 +174,7 @@ unsafe fn rows<const N: usize>(
                 let blocks = d_in.div_ceil(Q4_BLOCK);
                 let mut all = [[_mm512_setzero_ps(); PANELS]; N];
                 for block in 0..blocks {
-                    let sums = codes_of::<N>(x, panels, 8 * block..8 * block + 8, groups + block);
+                    let sums = codes_of::<N>(x, panels, together * block..together * (block + 1), groups + block);
                     for panel in 0..PANELS {
                         let at = features.start + panel * PANEL;
                         if at >= d_out {
