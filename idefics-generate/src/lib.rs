@@ -45,7 +45,7 @@ pub use inputs::{InputError, Prompts, SeenImages};
 pub use loading::AnyModel;
 pub use models::idefics1::Idefics1;
 pub use models::idefics2::Idefics2;
-pub use models::{LabelRecipe, LogitsToKeep, Model, VisionBatch};
+pub use models::{EncodeStage, LabelRecipe, LogitsToKeep, Model, VisionBatch};
 pub use pipeline::{Idefics, LoadStage};
 pub use prepared::Prepared;
 pub use quantize::quantize_folder;

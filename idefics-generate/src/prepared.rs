@@ -2,6 +2,7 @@
 //!
 //! The first needs no model: [`Idefics::prepare_ahead`] does it for the next samples while the model answers the last.
 
+use std::panic::resume_unwind;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Instant;
@@ -51,7 +52,7 @@ impl Idefics {
     }
 
     /// Calls `answer` with each batch of samples, prepared, in order; the next one is prepared on a thread of its own
-    /// meanwhile. Ends with the first error of `answer`.
+    /// meanwhile. Ends with the first error of `answer`, when the batch that is being prepared is.
     ///
     /// # Errors
     /// Those of `answer`.
@@ -65,7 +66,7 @@ impl Idefics {
         thread::scope(|scope| {
             // Nothing waits between the two: one batch is ready at most while another is answered.
             let (sender, receiver) = sync_channel(0);
-            scope.spawn(move || {
+            let reader = scope.spawn(move || {
                 for batch in batches {
                     let prepared = self.prepare(batch.as_ref(), process);
                     if sender.send((batch, prepared)).is_err() {
@@ -73,7 +74,9 @@ impl Idefics {
                     }
                 }
             });
-            receiver.into_iter().try_for_each(|(batch, prepared)| answer(batch, prepared))
+            let answered = receiver.into_iter().try_for_each(|(batch, prepared)| answer(batch, prepared));
+            reader.join().unwrap_or_else(|panic| resume_unwind(panic)); // with the place that it was seen at
+            answered
         })
     }
 

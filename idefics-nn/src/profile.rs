@@ -28,6 +28,17 @@ pub struct Operation {
     pub unit_operations: f64,
 }
 
+impl Operation {
+    /// Adds the calls of the same operation on the same unit.
+    pub fn add(&mut self, more: &Self) {
+        self.calls += more.calls;
+        self.seconds += more.seconds;
+        self.operations += more.operations;
+        self.bytes += more.bytes;
+        self.unit_operations += more.unit_operations;
+    }
+}
+
 /// What a call has to do at least.
 #[cfg(feature = "flex")]
 #[derive(Debug, Clone, Copy, Default)]

@@ -52,7 +52,9 @@ impl Connector {
             return self.modality_projection.forward(image_hidden_states);
         }
         let rows = image_hidden_states.reshape([n_images * patches, d]);
-        let projected = rows.split(PATCHES, 0).into_iter().map(|rows| self.modality_projection.forward(rows));
+        let n_rows = n_images * patches;
+        let step = n_rows.div_ceil(n_rows.div_ceil(PATCHES)); // chunks of about the same length
+        let projected = rows.split(step, 0).into_iter().map(|rows| self.modality_projection.forward(rows));
         let context = Tensor::cat(projected.collect(), 0); // [n_images · patches, text_hidden_size]
         let width = context.dims()[1];
         context.reshape([n_images, patches, width])

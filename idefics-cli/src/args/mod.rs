@@ -68,7 +68,8 @@ pub(crate) struct Global {
     /// is faster and less exact.
     #[arg(long, global = true, value_name = "f32|int8", default_value = "f32", value_parser = activations)]
     pub(crate) activations: Activations,
-    /// Pictures that the vision tower encodes together, at most [default: as many as memory has room for].
+    /// Pictures that the vision tower encodes together, at most [default: as many as take
+    /// 256 MiB, or a quarter of the memory that is left beside the weights].
     #[arg(long, global = true, value_name = "N")]
     pub(crate) vision_batch: Option<NonZeroUsize>,
     /// Read PyTorch pickles (`pytorch_model.bin`) where a folder has no safetensors; nothing in them is run.
@@ -315,7 +316,7 @@ pub(crate) struct BenchArgs {
     /// Times that each stage is measured.
     #[arg(long, value_name = "N", default_value = "3")]
     pub(crate) runs: NonZeroUsize,
-    /// Say what each kind of operation takes, on the CPU.
+    /// Say what each kind of operation takes, on the CPU, and how much of what the machine's arithmetic or memory gives.
     #[arg(long)]
     pub(crate) profile: bool,
 }

@@ -98,6 +98,10 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
         object.extend(more);
     }
+    if global.json && args.profile {
+        let peaks = limits.units.iter().map(|(unit, peak)| (unit.to_string(), Value::from(*peak)));
+        object["limits_ops_per_s"] = peaks.collect::<serde_json::Map<_, _>>().into();
+    }
     for (stage, of_stage) in report.profile.iter().enumerate() {
         for (index, operation) in of_stage.operations.iter().enumerate() {
             object["profile"][stage]["operations"][index]["share_of_limit"] = limits.share(operation).into();
@@ -174,7 +178,7 @@ fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Lim
     for StageProfile { stage, seconds, operations } in profile {
         writeln!(
             stdout,
-            "\n{stage:<28} {:>7} {:>10} {:>7} {:>10} {:>8} {:>9}",
+            "\n{stage:<28} {:>7} {:>10} {:>7} {:>10} {:>8} {:>9}  unit",
             "calls", "ms", "share", "GFLOP/s", "GB/s", "of limit"
         )?;
         for operation in operations {
@@ -184,15 +188,19 @@ fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Lim
             let milliseconds = 1e3 * took;
             writeln!(
                 stdout,
-                "  {name:<26} {calls:>7} {milliseconds:>10.2} {share:>5.1} % {rate:>10.1} {bandwidth:>8.1} {:>7.0} %",
+                "  {name:<26} {calls:>7} {milliseconds:>10.2} {share:>5.1} % {rate:>10.1} {bandwidth:>8.1} {:>7.0} %  {}",
                 100.0 * limits.share(operation),
+                operation.unit.map_or_else(String::new, |unit| unit.to_string()),
             )?;
-        }
-        for (unit, peak) in limits.units.iter().filter(|(unit, _)| operations.iter().any(|op| op.unit == Some(*unit))) {
-            writeln!(stdout, "  limit of {:<17} {:>36.1}", unit, peak / 1e9)?;
         }
         let rest = seconds - operations.iter().map(|operation| operation.seconds).sum::<f64>();
         writeln!(stdout, "  {:<26} {:>7} {:>10.2} {:>5.1} %", "the rest", "", 1e3 * rest, 100.0 * rest / seconds)?;
+    }
+    for (unit, peak) in &limits.units {
+        writeln!(stdout, "limit of {unit}: {:.0} GFLOP/s", peak / 1e9)?;
+    }
+    if !limits.units.is_empty() {
+        writeln!(stdout, "a product of f32 numbers takes 3 to 6 of bf16 tiles")?;
     }
     Ok(())
 }

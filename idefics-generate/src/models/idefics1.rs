@@ -18,7 +18,7 @@ use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, CrossAttentionDecoder, DecoderObserver, DecoupledLinear, TextConfig};
 use idefics_vision::clip::VisionTransformer;
 
-use super::{IGNORED_LABEL, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
+use super::{EncodeStage, IGNORED_LABEL, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
 use crate::features::{arrange, distinct};
 use crate::inputs::{InputError, Prompts, SeenImages, upload_ids};
 use crate::placement::Placement;
@@ -110,6 +110,16 @@ impl Idefics1 {
     /// # Errors
     /// [`InputError::ImageSize`].
     pub fn vision_features(&self, images: &[ImageTile]) -> Result<Vec<Tensor<3>>, InputError> {
+        Ok(self.batches(images)?.into_iter().map(|batch| self.batch_features(batch)).collect())
+    }
+
+    /// Patch features of images of one size, `[n_images, 1 + patches, d_image]`.
+    fn batch_features(&self, images: &[ImageTile]) -> Tensor<3> {
+        self.model.images.vision_model.forward(self.upload(images))
+    }
+
+    /// Images of one size that follow one another, as many as are encoded together.
+    fn batches<'i>(&self, images: &'i [ImageTile]) -> Result<Vec<&'i [ImageTile]>, InputError> {
         let expected = self.config.vision_config.image_size;
         let is_wrong = |image: &ImageTile| match self.interpolates {
             true => image.width.min(image.height) < self.config.vision_config.patch_size,
@@ -119,7 +129,6 @@ impl Idefics1 {
             let ImageTile { width, height, .. } = images[image_idx];
             return Err(InputError::ImageSize { image_idx, width, height, expected });
         }
-        // Images of one size that follow one another go together, as many as memory is meant for.
         let patch = self.config.vision_config.patch_size;
         let same_size = images.chunk_by(|image, next| (image.width, image.height) == (next.width, next.height));
         let batches = same_size.flat_map(|images| {
@@ -127,7 +136,7 @@ impl Idefics1 {
             let image_bytes = patches * self.config.vision_config.activation_bytes_per_patch();
             images.chunks(self.vision_batch.images(image_bytes as u64))
         });
-        Ok(batches.map(|images| self.model.images.vision_model.forward(self.upload(images))).collect())
+        Ok(batches.collect())
     }
 
     /// Image vectors from patch features, `[n_images, n_vectors, d_image]`; `None` if there is no image.
@@ -135,12 +144,16 @@ impl Idefics1 {
     /// # Panics
     /// If, without a resampler, images of different sizes are mixed: rows of one batch have as many vectors an image.
     pub fn connect(&self, features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
-        let connected = features.into_iter().map(|features| match &self.model.images.perceiver_resampler {
+        let connected: Vec<Tensor<3>> = features.into_iter().map(|features| self.connect_batch(features)).collect();
+        (!connected.is_empty()).then(|| Tensor::cat(connected, 0))
+    }
+
+    /// Image vectors of one batch, `[n_images, n_vectors, d_image]`.
+    fn connect_batch(&self, features: Tensor<3>) -> Tensor<3> {
+        match &self.model.images.perceiver_resampler {
             Some(resampler) => resampler.forward(beside(features, &resampler.latents.val())),
             None => features,
-        });
-        let connected: Vec<Tensor<3>> = connected.collect();
-        (!connected.is_empty()).then(|| Tensor::cat(connected, 0))
+        }
     }
 
     /// Pixels of images of one size, `[n_images, 3, height, width]`.
@@ -272,17 +285,24 @@ impl Model for Idefics1 {
     fn encode_in_stages(
         &self,
         images: &[ImageTile],
-        after_vision: &mut dyn FnMut() -> Result<(), Error>,
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error> {
-        let features = self.vision_features(images)?;
-        after_vision()?;
-        Ok(self.connect(features))
+        let mut connected = Vec::new();
+        for batch in self.batches(images)? {
+            let features = self.batch_features(batch); // [n_images, 1 + patches, d_image]
+            done(EncodeStage::Vision)?;
+            connected.push(self.connect_batch(features)); // [n_images, n_vectors, d_image]
+            done(EncodeStage::Connector)?;
+        }
+        Ok((!connected.is_empty()).then(|| Tensor::cat(connected, 0)))
     }
 
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
         let (distinct, places) = distinct(images);
         let distinct: Vec<ImageTile> = distinct.into_iter().cloned().collect();
-        let image_hidden_states = self.connect(self.vision_features(&distinct)?);
+        let connected: Vec<Tensor<3>> =
+            self.batches(&distinct)?.into_iter().map(|batch| self.connect_batch(self.batch_features(batch))).collect();
+        let image_hidden_states = (!connected.is_empty()).then(|| Tensor::cat(connected, 0));
         Ok(image_hidden_states.map(|states| arrange(states, &places)))
     }
 

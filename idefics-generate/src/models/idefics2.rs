@@ -16,7 +16,7 @@ use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, Decoder, DecoderObserver, TextConfig};
 use idefics_vision::VisionTransformer;
 
-use super::{LabelRecipe, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
+use super::{EncodeStage, LabelRecipe, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
 use crate::features::{ImageBatch, arrange, distinct, image_batches};
 use crate::inputs::{InputError, Prompts, upload_ids};
 use crate::{Error, Idefics2Config};
@@ -227,12 +227,17 @@ impl Model for Idefics2 {
     fn encode_in_stages(
         &self,
         images: &[ImageTile],
-        after_vision: &mut dyn FnMut() -> Result<(), Error>,
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error> {
         let batches = image_batches(images, &self.config.vision_config, self.vision_batch)?;
-        let features = batches.iter().map(|batch| self.vision_features(batch)).collect();
-        after_vision()?;
-        Ok(self.connect(&batches, features))
+        let mut connected = Vec::with_capacity(batches.len());
+        for batch in &batches {
+            let features = self.vision_features(batch); // [n_images, patches, vision_hidden_size]
+            done(EncodeStage::Vision)?;
+            connected.push(self.model.connector.forward(features, None)); // [n_images, n_latents, d]
+            done(EncodeStage::Connector)?;
+        }
+        Ok(self.in_order(&batches, connected))
     }
 
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {

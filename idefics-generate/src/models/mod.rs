@@ -28,6 +28,15 @@ pub enum LogitsToKeep {
     Last(usize),
 }
 
+/// What an image goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EncodeStage {
+    /// The vision tower.
+    Vision,
+    /// What makes image vectors of its features.
+    Connector,
+}
+
 /// What generation asks of a model, whatever its generation.
 ///
 /// Axes: `batch` rows, `seq` tokens of a prompt, `n_images` images of the whole batch, each of `n_vectors`; `d` the
@@ -50,15 +59,15 @@ pub trait Model: Debug + Send + Sync {
     /// How many images are encoded together from now on.
     fn set_vision_batch(&mut self, vision_batch: VisionBatch);
 
-    /// The vectors of every image, `[n_images, n_vectors, d_image]`; `None` if there is no image. `after_vision` is
-    /// called between the vision tower and what follows it.
+    /// The vectors of every image, `[n_images, n_vectors, d_image]`; `None` if there is no image. Images that are encoded
+    /// together go through both stages before the next do; `done` is called after each.
     ///
     /// # Errors
-    /// [`InputError`] for images that do not fit the model, or what `after_vision` returns.
+    /// [`InputError`] for images that do not fit the model, or what `done` returns.
     fn encode_in_stages(
         &self,
         images: &[ImageTile],
-        after_vision: &mut dyn FnMut() -> Result<(), Error>,
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error>;
 
     /// As [`Self::encode_in_stages`]; an image that comes several times is encoded once.

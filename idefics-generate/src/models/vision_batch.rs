@@ -12,7 +12,8 @@ pub enum VisionBatch {
     Bytes(u64),
 }
 
-/// Activations of two 980-pixel squares in the largest tower: more at a time were not seen to be faster.
+/// Activations of one 980-pixel square in the largest tower, or of many smaller pictures: more at a time were not seen to
+/// be faster.
 const ENOUGH_BYTES: u64 = 256 << 20;
 
 impl Default for VisionBatch {
@@ -22,7 +23,7 @@ impl Default for VisionBatch {
 }
 
 impl VisionBatch {
-    /// What does well where `available` bytes are left beside the weights: at most a quarter of them.
+    /// What is enough where `available` bytes are left beside the weights: at most a quarter of them.
     pub fn within(available: u64) -> Self {
         Self::Bytes(ENOUGH_BYTES.min(available / 4))
     }

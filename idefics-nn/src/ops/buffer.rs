@@ -66,16 +66,20 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = |memory: &Memory| memory.len() * size_of::<f32>();
         let memory = std::mem::replace(&mut self.memory, Memory::NONE);
-        if bytes(&memory) < LEAST_BYTES {
+        if !(LEAST_BYTES..=MOST_BYTES).contains(&bytes(&memory)) {
             return;
         }
+        let mut gone = Vec::new(); // given back to the system when the others may go on
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push(memory);
         // The oldest go first.
         let mut n_bytes: usize = kept.iter().map(bytes).sum();
         while n_bytes > MOST_BYTES {
-            n_bytes -= bytes(&kept.remove(0));
+            let oldest = kept.remove(0);
+            n_bytes -= bytes(&oldest);
+            gone.push(oldest);
         }
+        drop(kept);
     }
 }
 

@@ -199,11 +199,11 @@ fn elementwise(n: usize, passes: usize) -> Cost {
     Cost { bytes: (passes * n * size_of::<f32>()) as f64, ..Cost::default() }
 }
 
-/// As if every query saw every key.
-fn attention_cost(batch: usize, heads: usize, queries: usize, len: usize, head_dim: usize, kv_heads: usize) -> Cost {
+/// `seen` pairs of a query and a key that it sees, in each head.
+fn attention_cost([batch, heads, queries, head_dim]: [usize; 4], [kv_heads, len]: [usize; 2], seen: usize) -> Cost {
     let values = 2 * batch * head_dim * (kv_heads * len + heads * queries);
     Cost {
-        operations: 4.0 * (batch * heads * queries) as f64 * (len * head_dim) as f64,
+        operations: 4.0 * heads as f64 * seen as f64 * head_dim as f64,
         bytes: (values * size_of::<f32>()) as f64,
         arithmetic: Some((Unit::Vectors, 1.0)),
     }
@@ -226,7 +226,8 @@ fn attend_once(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Opt
         attention_mask: seen,
         scale: 1.0 / (head_dim as f32).sqrt(),
     };
-    timed("attention of one query", attention_cost(batch, heads, 1, len, head_dim, kv_heads), || {
+    let pairs = seen.map_or(batch * len, |seen| seen.iter().filter(|seen| **seen).count());
+    timed("attention of one query", attention_cost(dims(query), [kv_heads, len], pairs), || {
         kernels::decode_attention(&attention, &mut out);
     });
     out.into_tensor(query.layout().shape())
@@ -250,7 +251,9 @@ fn attend(query: FlexTensor, key: FlexTensor, value: FlexTensor, masked_out: Opt
         scale: 1.0 / (head_dim as f32).sqrt(),
     };
     let mut out = buffer_like(&query);
-    timed("attention of many queries", attention_cost(batch, heads, queries, len, head_dim, kv_heads), || {
+    let hidden = masked_out.map_or(0, |masked_out| masked_out.iter().filter(|hidden| **hidden).count());
+    let cost = attention_cost(dims(&query), [kv_heads, len], batch * queries * len - hidden);
+    timed("attention of many queries", cost, || {
         kernels::attend(&attention, &mut out); // [batch, queries, heads, head_dim]
     });
     let token = heads * head_dim;

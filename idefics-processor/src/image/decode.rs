@@ -108,7 +108,7 @@ impl Input<'_> {
         let decoder = jpeg::Decoder::new(bytes).map_err(|error| self.jpeg_error(error))?;
         let (width, height) = decoder.size();
         self.check_size(width, height)?;
-        self.check_memory(decoder.components() as u64 * u64::from(width) * u64::from(height))?;
+        self.check_memory(decoder.components().max(3) as u64 * u64::from(width) * u64::from(height))?;
         let orientation = decoder.exif().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms);
         let data = decoder.decode(self.limits.max_decoded_bytes).map_err(|error| self.jpeg_error(error))?;
         upright(width, height, data, orientation)

@@ -50,12 +50,12 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     let cancel = model::cancel_on_interrupt();
     let bar = progress_bar(rows.len());
     bar.inc(done.len() as u64);
-    let groups: Vec<Group<'_>> = groups(&rows, args.batch_size.get(), &model)
+    let groups: Vec<Vec<&InputRow>> = groups(&rows, args.batch_size.get(), &model)
         .into_iter()
-        .map(|rows| Group::of(rows.into_iter().filter(|row| !done.contains_key(&row.name)).collect()))
-        .filter(|group| !group.rows.is_empty())
+        .map(|group| group.into_iter().filter(|row| !done.contains_key(&row.name)).collect::<Vec<_>>())
+        .filter(|group| !group.is_empty())
         .collect();
-    model.prepare_ahead(groups, &args.generation.process(), |group, prepared| {
+    model.prepare_ahead(groups.into_iter().map(Group::of), &args.generation.process(), |group, prepared| {
         let answered = answer_group(global, args, &model, &group, prepared, &cancel)?;
         journal.keep(&answered)?;
         bar.inc(group.rows.len() as u64);

@@ -18,8 +18,8 @@ const BLOCKS: usize = 3;
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {
     let Codes::Int8(weight) = weight else { unreachable!("q4 sums are cut up too finely for tiles") };
     let steps = product.d_in.div_ceil(STEP);
-    let n_tasks = (rayon::current_num_threads() * BLOCKS * FEATURES).max(1);
-    let n_tasks = product.d_out.div_ceil(n_tasks) * rayon::current_num_threads();
+    let threads = rayon::current_num_threads();
+    let n_tasks = product.d_out.div_ceil(threads * BLOCKS * FEATURES) * threads;
     let task = product.d_out.div_ceil(n_tasks).next_multiple_of(FEATURES);
     let block = 2 * steps * TILE;
     product.split_evenly(task, |features| {
