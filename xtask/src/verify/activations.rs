@@ -6,14 +6,14 @@ use anyhow::Result;
 use burn::tensor::{DType, Device, Tensor};
 use idefics_generate::nn::{Activations, PackedFormat};
 use idefics_generate::{DeviceChoice, Idefics, WeightFormat, WeightOptions};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::case::Case;
 use super::committed_cases;
 use super::stages::{floats, process_options};
 
 /// Measures how far logits are from those of f32 weights and activations, with int8 and q4 weights and activations in f32
-/// and in eight bits, on every committed case of a model.
+/// and in eight bits, on every committed case of a model whose files are not quantised.
 ///
 /// An error is the sum of squared differences over the sum of squared logits, of all real tokens; a choice is changed
 /// where the likeliest next token is another.
@@ -44,8 +44,8 @@ fn compare(args: &Args) -> Result<()> {
     for folder in committed_cases()? {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let case = Case::read(&folder)?;
-        if !case.runs_model() {
-            continue; // of the processor alone, without weights
+        if !case.runs_model() || is_quantized(&case)? {
+            continue; // the processor alone, or weights in a format of their own
         }
         let exact = logits(&case, PLAIN, &device)?;
         for format in [PackedFormat::Int8, PackedFormat::Q4] {
@@ -65,6 +65,12 @@ fn compare(args: &Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the checkpoint's files hold quantised weights.
+fn is_quantized(case: &Case) -> Result<bool> {
+    let config: Value = serde_json::from_slice(&std::fs::read(case.checkpoint.join("config.json"))?)?;
+    Ok(config.get("quantization_config").is_some_and(|config| !config.is_null()))
 }
 
 /// f32 and nothing quantised.
