@@ -148,6 +148,22 @@ impl Idefics1 {
         (!connected.is_empty()).then(|| Tensor::cat(connected, 0))
     }
 
+    /// [`Model::encode_in_stages`].
+    fn encode<E: From<InputError>>(
+        &self,
+        images: &[ImageTile],
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), E>,
+    ) -> Result<Option<Tensor<3>>, E> {
+        let mut connected = Vec::new();
+        for batch in self.batches(images)? {
+            let features = self.batch_features(batch); // [n_images, 1 + patches, d_image]
+            done(EncodeStage::Vision)?;
+            connected.push(self.connect_batch(features)); // [n_images, n_vectors, d_image]
+            done(EncodeStage::Connector)?;
+        }
+        Ok((!connected.is_empty()).then(|| Tensor::cat(connected, 0)))
+    }
+
     /// Image vectors of one batch, `[n_images, n_vectors, d_image]`.
     fn connect_batch(&self, features: Tensor<3>) -> Tensor<3> {
         match &self.model.images.perceiver_resampler {
@@ -287,22 +303,13 @@ impl Model for Idefics1 {
         images: &[ImageTile],
         done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error> {
-        let mut connected = Vec::new();
-        for batch in self.batches(images)? {
-            let features = self.batch_features(batch); // [n_images, 1 + patches, d_image]
-            done(EncodeStage::Vision)?;
-            connected.push(self.connect_batch(features)); // [n_images, n_vectors, d_image]
-            done(EncodeStage::Connector)?;
-        }
-        Ok((!connected.is_empty()).then(|| Tensor::cat(connected, 0)))
+        self.encode(images, done)
     }
 
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
         let (distinct, places) = distinct(images);
         let distinct: Vec<ImageTile> = distinct.into_iter().cloned().collect();
-        let connected: Vec<Tensor<3>> =
-            self.batches(&distinct)?.into_iter().map(|batch| self.connect_batch(self.batch_features(batch))).collect();
-        let image_hidden_states = (!connected.is_empty()).then(|| Tensor::cat(connected, 0));
+        let image_hidden_states = self.encode(&distinct, &mut |_| Ok::<_, InputError>(()))?;
         Ok(image_hidden_states.map(|states| arrange(states, &places)))
     }
 

@@ -6,7 +6,7 @@
 //! Axes: `n_images` images of the whole batch, `patches`, `n_latents` vectors an image, `batch` rows, `seq` tokens,
 //! `d` = `text_config.hidden_size`.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -77,11 +77,26 @@ impl Idefics2 {
     /// [`InputError::Patches`].
     pub fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
         let (distinct, places) = distinct(images);
-        let batches = image_batches(&distinct, &self.config.vision_config, self.vision_batch)?;
-        // The features of one batch at a time: they are much more than what the connector makes of them.
-        let connected = batches.iter().map(|batch| self.model.connector.forward(self.vision_features(batch), None));
-        let image_hidden_states = self.in_order(&batches, connected.collect()); // [n_distinct, n_latents, d]
+        let image_hidden_states = self.encode(&distinct, &mut |_| Ok::<_, InputError>(()))?; // [n_distinct, n_latents, d]
         Ok(image_hidden_states.map(|states| arrange(states, &places)))
+    }
+
+    /// [`Model::encode_in_stages`]: the features of one batch at a time, for they are much more than what the connector
+    /// makes of them.
+    fn encode<E: From<InputError>>(
+        &self,
+        images: &[impl Borrow<ImageTile>],
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), E>,
+    ) -> Result<Option<Tensor<3>>, E> {
+        let batches = image_batches(images, &self.config.vision_config, self.vision_batch)?;
+        let mut connected = Vec::with_capacity(batches.len());
+        for batch in &batches {
+            let features = self.vision_features(batch); // [n_images, patches, vision_hidden_size]
+            done(EncodeStage::Vision)?;
+            connected.push(self.model.connector.forward(features, None)); // [n_images, n_latents, d]
+            done(EncodeStage::Connector)?;
+        }
+        Ok(self.in_order(&batches, connected))
     }
 
     /// Patch features of one batch, `[n_images, patches, vision_hidden_size]`.
@@ -229,15 +244,7 @@ impl Model for Idefics2 {
         images: &[ImageTile],
         done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error> {
-        let batches = image_batches(images, &self.config.vision_config, self.vision_batch)?;
-        let mut connected = Vec::with_capacity(batches.len());
-        for batch in &batches {
-            let features = self.vision_features(batch); // [n_images, patches, vision_hidden_size]
-            done(EncodeStage::Vision)?;
-            connected.push(self.model.connector.forward(features, None)); // [n_images, n_latents, d]
-            done(EncodeStage::Connector)?;
-        }
-        Ok(self.in_order(&batches, connected))
+        self.encode(images, done)
     }
 
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
