@@ -165,6 +165,7 @@ impl AnyModel {
         })?;
 
         progress("vision tower and connector");
+        let tiles: Vec<&ImageTile> = tiles.iter().collect();
         let mut image_hidden_states = None;
         let (mut vision_ms, mut connector_ms) = (Vec::new(), Vec::new());
         for run in 0..=runs {

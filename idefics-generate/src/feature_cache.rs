@@ -136,7 +136,7 @@ impl Idefics {
                 None => missing.push(index),
             }
         }
-        let tiles: Vec<ImageTile> = missing.iter().map(|&index| images[index].clone()).collect();
+        let tiles: Vec<&ImageTile> = missing.iter().map(|&index| &images[index]).collect();
         let mut since = clock;
         let encoded = self.model.encode_in_stages(&tiles, &mut |stage| {
             self.sync()?;
@@ -147,7 +147,6 @@ impl Idefics {
             since = Instant::now();
             Ok(())
         })?;
-        drop(tiles);
         let clock = since;
         self.sync()?;
         if let Some(encoded) = encoded {

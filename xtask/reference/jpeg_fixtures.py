@@ -183,11 +183,16 @@ def decoded(file):
     return struct.pack("<II", *image.size) + hashlib.sha256(image.tobytes()).digest()
 
 
-tensors = {}
-for name, file in [*written_by_pillow(), *dealt_out(), *unusual()]:
-    assert name not in tensors, name
-    tensors[name] = np.frombuffer(file, dtype=np.uint8)
-    tensors[f"{name}/rgb"] = np.frombuffer(decoded(file) or b"", dtype=np.uint8)
-save_file(tensors, OUT, {"made_by": "xtask/reference/jpeg_fixtures.py", "pillow": Image.__version__})
-refused = [name for name in tensors if "/" not in name and not tensors[f"{name}/rgb"].size]
-print(len(tensors) // 2, "files,", OUT.stat().st_size, "bytes; refused:", *refused)
+def main():
+    tensors = {}
+    for name, file in [*written_by_pillow(), *dealt_out(), *unusual()]:
+        assert name not in tensors, name
+        tensors[name] = np.frombuffer(file, dtype=np.uint8)
+        tensors[f"{name}/rgb"] = np.frombuffer(decoded(file) or b"", dtype=np.uint8)
+    save_file(tensors, OUT, {"made_by": "xtask/reference/jpeg_fixtures.py", "pillow": Image.__version__})
+    refused = [name for name in tensors if "/" not in name and not tensors[f"{name}/rgb"].size]
+    print(len(tensors) // 2, "files,", OUT.stat().st_size, "bytes; refused:", *refused)
+
+
+if __name__ == "__main__":
+    main()

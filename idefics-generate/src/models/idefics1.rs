@@ -110,23 +110,24 @@ impl Idefics1 {
     /// # Errors
     /// [`InputError::ImageSize`].
     pub fn vision_features(&self, images: &[ImageTile]) -> Result<Vec<Tensor<3>>, InputError> {
-        Ok(self.batches(images)?.into_iter().map(|batch| self.batch_features(batch)).collect())
+        let images: Vec<&ImageTile> = images.iter().collect();
+        Ok(self.batches(&images)?.into_iter().map(|batch| self.batch_features(batch)).collect())
     }
 
     /// Patch features of images of one size, `[n_images, 1 + patches, d_image]`.
-    fn batch_features(&self, images: &[ImageTile]) -> Tensor<3> {
+    fn batch_features(&self, images: &[&ImageTile]) -> Tensor<3> {
         self.model.images.vision_model.forward(self.upload(images))
     }
 
     /// Images of one size that follow one another, as many as are encoded together.
-    fn batches<'i>(&self, images: &'i [ImageTile]) -> Result<Vec<&'i [ImageTile]>, InputError> {
+    fn batches<'s, 'i>(&self, images: &'s [&'i ImageTile]) -> Result<Vec<&'s [&'i ImageTile]>, InputError> {
         let expected = self.config.vision_config.image_size;
-        let is_wrong = |image: &ImageTile| match self.interpolates {
+        let is_wrong = |image: &&ImageTile| match self.interpolates {
             true => image.width.min(image.height) < self.config.vision_config.patch_size,
             false => (image.width, image.height) != (expected, expected),
         };
         if let Some(image_idx) = images.iter().position(is_wrong) {
-            let ImageTile { width, height, .. } = images[image_idx];
+            let ImageTile { width, height, .. } = *images[image_idx];
             return Err(InputError::ImageSize { image_idx, width, height, expected });
         }
         let patch = self.config.vision_config.patch_size;
@@ -151,7 +152,7 @@ impl Idefics1 {
     /// [`Model::encode_in_stages`].
     fn encode<E: From<InputError>>(
         &self,
-        images: &[ImageTile],
+        images: &[&ImageTile],
         done: &mut dyn FnMut(EncodeStage) -> Result<(), E>,
     ) -> Result<Option<Tensor<3>>, E> {
         let mut connected = Vec::new();
@@ -173,8 +174,8 @@ impl Idefics1 {
     }
 
     /// Pixels of images of one size, `[n_images, 3, height, width]`.
-    fn upload(&self, images: &[ImageTile]) -> Tensor<4> {
-        let ImageTile { width, height, .. } = images[0];
+    fn upload(&self, images: &[&ImageTile]) -> Tensor<4> {
+        let ImageTile { width, height, .. } = *images[0];
         let pixels: Vec<f32> = images.iter().flat_map(|image| &image.pixels).copied().collect();
         Tensor::from_data(
             TensorData::new(pixels, [images.len(), 3, height, width]),
@@ -300,7 +301,7 @@ impl Model for Idefics1 {
 
     fn encode_in_stages(
         &self,
-        images: &[ImageTile],
+        images: &[&ImageTile],
         done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error> {
         self.encode(images, done)
@@ -308,7 +309,6 @@ impl Model for Idefics1 {
 
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
         let (distinct, places) = distinct(images);
-        let distinct: Vec<ImageTile> = distinct.into_iter().cloned().collect();
         let image_hidden_states = self.encode(&distinct, &mut |_| Ok::<_, InputError>(()))?;
         Ok(image_hidden_states.map(|states| arrange(states, &places)))
     }

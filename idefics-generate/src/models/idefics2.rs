@@ -6,7 +6,7 @@
 //! Axes: `n_images` images of the whole batch, `patches`, `n_latents` vectors an image, `batch` rows, `seq` tokens,
 //! `d` = `text_config.hidden_size`.
 
-use std::borrow::{Borrow, Cow};
+use std::borrow::Cow;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -85,7 +85,7 @@ impl Idefics2 {
     /// makes of them.
     fn encode<E: From<InputError>>(
         &self,
-        images: &[impl Borrow<ImageTile>],
+        images: &[&ImageTile],
         done: &mut dyn FnMut(EncodeStage) -> Result<(), E>,
     ) -> Result<Option<Tensor<3>>, E> {
         let batches = image_batches(images, &self.config.vision_config, self.vision_batch)?;
@@ -100,21 +100,25 @@ impl Idefics2 {
     }
 
     /// Patch features of one batch, `[n_images, patches, vision_hidden_size]`.
-    pub fn vision_features(&self, batch: &ImageBatch) -> Tensor<3> {
+    pub fn vision_features(&self, batch: &ImageBatch<'_>) -> Tensor<3> {
         let pixel_values = batch.upload(&self.device()); // [n_images, 3, height, width]
         self.model.vision_model.forward(pixel_values, &batch.layout)
     }
 
     /// Image tokens from the patch features of each batch, back in the order of the images:
     /// `[n_images, n_latents, d]`; `None` if there is none.
-    pub fn connect(&self, batches: &[ImageBatch], features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
+    pub fn connect(&self, batches: &[ImageBatch<'_>], features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
         let image_hidden_states: Vec<Tensor<3>> =
             features.into_iter().map(|features| self.model.connector.forward(features, None)).collect();
         self.in_order(batches, image_hidden_states)
     }
 
     /// The image tokens of each batch, `[n_images, n_latents, d]` each, as one tensor in the order of the images.
-    pub(crate) fn in_order(&self, batches: &[ImageBatch], image_hidden_states: Vec<Tensor<3>>) -> Option<Tensor<3>> {
+    pub(crate) fn in_order(
+        &self,
+        batches: &[ImageBatch<'_>],
+        image_hidden_states: Vec<Tensor<3>>,
+    ) -> Option<Tensor<3>> {
         if image_hidden_states.is_empty() {
             return None;
         }
@@ -241,7 +245,7 @@ impl Model for Idefics2 {
 
     fn encode_in_stages(
         &self,
-        images: &[ImageTile],
+        images: &[&ImageTile],
         done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error> {
         self.encode(images, done)

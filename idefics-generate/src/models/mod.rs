@@ -66,7 +66,7 @@ pub trait Model: Debug + Send + Sync {
     /// [`InputError`] for images that do not fit the model, or what `done` returns.
     fn encode_in_stages(
         &self,
-        images: &[ImageTile],
+        images: &[&ImageTile],
         done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error>;
 

@@ -86,7 +86,7 @@ struct VisionInputs {
 }
 
 impl VisionInputs {
-    fn of(model: &Idefics2, images: &ImageBatch) -> Self {
+    fn of(model: &Idefics2, images: &ImageBatch<'_>) -> Self {
         let vision_model = &model.model.vision_model;
         let pixel_values = images.upload(&model.device());
         let mut hidden_states = vec![vision_model.embeddings.forward(pixel_values.clone(), &images.layout)];
@@ -148,7 +148,7 @@ impl Backward<'_> {
     }
 
     /// Through connector and vision tower of one batch of images.
-    fn vision(&mut self, images: &ImageBatch, inputs: VisionInputs, gradient: Tensor<3>) {
+    fn vision(&mut self, images: &ImageBatch<'_>, inputs: VisionInputs, gradient: Tensor<3>) {
         let model = &self.model.model;
         let VisionInputs { mut hidden_states, features: _ } = inputs;
         let last = hidden_states.pop().expect("the tower shows its last layer");

@@ -134,9 +134,7 @@ impl Tiles {
             );
         }
     }
-}
 
-impl Tiles {
     /// Two row tiles of activations times two feature tiles of codes, in integers: rows of `sums` are rows, its columns
     /// features.
     ///
@@ -193,9 +191,7 @@ impl Tiles {
             );
         }
     }
-}
 
-impl Tiles {
     /// Multiplies tiles in registers, of bytes or of bf16, `4 steps` times; returns the number of products.
     pub(super) fn spin<const OF_BYTES: bool>(&self, steps: usize) -> usize {
         // SAFETY: nothing but the thread's tiles is touched, which are this value's.

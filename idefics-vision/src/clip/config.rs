@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use super::VisionTransformer;
 use crate::VisionConfig as EncoderConfig;
-
 use crate::config::activation_bytes;
 
 /// The shape of a CLIP tower; field names are the JSON keys, and keys that are not listed are ignored.

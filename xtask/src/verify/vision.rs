@@ -52,7 +52,7 @@ impl Stages<'_> {
     fn compare_features(
         &self,
         model: &Idefics2,
-        batches: &[idefics_generate::ImageBatch],
+        batches: &[idefics_generate::ImageBatch<'_>],
         features: &[Tensor<3>],
         expected: &Expected,
     ) -> Result<Comparison> {

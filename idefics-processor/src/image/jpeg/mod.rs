@@ -44,8 +44,8 @@ use self::scan::ScanReader;
 const MAX_SCANS: usize = 500;
 
 /// How often all blocks may be visited by scans. A file that sends every bit of every coefficient by itself, which
-/// nobody does, would need 900.
-const MAX_VISITS: usize = 100;
+/// nobody does, would need 900; encoders need ten.
+const MAX_VISITS: usize = 30;
 
 /// A file whose headers are read, up to its first scan.
 #[derive(Debug)]
