@@ -119,7 +119,9 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
         }
     };
     bar.finish_and_clear();
-    Ok(model?)
+    let mut model = model?;
+    model.set_vision_batch(global.vision_batch(available_memory_bytes(choice, &device)));
+    Ok(model)
 }
 
 /// Opens the device of `--device`, and says how the weights are held there. Of `auto` that is the best device with room

@@ -2,8 +2,7 @@
 
 use std::io::{self, Write};
 
-use idefics_generate::processor::Sample;
-use idefics_generate::{Answer, CancelToken, FinishReason, Idefics, Timings, Usage};
+use idefics_generate::{Answer, CancelToken, Error, FinishReason, Idefics, Prepared, Timings, Usage};
 use serde_json::json;
 
 use crate::args::{GenerationArgs, Global};
@@ -15,17 +14,17 @@ pub(crate) fn answer_one(
     global: &Global,
     image: Option<&str>,
     model: &Idefics,
-    sample: &Sample,
+    prepared: Result<Prepared<'_>, Error>,
     args: &GenerationArgs,
     cancel: &CancelToken,
 ) -> Result<(), Failure> {
-    let (process, options) = (args.process(), args.options());
+    let prepared = prepared.map_err(Failure::of_sample)?;
+    let options = args.options();
     let controls = args.controls(global, cancel);
     let mut stdout = io::stdout().lock();
     let prefix = image.map_or_else(String::new, |image| format!("{image}: "));
     if !options.over(model.generation_config()).is_streamable() {
-        let answers = model.generate(std::slice::from_ref(sample), &process, &options, controls);
-        let answers = answers.map_err(Failure::of_sample)?;
+        let answers = prepared.generate(&options, controls).map_err(Failure::of_sample)?;
         for answer in &answers {
             match global.json {
                 true => print_json(&mut stdout, answer, image)?,
@@ -36,7 +35,7 @@ pub(crate) fn answer_one(
         return answers.iter().try_for_each(interrupted);
     }
     let mut chunks = Chunks::new(prefix);
-    let answer = model.generate_streaming(sample, &process, &options, controls, |chunk| {
+    let answer = prepared.generate_streaming(&options, controls, |chunk| {
         if !global.json && !chunks.write(&mut stdout, chunk) {
             cancel.cancel(); // nobody reads any more
         }

@@ -45,6 +45,25 @@ fn every_stage_is_measured() {
 }
 
 #[test]
+fn operations_are_compared_with_what_the_machine_gives() {
+    let report = measured(&["--image", "60x40", "--image", "90x40", "--vision-batch", "1", "--profile"]);
+    let stages = report["profile"].as_array().unwrap();
+    let names: Vec<&str> = stages.iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
+    assert_eq!(names, ["vision tower", "connector", "prefill", "decode"]);
+    for stage in stages {
+        let operations = stage["operations"].as_array().unwrap();
+        assert!(!operations.is_empty(), "{stage}");
+        let seconds: f64 = operations.iter().map(|operation| operation["seconds"].as_f64().unwrap()).sum();
+        assert!(seconds > 0.0 && seconds <= stage["seconds"].as_f64().unwrap(), "{stage}");
+        for operation in operations {
+            assert!(operation["share_of_limit"].as_f64().is_some_and(|share| share > 0.0), "{operation}");
+        }
+    }
+    let limits = report["limits_ops_per_s"].as_object().unwrap();
+    assert!(limits.values().all(|limit| limit.as_f64().is_some_and(|limit| limit > 1e6)), "{limits:?}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let huge = scratch.path().join("config.json");

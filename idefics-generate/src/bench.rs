@@ -10,7 +10,7 @@ use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
 use serde::Serialize;
 
 use crate::pipeline::milliseconds;
-use crate::{AnyModel, Error, Model, ModelConfig, Prompts, SeenImages};
+use crate::{AnyModel, EncodeStage, Error, Model, ModelConfig, Prompts, SeenImages};
 
 /// What an answer is about, and how often it is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,8 +113,28 @@ pub struct StageProfile {
 impl StageProfile {
     /// What the profiler counted since its last lap.
     fn of(stage: &'static str, profiler: &mut Profiler) -> Self {
+        let mut all = Self::new(stage);
+        all.add(profiler);
+        all
+    }
+
+    /// Nothing yet.
+    fn new(stage: &'static str) -> Self {
+        Self { stage, seconds: 0.0, operations: Vec::new() }
+    }
+
+    /// Adds what the profiler counted since its last lap.
+    fn add(&mut self, profiler: &mut Profiler) {
         let (seconds, operations) = profiler.lap();
-        Self { stage, seconds, operations }
+        self.seconds += seconds;
+        for more in operations {
+            let is_same = |known: &&mut Operation| (known.name, known.unit) == (more.name, more.unit);
+            match self.operations.iter_mut().find(is_same) {
+                Some(known) => known.add(&more),
+                None => self.operations.push(more),
+            }
+        }
+        self.operations.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     }
 }
 
@@ -145,31 +165,40 @@ impl AnyModel {
         })?;
 
         progress("vision tower and connector");
+        let tiles: Vec<&ImageTile> = tiles.iter().collect();
         let mut image_hidden_states = None;
         let (mut vision_ms, mut connector_ms) = (Vec::new(), Vec::new());
         for run in 0..=runs {
-            let clock = Instant::now();
-            let mut between = clock;
-            image_hidden_states = model.encode_in_stages(&tiles, &mut || {
+            let (mut since, mut vision, mut connector) = (Instant::now(), 0.0, 0.0);
+            image_hidden_states = model.encode_in_stages(&tiles, &mut |stage| {
                 finish()?;
-                between = Instant::now();
+                match stage {
+                    EncodeStage::Vision => vision += milliseconds(since),
+                    EncodeStage::Connector => connector += milliseconds(since),
+                }
+                since = Instant::now();
                 Ok(())
             })?;
             finish()?;
             if run > 0 {
-                vision_ms.push(between.duration_since(clock).as_secs_f64() * 1e3);
-                connector_ms.push(milliseconds(between));
+                vision_ms.push(vision);
+                connector_ms.push(connector + milliseconds(since)); // what puts them in order
             }
         }
         if options.profile {
             let mut profiler = Profiler::start();
-            model.encode_in_stages(&tiles, &mut || {
+            let mut stages = [StageProfile::new("vision tower"), StageProfile::new("connector")];
+            model.encode_in_stages(&tiles, &mut |stage| {
                 finish()?;
-                profile.push(StageProfile::of("vision tower", &mut profiler));
+                match stage {
+                    EncodeStage::Vision => stages[0].add(&mut profiler),
+                    EncodeStage::Connector => stages[1].add(&mut profiler),
+                }
                 Ok(())
             })?;
             finish()?;
-            profile.push(StageProfile::of("connector", &mut profiler));
+            stages[1].add(&mut profiler);
+            profile.extend(stages);
         }
 
         progress("prefill");

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::pipeline::milliseconds;
-use crate::{Error, Idefics, Timings};
+use crate::{EncodeStage, Error, Idefics, Timings};
 
 /// What an image is known by: a digest of its size and its pixels as the vision tower reads them.
 pub type ImageKey = [u8; 32];
@@ -136,15 +136,18 @@ impl Idefics {
                 None => missing.push(index),
             }
         }
-        let tiles: Vec<ImageTile> = missing.iter().map(|&index| images[index].clone()).collect();
-        let mut between = clock;
-        let encoded = self.model.encode_in_stages(&tiles, &mut || {
+        let tiles: Vec<&ImageTile> = missing.iter().map(|&index| &images[index]).collect();
+        let mut since = clock;
+        let encoded = self.model.encode_in_stages(&tiles, &mut |stage| {
             self.sync()?;
-            timings.vision_ms += milliseconds(clock);
-            between = Instant::now();
+            match stage {
+                EncodeStage::Vision => timings.vision_ms += milliseconds(since),
+                EncodeStage::Connector => timings.connector_ms += milliseconds(since),
+            }
+            since = Instant::now();
             Ok(())
         })?;
-        let clock = between;
+        let clock = since;
         self.sync()?;
         if let Some(encoded) = encoded {
             let missing: Vec<ImageKey> = missing.iter().map(|&index| keys[index]).collect();

@@ -6,29 +6,40 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use idefics_processor::image::ImageTile;
 use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, plan_batches};
 
+use crate::VisionBatch;
 use crate::inputs::InputError;
-
-/// Patches that one batch may hold: two 980-pixel squares, which bounds the activations of the largest tower to about
-/// 200 MB in f32.
-pub(crate) const MAX_PATCHES: usize = 9800;
 
 /// Images of one patch grid, to encode together.
 #[derive(Debug)]
-pub struct ImageBatch {
+pub struct ImageBatch<'i> {
     /// Which images these are, by their place in the prompt's list.
     pub image_indices: Vec<usize>,
     /// Their patches.
     pub layout: PatchLayout,
-    /// `[n_images, 3, rows · patch_size, cols · patch_size]`: pixels beyond the last whole patch are cut off.
-    pixel_values: Vec<f32>,
-    /// Shape of the above.
-    shape: [usize; 4],
+    images: Vec<&'i ImageTile>,
+    /// Pixels of the whole patches: what lies beyond them is cut off.
+    height: usize,
+    width: usize,
 }
 
-impl ImageBatch {
+impl ImageBatch<'_> {
     /// Uploads the pixels, `[n_images, 3, height, width]` in f32.
     pub fn upload(&self, device: &Device) -> Tensor<4> {
-        Tensor::from_data(TensorData::new(self.pixel_values.clone(), self.shape), (device, DType::F32))
+        Tensor::from_data(self.pixel_values(), (device, DType::F32))
+    }
+
+    /// The pixels of whole patches, `[n_images, 3, height, width]` in f32.
+    pub fn pixel_values(&self) -> TensorData {
+        let shape = [self.images.len(), 3, self.height, self.width];
+        let mut pixel_values = Vec::with_capacity(shape.iter().product());
+        for image in &self.images {
+            for channel in image.pixels.chunks_exact(image.height * image.width) {
+                for row in channel.chunks_exact(image.width).take(self.height) {
+                    pixel_values.extend_from_slice(&row[..self.width]);
+                }
+            }
+        }
+        TensorData::new(pixel_values, shape)
     }
 }
 
@@ -65,7 +76,11 @@ pub(crate) fn arrange(image_hidden_states: Tensor<3>, places: &[usize]) -> Tenso
 ///
 /// # Errors
 /// [`InputError::Patches`] for an image that has no whole patch, or too many.
-pub fn image_batches(images: &[impl Borrow<ImageTile>], config: &VisionConfig) -> Result<Vec<ImageBatch>, InputError> {
+pub fn image_batches<'i>(
+    images: &'i [impl Borrow<ImageTile>],
+    config: &VisionConfig,
+    vision_batch: VisionBatch,
+) -> Result<Vec<ImageBatch<'i>>, InputError> {
     let (patch, positions) = (config.patch_size, config.positions_per_side());
     let grids = images
         .iter()
@@ -76,21 +91,13 @@ pub fn image_batches(images: &[impl Borrow<ImageTile>], config: &VisionConfig) -
                 .map_err(|source| InputError::Patches { image_idx, source })
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let batches = plan_batches(&grids, MAX_PATCHES).into_iter().map(|image_indices| {
+    let image_bytes = |grid: PatchGrid| (grid.patches() * config.activation_bytes_per_patch()) as u64;
+    let planned = plan_batches(&grids, |grid| vision_batch.images(image_bytes(grid)));
+    let batches = planned.into_iter().map(|image_indices| {
         let grid = grids[image_indices[0]];
-        let (height, width) = (grid.rows * patch, grid.cols * patch);
-        let shape = [image_indices.len(), 3, height, width];
-        let mut pixel_values = Vec::with_capacity(shape.iter().product());
-        for &image_idx in &image_indices {
-            let image = images[image_idx].borrow();
-            for channel in image.pixels.chunks_exact(image.height * image.width) {
-                for row in channel.chunks_exact(image.width).take(height) {
-                    pixel_values.extend_from_slice(&row[..width]);
-                }
-            }
-        }
         let layout = PatchLayout::new(&vec![grid; image_indices.len()], positions);
-        ImageBatch { image_indices, layout, pixel_values, shape }
+        let images = image_indices.iter().map(|&image_idx| images[image_idx].borrow()).collect();
+        ImageBatch { image_indices, layout, images, height: grid.rows * patch, width: grid.cols * patch }
     });
     Ok(batches.collect())
 }

@@ -92,6 +92,14 @@ impl AnyModel {
         }
     }
 
+    /// The same, to change how it computes.
+    pub fn as_model_mut(&mut self) -> &mut dyn Model {
+        match self {
+            Self::Idefics1(model) => model,
+            Self::Idefics2(model) => model,
+        }
+    }
+
     pub(crate) fn into_model(self) -> Box<dyn Model> {
         match self {
             Self::Idefics1(model) => Box::new(model),

@@ -6,16 +6,15 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use idefics_nn::checkpoint::LoadProgress;
-use idefics_processor::image::ImageTile;
-use idefics_processor::{Family, ProcessOptions, ProcessedInputs, Processor, Sample, Tokenizer};
+use idefics_processor::{Family, ProcessOptions, ProcessedInputs, Processor, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
 #[cfg(feature = "hub")]
 use crate::hub::{HubOptions, fetch_with};
 use crate::placement::{Placement, Plan};
 use crate::{
-    Answer, AnyModel, Controls, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationError,
-    Idefics1, InputError, Model, ModelConfig, Prompts, TextStream, Timings, Usage, WeightOptions,
+    Answer, AnyModel, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics1,
+    InputError, Model, ModelConfig, Prompts, Timings, Usage, VisionBatch, WeightOptions,
 };
 
 /// A model with its processor and its generation options.
@@ -121,6 +120,11 @@ impl Idefics {
         &*self.model
     }
 
+    /// Encodes so many images together from now on.
+    pub fn set_vision_batch(&mut self, vision_batch: VisionBatch) {
+        self.model.set_vision_batch(vision_batch);
+    }
+
     /// The processor.
     pub fn processor(&self) -> &Processor {
         &self.processor
@@ -131,118 +135,10 @@ impl Idefics {
         &self.generation_config
     }
 
-    /// Answers a batch of samples: `num_return_sequences` answers for the first, then those for the second. A row's
-    /// answer does not depend on the others.
-    ///
-    /// # Errors
-    /// [`Error`] naming the row, image or option at fault.
-    pub fn generate<'a>(
-        &'a self,
-        samples: &[Sample],
-        process: &ProcessOptions,
-        options: &GenerationConfig,
-        controls: impl Into<Controls<'a>>,
-    ) -> Result<Vec<Answer>, Error> {
-        let mut run = self.start(samples, process, options, controls.into())?;
-        let clock = Instant::now();
-        while run.generation.step()?.is_some() {}
-        run.timings.decode_ms = milliseconds(clock);
-        let n_answers = samples.len() * run.generation.answers_per_sample();
-        (0..n_answers).map(|row| self.answer(&run.generation, &run.processed, row, process, run.timings)).collect()
-    }
-
-    /// Answers one sample, calling `on_text` with each chunk of text as it comes; see [`TextStream`].
-    ///
-    /// # Errors
-    /// As [`Idefics::generate`], and [`GenerationError::Conflict`] for options that give more than one row.
-    pub fn generate_streaming<'a>(
-        &'a self,
-        sample: &Sample,
-        process: &ProcessOptions,
-        options: &GenerationConfig,
-        controls: impl Into<Controls<'a>>,
-        mut on_text: impl FnMut(&str),
-    ) -> Result<Answer, Error> {
-        let Run { generation, processed, mut timings } = self.start_one(sample, process, options, controls.into())?;
-        let clock = Instant::now();
-        let mut stream = TextStream::new(generation, self.processor.tokenizer_for(process.compatibility), true);
-        for chunk in stream.by_ref() {
-            on_text(&chunk?);
-        }
-        timings.decode_ms = milliseconds(clock);
-        self.answer(stream.generation(), &processed, 0, process, timings)
-    }
-
-    /// The text of one sample's answer as an iterator; dropping it ends the generation.
-    ///
-    /// # Errors
-    /// As [`Idefics::generate_streaming`].
-    pub fn stream<'a>(
-        &'a self,
-        sample: &Sample,
-        process: &ProcessOptions,
-        options: &GenerationConfig,
-        controls: impl Into<Controls<'a>>,
-    ) -> Result<TextStream<'a>, Error> {
-        let run = self.start_one(sample, process, options, controls.into())?;
-        Ok(TextStream::new(run.generation, self.processor.tokenizer_for(process.compatibility), true))
-    }
-
-    /// Everything up to the first token of the one row that a stream has.
-    fn start_one<'a>(
-        &'a self,
-        sample: &Sample,
-        process: &ProcessOptions,
-        options: &GenerationConfig,
-        controls: Controls<'a>,
-    ) -> Result<Run<'a>, Error> {
-        if !self.options(options, std::slice::from_ref(sample)).is_streamable() {
-            let reason = "only one answer that grows a token at a time can be streamed";
-            let (option, other) = ("num_beams or num_return_sequences", "streaming");
-            return Err(GenerationError::Conflict { option, other, reason }.into());
-        }
-        self.start(std::slice::from_ref(sample), process, options, controls)
-    }
-
-    /// Everything up to the first token.
-    fn start<'a>(
-        &'a self,
-        samples: &[Sample],
-        process: &ProcessOptions,
-        options: &GenerationConfig,
-        mut controls: Controls<'a>,
-    ) -> Result<Run<'a>, Error> {
-        let options = self.options(options, samples);
-        let mut timings = Timings::default();
-
-        let clock = Instant::now();
-        let mut processed = self.processor.process(samples, process)?;
-        if let Some(bos_token_id) = options.bos_token_id {
-            // Source: `_maybe_initialize_input_ids_for_generation`.
-            let empty = processed.input_ids.iter_mut().filter(|ids| ids.is_empty());
-            empty.for_each(|ids| ids.push(bos_token_id));
-        }
-        let tokenizer = self.processor.tokenizer_for(process.compatibility);
-        controls.tokenizer.get_or_insert(tokenizer);
-        let prompts = self.prompts(&processed.input_ids, tokenizer)?;
-        self.check(&prompts, &options)?;
-        timings.preprocess_ms = milliseconds(clock);
-
-        let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
-        let image_hidden_states = self.encode_images(&images, &mut timings)?;
-
-        let clock = Instant::now();
-        let generation = Generation::start(self.model(), &prompts, image_hidden_states, &options, controls)?;
-        self.sync()?;
-        timings.prefill_ms = milliseconds(clock);
-        Ok(Run { generation, processed, timings })
-    }
-
     /// The options of a call over the folder's. Conversations in the words of the first Idefics end with a turn, unless
     /// the call says what they end with: its folders do not.
-    pub(crate) fn options(&self, options: &GenerationConfig, samples: &[Sample]) -> GenerationConfig {
+    pub(crate) fn options(&self, options: &GenerationConfig, is_conversation: bool) -> GenerationConfig {
         let mut together = options.over(&self.generation_config);
-        let is_conversation = samples.iter().any(|sample| matches!(sample, Sample::Messages { .. }));
         if let Some(end) = self.processor.turn_end_id().filter(|_| is_conversation && options.eos_token_id.is_none()) {
             let ends = together.eos_token_ids().iter().copied().chain([end]).collect();
             together.eos_token_id = Some(EosTokenId::Many(ends));
@@ -328,13 +224,6 @@ fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> R
         });
     }
     Ok(())
-}
-
-/// A generation whose prompt was run.
-struct Run<'a> {
-    generation: Generation<'a>,
-    processed: ProcessedInputs,
-    timings: Timings,
 }
 
 /// Milliseconds since then.

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use idefics_nn::KvCache;
 use idefics_processor::image::ImageTile;
 use idefics_processor::{Content, ProcessOptions, PromptPart, Sample};
-use idefics_text::{Branches, Unobserved};
+use idefics_text::Branches;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -161,7 +161,7 @@ impl dyn Model + '_ {
         let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
         cancel.check()?;
         let mut cache = self.cache(prompt, longest.max(GROUP));
-        let states = self.prefill_observed(prompt, image_hidden_states, &mut cache, &mut Unobserved)?;
+        let states = self.hidden_states(prompt, image_hidden_states, &mut cache)?;
         let [_, seq, d] = states.dims();
         let last = states.narrow(1, seq - 1, 1).reshape([1, d]); // what first tokens are predicted from
         let mut scores = vec![0.0; answers.len()];

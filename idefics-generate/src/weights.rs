@@ -26,17 +26,22 @@ pub struct WeightOptions {
     pub pickles: Pickles,
 }
 
+impl WeightOptions {
+    /// Nothing is quantised or cast.
+    pub const DEFAULT: Self = Self {
+        dtype: None,
+        quantize: WeightFormat::None,
+        double_quant: false,
+        quantize_vision: true,
+        quantize_head: false,
+        activations: Activations::F32,
+        pickles: Pickles::Refused,
+    };
+}
+
 impl Default for WeightOptions {
     fn default() -> Self {
-        Self {
-            dtype: None,
-            quantize: WeightFormat::None,
-            double_quant: false,
-            quantize_vision: true,
-            quantize_head: false,
-            activations: Activations::F32,
-            pickles: Pickles::Refused,
-        }
+        Self::DEFAULT
     }
 }
 

@@ -1,11 +1,15 @@
 //! What must not change the result, and what must.
 
+use std::num::NonZeroUsize;
+
 use burn::tensor::{DType, Device};
 use idefics_generate::processor::Sample;
-use idefics_generate::{Idefics2, LabelRecipe, LogitsToKeep, Model, Prompts};
+use idefics_generate::{Idefics2, LabelRecipe, LogitsToKeep, Model, Prompts, VisionBatch};
 use proptest::prelude::*;
 
-use crate::common::{SAME, difference, greedy, load, never, next_logits, no_splitting, text_sample, xtask_folder};
+use crate::common::{
+    SAME, case, difference, greedy, load, never, next_logits, no_splitting, text_sample, xtask_folder,
+};
 
 const QUESTION: &str = "User:<image>and<image>What is this?<end_of_utterance>\nAssistant:";
 
@@ -50,6 +54,35 @@ fn a_cached_step_is_the_recomputed_prompt() {
             let mut empty = model.model().cache(&prompts, 0);
             let recomputed = model.model().prefill(&prompts, features.clone(), &mut empty).unwrap();
             assert!(difference(cached, recomputed) <= SAME, "{checkpoint}, step {step}");
+        }
+    }
+}
+
+#[test]
+fn images_encoded_together_are_those_encoded_alone() {
+    for checkpoint in ["odd-heads", "idefics1-vector"] {
+        let (_, samples) = match checkpoint {
+            "odd-heads" => case("two-images"),
+            first => case(first),
+        };
+        let mut model = load(checkpoint);
+        let processed = model.processor().process(&samples, &no_splitting()).unwrap();
+        // Several of one size.
+        let images: Vec<_> =
+            processed.images.iter().flatten().flat_map(|image| [image.clone(), image.clone()]).collect();
+        let images: Vec<_> = images
+            .into_iter()
+            .enumerate()
+            .map(|(index, mut image)| {
+                image.pixels[index] += 1.0; // none of them is another
+                image
+            })
+            .collect();
+        let together = model.model().encode_images(&images).unwrap().unwrap();
+        for batch in [VisionBatch::Images(NonZeroUsize::MIN), VisionBatch::Bytes(0), VisionBatch::within(u64::MAX)] {
+            model.set_vision_batch(batch);
+            let found = model.model().encode_images(&images).unwrap().unwrap();
+            assert!(difference(found, together.clone()) <= SAME, "{checkpoint}, {batch:?}");
         }
     }
 }

@@ -14,6 +14,7 @@ mod hub;
 mod idefics1;
 mod invariance;
 mod memory;
+mod prepared;
 mod sampling;
 mod stop_strings;
 mod strategies;

@@ -3,6 +3,8 @@
 //! A *part* of a context is as many vectors as are always seen or hidden together. Rows of a batch have as many parts
 //! each; those that a row lacks are never seen.
 
+use std::ops::Range;
+
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
 /// Which parts of the context each new token sees.
@@ -66,9 +68,18 @@ impl ContextView {
     /// If there are fewer.
     #[must_use]
     pub fn skip(&self, start: usize) -> Self {
+        self.narrow(start..self.n_new)
+    }
+
+    /// Some of the tokens.
+    ///
+    /// # Panics
+    /// If they are not there.
+    #[must_use]
+    pub fn narrow(&self, tokens: Range<usize>) -> Self {
         let rows = self.seen.chunks((self.n_new * self.n_parts).max(1));
-        let seen = rows.flat_map(|row| &row[start * self.n_parts..]).copied().collect();
-        Self { n_new: self.n_new - start, seen, ..*self }
+        let seen = rows.flat_map(|row| &row[tokens.start * self.n_parts..tokens.end * self.n_parts]).copied().collect();
+        Self { n_new: tokens.len(), seen, ..*self }
     }
 
     /// True where a key is hidden from a token, `[batch, 1, n_new, n_parts · part_len]`; `None` if every token sees

@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::kernels::Unit;
+
 /// What one kind of operation has taken.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Operation {
@@ -20,6 +22,21 @@ pub struct Operation {
     pub operations: f64,
     /// Bytes of inputs and outputs, each counted once.
     pub bytes: f64,
+    /// What multiplies and adds; `None` where it is not known, or there is next to no arithmetic.
+    pub unit: Option<Unit>,
+    /// Additions and multiplications of that unit: several for one where numbers are sums of shorter ones.
+    pub unit_operations: f64,
+}
+
+impl Operation {
+    /// Adds the calls of the same operation on the same unit.
+    pub fn add(&mut self, more: &Self) {
+        self.calls += more.calls;
+        self.seconds += more.seconds;
+        self.operations += more.operations;
+        self.bytes += more.bytes;
+        self.unit_operations += more.unit_operations;
+    }
 }
 
 /// What a call has to do at least.
@@ -28,10 +45,15 @@ pub struct Operation {
 pub(crate) struct Cost {
     pub(crate) operations: f64,
     pub(crate) bytes: f64,
+    /// What multiplies and adds, and its operations for each of `operations`.
+    pub(crate) arithmetic: Option<(Unit, f64)>,
 }
 
 static IS_ON: AtomicBool = AtomicBool::new(false);
-static OPERATIONS: Mutex<BTreeMap<&'static str, Operation>> = Mutex::new(BTreeMap::new());
+static OPERATIONS: Mutex<BTreeMap<Key, Operation>> = Mutex::new(BTreeMap::new());
+
+/// An operation on one unit.
+type Key = (&'static str, Option<Unit>);
 
 /// Counts the operations of the whole process while it lives. What it does not list has no kernel.
 #[derive(Debug)]
@@ -63,7 +85,7 @@ impl Drop for Profiler {
     }
 }
 
-fn found() -> MutexGuard<'static, BTreeMap<&'static str, Operation>> {
+fn found() -> MutexGuard<'static, BTreeMap<Key, Operation>> {
     OPERATIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -76,14 +98,16 @@ pub(crate) fn timed<R>(name: &'static str, cost: Cost, work: impl FnOnce() -> R)
     let clock = Instant::now();
     let result = work();
     let seconds = clock.elapsed().as_secs_f64();
-    let Cost { operations, bytes } = cost;
+    let Cost { operations, bytes, arithmetic } = cost;
+    let unit = arithmetic.map(|(unit, _)| unit);
     let mut all = found();
-    let none = Operation { name, calls: 0, seconds: 0.0, operations: 0.0, bytes: 0.0 };
-    let entry = all.entry(name).or_insert(none);
+    let none = Operation { name, calls: 0, seconds: 0.0, operations: 0.0, bytes: 0.0, unit, unit_operations: 0.0 };
+    let entry = all.entry((name, unit)).or_insert(none);
     entry.calls += 1;
     entry.seconds += seconds;
     entry.operations += operations;
     entry.bytes += bytes;
+    entry.unit_operations += arithmetic.map_or(0.0, |(_, each)| operations * each);
     result
 }
 
@@ -93,7 +117,8 @@ mod tests {
 
     #[test]
     fn calls_are_counted_while_someone_asks() {
-        let one = || timed("a test", Cost { operations: 2.0, bytes: 3.0 }, || 7);
+        let one =
+            || timed("a test", Cost { operations: 2.0, bytes: 3.0, arithmetic: Some((Unit::Vectors, 3.0)) }, || 7);
         assert_eq!(one(), 7);
         let mut profiler = Profiler::start();
         one();
@@ -101,6 +126,7 @@ mod tests {
         let (_, found) = profiler.lap();
         let found = found.iter().find(|operation| operation.name == "a test").unwrap();
         assert_eq!((found.calls, found.operations, found.bytes), (2, 4.0, 6.0));
+        assert_eq!((found.unit, found.unit_operations), (Some(Unit::Vectors), 12.0));
         let is_counted = |(_, found): (f64, Vec<Operation>)| found.iter().any(|operation| operation.name == "a test");
         assert!(!is_counted(profiler.lap()), "laps begin anew");
         drop(profiler);

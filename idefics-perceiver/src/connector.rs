@@ -10,6 +10,9 @@ use idefics_nn::GatedMlp;
 
 use crate::{ConnectorConfig, PerceiverResampler};
 
+/// Patches of all images that are projected together, at most.
+const PATCHES: usize = 1024;
+
 /// Projects patch features to the decoder's width, then compresses each image to a few vectors.
 #[derive(Module, Debug)]
 pub struct Connector {
@@ -38,7 +41,22 @@ impl Connector {
     /// - `attention_mask`: `[n_images, patches]`, true where a patch holds picture; `None` if all do
     /// - returns `[n_images, n_latents, text_hidden_size]`
     pub fn forward(&self, image_hidden_states: Tensor<3>, attention_mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
-        let context = self.modality_projection.forward(image_hidden_states); // [n_images, patches, text_hidden_size]
+        let context = self.project(image_hidden_states); // [n_images, patches, text_hidden_size]
         self.perceiver_resampler.forward(context, attention_mask)
+    }
+
+    /// The projection of [`PATCHES`] at a time: it is many times as wide inside as what it reads.
+    fn project(&self, image_hidden_states: Tensor<3>) -> Tensor<3> {
+        let [n_images, patches, d] = image_hidden_states.dims();
+        if n_images * patches <= PATCHES {
+            return self.modality_projection.forward(image_hidden_states);
+        }
+        let rows = image_hidden_states.reshape([n_images * patches, d]);
+        let n_rows = n_images * patches;
+        let step = n_rows.div_ceil(n_rows.div_ceil(PATCHES)); // chunks of about the same length
+        let projected = rows.split(step, 0).into_iter().map(|rows| self.modality_projection.forward(rows));
+        let context = Tensor::cat(projected.collect(), 0); // [n_images · patches, text_hidden_size]
+        let width = context.dims()[1];
+        context.reshape([n_images, patches, width])
     }
 }

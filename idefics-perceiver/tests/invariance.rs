@@ -46,7 +46,9 @@ impl Images {
 fn an_image_alone_equals_the_image_in_a_padded_batch() {
     for model in ["odd-heads", "wide-heads", "sliding-sharded"] {
         let images = Images::new(model);
-        for (mates, patches) in [(&[0, 1][..], 26), (&[2, 0, 3], 31), (&[3, 3], 18), (&[0, 1, 2, 3], 40)] {
+        for (mates, patches) in
+            [(&[0, 1][..], 26), (&[2, 0, 3], 31), (&[3, 3], 18), (&[0, 1, 2, 3], 40), (&[1, 0], 700)]
+        {
             for (image, together) in mates.iter().zip(images.compress(mates, patches, 100)) {
                 let name = format!("{model}, image {image} of {mates:?}");
                 assert_close(&name, &together, &images.alone(*image), SAME);

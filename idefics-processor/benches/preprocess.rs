@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use idefics_processor::image::{Alpha, Filter, ImageProcessor, ImageProcessorConfig, Limits, RgbImage, decode, resize};
-use image::codecs::jpeg::JpegEncoder;
+use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
 const SIZES: [(u32, u32); 2] = [(1920, 1080), (4000, 3000)];
 
@@ -25,11 +25,21 @@ fn photograph(width: u32, height: u32) -> RgbImage {
     RgbImage::new(width, height, data).expect("three bytes a pixel")
 }
 
-fn jpeg(image: &RgbImage) -> Vec<u8> {
+/// Ramps with hard edges.
+fn ramps(width: u32, height: u32) -> RgbImage {
+    let pixel = |x: u32, y: u32| [1, 2, 3].map(|slope| ((x + y) * slope % 256) as u8);
+    let data = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect();
+    RgbImage::new(width, height, data).expect("three bytes a pixel")
+}
+
+/// As most files are: halved chroma, quality 90.
+fn jpeg(image: &RgbImage, is_progressive: bool) -> Vec<u8> {
     let mut file = Vec::new();
-    JpegEncoder::new_with_quality(&mut file, 90)
-        .encode(image.data(), image.width(), image.height(), image::ExtendedColorType::Rgb8)
-        .expect("the picture is encoded into memory");
+    let mut encoder = Encoder::new(&mut file, 90);
+    encoder.set_sampling_factor(SamplingFactor::F_2_2);
+    encoder.set_progressive(is_progressive);
+    let (width, height) = (image.width() as u16, image.height() as u16);
+    encoder.encode(image.data(), width, height, ColorType::Rgb).expect("the picture is encoded into memory");
     file
 }
 
@@ -38,19 +48,28 @@ fn preprocess(c: &mut Criterion) {
     let mut group = c.benchmark_group("preprocess/idefics2");
     group.sample_size(20);
     for (width, height) in SIZES {
-        let file = jpeg(&photograph(width, height));
         group.throughput(Throughput::Elements(u64::from(width) * u64::from(height)));
-        let size = format!("{width}x{height}");
-        let read = || decode(black_box(&file), "photograph", &Limits::default(), Alpha::White).expect("a valid file");
-        group.bench_function(BenchmarkId::new("decode", &size), |b| b.iter(read));
-        let picture = read();
-        for (name, do_image_splitting) in [("whole", false), ("split", true)] {
+        for (name, file) in [
+            ("ramps", jpeg(&ramps(width, height), false)),
+            ("photograph", jpeg(&photograph(width, height), false)),
+            ("progressive", jpeg(&photograph(width, height), true)),
+        ] {
+            let id = |what: &str| BenchmarkId::new(what, format!("{name}/{width}x{height}"));
+            let read = || decode(black_box(&file), name, &Limits::default(), Alpha::White).expect("a valid file");
+            group.bench_function(id("decode"), |b| b.iter(read));
+            for (what, do_image_splitting) in [("whole", false), ("split", true)] {
+                let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
+                let processor = ImageProcessor::new(config).expect("the defaults are valid");
+                group
+                    .bench_function(id(&format!("decode_and_tiles_{what}")), |b| b.iter(|| processor.process(&read())));
+            }
+        }
+        let picture = photograph(width, height);
+        for (what, do_image_splitting) in [("whole", false), ("split", true)] {
             let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
             let processor = ImageProcessor::new(config).expect("the defaults are valid");
-            let tiles = BenchmarkId::new(format!("tiles_{name}"), &size);
-            group.bench_function(tiles, |b| b.iter(|| processor.process(black_box(&picture))));
-            let total = BenchmarkId::new(format!("decode_and_tiles_{name}"), &size);
-            group.bench_function(total, |b| b.iter(|| processor.process(&read())));
+            let id = BenchmarkId::new(format!("tiles_{what}"), format!("{width}x{height}"));
+            group.bench_function(id, |b| b.iter(|| processor.process(black_box(&picture))));
         }
     }
     group.finish();

@@ -4,6 +4,7 @@
 mod common;
 mod idefics1;
 mod image;
+mod jpeg;
 mod processor;
 mod prompt;
 mod tokenizer;

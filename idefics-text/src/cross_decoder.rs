@@ -14,6 +14,7 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use idefics_nn::{ConfigError, ContextView, KvCache, RmsNorm, beside};
 
 use crate::cross_attention::Context;
+use crate::decoder::{CHUNK_TOKENS, in_chunks};
 use crate::positions::PositionRules;
 use crate::{
     Branches, CrossAttentionConfig, DecoderLayer, DecoderObserver, DecoupledEmbedding, GatedCrossAttentionLayer,
@@ -75,7 +76,8 @@ impl CrossAttentionDecoder {
         self.gated_cross_attn_layers.iter().map(of_layer).collect()
     }
 
-    /// Runs the tokens that follow those in the cache, and adds them to it.
+    /// Runs the tokens that follow those in the cache, and adds them to it: [`CHUNK_TOKENS`] at a time, which bounds the
+    /// memory of long prompts.
     ///
     /// # Shapes
     /// - `inputs_embeds`: `[batch, n_new, d]`, padded on the left where the cache says so
@@ -85,11 +87,26 @@ impl CrossAttentionDecoder {
     /// # Panics
     /// If the cache has another number of rows or layers, or no room for `n_new` tokens, or the view does not fit it.
     pub fn forward(&self, inputs_embeds: Tensor<3>, view: Option<&ContextView>, cache: &mut KvCache) -> Tensor<3> {
-        self.forward_observed(inputs_embeds, view, cache, &mut Unobserved)
+        self.forward_in_chunks(inputs_embeds, CHUNK_TOKENS, view, cache)
     }
 
-    /// As [`Self::forward`], showing `observer` what happens inside, as the reference does since version 5: what goes
-    /// into layer 0 as it comes out of the gated layer before it, and later what comes out of each layer.
+    /// As [`Self::forward`] with so many tokens at a time, those of all rows counted, but at least one of each.
+    pub fn forward_in_chunks(
+        &self,
+        inputs_embeds: Tensor<3>,
+        n_tokens: usize,
+        view: Option<&ContextView>,
+        cache: &mut KvCache,
+    ) -> Tensor<3> {
+        in_chunks(inputs_embeds, n_tokens, |chunk, slots| {
+            let view = view.map(|view| view.narrow(slots));
+            self.forward_observed(chunk, view.as_ref(), cache, &mut Unobserved)
+        })
+    }
+
+    /// As [`Self::forward`] with all tokens at once, showing `observer` what happens inside, as the reference does since
+    /// version 5: what goes into layer 0 as it comes out of the gated layer before it, and later what comes out of each
+    /// layer.
     pub fn forward_observed(
         &self,
         inputs_embeds: Tensor<3>,

@@ -8,12 +8,37 @@
 //!
 //! Numerics: RMS norms and rotary angles in f32, attention weights at least in the input's dtype.
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use idefics_nn::{ConfigError, Embedding, GatedMlp, KvCache, LayerCache, RmsNorm};
 
 use crate::positions::PositionRules;
 use crate::{Branches, Positions, SelfAttention, TextConfig};
+
+/// Tokens of all rows that go through the layers together: as many as keep all cores busy.
+pub const CHUNK_TOKENS: usize = 1024;
+
+/// Runs `forward` on `[batch, n_new, d]` in chunks of about `n_tokens` tokens of all rows, with the slots of each among
+/// the new ones.
+pub(crate) fn in_chunks(
+    inputs_embeds: Tensor<3>,
+    n_tokens: usize,
+    mut forward: impl FnMut(Tensor<3>, Range<usize>) -> Tensor<3>,
+) -> Tensor<3> {
+    let [batch, n_new, _] = inputs_embeds.dims();
+    let n_chunks = n_new.div_ceil((n_tokens / batch.max(1)).max(1));
+    if n_chunks <= 1 {
+        return forward(inputs_embeds, 0..n_new);
+    }
+    let step = n_new.div_ceil(n_chunks); // chunks of about the same length
+    let chunk = |start: usize| {
+        let slots = start..n_new.min(start + step);
+        forward(inputs_embeds.clone().narrow(1, start, slots.len()), slots) // [batch, slots, d]
+    };
+    Tensor::cat((0..n_new).step_by(step).map(chunk).collect(), 1)
+}
 
 /// Token vectors in, contextual vectors out; the head is the assembled model's.
 #[derive(Module, Debug)]
@@ -43,7 +68,8 @@ impl Decoder {
         self.embed_tokens.forward(input_ids)
     }
 
-    /// Runs the tokens that follow those in the cache, and adds them to it.
+    /// Runs the tokens that follow those in the cache, and adds them to it: [`CHUNK_TOKENS`] at a time, which bounds the
+    /// memory of long prompts.
     ///
     /// # Shapes
     /// - `inputs_embeds`: `[batch, n_new, d]`, padded on the left where the cache says so
@@ -52,10 +78,15 @@ impl Decoder {
     /// # Panics
     /// If the cache has another number of rows or layers, or no room for `n_new` tokens.
     pub fn forward(&self, inputs_embeds: Tensor<3>, cache: &mut KvCache) -> Tensor<3> {
-        self.forward_observed(inputs_embeds, cache, &mut Unobserved)
+        self.forward_in_chunks(inputs_embeds, CHUNK_TOKENS, cache)
     }
 
-    /// As [`Self::forward`], showing `observer` what happens inside.
+    /// As [`Self::forward`] with so many tokens at a time, those of all rows counted, but at least one of each.
+    pub fn forward_in_chunks(&self, inputs_embeds: Tensor<3>, n_tokens: usize, cache: &mut KvCache) -> Tensor<3> {
+        in_chunks(inputs_embeds, n_tokens, |chunk, _| self.forward_observed(chunk, cache, &mut Unobserved))
+    }
+
+    /// As [`Self::forward`] with all tokens at once, showing `observer` what happens inside.
     pub fn forward_observed(
         &self,
         inputs_embeds: Tensor<3>,

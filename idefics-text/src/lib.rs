@@ -17,7 +17,7 @@ pub use config::{RopeParameters, TextConfig};
 pub use cross_attention::{Context, CrossAttention, Gate, GatedCrossAttentionLayer};
 pub use cross_config::{AlphaType, CrossAttentionConfig};
 pub use cross_decoder::CrossAttentionDecoder;
-pub use decoder::{Decoder, DecoderLayer, DecoderObserver, Unobserved};
+pub use decoder::{CHUNK_TOKENS, Decoder, DecoderLayer, DecoderObserver, Unobserved};
 pub use decoupled::{AdditionalEmbedding, AdditionalLinear, DecoupledEmbedding, DecoupledLinear};
 pub use idefics_nn::{ConfigError, ContextCache, ContextView, GatedMlp, KvCache};
 pub use positions::Positions;

@@ -112,6 +112,20 @@ fn steps_see_what_the_last_token_saw() {
 }
 
 #[test]
+fn chunks_of_a_prompt_see_what_the_prompt_saw() {
+    let model = Model::new(AlphaType::Vector);
+    let (tokens, context) = (model.tokens(3, 2, 6), model.context(4, 2, 2));
+    let latest: [&[Option<usize>]; 2] = [&[None, Some(0), Some(1), Some(1), Some(0), Some(1)], &[None; 6]];
+    let whole = view(&latest, 2);
+    let at_once = model.run(&tokens, Some(&context), &whole);
+    for n_tokens in [1, 4, 9] {
+        let mut cache = model.cache(vec![0, 0], Some(&context), &whole);
+        let chunked = model.decoder.forward_in_chunks(tokens.clone(), n_tokens, Some(&whole), &mut cache);
+        assert_close(&format!("{n_tokens} tokens at a time"), &chunked, &at_once, SAME);
+    }
+}
+
+#[test]
 fn rows_are_independent_of_their_neighbours_context() {
     let model = Model::new(AlphaType::Float);
     let (tokens, context) = (model.tokens(5, 2, 3), model.context(6, 2, 2));

@@ -1,6 +1,6 @@
 //! The cache, the batch and the padding change how a row is computed, never what.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, s};
 use idefics_text::{Decoder, TextConfig};
 use proptest::prelude::*;
 
@@ -67,6 +67,23 @@ fn cached_steps_equal_one_call() {
             let chunks: Vec<usize> = std::iter::once(prefill).chain(std::iter::repeat_n(1, 40 - prefill)).collect();
             let stepped = text.in_chunks(&inputs_embeds, vec![0, 0], &chunks);
             assert_close(&format!("{model}, {prefill} tokens first"), &stepped, &expected, SAME);
+        }
+    }
+}
+
+#[test]
+fn long_prompts_in_chunks_equal_one_call() {
+    for model in MODELS {
+        let text = Text::new(model);
+        let inputs_embeds = Tensor::cat(vec![text.row(1, 40), text.row(2, 40)], 0);
+        let expected = text.at_once(&inputs_embeds, vec![0, 9]);
+        for n_tokens in [1, 6, 31, 79] {
+            let mut cache = text.config.cache(vec![0, 9], 40);
+            let chunked = text.decoder.forward_in_chunks(inputs_embeds.clone(), n_tokens, &mut cache);
+            let real = |states: &Tensor<3>| (states.clone().narrow(0, 0, 1), states.clone().slice(s![1..2, 9..]));
+            let ((first, second), (expected, expected_second)) = (real(&chunked), real(&expected));
+            assert_close(&format!("{model}, {n_tokens} tokens at a time"), &first, &expected, SAME);
+            assert_close(&format!("{model}, {n_tokens} tokens at a time, padded"), &second, &expected_second, SAME);
         }
     }
 }

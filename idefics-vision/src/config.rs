@@ -66,6 +66,12 @@ impl VisionConfig {
         self.image_size / self.patch_size
     }
 
+    /// Bytes of the activations of one patch in f32, those that are there at the same time.
+    pub fn activation_bytes_per_patch(&self) -> usize {
+        let pixels = self.num_channels * self.patch_size * self.patch_size;
+        activation_bytes(self.hidden_size, self.intermediate_size) + 2 * size_of::<f32>() * pixels
+    }
+
     /// Checks every value on which memory or a division depends.
     ///
     /// # Errors
@@ -91,4 +97,10 @@ impl VisionConfig {
     pub fn init(&self, device: &Device) -> VisionTransformer {
         VisionTransformer::new(self, device)
     }
+}
+
+/// Bytes of f32 that a patch has in an encoder layer: in attention what is added to, what is read, queries, keys, values
+/// and their mean, in the feed-forward block the first two and what is inside.
+pub(crate) fn activation_bytes(hidden_size: usize, intermediate_size: usize) -> usize {
+    size_of::<f32>() * (6 * hidden_size).max(2 * hidden_size + intermediate_size)
 }

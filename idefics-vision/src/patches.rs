@@ -150,20 +150,17 @@ fn buckets(patches: usize, n: usize) -> Vec<usize> {
 }
 
 /// Splits images into batches to encode together, without ever computing on padding: images of one grid share a batch
-/// of at most `max_patches` patches (or one image), which bounds the memory of the activations.
+/// of at most `max_images` images, which bounds the memory of the activations, and of one at least.
 ///
 /// Returns indices into `grids`; each occurs once.
-pub fn plan_batches(grids: &[PatchGrid], max_patches: usize) -> Vec<Vec<usize>> {
+pub fn plan_batches(grids: &[PatchGrid], max_images: impl Fn(PatchGrid) -> usize) -> Vec<Vec<usize>> {
     let mut by_grid: BTreeMap<PatchGrid, Vec<usize>> = BTreeMap::new();
     for (image_idx, &grid) in grids.iter().enumerate() {
         by_grid.entry(grid).or_default().push(image_idx);
     }
     by_grid
         .into_iter()
-        .flat_map(|(grid, images)| {
-            let per_batch = (max_patches / grid.patches()).max(1);
-            images.chunks(per_batch).map(<[usize]>::to_vec).collect::<Vec<_>>()
-        })
+        .flat_map(|(grid, images)| images.chunks(max_images(grid).max(1)).map(<[usize]>::to_vec).collect::<Vec<_>>())
         .collect()
 }
 

@@ -61,7 +61,7 @@ proptest! {
 
     #[test]
     fn batches_hold_every_image_once(grids in grids(0..40), max_patches in 0_usize..200) {
-        let batches = plan_batches(&grids, max_patches);
+        let batches = plan_batches(&grids, |grid| max_patches / grid.patches());
         let mut images: Vec<usize> = batches.iter().flatten().copied().collect();
         images.sort_unstable();
         prop_assert_eq!(images, (0..grids.len()).collect::<Vec<_>>());

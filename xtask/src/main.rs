@@ -26,6 +26,8 @@ enum Command {
     Verify(verify::Args),
     /// Runs everything that is to be seen on a card, and writes a report.
     Gpu(gpu::Args),
+    /// Measures what eight-bit activations change about the logits of every case.
+    CompareActivations(verify::activations::Args),
     /// Trains the small model that the program carries.
     TrainDemo(demo::train::Args),
     /// Measures a small model on scenes that it never saw.
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Verify(args) => verify::run(&args),
         Command::Gpu(args) => gpu::run(&args),
+        Command::CompareActivations(args) => verify::activations::run(&args),
         Command::TrainDemo(args) => demo::train::run(&args),
         Command::EvalDemo(args) => demo::eval::run(&args),
         Command::CompareFormats(args) => demo::formats::run(&args),

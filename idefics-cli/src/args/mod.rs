@@ -13,7 +13,7 @@ use idefics_generate::nn::Activations;
 use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::placement::Places;
 use idefics_generate::processor::image::ImageSource;
-use idefics_generate::{DeviceChoice, Precision, RankOptions, WeightFormat, WeightOptions};
+use idefics_generate::{DeviceChoice, Precision, RankOptions, VisionBatch, WeightFormat, WeightOptions};
 
 pub(crate) use generation::GenerationArgs;
 
@@ -69,6 +69,10 @@ pub(crate) struct Global {
     /// is faster and less exact.
     #[arg(long, global = true, value_name = "f32|int8", default_value = "f32", value_parser = activations)]
     pub(crate) activations: Activations,
+    /// Pictures that the vision tower encodes together, at most [default: as many as take
+    /// 256 MiB, or a quarter of the memory that is left beside the weights].
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) vision_batch: Option<NonZeroUsize>,
     /// Read PyTorch pickles (`pytorch_model.bin`) where a folder has no safetensors; nothing in them is run.
     #[arg(long, global = true)]
     pub(crate) allow_pickle: bool,
@@ -106,6 +110,11 @@ impl Global {
             pickles: self.pickles(),
             ..plain
         }
+    }
+
+    /// How many pictures are encoded together where `available` bytes are left beside the weights.
+    pub(crate) fn vision_batch(&self, available: u64) -> VisionBatch {
+        self.vision_batch.map_or_else(|| VisionBatch::within(available), VisionBatch::Images)
     }
 
     /// Whether PyTorch pickles are read.
@@ -311,7 +320,7 @@ pub(crate) struct BenchArgs {
     /// Times that each stage is measured.
     #[arg(long, value_name = "N", default_value = "3")]
     pub(crate) runs: NonZeroUsize,
-    /// Say what each kind of operation takes, on the CPU.
+    /// Say what each kind of operation takes, on the CPU, and how much of what the machine's arithmetic or memory gives.
     #[arg(long)]
     pub(crate) profile: bool,
 }

@@ -25,5 +25,6 @@ pub(crate) fn run(global: &Global, args: &AskArgs) -> Result<(), Failure> {
     let cancel = model::cancel_on_interrupt();
     let plain = format!("Question: {question} Answer:");
     let sample = commands::sample(&model, images, question, &plain);
-    output::answer_one(global, None, &model, &sample, &args.generation, &cancel)
+    let prepared = model.prepare(&[sample], &args.generation.process());
+    output::answer_one(global, None, &model, prepared, &args.generation, &cancel)
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile, bytes, parameters};
 use idefics_generate::nn::Checkpoint;
+use idefics_generate::nn::kernels::Unit;
 use idefics_generate::nn::profile::Operation;
 use idefics_generate::processor::Processor;
 use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig, ImageSize};
@@ -62,12 +63,13 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         bar.set_position(loaded.bytes_done);
     };
     let clock = Instant::now();
-    let model = match &source {
+    let mut model = match &source {
         None => AnyModel::random(&config, &device, weights, global.seed, progress)?,
         Some(folder) => AnyModel::from_folder(folder.path(), &device, weights, progress)?,
     };
     let load_s = clock.elapsed().as_secs_f64();
     bar.finish_and_clear();
+    model.as_model_mut().set_vision_batch(global.vision_batch(available_memory_bytes(choice, &device)));
     let report = model.bench(&processor, &options, |stage| {
         if global.verbose {
             eprintln!("{stage}");
@@ -79,6 +81,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
 
     let rates = measure_device(&device);
     let bandwidth = rates.map_or_else(memory_bandwidth_gb_s, |rates| rates.read_gb_s);
+    let limits = Limits::of(&report.profile, bandwidth);
     // The fastest step beside the fastest pass: what disturbs the machine is in neither.
     let decode_gb_s = report.decode_bytes_per_token as f64 / report.decode_ms_per_token.min / 1e6;
     let mut object = serde_json::to_value(&report).map_err(io::Error::from)?;
@@ -98,12 +101,22 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
         object.extend(more);
     }
+    if global.json && args.profile {
+        let peaks = limits.units.iter().map(|(unit, peak)| (unit.to_string(), Value::from(*peak)));
+        object["limits_ops_per_s"] = peaks.collect::<serde_json::Map<_, _>>().into();
+    }
+    for (stage, of_stage) in report.profile.iter().enumerate() {
+        for (index, operation) in of_stage.operations.iter().enumerate() {
+            object["profile"][stage]["operations"][index]["share_of_limit"] = limits.share(operation).into();
+        }
+    }
     let mut stdout = io::stdout().lock();
     if global.json {
         writeln!(stdout, "{object}")?;
         return Ok(());
     }
-    print_table(&mut stdout, &report, &object)
+    print_table(&mut stdout, &report, &object)?;
+    print_profile(&mut stdout, &report.profile, &limits)
 }
 
 /// The stages, one a line.
@@ -133,25 +146,64 @@ fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Re
         Some(rss) => writeln!(stdout, "; at most {:.2} GB of memory", rss / 1e9)?,
         None => writeln!(stdout)?,
     }
-    print_profile(stdout, &report.profile)
+    Ok(())
+}
+
+/// What the machine gives at most, measured right after what is compared with it.
+struct Limits {
+    bytes_per_s: f64,
+    /// Operations a second.
+    units: Vec<(Unit, f64)>,
+}
+
+impl Limits {
+    /// Those that a profile needs.
+    fn of(profile: &[StageProfile], bandwidth_gb_s: f64) -> Self {
+        let mut units: Vec<Unit> =
+            profile.iter().flat_map(|stage| &stage.operations).filter_map(|operation| operation.unit).collect();
+        units.sort_unstable();
+        units.dedup();
+        let units = units.into_iter().filter_map(|unit| Some((unit, unit.peak()?))).collect();
+        Self { bytes_per_s: 1e9 * bandwidth_gb_s, units }
+    }
+
+    /// The time that an operation would take if it only calculated or only moved bytes from and to memory, the longer of
+    /// the two, over what it took: more than 1 where caches hold what it reads.
+    fn share(&self, operation: &Operation) -> f64 {
+        let peak = self.units.iter().find(|(unit, _)| Some(*unit) == operation.unit);
+        let arithmetic = peak.map_or(0.0, |(_, peak)| operation.unit_operations / peak);
+        arithmetic.max(operation.bytes / self.bytes_per_s) / operation.seconds
+    }
 }
 
 /// One line an operation of each stage, and what is left of the stage.
-fn print_profile(stdout: &mut impl Write, profile: &[StageProfile]) -> Result<(), Failure> {
+fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Limits) -> Result<(), Failure> {
     for StageProfile { stage, seconds, operations } in profile {
-        writeln!(stdout, "\n{stage:<28} {:>7} {:>10} {:>7} {:>10} {:>8}", "calls", "ms", "share", "GFLOP/s", "GB/s")?;
+        writeln!(
+            stdout,
+            "\n{stage:<28} {:>7} {:>10} {:>7} {:>10} {:>8} {:>9}  unit",
+            "calls", "ms", "share", "GFLOP/s", "GB/s", "of limit"
+        )?;
         for operation in operations {
-            let Operation { name, calls, seconds: took, operations, bytes } = operation;
+            let Operation { name, calls, seconds: took, operations, bytes, .. } = operation;
             let (rate, bandwidth) = (operations / took / 1e9, bytes / took / 1e9);
             let share = 100.0 * took / seconds;
             let milliseconds = 1e3 * took;
             writeln!(
                 stdout,
-                "  {name:<26} {calls:>7} {milliseconds:>10.2} {share:>5.1} % {rate:>10.1} {bandwidth:>8.1}"
+                "  {name:<26} {calls:>7} {milliseconds:>10.2} {share:>5.1} % {rate:>10.1} {bandwidth:>8.1} {:>7.0} %  {}",
+                100.0 * limits.share(operation),
+                operation.unit.map_or_else(String::new, |unit| unit.to_string()),
             )?;
         }
         let rest = seconds - operations.iter().map(|operation| operation.seconds).sum::<f64>();
         writeln!(stdout, "  {:<26} {:>7} {:>10.2} {:>5.1} %", "the rest", "", 1e3 * rest, 100.0 * rest / seconds)?;
+    }
+    for (unit, peak) in &limits.units {
+        writeln!(stdout, "limit of {unit}: {:.0} GFLOP/s", peak / 1e9)?;
+    }
+    if !limits.units.is_empty() {
+        writeln!(stdout, "a product of f32 numbers takes 3 to 6 of bf16 tiles")?;
     }
     Ok(())
 }

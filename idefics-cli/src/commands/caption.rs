@@ -14,24 +14,26 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     let cancel = model::cancel_on_interrupt();
     let several = args.images.len() > 1;
     let mut failures = Vec::new();
-    for image in &args.images {
-        let name = image.to_string();
+    let words = args.prompt.as_deref().unwrap_or("Describe this image.");
+    let plain = args.prompt.as_deref().unwrap_or("");
+    let samples = args.images.iter().map(|image| [commands::sample(&model, vec![image.clone()], words, plain)]);
+    let mut names = args.images.iter().map(ToString::to_string);
+    model.prepare_ahead(samples, &args.generation.process(), |_, prepared| {
+        let name = names.next().expect("each image has a name");
         let image_name = (several || global.json).then_some(name.as_str());
-        let words = args.prompt.as_deref().unwrap_or("Describe this image.");
-        let plain = args.prompt.as_deref().unwrap_or("");
-        let sample = commands::sample(&model, vec![image.clone()], words, plain);
-        match output::answer_one(global, image_name, &model, &sample, &args.generation, &cancel) {
-            Ok(()) => {}
+        match output::answer_one(global, image_name, &model, prepared, &args.generation, &cancel) {
+            Ok(()) => Ok(()),
             Err(failure) if several && failure.is_of_one_input() && !cancel.is_cancelled() => {
                 failure.warn();
                 if global.json {
                     output::print_refused(&name, &failure)?;
                 }
                 failures.push(failure);
+                Ok(())
             }
-            Err(failure) => return Err(failure),
+            Err(failure) => Err(failure),
         }
-    }
+    })?;
     match failures.len() {
         0 => Ok(()),
         failed => Err(Failure::some_failed(failed, args.images.len())),

@@ -31,7 +31,8 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
     };
     if !args.rank {
         commands::warn(global, &model, &args.generation.options());
-        return output::answer_one(global, None, &model, &sample, &args.generation, &cancel);
+        let prepared = model.prepare(&[sample], &args.generation.process());
+        return output::answer_one(global, None, &model, prepared, &args.generation, &cancel);
     }
 
     for option in args.generation.given() {

@@ -22,7 +22,10 @@ pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
     commands::warn(global, &model, &args.generation.options());
     let cancel = model::cancel_on_interrupt();
     match &prompts {
-        Prompts::One(sample) => output::answer_one(global, None, &model, sample, &args.generation, &cancel),
+        Prompts::One(sample) => {
+            let prepared = model.prepare(std::slice::from_ref(sample), &args.generation.process());
+            output::answer_one(global, None, &model, prepared, &args.generation, &cancel)
+        }
         Prompts::Batch(samples) => {
             let controls = args.generation.controls(global, &cancel);
             let answers = model.generate(samples, &args.generation.process(), &args.generation.options(), controls)?;

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use burn::tensor::Tensor;
 use idefics_nn::KvCache;
-use idefics_text::{Branches, Unobserved};
+use idefics_text::Branches;
 use serde::Serialize;
 
 use crate::generation_config::GenerationConfig;
@@ -141,7 +141,7 @@ impl<'a> Generation<'a> {
                 prompts.behind(known, n_images.saturating_sub(n_new))
             }
         };
-        let hidden_states = model.prefill_observed(&new, image_hidden_states, &mut cache, &mut Unobserved)?;
+        let hidden_states = model.hidden_states(&new, image_hidden_states, &mut cache)?;
         let prompt_logprobs = match controls.prompt_logprobs {
             true => Some(logprobs::of_prompts(model, &new, &hidden_states)?),
             false => None,

@@ -18,8 +18,8 @@ use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, CrossAttentionDecoder, DecoderObserver, DecoupledLinear, TextConfig};
 use idefics_vision::clip::VisionTransformer;
 
-use super::{IGNORED_LABEL, LogitsToKeep, Model, NextTokens, keep};
-use crate::features::{MAX_PATCHES, arrange, distinct};
+use super::{EncodeStage, IGNORED_LABEL, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
+use crate::features::{arrange, distinct};
 use crate::inputs::{InputError, Prompts, SeenImages, upload_ids};
 use crate::placement::Placement;
 use crate::{Error, Idefics1Config};
@@ -34,6 +34,8 @@ pub struct Idefics1 {
     #[module(skip)]
     config: Idefics1Config,
     interpolates: bool,
+    #[module(skip)]
+    vision_batch: VisionBatch,
 }
 
 /// The two sides, whose tensors lie side by side in the checkpoint.
@@ -86,6 +88,7 @@ impl Idefics1 {
             ),
             config: config.clone(),
             interpolates: false,
+            vision_batch: VisionBatch::default(),
         })
     }
 
@@ -107,23 +110,34 @@ impl Idefics1 {
     /// # Errors
     /// [`InputError::ImageSize`].
     pub fn vision_features(&self, images: &[ImageTile]) -> Result<Vec<Tensor<3>>, InputError> {
+        let images: Vec<&ImageTile> = images.iter().collect();
+        Ok(self.batches(&images)?.into_iter().map(|batch| self.batch_features(batch)).collect())
+    }
+
+    /// Patch features of images of one size, `[n_images, 1 + patches, d_image]`.
+    fn batch_features(&self, images: &[&ImageTile]) -> Tensor<3> {
+        self.model.images.vision_model.forward(self.upload(images))
+    }
+
+    /// Images of one size that follow one another, as many as are encoded together.
+    fn batches<'s, 'i>(&self, images: &'s [&'i ImageTile]) -> Result<Vec<&'s [&'i ImageTile]>, InputError> {
         let expected = self.config.vision_config.image_size;
-        let is_wrong = |image: &ImageTile| match self.interpolates {
+        let is_wrong = |image: &&ImageTile| match self.interpolates {
             true => image.width.min(image.height) < self.config.vision_config.patch_size,
             false => (image.width, image.height) != (expected, expected),
         };
         if let Some(image_idx) = images.iter().position(is_wrong) {
-            let ImageTile { width, height, .. } = images[image_idx];
+            let ImageTile { width, height, .. } = *images[image_idx];
             return Err(InputError::ImageSize { image_idx, width, height, expected });
         }
-        // Images of one size that follow one another go together, as many as memory is meant for.
         let patch = self.config.vision_config.patch_size;
         let same_size = images.chunk_by(|image, next| (image.width, image.height) == (next.width, next.height));
         let batches = same_size.flat_map(|images| {
             let patches = (images[0].width / patch) * (images[0].height / patch) + 1;
-            images.chunks((MAX_PATCHES / patches).max(1))
+            let image_bytes = patches * self.config.vision_config.activation_bytes_per_patch();
+            images.chunks(self.vision_batch.images(image_bytes as u64))
         });
-        Ok(batches.map(|images| self.model.images.vision_model.forward(self.upload(images))).collect())
+        Ok(batches.collect())
     }
 
     /// Image vectors from patch features, `[n_images, n_vectors, d_image]`; `None` if there is no image.
@@ -131,17 +145,37 @@ impl Idefics1 {
     /// # Panics
     /// If, without a resampler, images of different sizes are mixed: rows of one batch have as many vectors an image.
     pub fn connect(&self, features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
-        let connected = features.into_iter().map(|features| match &self.model.images.perceiver_resampler {
-            Some(resampler) => resampler.forward(beside(features, &resampler.latents.val())),
-            None => features,
-        });
-        let connected: Vec<Tensor<3>> = connected.collect();
+        let connected: Vec<Tensor<3>> = features.into_iter().map(|features| self.connect_batch(features)).collect();
         (!connected.is_empty()).then(|| Tensor::cat(connected, 0))
     }
 
+    /// [`Model::encode_in_stages`].
+    fn encode<E: From<InputError>>(
+        &self,
+        images: &[&ImageTile],
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), E>,
+    ) -> Result<Option<Tensor<3>>, E> {
+        let mut connected = Vec::new();
+        for batch in self.batches(images)? {
+            let features = self.batch_features(batch); // [n_images, 1 + patches, d_image]
+            done(EncodeStage::Vision)?;
+            connected.push(self.connect_batch(features)); // [n_images, n_vectors, d_image]
+            done(EncodeStage::Connector)?;
+        }
+        Ok((!connected.is_empty()).then(|| Tensor::cat(connected, 0)))
+    }
+
+    /// Image vectors of one batch, `[n_images, n_vectors, d_image]`.
+    fn connect_batch(&self, features: Tensor<3>) -> Tensor<3> {
+        match &self.model.images.perceiver_resampler {
+            Some(resampler) => resampler.forward(beside(features, &resampler.latents.val())),
+            None => features,
+        }
+    }
+
     /// Pixels of images of one size, `[n_images, 3, height, width]`.
-    fn upload(&self, images: &[ImageTile]) -> Tensor<4> {
-        let ImageTile { width, height, .. } = images[0];
+    fn upload(&self, images: &[&ImageTile]) -> Tensor<4> {
+        let ImageTile { width, height, .. } = *images[0];
         let pixels: Vec<f32> = images.iter().flat_map(|image| &image.pixels).copied().collect();
         Tensor::from_data(
             TensorData::new(pixels, [images.len(), 3, height, width]),
@@ -261,21 +295,35 @@ impl Model for Idefics1 {
         self.device()
     }
 
+    fn set_vision_batch(&mut self, vision_batch: VisionBatch) {
+        self.vision_batch = vision_batch;
+    }
+
     fn encode_in_stages(
         &self,
-        images: &[ImageTile],
-        after_vision: &mut dyn FnMut() -> Result<(), Error>,
+        images: &[&ImageTile],
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error> {
-        let features = self.vision_features(images)?;
-        after_vision()?;
-        Ok(self.connect(features))
+        self.encode(images, done)
     }
 
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
         let (distinct, places) = distinct(images);
-        let distinct: Vec<ImageTile> = distinct.into_iter().cloned().collect();
-        let image_hidden_states = self.connect(self.vision_features(&distinct)?);
+        let image_hidden_states = self.encode(&distinct, &mut |_| Ok::<_, InputError>(()))?;
         Ok(image_hidden_states.map(|states| arrange(states, &places)))
+    }
+
+    fn hidden_states(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        let text = &self.model.text;
+        let inputs_embeds = text.embed(prompts.upload(self.vocab_size(), &self.device())?); // [batch, seq, d]
+        let seen = prompts.seen_images();
+        self.read_images(seen, image_hidden_states, cache)?;
+        Ok(text.forward(inputs_embeds, seen.map(SeenImages::view), cache))
     }
 
     fn prefill_observed(

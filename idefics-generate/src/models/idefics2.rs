@@ -16,7 +16,7 @@ use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, Decoder, DecoderObserver, TextConfig};
 use idefics_vision::VisionTransformer;
 
-use super::{LabelRecipe, LogitsToKeep, Model, NextTokens, keep};
+use super::{EncodeStage, LabelRecipe, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
 use crate::features::{ImageBatch, arrange, distinct, image_batches};
 use crate::inputs::{InputError, Prompts, upload_ids};
 use crate::{Error, Idefics2Config};
@@ -30,6 +30,8 @@ pub struct Idefics2 {
     pub lm_head: Linear,
     #[module(skip)]
     config: Idefics2Config,
+    #[module(skip)]
+    vision_batch: VisionBatch,
 }
 
 /// The three components.
@@ -59,6 +61,7 @@ impl Idefics2 {
             },
             lm_head: Linear::new_without_bias(text.hidden_size, text.vocab_size, device),
             config: config.clone(),
+            vision_batch: VisionBatch::default(),
         })
     }
 
@@ -74,28 +77,48 @@ impl Idefics2 {
     /// [`InputError::Patches`].
     pub fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
         let (distinct, places) = distinct(images);
-        let batches = image_batches(&distinct, &self.config.vision_config)?;
-        let features = batches.iter().map(|batch| self.vision_features(batch)).collect::<Vec<_>>();
-        let image_hidden_states = self.connect(&batches, features); // [n_distinct, n_latents, d]
+        let image_hidden_states = self.encode(&distinct, &mut |_| Ok::<_, InputError>(()))?; // [n_distinct, n_latents, d]
         Ok(image_hidden_states.map(|states| arrange(states, &places)))
     }
 
+    /// [`Model::encode_in_stages`]: the features of one batch at a time, for they are much more than what the connector
+    /// makes of them.
+    fn encode<E: From<InputError>>(
+        &self,
+        images: &[&ImageTile],
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), E>,
+    ) -> Result<Option<Tensor<3>>, E> {
+        let batches = image_batches(images, &self.config.vision_config, self.vision_batch)?;
+        let mut connected = Vec::with_capacity(batches.len());
+        for batch in &batches {
+            let features = self.vision_features(batch); // [n_images, patches, vision_hidden_size]
+            done(EncodeStage::Vision)?;
+            connected.push(self.model.connector.forward(features, None)); // [n_images, n_latents, d]
+            done(EncodeStage::Connector)?;
+        }
+        Ok(self.in_order(&batches, connected))
+    }
+
     /// Patch features of one batch, `[n_images, patches, vision_hidden_size]`.
-    pub fn vision_features(&self, batch: &ImageBatch) -> Tensor<3> {
+    pub fn vision_features(&self, batch: &ImageBatch<'_>) -> Tensor<3> {
         let pixel_values = batch.upload(&self.device()); // [n_images, 3, height, width]
         self.model.vision_model.forward(pixel_values, &batch.layout)
     }
 
     /// Image tokens from the patch features of each batch, back in the order of the images:
     /// `[n_images, n_latents, d]`; `None` if there is none.
-    pub fn connect(&self, batches: &[ImageBatch], features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
+    pub fn connect(&self, batches: &[ImageBatch<'_>], features: Vec<Tensor<3>>) -> Option<Tensor<3>> {
         let image_hidden_states: Vec<Tensor<3>> =
             features.into_iter().map(|features| self.model.connector.forward(features, None)).collect();
         self.in_order(batches, image_hidden_states)
     }
 
     /// The image tokens of each batch, `[n_images, n_latents, d]` each, as one tensor in the order of the images.
-    pub(crate) fn in_order(&self, batches: &[ImageBatch], image_hidden_states: Vec<Tensor<3>>) -> Option<Tensor<3>> {
+    pub(crate) fn in_order(
+        &self,
+        batches: &[ImageBatch<'_>],
+        image_hidden_states: Vec<Tensor<3>>,
+    ) -> Option<Tensor<3>> {
         if image_hidden_states.is_empty() {
             return None;
         }
@@ -216,19 +239,29 @@ impl Model for Idefics2 {
         self.device()
     }
 
+    fn set_vision_batch(&mut self, vision_batch: VisionBatch) {
+        self.vision_batch = vision_batch;
+    }
+
     fn encode_in_stages(
         &self,
-        images: &[ImageTile],
-        after_vision: &mut dyn FnMut() -> Result<(), Error>,
+        images: &[&ImageTile],
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error> {
-        let batches = image_batches(images, &self.config.vision_config)?;
-        let features = batches.iter().map(|batch| self.vision_features(batch)).collect();
-        after_vision()?;
-        Ok(self.connect(&batches, features))
+        self.encode(images, done)
     }
 
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
         self.encode_images(images)
+    }
+
+    fn hidden_states(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        Ok(self.model.text_model.forward(self.inputs_embeds(prompts, image_hidden_states)?, cache))
     }
 
     fn prefill_observed(

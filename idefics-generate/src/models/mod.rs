@@ -3,6 +3,7 @@
 pub mod idefics1;
 pub mod idefics2;
 mod labels;
+mod vision_batch;
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -10,12 +11,13 @@ use std::fmt::Debug;
 use burn::tensor::{Device, Tensor};
 use idefics_nn::KvCache;
 use idefics_processor::image::ImageTile;
-use idefics_text::{Branches, DecoderObserver, TextConfig, Unobserved};
+use idefics_text::{Branches, DecoderObserver, TextConfig};
 
 use crate::{Error, InputError, Prompts};
 
 pub use labels::LabelRecipe;
 pub(crate) use labels::{IGNORED_LABEL, NextTokens};
+pub use vision_batch::VisionBatch;
 
 /// Which positions get logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +26,15 @@ pub enum LogitsToKeep {
     All,
     /// The last so many.
     Last(usize),
+}
+
+/// What an image goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EncodeStage {
+    /// The vision tower.
+    Vision,
+    /// What makes image vectors of its features.
+    Connector,
 }
 
 /// What generation asks of a model, whatever its generation.
@@ -45,15 +56,18 @@ pub trait Model: Debug + Send + Sync {
     /// Where prompts and images go in.
     fn device(&self) -> Device;
 
-    /// The vectors of every image, `[n_images, n_vectors, d_image]`; `None` if there is no image. `after_vision` is
-    /// called between the vision tower and what follows it.
+    /// How many images are encoded together from now on.
+    fn set_vision_batch(&mut self, vision_batch: VisionBatch);
+
+    /// The vectors of every image, `[n_images, n_vectors, d_image]`; `None` if there is no image. Images that are encoded
+    /// together go through both stages before the next do; `done` is called after each.
     ///
     /// # Errors
-    /// [`InputError`] for images that do not fit the model, or what `after_vision` returns.
+    /// [`InputError`] for images that do not fit the model, or what `done` returns.
     fn encode_in_stages(
         &self,
-        images: &[ImageTile],
-        after_vision: &mut dyn FnMut() -> Result<(), Error>,
+        images: &[&ImageTile],
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
     ) -> Result<Option<Tensor<3>>, Error>;
 
     /// As [`Self::encode_in_stages`]; an image that comes several times is encoded once.
@@ -73,10 +87,21 @@ pub trait Model: Debug + Send + Sync {
     }
 
     /// Runs prompts behind what the cache holds, up to the last hidden states, `[batch, seq, d]`; `image_hidden_states`
-    /// are the vectors of all their images, row after row. Shows `observer` the decoder's insides.
+    /// are the vectors of all their images, row after row. Long prompts go through the decoder in chunks.
     ///
     /// # Errors
     /// [`InputError`] for ids or images that do not fit the model or each other.
+    fn hidden_states(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError>;
+
+    /// As [`Self::hidden_states`] with whole prompts, showing `observer` the decoder's insides.
+    ///
+    /// # Errors
+    /// As [`Self::hidden_states`].
     fn prefill_observed(
         &self,
         prompts: &Prompts,
@@ -88,14 +113,14 @@ pub trait Model: Debug + Send + Sync {
     /// Runs prompts and returns the logits of the next token, `[batch, vocab_size]` in f32.
     ///
     /// # Errors
-    /// As [`Self::prefill_observed`].
+    /// As [`Self::hidden_states`].
     fn prefill(
         &self,
         prompts: &Prompts,
         image_hidden_states: Option<Tensor<3>>,
         cache: &mut KvCache,
     ) -> Result<Tensor<2>, InputError> {
-        let hidden_states = self.prefill_observed(prompts, image_hidden_states, cache, &mut Unobserved)?;
+        let hidden_states = self.hidden_states(prompts, image_hidden_states, cache)?;
         Ok(self.logits(hidden_states, LogitsToKeep::Last(1)).squeeze_dim(1))
     }
 
@@ -137,11 +162,11 @@ pub trait Model: Debug + Send + Sync {
     /// Rows of padding mean nothing.
     ///
     /// # Errors
-    /// As [`Self::encode_images`] and [`Self::prefill_observed`].
+    /// As [`Self::encode_images`] and [`Self::hidden_states`].
     fn forward(&self, prompts: &Prompts, images: &[ImageTile], keep: LogitsToKeep) -> Result<Tensor<3>, InputError> {
         let image_hidden_states = self.encode_images(images)?;
         let mut cache = self.cache(prompts, 0);
-        let hidden_states = self.prefill_observed(prompts, image_hidden_states, &mut cache, &mut Unobserved)?;
+        let hidden_states = self.hidden_states(prompts, image_hidden_states, &mut cache)?;
         Ok(self.logits(hidden_states, keep))
     }
 }

@@ -11,7 +11,7 @@ use idefics_vision::patch_mask;
 
 use super::{Gradients, LossGradients, TrainingBatch};
 use crate::features::{ImageBatch, image_batches};
-use crate::{Idefics2, InputError, Model};
+use crate::{Idefics2, InputError, Model, VisionBatch};
 
 impl Idefics2 {
     /// As [`Idefics2::training_gradients`], with the activations of one layer at a time.
@@ -23,7 +23,7 @@ impl Idefics2 {
     /// As [`Idefics2::training_gradients`].
     pub fn training_gradients_recomputing(&self, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
         let plain = self.valid();
-        let image_batches = image_batches(&batch.images, &self.config().vision_config)?;
+        let image_batches = image_batches(&batch.images, &self.config().vision_config, VisionBatch::default())?;
 
         // Forward, keeping the input of each layer.
         let vision: Vec<VisionInputs> = image_batches.iter().map(|images| VisionInputs::of(&plain, images)).collect();
@@ -86,7 +86,7 @@ struct VisionInputs {
 }
 
 impl VisionInputs {
-    fn of(model: &Idefics2, images: &ImageBatch) -> Self {
+    fn of(model: &Idefics2, images: &ImageBatch<'_>) -> Self {
         let vision_model = &model.model.vision_model;
         let pixel_values = images.upload(&model.device());
         let mut hidden_states = vec![vision_model.embeddings.forward(pixel_values.clone(), &images.layout)];
@@ -148,7 +148,7 @@ impl Backward<'_> {
     }
 
     /// Through connector and vision tower of one batch of images.
-    fn vision(&mut self, images: &ImageBatch, inputs: VisionInputs, gradient: Tensor<3>) {
+    fn vision(&mut self, images: &ImageBatch<'_>, inputs: VisionInputs, gradient: Tensor<3>) {
         let model = &self.model.model;
         let VisionInputs { mut hidden_states, features: _ } = inputs;
         let last = hidden_states.pop().expect("the tower shows its last layer");

@@ -134,22 +134,18 @@ impl Tiles {
             );
         }
     }
-}
 
-impl Tiles {
     /// Two row tiles of activations times two feature tiles of codes, in integers: rows of `sums` are rows, its columns
     /// features.
     ///
     /// # Shapes
-    /// - `activations`: sixteen rows each, `stride` bytes apart, of `64 · steps` codes
-    /// - `weights`: `steps` tiles each
+    /// - `activations`, `weights`: `steps` tiles each
     ///
     /// # Safety
     /// The pointers are valid for that.
     pub(super) unsafe fn multiply_codes(
         &self,
         activations: [*const u8; 2],
-        stride: usize,
         weights: [*const u8; 2],
         steps: usize,
         sums: &mut [i32; 4 * ROWS * ROWS],
@@ -164,14 +160,14 @@ impl Tiles {
                     "2:",
                     "tileloadd tmm6, [{b0} + {row}*1]",
                     "tileloadd tmm7, [{b1} + {row}*1]",
-                    "tileloadd tmm4, [{a0} + {stride}*1]",
-                    "tileloadd tmm5, [{a1} + {stride}*1]",
+                    "tileloadd tmm4, [{a0} + {row}*1]",
+                    "tileloadd tmm5, [{a1} + {row}*1]",
                     "tdpbssd tmm0, tmm4, tmm6",
                     "tdpbssd tmm1, tmm4, tmm7",
                     "tdpbssd tmm2, tmm5, tmm6",
                     "tdpbssd tmm3, tmm5, tmm7",
-                    "add {a0}, 64",
-                    "add {a1}, 64",
+                    "add {a0}, 1024",
+                    "add {a1}, 1024",
                     "add {b0}, 1024",
                     "add {b1}, 1024",
                     "dec {steps}",
@@ -182,7 +178,6 @@ impl Tiles {
                     b1 = inout(reg) weights[1] => _,
                     steps = inout(reg) steps => _,
                     row = in(reg) 64usize,
-                    stride = in(reg) stride,
                     options(nostack, readonly),
                 );
             }
@@ -195,6 +190,44 @@ impl Tiles {
                 stride = in(reg) 2 * ROWS * size_of::<i32>(), options(nostack),
             );
         }
+    }
+
+    /// Multiplies tiles in registers, of bytes or of bf16, `4 steps` times; returns the number of products.
+    pub(super) fn spin<const OF_BYTES: bool>(&self, steps: usize) -> usize {
+        // SAFETY: nothing but the thread's tiles is touched, which are this value's.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "tilezero tmm4",
+                "tilezero tmm5",
+                "tilezero tmm6",
+                "tilezero tmm7",
+                options(nostack, nomem)
+            );
+            for _ in 0..steps {
+                if OF_BYTES {
+                    asm!(
+                        "tdpbssd tmm0, tmm4, tmm6",
+                        "tdpbssd tmm1, tmm4, tmm7",
+                        "tdpbssd tmm2, tmm5, tmm6",
+                        "tdpbssd tmm3, tmm5, tmm7",
+                        options(nostack, nomem)
+                    );
+                } else {
+                    asm!(
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "tdpbf16ps tmm2, tmm5, tmm6",
+                        "tdpbf16ps tmm3, tmm5, tmm7",
+                        options(nostack, nomem)
+                    );
+                }
+            }
+        }
+        4 * steps * ROWS * ROWS * if OF_BYTES { 64 } else { STEP }
     }
 }
 

@@ -392,21 +392,28 @@ unsafe fn tile<V: Vector, const M: usize, const N: usize>(
 /// The machine has the instructions of `V`, and the caller is compiled for them.
 #[inline(always)]
 unsafe fn weigh<V: Vector>(scores: &mut [f32], largest: &mut f32, total: &mut f32, sums: &mut [f32]) {
-    let (scores, len) = (scores.as_mut_ptr(), scores.len());
-    // SAFETY: `n` values are there from `start` on.
+    let whole = scores.len() / V::LANES * V::LANES;
+    let (scores, rest) = (scores.as_mut_ptr(), scores.len() - whole);
+    // SAFETY: whole vectors first, then the `rest` values that are left.
     unsafe {
         let mut found = V::splat(*largest);
-        for start in (0..len).step_by(V::LANES) {
-            let n = V::LANES.min(len - start);
-            found = found.max(V::load_head(scores.add(start), n, f32::NEG_INFINITY));
+        for start in (0..whole).step_by(V::LANES) {
+            found = found.max(V::load(scores.add(start)));
+        }
+        if rest > 0 {
+            found = found.max(V::load_head(scores.add(whole), rest, f32::NEG_INFINITY));
         }
         let found = found.largest();
         let base = V::splat(if found == f32::NEG_INFINITY { 0.0 } else { found });
         let mut added = V::splat(0.0);
-        for start in (0..len).step_by(V::LANES) {
-            let n = V::LANES.min(len - start);
-            let weights = exp(V::load_head(scores.add(start), n, f32::NEG_INFINITY).sub(base));
-            weights.store_head(scores.add(start), n);
+        for start in (0..whole).step_by(V::LANES) {
+            let weights = exp(V::load(scores.add(start)).sub(base));
+            weights.store(scores.add(start));
+            added = added.add(weights);
+        }
+        if rest > 0 {
+            let weights = exp(V::load_head(scores.add(whole), rest, f32::NEG_INFINITY).sub(base));
+            weights.store_head(scores.add(whole), rest);
             added = added.add(weights);
         }
         if found > *largest && *total > 0.0 {

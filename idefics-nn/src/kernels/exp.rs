@@ -8,8 +8,7 @@ use super::vector::{Vector, Work};
 
 /// `eˣ` to 2 units in the last place, also where it is subnormal; exact at ±∞ and for NaN.
 ///
-/// `x = n ln 2 + r`; a polynomial gives `eʳ`, and `2ⁿ` is multiplied in two halves, since it may not be an f32 itself.
-/// Coefficients: `expf` of the Cephes library.
+/// `x = n ln 2 + r`; a polynomial gives `eʳ`. Coefficients: `expf` of the Cephes library.
 ///
 /// # Safety
 /// The machine has the instructions of `V`, and the caller is compiled for them.
@@ -27,8 +26,7 @@ pub(super) unsafe fn exp<V: Vector>(x: V) -> V {
             polynomial = polynomial.mul_add(r, V::splat(coefficient));
         }
         let power = polynomial.mul_add(r.mul(r), r).add(V::splat(1.0));
-        let half = n.mul(V::splat(0.5)).round();
-        power.mul(half.pow2()).mul(n.sub(half).pow2())
+        power.times_pow2(n)
     }
 }
 

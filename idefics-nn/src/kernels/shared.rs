@@ -5,6 +5,8 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 
+use super::memory::Memory;
+
 /// A slice that several tasks write to, each its own elements.
 #[derive(Clone, Copy)]
 pub(super) struct SharedOut<'a> {
@@ -54,26 +56,19 @@ impl<'a> SharedOut<'a> {
     }
 }
 
-/// A cache line: loads of whole vectors from scratch never touch two.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line {
-    _values: [f32; 16],
-}
-
 /// Calls `work` with `len` values of unspecified content from memory that the thread keeps for the next call. It begins
 /// with a cache line.
 pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local! {
-        static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+        static SCRATCH: Cell<Memory> = const { Cell::new(Memory::NONE) };
     }
     // Taken, not borrowed: while the thread waits it may run another task that needs scratch, which gets its own.
-    let mut scratch = SCRATCH.take();
-    if scratch.len() < len.div_ceil(16) {
-        scratch.resize(len.div_ceil(16), Line { _values: [0.0; 16] });
+    let mut scratch = SCRATCH.replace(Memory::NONE);
+    if scratch.len() < len {
+        drop(scratch); // before there is more
+        scratch = Memory::new(len);
     }
-    // SAFETY: a line is sixteen values without padding, and there are lines for `len` of them.
-    let result = work(unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr().cast::<f32>(), len) });
+    let result = work(&mut scratch.values_mut()[..len]);
     SCRATCH.set(scratch);
     result
 }

@@ -1,13 +1,14 @@
 //! The kernels on tensors of Burn's CPU backend.
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
-use burn::tensor::{Bytes, DType, Element};
+use burn::tensor::{DType, Element};
 use burn_flex::{Flex, FlexTensor, Layout};
 use half::{bf16, f16};
 
+use super::buffer::Buffer;
 use super::{Kernels, Packing};
 use crate::formats::{Dense, FormatError, FourBit, Int8, Q4, Weight};
-use crate::kernels::{self, Attention, Cached, DecodeAttention};
+use crate::kernels::{self, Attention, Cached, DecodeAttention, Unit};
 use crate::profile::{Cost, timed};
 use crate::{Activations, PackedFormat};
 
@@ -45,20 +46,20 @@ impl Kernels for Flex {
 
     fn rms_norm(input: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
         let (input, weight) = (input.to_contiguous(), weight.to_contiguous());
-        let mut out = zeros_like(&input);
+        let mut out = buffer_like(&input);
         timed("rms norm", elementwise(out.len(), 2), || {
             kernels::rms_norm(elements(&input), elements(&weight), eps as f32, &mut out);
         });
-        tensor(out, input.layout().shape())
+        out.into_tensor(input.layout().shape())
     }
 
     fn rotate(states: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
         let (states, cos, sin) = (states.to_contiguous(), cos.to_contiguous(), sin.to_contiguous());
-        let mut out = elements::<f32>(&states).to_vec();
+        let mut out = copy(&states);
         timed("rotary positions", elementwise(out.len(), 2), || {
             kernels::rope(&mut out, dims(&states), elements(&cos), elements(&sin));
         });
-        tensor(out, states.layout().shape())
+        out.into_tensor(states.layout().shape())
     }
 
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -103,11 +104,11 @@ impl Kernels for Flex {
         eps: f64,
     ) -> FloatTensor<Self> {
         let (input, weight, bias) = (input.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
-        let mut out = zeros_like(&input);
+        let mut out = buffer_like(&input);
         timed("layer norm", elementwise(out.len(), 2), || {
             kernels::layer_norm(elements(&input), elements(&weight), elements(&bias), eps as f32, &mut out);
         });
-        tensor(out, input.layout().shape())
+        out.into_tensor(input.layout().shape())
     }
 
     fn gelu_tanh(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -127,9 +128,9 @@ fn in_place(input: FlexTensor, change: impl FnOnce(&mut [f32])) -> FlexTensor {
         change(values);
         return input;
     }
-    let mut out = elements::<f32>(&input).to_vec();
+    let mut out = copy(&input);
     change(&mut out);
-    tensor(out, input.layout().shape())
+    out.into_tensor(input.layout().shape())
 }
 
 fn dense_product(rows: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
@@ -172,13 +173,14 @@ fn product(
     let weight = weight.expect("tensors have the sizes that their format asks for");
     let (rows, bias) = (rows.to_contiguous(), bias.map(FlexTensor::to_contiguous));
     let ([n_rows, _], [d_out, _]) = (dims(&rows), weight.dims());
-    let mut out = vec![0f32; n_rows * d_out];
+    let mut out = Buffer::new(n_rows * d_out);
     let (x, bias) = (elements(&rows), bias.as_ref().map(elements));
     // Few rows wait for the weight, not for arithmetic.
     let is_thin = n_rows <= kernels::THIN_ROWS;
     let cost = Cost {
         operations: 2.0 * n_rows as f64 * d_out as f64 * weight.dims()[1] as f64,
-        bytes: (weight.bytes() + size_of_val(x) + size_of_val(out.as_slice())) as f64,
+        bytes: (weight.bytes() + size_of_val(x) + size_of_val(&*out)) as f64,
+        arithmetic: kernels::arithmetic(n_rows, &weight, activations),
     };
     let name = if is_thin { "product of few rows" } else { "product of many rows" };
     timed(name, cost, || {
@@ -189,20 +191,21 @@ fn product(
             kernels::linear(x, n_rows, &weight, bias, &mut out);
         }
     });
-    tensor(out, &[n_rows, d_out].into())
+    out.into_tensor(&[n_rows, d_out].into())
 }
 
 /// Passes over `n` values.
 fn elementwise(n: usize, passes: usize) -> Cost {
-    Cost { operations: 0.0, bytes: (passes * n * size_of::<f32>()) as f64 }
+    Cost { bytes: (passes * n * size_of::<f32>()) as f64, ..Cost::default() }
 }
 
-/// As if every query saw every key.
-fn attention_cost(batch: usize, heads: usize, queries: usize, len: usize, head_dim: usize, kv_heads: usize) -> Cost {
+/// `seen` pairs of a query and a key that it sees, in each head.
+fn attention_cost([batch, heads, queries, head_dim]: [usize; 4], [kv_heads, len]: [usize; 2], seen: usize) -> Cost {
     let values = 2 * batch * head_dim * (kv_heads * len + heads * queries);
     Cost {
-        operations: 4.0 * (batch * heads * queries) as f64 * (len * head_dim) as f64,
+        operations: 4.0 * heads as f64 * seen as f64 * head_dim as f64,
         bytes: (values * size_of::<f32>()) as f64,
+        arithmetic: Some((Unit::Vectors, 1.0)),
     }
 }
 
@@ -210,7 +213,7 @@ fn attention_cost(batch: usize, heads: usize, queries: usize, len: usize, head_d
 fn attend_once(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Option<&[bool]>) -> FlexTensor {
     let ([batch, heads, _, head_dim], [_, kv_heads, len, _]) = (dims(query), dims(&key));
     let [key, value] = [key, value].map(with_whole_heads);
-    let mut out = zeros_like(query);
+    let mut out = buffer_like(query);
     let attention = DecodeAttention {
         query: elements(query),
         keys: cached(&key),
@@ -223,10 +226,11 @@ fn attend_once(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Opt
         attention_mask: seen,
         scale: 1.0 / (head_dim as f32).sqrt(),
     };
-    timed("attention of one query", attention_cost(batch, heads, 1, len, head_dim, kv_heads), || {
+    let pairs = seen.map_or(batch * len, |seen| seen.iter().filter(|seen| **seen).count());
+    timed("attention of one query", attention_cost(dims(query), [kv_heads, len], pairs), || {
         kernels::decode_attention(&attention, &mut out);
     });
-    tensor(out, query.layout().shape())
+    out.into_tensor(query.layout().shape())
 }
 
 /// `masked_out`: `[batch, queries, len]`.
@@ -246,13 +250,15 @@ fn attend(query: FlexTensor, key: FlexTensor, value: FlexTensor, masked_out: Opt
         masked_out,
         scale: 1.0 / (head_dim as f32).sqrt(),
     };
-    let mut out = zeros_like(&query);
-    timed("attention of many queries", attention_cost(batch, heads, queries, len, head_dim, kv_heads), || {
+    let mut out = buffer_like(&query);
+    let hidden = masked_out.map_or(0, |masked_out| masked_out.iter().filter(|hidden| **hidden).count());
+    let cost = attention_cost(dims(&query), [kv_heads, len], batch * queries * len - hidden);
+    timed("attention of many queries", cost, || {
         kernels::attend(&attention, &mut out); // [batch, queries, heads, head_dim]
     });
     let token = heads * head_dim;
     let strides = [queries * token, head_dim, token, 1].map(usize::cast_signed).to_vec();
-    FlexTensor::new(Bytes::from_elems(out), Layout::new(query.layout().shape().clone(), strides, 0), DType::F32)
+    out.into_tensor_of(Layout::new(query.layout().shape().clone(), strides, 0))
 }
 
 /// The states as they lie if nothing is flipped and the values of a head are side by side, as in a cache; else a copy.
@@ -278,10 +284,14 @@ fn elements<E: Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {
     &tensor.storage::<E>()[start..start + tensor.layout().num_elements()]
 }
 
-fn zeros_like(tensor: &FlexTensor) -> Vec<f32> {
-    vec![0.0; tensor.layout().num_elements()]
+/// Memory for as many values.
+fn buffer_like(tensor: &FlexTensor) -> Buffer {
+    Buffer::new(tensor.layout().num_elements())
 }
 
-fn tensor(values: Vec<f32>, shape: &burn::tensor::Shape) -> FlexTensor {
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.clone()), DType::F32)
+/// The values of a contiguous tensor.
+fn copy(tensor: &FlexTensor) -> Buffer {
+    let mut out = buffer_like(tensor);
+    out.copy_from_slice(elements(tensor));
+    out
 }

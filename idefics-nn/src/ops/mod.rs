@@ -6,6 +6,8 @@
 #![cfg_attr(not(feature = "flex"), allow(unused_variables))] // what only kernels ask for
 
 #[cfg(feature = "flex")]
+mod buffer;
+#[cfg(feature = "flex")]
 mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;

@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::codecs::bmp::BmpDecoder;
 use image::codecs::gif::GifDecoder;
-use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::error::ImageError as LibraryError;
@@ -13,7 +12,8 @@ use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder};
 
 use crate::image::clear::Clear;
-use crate::image::{Format, ImageError, Limits, RgbImage, jpeg};
+use crate::image::jpeg::{self, JpegError};
+use crate::image::{Format, ImageError, Limits, RgbImage};
 
 /// What becomes of transparency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -72,16 +72,15 @@ fn header_size(format: Format, bytes: &[u8]) -> Option<(u32, u32)> {
     }
 }
 
-/// Whether the file reaches the end that it announces, for the formats whose decoders let a missing end pass: half a
-/// JPEG would be grey, and a WebP lies as it was shot where its orientation comes last.
+/// Whether the file reaches the end that it announces, for the format whose decoder lets a missing end pass: a WebP lies
+/// as it was shot where its orientation comes last.
 fn is_complete(format: Format, bytes: &[u8]) -> bool {
     match format {
-        Format::Jpeg => jpeg::is_complete(bytes),
         Format::WebP => bytes
             .get(4..8)
             .and_then(|length| length.try_into().ok())
             .is_some_and(|length| bytes.len() as u64 >= 8 + u64::from(u32::from_le_bytes(length))),
-        Format::Png | Format::Gif | Format::Bmp => true,
+        Format::Png | Format::Jpeg | Format::Gif | Format::Bmp => true,
     }
 }
 
@@ -98,11 +97,21 @@ impl Input<'_> {
         let reader = Cursor::new(bytes);
         match self.format {
             Format::Png => self.read(bytes, PngDecoder::with_limits(reader, self.decoder_limits())),
-            Format::Jpeg => self.read(bytes, JpegDecoder::new(reader)),
+            Format::Jpeg => self.decode_jpeg(bytes),
             Format::WebP => self.read(bytes, WebPDecoder::new(reader)),
             Format::Gif => self.read(bytes, GifDecoder::new(reader)),
             Format::Bmp => self.read(bytes, BmpDecoder::new(reader)),
         }
+    }
+
+    fn decode_jpeg(&self, bytes: &[u8]) -> Result<RgbImage, ImageError> {
+        let decoder = jpeg::Decoder::new(bytes).map_err(|error| self.jpeg_error(error))?;
+        let (width, height) = decoder.size();
+        self.check_size(width, height)?;
+        self.check_memory(decoder.components().max(3) as u64 * u64::from(width) * u64::from(height))?;
+        let orientation = decoder.exif().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms);
+        let data = decoder.decode(self.limits.max_decoded_bytes).map_err(|error| self.jpeg_error(error))?;
+        upright(width, height, data, orientation)
     }
 
     fn read<D: ImageDecoder>(&self, bytes: &[u8], decoder: Result<D, LibraryError>) -> Result<RgbImage, ImageError> {
@@ -164,6 +173,17 @@ impl Input<'_> {
                 ImageError::Memory { image: self.name.to_owned(), needed: limit.saturating_add(1), limit }
             }
             error => self.decode_error(error.to_string()),
+        }
+    }
+
+    fn jpeg_error(&self, error: JpegError) -> ImageError {
+        match error {
+            JpegError::Damaged(reason) => self.decode_error(reason.into_owned()),
+            JpegError::Coding(reason) => self.coding_error(reason.into_owned()),
+            JpegError::Memory(needed) => {
+                let limit = self.limits.max_decoded_bytes;
+                ImageError::Memory { image: self.name.to_owned(), needed, limit }
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::VisionTransformer;
 use crate::VisionConfig as EncoderConfig;
+use crate::config::activation_bytes;
 
 /// The shape of a CLIP tower; field names are the JSON keys, and keys that are not listed are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +63,12 @@ impl VisionConfig {
     /// Vectors of an image: its patches and the class token.
     pub fn vectors_per_image(&self) -> usize {
         self.positions_per_side().pow(2) + 1
+    }
+
+    /// Bytes of the activations of one patch in f32, those that are there at the same time.
+    pub fn activation_bytes_per_patch(&self) -> usize {
+        let pixels = self.num_channels * self.patch_size * self.patch_size;
+        activation_bytes(self.embed_dim, self.intermediate_size) + 2 * size_of::<f32>() * pixels
     }
 
     /// Checks every value on which memory or a division depends.

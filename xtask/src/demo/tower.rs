@@ -10,7 +10,7 @@ use idefics_generate::nn::Linear;
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::train::LossGradients;
 use idefics_generate::vision::{PatchLayout, VisionConfig, VisionTransformer};
-use idefics_generate::{ImageBatch, InputError, image_batches};
+use idefics_generate::{InputError, VisionBatch, image_batches};
 use rand::Rng;
 
 use super::data::PICTURES;
@@ -51,7 +51,9 @@ pub(super) struct PatchClassifier {
 
 /// Pictures of one size, and what each patch shows.
 pub(super) struct PatchBatch {
-    images: ImageBatch,
+    /// `[n_images, 3, height, width]`.
+    pixel_values: TensorData,
+    layout: PatchLayout,
     /// `[n_images · patches]`.
     classes: Vec<i32>,
     /// `[n_images · patches, patch²]`, 0 or 1.
@@ -85,14 +87,15 @@ impl PatchClassifier {
 
     /// The gradients of all losses, summed over all patches.
     pub(super) fn training_gradients(&self, batch: &PatchBatch) -> Result<LossGradients, InputError> {
-        let layout: &PatchLayout = &batch.images.layout;
+        let layout = &batch.layout;
         let n_patches = layout.n_images() * layout.shared().patches();
         let device = self.vision_model.post_layernorm.weight.val().device();
         let upload = |values: &[f32]| {
             let data = TensorData::new(values.to_vec(), [n_patches, values.len() / n_patches]);
             Tensor::<2>::from_data(data, (&device, DType::F32))
         };
-        let features = self.vision_model.forward(batch.images.upload(&device), layout); // [n_images, patches, d]
+        let pixel_values = Tensor::from_data(batch.pixel_values.clone(), (&device, DType::F32));
+        let features = self.vision_model.forward(pixel_values, layout); // [n_images, patches, d]
         let d = features.dims()[2];
         let features = features.reshape([n_patches, d]);
 
@@ -135,7 +138,8 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
         (0..PICTURES).map(|_| Scene::random(rng, width, height)).collect()
     };
     let tiles: Vec<ImageTile> = scenes.iter().map(tile).collect();
-    let images = image_batches(&tiles, config)?.pop().expect("pictures of one size are one batch");
+    let images =
+        image_batches(&tiles, config, VisionBatch::default())?.pop().expect("pictures of one size are one batch");
     let labels: Vec<PatchLabel> = scenes.iter().flat_map(|scene| scene.patch_labels(config.patch_size)).collect();
     let of_shapes = |value: fn(PatchShape) -> u8| {
         labels.iter().map(|label| label.shape.map_or(0, |shape| 1 + i32::from(value(shape)))).collect::<Vec<_>>()
@@ -145,7 +149,8 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
         rows: of_shapes(|shape| shape.tenths[1]),
         grades: of_shapes(|shape| shape.grade),
         numbers: (!sheets).then(|| of_shapes(|shape| shape.number as u8)),
-        images,
+        pixel_values: images.pixel_values(),
+        layout: images.layout,
         classes: labels.iter().map(|label| i32::from(label.class)).collect(),
         covered: labels.iter().flat_map(|label| &label.covered).map(|&covered| f32::from(u8::from(covered))).collect(),
         shapes: labels.iter().flat_map(|label| shape_targets(label.shape)).collect(),

@@ -128,6 +128,11 @@ impl Case {
         Ok(WeightOptions { quantize, double_quant: *double_quant, pickles: Pickles::Allowed, ..dtype.into() })
     }
 
+    /// Whether anything beyond the processor is expected.
+    pub(super) fn runs_model(&self) -> bool {
+        !self.file.generate.is_empty() || self.expected.keys().any(|name| !name.starts_with("processor."))
+    }
+
     /// Reads a case folder.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("case.json");

@@ -1,5 +1,6 @@
 //! `cargo xtask verify`: runs reference cases through the production code and compares stage by stage.
 
+pub(crate) mod activations;
 mod case;
 mod compare;
 mod decoder;

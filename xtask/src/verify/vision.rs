@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use burn::tensor::Tensor;
 use idefics_generate::processor::ProcessedInputs;
 use idefics_generate::processor::image::{ImageTile, PaddedImages};
-use idefics_generate::{Idefics2, image_batches};
+use idefics_generate::{Idefics2, VisionBatch, image_batches};
 
 use super::case::Expected;
 use super::compare::Comparison;
@@ -32,7 +32,7 @@ impl Stages<'_> {
     }
 
     pub(super) fn vision(&mut self, model: &Idefics2, images: &[ImageTile]) -> Result<Option<Tensor<3>>> {
-        let batches = image_batches(images, &model.config().vision_config)?;
+        let batches = image_batches(images, &model.config().vision_config, VisionBatch::default())?;
         let features: Vec<Tensor<3>> = batches.iter().map(|batch| model.vision_features(batch)).collect();
         if let Some(expected) = self.case.expected("vision.last_hidden_state") {
             let comparison = self.compare_features(model, &batches, &features, expected)?;
@@ -52,7 +52,7 @@ impl Stages<'_> {
     fn compare_features(
         &self,
         model: &Idefics2,
-        batches: &[idefics_generate::ImageBatch],
+        batches: &[idefics_generate::ImageBatch<'_>],
         features: &[Tensor<3>],
         expected: &Expected,
     ) -> Result<Comparison> {

@@ -9,7 +9,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use idefics_generate::processor::Sample;
-use idefics_generate::{Answer, CancelToken, Error, FinishReason, GenerationConfig, Idefics};
+use idefics_generate::{Answer, CancelToken, Error, FinishReason, GenerationConfig, Idefics, Prepared};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -49,17 +49,19 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     commands::warn(global, &model, &args.generation.options());
     let cancel = model::cancel_on_interrupt();
     let bar = progress_bar(rows.len());
-    for group in groups(&rows, args.batch_size.get(), &model) {
-        let (known, group): (Vec<_>, Vec<_>) = group.into_iter().partition(|row| done.contains_key(&row.name));
-        bar.inc(known.len() as u64);
-        if group.is_empty() {
-            continue;
-        }
-        let answered = answer_group(global, args, &model, &group, &cancel)?;
+    bar.inc(done.len() as u64);
+    let groups: Vec<Vec<&InputRow>> = groups(&rows, args.batch_size.get(), &model)
+        .into_iter()
+        .map(|group| group.into_iter().filter(|row| !done.contains_key(&row.name)).collect::<Vec<_>>())
+        .filter(|group| !group.is_empty())
+        .collect();
+    model.prepare_ahead(groups.into_iter().map(Group::of), &args.generation.process(), |group, prepared| {
+        let answered = answer_group(global, args, &model, &group, prepared, &cancel)?;
         journal.keep(&answered)?;
-        bar.inc(group.len() as u64);
+        bar.inc(group.rows.len() as u64);
         done.extend(answered.into_iter().map(|row| (row.name.clone(), row)));
-    }
+        Ok::<_, Failure>(())
+    })?;
     bar.finish_and_clear();
     let in_order: Vec<&Done> = rows.iter().filter_map(|row| done.get(&row.name)).collect();
     journal.finish(&in_order, &run, &input)?;
@@ -72,6 +74,26 @@ fn verdict<'r>(rows: impl ExactSizeIterator<Item = &'r Value>) -> Result<(), Fai
     match rows.filter(|row| row.get("error").is_some()).count() {
         0 => Ok(()),
         n_failed => Err(Failure::some_failed(n_failed, n_rows)),
+    }
+}
+
+/// Rows that are answered together.
+struct Group<'r> {
+    rows: Vec<&'r InputRow>,
+    /// Those of the rows that have one.
+    samples: Vec<Sample>,
+}
+
+impl<'r> Group<'r> {
+    fn of(rows: Vec<&'r InputRow>) -> Self {
+        let samples = rows.iter().filter_map(|row| row.sample.clone().ok()).collect();
+        Self { rows, samples }
+    }
+}
+
+impl AsRef<[Sample]> for Group<'_> {
+    fn as_ref(&self) -> &[Sample] {
+        &self.samples
     }
 }
 
@@ -89,17 +111,17 @@ fn answer_group(
     global: &Global,
     args: &BatchArgs,
     model: &Idefics,
-    group: &[&InputRow],
+    Group { rows: group, samples }: &Group<'_>,
+    prepared: Result<Prepared<'_>, Error>,
     cancel: &CancelToken,
 ) -> Result<Vec<Done>, Failure> {
-    let generate = |samples: &[Sample]| {
+    let generate = |prepared: Result<Prepared<'_>, Error>| {
         let controls = args.generation.controls(global, cancel);
-        model.generate(samples, &args.generation.process(), &args.generation.options(), controls)
+        prepared?.generate(&args.generation.options(), controls)
     };
-    let samples: Vec<Sample> = group.iter().filter_map(|row| row.sample.clone().ok()).collect();
     let together = match samples.is_empty() {
         true => Some(Vec::new()),
-        false => generate(&samples).ok(),
+        false => generate(prepared).ok(),
     };
     let n_answers = together.as_ref().map_or(1, |answers| answers.len() / samples.len().max(1));
     let mut together = together.map(|answers| {
@@ -111,7 +133,10 @@ fn answer_group(
         let result = match (&row.sample, &mut together) {
             (Err(reason), _) => Err(Failure::input(reason.clone())),
             (Ok(_), Some(answers)) => Ok(answers.next().unwrap_or_default()),
-            (Ok(sample), None) => generate(std::slice::from_ref(sample)).map_err(Failure::of_sample),
+            (Ok(sample), None) => {
+                let alone = model.prepare(std::slice::from_ref(sample), &args.generation.process());
+                generate(alone).map_err(Failure::of_sample)
+            }
         };
         let row_of_output = match result {
             Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => {

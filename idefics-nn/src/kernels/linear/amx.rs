@@ -39,6 +39,15 @@ pub(super) fn takes(weight: &Weight<'_>) -> bool {
     !spans_rows(weight)
 }
 
+/// Products of tiles that one of the weight takes.
+pub(super) fn products(weight: &Weight<'_>) -> f64 {
+    match weight {
+        Weight::Bf16(_) | Weight::Int8(_) => 3.0,
+        Weight::F16(_) | Weight::Q4(_) => 5.0,
+        Weight::F32(_) | Weight::FourBit(_) => 6.0,
+    }
+}
+
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     match weight {
         Weight::F32(weight) => multiply::<3>(product, weight, None),
@@ -127,13 +136,17 @@ impl Block<'_> {
                     self.rows::<N>(&tiles, weights.map(<*mut u8>::cast_const), steps.clone(), sums);
                 }
             }
-            for (pair, sums) in sums.chunks_exact(n_pairs[1] * SUMS).enumerate() {
-                let first = features.start + pair * PAIR;
-                for (tile, sums) in sums.chunks_exact(ROWS * ROWS).enumerate() {
-                    // Sums of two tiles of features and two of rows, then of the next rows.
-                    let (row, feature) = (tile / 4 * PAIR + tile % 2 * ROWS, first + tile % 4 / 2 * ROWS);
-                    // SAFETY: the instructions are there, and tasks have disjoint features.
-                    unsafe { self.finish(sums, self.rows.start + row, feature..features.end, scales) };
+            // Row after row: a row's features lie side by side.
+            for row_pair in 0..n_pairs[1] {
+                for pair in 0..n_pairs[0] {
+                    let sums = &sums[(pair * n_pairs[1] + row_pair) * SUMS..][..SUMS];
+                    for (tile, sums) in sums.chunks_exact(ROWS * ROWS).enumerate() {
+                        // Sums of two tiles of features and two of rows.
+                        let row = self.rows.start + row_pair * PAIR + tile % 2 * ROWS;
+                        let feature = features.start + pair * PAIR + tile / 2 * ROWS;
+                        // SAFETY: the instructions are there, and tasks have disjoint features.
+                        unsafe { self.finish(sums, row, feature..features.end, scales) };
+                    }
                 }
             }
         });

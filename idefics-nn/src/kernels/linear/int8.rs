@@ -46,40 +46,95 @@ impl<'a> Codes<'a> {
     }
 }
 
+/// How the codes of activations lie.
+#[derive(Clone, Copy)]
+enum Order {
+    /// Row after row, each of so many codes.
+    Rows(usize),
+    /// The same, codes moved up by 128: those of VNNI, which are unsigned.
+    UnsignedRows(usize),
+    /// Sixteen rows together, so many steps of [`STEP`] columns one after the other.
+    Tiles(usize),
+}
+
+impl Order {
+    /// Codes of sixteen rows.
+    fn of_sixteen(self) -> usize {
+        match self {
+            Self::Rows(stride) | Self::UnsignedRows(stride) => SIXTEEN * stride,
+            Self::Tiles(steps) => SIXTEEN * steps * STEP,
+        }
+    }
+
+    /// The code of 0.
+    fn zero(self) -> i8 {
+        if matches!(self, Self::UnsignedRows(_)) { i8::MIN } else { 0 }
+    }
+
+    /// Where a row begins, of sixteen, and how far it is from one step to the next.
+    fn row(self, row: usize) -> (usize, usize) {
+        match self {
+            Self::Rows(stride) | Self::UnsignedRows(stride) => (row * stride, STEP),
+            Self::Tiles(_) => (row * STEP, SIXTEEN * STEP),
+        }
+    }
+}
+
+/// Rows that are rounded together: those of a tile.
+const SIXTEEN: usize = 16;
+
 /// Activations as integers.
 #[derive(Clone, Copy)]
 struct Rounded<'a> {
-    /// `[n_rows, stride]`, zeros after the last column. There are rows of zeros up to a multiple of 32.
+    /// `[n_rows, columns]` in `order`, that of 0 after the last column. There are rows of it up to a multiple of 32.
     codes: &'a [i8],
-    stride: usize,
+    order: Order,
     /// `[n_rows]`.
     scales: &'a [f32],
 }
 
 impl Rounded<'_> {
+    /// Codes from one row to the next, where they lie in rows.
+    fn stride(&self) -> usize {
+        match self.order {
+            Order::Rows(stride) | Order::UnsignedRows(stride) => stride,
+            Order::Tiles(_) => unreachable!("tiles have no rows"),
+        }
+    }
+
+    /// A row, where they lie in rows.
     fn row(&self, row: usize) -> &[i8] {
-        &self.codes[row * self.stride..(row + 1) * self.stride]
+        &self.codes[row * self.stride()..(row + 1) * self.stride()]
     }
 }
 
 /// The product with rounded activations.
 pub(super) fn product(isa: Isa, product: &Product<'_>, weight: Codes<'_>) {
-    let filled = product.d_in.next_multiple_of(STEP);
+    let filled = product.d_in.max(1).next_multiple_of(STEP);
     // Rows whose distance is a multiple of a page fight for the same lines of the cache.
     let stride = if filled.is_multiple_of(1024) { filled + STEP } else { filled };
-    let n_filled = product.n_rows.next_multiple_of(32);
-    let values = n_filled * stride / size_of::<f32>();
-    with_scratch(values + product.n_rows, |scratch| {
+    let order = match (isa, weight) {
+        (Isa::Amx, Codes::Int8(_)) => Order::Tiles(filled / STEP),
+        (Isa::Amx | Isa::Avx512, _) => Order::UnsignedRows(stride),
+        _ => Order::Rows(stride),
+    };
+    let n_filled = product.n_rows.next_multiple_of(2 * SIXTEEN);
+    let values = n_filled / SIXTEEN * order.of_sixteen() / size_of::<f32>();
+    with_scratch(values + n_filled, |scratch| {
         let (codes, scales) = scratch.split_at_mut(values);
         let codes: &mut [i8] = bytemuck::cast_slice_mut(codes);
-        let (rows, filling) = codes.split_at_mut(product.n_rows * stride);
-        filling.fill(0);
-        let rows = rows.par_chunks_mut(stride).zip(scales.par_iter_mut()).enumerate();
-        rows.with_min_len(4).for_each(|(row, (codes, scale))| {
-            let x = &product.x[row * product.d_in..(row + 1) * product.d_in];
-            *scale = isa.run(Round { x, codes }, Round::plain);
+        let sixteen = codes.par_chunks_mut(order.of_sixteen().max(1)).zip(scales.par_chunks_mut(SIXTEEN)).enumerate();
+        sixteen.for_each(|(index, (codes, scales))| {
+            for (row, scale) in scales.iter_mut().enumerate() {
+                let at = (index * SIXTEEN + row) * product.d_in;
+                let x = product.x.get(at..at + product.d_in).unwrap_or_default();
+                let (start, distance) = order.row(row);
+                let n_steps = order.of_sixteen() / SIXTEEN / STEP;
+                let codes = &mut codes[start..start + (n_steps - 1) * distance + STEP];
+                *scale = isa.run(Round { x, codes, distance, zero: order.zero() }, Round::plain);
+            }
         });
-        let rounded = Rounded { codes, stride, scales };
+        let rounded = Rounded { codes, order, scales };
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx if matches!(weight, Codes::Int8(_)) => amx::product(product, &rounded, weight),
@@ -102,30 +157,42 @@ pub(super) fn product(isa: Isa, product: &Product<'_>, weight: Codes<'_>) {
 /// Rounds one row and returns its scale: NaN if a value is not finite, so that every output of the row is.
 struct Round<'a> {
     x: &'a [f32],
+    /// Pieces of [`STEP`] codes, the first of every `distance`; zeros after the last column.
     codes: &'a mut [i8],
+    distance: usize,
+    zero: i8,
 }
 
 impl Round<'_> {
     #[inline(always)]
     fn plain(self) -> f32 {
-        let (mut largest, mut check) = (0f32, 0f32);
-        for value in self.x {
-            largest = largest.max(value.abs());
-            check += value * 0.0;
+        // The bits of numbers without a sign are in the numbers' order, and those of ∞ and NaN behind.
+        let largest = self.x.iter().fold(0, |largest: u32, value| largest.max(value.to_bits() & (u32::MAX >> 1)));
+        let largest = f32::from_bits(largest);
+        // Nothing is left of what is too small to be divided by; what is no number shows in the scale.
+        let is_number = largest.is_finite() && largest >= f32::MIN_POSITIVE;
+        let reciprocal = if is_number { (LARGEST / largest).min(f32::MAX) } else { 0.0 };
+        for (step, codes) in self.codes.chunks_mut(self.distance).enumerate() {
+            let x = &self.x[self.x.len().min(step * STEP)..self.x.len().min((step + 1) * STEP)];
+            let (codes, filling) = codes[..STEP].split_at_mut(x.len());
+            for (code, value) in codes.iter_mut().zip(x) {
+                *code = rounded(value * reciprocal) ^ self.zero;
+            }
+            filling.fill(self.zero);
         }
-        if largest < f32::MIN_POSITIVE {
-            self.codes.fill(0);
-            return check;
+        match () {
+            () if !largest.is_finite() => f32::NAN,
+            () if reciprocal == 0.0 => 0.0,
+            () => largest / LARGEST,
         }
-        let reciprocal = LARGEST / largest;
-        let reciprocal = if reciprocal.is_finite() { reciprocal } else { f32::MAX };
-        let (codes, filling) = self.codes.split_at_mut(self.x.len());
-        for (code, value) in codes.iter_mut().zip(self.x) {
-            *code = (value * reciprocal).round_ties_even().clamp(-LARGEST, LARGEST) as i32 as i8;
-        }
-        filling.fill(0);
-        largest / LARGEST + check
     }
+}
+
+/// The nearest integer, the even one of two, of numbers up to 127 and a little.
+#[inline(always)]
+fn rounded(value: f32) -> i8 {
+    const INTEGERS: f32 = 12_582_912.0; // from here on, and for as far again, an f32 is an integer
+    (value + INTEGERS).to_bits() as i8
 }
 
 impl Work for Round<'_> {

@@ -12,25 +12,36 @@ use crate::formats::Int8;
 /// Output features of a block: two tiles.
 const FEATURES: usize = 2 * ROWS;
 
+/// Blocks of a task, about: activations are read once for so many.
+const BLOCKS: usize = 3;
+
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {
     let Codes::Int8(weight) = weight else { unreachable!("q4 sums are cut up too finely for tiles") };
     let steps = product.d_in.div_ceil(STEP);
-    product.split_evenly(FEATURES, |features| {
-        with_scratch(2 * steps * TILE / size_of::<f32>(), |scratch| {
+    let threads = rayon::current_num_threads();
+    let n_tasks = product.d_out.div_ceil(threads * BLOCKS * FEATURES) * threads;
+    let task = product.d_out.div_ceil(n_tasks).next_multiple_of(FEATURES);
+    let block = 2 * steps * TILE;
+    product.split_evenly(task, |features| {
+        let n_blocks = features.len().div_ceil(FEATURES);
+        with_scratch(n_blocks * block / size_of::<f32>(), |scratch| {
             let codes = scratch.as_mut_ptr().cast::<u8>();
             let tiles = Tiles::new();
-            // SAFETY: the instructions are there; the scratch holds two tiles of features of all steps.
+            // SAFETY: the instructions are there; the scratch holds the tiles of all features and steps, and there are
+            // rows of activations up to a multiple of two tiles.
             unsafe {
-                for tile in 0..2 {
-                    let out = codes.add(tile * steps * TILE);
-                    expand(weight, features.start + tile * ROWS, steps, out);
+                for tile in 0..2 * n_blocks {
+                    expand(weight, features.start + tile * ROWS, steps, codes.add(tile * steps * TILE));
                 }
                 for first in (0..product.n_rows).step_by(2 * ROWS) {
-                    let mut sums = [0i32; FEATURES * FEATURES];
-                    let x = [first, first + ROWS].map(|row| rounded.codes[row * rounded.stride..].as_ptr().cast());
-                    let weights = [codes.cast_const(), codes.add(steps * TILE).cast_const()];
-                    tiles.multiply_codes(x, rounded.stride, weights, steps, &mut sums);
-                    finish(product, rounded, weight, features.clone(), first, &sums);
+                    let tile = |index: usize| rounded.codes[(first / ROWS + index) * steps * TILE..].as_ptr().cast();
+                    for index in 0..n_blocks {
+                        let start = features.start + index * FEATURES;
+                        let block = codes.add(index * block).cast_const();
+                        let mut sums = [0i32; FEATURES * FEATURES];
+                        tiles.multiply_codes([tile(0), tile(1)], [block, block.add(steps * TILE)], steps, &mut sums);
+                        finish(product, rounded, weight, start..features.end.min(start + FEATURES), first, &sums);
+                    }
                 }
             }
         });

@@ -1,7 +1,7 @@
 //! Products of integers by VNNI: four products of bytes are added to each of sixteen lanes, one an output feature.
 //!
-//! VNNI multiplies unsigned with signed bytes: codes of weights are moved up by 128, and −128 times the sum of the
-//! activations undoes it.
+//! VNNI multiplies unsigned with signed bytes: codes of activations are moved up by 128, and sums begin with −128 times
+//! the sum of the weights, which undoes it.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -19,30 +19,38 @@ const PANEL: usize = 16;
 const PANELS: usize = 2;
 
 /// Rows of activations that share each load of weights.
-const ROWS: usize = 4;
+const ROWS: usize = 6;
 
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {
     product.split_evenly(PANELS * PANEL, |features| {
-        let groups = rounded.stride / 4;
-        with_scratch(PANELS * groups * PANEL, |scratch| {
-            let panels = scratch.as_mut_ptr().cast::<u8>();
+        let groups = rounded.stride() / 4;
+        // Groups that are summed before they are scaled.
+        let together = match weight {
+            Codes::Int8(_) => groups,
+            Codes::Q4(_) => Q4_BLOCK / 4,
+        };
+        let panel_values = (groups + groups / together) * PANEL;
+        with_scratch(PANELS * panel_values, |scratch| {
+            let panels: [*mut u8; PANELS] =
+                std::array::from_fn(|panel| scratch[panel * panel_values..].as_mut_ptr().cast());
             // SAFETY: the instructions are there; the scratch holds two panels; tasks have disjoint features.
             unsafe {
-                for panel in 0..PANELS {
+                for (panel, out) in panels.into_iter().enumerate() {
                     let first = features.start + panel * PANEL;
-                    let out = panels.add(panel * groups * 64);
                     match weight {
                         Codes::Int8(weight) => expand_int8(weight, first, groups, out),
                         Codes::Q4(weight) => expand_q4(weight, first, groups, out),
                     }
+                    begin(out, groups, together);
                 }
+                let panels = panels.map(<*mut u8>::cast_const);
                 let mut row = 0;
                 while row < product.n_rows {
                     if row + ROWS <= product.n_rows {
-                        rows::<ROWS>(product, rounded, weight, features.clone(), panels, row);
+                        rows::<ROWS>(product, rounded, weight, features.clone(), (panels, together), row);
                         row += ROWS;
                     } else {
-                        rows::<1>(product, rounded, weight, features.clone(), panels, row);
+                        rows::<1>(product, rounded, weight, features.clone(), (panels, together), row);
                         row += 1;
                     }
                 }
@@ -68,17 +76,36 @@ unsafe fn expand_int8(weight: &Int8<'_>, first: usize, groups: usize, out: *mut 
             // SAFETY: the mask hides what is behind the row's end.
             *row = unsafe { _mm512_maskz_loadu_epi8(mask, codes.wrapping_add(at)) };
         }
-        let middle = _mm512_set1_epi8(i8::MIN);
         // SAFETY: a step is sixteen groups of 64 bytes.
         unsafe {
             for (group, codes) in transposed(rows).into_iter().enumerate() {
-                _mm512_storeu_si512(out.add((step * 16 + group) * 64).cast(), _mm512_xor_si512(codes, middle));
+                _mm512_storeu_si512(out.add((step * 16 + group) * 64).cast(), codes);
             }
         }
     }
 }
 
-/// A panel's table entries, moved up by 128, as `[groups, 16, 4]`.
+/// What sums of each `together` groups begin with, behind the `groups` of a panel: −128 times its weights.
+///
+/// # Safety
+/// As [`expand_int8`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn begin(panel: *mut u8, groups: usize, together: usize) {
+    let ones = _mm512_set1_epi8(1);
+    // SAFETY: as the caller vouches.
+    unsafe {
+        for index in 0..groups / together {
+            let mut sum = _mm512_setzero_si512();
+            for group in index * together..(index + 1) * together {
+                sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(panel.add(group * 64).cast()));
+            }
+            let beginning = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32::<7>(sum));
+            _mm512_storeu_si512(panel.add((groups + index) * 64).cast(), beginning);
+        }
+    }
+}
+
+/// A panel's table entries as `[groups, 16, 4]`.
 ///
 /// # Safety
 /// As [`expand_int8`].
@@ -89,12 +116,12 @@ unsafe fn expand_q4(weight: &Q4<'_>, first: usize, groups: usize, out: *mut u8) 
     // SAFETY: a block is eight groups of 64 bytes, and the codes of a panel that is there are all there.
     unsafe {
         let table = _mm_loadu_si128(Q4_TABLE.as_ptr().cast());
-        let table = _mm512_xor_si512(_mm512_broadcast_i32x4(table), _mm512_set1_epi8(i8::MIN));
+        let table = _mm512_broadcast_i32x4(table);
         let low = _mm512_set1_epi8(15);
         for block in 0..groups / 8 {
             let out = out.add(block * 8 * 64);
             if first >= d_out || block >= blocks {
-                out.write_bytes(128, 8 * 64);
+                out.write_bytes(0, 8 * 64);
                 continue;
             }
             let at = (first / Q4_PANEL * blocks + block) * Q4_TILE;
@@ -111,7 +138,8 @@ unsafe fn expand_q4(weight: &Q4<'_>, first: usize, groups: usize, out: *mut u8) 
     }
 }
 
-/// `N` rows of activations times two panels.
+/// `N` rows of activations times two panels, whose sums are of `together` groups each: a number that the compiler does
+/// not know, or it unrolls the loop over them beyond all registers.
 ///
 /// # Safety
 /// As [`expand_int8`] for what is read; no other task writes these features.
@@ -121,16 +149,16 @@ unsafe fn rows<const N: usize>(
     rounded: &Rounded<'_>,
     weight: Codes<'_>,
     features: Range<usize>,
-    panels: *const u8,
+    (panels, together): ([*const u8; PANELS], usize),
     first: usize,
 ) {
-    let groups = rounded.stride / 4;
+    let groups = rounded.stride() / 4;
     // SAFETY: the rows are there, filled up to whole groups.
     unsafe {
         let x: [*const i8; N] = std::array::from_fn(|n| rounded.row(first + n).as_ptr());
         let sums: [[__m512; PANELS]; N] = match weight {
             Codes::Int8(weight) => {
-                let sums = codes_of::<N>(x, panels, groups, 0..groups);
+                let sums = codes_of::<N>(x, panels, 0..groups, groups);
                 std::array::from_fn(|n| {
                     std::array::from_fn(|panel| {
                         let at = features.start + panel * PANEL;
@@ -146,7 +174,7 @@ unsafe fn rows<const N: usize>(
                 let blocks = d_in.div_ceil(Q4_BLOCK);
                 let mut all = [[_mm512_setzero_ps(); PANELS]; N];
                 for block in 0..blocks {
-                    let sums = codes_of::<N>(x, panels, groups, 8 * block..8 * block + 8);
+                    let sums = codes_of::<N>(x, panels, together * block..together * (block + 1), groups + block);
                     for panel in 0..PANELS {
                         let at = features.start + panel * PANEL;
                         if at >= d_out {
@@ -181,7 +209,8 @@ unsafe fn rows<const N: usize>(
     }
 }
 
-/// Exact sums over `range` of the groups: `[N, PANELS]` registers of sixteen features.
+/// Exact sums over `range` of the groups, which begin with what lies in the place `beginning`: `[N, PANELS]` registers of
+/// sixteen features.
 ///
 /// # Safety
 /// The groups are there, and `4 · range.end` codes of each row.
@@ -189,32 +218,24 @@ unsafe fn rows<const N: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn codes_of<const N: usize>(
     x: [*const i8; N],
-    panels: *const u8,
-    groups: usize,
+    panels: [*const u8; PANELS],
     range: Range<usize>,
+    beginning: usize,
 ) -> [[__m512i; PANELS]; N] {
-    let mut sums = [[_mm512_setzero_si512(); PANELS]; N];
-    let mut activations = [_mm512_setzero_si512(); N];
-    let ones = _mm512_set1_epi8(1);
     // SAFETY: as the caller vouches.
     unsafe {
+        let mut sums = [panels.map(|panel| _mm512_loadu_si512(panel.add(beginning * 64).cast())); N];
         for group in range {
-            let weights: [__m512i; PANELS] =
-                std::array::from_fn(|panel| _mm512_loadu_si512(panels.add((panel * groups + group) * 64).cast()));
+            let weights = panels.map(|panel| _mm512_loadu_si512(panel.add(group * 64).cast()));
             for n in 0..N {
                 let x = _mm512_set1_epi32(x[n].add(4 * group).cast::<i32>().read_unaligned());
                 for panel in 0..PANELS {
-                    sums[n][panel] = _mm512_dpbusd_epi32(sums[n][panel], weights[panel], x);
+                    sums[n][panel] = _mm512_dpbusd_epi32(sums[n][panel], x, weights[panel]);
                 }
-                activations[n] = _mm512_dpbusd_epi32(activations[n], ones, x);
             }
         }
+        sums
     }
-    for n in 0..N {
-        let moved = _mm512_slli_epi32::<7>(activations[n]);
-        sums[n] = sums[n].map(|sums| _mm512_sub_epi32(sums, moved));
-    }
-    sums
 }
 
 /// Lanes from `at` on that lie before `end`.

@@ -2,8 +2,11 @@
 //!
 //! - Up to [`THIN_ROWS`] rows of activations: each weight is read once, expanded in registers and multiplied with all
 //!   rows ([`rows`] for the formats that are stored row after row, [`q4`] for the interleaved one).
-//! - More rows: panels of the weight are expanded to f32 in scratch memory of [`panels::PANEL_BYTES`] a thread and
-//!   multiplied by the `gemm` crate.
+//! - More rows, where the machine has tiles: blocks of the weight are expanded to bf16 and multiplied with activations
+//!   that are sums of three bf16 ([`amx`]).
+//! - More rows elsewhere: panels of the weight are expanded to f32 in scratch memory of [`panels::PANEL_BYTES`] a thread
+//!   and multiplied by the `gemm` crate.
+//! - More rows of activations that are rounded to eight bits: products of integers ([`int8`]).
 //!
 //! Work is divided over output features only, and each is summed in an order that follows from the shapes and the
 //! machine (its instructions, and the caches that gemm blocks for): results are equal to the bit on any number of
@@ -31,8 +34,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Isa;
 use super::shared::SharedOut;
+use super::{Isa, Unit};
+use crate::Activations;
 use crate::formats::{BLOCK, Weight};
 
 /// Evaluates an expression with `$module` standing for the module of an instruction set.
@@ -165,6 +169,24 @@ pub fn linear_int8_on(
         int8::product(isa, &product, codes);
     }
     Some(())
+}
+
+/// What multiplies a weight with so many rows on the best instruction set, and how many of its operations one of the
+/// product takes; `None` where it is not known.
+pub(crate) fn arithmetic(n_rows: usize, weight: &Weight<'_>, activations: Activations) -> Option<(Unit, f64)> {
+    let isa = Isa::best();
+    if activations == Activations::Int8 && n_rows > THIN_ROWS && int8::Codes::of(weight).is_some() {
+        return match (isa, weight) {
+            (Isa::Amx, Weight::Int8(_)) => Some((Unit::ByteTiles, 1.0)),
+            (Isa::Amx | Isa::Avx512, _) => Some((Unit::ByteVectors, 1.0)),
+            _ => None,
+        };
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx if n_rows > THIN_ROWS && amx::takes(weight) => Some((Unit::Tiles, amx::products(weight))),
+        _ => Some((Unit::Vectors, 1.0)),
+    }
 }
 
 /// Whether blocks of one scale reach from one row into the next.

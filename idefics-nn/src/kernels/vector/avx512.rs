@@ -72,6 +72,11 @@ impl Vector for F32x16 {
         ));
     }
     #[inline(always)]
+    unsafe fn times_pow2(self, n: Self) -> Self {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { Self(_mm512_scalef_ps(self.0, n.0)) }
+    }
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         // SAFETY: the caller vouches for the instructions.
         unsafe { _mm512_reduce_add_ps(self.0) }

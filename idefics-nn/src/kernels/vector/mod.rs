@@ -52,6 +52,15 @@ pub(crate) trait Vector: Copy {
     unsafe fn round(self) -> Self;
     /// 2 to the power of an integer from −126 to 127.
     unsafe fn pow2(self) -> Self;
+    /// The value times 2 to the power of an integer from −252 to 254, which need not be an f32 itself.
+    #[inline(always)]
+    unsafe fn times_pow2(self, n: Self) -> Self {
+        // SAFETY: the caller vouches for the instructions. Either half is an f32.
+        unsafe {
+            let half = n.mul(Self::splat(0.5)).round();
+            self.mul(half.pow2()).mul(n.sub(half).pow2())
+        }
+    }
     /// Sum of the lanes, in a fixed order.
     unsafe fn sum(self) -> f32;
     /// The largest lane.

@@ -1,0 +1,173 @@
+//! What the frame header says: size, components, how the components are sampled.
+
+use super::JpegError;
+
+/// Samples on one side of a block.
+pub(super) const BLOCK: usize = 8;
+
+/// The most blocks that the components of one interleaved scan may put into a unit.
+const MAX_BLOCKS_IN_UNIT: usize = 10;
+
+/// How coefficients are spread over the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Process {
+    /// Every block at once (baseline and extended sequential).
+    Sequential,
+    /// In several scans, by frequencies and bits.
+    Progressive,
+}
+
+/// One color component.
+#[derive(Debug, Clone)]
+pub(super) struct Component {
+    pub(super) id: u8,
+    /// Sampling factors: blocks in a unit, across and down.
+    pub(super) h: usize,
+    pub(super) v: usize,
+    /// Which quantization table it takes.
+    pub(super) quantization: u8,
+    /// Size in samples.
+    pub(super) width: usize,
+    pub(super) height: usize,
+    /// Blocks that hold samples, across and down.
+    pub(super) blocks_across: usize,
+    pub(super) blocks_down: usize,
+    /// Blocks in a stored row: whole units, and an even number.
+    pub(super) stride: usize,
+}
+
+/// The picture as the frame header describes it. A unit (MCU) is the smallest rectangle with whole blocks of every
+/// component.
+#[derive(Debug, Clone)]
+pub(super) struct Frame {
+    pub(super) process: Process,
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) components: Vec<Component>,
+    /// Largest sampling factors: a unit's sides in blocks.
+    pub(super) max_h: usize,
+    pub(super) max_v: usize,
+    pub(super) units_across: usize,
+    pub(super) units_down: usize,
+}
+
+impl Frame {
+    /// Reads the parameters of a start-of-frame marker.
+    pub(super) fn parse(process: Process, data: &[u8]) -> Result<Self, JpegError> {
+        let Some((&[precision, height0, height1, width0, width1, count], rest)) = data.split_first_chunk::<6>() else {
+            return Err(JpegError::damaged("the frame header is too short"));
+        };
+        if precision != 8 {
+            return Err(JpegError::Coding(format!("{precision} bits a sample").into()));
+        }
+        let (width, height) = (u16::from_be_bytes([width0, width1]), u16::from_be_bytes([height0, height1]));
+        if !matches!(count, 1 | 3 | 4) {
+            return Err(JpegError::Coding(format!("{count} color components").into()));
+        }
+        if rest.len() != 3 * usize::from(count) {
+            return Err(JpegError::damaged("the frame header has the wrong length"));
+        }
+        let (width, height) = (usize::from(width), usize::from(height));
+        let factors = rest.chunks_exact(3).map(|entry| (usize::from(entry[1] >> 4), usize::from(entry[1] & 15)));
+        if factors.clone().any(|(h, v)| !(1..=4).contains(&h) || !(1..=4).contains(&v)) {
+            return Err(JpegError::damaged("a sampling factor is not 1 to 4"));
+        }
+        // The factors of a single component say nothing.
+        let factors = move || factors.clone().map(move |pair| if count == 1 { (1, 1) } else { pair });
+        let max_h = factors().map(|(h, _)| h).max().unwrap_or(1);
+        let max_v = factors().map(|(_, v)| v).max().unwrap_or(1);
+        let units_across = width.div_ceil(max_h * BLOCK);
+        let units_down = height.div_ceil(max_v * BLOCK);
+        let component = |(entry, (h, v)): (&[u8], (usize, usize))| Component {
+            id: entry[0],
+            h,
+            v,
+            quantization: entry[2],
+            width: (width * h).div_ceil(max_h),
+            height: (height * v).div_ceil(max_v),
+            blocks_across: (width * h).div_ceil(max_h * BLOCK),
+            blocks_down: (height * v).div_ceil(max_v * BLOCK),
+            stride: (units_across * h).next_multiple_of(2),
+        };
+        let components: Vec<Component> = rest.chunks_exact(3).zip(factors()).map(component).collect();
+        if components.iter().any(|component| max_h % component.h != 0 || max_v % component.v != 0) {
+            return Err(JpegError::Coding("fractional sampling".into()));
+        }
+        Ok(Self { process, width, height, components, max_h, max_v, units_across, units_down })
+    }
+
+    /// All blocks of all components, with those that only fill up units.
+    pub(super) fn stored_blocks(&self) -> usize {
+        self.components.iter().map(|component| component.stride * component.v).sum::<usize>() * self.units_down
+    }
+}
+
+/// One component's part in a scan.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ScanComponent {
+    /// Which of the frame's components.
+    pub(super) index: usize,
+    /// Which tables its coefficients are coded with.
+    pub(super) dc_table: u8,
+    pub(super) ac_table: u8,
+}
+
+/// What the header of a scan says.
+#[derive(Debug, Clone)]
+pub(super) struct Scan {
+    pub(super) components: Vec<ScanComponent>,
+    /// First and last coefficient, in zigzag order.
+    pub(super) first: u8,
+    pub(super) last: u8,
+    /// The bit of the earlier scan that this one refines, or 0; and the lowest bit of this one.
+    pub(super) high_bit: u8,
+    pub(super) low_bit: u8,
+}
+
+impl Scan {
+    /// Reads the parameters of a start-of-scan marker.
+    pub(super) fn parse(frame: &Frame, data: &[u8]) -> Result<Self, JpegError> {
+        let count = usize::from(*data.first().ok_or_else(wrong_length)?);
+        if !(1..=4).contains(&count) || data.len() != 2 * count + 4 {
+            return Err(wrong_length());
+        }
+        let (entries, last) = data[1..].split_at(2 * count);
+        let mut components: Vec<ScanComponent> = Vec::with_capacity(count);
+        for entry in entries.chunks_exact(2) {
+            // In the order of the frame; of components with the same name the next one is meant.
+            let is_it = |index: &usize| {
+                frame.components[*index].id == entry[0] && components.iter().all(|other| other.index != *index)
+            };
+            let index = (components.len()..frame.components.len()).find(is_it);
+            let index = index.ok_or_else(|| JpegError::damaged("a scan has a component that the frame has not"))?;
+            components.push(ScanComponent { index, dc_table: entry[1] >> 4, ac_table: entry[1] & 15 });
+        }
+        let blocks = |scan: &ScanComponent| frame.components[scan.index].h * frame.components[scan.index].v;
+        if count > 1 && components.iter().map(blocks).sum::<usize>() > MAX_BLOCKS_IN_UNIT {
+            return Err(JpegError::damaged("a scan has more than ten blocks in a unit"));
+        }
+        let scan = Self { components, first: last[0], last: last[1], high_bit: last[2] >> 4, low_bit: last[2] & 15 };
+        if frame.process == Process::Progressive {
+            scan.check_progression()?;
+        }
+        Ok(scan)
+    }
+
+    /// Whether it refines bits that an earlier scan began.
+    pub(super) fn is_refinement(&self) -> bool {
+        self.high_bit > 0
+    }
+
+    fn check_progression(&self) -> Result<(), JpegError> {
+        let Self { first, last, high_bit, low_bit, .. } = *self;
+        let is_band = if first == 0 { last == 0 } else { first <= last && last < 64 && self.components.len() == 1 };
+        if !is_band || self.is_refinement() && low_bit + 1 != high_bit || low_bit > 13 {
+            return Err(JpegError::damaged("a scan has impossible parameters"));
+        }
+        Ok(())
+    }
+}
+
+fn wrong_length() -> JpegError {
+    JpegError::damaged("a scan header has the wrong length")
+}

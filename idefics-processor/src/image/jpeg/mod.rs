@@ -1,0 +1,238 @@
+//! JPEG files, with the very pixels that libjpeg-turbo gives Pillow.
+//!
+//! Read are baseline, extended sequential and progressive files with Huffman codes and 8 bits a sample; grey, RGB,
+//! YCbCr, CMYK and YCCK; all sampling factors. What else the standard has is refused by name: arithmetic coding, lossless
+//! and hierarchical files, 12 bits.
+//!
+//! Damaged files: what Pillow refuses is refused, and so is every file without an end. What it lets pass comes out as it
+//! does there: a scan whose data ends before its blocks do leaves the rest grey. One thing is left out: a progressive file
+//! that lacks scans is not smoothed over.
+//!
+//! The way of a file: [`markers`] reads the headers; [`scan`] and [`blocks`] read the coefficients on one thread, in
+//! order, from [`bits`] and [`huffman`] codes; [`render`] turns bands of them into pixels on the others, by [`idct`],
+//! [`upsample`] and [`color`]. In progressive files the coefficients of all scans come first.
+//!
+//! Source: ITU-T T.81, and libjpeg-turbo 3.1 where the standard leaves a choice.
+
+mod bits;
+mod blocks;
+mod color;
+mod error;
+mod frame;
+mod huffman;
+mod idct;
+mod markers;
+mod render;
+mod scan;
+mod upsample;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use self::blocks::Block;
+use self::color::Color;
+pub(crate) use self::error::JpegError;
+use self::frame::{Frame, Process, Scan};
+use self::huffman::standard;
+use self::markers::{Markers, Stop};
+use self::render::Renderer;
+use self::scan::ScanReader;
+
+/// The most scans that a file may have. Encoders write about ten; thousands of empty ones are an attack.
+const MAX_SCANS: usize = 500;
+
+/// How often all blocks may be visited by scans. A file that sends every bit of every coefficient by itself, which
+/// nobody does, would need 900; encoders need ten.
+const MAX_VISITS: usize = 30;
+
+/// A file whose headers are read, up to its first scan.
+#[derive(Debug)]
+pub(crate) struct Decoder<'a> {
+    file: &'a [u8],
+    markers: Markers<'a>,
+    frame: Frame,
+    scan: Scan,
+}
+
+impl<'a> Decoder<'a> {
+    /// Reads the headers.
+    pub(crate) fn new(file: &'a [u8]) -> Result<Self, JpegError> {
+        let mut markers = Markers::new(file)?;
+        let Stop::Scan(scan) = markers.read()? else {
+            return Err(JpegError::damaged("it ends before any picture"));
+        };
+        let frame = markers.frame.clone().ok_or_else(|| JpegError::damaged("it has no frame"))?;
+        Ok(Self { file, markers, frame, scan })
+    }
+
+    /// Width and height in pixels; either may be 0.
+    pub(crate) fn size(&self) -> (u32, u32) {
+        (self.frame.width as u32, self.frame.height as u32)
+    }
+
+    /// How many color components the file has.
+    pub(crate) fn components(&self) -> usize {
+        self.frame.components.len()
+    }
+
+    /// The EXIF block, from its TIFF header on.
+    pub(crate) fn exif(&self) -> Option<&'a [u8]> {
+        self.markers.exif
+    }
+
+    /// The pixels as RGB, `[height, width, 3]`. Both sides must be at least 1. Progressive files need room for all their
+    /// coefficients, which may take up to `max_bytes`.
+    pub(crate) fn decode(mut self, max_bytes: u64) -> Result<Vec<u8>, JpegError> {
+        let color = Color::of(&self.markers, &self.frame.components);
+        let is_sequential = self.frame.process == Process::Sequential;
+        if is_sequential {
+            for slot in 0..2 {
+                self.markers.dc_tables[slot] = self.markers.dc_tables[slot].take().or_else(|| standard(true, slot));
+                self.markers.ac_tables[slot] = self.markers.ac_tables[slot].take().or_else(|| standard(false, slot));
+            }
+        }
+        let mut picture = vec![0; 3 * self.frame.width * self.frame.height];
+        if is_sequential && self.scan.components.len() == self.frame.components.len() {
+            self.decode_single_scan(color, &mut picture)?;
+        } else {
+            self.decode_scans(color, &mut picture, max_bytes)?;
+        }
+        Ok(picture)
+    }
+
+    /// One scan has everything: bands are turned into pixels while the next ones are read.
+    fn decode_single_scan(mut self, color: Color, picture: &mut [u8]) -> Result<(), JpegError> {
+        let mut divisors = vec![None; self.frame.components.len()];
+        latch(&self.markers, &self.frame, &self.scan, &mut divisors)?;
+        let mut reader = ScanReader::new(self.file, &self.markers, &self.frame, &self.scan)?;
+        let renderer = Renderer::new(&self.frame, &divisors, color, picture);
+
+        let threads = rayon::current_num_threads();
+        // One thread does everything in turn; more get as much ahead as keeps them busy.
+        let max_waiting = if threads == 1 { 0 } else { 2 * threads };
+        let waiting = AtomicUsize::new(0);
+        let spare: Mutex<Vec<Coefficients>> = Mutex::new(Vec::new());
+        let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
+        rayon::scope(|scope| {
+            for band in 0..renderer.bands {
+                let unused = spare().pop();
+                let mut blocks = unused.unwrap_or_else(|| Coefficients::new(&renderer.band_blocks()));
+                reader.read_rows(renderer.units(band), &mut blocks.all_mut())?;
+                let (renderer, waiting) = (&renderer, &waiting);
+                let render = move || {
+                    renderer.render(band, &blocks.all());
+                    blocks.clear();
+                    spare().push(blocks);
+                };
+                if waiting.load(Ordering::Relaxed) >= max_waiting {
+                    render();
+                    continue;
+                }
+                waiting.fetch_add(1, Ordering::Relaxed);
+                scope.spawn(move |_| {
+                    render();
+                    waiting.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            Ok(())
+        })?;
+        match next_stop(reader, &mut self.markers)? {
+            Stop::End => Ok(()),
+            Stop::Scan(_) => Err(JpegError::damaged("a second scan begins behind the whole picture")),
+        }
+    }
+
+    /// The coefficients come in several scans: all are read, then turned into pixels.
+    fn decode_scans(mut self, color: Color, picture: &mut [u8], max_bytes: u64) -> Result<(), JpegError> {
+        let needed = (self.frame.stored_blocks() * size_of::<Block>()) as u64;
+        if needed > max_bytes {
+            return Err(JpegError::Memory(needed));
+        }
+        let frame = &self.frame;
+        let lengths = frame.components.iter().map(|component| component.stride * component.v * frame.units_down);
+        let mut blocks = Coefficients::new(&lengths.collect::<Vec<_>>());
+        let mut divisors = vec![None; frame.components.len()];
+        let (mut scans, mut visits) = (0, 0);
+        let mut scan = self.scan;
+        loop {
+            let blocks_of = |entry: &frame::ScanComponent| blocks.0[entry.index].len();
+            scans += 1;
+            visits += scan.components.iter().map(blocks_of).sum::<usize>();
+            if scans > MAX_SCANS || visits > MAX_VISITS * frame.stored_blocks() + (1 << 20) {
+                return Err(JpegError::damaged("it has too many scans"));
+            }
+            latch(&self.markers, frame, &scan, &mut divisors)?;
+            let mut reader = ScanReader::new(self.file, &self.markers, frame, &scan)?;
+            reader.read_rows(0..reader.rows, &mut blocks.all_mut())?;
+            scan = match next_stop(reader, &mut self.markers)? {
+                Stop::Scan(scan) => scan,
+                Stop::End => break,
+            };
+        }
+        let renderer = Renderer::new(frame, &divisors, color, picture);
+        let whole = renderer.band_blocks();
+        (0..renderer.bands).into_par_iter().for_each(|band| {
+            let part = |(blocks, &length): (&Vec<Block>, &usize)| -> std::ops::Range<usize> {
+                let start = band * length;
+                start..(start + length).min(blocks.len())
+            };
+            let parts: Vec<&[Block]> =
+                blocks.0.iter().zip(&whole).map(|(blocks, length)| &blocks[part((blocks, length))]).collect();
+            renderer.render(band, &parts);
+        });
+        Ok(())
+    }
+}
+
+/// Blocks of each component.
+#[derive(Debug)]
+struct Coefficients(Vec<Vec<Block>>);
+
+impl Coefficients {
+    fn new(lengths: &[usize]) -> Self {
+        Self(lengths.iter().map(|&length| vec![[0; 64]; length]).collect())
+    }
+
+    fn all(&self) -> Vec<&[Block]> {
+        self.0.iter().map(Vec::as_slice).collect()
+    }
+
+    fn all_mut(&mut self) -> Vec<&mut [Block]> {
+        self.0.iter_mut().map(Vec::as_mut_slice).collect()
+    }
+
+    fn clear(&mut self) {
+        for blocks in &mut self.0 {
+            blocks.fill([0; 64]);
+        }
+    }
+}
+
+/// The first scan of a component decides which table divides it, as the table is then.
+fn latch(
+    markers: &Markers<'_>,
+    frame: &Frame,
+    scan: &Scan,
+    divisors: &mut [Option<[u16; 64]>],
+) -> Result<(), JpegError> {
+    for entry in &scan.components {
+        if divisors[entry.index].is_none() {
+            let slot = usize::from(frame.components[entry.index].quantization);
+            let table = markers.quantization.get(slot).copied().flatten();
+            divisors[entry.index] = Some(table.ok_or_else(|| JpegError::damaged("a quantization table is missing"))?);
+        }
+    }
+    Ok(())
+}
+
+/// Reads on behind the data of a scan.
+fn next_stop<'a>(reader: ScanReader<'a>, markers: &mut Markers<'a>) -> Result<Stop, JpegError> {
+    if let Some(marker) = reader.finish(markers)
+        && let Some(stop) = markers.read_segment(marker)?
+    {
+        return Ok(stop);
+    }
+    markers.read()
+}

@@ -1,0 +1,157 @@
+//! From coefficients to the picture, band by band on any thread.
+//!
+//! A band is some rows of units. Interpolation looks one row of samples over the edge of a band, so the rows of the
+//! picture that a band lets finish are shifted up by one: they need that band and the one above. Whichever of the two
+//! is transformed last finishes them; what they become does not depend on it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::blocks::Block;
+use super::color::Color;
+use super::frame::{BLOCK, Component, Frame};
+use super::idct;
+use super::upsample::{Upsampler, Upsampling};
+
+/// Bytes of coefficients in a band: a part of a core's own cache.
+const BAND_BYTES: usize = 256 << 10;
+
+/// The samples of each component in one band.
+type Planes = Vec<Vec<u8>>;
+
+/// Turns bands of coefficients into a picture.
+#[derive(Debug)]
+pub(super) struct Renderer<'a> {
+    frame: &'a Frame,
+    /// Divisors of each component; zeros for one that no scan has shown.
+    divisors: Vec<[i16; 64]>,
+    upsampling: Vec<Upsampling>,
+    color: Color,
+    /// Rows of units in a band.
+    units_per_band: usize,
+    pub(super) bands: usize,
+    shared: Mutex<Shared<'a>>,
+}
+
+#[derive(Debug)]
+struct Shared<'a> {
+    /// The bands that are transformed and still needed.
+    planes: Vec<Option<Arc<Planes>>>,
+    /// The rows of the picture that each band lets finish, until somebody does.
+    rows: Vec<Option<&'a mut [u8]>>,
+}
+
+/// Rows of the picture to finish, with the bands that they lie in.
+struct Job<'a> {
+    band: usize,
+    above: Option<Arc<Planes>>,
+    planes: Arc<Planes>,
+    rows: &'a mut [u8],
+}
+
+impl<'a> Renderer<'a> {
+    /// `picture` is `[height, width, 3]`.
+    pub(super) fn new(frame: &'a Frame, divisors: &[Option<[u16; 64]>], color: Color, picture: &'a mut [u8]) -> Self {
+        let unit_row: usize = frame.components.iter().map(|component| component.v * component.stride).sum();
+        let units_per_band = (BAND_BYTES / (unit_row * size_of::<Block>())).clamp(1, frame.units_down);
+        let bands = frame.units_down.div_ceil(units_per_band);
+        let band_rows = units_per_band * frame.max_v * BLOCK;
+        let mut rows = Vec::with_capacity(bands);
+        let mut rest = picture;
+        for band in 0..bands {
+            let end = if band + 1 == bands { frame.height } else { (band + 1) * band_rows - 1 };
+            let start = (band * band_rows).saturating_sub(1);
+            let (these, below) = rest.split_at_mut(3 * frame.width * (end - start));
+            rows.push(Some(these));
+            rest = below;
+        }
+        // Divisors above 15 bits wrap, as in the vector code of libjpeg-turbo.
+        let wrapped = |table: &Option<[u16; 64]>| table.map_or([0; 64], |table| table.map(|divisor| divisor as i16));
+        Self {
+            frame,
+            divisors: divisors.iter().map(wrapped).collect(),
+            upsampling: frame.components.iter().map(|component| Upsampling::of(frame, component)).collect(),
+            color,
+            units_per_band,
+            bands,
+            shared: Mutex::new(Shared { planes: vec![None; bands], rows }),
+        }
+    }
+
+    /// The rows of units of a band.
+    pub(super) fn units(&self, band: usize) -> std::ops::Range<usize> {
+        let start = band * self.units_per_band;
+        start..(start + self.units_per_band).min(self.frame.units_down)
+    }
+
+    /// How many blocks of each component a whole band has.
+    pub(super) fn band_blocks(&self) -> Vec<usize> {
+        let blocks = |component: &Component| component.stride * component.v * self.units_per_band;
+        self.frame.components.iter().map(blocks).collect()
+    }
+
+    /// Takes the coefficients of a band, and finishes what can be finished. Every band comes once, in any order.
+    pub(super) fn render(&self, band: usize, blocks: &[&[Block]]) {
+        let planes = Arc::new(self.transform(blocks));
+        for job in self.jobs(band, planes).into_iter().flatten() {
+            self.finish(job);
+        }
+    }
+
+    fn transform(&self, blocks: &[&[Block]]) -> Planes {
+        let plane = |((component, divisors), blocks): ((&Component, &[i16; 64]), &&[Block])| {
+            let mut plane = vec![0; blocks.len() * BLOCK * BLOCK];
+            let rows = plane.chunks_exact_mut(component.stride * BLOCK * BLOCK);
+            for (out, blocks) in rows.zip(blocks.chunks_exact(component.stride)) {
+                idct::transform(blocks, divisors, out);
+            }
+            plane
+        };
+        self.frame.components.iter().zip(&self.divisors).zip(blocks).map(plane).collect()
+    }
+
+    /// What can be finished now that `band` is there: its rows, and those of the band below.
+    fn jobs(&self, band: usize, planes: Arc<Planes>) -> [Option<Job<'a>>; 2] {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.planes[band] = Some(planes);
+        let jobs = [band, band + 1].map(|band| {
+            let planes = shared.planes.get(band)?.clone()?;
+            let above = match band {
+                0 => None,
+                _ => Some(shared.planes[band - 1].clone()?),
+            };
+            Some(Job { band, above, planes, rows: shared.rows[band].take()? })
+        });
+        for band in band.saturating_sub(1)..=band + 1 {
+            let is_taken = |band: usize| shared.rows.get(band).is_none_or(Option::is_none);
+            if band < self.bands && is_taken(band) && is_taken(band + 1) {
+                shared.planes[band] = None;
+            }
+        }
+        jobs
+    }
+
+    fn finish(&self, job: Job<'_>) {
+        let Frame { width, max_v, .. } = *self.frame;
+        let band_rows = self.units_per_band * max_v * BLOCK;
+        let first = (job.band * band_rows).saturating_sub(1);
+        let length = width.next_multiple_of(2 * BLOCK);
+        let components = &self.frame.components;
+        let mut upsamplers: Vec<Upsampler> = components.iter().map(|_| Upsampler::default()).collect();
+        for (y, out) in (first..).zip(job.rows.chunks_exact_mut(3 * width)) {
+            let mut rows: [&[u8]; 4] = [&[]; 4];
+            for (index, (component, upsampler)) in components.iter().zip(&mut upsamplers).enumerate() {
+                // Rows of this component in a band, and in a row.
+                let (height, stride) = (self.units_per_band * component.v * BLOCK, component.stride * BLOCK);
+                let source = |y: usize| {
+                    let planes = match &job.above {
+                        Some(above) if y / height < job.band => above,
+                        _ => &job.planes,
+                    };
+                    &planes[index][y % height * stride..][..stride]
+                };
+                rows[index] = upsampler.row(self.upsampling[index], component, y, length, source);
+            }
+            self.color.convert(&rows[..components.len()], out);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! From a component's own size to the picture's.
+//!
+//! Halved components are interpolated with a triangle filter ("fancy upsampling"), 3/4 of the nearer sample and 1/4 of
+//! the further in each direction, both directions rounded at once and to alternating sides; other sizes are repeated.
+//!
+//! Source: `jdsample.c` of libjpeg-turbo 3.
+
+use super::frame::{Component, Frame};
+
+/// How one component is brought to the picture's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Upsampling {
+    /// It has it already.
+    None,
+    /// Interpolated along x.
+    Across,
+    /// Interpolated along y.
+    Down,
+    /// Interpolated along both.
+    Both,
+    /// Each sample this many times across; and down.
+    Repeat { across: usize, down: usize },
+}
+
+impl Upsampling {
+    /// The rule of libjpeg-turbo. A component of one or two columns is not interpolated across.
+    pub(super) fn of(frame: &Frame, component: &Component) -> Self {
+        let (across, down) = (frame.max_h / component.h, frame.max_v / component.v);
+        match (across, down) {
+            (1, 1) => Self::None,
+            (1, 2) => Self::Down,
+            (2, 1) if component.width > 2 => Self::Across,
+            (2, 2) if component.width > 2 => Self::Both,
+            _ => Self::Repeat { across, down },
+        }
+    }
+}
+
+/// Where a row of the picture comes from, and the room to compute it.
+#[derive(Debug, Default)]
+pub(super) struct Upsampler {
+    /// Rows added up along y, with one more sample at each end.
+    sums: Vec<u16>,
+    /// The row of the picture.
+    row: Vec<u8>,
+}
+
+impl Upsampler {
+    /// Row `y` of the picture; `length` samples, of which those behind the picture's edge do not matter. `source(y)` is
+    /// a row of the component, at least as long as the component is wide.
+    pub(super) fn row<'a>(
+        &'a mut self,
+        upsampling: Upsampling,
+        component: &Component,
+        y: usize,
+        length: usize,
+        source: impl Fn(usize) -> &'a [u8],
+    ) -> &'a [u8] {
+        let width = component.width;
+        // Of the two rows that an interpolated one lies between, the nearer and the further.
+        let rows = |y: usize| {
+            let further =
+                if y.is_multiple_of(2) { (y / 2).saturating_sub(1) } else { (y / 2 + 1).min(component.height - 1) };
+            (&source(y / 2)[..width], &source(further)[..width])
+        };
+        self.row.resize(length, 0);
+        match upsampling {
+            Upsampling::None => return source(y),
+            Upsampling::Down => {
+                let (near, far) = rows(y);
+                kernels::between(near, far, 1 + (y % 2) as u16, &mut self.row);
+            }
+            Upsampling::Across => {
+                let row = &source(y)[..width];
+                self.sum(width, |sums| kernels::copy(row, sums));
+                kernels::spread::<2>(&self.sums, [1, 2], &mut self.row);
+            }
+            Upsampling::Both => {
+                let (near, far) = rows(y);
+                self.sum(width, |sums| kernels::add(near, far, sums));
+                kernels::spread::<4>(&self.sums, [8, 7], &mut self.row);
+            }
+            Upsampling::Repeat { across, down } => {
+                for (out, &sample) in self.row.chunks_mut(across).zip(&source(y / down)[..width]) {
+                    out.fill(sample);
+                }
+            }
+        }
+        &self.row
+    }
+
+    /// Fills the sums, and repeats the first and the last.
+    fn sum(&mut self, width: usize, fill: impl FnOnce(&mut [u16])) {
+        self.sums.resize(width + 2, 0);
+        fill(&mut self.sums[1..=width]);
+        self.sums[0] = self.sums[1];
+        self.sums[width + 1] = self.sums[width];
+    }
+}
+
+/// Plain loops, compiled twice.
+mod kernels {
+    /// `(3 × near + far + bias) / 4`.
+    #[inline(always)]
+    fn between_plain(near: &[u8], far: &[u8], bias: u16, out: &mut [u8]) {
+        for ((out, &near), &far) in out.iter_mut().zip(near).zip(far) {
+            *out = ((3 * u16::from(near) + u16::from(far) + bias) >> 2) as u8;
+        }
+    }
+
+    #[inline(always)]
+    fn copy_plain(row: &[u8], sums: &mut [u16]) {
+        for (sum, &sample) in sums.iter_mut().zip(row) {
+            *sum = u16::from(sample);
+        }
+    }
+
+    #[inline(always)]
+    fn add_plain(near: &[u8], far: &[u8], sums: &mut [u16]) {
+        for ((sum, &near), &far) in sums.iter_mut().zip(near).zip(far) {
+            *sum = 3 * u16::from(near) + u16::from(far);
+        }
+    }
+
+    /// Two samples for each but the outermost sums: 3 parts of the sum and 1 of the one before, then of the one behind.
+    #[inline(always)]
+    fn spread_plain<const SHIFT: u32>(sums: &[u16], [before, behind]: [u16; 2], out: &mut [u8]) {
+        let (pairs, _) = out.as_chunks_mut::<2>();
+        for (((pair, &sum), &left), &right) in pairs.iter_mut().zip(&sums[1..]).zip(sums).zip(&sums[2..]) {
+            let first = (3 * sum + left + before) >> SHIFT;
+            let second = (3 * sum + right + behind) >> SHIFT;
+            *pair = (first | second << 8).to_le_bytes();
+        }
+    }
+
+    /// Defines a function that calls the plain one, compiled for AVX2 where the machine has it.
+    macro_rules! compiled_twice {
+        ($name:ident, $plain:ident, ($($argument:ident: $kind:ty),*) $(, $shift:ident)?) => {
+            #[allow(unsafe_code)] // the call of a function that needs AVX2
+            pub(super) fn $name$(<const $shift: u32>)?($($argument: $kind),*) {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    #[target_feature(enable = "avx2")]
+                    fn compiled$(<const $shift: u32>)?($($argument: $kind),*) {
+                        $plain$(::<$shift>)?($($argument),*);
+                    }
+                    if is_x86_feature_detected!("avx2") {
+                        // SAFETY: the machine has AVX2, asked on the line above.
+                        return unsafe { compiled$(::<$shift>)?($($argument),*) };
+                    }
+                }
+                $plain$(::<$shift>)?($($argument),*);
+            }
+        };
+    }
+
+    compiled_twice!(between, between_plain, (near: &[u8], far: &[u8], bias: u16, out: &mut [u8]));
+    compiled_twice!(copy, copy_plain, (row: &[u8], sums: &mut [u16]));
+    compiled_twice!(add, add_plain, (near: &[u8], far: &[u8], sums: &mut [u16]));
+    compiled_twice!(spread, spread_plain, (sums: &[u16], biases: [u16; 2], out: &mut [u8]), SHIFT);
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn compiled_loops_equal_the_plain_ones() {
+            for width in [3, 4, 16, 31, 100] {
+                let row = |factor: usize| -> Vec<u8> { (0..width).map(|x| (x * x * factor) as u8).collect() };
+                let (near, far) = (row(7), row(31));
+                let (mut fast, mut plain) = (vec![0; width], vec![1; width]);
+                between(&near, &far, 2, &mut fast);
+                between_plain(&near, &far, 2, &mut plain);
+                assert_eq!(fast, plain);
+
+                let (mut sums, mut same) = (vec![0; width], vec![1; width]);
+                add(&near, &far, &mut sums);
+                add_plain(&near, &far, &mut same);
+                assert_eq!(sums, same);
+
+                let (mut fast, mut plain) = (vec![0; 2 * width - 4], vec![1; 2 * width - 4]);
+                spread::<4>(&sums, [8, 7], &mut fast);
+                spread_plain::<4>(&sums, [8, 7], &mut plain);
+                assert_eq!(fast, plain);
+
+                copy(&near, &mut sums);
+                copy_plain(&near, &mut same);
+                assert_eq!(sums, same);
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! JPEG files against Pillow, and against damage.
+
+use std::path::Path;
+
+use idefics_processor::image::{Alpha, ImageError, ImageErrorKind, Limits, RgbImage, decode};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
+
+/// The files of `xtask/reference/jpeg_fixtures.py`.
+fn fixture() -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/image_jpeg.safetensors")).unwrap()
+}
+
+fn read(bytes: &[u8]) -> Result<RgbImage, ImageError> {
+    decode(bytes, "test", &Limits::default(), Alpha::White)
+}
+
+/// The files, by name.
+fn files() -> Vec<(String, Vec<u8>)> {
+    let fixture = fixture();
+    let tensors = SafeTensors::deserialize(&fixture).unwrap();
+    let mut files: Vec<(String, Vec<u8>)> = tensors
+        .iter()
+        .filter(|(name, _)| !name.ends_with("/rgb"))
+        .map(|(name, view)| (name.to_owned(), view.data().to_vec()))
+        .collect();
+    files.sort();
+    files
+}
+
+/// A picture and what it is made of, in the form of the fixture.
+fn digest(image: &RgbImage) -> Vec<u8> {
+    let mut digest = [image.width().to_le_bytes(), image.height().to_le_bytes()].concat();
+    digest.extend(Sha256::digest(image.data()));
+    digest
+}
+
+#[test]
+fn every_file_has_the_pixels_that_pillow_gives_it() {
+    let fixture = fixture();
+    let tensors = SafeTensors::deserialize(&fixture).unwrap();
+    let (mut read_files, mut refused) = (0, 0);
+    for (name, file) in files() {
+        let expected = tensors.tensor(&format!("{name}/rgb")).unwrap().data();
+        match read(&file) {
+            Ok(image) => {
+                assert_eq!(digest(&image), expected, "{name}");
+                read_files += 1;
+            }
+            Err(error) => {
+                assert!(expected.is_empty(), "{name}: {error}");
+                assert_eq!(error.kind(), ImageErrorKind::Input, "{name}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((read_files, refused), (246, 12));
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let pools = [1, 2, 5].map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
+    let coffee = Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask/images/coffee.jpg");
+    let mut files = files();
+    files.push(("coffee".into(), std::fs::read(coffee).unwrap()));
+    for (name, file) in files {
+        let [one, two, five] = pools.each_ref().map(|pool| pool.install(|| read(&file).ok()));
+        assert!(one == two && two == five, "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_read_is_named() {
+    let (_, plain) = files().into_iter().find(|(name, _)| name == "120x90_420_q95").unwrap();
+    let frame = plain.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+    for (marker, what) in [
+        (0xc3, "lossless"),
+        (0xc5, "hierarchical"),
+        (0xc9, "arithmetic"),
+        (0xca, "arithmetic"),
+        (0xcb, "lossless arithmetic"),
+        (0xcf, "hierarchical arithmetic"),
+    ] {
+        let mut file = plain.clone();
+        file[frame + 1] = marker;
+        let error = read(&file).unwrap_err();
+        assert!(matches!(error, ImageError::Coding { .. }) && error.to_string().contains(what), "{error}");
+    }
+    let mut file = plain.clone();
+    file[frame + 4] = 12;
+    let error = read(&file).unwrap_err();
+    assert!(matches!(error, ImageError::Coding { .. }) && error.to_string().contains("12 bits"), "{error}");
+
+    let fail = |file: &[u8], what: &str| {
+        let error = read(file).unwrap_err();
+        assert!(matches!(error, ImageError::Decode { .. }) && error.to_string().contains(what), "{what}: {error}");
+    };
+    fail(&plain[..plain.len() - 1], "ends early");
+    fail(&plain[..frame], "ends early");
+    fail(b"\xff\xd8\xff\xd9", "before any picture");
+    let scan = plain.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
+    fail(&[&plain[..plain.len() - 2], &plain[scan..]].concat(), "second scan");
+    for (name, what) in [("two_frames", "two frames"), ("no_quantization", "quantization table is missing")] {
+        fail(&files().into_iter().find(|(found, _)| found == name).unwrap().1, what);
+    }
+}
+
+#[test]
+fn a_bomb_of_scans_is_refused() {
+    let (_, file) = files().into_iter().find(|(name, _)| name == "40x30_420_q30_progressive").unwrap();
+    let start = file.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
+    let end = start + 2 + file[start + 2..].windows(2).position(|pair| pair[0] == 0xff && pair[1] >= 0xc0).unwrap();
+    let bomb = [&file[..start], &file[start..end].repeat(501), b"\xff\xd9"].concat();
+    let error = read(&bomb).unwrap_err();
+    assert!(error.to_string().contains("too many scans"), "{error}");
+}
+
+#[test]
+fn coefficients_have_to_fit_the_limit() {
+    let (_, file) = files().into_iter().find(|(name, _)| name == "40x30_420_q30_progressive").unwrap();
+    // Three units across and two down, in even rows of blocks: luminance takes four a unit, chrominance one each.
+    let needed = 2 * (2 * 6 + 4 + 4) * 128;
+    let limits = |max_decoded_bytes| Limits { max_decoded_bytes, ..Limits::default() };
+    let read = |limit| decode(&file, "test", &limits(limit), Alpha::White);
+    assert!(read(needed).is_ok());
+    let error = read(needed - 1).unwrap_err();
+    assert!(matches!(error, ImageError::Memory { .. }), "{error}");
+    assert!(error.to_string().contains(&needed.to_string()), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn damage_gives_pixels_or_an_error(
+        file in any::<prop::sample::Index>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in any::<prop::sample::Index>(),
+        is_cut: bool,
+    ) {
+        let files = files();
+        let mut bytes = file.get(&files).1.clone();
+        for (at, value) in changes {
+            *at.get_mut(&mut bytes) = value;
+        }
+        if is_cut {
+            bytes.truncate(cut.index(bytes.len()));
+            bytes.extend([0xff, 0xd9]);
+        }
+        match read(&bytes) {
+            Ok(image) => prop_assert_eq!(image.data().len(), 3 * (image.width() * image.height()) as usize),
+            Err(error) => {
+                prop_assert!(!matches!(error, ImageError::DecoderPanic { .. }), "{}", error);
+                prop_assert_eq!(error.kind(), ImageErrorKind::Input);
+            }
+        }
+    }
+}

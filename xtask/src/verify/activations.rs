@@ -1,0 +1,99 @@
+//! `cargo xtask compare-activations`: what eight-bit activations change about the logits of every case.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use burn::tensor::{DType, Device, Tensor};
+use idefics_generate::nn::{Activations, PackedFormat};
+use idefics_generate::{DeviceChoice, Idefics, WeightFormat, WeightOptions};
+use serde_json::{Value, json};
+
+use super::case::Case;
+use super::committed_cases;
+use super::stages::{floats, process_options};
+
+/// Measures how far logits are from those of f32 weights and activations, with int8 and q4 weights and activations in f32
+/// and in eight bits, on every committed case of a model whose files are not quantised.
+///
+/// An error is the sum of squared differences over the sum of squared logits, of all real tokens; a choice is changed
+/// where the likeliest next token is another.
+#[derive(clap::Args)]
+#[command(after_help = "Example: cargo xtask compare-activations --json")]
+pub(crate) struct Args {
+    /// One JSON object a case and weight format.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    match compare(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(args: &Args) -> Result<()> {
+    let (_, device) = DeviceChoice::Cpu.open()?;
+    if !args.json {
+        println!("{:<32} {:<6} {:>10} {:>10} {:>8} {:>8}", "case", "weights", "f32", "int8", "changed", "tokens");
+    }
+    for folder in committed_cases()? {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let case = Case::read(&folder)?;
+        if !case.runs_model() || is_quantized(&case)? {
+            continue; // the processor alone, or weights in a format of their own
+        }
+        let exact = logits(&case, PLAIN, &device)?;
+        for format in [PackedFormat::Int8, PackedFormat::Q4] {
+            let quantize = WeightFormat::Packed(format);
+            let weights = WeightOptions { quantize, ..PLAIN };
+            let rounded = WeightOptions { activations: Activations::Int8, ..weights };
+            let (of_weights, _) = error(&exact, &logits(&case, weights, &device)?);
+            let (of_both, changed) = error(&exact, &logits(&case, rounded, &device)?);
+            let tokens = exact.len();
+            if args.json {
+                let row = json!({"case": name, "weights": quantize.to_string(), "f32_activations": of_weights,
+                    "int8_activations": of_both, "changed_choices": changed, "tokens": tokens});
+                println!("{row}");
+            } else {
+                println!("{name:<32} {quantize:<6} {of_weights:>10.2e} {of_both:>10.2e} {changed:>8} {tokens:>8}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the checkpoint's files hold quantised weights.
+fn is_quantized(case: &Case) -> Result<bool> {
+    let config: Value = serde_json::from_slice(&std::fs::read(case.checkpoint.join("config.json"))?)?;
+    Ok(config.get("quantization_config").is_some_and(|config| !config.is_null()))
+}
+
+/// f32 and nothing quantised.
+const PLAIN: WeightOptions = WeightOptions { dtype: Some(DType::F32), ..WeightOptions::DEFAULT };
+
+/// The logits after each real token of a case's samples.
+fn logits(case: &Case, weights: WeightOptions, device: &Device) -> Result<Vec<Vec<f32>>> {
+    let weights = WeightOptions { pickles: case.weights(DType::F32)?.pickles, ..weights };
+    let model = Idefics::from_folder(&case.checkpoint, device, weights, |_| ())?;
+    let prepared = model.prepare(&case.file.samples, &process_options(case))?;
+    let (prompts, logits): (_, Tensor<3>) = prepared.logits()?; // [batch, seq, vocab_size]
+    let [_, seq, vocab_size] = logits.dims();
+    let all = floats(logits);
+    let rows = all.chunks(seq * vocab_size).zip(prompts.left_padding());
+    Ok(rows.flat_map(|(row, &padding)| row.chunks(vocab_size).skip(padding).map(<[f32]>::to_vec)).collect())
+}
+
+/// The relative squared error, and the number of tokens after which another is the likeliest.
+fn error(exact: &[Vec<f32>], found: &[Vec<f32>]) -> (f64, usize) {
+    let pairs = || exact.iter().flatten().zip(found.iter().flatten()).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+    let squares: f64 = pairs().map(|(exact, _)| exact * exact).sum();
+    let differences: f64 = pairs().map(|(exact, found)| (exact - found).powi(2)).sum();
+    let likeliest = |logits: &Vec<f32>| (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    let changed = exact.iter().zip(found).filter(|(exact, found)| likeliest(exact) != likeliest(found)).count();
+    (differences / squares, changed)
+}
