@@ -285,13 +285,14 @@ impl DeviceInfo {
     /// Every device of the backends compiled in, in the order of [`DeviceChoice::Auto`], software ones last of their
     /// kind. Opens them all.
     pub fn all() -> Vec<Self> {
-        type Found = fn() -> Option<Vec<Device>>;
-        let backends: [(fn(usize) -> DeviceChoice, Found); 3] = [
+        /// What a device of a backend is called, and how its devices are found.
+        type GpuBackend = (fn(usize) -> DeviceChoice, fn() -> Option<Vec<Device>>);
+        let backends: [GpuBackend; 3] = [
             (DeviceChoice::Cuda, found_by_cuda),
             (DeviceChoice::Vulkan, found_by_vulkan),
             (DeviceChoice::Wgpu, found_by_wgpu),
         ];
-        let of_backend = |(choice, found): (fn(usize) -> DeviceChoice, Found)| {
+        let of_backend = |(choice, found): GpuBackend| {
             let found = found().unwrap_or_default().into_iter().enumerate();
             found.map(move |(index, device)| Self::of(choice(index), &device))
         };

@@ -1,5 +1,7 @@
 //! Layers at the shapes of idefics2-8b: `cargo bench -p idefics-nn`.
 
+#![allow(clippy::disallowed_methods)] // results are compared on the host
+
 use std::hint::black_box;
 use std::time::Duration;
 

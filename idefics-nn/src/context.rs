@@ -165,6 +165,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test looks at what it made")]
     fn all_vectors_of_a_part_are_hidden_together() {
         let view = ContextView::new(1, 2, 2, vec![true, false, true, true]);
         let masked_out = view.masked_out(3, &Device::flex()).unwrap().into_data();

@@ -1,5 +1,7 @@
 //! The towers at the shapes of idefics2-8b and idefics-9b, each cut to one layer: `cargo bench -p idefics-vision`.
 
+#![allow(clippy::disallowed_methods)] // results are compared on the host
+
 use std::hint::black_box;
 use std::time::Duration;
 

@@ -3,6 +3,7 @@
 //! measure the model that the program carries.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program
+#![allow(clippy::disallowed_methods)] // it looks at what models compute
 
 mod demo;
 mod gpu;

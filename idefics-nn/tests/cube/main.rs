@@ -1,6 +1,8 @@
 //! Kernels of GPUs beside those of the CPU, on the best GPU of the backends compiled in. `.ci/software-vulkan` gives a
 //! machine without one a device, which needs WGSL: the feature `wgpu` without `vulkan`.
 
+#![allow(clippy::disallowed_methods)] // results are compared on the host
+
 mod attention;
 mod packed;
 

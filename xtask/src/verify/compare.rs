@@ -11,6 +11,8 @@ pub(super) struct Comparison {
     pub(super) tolerance: f64,
     /// What is wrong beyond numbers, such as another shape.
     pub(super) remark: Option<String>,
+    /// What is worth knowing of a stage that agrees.
+    pub(super) note: Option<String>,
 }
 
 impl Comparison {
@@ -40,7 +42,7 @@ impl Comparison {
             }
         }
         let remark = (count == 0).then(|| "no element is compared".to_owned());
-        Self { shape: shape.to_vec(), max, mean: sum / count.max(1) as f64, tolerance, remark }
+        Self { shape: shape.to_vec(), max, mean: sum / count.max(1) as f64, tolerance, remark, note: None }
     }
 
     /// Compares integers, which must be equal.
@@ -52,17 +54,22 @@ impl Comparison {
             .position(|(ours, expected)| ours != expected)
             .map(|index| format!("element {index} is {}, expected {}", ours[index], expected[index]));
         let mean = differing / ours.len().max(1) as f64;
-        Self { shape: shape.to_vec(), max: differing, mean, tolerance: 0.0, remark }
+        Self { shape: shape.to_vec(), max: differing, mean, tolerance: 0.0, remark, note: None }
+    }
+
+    /// One number, which must not be more than another.
+    pub(super) fn number(ours: f64, tolerance: f64) -> Self {
+        Self { shape: Vec::new(), max: ours, mean: ours, tolerance, remark: None, note: None }
     }
 
     /// Another shape than expected.
     pub(super) fn shape(ours: &[usize], expected: &[usize]) -> Self {
         let remark = format!("shape {ours:?}, expected {expected:?}");
-        Self { shape: ours.to_vec(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(remark) }
+        Self { shape: ours.to_vec(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(remark), note: None }
     }
 
     /// A stage that could not be computed.
     pub(super) fn failed(reason: String) -> Self {
-        Self { shape: Vec::new(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(reason) }
+        Self { shape: Vec::new(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(reason), note: None }
     }
 }

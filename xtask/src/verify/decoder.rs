@@ -7,6 +7,7 @@ use idefics_generate::text::DecoderObserver;
 use idefics_generate::{LogitsToKeep, Model, Prompts};
 
 use super::compare::Comparison;
+use super::margins::{NMSE, nmse};
 use super::stages::{Stages, floats};
 
 impl Stages<'_> {
@@ -87,8 +88,12 @@ impl Stages<'_> {
         }
         let logits = model.logits(hidden_states, LogitsToKeep::All); // [batch, seq, vocab_size]
         let vocab_size = logits.dims()[2];
-        if self.case.expected("logits").is_some() {
+        if let Some(expected) = self.case.expected("logits") {
             self.tensor("logits", &logits, |flat| real[flat / vocab_size])?;
+            if self.is_16_bit() && expected.shape == logits.dims() {
+                let error = nmse(&floats(logits.clone()), expected.floats()?, |flat| real[flat / vocab_size]);
+                self.report.stage("logits.nmse", &Comparison::number(error, NMSE));
+            }
         }
         if let Some(labels) = self.case.expected("labels") {
             ensure!(labels.shape == shape, "`labels` has shape {:?}, the ids {shape:?}", labels.shape);

@@ -6,6 +6,7 @@ mod compare;
 mod decoder;
 mod generation;
 mod idefics1;
+mod margins;
 mod report;
 mod stages;
 mod training;
@@ -96,6 +97,16 @@ mod tests {
         let report = verify(&cases, &args).unwrap();
         assert_eq!((report.failed(), report.unreadable_cases()), (0, 0));
         assert!(report.passed() > 100, "{} stages", report.passed());
+    }
+
+    #[test]
+    fn in_16_bits_only_what_hangs_by_little_goes_another_way() {
+        let cases = committed_cases().unwrap();
+        for dtype in [Precision::Bf16, Precision::F16] {
+            let args = Args { cases: Vec::new(), device: DeviceChoice::Cpu, dtype, json: false };
+            let report = verify(&cases, &args).unwrap();
+            assert_eq!((report.failed(), report.unreadable_cases()), (0, 0), "{dtype}");
+        }
     }
 
     #[test]

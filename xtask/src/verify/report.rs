@@ -61,11 +61,11 @@ impl Report {
             self.failed += 1;
             self.case_differs = true;
         }
-        let Comparison { shape, max, mean, tolerance, remark } = comparison;
+        let Comparison { shape, max, mean, tolerance, remark, note } = comparison;
         if self.json {
             let row = json!({
                 "case": self.case, "stage": stage, "shape": shape, "max": max, "mean": mean, "tolerance": tolerance,
-                "passed": passed, "first_difference": first, "remark": remark,
+                "passed": passed, "first_difference": first, "remark": remark, "note": note,
             });
             println!("{row}");
             return;
@@ -77,8 +77,8 @@ impl Report {
         };
         let shape = format!("{shape:?}");
         println!("  {stage:<32} {shape:<24} {max:>10.2e} {mean:>10.2e} {tolerance:>10.0e}  {verdict}");
-        if let Some(remark) = remark {
-            println!("  {:<32} {remark}", "");
+        for text in remark.iter().chain(note) {
+            println!("  {:<32} {text}", "");
         }
     }
 

@@ -136,6 +136,11 @@ impl Stages<'_> {
         Ok(())
     }
 
+    /// Whether floats of the model have 16 bits, so that what hangs by little may go another way than the reference.
+    pub(super) fn is_16_bit(&self) -> bool {
+        matches!(self.dtype, DType::BF16 | DType::F16)
+    }
+
     /// The case's tolerance, which is for f32, or a share of the largest value in 16-bit floats.
     pub(super) fn model_tolerance(&self, stage: &str, expected: &[f32]) -> f64 {
         let largest = || expected.iter().fold(0.0f64, |largest, &value| largest.max(f64::from(value.abs())));

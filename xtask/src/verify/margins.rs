@@ -1,0 +1,77 @@
+//! What 16-bit floats may change: logits by their normalised mean square error, and tokens only where the reference hangs
+//! between two of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use idefics_generate::logits::{LogitsProcessor, Row};
+
+/// Mean square error that logits may have, as a share of their mean square.
+pub(super) const NMSE: f64 = 1e-3;
+
+/// Σ (ours − expected)² / Σ expected² over the elements for which `compared(flat index)` holds.
+pub(super) fn nmse(ours: &[f32], expected: &[f32], compared: impl Fn(usize) -> bool) -> f64 {
+    let (mut of_differences, mut of_expected) = (0.0f64, 0.0f64);
+    for index in (0..ours.len()).filter(|&index| compared(index)) {
+        of_differences += (f64::from(ours[index]) - f64::from(expected[index])).powi(2);
+        of_expected += f64::from(expected[index]).powi(2);
+    }
+    of_differences / of_expected
+}
+
+/// How far apart two scores may be for an error of [`NMSE`] to turn them round: twice the error of one.
+pub(super) fn margin(scores: &[f32]) -> f64 {
+    let squares = scores.iter().filter(|score| score.is_finite()).map(|score| f64::from(*score).powi(2));
+    let (sum, count) = squares.fold((0.0, 0), |(sum, count), square| (sum + square, count + 1));
+    2.0 * (NMSE * sum / f64::from(count.max(1))).sqrt()
+}
+
+/// Where a greedy search hung between two tokens: by sample, and by the tokens it had generated.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ties(Arc<Mutex<HashMap<(usize, usize), bool>>>);
+
+impl Ties {
+    /// Whether the token that follows `n_generated` others was one of several.
+    pub(super) fn has(&self, sample: usize, n_generated: usize) -> bool {
+        let ties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ties.get(&(sample, n_generated)).copied().unwrap_or(false)
+    }
+}
+
+/// Changes nothing.
+impl LogitsProcessor for Ties {
+    fn process(&mut self, row: &Row<'_>, scores: &mut [f32]) {
+        let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+        for &score in scores.iter() {
+            if score > first {
+                (first, second) = (score, first);
+            } else if score > second {
+                second = score;
+            }
+        }
+        let is_tie = f64::from(first) - f64::from(second) <= margin(scores);
+        let mut ties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ties.insert((row.sample, row.n_generated()), is_tie);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tie_is_what_the_error_may_turn_round() {
+        let mut ties = Ties::default();
+        let ids = [1, 2, 3];
+        let wide = 1.0 + 2.0 * NMSE.sqrt() as f32;
+        ties.process(&Row::new(&ids, 3), &mut [1.0, 1.01, -1.0, f32::NEG_INFINITY]);
+        ties.process(&Row::new(&ids, 2), &mut [1.0, wide + 0.1, -1.0, f32::NEG_INFINITY]);
+        assert!(ties.has(0, 0) && !ties.has(0, 1) && !ties.has(0, 2) && !ties.has(1, 0));
+    }
+
+    #[test]
+    fn errors_are_shares_of_what_is_expected() {
+        assert_eq!(nmse(&[1.0, 2.0, 9.0], &[1.0, 1.0, 1.0], |index| index < 2), 0.5);
+        assert!(nmse(&[f32::NAN], &[1.0], |_| true).is_nan());
+    }
+}
