@@ -74,6 +74,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Bench(args) => commands::bench::run(&cli.global, args),
         Command::Quantize(args) => commands::quantize::run(&cli.global, args),
         Command::Inspect => commands::inspect::run(&cli.global),
+        Command::WarmUp(args) => commands::warm_up::run(&cli.global, args),
         Command::Devices => commands::devices::run(&cli.global),
     }
 }

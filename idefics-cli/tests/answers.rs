@@ -94,6 +94,14 @@ fn help_has_examples() {
 }
 
 #[test]
+fn a_warm_up_says_how_long_both_answers_took() {
+    let json: Value = serde_json::from_str(&answer(&["--json", "warm-up", &photo(), &photo()])).unwrap();
+    assert!(json["first_ms"].as_f64().unwrap() > 0.0 && json["second_ms"].as_f64().unwrap() > 0.0);
+    assert_eq!(json["kept"], false);
+    assert!(answer(&["warm-up", &photo()]).starts_with("first answer "));
+}
+
+#[test]
 fn devices_are_listed_and_those_that_are_not_there_refused() {
     let listed = answer(&["devices"]);
     assert!(listed.lines().any(|line| line.starts_with("cpu ") && line.contains("f32, bf16, f16")), "{listed}");

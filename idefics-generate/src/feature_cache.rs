@@ -58,6 +58,12 @@ impl FeatureCache {
         self.make_room(0);
     }
 
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -107,6 +113,10 @@ impl Idefics {
     /// Bytes of image tokens that are kept now.
     pub fn feature_bytes(&self) -> usize {
         self.feature_cache().bytes()
+    }
+
+    pub(crate) fn forget_features(&self) {
+        self.feature_cache().clear();
     }
 
     fn feature_cache(&self) -> MutexGuard<'_, FeatureCache> {

@@ -27,6 +27,7 @@ mod rank;
 pub mod stop_strings;
 mod stream;
 pub mod train;
+mod warm_up;
 mod weights;
 
 pub use answer::{Answer, Timings, Usage};
@@ -53,6 +54,7 @@ pub use prepared::Prepared;
 pub use quantize::quantize_folder;
 pub use rank::{RankOptions, RankedLabel, Ranking};
 pub use stream::TextStream;
+pub use warm_up::WarmUp;
 pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 
 /// What tensors are made on; [`DeviceChoice`] opens one.

@@ -187,6 +187,23 @@ Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
     /// List what --device may name: memory, the language of the kernels, and what --dtype may be there.
     #[command(after_help = "Example: idefics --json devices")]
     Devices,
+    /// Have a GPU compile and choose its kernels for answers of this kind, and say how long that takes.
+    ///
+    /// Begins an answer about the images, which are a batch, twice. Built with the feature `persistence` the choices are
+    /// kept in the user's cache, and later runs need not wait for them.
+    #[command(after_help = "Examples:
+  idefics --model DIR --device cuda warm-up photo.jpg
+  idefics --model DIR --device cuda warm-up photo.jpg photo.jpg photo.jpg photo.jpg --num-beams 4")]
+    WarmUp(WarmUpArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WarmUpArgs {
+    /// Paths, http(s) URLs or data URLs of images like those to come, one a row of the batch.
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<ImageSource>,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod manual;
 pub(crate) mod quantize;
+pub(crate) mod warm_up;
 
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message, Sample};

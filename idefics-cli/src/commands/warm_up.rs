@@ -1,0 +1,46 @@
+//! `idefics warm-up`
+
+use std::io::{self, Write};
+
+use idefics_generate::GenerationConfig;
+use indicatif::ProgressBar;
+
+use crate::args::{Global, WarmUpArgs};
+use crate::failure::Failure;
+use crate::{commands, model};
+
+/// Tokens of an answer, unless the call says otherwise: those after the first come from steps with a filled cache.
+const NEW_TOKENS: usize = 3;
+
+/// Whether what a GPU chose is there for the next run.
+const IS_KEPT: bool = cfg!(feature = "persistence");
+
+/// Answers twice, and says what the first answer waited for.
+pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
+    commands::check_images(&args.images)?;
+    let model = model::load(global)?;
+    let samples: Vec<_> = args
+        .images
+        .iter()
+        .map(|image| commands::sample(&model, vec![image.clone()], "Describe this image.", ""))
+        .collect();
+    let bar = ProgressBar::new_spinner().with_message("kernels");
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    let options = args.generation.options();
+    let options = GenerationConfig { max_new_tokens: options.max_new_tokens.or(Some(NEW_TOKENS)), ..options };
+    let warm_up = model.warm_up(&samples, &args.generation.process(), &options);
+    bar.finish_and_clear();
+    let warm_up = warm_up.map_err(Failure::of_sample)?;
+    let mut stdout = io::stdout().lock();
+    if global.json {
+        let mut line = serde_json::to_value(warm_up).map_err(io::Error::from)?;
+        line["kept"] = IS_KEPT.into();
+        return Ok(writeln!(stdout, "{line}")?);
+    }
+    let [first, second] = [warm_up.first_ms, warm_up.second_ms].map(|milliseconds| milliseconds / 1e3);
+    let kept = match IS_KEPT {
+        true => "what a GPU compiled and chose is kept for the next run",
+        false => "what a GPU chose is forgotten now: this program was built without the feature `persistence`",
+    };
+    Ok(writeln!(stdout, "first answer {first:.2} s, second {second:.2} s; {kept}")?)
+}
