@@ -4,6 +4,7 @@
 #
 #   xtask/lent-card.sh pack cuda FILE.tar.gz      here: builds for a backend, strips, packs
 #   tar xzf FILE.tar.gz && ./lent-card.sh run cuda  there: writes report.md beside itself
+#   ./lent-card.sh run cuda --only cases            there: a part of it, see `cargo xtask gpu --help`
 set -euo pipefail
 case "${1:-}" in
 pack)
@@ -23,10 +24,10 @@ pack)
     ;;
 run)
     cd "$(dirname "$0")"
-    IDEFICS_CASES="$PWD/cases" ./xtask gpu --device "$2" --programs . --output report.md
+    IDEFICS_CASES="$PWD/cases" ./xtask gpu --device "$2" --programs . --output report.md "${@:3}"
     ;;
 *)
-    sed -n '2,7p' "$0" >&2
+    sed -n '2,8p' "$0" >&2
     exit 2
     ;;
 esac

@@ -17,6 +17,7 @@ use serde_json::Value;
 #[command(after_help = "Examples:
   cargo xtask gpu --device cuda
   cargo xtask gpu --device vulkan --small --output report.md
+  cargo xtask gpu --device cuda --only cases
   xtask gpu --device cuda --programs DIR        # where there is no compiler")]
 pub(crate) struct Args {
     /// cuda[:N], vulkan[:N] or wgpu[:N].
@@ -28,9 +29,23 @@ pub(crate) struct Args {
     /// The built-in model instead of Idefics2-8b, and no benches: to try the command.
     #[arg(long)]
     small: bool,
+    /// Only this part, where a card is lent for minutes.
+    #[arg(long, value_enum, value_name = "PART")]
+    only: Option<Part>,
     /// Where the report goes [default: benches/results/DATE-CARD.md].
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+}
+
+/// A part of the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Every committed case in each dtype.
+    Cases,
+    /// `idefics bench` of the shapes.
+    Shapes,
+    /// The criterion benches of the components.
+    Benches,
 }
 
 /// What is measured with random weights of the shape of Idefics2-8b: a name, and options before and behind `bench`.
@@ -92,9 +107,12 @@ fn report(args: &Args) -> Result<bool> {
     let name = card["name"].as_str().unwrap_or("unknown");
 
     let mut text = format!("# {name}, {}\n\n`cargo xtask gpu --device {device}`. {card}\n\n", today()?);
-    let agrees = verify(&programs, &device, card, &mut text)?;
-    measure(&programs, &device, args.small, &mut text)?;
-    if args.programs.is_none() && !args.small {
+    let wants = |part| args.only.is_none_or(|only| only == part);
+    let agrees = !wants(Part::Cases) || verify(&programs, &device, card, &mut text)?;
+    if wants(Part::Shapes) {
+        measure(&programs, &device, args.small, &mut text)?;
+    }
+    if wants(Part::Benches) && args.programs.is_none() && !args.small {
         text += "## Benches\n\n```\n";
         for package in ["idefics-nn", "idefics-vision", "idefics-perceiver", "idefics-text"] {
             let features = format!("idefics-nn/{feature}");
