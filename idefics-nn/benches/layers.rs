@@ -8,7 +8,7 @@ use std::time::Duration;
 use burn::tensor::{Bool, DType, Device, Distribution, Tensor};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use idefics_nn::{Activation, KvCache, LayerNorm, Linear, RmsNorm, attention};
+use idefics_nn::{Activation, Activations, KvCache, LayerNorm, Linear, RmsNorm, attention};
 
 const F32: usize = 4; // bytes
 
@@ -83,7 +83,7 @@ fn attend(c: &mut Criterion) {
             _ => Throughput::Elements((32 * queries * keys) as u64),
         };
         bench(&mut group, name, throughput, &device, || {
-            attention(black_box(query.clone()), key.clone(), value.clone(), causal.clone())
+            attention(black_box(query.clone()), key.clone(), value.clone(), causal.clone(), Activations::F32)
         });
     }
 }

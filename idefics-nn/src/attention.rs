@@ -11,7 +11,7 @@ use burn::tensor::module::attention as scaled_dot_product_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Tensor};
 
-use crate::ops;
+use crate::{Activations, ops};
 
 /// `softmax(query keyᵀ / √head_dim) value`, over the keys that are not hidden.
 ///
@@ -19,15 +19,22 @@ use crate::ops;
 /// - `query`: `[batch, heads, queries, head_dim]`
 /// - `key`, `value`: `[batch, kv_heads, keys, head_dim]`
 /// - `masked_out`: `[batch, 1, queries, keys]`, true hides the key from the query
+/// - `activations`: what products are of, see [`Activations`]
 /// - returns `[batch, heads, queries, head_dim]`
 ///
 /// # Panics
 /// If `heads` is not a multiple of `kv_heads`.
-pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
+pub fn attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    masked_out: Option<Tensor<4, Bool>>,
+    activations: Activations,
+) -> Tensor<4> {
     let [batch, heads, queries, head_dim] = query.dims();
     assert!(heads.is_multiple_of(key.dims()[1]), "{heads} query heads cannot share {} key/value heads", key.dims()[1]);
     let [key, value] = [key, value].map(|states| states.cast(query.dtype()));
-    if let Some(context) = ops::attend(&query, &key, &value, masked_out.as_ref()) {
+    if let Some(context) = ops::attend(&query, &key, &value, masked_out.as_ref(), activations) {
         return context;
     }
     let (query, masked_out) = fold_groups(query, key.dims()[1], masked_out);

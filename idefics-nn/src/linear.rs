@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::init::normal;
-use crate::{PackedWeight, ops};
+use crate::{Activations, PackedWeight, ops};
 
 /// `x Wᵀ + b` for a weight that is no layer's own matrix: `[n_rows, d_in]`, `[d_out, d_in]` and `[d_out]` in,
 /// `[n_rows, d_out]` out.
@@ -69,6 +69,11 @@ impl Linear {
         }
         let activations = activations.to_device(&device);
         if ops::computes_on(&device) { activations.cast(DType::F32) } else { activations }
+    }
+
+    /// What activations are multiplied as: attention of what a layer projects goes by it too.
+    pub fn activations(&self) -> Activations {
+        self.weight.reparameterization::<PackedWeight>().map_or(Activations::F32, PackedWeight::activations)
     }
 
     /// `[d_out, d_in]`.

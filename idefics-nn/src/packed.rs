@@ -39,7 +39,8 @@ pub enum Activations {
     #[default]
     F32,
     /// Where there are many rows of them and the weight is int8 or q4: rounded to eight bits, each row with a scale of its
-    /// own, so that integers are multiplied. Elsewhere as they are.
+    /// own, so that integers are multiplied. In attention of many queries, on machines with AMX: queries and keys as sums
+    /// of two bf16, weights and values as one bf16. Elsewhere as they are.
     Int8,
 }
 
@@ -109,6 +110,14 @@ impl PackedWeight {
     /// The same with products of such activations.
     pub(crate) fn with_activations(self, activations: Activations) -> Self {
         Self { activations, ..self }
+    }
+
+    /// What activations are multiplied as.
+    pub(crate) fn activations(&self) -> Activations {
+        match self.format {
+            PackedFormat::Int8 | PackedFormat::Q4 => self.activations,
+            PackedFormat::FourBit(_) => Activations::F32,
+        }
     }
 
     /// The format.

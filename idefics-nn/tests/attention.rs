@@ -1,5 +1,5 @@
 use burn::tensor::{Bool, DType, Device, Tensor};
-use idefics_nn::{attention, attention_weights};
+use idefics_nn::{Activations, attention, attention_weights};
 use proptest::prelude::*;
 
 use crate::EXACT;
@@ -73,7 +73,7 @@ fn check(sizes: Sizes, scale: f32) {
         // Hiding nothing and having no mask must agree.
         let options: &[Option<Tensor<4, Bool>>] = if index == 0 { &[None, Some(tensor())] } else { &[Some(tensor())] };
         for option in options {
-            let output = attention(query.clone(), key.clone(), value.clone(), option.clone());
+            let output = attention(query.clone(), key.clone(), value.clone(), option.clone(), Activations::F32);
             assert_eq!(output.dims(), query.dims(), "{name}");
             assert_values_close(&name, &values(output), &context, EXACT);
             let output = attention_weights(query.clone(), key.clone(), option.clone());
@@ -114,7 +114,7 @@ fn a_query_that_sees_nothing_gives_zero() {
                 (0..BATCH * queries * keys).map(|i| i / keys % queries % 2 == 0 || i % keys + 1 < keys).collect();
             let masked_out = Some(mask(masked_out, [BATCH, 1, queries, keys], &device));
             let weights = values(attention_weights(query.clone(), key.clone(), masked_out.clone()));
-            let context = values(attention(query, key, value.clone(), masked_out));
+            let context = values(attention(query, key, value.clone(), masked_out, Activations::F32));
             let value = values(value);
             for (index, context) in context.chunks(16).enumerate() {
                 let weights = &weights[index * keys..(index + 1) * keys];
@@ -143,15 +143,16 @@ fn one_query_reads_keys_however_they_lie() {
         |states| states.repeat_dim(2, 2).slice([0..BATCH, 0..2, 30..60, 0..16]),
     ];
     for masked_out in [None, Some(masked_out)] {
-        let expected = values(attention(query.clone(), key.clone(), value.clone(), masked_out.clone()));
+        let expected =
+            values(attention(query.clone(), key.clone(), value.clone(), masked_out.clone(), Activations::F32));
         for (index, layout) in layouts.iter().enumerate() {
             let [key, value] = [key.clone(), value.clone()].map(layout);
-            let context = attention(query.clone(), key, value, masked_out.clone());
+            let context = attention(query.clone(), key, value, masked_out.clone(), Activations::F32);
             assert_values_close(&format!("layout {index}"), &values(context), &expected, 0.0);
         }
         // Keys and values of 16 bits.
         let [key, value] = [key.clone(), value.clone()].map(|states| states.cast(DType::BF16));
-        let context = attention(query.clone(), key, value, masked_out);
+        let context = attention(query.clone(), key, value, masked_out, Activations::F32);
         assert_values_close("bf16", &values(context), &expected, 0.05);
     }
 }
@@ -167,7 +168,7 @@ fn extreme_scores_choose_the_largest() {
         let key = Tensor::<1>::from_floats(steps.as_slice(), &device).reshape([1, 1, keys, 4]);
         let value = random(1, [1, 1, keys, 4], &device);
         let expected = values(value.clone())[best * 4..best * 4 + 4].to_vec();
-        assert_values_close("context", &values(attention(query, key, value, None)), &expected, EXACT);
+        assert_values_close("context", &values(attention(query, key, value, None, Activations::F32)), &expected, EXACT);
     }
 }
 
@@ -184,7 +185,7 @@ fn equal_scores_share_equally() {
 fn groups_are_whole() {
     let device = Device::flex();
     let states = |heads| Tensor::<4>::zeros([1, heads, 1, 2], &device);
-    attention(states(4), states(3), states(3), None);
+    attention(states(4), states(3), states(3), None, Activations::F32);
 }
 
 proptest! {
@@ -211,6 +212,6 @@ proptest! {
         let repeated = value.clone().reshape([1, kv_heads, 1, keys, 8]).repeat_dim(2, group);
         let repeated = repeated.reshape([1, heads, keys, 8]);
         let expected = values(weights.matmul(repeated));
-        assert_values_close("context", &values(attention(query, key, value, Some(masked_out))), &expected, EXACT);
+        assert_values_close("context", &values(attention(query, key, value, Some(masked_out), Activations::F32)), &expected, EXACT);
     }
 }

@@ -144,7 +144,7 @@ impl PerceiverAttention {
         let query = split_heads(self.q_proj.forward(latents)); // [n_images, heads, n_latents, head_dim]
         let key = split_heads(self.k_proj.forward(key_value_states.clone())); // [n_images, kv_heads, .., head_dim]
         let value = split_heads(self.v_proj.forward(key_value_states));
-        let context = attention(query, key, value, masked_out);
+        let context = attention(query, key, value, masked_out, self.q_proj.activations());
         let [_, heads, _, head_dim] = context.dims();
         self.o_proj.forward(context.swap_dims(1, 2).reshape([n_images, n_latents, heads * head_dim]))
     }

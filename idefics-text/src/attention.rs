@@ -61,7 +61,7 @@ impl SelfAttention {
         let (key, value) = cache.append(rotary.rotate(key_states), value_states); // [batch, kv_heads, len + n_new, ..]
         observe(&|| attention_weights(query.clone(), key.clone(), masked_out.clone()));
 
-        let context = attention(query, key, value, masked_out.clone());
+        let context = attention(query, key, value, masked_out.clone(), self.q_proj.activations());
         let [_, heads, _, head_dim] = context.dims();
         self.o_proj.forward(context.swap_dims(1, 2).reshape([batch, n_new, heads * head_dim]))
     }

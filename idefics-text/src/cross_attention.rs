@@ -126,7 +126,8 @@ impl CrossAttention {
             Some(norm) => norm.forward(query),
             None => query,
         };
-        let attended = attention(query, context.key, context.value, context.masked_out);
+        let Context { key, value, masked_out, .. } = context;
+        let attended = attention(query, key, value, masked_out, self.q_proj.activations());
         let [_, heads, _, head_dim] = attended.dims();
         self.o_proj.forward(attended.swap_dims(1, 2).reshape([batch, n_new, heads * head_dim]))
     }

@@ -91,7 +91,7 @@ impl Attention {
         let query = split_heads(self.q_proj.forward(hidden_states.clone())); // [n_images, heads, patches, head_dim]
         let key = split_heads(self.k_proj.forward(hidden_states.clone()));
         let value = split_heads(self.v_proj.forward(hidden_states));
-        let context = attention(query, key, value, masked_out);
+        let context = attention(query, key, value, masked_out, self.q_proj.activations());
         self.out_proj.forward(context.swap_dims(1, 2).reshape([n_images, patches, d]))
     }
 }

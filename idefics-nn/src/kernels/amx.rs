@@ -192,6 +192,122 @@ impl Tiles {
         }
     }
 
+    /// Four tiles of sums become zero.
+    #[inline(always)]
+    pub(super) fn clear(&self) {
+        // SAFETY: nothing but the thread's tiles is touched, which are this value's.
+        unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)) };
+    }
+
+    /// Reads four tiles of sums, a row every `stride` bytes.
+    ///
+    /// # Safety
+    /// The pointers are valid for that.
+    #[inline(always)]
+    pub(super) unsafe fn load(&self, sums: [*mut f32; 4], stride: usize) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            self.load_half(sums, stride);
+            asm!(
+                "tileloadd tmm2, [{c2} + {stride}*1]",
+                "tileloadd tmm3, [{c3} + {stride}*1]",
+                c2 = in(reg) sums[2], c3 = in(reg) sums[3], stride = in(reg) stride, options(nostack, readonly),
+            );
+        }
+    }
+
+    /// The first two of [`Tiles::load`].
+    ///
+    /// # Safety
+    /// As [`Tiles::load`].
+    #[inline(always)]
+    pub(super) unsafe fn load_half(&self, sums: [*mut f32; 4], stride: usize) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            asm!(
+                "tileloadd tmm0, [{c0} + {stride}*1]",
+                "tileloadd tmm1, [{c1} + {stride}*1]",
+                c0 = in(reg) sums[0], c1 = in(reg) sums[1], stride = in(reg) stride, options(nostack, readonly),
+            );
+        }
+    }
+
+    /// Adds one step of the product of two tiles of rows, a row every `stride` bytes, with two tiles of columns, to sums
+    /// 0, 0; 0, 1; 1, 0; 1, 1.
+    ///
+    /// # Safety
+    /// The pointers are valid for a tile each.
+    #[inline(always)]
+    pub(super) unsafe fn step(&self, left: [*const u8; 2], right: [*const u8; 2]) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{a0} + {row}*1]",
+                "tileloadd tmm6, [{b0} + {row}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{a1} + {row}*1]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tileloadd tmm7, [{b1} + {row}*1]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                a0 = in(reg) left[0], a1 = in(reg) left[1], b0 = in(reg) right[0], b1 = in(reg) right[1],
+                row = in(reg) 64usize, options(nostack, readonly),
+            );
+        }
+    }
+
+    /// The first half of [`Tiles::step`], of one tile of rows.
+    ///
+    /// # Safety
+    /// As [`Tiles::step`].
+    #[inline(always)]
+    pub(super) unsafe fn half_step(&self, left: *const u8, right: [*const u8; 2]) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{a0} + {row}*1]",
+                "tileloadd tmm6, [{b0} + {row}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b1} + {row}*1]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                a0 = in(reg) left, b0 = in(reg) right[0], b1 = in(reg) right[1],
+                row = in(reg) 64usize, options(nostack, readonly),
+            );
+        }
+    }
+
+    /// Writes four tiles of sums, a row every `stride` bytes.
+    ///
+    /// # Safety
+    /// The pointers are valid for that, for writing by this thread alone.
+    #[inline(always)]
+    pub(super) unsafe fn store(&self, sums: [*mut f32; 4], stride: usize) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            self.store_half(sums, stride);
+            asm!(
+                "tilestored [{c2} + {stride}*1], tmm2",
+                "tilestored [{c3} + {stride}*1], tmm3",
+                c2 = in(reg) sums[2], c3 = in(reg) sums[3], stride = in(reg) stride, options(nostack),
+            );
+        }
+    }
+
+    /// The first two of [`Tiles::store`].
+    ///
+    /// # Safety
+    /// As [`Tiles::store`].
+    #[inline(always)]
+    pub(super) unsafe fn store_half(&self, sums: [*mut f32; 4], stride: usize) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            asm!(
+                "tilestored [{c0} + {stride}*1], tmm0",
+                "tilestored [{c1} + {stride}*1], tmm1",
+                c0 = in(reg) sums[0], c1 = in(reg) sums[1], stride = in(reg) stride, options(nostack),
+            );
+        }
+    }
     /// Multiplies tiles in registers, of bytes or of bf16, `4 steps` times; returns the number of products.
     pub(super) fn spin<const OF_BYTES: bool>(&self, steps: usize) -> usize {
         // SAFETY: nothing but the thread's tiles is touched, which are this value's.
@@ -299,13 +415,19 @@ pub(super) unsafe fn parts<const N: usize>(mut first: __m512, mut second: __m512
 pub(super) unsafe fn pair_parts<const N: usize>(mut even: __m512, mut odd: __m512) -> [__m512i; N] {
     let mut parts = [_mm512_setzero_si512(); N];
     let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+    // Lane by lane the one of the lower half, then the one of the upper.
+    let in_turn = _mm512_add_epi32(
+        _mm512_set1_epi32(0x10_0000),
+        _mm512_mullo_epi32(
+            _mm512_set1_epi32(0x1_0001),
+            _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+        ),
+    );
     for part in &mut parts {
         let rounded: __m512i = bits(_mm512_cvtne2ps_pbh(odd, even)); // even ones in the lower half
-        let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(rounded));
-        let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(rounded)));
-        *part = _mm512_or_si512(low, high);
-        even = _mm512_sub_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(low)));
-        odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(_mm512_and_si512(high, upper)));
+        *part = _mm512_permutexvar_epi16(in_turn, rounded);
+        even = _mm512_sub_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(*part)));
+        odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(_mm512_and_si512(*part, upper)));
     }
     parts
 }

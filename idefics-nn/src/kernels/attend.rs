@@ -11,10 +11,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::attend_amx;
 use super::exp::exp;
 use super::shared::{SharedOut, with_scratch};
 use super::vector::{Vector, Work};
-use super::{Cached, Isa};
+use super::{Cached, Isa, Unit};
+use crate::Activations;
 
 /// Queries of one task.
 const BLOCK: usize = 48;
@@ -56,6 +59,8 @@ pub struct Attention<'a> {
     pub masked_out: Option<&'a [bool]>,
     /// What scores are multiplied with: `1 / √head_dim`.
     pub scale: f32,
+    /// What products are of, see [`Activations`].
+    pub activations: Activations,
 }
 
 /// `softmax(query keysᵀ scale) values`, in f32. A query that sees no key gives 0.
@@ -80,6 +85,10 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
         return out.fill(0.0);
     }
     let out = SharedOut::new(out);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        return attend_amx::attend(attention, out);
+    }
     let Attention { batch, heads, kv_heads, queries, .. } = *attention;
     let (group, n_blocks) = (heads / kv_heads, queries.div_ceil(BLOCK));
     let sizes = Sizes::new(isa, attention.head_dim);
@@ -101,6 +110,16 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
 }
 
 impl Attention<'_> {
+    /// What multiplies on the best instruction set, and how many of its operations one of a product takes: on average of
+    /// both products.
+    pub(crate) fn arithmetic(&self) -> (Unit, f64) {
+        match Isa::best() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => (Unit::Tiles, attend_amx::products(self.activations)),
+            _ => (Unit::Vectors, 1.0),
+        }
+    }
+
     fn check(&self, out: &[f32]) {
         let Self { batch, heads, kv_heads, queries, len, head_dim, .. } = *self;
         assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} heads");
@@ -122,12 +141,12 @@ impl Attention<'_> {
     }
 
     /// What is hidden from a query.
-    fn masked_out(&self, row: usize, query: usize) -> Option<&[bool]> {
+    pub(super) fn masked_out(&self, row: usize, query: usize) -> Option<&[bool]> {
         self.masked_out.map(|masked_out| &masked_out[(row * self.queries + query) * self.len..][..self.len])
     }
 
     /// Keys up to the last that any of the queries sees: in a prompt, half of them on average.
-    fn seen(&self, row: usize, queries: Range<usize>) -> usize {
+    pub(super) fn seen(&self, row: usize, queries: Range<usize>) -> usize {
         let last = |query| match self.masked_out(row, query) {
             None => self.len,
             Some(masked_out) => masked_out.iter().rposition(|hidden| !hidden).map_or(0, |last| last + 1),

@@ -35,6 +35,8 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attend;
+#[cfg(target_arch = "x86_64")]
+mod attend_amx;
 mod attention;
 mod attention_piece;
 mod exp;

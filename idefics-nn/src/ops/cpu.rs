@@ -82,8 +82,13 @@ impl Kernels for Flex {
         attend_once(&query.to_contiguous(), key, value, Some(&seen))
     }
 
-    fn attend(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self> {
-        attend(query, key, value, None)
+    fn attend(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        activations: Activations,
+    ) -> FloatTensor<Self> {
+        attend(query, key, value, None, activations)
     }
 
     fn attend_masked(
@@ -91,10 +96,11 @@ impl Kernels for Flex {
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         masked_out: BoolTensor<Self>,
+        activations: Activations,
     ) -> FloatTensor<Self> {
         let masked_out = masked_out.to_contiguous();
         let masked_out = bytemuck::checked::cast_slice(elements::<u8>(&masked_out));
-        attend(query, key, value, Some(masked_out))
+        attend(query, key, value, Some(masked_out), activations)
     }
 
     fn layer_norm(
@@ -234,7 +240,13 @@ fn attend_once(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Opt
 }
 
 /// `masked_out`: `[batch, queries, len]`.
-fn attend(query: FlexTensor, key: FlexTensor, value: FlexTensor, masked_out: Option<&[bool]>) -> FlexTensor {
+fn attend(
+    query: FlexTensor,
+    key: FlexTensor,
+    value: FlexTensor,
+    masked_out: Option<&[bool]>,
+    activations: Activations,
+) -> FlexTensor {
     let ([batch, heads, queries, head_dim], [_, kv_heads, len, _]) = (dims(&query), dims(&key));
     let [query, key, value] = [query, key, value].map(with_whole_heads);
     let attention = Attention {
@@ -249,10 +261,12 @@ fn attend(query: FlexTensor, key: FlexTensor, value: FlexTensor, masked_out: Opt
         head_dim,
         masked_out,
         scale: 1.0 / (head_dim as f32).sqrt(),
+        activations,
     };
     let mut out = buffer_like(&query);
     let hidden = masked_out.map_or(0, |masked_out| masked_out.iter().filter(|hidden| **hidden).count());
     let cost = attention_cost(dims(&query), [kv_heads, len], batch * queries * len - hidden);
+    let cost = Cost { arithmetic: Some(attention.arithmetic()), ..cost };
     timed("attention of many queries", cost, || {
         kernels::attend(&attention, &mut out); // [batch, queries, heads, head_dim]
     });

@@ -82,7 +82,12 @@ pub(crate) trait Kernels: Backend {
 
     /// Attention of many queries: `[batch, heads, queries, head_dim]` to keys and values of
     /// `[batch, kv_heads, len, head_dim]`; any of them may be a view with the values of a head side by side.
-    fn attend(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn attend(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        activations: Activations,
+    ) -> FloatTensor<Self>;
 
     /// The same; `masked_out`, `[batch, 1, queries, len]`, hides keys.
     fn attend_masked(
@@ -90,6 +95,7 @@ pub(crate) trait Kernels: Backend {
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         masked_out: BoolTensor<Self>,
+        activations: Activations,
     ) -> FloatTensor<Self>;
 
     /// `(x − mean(x)) / √(var(x) + eps) · weight + bias` over the last axis, of `weight`'s length.
@@ -215,6 +221,7 @@ pub(crate) fn attend(
     key: &Tensor<4>,
     value: &Tensor<4>,
     masked_out: Option<&Tensor<4, Bool>>,
+    activations: Activations,
 ) -> Option<Tensor<4>> {
     let states = [query, key, value];
     let ([batch, _, queries, head_dim], [_, kv_heads, len, _]) = (query.dims(), key.dims());
@@ -236,8 +243,8 @@ pub(crate) fn attend(
     Some(Tensor::from_dispatch(match masked_out {
         None if queries == 1 => Dispatch::attend_once(query, key, value),
         Some(masked_out) if queries == 1 => Dispatch::attend_once_masked(query, key, value, masked_out),
-        None => Dispatch::attend(query, key, value),
-        Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out),
+        None => Dispatch::attend(query, key, value, activations),
+        Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out, activations),
     }))
 }
 

@@ -1,7 +1,7 @@
 //! Attention over ragged shapes: one query and many, groups of heads, views of a cache, masks, rows that see nothing.
 
 use burn::tensor::{Bool, Device, Tensor, TensorData, s};
-use idefics_nn::attention;
+use idefics_nn::{Activations, attention};
 use proptest::prelude::*;
 
 use crate::{difference, gpu, numbers};
@@ -43,7 +43,7 @@ fn check(shape: Shape, mask: Mask, seed: u64) {
         // Queries as a projection leaves them, keys and values as views of a cache.
         let query = numbers([batch, queries, kv_heads * group, head_dim], seed, device).swap_dims(1, 2);
         let cache = |seed| numbers([batch, kv_heads, len + 5, head_dim], seed, device).slice(s![.., .., 0..len, ..]);
-        attention(query, cache(seed ^ 1), cache(seed ^ 2), masked_out(shape, mask, device))
+        attention(query, cache(seed ^ 1), cache(seed ^ 2), masked_out(shape, mask, device), Activations::F32)
     };
     let difference = difference(output(&gpu()), output(&Device::flex()));
     assert!(difference < 1e-5, "{shape:?}, {mask:?}: {difference}");

@@ -117,7 +117,8 @@ impl PerceiverAttention {
         let query = split_heads(self.q_proj.forward(latents)); // [n_images, heads, n_latents, head_dim]
         let key = split_heads(self.k_proj.forward(key_value_states.clone())); // [.., patches + n_latents, head_dim]
         let value = split_heads(self.v_proj.forward(key_value_states));
-        let context = attention(normed(&self.q_layer_norm, query), normed(&self.k_layer_norm, key), value, None);
+        let (query, key) = (normed(&self.q_layer_norm, query), normed(&self.k_layer_norm, key));
+        let context = attention(query, key, value, None, self.q_proj.activations());
         let [_, heads, _, head_dim] = context.dims();
         self.output_proj.forward(context.swap_dims(1, 2).reshape([n_images, n_latents, heads * head_dim]))
     }
