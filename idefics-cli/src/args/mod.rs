@@ -66,7 +66,8 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     pub(crate) quantize_head: bool,
     /// On the CPU, what activations are multiplied as where there are many and weights are int8 or q4: f32, or int8, which
-    /// is faster and less exact.
+    /// is faster and less exact. With int8, attention of many queries is rounded to bf16 on machines with AMX: queries and
+    /// keys are sums of two bf16, weights and values one.
     #[arg(long, global = true, value_name = "f32|int8", default_value = "f32", value_parser = activations)]
     pub(crate) activations: Activations,
     /// Pictures that the vision tower encodes together, at most [default: as many as take

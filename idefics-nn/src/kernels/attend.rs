@@ -2,7 +2,7 @@
 //!
 //! Each task takes a block of queries of one head and goes over blocks of keys, whose scores and values fit the first
 //! cache. Weights are those of the largest score so far; when a larger one comes, what was summed is scaled down.
-//! Paper: <https://arxiv.org/abs/2205.14135>.
+//! Paper: <https://arxiv.org/abs/2205.14135>. `attend_amx` does the same on tiles, where that is faster.
 
 #![allow(unsafe_code)] // vectors, and tasks that write disjoint parts of one slice
 #![allow(clippy::needless_range_loop)] // several arrays advance together, and closures would lose the instructions
@@ -63,7 +63,7 @@ pub struct Attention<'a> {
     pub activations: Activations,
 }
 
-/// `softmax(query keysᵀ scale) values`, in f32. A query that sees no key gives 0.
+/// `softmax(query keysᵀ scale) values`, in f32, or with [`Activations::Int8`] rounded where there is AMX. A query that sees no key gives 0.
 ///
 /// # Shapes
 /// - `out`: `[batch, queries, heads, head_dim]`, overwritten: as the layer reads it that puts heads together
@@ -86,7 +86,7 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
     }
     let out = SharedOut::new(out);
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx {
+    if isa == Isa::Amx && attend_amx::pays(attention) {
         return attend_amx::attend(attention, out);
     }
     let Attention { batch, heads, kv_heads, queries, .. } = *attention;
@@ -115,7 +115,7 @@ impl Attention<'_> {
     pub(crate) fn arithmetic(&self) -> (Unit, f64) {
         match Isa::best() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => (Unit::Tiles, attend_amx::products(self.activations)),
+            Isa::Amx if attend_amx::pays(self) => (Unit::Tiles, attend_amx::products(self.activations)),
             _ => (Unit::Vectors, 1.0),
         }
     }

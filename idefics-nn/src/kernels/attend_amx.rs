@@ -1,6 +1,7 @@
 //! Attention of many queries on tiles of bf16.
 //!
-//! Numbers are sums of bf16: three where results are to be as good as those of f32, fewer where they may be rounded. Both
+//! Numbers are sums of bf16: three where results are to be as good as those of f32; where activations are rounded, two
+//! for queries and keys, and one for weights and values, which then differ by 2⁻⁸ at most each. Both
 //! products are made transposed, scores as `keys queryᵀ` and sums as `valuesᵀ weightsᵀ`: lanes are queries throughout, so
 //! that maxima, totals and scales are vectors, and pairs of rows of weights are rows of a tile as they stand.
 
@@ -24,7 +25,7 @@ const PAIR: usize = 2 * ROWS;
 /// they need.
 const MOST_PAIRS: usize = 16;
 
-/// Tasks of a thread, about.
+/// Tasks of a thread, about: from so many heads on a task is all of one, whose keys and values stay in its second cache.
 const TASKS: usize = 4;
 
 /// Steps of keys of a block: its scores and weights stay in the first cache.
@@ -33,15 +34,28 @@ const BLOCK: usize = 8;
 /// f32 of a tile.
 const TILE_VALUES: usize = TILE / size_of::<f32>();
 
-/// Bytes of the packed heads that are worked on at the same time, about; one head at least.
-const HEADS_BYTES: usize = 8 << 20;
-
 /// bf16 that queries and keys, and that weights and values are sums of, for results as good as those of f32.
 const EXACT: [usize; 2] = [3, 3];
 
 /// The same where activations are rounded.
 const ROUNDED: [usize; 2] = [2, 1];
 
+/// Queries of all heads that share a key, from which on tiles are worth filling however many keys there are.
+const QUERIES: usize = 128;
+
+/// The keys for each query that fewer queries may have.
+const KEYS: usize = 8;
+
+/// Whether tiles are faster than vectors: keys and values take longer to pack, and few queries do not fill a tile.
+pub(super) fn pays(attention: &Attention<'_>) -> bool {
+    let n_queries = attention.queries * (attention.heads / attention.kv_heads);
+    match attention.activations {
+        Activations::F32 => n_queries >= QUERIES || n_queries * KEYS >= attention.len,
+        Activations::Int8 => true,
+    }
+}
+
+/// [`super::attend()`].
 pub(super) fn attend(attention: &Attention<'_>, out: SharedOut<'_>) {
     match attention.activations {
         Activations::F32 => attend_in::<{ EXACT[0] }, { EXACT[1] }>(attention, out),
@@ -62,31 +76,40 @@ pub(super) fn products(activations: Activations) -> f64 {
 fn attend_in<const K: usize, const V: usize>(attention: &Attention<'_>, out: SharedOut<'_>) {
     let Attention { batch, heads, kv_heads, queries, len, .. } = *attention;
     let shape = Shape::new::<K, V>(attention.head_dim);
-    let (group, n_pairs, n_steps) = (heads / kv_heads, queries.div_ceil(PAIR), len.div_ceil(STEP));
-    let head_values = n_steps * shape.step_values();
-    let together = (HEADS_BYTES / size_of::<f32>() / head_values).clamp(1, batch * kv_heads);
-    with_scratch(together * head_values, |packed| {
-        for first in (0..batch * kv_heads).step_by(together) {
-            let n_heads = together.min(batch * kv_heads - first);
-            let packed = &mut packed[..n_heads * head_values];
-            packed.par_chunks_exact_mut(shape.step_values()).enumerate().for_each(|(index, out)| {
-                let at = first + index / n_steps;
-                // SAFETY: the instructions are there.
-                unsafe { shape.pack::<K, V>(attention, [at / kv_heads, at % kv_heads], index % n_steps, out) };
+    let (n_heads, group) = (batch * kv_heads, heads / kv_heads);
+    let (n_pairs, n_packed) = (queries.div_ceil(PAIR), len.div_ceil(STEP) * shape.step_values());
+    let n_tasks = TASKS * rayon::current_num_threads();
+    let has_whole_heads = n_heads >= n_tasks;
+    let share = if has_whole_heads { MOST_PAIRS } else { (group * n_pairs / n_tasks).clamp(1, MOST_PAIRS) };
+    let n_blocks = n_pairs.div_ceil(share);
+    let block_pairs = n_pairs.div_ceil(n_blocks);
+    let n_scratch: usize = shape.scratch(block_pairs).iter().sum();
+    let pack = |head: usize, step: usize, out: &mut [f32]| {
+        // SAFETY: the instructions are there.
+        unsafe { shape.pack::<K, V>(attention, [head / kv_heads, head % kv_heads], step, out) }
+    };
+    let run = |head: usize, index: usize, packed: &[f32], scratch: &mut [f32]| {
+        let [first, end] = [0, 1].map(|next| queries.min((index % n_blocks + next) * block_pairs * PAIR));
+        let (row, head) = (head / kv_heads, head % kv_heads * group + index / n_blocks);
+        let task = Task { attention, shape: &shape, packed, row, head, queries: first..end, out };
+        // SAFETY: the instructions are there, and no other task has these queries of this head.
+        unsafe { task.run::<K, V>(scratch) }
+    };
+    if has_whole_heads {
+        (0..n_heads).into_par_iter().for_each(|head| {
+            with_scratch(n_packed + n_scratch, |scratch| {
+                let (packed, scratch) = scratch.split_at_mut(n_packed);
+                packed.chunks_exact_mut(shape.step_values()).enumerate().for_each(|(step, out)| pack(head, step, out));
+                (0..group * n_blocks).for_each(|index| run(head, index, packed, scratch));
             });
-            let packed = &*packed;
-            let share = n_heads * group * n_pairs / (TASKS * rayon::current_num_threads());
-            let n_blocks = n_pairs.div_ceil(share.clamp(1, MOST_PAIRS));
-            let block_queries = n_pairs.div_ceil(n_blocks) * PAIR;
-            (0..n_heads * group * n_blocks).into_par_iter().for_each(|task| {
-                let (head, block) = (task / n_blocks, task % n_blocks);
-                let at = first + head / group;
-                let queries = queries.min(block * block_queries)..queries.min((block + 1) * block_queries);
-                let packed = &packed[head / group * head_values..][..head_values];
-                let (row, head) = (at / kv_heads, at % kv_heads * group + head % group);
-                let task = Task { attention, shape: &shape, packed, row, head, queries, out };
-                // SAFETY: the instructions are there, and no other task has these queries of this head.
-                unsafe { task.run::<K, V>() };
+        });
+        return;
+    }
+    with_scratch(n_packed, |packed| {
+        for head in 0..n_heads {
+            packed.par_chunks_exact_mut(shape.step_values()).enumerate().for_each(|(step, out)| pack(head, step, out));
+            (0..group * n_blocks).into_par_iter().for_each(|index| {
+                with_scratch(n_scratch, |scratch| run(head, index, packed, scratch));
             });
         }
     });
@@ -159,14 +182,14 @@ impl Shape {
         self.keys_bytes() / size_of::<f32>() + self.tiles * self.value_parts * TILE_VALUES
     }
 
-    /// Values of the memory of one task for so many pairs of tiles of queries: of all pairs their queries, sums, largest
-    /// scores and totals; of one pair scores and weights.
+    /// Values of the memory of one task for so many pairs of tiles of queries: of all pairs their queries, their sums, and
+    /// their largest scores and totals; of one pair scores, where queries are made before, and weights.
     fn scratch(&self, n_pairs: usize) -> [usize; 5] {
         [
             n_pairs * 2 * self.steps * TILE_VALUES,
             n_pairs * self.tiles * ROWS * PAIR,
             n_pairs * 2 * PAIR,
-            BLOCK * STEP * PAIR,
+            (BLOCK * STEP * PAIR).max(self.steps * TILE_VALUES),
             BLOCK * 2 * self.value_parts * TILE_VALUES,
         ]
     }
@@ -186,14 +209,14 @@ impl Shape {
     ) {
         let slots = step * STEP..attention.len.min((step + 1) * STEP);
         let (keys, values) = out.split_at_mut(self.keys_bytes() / size_of::<f32>());
-        with_scratch(self.steps * ROWS, |scratch| {
+        with_scratch(self.steps * ROWS, |row_of_parts| {
             for index in 0..STEP {
                 let slot = slots.start + index;
                 let key = (slot < slots.end).then(|| attention.keys.slot([row, head, slot], self.head_dim));
                 // SAFETY: as the caller vouches.
-                unsafe { self.write_row::<K>(key, 1.0, &self.key_parts, scratch) };
-                for (tiles, row) in keys.chunks_exact_mut(2 * TILE_VALUES).zip(scratch.chunks_exact(ROWS)) {
-                    tiles[index * ROWS..][..ROWS].copy_from_slice(row);
+                unsafe { self.write_row::<K>(key, 1.0, &self.key_parts, row_of_parts) };
+                for (tiles, values) in keys.chunks_exact_mut(2 * TILE_VALUES).zip(row_of_parts.chunks_exact(ROWS)) {
+                    tiles[index * ROWS..][..ROWS].copy_from_slice(values);
                 }
             }
         });
@@ -282,52 +305,50 @@ impl Task<'_> {
     /// # Safety
     /// The machine has the instructions, and the outputs of these queries are the caller's.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn run<const K: usize, const V: usize>(self) {
+    unsafe fn run<const K: usize, const V: usize>(self, scratch: &mut [f32]) {
         let n_pairs = self.queries.len().div_ceil(PAIR);
         if n_pairs == 0 {
             return;
         }
         let sizes = self.shape.scratch(n_pairs);
-        with_scratch(sizes.iter().sum(), |scratch| {
-            let (query, scratch) = scratch.split_at_mut(sizes[0]);
-            let (sums, scratch) = scratch.split_at_mut(sizes[1]);
-            let (state, scratch) = scratch.split_at_mut(sizes[2]);
-            let (scores, weights) = scratch.split_at_mut(sizes[3]);
-            // SAFETY: as the caller vouches.
-            unsafe {
-                self.pack_queries::<K>(query, scores);
-                let memory = query.chunks_exact(sizes[0] / n_pairs).zip(sums.chunks_exact_mut(sizes[1] / n_pairs));
-                let mut pairs: Vec<Pair<'_>> = Vec::with_capacity(n_pairs);
-                for (index, ((query, sums), state)) in memory.zip(state.chunks_exact_mut(2 * PAIR)).enumerate() {
-                    let first = self.queries.start + index * PAIR;
-                    let queries = first..self.queries.end.min(first + PAIR);
-                    let seen = self.attention.seen(self.row, queries.clone());
-                    state[..PAIR].fill(f32::NEG_INFINITY);
-                    state[PAIR..].fill(0.0);
-                    if seen == 0 {
-                        sums.fill(0.0);
-                    }
-                    pairs.push(Pair { queries, query, sums, state, seen });
+        let (query, scratch) = scratch.split_at_mut(sizes[0]);
+        let (sums, scratch) = scratch.split_at_mut(sizes[1]);
+        let (state, scratch) = scratch.split_at_mut(sizes[2]);
+        let (scores, weights) = scratch.split_at_mut(sizes[3]);
+        // SAFETY: as the caller vouches.
+        unsafe {
+            self.pack_queries::<K>(query, scores);
+            let memory = query.chunks_exact(sizes[0] / n_pairs).zip(sums.chunks_exact_mut(sizes[1] / n_pairs));
+            let mut pairs: Vec<Pair<'_>> = Vec::with_capacity(n_pairs);
+            for (index, ((query, sums), state)) in memory.zip(state.chunks_exact_mut(2 * PAIR)).enumerate() {
+                let first = self.queries.start + index * PAIR;
+                let queries = first..self.queries.end.min(first + PAIR);
+                let seen = self.attention.seen(self.row, queries.clone());
+                state[..PAIR].fill(f32::NEG_INFINITY);
+                state[PAIR..].fill(0.0);
+                if seen == 0 {
+                    sums.fill(0.0);
                 }
-                let tiles = Tiles::new();
-                let steps = pairs.iter().map(|pair| pair.seen.div_ceil(STEP)).max().unwrap_or(0);
-                for first in (0..steps).step_by(BLOCK) {
-                    for pair in &mut pairs {
-                        let steps = first..pair.seen.div_ceil(STEP).min(first + BLOCK);
-                        if !steps.is_empty() {
-                            self.score(&tiles, steps.clone(), pair, scores);
-                            self.hide(steps.clone(), pair, scores);
-                            weigh::<V>(&scores[..steps.len() * STEP * PAIR], first == 0, pair, weights);
-                            self.add::<V>(&tiles, steps, pair, weights);
-                        }
+                pairs.push(Pair { queries, query, sums, state, seen });
+            }
+            let tiles = Tiles::new();
+            let steps = pairs.iter().map(|pair| pair.seen.div_ceil(STEP)).max().unwrap_or(0);
+            for first in (0..steps).step_by(BLOCK) {
+                for pair in &mut pairs {
+                    let steps = first..pair.seen.div_ceil(STEP).min(first + BLOCK);
+                    if !steps.is_empty() {
+                        self.score(&tiles, steps.clone(), pair, scores);
+                        self.hide(steps.clone(), pair, scores);
+                        weigh::<V>(&scores[..steps.len() * STEP * PAIR], first == 0, pair, weights);
+                        self.add::<V>(&tiles, steps, pair, weights);
                     }
-                }
-                drop(tiles);
-                for pair in &pairs {
-                    self.put(pair);
                 }
             }
-        });
+            drop(tiles);
+            for pair in &pairs {
+                self.put(pair);
+            }
+        }
     }
 
     /// Queries as tiles of pairs of their parts, `[tiles, steps]`.

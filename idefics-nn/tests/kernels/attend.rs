@@ -105,10 +105,86 @@ impl Case {
 
 #[test]
 fn attention_of_patches_and_prompts_is_the_formula() {
-    for (heads, group, head_dim) in [(1, 1, 1), (4, 1, 72), (2, 1, 80), (8, 4, 128), (3, 3, 20), (2, 2, 33)] {
-        for (queries, len) in [(1, 1), (2, 40), (31, 31), (33, 65), (100, 100), (40, 129)] {
+    for (heads, group, head_dim) in
+        [(1, 1, 1), (4, 1, 72), (2, 1, 80), (8, 4, 128), (3, 3, 20), (2, 2, 33), (1, 1, 203)]
+    {
+        for (queries, len) in [(1, 1), (2, 40), (31, 31), (33, 65), (100, 100), (40, 129), (40, 300)] {
             for mask in [Mask::None, Mask::Causal, Mask::Holes] {
                 Case { batch: 2, heads, group, queries, len, head_dim, mask }.check();
+            }
+        }
+    }
+}
+
+#[test]
+fn tasks_of_many_queries_go_over_several_blocks_of_keys() {
+    for mask in [Mask::None, Mask::Causal, Mask::Holes] {
+        Case { batch: 1, heads: 2, group: 2, queries: 600, len: 700, head_dim: 24, mask }.check();
+    }
+}
+
+#[test]
+fn largest_scores_that_come_late_scale_what_was_summed() {
+    let (queries, len, head_dim) = (70, 1000, 72);
+    let query = vec![1.0; queries * head_dim];
+    // Scores from −50 to 50; values are the scores' places.
+    let keys: Vec<f32> = (0..len * head_dim).map(|i| (i / head_dim) as f32 / 10.0 - 50.0).collect();
+    let values: Vec<f32> = (0..len * head_dim).map(|i| (i / head_dim) as f32).collect();
+    let attention = Attention {
+        query: side_by_side(&query, queries, 1, head_dim),
+        keys: side_by_side(&keys, len, 1, head_dim),
+        values: side_by_side(&values, len, 1, head_dim),
+        batch: 1,
+        heads: 1,
+        kv_heads: 1,
+        queries,
+        len,
+        head_dim,
+        masked_out: None,
+        scale: 1.0 / head_dim as f32,
+        activations: Activations::F32,
+    };
+    // The mean of a geometric series that ends with its largest.
+    let ratio = (-0.1f64).exp();
+    let expected = (len - 1) as f64 - ratio / (1.0 - ratio);
+    for isa in Isa::available() {
+        for (activations, tolerance) in [(Activations::F32, 5e-6), (Activations::Int8, ROUNDED)] {
+            let mut out = vec![f32::NAN; query.len()];
+            attend_on(isa, &Attention { activations, ..attention }, &mut out);
+            let n = out.len();
+            assert_close(&format!("{isa:?} {activations:?}"), &out, &vec![expected; n], &vec![expected; n], tolerance);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_shows() {
+    let (queries, len, head_dim) = (33, 40, 20);
+    for place in 0..3 {
+        let mut states = [queries, len, len].map(|n| normal(n * head_dim, 7, false));
+        states[place][5 * head_dim + 3] = f32::NAN;
+        let attention = Attention {
+            query: side_by_side(&states[0], queries, 1, head_dim),
+            keys: side_by_side(&states[1], len, 1, head_dim),
+            values: side_by_side(&states[2], len, 1, head_dim),
+            batch: 1,
+            heads: 1,
+            kv_heads: 1,
+            queries,
+            len,
+            head_dim,
+            masked_out: None,
+            scale: 0.2,
+            activations: Activations::F32,
+        };
+        for isa in Isa::available() {
+            for activations in [Activations::F32, Activations::Int8] {
+                let mut out = vec![0.0; queries * head_dim];
+                attend_on(isa, &Attention { activations, ..attention }, &mut out);
+                for (at, value) in out.iter().enumerate() {
+                    let is_nan = [at / head_dim == 5, true, at % head_dim == 3][place];
+                    assert_eq!(value.is_nan(), is_nan, "{isa:?} {activations:?} {place} {at}");
+                }
             }
         }
     }
