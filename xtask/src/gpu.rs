@@ -20,7 +20,7 @@ use serde_json::Value;
   cargo xtask gpu --device cuda --only cases
   xtask gpu --device cuda --programs DIR        # where there is no compiler")]
 pub(crate) struct Args {
-    /// cuda[:N], vulkan[:N] or wgpu[:N].
+    /// `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cuda")]
     device: DeviceChoice,
     /// A folder with `idefics` and `xtask`, instead of building them; benches are left out then.

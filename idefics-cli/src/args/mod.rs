@@ -46,8 +46,8 @@ pub(crate) struct Global {
     /// drawn shapes only].
     #[arg(long, global = true, value_name = "FOLDER|ID", env = "IDEFICS_MODEL")]
     pub(crate) model: Option<String>,
-    /// What to compute on: auto, cpu, cuda[:N], vulkan[:N] or wgpu[:N]; auto is the best that holds the model. `idefics
-    /// devices` lists them.
+    /// What to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`; auto is the best that holds the model.
+    /// `idefics devices` lists them.
     #[arg(long, global = true, default_value = "auto")]
     pub(crate) device: DeviceChoice,
     /// Precision of the weights, and on a GPU of activations, which are f32 on the CPU: auto, f32, bf16 or f16.

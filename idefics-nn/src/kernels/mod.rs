@@ -1,4 +1,4 @@
-//! CPU kernels of a decode step, on f32 activations.
+//! The CPU's kernels, on f32 activations.
 //!
 //! | kernel | what it does |
 //! |---|---|

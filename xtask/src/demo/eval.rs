@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// Measures nothing, but writes the examples into this folder as a case, for the reference to answer.
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
-    /// auto, cpu, cuda[:N], vulkan[:N] or wgpu[:N].
+    /// `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
 }

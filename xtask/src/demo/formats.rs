@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// One JSON object a format and line.
     #[arg(long)]
     json: bool,
-    /// cpu, cuda[:N], vulkan[:N] or wgpu[:N].
+    /// `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
 }

@@ -62,7 +62,7 @@ pub(crate) struct Args {
     /// Examples of each group of tasks that the finished model is measured on.
     #[arg(long, default_value_t = 1000)]
     count: usize,
-    /// cpu, cuda[:N], vulkan[:N] or wgpu[:N].
+    /// `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cpu")]
     pub(super) device: DeviceChoice,
 }

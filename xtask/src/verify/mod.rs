@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// A case folder; may be repeated [default: every case committed in xtask/cases].
     #[arg(long = "case", value_name = "DIR")]
     cases: Vec<PathBuf>,
-    /// auto, cpu, cuda[:N], vulkan[:N] or wgpu[:N].
+    /// `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
     /// f32, bf16 or f16; tolerances are for f32, the others are compared relative to the largest value.
