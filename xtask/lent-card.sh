@@ -24,10 +24,10 @@ pack)
     ;;
 run)
     cd "$(dirname "$0")"
-    IDEFICS_CASES="$PWD/cases" ./xtask gpu --device "$2" --programs . --output report.md "${@:3}"
+    IDEFICS_CASES="$PWD/cases" ./xtask gpu --device "${2:?a backend, such as cuda}" --programs . --output report.md "${@:3}"
     ;;
 *)
-    sed -n '2,8p' "$0" >&2
+    sed -n '2,7p' "$0" >&2
     exit 2
     ;;
 esac

@@ -90,14 +90,14 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
         Some((config, checkpoint)) => AnyModel::memory(config, Some(checkpoint), device, weights),
         None => Ok(WeightMemory::default()),
     };
-    let (choice, device, weights) = device_for(global, needed)?;
+    let (choice, device, weights) = device_for(global, 0, needed)?;
     if global.verbose {
         eprintln!("loading {} on {choice}, weights {weights}", folder.display());
     }
     let plan = match global.device_map {
         None => {
             let available = available_memory_bytes(choice, &device);
-            check_memory(|weights| needed(&device, weights), weights, None, available)?;
+            check_memory(choice, |weights| needed(&device, weights), weights, None, available)?;
             None
         }
         Some(_) => Some(Plan::of_model(folder, weights, &device, placing::places(global, choice, &device)?)?),
@@ -124,13 +124,20 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     Ok(model)
 }
 
+/// Bytes of a device that a model takes with a KV cache of `cache` bytes: tensors are converted in main memory.
+fn room(choice: DeviceChoice, memory: &WeightMemory, cache: u64) -> u64 {
+    let loading = if choice == DeviceChoice::Cpu { memory.loading } else { 0 };
+    memory.total().saturating_add(cache).saturating_add(loading)
+}
+
 /// Opens the device of `--device`, and says how the weights are held there. Of `auto` that is the best device with room
-/// for what `needed` says, and the last of them, which is the CPU, if none has.
+/// for what `needed` says and a KV cache of `cache` bytes, and the last of them, which is the CPU, if none has.
 ///
 /// # Errors
 /// [`Failure`] for a device that is not there or does not compute in `--dtype`.
 pub(crate) fn device_for(
     global: &Global,
+    cache: u64,
     needed: impl Fn(&Device, WeightOptions) -> Result<WeightMemory, Error>,
 ) -> Result<(DeviceChoice, Device, WeightOptions), Failure> {
     let held = |choice: DeviceChoice, device: &Device| -> Result<WeightOptions, Error> {
@@ -141,7 +148,7 @@ pub(crate) fn device_for(
         let needed = held(*choice, device).and_then(|weights| needed(device, weights));
         // A part that may be spread needs no room for the whole.
         global.device_map.is_some()
-            || needed.is_ok_and(|memory| memory.total() <= available_memory_bytes(*choice, device))
+            || needed.is_ok_and(|memory| room(*choice, &memory, cache) <= available_memory_bytes(*choice, device))
     };
     let chosen = match candidates.len() {
         1 => 0,
@@ -158,6 +165,7 @@ pub(crate) fn device_for(
 /// # Errors
 /// [`Failure`] with the exit code of limits.
 pub(crate) fn check_memory(
+    choice: DeviceChoice,
     needed: impl Fn(WeightOptions) -> Result<WeightMemory, Error>,
     weights: WeightOptions,
     cache: Option<u64>,
@@ -165,7 +173,7 @@ pub(crate) fn check_memory(
 ) -> Result<(), Failure> {
     let bytes = |bytes: u64| size(bytes as usize);
     let total = |memory: &WeightMemory| memory.total().saturating_add(cache.unwrap_or(0));
-    let fits = |memory: &WeightMemory| total(memory).saturating_add(memory.loading) <= available;
+    let fits = |memory: &WeightMemory| room(choice, memory, cache.unwrap_or(0)) <= available;
     let memory = needed(weights)?;
     if fits(&memory) {
         return Ok(());
@@ -177,12 +185,15 @@ pub(crate) fn check_memory(
     });
     let advice = smaller.collect::<Vec<_>>().join(", ");
     Err(Failure::limit(format!(
-        "{} ({weights}) and {} more while they are loaded, {} of memory are available; {}",
+        "{} ({weights}){}, {} of memory are available; {}",
         match cache {
             Some(cache) => format!("the weights need {} and the KV cache {}", bytes(memory.total()), bytes(cache)),
             None => format!("the weights alone need {}", bytes(memory.total())),
         },
-        bytes(memory.loading),
+        match room(choice, &memory, 0) - memory.total() {
+            0 => String::new(),
+            loading => format!(" and {} more while they are loaded", bytes(loading)),
+        },
         bytes(available),
         if advice.is_empty() { "none of int8, nf4, fp4 and q4 would fit".to_owned() } else { advice },
     )))
@@ -252,7 +263,8 @@ mod tests {
             };
             Ok(WeightMemory { taken, mapped: 0, loading: 100 })
         };
-        let check = |cache, available| check_memory(needed, WeightOptions::default(), cache, available);
+        let check =
+            |cache, available| check_memory(DeviceChoice::Cpu, needed, WeightOptions::default(), cache, available);
         assert!(check(None, 1100).is_ok() && check(Some(50), 1150).is_ok());
         let message = |cache, available| check(cache, available).unwrap_err().message();
         assert_eq!(

@@ -15,7 +15,9 @@ pub(crate) fn places(global: &Global, choice: DeviceChoice, device: &Device) -> 
     }
     let devices: Vec<DeviceChoice> = match (choice, global.device) {
         (DeviceChoice::Cpu, _) => Vec::new(),
-        (_, DeviceChoice::Auto) => (0..).map(DeviceChoice::Cuda).take_while(|device| device.open().is_ok()).collect(),
+        (DeviceChoice::Cuda(_), DeviceChoice::Auto) => {
+            (0..).map(DeviceChoice::Cuda).take_while(|device| device.open().is_ok()).collect()
+        }
         _ => vec![choice],
     };
     let free = match choice {

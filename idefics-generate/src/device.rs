@@ -115,8 +115,8 @@ impl DeviceChoice {
         Ok(self.candidates()?.swap_remove(0))
     }
 
-    /// The devices that the choice may mean, best first, at least one. Of [`DeviceChoice::Auto`] CUDA devices, then
-    /// other GPUs, discrete ones first, each card once, and last the CPU; never a GPU that software plays, which is
+    /// The devices that the choice may mean, best first, at least one. Of [`DeviceChoice::Auto`] CUDA devices, or
+    /// where there is none other GPUs, discrete ones first, each card once, and last the CPU; never a GPU that software plays, which is
     /// slower than the CPU's own kernels. A caller who knows what a model takes picks the first that holds it.
     ///
     /// # Errors

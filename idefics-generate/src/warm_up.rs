@@ -20,8 +20,8 @@ pub struct WarmUp {
 
 impl Idefics {
     /// Begins answers to samples as those to come, twice, so that no later answer waits for kernels: those of pictures
-    /// of about these sizes, of prompts of about this length and of as many rows; two tokens of each are enough. Image
-    /// tokens that are kept are forgotten.
+    /// of about these sizes, of prompts of about this length and of as many rows; three tokens of each are enough.
+    /// Image tokens that are kept are forgotten.
     ///
     /// # Errors
     /// As [`Idefics::generate`].

@@ -1,11 +1,10 @@
 //! `cargo xtask gpu`: what is to be seen on a card, in one report.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use idefics_generate::DeviceChoice;
 use serde_json::Value;
 
@@ -44,7 +43,7 @@ enum Part {
     Cases,
     /// `idefics bench` of the shapes.
     Shapes,
-    /// The criterion benches of the components.
+    /// The criterion benches of the components, on the first device of the kind.
     Benches,
 }
 
@@ -88,13 +87,31 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// Writes the report; whether every case agrees in f32.
+/// The report as far as it has come: a lease that ends loses nothing that was measured.
+struct Report {
+    file: PathBuf,
+    text: String,
+}
+
+impl Report {
+    /// Adds to the report, and writes all of it.
+    fn add(&mut self, text: &str) -> Result<()> {
+        self.text += text;
+        std::fs::write(&self.file, &self.text).with_context(|| self.file.display().to_string())
+    }
+}
+
+/// Writes the report; whether every case agrees in f32 and every shape ran.
 fn report(args: &Args) -> Result<bool> {
     let feature = match args.device {
+        DeviceChoice::Cuda(_) => "cuda",
         DeviceChoice::Vulkan(_) => "vulkan",
         DeviceChoice::Wgpu(_) => "wgpu",
-        _ => "cuda",
+        DeviceChoice::Cpu | DeviceChoice::Auto => bail!("--device {}: expected cuda, vulkan or wgpu", args.device),
     };
+    let wants = |part| args.only.is_none_or(|only| only == part);
+    let has_benches = args.programs.is_none() && !args.small;
+    ensure!(args.only != Some(Part::Benches) || has_benches, "benches are built here, and of real shapes");
     let programs = match &args.programs {
         Some(folder) => folder.clone(),
         None => build(feature)?,
@@ -106,29 +123,24 @@ fn report(args: &Args) -> Result<bool> {
     let card = card.with_context(|| format!("{device} is not among the devices of this machine:\n{listed}"))?;
     let name = card["name"].as_str().unwrap_or("unknown");
 
-    let mut text = format!("# {name}, {}\n\n`cargo xtask gpu --device {device}`. {card}\n\n", today()?);
-    let wants = |part| args.only.is_none_or(|only| only == part);
-    let agrees = !wants(Part::Cases) || verify(&programs, &device, card, &mut text)?;
-    if wants(Part::Shapes) {
-        measure(&programs, &device, args.small, &mut text)?;
+    let today = today()?;
+    let file_name = name.to_lowercase().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/results");
+    let file = args.output.clone().unwrap_or_else(|| folder.join(format!("{today}-{file_name}.md")));
+    let mut report = Report { file, text: String::new() };
+    report.add(&format!("# {name}, {today}\n\n`cargo xtask gpu --device {device}`. {card}\n\n"))?;
+    let agrees = !wants(Part::Cases) || verify(&programs, &device, card, &mut report)?;
+    let ran = !wants(Part::Shapes) || measure(&programs, &device, args.small, &mut report)?;
+    if wants(Part::Benches) && has_benches {
+        let features = format!("idefics-nn/{feature}");
+        let packages = ["idefics-nn", "idefics-vision", "idefics-perceiver", "idefics-text"];
+        let mut bench = Command::new("cargo");
+        bench.args(["bench", "--benches", "--features", &features]).env("BURN_DEVICE", feature); // the first of its kind
+        packages.iter().for_each(|package| _ = bench.args(["-p", package]));
+        report.add(&format!("## Benches\n\n```\n{}```\n", output(&mut bench)?))?;
     }
-    if wants(Part::Benches) && args.programs.is_none() && !args.small {
-        text += "## Benches\n\n```\n";
-        for package in ["idefics-nn", "idefics-vision", "idefics-perceiver", "idefics-text"] {
-            let features = format!("idefics-nn/{feature}");
-            let bench = ["bench", "-p", package, "-p", "idefics-nn", "--features", &features, "--benches"];
-            text += &output(Command::new("cargo").args(bench).env("BURN_DEVICE", feature))?;
-        }
-        text += "```\n";
-    }
-    let card = name.to_lowercase().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
-    let file = args.output.clone().unwrap_or_else(|| {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join(format!("../benches/results/{}-{card}.md", today().unwrap_or_default()))
-    });
-    std::fs::write(&file, text).with_context(|| file.display().to_string())?;
-    println!("{}", file.display());
-    Ok(agrees)
+    println!("{}", report.file.display());
+    Ok(agrees && ran)
 }
 
 /// Builds the programs, and says where they are.
@@ -142,8 +154,8 @@ fn build(feature: &str) -> Result<PathBuf> {
 }
 
 /// Every committed case in each dtype of the device.
-fn verify(programs: &Path, device: &str, card: &Value, text: &mut String) -> Result<bool> {
-    *text += "## Cases\n\n| dtype | stages that agree | that do not | seconds |\n|---|---|---|---|\n";
+fn verify(programs: &Path, device: &str, card: &Value, report: &mut Report) -> Result<bool> {
+    report.add("## Cases\n\n| dtype | stages that agree | that do not | seconds |\n|---|---|---|---|\n")?;
     let mut agrees = false;
     for dtype in card["dtypes"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         eprintln!("verify, {dtype}");
@@ -154,24 +166,27 @@ fn verify(programs: &Path, device: &str, card: &Value, text: &mut String) -> Res
         let lines = String::from_utf8(run.stdout)?;
         let counts: Value = serde_json::from_str(lines.lines().last().context("verify printed nothing")?)?;
         let [passed, failed] = ["passed", "failed"].map(|key| counts[key].as_u64().unwrap_or(u64::MAX));
-        writeln!(text, "| {dtype} | {passed} | {failed} | {:.0} |", clock.elapsed().as_secs_f64())?;
+        report.add(&format!("| {dtype} | {passed} | {failed} | {:.0} |\n", clock.elapsed().as_secs_f64()))?;
         agrees |= dtype == "f32" && run.status.success();
     }
-    *text += "\n";
+    report.add("\n")?;
     Ok(agrees)
 }
 
-/// `idefics bench` of every shape.
-fn measure(programs: &Path, device: &str, small: bool, text: &mut String) -> Result<()> {
-    *text += "## Shapes\n\nThe fastest / the median run or step, in milliseconds; the share is that of the read bandwidth \
-              measured in the same run. Each shape is run once before it counts, which chooses kernels.\n\n\
-              | shape | vision | connector | prefill | decode | read GB/s | share | launch µs | memory GB | all s |\n\
-              |---|---|---|---|---|---|---|---|---|---|\n";
+/// `idefics bench` of every shape; whether all of them ran.
+fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> Result<bool> {
+    report.add(
+        "## Shapes\n\nThe fastest / the median run or step, in milliseconds; the share is that of the read bandwidth \
+         measured in the same run. Each shape is run once before it counts, which chooses kernels.\n\n\
+         | shape | vision | connector | prefill | decode | read GB/s | share | launch µs | memory GB | all s |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
+    )?;
     let small_shapes: [(&str, &[&str], &[&str]); 2] = [
         ("the built-in model, f32", &["--dtype", "f32"], &["--image", "64x64", "--new-tokens", "4", "--runs", "1"]),
         ("the built-in model, q4", &["--quantize", "q4"], &["--new-tokens", "4", "--runs", "1"]),
     ];
     let shapes = if small { &small_shapes[..] } else { &LARGE[..] };
+    let mut all_ran = true;
     for (name, before, behind) in shapes {
         eprintln!("bench, {name}");
         let mut command = Command::new(programs.join("idefics"));
@@ -180,23 +195,29 @@ fn measure(programs: &Path, device: &str, small: bool, text: &mut String) -> Res
             command.args(["--random-weights", "idefics2-8b"]);
         }
         let clock = Instant::now();
-        let bench: Value = serde_json::from_str(output(command.args(*behind))?.trim())?;
-        let number = |key: &str| bench[key].as_f64().unwrap_or(f64::NAN);
-        write!(text, "| {name} |")?;
-        for stage in ["vision_ms", "connector_ms", "prefill_ms", "decode_ms_per_token"] {
-            let [min, median] = ["min", "median"].map(|key| bench[stage][key].as_f64().unwrap_or(f64::NAN));
-            write!(text, " {min:.2} / {median:.2} |")?;
-        }
-        let (bandwidth, share) = (number("memory_bandwidth_gb_s"), number("decode_bandwidth_fraction"));
-        let (launch, memory) = (number("launch_us"), number("device_bytes_reserved") / 1e9);
-        writeln!(
-            text,
-            " {bandwidth:.0} | {share:.2} | {launch:.1} | {memory:.2} | {:.0} |",
-            clock.elapsed().as_secs_f64()
-        )?;
+        let ran = output(command.args(*behind)).and_then(|line| Ok(serde_json::from_str(line.trim())?));
+        let row = match &ran {
+            Ok(bench) => figures(bench),
+            Err(error) => format!(" failed: {error:#} | | | | | | | |"),
+        };
+        all_ran &= ran.is_ok();
+        report.add(&format!("| {name} |{row} {:.0} |\n", clock.elapsed().as_secs_f64()))?;
     }
-    *text += "\n";
-    Ok(())
+    report.add("\n")?;
+    Ok(all_ran)
+}
+
+/// What the report says of one run of `idefics bench`.
+fn figures(bench: &Value) -> String {
+    let number = |key: &str| bench[key].as_f64().unwrap_or(f64::NAN);
+    let stage = |stage: &str| {
+        let [min, median] = ["min", "median"].map(|key| bench[stage][key].as_f64().unwrap_or(f64::NAN));
+        format!(" {min:.2} / {median:.2} |")
+    };
+    let stages = ["vision_ms", "connector_ms", "prefill_ms", "decode_ms_per_token"].map(stage).concat();
+    let (bandwidth, share) = (number("memory_bandwidth_gb_s"), number("decode_bandwidth_fraction"));
+    let (launch, memory) = (number("launch_us"), number("device_bytes_reserved") / 1e9);
+    format!("{stages} {bandwidth:.0} | {share:.2} | {launch:.1} | {memory:.2} |")
 }
 
 /// What a command prints, if it succeeds.

@@ -81,7 +81,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "auto", value_parser = ["auto"])]
     pub(crate) device_map: Option<String>,
     /// For --device-map and `inspect`: places in the order in which they are filled [default: nine tenths of what is
-    /// free on CUDA devices, then of main memory].
+    /// free on the GPU that is used, or on all CUDA devices, then of main memory].
     #[arg(long, global = true, value_name = "NAME=SIZE,…")]
     pub(crate) max_memory: Option<Places>,
     /// CPU threads [default: one a core].
@@ -191,7 +191,7 @@ Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
     /// Have a GPU compile and choose its kernels for answers of this kind, and say how long that takes.
     ///
     /// Begins an answer about the images, which are a batch, twice. Built with the feature `persistence` the choices are
-    /// kept in the user's cache, and later runs need not wait for them.
+    /// kept, and later runs need not wait for them.
     #[command(after_help = "Examples:
   idefics --model DIR --device cuda warm-up photo.jpg
   idefics --model DIR --device cuda warm-up photo.jpg photo.jpg photo.jpg photo.jpg --num-beams 4")]

@@ -50,10 +50,10 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), global.pickles());
     let checkpoint = source.as_ref().map(open).transpose().map_err(Error::from)?;
     let needed = |device: &Device, weights| AnyModel::memory(&config, checkpoint.as_ref(), device, weights);
-    let (choice, device, weights) = model::device_for(global, needed)?;
     let cache = options.cache_bytes(&config, processor.tiles_per_image());
+    let (choice, device, weights) = model::device_for(global, cache, needed)?;
     let available = available_memory_bytes(choice, &device);
-    model::check_memory(|weights| needed(&device, weights), weights, Some(cache), available)?;
+    model::check_memory(choice, |weights| needed(&device, weights), weights, Some(cache), available)?;
     drop(checkpoint);
 
     let bar = model::byte_bar();
@@ -75,7 +75,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
             eprintln!("{stage}");
         }
     })?;
-    let rss = peak_rss_bytes();
+    let (rss, reserved) = (peak_rss_bytes(), device.memory_pool_usage().map(|usage| usage.bytes_reserved));
     let (weight_bytes, params) = (bytes(&model), parameters(&model));
     drop(model);
 
@@ -96,7 +96,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         "decode_bandwidth_fraction": decode_gb_s / bandwidth,
         "peak_rss_bytes": rss,
         "launch_us": rates.map(|rates| rates.launch_us),
-        "device_bytes_reserved": device.memory_pool_usage().map(|usage| usage.bytes_reserved),
+        "device_bytes_reserved": reserved,
     });
     if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
         object.extend(more);

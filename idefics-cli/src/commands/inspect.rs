@@ -18,7 +18,7 @@ use crate::placing;
 /// Prints what a model folder holds, and where it would go.
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let source = model::folder(global)?;
-    let (choice, device, weights) = model::device_for(global, |device, weights| {
+    let (choice, device, weights) = model::device_for(global, 0, |device, weights| {
         let path = source.path();
         let config = if path.is_dir() { ModelConfig::from_folder(path)? } else { ModelConfig::from_file(path)? };
         let checkpoint = Checkpoint::open_with(path, weights.pickles).ok().filter(|_| path.is_dir());

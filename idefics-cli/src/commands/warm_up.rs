@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use idefics_generate::GenerationConfig;
+use idefics_generate::{DeviceKind, GenerationConfig};
 use indicatif::ProgressBar;
 
 use crate::args::{Global, WarmUpArgs};
@@ -39,8 +39,9 @@ pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     }
     let [first, second] = [warm_up.first_ms, warm_up.second_ms].map(|milliseconds| milliseconds / 1e3);
     let kept = match IS_KEPT {
-        true => "what a GPU compiled and chose is kept for the next run",
-        false => "what a GPU chose is forgotten now: this program was built without the feature `persistence`",
+        _ if DeviceKind::of(&model.model().device()) == DeviceKind::Cpu => "",
+        true => "; the kernels chosen are kept for the next run",
+        false => "; the kernels chosen are forgotten now: this program was built without the feature `persistence`",
     };
-    Ok(writeln!(stdout, "first answer {first:.2} s, second {second:.2} s; {kept}")?)
+    Ok(writeln!(stdout, "first answer {first:.2} s, second {second:.2} s{kept}")?)
 }

@@ -29,6 +29,7 @@ impl OnDevice {
     }
 
     /// The likeliest allowed token of each row, `[rows, vocab_size]` in; the lowest id among equals.
+    #[expect(clippy::disallowed_methods, reason = "the one read of a step")]
     pub(super) fn choose(&self, logits: Tensor<2>, rows: &Rows) -> Result<Vec<u32>, Error> {
         let check = logits.clone().sum_dim(1); // [rows, 1]: NaN and infinity stay what they are
         let mut scores = logits;

@@ -232,8 +232,7 @@ impl Tiles {
         }
     }
 
-    /// Adds one step of the product of two tiles of rows, a row every `stride` bytes, with two tiles of columns, to sums
-    /// 0, 0; 0, 1; 1, 0; 1, 1.
+    /// Adds one step of the product of two tiles of rows with two tiles of columns, to sums 0, 0; 0, 1; 1, 0; 1, 1.
     ///
     /// # Safety
     /// The pointers are valid for a tile each.
@@ -308,6 +307,7 @@ impl Tiles {
             );
         }
     }
+
     /// Multiplies tiles in registers, of bytes or of bf16, `4 steps` times; returns the number of products.
     pub(super) fn spin<const OF_BYTES: bool>(&self, steps: usize) -> usize {
         // SAFETY: nothing but the thread's tiles is touched, which are this value's.

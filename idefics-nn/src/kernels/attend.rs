@@ -63,7 +63,8 @@ pub struct Attention<'a> {
     pub activations: Activations,
 }
 
-/// `softmax(query keysᵀ scale) values`, in f32, or with [`Activations::Int8`] rounded where there is AMX. A query that sees no key gives 0.
+/// `softmax(query keysᵀ scale) values`, in f32, or with [`Activations::Int8`] rounded where there is AMX. A query that sees
+/// no key gives 0.
 ///
 /// # Shapes
 /// - `out`: `[batch, queries, heads, head_dim]`, overwritten: as the layer reads it that puts heads together

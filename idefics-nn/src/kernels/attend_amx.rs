@@ -25,7 +25,8 @@ const PAIR: usize = 2 * ROWS;
 /// they need.
 const MOST_PAIRS: usize = 16;
 
-/// Tasks of a thread, about: from so many heads on a task is all of one, whose keys and values stay in its second cache.
+/// Tasks of a thread, about: from so many heads on a task is all of one, whose keys and values stay in its second cache as
+/// far as that holds them.
 const TASKS: usize = 4;
 
 /// Steps of keys of a block: its scores and weights stay in the first cache.
@@ -46,7 +47,8 @@ const QUERIES: usize = 128;
 /// The keys for each query that fewer queries may have.
 const KEYS: usize = 8;
 
-/// Whether tiles are faster than vectors: keys and values take longer to pack, and few queries do not fill a tile.
+/// Whether tiles are faster than vectors: keys and values take longer to pack, and few queries do not fill a tile. Rounded,
+/// with a third of the products, they are.
 pub(super) fn pays(attention: &Attention<'_>) -> bool {
     let n_queries = attention.queries * (attention.heads / attention.kv_heads);
     match attention.activations {

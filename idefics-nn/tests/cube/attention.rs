@@ -78,6 +78,29 @@ proptest! {
 }
 
 #[test]
+fn what_is_not_finite_shows() {
+    for queries in [1, 9] {
+        for value in [f32::NAN, f32::INFINITY] {
+            let dims = [1, 2, 40, 64];
+            let mut keys = numbers(dims, 1, &Device::flex()).into_data().try_into_vec::<f32>().unwrap();
+            keys[40 * 64 + 7 * 64 + 3] = value; // of the second head
+            let key = Tensor::from_data(TensorData::new(keys, dims), &gpu());
+            let query = numbers([1, 2, queries, 64], 2, &gpu());
+            let context = attention(query, key, numbers(dims, 3, &gpu()), None, Activations::F32);
+            let context = context.into_data().try_into_vec::<f32>().unwrap();
+            let (first, second) = context.split_at(queries * 64);
+            assert!(first.iter().all(|value| value.is_finite()), "{queries} queries");
+            assert!(value.is_infinite() || second.iter().all(|value| value.is_nan()), "{queries} queries");
+        }
+    }
+}
+
+#[test]
+fn many_heads_may_share_one() {
+    check(Shape { batch: 1, kv_heads: 1, group: 64, queries: 1, len: 150, head_dim: 128 }, Mask::Holes, 5);
+}
+
+#[test]
 fn heads_without_a_kernel_have_attention_too() {
     for head_dim in [6, 132] {
         for queries in [1, 9] {

@@ -99,7 +99,9 @@ impl Stages<'_> {
             among_both.or((ours.len() != n_slots).then(|| ours.len().min(n_slots)))
         };
         let differences: Vec<Option<usize>> = rows().map(first_difference).collect();
-        let excused: Vec<bool> = if generation.sequences_scores().is_some() {
+        let scores_stage = format!("generate.{}.sequences_scores", run.name);
+        let has_scores = generation.sequences_scores().is_some() && self.case.expected(&scores_stage).is_some();
+        let excused: Vec<bool> = if has_scores {
             differences.iter().map(Option::is_some).collect()
         } else {
             let ties = run.ties(self.case)?;
@@ -121,9 +123,10 @@ impl Stages<'_> {
             tolerance: 0.0,
             remark: wrong.map(|row| format!("row {row} differs where the reference was sure")),
             note: Some(format!(
-                "{equal} of {} tokens are the reference's; {} of {n_rows} rows went another way at a tie",
+                "{equal} of {} tokens are the reference's; {} of {n_rows} rows {}",
                 expected.len(),
                 excused.iter().filter(|is_excused| **is_excused).count(),
+                if has_scores { "are other beams, whose scores are compared" } else { "went another way at a tie" },
             )),
         };
         self.report.stage(&stage, &comparison);
@@ -195,15 +198,18 @@ fn filtered_16_bits(shape: &[usize], ours: &[f32], expected: &[f32]) -> Comparis
     let margin = margin(expected);
     let kept = || expected.iter().copied().filter(|score| score.is_finite()).map(f64::from);
     let borders = [kept().fold(f64::INFINITY, f64::min), kept().fold(f64::NEG_INFINITY, f64::max)];
-    let off = |(&ours, &expected): (&f32, &f32)| match (ours.is_finite(), expected.is_finite()) {
-        (true, true) => f64::from((ours - expected).abs()),
-        (false, false) => 0.0,
-        _ => {
-            let score = f64::from(if ours.is_finite() { ours } else { expected });
-            borders.iter().map(|border| (score - border).abs()).fold(f64::INFINITY, f64::min)
+    let is_forbidden = |score: f32| score == f32::NEG_INFINITY;
+    let off = |(&ours, &expected): (&f32, &f32)| match (is_forbidden(ours), is_forbidden(expected)) {
+        (true, true) => 0.0,
+        (false, false) => f64::from((ours - expected).abs()),
+        (is_ours, _) => {
+            let score = f64::from(if is_ours { expected } else { ours });
+            let [lowest, highest] = borders.map(|border| (score - border).abs());
+            if highest < lowest { highest } else { lowest } // NaN stays
         }
     };
-    let max = ours.iter().zip(expected).map(off).fold(0.0, f64::max);
+    let larger = |all: f64, one: f64| if all.is_nan() || one <= all { all } else { one };
+    let max = ours.iter().zip(expected).map(off).fold(0.0, larger);
     Comparison { shape: shape.to_vec(), ..Comparison::number(max, margin) }
 }
 
@@ -219,5 +225,24 @@ fn compare_texts(texts: &[String], expected: &[String], is_same: &[bool]) -> Com
         tolerance: 0.0,
         remark: different.map(|(ours, expected)| format!("{ours:?}, expected {expected:?}")),
         note: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_may_keep_what_stands_at_its_border_and_nothing_else() {
+        const OUT: f32 = f32::NEG_INFINITY;
+        let expected = [3.0, 1.0, OUT, OUT];
+        let passes = |ours: [f32; 4]| filtered_16_bits(&[1, 4], &ours, &expected).passed();
+        assert!(passes([3.01, 1.0, OUT, OUT]) && passes([3.0, OUT, OUT, OUT]) && passes([3.0, 1.0, 0.99, OUT]));
+        assert!(!passes([3.5, 1.0, OUT, OUT]) && !passes([3.0, 1.0, 0.5, OUT]) && !passes([OUT, 1.0, OUT, 2.0]));
+        for place in 0..4 {
+            let mut ours = expected;
+            ours[place] = f32::NAN;
+            assert!(!passes(ours), "NaN at {place}");
+        }
     }
 }

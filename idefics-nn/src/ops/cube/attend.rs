@@ -164,7 +164,7 @@ fn tiles<F: Float, B: Int>(
     if first_query + row < queries {
         let to = ((batch * query.shape(1) + head) * queries + first_query + row) * width;
         // Nothing seen gives nothing.
-        let share = select(total > 0.0, 1.0 / total, 0.0f32);
+        let share = select(total == 0.0, 0.0f32, 1.0 / total);
         #[unroll]
         for column in 0..own_columns {
             let column_at = lane + comptime!(column * LANES);

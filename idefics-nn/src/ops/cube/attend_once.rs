@@ -16,6 +16,14 @@ use super::empty_beside;
 /// Keys of a chunk, and units of a cube: each has one key's scores, and then one column of the values.
 const CHUNK: usize = 128;
 
+/// Shared memory that every device has, in bytes.
+const SHARED_BYTES: usize = 32 << 10;
+
+/// Whether the queries of a group, and a weight of each for every key of a chunk, fit into shared memory.
+pub(super) fn fits(group: usize, head_dim: usize) -> bool {
+    group * (head_dim + CHUNK) * size_of::<f32>() <= SHARED_BYTES
+}
+
 /// One chunk of one key/value head: the largest score, the sum of the weights beside it and the weighted sum of values,
 /// for each query head of the group.
 #[cube(launch_unchecked)]
@@ -146,7 +154,7 @@ fn merge<F: Float>(
             total += share * parts[at + head_dim + 1];
         }
         // Nothing seen gives nothing.
-        output[ABSOLUTE_POS] = F::cast_from(select(total > 0.0, context / total, 0.0f32));
+        output[ABSOLUTE_POS] = F::cast_from(select(total == 0.0, 0.0f32, context / total));
     }
 }
 

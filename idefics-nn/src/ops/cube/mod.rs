@@ -153,10 +153,13 @@ pub(crate) fn panel(codes: Tensor<1, Int>, scales: Tensor<1>, panel: Panel) -> T
     Tensor::from_dispatch(Dispatch::packed_panel(codes.into_dispatch(), scales.into_dispatch(), panel))
 }
 
-/// Attention by whichever kernel the number of queries asks for; `None` where heads are too wide or no vectors.
+/// Attention by whichever kernel the number of queries asks for; `None` where heads are too wide or no vectors, or where
+/// there is nothing to attend.
 pub(crate) fn attend([query, key, value]: [Tensor<4>; 3], masked_out: Option<Tensor<4, Bool>>) -> Option<Tensor<4>> {
-    let [_, _, queries, head_dim] = query.dims();
-    if !attend::fits(head_dim) {
+    let [_, heads, queries, head_dim] = query.dims();
+    let group = heads / key.dims()[1].max(1);
+    let is_empty = query.dims().contains(&0) || key.dims().contains(&0);
+    if is_empty || !attend::fits(head_dim) || (queries == 1 && !attend_once::fits(group, head_dim)) {
         return None;
     }
     let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);

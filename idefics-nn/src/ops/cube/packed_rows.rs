@@ -6,7 +6,7 @@
 #![allow(clippy::too_many_arguments)] // what a kernel reads comes one by one
 
 use burn::backend::cubecl::dtype_to_storage_type;
-use burn_cubecl::kernel::into_contiguous_aligned;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -201,7 +201,8 @@ fn by_panels<F: Float>(
 
 pub(super) fn launch(rows: CubeTensor, codes: CubeTensor, scales: CubeTensor, weight: PackedShape) -> CubeTensor {
     let PackedShape { format, d_out, d_in } = weight;
-    let [rows, codes, scales] = [rows, codes, scales].map(into_contiguous_aligned);
+    // Rows of a tensor may lie further apart than they are long; the kernels count values.
+    let [rows, codes, scales] = [rows, codes, scales].map(into_contiguous);
     let n_rows = rows.meta.shape()[0];
     let output = empty_beside(&rows, [n_rows, d_out], rows.dtype);
     let at_once = n_rows.next_power_of_two().min(ROWS);
