@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_demo::{Example, Task};
@@ -33,7 +33,9 @@ const FORMATS: [(&str, &str, bool, DType, Activations); 9] = [
 
 /// Measures how far each weight format is from f32: answers that change, and the mean KL divergence of the next token.
 #[derive(clap::Args)]
-#[command(after_help = "Example: cargo xtask compare-formats --seed 7 --count 1000")]
+#[command(after_help = "Examples:
+  cargo xtask compare-formats --seed 7 --count 1000
+  cargo xtask compare-formats --only activations")]
 pub(crate) struct Args {
     /// A model folder.
     #[arg(long, default_value = "idefics-demo/model")]
@@ -44,6 +46,9 @@ pub(crate) struct Args {
     /// Examples, of all tasks in turn.
     #[arg(long, default_value_t = 1000)]
     count: usize,
+    /// Only the formats whose name contains this.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    only: String,
     /// One JSON object a format and line.
     #[arg(long)]
     json: bool,
@@ -63,8 +68,10 @@ fn compare(args: &Args) -> Result<()> {
         examples(&Task::ALL, args.seed, args.count).into_iter().map(|(_, example)| example).collect();
     let exact = Idefics::from_folder(&args.model, &device, DType::F32, |_| ())?;
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("the template is valid");
-    let bar = ProgressBar::new((FORMATS.len() * examples.len()) as u64).with_style(style);
-    for (name, quantize, double_quant, dtype, activations) in FORMATS {
+    let formats: Vec<_> = FORMATS.into_iter().filter(|(name, ..)| name.contains(&args.only)).collect();
+    ensure!(!formats.is_empty(), "no format's name contains {:?}: {:?}", args.only, FORMATS.map(|(name, ..)| name));
+    let bar = ProgressBar::new((formats.len() * examples.len()) as u64).with_style(style);
+    for (name, quantize, double_quant, dtype, activations) in formats {
         bar.set_message(name);
         let weights = WeightOptions {
             quantize: quantize.parse()?,
