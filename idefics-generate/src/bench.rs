@@ -9,6 +9,7 @@ use idefics_nn::{KvCache, ParameterVisitor, visit_parameters};
 use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
 use serde::Serialize;
 
+use crate::generation::ReplayedStep;
 use crate::pipeline::milliseconds;
 use crate::{AnyModel, EncodeStage, Error, Model, ModelConfig, Prompts, SeenImages};
 
@@ -86,8 +87,12 @@ pub struct BenchReport {
     pub prefill_ms: Spread,
     /// Tokens of all rows through it.
     pub prefill_tokens_per_s: Spread,
-    /// One step, in milliseconds.
+    /// One step, in milliseconds: a replayed one where the device has recorded it, as in a longer answer.
     pub decode_ms_per_token: Spread,
+    /// The same with every operation launched anew, in milliseconds, where steps are replayed: what is more is what
+    /// launches cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode_launched_ms_per_token: Option<Spread>,
     /// Tokens of all rows.
     pub decode_tokens_per_s: Spread,
     /// Bytes of weights that one step reads.
@@ -217,7 +222,9 @@ impl AnyModel {
         }
 
         progress("decode");
-        let decode_ms = Spread::of(decode_times(model, &mut cache, options)?);
+        let launched_ms = launched_times(model, &mut cache, options)?;
+        let replayed_ms = replayed_times(model, &mut cache, options)?;
+        let decode_ms = replayed_ms.unwrap_or(launched_ms);
         if options.profile {
             let mut profiler = Profiler::start();
             model.decode(&vec![FILLER; options.batch], &mut cache)?;
@@ -232,6 +239,7 @@ impl AnyModel {
             prefill_ms,
             prefill_tokens_per_s: prefill_ms.rate(1e3 * tokens),
             decode_ms_per_token: decode_ms,
+            decode_launched_ms_per_token: replayed_ms.map(|_| launched_ms),
             decode_tokens_per_s: decode_ms.rate(1e3 * options.batch as f64),
             decode_bytes_per_token: self.decode_bytes(&cache),
             dtype: self.dtype(),
@@ -293,20 +301,30 @@ impl AnyModel {
     }
 }
 
-/// Milliseconds of each step; the first does not count.
-fn decode_times(model: &dyn Model, cache: &mut KvCache, options: &BenchOptions) -> Result<Vec<f64>, Error> {
-    let mut times = Vec::with_capacity(options.new_tokens);
+/// Milliseconds of steps that are launched one operation at a time.
+fn launched_times(model: &dyn Model, cache: &mut KvCache, options: &BenchOptions) -> Result<Spread, Error> {
     let next_tokens = vec![FILLER; options.batch];
-    for step in 0..=options.new_tokens {
-        let clock = Instant::now();
-        let logits = model.decode(&next_tokens, cache)?;
-        #[expect(clippy::disallowed_methods, reason = "a step ends when its token is read")]
-        logits.argmax(1).into_data();
-        if step > 0 {
-            times.push(milliseconds(clock));
-        }
+    repeat(options.new_tokens, || Ok(finish_step(model.decode(&next_tokens, cache)?)))
+}
+
+/// Milliseconds of the same steps once more, replayed; `None` where a generation would not replay them.
+fn replayed_times(model: &dyn Model, cache: &mut KvCache, options: &BenchOptions) -> Result<Option<Spread>, Error> {
+    let next_tokens = vec![FILLER; options.batch];
+    let first = cache.len() - options.new_tokens - 1;
+    cache.truncate(first + 1);
+    let logits = model.decode(&next_tokens, cache)?;
+    let Some(mut step) = ReplayedStep::record(model, &next_tokens, first, cache) else { return Ok(None) };
+    if !step.agrees(&next_tokens, first + 1, &logits)? {
+        return Ok(None);
     }
-    Ok(times)
+    cache.truncate(first);
+    repeat(options.new_tokens, || Ok(finish_step(step.run(&next_tokens, cache)?))).map(Some)
+}
+
+/// A step ends when its token is read.
+#[expect(clippy::disallowed_methods, reason = "what is measured ends here")]
+fn finish_step(logits: Tensor<2>) {
+    logits.argmax(1).into_data();
 }
 
 /// A token that every vocabulary has.

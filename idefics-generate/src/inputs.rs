@@ -308,9 +308,15 @@ pub(crate) fn upload_ids(
     vocab_size: usize,
     device: &Device,
 ) -> Result<Tensor<2, Int>, InputError> {
-    if let Some(slot) = ids.iter().position(|&id| id as usize >= vocab_size) {
-        return Err(InputError::TokenId { row: slot / seq, id: ids[slot], vocab_size });
-    }
+    check_ids(ids, seq, vocab_size)?;
     let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
     Ok(Tensor::from_data(TensorData::new(ids, [batch, seq]), (device, DType::I32)))
+}
+
+/// Whether the ids of rows of `seq` are in the embedding table.
+pub(crate) fn check_ids(ids: &[u32], seq: usize, vocab_size: usize) -> Result<(), InputError> {
+    match ids.iter().position(|&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(slot) => Err(InputError::TokenId { row: slot / seq, id: ids[slot], vocab_size }),
+    }
 }

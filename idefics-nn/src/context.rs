@@ -96,7 +96,7 @@ impl ContextView {
 }
 
 /// The context of a cache's rows.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ContextCache {
     /// Keys and values of each layer that attends to the context, `[batch, n_heads, n_parts · part_len, head_dim]`.
     layers: Vec<(Tensor<4>, Tensor<4>)>,

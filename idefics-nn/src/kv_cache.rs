@@ -1,14 +1,14 @@
 //! Keys and values of the tokens seen so far, in memory that is taken once.
 
-use burn::tensor::{DType, Tensor, s};
+use burn::tensor::{DType, Int, Tensor, s};
 
-use crate::ContextCache;
+use crate::{ContextCache, ops};
 
 /// The cache of a whole decoder, one [`LayerCache`] a layer.
 ///
 /// Rows of a batch share the slots: shorter rows are padded on the left, and slot `i` of a row with `p` padded slots
 /// holds the token at position `i − p`. The caller owns the cache and passes it as `&mut` to each forward call.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
     left_padding: Vec<usize>,
@@ -108,21 +108,53 @@ impl KvCache {
         &mut self.layers[layer_idx]
     }
 
+    /// This cache to a step that is recorded once and replayed: each call writes one token a row into the slot whose
+    /// number is in the device's memory, and gets every slot of the capacity, filled or not. What it writes is in this
+    /// cache too, which [`KvCache::note_written`] is to be told.
+    ///
+    /// # Shapes
+    /// - `slot`: `[1]`, I32
+    ///
+    /// `None` where memory cannot be written so, which is all but GPUs, or before anything is in the cache.
+    pub fn at_slot(&self, slot: &Tensor<1, Int>) -> Option<Self> {
+        let layer = |layer: &LayerCache| {
+            let (keys, _) = layer.states.as_ref()?;
+            ops::shares_memory(&keys.device()).then(|| LayerCache { slot: Some(slot.clone()), ..layer.clone() })
+        };
+        let layers = self.layers.iter().map(layer).collect::<Option<_>>()?;
+        Some(Self { layers, ..self.clone() })
+    }
+
+    /// Notes that a replayed step has written one slot of every layer.
+    ///
+    /// # Panics
+    /// If there was no room for it.
+    pub fn note_written(&mut self) {
+        assert!(self.len < self.capacity, "{} tokens do not fit a cache of {}", self.len + 1, self.capacity);
+        self.layers.iter_mut().for_each(|layer| layer.len += 1);
+        self.len += 1;
+    }
+
     /// Notes that every layer has appended `n_new` slots.
     ///
     /// # Panics
     /// If some layer has not.
     pub fn advance(&mut self, n_new: usize) {
+        if self.layers.iter().all(|layer| layer.slot.is_some()) {
+            return; // the device knows the slot
+        }
         self.len += n_new;
         assert!(self.layers.iter().all(|layer| layer.len == self.len), "every layer appends the same slots");
     }
 }
 
 /// One layer's keys and values.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LayerCache {
     capacity: usize,
     len: usize,
+    /// Where the next token goes if the device alone knows, `[1]`.
+    slot: Option<Tensor<1, Int>>,
     /// Keys and values, each `[batch, n_kv_heads, capacity, head_dim]`.
     states: Option<(Tensor<4>, Tensor<4>)>,
 }
@@ -130,7 +162,7 @@ pub struct LayerCache {
 impl LayerCache {
     /// An empty cache of `capacity` tokens.
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, len: 0, states: None }
+        Self { capacity, len: 0, slot: None, states: None }
     }
 
     fn reserve(&mut self, capacity: usize) {
@@ -153,11 +185,16 @@ impl LayerCache {
     /// # Shapes
     /// - `key`, `value`: `[batch, n_kv_heads, n_new, head_dim]`
     /// - returns `[batch, n_kv_heads, len, head_dim]` each, views of the cache: drop them before the next call, or the
-    ///   cache is copied
+    ///   cache is copied; of [`KvCache::at_slot`] the whole of it, `[batch, n_kv_heads, capacity, head_dim]`
     ///
     /// # Panics
     /// If the capacity is exceeded.
     pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        if let (Some(slot), Some((keys, values))) = (&self.slot, &mut self.states) {
+            keys.inplace(|keys| ops::write_slot(keys, key, slot.clone()));
+            values.inplace(|values| ops::write_slot(values, value, slot.clone()));
+            return (keys.clone(), values.clone());
+        }
         let [batch, n_kv_heads, n_new, head_dim] = key.dims();
         let (start, end) = (self.len, self.len + n_new);
         assert!(end <= self.capacity, "{end} tokens do not fit a cache of {}", self.capacity);

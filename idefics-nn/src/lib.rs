@@ -19,6 +19,7 @@ mod ops;
 mod packed;
 mod parameters;
 pub mod profile;
+mod replay;
 mod rope;
 
 pub use activation::Activation;
@@ -35,4 +36,5 @@ pub use linear::{Linear, product};
 pub use norm::{LayerNorm, RmsNorm};
 pub use packed::{Activations, PackedFormat, PackedWeight};
 pub use parameters::{ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
+pub use replay::{Replay, Step};
 pub use rope::{RopeScaling, RotaryAngles, RotaryEmbedding};

@@ -8,7 +8,7 @@
 
 use std::f64::consts::TAU;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::ops;
 
@@ -113,6 +113,18 @@ impl RotaryAngles {
     #[must_use]
     pub fn to_device(self, device: &Device, dtype: DType) -> Self {
         Self { cos: self.cos.to_device(device).cast(dtype), sin: self.sin.to_device(device).cast(dtype) }
+    }
+
+    /// Those of some positions of one row, `[n, 1, 1, head_dim]`: of the row's position `indices[i]` for row `i` of a
+    /// step.
+    ///
+    /// # Panics
+    /// If these are the angles of several rows.
+    #[must_use]
+    pub fn select(&self, indices: Tensor<1, Int>) -> Self {
+        let select = |angles: &Tensor<4>| angles.clone().swap_dims(0, 2).select(0, indices.clone());
+        assert_eq!(self.cos.dims()[0], 1, "one row of angles");
+        Self { cos: select(&self.cos), sin: select(&self.sin) }
     }
 
     /// Turns queries or keys to their positions.

@@ -18,7 +18,7 @@ use crate::decoder::{CHUNK_TOKENS, in_chunks};
 use crate::positions::PositionRules;
 use crate::{
     Branches, CrossAttentionConfig, DecoderLayer, DecoderObserver, DecoupledEmbedding, GatedCrossAttentionLayer,
-    Positions, Unobserved,
+    Positions, SlotPositions, Unobserved,
 };
 
 /// Token vectors and a context in, contextual vectors out; the head is the assembled model's.
@@ -115,7 +115,8 @@ impl CrossAttentionDecoder {
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
         let positions = self.positions(&inputs_embeds, cache);
-        self.forward_at(inputs_embeds, positions, view, cache, observer)
+        let seen = self.seen_context(view, inputs_embeds.dims()[1], cache, &inputs_embeds.device());
+        self.forward_at(inputs_embeds, positions, seen, cache, observer)
     }
 
     /// As [`Self::forward`] for rows that branch: the tokens are those that `branches` was last given, and see what the
@@ -125,12 +126,19 @@ impl CrossAttentionDecoder {
     /// As [`Self::forward`], or if `branches` is of other rows or another number of slots.
     pub fn forward_branches(&self, inputs_embeds: Tensor<3>, branches: &Branches, cache: &mut KvCache) -> Tensor<3> {
         let positions = self.branch_positions(&inputs_embeds, branches, cache);
-        self.forward_at(inputs_embeds, positions, None, cache, &mut Unobserved)
+        let seen = self.seen_context(None, inputs_embeds.dims()[1], cache, &inputs_embeds.device());
+        self.forward_at(inputs_embeds, positions, seen, cache, &mut Unobserved)
     }
 
     /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
     pub fn positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
         self.rules.after(inputs_embeds, cache)
+    }
+
+    /// What the positions of single tokens in slots of the cache are made of, for a step that is recorded.
+    pub fn slot_positions(&self, cache: &KvCache) -> SlotPositions {
+        let weight = self.norm.weight.val();
+        self.rules.of_slots(cache, weight.dtype(), &weight.device())
     }
 
     /// As [`Self::positions`] for rows that branch: the tokens are those that `branches` was last given.
@@ -141,25 +149,36 @@ impl CrossAttentionDecoder {
         self.rules.of_branches(inputs_embeds, branches, cache)
     }
 
+    /// What `n_new` tokens see of the cache's context, by `view` or as the newest token of their row; `None` if nothing.
+    ///
+    /// # Panics
+    /// If the view is of other rows or another number of tokens.
+    pub fn seen_context(
+        &self,
+        view: Option<&ContextView>,
+        n_new: usize,
+        cache: &KvCache,
+        device: &Device,
+    ) -> Option<SeenContext> {
+        let context = cache.context()?;
+        let view = view.map_or_else(|| context.view().repeat_last(n_new), ContextView::clone);
+        assert_eq!((view.batch(), view.n_new()), (cache.batch(), n_new), "a view of the new tokens");
+        (!view.is_blind()).then(|| SeenContext { masked_out: view.masked_out(context.part_len(), device) })
+    }
+
     /// As [`Self::forward_observed`] for tokens of which [`Self::positions`] or [`Self::branch_positions`] said where
-    /// they stand.
+    /// they stand, and [`Self::seen_context`] what they see.
     pub fn forward_at(
         &self,
         inputs_embeds: Tensor<3>,
         positions: Positions,
-        view: Option<&ContextView>,
+        seen: Option<SeenContext>,
         cache: &mut KvCache,
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
-        let [batch, n_new, _] = inputs_embeds.dims();
-        // What is hidden of the context, the same in every layer; nothing at all if none of it is seen.
-        let masked_out = cache.context().and_then(|context| {
-            let view = view.map_or_else(|| context.view().repeat_last(n_new), ContextView::clone);
-            assert_eq!((view.batch(), view.n_new()), (batch, n_new), "a view of the new tokens");
-            (!view.is_blind()).then(|| view.masked_out(context.part_len(), &inputs_embeds.device()))
-        });
+        let n_new = inputs_embeds.dims()[1];
         let here = (inputs_embeds.device(), inputs_embeds.dtype());
-        let mut states = Travelling { here, positions, masked_out };
+        let mut states = Travelling { here, positions, seen };
         let mut hidden_states = inputs_embeds;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             if layer_idx > 0 {
@@ -169,9 +188,9 @@ impl CrossAttentionDecoder {
                 let gated_idx = layer_idx / self.cross_layer_interval;
                 let gated = &self.gated_cross_attn_layers[gated_idx];
                 hidden_states = states.to(hidden_states, &gated.input_layernorm);
-                let context = states.masked_out.as_ref().zip(cache.context()).map(|(masked_out, context)| {
+                let context = states.seen.as_ref().zip(cache.context()).map(|(seen, context)| {
                     let (key, value) = context.layer(gated_idx);
-                    Context { key, value, masked_out: masked_out.clone() }
+                    Context { key, value, masked_out: seen.masked_out.clone() }
                 });
                 hidden_states = gated.forward(hidden_states, context);
             }
@@ -191,11 +210,18 @@ impl CrossAttentionDecoder {
     }
 }
 
+/// What new tokens see of a context, the same in every layer.
+#[derive(Debug, Clone)]
+pub struct SeenContext {
+    /// True hides the key, `[batch, 1, n_new, n_keys]`; `None` if nothing is hidden.
+    masked_out: Option<Tensor<4, Bool>>,
+}
+
 /// What goes with the tokens from layer to layer, where it is, and the dtype of activations there.
 struct Travelling {
     here: (Device, DType),
     positions: Positions,
-    masked_out: Option<Option<Tensor<4, Bool>>>,
+    seen: Option<SeenContext>,
 }
 
 impl Travelling {
@@ -207,7 +233,8 @@ impl Travelling {
             return hidden_states;
         }
         self.positions = self.positions.clone().to_device(&device, dtype);
-        self.masked_out = self.masked_out.take().map(|masked_out| masked_out.map(|masked| masked.to_device(&device)));
+        let to_device = |masked_out: Tensor<4, Bool>| masked_out.to_device(&device);
+        self.seen = self.seen.take().map(|seen| SeenContext { masked_out: seen.masked_out.map(to_device) });
         self.here = (device, dtype);
         beside(hidden_states, &weight)
     }

@@ -15,7 +15,7 @@ use burn::tensor::{Device, Int, Tensor};
 use idefics_nn::{ConfigError, Embedding, GatedMlp, KvCache, LayerCache, RmsNorm};
 
 use crate::positions::PositionRules;
-use crate::{Branches, Positions, SelfAttention, TextConfig};
+use crate::{Branches, Positions, SelfAttention, SlotPositions, TextConfig};
 
 /// Tokens of all rows that go through the layers together: as many as keep all cores busy.
 pub const CHUNK_TOKENS: usize = 1024;
@@ -136,6 +136,12 @@ impl Decoder {
     /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
     pub fn positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
         self.rules.after(inputs_embeds, cache)
+    }
+
+    /// What the positions of single tokens in slots of the cache are made of, for a step that is recorded.
+    pub fn slot_positions(&self, cache: &KvCache) -> SlotPositions {
+        let weight = self.norm.weight.val();
+        self.rules.of_slots(cache, weight.dtype(), &weight.device())
     }
 
     /// As [`Self::positions`] for rows that branch: the tokens are those that `branches` was last given.

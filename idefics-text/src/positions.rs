@@ -1,6 +1,6 @@
 //! Where new tokens stand, and which tokens they see.
 
-use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use idefics_nn::{ConfigError, KvCache, RotaryAngles, RotaryEmbedding};
 
 use crate::mask::masked_out;
@@ -48,6 +48,18 @@ impl PositionRules {
         }
     }
 
+    /// What the positions of single tokens in slots of the cache are made of, for activations of that dtype.
+    pub(crate) fn of_slots(&self, cache: &KvCache, dtype: DType, device: &Device) -> SlotPositions {
+        let (batch, capacity) = (cache.batch(), cache.capacity());
+        let ints = |values: Vec<i32>, shape| Tensor::from_data(TensorData::new(values, shape), (device, DType::I32));
+        SlotPositions {
+            rotary: self.rotary.at(&(0..capacity).collect::<Vec<_>>(), 1, dtype, device),
+            slots: ints((0..capacity as i32).collect(), [1, capacity]),
+            first: ints(cache.left_padding().iter().map(|&padding| padding as i32).collect(), [batch, 1]),
+            sliding_window: self.sliding_window,
+        }
+    }
+
     /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which `branches` was last given.
     ///
     /// # Panics
@@ -61,6 +73,40 @@ impl PositionRules {
         Positions {
             rotary: self.rotary.at(&branches.positions(n_new), batch, inputs_embeds.dtype(), &device),
             masked_out: Some(Tensor::from_data(masked_out, &device)),
+        }
+    }
+}
+
+/// What [`Positions`] of one new token a row are made of where the device alone knows its slot: everything that is not
+/// that slot's, uploaded once.
+#[derive(Debug, Clone)]
+pub struct SlotPositions {
+    /// Of every position up to the cache's capacity.
+    rotary: RotaryAngles,
+    /// `[1, capacity]`, I32.
+    slots: Tensor<2, Int>,
+    /// The first slot of each row that is no padding, `[batch, 1]`, I32.
+    first: Tensor<2, Int>,
+    sliding_window: Option<usize>,
+}
+
+impl SlotPositions {
+    /// The positions of the token in `slot`, `[1]` of I32, of each row.
+    pub fn at(&self, slot: &Tensor<1, Int>) -> Positions {
+        let ([batch, _], [_, capacity]) = (self.first.dims(), self.slots.dims());
+        let slot = slot.clone().unsqueeze::<2>(); // [1, 1]
+        let position_ids = (slot.clone() - self.first.clone()).clamp_min(0); // [batch, 1]
+        let in_all_rows = |of_one: Tensor<2, Int>| of_one.expand([batch, capacity]);
+        let slots = in_all_rows(self.slots.clone());
+        let mut first = self.first.clone();
+        if let Some(window) = self.sliding_window {
+            first = first.clone().max_pair((slot.clone() + 1 - window as i32).expand([batch, 1]));
+        }
+        let is_before = slots.clone().lower(in_all_rows(first));
+        let masked_out = slots.greater(in_all_rows(slot)).bool_or(is_before); // [batch, capacity]
+        Positions {
+            rotary: self.rotary.select(position_ids.reshape([batch])),
+            masked_out: Some(masked_out.reshape([batch, 1, 1, capacity])),
         }
     }
 }

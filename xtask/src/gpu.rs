@@ -177,9 +177,10 @@ fn verify(programs: &Path, device: &str, card: &Value, report: &mut Report) -> R
 fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> Result<bool> {
     report.add(
         "## Shapes\n\nThe fastest / the median run or step, in milliseconds; the share is that of the read bandwidth \
-         measured in the same run. Each shape is run once before it counts, which chooses kernels.\n\n\
-         | shape | vision | connector | prefill | decode | read GB/s | share | launch µs | memory GB | all s |\n\
-         |---|---|---|---|---|---|---|---|---|---|\n",
+         measured in the same run. Each shape is run once before it counts, which chooses kernels. Steps are replayed \
+         where the device recorded one; what launching every operation anew takes more is the next column's share.\n\n\
+         | shape | vision | connector | prefill | decode | launches | read GB/s | share | launch µs | memory GB | all s |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|\n",
     )?;
     let small_shapes: [(&str, &[&str], &[&str]); 2] = [
         ("the built-in model, f32", &["--dtype", "f32"], &["--image", "64x64", "--new-tokens", "4", "--runs", "1"]),
@@ -198,7 +199,7 @@ fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> R
         let ran = output(command.args(*behind)).and_then(|line| Ok(serde_json::from_str(line.trim())?));
         let row = match &ran {
             Ok(bench) => figures(bench),
-            Err(error) => format!(" failed: {error:#} | | | | | | | |"),
+            Err(error) => format!(" failed: {error:#} | | | | | | | | |"),
         };
         all_ran &= ran.is_ok();
         report.add(&format!("| {name} |{row} {:.0} |\n", clock.elapsed().as_secs_f64()))?;
@@ -216,8 +217,13 @@ fn figures(bench: &Value) -> String {
     };
     let stages = ["vision_ms", "connector_ms", "prefill_ms", "decode_ms_per_token"].map(stage).concat();
     let (bandwidth, share) = (number("memory_bandwidth_gb_s"), number("decode_bandwidth_fraction"));
+    let fastest = |key: &str| bench[key]["min"].as_f64();
+    let launches = match (fastest("decode_launched_ms_per_token"), fastest("decode_ms_per_token")) {
+        (Some(launched), Some(replayed)) => format!("{:.0} %", 100.0 * (1.0 - replayed / launched)),
+        _ => "–".to_owned(),
+    };
     let (launch, memory) = (number("launch_us"), number("device_bytes_reserved") / 1e9);
-    format!("{stages} {bandwidth:.0} | {share:.2} | {launch:.1} | {memory:.2} |")
+    format!("{stages} {launches} | {bandwidth:.0} | {share:.2} | {launch:.1} | {memory:.2} |")
 }
 
 /// What a command prints, if it succeeds.

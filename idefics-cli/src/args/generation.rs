@@ -253,6 +253,7 @@ impl GenerationArgs {
             seed: global.seed,
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
+            launches_every_step: global.no_replay,
             ..Controls::default()
         }
     }

@@ -133,6 +133,9 @@ fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Re
     line(stdout, "", &report.prefill_tokens_per_s, "tokens/s")?;
     line(stdout, "decode", &report.decode_ms_per_token, "ms a step")?;
     line(stdout, "", &report.decode_tokens_per_s, "tokens/s")?;
+    if let Some(launched) = &report.decode_launched_ms_per_token {
+        line(stdout, "decode, launched", launched, "ms a step, with every operation launched anew")?;
+    }
     let number = |key: &str| all[key].as_f64().unwrap_or(f64::NAN);
     writeln!(
         stdout,

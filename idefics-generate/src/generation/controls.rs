@@ -43,6 +43,9 @@ pub struct Controls<'a> {
     /// For each generated token its log-probability and so many of the likeliest tokens: those of the model, before any
     /// processor.
     pub logprobs: Option<usize>,
+    /// Whether a GPU computes every step one operation at a time. Otherwise it records one of a longer answer and replays
+    /// it, unless that gives other logits.
+    pub launches_every_step: bool,
     /// Whether the log-probabilities of the prompt's tokens are computed; of those that a cache held already they are not.
     pub prompt_logprobs: bool,
 }

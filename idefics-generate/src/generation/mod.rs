@@ -6,6 +6,7 @@ mod device;
 mod host;
 pub(crate) mod logprobs;
 mod rows;
+mod steps;
 
 use std::time::Instant;
 
@@ -16,15 +17,17 @@ use serde::Serialize;
 
 use crate::generation_config::GenerationConfig;
 use crate::logits::ProcessorChain;
-use crate::{Error, InputError, LogitsToKeep, Model, Prompts};
+use crate::{Error, LogitsToKeep, Model, Prompts};
 
 use beams::Beams;
 use device::OnDevice;
 use host::OnHost;
 use rows::{Rows, Stops};
+use steps::Steps;
 
 pub use controls::{CancelToken, Controls};
 pub use logprobs::{GeneratedLogprob, TokenLogprob};
+pub(crate) use steps::ReplayedStep;
 
 /// Why a row stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -50,6 +53,8 @@ pub struct Generation<'a> {
     config: GenerationConfig,
     rows: Rows,
     stops: Stops<'a>,
+    /// Recorded steps share the cache's memory, and go before it.
+    steps: Steps<'a>,
     cache: KvCache,
     /// Where a sample has several rows: which token follows which.
     branches: Option<Branches>,
@@ -155,6 +160,7 @@ impl<'a> Generation<'a> {
         Ok(Self {
             model,
             stops,
+            steps: Steps::new(!controls.launches_every_step),
             branches: (per_sample > 1).then(|| Branches::new(&cache)),
             cache,
             logits: Some(logits),
@@ -216,9 +222,11 @@ impl<'a> Generation<'a> {
     }
 
     /// Runs the last token of each row: logits of the next, `[rows, vocab_size]`.
-    fn forward(&mut self) -> Result<Tensor<2>, InputError> {
+    fn forward(&mut self) -> Result<Tensor<2>, Error> {
         let last = self.rows.last_tokens();
-        let Some(branches) = &mut self.branches else { return self.model.decode(&last, &mut self.cache) };
+        let Some(branches) = &mut self.branches else {
+            return self.steps.decode(self.model, &last, &mut self.cache);
+        };
         match &self.strategy {
             Strategy::Beams(beams) => branches.append(&self.rows.parents(beams.continued())),
             _ => branches.append(&self.rows.parents(&(0..last.len()).collect::<Vec<_>>())),
@@ -277,6 +285,11 @@ impl<'a> Generation<'a> {
         let (Some(logits), Strategy::OnHost(choice)) = (&self.logits, &mut self.strategy) else { return Ok(None) };
         let logits = logprobs::read(logits.clone())?;
         Ok(Some((0..self.rows.len()).map(|row| choice.scores(row, &logits, &self.rows)).collect()))
+    }
+
+    /// Whether steps are replayed: on a GPU, after the first of a longer answer, where each sample has one row.
+    pub fn is_replayed(&self) -> bool {
+        matches!(self.steps, Steps::Replayed(_))
     }
 
     /// The cache, which holds every token of row 0 but the last that was generated.

@@ -11,11 +11,11 @@
 use std::borrow::Cow;
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use idefics_nn::{ConfigError, ContextCache, KvCache, beside, flat_module};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use idefics_nn::{ConfigError, ContextCache, KvCache, Step, beside, flat_module};
 use idefics_perceiver::flamingo::PerceiverResampler;
 use idefics_processor::image::ImageTile;
-use idefics_text::{Branches, CrossAttentionDecoder, DecoderObserver, DecoupledLinear, TextConfig};
+use idefics_text::{Branches, CrossAttentionDecoder, DecoderObserver, DecoupledLinear, TextConfig, Unobserved};
 use idefics_vision::clip::VisionTransformer;
 
 use super::{EncodeStage, IGNORED_LABEL, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
@@ -233,7 +233,8 @@ impl Idefics1 {
             None => text.positions(&inputs_embeds, cache),
             Some(branches) => text.branch_positions(&inputs_embeds, branches, cache),
         };
-        Ok(text.forward_at(inputs_embeds, positions, seen.map(SeenImages::view), cache, observer))
+        let seen = text.seen_context(seen.map(SeenImages::view), prompts.seq(), cache, &inputs_embeds.device());
+        Ok(text.forward_at(inputs_embeds, positions, seen, cache, observer))
     }
 
     /// Mean cross-entropy of each next label over the whole vocabulary, `[1]`; −100 does not count.
@@ -341,6 +342,24 @@ impl Model for Idefics1 {
         let input_ids = upload_ids(next_tokens, [next_tokens.len(), 1], self.vocab_size(), &self.device())?;
         let hidden_states = self.model.text.forward(self.model.text.embed(input_ids), None, cache); // [batch, 1, d]
         Ok(self.logits(hidden_states, LogitsToKeep::All).squeeze_dim(1))
+    }
+
+    fn slot_step<'m>(&'m self, [next_tokens, slot]: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>> {
+        let text = &self.model.text;
+        if self.devices().len() > 1 {
+            return None; // a graph is one device's
+        }
+        let mut slot_cache = cache.at_slot(slot)?;
+        let positions = text.slot_positions(cache);
+        let seen = text.seen_context(None, 1, cache, &self.device());
+        let (next_tokens, slot) = (next_tokens.clone(), slot.clone());
+        Some(Box::new(move || {
+            let inputs_embeds = text.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
+            let positions = positions.at(&slot);
+            let hidden_states =
+                text.forward_at(inputs_embeds, positions, seen.clone(), &mut slot_cache, &mut Unobserved);
+            self.logits(hidden_states, LogitsToKeep::All).squeeze_dim(1)
+        }))
     }
 
     fn branch_states(

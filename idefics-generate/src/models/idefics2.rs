@@ -9,11 +9,11 @@
 use std::borrow::Cow;
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use idefics_nn::{ConfigError, KvCache, Linear};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use idefics_nn::{ConfigError, KvCache, Linear, Step};
 use idefics_perceiver::Connector;
 use idefics_processor::image::ImageTile;
-use idefics_text::{Branches, Decoder, DecoderObserver, TextConfig};
+use idefics_text::{Branches, Decoder, DecoderObserver, TextConfig, Unobserved};
 use idefics_vision::VisionTransformer;
 
 use super::{EncodeStage, LabelRecipe, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
@@ -276,6 +276,19 @@ impl Model for Idefics2 {
 
     fn decode(&self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, InputError> {
         self.decode(next_tokens, cache)
+    }
+
+    fn slot_step<'m>(&'m self, [next_tokens, slot]: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>> {
+        let text = &self.model.text_model;
+        let mut slot_cache = cache.at_slot(slot)?;
+        let positions = text.slot_positions(cache);
+        let (next_tokens, slot) = (next_tokens.clone(), slot.clone());
+        Some(Box::new(move || {
+            let inputs_embeds = text.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
+            let positions = positions.at(&slot);
+            let hidden_states = text.forward_at(inputs_embeds, &positions, &mut slot_cache, &mut Unobserved);
+            self.logits(hidden_states, LogitsToKeep::All).squeeze_dim(1)
+        }))
     }
 
     fn branch_states(

@@ -8,8 +8,8 @@ mod vision_batch;
 use std::borrow::Cow;
 use std::fmt::Debug;
 
-use burn::tensor::{Device, Tensor};
-use idefics_nn::KvCache;
+use burn::tensor::{Device, Int, Tensor};
+use idefics_nn::{KvCache, Step};
 use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, DecoderObserver, TextConfig};
 
@@ -129,6 +129,11 @@ pub trait Model: Debug + Send + Sync {
     /// # Errors
     /// [`InputError::TokenId`].
     fn decode(&self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, InputError>;
+
+    /// What [`Self::decode`] computes, as a step to record: it reads the next token of each row, `[batch]`, and the slot
+    /// that they go to, `[1]`, from tensors of I32, writes to the memory of `cache`, and gives `[batch, vocab_size]`. The
+    /// caller makes sure that tokens and slot are there. `None` where the model's devices cannot record.
+    fn slot_step<'m>(&'m self, inputs: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>>;
 
     /// Runs more tokens of rows that branch, those that `branches` was last given, up to the last hidden states,
     /// `[batch, n_new, d]`.

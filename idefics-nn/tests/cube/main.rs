@@ -5,6 +5,7 @@
 
 mod attention;
 mod packed;
+mod replay;
 
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 

@@ -1,6 +1,7 @@
 //! Attention of one query a row over the cache: chunks of keys side by side, whose shares are then put together.
 //!
-//! The query heads of a group are taken together, so that keys and values are read once and never repeated.
+//! The query heads of a group are taken together, so that keys and values are read once and never repeated. What is
+//! hidden is not read at all: a cache may be attended to in full, filled or not.
 
 #![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
 #![allow(clippy::too_many_arguments)] // what a kernel reads comes one by one
@@ -21,7 +22,7 @@ const SHARED_BYTES: usize = 32 << 10;
 
 /// Whether the queries of a group, and a weight of each for every key of a chunk, fit into shared memory.
 pub(super) fn fits(group: usize, head_dim: usize) -> bool {
-    group * (head_dim + CHUNK) * size_of::<f32>() <= SHARED_BYTES
+    (group * (head_dim + CHUNK) + CHUNK) * size_of::<f32>() <= SHARED_BYTES
 }
 
 /// One chunk of one key/value head: the largest score, the sum of the weights beside it and the weighted sum of values,
@@ -65,13 +66,17 @@ fn chunk<F: Float, B: Int>(
         scores[head] = 0.0;
     }
     let from = (batch * key.stride(0) + kv_head * key.stride(1) + key_in * key.stride(2)) / 4;
-    for column in 0..width {
-        let states = Vector::<f32, Const<4>>::cast_from(key[from + column]);
-        #[unroll]
-        for head in 0..group {
-            scores[head] += dot(queries[head * width + column], states);
+    if !hidden {
+        for column in 0..width {
+            let states = Vector::<f32, Const<4>>::cast_from(key[from + column]);
+            #[unroll]
+            for head in 0..group {
+                scores[head] += dot(queries[head * width + column], states);
+            }
         }
     }
+    let mut is_hidden = Shared::<[u32]>::new_slice(CHUNK);
+    is_hidden[unit] = u32::cast_from(hidden);
     let mut weights = Shared::<[f32]>::new_slice(comptime!(group * CHUNK));
     #[unroll]
     for head in 0..group {
@@ -107,12 +112,14 @@ fn chunk<F: Float, B: Int>(
             totals[head] = 0.0;
         }
         for index in 0..n_keys {
-            let states = f32::cast_from(value[from + index * value.stride(2) + unit]);
-            #[unroll]
-            for head in 0..group {
-                let weight = weights[head * CHUNK + index];
-                context[head] += weight * states;
-                totals[head] += weight;
+            if is_hidden[index] == 0 {
+                let states = f32::cast_from(value[from + index * value.stride(2) + unit]);
+                #[unroll]
+                for head in 0..group {
+                    let weight = weights[head * CHUNK + index];
+                    context[head] += weight * states;
+                    totals[head] += weight;
+                }
             }
         }
         #[unroll]

@@ -5,9 +5,11 @@
 //! add up through shared memory, of which 32 KiB are enough.
 
 mod attend;
+mod attend_accelerated;
 mod attend_once;
 mod packed_panel;
 mod packed_rows;
+mod write;
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
@@ -17,6 +19,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
 use crate::PackedFormat;
+use attend_accelerated::Tiles;
 
 /// Rows up to which a packed weight is multiplied where it lies; with more of them its numbers are made first, a panel
 /// at a time, and multiplied by what the device has for matrices.
@@ -75,7 +78,12 @@ pub(crate) trait CubeKernels: Backend {
     /// Attention of many queries: `[batch, heads, queries, head_dim]` to keys and values of
     /// `[batch, kv_heads, len, head_dim]`.
     #[fusion(dtype = query, shape = query)]
-    fn attend(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn attend(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        tiles: Tiles,
+    ) -> FloatTensor<Self>;
 
     /// The same; `masked_out`, `[batch, 1, queries, len]`, hides keys.
     #[fusion(dtype = query, shape = query)]
@@ -84,7 +92,17 @@ pub(crate) trait CubeKernels: Backend {
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         masked_out: BoolTensor<Self>,
+        tiles: Tiles,
     ) -> FloatTensor<Self>;
+
+    /// Writes one row of each head, `[batch, heads, 1, head_dim]`, to the slot in `slot`, `[1]` of I32, of `states`,
+    /// `[batch, heads, capacity, head_dim]`: where they lie, whoever else holds them.
+    #[fusion(dtype = states, shape = states)]
+    fn write_slot(states: FloatTensor<Self>, new: FloatTensor<Self>, slot: IntTensor<Self>) -> FloatTensor<Self>;
+
+    /// Writes new numbers of I32 over as many others, where those lie, whoever else holds them.
+    #[fusion(dtype = target, shape = target)]
+    fn overwrite(target: IntTensor<Self>, new: IntTensor<Self>) -> IntTensor<Self>;
 }
 
 fn product_shape(rows: &Shape, weight: &PackedShape) -> Shape {
@@ -112,12 +130,26 @@ impl CubeKernels for CubeBackend {
         attend_once::launch(query, key, value, Some(masked_out))
     }
 
-    fn attend(query: CubeTensor, key: CubeTensor, value: CubeTensor) -> CubeTensor {
-        attend::launch(query, key, value, None)
+    fn attend(query: CubeTensor, key: CubeTensor, value: CubeTensor, tiles: Tiles) -> CubeTensor {
+        attend_accelerated::launch(query, key, value, None, tiles)
     }
 
-    fn attend_masked(query: CubeTensor, key: CubeTensor, value: CubeTensor, masked_out: CubeTensor) -> CubeTensor {
-        attend::launch(query, key, value, Some(masked_out))
+    fn attend_masked(
+        query: CubeTensor,
+        key: CubeTensor,
+        value: CubeTensor,
+        masked_out: CubeTensor,
+        tiles: Tiles,
+    ) -> CubeTensor {
+        attend_accelerated::launch(query, key, value, Some(masked_out), tiles)
+    }
+
+    fn write_slot(states: CubeTensor, new: CubeTensor, slot: CubeTensor) -> CubeTensor {
+        write::slot(states, new, slot)
+    }
+
+    fn overwrite(target: CubeTensor, new: CubeTensor) -> CubeTensor {
+        write::overwrite(target, new)
     }
 }
 
@@ -167,9 +199,19 @@ pub(crate) fn attend([query, key, value]: [Tensor<4>; 3], masked_out: Option<Ten
     Some(Tensor::from_dispatch(match masked_out {
         None if queries == 1 => Dispatch::attend_once(query, key, value),
         Some(masked_out) if queries == 1 => Dispatch::attend_once_masked(query, key, value, masked_out),
-        None => Dispatch::attend(query, key, value),
-        Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out),
+        None => Dispatch::attend(query, key, value, Tiles::Best),
+        Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out, Tiles::Best),
     }))
+}
+
+/// See [`CubeKernels::write_slot`].
+pub(crate) fn write_slot(states: Tensor<4>, new: Tensor<4>, slot: Tensor<1, Int>) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::write_slot(states.into_dispatch(), new.into_dispatch(), slot.into_dispatch()))
+}
+
+/// See [`CubeKernels::overwrite`].
+pub(crate) fn overwrite(target: Tensor<1, Int>, new: Tensor<1, Int>) -> Tensor<1, Int> {
+    Tensor::from_dispatch(Dispatch::overwrite(target.into_dispatch(), new.into_dispatch()))
 }
 
 /// Memory of a shape, of the dtype and on the device of a tensor.

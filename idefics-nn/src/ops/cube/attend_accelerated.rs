@@ -1,0 +1,204 @@
+//! Attention of many queries on tensor cores: Burn's flash attention, with queries, head widths and heads laid out as it
+//! needs them.
+//!
+//! Its tiles are of f16 with sums in f32, so that only activations of 16 bits go there. It divides by the root of the
+//! width that it sees; queries are scaled for the one that they had.
+
+#![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
+#![allow(clippy::too_many_arguments)] // what a kernel reads comes one by one
+
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn::tensor::ops::AttentionModuleOptions;
+use burn_cubecl::kernel::attention::flash_attention;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+use cubek::attention::forward::launch::{BlueprintStrategy, Strategy};
+use cubek::attention::forward::routines::blackbox_accelerated::BlackboxAcceleratedStrategy;
+
+use super::{attend, empty_beside};
+
+/// Rows and columns of a tile.
+const TILE: usize = 16;
+
+/// Tiles of queries that a cube has, one a plane.
+const PLANES: usize = 4;
+
+/// Queries from which on tensor cores pay, and of which they take a multiple.
+const QUERIES: usize = PLANES * TILE;
+
+/// Units of a cube that copies.
+const UNITS: u32 = 256;
+
+/// What attention of many queries goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Tiles {
+    /// Tensor cores where they pay, our own tiles elsewhere.
+    Best,
+    /// Burn's flash attention without tensor cores, on the same layout: what can be tested anywhere.
+    #[cfg(test)]
+    Plain,
+}
+
+/// Whether there are tensor cores, and as many queries and as few bits as pay.
+fn pays(query: &CubeTensor) -> bool {
+    let f16 = ElemType::Float(FloatKind::F16);
+    let is_tile = |of: &cubecl::features::MmaConfig| of.a_type == f16.into() && (of.m, of.k) == (16, 16);
+    let has_cores = || query.client.properties().features.matmul.cmma.iter().any(is_tile);
+    matches!(query.dtype, DType::F16 | DType::BF16) && query.meta.shape()[2] >= QUERIES && has_cores()
+}
+
+/// One unit a number: rows and columns behind the last are zeros, and each head comes `group` times.
+#[cube(launch_unchecked)]
+fn lay_out<N: Numeric>(
+    states: &Tensor<N>, // [batch, heads / group, len, head_dim]
+    output: &mut [N],   // [batch, heads, rows, width]
+    scale: f32,
+    heads: usize,
+    rows: usize,
+    width: usize,
+    group: usize,
+    n_values: usize,
+    #[define(N)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < n_values {
+        let (row, column) = (ABSOLUTE_POS / width % rows, ABSOLUTE_POS % width);
+        let head = ABSOLUTE_POS / width / rows;
+        let mut value = N::from_int(0);
+        if row < states.shape(2) && column < states.shape(3) {
+            let from = head / heads * states.stride(0) + head % heads / group * states.stride(1);
+            let number = f32::cast_from(states[from + row * states.stride(2) + column * states.stride(3)]);
+            value = N::cast_from(number * scale);
+        }
+        output[ABSOLUTE_POS] = value;
+    }
+}
+
+/// Copies states, or a mask, to `[batch, heads, rows, width]`.
+fn laid_out(states: CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -> CubeTensor {
+    let [batch, own_heads, _, _] = states.meta.shape().dims::<4>();
+    let output = empty_beside(&states, [batch, heads, rows, width], states.dtype);
+    let n_values = batch * heads * rows * width;
+    let dim = CubeDim::new_1d(UNITS);
+    let dtype = dtype_to_storage_type(states.dtype);
+    // SAFETY: units past the last value do nothing, and what is behind the states is not read.
+    unsafe {
+        lay_out::launch_unchecked(
+            &output.client,
+            calculate_cube_count_elemwise(&output.client, n_values, dim),
+            dim,
+            states.into_tensor_arg(),
+            output.clone().into_buffer_arg(),
+            scale,
+            heads,
+            rows,
+            width,
+            heads / own_heads,
+            n_values,
+            dtype,
+        );
+    }
+    output
+}
+
+/// Attention of many queries by the tiles that suit it; see [`super::CubeKernels::attend`].
+pub(super) fn launch(
+    query: CubeTensor,
+    key: CubeTensor,
+    value: CubeTensor,
+    masked_out: Option<CubeTensor>,
+    tiles: Tiles,
+) -> CubeTensor {
+    let accelerated = Strategy::BlackboxAccelerated(BlueprintStrategy::Inferred(BlackboxAcceleratedStrategy {
+        num_planes: PLANES as u8,
+        seq_q: 1,
+        seq_kv: 1,
+    }));
+    match tiles {
+        Tiles::Best if pays(&query) => flash(query, key, value, masked_out, accelerated),
+        Tiles::Best => attend::launch(query, key, value, masked_out),
+        #[cfg(test)]
+        Tiles::Plain => flash(query, key, value, masked_out, Strategy::Unit(BlueprintStrategy::Inferred(()))),
+    }
+}
+
+/// Burn's flash attention, or ours of the same where it refuses.
+fn flash(
+    query: CubeTensor,
+    key: CubeTensor,
+    value: CubeTensor,
+    masked_out: Option<CubeTensor>,
+    strategy: Strategy,
+) -> CubeTensor {
+    let [batch, heads, queries, head_dim] = query.meta.shape().dims::<4>();
+    let len = key.meta.shape()[2];
+    let (rows, width) = (queries.next_multiple_of(QUERIES), head_dim.next_multiple_of(TILE));
+    let scale = (width as f32 / head_dim as f32).sqrt();
+    let query = laid_out(query, scale, [heads, rows, width]);
+    let [key, value] = [key, value].map(|states| laid_out(states, 1.0, [heads, len, width]));
+    let masked_out = masked_out.map(|masked_out| laid_out(masked_out, 1.0, [1, rows, len]));
+    let options = AttentionModuleOptions::default();
+    let [own_query, own_key, own_value] = [&query, &key, &value].map(CubeTensor::clone);
+    let context = flash_attention(own_query, own_key, own_value, masked_out.clone(), None, options, strategy)
+        .unwrap_or_else(|_| attend::launch(query, key, value, masked_out)); // [batch, heads, rows, width]
+    burn_cubecl::kernel::slice(context, &[0..batch, 0..heads, 0..queries, 0..head_dim])
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Dispatch;
+    use burn::tensor::{Bool, Device, Distribution, Tensor, TensorData};
+
+    use super::*;
+    use crate::ops::cube::CubeKernels;
+    use crate::{Activations, attention};
+
+    /// The first GPU of the backends compiled in.
+    fn gpu() -> Device {
+        #[cfg(feature = "cuda")]
+        return Device::cuda(0);
+        #[cfg(all(feature = "vulkan", not(feature = "cuda")))]
+        return Device::vulkan(burn::tensor::DeviceKind::DefaultDevice);
+        #[cfg(not(any(feature = "cuda", feature = "vulkan")))]
+        return Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test looks at what it made")]
+    fn a_layout_for_tensor_cores_changes_nothing() {
+        // Widths and queries that are no multiples, heads in groups, keys that are views.
+        for (batch, kv_heads, group, queries, len, head_dim) in [(1, 2, 1, 70, 70, 72), (2, 2, 3, 65, 90, 80)] {
+            for is_masked in [false, true] {
+                let [query, key, value] = [(queries, group), (len + 3, 1), (len + 3, 1)].map(|(n, group)| {
+                    let states = Tensor::<4>::random(
+                        [batch, n, kv_heads * group, head_dim],
+                        Distribution::Default,
+                        &Device::flex(),
+                    );
+                    states.swap_dims(1, 2)
+                });
+                let masked_out = is_masked.then(|| {
+                    let hidden = |at: usize| at % len > at / len % queries + len - queries;
+                    let hidden: Vec<bool> = (0..batch * queries * len).map(hidden).collect();
+                    TensorData::new(hidden, [batch, 1, queries, len])
+                });
+                let on = |device: &Device, states: &Tensor<4>| {
+                    states.clone().to_device(device).narrow(2, 0, states.dims()[2].min(len))
+                };
+                let mask = |device: &Device| masked_out.clone().map(|mask| Tensor::<4, Bool>::from_data(mask, device));
+                let cpu = Device::flex();
+                let expected =
+                    attention(on(&cpu, &query), on(&cpu, &key), on(&cpu, &value), mask(&cpu), Activations::F32);
+                let [query, key, value] = [&query, &key, &value].map(|states| on(&gpu(), states).into_dispatch());
+                let context = Tensor::<4>::from_dispatch(match mask(&gpu()) {
+                    None => Dispatch::attend(query, key, value, Tiles::Plain),
+                    Some(mask) => Dispatch::attend_masked(query, key, value, mask.into_dispatch(), Tiles::Plain),
+                });
+                let difference = (context.to_device(&cpu) - expected).abs().max().into_scalar::<f32>();
+                assert!(difference < 1e-5, "{queries} queries of {head_dim}, {is_masked}: {difference}");
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Steps that are recorded, and the cache that they share.
+
+use burn::tensor::{DType, Device, Int, Tensor, s};
+use idefics_nn::{KvCache, Replay, Step};
+use proptest::prelude::*;
+
+use crate::{difference, gpu, numbers};
+
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 12;
+
+/// Rows of keys or values of one layer, `[batch, kv_heads, n, head_dim]`.
+fn states(batch: usize, n: usize, seed: u64, device: &Device) -> Tensor<4> {
+    numbers([batch, n, KV_HEADS, HEAD_DIM], seed, device).swap_dims(1, 2) // as a projection leaves them
+}
+
+/// A cache of one layer with a prompt in it.
+fn cache(batch: usize, prompt: usize, capacity: usize, device: &Device) -> KvCache {
+    let mut cache = KvCache::new(1, vec![0; batch], capacity);
+    cache.layer(0).append(states(batch, prompt, 1, device), states(batch, prompt, 2, device));
+    cache.advance(prompt);
+    cache
+}
+
+fn slot(slot: usize, device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data([slot as i32], (device, DType::I32))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
+
+    #[test]
+    fn what_is_written_at_a_slot_is_in_the_cache(batch in 1usize..4, prompt in 1usize..20, more in 1usize..6) {
+        let capacity = prompt + more + 2;
+        let mut ours = cache(batch, prompt, capacity, &gpu());
+        let mut expected = cache(batch, prompt, capacity, &Device::flex());
+        for step in 0..more {
+            let seed = 10 + step as u64;
+            let row = |device: &Device| (states(batch, 1, seed, device), states(batch, 1, seed + 100, device));
+            let mut at_slot = ours.at_slot(&slot(prompt + step, &gpu())).unwrap();
+            let (key, value) = row(&gpu());
+            let (keys, _) = at_slot.layer(0).append(key, value);
+            prop_assert_eq!(keys.dims(), [batch, KV_HEADS, capacity, HEAD_DIM]);
+            at_slot.advance(1);
+            ours.note_written();
+            let (key, value) = row(&Device::flex());
+            expected.layer(0).append(key, value);
+            expected.advance(1);
+        }
+        // The caches go on as if nothing had been written at slots.
+        let row = |device: &Device| (states(batch, 1, 5, device), states(batch, 1, 6, device));
+        let (key, value) = row(&gpu());
+        let (our_keys, our_values) = ours.layer(0).append(key, value);
+        let (key, value) = row(&Device::flex());
+        let (keys, values) = expected.layer(0).append(key, value);
+        prop_assert_eq!(difference(our_keys, keys), 0.0);
+        prop_assert_eq!(difference(our_values, values), 0.0);
+    }
+}
+
+#[test]
+fn a_replay_finds_its_inputs_and_writes_to_the_cache() {
+    let device = gpu();
+    let (batch, prompt) = (2, 5);
+    let mut ours = cache(batch, prompt, 12, &device);
+    let table = numbers([50, KV_HEADS * HEAD_DIM], 3, &device);
+    let step = |[ids, slot]: &[Tensor<1, Int>; 2]| {
+        let mut at_slot = ours.at_slot(slot)?;
+        let (ids, table) = (ids.clone(), table.clone());
+        Some(Box::new(move || {
+            let rows = table.clone().select(0, ids.clone()).reshape([batch, KV_HEADS, 1, HEAD_DIM]);
+            let (keys, values) = at_slot.layer(0).append(rows.clone(), rows * 2.0);
+            (keys + values).sum_dim(3).sum_dim(1).reshape([batch, 12])
+        }) as Step<'_>)
+    };
+    let mut replay = Replay::record([&[7, 8], &[5]], &device, step).unwrap().unwrap();
+    let mut sums = Vec::new();
+    for (step, ids) in [[7, 8], [9, 3], [49, 0]].iter().enumerate() {
+        let sum = replay.run([ids, &[(prompt + step) as i32]]).unwrap();
+        ours.note_written();
+        sums.push(sum.into_data()); // good until the next run
+    }
+    drop(replay);
+    let (keys, values) = ours.layer(0).append(states(batch, 1, 5, &device), states(batch, 1, 6, &device));
+    for (step, ids) in [[7, 8], [9, 3], [49, 0]].iter().enumerate() {
+        let ids = Tensor::<1, Int>::from_data(*ids, &device);
+        let rows = table.clone().select(0, ids).reshape([batch, KV_HEADS, 1, HEAD_DIM]);
+        let at = s![.., .., prompt + step..prompt + step + 1, ..];
+        assert_eq!(difference(keys.clone().slice(at), rows.clone()), 0.0, "step {step}");
+        assert_eq!(difference(values.clone().slice(at), rows * 2.0), 0.0, "step {step}");
+    }
+    let expected = (keys + values).sum_dim(3).sum_dim(1).reshape([batch, prompt + 4]).slice(s![.., ..prompt + 3]);
+    let last = Tensor::<2>::from_data(sums.pop().unwrap(), &device).slice(s![.., ..prompt + 3]);
+    assert!(difference(last, expected) < 1e-6);
+}
+
+#[test]
+fn a_cpu_records_nothing() {
+    let device = Device::flex();
+    assert!(cache(1, 3, 5, &device).at_slot(&slot(3, &device)).is_none());
+    let step = |_: &[Tensor<1, Int>; 1]| -> Option<Step<'static>> { panic!("there is no step to make") };
+    assert!(Replay::record([&[0]], &device, step).unwrap().is_none());
+}
