@@ -304,7 +304,7 @@ impl AnyModel {
 /// Milliseconds of steps that are launched one operation at a time.
 fn launched_times(model: &dyn Model, cache: &mut KvCache, options: &BenchOptions) -> Result<Spread, Error> {
     let next_tokens = vec![FILLER; options.batch];
-    repeat(options.new_tokens, || Ok(finish_step(model.decode(&next_tokens, cache)?)))
+    repeat(options.new_tokens, || finish_step(model.decode(&next_tokens, cache)?))
 }
 
 /// Milliseconds of the same steps once more, replayed; `None` where a generation would not replay them.
@@ -318,13 +318,14 @@ fn replayed_times(model: &dyn Model, cache: &mut KvCache, options: &BenchOptions
         return Ok(None);
     }
     cache.truncate(first);
-    repeat(options.new_tokens, || Ok(finish_step(step.run(&next_tokens, cache)?))).map(Some)
+    repeat(options.new_tokens, || finish_step(step.run(&next_tokens, cache)?)).map(Some)
 }
 
 /// A step ends when its token is read.
 #[expect(clippy::disallowed_methods, reason = "what is measured ends here")]
-fn finish_step(logits: Tensor<2>) {
-    logits.argmax(1).into_data();
+fn finish_step(logits: Tensor<2>) -> Result<(), Error> {
+    let read = logits.argmax(1).try_into_data();
+    read.map(|_| ()).map_err(|error| Error::Execution { reason: format!("{error:?}") })
 }
 
 /// A token that every vocabulary has.

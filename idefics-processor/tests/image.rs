@@ -1,22 +1,21 @@
-//! Images against Pillow and transformers, and against people who send other things.
+//! Pixels against Pillow and transformers.
 
 use std::path::{Path, PathBuf};
 
 use idefics_processor::image::{
-    Alpha, Filter, ImageConfigError, ImageError, ImageErrorKind, ImageProcessor, ImageProcessorConfig, ImageSize,
-    ImageSource, ImageTile, Limits, PadError, PaddedImages, RgbImage, decode, edges_size, load, pad_batch, resize,
+    Alpha, Filter, ImageConfigError, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits,
+    PadError, PaddedImages, RgbImage, edges_size, load, pad_batch, resize,
 };
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
-/// Decoders of lossy WebP may differ by so many of 255 levels.
-const WEBP_TOLERANCE: u8 = 7;
+use crate::image_files::{crc32, decode_bytes};
 
-fn fixtures() -> PathBuf {
+pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-fn fixture(name: &str) -> Vec<u8> {
+pub(crate) fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(fixtures().join(name)).unwrap()
 }
 
@@ -47,27 +46,6 @@ fn i64s(tensors: &SafeTensors<'_>, name: &str) -> Vec<i64> {
     let view = tensors.tensor(name).unwrap();
     assert_eq!(view.dtype(), Dtype::I64);
     view.data().chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect()
-}
-
-fn crc32(bytes: impl Iterator<Item = u8>) -> u32 {
-    !bytes.fold(!0, |crc: u32, byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
-    })
-}
-
-fn decode_bytes(bytes: &[u8]) -> Result<RgbImage, ImageError> {
-    decode(bytes, "test", &Limits::default(), Alpha::White)
-}
-
-/// A PNG signature and header without a body.
-fn png_header(width: u32, height: u32) -> Vec<u8> {
-    let mut bytes = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR".to_vec();
-    bytes.extend(width.to_be_bytes());
-    bytes.extend(height.to_be_bytes());
-    bytes.extend([8, 2, 0, 0, 0]);
-    let crc = crc32(bytes[12..].iter().copied());
-    bytes.extend(crc.to_be_bytes());
-    bytes
 }
 
 // ---- resizing
@@ -114,171 +92,6 @@ fn the_size_rule_equals_the_reference() {
     ];
     for ((height, width), (new_height, new_width)) in examples {
         assert_eq!(edges_size(width, height, 378, 980), (new_width, new_height), "{width}x{height}");
-    }
-}
-
-// ---- decoding
-
-#[test]
-fn every_kind_of_file_decodes_as_pillow_does() {
-    let bytes = fixture("image_decode.safetensors");
-    let expected = SafeTensors::deserialize(&bytes).unwrap();
-    let mut files = 0;
-    for entry in std::fs::read_dir(fixtures().join("images")).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        for (alpha, key) in [(Alpha::White, "white"), (Alpha::Drop, "drop")] {
-            let image = load(&ImageSource::Path(path.clone()), &Limits::default(), alpha).unwrap();
-            let expected = expected.tensor(&format!("{name}/{key}")).unwrap();
-            assert_eq!([image.height() as usize, image.width() as usize, 3], expected.shape(), "{name} {key}");
-            let difference = image.data().iter().zip(expected.data()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-            let tolerance = if name == "lossy.webp" { WEBP_TOLERANCE } else { 0 };
-            assert!(difference <= tolerance, "{name} {key} differs by {difference} levels");
-        }
-        files += 1;
-    }
-    assert!(files >= 53, "only {files} files");
-}
-
-#[test]
-fn a_source_is_told_from_its_text() {
-    let parse = |text: &str| text.parse::<ImageSource>();
-    assert!(matches!(parse("photos/cat.png").unwrap(), ImageSource::Path(_)));
-    assert!(matches!(parse(r"C:\photos\cat.png").unwrap(), ImageSource::Path(_)));
-    assert!(matches!(parse("HTTPS://example.com/cat.png").unwrap(), ImageSource::Url(_)));
-    assert!(matches!(parse("data:image/png;base64,AAAA").unwrap(), ImageSource::DataUrl(_)));
-    for refused in ["file:///etc/passwd", "ftp://example.com/a.png", "gopher://x", "http://", "http://[::1"] {
-        let error = parse(refused).unwrap_err();
-        assert!(matches!(error, ImageError::Url { .. }), "{refused}: {error}");
-        assert_eq!(error.kind(), ImageErrorKind::Input);
-    }
-}
-
-#[test]
-fn a_data_url_is_the_file_it_holds() {
-    use base64::Engine as _;
-    let file = fixture("images/rgba.png");
-    let text = base64::engine::general_purpose::STANDARD.encode(&file);
-    let expected = decode_bytes(&file).unwrap();
-    let (first, second) = text.split_at(10);
-    for url in [
-        format!("data:image/png;base64,{text}"),
-        format!("DATA:Image/PNG;charset=utf-8;BASE64,{text}"),
-        format!("data:image/jpeg;base64,{first}\r\n {second}\n"),
-    ] {
-        let source: ImageSource = url.parse().unwrap();
-        assert_eq!(load(&source, &Limits::default(), Alpha::White).unwrap(), expected);
-    }
-    for (url, why) in [
-        ("data:image/png;base64".to_owned(), "comma"),
-        (format!("data:image/png,{text}"), "base64"),
-        (format!("data:image/svg+xml;base64,{text}"), "media type"),
-        (format!("data:image/png;base64,{}", text.trim_end_matches('=').to_owned() + "*"), "base64"),
-        ("data:image/png;base64,AAA".to_owned(), "base64"),
-        (format!("data:image/png;base64,{}", "=".repeat(100_000)), "base64"),
-    ] {
-        let error = load(&ImageSource::DataUrl(url), &Limits::default(), Alpha::White).unwrap_err();
-        assert!(matches!(error, ImageError::DataUrl { .. }), "{error}");
-        assert!(error.to_string().contains("data URL") && error.to_string().contains(why), "{error}");
-    }
-}
-
-// ---- input that is refused
-
-#[test]
-fn what_is_not_an_image_is_named() {
-    for (bytes, found) in [
-        (&b"not a picture\n"[..], "a text file"),
-        (b"<?xml version=\"1.0\"?>\n<svg xmlns=\"x\"/>", "an SVG drawing"),
-        (b"  <!DOCTYPE html><html>", "an HTML page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        (b"II*\0\x08\0\0\0", "a TIFF image"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image"),
-        (b"\0\0\0\x18ftypavif\0\0\0\0", "an AVIF image"),
-        (b"%PDF-1.7\n\xff", "a PDF document"),
-        (b"8BPS\0\x01", "a Photoshop document"),
-        (b"\0\0\x01\0\x01\0", "a Windows icon"),
-        (b"\x76\x2f\x31\x01", "an OpenEXR image"),
-        (b"\x89PNG", "PNG signature"),
-        (b"\x01\x02\x03", "01 02 03"),
-    ] {
-        let error = decode(bytes, "cat.png", &Limits::default(), Alpha::White).unwrap_err();
-        assert!(matches!(error, ImageError::Format { .. }), "{error}");
-        assert!(error.to_string().starts_with("cat.png: ") && error.to_string().contains(found), "{error}");
-        assert_eq!(error.kind(), ImageErrorKind::Input);
-    }
-}
-
-#[test]
-fn the_file_system_and_the_input_fail_apart() {
-    let folder = tempfile::tempdir().unwrap();
-    let fail = |path: &Path| load(&ImageSource::Path(path.to_owned()), &Limits::default(), Alpha::White).unwrap_err();
-
-    let missing = fail(&folder.path().join("missing.png"));
-    assert!(matches!(missing, ImageError::Read { .. }) && missing.kind() == ImageErrorKind::FileSystem);
-    assert!(missing.to_string().contains("missing.png"));
-    let directory = fail(folder.path());
-    assert!(matches!(directory, ImageError::NotAFile { .. }) && directory.kind() == ImageErrorKind::FileSystem);
-    #[cfg(unix)]
-    assert!(matches!(fail(Path::new("/dev/zero")), ImageError::NotAFile { .. }));
-
-    let empty = folder.path().join("empty.png");
-    std::fs::write(&empty, b"").unwrap();
-    assert!(matches!(fail(&empty), ImageError::Empty { .. }));
-    let text = folder.path().join("text.png");
-    std::fs::write(&text, b"hello").unwrap();
-    assert!(matches!(fail(&text), ImageError::Format { .. }));
-}
-
-#[test]
-fn sizes_are_refused_from_the_header() {
-    let fail = |bytes: &[u8]| decode_bytes(bytes).unwrap_err();
-    for (width, height) in [(60_000, 60_000), (16_385, 100), (13_000, 13_000), (u32::MAX, u32::MAX)] {
-        let error = fail(&png_header(width, height));
-        assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
-        assert_eq!(error.kind(), ImageErrorKind::Input);
-    }
-    assert!(matches!(fail(&png_header(1, 10_000)), ImageError::TooThin { .. }));
-    assert!(matches!(fail(&png_header(0, 10)), ImageError::Decode { .. }));
-    // A GIF of 65535x65535 whose only frame would be 1x1.
-    let gif = b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
-    assert!(matches!(fail(gif), ImageError::TooLarge { .. }));
-
-    let file = fixture("images/rgba.png");
-    let limits = Limits { max_bytes: file.len() as u64 - 1, ..Limits::default() };
-    for source in [ImageSource::from(file.clone()), ImageSource::Path(fixtures().join("images/rgba.png"))] {
-        let error = load(&source, &limits, Alpha::White).unwrap_err();
-        assert!(matches!(error, ImageError::TooManyBytes { .. }), "{error}");
-        assert_eq!(error.kind(), ImageErrorKind::Limit);
-    }
-    let limits = Limits { max_decoded_bytes: 16 * 12 * 4 - 1, ..Limits::default() };
-    let error = decode(&file, "x", &limits, Alpha::White).unwrap_err();
-    assert!(matches!(error, ImageError::Memory { .. }), "{error}");
-    assert_eq!(error.kind(), ImageErrorKind::Input);
-    let limits = Limits { max_side: 16, max_pixels: 16 * 12, ..Limits::default() };
-    assert!(decode(&file, "x", &limits, Alpha::White).is_ok());
-}
-
-#[test]
-fn a_truncated_file_is_an_error_or_the_whole_picture() {
-    for entry in std::fs::read_dir(fixtures().join("images")).unwrap() {
-        let path = entry.unwrap().path();
-        let bytes = std::fs::read(&path).unwrap();
-        let whole = decode_bytes(&bytes).unwrap();
-        for end in 0..bytes.len() {
-            match decode_bytes(&bytes[..end]) {
-                Ok(image) => assert_eq!(image, whole, "{} cut at {end} of {}", path.display(), bytes.len()),
-                Err(error) => assert_eq!(error.kind(), ImageErrorKind::Input, "{error}"),
-            }
-        }
-    }
-}
-
-#[test]
-fn pixel_data_must_fit_its_size() {
-    assert!(RgbImage::new(2, 1, vec![0; 6]).is_ok());
-    for (width, height, length) in [(2, 1, 5), (0, 1, 0), (1, 0, 0), (u32::MAX, u32::MAX, 3)] {
-        assert!(matches!(RgbImage::new(width, height, vec![0; length]), Err(ImageError::PixelCount { .. })));
     }
 }
 

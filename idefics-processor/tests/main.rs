@@ -5,6 +5,7 @@
 mod common;
 mod idefics1;
 mod image;
+mod image_files;
 mod jpeg;
 mod processor;
 mod prompt;

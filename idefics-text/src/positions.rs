@@ -11,7 +11,8 @@ use crate::{Branches, TextConfig};
 pub struct Positions {
     /// The angles of the new tokens.
     pub rotary: RotaryAngles,
-    /// `[batch, 1, n_new, len + n_new]`, true hides the key; `None` if nothing is hidden.
+    /// `[batch, 1, n_new, len + n_new]`, of a slot `[batch, 1, 1, capacity]`, true hides the key; `None` if nothing is
+    /// hidden.
     pub masked_out: Option<Tensor<4, Bool>>,
 }
 

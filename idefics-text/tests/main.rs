@@ -8,6 +8,7 @@ mod common;
 mod config;
 mod cross_attention;
 mod invariance;
+mod positions;
 mod reference;
 
 /// Largest difference from the reference.

@@ -67,7 +67,7 @@ pub(super) enum Steps<'a> {
     /// One operation at a time to the end.
     AlwaysLaunched,
     /// As one command.
-    Replayed(ReplayedStep<'a>),
+    Replayed(Box<ReplayedStep<'a>>),
 }
 
 impl<'a> Steps<'a> {
@@ -98,7 +98,10 @@ impl<'a> Steps<'a> {
                 Some(step) => step.agrees(next_tokens, slot, &logits)?,
                 None => false,
             };
-            *self = recorded.filter(|_| agrees).map_or(Self::AlwaysLaunched, Self::Replayed);
+            *self = match recorded {
+                Some(step) if agrees => Self::Replayed(Box::new(step)),
+                _ => Self::AlwaysLaunched,
+            };
         } else {
             next_tokens.clone_into(last);
         }

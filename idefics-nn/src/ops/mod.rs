@@ -123,6 +123,7 @@ pub(crate) fn computes_on(device: &Device) -> bool {
 }
 
 /// Whether the device has kernels that write to memory which others hold too: what a replayed step is made of.
+#[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 pub(crate) fn shares_memory(device: &Device) -> bool {
     #[cfg(feature = "cube")]
     let is_gpu = cube::computes_on(device);

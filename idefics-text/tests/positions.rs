@@ -1,0 +1,55 @@
+//! Positions of which the device alone knows the slot.
+
+use burn::tensor::{DType, Device, Int, Tensor};
+use idefics_text::{KvCache, TextConfig};
+use proptest::prelude::*;
+
+const HEAD_DIM: usize = 8;
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_slot_known_to_the_device_is_where_the_cache_says(
+        left_padding in prop::collection::vec(0usize..12, 1..4),
+        past in 1usize..20,
+        more in 0usize..6,
+        sliding_window in prop::option::of(1usize..9),
+    ) {
+        let device = Device::flex();
+        let config = TextConfig {
+            vocab_size: 10,
+            hidden_size: 2 * HEAD_DIM,
+            intermediate_size: 4,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            sliding_window,
+            ..TextConfig::llama_defaults()
+        };
+        let decoder = config.init(&device).unwrap();
+        let batch = left_padding.len();
+        let capacity = past + 1 + more;
+        let mut cache = KvCache::new(1, left_padding, capacity);
+        let states = Tensor::zeros([batch, 2, past, HEAD_DIM], &device);
+        cache.layer(0).append(states.clone(), states);
+        cache.advance(past);
+
+        let expected = decoder.positions(&Tensor::zeros([batch, 1, 2 * HEAD_DIM], &device), &cache);
+        let slot = Tensor::<1, Int>::from_data([past as i32], (&device, DType::I32));
+        let ours = decoder.slot_positions(&cache).at(&slot);
+
+        let ones = Tensor::<4>::ones([batch, 1, 1, HEAD_DIM], &device);
+        let read = |states: Tensor<4>| states.into_data().try_into_vec::<f32>().unwrap();
+        prop_assert_eq!(read(ours.rotary.rotate(ones.clone())), read(expected.rotary.rotate(ones)));
+        let hidden = ours.masked_out.unwrap().into_data();
+        let hidden: Vec<bool> = hidden.iter::<bool>().collect();
+        let visible = match expected.masked_out {
+            Some(masked_out) => masked_out.into_data().iter::<bool>().collect(),
+            None => vec![false; batch * (past + 1)],
+        };
+        for (row, (hidden, visible)) in hidden.chunks(capacity).zip(visible.chunks(past + 1)).enumerate() {
+            prop_assert_eq!(&hidden[..=past], visible, "row {}", row);
+            prop_assert!(hidden[past + 1..].iter().all(|&hidden| hidden), "row {}", row);
+        }
+    }
+}
