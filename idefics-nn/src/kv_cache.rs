@@ -79,6 +79,12 @@ impl KvCache {
         }
     }
 
+    /// The same in memory of its own.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        Self { layers: self.layers.iter().map(LayerCache::copied).collect(), ..self.clone() }
+    }
+
     /// Forgets all slots from `len` on; what is before stays where it is.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -166,18 +172,23 @@ impl LayerCache {
     }
 
     fn reserve(&mut self, capacity: usize) {
+        self.states =
+            self.states.take().map(|(keys, values)| (self.grown(keys, capacity), self.grown(values, capacity)));
         self.capacity = capacity;
-        let len = self.len;
-        self.states = self.states.take().map(|(keys, values)| {
-            let grow = |states: Tensor<4>| {
-                let [batch, n_kv_heads, _, head_dim] = states.dims();
-                let options = (&states.device(), states.dtype());
-                let larger = Tensor::zeros([batch, n_kv_heads, capacity, head_dim], options);
-                let filled = s![.., .., 0..len, ..];
-                larger.slice_assign(filled, states.slice(filled))
-            };
-            (grow(keys), grow(values))
-        });
+    }
+
+    fn copied(&self) -> Self {
+        let copied = |states: &Tensor<4>| self.grown(states.clone(), self.capacity);
+        let states = self.states.as_ref().map(|(keys, values)| (copied(keys), copied(values)));
+        Self { states, ..self.clone() }
+    }
+
+    /// What is cached of keys or values in memory of its own, `[batch, n_kv_heads, capacity, head_dim]`.
+    fn grown(&self, states: Tensor<4>, capacity: usize) -> Tensor<4> {
+        let [batch, n_kv_heads, _, head_dim] = states.dims();
+        let options = (&states.device(), states.dtype());
+        let filled = s![.., .., 0..self.len, ..];
+        Tensor::zeros([batch, n_kv_heads, capacity, head_dim], options).slice_assign(filled, states.slice(filled))
     }
 
     /// Writes the new slots in place and returns everything cached so far.

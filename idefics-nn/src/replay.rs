@@ -15,6 +15,11 @@ pub type Step<'a> = Box<dyn FnMut() -> Tensor<2> + 'a>;
 /// one finds again.
 const WARM_UPS: usize = 3;
 
+/// Whether the device has what steps are recorded with; it may still refuse one.
+pub fn can_record(device: &Device) -> bool {
+    ops::shares_memory(device)
+}
+
 /// A step that a GPU has recorded: it reads `N` inputs, and writes its output, where they were when it was recorded.
 ///
 /// It stays on the thread that recorded it, whose commands it is in order with.
@@ -35,13 +40,13 @@ impl<'a, const N: usize> Replay<'a, N> {
     /// What the step reads and writes it has to hold, and no other thread may write to it meanwhile.
     ///
     /// # Errors
-    /// [`ExecutionError`] where the device cannot record it.
+    /// [`ExecutionError`] where the device cannot record it. What the step was to write to cannot be read then.
     pub fn record(
         inputs: [&[i32]; N],
         device: &Device,
         step: impl FnOnce(&[Tensor<1, Int>; N]) -> Option<Step<'a>>,
     ) -> Result<Option<Self>, ExecutionError> {
-        if !ops::shares_memory(device) {
+        if !can_record(device) {
             return Ok(None);
         }
         let inputs = inputs.map(|values| upload(values, device));

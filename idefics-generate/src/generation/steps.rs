@@ -2,7 +2,7 @@
 //! the device has recorded a step.
 
 use burn::tensor::Tensor;
-use idefics_nn::{KvCache, Replay};
+use idefics_nn::{KvCache, Replay, can_record};
 
 use super::logprobs::read;
 use crate::inputs::check_ids;
@@ -23,13 +23,23 @@ pub(crate) struct ReplayedStep<'a> {
 
 impl<'a> ReplayedStep<'a> {
     /// Records the step of these tokens, which are in that slot of the cache already: nothing in it changes. `None` where
-    /// it cannot be recorded.
+    /// it cannot be recorded. The cache takes its memory once more meanwhile, for a device that fails half-way.
     ///
-    /// While it is there, the cache grows by [`Self::run`] alone.
-    pub(crate) fn record(model: &'a dyn Model, tokens: &[u32], slot: usize, cache: &KvCache) -> Option<Self> {
+    /// While the step is there, the cache grows by [`Self::run`] alone.
+    pub(crate) fn record(model: &'a dyn Model, tokens: &[u32], slot: usize, cache: &mut KvCache) -> Option<Self> {
+        let device = model.device();
+        if !can_record(&device) {
+            return None;
+        }
+        let spare = cache.copied();
         let inputs = [&ids(tokens)[..], &[slot as i32]];
-        let replay = Replay::record(inputs, &model.device(), |inputs| model.slot_step(inputs, cache));
-        Some(Self { model, replay: replay.ok()?? })
+        match Replay::record(inputs, &device, |inputs| model.slot_step(inputs, cache)) {
+            Ok(replay) => Some(Self { model, replay: replay? }),
+            Err(_) => {
+                *cache = spare; // what the step was to write to is lost
+                None
+            }
+        }
     }
 
     /// [`Model::decode`] of the next tokens. The logits are good until the next call.

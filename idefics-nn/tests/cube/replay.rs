@@ -95,6 +95,27 @@ fn a_replay_finds_its_inputs_and_writes_to_the_cache() {
 }
 
 #[test]
+fn a_step_that_cannot_be_recorded_costs_the_cache_it_writes_to_alone() {
+    let device = gpu();
+    let mut cache = cache(1, 5, 12, &device);
+    let mut spare = cache.copied();
+    let step = |[slot]: &[Tensor<1, Int>; 1]| {
+        let (mut at_slot, device) = (cache.at_slot(slot)?, device.clone());
+        Some(Box::new(move || {
+            let (keys, _) = at_slot.layer(0).append(states(1, 1, 7, &device), states(1, 1, 8, &device)); // uploads
+            keys.sum_dim(3).sum_dim(1).reshape([1, 12])
+        }) as Step<'_>)
+    };
+    assert!(Replay::record([&[5]], &device, step).is_err());
+    cache = spare.copied();
+    for cache in [&mut cache, &mut spare] {
+        let (keys, _) = cache.layer(0).append(states(1, 1, 9, &device), states(1, 1, 9, &device));
+        let expected = Tensor::cat(vec![states(1, 5, 1, &device), states(1, 1, 9, &device)], 2);
+        assert_eq!(difference(keys, expected), 0.0);
+    }
+}
+
+#[test]
 fn a_cpu_records_nothing() {
     let device = Device::flex();
     assert!(cache(1, 3, 5, &device).at_slot(&slot(3, &device)).is_none());
