@@ -146,7 +146,7 @@ fn tiles<F: Float, B: Int>(
         total *= correction;
         #[unroll]
         for index in 0..own_columns {
-            context[index] = context[index] * Vector::new(correction);
+            context[index] *= Vector::new(correction);
         }
         #[unroll]
         for index in 0..comptime!(KEYS) {
@@ -155,7 +155,7 @@ fn tiles<F: Float, B: Int>(
             #[unroll]
             for column in 0..own_columns {
                 let column_at = clamp_max(lane + comptime!(column * LANES), width - 1);
-                context[column] = context[column] + state_tile[index * row_width + column_at] * Vector::new(weight);
+                context[column] += state_tile[index * row_width + column_at] * Vector::new(weight);
             }
         }
         sync_cube();

@@ -45,7 +45,7 @@ pub(crate) enum Tiles {
 /// Whether there are tensor cores, and as many queries and as few bits as pay.
 fn pays(query: &CubeTensor) -> bool {
     let f16 = ElemType::Float(FloatKind::F16);
-    let is_tile = |of: &cubecl::features::MmaConfig| of.a_type == f16.into() && (of.m, of.k) == (16, 16);
+    let is_tile = |of: &cubecl::features::MmaConfig| of.a_type == f16 && (of.m, of.k) == (16, 16);
     let has_cores = || query.client.properties().features.matmul.cmma.iter().any(is_tile);
     matches!(query.dtype, DType::F16 | DType::BF16) && query.meta.shape()[2] >= QUERIES && has_cores()
 }

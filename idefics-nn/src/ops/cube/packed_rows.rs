@@ -112,7 +112,7 @@ fn by_rows<F: Float>(
         if unit < half {
             #[unroll]
             for sum in 0..comptime!(outputs * at_once) {
-                parts[sum * UNITS + unit] = parts[sum * UNITS + unit] + parts[sum * UNITS + unit + half];
+                parts[sum * UNITS + unit] += parts[sum * UNITS + unit + half];
             }
         }
         sync_cube();
