@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_core::Stream;
 use idefics_processor::{ProcessOptions, Sample};
 
-use crate::{CancelToken, Controls, Error, GenerationConfig, Idefics};
+use crate::{CancelToken, Controls, Error, GenerationConfig, Idefics, Replays};
 
 /// The chunks of an answer that is being generated on a thread of its own.
 ///
@@ -100,7 +100,7 @@ impl Drop for EndGuard {
 
 impl Idefics {
     /// Starts answering a sample on a thread of its own. If nothing comes for `timeout`, from the first chunk on and
-    /// before it, the last item is [`Error::Timeout`] and the generation ends.
+    /// before it, the last item is [`Error::Timeout`] and the generation ends. Steps are not replayed.
     ///
     /// # Errors
     /// [`Error::Thread`] if the system gives no thread; all else is the stream's.
@@ -112,7 +112,8 @@ impl Idefics {
         controls: impl Into<Controls<'static>>,
         timeout: Option<Duration>,
     ) -> Result<BackgroundText, Error> {
-        let controls: Controls<'static> = controls.into();
+        // Others may use the device meanwhile.
+        let controls = Controls { replays: Replays::Never, ..controls.into() };
         let cancel = controls.cancel.clone();
         let shared = Arc::new(Shared::default());
         let text = BackgroundText { shared: shared.clone(), cancel: cancel.clone() };

@@ -5,7 +5,7 @@ use std::time::Instant;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor};
 use idefics_nn::profile::{Operation, Profiler};
-use idefics_nn::{KvCache, ParameterVisitor, visit_parameters};
+use idefics_nn::{KvCache, ParameterVisitor, can_record, visit_parameters};
 use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
 use serde::Serialize;
 
@@ -28,6 +28,8 @@ pub struct BenchOptions {
     pub runs: usize,
     /// Whether each stage runs once more with the time of each operation.
     pub profile: bool,
+    /// Whether a GPU records a decode step, and replays it.
+    pub replays: bool,
 }
 
 impl BenchOptions {
@@ -89,10 +91,13 @@ pub struct BenchReport {
     pub prefill_tokens_per_s: Spread,
     /// One step, in milliseconds: a replayed one where the device has recorded it, as in a longer answer.
     pub decode_ms_per_token: Spread,
-    /// The same with every operation launched anew, in milliseconds, where steps are replayed: what is more is what
-    /// launches cost.
+    /// The same with operations launched one after the other, in milliseconds, where steps are replayed: what is more is
+    /// what launches cost, but for attention, which a replayed step has over the whole cache with a mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decode_launched_ms_per_token: Option<Spread>,
+    /// Why no step is replayed although one was to be recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay_refusal: Option<String>,
     /// Tokens of all rows.
     pub decode_tokens_per_s: Spread,
     /// Bytes of weights that one step reads.
@@ -223,7 +228,11 @@ impl AnyModel {
 
         progress("decode");
         let launched_ms = launched_times(model, &mut cache, options)?;
-        let replayed_ms = replayed_times(model, &mut cache, options)?;
+        let (replayed_ms, replay_refusal) = match replayed_times(model, &mut cache, options)? {
+            None => (None, None),
+            Some(Ok(replayed_ms)) => (Some(replayed_ms), None),
+            Some(Err(reason)) => (None, Some(reason)),
+        };
         let decode_ms = replayed_ms.unwrap_or(launched_ms);
         if options.profile {
             let mut profiler = Profiler::start();
@@ -240,6 +249,7 @@ impl AnyModel {
             prefill_tokens_per_s: prefill_ms.rate(1e3 * tokens),
             decode_ms_per_token: decode_ms,
             decode_launched_ms_per_token: replayed_ms.map(|_| launched_ms),
+            replay_refusal,
             decode_tokens_per_s: decode_ms.rate(1e3 * options.batch as f64),
             decode_bytes_per_token: self.decode_bytes(&cache),
             dtype: self.dtype(),
@@ -307,18 +317,25 @@ fn launched_times(model: &dyn Model, cache: &mut KvCache, options: &BenchOptions
     repeat(options.new_tokens, || finish_step(model.decode(&next_tokens, cache)?))
 }
 
-/// Milliseconds of the same steps once more, replayed; `None` where a generation would not replay them.
-fn replayed_times(model: &dyn Model, cache: &mut KvCache, options: &BenchOptions) -> Result<Option<Spread>, Error> {
+/// Milliseconds of the same steps once more, replayed, or why they are not; `None` where none is to be.
+fn replayed_times(
+    model: &dyn Model,
+    cache: &mut KvCache,
+    options: &BenchOptions,
+) -> Result<Option<Result<Spread, String>>, Error> {
+    if !(options.replays && can_record(&model.device())) {
+        return Ok(None);
+    }
     let next_tokens = vec![FILLER; options.batch];
     let first = cache.len() - options.new_tokens - 1;
     cache.truncate(first + 1);
     let logits = model.decode(&next_tokens, cache)?;
-    let Some(mut step) = ReplayedStep::record(model, &next_tokens, first, cache) else { return Ok(None) };
-    if !step.agrees(&next_tokens, first + 1, &logits)? {
-        return Ok(None);
-    }
+    let mut step = match ReplayedStep::record(model, [&next_tokens, &next_tokens], &logits, cache) {
+        Ok(step) => step,
+        Err(reason) => return Ok(Some(Err(reason))),
+    };
     cache.truncate(first);
-    repeat(options.new_tokens, || finish_step(step.run(&next_tokens, cache)?)).map(Some)
+    repeat(options.new_tokens, || finish_step(step.run(&next_tokens, cache)?)).map(|times| Some(Ok(times)))
 }
 
 /// A step ends when its token is read.

@@ -6,7 +6,7 @@ use idefics_processor::{ProcessOptions, Sample};
 use serde::Serialize;
 
 use crate::pipeline::milliseconds;
-use crate::{CancelToken, Error, GenerationConfig, Idefics};
+use crate::{Controls, Error, GenerationConfig, Idefics, Replays};
 
 /// How long the same answers took twice.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -20,8 +20,8 @@ pub struct WarmUp {
 
 impl Idefics {
     /// Begins answers to samples as those to come, twice, so that no later answer waits for kernels: those of pictures
-    /// of about these sizes, of prompts of about this length and of as many rows; three tokens of each are enough.
-    /// Image tokens that are kept are forgotten.
+    /// of about these sizes, of prompts of about this length and of as many rows; four tokens of each are enough. If steps
+    /// are to be replayed, one is recorded. Image tokens that are kept are forgotten.
     ///
     /// # Errors
     /// As [`Idefics::generate`].
@@ -30,11 +30,12 @@ impl Idefics {
         samples: &[Sample],
         process: &ProcessOptions,
         options: &GenerationConfig,
+        replays: Replays,
     ) -> Result<WarmUp, Error> {
         let pass = || {
             self.forget_features();
             let clock = Instant::now();
-            self.generate(samples, process, options, CancelToken::default())?;
+            self.generate(samples, process, options, Controls { replays, ..Controls::default() })?;
             Ok::<_, Error>(milliseconds(clock))
         };
         Ok(WarmUp { first_ms: pass()?, second_ms: pass()? })

@@ -1,19 +1,22 @@
-//! What GPUs alone do, on the best of the backends compiled in. `.ci/software-vulkan` gives a machine without one a
-//! device, which needs WGSL: the feature `wgpu` without `vulkan`.
+//! What GPUs alone do, on the best of the backends compiled in: steps that are replayed beside steps that are launched.
+//! `.ci/software-vulkan` gives a machine without one a device, which needs WGSL: the feature `wgpu` without `vulkan`.
 
 #![allow(clippy::unwrap_used)] // helpers too
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::thread;
 
 use burn::tensor::{DType, Device};
-use idefics_generate::processor::Sample;
-use idefics_generate::{Controls, DeviceChoice, Generation, GenerationConfig, Idefics, Prompts};
-use serde_json::json;
+use idefics_generate::processor::{Content, Sample};
+use idefics_generate::{
+    CancelToken, Controls, Conversation, DeviceChoice, FinishReason, Generation, GenerationConfig, Idefics, OneOrMany,
+    Precision, Prompts, Replays,
+};
+use serde_json::{Value, json};
 
 /// Tokens of an answer: enough for a step to be recorded and replayed.
 const N_TOKENS: usize = 40;
 
-/// The GPU.
 fn gpu() -> Device {
     let choice = if cfg!(feature = "cuda") {
         DeviceChoice::Cuda(0)
@@ -25,73 +28,177 @@ fn gpu() -> Device {
     choice.open().unwrap().1
 }
 
-fn xtask_folder(name: &str) -> std::path::PathBuf {
+fn xtask_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
 }
 
-fn load(checkpoint: &str, device: &Device) -> Idefics {
-    Idefics::from_folder(&xtask_folder("checkpoints").join(checkpoint), device, DType::F32, |_| ()).unwrap()
+fn image(name: &str) -> String {
+    xtask_folder("cases/two-images/images").join(name).to_str().unwrap().to_owned()
 }
 
-/// Rows with one, no and two images, of different lengths; the first Idefics takes lists of texts and images.
-fn rows(is_list: bool) -> Vec<Sample> {
-    let image = |name: &str| xtask_folder("cases/two-images/images").join(name).to_str().unwrap().to_owned();
-    let samples = match is_list {
-        false => json!([
+/// A checkpoint, and three rows with one, no and two images for it.
+struct Subject {
+    checkpoint: &'static str,
+    rows: Value,
+    model: Idefics,
+}
+
+impl Subject {
+    fn idefics2(checkpoint: &'static str, dtype: DType) -> Self {
+        let rows = json!([
             {"text": "User: What is this?<image>", "images": [image("small.png")]},
             {"text": "User: Hello", "images": []},
             {"text": "<image>and<image>", "images": [image("wide.png"), image("tall.png")]},
-        ]),
-        true => json!([
+        ]);
+        Self::new(checkpoint, rows, dtype)
+    }
+
+    /// The first Idefics takes lists of texts and images.
+    fn idefics1() -> Self {
+        let rows = json!([
             {"prompt": ["User: What is this?", {"image": image("small.png")}]},
             {"prompt": ["User: Hello"]},
             {"prompt": [{"image": image("wide.png")}, "and", {"image": image("tall.png")}]},
-        ]),
-    };
-    serde_json::from_value(samples).unwrap()
+        ]);
+        Self::new("idefics1-float", rows, DType::F32)
+    }
+
+    fn new(checkpoint: &'static str, rows: Value, dtype: DType) -> Self {
+        let folder = xtask_folder("checkpoints").join(checkpoint);
+        Self { checkpoint, rows, model: Idefics::from_folder(&folder, &gpu(), dtype, |_| ()).unwrap() }
+    }
+
+    /// A generation for the first rows.
+    fn start(&self, n_rows: usize, options: &GenerationConfig, controls: Controls<'static>) -> Generation<'_> {
+        let rows = self.rows.as_array().unwrap()[..n_rows].to_vec();
+        let samples: Vec<Sample> = serde_json::from_value(rows.into()).unwrap();
+        let processed = self.model.processor().process(&samples, &Default::default()).unwrap();
+        let mut prompts = Prompts::pad_left(&processed.input_ids, 0).unwrap();
+        if self.checkpoint.starts_with("idefics1") {
+            let tokenizer = self.model.processor().tokenizer();
+            prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
+        }
+        let images: Vec<_> = processed.images.into_iter().flatten().collect();
+        let features = self.model.model().encode_images(&images).unwrap();
+        Generation::start(self.model.model(), &prompts, features, options, controls).unwrap()
+    }
 }
 
-/// The tokens of each row with their log-probabilities, and whether steps were replayed.
-fn answers(
-    model: &Idefics,
-    samples: &[Sample],
-    is_list: bool,
-    launches_every_step: bool,
-) -> (Vec<Vec<u32>>, Vec<f32>, bool) {
-    let processed = model.processor().process(samples, &Default::default()).unwrap();
-    let tokenizer = model.processor().tokenizer();
-    let mut prompts = Prompts::pad_left(&processed.input_ids, 0).unwrap();
-    if is_list {
-        prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
-    }
-    let images: Vec<_> = processed.images.into_iter().flatten().collect();
-    let features = model.model().encode_images(&images).unwrap();
-    let options = GenerationConfig {
+fn controls(replays: Replays) -> Controls<'static> {
+    Controls { logprobs: Some(0), replays, ..Controls::default() }
+}
+
+/// Answers of that length, unless one of the tokens ends them.
+fn options(end_tokens: &[u32]) -> GenerationConfig {
+    GenerationConfig {
         max_new_tokens: Some(N_TOKENS),
-        min_new_tokens: Some(N_TOKENS),
+        min_new_tokens: end_tokens.is_empty().then_some(N_TOKENS),
+        eos_token_id: (!end_tokens.is_empty()).then(|| OneOrMany::Many(end_tokens.to_vec())),
+        pad_token_id: Some(0),
         ..GenerationConfig::default()
-    };
-    let controls = Controls { logprobs: Some(0), launches_every_step, ..Controls::default() };
-    let mut generation = Generation::start(model.model(), &prompts, features, &options, controls).unwrap();
+    }
+}
+
+fn finish(generation: &mut Generation<'_>) {
     while generation.step().unwrap().is_some() {}
-    let logprobs = (0..samples.len()).flat_map(|row| generation.logprobs(row)).map(|token| token.token.logprob);
-    let logprobs = logprobs.collect();
-    (generation.sequences().to_vec(), logprobs, generation.is_replayed())
+}
+
+/// The same tokens with the same log-probabilities.
+fn assert_same(launched: &Generation<'_>, replayed: &Generation<'_>, what: &str) {
+    assert!(!launched.is_replayed() && launched.replay_refusal().is_none(), "{what}");
+    assert!(replayed.is_replayed(), "{what}: {:?}", replayed.replay_refusal());
+    assert_eq!(launched.sequences(), replayed.sequences(), "{what}");
+    for row in 0..launched.sequences().len() {
+        let pairs = launched.logprobs(row).iter().zip(replayed.logprobs(row));
+        let apart = pairs.map(|(left, right)| (left.token.logprob - right.token.logprob).abs());
+        assert!(apart.fold(0.0, f32::max) <= 1e-5, "{what}, row {row}");
+    }
 }
 
 #[test]
 fn replayed_steps_are_the_launched_ones() {
-    let device = gpu();
-    for (checkpoint, is_list) in [("odd-heads", false), ("sliding-sharded", false), ("idefics1-float", true)] {
-        let model = load(checkpoint, &device);
-        for samples in [&rows(is_list)[..], &rows(is_list)[..1]] {
-            let (tokens, logprobs, is_replayed) = answers(&model, samples, is_list, true);
-            assert!(!is_replayed, "{checkpoint}");
-            let (same_tokens, same_logprobs, is_replayed) = answers(&model, samples, is_list, false);
-            assert!(is_replayed, "{checkpoint}");
-            assert_eq!(tokens, same_tokens, "{checkpoint}");
-            let apart = logprobs.iter().zip(&same_logprobs).map(|(left, right)| (left - right).abs());
-            assert!(apart.fold(0.0, f32::max) <= 1e-5, "{checkpoint}");
+    let mut subjects = vec![
+        Subject::idefics2("odd-heads", DType::F32),
+        Subject::idefics2("sliding-sharded", DType::F32),
+        Subject::idefics1(),
+    ];
+    let able = Precision::able(&gpu());
+    for (precision, dtype) in [(Precision::F16, DType::F16), (Precision::Bf16, DType::BF16)] {
+        if able.contains(&precision) {
+            subjects.push(Subject::idefics2("odd-heads", dtype));
         }
     }
+    for subject in &subjects {
+        for n_rows in [3, 1] {
+            let [launched, replayed] = [Replays::Never, Replays::WhenLong].map(|replays| {
+                let mut generation = subject.start(n_rows, &options(&[]), controls(replays));
+                finish(&mut generation);
+                generation
+            });
+            assert_same(&launched, &replayed, subject.checkpoint);
+        }
+    }
+}
+
+#[test]
+fn rows_may_finish_before_a_step_is_recorded_and_after() {
+    let subject = Subject::idefics2("odd-heads", DType::F32);
+    let mut whole = subject.start(3, &options(&[]), controls(Replays::Never));
+    finish(&mut whole);
+    // Tokens that end some rows before the others.
+    let ends = [whole.generated(0)[4], whole.generated(1)[20]];
+    let [launched, replayed] = [Replays::Never, Replays::AtOnce].map(|replays| {
+        let mut generation = subject.start(3, &options(&ends), controls(replays));
+        finish(&mut generation);
+        generation
+    });
+    assert_same(&launched, &replayed, "rows that finish");
+    assert_ne!(launched.generated(0).len(), launched.generated(2).len());
+}
+
+#[test]
+fn a_generation_goes_on_on_another_thread_and_ends_when_it_is_told() {
+    let subject = Subject::idefics2("odd-heads", DType::F32);
+    let mut launched = subject.start(1, &options(&[]), controls(Replays::Never));
+    finish(&mut launched);
+
+    let mut moved = subject.start(1, &options(&[]), controls(Replays::AtOnce));
+    for _ in 0..10 {
+        moved.step().unwrap();
+    }
+    assert!(moved.is_replayed(), "{:?}", moved.replay_refusal());
+    let moved = thread::scope(|scope| {
+        let go_on = move || {
+            finish(&mut moved);
+            moved
+        };
+        scope.spawn(go_on).join().unwrap()
+    });
+    assert!(!moved.is_replayed() && moved.replay_refusal().is_some());
+    assert_eq!(moved.sequences(), launched.sequences());
+
+    let cancel = CancelToken::default();
+    let controls = Controls { cancel: cancel.clone(), ..controls(Replays::AtOnce) };
+    let mut cancelled = subject.start(1, &options(&[]), controls);
+    for _ in 0..10 {
+        cancelled.step().unwrap();
+    }
+    cancel.cancel();
+    assert!(cancelled.step().unwrap().is_none() && cancelled.is_replayed());
+    assert_eq!(cancelled.finish_reason(0), Some(FinishReason::Cancelled));
+    assert_eq!(cancelled.generated(0), &launched.generated(0)[..10]);
+}
+
+#[test]
+fn a_conversation_goes_on_behind_replayed_steps() {
+    let subject = Subject::idefics2("odd-heads", DType::F32);
+    let answers = [Replays::Never, Replays::AtOnce].map(|replays| {
+        let mut conversation = Conversation::new(&subject.model, Default::default());
+        ["What is this?", "And then?", "Why?"].map(|question| {
+            let content = vec![Content::Text { text: question.to_owned() }];
+            let options = GenerationConfig { min_new_tokens: Some(12), max_new_tokens: Some(12), ..Default::default() };
+            conversation.ask(content, &options, controls(replays), |_| ()).unwrap().token_ids
+        })
+    });
+    assert_eq!(answers[0], answers[1]);
 }

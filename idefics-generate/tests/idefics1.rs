@@ -139,7 +139,15 @@ fn a_random_model_of_any_format_is_measured() {
         let planned = AnyModel::memory(&config, None, &device, weights).unwrap();
         assert_eq!(bench::bytes(&model) as u64, planned.total(), "{weights}");
         let measure = |images: Vec<(u32, u32)>| {
-            let options = BenchOptions { images, prompt_tokens: 9, new_tokens: 2, batch: 2, runs: 1, profile: true };
+            let options = BenchOptions {
+                images,
+                prompt_tokens: 9,
+                new_tokens: 2,
+                batch: 2,
+                runs: 1,
+                profile: true,
+                replays: true,
+            };
             model.bench(&processor, &options, |_| ()).unwrap()
         };
         let (seeing, blind) = (measure(vec![(40, 30), (20, 20)]), measure(Vec::new()));

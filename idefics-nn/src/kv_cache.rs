@@ -8,13 +8,15 @@ use crate::{ContextCache, ops};
 ///
 /// Rows of a batch share the slots: shorter rows are padded on the left, and slot `i` of a row with `p` padded slots
 /// holds the token at position `i − p`. The caller owns the cache and passes it as `&mut` to each forward call.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
     left_padding: Vec<usize>,
     len: usize,
     capacity: usize,
     context: Option<ContextCache>,
+    /// Whether the device alone knows where the next token goes.
+    is_at_slot: bool,
 }
 
 impl KvCache {
@@ -22,7 +24,7 @@ impl KvCache {
     /// number of padded slots at the start of each row. Takes [`KvCache::bytes`] of memory at the first forward call.
     pub fn new(n_layers: usize, left_padding: Vec<usize>, capacity: usize) -> Self {
         let layers = (0..n_layers).map(|_| LayerCache::new(capacity)).collect();
-        Self { layers, left_padding, len: 0, capacity, context: None }
+        Self { layers, left_padding, len: 0, capacity, context: None, is_at_slot: false }
     }
 
     /// The memory of a cache, in bytes.
@@ -82,7 +84,12 @@ impl KvCache {
     /// The same in memory of its own.
     #[must_use]
     pub fn copied(&self) -> Self {
-        Self { layers: self.layers.iter().map(LayerCache::copied).collect(), ..self.clone() }
+        self.with(self.layers.iter().map(LayerCache::copied).collect())
+    }
+
+    fn with(&self, layers: Vec<LayerCache>) -> Self {
+        let Self { ref left_padding, len, capacity, ref context, is_at_slot, .. } = *self;
+        Self { layers, left_padding: left_padding.clone(), len, capacity, context: context.clone(), is_at_slot }
     }
 
     /// Forgets all slots from `len` on; what is before stays where it is.
@@ -121,14 +128,15 @@ impl KvCache {
     /// # Shapes
     /// - `slot`: `[1]`, I32
     ///
-    /// `None` where memory cannot be written so, which is all but GPUs, or before anything is in the cache.
+    /// `None` where memory cannot be written so, which is all but GPUs, or before anything is in the cache. The cache must
+    /// not grow otherwise while the other is there: it would move.
     pub fn at_slot(&self, slot: &Tensor<1, Int>) -> Option<Self> {
         let layer = |layer: &LayerCache| {
             let (keys, _) = layer.states.as_ref()?;
             ops::shares_memory(&keys.device()).then(|| LayerCache { slot: Some(slot.clone()), ..layer.clone() })
         };
         let layers = self.layers.iter().map(layer).collect::<Option<_>>()?;
-        Some(Self { layers, ..self.clone() })
+        Some(Self { is_at_slot: true, ..self.with(layers) })
     }
 
     /// Notes that a replayed step has written one slot of every layer.
@@ -146,7 +154,7 @@ impl KvCache {
     /// # Panics
     /// If some layer has not.
     pub fn advance(&mut self, n_new: usize) {
-        if self.layers.iter().all(|layer| layer.slot.is_some()) {
+        if self.is_at_slot {
             return; // the device knows the slot
         }
         self.len += n_new;

@@ -115,8 +115,12 @@ impl RotaryAngles {
         Self { cos: self.cos.to_device(device).cast(dtype), sin: self.sin.to_device(device).cast(dtype) }
     }
 
-    /// Those of some positions of one row, `[n, 1, 1, head_dim]`: of the row's position `indices[i]` for row `i` of a
-    /// step.
+    /// Those of one row at `indices`, as the angles of as many rows of one token.
+    ///
+    /// # Shapes
+    /// - `self`: `[1, 1, seq, head_dim]`
+    /// - `indices`: `[batch]`, integers below `seq`, which GPUs do not check
+    /// - returns `[batch, 1, 1, head_dim]`
     ///
     /// # Panics
     /// If these are the angles of several rows.

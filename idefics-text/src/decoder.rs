@@ -138,10 +138,10 @@ impl Decoder {
         self.rules.after(inputs_embeds, cache)
     }
 
-    /// What the positions of single tokens in slots of the cache are made of, for a step that is recorded.
-    pub fn slot_positions(&self, cache: &KvCache) -> SlotPositions {
-        let weight = self.norm.weight.val();
-        self.rules.of_slots(cache, weight.dtype(), &weight.device())
+    /// What the positions of single tokens in slots of the cache are made of, for a step that is recorded; activations are
+    /// like `inputs_embeds`.
+    pub fn slot_positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> SlotPositions {
+        self.rules.of_slots(inputs_embeds, cache)
     }
 
     /// As [`Self::positions`] for rows that branch: the tokens are those that `branches` was last given.

@@ -49,9 +49,10 @@ impl PositionRules {
         }
     }
 
-    /// What the positions of single tokens in slots of the cache are made of, for activations of that dtype.
-    pub(crate) fn of_slots(&self, cache: &KvCache, dtype: DType, device: &Device) -> SlotPositions {
+    /// What the positions of single tokens in slots of the cache are made of, beside activations like `inputs_embeds`.
+    pub(crate) fn of_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> SlotPositions {
         let (batch, capacity) = (cache.batch(), cache.capacity());
+        let (dtype, device) = (inputs_embeds.dtype(), &inputs_embeds.device());
         let ints = |values: Vec<i32>, shape| Tensor::from_data(TensorData::new(values, shape), (device, DType::I32));
         SlotPositions {
             rotary: self.rotary.at(&(0..capacity).collect::<Vec<_>>(), 1, dtype, device),

@@ -34,21 +34,22 @@ proptest! {
         cache.layer(0).append(states.clone(), states);
         cache.advance(past);
 
-        let expected = decoder.positions(&Tensor::zeros([batch, 1, 2 * HEAD_DIM], &device), &cache);
+        let inputs_embeds = Tensor::zeros([batch, 1, 2 * HEAD_DIM], &device);
+        let expected = decoder.positions(&inputs_embeds, &cache);
         let slot = Tensor::<1, Int>::from_data([past as i32], (&device, DType::I32));
-        let ours = decoder.slot_positions(&cache).at(&slot);
+        let ours = decoder.slot_positions(&inputs_embeds, &cache).at(&slot);
 
         let ones = Tensor::<4>::ones([batch, 1, 1, HEAD_DIM], &device);
         let read = |states: Tensor<4>| states.into_data().try_into_vec::<f32>().unwrap();
         prop_assert_eq!(read(ours.rotary.rotate(ones.clone())), read(expected.rotary.rotate(ones)));
         let hidden = ours.masked_out.unwrap().into_data();
         let hidden: Vec<bool> = hidden.iter::<bool>().collect();
-        let visible = match expected.masked_out {
+        let expected = match expected.masked_out {
             Some(masked_out) => masked_out.into_data().iter::<bool>().collect(),
             None => vec![false; batch * (past + 1)],
         };
-        for (row, (hidden, visible)) in hidden.chunks(capacity).zip(visible.chunks(past + 1)).enumerate() {
-            prop_assert_eq!(&hidden[..=past], visible, "row {}", row);
+        for (row, (hidden, expected)) in hidden.chunks(capacity).zip(expected.chunks(past + 1)).enumerate() {
+            prop_assert_eq!(&hidden[..=past], expected, "row {}", row);
             prop_assert!(hidden[past + 1..].iter().all(|&hidden| hidden), "row {}", row);
         }
     }

@@ -178,7 +178,7 @@ fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> R
     report.add(
         "## Shapes\n\nThe fastest / the median run or step, in milliseconds; the share is that of the read bandwidth \
          measured in the same run. Each shape is run once before it counts, which chooses kernels. Steps are replayed \
-         where the device recorded one; what launching every operation anew takes more is the next column's share.\n\n\
+         where the device recorded one; what launching operations one after the other takes more is the next column's share.\n\n\
          | shape | vision | connector | prefill | decode | launches | read GB/s | share | launch µs | memory GB | all s |\n\
          |---|---|---|---|---|---|---|---|---|---|---|\n",
     )?;
@@ -220,7 +220,7 @@ fn figures(bench: &Value) -> String {
     let fastest = |key: &str| bench[key]["min"].as_f64();
     let launches = match (fastest("decode_launched_ms_per_token"), fastest("decode_ms_per_token")) {
         (Some(launched), Some(replayed)) => format!("{:.0} %", 100.0 * (1.0 - replayed / launched)),
-        _ => "–".to_owned(),
+        _ => bench["replay_refusal"].as_str().unwrap_or("–").to_owned(),
     };
     let (launch, memory) = (number("launch_us"), number("device_bytes_reserved") / 1e9);
     format!("{stages} {launches} | {bandwidth:.0} | {share:.2} | {launch:.1} | {memory:.2} |")

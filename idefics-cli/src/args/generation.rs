@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use idefics_generate::processor::image::Alpha;
 use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensInText};
-use idefics_generate::{CancelToken, Controls, EarlyStopping, GenerationConfig, OneOrMany};
+use idefics_generate::{CancelToken, Controls, EarlyStopping, GenerationConfig, OneOrMany, Replays};
 use serde::de::DeserializeOwned;
 
 use super::Global;
@@ -253,7 +253,7 @@ impl GenerationArgs {
             seed: global.seed,
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
-            launches_every_step: global.no_replay,
+            replays: if global.no_replay { Replays::Never } else { Replays::WhenLong },
             ..Controls::default()
         }
     }

@@ -74,7 +74,7 @@ pub(crate) struct Global {
     /// 256 MiB, or a quarter of the memory that is left beside the weights].
     #[arg(long, global = true, value_name = "N")]
     pub(crate) vision_batch: Option<NonZeroUsize>,
-    /// On a GPU, launch every operation of every step anew, and replay no step that was recorded.
+    /// On a GPU, launch the operations of every step one after the other, and record none to replay.
     #[arg(long, global = true)]
     pub(crate) no_replay: bool,
     /// Read PyTorch pickles (`pytorch_model.bin`) where a folder has no safetensors; nothing in them is run.

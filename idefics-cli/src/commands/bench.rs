@@ -45,6 +45,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         batch: args.batch.get(),
         runs: args.runs.get(),
         profile: args.profile,
+        replays: !global.no_replay,
     };
 
     let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), global.pickles());
@@ -134,7 +135,10 @@ fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Re
     line(stdout, "decode", &report.decode_ms_per_token, "ms a step")?;
     line(stdout, "", &report.decode_tokens_per_s, "tokens/s")?;
     if let Some(launched) = &report.decode_launched_ms_per_token {
-        line(stdout, "decode, launched", launched, "ms a step, with every operation launched anew")?;
+        line(stdout, "decode, launched", launched, "ms a step, one operation after the other")?;
+    }
+    if let Some(reason) = &report.replay_refusal {
+        writeln!(stdout, "no step is replayed: {reason}")?;
     }
     let number = |key: &str| all[key].as_f64().unwrap_or(f64::NAN);
     writeln!(

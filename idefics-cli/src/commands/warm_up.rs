@@ -2,15 +2,16 @@
 
 use std::io::{self, Write};
 
-use idefics_generate::{DeviceKind, GenerationConfig};
+use idefics_generate::{DeviceKind, GenerationConfig, Replays};
 use indicatif::ProgressBar;
 
 use crate::args::{Global, WarmUpArgs};
 use crate::failure::Failure;
 use crate::{commands, model};
 
-/// Tokens of an answer, unless the call says otherwise: those after the first come from steps with a filled cache.
-const NEW_TOKENS: usize = 3;
+/// Tokens of an answer, unless the call says otherwise: the first is the prompt's, then come two steps that are launched, and
+/// one that is replayed.
+const NEW_TOKENS: usize = 4;
 
 /// Whether what a GPU chose is there for the next run.
 const IS_KEPT: bool = cfg!(feature = "persistence");
@@ -28,7 +29,8 @@ pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     let options = args.generation.options();
     let options = GenerationConfig { max_new_tokens: options.max_new_tokens.or(Some(NEW_TOKENS)), ..options };
-    let warm_up = model.warm_up(&samples, &args.generation.process(), &options);
+    let replays = if global.no_replay { Replays::Never } else { Replays::AtOnce };
+    let warm_up = model.warm_up(&samples, &args.generation.process(), &options, replays);
     bar.finish_and_clear();
     let warm_up = warm_up.map_err(Failure::of_sample)?;
     let mut stdout = io::stdout().lock();

@@ -29,6 +29,23 @@ impl CancelToken {
     }
 }
 
+/// When a GPU records a decode step of rows that grow by one token each, to replay it from then on: as long as it gives the
+/// logits of the step whose operations were launched one after the other. Beams, and several answers to a sample, are always
+/// launched.
+///
+/// A device that records is one thread's alone: what others do there meanwhile may fail, or become part of the recording.
+/// CUDA may refuse steps of a model that was loaded on another thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Replays {
+    /// Never.
+    #[default]
+    Never,
+    /// In an answer that is long enough to earn it back: after nine steps, if eight are left.
+    WhenLong,
+    /// At the second step.
+    AtOnce,
+}
+
 /// What a call says besides the options that `generation_config.json` can hold.
 #[derive(Debug, Default)]
 pub struct Controls<'a> {
@@ -43,9 +60,8 @@ pub struct Controls<'a> {
     /// For each generated token its log-probability and so many of the likeliest tokens: those of the model, before any
     /// processor.
     pub logprobs: Option<usize>,
-    /// Whether a GPU computes every step one operation at a time. Otherwise it records one of a longer answer and replays
-    /// it, unless that gives other logits.
-    pub launches_every_step: bool,
+    /// When a GPU records a step, to replay it from then on.
+    pub replays: Replays,
     /// Whether the log-probabilities of the prompt's tokens are computed; of those that a cache held already they are not.
     pub prompt_logprobs: bool,
 }

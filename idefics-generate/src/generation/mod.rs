@@ -25,7 +25,7 @@ use host::OnHost;
 use rows::{Rows, Stops};
 use steps::Steps;
 
-pub use controls::{CancelToken, Controls};
+pub use controls::{CancelToken, Controls, Replays};
 pub use logprobs::{GeneratedLogprob, TokenLogprob};
 pub(crate) use steps::ReplayedStep;
 
@@ -160,7 +160,7 @@ impl<'a> Generation<'a> {
         Ok(Self {
             model,
             stops,
-            steps: Steps::new(!controls.launches_every_step),
+            steps: Steps::new(controls.replays, model),
             branches: (per_sample > 1).then(|| Branches::new(&cache)),
             cache,
             logits: Some(logits),
@@ -287,9 +287,17 @@ impl<'a> Generation<'a> {
         Ok(Some((0..self.rows.len()).map(|row| choice.scores(row, &logits, &self.rows)).collect()))
     }
 
-    /// Whether steps are replayed: on a GPU, after the first of a longer answer, where each sample has one row.
+    /// Whether steps are replayed, see [`Replays`].
     pub fn is_replayed(&self) -> bool {
         matches!(self.steps, Steps::Replayed(_))
+    }
+
+    /// Why no step is replayed although one was to be recorded.
+    pub fn replay_refusal(&self) -> Option<&str> {
+        match &self.steps {
+            Steps::AlwaysLaunched { reason } => reason.as_deref(),
+            _ => None,
+        }
     }
 
     /// The cache, which holds every token of row 0 but the last that was generated.

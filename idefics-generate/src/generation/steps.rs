@@ -1,15 +1,17 @@
-//! Decode steps of rows that grow by one token each: launched one operation at a time, and replayed as one command once
-//! the device has recorded a step.
+//! Decode steps of rows that grow by one token each: launched one operation after the other, or replayed once the device
+//! has recorded a step.
 
 use burn::tensor::Tensor;
 use idefics_nn::{KvCache, Replay, can_record};
 
+use super::Replays;
 use super::logprobs::read;
 use crate::inputs::check_ids;
 use crate::{Error, Model};
 
-/// Steps before one is recorded, which costs as much as a few: a short answer would not earn them back.
-const RECORD_AFTER: usize = 8;
+/// Steps before one is recorded, and that must be left then: recording costs as much as a few, which a short answer would
+/// not earn back.
+const LONG: usize = 8;
 
 /// Normalised mean square error up to which a replay's logits are those of the launched step.
 const TRUSTED: f32 = 1e-3;
@@ -22,24 +24,54 @@ pub(crate) struct ReplayedStep<'a> {
 }
 
 impl<'a> ReplayedStep<'a> {
-    /// Records the step of these tokens, which are in that slot of the cache already: nothing in it changes. `None` where
-    /// it cannot be recorded. The cache takes its memory once more meanwhile, for a device that fails half-way.
+    /// Records the step of the tokens in the cache's last slot but one, and has it compute that of the `newest`, which gave
+    /// `logits`. The cache holds what it held, and takes its memory once more meanwhile. Else says why there is no such
+    /// step.
     ///
-    /// While the step is there, the cache grows by [`Self::run`] alone.
-    pub(crate) fn record(model: &'a dyn Model, tokens: &[u32], slot: usize, cache: &mut KvCache) -> Option<Self> {
-        let device = model.device();
-        if !can_record(&device) {
-            return None;
+    /// While it is there, the cache grows by [`Self::run`] alone, and no other thread uses the device.
+    pub(crate) fn record(
+        model: &'a dyn Model,
+        [before, newest]: [&[u32]; 2],
+        logits: &Tensor<2>,
+        cache: &mut KvCache,
+    ) -> Result<Self, String> {
+        let mut spare = None;
+        let recorded = Self::record_beside(model, before, cache, &mut spare).and_then(|mut step| {
+            let error = step.error(newest, logits, cache.len() - 1)?;
+            // NaN is refused too.
+            if error <= TRUSTED { Ok(step) } else { Err(format!("its logits differ by {error:.1e} of their square")) }
+        });
+        if let (Err(_), Some(spare)) = (&recorded, spare) {
+            *cache = spare; // what a step wrote that failed or went wrong
         }
-        let spare = cache.copied();
-        let inputs = [&ids(tokens)[..], &[slot as i32]];
-        match Replay::record(inputs, &device, |inputs| model.slot_step(inputs, cache)) {
-            Ok(replay) => Some(Self { model, replay: replay? }),
-            Err(_) => {
-                *cache = spare; // what the step was to write to is lost
-                None
-            }
-        }
+        recorded
+    }
+
+    /// Records the step and puts a copy of what it writes to into `spare`.
+    #[allow(unsafe_code)] // see Replay::record
+    fn record_beside(
+        model: &'a dyn Model,
+        tokens: &[u32],
+        cache: &KvCache,
+        spare: &mut Option<KvCache>,
+    ) -> Result<Self, String> {
+        let inputs = [&ids(tokens)[..], &[(cache.len() - 2) as i32]];
+        // SAFETY: a model's step holds its cache, its inputs and what it computes with, and borrows the model, whose
+        // weights stay; `Replays` says what other threads must not do.
+        let replay = unsafe {
+            Replay::record(inputs, &model.device(), |inputs| {
+                let step = model.slot_step(inputs, cache)?;
+                *spare = Some(cache.copied());
+                Some(step)
+            })
+        };
+        let replay = replay.map_err(|error| error.to_string())?;
+        Ok(Self { model, replay: replay.ok_or("the model or its device records none")? })
+    }
+
+    /// Whether this is the thread that can run it.
+    pub(crate) fn is_here(&self) -> bool {
+        self.replay.is_here()
     }
 
     /// [`Model::decode`] of the next tokens. The logits are good until the next call.
@@ -47,21 +79,20 @@ impl<'a> ReplayedStep<'a> {
         check_ids(next_tokens, 1, self.model.vocab_size())?;
         let slot = cache.len();
         cache.note_written();
-        self.run_at(next_tokens, slot)
+        self.run_at(next_tokens, slot).map_err(|reason| Error::Execution { reason })
     }
 
     /// The logits behind tokens in a slot of the cache, which are written there.
-    fn run_at(&mut self, tokens: &[u32], slot: usize) -> Result<Tensor<2>, Error> {
-        let logits = self.replay.run([&ids(tokens), &[slot as i32]]);
-        logits.map_err(|error| Error::Execution { reason: format!("{error:?}") })
+    fn run_at(&mut self, tokens: &[u32], slot: usize) -> Result<Tensor<2>, String> {
+        self.replay.run([&ids(tokens), &[slot as i32]]).map_err(|error| error.to_string())
     }
 
-    /// Whether the step gives these logits, which were computed another way, behind tokens that are in that slot.
-    pub(crate) fn agrees(&mut self, tokens: &[u32], slot: usize, logits: &Tensor<2>) -> Result<bool, Error> {
+    /// The mean square error of the logits behind these tokens, normalised by the mean square of `logits`.
+    fn error(&mut self, tokens: &[u32], logits: &Tensor<2>, slot: usize) -> Result<f32, String> {
         let replayed = self.run_at(tokens, slot)?;
-        let error = (replayed - logits.clone()).square().sum();
-        let sums = read(Tensor::cat(vec![error, logits.clone().square().sum()], 0))?;
-        Ok(sums[0] <= TRUSTED * sums[1])
+        let squares = [replayed - logits.clone(), logits.clone()].map(|values| values.square().sum());
+        let sums = read(Tensor::cat(squares.into(), 0)).map_err(|error| error.to_string())?;
+        Ok(sums[0] / sums[1])
     }
 }
 
@@ -72,18 +103,23 @@ fn ids(tokens: &[u32]) -> Vec<i32> {
 /// How the steps of a generation are computed.
 #[derive(Debug)]
 pub(super) enum Steps<'a> {
-    /// One operation at a time; so many were, and the last was of these tokens.
-    Launched { n_steps: usize, last: Vec<u32> },
-    /// One operation at a time to the end.
-    AlwaysLaunched,
-    /// As one command.
+    /// One operation after the other; so many were, and the last was of these tokens.
+    Launched { replays: Replays, n_steps: usize, last: Vec<u32> },
+    /// One operation after the other to the end; why, if a step was to be recorded.
+    AlwaysLaunched { reason: Option<String> },
+    /// As they were recorded.
     Replayed(Box<ReplayedStep<'a>>),
 }
 
 impl<'a> Steps<'a> {
     /// Nothing recorded yet.
-    pub(super) fn new(may_replay: bool) -> Self {
-        if may_replay { Self::Launched { n_steps: 0, last: Vec::new() } } else { Self::AlwaysLaunched }
+    pub(super) fn new(replays: Replays, model: &dyn Model) -> Self {
+        match replays {
+            Replays::WhenLong | Replays::AtOnce if can_record(&model.device()) => {
+                Self::Launched { replays, n_steps: 0, last: Vec::new() }
+            }
+            _ => Self::AlwaysLaunched { reason: None },
+        }
     }
 
     /// [`Model::decode`].
@@ -93,27 +129,30 @@ impl<'a> Steps<'a> {
         next_tokens: &[u32],
         cache: &mut KvCache,
     ) -> Result<Tensor<2>, Error> {
-        let (n_steps, last) = match self {
-            Self::Replayed(step) => return step.run(next_tokens, cache),
-            Self::AlwaysLaunched => return Ok(model.decode(next_tokens, cache)?),
-            Self::Launched { n_steps, last } => (n_steps, last),
-        };
-        let slot = cache.len();
+        if let Self::Replayed(step) = self {
+            if step.is_here() {
+                return step.run(next_tokens, cache);
+            }
+            *self = Self::AlwaysLaunched { reason: Some("the generation went to another thread".to_owned()) };
+        }
         let logits = model.decode(next_tokens, cache)?;
-        *n_steps += 1;
-        if *n_steps > RECORD_AFTER && cache.capacity() - cache.len() > RECORD_AFTER {
+        if let Self::Launched { replays, n_steps, last } = self {
+            *n_steps += 1;
             // The step before is recorded, so that this one's tokens and slot have to reach it.
-            let mut recorded = ReplayedStep::record(model, last, slot - 1, cache);
-            let agrees = match &mut recorded {
-                Some(step) => step.agrees(next_tokens, slot, &logits)?,
-                None => false,
+            let (before, left) = (*n_steps - 1, cache.capacity() - cache.len());
+            let pays = match replays {
+                Replays::Never => false,
+                Replays::WhenLong => before >= LONG && left >= LONG,
+                Replays::AtOnce => before >= 1 && left >= 1,
             };
-            *self = match recorded {
-                Some(step) if agrees => Self::Replayed(Box::new(step)),
-                _ => Self::AlwaysLaunched,
-            };
-        } else {
-            next_tokens.clone_into(last);
+            if pays {
+                *self = match ReplayedStep::record(model, [last, next_tokens], &logits, cache) {
+                    Ok(step) => Self::Replayed(Box::new(step)),
+                    Err(reason) => Self::AlwaysLaunched { reason: Some(reason) },
+                };
+            } else {
+                next_tokens.clone_into(last);
+            }
         }
         Ok(logits)
     }

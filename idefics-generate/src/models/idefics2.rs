@@ -281,7 +281,8 @@ impl Model for Idefics2 {
     fn slot_step<'m>(&'m self, [next_tokens, slot]: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>> {
         let text = &self.model.text_model;
         let mut slot_cache = cache.at_slot(slot)?;
-        let positions = text.slot_positions(cache);
+        let inputs_embeds = text.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
+        let positions = text.slot_positions(&inputs_embeds, cache);
         let (next_tokens, slot) = (next_tokens.clone(), slot.clone());
         Some(Box::new(move || {
             let inputs_embeds = text.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]

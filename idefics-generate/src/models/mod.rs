@@ -132,7 +132,8 @@ pub trait Model: Debug + Send + Sync {
 
     /// What [`Self::decode`] computes, as a step to record: it reads the next token of each row, `[batch]`, and the slot
     /// that they go to, `[1]`, from tensors of I32, writes to the memory of `cache`, and gives `[batch, vocab_size]`. The
-    /// caller makes sure that tokens and slot are there. `None` where the model's devices cannot record.
+    /// caller makes sure that ids are below `vocab_size` and slots below the cache's capacity: GPUs do not check. `None`
+    /// where the model's devices cannot record, or nothing is in the cache.
     fn slot_step<'m>(&'m self, inputs: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>>;
 
     /// Runs more tokens of rows that branch, those that `branches` was last given, up to the last hidden states,

@@ -16,7 +16,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{Bool, DType, Device, IndexingUpdateOp, Int, Tensor, activation};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, activation};
 
 use crate::{Activations, PackedFormat};
 
@@ -258,8 +258,7 @@ pub(crate) fn attend(
     }))
 }
 
-/// One row of each head, `[batch, heads, 1, head_dim]`, in slot `slot`, `[1]` of I32, of `[batch, heads, capacity,
-/// head_dim]`. Where [`shares_memory`] says so it is written where `states` lie, and whoever else holds them sees it.
+/// See [`cube::CubeKernels::write_slot`]: whoever holds `states` sees it. For devices of which [`shares_memory`] says so.
 ///
 /// # Panics
 /// If the shapes or dtypes do not fit each other.
@@ -268,14 +267,12 @@ pub(crate) fn write_slot(states: Tensor<4>, new: Tensor<4>, slot: Tensor<1, Int>
     assert_eq!((new.dims(), slot.dims()), ([batch, heads, 1, head_dim], [1]), "a row for one slot of each head");
     assert_eq!((new.dtype(), slot.dtype()), (states.dtype(), DType::I32), "dtypes of the row and the slot");
     #[cfg(feature = "cube")]
-    if cube::computes_on(&states.device()) {
-        return cube::write_slot(states, new, slot);
-    }
-    states.select_assign(2, slot, new, IndexingUpdateOp::Assign)
+    return cube::write_slot(states, new, slot);
+    #[cfg(not(feature = "cube"))]
+    unreachable!("memory is shared on GPUs alone");
 }
 
-/// `new` in the place of as many others, of I32. Where [`shares_memory`] says so it is written where those lie, and
-/// whoever else holds them sees it.
+/// See [`cube::CubeKernels::overwrite`]: whoever holds `target` sees it. For devices of which [`shares_memory`] says so.
 ///
 /// # Panics
 /// If there are not as many, or they are not of I32.
@@ -283,10 +280,9 @@ pub(crate) fn overwrite(target: Tensor<1, Int>, new: Tensor<1, Int>) -> Tensor<1
     assert_eq!(target.dims(), new.dims(), "as many new numbers");
     assert_eq!((target.dtype(), new.dtype()), (DType::I32, DType::I32), "numbers of 32 bits");
     #[cfg(feature = "cube")]
-    if cube::computes_on(&target.device()) {
-        return cube::overwrite(target, new);
-    }
-    new
+    return cube::overwrite(target, new);
+    #[cfg(not(feature = "cube"))]
+    unreachable!("memory is shared on GPUs alone");
 }
 
 /// See [`Kernels::layer_norm`]. Computes in f32.

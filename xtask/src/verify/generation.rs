@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use burn::tensor::{DType, Tensor};
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{Family, ProcessedInputs, Processor, Tokenizer};
-use idefics_generate::{AnyModel, Controls, DeviceChoice, Generation, GenerationConfig, Model, Prompts};
+use idefics_generate::{AnyModel, Controls, DeviceChoice, Generation, GenerationConfig, Model, Prompts, Replays};
 
 use super::case::Case;
 use super::compare::Comparison;
@@ -53,6 +53,9 @@ impl Stages<'_> {
             self.filtered(&stage, &shape, &scores.concat())?;
         }
         while generation.step()?.is_some() {}
+        if let Some(reason) = generation.replay_refusal() {
+            eprintln!("{name}: steps were launched, none replayed: {reason}");
+        }
 
         let is_same = self.sequences(run, &generation)?;
         let stage = format!("generate.{name}.sequences_scores");
@@ -176,7 +179,7 @@ impl<'r> Run<'r> {
     where
         'r: 'm,
     {
-        let controls = Controls { tokenizer: Some(self.tokenizer), ..controls };
+        let controls = Controls { tokenizer: Some(self.tokenizer), replays: Replays::AtOnce, ..controls };
         Generation::start(model, self.prompts, image_hidden_states, self.options, controls)
     }
 

@@ -1,7 +1,8 @@
 //! Attention of many queries on tensor cores: Burn's flash attention, with queries, head widths and heads laid out as it
 //! needs them.
 //!
-//! Its tiles are of f16 with sums in f32, so that only activations of 16 bits go there. It divides by the root of the
+//! Its tiles are of f16 with sums in f32, so that only activations of 16 bits go there; what f16 cannot hold (65504 and more)
+//! is infinite then. It divides by the root of the
 //! width that it sees; queries are scaled for the one that they had.
 
 #![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
@@ -15,6 +16,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
+use cubek::attention::forward::definition::AttentionSetupError;
 use cubek::attention::forward::launch::{BlueprintStrategy, Strategy};
 use cubek::attention::forward::routines::blackbox_accelerated::BlackboxAcceleratedStrategy;
 
@@ -42,12 +44,14 @@ pub(crate) enum Tiles {
     Plain,
 }
 
-/// Whether there are tensor cores, and as many queries and as few bits as pay.
-fn pays(query: &CubeTensor) -> bool {
+/// Whether there are tensor cores, and as many queries and as few bits as pay, and about as many keys.
+fn pays(query: &CubeTensor, key: &CubeTensor) -> bool {
     let f16 = ElemType::Float(FloatKind::F16);
     let is_tile = |of: &cubecl::features::MmaConfig| of.a_type == f16 && (of.m, of.k) == (16, 16);
     let has_cores = || query.client.properties().features.matmul.cmma.iter().any(is_tile);
-    matches!(query.dtype, DType::F16 | DType::BF16) && query.meta.shape()[2] >= QUERIES && has_cores()
+    let (queries, len) = (query.meta.shape()[2].next_multiple_of(QUERIES), key.meta.shape()[2]);
+    let is_square = queries < 4 * len && len < 4 * queries; // Burn takes tiles of other shapes elsewhere, which do not fit
+    matches!(query.dtype, DType::F16 | DType::BF16) && query.meta.shape()[2] >= QUERIES && is_square && has_cores()
 }
 
 /// One unit a number: rows and columns behind the last are zeros, and each head comes `group` times.
@@ -77,9 +81,9 @@ fn lay_out<N: Numeric>(
 }
 
 /// Copies states, or a mask, to `[batch, heads, rows, width]`.
-fn laid_out(states: CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -> CubeTensor {
+fn laid_out(states: &CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -> CubeTensor {
     let [batch, own_heads, _, _] = states.meta.shape().dims::<4>();
-    let output = empty_beside(&states, [batch, heads, rows, width], states.dtype);
+    let output = empty_beside(states, [batch, heads, rows, width], states.dtype);
     let n_values = batch * heads * rows * width;
     let dim = CubeDim::new_1d(UNITS);
     let dtype = dtype_to_storage_type(states.dtype);
@@ -89,7 +93,7 @@ fn laid_out(states: CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) ->
             &output.client,
             calculate_cube_count_elemwise(&output.client, n_values, dim),
             dim,
-            states.into_tensor_arg(),
+            states.clone().into_tensor_arg(),
             output.clone().into_buffer_arg(),
             scale,
             heads,
@@ -116,22 +120,25 @@ pub(super) fn launch(
         seq_q: 1,
         seq_kv: 1,
     }));
-    match tiles {
-        Tiles::Best if pays(&query) => flash(query, key, value, masked_out, accelerated),
-        Tiles::Best => attend::launch(query, key, value, masked_out),
+    let states = [&query, &key, &value];
+    let accelerated = match tiles {
+        Tiles::Best if pays(&query, &key) => flash(states, masked_out.as_ref(), accelerated).ok(),
+        Tiles::Best => None,
         #[cfg(test)]
-        Tiles::Plain => flash(query, key, value, masked_out, Strategy::Unit(BlueprintStrategy::Inferred(()))),
-    }
+        Tiles::Plain => {
+            let plain = Strategy::Unit(BlueprintStrategy::Inferred(()));
+            Some(flash(states, masked_out.as_ref(), plain).expect("Burn takes this layout"))
+        }
+    };
+    accelerated.unwrap_or_else(|| attend::launch(query, key, value, masked_out))
 }
 
-/// Burn's flash attention, or ours of the same where it refuses.
+/// Burn's flash attention.
 fn flash(
-    query: CubeTensor,
-    key: CubeTensor,
-    value: CubeTensor,
-    masked_out: Option<CubeTensor>,
+    [query, key, value]: [&CubeTensor; 3],
+    masked_out: Option<&CubeTensor>,
     strategy: Strategy,
-) -> CubeTensor {
+) -> Result<CubeTensor, AttentionSetupError> {
     let [batch, heads, queries, head_dim] = query.meta.shape().dims::<4>();
     let len = key.meta.shape()[2];
     let (rows, width) = (queries.next_multiple_of(QUERIES), head_dim.next_multiple_of(TILE));
@@ -140,10 +147,8 @@ fn flash(
     let [key, value] = [key, value].map(|states| laid_out(states, 1.0, [heads, len, width]));
     let masked_out = masked_out.map(|masked_out| laid_out(masked_out, 1.0, [1, rows, len]));
     let options = AttentionModuleOptions::default();
-    let [own_query, own_key, own_value] = [&query, &key, &value].map(CubeTensor::clone);
-    let context = flash_attention(own_query, own_key, own_value, masked_out.clone(), None, options, strategy)
-        .unwrap_or_else(|_| attend::launch(query, key, value, masked_out)); // [batch, heads, rows, width]
-    burn_cubecl::kernel::slice(context, &[0..batch, 0..heads, 0..queries, 0..head_dim])
+    let context = flash_attention(query, key, value, masked_out, None, options, strategy)?; // [batch, heads, rows, width]
+    Ok(burn_cubecl::kernel::slice(context, &[0..batch, 0..heads, 0..queries, 0..head_dim]))
 }
 
 #[cfg(test)]
