@@ -114,6 +114,14 @@ fn report(global: &Global, answer: &Answer) {
              {finish_reason:?}; ms: preprocessing {preprocess_ms:.1}, vision {vision_ms:.1}, connector \
              {connector_ms:.1}, prefill {prefill_ms:.1}, decoding {decode_ms:.1}"
         );
+        report_refusal(answer);
+    }
+}
+
+/// Says why no decode step was replayed.
+pub(crate) fn report_refusal(answer: &Answer) {
+    if let Some(reason) = &answer.replay_refusal {
+        eprintln!("no step was replayed: {reason}");
     }
 }
 

@@ -21,6 +21,9 @@ pub struct Answer {
     pub usage: Usage,
     /// Where the time went; of a batch, for all its rows together.
     pub timings: Timings,
+    /// Why no decode step was replayed although one was to be recorded, see [`Replays`](crate::Replays).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay_refusal: Option<String>,
     /// Of a beam search: the log-probability of the answer with the length penalty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f32>,

@@ -228,11 +228,7 @@ impl AnyModel {
 
         progress("decode");
         let launched_ms = launched_times(model, &mut cache, options)?;
-        let (replayed_ms, replay_refusal) = match replayed_times(model, &mut cache, options)? {
-            None => (None, None),
-            Some(Ok(replayed_ms)) => (Some(replayed_ms), None),
-            Some(Err(reason)) => (None, Some(reason)),
-        };
+        let (replayed_ms, replay_refusal) = replayed_times(model, &mut cache, options)?;
         let decode_ms = replayed_ms.unwrap_or(launched_ms);
         if options.profile {
             let mut profiler = Profiler::start();
@@ -317,25 +313,27 @@ fn launched_times(model: &dyn Model, cache: &mut KvCache, options: &BenchOptions
     repeat(options.new_tokens, || finish_step(model.decode(&next_tokens, cache)?))
 }
 
-/// Milliseconds of the same steps once more, replayed, or why they are not; `None` where none is to be.
+/// Milliseconds of the same steps once more, replayed, if they are to be, or why they are not.
 fn replayed_times(
     model: &dyn Model,
     cache: &mut KvCache,
     options: &BenchOptions,
-) -> Result<Option<Result<Spread, String>>, Error> {
-    if !(options.replays && can_record(&model.device())) {
-        return Ok(None);
+) -> Result<(Option<Spread>, Option<String>), Error> {
+    if !(options.replays && options.new_tokens > 0 && can_record(&model.device())) {
+        return Ok((None, None));
     }
     let next_tokens = vec![FILLER; options.batch];
     let first = cache.len() - options.new_tokens - 1;
     cache.truncate(first + 1);
     let logits = model.decode(&next_tokens, cache)?;
-    let mut step = match ReplayedStep::record(model, [&next_tokens, &next_tokens], &logits, cache) {
-        Ok(step) => step,
-        Err(reason) => return Ok(Some(Err(reason))),
-    };
+    let recorded = ReplayedStep::record(model, [&next_tokens, &next_tokens], &logits, cache);
     cache.truncate(first);
-    repeat(options.new_tokens, || finish_step(step.run(&next_tokens, cache)?)).map(|times| Some(Ok(times)))
+    let mut step = match recorded {
+        Ok(step) => step,
+        Err(reason) => return Ok((None, Some(reason))),
+    };
+    let times = repeat(options.new_tokens, || finish_step(step.run(&next_tokens, cache)?))?;
+    Ok((Some(times), None))
 }
 
 /// A step ends when its token is read.

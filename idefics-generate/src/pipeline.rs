@@ -189,6 +189,7 @@ impl Idefics {
             },
             token_ids,
             timings,
+            replay_refusal: generation.replay_refusal().map(str::to_owned),
             score: generation.sequences_scores().map(|scores| scores[row]),
             logprobs: generation.logprobs(row).to_vec(),
             prompt_logprobs: generation.prompt_logprobs(sample).map(<[f32]>::to_vec),

@@ -21,7 +21,7 @@ pub struct WarmUp {
 impl Idefics {
     /// Begins answers to samples as those to come, twice, so that no later answer waits for kernels: those of pictures
     /// of about these sizes, of prompts of about this length and of as many rows; four tokens of each are enough. If steps
-    /// are to be replayed, one is recorded. Image tokens that are kept are forgotten.
+    /// are to be replayed, an answer of that length has one recorded. Image tokens that are kept are forgotten.
     ///
     /// # Errors
     /// As [`Idefics::generate`].

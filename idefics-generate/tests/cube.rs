@@ -3,14 +3,18 @@
 
 #![allow(clippy::unwrap_used)] // helpers too
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Int, Tensor};
+use idefics_generate::nn::{KvCache, Step};
+use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{Content, Sample};
+use idefics_generate::text::{Branches, DecoderObserver, TextConfig};
 use idefics_generate::{
-    CancelToken, Controls, Conversation, DeviceChoice, FinishReason, Generation, GenerationConfig, Idefics, OneOrMany,
-    Precision, Prompts, Replays,
+    CancelToken, Controls, Conversation, DeviceChoice, EncodeStage, Error, FinishReason, Generation, GenerationConfig,
+    Idefics, InputError, LogitsToKeep, Model, OneOrMany, Precision, Prompts, Replays, VisionBatch,
 };
 use serde_json::{Value, json};
 
@@ -70,6 +74,17 @@ impl Subject {
 
     /// A generation for the first rows.
     fn start(&self, n_rows: usize, options: &GenerationConfig, controls: Controls<'static>) -> Generation<'_> {
+        self.start_with(self.model.model(), n_rows, options, controls)
+    }
+
+    /// The same by another model.
+    fn start_with<'m>(
+        &self,
+        model: &'m dyn Model,
+        n_rows: usize,
+        options: &GenerationConfig,
+        controls: Controls<'static>,
+    ) -> Generation<'m> {
         let rows = self.rows.as_array().unwrap()[..n_rows].to_vec();
         let samples: Vec<Sample> = serde_json::from_value(rows.into()).unwrap();
         let processed = self.model.processor().process(&samples, &Default::default()).unwrap();
@@ -79,8 +94,8 @@ impl Subject {
             prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
         }
         let images: Vec<_> = processed.images.into_iter().flatten().collect();
-        let features = self.model.model().encode_images(&images).unwrap();
-        Generation::start(self.model.model(), &prompts, features, options, controls).unwrap()
+        let features = model.encode_images(&images).unwrap();
+        Generation::start(model, &prompts, features, options, controls).unwrap()
     }
 }
 
@@ -187,6 +202,115 @@ fn a_generation_goes_on_on_another_thread_and_ends_when_it_is_told() {
     assert!(cancelled.step().unwrap().is_none() && cancelled.is_replayed());
     assert_eq!(cancelled.finish_reason(0), Some(FinishReason::Cancelled));
     assert_eq!(cancelled.generated(0), &launched.generated(0)[..10]);
+}
+
+/// A model whose step to record has a fault.
+#[derive(Debug)]
+struct Faulty<'m> {
+    model: &'m dyn Model,
+    fault: Fault,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// It computes the step of another token, and writes its keys and values.
+    OtherToken,
+    /// It cannot be recorded, for it uploads something.
+    Upload,
+}
+
+impl Model for Faulty<'_> {
+    fn slot_step<'s>(&'s self, [next_tokens, slot]: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'s>> {
+        match self.fault {
+            Fault::OtherToken => self.model.slot_step(&[next_tokens.zeros_like() + 7, slot.clone()], cache),
+            Fault::Upload => {
+                let mut step = self.model.slot_step(&[next_tokens.clone(), slot.clone()], cache)?;
+                let device = self.model.device();
+                Some(Box::new(move || step() + Tensor::<2>::from_data([[0.0]], &device)))
+            }
+        }
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+
+    fn text_config(&self) -> Cow<'_, TextConfig> {
+        self.model.text_config()
+    }
+
+    fn device(&self) -> Device {
+        self.model.device()
+    }
+
+    fn set_vision_batch(&mut self, _: VisionBatch) {}
+
+    fn encode_in_stages(
+        &self,
+        images: &[&ImageTile],
+        done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
+    ) -> Result<Option<Tensor<3>>, Error> {
+        self.model.encode_in_stages(images, done)
+    }
+
+    fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
+        self.model.encode_images(images)
+    }
+
+    fn hidden_states(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        self.model.hidden_states(prompts, image_hidden_states, cache)
+    }
+
+    fn prefill_observed(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        cache: &mut KvCache,
+        observer: &mut dyn DecoderObserver,
+    ) -> Result<Tensor<3>, InputError> {
+        self.model.prefill_observed(prompts, image_hidden_states, cache, observer)
+    }
+
+    fn decode(&self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, InputError> {
+        self.model.decode(next_tokens, cache)
+    }
+
+    fn branch_states(
+        &self,
+        next_tokens: &[u32],
+        branches: &Branches,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        self.model.branch_states(next_tokens, branches, cache)
+    }
+
+    fn logits(&self, hidden_states: Tensor<3>, keep: LogitsToKeep) -> Tensor<3> {
+        self.model.logits(hidden_states, keep)
+    }
+}
+
+#[test]
+fn a_step_that_errs_or_is_refused_changes_nothing() {
+    let subject = Subject::idefics2("odd-heads", DType::F32);
+    let mut launched = subject.start(3, &options(&[]), controls(Replays::Never));
+    finish(&mut launched);
+    let mut faults = vec![Fault::OtherToken];
+    if cfg!(not(feature = "cuda")) {
+        faults.push(Fault::Upload); // CUDA records uploads
+    }
+    for fault in faults {
+        let model = Faulty { model: subject.model.model(), fault };
+        let mut generation = subject.start_with(&model, 3, &options(&[]), controls(Replays::WhenLong));
+        finish(&mut generation);
+        let reason = generation.replay_refusal().unwrap();
+        assert!(!generation.is_replayed() && !reason.is_empty() && !reason.contains('\n'), "{fault:?}: {reason}");
+        assert_eq!(generation.sequences(), launched.sequences(), "{fault:?}");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! A step of fixed shapes, recorded once and replayed: CUDA launches a graph, other interfaces repeat the recorded
-//! commands; none of them goes through Burn again.
+//! commands. Nothing but its inputs goes through Burn again.
 
 use std::fmt;
 use std::thread::{self, ThreadId};

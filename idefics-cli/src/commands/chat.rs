@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::args::{ChatArgs, Global};
 use crate::failure::Failure;
 use crate::model::Interrupts;
-use crate::output::Chunks;
+use crate::output::{Chunks, report_refusal};
 use crate::{commands, model};
 
 const HELP: &str = "\
@@ -176,6 +176,7 @@ impl Chat<'_> {
                 timings.prefill_ms,
                 timings.decode_ms
             );
+            report_refusal(&answer);
         }
         Ok(())
     }

@@ -25,8 +25,8 @@ pub(crate) struct ReplayedStep<'a> {
 
 impl<'a> ReplayedStep<'a> {
     /// Records the step of the tokens in the cache's last slot but one, and has it compute that of the `newest`, which gave
-    /// `logits`. The cache holds what it held, and takes its memory once more meanwhile. Else says why there is no such
-    /// step.
+    /// `logits`. The cache holds what it held, but for the rounding of these two slots, and takes its memory once more
+    /// meanwhile. Else says in a line why there is no such step.
     ///
     /// While it is there, the cache grows by [`Self::run`] alone, and no other thread uses the device.
     pub(crate) fn record(
@@ -57,7 +57,7 @@ impl<'a> ReplayedStep<'a> {
     ) -> Result<Self, String> {
         let inputs = [&ids(tokens)[..], &[(cache.len() - 2) as i32]];
         // SAFETY: a model's step holds its cache, its inputs and what it computes with, and borrows the model, whose
-        // weights stay; `Replays` says what other threads must not do.
+        // weights stay. That the device is this thread's nothing here can see: whoever asks for `Replays` says so.
         let replay = unsafe {
             Replay::record(inputs, &model.device(), |inputs| {
                 let step = model.slot_step(inputs, cache)?;
@@ -65,7 +65,7 @@ impl<'a> ReplayedStep<'a> {
                 Some(step)
             })
         };
-        let replay = replay.map_err(|error| error.to_string())?;
+        let replay = replay.map_err(|error| in_a_line(&error))?;
         Ok(Self { model, replay: replay.ok_or("the model or its device records none")? })
     }
 
@@ -84,7 +84,7 @@ impl<'a> ReplayedStep<'a> {
 
     /// The logits behind tokens in a slot of the cache, which are written there.
     fn run_at(&mut self, tokens: &[u32], slot: usize) -> Result<Tensor<2>, String> {
-        self.replay.run([&ids(tokens), &[slot as i32]]).map_err(|error| error.to_string())
+        self.replay.run([&ids(tokens), &[slot as i32]]).map_err(|error| in_a_line(&error))
     }
 
     /// The mean square error of the logits behind these tokens, normalised by the mean square of `logits`.
@@ -96,6 +96,16 @@ impl<'a> ReplayedStep<'a> {
     }
 }
 
+/// What an error says, without where it came from.
+fn in_a_line(error: &impl ToString) -> String {
+    let text = error.to_string();
+    let said =
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).take_while(|line| !line.ends_with("acktrace:"));
+    let causes: Vec<&str> =
+        said.filter(|line| *line != "Caused by:" && *line != "An error happened during execution").collect();
+    causes.join(": ")
+}
+
 fn ids(tokens: &[u32]) -> Vec<i32> {
     tokens.iter().map(|&id| id as i32).collect()
 }
@@ -103,8 +113,9 @@ fn ids(tokens: &[u32]) -> Vec<i32> {
 /// How the steps of a generation are computed.
 #[derive(Debug)]
 pub(super) enum Steps<'a> {
-    /// One operation after the other; so many were, and the last was of these tokens.
-    Launched { replays: Replays, n_steps: usize, last: Vec<u32> },
+    /// One operation after the other; so many were, and the last was of these tokens. A step is recorded once there are
+    /// `wait` before it, if there is room for as many more.
+    Launched { wait: usize, n_steps: usize, last: Vec<u32> },
     /// One operation after the other to the end; why, if a step was to be recorded.
     AlwaysLaunched { reason: Option<String> },
     /// As they were recorded.
@@ -114,12 +125,13 @@ pub(super) enum Steps<'a> {
 impl<'a> Steps<'a> {
     /// Nothing recorded yet.
     pub(super) fn new(replays: Replays, model: &dyn Model) -> Self {
-        match replays {
-            Replays::WhenLong | Replays::AtOnce if can_record(&model.device()) => {
-                Self::Launched { replays, n_steps: 0, last: Vec::new() }
-            }
-            _ => Self::AlwaysLaunched { reason: None },
-        }
+        let wait = match replays {
+            _ if !can_record(&model.device()) => return Self::AlwaysLaunched { reason: None },
+            Replays::Never => return Self::AlwaysLaunched { reason: None },
+            Replays::WhenLong => LONG,
+            Replays::AtOnce => 1,
+        };
+        Self::Launched { wait, n_steps: 0, last: Vec::new() }
     }
 
     /// [`Model::decode`].
@@ -136,16 +148,11 @@ impl<'a> Steps<'a> {
             *self = Self::AlwaysLaunched { reason: Some("the generation went to another thread".to_owned()) };
         }
         let logits = model.decode(next_tokens, cache)?;
-        if let Self::Launched { replays, n_steps, last } = self {
+        if let Self::Launched { wait, n_steps, last } = self {
+            let (before, left) = (*n_steps, cache.capacity() - cache.len());
             *n_steps += 1;
             // The step before is recorded, so that this one's tokens and slot have to reach it.
-            let (before, left) = (*n_steps - 1, cache.capacity() - cache.len());
-            let pays = match replays {
-                Replays::Never => false,
-                Replays::WhenLong => before >= LONG && left >= LONG,
-                Replays::AtOnce => before >= 1 && left >= 1,
-            };
-            if pays {
+            if before >= *wait && left >= *wait {
                 *self = match ReplayedStep::record(model, [last, next_tokens], &logits, cache) {
                     Ok(step) => Self::Replayed(Box::new(step)),
                     Err(reason) => Self::AlwaysLaunched { reason: Some(reason) },

@@ -1,9 +1,8 @@
 //! Attention of many queries on tensor cores: Burn's flash attention, with queries, head widths and heads laid out as it
-//! needs them.
+//! needs them, key/value heads once for each query head that shares them.
 //!
-//! Its tiles are of f16 with sums in f32, so that only activations of 16 bits go there; what f16 cannot hold (65504 and more)
-//! is infinite then. It divides by the root of the
-//! width that it sees; queries are scaled for the one that they had.
+//! Its tiles are of f16 with sums in f32, so that only activations of 16 bits go there; what f16 cannot hold (65504 and
+//! more) is infinite then. It divides by the root of the width that it sees; queries are scaled for the one that they had.
 
 #![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
 #![allow(clippy::too_many_arguments)] // what a kernel reads comes one by one
@@ -14,6 +13,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use burn_cubecl::kernel::attention::flash_attention;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
+use cubecl::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubek::attention::forward::definition::AttentionSetupError;
@@ -46,9 +46,9 @@ pub(crate) enum Tiles {
 
 /// Whether there are tensor cores, and as many queries and as few bits as pay, and about as many keys.
 fn pays(query: &CubeTensor, key: &CubeTensor) -> bool {
-    let f16 = ElemType::Float(FloatKind::F16);
-    let is_tile = |of: &cubecl::features::MmaConfig| of.a_type == f16 && (of.m, of.k) == (16, 16);
-    let has_cores = || query.client.properties().features.matmul.cmma.iter().any(is_tile);
+    let [f16, f32] = [FloatKind::F16, FloatKind::F32].map(ElemType::Float);
+    let tile = MmaConfig { a_type: f16, b_type: f16, cd_type: f32, m: 16, n: 16, k: 16 };
+    let has_cores = || query.client.properties().features.matmul.cmma.contains(&tile);
     let (queries, len) = (query.meta.shape()[2].next_multiple_of(QUERIES), key.meta.shape()[2]);
     let is_square = queries < 4 * len && len < 4 * queries; // Burn takes tiles of other shapes elsewhere, which do not fit
     matches!(query.dtype, DType::F16 | DType::BF16) && query.meta.shape()[2] >= QUERIES && is_square && has_cores()
@@ -185,7 +185,11 @@ mod tests {
                     states.swap_dims(1, 2)
                 });
                 let masked_out = is_masked.then(|| {
-                    let hidden = |at: usize| at % len > at / len % queries + len - queries;
+                    // Nothing is seen from the first query, as in padding.
+                    let hidden = |at: usize| {
+                        let (query, key) = (at / len % queries, at % len);
+                        query == 0 || key > query + len - queries
+                    };
                     let hidden: Vec<bool> = (0..batch * queries * len).map(hidden).collect();
                     TensorData::new(hidden, [batch, 1, queries, len])
                 });
