@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// The built-in model instead of Idefics2-8b, and no benches: to try the command.
     #[arg(long)]
     small: bool,
-    /// Only this part, where a card is lent for minutes.
+    /// Only this part, where there is little time.
     #[arg(long, value_enum, value_name = "PART")]
     only: Option<Part>,
     /// Where the report goes [default: benches/results/DATE-CARD.md].
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// The report as far as it has come: a lease that ends loses nothing that was measured.
+/// The report as far as it has come: a run that is cut short loses nothing that was measured.
 struct Report {
     file: PathBuf,
     text: String,

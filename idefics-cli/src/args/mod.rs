@@ -74,7 +74,8 @@ pub(crate) struct Global {
     /// 256 MiB, or a quarter of the memory that is left beside the weights].
     #[arg(long, global = true, value_name = "N")]
     pub(crate) vision_batch: Option<NonZeroUsize>,
-    /// On a GPU, launch the operations of every step one after the other, and record none to replay.
+    /// On a GPU, launch the operations of every step one after the other, and record none to replay: slower, to compare, or
+    /// where a driver errs.
     #[arg(long, global = true)]
     pub(crate) no_replay: bool,
     /// Read PyTorch pickles (`pytorch_model.bin`) where a folder has no safetensors; nothing in them is run.
@@ -193,8 +194,9 @@ Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
     Devices,
     /// Have a GPU compile and choose its kernels for answers of this kind, and say how long that takes.
     ///
-    /// Begins an answer about the images, which are a batch, twice. Built with the feature `persistence` the choices are
-    /// kept, and later runs need not wait for them.
+    /// Begins an answer about the images, which are a batch, twice: of four tokens, unless --max-new-tokens says otherwise,
+    /// enough for a decode step to be recorded. Built with the feature `persistence` the choices are kept, and later runs
+    /// need not wait for them.
     #[command(after_help = "Examples:
   idefics --model DIR --device cuda warm-up photo.jpg
   idefics --model DIR --device cuda warm-up photo.jpg photo.jpg photo.jpg photo.jpg --num-beams 4")]
