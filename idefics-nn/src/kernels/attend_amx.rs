@@ -12,6 +12,7 @@ use std::arch::x86_64::*;
 
 use rayon::prelude::*;
 
+use super::Isa;
 use super::amx::{ROWS, STEP, TILE, load, mask, pair_parts, parts, store_transposed};
 use super::attend::Attention;
 use super::shared::{SharedOut, with_scratch};
@@ -62,6 +63,7 @@ pub(super) fn pays(attention: &Attention<'_>) -> bool {
 
 /// [`super::attend()`].
 pub(super) fn attend(attention: &Attention<'_>, out: SharedOut<'_>) {
+    Isa::Amx.assert_available();
     match attention.activations {
         Activations::F32 => attend_in::<{ EXACT[0] }, { EXACT[1] }>(attention, out),
         Activations::Int8 => attend_in::<{ ROUNDED[0] }, { ROUNDED[1] }>(attention, out),
@@ -90,14 +92,14 @@ fn attend_in<const K: usize, const V: usize>(attention: &Attention<'_>, out: Sha
     let block_pairs = n_pairs.div_ceil(n_blocks);
     let n_scratch: usize = shape.scratch(block_pairs).iter().sum();
     let pack = |head: usize, step: usize, out: &mut [f32]| {
-        // SAFETY: the instructions are there.
+        // SAFETY: `attend` has asserted the instructions.
         unsafe { shape.pack::<K, V>(attention, [head / kv_heads, head % kv_heads], step, out) }
     };
     let run = |head: usize, index: usize, packed: &[f32], scratch: &mut [f32]| {
         let [first, end] = [0, 1].map(|next| queries.min((index % n_blocks + next) * block_pairs * PAIR));
         let (row, head) = (head / kv_heads, head % kv_heads * group + index / n_blocks);
         let task = Task { attention, shape: &shape, packed, row, head, queries: first..end, out };
-        // SAFETY: the instructions are there, and no other task has these queries of this head.
+        // SAFETY: `attend` has asserted the instructions, and no other task has these queries of this head.
         unsafe { task.run::<K, V>(scratch) }
     };
     if has_whole_heads {

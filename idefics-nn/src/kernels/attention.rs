@@ -102,8 +102,8 @@ pub fn decode_attention(attention: &DecodeAttention<'_>, out: &mut [f32]) {
 pub fn decode_attention_on(isa: Isa, attention: &DecodeAttention<'_>, out: &mut [f32]) {
     attention.check(out);
     isa.assert_available();
-    if out.is_empty() {
-        return;
+    if out.is_empty() || attention.len == 0 {
+        return out.fill(0.0);
     }
     let group = attention.heads / attention.kv_heads;
     let n_pieces = attention.len.div_ceil(PIECE).max(1);

@@ -2,18 +2,17 @@
 //!
 //! A tile of sixteen rows touches as many pages of 4 kB; the processor knows where a few dozen of them are.
 
-#![allow(unsafe_code)] // lines and mapped bytes are seen as values
-
+use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
 /// Bytes from which on memory comes from the system, in pages that may be large.
 const MAPPED_BYTES: usize = 1 << 20;
 
 /// A cache line: loads of whole vectors never touch two.
-#[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
 pub(crate) struct Line {
-    _values: [f32; LINE],
+    values: [f32; LINE],
 }
 
 /// Values of a line.
@@ -42,7 +41,7 @@ impl Memory {
             let _ = mapped.advise(memmap2::Advice::HugePage); // the same without
             return Self::Mapped(mapped);
         }
-        Self::Lines(vec![Line { _values: [0.0; LINE] }; len.div_ceil(LINE)])
+        Self::Lines(vec![Line::zeroed(); len.div_ceil(LINE)])
     }
 
     /// Values that there is room for.
@@ -55,18 +54,14 @@ impl Memory {
 
     pub(crate) fn values(&self) -> &[f32] {
         match self {
-            // SAFETY: a line is sixteen values without padding.
-            Self::Lines(lines) => unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LINE) },
+            Self::Lines(lines) => bytemuck::cast_slice(lines),
             Self::Mapped(mapped) => bytemuck::cast_slice(&mapped[..]),
         }
     }
 
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         match self {
-            // SAFETY: as above.
-            Self::Lines(lines) => unsafe {
-                std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE)
-            },
+            Self::Lines(lines) => bytemuck::cast_slice_mut(lines),
             Self::Mapped(mapped) => bytemuck::cast_slice_mut(&mut mapped[..]),
         }
     }

@@ -16,7 +16,7 @@ use super::super::amx::{
     PARTS, ROWS, STEP, TILE, Tiles, load, mask, pack_columns, pair_parts, parts, store_transposed, transposed,
 };
 use super::super::shared::with_scratch;
-use super::{Product, spans_rows};
+use super::{Isa, Product, spans_rows};
 use crate::formats::{BLOCK, Dense, FourBit, Int8, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Weight};
 
 /// Bytes of rows that go together, of their share of [`CHUNK`] and of their sums in a task: they stay in the second cache.
@@ -49,6 +49,7 @@ pub(super) fn products(weight: &Weight<'_>) -> f64 {
 }
 
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
+    assert!(product.isa == Isa::Amx, "the instructions were not looked for");
     match weight {
         Weight::F32(weight) => multiply::<3>(product, weight, None),
         Weight::Bf16(weight) => multiply::<1>(product, weight, None),
@@ -97,7 +98,7 @@ fn pack(product: &Product<'_>, rows: Range<usize>, steps: usize, out: &mut [f32]
         let first = rows.start + tile * ROWS;
         let n_rows = ROWS.min(rows.end - first);
         let x = &product.x[first * product.d_in..(first + n_rows) * product.d_in];
-        // SAFETY: the caller has made sure of the instructions; these rows are there.
+        // SAFETY: `product` has asserted the instructions; these rows are there.
         unsafe { pack_columns(n_rows, |row| x.as_ptr().add(row * product.d_in), product.d_in, out) };
     });
 }

@@ -109,7 +109,8 @@ impl Rounded<'_> {
 }
 
 /// The product with rounded activations.
-pub(super) fn product(isa: Isa, product: &Product<'_>, weight: Codes<'_>) {
+pub(super) fn product(product: &Product<'_>, weight: Codes<'_>) {
+    let isa = product.isa;
     let filled = product.d_in.max(1).next_multiple_of(STEP);
     // Rows whose distance is a multiple of a page fight for the same lines of the cache.
     let stride = if filled.is_multiple_of(1024) { filled + STEP } else { filled };
@@ -231,7 +232,8 @@ impl Int8Panel<'_> {
             for row in 0..n_rows {
                 let sum = dot(&self.rounded.row(row)[..d_in], codes) as f32;
                 let scale = self.rounded.scales[row] * self.weight.scales()[feature];
-                self.product.write(row, feature, sum * scale);
+                // SAFETY: tasks have disjoint features.
+                unsafe { self.product.write(row, feature, sum * scale) };
             }
         }
     }
@@ -271,7 +273,8 @@ impl Q4Panel<'_> {
                     let scale = self.weight.scale(feature, block).to_f32();
                     sum = (dot(codes, &entries) as f32).mul_add(scale, sum);
                 }
-                self.product.write(row, feature, sum * self.rounded.scales[row]);
+                // SAFETY: tasks have disjoint features.
+                unsafe { self.product.write(row, feature, sum * self.rounded.scales[row]) };
             }
         }
     }
@@ -287,10 +290,13 @@ impl Work for Q4Panel<'_> {
 }
 
 impl Product<'_> {
-    /// Writes one sum, with the bias, which is the caller's alone.
+    /// Writes one sum, with the bias.
+    ///
+    /// # Safety
+    /// No other task writes this output feature.
     #[inline(always)]
-    fn write(&self, row: usize, feature: usize, sum: f32) {
-        // SAFETY: tasks have disjoint features.
+    unsafe fn write(&self, row: usize, feature: usize, sum: f32) {
+        // SAFETY: guaranteed by the caller.
         unsafe { self.out.write(row * self.d_out + feature, sum + self.bias_at(feature)) };
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::super::super::amx::{ROWS, TILE, Tiles, transposed};
 use super::super::super::shared::with_scratch;
-use super::super::Product;
+use super::super::{Isa, Product};
 use super::{Codes, Rounded, STEP};
 use crate::formats::Int8;
 
@@ -16,6 +16,7 @@ const FEATURES: usize = 2 * ROWS;
 const BLOCKS: usize = 3;
 
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {
+    assert!(product.isa == Isa::Amx, "the instructions were not looked for");
     let Codes::Int8(weight) = weight else { unreachable!("q4 sums are cut up too finely for tiles") };
     let steps = product.d_in.div_ceil(STEP);
     let threads = rayon::current_num_threads();
@@ -27,7 +28,7 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
         with_scratch(n_blocks * block / size_of::<f32>(), |scratch| {
             let codes = scratch.as_mut_ptr().cast::<u8>();
             let tiles = Tiles::new();
-            // SAFETY: the instructions are there; the scratch holds the tiles of all features and steps, and there are
+            // SAFETY: the assertion found the instructions; the scratch holds the tiles of all features and steps, and there are
             // rows of activations up to a multiple of two tiles.
             unsafe {
                 for tile in 0..2 * n_blocks {

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::super::super::amx::transposed;
 use super::super::super::shared::with_scratch;
-use super::super::Product;
+use super::super::{Isa, Product};
 use super::{Codes, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Rounded, STEP};
 use crate::formats::{Int8, Q4, Q4_TILE};
 
@@ -22,6 +22,7 @@ const PANELS: usize = 2;
 const ROWS: usize = 6;
 
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {
+    assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "the instructions were not looked for");
     product.split_evenly(PANELS * PANEL, |features| {
         let groups = rounded.stride() / 4;
         // Groups that are summed before they are scaled.
@@ -33,7 +34,7 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
         with_scratch(PANELS * panel_values, |scratch| {
             let panels: [*mut u8; PANELS] =
                 std::array::from_fn(|panel| scratch[panel * panel_values..].as_mut_ptr().cast());
-            // SAFETY: the instructions are there; the scratch holds two panels; tasks have disjoint features.
+            // SAFETY: the assertion found the instructions; the scratch holds two panels; tasks have disjoint features.
             unsafe {
                 for (panel, out) in panels.into_iter().enumerate() {
                     let first = features.start + panel * PANEL;

@@ -133,12 +133,12 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx if amx::takes(weight) => amx::product(&product, weight),
-            _ => panels::product(isa, &product, weight),
+            _ => panels::product(&product, weight),
         }
     } else if let Weight::Q4(weight) = weight {
-        q4::product(isa, &product, weight);
+        q4::product(&product, weight);
     } else {
-        rows::product(isa, &product, weight);
+        rows::product(&product, weight);
     }
 }
 
@@ -166,7 +166,7 @@ pub fn linear_int8_on(
     let codes = int8::Codes::of(weight)?;
     let product = Product::checked(isa, x, n_rows, weight, bias, out);
     if product.out.len() > 0 {
-        int8::product(isa, &product, codes);
+        int8::product(&product, codes);
     }
     Some(())
 }
@@ -194,8 +194,10 @@ fn spans_rows(weight: &Weight<'_>) -> bool {
     matches!(weight, Weight::FourBit(_)) && !weight.dims()[1].is_multiple_of(BLOCK)
 }
 
-/// What is multiplied, and where the result goes.
+/// What is multiplied, and where the result goes. [`Product::checked`] alone makes one: who holds it knows that the slices
+/// have their lengths and the machine the instructions of `isa`.
 struct Product<'a> {
+    isa: Isa,
     /// `[n_rows, d_in]`.
     x: &'a [f32],
     n_rows: usize,
@@ -208,7 +210,7 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    /// The product, if everything has its size.
+    /// The product, if everything has its size and the machine the instructions.
     fn checked(
         isa: Isa,
         x: &'a [f32],
@@ -222,7 +224,7 @@ impl<'a> Product<'a> {
         assert_eq!(Some(out.len()), n_rows.checked_mul(d_out), "the output is [{n_rows}, {d_out}]");
         assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias is [{d_out}]");
         isa.assert_available();
-        Self { x, n_rows, d_in, d_out, bias, out: SharedOut::new(out) }
+        Self { isa, x, n_rows, d_in, d_out, bias, out: SharedOut::new(out) }
     }
 
     fn bias_at(&self, feature: usize) -> f32 {

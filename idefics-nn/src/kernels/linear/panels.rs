@@ -8,7 +8,7 @@ use gemm::Parallelism;
 
 use super::super::shared::with_scratch;
 use super::decode::Rows;
-use super::{Isa, Product, by_format, on_isa, q4, spans_rows};
+use super::{Product, by_format, on_isa, q4, spans_rows};
 use crate::formats::{Q4_BLOCK, Q4_PANEL, Weight};
 
 /// Most scratch memory of a thread, in bytes, unless sixteen rows of the weight need more.
@@ -20,7 +20,7 @@ const MOST_SHARES: usize = 8;
 /// Output features of which each such panel has about as many: fewer do not pay for packing the activations.
 const SHARE: usize = 96;
 
-pub(super) fn product(isa: Isa, product: &Product<'_>, weight: &Weight<'_>) {
+pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     let filled = product.d_in.next_multiple_of(Q4_BLOCK);
     let panel = (PANEL_BYTES / (filled * size_of::<f32>()) / Q4_PANEL).max(1) * Q4_PANEL;
     // Small weights are divided too. gemm adds up in an order that follows the panel's width, so that the number of
@@ -34,25 +34,25 @@ pub(super) fn product(isa: Isa, product: &Product<'_>, weight: &Weight<'_>) {
         }
         Weight::Q4(weight) => with_scratch(panel * filled, |scratch| {
             let width = range.len().next_multiple_of(Q4_PANEL);
-            q4::expand(isa, weight, range.clone(), &mut scratch[..width * filled]);
+            q4::expand(product, weight, range.clone(), &mut scratch[..width * filled]);
             multiply(product, range, scratch, [1, width]);
         }),
         _ => with_scratch(panel * product.d_in, |scratch| {
             let scratch = &mut scratch[..range.len() * product.d_in];
-            expand(isa, weight, range.clone(), scratch);
+            expand(product, weight, range.clone(), scratch);
             multiply(product, range, scratch, [product.d_in, 1]);
         }),
     });
 }
 
 /// Rows `range` as f32, `[range.len(), d_in]`.
-fn expand(isa: Isa, weight: &Weight<'_>, range: Range<usize>, out: &mut [f32]) {
+fn expand(product: &Product<'_>, weight: &Weight<'_>, range: Range<usize>, out: &mut [f32]) {
     if spans_rows(weight) {
         return weight.dequantize_rows(range, out);
     }
     let rows = Rows::of(weight);
-    // SAFETY: the caller has made sure of the instructions.
-    by_format!(weight, Format => on_isa!(isa, isa => unsafe { isa::expand::<Format>(&rows, range, out) }));
+    // SAFETY: `Product::checked` has found the instructions.
+    by_format!(weight, Format => on_isa!(product.isa, isa => unsafe { isa::expand::<Format>(&rows, range, out) }));
 }
 
 /// The output features `features`, from their expanded weights with the given strides of row and column.

@@ -24,16 +24,16 @@ mod avx512;
 mod neon;
 
 /// The product for at most [`super::THIN_ROWS`] rows of activations.
-pub(super) fn product(isa: Isa, product: &Product<'_>, weight: &Q4<'_>) {
+pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if matches!(isa, Isa::Avx512 | Isa::Amx) {
+    if matches!(product.isa, Isa::Avx512 | Isa::Amx) {
         return avx512::product(product, weight);
     }
     with_packed(product, &Order::natural(Q4_BLOCK), |packed| {
         product.split(weight.bytes(), Q4_PANEL, |range| {
-            // SAFETY: the caller has made sure of the instructions, and tasks have disjoint ranges.
+            // SAFETY: `Product::checked` has found the instructions, and tasks have disjoint ranges.
             unsafe {
-                match isa {
+                match product.isa {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => avx2::thin(weight, range, packed, product),
                     #[cfg(target_arch = "aarch64")]
@@ -46,10 +46,10 @@ pub(super) fn product(isa: Isa, product: &Product<'_>, weight: &Q4<'_>) {
 }
 
 /// Rows `range` as f32, column after column: `[d_in, range.len()]`, both filled up to whole tiles.
-pub(super) fn expand(isa: Isa, weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
-    // SAFETY: the caller has made sure of the instructions.
+pub(super) fn expand(product: &Product<'_>, weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
+    // SAFETY: `Product::checked` has found the instructions.
     unsafe {
-        match isa {
+        match product.isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::expand(weight, range, out),
             #[cfg(target_arch = "x86_64")]
@@ -117,6 +117,7 @@ unsafe fn panels<V: Tiles, const N: usize>(
     const { assert!(V::LANES <= Q4_PANEL && Q4_PANEL / V::LANES <= MOST_PARTS) };
     let blocks = product.d_in.div_ceil(Q4_BLOCK);
     assert!(packed.values.len() >= N * packed.stride && range.start.is_multiple_of(Q4_PANEL));
+    assert!(packed.stride >= blocks * Q4_BLOCK, "activations are padded to whole blocks");
     for first in range.clone().step_by(Q4_PANEL) {
         let tiles = first / Q4_PANEL * blocks..(first / Q4_PANEL + 1) * blocks;
         let codes = &weight.codes()[tiles.start * Q4_TILE..tiles.end * Q4_TILE];

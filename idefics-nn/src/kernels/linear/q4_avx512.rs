@@ -10,11 +10,12 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
 use super::super::super::shared::with_scratch;
 use super::super::super::vector::avx512::F32x16;
-use super::super::Product;
+use super::super::{Isa, Product};
 use super::{AHEAD, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Tiles, expand_in, write};
 
 /// Bytes of an activation.
@@ -31,7 +32,7 @@ const SMALLEST: f32 = 1e-30;
 
 /// One block of one row of activations: `x = (limb₀ + 256 limb₁ + 65536 limb₂) · scale`.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct Block {
     limbs: [[i8; Q4_BLOCK]; LIMBS],
     /// −128 times the sum of each limb.
@@ -44,16 +45,16 @@ const BLOCK_VALUES: usize = size_of::<Block>() / size_of::<f32>();
 
 /// The product for at most [`super::super::THIN_ROWS`] rows of activations.
 pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
+    assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "the instructions were not looked for");
     let blocks = product.d_in.div_ceil(Q4_BLOCK);
     let n_filled = product.n_rows.next_power_of_two();
     with_scratch(blocks * n_filled * BLOCK_VALUES, |scratch| {
-        // SAFETY: a `Block` is plain numbers, no larger or more strictly aligned than the values it lies in.
-        let packed = unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr().cast::<Block>(), blocks * n_filled) };
-        // SAFETY: the caller has made sure of the instructions.
+        let packed: &mut [Block] = bytemuck::cast_slice_mut(scratch);
+        // SAFETY: the assertion: `Product::checked` has found the instructions.
         unsafe { pack(product, n_filled, packed) };
         let packed = &*packed;
         product.split(weight.bytes(), STREAMS * Q4_PANEL, |range| {
-            // SAFETY: the caller has made sure of the instructions, and tasks have disjoint ranges.
+            // SAFETY: the instructions are there, as above, and tasks have disjoint ranges.
             unsafe {
                 match n_filled {
                     1 => thin::<1>(weight, range, packed, product),

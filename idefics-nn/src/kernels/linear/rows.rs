@@ -7,12 +7,13 @@
 #![allow(unsafe_code)] // vectors and pointers
 
 use std::ops::Range;
-use std::slice;
+
+use bytemuck::NoUninit;
 
 use super::super::shared::with_scratch;
 use super::super::vector::Vector;
 use super::decode::{Decode, LastStep, MOST_STEP, Row, Rows};
-use super::{Isa, Product, by_format, on_isa};
+use super::{Product, by_format, on_isa};
 use crate::formats::{FourBitType, Weight};
 
 /// Weight rows of a task are a multiple of this, and so of all numbers of rows that advance together.
@@ -86,20 +87,19 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The memory of plain numbers.
-fn bytes_of<T: Copy>(values: &[T]) -> &[u8] {
-    // SAFETY: f32, i8 and the half types have neither padding nor invalid bytes.
-    unsafe { slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+/// The memory of plain numbers, which have no uninitialised bytes.
+fn bytes_of<T: NoUninit>(values: &[T]) -> &[u8] {
+    bytemuck::cast_slice(values)
 }
 
 /// The product for at most [`super::THIN_ROWS`] rows of activations.
-pub(super) fn product(isa: Isa, product: &Product<'_>, weight: &Weight<'_>) {
+pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     let rows = Rows::of(weight);
-    let order = by_format!(weight, Format => on_isa!(isa, isa => isa::order::<Format>(rows.d_in)));
+    let order = by_format!(weight, Format => on_isa!(product.isa, isa => isa::order::<Format>(rows.d_in)));
     with_packed(product, &order, |packed| {
         product.split(weight.bytes(), UNIT, |range| {
-            // SAFETY: the caller has made sure of the instructions, and tasks have disjoint ranges.
-            by_format!(weight, Format => on_isa!(isa, isa => unsafe { isa::thin::<Format>(&rows, range, packed, product) }));
+            // SAFETY: `Product::checked` has found the instructions, and tasks have disjoint ranges.
+            by_format!(weight, Format => on_isa!(product.isa, isa => unsafe { isa::thin::<Format>(&rows, range, packed, product) }));
         });
     });
 }
@@ -178,6 +178,7 @@ unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     product: &Product<'_>,
 ) {
     assert!(packed.n_rows == N && packed.values.len() >= N * packed.stride);
+    assert!(packed.stride >= rows.d_in.next_multiple_of(D::STEP), "activations are padded to whole steps");
     let steps = rows.d_in / D::STEP; // full ones
     let n_chunks = if N == 1 { 1 } else { (N * rows.d_in).div_ceil(CHUNK_VALUES) };
     let (chunk, block) = (steps.div_ceil(n_chunks).max(1), if n_chunks == 1 { 1 } else { GROUPS });
@@ -325,8 +326,8 @@ unsafe fn multiply<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     }
     for r in 0..R {
         for n in 0..N {
-            // SAFETY: as the caller vouches.
             sums[r][n] = match scale_sums {
+                // SAFETY: the caller guarantees the instructions and the steps.
                 true => unsafe { partial[r][n].mul_add(D::lane_scales(steps[r]), sums[r][n]) },
                 false => partial[r][n],
             };

@@ -71,8 +71,9 @@ pub(crate) trait Vector: Copy {
     /// Reads `n` values, at most [`Vector::LANES`], and fills up with `fill`.
     #[inline(always)]
     unsafe fn load_head(at: *const f32, n: usize, fill: f32) -> Self {
+        debug_assert!(n <= Self::LANES, "{n} values do not fit {} lanes", Self::LANES);
         let mut lanes = [fill; MOST_LANES];
-        // SAFETY: the caller vouches for `n` values, and no vector has more lanes than the buffer.
+        // SAFETY: the caller guarantees `n` values, and no vector has more lanes than the buffer.
         unsafe {
             if n == Self::LANES {
                 return Self::load(at);
@@ -85,8 +86,9 @@ pub(crate) trait Vector: Copy {
     /// Writes the first `n` lanes.
     #[inline(always)]
     unsafe fn store_head(self, at: *mut f32, n: usize) {
+        debug_assert!(n <= Self::LANES, "{n} values do not fit {} lanes", Self::LANES);
         let mut lanes = [0f32; MOST_LANES];
-        // SAFETY: the caller vouches for `n` values, and no vector has more lanes than the buffer.
+        // SAFETY: the caller guarantees `n` values, and no vector has more lanes than the buffer.
         unsafe {
             if n == Self::LANES {
                 return self.store(at);
