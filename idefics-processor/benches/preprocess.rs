@@ -1,9 +1,9 @@
-//! From encoded photographs to pixel values, and resizing alone: `cargo bench -p idefics-processor`.
+//! From encoded photographs to pixel values: `cargo bench -p idefics-processor`.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use idefics_processor::image::{Alpha, Filter, ImageProcessor, ImageProcessorConfig, Limits, RgbImage, decode, resize};
+use idefics_processor::image::{Alpha, ImageProcessor, ImageProcessorConfig, Limits, RgbImage, decode};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
 const SIZES: [(u32, u32); 2] = [(1920, 1080), (4000, 3000)];
@@ -75,20 +75,5 @@ fn preprocess(c: &mut Criterion) {
     group.finish();
 }
 
-/// Elements are source pixels.
-fn resizing(c: &mut Criterion) {
-    let mut group = c.benchmark_group("resize");
-    group.sample_size(20);
-    for ((width, height), (out_width, out_height)) in SIZES.into_iter().zip([(980, 551), (980, 735)]) {
-        let picture = photograph(width, height);
-        group.throughput(Throughput::Elements(u64::from(width) * u64::from(height)));
-        for filter in [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
-            let id = BenchmarkId::new(format!("{filter:?}"), format!("{width}x{height}_to_{out_width}x{out_height}"));
-            group.bench_function(id, |b| b.iter(|| resize(black_box(&picture), out_width, out_height, filter)));
-        }
-    }
-    group.finish();
-}
-
-criterion_group!(benches, preprocess, resizing);
+criterion_group!(benches, preprocess);
 criterion_main!(benches);

@@ -376,9 +376,9 @@ impl ProcessorError {
             Self::TextTooLarge { .. } => ErrorKind::Limit,
             Self::Image { error, .. } => match error.kind() {
                 ImageErrorKind::FileSystem => ErrorKind::FileSystem,
-                ImageErrorKind::Input => ErrorKind::Input,
                 ImageErrorKind::Limit => ErrorKind::Limit,
                 ImageErrorKind::Network => ErrorKind::Network,
+                _ => ErrorKind::Input,
             },
         }
     }

@@ -5,8 +5,6 @@
 mod common;
 mod idefics1;
 mod image;
-mod image_files;
-mod jpeg;
 mod processor;
 mod prompt;
 mod tokenizer;

@@ -1,6 +1,6 @@
-"""JPEG files and the pixels that Pillow makes of them, for idefics-processor. Usage: python jpeg_fixtures.py
+"""JPEG files and the pixels that Pillow makes of them, for idefics-image. Usage: python jpeg_fixtures.py
 
-Writes ../../idefics-processor/tests/fixtures/image_jpeg.safetensors: each file as bytes under its name, and under
+Writes ../../idefics-image/tests/fixtures/jpeg.safetensors: each file as bytes under its name, and under
 `<name>/rgb` width, height and the SHA-256 of `convert("RGB")`; nothing under it where Pillow refuses the file.
 """
 
@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent
-OUT = HERE.parent.parent / "idefics-processor" / "tests" / "fixtures" / "image_jpeg.safetensors"
+OUT = HERE.parent.parent / "idefics-image" / "tests" / "fixtures" / "jpeg.safetensors"
 COFFEE = Image.open(HERE.parent / "images" / "coffee.jpg").convert("RGB")
 RANDOM = np.random.default_rng(7)
 

@@ -1,9 +1,9 @@
-"""Writes the image fixtures of idefics-processor: what Pillow and transformers make of small pictures.
+"""Writes the image fixtures of idefics-image and idefics-processor: what Pillow and transformers make of small pictures.
 
     python xtask/reference/processor_fixtures.py
 
 Versions: requirements.txt beside this file. The pictures are formulas (picture() below and in tests/image.rs), so that
-only files and results are stored. Output: idefics-processor/tests/fixtures/image*.
+only files and results are stored. Output: idefics-processor/tests/fixtures/image* and idefics-image/tests/fixtures.
 """
 
 import json
@@ -24,7 +24,8 @@ from transformers.models.idefics2.image_processing_pil_idefics2 import (
 from transformers.image_utils import SizeDict
 
 OUT = Path(__file__).parents[2] / "idefics-processor" / "tests" / "fixtures"
-FILES = OUT / "images"
+PICTURES = Path(__file__).parents[2] / "idefics-image" / "tests" / "fixtures"
+FILES = PICTURES / "images"
 METADATA = {"transformers": transformers.__version__, "pillow": PIL.__version__, "script": "processor_fixtures.py"}
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
@@ -52,7 +53,7 @@ def resize_fixture():
         image = Image.fromarray(picture(w, h, index))
         for name, number in FILTERS.items():
             tensors[f"{name}/{index}/{w}x{h}"] = np.array(image.resize((ow, oh), resample=number))
-    save_file(tensors, OUT / "image_resize.safetensors", METADATA)
+    save_file(tensors, PICTURES / "resize.safetensors", METADATA)
 
 
 def chunk(kind, data):
@@ -163,7 +164,7 @@ def decode_fixture():
                 white, drop = (np.array(convert_to_rgb(image)) for image in (upright, upright.convert("RGB")))
         expected[f"{path.name}/white"] = np.ascontiguousarray(white)
         expected[f"{path.name}/drop"] = np.ascontiguousarray(drop)
-    save_file(expected, OUT / "image_decode.safetensors", METADATA)
+    save_file(expected, PICTURES / "decode.safetensors", METADATA)
 
 
 def size_fixture():

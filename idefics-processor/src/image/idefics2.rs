@@ -2,10 +2,9 @@
 //!
 //! Source: `Idefics2ImageProcessorPil` of transformers 5.23 with Pillow 12.
 
+use idefics_image::{RgbView, resize_view};
 use rayon::prelude::*;
 
-use crate::image::resize::resize_view;
-use crate::image::rgb::RgbView;
 use crate::image::{
     ImageConfigError, ImageProcessorConfig, ImageSize, ImageTile, PadError, PaddedImages, RgbImage, pad_batch,
 };
@@ -57,7 +56,7 @@ impl ImageProcessor {
     /// A side of a single pixel has no half; both halves are then that pixel. (The reference fails there.)
     pub fn process(&self, image: &RgbImage) -> Vec<ImageTile> {
         let view = image.view();
-        let crops = self.crops(view.width, view.height);
+        let crops = self.crops(view.width(), view.height());
         let tile = |crop: &Crop| self.tile(view.crop(crop.left, crop.top, crop.right, crop.bottom));
         crops.par_iter().map(tile).collect()
     }
@@ -80,7 +79,7 @@ impl ImageProcessor {
     }
 
     fn tile(&self, crop: RgbView<'_>) -> ImageTile {
-        let (width, height) = self.output_size(crop.width as u32, crop.height as u32);
+        let (width, height) = self.output_size(crop.width() as u32, crop.height() as u32);
         let resized = resize_view(crop, width, height, self.config.resample);
         let (width, height) = (width as usize, height as usize);
         let mut pixels = vec![0.0; 3 * width * height];

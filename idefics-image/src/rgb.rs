@@ -1,6 +1,6 @@
 //! One decoded picture: 8-bit RGB with its size.
 
-use crate::image::ImageError;
+use crate::ImageError;
 
 /// A picture as 8-bit RGB, rows from the top, pixels from the left, channels together: `[height, width, 3]`.
 ///
@@ -47,7 +47,7 @@ impl RgbImage {
     }
 
     /// The whole picture as a view.
-    pub(crate) fn view(&self) -> RgbView<'_> {
+    pub fn view(&self) -> RgbView<'_> {
         RgbView {
             data: &self.data,
             stride: 3 * self.width as usize,
@@ -67,7 +67,7 @@ impl std::fmt::Debug for RgbImage {
 
 /// A rectangle of an [`RgbImage`], without a copy. Sizes in pixels, `stride` in bytes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct RgbView<'a> {
+pub struct RgbView<'a> {
     data: &'a [u8],
     stride: usize,
     left: usize,
@@ -77,20 +77,36 @@ pub(crate) struct RgbView<'a> {
 }
 
 impl<'a> RgbView<'a> {
+    /// Width, in pixels.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Height, in pixels.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
     /// The rectangle of rows `top..bottom` and columns `left..right` of this view.
-    pub(crate) fn crop(&self, left: usize, top: usize, right: usize, bottom: usize) -> Self {
+    ///
+    /// # Panics
+    /// If the rectangle is empty or reaches outside the view.
+    pub fn crop(&self, left: usize, top: usize, right: usize, bottom: usize) -> Self {
         assert!(left < right && right <= self.width && top < bottom && bottom <= self.height, "the crop is inside");
         Self { left: self.left + left, top: self.top + top, width: right - left, height: bottom - top, ..*self }
     }
 
     /// One row, `[width, 3]`.
-    pub(crate) fn row(&self, y: usize) -> &'a [u8] {
+    ///
+    /// # Panics
+    /// If `y` is not below the height.
+    pub fn row(&self, y: usize) -> &'a [u8] {
         let start = (self.top + y) * self.stride + 3 * self.left;
         &self.data[start..start + 3 * self.width]
     }
 
     /// Copies the rectangle out.
-    pub(crate) fn to_image(self) -> RgbImage {
+    pub fn to_image(self) -> RgbImage {
         let mut data = Vec::with_capacity(3 * self.width * self.height);
         for y in 0..self.height {
             data.extend_from_slice(self.row(y));

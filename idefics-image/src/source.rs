@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use url::Url;
 
-use crate::image::{Alpha, ImageError, RgbImage, decode};
+use crate::{Alpha, ImageError, RgbImage, decode};
 
 /// What an image may cost before it is refused. All limits hold before the pixels are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// Becomes an [`ImageError`](crate::image::ImageError) where the name of the file is known.
+/// Becomes an [`ImageError`](crate::ImageError) where the name of the file is known.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum JpegError {
     /// The file is damaged.

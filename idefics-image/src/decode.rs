@@ -11,9 +11,9 @@ use image::error::ImageError as LibraryError;
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder};
 
-use crate::image::clear::Clear;
-use crate::image::jpeg::{self, JpegError};
-use crate::image::{Format, ImageError, Limits, RgbImage};
+use crate::clear::Clear;
+use crate::jpeg::{self, JpegError};
+use crate::{Format, ImageError, Limits, RgbImage};
 
 /// What becomes of transparency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -32,7 +32,7 @@ pub enum Alpha {
     Drop,
 }
 
-/// Decodes an encoded image to upright 8-bit RGB; see [`load`](crate::image::load), which reads it first.
+/// Decodes an encoded image to upright 8-bit RGB; see [`load`](crate::load), which reads it first.
 ///
 /// `name` is how messages call the image: a path, or `image 2`.
 ///

@@ -14,9 +14,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::image::RgbImage;
-use crate::image::kernels::{self, PADDING, PRECISION_BITS, ROWS, Taps};
-use crate::image::rgb::RgbView;
+use crate::RgbImage;
+use crate::kernels::{self, PADDING, PRECISION_BITS, ROWS, Taps};
+use crate::rgb::RgbView;
 
 /// How new pixels are made of old ones; the discriminants are Pillow's `resample` numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,7 +88,10 @@ pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbI
 }
 
 /// [`resize`] of a rectangle.
-pub(crate) fn resize_view(source: RgbView<'_>, width: u32, height: u32, filter: Filter) -> RgbImage {
+///
+/// # Panics
+/// If a side is 0.
+pub fn resize_view(source: RgbView<'_>, width: u32, height: u32, filter: Filter) -> RgbImage {
     assert!(width > 0 && height > 0, "an image has sides of at least one pixel");
     let (out_width, out_height) = (width as usize, height as usize);
     if (source.width, source.height) == (out_width, out_height) {

@@ -1,4 +1,4 @@
-//! The two inner loops of [`resize`](crate::image::resize), with AVX2 versions chosen at run time.
+//! The two inner loops of [`resize`](crate::resize), with AVX2 versions chosen at run time.
 //!
 //! Along y the loop is plain Rust over fixed-size arrays, compiled twice: for what the target promises (on x86-64 that
 //! is SSE2, which has no 32-bit multiplication) and for AVX2. Along x the pixels that one sum reads lie three bytes

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use idefics_processor::image::{Alpha, ImageError, ImageErrorKind, Limits, RgbImage, decode};
+use idefics_image::{Alpha, ImageError, ImageErrorKind, Limits, RgbImage, decode};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
 /// The files of `xtask/reference/jpeg_fixtures.py`.
 fn fixture() -> Vec<u8> {
-    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/image_jpeg.safetensors")).unwrap()
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg.safetensors")).unwrap()
 }
 
 fn read(bytes: &[u8]) -> Result<RgbImage, ImageError> {

@@ -1,6 +1,6 @@
 //! The one transparent color that the reference still sees in a file: its loader drops alpha, but not a color key.
 
-use crate::image::Format;
+use crate::Format;
 
 const WHITE: [u8; 3] = [255; 3];
 

@@ -1,22 +1,29 @@
 //! Image files against Pillow, and against people who send other things.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use idefics_processor::image::{Alpha, ImageError, ImageErrorKind, ImageSource, Limits, RgbImage, decode, load};
+use idefics_image::{Alpha, ImageError, ImageErrorKind, ImageSource, Limits, RgbImage, decode, load};
+use proptest::prelude::*;
 use safetensors::SafeTensors;
-
-use crate::image::{fixture, fixtures};
 
 /// Decoders of lossy WebP may differ by so many of 255 levels.
 const WEBP_TOLERANCE: u8 = 7;
 
-pub(crate) fn crc32(bytes: impl Iterator<Item = u8>) -> u32 {
+pub(crate) fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+pub(crate) fn fixture(name: &str) -> Vec<u8> {
+    std::fs::read(fixtures().join(name)).unwrap()
+}
+
+fn crc32(bytes: impl Iterator<Item = u8>) -> u32 {
     !bytes.fold(!0, |crc: u32, byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
     })
 }
 
-pub(crate) fn decode_bytes(bytes: &[u8]) -> Result<RgbImage, ImageError> {
+fn decode_bytes(bytes: &[u8]) -> Result<RgbImage, ImageError> {
     decode(bytes, "test", &Limits::default(), Alpha::White)
 }
 
@@ -33,7 +40,7 @@ fn png_header(width: u32, height: u32) -> Vec<u8> {
 
 #[test]
 fn every_kind_of_file_decodes_as_pillow_does() {
-    let bytes = fixture("image_decode.safetensors");
+    let bytes = fixture("decode.safetensors");
     let expected = SafeTensors::deserialize(&bytes).unwrap();
     let mut files = 0;
     for entry in std::fs::read_dir(fixtures().join("images")).unwrap() {
@@ -189,5 +196,29 @@ fn pixel_data_must_fit_its_size() {
     assert!(RgbImage::new(2, 1, vec![0; 6]).is_ok());
     for (width, height, length) in [(2, 1, 5), (0, 1, 0), (1, 0, 0), (u32::MAX, u32::MAX, 3)] {
         assert!(matches!(RgbImage::new(width, height, vec![0; length]), Err(ImageError::PixelCount { .. })));
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..6_usize) {
+        let starts: [&[u8]; 6] = [b"", b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF\xff\0\0\0WEBPVP8"];
+        let _ = decode_bytes(&[starts[kind], &bytes].concat());
+    }
+
+    #[test]
+    fn no_damage_panics(at in 0..400_usize, value: u8, file in 0..6_usize) {
+        let names = ["rgba.png", "420.jpg", "progressive.jpg", "animated.gif", "lossless_alpha.webp", "rgb.bmp"];
+        let mut bytes = fixture(&format!("images/{}", names[file]));
+        let at = at % bytes.len();
+        bytes[at] = value;
+        let _ = decode_bytes(&bytes);
+    }
+
+    #[test]
+    fn no_text_panics(text in any::<String>(), data in "[ -~]{0,40}") {
+        let _ = text.parse::<ImageSource>();
+        let _ = load(&ImageSource::DataUrl(format!("data:{data}")), &Limits::default(), Alpha::White);
+        let _ = load(&ImageSource::DataUrl(format!("data:image/png;base64,{data}")), &Limits::default(), Alpha::White);
     }
 }

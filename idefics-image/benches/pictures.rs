@@ -1,0 +1,81 @@
+//! Decoding and resizing: `cargo bench -p idefics-image`.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use idefics_image::{Alpha, Filter, Limits, RgbImage, decode, resize};
+use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+
+const SIZES: [(u32, u32); 2] = [(1920, 1080), (4000, 3000)];
+
+/// Soft shapes and a little noise, so that the JPEG file has a photograph's size.
+fn photograph(width: u32, height: u32) -> RgbImage {
+    let mut data = Vec::with_capacity((3 * width * height) as usize);
+    let mut noise = 1_u32;
+    for y in 0..height {
+        for x in 0..width {
+            let (u, v) = (x as f32 / width as f32, y as f32 / height as f32);
+            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let grain = (noise >> 28) as f32;
+            for frequency in [9.0, 14.0, 23.0] {
+                data.push((120.0 + 100.0 * (frequency * u).sin() * (frequency * 0.7 * v).cos() + grain) as u8);
+            }
+        }
+    }
+    RgbImage::new(width, height, data).expect("three bytes a pixel")
+}
+
+/// Ramps with hard edges.
+fn ramps(width: u32, height: u32) -> RgbImage {
+    let pixel = |x: u32, y: u32| [1, 2, 3].map(|slope| ((x + y) * slope % 256) as u8);
+    let data = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect();
+    RgbImage::new(width, height, data).expect("three bytes a pixel")
+}
+
+/// As most files are: halved chroma, quality 90.
+fn jpeg(image: &RgbImage, is_progressive: bool) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut encoder = Encoder::new(&mut file, 90);
+    encoder.set_sampling_factor(SamplingFactor::F_2_2);
+    encoder.set_progressive(is_progressive);
+    let (width, height) = (image.width() as u16, image.height() as u16);
+    encoder.encode(image.data(), width, height, ColorType::Rgb).expect("the picture is encoded into memory");
+    file
+}
+
+/// Elements are source pixels.
+fn decoding(c: &mut Criterion) {
+    let mut group = c.benchmark_group("decode");
+    group.sample_size(20);
+    for (width, height) in SIZES {
+        group.throughput(Throughput::Elements(u64::from(width) * u64::from(height)));
+        for (name, file) in [
+            ("ramps", jpeg(&ramps(width, height), false)),
+            ("photograph", jpeg(&photograph(width, height), false)),
+            ("progressive", jpeg(&photograph(width, height), true)),
+        ] {
+            let id = BenchmarkId::new(name, format!("{width}x{height}"));
+            let read = || decode(black_box(&file), name, &Limits::default(), Alpha::White).expect("a valid file");
+            group.bench_function(id, |b| b.iter(read));
+        }
+    }
+    group.finish();
+}
+
+/// Elements are source pixels.
+fn resizing(c: &mut Criterion) {
+    let mut group = c.benchmark_group("resize");
+    group.sample_size(20);
+    for ((width, height), (out_width, out_height)) in SIZES.into_iter().zip([(980, 551), (980, 735)]) {
+        let picture = photograph(width, height);
+        group.throughput(Throughput::Elements(u64::from(width) * u64::from(height)));
+        for filter in [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
+            let id = BenchmarkId::new(format!("{filter:?}"), format!("{width}x{height}_to_{out_width}x{out_height}"));
+            group.bench_function(id, |b| b.iter(|| resize(black_box(&picture), out_width, out_height, filter)));
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decoding, resizing);
+criterion_main!(benches);

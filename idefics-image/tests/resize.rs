@@ -1,0 +1,79 @@
+//! Resized pixels against Pillow.
+
+use idefics_image::{Filter, RgbImage, resize};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+
+use crate::files::fixture;
+
+/// The pictures of `xtask/reference/processor_fixtures.py`.
+fn picture(width: u32, height: u32, seed: u32) -> RgbImage {
+    let mut data = Vec::new();
+    for y in 0..height {
+        for x in 0..width {
+            for c in 0..3_u32 {
+                let ramp = x * (7 + seed) + y * (13 + 2 * seed) + c * 29;
+                let edges = ((x / 5 + y / 3 + c) % 3) * 97;
+                let mixed = x.wrapping_mul(2_654_435_761).wrapping_add(y.wrapping_mul(40_503));
+                let noise = (mixed.wrapping_add(c * 97 + seed * 7919) >> 7) % 61;
+                data.push(((ramp + edges + noise) % 256) as u8);
+            }
+        }
+    }
+    RgbImage::new(width, height, data).unwrap()
+}
+
+#[test]
+fn resizing_equals_pillow_bit_for_bit() {
+    let bytes = fixture("resize.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut cases = 0;
+    for (name, expected) in tensors.iter() {
+        let [filter, index, size] = name.split('/').collect::<Vec<_>>().try_into().unwrap();
+        let filter = match filter {
+            "nearest" => Filter::Nearest,
+            "lanczos" => Filter::Lanczos,
+            "bilinear" => Filter::Bilinear,
+            "bicubic" => Filter::Bicubic,
+            other => panic!("unknown filter {other}"),
+        };
+        let (width, height) = size.split_once('x').unwrap();
+        let source = picture(width.parse().unwrap(), height.parse().unwrap(), index.parse().unwrap());
+        let [out_height, out_width, 3] = *expected.shape() else { panic!("{name} is not an RGB picture") };
+        let resized = resize(&source, out_width as u32, out_height as u32, filter);
+        assert_eq!(resized.data(), expected.data(), "{name} -> {out_width}x{out_height}");
+        cases += 1;
+    }
+    assert_eq!(cases, 4 * 31);
+}
+
+fn any_filter() -> impl Strategy<Value = Filter> {
+    prop::sample::select(vec![Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos])
+}
+
+proptest! {
+    #[test]
+    fn resizing_keeps_flat_pictures_flat(
+        (width, height) in (1..40_u32, 1..40_u32),
+        (out_width, out_height) in (1..90_u32, 1..90_u32),
+        value: u8,
+        filter in any_filter(),
+    ) {
+        let flat = RgbImage::new(width, height, vec![value; (3 * width * height) as usize]).unwrap();
+        let resized = resize(&flat, out_width, out_height, filter);
+        prop_assert_eq!((resized.width(), resized.height()), (out_width, out_height));
+        prop_assert!(resized.data().iter().all(|&found| found == value));
+    }
+
+    #[test]
+    fn triangle_weights_stay_between_darkest_and_lightest(
+        (width, height) in (1..30_u32, 1..30_u32),
+        (out_width, out_height) in (1..60_u32, 1..60_u32),
+        seed in 0..99_u32,
+    ) {
+        let image = picture(width, height, seed);
+        let resized = resize(&image, out_width, out_height, Filter::Bilinear);
+        let (low, high) = (image.data().iter().min(), image.data().iter().max());
+        prop_assert!(resized.data().iter().all(|value| Some(value) >= low && Some(value) <= high));
+    }
+}
