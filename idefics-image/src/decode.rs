@@ -13,7 +13,7 @@ use image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder};
 
 use crate::clear::Clear;
 use crate::jpeg::{self, JpegError};
-use crate::{Format, ImageError, Limits, RgbImage};
+use crate::{DecodeOptions, Format, ImageError, Limits, RgbImage};
 
 /// What becomes of transparency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -37,10 +37,16 @@ pub enum Alpha {
 /// `name` is how messages call the image: a path, or `image 2`.
 ///
 /// # Errors
-/// [`ImageError::Empty`], [`ImageError::Format`], [`ImageError::TooLarge`], [`ImageError::Memory`],
-/// [`ImageError::TooThin`] before anything is decoded; [`ImageError::Decode`], [`ImageError::Coding`] and
+/// [`ImageError::Empty`], [`ImageError::Format`], [`ImageError::NoSuchPage`], [`ImageError::TooLarge`],
+/// [`ImageError::Memory`], [`ImageError::TooThin`] before anything is decoded; [`ImageError::Decode`], [`ImageError::Coding`] and
 /// [`ImageError::DecoderPanic`] from the decoder.
-pub fn decode(bytes: &[u8], name: &str, limits: &Limits, alpha: Alpha) -> Result<RgbImage, ImageError> {
+pub fn decode(
+    bytes: &[u8],
+    name: &str,
+    limits: &Limits,
+    options: impl Into<DecodeOptions>,
+) -> Result<RgbImage, ImageError> {
+    let DecodeOptions { alpha, page } = options.into();
     if bytes.is_empty() {
         return Err(ImageError::Empty { image: name.to_owned() });
     }
@@ -49,6 +55,9 @@ pub fn decode(bytes: &[u8], name: &str, limits: &Limits, alpha: Alpha) -> Result
     }
     let format = Format::sniff(bytes).map_err(|found| ImageError::Format { image: name.to_owned(), found })?;
     let input = Input { name, format, limits, alpha };
+    if page.get() > 1 {
+        return Err(ImageError::NoSuchPage { image: name.to_owned(), page, pages: 1 });
+    }
     if let Some((width, height)) = header_size(format, bytes) {
         input.check_size(width, height)?;
     }

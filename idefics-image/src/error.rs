@@ -1,6 +1,7 @@
 //! Why an image could not be used.
 
 use std::io;
+use std::num::NonZeroU32;
 
 /// Which kind of failure an [`ImageError`] is, for exit codes and HTTP statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,6 +65,17 @@ pub enum ImageError {
         image: String,
         /// What the first bytes look like.
         found: String,
+    },
+
+    /// The file has fewer pages than the one that was asked for.
+    #[error("{image}: there is no page {page}; the number of pages is {pages}")]
+    NoSuchPage {
+        /// The input.
+        image: String,
+        /// The page asked for, from 1.
+        page: NonZeroU32,
+        /// Pages in the file.
+        pages: u32,
     },
 
     /// The header announces more pixels than the limits allow; nothing was decoded.
@@ -204,6 +216,7 @@ impl ImageError {
             Self::HttpStatus { .. } | Self::Network { .. } => ImageErrorKind::Network,
             Self::Empty { .. }
             | Self::Format { .. }
+            | Self::NoSuchPage { .. }
             | Self::TooLarge { .. }
             | Self::Memory { .. }
             | Self::TooThin { .. }

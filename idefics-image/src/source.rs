@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use url::Url;
 
-use crate::{Alpha, ImageError, RgbImage, decode};
+use crate::{DecodeOptions, ImageError, RgbImage, decode};
 
 /// What an image may cost before it is refused. All limits hold before the pixels are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,8 +143,8 @@ impl From<Vec<u8>> for ImageSource {
 ///
 /// # Errors
 /// Any [`ImageError`] that names an input; [`ImageError::kind`] sorts them.
-pub fn load(source: &ImageSource, limits: &Limits, alpha: Alpha) -> Result<RgbImage, ImageError> {
-    decode(&source.read(limits)?, &source.to_string(), limits, alpha)
+pub fn load(source: &ImageSource, limits: &Limits, options: impl Into<DecodeOptions>) -> Result<RgbImage, ImageError> {
+    decode(&source.read(limits)?, &source.to_string(), limits, options)
 }
 
 /// A scheme in a URL's sense of the word, so that `C://x` or `a b://c` stay paths.
