@@ -145,13 +145,13 @@ impl Input<'_> {
     }
 
     fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
-        let Limits { max_side, max_pixels, max_aspect_ratio, .. } = *self.limits;
+        let Limits { max_pixels, max_aspect_ratio, .. } = *self.limits;
         let image = || self.name.to_owned();
         if width == 0 || height == 0 {
             return Err(self.decode_error(format!("its size is {width}x{height}")));
         }
-        if width.max(height) > max_side || u64::from(width) * u64::from(height) > max_pixels {
-            return Err(ImageError::TooLarge { image: image(), width, height, max_side, max_pixels });
+        if u64::from(width) * u64::from(height) > max_pixels {
+            return Err(ImageError::TooLarge { image: image(), width, height, max_pixels });
         }
         if u64::from(width.max(height)) > u64::from(width.min(height)) * u64::from(max_aspect_ratio) {
             return Err(ImageError::TooThin { image: image(), width, height, max: max_aspect_ratio });

@@ -78,9 +78,10 @@ pub enum ImageError {
         pages: u32,
     },
 
-    /// The header announces more pixels than the limits allow; nothing was decoded.
+    /// The header announces more pixels than [`Limits::max_pixels`](crate::Limits::max_pixels); nothing was decoded.
     #[error(
-        "{image}: {width}x{height} pixels; at most {max_side} a side and {max_pixels} in all are allowed; scale it down"
+        "{image}: {width}x{height} pixels; at most {max_pixels} in all are allowed; scale it down or raise the limit \
+         (--max-image-pixels N, or none)"
     )]
     TooLarge {
         /// The input.
@@ -89,14 +90,15 @@ pub enum ImageError {
         width: u32,
         /// Announced height, in pixels.
         height: u32,
-        /// Longest side allowed, in pixels.
-        max_side: u32,
         /// Largest area allowed, in pixels.
         max_pixels: u64,
     },
 
     /// Decoding would need more memory than the limits allow; nothing was decoded.
-    #[error("{image}: decoding needs {needed} bytes of memory and {limit} are allowed; scale it down")]
+    #[error(
+        "{image}: decoding needs {needed} bytes of memory and {limit} are allowed; scale it down or raise the limit \
+         (--max-image-pixels N, or none)"
+    )]
     Memory {
         /// The input.
         image: String,

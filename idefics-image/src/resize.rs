@@ -20,6 +20,7 @@ use crate::rgb::RgbView;
 
 /// How new pixels are made of old ones; the discriminants are Pillow's `resample` numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Filter {
     /// The one pixel under the center of the new one.
     Nearest = 0,
@@ -29,22 +30,26 @@ pub enum Filter {
     Bilinear = 2,
     /// Cubic over 2 pixels each side, `a = -0.5` (Idefics).
     Bicubic = 3,
+    /// The mean of the pixels that the new one covers.
+    Box = 4,
+    /// Hamming-windowed sinc over 1 pixel each side.
+    Hamming = 5,
 }
 
 impl Filter {
-    /// The filter that a `resample` number of a preprocessor configuration means; box (4) and hamming (5) are not
-    /// used by any checkpoint of the family and give `None`.
+    /// Every filter, in the order of Pillow's numbers.
+    pub const ALL: [Self; 6] = [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming];
+
+    /// The filter that a `resample` number of a preprocessor configuration means, 0 to 5.
     pub fn from_pillow(resample: u64) -> Option<Self> {
-        [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic]
-            .into_iter()
-            .find(|filter| *filter as u64 == resample)
+        Self::ALL.into_iter().find(|filter| *filter as u64 == resample)
     }
 
     /// Half the width of the kernel, in source pixels at scale 1.
     fn support(self) -> f64 {
         match self {
-            Self::Nearest => 0.5,
-            Self::Bilinear => 1.0,
+            Self::Nearest | Self::Box => 0.5,
+            Self::Bilinear | Self::Hamming => 1.0,
             Self::Bicubic => 2.0,
             Self::Lanczos => 3.0,
         }
@@ -58,6 +63,9 @@ impl Filter {
             Self::Bicubic => bicubic(x.abs()),
             Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
             Self::Lanczos => 0.0,
+            Self::Box if x > -0.5 && x <= 0.5 => 1.0,
+            Self::Box => 0.0,
+            Self::Hamming => hamming(x.abs()),
         }
     }
 }
@@ -68,6 +76,17 @@ fn bicubic(x: f64) -> f64 {
         ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
     } else if x < 2.0 {
         (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+fn hamming(x: f64) -> f64 {
+    if x == 0.0 {
+        1.0
+    } else if x < 1.0 {
+        let x = x * PI;
+        x.sin() / x * (f64::from(0.54_f32) + f64::from(0.46_f32) * x.cos())
     } else {
         0.0
     }
@@ -145,19 +164,23 @@ fn axis_taps(in_size: usize, out_size: usize, filter: Filter) -> Taps {
 
 /// Resizes the given rows along x; returns `[rows, taps.len(), 3]`.
 fn narrow(source: RgbView<'_>, rows: Range<usize>, taps: &Taps) -> Vec<u8> {
-    let (row_length, stride) = (3 * source.width, 3 * source.width + PADDING);
+    let length = 3 * source.width + PADDING;
     let out_stride = 3 * taps.len();
     let mut out = vec![0; rows.len() * out_stride];
-    out.par_chunks_mut(ROWS * out_stride).with_min_len(2).enumerate().for_each_init(
-        || vec![0; ROWS * stride],
-        |padded, (group, out_rows)| {
-            let n_rows = out_rows.len() / out_stride;
-            for (offset, row) in padded.chunks_exact_mut(stride).take(n_rows).enumerate() {
-                row[..row_length].copy_from_slice(source.row(rows.start + ROWS * group + offset));
-            }
-            kernels::horizontal(&padded[..n_rows * stride], stride, taps, out_rows);
-        },
-    );
+    out.par_chunks_mut(ROWS * out_stride).with_min_len(2).enumerate().for_each(|(group, out_rows)| {
+        let first = rows.start + ROWS * group;
+        let group = first..first + out_rows.len() / out_stride;
+        // Rows at the end of the picture are copied, so that the loop may read beyond them.
+        let copies: Vec<Vec<u8>> = group
+            .clone()
+            .filter(|&y| source.rest(y).len() < length)
+            .map(|y| [source.row(y), &[0; PADDING]].concat())
+            .collect();
+        let first_copy = group.end - copies.len();
+        let in_rows: Vec<&[u8]> =
+            group.map(|y| if y < first_copy { source.rest(y) } else { &copies[y - first_copy] }).collect();
+        kernels::horizontal(&in_rows, taps, out_rows);
+    });
     out
 }
 
@@ -165,8 +188,7 @@ fn narrow(source: RgbView<'_>, rows: Range<usize>, taps: &Taps) -> Vec<u8> {
 fn shorten<'a>(row: impl Fn(usize) -> &'a [u8] + Sync, stride: usize, taps: &Taps) -> Vec<u8> {
     let mut out = vec![0; taps.len() * stride];
     out.par_chunks_exact_mut(stride).with_min_len(8).enumerate().for_each(|(position, out_row)| {
-        let (start, weights) = taps.of(position);
-        kernels::vertical(|offset| row(start + offset), weights, out_row);
+        kernels::vertical(&row, taps, position, out_row);
     });
     out
 }

@@ -20,9 +20,7 @@ use crate::{DecodeOptions, ImageError, RgbImage, decode};
 pub struct Limits {
     /// Longest encoded image, in bytes, counted while reading.
     pub max_bytes: u64,
-    /// Longest side, in pixels.
-    pub max_side: u32,
-    /// Largest area, in pixels.
+    /// Largest area, in pixels. [`Self::with_max_pixels`] raises it together with the memory that it takes.
     pub max_pixels: u64,
     /// Largest decoded image in the file's own pixel format, in bytes.
     pub max_decoded_bytes: u64,
@@ -34,18 +32,29 @@ pub struct Limits {
     pub max_redirects: u32,
 }
 
+/// Bytes of a decoded pixel in the widest common format, RGBA with 16 bits a channel.
+const MAX_BYTES_PER_PIXEL: u64 = 8;
+
 /// Room for any photograph (64 MiB encoded, 64 megapixels), none for decompression bombs.
 impl Default for Limits {
     fn default() -> Self {
         Self {
             max_bytes: 64 << 20,
-            max_side: 16_384,
             max_pixels: 64_000_000,
-            max_decoded_bytes: 512 << 20, // 64 megapixels of 16-bit RGBA
-            max_aspect_ratio: 200,
+            max_decoded_bytes: MAX_BYTES_PER_PIXEL * 64_000_000,
+            max_aspect_ratio: 1000,
             timeout: Duration::from_secs(10),
             max_redirects: 3,
         }
+    }
+}
+
+impl Limits {
+    /// The same limits with another largest area in pixels, or none, and room for that many decoded pixels.
+    #[must_use]
+    pub fn with_max_pixels(self, max_pixels: Option<u64>) -> Self {
+        let max_pixels = max_pixels.unwrap_or(u64::MAX);
+        Self { max_pixels, max_decoded_bytes: max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL), ..self }
     }
 }
 

@@ -150,11 +150,14 @@ fn the_file_system_and_the_input_fail_apart() {
 #[test]
 fn sizes_are_refused_from_the_header() {
     let fail = |bytes: &[u8]| decode_bytes(bytes).unwrap_err();
-    for (width, height) in [(60_000, 60_000), (16_385, 100), (13_000, 13_000), (u32::MAX, u32::MAX)] {
+    for (width, height) in [(60_000, 60_000), (70_000, 1_000), (8_001, 8_000), (u32::MAX, u32::MAX)] {
         let error = fail(&png_header(width, height));
         assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
         assert_eq!(error.kind(), ImageErrorKind::Input);
+        assert!(error.to_string().contains("--max-image-pixels"), "{error}");
     }
+    // Long, thin pictures are refused where a side is more than 1000 times the other.
+    assert!(!matches!(fail(&png_header(20_000, 20)), ImageError::TooThin { .. }));
     assert!(matches!(fail(&png_header(1, 10_000)), ImageError::TooThin { .. }));
     assert!(matches!(fail(&png_header(0, 10)), ImageError::Decode { .. }));
     // A GIF of 65535x65535 whose only frame would be 1x1.
@@ -172,8 +175,9 @@ fn sizes_are_refused_from_the_header() {
     let error = decode(&file, "x", &limits, Alpha::White).unwrap_err();
     assert!(matches!(error, ImageError::Memory { .. }), "{error}");
     assert_eq!(error.kind(), ImageErrorKind::Input);
-    let limits = Limits { max_side: 16, max_pixels: 16 * 12, ..Limits::default() };
-    assert!(decode(&file, "x", &limits, Alpha::White).is_ok());
+    assert!(decode(&file, "x", &Limits::default().with_max_pixels(Some(16 * 12)), Alpha::White).is_ok());
+    assert!(decode(&file, "x", &Limits::default().with_max_pixels(Some(16 * 12 - 1)), Alpha::White).is_err());
+    assert!(decode(&file, "x", &Limits::default().with_max_pixels(None), Alpha::White).is_ok());
 }
 
 #[test]

@@ -120,7 +120,7 @@ fn a_bomb_of_scans_is_refused() {
 fn coefficients_have_to_fit_the_limit() {
     let (_, file) = files().into_iter().find(|(name, _)| name == "40x30_420_q30_progressive").unwrap();
     // Three units across and two down, in even rows of blocks: luminance takes four a unit, chrominance one each.
-    let needed = 2 * (2 * 6 + 4 + 4) * 128;
+    let needed = 2 * (2 * 6 + 4 + 4) * (128 + 8);
     let limits = |max_decoded_bytes| Limits { max_decoded_bytes, ..Limits::default() };
     let read = |limit| decode(&file, "test", &limits(limit), Alpha::White);
     assert!(read(needed).is_ok());

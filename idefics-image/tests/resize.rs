@@ -35,6 +35,8 @@ fn resizing_equals_pillow_bit_for_bit() {
             "lanczos" => Filter::Lanczos,
             "bilinear" => Filter::Bilinear,
             "bicubic" => Filter::Bicubic,
+            "box" => Filter::Box,
+            "hamming" => Filter::Hamming,
             other => panic!("unknown filter {other}"),
         };
         let (width, height) = size.split_once('x').unwrap();
@@ -44,11 +46,11 @@ fn resizing_equals_pillow_bit_for_bit() {
         assert_eq!(resized.data(), expected.data(), "{name} -> {out_width}x{out_height}");
         cases += 1;
     }
-    assert_eq!(cases, 4 * 31);
+    assert_eq!(cases, 6 * 31);
 }
 
 fn any_filter() -> impl Strategy<Value = Filter> {
-    prop::sample::select(vec![Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos])
+    prop::sample::select(Filter::ALL.to_vec())
 }
 
 proptest! {

@@ -27,7 +27,7 @@ OUT = Path(__file__).parents[2] / "idefics-processor" / "tests" / "fixtures"
 PICTURES = Path(__file__).parents[2] / "idefics-image" / "tests" / "fixtures"
 FILES = PICTURES / "images"
 METADATA = {"transformers": transformers.__version__, "pillow": PIL.__version__, "script": "processor_fixtures.py"}
-FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
 def picture(width, height, seed=0):

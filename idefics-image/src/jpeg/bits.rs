@@ -169,7 +169,7 @@ impl Bits<'_> {
         self.position.count -= n;
     }
 
-    /// The next `n` bits; 1 to 16.
+    /// The next `n` bits; 1 to 32, as many as were refilled.
     #[inline(always)]
     pub(super) fn take(&mut self, n: u32) -> u32 {
         let bits = self.peek(n);

@@ -10,6 +10,52 @@ use super::markers::ZIGZAG;
 /// The coefficients of one block, row by row; lowest frequencies first.
 pub(super) type Block = [i16; 64];
 
+/// Rows of blocks of one component.
+#[derive(Debug)]
+pub(super) struct Plane<'a> {
+    /// The coefficients.
+    pub(super) blocks: &'a mut [Block],
+    /// For each block the AC coefficients that are not 0, bit `k` for place `k` in zigzag order. Only the scans of
+    /// progressive files keep it; it is empty otherwise.
+    pub(super) nonzero: &'a mut [u64],
+}
+
+/// A block of a progressive file with its entry in [`Plane::nonzero`].
+#[derive(Debug)]
+pub(super) struct Partial<'a> {
+    pub(super) block: &'a mut Block,
+    pub(super) nonzero: &'a mut u64,
+}
+
+impl Partial<'_> {
+    /// Writes the coefficient at place `at` in zigzag order. Places beyond the last one are the last one.
+    #[inline(always)]
+    fn set(&mut self, at: usize, value: i16) {
+        self.block[usize::from(ZIGZAG[at])] = value;
+        let at = at.min(63);
+        *self.nonzero = *self.nonzero & !(1 << at) | u64::from(value != 0) << at;
+    }
+
+    /// Reads one more bit of each coefficient in `places`, none of which is 0.
+    #[inline(always)]
+    fn refine(&mut self, bits: &mut Bits<'_>, one: i16, mut places: u64) {
+        while places != 0 {
+            bits.refill_if_low();
+            let count = places.count_ones().min(32);
+            let mut ones = bits.take(count) << (32 - count);
+            for _ in 0..count {
+                let coefficient = &mut self.block[usize::from(ZIGZAG[places.trailing_zeros() as usize])];
+                places &= places - 1;
+                // Without a branch: these bits are as good as random.
+                let is_missing = i16::from(*coefficient & one == 0) & (ones >> 31) as i16;
+                let sign = *coefficient >> 15 | 1;
+                *coefficient = coefficient.wrapping_add(sign * one * is_missing);
+                ones <<= 1;
+            }
+        }
+    }
+}
+
 /// What the next symbol of a DC coefficient and its bits add to the one before.
 #[inline(always)]
 fn dc_difference(bits: &mut Bits<'_>, table: &Table) -> i32 {
@@ -78,7 +124,7 @@ pub(super) struct Band {
 
 /// The upper bits of a band, into zeros. `empty_blocks` is how many blocks, this one included, have nothing more.
 #[inline(always)]
-pub(super) fn ac_first(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks: &mut u32, block: &mut Block) {
+pub(super) fn ac_first(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks: &mut u32, mut block: Partial<'_>) {
     if *empty_blocks > 0 {
         *empty_blocks -= 1;
         return;
@@ -86,11 +132,19 @@ pub(super) fn ac_first(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks
     let mut at = usize::from(band.first);
     while at <= usize::from(band.last) {
         bits.refill_if_low();
-        let symbol = ac.symbol(bits);
+        let entry = ac.peek(bits);
+        if entry.value != 0 {
+            bits.skip(u32::from(entry.length));
+            at += usize::from(entry.symbol >> 4);
+            block.set(at, entry.value << band.low_bit);
+            at += 1;
+            continue;
+        }
+        let symbol = ac.finish(entry, bits);
         let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
         if size > 0 {
             at += run;
-            block[usize::from(ZIGZAG[at])] = (extend(bits.take(size), size) << band.low_bit) as i16;
+            block.set(at, (extend(bits.take(size), size) << band.low_bit) as i16);
             at += 1;
         } else if run == 15 {
             at += 16;
@@ -103,14 +157,15 @@ pub(super) fn ac_first(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks
 
 /// One more bit of a band: of the coefficients that are not 0, and those that become ±1 of that bit.
 #[inline(always)]
-pub(super) fn ac_refined(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks: &mut u32, block: &mut Block) {
+pub(super) fn ac_refined(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks: &mut u32, mut block: Partial<'_>) {
     let (mut at, last) = (usize::from(band.first), usize::from(band.last));
+    let in_band = u64::MAX >> (63 - last);
     let one = 1_i16 << band.low_bit;
     if *empty_blocks == 0 {
         while at <= last {
             bits.refill_if_low();
             let symbol = ac.symbol(bits);
-            let (mut run, size) = (symbol >> 4, symbol & 15);
+            let (run, size) = (symbol >> 4, symbol & 15);
             let value = match size {
                 0 if run != 15 => {
                     *empty_blocks = end_run(bits, u32::from(run));
@@ -120,39 +175,26 @@ pub(super) fn ac_refined(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_bloc
                 _ if bits.bit() => one,
                 _ => -one,
             };
-            // To the zero behind `run` zeros; those that are not 0 get their bit on the way.
-            while at <= last {
-                let coefficient = &mut block[usize::from(ZIGZAG[at])];
-                if *coefficient != 0 {
-                    refine(bits, one, coefficient);
-                } else if run == 0 {
-                    break;
-                } else {
-                    run -= 1;
-                }
-                at += 1;
+            // On to the zero after `run` zeros; the coefficients on the way that are not 0 get their bit.
+            let rest = in_band & u64::MAX << at;
+            let mut zeros = !*block.nonzero & rest;
+            for _ in 0..run {
+                zeros &= zeros.wrapping_sub(1);
             }
+            let target = if zeros == 0 { last + 1 } else { zeros.trailing_zeros() as usize };
+            let passed = if zeros == 0 { rest } else { rest & ((1 << target) - 1) };
+            block.refine(bits, one, *block.nonzero & passed);
             if value != 0 {
-                block[usize::from(ZIGZAG[at])] = value;
+                block.set(target, value);
             }
-            at += 1;
+            at = target + 1;
         }
     }
     if *empty_blocks > 0 {
-        for &place in &ZIGZAG[at.min(last + 1)..=last] {
-            let coefficient = &mut block[usize::from(place)];
-            if *coefficient != 0 {
-                refine(bits, one, coefficient);
-            }
+        if at <= last {
+            block.refine(bits, one, *block.nonzero & in_band & u64::MAX << at);
         }
         *empty_blocks -= 1;
-    }
-}
-
-#[inline(always)]
-fn refine(bits: &mut Bits<'_>, one: i16, coefficient: &mut i16) {
-    if bits.bit() && *coefficient & one == 0 {
-        *coefficient = coefficient.wrapping_add(if *coefficient >= 0 { one } else { -one });
     }
 }
 

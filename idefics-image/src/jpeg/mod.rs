@@ -8,9 +8,10 @@
 //! does there: a scan whose data ends before its blocks do leaves the rest grey. One thing is left out: a progressive file
 //! that lacks scans is not smoothed over.
 //!
-//! The way of a file: [`markers`] reads the headers; [`scan`] and [`blocks`] read the coefficients on one thread, in
-//! order, from [`bits`] and [`huffman`] codes; [`render`] turns bands of them into pixels on the others, by [`idct`],
-//! [`upsample`] and [`color`]. In progressive files the coefficients of all scans come first.
+//! The way of a file: [`markers`] reads the headers; [`scan`] and [`blocks`] read the coefficients from [`bits`] and
+//! [`huffman`] codes; [`render`] turns bands of them into pixels, by [`idct`], [`upsample`] and [`color`]. Where one scan
+//! has everything, one thread reads and the others render. Scans of progressive files are read at the same time, each a
+//! band behind the one before it, and rendered afterwards.
 //!
 //! Source: ITU-T T.81, and libjpeg-turbo 3.1 where the standard leaves a choice.
 
@@ -31,7 +32,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use self::blocks::Block;
+use self::blocks::{Block, Plane};
 use self::color::Color;
 pub(crate) use self::error::JpegError;
 use self::frame::{Frame, Process, Scan};
@@ -107,7 +108,8 @@ impl<'a> Decoder<'a> {
         let mut divisors = vec![None; self.frame.components.len()];
         latch(&self.markers, &self.frame, &self.scan, &mut divisors)?;
         let mut reader = ScanReader::new(self.file, &self.markers, &self.frame, &self.scan)?;
-        let renderer = Renderer::new(&self.frame, &divisors, color, picture);
+        let layout = render::Bands::of(&self.frame);
+        let renderer = Renderer::new(&self.frame, layout, &divisors, color, picture);
 
         let threads = rayon::current_num_threads();
         // One thread does everything in turn; more get as much ahead as keeps them busy.
@@ -116,10 +118,10 @@ impl<'a> Decoder<'a> {
         let spare: Mutex<Vec<Coefficients>> = Mutex::new(Vec::new());
         let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
         rayon::scope(|scope| {
-            for band in 0..renderer.bands {
+            for band in 0..layout.count {
                 let unused = spare().pop();
-                let mut blocks = unused.unwrap_or_else(|| Coefficients::new(&renderer.band_blocks()));
-                reader.read_rows(renderer.units(band), &mut blocks.all_mut())?;
+                let mut blocks = unused.unwrap_or_else(|| Coefficients::new(&layout.blocks(&self.frame, 0)));
+                reader.read_rows(layout.units(&self.frame, band), &mut blocks.planes())?;
                 let (renderer, waiting) = (&renderer, &waiting);
                 let render = move || {
                     renderer.render(band, &blocks.all());
@@ -138,7 +140,7 @@ impl<'a> Decoder<'a> {
             }
             Ok(())
         })?;
-        match next_stop(reader, &mut self.markers)? {
+        match next_stop(&reader, &mut self.markers)? {
             Stop::End => Ok(()),
             Stop::Scan(_) => Err(JpegError::damaged("a second scan begins behind the whole picture")),
         }
@@ -146,65 +148,102 @@ impl<'a> Decoder<'a> {
 
     /// The coefficients come in several scans: all are read, then turned into pixels.
     fn decode_scans(mut self, color: Color, picture: &mut [u8], max_bytes: u64) -> Result<(), JpegError> {
-        let needed = (self.frame.stored_blocks() * size_of::<Block>()) as u64;
+        let needed = (self.frame.stored_blocks() * (size_of::<Block>() + size_of::<u64>())) as u64;
         if needed > max_bytes {
             return Err(JpegError::Memory(needed));
         }
         let frame = &self.frame;
-        let lengths = frame.components.iter().map(|component| component.stride * component.v * frame.units_down);
-        let mut blocks = Coefficients::new(&lengths.collect::<Vec<_>>());
+        let layout = render::Bands::of(frame);
+        let mut bands: Vec<Coefficients> =
+            (0..layout.count).map(|band| Coefficients::with_nonzero(&layout.blocks(frame, band))).collect();
         let mut divisors = vec![None; frame.components.len()];
         let (mut scans, mut visits) = (0, 0);
         let mut scan = self.scan;
+        let mut readers: Vec<ScanReader<'_>> = Vec::new();
         loop {
-            let blocks_of = |entry: &frame::ScanComponent| blocks.0[entry.index].len();
+            let component = |entry: &frame::ScanComponent| &frame.components[entry.index];
             scans += 1;
-            visits += scan.components.iter().map(blocks_of).sum::<usize>();
+            visits += scan.components.iter().map(component).map(|c| c.stride * c.v * frame.units_down).sum::<usize>();
             if scans > MAX_SCANS || visits > MAX_VISITS * frame.stored_blocks() + (1 << 20) {
                 return Err(JpegError::damaged("it has too many scans"));
             }
             latch(&self.markers, frame, &scan, &mut divisors)?;
-            let mut reader = ScanReader::new(self.file, &self.markers, frame, &scan)?;
-            reader.read_rows(0..reader.rows, &mut blocks.all_mut())?;
-            scan = match next_stop(reader, &mut self.markers)? {
+            let reader = ScanReader::new(self.file, &self.markers, frame, &scan)?;
+            let has_restarts = reader.has_restarts();
+            readers.push(reader);
+            if has_restarts {
+                // Only reading it shows where it ends.
+                read_scans(&mut readers, &mut bands, &layout, frame)?;
+            }
+            let stop = next_stop(&readers[readers.len() - 1], &mut self.markers)?;
+            if has_restarts {
+                readers.clear();
+            }
+            scan = match stop {
                 Stop::Scan(scan) => scan,
                 Stop::End => break,
             };
         }
-        let renderer = Renderer::new(frame, &divisors, color, picture);
-        let whole = renderer.band_blocks();
-        (0..renderer.bands).into_par_iter().for_each(|band| {
-            let part = |(blocks, &length): (&Vec<Block>, &usize)| -> std::ops::Range<usize> {
-                let start = band * length;
-                start..(start + length).min(blocks.len())
-            };
-            let parts: Vec<&[Block]> =
-                blocks.0.iter().zip(&whole).map(|(blocks, length)| &blocks[part((blocks, length))]).collect();
-            renderer.render(band, &parts);
-        });
+        read_scans(&mut readers, &mut bands, &layout, frame)?;
+
+        let renderer = Renderer::new(frame, layout, &divisors, color, picture);
+        bands.into_par_iter().enumerate().for_each(|(band, coefficients)| renderer.render(band, &coefficients.all()));
         Ok(())
     }
 }
 
-/// Blocks of each component.
+/// Reads scans at the same time, each one band behind the one before it: what a scan adds to a band depends on the
+/// earlier scans of that band alone.
+fn read_scans(
+    readers: &mut [ScanReader<'_>],
+    bands: &mut [Coefficients],
+    layout: &render::Bands,
+    frame: &Frame,
+) -> Result<(), JpegError> {
+    let (scans, count) = (readers.len(), bands.len());
+    let steps = if scans == 0 { 0 } else { scans + count - 1 };
+    for step in 0..steps {
+        // Scan `s` reads band `step - s`.
+        let first = (step + 1).saturating_sub(count);
+        let last = step.min(scans - 1);
+        let readers = readers[first..=last].par_iter_mut();
+        let bands = bands[step - last..=step - first].par_iter_mut().enumerate().rev();
+        readers.zip(bands).with_max_len(1).try_for_each(|(reader, (band, coefficients))| {
+            let rows = reader.rows_in(layout.units(frame, step - last + band), frame);
+            reader.read_rows(rows, &mut coefficients.planes())
+        })?;
+    }
+    Ok(())
+}
+
+/// Blocks of each component, with [`Plane::nonzero`] where they come in several scans.
 #[derive(Debug)]
-struct Coefficients(Vec<Vec<Block>>);
+struct Coefficients {
+    blocks: Vec<Vec<Block>>,
+    nonzero: Vec<Vec<u64>>,
+}
 
 impl Coefficients {
     fn new(lengths: &[usize]) -> Self {
-        Self(lengths.iter().map(|&length| vec![[0; 64]; length]).collect())
+        let blocks = lengths.iter().map(|&length| vec![[0; 64]; length]).collect();
+        Self { blocks, nonzero: vec![Vec::new(); lengths.len()] }
+    }
+
+    fn with_nonzero(lengths: &[usize]) -> Self {
+        Self { nonzero: lengths.iter().map(|&length| vec![0; length]).collect(), ..Self::new(lengths) }
     }
 
     fn all(&self) -> Vec<&[Block]> {
-        self.0.iter().map(Vec::as_slice).collect()
+        self.blocks.iter().map(Vec::as_slice).collect()
     }
 
-    fn all_mut(&mut self) -> Vec<&mut [Block]> {
-        self.0.iter_mut().map(Vec::as_mut_slice).collect()
+    fn planes(&mut self) -> Vec<Plane<'_>> {
+        let nonzero = self.nonzero.iter_mut();
+        self.blocks.iter_mut().zip(nonzero).map(|(blocks, nonzero)| Plane { blocks, nonzero }).collect()
     }
 
     fn clear(&mut self) {
-        for blocks in &mut self.0 {
+        for blocks in &mut self.blocks {
             blocks.fill([0; 64]);
         }
     }
@@ -228,7 +267,7 @@ fn latch(
 }
 
 /// Reads on behind the data of a scan.
-fn next_stop<'a>(reader: ScanReader<'a>, markers: &mut Markers<'a>) -> Result<Stop, JpegError> {
+fn next_stop<'a>(reader: &ScanReader<'a>, markers: &mut Markers<'a>) -> Result<Stop, JpegError> {
     if let Some(marker) = reader.finish(markers)
         && let Some(stop) = markers.read_segment(marker)?
     {

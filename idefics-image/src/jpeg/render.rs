@@ -4,6 +4,7 @@
 //! picture that a band lets finish are shifted up by one: they need that band and the one above. Whichever of the two
 //! is transformed last finishes them; what they become does not depend on it.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::blocks::Block;
@@ -14,6 +15,35 @@ use super::upsample::{Upsampler, Upsampling};
 
 /// Bytes of coefficients in a band: a part of a core's own cache.
 const BAND_BYTES: usize = 256 << 10;
+
+/// How a frame is cut in bands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bands {
+    /// Rows of units in a band; the last one may have fewer.
+    units: usize,
+    /// Number of bands.
+    pub(super) count: usize,
+}
+
+impl Bands {
+    pub(super) fn of(frame: &Frame) -> Self {
+        let unit_row: usize = frame.components.iter().map(|component| component.v * component.stride).sum();
+        let units = (BAND_BYTES / (unit_row * size_of::<Block>())).clamp(1, frame.units_down);
+        Self { units, count: frame.units_down.div_ceil(units) }
+    }
+
+    /// The rows of units of a band.
+    pub(super) fn units(self, frame: &Frame, band: usize) -> Range<usize> {
+        let start = band * self.units;
+        start..(start + self.units).min(frame.units_down)
+    }
+
+    /// How many blocks of each component a band has.
+    pub(super) fn blocks(self, frame: &Frame, band: usize) -> Vec<usize> {
+        let rows = self.units(frame, band).len();
+        frame.components.iter().map(|component| component.stride * component.v * rows).collect()
+    }
+}
 
 /// The samples of each component in one band.
 type Planes = Vec<Vec<u8>>;
@@ -26,9 +56,7 @@ pub(super) struct Renderer<'a> {
     divisors: Vec<[i16; 64]>,
     upsampling: Vec<Upsampling>,
     color: Color,
-    /// Rows of units in a band.
-    units_per_band: usize,
-    pub(super) bands: usize,
+    layout: Bands,
     shared: Mutex<Shared<'a>>,
 }
 
@@ -50,11 +78,15 @@ struct Job<'a> {
 
 impl<'a> Renderer<'a> {
     /// `picture` is `[height, width, 3]`.
-    pub(super) fn new(frame: &'a Frame, divisors: &[Option<[u16; 64]>], color: Color, picture: &'a mut [u8]) -> Self {
-        let unit_row: usize = frame.components.iter().map(|component| component.v * component.stride).sum();
-        let units_per_band = (BAND_BYTES / (unit_row * size_of::<Block>())).clamp(1, frame.units_down);
-        let bands = frame.units_down.div_ceil(units_per_band);
-        let band_rows = units_per_band * frame.max_v * BLOCK;
+    pub(super) fn new(
+        frame: &'a Frame,
+        layout: Bands,
+        divisors: &[Option<[u16; 64]>],
+        color: Color,
+        picture: &'a mut [u8],
+    ) -> Self {
+        let bands = layout.count;
+        let band_rows = layout.units * frame.max_v * BLOCK;
         let mut rows = Vec::with_capacity(bands);
         let mut rest = picture;
         for band in 0..bands {
@@ -71,22 +103,9 @@ impl<'a> Renderer<'a> {
             divisors: divisors.iter().map(wrapped).collect(),
             upsampling: frame.components.iter().map(|component| Upsampling::of(frame, component)).collect(),
             color,
-            units_per_band,
-            bands,
+            layout,
             shared: Mutex::new(Shared { planes: vec![None; bands], rows }),
         }
-    }
-
-    /// The rows of units of a band.
-    pub(super) fn units(&self, band: usize) -> std::ops::Range<usize> {
-        let start = band * self.units_per_band;
-        start..(start + self.units_per_band).min(self.frame.units_down)
-    }
-
-    /// How many blocks of each component a whole band has.
-    pub(super) fn band_blocks(&self) -> Vec<usize> {
-        let blocks = |component: &Component| component.stride * component.v * self.units_per_band;
-        self.frame.components.iter().map(blocks).collect()
     }
 
     /// Takes the coefficients of a band, and finishes what can be finished. Every band comes once, in any order.
@@ -123,7 +142,7 @@ impl<'a> Renderer<'a> {
         });
         for band in band.saturating_sub(1)..=band + 1 {
             let is_taken = |band: usize| shared.rows.get(band).is_none_or(Option::is_none);
-            if band < self.bands && is_taken(band) && is_taken(band + 1) {
+            if band < self.layout.count && is_taken(band) && is_taken(band + 1) {
                 shared.planes[band] = None;
             }
         }
@@ -132,7 +151,7 @@ impl<'a> Renderer<'a> {
 
     fn finish(&self, job: Job<'_>) {
         let Frame { width, max_v, .. } = *self.frame;
-        let band_rows = self.units_per_band * max_v * BLOCK;
+        let band_rows = self.layout.units * max_v * BLOCK;
         let first = (job.band * band_rows).saturating_sub(1);
         let length = width.next_multiple_of(2 * BLOCK);
         let components = &self.frame.components;
@@ -141,7 +160,7 @@ impl<'a> Renderer<'a> {
             let mut rows: [&[u8]; 4] = [&[]; 4];
             for (index, (component, upsampler)) in components.iter().zip(&mut upsamplers).enumerate() {
                 // Rows of this component in a band, and in a row.
-                let (height, stride) = (self.units_per_band * component.v * BLOCK, component.stride * BLOCK);
+                let (height, stride) = (self.layout.units * component.v * BLOCK, component.stride * BLOCK);
                 let source = |y: usize| {
                     let planes = match &job.above {
                         Some(above) if y / height < job.band => above,

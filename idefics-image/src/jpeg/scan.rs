@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::JpegError;
 use super::bits::{Bits, Position, Segments};
-use super::blocks::{self, Band, Block};
+use super::blocks::{self, Band, Partial, Plane};
 use super::frame::{Frame, Process, Scan};
 use super::huffman::{Codes, Table};
 use super::markers::Markers;
@@ -104,8 +104,22 @@ impl<'a> ScanReader<'a> {
         Ok(Self { segments, position, kind, parts, places, units_across, rows, restart_interval, state })
     }
 
+    /// Whether the scan has restart markers. The end of a scan without any is known before it is read.
+    pub(super) fn has_restarts(&self) -> bool {
+        self.restart_interval > 0
+    }
+
+    /// The rows of units that lie in rows `units` of the frame: those of the scan's only component are its own blocks.
+    pub(super) fn rows_in(&self, units: Range<usize>, frame: &Frame) -> Range<usize> {
+        let rows_per_unit = match self.parts[..] {
+            [ref only] => frame.components[only.component].v,
+            _ => 1,
+        };
+        units.start * rows_per_unit..(units.end * rows_per_unit).min(self.rows)
+    }
+
     /// Reads rows of units. `out` has the blocks of each component of the frame, from the first of these rows on.
-    pub(super) fn read_rows(&mut self, rows: Range<usize>, out: &mut [&mut [Block]]) -> Result<(), JpegError> {
+    pub(super) fn read_rows(&mut self, rows: Range<usize>, out: &mut [Plane<'_>]) -> Result<(), JpegError> {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2") {
             return bmi::read_rows(self, rows, out);
@@ -114,21 +128,23 @@ impl<'a> ScanReader<'a> {
     }
 
     #[inline(always)]
-    fn read_rows_plain(&mut self, rows: Range<usize>, out: &mut [&mut [Block]]) -> Result<(), JpegError> {
+    fn read_rows_plain(&mut self, rows: Range<usize>, out: &mut [Plane<'_>]) -> Result<(), JpegError> {
         match self.kind {
-            Kind::Sequential => self.each_block(rows, out, |bits, part, last_dc, _, block| {
-                blocks::sequential(bits, &part.dc, &part.ac, last_dc, block);
+            Kind::Sequential => self.each_block(rows, out, |bits, part, last_dc, _, plane, at| {
+                blocks::sequential(bits, &part.dc, &part.ac, last_dc, &mut plane.blocks[at]);
             }),
-            Kind::DcFirst { low_bit } => self.each_block(rows, out, |bits, part, last_dc, _, block| {
-                blocks::dc_first(bits, &part.dc, last_dc, low_bit, block);
+            Kind::DcFirst { low_bit } => self.each_block(rows, out, |bits, part, last_dc, _, plane, at| {
+                blocks::dc_first(bits, &part.dc, last_dc, low_bit, &mut plane.blocks[at]);
             }),
-            Kind::DcRefined { low_bit } => self.each_block(rows, out, |bits, _, _, _, block| {
-                blocks::dc_refined(bits, low_bit, block);
+            Kind::DcRefined { low_bit } => self.each_block(rows, out, |bits, _, _, _, plane, at| {
+                blocks::dc_refined(bits, low_bit, &mut plane.blocks[at]);
             }),
-            Kind::AcFirst(band) => self.each_block(rows, out, |bits, part, _, empty_blocks, block| {
+            Kind::AcFirst(band) => self.each_block(rows, out, |bits, part, _, empty_blocks, plane, at| {
+                let block = Partial { block: &mut plane.blocks[at], nonzero: &mut plane.nonzero[at] };
                 blocks::ac_first(bits, &part.ac, band, empty_blocks, block);
             }),
-            Kind::AcRefined(band) => self.each_block(rows, out, |bits, part, _, empty_blocks, block| {
+            Kind::AcRefined(band) => self.each_block(rows, out, |bits, part, _, empty_blocks, plane, at| {
+                let block = Partial { block: &mut plane.blocks[at], nonzero: &mut plane.nonzero[at] };
                 blocks::ac_refined(bits, &part.ac, band, empty_blocks, block);
             }),
         }
@@ -138,8 +154,8 @@ impl<'a> ScanReader<'a> {
     fn each_block(
         &mut self,
         rows: Range<usize>,
-        out: &mut [&mut [Block]],
-        decode: impl Fn(&mut Bits<'_>, &Part, &mut i32, &mut u32, &mut Block),
+        out: &mut [Plane<'_>],
+        decode: impl Fn(&mut Bits<'_>, &Part, &mut i32, &mut u32, &mut Plane<'_>, usize),
     ) -> Result<(), JpegError> {
         let Self { segments, state, .. } = self;
         let mut bits = segments.bits(self.position);
@@ -158,8 +174,8 @@ impl<'a> ScanReader<'a> {
                 for place in &self.places {
                     let part = &self.parts[place.part];
                     let at = row * part.down * part.stride + unit * part.across + place.offset;
-                    let block = &mut out[part.component][at];
-                    decode(&mut bits, part, &mut state.last_dc[place.part], &mut state.empty_blocks, block);
+                    let plane = &mut out[part.component];
+                    decode(&mut bits, part, &mut state.last_dc[place.part], &mut state.empty_blocks, plane, at);
                 }
                 state.is_exhausted = bits.is_overrun();
             }
@@ -169,7 +185,7 @@ impl<'a> ScanReader<'a> {
     }
 
     /// Goes back to the markers, behind the data of the scan. Returns the marker that ended it.
-    pub(super) fn finish(self, markers: &mut Markers<'_>) -> Option<u8> {
+    pub(super) fn finish(&self, markers: &mut Markers<'_>) -> Option<u8> {
         markers.at = self.segments.at;
         self.segments.marker
     }
@@ -230,10 +246,10 @@ mod bmi {
     pub(super) fn read_rows(
         scan: &mut ScanReader<'_>,
         rows: Range<usize>,
-        out: &mut [&mut [Block]],
+        out: &mut [Plane<'_>],
     ) -> Result<(), JpegError> {
         #[target_feature(enable = "bmi1,bmi2")]
-        fn compiled(scan: &mut ScanReader<'_>, rows: Range<usize>, out: &mut [&mut [Block]]) -> Result<(), JpegError> {
+        fn compiled(scan: &mut ScanReader<'_>, rows: Range<usize>, out: &mut [Plane<'_>]) -> Result<(), JpegError> {
             scan.read_rows_plain(rows, out)
         }
         assert!(is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2"));

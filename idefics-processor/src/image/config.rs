@@ -238,7 +238,11 @@ impl ImageProcessorConfig {
                 "resample" => {
                     let known = value.as_u64().and_then(Filter::from_pillow);
                     config.resample = known.ok_or_else(|| {
-                        field_error(key, value, "0 (nearest), 1 (lanczos), 2 (bilinear) or 3 (bicubic)")
+                        field_error(
+                            key,
+                            value,
+                            "0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box) or 5 (hamming)",
+                        )
                     })?;
                 }
                 "do_rescale" => config.do_rescale = boolean(key, value)?,
