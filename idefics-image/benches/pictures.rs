@@ -3,6 +3,8 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use idefics_image::{Alpha, Filter, Limits, RgbImage, decode, resize};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
@@ -77,5 +79,37 @@ fn resizing(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decoding, resizing);
+/// Ours, whose pixels are Pillow's, beside `fast_image_resize`, whose are not; one thread each.
+fn resizing_beside(c: &mut Criterion) {
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread pool");
+    let mut group = c.benchmark_group("resize_beside");
+    group.sample_size(30);
+    for ((width, height), (out_width, out_height)) in SIZES.into_iter().zip([(980, 551), (980, 735)]) {
+        let picture = photograph(width, height);
+        group.throughput(Throughput::Elements(u64::from(width) * u64::from(height)));
+        for (filter, theirs) in [
+            (Filter::Bilinear, FilterType::Bilinear),
+            (Filter::Bicubic, FilterType::CatmullRom),
+            (Filter::Lanczos, FilterType::Lanczos3),
+        ] {
+            let id = |who: &str| BenchmarkId::new(format!("{filter:?}/{who}"), format!("{width}x{height}"));
+            group.bench_function(id("idefics-image"), |b| {
+                one_thread.install(|| b.iter(|| resize(black_box(&picture), out_width, out_height, filter)));
+            });
+            let source = ImageRef::new(width, height, picture.data(), PixelType::U8x3).expect("three bytes a pixel");
+            let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(theirs));
+            group.bench_function(id("fast_image_resize"), |b| {
+                let mut resizer = Resizer::new();
+                b.iter(|| {
+                    let mut out = Image::new(out_width, out_height, PixelType::U8x3);
+                    resizer.resize(black_box(&source), &mut out, &options).expect("the types agree");
+                    out
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decoding, resizing, resizing_beside);
 criterion_main!(benches);

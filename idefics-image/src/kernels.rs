@@ -4,8 +4,6 @@
 //! of each weight: `weight = high × 2^16 + low` with `low` a signed 16-bit and `high` a signed 8-bit number. Products with
 //! `low` are summed in 32 bits, those with `high` in 16 bits, and both sums are exact. [`Split`] says where that holds.
 
-use std::ops::Range;
-
 /// Fractional bits of a fixed-point weight; 255 × the sum of all weights fits in 32 bits.
 pub(crate) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
@@ -102,13 +100,6 @@ impl Taps {
     fn groups(&self, output: usize) -> &[Group] {
         let begin = if output == 0 { 0 } else { self.split.ends[output - 1] };
         &self.split.groups[begin..self.split.ends[output]]
-    }
-
-    /// All inputs that any output reads.
-    pub(crate) fn inputs(&self) -> Range<usize> {
-        let (start, _) = self.of(0);
-        let (last, weights) = self.of(self.len() - 1);
-        start..last + weights.len()
     }
 }
 
@@ -229,7 +220,12 @@ mod avx2 {
                 let bytes = _mm256_packus_epi16(words, words);
                 let rgb = [_mm256_extract_epi32::<0>(bytes), _mm256_extract_epi32::<4>(bytes)];
                 for (out, rgb) in outs[2 * half..].iter_mut().zip(rgb) {
-                    out[3 * position..][..3].copy_from_slice(&rgb.to_le_bytes()[..3]);
+                    let rgb = rgb.to_le_bytes();
+                    // The fourth byte is made again by the next position.
+                    match out[3 * position..].first_chunk_mut() {
+                        Some(pixel) => *pixel = rgb,
+                        None => out[3 * position..].copy_from_slice(&rgb[..3]),
+                    }
                 }
             }
         }

@@ -10,7 +10,6 @@
 //! Source: `ImagingResample` of Pillow 12 (`Resample.c`), and `ImagingScaleAffine` (`Geometry.c`) for nearest.
 
 use std::f64::consts::PI;
-use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -118,19 +117,14 @@ pub fn resize_view(source: RgbView<'_>, width: u32, height: u32, filter: Filter)
     }
     let data = if filter == Filter::Nearest {
         nearest(source, out_width, out_height)
-    } else if source.height == out_height {
-        narrow(source, 0..source.height, &axis_taps(source.width, out_width, filter))
     } else {
-        let taps = axis_taps(source.height, out_height, filter);
-        let rows = taps.inputs();
-        if source.width == out_width {
-            shorten(|y| source.row(y), 3 * out_width, &taps)
-        } else {
-            // Only the rows that the second pass reads.
-            let first_row = rows.start;
-            let narrowed = narrow(source, rows, &axis_taps(source.width, out_width, filter));
-            let stride = 3 * out_width;
-            shorten(|y| &narrowed[(y - first_row) * stride..][..stride], stride, &taps)
+        let columns = (source.width != out_width).then(|| axis_taps(source.width, out_width, filter));
+        let rows = (source.height != out_height).then(|| axis_taps(source.height, out_height, filter));
+        match (columns, rows) {
+            (None, None) => return source.to_image(),
+            (Some(columns), None) => narrow(source, &columns),
+            (None, Some(rows)) => shorten(source, &rows),
+            (Some(columns), Some(rows)) => narrow_and_shorten(source, &columns, &rows),
         }
     };
     RgbImage::new(width, height, data).expect("the passes fill every pixel")
@@ -162,35 +156,70 @@ fn axis_taps(in_size: usize, out_size: usize, filter: Filter) -> Taps {
     taps
 }
 
-/// Resizes the given rows along x; returns `[rows, taps.len(), 3]`.
-fn narrow(source: RgbView<'_>, rows: Range<usize>, taps: &Taps) -> Vec<u8> {
-    let length = 3 * source.width + PADDING;
-    let out_stride = 3 * taps.len();
-    let mut out = vec![0; rows.len() * out_stride];
-    out.par_chunks_mut(ROWS * out_stride).with_min_len(2).enumerate().for_each(|(group, out_rows)| {
-        let first = rows.start + ROWS * group;
-        let group = first..first + out_rows.len() / out_stride;
-        // Rows at the end of the picture are copied, so that the loop may read beyond them.
-        let copies: Vec<Vec<u8>> = group
-            .clone()
-            .filter(|&y| source.rest(y).len() < length)
-            .map(|y| [source.row(y), &[0; PADDING]].concat())
-            .collect();
-        let first_copy = group.end - copies.len();
-        let in_rows: Vec<&[u8]> =
-            group.map(|y| if y < first_copy { source.rest(y) } else { &copies[y - first_copy] }).collect();
-        kernels::horizontal(&in_rows, taps, out_rows);
+/// Least output rows of a part that one thread makes: the parts read some input rows twice.
+const MIN_PART_ROWS: usize = 32;
+
+/// Resizes along x; returns `[height, columns.len(), 3]`.
+fn narrow(source: RgbView<'_>, columns: &Taps) -> Vec<u8> {
+    let stride = 3 * columns.len();
+    let mut out = vec![0; source.height * stride];
+    out.par_chunks_mut(ROWS * stride).with_min_len(8).enumerate().for_each(|(group, out_rows)| {
+        narrow_rows(source, ROWS * group, columns, out_rows);
     });
     out
 }
 
-/// Resizes along y; `row(y)` is an input row of `stride` bytes. Returns `[taps.len(), stride]`.
-fn shorten<'a>(row: impl Fn(usize) -> &'a [u8] + Sync, stride: usize, taps: &Taps) -> Vec<u8> {
-    let mut out = vec![0; taps.len() * stride];
+/// Resizes along y; returns `[rows.len(), width, 3]`.
+fn shorten(source: RgbView<'_>, rows: &Taps) -> Vec<u8> {
+    let stride = 3 * source.width;
+    let mut out = vec![0; rows.len() * stride];
     out.par_chunks_exact_mut(stride).with_min_len(8).enumerate().for_each(|(position, out_row)| {
-        kernels::vertical(&row, taps, position, out_row);
+        kernels::vertical(|y| source.row(y), rows, position, out_row);
     });
     out
+}
+
+/// Resizes along x, then along y; returns `[rows.len(), columns.len(), 3]`. Only the window of narrowed rows that an
+/// output row reads is kept.
+fn narrow_and_shorten(source: RgbView<'_>, columns: &Taps, rows: &Taps) -> Vec<u8> {
+    let stride = 3 * columns.len();
+    let window = (0..rows.len()).map(|position| rows.of(position).1.len()).max().unwrap_or(0);
+    // Rows are narrowed in groups, so that some lie before the window and some after it.
+    let slots = (window + 2 * ROWS).next_multiple_of(ROWS);
+    let mut out = vec![0; rows.len() * stride];
+    let part_rows = rows.len().div_ceil(rayon::current_num_threads()).max(MIN_PART_ROWS);
+    out.par_chunks_mut(part_rows * stride).enumerate().for_each(|(part, out_rows)| {
+        let mut narrowed = vec![0; slots * stride];
+        let mut next = None;
+        for (position, out_row) in (part * part_rows..).zip(out_rows.chunks_exact_mut(stride)) {
+            let (start, weights) = rows.of(position);
+            let mut y = next.unwrap_or(start / ROWS * ROWS);
+            while y < start + weights.len() {
+                let group = &mut narrowed[y % slots * stride..][..ROWS.min(source.height - y) * stride];
+                narrow_rows(source, y, columns, group);
+                y += ROWS;
+            }
+            next = Some(y);
+            kernels::vertical(|y| &narrowed[y % slots * stride..][..stride], rows, position, out_row);
+        }
+    });
+    out
+}
+
+/// Resizes rows from `first` on along x into `out`, `[up to ROWS, columns.len(), 3]`.
+fn narrow_rows(source: RgbView<'_>, first: usize, columns: &Taps, out: &mut [u8]) {
+    let count = out.len() / (3 * columns.len());
+    // Rows at the end of the picture are copied, so that the loop may read beyond them.
+    let copies: [Vec<u8>; ROWS] = std::array::from_fn(|row| {
+        let is_short = row < count && source.rest(first + row).len() < 3 * source.width + PADDING;
+        if is_short { [source.row(first + row), &[0; PADDING]].concat() } else { Vec::new() }
+    });
+    let rows: [&[u8]; ROWS] = std::array::from_fn(|row| match &copies[row] {
+        _ if row >= count => &[][..],
+        copy if copy.is_empty() => source.rest(first + row),
+        copy => copy,
+    });
+    kernels::horizontal(&rows[..count], columns, out);
 }
 
 fn nearest(source: RgbView<'_>, out_width: usize, out_height: usize) -> Vec<u8> {
