@@ -59,11 +59,11 @@ pub enum ImageError {
     },
 
     /// The bytes are not in a format that we read, whatever the file is called.
-    #[error("{image}: expected PNG, JPEG, WebP, GIF or BMP, found {found}; convert it to one of these")]
+    #[error("{image}: expected PNG, JPEG, WebP, GIF, BMP, AVIF, JPEG 2000, PNM, ICO or TGA, found {found}")]
     Format {
         /// The input.
         image: String,
-        /// What the first bytes look like.
+        /// What the first bytes look like, and what can be done.
         found: String,
     },
 

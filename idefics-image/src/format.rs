@@ -1,7 +1,14 @@
 //! Telling an image's format from its first bytes.
 
+use crate::avif::is_avif;
+use crate::ico::is_cursor;
+use crate::jpeg2000;
+use crate::pnm::is_pnm;
+use crate::tga::is_tga;
+
 /// The formats that we decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Format {
     /// Portable Network Graphics; of an animated one, the default image.
     Png,
@@ -11,8 +18,20 @@ pub enum Format {
     WebP,
     /// GIF; of an animated one, the first frame.
     Gif,
-    /// Windows bitmap.
+    /// Windows or OS/2 bitmap.
     Bmp,
+    /// Netpbm's PBM, PGM and PPM, plain and raw, and grey PFM.
+    Pnm,
+    /// Windows icon: the largest picture in it.
+    Ico,
+    /// Windows cursor: the largest picture in it.
+    Cur,
+    /// Truevision TGA.
+    Tga,
+    /// AVIF; of an animated one, the still picture.
+    Avif,
+    /// JPEG 2000: JP2 or a bare codestream.
+    Jpeg2000,
 }
 
 impl Format {
@@ -24,13 +43,19 @@ impl Format {
             Self::WebP => "WebP",
             Self::Gif => "GIF",
             Self::Bmp => "BMP",
+            Self::Pnm => "PNM",
+            Self::Ico => "ICO",
+            Self::Cur => "CUR",
+            Self::Tga => "TGA",
+            Self::Avif => "AVIF",
+            Self::Jpeg2000 => "JPEG 2000",
         }
     }
 
     /// Reads the format from the first bytes; a file's name and media type say nothing.
     ///
     /// # Errors
-    /// What the bytes look like instead, in words for a message.
+    /// What the bytes look like instead and what can be done, in words for a message.
     pub fn sniff(bytes: &[u8]) -> Result<Self, String> {
         match bytes {
             [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, ..] => Ok(Self::Png),
@@ -38,52 +63,68 @@ impl Format {
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Self::WebP),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Self::Gif),
             [b'B', b'M', ..] if !is_text(bytes) => Ok(Self::Bmp),
+            [0, 0, 1, 0, ..] => Ok(Self::Ico),
+            _ if bytes.starts_with(jpeg2000::JP2) || bytes.starts_with(jpeg2000::CODESTREAM) => Ok(Self::Jpeg2000),
+            _ if is_avif(bytes) => Ok(Self::Avif),
+            _ if is_cursor(bytes) => Ok(Self::Cur),
+            _ if is_pnm(bytes) => Ok(Self::Pnm),
+            // Without a magic number, so it comes last.
+            _ if is_tga(bytes) => Ok(Self::Tga),
             _ => Err(describe(bytes)),
         }
     }
 }
 
-/// Formats that people do pass, so that the message can name them.
+/// Formats that people do pass, so that the message can name them and a way out.
 fn describe(bytes: &[u8]) -> String {
-    let known = match bytes {
-        [] => "nothing",
-        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "a TIFF image",
+    const CONVERT: &str = "convert it to PNG or JPEG";
+    const RAW: (&str, &str) = ("a camera raw file", "export it as JPEG, or develop it with dcraw or darktable-cli");
+    let (found, remedy) = match bytes {
+        [] => ("nothing", "check that it was written or downloaded completely"),
+        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => ("a TIFF image", CONVERT),
         [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] => match brand.get(..4) {
-            Some(b"avif" | b"avis") => "an AVIF image",
-            Some(b"heic" | b"heix" | b"hevc" | b"heim" | b"heis" | b"mif1" | b"msf1") => "a HEIC image",
-            _ => "an MP4 or QuickTime video",
+            Some(b"avif" | b"avis") => ("an AVIF image that was damaged or cut short", "download it again"),
+            Some(b"heic" | b"heix" | b"hevc" | b"hevx" | b"heim" | b"heis" | b"mif1" | b"msf1") => {
+                ("a HEIC image", "convert it with heif-convert (Debian's libheif-examples), or export it as JPEG")
+            }
+            Some(b"crx ") => RAW,
+            _ => ("an MP4 or QuickTime video", "give its frames as pictures (ffmpeg -i FILE frame%04d.png)"),
         },
-        [b'%', b'P', b'D', b'F', ..] => "a PDF document",
-        [b'8', b'B', b'P', b'S', ..] => "a Photoshop document",
-        [0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] | [0xff, 0x4f, 0xff, 0x51, ..] => "a JPEG 2000 image",
-        [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] | [0xff, 0x0a, ..] => "a JPEG XL image",
-        [0, 0, 1, 0, ..] => "a Windows icon",
-        [0x76, 0x2f, 0x31, 0x01, ..] => "an OpenEXR image",
-        [b'q', b'o', b'i', b'f', ..] => "a QOI image",
-        [b'R', b'I', b'F', b'F', ..] => "a RIFF file (AVI or WAV)",
-        [b'P', b'K', 3, 4, ..] => "a ZIP archive",
-        [0x1f, 0x8b, ..] => "a gzip archive",
-        [0x89, b'P', b'N', b'G', ..] => "a PNG signature that was damaged or cut short",
-        _ if is_text(bytes) => return describe_text(bytes),
+        [b'F', b'U', b'J', b'I', b'F', b'I', b'L', b'M', ..] | [b'I', b'I', b'R', b'O' | b'S', ..] => RAW,
+        [b'I', b'I', b'U', 0, ..] => RAW,
+        [b'%', b'P', b'D', b'F', ..] => ("a PDF document", "convert its pages with pdftoppm -png (poppler-utils)"),
+        [b'8', b'B', b'P', b'S', ..] => ("a Photoshop document", "export it as PNG or JPEG"),
+        [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] | [0xff, 0x0a, ..] => {
+            ("a JPEG XL image", "convert it with djxl (Debian's libjxl-tools)")
+        }
+        [0x76, 0x2f, 0x31, 0x01, ..] => ("an OpenEXR image", CONVERT),
+        [b'q', b'o', b'i', b'f', ..] => ("a QOI image", CONVERT),
+        [b'P', b'7', b'\n', ..] => ("a PAM image", "convert it with pamtopnm (netpbm) or to PNG"),
+        [b'P', b'F', b'\n', ..] => ("a PFM image in color", CONVERT),
+        [b'R', b'I', b'F', b'F', ..] => ("a RIFF file (AVI or WAV)", "give an image file"),
+        [b'P', b'K', 3, 4, ..] => ("a ZIP archive", "unpack it"),
+        [0x1f, 0x8b, ..] => ("a gzip archive", "unpack it"),
+        [0x89, b'P', b'N', b'G', ..] => ("a PNG signature that was damaged or cut short", "download it again"),
+        _ if is_text(bytes) => describe_text(bytes),
         _ => {
             let start: Vec<String> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-            return format!("data that starts with the bytes {}", start.join(" "));
+            return format!("data that starts with the bytes {}; {CONVERT}", start.join(" "));
         }
     };
-    known.to_owned()
+    format!("{found}; {remedy}")
 }
 
-fn describe_text(bytes: &[u8]) -> String {
+fn describe_text(bytes: &[u8]) -> (&'static str, &'static str) {
     let head = String::from_utf8_lossy(&bytes[..bytes.len().min(1024)]).to_ascii_lowercase();
     let head = head.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
     if head.starts_with("<svg") || (head.starts_with("<?xml") || head.starts_with("<!")) && head.contains("<svg") {
-        "an SVG drawing".to_owned()
+        ("an SVG drawing", "convert it with rsvg-convert (Debian's librsvg2-bin)")
     } else if head.starts_with("<!doctype html") || head.starts_with("<html") {
-        "an HTML page".to_owned()
+        ("an HTML page", "check the address that it came from")
     } else if head.starts_with("version https://git-lfs") {
-        "a Git LFS pointer (run git lfs pull)".to_owned()
+        ("a Git LFS pointer", "run git lfs pull")
     } else {
-        "a text file".to_owned()
+        ("a text file", "give an image file")
     }
 }
 

@@ -1,15 +1,26 @@
 #![doc = include_str!("../README.md")]
 
-mod clear;
+mod avif;
+mod bmp;
 mod decode;
 mod error;
 mod format;
+mod gif;
+mod ico;
 mod jpeg;
+mod jpeg2000;
 mod kernels;
 mod options;
+mod orientation;
+mod png;
+mod pnm;
+mod raster;
+mod raw;
 mod resize;
 mod rgb;
 mod source;
+mod tga;
+mod webp;
 
 pub use decode::{Alpha, decode};
 pub use error::{ImageError, ImageErrorKind};

@@ -59,8 +59,10 @@ pub(super) struct Markers<'a> {
     pub(super) has_jfif: bool,
     /// The color transform of an Adobe segment.
     pub(super) adobe: Option<u8>,
-    /// The first EXIF block, from its TIFF header on.
-    pub(super) exif: Option<&'a [u8]>,
+    /// The EXIF segments so far, joined, each without its name.
+    pub(super) exif: Option<Vec<u8>>,
+    /// The last XMP packet so far.
+    pub(super) xmp: Option<&'a [u8]>,
 }
 
 impl<'a> Markers<'a> {
@@ -111,7 +113,13 @@ impl<'a> Markers<'a> {
                 self.restart_interval = usize::from(u16::from_be_bytes([high, low]));
             }
             0xe0 => self.has_jfif |= data.len() >= 14 && data.starts_with(b"JFIF\0"),
-            0xe1 => self.exif = self.exif.or_else(|| data.strip_prefix(b"Exif\0\0")),
+            0xe1 => {
+                if let Some(block) = data.strip_prefix(b"Exif\0\0") {
+                    self.exif.get_or_insert_default().extend_from_slice(block);
+                } else if let Some(packet) = data.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0") {
+                    self.xmp = Some(packet);
+                }
+            }
             0xee if data.len() >= 12 && data.starts_with(b"Adobe") => self.adobe = Some(data[11]),
             _ => {} // other application data, comments
         }

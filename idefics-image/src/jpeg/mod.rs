@@ -79,8 +79,13 @@ impl<'a> Decoder<'a> {
     }
 
     /// The EXIF block, from its TIFF header on.
-    pub(crate) fn exif(&self) -> Option<&'a [u8]> {
-        self.markers.exif
+    pub(crate) fn exif(&self) -> Option<&[u8]> {
+        self.markers.exif.as_deref()
+    }
+
+    /// The XMP packet.
+    pub(crate) fn xmp(&self) -> Option<&'a [u8]> {
+        self.markers.xmp
     }
 
     /// The pixels as RGB, `[height, width, 3]`. Both sides must be at least 1. Progressive files need room for all their

@@ -1,0 +1,31 @@
+//! Decodes an image file and writes its pixels, so that another program can compare them.
+//!
+//! `decode FILE [--alpha white|drop]` writes `width height`, a line end and `[height, width, 3]` bytes to stdout.
+
+use std::io::Write as _;
+
+use idefics_image::{Alpha, ImageSource, Limits, load};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut alpha = Alpha::Drop;
+    let mut file = None;
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("--alpha") => {
+                alpha = match arguments.next().as_deref().and_then(|value| value.to_str()) {
+                    Some("white") => Alpha::White,
+                    Some("drop") => Alpha::Drop,
+                    _ => return Err("--alpha takes white or drop".into()),
+                }
+            }
+            _ => file = Some(argument),
+        }
+    }
+    let file = file.ok_or("usage: decode FILE [--alpha white|drop]")?;
+    let picture = load(&ImageSource::Path(file.into()), &Limits::default(), alpha)?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{} {}", picture.width(), picture.height())?;
+    out.write_all(picture.data())?;
+    Ok(())
+}

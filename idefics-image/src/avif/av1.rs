@@ -1,0 +1,214 @@
+//! One AV1 frame, decoded by `rav1d`.
+//!
+//! The crate has the C interface of dav1d alone, so this module is unsafe inside and safe outside.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+use std::ptr::{self, NonNull};
+
+use rav1d::include::dav1d::data::Dav1dData;
+use rav1d::include::dav1d::dav1d::{Dav1dContext, Dav1dSettings};
+use rav1d::include::dav1d::headers::{DAV1D_PIXEL_LAYOUT_I400, DAV1D_PIXEL_LAYOUT_I420, DAV1D_PIXEL_LAYOUT_I422};
+use rav1d::include::dav1d::picture::Dav1dPicture;
+use rav1d::src::lib::{
+    dav1d_close, dav1d_data_create, dav1d_data_unref, dav1d_default_settings, dav1d_get_picture, dav1d_open,
+    dav1d_picture_unref, dav1d_send_data,
+};
+
+/// Which of two luma samples share a chroma sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sampling {
+    /// Luma alone.
+    Mono,
+    /// Two by two, 4:2:0.
+    Quarter,
+    /// Two in a row, 4:2:2.
+    Half,
+    /// Each its own, 4:4:4.
+    Full,
+}
+
+impl Sampling {
+    /// Binary logarithms of luma samples per chroma sample, across and down.
+    pub(super) fn shifts(self) -> (u32, u32) {
+        match self {
+            Self::Mono | Self::Full => (0, 0),
+            Self::Quarter => (1, 1),
+            Self::Half => (1, 0),
+        }
+    }
+}
+
+/// Samples of one component, `[height, width]`.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Plane {
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) samples: Vec<u16>,
+}
+
+impl Plane {
+    pub(super) fn row(&self, y: usize) -> &[u16] {
+        &self.samples[y * self.width..][..self.width]
+    }
+}
+
+/// Colors as H.273 numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ColorCodes {
+    pub(super) primaries: u16,
+    pub(super) matrix: u16,
+    pub(super) is_full_range: bool,
+}
+
+/// A decoded frame: luma, and two planes of chroma unless it is [`Sampling::Mono`].
+#[derive(Debug, Clone)]
+pub(super) struct Frame {
+    pub(super) width: u32,
+    pub(super) height: u32,
+    /// Bits of a sample: 8, 10 or 12.
+    pub(super) depth: u32,
+    pub(super) sampling: Sampling,
+    pub(super) planes: Vec<Plane>,
+    pub(super) colors: ColorCodes,
+}
+
+/// An open decoder.
+struct Decoder(Option<Dav1dContext>);
+
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        // SAFETY: the context comes from `dav1d_open` and is closed once; an empty one is passed over.
+        unsafe { dav1d_close(Some(NonNull::from(&mut self.0))) }
+    }
+}
+
+impl Decoder {
+    /// Opens a decoder that works on the calling thread and refuses frames of more than `max_pixels`.
+    fn open(max_pixels: u32) -> Result<Self, String> {
+        let mut settings = MaybeUninit::<Dav1dSettings>::uninit();
+        // SAFETY: the pointer is to memory for settings, which the call fills.
+        let mut settings = unsafe {
+            dav1d_default_settings(NonNull::new_unchecked(settings.as_mut_ptr()));
+            settings.assume_init()
+        };
+        settings.n_threads = 1;
+        settings.max_frame_delay = 1;
+        settings.all_layers = 0;
+        settings.frame_size_limit = max_pixels;
+        // SAFETY: a logger of zeros has neither a callback nor a cookie, and so is silent.
+        unsafe { ptr::write_bytes(&raw mut settings.logger, 0, 1) };
+        let mut decoder = Self(None);
+        // SAFETY: both pointers are to live values of their types.
+        let result = unsafe { dav1d_open(Some(NonNull::from(&mut decoder.0)), Some(NonNull::from(&mut settings))) };
+        if result.0 < 0 { Err(format!("the AV1 decoder does not start (error {})", result.0)) } else { Ok(decoder) }
+    }
+}
+
+/// Compressed data in the decoder's own memory.
+struct Data(Dav1dData);
+
+impl Data {
+    fn copy(bytes: &[u8]) -> Result<Self, String> {
+        let mut data = Self(Dav1dData::default());
+        // SAFETY: the pointer is to a live value; what it held before owns nothing.
+        let target = unsafe { dav1d_data_create(Some(NonNull::from(&mut data.0)), bytes.len()) };
+        if target.is_null() {
+            return Err("there is no memory for the compressed frame".to_owned());
+        }
+        // SAFETY: `target` is the start of `bytes.len()` bytes that nobody else has yet.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
+        Ok(data)
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        // SAFETY: the value is initialized; what the decoder took from it is empty.
+        unsafe { dav1d_data_unref(Some(NonNull::from(&mut self.0))) }
+    }
+}
+
+/// A decoded picture in the decoder's own memory.
+struct Picture(Dav1dPicture);
+
+impl Drop for Picture {
+    fn drop(&mut self) {
+        // SAFETY: the value is initialized, empty or from `dav1d_get_picture`.
+        unsafe { dav1d_picture_unref(Some(NonNull::from(&mut self.0))) }
+    }
+}
+
+/// The first frame that the data shows.
+///
+/// # Errors
+/// What is wrong with the data, in words. Frames of more than `max_pixels` are refused before they are allocated.
+pub(super) fn decode(bytes: &[u8], max_pixels: u32) -> Result<Frame, String> {
+    const AGAIN: i32 = -libc::EAGAIN;
+    if bytes.is_empty() {
+        return Err("a frame has no data".to_owned());
+    }
+    let decoder = Decoder::open(max_pixels)?;
+    let mut data = Data::copy(bytes)?;
+    let mut picture = Picture(Dav1dPicture::default());
+    // Each round consumes data or drains the decoder, so that few are needed.
+    for _ in 0..64 {
+        if data.0.sz > 0 {
+            // SAFETY: the decoder is open and the data is live; the call takes what it consumes.
+            let result = unsafe { dav1d_send_data(decoder.0, Some(NonNull::from(&mut data.0))) };
+            if result.0 < 0 && result.0 != AGAIN {
+                return Err(format!("the AV1 data is damaged (error {})", result.0));
+            }
+        }
+        // SAFETY: the decoder is open, and the picture is empty.
+        let result = unsafe { dav1d_get_picture(decoder.0, Some(NonNull::from(&mut picture.0))) };
+        match result.0 {
+            0.. => return copy_frame(&picture.0),
+            AGAIN if data.0.sz > 0 => {}
+            AGAIN => break,
+            error => return Err(format!("the AV1 data is damaged (error {error})")),
+        }
+    }
+    // SAFETY: as above; draining once more gives a frame that was held back.
+    let result = unsafe { dav1d_get_picture(decoder.0, Some(NonNull::from(&mut picture.0))) };
+    if result.0 >= 0 { copy_frame(&picture.0) } else { Err("the AV1 data ends before the frame".to_owned()) }
+}
+
+fn copy_frame(picture: &Dav1dPicture) -> Result<Frame, String> {
+    let (width, height) = (picture.p.w as usize, picture.p.h as usize);
+    let sampling = match picture.p.layout {
+        DAV1D_PIXEL_LAYOUT_I400 => Sampling::Mono,
+        DAV1D_PIXEL_LAYOUT_I420 => Sampling::Quarter,
+        DAV1D_PIXEL_LAYOUT_I422 => Sampling::Half,
+        _ => Sampling::Full,
+    };
+    let depth = picture.p.bpc as u32;
+    let (across, down) = sampling.shifts();
+    let (chroma_width, chroma_height) = (width.div_ceil(1 << across), height.div_ceil(1 << down));
+    let sizes = [(width, height), (chroma_width, chroma_height), (chroma_width, chroma_height)];
+    let count = if sampling == Sampling::Mono { 1 } else { 3 };
+    let mut planes = Vec::with_capacity(count);
+    for (at, &(width, height)) in sizes[..count].iter().enumerate() {
+        let start = picture.data[at].ok_or("a plane of the frame is missing")?.as_ptr().cast::<u8>().cast_const();
+        let stride = picture.stride[at.min(1)];
+        let mut samples = Vec::with_capacity(width * height);
+        for y in 0..height {
+            // SAFETY: row `y` of a picture begins `y` strides behind its plane and has `width` samples of one byte, or
+            // of two where the depth is more than 8; the rows of a plane are aligned for both.
+            unsafe {
+                let row = start.offset(stride * y as isize);
+                if depth == 8 {
+                    samples.extend(std::slice::from_raw_parts(row, width).iter().map(|&sample| u16::from(sample)));
+                } else {
+                    samples.extend_from_slice(std::slice::from_raw_parts(row.cast::<u16>(), width));
+                }
+            }
+        }
+        planes.push(Plane { width, height, samples });
+    }
+    // SAFETY: the sequence header of a picture lives as long as the picture.
+    let header = unsafe { picture.seq_hdr.ok_or("the frame has no sequence header")?.as_ref() };
+    let colors =
+        ColorCodes { primaries: header.pri as u16, matrix: header.mtrx as u16, is_full_range: header.color_range != 0 };
+    Ok(Frame { width: width as u32, height: height as u32, depth, sampling, planes, colors })
+}

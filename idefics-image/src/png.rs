@@ -1,0 +1,487 @@
+//! PNG, as Pillow reads it.
+//!
+//! The walk over the chunks is ours, since it decides which damage is forgiven: sums are checked up to the pixels and
+//! not from there on, and nothing needs to follow the pixels. The pixels themselves are decoded by the crate `png`.
+//!
+//! Source: `PngImagePlugin.py` and `ZipDecode.c` of Pillow.
+
+use std::io::Cursor;
+
+use image::metadata::Orientation;
+
+use crate::ImageError;
+use crate::decode::Input;
+use crate::orientation::orientation;
+use crate::raster::{Keys, Palette, Pixels, Raster, clip};
+
+pub(crate) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+/// Longest text that a compressed chunk may unfold to, as in Pillow.
+const MAX_TEXT: usize = 1 << 20;
+
+const GREY: u8 = 0;
+const RGB: u8 = 2;
+const PALETTE: u8 = 3;
+const GREY_ALPHA: u8 = 4;
+const RGBA: u8 = 6;
+
+pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
+    let file = File::read(bytes, input)?;
+    let header = file.header.as_ref().ok_or_else(|| input.damaged("there is no header"))?;
+    let packed = header.inflate(&file, input)?;
+    let (pixels, keys) = file.unpack(header, packed);
+    let pixels = match file.frame {
+        Some(frame) if frame != Frame::whole(header) => on_canvas(pixels, header, frame),
+        _ => pixels,
+    };
+    let (width, height) = (header.width, header.height);
+    Ok(Raster { width, height, pixels, keys, orientation: file.texts.orientation() })
+}
+
+/// What the chunks say.
+#[derive(Debug, Default)]
+struct File<'a> {
+    header: Option<Header>,
+    palette: &'a [u8],
+    transparency: Option<&'a [u8]>,
+    /// The rectangle that the pixels fill, where the default image is the first frame of an animation.
+    frame: Option<Frame>,
+    /// The compressed pixels, one slice a chunk.
+    data: Vec<&'a [u8]>,
+    texts: Texts,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    width: u32,
+    height: u32,
+    depth: u8,
+    color_type: u8,
+    is_interlaced: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Frame {
+    left: u32,
+    top: u32,
+    width: u32,
+    height: u32,
+}
+
+impl Frame {
+    fn whole(header: &Header) -> Self {
+        Self { left: 0, top: 0, width: header.width, height: header.height }
+    }
+}
+
+/// The chunks that may hold an orientation.
+#[derive(Debug, Default)]
+struct Texts {
+    exif: Option<Vec<u8>>,
+    raw_profile: Option<Vec<u8>>,
+    /// XMP in valid text, which goes before other bytes.
+    xmp_text: Option<Vec<u8>>,
+    xmp: Option<Vec<u8>>,
+}
+
+/// Kind, data and stored sum of the chunk at a place, and where the next one begins.
+struct Chunk<'a> {
+    kind: [u8; 4],
+    data: &'a [u8],
+    sum: Option<[u8; 4]>,
+    next: usize,
+}
+
+/// How a chunk cannot be read.
+enum NoChunk<'a> {
+    /// There is no whole, valid chunk header.
+    Header,
+    /// The file ends within the data, of which this is left.
+    Data([u8; 4], &'a [u8]),
+}
+
+fn chunk_at(bytes: &[u8], at: usize) -> Result<Chunk<'_>, NoChunk<'_>> {
+    let rest = bytes.get(at..).unwrap_or_default();
+    let Some((head, rest)) = rest.split_first_chunk::<8>() else { return Err(NoChunk::Header) };
+    let [a, b, c, d, kind @ ..] = *head;
+    if !kind.iter().all(|&byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+        return Err(NoChunk::Header);
+    }
+    let length = u32::from_be_bytes([a, b, c, d]) as usize;
+    let Some((data, rest)) = rest.split_at_checked(length) else { return Err(NoChunk::Data(kind, rest)) };
+    Ok(Chunk { kind, data, sum: rest.first_chunk().copied(), next: at + 12 + length })
+}
+
+impl<'a> File<'a> {
+    fn read(bytes: &'a [u8], input: &Input<'_>) -> Result<Self, ImageError> {
+        let mut file = Self::default();
+        let mut at = SIGNATURE.len();
+        // Up to the pixels every chunk must be whole.
+        loop {
+            let chunk = match chunk_at(bytes, at) {
+                Ok(chunk) => chunk,
+                Err(NoChunk::Data(kind, _)) if kind == *b"IDAT" => break,
+                Err(NoChunk::Header) => return Err(input.damaged("a chunk header is missing or damaged")),
+                Err(NoChunk::Data(..)) => return Err(input.damaged("the file ends within a chunk")),
+            };
+            match &chunk.kind {
+                b"IDAT" => break,
+                b"IEND" => return Err(input.damaged("there are no pixels")),
+                _ => {}
+            }
+            let mut sum = crc32fast::Hasher::new();
+            sum.update(&chunk.kind);
+            sum.update(chunk.data);
+            if chunk.sum != Some(sum.finalize().to_be_bytes()) {
+                return Err(input.damaged(format!("the checksum of chunk {} is wrong", name(chunk.kind))));
+            }
+            file.read_chunk(&chunk, input)?;
+            at = chunk.next;
+        }
+        // The pixels may end early; whether enough is there shows when they are unfolded.
+        loop {
+            match chunk_at(bytes, at) {
+                Ok(chunk) if matches!(&chunk.kind, b"IDAT" | b"DDAT") => {
+                    file.data.push(chunk.data);
+                    at = chunk.next;
+                }
+                Err(NoChunk::Data(kind, rest)) if matches!(&kind, b"IDAT" | b"DDAT") => {
+                    file.data.push(rest);
+                    return Ok(file);
+                }
+                _ => break,
+            }
+        }
+        // Behind them sums do not count, and a damaged header ends the file.
+        loop {
+            match chunk_at(bytes, at) {
+                Ok(chunk) if chunk.kind == *b"IEND" || chunk.kind == *b"fcTL" => return Ok(file),
+                Ok(chunk) => {
+                    file.read_chunk(&chunk, input)?;
+                    at = chunk.next;
+                }
+                Err(NoChunk::Data(kind, _)) if kind == *b"IEND" => return Ok(file),
+                Err(NoChunk::Data(..)) => return Err(input.damaged("the file ends within a chunk")),
+                Err(NoChunk::Header) => return Ok(file),
+            }
+        }
+    }
+
+    fn read_chunk(&mut self, chunk: &Chunk<'a>, input: &Input<'_>) -> Result<(), ImageError> {
+        let data = chunk.data;
+        match &chunk.kind {
+            b"IHDR" => self.header = Some(Header::parse(data, input)?),
+            b"PLTE" => self.palette = data,
+            b"tRNS" => self.transparency = Some(data),
+            b"fcTL" => self.frame = Some(self.parse_frame(data, input)?),
+            b"eXIf" => self.texts.exif = Some(data.to_vec()),
+            b"tEXt" => {
+                let (key, value) = split(data).unwrap_or((data, &[]));
+                self.texts.set(key, || Ok(value.to_vec()), true)?;
+            }
+            b"zTXt" => {
+                let (key, value) = split(data).unwrap_or((data, &[]));
+                self.texts.set(key, || inflate_text(value.get(1..).unwrap_or_default(), input), false)?;
+            }
+            b"iTXt" => self.read_international(data, input)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn parse_frame(&self, data: &[u8], input: &Input<'_>) -> Result<Frame, ImageError> {
+        let field =
+            |at: usize| data.get(at..).and_then(|rest| rest.first_chunk()).map(|bytes| u32::from_be_bytes(*bytes));
+        let (Some(width), Some(height), Some(left), Some(top), Some(header)) =
+            (field(4), field(8), field(12), field(16), self.header)
+        else {
+            return Err(input.damaged("a frame header is too short"));
+        };
+        let fits =
+            |start: u32, length: u32, whole: u32| length > 0 && u64::from(start) + u64::from(length) <= whole.into();
+        if !fits(left, width, header.width) || !fits(top, height, header.height) {
+            return Err(input.damaged("a frame lies outside the picture"));
+        }
+        Ok(Frame { left, top, width, height })
+    }
+
+    /// Key, compression, language and translated key, then the text.
+    fn read_international(&mut self, data: &[u8], input: &Input<'_>) -> Result<(), ImageError> {
+        let parts = || {
+            let (key, rest) = split(data)?;
+            let (&[is_compressed, method], rest) = rest.split_first_chunk()?;
+            let (language, rest) = split(rest)?;
+            let (translated, text) = split(rest)?;
+            Some((key, is_compressed != 0, method, language, translated, text))
+        };
+        let Some((key, is_compressed, method, language, translated, text)) = parts() else { return Ok(()) };
+        if is_compressed && method != 0 || !matches!(key, Texts::XMP | Texts::RAW_PROFILE) {
+            return Ok(());
+        }
+        let text = if is_compressed { inflate_text(text, input)? } else { text.to_vec() };
+        if key == Texts::XMP {
+            self.texts.xmp = Some(text.clone());
+        }
+        if [language, translated, &text].iter().all(|part| std::str::from_utf8(part).is_ok()) {
+            self.texts.set(key, || Ok(text), false)?;
+        }
+        Ok(())
+    }
+
+    /// The pixels of one format of Pillow, and the color that is transparent.
+    fn unpack(&self, header: &Header, packed: Vec<u8>) -> (Pixels, Keys) {
+        let key_at = |at: usize| {
+            let value = self.transparency?.get(2 * at..)?.first_chunk()?;
+            Some(u16::from_be_bytes(*value))
+        };
+        match (header.color_type, header.depth) {
+            (GREY, 1) => {
+                let keys = key_at(0).map(|key| if key == 0 { 0 } else { 255 });
+                let keys = keys.map(|key| Keys { over_white: Some([key; 3]), dropped: Some([key, 0, 0]) });
+                (Pixels::Grey(self.spread(header, &packed, 255)), keys.unwrap_or_default())
+            }
+            (GREY, 16) => {
+                let grey = packed.as_chunks().0.iter().map(|&level| clip(u16::from_be_bytes(level))).collect();
+                let keys = key_at(0).map(|key| {
+                    let low = key as u8;
+                    Keys { over_white: Some([low; 3]), dropped: Some([low, 0, 0]) }
+                });
+                (Pixels::Grey(grey), keys.unwrap_or_default())
+            }
+            (GREY, depth) => {
+                let keys =
+                    key_at(0).map(|key| Keys { over_white: Some([key as u8; 3]), dropped: Some([clip(key); 3]) });
+                let grey = match depth {
+                    8 => packed,
+                    4 => self.spread(header, &packed, 0x11),
+                    _ => self.spread(header, &packed, 0x55),
+                };
+                (Pixels::Grey(grey), keys.unwrap_or_default())
+            }
+            (PALETTE, depth) => {
+                let indices = if depth == 8 { packed } else { self.spread(header, &packed, 1) };
+                let (palette, keys) = self.palette();
+                (Pixels::Indexed(indices, palette), keys)
+            }
+            (RGB, depth) => {
+                let key = || Some([key_at(0)? as u8, key_at(1)? as u8, key_at(2)? as u8]);
+                (Pixels::Rgb(high_bytes(packed, depth)), key().map(Keys::both).unwrap_or_default())
+            }
+            (GREY_ALPHA, depth) => (Pixels::GreyAlpha(high_bytes(packed, depth)), Keys::default()),
+            (_, depth) => (Pixels::Rgba(high_bytes(packed, depth)), Keys::default()),
+        }
+    }
+
+    /// Whether the compressed pixels are valid but end, after at least one of `row` bytes, at the end of a row.
+    fn ends_after_whole_rows(&self, row: usize, total: usize) -> bool {
+        let data = self.data.concat();
+        match fdeflate::decompress_to_vec_bounded(&data, total) {
+            Ok(rows) => !rows.is_empty() && rows.len() % row == 0,
+            Err(_) => false,
+        }
+    }
+
+    fn palette(&self) -> (Palette, Keys) {
+        let mut palette = Palette::from_rgb(self.palette);
+        let Some(alphas) = self.transparency else { return (palette, Keys::default()) };
+        for (entry, &alpha) in palette.0.iter_mut().zip(alphas) {
+            entry[3] = alpha;
+        }
+        // One clear entry among opaque ones is a color for `convert("RGB")`.
+        let clear = alphas.iter().position(|&alpha| alpha == 0);
+        let is_only = alphas.iter().enumerate().all(|(at, &alpha)| Some(at) == clear || alpha == 255);
+        let dropped = clear.filter(|&at| is_only && at < 256).map(|at| palette.color(at as u8));
+        (palette, Keys { over_white: None, dropped })
+    }
+
+    /// Samples of less than 8 bits to a byte each, times `scale`.
+    fn spread(&self, header: &Header, packed: &[u8], scale: u8) -> Vec<u8> {
+        let frame = self.frame.unwrap_or(Frame::whole(header));
+        let depth = usize::from(header.depth);
+        let mask = (1_u8 << depth) - 1;
+        let width = frame.width as usize;
+        let mut samples = Vec::with_capacity(width * frame.height as usize);
+        for row in packed.chunks_exact((width * depth).div_ceil(8)) {
+            samples.extend((0..width).map(|x| {
+                let shift = 8 - depth - x * depth % 8;
+                (row[x * depth / 8] >> shift & mask) * scale
+            }));
+        }
+        samples
+    }
+}
+
+impl Header {
+    fn parse(data: &[u8], input: &Input<'_>) -> Result<Self, ImageError> {
+        let Some(&[w0, w1, w2, w3, h0, h1, h2, h3, depth, color_type, _, filter, interlace]) = data.first_chunk()
+        else {
+            return Err(input.damaged("the header is too short"));
+        };
+        let (width, height) = (u32::from_be_bytes([w0, w1, w2, w3]), u32::from_be_bytes([h0, h1, h2, h3]));
+        input.check_size(width, height)?;
+        let is_known = match color_type {
+            GREY => matches!(depth, 1 | 2 | 4 | 8 | 16),
+            PALETTE => matches!(depth, 1 | 2 | 4 | 8),
+            RGB | GREY_ALPHA | RGBA => matches!(depth, 8 | 16),
+            _ => false,
+        };
+        if !is_known || filter != 0 {
+            let reason = format!("its header has color type {color_type}, depth {depth} and filter method {filter}");
+            return Err(input.damaged(reason));
+        }
+        Ok(Self { width, height, depth, color_type, is_interlaced: interlace != 0 })
+    }
+
+    /// Unfolds the pixels, rows packed to whole bytes.
+    fn inflate(&self, file: &File<'_>, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
+        let frame = file.frame.unwrap_or(Frame::whole(self));
+        let channels = match self.color_type {
+            GREY | PALETTE => 1,
+            GREY_ALPHA => 2,
+            RGB => 3,
+            _ => 4,
+        };
+        let row = (u64::from(frame.width) * channels * u64::from(self.depth)).div_ceil(8);
+        let needed = row * u64::from(frame.height);
+        input.check_memory(needed)?;
+
+        // A clean file of the same pixels: indices are read as grey, so that no palette has to be there.
+        let color_type = if self.color_type == PALETTE { GREY } else { self.color_type };
+        let length = file.data.iter().map(|data| data.len()).sum::<usize>();
+        let mut clean = Vec::with_capacity(length + 57);
+        clean.extend_from_slice(SIGNATURE);
+        clean.extend_from_slice(b"\0\0\0\x0dIHDR");
+        clean.extend(frame.width.to_be_bytes());
+        clean.extend(frame.height.to_be_bytes());
+        clean.extend([self.depth, color_type, 0, 0, self.is_interlaced.into(), 0, 0, 0, 0]);
+        clean.extend((length as u32).to_be_bytes());
+        clean.extend_from_slice(b"IDAT");
+        file.data.iter().for_each(|data| clean.extend_from_slice(data));
+        clean.extend_from_slice(b"\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82");
+
+        let mut options = png::DecodeOptions::default();
+        options.set_ignore_crc(true);
+        options.set_ignore_adler32(false);
+        let mut decoder = png::Decoder::new_with_options(Cursor::new(clean), options);
+        decoder.set_limits(png::Limits { bytes: input.max_decoded_bytes() });
+        let fail = |error: png::DecodingError| match error {
+            png::DecodingError::LimitsExceeded => input.memory_error(needed),
+            error => input.damaged(error.to_string()),
+        };
+        let mut reader = decoder.read_info().map_err(fail)?;
+        let mut packed = vec![0; needed as usize];
+        match reader.next_frame(&mut packed) {
+            Ok(_) => Ok(packed),
+            // Rows that are not there stay zero.
+            Err(_) if !self.is_interlaced && file.ends_after_whole_rows(row as usize + 1, needed as usize) => {
+                Ok(packed)
+            }
+            Err(error) => Err(fail(error)),
+        }
+    }
+}
+
+impl Texts {
+    const XMP: &[u8] = b"XML:com.adobe.xmp";
+    const RAW_PROFILE: &[u8] = b"Raw profile type exif";
+
+    /// Keeps a text whose key counts.
+    fn set(
+        &mut self,
+        key: &[u8],
+        text: impl FnOnce() -> Result<Vec<u8>, ImageError>,
+        is_plain: bool,
+    ) -> Result<(), ImageError> {
+        match key {
+            Self::XMP => self.xmp_text = Some(text()?),
+            Self::RAW_PROFILE => self.raw_profile = Some(text()?),
+            b"exif" if is_plain => self.exif = Some(text()?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn orientation(&self) -> Orientation {
+        let profile = || self.raw_profile.as_deref().map(|text| parse_profile(text).unwrap_or_default());
+        let exif = self.exif.clone().or_else(profile);
+        let xmp = self.xmp_text.as_deref().filter(|text| !text.is_empty()).or(self.xmp.as_deref());
+        orientation(exif.as_deref(), xmp)
+    }
+}
+
+/// The bytes of a profile as ImageMagick writes it: two lines of name and length, then hexadecimal digits. `None` if
+/// they are none.
+fn parse_profile(text: &[u8]) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text.split(|&byte| byte == b'\n').skip(3).flatten().copied().collect();
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let mut bytes = Vec::with_capacity(digits.len() / 2);
+    let mut rest = digits.as_slice();
+    loop {
+        rest = match rest {
+            [] => return Some(bytes),
+            [b' ' | b'\t' | b'\r' | 0x0b | 0x0c, rest @ ..] => rest,
+            &[high, low, ref rest @ ..] => {
+                bytes.push(digit(high)? << 4 | digit(low)?);
+                rest
+            }
+            [_] => return None,
+        }
+    }
+}
+
+/// Around the first zero byte.
+fn split(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = data.iter().position(|&byte| byte == 0)?;
+    Some((&data[..at], &data[at + 1..]))
+}
+
+/// Unfolds a text. What is damaged is empty, what is cut short is kept as far as it goes, and what is longer than
+/// [`MAX_TEXT`] is refused.
+fn inflate_text(data: &[u8], input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
+    let mut decompressor = fdeflate::Decompressor::new();
+    let mut text = vec![0; MAX_TEXT + 1];
+    let (mut consumed, mut produced) = (0, 0);
+    while !decompressor.is_done() {
+        match decompressor.read(&data[consumed..], &mut text, produced, false) {
+            Ok((0, 0)) => break,
+            Ok((read, written)) => (consumed, produced) = (consumed + read, produced + written),
+            Err(_) => return Ok(Vec::new()),
+        }
+        if produced > MAX_TEXT {
+            return Err(input.damaged("a text chunk unfolds to more than a megabyte"));
+        }
+    }
+    text.truncate(produced);
+    Ok(text)
+}
+
+/// Samples of 16 bits lose their lower half.
+fn high_bytes(packed: Vec<u8>, depth: u8) -> Vec<u8> {
+    if depth == 16 { packed.as_chunks::<2>().0.iter().map(|&[high, _]| high).collect() } else { packed }
+}
+
+/// A frame on the picture it belongs to, which is zero around it.
+fn on_canvas(pixels: Pixels, header: &Header, frame: Frame) -> Pixels {
+    let place = |data: Vec<u8>, channels: usize| {
+        let stride = header.width as usize * channels;
+        let row = frame.width as usize * channels;
+        let mut canvas = vec![0; stride * header.height as usize];
+        for (y, source) in data.chunks_exact(row).enumerate() {
+            let start = (frame.top as usize + y) * stride + frame.left as usize * channels;
+            canvas[start..start + row].copy_from_slice(source);
+        }
+        canvas
+    };
+    match pixels {
+        Pixels::Grey(data) => Pixels::Grey(place(data, 1)),
+        Pixels::GreyAlpha(data) => Pixels::GreyAlpha(place(data, 2)),
+        Pixels::Rgb(data) => Pixels::Rgb(place(data, 3)),
+        Pixels::Rgba(data) => Pixels::Rgba(place(data, 4)),
+        Pixels::Indexed(data, palette) => Pixels::Indexed(place(data, 1), palette),
+        other => other,
+    }
+}
+
+fn name(kind: [u8; 4]) -> String {
+    String::from_utf8_lossy(&kind).into_owned()
+}

@@ -1,0 +1,185 @@
+//! Netpbm's PBM, PGM and PPM, plain and raw, and grey PFM, as Pillow reads them.
+//!
+//! Source: `PpmImagePlugin.py` of Pillow.
+
+use crate::ImageError;
+use crate::decode::Input;
+use crate::raster::{Pixels, Raster, clip};
+use crate::raw::{Layout, Rows};
+
+/// Longest number, in characters.
+const MAX_TOKEN: usize = 10;
+
+/// Whether the file begins with a magic number, white space and a number or comment.
+pub(crate) fn is_pnm(bytes: &[u8]) -> bool {
+    match bytes {
+        [b'P', b'1'..=b'6' | b'f', space, rest @ ..] if is_space(*space) => {
+            let first = rest.iter().find(|byte| !is_space(**byte));
+            first.is_some_and(|&byte| byte.is_ascii_digit() || byte == b'#')
+        }
+        _ => false,
+    }
+}
+
+pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
+    let mut header = Header { rest: bytes.get(3..).unwrap_or_default() };
+    let (width, height) = (header.number(input)?, header.number(input)?);
+    input.check_size(width, height)?;
+    let pixels = u64::from(width) * u64::from(height);
+    let rows = |layout: Layout| Rows { width, height, layout, stride: layout.row_bytes(width), is_bottom_up: false };
+    let mut maxval = || match header.number(input)? {
+        maxval @ 1..=65535 => Ok(maxval),
+        other => Err(input.damaged(format!("its largest value is {other}, expected 1 to 65535"))),
+    };
+    let pixels = match bytes[1] {
+        b'1' => Pixels::Grey(plain_bits(header.rest, pixels, input)?),
+        b'2' => Pixels::Grey(plain_values(maxval()?, true, &mut header, pixels, input)?),
+        b'3' => Pixels::Rgb(plain_values(maxval()?, false, &mut header, 3 * pixels, input)?),
+        b'4' => Pixels::Grey(rows(Layout::BitInverted).unpack(header.rest, input)?),
+        b'5' => Pixels::Grey(raw_values(maxval()?, true, &header, pixels, input)?),
+        b'6' => Pixels::Rgb(raw_values(maxval()?, false, &header, 3 * pixels, input)?),
+        _ => Pixels::Grey(floats(&mut header, width, height, input)?),
+    };
+    Ok(Raster::new(width, height, pixels))
+}
+
+struct Header<'a> {
+    rest: &'a [u8],
+}
+
+impl Header<'_> {
+    /// Characters up to white space, which is consumed. Comments are passed over, also in the middle of it.
+    fn token(&mut self, input: &Input<'_>) -> Result<String, ImageError> {
+        let mut token = String::new();
+        while token.len() <= MAX_TOKEN {
+            let Some((&byte, rest)) = self.rest.split_first() else { break };
+            self.rest = rest;
+            match byte {
+                b'#' => {
+                    let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
+                    self.rest = end.map(|end| &rest[end + 1..]).unwrap_or_default();
+                }
+                byte if !is_space(byte) => token.push(char::from(byte)),
+                _ if token.is_empty() => {}
+                _ => break,
+            }
+        }
+        match token.len() {
+            0 => Err(input.damaged("the file ends within the header")),
+            1..=MAX_TOKEN => Ok(token),
+            _ => Err(input.damaged("a number of the header is too long")),
+        }
+    }
+
+    fn number(&mut self, input: &Input<'_>) -> Result<u32, ImageError> {
+        let token = self.token(input)?;
+        token.parse().map_err(|_| input.damaged(format!("the header has {token:?} where a number is expected")))
+    }
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | 0x09..=0x0d)
+}
+
+/// A value of 0 to `maxval` on Pillow's scale. Wide grey has 65,536 levels there, of which all above 255 are white.
+fn scaler(maxval: u32, is_grey: bool) -> impl Fn(u32) -> u8 {
+    let is_wide = is_grey && maxval > 255;
+    let out_max = if is_wide { 65535.0 } else { 255.0 };
+    move |value| {
+        let scaled = (f64::from(value) / f64::from(maxval) * out_max).round_ties_even();
+        if is_wide { clip(scaled as u16) } else { scaled.min(255.0) as u8 }
+    }
+}
+
+fn raw_values(
+    maxval: u32,
+    is_grey: bool,
+    header: &Header<'_>,
+    count: u64,
+    input: &Input<'_>,
+) -> Result<Vec<u8>, ImageError> {
+    input.check_memory(count)?;
+    let size = if maxval > 255 { 2 } else { 1 };
+    let data = header.rest.get(..size * count as usize).ok_or_else(|| input.damaged("the file ends early"))?;
+    let scale = scaler(maxval, is_grey);
+    Ok(match maxval {
+        255 => data.to_vec(),
+        0..=255 => {
+            let table: Vec<u8> = (0..=255).map(scale).collect();
+            data.iter().map(|&value| table[usize::from(value)]).collect()
+        }
+        _ => data.as_chunks().0.iter().map(|&value| scale(u16::from_be_bytes(value).into())).collect(),
+    })
+}
+
+/// The data without comments. What stands before and behind one is joined.
+fn uncommented(data: &[u8]) -> Vec<u8> {
+    let mut is_comment = false;
+    let mut text = Vec::with_capacity(data.len());
+    for &byte in data {
+        match byte {
+            b'\r' | b'\n' if is_comment => is_comment = false,
+            _ if is_comment => {}
+            b'#' => is_comment = true,
+            byte => text.push(byte),
+        }
+    }
+    text
+}
+
+fn plain_bits(data: &[u8], count: u64, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
+    input.check_memory(count)?;
+    let mut bits = Vec::new();
+    for byte in uncommented(data) {
+        match byte {
+            b'0' => bits.push(255),
+            b'1' => bits.push(0),
+            byte if is_space(byte) => {}
+            byte => return Err(input.damaged(format!("the byte {byte:02x} stands where 0 or 1 is expected"))),
+        }
+    }
+    bits.truncate(count as usize);
+    if bits.len() as u64 == count { Ok(bits) } else { Err(input.damaged("the file ends early")) }
+}
+
+fn plain_values(
+    maxval: u32,
+    is_grey: bool,
+    header: &mut Header<'_>,
+    count: u64,
+    input: &Input<'_>,
+) -> Result<Vec<u8>, ImageError> {
+    input.check_memory(count)?;
+    let text = uncommented(header.rest);
+    let scale = scaler(maxval, is_grey);
+    let mut values = Vec::new();
+    for token in text.split(|&byte| is_space(byte)).filter(|token| !token.is_empty()).take(count as usize) {
+        let number = std::str::from_utf8(token).ok().filter(|text| text.len() <= MAX_TOKEN);
+        match number.and_then(|text| text.parse::<u32>().ok()) {
+            Some(value) if value <= maxval => values.push(scale(value)),
+            _ => {
+                let token = String::from_utf8_lossy(&token[..token.len().min(MAX_TOKEN)]).into_owned();
+                return Err(input.damaged(format!("{token:?} stands where a number of 0 to {maxval} is expected")));
+            }
+        }
+    }
+    if values.len() as u64 == count { Ok(values) } else { Err(input.damaged("the file ends early")) }
+}
+
+/// Floats from the bottom row up; a negative scale means that the low byte comes first. Values are clipped to 0..255.
+fn floats(header: &mut Header<'_>, width: u32, height: u32, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
+    let token = header.token(input)?;
+    let scale = token.parse::<f64>().ok().filter(|scale| scale.is_finite() && *scale != 0.0);
+    let scale = scale.ok_or_else(|| input.damaged(format!("its scale is {token:?}, expected a number but 0")))?;
+    let count = u64::from(width) * u64::from(height);
+    input.check_memory(count)?;
+    let data = header.rest.get(..4 * count as usize).ok_or_else(|| input.damaged("the file ends early"))?;
+    let mut grey = Vec::with_capacity(count as usize);
+    for row in data.chunks_exact(4 * width as usize).rev() {
+        grey.extend(row.as_chunks().0.iter().map(|&bytes| {
+            let value = if scale < 0.0 { f32::from_le_bytes(bytes) } else { f32::from_be_bytes(bytes) };
+            value as u8 // saturates, as f2l does
+        }));
+    }
+    Ok(grey)
+}

@@ -1,0 +1,183 @@
+//! A decoded picture in a pixel format of Pillow, and its conversion to RGB.
+
+use image::metadata::Orientation;
+
+use crate::Alpha;
+
+const WHITE: [u8; 3] = [255; 3];
+
+/// What a decoder returns: pixels as the file stores them, and how they are to be shown.
+#[derive(Debug)]
+pub(crate) struct Raster {
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    pub(crate) pixels: Pixels,
+    pub(crate) keys: Keys,
+    pub(crate) orientation: Orientation,
+}
+
+/// Pixel formats, named after Pillow's modes.
+#[derive(Debug)]
+pub(crate) enum Pixels {
+    /// `1`, `L`, and `I;16`, `I` and `F` after [`clip`]: `[height, width]`.
+    Grey(Vec<u8>),
+    /// `LA`: `[height, width, 2]`.
+    GreyAlpha(Vec<u8>),
+    /// `RGB`: `[height, width, 3]`.
+    Rgb(Vec<u8>),
+    /// `RGBA`: `[height, width, 4]`.
+    Rgba(Vec<u8>),
+    /// `CMYK`: `[height, width, 4]`, 255 is full ink.
+    Cmyk(Vec<u8>),
+    /// `P`: indices `[height, width]` into a palette.
+    Indexed(Vec<u8>, Palette),
+    /// `PA`: pairs of index and alpha `[height, width, 2]`; the alpha of the palette is not used.
+    IndexedAlpha(Vec<u8>, Palette),
+}
+
+/// Colors and alpha of 256 indices. Entries that a file leaves out are opaque black, as in `ImagingPaletteNew`.
+#[derive(Debug, Clone)]
+pub(crate) struct Palette(pub(crate) Box<[[u8; 4]; 256]>);
+
+impl Palette {
+    /// The given colors from index 0 on; more than 256 are ignored.
+    pub(crate) fn new(colors: impl IntoIterator<Item = [u8; 3]>) -> Self {
+        let mut palette = Box::new([[0, 0, 0, 255]; 256]);
+        for (entry, [red, green, blue]) in palette.iter_mut().zip(colors) {
+            *entry = [red, green, blue, 255];
+        }
+        Self(palette)
+    }
+
+    /// The colors of packed RGB triples; an incomplete last one is ignored.
+    pub(crate) fn from_rgb(bytes: &[u8]) -> Self {
+        Self::new(bytes.chunks_exact(3).map(|color| [color[0], color[1], color[2]]))
+    }
+
+    /// The color of an index.
+    pub(crate) fn color(&self, index: u8) -> [u8; 3] {
+        let [red, green, blue, _] = self.0[usize::from(index)];
+        [red, green, blue]
+    }
+}
+
+/// A color that the file declares transparent. Every pixel of that color becomes white.
+///
+/// The two ways through the reference differ: `over_white` is the color that `convert("RGBA")` makes transparent
+/// ([`Alpha::White`]), `dropped` the one that `convert("RGB")` hands on in `info["transparency"]` ([`Alpha::Drop`]).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Keys {
+    pub(crate) over_white: Option<[u8; 3]>,
+    pub(crate) dropped: Option<[u8; 3]>,
+}
+
+impl Keys {
+    /// One color for both ways.
+    pub(crate) fn both(color: [u8; 3]) -> Self {
+        Self { over_white: Some(color), dropped: Some(color) }
+    }
+}
+
+impl Raster {
+    /// Upright pixels without transparent colors.
+    pub(crate) fn new(width: u32, height: u32, pixels: Pixels) -> Self {
+        Self { width, height, pixels, keys: Keys::default(), orientation: Orientation::NoTransforms }
+    }
+
+    /// 8-bit RGB, `[height, width, 3]`, not yet turned upright.
+    ///
+    /// Source: `Convert.c` of Pillow, `Image.convert` for transparency, `convert_to_rgb` of Transformers for white.
+    pub(crate) fn into_rgb(self, alpha: Alpha) -> Vec<u8> {
+        let key = match alpha {
+            Alpha::White => self.keys.over_white,
+            Alpha::Drop => self.keys.dropped,
+        };
+        let keyed = |color: [u8; 3]| if key == Some(color) { WHITE } else { color };
+        let flat = |color: [u8; 3], opacity: u8| match alpha {
+            Alpha::White => color.map(|value| over_white(value, opacity)),
+            Alpha::Drop => color,
+        };
+        match self.pixels {
+            Pixels::Rgb(data) if key.is_none() => data,
+            Pixels::Rgb(data) => map_pixels(&data, |&[red, green, blue]| keyed([red, green, blue])),
+            Pixels::Grey(data) => {
+                let table: Vec<[u8; 3]> = (0..=255).map(|value| keyed([value; 3])).collect();
+                map_pixels(&data, |&[value]| table[usize::from(value)])
+            }
+            Pixels::GreyAlpha(data) => map_pixels(&data, |&[value, opacity]| flat([value; 3], opacity)),
+            Pixels::Rgba(data) => map_pixels(&data, |&[red, green, blue, a]| flat([red, green, blue], a)),
+            Pixels::Cmyk(data) => map_pixels(&data, |&ink| cmyk_to_rgb(ink)),
+            Pixels::Indexed(data, palette) => {
+                let table = palette.0.map(|[red, green, blue, a]| keyed(flat([red, green, blue], a)));
+                map_pixels(&data, |&[index]| table[usize::from(index)])
+            }
+            Pixels::IndexedAlpha(data, palette) => map_pixels(&data, |&[index, a]| flat(palette.color(index), a)),
+        }
+    }
+}
+
+fn map_pixels<const N: usize>(data: &[u8], color: impl Fn(&[u8; N]) -> [u8; 3]) -> Vec<u8> {
+    let (pixels, _) = data.as_chunks::<N>();
+    let mut rgb = Vec::with_capacity(3 * pixels.len());
+    for pixel in pixels {
+        rgb.extend(color(pixel));
+    }
+    rgb
+}
+
+/// A wide grey level as `convert("RGB")` shows it: levels above 255 are white.
+///
+/// Source: `I16_RGB` and `i2rgb` in `Convert.c`.
+pub(crate) fn clip(level: u16) -> u8 {
+    level.min(255) as u8
+}
+
+/// One channel value over opaque white.
+///
+/// Source: `ImagingAlphaComposite` of Pillow with an opaque backdrop: weights in 1/128 of 255ths, division by 255 by
+/// shifts. An opaque pixel keeps its value and a fully transparent one is white.
+fn over_white(value: u8, alpha: u8) -> u8 {
+    const PRECISION_BITS: u32 = 7;
+    let weight = u32::from(alpha) << PRECISION_BITS;
+    let white = 255 * ((255 << PRECISION_BITS) - weight);
+    let sum = u32::from(value) * weight + white + (0x80 << PRECISION_BITS);
+    ((((sum >> 8) + sum) >> 8) >> PRECISION_BITS) as u8
+}
+
+/// Source: `cmyk2rgb` and `MULDIV255` of Pillow.
+fn cmyk_to_rgb([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
+    let light = u32::from(255 - black);
+    [cyan, magenta, yellow].map(|ink| {
+        let product = u32::from(ink) * light + 128;
+        (light - (((product >> 8) + product) >> 8)) as u8
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transparency_is_laid_over_white_as_pillow_does() {
+        assert_eq!([10, 20, 30].map(|value| over_white(value, 128)), [132, 137, 142]);
+        for value in 0..=255 {
+            assert_eq!(over_white(value, 255), value);
+            assert_eq!(over_white(value, 0), 255);
+        }
+    }
+
+    #[test]
+    fn a_key_counts_for_its_own_way_only() {
+        let keys = Keys { over_white: Some([7; 3]), dropped: Some([9; 3]) };
+        let rgb = |alpha| Raster { keys, ..Raster::new(2, 1, Pixels::Grey(vec![7, 9])) }.into_rgb(alpha);
+        assert_eq!(rgb(Alpha::White), [255, 255, 255, 9, 9, 9]);
+        assert_eq!(rgb(Alpha::Drop), [7, 7, 7, 255, 255, 255]);
+    }
+
+    #[test]
+    fn ink_darkens() {
+        assert_eq!(cmyk_to_rgb([0, 0, 0, 0]), [255; 3]);
+        assert_eq!(cmyk_to_rgb([255, 0, 128, 0]), [0, 255, 127]);
+        assert_eq!(cmyk_to_rgb([0, 0, 0, 255]), [0; 3]);
+    }
+}

@@ -1,0 +1,170 @@
+//! Rows of pixels that lie unpacked in a file, in the layouts that Pillow calls raw modes.
+//!
+//! Source: `RawDecode.c` and `Unpack.c` of Pillow.
+
+use crate::ImageError;
+use crate::decode::Input;
+use crate::raster::{Palette, Pixels};
+
+/// How one pixel lies in its row, named after Pillow's raw modes. A byte order such as `BGRX` is that of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// `1`: one bit, 1 is white, the highest bit first.
+    Bit,
+    /// `1;I`: one bit, 1 is black.
+    BitInverted,
+    /// `P;1`, `P;4` and `P`: an index of so many bits, the highest bits first.
+    Index(u8),
+    /// `L`.
+    Grey,
+    /// `LA`.
+    GreyAlpha,
+    /// Bytes that are channels: where red, green and blue lie in a pixel of so many bytes.
+    Rgb([u8; 3], u8),
+    /// Four bytes: where red, green, blue and alpha lie.
+    Rgba([u8; 4]),
+    /// `BGR;15`: five bits each.
+    Bgr15,
+    /// `BGR;16`: five, six and five bits.
+    Bgr16,
+    /// `BGRA;15Z`: five bits each, and a set highest bit is transparent.
+    Bgra15,
+}
+
+impl Layout {
+    pub(crate) const BGR: Self = Self::Rgb([2, 1, 0], 3);
+    pub(crate) const BGRX: Self = Self::Rgb([2, 1, 0], 4);
+    pub(crate) const BGRA: Self = Self::Rgba([2, 1, 0, 3]);
+
+    pub(crate) fn bits(self) -> u8 {
+        match self {
+            Self::Bit | Self::BitInverted => 1,
+            Self::Index(bits) => bits,
+            Self::Grey => 8,
+            Self::GreyAlpha | Self::Bgr15 | Self::Bgr16 | Self::Bgra15 => 16,
+            Self::Rgb(_, bytes) => 8 * bytes,
+            Self::Rgba(_) => 32,
+        }
+    }
+
+    /// Bytes of a row without padding.
+    pub(crate) fn row_bytes(self, width: u32) -> usize {
+        (width as usize * usize::from(self.bits())).div_ceil(8)
+    }
+
+    /// Bytes of a pixel once it is unpacked.
+    pub(crate) fn unpacked_bytes(self) -> u64 {
+        match self {
+            Self::Bit | Self::BitInverted | Self::Index(_) | Self::Grey => 1,
+            Self::GreyAlpha => 2,
+            Self::Rgb(..) | Self::Bgr15 | Self::Bgr16 => 3,
+            Self::Rgba(_) | Self::Bgra15 => 4,
+        }
+    }
+
+    /// Appends the `width` pixels of a row.
+    fn unpack_row(self, row: &[u8], width: usize, out: &mut Vec<u8>) {
+        let words = || row.as_chunks::<2>().0.iter().map(|&word| u16::from_le_bytes(word));
+        let five = |word: u16, shift: u16| scale(word >> shift & 31, 31);
+        match self {
+            Self::Bit => out.extend((0..width).map(|x| if row[x / 8] << (x % 8) & 0x80 != 0 { 255 } else { 0 })),
+            Self::BitInverted => {
+                out.extend((0..width).map(|x| if row[x / 8] << (x % 8) & 0x80 != 0 { 0 } else { 255 }))
+            }
+            Self::Index(8) | Self::Grey | Self::GreyAlpha => out.extend_from_slice(row),
+            Self::Index(bits) => {
+                let bits = usize::from(bits);
+                out.extend((0..width).map(|x| (row[x * bits / 8] << (x * bits % 8)) >> (8 - bits)));
+            }
+            Self::Rgb(places, bytes) => {
+                for pixel in row.chunks_exact(bytes.into()) {
+                    out.extend(places.map(|at| pixel[usize::from(at)]));
+                }
+            }
+            Self::Rgba(places) => {
+                for pixel in row.chunks_exact(4) {
+                    out.extend(places.map(|at| pixel[usize::from(at)]));
+                }
+            }
+            Self::Bgr15 => words().for_each(|word| out.extend([five(word, 10), five(word, 5), five(word, 0)])),
+            Self::Bgr16 => {
+                words().for_each(|word| out.extend([five(word, 11), scale(word >> 5 & 63, 63), five(word, 0)]));
+            }
+            Self::Bgra15 => words().for_each(|word| {
+                let alpha = if word >> 15 == 1 { 0 } else { 255 };
+                out.extend([five(word, 10), five(word, 5), five(word, 0), alpha]);
+            }),
+        }
+    }
+
+    /// Samples under the name of their format. `palette` is used by indices alone.
+    pub(crate) fn pixels(self, samples: Vec<u8>, palette: Option<Palette>) -> Pixels {
+        match self {
+            Self::Bit | Self::BitInverted | Self::Grey => Pixels::Grey(samples),
+            Self::Index(_) => Pixels::Indexed(samples, palette.unwrap_or(Palette::new([]))),
+            Self::GreyAlpha => Pixels::GreyAlpha(samples),
+            Self::Rgb(..) | Self::Bgr15 | Self::Bgr16 => Pixels::Rgb(samples),
+            Self::Rgba(_) | Self::Bgra15 => Pixels::Rgba(samples),
+        }
+    }
+}
+
+/// Few bits to eight: `* 255 / 31`, rounded down.
+fn scale(value: u16, max: u16) -> u8 {
+    (value * 255 / max) as u8
+}
+
+/// Rows in a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    pub(crate) layout: Layout,
+    /// Bytes from one row to the next.
+    pub(crate) stride: usize,
+    pub(crate) is_bottom_up: bool,
+}
+
+impl Rows {
+    /// Unpacks the rows that start at `data`, padding of the last one aside.
+    ///
+    /// # Errors
+    /// If there are too few bytes.
+    pub(crate) fn unpack(self, data: &[u8], input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
+        let Self { width, height, layout, stride, is_bottom_up } = self;
+        let row_bytes = layout.row_bytes(width);
+        if stride < row_bytes {
+            return Err(input.coding("rows that are shorter than their pixels"));
+        }
+        input.check_memory(layout.unpacked_bytes() * u64::from(width) * u64::from(height))?;
+        let mut samples = Vec::with_capacity(layout.unpacked_bytes() as usize * width as usize * height as usize);
+        for y in 0..height as usize {
+            let row = if is_bottom_up { height as usize - 1 - y } else { y };
+            let bytes = row.checked_mul(stride).and_then(|start| data.get(start..)?.get(..row_bytes));
+            layout.unpack_row(bytes.ok_or_else(|| input.damaged("the file ends early"))?, width as usize, &mut samples);
+        }
+        Ok(samples)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(layout: Layout, row: &[u8], width: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        layout.unpack_row(row, width, &mut out);
+        out
+    }
+
+    #[test]
+    fn few_bits_become_eight_as_in_pillow() {
+        assert_eq!(row(Layout::Bgr16, &0b10000_100000_01111_u16.to_le_bytes(), 1), [131, 129, 123]);
+        assert_eq!(row(Layout::Bgr15, &0b1_11111_00000_00001_u16.to_le_bytes(), 1), [255, 0, 8]);
+        assert_eq!(row(Layout::Bgra15, &0x8000_u16.to_le_bytes(), 1), [0, 0, 0, 0]);
+        assert_eq!(row(Layout::Index(4), &[0x12, 0x30], 3), [1, 2, 3]);
+        assert_eq!(row(Layout::Index(1), &[0b1010_0000], 3), [1, 0, 1]);
+        assert_eq!(row(Layout::BitInverted, &[0b1010_0000], 3), [0, 255, 0]);
+        assert_eq!(row(Layout::BGRX, &[1, 2, 3, 4], 1), [3, 2, 1]);
+    }
+}

@@ -1,0 +1,211 @@
+//! WebP, still or the first frame of an animation, as Pillow (libwebp's `WebPAnimDecoder`) reads it.
+//!
+//! The walk over the container is ours: the first frame is decoded as a still picture, so that it is never blended with
+//! the canvas, and then laid on the clear canvas.
+
+use std::io::Cursor;
+
+use image_webp::{DecodingError, WebPDecoder};
+
+use crate::ImageError;
+use crate::decode::Input;
+use crate::orientation::orientation;
+use crate::raster::{Pixels, Raster};
+
+const ANIMATION: u8 = 0x02;
+const XMP: u8 = 0x04;
+const EXIF: u8 = 0x08;
+const ALPHA: u8 = 0x10;
+
+pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
+    let file = File::read(bytes, input)?;
+    let still = file.frame.to_still(input)?;
+    let mut decoder = WebPDecoder::new(Cursor::new(still)).map_err(|error| input.webp_error(error))?;
+    let (width, height) = decoder.dimensions();
+    let canvas = file.canvas.unwrap_or((width, height));
+    input.check_size(canvas.0, canvas.1)?;
+    input.check_memory(4 * (u64::from(width) * u64::from(height) + u64::from(canvas.0) * u64::from(canvas.1)))?;
+    decoder.set_memory_limit(input.max_decoded_bytes());
+
+    let (left, top) = file.frame.place;
+    if u64::from(left) + u64::from(width) > canvas.0.into() || u64::from(top) + u64::from(height) > canvas.1.into() {
+        return Err(input.damaged("a frame lies outside the canvas"));
+    }
+    let size = decoder.output_buffer_size().ok_or_else(|| input.memory_error(u64::MAX))?;
+    let mut data = vec![0; size];
+    decoder.read_image(&mut data).map_err(|error| input.webp_error(error))?;
+
+    let has_alpha = file.has_alpha.unwrap_or(decoder.has_alpha());
+    let pixels = match (decoder.has_alpha(), has_alpha, (width, height) == canvas) {
+        (false, _, true) => Pixels::Rgb(data),
+        (true, true, true) => Pixels::Rgba(data),
+        (is_rgba, true, _) => Pixels::Rgba(on_canvas::<4>(&data, is_rgba, width, file.frame.place, canvas)),
+        (is_rgba, false, _) => Pixels::Rgb(on_canvas::<3>(&data, is_rgba, width, file.frame.place, canvas)),
+    };
+    Ok(Raster { orientation: orientation(file.exif, file.xmp), ..Raster::new(canvas.0, canvas.1, pixels) })
+}
+
+/// What the container says.
+struct File<'a> {
+    /// Width and height of an extended file.
+    canvas: Option<(u32, u32)>,
+    /// Whether the picture has alpha, where its frame does not decide.
+    has_alpha: Option<bool>,
+    frame: Frame<'a>,
+    exif: Option<&'a [u8]>,
+    xmp: Option<&'a [u8]>,
+}
+
+/// The chunks of one frame, and its left and top edge on the canvas.
+#[derive(Default)]
+struct Frame<'a> {
+    place: (u32, u32),
+    lossy: Option<&'a [u8]>,
+    lossless: Option<&'a [u8]>,
+    alpha: Option<&'a [u8]>,
+}
+
+impl<'a> File<'a> {
+    fn read(bytes: &'a [u8], input: &Input<'_>) -> Result<Self, ImageError> {
+        let early = || input.damaged("the file ends early");
+        let length = bytes.get(4..8).and_then(u32_le).ok_or_else(early)?;
+        let body = bytes.get(12..(8 + length as usize)).ok_or_else(early)?;
+        let mut file = Self { canvas: None, has_alpha: None, frame: Frame::default(), exif: None, xmp: None };
+        let mut flags = 0;
+        for chunk in chunks(body) {
+            let (kind, data) = chunk.ok_or_else(early)?;
+            match &kind {
+                b"VP8X" => {
+                    let header: &[u8; 10] = data.first_chunk().ok_or_else(early)?;
+                    flags = header[0];
+                    let canvas = (1 + u24(&header[4..]), 1 + u24(&header[7..]));
+                    input.check_size(canvas.0, canvas.1)?;
+                    file.canvas = Some(canvas);
+                }
+                b"ANMF" if flags & ANIMATION != 0 && !file.frame.has_pixels() => {
+                    let (head, rest) = data.split_at_checked(16).ok_or_else(early)?;
+                    file.frame.place = (2 * u24(head), 2 * u24(&head[3..]));
+                    for chunk in chunks(rest) {
+                        let (kind, data) = chunk.ok_or_else(early)?;
+                        file.frame.take(kind, data);
+                    }
+                }
+                b"EXIF" if flags & EXIF != 0 => file.exif = file.exif.or(Some(data)),
+                b"XMP " if flags & XMP != 0 => file.xmp = file.xmp.or(Some(data)),
+                _ if flags & ANIMATION == 0 => file.frame.take(kind, data),
+                _ => {}
+            }
+        }
+        if flags & ANIMATION != 0 {
+            file.has_alpha = Some(flags & ALPHA != 0);
+        }
+        Ok(file)
+    }
+}
+
+impl<'a> Frame<'a> {
+    fn take(&mut self, kind: [u8; 4], data: &'a [u8]) {
+        let slot = match &kind {
+            b"VP8 " => &mut self.lossy,
+            b"VP8L" => &mut self.lossless,
+            b"ALPH" => &mut self.alpha,
+            _ => return,
+        };
+        slot.get_or_insert(data);
+    }
+
+    fn has_pixels(&self) -> bool {
+        self.lossy.is_some() || self.lossless.is_some()
+    }
+
+    /// The frame as a file of its own.
+    fn to_still(&self, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
+        let mut body = b"WEBP".to_vec();
+        match (self.lossy, self.lossless, self.alpha) {
+            (Some(lossy), None, None) => push_chunk(&mut body, b"VP8 ", lossy),
+            (None, Some(lossless), _) => push_chunk(&mut body, b"VP8L", lossless),
+            (Some(lossy), None, Some(alpha)) => {
+                let &[w0, w1, h0, h1] = lossy
+                    .get(6..10)
+                    .and_then(|size| size.first_chunk())
+                    .ok_or_else(|| input.damaged("the file ends early"))?;
+                let side =
+                    |low, high| (u32::from(u16::from_le_bytes([low, high])) & 0x3fff).wrapping_sub(1).to_le_bytes();
+                let (width, height) = (side(w0, w1), side(h0, h1));
+                let header = [ALPHA, 0, 0, 0, width[0], width[1], width[2], height[0], height[1], height[2]];
+                push_chunk(&mut body, b"VP8X", &header);
+                push_chunk(&mut body, b"ALPH", alpha);
+                push_chunk(&mut body, b"VP8 ", lossy);
+            }
+            _ => return Err(input.damaged("there is no picture, or more than one in a frame")),
+        }
+        let mut still = Vec::with_capacity(body.len() + 8);
+        push_chunk(&mut still, b"RIFF", &body);
+        Ok(still)
+    }
+}
+
+fn push_chunk(file: &mut Vec<u8>, kind: &[u8; 4], data: &[u8]) {
+    file.extend_from_slice(kind);
+    file.extend((data.len() as u32).to_le_bytes());
+    file.extend_from_slice(data);
+    if data.len() % 2 == 1 {
+        file.push(0);
+    }
+}
+
+/// The chunks of a RIFF list; `None` ends one that breaks off.
+fn chunks(mut rest: &[u8]) -> impl Iterator<Item = Option<([u8; 4], &[u8])>> {
+    std::iter::from_fn(move || {
+        if rest.len() < 8 {
+            return None;
+        }
+        let read = || {
+            let (kind, tail) = rest.split_first_chunk::<4>()?;
+            let length = u32_le(tail)? as usize;
+            let data = tail.get(4..4 + length)?;
+            Some((*kind, data, tail.get(4 + length + length % 2..).unwrap_or_default()))
+        };
+        let chunk = read();
+        rest = chunk.map(|(_, _, tail)| tail).unwrap_or_default();
+        Some(chunk.map(|(kind, data, _)| (kind, data)))
+    })
+}
+
+fn u32_le(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+}
+
+fn u24(bytes: &[u8]) -> u32 {
+    u32::from(bytes[0]) | u32::from(bytes[1]) << 8 | u32::from(bytes[2]) << 16
+}
+
+/// A frame on a canvas of `N` channels that is clear, or black without alpha, around it.
+fn on_canvas<const N: usize>(
+    data: &[u8],
+    is_rgba: bool,
+    width: u32,
+    (left, top): (u32, u32),
+    canvas: (u32, u32),
+) -> Vec<u8> {
+    let channels = if is_rgba { 4 } else { 3 };
+    let mut out = vec![0; N * canvas.0 as usize * canvas.1 as usize];
+    for (y, row) in data.chunks_exact(channels * width as usize).enumerate() {
+        let start = N * ((top as usize + y) * canvas.0 as usize + left as usize);
+        for (target, source) in out[start..].chunks_exact_mut(N).zip(row.chunks_exact(channels)) {
+            let color = [source[0], source[1], source[2], source.get(3).copied().unwrap_or(255)];
+            target.copy_from_slice(&color[..N]);
+        }
+    }
+    out
+}
+
+impl Input<'_> {
+    fn webp_error(&self, error: DecodingError) -> ImageError {
+        match error {
+            DecodingError::UnsupportedFeature(reason) => self.coding(reason),
+            DecodingError::MemoryLimitExceeded => self.memory_error(self.max_decoded_bytes() as u64 + 1),
+            error => self.damaged(error.to_string()),
+        }
+    }
+}
