@@ -66,7 +66,7 @@ impl<'a> Conversation<'a> {
         controls: impl Into<Controls<'a>>,
         on_text: impl FnMut(&str),
     ) -> Result<Answer, Error> {
-        self.messages.push(Message { role: "user".to_owned(), content });
+        self.messages.push(Message::new("user", content));
         let answer = self.answer(options, controls.into(), on_text);
         match &answer {
             Ok(answer) => self.messages.push(Message::text("assistant", answer.text.trim())),
@@ -83,7 +83,7 @@ impl<'a> Conversation<'a> {
         mut controls: Controls<'a>,
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer, Error> {
-        let sample = Sample::Messages { messages: self.messages.clone(), add_generation_prompt: true };
+        let sample = Sample::chat(self.messages.clone());
         let options = self.model.options(options, true);
         if !options.is_streamable() {
             let reason = "a conversation has one answer that grows a token at a time";

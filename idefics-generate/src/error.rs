@@ -88,7 +88,7 @@ pub enum Error {
     Checkpoint(#[from] CheckpointError),
     /// Tokenizer, template or preprocessor files, or the sample itself.
     #[error(transparent)]
-    Processor(#[from] ProcessorError),
+    Processor(ProcessorError),
     /// Processor and model disagree about the tokens of an image.
     #[error(
         "{}: the processor writes {image_seq_len} tokens an image (`image_seq_len`), the model makes {n_latents} \
@@ -217,6 +217,16 @@ impl ErrorKind {
             Self::Numeric => 8,
             Self::Device => 75,
             Self::Cancelled => 130,
+        }
+    }
+}
+
+/// An image that the caller stopped reading is no failure of the sample.
+impl From<ProcessorError> for Error {
+    fn from(error: ProcessorError) -> Self {
+        match error.kind() {
+            idefics_processor::ErrorKind::Cancelled => Self::Cancelled,
+            _ => Self::Processor(error),
         }
     }
 }

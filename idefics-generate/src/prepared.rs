@@ -239,7 +239,7 @@ impl<'m> Prepared<'m> {
 }
 
 fn is_conversation(samples: &[Sample]) -> bool {
-    samples.iter().any(|sample| matches!(sample, Sample::Messages { .. }))
+    samples.iter().any(|sample| matches!(sample, Sample::Messages(_)))
 }
 
 fn check_streamable(options: &GenerationConfig) -> Result<(), GenerationError> {

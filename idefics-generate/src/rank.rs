@@ -6,7 +6,7 @@ use std::time::Instant;
 use burn::tensor::{DType, Tensor, TensorData};
 use idefics_nn::KvCache;
 use idefics_processor::image::ImageTile;
-use idefics_processor::{Content, ProcessOptions, PromptPart, Sample};
+use idefics_processor::{MessageContent, ProcessOptions, PromptPart, Sample};
 use idefics_text::Branches;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -299,11 +299,14 @@ pub(crate) fn common_prefix(left: &[u32], right: &[u32]) -> usize {
 fn without_images(sample: &Sample) -> Sample {
     match sample.clone() {
         Sample::Text { text, .. } => Sample::Text { text: text.replace("<image>", ""), images: Vec::new() },
-        Sample::Messages { mut messages, add_generation_prompt } => {
-            for message in &mut messages {
-                message.content.retain(|content| matches!(content, Content::Text { .. }));
+        Sample::Messages(mut chat) => {
+            for message in &mut chat.messages {
+                if let MessageContent::Parts(parts) = &mut message.content {
+                    parts.retain(|part| !part.is_image());
+                }
             }
-            Sample::Messages { messages, add_generation_prompt }
+            chat.images.clear();
+            chat.into()
         }
         Sample::Prompt(mut parts) => {
             parts.retain(|part| matches!(part, PromptPart::Text(_)));

@@ -30,7 +30,7 @@ fn a_user_cannot_write_image_tokens() {
 
 /// The answer to the whole history at once, without a cache.
 fn fresh(model: &Idefics, messages: &[Message]) -> String {
-    let sample = Sample::Messages { messages: messages.to_vec(), add_generation_prompt: true };
+    let sample = Sample::chat(messages.to_vec());
     model.generate(&[sample], &no_splitting(), &greedy(6), never()).unwrap().remove(0).text
 }
 
@@ -42,7 +42,7 @@ fn a_turn_computes_only_what_is_new() {
         |name: &str| vec![Content::image(Path::new(&picture(name)).to_owned()), Content::text("What is it?")];
     let ask = |talk: &mut Conversation<'_>, content: Vec<Content>| {
         let mut asked = talk.messages().to_vec();
-        asked.push(Message { role: "user".to_owned(), content: content.clone() });
+        asked.push(Message::new("user", content.clone()));
         let mut streamed = String::new();
         let answer = talk.ask(content, &greedy(6), never(), |chunk| streamed.push_str(chunk)).unwrap();
         assert_eq!(streamed, answer.text);

@@ -319,7 +319,7 @@ fn a_conversation_goes_on_behind_replayed_steps() {
     let answers = [Replays::Never, Replays::AtOnce].map(|replays| {
         let mut conversation = Conversation::new(&subject.model, Default::default());
         ["What is this?", "And then?", "Why?"].map(|question| {
-            let content = vec![Content::Text { text: question.to_owned() }];
+            let content = vec![Content::text(question)];
             let options = GenerationConfig { min_new_tokens: Some(12), max_new_tokens: Some(12), ..Default::default() };
             conversation.ask(content, &options, controls(replays), |_| ()).unwrap().token_ids
         })

@@ -287,9 +287,9 @@ fn a_turn_computes_only_what_is_new_and_adds_its_images() {
             talk.messages_mut().truncate(back);
         }
         let mut asked = talk.messages().to_vec();
-        asked.push(Message { role: "user".to_owned(), content: content.clone() });
+        asked.push(Message::new("user", content.clone()));
         let answer = talk.ask(content, &greedy(5), never(), |_| ()).unwrap();
-        let sample = Sample::Messages { messages: asked, add_generation_prompt: true };
+        let sample = Sample::chat(asked);
         let fresh = model.generate(&[sample], &no_splitting(), &greedy(5), never()).unwrap().remove(0);
         assert_eq!(answer.token_ids, fresh.token_ids, "the cache changes nothing");
         (answer.usage.prompt_tokens, talk.computed_tokens())
@@ -309,7 +309,7 @@ fn a_turn_computes_only_what_is_new_and_adds_its_images() {
 fn a_base_model_has_no_conversation() {
     let model = load("idefics1-float");
     assert!(!model.processor().can_chat() && load("idefics1-vector").processor().can_chat());
-    let sample = Sample::Messages { messages: vec![Message::text("user", "Hello")], add_generation_prompt: true };
+    let sample = Sample::chat(vec![Message::text("user", "Hello")]);
     let error = model.generate(&[sample], &Default::default(), &greedy(2), never()).unwrap_err();
     assert!(error.to_string().contains("chat template"), "{error}");
 }

@@ -15,6 +15,8 @@ pub enum ImageErrorKind {
     Limit,
     /// A remote image could not be fetched.
     Network,
+    /// The caller gave up.
+    Cancelled,
 }
 
 /// Why an image could not be read, decoded, or packed into a batch.
@@ -153,12 +155,42 @@ pub enum ImageError {
     },
 
     /// A `data:` URL that is not `data:image/…;base64,…`.
-    #[error("{image}: {reason}; expected data:image/png;base64,… (or jpeg, webp, gif, bmp)")]
+    #[error("{image}: {reason}; expected data:image/png;base64,… (of any media type)")]
     DataUrl {
         /// The input, `data URL` unless the caller named it.
         image: String,
         /// What is wrong with it.
         reason: String,
+    },
+
+    /// Text that names no file and holds no image.
+    #[error(
+        "{image}: there is no file of this name, and as base64 it holds no image: {reason}; give a path, an http(s) \
+         URL, a data URL, or base64 of an image file"
+    )]
+    Text {
+        /// The text, cut.
+        image: String,
+        /// What is wrong with it as base64.
+        reason: String,
+    },
+
+    /// A source that the caller's [`SourcePolicy`](crate::SourcePolicy) does not allow; nothing was read.
+    #[error("{image}: {what} are not read here; allow them if you trust who wrote the sample ({option})")]
+    NotAllowed {
+        /// The source.
+        image: String,
+        /// The kind of source.
+        what: String,
+        /// The options that allow it, of the program and of this crate.
+        option: &'static str,
+    },
+
+    /// The caller gave up while the image was read.
+    #[error("{image}: reading was cancelled")]
+    Cancelled {
+        /// The source.
+        image: String,
     },
 
     /// A URL that we do not fetch: an unknown scheme, or one that does not parse.
@@ -214,6 +246,7 @@ impl ImageError {
     pub fn kind(&self) -> ImageErrorKind {
         match self {
             Self::Read { .. } | Self::NotAFile { .. } => ImageErrorKind::FileSystem,
+            Self::Cancelled { .. } => ImageErrorKind::Cancelled,
             Self::TooManyBytes { .. } => ImageErrorKind::Limit,
             Self::HttpStatus { .. } | Self::Network { .. } => ImageErrorKind::Network,
             Self::Empty { .. }
@@ -226,6 +259,8 @@ impl ImageError {
             | Self::Coding { .. }
             | Self::DecoderPanic { .. }
             | Self::DataUrl { .. }
+            | Self::Text { .. }
+            | Self::NotAllowed { .. }
             | Self::Url { .. }
             | Self::HttpDisabled { .. }
             | Self::PixelCount { .. } => ImageErrorKind::Input,

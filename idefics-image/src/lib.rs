@@ -2,8 +2,10 @@
 
 mod avif;
 mod bmp;
+mod base64_text;
 mod decode;
 mod error;
+mod fetch;
 mod format;
 mod gif;
 mod ico;
@@ -16,6 +18,7 @@ mod png;
 mod pnm;
 mod raster;
 mod raw;
+mod policy;
 mod resize;
 mod rgb;
 mod source;
@@ -26,6 +29,7 @@ pub use decode::{Alpha, decode};
 pub use error::{ImageError, ImageErrorKind};
 pub use format::Format;
 pub use options::DecodeOptions;
+pub use policy::{FileAccess, SourcePolicy, UrlAccess};
 pub use resize::{Filter, resize, resize_view};
 pub use rgb::{RgbImage, RgbView};
-pub use source::{ImageSource, Limits, load};
+pub use source::{ImageSource, Limits, ReadOptions, load, load_with};

@@ -7,13 +7,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use url::Url;
 
-use crate::{DecodeOptions, ImageError, RgbImage, decode};
+use crate::base64_text::{Base64Error, decode_base64, decode_data_url, is_base64};
+use crate::fetch::fetch;
+use crate::{DecodeOptions, Format, ImageError, RgbImage, SourcePolicy, decode};
 
 /// What an image may cost before it is refused. All limits hold before the pixels are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,30 +59,84 @@ impl Limits {
     }
 }
 
+/// How the bytes of an image are read.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ReadOptions {
+    /// What an image may cost.
+    pub limits: Limits,
+    /// Which sources may be read; all of them by default.
+    pub sources: SourcePolicy,
+    /// Reading ends with [`ImageError::Cancelled`] soon after this becomes `true`: within 100 ms while a server is waited
+    /// for.
+    pub cancel: Option<Arc<AtomicBool>>,
+}
+
+impl ReadOptions {
+    /// Whether the caller gave up.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed))
+    }
+}
+
 /// Where an image comes from.
+///
+/// A string is read as Transformers' `load_image` reads it: an `http(s)` URL, a file, a data URL, or base64 of an image
+/// file, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ImageSource {
     /// A file on this machine.
     Path(PathBuf),
     /// An `http` or `https` address; needs the feature `http`.
     Url(Url),
-    /// `data:image/…;base64,…`, kept as given.
+    /// `data:…,…`, kept as given; its payload is base64, whatever media type it declares.
     DataUrl(String),
+    /// Text that may be base64 of an image file: it is, unless `folder` has a file of this name.
+    Base64 {
+        /// The text.
+        text: String,
+        /// Where a file of this name would be; the working folder if empty.
+        folder: PathBuf,
+    },
     /// The encoded file itself.
     Bytes(Arc<[u8]>),
 }
 
 impl ImageSource {
-    /// The encoded bytes, never more than [`Limits::max_bytes`] of them.
+    /// The encoded bytes of a source of any kind, never more than [`Limits::max_bytes`] of them.
     ///
     /// # Errors
-    /// [`ImageError::Read`], [`ImageError::NotAFile`], [`ImageError::TooManyBytes`], [`ImageError::Empty`],
-    /// [`ImageError::DataUrl`], or one of the network variants.
+    /// As [`Self::read_with`].
     pub fn read(&self, limits: &Limits) -> Result<Cow<'_, [u8]>, ImageError> {
+        self.read_with(&ReadOptions { limits: limits.clone(), ..ReadOptions::default() })
+    }
+
+    /// The encoded bytes, never more than [`Limits::max_bytes`] of them, if the policy allows this source.
+    ///
+    /// # Errors
+    /// [`ImageError::NotAllowed`], [`ImageError::Read`], [`ImageError::NotAFile`], [`ImageError::TooManyBytes`],
+    /// [`ImageError::Empty`], [`ImageError::DataUrl`], [`ImageError::Text`], [`ImageError::Cancelled`], or one of the
+    /// network variants.
+    pub fn read_with(&self, options: &ReadOptions) -> Result<Cow<'_, [u8]>, ImageError> {
+        if options.is_cancelled() {
+            return Err(ImageError::Cancelled { image: self.to_string() });
+        }
+        let ReadOptions { limits, sources, .. } = options;
         let bytes = match self {
-            Self::Path(path) => Cow::Owned(read_file(path, limits)?),
-            Self::Url(url) => Cow::Owned(fetch(url, limits)?),
-            Self::DataUrl(text) => Cow::Owned(decode_data_url(text, limits)?),
+            Self::Path(path) => Cow::Owned(read_file(&sources.file(path)?, limits)?),
+            Self::Url(url) => Cow::Owned(fetch(url, options)?),
+            Self::DataUrl(text) => {
+                sources.data("data URL")?;
+                Cow::Owned(decode_data_url(text, limits)?)
+            }
+            Self::Base64 { text, folder } => {
+                let path = folder.join(text);
+                match sources.may_read_files() && is_file(&path) {
+                    true => Cow::Owned(read_file(&sources.file(&path)?, limits)?),
+                    false => Cow::Owned(self.decode_text(text, options)?),
+                }
+            }
             Self::Bytes(bytes) => {
                 if bytes.len() as u64 > limits.max_bytes {
                     return Err(ImageError::TooManyBytes { image: self.to_string(), limit: limits.max_bytes });
@@ -94,22 +149,55 @@ impl ImageSource {
         }
         Ok(bytes)
     }
+
+    /// Looks for relative paths in `folder`.
+    pub fn resolve(&mut self, folder: &Path) {
+        match self {
+            Self::Path(path) => *path = folder.join(&*path), // an absolute path stays as it is
+            Self::Base64 { folder: of_text, .. } => *of_text = folder.join(&*of_text),
+            Self::Url(_) | Self::DataUrl(_) | Self::Bytes(_) => {}
+        }
+    }
+
+    fn decode_text(&self, text: &str, options: &ReadOptions) -> Result<Vec<u8>, ImageError> {
+        let image = || self.to_string();
+        options.sources.data(&image())?;
+        let limits = &options.limits;
+        let bytes = decode_base64(text, limits).map_err(|error| match error {
+            Base64Error::TooManyBytes => ImageError::TooManyBytes { image: image(), limit: limits.max_bytes },
+            Base64Error::Invalid(reason) => ImageError::Text { image: image(), reason },
+        })?;
+        match Format::sniff(&bytes) {
+            Ok(_) => Ok(bytes),
+            Err(found) => Err(ImageError::Text { image: image(), reason: format!("found {found}") }),
+        }
+    }
 }
 
-/// How messages name the source: the path, the URL, `data URL`, or `image bytes`.
+/// How messages name the source: the path, the URL, `data URL`, the beginning of the text, or `image bytes`. Names are cut
+/// to 200 characters.
 impl fmt::Display for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path(path) => write!(f, "{}", path.display()),
-            Self::Url(url) => write!(f, "{url}"),
+            Self::Path(path) => f.write_str(&shorten(&path.display().to_string(), 200)),
+            Self::Url(url) => f.write_str(&shorten(url.as_str(), 200)),
             Self::DataUrl(_) => f.write_str("data URL"),
+            Self::Base64 { text, .. } => f.write_str(&shorten(text, 40)),
             Self::Bytes(_) => f.write_str("image bytes"),
         }
     }
 }
 
-/// Decides what a string names: `data:` and `http(s)://` by their start, any other `scheme://` is refused, the rest
-/// is a path.
+/// Text of at most `limit` characters, with its length where it was cut.
+pub(crate) fn shorten(text: &str, limit: usize) -> String {
+    match text.char_indices().nth(limit) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
+}
+
+/// Decides what a string names: `data:` and `http(s)://` by their start, any other `scheme://` is refused. The rest is a
+/// path, or base64 where it could be.
 impl FromStr for ImageSource {
     type Err = ImageError;
 
@@ -121,13 +209,14 @@ impl FromStr for ImageSource {
             Some((scheme, _)) if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") => {
                 match Url::parse(text) {
                     Ok(url) => Ok(Self::Url(url)),
-                    Err(error) => Err(ImageError::Url { url: text.to_owned(), reason: error.to_string() }),
+                    Err(error) => Err(ImageError::Url { url: shorten(text, 200), reason: error.to_string() }),
                 }
             }
             Some((scheme, _)) if is_scheme(scheme) => Err(ImageError::Url {
-                url: text.to_owned(),
+                url: shorten(text, 200),
                 reason: format!("the scheme {scheme} is not one that we read"),
             }),
+            _ if is_base64(text) => Ok(Self::Base64 { text: text.to_owned(), folder: PathBuf::new() }),
             _ => Ok(Self::Path(PathBuf::from(text))),
         }
     }
@@ -147,13 +236,26 @@ impl From<Vec<u8>> for ImageSource {
 
 /// Reads, checks and decodes an image to upright 8-bit RGB.
 ///
-/// The source is read under [`Limits`], its format told from its first bytes, its size checked from the header before
-/// anything is decoded, its EXIF orientation applied once, and its transparency treated as `alpha` says.
+/// The source, which may be of any kind, is read under [`Limits`], its format told from its first bytes, its size checked
+/// from the header before anything is decoded, its EXIF orientation applied once, and its transparency treated as
+/// `options` say.
 ///
 /// # Errors
 /// Any [`ImageError`] that names an input; [`ImageError::kind`] sorts them.
 pub fn load(source: &ImageSource, limits: &Limits, options: impl Into<DecodeOptions>) -> Result<RgbImage, ImageError> {
-    decode(&source.read(limits)?, &source.to_string(), limits, options)
+    load_with(source, &ReadOptions { limits: limits.clone(), ..ReadOptions::default() }, options)
+}
+
+/// As [`load`], for sources that the policy allows.
+///
+/// # Errors
+/// As [`load`], [`ImageError::NotAllowed`], and [`ImageError::Cancelled`].
+pub fn load_with(
+    source: &ImageSource,
+    read: &ReadOptions,
+    options: impl Into<DecodeOptions>,
+) -> Result<RgbImage, ImageError> {
+    decode(&source.read_with(read)?, &source.to_string(), &read.limits, options)
 }
 
 /// A scheme in a URL's sense of the word, so that `C://x` or `a b://c` stay paths.
@@ -163,8 +265,13 @@ fn is_scheme(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
 }
 
-fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
+pub(crate) fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
     text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// Whether there is a file. Names longer than any system allows are not looked for.
+fn is_file(path: &Path) -> bool {
+    path.as_os_str().len() <= 4096 && path.is_file()
 }
 
 fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>, ImageError> {
@@ -195,78 +302,4 @@ fn check_regular(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ImageE
     }
     let found = if metadata.is_dir() { "a folder" } else { "a pipe, socket or device" };
     Err(ImageError::NotAFile { image: path.display().to_string(), found })
-}
-
-/// The media types whose bytes we read; the bytes themselves decide which decoder runs.
-const MEDIA_TYPES: [&str; 8] = [
-    "image/png",
-    "image/jpeg",
-    "image/jpg",
-    "image/webp",
-    "image/gif",
-    "image/bmp",
-    "image/x-ms-bmp",
-    "application/octet-stream",
-];
-
-/// The bytes of `data:<media type>[;parameter…];base64,<payload>`: strict base64, ASCII white space ignored.
-fn decode_data_url(text: &str, limits: &Limits) -> Result<Vec<u8>, ImageError> {
-    let fail = |reason: String| ImageError::DataUrl { image: "data URL".to_owned(), reason };
-
-    if !starts_with_ignore_case(text, "data:") {
-        return Err(fail("it does not start with data:".to_owned()));
-    }
-    let (header, payload) = text[5..].split_once(',').ok_or_else(|| fail("there is no comma".to_owned()))?;
-    let mut parameters = header.split(';').map(str::trim);
-    let media_type = parameters.next().unwrap_or_default();
-    if !MEDIA_TYPES.iter().any(|known| known.eq_ignore_ascii_case(media_type)) {
-        return Err(fail(format!("the media type {media_type:?} is not an image format that we read")));
-    }
-    if !parameters.next_back().is_some_and(|last| last.eq_ignore_ascii_case("base64")) {
-        return Err(fail("it is not marked ;base64".to_owned()));
-    }
-    // Four characters carry three bytes. White space does not count.
-    let characters = payload.bytes().filter(|byte| !byte.is_ascii_whitespace()).count();
-    if characters as u64 / 4 * 3 > limits.max_bytes.saturating_add(2) {
-        return Err(ImageError::TooManyBytes { image: "data URL".to_owned(), limit: limits.max_bytes });
-    }
-    let packed: Cow<'_, [u8]> = if characters == payload.len() {
-        Cow::Borrowed(payload.as_bytes())
-    } else {
-        Cow::Owned(payload.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect())
-    };
-    let bytes = BASE64.decode(packed).map_err(|error| fail(format!("it is not valid base64: {error}")))?;
-    if bytes.len() as u64 > limits.max_bytes {
-        return Err(ImageError::TooManyBytes { image: "data URL".to_owned(), limit: limits.max_bytes });
-    }
-    Ok(bytes)
-}
-
-#[cfg(feature = "http")]
-fn fetch(url: &Url, limits: &Limits) -> Result<Vec<u8>, ImageError> {
-    let network = |reason: String| ImageError::Network { url: url.to_string(), reason };
-
-    let agent = ureq::Agent::config_builder()
-        .timeout_global(Some(limits.timeout))
-        .max_redirects(limits.max_redirects)
-        .build()
-        .new_agent();
-    let mut response = match agent.get(url.as_str()).header("accept", "image/*").call() {
-        Ok(response) => response,
-        Err(ureq::Error::StatusCode(status)) => return Err(ImageError::HttpStatus { url: url.to_string(), status }),
-        Err(error) => return Err(network(error.to_string())),
-    };
-    // The announced length is not trusted: bytes are counted as they come.
-    let mut bytes = Vec::new();
-    let mut body = response.body_mut().with_config().limit(u64::MAX).reader().take(limits.max_bytes + 1);
-    body.read_to_end(&mut bytes).map_err(|error| network(error.to_string()))?;
-    if bytes.len() as u64 > limits.max_bytes {
-        return Err(ImageError::TooManyBytes { image: url.to_string(), limit: limits.max_bytes });
-    }
-    Ok(bytes)
-}
-
-#[cfg(not(feature = "http"))]
-fn fetch(url: &Url, _limits: &Limits) -> Result<Vec<u8>, ImageError> {
-    Err(ImageError::HttpDisabled { url: url.to_string() })
 }

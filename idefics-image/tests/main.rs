@@ -5,3 +5,4 @@ mod files;
 mod formats;
 mod jpeg;
 mod resize;
+mod sources;

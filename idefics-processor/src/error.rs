@@ -19,6 +19,8 @@ pub enum ErrorKind {
     Limit,
     /// A remote image could not be fetched.
     Network,
+    /// The caller gave up.
+    Cancelled,
 }
 
 /// Why a processor could not be loaded, or a batch could not be processed.
@@ -241,7 +243,8 @@ pub enum ProcessorError {
 
     /// A role that is not a plain word.
     #[error(
-        "row {row}, message {message}: the role {role:?} is not a word of at most 64 ASCII letters, digits, - or _"
+        "row {row}, message {message}: the role {role:?} is not a word of at most 64 letters, digits, -, _ or .; \
+         templates write roles among their own text, so they must not spell anything else"
     )]
     Role {
         /// The row of the batch.
@@ -250,6 +253,34 @@ pub enum ProcessorError {
         message: usize,
         /// The role, shortened.
         role: String,
+    },
+
+    /// A part that only a chat template could write, and there is none.
+    #[error(
+        "row {row}, message {message}: the content has a part of type {kind:?}; this model has no chat template, so \
+         give parts of type `text` and `image`"
+    )]
+    PartType {
+        /// The row of the batch.
+        row: usize,
+        /// The message.
+        message: usize,
+        /// The type of the part.
+        kind: String,
+    },
+
+    /// Image parts without an image, or images without a part.
+    #[error(
+        "row {row}: {images} in `images` for {parts} without a picture in `messages`; give one for each, \
+         as {{\"type\": \"image\"}} parts (text never becomes an image)"
+    )]
+    ImageParts {
+        /// The row of the batch.
+        row: usize,
+        /// Entries of [`Chat::images`](crate::Chat::images), with the noun.
+        images: String,
+        /// Image parts that have no image of their own, with the noun.
+        parts: String,
     },
 
     /// An interleaved prompt list, which only Idefics v1 reads.
@@ -299,13 +330,14 @@ pub enum ProcessorError {
         found: usize,
     },
 
-    /// A message spells a special token, and [`SpecialTokensInText::Reject`](crate::SpecialTokensInText::Reject) is set.
-    #[error("row {row}, message {message}: the text contains the special token {token}")]
+    /// A conversation spells a special token, and [`SpecialTokensInText::Reject`](crate::SpecialTokensInText::Reject) is
+    /// set.
+    #[error("row {row}: `{variable}` contains the special token {token}")]
     SpecialTokenInText {
         /// The row of the batch.
         row: usize,
-        /// The message.
-        message: usize,
+        /// The template's variable: `messages`, `tools`, or another.
+        variable: String,
         /// The token.
         token: String,
     },
@@ -367,6 +399,8 @@ impl ProcessorError {
             Self::EmptyBatch
             | Self::EmptyMessages { .. }
             | Self::Role { .. }
+            | Self::PartType { .. }
+            | Self::ImageParts { .. }
             | Self::PromptList { .. }
             | Self::NoSplitting
             | Self::Idefics1Option { .. }
@@ -376,6 +410,7 @@ impl ProcessorError {
             Self::TextTooLarge { .. } => ErrorKind::Limit,
             Self::Image { error, .. } => match error.kind() {
                 ImageErrorKind::FileSystem => ErrorKind::FileSystem,
+                ImageErrorKind::Cancelled => ErrorKind::Cancelled,
                 ImageErrorKind::Limit => ErrorKind::Limit,
                 ImageErrorKind::Network => ErrorKind::Network,
                 _ => ErrorKind::Input,

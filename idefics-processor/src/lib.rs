@@ -17,6 +17,9 @@ pub use family::Family;
 pub use inputs::{PaddingSide, ProcessedInputs, TokenBatch};
 pub use latest_image::{image_attention_mask, latest_images, latest_images_behind};
 pub use processor::{ProcessOptions, Processor};
-pub use prompt::{Content, Message, PromptPart, Sample, SpecialTokensInText, TextLimits};
+pub use prompt::{
+    Chat, Content, Message, MessageContent, PromptPart, Sample, SampleError, SampleProblem, SpecialTokensInText,
+    TextLimits, without_byte_order_mark,
+};
 pub use stream::StreamDecoder;
 pub use tokenizer::{Compatibility, Tokenizer};

@@ -2,17 +2,21 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 
-use crate::checkpoint::{Checkpoint, Sourced, shorten};
+use crate::checkpoint::{Checkpoint, Sourced};
 use crate::error::ProcessorError;
 use crate::family::Family;
-use crate::image::{Alpha, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, load};
+use crate::image::{
+    Alpha, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, ReadOptions, SourcePolicy,
+    load_with,
+};
 use crate::inputs::ProcessedInputs;
 use crate::prompt::{
-    ChatTemplate, Content, ImageTokens, InterleavedRules, Literals, Message, PromptPart, Sample, SpecialTokensInText,
-    TextLimits, conversation, expand_images, find_token,
+    self, Chat, ChatTemplate, Conversations, ImageTokens, InterleavedRules, Literals, Sample, SpecialTokensInText,
+    TextLimits, expand_images, texts_of_parts,
 };
 use crate::tokenizer::{self, Compatibility, Tokenizer, TokenizerConfig};
 
@@ -25,6 +29,12 @@ pub struct ProcessOptions {
     pub alpha: Alpha,
     /// What an image may cost.
     pub limits: Limits,
+    /// Which files and addresses the images of samples may name; all of them by default. A program that runs samples of
+    /// others narrows it.
+    pub sources: SourcePolicy,
+    /// Reading images ends with an error of kind [`Cancelled`](crate::ErrorKind::Cancelled) soon after this becomes
+    /// `true`, even while a server is waited for.
+    pub cancel: Option<Arc<AtomicBool>>,
     /// How much text a sample may have.
     pub text_limits: TextLimits,
     /// What becomes of special tokens that a message spells.
@@ -199,9 +209,8 @@ impl Processor {
     ///
     /// # Errors
     /// As [`Self::process`], for row 0.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ProcessorError> {
-        let options = ProcessOptions { special_tokens_in_text: SpecialTokensInText::Parse, ..Default::default() };
-        let (text, _) = self.render_messages(messages, add_generation_prompt, 0, &options)?;
+    pub fn render(&self, chat: &Chat) -> Result<String, ProcessorError> {
+        let (text, _) = self.render_chat(chat, 0, SpecialTokensInText::Parse)?;
         Ok(text)
     }
 
@@ -268,14 +277,7 @@ impl Processor {
                 }
                 (text.clone(), Literals::default())
             }
-            Sample::Messages { messages, add_generation_prompt } => {
-                let (text, literals) = self.render_messages(messages, *add_generation_prompt, row, options)?;
-                let (images, placeholders) = (sample.images().len(), self.image_tokens.count(&text));
-                if placeholders != images {
-                    return Err(ProcessorError::TemplateLossy { row, images, placeholders });
-                }
-                (text, literals)
-            }
+            Sample::Messages(chat) => self.render_chat(chat, row, options.special_tokens_in_text)?,
             Sample::Prompt(_) if self.family == Family::Idefics2 => return Err(ProcessorError::PromptList { row }),
             Sample::Prompt(parts) => {
                 let placeholders: usize = texts_of_parts(parts).map(|text| self.image_tokens.count(text)).sum();
@@ -288,16 +290,23 @@ impl Processor {
         };
 
         let tokenizer = self.tokenizer_for(options.compatibility);
-        let (expanded, adds_bos) = match (self.family, sample) {
+        // A template may write the start token itself. Source: `ProcessorMixin.apply_chat_template`.
+        let (bos, _) = self.tokenizer_config.ends();
+        let has_bos = matches!(sample, Sample::Messages(_)) && !bos.is_empty() && text.starts_with(bos);
+        let (expanded, add_special_tokens) = match (self.family, sample) {
             (Family::Idefics1, Sample::Prompt(parts)) => {
                 (self.interleaved(options, |rules| rules.text_of_parts(parts)), false)
             }
-            (Family::Idefics1, _) => (self.interleaved(options, |rules| rules.text_of_placeholders(&text)), false),
+            (Family::Idefics1, _) => {
+                let text = if has_bos { &text[bos.len()..] } else { &text };
+                (self.interleaved(options, |rules| rules.text_of_placeholders(text)), false)
+            }
             (Family::Idefics2, _) => {
-                (expand_images(&text, &self.image_tokens, sub_images, &literals, options.compatibility), true)
+                let expanded = expand_images(&text, &self.image_tokens, sub_images, &literals, options.compatibility);
+                (expanded, !has_bos)
             }
         };
-        let ids = tokenizer.encode_literal(&expanded, &literals, adds_bos)?;
+        let ids = tokenizer.encode_literal(&expanded, &literals, add_special_tokens)?;
         let expected = self.image_tokens.count(&expanded);
         let found = ids.iter().filter(|&&id| id == tokenizer.image_token_id()).count();
         if found != expected {
@@ -322,58 +331,25 @@ impl Processor {
         })
     }
 
-    /// The rendered text, with the user's special tokens broken by the stand-ins of the literals.
-    fn render_messages(
+    /// The text of a conversation, with the user's special tokens broken by the stand-ins of the literals.
+    fn render_chat(
         &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
+        chat: &Chat,
         row: usize,
-        options: &ProcessOptions,
+        special_tokens_in_text: SpecialTokensInText,
     ) -> Result<(String, Literals), ProcessorError> {
-        if !self.can_chat() {
-            return Err(ProcessorError::NoChatTemplate { row });
-        }
-        let source = self.chat_template.as_ref().map_or("User:Assistant:", ChatTemplate::source);
-        let tokens: Vec<&str> = self.tokenizer().protected().collect();
-        if options.special_tokens_in_text == SpecialTokensInText::Reject {
-            for (message, parts) in messages.iter().enumerate() {
-                if let Some(token) = texts(parts).find_map(|text| find_token(text, &tokens)) {
-                    return Err(ProcessorError::SpecialTokenInText { row, message, token: token.to_owned() });
-                }
-            }
-        }
-        let written = messages.iter().flat_map(texts).chain([source]).chain(tokens.iter().copied());
-        let mut literals = Literals::new(written);
-        let names = self.tokenizer_config.template_tokens();
-        let protect = |text: &str| match options.special_tokens_in_text {
-            SpecialTokensInText::Parse => text.to_owned(),
-            SpecialTokensInText::Literal | SpecialTokensInText::Reject => literals.protect(text, &tokens),
+        let protected: Vec<&str> = self.tokenizer().protected().collect();
+        let turn_end = self.turns();
+        let conversations = Conversations {
+            template: self.chat_template.as_ref(),
+            turn_end: turn_end.as_deref(),
+            image_tokens: &self.image_tokens,
+            named_tokens: self.tokenizer_config.named_tokens(),
+            protected: &protected,
+            special_tokens_in_text,
         };
-        let rendered = match (&self.chat_template, self.turns()) {
-            (Some(template), _) => template.render(messages, add_generation_prompt, &names, row, protect)?,
-            (None, end) => {
-                let end = end.unwrap_or_default(); // `can_chat` says that there is one
-                conversation(messages, add_generation_prompt, &self.image_tokens, &end, protect)
-            }
-        };
-        Ok((rendered, literals))
+        conversations.render(chat, row)
     }
-}
-
-/// The texts of a message.
-fn texts(message: &Message) -> impl Iterator<Item = &str> {
-    message.content.iter().filter_map(|content| match content {
-        Content::Text { text } => Some(text.as_str()),
-        Content::Image { .. } => None,
-    })
-}
-
-/// The texts of a prompt list.
-fn texts_of_parts(parts: &[PromptPart]) -> impl Iterator<Item = &str> {
-    parts.iter().filter_map(|part| match part {
-        PromptPart::Text(text) => Some(text.as_str()),
-        PromptPart::Image(_) => None,
-    })
 }
 
 /// Loads and cuts up the images of one row, in parallel.
@@ -383,15 +359,16 @@ fn process_images(
     row: usize,
     options: &ProcessOptions,
 ) -> Result<Vec<ImageTile>, ProcessorError> {
+    let mut read = ReadOptions::default();
+    read.limits = options.limits.clone();
+    read.sources = options.sources.clone();
+    read.cancel = options.cancel.clone();
     let tiles: Vec<Result<Vec<ImageTile>, ProcessorError>> = sources
         .par_iter()
         .enumerate()
         .map(|(image, source)| {
-            let picture = load(source, &options.limits, options.alpha).map_err(|error| ProcessorError::Image {
-                row,
-                image,
-                error,
-            })?;
+            let picture =
+                load_with(source, &read, options.alpha).map_err(|error| ProcessorError::Image { row, image, error })?;
             Ok(processor.process(&picture))
         })
         .collect();
@@ -407,31 +384,12 @@ fn check_size(sample: &Sample, row: usize, limits: &TextLimits) -> Result<(), Pr
     check("images", sample.images().len(), limits.max_images)?;
     match sample {
         Sample::Text { text, .. } => check("bytes of text", text.len(), limits.max_text_bytes),
-        Sample::Messages { messages, .. } => {
-            check("messages", messages.len(), limits.max_messages)?;
-            if messages.is_empty() {
-                return Err(ProcessorError::EmptyMessages { row });
-            }
-            let longest = messages.iter().flat_map(texts).map(str::len).max().unwrap_or(0);
-            check("bytes in one text", longest, limits.max_text_bytes)?;
-            let total = messages.iter().flat_map(texts).map(str::len).sum();
-            check("bytes of text in all messages", total, limits.max_total_bytes)?;
-            messages.iter().enumerate().try_for_each(|(message, parts)| check_role(&parts.role, row, message))
-        }
+        Sample::Messages(chat) => prompt::check(chat, row, limits),
         Sample::Prompt(parts) => {
             let longest = texts_of_parts(parts).map(str::len).max().unwrap_or(0);
             check("bytes in one text", longest, limits.max_text_bytes)?;
             let total = texts_of_parts(parts).map(str::len).sum();
             check("bytes of text in all parts", total, limits.max_total_bytes)
         }
-    }
-}
-
-/// Templates write the role among their own text, so it must not be able to spell anything but a word.
-fn check_role(role: &str, row: usize, message: usize) -> Result<(), ProcessorError> {
-    let is_word = |character: char| character.is_ascii_alphanumeric() || character == '-' || character == '_';
-    match (1..=64).contains(&role.len()) && role.chars().all(is_word) {
-        true => Ok(()),
-        false => Err(ProcessorError::Role { row, message, role: shorten(role) }),
     }
 }

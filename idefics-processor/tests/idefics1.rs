@@ -2,7 +2,7 @@
 
 use idefics_processor::image::{ImageProcessorConfig, ImageSize};
 use idefics_processor::{
-    Content, ErrorKind, Family, Message, ProcessOptions, Processor, ProcessorError, PromptPart, Sample, latest_images,
+    ErrorKind, Family, Message, ProcessOptions, Processor, ProcessorError, PromptPart, Sample, latest_images,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -76,10 +76,7 @@ fn what_the_first_idefics_cannot_do_is_refused() {
 
 #[test]
 fn what_a_user_types_in_a_conversation_stays_text() {
-    let message = |text: &str| Sample::Messages {
-        messages: vec![Message { role: "user".to_owned(), content: vec![Content::text(text)] }],
-        add_generation_prompt: true,
-    };
+    let message = |text: &str| Sample::chat(vec![Message::text("user", text)]);
     let processor = processor();
     let ids = |text: &str| processor.process(&[message(text)], &ProcessOptions::default()).unwrap().input_ids.remove(0);
     let tokenizer = processor.tokenizer();

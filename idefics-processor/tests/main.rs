@@ -5,6 +5,7 @@
 mod common;
 mod idefics1;
 mod image;
+mod messages;
 mod processor;
 mod prompt;
 mod tokenizer;

@@ -92,7 +92,7 @@ fn rows_are_what_they_are_alone() {
     let samples = [
         Sample::Text { text: "User:<image>What?<end_of_utterance>\nAssistant:".into(), images: vec![dot()] },
         Sample::Text { text: "User: no image<end_of_utterance>\nAssistant:".into(), images: vec![] },
-        Sample::Messages { messages: vec![Message::text("user", "and this?")], add_generation_prompt: true },
+        Sample::chat(vec![Message::text("user", "and this?")]),
     ];
     let options = ProcessOptions { do_image_splitting: Some(true), ..Default::default() };
     let together = real().process(&samples, &options).unwrap();
@@ -319,7 +319,7 @@ fn errors_name_the_row_and_the_image() {
     let error = process(&[row("<image>", vec![b"not an image".to_vec().into()])]);
     assert_eq!(error.kind(), ErrorKind::Input);
 
-    let error = process(&[Sample::Messages { messages: vec![], add_generation_prompt: true }]);
+    let error = process(&[Sample::chat(vec![])]);
     assert!(matches!(error, ProcessorError::EmptyMessages { row: 0 }));
     let text_limits = TextLimits { max_text_bytes: 10, ..Default::default() };
     let options = ProcessOptions { text_limits, ..Default::default() };
@@ -334,7 +334,7 @@ fn adversarial_texts_are_encoded_in_linear_time() {
     {
         let start = std::time::Instant::now();
         let messages = vec![Message::text("user", &text)];
-        let sample = Sample::Messages { messages, add_generation_prompt: true };
+        let sample = Sample::chat(messages);
         real().process(&[sample], &ProcessOptions::default()).unwrap();
         assert!(start.elapsed().as_secs() < 5, "{:?} {:?}", text.chars().next(), start.elapsed());
     }

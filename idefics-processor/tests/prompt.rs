@@ -2,7 +2,7 @@
 
 use idefics_processor::image::ImageSource;
 use idefics_processor::{
-    Content, ErrorKind, Message, ProcessOptions, ProcessedInputs, Processor, ProcessorError, Sample,
+    Chat, Content, ErrorKind, Message, ProcessOptions, ProcessedInputs, Processor, ProcessorError, Sample,
     SpecialTokensInText,
 };
 use proptest::prelude::*;
@@ -12,7 +12,12 @@ use std::path::Path;
 use crate::common::{Folder, dot, real};
 
 fn user(content: Vec<Content>) -> Vec<Message> {
-    vec![Message { role: "user".to_owned(), content }]
+    vec![Message::new("user", content)]
+}
+
+/// A conversation in which the assistant speaks next.
+fn asked(messages: &[Message]) -> Chat {
+    Chat::new(messages.to_vec()).with_generation_prompt()
 }
 
 fn process(
@@ -28,7 +33,7 @@ fn process_with(
     special_tokens_in_text: SpecialTokensInText,
 ) -> Result<ProcessedInputs, ProcessorError> {
     let options = ProcessOptions { special_tokens_in_text, ..Default::default() };
-    processor.process(&[Sample::Messages { messages, add_generation_prompt: true }], &options)
+    processor.process(&[Sample::chat(messages)], &options)
 }
 
 fn count(ids: &[u32], id: u32) -> usize {
@@ -39,22 +44,22 @@ fn count(ids: &[u32], id: u32) -> usize {
 fn renders_the_documented_conversations() {
     let picture = || Content::image(dot());
     let cats: Vec<Message> = vec![
-        Message { role: "user".into(), content: vec![picture(), Content::text("What do we see in this image?")] },
+        Message::new("user", vec![picture(), Content::text("What do we see in this image?")]),
         Message::text("assistant", "In this image we can see two cats on the nets."),
-        Message { role: "user".into(), content: vec![picture(), Content::text("And how about this image?")] },
+        Message::new("user", vec![picture(), Content::text("And how about this image?")]),
     ];
     assert_eq!(
-        real().render(&cats, true).unwrap(),
+        real().render(&asked(&cats)).unwrap(),
         "User:<image>What do we see in this image?<end_of_utterance>\nAssistant: In this image we can see two cats on the \
          nets.<end_of_utterance>\nUser:<image>And how about this image?<end_of_utterance>\nAssistant:"
     );
     let two = user(vec![Content::text("What’s the difference between these two images?"), picture(), picture()]);
     assert_eq!(
-        real().render(&two, true).unwrap(),
+        real().render(&asked(&two)).unwrap(),
         "User: What’s the difference between these two images?<image><image><end_of_utterance>\nAssistant:"
     );
     let system = [Message::text("system", "Be brief.")];
-    assert_eq!(real().render(&system, false).unwrap(), "System: Be brief.<end_of_utterance>\n");
+    assert_eq!(real().render(&Chat::new(system.to_vec())).unwrap(), "System: Be brief.<end_of_utterance>\n");
 }
 
 #[test]
@@ -79,26 +84,6 @@ fn samples_are_told_apart_by_their_keys() {
     let prompt =
         parse(json!({"prompt": ["User:", {"image": "a.png"}, "https://example.org/c.png", "Describe."]})).unwrap();
     assert_eq!(prompt.images().len(), 2);
-
-    for (wrong, expected) in [
-        (json!({}), "exactly one of"),
-        (json!({"text": "a", "messages": []}), "exactly one of"),
-        (json!({"text": "a", "image": "b"}), "unknown field `image`"),
-        (json!({"text": "a", "add_generation_prompt": true}), "belongs to `messages`"),
-        (json!({"messages": [], "images": []}), "belongs to `text`"),
-        (json!({"messages": [{"role": "user", "content": [{"type": "video"}]}]}), "`video`"),
-        (json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "has no `path`"),
-        (
-            json!({"messages": [{"role": "user", "content": [{"type": "image", "path": "a", "url": "b"}]}]}),
-            "more than one",
-        ),
-        (json!({"messages": [{"role": "user", "content": [{"type": "text"}]}]}), "has no `text`"),
-        (json!({"messages": [{"role": "user", "content": 3}]}), "a string or a list"),
-        (json!({"text": "<image>", "images": ["ftp://example.org/a.png"]}), "ftp"),
-    ] {
-        let error = parse(wrong.clone()).expect_err("the sample is refused").to_string();
-        assert!(error.contains(expected), "{wrong}: {error}");
-    }
 }
 
 #[test]
@@ -153,7 +138,7 @@ fn parse_reads_tokens_as_the_reference_does_and_reject_refuses_them() {
     let eos = real().tokenizer().eos_token_id().unwrap();
     assert_eq!(count(&inputs.input_ids[0], eos), 1);
     let error = process(messages(), SpecialTokensInText::Reject).unwrap_err();
-    assert!(matches!(&error, ProcessorError::SpecialTokenInText { row: 0, message: 0, token } if token == "</s>"));
+    assert!(matches!(&error, ProcessorError::SpecialTokenInText { row: 0, token, .. } if token == "</s>"));
     assert_eq!(error.kind(), ErrorKind::Input);
     // A placeholder without an image is found before anything is encoded.
     let error = process(user(vec![Content::text("<image>")]), SpecialTokensInText::Parse).unwrap_err();
@@ -206,17 +191,17 @@ fn templates_can_do_what_those_of_real_checkpoints_do() {
         ("  {% if true %}\n    x\n  {% endif %}\n y", "    x\n y"),
     ] {
         let processor = Folder::of("tiny-idefics2").template(template).load().unwrap();
-        assert_eq!(processor.render(&messages, true).unwrap(), expected, "{template}");
+        assert_eq!(processor.render(&asked(&messages)).unwrap(), expected, "{template}");
     }
     let dated = Folder::of("tiny-idefics2").template("{{ strftime_now('%Y') }}").load().unwrap();
-    assert_eq!(dated.render(&messages, true).unwrap().len(), 4);
+    assert_eq!(dated.render(&asked(&messages)).unwrap().len(), 4);
 }
 
 #[test]
 fn a_template_may_refuse_a_conversation_with_its_own_words() {
     let processor =
         Folder::of("tiny-idefics2").template("{{ raise_exception('roles must alternate') }}").load().unwrap();
-    let error = processor.render(&[Message::text("user", "x")], true).unwrap_err();
+    let error = processor.render(&asked(&[Message::text("user", "x")])).unwrap_err();
     assert!(matches!(error, ProcessorError::Render { row: 0, .. }));
     assert!(error.to_string().contains("roles must alternate"), "{error}");
 }
@@ -281,7 +266,7 @@ fn hostile_templates_end_in_an_error() {
     for template in hostile {
         let processor = Folder::of("tiny-idefics2").template(&template).load().unwrap();
         let start = std::time::Instant::now();
-        let error = processor.render(&[Message::text("user", "x")], true).expect_err(&template);
+        let error = processor.render(&asked(&[Message::text("user", "x")])).expect_err(&template);
         assert!(start.elapsed().as_secs() < 10, "{template}: {:?}", start.elapsed());
         assert!(
             matches!(error, ProcessorError::TemplateLimit { .. } | ProcessorError::Render { .. }),
@@ -296,7 +281,7 @@ fn raw_text_of_a_template_counts_too() {
     let template =
         format!("{{% set x %}}{{% for i in range(100000) %}}{}{{% endfor %}}{{% endset %}}", "x".repeat(200 << 10));
     let processor = Folder::of("tiny-idefics2").template(&template).load().unwrap();
-    let error = processor.render(&[Message::text("user", "x")], true).unwrap_err();
+    let error = processor.render(&asked(&[Message::text("user", "x")])).unwrap_err();
     assert!(matches!(error, ProcessorError::TemplateLimit { .. }), "{error}");
 }
 
@@ -320,7 +305,7 @@ proptest! {
         let mut content: Vec<Content> = texts.iter().map(Content::text).collect();
         content.extend(std::iter::repeat_n(Content::image(dot()), images));
         let options = ProcessOptions { do_image_splitting: Some(false), ..Default::default() };
-        let sample = Sample::Messages { messages: user(content), add_generation_prompt: true };
+        let sample = Sample::chat(user(content));
         let inputs = real().process(&[sample], &options).unwrap();
         let ids = &inputs.input_ids[0];
         prop_assert_eq!(count(ids, tokenizer.image_token_id()), images * per_image);

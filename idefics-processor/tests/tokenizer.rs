@@ -1,6 +1,6 @@
 //! Ids, decoded text and streamed chunks equal to the reference's, for the whole real vocabulary.
 
-use idefics_processor::{Compatibility, Content, Message, ProcessOptions, Processor, Sample, StreamDecoder};
+use idefics_processor::{Chat, Compatibility, Content, Message, ProcessOptions, Processor, Sample, StreamDecoder};
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -87,9 +87,8 @@ impl Conversation {
             Some(text) => Content::text(text),
             None => Content::image(dot()),
         };
-        let message = |message: &FixtureMessage| Message {
-            role: message.role.clone(),
-            content: message.content.iter().map(content).collect(),
+        let message = |message: &FixtureMessage| {
+            Message::new(&message.role, message.content.iter().map(content).collect::<Vec<_>>())
         };
         self.messages.iter().map(message).collect()
     }
@@ -163,11 +162,11 @@ fn conversations_are_rendered_and_encoded_as_in_the_reference() {
     let fixture = fixture();
     let processor = processor(&fixture.variants["legacy"], fixture.image_seq_len);
     for conversation in &fixture.conversations {
-        let (messages, add_generation_prompt) = (conversation.messages(), conversation.add_generation_prompt);
-        let text = processor.render(&messages, add_generation_prompt).expect("the template renders");
+        let mut chat = Chat::new(conversation.messages());
+        chat.add_generation_prompt = conversation.add_generation_prompt;
+        let text = processor.render(&chat).expect("the template renders");
         assert_eq!(text, conversation.text);
-        let sample = Sample::Messages { messages, add_generation_prompt };
-        let inputs = processor.process(&[sample], &ProcessOptions::default()).expect("it is processed");
+        let inputs = processor.process(&[chat.into()], &ProcessOptions::default()).expect("it is processed");
         assert_eq!(inputs.input_ids[0], conversation.ids, "{text:?}");
     }
 }

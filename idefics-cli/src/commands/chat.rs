@@ -123,7 +123,7 @@ impl Chat<'_> {
             }
             ("save", "") => return Err(Failure::usage("/save needs a path".to_owned())),
             ("save", path) => {
-                let messages: Vec<Value> = self.conversation.messages().iter().map(message_json).collect();
+                let messages: Vec<Value> = self.conversation.messages().iter().map(Message::to_json).collect();
                 let sample = json!({"messages": messages, "add_generation_prompt": true});
                 std::fs::write(path, format!("{sample:#}\n"))
                     .map_err(|error| Failure::file_system(format!("{path}: {error}")))?;
@@ -190,24 +190,6 @@ fn unquoted(path: &str) -> &str {
 
 fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-/// A message as a prompt file has it.
-fn message_json(message: &Message) -> Value {
-    let content: Vec<Value> = message
-        .content
-        .iter()
-        .map(|content| match content {
-            Content::Text { text } => json!({"type": "text", "text": text}),
-            Content::Image { source: ImageSource::Path(path) } => {
-                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                json!({"type": "image", "path": path})
-            }
-            Content::Image { source: ImageSource::DataUrl(url) } => json!({"type": "image", "url": url}),
-            Content::Image { source } => json!({"type": "image", "url": source.to_string()}),
-        })
-        .collect();
-    json!({"role": message.role, "content": content})
 }
 
 /// Where questions are remembered, if the user has a folder for such things.

@@ -79,8 +79,7 @@ fn answer(
     cancel: &idefics_generate::CancelToken,
 ) -> Result<String, Failure> {
     let content = vec![Content::image(ImageSource::Bytes(png.into())), Content::text(question)];
-    let messages = vec![Message { role: "user".to_owned(), content }];
-    let sample = Sample::Messages { messages, add_generation_prompt: true };
+    let sample = Sample::chat(vec![Message::new("user", content)]);
     let options = GenerationConfig { max_new_tokens: Some(48), ..GenerationConfig::default() };
     let answers = model.generate(&[sample], &ProcessOptions::default(), &options, cancel)?;
     Ok(answers.into_iter().map(|answer| answer.text.trim().to_owned()).collect())

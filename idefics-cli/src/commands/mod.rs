@@ -51,6 +51,5 @@ fn sample(model: &Idefics, images: Vec<ImageSource>, words: &str, plain: &str) -
     }
     let mut content: Vec<Content> = images.into_iter().map(Content::image).collect();
     content.push(Content::text(words));
-    let message = Message { role: "user".to_owned(), content };
-    Sample::Messages { messages: vec![message], add_generation_prompt: true }
+    Sample::chat(vec![Message::new("user", content)])
 }

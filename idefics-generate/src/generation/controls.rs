@@ -23,6 +23,11 @@ impl CancelToken {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// The flag behind the token, for [`ProcessOptions::cancel`](idefics_processor::ProcessOptions::cancel).
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.0.clone()
+    }
+
     /// [`Error::Cancelled`] if that was asked for.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }

@@ -2,7 +2,7 @@
 //!
 //! Source: `IdeficsProcessor.__call__` of transformers 5.23.
 
-use crate::prompt::{Content, ImageTokens, Message, PromptPart};
+use crate::prompt::{ImageTokens, PromptPart};
 
 /// What the text of a prompt list depends on.
 #[derive(Debug, Clone, Copy)]
@@ -60,51 +60,6 @@ impl InterleavedRules<'_> {
     }
 }
 
-/// A conversation in the words of the instructed checkpoints, which ship no chat template, with a placeholder for each
-/// image; `text` changes what users and the model said before it is put in.
-///
-/// Source: the prompts of the public guides: `User: …<end_of_utterance>\nAssistant: …<end_of_utterance>\nUser:`, where
-/// a turn that begins with an image has no space after the colon.
-pub(crate) fn conversation(
-    messages: &[Message],
-    add_generation_prompt: bool,
-    tokens: &ImageTokens,
-    end_of_utterance: &str,
-    mut text: impl FnMut(&str) -> String,
-) -> String {
-    let mut written = String::new();
-    for message in messages {
-        if !written.is_empty() {
-            written.push('\n');
-        }
-        written.push_str(&capitalized(&message.role));
-        written.push(':');
-        for (index, content) in message.content.iter().enumerate() {
-            match content {
-                Content::Image { .. } => written.push_str(&tokens.image),
-                Content::Text { text: words } => {
-                    if index == 0 {
-                        written.push(' ');
-                    }
-                    written.push_str(&text(words));
-                }
-            }
-        }
-        written.push_str(end_of_utterance);
-    }
-    match add_generation_prompt {
-        true => written + "\nAssistant:",
-        false => written,
-    }
-}
-
-/// First letter large, the others small.
-fn capitalized(role: &str) -> String {
-    let mut letters = role.chars();
-    let first = letters.next().map(|letter| letter.to_ascii_uppercase());
-    first.into_iter().chain(letters.map(|letter| letter.to_ascii_lowercase())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,17 +105,5 @@ mod tests {
             "<s><f><image><f><image><f> a<f><image><f></s>"
         );
         assert_eq!(rules.text_of_placeholders("no image"), "<s>no image</s>");
-    }
-
-    #[test]
-    fn conversations_are_written_as_in_the_guides() {
-        let picture = || Content::image("a.png".parse::<ImageSource>().unwrap());
-        let messages = [
-            Message { role: "user".to_owned(), content: vec![Content::text("What?"), picture()] },
-            Message::text("assistant", "A dog."),
-            Message { role: "user".to_owned(), content: vec![picture(), Content::text("And that?")] },
-        ];
-        let written = conversation(&messages, true, &tokens(), "<e>", str::to_owned);
-        assert_eq!(written, "User: What?<image><e>\nAssistant: A dog.<e>\nUser:<image>And that?<e>\nAssistant:");
     }
 }

@@ -1,13 +1,11 @@
 //! The checkpoint's chat template.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use minijinja::{Value, context};
+use serde_json::{Map, Value};
 
 use crate::error::ProcessorError;
 use crate::prompt::sandbox::{self, Cost, Forbidden};
-use crate::prompt::{Content, Message};
 
 /// How much text a sample may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,46 +57,34 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// The text of a conversation. `tokens` are the names and spellings of special tokens that the template may write;
-    /// every text of the messages goes through `protect` first.
+    /// The text that the template makes of `variables`.
     ///
     /// # Errors
     /// [`ProcessorError::Render`] or [`ProcessorError::TemplateLimit`], with `row` in them.
-    pub(crate) fn render(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-        tokens: &[(&str, Option<&str>)],
-        row: usize,
-        mut protect: impl FnMut(&str) -> String,
-    ) -> Result<String, ProcessorError> {
-        let contents = || messages.iter().flat_map(|message| &message.content);
-        let bytes = contents().map(|content| match content {
-            Content::Text { text } => text.len(),
-            Content::Image { .. } => 0,
-        });
-        let cost = Cost::of(messages.len() + contents().count(), bytes.sum());
-
-        let messages: Vec<Value> = messages.iter().map(|message| message_value(message, &mut protect)).collect();
-        let tokens: BTreeMap<&str, Value> =
-            tokens.iter().filter_map(|(name, token)| Some((*name, Value::from((*token)?)))).collect();
-        let context = context! { messages, add_generation_prompt, tools => (), documents => (), ..Value::from(tokens) };
-        sandbox::render(&self.source, context, cost).map_err(|error| match sandbox::limit(&error) {
+    pub(crate) fn render(&self, variables: Map<String, Value>, row: usize) -> Result<String, ProcessorError> {
+        let variables = Value::Object(variables);
+        let (nodes, bytes) = size(&variables);
+        let context = minijinja::Value::from(minijinja::value::Serde(&variables));
+        sandbox::render(&self.source, context, Cost::of(nodes, bytes)).map_err(|error| match sandbox::limit(&error) {
             Some(limit) => ProcessorError::TemplateLimit { row, limit },
             None => ProcessorError::Render { row, error },
         })
     }
 }
 
-/// What a template sees of a message. Images are there, but not what they show or where they lie.
-fn message_value(message: &Message, protect: &mut impl FnMut(&str) -> String) -> Value {
-    let content: Vec<Value> = message
-        .content
-        .iter()
-        .map(|content| match content {
-            Content::Text { text } => context! { type => "text", text => protect(text) },
-            Content::Image { .. } => context! { type => "image" },
-        })
-        .collect();
-    context! { role => message.role.as_str(), content }
+/// How many values there are, lists and objects included, and the bytes of all strings.
+fn size(value: &Value) -> (usize, usize) {
+    let sum = |(nodes, bytes): (usize, usize), value| {
+        let (more_nodes, more_bytes) = size(value);
+        (nodes + more_nodes, bytes + more_bytes)
+    };
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => (1, 0),
+        Value::String(text) => (1, text.len()),
+        Value::Array(items) => items.iter().fold((1, 0), sum),
+        Value::Object(object) => {
+            let (nodes, bytes) = object.values().fold((1, 0), sum);
+            (nodes, bytes + object.keys().map(String::len).sum::<usize>())
+        }
+    }
 }

@@ -33,6 +33,8 @@ pub(crate) struct TokenizerConfig {
     pad: Option<String>,
     /// Further special tokens, with and without a meaning of their own.
     others: Vec<String>,
+    /// Names and spellings of all special tokens that have a name: the variables of chat templates.
+    named: Vec<(String, String)>,
     image: String,
     fake: String,
     /// Whether every checkpoint of the family can end a turn.
@@ -109,6 +111,10 @@ impl TokenizerConfig {
             }
         };
         let class_default = |token: &str| is_llama.then(|| token.to_owned());
+        let bos = named("bos_token")?.or_else(|| class_default("<s>"));
+        let eos = named("eos_token")?.or_else(|| class_default("</s>"));
+        let unk = named("unk_token")?.or_else(|| class_default("<unk>"));
+        let pad = named("pad_token")?;
 
         let mut others = Vec::new();
         for source in [map.as_ref().map(|map| &map.content), Some(config)].into_iter().flatten() {
@@ -123,17 +129,25 @@ impl TokenizerConfig {
         for name in ["sep_token", "cls_token", "mask_token"] {
             others.extend(named(name)?);
         }
+        let mut named_tokens = model_tokens([Some(config), map.as_ref().map(|map| &map.content)]);
+        for (name, token) in [("bos_token", &bos), ("eos_token", &eos), ("unk_token", &unk), ("pad_token", &pad)] {
+            named_tokens.extend(token.clone().map(|token| (name.to_owned(), token)));
+        }
+        for name in ["sep_token", "cls_token", "mask_token"] {
+            named_tokens.extend(named(name)?.map(|token| (name.to_owned(), token)));
+        }
 
         Ok(Self {
             is_llama,
             legacy: config.get("legacy").and_then(Value::as_bool).unwrap_or(false),
             add_prefix_space: config.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(true),
             added_tokens,
-            bos: named("bos_token")?.or_else(|| class_default("<s>")),
-            eos: named("eos_token")?.or_else(|| class_default("</s>")),
-            unk: named("unk_token")?.or_else(|| class_default("<unk>")),
-            pad: named("pad_token")?,
+            bos,
+            eos,
+            unk,
+            pad,
             others,
+            named: named_tokens,
             // `Idefics2Processor.__init__`: a tokenizer may name its own.
             image: named("image_token")?.unwrap_or_else(|| "<image>".to_owned()),
             fake: named("image_boundary_token")?.unwrap_or_else(|| "<fake_token_around_image>".to_owned()),
@@ -146,20 +160,31 @@ impl TokenizerConfig {
         (self.bos.as_deref().unwrap_or_default(), self.eos.as_deref().unwrap_or_default())
     }
 
-    /// The special tokens that a chat template may name.
-    pub(crate) fn template_tokens(&self) -> [(&'static str, Option<&str>); 4] {
-        [
-            ("bos_token", self.bos.as_deref()),
-            ("eos_token", self.eos.as_deref()),
-            ("unk_token", self.unk.as_deref()),
-            ("pad_token", self.pad.as_deref()),
-        ]
+    /// Names and spellings of the special tokens that a chat template may write: `special_tokens_map`.
+    pub(crate) fn named_tokens(&self) -> &[(String, String)] {
+        &self.named
     }
 
     /// Whether release 5 replaces the pipeline of the file; if not, the two releases do the same.
     pub(crate) fn is_rebuilt(&self) -> bool {
         self.is_llama
     }
+}
+
+/// Tokens that a model names besides the usual ones, such as `image_token`.
+///
+/// Source: `PreTrainedTokenizerBase.__init__`: keys that end in `_token`, and `extra_special_tokens` by name.
+fn model_tokens(sources: [Option<&Map<String, Value>>; 2]) -> Vec<(String, String)> {
+    let usual = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let mut tokens = Vec::new();
+    for source in sources.into_iter().flatten() {
+        let of_model = source.iter().filter(|(key, _)| key.ends_with("_token") && !usual.contains(&key.as_str()));
+        let extra = source.get("extra_special_tokens").and_then(Value::as_object);
+        for (key, value) in of_model.chain(extra.into_iter().flatten()) {
+            tokens.extend(content(value).map(|token| (key.clone(), token)));
+        }
+    }
+    tokens
 }
 
 /// A token's spelling, from a string or an object.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use idefics_demo::{Example, Exchange, Form, Purpose, Scene, Task};
 use idefics_generate::LabelRecipe;
 use idefics_generate::processor::image::{ImageSource, ImageTile};
-use idefics_generate::processor::{Content, Message, ProcessOptions, Processor, Sample};
+use idefics_generate::processor::{Chat, Content, Message, ProcessOptions, Processor, Sample};
 use idefics_generate::train::{LabelledText, TrainingBatch};
 use image::ImageFormat;
 use rand::Rng;
@@ -179,7 +179,8 @@ pub(super) fn sample(example: &Example, with_answers: bool) -> Result<Sample> {
     Ok(match &example.form {
         Form::Chat(exchanges) => {
             let asked = if with_answers { exchanges.as_slice() } else { &exchanges[..1] };
-            Sample::Messages { messages: messages(images, asked, with_answers), add_generation_prompt: !with_answers }
+            let messages = messages(images, asked, with_answers);
+            if with_answers { Chat::new(messages).into() } else { Sample::chat(messages) }
         }
         Form::Continuation { prompt, answer, .. } => {
             let text = if with_answers { format!("{prompt}{answer}</s>") } else { prompt.clone() };
@@ -194,7 +195,7 @@ fn messages(images: Vec<ImageSource>, exchanges: &[Exchange], with_answers: bool
     for Exchange { question, answer, .. } in exchanges {
         let mut content = std::mem::take(&mut images); // before the first question
         content.push(Content::text(question));
-        messages.push(Message { role: "user".to_owned(), content });
+        messages.push(Message::new("user", content));
         if with_answers {
             messages.push(Message::text("assistant", answer));
         }

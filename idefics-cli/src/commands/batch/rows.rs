@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use idefics_generate::processor::{Content, PromptPart, Sample};
+use idefics_generate::processor::Sample;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -46,25 +46,7 @@ impl InputRow {
     /// About how many tokens the sample has: what rows are grouped by.
     pub(super) fn length(&self, tokens_per_image: usize) -> usize {
         let Ok(sample) = &self.sample else { return 0 };
-        let characters = match sample {
-            Sample::Text { text, .. } => text.len(),
-            Sample::Messages { messages, .. } => {
-                let contents = messages.iter().flat_map(|message| &message.content);
-                let lengths = contents.map(|content| match content {
-                    Content::Text { text } => text.len(),
-                    Content::Image { .. } => 0,
-                });
-                lengths.sum()
-            }
-            Sample::Prompt(parts) => {
-                let lengths = parts.iter().map(|part| match part {
-                    PromptPart::Text(text) => text.len(),
-                    PromptPart::Image(_) => 0,
-                });
-                lengths.sum()
-            }
-        };
-        characters / 4 + tokens_per_image * sample.images().len()
+        sample.text_bytes() / 4 + tokens_per_image * sample.images().len()
     }
 }
 

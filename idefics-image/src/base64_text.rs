@@ -1,0 +1,66 @@
+//! Images in text: data URLs and plain base64.
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+use crate::source::starts_with_ignore_case;
+use crate::{ImageError, Limits};
+
+/// Base64 of the standard alphabet; the padding may be missing, and loose bits at the end are dropped as in Python.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// Shortest text that is taken for base64, in characters; the smallest GIF has 35 bytes, which are 48 characters.
+const MIN_BASE64: usize = 40;
+
+/// Whether a string that is no URL could be base64 of an image file: it is long enough, and has no character, such as
+/// the dot of most file names, that base64 has not.
+pub(crate) fn is_base64(text: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
+    text.len() >= MIN_BASE64 && text.bytes().all(|byte| is_letter(byte) || byte.is_ascii_whitespace())
+}
+
+/// The payload of a data URL, `data:[<media type>][;parameter…][;base64],<payload>`. As in Transformers' `load_image`, it
+/// is base64 whatever the header says: the bytes tell the format.
+pub(crate) fn decode_data_url(text: &str, limits: &Limits) -> Result<Vec<u8>, ImageError> {
+    let fail = |reason: &str| ImageError::DataUrl { image: "data URL".to_owned(), reason: reason.to_owned() };
+    if !starts_with_ignore_case(text, "data:") {
+        return Err(fail("it does not start with data:"));
+    }
+    let (_, payload) = text[5..].split_once(',').ok_or_else(|| fail("there is no comma"))?;
+    decode_base64(payload, limits).map_err(|error| match error {
+        Base64Error::TooManyBytes => ImageError::TooManyBytes { image: "data URL".to_owned(), limit: limits.max_bytes },
+        Base64Error::Invalid(reason) => fail(&reason),
+    })
+}
+
+/// Why base64 was not decoded.
+pub(crate) enum Base64Error {
+    /// More than [`Limits::max_bytes`].
+    TooManyBytes,
+    /// What is wrong with the text.
+    Invalid(String),
+}
+
+/// The bytes of base64, in which ASCII white space does not count.
+pub(crate) fn decode_base64(text: &str, limits: &Limits) -> Result<Vec<u8>, Base64Error> {
+    // Four characters carry three bytes.
+    let characters = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).count();
+    if characters as u64 / 4 * 3 > limits.max_bytes.saturating_add(2) {
+        return Err(Base64Error::TooManyBytes);
+    }
+    let decoded = match characters == text.len() {
+        true => BASE64.decode(text),
+        false => BASE64.decode(text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<_>>()),
+    };
+    let bytes = decoded.map_err(|error| Base64Error::Invalid(format!("it is not valid base64: {error}")))?;
+    match bytes.len() as u64 > limits.max_bytes {
+        true => Err(Base64Error::TooManyBytes),
+        false => Ok(bytes),
+    }
+}

@@ -1,0 +1,400 @@
+//! Samples from JSON. What is wrong is told by its place in the JSON.
+
+use serde_json::{Map, Value};
+
+use crate::checkpoint::shorten;
+use crate::image::{ImageError, ImageSource};
+use crate::prompt::message::with_short_names;
+use crate::prompt::{Chat, Content, Message, MessageContent, PromptPart, Sample};
+
+/// Why JSON is not a sample.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{problem}", place(at))]
+#[non_exhaustive]
+pub struct SampleError {
+    /// The field at fault, such as `messages[0].content[1]`; empty where it is the whole sample.
+    pub at: String,
+    /// What is wrong with it.
+    #[source]
+    pub problem: SampleProblem,
+}
+
+/// What is wrong with a field of a sample.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SampleProblem {
+    /// The text is not JSON.
+    #[error("is not JSON: {0}")]
+    Syntax(#[source] serde_json::Error),
+    /// A value of the wrong kind.
+    #[error("is {found}; expected {expected}")]
+    Kind {
+        /// The value, shortened.
+        found: String,
+        /// What may stand there.
+        expected: &'static str,
+    },
+    /// A key without which the object means nothing.
+    #[error("has no `{key}`; expected {expected}")]
+    Missing {
+        /// The key.
+        key: &'static str,
+        /// What its value is.
+        expected: &'static str,
+    },
+    /// None of the forms of a sample, or more than one.
+    #[error("has {found}; expected exactly one of `text`, `messages` and `prompt`")]
+    Form {
+        /// The keys that tell the form.
+        found: String,
+    },
+    /// A key that belongs to another form of sample.
+    #[error("has `{key}` beside `{form}`, where it means nothing; {remedy}")]
+    Foreign {
+        /// The key.
+        key: &'static str,
+        /// The form of the sample.
+        form: &'static str,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// A part of a kind of input that is not read.
+    #[error("is of type `{kind}`, which is not supported; give text and images")]
+    Media {
+        /// Its type.
+        kind: String,
+    },
+    /// A part with more than one image.
+    #[error("names more than one image ({keys}); give each image a part of its own")]
+    SeveralImages {
+        /// The keys that name images.
+        keys: String,
+    },
+    /// Image parts without an image, and images without a part.
+    #[error("has {images} in `images` for {parts} without a picture in `messages`; give one for each")]
+    ImageParts {
+        /// Entries of `images`.
+        images: String,
+        /// Image parts that have no image of their own.
+        parts: String,
+    },
+    /// A template variable that has a key of its own.
+    #[error("sets `{name}`, which has a key of its own beside `messages`; write it there")]
+    ReservedVariable {
+        /// The variable.
+        name: String,
+    },
+    /// A string that names no image.
+    #[error("names no image: {0}")]
+    Image(#[source] ImageError),
+}
+
+type Parsed<T> = Result<T, SampleError>;
+
+impl SampleError {
+    fn new(problem: SampleProblem) -> Self {
+        Self { at: String::new(), problem }
+    }
+
+    /// The same error, seen from the object that has the value under `key`.
+    fn under(mut self, key: &str) -> Self {
+        let dot = if self.at.is_empty() || self.at.starts_with('[') { "" } else { "." };
+        self.at = format!("{key}{dot}{}", self.at);
+        self
+    }
+
+    /// The same error, seen from the list that has the value at `index`.
+    fn at_index(self, index: usize) -> Self {
+        self.under(&format!("[{index}]"))
+    }
+}
+
+fn place(at: &str) -> String {
+    match at {
+        "" => "the sample ".to_owned(),
+        at => format!("`{at}` "),
+    }
+}
+
+impl Sample {
+    /// Reads a sample from the text of a JSON file; a UTF-8 byte order mark before it is skipped.
+    ///
+    /// # Errors
+    /// [`SampleError`], which names the field at fault.
+    pub fn from_json(text: &[u8]) -> Result<Self, SampleError> {
+        let text = without_byte_order_mark(text);
+        let value: Value =
+            serde_json::from_slice(text).map_err(|error| SampleError::new(SampleProblem::Syntax(error)))?;
+        Self::try_from(value)
+    }
+
+    /// Takes a sample out of a JSON object: its keys are removed, and those of the caller's own are left.
+    ///
+    /// # Errors
+    /// [`SampleError`], which names the field at fault. The object may have lost keys then.
+    pub fn take_from(object: &mut Map<String, Value>) -> Result<Self, SampleError> {
+        let forms: Vec<&str> = ["text", "messages", "prompt"]
+            .into_iter()
+            .filter(|form| object.get(*form).is_some_and(|value| !value.is_null()))
+            .collect();
+        let &[form] = forms.as_slice() else {
+            let found = match forms.as_slice() {
+                [] => "none of them".to_owned(),
+                several => several.join(" and "),
+            };
+            return Err(SampleError::new(SampleProblem::Form { found }));
+        };
+        let mut take = |key: &str| object.shift_remove(key).filter(|value| !value.is_null());
+        let foreign = |key, form, remedy| Err(SampleError::new(SampleProblem::Foreign { key, form, remedy }));
+        let value = take(form).unwrap_or_default();
+        let (images, add_generation_prompt) = (take("images"), take("add_generation_prompt"));
+        match form {
+            "text" => {
+                if add_generation_prompt.is_some() {
+                    return foreign("add_generation_prompt", "text", "it belongs to `messages`");
+                }
+                let text = string(value, "a string").map_err(|error| error.under("text"))?;
+                let images = images.map_or(Ok(Vec::new()), image_list).map_err(|error| error.under("images"))?;
+                Ok(Self::Text { text, images })
+            }
+            "prompt" => {
+                if images.is_some() {
+                    return foreign("images", "prompt", "put its images into the list");
+                }
+                if add_generation_prompt.is_some() {
+                    return foreign("add_generation_prompt", "prompt", "it belongs to `messages`");
+                }
+                let parts = each(value, "a list of texts and images", prompt_part);
+                Ok(Self::Prompt(parts.map_err(|error| error.under("prompt"))?))
+            }
+            _ => {
+                let messages = each(value, "a list of messages", message).map_err(|error| error.under("messages"))?;
+                let mut chat = Chat::new(messages);
+                chat.images = images.map_or(Ok(Vec::new()), image_list).map_err(|error| error.under("images"))?;
+                if let Some(value) = add_generation_prompt {
+                    let expected = "true or false";
+                    chat.add_generation_prompt =
+                        value.as_bool().ok_or_else(|| kind(&value, expected).under("add_generation_prompt"))?;
+                }
+                let objects = |key: &'static str, value: Option<Value>| {
+                    value
+                        .map(|value| each(value, "a list of objects", |item| object_of(item).map(Value::Object)))
+                        .transpose()
+                        .map_err(|error| error.under(key))
+                };
+                chat.tools = objects("tools", take("tools"))?;
+                chat.documents = objects("documents", take("documents"))?;
+                let key = "chat_template_kwargs";
+                chat.template_variables =
+                    take(key).map_or(Ok(Map::new()), template_variables).map_err(|error| error.under(key))?;
+                if !chat.images_fit() {
+                    let (images, (_, parts)) = (chat.images.len(), chat.count_image_parts());
+                    let parts = counted(parts, "image part");
+                    let problem = SampleProblem::ImageParts { images: counted(images, "image"), parts };
+                    return Err(SampleError::new(problem));
+                }
+                Ok(chat.into())
+            }
+        }
+    }
+}
+
+impl TryFrom<Value> for Sample {
+    type Error = SampleError;
+
+    fn try_from(value: Value) -> Result<Self, SampleError> {
+        match value {
+            Value::Object(mut object) => Self::take_from(&mut object),
+            other => Err(kind(&other, "an object with `text`, `messages` or `prompt`")),
+        }
+    }
+}
+
+/// JSON without the byte order mark that some programs of Windows write before it.
+pub fn without_byte_order_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text)
+}
+
+/// A count with its noun, as `2 images`.
+pub(crate) fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Variables of a template that the keys beside `messages` set.
+const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+
+fn template_variables(value: Value) -> Parsed<Map<String, Value>> {
+    let variables = object_of(value)?;
+    match RESERVED.iter().find(|name| variables.contains_key(**name)) {
+        Some(name) => Err(SampleError::new(SampleProblem::ReservedVariable { name: (*name).to_owned() })),
+        None => Ok(variables),
+    }
+}
+
+fn message(value: Value) -> Parsed<Message> {
+    let Value::Object(mut keys) = value else { return Err(kind(&value, "an object with `role` and `content`")) };
+    // Transformers drops keys that are null; `null` marks the place of what is kept apart.
+    keys.retain(|_, value| !value.is_null());
+    let role = mark(&mut keys, "role").ok_or_else(|| {
+        SampleError::new(SampleProblem::Missing { key: "role", expected: "`user`, `assistant`, `system` or another" })
+    })?;
+    let role = string(role, "a string").map_err(|error| error.under("role"))?;
+    let content = match mark(&mut keys, "content") {
+        None => MessageContent::Absent,
+        Some(Value::String(text)) => MessageContent::Text(text),
+        Some(value) => each(value, "a string or a list of parts", part)
+            .map(MessageContent::Parts)
+            .map_err(|error| error.under("content"))?,
+    };
+    Ok(Message::with_keys(role, content, keys))
+}
+
+/// Takes the value of a key and leaves `null` in its place.
+fn mark(keys: &mut Map<String, Value>, key: &str) -> Option<Value> {
+    keys.get_mut(key).map(Value::take)
+}
+
+/// The keys under which an image part may name its image.
+const IMAGE_KEYS: [&str; 6] = ["image", "url", "path", "base64", "data", "image_url"];
+
+fn part(value: Value) -> Parsed<Content> {
+    let expected = "an object such as {\"type\": \"text\", \"text\": \"…\"}";
+    let Value::Object(mut keys) = value else { return Err(kind(&value, expected)) };
+    match keys.get("type") {
+        None | Some(Value::Null) => {
+            Err(SampleError::new(SampleProblem::Missing { key: "type", expected: "`text`, `image` or another" }))
+        }
+        Some(Value::String(name)) => match name.as_str() {
+            "text" => {
+                mark(&mut keys, "type");
+                let text = mark(&mut keys, "text").filter(|text| !text.is_null());
+                let missing = SampleProblem::Missing { key: "text", expected: "the words of the part" };
+                let text = text.ok_or_else(|| SampleError::new(missing))?;
+                Ok(Content::Text { text: string(text, "a string").map_err(|error| error.under("text"))?, keys })
+            }
+            "image" | "image_url" => image_part(keys),
+            "video" | "video_url" | "audio" | "audio_url" | "input_audio" => {
+                Err(SampleError::new(SampleProblem::Media { kind: name.clone() }))
+            }
+            _ => Ok(Content::Other(keys)),
+        },
+        Some(other) => Err(kind(other, "a string").under("type")),
+    }
+}
+
+fn image_part(mut keys: Map<String, Value>) -> Parsed<Content> {
+    let is_url = mark(&mut keys, "type").is_some_and(|name| name == "image_url");
+    let given: Vec<&str> =
+        IMAGE_KEYS.into_iter().filter(|key| keys.get(*key).is_some_and(|value| !value.is_null())).collect();
+    let source = match given.as_slice() {
+        [] if is_url => {
+            let problem = SampleProblem::Missing { key: "image_url", expected: "an object with `url`, or a string" };
+            return Err(SampleError::new(problem));
+        }
+        [] => None,
+        &[key] => Some(image_under(key, &keys[key])?),
+        several => {
+            let keys = several.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+            return Err(SampleError::new(SampleProblem::SeveralImages { keys }));
+        }
+    };
+    // Source: `_normalize_conversations` in `processing_utils.py`.
+    if let Some(url) = keys.get("image_url").filter(|_| is_url) {
+        let url = url.get("url").unwrap_or(url).clone();
+        keys = [("type".to_owned(), Value::Null), ("url".to_owned(), url)].into_iter().collect();
+    }
+    Ok(Content::Image { source, keys: with_short_names(keys) })
+}
+
+/// The image that an image part names under `key`.
+fn image_under(key: &str, value: &Value) -> Parsed<ImageSource> {
+    let source = match (key, value) {
+        ("image_url", Value::Object(object)) => match object.get("url") {
+            Some(url) => image(url, "a string").map_err(|error| error.under("url")),
+            None => Err(SampleError::new(SampleProblem::Missing { key: "url", expected: "a string" })),
+        },
+        ("image_url", value) => image(value, "an object with `url`, or a string"),
+        ("base64" | "data", Value::String(data)) if !data.starts_with("data:") => {
+            Ok(ImageSource::DataUrl(format!("data:application/octet-stream;base64,{data}")))
+        }
+        (_, value) => image(value, "a path, a URL or a data URL"),
+    };
+    source.map_err(|error| error.under(key))
+}
+
+fn image_list(value: Value) -> Parsed<Vec<ImageSource>> {
+    each(value, "a list of images", |item| image(&item, "a path, a URL or a data URL"))
+}
+
+fn prompt_part(value: Value) -> Parsed<PromptPart> {
+    match value {
+        Value::String(text) => {
+            let trimmed = text.trim_matches(' ');
+            let is_url = ["http://", "https://"].iter().any(|scheme| trimmed.starts_with(scheme));
+            match is_url && !trimmed.contains(' ') {
+                true => Ok(PromptPart::Image(source(trimmed)?)),
+                false => Ok(PromptPart::Text(text)),
+            }
+        }
+        Value::Object(object) => match object.get("image") {
+            Some(value) => {
+                let image = image(value, "a path, a URL or a data URL").map_err(|error| error.under("image"))?;
+                Ok(PromptPart::Image(image))
+            }
+            None => {
+                let expected = "an image, as in {\"image\": \"photo.jpg\"}";
+                Err(SampleError::new(SampleProblem::Missing { key: "image", expected }))
+            }
+        },
+        other => Err(kind(&other, "a string, or an object with `image`")),
+    }
+}
+
+fn image(value: &Value, expected: &'static str) -> Parsed<ImageSource> {
+    match value {
+        Value::String(name) => source(name),
+        other => Err(kind(other, expected)),
+    }
+}
+
+fn source(name: &str) -> Parsed<ImageSource> {
+    name.parse().map_err(|error| SampleError::new(SampleProblem::Image(error)))
+}
+
+fn string(value: Value, expected: &'static str) -> Parsed<String> {
+    match value {
+        Value::String(text) => Ok(text),
+        other => Err(kind(&other, expected)),
+    }
+}
+
+fn object_of(value: Value) -> Parsed<Map<String, Value>> {
+    match value {
+        Value::Object(object) => Ok(object),
+        other => Err(kind(&other, "an object")),
+    }
+}
+
+/// The items of a list.
+fn each<T>(value: Value, expected: &'static str, item: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
+    let Value::Array(items) = value else { return Err(kind(&value, expected)) };
+    let items = items.into_iter().enumerate();
+    items.map(|(index, value)| item(value).map_err(|error| error.at_index(index))).collect()
+}
+
+fn kind(value: &Value, expected: &'static str) -> SampleError {
+    SampleError::new(SampleProblem::Kind { found: found(value), expected })
+}
+
+/// A value in a few words.
+fn found(value: &Value) -> String {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::String(text) => format!("the string {:?}", shorten(text)),
+        Value::Array(items) => format!("a list of {}", counted(items.len(), "item")),
+        Value::Object(object) => match object.keys().next() {
+            None => "an empty object".to_owned(),
+            Some(key) => format!("an object with {:?}", shorten(key)),
+        },
+    }
+}

@@ -1,0 +1,256 @@
+//! Messages of a conversation, and what a chat template sees of them.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::shorten;
+use crate::image::ImageSource;
+
+/// Longest string that names an image and is shown to a template whole, in bytes; data URLs are cut to their beginning.
+const MAX_IMAGE_NAME: usize = 4096;
+
+/// One message of a conversation.
+///
+/// In JSON an object with `role` and `content`. Further keys (`name`, `tool_calls`, …) are kept in their order and
+/// reach the chat template, except those that are `null`, which Transformers drops too.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// The speaker: `user`, `assistant`, `system`, or another role that the template knows.
+    pub role: String,
+    /// What is said and shown.
+    pub content: MessageContent,
+    /// Every key in order. `role` and `content` hold `null` here and mark only their place.
+    keys: Map<String, Value>,
+}
+
+/// The content of a message.
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
+pub enum MessageContent {
+    /// There is none: in JSON, the key is missing or `null`, as in a message that only calls tools.
+    #[default]
+    Absent,
+    /// A plain string, which reaches the template as a string.
+    Text(String),
+    /// Texts and images, in order.
+    Parts(Vec<Content>),
+}
+
+/// One part of a message's content.
+///
+/// In JSON `{"type": "text", "text": "…"}`, or `{"type": "image", …}` with the image under `path`, `url`, `image`,
+/// `base64` or `data`, or `{"type": "image_url", "image_url": {"url": "…"}}`. An image part without an image takes the
+/// next one of [`Chat::images`](crate::Chat::images). Parts of other types are for the template alone, and so are
+/// further keys of any part.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Content {
+    /// Words.
+    Text {
+        /// The words. Special tokens in them stay text unless the caller asks otherwise.
+        text: String,
+        /// Every key in order; `type` and `text` hold `null` and mark only their place.
+        keys: Map<String, Value>,
+    },
+    /// An image.
+    Image {
+        /// Where it is, or `None` for the next one of [`Chat::images`](crate::Chat::images).
+        source: Option<ImageSource>,
+        /// Every key in order as the template sees it; `type` holds `null` and marks only its place.
+        keys: Map<String, Value>,
+    },
+    /// A part that only the template reads, as it is in JSON.
+    Other(Map<String, Value>),
+}
+
+impl Message {
+    /// A message of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<MessageContent>) -> Self {
+        let keys = ["role", "content"].map(|key| (key.to_owned(), Value::Null)).into_iter().collect();
+        Self { role: role.into(), content: content.into(), keys }
+    }
+
+    /// A message of one text part.
+    pub fn text(role: impl Into<String>, text: impl Into<String>) -> Self {
+        Self::new(role, vec![Content::text(text)])
+    }
+
+    /// A message with all keys of its JSON object, in which `role` and `content` mark only their place.
+    pub(crate) fn with_keys(role: String, content: MessageContent, keys: Map<String, Value>) -> Self {
+        Self { role, content, keys }
+    }
+
+    /// The value of a key other than `role` and `content`.
+    pub fn key(&self, name: &str) -> Option<&Value> {
+        self.keys.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Sets a key other than `role` and `content` for the chat template, as `name` or `tool_calls`.
+    pub fn set_key(&mut self, name: impl Into<String>, value: Value) {
+        let name = name.into();
+        if name != "role" && name != "content" {
+            self.keys.insert(name, value);
+        }
+    }
+
+    /// The content's parts; none if it is a string or absent.
+    pub fn parts(&self) -> &[Content] {
+        match &self.content {
+            MessageContent::Parts(parts) => parts,
+            MessageContent::Absent | MessageContent::Text(_) => &[],
+        }
+    }
+
+    /// The content's parts, to be changed; none if it is a string or absent.
+    pub fn parts_mut(&mut self) -> &mut [Content] {
+        match &mut self.content {
+            MessageContent::Parts(parts) => parts,
+            MessageContent::Absent | MessageContent::Text(_) => &mut [],
+        }
+    }
+
+    /// The texts of the content, in order.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        let whole = match &self.content {
+            MessageContent::Text(text) => Some(text.as_str()),
+            MessageContent::Absent | MessageContent::Parts(_) => None,
+        };
+        whole.into_iter().chain(self.parts().iter().filter_map(Content::as_text))
+    }
+
+    /// The message as JSON that [`Sample`](crate::Sample) reads again, with absolute paths.
+    pub fn to_json(&self) -> Value {
+        self.object(Content::to_json)
+    }
+
+    /// What a chat template sees of the message.
+    ///
+    /// Reasoning is there under each of its names. Source: `_alias_reasoning_fields` in `chat_template_utils.py`.
+    pub(crate) fn for_template(&self) -> Value {
+        let mut object = self.object(Content::for_template);
+        let fields = ["reasoning_content", "thinking", "reasoning"];
+        let reasoning = fields.iter().find_map(|name| self.key(name)).cloned();
+        if let (Some(reasoning), Value::Object(keys)) = (reasoning, &mut object) {
+            if !keys.contains_key("thinking") {
+                keys.shift_insert(0, "thinking".to_owned(), reasoning.clone());
+            }
+            keys.insert("reasoning_content".to_owned(), reasoning);
+        }
+        object
+    }
+
+    /// The object of all keys, in which parts are written by `part`.
+    fn object(&self, part: impl Fn(&Content) -> Value) -> Value {
+        let content = match &self.content {
+            MessageContent::Absent => None,
+            MessageContent::Text(text) => Some(Value::from(text.as_str())),
+            MessageContent::Parts(parts) => Some(parts.iter().map(part).collect()),
+        };
+        let typed = [("role", Some(Value::from(self.role.as_str()))), ("content", content)];
+        let mut object = in_place(&self.keys, typed);
+        object.retain(|_, value| !value.is_null());
+        Value::Object(object)
+    }
+}
+
+impl From<Vec<Content>> for MessageContent {
+    fn from(parts: Vec<Content>) -> Self {
+        Self::Parts(parts)
+    }
+}
+
+impl From<String> for MessageContent {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<&str> for MessageContent {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl Content {
+    /// Words.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::Text { text: text.into(), keys: markers(["type", "text"]) }
+    }
+
+    /// An image.
+    pub fn image(source: impl Into<ImageSource>) -> Self {
+        Self::Image { source: Some(source.into()), keys: markers(["type"]) }
+    }
+
+    /// The place of the next image of [`Chat::images`](crate::Chat::images).
+    pub fn next_image() -> Self {
+        Self::Image { source: None, keys: markers(["type"]) }
+    }
+
+    /// The words of a text part.
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text { text, .. } => Some(text),
+            Self::Image { .. } | Self::Other(_) => None,
+        }
+    }
+
+    /// Whether this is an image part.
+    pub fn is_image(&self) -> bool {
+        matches!(self, Self::Image { .. })
+    }
+
+    /// What a chat template sees of the part: every key as it was given, with long names of images cut.
+    fn for_template(&self) -> Value {
+        match self {
+            Self::Text { text, keys } => {
+                let typed = [("type", Some("text".into())), ("text", Some(text.as_str().into()))];
+                Value::Object(in_place(keys, typed))
+            }
+            Self::Image { keys, .. } => Value::Object(in_place(keys, [("type", Some("image".into()))])),
+            Self::Other(keys) => Value::Object(keys.clone()),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let Self::Image { source: Some(source), .. } = self else { return self.for_template() };
+        match source {
+            ImageSource::Path(path) => {
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                json!({"type": "image", "path": path})
+            }
+            ImageSource::Bytes(bytes) => json!({"type": "image", "base64": BASE64.encode(bytes)}),
+            ImageSource::DataUrl(url) => json!({"type": "image", "url": url}),
+            ImageSource::Base64 { text, .. } => json!({"type": "image", "image": text}),
+            other => json!({"type": "image", "url": other.to_string()}),
+        }
+    }
+}
+
+/// `null` under each of the keys.
+fn markers<const N: usize>(keys: [&str; N]) -> Map<String, Value> {
+    keys.into_iter().map(|key| (key.to_owned(), Value::Null)).collect()
+}
+
+/// The map with `typed` values at their keys' places, or behind the others where a key has no place.
+fn in_place<const N: usize>(keys: &Map<String, Value>, typed: [(&str, Option<Value>); N]) -> Map<String, Value> {
+    let mut object = keys.clone();
+    for (key, value) in typed {
+        match value {
+            Some(value) => object.insert(key.to_owned(), value),
+            None => object.shift_remove(key),
+        };
+    }
+    object
+}
+
+/// The keys of an image part as a template sees them.
+pub(crate) fn with_short_names(mut keys: Map<String, Value>) -> Map<String, Value> {
+    for value in keys.values_mut() {
+        if value.as_str().is_some_and(|text| text.len() > MAX_IMAGE_NAME) {
+            *value = shorten(value.as_str().unwrap_or_default()).into();
+        }
+    }
+    keys
+}

@@ -1,0 +1,145 @@
+//! Conversations into text: with the checkpoint's chat template, or in the words of the first Idefics.
+
+use serde_json::{Value, json};
+
+use crate::checkpoint::shorten;
+use crate::error::ProcessorError;
+use crate::prompt::conversation::conversation;
+use crate::prompt::json::counted;
+use crate::prompt::{
+    Chat, ChatTemplate, Content, ImageTokens, Literals, MAX_DEPTH, SpecialTokensInText, TextLimits, Variables,
+    find_token, is_word,
+};
+
+/// What turns the conversations of a checkpoint into text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Conversations<'a> {
+    pub(crate) template: Option<&'a ChatTemplate>,
+    /// Ends a turn where there is no template.
+    pub(crate) turn_end: Option<&'a str>,
+    pub(crate) image_tokens: &'a ImageTokens,
+    /// Names and spellings of the special tokens that a template may write.
+    pub(crate) named_tokens: &'a [(String, String)],
+    /// Tokens that must not come out of a user's text.
+    pub(crate) protected: &'a [&'a str],
+    pub(crate) special_tokens_in_text: SpecialTokensInText,
+}
+
+impl Conversations<'_> {
+    /// The text of a conversation, with the user's special tokens broken by the stand-ins of the literals.
+    ///
+    /// # Errors
+    /// [`ProcessorError`] of row `row`.
+    pub(crate) fn render(&self, chat: &Chat, row: usize) -> Result<(String, Literals), ProcessorError> {
+        if self.template.is_none() && self.turn_end.is_none() {
+            return Err(ProcessorError::NoChatTemplate { row });
+        }
+        let variables = Variables::of(chat);
+        if self.special_tokens_in_text == SpecialTokensInText::Reject {
+            for (variable, text) in variables.strings() {
+                if let Some(token) = find_token(text, self.protected) {
+                    let (variable, token) = (variable.to_owned(), token.to_owned());
+                    return Err(ProcessorError::SpecialTokenInText { row, variable, token });
+                }
+            }
+        }
+        let source = self.template.map_or("User:Assistant:", ChatTemplate::source);
+        let written = variables.strings().into_iter().map(|(_, text)| text).chain([source]);
+        let mut literals = Literals::new(written.chain(self.protected.iter().copied()));
+        let is_literal = self.special_tokens_in_text != SpecialTokensInText::Parse;
+        let mut protect = |text: &str| match is_literal {
+            true => literals.protect(text, self.protected),
+            false => text.to_owned(),
+        };
+        let rendered = match self.template {
+            Some(template) => self.by_template(template, variables.map_strings(self.protected, &mut protect), row)?,
+            None => self.without_template(chat, row, protect)?,
+        };
+        let (parts, open) = chat.count_image_parts();
+        let (apart, placeholders) = (chat.images.len(), self.image_tokens.count(&rendered));
+        if !chat.images_fit() || (parts == 0 && apart > 0 && placeholders != apart) {
+            let (images, parts) = (counted(apart, "image"), counted(open, "image part"));
+            return Err(ProcessorError::ImageParts { row, images, parts });
+        }
+        let images = parts.max(apart);
+        match placeholders == images {
+            true => Ok((rendered, literals)),
+            false => Err(ProcessorError::TemplateLossy { row, images, placeholders }),
+        }
+    }
+
+    /// The template's text. Where it loses contents that are strings and writes them as parts, they are parts: the
+    /// templates of Idefics2 read parts alone, and in Transformers nothing is left of a string but its role.
+    fn by_template(
+        &self,
+        template: &ChatTemplate,
+        mut variables: Variables,
+        row: usize,
+    ) -> Result<String, ProcessorError> {
+        let tokens = || self.named_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str()));
+        let rendered = template.render(variables.with_tokens(tokens()), row)?;
+        let mut lost = Vec::new();
+        for message in variables.messages_mut() {
+            let Some(content) = message.get_mut("content") else { continue };
+            let words = content.as_str().map(|text| text.trim().to_owned()).unwrap_or_default();
+            if !words.is_empty() && !rendered.contains(&words) {
+                let text = content.take();
+                *content = json!([{"type": "text", "text": text}]);
+                lost.push(words);
+            }
+        }
+        if lost.is_empty() {
+            return Ok(rendered);
+        }
+        let as_parts = template.render(variables.with_tokens(tokens()), row).ok().filter(|as_parts| {
+            let prints_lists = as_parts.contains("'type': 'text'") || as_parts.contains("\"type\": \"text\"");
+            !prints_lists && lost.iter().all(|words| as_parts.contains(words))
+        });
+        Ok(as_parts.unwrap_or(rendered))
+    }
+
+    fn without_template(
+        &self,
+        chat: &Chat,
+        row: usize,
+        protect: impl FnMut(&str) -> String,
+    ) -> Result<String, ProcessorError> {
+        for (message, parts) in chat.messages.iter().enumerate() {
+            let other = parts.parts().iter().find_map(|part| match part {
+                Content::Other(keys) => Some(keys.get("type").and_then(Value::as_str).unwrap_or_default()),
+                Content::Text { .. } | Content::Image { .. } => None,
+            });
+            if let Some(kind) = other {
+                return Err(ProcessorError::PartType { row, message, kind: shorten(kind) });
+            }
+        }
+        let end = self.turn_end.unwrap_or_default();
+        Ok(conversation(&chat.messages, chat.add_generation_prompt, self.image_tokens, end, protect))
+    }
+}
+
+/// Refuses conversations that are empty or larger than `limits`, and roles that are no words.
+pub(crate) fn check(chat: &Chat, row: usize, limits: &TextLimits) -> Result<(), ProcessorError> {
+    let at_most = |what, found, limit| match found > limit {
+        true => Err(ProcessorError::TextTooLarge { row, what, found, limit }),
+        false => Ok(()),
+    };
+    at_most("messages", chat.messages.len(), limits.max_messages)?;
+    if chat.messages.is_empty() {
+        return Err(ProcessorError::EmptyMessages { row });
+    }
+    let variables = Variables::of(chat);
+    if !variables.is_shallow() {
+        return at_most("levels of lists and objects", MAX_DEPTH + 1, MAX_DEPTH);
+    }
+    let lengths = || variables.strings().into_iter().map(|(_, text)| text.len());
+    at_most("bytes in one text", lengths().max().unwrap_or(0), limits.max_text_bytes)?;
+    at_most("bytes of text in all messages", lengths().sum(), limits.max_total_bytes)?;
+    for (message, said) in chat.messages.iter().enumerate() {
+        // Templates write the role among their own text, so it must not be able to spell anything but a word.
+        if !is_word(&said.role) {
+            return Err(ProcessorError::Role { row, message, role: shorten(&said.role) });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! The variables of a chat template: what Transformers defines for it, as JSON.
+
+use serde_json::{Map, Value};
+
+use crate::prompt::{Chat, Message, find_token};
+
+/// Deepest nesting of lists and objects in what a template reads; that of the JSON parser.
+pub(crate) const MAX_DEPTH: usize = 128;
+
+/// The variables that a conversation gives, without the special tokens.
+///
+/// Source: `render_jinja_template` in `chat_template_utils.py` for the names.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Variables(Map<String, Value>);
+
+impl Variables {
+    pub(crate) fn of(chat: &Chat) -> Self {
+        let list = |items: &Option<Vec<Value>>| items.clone().map_or(Value::Null, Value::Array);
+        let mut variables: Map<String, Value> = [
+            ("messages".to_owned(), chat.messages.iter().map(Message::for_template).collect()),
+            ("tools".to_owned(), list(&chat.tools)),
+            ("documents".to_owned(), list(&chat.documents)),
+            ("add_generation_prompt".to_owned(), chat.add_generation_prompt.into()),
+        ]
+        .into_iter()
+        .collect();
+        for (name, value) in &chat.template_variables {
+            variables.entry(name.as_str()).or_insert_with(|| value.clone());
+        }
+        Self(variables)
+    }
+
+    /// Every string that a user may have written, keys of objects included, with the variable it is in. Nothing below
+    /// [`MAX_DEPTH`] is visited.
+    pub(crate) fn strings(&self) -> Vec<(&str, &str)> {
+        let mut strings = Vec::new();
+        for (name, value) in &self.0 {
+            visit(value, MAX_DEPTH, &mut |text| strings.push((name.as_str(), text)));
+        }
+        strings
+    }
+
+    /// Whether lists and objects nest at most [`MAX_DEPTH`] deep.
+    pub(crate) fn is_shallow(&self) -> bool {
+        self.0.values().all(|value| visit(value, MAX_DEPTH, &mut |_| ()))
+    }
+
+    /// Replaces every string that [`Self::strings`] lists, but for plain words that are roles or types, which templates
+    /// compare, and that spell no token.
+    pub(crate) fn map_strings(self, tokens: &[&str], replace: &mut impl FnMut(&str) -> String) -> Self {
+        let replaced = self.0.into_iter().map(|(name, value)| (name, map_value(value, tokens, replace)));
+        Self(replaced.collect())
+    }
+
+    /// The messages.
+    pub(crate) fn messages_mut(&mut self) -> &mut [Value] {
+        match self.0.get_mut("messages") {
+            Some(Value::Array(messages)) => messages,
+            _ => &mut [],
+        }
+    }
+
+    /// All variables; `tokens` are the names and spellings of special tokens, which the caller's variables win over.
+    pub(crate) fn with_tokens<'t>(&self, tokens: impl IntoIterator<Item = (&'t str, &'t str)>) -> Map<String, Value> {
+        let mut variables: Map<String, Value> =
+            tokens.into_iter().map(|(name, token)| (name.to_owned(), token.into())).collect();
+        variables.extend(self.0.clone());
+        variables
+    }
+}
+
+/// Calls `each` with every string; `false` if something nests deeper than `depth` and was left out.
+fn visit<'v>(value: &'v Value, depth: usize, each: &mut impl FnMut(&'v str)) -> bool {
+    match (value, depth.checked_sub(1)) {
+        (Value::String(text), _) => {
+            each(text);
+            true
+        }
+        (Value::Null | Value::Bool(_) | Value::Number(_), _) => true,
+        (Value::Array(_) | Value::Object(_), None) => false,
+        (Value::Array(items), Some(depth)) => items.iter().fold(true, |whole, item| visit(item, depth, each) && whole),
+        (Value::Object(object), Some(depth)) => object.iter().fold(true, |whole, (key, item)| {
+            each(key);
+            visit(item, depth, each) && whole
+        }),
+    }
+}
+
+fn map_value(value: Value, tokens: &[&str], replace: &mut impl FnMut(&str) -> String) -> Value {
+    let is_plain = |text: &str| is_word(text) && find_token(text, tokens).is_none();
+    match value {
+        Value::String(text) => Value::String(replace(&text)),
+        Value::Array(items) => items.into_iter().map(|item| map_value(item, tokens, replace)).collect(),
+        Value::Object(object) => {
+            let entries = object.into_iter().map(|(key, item)| {
+                let is_name = matches!(key.as_str(), "role" | "type") && item.as_str().is_some_and(is_plain);
+                let item = if is_name { item } else { map_value(item, tokens, replace) };
+                (if is_plain(&key) { key } else { replace(&key) }, item)
+            });
+            Value::Object(entries.collect())
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => value,
+    }
+}
+
+/// Whether `text` is a plain word of at most 64 characters: letters and digits of any script, `-`, `_` and `.`.
+///
+/// Templates look keys up by name and compare roles, so such words are left as they are.
+pub(crate) fn is_word(text: &str) -> bool {
+    let is_letter = |character: char| character.is_alphanumeric() || matches!(character, '-' | '_' | '.');
+    !text.is_empty() && text.chars().count() <= 64 && text.chars().all(is_letter)
+}
