@@ -45,8 +45,8 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
         ModelSource::Folder(folder) => Ok(ModelFolder::Kept(folder)),
         ModelSource::Hub { repo, revision } => {
             let bar = byte_bar();
-            let options = HubOptions::from_env().map_err(Error::from)?;
-            let options = HubOptions { pickles: global.pickles(), ..options };
+            let mut options = HubOptions::from_env().map_err(Error::from)?;
+            options.pickles = global.pickles();
             let fetched = hub::fetch_with(&options, &repo, revision.as_deref(), &mut |state| {
                 bar.set_length(state.total);
                 bar.set_position(state.done);

@@ -268,6 +268,8 @@ impl Error {
             Self::Hub(error) => match error.kind() {
                 crate::hub::HubErrorKind::FileSystem => ErrorKind::FileSystem,
                 crate::hub::HubErrorKind::NotFound | crate::hub::HubErrorKind::Rejected => ErrorKind::Model,
+                crate::hub::HubErrorKind::Limit => ErrorKind::Limit,
+                crate::hub::HubErrorKind::Cancelled => ErrorKind::Cancelled,
                 _ => ErrorKind::Network,
             },
         }

@@ -110,7 +110,8 @@ impl Idefics {
         mut progress: impl FnMut(LoadStage),
     ) -> Result<Self, Error> {
         let weights = weights.into();
-        let hub = HubOptions { pickles: weights.pickles, ..HubOptions::from_env()? };
+        let mut hub = HubOptions::from_env()?;
+        hub.pickles = weights.pickles;
         let folder = fetch_with(&hub, repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
         Self::from_folder(&folder, device, weights, progress)
     }

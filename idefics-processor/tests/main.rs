@@ -8,4 +8,5 @@ mod image;
 mod messages;
 mod processor;
 mod prompt;
+mod stream;
 mod tokenizer;

@@ -2,13 +2,18 @@
 
 use std::{
     fs::{self, TryLockError},
-    io,
+    io::{self, Read},
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
-use super::{CONFIG, HubError, SAFETENSORS, TOKENIZER, WeightFiles, error::file_system, index::shard_names, is_commit};
+use super::{
+    CONFIG, HubError, SAFETENSORS, TOKENIZER, WeightFiles,
+    error::{file_system, is_read_only},
+    index::shard_names,
+    is_commit,
+};
 
 /// The hub cache's folders of one repository.
 pub(super) struct RepoCache {
@@ -46,7 +51,7 @@ impl RepoCache {
 
     /// Whether the commit has the file; `None` when the cache does not know.
     pub(super) fn presence(&self, commit: &str, file: &str) -> Option<bool> {
-        if self.file(commit, file).is_file() {
+        if has_contents(&self.file(commit, file)) {
             Some(true)
         } else {
             self.no_exist(commit, file).exists().then_some(false)
@@ -67,7 +72,7 @@ impl RepoCache {
             let known = fs::read_to_string(self.root().join("refs").join(revision)).unwrap_or_default();
             Some(known.trim().to_owned()).filter(|known| is_commit(known)).ok_or_else(|| not_cached("the revision"))?
         };
-        let has = |file: &str| self.file(&commit, file).is_file();
+        let has = |file: &str| has_contents(&self.file(&commit, file));
         let mut needed = vec![CONFIG.to_owned(), TOKENIZER.to_owned()];
         match formats.iter().find(|files| has(files.single) || has(files.index)) {
             Some(files) if !has(files.single) => {
@@ -81,26 +86,42 @@ impl RepoCache {
         }
     }
 
-    pub(super) fn write_ref(&self, revision: &str, commit: &str) -> Result<(), HubError> {
-        write(&self.root().join("refs").join(revision), commit)
+    /// Notes the commit of a branch or a tag. A cache that cannot be written works without the note.
+    pub(super) fn write_ref(&self, revision: &str, commit: &str) {
+        let path = self.root().join("refs").join(revision);
+        if fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit) {
+            return;
+        }
+        let _ = write(&path, commit);
     }
 
-    pub(super) fn write_no_exist(&self, commit: &str, file: &str) -> Result<(), HubError> {
-        write(&self.no_exist(commit, file), "")
+    /// Notes that the commit has no such file. A cache that cannot be written works without the note.
+    pub(super) fn write_no_exist(&self, commit: &str, file: &str) {
+        let _ = write(&self.no_exist(commit, file), "");
     }
 
-    /// Keeps other processes from the same contents while the file is held. Once a second, `waiting` hears that another
-    /// process holds it.
-    pub(super) fn lock(&self, blob: &str, waiting: &mut dyn FnMut()) -> Result<fs::File, HubError> {
+    /// Keeps other processes from downloading the same contents while the returned file is held. `waiting` is called
+    /// once a second while another process holds it; its error ends the wait.
+    ///
+    /// In a cache whose locks belong to another user, the partial file is locked instead. A file system without locks
+    /// is used without.
+    pub(super) fn lock(
+        &self,
+        blob: &str,
+        part: &Path,
+        waiting: &mut dyn FnMut() -> Result<(), HubError>,
+    ) -> Result<fs::File, HubError> {
         let path = self.cache_dir.join(".locks").join(&self.folder).join(format!("{blob}.lock"));
-        create_parent(&path)?;
-        let failed = |source| file_system("cannot lock", &path, source);
-        let file = fs::File::create(&path).map_err(failed)?;
+        let open = |path: &Path| {
+            create_parent(path)?;
+            let file = fs::OpenOptions::new().append(true).create(true).open(path);
+            file.map_err(|source| file_system("cannot write", path, source))
+        };
+        let file = open(&path).or_else(|_| open(part))?;
         for tries in 1_u32.. {
             match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::Error(source)) => return Err(failed(source)),
-                Err(TryLockError::WouldBlock) if tries.is_multiple_of(10) => waiting(),
+                Ok(()) | Err(TryLockError::Error(_)) => break,
+                Err(TryLockError::WouldBlock) if tries.is_multiple_of(10) => waiting()?,
                 Err(TryLockError::WouldBlock) => {}
             }
             thread::sleep(Duration::from_millis(100));
@@ -108,12 +129,30 @@ impl RepoCache {
         Ok(file)
     }
 
+    /// The error for a file that the cache lacks and cannot take.
+    pub(super) fn lacks(&self, file: &str, error: HubError) -> HubError {
+        match error {
+            HubError::FileSystem { path, source, .. } if is_read_only(&source) => HubError::ReadOnlyCache {
+                repo: self.repo.clone(),
+                file: file.to_owned(),
+                cache_dir: self.cache_dir.clone(),
+                path,
+                source,
+            },
+            error => error,
+        }
+    }
+
     pub(super) fn link(&self, commit: &str, file: &str, blob: &str) -> Result<(), HubError> {
         let (link, target) = (self.file(commit, file), self.blob(blob));
+        let relative = Path::new("../../blobs").join(blob);
+        if fs::read_link(&link).is_ok_and(|known| known == relative) {
+            return Ok(());
+        }
         create_parent(&link)?;
         match fs::remove_file(&link) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => link_or_copy(&target, &Path::new("../../blobs").join(blob), &link),
+            _ => link_or_copy(&target, &relative, &link),
         }
         .map_err(|source| file_system("cannot write", &link, source))
     }
@@ -128,6 +167,21 @@ fn link_or_copy(_blob: &Path, relative: &Path, link: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn link_or_copy(blob: &Path, _relative: &Path, link: &Path) -> io::Result<()> {
     fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(|_| ()))
+}
+
+fn has_contents(path: &Path) -> bool {
+    path.is_file() && !is_lfs_pointer(path)
+}
+
+/// Whether a file is the text that git keeps in place of a large file, and not the file itself.
+///
+/// Source: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>.
+pub(super) fn is_lfs_pointer(path: &Path) -> bool {
+    const START: &[u8] = b"version https://git-lfs.github.com/spec/";
+    const MAX_BYTES: u64 = 1024;
+    let is_short = fs::metadata(path).is_ok_and(|meta| meta.len() < MAX_BYTES);
+    let mut start = [0; START.len()];
+    is_short && fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == START
 }
 
 pub(super) fn create_parent(path: &Path) -> Result<(), HubError> {

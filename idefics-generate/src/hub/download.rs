@@ -1,33 +1,18 @@
 //! The files of one revision on their way into the cache.
 
-use std::{
-    cell::Cell,
-    collections::BTreeMap,
-    fs,
-    io::{self, Read, Seek, SeekFrom, Write},
-    path::Path,
-    thread,
-    time::Duration,
-};
+use std::{cell::Cell, collections::BTreeMap, thread, time::Duration};
 
 use super::{
     CONFIG, HubError, HubProgress, OPTIONAL, PICKLED, SAFETENSORS, TOKENIZER, WeightFiles,
-    cache::{RepoCache, create_parent},
-    error::file_system,
+    cache::RepoCache,
     index::{MAX_INDEX_BYTES, bad_index, shard_names},
     is_commit,
-    server::{Remote, Server, header, stand_in},
+    server::{Remote, Server, stand_in},
 };
 
-/// Attempts in a row that bring not one new byte before a download is given up.
-const MAX_FRUITLESS: u32 = 4;
-const BUFFER_BYTES: usize = 256 << 10;
-/// From a server that cannot tell one version of a file from another, what is smaller than this is read each time.
-const SMALL_BYTES: u64 = 16 << 20;
-
 pub(super) struct Download<'a> {
-    server: &'a Server<'a>,
-    cache: &'a RepoCache,
+    pub(super) server: &'a Server<'a>,
+    pub(super) cache: &'a RepoCache,
     /// `None` while the server does not say: then the cache is not asked, and the files decide at the end.
     commit: Option<String>,
     /// Whether the server's URLs may name the commit, once that is known.
@@ -36,9 +21,11 @@ pub(super) struct Download<'a> {
     found: BTreeMap<String, Remote>,
     /// Files that are in the cache but not yet in the snapshot, and the names of their blobs.
     blobs: BTreeMap<String, String>,
-    progress: &'a mut dyn FnMut(HubProgress),
-    done: u64,
-    total: u64,
+    pub(super) progress: &'a mut dyn FnMut(HubProgress),
+    /// Bytes of the files that are complete.
+    pub(super) done: u64,
+    /// Bytes of all files to download, as far as they are known.
+    pub(super) total: u64,
 }
 
 impl<'a> Download<'a> {
@@ -70,7 +57,7 @@ impl<'a> Download<'a> {
         let identity = || self.blobs.iter().flat_map(|(file, blob)| [file.as_str(), blob.as_str()]).collect::<Vec<_>>();
         let commit = self.commit.clone().unwrap_or_else(|| stand_in(&identity()));
         for (file, blob) in &self.blobs {
-            self.cache.link(&commit, file, blob)?;
+            self.cache.link(&commit, file, blob).map_err(|error| self.cache.lacks(file, error))?;
         }
         Ok(commit)
     }
@@ -108,7 +95,7 @@ impl<'a> Download<'a> {
 
     /// What URLs name: the commit, so that a branch that moves meanwhile mixes nothing, or the branch at a server that
     /// tells the commit and does not answer to it.
-    fn revision(&self) -> Result<&str, HubError> {
+    pub(super) fn revision(&self) -> Result<&str, HubError> {
         let Some(commit) = &self.commit else { return Ok(self.server.revision) };
         if self.knows_commit.get().is_none() {
             self.knows_commit.set(Some(match self.server.look_up(commit, CONFIG, 3) {
@@ -134,7 +121,7 @@ impl<'a> Download<'a> {
                 self.found.insert(file.to_owned(), remote);
                 return Ok(true);
             }
-            (None, Some(commit)) => self.cache.write_no_exist(commit, file)?,
+            (None, Some(commit)) => self.cache.write_no_exist(commit, file),
             (None, None) => {}
         }
         Ok(false)
@@ -156,119 +143,12 @@ impl<'a> Download<'a> {
             wanted.push((file, remote));
         }
         for (file, remote) in wanted {
-            self.blob(file, &remote)?;
+            self.blob(file, &remote).map_err(|error| self.cache.lacks(file, error))?;
             self.done += remote.size.unwrap_or(0);
             self.blobs.insert(file.clone(), remote.blob);
         }
         Ok(())
     }
-
-    /// Downloads one file's contents, going on where an earlier attempt stopped.
-    fn blob(&mut self, file: &str, remote: &Remote) -> Result<(), HubError> {
-        let blob = self.cache.blob(&remote.blob);
-        let is_told_apart = remote.is_versioned || remote.size.is_some_and(|size| size >= SMALL_BYTES);
-        let is_here = || {
-            let length = fs::metadata(&blob).map(|meta| meta.len());
-            is_told_apart && length.is_ok_and(|length| remote.size.is_none_or(|size| size == length))
-        };
-        if is_here() {
-            return Ok(());
-        }
-        let part = self.cache.blob(&format!("{}.incomplete", remote.blob));
-        create_parent(&part)?;
-        let length = || fs::metadata(&part).map_or(0, |meta| meta.len());
-        let cache = self.cache;
-        let _lock = cache.lock(&remote.blob, &mut || self.report(file, remote, length(), true))?;
-        if is_here() {
-            return Ok(()); // another process downloaded it meanwhile
-        }
-        let (mut longest, mut fruitless) = (length(), 0);
-        while let Err(error) = self.attempt(file, remote, &part) {
-            if length() > longest {
-                (longest, fruitless) = (length(), 0);
-            } else {
-                fruitless += 1;
-            }
-            if !error.is_transient() || fruitless >= MAX_FRUITLESS {
-                return Err(error);
-            }
-            back_off(fruitless);
-        }
-        fs::rename(&part, &blob).map_err(|source| file_system("cannot write", &blob, source))
-    }
-
-    fn attempt(&mut self, file: &str, remote: &Remote, part: &Path) -> Result<(), HubError> {
-        let failed = |source| file_system("cannot write", part, source);
-        let mut out = fs::OpenOptions::new().write(true).create(true).truncate(false).open(part).map_err(failed)?;
-        let mut at = out.seek(SeekFrom::End(0)).map_err(failed)?;
-        // Without a version and a size nothing tells whether what is here belongs to the start of the file.
-        if !remote.is_versioned || remote.size.is_none_or(|size| at > size) {
-            at = 0;
-            out.set_len(0).map_err(failed)?;
-        }
-        if remote.size == Some(at) {
-            return Ok(());
-        }
-
-        let answer = self.server.contents(self.revision()?, file, at)?;
-        let (response, url) = (answer.response, answer.url);
-        let resumed =
-            header(&response, "content-range").is_some_and(|range| range.starts_with(&format!("bytes {at}-")));
-        match response.status().as_u16() {
-            206 if resumed => {}
-            200 => at = 0, // the whole file: the server does not resume
-            206 | 416 => {
-                out.set_len(0).map_err(failed)?;
-                return Err(self.server.bad_response(file, url, "does not answer with the range that was asked for"));
-            }
-            _ => return Err(self.server.refusal(&response, file, url)),
-        }
-        out.set_len(at).map_err(failed)?;
-        out.seek(SeekFrom::Start(at)).map_err(failed)?;
-
-        let mut body = response.into_body().into_reader();
-        let mut buffer = vec![0; BUFFER_BYTES];
-        loop {
-            self.report(file, remote, at, false);
-            let n_bytes = match body.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n_bytes) => n_bytes,
-                Err(source) => return Err(self.server.interrupted(file, url, at, source)),
-            };
-            if at == 0 && is_web_page(&buffer[..n_bytes]) {
-                return Err(self.server.bad_response(file, url, "answers with a web page"));
-            }
-            out.write_all(&buffer[..n_bytes]).map_err(failed)?;
-            at += n_bytes as u64;
-            if remote.size.is_some_and(|size| at > size) {
-                out.set_len(0).map_err(failed)?;
-                return Err(self.server.bad_response(file, url, "sends more bytes than it announced"));
-            }
-        }
-        if remote.size.is_some_and(|size| at < size) {
-            return Err(self.server.interrupted(file, url, at, io::ErrorKind::UnexpectedEof.into()));
-        }
-        out.sync_all().map_err(failed)
-    }
-
-    fn report(&mut self, file: &str, remote: &Remote, at: u64, is_waiting: bool) {
-        (self.progress)(HubProgress {
-            file: file.to_owned(),
-            file_done: at,
-            file_total: remote.size,
-            done: self.done + at,
-            total: self.total.max(self.done + at),
-            is_waiting,
-        });
-    }
-}
-
-/// The login page of a network that is not open yet, or a site that answers everything with its front page.
-fn is_web_page(start: &[u8]) -> bool {
-    let start = start.trim_ascii_start();
-    ["<!doctype html", "<html"]
-        .iter()
-        .any(|tag| start.get(..tag.len()).is_some_and(|it| it.eq_ignore_ascii_case(tag.as_bytes())))
 }
 
 /// 0.1 s, doubled each time.

@@ -1,7 +1,7 @@
 //! Why a model could not be brought from the hub.
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -21,6 +21,10 @@ pub enum HubErrorKind {
     Offline,
     /// The repository's weights, or its index of them, are not taken.
     Rejected,
+    /// The system gives no thread to download on.
+    Limit,
+    /// The caller ended it.
+    Cancelled,
 }
 
 /// Why a model could not be brought from the hub.
@@ -34,7 +38,7 @@ pub enum HubError {
         id: String,
     },
     /// No connection, or no answer.
-    #[error("cannot reach {url} for {file} of {repo}: {source}; check the connection and HF_ENDPOINT")]
+    #[error("cannot reach {url} for {file} of {repo}: {}; check the connection and HF_ENDPOINT", in_words(source))]
     Unreachable {
         /// The repository.
         repo: String,
@@ -46,7 +50,10 @@ pub enum HubError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A download broke off; what has come is kept.
-    #[error("{file} of {repo} broke off after {done} bytes ({url}): {source}; run again to go on from there")]
+    #[error(
+        "{file} of {repo} broke off after {done} bytes ({url}): {}; run again to go on from there",
+        in_words(source)
+    )]
     Interrupted {
         /// The repository.
         repo: String,
@@ -82,6 +89,36 @@ pub enum HubError {
         url: String,
         /// What is wrong with the answer.
         fault: &'static str,
+    },
+    /// A file was downloaded whole, but its contents are not those that the hub announced. They were removed.
+    #[error(
+        "{file} of {repo} from {url} is not what the hub announced: expected {expected}, found {found}; nothing of it \
+         was kept; run again, and check the network and HF_ENDPOINT if that does not help"
+    )]
+    WrongContents {
+        /// The repository.
+        repo: String,
+        /// The file.
+        file: String,
+        /// The server.
+        url: String,
+        /// Name and hexadecimal digits of the announced hash.
+        expected: String,
+        /// Name and hexadecimal digits of the hash of what came.
+        found: String,
+    },
+    /// The server sends a git-lfs pointer and not the file that it stands for.
+    #[error(
+        "{file} of {repo} at {url} is a git-lfs pointer, not the file itself; whoever runs the server has to fetch it \
+         (git lfs pull), or set HF_ENDPOINT to another"
+    )]
+    LfsPointer {
+        /// The repository.
+        repo: String,
+        /// The file.
+        file: String,
+        /// What was asked for.
+        url: String,
     },
     /// There is no such repository.
     #[error("the hub has no model {repo} ({url}){}; check the name", no_folder(repo))]
@@ -161,7 +198,7 @@ pub enum HubError {
     #[error("no home folder for the hub cache; set HF_HOME or HF_HUB_CACHE")]
     NoCacheFolder,
     /// The cache could not be read or written.
-    #[error("{action} {}: {source}", path.display())]
+    #[error("{action} {}: {}", path.display(), in_words(source))]
     FileSystem {
         /// What was tried.
         action: &'static str,
@@ -170,6 +207,35 @@ pub enum HubError {
         /// What the system says.
         source: io::Error,
     },
+    /// The cache lacks a file and cannot be written.
+    #[error(
+        "the hub cache {} has no {file} of {repo} and cannot be written ({}: {}); set HF_HUB_CACHE to a folder that \
+         you may write to, or HF_HUB_OFFLINE=1 to use what is there",
+        cache_dir.display(),
+        path.display(),
+        in_words(source)
+    )]
+    ReadOnlyCache {
+        /// The repository.
+        repo: String,
+        /// The file that is missing.
+        file: String,
+        /// The cache.
+        cache_dir: PathBuf,
+        /// What could not be written.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The system gives no thread to download on.
+    #[error("no thread to download on: {}", in_words(source))]
+    Thread {
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The caller ended the download; what has come is kept.
+    #[error("the download was cancelled; run again to go on from there")]
+    Cancelled,
     /// The index names a file outside the repository's top folder, or one of another format.
     #[error("{index} of {repo} names {shard:?}; expected a plain file name that ends in {ending}")]
     ShardName {
@@ -201,17 +267,23 @@ impl HubError {
             HubError::Unreachable { .. }
             | HubError::Interrupted { .. }
             | HubError::Status { .. }
-            | HubError::BadResponse { .. } => HubErrorKind::Network,
+            | HubError::BadResponse { .. }
+            | HubError::WrongContents { .. } => HubErrorKind::Network,
             HubError::InvalidId { .. }
             | HubError::RepoNotFound { .. }
             | HubError::RevisionNotFound { .. }
             | HubError::FileNotFound { .. } => HubErrorKind::NotFound,
             HubError::Unauthorized { .. } => HubErrorKind::Unauthorized,
-            HubError::NoCacheFolder | HubError::FileSystem { .. } => HubErrorKind::FileSystem,
-            HubError::NotCached { .. } => HubErrorKind::Offline,
-            HubError::PickleRefused { .. } | HubError::ShardName { .. } | HubError::BadIndex { .. } => {
-                HubErrorKind::Rejected
+            HubError::NoCacheFolder | HubError::FileSystem { .. } | HubError::ReadOnlyCache { .. } => {
+                HubErrorKind::FileSystem
             }
+            HubError::NotCached { .. } => HubErrorKind::Offline,
+            HubError::PickleRefused { .. }
+            | HubError::ShardName { .. }
+            | HubError::BadIndex { .. }
+            | HubError::LfsPointer { .. } => HubErrorKind::Rejected,
+            HubError::Thread { .. } => HubErrorKind::Limit,
+            HubError::Cancelled => HubErrorKind::Cancelled,
         }
     }
 
@@ -219,6 +291,7 @@ impl HubError {
     pub(super) fn is_transient(&self) -> bool {
         match self {
             HubError::Status { status, .. } => matches!(status, 408 | 429 | 500..),
+            HubError::WrongContents { .. } => false, // a file may be large
             error => error.kind() == HubErrorKind::Network,
         }
     }
@@ -227,6 +300,21 @@ impl HubError {
 /// `org/name` may as well have been meant as a folder.
 pub(super) fn no_folder(repo: &str) -> String {
     if Path::new(repo).exists() { String::new() } else { format!(", and there is no folder {repo} here") }
+}
+
+/// Whether something cannot be written for lack of permission.
+pub(super) fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
+/// An error of the system or the HTTP client without numbers and names of types.
+fn in_words(error: &impl fmt::Display) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("io: ").unwrap_or(&text);
+    match text.rsplit_once(" (os error ") {
+        Some((words, number)) if number.ends_with(')') => words.to_owned(),
+        _ => text.to_owned(),
+    }
 }
 
 pub(super) fn file_system(action: &'static str, path: &Path, source: io::Error) -> HubError {

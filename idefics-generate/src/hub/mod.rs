@@ -17,15 +17,25 @@
 //! {cache}/.locks/models--{org}--{name}/{etag}.lock
 //! ```
 //!
-//! `refs` is written last, so a branch never points at a snapshot that is still incomplete. Servers that know nothing
-//! but the file URLs will do; `server.rs` says what stands in for the rest.
+//! `refs` is written last, so a branch never points at a snapshot that is still incomplete. A cache that cannot be
+//! written will do if it has all files: `refs`, `.no_exist` and `.locks` are then left as they are. Servers that know
+//! nothing but the file URLs will do; `server.rs` says what stands in for the rest.
+//!
+//! Every download is checked before it is used, while it comes: against the SHA-256 that the hub gives in
+//! `X-Linked-ETag` or `ETag` (64 hexadecimal digits, files in LFS or Xet storage), or against the SHA-1 of the git blob
+//! in `ETag` (40 digits, all others). Mirrors that give the SHA-1 of the contents alone pass too. Weak tags (`W/`) are
+//! checked like strong ones. Tags of another form, and all tags of servers without `X-Repo-Commit` and
+//! `X-Linked-ETag`, are not taken for hashes.
 
+mod blob;
 mod cache;
+mod digest;
 mod download;
 mod error;
 mod index;
 mod options;
 mod server;
+mod worker;
 
 use std::path::{Path, PathBuf};
 
@@ -56,9 +66,16 @@ pub fn fetch(repo: &str, revision: Option<&str>, progress: &mut dyn FnMut(HubPro
 /// cache is taken instead. Two processes do not download the same file:
 /// the second one waits ([`HubProgress::is_waiting`]).
 ///
+/// A file whose contents do not have the hash that the hub announces is an error, and nothing of it is kept. A cache
+/// that cannot be written will do if it has all files.
+///
+/// The download runs on a thread of its own, so that [`HubOptions::cancel`] ends this call even while the server does not
+/// answer; the thread then ends with its next read, at the latest after a minute.
+///
 /// # Errors
-/// [`HubError::kind`] sorts them: `Network`, `NotFound`, `Unauthorized`, `FileSystem`, `Offline`, and `Rejected` for an
-/// index that does not name plain files of its format, or a repository of PyTorch files that were not allowed.
+/// [`HubError::kind`] sorts them: `Network`, `NotFound`, `Unauthorized`, `FileSystem`, `Offline`, `Rejected` for an
+/// index that does not name plain files of its format, or a repository of PyTorch files that were not allowed, and
+/// `Cancelled`.
 pub fn fetch_with(
     options: &HubOptions,
     repo: &str,
@@ -78,7 +95,21 @@ pub fn fetch_with(
     {
         return Ok(snapshot.clone());
     }
+    let (repo, revision) = (repo.to_owned(), revision.to_owned());
+    let in_thread = options.clone();
+    worker::run(&options.cancel, progress, move |progress| download(&in_thread, &repo, &revision, cached, progress))
+}
 
+/// Asks the server where the revision stands, and downloads what the cache lacks. If the server cannot be reached, the
+/// `cached` snapshot is taken.
+fn download(
+    options: &HubOptions,
+    repo: &str,
+    revision: &str,
+    cached: Result<PathBuf, HubError>,
+    progress: &mut dyn FnMut(HubProgress),
+) -> Result<PathBuf, HubError> {
+    let cache = RepoCache::new(&options.cache_dir, repo);
     let server = Server::new(options, repo, revision);
     // With a snapshot at hand an unreachable server is no reason to wait.
     let attempts = if cached.is_ok() { 1 } else { 3 };
@@ -88,7 +119,7 @@ pub fn fetch_with(
     };
     let commit = Download::new(&server, &cache, config, progress).model(weight_files(options.pickles))?;
     if !is_commit(revision) {
-        cache.write_ref(revision, &commit)?;
+        cache.write_ref(revision, &commit);
     }
     Ok(cache.snapshot(&commit))
 }

@@ -5,11 +5,13 @@ use std::{env, fmt, fs, path::PathBuf};
 use idefics_nn::checkpoint::Pickles;
 
 use super::HubError;
+use crate::CancelToken;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 /// The server, the cache and the credentials of a [`fetch_with`](super::fetch_with).
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
+#[non_exhaustive]
 pub struct HubOptions {
     /// Base URL of the hub or of a mirror (`HF_ENDPOINT`).
     pub endpoint: String,
@@ -21,6 +23,8 @@ pub struct HubOptions {
     pub offline: bool,
     /// Whether PyTorch files are fetched where a repository has no safetensors.
     pub pickles: Pickles,
+    /// Ends a download within a tenth of a second; what has come is kept for the next one.
+    pub cancel: CancelToken,
 }
 
 /// The token is not shown.
@@ -32,11 +36,24 @@ impl fmt::Debug for HubOptions {
             .field("token", &self.token.as_ref().map(|_| "…"))
             .field("offline", &self.offline)
             .field("pickles", &self.pickles)
+            .field("cancel", &self.cancel)
             .finish()
     }
 }
 
 impl HubOptions {
+    /// A server and a cache: no token, PyTorch files refused.
+    pub fn new(endpoint: impl Into<String>, cache_dir: impl Into<PathBuf>) -> HubOptions {
+        HubOptions {
+            endpoint: endpoint.into(),
+            cache_dir: cache_dir.into(),
+            token: None,
+            offline: false,
+            pickles: Pickles::Refused,
+            cancel: CancelToken::default(),
+        }
+    }
+
     /// Reads the hub's environment variables.
     ///
     /// - cache: `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME/hub`, `XDG_CACHE_HOME/huggingface/hub`,
@@ -66,13 +83,9 @@ impl HubOptions {
             let token = fs::read_to_string(path).ok()?.trim().to_owned();
             (!token.is_empty()).then_some(token)
         };
-        Ok(HubOptions {
-            endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
-            cache_dir,
-            token: variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(stored_token),
-            offline: is_set("HF_HUB_OFFLINE"),
-            pickles: Pickles::Refused,
-        })
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+        let token = variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(stored_token);
+        Ok(HubOptions { token, offline: is_set("HF_HUB_OFFLINE"), ..HubOptions::new(endpoint, cache_dir) })
     }
 }
 

@@ -9,7 +9,14 @@ use std::{cell::Cell, io, time::Duration};
 
 use ureq::{Agent, Body, http::Response};
 
-use super::{HubError, HubOptions, download::back_off, error::no_folder, is_commit, is_plain_name};
+use super::{
+    HubError, HubOptions,
+    digest::{Digest, opaque_tag},
+    download::back_off,
+    error::no_folder,
+    is_commit, is_plain_name,
+};
+use crate::CancelToken;
 
 const MAX_REDIRECTS: usize = 10;
 
@@ -23,12 +30,15 @@ pub(super) struct Remote {
     pub(super) is_versioned: bool,
     /// Bytes.
     pub(super) size: Option<u64>,
+    /// Told by servers that speak the hub's protocol.
+    pub(super) digest: Option<Digest>,
 }
 
 pub(super) struct Server<'a> {
     agent: Agent,
     endpoint: &'a str,
     token: Option<&'a str>,
+    cancel: &'a CancelToken,
     pub(super) repo: &'a str,
     pub(super) revision: &'a str,
     /// The server has answered for this revision, so what it does not find from here on is a file.
@@ -73,8 +83,22 @@ impl<'a> Server<'a> {
         if ["127.0.0.1", "localhost", "[::1]"].iter().any(|local| host.starts_with(local)) {
             config = config.proxy(None);
         }
-        let (agent, token) = (config.build().new_agent(), options.token.as_deref());
-        Server { agent, endpoint, token, repo, revision, is_known: Cell::new(false), knows_head: Cell::new(None) }
+        Server {
+            agent: config.build().new_agent(),
+            endpoint,
+            token: options.token.as_deref(),
+            cancel: &options.cancel,
+            repo,
+            revision,
+            is_known: Cell::new(false),
+            knows_head: Cell::new(None),
+        }
+    }
+
+    /// # Errors
+    /// [`HubError::Cancelled`] if the caller ended the download.
+    pub(super) fn check_cancelled(&self) -> Result<(), HubError> {
+        if self.cancel.is_cancelled() { Err(HubError::Cancelled) } else { Ok(()) }
     }
 
     /// One file's commit, name in the cache and size; `None` when the revision has no such file.
@@ -130,13 +154,14 @@ impl<'a> Server<'a> {
         self.is_known.set(true);
         let Answer { commit, hash, etag, size, response, .. } = answer;
         if let Some(blob) = hash.filter(|hash| is_plain_name(hash)) {
-            return Ok(Some(Remote { commit, blob, is_versioned: true, size }));
+            let digest = Digest::of_tag(&blob);
+            return Ok(Some(Remote { commit, blob, is_versioned: true, size, digest }));
         }
         // Elsewhere two files may share an ETag, which often is no more than a time and a size.
         let version = etag.or_else(|| header(&response, "last-modified").map(str::to_owned));
         let length = size.map_or_else(String::new, |size| size.to_string());
         let blob = stand_in(&[revision, file, version.as_deref().unwrap_or_default(), &length]);
-        Ok(Some(Remote { commit, blob, is_versioned: version.is_some(), size }))
+        Ok(Some(Remote { commit, blob, is_versioned: version.is_some(), size, digest: None }))
     }
 
     /// Follows redirections, relative ones and those to other hosts, and keeps the first word on each header: the hub
@@ -145,6 +170,7 @@ impl<'a> Server<'a> {
         let mut url = format!("{}/{}/resolve/{}/{file}", self.endpoint, self.repo, percent_encode(revision));
         let (mut commit, mut hash, mut linked_size) = (None, None, None);
         for _ in 0..=MAX_REDIRECTS {
+            self.check_cancelled()?;
             let mut request = if wanted == Wanted::Headers { self.agent.head(&url) } else { self.agent.get(&url) };
             if let Some(token) = self.token
                 && origin(&url) == origin(self.endpoint)
@@ -161,9 +187,9 @@ impl<'a> Server<'a> {
                 source: Box::new(source),
             })?;
             let text = |name| header(&response, name).map(str::to_owned);
-            let etag = text("etag").map(|etag| unquoted(&etag));
+            let etag = text("etag").map(|etag| opaque_tag(&etag).to_owned());
             let named = text("x-repo-commit").filter(|commit| is_commit(commit));
-            let linked_etag = text("x-linked-etag").map(|etag| unquoted(&etag));
+            let linked_etag = text("x-linked-etag").map(|etag| opaque_tag(&etag).to_owned());
             hash = hash.or(linked_etag).or_else(|| etag.clone().filter(|_| named.is_some()));
             commit = commit.or(named);
             linked_size = linked_size.or_else(|| text("x-linked-size")?.parse().ok());
@@ -231,6 +257,15 @@ impl<'a> Server<'a> {
         HubError::BadResponse { repo, file, url: without_query(&url), fault }
     }
 
+    pub(super) fn wrong_contents(&self, file: &str, expected: Digest, found: Digest) -> HubError {
+        let (repo, file, url) = (self.repo.to_owned(), file.to_owned(), self.endpoint.to_owned());
+        HubError::WrongContents { repo, file, url, expected: expected.to_string(), found: found.to_string() }
+    }
+
+    pub(super) fn lfs_pointer(&self, file: &str, url: String) -> HubError {
+        HubError::LfsPointer { repo: self.repo.to_owned(), file: file.to_owned(), url: without_query(&url) }
+    }
+
     pub(super) fn interrupted(&self, file: &str, url: String, done: u64, source: io::Error) -> HubError {
         let (repo, file) = (self.repo.to_owned(), file.to_owned());
         HubError::Interrupted { repo, file, url: without_query(&url), done, source }
@@ -279,10 +314,6 @@ pub(super) fn stand_in(parts: &[&str]) -> String {
 
 pub(super) fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
     response.headers().get(name)?.to_str().ok()
-}
-
-fn unquoted(etag: &str) -> String {
-    etag.trim_start_matches("W/").trim_matches('"').to_owned()
 }
 
 /// `https://host:port` of a URL.

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use idefics_generate::hub::HubOptions;
-use idefics_generate::nn::checkpoint::Pickles;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::{COMMIT, INDEX, REPO, SHARDS, WANTED};
@@ -19,6 +20,20 @@ pub(super) struct State {
     pub(super) commit: String,
     /// `METHOD path authorization range`, one a request.
     pub(super) log: Vec<String>,
+    /// The `User-Agent` of each request.
+    pub(super) agents: Vec<String>,
+    /// The entity tag of a file.
+    pub(super) tag: fn(&str, &[u8]) -> String,
+    /// What is sent for a file instead of its contents.
+    pub(super) sent: BTreeMap<String, Vec<u8>>,
+    /// Whether answers say how long they are.
+    pub(super) lengths: bool,
+    /// The `Content-Encoding` of all contents; gzip is real.
+    pub(super) encoding: Option<&'static str>,
+    /// File, and the bytes after which nothing more comes on its connection.
+    pub(super) stall: Option<(&'static str, usize)>,
+    /// The connections of stalled files.
+    pub(super) stalled: Vec<Arc<TcpStream>>,
     /// File, the bytes after which its connection breaks off, and how many times.
     pub(super) cut: Option<(&'static str, usize, usize)>,
     /// Status and error code of every answer.
@@ -51,7 +66,22 @@ impl Hub {
             files.insert(name.to_owned(), b"not wanted".to_vec());
         }
         let (commit, log) = (COMMIT.to_owned(), Vec::new());
-        let state = State { files, commit, log, cut: None, refuse: None, ranges: true, storage: None };
+        let state = State {
+            files,
+            commit,
+            log,
+            agents: Vec::new(),
+            tag: |_, content| etag(content),
+            sent: BTreeMap::new(),
+            lengths: true,
+            encoding: None,
+            stall: None,
+            stalled: Vec::new(),
+            cut: None,
+            refuse: None,
+            ranges: true,
+            storage: None,
+        };
         let state = Arc::new(Mutex::new(state));
         let stopped = Arc::new(AtomicBool::new(false));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -70,8 +100,7 @@ impl Hub {
     }
 
     pub(super) fn options(&self, cache: &TempDir) -> HubOptions {
-        let (endpoint, cache_dir) = (self.endpoint.clone(), cache.path().to_owned());
-        HubOptions { endpoint, cache_dir, token: None, offline: false, pickles: Pickles::Refused }
+        HubOptions::new(&self.endpoint, cache.path())
     }
 
     pub(super) fn set<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -110,6 +139,7 @@ impl Drop for Hub {
 
 /// Answers one request and closes the connection.
 fn serve(stream: TcpStream, state: &Mutex<State>) {
+    let stream = Arc::new(stream);
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let Some(request) = lines.next() else { return };
     let headers: BTreeMap<String, String> = lines
@@ -121,10 +151,13 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
     let header = |name: &str| headers.get(name).map_or("-", String::as_str);
     let mut state = state.lock().unwrap();
     state.log.push(format!("{method} {path} {} {}", header("authorization"), header("range")));
+    state.agents.push(header("user-agent").to_owned());
 
+    let lengths = state.lengths;
     let answer = |status: &str, headers: &str, length: usize, body: &[u8]| {
-        let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n");
-        let mut stream = &stream;
+        let length = if lengths { format!("content-length: {length}\r\n") } else { String::new() };
+        let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{length}{headers}\r\n");
+        let mut stream = &*stream;
         let _ = stream.write_all(head.as_bytes());
         if method == "GET" {
             let _ = stream.write_all(body);
@@ -142,14 +175,17 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
     let Some(content) = state.files.get(file).cloned() else {
         return answer("404 Not Found", &format!("{commit}x-error-code: EntryNotFound\r\n"), 0, b"");
     };
-    let etag = etag(&content);
+    let etag = (state.tag)(file, &content);
+    let content = state.sent.get(file).cloned().unwrap_or(content);
+    let content = if state.encoding == Some("gzip") { gzip(&content) } else { content };
     if let Some(storage) = state.storage.as_ref().filter(|_| file.ends_with(".safetensors")) {
         let linked = format!("x-linked-etag: \"{etag}\"\r\nx-linked-size: {}\r\n", content.len());
         let location = format!("location: {storage}{path}\r\n");
         return answer("302 Found", &format!("{commit}{linked}{location}"), 9, b"see there");
     }
     let start: usize = header("range").trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap_or(0);
-    let headers = format!("{commit}etag: W/\"{etag}\"\r\n");
+    let encoding = state.encoding.map_or_else(String::new, |encoding| format!("content-encoding: {encoding}\r\n"));
+    let headers = format!("{commit}etag: W/\"{etag}\"\r\n{encoding}");
     let (status, start) = if state.ranges && start > 0 { ("206 Partial Content", start) } else { ("200 OK", 0) };
     let range = match start {
         0 => String::new(),
@@ -163,12 +199,47 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
         }
         _ => rest,
     };
+    let stall = state.stall.filter(|(name, _)| *name == file && method == "GET");
+    if stall.is_some() {
+        state.stalled.push(stream.clone());
+    }
+    let sent = stall.map_or(sent, |(_, bytes)| &sent[..bytes]);
     answer(status, &format!("{headers}{range}"), rest.len(), sent);
 }
 
 pub(super) fn etag(content: &[u8]) -> String {
     let sum = content.iter().fold(1, |sum: u64, &byte| sum * 31 % 65521 + u64::from(byte));
     format!("{:x}-{sum}", content.len())
+}
+
+/// Tags of 64 digits, as the hub's of large files.
+pub(super) fn sha256(_: &str, content: &[u8]) -> String {
+    hex(&Sha256::digest(content))
+}
+
+/// Tags of 40 digits, as the hub's of small files.
+pub(super) fn git_blob(_: &str, content: &[u8]) -> String {
+    hex(&Sha1::new_with_prefix(format!("blob {}\0", content.len())).chain_update(content).finalize())
+}
+
+/// Tags of 40 digits, as those of mirrors that keep files by SHA-1.
+pub(super) fn sha1(_: &str, content: &[u8]) -> String {
+    hex(&Sha1::digest(content))
+}
+
+/// As the hub: weights lie in another storage.
+pub(super) fn as_the_hub(file: &str, content: &[u8]) -> String {
+    if file.ends_with(".safetensors") { sha256(file, content) } else { git_blob(file, content) }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
 }
 
 /// A server that answers with what a function of the request's head says, and nothing of the hub's protocol.
@@ -199,8 +270,7 @@ impl Plain {
     }
 
     pub(super) fn options(&self, cache: &TempDir) -> HubOptions {
-        let (endpoint, cache_dir) = (self.endpoint.clone(), cache.path().to_owned());
-        HubOptions { endpoint, cache_dir, token: None, offline: false, pickles: Pickles::Refused }
+        HubOptions::new(&self.endpoint, cache.path())
     }
 }
 

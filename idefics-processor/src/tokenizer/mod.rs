@@ -1,5 +1,6 @@
 //! The checkpoint's tokenizer: ids from text, text from ids, and the ids that mean something.
 
+mod fragments;
 mod load;
 mod pieces;
 
@@ -12,6 +13,7 @@ use tokenizers::{Model, OffsetType, PreTokenizer, Token};
 use crate::error::ProcessorError;
 use crate::prompt::Literals;
 
+pub(crate) use fragments::{Fragment, Fragments};
 pub(crate) use load::{END_OF_UTTERANCE, TokenizerConfig, load};
 
 /// Which release of the reference computes the ids.

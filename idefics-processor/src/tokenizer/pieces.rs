@@ -2,7 +2,7 @@
 
 use tokenizers::DecoderWrapper;
 
-use super::Tokenizer;
+use super::{Tokenizer, fragments::bytes_of};
 
 impl Tokenizer {
     /// The bytes that `id` adds to a text that goes on: `▁the` adds ` the`, `<0x0A>` a line break. Pieces of a character
@@ -18,7 +18,7 @@ impl Tokenizer {
             return vec![byte];
         }
         match self.is_byte_level() {
-            true => token.chars().flat_map(byte_of).collect(),
+            true => bytes_of(&token),
             false => token.replace('▁', " ").into_bytes(),
         }
     }
@@ -31,31 +31,5 @@ impl Tokenizer {
             }
             _ => false,
         }
-    }
-}
-
-/// The byte that a character of a byte-level vocabulary stands for; other characters stand for themselves.
-///
-/// Source: GPT-2's `bytes_to_unicode`: printable bytes are themselves, the others follow from U+0100 on.
-fn byte_of(character: char) -> Vec<u8> {
-    let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let code = u32::from(character);
-    let printable = u8::try_from(code).ok().filter(|&byte| is_printable(byte));
-    let moved = || (0..=255).filter(|&byte| !is_printable(byte)).nth(code.checked_sub(0x100)? as usize);
-    match printable.or_else(moved) {
-        Some(byte) => vec![byte],
-        None => character.to_string().into_bytes(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::byte_of;
-
-    #[test]
-    fn byte_level_characters_are_gpt2s() {
-        let bytes: Vec<u8> = "ĠAĊÃ©".chars().flat_map(byte_of).collect();
-        assert_eq!(bytes, b" A\n\xC3\xA9");
-        assert_eq!(byte_of('Ń'), [0xAD]);
     }
 }
