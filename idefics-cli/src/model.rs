@@ -259,7 +259,7 @@ mod tests {
             let taken = match weights.quantize {
                 WeightFormat::None => 1000,
                 WeightFormat::Packed(PackedFormat::Int8) => 500,
-                WeightFormat::Packed(_) => 250,
+                _ => 250,
             };
             Ok(WeightMemory { taken, mapped: 0, loading: 100 })
         };

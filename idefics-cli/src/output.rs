@@ -107,8 +107,8 @@ fn print_json(stdout: &mut impl Write, answer: &Answer, image: Option<&str>) -> 
 fn report(global: &Global, answer: &Answer) {
     if global.verbose {
         let Answer { usage, timings, finish_reason, .. } = answer;
-        let Usage { prompt_tokens, image_tokens, completion_tokens } = usage;
-        let Timings { preprocess_ms, vision_ms, connector_ms, prefill_ms, decode_ms } = timings;
+        let Usage { prompt_tokens, image_tokens, completion_tokens, .. } = usage;
+        let Timings { preprocess_ms, vision_ms, connector_ms, prefill_ms, decode_ms, .. } = timings;
         eprintln!(
             "{prompt_tokens} prompt tokens ({image_tokens} of images), {completion_tokens} generated, ended by \
              {finish_reason:?}; ms: preprocessing {preprocess_ms:.1}, vision {vision_ms:.1}, connector \

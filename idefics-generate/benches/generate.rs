@@ -30,7 +30,7 @@ fn generate(c: &mut Criterion) {
     let config = config();
     let model = Idefics2::new(&config, &device).expect("the configuration is valid");
     let (height, width) = (378, 504); // 27 × 36 = 972 patches
-    let image = ImageTile { width, height, pixels: vec![0.5; 3 * height * width] };
+    let image = ImageTile::new(width, height, vec![0.5; 3 * height * width]).expect("three planes");
     let mut ids = vec![1];
     ids.extend(std::iter::repeat_n(config.image_token_id, config.perceiver_config.resampler_n_latents));
     ids.extend((0..32).map(|id| 100 + id));

@@ -8,6 +8,7 @@ use crate::{FinishReason, GeneratedLogprob};
 
 /// What became of one sample. As JSON, one object of `idefics --json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Answer {
     /// What was generated, without special tokens.
     pub text: String,
@@ -38,6 +39,7 @@ pub struct Answer {
 
 /// Tokens of one sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
 pub struct Usage {
     /// Tokens of the prompt, image tokens included, padding not.
     pub prompt_tokens: usize,
@@ -49,6 +51,7 @@ pub struct Usage {
 
 /// Wall-clock time of each stage, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[non_exhaustive]
 pub struct Timings {
     /// Reading, decoding and resizing images; tokens.
     pub preprocess_ms: f64,

@@ -5,7 +5,7 @@ use std::time::Instant;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor};
 use idefics_nn::profile::{Operation, Profiler};
-use idefics_nn::{KvCache, ParameterVisitor, can_record, visit_parameters};
+use idefics_nn::{DeviceLease, KvCache, ParameterVisitor, can_record, visit_parameters};
 use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
 use serde::Serialize;
 
@@ -28,8 +28,8 @@ pub struct BenchOptions {
     pub runs: usize,
     /// Whether each stage runs once more with the time of each operation.
     pub profile: bool,
-    /// Whether a GPU records a decode step, and replays it.
-    pub replays: bool,
+    /// Has a GPU record a decode step and replay it, with a lease.
+    pub replays: Option<DeviceLease>,
 }
 
 impl BenchOptions {
@@ -78,6 +78,7 @@ impl Spread {
 
 /// Times of each stage, for all rows together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct BenchReport {
     /// Pictures to tiles, in milliseconds.
     pub preprocess_ms: Spread,
@@ -111,6 +112,7 @@ pub struct BenchReport {
 
 /// One run of a stage.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct StageProfile {
     /// `vision tower`
     pub stage: &'static str,
@@ -319,14 +321,14 @@ fn replayed_times(
     cache: &mut KvCache,
     options: &BenchOptions,
 ) -> Result<(Option<Spread>, Option<String>), Error> {
-    if !(options.replays && options.new_tokens > 0 && can_record(&model.device())) {
+    let Some(lease) = options.replays.filter(|_| options.new_tokens > 0 && can_record(&model.device())) else {
         return Ok((None, None));
-    }
+    };
     let next_tokens = vec![FILLER; options.batch];
     let first = cache.len() - options.new_tokens - 1;
     cache.truncate(first + 1);
     let logits = model.decode(&next_tokens, cache)?;
-    let recorded = ReplayedStep::record(model, [&next_tokens, &next_tokens], &logits, cache);
+    let recorded = ReplayedStep::record(model, lease, [&next_tokens, &next_tokens], &logits, cache);
     cache.truncate(first);
     let mut step = match recorded {
         Ok(step) => step,

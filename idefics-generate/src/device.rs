@@ -4,10 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::{DType, Device};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// `--device`: what to compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum DeviceChoice {
     /// The best device that there is; see [`DeviceChoice::candidates`].
     #[default]
@@ -103,6 +104,13 @@ impl fmt::Display for DeviceChoice {
             Self::Vulkan(index) => write!(formatter, "vulkan:{index}"),
             Self::Wgpu(index) => write!(formatter, "wgpu:{index}"),
         }
+    }
+}
+
+/// By its name, as `--device` spells it.
+impl Serialize for DeviceChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -205,6 +213,7 @@ fn is_software(device: &Device) -> bool {
 /// What a device is, the fastest kind first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum DeviceKind {
     /// A card with memory of its own.
     Discrete,
@@ -264,9 +273,10 @@ impl fmt::Display for DeviceKind {
 
 /// A device of this machine: what `idefics devices` says of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DeviceInfo {
-    /// What `--device` calls it.
-    pub device: String,
+    /// The choice that opens it.
+    pub device: DeviceChoice,
     /// The part's own name.
     pub name: String,
     /// What it is.
@@ -304,7 +314,7 @@ impl DeviceInfo {
     pub fn of(choice: DeviceChoice, device: &Device) -> Self {
         let (name, kernels, memory_bytes, largest_tensor_bytes) = properties(device);
         Self {
-            device: choice.to_string(),
+            device: choice,
             name,
             kind: DeviceKind::of(device),
             kernels,
@@ -340,6 +350,7 @@ fn properties(device: &Device) -> (String, String, Option<u64>, Option<u64>) {
 
 /// How fast a GPU is in two respects that bound a decode step, measured here and now.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct DeviceRates {
     /// Reading its memory, in GB/s.
     pub read_gb_s: f64,
@@ -371,6 +382,7 @@ pub fn measure_device(device: &Device) -> Option<DeviceRates> {
 /// `--dtype`: the precision of weights and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Precision {
     /// On the CPU what the files have, with activations in f32; on a GPU bf16 where it computes in it, else f32. Never
     /// f16, whose range some towers leave.
@@ -470,7 +482,7 @@ mod tests {
         };
         assert_eq!(error.to_string(), "device vulkan:0: does not compute in bf16, only in f32");
         for info in DeviceInfo::all() {
-            let (choice, device) = info.device.parse::<DeviceChoice>().unwrap().open().unwrap();
+            let (choice, device) = info.device.open().unwrap();
             for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
                 assert_eq!(precision.on(choice, &device).is_ok(), info.dtypes.contains(&precision), "{info:?}");
             }

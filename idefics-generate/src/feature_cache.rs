@@ -18,10 +18,10 @@ pub type ImageKey = [u8; 32];
 /// The key of a picture.
 pub fn image_key(tile: &ImageTile) -> ImageKey {
     let mut digest = Sha256::new();
-    digest.update((tile.width as u64).to_le_bytes());
-    digest.update((tile.height as u64).to_le_bytes());
-    let mut bytes = Vec::with_capacity(4 * tile.width);
-    for row in tile.pixels.chunks(tile.width.max(1)) {
+    digest.update((tile.width() as u64).to_le_bytes());
+    digest.update((tile.height() as u64).to_le_bytes());
+    let mut bytes = Vec::with_capacity(4 * tile.width());
+    for row in tile.pixels().chunks(tile.width().max(1)) {
         bytes.clear();
         bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
         digest.update(&bytes);
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn the_same_pixels_in_another_shape_are_another_picture() {
-        let tile = |width, height| ImageTile { width, height, pixels: vec![0.25; 18] };
+        let tile = |width, height| ImageTile::new(width, height, vec![0.25; 18]).unwrap();
         assert_eq!(image_key(&tile(3, 2)), image_key(&tile(3, 2)));
         assert_ne!(image_key(&tile(3, 2)), image_key(&tile(2, 3)));
     }

@@ -33,8 +33,8 @@ impl ImageBatch<'_> {
         let shape = [self.images.len(), 3, self.height, self.width];
         let mut pixel_values = Vec::with_capacity(shape.iter().product());
         for image in &self.images {
-            for channel in image.pixels.chunks_exact(image.height * image.width) {
-                for row in channel.chunks_exact(image.width).take(self.height) {
+            for channel in image.pixels().chunks_exact(image.height() * image.width()) {
+                for row in channel.chunks_exact(image.width()).take(self.height) {
                     pixel_values.extend_from_slice(&row[..self.width]);
                 }
             }
@@ -87,7 +87,7 @@ pub fn image_batches<'i>(
         .enumerate()
         .map(|(image_idx, image)| {
             let image = image.borrow();
-            PatchGrid::whole_patches(image.height, image.width, patch)
+            PatchGrid::whole_patches(image.height(), image.width(), patch)
                 .map_err(|source| InputError::Patches { image_idx, source })
         })
         .collect::<Result<Vec<_>, _>>()?;

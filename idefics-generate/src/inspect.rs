@@ -35,6 +35,7 @@ const IDEFICS2_PARTS: Prefixes = &[
 
 /// A model at a glance. No weight was read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Inspection {
     /// The folder, or the configuration file.
     pub folder: PathBuf,
@@ -60,6 +61,7 @@ pub struct Inspection {
 
 /// One part of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Part {
     /// Its name.
     pub name: &'static str,
@@ -73,6 +75,7 @@ pub struct Part {
 
 /// What a model takes, its weights held in one of the ways.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct PrecisionMemory {
     /// As `--dtype` or `--quantize` spells it; `as stored` is the default on the CPU.
     pub name: &'static str,

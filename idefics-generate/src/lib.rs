@@ -60,6 +60,7 @@ pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 /// What tensors are made on; [`DeviceChoice`] opens one.
 pub use burn::tensor::Device;
 pub use idefics_nn as nn;
+pub use idefics_nn::DeviceLease;
 pub use idefics_perceiver as perceiver;
 pub use idefics_processor as processor;
 pub use idefics_text as text;

@@ -15,6 +15,7 @@ type Tied = &'static [(&'static str, &'static str)];
 
 /// A model of whichever family a folder or a configuration is of.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum AnyModel {
     /// The first generation.
     Idefics1(Idefics1),

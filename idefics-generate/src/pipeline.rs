@@ -152,7 +152,7 @@ impl Idefics {
         let prompts = Prompts::pad_left(rows, tokenizer.pad_token_id_or_fallback())?;
         Ok(match self.processor.family() {
             Family::Idefics1 => prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()),
-            Family::Idefics2 => prompts,
+            _ => prompts, // its images stand in the prompt
         })
     }
 

@@ -27,6 +27,7 @@ pub struct RankOptions {
 
 /// A label and how well it answers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct RankedLabel {
     /// The label.
     pub label: String,
@@ -42,6 +43,7 @@ pub struct RankedLabel {
 
 /// What became of a ranking.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Ranking {
     /// All labels, best first.
     pub labels: Vec<RankedLabel>,

@@ -10,6 +10,7 @@ use crate::{Controls, Error, GenerationConfig, Idefics, Replays};
 
 /// How long the same answers took twice.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct WarmUp {
     /// With kernels that had to be compiled and chosen, unless an earlier run has done that; on the CPU with weights that
     /// had to be read, in milliseconds.

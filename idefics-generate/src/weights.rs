@@ -86,6 +86,7 @@ impl WeightOptions {
 
 /// `--quantize`: the format of linear layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum WeightFormat {
     /// Plain numbers, or what the file has quantised already.
     #[default]

@@ -13,8 +13,8 @@ use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{Content, Sample};
 use idefics_generate::text::{Branches, DecoderObserver, TextConfig};
 use idefics_generate::{
-    CancelToken, Controls, Conversation, DeviceChoice, EncodeStage, Error, FinishReason, Generation, GenerationConfig,
-    Idefics, InputError, LogitsToKeep, Model, OneOrMany, Precision, Prompts, Replays, VisionBatch,
+    CancelToken, Controls, Conversation, DeviceChoice, DeviceLease, EncodeStage, Error, FinishReason, Generation,
+    GenerationConfig, Idefics, InputError, LogitsToKeep, Model, OneOrMany, Precision, Prompts, Replays, VisionBatch,
 };
 use serde_json::{Value, json};
 
@@ -99,6 +99,13 @@ impl Subject {
     }
 }
 
+/// A lease for the test's thread.
+#[allow(unsafe_code)] // a promise about all other threads
+fn lease() -> DeviceLease {
+    // SAFETY: tests that use a GPU run one at a time, `--test-threads=1`.
+    unsafe { DeviceLease::for_this_thread() }
+}
+
 fn controls(replays: Replays) -> Controls<'static> {
     Controls { logprobs: Some(0), replays, ..Controls::default() }
 }
@@ -145,7 +152,7 @@ fn replayed_steps_are_the_launched_ones() {
     }
     for subject in &subjects {
         for n_rows in [3, 1] {
-            let [launched, replayed] = [Replays::Never, Replays::WhenLong].map(|replays| {
+            let [launched, replayed] = [Replays::Never, Replays::WhenLong(lease())].map(|replays| {
                 let mut generation = subject.start(n_rows, &options(&[]), controls(replays));
                 finish(&mut generation);
                 generation
@@ -162,7 +169,7 @@ fn rows_may_finish_before_a_step_is_recorded_and_after() {
     finish(&mut whole);
     // Tokens that end some rows before the others.
     let ends = [whole.generated(0)[4], whole.generated(1)[20]];
-    let [launched, replayed] = [Replays::Never, Replays::AtOnce].map(|replays| {
+    let [launched, replayed] = [Replays::Never, Replays::AtOnce(lease())].map(|replays| {
         let mut generation = subject.start(3, &options(&ends), controls(replays));
         finish(&mut generation);
         generation
@@ -177,7 +184,7 @@ fn a_generation_goes_on_on_another_thread_and_ends_when_it_is_told() {
     let mut launched = subject.start(1, &options(&[]), controls(Replays::Never));
     finish(&mut launched);
 
-    let mut moved = subject.start(1, &options(&[]), controls(Replays::AtOnce));
+    let mut moved = subject.start(1, &options(&[]), controls(Replays::AtOnce(lease())));
     for _ in 0..10 {
         moved.step().unwrap();
     }
@@ -193,7 +200,7 @@ fn a_generation_goes_on_on_another_thread_and_ends_when_it_is_told() {
     assert_eq!(moved.sequences(), launched.sequences());
 
     let cancel = CancelToken::default();
-    let controls = Controls { cancel: cancel.clone(), ..controls(Replays::AtOnce) };
+    let controls = Controls { cancel: cancel.clone(), ..controls(Replays::AtOnce(lease())) };
     let mut cancelled = subject.start(1, &options(&[]), controls);
     for _ in 0..10 {
         cancelled.step().unwrap();
@@ -226,7 +233,11 @@ impl Model for Faulty<'_> {
             Fault::Upload => {
                 let mut step = self.model.slot_step(&[next_tokens.clone(), slot.clone()], cache)?;
                 let device = self.model.device();
-                Some(Box::new(move || step() + Tensor::<2>::from_data([[0.0]], &device)))
+                let step = move || step.run() + Tensor::<2>::from_data([[0.0]], &device);
+                // SAFETY: uploads are not allowed, and devices refuse to record them (CUDA, which would, is not given
+                // this fault): nothing is replayed.
+                #[allow(unsafe_code)]
+                Some(unsafe { Step::new(step) })
             }
         }
     }
@@ -305,7 +316,7 @@ fn a_step_that_errs_or_is_refused_changes_nothing() {
     }
     for fault in faults {
         let model = Faulty { model: subject.model.model(), fault };
-        let mut generation = subject.start_with(&model, 3, &options(&[]), controls(Replays::WhenLong));
+        let mut generation = subject.start_with(&model, 3, &options(&[]), controls(Replays::WhenLong(lease())));
         finish(&mut generation);
         let reason = generation.replay_refusal().unwrap();
         assert!(!generation.is_replayed() && !reason.is_empty() && !reason.contains('\n'), "{fault:?}: {reason}");
@@ -316,7 +327,7 @@ fn a_step_that_errs_or_is_refused_changes_nothing() {
 #[test]
 fn a_conversation_goes_on_behind_replayed_steps() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
-    let answers = [Replays::Never, Replays::AtOnce].map(|replays| {
+    let answers = [Replays::Never, Replays::AtOnce(lease())].map(|replays| {
         let mut conversation = Conversation::new(&subject.model, Default::default());
         ["What is this?", "And then?", "Why?"].map(|question| {
             let content = vec![Content::text(question)];

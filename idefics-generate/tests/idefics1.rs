@@ -120,7 +120,7 @@ fn weights_in_the_files_own_type_are_the_same_numbers() {
     let folder = xtask_folder("checkpoints/idefics1-vector");
     let [stored, widened] = [WeightOptions::default(), DType::F32.into()].map(|weights| {
         let model = Idefics1::from_folder(&folder, &Device::flex(), weights, |_| ()).unwrap();
-        let tile = ImageTile { width: 48, height: 36, pixels: vec![0.5; 3 * 48 * 36] };
+        let tile = ImageTile::new(48, 36, vec![0.5; 3 * 48 * 36]).unwrap();
         model.interpolating_positions(true).encode_images(&[tile]).unwrap().unwrap()
     });
     assert!(difference(stored, widened) <= SAME, "positions are interpolated in f32");
@@ -146,7 +146,7 @@ fn a_random_model_of_any_format_is_measured() {
                 batch: 2,
                 runs: 1,
                 profile: true,
-                replays: true,
+                replays: None,
             };
             model.bench(&processor, &options, |_| ()).unwrap()
         };
@@ -164,10 +164,9 @@ fn texts_that_share_a_beginning_have_the_gradients_of_a_row_each() {
         Idefics1::from_folder(&xtask_folder("checkpoints/idefics1-small"), &device, DType::F32, |_| ()).unwrap();
     let (image, eos) = (475, 2);
     let side = model.config().vision_config.image_size;
-    let picture = |seed: usize| ImageTile {
-        width: side,
-        height: side,
-        pixels: (0..3 * side * side).map(|index| ((index * 31 + seed * 17) % 97) as f32 / 48.0 - 1.0).collect(),
+    let picture = |seed: usize| {
+        let pixels = (0..3 * side * side).map(|index| ((index * 31 + seed * 17) % 97) as f32 / 48.0 - 1.0);
+        ImageTile::new(side, side, pixels.collect()).unwrap()
     };
     let text = |read: &[u32], learned: &[u32]| {
         let ids: Vec<u32> = read.iter().chain(learned).copied().collect();
@@ -318,7 +317,7 @@ fn a_base_model_has_no_conversation() {
 fn what_does_not_fit_is_refused_before_it_is_computed() {
     let folder = xtask_folder("checkpoints/idefics1-float");
     let model = Idefics1::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
-    let tile = |side: usize| ImageTile { width: side, height: side, pixels: vec![0.5; 3 * side * side] };
+    let tile = |side: usize| ImageTile::new(side, side, vec![0.5; 3 * side * side]).unwrap();
     let image = load("idefics1-float").processor().tokenizer().image_token_id();
     let prompts = Prompts::pad_left(&[vec![1, image, 5]], 0).unwrap().seeing_latest_images(image, Some(2));
     let refused =

@@ -74,7 +74,7 @@ fn images_encoded_together_are_those_encoded_alone() {
             .into_iter()
             .enumerate()
             .map(|(index, mut image)| {
-                image.pixels[index] += 1.0; // none of them is another
+                image.pixels_mut()[index] += 1.0; // none of them is another
                 image
             })
             .collect();

@@ -29,12 +29,10 @@ fn model(name: &str) -> Idefics2 {
 fn batch(config: &Idefics2Config, seed: u32) -> TrainingBatch {
     let latents = config.perceiver_config.resampler_n_latents;
     let patch = config.vision_config.patch_size;
-    let image = |rows: usize, cols: usize| ImageTile {
-        height: rows * patch,
-        width: cols * patch,
-        pixels: (0..3 * rows * cols * patch * patch)
-            .map(|i| ((i as u32 * 31 + seed) % 255) as f32 / 127.0 - 1.0)
-            .collect(),
+    let image = |rows: usize, cols: usize| {
+        let n_values = 3 * rows * cols * patch * patch;
+        let pixels = (0..n_values).map(|i| ((i as u32 * 31 + seed) % 255) as f32 / 127.0 - 1.0);
+        ImageTile::new(cols * patch, rows * patch, pixels.collect()).unwrap()
     };
     let word = |i: u32| 3 + (i * 17 + seed * 29) % 400;
     let row = |n_images: usize, n_words: u32| -> Vec<u32> {

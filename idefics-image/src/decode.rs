@@ -13,6 +13,7 @@ use crate::{avif, bmp, gif, ico, jpeg2000, png, pnm, tga, webp};
 
 /// How transparency is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Alpha {
     /// The picture is laid over white, with the integer arithmetic of Pillow's `alpha_composite`, as the image
     /// processors' `convert_to_rgb` does. What a person sees.

@@ -7,6 +7,7 @@ use crate::ops;
 
 /// An activation function, spelled as the reference's `ACT2FN` table spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Activation {
     /// `x · Φ(x)`, Φ the normal distribution function, by the exact error function (IDEFICS v1's vision tower).
     #[serde(rename = "gelu")]

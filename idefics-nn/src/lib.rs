@@ -36,5 +36,5 @@ pub use linear::{Linear, product};
 pub use norm::{LayerNorm, RmsNorm};
 pub use packed::{Activations, PackedFormat, PackedWeight};
 pub use parameters::{ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
-pub use replay::{Replay, Step, can_record};
+pub use replay::{DeviceLease, Replay, Step, can_record};
 pub use rope::{RopeScaling, RotaryAngles, RotaryEmbedding};

@@ -9,6 +9,7 @@ use crate::{Quantization, ops};
 
 /// How codes and scales become numbers; see [`crate::formats`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum PackedFormat {
     /// [`Int8`]: codes in I8, scales in F32.
     Int8,
@@ -34,6 +35,7 @@ impl PackedFormat {
 
 /// What activations are multiplied as, on the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Activations {
     /// As they are.
     #[default]
@@ -101,10 +103,39 @@ impl PackedWeight {
     }
 
     /// Its product with activations: `x Wᵀ + b`, `[n_rows, d_in]` in, `[n_rows, d_out]` out.
+    ///
+    /// # Panics
+    /// If the activations have another width, or a part of the weight was replaced by one of another length.
     pub(crate) fn product(&self, rows: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-        let (codes, scales) = (self.codes.val(), self.scales.val());
+        let (codes, scales) = self.parts();
+        assert_eq!(rows.dims()[1], self.d_in, "activations are [{}, {}]", rows.dims()[0], self.d_in);
         let packing = Packing { format: self.format, activations: self.activations, d_out: self.d_out };
         ops::packed_product(rows, codes, scales, bias, packing, || self.dequantize())
+    }
+
+    /// Codes and scales. GPU kernels read them without bounds checks.
+    ///
+    /// # Panics
+    /// If their lengths are not those of the format.
+    fn parts(&self) -> (Tensor<1, Int>, Tensor<1>) {
+        let (codes, scales) = (self.codes.val(), self.scales.val());
+        let n_weights = self.d_out * self.d_in;
+        let (n_bytes, n_scales) = match self.format {
+            PackedFormat::Int8 => (n_weights, self.d_out),
+            PackedFormat::FourBit(_) => (n_weights.div_ceil(2), n_weights.div_ceil(BLOCK)),
+            PackedFormat::Q4 => {
+                let tiles = self.d_out.div_ceil(Q4_PANEL) * self.d_in.div_ceil(Q4_BLOCK);
+                (tiles * Q4_PANEL * Q4_BLOCK / 2, tiles * Q4_PANEL)
+            }
+        };
+        let n_codes = if codes.dtype() == DType::U32 { n_bytes.div_ceil(4) } else { n_bytes };
+        assert_eq!(
+            (codes.dims(), scales.dims()),
+            ([n_codes], [n_scales]),
+            "codes and scales of {}",
+            self.format.name()
+        );
+        (codes, scales)
     }
 
     /// The same with products of such activations.
@@ -138,7 +169,8 @@ impl PackedWeight {
 
     /// The numbers that the codes stand for, `[d_out, d_in]` in f32: the whole weight at once, on any backend.
     pub fn dequantize(&self) -> Tensor<2> {
-        let (codes, scales) = (self.codes.val(), self.scales.val().cast(DType::F32));
+        let (codes, scales) = self.parts();
+        let scales = scales.cast(DType::F32);
         let (d_out, d_in) = (self.d_out, self.d_in);
         #[cfg(feature = "cube")]
         if ops::cube::computes_on(&scales.device()) {

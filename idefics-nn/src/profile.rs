@@ -11,6 +11,7 @@ use crate::kernels::Unit;
 
 /// What one kind of operation has taken.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Operation {
     /// `product of many rows`, `gelu`.
     pub name: &'static str,

@@ -1,5 +1,5 @@
-//! A step of fixed shapes, recorded once and replayed: CUDA launches a graph, other interfaces repeat the recorded
-//! commands. Nothing but its inputs goes through Burn again.
+//! A step of fixed shapes that a GPU captures once and replays: CUDA launches a graph, other interfaces repeat the
+//! recorded commands. Only the inputs go through Burn again.
 
 use std::fmt;
 use std::thread::{self, ThreadId};
@@ -9,50 +9,101 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::ops;
 
-/// A step, which finds its inputs in tensors that it holds.
-pub type Step<'a> = Box<dyn FnMut() -> Tensor<2> + Send + 'a>;
-
-/// Runs before one is recorded: the first chooses and compiles kernels, and later ones take the memory that the recorded
-/// one finds again.
+/// Runs before the step is captured. The first one chooses and compiles kernels; the later ones allocate the memory that
+/// the captured run uses again.
 const WARM_UPS: usize = 3;
 
-/// Whether the device has what steps are recorded with; it may still refuse one.
+/// Whether steps can be captured on the device. A device that can may still refuse a step.
 pub fn can_record(device: &Device) -> bool {
     ops::shares_memory(device)
 }
 
-/// A step that a GPU has recorded: it reads `N` inputs, and writes its output, where they were when it was recorded.
+/// The promise that one thread has its devices to itself, which capturing a step needs.
+///
+/// Burn's safe operations may use a device from any thread, and no lock of ours can hold them back. Whoever makes a lease
+/// knows the program's threads and answers for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceLease {
+    thread: ThreadId,
+}
+
+impl DeviceLease {
+    /// A lease for this thread.
+    ///
+    /// # Safety
+    /// - While this thread captures a step with the lease ([`Replay::record`]), no other thread uses the step's device:
+    ///   its commands could become part of the capture, which would then refer to memory that is freed.
+    /// - While a captured step is replayed ([`Replay::run`]), no other thread uses the tensors that the step reads or
+    ///   writes, except to read what the step only reads.
+    #[allow(unsafe_code)] // a promise about all other threads
+    pub unsafe fn for_this_thread() -> Self {
+        Self { thread: thread::current().id() }
+    }
+
+    /// Whether this is the thread that the lease was made for. No other thread can use it.
+    pub fn is_here(self) -> bool {
+        self.thread == thread::current().id()
+    }
+}
+
+/// A step that can be captured: it reads its inputs from tensors that it holds.
+pub struct Step<'a>(Box<dyn FnMut() -> Tensor<2> + Send + 'a>);
+
+impl<'a> Step<'a> {
+    /// A step that `run` computes.
+    ///
+    /// # Safety
+    /// - `run` holds every tensor that it reads or writes, or borrows it for `'a`: a replay uses their memory without
+    ///   asking whether it is still allocated.
+    /// - Each call does the same operations on the same tensors, and neither uploads nor reads back anything.
+    #[allow(unsafe_code)] // nothing tracks the memory that a replay uses
+    pub unsafe fn new(run: impl FnMut() -> Tensor<2> + Send + 'a) -> Self {
+        Self(Box::new(run))
+    }
+
+    /// Computes the step, one operation after the other.
+    pub fn run(&mut self) -> Tensor<2> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Step<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Step").finish_non_exhaustive()
+    }
+}
+
+/// A captured step: it reads `N` inputs and writes its output in the memory where they were when it was captured.
 pub struct Replay<'a, const N: usize> {
     graph: BackendGraph<Dispatch>,
     inputs: [Tensor<1, Int>; N],
     output: Tensor<2>,
     device: Device,
-    /// Whose commands the recorded ones are in order with.
-    thread: ThreadId,
-    /// Holds what it reads and writes.
+    /// Its thread's commands are in order with the captured ones.
+    lease: DeviceLease,
+    /// Holds what the graph reads and writes.
     _step: Step<'a>,
 }
 
 impl<'a, const N: usize> Replay<'a, N> {
-    /// Records the step that `step` makes of its inputs, each `[n_values]` of I32. `None` if `step` makes none, or the
-    /// device does not record at all.
+    /// Captures the step that `step` makes from its inputs, each `[n_values]` of I32. `None` if `step` makes none, or the
+    /// device captures none at all.
     ///
-    /// The step runs four times with these inputs, and whenever it is replayed: each time it has to do the same.
-    ///
-    /// # Safety
-    /// - As long as this is there, the step holds every tensor that it reads and writes, the same ones at each run.
-    /// - No other thread uses the device while a step is recorded, or those tensors while it is replayed, unless it only
-    ///   reads what the step only reads.
+    /// The step runs four times with these inputs.
     ///
     /// # Errors
-    /// [`ExecutionError`] where the device refuses to record it, as CUDA may where tensors were made on another thread.
-    /// What the step was to write to cannot be read then.
-    #[allow(unsafe_code)] // what a replay reads and writes is not tracked
-    pub unsafe fn record(
+    /// [`ExecutionError`] if the device refuses to capture it, as CUDA may where tensors were made on another thread. The
+    /// tensors that the step writes have unspecified contents then.
+    ///
+    /// # Panics
+    /// If the lease is another thread's.
+    pub fn record(
         inputs: [&[i32]; N],
         device: &Device,
+        lease: DeviceLease,
         step: impl FnOnce(&[Tensor<1, Int>; N]) -> Option<Step<'a>>,
     ) -> Result<Option<Self>, ExecutionError> {
+        assert!(lease.is_here(), "a step is captured on the thread that has the lease");
         if !can_record(device) {
             return Ok(None);
         }
@@ -60,37 +111,37 @@ impl<'a, const N: usize> Replay<'a, N> {
         let Some(mut step) = step(&inputs) else { return Ok(None) };
         let window = Window::prepare(device)?;
         for _ in 0..WARM_UPS {
-            let output = step();
+            let output = step.run();
             device.sync()?;
             drop(output); // only now, or nothing would be computed
         }
         Dispatch::graph_start_capture(device.as_dispatch())?;
-        let output = step();
+        let output = step.run();
         let graph = window.close()?;
-        Ok(Some(Self { graph, inputs, output, device: device.clone(), thread: thread::current().id(), _step: step }))
+        Ok(Some(Self { graph, inputs, output, device: device.clone(), lease, _step: step }))
     }
 
-    /// Whether this is the thread that it was recorded on, which alone can run it.
+    /// Whether this is the thread that captured the step. No other thread can replay it.
     pub fn is_here(&self) -> bool {
-        self.thread == thread::current().id()
+        self.lease.is_here()
     }
 
-    /// Runs the step with other inputs, as long as the first. What it gives is good until it runs again.
+    /// Runs the step with other inputs of the same lengths. The output is valid until the next run.
     ///
     /// # Errors
     /// [`ExecutionError`] if the device fails.
     ///
     /// # Panics
     /// If an input has another length, or on another thread.
-    #[allow(unsafe_code)] // as above
+    #[allow(unsafe_code)] // nothing tracks the memory that a replay uses
     pub fn run(&mut self, inputs: [&[i32]; N]) -> Result<Tensor<2>, ExecutionError> {
-        assert!(self.is_here(), "a step is replayed on the thread that recorded it");
+        assert!(self.is_here(), "a step is replayed on the thread that captured it");
         for (known, values) in self.inputs.iter_mut().zip(inputs) {
             let new = upload(values, &self.device);
             *known = ops::overwrite(known.clone(), new);
         }
-        // SAFETY: whoever recorded it vouches for what the step holds and for other threads; inputs and output are held
-        // here, and their commands are this thread's.
+        // SAFETY: the step, the inputs and the output are held here, so that their memory is allocated (`Step::new`); no
+        // other thread uses it (`DeviceLease::for_this_thread`); inputs are refreshed on the thread of the capture.
         unsafe { Dispatch::graph_replay(self.device.as_dispatch(), &self.graph) }?;
         Ok(self.output.clone())
     }
@@ -106,7 +157,8 @@ fn upload(values: &[i32], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::from(values), (device, DType::I32))
 }
 
-/// A device that was told to record: it waits for the end, which comes even if a step fails or panics.
+/// A device that was told to capture. The capture is ended on drop, so that a step that fails or panics leaves the device
+/// usable.
 struct Window<'d>(&'d Device);
 
 impl<'d> Window<'d> {

@@ -14,6 +14,7 @@ use crate::ops;
 
 /// How a checkpoint stretches its frequencies to longer contexts; `rope_type` in `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
 pub enum RopeScaling {
     /// Frequencies as the paper has them.
     #[default]

@@ -20,7 +20,7 @@ fn forward(c: &mut Criterion) {
         text_hidden_act: Activation::Silu,
         perceiver: PerceiverConfig { resampler_depth: 1, ..PerceiverConfig::default() },
     };
-    let connector = config.init(&device);
+    let connector = config.init(&device).expect("the configuration is that of idefics2-8b");
     let mut group = c.benchmark_group("connector/idefics2_8b_1_of_3_layers");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
     for side in [196, 280_usize] {
@@ -46,7 +46,9 @@ fn flamingo_forward(c: &mut Criterion) {
         qk_layer_norms_perceiver: true,
         ..flamingo::PerceiverConfig::default()
     };
-    let resampler = flamingo::ResamplerConfig { vision_embed_dim: 1280, perceiver }.init(&device);
+    let resampler = flamingo::ResamplerConfig { vision_embed_dim: 1280, perceiver }
+        .init(&device)
+        .expect("the configuration is that of idefics-9b");
     let mut group = c.benchmark_group("resampler/idefics_9b_1_of_6_blocks");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
     for n_images in [1, 4] {

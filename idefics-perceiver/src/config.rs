@@ -82,8 +82,23 @@ pub struct ConnectorConfig {
 }
 
 impl ConnectorConfig {
+    /// Checks every value on which memory or a division depends.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::check_range("vision_config.hidden_size", self.vision_hidden_size, 1..=32_768)?;
+        ConfigError::check_range("text_config.hidden_size", self.text_hidden_size, 1..=32_768)?;
+        ConfigError::check_range("text_config.intermediate_size", self.text_intermediate_size, 1..=262_144)?;
+        self.perceiver.validate()
+    }
+
     /// The connector, random until a checkpoint is loaded; nothing is allocated before.
-    pub fn init(&self, device: &Device) -> Connector {
-        Connector::new(self, device)
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`Self::validate`].
+    pub fn init(&self, device: &Device) -> Result<Connector, ConfigError> {
+        self.validate()?;
+        Ok(Connector::new(self, device))
     }
 }

@@ -1,10 +1,21 @@
-use idefics_perceiver::{ConfigError, PerceiverConfig};
+use burn::tensor::Device;
+use idefics_nn::Activation;
+use idefics_perceiver::{ConfigError, ConnectorConfig, PerceiverConfig};
 use serde_json::{Value, json};
 
-/// The error of a section with one key changed.
+/// The error of a section with one key changed, which no connector is made from.
 fn error(key: &str, value: Value) -> ConfigError {
-    let config: PerceiverConfig = serde_json::from_value(json!({ key: value })).unwrap();
-    config.validate().unwrap_err()
+    let perceiver: PerceiverConfig = serde_json::from_value(json!({ key: value })).unwrap();
+    let error = perceiver.validate().unwrap_err();
+    let connector = ConnectorConfig {
+        vision_hidden_size: 24,
+        text_hidden_size: 32,
+        text_intermediate_size: 64,
+        text_hidden_act: Activation::Silu,
+        perceiver,
+    };
+    assert_eq!(connector.init(&Device::flex()).err(), Some(error.clone()));
+    error
 }
 
 #[test]

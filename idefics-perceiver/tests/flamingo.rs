@@ -28,7 +28,7 @@ fn every_case_matches_the_reference() {
         perceiver.validate().unwrap();
         let vision_embed_dim = case.model.section::<Tower>("vision_config").embed_dim;
         let config = ResamplerConfig { vision_embed_dim, perceiver };
-        let resampler = case.model.load(config.init(&device), PREFIX);
+        let resampler = case.model.load(config.init(&device).unwrap(), PREFIX);
         let output = resampler.forward(features.clone());
         assert_close(&case.name, &output, &expected, REFERENCE);
         let first = resampler.forward(part(&features, 0, 0, 1));

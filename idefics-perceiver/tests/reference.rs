@@ -43,7 +43,7 @@ pub(crate) fn connector(model: &Model, device: &Device) -> (ConnectorConfig, Con
         text_hidden_act: text.hidden_act,
         perceiver,
     };
-    let connector = model.load(config.init(device), PREFIX);
+    let connector = model.load(config.init(device).unwrap(), PREFIX);
     (config, connector)
 }
 

@@ -2,6 +2,7 @@
 
 /// Which generation a processor's rules are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Family {
     /// `idefics`: images beside the text, each token sees the latest.
     Idefics1,

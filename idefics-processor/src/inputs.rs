@@ -1,10 +1,10 @@
 //! What comes out of the processor: plain numbers, ready to be uploaded.
 
-use crate::error::ProcessorError;
 use crate::image::{ImageTile, PaddedImages, pad_batch};
 
 /// A processed batch, one entry a row, before any padding.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ProcessedInputs {
     /// The text of each row as it was encoded, image tokens written out.
     pub prompts: Vec<String>,
@@ -27,6 +27,7 @@ pub enum PaddingSide {
 
 /// The ids of a batch as one array.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TokenBatch {
     /// `[batch, seq]`, row by row.
     pub input_ids: Vec<i64>,
@@ -59,14 +60,8 @@ impl ProcessedInputs {
         TokenBatch { input_ids, attention_mask, batch, seq }
     }
 
-    /// The images of all rows in one array, zero-padded to the largest, or nothing where no row has any.
-    ///
-    /// # Errors
-    /// [`ProcessorError::Pad`] if a tile was changed so that its size and its pixels disagree.
-    pub fn padded_images(&self) -> Result<Option<PaddedImages>, ProcessorError> {
-        match self.images.iter().all(Vec::is_empty) {
-            true => Ok(None),
-            false => Ok(Some(pad_batch(&self.images)?)),
-        }
+    /// The images of all rows in one array, zero-padded to the largest; `None` if no row has any.
+    pub fn padded_images(&self) -> Option<PaddedImages> {
+        self.images.iter().any(|row| !row.is_empty()).then(|| pad_batch(&self.images))
     }
 }

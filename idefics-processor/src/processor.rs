@@ -222,13 +222,13 @@ impl Processor {
             ImageSize::Edges { shortest_edge, .. } => (shortest_edge as usize, shortest_edge as usize),
         };
         let first = processed.images.iter().flatten().next();
-        let (height, width) = first.map_or(of_config, |tile| (tile.height, tile.width));
+        let (height, width) = first.map_or(of_config, |tile| (tile.height(), tile.width()));
         let n_images = processed.images.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let shape = [processed.images.len(), n_images, 3, height, width];
         let mut pixel_values = vec![0.0; shape.iter().product()];
         for (slots, tiles) in pixel_values.chunks_mut(n_images * 3 * height * width).zip(&processed.images) {
             for (slot, tile) in slots.chunks_mut(3 * height * width).zip(tiles) {
-                slot.copy_from_slice(&tile.pixels);
+                slot.copy_from_slice(tile.pixels());
             }
         }
         (shape, pixel_values)

@@ -154,7 +154,7 @@ fn pixel_values_equal_the_reference() {
         for (images, tiles) in batch.iter().zip(&tiles) {
             let sizes = images.iter().flat_map(|image| processor.tile_sizes(image.width(), image.height()));
             let expected: Vec<(u32, u32)> = sizes.collect();
-            let found: Vec<(u32, u32)> = tiles.iter().map(|tile| (tile.width as u32, tile.height as u32)).collect();
+            let found: Vec<(u32, u32)> = tiles.iter().map(|tile| (tile.width() as u32, tile.height() as u32)).collect();
             assert_eq!(found, expected);
             assert_eq!(tiles.len(), images.len() * processor.tiles_per_image());
         }
@@ -183,7 +183,7 @@ fn pixel_values_of_photograph_sizes_equal_the_reference() {
             let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
             let processor = ImageProcessor::new(config).unwrap();
             let tiles = vec![processor.process(&picture(width, height, 0))];
-            let padded = pad_batch(&tiles).unwrap();
+            let padded = pad_batch(&tiles);
             let name = format!("crc32.{width}x{height}.{}", u8::from(do_image_splitting));
             let mut found: Vec<i64> = padded.pixel_values_shape().iter().map(|&side| side as i64).collect();
             found.push(i64::from(crc32(padded.pixel_values.iter().flat_map(|value| value.to_le_bytes()))));
@@ -201,8 +201,8 @@ fn every_small_size_is_processed() {
             let tiles = processor.process(&picture(width, height, 0));
             assert_eq!(tiles.len(), processor.tiles_per_image());
             for tile in tiles {
-                assert_eq!((tile.width, tile.height, tile.pixels.len()), (378, 378, 3 * 378 * 378));
-                assert!(tile.pixels.iter().all(|value| (-1.0..=1.0).contains(value)));
+                assert_eq!((tile.width(), tile.height(), tile.pixels().len()), (378, 378, 3 * 378 * 378));
+                assert!(tile.pixels().iter().all(|value| (-1.0..=1.0).contains(value)));
             }
         }
     }
@@ -222,7 +222,7 @@ fn images_of_one_batch_do_not_change_each_other() {
 fn without_padding_the_sizes_must_agree() {
     let config = ImageProcessorConfig { do_pad: false, ..Default::default() };
     let processor = ImageProcessor::new(config).unwrap();
-    let tile = |width| ImageTile { width, height: 1, pixels: vec![1.0; 3 * width] };
+    let tile = |width| ImageTile::new(width, 1, vec![1.0; 3 * width]).unwrap();
     assert_eq!(processor.pad(&[vec![tile(2)], vec![tile(2)]]).unwrap().pixel_attention_mask, [1; 4]);
     for batch in [vec![vec![tile(2)], vec![tile(3)]], vec![vec![tile(2)], vec![]], vec![vec![tile(2), tile(3)]]] {
         assert!(matches!(processor.pad(&batch), Err(PadError::Unequal { .. })));
@@ -239,7 +239,7 @@ fn a_mask_must_be_a_rectangle_at_the_top_left() {
         pixel_values: vec![1.0; 27],
         pixel_attention_mask: mask.to_vec(),
     };
-    assert_eq!(padded([1, 1, 0, 1, 1, 0, 0, 0, 0]).tiles().unwrap()[0][0].pixels.len(), 12);
+    assert_eq!(padded([1, 1, 0, 1, 1, 0, 0, 0, 0]).tiles().unwrap()[0][0].pixels().len(), 12);
     for mask in [
         [0; 9],
         [1, 1, 0, 1, 0, 0, 0, 0, 0],
@@ -253,9 +253,21 @@ fn a_mask_must_be_a_rectangle_at_the_top_left() {
     let mut short = padded([1; 9]);
     short.pixel_values.pop();
     assert!(matches!(short.tiles(), Err(PadError::Length { name: "pixel_values", .. })));
-    let tile = ImageTile { width: 2, height: 2, pixels: vec![0.0; 11] };
-    assert!(matches!(pad_batch(&[vec![tile]]), Err(PadError::Length { .. })));
-    assert_eq!(pad_batch(&[vec![], vec![]]).unwrap().tiles().unwrap(), [vec![], vec![]]);
+    assert_eq!(pad_batch(&[vec![], vec![]]).tiles().unwrap(), [vec![], vec![]]);
+}
+
+#[test]
+fn a_tile_has_as_many_values_as_its_size_asks_for() {
+    let mut tile = ImageTile::new(3, 2, vec![0.5; 18]).unwrap();
+    tile.pixels_mut()[17] = 1.0;
+    assert_eq!((tile.width(), tile.height(), tile.pixels()[17]), (3, 2, 1.0));
+    for (width, height, n_values) in [(3, 2, 17), (3, 2, 19), (2, 2, 18), (0, 2, 1), (usize::MAX, 2, 0)] {
+        let error = ImageTile::new(width, height, vec![0.0; n_values]).unwrap_err();
+        let PadError::Length { shape, actual, .. } = error else { panic!("{error}") };
+        assert_eq!((shape, actual), (vec![3, height, width], n_values));
+    }
+    let error = ImageTile::new(2, 2, vec![0.0; 11]).unwrap_err();
+    assert_eq!(error.to_string(), "a tile has 11 values where its shape [3, 2, 2] needs 12");
 }
 
 fn any_tile() -> impl Strategy<Value = ImageTile> {
@@ -263,7 +275,7 @@ fn any_tile() -> impl Strategy<Value = ImageTile> {
         // 0.0 throughout means padding, so at least the first value is something else.
         prop::collection::vec(-1.0..1.0_f32, 3 * width * height).prop_map(move |mut pixels| {
             pixels[0] = 0.5;
-            ImageTile { width, height, pixels }
+            ImageTile::new(width, height, pixels).unwrap()
         })
     })
 }
@@ -271,7 +283,7 @@ fn any_tile() -> impl Strategy<Value = ImageTile> {
 proptest! {
     #[test]
     fn padding_is_undone(batch in prop::collection::vec(prop::collection::vec(any_tile(), 0..4), 0..4)) {
-        let padded = pad_batch(&batch).unwrap();
+        let padded = pad_batch(&batch);
         prop_assert_eq!(padded.tiles().unwrap(), batch);
     }
 

@@ -107,7 +107,7 @@ impl TextConfig {
 
     /// Width of a head.
     pub fn head_dim(&self) -> usize {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+        self.head_dim.unwrap_or_else(|| self.hidden_size.checked_div(self.num_attention_heads).unwrap_or(0))
     }
 
     /// The rotary frequencies.
@@ -193,8 +193,9 @@ impl TextConfig {
     /// The decoder, random until a checkpoint is loaded; nothing is allocated before.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`TextConfig::rotary`].
+    /// [`ConfigError`] as [`TextConfig::validate`].
     pub fn init(&self, device: &Device) -> Result<Decoder, ConfigError> {
+        self.validate()?;
         Decoder::new(self, device)
     }
 

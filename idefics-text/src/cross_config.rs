@@ -9,6 +9,7 @@ use crate::{CrossAttentionDecoder, TextConfig};
 /// `alpha_type`: how many numbers a gate has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum AlphaType {
     /// One for all of a vector.
     #[default]
@@ -37,7 +38,7 @@ pub struct CrossAttentionConfig {
 impl CrossAttentionConfig {
     /// Gated layers.
     pub fn n_gated_layers(&self) -> usize {
-        self.text.num_hidden_layers / self.cross_layer_interval
+        self.text.num_hidden_layers.checked_div(self.cross_layer_interval).unwrap_or(0)
     }
 
     /// Tokens in all.
@@ -65,7 +66,7 @@ impl CrossAttentionConfig {
     /// The decoder, random until a checkpoint is loaded; nothing is allocated before.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`TextConfig::rotary`].
+    /// [`ConfigError`] as [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<CrossAttentionDecoder, ConfigError> {
         self.init_on(&|_| device.clone())
     }
@@ -73,8 +74,9 @@ impl CrossAttentionConfig {
     /// As [`Self::init`] with a device for each part: `embed_tokens`, `layers.3`, `gated_cross_attn_layers.0`, `norm`.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`TextConfig::rotary`].
+    /// [`ConfigError`] as [`Self::validate`].
     pub fn init_on(&self, device_of: &dyn Fn(&str) -> Device) -> Result<CrossAttentionDecoder, ConfigError> {
+        self.validate()?;
         CrossAttentionDecoder::new(self, device_of)
     }
 }

@@ -7,7 +7,10 @@ fn config(section: Value) -> TextConfig {
 }
 
 fn error(section: Value) -> ConfigError {
-    config(section).validate().unwrap_err()
+    let config = config(section);
+    let error = config.validate().unwrap_err();
+    assert_eq!(config.init(&Device::flex()).err(), Some(error.clone()));
+    error
 }
 
 #[test]

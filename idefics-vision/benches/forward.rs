@@ -12,7 +12,7 @@ use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, clip};
 fn forward(c: &mut Criterion) {
     let device = Device::default(); // BURN_DEVICE=flex|cuda|wgpu
     let config = VisionConfig { num_hidden_layers: 1, ..VisionConfig::siglip_so400m_980() };
-    let tower = config.init(&device);
+    let tower = config.init(&device).expect("the configuration describes a tower");
     let mut group = c.benchmark_group("vision/siglip_so400m_1_of_27_layers");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
     for (n_images, side) in [(1, 364), (2, 364)] {
@@ -35,7 +35,7 @@ fn forward(c: &mut Criterion) {
 fn clip_forward(c: &mut Criterion) {
     let device = Device::default();
     let config = clip::VisionConfig { num_hidden_layers: 1, ..clip::VisionConfig::clip_vit_h_14() };
-    let tower = config.init(&device);
+    let tower = config.init(&device).expect("the configuration describes a tower");
     let mut group = c.benchmark_group("vision/clip_vit_h_14_1_of_32_layers");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
     for n_images in [1, 2] {

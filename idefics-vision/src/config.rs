@@ -63,7 +63,7 @@ impl VisionConfig {
 
     /// Positions along one side of the table, in patches.
     pub fn positions_per_side(&self) -> usize {
-        self.image_size / self.patch_size
+        self.image_size.checked_div(self.patch_size).unwrap_or(0)
     }
 
     /// Bytes of the activations of one patch in f32, those that are there at the same time.
@@ -94,8 +94,12 @@ impl VisionConfig {
     }
 
     /// The tower, random until a checkpoint is loaded; nothing is allocated before.
-    pub fn init(&self, device: &Device) -> VisionTransformer {
-        VisionTransformer::new(self, device)
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`Self::validate`].
+    pub fn init(&self, device: &Device) -> Result<VisionTransformer, ConfigError> {
+        self.validate()?;
+        Ok(VisionTransformer::new(self, device))
     }
 }
 

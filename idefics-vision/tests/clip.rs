@@ -15,7 +15,7 @@ fn every_case_matches_the_reference() {
     for case in Case::all_of("idefics", "vision.last_hidden_state") {
         let config: VisionConfig = case.model.section("vision_config");
         config.validate().unwrap();
-        let tower = case.model.load(config.init(&device), PREFIX);
+        let tower = case.model.load(config.init(&device).unwrap(), PREFIX);
         let output = tower.forward(case.whole_pictures(&device));
         let expected = case.floats::<3>("vision.last_hidden_state", &device);
         assert_eq!(output.dims()[1], config.vectors_per_image());
@@ -28,7 +28,7 @@ fn images_of_a_batch_do_not_mix() {
     let device = Device::flex();
     let model = Model::named("idefics1-float");
     let config: VisionConfig = model.section("vision_config");
-    let tower = model.load(config.init(&device), PREFIX);
+    let tower = model.load(config.init(&device).unwrap(), PREFIX);
     let pixels = random(1, [3, 3, config.image_size, config.image_size], &device);
     let all = tower.forward(pixels.clone());
     for image in 0..3 {
@@ -43,7 +43,7 @@ fn positions_of_other_grids_are_the_references() {
     let device = Device::flex();
     let model = Model::named("idefics1-float");
     let config: VisionConfig = model.section("vision_config");
-    let tower = model.load(config.init(&device), PREFIX);
+    let tower = model.load(config.init(&device).unwrap(), PREFIX);
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/interpolated.safetensors");
     let file = std::fs::read(file).unwrap();
     let file = SafeTensors::deserialize(&file).unwrap();

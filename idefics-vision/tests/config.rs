@@ -1,10 +1,13 @@
+use burn::tensor::Device;
 use idefics_vision::{ConfigError, VisionConfig};
 use serde_json::{Value, json};
 
-/// The error of a section with one key changed.
+/// The error of a section with one key changed, which no tower is made from.
 fn error(key: &str, value: Value) -> ConfigError {
     let config: VisionConfig = serde_json::from_value(json!({ key: value })).unwrap();
-    config.validate().unwrap_err()
+    let error = config.validate().unwrap_err();
+    assert_eq!(config.init(&Device::flex()).err(), Some(error.clone()));
+    error
 }
 
 #[test]

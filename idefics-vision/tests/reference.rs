@@ -8,7 +8,7 @@ use crate::{PREFIX, REFERENCE};
 pub(crate) fn tower(model: &Model, device: &Device) -> (VisionConfig, VisionTransformer) {
     let config: VisionConfig = model.section("vision_config");
     config.validate().unwrap();
-    let tower = model.load(config.init(device), PREFIX);
+    let tower = model.load(config.init(device).unwrap(), PREFIX);
     (config, tower)
 }
 

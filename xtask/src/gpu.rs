@@ -107,7 +107,7 @@ fn report(args: &Args) -> Result<bool> {
         DeviceChoice::Cuda(_) => "cuda",
         DeviceChoice::Vulkan(_) => "vulkan",
         DeviceChoice::Wgpu(_) => "wgpu",
-        DeviceChoice::Cpu | DeviceChoice::Auto => bail!("--device {}: expected cuda, vulkan or wgpu", args.device),
+        _ => bail!("--device {}: expected cuda, vulkan or wgpu", args.device),
     };
     let wants = |part| args.only.is_none_or(|only| only == part);
     let has_benches = args.programs.is_none() && !args.small;

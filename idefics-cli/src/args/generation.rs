@@ -253,7 +253,7 @@ impl GenerationArgs {
             seed: global.seed,
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
-            replays: if global.no_replay { Replays::Never } else { Replays::WhenLong },
+            replays: global.lease().map_or(Replays::Never, Replays::WhenLong),
             ..Controls::default()
         }
     }

@@ -13,7 +13,7 @@ use idefics_generate::nn::Activations;
 use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::placement::Places;
 use idefics_generate::processor::image::ImageSource;
-use idefics_generate::{DeviceChoice, Precision, RankOptions, VisionBatch, WeightFormat, WeightOptions};
+use idefics_generate::{DeviceChoice, DeviceLease, Precision, RankOptions, VisionBatch, WeightFormat, WeightOptions};
 
 pub(crate) use generation::GenerationArgs;
 
@@ -120,6 +120,13 @@ impl Global {
     /// How many pictures are encoded together where `available` bytes are left beside the weights.
     pub(crate) fn vision_batch(&self, available: u64) -> VisionBatch {
         self.vision_batch.map_or_else(|| VisionBatch::within(available), VisionBatch::Images)
+    }
+
+    /// What a GPU needs to record steps, unless they are not to be.
+    #[allow(unsafe_code)] // a promise about the program's threads
+    pub(crate) fn lease(&self) -> Option<DeviceLease> {
+        // SAFETY: the thread that runs a command is the only one that uses devices; others read files and decode pictures.
+        (!self.no_replay).then(|| unsafe { DeviceLease::for_this_thread() })
     }
 
     /// Whether PyTorch pickles are read.

@@ -45,7 +45,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         batch: args.batch.get(),
         runs: args.runs.get(),
         profile: args.profile,
-        replays: !global.no_replay,
+        replays: global.lease(),
     };
 
     let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), global.pickles());
@@ -185,7 +185,7 @@ impl Limits {
 
 /// One line an operation of each stage, and what is left of the stage.
 fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Limits) -> Result<(), Failure> {
-    for StageProfile { stage, seconds, operations } in profile {
+    for StageProfile { stage, seconds, operations, .. } in profile {
         writeln!(
             stdout,
             "\n{stage:<28} {:>7} {:>10} {:>7} {:>10} {:>8} {:>9}  unit",

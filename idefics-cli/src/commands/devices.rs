@@ -29,11 +29,11 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         "{:<10} {:<10} {:>10} {largest:>14}  {kernels:<7} {:<14} name",
         "device", "kind", "memory", "dtypes"
     )?;
-    for DeviceInfo { device, name, kind, kernels, memory_bytes, largest_tensor_bytes, dtypes } in &devices {
+    for DeviceInfo { device, name, kind, kernels, memory_bytes, largest_tensor_bytes, dtypes, .. } in &devices {
         let memory = bytes(*memory_bytes);
         let largest = if *kind == DeviceKind::Cpu { "-".to_owned() } else { bytes(*largest_tensor_bytes) };
         let dtypes = dtypes.iter().map(Precision::to_string).collect::<Vec<_>>().join(", ");
-        let kind = kind.to_string();
+        let (device, kind) = (device.to_string(), kind.to_string());
         writeln!(stdout, "{device:<10} {kind:<10} {memory:>10} {largest:>14}  {kernels:<7} {dtypes:<14} {name}")?;
     }
     Ok(())

@@ -18,7 +18,7 @@ pub(crate) fn run(global: &Global, args: &QuantizeArgs) -> Result<(), Failure> {
         WeightFormat::Packed(PackedFormat::Int8 | PackedFormat::Q4) if global.double_quant => {
             Some("--double-quant: only the scales of nf4 and fp4 are rounded")
         }
-        WeightFormat::Packed(_) => None,
+        _ => None,
     };
     if let Some(reason) = refused {
         return Err(Failure::usage(reason.to_owned()));

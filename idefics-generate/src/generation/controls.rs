@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use idefics_nn::DeviceLease;
 use idefics_processor::Tokenizer;
 
 use crate::Error;
@@ -38,17 +39,18 @@ impl CancelToken {
 /// logits of the step whose operations were launched one after the other. Beams, and several answers to a sample, are always
 /// launched.
 ///
-/// A device that records is one thread's alone: what others do there meanwhile may fail, or become part of the recording.
-/// CUDA may refuse steps of a model that was loaded on another thread.
+/// Recording needs a [`DeviceLease`]: the caller's promise that no other thread uses the device meanwhile. CUDA may refuse
+/// steps of a model that was loaded on another thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Replays {
     /// Never.
     #[default]
     Never,
     /// In an answer that is long enough to earn it back: after nine steps, if eight are left.
-    WhenLong,
+    WhenLong(DeviceLease),
     /// At the second step.
-    AtOnce,
+    AtOnce(DeviceLease),
 }
 
 /// What a call says besides the options that `generation_config.json` can hold.

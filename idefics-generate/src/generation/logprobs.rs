@@ -12,6 +12,7 @@ const CHUNK: usize = 256;
 
 /// A token and how likely the model found it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct TokenLogprob {
     /// The token.
     pub id: u32,
@@ -21,6 +22,7 @@ pub struct TokenLogprob {
 
 /// A generated token with the alternatives to it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct GeneratedLogprob {
     /// The token that was taken.
     #[serde(flatten)]

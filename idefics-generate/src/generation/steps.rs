@@ -2,7 +2,7 @@
 //! has recorded a step.
 
 use burn::tensor::Tensor;
-use idefics_nn::{KvCache, Replay, can_record};
+use idefics_nn::{DeviceLease, KvCache, Replay, can_record};
 
 use super::Replays;
 use super::logprobs::read;
@@ -28,15 +28,19 @@ impl<'a> ReplayedStep<'a> {
     /// `logits`. The cache holds what it held, but for the rounding of these two slots, and takes its memory once more
     /// meanwhile. Else says in a line why there is no such step.
     ///
-    /// While it is there, the cache grows by [`Self::run`] alone, and no other thread uses the device.
+    /// While it is there, the cache grows by [`Self::run`] alone.
     pub(crate) fn record(
         model: &'a dyn Model,
+        lease: DeviceLease,
         [before, newest]: [&[u32]; 2],
         logits: &Tensor<2>,
         cache: &mut KvCache,
     ) -> Result<Self, String> {
+        if !lease.is_here() {
+            return Err("the generation runs on another thread than the one that has the device".to_owned());
+        }
         let mut spare = None;
-        let recorded = Self::record_beside(model, before, cache, &mut spare).and_then(|mut step| {
+        let recorded = Self::record_beside(model, lease, before, cache, &mut spare).and_then(|mut step| {
             let error = step.error(newest, logits, cache.len() - 1)?;
             // NaN is refused too.
             if error <= TRUSTED { Ok(step) } else { Err(format!("its logits differ by {error:.1e} of their square")) }
@@ -48,23 +52,19 @@ impl<'a> ReplayedStep<'a> {
     }
 
     /// Records the step and puts a copy of what it writes to into `spare`.
-    #[allow(unsafe_code)] // see Replay::record
     fn record_beside(
         model: &'a dyn Model,
+        lease: DeviceLease,
         tokens: &[u32],
         cache: &KvCache,
         spare: &mut Option<KvCache>,
     ) -> Result<Self, String> {
         let inputs = [&ids(tokens)[..], &[(cache.len() - 2) as i32]];
-        // SAFETY: a model's step holds its cache, its inputs and what it computes with, and borrows the model, whose
-        // weights stay. That the device is this thread's nothing here can see: whoever asks for `Replays` says so.
-        let replay = unsafe {
-            Replay::record(inputs, &model.device(), |inputs| {
-                let step = model.slot_step(inputs, cache)?;
-                *spare = Some(cache.copied());
-                Some(step)
-            })
-        };
+        let replay = Replay::record(inputs, &model.device(), lease, |inputs| {
+            let step = model.slot_step(inputs, cache)?;
+            *spare = Some(cache.copied());
+            Some(step)
+        });
         let replay = replay.map_err(|error| in_a_line(&error))?;
         Ok(Self { model, replay: replay.ok_or("the model or its device records none")? })
     }
@@ -113,9 +113,9 @@ fn ids(tokens: &[u32]) -> Vec<i32> {
 /// How the steps of a generation are computed.
 #[derive(Debug)]
 pub(super) enum Steps<'a> {
-    /// One operation after the other; so many were, and the last was of these tokens. A step is recorded once there are
+    /// One operation after the other: `n_steps` so far, the last of the tokens `last`. A step is recorded once there are
     /// `wait` before it, if there is room for as many more.
-    Launched { wait: usize, n_steps: usize, last: Vec<u32> },
+    Launched { lease: DeviceLease, wait: usize, n_steps: usize, last: Vec<u32> },
     /// One operation after the other to the end; why, if a step was to be recorded.
     AlwaysLaunched { reason: Option<String> },
     /// As they were recorded.
@@ -125,13 +125,13 @@ pub(super) enum Steps<'a> {
 impl<'a> Steps<'a> {
     /// Nothing recorded yet.
     pub(super) fn new(replays: Replays, model: &dyn Model) -> Self {
-        let wait = match replays {
+        let (lease, wait) = match replays {
             _ if !can_record(&model.device()) => return Self::AlwaysLaunched { reason: None },
             Replays::Never => return Self::AlwaysLaunched { reason: None },
-            Replays::WhenLong => LONG,
-            Replays::AtOnce => 1,
+            Replays::WhenLong(lease) => (lease, LONG),
+            Replays::AtOnce(lease) => (lease, 1),
         };
-        Self::Launched { wait, n_steps: 0, last: Vec::new() }
+        Self::Launched { lease, wait, n_steps: 0, last: Vec::new() }
     }
 
     /// [`Model::decode`].
@@ -148,12 +148,12 @@ impl<'a> Steps<'a> {
             *self = Self::AlwaysLaunched { reason: Some("the generation went to another thread".to_owned()) };
         }
         let logits = model.decode(next_tokens, cache)?;
-        if let Self::Launched { wait, n_steps, last } = self {
+        if let Self::Launched { lease, wait, n_steps, last } = self {
             let (before, left) = (*n_steps, cache.capacity() - cache.len());
             *n_steps += 1;
             // The step before is recorded, so that this one's tokens and slot have to reach it.
             if before >= *wait && left >= *wait {
-                *self = match ReplayedStep::record(model, [last, next_tokens], &logits, cache) {
+                *self = match ReplayedStep::record(model, *lease, [last, next_tokens], &logits, cache) {
                     Ok(step) => Self::Replayed(Box::new(step)),
                     Err(reason) => Self::AlwaysLaunched { reason: Some(reason) },
                 };

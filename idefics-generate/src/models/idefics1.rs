@@ -74,8 +74,8 @@ impl Idefics1 {
         config.validate()?;
         let resampler = || config.resampler().init(&placement.device("model.perceiver_resampler"));
         let images = ImageEncoder {
-            vision_model: config.vision_config.init(&placement.device("model.vision_model")),
-            perceiver_resampler: config.use_resampler.then(resampler),
+            vision_model: config.vision_config.init(&placement.device("model.vision_model"))?,
+            perceiver_resampler: config.use_resampler.then(resampler).transpose()?,
         };
         let text = config.text().init_on(&|part| placement.device(&format!("model.{part}")))?;
         Ok(Self {
@@ -123,17 +123,17 @@ impl Idefics1 {
     fn batches<'s, 'i>(&self, images: &'s [&'i ImageTile]) -> Result<Vec<&'s [&'i ImageTile]>, InputError> {
         let expected = self.config.vision_config.image_size;
         let is_wrong = |image: &&ImageTile| match self.interpolates {
-            true => image.width.min(image.height) < self.config.vision_config.patch_size,
-            false => (image.width, image.height) != (expected, expected),
+            true => image.width().min(image.height()) < self.config.vision_config.patch_size,
+            false => (image.width(), image.height()) != (expected, expected),
         };
         if let Some(image_idx) = images.iter().position(is_wrong) {
-            let ImageTile { width, height, .. } = *images[image_idx];
+            let (width, height) = (images[image_idx].width(), images[image_idx].height());
             return Err(InputError::ImageSize { image_idx, width, height, expected });
         }
         let patch = self.config.vision_config.patch_size;
-        let same_size = images.chunk_by(|image, next| (image.width, image.height) == (next.width, next.height));
+        let same_size = images.chunk_by(|image, next| (image.width(), image.height()) == (next.width(), next.height()));
         let batches = same_size.flat_map(|images| {
-            let patches = (images[0].width / patch) * (images[0].height / patch) + 1;
+            let patches = (images[0].width() / patch) * (images[0].height() / patch) + 1;
             let image_bytes = patches * self.config.vision_config.activation_bytes_per_patch();
             images.chunks(self.vision_batch.images(image_bytes as u64))
         });
@@ -175,8 +175,8 @@ impl Idefics1 {
 
     /// Pixels of images of one size, `[n_images, 3, height, width]`.
     fn upload(&self, images: &[&ImageTile]) -> Tensor<4> {
-        let ImageTile { width, height, .. } = *images[0];
-        let pixels: Vec<f32> = images.iter().flat_map(|image| &image.pixels).copied().collect();
+        let (width, height) = (images[0].width(), images[0].height());
+        let pixels: Vec<f32> = images.iter().flat_map(|image| image.pixels()).copied().collect();
         Tensor::from_data(
             TensorData::new(pixels, [images.len(), 3, height, width]),
             (&self.vision_device(), DType::F32),
@@ -344,6 +344,7 @@ impl Model for Idefics1 {
         Ok(self.logits(hidden_states, LogitsToKeep::All).squeeze_dim(1))
     }
 
+    #[allow(unsafe_code)] // a step that can be replayed, see `Step::new`
     fn slot_step<'m>(&'m self, [next_tokens, slot]: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>> {
         let text = &self.model.text;
         if self.devices().len() > 1 {
@@ -354,13 +355,16 @@ impl Model for Idefics1 {
         let positions = text.slot_positions(&inputs_embeds, cache);
         let seen = text.seen_context(None, 1, cache, &self.device());
         let (next_tokens, slot) = (next_tokens.clone(), slot.clone());
-        Some(Box::new(move || {
+        let step = move || {
             let inputs_embeds = text.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
             let positions = positions.at(&slot);
             let hidden_states =
                 text.forward_at(inputs_embeds, positions, seen.clone(), &mut slot_cache, &mut Unobserved);
             self.logits(hidden_states, LogitsToKeep::All).squeeze_dim(1)
-        }))
+        };
+        // SAFETY: the step holds or borrows the model, the cache, the context and the inputs, whose memory stays; it does the
+        // same at each call, and uploads nothing: `positions` was made before.
+        Some(unsafe { Step::new(step) })
     }
 
     fn branch_states(

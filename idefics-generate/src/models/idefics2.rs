@@ -55,8 +55,8 @@ impl Idefics2 {
         let text = &config.text_config;
         Ok(Self {
             model: Idefics2Model {
-                vision_model: config.vision_config.init(device),
-                connector: config.connector().init(device),
+                vision_model: config.vision_config.init(device)?,
+                connector: config.connector().init(device)?,
                 text_model: text.init(device)?,
             },
             lm_head: Linear::new_without_bias(text.hidden_size, text.vocab_size, device),
@@ -278,18 +278,22 @@ impl Model for Idefics2 {
         self.decode(next_tokens, cache)
     }
 
+    #[allow(unsafe_code)] // a step that can be replayed, see `Step::new`
     fn slot_step<'m>(&'m self, [next_tokens, slot]: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>> {
         let text = &self.model.text_model;
         let mut slot_cache = cache.at_slot(slot)?;
         let inputs_embeds = text.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
         let positions = text.slot_positions(&inputs_embeds, cache);
         let (next_tokens, slot) = (next_tokens.clone(), slot.clone());
-        Some(Box::new(move || {
+        let step = move || {
             let inputs_embeds = text.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
             let positions = positions.at(&slot);
             let hidden_states = text.forward_at(inputs_embeds, &positions, &mut slot_cache, &mut Unobserved);
             self.logits(hidden_states, LogitsToKeep::All).squeeze_dim(1)
-        }))
+        };
+        // SAFETY: the step holds or borrows the model, the cache and the inputs, whose memory stays; it does the
+        // same at each call, and uploads nothing: `positions` was made before.
+        Some(unsafe { Step::new(step) })
     }
 
     fn branch_states(

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 
 /// Which labels count in the loss. −100 never does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum LabelRecipe {
     /// Image tokens do not count either, as the documentation of Idefics2 and its training code have it.
     #[default]

@@ -21,6 +21,7 @@ pub use vision_batch::VisionBatch;
 
 /// Which positions get logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LogitsToKeep {
     /// Each one.
     All,
@@ -30,6 +31,7 @@ pub enum LogitsToKeep {
 
 /// What an image goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum EncodeStage {
     /// The vision tower.
     Vision,

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 /// How many pictures the vision tower encodes at a time: more of them keep many cores busy, and take more memory. What
 /// comes out is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum VisionBatch {
     /// So many at most.
     Images(NonZeroUsize),

@@ -26,6 +26,7 @@ pub struct AdamWConfig {
 /// Which parameters decay, by what share of the learning rate in each step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum WeightDecay {
     /// All of them, as `torch.optim.AdamW` does with one parameter group.
     All(f64),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// How the learning rate goes on after the warm-up. Names and shapes as in Transformers' `get_scheduler`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Schedule {
     /// It stays.
     Constant,

@@ -139,6 +139,7 @@ impl TrainError {
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct StepReport {
     /// The step, from 0.
     pub step: u64,

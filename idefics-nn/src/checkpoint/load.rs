@@ -47,6 +47,7 @@ impl Default for LoadOptions<'_> {
 
 /// How far loading has come.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct LoadProgress {
     /// Bytes of the checkpoint read so far.
     pub bytes_done: u64,

@@ -36,6 +36,7 @@ pub use quant_state::{QuantDtype, QuantState};
 
 /// A weight in any format.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Weight<'a> {
     /// As the checkpoint has it.
     F32(Dense<'a, f32>),

@@ -24,6 +24,7 @@ pub struct QuantState {
 
 /// A floating-point type by its name in torch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum QuantDtype {
     /// `float32`.
     Float32,

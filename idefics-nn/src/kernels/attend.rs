@@ -248,7 +248,7 @@ impl Work for Block<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        // SAFETY: as the caller vouches. As many sums as there are registers to hold them and what they are made from.
+        // SAFETY: guaranteed by the caller. As many sums as there are registers to hold them and what they are made from.
         unsafe {
             match V::REGISTERS {
                 32 => self.vectors::<V, MOST_ROWS>(),
@@ -331,7 +331,7 @@ impl<'a> Block<'a> {
                     }
                 }
                 let sums = &mut sums[index * width..][..width];
-                // SAFETY: as the caller vouches.
+                // SAFETY: guaranteed by the caller.
                 unsafe { weigh::<V>(scores, &mut largest[index], &mut totals[index], sums) };
             }
             // Sums: [rows, width].
@@ -381,7 +381,7 @@ unsafe fn tile<V: Vector, const M: usize, const N: usize>(
     (out, out_stride): (*mut f32, usize),
     add: bool,
 ) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sums = [[V::splat(0.0); N]; M];
         for step in 0..k {

@@ -220,7 +220,7 @@ impl Shape {
             for index in 0..STEP {
                 let slot = slots.start + index;
                 let key = (slot < slots.end).then(|| attention.keys.slot([row, head, slot], self.head_dim));
-                // SAFETY: as the caller vouches.
+                // SAFETY: guaranteed by the caller.
                 unsafe { self.write_row::<K>(key, 1.0, &self.key_parts, row_of_parts) };
                 for (tiles, values) in keys.chunks_exact_mut(2 * TILE_VALUES).zip(row_of_parts.chunks_exact(ROWS)) {
                     tiles[index * ROWS..][..ROWS].copy_from_slice(values);
@@ -242,7 +242,7 @@ impl Shape {
                         _mm512_maskz_loadu_ps(columns, value.as_ptr().wrapping_add(tile * ROWS))
                     }
                 });
-                // SAFETY: as the caller vouches.
+                // SAFETY: guaranteed by the caller.
                 let values: [__m512i; V] = unsafe { pair_parts(even, odd) };
                 for part in 0..V {
                     pairs[part][pair] = values[part];
@@ -268,7 +268,7 @@ impl Shape {
         let scale = _mm512_set1_ps(scale);
         for column in (0..width).step_by(STEP) {
             let here = ((1u64 << STEP.min(width - column)) - 1) as u32;
-            // SAFETY: as the caller vouches; masks keep to the values, and to each part's place.
+            // SAFETY: guaranteed by the caller; masks keep to the values, and to each part's place.
             unsafe {
                 let [first, second] = load(values.as_ptr(), column, width);
                 let parts: [__m512i; K] = parts(_mm512_mul_ps(first, scale), _mm512_mul_ps(second, scale));

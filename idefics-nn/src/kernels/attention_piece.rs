@@ -92,7 +92,7 @@ impl Work for Piece<'_> {
     unsafe fn run<V: Vector>(mut self) {
         let (group, len) = (self.group(), self.slots.len());
         // Groups of four heads, then two, then one: what the registers hold.
-        // SAFETY: as the caller vouches; `DecodeAttention::check` has bounded the cache and the query.
+        // SAFETY: guaranteed by the caller; `DecodeAttention::check` has bounded the cache and the query.
         unsafe {
             let mut index = 0;
             while index < group {
@@ -128,7 +128,8 @@ unsafe fn score<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) 
     let query = piece.queries(index, G).as_ptr();
     let key = keys.values.as_ptr().wrapping_add(keys.start([row, head, first]));
     let stride = keys.strides[2];
-    // SAFETY: the caller vouches for `len` keys and `G` queries of `head_dim` values.
+    debug_assert!(len == 0 || keys.start([row, head, first + len - 1]) + head_dim <= keys.values.len());
+    // SAFETY: the caller guarantees `len` keys and `G` queries of `head_dim` values.
     unsafe {
         for slot in 0..len {
             let key = key.add(slot * stride);
@@ -155,7 +156,7 @@ unsafe fn score<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) 
 #[inline(always)]
 unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
     let (len, scores) = (scores.len(), scores.as_mut_ptr());
-    // SAFETY: the caller vouches for the instructions; loads and stores are cut to `len`.
+    // SAFETY: the caller guarantees the instructions; loads and stores are cut to `len`.
     unsafe {
         let mut largest = V::splat(f32::NEG_INFINITY);
         for start in (0..len).step_by(V::LANES) {
@@ -183,7 +184,7 @@ unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
 #[inline(always)]
 unsafe fn add_up<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) -> usize {
     let head_dim = piece.attention.head_dim;
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut start = 0;
         while start < head_dim {
@@ -209,7 +210,9 @@ unsafe fn add_up_columns<V: Vector, const G: usize, const C: usize>(piece: &mut 
     let weights = piece.scores[index * len..].as_ptr();
     let stride = values.strides[2];
     let n = V::LANES.min(head_dim - start); // less than all lanes only where C is 1
-    // SAFETY: the caller vouches for `len` values of `head_dim`, and for `G` rows of weights and of sums.
+    debug_assert!(len == 0 || values.start([row, head, first + len - 1]) + head_dim <= values.values.len());
+    debug_assert!(start + (C - 1) * V::LANES + n <= head_dim);
+    // SAFETY: the caller guarantees `len` values of `head_dim`, and for `G` rows of weights and of sums.
     unsafe {
         let mut sums = [[V::splat(0.0); C]; G];
         for slot in 0..len {

@@ -14,7 +14,7 @@ use super::vector::{Vector, Work};
 /// The machine has the instructions of `V`, and the caller is compiled for them.
 #[inline(always)]
 pub(super) unsafe fn exp<V: Vector>(x: V) -> V {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         // The result is 0 or ∞ beyond these; NaN stays.
         let x = V::splat(89.0).min(V::splat(-104.0).max(x));

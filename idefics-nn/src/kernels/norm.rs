@@ -187,6 +187,6 @@ impl Work for CentredRow<'_> {
 
 #[inline(always)]
 unsafe fn total<V: Vector>(sums: [V; 4]) -> f32 {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe { sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum() }
 }

@@ -14,6 +14,7 @@ use super::vector::{Vector, Work};
 /// What multiplies and adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Unit {
     /// Vectors of f32.
     Vectors,
@@ -95,7 +96,7 @@ impl Work for Spin {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) -> usize {
-        // SAFETY: the caller vouches for the instructions.
+        // SAFETY: the caller guarantees the instructions.
         unsafe {
             let factor = V::splat(black_box(0.5));
             let mut sums = [V::splat(black_box(1.0)); SUMS];

@@ -70,7 +70,7 @@ impl Work for Swiglu<'_> {
 
 #[inline(always)]
 unsafe fn gated<V: Vector>(gate: V, up: V) -> V {
-    // SAFETY: the caller vouches for the instructions.
+    // SAFETY: the caller guarantees the instructions.
     unsafe {
         let one = V::splat(1.0);
         gate.div(one.add(exp(V::splat(0.0).sub(gate)))).mul(up)

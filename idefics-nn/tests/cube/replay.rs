@@ -3,13 +3,19 @@
 #![allow(unsafe_code)] // recording
 
 use burn::tensor::{DType, Device, Int, Tensor, s};
-use idefics_nn::{KvCache, Replay, Step};
+use idefics_nn::{DeviceLease, KvCache, Replay, Step};
 use proptest::prelude::*;
 
 use crate::{difference, gpu, numbers};
 
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 12;
+
+/// A lease for the test's thread.
+fn lease() -> DeviceLease {
+    // SAFETY: tests that use a GPU run one at a time, `--test-threads=1`.
+    unsafe { DeviceLease::for_this_thread() }
+}
 
 /// Rows of keys or values of one layer, `[batch, kv_heads, n, head_dim]`.
 fn states(batch: usize, n: usize, seed: u64, device: &Device) -> Tensor<4> {
@@ -69,14 +75,17 @@ fn a_replay_finds_its_inputs_and_writes_to_the_cache() {
     let step = |[ids, slot]: &[Tensor<1, Int>; 2]| {
         let mut at_slot = ours.at_slot(slot)?;
         let (ids, table) = (ids.clone(), table.clone());
-        Some(Box::new(move || {
-            let rows = table.clone().select(0, ids.clone()).reshape([batch, KV_HEADS, 1, HEAD_DIM]);
-            let (keys, values) = at_slot.layer(0).append(rows.clone(), rows * 2.0);
-            (keys + values).sum_dim(3).sum_dim(1).reshape([batch, 12])
-        }) as Step<'_>)
+        // SAFETY: the step holds the cache, its inputs and the table, and does the same at each call.
+        let step = unsafe {
+            Step::new(move || {
+                let rows = table.clone().select(0, ids.clone()).reshape([batch, KV_HEADS, 1, HEAD_DIM]);
+                let (keys, values) = at_slot.layer(0).append(rows.clone(), rows * 2.0);
+                (keys + values).sum_dim(3).sum_dim(1).reshape([batch, 12])
+            })
+        };
+        Some(step)
     };
-    // SAFETY: the step holds the cache and the table, which no other thread uses.
-    let mut replay = unsafe { Replay::record([&[7, 8], &[5]], &device, step) }.unwrap().unwrap();
+    let mut replay = Replay::record([&[7, 8], &[5]], &device, lease(), step).unwrap().unwrap();
     let mut sums = Vec::new();
     for (step, ids) in [[7, 8], [9, 3], [49, 0]].iter().enumerate() {
         let sum = replay.run([ids, &[(prompt + step) as i32]]).unwrap();
@@ -108,13 +117,16 @@ fn a_step_that_cannot_be_recorded_costs_the_cache_it_writes_to_alone() {
     let mut spare = cache.copied();
     let step = |[slot]: &[Tensor<1, Int>; 1]| {
         let (mut at_slot, device) = (cache.at_slot(slot)?, device.clone());
-        Some(Box::new(move || {
-            let (keys, _) = at_slot.layer(0).append(states(1, 1, 7, &device), states(1, 1, 8, &device)); // uploads
-            keys.sum_dim(3).sum_dim(1).reshape([1, 12])
-        }) as Step<'_>)
+        // SAFETY: uploads are not allowed, and this device refuses to capture them: nothing is replayed.
+        let step = unsafe {
+            Step::new(move || {
+                let (keys, _) = at_slot.layer(0).append(states(1, 1, 7, &device), states(1, 1, 8, &device)); // uploads
+                keys.sum_dim(3).sum_dim(1).reshape([1, 12])
+            })
+        };
+        Some(step)
     };
-    // SAFETY: the step holds the cache, which no other thread uses.
-    assert!(unsafe { Replay::record([&[5]], &device, step) }.is_err());
+    assert!(Replay::record([&[5]], &device, lease(), step).is_err());
     cache = spare.copied();
     for cache in [&mut cache, &mut spare] {
         let (keys, _) = cache.layer(0).append(states(1, 1, 9, &device), states(1, 1, 9, &device));
@@ -128,6 +140,5 @@ fn a_cpu_records_nothing() {
     let device = Device::flex();
     assert!(cache(1, 3, 5, &device).at_slot(&slot(3, &device)).is_none());
     let step = |_: &[Tensor<1, Int>; 1]| -> Option<Step<'static>> { panic!("there is no step to make") };
-    // SAFETY: there is no step.
-    assert!(unsafe { Replay::record([&[0]], &device, step) }.unwrap().is_none());
+    assert!(Replay::record([&[0]], &device, lease(), step).unwrap().is_none());
 }

@@ -9,3 +9,9 @@ mod fixtures;
 mod linear;
 mod properties;
 mod quant_state;
+
+/// Kernels state in debug assertions what their loads and stores rely on: without them these tests would see less.
+#[test]
+fn the_kernels_run_with_debug_assertions() {
+    assert!(std::hint::black_box(cfg!(debug_assertions)), "run these tests in the profile `dev`");
+}

@@ -33,6 +33,7 @@ fn again(weight: &Weight<'_>) -> Weight<'static> {
         Weight::Int8(_) => Int8::quantize(&values, d_out, d_in).unwrap().into(),
         Weight::FourBit(weight) => FourBit::quantize(weight.kind(), &values, d_out, d_in).unwrap().into(),
         Weight::Q4(_) => Q4::quantize(&values, d_out, d_in).unwrap().into(),
+        other => panic!("no way to quantise {other:?}"),
     }
 }
 

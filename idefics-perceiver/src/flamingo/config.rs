@@ -60,8 +60,21 @@ pub struct ResamplerConfig {
 }
 
 impl ResamplerConfig {
+    /// Checks every value on which memory or a division depends.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::check_range("vision_config.embed_dim", self.vision_embed_dim, 1..=32_768)?;
+        self.perceiver.validate()
+    }
+
     /// The resampler, random until a checkpoint is loaded; nothing is allocated before.
-    pub fn init(&self, device: &Device) -> PerceiverResampler {
-        PerceiverResampler::new(self, device)
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`Self::validate`].
+    pub fn init(&self, device: &Device) -> Result<PerceiverResampler, ConfigError> {
+        self.validate()?;
+        Ok(PerceiverResampler::new(self, device))
     }
 }

@@ -10,6 +10,7 @@ use crate::image::Filter;
 /// The size rule of an image processor; which fields the JSON object has decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
+#[non_exhaustive]
 pub enum ImageSize {
     /// The longer side at most `longest_edge`, the shorter side scaled with it; then each side at least
     /// `shortest_edge`. Both in pixels.

@@ -70,12 +70,12 @@ impl ImageProcessor {
     /// Packs a batch of tiles into one array, padded where `do_pad` allows it.
     ///
     /// # Errors
-    /// [`PadError::Unequal`] if `do_pad` is off and the tiles differ in size or number; otherwise those of [`pad_batch`].
+    /// [`PadError::Unequal`] if `do_pad` is off and the tiles differ in size or number.
     pub fn pad(&self, batch: &[Vec<ImageTile>]) -> Result<PaddedImages, PadError> {
         if !self.config.do_pad {
             check_equal(batch)?;
         }
-        pad_batch(batch)
+        Ok(pad_batch(batch))
     }
 
     fn tile(&self, crop: RgbView<'_>) -> ImageTile {
@@ -96,7 +96,7 @@ impl ImageProcessor {
                 *blue = blue_values[usize::from(pixel[2])];
             }
         });
-        ImageTile { width, height, pixels }
+        ImageTile::new(width, height, pixels).expect("a plane was made for each channel")
     }
 
     fn output_size(&self, width: u32, height: u32) -> (u32, u32) {
@@ -173,8 +173,9 @@ fn normalized_value(config: &ImageProcessorConfig, channel: usize, value: u8) ->
 }
 
 fn check_equal(batch: &[Vec<ImageTile>]) -> Result<(), PadError> {
-    let sizes =
-        |tiles: &[ImageTile]| -> Vec<(usize, usize)> { tiles.iter().map(|tile| (tile.height, tile.width)).collect() };
+    let sizes = |tiles: &[ImageTile]| -> Vec<(usize, usize)> {
+        tiles.iter().map(|tile| (tile.height(), tile.width())).collect()
+    };
     let Some(first) = batch.first() else { return Ok(()) };
     let expected = format!("{} images of height, width {:?}", first.len(), sizes(first).first());
     for (row, tiles) in batch.iter().enumerate() {

@@ -4,15 +4,43 @@ use rayon::prelude::*;
 
 use crate::image::PadError;
 
-/// One picture as the vision tower reads it: normalized values, channels first.
+/// One picture as the vision tower reads it: normalized values, channels first. It has as many as its size asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageTile {
+    width: usize,
+    height: usize,
+    pixels: Vec<f32>,
+}
+
+impl ImageTile {
+    /// A tile of normalized values, `[3, height, width]`.
+    ///
+    /// # Errors
+    /// [`PadError::Length`] if there are more or fewer values.
+    pub fn new(width: usize, height: usize, pixels: Vec<f32>) -> Result<Self, PadError> {
+        check_length("a tile", &[3, height, width], pixels.len())?;
+        Ok(Self { width, height, pixels })
+    }
+
     /// Width, in pixels.
-    pub width: usize,
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// Height, in pixels.
-    pub height: usize,
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
     /// Normalized values, `[3, height, width]`.
-    pub pixels: Vec<f32>,
+    pub fn pixels(&self) -> &[f32] {
+        &self.pixels
+    }
+
+    /// The same, to be changed.
+    pub fn pixels_mut(&mut self) -> &mut [f32] {
+        &mut self.pixels
+    }
 }
 
 /// A batch of tiles in the layout of the reference: every tile at the top left of its slot, zeros elsewhere.
@@ -34,14 +62,8 @@ pub struct PaddedImages {
 
 /// Packs a batch, one `Vec` of tiles a row, into one zero-padded array.
 ///
-/// # Errors
-/// [`PadError::Length`] if a tile does not hold `3 × height × width` values.
-///
 /// Source: the `do_pad` part of `Idefics2ImageProcessorPil._preprocess`.
-pub fn pad_batch(batch: &[Vec<ImageTile>]) -> Result<PaddedImages, PadError> {
-    for tile in batch.iter().flatten() {
-        check_length("a tile", &[3, tile.height, tile.width], tile.pixels.len())?;
-    }
+pub fn pad_batch(batch: &[Vec<ImageTile>]) -> PaddedImages {
     let n_images = batch.iter().map(Vec::len).max().unwrap_or(0);
     let height = batch.iter().flatten().map(|tile| tile.height).max().unwrap_or(0);
     let width = batch.iter().flatten().map(|tile| tile.width).max().unwrap_or(0);
@@ -56,7 +78,7 @@ pub fn pad_batch(batch: &[Vec<ImageTile>]) -> Result<PaddedImages, PadError> {
         pixel_attention_mask: vec![0; batch.len() * n_images * plane],
     };
     if plane == 0 {
-        return Ok(padded);
+        return padded;
     }
     let slots = padded.pixel_values.par_chunks_exact_mut(3 * plane);
     let masks = padded.pixel_attention_mask.par_chunks_exact_mut(plane);
@@ -75,7 +97,7 @@ pub fn pad_batch(batch: &[Vec<ImageTile>]) -> Result<PaddedImages, PadError> {
             out[..tile.width].fill(1);
         }
     });
-    Ok(padded)
+    padded
 }
 
 impl PaddedImages {

@@ -13,6 +13,7 @@ use serde::Deserialize;
 /// It concerns `messages` only: in a sample's `text`, every special token counts, as in the reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum SpecialTokensInText {
     /// Keep the spelling as ordinary text.
     #[default]

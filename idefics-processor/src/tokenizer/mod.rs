@@ -33,6 +33,7 @@ pub(crate) use load::{END_OF_UTTERANCE, TokenizerConfig, load};
 /// and with a space in the text already, as in `<image> What`, release 4 encodes `▁ ▁What` and release 5 `▁What`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Compatibility {
     /// What release 5.23 computes.
     #[default]

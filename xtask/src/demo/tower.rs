@@ -71,10 +71,10 @@ pub(super) struct PatchBatch {
 }
 
 impl PatchClassifier {
-    pub(super) fn new(config: &VisionConfig, device: &Device) -> Self {
+    pub(super) fn new(config: &VisionConfig, device: &Device) -> Result<Self> {
         let d = config.hidden_size;
-        Self {
-            vision_model: config.init(device),
+        Ok(Self {
+            vision_model: config.init(device)?,
             class: Linear::new(d, N_PATCH_CLASSES, device),
             covered: Linear::new(d, config.patch_size.pow(2), device),
             shape: Linear::new(d, 5, device),
@@ -82,7 +82,7 @@ impl PatchClassifier {
             column: Linear::new(d, N_GRADES, device),
             row: Linear::new(d, N_GRADES, device),
             grade: Linear::new(d, N_GRADES, device),
-        }
+        })
     }
 
     /// The gradients of all losses, summed over all patches.
@@ -172,5 +172,5 @@ fn tile(scene: &Scene) -> ImageTile {
     for channel in 0..3 {
         pixels.extend(picture.pixels().map(|pixel| f32::from(pixel[channel]) / 127.5 - 1.0));
     }
-    ImageTile { height, width, pixels }
+    ImageTile::new(width, height, pixels).expect("a picture has three channels")
 }

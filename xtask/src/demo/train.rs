@@ -168,7 +168,7 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
         frozen: &[],
         first_step: 0,
     };
-    let start = PatchClassifier::new(vision_config, &device.clone().autodiff());
+    let start = PatchClassifier::new(vision_config, &device.clone().autodiff())?;
     let start = init::draw(start, vision_config.num_hidden_layers, &device, args.seed);
     let sheets = args.tower_steps * args.workers.get() as u64 / 2;
     let batch = |index| tower::micro_batch(vision_config, args.seed, TOWER_STREAM + index, index < sheets);

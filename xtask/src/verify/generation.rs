@@ -4,7 +4,9 @@ use anyhow::{Context, Result};
 use burn::tensor::{DType, Tensor};
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{Family, ProcessedInputs, Processor, Tokenizer};
-use idefics_generate::{AnyModel, Controls, DeviceChoice, Generation, GenerationConfig, Model, Prompts, Replays};
+use idefics_generate::{
+    AnyModel, Controls, DeviceChoice, DeviceLease, Generation, GenerationConfig, Model, Prompts, Replays,
+};
 
 use super::case::Case;
 use super::compare::Comparison;
@@ -27,7 +29,7 @@ impl Stages<'_> {
         let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
         let prompts = match processor.family() {
             Family::Idefics1 => prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()),
-            Family::Idefics2 => prompts,
+            _ => prompts, // its images stand in the prompt
         };
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
         let image_hidden_states = model.encode_images(&images)?;
@@ -179,7 +181,10 @@ impl<'r> Run<'r> {
     where
         'r: 'm,
     {
-        let controls = Controls { tokenizer: Some(self.tokenizer), replays: Replays::AtOnce, ..controls };
+        // SAFETY: this thread alone uses devices.
+        #[allow(unsafe_code)] // a promise about the program's threads
+        let lease = unsafe { DeviceLease::for_this_thread() };
+        let controls = Controls { tokenizer: Some(self.tokenizer), replays: Replays::AtOnce(lease), ..controls };
         Generation::start(model, self.prompts, image_hidden_states, self.options, controls)
     }
 

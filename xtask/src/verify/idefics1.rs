@@ -63,7 +63,8 @@ impl Stages<'_> {
         let all = pixel_values.floats()?.chunks(3 * height * width);
         let is_real: Vec<bool> = all.clone().map(|pixels| pixels.iter().any(|&value| value != 0.0)).collect();
         let real = all.zip(&is_real).filter(|(_, is_real)| **is_real);
-        let images = real.map(|(pixels, _)| ImageTile { width, height, pixels: pixels.to_vec() }).collect();
+        let tile = |(pixels, _): (&[f32], _)| ImageTile::new(width, height, pixels.to_vec());
+        let images = real.map(tile).collect::<Result<_, _>>()?;
         let n_images = is_real.chunks(slots).map(|row| row.iter().filter(|real| **real).count()).collect();
         Ok((images, n_images, is_real))
     }

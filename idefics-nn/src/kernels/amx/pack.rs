@@ -84,7 +84,7 @@ pub(in crate::kernels) unsafe fn pack_columns(
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(in crate::kernels) unsafe fn store_transposed(rows: [__m512i; ROWS], out: *mut u8) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         for (row, values) in transposed(rows).into_iter().enumerate() {
             _mm512_storeu_si512(out.add(row * 64).cast(), values);

@@ -69,7 +69,7 @@ impl Tiles {
         stride: usize,
         clear: bool,
     ) {
-        // SAFETY: as the caller vouches; nothing else uses these registers.
+        // SAFETY: guaranteed by the caller; nothing else uses these registers.
         unsafe {
             if clear {
                 self.clear();
@@ -121,7 +121,7 @@ impl Tiles {
     ) {
         let start = sums.as_mut_ptr();
         let sums = [0, ROWS, 2 * ROWS * ROWS, 2 * ROWS * ROWS + ROWS].map(|at| start.wrapping_add(at));
-        // SAFETY: as the caller vouches; nothing else uses these registers, and the sums are 32 rows of 128 bytes.
+        // SAFETY: guaranteed by the caller; nothing else uses these registers, and the sums are 32 rows of 128 bytes.
         unsafe {
             self.clear();
             if steps > 0 {
@@ -185,7 +185,7 @@ impl Tiles {
     /// The pointers are valid for that.
     #[inline(always)]
     pub(in crate::kernels) unsafe fn load(&self, sums: [*mut f32; 4], stride: usize) {
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             self.load_half(sums, stride);
             asm!(
@@ -204,7 +204,7 @@ impl Tiles {
     /// As [`Tiles::load`].
     #[inline(always)]
     pub(in crate::kernels) unsafe fn load_half(&self, sums: [*mut f32; 4], stride: usize) {
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             asm!(
                 "tileloadd tmm0, [{c0} + {stride}*1]",
@@ -222,7 +222,7 @@ impl Tiles {
     /// The pointers are valid for a tile each.
     #[inline(always)]
     pub(in crate::kernels) unsafe fn step(&self, left: [*const u8; 2], right: [*const u8; 2]) {
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             asm!(
                 "tileloadd tmm4, [{a0} + {row}*1]",
@@ -248,7 +248,7 @@ impl Tiles {
     /// As [`Tiles::step`].
     #[inline(always)]
     pub(in crate::kernels) unsafe fn half_step(&self, left: *const u8, right: [*const u8; 2]) {
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             asm!(
                 "tileloadd tmm4, [{a0} + {row}*1]",
@@ -270,7 +270,7 @@ impl Tiles {
     /// The pointers are valid for that, for writing by this thread alone.
     #[inline(always)]
     pub(in crate::kernels) unsafe fn store(&self, sums: [*mut f32; 4], stride: usize) {
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             self.store_half(sums, stride);
             asm!(
@@ -287,7 +287,7 @@ impl Tiles {
     /// As [`Tiles::store`].
     #[inline(always)]
     pub(in crate::kernels) unsafe fn store_half(&self, sums: [*mut f32; 4], stride: usize) {
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             asm!(
                 "tilestored [{c0} + {stride}*1], tmm0",

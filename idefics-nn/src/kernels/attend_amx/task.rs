@@ -49,7 +49,7 @@ impl Task<'_> {
         let (sums, scratch) = scratch.split_at_mut(sizes[1]);
         let (state, scratch) = scratch.split_at_mut(sizes[2]);
         let (scores, weights) = scratch.split_at_mut(sizes[3]);
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             self.pack_queries::<K>(query, scores);
             let memory = query.chunks_exact(sizes[0] / n_pairs).zip(sums.chunks_exact_mut(sizes[1] / n_pairs));
@@ -100,7 +100,7 @@ impl Task<'_> {
                 let query = self.queries.start + tile * ROWS + lane;
                 let is_there = query < self.queries.end;
                 let query = is_there.then(|| attention.query.slot([self.row, self.head, query], shape.head_dim));
-                // SAFETY: as the caller vouches.
+                // SAFETY: guaranteed by the caller.
                 unsafe { shape.write_row::<K>(query, scale, &shape.query_parts, out) };
             }
             for (step, out) in out.chunks_exact_mut(TILE_VALUES).enumerate() {

@@ -206,7 +206,7 @@ macro_rules! by_rows {
                 let mut rows = [[_mm512_setzero_si512(); ROWS]; $parts];
                 let n_rows = ROWS.min(self.dims()[0].saturating_sub(tile * ROWS));
                 for lane in 0..n_rows {
-                    // SAFETY: the row is there, and the caller vouches for the instructions.
+                    // SAFETY: the row is there, and the caller guarantees the instructions.
                     let columns: [__m512i; $parts] = unsafe { $columns(self, tile * ROWS + lane, step) };
                     for part in 0..$parts {
                         rows[part][lane] = columns[part];
@@ -236,7 +236,7 @@ by_rows!(FourBit<'_>, 3, four_bit_columns);
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn f32_columns(weight: &Dense<'_, f32>, row: usize, step: usize) -> [__m512i; 3] {
     let d_in = weight.dims()[1];
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let [first, second] = load(weight.values()[row * d_in..(row + 1) * d_in].as_ptr(), step * STEP, d_in);
         parts(first, second)
@@ -316,13 +316,13 @@ impl Source<2> for Q4<'_> {
         const { assert!(Q4_PANEL == ROWS && Q4_BLOCK == STEP && Q4_TILE == 256) };
         let [d_out, d_in] = self.dims();
         if tile * ROWS >= d_out {
-            // SAFETY: the caller vouches for two tiles.
+            // SAFETY: the caller guarantees two tiles.
             return unsafe { out.write_bytes(0, 2 * TILE) };
         }
         let at = tile * d_in.div_ceil(Q4_BLOCK) + step;
         let codes = &self.codes()[at * Q4_TILE..(at + 1) * Q4_TILE];
         let scales = &self.scales()[at * Q4_PANEL..(at + 1) * Q4_PANEL];
-        // SAFETY: the slices have 256 bytes and sixteen scales; the caller vouches for two tiles.
+        // SAFETY: the slices have 256 bytes and sixteen scales; the caller guarantees two tiles.
         unsafe {
             let table = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(Q4_TABLE.as_ptr().cast())));
             let scales = _mm512_cvtepu16_epi32(_mm256_loadu_si256(scales.as_ptr().cast()));

@@ -67,9 +67,15 @@ impl Row {
     /// As [`Decode::step`].
     #[inline(always)]
     pub(super) unsafe fn step<V: Vector, D: Decode<V>>(self, rows: &Rows<'_>, step: usize) -> D::Step {
-        let scales = self.scales.wrapping_add(step * D::STEP_SCALES);
-        // SAFETY: as the caller vouches.
-        unsafe { D::step(self.byte(step * D::STEP_BYTES), scales, rows.table) }
+        let (bytes, scales) = (self.byte(step * D::STEP_BYTES), self.scales.wrapping_add(step * D::STEP_SCALES));
+        debug_assert!(
+            bytes.addr() + D::STEP_BYTES + D::OVERREAD <= rows.bytes.as_ptr_range().end.addr()
+                && scales.wrapping_add(D::STEP_SCALES).addr()
+                    <= rows.scales.as_ptr_range().end.addr().max(scales.addr()),
+            "step {step} reaches over the end of the weight"
+        );
+        // SAFETY: guaranteed by the caller.
+        unsafe { D::step(bytes, scales, rows.table) }
     }
 
     /// A copy of what the row has of step `step`, which begins inside it.
@@ -107,7 +113,7 @@ impl LastStep {
     /// The machine has the instructions.
     #[inline(always)]
     pub(super) unsafe fn step<V: Vector, D: Decode<V>>(&self, rows: &Rows<'_>) -> D::Step {
-        // SAFETY: as the caller vouches.
+        // SAFETY: guaranteed by the caller.
         unsafe { D::step(self.bytes.as_ptr(), self.scales.as_ptr(), rows.table) }
     }
 }
@@ -164,7 +170,7 @@ pub(super) trait Decode<V: Vector>: Copy {
     unsafe fn store(step: Self::Step, out: *mut f32) {
         let mut index = 0;
         while index < Self::STEP / V::LANES {
-            // SAFETY: as the caller vouches.
+            // SAFETY: guaranteed by the caller.
             unsafe { Self::vector(step, index).store(out.add(index * V::LANES)) };
             index += 1;
         }

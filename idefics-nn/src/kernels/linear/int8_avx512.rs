@@ -93,7 +93,7 @@ unsafe fn expand_int8(weight: &Int8<'_>, first: usize, groups: usize, out: *mut 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn begin(panel: *mut u8, groups: usize, together: usize) {
     let ones = _mm512_set1_epi8(1);
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         for index in 0..groups / together {
             let mut sum = _mm512_setzero_si512();
@@ -223,7 +223,7 @@ unsafe fn codes_of<const N: usize>(
     range: Range<usize>,
     beginning: usize,
 ) -> [[__m512i; PANELS]; N] {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sums = [panels.map(|panel| _mm512_loadu_si512(panel.add(beginning * 64).cast())); N];
         for group in range {

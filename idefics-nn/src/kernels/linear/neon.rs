@@ -26,7 +26,7 @@ pub(super) unsafe fn thin<D: Decode<F32x4>>(
     packed: Packed<'_>,
     product: &Product<'_>,
 ) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe { rows::thin::<F32x4, D>(rows, range, packed, product) }
 }
 
@@ -36,7 +36,7 @@ pub(super) unsafe fn thin<D: Decode<F32x4>>(
 /// None: every 64-bit Arm has NEON. Unsafe like its siblings.
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn expand<D: Decode<F32x4>>(rows: &Rows<'_>, range: Range<usize>, out: &mut [f32]) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe { decode::expand::<F32x4, D>(rows, range, out) }
 }
 
@@ -51,7 +51,7 @@ impl Decode<F32x4> for format::F32 {
     }
     #[inline(always)]
     unsafe fn vector(step: *const u8, index: usize) -> F32x4 {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees 64 bytes.
         unsafe { F32x4(vreinterpretq_f32_u8(vld1q_u8(step.add(16 * index)))) }
     }
 }
@@ -67,7 +67,7 @@ impl Decode<F32x4> for format::Bf16 {
     }
     #[inline(always)]
     unsafe fn vector(step: *const u8, index: usize) -> F32x4 {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees 64 bytes.
         unsafe {
             let bits = vreinterpret_u16_u8(vld1_u8(step.add(8 * index)));
             F32x4(vreinterpretq_f32_u32(vshll_n_u16::<16>(bits)))
@@ -87,7 +87,7 @@ impl Decode<F32x4> for format::F16 {
     }
     #[inline(always)]
     unsafe fn vector(step: *const u8, index: usize) -> F32x4 {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees 64 bytes.
         unsafe {
             let bits = vmovl_u16(vreinterpret_u16_u8(vld1_u8(step.add(8 * index))));
             let magnitude = vshlq_n_u32::<13>(vandq_u32(bits, vdupq_n_u32(0x7fff)));
@@ -114,7 +114,7 @@ impl Decode<F32x4> for format::Int8 {
     }
     #[inline(always)]
     unsafe fn vector(step: *const u8, index: usize) -> F32x4 {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees 64 bytes.
         unsafe {
             let eight = vmovl_s8(vreinterpret_s8_u8(vld1_u8(step.add(index / 2 * 8))));
             let four = if index % 2 == 0 { vget_low_s16(eight) } else { vget_high_s16(eight) };
@@ -135,7 +135,7 @@ impl Decode<F32x4> for format::FourBit {
     #[inline(always)]
     unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step {
         let table = table.as_ptr();
-        // SAFETY: the caller vouches for the scale, and the table has four quarters of four.
+        // SAFETY: the caller guarantees the scale, and the table has four quarters of four.
         unsafe {
             let q0 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table), *scales));
             let q1 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table.add(4)), *scales));
@@ -148,7 +148,7 @@ impl Decode<F32x4> for format::FourBit {
     unsafe fn vector((bytes, table): Self::Step, index: usize) -> F32x4 {
         // The first of two codes in a byte is the upper one.
         const SHIFTS: [[i32; 4]; 2] = [[-4, 0, -12, -8], [-20, -16, -28, -24]];
-        // SAFETY: the caller vouches for 32 bytes.
+        // SAFETY: the caller guarantees 32 bytes.
         unsafe {
             let pairs = vdupq_n_u32(bytes.add(index / 2 * 4).cast::<u32>().read_unaligned());
             let codes = vandq_u32(vshlq_u32(pairs, vld1q_s32(SHIFTS[index % 2].as_ptr())), vdupq_n_u32(15));

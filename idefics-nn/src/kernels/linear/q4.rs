@@ -94,7 +94,7 @@ const MOST_PARTS: usize = Q4_PANEL / 4;
 /// The machine has the instructions of `V`, the caller is compiled for them, and no other task writes these features.
 #[inline(always)]
 unsafe fn thin<V: Tiles>(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'_>, product: &Product<'_>) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match packed.n_rows {
             1 => panels::<V, 1>(weight, range, packed, product),
@@ -154,6 +154,7 @@ const AHEAD: usize = 4096;
 /// Products of one block of columns with `LANES` rows, without the scales.
 #[inline(always)]
 unsafe fn block_sum<V: Tiles, const N: usize>(codes: *const u8, packed: Packed<'_>, first_column: usize) -> [V; N] {
+    debug_assert!((N - 1) * packed.stride + first_column + Q4_BLOCK <= packed.values.len(), "the block is not there");
     // SAFETY: as `panels` has checked.
     unsafe {
         let mut sums = [V::splat(0.0); N];

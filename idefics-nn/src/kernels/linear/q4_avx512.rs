@@ -121,7 +121,7 @@ unsafe fn thin<const N: usize>(weight: &Q4<'_>, range: Range<usize>, packed: &[B
     assert!(range.start.is_multiple_of(Q4_PANEL));
     let panels = range.start / Q4_PANEL..range.end.div_ceil(Q4_PANEL);
     let apart = panels.len() / STREAMS;
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         for first in 0..apart {
             let together = std::array::from_fn(|stream| panels.start + first + stream * apart);
@@ -225,7 +225,7 @@ unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
 /// The machine has the instructions.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn expand(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe { expand_in::<F32x16>(weight, range, out) }
 }
 
@@ -234,7 +234,7 @@ impl Tiles for F32x16 {
 
     #[inline(always)]
     unsafe fn look_up(codes: *const u8, table: &[i8; 16]) -> [__m512i; 2] {
-        // SAFETY: the caller vouches for the instructions and 64 bytes.
+        // SAFETY: the caller guarantees the instructions and 64 bytes.
         unsafe {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
             let codes = _mm512_loadu_si512(codes.cast());
@@ -245,7 +245,7 @@ impl Tiles for F32x16 {
     }
     #[inline(always)]
     unsafe fn column(columns: __m512i, index: usize) -> Self {
-        // SAFETY: the caller vouches for the instructions.
+        // SAFETY: the caller guarantees the instructions.
         unsafe {
             let highest = match index {
                 0 => _mm512_slli_epi32::<24>(columns),
@@ -258,7 +258,7 @@ impl Tiles for F32x16 {
     }
     #[inline(always)]
     unsafe fn scales(scales: *const bf16) -> Self {
-        // SAFETY: the caller vouches for the instructions and sixteen values.
+        // SAFETY: the caller guarantees the instructions and sixteen values.
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(scales.cast()));
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))

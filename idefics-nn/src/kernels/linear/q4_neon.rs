@@ -16,7 +16,7 @@ use super::{Q4, Tiles, expand_in};
 /// No other task writes the features `range`.
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn thin(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'_>, product: &Product<'_>) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe { super::thin::<F32x4>(weight, range, packed, product) }
 }
 
@@ -26,7 +26,7 @@ pub(super) unsafe fn thin(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'
 /// None: every 64-bit Arm has NEON. Unsafe like its siblings.
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn expand(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe { expand_in::<F32x4>(weight, range, out) }
 }
 
@@ -35,7 +35,7 @@ impl Tiles for F32x4 {
 
     #[inline(always)]
     unsafe fn look_up(codes: *const u8, table: &[i8; 16]) -> [int32x4_t; 2] {
-        // SAFETY: the caller vouches for sixteen bytes.
+        // SAFETY: the caller guarantees sixteen bytes.
         unsafe {
             let table = vld1q_s8(table.as_ptr());
             let codes = vld1q_u8(codes);
@@ -59,7 +59,7 @@ impl Tiles for F32x4 {
     }
     #[inline(always)]
     unsafe fn scales(scales: *const bf16) -> Self {
-        // SAFETY: the caller vouches for four values.
+        // SAFETY: the caller guarantees four values.
         unsafe { Self(vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(scales.cast())))) }
     }
 }

@@ -151,7 +151,7 @@ pub(super) unsafe fn thin<V: Vector, D: Decode<V>>(
     product: &Product<'_>,
 ) {
     // As many sums as there are registers to hold them and what they are made from.
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match (packed.n_rows, V::REGISTERS) {
             (1, _) => groups::<V, D, 4, 1>(rows, range, packed, product),
@@ -185,7 +185,7 @@ unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     let n_groups = range.len().div_ceil(R);
     for first in (0..n_groups).step_by(block) {
         let groups = first..n_groups.min(first + block);
-        // SAFETY: as the caller vouches; full steps lie inside their rows, and the activations are filled up.
+        // SAFETY: guaranteed by the caller; full steps lie inside their rows, and the activations are filled up.
         unsafe {
             let mut sums = [[[V::splat(0.0); N]; R]; GROUPS];
             for from in (0..steps).step_by(chunk) {
@@ -256,7 +256,7 @@ impl<const R: usize> Group<R> {
         sums: &mut [[V; N]; R],
     ) {
         for step in self.steps_in_place::<V, D>(rows)..rows.d_in.div_ceil(D::STEP) {
-            // SAFETY: as the caller vouches; what is left of the rows is copied and filled up first.
+            // SAFETY: guaranteed by the caller; what is left of the rows is copied and filled up first.
             unsafe {
                 let mut last = [const { LastStep::ZERO }; R]; // steps may point into them
                 for r in 0..R {
@@ -287,7 +287,7 @@ impl<const R: usize> Group<R> {
             }
             let (scale, bias) = (rows.row_scale::<V, D>(feature), product.bias_at(feature));
             for n in 0..product.n_rows {
-                // SAFETY: as the caller vouches.
+                // SAFETY: guaranteed by the caller.
                 unsafe { product.out.write(n * product.d_out + feature, sums[r][n].sum() * scale + bias) };
             }
         }
@@ -302,9 +302,10 @@ unsafe fn multiply<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     step: usize,
     sums: &mut [[V; N]; R],
 ) {
+    debug_assert!((N - 1) * packed.stride + (step + 1) * D::STEP <= packed.values.len(), "step {step} is not there");
     // With one row of activations, factors of lanes are cheaper once at the end than on every vector.
     let scale_sums = D::SCALED_LANES && N == 1;
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     let mut partial = if scale_sums { [[unsafe { V::splat(0.0) }; N]; R] } else { *sums };
     for index in 0..D::STEP / V::LANES {
         // SAFETY: `groups` has checked that there are N rows of whole steps.

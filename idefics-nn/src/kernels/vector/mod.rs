@@ -55,7 +55,7 @@ pub(crate) trait Vector: Copy {
     /// The value times 2 to the power of an integer from −252 to 254, which need not be an f32 itself.
     #[inline(always)]
     unsafe fn times_pow2(self, n: Self) -> Self {
-        // SAFETY: the caller vouches for the instructions. Either half is an f32.
+        // SAFETY: the caller guarantees the instructions. Either half is an f32.
         unsafe {
             let half = n.mul(Self::splat(0.5)).round();
             self.mul(half.pow2()).mul(n.sub(half).pow2())

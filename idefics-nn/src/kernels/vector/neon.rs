@@ -39,12 +39,12 @@ impl Vector for F32x4 {
     }
     #[inline(always)]
     unsafe fn load(at: *const f32) -> Self {
-        // SAFETY: the caller vouches for four values.
+        // SAFETY: the caller guarantees four values.
         unsafe { Self(vld1q_f32(at)) }
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32) {
-        // SAFETY: the caller vouches for four values.
+        // SAFETY: the caller guarantees four values.
         unsafe { vst1q_f32(at, self.0) }
     }
     each! {
