@@ -1,5 +1,6 @@
 //! A checkpoint's processor: samples in, numbers out.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,8 +11,8 @@ use crate::checkpoint::{Checkpoint, Sourced};
 use crate::error::ProcessorError;
 use crate::family::Family;
 use crate::image::{
-    Alpha, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, ReadOptions, SourcePolicy,
-    load_with,
+    Alpha, DecodeOptions, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, ReadOptions,
+    SourcePolicy, load_with,
 };
 use crate::inputs::ProcessedInputs;
 use crate::prompt::{
@@ -27,6 +28,8 @@ pub struct ProcessOptions {
     pub do_image_splitting: Option<bool>,
     /// What becomes of transparent pixels.
     pub alpha: Alpha,
+    /// Page of the images that have several, from 1; the first where it is `None`.
+    pub page: Option<NonZeroU32>,
     /// What an image may cost.
     pub limits: Limits,
     /// Which files and addresses the images of samples may name; all of them by default. A program that runs samples of
@@ -46,6 +49,12 @@ pub struct ProcessOptions {
     pub add_end_of_utterance_token: Option<bool>,
     /// Whether prompts of the first Idefics end in `</s>`.
     pub add_eos_token: bool,
+}
+
+impl ProcessOptions {
+    fn decoding(&self) -> DecodeOptions {
+        DecodeOptions::from(self.alpha).with_page(self.page.unwrap_or(NonZeroU32::MIN))
+    }
 }
 
 /// Turns text and images into what a model reads.
@@ -367,8 +376,8 @@ fn process_images(
         .par_iter()
         .enumerate()
         .map(|(image, source)| {
-            let picture =
-                load_with(source, &read, options.alpha).map_err(|error| ProcessorError::Image { row, image, error })?;
+            let picture = load_with(source, &read, options.decoding())
+                .map_err(|error| ProcessorError::Image { row, image, error })?;
             Ok(processor.process(&picture))
         })
         .collect();

@@ -12,8 +12,8 @@ mod pad;
 pub use config::{ImageConfigError, ImageProcessorConfig, ImageSize};
 pub use error::PadError;
 pub use idefics_image::{
-    Alpha, FileAccess, Filter, Format, ImageError, ImageErrorKind, ImageSource, Limits, ReadOptions, RgbImage,
-    SourcePolicy, UrlAccess, decode, load, load_with, resize,
+    Alpha, DecodeOptions, FileAccess, Filter, Format, ImageError, ImageErrorKind, ImageSource, Limits, ReadOptions,
+    RgbImage, SourcePolicy, UrlAccess, decode, load, load_with, resize,
 };
 pub use idefics2::{ImageProcessor, edges_size};
 pub use pad::{ImageTile, PaddedImages, pad_batch};

@@ -119,7 +119,8 @@ impl Message {
         whole.into_iter().chain(self.parts().iter().filter_map(Content::as_text))
     }
 
-    /// The message as JSON that [`Sample`](crate::Sample) reads again, with absolute paths.
+    /// The message as JSON that [`Sample`](crate::Sample) reads again, with absolute paths. A path that is not UTF-8 is written
+    /// with replacement characters.
     pub fn to_json(&self) -> Value {
         self.object(Content::to_json)
     }
@@ -218,7 +219,7 @@ impl Content {
         match source {
             ImageSource::Path(path) => {
                 let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                json!({"type": "image", "path": path})
+                json!({"type": "image", "path": path.to_string_lossy()})
             }
             ImageSource::Bytes(bytes) => json!({"type": "image", "base64": BASE64.encode(bytes)}),
             ImageSource::DataUrl(url) => json!({"type": "image", "url": url}),

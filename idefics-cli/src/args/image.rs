@@ -1,0 +1,62 @@
+//! Names and sizes of images.
+
+use std::ffi::OsString;
+use std::str::FromStr;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use idefics_generate::processor::image::{ImageError, ImageSource, Limits};
+
+/// Parses the name of an image.
+pub(super) fn image_parser() -> impl TypedValueParser<Value = ImageSource> {
+    OsStringValueParser::new().try_map(image)
+}
+
+/// What the name of an image means; that of a file need not be UTF-8.
+pub(crate) fn image(name: OsString) -> Result<ImageSource, ImageError> {
+    name.into_string().map_or_else(|name| Ok(ImageSource::Path(name.into())), |text| text.parse())
+}
+
+/// Pixels of the largest image that is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MaxPixels(u64);
+
+impl MaxPixels {
+    /// The limits of an image: the others are no stricter than this one.
+    pub(super) fn limits(self) -> Limits {
+        let default = Limits::default();
+        // The largest pixel is four values of 16 bits, encoded or not.
+        let bytes = self.0.saturating_mul(8);
+        Limits {
+            max_bytes: bytes.max(default.max_bytes),
+            max_side: u32::MAX,
+            max_pixels: self.0,
+            max_decoded_bytes: bytes.max(default.max_decoded_bytes),
+            ..default
+        }
+    }
+}
+
+impl FromStr for MaxPixels {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let pixels = if text == "none" { Some(u64::MAX) } else { text.parse().ok().filter(|pixels| *pixels > 0) };
+        pixels.map(Self).ok_or("expected a number of pixels, or none for no limit")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_other_limit_is_stricter() {
+        let limits = |text: &str| text.parse::<MaxPixels>().map(MaxPixels::limits);
+        let some = limits("300000000").unwrap();
+        assert_eq!((some.max_pixels, some.max_bytes, some.max_side), (300_000_000, 2_400_000_000, u32::MAX));
+        assert_eq!(limits("100").unwrap().max_bytes, Limits::default().max_bytes);
+        let none = limits("none").unwrap();
+        assert_eq!((none.max_pixels, none.max_decoded_bytes), (u64::MAX, u64::MAX));
+        assert!(["0", "-1", "many", ""].into_iter().all(|text| limits(text).is_err()));
+    }
+}
