@@ -1,0 +1,71 @@
+//! Arguments of a call, and how functions bind them to their parameters.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::value::Value;
+
+/// The arguments of one call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Args {
+    pub(crate) positional: Vec<Value>,
+    pub(crate) named: Vec<(Arc<str>, Value)>,
+}
+
+impl Args {
+    /// One value for each of `params`, as Python binds them. The first `required` must be given. A parameter that
+    /// begins with `/` cannot be given by name.
+    pub(crate) fn bind<const N: usize>(
+        self,
+        function: &str,
+        params: [&str; N],
+        required: usize,
+    ) -> Result<[Option<Value>; N]> {
+        if self.positional.len() > N {
+            let given = self.positional.len();
+            return Err(Error::of_type(format!("{function}() takes at most {N} arguments ({given} given)")));
+        }
+        let mut values = [const { None }; N];
+        for (slot, value) in values.iter_mut().zip(self.positional) {
+            *slot = Some(value);
+        }
+        for (name, value) in self.named {
+            let Some(index) = params.iter().position(|param| *param == &*name) else {
+                return Err(Error::of_type(format!("{function}() got an unexpected keyword argument '{name}'")));
+            };
+            if values[index].is_some() {
+                return Err(Error::of_type(format!("{function}() got multiple values for argument '{name}'")));
+            }
+            values[index] = Some(value);
+        }
+        for (param, value) in params.iter().zip(&values).take(required) {
+            if value.is_none() {
+                let param = param.trim_start_matches('/');
+                return Err(Error::of_type(format!("{function}() missing required argument: '{param}'")));
+            }
+        }
+        Ok(values)
+    }
+
+    /// No arguments at all.
+    pub(crate) fn none(self, function: &str) -> Result<()> {
+        self.bind(function, [], 0).map(|[]| ())
+    }
+
+    /// One required argument, which has no name.
+    pub(crate) fn one(self, function: &str) -> Result<Value> {
+        let [value] = self.bind(function, ["/value"], 1)?;
+        value.ok_or_else(|| Error::of_type(format!("{function}() takes one argument")))
+    }
+
+    /// The first positional argument, taken off.
+    pub(crate) fn take_first(&mut self) -> Option<Value> {
+        (!self.positional.is_empty()).then(|| self.positional.remove(0))
+    }
+
+    /// A named argument, taken off.
+    pub(crate) fn take_named(&mut self, name: &str) -> Option<Value> {
+        let index = self.named.iter().position(|(known, _)| **known == *name)?;
+        Some(self.named.remove(index).1)
+    }
+}

@@ -1,0 +1,199 @@
+//! The parsed form of a template.
+
+use std::sync::Arc;
+
+use num_bigint::BigInt;
+
+/// A name as it is written.
+pub(crate) type Name = Arc<str>;
+
+#[derive(Debug, Clone)]
+pub(crate) enum Const {
+    None,
+    Bool(bool),
+    Int(i64),
+    Big(Arc<BigInt>),
+    Float(f64),
+    Str(Arc<str>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum UnaryOp {
+    Not,
+    Neg,
+    Pos,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BinaryOp {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    FloorDiv,
+    Mod,
+    Pow,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CompareOp {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    In,
+    NotIn,
+}
+
+/// An expression, its line and how deep it nests.
+#[derive(Debug)]
+pub(crate) struct Expr {
+    pub(crate) line: u32,
+    pub(crate) depth: u32,
+    pub(crate) kind: ExprKind,
+}
+
+#[derive(Debug)]
+pub(crate) enum ExprKind {
+    Const(Const),
+    Name(Name),
+    List(Vec<Expr>),
+    Tuple(Vec<Expr>),
+    Dict(Vec<(Expr, Expr)>),
+    Concat(Vec<Expr>),
+    Unary(UnaryOp, Box<Expr>),
+    Binary(BinaryOp, Box<(Expr, Expr)>),
+    And(Box<(Expr, Expr)>),
+    Or(Box<(Expr, Expr)>),
+    Compare(Box<Expr>, Vec<(CompareOp, Expr)>),
+    /// Test, value, value otherwise.
+    Cond(Box<(Expr, Expr, Option<Expr>)>),
+    Attr(Box<Expr>, Name),
+    Item(Box<(Expr, Expr)>),
+    Slice(Box<[Option<Expr>; 3]>),
+    Call(Box<Expr>, Box<Args>),
+    /// The value is absent in `{% filter %}` and `{% set %}` blocks.
+    Filter(Option<Box<Expr>>, Name, Box<Args>),
+    Test(Box<Expr>, Name, Box<Args>),
+}
+
+/// The arguments of a call.
+#[derive(Debug, Default)]
+pub(crate) struct Args {
+    pub(crate) positional: Vec<Expr>,
+    pub(crate) named: Vec<(Name, Expr)>,
+    pub(crate) star: Option<Expr>,
+    pub(crate) star_star: Option<Expr>,
+}
+
+/// What an assignment writes to.
+#[derive(Debug)]
+pub(crate) enum Target {
+    Name(Name),
+    /// An attribute of a namespace.
+    Attr(Name, Name),
+    Tuple(Vec<Target>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Stmt {
+    pub(crate) line: u32,
+    pub(crate) kind: StmtKind,
+}
+
+pub(crate) type Body = Vec<Stmt>;
+
+#[derive(Debug)]
+pub(crate) enum StmtKind {
+    Data(Arc<str>),
+    Print(Expr),
+    Set(Target, Expr),
+    /// The filters, if any, around a body without value.
+    SetBlock(Target, Option<Expr>, Body),
+    For(Arc<For>),
+    /// Tests with their bodies, then the body of `else`.
+    If(Vec<(Expr, Body)>, Body),
+    With(Vec<(Target, Expr)>, Body),
+    Macro(Arc<Macro>),
+    /// The call, and the body as its `caller`.
+    Call(Expr, Arc<Macro>),
+    Filter(Expr, Body),
+    Block(Arc<Block>, bool),
+    Autoescape(Expr, Body),
+    Generation(Body),
+    Break,
+    Continue,
+    /// `include`, `import`, `from` or `extends`: they need a loader, and the reference has none.
+    Load(&'static str),
+}
+
+#[derive(Debug)]
+pub(crate) struct For {
+    pub(crate) target: Target,
+    pub(crate) iter: Expr,
+    pub(crate) test: Option<Expr>,
+    pub(crate) body: Body,
+    pub(crate) otherwise: Body,
+    pub(crate) recursive: bool,
+}
+
+/// A macro, or the body of a `call` block.
+#[derive(Debug)]
+pub(crate) struct Macro {
+    pub(crate) name: Option<Name>,
+    /// Names with their defaults.
+    pub(crate) params: Vec<(Name, Option<Expr>)>,
+    pub(crate) body: Body,
+    /// Whether the body reads `caller`, `kwargs` or `varargs` without having set them.
+    pub(crate) uses: SpecialNames,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SpecialNames {
+    pub(crate) caller: bool,
+    pub(crate) kwargs: bool,
+    pub(crate) varargs: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(crate) name: Name,
+    pub(crate) body: Body,
+    pub(crate) required: bool,
+}
+
+impl Expr {
+    /// An expression around others.
+    pub(crate) fn new(line: u32, kind: ExprKind) -> Self {
+        let depth = kind.children_depth() + 1;
+        Self { line, depth, kind }
+    }
+}
+
+impl ExprKind {
+    fn children_depth(&self) -> u32 {
+        let of = |expr: &Expr| expr.depth;
+        match self {
+            Self::Const(_) | Self::Name(_) => 0,
+            Self::List(items) | Self::Tuple(items) | Self::Concat(items) => items.iter().map(of).max().unwrap_or(0),
+            Self::Dict(pairs) => pairs.iter().map(|(key, value)| key.depth.max(value.depth)).max().unwrap_or(0),
+            Self::Unary(_, value) | Self::Attr(value, _) => value.depth,
+            Self::Binary(_, pair) | Self::And(pair) | Self::Or(pair) | Self::Item(pair) => pair.0.depth.max(pair.1.depth),
+            Self::Compare(first, rest) => rest.iter().map(|(_, value)| value.depth).fold(first.depth, u32::max),
+            Self::Cond(parts) => parts.0.depth.max(parts.1.depth).max(parts.2.as_ref().map_or(0, of)),
+            Self::Slice(parts) => parts.iter().flatten().map(of).max().unwrap_or(0),
+            Self::Call(value, args) | Self::Test(value, _, args) => value.depth.max(args.depth()),
+            Self::Filter(value, _, args) => value.as_ref().map_or(0, |value| value.depth).max(args.depth()),
+        }
+    }
+}
+
+impl Args {
+    fn depth(&self) -> u32 {
+        let named = self.named.iter().map(|(_, value)| value);
+        let all = self.positional.iter().chain(named).chain(&self.star).chain(&self.star_star);
+        all.map(|value| value.depth).max().unwrap_or(0)
+    }
+}

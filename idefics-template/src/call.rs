@@ -1,0 +1,221 @@
+//! Calls of macros, methods and the functions of the environment.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use indexmap::IndexMap;
+
+use crate::args::Args;
+use crate::ast::Macro;
+use crate::budget::MAX_RANGE;
+use crate::error::{Error, ErrorKind, Result};
+use crate::exec::check_attribute;
+use crate::iter::Iter;
+use crate::key::Key;
+use crate::object::{Function, MacroObject, Object};
+use crate::repr::to_str;
+use crate::scope::Scope;
+use crate::value::{Range, Value};
+use crate::vm::Vm;
+
+impl Vm<'_> {
+    /// Python's `value(*args)`.
+    pub(crate) fn call(&mut self, value: &Value, args: Args) -> Result<Value> {
+        let Value::Object(object) = value.defined()? else {
+            return Err(Error::of_type(format!("'{}' object is not callable", value.type_name())));
+        };
+        match &**object {
+            Object::Macro(object) => self.call_macro(object, args),
+            Object::Method { of, name } => self.call_method(of, name, args),
+            Object::Function(function) => self.call_function(*function, args),
+            Object::Joiner { separator, used } => {
+                args.none("joiner")?;
+                Ok(if used.replace(true) { separator.clone() } else { Value::str("") })
+            }
+            Object::Loop(state) => {
+                let (recursive, depth) = match state.try_borrow() {
+                    Ok(state) => (state.recursive.clone(), state.depth),
+                    Err(_) => (None, 0),
+                };
+                let Some((statement, scope)) = recursive else {
+                    let message = "the loop must have the 'recursive' marker to be called recursively";
+                    return Err(Error::of_type(message));
+                };
+                let [items] = args.bind("loop", ["iterable"], 1)?;
+                self.budget.enter()?;
+                let text = self.loop_text(&statement, &scope, &items.unwrap_or(Value::None), depth + 1)?;
+                self.budget.leave();
+                self.buffered(text)
+            }
+            Object::Block(name) => {
+                args.none("block")?;
+                let block = self.blocks.iter().find(|block| block.name == *name).cloned();
+                let Some(block) = block else { return Ok(Value::str("")) };
+                self.budget.enter()?;
+                self.out.push(String::new());
+                let result = self.block(&block, &Scope::inside(&self.root.clone()));
+                let text = self.out.pop().unwrap_or_default();
+                result?;
+                self.budget.leave();
+                self.buffered(text)
+            }
+            _ => Err(Error::of_type(format!("'{}' object is not callable", value.type_name()))),
+        }
+    }
+
+    /// Source: `jinja2.runtime.Macro.__call__`.
+    #[inline(never)]
+    fn call_macro(&mut self, object: &MacroObject, mut args: Args) -> Result<Value> {
+        let declared = object.declared.clone();
+        let name = declared.name.as_deref().unwrap_or("caller").to_owned();
+        let Some(outer) = object.scope.borrow().clone() else { return Err(Error::value("the macro is gone")) };
+        let scope = Scope::inside(&outer);
+        let count = declared.params.len();
+        let extra = args.positional.split_off(args.positional.len().min(count));
+        let mut values: Vec<Option<Value>> = args.positional.drain(..).map(Some).collect();
+        let explicit_caller = declared.params.iter().any(|(param, _)| &**param == "caller");
+        let mut found_caller = values.len() == count && explicit_caller;
+        for (param, _) in declared.params.iter().skip(values.len()) {
+            values.push(args.take_named(param));
+            found_caller |= &**param == "caller";
+        }
+        if declared.uses.caller && !found_caller {
+            let caller = args.take_named("caller");
+            scope.set(&"caller".into(), caller.unwrap_or_else(|| Value::undefined("No caller defined")));
+        }
+        if declared.uses.kwargs {
+            let kwargs = args.named.drain(..).map(|(name, value)| (Key::str(name), value)).collect();
+            scope.set(&"kwargs".into(), Value::dict(kwargs, &mut self.budget)?);
+        } else if let Some((keyword, _)) = args.named.first() {
+            return Err(Error::of_type(format!("macro '{name}' takes no keyword argument '{keyword}'")));
+        }
+        if declared.uses.varargs {
+            scope.set(&"varargs".into(), Value::tuple(extra, &mut self.budget)?);
+        } else if !extra.is_empty() {
+            return Err(Error::of_type(format!("macro '{name}' takes not more than {count} argument(s)")));
+        }
+        self.budget.enter()?;
+        let text = self.run_macro(&declared, values, &scope)?;
+        self.budget.leave();
+        self.buffered(text)
+    }
+
+    fn run_macro(&mut self, declared: &Macro, values: Vec<Option<Value>>, scope: &Rc<Scope>) -> Result<String> {
+        // Defaults see the parameters before them.
+        for ((param, default), value) in declared.params.iter().zip(values) {
+            let value = match (value, default) {
+                (Some(value), _) => value,
+                (None, Some(default)) => self.eval(default, scope)?,
+                (None, None) => Value::undefined(format!("parameter '{param}' was not provided")),
+            };
+            scope.set(param, value);
+        }
+        self.capture(&declared.body, scope)
+    }
+
+    fn call_function(&mut self, function: Function, args: Args) -> Result<Value> {
+        match function {
+            Function::Range => self.range(args),
+            Function::Dict => {
+                let map = self.dict_of(args)?;
+                Value::dict(map, &mut self.budget)
+            }
+            Function::Namespace => {
+                let attributes = self.dict_of(args)?;
+                attributes.keys().filter_map(|key| key.0.as_str()).try_for_each(check_attribute)?;
+                self.object(Object::Namespace(RefCell::new(attributes)))
+            }
+            Function::Cycler => {
+                if let Some((name, _)) = args.named.first() {
+                    return Err(Error::of_type(format!("cycler() got an unexpected keyword argument '{name}'")));
+                }
+                if args.positional.is_empty() {
+                    return Err(Error::value("at least one item has to be provided"));
+                }
+                let items = Value::tuple(args.positional, &mut self.budget)?;
+                self.object(Object::Cycler { items, position: Cell::new(0) })
+            }
+            Function::Joiner => {
+                let [separator] = args.bind("joiner", ["sep"], 0)?;
+                let separator = separator.unwrap_or_else(|| Value::str(", "));
+                self.object(Object::Joiner { separator, used: Cell::new(false) })
+            }
+            Function::RaiseException => {
+                let [message] = args.bind("raise_exception", ["message"], 1)?;
+                let message = to_str(&message.unwrap_or(Value::None), &mut self.budget)?;
+                Err(Error::new(ErrorKind::Raised, &*message))
+            }
+            Function::StrftimeNow => {
+                let [format] = args.bind("strftime_now", ["format"], 1)?;
+                let Some(Value::Str(format)) = format else { return Err(Error::of_type("strftime_now takes a string")) };
+                self.budget.build(format.text.len().saturating_mul(16))?;
+                let text = self.now.strftime(&format.text)?;
+                self.string(text)
+            }
+            Function::Lipsum => Err(Error::new(ErrorKind::Unsupported, "lipsum writes random text; it is not supported")),
+        }
+    }
+
+    /// `range` with the sandbox's limit. Source: `jinja2.sandbox.safe_range`.
+    fn range(&mut self, args: Args) -> Result<Value> {
+        if !args.named.is_empty() {
+            return Err(Error::of_type("range() takes no keyword arguments"));
+        }
+        let numbers = args.positional.iter().map(Value::index).collect::<Result<Vec<_>>>()?;
+        let (start, stop, step) = match numbers[..] {
+            [stop] => (0, stop, 1),
+            [start, stop] => (start, stop, 1),
+            [start, stop, step] => (start, stop, step),
+            _ => return Err(Error::of_type(format!("range expected 1 to 3 arguments, got {}", numbers.len()))),
+        };
+        if step == 0 {
+            return Err(Error::value("range() arg 3 must not be zero"));
+        }
+        let distance = match step > 0 {
+            true => i128::from(stop) - i128::from(start),
+            false => i128::from(start) - i128::from(stop),
+        };
+        let step_size = i128::from(step).abs();
+        let length = usize::try_from((distance + step_size - 1).max(0) / step_size).unwrap_or(usize::MAX);
+        if length > MAX_RANGE {
+            return Err(Error::limit(format!("{MAX_RANGE} items in one range")));
+        }
+        Ok(Value::Range(Rc::new(Range { start, stop, step, length })))
+    }
+
+    /// The mapping that `dict` makes of a mapping or of pairs, and of keywords.
+    fn dict_of(&mut self, args: Args) -> Result<IndexMap<Key, Value>> {
+        if args.positional.len() > 1 {
+            return Err(Error::of_type(format!("dict expected at most 1 argument, got {}", args.positional.len())));
+        }
+        let mut map = IndexMap::new();
+        match args.positional.first() {
+            None => {}
+            Some(Value::Dict(dict)) => {
+                self.budget.scan(64 * dict.map.len())?;
+                map.clone_from(&dict.map);
+            }
+            Some(pairs) => {
+                let mut iter = Iter::new(pairs)?;
+                while let Some(pair) = iter.next(self)? {
+                    self.budget.step()?;
+                    let items = Iter::new(&pair)?.collect(self)?;
+                    let [key, value] = <[Value; 2]>::try_from(items)
+                        .map_err(|items| Error::value(format!("dictionary update sequence element has length {}; 2 is required", items.len())))?;
+                    map.insert(Key::new(key)?, value);
+                }
+            }
+        }
+        map.extend(args.named.into_iter().map(|(name, value)| (Key::str(name), value)));
+        Ok(map)
+    }
+
+    /// `dict.fromkeys`.
+    pub(crate) fn from_keys(&mut self, args: Args) -> Result<Value> {
+        let [keys, value] = args.bind("fromkeys", ["/iterable", "/value"], 1)?;
+        let value = value.unwrap_or(Value::None);
+        let keys = Iter::new(&keys.unwrap_or(Value::None))?.collect(self)?;
+        let map = keys.into_iter().map(|key| Ok((Key::new(key)?, value.clone()))).collect::<Result<_>>()?;
+        Value::dict(map, &mut self.budget)
+    }
+}

@@ -1,0 +1,110 @@
+//! Names of filters and tests that do not exist are found before rendering, where the reference finds them.
+//!
+//! The reference compiles a template first, and an unknown name is an error then, unless it stands directly in an `if`.
+
+use crate::ast::{Args, Body, Expr, ExprKind, Macro, Stmt, StmtKind};
+use crate::error::{Error, Result};
+
+pub(crate) fn check(body: &Body) -> Result<()> {
+    stmts(body, false)
+}
+
+fn stmts(body: &[Stmt], soft: bool) -> Result<()> {
+    body.iter().try_for_each(|stmt| self::stmt(stmt, soft))
+}
+
+fn stmt(stmt: &Stmt, soft: bool) -> Result<()> {
+    match &stmt.kind {
+        StmtKind::Print(value) | StmtKind::Set(_, value) => expr(value, soft),
+        StmtKind::SetBlock(_, filter, body) => {
+            stmts(body, false)?;
+            filter.iter().try_for_each(|filter| expr(filter, false))
+        }
+        StmtKind::For(statement) => {
+            statement.test.iter().try_for_each(|test| expr(test, false))?;
+            expr(&statement.iter, soft)?;
+            stmts(&statement.body, false)?;
+            stmts(&statement.otherwise, false)
+        }
+        StmtKind::If(branches, otherwise) => {
+            for (test, body) in branches {
+                expr(test, true)?;
+                stmts(body, true)?;
+            }
+            stmts(otherwise, true)
+        }
+        StmtKind::With(assignments, body) => {
+            assignments.iter().try_for_each(|(_, value)| expr(value, soft))?;
+            stmts(body, false)
+        }
+        StmtKind::Macro(declared) => macro_body(declared),
+        StmtKind::Call(call, body) => {
+            macro_body(body)?;
+            expr(call, soft)
+        }
+        StmtKind::Filter(filter, body) => {
+            stmts(body, false)?;
+            expr(filter, false)
+        }
+        StmtKind::Block(block, _) => stmts(&block.body, false),
+        StmtKind::Autoescape(value, body) => {
+            expr(value, false)?;
+            stmts(body, false)
+        }
+        StmtKind::Generation(body) => stmts(body, false),
+        StmtKind::Data(_) | StmtKind::Break | StmtKind::Continue | StmtKind::Load(_) => Ok(()),
+    }
+}
+
+fn macro_body(declared: &Macro) -> Result<()> {
+    declared.params.iter().filter_map(|(_, default)| default.as_ref()).try_for_each(|value| expr(value, false))?;
+    stmts(&declared.body, false)
+}
+
+fn expr(value: &Expr, soft: bool) -> Result<()> {
+    let all = |values: &[Expr]| values.iter().try_for_each(|value| expr(value, soft));
+    match &value.kind {
+        ExprKind::Const(_) | ExprKind::Name(_) => Ok(()),
+        ExprKind::List(items) | ExprKind::Tuple(items) | ExprKind::Concat(items) => all(items),
+        ExprKind::Dict(pairs) => pairs.iter().try_for_each(|(key, value)| expr(key, soft).and_then(|()| expr(value, soft))),
+        ExprKind::Unary(_, value) | ExprKind::Attr(value, _) => expr(value, soft),
+        ExprKind::Binary(_, pair) | ExprKind::And(pair) | ExprKind::Or(pair) | ExprKind::Item(pair) => {
+            expr(&pair.0, soft)?;
+            expr(&pair.1, soft)
+        }
+        ExprKind::Compare(first, rest) => {
+            expr(first, soft)?;
+            rest.iter().try_for_each(|(_, value)| expr(value, soft))
+        }
+        ExprKind::Cond(parts) => {
+            expr(&parts.0, true)?;
+            expr(&parts.1, true)?;
+            parts.2.iter().try_for_each(|value| expr(value, true))
+        }
+        ExprKind::Slice(parts) => parts.iter().flatten().try_for_each(|value| expr(value, soft)),
+        ExprKind::Call(callee, arguments) => {
+            expr(callee, soft)?;
+            args(arguments, soft)
+        }
+        ExprKind::Filter(inner, name, arguments) => {
+            if !soft && !crate::filters::exists(name) {
+                return Err(Error::syntax(format!("no filter named '{name}'"), value.line));
+            }
+            inner.iter().try_for_each(|inner| expr(inner, soft))?;
+            args(arguments, soft)
+        }
+        ExprKind::Test(inner, name, arguments) => {
+            if !soft && !crate::tests::exists(name) {
+                return Err(Error::syntax(format!("no test named '{name}'"), value.line));
+            }
+            expr(inner, soft)?;
+            args(arguments, soft)
+        }
+    }
+}
+
+fn args(args: &Args, soft: bool) -> Result<()> {
+    let named = args.named.iter().map(|(_, value)| value);
+    let mut all = args.positional.iter().chain(named).chain(&args.star).chain(&args.star_star);
+    all.try_for_each(|value| expr(value, soft))
+}

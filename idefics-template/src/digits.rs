@@ -1,0 +1,105 @@
+//! Digits of floating-point numbers as Python writes them.
+
+/// `repr` of a float: the shortest digits that read back as the same number.
+pub(crate) fn float_repr(number: f64) -> String {
+    if let Some(text) = non_finite(number) {
+        return text.to_owned();
+    }
+    let sign = if number.is_sign_negative() { "-" } else { "" };
+    let (digits, exponent) = shortest(number.abs());
+    format!("{sign}{}", layout(&digits, exponent, -4..16, true))
+}
+
+/// `inf`, `-inf` or `nan`.
+pub(crate) fn non_finite(number: f64) -> Option<&'static str> {
+    match number {
+        _ if number.is_nan() => Some("nan"),
+        f64::INFINITY => Some("inf"),
+        f64::NEG_INFINITY => Some("-inf"),
+        _ => None,
+    }
+}
+
+/// The shortest digits of a positive number, and the exponent of the first one.
+fn shortest(number: f64) -> (String, i32) {
+    split(&format!("{number:e}"))
+}
+
+fn split(text: &str) -> (String, i32) {
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
+    (mantissa.replace('.', ""), exponent.parse().unwrap_or(0))
+}
+
+/// Digits with a decimal point if the exponent lies in `positional`, else with an exponent. `point` asks for a decimal
+/// point and a digit after it in the former.
+fn layout(digits: &str, exponent: i32, positional: std::ops::Range<i32>, point: bool) -> String {
+    if !positional.contains(&exponent) {
+        let (first, rest) = digits.split_at(1);
+        let dot = if rest.is_empty() { "" } else { "." };
+        return format!("{first}{dot}{rest}e{}", exponent_text(exponent));
+    }
+    if exponent < 0 {
+        return format!("0.{}{digits}", "0".repeat(exponent.unsigned_abs() as usize - 1));
+    }
+    let whole = exponent as usize + 1;
+    if digits.len() > whole {
+        return format!("{}.{}", &digits[..whole], &digits[whole..]);
+    }
+    let zeros = "0".repeat(whole - digits.len());
+    format!("{digits}{zeros}{}", if point { ".0" } else { "" })
+}
+
+fn exponent_text(exponent: i32) -> String {
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{sign}{:02}", exponent.unsigned_abs())
+}
+
+/// No float has more digits after the decimal point.
+const MAX_DIGITS: usize = 1100;
+
+/// `f` of a number that is not negative. `alternate` keeps the point without digits after it.
+pub(crate) fn fixed(number: f64, precision: usize, alternate: bool) -> String {
+    let mut text = format!("{number:.*}", precision.min(MAX_DIGITS));
+    text.extend(std::iter::repeat_n('0', precision.saturating_sub(MAX_DIGITS)));
+    if alternate && precision == 0 {
+        text.push('.');
+    }
+    text
+}
+
+/// `e` of a number that is not negative.
+pub(crate) fn exponent(number: f64, precision: usize, alternate: bool) -> String {
+    let text = format!("{number:.*e}", precision.min(MAX_DIGITS));
+    let (mantissa, power) = text.split_once('e').unwrap_or((&text, "0"));
+    let zeros = "0".repeat(precision.saturating_sub(MAX_DIGITS));
+    let point = if alternate && precision == 0 { "." } else { "" };
+    format!("{mantissa}{zeros}{point}e{}", exponent_text(power.parse().unwrap_or(0)))
+}
+
+/// `g` of a number that is not negative. `alternate` keeps zeros at the end.
+pub(crate) fn general(number: f64, precision: usize, alternate: bool) -> String {
+    let precision = precision.max(1);
+    let (digits, power) = rounded(number, precision);
+    if alternate {
+        return match power >= -4 && power < precision.min(i32::MAX as usize) as i32 {
+            true => fixed(number, (precision as i32 - 1 - power) as usize, true),
+            false => exponent(number, precision - 1, true),
+        };
+    }
+    layout(&digits, power, -4..precision.min(1 << 20) as i32, false)
+}
+
+/// A float in `format` with a precision and without a type: as `g`, but with a digit after the point.
+pub(crate) fn precise(number: f64, precision: usize) -> String {
+    let precision = precision.max(1);
+    let (digits, power) = rounded(number, precision);
+    // The digit after the point counts.
+    layout(&digits, power, -4..(precision.min(1 << 20) as i32 - i32::from(precision > 0)).max(1), true)
+}
+
+/// So many digits, without zeros at the end, and the exponent of the first.
+fn rounded(number: f64, precision: usize) -> (String, i32) {
+    let (digits, power) = split(&format!("{number:.*e}", (precision - 1).min(MAX_DIGITS)));
+    let kept = digits.trim_end_matches('0');
+    (if kept.is_empty() { "0".to_owned() } else { kept.to_owned() }, power)
+}

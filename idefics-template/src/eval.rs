@@ -1,0 +1,286 @@
+//! Evaluation of expressions.
+
+use std::cmp::Ordering;
+use std::rc::Rc;
+
+use indexmap::IndexMap;
+
+use crate::args::Args;
+use crate::ast::{self, CompareOp, Expr, ExprKind, UnaryOp};
+use crate::error::{Error, Result};
+use crate::iter::Iter;
+use crate::key::{Key, equal, order};
+use crate::object::Object;
+use crate::repr::{soft_text, to_str};
+use crate::scope::Scope;
+use crate::value::Value;
+use crate::vm::Vm;
+use crate::{html, number, ops};
+
+impl Vm<'_> {
+    pub(crate) fn eval(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
+        self.budget.step().map_err(|error| error.at(expr.line))?;
+        match &expr.kind {
+            ExprKind::Const(value) => return Ok(Value::of_const(value)),
+            ExprKind::Name(name) => return Ok(self.lookup(scope, name)),
+            _ => {}
+        }
+        self.budget.enter().map_err(|error| error.at(expr.line))?;
+        let value = self.eval_inner(expr, scope).map_err(|error| error.at(expr.line));
+        self.budget.leave();
+        value
+    }
+
+    fn eval_inner(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
+        match &expr.kind {
+            ExprKind::Const(value) => Ok(Value::of_const(value)),
+            ExprKind::Name(name) => Ok(self.lookup(scope, name)),
+            ExprKind::List(items) => {
+                let items = self.eval_all(items, scope)?;
+                Value::list(items, &mut self.budget)
+            }
+            ExprKind::Tuple(items) => {
+                let items = self.eval_all(items, scope)?;
+                Value::tuple(items, &mut self.budget)
+            }
+            ExprKind::Dict(pairs) => self.eval_dict(pairs, scope),
+            ExprKind::Concat(parts) => self.eval_concat(parts, scope),
+            ExprKind::Unary(operator, value) => {
+                let value = self.eval(value, scope)?;
+                match operator {
+                    UnaryOp::Not => Ok(Value::Bool(!value.is_true())),
+                    UnaryOp::Neg => number::negate(value.defined()?),
+                    UnaryOp::Pos if number::is_number(&value) => ops::positive(&value),
+                    UnaryOp::Pos => {
+                        value.defined()?;
+                        Err(Error::of_type(format!("bad operand type for unary +: '{}'", value.type_name())))
+                    }
+                }
+            }
+            ExprKind::Binary(operator, pair) => {
+                let left = self.eval(&pair.0, scope)?;
+                let right = self.eval(&pair.1, scope)?;
+                ops::binary(self, *operator, &left, &right)
+            }
+            ExprKind::And(pair) => {
+                let left = self.eval(&pair.0, scope)?;
+                if left.is_true() { self.eval(&pair.1, scope) } else { Ok(left) }
+            }
+            ExprKind::Or(pair) => {
+                let left = self.eval(&pair.0, scope)?;
+                if left.is_true() { Ok(left) } else { self.eval(&pair.1, scope) }
+            }
+            ExprKind::Compare(first, rest) => self.eval_compare(first, rest, scope),
+            ExprKind::Cond(parts) => {
+                if self.eval(&parts.0, scope)?.is_true() {
+                    return self.eval(&parts.1, scope);
+                }
+                match &parts.2 {
+                    Some(otherwise) => self.eval(otherwise, scope),
+                    None => Ok(Value::undefined(
+                        "the inline if-expression evaluated to false and no else section was defined",
+                    )),
+                }
+            }
+            ExprKind::Attr(value, name) => {
+                let value = self.eval(value, scope)?;
+                self.get_attr(&value, name)
+            }
+            ExprKind::Item(pair) => {
+                let value = self.eval(&pair.0, scope)?;
+                let key = self.eval(&pair.1, scope)?;
+                match &key {
+                    Value::Slice(parts) => ops::slice(self, &value, parts),
+                    key => self.get_item(&value, key),
+                }
+            }
+            ExprKind::Slice(parts) => {
+                let mut values = [Value::None, Value::None, Value::None];
+                for (value, part) in values.iter_mut().zip(parts.iter()) {
+                    if let Some(part) = part {
+                        *value = self.eval(part, scope)?;
+                    }
+                }
+                Ok(Value::Slice(Rc::new(values)))
+            }
+            ExprKind::Call(callee, args) => self.eval_call(callee, args, scope, None),
+            ExprKind::Filter(value, name, args) => {
+                let value = match value {
+                    Some(value) => self.eval(value, scope)?,
+                    None => return Err(Error::value("a filter without a value")),
+                };
+                let args = self.eval_args(args, scope)?;
+                self.call_filter(name, value, args)
+            }
+            ExprKind::Test(value, name, args) => {
+                let value = self.eval(value, scope)?;
+                let args = self.eval_args(args, scope)?;
+                self.call_test(name, &value, args).map(Value::Bool)
+            }
+        }
+    }
+
+    fn eval_all(&mut self, items: &[Expr], scope: &Rc<Scope>) -> Result<Vec<Value>> {
+        items.iter().map(|item| self.eval(item, scope)).collect()
+    }
+
+    #[inline(never)]
+    fn eval_dict(&mut self, pairs: &[(Expr, Expr)], scope: &Rc<Scope>) -> Result<Value> {
+        let mut map = IndexMap::with_capacity(pairs.len());
+        for (key, value) in pairs {
+            let key = Key::new(self.eval(key, scope)?)?;
+            let value = self.eval(value, scope)?;
+            map.insert(key, value);
+        }
+        Value::dict(map, &mut self.budget)
+    }
+
+    /// `~`: everything as text, one after the other.
+    #[inline(never)]
+    fn eval_concat(&mut self, parts: &[Expr], scope: &Rc<Scope>) -> Result<Value> {
+        let values = self.eval_all(parts, scope)?;
+        let escapes = self.autoescape && values.iter().any(Value::is_safe);
+        let mut text = String::new();
+        for value in &values {
+            let part = to_str(value, &mut self.budget)?;
+            self.budget.check_value(text.len() + part.len())?;
+            match escapes && !value.is_safe() {
+                true => text += &html::escape(&part, &mut self.budget)?,
+                false => text += &part,
+            }
+        }
+        self.budget.build(text.len())?;
+        Ok(Value::text(text, escapes))
+    }
+
+    #[inline(never)]
+    fn eval_compare(&mut self, first: &Expr, rest: &[(CompareOp, Expr)], scope: &Rc<Scope>) -> Result<Value> {
+        let mut left = self.eval(first, scope)?;
+        for (operator, right) in rest {
+            let right = self.eval(right, scope)?;
+            if !self.compare(*operator, &left, &right)? {
+                return Ok(Value::Bool(false));
+            }
+            left = right;
+        }
+        Ok(Value::Bool(true))
+    }
+
+    /// One comparison.
+    pub(crate) fn compare(&mut self, operator: CompareOp, left: &Value, right: &Value) -> Result<bool> {
+        self.budget.scan(left.weight().min(right.weight()) / 8)?;
+        let ordered = |sign: &str| order(left, right, sign);
+        Ok(match operator {
+            CompareOp::Eq => equal(left, right),
+            CompareOp::Ne => !equal(left, right),
+            CompareOp::Lt => ordered("<")? == Some(Ordering::Less),
+            CompareOp::Le => ordered("<=")?.is_some_and(Ordering::is_le),
+            CompareOp::Gt => ordered(">")? == Some(Ordering::Greater),
+            CompareOp::Ge => ordered(">=")?.is_some_and(Ordering::is_ge),
+            CompareOp::In => ops::contains(self, right, left)?,
+            CompareOp::NotIn => !ops::contains(self, right, left)?,
+        })
+    }
+
+    #[inline(never)]
+    pub(crate) fn eval_args(&mut self, args: &ast::Args, scope: &Rc<Scope>) -> Result<Args> {
+        let mut values = Args { positional: self.eval_all(&args.positional, scope)?, named: Vec::new() };
+        for (name, value) in &args.named {
+            let value = self.eval(value, scope)?;
+            values.named.push((name.clone(), value));
+        }
+        if let Some(star) = &args.star {
+            let star = self.eval(star, scope)?;
+            let items = Iter::new(&star)?.collect(self)?;
+            values.positional.extend(items);
+        }
+        if let Some(star_star) = &args.star_star {
+            let map = self.eval(star_star, scope)?;
+            let Value::Dict(dict) = &map else {
+                map.defined()?;
+                return Err(Error::of_type(format!("argument after ** must be a mapping, not {}", map.type_name())));
+            };
+            self.budget.scan(32 * dict.map.len())?;
+            for (key, value) in &dict.map {
+                let Value::Str(name) = &key.0 else { return Err(Error::of_type("keywords must be strings")) };
+                if values.named.iter().any(|(known, _)| *known == name.text) {
+                    return Err(Error::of_type(format!("got multiple values for keyword argument '{}'", name.text)));
+                }
+                values.named.push((name.text.clone(), value.clone()));
+            }
+        }
+        Ok(values)
+    }
+
+    /// A call; `caller` is the body of a `call` block.
+    #[inline(never)]
+    pub(crate) fn eval_call(
+        &mut self,
+        callee: &Expr,
+        args: &ast::Args,
+        scope: &Rc<Scope>,
+        caller: Option<Value>,
+    ) -> Result<Value> {
+        let callee = match &callee.kind {
+            // Methods are called without making a value of them first.
+            ExprKind::Attr(of, name) => {
+                let of = self.eval(of, scope)?;
+                if !name.starts_with('_') && crate::attr::has_method(&of, name) {
+                    let mut args = self.eval_args(args, scope)?;
+                    args.named.extend(caller.map(|caller| ("caller".into(), caller)));
+                    return self.call_method(&of, name, args);
+                }
+                self.get_attr(&of, name)?
+            }
+            _ => self.eval(callee, scope)?,
+        };
+        let mut args = self.eval_args(args, scope)?;
+        if let Some(caller) = caller {
+            if args.named.iter().any(|(name, _)| &**name == "caller") {
+                return Err(Error::of_type("got multiple values for keyword argument 'caller'"));
+            }
+            args.named.push(("caller".into(), caller));
+        }
+        self.call(&callee, args)
+    }
+
+    /// The value after the attributes and items named by `parts`, as filters take them with `attribute=`.
+    pub(crate) fn attribute(&mut self, value: &Value, parts: &[Value], default: Option<&Value>) -> Result<Value> {
+        let mut value = value.clone();
+        for part in parts {
+            value = self.get_item(&value, part)?;
+            if let Some(default) = default
+                && value.is_undefined()
+            {
+                value = default.clone();
+            }
+        }
+        Ok(value)
+    }
+
+    /// The parts of an attribute's name. Source: `_prepare_attribute_parts`.
+    pub(crate) fn attribute_parts(&mut self, attribute: &Value) -> Result<Vec<Value>> {
+        Ok(match attribute {
+            Value::None => Vec::new(),
+            Value::Str(text) => {
+                self.budget.scan(24 * text.text.len())?;
+                let part = |part: &str| match !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) {
+                    true => part.parse().map_or_else(|_| Value::str(part), Value::Int),
+                    false => Value::str(part),
+                };
+                text.text.split('.').map(part).collect()
+            }
+            other => vec![other.clone()],
+        })
+    }
+
+    /// An iterator that can be read once.
+    pub(crate) fn iterator(&mut self, iter: Iter, name: &'static str) -> Result<Value> {
+        self.object(Object::Iter { iter: iter.into(), name })
+    }
+
+    /// A string that is no copy of an escaped one, and the text of any other value.
+    pub(crate) fn soft(&mut self, value: &Value) -> Result<crate::value::Text> {
+        soft_text(value, &mut self.budget)
+    }
+}

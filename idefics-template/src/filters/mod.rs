@@ -1,0 +1,144 @@
+//! The filters of the environment.
+//!
+//! Source: `jinja2.filters`, and `tojson` of Transformers.
+
+mod numbers;
+mod sequences;
+mod texts;
+
+use std::sync::Arc;
+
+use crate::args::Args;
+use crate::error::{Error, Result};
+use crate::iter::{Iter, Lazy, LazyStep};
+use crate::json::to_json;
+use crate::repr::to_str;
+use crate::value::{Text, Value};
+use crate::vm::Vm;
+
+const NAMES: &[&str] = &[
+    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
+    "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last",
+    "length", "list", "lower", "map", "max", "min", "pprint", "random", "reject", "rejectattr", "replace", "reverse",
+    "round", "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title", "tojson", "trim",
+    "truncate", "unique", "upper", "urlencode", "urlize", "wordcount", "wordwrap", "xmlattr",
+];
+
+/// Whether there is a filter of that name.
+pub(crate) fn exists(name: &str) -> bool {
+    NAMES.contains(&name)
+}
+
+impl Vm<'_> {
+    /// `value|name(args)`.
+    #[inline(never)]
+    pub(crate) fn call_filter(&mut self, name: &str, value: Value, args: Args) -> Result<Value> {
+        self.budget.step()?;
+        self.budget.scan(args.positional.iter().filter_map(Value::as_str).map(str::len).sum())?;
+        match name {
+            "attr" => {
+                let [name] = args.bind("attr", ["name"], 1)?;
+                let name = name.unwrap_or(Value::None);
+                let name = name.as_str().ok_or_else(|| Error::of_type("attribute name must be string"))?;
+                // Items are no attributes here.
+                match &value {
+                    Value::Dict(_) if !crate::attr::has_method(&value, name) => {
+                        Ok(Value::undefined(format!("'dict object' has no attribute '{name}'")))
+                    }
+                    value => self.get_attr(value, name),
+                }
+            }
+            "default" | "d" => {
+                let [default, boolean] = args.bind("default", ["default_value", "boolean"], 0)?;
+                let use_default = value.is_undefined() || (boolean.is_some_and(|test| test.is_true()) && !value.is_true());
+                Ok(if use_default { default.unwrap_or_else(|| Value::str("")) } else { value })
+            }
+            "map" => self.map(&value, args),
+            "select" | "reject" => self.select(&value, args, name == "reject", false),
+            "selectattr" | "rejectattr" => self.select(&value, args, name == "rejectattr", true),
+            "tojson" => to_json(self, &value, args),
+            "string" => {
+                args.none("soft_str")?;
+                self.soft(&value).map(Value::Str)
+            }
+            "safe" => {
+                args.none("safe")?;
+                Ok(Value::safe(to_str(&value, &mut self.budget)?))
+            }
+            "length" | "count" => {
+                args.none("len")?;
+                if let Value::Str(text) = &value {
+                    self.budget.scan(text.text.len() / 8)?;
+                }
+                value.length().map(Value::usize)
+            }
+            _ => {
+                if let Value::Str(text) = &value {
+                    self.budget.scan(text.text.len())?;
+                }
+                if let Some(result) = numbers::call(self, name, &value, &args)? {
+                    return Ok(result);
+                }
+                match sequences::call(self, name, &value, args)? {
+                    Ok(result) => Ok(result),
+                    Err(args) => texts::call(self, name, &value, args),
+                }
+            }
+        }
+    }
+
+    fn map(&mut self, value: &Value, mut args: Args) -> Result<Value> {
+        let step = if args.positional.is_empty() && args.named.iter().any(|(name, _)| &**name == "attribute") {
+            let attribute = args.take_named("attribute").unwrap_or(Value::None);
+            let default = args.take_named("default").filter(|default| !matches!(default, Value::None));
+            if let Some((name, _)) = args.named.first() {
+                return Err(Error::value(format!("Unexpected keyword argument '{name}'")));
+            }
+            LazyStep::Attribute(self.attribute_parts(&attribute)?, default)
+        } else {
+            match args.take_first() {
+                Some(name) => LazyStep::Filter(self.named(&name, exists, "filter", value)?, args),
+                None if !value.is_true() => LazyStep::Attribute(Vec::new(), None),
+                None => return Err(Error::value("map requires a filter argument")),
+            }
+        };
+        self.lazy(value, step, "generator")
+    }
+
+    fn select(&mut self, value: &Value, mut args: Args, rejects: bool, by_attribute: bool) -> Result<Value> {
+        let attribute = match by_attribute {
+            false => Vec::new(),
+            true => match args.take_first() {
+                Some(attribute) => self.attribute_parts(&attribute)?,
+                None if !value.is_true() => Vec::new(),
+                None => return Err(Error::value("Missing parameter for attribute name")),
+            },
+        };
+        let test = match args.take_first() {
+            Some(name) => Some((self.named(&name, crate::tests::exists, "test", value)?, args)),
+            None => None,
+        };
+        self.lazy(value, LazyStep::Select { attribute, test, rejects }, "generator")
+    }
+
+    /// The name of a filter or test that is given as an argument.
+    fn named(&self, name: &Value, exists: fn(&str) -> bool, kind: &str, value: &Value) -> Result<Arc<str>> {
+        match name {
+            Value::Str(text) if exists(&text.text) || !value.is_true() => Ok(text.text.clone()),
+            Value::Str(text) => Err(Error::value(format!("No {kind} named '{}'.", text.text))),
+            // Nothing is called for an empty sequence.
+            _ if !value.is_true() => Ok("".into()),
+            _ => Err(Error::of_type(format!("the name of a {kind} is a string"))),
+        }
+    }
+
+    fn lazy(&mut self, value: &Value, step: LazyStep, name: &'static str) -> Result<Value> {
+        let source = if value.is_true() { Iter::new(value)? } else { Iter::Empty };
+        self.iterator(Iter::Lazy(Box::new(Lazy { source, step })), name)
+    }
+
+    /// The text of a filter's value.
+    fn text_of(&mut self, value: &Value) -> Result<Text> {
+        self.soft(value)
+    }
+}

@@ -1,0 +1,98 @@
+//! Escaped HTML.
+//!
+//! Source: `markupsafe`.
+
+use crate::budget::Budget;
+use crate::error::Result;
+
+/// Replaces the five characters with a meaning in HTML.
+pub(crate) fn escape(text: &str, budget: &mut Budget) -> Result<String> {
+    budget.build(text.len())?;
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '\'' => escaped += "&#39;",
+            '"' => escaped += "&#34;",
+            _ => escaped.push(character),
+        }
+    }
+    budget.build(escaped.len())?;
+    Ok(escaped)
+}
+
+/// Takes comments and tags out, runs of white space together, and entities back.
+pub(crate) fn strip_tags(text: &str) -> String {
+    let without_comments = remove(text, "<!--", "-->");
+    let without_tags = remove(&without_comments, "<", ">");
+    let words: Vec<&str> = without_tags.split(crate::unicode::is_space).filter(|word| !word.is_empty()).collect();
+    unescape(&words.join(" "))
+}
+
+/// Takes out everything from `open` to `close`. What is not closed stays.
+fn remove(text: &str, open: &str, close: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(open) {
+        let Some(length) = rest[start..].find(close) else { break };
+        kept += &rest[..start];
+        rest = &rest[start + length + close.len()..];
+    }
+    kept + rest
+}
+
+/// Named entities: those of XML and the common ones of HTML.
+const ENTITIES: [(&str, &str); 40] = [
+    ("amp", "&"), ("lt", "<"), ("gt", ">"), ("quot", "\""), ("apos", "'"), ("nbsp", "\u{a0}"), ("copy", "©"),
+    ("reg", "®"), ("trade", "™"), ("hellip", "…"), ("mdash", "—"), ("ndash", "–"), ("lsquo", "‘"), ("rsquo", "’"),
+    ("ldquo", "“"), ("rdquo", "”"), ("laquo", "«"), ("raquo", "»"), ("bull", "•"), ("middot", "·"), ("times", "×"),
+    ("divide", "÷"), ("deg", "°"), ("plusmn", "±"), ("euro", "€"), ("pound", "£"), ("yen", "¥"), ("cent", "¢"),
+    ("sect", "§"), ("para", "¶"), ("larr", "←"), ("rarr", "→"), ("uarr", "↑"), ("darr", "↓"), ("auml", "ä"),
+    ("ouml", "ö"), ("uuml", "ü"), ("szlig", "ß"), ("eacute", "é"), ("egrave", "è"),
+];
+
+/// `html.unescape`, with the entities above.
+pub(crate) fn unescape(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find('&') {
+        plain += &rest[..start];
+        let after = &rest[start + 1..];
+        match entity(after) {
+            Some((decoded, length)) => {
+                plain += &decoded;
+                rest = &after[length..];
+            }
+            None => {
+                plain.push('&');
+                rest = after;
+            }
+        }
+    }
+    plain + rest
+}
+
+/// What the entity at the start stands for, and how long it is.
+fn entity(text: &str) -> Option<(String, usize)> {
+    if let Some(number) = text.strip_prefix('#') {
+        let (digits, radix, skip) = match number.strip_prefix(['x', 'X']) {
+            Some(digits) => (digits, 16, 2),
+            None => (number, 10, 1),
+        };
+        let length = digits.find(|character: char| !character.is_digit(radix)).unwrap_or(digits.len());
+        if length == 0 {
+            return None;
+        }
+        let code = u32::from_str_radix(&digits[..length], radix).unwrap_or(u32::MAX);
+        let decoded = char::from_u32(code).filter(|_| code != 0).unwrap_or(char::REPLACEMENT_CHARACTER);
+        let end = skip + length;
+        return Some((decoded.to_string(), end + usize::from(text[end..].starts_with(';'))));
+    }
+    let length = text.find(|character: char| !character.is_ascii_alphanumeric()).unwrap_or(text.len());
+    let (_, decoded) = ENTITIES.iter().find(|(name, _)| *name == &text[..length])?;
+    let closed = text[length..].starts_with(';');
+    (closed || matches!(&text[..length], "amp" | "lt" | "gt" | "quot" | "nbsp" | "copy" | "reg"))
+        .then(|| ((*decoded).to_owned(), length + usize::from(closed)))
+}

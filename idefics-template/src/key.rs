@@ -1,0 +1,204 @@
+//! Equality, order and hashes as Python has them: `1 == 1.0 == True`, and lists compare item by item.
+
+use std::cmp::Ordering;
+use std::hash::{Hash, Hasher};
+use std::rc::Rc;
+
+use indexmap::Equivalent;
+use num_bigint::BigInt;
+use num_traits::{FromPrimitive, ToPrimitive};
+
+use crate::error::{Error, Result};
+use crate::value::{Dict, Seq, Value, View};
+
+/// A value that is a key of a mapping.
+#[derive(Debug, Clone)]
+pub(crate) struct Key(pub(crate) Value);
+
+impl Key {
+    /// Checks that a value can be a key.
+    pub(crate) fn new(value: Value) -> Result<Self> {
+        check_hashable(&value)?;
+        Ok(Self(value))
+    }
+
+    pub(crate) fn str(text: impl Into<std::sync::Arc<str>>) -> Self {
+        Self(Value::str(text))
+    }
+}
+
+/// Lists and mappings have no hash.
+pub(crate) fn check_hashable(value: &Value) -> Result<()> {
+    match value {
+        Value::List(_) | Value::Dict(_) | Value::View(View::Keys | View::Items, _) | Value::Slice(_) => {
+            Err(Error::of_type(format!("unhashable type: '{}'", value.type_name())))
+        }
+        Value::Tuple(seq) => seq.items.iter().try_for_each(check_hashable),
+        _ => Ok(()),
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        equal(&self.0, &other.0)
+    }
+}
+
+impl Eq for Key {}
+
+impl Equivalent<Key> for str {
+    fn equivalent(&self, key: &Key) -> bool {
+        key.0.as_str() == Some(self)
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match &self.0 {
+            // The hash of `str`, so that a mapping can be asked for one.
+            Value::Str(text) => text.text.hash(state),
+            Value::Bool(value) => i64::from(*value).hash(state),
+            Value::Int(number) => number.hash(state),
+            Value::Big(number) => number.to_f64().unwrap_or(0.0).to_bits().hash(state),
+            Value::Float(number) => match number.to_i64().filter(|whole| *whole as f64 == *number) {
+                Some(whole) => whole.hash(state),
+                None => number.to_bits().hash(state),
+            },
+            Value::Tuple(seq) => seq.items.iter().for_each(|item| Self(item.clone()).hash(state)),
+            Value::Object(object) => Rc::as_ptr(object).hash(state),
+            other => std::mem::discriminant(other).hash(state),
+        }
+    }
+}
+
+/// Python's `==`.
+pub(crate) fn equal(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
+        (Value::Str(left), Value::Str(right)) => left.text == right.text,
+        (Value::List(left), Value::List(right)) | (Value::Tuple(left), Value::Tuple(right)) => equal_items(left, right),
+        (Value::Dict(left), Value::Dict(right)) => Rc::ptr_eq(left, right) || equal_dicts(left, right),
+        (Value::View(view, left), Value::View(other, right)) => {
+            view == other
+                && match view {
+                    View::Keys => left.map.len() == right.map.len() && left.map.keys().all(|key| right.map.contains_key(key)),
+                    View::Items => equal_dicts(left, right),
+                    View::Values => false,
+                }
+        }
+        (Value::Range(left), Value::Range(right)) => {
+            left.length == right.length
+                && (left.length == 0 || (left.start == right.start && (left.length == 1 || left.step == right.step)))
+        }
+        (Value::Slice(left), Value::Slice(right)) => left.iter().zip(right.iter()).all(|(left, right)| equal(left, right)),
+        (Value::Object(left), Value::Object(right)) => left.equals(right),
+        _ => compare_numbers(left, right) == Some(Some(Ordering::Equal)),
+    }
+}
+
+/// Python compares the parts of a list by identity first, so that a list with NaN equals itself.
+fn same_or_equal(left: &Value, right: &Value) -> bool {
+    is_same(left, right) || equal(left, right)
+}
+
+fn equal_items(left: &Seq, right: &Seq) -> bool {
+    std::ptr::eq(left, right)
+        || (left.items.len() == right.items.len()
+            && left.items.iter().zip(&right.items).all(|(left, right)| same_or_equal(left, right)))
+}
+
+fn equal_dicts(left: &Dict, right: &Dict) -> bool {
+    left.map.len() == right.map.len()
+        && left.map.iter().all(|(key, value)| right.map.get(key).is_some_and(|other| same_or_equal(value, other)))
+}
+
+/// Python's `is`.
+pub(crate) fn is_same(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Undefined(left), Value::Undefined(right)) => Rc::ptr_eq(left, right),
+        (Value::None, Value::None) => true,
+        (Value::Bool(left), Value::Bool(right)) => left == right,
+        (Value::Int(left), Value::Int(right)) => left == right,
+        (Value::Str(left), Value::Str(right)) => left.safe == right.safe && left.text == right.text,
+        (Value::Float(left), Value::Float(right)) => left == right,
+        (Value::List(left), Value::List(right)) => Rc::ptr_eq(left, right),
+        (Value::Tuple(left), Value::Tuple(right)) => Rc::ptr_eq(left, right) || (left.items.is_empty() && right.items.is_empty()),
+        (Value::Dict(left), Value::Dict(right)) => Rc::ptr_eq(left, right),
+        (Value::Object(left), Value::Object(right)) => Rc::ptr_eq(left, right),
+        _ => false,
+    }
+}
+
+/// The order of two numbers, `None` inside for NaN; `None` if one is no number.
+fn compare_numbers(left: &Value, right: &Value) -> Option<Option<Ordering>> {
+    let whole = |value: &Value| match value {
+        Value::Bool(value) => Some(i64::from(*value)),
+        Value::Int(number) => Some(*number),
+        _ => None,
+    };
+    if let (Some(left), Some(right)) = (whole(left), whole(right)) {
+        return Some(Some(left.cmp(&right)));
+    }
+    if let (Value::Float(left), Value::Float(right)) = (left, right) {
+        return Some(left.partial_cmp(right));
+    }
+    if let Value::Float(left) = left {
+        return Some(compare_float(*left, &big(right)?));
+    }
+    if let Value::Float(right) = right {
+        return Some(compare_float(*right, &big(left)?).map(Ordering::reverse));
+    }
+    Some(Some(big(left)?.cmp(&big(right)?)))
+}
+
+pub(crate) fn big(value: &Value) -> Option<BigInt> {
+    match value {
+        Value::Bool(value) => Some(BigInt::from(i64::from(*value))),
+        Value::Int(number) => Some(BigInt::from(*number)),
+        Value::Big(number) => Some((**number).clone()),
+        _ => None,
+    }
+}
+
+fn compare_float(left: f64, right: &BigInt) -> Option<Ordering> {
+    if left.is_nan() {
+        return None;
+    }
+    match BigInt::from_f64(left.floor()) {
+        Some(floor) => Some(floor.cmp(right).then(match left > left.floor() {
+            true => Ordering::Greater,
+            false => Ordering::Equal,
+        })),
+        None => Some(if left > 0.0 { Ordering::Greater } else { Ordering::Less }),
+    }
+}
+
+/// The order of two values, `None` if neither is the smaller one, as with NaN. `operator` is for the message.
+pub(crate) fn order(left: &Value, right: &Value, operator: &str) -> Result<Option<Ordering>> {
+    left.defined()?;
+    right.defined()?;
+    match (left, right) {
+        (Value::Str(left), Value::Str(right)) => Ok(Some(left.text.cmp(&right.text))),
+        (Value::List(left), Value::List(right)) | (Value::Tuple(left), Value::Tuple(right)) => {
+            for (left, right) in left.items.iter().zip(&right.items) {
+                if !same_or_equal(left, right) {
+                    return order(left, right, operator);
+                }
+            }
+            Ok(Some(left.items.len().cmp(&right.items.len())))
+        }
+        (Value::View(View::Keys, left), Value::View(View::Keys, right)) => {
+            let within = |small: &Dict, large: &Dict| small.map.keys().all(|key| large.map.contains_key(key));
+            Ok(match (within(left, right), within(right, left)) {
+                (true, true) => Some(Ordering::Equal),
+                (true, false) => Some(Ordering::Less),
+                (false, true) => Some(Ordering::Greater),
+                (false, false) => None,
+            })
+        }
+        _ => compare_numbers(left, right).ok_or_else(|| {
+            let types = format!("'{}' and '{}'", left.type_name(), right.type_name());
+            Error::of_type(format!("'{operator}' not supported between instances of {types}"))
+        }),
+    }
+}

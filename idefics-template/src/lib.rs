@@ -1,0 +1,43 @@
+#![doc = include_str!("../README.md")]
+
+mod args;
+mod ast;
+mod attr;
+mod budget;
+mod call;
+mod check;
+mod clock;
+mod digits;
+mod error;
+mod eval;
+mod exec;
+mod filters;
+mod format;
+mod format_spec;
+mod html;
+mod iter;
+mod json;
+mod key;
+mod lexer;
+mod methods;
+mod number;
+mod object;
+mod ops;
+mod parse_expr;
+mod parser;
+mod pprint;
+mod printf;
+mod repr;
+mod scope;
+mod template;
+mod tests;
+mod unicode;
+mod urlize;
+mod value;
+mod vm;
+mod wrap;
+
+pub use budget::Limits;
+pub use clock::Now;
+pub use error::{Error, ErrorKind};
+pub use template::{Rendered, Template};

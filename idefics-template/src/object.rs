@@ -1,0 +1,200 @@
+//! Values with a state or a behaviour of their own.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use crate::ast::{For, Macro};
+use crate::error::{Error, ErrorKind, Result};
+use crate::iter::Iter;
+use crate::key::Key;
+use crate::scope::Scope;
+use crate::value::Value;
+
+/// Why a value is undefined. Source: `jinja2.runtime.Undefined`.
+#[derive(Debug)]
+pub(crate) enum Undefined {
+    Name(Arc<str>),
+    Attr { of: &'static str, name: Arc<str> },
+    Element { of: &'static str, key: String },
+    Hint(String),
+    /// An attribute that the reference's sandbox hides.
+    Unsafe { of: &'static str, name: Arc<str> },
+}
+
+impl Undefined {
+    /// The error of using the value.
+    pub(crate) fn error(&self) -> Error {
+        let object = |of: &str| if of == "NoneType" { "None".to_owned() } else { format!("{of} object") };
+        match self {
+            Self::Name(name) => Error::new(ErrorKind::Undefined, format!("'{name}' is undefined")),
+            Self::Attr { of, name } => {
+                Error::new(ErrorKind::Undefined, format!("'{}' has no attribute '{name}'", object(of)))
+            }
+            Self::Element { of, key } => {
+                Error::new(ErrorKind::Undefined, format!("{} has no element {key}", object(of)))
+            }
+            Self::Hint(hint) => Error::new(ErrorKind::Undefined, hint.clone()),
+            Self::Unsafe { of, name } => {
+                Error::new(ErrorKind::Security, format!("access to attribute '{name}' of '{of}' object is unsafe"))
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Object {
+    Namespace(RefCell<IndexMap<Key, Value>>),
+    Cycler { items: Value, position: Cell<usize> },
+    Joiner { separator: Value, used: Cell<bool> },
+    Loop(RefCell<Loop>),
+    Macro(MacroObject),
+    /// A generator or iterator, which can be read once.
+    Iter { iter: RefCell<Iter>, name: &'static str },
+    /// A method of a value, not yet called.
+    Method { of: Value, name: Arc<str> },
+    Function(Function),
+    /// `self`, whose attributes are the template's blocks.
+    Template,
+    /// A block, which can be called.
+    Block(Arc<str>),
+}
+
+/// The functions of the environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Function {
+    Range,
+    Dict,
+    Lipsum,
+    Cycler,
+    Joiner,
+    Namespace,
+    RaiseException,
+    StrftimeNow,
+}
+
+impl Function {
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "range" => Self::Range,
+            "dict" => Self::Dict,
+            "lipsum" => Self::Lipsum,
+            "cycler" => Self::Cycler,
+            "joiner" => Self::Joiner,
+            "namespace" => Self::Namespace,
+            "raise_exception" => Self::RaiseException,
+            "strftime_now" => Self::StrftimeNow,
+            _ => return None,
+        })
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct MacroObject {
+    pub(crate) declared: Arc<Macro>,
+    /// Where the macro stands, until the rendering ends.
+    pub(crate) scope: RefCell<Option<Rc<Scope>>>,
+}
+
+/// `loop`. Source: `jinja2.runtime.LoopContext`.
+#[derive(Debug)]
+pub(crate) struct Loop {
+    pub(crate) iter: Iter,
+    /// The length, if it is known.
+    pub(crate) length: Option<usize>,
+    /// An item that was read ahead; `Some(None)` is the end.
+    pub(crate) ahead: Option<Option<Value>>,
+    pub(crate) current: Option<Value>,
+    pub(crate) before: Option<Value>,
+    /// Items that have been given out.
+    pub(crate) given: usize,
+    pub(crate) last_changed: Option<Vec<Value>>,
+    pub(crate) depth: usize,
+    /// The statement and its place, to be run again by `loop(…)`.
+    pub(crate) recursive: Option<(Arc<For>, Rc<Scope>)>,
+}
+
+impl Object {
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self {
+            Self::Namespace(_) => "TemplateNamespace",
+            Self::Cycler { .. } => "Cycler",
+            Self::Joiner { .. } => "Joiner",
+            Self::Loop(_) => "LoopContext",
+            Self::Macro(_) => "Macro",
+            Self::Iter { name, .. } => name,
+            Self::Method { .. } => "builtin_function_or_method",
+            Self::Function(Function::Dict) => "TemplateDict",
+            Self::Function(_) => "function",
+            Self::Template => "TemplateReference",
+            Self::Block(_) => "BlockReference",
+        }
+    }
+
+    /// How deep the value nests. Objects that are cleared at the end count as flat.
+    pub(crate) fn depth(&self) -> u32 {
+        match self {
+            Self::Method { of, .. } => of.depth() + 1,
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn is_true(&self) -> bool {
+        match self {
+            Self::Loop(state) => state.try_borrow().ok().and_then(|state| state.length).is_none_or(|length| length > 0),
+            _ => true,
+        }
+    }
+
+    pub(crate) fn length(&self) -> Result<usize> {
+        match self {
+            Self::Loop(state) => match state.try_borrow().ok().and_then(|state| state.length) {
+                Some(length) => Ok(length),
+                None => Err(Error::of_type("the length of this loop is not known; use loop.length")),
+            },
+            _ => Err(Error::of_type(format!("object of type '{}' has no len()", self.type_name()))),
+        }
+    }
+
+    pub(crate) fn is_callable(&self) -> bool {
+        match self {
+            Self::Namespace(_) | Self::Cycler { .. } | Self::Iter { .. } | Self::Template => false,
+            Self::Joiner { .. }
+            | Self::Loop(_)
+            | Self::Macro(_)
+            | Self::Method { .. }
+            | Self::Function(_)
+            | Self::Block(_) => true,
+        }
+    }
+
+    pub(crate) fn equals(self: &Rc<Self>, other: &Rc<Self>) -> bool {
+        Rc::ptr_eq(self, other)
+            || match (&**self, &**other) {
+                (Self::Function(left), Self::Function(right)) => left == right,
+                (Self::Method { of, name }, Self::Method { of: other, name: other_name }) => {
+                    name == other_name && crate::key::is_same(of, other)
+                }
+                _ => false,
+            }
+    }
+
+    /// Drops what the object refers to, so that no cycle of objects outlives the rendering.
+    pub(crate) fn clear(&self) {
+        match self {
+            Self::Namespace(attributes) => drop(attributes.take()),
+            Self::Loop(state) => {
+                if let Ok(mut state) = state.try_borrow_mut() {
+                    state.iter = Iter::Empty;
+                    state.recursive = None;
+                    (state.current, state.before, state.ahead, state.last_changed) = (None, None, None, None);
+                }
+            }
+            Self::Macro(object) => drop(object.scope.take()),
+            Self::Iter { iter, .. } => drop(iter.replace(Iter::Empty)),
+            _ => {}
+        }
+    }
+}

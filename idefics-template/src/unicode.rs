@@ -1,0 +1,97 @@
+//! Classes of characters as Python has them.
+
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
+
+/// White space of `str.isspace`, `str.strip` and `\s`.
+pub(crate) fn is_space(character: char) -> bool {
+    character.is_whitespace() || matches!(character, '\x1c'..='\x1f')
+}
+
+/// `\w`: letters, digits and `_`.
+pub(crate) fn is_word(character: char) -> bool {
+    character == '_' || is_alpha(character) || is_numeric(character)
+}
+
+/// `str.isalpha`: the letter categories.
+pub(crate) fn is_alpha(character: char) -> bool {
+    use GeneralCategory::{LowercaseLetter, ModifierLetter, OtherLetter, TitlecaseLetter, UppercaseLetter};
+    match character.is_ascii() {
+        true => character.is_ascii_alphabetic(),
+        false => matches!(
+            character.general_category(),
+            LowercaseLetter | ModifierLetter | OtherLetter | TitlecaseLetter | UppercaseLetter
+        ),
+    }
+}
+
+/// `str.isdecimal`.
+pub(crate) fn is_decimal(character: char) -> bool {
+    match character.is_ascii() {
+        true => character.is_ascii_digit(),
+        false => character.general_category() == GeneralCategory::DecimalNumber,
+    }
+}
+
+/// `str.isdigit`: decimals, superscripts, subscripts and circled digits.
+pub(crate) fn is_digit(character: char) -> bool {
+    is_decimal(character)
+        || matches!(character, '\u{b2}' | '\u{b3}' | '\u{b9}' | '\u{2070}' | '\u{2074}'..='\u{2079}'
+            | '\u{2080}'..='\u{2089}' | '\u{2460}'..='\u{2468}' | '\u{2474}'..='\u{247c}' | '\u{2488}'..='\u{2490}'
+            | '\u{24ea}' | '\u{24f5}'..='\u{24fd}' | '\u{24ff}' | '\u{2776}'..='\u{277e}' | '\u{2780}'..='\u{2788}'
+            | '\u{278a}'..='\u{2792}' | '\u{1369}'..='\u{1371}' | '\u{19da}')
+}
+
+/// `str.isnumeric`: everything with a numeric value; of ideographs the common ones.
+pub(crate) fn is_numeric(character: char) -> bool {
+    match character.is_ascii() {
+        true => character.is_ascii_digit(),
+        false => character.is_numeric() || "〇一二三四五六七八九十百千万億兆零壱弐参拾壹贰叁肆伍陆柒捌玖".contains(character),
+    }
+}
+
+/// `str.isprintable`, by which `repr` decides what to escape.
+pub(crate) fn is_printable(character: char) -> bool {
+    use GeneralCategory::{
+        Control, Format, LineSeparator, ParagraphSeparator, PrivateUse, SpaceSeparator, Surrogate, Unassigned,
+    };
+    match character.is_ascii() {
+        true => matches!(character, ' '..='~'),
+        false => !matches!(
+            character.general_category(),
+            Control | Format | LineSeparator | ParagraphSeparator | PrivateUse | SpaceSeparator | Surrogate | Unassigned
+        ),
+    }
+}
+
+/// `str.isidentifier`.
+pub(crate) fn is_identifier(text: &str) -> bool {
+    let mut characters = text.chars();
+    characters.next().is_some_and(|first| first == '_' || is_alpha(first))
+        && characters.all(|character| {
+            character == '_' || is_alpha(character) || is_decimal(character) || character.general_category() == GeneralCategory::NonspacingMark
+        })
+}
+
+/// Line breaks of `str.splitlines`.
+pub(crate) fn is_line_break(character: char) -> bool {
+    matches!(character, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}')
+}
+
+/// The first letter of a word in `str.title` and `str.capitalize`.
+pub(crate) fn to_title(character: char) -> impl Iterator<Item = char> {
+    let digraph = match character {
+        '\u{1c4}'..='\u{1c6}' => Some('\u{1c5}'),
+        '\u{1c7}'..='\u{1c9}' => Some('\u{1c8}'),
+        '\u{1ca}'..='\u{1cc}' => Some('\u{1cb}'),
+        '\u{1f1}'..='\u{1f3}' => Some('\u{1f2}'),
+        _ => None,
+    };
+    let mut letters: Vec<char> = match digraph {
+        Some(digraph) => vec![digraph],
+        None => character.to_uppercase().collect(),
+    };
+    for letter in letters.iter_mut().skip(1) {
+        *letter = letter.to_lowercase().next().unwrap_or(*letter);
+    }
+    letters.into_iter()
+}
