@@ -1,0 +1,7 @@
+//! BMP files: palettes, bit fields, run lengths.
+#![no_main]
+
+use idefics_image::Format;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| idefics_fuzz::picture(Format::Bmp, data));

@@ -1,0 +1,7 @@
+//! ICO files.
+#![no_main]
+
+use idefics_image::Format;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| idefics_fuzz::picture(Format::Ico, data));

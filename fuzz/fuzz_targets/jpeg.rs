@@ -1,0 +1,7 @@
+//! JPEG files: headers, scans, restarts.
+#![no_main]
+
+use idefics_image::Format;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| idefics_fuzz::picture(Format::Jpeg, data));

@@ -1,0 +1,7 @@
+//! PNG files: chunks, checksums, missing ends, interlacing.
+#![no_main]
+
+use idefics_image::Format;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| idefics_fuzz::picture(Format::Png, data));

@@ -1,0 +1,7 @@
+//! PBM, PGM, PPM and PFM files.
+#![no_main]
+
+use idefics_image::Format;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| idefics_fuzz::picture(Format::Pnm, data));

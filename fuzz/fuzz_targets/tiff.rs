@@ -1,0 +1,7 @@
+//! TIFF files: directories, strips, tiles, every compression.
+#![no_main]
+
+use idefics_image::Format;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| idefics_fuzz::picture(Format::Tiff, data));
