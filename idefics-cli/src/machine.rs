@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use idefics_generate::nn::kernels;
+use idefics_generate::nn::{kept_bytes, kernels};
 use idefics_generate::{Device, DeviceChoice, device_memory_bytes};
 use rayon::prelude::*;
 use sysinfo::System;
@@ -35,6 +35,12 @@ pub(crate) fn available_memory_bytes(choice: DeviceChoice, device: &Device) -> u
         DeviceChoice::Cuda(_) => free_cuda_bytes().unwrap_or_else(of_device),
         _ => of_device(),
     }
+}
+
+/// As [`available_memory_bytes`], without what the device's operations keep for reuse: what weights, caches and activations
+/// may take.
+pub(crate) fn usable_memory_bytes(choice: DeviceChoice, device: &Device) -> u64 {
+    available_memory_bytes(choice, device).saturating_sub(kept_bytes(device))
 }
 
 /// What the system has left of the main memory, or a control group leaves of it, in bytes.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use idefics_generate::hub::{self, HubOptions, ModelSource};
 use idefics_generate::nn::checkpoint::WeightMemory;
-use idefics_generate::nn::{Checkpoint, PackedFormat};
+use idefics_generate::nn::{Activations, Checkpoint, PackedFormat};
 use idefics_generate::placement::Plan;
 use idefics_generate::{
     AnyModel, Device, DeviceChoice, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions,
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::args::Global;
 use crate::failure::Failure;
-use crate::machine::available_memory_bytes;
+use crate::machine::{available_memory_bytes, usable_memory_bytes};
 use crate::output::size;
 use crate::placing;
 
@@ -93,12 +93,15 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
         None => Ok(WeightMemory::default()),
     };
     let (choice, device, weights) = device_for(global, 0, needed)?;
+    if let Some((config, checkpoint)) = known {
+        check_activations(global, choice, config, Some(checkpoint))?;
+    }
     if global.verbose {
         say!("loading {} on {choice}, weights {weights}", folder.display());
     }
     let plan = match global.device_map {
         None => {
-            let available = available_memory_bytes(choice, &device);
+            let available = usable_memory_bytes(choice, &device);
             check_memory(choice, |weights| needed(&device, weights), weights, None, available)?;
             None
         }
@@ -124,8 +127,44 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     };
     bar.finish_and_clear();
     let mut model = model?;
+    for warning in model.warnings() {
+        eprintln!("warning: {warning}");
+    }
     model.set_vision_batch(global.vision_batch(available_memory_bytes(choice, &device)));
     Ok(model)
+}
+
+/// Refuses `--activations int8` where it changes nothing.
+///
+/// # Errors
+/// [`Failure`] with the exit code of usage.
+pub(crate) fn check_activations(
+    global: &Global,
+    choice: DeviceChoice,
+    config: &ModelConfig,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<(), Failure> {
+    if global.activations != Activations::Int8 {
+        return Ok(());
+    }
+    if choice != DeviceChoice::Cpu && global.device_map.is_none() {
+        let reason = format!("--activations int8 is for the CPU and does nothing on {choice}; leave it out");
+        return Err(Failure::usage(reason));
+    }
+    let of_folder = config.quantization_on_load(checkpoint).map(|quantization| quantization.format);
+    let loaded = match global.quantize {
+        WeightFormat::Packed(format) => Some(format),
+        WeightFormat::None => of_folder,
+    };
+    let mut formats = checkpoint.into_iter().flat_map(Checkpoint::packed_formats).chain(loaded);
+    match formats.any(|format| matches!(format, PackedFormat::Int8 | PackedFormat::Q4)) {
+        true => Ok(()),
+        false => Err(Failure::usage(
+            "--activations int8 does nothing: no weight of this model is int8 or q4; give --quantize int8 or q4 too, or \
+             leave it out"
+                .to_owned(),
+        )),
+    }
 }
 
 /// Bytes of a device that a model takes with a KV cache of `cache` bytes: tensors are converted in main memory.
@@ -152,7 +191,7 @@ pub(crate) fn device_for(
         let needed = held(*choice, device).and_then(|weights| needed(device, weights));
         // A part that may be spread needs no room for the whole.
         global.device_map.is_some()
-            || needed.is_ok_and(|memory| room(*choice, &memory, cache) <= available_memory_bytes(*choice, device))
+            || needed.is_ok_and(|memory| room(*choice, &memory, cache) <= usable_memory_bytes(*choice, device))
     };
     let chosen = match candidates.len() {
         1 => 0,

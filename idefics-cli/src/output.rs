@@ -1,6 +1,7 @@
 //! Answers on standard output.
 
 use std::io::{self, Write};
+use std::sync::Once;
 
 use idefics_generate::{Answer, CancelToken, Error, FinishReason, Idefics, Prepared, Timings, Usage};
 use serde_json::json;
@@ -78,17 +79,39 @@ impl Chunks {
     }
 }
 
-/// Prints the answers of a batch of `n_samples`, each under its row's number, or as JSON lines.
-pub(crate) fn print_batch(global: &Global, answers: &[Answer], n_samples: usize) -> Result<(), Failure> {
+/// Prints the answers of a batch of `n_samples`, each under its row's number, or as JSON lines. A row that failed has a
+/// line of its own, on standard error, or in JSON an object with the error.
+pub(crate) fn print_batch(
+    global: &Global,
+    answers: Vec<Result<Answer, Error>>,
+    n_samples: usize,
+) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    for (index, answer) in answers.iter().enumerate() {
-        match global.json {
-            true => print_json(&mut stdout, answer, None)?,
-            false => writeln!(stdout, "[{}] {}", index * n_samples / answers.len(), answer.text.trim_start())?,
+    let (n_answers, mut n_failed) = (answers.len(), 0);
+    let mut answered = Vec::with_capacity(n_answers);
+    for (index, answer) in answers.into_iter().enumerate() {
+        let row = index * n_samples / n_answers;
+        match answer {
+            Ok(answer) => {
+                match global.json {
+                    true => print_json(&mut stdout, &answer, None)?,
+                    false => writeln!(stdout, "[{row}] {}", answer.text.trim_start())?,
+                }
+                report(global, &answer);
+                answered.push(answer);
+            }
+            Err(error) => {
+                let failure = Failure::from(error);
+                n_failed += 1;
+                failure.warn();
+                if global.json {
+                    writeln!(stdout, "{}", json!({"row": row, "error": failure.message()}))?;
+                }
+            }
         }
-        report(global, answer);
     }
-    answers.iter().try_for_each(interrupted)
+    answered.iter().try_for_each(interrupted)?;
+    if n_failed > 0 { Err(Failure::some_failed(n_failed, n_answers)) } else { Ok(()) }
 }
 
 /// The record of an image that was refused, so that every image has one.
@@ -105,6 +128,7 @@ fn print_json(stdout: &mut impl Write, answer: &Answer, image: Option<&str>) -> 
 }
 
 fn report(global: &Global, answer: &Answer) {
+    warn_of(answer);
     if global.verbose {
         let Answer { usage, timings, finish_reason, .. } = answer;
         let Usage { prompt_tokens, image_tokens, completion_tokens, .. } = usage;
@@ -115,6 +139,14 @@ fn report(global: &Global, answer: &Answer) {
              {connector_ms:.1}, prefill {prefill_ms:.1}, decoding {decode_ms:.1}"
         );
         report_refusal(answer);
+    }
+}
+
+/// Says what is odd about an answer; a warning is given once, however many answers it is about.
+pub(crate) fn warn_of(answer: &Answer) {
+    static SAID: Once = Once::new();
+    for warning in &answer.warnings {
+        SAID.call_once(|| eprintln!("warning: {warning}"));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where the parts of a model may go.
 
+use idefics_generate::nn::kept_bytes;
 use idefics_generate::placement::{Place, Places};
 use idefics_generate::{Device, DeviceChoice, device_memory_bytes};
 
@@ -35,10 +36,12 @@ pub(crate) fn places(global: &Global, choice: DeviceChoice, device: &Device) -> 
 
 /// The main memory alone.
 pub(crate) fn main_memory() -> Places {
-    Places(place(DeviceChoice::Cpu, free_memory_bytes()).into_iter().collect())
+    let kept = DeviceChoice::Cpu.open().map_or(0, |(_, device)| kept_bytes(&device));
+    Places(place(DeviceChoice::Cpu, free_memory_bytes().saturating_sub(kept)).into_iter().collect())
 }
 
-/// A device with nine tenths of what is free: caches and activations take memory too.
+/// A device with nine tenths of what is free: caches, a second one while a step is recorded, and activations take memory
+/// too.
 fn place(device: DeviceChoice, free: u64) -> Option<Place> {
     Place::new(&device.to_string(), free / 10 * 9).ok()
 }

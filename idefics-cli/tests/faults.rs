@@ -60,6 +60,63 @@ fn a_missing_tensor() {
 }
 
 #[test]
+fn folders_that_are_no_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let gguf = folder.path().join("model.gguf");
+    fs::write(&gguf, b"GGUF\x03\0\0\0").unwrap();
+    refused(&gguf, &["caption", &photo()], 4, "GGUF files are not read");
+    refused(folder.path(), &["caption", &photo()], 4, "GGUF files are not read");
+    refused(folder.path(), &["inspect"], 4, "GGUF files are not read");
+    let adapter = json!({"peft_type": "LORA", "base_model_name_or_path": "org/base"});
+    fs::write(folder.path().join("adapter_config.json"), adapter.to_string()).unwrap();
+    refused(folder.path(), &["caption", &photo()], 4, "PEFT adapter of org/base");
+    let folder = copy("tiny-idefics2");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4f4f\nsize 12\n";
+    fs::write(folder.path().join("model.safetensors"), pointer).unwrap();
+    refused(folder.path(), &["caption", &photo()], 4, "git lfs pull");
+}
+
+#[test]
+fn what_is_odd_about_a_folder_is_a_warning() {
+    let folder = copy("tiny-idefics2");
+    edit(&folder, "preprocessor_config.json", |config| config["auto_map"] = json!({}));
+    edit(&folder, "config.json", |config| config["text_config"]["max_position_embeddings"] = json!(16));
+    let output = idefics(folder.path(), &["caption", &photo(), &photo(), "--max-new-tokens", "2"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let stderr = text(&output.stderr);
+    let warnings: Vec<&str> = stderr.lines().collect();
+    assert_eq!(warnings.len(), 2, "{stderr}");
+    assert!(warnings[0].starts_with("warning: ") && warnings[0].ends_with("`auto_map`"), "{stderr}");
+    assert!(warnings[1].starts_with("warning: ") && warnings[1].contains("max_position_embeddings"), "{stderr}");
+}
+
+#[test]
+fn a_row_that_is_not_finite_does_not_stop_the_others() {
+    let folder = copy("wide-heads");
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    let table = &header["model.text_model.embed_tokens.weight"];
+    let row = 4 * table["shape"][1].as_u64().unwrap() as usize;
+    let tokenizer: Value = serde_json::from_slice(&fs::read(folder.path().join("tokenizer.json")).unwrap()).unwrap();
+    let id = tokenizer["model"]["vocab"]["Q"].as_u64().unwrap() as usize;
+    let start = 8 + header_len + table["data_offsets"][0].as_u64().unwrap() as usize + id * row;
+    bytes[start..start + row].chunks_mut(4).for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
+    fs::write(&path, bytes).unwrap();
+    let prompts = folder.path().join("prompts.json");
+    fs::write(&prompts, json!([{"text": "Hello"}, {"text": "Q?"}, {"text": "What"}]).to_string()).unwrap();
+    let args = ["--json", "generate", "--prompt-file", prompts.to_str().unwrap(), "--max-new-tokens", "3"];
+    let output = idefics(folder.path(), &args);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines[0]["token_ids"].is_array() && lines[2]["token_ids"].is_array());
+    assert!(lines[1]["row"] == 1 && lines[1]["error"].as_str().unwrap().contains("not finite"), "{}", lines[1]);
+    assert!(text(&output.stderr).contains("row 1"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_configuration_with_no_heads() {
     let folder = copy("tiny-idefics2");
     edit(&folder, "config.json", |config| config["text_config"]["num_attention_heads"] = json!(0));
@@ -129,7 +186,8 @@ fn one_bad_image_among_several_does_not_stop_the_others() {
 fn options_that_make_no_sense() {
     refused(&checkpoint(), &["caption", &photo(), "--max-new-tokens", "0"], 2, "max_new_tokens");
     refused(&checkpoint(), &["caption", &photo(), "--eos-token-id", "2", "--bad-words-ids", "[[99999]]"], 2, "99999");
-    refused(&checkpoint(), &["caption", &photo(), "--max-new-tokens", "1000000000000"], 6, "2048");
+    refused(&checkpoint(), &["caption", &photo(), "--max-new-tokens", "1000000000000"], 6, "GiB");
+    refused(&checkpoint(), &["--activations", "int8", "caption", &photo()], 2, "--activations int8 does nothing");
     refused(&checkpoint(), &["--dtype", "f64", "caption", &photo()], 2, "f64");
     refused(&checkpoint(), &["describe", &photo()], 2, "describe");
     refused(&checkpoint(), &["--device", "cuda:7", "caption", &photo()], 2, "cuda");

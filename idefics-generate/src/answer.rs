@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 
 use serde::Serialize;
 
-use crate::{FinishReason, GeneratedLogprob};
+use crate::{FinishReason, GeneratedLogprob, GenerationWarning};
 
 /// What became of one sample. As JSON, one object of `idefics --json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -35,6 +35,9 @@ pub struct Answer {
     /// [`Controls::prompt_logprobs`](crate::Controls::prompt_logprobs) asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<Vec<f32>>,
+    /// What is odd about the answer. Not in the JSON object.
+    #[serde(skip)]
+    pub warnings: Vec<GenerationWarning>,
 }
 
 /// Tokens of one sample.

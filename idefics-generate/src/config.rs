@@ -1,25 +1,27 @@
 //! `config.json` of a model folder.
 
 mod idefics1;
+mod quantization;
 
 use std::path::{Path, PathBuf};
 
-use idefics_nn::ConfigError;
+use idefics_nn::checkpoint::Checkpoint;
+use idefics_nn::{ConfigError, Quantization};
 use idefics_perceiver::{ConnectorConfig, PerceiverConfig};
+use idefics_processor::{is_git_lfs_pointer, without_byte_order_mark};
 use idefics_text::TextConfig;
 use idefics_vision::VisionConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::Error;
+use crate::{Error, folder};
 
 pub use idefics1::Idefics1Config;
+pub use quantization::QuantizationConfig;
+pub(crate) use quantization::{HEAD, QUANT_METHOD};
 
 /// Real files take a few kilobytes.
 const MAX_BYTES: u64 = 2 << 20;
-
-/// `quantization_config.quant_method` of int8 and q4 folders that this crate writes.
-pub(crate) const QUANT_METHOD: &str = "idefics";
 
 /// What `config.json` describes: the one place where `model_type` is looked at.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,9 +37,11 @@ impl ModelConfig {
     /// Reads and checks `folder/config.json`.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::ModelFile`] for what is not a configuration, [`Error::UnknownFamily`], or
-    /// [`Error::Config`] naming the key whose value describes no model.
+    /// [`Error::NoFolder`], [`Error::Gguf`] and [`Error::Adapter`] for what is no model folder; [`Error::Read`],
+    /// [`Error::ModelFile`] for what is not a configuration, [`Error::UnknownFamily`], or [`Error::Config`] naming the
+    /// key whose value describes no model.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
+        folder::check(folder)?;
         Self::from_file(&folder.join("config.json"))
     }
 
@@ -48,7 +52,6 @@ impl ModelConfig {
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let path = path.to_owned();
         let file = read_json(&path)?;
-        check_quantization(&file).map_err(|source| Error::Config { path: path.clone(), source })?;
         match file.get("model_type").and_then(|family| family.as_str()) {
             Some("idefics") => {
                 let config: Idefics1Config = from_value(&path, idefics1::with_known_names(file))?;
@@ -74,6 +77,22 @@ impl ModelConfig {
         match self {
             Self::Idefics1(config) => config.tied(),
             Self::Idefics2(config) => config.tied(),
+        }
+    }
+
+    /// Tokens that the model has an embedding and a logit for.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::Idefics1(config) => config.text().total_vocab_size(),
+            Self::Idefics2(config) => config.text_config.vocab_size,
+        }
+    }
+
+    /// What the file's `quantization_config` has plain weights quantised to while they are loaded.
+    pub fn quantization_on_load(&self, checkpoint: Option<&Checkpoint>) -> Option<Quantization> {
+        match self {
+            Self::Idefics1(config) => config.quantization_on_load(checkpoint),
+            Self::Idefics2(config) => config.quantization_config.as_ref()?.on_load(checkpoint?),
         }
     }
 
@@ -108,6 +127,9 @@ pub struct Idefics2Config {
     pub vision_config: VisionConfig,
     /// The resampler.
     pub perceiver_config: PerceiverConfig,
+    /// How the weights are quantised, or are to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization_config: Option<QuantizationConfig>,
 }
 
 /// Defaults of `Idefics2Config`.
@@ -119,6 +141,7 @@ impl Default for Idefics2Config {
             text_config: TextConfig::idefics2_preset(),
             vision_config: VisionConfig::default(),
             perceiver_config: PerceiverConfig::default(),
+            quantization_config: None,
         }
     }
 }
@@ -171,24 +194,8 @@ impl Idefics2Config {
         self.text_config.validate()?;
         self.vision_config.validate()?;
         self.perceiver_config.validate()?;
+        self.quantization_config.iter().try_for_each(QuantizationConfig::validate)?;
         ConfigError::check_range("image_token_id", self.image_token_id as usize, 0..=self.text_config.vocab_size - 1)
-    }
-}
-
-/// The file's own quantisation: what the tensors say, but for methods whose tensors mean nothing to us.
-fn check_quantization(file: &Value) -> Result<(), ConfigError> {
-    let Some(method) =
-        file.get("quantization_config").and_then(|section| section.get("quant_method")).and_then(Value::as_str)
-    else {
-        return Ok(());
-    };
-    match method {
-        "bitsandbytes" | QUANT_METHOD => Ok(()),
-        _ => Err(ConfigError::Unsupported {
-            field: "quantization_config.quant_method",
-            value: method.to_owned(),
-            supported: "bitsandbytes, idefics; or take the original checkpoint and --quantize",
-        }),
     }
 }
 
@@ -223,7 +230,10 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
         return Err(Error::ModelFile { path: path.to_owned(), reason });
     }
     let text = std::fs::read(path).map_err(read_error)?;
-    let value: Value = serde_json::from_slice(&text)
+    if is_git_lfs_pointer(&text) {
+        return Err(Error::GitLfsPointer { path: path.to_owned() });
+    }
+    let value: Value = serde_json::from_slice(without_byte_order_mark(&text))
         .map_err(|error| Error::ModelFile { path: path.to_owned(), reason: error.to_string() })?;
     if !value.is_object() {
         return Err(Error::ModelFile { path: path.to_owned(), reason: "expected a JSON object".to_owned() });

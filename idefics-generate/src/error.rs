@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use idefics_nn::{CheckpointError, ConfigError};
-use idefics_processor::ProcessorError;
+use idefics_processor::{ProcessorError, io_words};
 
 use crate::device::DeviceError;
 use crate::generation_config::GenerationError;
@@ -13,7 +13,7 @@ use crate::placement::PlacementError;
 #[non_exhaustive]
 pub enum Error {
     /// A file of the model folder cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {}", path.display(), io_words(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -21,7 +21,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file cannot be written.
-    #[error("{}: cannot be written: {source}", path.display())]
+    #[error("{}: cannot be written: {}", path.display(), io_words(source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -32,6 +32,37 @@ pub enum Error {
     #[error("{}: no such model folder; expected one with config.json, tokenizer.json and model.safetensors", path.display())]
     NoFolder {
         /// The path.
+        path: PathBuf,
+    },
+    /// A GGUF file, or a folder with one and no model.
+    #[error(
+        "{}: GGUF files are not read; give the folder or hub id of the original checkpoint (config.json, tokenizer.json, \
+         model.safetensors), with --quantize q4 for about the same memory",
+        path.display()
+    )]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A folder with a PEFT adapter and no model.
+    #[error(
+        "{}: is a PEFT adapter of {base}, not a model, and adapters are not loaded yet; merge it into that model with PEFT \
+         (`merge_and_unload`, `save_pretrained`) and give the folder of the result",
+        folder.display()
+    )]
+    Adapter {
+        /// The folder.
+        folder: PathBuf,
+        /// The model that it was trained on.
+        base: String,
+    },
+    /// A Git LFS pointer lies in the place of a file.
+    #[error(
+        "{}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file again",
+        path.display()
+    )]
+    GitLfsPointer {
+        /// The file.
         path: PathBuf,
     },
     /// A file of the model folder is not what it should be.
@@ -103,19 +134,15 @@ pub enum Error {
         /// Vectors that the model makes.
         n_latents: usize,
     },
-    /// Tokenizer and model disagree about the vocabulary.
+    /// Tokenizer and model disagree about the token of an image.
     #[error(
-        "{}: the tokenizer's largest id is {max_id} and its `<image>` {tokenizer_image_id}; the model has {vocab_size} \
-         embeddings (`text_config.vocab_size`) and takes {image_token_id} for an image (`image_token_id`)",
+        "{}: the tokenizer's `<image>` is token {tokenizer_image_id}, the model takes {image_token_id} for an image \
+         (`image_token_id`): images would be read as words; take the tokenizer of this checkpoint",
         folder.display()
     )]
-    Vocabulary {
+    ImageToken {
         /// The model folder.
         folder: PathBuf,
-        /// Largest id of the tokenizer.
-        max_id: u32,
-        /// Rows of the embedding table.
-        vocab_size: usize,
         /// The tokenizer's `<image>`.
         tokenizer_image_id: u32,
         /// The model's.
@@ -169,7 +196,7 @@ pub enum Error {
         seconds: f64,
     },
     /// The system gives no thread.
-    #[error("no thread to generate on: {source}")]
+    #[error("no thread to generate on: {}", io_words(source))]
     Thread {
         /// The system's answer.
         source: std::io::Error,
@@ -246,7 +273,10 @@ impl Error {
             | Self::Shape(_)
             | Self::Checkpoint(_)
             | Self::ImageTokens { .. }
-            | Self::Vocabulary { .. } => ErrorKind::Model,
+            | Self::ImageToken { .. }
+            | Self::Gguf { .. }
+            | Self::Adapter { .. }
+            | Self::GitLfsPointer { .. } => ErrorKind::Model,
             Self::Processor(error) => match error.kind() {
                 idefics_processor::ErrorKind::FileSystem => ErrorKind::FileSystem,
                 idefics_processor::ErrorKind::Model => ErrorKind::Model,
@@ -255,7 +285,7 @@ impl Error {
                 _ => ErrorKind::Input,
             },
             Self::Input(_) => ErrorKind::Input,
-            Self::Generation(GenerationError::Context { .. } | GenerationError::Memory { .. }) => ErrorKind::Limit,
+            Self::Generation(GenerationError::Memory { .. }) => ErrorKind::Limit,
             Self::Generation(_) | Self::NoAllowedToken { .. } | Self::NoLabels | Self::SameLabel { .. } => {
                 ErrorKind::Usage
             }

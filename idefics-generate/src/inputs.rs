@@ -25,6 +25,21 @@ pub enum InputError {
         /// Rows of the embedding table.
         vocab_size: usize,
     },
+    /// A token that the tokenizer has and the model has no embedding for.
+    #[error(
+        "row {row}: the prompt has the token `{token}` (id {id}), for which the model has no embedding (`vocab_size` is \
+         {vocab_size}); leave it out"
+    )]
+    NoEmbedding {
+        /// Row of the batch, from 0.
+        row: usize,
+        /// The token, as the vocabulary spells it.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding table.
+        vocab_size: usize,
+    },
     /// The prompt's image tokens and the images' vectors differ in number.
     #[error("the prompt has {tokens} image tokens, the images give {vectors} vectors")]
     ImageTokenCount {

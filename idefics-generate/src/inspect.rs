@@ -6,10 +6,14 @@ use std::path::{Path, PathBuf};
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};
 use idefics_nn::checkpoint::{Pickles, WeightMemory};
-use idefics_nn::{Checkpoint, CheckpointError, PackedFormat, ParameterVisitor, visit_parameters};
+use idefics_nn::{
+    Checkpoint, CheckpointError, PackedFormat, ParameterVisitor, can_record, kept_bytes, visit_parameters,
+};
+use idefics_text::TextConfig;
 use serde::Serialize;
 
-use crate::{AnyModel, DeviceChoice, Error, ModelConfig, WeightFormat, WeightOptions};
+use crate::loading::weight_warnings;
+use crate::{AnyModel, DeviceChoice, Error, ModelConfig, ModelWarning, WeightFormat, WeightOptions};
 
 /// The parts of a model by their prefix in the checkpoint, in the order in which data meets them; the first that fits
 /// counts.
@@ -53,10 +57,15 @@ pub struct Inspection {
     pub parts: Vec<Part>,
     /// What the model takes, for each way to hold its weights.
     pub precisions: Vec<PrecisionMemory>,
+    /// Bytes of buffers that are kept for reuse, at most.
+    pub kept_bytes: u64,
     /// Vectors of an image (or of each of its five views, with splitting): for Idefics2, tokens of the prompt.
     pub image_tokens: usize,
-    /// Longest context, in tokens.
+    /// The context that the model was trained on, in tokens.
     pub max_position_embeddings: usize,
+    /// What is odd about the files.
+    #[serde(skip)]
+    pub warnings: Vec<ModelWarning>,
 }
 
 /// One part of a model.
@@ -86,6 +95,8 @@ pub struct PrecisionMemory {
     pub weights: WeightMemory,
     /// Bytes of KV cache for each token of a row.
     pub cache_bytes_per_token: usize,
+    /// Bytes of the second KV cache that is there for each token of a row while a decode step is recorded; 0 where none is.
+    pub recording_bytes_per_token: usize,
 }
 
 /// Looks at a model folder, or at a `config.json` alone, and computes what the model would take on `device`; `choice`
@@ -96,9 +107,6 @@ pub struct PrecisionMemory {
 /// As [`ModelConfig::from_folder`] and [`Checkpoint::open_with`].
 pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Device) -> Result<Inspection, Error> {
     let is_config = path.extension().is_some_and(|extension| extension == "json") && path.is_file();
-    if !path.is_dir() && !is_config {
-        return Err(Error::NoFolder { path: path.to_owned() });
-    }
     let config = if is_config { ModelConfig::from_file(path)? } else { ModelConfig::from_folder(path)? };
     let checkpoint = match is_config {
         true => None,
@@ -129,6 +137,10 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
         ModelConfig::Idefics1(config) => config.vectors_per_image(),
         ModelConfig::Idefics2(config) => config.perceiver_config.resampler_n_latents,
     };
+    let options = WeightOptions::DEFAULT.load_options(config.tied(), None);
+    let of_checkpoint = |checkpoint| weight_warnings(&model, path, checkpoint, &options);
+    let warnings = checkpoint.as_ref().map_or_else(Vec::new, of_checkpoint);
+    let records = records_steps(&text, device);
     let precisions = ways_to_hold(choice, checkpoint.as_ref()).map(|(name, options)| {
         let options = WeightOptions { pickles, ..options };
         // The CPU's activations are f32, and the cache holds activations.
@@ -136,8 +148,13 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
         PrecisionMemory {
             name,
             options,
-            weights: options.load_options(config.tied()).memory(&model, checkpoint.as_ref(), device),
+            weights: options.load_options(config.tied(), config.quantization_on_load(checkpoint.as_ref())).memory(
+                &model,
+                checkpoint.as_ref(),
+                device,
+            ),
             cache_bytes_per_token: text.cache_bytes(1, 1, activations),
+            recording_bytes_per_token: if records { text.cache_bytes(1, 1, activations) } else { 0 },
         }
     });
     Ok(Inspection {
@@ -149,9 +166,16 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
         dtypes,
         parts,
         precisions: precisions.collect(),
+        kept_bytes: kept_bytes(device),
         image_tokens,
         max_position_embeddings: text.max_position_embeddings,
+        warnings,
     })
+}
+
+/// Whether decode steps of such a model may be recorded on a device. While one is, the KV cache is there twice.
+pub fn records_steps(text_config: &TextConfig, device: &Device) -> bool {
+    can_record(device) && text_config.rotary().is_ok_and(|rotary| !rotary.depends_on_length())
 }
 
 /// Every `--dtype` and `--quantize`, on a device.

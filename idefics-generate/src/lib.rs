@@ -10,6 +10,7 @@ mod device;
 mod error;
 mod feature_cache;
 mod features;
+mod folder;
 mod generation;
 mod generation_config;
 #[cfg(feature = "hub")]
@@ -28,11 +29,12 @@ pub mod stop_strings;
 mod stream;
 pub mod train;
 mod warm_up;
+mod warning;
 mod weights;
 
 pub use answer::{Answer, Timings, Usage};
 pub use background::BackgroundText;
-pub use config::{Idefics1Config, Idefics2Config, ModelConfig};
+pub use config::{Idefics1Config, Idefics2Config, ModelConfig, QuantizationConfig};
 pub use conversation::Conversation;
 pub use device::{
     DeviceChoice, DeviceError, DeviceInfo, DeviceKind, DeviceRates, Precision, device_memory_bytes, measure_device,
@@ -55,6 +57,7 @@ pub use quantize::quantize_folder;
 pub use rank::{RankOptions, RankedLabel, Ranking};
 pub use stream::TextStream;
 pub use warm_up::WarmUp;
+pub use warning::ModelWarning;
 pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 
 /// What tensors are made on; [`DeviceChoice`] opens one.

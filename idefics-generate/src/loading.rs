@@ -4,11 +4,11 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use idefics_nn::checkpoint::{Checkpoint, LoadProgress, WeightMemory, fill_random};
+use idefics_nn::checkpoint::{Checkpoint, CheckpointWarning, LoadProgress, WeightMemory, fill_random};
 use idefics_nn::{ConfigError, LoadOptions, flat_module};
 
 use crate::placement::Placement;
-use crate::{Error, Idefics1, Idefics2, Model, ModelConfig, WeightOptions};
+use crate::{Error, Idefics1, Idefics2, Model, ModelConfig, ModelWarning, WeightFormat, WeightOptions, folder};
 
 /// Pairs (tensor, source): see [`ModelConfig::tied`].
 type Tied = &'static [(&'static str, &'static str)];
@@ -41,6 +41,14 @@ impl AnyModel {
         })
     }
 
+    /// The same with each part where `placement` says.
+    fn placed(config: &ModelConfig, placement: &Placement, folder: &Path) -> Result<Self, Error> {
+        match config {
+            ModelConfig::Idefics1(config) => in_folder(folder, Idefics1::placed(config, placement)).map(Self::Idefics1),
+            ModelConfig::Idefics2(_) => Err(Error::NotPlaceable { folder: folder.to_owned() }),
+        }
+    }
+
     /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
     ///
     /// # Errors
@@ -53,7 +61,23 @@ impl AnyModel {
     ) -> Result<Self, Error> {
         let config = ModelConfig::from_folder(folder)?;
         let model = in_folder(folder, Self::new(&config, device))?;
-        read(model, folder, weights.into(), config.tied(), &[], progress)
+        read(model, folder, &config, weights.into(), &[], progress).map(|(model, _)| model)
+    }
+
+    /// As [`Self::from_folder`], or where there is a `placement` as that says, with what is odd about the weights.
+    pub(crate) fn from_config(
+        config: &ModelConfig,
+        folder: &Path,
+        device: &Device,
+        placement: Option<&Placement>,
+        weights: WeightOptions,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<(Self, Vec<ModelWarning>), Error> {
+        let model = match placement {
+            None => in_folder(folder, Self::new(config, device))?,
+            Some(placement) => Self::placed(config, placement, folder)?,
+        };
+        read(model, folder, config, weights, placement.map_or(&[][..], Placement::in_files), progress)
     }
 
     /// A model of that shape with random weights, held as `weights` says: to measure speed and memory.
@@ -82,7 +106,8 @@ impl AnyModel {
         weights: impl Into<WeightOptions>,
     ) -> Result<WeightMemory, Error> {
         let model = Self::new(config, device)?;
-        Ok(weights.into().load_options(config.tied()).memory(&model, checkpoint, device))
+        let options = weights.into().load_options(config.tied(), config.quantization_on_load(checkpoint));
+        Ok(options.memory(&model, checkpoint, device))
     }
 
     /// What generation asks.
@@ -120,11 +145,12 @@ impl Idefics2 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let ModelConfig::Idefics2(config) = ModelConfig::from_folder(folder)? else {
+        let config = ModelConfig::from_folder(folder)?;
+        let ModelConfig::Idefics2(shape) = &config else {
             return Err(Error::OtherFamily { path: folder.join("config.json"), expected: "idefics2" });
         };
-        let model = in_folder(folder, Self::new(&config, device))?;
-        read(model, folder, weights.into(), config.tied(), &[], progress)
+        let model = in_folder(folder, Self::new(shape, device))?;
+        read(model, folder, &config, weights.into(), &[], progress).map(|(model, _)| model)
     }
 }
 
@@ -153,11 +179,12 @@ impl Idefics1 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let ModelConfig::Idefics1(config) = ModelConfig::from_folder(folder)? else {
+        let config = ModelConfig::from_folder(folder)?;
+        let ModelConfig::Idefics1(shape) = &config else {
             return Err(Error::OtherFamily { path: folder.join("config.json"), expected: "idefics" });
         };
-        let model = in_folder(folder, Self::placed(&config, placement))?;
-        read(model, folder, weights.into(), config.tied(), placement.in_files(), progress)
+        let model = in_folder(folder, Self::placed(shape, placement))?;
+        read(model, folder, &config, weights.into(), placement.in_files(), progress).map(|(model, _)| model)
     }
 }
 
@@ -166,16 +193,41 @@ fn in_folder<M>(folder: &Path, model: Result<M, ConfigError>) -> Result<M, Error
     model.map_err(|source| Error::Config { path: folder.join("config.json"), source })
 }
 
+/// Fills a model from the files of a folder, and says what is odd about them.
 fn read<M: Module>(
     model: M,
     folder: &Path,
+    config: &ModelConfig,
     weights: WeightOptions,
-    tied: Tied,
     as_stored: &[String],
     progress: impl FnMut(LoadProgress),
-) -> Result<M, Error> {
+) -> Result<(M, Vec<ModelWarning>), Error> {
     let checkpoint = Checkpoint::open_with(folder, weights.pickles)?;
-    Ok(checkpoint.load(model, &LoadOptions { as_stored, ..weights.load_options(tied) }, progress)?)
+    let of_folder = config.quantization_on_load(Some(&checkpoint));
+    let options = LoadOptions { as_stored, ..weights.load_options(config.tied(), of_folder.clone()) };
+
+    let mut warnings = weight_warnings(&model, folder, &checkpoint, &options);
+    if let Some(quantization) = of_folder.filter(|_| weights.quantize == WeightFormat::None) {
+        let (path, format) = (folder.join("config.json"), quantization.format.name());
+        warnings.push(ModelWarning::QuantizedOnLoad { path, format });
+    }
+    Ok((checkpoint.load(model, &options, progress)?, warnings))
+}
+
+/// What is odd about the weights of a folder, or lies beside them. No weight is read.
+pub(crate) fn weight_warnings<M: Module>(
+    model: &M,
+    folder: &Path,
+    checkpoint: &Checkpoint,
+    options: &LoadOptions<'_>,
+) -> Vec<ModelWarning> {
+    let mut warnings: Vec<ModelWarning> = checkpoint.warnings().iter().cloned().map(ModelWarning::from).collect();
+    let names = checkpoint.unused(model, options);
+    if !names.is_empty() {
+        warnings.push(CheckpointWarning::Unused { folder: folder.to_owned(), names }.into());
+    }
+    warnings.extend(folder::adapter_beside(folder));
+    warnings
 }
 
 fn fill<M: Module>(
@@ -185,6 +237,6 @@ fn fill<M: Module>(
     seed: u64,
     progress: impl FnMut(LoadProgress),
 ) -> Result<M, Error> {
-    fill_random(model, &weights.load_options(tied), seed, progress)
+    fill_random(model, &weights.load_options(tied, None), seed, progress)
         .map_err(|error| Error::Execution { reason: error.to_string() })
 }

@@ -13,8 +13,8 @@ use crate::feature_cache::FeatureCache;
 use crate::hub::{HubOptions, fetch_with};
 use crate::placement::{Placement, Plan};
 use crate::{
-    Answer, AnyModel, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationError, Idefics1,
-    InputError, Model, ModelConfig, Prompts, Timings, Usage, VisionBatch, WeightOptions,
+    Answer, AnyModel, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationWarning, InputError,
+    Model, ModelConfig, ModelWarning, Prompts, Timings, Usage, VisionBatch, WeightOptions,
 };
 
 /// A model with its processor and its generation options.
@@ -25,6 +25,7 @@ pub struct Idefics {
     generation_config: GenerationConfig,
     device: Device,
     pub(crate) features: Mutex<FeatureCache>,
+    warnings: Vec<ModelWarning>,
 }
 
 /// Bytes of image tokens that a model keeps by default: 250 pictures of the 8B model in f32.
@@ -78,23 +79,27 @@ impl Idefics {
         weights: WeightOptions,
         mut progress: impl FnMut(LoadStage),
     ) -> Result<Self, Error> {
-        if !folder.is_dir() {
-            return Err(Error::NoFolder { path: folder.to_owned() });
-        }
-        let generation_config = GenerationConfig::from_folder(folder)?;
         let config = ModelConfig::from_folder(folder)?;
+        let mut generation_config = GenerationConfig::from_folder(folder)?;
+        let dropped = generation_config.drop_unsupported(config.vocab_size()).into_iter();
+        let path = folder.join("generation_config.json");
+        let mut warnings: Vec<ModelWarning> =
+            dropped.map(|warning| ModelWarning::Generation { path: path.clone(), warning }).collect();
         let processor = Processor::from_folder(folder)?;
-        check_tokens(folder, &config, &processor)?;
+        warnings.extend(processor.warnings().iter().cloned().map(ModelWarning::from));
+        warnings.extend(check_tokens(folder, &config, &processor)?);
+
         let progress = |loaded| progress(LoadStage::Weights(loaded));
-        let model: Box<dyn Model> = match (config, placement) {
-            (_, None) => AnyModel::from_folder(folder, device, weights, progress)?.into_model(),
-            (ModelConfig::Idefics1(_), Some(placement)) => {
-                Box::new(Idefics1::from_folder_placed(folder, placement, weights, progress)?)
-            }
-            (ModelConfig::Idefics2(_), Some(_)) => return Err(Error::NotPlaceable { folder: folder.to_owned() }),
-        };
+        let (model, of_weights) = AnyModel::from_config(&config, folder, device, placement, weights, progress)?;
+        warnings.extend(of_weights);
         let features = Mutex::new(FeatureCache::new(FEATURE_BYTES));
-        Ok(Self { model, processor, generation_config, device: device.clone(), features })
+        let (model, device) = (model.into_model(), device.clone());
+        Ok(Self { model, processor, generation_config, device, features, warnings })
+    }
+
+    /// What is odd about the folder, although it can be used.
+    pub fn warnings(&self) -> &[ModelWarning] {
+        &self.warnings
     }
 
     /// Loads a model of the hub, `org/name`, from the standard cache, to which missing files are downloaded.
@@ -148,7 +153,17 @@ impl Idefics {
     }
 
     /// Rows of ids for the model, padded, with what they see of their images.
+    ///
+    /// # Errors
+    /// [`InputError::Empty`], or [`InputError::NoEmbedding`] for a token that the tokenizer alone knows.
     pub(crate) fn prompts(&self, rows: &[Vec<u32>], tokenizer: &Tokenizer) -> Result<Prompts, InputError> {
+        let vocab_size = self.model.vocab_size();
+        for (row, ids) in rows.iter().enumerate() {
+            let mut without = ids.iter().filter(|&&id| id as usize >= vocab_size);
+            if let Some((id, token)) = without.find_map(|&id| Some((id, tokenizer.id_to_token(id)?))) {
+                return Err(InputError::NoEmbedding { row, token, id, vocab_size });
+            }
+        }
         let prompts = Prompts::pad_left(rows, tokenizer.pad_token_id_or_fallback())?;
         Ok(match self.processor.family() {
             Family::Idefics1 => prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()),
@@ -159,10 +174,6 @@ impl Idefics {
     /// Says whatever is wrong with options or tokens before anything is computed.
     pub(crate) fn check(&self, prompts: &Prompts, options: &GenerationConfig) -> Result<(), Error> {
         let options = options.resolve(prompts.seq(), self.model.vocab_size())?;
-        let (max_length, context) = (options.max_length(), self.model.max_position_embeddings());
-        if max_length > context {
-            return Err(GenerationError::Context { prompt_tokens: prompts.seq(), max_length, context }.into());
-        }
         Ok(options.check_memory(prompts.seq(), &self.model.text_config())?)
     }
 
@@ -179,6 +190,8 @@ impl Idefics {
         let sample = row / generation.answers_per_sample();
         let image_token_id = self.processor.tokenizer().image_token_id();
         let input_ids = &processed.input_ids[sample];
+        let (n_tokens, context) = (input_ids.len() + token_ids.len(), self.model.max_position_embeddings());
+        let beyond = GenerationWarning::BeyondContext { n_tokens, context };
         Ok(Answer {
             text: self.processor.tokenizer_for(process.compatibility).decode(&token_ids, true)?,
             prompt: processed.prompts[sample].clone(),
@@ -194,6 +207,7 @@ impl Idefics {
             score: generation.sequences_scores().map(|scores| scores[row]),
             logprobs: generation.logprobs(row).to_vec(),
             prompt_logprobs: generation.prompt_logprobs(sample).map(<[f32]>::to_vec),
+            warnings: (n_tokens > context).then_some(beyond).into_iter().collect(),
         })
     }
 
@@ -203,30 +217,36 @@ impl Idefics {
 }
 
 /// Says what processor and model see differently, before weights are read.
-fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> Result<(), Error> {
+fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> Result<Option<ModelWarning>, Error> {
     let tokenizer = processor.tokenizer();
-    let (vocab_size, image_token_id) = match config {
-        ModelConfig::Idefics1(config) => (config.text().total_vocab_size(), tokenizer.image_token_id()),
+    let image_token_id = match config {
+        ModelConfig::Idefics1(_) => tokenizer.image_token_id(),
         ModelConfig::Idefics2(config) => {
             let n_latents = config.perceiver_config.resampler_n_latents;
             if processor.image_seq_len() != n_latents {
                 let image_seq_len = processor.image_seq_len();
                 return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
             }
-            (config.text_config.vocab_size, config.image_token_id)
+            config.image_token_id
         }
     };
-    if tokenizer.max_id() as usize >= vocab_size || tokenizer.image_token_id() != image_token_id {
-        return Err(Error::Vocabulary {
-            folder: folder.to_owned(),
-            max_id: tokenizer.max_id(),
-            vocab_size,
-            tokenizer_image_id: tokenizer.image_token_id(),
-            image_token_id,
-        });
+    if tokenizer.image_token_id() != image_token_id {
+        let (folder, tokenizer_image_id) = (folder.to_owned(), tokenizer.image_token_id());
+        return Err(Error::ImageToken { folder, tokenizer_image_id, image_token_id });
     }
-    Ok(())
+    let vocab_size = config.vocab_size();
+    let without_embedding = (vocab_size as u64..=u64::from(tokenizer.max_id())).take(MOST_TOKENS_WITHOUT_EMBEDDING);
+    let names = without_embedding.filter_map(|id| tokenizer.id_to_token(id as u32));
+    // Base checkpoints have none for the end of a turn, which is no surprise.
+    let tokens: Vec<String> = names.filter(|token| token != END_OF_UTTERANCE).collect();
+    let folder = folder.to_owned();
+    Ok((!tokens.is_empty()).then_some(ModelWarning::TokensWithoutEmbedding { folder, vocab_size, tokens }))
 }
+
+const END_OF_UTTERANCE: &str = "<end_of_utterance>";
+
+/// Tokens without an embedding that are looked at; files can number them as they like.
+const MOST_TOKENS_WITHOUT_EMBEDDING: usize = 1 << 16;
 
 /// Milliseconds since then.
 pub(crate) fn milliseconds(clock: Instant) -> f64 {

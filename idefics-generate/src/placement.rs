@@ -242,13 +242,19 @@ impl Idefics1Config {
         let mut blocks: Vec<Block> = names.map(|name| Block { name, bytes: 0, stored_bytes: 0 }).collect();
         let model = Idefics1::new(self, device)?;
         let mut add = |device: &Device, weights: WeightOptions, bytes_of: fn(&mut Block) -> &mut u64| {
-            weights.load_options(self.tied()).memory_of_each(&model, checkpoint, device, |tensor, memory| {
-                let of =
-                    |block: &&mut Block| tensor.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
-                if let Some(block) = blocks.iter_mut().find(of) {
-                    *bytes_of(block) += memory.total();
-                }
-            });
+            let of_folder = self.quantization_on_load(checkpoint);
+            weights.load_options(self.tied(), of_folder).memory_of_each(
+                &model,
+                checkpoint,
+                device,
+                |tensor, memory| {
+                    let of =
+                        |block: &&mut Block| tensor.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
+                    if let Some(block) = blocks.iter_mut().find(of) {
+                        *bytes_of(block) += memory.total();
+                    }
+                },
+            );
         };
         add(device, weights.into(), |block| &mut block.bytes);
         add(&DeviceChoice::Cpu.open()?.1, WeightOptions::default(), |block| &mut block.stored_bytes);

@@ -95,6 +95,21 @@ impl Idefics {
         self.prepare(samples, process)?.generate(options, controls)
     }
 
+    /// As [`Idefics::generate`], where an answer that fails does not keep the others back.
+    ///
+    /// # Errors
+    /// Of the batch: [`Error`] naming the row, image or option at fault. Of one answer: [`Error::NonFinite`] or
+    /// [`Error::NoAllowedToken`].
+    pub fn generate_each<'a>(
+        &'a self,
+        samples: &[Sample],
+        process: &ProcessOptions,
+        options: &GenerationConfig,
+        controls: impl Into<Controls<'a>>,
+    ) -> Result<Vec<Result<Answer, Error>>, Error> {
+        self.prepare(samples, process)?.generate_each(options, controls)
+    }
+
     /// Answers one sample, calling `on_text` with each chunk of text as it comes; see [`TextStream`].
     ///
     /// # Errors
@@ -143,13 +158,28 @@ impl<'m> Prepared<'m> {
     /// # Errors
     /// As [`Idefics::generate`].
     pub fn generate(self, options: &GenerationConfig, controls: impl Into<Controls<'m>>) -> Result<Vec<Answer>, Error> {
+        self.generate_each(options, controls)?.into_iter().collect()
+    }
+
+    /// As [`Idefics::generate_each`].
+    ///
+    /// # Errors
+    /// As [`Idefics::generate_each`].
+    pub fn generate_each(
+        self,
+        options: &GenerationConfig,
+        controls: impl Into<Controls<'m>>,
+    ) -> Result<Vec<Result<Answer, Error>>, Error> {
         let (model, process) = (self.model, self.process.clone());
         let Run { mut generation, inputs, mut timings } = self.start(options, controls.into())?;
         let clock = Instant::now();
         while generation.step()?.is_some() {}
         timings.decode_ms = milliseconds(clock);
-        let n_answers = inputs.input_ids.len() * generation.answers_per_sample();
-        (0..n_answers).map(|row| model.answer(&generation, &inputs, row, &process, timings)).collect()
+        let answer = |row| match generation.failure(row) {
+            Some(error) => Err(error),
+            None => model.answer(&generation, &inputs, row, &process, timings),
+        };
+        Ok((0..inputs.input_ids.len() * generation.answers_per_sample()).map(answer).collect())
     }
 
     /// As [`Idefics::generate_streaming`].

@@ -9,7 +9,7 @@ use idefics_nn::checkpoint::{Checkpoint, LoadProgress, write_atomically};
 use idefics_nn::{PackedFormat, Quantization};
 use serde_json::{Map, Value, json};
 
-use crate::config::{QUANT_METHOD, read_json};
+use crate::config::{HEAD, QUANT_METHOD, read_json};
 use crate::{AnyModel, Error, ModelConfig, WeightOptions};
 
 /// Writes the model of the folder `source` to the folder `target`, its linear layers in the format of `options`.
@@ -52,7 +52,7 @@ pub fn quantize_folder(
     let unfinished = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(failed)?;
     let lock = File::open(unfinished.path()).map_err(failed)?;
     let _ = lock.try_lock(); // until the end; a file system without locks keeps what is stale
-    checkpoint.write_quantized(&model, &options.load_options(config.tied()), unfinished.path(), progress)?;
+    checkpoint.write_quantized(&model, &options.load_options(config.tied(), None), unfinished.path(), progress)?;
     copy_other_files(source, unfinished.path())?;
     write_config(source, unfinished.path(), &quantization)?;
 
@@ -103,7 +103,7 @@ fn write_config(source: &Path, target: &Path, quantization: &Quantization) -> Re
 
 /// Source: `BitsAndBytesConfig.to_dict`, Transformers 5.23.0.
 fn section(quantization: &Quantization, compute_dtype: &str) -> Map<String, Value> {
-    let spared: Vec<&str> = quantization.spared.iter().map(|prefix| prefix.trim_end_matches('.')).collect();
+    let kept: Vec<&str> = quantization.modules_to_not_convert.iter().map(String::as_str).collect();
     let section = match quantization.format {
         PackedFormat::FourBit(kind) => json!({
             "quant_method": "bitsandbytes",
@@ -118,13 +118,13 @@ fn section(quantization: &Quantization, compute_dtype: &str) -> Map<String, Valu
             "llm_int8_enable_fp32_cpu_offload": false,
             "llm_int8_has_fp16_weight": false,
             // The list takes the place of the default one, which is the head alone.
-            "llm_int8_skip_modules": (spared != ["lm_head"]).then_some(spared),
+            "llm_int8_skip_modules": (kept != [HEAD]).then_some(kept),
             "llm_int8_threshold": 6.0
         }),
         format => json!({
             "quant_method": QUANT_METHOD,
             "format": format.name(),
-            "modules_to_not_convert": spared
+            "modules_to_not_convert": kept
         }),
     };
     let Value::Object(section) = section else { unreachable!("it is written as an object") };

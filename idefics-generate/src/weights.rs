@@ -7,6 +7,8 @@ use burn::tensor::DType;
 use idefics_nn::checkpoint::Pickles;
 use idefics_nn::{Activations, LoadOptions, PackedFormat, Quantization};
 
+use crate::config::HEAD;
+
 /// How a model's weights are read and held; a [`DType`] alone makes plain numbers of safetensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightOptions {
@@ -69,18 +71,23 @@ impl fmt::Display for WeightOptions {
 }
 
 impl WeightOptions {
-    /// The same for the loader.
-    pub(crate) fn load_options<'a>(&self, tied: &'a [(&'a str, &'a str)]) -> LoadOptions<'a> {
-        let (dtype, quantize, activations) = (self.dtype, self.quantization(), self.activations);
+    /// The same for the loader. `of_folder` is what the model's configuration has weights quantised to, which counts
+    /// where these options ask for no format.
+    pub(crate) fn load_options<'a>(
+        &self,
+        tied: &'a [(&'a str, &'a str)],
+        of_folder: Option<Quantization>,
+    ) -> LoadOptions<'a> {
+        let (dtype, quantize, activations) = (self.dtype, self.quantization().or(of_folder), self.activations);
         LoadOptions { dtype, quantize, activations, tied, ..LoadOptions::default() }
     }
 
-    /// Source of what is spared: `get_modules_to_not_convert`, Transformers 5.23.0.
+    /// Source of the head's exception: `get_modules_to_not_convert`, Transformers 5.23.0.
     pub(crate) fn quantization(&self) -> Option<Quantization> {
         let WeightFormat::Packed(format) = self.quantize else { return None };
-        let spared = [(self.quantize_head, "lm_head."), (self.quantize_vision, "model.vision_model.")];
-        let spared = spared.iter().filter(|(quantized, _)| !quantized).map(|(_, prefix)| (*prefix).to_owned());
-        Some(Quantization { format, double_quant: self.double_quant, spared: spared.collect() })
+        let kept = [(self.quantize_head, HEAD), (self.quantize_vision, "model.vision_model")];
+        let kept = kept.iter().filter(|(quantized, _)| !quantized).map(|(_, module)| (*module).to_owned());
+        Some(Quantization { format, double_quant: self.double_quant, modules_to_not_convert: kept.collect() })
     }
 }
 

@@ -1,17 +1,59 @@
 //! Tiny checkpoints, pictures and cases of the reference.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor};
 use idefics_generate::processor::{ProcessOptions, Sample};
 use idefics_generate::{CancelToken, GenerationConfig, Idefics, Prompts};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// Two computations of the same thing may differ by rounding only.
 pub(crate) const SAME: f32 = 1e-5;
 
 pub(crate) fn xtask_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
+}
+
+/// A copy of a checkpoint to change.
+pub(crate) fn copy(checkpoint: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(xtask_folder("checkpoints").join(checkpoint)).unwrap() {
+        let file = file.unwrap().path();
+        fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+/// Changes a JSON file in place.
+pub(crate) fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
+    let path = folder.join(file);
+    let mut value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+/// A tensor of a safetensors file: its name, type, shape and bytes.
+pub(crate) type FileTensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// Changes the tensors of `model.safetensors`.
+pub(crate) fn edit_tensors(folder: &Path, change: impl FnOnce(&mut Vec<FileTensor>)) {
+    let path = folder.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let mut tensors: Vec<FileTensor> = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+        .collect();
+    change(&mut tensors);
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, data)| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 pub(crate) fn load(checkpoint: &str) -> Idefics {

@@ -11,26 +11,10 @@ use idefics_generate::{
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::common::{greedy, load, load_folder, never, no_splitting, text_sample, xtask_folder};
-
-/// A copy of a checkpoint to break.
-fn copy(checkpoint: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for file in fs::read_dir(xtask_folder("checkpoints").join(checkpoint)).unwrap() {
-        let file = file.unwrap().path();
-        fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
-    }
-    folder
-}
-
-fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
-    let path = folder.join(file);
-    let mut value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    change(&mut value);
-    fs::write(path, value.to_string()).unwrap();
-}
+use crate::common::{
+    copy, edit, edit_tensors, greedy, load, load_folder, never, no_splitting, text_sample, xtask_folder,
+};
 
 /// The error of loading a broken copy of `odd-heads`: its kind and message.
 fn refused(damage: impl FnOnce(&Path)) -> (ErrorKind, String) {
@@ -87,11 +71,6 @@ fn a_truncated_file_and_a_missing_tensor_are_named() {
     });
     assert_eq!(kind, ErrorKind::Model);
     assert!(message.contains("model.text_model.layers.2.") && message.contains("missing"), "{message}");
-
-    let (_, message) = refused(|folder| {
-        edit(folder, "config.json", |config| config["text_config"]["num_hidden_layers"] = json!(1));
-    });
-    assert!(message.contains("model.text_model.layers.1.") && message.contains("unexpected"), "{message}");
 }
 
 #[test]
@@ -121,10 +100,10 @@ fn tokenizer_and_model_must_agree_about_the_vocabulary() {
 }
 
 #[test]
-fn an_answer_must_fit_the_context() {
+fn an_answer_must_fit_into_memory() {
     let samples = [text_sample("Hi", &[])];
     let error = load("odd-heads").generate(&samples, &no_splitting(), &greedy(usize::MAX), never()).unwrap_err();
-    assert!(matches!(error, Error::Generation(GenerationError::Context { .. })), "{error}");
+    assert!(matches!(error, Error::Generation(GenerationError::Memory { .. })), "{error}");
     assert_eq!(error.kind(), ErrorKind::Limit);
 }
 
@@ -152,10 +131,10 @@ fn a_llama_section_has_llamas_defaults() {
 
 #[test]
 fn options_that_are_not_implemented_are_refused_by_name() {
-    let folder = copy("odd-heads");
-    fs::write(folder.path().join("generation_config.json"), r#"{"penalty_alpha": 0.6, "eos_token_id": 2}"#).unwrap();
-    let model = load_folder(folder.path()).unwrap();
-    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &greedy(2), never()).unwrap_err();
+    let model = load("odd-heads");
+    let mut options = greedy(2);
+    options.other.insert("penalty_alpha".to_owned(), json!(0.6));
+    let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &options, never()).unwrap_err();
     assert!(
         matches!(error, Error::Generation(GenerationError::Unsupported { option: "penalty_alpha", .. })),
         "{error}"
@@ -217,26 +196,11 @@ fn forbidding_everything_is_an_error() {
 #[test]
 fn numbers_that_overflow_are_a_numeric_error() {
     let folder = copy("odd-heads");
-    // An eps below every f32 and huge weights: the residual stream overflows.
-    let path = folder.path().join("model.safetensors");
-    let bytes = fs::read(&path).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut changed: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-    for (name, view) in tensors.tensors() {
-        let mut data = view.data().to_vec();
-        if name == "lm_head.weight" {
-            data = data.as_chunks::<4>().0.iter().flat_map(|_| f32::MAX.to_le_bytes()).collect();
-        }
-        changed.push((name, view.dtype(), view.shape().to_vec(), data));
-    }
-    let views: Vec<(String, safetensors::tensor::TensorView<'_>)> = changed
-        .iter()
-        .map(|(name, dtype, shape, data)| {
-            (name.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap())
-        })
-        .collect();
-    let bytes = safetensors::serialize(views, None).unwrap();
-    fs::write(&path, bytes).unwrap();
+    // Huge weights: the logits overflow.
+    edit_tensors(folder.path(), |tensors| {
+        let head = tensors.iter_mut().find(|(name, ..)| name == "lm_head.weight").unwrap();
+        head.3 = head.3.chunks(4).flat_map(|_| f32::MAX.to_le_bytes()).collect();
+    });
     let model = load_folder(folder.path()).unwrap();
     let error = model.generate(&[text_sample("Hi", &[])], &no_splitting(), &greedy(2), never()).unwrap_err();
     assert!(matches!(error, Error::NonFinite { row: 0, n_tokens: 0 }), "{error}");

@@ -10,6 +10,7 @@ mod conversation;
 mod end_to_end;
 mod faults;
 mod fixtures;
+mod folders;
 #[cfg(feature = "hub")]
 mod hub;
 mod idefics1;

@@ -1,58 +1,38 @@
 //! Rotary position embedding in the half-split form of the Llama and Mistral checkpoints.
 //!
-//! Paper: <https://arxiv.org/abs/2104.09864>. Source: `LlamaRotaryEmbedding`, `apply_rotary_pos_emb`,
-//! `_compute_llama3_parameters`. The pairs that rotate together are `(j, j + head_dim / 2)`, not neighbours.
+//! Paper: <https://arxiv.org/abs/2104.09864>. Source: `LlamaRotaryEmbedding`, `apply_rotary_pos_emb`. The pairs that
+//! rotate together are `(j, j + head_dim / 2)`, not neighbours.
 //!
-//! Numerics: frequencies and angles are rounded to f32 where the reference rounds them; cosine and sine are taken on
-//! the host and uploaded once for each call of the decoder.
-
-use std::f64::consts::TAU;
+//! Numerics: angles are rounded to f32 where the reference rounds them; cosine and sine are taken on the host and
+//! uploaded once for each call of the decoder.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::ops;
-
-/// How a checkpoint stretches its frequencies to longer contexts; `rope_type` in `config.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-#[non_exhaustive]
-pub enum RopeScaling {
-    /// Frequencies as the paper has them.
-    #[default]
-    None,
-    /// Llama 3.1: long wavelengths are divided by `factor`, short ones kept, those between blended.
-    Llama3 {
-        /// What the lowest frequencies are divided by.
-        factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided in full.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// The context that the model was first trained on, in tokens.
-        original_max_position_embeddings: usize,
-    },
-}
+use crate::rope_scaling::{Frequencies, RopeScaling};
 
 /// The frequencies of one head.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
-    /// `[head_dim / 2]`, radians a token.
-    inv_freq: Vec<f32>,
+    frequencies: Frequencies,
+    /// Factor on cosines and sines.
+    attention_factor: f32,
 }
 
 impl RotaryEmbedding {
-    /// The frequencies `theta^(-2j / head_dim)`, stretched by `scaling`.
-    pub fn new(head_dim: usize, theta: f64, scaling: RopeScaling) -> Self {
-        let inv_freq = (0..head_dim / 2)
-            .map(|j| {
-                let exponent = (2 * j) as f32 / head_dim as f32;
-                let inv_freq = 1.0 / theta.powf(f64::from(exponent)) as f32;
-                scaling.apply(inv_freq)
-            })
-            .collect();
-        Self { inv_freq }
+    /// The frequencies `theta^(-2j / head_dim)`, scaled by `scaling`.
+    pub fn new(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Self {
+        let frequencies = Frequencies::new(head_dim, theta, scaling);
+        Self { frequencies, attention_factor: scaling.attention_factor() }
     }
 
-    /// The angles at the given positions.
+    /// Whether the angles of a position depend on how long the sequence is, as with [`RopeScaling::Dynamic`] and
+    /// [`RopeScaling::LongRope`]: then no table of angles holds for a whole generation.
+    pub fn depends_on_length(&self) -> bool {
+        self.frequencies.depend_on_length()
+    }
+
+    /// The angles at the given positions, the greatest of which ends the sequence.
     ///
     /// # Shapes
     /// - `position_ids`: `batch · seq` positions in tokens, row after row
@@ -61,41 +41,39 @@ impl RotaryEmbedding {
     /// # Panics
     /// If `position_ids` does not hold `batch · seq` positions.
     pub fn at(&self, position_ids: &[usize], batch: usize, dtype: DType, device: &Device) -> RotaryAngles {
+        let seq_len = position_ids.iter().max().map_or(0, |last| last + 1);
+        self.at_length(seq_len, position_ids, batch, dtype, device)
+    }
+
+    /// As [`Self::at`] where the longest row of the batch will have `seq_len` tokens after this call. As in the
+    /// reference, that length decides for every row and every position of the call, and what is in the cache keeps the
+    /// angles that it was turned by.
+    ///
+    /// # Panics
+    /// As [`Self::at`].
+    pub fn at_length(
+        &self,
+        seq_len: usize,
+        position_ids: &[usize],
+        batch: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> RotaryAngles {
         let seq = position_ids.len() / batch;
-        let head_dim = 2 * self.inv_freq.len();
+        let inv_freq = self.frequencies.at(seq_len);
         let angles = || {
             position_ids.iter().flat_map(|&position| {
                 // Both halves of the head turn by the same angles.
-                self.inv_freq.iter().chain(&self.inv_freq).map(move |inv_freq| f64::from(position as f32 * inv_freq))
+                inv_freq.iter().chain(&*inv_freq).map(move |inv_freq| f64::from(position as f32 * inv_freq))
             })
         };
         let upload = |values: Vec<f32>| {
-            let data = TensorData::new(values, [batch, 1, seq, head_dim]);
+            let data = TensorData::new(values, [batch, 1, seq, 2 * inv_freq.len()]);
             Tensor::<4>::from_data(data, (device, DType::F32)).cast(dtype)
         };
         RotaryAngles {
-            cos: upload(angles().map(|angle| angle.cos() as f32).collect()),
-            sin: upload(angles().map(|angle| angle.sin() as f32).collect()),
-        }
-    }
-}
-
-impl RopeScaling {
-    fn apply(self, inv_freq: f32) -> f32 {
-        match self {
-            Self::None => inv_freq,
-            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-                let original = original_max_position_embeddings as f64;
-                let wavelength = TAU / f64::from(inv_freq); // tokens a turn
-                if wavelength > original / low_freq_factor {
-                    (f64::from(inv_freq) / factor) as f32
-                } else if wavelength < original / high_freq_factor {
-                    inv_freq
-                } else {
-                    let kept = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                    ((1.0 - kept) * f64::from(inv_freq) / factor + kept * f64::from(inv_freq)) as f32
-                }
-            }
+            cos: upload(angles().map(|angle| angle.cos() as f32 * self.attention_factor).collect()),
+            sin: upload(angles().map(|angle| angle.sin() as f32 * self.attention_factor).collect()),
         }
     }
 }

@@ -44,7 +44,7 @@ fn small(d_in: usize, d_out: usize, device: &Device) -> Small {
 }
 
 fn quantization(format: PackedFormat, double_quant: bool) -> Quantization {
-    Quantization { format, double_quant, spared: vec!["head.".to_owned()] }
+    Quantization { format, double_quant, modules_to_not_convert: vec!["head".to_owned()] }
 }
 
 fn options(format: PackedFormat, double_quant: bool) -> LoadOptions<'static> {

@@ -35,7 +35,7 @@ fn turns_the_halves_of_a_head() {
             .enumerate()
             .flat_map(|(index, head)| rotated(head, positions[index / 6 * 3 + index % 3], theta))
             .collect();
-        let angles = RotaryEmbedding::new(head_dim, theta, RopeScaling::None).at(&positions, 2, DType::F32, &device);
+        let angles = RotaryEmbedding::new(head_dim, theta, &RopeScaling::None).at(&positions, 2, DType::F32, &device);
         assert_values_close("rotated", &values(angles.rotate(states)), &expected, EXACT);
     }
 }
@@ -53,7 +53,7 @@ fn cos_sin(rotary: &RotaryEmbedding, head_dim: usize, position: usize) -> (Vec<f
 #[test]
 fn agrees_with_transformers_far_out() {
     // MistralRotaryEmbedding(MistralConfig(head_dim=8))(zeros(1, 1, 8), tensor([[4095, 30000]])), Transformers 5.23.0
-    let rotary = RotaryEmbedding::new(8, 10_000.0, RopeScaling::None);
+    let rotary = RotaryEmbedding::new(8, 10_000.0, &RopeScaling::None);
     for (position, cos, sin) in [
         (
             4095,
@@ -95,7 +95,7 @@ fn llama3_scaling_agrees_with_transformers() {
         1.289_173_2e-6,
         5.677_088e-7,
     ];
-    let (cos, sin) = cos_sin(&RotaryEmbedding::new(32, 500_000.0, LLAMA3), 32, 1);
+    let (cos, sin) = cos_sin(&RotaryEmbedding::new(32, 500_000.0, &LLAMA3), 32, 1);
     for (index, expected) in expected.into_iter().enumerate() {
         let angle = sin[index].atan2(cos[index]); // at position 1 the angle is the frequency
         assert!((angle / expected - 1.0).abs() < 1e-6, "frequency {index} is {angle}, expected {expected}");
@@ -105,7 +105,7 @@ fn llama3_scaling_agrees_with_transformers() {
 #[test]
 fn scores_depend_on_the_distance_only() {
     let device = Device::flex();
-    let rotary = RotaryEmbedding::new(16, 10_000.0, RopeScaling::None);
+    let rotary = RotaryEmbedding::new(16, 10_000.0, &RopeScaling::None);
     let [query, key] = [1, 2].map(|seed| random(seed, [1, 1, 1, 16], &device));
     let score = |query_at: usize, key_at: usize| {
         let turn = |states: &Tensor<4>, position| rotary.at(&[position], 1, DType::F32, &device).rotate(states.clone());
@@ -119,7 +119,7 @@ fn scores_depend_on_the_distance_only() {
 #[test]
 fn a_row_of_positions_equals_each_position() {
     let device = Device::flex();
-    let rotary = RotaryEmbedding::new(8, 10_000.0, LLAMA3);
+    let rotary = RotaryEmbedding::new(8, 10_000.0, &LLAMA3);
     let states = Tensor::<1>::from_floats(numbers(3, 40).as_slice(), &device).reshape([1, 1, 5, 8]);
     let together = rotary.at(&[3, 4, 5, 6, 7], 1, DType::F32, &device).rotate(states.clone());
     for i in 0..5 {

@@ -90,7 +90,15 @@ impl ConnectorConfig {
         ConfigError::check_range("vision_config.hidden_size", self.vision_hidden_size, 1..=32_768)?;
         ConfigError::check_range("text_config.hidden_size", self.text_hidden_size, 1..=32_768)?;
         ConfigError::check_range("text_config.intermediate_size", self.text_intermediate_size, 1..=262_144)?;
-        self.perceiver.validate()
+        self.perceiver.validate()?;
+        if self.perceiver.hidden_size != self.text_hidden_size {
+            return Err(ConfigError::Range {
+                field: "perceiver_config.hidden_size",
+                value: self.perceiver.hidden_size.to_string(),
+                expected: format!("{}, the decoder's width", self.text_hidden_size),
+            });
+        }
+        Ok(())
     }
 
     /// The connector, random until a checkpoint is loaded; nothing is allocated before.

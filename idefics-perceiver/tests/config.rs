@@ -1,6 +1,7 @@
 use burn::tensor::Device;
 use idefics_nn::Activation;
-use idefics_perceiver::{ConfigError, ConnectorConfig, PerceiverConfig};
+use idefics_perceiver::{ConfigError, ConnectorConfig, PerceiverConfig, flamingo};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// The error of a section with one key changed, which no connector is made from.
@@ -42,6 +43,59 @@ fn numbers_out_of_range_are_named() {
         assert_eq!((*field, found.as_str()), (format!("perceiver_config.{key}").as_str(), value.to_string().as_str()));
     }
     assert!(matches!(error("rms_norm_eps", json!(0.0)), ConfigError::Range { .. }));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+
+    /// Nothing divides by zero, whoever looks at a configuration first.
+    #[test]
+    fn a_configuration_that_nobody_checked_is_refused(
+        numbers in prop::array::uniform8(prop_oneof![Just(0_usize), 1..40_usize, Just(usize::MAX)])
+    ) {
+        let [vision, text, inner, latents, resampler_depth, resampler_n_heads, resampler_head_dim, kv_heads] = numbers;
+        let perceiver = PerceiverConfig {
+            hidden_size: text,
+            resampler_n_latents: latents,
+            resampler_depth,
+            resampler_n_heads,
+            resampler_head_dim,
+            num_key_value_heads: kv_heads,
+            ..PerceiverConfig::default()
+        };
+        let config = ConnectorConfig {
+            vision_hidden_size: vision,
+            text_hidden_size: text,
+            text_intermediate_size: inner,
+            text_hidden_act: Activation::Silu,
+            perceiver,
+        };
+        prop_assert_eq!(config.init(&Device::flex()).is_ok(), config.validate().is_ok());
+        let perceiver = flamingo::PerceiverConfig {
+            resampler_n_latents: latents,
+            resampler_depth,
+            resampler_n_heads,
+            resampler_head_dim,
+            ..flamingo::PerceiverConfig::default()
+        };
+        let config = flamingo::ResamplerConfig { vision_embed_dim: vision, perceiver };
+        prop_assert_eq!(config.init(&Device::flex()).is_ok(), config.validate().is_ok());
+    }
+}
+
+#[test]
+fn the_latents_have_the_width_of_the_decoder() {
+    let config = ConnectorConfig {
+        vision_hidden_size: 8,
+        text_hidden_size: 16,
+        text_intermediate_size: 8,
+        text_hidden_act: Activation::Silu,
+        perceiver: PerceiverConfig { hidden_size: 8, ..PerceiverConfig::default() },
+    };
+    assert_eq!(
+        config.init(&Device::flex()).unwrap_err().to_string(),
+        "`perceiver_config.hidden_size` is 8, expected 16, the decoder's width"
+    );
 }
 
 #[test]

@@ -10,7 +10,9 @@ use serde_json::{Map, Value};
 
 use crate::error::ProcessorError;
 use crate::family::Family;
+use crate::files::{is_git_lfs_pointer, without_byte_order_mark};
 use crate::image::ImageProcessorConfig;
+use crate::warning::ProcessorWarning;
 
 /// Largest `tokenizer.json` that is read, in bytes. Real ones have 2 to 20 MB.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
@@ -42,6 +44,7 @@ pub(crate) struct ProcessorFiles {
     pub(crate) images_path: PathBuf,
     pub(crate) image_seq_len: usize,
     pub(crate) chat_template: Option<Sourced<String>>,
+    pub(crate) warnings: Vec<ProcessorWarning>,
 }
 
 /// What of `config.json` matters to text.
@@ -90,7 +93,7 @@ impl Checkpoint {
     /// A JSON file, or nothing where there is none.
     pub(crate) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<Sourced<T>>, ProcessorError> {
         let Some(Sourced { path, content }) = self.bytes(name, MAX_CONFIG_BYTES)? else { return Ok(None) };
-        match serde_json::from_slice(&content) {
+        match serde_json::from_slice(without_byte_order_mark(&content)) {
             Ok(content) => Ok(Some(Sourced { path, content })),
             Err(error) => Err(ProcessorError::Json { path, error }),
         }
@@ -119,6 +122,11 @@ impl Checkpoint {
             (None, Some(file)) => (file.path, file.content),
             (None, None) => (self.folder.join("preprocessor_config.json"), Map::new()),
         };
+        let keys = ImageProcessorConfig::ignored_keys(&section);
+        let warnings = match keys.is_empty() {
+            true => Vec::new(),
+            false => vec![ProcessorWarning::IgnoredImageKeys { path: images_path.clone(), keys }],
+        };
         let images = match family {
             Family::Idefics1 => ImageProcessorConfig::from_idefics1_object(section),
             Family::Idefics2 => ImageProcessorConfig::from_object(section),
@@ -135,7 +143,7 @@ impl Checkpoint {
         };
 
         let chat_template = self.chat_template(processor.as_ref(), tokenizer_config)?;
-        Ok(ProcessorFiles { images, images_path, image_seq_len, chat_template })
+        Ok(ProcessorFiles { images, images_path, image_seq_len, chat_template, warnings })
     }
 
     /// The chat template: of `processor_config.json`, of `chat_template.json`, of `chat_template.jinja`, and last of
@@ -186,6 +194,9 @@ impl Checkpoint {
             return Err(ProcessorError::Read { path, error });
         }
         check_size(&path, content.len() as u64, limit)?; // it may have grown
+        if is_git_lfs_pointer(&content) {
+            return Err(ProcessorError::GitLfsPointer { path });
+        }
         Ok(Some(Sourced { path, content }))
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::files::io_words;
 use crate::image::{ImageConfigError, ImageError, ImageErrorKind, PadError};
 
 /// Which kind of failure a [`ProcessorError`] is, for exit codes and HTTP statuses.
@@ -30,7 +31,7 @@ pub enum ErrorKind {
 #[non_exhaustive]
 pub enum ProcessorError {
     /// The file system did not hand over a file or folder.
-    #[error("{}: cannot read it: {error}", path.display())]
+    #[error("{}: cannot be read: {}", path.display(), io_words(error))]
     Read {
         /// The file.
         path: PathBuf,
@@ -66,6 +67,16 @@ pub enum ProcessorError {
         bytes: u64,
         /// The limit, in bytes.
         limit: u64,
+    },
+
+    /// A Git LFS pointer lies in the place of a file.
+    #[error(
+        "{}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file again",
+        path.display()
+    )]
+    GitLfsPointer {
+        /// The file.
+        path: PathBuf,
     },
 
     /// A file of the checkpoint is not JSON, or not of the expected form.
@@ -379,6 +390,7 @@ impl ProcessorError {
             Self::Read { .. } | Self::NotThere { .. } => ErrorKind::FileSystem,
             Self::MissingFile { .. }
             | Self::FileTooLarge { .. }
+            | Self::GitLfsPointer { .. }
             | Self::Json { .. }
             | Self::Encoding { .. }
             | Self::Field { .. }

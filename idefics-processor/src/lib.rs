@@ -7,13 +7,16 @@ pub mod tokenizer;
 mod checkpoint;
 mod error;
 mod family;
+mod files;
 mod inputs;
 mod latest_image;
 mod processor;
 mod stream;
+mod warning;
 
 pub use error::{ErrorKind, ProcessorError};
 pub use family::Family;
+pub use files::{io_words, is_git_lfs_pointer, without_byte_order_mark};
 pub use inputs::{PaddingSide, ProcessedInputs, TokenBatch};
 pub use latest_image::{image_attention_mask, latest_images, latest_images_behind};
 pub use processor::{ProcessOptions, Processor};
@@ -23,3 +26,4 @@ pub use prompt::{
 };
 pub use stream::StreamDecoder;
 pub use tokenizer::{Compatibility, Tokenizer};
+pub use warning::ProcessorWarning;

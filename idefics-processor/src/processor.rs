@@ -20,6 +20,7 @@ use crate::prompt::{
     TextLimits, expand_images, texts_of_parts,
 };
 use crate::tokenizer::{self, Compatibility, Tokenizer, TokenizerConfig};
+use crate::warning::ProcessorWarning;
 
 /// What a call of [`Processor::process`] may change.
 #[derive(Debug, Clone, Default)]
@@ -68,6 +69,7 @@ pub struct Processor {
     images: ImageProcessor,
     chat_template: Option<ChatTemplate>,
     image_tokens: ImageTokens,
+    warnings: Vec<ProcessorWarning>,
 }
 
 /// One tokenizer for each release of the reference; the same one where the two agree.
@@ -120,10 +122,16 @@ impl Processor {
             fake: tokenizer.content(tokenizer.fake_token_id()),
             image_seq_len: files.image_seq_len,
         };
-        Ok(Self { family, tokenizers, tokenizer_config, images, chat_template, image_tokens })
+        let warnings = files.warnings;
+        Ok(Self { family, tokenizers, tokenizer_config, images, chat_template, image_tokens, warnings })
     }
 
-    /// Whose rules these are.
+    /// What is odd about the folder, although it can be used.
+    pub fn warnings(&self) -> &[ProcessorWarning] {
+        &self.warnings
+    }
+
+    /// The model family.
     pub fn family(&self) -> Family {
         self.family
     }

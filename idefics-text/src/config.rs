@@ -1,10 +1,10 @@
 //! `text_config` of a checkpoint's `config.json`.
 
 use burn::tensor::{DType, Device};
-use idefics_nn::{Activation, ConfigError, KvCache, RopeScaling, RotaryEmbedding};
+use idefics_nn::{Activation, ConfigError, KvCache};
 use serde::{Deserialize, Serialize};
 
-use crate::Decoder;
+use crate::{Decoder, RopeParameters};
 
 /// The shape of a Mistral decoder; field names are the JSON keys, and keys that are not listed are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,30 +34,12 @@ pub struct TextConfig {
     pub sliding_window: Option<usize>,
     /// Base of the rotary frequencies, as older files spell it.
     pub rope_theta: Option<f64>,
-    /// Stretching of the rotary frequencies, as older files spell it.
+    /// Scaling of the rotary frequencies, as older files spell it.
     pub rope_scaling: Option<RopeParameters>,
-    /// Base and stretching together, as files written since Transformers 5 spell it.
+    /// Base and scaling together, as files written since Transformers 5 spell it.
     pub rope_parameters: Option<RopeParameters>,
-}
-
-/// Parameters of rotary positions.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RopeParameters {
-    /// `default` or `llama3`.
-    pub rope_type: Option<String>,
-    /// The same, as older files spell it; some have both.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    pub legacy_type: Option<String>,
-    /// Base of the frequencies.
-    pub rope_theta: Option<f64>,
-    /// What the lowest frequencies are divided by.
-    pub factor: Option<f64>,
-    /// See [`RopeScaling::Llama3`].
-    pub low_freq_factor: Option<f64>,
-    /// See [`RopeScaling::Llama3`].
-    pub high_freq_factor: Option<f64>,
-    /// The context that the model was first trained on, in tokens.
+    /// The context that the model was first trained on, in tokens, where it stands beside the rotary parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub original_max_position_embeddings: Option<usize>,
 }
 
@@ -79,6 +61,7 @@ impl Default for TextConfig {
             rope_theta: None,
             rope_scaling: None,
             rope_parameters: None,
+            original_max_position_embeddings: None,
         }
     }
 }
@@ -105,45 +88,9 @@ impl TextConfig {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
-    /// Width of a head.
+    /// Width of a head; 0 if neither it nor the number of heads is given.
     pub fn head_dim(&self) -> usize {
-        self.head_dim.unwrap_or_else(|| self.hidden_size.checked_div(self.num_attention_heads).unwrap_or(0))
-    }
-
-    /// The rotary frequencies.
-    ///
-    /// # Errors
-    /// [`ConfigError`] for a kind of stretching that is not implemented, or lacks a number.
-    pub fn rotary(&self) -> Result<RotaryEmbedding, ConfigError> {
-        const FIELD: &str = "text_config.rope_parameters.rope_type";
-        let parameters = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()).cloned().unwrap_or_default();
-        let theta = parameters.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
-        ConfigError::check_positive("text_config.rope_parameters.rope_theta", theta)?;
-        let scaling = match parameters.rope_type.as_deref().or(parameters.legacy_type.as_deref()) {
-            None | Some("default") => RopeScaling::None,
-            Some("llama3") => {
-                let number = |field: &'static str, value: Option<f64>| {
-                    let value = value.unwrap_or(f64::NAN);
-                    ConfigError::check_positive(field, value).map(|()| value)
-                };
-                RopeScaling::Llama3 {
-                    factor: number("text_config.rope_parameters.factor", parameters.factor)?,
-                    low_freq_factor: number("text_config.rope_parameters.low_freq_factor", parameters.low_freq_factor)?,
-                    high_freq_factor: number(
-                        "text_config.rope_parameters.high_freq_factor",
-                        parameters.high_freq_factor,
-                    )?,
-                    original_max_position_embeddings: parameters
-                        .original_max_position_embeddings
-                        .unwrap_or(self.max_position_embeddings),
-                }
-            }
-            Some(other) => {
-                let value = other.to_owned();
-                return Err(ConfigError::Unsupported { field: FIELD, value, supported: "default, llama3" });
-            }
-        };
-        Ok(RotaryEmbedding::new(self.head_dim(), theta, scaling))
+        self.head_dim.or(self.hidden_size.checked_div(self.num_attention_heads)).unwrap_or(0)
     }
 
     /// Checks every value on which memory or a division depends.

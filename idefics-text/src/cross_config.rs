@@ -36,7 +36,7 @@ pub struct CrossAttentionConfig {
 }
 
 impl CrossAttentionConfig {
-    /// Gated layers.
+    /// Gated layers; none if no interval is given.
     pub fn n_gated_layers(&self) -> usize {
         self.text.num_hidden_layers.checked_div(self.cross_layer_interval).unwrap_or(0)
     }
@@ -57,6 +57,7 @@ impl CrossAttentionConfig {
     /// [`ConfigError`] naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.text.validate()?;
+        ConfigError::check_range("vision_config.embed_dim", self.context_size, 1..=32_768)?;
         ConfigError::check_range("additional_vocab_size", self.additional_vocab_size, 0..=1 << 16)?;
         ConfigError::check_range("cross_layer_interval", self.cross_layer_interval, 1..=512)?;
         let layers = self.text.num_hidden_layers;

@@ -98,9 +98,12 @@ impl CrossAttentionDecoder {
         view: Option<&ContextView>,
         cache: &mut KvCache,
     ) -> Tensor<3> {
+        let n_slots = cache.len() + inputs_embeds.dims()[1];
         in_chunks(inputs_embeds, n_tokens, |chunk, slots| {
             let view = view.map(|view| view.narrow(slots));
-            self.forward_observed(chunk, view.as_ref(), cache, &mut Unobserved)
+            let positions = self.rules.after(&chunk, cache, n_slots);
+            let seen = self.seen_context(view.as_ref(), chunk.dims()[1], cache, &chunk.device());
+            self.forward_at(chunk, positions, seen, cache, &mut Unobserved)
         })
     }
 
@@ -132,12 +135,13 @@ impl CrossAttentionDecoder {
 
     /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
     pub fn positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
-        self.rules.after(inputs_embeds, cache)
+        self.rules.after(inputs_embeds, cache, cache.len() + inputs_embeds.dims()[1])
     }
 
     /// What the positions of single tokens in slots of the cache are made of, for a step that is recorded; activations are
-    /// like `inputs_embeds`.
-    pub fn slot_positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> SlotPositions {
+    /// like `inputs_embeds`. `None` where the angles of a position depend on the length of the sequence
+    /// ([`RotaryEmbedding::depends_on_length`](idefics_nn::RotaryEmbedding::depends_on_length)).
+    pub fn slot_positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPositions> {
         self.rules.of_slots(inputs_embeds, cache)
     }
 

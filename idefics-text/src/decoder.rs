@@ -83,7 +83,11 @@ impl Decoder {
 
     /// As [`Self::forward`] with so many tokens at a time, those of all rows counted, but at least one of each.
     pub fn forward_in_chunks(&self, inputs_embeds: Tensor<3>, n_tokens: usize, cache: &mut KvCache) -> Tensor<3> {
-        in_chunks(inputs_embeds, n_tokens, |chunk, _| self.forward_observed(chunk, cache, &mut Unobserved))
+        let n_slots = cache.len() + inputs_embeds.dims()[1];
+        in_chunks(inputs_embeds, n_tokens, |chunk, _| {
+            let positions = self.rules.after(&chunk, cache, n_slots);
+            self.forward_at(chunk, &positions, cache, &mut Unobserved)
+        })
     }
 
     /// As [`Self::forward`] with all tokens at once, showing `observer` what happens inside.
@@ -135,12 +139,13 @@ impl Decoder {
 
     /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
     pub fn positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
-        self.rules.after(inputs_embeds, cache)
+        self.rules.after(inputs_embeds, cache, cache.len() + inputs_embeds.dims()[1])
     }
 
     /// What the positions of single tokens in slots of the cache are made of, for a step that is recorded; activations are
-    /// like `inputs_embeds`.
-    pub fn slot_positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> SlotPositions {
+    /// like `inputs_embeds`. `None` where the angles of a position depend on the length of the sequence
+    /// ([`RotaryEmbedding::depends_on_length`](idefics_nn::RotaryEmbedding::depends_on_length)).
+    pub fn slot_positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPositions> {
         self.rules.of_slots(inputs_embeds, cache)
     }
 

@@ -10,10 +10,11 @@ mod decoder;
 mod decoupled;
 mod mask;
 mod positions;
+mod rope_config;
 
 pub use attention::SelfAttention;
 pub use branches::Branches;
-pub use config::{RopeParameters, TextConfig};
+pub use config::TextConfig;
 pub use cross_attention::{Context, CrossAttention, Gate, GatedCrossAttentionLayer};
 pub use cross_config::{AlphaType, CrossAttentionConfig};
 pub use cross_decoder::{CrossAttentionDecoder, SeenContext};
@@ -21,3 +22,4 @@ pub use decoder::{CHUNK_TOKENS, Decoder, DecoderLayer, DecoderObserver, Unobserv
 pub use decoupled::{AdditionalEmbedding, AdditionalLinear, DecoupledEmbedding, DecoupledLinear};
 pub use idefics_nn::{ConfigError, ContextCache, ContextView, GatedMlp, KvCache};
 pub use positions::{Positions, SlotPositions};
+pub use rope_config::RopeParameters;

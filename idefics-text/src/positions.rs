@@ -39,27 +39,34 @@ impl PositionRules {
         Ok(Self { rotary: config.rotary()?, sliding_window: config.sliding_window })
     }
 
-    /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
-    pub(crate) fn after(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
+    /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache: a part of a
+    /// call after which `n_slots` of it will be filled.
+    pub(crate) fn after(&self, inputs_embeds: &Tensor<3>, cache: &KvCache, n_slots: usize) -> Positions {
         let [batch, n_new, _] = inputs_embeds.dims();
         let device = inputs_embeds.device();
+        let seq_len = n_slots - cache.left_padding().iter().min().copied().unwrap_or(0).min(n_slots);
+        let position_ids = cache.next_positions(n_new);
         Positions {
-            rotary: self.rotary.at(&cache.next_positions(n_new), batch, inputs_embeds.dtype(), &device),
+            rotary: self.rotary.at_length(seq_len, &position_ids, batch, inputs_embeds.dtype(), &device),
             masked_out: masked_out(cache, n_new, self.sliding_window, &device),
         }
     }
 
-    /// What the positions of single tokens in slots of the cache are made of, beside activations like `inputs_embeds`.
-    pub(crate) fn of_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> SlotPositions {
+    /// What the positions of single tokens in slots of the cache are made of, beside activations like `inputs_embeds`;
+    /// `None` where the angles of a position depend on the length of the sequence.
+    pub(crate) fn of_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPositions> {
+        if self.rotary.depends_on_length() {
+            return None;
+        }
         let (batch, capacity) = (cache.batch(), cache.capacity());
         let (dtype, device) = (inputs_embeds.dtype(), &inputs_embeds.device());
         let ints = |values: Vec<i32>, shape| Tensor::from_data(TensorData::new(values, shape), (device, DType::I32));
-        SlotPositions {
+        Some(SlotPositions {
             rotary: self.rotary.at(&(0..capacity).collect::<Vec<_>>(), 1, dtype, device),
             slots: ints((0..capacity as i32).collect(), [1, capacity]),
             first: ints(cache.left_padding().iter().map(|&padding| padding as i32).collect(), [batch, 1]),
             sliding_window: self.sliding_window,
-        }
+        })
     }
 
     /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which `branches` was last given.

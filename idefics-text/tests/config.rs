@@ -1,5 +1,6 @@
 use burn::tensor::{DType, Device};
-use idefics_text::{ConfigError, TextConfig};
+use idefics_text::{AlphaType, ConfigError, CrossAttentionConfig, TextConfig};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn config(section: Value) -> TextConfig {
@@ -65,6 +66,39 @@ fn numbers_out_of_range_are_named() {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+
+    /// Nothing divides by zero, whoever looks at a configuration first.
+    #[test]
+    fn a_configuration_that_nobody_checked_is_refused(
+        numbers in prop::array::uniform8(prop_oneof![Just(0_usize), 1..40_usize, Just(usize::MAX)])
+    ) {
+        let [vocab_size, hidden_size, inner, layers, heads, kv_heads, cross_layer_interval, context_size] = numbers;
+        let text = TextConfig {
+            vocab_size,
+            hidden_size,
+            intermediate_size: inner,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: Some(kv_heads),
+            ..TextConfig::default()
+        };
+        text.head_dim();
+        prop_assert_eq!(text.init(&Device::flex()).is_ok(), text.validate().is_ok());
+        let config = CrossAttentionConfig {
+            text,
+            additional_vocab_size: 2,
+            cross_layer_interval,
+            qk_layer_norms: true,
+            alpha_type: AlphaType::Float,
+            context_size,
+        };
+        config.n_gated_layers();
+        prop_assert_eq!(config.init(&Device::flex()).is_ok(), config.validate().is_ok());
+    }
+}
+
 #[test]
 fn heads_divide() {
     assert_eq!(
@@ -96,9 +130,28 @@ fn rope_is_read_in_both_spellings() {
 #[test]
 fn rope_that_is_not_implemented_or_not_finite() {
     let error_of = |rope| error(json!({"rope_parameters": rope}));
-    let yarn = error_of(json!({"rope_type": "yarn", "factor": 4.0}));
-    assert_eq!(yarn.to_string(), "`text_config.rope_parameters.rope_type` is \"yarn\", supported: default, llama3");
+    assert_eq!(
+        error_of(json!({"rope_type": "mrope", "factor": 4.0})).to_string(),
+        "`text_config.rope_parameters.rope_type` is \"mrope\", supported: default, linear, dynamic, yarn, llama3, \
+         longrope"
+    );
+    let partial = error_of(json!({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}));
+    assert!(matches!(partial, ConfigError::Unsupported { .. }), "{partial}");
+    assert_eq!(
+        error_of(json!({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]})).to_string(),
+        "`text_config.rope_parameters.short_factor` is a list of 1, expected 64 numbers, half of head_dim"
+    );
     for rope in [
+        json!({"rope_type": "linear"}),
+        json!({"rope_type": "linear", "factor": 0.0}),
+        json!({"rope_type": "dynamic", "factor": -1.0}),
+        json!({"rope_type": "dynamic"}),
+        json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}),
+        json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1.0}),
+        json!({"rope_type": "yarn", "factor": 4.0, "beta_fast": -32.0}),
+        json!({"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.0}),
+        json!({"rope_type": "yarn", "factor": 4.0, "mscale": -100.0, "mscale_all_dim": 1.0}),
+        json!({"rope_type": "longrope", "short_factor": vec![1.0; 64], "long_factor": vec![0.0; 64]}),
         json!({"rope_theta": 0.0}),
         json!({"rope_theta": -1.0}),
         json!({"rope_type": "llama3"}),

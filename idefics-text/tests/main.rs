@@ -10,6 +10,7 @@ mod cross_attention;
 mod invariance;
 mod positions;
 mod reference;
+mod rope;
 
 /// Largest difference from the reference.
 const REFERENCE: f32 = 1e-4;

@@ -37,7 +37,7 @@ proptest! {
         let inputs_embeds = Tensor::zeros([batch, 1, 2 * HEAD_DIM], &device);
         let expected = decoder.positions(&inputs_embeds, &cache);
         let slot = Tensor::<1, Int>::from_data([past as i32], (&device, DType::I32));
-        let ours = decoder.slot_positions(&inputs_embeds, &cache).at(&slot);
+        let ours = decoder.slot_positions(&inputs_embeds, &cache).unwrap().at(&slot);
 
         let ones = Tensor::<4>::ones([batch, 1, 1, HEAD_DIM], &device);
         let read = |states: Tensor<4>| states.into_data().try_into_vec::<f32>().unwrap();

@@ -61,7 +61,7 @@ impl VisionConfig {
         }
     }
 
-    /// Positions along one side of the table, in patches.
+    /// Positions along one side of the table, in patches; 0 if a patch has no size.
     pub fn positions_per_side(&self) -> usize {
         self.image_size.checked_div(self.patch_size).unwrap_or(0)
     }

@@ -1,5 +1,6 @@
 use burn::tensor::Device;
-use idefics_vision::{ConfigError, VisionConfig};
+use idefics_vision::{ConfigError, VisionConfig, clip};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// The error of a section with one key changed, which no tower is made from.
@@ -41,6 +42,30 @@ fn numbers_out_of_range_are_named() {
     }
     let nan = VisionConfig { layer_norm_eps: f64::NAN, ..VisionConfig::default() };
     assert!(matches!(nan.validate(), Err(ConfigError::Range { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+
+    /// Nothing divides by zero, whoever looks at a configuration first.
+    #[test]
+    fn a_configuration_that_nobody_checked_is_refused(
+        numbers in prop::array::uniform6(prop_oneof![Just(0_usize), 1..40_usize, Just(usize::MAX)])
+    ) {
+        let [hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, image_size, patch_size] = numbers;
+        let config = VisionConfig {
+            hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, image_size, patch_size,
+            ..VisionConfig::default()
+        };
+        config.positions_per_side();
+        prop_assert_eq!(config.init(&Device::flex()).is_ok(), config.validate().is_ok());
+        let config = clip::VisionConfig {
+            embed_dim: hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, image_size, patch_size,
+            ..clip::VisionConfig::default()
+        };
+        config.positions_per_side();
+        prop_assert_eq!(config.init(&Device::flex()).is_ok(), config.validate().is_ok());
+    }
 }
 
 #[test]

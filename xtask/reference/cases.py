@@ -146,6 +146,20 @@ def strings(about: str, checkpoint: str) -> Case:
     return Case(about, checkpoint, [row(text) for text in STRINGS], model=False)
 
 
+def rope_cases() -> dict[str, Case]:
+    """A case for each kind of rotary scaling, and long prompts for those that look at the length."""
+
+    def case(kind: str, rows: list[Row], tokens: int) -> Case:
+        pictures = {"wide.png": (20, 15), "tall.png": (9, 18)}
+        about = f"rotary scaling {kind}, a left-padded batch"
+        return Case(about, f"rope-{kind}", rows, pictures, generate=greedy(tokens, eos_token_id=[2]))
+
+    short = [row("<image>What is in this picture?", "wide.png"), row("One, two, three")]
+    long = [row("<image>What is this, and what<image> is that? One, two, three, four", "tall.png", "wide.png"), *short]
+    cases = {f"rope-{kind}": case(kind, short, 40) for kind in ("linear", "dynamic", "yarn", "llama3", "longrope")}
+    return cases | {f"rope-{kind}-long": case(kind, long, 12) for kind in ("dynamic", "longrope")}
+
+
 FIRST, SECOND, THIRD = (VOCABULARY.id(token) for token in ("▁the", "▁a", "▁in"))
 PROCESSORS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -360,6 +374,14 @@ CASES: dict[str, Case] = {
         generate=runs(FILTERS, max_new_tokens=1, do_sample=True, eos_token_id=[2]),
         stages=False,
         tolerance={**STRICT, **{f"generate.{name}.filtered_scores": 1e-5 for name in FILTERS}},
+    ),
+    **rope_cases(),
+    "base": Case(
+        "a base checkpoint, which lacks <end_of_utterance>: text with pictures, text alone",
+        "base",
+        [row("<image>In this picture, {q}", "wide.png"), row("The capital of"), row("<image><image>", "wide.png", "tall.png")],
+        {"wide.png": (20, 15), "tall.png": (9, 18)},
+        generate={"greedy": {"max_new_tokens": 10}, "beams": {"max_new_tokens": 6, "num_beams": 2}},
     ),
     "grid-980-tall": Case(
         "heights of 350 and 210 pixels on the real grid, bfloat16 weights computed in float32",

@@ -40,6 +40,7 @@ class Checkpoint:
     hub_config: bool = False  # leave config.json as short as the public one
     weights: bool = True
     byte_level: bool = False  # a byte-level BPE takes the place of the SentencePiece one
+    base: bool = False  # neither a token nor an embedding for the end of a turn
 
     @property
     def latents(self) -> int:
@@ -66,6 +67,51 @@ def text(hidden: int, heads: int, kv_heads: int, layers: int, inter: int, **more
 
 
 BAD_WORDS = [[VOCABULARY.id("<fake_token_around_image>")], [VOCABULARY.id("<image>")]]
+
+# Prompts of the cases are shorter than 30 tokens or longer than 40, so that answers cross a limit, or none does.
+LONG = [1.0, 1.5, 2.5, 4.0, 7.5, 11.0, 20.0, 32.5]
+SHORT = [1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 1.9, 2.4]
+ROPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": (
+        "linear, in the old spelling",
+        {"rope_theta": 700.0, "rope_scaling": {"type": "linear", "factor": 2.5}},
+    ),
+    "dynamic": (
+        "dynamic; answers grow past the trained context of 40",
+        {
+            "max_position_embeddings": 40,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0},
+        },
+    ),
+    "yarn": (
+        "yarn, its factor on attention and its blend from the numbers of the section",
+        {
+            "max_position_embeddings": 256,
+            "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "beta_fast": 4.0},
+        },
+    ),
+    "llama3": (
+        "llama3, with every kind of wavelength",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "longrope": (
+        "longrope; answers grow past the original context of 40, where the divisors change",
+        {
+            "max_position_embeddings": 160,
+            "original_max_position_embeddings": 40,
+            "rope_scaling": {"type": "longrope", "short_factor": SHORT, "long_factor": LONG},
+        },
+    ),
+}
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     "tiny-idefics2": Checkpoint(
@@ -145,6 +191,29 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         size=(6, 18),
         legacy=False,
     ),
+    **{
+        f"rope-{name}": Checkpoint(
+            f"rotary positions: {about}",
+            vision=vision(20, 4, 9, 3, 1, 12),
+            perceiver=perceiver(3, 1, 2, 1, 6),
+            text=text(16, 2, 1, 2, 20, head_dim=16, sliding_window=None, pad_token_id=0, **section),
+            size=(8, 20),
+            template=None,
+            hub_config=True,
+        )
+        for name, (about, section) in ROPES.items()
+    },
+    "base": Checkpoint(
+        "the shape of the public base folder: no <end_of_utterance>, no row for it, no chat template",
+        vision=vision(20, 4, 9, 3, 1, 12),
+        perceiver=perceiver(3, 1, 2, 1, 6),
+        text=text(16, 2, 1, 2, 20, sliding_window=4096, pad_token_id=0),
+        size=(8, 20),
+        template=None,
+        generation={"bad_words_ids": BAD_WORDS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+        hub_config=True,
+        base=True,
+    ),
     "mistral-tokenizer": Checkpoint(
         "processor files only, with all 32003 entries of the real vocabulary",
         vision=vision(980, 14, 1152, 16, 27, 4304),
@@ -197,7 +266,8 @@ def make_checkpoint(name: str, seed: int, folder: Path) -> None:
     spec = CHECKPOINTS[name]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = VOCABULARY if spec.weights else FULL_VOCABULARY
-    raw = config_json(spec, vocabulary.size, vocabulary.id("<image>"))
+    special = [token for token in SPECIAL if not (spec.base and token == "<end_of_utterance>")]
+    raw = config_json(spec, vocabulary.size - len(SPECIAL) + len(special), vocabulary.id("<image>"))
     if spec.byte_level:
         raw = config_json(spec, BYTE_LEVEL_SIZE, BYTE_LEVEL_SIZE - len(SPECIAL) + SPECIAL.index("<image>"))
     if spec.weights:
@@ -214,7 +284,7 @@ def make_checkpoint(name: str, seed: int, folder: Path) -> None:
     if spec.byte_level:
         write_byte_level(folder)
     else:
-        write_tokenizer(folder, vocabulary, spec.tokenizer_class, spec.legacy)
+        write_tokenizer(folder, vocabulary, spec.tokenizer_class, spec.legacy, special)
     if spec.save_processor:
         processor = AutoProcessor.from_pretrained(folder)
         for path in (*folder.glob("*token*"), folder / "preprocessor_config.json"):

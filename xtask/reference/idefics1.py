@@ -115,6 +115,21 @@ CHECKPOINTS1: dict[str, Checkpoint1] = {
         perceiver=perceiver(2, 1, 2, 4, True),
         dtype=torch.float32,
     ),
+    "idefics1-rope": Checkpoint1(
+        "yarn over the original context of 24 tokens",
+        additional=3,
+        text=text(
+            16,
+            1,
+            2,
+            20,
+            2,
+            max_position_embeddings=96,
+            rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24},
+        ),
+        vision=vision(16, 8, 9, 3, 1, 12),
+        dtype=torch.float32,
+    ),
     "idefics1-photo": Checkpoint1(
         "no weights: the processor for photographs",
         additional=3,
@@ -327,6 +342,7 @@ CASES1: dict[str, Case] = {
         "no resampler, no norms; scalar gates, tokenizer.json as it is", "idefics1-plain", SHORT, 8
     ),
     "idefics1-tied": mixed("tied embeddings, weights in a pickle", "idefics1-tied", MIXED, 8),
+    "idefics1-rope": mixed("rotary scaling yarn", "idefics1-rope", SHORT),
     "idefics1-conversation": Case(
         "the instructed checkpoints' conversation: two images, turns end in the text, the limit counts the prompt",
         "idefics1-vector",

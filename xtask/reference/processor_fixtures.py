@@ -183,10 +183,14 @@ def processor_fixture():
     batches = {
         "plain": [[(70, 40), (12, 33)], [], [(9, 9)], [(50, 61), (3, 5), (24, 20)]],
         "split": [[(70, 40)], [(9, 9), (12, 33)]],
+        # A picture one pixel wide has quarters without pixels; one that is one pixel high divides by zero.
+        "split_narrow": [[(1, 40), (1, 2)], [(1, 9)]],
     }
     variants = {
         "plain": {},
         "split": {"do_image_splitting": True},
+        "split_narrow": {"do_image_splitting": True},
+        "crossed_edges": {"size": {"shortest_edge": 19, "longest_edge": 12}},
         "clip": {
             "image_mean": [0.48145466, 0.4578275, 0.40821073],
             "image_std": [0.26862954, 0.26130258, 0.27577711],

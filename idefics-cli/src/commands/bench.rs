@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile, bytes, parameters};
+use idefics_generate::inspect::records_steps;
 use idefics_generate::nn::Checkpoint;
 use idefics_generate::nn::kernels::Unit;
 use idefics_generate::nn::profile::Operation;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, Global};
 use crate::failure::Failure;
-use crate::machine::{available_memory_bytes, memory_bandwidth_gb_s, peak_rss_bytes};
+use crate::machine::{available_memory_bytes, memory_bandwidth_gb_s, peak_rss_bytes, usable_memory_bytes};
 use crate::model::{self, ModelFolder};
 
 /// Measures each stage of an answer.
@@ -54,8 +55,11 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let needed = |device: &Device, weights| AnyModel::memory(&config, checkpoint.as_ref(), device, weights);
     let cache = options.cache_bytes(&config, processor.tiles_per_image());
     let (choice, device, weights) = model::device_for(global, cache, needed)?;
-    let available = available_memory_bytes(choice, &device);
+    let available = usable_memory_bytes(choice, &device);
+    // While a decode step is recorded, the cache is there twice.
+    let cache = if options.replays && records_steps(&config.text_config(), &device) { 2 * cache } else { cache };
     model::check_memory(choice, |weights| needed(&device, weights), weights, Some(cache), available)?;
+    model::check_activations(global, choice, &config, checkpoint.as_ref())?;
     drop(checkpoint);
 
     let bar = model::byte_bar();

@@ -28,9 +28,9 @@ pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
         }
         Prompts::Batch(samples) => {
             let controls = args.generation.controls(global, &cancel);
-            let answers =
-                model.generate(samples, &args.generation.process(global), &args.generation.options(), controls)?;
-            output::print_batch(global, &answers, samples.len())
+            let (process, options) = (args.generation.process(global), args.generation.options());
+            let answers = model.generate_each(samples, &process, &options, controls)?;
+            output::print_batch(global, answers, samples.len())
         }
     }
 }

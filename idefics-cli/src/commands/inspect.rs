@@ -25,6 +25,9 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         AnyModel::memory(&config, checkpoint.as_ref(), device, weights)
     })?;
     let inspection = inspect(source.path(), global.pickles(), choice, &device)?;
+    for warning in &inspection.warnings {
+        eprintln!("warning: {warning}");
+    }
     let precision = match global.quantize {
         WeightFormat::None => weights.dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase()),
         format => format.to_string(),
@@ -92,9 +95,19 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         let line = format!("{name:<12} {all:>12} {mapped:>18} {loading:>14} {cache:>22}  {mark:<2} {place}");
         writeln!(stdout, "{}", line.trim_end())?;
     }
+    writeln!(stdout)?;
+    if inspection.kept_bytes > 0 {
+        writeln!(stdout, "buffers      {:>12} kept for reuse, at most", size(inspection.kept_bytes as usize))?;
+    }
+    if inspection.precisions.iter().any(|held| held.recording_bytes_per_token > 0) {
+        writeln!(
+            stdout,
+            "recording    the KV cache is there twice while a decode step is recorded (--no-replay: never)"
+        )?;
+    }
     let available = available_memory_bytes(choice, &device);
     if available < u64::MAX {
-        writeln!(stdout, "\navailable    {:>12}", size(available as usize))?;
+        writeln!(stdout, "available    {:>12}", size(available as usize))?;
     }
     Ok(())
 }

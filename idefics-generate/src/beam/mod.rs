@@ -152,6 +152,25 @@ impl BeamSearch {
         Ok(self.advance(&candidates, is_stopped))
     }
 
+    /// Whether a sample can take a step with these scores, `[num_beams, vocab_size]`: the log-probabilities of its rows.
+    ///
+    /// # Errors
+    /// As [`BeamSearch::step`].
+    pub fn check(&self, sample: usize, log_probs: &[f32]) -> Result<(), RowError> {
+        let sample = &self.samples[sample];
+        let mut is_any_allowed = false;
+        let rows = log_probs.chunks((log_probs.len() / self.options.num_beams).max(1));
+        for (log_probs, hypothesis) in rows.zip(&sample.running) {
+            for score in log_probs.iter().map(|log_prob| log_prob + hypothesis.score) {
+                if score.is_nan() || score == f32::INFINITY {
+                    return Err(RowError::NonFinite);
+                }
+                is_any_allowed |= score != f32::NEG_INFINITY;
+            }
+        }
+        if is_any_allowed || !sample.can_improve { Ok(()) } else { Err(RowError::NothingAllowed) }
+    }
+
     /// What `choose` picks for each sample from the scores of all continuations, `[num_beams * vocab_size]`.
     fn candidates(
         &self,
@@ -170,12 +189,9 @@ impl BeamSearch {
                 let start = (index * num_beams + beam) * vocab_size;
                 scores.extend(log_probs[start..start + vocab_size].iter().map(|log_prob| log_prob + hypothesis.score));
             }
-            if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
-                return Err(RowError::NonFinite);
-            }
+            self.check(index, &log_probs[index * num_beams * vocab_size..][..num_beams * vocab_size])?;
             let chosen = match scores.iter().any(|&score| score != f32::NEG_INFINITY) {
                 true => choose(index, &scores)?,
-                false if sample.can_improve => return Err(RowError::NothingAllowed),
                 false => top_k(&scores, self.options.beams_to_keep()), // its answers stay as they are
             };
             let candidate =

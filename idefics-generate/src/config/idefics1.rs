@@ -1,11 +1,14 @@
 //! `config.json` of a checkpoint of the first Idefics: the decoder's keys stand at the top.
 
-use idefics_nn::{Activation, ConfigError};
+use idefics_nn::checkpoint::Checkpoint;
+use idefics_nn::{Activation, ConfigError, Quantization};
 use idefics_perceiver::flamingo::{PerceiverConfig, ResamplerConfig};
 use idefics_text::{AlphaType, CrossAttentionConfig, RopeParameters, TextConfig};
 use idefics_vision::clip::VisionConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::QuantizationConfig;
 
 /// `config.json` of a checkpoint of the first Idefics; keys that are not listed are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +38,9 @@ pub struct Idefics1Config {
     pub rope_scaling: Option<RopeParameters>,
     /// Base and stretching together, as files written since Transformers 5 spell it.
     pub rope_parameters: Option<RopeParameters>,
+    /// The context that the model was first trained on, in tokens, where it stands beside the rotary parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_max_position_embeddings: Option<usize>,
     /// A gated layer stands before each decoder layer whose index is a multiple of this.
     pub cross_layer_interval: usize,
     /// Whether queries and keys are normalised in the gated layers.
@@ -50,6 +56,9 @@ pub struct Idefics1Config {
     pub vision_config: VisionConfig,
     /// The resampler.
     pub perceiver_config: PerceiverConfig,
+    /// How the weights are quantised, or are to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization_config: Option<QuantizationConfig>,
 }
 
 /// Defaults of `IdeficsConfig`.
@@ -68,6 +77,7 @@ impl Default for Idefics1Config {
             rope_theta: None,
             rope_scaling: None,
             rope_parameters: None,
+            original_max_position_embeddings: None,
             cross_layer_interval: 1,
             qk_layer_norms: false,
             alpha_type: AlphaType::Float,
@@ -75,6 +85,7 @@ impl Default for Idefics1Config {
             tie_word_embeddings: false,
             vision_config: VisionConfig::default(),
             perceiver_config: PerceiverConfig::default(),
+            quantization_config: None,
         }
     }
 }
@@ -120,6 +131,7 @@ impl Idefics1Config {
                 rope_theta: self.rope_theta,
                 rope_scaling: self.rope_scaling.clone(),
                 rope_parameters: self.rope_parameters.clone(),
+                original_max_position_embeddings: self.original_max_position_embeddings,
                 ..TextConfig::llama_defaults()
             },
             additional_vocab_size: self.additional_vocab_size,
@@ -143,6 +155,11 @@ impl Idefics1Config {
         }
     }
 
+    /// What the file's `quantization_config` has plain weights quantised to while they are loaded.
+    pub(crate) fn quantization_on_load(&self, checkpoint: Option<&Checkpoint>) -> Option<Quantization> {
+        self.quantization_config.as_ref()?.on_load(checkpoint?)
+    }
+
     /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
     pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
         match self.tie_word_embeddings {
@@ -161,7 +178,8 @@ impl Idefics1Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.text().validate().map_err(|error| error.without_section("text_config."))?;
         self.vision_config.validate()?;
-        self.perceiver_config.validate()
+        self.perceiver_config.validate()?;
+        self.quantization_config.iter().try_for_each(QuantizationConfig::validate)
     }
 }
 

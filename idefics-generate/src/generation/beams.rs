@@ -100,6 +100,12 @@ impl Beams {
     }
 
     /// Takes a step from `logits`, `[samples or rows, vocab_size]`, and says the newest token of each beam.
+    ///
+    /// A sample for which no token can be chosen fails; from then on its beams go on with meaningless tokens, so that the
+    /// others may.
+    ///
+    /// # Errors
+    /// That of the first sample, once every sample has failed.
     pub(super) fn step(&mut self, logits: &[f32], rows: &mut Rows, stops: &Stops<'_>) -> Result<Vec<u32>, Error> {
         let width = rows.width(logits);
         let mut log_probs = Vec::with_capacity(rows.len() * width);
@@ -109,6 +115,19 @@ impl Beams {
             log_softmax(&mut log_probs[start..]);
             self.chain.process(&rows.row(row), &mut log_probs[start..]);
         }
+        let num_beams = self.search.options().num_beams;
+        for sample in 0..rows.n_samples() {
+            let beams = sample * num_beams * width..(sample + 1) * num_beams * width;
+            if !rows.has_failed(sample * num_beams)
+                && let Err(error) = self.search.check(sample, &log_probs[beams.clone()])
+            {
+                (sample * num_beams..(sample + 1) * num_beams).for_each(|row| rows.fail(row, error));
+            }
+            if rows.has_failed(sample * num_beams) {
+                log_probs[beams].fill(-(width as f32).ln());
+            }
+        }
+        rows.check_failures()?;
         let is_late = stops.is_late();
         let prompts: &Rows = rows;
         let is_stopped =
@@ -117,10 +136,8 @@ impl Beams {
             None => self.search.step(&log_probs, is_stopped),
             Some(sampler) => self.search.step_sampled(&log_probs, sampler, &self.keys, is_stopped),
         };
-        let step = step.map_err(|error| {
-            let is_bad = |row: &usize| log_probs[row * width..(row + 1) * width].iter().any(|score| score.is_nan());
-            rows.error((0..rows.len()).find(is_bad).unwrap_or(0), error)
-        })?;
+        // A draw can fail where too few tokens are allowed.
+        let step = step.map_err(|_| Error::NoAllowedToken { row: 0 })?;
         if let Some(logprobs) = &mut self.logprobs {
             logprobs.keep(&self.search, logits, rows);
         }

@@ -3,6 +3,7 @@
 use burn::tensor::{Bool, DType, Device, IntDType, Tensor, TensorData, Transaction};
 
 use super::Rows;
+use crate::logits::RowError;
 use crate::{Error, GenerationConfig};
 
 /// Greedy search whose only processor, if any, forbids `bad_words_ids`.
@@ -28,9 +29,13 @@ impl OnDevice {
         Self { longer, forbidden }
     }
 
-    /// The likeliest allowed token of each row, `[rows, vocab_size]` in; the lowest id among equals.
+    /// The likeliest allowed token of each row, `[rows, vocab_size]` in; the lowest id among equals. Rows of which no token
+    /// can be chosen fail.
+    ///
+    /// # Errors
+    /// [`Error::Execution`]; that of the first row, once every row has failed.
     #[expect(clippy::disallowed_methods, reason = "the one read of a step")]
-    pub(super) fn choose(&self, logits: Tensor<2>, rows: &Rows) -> Result<Vec<u32>, Error> {
+    pub(super) fn choose(&self, logits: Tensor<2>, rows: &mut Rows) -> Result<Vec<u32>, Error> {
         let check = logits.clone().sum_dim(1); // [rows, 1]: NaN and infinity stay what they are
         let mut scores = logits;
         if let Some(forbidden) = &self.forbidden {
@@ -54,14 +59,17 @@ impl OnDevice {
         let check = floats(check).map_err(|error| failed(format!("{error:?}")))?;
         let best = floats(best).map_err(|error| failed(format!("{error:?}")))?;
         let ids = ids.try_into_vec::<i32>().map_err(|error| failed(format!("{error:?}")))?;
-        for row in (0..ids.len()).filter(|&row| rows.finished[row].is_none()) {
-            if !check[row].is_finite() {
-                return Err(Error::NonFinite { row, n_tokens: rows.n_generated() });
+        for row in 0..ids.len() {
+            if rows.finished[row].is_some() {
+                continue;
             }
-            if best[row] == f32::NEG_INFINITY {
-                return Err(Error::NoAllowedToken { row });
+            if !check[row].is_finite() {
+                rows.end_failed(row, RowError::NonFinite);
+            } else if best[row] == f32::NEG_INFINITY {
+                rows.end_failed(row, RowError::NothingAllowed);
             }
         }
+        rows.check_failures()?;
         Ok(ids.into_iter().map(|id| id as u32).collect())
     }
 

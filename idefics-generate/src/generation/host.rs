@@ -27,19 +27,27 @@ impl OnHost {
         scores
     }
 
-    /// The next token of each row; 0 for those that have finished.
-    pub(super) fn choose(&mut self, logits: &[f32], rows: &Rows) -> Result<Vec<u32>, Error> {
-        let choose = |row: usize| {
+    /// The next token of each row; 0 for those that have finished or fail now.
+    ///
+    /// # Errors
+    /// That of the first row, once every row has failed.
+    pub(super) fn choose(&mut self, logits: &[f32], rows: &mut Rows) -> Result<Vec<u32>, Error> {
+        let mut next_tokens = vec![0; rows.len()];
+        for row in 0..rows.len() {
             if rows.finished[row].is_some() {
-                return Ok(0);
+                continue;
             }
             let scores = self.scores(row, logits, rows);
             let chosen = match &self.sampler {
                 None => argmax(&scores),
                 Some(sampler) => sampler.draw(self.keys[row], rows.n_generated(), &scores),
             };
-            chosen.map_err(|error| rows.error(row, error))
-        };
-        (0..rows.len()).map(choose).collect()
+            match chosen {
+                Ok(token) => next_tokens[row] = token,
+                Err(error) => rows.end_failed(row, error),
+            }
+        }
+        rows.check_failures()?;
+        Ok(next_tokens)
     }
 }

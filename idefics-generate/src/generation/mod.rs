@@ -42,6 +42,8 @@ pub enum FinishReason {
     Time,
     /// [`CancelToken::cancel`].
     Cancelled,
+    /// No token could be chosen; [`Generation::failure`] says why.
+    Failed,
 }
 
 /// A batch that is being generated. Dropping it ends it.
@@ -176,8 +178,11 @@ impl<'a> Generation<'a> {
 
     /// Generates one more token of each row, the pad token in rows that have finished; `None` when all have.
     ///
+    /// A row for which no token can be chosen fails alone: it finishes as [`FinishReason::Failed`], and the others go on.
+    ///
     /// # Errors
-    /// [`Error::NonFinite`], [`Error::NoAllowedToken`], [`Error::Execution`].
+    /// [`Error::Execution`]; once every row has failed, the [`Error::NonFinite`] or [`Error::NoAllowedToken`] of the
+    /// first.
     pub fn step(&mut self) -> Result<Option<Vec<u32>>, Error> {
         if self.cancel.is_cancelled() && !self.rows.all_finished() {
             match &mut self.strategy {
@@ -196,10 +201,10 @@ impl<'a> Generation<'a> {
             None => self.forward()?,
         };
         let next_tokens = match &mut self.strategy {
-            Strategy::OnDevice(choice) => choice.choose(logits, &self.rows)?,
+            Strategy::OnDevice(choice) => choice.choose(logits, &mut self.rows)?,
             Strategy::OnHost(choice) => {
                 let logits = logprobs::read(logits)?;
-                let chosen = choice.choose(&logits, &self.rows)?;
+                let chosen = choice.choose(&logits, &mut self.rows)?;
                 if let Some(n_top) = self.n_top {
                     let width = self.model.vocab_size();
                     for (row, &id) in chosen.iter().enumerate().filter(|(row, _)| self.rows.finished[*row].is_none()) {
@@ -262,6 +267,11 @@ impl<'a> Generation<'a> {
     /// Why a row stopped, once it has.
     pub fn finish_reason(&self, row: usize) -> Option<FinishReason> {
         self.rows.finished[row]
+    }
+
+    /// Why a row failed, [`Error::NonFinite`] or [`Error::NoAllowedToken`], if it did.
+    pub fn failure(&self, row: usize) -> Option<Error> {
+        self.rows.failure(row)
     }
 
     /// The log-probabilities of a row's generated tokens; empty unless [`Controls::logprobs`] asked for them, and for

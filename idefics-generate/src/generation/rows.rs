@@ -15,6 +15,8 @@ pub(super) struct Rows {
     /// Each row's slots: padding, prompt, what was generated, what fills it.
     pub(super) sequences: Vec<Vec<u32>>,
     pub(super) finished: Vec<Option<FinishReason>>,
+    /// Why no token of a row could be chosen, and after how many.
+    failures: Vec<Option<(RowError, usize)>>,
     /// Tokens generated in each row up to its end.
     lengths: Vec<usize>,
     per_sample: usize,
@@ -32,6 +34,7 @@ impl Rows {
         Self {
             sequences: (0..n_rows).map(|row| prompts.row(row / per_sample).to_vec()).collect(),
             finished: vec![None; n_rows],
+            failures: vec![None; n_rows],
             lengths: vec![0; n_rows],
             per_sample,
             left_padding: prompts.left_padding().to_vec(),
@@ -155,7 +158,14 @@ impl Rows {
         let longest = answers.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0);
         let prompts: Vec<Vec<u32>> = (0..self.n_samples()).map(|sample| self.prompt(sample).to_vec()).collect();
         self.lengths = answers.iter().map(|(tokens, _)| tokens.len()).collect();
-        self.finished = answers.iter().map(|&(_, reason)| Some(reason)).collect();
+        // All beams of a sample fail together.
+        let of_answer = |answer: usize| self.failures[answer / per_sample * self.per_sample];
+        self.failures = (0..answers.len()).map(of_answer).collect();
+        let reason = |(failure, &(_, reason)): (&Option<_>, &(_, FinishReason))| match failure {
+            None => Some(reason),
+            Some(_) => Some(FinishReason::Failed),
+        };
+        self.finished = self.failures.iter().zip(&answers).map(reason).collect();
         let row = |(row, (mut tokens, _)): (usize, (Vec<u32>, FinishReason))| {
             tokens.resize(longest, filler);
             [prompts[row / per_sample].as_slice(), &tokens].concat()
@@ -175,11 +185,39 @@ impl Rows {
         self.lengths.fill(n_generated);
     }
 
-    /// Why no token of a row can be chosen.
-    pub(super) fn error(&self, row: usize, error: RowError) -> Error {
-        match error {
-            RowError::NonFinite => Error::NonFinite { row, n_tokens: self.n_generated() },
+    /// Ends a row of which no token can be chosen.
+    pub(super) fn end_failed(&mut self, row: usize, error: RowError) {
+        self.fail(row, error);
+        self.finished[row] = Some(FinishReason::Failed);
+    }
+
+    /// Notes that no token of a row can be chosen.
+    pub(super) fn fail(&mut self, row: usize, error: RowError) {
+        let failure = (error, self.n_generated());
+        self.failures[row].get_or_insert(failure);
+    }
+
+    /// Whether the row has failed.
+    pub(super) fn has_failed(&self, row: usize) -> bool {
+        self.failures[row].is_some()
+    }
+
+    /// Why a row failed, if it did.
+    pub(super) fn failure(&self, row: usize) -> Option<Error> {
+        let (error, n_tokens) = (*self.failures.get(row)?)?;
+        // Rows of one sample are told apart by nothing that a caller knows.
+        let row = row / self.per_sample;
+        Some(match error {
+            RowError::NonFinite => Error::NonFinite { row, n_tokens },
             _ => Error::NoAllowedToken { row },
+        })
+    }
+
+    /// The error of the first row, once every row has failed.
+    pub(super) fn check_failures(&self) -> Result<(), Error> {
+        match self.failure(0).filter(|_| self.failures.iter().all(Option::is_some)) {
+            Some(error) => Err(error),
+            None => Ok(()),
         }
     }
 }

@@ -29,19 +29,19 @@ impl GenerationConfig {
     }
 
     /// Refuses more beams or answers of a sample than memory is for, once the options are
-    /// [resolved](GenerationConfig::resolve): what is allocated grows with the square of their number.
+    /// [resolved](GenerationConfig::resolve): what is allocated grows with the square of their number. One answer within
+    /// the trained context is never refused.
     pub(crate) fn check_memory(&self, prompt_tokens: usize, text_config: &TextConfig) -> Result<(), GenerationError> {
         let (option, value) = match (self.num_beams(), self.num_return_sequences()) {
             (beams @ 2.., _) => ("num_beams", beams),
-            (_, answers) => ("num_return_sequences", answers),
+            (_, answers @ 2..) => ("num_return_sequences", answers),
+            _ if self.max_length() <= text_config.max_position_embeddings => return Ok(()),
+            _ => ("max_length", self.max_length()),
         };
-        if value < 2 {
-            return Ok(()); // the context bounds it
-        }
         let max_new_tokens = self.max_length().saturating_sub(prompt_tokens);
         // In f64, which does not overflow: any product of what a command line can hold is finite.
         let f32_bytes = DType::F32.size() as f64;
-        let rows = value as f64;
+        let rows = self.num_beams().max(self.num_return_sequences()).max(1) as f64;
         let slots = prompt_tokens as f64 + rows * max_new_tokens as f64;
         let cache = slots * text_config.cache_bytes(1, 1, DType::F32) as f64;
         let attention = rows * slots * text_config.num_attention_heads as f64 * f32_bytes; // of one layer
@@ -222,7 +222,7 @@ mod tests {
         let text_config = TextConfig::idefics2_preset();
         let check = |value| config(value).resolve(500, 32_003).unwrap().check_memory(500, &text_config);
         assert_eq!(check(json!({"num_beams": 16, "max_new_tokens": 1000})), Ok(()));
-        assert_eq!(check(json!({"max_new_tokens": usize::MAX})), Ok(()), "the context is checked elsewhere");
+        assert_eq!(check(json!({"max_length": text_config.max_position_embeddings})), Ok(()), "the trained context");
         for (value, expected) in [
             (json!({"num_beams": 100_000}), ("num_beams", 100_000, 20)),
             (json!({"num_beams": usize::MAX, "num_return_sequences": 2}), ("num_beams", usize::MAX, 20)),
@@ -231,6 +231,8 @@ mod tests {
                 json!({"do_sample": true, "num_return_sequences": usize::MAX, "max_length": 1000}),
                 ("num_return_sequences", usize::MAX, 500),
             ),
+            (json!({"max_new_tokens": usize::MAX}), ("max_length", usize::MAX, usize::MAX - 500)),
+            (json!({"max_new_tokens": 1_000_000}), ("max_length", 1_000_500, 1_000_000)),
         ] {
             match check(value) {
                 Err(GenerationError::Memory { option, value, max_new_tokens, needed, limit }) => {

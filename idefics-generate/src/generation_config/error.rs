@@ -24,20 +24,7 @@ pub enum GenerationError {
         /// Tokens of the longest prompt.
         prompt_tokens: usize,
     },
-    /// Prompt and answer together would leave the context that the model was trained on.
-    #[error(
-        "a prompt of {prompt_tokens} tokens and an answer would reach {max_length} tokens, the model's context has \
-         {context}; ask for fewer new tokens or shorten the prompt"
-    )]
-    Context {
-        /// Tokens of the longest prompt.
-        prompt_tokens: usize,
-        /// Tokens at the end of the answer at most.
-        max_length: usize,
-        /// `max_position_embeddings`.
-        context: usize,
-    },
-    /// Beams or answers that would take more memory than any sample gets.
+    /// Beams, answers or tokens that would take more memory than any sample gets.
     #[error(
         "`{option}` is {value}: with {max_new_tokens} new tokens each, a sample would take about {needed:.1} GiB, the \
          limit is {limit:.0}; ask for fewer or shorter ones"
@@ -107,6 +94,33 @@ pub enum GenerationWarning {
     UnknownKey {
         /// The key.
         key: String,
+    },
+    /// An option of the model folder that would change the result, is not implemented, and does not count.
+    #[error("`{option}` is {value}: not supported, and ignored")]
+    Unsupported {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// An option of the model folder with ids that the model cannot generate; what holds them does not count.
+    #[error("`{option}` has token ids that are not below the vocabulary size {vocab_size}; they are ignored")]
+    TokenIds {
+        /// The option.
+        option: &'static str,
+        /// Width of the logits.
+        vocab_size: usize,
+    },
+    /// Prompt and answer are longer than the context that the model was trained on.
+    #[error(
+        "prompt and answer have {n_tokens} tokens, the model was trained on at most {context} (`max_position_embeddings`): \
+         what is said beyond may be worse"
+    )]
+    BeyondContext {
+        /// Tokens of prompt and answer together.
+        n_tokens: usize,
+        /// `max_position_embeddings`.
+        context: usize,
     },
     /// An option that means nothing without another.
     #[error("`{option}` means nothing without `{needs}`")]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{GenerationConfig, GenerationError, GenerationWarning};
+use super::{GenerationConfig, GenerationError, GenerationWarning, OneOrMany};
 
 /// Options that would change the result and are not implemented, with the value that changes nothing.
 const UNSUPPORTED: [(&str, Value); 9] = [
@@ -88,6 +88,35 @@ impl GenerationConfig {
         warnings
     }
 
+    /// Removes what cannot be followed of the options of a model folder, and says what that was: options that are not
+    /// implemented, and ids of tokens that a model with `vocab_size` logits cannot generate.
+    pub fn drop_unsupported(&mut self, vocab_size: usize) -> Vec<GenerationWarning> {
+        let mut warnings = Vec::new();
+        while let Err(GenerationError::Unsupported { option, value, .. }) = self.check_supported() {
+            self.other.remove(option);
+            warnings.push(GenerationWarning::Unsupported { option, value });
+        }
+        let is_known = |id: &u32| (*id as usize) < vocab_size;
+        let mut note = |option, dropped: bool| {
+            if dropped {
+                warnings.push(GenerationWarning::TokenIds { option, vocab_size });
+            }
+        };
+        note("sequence_bias", keep(&mut self.sequence_bias, |(sequence, _)| sequence.iter().all(is_known)));
+        note("bad_words_ids", keep(&mut self.bad_words_ids, |word| word.iter().all(is_known)));
+        note("forced_bos_token_id", self.forced_bos_token_id.take_if(|id| !is_known(id)).is_some());
+        for (option, ids) in
+            [("eos_token_id", &mut self.eos_token_id), ("forced_eos_token_id", &mut self.forced_eos_token_id)]
+        {
+            let mut known = ids.as_ref().map(|ids| ids.as_slice().to_vec());
+            if keep(&mut known, is_known) {
+                *ids = known.map(OneOrMany::Many);
+                note(option, true);
+            }
+        }
+        warnings
+    }
+
     /// Refuses options that would change the result and are not implemented.
     pub(super) fn check_supported(&self) -> Result<(), GenerationError> {
         for (option, neutral) in UNSUPPORTED {
@@ -112,4 +141,17 @@ impl GenerationConfig {
         }
         Ok(())
     }
+}
+
+/// Keeps the entries that fit; a list of which nothing is left is none. Whether anything was removed.
+fn keep<T>(list: &mut Option<Vec<T>>, fits: impl Fn(&T) -> bool) -> bool {
+    let before = list.as_ref().map_or(0, Vec::len);
+    if let Some(entries) = list {
+        entries.retain(fits);
+    }
+    let after = list.as_ref().map_or(0, Vec::len);
+    if before > 0 && after == 0 {
+        *list = None;
+    }
+    after < before
 }

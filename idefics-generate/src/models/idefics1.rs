@@ -352,7 +352,7 @@ impl Model for Idefics1 {
         }
         let mut slot_cache = cache.at_slot(slot)?;
         let inputs_embeds = text.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
-        let positions = text.slot_positions(&inputs_embeds, cache);
+        let positions = text.slot_positions(&inputs_embeds, cache)?;
         let seen = text.seen_context(None, 1, cache, &self.device());
         let (next_tokens, slot) = (next_tokens.clone(), slot.clone());
         let step = move || {

@@ -283,7 +283,7 @@ impl Model for Idefics2 {
         let text = &self.model.text_model;
         let mut slot_cache = cache.at_slot(slot)?;
         let inputs_embeds = text.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
-        let positions = text.slot_positions(&inputs_embeds, cache);
+        let positions = text.slot_positions(&inputs_embeds, cache)?;
         let (next_tokens, slot) = (next_tokens.clone(), slot.clone());
         let step = move || {
             let inputs_embeds = text.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]

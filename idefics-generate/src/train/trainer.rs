@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use idefics_nn::{CheckpointError, ParameterMapper, map_parameters};
+use idefics_processor::io_words;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +91,7 @@ pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The file system refused.
-    #[error("{}: {source}; checkpoints that were complete before are untouched", path.display())]
+    #[error("{}: {}; checkpoints that were complete before are untouched", path.display(), io_words(source))]
     Io {
         /// The file or folder.
         path: PathBuf,

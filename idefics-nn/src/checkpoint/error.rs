@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use safetensors::Dtype;
 
 use super::pickle::PickleError;
+use crate::files::io_words;
 use crate::formats::FormatError;
 
 /// Why a checkpoint cannot be opened or loaded. Each message names the file or tensor and what was expected.
@@ -32,7 +33,7 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// The file system refused.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {}", path.display(), io_words(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -40,7 +41,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The file system refused to write.
-    #[error("{}: cannot be written: {source}; what was there before is untouched", path.display())]
+    #[error("{}: cannot be written: {}; what was there before is untouched", path.display(), io_words(source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -51,6 +52,15 @@ pub enum CheckpointError {
     #[error("{}: is not a regular file", path.display())]
     NotAFile {
         /// The path.
+        path: PathBuf,
+    },
+    /// A Git LFS pointer lies in the place of a file.
+    #[error(
+        "{}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file again",
+        path.display()
+    )]
+    GitLfsPointer {
+        /// The file.
         path: PathBuf,
     },
     /// The file ends too early: most often an interrupted download.
@@ -122,27 +132,9 @@ pub enum CheckpointError {
         /// The shards.
         names: Vec<String>,
     },
-    /// Index and shard disagree about a tensor; also when a second shard has it too.
-    #[error("{}: the index and shard {shard:?} disagree about tensor `{name}`", path.display())]
-    IndexMismatch {
-        /// The index file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// The shard.
-        shard: String,
-    },
     /// Tensors that the model needs are not in the checkpoint.
     #[error("{}: {} tensors are missing: {}", folder.display(), names.len(), list(names))]
     Missing {
-        /// The model folder.
-        folder: PathBuf,
-        /// The tensors.
-        names: Vec<String>,
-    },
-    /// Tensors that no part of the model takes.
-    #[error("{}: {} tensors are unexpected: {}", folder.display(), names.len(), list(names))]
-    Unexpected {
         /// The model folder.
         folder: PathBuf,
         /// The tensors.
@@ -221,7 +213,7 @@ pub enum CheckpointError {
 }
 
 /// The first few names, and how many more there are.
-fn list(names: &[String]) -> String {
+pub(super) fn list(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(SHOWN) {

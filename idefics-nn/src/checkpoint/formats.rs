@@ -16,14 +16,21 @@ pub struct Quantization {
     /// Whether the scales of NF4 and FP4 are rounded to eight bits too, as bitsandbytes does on request. They are held
     /// in full all the same.
     pub double_quant: bool,
-    /// Linear layers that are spared: those whose names begin with one of these.
-    pub spared: Vec<String>,
+    /// Modules whose linear layers keep their precision: names of modules, or what such names end with.
+    ///
+    /// Source: `should_convert_module`, Transformers 5.23.0, without its regular expressions.
+    pub modules_to_not_convert: Vec<String>,
 }
 
 impl Quantization {
     /// Whether the linear layer whose weight has that name is quantised.
     pub fn covers(&self, name: &str) -> bool {
-        !self.spared.iter().any(|prefix| name.starts_with(prefix.as_str()))
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let is_kept = |kept: &String| {
+            let rest = module.strip_prefix(kept.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) || module.ends_with(kept.as_str())
+        };
+        !self.modules_to_not_convert.iter().any(is_kept)
     }
 }
 

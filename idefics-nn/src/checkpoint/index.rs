@@ -1,11 +1,12 @@
-//! `model.safetensors.index.json` and `pytorch_model.bin.index.json`: which shard holds which tensor.
+//! `model.safetensors.index.json` and `pytorch_model.bin.index.json`: which files are shards of the checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{CheckpointError, TensorEntry};
+use super::{CheckpointError, CheckpointWarning, Opened, TensorEntry};
+use crate::files::is_git_lfs_pointer;
 
 /// The largest public checkpoints have fewer than two hundred; each is mapped and kept open.
 const MAX_SHARDS: usize = 1000;
@@ -15,13 +16,19 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Opens every shard that the index names with `read_file`, and checks that each holds exactly what the index says.
+/// Opens every shard that the index names with `read_file`.
+///
+/// What the shards hold is what counts, as in the reference: a tensor that the index does not name is there
+/// nevertheless, and one that only the index names is not. Where several shards have a tensor, the index decides.
 pub(super) fn read(
     folder: &Path,
     path: &Path,
     read_file: impl Fn(&Path, &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError>,
-) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+) -> Result<Opened, CheckpointError> {
     let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    if is_git_lfs_pointer(&text) {
+        return Err(CheckpointError::GitLfsPointer { path: path.to_owned() });
+    }
     let ShardIndex { weight_map } = serde_json::from_slice(&text)
         .map_err(|error| CheckpointError::Index { path: path.to_owned(), reason: error.to_string() })?;
 
@@ -44,16 +51,17 @@ pub(super) fn read(
     let mut tensors: BTreeMap<String, TensorEntry> = BTreeMap::new();
     for shard in shards {
         for (name, entry) in read_file(&folder.join(shard), shard)? {
-            if weight_map.get(&name) != Some(shard) {
-                return Err(CheckpointError::IndexMismatch { path: path.to_owned(), name, shard: shard.clone() });
+            if weight_map.get(&name) == Some(shard) || !tensors.contains_key(&name) {
+                tensors.insert(name, entry);
             }
-            tensors.insert(name, entry);
         }
     }
-    match weight_map.into_iter().find(|(name, _)| !tensors.contains_key(name)) {
-        None => Ok(tensors),
-        Some((name, shard)) => Err(CheckpointError::IndexMismatch { path: path.to_owned(), name, shard }),
-    }
+    let names: Vec<String> = weight_map.into_keys().filter(|name| !tensors.contains_key(name)).collect();
+    let warnings = match names.is_empty() {
+        true => Vec::new(),
+        false => vec![CheckpointWarning::NotInShards { path: path.to_owned(), names }],
+    };
+    Ok(Opened { tensors, warnings })
 }
 
 /// Whether a shard name stays inside the folder on every system.

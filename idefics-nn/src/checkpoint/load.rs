@@ -12,7 +12,7 @@ use super::{Checkpoint, CheckpointError, Quantization};
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
 use crate::{Activations, PackedFormat, PackedWeight, ops};
 
-/// Tensors that old checkpoints carry and the models compute themselves: names that end in one of these are skipped.
+/// Tensors that old checkpoints carry and the models compute themselves: names that end in one of these.
 const STRAYS: [&str; 3] =
     ["rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "vision_model.embeddings.position_ids"];
 
@@ -58,12 +58,13 @@ pub struct LoadProgress {
 impl Checkpoint {
     /// Fills every parameter of `module` from the tensor whose name is the prefix and the parameter's path.
     ///
-    /// Names and shapes are compared before the first byte of weights is read.
+    /// Names and shapes are compared before the first byte of weights is read. Tensors that the module does not ask for
+    /// are passed over; [`Checkpoint::unused`] names them.
     ///
     /// # Errors
-    /// [`CheckpointError::Missing`], [`CheckpointError::Unexpected`], [`CheckpointError::Shape`],
-    /// [`CheckpointError::Dtype`], [`CheckpointError::NonFinite`], or [`CheckpointError::NotLinear`],
-    /// [`CheckpointError::Quantized`] and [`CheckpointError::AlreadyQuantized`] of quantised ones, naming the tensors.
+    /// [`CheckpointError::Missing`], [`CheckpointError::Shape`], [`CheckpointError::Dtype`],
+    /// [`CheckpointError::NonFinite`], or [`CheckpointError::NotLinear`], [`CheckpointError::Quantized`] and
+    /// [`CheckpointError::AlreadyQuantized`] of quantised ones, naming the tensors.
     pub fn load<M: Module>(
         &self,
         module: M,
@@ -71,7 +72,7 @@ impl Checkpoint {
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<M, CheckpointError> {
         let matrices = matrices(&module);
-        let bytes_total = self.account(&module, &matrices, options)?;
+        let bytes_total = self.account(&module, &matrices, options).check()?;
         let mut loader = Loader {
             checkpoint: self,
             options,
@@ -88,17 +89,27 @@ impl Checkpoint {
         }
     }
 
-    /// The bytes that [`Checkpoint::load`] will read, if everything is there, expected and of the right shape.
-    pub(super) fn account<M: Module>(
-        &self,
+    /// The tensors under the prefix that `module` does not ask for, but for those that old checkpoints carry and the
+    /// models compute themselves. No weight is read.
+    pub fn unused<M: Module>(&self, module: &M, options: &LoadOptions<'_>) -> Vec<String> {
+        let matrices = matrices(module);
+        let Account { taken, .. } = self.account(module, &matrices, options);
+        let under_prefix = self.tensors.keys().filter(|name| name.starts_with(options.prefix));
+        let is_unused = |name: &&String| !taken.contains(*name) && !STRAYS.iter().any(|stray| name.ends_with(stray));
+        under_prefix.filter(is_unused).cloned().collect()
+    }
+
+    /// What the module asks for, and whether it is there.
+    pub(super) fn account<'a, M: Module>(
+        &'a self,
         module: &M,
-        matrices: &HashMap<String, Matrix>,
-        options: &LoadOptions<'_>,
-    ) -> Result<u64, CheckpointError> {
+        matrices: &'a HashMap<String, Matrix>,
+        options: &'a LoadOptions<'a>,
+    ) -> Account<'a> {
         let (taken, missing) = (BTreeSet::new(), Vec::new());
         let mut account = Account { checkpoint: self, options, matrices, taken, missing, wrong: None };
         visit_parameters(module, &mut account);
-        account.check()
+        account
     }
 }
 
@@ -115,7 +126,7 @@ impl LoadOptions<'_> {
 }
 
 /// First pass: which tensors the module asks for, and whether they are what it asks for.
-struct Account<'a> {
+pub(super) struct Account<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions<'a>,
     matrices: &'a HashMap<String, Matrix>,
@@ -125,25 +136,14 @@ struct Account<'a> {
 }
 
 impl Account<'_> {
-    /// The bytes that will be read, if everything is accounted for.
-    fn check(self) -> Result<u64, CheckpointError> {
-        let folder = || self.checkpoint.folder.clone();
+    /// The bytes that will be read, if everything is there and of the right shape.
+    pub(super) fn check(self) -> Result<u64, CheckpointError> {
         if !self.missing.is_empty() {
-            return Err(CheckpointError::Missing { folder: folder(), names: self.missing });
+            let folder = self.checkpoint.folder.clone();
+            return Err(CheckpointError::Missing { folder, names: self.missing });
         }
         if let Some(error) = self.wrong {
             return Err(error);
-        }
-        let unexpected: Vec<String> = self
-            .checkpoint
-            .tensors
-            .keys()
-            .filter(|name| name.starts_with(self.options.prefix) && !self.taken.contains(*name))
-            .filter(|name| !STRAYS.iter().any(|stray| name.ends_with(stray)))
-            .cloned()
-            .collect();
-        if !unexpected.is_empty() {
-            return Err(CheckpointError::Unexpected { folder: folder(), names: unexpected });
         }
         Ok(self.taken.iter().map(|name| self.checkpoint.tensors[name].len_bytes() as u64).sum())
     }

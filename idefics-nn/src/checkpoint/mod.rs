@@ -2,8 +2,9 @@
 //!
 //! [`Checkpoint::open`] maps `model.safetensors`, or the shards that `model.safetensors.index.json` names, and parses
 //! each header once; no weight is read. [`Checkpoint::load`] then fills a module, tensor by tensor, and accounts for
-//! every one: whatever is missing, left over, of the wrong shape or dtype, or not finite is an error that names it
-//! (values that stay where they lie in the map are not looked at). Peak memory is the loaded weights plus one tensor.
+//! every one: whatever is missing, of the wrong shape or dtype, or not finite is an error that names it (memory-mapped
+//! values are not scanned). Tensors that nobody asks for are passed over: [`Checkpoint::unused`] names them. Peak memory
+//! is the loaded weights plus one tensor.
 //!
 //! Where there is no safetensors file, `pytorch_model.bin` or its shards are read the same way, if the caller allows
 //! pickles: by a reader that runs nothing ([`pickle`]).
@@ -26,6 +27,7 @@ mod quantize;
 mod random;
 mod save;
 mod stored;
+mod warning;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -42,12 +44,28 @@ pub use pickled::Pickles;
 pub use plan::WeightMemory;
 pub use random::fill_random;
 pub use save::{save, write_atomically};
+pub use warning::CheckpointWarning;
+
+use crate::files::is_git_lfs_pointer;
 
 /// An opened checkpoint: where every tensor lies, and the maps of the files that hold them.
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: PathBuf,
     tensors: BTreeMap<String, TensorEntry>,
+    warnings: Vec<CheckpointWarning>,
+}
+
+/// What the files of a checkpoint hold.
+struct Opened {
+    tensors: BTreeMap<String, TensorEntry>,
+    warnings: Vec<CheckpointWarning>,
+}
+
+impl From<BTreeMap<String, TensorEntry>> for Opened {
+    fn from(tensors: BTreeMap<String, TensorEntry>) -> Self {
+        Self { tensors, warnings: Vec::new() }
+    }
 }
 
 /// One tensor of a checkpoint, not yet read.
@@ -115,17 +133,22 @@ impl Checkpoint {
     pub fn open_with(folder: &Path, pickles: Pickles) -> Result<Self, CheckpointError> {
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
-        let tensors = if single.exists() {
-            read_file(&single, "model.safetensors")?
+        let Opened { tensors, warnings } = if single.exists() {
+            read_file(&single, "model.safetensors")?.into()
         } else if index.exists() {
             index::read(folder, &index, read_file)?
         } else {
             match pickled::read(folder, pickles)? {
-                Some(tensors) => tensors,
+                Some(opened) => opened,
                 None => return Err(CheckpointError::NotFound { folder: folder.to_owned() }),
             }
         };
-        Ok(Self { folder: folder.to_owned(), tensors })
+        Ok(Self { folder: folder.to_owned(), tensors, warnings })
+    }
+
+    /// What is odd about the files, although they can be used.
+    pub fn warnings(&self) -> &[CheckpointWarning] {
+        &self.warnings
     }
 
     /// The folder that was opened.
@@ -164,6 +187,9 @@ fn map_file(path: &Path) -> Result<Arc<Mmap>, CheckpointError> {
     // is outside what a process can prevent; the README says not to.
     #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    if is_git_lfs_pointer(&map) {
+        return Err(CheckpointError::GitLfsPointer { path: path.to_owned() });
+    }
     Ok(Arc::new(map))
 }
 

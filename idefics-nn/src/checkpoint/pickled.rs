@@ -7,7 +7,7 @@ use std::sync::Arc;
 use memmap2::{Mmap, MmapMut};
 
 use super::pickle::{self, PickleError, PickleFault, PickleTensor};
-use super::{CheckpointError, TensorEntry, index, map_file};
+use super::{CheckpointError, Opened, TensorEntry, index, map_file};
 
 /// Whether PyTorch pickles are read where a folder has no safetensors.
 ///
@@ -26,7 +26,7 @@ const SINGLE: &str = "pytorch_model.bin";
 const INDEX: &str = "pytorch_model.bin.index.json";
 
 /// The tensors of a folder's PyTorch files; `None` if it has none.
-pub(super) fn read(folder: &Path, pickles: Pickles) -> Result<Option<BTreeMap<String, TensorEntry>>, CheckpointError> {
+pub(super) fn read(folder: &Path, pickles: Pickles) -> Result<Option<Opened>, CheckpointError> {
     let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
     let path = match (single.exists(), index.exists()) {
         (true, _) => &single,
@@ -36,8 +36,11 @@ pub(super) fn read(folder: &Path, pickles: Pickles) -> Result<Option<BTreeMap<St
     if pickles == Pickles::Refused {
         return Err(CheckpointError::PickleRefused { path: path.clone() });
     }
-    let tensors = if path == &single { read_file(path, SINGLE) } else { index::read(folder, path, read_file) };
-    tensors.map(Some)
+    let opened = match path == &single {
+        true => Opened::from(read_file(path, SINGLE)?),
+        false => index::read(folder, path, read_file)?,
+    };
+    Ok(Some(opened))
 }
 
 /// Maps one file and lists its tensors.

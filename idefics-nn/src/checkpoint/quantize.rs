@@ -26,8 +26,13 @@ const SHARD_BYTES: usize = 1 << 29;
 impl Checkpoint {
     /// Whether any of its weights is quantised.
     pub fn is_quantized(&self) -> bool {
+        self.packed_formats().next().is_some()
+    }
+
+    /// The format of each weight that is quantised.
+    pub fn packed_formats(&self) -> impl Iterator<Item = PackedFormat> {
         let kinds = self.tensors.keys().filter_map(|name| self.stored(name)).map(|stored| stored.kind);
-        kinds.into_iter().any(|kind| kind.packed_format().is_some())
+        kinds.filter_map(|kind| kind.packed_format())
     }
 
     /// Writes every tensor into `folder`, which is there, the linear layers of `module` quantised as `options` say and
@@ -66,7 +71,7 @@ impl Checkpoint {
                 })?;
             }
         }
-        self.account(module, &matrices, options)?;
+        self.account(module, &matrices, options).check()?;
         let bytes_total = self.tensors.values().map(|entry| entry.len_bytes() as u64).sum();
         let mut state = LoadProgress { bytes_done: 0, bytes_total };
         let mut shards = Shards { folder, current: Vec::new(), current_bytes: 0, names: Vec::new(), total_bytes: 0 };

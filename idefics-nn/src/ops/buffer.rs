@@ -19,7 +19,7 @@ use crate::kernels::Memory;
 const LEAST_BYTES: usize = 128 << 10;
 
 /// Bytes that are kept in all while nobody uses them.
-const MOST_BYTES: usize = 256 << 20;
+pub(super) const MOST_BYTES: usize = 256 << 20;
 
 /// Memory that nobody uses, what was given back last at the end.
 static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());

@@ -122,6 +122,15 @@ pub(crate) fn computes_on(device: &Device) -> bool {
     on_cpu
 }
 
+/// Bytes of buffers that are kept for reuse while nobody uses them, at most: see [`buffer`].
+pub(crate) fn kept_bytes(device: &Device) -> u64 {
+    #[cfg(feature = "flex")]
+    let bytes = if computes_on(device) { buffer::MOST_BYTES as u64 } else { 0 };
+    #[cfg(not(feature = "flex"))]
+    let bytes = 0;
+    bytes
+}
+
 /// Whether the device has kernels that write to memory which others hold too: what a replayed step is made of.
 #[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 pub(crate) fn shares_memory(device: &Device) -> bool {

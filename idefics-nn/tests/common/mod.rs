@@ -77,7 +77,7 @@ fn quantization(load: &Value) -> Option<Quantization> {
         other => panic!("cases have no {other}"),
     };
     let double_quant = load["double_quant"].as_bool().unwrap_or(false);
-    Some(Quantization { format, double_quant, spared: vec!["lm_head.".to_owned()] })
+    Some(Quantization { format, double_quant, modules_to_not_convert: vec!["lm_head".to_owned()] })
 }
 
 impl Case {

@@ -14,7 +14,7 @@ fn format() -> impl Strategy<Value = PackedFormat> {
 
 /// A layer of random weights, the same on every device.
 fn linear([d_out, d_in]: [usize; 2], format: PackedFormat, seed: u64, device: &Device) -> Linear {
-    let quantization = Quantization { format, double_quant: false, spared: Vec::new() };
+    let quantization = Quantization { format, double_quant: false, modules_to_not_convert: Vec::new() };
     let options = LoadOptions { quantize: Some(quantization), ..LoadOptions::default() };
     fill_random(Linear::new(d_in, d_out, device), &options, seed, |_| ()).unwrap()
 }

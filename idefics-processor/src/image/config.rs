@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::files::io_words;
 use crate::image::Filter;
 
 /// The size rule of an image processor; which fields the JSON object has decides.
@@ -31,9 +32,9 @@ pub enum ImageSize {
 
 /// What an Idefics2 image processor does; fields are the JSON keys.
 ///
-/// Reading is strict: a key that would change the pixels and that we do not honor is an error, so that no
-/// configuration is half obeyed. Keys without effect on the result (names of classes, array layouts of the Python side)
-/// are accepted.
+/// A key of the reference with a value that cannot be honored is an error, so that no configuration is half obeyed. Keys
+/// that the reference's class does not read change nothing; [`Self::ignored_keys`] lists those that the author of a file
+/// may have expected to count.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct ImageProcessorConfig {
@@ -86,7 +87,7 @@ impl Default for ImageProcessorConfig {
 #[non_exhaustive]
 pub enum ImageConfigError {
     /// The file could not be read.
-    #[error("{path}: cannot read the image processor's configuration: {error}")]
+    #[error("{path}: cannot be read: {}", io_words(error))]
     Read {
         /// The file.
         path: String,
@@ -110,29 +111,40 @@ pub enum ImageConfigError {
         /// What it may be.
         expected: &'static str,
     },
-    /// A key that we do not know, and that may change the pixels.
-    #[error(
-        "image processor field {field} is not known to the checkpoint's image processor; remove it, or use a checkpoint of that kind"
-    )]
-    UnknownField {
-        /// The JSON key.
-        field: String,
-    },
 }
 
+/// Keys that change the pixels.
+const FIELDS: [&str; 13] = [
+    "do_convert_rgb",
+    "do_image_splitting",
+    "do_normalize",
+    "do_pad",
+    "do_rescale",
+    "do_resize",
+    "image_mean",
+    "image_processor_type",
+    "image_std",
+    "resample",
+    "rescale_factor",
+    "size",
+    "image_size", // of the first Idefics
+];
+
 /// Keys that Python writes and that do not change what is computed from a file's pixels.
-const INERT_FIELDS: [&str; 11] = [
+const INERT_FIELDS: [&str; 13] = [
     "_processor_class",
     "_valid_processor_keys",
     "default_to_square", // only read where size is a single number, which is refused
     "device",
     "disable_grouping",
     "feature_extractor_type",
+    "image_num_channels",
     "image_seq_length",
     "input_data_format", // of arrays; ours are files
     "model_input_names",
     "processor_class",
     "return_tensors",
+    "use_fast", // the processor that works without torchvision is always the one that is reproduced
 ];
 
 /// Classes whose rules these are.
@@ -174,7 +186,7 @@ impl ImageProcessorConfig {
     /// Reads the object that holds the fields themselves, and checks them. Absent and null fields have their default.
     ///
     /// # Errors
-    /// [`ImageConfigError::Field`] or [`ImageConfigError::UnknownField`].
+    /// [`ImageConfigError::Field`].
     pub fn from_object(object: Map<String, Value>) -> Result<Self, ImageConfigError> {
         Self::default().with_fields(&object, &IMAGE_PROCESSOR_TYPES)
     }
@@ -183,7 +195,7 @@ impl ImageProcessorConfig {
     /// nothing.
     ///
     /// # Errors
-    /// [`ImageConfigError::Field`] or [`ImageConfigError::UnknownField`].
+    /// [`ImageConfigError::Field`].
     pub fn from_idefics1_object(mut object: Map<String, Value>) -> Result<Self, ImageConfigError> {
         if let Some(channels) = object.remove("image_num_channels").filter(|channels| channels != 3) {
             return Err(field_error("image_num_channels", &channels, "3"));
@@ -197,6 +209,19 @@ impl ImageProcessorConfig {
         let config = config.with_fields(&object, &IDEFICS1_IMAGE_PROCESSOR_TYPES)?;
         config.check_idefics1()?;
         Ok(config)
+    }
+
+    /// The keys of such an object that change nothing although they say something: those that nobody knows, and settings
+    /// of other image processors (`auto_map`, `do_center_crop`, `max_image_size`). The reference ignores them too.
+    pub fn ignored_keys(object: &Map<String, Value>) -> Vec<String> {
+        let says_nothing = |key: &str, value: &Value| match key {
+            "data_format" => value == "channels_first",
+            "do_center_crop" => value == false,
+            "crop_size" => object.get("do_center_crop").is_none_or(|crops| crops != true),
+            _ => FIELDS.contains(&key) || INERT_FIELDS.contains(&key),
+        };
+        let ignored = object.iter().filter(|(key, value)| !value.is_null() && !says_nothing(key, value));
+        ignored.map(|(key, _)| key.clone()).collect()
     }
 
     /// Defaults of `IdeficsImageProcessorPil`.
@@ -229,7 +254,7 @@ impl ImageProcessorConfig {
     fn with_fields(self, object: &Map<String, Value>, types: &[&'static str; 3]) -> Result<Self, ImageConfigError> {
         let mut config = self;
         for (key, value) in object {
-            if value.is_null() || INERT_FIELDS.contains(&key.as_str()) {
+            if value.is_null() {
                 continue;
             }
             match key.as_str() {
@@ -239,11 +264,8 @@ impl ImageProcessorConfig {
                 "resample" => {
                     let known = value.as_u64().and_then(Filter::from_pillow);
                     config.resample = known.ok_or_else(|| {
-                        field_error(
-                            key,
-                            value,
-                            "0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box) or 5 (hamming)",
-                        )
+                        let filters = "0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box) or 5 (hamming)";
+                        field_error(key, value, filters)
                     })?;
                 }
                 "do_rescale" => config.do_rescale = boolean(key, value)?,
@@ -260,28 +282,15 @@ impl ImageProcessorConfig {
                         return Err(field_error(key, value, types[0]));
                     }
                 }
-                "data_format" => {
-                    if value != "channels_first" {
-                        return Err(field_error(key, value, "channels_first"));
-                    }
-                }
-                "do_center_crop" => {
-                    if boolean(key, value)? {
-                        return Err(field_error(key, value, "false: Idefics2 does not crop"));
-                    }
-                }
-                // Without do_center_crop it says nothing.
-                "crop_size" => {}
-                "pad_size" => return Err(field_error(key, value, "null: Idefics2 pads to the largest image")),
-                _ => return Err(ImageConfigError::UnknownField { field: key.clone() }),
+                _ => {} // see `ignored_keys`
             }
         }
         config.validate()?;
         Ok(config)
     }
 
-    /// Checks that the numbers make sense: sides from 1 to 16384 pixels, `longest_edge` not below `shortest_edge`,
-    /// finite means, finite factors and deviations other than 0.
+    /// Checks that the numbers make sense: sides from 1 to 16384 pixels, finite means, finite factors and deviations
+    /// other than 0. `longest_edge` may be below `shortest_edge`, see [`edges_size`](crate::image::edges_size).
     ///
     /// # Errors
     /// [`ImageConfigError::Field`] naming the first field that does not.
@@ -295,9 +304,6 @@ impl ImageProcessorConfig {
             ImageSize::Edges { shortest_edge, longest_edge } => {
                 check_side("size.shortest_edge", shortest_edge)?;
                 check_side("size.longest_edge", longest_edge)?;
-                if longest_edge < shortest_edge {
-                    return Err(number_error("size.longest_edge", longest_edge, "at least size.shortest_edge"));
-                }
             }
             ImageSize::Exact { height, width } => {
                 check_side("size.height", height)?;

@@ -53,11 +53,16 @@ impl ImageProcessor {
     /// The tiles of one picture. With `do_image_splitting`: the quarters top left, top right, bottom left, bottom
     /// right, cut at half the height and width (rounded down) before resizing, then the whole; without, the whole.
     ///
-    /// A side of a single pixel has no half; both halves are then that pixel. (The reference fails there.)
+    /// A side of a single pixel has no first half: a quarter without pixels becomes a black tile, as in the reference
+    /// where the width is 1 (it divides by zero where the height is). Without `do_resize`, where such a tile would have
+    /// no size either, both halves are that pixel.
     pub fn process(&self, image: &RgbImage) -> Vec<ImageTile> {
         let view = image.view();
         let crops = self.crops(view.width(), view.height());
-        let tile = |crop: &Crop| self.tile(view.crop(crop.left, crop.top, crop.right, crop.bottom));
+        let tile = |crop: &Crop| match crop.width().min(crop.height()) {
+            0 => self.black_tile(crop),
+            _ => self.tile(view.crop(crop.left, crop.top, crop.right, crop.bottom)),
+        };
         crops.par_iter().map(tile).collect()
     }
 
@@ -99,6 +104,14 @@ impl ImageProcessor {
         ImageTile::new(width, height, pixels).expect("a plane was made for each channel")
     }
 
+    /// The tile of a quarter without pixels.
+    fn black_tile(&self, crop: &Crop) -> ImageTile {
+        let (width, height) = self.output_size(crop.width() as u32, crop.height() as u32);
+        let (width, height) = (width as usize, height as usize);
+        let pixels = self.values.iter().flat_map(|values| std::iter::repeat_n(values[0], width * height)).collect();
+        ImageTile { width, height, pixels }
+    }
+
     fn output_size(&self, width: u32, height: u32) -> (u32, u32) {
         match self.config.size {
             _ if !self.config.do_resize => (width, height),
@@ -113,9 +126,10 @@ impl ImageProcessor {
         if !self.config.do_image_splitting {
             return vec![whole];
         }
+        let least = usize::from(!self.config.do_resize);
         let halves = |side: usize| {
             let middle = side / 2;
-            [(0, middle.max(1)), (middle, side)]
+            [(0, middle.max(least)), (middle, side)]
         };
         let mut crops = Vec::with_capacity(5);
         for (top, bottom) in halves(height) {
@@ -148,6 +162,9 @@ impl Crop {
 
 /// Width and height after the size rule: the longer side down to `longest_edge` with the aspect kept, then each side
 /// up to `shortest_edge` without it. All in pixels.
+///
+/// `longest_edge` may be below `shortest_edge`: then the second rule undoes the first where they contradict each other.
+/// A side of 0 pixels, which a quarter of a picture can have, becomes `shortest_edge`.
 ///
 /// Source: `get_resize_output_image_size` of `image_processing_pil_idefics2.py`, f64 arithmetic and truncation included.
 pub fn edges_size(width: u32, height: u32, shortest_edge: u32, longest_edge: u32) -> (u32, u32) {

@@ -37,8 +37,8 @@ pub(crate) struct TokenizerConfig {
     named: Vec<(String, String)>,
     image: String,
     fake: String,
-    /// Whether every checkpoint of the family can end a turn.
-    has_turns: bool,
+    /// Whether the family's processor adds the tokens of a prompt that the files lack, as that of Idefics2 does.
+    adds_prompt_tokens: bool,
 }
 
 /// An added token as the configuration files write it; absent properties are those of a special token.
@@ -151,7 +151,7 @@ impl TokenizerConfig {
             // `Idefics2Processor.__init__`: a tokenizer may name its own.
             image: named("image_token")?.unwrap_or_else(|| "<image>".to_owned()),
             fake: named("image_boundary_token")?.unwrap_or_else(|| "<fake_token_around_image>".to_owned()),
-            has_turns: head.family() != Some(Family::Idefics1),
+            adds_prompt_tokens: head.family() != Some(Family::Idefics1),
         })
     }
 
@@ -236,9 +236,12 @@ fn build(
     let known = inner.get_added_vocabulary().get_vocab().clone();
     let unknown = named.filter(|token| !token.is_empty() && !known.contains_key(token.as_str()));
     inner.add_tokens(unknown.map(|token| special(token))).map_err(fail)?; // at once: each call builds the search anew
+    // What the files lack is added behind everything else; the model may have no embedding for it, as base checkpoints
+    // have none for the end of a turn.
     let placeholders = [config.fake.as_str(), config.image.as_str(), END_OF_UTTERANCE];
-    let present: Vec<_> = placeholders.into_iter().filter(|token| inner.token_to_id(token).is_some()).collect();
-    inner.add_tokens(present.into_iter().map(special)).map_err(fail)?;
+    let is_used = |token: &&str| config.adds_prompt_tokens || inner.token_to_id(token).is_some();
+    let used: Vec<_> = placeholders.into_iter().filter(is_used).collect();
+    inner.add_tokens(used.into_iter().map(special)).map_err(fail)?;
     Ok(inner)
 }
 
@@ -328,7 +331,7 @@ fn is_byte_level(part: &Value) -> bool {
 }
 
 fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) -> Result<Tokenizer, ProcessorError> {
-    let end_of_utterance = config.has_turns.then_some(END_OF_UTTERANCE);
+    let end_of_utterance = config.adds_prompt_tokens.then_some(END_OF_UTTERANCE);
     let required = [config.image.as_str(), config.fake.as_str()].into_iter().chain(end_of_utterance);
     let named = [&config.bos, &config.eos, &config.pad].into_iter().flatten().map(String::as_str);
     let missing: Vec<String> = required

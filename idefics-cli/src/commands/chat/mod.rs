@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::args::{self, ChatArgs, Global};
 use crate::failure::Failure;
-use crate::output::{Chunks, report_refusal};
+use crate::output::{Chunks, report_refusal, warn_of};
 use crate::{commands, model, signals};
 
 use lines::Lines;
@@ -158,6 +158,7 @@ impl Chat<'_> {
             false if answer.finish_reason == FinishReason::Cancelled => writeln!(stdout, " [stopped]")?,
             false => writeln!(stdout)?,
         }
+        warn_of(&answer);
         if self.global.verbose {
             let timings = &answer.timings;
             say!(

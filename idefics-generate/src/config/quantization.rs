@@ -1,0 +1,83 @@
+//! `quantization_config` of `config.json`.
+
+use idefics_nn::checkpoint::Checkpoint;
+use idefics_nn::formats::FourBitType;
+use idefics_nn::{ConfigError, PackedFormat, Quantization};
+use serde::{Deserialize, Serialize};
+
+/// `quantization_config.quant_method` of int8 and q4 folders that this crate writes.
+pub(crate) const QUANT_METHOD: &str = "idefics";
+const BITSANDBYTES: &str = "bitsandbytes";
+/// The head keeps its precision unless a list says otherwise.
+pub(crate) const HEAD: &str = "lm_head";
+
+/// How the weights of a folder are quantised, or are to be while they are loaded. Keys that are not listed are ignored.
+///
+/// Source: `BitsAndBytesConfig`, Transformers 5.23.0.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QuantizationConfig {
+    /// Whose format it is; `None` means `bitsandbytes`.
+    pub quant_method: Option<String>,
+    /// Linear layers have four-bit codes.
+    pub load_in_4bit: Option<bool>,
+    /// Linear layers have eight-bit codes.
+    pub load_in_8bit: Option<bool>,
+    /// `fp4` or `nf4`; `fp4` by default.
+    pub bnb_4bit_quant_type: Option<String>,
+    /// Whether the scales of four-bit codes are rounded to eight bits too.
+    pub bnb_4bit_use_double_quant: Option<bool>,
+    /// Modules that keep their precision, in place of the head alone: their names, or what these begin or end with.
+    pub llm_int8_skip_modules: Option<Vec<String>>,
+}
+
+impl QuantizationConfig {
+    /// Refuses methods whose tensors mean nothing to us.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unsupported`].
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(method) =
+            self.quant_method.as_deref().filter(|method| ![BITSANDBYTES, QUANT_METHOD].contains(method))
+        {
+            return Err(ConfigError::Unsupported {
+                field: "quantization_config.quant_method",
+                value: method.to_owned(),
+                supported: "bitsandbytes, idefics; or take the original checkpoint and --quantize",
+            });
+        }
+        match (self.bits(), self.bnb_4bit_quant_type.as_deref()) {
+            (Some(4), Some(kind)) if !["fp4", "nf4"].contains(&kind) => Err(ConfigError::Unsupported {
+                field: "quantization_config.bnb_4bit_quant_type",
+                value: kind.to_owned(),
+                supported: "fp4, nf4",
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the weights are quantised to while they are loaded: as this section says, where it is one of bitsandbytes and
+    /// the files hold plain numbers. (The reference takes such files for quantised ones, and fails.)
+    pub(crate) fn on_load(&self, checkpoint: &Checkpoint) -> Option<Quantization> {
+        let is_bitsandbytes = self.quant_method.as_deref().is_none_or(|method| method == BITSANDBYTES);
+        let bits = self.bits().filter(|_| is_bitsandbytes && !checkpoint.is_quantized())?;
+        let format = match (bits, self.bnb_4bit_quant_type.as_deref()) {
+            (8, _) => PackedFormat::Int8,
+            (_, Some("nf4")) => PackedFormat::FourBit(FourBitType::Nf4),
+            _ => PackedFormat::FourBit(FourBitType::Fp4),
+        };
+        Some(Quantization {
+            format,
+            double_quant: self.bnb_4bit_use_double_quant == Some(true),
+            modules_to_not_convert: self.llm_int8_skip_modules.clone().unwrap_or_else(|| vec![HEAD.to_owned()]),
+        })
+    }
+
+    fn bits(&self) -> Option<u32> {
+        match (self.load_in_4bit, self.load_in_8bit) {
+            (Some(true), _) => Some(4),
+            (_, Some(true)) => Some(8),
+            _ => None,
+        }
+    }
+}

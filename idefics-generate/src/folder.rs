@@ -1,0 +1,67 @@
+//! What lies in a folder, or at a path, that was given as a model: told from the names of the files.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::config::read_json;
+use crate::{Error, ModelWarning};
+
+/// Files of which one holds or lists the weights.
+const WEIGHTS: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// Files of which one holds an adapter's weights.
+const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+
+/// Refuses what is no model folder but known: GGUF files, PEFT adapters.
+///
+/// # Errors
+/// [`Error::NoFolder`], [`Error::Gguf`], [`Error::Adapter`].
+pub(crate) fn check(path: &Path) -> Result<(), Error> {
+    if !path.is_dir() {
+        return Err(match is_gguf(path) {
+            true => Error::Gguf { path: path.to_owned() },
+            false => Error::NoFolder { path: path.to_owned() },
+        });
+    }
+    let there = |name: &str| path.join(name).exists();
+    if there("config.json") && WEIGHTS.into_iter().any(there) {
+        return Ok(());
+    }
+    if there(ADAPTER_CONFIG) || ADAPTER_WEIGHTS.into_iter().any(there) {
+        let base = base_of_adapter(path).unwrap_or_else(|| "a model that it does not name".to_owned());
+        return Err(Error::Adapter { folder: path.to_owned(), base });
+    }
+    let files = fs::read_dir(path).into_iter().flatten().flatten();
+    match files.map(|file| file.path()).find(|file| is_gguf(file)) {
+        Some(path) => Err(Error::Gguf { path }),
+        None => Ok(()),
+    }
+}
+
+/// The adapter that lies beside a model's own weights, if there is one.
+pub(crate) fn adapter_beside(folder: &Path) -> Option<ModelWarning> {
+    let there = |name: &&str| folder.join(name).exists();
+    let file = [ADAPTER_CONFIG].into_iter().chain(ADAPTER_WEIGHTS).find(there)?;
+    Some(ModelWarning::AdapterBeside { path: folder.join(file), base: base_of_adapter(folder) })
+}
+
+/// The model that an adapter was trained on.
+fn base_of_adapter(folder: &Path) -> Option<String> {
+    let config = read_json(&folder.join(ADAPTER_CONFIG)).ok()?;
+    config.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned)
+}
+
+/// Whether a file is one of llama.cpp's, by its ending or its first bytes.
+fn is_gguf(path: &Path) -> bool {
+    let has_ending = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    path.is_file() && (has_ending || begins_with_gguf(path))
+}
+
+fn begins_with_gguf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"
+}
