@@ -1,8 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod avif;
-mod bmp;
 mod base64_text;
+mod bmp;
 mod decode;
 mod error;
 mod fetch;
@@ -16,9 +16,9 @@ mod options;
 mod orientation;
 mod png;
 mod pnm;
+mod policy;
 mod raster;
 mod raw;
-mod policy;
 mod resize;
 mod rgb;
 mod source;

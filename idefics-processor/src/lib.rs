@@ -22,7 +22,7 @@ pub use latest_image::{image_attention_mask, latest_images, latest_images_behind
 pub use processor::{ProcessOptions, Processor};
 pub use prompt::{
     Chat, Content, Message, MessageContent, PromptPart, Sample, SampleError, SampleProblem, SpecialTokensInText,
-    TextLimits, without_byte_order_mark,
+    TextLimits,
 };
 pub use stream::StreamDecoder;
 pub use tokenizer::{Compatibility, Tokenizer};

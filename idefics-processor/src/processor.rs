@@ -384,8 +384,11 @@ fn process_images(
         .par_iter()
         .enumerate()
         .map(|(image, source)| {
-            let picture = load_with(source, &read, options.decoding())
-                .map_err(|error| ProcessorError::Image { row, image, error })?;
+            let picture = load_with(source, &read, options.decoding()).map_err(|error| ProcessorError::Image {
+                row,
+                image,
+                error,
+            })?;
             Ok(processor.process(&picture))
         })
         .collect();

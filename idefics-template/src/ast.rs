@@ -180,7 +180,9 @@ impl ExprKind {
             Self::List(items) | Self::Tuple(items) | Self::Concat(items) => items.iter().map(of).max().unwrap_or(0),
             Self::Dict(pairs) => pairs.iter().map(|(key, value)| key.depth.max(value.depth)).max().unwrap_or(0),
             Self::Unary(_, value) | Self::Attr(value, _) => value.depth,
-            Self::Binary(_, pair) | Self::And(pair) | Self::Or(pair) | Self::Item(pair) => pair.0.depth.max(pair.1.depth),
+            Self::Binary(_, pair) | Self::And(pair) | Self::Or(pair) | Self::Item(pair) => {
+                pair.0.depth.max(pair.1.depth)
+            }
             Self::Compare(first, rest) => rest.iter().map(|(_, value)| value.depth).fold(first.depth, u32::max),
             Self::Cond(parts) => parts.0.depth.max(parts.1.depth).max(parts.2.as_ref().map_or(0, of)),
             Self::Slice(parts) => parts.iter().flatten().map(of).max().unwrap_or(0),

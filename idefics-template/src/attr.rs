@@ -13,21 +13,90 @@ use crate::value::{Value, View};
 use crate::vm::Vm;
 
 const STR_METHODS: &[&str] = &[
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
-    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
-    "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "maketrans", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-    "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
 ];
 const MARKUP_METHODS: &[&str] = &["escape", "striptags", "unescape"];
 const LIST_MUTATORS: &[&str] = &["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const DICT_MUTATORS: &[&str] = &["clear", "pop", "popitem", "setdefault", "update"];
 /// What Python has on every object, of which the sandbox gives out nothing.
 const OBJECT_ATTRIBUTES: &[&str] = &[
-    "__class__", "__delattr__", "__dir__", "__doc__", "__eq__", "__format__", "__ge__", "__getattribute__", "__gt__",
-    "__hash__", "__init__", "__init_subclass__", "__le__", "__lt__", "__ne__", "__new__", "__reduce__",
-    "__reduce_ex__", "__repr__", "__setattr__", "__sizeof__", "__str__", "__subclasshook__", "__len__",
-    "__getitem__", "__contains__", "__iter__", "__add__", "__mul__", "__rmul__", "__class_getitem__",
+    "__class__",
+    "__delattr__",
+    "__dir__",
+    "__doc__",
+    "__eq__",
+    "__format__",
+    "__ge__",
+    "__getattribute__",
+    "__gt__",
+    "__hash__",
+    "__init__",
+    "__init_subclass__",
+    "__le__",
+    "__lt__",
+    "__ne__",
+    "__new__",
+    "__reduce__",
+    "__reduce_ex__",
+    "__repr__",
+    "__setattr__",
+    "__sizeof__",
+    "__str__",
+    "__subclasshook__",
+    "__len__",
+    "__getitem__",
+    "__contains__",
+    "__iter__",
+    "__add__",
+    "__mul__",
+    "__rmul__",
+    "__class_getitem__",
 ];
 
 /// Whether a value has a method that can be called.
@@ -64,7 +133,9 @@ fn is_hidden(value: &Value, name: &str) -> bool {
         Value::Tuple(seq) if seq.is_group => matches!(name, "_asdict" | "_fields" | "_make" | "_replace"),
         Value::Object(object) => match &**object {
             Object::Iter { name: "generator", .. } => matches!(name, "gi_frame" | "gi_code"),
-            Object::Macro(_) => name.starts_with('_') && matches!(name, "_func" | "_environment" | "_argument_count" | "_invoke"),
+            Object::Macro(_) => {
+                name.starts_with('_') && matches!(name, "_func" | "_environment" | "_argument_count" | "_invoke")
+            }
             Object::Loop(_) => matches!(name, "_iterable" | "_iterator" | "_undefined" | "_recurse"),
             _ => false,
         },
@@ -207,9 +278,11 @@ impl Vm<'_> {
                 }
             }
             Object::Loop(_) => self.loop_attr(object, name)?,
-            Object::Template => {
-                self.blocks.iter().find(|block| *block.name == *name).map(|block| Value::Object(Rc::new(Object::Block(block.name.clone()))))
-            }
+            Object::Template => self
+                .blocks
+                .iter()
+                .find(|block| *block.name == *name)
+                .map(|block| Value::Object(Rc::new(Object::Block(block.name.clone())))),
             Object::Block(block) => match name {
                 "super" => Some(Value::undefined(format!("there is no parent block called '{block}'."))),
                 "name" => Some(Value::str(block.clone())),

@@ -35,7 +35,10 @@ impl Limits {
         Self {
             steps: 1_000_000 + 4_000 * parts as u64,
             value_bytes: bytes.saturating_mul(4).saturating_add(1 << 20).saturating_add(parts.saturating_mul(1024)),
-            total_bytes: bytes.saturating_mul(64).saturating_add(64 << 20).saturating_add(parts.saturating_mul(16 << 10)),
+            total_bytes: bytes
+                .saturating_mul(64)
+                .saturating_add(64 << 20)
+                .saturating_add(parts.saturating_mul(16 << 10)),
             depth: 400,
         }
     }

@@ -147,12 +147,16 @@ impl Vm<'_> {
             }
             Function::StrftimeNow => {
                 let [format] = args.bind("strftime_now", ["format"], 1)?;
-                let Some(Value::Str(format)) = format else { return Err(Error::of_type("strftime_now takes a string")) };
+                let Some(Value::Str(format)) = format else {
+                    return Err(Error::of_type("strftime_now takes a string"));
+                };
                 self.budget.build(format.text.len().saturating_mul(16))?;
                 let text = self.now.strftime(&format.text)?;
                 self.string(text)
             }
-            Function::Lipsum => Err(Error::new(ErrorKind::Unsupported, "lipsum writes random text; it is not supported")),
+            Function::Lipsum => {
+                Err(Error::new(ErrorKind::Unsupported, "lipsum writes random text; it is not supported"))
+            }
         }
     }
 
@@ -200,8 +204,12 @@ impl Vm<'_> {
                 while let Some(pair) = iter.next(self)? {
                     self.budget.step()?;
                     let items = Iter::new(&pair)?.collect(self)?;
-                    let [key, value] = <[Value; 2]>::try_from(items)
-                        .map_err(|items| Error::value(format!("dictionary update sequence element has length {}; 2 is required", items.len())))?;
+                    let [key, value] = <[Value; 2]>::try_from(items).map_err(|items| {
+                        Error::value(format!(
+                            "dictionary update sequence element has length {}; 2 is required",
+                            items.len()
+                        ))
+                    })?;
                     map.insert(Key::new(key)?, value);
                 }
             }

@@ -66,7 +66,9 @@ fn expr(value: &Expr, soft: bool) -> Result<()> {
     match &value.kind {
         ExprKind::Const(_) | ExprKind::Name(_) => Ok(()),
         ExprKind::List(items) | ExprKind::Tuple(items) | ExprKind::Concat(items) => all(items),
-        ExprKind::Dict(pairs) => pairs.iter().try_for_each(|(key, value)| expr(key, soft).and_then(|()| expr(value, soft))),
+        ExprKind::Dict(pairs) => {
+            pairs.iter().try_for_each(|(key, value)| expr(key, soft).and_then(|()| expr(value, soft)))
+        }
         ExprKind::Unary(_, value) | ExprKind::Attr(value, _) => expr(value, soft),
         ExprKind::Binary(_, pair) | ExprKind::And(pair) | ExprKind::Or(pair) | ExprKind::Item(pair) => {
             expr(&pair.0, soft)?;

@@ -40,7 +40,17 @@ impl From<SystemTime> for Now {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
@@ -189,10 +199,22 @@ mod tests {
         let format = "%Y-%m-%d %H:%M:%S %a %A %b %B %j %y %% %-d %e %I %p %U %W %G-%V %u %w %c";
         let date = |seconds| Now::from_seconds(seconds).strftime(format).expect("every directive is known");
         for (seconds, expected) in [
-            (0, "1970-01-01 00:00:00 Thu Thursday Jan January 001 70 % 1  1 12 AM 00 00 1970-01 4 4 Thu Jan  1 00:00:00 1970"),
-            (951_827_696, "2000-02-29 12:34:56 Tue Tuesday Feb February 060 00 % 29 29 12 PM 09 09 2000-09 2 2 Tue Feb 29 12:34:56 2000"),
-            (4_102_444_799, "2099-12-31 23:59:59 Thu Thursday Dec December 365 99 % 31 31 11 PM 52 52 2099-53 4 4 Thu Dec 31 23:59:59 2099"),
-            (1_609_459_200, "2021-01-01 00:00:00 Fri Friday Jan January 001 21 % 1  1 12 AM 00 00 2020-53 5 5 Fri Jan  1 00:00:00 2021"),
+            (
+                0,
+                "1970-01-01 00:00:00 Thu Thursday Jan January 001 70 % 1  1 12 AM 00 00 1970-01 4 4 Thu Jan  1 00:00:00 1970",
+            ),
+            (
+                951_827_696,
+                "2000-02-29 12:34:56 Tue Tuesday Feb February 060 00 % 29 29 12 PM 09 09 2000-09 2 2 Tue Feb 29 12:34:56 2000",
+            ),
+            (
+                4_102_444_799,
+                "2099-12-31 23:59:59 Thu Thursday Dec December 365 99 % 31 31 11 PM 52 52 2099-53 4 4 Thu Dec 31 23:59:59 2099",
+            ),
+            (
+                1_609_459_200,
+                "2021-01-01 00:00:00 Fri Friday Jan January 001 21 % 1  1 12 AM 00 00 2020-53 5 5 Fri Jan  1 00:00:00 2021",
+            ),
         ] {
             assert_eq!(date(seconds), expected);
         }

@@ -85,7 +85,9 @@ impl Formatter<'_, '_> {
         let (conversion, spec) = match rest.strip_prefix('!') {
             Some(rest) => {
                 let mut characters = rest.chars();
-                let conversion = characters.next().ok_or_else(|| Error::value("end of string while looking for conversion specifier"))?;
+                let conversion = characters
+                    .next()
+                    .ok_or_else(|| Error::value("end of string while looking for conversion specifier"))?;
                 match characters.as_str() {
                     "" => (Some(conversion), ""),
                     rest => match rest.strip_prefix(':') {
@@ -169,7 +171,9 @@ impl Formatter<'_, '_> {
         match (index, self.mapping) {
             (Some(index), _) => {
                 let value = self.args.positional.get(index).cloned();
-                value.ok_or_else(|| Error::value(format!("Replacement index {index} out of range for positional args tuple")))
+                value.ok_or_else(|| {
+                    Error::value(format!("Replacement index {index} out of range for positional args tuple"))
+                })
             }
             (None, Some(Value::Dict(dict))) => {
                 dict.map.get(name).cloned().ok_or_else(|| Error::value(format!("KeyError: '{name}'")))

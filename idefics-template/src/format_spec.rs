@@ -112,7 +112,8 @@ impl Spec {
             }
         }
         if take(&mut rest, '.') {
-            spec.precision = Some(number(&mut rest)?.ok_or_else(|| Error::value("Format specifier missing precision"))?);
+            spec.precision =
+                Some(number(&mut rest)?.ok_or_else(|| Error::value("Format specifier missing precision"))?);
         }
         let mut characters = rest.chars();
         spec.kind = characters.next();
@@ -189,7 +190,11 @@ impl Spec {
             true => body.to_uppercase(),
             false => body,
         };
-        let is_zero = !body.split(['e', 'E']).next().unwrap_or_default().contains(|digit: char| matches!(digit, '1'..='9' | 'a' | 'n'));
+        let is_zero = !body
+            .split(['e', 'E'])
+            .next()
+            .unwrap_or_default()
+            .contains(|digit: char| matches!(digit, '1'..='9' | 'a' | 'n'));
         let negative = number.is_sign_negative() && !number.is_nan() && !(self.no_negative_zero && is_zero);
         let end = body.find(|character: char| !character.is_ascii_digit()).unwrap_or(body.len());
         self.number(negative, "", &body[..end], &format!("{}{percent}", &body[end..]), 3)

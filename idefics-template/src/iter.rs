@@ -13,10 +13,31 @@ use crate::vm::Vm;
 pub(crate) enum Iter {
     Empty,
     /// Items from the first to the second position, or back.
-    Items { seq: Rc<Seq>, next: usize, end: usize, reversed: bool },
-    Chars { text: Text, next: usize, end: usize, reversed: bool },
-    View { view: View, dict: Rc<Dict>, next: usize, end: usize, reversed: bool },
-    Range { range: Rc<Range>, next: usize, end: usize, reversed: bool },
+    Items {
+        seq: Rc<Seq>,
+        next: usize,
+        end: usize,
+        reversed: bool,
+    },
+    Chars {
+        text: Text,
+        next: usize,
+        end: usize,
+        reversed: bool,
+    },
+    View {
+        view: View,
+        dict: Rc<Dict>,
+        next: usize,
+        end: usize,
+        reversed: bool,
+    },
+    Range {
+        range: Rc<Range>,
+        next: usize,
+        end: usize,
+        reversed: bool,
+    },
     Lazy(Box<Lazy>),
     /// An iterator that others may read from too.
     Shared(Rc<Object>),
@@ -125,7 +146,8 @@ impl Iter {
             Self::Lazy(lazy) => return lazy.next(vm),
             Self::Shared(object) => {
                 let Object::Iter { iter, .. } = &**object else { return Ok(None) };
-                let Ok(mut taken) = iter.try_borrow_mut().map(|mut iter| std::mem::replace(&mut *iter, Self::Empty)) else {
+                let Ok(mut taken) = iter.try_borrow_mut().map(|mut iter| std::mem::replace(&mut *iter, Self::Empty))
+                else {
                     return Err(Error::value("generator already executing"));
                 };
                 vm.budget.enter()?;

@@ -81,7 +81,9 @@ pub(crate) fn equal(left: &Value, right: &Value) -> bool {
         (Value::View(view, left), Value::View(other, right)) => {
             view == other
                 && match view {
-                    View::Keys => left.map.len() == right.map.len() && left.map.keys().all(|key| right.map.contains_key(key)),
+                    View::Keys => {
+                        left.map.len() == right.map.len() && left.map.keys().all(|key| right.map.contains_key(key))
+                    }
                     View::Items => equal_dicts(left, right),
                     View::Values => false,
                 }
@@ -90,7 +92,9 @@ pub(crate) fn equal(left: &Value, right: &Value) -> bool {
             left.length == right.length
                 && (left.length == 0 || (left.start == right.start && (left.length == 1 || left.step == right.step)))
         }
-        (Value::Slice(left), Value::Slice(right)) => left.iter().zip(right.iter()).all(|(left, right)| equal(left, right)),
+        (Value::Slice(left), Value::Slice(right)) => {
+            left.iter().zip(right.iter()).all(|(left, right)| equal(left, right))
+        }
         (Value::Object(left), Value::Object(right)) => left.equals(right),
         _ => compare_numbers(left, right) == Some(Some(Ordering::Equal)),
     }
@@ -122,7 +126,9 @@ pub(crate) fn is_same(left: &Value, right: &Value) -> bool {
         (Value::Str(left), Value::Str(right)) => left.safe == right.safe && left.text == right.text,
         (Value::Float(left), Value::Float(right)) => left == right,
         (Value::List(left), Value::List(right)) => Rc::ptr_eq(left, right),
-        (Value::Tuple(left), Value::Tuple(right)) => Rc::ptr_eq(left, right) || (left.items.is_empty() && right.items.is_empty()),
+        (Value::Tuple(left), Value::Tuple(right)) => {
+            Rc::ptr_eq(left, right) || (left.items.is_empty() && right.items.is_empty())
+        }
         (Value::Dict(left), Value::Dict(right)) => Rc::ptr_eq(left, right),
         (Value::Object(left), Value::Object(right)) => Rc::ptr_eq(left, right),
         _ => false,

@@ -17,11 +17,20 @@ use crate::value::Value;
 #[derive(Debug)]
 pub(crate) enum Undefined {
     Name(Arc<str>),
-    Attr { of: &'static str, name: Arc<str> },
-    Element { of: &'static str, key: String },
+    Attr {
+        of: &'static str,
+        name: Arc<str>,
+    },
+    Element {
+        of: &'static str,
+        key: String,
+    },
     Hint(String),
     /// An attribute that the reference's sandbox hides.
-    Unsafe { of: &'static str, name: Arc<str> },
+    Unsafe {
+        of: &'static str,
+        name: Arc<str>,
+    },
 }
 
 impl Undefined {
@@ -47,14 +56,26 @@ impl Undefined {
 #[derive(Debug)]
 pub(crate) enum Object {
     Namespace(RefCell<IndexMap<Key, Value>>),
-    Cycler { items: Value, position: Cell<usize> },
-    Joiner { separator: Value, used: Cell<bool> },
+    Cycler {
+        items: Value,
+        position: Cell<usize>,
+    },
+    Joiner {
+        separator: Value,
+        used: Cell<bool>,
+    },
     Loop(RefCell<Loop>),
     Macro(MacroObject),
     /// A generator or iterator, which can be read once.
-    Iter { iter: RefCell<Iter>, name: &'static str },
+    Iter {
+        iter: RefCell<Iter>,
+        name: &'static str,
+    },
     /// A method of a value, not yet called.
-    Method { of: Value, name: Arc<str> },
+    Method {
+        of: Value,
+        name: Arc<str>,
+    },
     Function(Function),
     /// `self`, whose attributes are the template's blocks.
     Template,

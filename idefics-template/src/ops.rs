@@ -185,7 +185,8 @@ fn slice_of(parts: &[Value; 3], length: usize) -> Result<(i64, usize, i64)> {
         Some(index) if index < 0 => index.saturating_add(length).max(lower),
         Some(index) => index.min(upper),
     };
-    let (start, stop) = if step > 0 { (bound(start, lower), bound(stop, upper)) } else { (bound(start, upper), bound(stop, lower)) };
+    let (start, stop) =
+        if step > 0 { (bound(start, lower), bound(stop, upper)) } else { (bound(start, upper), bound(stop, lower)) };
     let distance = if step > 0 { stop - start } else { start - stop };
     let count = if distance > 0 { (distance - 1) / step.abs() + 1 } else { 0 };
     Ok((start, count as usize, step))

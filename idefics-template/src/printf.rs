@@ -222,10 +222,12 @@ fn character(value: &Value) -> Result<String> {
 
 /// Whether the number is negative, its prefix, and its digits.
 fn number(kind: char, value: &Value, precision: Option<usize>, alternate: bool) -> Result<(bool, String, String)> {
-    let wrong = |wanted: &str| Error::of_type(format!("%{kind} format: {wanted} is required, not {}", value.type_name()));
+    let wrong =
+        |wanted: &str| Error::of_type(format!("%{kind} format: {wanted} is required, not {}", value.type_name()));
     if matches!(kind, 'e' | 'E' | 'f' | 'F' | 'g' | 'G') {
         value.defined()?;
-        let number = to_float(value)?.ok_or_else(|| Error::of_type(format!("must be real number, not {}", value.type_name())))?;
+        let number = to_float(value)?
+            .ok_or_else(|| Error::of_type(format!("must be real number, not {}", value.type_name())))?;
         let precision = precision.unwrap_or(6);
         let negative = number.is_sign_negative() && !number.is_nan();
         let body = match (non_finite(number.abs()), kind.to_ascii_lowercase()) {

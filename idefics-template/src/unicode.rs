@@ -45,7 +45,9 @@ pub(crate) fn is_digit(character: char) -> bool {
 pub(crate) fn is_numeric(character: char) -> bool {
     match character.is_ascii() {
         true => character.is_ascii_digit(),
-        false => character.is_numeric() || "〇一二三四五六七八九十百千万億兆零壱弐参拾壹贰叁肆伍陆柒捌玖".contains(character),
+        false => {
+            character.is_numeric() || "〇一二三四五六七八九十百千万億兆零壱弐参拾壹贰叁肆伍陆柒捌玖".contains(character)
+        }
     }
 }
 
@@ -58,7 +60,14 @@ pub(crate) fn is_printable(character: char) -> bool {
         true => matches!(character, ' '..='~'),
         false => !matches!(
             character.general_category(),
-            Control | Format | LineSeparator | ParagraphSeparator | PrivateUse | SpaceSeparator | Surrogate | Unassigned
+            Control
+                | Format
+                | LineSeparator
+                | ParagraphSeparator
+                | PrivateUse
+                | SpaceSeparator
+                | Surrogate
+                | Unassigned
         ),
     }
 }
@@ -68,7 +77,10 @@ pub(crate) fn is_identifier(text: &str) -> bool {
     let mut characters = text.chars();
     characters.next().is_some_and(|first| first == '_' || is_alpha(first))
         && characters.all(|character| {
-            character == '_' || is_alpha(character) || is_decimal(character) || character.general_category() == GeneralCategory::NonspacingMark
+            character == '_'
+                || is_alpha(character)
+                || is_decimal(character)
+                || character.general_category() == GeneralCategory::NonspacingMark
         })
 }
 

@@ -40,7 +40,9 @@ pub(crate) fn urlize(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         Some(limit) => Some(limit.index()?),
     };
     let mut rels: Vec<String> = match rel {
-        Some(Value::Str(text)) => text.text.split(is_space).filter(|word| !word.is_empty()).map(str::to_owned).collect(),
+        Some(Value::Str(text)) => {
+            text.text.split(is_space).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+        }
         None => Vec::new(),
         Some(other) if !other.is_true() => Vec::new(),
         Some(other) => return Err(Error::of_type(format!("'{}' object has no attribute 'split'", other.type_name()))),

@@ -267,9 +267,8 @@ impl Value {
     /// The same, or an error.
     pub(crate) fn index(&self) -> Result<i64> {
         self.defined()?;
-        self.as_index().ok_or_else(|| {
-            Error::of_type(format!("'{}' object cannot be interpreted as an integer", self.type_name()))
-        })
+        self.as_index()
+            .ok_or_else(|| Error::of_type(format!("'{}' object cannot be interpreted as an integer", self.type_name())))
     }
 }
 

@@ -55,7 +55,9 @@ pub(crate) fn wrap(text: &str, width: usize, break_long_words: bool, break_on_hy
                 let mut end = left;
                 if break_on_hyphens && word.len() > left {
                     let hyphen = word[..left].iter().rposition(|character| *character == '-');
-                    if let Some(hyphen) = hyphen.filter(|hyphen| word[..*hyphen].iter().any(|character| *character != '-')) {
+                    if let Some(hyphen) =
+                        hyphen.filter(|hyphen| word[..*hyphen].iter().any(|character| *character != '-'))
+                    {
                         end = hyphen + 1;
                     }
                 }
@@ -102,7 +104,9 @@ fn chunk_end(text: &[char], start: usize, break_on_hyphens: bool) -> usize {
     if !break_on_hyphens {
         return run(start, |character| !is_blank(character));
     }
-    let is = |index: Option<usize>, test: fn(char) -> bool| index.and_then(|index| text.get(index)).is_some_and(|character| test(*character));
+    let is = |index: Option<usize>, test: fn(char) -> bool| {
+        index.and_then(|index| text.get(index)).is_some_and(|character| test(*character))
+    };
     let is_letter = |index: Option<usize>| is(index, is_alpha);
     let is_hyphen = |index: Option<usize>| is(index, |character| character == '-');
     let punctuates: fn(char) -> bool = |character| is_word(character) || "!\"'&.,?".contains(character);

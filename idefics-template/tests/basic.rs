@@ -6,7 +6,8 @@ use serde_json::json;
 fn render(source: &str) -> String {
     let context = json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]});
     let Some(context) = context.as_object() else { panic!("an object") };
-    match Template::parse(source).and_then(|template| template.render(context, Limits::default(), Now::from_seconds(0))) {
+    match Template::parse(source).and_then(|template| template.render(context, Limits::default(), Now::from_seconds(0)))
+    {
         Ok(rendered) => rendered.text,
         Err(error) => format!("{error:?}"),
     }

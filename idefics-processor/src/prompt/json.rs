@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::checkpoint::shorten;
+use crate::files::without_byte_order_mark;
 use crate::image::{ImageError, ImageSource};
 use crate::prompt::message::with_short_names;
 use crate::prompt::{Chat, Content, Message, MessageContent, PromptPart, Sample};
@@ -208,11 +209,6 @@ impl TryFrom<Value> for Sample {
             other => Err(kind(&other, "an object with `text`, `messages` or `prompt`")),
         }
     }
-}
-
-/// JSON without the byte order mark that some programs of Windows write before it.
-pub fn without_byte_order_mark(text: &[u8]) -> &[u8] {
-    text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text)
 }
 
 /// A count with its noun, as `2 images`.

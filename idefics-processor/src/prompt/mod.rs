@@ -15,7 +15,7 @@ mod variables;
 
 pub use expand::{ImageTokens, expand_images};
 pub(crate) use interleaved::InterleavedRules;
-pub use json::{SampleError, SampleProblem, without_byte_order_mark};
+pub use json::{SampleError, SampleProblem};
 pub(crate) use literal::find_token;
 pub use literal::{Literals, SpecialTokensInText};
 pub use message::{Content, Message, MessageContent};

@@ -17,11 +17,60 @@ use crate::value::{Text, Value};
 use crate::vm::Vm;
 
 const NAMES: &[&str] = &[
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
-    "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last",
-    "length", "list", "lower", "map", "max", "min", "pprint", "random", "reject", "rejectattr", "replace", "reverse",
-    "round", "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title", "tojson", "trim",
-    "truncate", "unique", "upper", "urlencode", "urlize", "wordcount", "wordwrap", "xmlattr",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "random",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "urlize",
+    "wordcount",
+    "wordwrap",
+    "xmlattr",
 ];
 
 /// Whether there is a filter of that name.
@@ -50,7 +99,8 @@ impl Vm<'_> {
             }
             "default" | "d" => {
                 let [default, boolean] = args.bind("default", ["default_value", "boolean"], 0)?;
-                let use_default = value.is_undefined() || (boolean.is_some_and(|test| test.is_true()) && !value.is_true());
+                let use_default =
+                    value.is_undefined() || (boolean.is_some_and(|test| test.is_true()) && !value.is_true());
                 Ok(if use_default { default.unwrap_or_else(|| Value::str("")) } else { value })
             }
             "map" => self.map(&value, args),

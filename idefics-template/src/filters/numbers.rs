@@ -59,7 +59,9 @@ pub(crate) fn parse_float(text: &str) -> Option<f64> {
         return text.to_ascii_lowercase().parse().ok();
     }
     let allowed = unsigned.starts_with(|first: char| first.is_ascii_digit() || first == '.')
-        && unsigned.chars().all(|character| character.is_ascii_digit() || matches!(character, '.' | 'e' | 'E' | '+' | '-' | '_'));
+        && unsigned
+            .chars()
+            .all(|character| character.is_ascii_digit() || matches!(character, '.' | 'e' | 'E' | '+' | '-' | '_'));
     if !allowed {
         return None;
     }
@@ -70,7 +72,8 @@ pub(crate) fn parse_float(text: &str) -> Option<f64> {
 fn without_underscores(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     for (index, byte) in bytes.iter().enumerate() {
-        let digit = |index: Option<usize>| index.and_then(|index| bytes.get(index)).is_some_and(u8::is_ascii_alphanumeric);
+        let digit =
+            |index: Option<usize>| index.and_then(|index| bytes.get(index)).is_some_and(u8::is_ascii_alphanumeric);
         if *byte == b'_' && !(digit(index.checked_sub(1)) && digit(index.checked_add(1))) {
             return None;
         }
@@ -95,7 +98,9 @@ fn parse_int(text: &str, base: u32) -> Option<Value> {
     let (radix, rest) = match base {
         0 => match [2, 8, 16].into_iter().find(|radix| lower.starts_with(prefix(*radix))) {
             Some(radix) => (radix, &digits[2..]),
-            None if digits.starts_with('0') && digits.bytes().any(|byte| byte.is_ascii_digit() && byte != b'0') => return None,
+            None if digits.starts_with('0') && digits.bytes().any(|byte| byte.is_ascii_digit() && byte != b'0') => {
+                return None;
+            }
             None => (10, digits),
         },
         base if !prefix(base).is_empty() && lower.starts_with(prefix(base)) => (base, &digits[2..]),
@@ -125,7 +130,10 @@ fn int(value: &Value, base: Option<Value>) -> Result<Option<Value>> {
         Value::Str(text) => {
             let base = match base {
                 None => Some(10),
-                Some(base) => base.as_index().and_then(|base| u32::try_from(base).ok()).filter(|base| *base == 0 || (2..=36).contains(base)),
+                Some(base) => base
+                    .as_index()
+                    .and_then(|base| u32::try_from(base).ok())
+                    .filter(|base| *base == 0 || (2..=36).contains(base)),
             };
             match base.and_then(|base| parse_int(&text.text, base)) {
                 Some(number) => Ok(Some(number)),
@@ -255,7 +263,8 @@ fn file_size(value: &Value, binary: bool) -> Result<String> {
         let whole = crate::repr::to_str(&truncate(bytes)?, &mut crate::budget::Budget::new(crate::Limits::default()))?;
         return Ok(format!("{whole} Bytes"));
     }
-    let prefixes = if binary { ["K", "M", "G", "T", "P", "E", "Z", "Y"] } else { ["k", "M", "G", "T", "P", "E", "Z", "Y"] };
+    let prefixes =
+        if binary { ["K", "M", "G", "T", "P", "E", "Z", "Y"] } else { ["k", "M", "G", "T", "P", "E", "Z", "Y"] };
     let mut text = String::new();
     for (index, prefix) in prefixes.iter().enumerate() {
         let unit = base.powi(index as i32 + 2);

@@ -291,7 +291,8 @@ fn group_by(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         let key = vm.attribute(item, &parts, default.as_ref())?;
         if keep_case { Ok(key) } else { ignore_case(vm, key) }
     })?;
-    let by_item = pairs.iter().map(|(key, item)| (key.clone(), Value::tuple(vec![key.clone(), item.clone()], &mut vm.budget)));
+    let by_item =
+        pairs.iter().map(|(key, item)| (key.clone(), Value::tuple(vec![key.clone(), item.clone()], &mut vm.budget)));
     let by_item = by_item.map(|(key, pair)| Ok((key, pair?))).collect::<Result<Vec<_>>>()?;
     let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
     for pair in sorted(vm, by_item, false)? {

@@ -32,11 +32,13 @@ pub(super) fn call(text: &Text, name: &str, args: &Args) -> Result<Option<bool>>
 }
 
 pub(crate) fn is_lower(text: &str) -> bool {
-    text.chars().any(char::is_lowercase) && !text.chars().any(|character| character.is_uppercase() || is_title(character))
+    text.chars().any(char::is_lowercase)
+        && !text.chars().any(|character| character.is_uppercase() || is_title(character))
 }
 
 pub(crate) fn is_upper(text: &str) -> bool {
-    text.chars().any(char::is_uppercase) && !text.chars().any(|character| character.is_lowercase() || is_title(character))
+    text.chars().any(char::is_uppercase)
+        && !text.chars().any(|character| character.is_lowercase() || is_title(character))
 }
 
 fn is_titled(text: &str) -> bool {

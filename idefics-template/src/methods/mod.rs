@@ -66,9 +66,9 @@ fn sequence(vm: &mut Vm, value: &Value, seq: &Rc<Seq>, name: &str, args: Args) -
             let bound = |value: Option<Value>, default: i64| match value {
                 None => Ok(default),
                 Some(value) => {
-                    let index = value.as_index().ok_or_else(|| {
-                        Error::of_type("slice indices must be integers or have an __index__ method")
-                    })?;
+                    let index = value
+                        .as_index()
+                        .ok_or_else(|| Error::of_type("slice indices must be integers or have an __index__ method"))?;
                     Ok(if index < 0 { index.saturating_add(seq.items.len() as i64).max(0) } else { index })
                 }
             };

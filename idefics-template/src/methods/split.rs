@@ -22,7 +22,9 @@ pub(super) fn call(vm: &mut Vm, text: &Text, name: &str, args: Args) -> Result<V
                 return Err(Error::value("empty separator"));
             }
             let parts = match name {
-                "partition" => source.split_once(separator).map_or([source, "", ""], |(head, tail)| [head, separator, tail]),
+                "partition" => {
+                    source.split_once(separator).map_or([source, "", ""], |(head, tail)| [head, separator, tail])
+                }
                 _ => source.rsplit_once(separator).map_or(["", "", source], |(head, tail)| [head, separator, tail]),
             };
             let parts = values(vm, parts.to_vec(), text.safe)?;
@@ -72,7 +74,11 @@ fn words(source: &str, count: usize, from_end: bool) -> Vec<&str> {
                 break;
             }
             let start = match parts.len() < count {
-                true => rest.char_indices().rev().find(|(_, character)| is_space(*character)).map(|(index, space)| index + space.len_utf8()),
+                true => rest
+                    .char_indices()
+                    .rev()
+                    .find(|(_, character)| is_space(*character))
+                    .map(|(index, space)| index + space.len_utf8()),
                 false => None,
             };
             parts.push(&rest[start.unwrap_or(0)..]);

@@ -32,14 +32,17 @@ pub(super) fn call(vm: &mut Vm, text: &Text, name: &str, args: Args) -> Result<V
         "upper" | "lower" | "title" | "capitalize" | "casefold" | "swapcase" => {
             args.none(name)?;
             let text = &text.text;
-            changed(vm, match name {
-                "upper" => text.to_uppercase(),
-                "lower" => text.to_lowercase(),
-                "title" => title(text),
-                "capitalize" => capitalize(text),
-                "casefold" => casefold(text),
-                _ => swap_case(text),
-            })
+            changed(
+                vm,
+                match name {
+                    "upper" => text.to_uppercase(),
+                    "lower" => text.to_lowercase(),
+                    "title" => title(text),
+                    "capitalize" => capitalize(text),
+                    "casefold" => casefold(text),
+                    _ => swap_case(text),
+                },
+            )
         }
         "strip" | "lstrip" | "rstrip" => {
             let [chars] = args.bind(name, ["/chars"], 0)?;
@@ -108,9 +111,10 @@ pub(super) fn call(vm: &mut Vm, text: &Text, name: &str, args: Args) -> Result<V
 }
 
 pub(super) fn string(value: &Value, name: &str) -> Result<Text> {
-    value.as_text().cloned().ok_or_else(|| {
-        Error::of_type(format!("{name}() argument must be str, not {}", value.type_name()))
-    })
+    value
+        .as_text()
+        .cloned()
+        .ok_or_else(|| Error::of_type(format!("{name}() argument must be str, not {}", value.type_name())))
 }
 
 fn required_string(value: Option<Value>, name: &str) -> Result<Text> {
