@@ -154,7 +154,7 @@ pub(crate) fn check_activations(
     let of_folder = config.quantization_on_load(checkpoint).map(|quantization| quantization.format);
     let loaded = match global.quantize {
         WeightFormat::Packed(format) => Some(format),
-        WeightFormat::None => of_folder,
+        _ => of_folder,
     };
     let mut formats = checkpoint.into_iter().flat_map(Checkpoint::packed_formats).chain(loaded);
     match formats.any(|format| matches!(format, PackedFormat::Int8 | PackedFormat::Q4)) {

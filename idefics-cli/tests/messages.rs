@@ -58,7 +58,8 @@ fn files_that_are_not_there_are_named_in_words() {
 #[test]
 fn labels_with_commas_are_given_one_by_one() {
     let labels = |args: &[&str]| {
-        let args = [&["--json", "classify", &photo(), "--rank"], args].concat();
+        let photo = photo();
+        let args = [&["--json", "classify", &photo, "--rank"], args].concat();
         let output = idefics(&checkpoint(), &args);
         assert!(output.status.success(), "{}", text(&output.stderr));
         let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

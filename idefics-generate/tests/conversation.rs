@@ -59,7 +59,7 @@ fn a_turn_computes_only_what_is_new() {
     assert!(computed <= third - first + 8, "{computed} of {third} tokens");
     // Another picture in the first question: everything from it on.
     let messages = talk.messages_mut();
-    messages[0].content = question("tall.png");
+    messages[0].content = question("tall.png").into();
     messages.truncate(2);
     let (fourth, computed) = ask(&mut talk, vec![Content::text("Why?")]);
     assert!(computed > first / 2 && computed < fourth, "{computed} of {fourth} tokens");

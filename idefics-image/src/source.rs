@@ -51,11 +51,18 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The same limits with another largest area in pixels, or none, and room for that many decoded pixels.
+    /// The same limits with another largest area in pixels, or none. The limits in bytes are raised to what that many
+    /// pixels take.
     #[must_use]
     pub fn with_max_pixels(self, max_pixels: Option<u64>) -> Self {
         let max_pixels = max_pixels.unwrap_or(u64::MAX);
-        Self { max_pixels, max_decoded_bytes: max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL), ..self }
+        let bytes = max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL);
+        Self {
+            max_pixels,
+            max_bytes: self.max_bytes.max(bytes),
+            max_decoded_bytes: self.max_decoded_bytes.max(bytes),
+            ..self
+        }
     }
 }
 

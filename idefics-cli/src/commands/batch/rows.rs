@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io::BufRead;
 
 use idefics_generate::processor::Sample;
+use idefics_generate::processor::image::ImageSource;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
