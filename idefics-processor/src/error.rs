@@ -197,18 +197,7 @@ pub enum ProcessorError {
         path: PathBuf,
         /// Where and what.
         #[source]
-        error: minijinja::Error,
-    },
-
-    /// The chat template uses something that could cost without bound, or that no chat template needs.
-    #[error("{}: the chat template uses {what} at line {line}, which is not allowed in one", path.display())]
-    TemplateForbidden {
-        /// The file that holds it.
-        path: PathBuf,
-        /// The construct.
-        what: String,
-        /// Its line, counted from 1.
-        line: u32,
+        error: idefics_template::Error,
     },
 
     /// The chat template failed on these messages.
@@ -218,7 +207,7 @@ pub enum ProcessorError {
         row: usize,
         /// Where and what; a template's own `raise_exception` message is in it.
         #[source]
-        error: minijinja::Error,
+        error: idefics_template::Error,
     },
 
     /// The chat template ran longer, deeper or larger than a chat template may.
@@ -403,7 +392,6 @@ impl ProcessorError {
             | Self::Encode { .. }
             | Self::NoChatTemplate { .. }
             | Self::Template { .. }
-            | Self::TemplateForbidden { .. }
             | Self::Render { .. }
             | Self::TemplateLimit { .. }
             | Self::TemplateLossy { .. }

@@ -188,6 +188,10 @@ fn templates_can_do_what_those_of_real_checkpoints_do() {
         ("{% if tools is not none or documents %}no{% endif %}{% if x is defined %}no{% endif %}", ""),
         ("{{ (messages + messages) | length }}{{ [1, 2] + [3] }}{{ 1 + 0.5 }}", "4[1, 2, 3]1.5"),
         ("{{ ', '.join(['a', 'b']) }}", "a, b"),
+        ("{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %},{% endfor %}", "system,user,"),
+        ("{{ '%s=%03d' % ('n', 7) }}{{ '-' * 3 }}{{ 'key=a=b'.partition('=')[2] }}", "n=007---a=b"),
+        ("{% set sep = joiner(', ') %}{% for m in messages %}{{ sep() }}{{ m.role }}{% endfor %}", "system, user"),
+        ("{{ {'b': 'é', 'a': [1]} | tojson(sort_keys=true, ensure_ascii=true) }}", r#"{"a": [1], "b": "\u00e9"}"#),
         ("  {% if true %}\n    x\n  {% endif %}\n y", "    x\n y"),
     ] {
         let processor = Folder::of("tiny-idefics2").template(template).load().unwrap();
@@ -207,20 +211,10 @@ fn a_template_may_refuse_a_conversation_with_its_own_words() {
 }
 
 #[test]
-fn broken_and_forbidden_templates_are_refused_when_loaded() {
-    for template in ["{% for %}", "{{ a b }}", "{% if x %}", "{{ 'x", "{% unknown %}"] {
+fn broken_templates_are_refused_when_loaded() {
+    for template in ["{% for %}", "{{ a b }}", "{% if x %}", "{{ 'x", "{% unknown %}", "{{ 'x' | unknown }}"] {
         let error = Folder::of("tiny-idefics2").template(template).error();
         assert!(matches!(error, ProcessorError::Template { .. }), "{template}: {error}");
-    }
-    for template in [
-        "{{ 'x' * 100000000 }}",
-        "\n{% include 'a' %}",
-        "{% import 'a' as b %}",
-        "{%- extends 'a' %}",
-        "{% block a %}{% endblock %}",
-    ] {
-        let error = Folder::of("tiny-idefics2").template(template).error();
-        assert!(matches!(error, ProcessorError::TemplateForbidden { .. }), "{template}: {error}");
         assert_eq!(error.kind(), ErrorKind::Model);
         assert!(error.to_string().contains("chat_template.json"));
     }
@@ -254,12 +248,17 @@ fn hostile_templates_end_in_an_error() {
         "{% set n = namespace(x='xxxxxxxx') %}{% for i in range(100) %}{% set n.x = n.x ~ n.x %}{% endfor %}".to_owned(),
         "{% set n = namespace(x=['x'], s='') %}{% for i in range(5000) %}{% set n.s = n.s ~ 'xxxxxxxxxxxxxxxxxxxxxxxx' %}\
          {% set n.x = n.x + [n.s] %}{% endfor %}".to_owned(),
-        // Things that are not there.
+        // Other templates.
+        "\n{% include 'a' %}".to_owned(),
+        "{% import 'a' as b %}".to_owned(),
+        "{%- extends 'a' %}".to_owned(),
+        // Sizes, and what is not there.
         "{{ 'x' | indent(1000000000) }}".to_owned(),
         "{{ '%1000000000d' | format(1) }}".to_owned(),
         "{{ '{:1000000000}'.format(1) }}".to_owned(),
         "{{ [1] | slice(1000000000) }}".to_owned(),
-        "{{ ['a'] | map('replace', 'a', 'b') | list }}".to_owned(),
+        "{{ 'x' * 100000000 }}{{ 'x'.center(100000000) }}{{ [1] * 100000000 }}".to_owned(),
+        "{{ '%*d' % (1000000000, 1) }}{{ 10 ** 10 ** 10 }}".to_owned(),
         "{{ {} | tojson(indent=1000000000) }}".to_owned(),
         "{{ debug() }}".to_owned(),
     ];

@@ -65,7 +65,7 @@ impl Limits {
 /// Deeper nesting could overflow the stack of a thread.
 pub(crate) const MAX_DEPTH: u32 = 400;
 /// How deep lists, tuples and mappings may nest.
-pub(crate) const MAX_VALUE_DEPTH: u32 = 100;
+pub(crate) const MAX_VALUE_DEPTH: u32 = 200;
 /// Longest integer, in bits. Python prints none of more than 4300 digits.
 pub(crate) const MAX_INT_BITS: u64 = 1 << 15;
 /// Longest `range`. Source: `jinja2.sandbox.MAX_RANGE`.

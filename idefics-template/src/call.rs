@@ -110,7 +110,7 @@ impl Vm<'_> {
             };
             scope.set(param, value);
         }
-        self.capture(&declared.body, scope)
+        self.capture(&declared.body, scope).map(|(text, _)| text)
     }
 
     fn call_function(&mut self, function: Function, args: Args) -> Result<Value> {

@@ -70,7 +70,10 @@ impl Vm<'_> {
             }
             StmtKind::SetBlock(target, filter, body) => {
                 let inner = Scope::inside(scope);
-                let text = self.capture(body, &inner)?;
+                let (text, flow) = self.capture(body, &inner)?;
+                if flow != Flow::Normal {
+                    return Ok(flow);
+                }
                 let mut value = self.buffered(text)?;
                 if let Some(filter) = filter {
                     value = self.filter_chain(filter, value, &inner)?;
@@ -98,7 +101,10 @@ impl Vm<'_> {
             StmtKind::Call(call, body) => self.call_block(call, body, scope)?,
             StmtKind::Filter(filter, body) => {
                 let inner = Scope::inside(scope);
-                let text = self.capture(body, &inner)?;
+                let (text, flow) = self.capture(body, &inner)?;
+                if flow != Flow::Normal {
+                    return Ok(flow);
+                }
                 let value = self.buffered(text)?;
                 let value = self.filter_chain(filter, value, &inner)?;
                 self.print(&value)?;
@@ -117,7 +123,7 @@ impl Vm<'_> {
             }
             StmtKind::Generation(body) => {
                 let inner = Scope::inside(scope);
-                let text = self.capture(body, &inner)?;
+                let (text, _) = self.capture(body, &inner)?;
                 let start = self.out.first().map_or(0, String::len);
                 self.generated.push(start..start + text.len());
                 self.write(&text)?;
@@ -128,12 +134,12 @@ impl Vm<'_> {
         Ok(Flow::Normal)
     }
 
-    /// What a body writes.
-    pub(crate) fn capture(&mut self, body: &Body, scope: &Rc<Scope>) -> Result<String> {
+    /// What a body writes, and how it ended.
+    pub(crate) fn capture(&mut self, body: &Body, scope: &Rc<Scope>) -> Result<(String, Flow)> {
         self.out.push(String::new());
         let result = self.exec(body, scope);
         let text = self.out.pop().unwrap_or_default();
-        result.map(|_| text)
+        result.map(|flow| (text, flow))
     }
 
     /// Filters around the text of a body.

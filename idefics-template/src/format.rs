@@ -122,6 +122,28 @@ impl Formatter<'_, '_> {
 
     /// The value of `name.attribute[item]…`.
     fn value(&mut self, field: &str) -> Result<Value> {
+        let automatic;
+        let field = match field {
+            "" => {
+                let Some(next) = self.automatic else {
+                    let message = "cannot switch from manual field specification to automatic field numbering";
+                    return Err(Error::value(message));
+                };
+                self.automatic = Some(next + 1);
+                automatic = next.to_string();
+                &automatic
+            }
+            field => {
+                if matches!(key(field), Value::Int(_)) {
+                    if self.automatic.is_some_and(|next| next > 0) {
+                        let message = "cannot switch from automatic field numbering to manual field specification";
+                        return Err(Error::value(message));
+                    }
+                    self.automatic = None;
+                }
+                field
+            }
+        };
         let end = field.find(['.', '[']).unwrap_or(field.len());
         let (first, mut rest) = field.split_at(end);
         let mut value = self.first(first)?;
@@ -150,22 +172,7 @@ impl Formatter<'_, '_> {
 
     fn first(&mut self, name: &str) -> Result<Value> {
         let index = match key(name) {
-            _ if name.is_empty() => {
-                let Some(next) = self.automatic else {
-                    let message = "cannot switch from manual field specification to automatic field numbering";
-                    return Err(Error::value(message));
-                };
-                self.automatic = Some(next + 1);
-                Some(next)
-            }
-            Value::Int(index) => {
-                if self.automatic.is_some_and(|next| next > 0) {
-                    let message = "cannot switch from manual field specification to automatic field numbering";
-                    return Err(Error::value(message));
-                }
-                self.automatic = None;
-                usize::try_from(index).ok()
-            }
+            Value::Int(index) => usize::try_from(index).ok(),
             _ => None,
         };
         match (index, self.mapping) {

@@ -37,6 +37,11 @@ pub(crate) fn to_json(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
             [Value::Str(item), Value::Str(key)] => (item.text.to_string(), key.text.to_string()),
             _ => return Err(Error::of_type("separators are a pair of strings")),
         },
+        // Two characters are a pair, too.
+        Value::Str(text) if text.chars() == 2 => {
+            let mut characters = text.text.chars().map(String::from);
+            (characters.next().unwrap_or_default(), characters.next().unwrap_or_default())
+        }
         _ => return Err(Error::of_type("separators are a pair of strings")),
     };
     let options = Options {

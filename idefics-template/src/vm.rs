@@ -138,7 +138,7 @@ impl Drop for Vm<'_> {
 }
 
 /// Deepest nesting of the context.
-const MAX_CONTEXT_DEPTH: u32 = 64;
+const MAX_CONTEXT_DEPTH: u32 = 128;
 
 fn of_json(value: &serde_json::Value, depth: u32) -> Result<Value> {
     if depth > MAX_CONTEXT_DEPTH {

@@ -1,2 +1,7 @@
 //! Tests.
+
+#![allow(clippy::unwrap_used)]
+
 mod basic;
+mod limits;
+mod reference;

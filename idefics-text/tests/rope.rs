@@ -1,6 +1,6 @@
 //! Rotary scalings against `MistralRotaryEmbedding` (`xtask/reference/rope_fixture.py`).
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use idefics_text::{KvCache, TextConfig};
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -93,8 +93,8 @@ proptest! {
         let decoder = config.init(&device).unwrap();
         let padding = padding.min(seq - 1);
         let left_padding = vec![padding, padding / 2];
-        let inputs_embeds = decoder.embed(Tensor::from_data([vec![3; seq], vec![7; seq]].concat().as_slice(), &device)
-            .reshape([2, seq]));
+        let ids = Tensor::<1, Int>::from_ints([vec![3; seq], vec![7; seq]].concat().as_slice(), &device);
+        let inputs_embeds = decoder.embed(ids.reshape([2, seq]));
         let run = |n_tokens: usize| {
             let mut cache: KvCache = config.cache(left_padding.clone(), seq);
             let states = decoder.forward_in_chunks(inputs_embeds.clone(), n_tokens, &mut cache);

@@ -71,6 +71,9 @@ def render(source):
     # Addresses of objects differ from run to run.
     if re.search(r"0x[0-9a-f]{6,}|<(function|class|built-in|bound)", text) or len(text) > 5000:
         return ()
+    # Complex numbers are refused, which the crate's README says.
+    if re.search(r"\dj\)", text):
+        return ()
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -129,7 +132,7 @@ rpartition(' ') rpartition('zz') rsplit() rsplit(' ',1) rsplit(maxsplit=1) rspli
 split(',') split(None,1) split(' ',1) split(maxsplit=2) split(sep='e',maxsplit=1) split('') splitlines() splitlines(true)
 splitlines(keepends=true) startswith('Hello') startswith(('x','He')) startswith('ll',2) startswith(1) strip() strip('Hd') swapcase()
 title() translate({72:'J',101:none}) translate('H'.maketrans('He','Jo')) upper() zfill(40) zfill(3) zfill(width=3) nosuch()
-upper(1) split(1,2,3) encode().nosuch""".split()
+upper(1) split(1,2,3)""".split()
 LIST_METHODS = "append(1) clear() copy() count(1) count('a') extend([1]) index(1) index('zz') index(1,1) insert(0,1) pop() remove(1) reverse() sort() index".split()
 DICT_METHODS = ("clear() copy() fromkeys([1,2]) get('a') get('zz') get('zz',5) get(key='a') items() keys() pop('a') popitem() setdefault('a') "
                 "update({}) values() get([]) get items|length keys()|list values()|list keys()|sort items()|first").split()
@@ -431,6 +434,8 @@ def hand_written():
     for value, method in itertools.product(["n", "f", "true", "10**20", "neg", "0.1"], NUMBER_METHODS):
         yield "{{ (%s).%s }}" % (value, method)
     for left, operator, right in itertools.product(OPERANDS, ["+", "-", "*", "/", "//", "%", "**", "~", "==", "<", ">=", "in", "and"], OPERANDS):
+        if (operator, right) == ("**", "10**20"):
+            continue  # takes Python forever
         yield "{{ (%s) %s (%s) }}" % (left, operator, right)
     for expression in PRINTF + FORMAT:
         yield "{{ %s }}" % expression

@@ -2,14 +2,12 @@
 
 mod conversation;
 mod expand;
-mod functions;
 mod interleaved;
 mod json;
 mod literal;
 mod message;
 mod render;
 mod sample;
-mod sandbox;
 mod template;
 mod variables;
 

@@ -77,7 +77,7 @@ impl Conversations<'_> {
         row: usize,
     ) -> Result<String, ProcessorError> {
         let tokens = || self.named_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str()));
-        let rendered = template.render(variables.with_tokens(tokens()), row)?;
+        let rendered = template.render(&variables.with_tokens(tokens()), row)?;
         let mut lost = Vec::new();
         for message in variables.messages_mut() {
             let Some(content) = message.get_mut("content") else { continue };
@@ -91,7 +91,7 @@ impl Conversations<'_> {
         if lost.is_empty() {
             return Ok(rendered);
         }
-        let as_parts = template.render(variables.with_tokens(tokens()), row).ok().filter(|as_parts| {
+        let as_parts = template.render(&variables.with_tokens(tokens()), row).ok().filter(|as_parts| {
             let prints_lists = as_parts.contains("'type': 'text'") || as_parts.contains("\"type\": \"text\"");
             !prints_lists && lost.iter().all(|words| as_parts.contains(words))
         });

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use idefics_template::{ErrorKind, Limits, Now, Template};
 use serde_json::{Map, Value};
 
 use crate::error::ProcessorError;
-use crate::prompt::sandbox::{self, Cost, Forbidden};
 
 /// How much text a sample may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,19 +35,17 @@ impl Default for TextLimits {
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     source: String,
+    template: Template,
 }
 
 impl ChatTemplate {
     /// Parses a template. `path` names the file for messages.
     ///
     /// # Errors
-    /// [`ProcessorError::Template`] or [`ProcessorError::TemplateForbidden`].
+    /// [`ProcessorError::Template`].
     pub fn new(source: String, path: &Path) -> Result<Self, ProcessorError> {
-        match sandbox::check(&source) {
-            Ok(None) => Ok(Self { source }),
-            Ok(Some(Forbidden { what, line })) => {
-                Err(ProcessorError::TemplateForbidden { path: path.to_owned(), what, line })
-            }
+        match Template::parse(&source) {
+            Ok(template) => Ok(Self { source, template }),
             Err(error) => Err(ProcessorError::Template { path: path.to_owned(), error }),
         }
     }
@@ -61,14 +59,17 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`ProcessorError::Render`] or [`ProcessorError::TemplateLimit`], with `row` in them.
-    pub(crate) fn render(&self, variables: Map<String, Value>, row: usize) -> Result<String, ProcessorError> {
-        let variables = Value::Object(variables);
-        let (nodes, bytes) = size(&variables);
-        let context = minijinja::Value::from(minijinja::value::Serde(&variables));
-        sandbox::render(&self.source, context, Cost::of(nodes, bytes)).map_err(|error| match sandbox::limit(&error) {
-            Some(limit) => ProcessorError::TemplateLimit { row, limit },
-            None => ProcessorError::Render { row, error },
-        })
+    pub(crate) fn render(&self, variables: &Map<String, Value>, row: usize) -> Result<String, ProcessorError> {
+        let sizes = variables.values().map(size);
+        let (nodes, bytes) = sizes.fold((0, 0), |(nodes, bytes), more| (nodes + more.0, bytes + more.1));
+        let limits = Limits::for_conversation(nodes, bytes);
+        match self.template.render(variables, limits, Now::utc()) {
+            Ok(rendered) => Ok(rendered.text),
+            Err(error) if error.kind() == ErrorKind::Limit => {
+                Err(ProcessorError::TemplateLimit { row, limit: error.message().to_owned() })
+            }
+            Err(error) => Err(ProcessorError::Render { row, error }),
+        }
     }
 }
 

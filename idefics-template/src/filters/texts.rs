@@ -23,7 +23,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
             let plain = match name {
                 "upper" => text.text.to_uppercase(),
                 "lower" => text.text.to_lowercase(),
-                "capitalize" => methods::capitalize(&text.text),
+                "capitalize" => crate::methods::case::capitalize(&text.text),
                 "wordcount" => {
                     let words = text.text.split(|character| !is_word(character)).filter(|word| !word.is_empty());
                     return Ok(Value::usize(words.count()));

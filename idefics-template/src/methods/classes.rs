@@ -2,7 +2,7 @@
 
 use crate::args::Args;
 use crate::error::Result;
-use crate::methods::text::{is_cased, is_title};
+use crate::methods::case::{is_cased, is_title};
 use crate::unicode::{is_alpha, is_decimal, is_digit, is_identifier, is_numeric, is_printable, is_space};
 use crate::value::Text;
 

@@ -1,8 +1,11 @@
 //! Methods of Python's built-in types.
 
+pub(crate) mod case;
 mod classes;
+mod find;
 mod split;
 pub(crate) mod text;
+mod translate;
 
 pub(crate) use classes::{is_lower, is_upper};
 

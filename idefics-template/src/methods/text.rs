@@ -10,8 +10,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{format, format_map};
 use crate::html::{escape, strip_tags, unescape};
 use crate::iter::Iter;
+use crate::methods::case::{capitalize, casefold, swap_case, title};
+use crate::methods::find::{affix, find};
+use crate::methods::translate::{make_translation, translate};
 use crate::methods::{classes, split};
-use crate::unicode::{is_space, to_title};
+use crate::unicode::is_space;
 use crate::value::{Text, Value};
 use crate::vm::Vm;
 
@@ -117,7 +120,7 @@ pub(super) fn string(value: &Value, name: &str) -> Result<Text> {
         .ok_or_else(|| Error::of_type(format!("{name}() argument must be str, not {}", value.type_name())))
 }
 
-fn required_string(value: Option<Value>, name: &str) -> Result<Text> {
+pub(super) fn required_string(value: Option<Value>, name: &str) -> Result<Text> {
     string(&value.unwrap_or(Value::None), name)
 }
 
@@ -127,66 +130,6 @@ fn part(vm: &mut Vm, of: &Text, part: &Text) -> Result<Arc<str>> {
         true => Ok(escape(&part.text, &mut vm.budget)?.into()),
         false => Ok(part.text.clone()),
     }
-}
-
-pub(crate) fn capitalize(text: &str) -> String {
-    let mut characters = text.chars();
-    let first = characters.next().map(to_title).into_iter().flatten();
-    first.chain(characters.as_str().to_lowercase().chars()).collect()
-}
-
-fn title(text: &str) -> String {
-    let mut titled = String::with_capacity(text.len());
-    let mut in_word = false;
-    for (index, character) in text.char_indices() {
-        match in_word {
-            // The end of a word decides about the last sigma.
-            true if character == 'Σ' => titled.push(sigma(&text[..index], &text[index + 2..])),
-            true => titled.extend(character.to_lowercase()),
-            false => titled.extend(to_title(character)),
-        }
-        in_word = is_cased(character);
-    }
-    titled
-}
-
-/// The small sigma between two texts.
-fn sigma(before: &str, after: &str) -> char {
-    let ends = before.chars().next_back().is_some_and(is_cased) && !after.chars().next().is_some_and(is_cased);
-    if ends { 'ς' } else { 'σ' }
-}
-
-pub(super) fn is_cased(character: char) -> bool {
-    character.is_uppercase() || character.is_lowercase() || is_title(character)
-}
-
-/// Letters that are two in one, the first of them large.
-pub(super) fn is_title(character: char) -> bool {
-    use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
-    !character.is_ascii() && character.general_category() == GeneralCategory::TitlecaseLetter
-}
-
-fn casefold(text: &str) -> String {
-    let fold = |character: char| -> String {
-        match character {
-            'ı' => "ı".to_owned(),
-            'İ' => "i\u{307}".to_owned(),
-            character => character.to_uppercase().flat_map(char::to_lowercase).collect(),
-        }
-    };
-    text.chars().map(fold).collect()
-}
-
-fn swap_case(text: &str) -> String {
-    let mut swapped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            upper if upper.is_uppercase() => swapped.extend(upper.to_lowercase()),
-            lower if lower.is_lowercase() => swapped.extend(lower.to_uppercase()),
-            other => swapped.push(other),
-        }
-    }
-    swapped
 }
 
 /// `strip`, `lstrip` and `rstrip`.
@@ -215,89 +158,6 @@ pub(crate) fn strip(vm: &mut Vm, text: &Text, chars: Option<Value>, left: bool, 
     }
     vm.budget.build(stripped.len())?;
     Ok(Value::text(stripped, text.safe))
-}
-
-fn affix(text: &Text, name: &str, args: Args) -> Result<Value> {
-    let [affix, start, end] = args.bind(name, ["/affix", "/start", "/end"], 1)?;
-    let slice = Slice::new(&text.text, start, end)?;
-    let holds = |affix: &Text| match (name, slice.text) {
-        (_, None) => false,
-        ("startswith", Some(text)) => text.starts_with(&*affix.text),
-        (_, Some(text)) => text.ends_with(&*affix.text),
-    };
-    let wrong = |value: &Value| {
-        let found = value.type_name();
-        Error::of_type(format!("{name} first arg must be str or a tuple of str, not {found}"))
-    };
-    match affix.unwrap_or(Value::None) {
-        Value::Str(affix) => Ok(Value::Bool(holds(&affix))),
-        Value::Tuple(affixes) => {
-            for affix in &affixes.items {
-                if holds(affix.as_text().ok_or_else(|| wrong(affix))?) {
-                    return Ok(Value::Bool(true));
-                }
-            }
-            Ok(Value::Bool(false))
-        }
-        other => Err(wrong(&other)),
-    }
-}
-
-/// A part of a text, given by positions of characters as in a slice.
-struct Slice<'a> {
-    /// The part; nothing if it would begin after its end.
-    text: Option<&'a str>,
-    /// Characters before the part.
-    skipped: usize,
-}
-
-impl<'a> Slice<'a> {
-    fn new(text: &'a str, start: Option<Value>, end: Option<Value>) -> Result<Self> {
-        if start.is_none() && end.is_none() {
-            return Ok(Self { text: Some(text), skipped: 0 });
-        }
-        let length = text.chars().count() as i64;
-        let bound = |value: Option<Value>, default: i64| match value {
-            None | Some(Value::None) => Ok(default),
-            Some(value) => {
-                let index = value.as_index().ok_or_else(|| {
-                    Error::of_type("slice indices must be integers or None or have an __index__ method")
-                })?;
-                Ok(if index < 0 { index.saturating_add(length).max(0) } else { index })
-            }
-        };
-        let (start, end) = (bound(start, 0)?, bound(end, length)?.min(length));
-        if start > end {
-            return Ok(Self { text: None, skipped: 0 });
-        }
-        let offset = |index: i64| text.char_indices().nth(index as usize).map_or(text.len(), |(offset, _)| offset);
-        Ok(Self { text: Some(&text[offset(start)..offset(end)]), skipped: start as usize })
-    }
-}
-
-fn find(text: &Text, name: &str, args: Args) -> Result<Value> {
-    let [part, start, end] = args.bind(name, ["/sub", "/start", "/end"], 1)?;
-    let part = required_string(part, name)?;
-    let slice = Slice::new(&text.text, start, end)?;
-    let within = slice.text.unwrap_or_default();
-    if name == "count" {
-        let count = match (slice.text, part.text.is_empty()) {
-            (None, _) => 0,
-            (Some(text), true) => text.chars().count() + 1,
-            (Some(text), false) => text.matches(&*part.text).count(),
-        };
-        return Ok(Value::usize(count));
-    }
-    let found = match name {
-        _ if slice.text.is_none() => None,
-        "find" | "index" => within.find(&*part.text),
-        _ => within.rfind(&*part.text),
-    };
-    match found {
-        Some(offset) => Ok(Value::usize(slice.skipped + within[..offset].chars().count())),
-        None if matches!(name, "find" | "rfind") => Ok(Value::Int(-1)),
-        None => Err(Error::value("substring not found")),
-    }
 }
 
 /// `replace`, at most `count` times unless that is negative.
@@ -402,76 +262,4 @@ fn join(vm: &mut Vm, separator: &Text, values: &Value) -> Result<Value> {
         index += 1;
     }
     Ok(Value::text(joined, separator.safe))
-}
-
-/// `str.maketrans`.
-fn make_translation(vm: &mut Vm, args: Args) -> Result<Value> {
-    use crate::key::Key;
-    let [from, to, remove] = args.bind("maketrans", ["/x", "/y", "/z"], 1)?;
-    let code = |character: char| Key(Value::Int(i64::from(u32::from(character))));
-    let mut map = indexmap::IndexMap::new();
-    match (from, to) {
-        (Some(Value::Dict(dict)), None) => {
-            for (key, value) in &dict.map {
-                let key = match &key.0 {
-                    Value::Str(text) => {
-                        let mut characters = text.text.chars();
-                        match (characters.next(), characters.next()) {
-                            (Some(character), None) => code(character),
-                            _ => return Err(Error::value("string keys in translate table must be of length 1")),
-                        }
-                    }
-                    Value::Int(_) => key.clone(),
-                    _ => return Err(Error::of_type("keys in translate table must be strings or integers")),
-                };
-                map.insert(key, value.clone());
-            }
-        }
-        (Some(Value::Str(from)), Some(Value::Str(to))) => {
-            if from.chars() != to.chars() {
-                return Err(Error::value("the first two maketrans arguments must have equal length"));
-            }
-            vm.budget.build((from.text.len() + to.text.len()).saturating_mul(32))?;
-            for (from, to) in from.text.chars().zip(to.text.chars()) {
-                map.insert(code(from), code(to).0);
-            }
-            if let Some(remove) = remove {
-                let remove = string(&remove, "maketrans")?;
-                map.extend(remove.text.chars().map(|character| (code(character), Value::None)));
-            }
-        }
-        _ => return Err(Error::of_type("maketrans takes a mapping, or two or three strings")),
-    }
-    Value::dict(map, &mut vm.budget)
-}
-
-fn translate(vm: &mut Vm, text: &Text, table: &Value) -> Result<Value> {
-    table.defined()?;
-    let mut translated = String::with_capacity(text.text.len());
-    for character in text.text.chars() {
-        vm.budget.check_value(translated.len())?;
-        let key = Value::Int(i64::from(u32::from(character)));
-        let found = match table {
-            Value::Dict(dict) => dict.get(&key).cloned(),
-            Value::List(_) | Value::Tuple(_) | Value::Str(_) => {
-                Some(vm.get_item(table, &key)?).filter(|value| !value.is_undefined())
-            }
-            other => return Err(Error::of_type(format!("'{}' object is not subscriptable", other.type_name()))),
-        };
-        match found {
-            None => translated.push(character),
-            Some(Value::None) => {}
-            Some(Value::Str(text)) => {
-                vm.budget.scan(text.text.len())?;
-                translated += &text.text;
-            }
-            Some(Value::Int(code)) => match u32::try_from(code).ok().and_then(char::from_u32) {
-                Some(character) => translated.push(character),
-                None => return Err(Error::value("character mapping must be in range(0x110000)")),
-            },
-            Some(_) => return Err(Error::of_type("character mapping must return integer, None or str")),
-        }
-    }
-    vm.budget.build(translated.len())?;
-    Ok(Value::text(translated, text.safe))
 }
