@@ -1,8 +1,14 @@
 //! Errors as one line and an exit code.
 
+use std::io::{self, ErrorKind};
+use std::path::Path;
 use std::process::ExitCode;
 
 use idefics_generate::Error;
+use idefics_generate::processor::ProcessorError;
+use idefics_generate::processor::image::ImageError;
+
+use crate::signals;
 
 const SOME_FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -12,7 +18,6 @@ const LIMIT: u8 = 6;
 const NETWORK: u8 = 7;
 const NUMERIC: u8 = 8;
 const BUG: u8 = 70;
-const INTERRUPTED: u8 = 130;
 
 /// Why the program stops early.
 #[derive(Debug)]
@@ -33,9 +38,28 @@ impl Failure {
         Self { code: INPUT, message }
     }
 
-    /// A file that cannot be read.
+    /// A file or a terminal that cannot be used.
     pub(crate) fn file_system(message: String) -> Self {
         Self { code: FILE_SYSTEM, message }
+    }
+
+    /// What the system answered about a file.
+    pub(crate) fn io(path: &Path, error: &io::Error) -> Self {
+        Self::of_io(&path.display().to_string(), error)
+    }
+
+    /// What the system answered about a file, a pipe or a terminal. Nothing is wrong, and nothing said, if the reader of a
+    /// pipe has had enough.
+    pub(crate) fn of_io(name: &str, error: &io::Error) -> Self {
+        let advice = match error.kind() {
+            ErrorKind::BrokenPipe => return Self { code: 0, message: String::new() },
+            ErrorKind::NotFound => "; check the path",
+            ErrorKind::PermissionDenied => "; check who owns it and its permissions",
+            ErrorKind::IsADirectory => "; give the path of a file",
+            ErrorKind::StorageFull => "; make room and try again",
+            _ => "",
+        };
+        Self::file_system(format!("{name}: {error}{advice}"))
     }
 
     /// More than there is room for.
@@ -48,9 +72,9 @@ impl Failure {
         Self { code: BUG, message: format!("this is a bug of idefics, please report it: {message}") }
     }
 
-    /// Ctrl-C.
+    /// A signal.
     pub(crate) fn interrupted() -> Self {
-        Self { code: INTERRUPTED, message: String::new() }
+        Self { code: signals::exit_code(), message: String::new() }
     }
 
     /// What is wrong with a sample that was run alone, and that nobody numbered.
@@ -77,15 +101,20 @@ impl Failure {
         self.code == USAGE
     }
 
-    /// What is wrong, on one line.
+    /// Whether a signal ended it.
+    pub(crate) fn is_interruption(&self) -> bool {
+        self.code == signals::exit_code()
+    }
+
+    /// What is wrong, on one line, in words.
     pub(crate) fn message(&self) -> String {
-        self.message.replace('\n', " ")
+        without_error_numbers(&self.message.replace('\n', " "))
     }
 
     /// Prints the line.
     pub(crate) fn warn(&self) {
         if !self.message.is_empty() {
-            eprintln!("error: {}", self.message());
+            say!("error: {}", self.message());
         }
     }
 
@@ -94,23 +123,73 @@ impl Failure {
         self.warn();
         ExitCode::from(self.code)
     }
+
+    /// Prints the line and ends the program, whatever other threads wait for.
+    pub(crate) fn exit(&self) -> ! {
+        self.warn();
+        std::process::exit(self.code.into())
+    }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Cancelled => Self::interrupted(),
-            error => Self { code: error.kind().exit_code(), message: error.to_string() },
+            error => Self { code: error.kind().exit_code(), message: format!("{error}{}", remedy(&error)) },
         }
     }
 }
 
-/// Standard output is gone when its reader has had enough: nothing more to do, and nothing to say.
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Self { code: 0, message: String::new() },
-            _ => Self::file_system(format!("standard output: {error}")),
+/// Standard output.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::of_io("standard output", &error)
+    }
+}
+
+/// The option that helps, where the library cannot know of it.
+fn remedy(error: &Error) -> &'static str {
+    let Error::Processor(ProcessorError::Image { error, .. }) = error else { return "" };
+    match error {
+        ImageError::TooManyBytes { .. } => " (--max-image-pixels N, or none)",
+        _ => "",
+    }
+}
+
+/// The message without the numbers that Rust writes behind the system's words: `No such file or directory (os error 2)`.
+fn without_error_numbers(message: &str) -> String {
+    let mut parts = message.split(" (os error ");
+    let mut words = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') => {
+                words.push_str(rest)
+            }
+            _ => words.extend([" (os error ", part]),
         }
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_words_and_no_error_numbers() {
+        let missing = io::Error::from_raw_os_error(2);
+        let message = Failure::io(Path::new("a.png"), &missing).message();
+        assert_eq!(message, "a.png: No such file or directory; check the path");
+        let twice = Failure::input(format!("a: {missing}, b:\n{missing}")).message();
+        assert_eq!(twice, "a: No such file or directory, b: No such file or directory");
+        for other in ["an (os error of mine)", "(os error 2)", " (os error ", " (os error 2"] {
+            assert_eq!(without_error_numbers(other), other);
+        }
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_error() {
+        let failure = Failure::from(io::Error::from(ErrorKind::BrokenPipe));
+        assert!(failure.code == 0 && failure.message().is_empty());
     }
 }

@@ -3,15 +3,24 @@
 //! Results go to standard output, everything else to standard error. This program only wires: the work is done by
 //! `idefics-generate`.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program
+/// Prints a line to standard error; unlike `eprintln!`, it does not panic if nobody reads it.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
 
 mod args;
 mod commands;
 mod failure;
+mod input;
 mod machine;
 mod model;
 mod output;
 mod placing;
+mod signals;
+mod terminal;
 
 use std::panic;
 use std::process::ExitCode;
@@ -24,6 +33,7 @@ use args::{Cli, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
+    signals::install();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => match error.kind() {

@@ -1,14 +1,14 @@
-//! Loading a model with a progress bar, and Ctrl-C.
+//! Loading a model with a progress bar.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use idefics_generate::hub::{self, HubOptions, ModelSource};
 use idefics_generate::nn::checkpoint::WeightMemory;
 use idefics_generate::nn::{Checkpoint, PackedFormat};
 use idefics_generate::placement::Plan;
 use idefics_generate::{
-    AnyModel, CancelToken, Device, DeviceChoice, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions,
+    AnyModel, Device, DeviceChoice, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
@@ -41,7 +41,8 @@ impl ModelFolder {
 pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
     // A variable that is set to nothing is as good as none.
     let Some(model) = global.model.as_deref().filter(|model| !model.is_empty()) else { return embedded() };
-    match ModelSource::parse(model) {
+    // A hub id is plain text, the name of a folder need not be.
+    match model.to_str().map_or_else(|| ModelSource::Folder(model.into()), ModelSource::parse) {
         ModelSource::Folder(folder) => Ok(ModelFolder::Kept(folder)),
         ModelSource::Hub { repo, revision } => {
             let bar = byte_bar();
@@ -59,14 +60,15 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
 }
 
 fn embedded() -> Result<ModelFolder, Failure> {
-    let written = tempfile::tempdir().and_then(|folder| idefics_demo::write_model(folder.path()).map(|()| folder));
-    let folder = written.map_err(|error| Failure::file_system(format!("the built-in model's files: {error}")))?;
+    let failed = |error| Failure::of_io("the built-in model's files", &error);
+    let folder = tempfile::tempdir().map_err(failed)?;
+    idefics_demo::write_model(folder.path()).map_err(failed)?;
     Ok(ModelFolder::Embedded(folder))
 }
 
 /// Says what the built-in model is, once.
 fn introduce_embedded() {
-    eprintln!(
+    say!(
         "built-in model: it knows pictures of coloured shapes and nothing else; for photographs give \
          --model HuggingFaceM4/idefics2-8b-chatty (a download of 33.6 GB) or a model folder"
     );
@@ -92,7 +94,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     };
     let (choice, device, weights) = device_for(global, 0, needed)?;
     if global.verbose {
-        eprintln!("loading {} on {choice}, weights {weights}", folder.display());
+        say!("loading {} on {choice}, weights {weights}", folder.display());
     }
     let plan = match global.device_map {
         None => {
@@ -114,7 +116,9 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     let model = match plan {
         None => Idefics::from_folder(folder, &device, weights, progress),
         Some(plan) => {
-            bar.suspend(|| eprint!("{plan}"));
+            bar.suspend(|| {
+                let _ = write!(io::stderr(), "{plan}");
+            });
             Idefics::from_folder_placed(folder, &plan, weights, progress)
         }
     };
@@ -204,49 +208,6 @@ pub(crate) fn byte_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
         .expect("the template is valid");
     ProgressBar::no_length().with_style(style)
-}
-
-/// Ends the answer at the first Ctrl-C and the program at the second.
-pub(crate) fn cancel_on_interrupt() -> CancelToken {
-    let cancel = CancelToken::default();
-    let in_handler = cancel.clone();
-    // Without a handler Ctrl-C ends the program at once, which is no reason to refuse work.
-    let _ = ctrlc::set_handler(move || {
-        if in_handler.is_cancelled() {
-            std::process::exit(130);
-        }
-        in_handler.cancel();
-    });
-    cancel
-}
-
-/// Ctrl-C in a program that goes on: it ends the answer that is being given, if one is.
-pub(crate) struct Interrupts(Arc<Mutex<Option<CancelToken>>>);
-
-/// From now on Ctrl-C ends answers and not the program.
-pub(crate) fn interrupts() -> Interrupts {
-    let current: Arc<Mutex<Option<CancelToken>>> = Arc::default();
-    let in_handler = current.clone();
-    let _ = ctrlc::set_handler(move || {
-        if let Some(cancel) = &*in_handler.lock().unwrap_or_else(PoisonError::into_inner) {
-            cancel.cancel();
-        }
-    });
-    Interrupts(current)
-}
-
-impl Interrupts {
-    /// What ends the answer that begins now.
-    pub(crate) fn begin(&self) -> CancelToken {
-        let cancel = CancelToken::default();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
-        cancel
-    }
-
-    /// The answer is over.
-    pub(crate) fn end(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
 }
 
 #[cfg(test)]

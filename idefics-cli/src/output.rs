@@ -109,7 +109,7 @@ fn report(global: &Global, answer: &Answer) {
         let Answer { usage, timings, finish_reason, .. } = answer;
         let Usage { prompt_tokens, image_tokens, completion_tokens } = usage;
         let Timings { preprocess_ms, vision_ms, connector_ms, prefill_ms, decode_ms } = timings;
-        eprintln!(
+        say!(
             "{prompt_tokens} prompt tokens ({image_tokens} of images), {completion_tokens} generated, ended by \
              {finish_reason:?}; ms: preprocessing {preprocess_ms:.1}, vision {vision_ms:.1}, connector \
              {connector_ms:.1}, prefill {prefill_ms:.1}, decoding {decode_ms:.1}"
@@ -121,7 +121,7 @@ fn report(global: &Global, answer: &Answer) {
 /// Says why no decode step was replayed.
 pub(crate) fn report_refusal(answer: &Answer) {
     if let Some(reason) = &answer.replay_refusal {
-        eprintln!("no step was replayed: {reason}");
+        say!("no step was replayed: {reason}");
     }
 }
 

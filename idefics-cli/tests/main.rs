@@ -4,12 +4,22 @@
 #![allow(clippy::unwrap_used)] // helpers too
 
 mod answers;
+mod batch_input;
+#[cfg(unix)]
+mod batch_output;
 mod bench;
+#[cfg(unix)]
+mod chat;
 mod demo;
 mod faults;
 mod hub;
 mod idefics1;
+mod messages;
+#[cfg(unix)]
+mod pipes;
 mod quantize;
+#[cfg(unix)]
+mod signals;
 mod tasks;
 
 use std::path::{Path, PathBuf};

@@ -17,7 +17,8 @@ use crate::{AnyModel, Error, ModelConfig, WeightOptions};
 /// `target` appears complete, once it has been opened and checked, or not at all. Until then there is a folder
 /// `.NAME.unfinished-…` beside it; those of earlier runs that were killed are removed. `device` loads the result to check
 /// it. Nothing of `source` is changed. Its other files are copied, but for folders and files whose names begin with a
-/// dot. NF4 and FP4 have the layout of bitsandbytes, which Transformers loads.
+/// dot. NF4 and FP4 have the layout of bitsandbytes, which Transformers loads. An error of `progress`, which is called
+/// after each tensor, ends the work.
 ///
 /// # Errors
 /// [`Error::Write`] if `target` is there already or cannot be written, and what [`AnyModel::from_folder`] and
@@ -30,7 +31,7 @@ pub fn quantize_folder(
     target: &Path,
     options: &WeightOptions,
     device: &Device,
-    progress: impl FnMut(LoadProgress),
+    progress: impl FnMut(LoadProgress) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let quantization = options.quantization().expect("a format is given");
     let failed = |source: io::Error| Error::Write { path: target.to_owned(), source };

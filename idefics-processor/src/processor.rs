@@ -1,5 +1,6 @@
 //! A checkpoint's processor: samples in, numbers out.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,7 +9,9 @@ use rayon::prelude::*;
 use crate::checkpoint::{Checkpoint, Sourced, shorten};
 use crate::error::ProcessorError;
 use crate::family::Family;
-use crate::image::{Alpha, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, load};
+use crate::image::{
+    Alpha, DecodeOptions, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, load,
+};
 use crate::inputs::ProcessedInputs;
 use crate::prompt::{
     ChatTemplate, Content, ImageTokens, InterleavedRules, Literals, Message, PromptPart, Sample, SpecialTokensInText,
@@ -23,6 +26,8 @@ pub struct ProcessOptions {
     pub do_image_splitting: Option<bool>,
     /// What becomes of transparent pixels.
     pub alpha: Alpha,
+    /// Page of the images that have several, from 1; the first where it is `None`.
+    pub page: Option<NonZeroU32>,
     /// What an image may cost.
     pub limits: Limits,
     /// How much text a sample may have.
@@ -36,6 +41,12 @@ pub struct ProcessOptions {
     pub add_end_of_utterance_token: Option<bool>,
     /// Whether prompts of the first Idefics end in `</s>`.
     pub add_eos_token: bool,
+}
+
+impl ProcessOptions {
+    fn decoding(&self) -> DecodeOptions {
+        DecodeOptions::from(self.alpha).with_page(self.page.unwrap_or(NonZeroU32::MIN))
+    }
 }
 
 /// Turns text and images into what a model reads.
@@ -383,18 +394,16 @@ fn process_images(
     row: usize,
     options: &ProcessOptions,
 ) -> Result<Vec<ImageTile>, ProcessorError> {
-    let tiles: Vec<Result<Vec<ImageTile>, ProcessorError>> = sources
-        .par_iter()
-        .enumerate()
-        .map(|(image, source)| {
-            let picture = load(source, &options.limits, options.alpha).map_err(|error| ProcessorError::Image {
-                row,
-                image,
-                error,
-            })?;
-            Ok(processor.process(&picture))
-        })
-        .collect();
+    let tiles: Vec<Result<Vec<ImageTile>, ProcessorError>> =
+        sources
+            .par_iter()
+            .enumerate()
+            .map(|(image, source)| {
+                let picture = load(source, &options.limits, options.decoding())
+                    .map_err(|error| ProcessorError::Image { row, image, error })?;
+                Ok(processor.process(&picture))
+            })
+            .collect();
     let tiles: Vec<Vec<ImageTile>> = tiles.into_iter().collect::<Result<_, _>>()?;
     Ok(tiles.into_iter().flatten().collect())
 }

@@ -38,6 +38,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    end_with_the_reader();
     match Cli::parse().command {
         Command::Verify(args) => verify::run(&args),
         Command::Gpu(args) => gpu::run(&args),
@@ -45,5 +46,21 @@ fn main() -> ExitCode {
         Command::TrainDemo(args) => demo::train::run(&args),
         Command::EvalDemo(args) => demo::eval::run(&args),
         Command::CompareFormats(args) => demo::formats::run(&args),
+    }
+}
+
+/// Ends the program quietly when the reader of its output goes away, with the code that a shell gives for SIGPIPE. Rust
+/// ignores that signal, and `println!` would panic.
+fn end_with_the_reader() {
+    #[cfg(unix)]
+    {
+        use std::sync::Arc;
+        use std::sync::atomic::AtomicBool;
+
+        use signal_hook::consts::SIGPIPE;
+        use signal_hook::flag::register_conditional_shutdown;
+
+        // Without the handler there is a panic instead.
+        let _ = register_conditional_shutdown(SIGPIPE, 128 + SIGPIPE, Arc::new(AtomicBool::new(true)));
     }
 }

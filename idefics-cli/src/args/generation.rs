@@ -1,5 +1,7 @@
 //! Options of generation by their reference names.
 
+use std::num::NonZeroU32;
+
 use clap::{Args, ValueEnum};
 use idefics_generate::processor::image::Alpha;
 use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensInText};
@@ -135,6 +137,9 @@ struct ProcessArgs {
     /// What becomes of transparent pixels.
     #[arg(long, value_enum, default_value_t = AlphaArg::White, help_heading = "Preprocessing")]
     alpha: AlphaArg,
+    /// Page of pictures that have several, such as TIFF files, from 1 [default: 1].
+    #[arg(long, value_name = "N", help_heading = "Preprocessing")]
+    page: Option<NonZeroU32>,
     /// What `<image>` and other special tokens mean in the text of messages.
     #[arg(long, value_enum, default_value_t = SpecialArg::Literal, help_heading = "Preprocessing")]
     special_tokens_in_text: SpecialArg,
@@ -155,11 +160,9 @@ type Biases = Vec<(Vec<u32>, f32)>;
 type Decay = (usize, f64);
 
 /// A value as `generation_config.json` has it; a bare word is a string.
-fn json<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
-    serde_json::from_str(text).or_else(|error| {
-        let word = serde_json::Value::String(text.to_owned());
-        serde_json::from_value(word).map_err(|_| error)
-    })
+fn json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let value = serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.to_owned()));
+    serde_json::from_value(value).map_err(|_| "it is not JSON of that form".to_owned())
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -242,8 +245,8 @@ impl GenerationArgs {
     }
 
     /// What the call says about preprocessing.
-    pub(crate) fn process(&self) -> ProcessOptions {
-        self.process.options()
+    pub(crate) fn process(&self, global: &Global) -> ProcessOptions {
+        ProcessOptions { limits: global.image_limits(), ..self.process.options() }
     }
 
     /// What the call says besides.
@@ -267,6 +270,7 @@ impl ProcessArgs {
                 AlphaArg::White => Alpha::White,
                 AlphaArg::Drop => Alpha::Drop,
             },
+            page: self.page,
             special_tokens_in_text: match self.special_tokens_in_text {
                 SpecialArg::Literal => SpecialTokensInText::Literal,
                 SpecialArg::Parse => SpecialTokensInText::Parse,

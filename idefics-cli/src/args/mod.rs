@@ -1,21 +1,28 @@
 //! The command line.
 
+mod bench;
+mod classify;
 mod generation;
+mod image;
 
-use std::convert::Infallible;
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use idefics_generate::nn::Activations;
 use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::placement::Places;
-use idefics_generate::processor::image::ImageSource;
-use idefics_generate::{DeviceChoice, Precision, RankOptions, VisionBatch, WeightFormat, WeightOptions};
+use idefics_generate::processor::image::{ImageSource, Limits};
+use idefics_generate::{DeviceChoice, Precision, VisionBatch, WeightFormat, WeightOptions};
 
+pub(crate) use bench::BenchArgs;
+pub(crate) use classify::ClassifyArgs;
 pub(crate) use generation::GenerationArgs;
+pub(crate) use image::{MaxPixels, image};
+
+use image::image_parser;
 
 /// Vision-language models of the Idefics family: images and text in, text out.
 #[derive(Debug, Parser)]
@@ -27,11 +34,12 @@ pub(crate) use generation::GenerationArgs;
   idefics --model DIR classify photo.jpg --labels cat,dog,horse --rank
   idefics --model DIR --json generate --prompt-file prompts.json --max-new-tokens 64 --num-beams 4
   idefics --model DIR batch questions.jsonl --output answers.jsonl
+  idefics --model DIR batch - --output - < questions.jsonl | jq -r .text
   idefics --model DIR chat photo.jpg
   idefics --model DIR inspect
 
 Exit codes: 0 done, 1 finished with some inputs failed, 2 usage, 3 input rejected, 4 model rejected, 5 file system,
-6 limit, 7 network, 8 non-finite numbers, 70 bug, 75 device fault, 130 interrupted.")]
+6 limit, 7 network, 8 non-finite numbers, 70 bug, 75 device fault, 130 interrupted, 129 hung up, 143 terminated.")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -45,7 +53,7 @@ pub(crate) struct Global {
     /// A model folder in the public layout, or a hub id `org/name[@revision]` [default: the built-in model, which knows
     /// drawn shapes only].
     #[arg(long, global = true, value_name = "FOLDER|ID", env = "IDEFICS_MODEL")]
-    pub(crate) model: Option<String>,
+    pub(crate) model: Option<OsString>,
     /// What to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`; auto is the best that holds the model.
     /// `idefics devices` lists them.
     #[arg(long, global = true, default_value = "auto")]
@@ -74,6 +82,10 @@ pub(crate) struct Global {
     /// 256 MiB, or a quarter of the memory that is left beside the weights].
     #[arg(long, global = true, value_name = "N")]
     pub(crate) vision_batch: Option<NonZeroUsize>,
+    /// Pixels of the largest picture that is decoded, or none for no limit: a picture takes up to 8 bytes of memory a pixel
+    /// [default: 64000000].
+    #[arg(long, global = true, value_name = "N|none")]
+    pub(crate) max_image_pixels: Option<MaxPixels>,
     /// On a GPU, launch the operations of every step one after the other, and record none to replay: slower, to compare, or
     /// where a driver errs.
     #[arg(long, global = true)]
@@ -122,6 +134,11 @@ impl Global {
         self.vision_batch.map_or_else(|| VisionBatch::within(available), VisionBatch::Images)
     }
 
+    /// What a picture may cost.
+    pub(crate) fn image_limits(&self) -> Limits {
+        self.max_image_pixels.map(MaxPixels::limits).unwrap_or_default()
+    }
+
     /// Whether PyTorch pickles are read.
     pub(crate) fn pickles(&self) -> Pickles {
         if self.allow_pickle { Pickles::Allowed } else { Pickles::Refused }
@@ -147,6 +164,7 @@ pub(crate) enum Command {
     /// Say which label fits an image: the one that the model names, or with --rank all of them with probabilities.
     #[command(after_help = "Examples:
   idefics --model DIR classify photo.jpg --labels vegetables,electronics,furniture
+  idefics --model DIR classify photo.jpg --label \"red, round\" --label blue
   idefics --model DIR --json classify photo.jpg --labels cat,dog --rank --calibrate")]
     Classify(ClassifyArgs),
     /// Run prompts from a JSON file: one sample, or a list of samples that is run as a batch.
@@ -154,16 +172,19 @@ pub(crate) enum Command {
   {\"text\": \"User:<image>What is this?<end_of_utterance>\\nAssistant:\", \"images\": [\"photo.jpg\"]}
   {\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\", \"path\": \"photo.jpg\"},
     {\"type\": \"text\", \"text\": \"What is this?\"}]}], \"add_generation_prompt\": true}
-Image paths are relative to the file. If a sample of a batch is refused, none is run. Example: idefics --model DIR generate --prompt-file prompts.json")]
+Image paths are relative to the file, or to the working folder for standard input. If a sample of a batch is refused, none is run. Example: idefics --model DIR generate --prompt-file prompts.json")]
     Generate(GenerateArgs),
     /// Run any number of samples from a file with one JSON object a line; what was done is kept if the program ends.
     #[command(after_help = "A line is a sample as of `generate`, with an id of its own if wanted:
-  {\"id\": \"a1\", \"text\": \"<image>What is this?\", \"images\": [\"photo.jpg\"]}
-A line of the output is {\"id\": …, \"text\": …, …} as of --json, or {\"id\": …, \"error\": \"…\"}, in the order of the
-input; it begins with {\"line\": N, counted from 1, where the input has no id, or one that is neither a string nor a number.
-Run the same command again to go on after an interruption, or after the input was edited: what is the same and was answered
-is not run again.
-Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
+  {\"id\": \"a1\", \"text\": \"<image>What is this?\", \"images\": [\"photo.jpg\"], \"source\": \"web\"}
+A line of the output is {\"id\": …, \"source\": …, \"text\": …, …} as of --json, or {\"id\": …, \"error\": \"…\"}, in the order
+of the input; it begins with {\"line\": N, counted from 1, where the input has no id, or one that is neither a string nor a
+number. Keys that a sample does not have, as \"source\" here, come out again. Run the same command again to go on after an
+interruption, after the input was edited, or to try rows with errors again: what is the same and was answered is not run
+again.
+Examples:
+  idefics --model DIR batch in.jsonl --output out.jsonl
+  jq -c 'select(.split == \"test\")' all.jsonl | idefics --model DIR batch - --output - | jq -r .text")]
     Batch(BatchArgs),
     /// Talk about images: /image PATH, /undo, /reset, /save PATH, /help; Ctrl-C ends an answer, Ctrl-D the program.
     #[command(after_help = "Example: idefics --model DIR chat photo.jpg --max-new-tokens 200")]
@@ -206,7 +227,7 @@ Example: idefics --model DIR batch in.jsonl --output out.jsonl")]
 #[derive(Debug, Args)]
 pub(crate) struct WarmUpArgs {
     /// Paths, http(s) URLs or data URLs of images like those to come, one a row of the batch.
-    #[arg(required = true, value_name = "IMAGE")]
+    #[arg(required = true, value_name = "IMAGE", value_parser = image_parser())]
     pub(crate) images: Vec<ImageSource>,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
@@ -215,7 +236,7 @@ pub(crate) struct WarmUpArgs {
 #[derive(Debug, Args)]
 pub(crate) struct CaptionArgs {
     /// Paths, http(s) URLs or data URLs.
-    #[arg(required = true, value_name = "IMAGE")]
+    #[arg(required = true, value_name = "IMAGE", value_parser = image_parser())]
     pub(crate) images: Vec<ImageSource>,
     /// What to ask of a model that chats [default: "Describe this image."], or the beginning of the text for a base
     /// model [default: none].
@@ -229,54 +250,20 @@ pub(crate) struct CaptionArgs {
 pub(crate) struct AskArgs {
     /// Paths, http(s) URLs or data URLs of any number of images; the last argument is the question.
     #[arg(required = true, num_args = 1.., value_name = "IMAGE… QUESTION")]
-    pub(crate) images_and_question: Vec<String>,
+    pub(crate) images_and_question: Vec<OsString>,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ClassifyArgs {
-    /// A path, an http(s) URL or a data URL.
-    #[arg(value_name = "IMAGE")]
-    pub(crate) image: ImageSource,
-    /// The labels.
-    #[arg(long, required = true, value_delimiter = ',', value_name = "LABEL,…", value_parser = label)]
-    pub(crate) labels: Vec<String>,
-    /// The question [default: one that names the labels].
-    #[arg(long)]
-    pub(crate) prompt: Option<String>,
-    /// Score every label instead of letting the model answer, and print all with probabilities.
-    #[arg(long)]
-    pub(crate) rank: bool,
-    /// With --rank: divide the log-likelihood of a label by its tokens.
-    #[arg(long, requires = "rank")]
-    pub(crate) normalize_length: bool,
-    /// With --rank: take off what the label has without the image, so that common words are at no advantage.
-    #[arg(long, requires = "rank")]
-    pub(crate) calibrate: bool,
-    #[command(flatten)]
-    pub(crate) generation: GenerationArgs,
-}
-
-/// A label without the space after the comma before it.
-fn label(text: &str) -> Result<String, Infallible> {
-    Ok(text.trim().to_owned())
-}
-
-impl ClassifyArgs {
-    pub(crate) fn rank_options(&self) -> RankOptions {
-        RankOptions { normalize_length: self.normalize_length, calibrate: self.calibrate }
-    }
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BatchArgs {
-    /// Samples, one JSON object a line.
-    #[arg(value_name = "INPUT.jsonl")]
+    /// Samples, one JSON object a line; - for standard input.
+    #[arg(value_name = "INPUT.jsonl|-")]
     pub(crate) input: PathBuf,
-    /// Where the answers go. Beside it, OUT.jsonl.part keeps what was done until all is, and OUT.jsonl.lock keeps other
-    /// runs away and says afterwards what the output is of: without it the output counts as another program's.
-    #[arg(long, value_name = "OUT.jsonl")]
+    /// Where the answers go; - for standard output. Pipes and devices are written to as they are. Beside a file,
+    /// OUT.jsonl.part keeps what was done until all is, and OUT.jsonl.lock keeps other runs away and says afterwards what
+    /// the output is of: without it the output counts as another program's.
+    #[arg(long, value_name = "OUT.jsonl|-")]
     pub(crate) output: PathBuf,
     /// Samples that are run together; those of similar length are.
     #[arg(long, default_value = "8")]
@@ -291,7 +278,7 @@ pub(crate) struct BatchArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
     /// Images of the first question.
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", value_parser = image_parser())]
     pub(crate) images: Vec<ImageSource>,
     /// What the model is told before the conversation, if its template has a place for it.
     #[arg(long)]
@@ -317,52 +304,6 @@ pub(crate) struct QuantizeArgs {
     /// The folder to write, which must not be there.
     #[arg(value_name = "OUT")]
     pub(crate) out: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    /// A shape with random weights instead of a model: idefics2-8b, idefics-9b, idefics-80b, or the path of a
-    /// config.json.
-    #[arg(long, value_name = "SHAPE")]
-    pub(crate) random_weights: Option<String>,
-    /// Decoder layers to keep, from the first; of a shape only, since a checkpoint is loaded whole or not at all.
-    #[arg(long, value_name = "N", requires = "random_weights")]
-    pub(crate) text_layers: Option<NonZeroUsize>,
-    /// An image of that many pixels; may be repeated.
-    #[arg(long = "image", value_name = "WxH")]
-    pub(crate) images: Vec<ImageSize>,
-    /// Tokens of the prompt, image tokens included; at least as many as the images need.
-    #[arg(long, value_name = "N", default_value_t = 84)]
-    pub(crate) prompt_tokens: usize,
-    /// Tokens to generate.
-    #[arg(long, value_name = "N", default_value = "32")]
-    pub(crate) new_tokens: NonZeroUsize,
-    /// Rows that are answered together.
-    #[arg(long, value_name = "N", default_value = "1")]
-    pub(crate) batch: NonZeroUsize,
-    /// Times that each stage is measured.
-    #[arg(long, value_name = "N", default_value = "3")]
-    pub(crate) runs: NonZeroUsize,
-    /// Say what each kind of operation takes, on the CPU, and how much of what the machine's arithmetic or memory gives.
-    #[arg(long)]
-    pub(crate) profile: bool,
-}
-
-/// `630x476`, in pixels.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ImageSize {
-    pub(crate) width: u32,
-    pub(crate) height: u32,
-}
-
-impl FromStr for ImageSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let side = |side: &str| side.parse().ok().filter(|pixels| (1..=1 << 14).contains(pixels));
-        let sides = text.split_once('x').and_then(|(width, height)| Some((side(width)?, side(height)?)));
-        sides.map(|(width, height)| Self { width, height }).ok_or("expected a size like 630x476".to_owned())
-    }
 }
 
 #[derive(Debug, Args)]

@@ -1,30 +1,32 @@
 //! `idefics ask`
 
-use idefics_generate::processor::image::ImageSource;
+use std::path::Path;
 
-use crate::args::{AskArgs, Global};
+use crate::args::{self, AskArgs, Global};
 use crate::failure::Failure;
-use crate::{commands, model, output};
+use crate::{commands, model, output, signals};
 
 /// Answers a question about all the images together.
-pub(crate) fn run(global: &Global, args: &AskArgs) -> Result<(), Failure> {
-    let Some((question, images)) = args.images_and_question.split_last() else {
+pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
+    let Some((question, images)) = given.images_and_question.split_last() else {
         return Err(Failure::usage("no question".to_owned()));
     };
-    if images.is_empty() && std::path::Path::new(question).is_file() {
-        return Err(Failure::usage(format!("{question} is a file: give the question after it, in quotes")));
+    if images.is_empty() && Path::new(question).is_file() {
+        let name = question.display();
+        return Err(Failure::usage(format!("{name} is a file: give the question after it, in quotes")));
     }
-    let images = images
-        .iter()
-        .map(|image| image.parse::<ImageSource>())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| Failure::input(error.to_string()))?;
+    let Some(question) = question.to_str() else {
+        let question = question.display();
+        return Err(Failure::usage(format!("the question {question} is not UTF-8; give it after the images")));
+    };
+    let images = images.iter().cloned().map(args::image).collect::<Result<Vec<_>, _>>();
+    let images = images.map_err(|error| Failure::input(error.to_string()))?;
     commands::check_images(&images)?;
     let model = model::load(global)?;
-    commands::warn(global, &model, &args.generation.options());
-    let cancel = model::cancel_on_interrupt();
+    commands::warn(global, &model, &given.generation.options());
+    let cancel = signals::cancel();
     let plain = format!("Question: {question} Answer:");
     let sample = commands::sample(&model, images, question, &plain);
-    let prepared = model.prepare(&[sample], &args.generation.process());
-    output::answer_one(global, None, &model, prepared, &args.generation, &cancel)
+    let prepared = model.prepare(&[sample], &given.generation.process(global));
+    output::answer_one(global, None, &model, prepared, &given.generation, &cancel)
 }

@@ -1,5 +1,6 @@
 //! `idefics bench`
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Instant;
@@ -73,7 +74,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     model.as_model_mut().set_vision_batch(global.vision_batch(available_memory_bytes(choice, &device)));
     let report = model.bench(&processor, &options, |stage| {
         if global.verbose {
-            eprintln!("{stage}");
+            say!("{stage}");
         }
     })?;
     let (rss, reserved) = (peak_rss_bytes(), device.memory_pool_usage().map(|usage| usage.bytes_reserved));
@@ -216,12 +217,12 @@ fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Lim
 }
 
 /// The shape of a public model, or of a `config.json`.
-fn shape_of(name: &str) -> Result<ModelConfig, Failure> {
-    match name {
+fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
+    match name.to_str().unwrap_or_default() {
         "idefics-9b" => return Ok(ModelConfig::Idefics1(Idefics1Config::idefics_9b())),
         "idefics-80b" => return Ok(ModelConfig::Idefics1(Idefics1Config::idefics_80b())),
         "idefics2-8b" => return Ok(ModelConfig::Idefics2(Idefics2Config::idefics2_8b())),
-        "smolvlm-256m" => {
+        name @ "smolvlm-256m" => {
             return Err(Failure::usage(format!("--random-weights {name}: this family is not implemented yet")));
         }
         _ => {}

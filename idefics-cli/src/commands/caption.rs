@@ -2,7 +2,7 @@
 
 use crate::args::{CaptionArgs, Global};
 use crate::failure::Failure;
-use crate::{commands, model, output};
+use crate::{commands, model, output, signals};
 
 /// Describes each image in turn; an image that is refused does not keep the others from being described.
 pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
@@ -11,14 +11,14 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     }
     let model = model::load(global)?;
     commands::warn(global, &model, &args.generation.options());
-    let cancel = model::cancel_on_interrupt();
+    let cancel = signals::cancel();
     let several = args.images.len() > 1;
     let mut failures = Vec::new();
     let words = args.prompt.as_deref().unwrap_or("Describe this image.");
     let plain = args.prompt.as_deref().unwrap_or("");
     let samples = args.images.iter().map(|image| [commands::sample(&model, vec![image.clone()], words, plain)]);
     let mut names = args.images.iter().map(ToString::to_string);
-    model.prepare_ahead(samples, &args.generation.process(), |_, prepared| {
+    model.prepare_ahead(samples, &args.generation.process(global), |_, prepared| {
         let name = names.next().expect("each image has a name");
         let image_name = (several || global.json).then_some(name.as_str());
         match output::answer_one(global, image_name, &model, prepared, &args.generation, &cancel) {

@@ -7,23 +7,24 @@ use serde_json::json;
 
 use crate::args::{ClassifyArgs, Global};
 use crate::failure::Failure;
-use crate::{commands, model, output};
+use crate::{commands, model, output, signals};
 
 /// Lets the model name a label, or ranks all of them.
 pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
+    let labels = args.labels()?;
     commands::check_images([&args.image])?;
     let model = model::load(global)?;
-    let cancel = model::cancel_on_interrupt();
-    let labels = args.labels.join(", ");
+    let cancel = signals::cancel();
+    let listed = labels.join(", ");
     let question = args.prompt.clone().unwrap_or_else(|| {
-        format!("Classify this image into one of these categories: {labels}. Answer with the category only.")
+        format!("Classify this image into one of these categories: {listed}. Answer with the category only.")
     });
     let sample = match model.processor().can_chat() {
         true => commands::sample(&model, vec![args.image.clone()], &question, ""),
         false => {
             // The wording of the IDEFICS guide.
             let question = args.prompt.clone().unwrap_or_else(|| {
-                format!("Classify the following image into a single category from the following list: {labels}.")
+                format!("Classify the following image into a single category from the following list: {listed}.")
             });
             let text = format!("Instruction: {question}\n<image>\nCategory:");
             Sample::Text { text, images: vec![args.image.clone()] }
@@ -31,14 +32,14 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
     };
     if !args.rank {
         commands::warn(global, &model, &args.generation.options());
-        let prepared = model.prepare(&[sample], &args.generation.process());
+        let prepared = model.prepare(&[sample], &args.generation.process(global));
         return output::answer_one(global, None, &model, prepared, &args.generation, &cancel);
     }
 
     for option in args.generation.given() {
-        eprintln!("warning: `{option}` means nothing with `--rank`, which generates nothing");
+        say!("warning: `{option}` means nothing with `--rank`, which generates nothing");
     }
-    let ranking = model.rank(&sample, &args.labels, &args.generation.process(), args.rank_options(), &cancel);
+    let ranking = model.rank(&sample, &labels, &args.generation.process(global), args.rank_options(), &cancel);
     let ranking = ranking.map_err(Failure::of_sample)?;
     let mut stdout = io::stdout().lock();
     match global.json {

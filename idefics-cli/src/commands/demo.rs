@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::args::{DemoArgs, Global};
 use crate::failure::Failure;
-use crate::model;
+use crate::{model, signals};
 
 /// Questions about each scene, the caption among them.
 const QUESTIONS: usize = 4;
@@ -21,11 +21,10 @@ const PICTURE_CELLS: u32 = 32;
 /// Draws scenes, shows them where the terminal can, asks and answers; the right answer stands beside a wrong one.
 pub(crate) fn run(global: &Global, args: &DemoArgs) -> Result<(), Failure> {
     if let Some(folder) = &args.save {
-        std::fs::create_dir_all(folder)
-            .map_err(|error| Failure::file_system(format!("{}: {error}", folder.display())))?;
+        std::fs::create_dir_all(folder).map_err(|error| Failure::io(folder, &error))?;
     }
     let model = model::load(global)?;
-    let cancel = model::cancel_on_interrupt();
+    let cancel = signals::cancel();
     let (mut right, mut asked) = (0, 0);
     for index in 0..args.count {
         let rng = &mut idefics_demo::rng(Purpose::Demo, global.seed, index as u64);
@@ -37,8 +36,7 @@ pub(crate) fn run(global: &Global, args: &DemoArgs) -> Result<(), Failure> {
         let png = png.into_inner();
         if let Some(folder) = &args.save {
             let path = folder.join(format!("scene-{index}.png"));
-            std::fs::write(&path, &png)
-                .map_err(|error| Failure::file_system(format!("{}: {error}", path.display())))?;
+            std::fs::write(&path, &png).map_err(|error| Failure::io(&path, &error))?;
         }
         if !args.no_pictures && !global.json {
             show(&picture)?;
@@ -63,11 +61,11 @@ pub(crate) fn run(global: &Global, args: &DemoArgs) -> Result<(), Failure> {
             }
         }
         if !global.json {
-            println!();
+            writeln!(io::stdout())?;
         }
     }
     if !global.json {
-        println!("{right} of {asked} right");
+        writeln!(io::stdout(), "{right} of {asked} right")?;
     }
     Ok(())
 }

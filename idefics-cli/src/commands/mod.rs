@@ -29,7 +29,7 @@ fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
     for warning in together.warnings() {
         let is_unknown = matches!(warning, GenerationWarning::UnknownKey { .. });
         if global.verbose || is_unknown || !of_folder.contains(&warning) {
-            eprintln!("warning: {warning}");
+            say!("warning: {warning}");
         }
     }
 }
@@ -38,7 +38,7 @@ fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
 fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result<(), Failure> {
     for image in images {
         if let ImageSource::Path(path) = image {
-            std::fs::metadata(path).map_err(|error| Failure::file_system(format!("{}: {error}", path.display())))?;
+            std::fs::metadata(path).map_err(|error| Failure::io(path, &error))?;
         }
     }
     Ok(())

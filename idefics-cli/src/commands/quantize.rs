@@ -7,7 +7,7 @@ use idefics_generate::{DeviceChoice, Error, Precision, WeightFormat, WeightOptio
 
 use crate::args::{Global, QuantizeArgs};
 use crate::failure::Failure;
-use crate::model;
+use crate::{model, signals};
 
 /// Writes a model folder with its linear layers quantised.
 pub(crate) fn run(global: &Global, args: &QuantizeArgs) -> Result<(), Failure> {
@@ -26,11 +26,13 @@ pub(crate) fn run(global: &Global, args: &QuantizeArgs) -> Result<(), Failure> {
     let source = model::folder(global)?;
     let (_, device) = DeviceChoice::Cpu.open().map_err(Error::from)?;
     let options = WeightOptions { quantize: args.to, ..global.weights(WeightOptions::default()) };
+    let cancel = signals::cancel();
     let bar = model::byte_bar();
     bar.set_message("quantising");
     let written = quantize_folder(source.path(), &args.out, &options, &device, |done| {
         bar.set_length(done.bytes_total);
         bar.set_position(done.bytes_done);
+        if cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     });
     bar.finish_and_clear();
     written?;

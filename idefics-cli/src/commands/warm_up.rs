@@ -30,7 +30,7 @@ pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     let options = args.generation.options();
     let options = GenerationConfig { max_new_tokens: options.max_new_tokens.or(Some(NEW_TOKENS)), ..options };
     let replays = if global.no_replay { Replays::Never } else { Replays::AtOnce };
-    let warm_up = model.warm_up(&samples, &args.generation.process(), &options, replays);
+    let warm_up = model.warm_up(&samples, &args.generation.process(global), &options, replays);
     bar.finish_and_clear();
     let warm_up = warm_up.map_err(Failure::of_sample)?;
     let mut stdout = io::stdout().lock();

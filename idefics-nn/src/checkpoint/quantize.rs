@@ -38,17 +38,18 @@ impl Checkpoint {
     /// with their index.
     ///
     /// # Errors
-    /// [`CheckpointError::AlreadyQuantized`], what [`Checkpoint::load`] refuses, [`CheckpointError::Write`].
+    /// [`CheckpointError::AlreadyQuantized`], what [`Checkpoint::load`] refuses, [`CheckpointError::Write`], and what
+    /// `progress` returns after a tensor.
     ///
     /// # Panics
     /// If `options` quantise nothing.
-    pub fn write_quantized<M: Module>(
+    pub fn write_quantized<M: Module, E: From<CheckpointError>>(
         &self,
         module: &M,
         options: &LoadOptions<'_>,
         folder: &Path,
-        mut progress: impl FnMut(LoadProgress),
-    ) -> Result<(), CheckpointError> {
+        mut progress: impl FnMut(LoadProgress) -> Result<(), E>,
+    ) -> Result<(), E> {
         let quantization = options.quantize.as_ref().expect("a format is given");
         let matrices = matrices(module);
         let linear = |name: &str| {
@@ -57,12 +58,12 @@ impl Checkpoint {
         for name in self.tensors.keys().filter(|name| linear(name)) {
             let stored = self.stored(name).expect("it is in the list");
             if let Some(found) = stored.kind.packed_format() {
-                return Err(CheckpointError::AlreadyQuantized {
+                Err(CheckpointError::AlreadyQuantized {
                     file: stored.entry.file.clone(),
                     name: name.clone(),
                     found: found.name(),
                     asked: quantization.format.name(),
-                });
+                })?;
             }
         }
         self.account(module, &matrices, options)?;
@@ -78,9 +79,9 @@ impl Checkpoint {
                 shards.push(Part { name: name.clone(), dtype: entry.dtype, shape: entry.shape.clone(), bytes })?;
             }
             state.bytes_done += entry.len_bytes() as u64;
-            progress(state);
+            progress(state)?;
         }
-        shards.finish()
+        Ok(shards.finish()?)
     }
 }
 

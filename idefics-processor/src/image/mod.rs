@@ -12,7 +12,8 @@ mod pad;
 pub use config::{ImageConfigError, ImageProcessorConfig, ImageSize};
 pub use error::PadError;
 pub use idefics_image::{
-    Alpha, Filter, Format, ImageError, ImageErrorKind, ImageSource, Limits, RgbImage, decode, load, resize,
+    Alpha, DecodeOptions, Filter, Format, ImageError, ImageErrorKind, ImageSource, Limits, RgbImage, decode, load,
+    resize,
 };
 pub use idefics2::{ImageProcessor, edges_size};
 pub use pad::{ImageTile, PaddedImages, pad_batch};

@@ -1,8 +1,18 @@
-//! What a batch has done so far: a file of lines with checksums, appended to and synced after each group of rows.
+//! What a batch has done so far.
+//!
+//! The journal `OUT.part` has a line a row, in the order in which they were answered; the last line of a row counts:
+//! ```text
+//! CHECKSUM run DIGEST
+//! CHECKSUM DIGEST {"id": 1, "text": "…"}
+//! ```
+//! The first line says what all rows depend on (model, options), the others what was asked and the line of the output. A
+//! line is durable once [`Journal::keep`] returns; one that was torn by the end of a run is cut off by the next.
+//!
+//! `OUT.lock` is locked while a run writes the output, and afterwards says what the output is of.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use idefics_generate::Error;
@@ -11,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::output::{Done, Summary};
 use super::rows::{Name, hex};
 use crate::failure::Failure;
 
@@ -20,219 +31,249 @@ pub(super) struct Journal {
     output: PathBuf,
     part: PathBuf,
     file: File,
-    /// Held while the program runs; afterwards it says what the output is of.
     lock: File,
-    groups: usize,
-}
-
-/// A row that was done.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Done {
-    /// The row's name.
-    pub(super) name: Name,
-    /// Digest of what was asked.
-    pub(super) input: String,
-    /// The line of the output.
-    pub(super) row: Value,
-}
-
-/// First line of the journal.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Head {
     run: String,
+    /// Bytes of the journal.
+    len: u64,
+    /// Rows of earlier runs.
+    old: HashMap<Name, Place>,
+    /// Where the line of each row of the input is, once it was answered.
+    places: Vec<Option<Place>>,
+    /// Rows of the finished output that this run began with.
+    n_finished: Option<usize>,
+    n_new: usize,
 }
 
-/// A line of the journal: a row, its group and the rows of that group. A group that is not there as a whole counts as
-/// not done, so that rows are always computed beside the same others.
-#[derive(Debug, Serialize, Deserialize)]
-struct Line {
-    group: usize,
-    of: usize,
-    #[serde(flatten)]
-    done: Done,
+/// Where a row's line is in the journal, without checksum and line end.
+#[derive(Debug, Clone)]
+struct Place {
+    offset: u64,
+    len: usize,
+    input: String,
+    is_error: bool,
 }
 
 /// What the lock file says of a finished output.
 #[derive(Debug, Serialize, Deserialize)]
 struct Finished {
     run: String,
-    input: String,
     /// Digest of the output.
     output: String,
     /// Digest of what was asked, for each line of the output.
     rows: Vec<String>,
 }
 
-impl Finished {
-    /// The lines that would come out the same again, if the output still is what was written: those of `run` without an
-    /// error. Whether they were asked for again is for the caller to see.
-    fn answers(self, lines: Vec<Value>) -> Vec<Done> {
-        let done = self.rows.into_iter().zip(lines).filter(|(_, row)| row.get("error").is_none());
-        done.filter_map(|(input, row)| Some(Done { name: Name::of_line(&row)?, input, row })).collect()
-    }
-}
-
-/// What [`Journal::open`] found.
-#[derive(Debug)]
-pub(super) enum Opened {
-    /// Something is left to do.
-    Journal(Journal, HashMap<Name, Done>),
-    /// The output is there, of this very run: its lines.
-    Complete(Vec<Value>),
-}
-
-/// What a journal holds.
-#[derive(Debug)]
-struct Kept {
-    head: Head,
-    done: HashMap<Name, Done>,
-    groups: usize,
-    /// Bytes of the lines that are whole.
-    len: usize,
-}
-
-impl Kept {
-    /// A journal without a whole group is as good as none.
-    fn read(part: &Path) -> Result<Option<Self>, Failure> {
-        let bytes = match std::fs::read(part) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(|error| failed(part, &error))?,
-        };
-        let mut lines =
-            bytes.split_inclusive(|&byte| byte == b'\n').map_while(|line| Some((line.len(), payload(line)?)));
-        let head = lines.next().and_then(|(len, text)| Some((len, serde_json::from_str(text).ok()?)));
-        let Some((mut len, head)) = head else { return Ok(None) };
-        let mut groups: BTreeMap<usize, Vec<Line>> = BTreeMap::new(); // the last answer to a row counts
-        for (line_len, text) in lines {
-            let Ok(line) = serde_json::from_str::<Line>(text) else { break };
-            groups.entry(line.group).or_default().push(line);
-            len += line_len;
-        }
-        let n_groups = groups.last_key_value().map_or(0, |(last, _)| last + 1);
-        let whole = groups.into_values().filter(|lines| lines.len() == lines[0].of).flatten();
-        let done: HashMap<Name, Done> = whole.map(|line| (line.done.name.clone(), line.done)).collect();
-        Ok((!done.is_empty()).then_some(Self { head, done, groups: n_groups, len }))
-    }
-}
-
 impl Journal {
-    /// Takes the output for this run, and reads what was done of it. `run` names everything that the rows depend on
-    /// together, `input` the whole input.
-    pub(super) fn open(output: &Path, run: &str, input: &str, restart: bool) -> Result<Opened, Failure> {
-        if output.is_dir() {
-            return Err(Failure::file_system(format!("{}: is a folder, expected a file", output.display())));
-        }
+    /// Takes the output for this run, and reads what was answered of it. `run` names everything that the rows depend on
+    /// together.
+    pub(super) fn open(output: &Path, run: &str, restart: bool) -> Result<Self, Failure> {
         let part = beside(output, ".part");
-        let mut lock = open(&beside(output, ".lock"))?;
+        let lock = open(&beside(output, ".lock"))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => {
                 Failure::file_system(format!("{}: another run writes this output", output.display()))
             }
-            TryLockError::Error(error) => failed(output, &error),
+            TryLockError::Error(error) => Failure::io(output, &error),
         })?;
-        let mut finished = Vec::new();
-        lock.read_to_end(&mut finished).map_err(|error| failed(output, &error))?;
         if restart {
             remove(&part)?;
         }
-        let head = Head { run: run.to_owned() };
-        let kept = Kept::read(&part)?;
-        let mut answers = Vec::new();
-        match &kept {
-            Some(kept) if kept.head != head => {
-                let message = "was begun with another model or other options; give --restart to begin anew";
-                return Err(Failure::usage(format!("{}: {message}", part.display())));
+        let file = open(&part)?;
+        let mut journal = Self {
+            output: output.to_owned(),
+            part,
+            file,
+            run: run.to_owned(),
+            len: 0,
+            old: HashMap::new(),
+            places: Vec::new(),
+            n_finished: None,
+            n_new: 0,
+            lock,
+        };
+        let found = journal.read()?;
+        if found.is_some_and(|found| found != run) {
+            let message = "was begun with another model or other options; give --restart to begin anew";
+            return Err(Failure::usage(format!("{}: {message}", journal.part.display())));
+        }
+        let len = journal.len;
+        journal.io(|file| file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len))))?;
+        if len == 0 {
+            let finished = match output.exists() && !restart {
+                true => Some(journal.read_finished().inspect_err(|_| {
+                    let _ = remove(&journal.part); // it is empty
+                })?),
+                false => None,
+            };
+            journal.append(&[format!("run {run}")])?;
+            if let Some((rows, digests)) = finished {
+                journal.n_finished = Some(digests.len());
+                journal.begin_with(rows, digests)?;
             }
-            None if output.exists() && !restart => {
-                let text = std::fs::read(output).map_err(|error| failed(output, &error))?;
-                let finished = serde_json::from_slice::<Finished>(&finished).ok();
-                match finished.filter(|finished| finished.run == run && finished.output == digest(&text)) {
-                    Some(finished) if finished.input == input => return Ok(Opened::Complete(rows(output, &text)?)),
-                    Some(finished) => answers = finished.answers(rows(output, &text)?),
-                    None => {
-                        let message = "exists, of another run or of another program; give --restart to replace it";
-                        return Err(Failure::file_system(format!("{}: {message}", output.display())));
+        }
+        Ok(journal)
+    }
+
+    /// Reads the lines that are whole; gives the run that wrote them. A journal without rows is as good as none.
+    fn read(&mut self) -> Result<Option<String>, Failure> {
+        let failed = |error| Failure::io(&self.part, &error);
+        let mut reader = BufReader::new(&self.file);
+        let (mut run, mut len, mut line) = (None, 0, Vec::new());
+        while reader.read_until(b'\n', &mut line).map_err(failed)? > 0 {
+            let Some((subject, rest)) = payload(&line).and_then(|text| text.split_once(' ')) else { break };
+            if run.is_none() {
+                if subject != "run" {
+                    break;
+                }
+                run = Some(rest.to_owned());
+            } else {
+                let Ok(row) = serde_json::from_str::<Value>(rest) else { break };
+                let Some(name) = Name::of_line(&row) else { break };
+                let is_error = row.get("error").is_some();
+                let place = Place { input: subject.to_owned(), is_error, ..Place::of_line(len, line.len()) };
+                self.old.insert(name, place);
+            }
+            len += line.len() as u64;
+            line.clear();
+        }
+        self.len = if self.old.is_empty() { 0 } else { len };
+        Ok(run.filter(|_| self.len > 0))
+    }
+
+    /// The lines of an output that this very run finished, and the digests of what was asked.
+    fn read_finished(&mut self) -> Result<(Vec<Value>, Vec<String>), Failure> {
+        let mut finished = Vec::new();
+        let output = &self.output;
+        let failed = |error| Failure::io(output, &error);
+        self.lock.read_to_end(&mut finished).map_err(failed)?;
+        let text = std::fs::read(output).map_err(failed)?;
+        let finished = serde_json::from_slice::<Finished>(&finished).ok();
+        let Some(finished) = finished.filter(|it| it.run == self.run && it.output == digest(&text)) else {
+            let message = "exists, of another run or of another program; give --restart to replace it";
+            return Err(Failure::file_system(format!("{}: {message}", output.display())));
+        };
+        let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+        let rows = lines.map(serde_json::from_slice).collect::<Result<_, _>>().map_err(|error| failed(error.into()))?;
+        Ok((rows, finished.rows))
+    }
+
+    /// Takes over the rows of a finished output.
+    fn begin_with(&mut self, rows: Vec<Value>, digests: Vec<String>) -> Result<(), Failure> {
+        let rows = rows.into_iter().zip(digests);
+        let rows = rows.map(|(row, input)| Done { index: 0, input, row });
+        let rows: Vec<Done> = rows.collect();
+        let places = self.append_rows(&rows)?;
+        let named = rows.iter().zip(places).filter_map(|(done, place)| Some((Name::of_line(&done.row)?, place)));
+        self.old.extend(named);
+        Ok(())
+    }
+
+    /// Digests of what was asked in the rows that earlier runs answered, by their names. A row with an error is tried
+    /// again.
+    pub(super) fn done(&self) -> HashMap<Name, String> {
+        let answered = self.old.iter().filter(|(_, place)| !place.is_error);
+        answered.map(|(name, place)| (name.clone(), place.input.clone())).collect()
+    }
+
+    /// Keeps rows, durably.
+    pub(super) fn keep(&mut self, rows: &[Done]) -> Result<(), Failure> {
+        let places = self.append_rows(rows)?;
+        self.n_new += rows.len();
+        for (done, place) in rows.iter().zip(places) {
+            self.put(done.index, place);
+        }
+        Ok(())
+    }
+
+    /// The row at `index` is one that an earlier run answered.
+    pub(super) fn keep_old(&mut self, index: usize, name: &Name) {
+        if let Some(place) = self.old.get(name).cloned() {
+            self.put(index, place);
+        }
+    }
+
+    fn put(&mut self, index: usize, place: Place) {
+        if self.places.len() <= index {
+            self.places.resize(index + 1, None);
+        }
+        self.places[index] = Some(place);
+    }
+
+    fn append_rows(&mut self, rows: &[Done]) -> Result<Vec<Place>, Failure> {
+        let lines: Vec<String> = rows.iter().map(|done| format!("{} {}", done.input, done.row)).collect();
+        let places = self.append(&lines)?;
+        let places = places.into_iter().zip(rows).map(|(place, done)| Place {
+            input: done.input.clone(),
+            is_error: done.is_error(),
+            ..place
+        });
+        Ok(places.collect())
+    }
+
+    /// Appends lines with their checksums.
+    fn append(&mut self, lines: &[String]) -> Result<Vec<Place>, Failure> {
+        let mut text = String::new();
+        let mut places = Vec::with_capacity(lines.len());
+        for line in lines {
+            let line = format!("{:08x} {line}\n", crc32fast::hash(line.as_bytes()));
+            places.push(Place::of_line(self.len + text.len() as u64, line.len()));
+            text.push_str(&line);
+        }
+        self.io(|file| file.write_all(text.as_bytes()).and_then(|()| file.sync_data()))?;
+        self.len += text.len() as u64;
+        Ok(places)
+    }
+
+    /// Writes the output, whole or not at all, unless it is there already, and removes the journal.
+    pub(super) fn finish(mut self) -> Result<Summary, Failure> {
+        let places: Vec<Place> = self.places.drain(..).flatten().collect();
+        let is_old =
+            self.n_new == 0 && self.n_finished == Some(places.len()) && places.is_sorted_by_key(|place| place.offset);
+        if !is_old {
+            let mut journal = &self.file;
+            let mut output = Sha256::new();
+            let written = write_atomically(&self.output, |file| {
+                let mut line = Vec::new();
+                for place in &places {
+                    journal.seek(SeekFrom::Start(place.offset))?;
+                    line.clear();
+                    journal.take(place.len as u64).read_to_end(&mut line)?;
+                    let row = line.get(place.input.len() + 1..).ok_or(ErrorKind::UnexpectedEof)?;
+                    for part in [row, b"\n"] {
+                        output.update(part);
+                        file.write_all(part)?;
                     }
                 }
-            }
-            _ => {}
+                Ok(())
+            });
+            written.map_err(Error::from)?;
+            let rows = places.iter().map(|place| place.input.clone()).collect();
+            let finished = Finished { run: self.run, output: hex(output), rows };
+            let finished = serde_json::to_string(&finished).map_err(io::Error::from)?;
+            write_lock(&mut self.lock, &finished).map_err(|error| Failure::io(&self.output, &error))?;
         }
-        let file = open(&part)?;
-        let mut journal = Self { output: output.to_owned(), part, file, lock, groups: 0 };
-        match kept {
-            Some(kept) => {
-                journal.cut(kept.len as u64)?;
-                journal.groups = kept.groups;
-                Ok(Opened::Journal(journal, kept.done))
-            }
-            None => {
-                journal.cut(0)?;
-                journal = journal.begin(&head)?;
-                journal.keep(&answers)?;
-                let done = answers.into_iter().map(|done| (done.name.clone(), done)).collect();
-                Ok(Opened::Journal(journal, done))
-            }
-        }
+        remove(&self.part)?;
+        let n_failed = places.iter().filter(|place| place.is_error).count();
+        Ok(Summary { n_rows: places.len(), n_failed, is_old })
     }
 
-    fn begin(mut self, head: &Head) -> Result<Self, Failure> {
-        let line = checked(&serde_json::to_string(head).map_err(std::io::Error::from)?);
-        self.append(&line)?;
-        Ok(self)
-    }
-
-    /// Drops a line that was torn.
-    fn cut(&mut self, len: u64) -> Result<(), Failure> {
-        let cut = self.file.set_len(len).and_then(|()| self.file.seek(std::io::SeekFrom::End(0)));
-        cut.map(|_| ()).map_err(|error| failed(&self.part, &error))
-    }
-
-    /// Keeps the rows of a group, durably.
-    pub(super) fn keep(&mut self, rows: &[Done]) -> Result<(), Failure> {
-        let mut lines = String::new();
-        for done in rows {
-            let line = Line { group: self.groups, of: rows.len(), done: done.clone() };
-            lines.push_str(&checked(&serde_json::to_string(&line).map_err(std::io::Error::from)?));
-        }
-        self.groups += 1;
-        self.append(&lines)
-    }
-
-    fn append(&mut self, lines: &str) -> Result<(), Failure> {
-        let written = self.file.write_all(lines.as_bytes()).and_then(|()| self.file.sync_data());
-        written.map_err(|error| failed(&self.part, &error))
-    }
-
-    /// Writes the output, whole or not at all, and removes the journal.
-    pub(super) fn finish(mut self, rows: &[&Done], run: &str, input: &str) -> Result<(), Failure> {
-        let mut text = String::new();
-        for done in rows {
-            text.push_str(&format!("{}\n", done.row));
-        }
-        write_atomically(&self.output, |file| file.write_all(text.as_bytes())).map_err(Error::from)?;
-        let finished = Finished {
-            run: run.to_owned(),
-            input: input.to_owned(),
-            output: digest(text.as_bytes()),
-            rows: rows.iter().map(|done| done.input.clone()).collect(),
-        };
-        let finished = serde_json::to_string(&finished).map_err(std::io::Error::from)?;
-        write_lock(&mut self.lock, &finished).map_err(|error| failed(&self.output, &error))?;
-        remove(&self.part)
+    fn io<T>(&mut self, work: impl FnOnce(&mut File) -> io::Result<T>) -> Result<T, Failure> {
+        work(&mut self.file).map_err(|error| Failure::io(&self.part, &error))
     }
 }
 
-/// The lines of an output.
-fn rows(output: &Path, text: &[u8]) -> Result<Vec<Value>, Failure> {
-    let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-    lines.map(serde_json::from_slice).collect::<Result<_, _>>().map_err(|error| failed(output, &error.into()))
+impl Place {
+    /// Of a line at `offset` of `len` bytes: behind the checksum, before the line end.
+    fn of_line(offset: u64, len: usize) -> Self {
+        Self { offset: offset + 9, len: len - 10, input: String::new(), is_error: false }
+    }
 }
 
 fn digest(bytes: &[u8]) -> String {
     hex(Sha256::new().chain_update(bytes))
 }
 
-fn write_lock(lock: &mut File, text: &str) -> std::io::Result<()> {
+fn write_lock(lock: &mut File, text: &str) -> io::Result<()> {
     lock.set_len(0)?;
     lock.rewind()?;
     lock.write_all(text.as_bytes())?;
@@ -241,18 +282,14 @@ fn write_lock(lock: &mut File, text: &str) -> std::io::Result<()> {
 
 fn open(path: &Path) -> Result<File, Failure> {
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-    opened.map_err(|error| failed(path, &error))
+    opened.map_err(|error| Failure::io(path, &error))
 }
 
 fn remove(path: &Path) -> Result<(), Failure> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(path, &error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::io(path, &error)),
         _ => Ok(()),
     }
-}
-
-fn failed(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::file_system(format!("{}: {error}", path.display()))
 }
 
 fn beside(output: &Path, suffix: &str) -> PathBuf {
@@ -261,16 +298,11 @@ fn beside(output: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// A line with its checksum in front.
-fn checked(text: &str) -> String {
-    format!("{:08x} {text}\n", crc32fast::hash(text.as_bytes()))
-}
-
 /// What a whole line holds, if its checksum agrees.
 fn payload(line: &[u8]) -> Option<&str> {
-    let line = std::str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
+    let line = str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
     let (checksum, text) = line.split_once(' ')?;
-    (u32::from_str_radix(checksum, 16).ok()? == crc32fast::hash(text.as_bytes())).then_some(text)
+    (checksum.len() == 8 && u32::from_str_radix(checksum, 16).ok()? == crc32fast::hash(text.as_bytes())).then_some(text)
 }
 
 #[cfg(test)]
@@ -279,114 +311,163 @@ mod tests {
 
     use super::*;
 
-    fn done(id: usize) -> Done {
-        Done { name: Name::Line(id), input: format!("digest {id}"), row: json!({"line": id, "text": "a\nb"}) }
+    fn row(line: usize) -> Done {
+        Done { index: line - 1, input: format!("digest-{line}"), row: json!({"line": line, "text": "a\nb"}) }
     }
 
-    fn reopened(output: &Path) -> (Journal, Vec<usize>) {
-        let Ok(Opened::Journal(journal, done)) = Journal::open(output, "run", "input", false) else {
-            panic!("there is something left to do")
-        };
-        let lines: Vec<usize> = (1..10).filter(|&line| done.contains_key(&Name::Line(line))).collect();
+    /// The lines that are done.
+    fn lines(journal: &Journal) -> Vec<usize> {
+        let done = journal.done();
+        let mut lines: Vec<usize> = (1..10).filter(|&line| done.contains_key(&Name::Line(line))).collect();
+        lines.sort();
         assert_eq!(lines.len(), done.len());
-        (journal, lines)
+        lines
+    }
+
+    fn open_run(output: &Path) -> Journal {
+        Journal::open(output, "run", false).unwrap()
+    }
+
+    fn output_in(folder: &tempfile::TempDir) -> PathBuf {
+        folder.path().join("out.jsonl")
     }
 
     #[test]
-    fn whatever_is_torn_off_the_end_only_whole_groups_count() {
+    fn whatever_is_torn_off_the_end_whole_lines_count() {
         let folder = tempfile::tempdir().unwrap();
-        let output = folder.path().join("out.jsonl");
-        let (mut journal, lines) = reopened(&output);
-        assert!(lines.is_empty());
-        journal.keep(&[done(1), done(2)]).unwrap();
-        let whole = std::fs::metadata(&journal.part).unwrap().len();
-        journal.keep(&[done(3), done(4), done(5)]).unwrap();
+        let output = output_in(&folder);
+        let mut journal = open_run(&output);
+        let mut ends = vec![(journal.len, 0)];
+        for line in 1..=4 {
+            journal.keep(&[row(line)]).unwrap();
+            ends.push((journal.len, line));
+        }
         let part = journal.part.clone();
         drop(journal);
         let bytes = std::fs::read(&part).unwrap();
         for len in 0..=bytes.len() {
             std::fs::write(&part, &bytes[..len]).unwrap();
-            let (mut journal, lines) = reopened(&output);
-            let expected = match len as u64 {
-                _ if len == bytes.len() => vec![1, 2, 3, 4, 5],
-                len if len >= whole => vec![1, 2],
-                _ => vec![],
-            };
-            assert_eq!(lines, expected, "{len} of {} bytes", bytes.len());
-            journal.keep(&[done(9)]).unwrap();
+            let mut journal = open_run(&output);
+            let n_whole = ends.iter().rfind(|(end, _)| *end <= len as u64).map_or(0, |(_, lines)| *lines);
+            assert_eq!(lines(&journal), (1..=n_whole).collect::<Vec<_>>(), "{len} of {} bytes", bytes.len());
+            journal.keep(&[row(9)]).unwrap();
             drop(journal);
-            assert!(reopened(&output).1.contains(&9), "{len} bytes");
+            assert!(lines(&open_run(&output)).contains(&9), "{len} bytes");
         }
     }
 
     #[test]
-    fn the_last_answer_to_a_row_counts() {
+    fn what_was_altered_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
-        let output = folder.path().join("out.jsonl");
-        let (mut journal, _) = reopened(&output);
-        for group in 0..40 {
-            journal.keep(&[Done { input: format!("edit {group}"), ..done(1) }, done(2)]).unwrap();
+        let output = output_in(&folder);
+        let mut journal = open_run(&output);
+        journal.keep(&[row(1), row(2), row(3)]).unwrap();
+        let part = journal.part.clone();
+        drop(journal);
+        let text = std::fs::read_to_string(&part).unwrap();
+        std::fs::write(&part, text.replace("digest-2", "digest-5")).unwrap();
+        assert_eq!(lines(&open_run(&output)), [1]);
+        std::fs::write(&part, "no journal\n").unwrap();
+        assert_eq!(lines(&open_run(&output)), [0; 0]);
+    }
+
+    #[test]
+    fn the_last_line_of_a_row_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = output_in(&folder);
+        let mut journal = open_run(&output);
+        let failed = Done { row: json!({"line": 2, "error": "no"}), ..row(2) };
+        journal.keep(&[row(2), failed.clone()]).unwrap();
+        for edit in 0..40 {
+            journal.keep(&[Done { input: format!("edit-{edit}"), ..row(1) }]).unwrap();
         }
         drop(journal);
-        let Ok(Opened::Journal(_, done)) = Journal::open(&output, "run", "input", false) else {
-            panic!("not complete")
-        };
-        assert_eq!(done[&Name::Line(1)].input, "edit 39");
+        let journal = open_run(&output);
+        assert_eq!(journal.done()[&Name::Line(1)], "edit-39");
+        assert_eq!(lines(&journal), [1], "a row with an error is not done");
+    }
+
+    #[test]
+    fn rows_come_out_in_the_order_of_the_input() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = output_in(&folder);
+        let mut journal = open_run(&output);
+        journal.keep(&[row(3), row(1)]).unwrap();
+        drop(journal);
+        let mut journal = open_run(&output);
+        journal.keep(&[row(4)]).unwrap();
+        journal.keep_old(2, &Name::Line(3));
+        journal.keep(&[row(2)]).unwrap();
+        journal.keep_old(0, &Name::Line(1));
+        let summary = journal.finish().unwrap();
+        assert_eq!(summary, Summary { n_rows: 4, n_failed: 0, is_old: false });
+        let expected: String = (1..=4).map(|line| format!("{}\n", row(line).row)).collect();
+        assert_eq!(std::fs::read_to_string(&output).unwrap(), expected);
     }
 
     #[test]
     fn a_run_that_did_nothing_keeps_no_other_from_the_output() {
         let folder = tempfile::tempdir().unwrap();
-        let output = folder.path().join("out.jsonl");
-        drop(reopened(&output));
-        let Ok(Opened::Journal(mut journal, _)) = Journal::open(&output, "another", "input", false) else {
-            panic!("nothing was done")
-        };
-        journal.keep(&[done(1)]).unwrap();
+        let output = output_in(&folder);
+        drop(open_run(&output));
+        let mut journal = Journal::open(&output, "another", false).unwrap();
+        journal.keep(&[row(1)]).unwrap();
         drop(journal);
-        assert!(Journal::open(&output, "run", "input", false).is_err());
+        assert!(Journal::open(&output, "run", false).is_err());
 
         // Nor does it make another program's output its own.
         let output = folder.path().join("theirs.jsonl");
-        drop(reopened(&output));
+        drop(open_run(&output));
         std::fs::write(&output, "theirs").unwrap();
-        assert!(Journal::open(&output, "run", "input", false).is_err());
+        assert!(Journal::open(&output, "run", false).is_err());
     }
 
     #[test]
     fn an_output_has_one_writer_one_run_and_an_end() {
         let folder = tempfile::tempdir().unwrap();
-        let output = folder.path().join("out.jsonl");
-        let (mut journal, _) = reopened(&output);
-        assert!(Journal::open(&output, "run", "input", false).is_err(), "locked");
-        journal.keep(&[done(1)]).unwrap();
+        let output = output_in(&folder);
+        let mut journal = open_run(&output);
+        assert!(Journal::open(&output, "run", false).is_err(), "locked");
+        journal.keep(&[row(1)]).unwrap();
         drop(journal);
-        assert!(Journal::open(&output, "another", "input", false).is_err());
-        let (journal, _) = reopened(&output);
-        journal.finish(&[&done(1)], "run", "input").unwrap();
-        assert_eq!(std::fs::read_to_string(&output).unwrap(), format!("{}\n", done(1).row));
-        assert!(matches!(Journal::open(&output, "run", "input", false), Ok(Opened::Complete(_))));
-        assert!(Journal::open(&output, "another", "input", false).is_err());
-        assert!(matches!(Journal::open(&output, "another", "input", true), Ok(Opened::Journal(..))));
+        assert!(Journal::open(&output, "another", false).is_err());
+        let mut journal = open_run(&output);
+        journal.keep_old(0, &Name::Line(1));
+        assert!(!journal.finish().unwrap().is_old);
+        let modified = || std::fs::metadata(&output).unwrap().modified().unwrap();
+        let written = modified();
+
+        // The same input again.
+        let mut journal = open_run(&output);
+        assert_eq!(lines(&journal), [1]);
+        journal.keep_old(0, &Name::Line(1));
+        assert_eq!(journal.finish().unwrap(), Summary { n_rows: 1, n_failed: 0, is_old: true });
+        assert_eq!(modified(), written);
+        assert!(!beside(&output, ".part").exists());
+
+        assert!(Journal::open(&output, "another", false).is_err());
+        assert!(lines(&Journal::open(&output, "another", true).unwrap()).is_empty());
     }
 
     #[test]
     fn an_edited_input_takes_what_was_answered_from_the_output() {
         let folder = tempfile::tempdir().unwrap();
-        let output = folder.path().join("out.jsonl");
-        let (journal, _) = reopened(&output);
-        let refused = Done { row: json!({"line": 2, "error": "no"}), ..done(2) };
-        journal.finish(&[&done(1), &refused, &done(3)], "run", "input").unwrap();
+        let output = output_in(&folder);
+        let mut journal = open_run(&output);
+        let failed = Done { row: json!({"line": 2, "error": "no"}), ..row(2) };
+        journal.keep(&[row(1), failed, row(3)]).unwrap();
+        assert_eq!(journal.finish().unwrap().n_failed, 1);
         for _ in 0..2 {
-            let Ok(Opened::Journal(_, done)) = Journal::open(&output, "run", "edited", false) else {
-                panic!("there is something left to do")
-            };
-            let mut inputs: Vec<&str> = done.values().map(|done| done.input.as_str()).collect();
-            inputs.sort();
-            assert_eq!(inputs, ["digest 1", "digest 3"]);
+            assert_eq!(lines(&open_run(&output)), [1, 3]);
         }
-        remove(&beside(&output, ".part")).unwrap();
+        // Row 2 is gone.
+        let mut journal = open_run(&output);
+        journal.keep_old(0, &Name::Line(1));
+        journal.keep_old(1, &Name::Line(3));
+        assert!(!journal.finish().unwrap().is_old);
+        assert_eq!(std::fs::read_to_string(&output).unwrap(), format!("{}\n{}\n", row(1).row, row(3).row));
+
         std::fs::write(&output, "{\"line\":1,\"text\":\"by hand\"}\n").unwrap();
-        assert!(Journal::open(&output, "run", "edited", false).is_err());
+        assert!(Journal::open(&output, "run", false).is_err());
     }
 }

@@ -1,20 +1,22 @@
 //! `idefics chat`
 
+mod lines;
+mod path;
+
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::Path;
 
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message};
 use idefics_generate::{Conversation, FinishReason, Idefics};
-use rustyline::DefaultEditor;
-use rustyline::error::ReadlineError;
 use serde_json::{Value, json};
 
-use crate::args::{ChatArgs, Global};
+use crate::args::{self, ChatArgs, Global};
 use crate::failure::Failure;
-use crate::model::Interrupts;
 use crate::output::{Chunks, report_refusal};
-use crate::{commands, model};
+use crate::{commands, model, signals};
+
+use lines::Lines;
 
 const HELP: &str = "\
 /image PATH  show an image with the next question (a path or URL; may be repeated)
@@ -22,7 +24,7 @@ const HELP: &str = "\
 /reset       begin anew
 /save PATH   write the conversation as a prompt file for `idefics generate`
 /help        this
-Ctrl-C ends an answer, Ctrl-D the program.";
+PATH may begin with ~ and be in quotes. Ctrl-C ends an answer, Ctrl-D the program.";
 
 /// Reads questions and answers them until the input ends.
 pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
@@ -36,9 +38,8 @@ pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
     let mut chat = Chat {
         global,
         args,
-        interrupts: model::interrupts(),
         system: args.system.iter().map(|text| Message::text("system", text)).collect(),
-        conversation: Conversation::new(&model, args.generation.process()),
+        conversation: Conversation::new(&model, args.generation.process(global)),
         images: args.images.clone(),
     };
     chat.reset();
@@ -48,7 +49,6 @@ pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
 struct Chat<'a> {
     global: &'a Global,
     args: &'a ChatArgs,
-    interrupts: Interrupts,
     system: Vec<Message>,
     conversation: Conversation<'a>,
     /// Shown with the next question.
@@ -57,81 +57,74 @@ struct Chat<'a> {
 
 impl Chat<'_> {
     fn read(&mut self, model: &Idefics) -> Result<(), Failure> {
-        let terminal = |error: ReadlineError| Failure::file_system(format!("the terminal: {error}"));
-        let mut editor = DefaultEditor::new().map_err(terminal)?;
-        let history = history_file();
-        if let Some(history) = &history {
-            let _ = editor.load_history(history); // there is none at first
-        }
-        eprintln!("/help says what there is");
+        let mut lines = Lines::open()?;
+        say!("/help says what there is");
         if self.global.verbose {
-            eprintln!("{} tokens of context", model.model().max_position_embeddings());
+            say!("{} tokens of context", model.model().max_position_embeddings());
         }
-        loop {
-            let line = match editor.readline("> ") {
-                Ok(line) => line,
-                Err(ReadlineError::Interrupted) => continue, // the line is given up
-                Err(ReadlineError::Eof) => break,
-                Err(error) => return Err(terminal(error)),
-            };
-            let line = line.trim();
-            if line.is_empty() {
-                continue;
-            }
-            let _ = editor.add_history_entry(line);
-            let said = match line.strip_prefix('/') {
+        while let Some(line) = lines.next()? {
+            let said = match line.strip_prefix(b"/") {
                 Some(command) => self.command(command),
-                None => self.ask(line),
+                None => match str::from_utf8(&line) {
+                    Ok(question) => self.ask(question),
+                    Err(error) => Err(Failure::input(format!("the question is not UTF-8: {error}"))),
+                },
             };
             match said {
+                _ if signals::is_ending() => return Err(Failure::interrupted()),
                 Ok(()) => {}
                 Err(failure) if failure.is_of_one_input() || failure.is_usage() => failure.warn(),
                 Err(failure) => return Err(failure),
             }
         }
-        if let Some(history) = history {
-            let _ = editor.save_history(&history); // a history is no reason to fail
-        }
         Ok(())
     }
 
-    fn command(&mut self, command: &str) -> Result<(), Failure> {
-        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
-        let rest = rest.trim();
-        match (name, rest) {
-            ("image", "") => return Err(Failure::usage("/image needs a path".to_owned())),
-            ("image", path) => {
-                let path = unquoted(path);
-                let image: ImageSource = path.parse().map_err(|error| Failure::input(format!("{path}: {error}")))?;
+    fn command(&mut self, command: &[u8]) -> Result<(), Failure> {
+        let end = command.iter().position(u8::is_ascii_whitespace).unwrap_or(command.len());
+        let (name, typed) = (&command[..end], command[end..].trim_ascii());
+        match (name, typed) {
+            (b"image", b"") => return Err(Failure::usage("/image needs a path".to_owned())),
+            (b"image", typed) => {
+                let name = path::name(typed);
+                let named = name.display().to_string();
+                let image = args::image(name).map_err(|error| Failure::input(format!("{named}: {error}")))?;
                 commands::check_images([&image])?;
                 self.images.push(image);
-                eprintln!("{} with the next question", count(self.images.len(), "image"));
+                say!("{} with the next question", count(self.images.len(), "image"));
             }
-            ("undo", _) => {
+            (b"undo", _) => {
                 let messages = self.conversation.messages_mut();
                 let last = messages.iter().rposition(|message| message.role == "user");
                 match last {
                     Some(last) => messages.truncate(last),
                     None => return Err(Failure::usage("nothing was asked yet".to_owned())),
                 }
-                eprintln!("taken back; {} left", count(self.questions(), "question"));
+                say!("taken back; {} left", count(self.questions(), "question"));
             }
-            ("reset", _) => {
+            (b"reset", _) => {
                 self.images.clear();
                 self.reset();
-                eprintln!("begun anew");
+                say!("begun anew");
             }
-            ("save", "") => return Err(Failure::usage("/save needs a path".to_owned())),
-            ("save", path) => {
-                let messages: Vec<Value> = self.conversation.messages().iter().map(message_json).collect();
-                let sample = json!({"messages": messages, "add_generation_prompt": true});
-                std::fs::write(path, format!("{sample:#}\n"))
-                    .map_err(|error| Failure::file_system(format!("{path}: {error}")))?;
-                eprintln!("saved to {path}");
+            (b"save", b"") => return Err(Failure::usage("/save needs a path".to_owned())),
+            (b"save", typed) => self.save(Path::new(&path::name(typed)))?,
+            (b"help" | b"?", _) => say!("{HELP}"),
+            _ => {
+                let name = String::from_utf8_lossy(name);
+                return Err(Failure::usage(format!("/{name} is no command; /help lists them")));
             }
-            ("help" | "?", _) => eprintln!("{HELP}"),
-            _ => return Err(Failure::usage(format!("/{name} is no command; /help lists them"))),
         }
+        Ok(())
+    }
+
+    /// Writes the conversation as a prompt file.
+    fn save(&self, path: &Path) -> Result<(), Failure> {
+        let messages = self.conversation.messages().iter().map(message_json);
+        let messages: Vec<Value> = messages.collect::<Result<_, _>>()?;
+        let sample = json!({"messages": messages, "add_generation_prompt": true});
+        std::fs::write(path, format!("{sample:#}\n")).map_err(|error| Failure::io(path, &error))?;
+        say!("saved to {}", path.display());
         Ok(())
     }
 
@@ -144,7 +137,7 @@ impl Chat<'_> {
     }
 
     fn ask(&mut self, question: &str) -> Result<(), Failure> {
-        let cancel = self.interrupts.begin();
+        let cancel = signals::begin_answer();
         let mut content: Vec<Content> = self.images.iter().cloned().map(Content::image).collect();
         content.push(Content::text(question));
         let controls = self.args.generation.controls(self.global, &cancel);
@@ -156,7 +149,7 @@ impl Chat<'_> {
                 cancel.cancel();
             }
         });
-        self.interrupts.end();
+        signals::end_answer();
         let answer = answer.map_err(Failure::of_sample)?;
         chunks.finish()?;
         self.images.clear(); // an error leaves them for the next attempt
@@ -167,7 +160,7 @@ impl Chat<'_> {
         }
         if self.global.verbose {
             let timings = &answer.timings;
-            eprintln!(
+            say!(
                 "{} of {} prompt tokens computed, {} generated; ms: vision {:.1}, prefill {:.1}, decoding {:.1}",
                 self.conversation.computed_tokens(),
                 answer.usage.prompt_tokens,
@@ -182,38 +175,28 @@ impl Chat<'_> {
     }
 }
 
-/// A path as terminals paste it: in quotes if it has spaces.
-fn unquoted(path: &str) -> &str {
-    let inner = |quote: char| path.strip_prefix(quote)?.strip_suffix(quote);
-    inner('\'').or_else(|| inner('"')).unwrap_or(path)
-}
-
 fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// A message as a prompt file has it.
-fn message_json(message: &Message) -> Value {
-    let content: Vec<Value> = message
-        .content
-        .iter()
-        .map(|content| match content {
-            Content::Text { text } => json!({"type": "text", "text": text}),
-            Content::Image { source: ImageSource::Path(path) } => {
-                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                json!({"type": "image", "path": path})
+fn message_json(message: &Message) -> Result<Value, Failure> {
+    let content = message.content.iter().map(|content| match content {
+        Content::Text { text } => Ok(json!({"type": "text", "text": text})),
+        Content::Image { source: ImageSource::Path(path) } => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            match path.to_str() {
+                Some(path) => Ok(json!({"type": "image", "path": path})),
+                None => {
+                    let reason =
+                        "the name is not UTF-8, as names in JSON are; rename the file to save the conversation";
+                    Err(Failure::input(format!("{}: {reason}", path.display())))
+                }
             }
-            Content::Image { source: ImageSource::DataUrl(url) } => json!({"type": "image", "url": url}),
-            Content::Image { source } => json!({"type": "image", "url": source.to_string()}),
-        })
-        .collect();
-    json!({"role": message.role, "content": content})
-}
-
-/// Where questions are remembered, if the user has a folder for such things.
-fn history_file() -> Option<PathBuf> {
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let folder = state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?.join("idefics");
-    std::fs::create_dir_all(&folder).ok()?;
-    Some(folder.join("history"))
+        }
+        Content::Image { source: ImageSource::DataUrl(url) } => Ok(json!({"type": "image", "url": url})),
+        Content::Image { source } => Ok(json!({"type": "image", "url": source.to_string()})),
+    });
+    let content: Vec<Value> = content.collect::<Result<_, _>>()?;
+    Ok(json!({"role": message.role, "content": content}))
 }

@@ -1,0 +1,60 @@
+//! `idefics classify`
+
+use clap::{ArgGroup, Args};
+use idefics_generate::RankOptions;
+use idefics_generate::processor::image::ImageSource;
+
+use super::{GenerationArgs, image_parser};
+use crate::failure::Failure;
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("given_labels").args(["labels", "label"]).required(true).multiple(true))]
+pub(crate) struct ClassifyArgs {
+    /// A path, an http(s) URL or a data URL.
+    #[arg(value_name = "IMAGE", value_parser = image_parser())]
+    pub(crate) image: ImageSource,
+    /// The labels, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "LABEL,…")]
+    labels: Vec<String>,
+    /// One label, which may have commas in it; may be repeated.
+    #[arg(long, value_name = "LABEL")]
+    label: Vec<String>,
+    /// The question [default: one that names the labels].
+    #[arg(long)]
+    pub(crate) prompt: Option<String>,
+    /// Score every label instead of letting the model answer, and print all with probabilities.
+    #[arg(long)]
+    pub(crate) rank: bool,
+    /// With --rank: divide the log-likelihood of a label by its tokens.
+    #[arg(long, requires = "rank")]
+    pub(crate) normalize_length: bool,
+    /// With --rank: take off what the label has without the image, so that common words are at no advantage.
+    #[arg(long, requires = "rank")]
+    pub(crate) calibrate: bool,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+impl ClassifyArgs {
+    /// All labels, without the space around them.
+    ///
+    /// # Errors
+    /// A label that is empty or that was given before.
+    pub(crate) fn labels(&self) -> Result<Vec<String>, Failure> {
+        let mut labels: Vec<String> = Vec::new();
+        for label in self.labels.iter().chain(&self.label).map(|label| label.trim()) {
+            if label.is_empty() {
+                return Err(Failure::usage("a label is empty; separate labels by one comma".to_owned()));
+            }
+            if labels.iter().any(|other| other == label) {
+                return Err(Failure::usage(format!("the label {label:?} was given twice")));
+            }
+            labels.push(label.to_owned());
+        }
+        Ok(labels)
+    }
+
+    pub(crate) fn rank_options(&self) -> RankOptions {
+        RankOptions { normalize_length: self.normalize_length, calibrate: self.calibrate }
+    }
+}

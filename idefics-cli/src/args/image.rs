@@ -1,0 +1,57 @@
+//! Names and sizes of images.
+
+use std::ffi::OsString;
+use std::str::FromStr;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use idefics_generate::processor::image::{ImageError, ImageSource, Limits};
+
+/// Parses the name of an image.
+pub(super) fn image_parser() -> impl TypedValueParser<Value = ImageSource> {
+    OsStringValueParser::new().try_map(image)
+}
+
+/// What the name of an image means; that of a file need not be UTF-8.
+pub(crate) fn image(name: OsString) -> Result<ImageSource, ImageError> {
+    name.into_string().map_or_else(|name| Ok(ImageSource::Path(name.into())), |text| text.parse())
+}
+
+/// Pixels of the largest image that is decoded; `None` for no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MaxPixels(Option<u64>);
+
+impl MaxPixels {
+    /// The limits of an image: none of the others is stricter than this one.
+    pub(super) fn limits(self) -> Limits {
+        let limits = Limits::default().with_max_pixels(self.0);
+        Limits { max_bytes: limits.max_decoded_bytes.max(limits.max_bytes), ..limits }
+    }
+}
+
+impl FromStr for MaxPixels {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let pixels = text.parse().ok().filter(|pixels| *pixels > 0);
+        pixels.map(|pixels| Self(Some(pixels))).ok_or("expected a number of pixels, or none for no limit")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_other_limit_is_stricter() {
+        let limits = |text: &str| text.parse::<MaxPixels>().map(MaxPixels::limits);
+        let some = limits("300000000").unwrap();
+        assert_eq!((some.max_pixels, some.max_bytes), (300_000_000, 2_400_000_000));
+        assert_eq!(limits("100").unwrap().max_bytes, Limits::default().max_bytes);
+        let none = limits("none").unwrap();
+        assert_eq!((none.max_pixels, none.max_decoded_bytes), (u64::MAX, u64::MAX));
+        assert!(["0", "-1", "many", ""].into_iter().all(|text| limits(text).is_err()));
+    }
+}

@@ -1,0 +1,94 @@
+//! Answers of a group, and the lines of the output.
+
+use idefics_generate::{Answer, CancelToken, Error, FinishReason, Idefics, Prepared};
+use serde_json::{Map, Value};
+
+use super::groups::Group;
+use super::output::Done;
+use super::rows::InputRow;
+use crate::args::{BatchArgs, Global};
+use crate::failure::Failure;
+
+/// What became of a group.
+pub(super) struct Answered {
+    pub(super) rows: Vec<Done>,
+    /// Whether a signal ended it before all rows were answered.
+    pub(super) is_interrupted: bool,
+}
+
+/// Answers the rows of a group that are not done, together, or one by one where one of them is at fault.
+pub(super) fn answer(
+    global: &Global,
+    args: &BatchArgs,
+    model: &Idefics,
+    group: &Group,
+    prepared: Result<Prepared<'_>, Error>,
+    cancel: &CancelToken,
+) -> Result<Answered, Failure> {
+    let generate = |prepared: Result<Prepared<'_>, Error>| {
+        let controls = args.generation.controls(global, cancel);
+        prepared?.generate(&args.generation.options(), controls)
+    };
+    let n_samples = group.samples.len();
+    let together = match n_samples {
+        0 => Some(Vec::new()),
+        _ => generate(prepared).ok(),
+    };
+    let n_answers = together.as_ref().map_or(1, |answers| answers.len() / n_samples.max(1));
+    let mut together = together.map(|answers| {
+        let mut answers = answers.into_iter();
+        std::iter::from_fn(move || Some(answers.by_ref().take(n_answers).collect::<Vec<Answer>>()))
+    });
+    let mut answered = Answered { rows: Vec::with_capacity(group.rows.len()), is_interrupted: false };
+    for row in group.rows.iter().filter(|row| !row.is_done).map(|row| &row.row) {
+        let result = match (&row.sample, &mut together) {
+            (Err(reason), _) => Err(Failure::input(reason.clone())),
+            (Ok(_), Some(answers)) => Ok(answers.next().unwrap_or_default()),
+            (Ok(_), None) if cancel.is_cancelled() => Err(Failure::interrupted()),
+            (Ok(sample), None) => {
+                let alone = model.prepare(std::slice::from_ref(sample), &args.generation.process(global));
+                generate(alone).map_err(Failure::of_sample)
+            }
+        };
+        let line = match result {
+            Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => None,
+            Ok(answers) => Some(line(row, of_answers(&answers)?)?),
+            Err(failure) if failure.is_of_one_input() => {
+                Some(line(row, Map::from_iter([("error".to_owned(), failure.message().into())]))?)
+            }
+            Err(failure) if failure.is_interruption() => None,
+            Err(failure) => return Err(failure),
+        };
+        match line {
+            Some(line) => answered.rows.push(Done { index: row.index, input: row.digest.clone(), row: line }),
+            None => answered.is_interrupted = true,
+        }
+    }
+    Ok(answered)
+}
+
+/// A line of the output: the row's name, the user's own keys, and `of_row`.
+fn line(row: &InputRow, of_row: Map<String, Value>) -> Result<Value, Failure> {
+    let mut line = serde_json::to_value(&row.name).map_err(std::io::Error::from)?;
+    if let Some(line) = line.as_object_mut() {
+        line.extend(row.own.clone());
+        line.extend(of_row);
+    }
+    Ok(line)
+}
+
+/// The answers without their times, which are of the whole group and never the same twice.
+fn of_answers(answers: &[Answer]) -> Result<Map<String, Value>, Failure> {
+    let mut objects = Vec::with_capacity(answers.len());
+    for answer in answers {
+        let mut object = serde_json::to_value(answer).map_err(std::io::Error::from)?;
+        if let Some(object) = object.as_object_mut() {
+            object.shift_remove("timings");
+        }
+        objects.push(object);
+    }
+    match objects.as_mut_slice() {
+        [Value::Object(answer)] => Ok(std::mem::take(answer)),
+        _ => Ok(Map::from_iter([("answers".to_owned(), objects.into())])),
+    }
+}

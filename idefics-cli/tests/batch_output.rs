@@ -1,0 +1,144 @@
+//! Where `batch` writes: pipes, devices, links.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::signals::end_of;
+use crate::{checkpoint, text};
+
+fn folder_with(rows: usize) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let lines: String =
+        (0..rows).map(|row| format!("{}\n", json!({"id": row, "text": format!("row {row}")}))).collect();
+    fs::write(folder.path().join("in.jsonl"), lines).unwrap();
+    folder
+}
+
+fn batch(folder: &TempDir, output: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
+    command.current_dir(folder.path()).arg("--model").arg(checkpoint()).args(["batch", "in.jsonl", "--output"]);
+    command.arg(output.as_ref()).args(["--max-new-tokens", "2", "--batch-size", "2"]);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn names(folder: &TempDir) -> Vec<String> {
+    let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+fn ids(lines: &str) -> Vec<u64> {
+    let rows = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.map(|row| row["id"].as_u64().unwrap()).collect()
+}
+
+fn fifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[test]
+fn a_pipe_is_written_to() {
+    let folder = folder_with(5);
+    let pipe = folder.path().join("pipe");
+    fifo(&pipe);
+    let mut child = batch(&folder, "pipe").stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = String::new();
+    File::open(&pipe).unwrap().read_to_string(&mut lines).unwrap();
+    assert_eq!(end_of(&mut child).code(), Some(0));
+    assert_eq!(ids(&lines), [0, 1, 2, 3, 4]);
+    assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    assert_eq!(names(&folder), ["in.jsonl", "pipe"]);
+}
+
+#[test]
+fn standard_output_is_written_to_by_all_its_names() {
+    let folder = folder_with(3);
+    for name in ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+        if name.starts_with('/') && !Path::new(name).exists() {
+            continue; // this system has no such name
+        }
+        let output = batch(&folder, name).output().unwrap();
+        assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+        assert_eq!(ids(&text(&output.stdout)), [0, 1, 2], "{name}");
+    }
+    // Also where it is a file, which is appended to and has a past.
+    let log = folder.path().join("log");
+    fs::write(&log, "{\"id\":9}\n").unwrap();
+    let file = OpenOptions::new().append(true).open(&log).unwrap();
+    assert!(batch(&folder, "/dev/stdout").stdout(file).status().unwrap().success());
+    assert_eq!(ids(&fs::read_to_string(&log).unwrap()), [9, 0, 1, 2]);
+    assert_eq!(names(&folder), ["in.jsonl", "log"]);
+}
+
+#[test]
+fn a_device_is_written_to_and_never_replaced() {
+    let folder = folder_with(2);
+    symlink("/dev/null", folder.path().join("link")).unwrap();
+    for restart in [&[][..], &["--restart"]] {
+        for name in ["link", "/dev/null"] {
+            let output = batch(&folder, name).args(restart).output().unwrap();
+            assert!(output.status.success(), "{}", text(&output.stderr));
+        }
+    }
+    assert!(fs::symlink_metadata(folder.path().join("link")).unwrap().is_symlink());
+    assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    assert_eq!(names(&folder), ["in.jsonl", "link"]);
+    assert!(!Path::new("/dev/null.lock").exists() && !Path::new("/dev/null.part").exists());
+}
+
+#[test]
+fn a_link_to_a_file_is_followed() {
+    let folder = folder_with(2);
+    fs::create_dir(folder.path().join("data")).unwrap();
+    symlink("data/real.jsonl", folder.path().join("link")).unwrap(); // to a file that is not there yet
+    let output = batch(&folder, "link").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(fs::symlink_metadata(folder.path().join("link")).unwrap().is_symlink());
+    let real = folder.path().join("data/real.jsonl");
+    assert_eq!(ids(&fs::read_to_string(&real).unwrap()), [0, 1]);
+    let again = batch(&folder, "link").output().unwrap();
+    assert!(text(&again.stderr).contains("complete already"), "{}", text(&again.stderr));
+
+    // What another program wrote is not lost.
+    fs::write(&real, "theirs\n").unwrap();
+    let refused = batch(&folder, "link").output().unwrap();
+    assert_eq!(refused.status.code(), Some(5), "{}", text(&refused.stderr));
+    assert_eq!(fs::read_to_string(&real).unwrap(), "theirs\n");
+
+    symlink("round", folder.path().join("round")).unwrap();
+    let refused = batch(&folder, "round").output().unwrap();
+    assert_eq!(refused.status.code(), Some(5), "{}", text(&refused.stderr));
+    let refused = batch(&folder, "data").output().unwrap();
+    assert_eq!(refused.status.code(), Some(5), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn rows_come_out_of_a_pipe_as_they_come_in() {
+    let folder = folder_with(0);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
+    command.current_dir(folder.path()).arg("--model").arg(checkpoint());
+    command.args(["batch", "-", "--output", "-", "--max-new-tokens", "2", "--batch-size", "1"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    for row in 0..3 {
+        writeln!(stdin, "{}", json!({"id": row, "text": "a"})).unwrap();
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap(); // before the next row is there
+        assert_eq!(ids(&line), [row]);
+    }
+    // The reader goes away while the writer still could go on.
+    drop(stdout);
+    writeln!(stdin, "{}", json!({"id": 4, "text": "a"})).unwrap();
+    let status = end_of(&mut child);
+    assert_eq!(status.code(), Some(0));
+    drop(stdin);
+}

@@ -1,0 +1,211 @@
+//! `chat`: at a terminal, its history, its paths.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
+use tempfile::TempDir;
+
+use crate::signals::{end_of, program, send};
+use crate::{photo, text};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A chat at a terminal of its own.
+struct Terminal {
+    child: Child,
+    keyboard: File,
+    /// Kept open, so that the settings can be read after the end.
+    line: File,
+    screen: Arc<Mutex<Vec<u8>>>,
+    state: TempDir,
+}
+
+impl Terminal {
+    fn start(term: &str, args: &[&str]) -> Self {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        let line = OpenOptions::new().read(true).write(true).open(OsStr::from_bytes(name.to_bytes())).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let end = || Stdio::from(line.try_clone().unwrap());
+        let child = program(args)
+            .env("TERM", term)
+            .env("XDG_STATE_HOME", state.path())
+            .stdin(end())
+            .stdout(end())
+            .stderr(end())
+            .spawn()
+            .unwrap();
+        let keyboard = File::from(master);
+        let mut reader = keyboard.try_clone().unwrap();
+        let screen: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let shown = screen.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while let Ok(n @ 1..) = reader.read(&mut buffer) {
+                shown.lock().unwrap().extend_from_slice(&buffer[..n]);
+            }
+        });
+        Self { child, keyboard, line, screen, state }
+    }
+
+    fn type_in(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits until the screen has shown `words` at least `times` times.
+    fn wait_for(&self, words: &str, times: usize) {
+        let start = Instant::now();
+        let count = || String::from_utf8_lossy(&self.screen.lock().unwrap()).matches(words).count();
+        while count() < times {
+            let screen = || String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned();
+            assert!(start.elapsed() < PATIENCE, "no {words:?} on the screen: {}", screen());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn history(&self) -> String {
+        fs::read_to_string(self.state.path().join("idefics/history")).unwrap_or_default()
+    }
+
+    fn is_editing(&self) -> bool {
+        !tcgetattr(self.line.as_fd()).unwrap().local_modes.contains(LocalModes::ICANON)
+    }
+}
+
+const ENDLESS: [&str; 7] =
+    ["chat", "--max-new-tokens", "1900", "--suppress-tokens", "2,476", "--do-image-splitting", "false"];
+
+#[test]
+fn a_signal_ends_a_chat_at_a_terminal_and_leaves_both_in_order() {
+    for (term, signal, code) in [("xterm", Signal::TERM, 143), ("dumb", Signal::TERM, 143), ("xterm", Signal::HUP, 129)]
+    {
+        let mut terminal = Terminal::start(term, &["chat", "--max-new-tokens", "2"]);
+        terminal.wait_for("> ", 1);
+        terminal.type_in("What is a question?\r");
+        terminal.wait_for("> ", 2);
+        terminal.wait_for("What is a question?", 1);
+        let start = Instant::now();
+        while terminal.history().is_empty() && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        send(&terminal.child, signal);
+        assert_eq!(end_of(&mut terminal.child).code(), Some(code), "{term}");
+        assert!(terminal.history().contains("What is a question?"), "{:?}", terminal.history());
+        assert!(!terminal.is_editing(), "the terminal was left in raw mode");
+    }
+}
+
+#[test]
+fn an_interrupt_ends_the_answer_and_not_the_chat() {
+    let mut terminal = Terminal::start("xterm", &ENDLESS);
+    terminal.wait_for("> ", 1);
+    terminal.type_in("Talk\r");
+    let start = Instant::now();
+    while terminal.is_editing() && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1)); // until the line was taken
+    }
+    let n_shown = || terminal.screen.lock().unwrap().len();
+    let before = n_shown();
+    while n_shown() < before + 64 && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1)); // until the answer has begun
+    }
+    send(&terminal.child, Signal::INT);
+    terminal.wait_for("[stopped]", 1);
+    terminal.type_in("/undo\r");
+    terminal.wait_for("taken back", 1);
+    terminal.type_in("\x03\x04"); // Ctrl-C gives the line up, Ctrl-D ends
+    assert_eq!(end_of(&mut terminal.child).code(), Some(0));
+}
+
+fn chat(home: &std::path::Path, input: &[u8]) -> (String, String) {
+    let mut command = program(&["chat", "--max-new-tokens", "2", "--do-image-splitting", "false"]);
+    let mut child = command.env("HOME", home).env("XDG_STATE_HOME", home.join("state")).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    (text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn paths_are_read_as_people_type_them() {
+    let home = tempfile::tempdir().unwrap();
+    fs::copy(photo(), home.path().join("a photo.jpg")).unwrap();
+    fs::copy(photo(), home.path().join(OsStr::from_bytes(b"caf\xe9.jpg"))).unwrap();
+    let mut input = b"\xef\xbb\xbf/image ~/a photo.jpg\r\n/image ~/a\\ photo.jpg\r\n".to_vec();
+    input.extend(b"/image ~/caf\xe9.jpg\n/image ~/no-such.jpg\nWhat is it?\n/save ~/talk.json\n/reset\n");
+    input.extend(b"/image ~/a photo.jpg\nWhat \xff?\nWhat?\n/save ~/talk.json\n");
+    let (answers, stderr) = chat(home.path(), &input);
+    assert_eq!(answers.lines().count(), 2, "{answers:?}");
+    assert!(stderr.contains("3 images with") && stderr.contains("no-such.jpg: No such file"), "{stderr}");
+    assert!(!stderr.contains("os error"), "{stderr}");
+    // JSON has no names that are not UTF-8.
+    assert!(stderr.contains("rename the file") && stderr.contains("saved to"), "{stderr}");
+    assert!(stderr.contains("the question is not UTF-8"), "{stderr}");
+    assert!(home.path().join("talk.json").exists());
+}
+
+#[test]
+fn an_error_leaves_the_history() {
+    let home = tempfile::tempdir().unwrap();
+    let input = "First\n/image missing.png\n/nonsense\nSecond\n";
+    let output = program(&["chat", "--max-new-tokens", "2"])
+        .env("HOME", home.path())
+        .env("XDG_STATE_HOME", home.path().join("state"))
+        .stdin(Stdio::from({
+            let file = home.path().join("in.txt");
+            fs::write(&file, input).unwrap();
+            File::open(file).unwrap()
+        }))
+        .stdout(Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap()))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+    let history = fs::read_to_string(home.path().join("state/idefics/history")).unwrap();
+    assert!(history.contains("First"), "{history}");
+}
+
+#[test]
+fn images_of_a_chat_may_have_any_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join(OsStr::from_bytes(b"caf\xe9.jpg"));
+    fs::copy(photo(), &image).unwrap();
+    let run = |command: &mut Command| command.stdin(Stdio::null()).output().unwrap();
+    for (before, after) in [
+        (&["caption"][..], &["--max-new-tokens", "1"][..]),
+        (&["ask"], &["What?", "--max-new-tokens", "1"]),
+        (&["classify"], &["--labels", "a,b", "--max-new-tokens", "1"]),
+        (&["classify"], &["--labels", "a,b", "--rank"]),
+        (&["chat"], &["--max-new-tokens", "1"]),
+    ] {
+        let output = run(program(before).arg(&image).args(after));
+        assert!(output.status.success(), "{before:?}: {}", text(&output.stderr));
+    }
+    let output = run(program(&["ask"]).arg(&image).arg(OsStr::from_bytes(b"caf\xe9?")));
+    assert!(output.status.code() == Some(2), "{}", text(&output.stderr));
+
+    // Folders and files of samples, too.
+    let place = folder.path().join(OsStr::from_bytes(b"d\xe9p\xf4t"));
+    fs::create_dir(&place).unwrap();
+    for file in fs::read_dir(crate::checkpoint()).unwrap() {
+        let file = file.unwrap().path();
+        fs::copy(&file, place.join(file.file_name().unwrap())).unwrap();
+    }
+    fs::write(place.join("prompts.json"), "{\"text\": \"Hello\"}").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
+    command.arg("--model").arg(&place).args(["generate", "--max-new-tokens", "1", "--prompt-file"]);
+    let output = run(command.arg(place.join("prompts.json")));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = run(program(&["batch"]).arg(place.join("prompts.json")).arg("--output").arg(place.join("out.jsonl")));
+    assert!(output.status.success() && place.join("out.jsonl").exists(), "{}", text(&output.stderr));
+}

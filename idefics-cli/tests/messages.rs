@@ -1,0 +1,87 @@
+//! Messages: words, names, and what to do.
+
+use std::fs;
+
+use crate::{checkpoint, idefics, photo, text};
+
+fn said(args: &[&str], code: i32) -> String {
+    let output = idefics(&checkpoint(), args);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    stderr
+}
+
+#[test]
+fn files_that_are_not_there_are_named_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.jsonl");
+    let (out, photo) = (out.to_str().unwrap(), photo());
+    let nowhere = folder.path().join("no-such/out");
+    let nowhere = nowhere.to_str().unwrap();
+    let prompts = folder.path().join("prompts.json");
+    fs::write(&prompts, "[{\"text\": \"<image>\", \"images\": [\"no-such.png\"]}]").unwrap();
+    let rows = folder.path().join("rows.jsonl");
+    fs::write(&rows, "{\"text\": \"a\"}\n").unwrap();
+    let (prompts, rows) = (prompts.to_str().unwrap(), rows.to_str().unwrap());
+    for args in [
+        &["generate", "--prompt-file", "no-such.json"][..],
+        &["generate", "--prompt-file", prompts],
+        &["caption", "no-such.png"],
+        &["ask", "no-such.png", "What?"],
+        &["chat", "no-such.png"],
+        &["classify", "no-such.png", "--labels", "a,b"],
+        &["warm-up", "no-such.png"],
+        &["batch", "no-such.jsonl", "--output", out],
+        &["batch", rows, "--output", nowhere],
+        &["demo", "--save", "/dev/null/no-such"],
+        &["--model", "./no-such", "caption", &photo],
+        &["--model", "./no-such", "quantize", "--to", "q4", out],
+        &["--model", "./no-such", "inspect"],
+        &["quantize", "--to", "q4", nowhere],
+    ] {
+        let message = said(args, 5);
+        assert!(message.contains("no-such") && !message.contains("os error"), "{args:?}: {message}");
+    }
+    let message = said(&["--model", "", "bench", "--random-weights", "no-such/config.json"], 5);
+    assert!(message.contains("no-such") && !message.contains("os error"), "{message}");
+    assert!(!folder.path().join("out.jsonl").exists());
+
+    // Several pictures, and rows of a batch: the message is in the row.
+    let output = idefics(&checkpoint(), &["--json", "caption", "no-such.png", "no-such.png"]);
+    assert!(!text(&output.stdout).contains("os error") && !text(&output.stderr).contains("os error"));
+    fs::write(rows, "{\"text\": \"<image>\", \"images\": [\"no-such.png\"]}\n").unwrap();
+    let output = idefics(&checkpoint(), &["batch", rows, "--output", "-"]);
+    assert!(text(&output.stdout).contains("no-such.png") && !text(&output.stdout).contains("os error"));
+}
+
+#[test]
+fn labels_with_commas_are_given_one_by_one() {
+    let photo = photo();
+    let labels = |args: &[&str]| {
+        let args = [&["--json", "classify", &photo, "--rank"], args].concat();
+        let output = idefics(&checkpoint(), &args);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let labels = line["labels"].as_array().unwrap().iter().map(|label| label["label"].as_str().unwrap().to_owned());
+        let mut labels: Vec<String> = labels.collect();
+        labels.sort();
+        labels
+    };
+    assert_eq!(labels(&["--label", "red, round", "--label", "blue"]), ["blue", "red, round"]);
+    assert_eq!(labels(&["--labels", "blue,green", "--label", "red, round"]), ["blue", "green", "red, round"]);
+
+    for rank in [&["--rank"][..], &[]] {
+        for (args, word) in [
+            (&["--labels", "a,,b"][..], "empty"),
+            (&["--labels", "a,b,"], "empty"),
+            (&["--label", " ", "--label", "b"], "empty"),
+            (&["--labels", "a,b, a"], "\"a\""),
+            (&["--labels", "a,b", "--label", "b"], "\"b\""),
+            (&[], "--label"),
+        ] {
+            let message = said(&[&["classify", &photo], rank, args].concat(), 2);
+            assert!(message.contains(word), "{args:?}: {message}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! A reader that goes away ends the program quietly.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
+use crate::signals::{end_of, program};
+use crate::{photo, text, xtask_folder};
+
+/// Reads a line of standard output, goes away, and gives the exit code and standard error.
+fn after_a_line(command: &mut Command) -> (Option<i32>, String) {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::with_capacity(1, child.stdout.take().unwrap());
+    stdout.read_until(b'\n', &mut Vec::new()).unwrap();
+    drop(stdout);
+    let mut stderr = Vec::new();
+    child.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
+    (end_of(&mut child).code(), text(&stderr))
+}
+
+#[test]
+fn commands_whose_reader_went_away_end_quietly() {
+    let photo = photo();
+    let prompts = xtask_folder("../examples");
+    assert!(prompts.is_dir());
+    for args in [
+        &["--help"][..],
+        &["generate", "--help"],
+        &["completions", "bash"],
+        &["man"],
+        &["inspect"],
+        &["devices"],
+        &["--json", "devices"],
+        &["demo", "--count", "20", "--no-pictures"],
+        &["--json", "demo", "--count", "20"],
+        &["caption", &photo, &photo, &photo, &photo, "--max-new-tokens", "2"],
+        &["--json", "caption", &photo, &photo, &photo, "--max-new-tokens", "2"],
+        &["caption", "no-such.png", &photo, "no-such.png", &photo, "--max-new-tokens", "2"],
+        &["classify", &photo, "--labels", "a,b,c,d", "--rank"],
+    ] {
+        let (code, stderr) = after_a_line(&mut program(args));
+        // 1 where inputs failed; the write that fails may also come after the last line.
+        assert!(code == Some(0) || args.contains(&"no-such.png") && code == Some(1), "{args:?}: {code:?} {stderr}");
+        assert!(!stderr.contains("panic") && !stderr.contains("bug"), "{args:?}: {stderr}");
+        assert!(!stderr.contains("standard output"), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn a_closed_standard_output_is_no_bug() {
+    for args in [&["ask", &photo(), "What?", "--max-new-tokens", "40"][..], &["--help"], &["man"]] {
+        let mut child = program(args).stdin(Stdio::null()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!(end_of(&mut child).code(), Some(0), "{args:?}: {stderr}");
+        assert_eq!(stderr, "", "{args:?}");
+    }
+}
+
+#[test]
+fn messages_that_nobody_reads_are_no_bug() {
+    let mut child = program(&["-v", "caption", "no-such.png", &photo(), "--max-new-tokens", "2"]).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(end_of(&mut child).code(), Some(1));
+    let mut child = program(&["caption", "no-such.png"]).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(end_of(&mut child).code(), Some(5));
+}
