@@ -151,9 +151,7 @@ impl From<io::Error> for Failure {
 fn remedy(error: &Error) -> &'static str {
     let Error::Processor(ProcessorError::Image { error, .. }) = error else { return "" };
     match error {
-        ImageError::TooLarge { .. } | ImageError::TooManyBytes { .. } | ImageError::Memory { .. } => {
-            ", or allow more with --max-image-pixels N"
-        }
+        ImageError::TooManyBytes { .. } => " (--max-image-pixels N, or none)",
         _ => "",
     }
 }

@@ -57,8 +57,8 @@ fn files_that_are_not_there_are_named_in_words() {
 
 #[test]
 fn labels_with_commas_are_given_one_by_one() {
+    let photo = photo();
     let labels = |args: &[&str]| {
-        let photo = photo();
         let args = [&["--json", "classify", &photo, "--rank"], args].concat();
         let output = idefics(&checkpoint(), &args);
         assert!(output.status.success(), "{}", text(&output.stderr));
@@ -71,7 +71,6 @@ fn labels_with_commas_are_given_one_by_one() {
     assert_eq!(labels(&["--label", "red, round", "--label", "blue"]), ["blue", "red, round"]);
     assert_eq!(labels(&["--labels", "blue,green", "--label", "red, round"]), ["blue", "green", "red, round"]);
 
-    let photo = photo();
     for rank in [&["--rank"][..], &[]] {
         for (args, word) in [
             (&["--labels", "a,,b"][..], "empty"),
