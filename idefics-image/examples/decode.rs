@@ -1,14 +1,14 @@
 //! Decodes an image file and writes its pixels, so that another program can compare them.
 //!
-//! `decode FILE [--alpha white|drop]` writes `width height`, a line end and `[height, width, 3]` bytes to stdout.
+//! `decode FILE [--alpha white|drop] [--page N]` writes `width height`, a line end and `[height, width, 3]` bytes to stdout.
 
 use std::io::Write as _;
 
-use idefics_image::{Alpha, ImageSource, Limits, load};
+use idefics_image::{Alpha, DecodeOptions, ImageSource, Limits, load};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut alpha = Alpha::Drop;
-    let mut file = None;
+    let (mut file, mut page) = (None, None);
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
@@ -19,11 +19,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     _ => return Err("--alpha takes white or drop".into()),
                 }
             }
+            Some("--page") => {
+                let number = arguments.next().and_then(|value| value.to_str()?.parse().ok());
+                page = Some(number.ok_or("--page takes a number from 1")?);
+            }
             _ => file = Some(argument),
         }
     }
-    let file = file.ok_or("usage: decode FILE [--alpha white|drop]")?;
-    let picture = load(&ImageSource::Path(file.into()), &Limits::default(), alpha)?;
+    let file = file.ok_or("usage: decode FILE [--alpha white|drop] [--page N]")?;
+    let options = DecodeOptions::from(alpha);
+    let options = page.map_or(options, |page| options.with_page(page));
+    let picture = load(&ImageSource::Path(file.into()), &Limits::default(), options)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{} {}", picture.width(), picture.height())?;
     out.write_all(picture.data())?;

@@ -1,5 +1,6 @@
 //! From encoded bytes to upright 8-bit RGB.
 
+use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
@@ -9,7 +10,7 @@ use crate::jpeg::{self, JpegError};
 use crate::orientation::orientation;
 use crate::raster::{Pixels, Raster};
 use crate::{DecodeOptions, Format, ImageError, Limits, RgbImage};
-use crate::{avif, bmp, gif, ico, jpeg2000, png, pnm, tga, webp};
+use crate::{avif, bmp, gif, ico, jpeg2000, png, pnm, tga, tiff, webp};
 
 /// How transparency is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -51,8 +52,8 @@ pub fn decode(
         return Err(ImageError::TooManyBytes { image: name.to_owned(), limit: limits.max_bytes });
     }
     let format = Format::sniff(bytes).map_err(|found| ImageError::Format { image: name.to_owned(), found })?;
-    let input = Input { name, format, limits };
-    if page.get() > 1 {
+    let input = Input { name, format, limits, page };
+    if page.get() > 1 && format != Format::Tiff {
         return Err(ImageError::NoSuchPage { image: name.to_owned(), page, pages: 1 });
     }
     // Nothing outlives a decoder that fails on its own assertion: what it wrote to is dropped.
@@ -72,6 +73,8 @@ pub(crate) struct Input<'a> {
     name: &'a str,
     format: Format,
     limits: &'a Limits,
+    /// Counted from 1.
+    page: NonZeroU32,
 }
 
 impl Input<'_> {
@@ -88,6 +91,7 @@ impl Input<'_> {
             Format::Tga => tga::decode(bytes, self),
             Format::Avif => avif::decode(bytes, self),
             Format::Jpeg2000 => jpeg2000::decode(bytes, self),
+            Format::Tiff => tiff::decode(bytes, self, self.page),
         }
     }
 
@@ -128,6 +132,10 @@ impl Input<'_> {
     /// The limit for decoders that have one of their own.
     pub(crate) fn max_decoded_bytes(&self) -> usize {
         usize::try_from(self.limits.max_decoded_bytes).unwrap_or(usize::MAX)
+    }
+
+    pub(crate) fn no_such_page(&self, pages: u32) -> ImageError {
+        ImageError::NoSuchPage { image: self.name.to_owned(), page: self.page, pages }
     }
 
     pub(crate) fn memory_error(&self, needed: u64) -> ImageError {

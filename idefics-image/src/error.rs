@@ -61,7 +61,7 @@ pub enum ImageError {
     },
 
     /// The bytes are not in a format that we read, whatever the file is called.
-    #[error("{image}: expected PNG, JPEG, WebP, GIF, BMP, AVIF, JPEG 2000, PNM, ICO or TGA, found {found}")]
+    #[error("{image}: expected PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PNM, ICO or TGA, found {found}")]
     Format {
         /// The input.
         image: String,

@@ -32,6 +32,8 @@ pub enum Format {
     Avif,
     /// JPEG 2000: JP2 or a bare codestream.
     Jpeg2000,
+    /// TIFF, classic or BigTIFF; of a file with several pages, the first unless another is asked for.
+    Tiff,
 }
 
 impl Format {
@@ -49,6 +51,7 @@ impl Format {
             Self::Tga => "TGA",
             Self::Avif => "AVIF",
             Self::Jpeg2000 => "JPEG 2000",
+            Self::Tiff => "TIFF",
         }
     }
 
@@ -62,6 +65,9 @@ impl Format {
             [0xff, 0xd8, 0xff, ..] => Ok(Self::Jpeg),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Self::WebP),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Self::Gif),
+            // Writers have got the order of the version's bytes wrong; Pillow takes both.
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(Self::Tiff),
+            [b'I', b'I', 0, 42, ..] | [b'M', b'M', 42, 0, ..] => Ok(Self::Tiff),
             [b'B', b'M', ..] if !is_text(bytes) => Ok(Self::Bmp),
             [0, 0, 1, 0, ..] => Ok(Self::Ico),
             _ if bytes.starts_with(jpeg2000::JP2) || bytes.starts_with(jpeg2000::CODESTREAM) => Ok(Self::Jpeg2000),
@@ -81,7 +87,6 @@ fn describe(bytes: &[u8]) -> String {
     const RAW: (&str, &str) = ("a camera raw file", "export it as JPEG, or develop it with dcraw or darktable-cli");
     let (found, remedy) = match bytes {
         [] => ("nothing", "check that it was written or downloaded completely"),
-        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => ("a TIFF image", CONVERT),
         [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] => match brand.get(..4) {
             Some(b"avif" | b"avis") => ("an AVIF image that was damaged or cut short", "download it again"),
             Some(b"heic" | b"heix" | b"hevc" | b"hevx" | b"heim" | b"heis" | b"mif1" | b"msf1") => {

@@ -23,6 +23,7 @@ mod resize;
 mod rgb;
 mod source;
 mod tga;
+mod tiff;
 mod webp;
 
 pub use decode::{Alpha, decode};

@@ -138,7 +138,7 @@ fn whole_float(value: f64) -> Option<i64> {
 }
 
 /// The digit of the first match of `tiff:Orientation(="|>)([0-9])`, attribute or element.
-fn read_xmp(packet: &[u8]) -> Option<u8> {
+pub(crate) fn read_xmp(packet: &[u8]) -> Option<u8> {
     const NAME: &[u8] = b"tiff:Orientation";
     let mut rest = packet;
     while let Some(at) = rest.windows(NAME.len()).position(|window| window == NAME) {

@@ -110,7 +110,6 @@ fn what_is_not_an_image_is_named() {
         (b"<?xml version=\"1.0\"?>\n<svg xmlns=\"x\"/>", "an SVG drawing"),
         (b"  <!DOCTYPE html><html>", "an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        (b"II*\0\x08\0\0\0", "a TIFF image"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "heif-convert"),
         (b"%PDF-1.7\n\xff", "a PDF document"),
         (b"8BPS\0\x01", "a Photoshop document"),

@@ -6,3 +6,4 @@ mod formats;
 mod jpeg;
 mod resize;
 mod sources;
+mod tiff;

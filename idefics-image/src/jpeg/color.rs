@@ -2,12 +2,17 @@
 //!
 //! Source: `jdapimin.c` (which colors a file has) and `jdcolor.c` of libjpeg-turbo 3, `cmyk2rgb` of Pillow 12.
 
-use super::frame::Component;
+use super::frame::{Component, Frame};
 use super::markers::Markers;
+use super::upsample::Upsampling;
 
 /// What the components mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Color {
+pub(crate) enum Color {
+    /// As they are, all components of a pixel together; smaller ones are repeated.
+    Plain {
+        components: usize,
+    },
     Grey,
     Rgb,
     YCbCr,
@@ -33,9 +38,32 @@ impl Color {
         }
     }
 
+    /// Bytes of a converted pixel.
+    pub(super) fn pixel_bytes(self) -> usize {
+        match self {
+            Self::Plain { components } => components,
+            _ => 3,
+        }
+    }
+
+    /// How components are brought to the picture's size: interpolated, unless they are wanted as they are.
+    pub(super) fn upsampling(self, frame: &Frame, component: &Component) -> Upsampling {
+        match self {
+            Self::Plain { .. } => Upsampling::repeated(frame, component),
+            _ => Upsampling::of(frame, component),
+        }
+    }
+
     /// Converts a row. Rows of components are at least as long as the picture is wide, up to the next multiple of 16.
     pub(super) fn convert(self, rows: &[&[u8]], out: &mut [u8]) {
         match (self, rows) {
+            (Self::Plain { components }, _) => {
+                for (band, row) in rows.iter().enumerate().take(components) {
+                    for (pixel, &value) in out.chunks_exact_mut(components).zip(*row) {
+                        pixel[band] = value;
+                    }
+                }
+            }
             (Self::Grey, [grey, ..]) => {
                 for (pixel, &value) in out.chunks_exact_mut(3).zip(*grey) {
                     pixel.fill(value);

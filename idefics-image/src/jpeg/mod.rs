@@ -25,6 +25,7 @@ mod idct;
 mod markers;
 mod render;
 mod scan;
+mod tables;
 mod upsample;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,13 +34,14 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use self::blocks::{Block, Plane};
-use self::color::Color;
+pub(crate) use self::color::Color;
 pub(crate) use self::error::JpegError;
 use self::frame::{Frame, Process, Scan};
 use self::huffman::standard;
 use self::markers::{Markers, Stop};
 use self::render::Renderer;
 use self::scan::ScanReader;
+pub(crate) use self::tables::Tables;
 
 /// The most scans that a file may have. Encoders write about ten; thousands of empty ones are an attack.
 const MAX_SCANS: usize = 500;
@@ -60,7 +62,13 @@ pub(crate) struct Decoder<'a> {
 impl<'a> Decoder<'a> {
     /// Reads the headers.
     pub(crate) fn new(file: &'a [u8]) -> Result<Self, JpegError> {
+        Self::with_tables(file, &Tables::default())
+    }
+
+    /// Reads the headers of a file that may leave out tables which were given before.
+    pub(crate) fn with_tables(file: &'a [u8], tables: &Tables) -> Result<Self, JpegError> {
         let mut markers = Markers::new(file)?;
+        tables.put(&mut markers);
         let Stop::Scan(scan) = markers.read()? else {
             return Err(JpegError::damaged("it ends before any picture"));
         };
@@ -78,6 +86,16 @@ impl<'a> Decoder<'a> {
         self.frame.components.len()
     }
 
+    /// The sampling factors of the components, across and down; 1 for a single component.
+    pub(crate) fn sampling(&self) -> Vec<(usize, usize)> {
+        self.frame.components.iter().map(|component| (component.h, component.v)).collect()
+    }
+
+    /// The tables that hold before the first scan.
+    pub(crate) fn tables(&self) -> Tables {
+        Tables::of(&self.markers)
+    }
+
     /// The EXIF block, from its TIFF header on.
     pub(crate) fn exif(&self) -> Option<&[u8]> {
         self.markers.exif.as_deref()
@@ -90,8 +108,13 @@ impl<'a> Decoder<'a> {
 
     /// The pixels as RGB, `[height, width, 3]`. Both sides must be at least 1. Progressive files need room for all their
     /// coefficients, which may take up to `max_bytes`.
-    pub(crate) fn decode(mut self, max_bytes: u64) -> Result<Vec<u8>, JpegError> {
+    pub(crate) fn decode(self, max_bytes: u64) -> Result<Vec<u8>, JpegError> {
         let color = Color::of(&self.markers, &self.frame.components);
+        self.decode_as(color, max_bytes)
+    }
+
+    /// [`Self::decode`], whatever the file says of its colors. `color` must have as many components as the file.
+    pub(crate) fn decode_as(mut self, color: Color, max_bytes: u64) -> Result<Vec<u8>, JpegError> {
         let is_sequential = self.frame.process == Process::Sequential;
         if is_sequential {
             for slot in 0..2 {
@@ -99,7 +122,7 @@ impl<'a> Decoder<'a> {
                 self.markers.ac_tables[slot] = self.markers.ac_tables[slot].take().or_else(|| standard(false, slot));
             }
         }
-        let mut picture = vec![0; 3 * self.frame.width * self.frame.height];
+        let mut picture = vec![0; color.pixel_bytes() * self.frame.width * self.frame.height];
         if is_sequential && self.scan.components.len() == self.frame.components.len() {
             self.decode_single_scan(color, &mut picture)?;
         } else {

@@ -77,7 +77,7 @@ struct Job<'a> {
 }
 
 impl<'a> Renderer<'a> {
-    /// `picture` is `[height, width, 3]`.
+    /// `picture` is `[height, width, pixel]` with as many bytes a pixel as `color` has.
     pub(super) fn new(
         frame: &'a Frame,
         layout: Bands,
@@ -92,7 +92,7 @@ impl<'a> Renderer<'a> {
         for band in 0..bands {
             let end = if band + 1 == bands { frame.height } else { (band + 1) * band_rows - 1 };
             let start = (band * band_rows).saturating_sub(1);
-            let (these, below) = rest.split_at_mut(3 * frame.width * (end - start));
+            let (these, below) = rest.split_at_mut(color.pixel_bytes() * frame.width * (end - start));
             rows.push(Some(these));
             rest = below;
         }
@@ -101,7 +101,7 @@ impl<'a> Renderer<'a> {
         Self {
             frame,
             divisors: divisors.iter().map(wrapped).collect(),
-            upsampling: frame.components.iter().map(|component| Upsampling::of(frame, component)).collect(),
+            upsampling: frame.components.iter().map(|component| color.upsampling(frame, component)).collect(),
             color,
             layout,
             shared: Mutex::new(Shared { planes: vec![None; bands], rows }),
@@ -156,7 +156,7 @@ impl<'a> Renderer<'a> {
         let length = width.next_multiple_of(2 * BLOCK);
         let components = &self.frame.components;
         let mut upsamplers: Vec<Upsampler> = components.iter().map(|_| Upsampler::default()).collect();
-        for (y, out) in (first..).zip(job.rows.chunks_exact_mut(3 * width)) {
+        for (y, out) in (first..).zip(job.rows.chunks_exact_mut(self.color.pixel_bytes() * width)) {
             let mut rows: [&[u8]; 4] = [&[]; 4];
             for (index, (component, upsampler)) in components.iter().zip(&mut upsamplers).enumerate() {
                 // Rows of this component in a band, and in a row.

@@ -23,6 +23,14 @@ pub(super) enum Upsampling {
 }
 
 impl Upsampling {
+    /// Without interpolation.
+    pub(super) fn repeated(frame: &Frame, component: &Component) -> Self {
+        match (frame.max_h / component.h, frame.max_v / component.v) {
+            (1, 1) => Self::None,
+            (across, down) => Self::Repeat { across, down },
+        }
+    }
+
     /// The rule of libjpeg-turbo. A component of one or two columns is not interpolated across.
     pub(super) fn of(frame: &Frame, component: &Component) -> Self {
         let (across, down) = (frame.max_h / component.h, frame.max_v / component.v);

@@ -1,0 +1,34 @@
+//! Tables that several JPEG files share, as TIFF has them.
+
+use super::JpegError;
+use super::huffman::Codes;
+use super::markers::{Markers, Stop};
+
+/// Quantization and Huffman tables by their slots.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tables {
+    quantization: [Option<[u16; 64]>; 4],
+    dc: [Option<Codes>; 4],
+    ac: [Option<Codes>; 4],
+}
+
+impl Tables {
+    /// Reads a file that has tables alone.
+    pub(crate) fn read(file: &[u8]) -> Result<Self, JpegError> {
+        let mut markers = Markers::new(file)?;
+        match markers.read()? {
+            Stop::End => Ok(Self::of(&markers)),
+            Stop::Scan(_) => Err(JpegError::damaged("a scan begins among the tables")),
+        }
+    }
+
+    pub(super) fn of(markers: &Markers<'_>) -> Self {
+        Self { quantization: markers.quantization, dc: markers.dc_tables.clone(), ac: markers.ac_tables.clone() }
+    }
+
+    pub(super) fn put(&self, markers: &mut Markers<'_>) {
+        markers.quantization = self.quantization;
+        markers.dc_tables = self.dc.clone();
+        markers.ac_tables = self.ac.clone();
+    }
+}

@@ -1,0 +1,97 @@
+//! Where strips and tiles lie in the file.
+//!
+//! Source: `TIFFFillStrip` and `EstimateStripByteCounts` of libtiff 4.7.
+
+use super::TiffError;
+use super::page::{Cut, Page};
+use super::tag::Tag;
+
+/// How much data all strips and tiles together may have: they may share some, but not all of it.
+const MAX_REUSE: usize = 16;
+/// Data that may be shared freely.
+const FREE_REUSE: usize = 64 << 20;
+
+/// The data of every strip or tile.
+#[derive(Debug)]
+pub(super) struct Chunks<'a> {
+    file: &'a [u8],
+    offsets: Vec<u64>,
+    counts: Option<Vec<u64>>,
+    /// Bytes of a strip or tile when decoded.
+    decoded: usize,
+    name: &'static str,
+}
+
+/// The data of one strip or tile, and where it begins in the file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chunk<'a> {
+    pub(super) data: &'a [u8],
+    pub(super) offset: usize,
+}
+
+impl<'a> Chunks<'a> {
+    pub(super) fn of(page: &Page<'a>, decoded: usize) -> Result<Self, TiffError> {
+        let Cut { is_tiled, .. } = page.cut;
+        let (offsets, counts, name) = if is_tiled {
+            (Tag::TILE_OFFSETS, Tag::TILE_BYTE_COUNTS, "tile")
+        } else {
+            (Tag::STRIP_OFFSETS, Tag::STRIP_BYTE_COUNTS, "strip")
+        };
+        // Files have been written with one tag in place of the other.
+        let either = |tag, other| -> Result<_, TiffError> {
+            Ok(match page.tags.values(tag)? {
+                Some(values) => Some(values),
+                None => page.tags.values(other)?,
+            })
+        };
+        let missing = || super::directory::missing(offsets);
+        let found = if is_tiled {
+            (either(offsets, Tag::STRIP_OFFSETS)?, either(counts, Tag::STRIP_BYTE_COUNTS)?)
+        } else {
+            (either(offsets, Tag::TILE_OFFSETS)?, either(counts, Tag::TILE_BYTE_COUNTS)?)
+        };
+        let chunks =
+            Self { file: page.tags.file, offsets: found.0.ok_or_else(missing)?, counts: found.1, decoded, name };
+        if chunks.counts.is_none() && page.cut.count() > 1 {
+            return Err(super::directory::missing(counts));
+        }
+        let planes = if page.is_planar { page.mode.bands() } else { 1 };
+        let total = (0..page.cut.count() * planes).map(|index| chunks.count(index)).fold(0, usize::saturating_add);
+        if total > FREE_REUSE.saturating_add(chunks.file.len().saturating_mul(MAX_REUSE)) {
+            return Err(TiffError::damaged(format!("its {name}s lie over each other")));
+        }
+        Ok(chunks)
+    }
+
+    /// How long the data is; where no length is given, up to the end of the file.
+    fn count(&self, index: usize) -> usize {
+        /// Longer data than this is held against the decoded size.
+        const LONG: usize = 1 << 20;
+        let offset = self.offsets.get(index).copied().unwrap_or(0);
+        let rest = self.file.len().saturating_sub(usize::try_from(offset).unwrap_or(usize::MAX));
+        let count = match &self.counts {
+            None => rest,
+            Some(counts) => match counts.get(index).copied().unwrap_or(0) {
+                0 if self.offsets.len() == 1 && offset != 0 => rest,
+                count => usize::try_from(count).unwrap_or(usize::MAX),
+            },
+        };
+        let most = self.decoded.saturating_mul(10).saturating_add(4096);
+        if count > LONG { count.min(most) } else { count }
+    }
+
+    pub(super) fn get(&self, index: usize) -> Result<Chunk<'a>, TiffError> {
+        let count = self.count(index);
+        let offset = self.offsets.get(index).and_then(|&offset| usize::try_from(offset).ok());
+        let found = offset.and_then(|offset| {
+            let data = self.file.get(offset..)?.get(..count)?;
+            Some(Chunk { data, offset })
+        });
+        let name = self.name;
+        match found {
+            Some(chunk) if count > 0 => Ok(chunk),
+            Some(_) => Err(TiffError::damaged(format!("{name} {index} has no data"))),
+            None => Err(TiffError::damaged(format!("{name} {index} reaches over the end of the file"))),
+        }
+    }
+}

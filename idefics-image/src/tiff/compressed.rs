@@ -1,0 +1,160 @@
+//! Compressed strips and tiles.
+//!
+//! Source: `TiffDecode.c` of Pillow, the codecs of libtiff 4.7.
+
+use std::borrow::Cow;
+
+use super::TiffError;
+use super::chunks::{Chunk, Chunks};
+use super::deflate;
+use super::fax::{Coding, Fax};
+use super::jpeg::Jpeg;
+use super::lzw::Lzw;
+use super::mode::{Mode, divide_by_alpha};
+use super::packbits;
+use super::page::{Compression, Page};
+use super::predictor::Predictor;
+use super::tag::Tag;
+use super::thunder;
+
+/// The decoder of a picture's strips or tiles.
+#[derive(Debug)]
+enum Codec {
+    Fax(Fax),
+    Lzw(Lzw),
+    Deflate,
+    PackBits,
+    ThunderScan,
+    Jpeg(Jpeg),
+}
+
+/// Which strip or tile is decoded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Rows of the picture above it.
+    pub(super) top: usize,
+    /// Rows that it has.
+    pub(super) rows: usize,
+}
+
+/// Decodes strips or tiles one after the other, as libtiff hands them on: rows of samples, 16 and 32 bits in
+/// little-endian order.
+#[derive(Debug)]
+pub(super) struct Reader {
+    codec: Codec,
+    predictor: Predictor,
+    is_reversed: bool,
+}
+
+impl Reader {
+    pub(super) fn new(page: &Page<'_>, max_bytes: u64) -> Result<Self, TiffError> {
+        let fax = |coding| Codec::Fax(Fax::new(coding, page.cut.width, page.is_reversed));
+        let codec = match page.compression {
+            Compression::None | Compression::OldJpeg => {
+                return Err(TiffError::coding("strips or tiles of this compression"));
+            }
+            Compression::HuffmanRows { is_word_aligned } => fax(Coding::Runs { is_word_aligned }),
+            Compression::Group3 => {
+                let has_references = page.tags.value(Tag::T4_OPTIONS)?.unwrap_or(0) & 1 == 1;
+                fax(Coding::Group3 { has_references })
+            }
+            Compression::Group4 => fax(Coding::Group4),
+            Compression::Lzw => Codec::Lzw(Lzw::new()),
+            Compression::Deflate => Codec::Deflate,
+            Compression::PackBits => Codec::PackBits,
+            Compression::ThunderScan if page.bits == 4 && !page.cut.is_tiled => Codec::ThunderScan,
+            Compression::ThunderScan => return Err(TiffError::coding("ThunderScan with other than 4 bits in strips")),
+            Compression::Jpeg => Codec::Jpeg(Jpeg::new(page, max_bytes)?),
+        };
+        let is_whole = matches!(codec, Codec::Fax(_) | Codec::Jpeg(_));
+        Ok(Self { codec, predictor: Predictor::of(page)?, is_reversed: page.is_reversed && !is_whole })
+    }
+
+    /// Fills `out`, whole rows of `page.stored_row()` bytes. What the data does not reach stays as it was.
+    pub(super) fn read(
+        &mut self,
+        page: &Page<'_>,
+        chunk: Chunk<'_>,
+        place: Place,
+        out: &mut [u8],
+    ) -> Result<(), TiffError> {
+        let data: Cow<'_, [u8]> = if self.is_reversed {
+            chunk.data.iter().map(|byte| byte.reverse_bits()).collect()
+        } else {
+            chunk.data.into()
+        };
+        match &mut self.codec {
+            Codec::Fax(fax) => fax.decode(&data, chunk.offset, out)?,
+            Codec::Lzw(lzw) => lzw.decode(&data, out)?,
+            Codec::Deflate => deflate::decode(&data, out)?,
+            Codec::PackBits => packbits::decode(&data, out)?,
+            Codec::ThunderScan => thunder::decode(&data, page.cut.width, out)?,
+            Codec::Jpeg(jpeg) => return jpeg.decode(page, &data, place, out),
+        }
+        self.predictor.finish(out, page.stored_row(), page.samples_together(), page.bits, page.order());
+        Ok(())
+    }
+}
+
+/// Decodes a page into pixels of its mode, `[height, width, pixel]`.
+pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
+    let (width, height) = (page.width as usize, page.height as usize);
+    let pixel = page.mode.pixel_bytes();
+    let mut samples = page.samples.in_native_order();
+    if page.compression == Compression::Jpeg && page.photometric == 6 && !page.is_planar {
+        // Here libjpeg makes RGB of it.
+        samples = super::mode::Samples::Bytes { stored: pixel, is_reversed: false, is_premultiplied: false };
+    }
+    let planes = if page.is_planar { page.mode.bands() } else { 1 };
+    let (cut, stored_row) = (page.cut, page.stored_row());
+    let expected_row = (cut.width * samples.bits() / planes).div_ceil(8);
+    if stored_row != expected_row {
+        return Err(TiffError::damaged(format!(
+            "rows have {stored_row} bytes where its color (tag PhotometricInterpretation) needs {expected_row}"
+        )));
+    }
+    if planes > 1 && !matches!(page.bits, 8 | 16) {
+        return Err(TiffError::coding(format!("samples of {} bits in separate planes", page.bits)));
+    }
+    let mut reader = Reader::new(page, max_bytes)?;
+    let chunks = Chunks::of(page, stored_row * cut.height)?;
+    let mut pixels = vec![0; width * height * pixel];
+    let mut buffer = vec![0; stored_row * cut.height];
+    for (down, plane) in (0..cut.down).flat_map(|down| (0..planes).map(move |plane| (down, plane))) {
+        let top = down * cut.height;
+        let visible = cut.height.min(height - top);
+        let rows = if cut.is_tiled { cut.height } else { visible };
+        for across in 0..cut.across {
+            let chunk = chunks.get(plane * cut.count() + down * cut.across + across)?;
+            reader.read(page, chunk, Place { top, rows }, &mut buffer[..rows * stored_row])?;
+            let left = across * cut.width;
+            let columns = cut.width.min(width - left);
+            for (y, row) in (top..).zip(buffer.chunks_exact(stored_row).take(visible)) {
+                let out = &mut pixels[(y * width + left) * pixel..][..columns * pixel];
+                if planes == 1 {
+                    samples.unpack(page.mode, row, out);
+                } else {
+                    unpack_band(row, page.bits, out, pixel, plane);
+                }
+            }
+        }
+    }
+    if planes > 1 && page.mode == Mode::Rgba && matches!(page.extra.first(), None | Some(0 | 1)) {
+        // To libtiff a fourth sample without a kind is like premultiplied alpha.
+        pixels.chunks_exact_mut(pixel).for_each(divide_by_alpha);
+    }
+    Ok(pixels)
+}
+
+/// Puts a row of one plane into its place in the pixels. Of grey with alpha, and of a palette with alpha, Pillow loses
+/// the alpha.
+fn unpack_band(row: &[u8], bits: u16, out: &mut [u8], pixel: usize, band: usize) {
+    if pixel == 2 && band == 1 {
+        return;
+    }
+    let step = usize::from(bits / 8);
+    let values = row.chunks_exact(step).map(|sample| sample[step - 1]);
+    for (out, value) in out.chunks_exact_mut(pixel).zip(values) {
+        out[band] = value;
+    }
+}

@@ -1,0 +1,251 @@
+//! The container: header, directories (IFDs), tag values.
+//!
+//! Source: TIFF 6.0 sections 2 and 8, the BigTIFF proposal; `ImageFileDirectory_v2.load` of Pillow's
+//! `TiffImagePlugin.py` where a directory is damaged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+
+use super::TiffError;
+use super::tag::Tag;
+
+/// The order of the bytes in a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ByteOrder {
+    Little,
+    Big,
+}
+
+impl ByteOrder {
+    pub(super) fn u16(self, bytes: [u8; 2]) -> u16 {
+        match self {
+            Self::Little => u16::from_le_bytes(bytes),
+            Self::Big => u16::from_be_bytes(bytes),
+        }
+    }
+
+    pub(super) fn u32(self, bytes: [u8; 4]) -> u32 {
+        match self {
+            Self::Little => u32::from_le_bytes(bytes),
+            Self::Big => u32::from_be_bytes(bytes),
+        }
+    }
+
+    fn u64(self, bytes: [u8; 8]) -> u64 {
+        match self {
+            Self::Little => u64::from_le_bytes(bytes),
+            Self::Big => u64::from_be_bytes(bytes),
+        }
+    }
+}
+
+/// What the first bytes of a file say.
+#[derive(Debug, Clone, Copy)]
+struct Header<'a> {
+    file: &'a [u8],
+    order: ByteOrder,
+    /// BigTIFF: offsets and counts have 64 bits.
+    is_big: bool,
+}
+
+/// The values of one tag.
+#[derive(Debug, Clone, Copy)]
+struct Entry<'a> {
+    kind: u16,
+    data: &'a [u8],
+}
+
+/// One page's tags.
+#[derive(Debug)]
+pub(super) struct Directory<'a> {
+    pub(super) file: &'a [u8],
+    pub(super) order: ByteOrder,
+    entries: BTreeMap<Tag, Entry<'a>>,
+}
+
+impl<'a> Directory<'a> {
+    /// Reads the tags of a page, counted from 1.
+    pub(super) fn of_page(file: &'a [u8], page: NonZeroU32) -> Result<Self, TiffError> {
+        let (header, mut at) = Header::read(file)?;
+        let mut seen = BTreeSet::from([at]);
+        for pages in 1..page.get() {
+            at = header.next_directory(at).unwrap_or(0);
+            if at == 0 || !seen.insert(at) {
+                return Err(TiffError::NoSuchPage(pages));
+            }
+        }
+        Ok(Self { file, order: header.order, entries: header.entries(at) })
+    }
+
+    pub(super) fn contains(&self, tag: Tag) -> bool {
+        self.entries.contains_key(&tag)
+    }
+
+    /// The bytes of a tag as they lie in the file.
+    pub(super) fn bytes(&self, tag: Tag) -> Option<&'a [u8]> {
+        self.entries.get(&tag).map(|entry| entry.data)
+    }
+
+    /// All values of a tag with whole numbers.
+    pub(super) fn values(&self, tag: Tag) -> Result<Option<Vec<u64>>, TiffError> {
+        let Some(entry) = self.entries.get(&tag) else { return Ok(None) };
+        let values = entry.whole_numbers(self.order, usize::MAX).ok_or_else(|| not_whole(tag))?;
+        Ok(Some(values))
+    }
+
+    /// The first value of a tag with whole numbers.
+    pub(super) fn value(&self, tag: Tag) -> Result<Option<u64>, TiffError> {
+        let Some(entry) = self.entries.get(&tag) else { return Ok(None) };
+        let first = entry.whole_numbers(self.order, 1).and_then(|values| values.first().copied());
+        first.map(Some).ok_or_else(|| not_whole(tag))
+    }
+
+    /// All values of a tag as 16 bits.
+    pub(super) fn shorts(&self, tag: Tag) -> Result<Option<Vec<u16>>, TiffError> {
+        let Some(values) = self.values(tag)? else { return Ok(None) };
+        let short = |value| u16::try_from(value).map_err(|_| bad_value(tag, value));
+        values.into_iter().map(short).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// The values of a tag with fractions or whole numbers; `None` if the tag is missing, of another type, or has
+    /// fewer than `N`.
+    pub(super) fn floats<const N: usize>(&self, tag: Tag) -> Option<[f32; N]> {
+        const RATIONAL: u16 = 5;
+        let entry = self.entries.get(&tag)?;
+        let mut values = [0.0; N];
+        if entry.kind == RATIONAL {
+            let (pairs, _) = entry.data.as_chunks::<8>();
+            for (value, &[a, b, c, d, e, f, g, h]) in values.iter_mut().zip(pairs.get(..N)?) {
+                let (above, below) = (self.order.u32([a, b, c, d]), self.order.u32([e, f, g, h]));
+                *value = if below == 0 { 0.0 } else { (f64::from(above) / f64::from(below)) as f32 };
+            }
+        } else {
+            for (value, whole) in values.iter_mut().zip(entry.whole_numbers(self.order, N)?.get(..N)?) {
+                *value = *whole as f32;
+            }
+        }
+        Some(values)
+    }
+}
+
+pub(super) fn bad_value(tag: Tag, value: u64) -> TiffError {
+    TiffError::damaged(format!("the tag {} ({}) has the value {value}", tag.name(), tag.0))
+}
+
+pub(super) fn missing(tag: Tag) -> TiffError {
+    TiffError::damaged(format!("the tag {} ({}) is missing", tag.name(), tag.0))
+}
+
+fn not_whole(tag: Tag) -> TiffError {
+    TiffError::damaged(format!("the tag {} ({}) is not a whole number", tag.name(), tag.0))
+}
+
+impl<'a> Header<'a> {
+    /// The header, and where the first directory is.
+    fn read(file: &'a [u8]) -> Result<(Self, u64), TiffError> {
+        let short = || TiffError::damaged("the file ends early");
+        let (mark, _) = file.split_first_chunk::<4>().ok_or_else(short)?;
+        let order = if mark[0] == b'I' { ByteOrder::Little } else { ByteOrder::Big };
+        // Writers have got the order of the version's bytes wrong; Pillow takes both.
+        let is_big = mark[2..].contains(&43);
+        let header = Self { file, order, is_big };
+        let first = if is_big { header.u64(8) } else { header.u32(4).map(u64::from) };
+        Ok((header, first.ok_or_else(short)?))
+    }
+
+    fn u16(&self, at: usize) -> Option<u16> {
+        Some(self.order.u16(*self.file.get(at..)?.first_chunk()?))
+    }
+
+    fn u32(&self, at: usize) -> Option<u32> {
+        Some(self.order.u32(*self.file.get(at..)?.first_chunk()?))
+    }
+
+    fn u64(&self, at: usize) -> Option<u64> {
+        Some(self.order.u64(*self.file.get(at..)?.first_chunk()?))
+    }
+
+    /// How many entries the directory has, and where the first one is.
+    fn count(&self, at: u64) -> Option<(u64, usize)> {
+        let at = usize::try_from(at).ok()?;
+        if self.is_big { Some((self.u64(at)?, at + 8)) } else { Some((u64::from(self.u16(at)?), at + 2)) }
+    }
+
+    fn entry_length(&self) -> usize {
+        if self.is_big { 20 } else { 12 }
+    }
+
+    fn next_directory(&self, at: u64) -> Option<u64> {
+        let (count, first) = self.count(at)?;
+        let end = usize::try_from(count).ok()?.checked_mul(self.entry_length())?.checked_add(first)?;
+        if self.is_big { self.u64(end) } else { self.u32(end).map(u64::from) }
+    }
+
+    /// The entries up to the first that reaches outside the file, behind which Pillow stops as well.
+    fn entries(&self, at: u64) -> BTreeMap<Tag, Entry<'a>> {
+        let mut entries = BTreeMap::new();
+        let Some((count, first)) = self.count(at) else { return entries };
+        let length = self.entry_length();
+        let rows = self.file.get(first..).unwrap_or_default().chunks_exact(length);
+        for (row, index) in rows.zip(0..count) {
+            let at = first + index as usize * length;
+            let (Some(tag), Some(kind)) = (self.u16(at), self.u16(at + 2)) else { break };
+            let Some(width) = type_width(kind) else { continue };
+            let (count, inline) =
+                if self.is_big { (self.u64(at + 4), &row[12..]) } else { (self.u32(at + 4).map(u64::from), &row[8..]) };
+            let Some(size) = count.and_then(|count| usize::try_from(count).ok()?.checked_mul(width)) else { break };
+            let data = match inline.get(..size) {
+                Some(data) => Some(data),
+                None => self.out_of_line(at + length - inline.len(), size),
+            };
+            let Some(data) = data else { break };
+            let tag = Tag(tag);
+            if tag.is_known() && !data.is_empty() {
+                entries.insert(tag, Entry { kind, data });
+            }
+        }
+        entries
+    }
+
+    fn out_of_line(&self, at: usize, size: usize) -> Option<&'a [u8]> {
+        let offset = if self.is_big { self.u64(at)? } else { u64::from(self.u32(at)?) };
+        self.file.get(usize::try_from(offset).ok()?..)?.get(..size)
+    }
+}
+
+/// Bytes of a value of a type; `None` for types that Pillow skips.
+fn type_width(kind: u16) -> Option<usize> {
+    match kind {
+        1 | 2 | 6 | 7 => Some(1),
+        3 | 8 => Some(2),
+        4 | 9 | 11 | 13 => Some(4),
+        5 | 10 | 12 | 16 => Some(8),
+        _ => None,
+    }
+}
+
+impl Entry<'_> {
+    /// Up to `most` of the values; `None` if they are fractions, or negative.
+    fn whole_numbers(&self, order: ByteOrder, most: usize) -> Option<Vec<u64>> {
+        let values: Vec<u64> = match self.kind {
+            1 | 7 => self.data.iter().take(most).map(|&value| u64::from(value)).collect(),
+            3 => self.data.as_chunks().0.iter().take(most).map(|&bytes| u64::from(order.u16(bytes))).collect(),
+            4 | 13 => self.data.as_chunks().0.iter().take(most).map(|&bytes| u64::from(order.u32(bytes))).collect(),
+            16 => self.data.as_chunks().0.iter().take(most).map(|&bytes| order.u64(bytes)).collect(),
+            6 => {
+                let signed = self.data.iter().take(most).map(|&value| u64::try_from(value.cast_signed()));
+                signed.collect::<Result<_, _>>().ok()?
+            }
+            8 => {
+                let signed = self.data.as_chunks().0.iter().take(most).map(|&bytes| order.u16(bytes).cast_signed());
+                signed.map(u64::try_from).collect::<Result<_, _>>().ok()?
+            }
+            9 => {
+                let signed = self.data.as_chunks().0.iter().take(most).map(|&bytes| order.u32(bytes).cast_signed());
+                signed.map(u64::try_from).collect::<Result<_, _>>().ok()?
+            }
+            _ => return None,
+        };
+        Some(values)
+    }
+}

@@ -1,0 +1,301 @@
+//! One row as runs of white and black in turn.
+
+use super::Fault;
+use super::bits::{Bits, Ended};
+use super::codes::{BLACK, BLACK_BITS, MOVE_BITS, MOVES, Move, Run, WHITE, WHITE_BITS};
+
+/// The runs of a row, white first. Numbers wrap as they do in libtiff: damaged rows reach far.
+#[derive(Debug)]
+pub(super) struct Row {
+    width: i32,
+    /// Room for more runs than a row has; the first `length` count.
+    runs: Vec<u32>,
+    length: usize,
+    /// Pixels so far, and of those the ones that belong to no run yet.
+    at: i32,
+    pending: i32,
+}
+
+/// What a row ended with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Its last pixel, or damage.
+    Pixel,
+    /// The zeros of an end-of-line code.
+    EndOfLine,
+}
+
+/// Where the row above changes color.
+struct Changes<'a> {
+    runs: &'a [u32],
+    next: usize,
+    /// The next change, in pixels.
+    at: i32,
+}
+
+impl Row {
+    pub(super) fn new(width: usize, room: usize) -> Self {
+        Self { width: width as i32, runs: vec![0; room], length: 0, at: 0, pending: 0 }
+    }
+
+    /// Makes it a row of white pixels.
+    pub(super) fn clear_to_white(&mut self) {
+        self.runs[..2].copy_from_slice(&[self.width.cast_unsigned(), 0]);
+    }
+
+    fn begin(&mut self) {
+        (self.length, self.at, self.pending) = (0, 0, 0);
+    }
+
+    fn push(&mut self, run: i32) -> Result<(), Fault> {
+        let place = self.runs.get_mut(self.length).ok_or(Fault::TooManyRuns)?;
+        *place = self.pending.wrapping_add(run).cast_unsigned();
+        self.length += 1;
+        self.at = self.at.wrapping_add(run);
+        self.pending = 0;
+        Ok(())
+    }
+
+    /// Ends the runs where the row ends.
+    fn finish(&mut self) -> Result<(), Fault> {
+        if self.pending != 0 {
+            self.push(0)?;
+        }
+        if self.at == self.width {
+            return Ok(());
+        }
+        while self.at > self.width && self.length > 0 {
+            self.length -= 1;
+            self.at = self.at.wrapping_sub(self.runs[self.length].cast_signed());
+        }
+        if self.at < self.width {
+            self.at = self.at.max(0);
+            if !self.length.is_multiple_of(2) {
+                self.push(0)?;
+            }
+            self.push(self.width - self.at)
+        } else if self.at > self.width {
+            self.push(self.width)?;
+            self.push(0)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Puts a change behind the last one, for the row below.
+    pub(super) fn close(&mut self) -> Result<(), Fault> {
+        self.push(0)
+    }
+
+    /// Reads a run of one color. `Err` holds what stands in its place.
+    fn run(&mut self, bits: &mut Bits<'_>, is_white: bool) -> Result<Result<(), Run>, Fault> {
+        loop {
+            let (run, length) = if is_white {
+                bits.need(WHITE_BITS)?;
+                WHITE.0[bits.peek(WHITE_BITS)]
+            } else {
+                bits.need(BLACK_BITS)?;
+                BLACK.0[bits.peek(BLACK_BITS)]
+            };
+            bits.skip(u32::from(length));
+            match run {
+                Run::Last(pixels) => return self.push(i32::from(pixels)).map(Ok),
+                Run::More(pixels) => {
+                    self.at = self.at.wrapping_add(i32::from(pixels));
+                    self.pending = self.pending.wrapping_add(i32::from(pixels));
+                }
+                Run::EndOfLine | Run::Unknown => return Ok(Err(run)),
+            }
+        }
+    }
+
+    /// Reads a row of runs.
+    pub(super) fn read_runs(&mut self, bits: &mut Bits<'_>) -> Result<End, Fault> {
+        self.begin();
+        let mut end = End::Pixel;
+        let mut is_white = true;
+        loop {
+            if let Err(other) = self.run(bits, is_white)? {
+                if other == Run::EndOfLine {
+                    end = End::EndOfLine;
+                }
+                break;
+            }
+            if self.at >= self.width {
+                break;
+            }
+            // A pair of empty runs is dropped.
+            if !is_white && self.runs[self.length - 2..self.length] == [0, 0] {
+                self.length -= 2;
+            }
+            is_white = !is_white;
+        }
+        self.finish()?;
+        Ok(end)
+    }
+
+    /// Reads a row that is coded by the row above. If the data ends, the row is finished nevertheless.
+    pub(super) fn read_moves(&mut self, bits: &mut Bits<'_>, above: &Self) -> Result<End, Fault> {
+        self.begin();
+        let mut changes = Changes { runs: &above.runs, next: 1, at: above.runs[0].cast_signed() };
+        let result = self.read_each_move(bits, &mut changes);
+        if matches!(result, Ok(_) | Err(Fault::Ended)) {
+            self.finish()?;
+        }
+        result
+    }
+
+    fn read_each_move(&mut self, bits: &mut Bits<'_>, changes: &mut Changes<'_>) -> Result<End, Fault> {
+        while self.at < self.width {
+            if self.length >= self.runs.len() {
+                return Err(Fault::TooManyRuns);
+            }
+            bits.need(MOVE_BITS)?;
+            let (meaning, length) = MOVES.0[bits.peek(MOVE_BITS)];
+            bits.skip(u32::from(length));
+            match meaning {
+                Move::Pass => {
+                    changes.pass(self)?;
+                    changes.step(1)?;
+                    self.pending = self.pending.wrapping_add(changes.at.wrapping_sub(self.at));
+                    self.at = changes.at;
+                    changes.step(0)?;
+                }
+                Move::Horizontal => {
+                    let is_white = self.length.is_multiple_of(2);
+                    if self.run(bits, is_white)?.is_err() || self.run(bits, !is_white)?.is_err() {
+                        return Ok(End::Pixel);
+                    }
+                    changes.pass(self)?;
+                }
+                Move::Vertical(offset) => {
+                    changes.pass(self)?;
+                    if offset < 0 && changes.at < self.at.wrapping_sub(offset) {
+                        return Ok(End::Pixel);
+                    }
+                    self.push(changes.at.wrapping_sub(self.at).wrapping_add(offset))?;
+                    if offset < 0 { changes.step_back() } else { changes.step(0)? }
+                }
+                Move::Extension => {
+                    self.fill_up();
+                    return Ok(End::Pixel);
+                }
+                Move::EndOfLine => {
+                    self.fill_up();
+                    bits.need(4)?;
+                    bits.skip(4);
+                    return Ok(End::EndOfLine);
+                }
+            }
+        }
+        if self.pending != 0 {
+            if self.pending.wrapping_add(self.at) < self.width {
+                // A last change at the end of the row is expected.
+                bits.need(1)?;
+                if bits.peek(1) == 0 {
+                    return Ok(End::Pixel);
+                }
+                bits.skip(1);
+            }
+            self.push(0)?;
+        }
+        Ok(End::Pixel)
+    }
+
+    /// Adds what is missing as one run, which [`Self::finish`] does not know of.
+    fn fill_up(&mut self) {
+        self.runs[self.length] = self.width.wrapping_sub(self.at).cast_unsigned();
+        self.length += 1;
+    }
+
+    /// Writes the row, a bit a pixel, 1 for black, and cuts runs that reach over its end.
+    pub(super) fn write(&mut self, out: &mut [u8]) {
+        if !self.length.is_multiple_of(2)
+            && let Some(run) = self.runs.get_mut(self.length)
+        {
+            *run = 0;
+        }
+        let width = self.width.cast_unsigned();
+        let mut x = 0;
+        let length = self.length.next_multiple_of(2).min(self.runs.len());
+        for (index, run) in self.runs[..length].iter_mut().enumerate() {
+            if *run > width || x + *run > width {
+                *run = width - x;
+            }
+            fill_bits(out, x as usize..(x + *run) as usize, index % 2 == 1);
+            x += *run;
+        }
+    }
+}
+
+impl Changes<'_> {
+    /// Goes on to the first change of the right color behind the row's position.
+    fn pass(&mut self, row: &Row) -> Result<(), Fault> {
+        if row.length > 0 {
+            while self.at <= row.at && self.at < row.width {
+                self.step(1)?;
+                self.step(0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on by one run, if there are `more` behind it.
+    fn step(&mut self, more: usize) -> Result<(), Fault> {
+        if self.next + more >= self.runs.len() {
+            return Err(Fault::TooManyRuns);
+        }
+        self.at = self.at.wrapping_add(self.runs[self.next].cast_signed());
+        self.next += 1;
+        Ok(())
+    }
+
+    fn step_back(&mut self) {
+        self.next -= 1;
+        self.at = self.at.wrapping_sub(self.runs[self.next].cast_signed());
+    }
+}
+
+impl From<Ended> for Fault {
+    fn from(_: Ended) -> Self {
+        Self::Ended
+    }
+}
+
+/// Sets or clears bits, the highest of a byte first.
+fn fill_bits(out: &mut [u8], bits: std::ops::Range<usize>, value: bool) {
+    if bits.is_empty() {
+        return;
+    }
+    let (first, last) = (bits.start / 8, (bits.end - 1) / 8);
+    let head = 0xff >> (bits.start % 8);
+    let tail = 0xff << (7 - (bits.end - 1) % 8);
+    let mut fill = |at: usize, mask: u8| if value { out[at] |= mask } else { out[at] &= !mask };
+    if first == last {
+        return fill(first, head & tail);
+    }
+    fill(first, head);
+    fill(last, tail);
+    out[first + 1..last].fill(if value { 0xff } else { 0 });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_filled_between_any_two_places() {
+        for start in 0..40 {
+            for end in start..40 {
+                let (mut set, mut clear) = ([0; 5], [0xff; 5]);
+                fill_bits(&mut set, start..end, true);
+                fill_bits(&mut clear, start..end, false);
+                for bit in 0..40 {
+                    let is_in = (start..end).contains(&bit);
+                    assert_eq!(set[bit / 8] >> (7 - bit % 8) & 1 == 1, is_in);
+                    assert_eq!(clear[bit / 8] >> (7 - bit % 8) & 1 == 0, is_in);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! JPEG in strips and tiles (compression 7).
+//!
+//! Source: TIFF Technical Note 2; `tif_jpeg.c` of libtiff 4.7.
+
+use super::TiffError;
+use super::compressed::Place;
+use super::page::Page;
+use super::tag::Tag;
+use crate::jpeg::{Color, Decoder, Tables};
+
+const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+
+/// Decodes the strips or tiles of a picture.
+#[derive(Debug)]
+pub(super) struct Jpeg {
+    /// Tables of the tag JPEGTables, then of all strips so far.
+    tables: Tables,
+    color: Color,
+    /// The sampling factors of the first component, as the first strip has them.
+    sampling: Option<(usize, usize)>,
+    max_bytes: u64,
+}
+
+impl Jpeg {
+    pub(super) fn new(page: &Page<'_>, max_bytes: u64) -> Result<Self, TiffError> {
+        let tables = match page.tags.bytes(Tag::JPEG_TABLES) {
+            Some(file) => Tables::read(file)?,
+            None => Tables::default(),
+        };
+        let is_ycbcr = page.photometric == 6 && page.stored_samples == 3 && !page.is_planar;
+        let color = if is_ycbcr { Color::YCbCr } else { Color::Plain { components: page.samples_together() } };
+        Ok(Self { tables, color, sampling: None, max_bytes })
+    }
+
+    /// Fills `out`. Where the data ends early the rest is grey; what a picture leaves free that is smaller than its
+    /// place is black.
+    pub(super) fn decode(
+        &mut self,
+        page: &Page<'_>,
+        data: &[u8],
+        place: Place,
+        out: &mut [u8],
+    ) -> Result<(), TiffError> {
+        if page.bits != 8 {
+            return Err(TiffError::coding(format!("JPEG with samples of {} bits (tag BitsPerSample)", page.bits)));
+        }
+        let file = [data, &END_OF_IMAGE].concat();
+        let decoder = Decoder::with_tables(&file, &self.tables)?;
+        self.tables = decoder.tables();
+        if decoder.components() != page.samples_together() {
+            return Err(TiffError::damaged(format!(
+                "JPEG data has {} components where a pixel has {} samples (tag SamplesPerPixel)",
+                decoder.components(),
+                page.samples_together()
+            )));
+        }
+        self.check_sampling(&decoder.sampling())?;
+        let (width, height) = decoder.size();
+        let (width, height) = (width as usize, height as usize);
+        if width == 0 || height == 0 {
+            return Err(TiffError::damaged(format!("JPEG data has the size {width}x{height}")));
+        }
+        // The last strip may have the height of the others.
+        let is_last = !page.cut.is_tiled && width == page.cut.width && place.top + place.rows == page.height as usize;
+        if width > page.cut.width || height > place.rows && !(is_last && height <= page.cut.height) {
+            return Err(TiffError::damaged(format!(
+                "JPEG data has the size {width}x{height} where {}x{} are expected",
+                page.cut.width, place.rows
+            )));
+        }
+        let pixels = decoder.decode_as(self.color, self.max_bytes)?;
+        let row_bytes = out.len() / place.rows;
+        let pixel = row_bytes / page.cut.width;
+        if width < page.cut.width || height < place.rows {
+            out.fill(0);
+        }
+        for (out, row) in out.chunks_exact_mut(row_bytes).zip(pixels.chunks_exact(width * pixel)) {
+            out[..width * pixel].copy_from_slice(row);
+        }
+        Ok(())
+    }
+
+    fn check_sampling(&mut self, factors: &[(usize, usize)]) -> Result<(), TiffError> {
+        let first = factors.first().copied().unwrap_or((1, 1));
+        let expected = if self.color == Color::YCbCr { *self.sampling.get_or_insert(first) } else { (1, 1) };
+        if first != expected || factors.iter().skip(1).any(|&factors| factors != (1, 1)) {
+            return Err(TiffError::coding(format!("JPEG data with the sampling factors {factors:?}")));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,188 @@
+//! LZW, with the codes of TIFF 6.0 and those of the older form that some files still have.
+//!
+//! Source: TIFF 6.0 section 13; `tif_lzw.c` of libtiff 4.7 for the older form and for damaged data.
+
+use super::TiffError;
+
+const CLEAR: usize = 256;
+const END: usize = 257;
+const FIRST: usize = 258;
+/// Entries that libtiff lets a table have before it asks for a clear code; codes reach only 4096 of them.
+const MAX_ENTRIES: usize = 4095 + 1024;
+const MIN_BITS: u32 = 9;
+const MAX_BITS: u32 = 12;
+
+/// A string of the table: where it stands in the output.
+#[derive(Debug, Clone, Copy, Default)]
+struct Entry {
+    start: usize,
+    length: usize,
+}
+
+/// Decodes strips or tiles. The first one tells which form the file has.
+#[derive(Debug)]
+pub(super) struct Lzw {
+    is_old: Option<bool>,
+    entries: Vec<Entry>,
+}
+
+impl Lzw {
+    pub(super) fn new() -> Self {
+        Self { is_old: None, entries: vec![Entry::default(); MAX_ENTRIES] }
+    }
+
+    /// Fills `out`; what follows in `data` is ignored.
+    pub(super) fn decode(&mut self, data: &[u8], out: &mut [u8]) -> Result<(), TiffError> {
+        let looks_old = matches!(data, [0, second, ..] if second & 1 == 1);
+        if *self.is_old.get_or_insert(looks_old) {
+            self.decode_codes(OldCodes { data, at: 0 }, 0, out)
+        } else {
+            self.decode_codes(Codes { data, at: 0 }, 1, out)
+        }
+    }
+
+    /// `early` is 1 where codes become longer one entry before they have to.
+    fn decode_codes(&mut self, mut codes: impl ReadCode, early: usize, out: &mut [u8]) -> Result<(), TiffError> {
+        let ends_early = || TiffError::damaged("LZW data ends early");
+        let mut written = 0;
+        let mut bits = MIN_BITS;
+        // Before a clear code there is no table.
+        let mut free = None;
+        let mut last = Entry::default();
+        while written < out.len() {
+            let mut code = codes.next(bits).ok_or_else(ends_early)?;
+            if code == CLEAR {
+                bits = MIN_BITS;
+                while code == CLEAR {
+                    code = codes.next(bits).ok_or_else(ends_early)?;
+                }
+                if code > END {
+                    return Err(TiffError::damaged("LZW data has a code that is not in its table"));
+                }
+                if code < CLEAR {
+                    out[written] = code as u8;
+                    last = Entry { start: written, length: 1 };
+                    written += 1;
+                    free = Some(FIRST);
+                }
+                if code != END {
+                    continue;
+                }
+            }
+            if code == END {
+                return Err(ends_early());
+            }
+            let at = match free {
+                Some(at) if code <= at && at < MAX_ENTRIES => at,
+                _ => return Err(TiffError::damaged("LZW data has a code that is not in its table")),
+            };
+            // The last string with the first byte of this one: it stands in the output once this one is written.
+            self.entries[at] = Entry { start: last.start, length: last.length + 1 };
+            free = Some(at + 1);
+            if at + 1 > (1 << bits) - 1 - early {
+                bits = (bits + 1).min(MAX_BITS);
+            }
+            let start = written;
+            if code < CLEAR {
+                out[written] = code as u8;
+                written += 1;
+            } else {
+                let Entry { start, length } = self.entries[code];
+                let length = length.min(out.len() - written);
+                if start + length <= written {
+                    out.copy_within(start..start + length, written);
+                } else {
+                    // The string reaches into itself.
+                    for offset in 0..length {
+                        out[written + offset] = out[start + offset];
+                    }
+                }
+                written += length;
+            }
+            last = Entry { start, length: written - start };
+        }
+        Ok(())
+    }
+}
+
+trait ReadCode {
+    /// The next code, or nothing at the end of the data.
+    fn next(&mut self, bits: u32) -> Option<usize>;
+}
+
+/// Codes from the highest bit on. `at` counts bits.
+struct Codes<'a> {
+    data: &'a [u8],
+    at: usize,
+}
+
+/// Codes from the lowest bit on.
+struct OldCodes<'a> {
+    data: &'a [u8],
+    at: usize,
+}
+
+/// The three bytes that a code of at most 12 bits may lie in.
+fn three(data: &[u8], at: usize, bits: u32) -> Option<[u32; 3]> {
+    if at + bits as usize > data.len() * 8 {
+        return None;
+    }
+    let byte = |offset: usize| data.get(at / 8 + offset).map_or(0, |&byte| u32::from(byte));
+    Some([byte(0), byte(1), byte(2)])
+}
+
+impl ReadCode for Codes<'_> {
+    fn next(&mut self, bits: u32) -> Option<usize> {
+        let [a, b, c] = three(self.data, self.at, bits)?;
+        let window = (a << 16 | b << 8 | c) << (8 + self.at % 8);
+        self.at += bits as usize;
+        Some((window >> (32 - bits)) as usize)
+    }
+}
+
+impl ReadCode for OldCodes<'_> {
+    fn next(&mut self, bits: u32) -> Option<usize> {
+        let [a, b, c] = three(self.data, self.at, bits)?;
+        let window = (a | b << 8 | c << 16) >> (self.at % 8);
+        self.at += bits as usize;
+        Some((window & ((1 << bits) - 1)) as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Codes of growing length, from the highest or the lowest bit on.
+    fn packed(codes: &[(u32, usize)], is_old: bool) -> Vec<u8> {
+        let mut bits = Vec::new();
+        for &(length, code) in codes {
+            let code = (0..length).map(|bit| code >> bit & 1 == 1);
+            if is_old { bits.extend(code) } else { bits.extend(code.rev()) }
+        }
+        let byte = |bits: &[bool]| {
+            bits.iter().enumerate().fold(0, |byte, (at, &bit)| byte | u8::from(bit) << if is_old { at } else { 7 - at })
+        };
+        bits.chunks(8).map(byte).collect()
+    }
+
+    #[test]
+    fn a_string_may_reach_into_itself() {
+        for is_old in [false, true] {
+            let data = packed(&[(9, CLEAR), (9, 7), (9, 258), (9, 259), (9, END)], is_old);
+            assert_eq!(matches!(data[..2], [0, 1]), is_old);
+            let mut out = [0; 6];
+            Lzw::new().decode(&data, &mut out).unwrap();
+            assert_eq!(out, [7; 6]);
+            assert!(Lzw::new().decode(&data, &mut [0; 7]).is_err());
+            assert!(Lzw::new().decode(&data[..3], &mut out).is_err());
+        }
+    }
+
+    #[test]
+    fn codes_that_are_not_in_the_table_are_refused() {
+        for codes in [&[(9, 7)][..], &[(9, CLEAR), (9, 258)], &[(9, CLEAR), (9, 7), (9, 259)]] {
+            assert!(Lzw::new().decode(&packed(codes, false), &mut [0; 9]).is_err(), "{codes:?}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! TIFF files, with the very pixels that Pillow gives.
+//!
+//! Which files are read, and as which of Pillow's modes, is the table of its `TiffImagePlugin.py`; see [`mode`]. Strips
+//! and tiles, samples together or in planes, classic and BigTIFF. Compression: none, LZW (both forms), deflate,
+//! PackBits, CCITT rows, group 3 and 4, ThunderScan, JPEG of both kinds. What else the tags can say is refused by name.
+//!
+//! Damaged files: what Pillow with libtiff 4.7 refuses is refused, what it lets pass comes out as it does there.
+//!
+//! The way of a file: [`directory`] reads the tags of a page, [`page`] what they say; [`raw`] and [`compressed`] decode
+//! strips and tiles to pixels of a mode, [`color`] hands them on.
+
+mod chunks;
+mod color;
+mod compressed;
+mod deflate;
+mod directory;
+mod error;
+mod fax;
+mod jpeg;
+mod lab;
+mod lzw;
+mod mode;
+mod old_jpeg;
+mod packbits;
+mod page;
+mod predictor;
+mod raw;
+mod tag;
+mod thunder;
+mod ycbcr;
+
+use std::num::NonZeroU32;
+
+use image::metadata::Orientation;
+
+use self::color::color_map;
+use self::directory::{Directory, missing};
+use self::error::TiffError;
+use self::mode::Mode;
+use self::page::{Compression, Page};
+use self::tag::Tag;
+use crate::ImageError;
+use crate::decode::Input;
+use crate::orientation::read_xmp;
+use crate::raster::{Palette, Raster};
+
+/// Decodes a page, counted from 1.
+pub(crate) fn decode(file: &[u8], input: &Input<'_>, page: NonZeroU32) -> Result<Raster, ImageError> {
+    let error = |error| match error {
+        TiffError::Damaged(reason) => input.damaged(reason),
+        TiffError::Coding(reason) => input.coding(reason),
+        TiffError::Memory(needed) => input.memory_error(needed),
+        TiffError::NoSuchPage(pages) => input.no_such_page(pages),
+    };
+    let page = Directory::of_page(file, page).and_then(Page::new).map_err(error)?;
+    let palette = palette(&page).map_err(error)?;
+    input.check_size(page.width, page.height)?;
+    input.check_memory(needed_bytes(&page))?;
+    let samples = samples(&page, input.max_decoded_bytes() as u64).map_err(error)?;
+    let pixels = color::pixels(page.mode, samples, palette);
+    Ok(Raster { orientation: orientation(&page), ..Raster::new(page.width, page.height, pixels) })
+}
+
+fn palette(page: &Page<'_>) -> Result<Option<Palette>, TiffError> {
+    match page.mode {
+        Mode::Palette | Mode::PaletteAlpha => {
+            let values = page.tags.values(Tag::COLOR_MAP)?.ok_or_else(|| missing(Tag::COLOR_MAP))?;
+            color_map(&values).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The most bytes that decoding holds in one piece.
+fn needed_bytes(page: &Page<'_>) -> u64 {
+    let picture = u64::from(page.width) * u64::from(page.height) * page.mode.pixel_bytes().max(3) as u64;
+    match page.compression {
+        Compression::None => picture,
+        _ => picture.max(page.decoded_bytes()),
+    }
+}
+
+/// Pixels of the page's mode, `[height, width, pixel]`.
+fn samples(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
+    match page.compression {
+        Compression::None => raw::decode(page),
+        Compression::OldJpeg => old_jpeg::decode(page, max_bytes),
+        _ if page.is_ycbcr() => ycbcr::decode(page, max_bytes),
+        _ => compressed::decode(page, max_bytes),
+    }
+}
+
+/// The tag Orientation, or else that of the XMP packet.
+fn orientation(page: &Page<'_>) -> Orientation {
+    let code = match page.tags.value(Tag::ORIENTATION) {
+        Ok(Some(code)) => u8::try_from(code).ok(),
+        Ok(None) => page.tags.bytes(Tag::XMP).and_then(read_xmp),
+        Err(_) => None,
+    };
+    code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
+}

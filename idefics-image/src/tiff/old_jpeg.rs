@@ -1,0 +1,149 @@
+//! JPEG as TIFF 6.0 had it at first (compression 6).
+//!
+//! Files hold a whole JPEG stream (tag JPEGInterchangeFormat, or the first strip), a stream of tables that the strips go
+//! on from, or tables in tags of their own. All are put together to one JPEG file. Chroma is repeated, not interpolated,
+//! and colors are converted as in other compressions.
+//!
+//! Source: TIFF 6.0 section 22; `tif_ojpeg.c` of libtiff 4.7.
+
+use std::ops::Range;
+
+use super::TiffError;
+use super::chunks::Chunks;
+use super::page::Page;
+use super::tag::Tag;
+use super::ycbcr::Colors;
+use crate::jpeg::{Color, Decoder, Tables};
+
+const START_OF_IMAGE: [u8; 2] = [0xff, 0xd8];
+const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+
+/// Decodes a page to RGB, `[height, width, 3]`.
+pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
+    if page.is_planar || page.cut.across != 1 || page.stored_samples != 3 {
+        return Err(TiffError::coding(
+            "old-style JPEG in planes, in several columns of tiles or without three samples",
+        ));
+    }
+    let file = assemble(page)?;
+    let decoder = Decoder::with_tables(&file, &Tables::default())?;
+    let (width, height) = (page.width as usize, page.height as usize);
+    let size = decoder.size();
+    if decoder.components() != 3 || size.0 < page.width || size.1 < page.height {
+        return Err(TiffError::damaged(format!(
+            "old-style JPEG data has the size {}x{} and {} components where {width}x{height} and 3 are expected",
+            size.0,
+            size.1,
+            decoder.components()
+        )));
+    }
+    let needed = 3 * u64::from(size.0) * u64::from(size.1);
+    if needed > max_bytes {
+        return Err(TiffError::Memory(needed));
+    }
+    let colors = Colors::of(page)?;
+    let samples = decoder.decode_as(Color::Plain { components: 3 }, max_bytes)?;
+    let rows = samples.chunks_exact(3 * size.0 as usize).take(height);
+    Ok(rows.flat_map(|row| row[..3 * width].as_chunks().0).flat_map(|&pixel| colors.rgb(pixel)).collect())
+}
+
+/// The parts of the file as one JPEG file.
+fn assemble(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
+    let offset_tag = if page.cut.is_tiled { Tag::TILE_OFFSETS } else { Tag::STRIP_OFFSETS };
+    let first_offset = page.tags.value(offset_tag)?;
+    let mut file = match stream(page)? {
+        Some((place, stream)) if first_offset.is_none_or(|offset| place.contains(&offset)) => {
+            return Ok([stream, &END_OF_IMAGE].concat());
+        }
+        Some((_, stream)) => {
+            let whole = [stream, &END_OF_IMAGE].concat();
+            let factors = Decoder::with_tables(&whole, &Tables::default()).ok().map(|decoder| decoder.sampling()[0]);
+            let (start, rest) = stream.split_at(START_OF_IMAGE.len());
+            let interval = restart_interval(page, factors.unwrap_or((page.chroma[0], page.chroma[1])))?;
+            [start, &interval, rest.strip_suffix(&END_OF_IMAGE).unwrap_or(rest)].concat()
+        }
+        None => Vec::new(),
+    };
+    let chunks = Chunks::of(page, page.stored_row() * page.cut.height)?;
+    if file.is_empty() {
+        let first = chunks.get(0)?.data;
+        if first.starts_with(&START_OF_IMAGE) {
+            return Ok([first, &END_OF_IMAGE].concat());
+        }
+        file = header(page)?;
+    }
+    for index in 0..page.cut.count() {
+        if index > 0 {
+            file.extend([0xff, 0xd0 + (index - 1) as u8 % 8]);
+        }
+        file.extend(chunks.get(index)?.data);
+    }
+    file.extend(END_OF_IMAGE);
+    Ok(file)
+}
+
+/// What the tag JPEGInterchangeFormat points to, and where in the file it is.
+fn stream<'a>(page: &Page<'a>) -> Result<Option<(Range<u64>, &'a [u8])>, TiffError> {
+    let Some(offset) = page.tags.value(Tag::JPEG_INTERCHANGE_FORMAT)? else { return Ok(None) };
+    let rest = usize::try_from(offset).ok().and_then(|offset| page.tags.file.get(offset..)).unwrap_or_default();
+    let length = match page.tags.value(Tag::JPEG_INTERCHANGE_FORMAT_LENGTH)? {
+        None | Some(0) => rest.len(),
+        Some(length) => usize::try_from(length).unwrap_or(usize::MAX).min(rest.len()),
+    };
+    let stream = Some(&rest[..length]).filter(|stream| stream.starts_with(&START_OF_IMAGE));
+    Ok(stream.map(|stream| (offset..offset + length as u64, stream)))
+}
+
+/// A segment that says how many units a strip has, if there are several: each begins anew.
+fn restart_interval(page: &Page<'_>, (across, down): (usize, usize)) -> Result<Vec<u8>, TiffError> {
+    if page.cut.count() == 1 {
+        return Ok(Vec::new());
+    }
+    let units = page.cut.width.div_ceil(8 * across) * page.cut.height.div_ceil(8 * down);
+    let units = u16::try_from(units).map_err(|_| TiffError::coding("old-style JPEG in strips of this size"))?;
+    Ok([&[0xff, 0xdd, 0, 4][..], &units.to_be_bytes()].concat())
+}
+
+/// The head of a JPEG file, from the tags.
+fn header(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
+    let tables = |tag: Tag| -> Result<Vec<&[u8]>, TiffError> {
+        let offsets = page.tags.values(tag)?.ok_or_else(|| super::directory::missing(tag))?;
+        let table = |offset: &u64| usize::try_from(*offset).ok().and_then(|offset| page.tags.file.get(offset..));
+        let tables = (0..3).map(|index| offsets.get(index).and_then(table)).collect::<Option<_>>();
+        tables.ok_or_else(|| TiffError::damaged(format!("the tag {} ({}) has no three tables", tag.name(), tag.0)))
+    };
+    let ends_early = || TiffError::damaged("a JPEG table reaches over the end of the file");
+    let mut file = vec![0xff, 0xd8];
+    let mut segment = |marker: u8, data: &[u8]| {
+        file.extend([0xff, marker]);
+        file.extend((data.len() as u16 + 2).to_be_bytes());
+        file.extend(data);
+    };
+    for (index, table) in tables(Tag::JPEG_Q_TABLES)?.into_iter().enumerate() {
+        segment(0xdb, &[&[index as u8], table.get(..64).ok_or_else(ends_early)?].concat());
+    }
+    for (kind, tag) in [(0x00, Tag::JPEG_DC_TABLES), (0x10, Tag::JPEG_AC_TABLES)] {
+        for (index, table) in tables(tag)?.into_iter().enumerate() {
+            let counts = table.get(..16).ok_or_else(ends_early)?;
+            let length = 16 + counts.iter().map(|&count| usize::from(count)).sum::<usize>();
+            segment(0xc4, &[&[kind | index as u8], table.get(..length).ok_or_else(ends_early)?].concat());
+        }
+    }
+    let [across, down] = page.chroma;
+    // A tile may be higher and wider than the picture.
+    let (width, height) = if page.cut.is_tiled {
+        (page.cut.width, page.cut.height * page.cut.down)
+    } else {
+        (page.cut.width, page.height as usize)
+    };
+    let side = |side: usize| u16::try_from(side).map_err(|_| TiffError::damaged("the picture is too large for JPEG"));
+    let size = [side(height)?.to_be_bytes(), side(width)?.to_be_bytes()].concat();
+    let factors = (across << 4 | down) as u8;
+    segment(0xc0, &[&[8][..], &size, &[3, 1, factors, 0, 2, 0x11, 1, 3, 0x11, 2]].concat());
+    let interval = restart_interval(page, (across, down))?;
+    if let [_, _, _, _, units @ ..] = &interval[..] {
+        segment(0xdd, units);
+    }
+    segment(0xda, &[3, 1, 0x00, 2, 0x11, 3, 0x22, 0, 63, 0]);
+    Ok(file)
+}

@@ -1,0 +1,111 @@
+//! YCbCr whose chroma has a lower resolution, in compressions other than JPEG.
+//!
+//! Chroma is repeated, not interpolated. Damaged strips and tiles are no error: what their data does not reach has the code
+//! 0 in all components, a dark green.
+//!
+//! Source: `TiffDecode.c` of Pillow (`_decodeAsRGBA`), `tif_getimage.c` and `tif_color.c` of libtiff 4.7.
+
+use super::TiffError;
+use super::chunks::Chunks;
+use super::compressed::{Place, Reader};
+use super::page::{Compression, Page};
+use super::tag::Tag;
+
+/// Turns codes into colors by tables.
+#[derive(Debug)]
+pub(super) struct Colors {
+    luma: [i32; 256],
+    cr_red: [i32; 256],
+    cb_blue: [i32; 256],
+    /// In 1/65536, the half that rounds included.
+    cr_green: [i32; 256],
+    cb_green: [i32; 256],
+}
+
+impl Colors {
+    /// Tables of a page: YCbCrCoefficients weigh the colors in luma, ReferenceBlackWhite has the codes of black and
+    /// white of each component.
+    pub(super) fn of(page: &Page<'_>) -> Result<Self, TiffError> {
+        const SHIFT: i32 = 16;
+        const HALF: i32 = 1 << (SHIFT - 1);
+        let [red, green, blue] = page.tags.floats(Tag::Y_CB_CR_COEFFICIENTS).unwrap_or([0.299_f32, 0.587, 0.114]);
+        if green == 0.0 {
+            return Err(TiffError::damaged("the tag YCbCrCoefficients (529) has a 0 for green"));
+        }
+        let levels: [f32; 6] =
+            page.tags.floats(Tag::REFERENCE_BLACK_WHITE).unwrap_or([0.0, 255.0, 128.0, 255.0, 128.0, 255.0]);
+        let fixed = |factor: f32| {
+            let factor = if factor >= 0.0 { factor.min(2.0) } else { 0.0 };
+            (f64::from(factor) * 65536.0 + 0.5) as i32
+        };
+        let (for_red, for_blue) = (2.0 - 2.0 * red, 2.0 - 2.0 * blue);
+        let (d1, d2) = (fixed(for_red), -fixed(red * for_red / green));
+        let (d3, d4) = (fixed(for_blue), -fixed(blue * for_blue / green));
+        let value = |code: i32, black: f32, white: f32, range: f32| {
+            let step = if white - black == 0.0 { 1.0 } else { white - black };
+            // The level of black is cut to a whole number.
+            let value = (code - black as i32) as f32 * range / step;
+            value.clamp(-128.0 * 32.0, 128.0 * 32.0) as i32
+        };
+        let mut colors =
+            Self { luma: [0; 256], cr_red: [0; 256], cb_blue: [0; 256], cr_green: [0; 256], cb_green: [0; 256] };
+        for code in 0..256_usize {
+            let x = code as i32 - 128;
+            let cr = value(x, levels[4] - 128.0, levels[5] - 128.0, 127.0);
+            let cb = value(x, levels[2] - 128.0, levels[3] - 128.0, 127.0);
+            colors.cr_red[code] = d1.wrapping_mul(cr).wrapping_add(HALF) >> SHIFT;
+            colors.cb_blue[code] = d3.wrapping_mul(cb).wrapping_add(HALF) >> SHIFT;
+            colors.cr_green[code] = d2.wrapping_mul(cr);
+            colors.cb_green[code] = d4.wrapping_mul(cb).wrapping_add(HALF);
+            colors.luma[code] = value(code as i32, levels[0], levels[1], 255.0);
+        }
+        Ok(colors)
+    }
+
+    pub(super) fn rgb(&self, [luma, cb, cr]: [u8; 3]) -> [u8; 3] {
+        let (y, cb, cr) = (self.luma[usize::from(luma)], usize::from(cb), usize::from(cr));
+        let green = self.cb_green[cb].wrapping_add(self.cr_green[cr]) >> 16;
+        [y + self.cr_red[cr], y + green, y + self.cb_blue[cb]].map(|value| value.clamp(0, 255) as u8)
+    }
+}
+
+/// Decodes a page to RGB, `[height, width, 3]`.
+pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
+    if page.is_planar {
+        return Err(TiffError::coding("YCbCr in planes (tag PlanarConfiguration)"));
+    }
+    let colors = Colors::of(page)?;
+    let (width, height) = (page.width as usize, page.height as usize);
+    let cut = page.cut;
+    let [across, down] = page.chroma;
+    let (units, unit) = (cut.width.div_ceil(across), across * down + 2);
+    let unit_rows = |rows: usize| rows.div_ceil(down);
+    let row_bytes = units * unit;
+    let mut reader = Reader::new(page, max_bytes)?;
+    let chunks = Chunks::of(page, row_bytes * unit_rows(cut.height))?;
+    let mut buffer = vec![0; row_bytes * unit_rows(cut.height)];
+    let mut pixels = vec![0; 3 * width * height];
+    for index in 0..cut.count() {
+        let (top, left) = (index / cut.across * cut.height, index % cut.across * cut.width);
+        let (visible, columns) = (cut.height.min(height - top), cut.width.min(width - left));
+        let rows = if cut.is_tiled { cut.height } else { visible };
+        let samples = &mut buffer[..row_bytes * unit_rows(rows)];
+        let chunk = chunks.get(index)?;
+        samples.fill(0);
+        // libtiff goes on behind an error here; of damaged deflate data it keeps nothing.
+        let is_read = reader.read(page, chunk, Place { top, rows }, samples).is_ok();
+        if !is_read && page.compression == Compression::Deflate {
+            samples.fill(0);
+        }
+        for y in 0..visible {
+            let row = &buffer[y / down * row_bytes..][..row_bytes];
+            let out = &mut pixels[3 * ((top + y) * width + left)..][..3 * columns];
+            for (x, out) in out.chunks_exact_mut(3).enumerate() {
+                let unit = &row[x / across * unit..][..unit];
+                let [cb, cr] = [unit[across * down], unit[across * down + 1]];
+                out.copy_from_slice(&colors.rgb([unit[y % down * across + x % across], cb, cr]));
+            }
+        }
+    }
+    Ok(pixels)
+}
