@@ -2,11 +2,20 @@
 //!
 //! `decode FILE [--alpha white|drop] [--page N]` writes `width height`, a line end and `[height, width, 3]` bytes to stdout.
 
+#![allow(clippy::print_stderr)]
+
 use std::io::Write as _;
 
 use idefics_image::{Alpha, DecodeOptions, ImageSource, Limits, load};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut alpha = Alpha::Drop;
     let (mut file, mut page) = (None, None);
     let mut arguments = std::env::args_os().skip(1);
