@@ -57,7 +57,8 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let (choice, device, weights) = model::device_for(global, cache, needed)?;
     let available = usable_memory_bytes(choice, &device);
     // While a decode step is recorded, the cache is there twice.
-    let cache = if options.replays.is_some() && records_steps(&config.text_config(), &device) { 2 * cache } else { cache };
+    let cache =
+        if options.replays.is_some() && records_steps(&config.text_config(), &device) { 2 * cache } else { cache };
     model::check_memory(choice, |weights| needed(&device, weights), weights, Some(cache), available)?;
     model::check_activations(global, choice, &config, checkpoint.as_ref())?;
     drop(checkpoint);
