@@ -135,6 +135,9 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Cancelled => Self::interrupted(),
+            error if error.kind() == idefics_generate::ErrorKind::Cancelled => {
+                Self { code: signals::exit_code(), message: error.to_string() }
+            }
             error => Self { code: error.kind().exit_code(), message: format!("{error}{}", remedy(&error)) },
         }
     }

@@ -17,7 +17,7 @@ use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::{available_memory_bytes, usable_memory_bytes};
 use crate::output::size;
-use crate::placing;
+use crate::{placing, signals};
 
 /// Where a model's files are.
 pub(crate) enum ModelFolder {
@@ -48,6 +48,7 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
             let bar = byte_bar();
             let mut options = HubOptions::from_env().map_err(Error::from)?;
             options.pickles = global.pickles();
+            options.cancel = signals::cancel();
             let fetched = hub::fetch_with(&options, &repo, revision.as_deref(), &mut |state| {
                 bar.set_length(state.total);
                 bar.set_position(state.done);

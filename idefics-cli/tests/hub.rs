@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -22,7 +22,12 @@ struct Site {
     damaged: Option<&'static str>,
     /// Sends neither the commit nor hashes.
     is_plain: bool,
+    /// Sends the first [`START`] bytes of the weights, and then nothing more while the connection lasts.
+    is_stalled: bool,
 }
+
+/// Number of bytes that come from a server that stalls.
+const START: usize = 1000;
 
 /// Serves the tiny checkpoint as `test/tiny` until it is stopped.
 struct Server {
@@ -38,12 +43,16 @@ impl Server {
         let stopped = Arc::new(AtomicBool::new(false));
         let seen = stopped.clone();
         let thread = std::thread::spawn(move || {
-            let mut requests = 0;
+            let (mut requests, mut stalled) = (0, Vec::new());
             for stream in listener.incoming() {
                 if seen.load(Ordering::SeqCst) {
                     break;
                 }
-                requests += usize::from(respond(stream.unwrap(), site).is_ok());
+                let stream = stream.unwrap();
+                if site.is_stalled {
+                    stalled.push(stream.try_clone().unwrap());
+                }
+                requests += usize::from(respond(stream, site).is_ok());
             }
             requests
         });
@@ -91,8 +100,12 @@ fn respond(mut stream: TcpStream, site: Site) -> std::io::Result<()> {
     }
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{tags}Connection: close\r\n\r\n", body.len());
     stream.write_all(head.as_bytes())?;
+    let is_stalled = site.is_stalled && name.ends_with(".safetensors");
     if method == "GET" {
-        stream.write_all(&body)?;
+        stream.write_all(if is_stalled { &body[..START] } else { &body })?;
+    }
+    if !is_stalled {
+        stream.shutdown(std::net::Shutdown::Both)?;
     }
     Ok(())
 }
@@ -146,6 +159,34 @@ fn a_download_with_the_wrong_hash_is_refused_and_not_kept() {
     let blobs = fs::read_dir(home.path().join("hub/models--test--tiny/blobs")).unwrap();
     let largest = blobs.map(|blob| blob.unwrap().metadata().unwrap().len()).max().unwrap();
     assert!(largest < fs::metadata(checkpoint().join("model.safetensors")).unwrap().len());
+
+    let server = Server::start(Site::default());
+    let again = ask(&server.endpoint(), home.path());
+    server.stop();
+    assert!(again.status.success(), "{}", text(&again.stderr));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_a_download_that_stalls_and_what_came_is_kept() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start(Site { is_stalled: true, ..Site::default() });
+    let mut command = command(env!("CARGO_BIN_EXE_idefics"), &photo(), &server.endpoint(), home.path());
+    let mut program = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let part = || {
+        let blobs = fs::read_dir(home.path().join("hub/models--test--tiny/blobs")).ok()?;
+        let mut parts = blobs.map(|blob| blob.unwrap().path());
+        parts.find(|path| path.extension().is_some() && fs::metadata(path).is_ok_and(|it| it.len() == START as u64))
+    };
+    while part().is_none() {
+        assert!(program.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-TERM", &program.id().to_string()]).status().unwrap().success());
+    let output = program.wait_with_output().unwrap();
+    server.stop();
+    assert_eq!(output.status.code(), Some(143), "{}", text(&output.stderr));
+    assert!(part().is_some() && text(&output.stderr).lines().count() <= 1, "{}", text(&output.stderr));
 
     let server = Server::start(Site::default());
     let again = ask(&server.endpoint(), home.path());
