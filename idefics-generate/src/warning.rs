@@ -52,11 +52,10 @@ pub enum ModelWarning {
     },
     /// The tokenizer has tokens that the model has no embedding for. A prompt with one of them is refused.
     #[error(
-        "{}: the model has {vocab_size} embeddings (`vocab_size`) and none for {} of the tokenizer's tokens ({}); prompts \
-         with them are refused",
+        "{}: the tokenizer has {} tokens from id {vocab_size} on, for which the model has no embedding (`vocab_size`); \
+         prompts with them are refused",
         folder.display(),
-        tokens.len(),
-        first_names(tokens)
+        tokens.len()
     )]
     TokensWithoutEmbedding {
         /// The model folder.
@@ -66,11 +65,4 @@ pub enum ModelWarning {
         /// The tokens, in the order of their ids.
         tokens: Vec<String>,
     },
-}
-
-/// The first few names, and whether there are more.
-fn first_names(names: &[String]) -> String {
-    const SHOWN: usize = 4;
-    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN { format!("{shown}, …") } else { shown }
 }
