@@ -427,7 +427,7 @@ CASES: dict[str, Case] = {
     "photo-sixteen-bit": photographs(
         "a grey PNG of 16 bits",
         "grey-16.png",
-        note="Pillow clips 16-bit grey at 255 when it converts to RGB; the expected pixels are made from value >> 8.",
+        note="Pillow clips 16-bit grey at 255 when it converts to RGB, and so does the reference.",
     ),
     "photo-alpha-drop": photographs(
         "six kinds of transparency in files, opened as the reference's loader does",

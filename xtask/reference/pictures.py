@@ -110,11 +110,10 @@ RECIPES: dict[str, Callable[[Path], None]] = {
 
 
 def open_upright(path: Path) -> Image.Image:
-    """Open a file as the reference does: EXIF orientation applied, alpha dropped; 16-bit grey keeps its high byte."""
+    """Open a file as the reference does: EXIF orientation applied, alpha dropped; 16-bit grey is clipped."""
     return load_image(open_raw(path))
 
 
 def open_raw(path: Path) -> Image.Image:
-    """Open a file with all its bands; 16-bit grey keeps its high byte, where Pillow would clip."""
-    image = Image.open(path)
-    return Image.fromarray((np.array(image) >> 8).astype(np.uint8)) if image.mode.startswith("I;16") else image
+    """Open a file with all its bands."""
+    return Image.open(path)
