@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use idefics_generate::Error;
-use idefics_generate::processor::ProcessorError;
 use idefics_generate::processor::image::ImageError;
+use idefics_generate::processor::{ProcessorError, io_words};
 
 use crate::signals;
 
@@ -25,22 +25,28 @@ pub(crate) struct Failure {
     code: u8,
     /// Nothing to say if empty.
     message: String,
+    /// Whether nothing more can come out: standard output cannot be written.
+    is_last: bool,
 }
 
 impl Failure {
+    fn new(code: u8, message: String) -> Self {
+        Self { code, message, is_last: false }
+    }
+
     /// A command line that asks for something impossible.
     pub(crate) fn usage(message: String) -> Self {
-        Self { code: USAGE, message }
+        Self::new(USAGE, message)
     }
 
     /// A file that is not what it should be.
     pub(crate) fn input(message: String) -> Self {
-        Self { code: INPUT, message }
+        Self::new(INPUT, message)
     }
 
     /// A file or a terminal that cannot be used.
     pub(crate) fn file_system(message: String) -> Self {
-        Self { code: FILE_SYSTEM, message }
+        Self::new(FILE_SYSTEM, message)
     }
 
     /// What the system answered about a file.
@@ -52,29 +58,28 @@ impl Failure {
     /// pipe has had enough.
     pub(crate) fn of_io(name: &str, error: &io::Error) -> Self {
         let advice = match error.kind() {
-            ErrorKind::BrokenPipe => return Self { code: 0, message: String::new() },
+            ErrorKind::BrokenPipe => return Self::new(0, String::new()),
             ErrorKind::NotFound => "; check the path",
             ErrorKind::PermissionDenied => "; check who owns it and its permissions",
-            ErrorKind::IsADirectory => "; give the path of a file",
             ErrorKind::StorageFull => "; make room and try again",
             _ => "",
         };
-        Self::file_system(format!("{name}: {error}{advice}"))
+        Self::file_system(format!("{name}: {}{advice}", io_words(error)))
     }
 
     /// More than there is room for.
     pub(crate) fn limit(message: String) -> Self {
-        Self { code: LIMIT, message }
+        Self::new(LIMIT, message)
     }
 
     /// A panic.
     pub(crate) fn bug(message: &str) -> Self {
-        Self { code: BUG, message: format!("this is a bug of idefics, please report it: {message}") }
+        Self::new(BUG, format!("this is a bug of idefics, please report it: {message}"))
     }
 
     /// A signal.
     pub(crate) fn interrupted() -> Self {
-        Self { code: signals::exit_code(), message: String::new() }
+        Self::new(signals::exit_code(), String::new())
     }
 
     /// What is wrong with a sample that was run alone, and that nobody numbered.
@@ -88,12 +93,12 @@ impl Failure {
 
     /// `failed` of `all` inputs were refused; each was reported already.
     pub(crate) fn some_failed(failed: usize, all: usize) -> Self {
-        Self { code: SOME_FAILED, message: format!("{failed} of {all} inputs failed") }
+        Self::new(SOME_FAILED, format!("{failed} of {all} inputs failed"))
     }
 
     /// Whether another input may fare better: not when standard output is gone or the device failed.
     pub(crate) fn is_of_one_input(&self) -> bool {
-        matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC)
+        !self.is_last && matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC)
     }
 
     /// Whether something impossible was asked for.
@@ -133,12 +138,10 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        match error {
-            Error::Cancelled => Self::interrupted(),
-            error if error.kind() == idefics_generate::ErrorKind::Cancelled => {
-                Self { code: signals::exit_code(), message: error.to_string() }
-            }
-            error => Self { code: error.kind().exit_code(), message: format!("{error}{}", remedy(&error)) },
+        match error.kind() {
+            _ if matches!(error, Error::Cancelled) => Self::interrupted(),
+            idefics_generate::ErrorKind::Cancelled => Self::new(signals::exit_code(), error.to_string()),
+            kind => Self::new(kind.exit_code(), format!("{error}{}", remedy(&error))),
         }
     }
 }
@@ -146,7 +149,7 @@ impl From<Error> for Failure {
 /// Standard output.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::of_io("standard output", &error)
+        Self { is_last: true, ..Self::of_io("standard output", &error) }
     }
 }
 
@@ -182,7 +185,7 @@ mod tests {
     fn messages_have_words_and_no_error_numbers() {
         let missing = io::Error::from_raw_os_error(2);
         let message = Failure::io(Path::new("a.png"), &missing).message();
-        assert_eq!(message, "a.png: No such file or directory; check the path");
+        assert_eq!(message, "a.png: there is no such file or folder; check the path");
         let twice = Failure::input(format!("a: {missing}, b:\n{missing}")).message();
         assert_eq!(twice, "a: No such file or directory, b: No such file or directory");
         for other in ["an (os error of mine)", "(os error 2)", " (os error ", " (os error 2"] {

@@ -129,7 +129,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     bar.finish_and_clear();
     let mut model = model?;
     for warning in model.warnings() {
-        eprintln!("warning: {warning}");
+        say!("warning: {warning}");
     }
     model.set_vision_batch(global.vision_batch(available_memory_bytes(choice, &device)));
     Ok(model)

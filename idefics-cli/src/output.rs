@@ -146,7 +146,7 @@ fn report(global: &Global, answer: &Answer) {
 pub(crate) fn warn_of(answer: &Answer) {
     static SAID: Once = Once::new();
     for warning in &answer.warnings {
-        SAID.call_once(|| eprintln!("warning: {warning}"));
+        SAID.call_once(|| say!("warning: {warning}"));
     }
 }
 

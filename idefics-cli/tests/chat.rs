@@ -147,7 +147,7 @@ fn paths_are_read_as_people_type_them() {
     input.extend(b"/image ~/a photo.jpg\nWhat \xff?\nWhat?\n/save ~/talk.json\n");
     let (answers, stderr) = chat(home.path(), &input);
     assert_eq!(answers.lines().count(), 2, "{answers:?}");
-    assert!(stderr.contains("3 images with") && stderr.contains("no-such.jpg: No such file"), "{stderr}");
+    assert!(stderr.contains("3 images with") && stderr.contains("no-such.jpg: there is no such file"), "{stderr}");
     assert!(!stderr.contains("os error"), "{stderr}");
     // JSON has no names that are not UTF-8.
     assert!(stderr.contains("rename the file") && stderr.contains("saved to"), "{stderr}");

@@ -1,11 +1,15 @@
 //! Messages: words, names, and what to do.
 
 use std::fs;
+use std::path::Path;
 
 use crate::{checkpoint, idefics, photo, text};
 
 fn said(args: &[&str], code: i32) -> String {
-    let output = idefics(&checkpoint(), args);
+    let output = match args {
+        ["--model", model, args @ ..] => idefics(Path::new(model), args),
+        args => idefics(&checkpoint(), args),
+    };
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
     assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
@@ -43,7 +47,7 @@ fn files_that_are_not_there_are_named_in_words() {
         let message = said(args, 5);
         assert!(message.contains("no-such") && !message.contains("os error"), "{args:?}: {message}");
     }
-    let message = said(&["--model", "", "bench", "--random-weights", "no-such/config.json"], 5);
+    let message = said(&["bench", "--random-weights", "no-such/config.json"], 5);
     assert!(message.contains("no-such") && !message.contains("os error"), "{message}");
     assert!(!folder.path().join("out.jsonl").exists());
 

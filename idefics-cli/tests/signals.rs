@@ -79,7 +79,7 @@ fn a_chat_that_waits_for_a_question_ends() {
 fn a_long_answer_of_a_chat_from_a_pipe_ends_and_is_kept() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let folder = tempfile::tempdir().unwrap();
-        let args = ["chat", "--max-new-tokens", "1900", "--suppress-tokens", "2", "--bad-words-ids", "[[476]]"];
+        let args = ["chat", "--max-new-tokens", "1900", "--suppress-tokens", "2,476"];
         let mut child = program(&args).env("XDG_STATE_HOME", folder.path()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"A question\n").unwrap();

@@ -255,7 +255,11 @@ fn a_broken_row_is_a_row_with_its_error() {
     assert_eq!(rows.len(), 11);
     let error = rows[4]["error"].as_str().unwrap();
     assert!(error.starts_with("image 0") && error.contains("broken.png"), "{error}");
-    assert!(rows[9]["id"] == "last" && rows[9]["error"].as_str().unwrap().contains("txt"), "{}", rows[9]);
+    assert!(
+        rows[9]["id"] == "last" && rows[9]["txt"] == 1 && rows[9]["error"].as_str().unwrap().contains("`text`"),
+        "{}",
+        rows[9]
+    );
     assert!(rows[10]["line"] == 12 && rows[10]["error"].as_str().unwrap().contains("line 12"), "{}", rows[10]);
     let answered = rows.iter().filter(|row| row["text"].is_string()).count();
     assert_eq!(answered, 8);

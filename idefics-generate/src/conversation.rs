@@ -92,7 +92,8 @@ impl<'a> Conversation<'a> {
         }
         let mut timings = Timings::default();
         let clock = Instant::now();
-        let processed = self.model.processor().process(&[sample], &self.process)?;
+        let process = ProcessOptions { cancel: Some(controls.cancel.flag()), ..self.process.clone() };
+        let processed = self.model.processor().process(&[sample], &process)?;
         let tokenizer = self.model.processor().tokenizer_for(self.process.compatibility);
         controls.tokenizer.get_or_insert(tokenizer);
         let ids = &processed.input_ids[0];

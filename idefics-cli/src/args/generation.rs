@@ -9,6 +9,7 @@ use idefics_generate::{CancelToken, Controls, EarlyStopping, GenerationConfig, O
 use serde::de::DeserializeOwned;
 
 use super::Global;
+use crate::signals;
 
 /// How prompts become tokens, and tokens text.
 #[derive(Debug, Args)]
@@ -246,7 +247,11 @@ impl GenerationArgs {
 
     /// What the call says about preprocessing.
     pub(crate) fn process(&self, global: &Global) -> ProcessOptions {
-        ProcessOptions { limits: global.image_limits(), ..self.process.options() }
+        ProcessOptions {
+            limits: global.image_limits(),
+            cancel: Some(signals::cancel().flag()),
+            ..self.process.options()
+        }
     }
 
     /// What the call says besides.

@@ -16,14 +16,14 @@ pub(crate) fn image(name: OsString) -> Result<ImageSource, ImageError> {
     name.into_string().map_or_else(|name| Ok(ImageSource::Path(name.into())), |text| text.parse())
 }
 
-/// Pixels of the largest image that is decoded.
+/// Pixels of the largest image that is decoded; `None` for no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MaxPixels(u64);
+pub(crate) struct MaxPixels(Option<u64>);
 
 impl MaxPixels {
-    /// The limits of an image: the others are no stricter than this one.
+    /// The limits of an image: none of the others is stricter than this one.
     pub(super) fn limits(self) -> Limits {
-        Limits::default().with_max_pixels(Some(self.0))
+        Limits::default().with_max_pixels(self.0)
     }
 }
 
@@ -31,8 +31,11 @@ impl FromStr for MaxPixels {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
-        let pixels = if text == "none" { Some(u64::MAX) } else { text.parse().ok().filter(|pixels| *pixels > 0) };
-        pixels.map(Self).ok_or("expected a number of pixels, or none for no limit")
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let pixels = text.parse().ok().filter(|pixels| *pixels > 0);
+        pixels.map(|pixels| Self(Some(pixels))).ok_or("expected a number of pixels, or none for no limit")
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     })?;
     let inspection = inspect(source.path(), global.pickles(), choice, &device)?;
     for warning in &inspection.warnings {
-        eprintln!("warning: {warning}");
+        say!("warning: {warning}");
     }
     let precision = match global.quantize {
         WeightFormat::None => weights.dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase()),

@@ -5,7 +5,7 @@ use std::io::BufRead;
 
 use idefics_generate::processor::Sample;
 use idefics_generate::processor::image::ImageSource;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -15,7 +15,7 @@ use crate::input::{self, Input};
 /// Longest line that is read, in bytes.
 const MAX_LINE: usize = 64 << 20;
 
-/// Keys of a sample. Others are the user's own.
+/// Keys that are no user's own, though a row with an error may have them left.
 const SAMPLE_KEYS: [&str; 5] = ["text", "images", "messages", "add_generation_prompt", "prompt"];
 
 /// Keys that a row of the output has itself. Those of the user's own do not replace them.
@@ -142,16 +142,18 @@ impl<'i, R: BufRead> Rows<'i, R> {
         let mut name = Name::Line(self.n_lines);
         let mut own = Map::new();
         let sample = value.and_then(|mut value| {
-            if let Some(object) = value.as_object_mut() {
-                match object.shift_remove("id") {
-                    Some(id) if id.is_string() || id.is_number() => name = Name::Id(id),
-                    Some(_) => return Err(at(&"`id` is neither a string nor a number")),
-                    None => {}
-                }
-                let (of_sample, others) = std::mem::take(object).into_iter().partition(is_of_sample);
-                (*object, own) = (of_sample, others);
+            let Some(object) = value.as_object_mut() else {
+                return Sample::try_from(value).map_err(|error| at(&error));
+            };
+            match object.shift_remove("id") {
+                Some(id) if id.is_string() || id.is_number() => name = Name::Id(id),
+                Some(_) => return Err(at(&"`id` is neither a string nor a number")),
+                None => {}
             }
-            let mut sample = Sample::deserialize(value).map_err(|error| at(&error))?;
+            let taken = Sample::take_from(object);
+            own = std::mem::take(object);
+            own.retain(|key, _| !SAMPLE_KEYS.contains(&key.as_str()));
+            let mut sample = taken.map_err(|error| at(&error))?;
             sample.resolve_paths(self.input.folder());
             Ok(sample)
         });
@@ -165,10 +167,6 @@ impl<'i, R: BufRead> Rows<'i, R> {
         }
         InputRow { index: self.n_rows, name, digest: hex(digest), own, sample }
     }
-}
-
-fn is_of_sample((key, _): &(String, Value)) -> bool {
-    SAMPLE_KEYS.contains(&key.as_str())
 }
 
 impl<R: BufRead> Iterator for Rows<'_, R> {

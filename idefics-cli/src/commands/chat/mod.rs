@@ -8,7 +8,7 @@ use std::path::Path;
 
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message};
-use idefics_generate::{Conversation, FinishReason, Idefics};
+use idefics_generate::{Conversation, ErrorKind, FinishReason, Idefics};
 use serde_json::{Value, json};
 
 use crate::args::{self, ChatArgs, Global};
@@ -150,7 +150,14 @@ impl Chat<'_> {
             }
         });
         signals::end_answer();
-        let answer = answer.map_err(Failure::of_sample)?;
+        let answer = match answer {
+            // Before the first token, while a picture was read.
+            Err(error) if error.kind() == ErrorKind::Cancelled && !signals::is_ending() => {
+                say!("[stopped]");
+                return Ok(());
+            }
+            answer => answer.map_err(Failure::of_sample)?,
+        };
         chunks.finish()?;
         self.images.clear(); // an error leaves them for the next attempt
         match is_json {
