@@ -98,6 +98,9 @@ impl Reader {
 
 /// Decodes a page into pixels of its mode, `[height, width, pixel]`.
 pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
+    if page.tags.has_two_sizes {
+        return Err(TiffError::damaged("its size (tags ImageWidth, ImageLength) is there twice and differs"));
+    }
     let (width, height) = (page.width as usize, page.height as usize);
     let pixel = page.mode.pixel_bytes();
     let mut samples = page.samples.in_native_order();

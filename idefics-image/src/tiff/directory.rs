@@ -61,6 +61,8 @@ pub(super) struct Directory<'a> {
     pub(super) file: &'a [u8],
     pub(super) order: ByteOrder,
     entries: BTreeMap<Tag, Entry<'a>>,
+    /// The size is there twice, and differs.
+    pub(super) has_two_sizes: bool,
 }
 
 impl<'a> Directory<'a> {
@@ -74,7 +76,8 @@ impl<'a> Directory<'a> {
                 return Err(TiffError::NoSuchPage(pages));
             }
         }
-        Ok(Self { file, order: header.order, entries: header.entries(at) })
+        let (entries, has_two_sizes) = header.entries(at);
+        Ok(Self { file, order: header.order, entries, has_two_sizes })
     }
 
     pub(super) fn contains(&self, tag: Tag) -> bool {
@@ -181,10 +184,11 @@ impl<'a> Header<'a> {
         if self.is_big { self.u64(end) } else { self.u32(end).map(u64::from) }
     }
 
-    /// The entries up to the first that reaches outside the file, behind which Pillow stops as well.
-    fn entries(&self, at: u64) -> BTreeMap<Tag, Entry<'a>> {
-        let mut entries = BTreeMap::new();
-        let Some((count, first)) = self.count(at) else { return entries };
+    /// The entries up to the first that reaches outside the file, behind which Pillow stops as well. Of two entries of a
+    /// tag the later one counts. Also whether there are two sizes.
+    fn entries(&self, at: u64) -> (BTreeMap<Tag, Entry<'a>>, bool) {
+        let (mut entries, mut has_two_sizes) = (BTreeMap::<Tag, Entry<'a>>::new(), false);
+        let Some((count, first)) = self.count(at) else { return (entries, has_two_sizes) };
         let length = self.entry_length();
         let rows = self.file.get(first..).unwrap_or_default().chunks_exact(length);
         for (row, index) in rows.zip(0..count) {
@@ -201,10 +205,12 @@ impl<'a> Header<'a> {
             let Some(data) = data else { break };
             let tag = Tag(tag);
             if tag.is_known() && !data.is_empty() {
-                entries.insert(tag, Entry { kind, data });
+                let earlier = entries.insert(tag, Entry { kind, data });
+                let is_size = matches!(tag, Tag::IMAGE_WIDTH | Tag::IMAGE_LENGTH);
+                has_two_sizes |= is_size && earlier.is_some_and(|earlier| earlier.data != data);
             }
         }
-        entries
+        (entries, has_two_sizes)
     }
 
     fn out_of_line(&self, at: usize, size: usize) -> Option<&'a [u8]> {

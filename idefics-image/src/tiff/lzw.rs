@@ -170,7 +170,7 @@ mod tests {
     fn a_string_may_reach_into_itself() {
         for is_old in [false, true] {
             let data = packed(&[(9, CLEAR), (9, 7), (9, 258), (9, 259), (9, END)], is_old);
-            assert_eq!(matches!(data[..2], [0, 1]), is_old);
+            assert_eq!(matches!(data[..2], [0, second] if second & 1 == 1), is_old);
             let mut out = [0; 6];
             Lzw::new().decode(&data, &mut out).unwrap();
             assert_eq!(out, [7; 6]);
