@@ -8,6 +8,7 @@ the committed one are compared by `cargo run -p idefics-template --example compa
 """
 
 import argparse
+import copy
 import datetime
 import itertools
 import json
@@ -61,7 +62,8 @@ def render(source):
     signal.setitimer(signal.ITIMER_REAL, 2)
     try:
         # Compiled anew each time; the cache would only grow.
-        text = chat_template_utils._cached_compile_jinja_template(source).render(**CONTEXT)
+        # The filter `indent` adds a line break to lists in place.
+        text = chat_template_utils._cached_compile_jinja_template(source).render(**copy.deepcopy(CONTEXT))
     except (Expired, MemoryError):
         return ()
     except BaseException:
