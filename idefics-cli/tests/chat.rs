@@ -78,6 +78,15 @@ impl Terminal {
         fs::read_to_string(self.state.path().join("idefics/history")).unwrap_or_default()
     }
 
+    /// Waits until keys go to the line editor, not to the terminal's own line.
+    fn wait_for_editor(&self) {
+        let start = Instant::now();
+        while !self.is_editing() {
+            assert!(start.elapsed() < PATIENCE, "no prompt");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn is_editing(&self) -> bool {
         !tcgetattr(self.line.as_fd()).unwrap().local_modes.contains(LocalModes::ICANON)
     }
@@ -122,9 +131,14 @@ fn an_interrupt_ends_the_answer_and_not_the_chat() {
     }
     send(&terminal.child, Signal::INT);
     terminal.wait_for("[stopped]", 1);
+    terminal.wait_for_editor();
     terminal.type_in("/undo\r");
     terminal.wait_for("taken back", 1);
-    terminal.type_in("\x03\x04"); // Ctrl-C gives the line up, Ctrl-D ends
+    terminal.wait_for_editor();
+    terminal.type_in("half a line\x03/help\r"); // Ctrl-C gives the line up
+    terminal.wait_for("begin anew", 1);
+    terminal.wait_for_editor();
+    terminal.type_in("\x04"); // Ctrl-D ends the chat
     assert_eq!(end_of(&mut terminal.child).code(), Some(0));
 }
 
