@@ -92,6 +92,9 @@ impl Terminal {
     }
 }
 
+/// What the line editor begins with (bracketed paste).
+const EDITING: &str = "\x1b[?2004h";
+
 const ENDLESS: [&str; 7] =
     ["chat", "--max-new-tokens", "1900", "--suppress-tokens", "2,476", "--do-image-splitting", "false"];
 
@@ -135,9 +138,12 @@ fn an_interrupt_ends_the_answer_and_not_the_chat() {
     terminal.type_in("/undo\r");
     terminal.wait_for("taken back", 1);
     terminal.wait_for_editor();
-    terminal.type_in("half a line\x03/help\r"); // Ctrl-C gives the line up
+    terminal.wait_for(EDITING, 3);
+    terminal.type_in("half a line\x03"); // Ctrl-C gives the line up
+    terminal.wait_for(EDITING, 4);
+    terminal.type_in("/help\r");
     terminal.wait_for("begin anew", 1);
-    terminal.wait_for_editor();
+    terminal.wait_for(EDITING, 5);
     terminal.type_in("\x04"); // Ctrl-D ends the chat
     assert_eq!(end_of(&mut terminal.child).code(), Some(0));
 }
