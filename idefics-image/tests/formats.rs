@@ -9,7 +9,6 @@ use crate::files::{fixture, fixtures};
 /// How far lossy decoders may be from Pillow's, in levels.
 fn tolerance(name: &str) -> u8 {
     match name {
-        "premultiplied.avif" => 2,
         "lossy.jp2" | "layers.jp2" => 1,
         _ => 0,
     }

@@ -84,7 +84,7 @@ impl Drop for Decoder {
 }
 
 impl Decoder {
-    /// Opens a decoder that works on the calling thread and refuses frames of more than `max_pixels`.
+    /// Opens a decoder with two threads that refuses frames of more than `max_pixels`.
     fn open(max_pixels: u32) -> Result<Self, String> {
         let mut settings = MaybeUninit::<Dav1dSettings>::uninit();
         // SAFETY: the pointer is to memory for settings, which the call fills.
@@ -92,8 +92,9 @@ impl Decoder {
             dav1d_default_settings(NonNull::new_unchecked(settings.as_mut_ptr()));
             settings.assume_init()
         };
-        settings.n_threads = 1;
-        settings.max_frame_delay = 1;
+        // With a single frame under way, a damaged frame ends in an assertion that ends the process.
+        settings.n_threads = 2;
+        settings.max_frame_delay = 2;
         settings.all_layers = 0;
         settings.frame_size_limit = max_pixels;
         // SAFETY: a logger of zeros has neither a callback nor a cookie, and so is silent.

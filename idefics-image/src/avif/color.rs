@@ -273,14 +273,22 @@ pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes) -> Vec<u8> {
     frame.planes[0].samples.iter().map(|&sample| byte(full(sample))).collect()
 }
 
-/// Divides colors by the alpha that they are multiplied with.
+/// Divides colors by the alpha that they are multiplied with, in fixed point.
+///
+/// Source: `ARGBUnattenuateRow` and `fixed_invtbl8` of libyuv.
 pub(super) fn unpremultiply(rgba: &mut [u8]) {
-    for pixel in rgba.chunks_exact_mut(4) {
-        let alpha = u32::from(pixel[3]);
+    for pixel in rgba.as_chunks_mut::<4>().0 {
+        let inverse = match u32::from(pixel[3]) {
+            0 => 0,
+            1 => 0xffff,
+            255 => 0x100,
+            alpha => 0x1_0000 / alpha,
+        };
         for value in &mut pixel[..3] {
-            *value = match alpha {
-                0 => 0,
-                alpha => ((u32::from(*value) * 255 + alpha / 2) / alpha).min(255) as u8,
+            // Sums that do not fit 15 bits are negative for the packing instruction.
+            *value = match (u32::from(*value) * 0x101 * inverse) >> 16 {
+                value @ 0..=0x7fff => value.min(255) as u8,
+                _ => 0,
             };
         }
     }
