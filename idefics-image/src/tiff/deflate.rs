@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn data_must_be_whole_but_may_have_more() {
-        let plain: Vec<u8> = (0..1000_u32).map(|value| (value * value >> 5) as u8).collect();
+        let plain: Vec<u8> = (0..1000_u32).map(|value| ((value * value) >> 5) as u8).collect();
         let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(&plain).unwrap();
         let data = encoder.finish().unwrap();
