@@ -25,7 +25,7 @@ enum Codec {
     Deflate,
     PackBits,
     ThunderScan,
-    Jpeg(Jpeg),
+    Jpeg(Box<Jpeg>),
 }
 
 /// Which strip or tile is decoded.
@@ -64,7 +64,7 @@ impl Reader {
             Compression::PackBits => Codec::PackBits,
             Compression::ThunderScan if page.bits == 4 && !page.cut.is_tiled => Codec::ThunderScan,
             Compression::ThunderScan => return Err(TiffError::coding("ThunderScan with other than 4 bits in strips")),
-            Compression::Jpeg => Codec::Jpeg(Jpeg::new(page, max_bytes)?),
+            Compression::Jpeg => Codec::Jpeg(Box::new(Jpeg::new(page, max_bytes)?)),
         };
         let is_whole = matches!(codec, Codec::Fax(_) | Codec::Jpeg(_));
         Ok(Self { codec, predictor: Predictor::of(page)?, is_reversed: page.is_reversed && !is_whole })

@@ -82,8 +82,11 @@ fn assemble(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
     Ok(file)
 }
 
-/// What the tag JPEGInterchangeFormat points to, and where in the file it is.
-fn stream<'a>(page: &Page<'a>) -> Result<Option<(Range<u64>, &'a [u8])>, TiffError> {
+/// A part of the file, and where it is.
+type Placed<'a> = (Range<u64>, &'a [u8]);
+
+/// What the tag JPEGInterchangeFormat points to.
+fn stream<'a>(page: &Page<'a>) -> Result<Option<Placed<'a>>, TiffError> {
     let Some(offset) = page.tags.value(Tag::JPEG_INTERCHANGE_FORMAT)? else { return Ok(None) };
     let rest = usize::try_from(offset).ok().and_then(|offset| page.tags.file.get(offset..)).unwrap_or_default();
     let length = match page.tags.value(Tag::JPEG_INTERCHANGE_FORMAT_LENGTH)? {

@@ -58,7 +58,7 @@ impl Pixels<'_> {
         self.last = value & 15;
         if self.count < self.width {
             let byte = &mut self.row[self.count / 2];
-            *byte = if self.count % 2 == 0 { self.last << 4 } else { *byte | self.last };
+            *byte = if self.count.is_multiple_of(2) { self.last << 4 } else { *byte | self.last };
             self.count += 1;
         }
     }

@@ -72,8 +72,7 @@ impl Fax {
         self.above.clear_to_white();
         let (mut bits, mut end) = (Bits::new(data, self.is_reversed), End::Pixel);
         let row_bytes = self.row_bytes;
-        let mut rows = out.chunks_exact_mut(row_bytes).enumerate();
-        while let Some((index, out)) = rows.next() {
+        for (index, out) in out.chunks_exact_mut(row_bytes).enumerate() {
             let mut result = self.decode_row(&mut bits, &mut end, offset, out);
             if matches!(result, Err(Fault::NoEnds)) {
                 self.has_no_ends = true;
