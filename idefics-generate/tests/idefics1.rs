@@ -217,7 +217,8 @@ fn a_cached_step_is_the_recomputed_prompt() {
             let prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
             let mut empty = model.model().cache(&prompts, 0);
             let recomputed = model.model().prefill(&prompts, features.clone(), &mut empty).unwrap();
-            assert!(difference(cached, recomputed) <= SAME, "{checkpoint}, step {step}");
+            let far = difference(cached, recomputed);
+            assert!(far <= SAME, "{checkpoint}, step {step}: {far:e}");
         }
     }
 }
