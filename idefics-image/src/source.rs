@@ -296,7 +296,7 @@ fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>, ImageError> {
     }
     // A file may grow while it is read, or call itself empty (as /proc does): count what really comes.
     let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
-    file.take(limits.max_bytes + 1).read_to_end(&mut bytes).map_err(read_error)?;
+    file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(read_error)?;
     if bytes.len() as u64 > limits.max_bytes {
         return Err(ImageError::TooManyBytes { image: image(), limit: limits.max_bytes });
     }
