@@ -18,6 +18,7 @@ mod messages;
 #[cfg(unix)]
 mod pipes;
 mod quantize;
+mod samples;
 #[cfg(unix)]
 mod signals;
 mod tasks;

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use url::Url;
 
 use crate::ImageError;
-use crate::source::shorten;
+use crate::source::{path_name, shorten};
 
 /// Which sources of images may be read.
 ///
@@ -81,7 +81,7 @@ impl SourcePolicy {
     /// # Errors
     /// [`ImageError::NotAllowed`]; [`ImageError::Read`] if a file below the folder is not there.
     pub(crate) fn file(&self, path: &Path) -> Result<PathBuf, ImageError> {
-        let image = || shorten(&path.display().to_string(), 200);
+        let image = || path_name(path);
         let folder = match &self.files {
             FileAccess::All => return Ok(path.to_owned()),
             FileAccess::None => return Err(not_allowed(image(), "files", "files")),

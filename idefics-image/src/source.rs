@@ -186,13 +186,18 @@ impl ImageSource {
 impl fmt::Display for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path(path) => f.write_str(&shorten(&path.display().to_string(), 200)),
+            Self::Path(path) => f.write_str(&path_name(path)),
             Self::Url(url) => f.write_str(&shorten(url.as_str(), 200)),
             Self::DataUrl(_) => f.write_str("data URL"),
             Self::Base64 { text, .. } => f.write_str(&shorten(text, 40)),
             Self::Bytes(_) => f.write_str("image bytes"),
         }
     }
+}
+
+/// How messages name a file.
+pub(crate) fn path_name(path: &Path) -> String {
+    shorten(&path.display().to_string(), 200)
 }
 
 /// Text of at most `limit` characters, with its length where it was cut.
@@ -282,7 +287,7 @@ fn is_file(path: &Path) -> bool {
 }
 
 fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>, ImageError> {
-    let image = || path.display().to_string();
+    let image = || path_name(path);
     let read_error = |error| ImageError::Read { image: image(), error };
 
     // Opening a pipe would wait for its writer, so the kind is asked first; and once more on the open file.
@@ -296,7 +301,7 @@ fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>, ImageError> {
     }
     // A file may grow while it is read, or call itself empty (as /proc does): count what really comes.
     let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
-    file.take(limits.max_bytes + 1).read_to_end(&mut bytes).map_err(read_error)?;
+    file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(read_error)?;
     if bytes.len() as u64 > limits.max_bytes {
         return Err(ImageError::TooManyBytes { image: image(), limit: limits.max_bytes });
     }
@@ -308,5 +313,5 @@ fn check_regular(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ImageE
         return Ok(());
     }
     let found = if metadata.is_dir() { "a folder" } else { "a pipe, socket or device" };
-    Err(ImageError::NotAFile { image: path.display().to_string(), found })
+    Err(ImageError::NotAFile { image: path_name(path), found })
 }

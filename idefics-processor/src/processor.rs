@@ -294,7 +294,11 @@ impl Processor {
                 }
                 (text.clone(), Literals::default())
             }
-            Sample::Messages(chat) => self.render_chat(chat, row, options.special_tokens_in_text)?,
+            Sample::Messages(chat) => {
+                let (text, literals) = self.render_chat(chat, row, options.special_tokens_in_text)?;
+                prompt::check_images(chat, self.image_tokens.count(&text), row)?;
+                (text, literals)
+            }
             Sample::Prompt(_) if self.family == Family::Idefics2 => return Err(ProcessorError::PromptList { row }),
             Sample::Prompt(parts) => {
                 let placeholders: usize = texts_of_parts(parts).map(|text| self.image_tokens.count(text)).sum();

@@ -4,6 +4,7 @@ mod bench;
 mod classify;
 mod generation;
 mod image;
+mod sources;
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -14,6 +15,7 @@ use clap_complete::Shell;
 use idefics_generate::nn::Activations;
 use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::placement::Places;
+use idefics_generate::processor::ProcessOptions;
 use idefics_generate::processor::image::{ImageSource, Limits};
 use idefics_generate::{DeviceChoice, DeviceLease, Precision, VisionBatch, WeightFormat, WeightOptions};
 
@@ -23,6 +25,7 @@ pub(crate) use generation::GenerationArgs;
 pub(crate) use image::{MaxPixels, image};
 
 use image::image_parser;
+use sources::SourceArgs;
 
 /// Vision-language models of the Idefics family: images and text in, text out.
 #[derive(Debug, Parser)]
@@ -279,7 +282,16 @@ pub(crate) struct BatchArgs {
     #[arg(long)]
     pub(crate) restart: bool,
     #[command(flatten)]
+    pub(crate) sources: SourceArgs,
+    #[command(flatten)]
     pub(crate) generation: GenerationArgs,
+}
+
+impl BatchArgs {
+    /// How samples are preprocessed, and what they may name.
+    pub(crate) fn process(&self, global: &Global) -> ProcessOptions {
+        ProcessOptions { sources: self.sources.policy(), ..self.generation.process(global) }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -300,7 +312,16 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "FILE.json|-")]
     pub(crate) prompt_file: PathBuf,
     #[command(flatten)]
+    pub(crate) sources: SourceArgs,
+    #[command(flatten)]
     pub(crate) generation: GenerationArgs,
+}
+
+impl GenerateArgs {
+    /// How samples are preprocessed, and what they may name.
+    pub(crate) fn process(&self, global: &Global) -> ProcessOptions {
+        ProcessOptions { sources: self.sources.policy(), ..self.generation.process(global) }
+    }
 }
 
 #[derive(Debug, Args)]

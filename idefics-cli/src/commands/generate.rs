@@ -17,18 +17,20 @@ pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
         Prompts::One(sample) => std::slice::from_ref(sample),
         Prompts::Batch(samples) => samples,
     };
-    samples.iter().try_for_each(|sample| commands::check_images(sample.images()))?;
+    if args.sources.allows_all_files() {
+        samples.iter().try_for_each(|sample| commands::check_images(sample.images()))?;
+    }
     let model = model::load(global)?;
     commands::warn(global, &model, &args.generation.options());
     let cancel = signals::cancel();
     match &prompts {
         Prompts::One(sample) => {
-            let prepared = model.prepare(std::slice::from_ref(sample), &args.generation.process(global));
+            let prepared = model.prepare(std::slice::from_ref(sample), &args.process(global));
             output::answer_one(global, None, &model, prepared, &args.generation, &cancel)
         }
         Prompts::Batch(samples) => {
             let controls = args.generation.controls(global, &cancel);
-            let (process, options) = (args.generation.process(global), args.generation.options());
+            let (process, options) = (args.process(global), args.generation.options());
             let answers = model.generate_each(samples, &process, &options, controls)?;
             output::print_batch(global, answers, samples.len())
         }

@@ -38,7 +38,7 @@ fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
 fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result<(), Failure> {
     for image in images {
         if let ImageSource::Path(path) = image {
-            std::fs::metadata(path).map_err(|error| Failure::io(path, &error))?;
+            std::fs::metadata(path).map_err(|error| Failure::of_io(&image.to_string(), &error))?;
         }
     }
     Ok(())

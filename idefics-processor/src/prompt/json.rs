@@ -138,6 +138,11 @@ impl Sample {
             .into_iter()
             .filter(|form| object.get(*form).is_some_and(|value| !value.is_null()))
             .collect();
+        for form in ["text", "messages", "prompt"] {
+            if !forms.contains(&form) {
+                object.shift_remove(form); // it is null
+            }
+        }
         let &[form] = forms.as_slice() else {
             let found = match forms.as_slice() {
                 [] => "none of them".to_owned(),

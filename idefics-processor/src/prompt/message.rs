@@ -133,9 +133,8 @@ impl Message {
         let fields = ["reasoning_content", "thinking", "reasoning"];
         let reasoning = fields.iter().find_map(|name| self.key(name)).cloned();
         if let (Some(reasoning), Value::Object(keys)) = (reasoning, &mut object) {
-            if !keys.contains_key("thinking") {
-                keys.shift_insert(0, "thinking".to_owned(), reasoning.clone());
-            }
+            let thinking = keys.shift_remove("thinking").unwrap_or_else(|| reasoning.clone());
+            keys.shift_insert(0, "thinking".to_owned(), thinking);
             keys.insert("reasoning_content".to_owned(), reasoning);
         }
         object

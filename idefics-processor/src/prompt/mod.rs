@@ -17,7 +17,7 @@ pub use json::{SampleError, SampleProblem};
 pub(crate) use literal::find_token;
 pub use literal::{Literals, SpecialTokensInText};
 pub use message::{Content, Message, MessageContent};
-pub(crate) use render::{Conversations, check};
+pub(crate) use render::{Conversations, check, check_images};
 pub(crate) use sample::texts_of_parts;
 pub use sample::{Chat, PromptPart, Sample};
 pub use template::{ChatTemplate, TextLimits};

@@ -55,17 +55,7 @@ impl Conversations<'_> {
             Some(template) => self.by_template(template, variables.map_strings(self.protected, &mut protect), row)?,
             None => self.without_template(chat, row, protect)?,
         };
-        let (parts, open) = chat.count_image_parts();
-        let (apart, placeholders) = (chat.images.len(), self.image_tokens.count(&rendered));
-        if !chat.images_fit() || (parts == 0 && apart > 0 && placeholders != apart) {
-            let (images, parts) = (counted(apart, "image"), counted(open, "image part"));
-            return Err(ProcessorError::ImageParts { row, images, parts });
-        }
-        let images = parts.max(apart);
-        match placeholders == images {
-            true => Ok((rendered, literals)),
-            false => Err(ProcessorError::TemplateLossy { row, images, placeholders }),
-        }
+        Ok((rendered, literals))
     }
 
     /// The template's text. Where it loses contents that are strings and writes them as parts, they are parts: the
@@ -115,6 +105,21 @@ impl Conversations<'_> {
         }
         let end = self.turn_end.unwrap_or_default();
         Ok(conversation(&chat.messages, chat.add_generation_prompt, self.image_tokens, end, protect))
+    }
+}
+
+/// Refuses a rendered text whose placeholders are not those of the images.
+pub(crate) fn check_images(chat: &Chat, placeholders: usize, row: usize) -> Result<(), ProcessorError> {
+    let (parts, open) = chat.count_image_parts();
+    let apart = chat.images.len();
+    if !chat.images_fit() || (parts == 0 && apart > 0 && placeholders != apart) {
+        let (images, parts) = (counted(apart, "image"), counted(open, "image part"));
+        return Err(ProcessorError::ImageParts { row, images, parts });
+    }
+    let images = parts.max(apart);
+    match placeholders == images {
+        true => Ok(()),
+        false => Err(ProcessorError::TemplateLossy { row, images, placeholders }),
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) fn answer(
             (Ok(_), Some(answers)) => Ok(answers.next().unwrap_or_default()),
             (Ok(_), None) if cancel.is_cancelled() => Err(Failure::interrupted()),
             (Ok(sample), None) => {
-                let alone = model.prepare(std::slice::from_ref(sample), &args.generation.process(global));
+                let alone = model.prepare(std::slice::from_ref(sample), &args.process(global));
                 generate(alone).map_err(Failure::of_sample)
             }
         };

@@ -66,7 +66,7 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
         commands::warn(global, &model, &args.generation.options());
         let cancel = signals::cancel();
         let groups = std::iter::once(first).chain(groups);
-        model.prepare_ahead(groups, &args.generation.process(global), |group, prepared| {
+        model.prepare_ahead(groups, &args.process(global), |group, prepared| {
             let answered = answers::answer(global, args, &model, &group, prepared, &cancel);
             let kept = answered.and_then(|answered| {
                 batch.keep(group, &answered.rows)?;

@@ -1,0 +1,83 @@
+//! What samples may name.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use idefics_generate::processor::image::{FileAccess, SourcePolicy, UrlAccess};
+
+/// Options for samples that others wrote.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SourceArgs {
+    /// What the images of samples may be [default: all of them]. Narrow it for samples that others wrote, which could name
+    /// files of this machine and addresses of its network.
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
+    allow_sources: Option<Vec<SourceKind>>,
+    /// Read image files of samples from this folder and those in it alone; neither `..` nor symbolic links lead out.
+    #[arg(long, value_name = "FOLDER")]
+    images_below: Option<PathBuf>,
+}
+
+/// A kind of image source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SourceKind {
+    /// Files of this machine.
+    Files,
+    /// http(s) addresses, those of this machine's network included.
+    Urls,
+    /// data: URLs and base64.
+    Data,
+    /// Nothing: samples without images.
+    None,
+}
+
+impl SourceArgs {
+    /// What samples may name.
+    pub(crate) fn policy(&self) -> SourcePolicy {
+        let allows = |kind| self.allow_sources.as_ref().is_none_or(|kinds| kinds.contains(&kind));
+        let mut policy = SourcePolicy::default();
+        policy.files = match &self.images_below {
+            Some(folder) => FileAccess::Below(folder.clone()),
+            None if allows(SourceKind::Files) => FileAccess::All,
+            None => FileAccess::None,
+        };
+        policy.urls = if allows(SourceKind::Urls) { UrlAccess::All } else { UrlAccess::None };
+        policy.data = allows(SourceKind::Data);
+        policy
+    }
+
+    /// Whether samples may name any file.
+    pub(crate) fn allows_all_files(&self) -> bool {
+        self.policy().files == FileAccess::All
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        sources: SourceArgs,
+    }
+
+    fn policy(line: &[&str]) -> SourcePolicy {
+        Line::try_parse_from([&["idefics"], line].concat()).unwrap().sources.policy()
+    }
+
+    #[test]
+    fn nothing_said_allows_everything_and_a_folder_allows_its_files() {
+        assert_eq!(policy(&[]), SourcePolicy::default());
+        assert_eq!(policy(&["--allow-sources", "data"]), SourcePolicy::data_only());
+        let none = policy(&["--allow-sources", "none"]);
+        assert!(none.files == FileAccess::None && none.urls == UrlAccess::None && !none.data);
+        let below = policy(&["--allow-sources", "data", "--images-below", "photos"]);
+        assert_eq!(below.files, FileAccess::Below("photos".into()));
+        assert_eq!(below.urls, UrlAccess::None);
+        assert_eq!(policy(&["--images-below", "photos"]).urls, UrlAccess::All);
+        assert_eq!(policy(&["--allow-sources", "files,urls"]).urls, UrlAccess::All);
+        assert!(Line::try_parse_from(["idefics", "--allow-sources", "ftp"]).is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! Samples as people write them: where pictures come from, what is refused and in which words.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use crate::{checkpoint, idefics, photo, text};
+
+/// A GIF of one pixel.
+const DOT: &str = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
+
+fn generate(folder: &Path, samples: &Value, options: &[&str]) -> Output {
+    let prompts = folder.join("prompts.json");
+    fs::write(&prompts, samples.to_string()).unwrap();
+    let prompts = prompts.to_str().unwrap();
+    let args = [&["--json", "generate", "--prompt-file", prompts, "--max-new-tokens", "1"], options].concat();
+    idefics(&checkpoint(), &args)
+}
+
+fn sample(image: &str) -> Value {
+    json!({"text": "<image>What?", "images": [image]})
+}
+
+#[test]
+fn samples_name_only_what_the_options_allow() {
+    let folder = tempfile::tempdir().unwrap();
+    let photos = folder.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    fs::copy(photo(), photos.join("inside.jpg")).unwrap();
+    fs::copy(photo(), folder.path().join("outside.jpg")).unwrap();
+    let below = photos.to_str().unwrap();
+    let data = format!("data:image/avif;base64,{DOT}");
+    for (image, options, code) in [
+        ("outside.jpg", &[][..], 0),
+        ("outside.jpg", &["--allow-sources", "files"], 0),
+        ("outside.jpg", &["--allow-sources", "urls,data"], 3),
+        ("outside.jpg", &["--images-below", below], 3),
+        ("photos/../outside.jpg", &["--images-below", below], 3),
+        ("/etc/hostname", &["--images-below", below], 3),
+        ("photos/inside.jpg", &["--images-below", below], 0),
+        ("http://127.0.0.1:9/a.png", &["--allow-sources", "files,data"], 3),
+        (DOT, &["--allow-sources", "data"], 0),
+        (DOT, &["--allow-sources", "none"], 3),
+        (&data, &[], 0),
+        (&data, &["--allow-sources", "files"], 3),
+    ] {
+        let output = generate(folder.path(), &sample(image), options);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{image} {options:?}: {stderr}");
+        if code != 0 {
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            assert!(stderr.contains("--allow-sources") || stderr.contains("--images-below"), "{stderr}");
+        }
+    }
+    let rows = folder.path().join("rows.jsonl");
+    fs::write(&rows, format!("{}\n{}\n", sample("outside.jpg"), sample(DOT))).unwrap();
+    let rows = rows.to_str().unwrap();
+    let args = ["batch", rows, "--output", "-", "--max-new-tokens", "1", "--allow-sources", "data"];
+    let output = idefics(&checkpoint(), &args);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines[0]["error"].as_str().unwrap().contains("outside.jpg"), "{}", lines[0]);
+    assert!(lines[1]["text"].is_string(), "{}", lines[1]);
+}
+
+#[test]
+fn samples_of_the_wrong_form_are_refused_by_field() {
+    let folder = tempfile::tempdir().unwrap();
+    for (samples, expected) in [
+        (json!("x"), "the sample is the string \"x\""),
+        (json!([{"text": "a"}, {"text": 3}]), "sample 1: `text` is 3"),
+        (json!({"messages": [{"role": "user", "content": ["x"]}]}), "`messages[0].content[0]`"),
+        (json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "1 image part without a picture"),
+    ] {
+        let output = generate(folder.path(), &samples, &[]);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{samples}: {stderr}");
+        assert!(stderr.contains(expected) && stderr.lines().count() == 1, "{samples}: {stderr}");
+    }
+}
+
+#[test]
+fn keys_of_the_owner_are_no_fault_and_images_may_stand_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = json!({"type": "image"});
+    let talk = |content: Value| json!({"id": 1, "messages": [{"role": "user", "name": "Ada", "content": content}]});
+    let mut apart = talk(json!([place, {"type": "text", "text": "What?"}]));
+    apart["images"] = json!([DOT]);
+    let within = talk(json!([{"type": "image", "base64": DOT}, {"type": "text", "text": "What?"}]));
+    let prompt = |sample: &Value| {
+        let output = generate(folder.path(), sample, &[]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (answer["prompt"].clone(), answer["token_ids"].clone())
+    };
+    assert_eq!(prompt(&apart), prompt(&within));
+}
