@@ -219,7 +219,7 @@ impl Vm<'_> {
     }
 
     /// `dict.fromkeys`.
-    pub(crate) fn from_keys(&mut self, args: Args) -> Result<Value> {
+    pub(crate) fn dict_from_keys(&mut self, args: Args) -> Result<Value> {
         let [keys, value] = args.bind("fromkeys", ["/iterable", "/value"], 1)?;
         let value = value.unwrap_or(Value::None);
         let keys = Iter::new(&keys.unwrap_or(Value::None))?.collect(self)?;

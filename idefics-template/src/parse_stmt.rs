@@ -228,9 +228,8 @@ impl Parser {
         let name = self.expect_name()?;
         let scoped = self.skip_name("scoped");
         let required = self.skip_name("required");
-        let mut around = (std::mem::take(&mut self.uses), std::mem::take(&mut self.loops));
+        let around = (std::mem::take(&mut self.uses), std::mem::take(&mut self.loops));
         let body = self.statements_to("endblock")?;
-        std::mem::swap(&mut around, &mut (std::mem::take(&mut self.uses), std::mem::take(&mut self.loops)));
         (self.uses, self.loops) = around;
         let is_blank = |stmt: &Stmt| matches!(&stmt.kind, StmtKind::Data(text) if text.trim().is_empty());
         if required && !body.iter().all(is_blank) {

@@ -118,9 +118,9 @@ fn chunk_end(text: &[char], start: usize, break_on_hyphens: bool) -> usize {
     if let Some(end) = dash_end(start) {
         return end;
     }
-    for at in start + 1..text.len() {
+    for (at, &character) in text.iter().enumerate().skip(start + 1) {
         let back = |distance: usize| at.checked_sub(distance);
-        let hyphenated = text[at] == '-'
+        let hyphenated = character == '-'
             && is_letter(back(1))
             && (is_letter(back(2)) || (is_hyphen(back(2)) && is_letter(back(3))))
             && is_letter(Some(at + 1))
@@ -128,7 +128,7 @@ fn chunk_end(text: &[char], start: usize, break_on_hyphens: bool) -> usize {
         if hyphenated {
             return at + 1;
         }
-        if is_blank(text[at]) || dash_end(at).is_some() {
+        if is_blank(character) || dash_end(at).is_some() {
             return at;
         }
     }

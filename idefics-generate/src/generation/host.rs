@@ -33,7 +33,7 @@ impl OnHost {
     /// That of the first row, once every row has failed.
     pub(super) fn choose(&mut self, logits: &[f32], rows: &mut Rows) -> Result<Vec<u32>, Error> {
         let mut next_tokens = vec![0; rows.len()];
-        for row in 0..rows.len() {
+        for (row, next_token) in next_tokens.iter_mut().enumerate() {
             if rows.finished[row].is_some() {
                 continue;
             }
@@ -43,7 +43,7 @@ impl OnHost {
                 Some(sampler) => sampler.draw(self.keys[row], rows.n_generated(), &scores),
             };
             match chosen {
-                Ok(token) => next_tokens[row] = token,
+                Ok(token) => *next_token = token,
                 Err(error) => rows.end_failed(row, error),
             }
         }

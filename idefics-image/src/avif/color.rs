@@ -56,7 +56,7 @@ pub(super) fn to_rgb(frame: &Frame, colors: ColorCodes, has_alpha: bool) -> Resu
     let is_mono = frame.sampling == Sampling::Mono;
     match Weights::of(colors, is_mono) {
         // Grey without alpha goes through floats.
-        Some(weights) if !(is_mono && !has_alpha) => Ok(fixed(frame, weights, has_alpha)),
+        Some(weights) if !is_mono || has_alpha => Ok(fixed(frame, weights, has_alpha)),
         _ => float(frame, colors),
     }
 }

@@ -277,10 +277,8 @@ impl ImageProcessorConfig {
                 "image_std" => config.image_std = per_channel(key, value)?,
                 "do_pad" => config.do_pad = boolean(key, value)?,
                 "do_image_splitting" => config.do_image_splitting = boolean(key, value)?,
-                "image_processor_type" => {
-                    if !value.as_str().is_some_and(|name| types.contains(&name)) {
-                        return Err(field_error(key, value, types[0]));
-                    }
+                "image_processor_type" if !value.as_str().is_some_and(|name| types.contains(&name)) => {
+                    return Err(field_error(key, value, types[0]));
                 }
                 _ => {} // see `ignored_keys`
             }

@@ -78,7 +78,11 @@ fn visit<'v>(value: &'v Value, depth: usize, each: &mut impl FnMut(&'v str)) -> 
         }
         (Value::Null | Value::Bool(_) | Value::Number(_), _) => true,
         (Value::Array(_) | Value::Object(_), None) => false,
-        (Value::Array(items), Some(depth)) => items.iter().fold(true, |whole, item| visit(item, depth, each) && whole),
+        (Value::Array(items), Some(depth)) => {
+            // Every item is visited, also after one that nests too deep.
+            let cut = items.iter().filter(|item| !visit(item, depth, each)).count();
+            cut == 0
+        }
         (Value::Object(object), Some(depth)) => object.iter().fold(true, |whole, (key, item)| {
             each(key);
             visit(item, depth, each) && whole

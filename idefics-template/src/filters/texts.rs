@@ -132,7 +132,7 @@ fn replace(vm: &mut Vm, value: &Value, old: &Value, new: &Value, count: Option<V
         Ok(Text { text: to_str(value, &mut vm.budget)?, safe: vm.autoescape && value.is_safe() })
     };
     let (mut text, old, new) = (plain(vm, value)?, plain(vm, old)?, plain(vm, new)?);
-    if vm.autoescape && (old.safe || (new.safe && !text.safe)) && !text.safe {
+    if vm.autoescape && !text.safe && (old.safe || new.safe) {
         text = Text { text: escape(&text.text, &mut vm.budget)?.into(), safe: true };
     }
     methods::replace(vm, &text, &old, &new, count)

@@ -98,7 +98,7 @@ fn mapping(vm: &mut Vm, dict: &Rc<Dict>, name: &str, args: Args) -> Result<Value
             vm.budget.scan(key.weight() / 8)?;
             Ok(dict.get(&key).cloned().or(default).unwrap_or(Value::None))
         }
-        "fromkeys" => vm.from_keys(args),
+        "fromkeys" => vm.dict_from_keys(args),
         name => {
             args.none(name)?;
             Ok(match name {
@@ -219,6 +219,6 @@ fn object_method(vm: &mut Vm, object: &Rc<Object>, name: &str, args: Args) -> Re
             let index = given.saturating_sub(1) % args.positional.len();
             Ok(args.positional.get(index).cloned().unwrap_or(Value::None))
         }
-        _ => vm.from_keys(args),
+        _ => vm.dict_from_keys(args),
     }
 }

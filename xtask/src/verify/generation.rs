@@ -181,8 +181,8 @@ impl<'r> Run<'r> {
     where
         'r: 'm,
     {
-        // SAFETY: this thread alone uses devices.
         #[allow(unsafe_code)] // a promise about the program's threads
+        // SAFETY: this thread alone uses devices.
         let lease = unsafe { DeviceLease::for_this_thread() };
         let controls = Controls { tokenizer: Some(self.tokenizer), replays: Replays::AtOnce(lease), ..controls };
         Generation::start(model, self.prompts, image_hidden_states, self.options, controls)
