@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use num_bigint::BigInt;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::{big, check_hashable};
 use crate::object::{Function, Loop, Object, Undefined};
 use crate::value::{Value, View};
@@ -189,8 +189,11 @@ impl Vm<'_> {
             return Ok(found);
         }
         if let Value::Slice(parts) = key {
-            // A slice that is a value of its own, such as an argument of a filter.
-            return crate::ops::slice(self, value, parts);
+            // What cannot be cut is undefined.
+            match crate::ops::slice(self, value, parts) {
+                Err(error) if error.kind() == ErrorKind::Type => {}
+                result => return result,
+            }
         }
         if let Some(name) = key.as_str() {
             if let Some(found) = self.native_attr(value, name)? {

@@ -89,10 +89,7 @@ impl Vm<'_> {
             ExprKind::Item(pair) => {
                 let value = self.eval(&pair.0, scope)?;
                 let key = self.eval(&pair.1, scope)?;
-                match &key {
-                    Value::Slice(parts) => ops::slice(self, &value, parts),
-                    key => self.get_item(&value, key),
-                }
+                self.get_item(&value, &key)
             }
             ExprKind::Slice(parts) => {
                 let mut values = [Value::None, Value::None, Value::None];

@@ -13,7 +13,7 @@ use crate::vm::Vm;
 /// `format.format(*args)`.
 pub(crate) fn format(vm: &mut Vm, format: &Text, args: &Args) -> Result<Value> {
     let mut formatter = Formatter { vm, args, mapping: None, automatic: Some(0), safe: format.safe };
-    let text = formatter.run(&format.text, 2)?;
+    let text = formatter.run(&format.text, 3)?;
     Ok(Value::text(text, format.safe))
 }
 
@@ -21,7 +21,7 @@ pub(crate) fn format(vm: &mut Vm, format: &Text, args: &Args) -> Result<Value> {
 pub(crate) fn format_map(vm: &mut Vm, format: &Text, mapping: &Value) -> Result<Value> {
     let args = Args::default();
     let mut formatter = Formatter { vm, args: &args, mapping: Some(mapping), automatic: Some(0), safe: format.safe };
-    let text = formatter.run(&format.text, 2)?;
+    let text = formatter.run(&format.text, 3)?;
     Ok(Value::text(text, format.safe))
 }
 

@@ -39,6 +39,8 @@ pub(crate) enum Iter {
         reversed: bool,
     },
     Lazy(Box<Lazy>),
+    /// A generator that raises an exception when it is read.
+    Fails(Error),
     /// An iterator that others may read from too.
     Shared(Rc<Object>),
 }
@@ -117,6 +119,7 @@ impl Iter {
         vm.budget.scan(8)?;
         Ok(match self {
             Self::Empty => None,
+            Self::Fails(error) => return Err(error.clone()),
             Self::Items { seq, next, end, reversed } => {
                 step(next, end, *reversed).and_then(|index| seq.items.get(index).cloned())
             }

@@ -171,7 +171,7 @@ fn string(text: &str, ascii: bool, out: &mut String) {
             '\x0c' => out.push_str("\\f"),
             '\x08' => out.push_str("\\b"),
             '\0'..='\x1f' => out.push_str(&format!("\\u{:04x}", u32::from(character))),
-            '\x7f'.. if ascii && character != '\x7f' => {
+            '\x7f'.. if ascii => {
                 let mut units = [0; 2];
                 for unit in character.encode_utf16(&mut units) {
                     out.push_str(&format!("\\u{unit:04x}"));

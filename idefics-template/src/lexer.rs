@@ -138,6 +138,9 @@ impl<'a> Lexer<'a> {
 
     fn raw(&mut self) -> Result<()> {
         let rest = self.rest();
+        if rest.is_empty() {
+            return Ok(()); // as in the reference
+        }
         let mut from = 0;
         while let Some(found) = rest[from..].find("{%") {
             let start = from + found;

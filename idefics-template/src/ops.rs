@@ -71,6 +71,10 @@ fn add_text(vm: &mut Vm, left: &Text, right: &Text) -> Result<Value> {
 }
 
 fn repeat(vm: &mut Vm, value: &Value, count: i64) -> Result<Value> {
+    // What larger integers become as an index.
+    if matches!(count, i64::MAX | i64::MIN) {
+        return Err(Error::value("cannot fit 'int' into an index-sized integer"));
+    }
     let count = usize::try_from(count).unwrap_or(0);
     vm.budget.build(match value {
         // Empty text can be repeated without end.

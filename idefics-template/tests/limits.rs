@@ -18,7 +18,7 @@ fn large_values_are_refused_before_they_are_built() {
     for expression in [
         "'a' * 10 ** 12",
         "[1] * 10 ** 12",
-        "10 ** 10 ** 6",
+        "10 ** (10 ** 6)",
         "'a'.center(10 ** 12)",
         "'a'.ljust(10 ** 12)",
         "'a'.zfill(10 ** 12)",
@@ -36,7 +36,8 @@ fn large_values_are_refused_before_they_are_built() {
         "range(10 ** 12)",
         "'aaaaaaaa'.replace('a', 'b' * 10 ** 6)",
         "('a' * 10 ** 5).join('a' * 10 ** 5)",
-        "['a' * 10 ** 6, 'b' * 10 ** 6] | join('c' * 10 ** 6) ~ 'a' * 10 ** 6 ~ 'a' * 10 ** 6 ~ 'a' * 10 ** 6",
+        "('a' * 4000000) ~ ('b' * 4000000)",
+        "['a' * 4000000, 'b' * 4000000] | join",
         "'a b' | wordwrap(1, true, 'x' * 10 ** 7)",
     ] {
         for (before, after) in [("{{ (", ") | string | length }}"), ("{% set x = ", " %}")] {
@@ -80,7 +81,7 @@ fn deep_nesting_is_refused_without_overflowing_the_stack() {
         nested("{% for x in xs %}", "", "{% endfor %}"),
         nested("{% filter upper %}", "", "{% endfilter %}"),
         "{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}".to_owned(),
-        "{% macro m(x) %}{% call m(x) %}{{ m(x) }}{% endcall %}{% endmacro %}{{ m(1) }}".to_owned(),
+        "{% macro m(x) %}{% call m(x) %}{{ caller }}{% endcall %}{% endmacro %}{{ m(1) }}".to_owned(),
         "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(),
         "{% block a %}{{ self.a() }}{% endblock %}".to_owned(),
         "{% set n = namespace(x=xs) %}{% for i in range(9999) %}{% set n.x = n.x|map('string') %}{% endfor %}{{ n.x|list }}".to_owned(),

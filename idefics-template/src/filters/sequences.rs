@@ -7,7 +7,7 @@ use indexmap::IndexSet;
 
 use crate::args::Args;
 use crate::ast::BinaryOp;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::iter::Iter;
 use crate::key::{Key, equal, order};
 use crate::ops;
@@ -18,7 +18,11 @@ use crate::vm::Vm;
 /// The filter's result, or the arguments again if the name is none of these.
 pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Result<Value, Args>> {
     Ok(Ok(match name {
-        "batch" => batch(vm, value, args)?,
+        "batch" => match batch(vm, value, args) {
+            // Generators fail when they are read.
+            Err(error) if error.kind() != ErrorKind::Limit => vm.iterator(Iter::Fails(error), "generator")?,
+            result => result?,
+        },
         "dictsort" => dict_sort(vm, value, args)?,
         "first" => {
             args.none("first")?;
@@ -37,7 +41,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
             let iter = match value {
                 Value::Undefined(_) => Iter::Empty,
                 Value::Dict(dict) => Iter::new(&Value::View(View::Items, dict.clone()))?,
-                _ => return Err(Error::of_type("Can only get item pairs from a mapping.")),
+                _ => Iter::Fails(Error::of_type("Can only get item pairs from a mapping.")),
             };
             vm.iterator(iter, "generator")?
         }
