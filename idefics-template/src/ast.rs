@@ -172,6 +172,32 @@ impl Expr {
     }
 }
 
+impl Expr {
+    /// Whether the value depends on no variable, so that the reference evaluates it when it compiles the template.
+    pub(crate) fn is_constant(&self) -> bool {
+        let all = |items: &[Self]| items.iter().all(Self::is_constant);
+        match &self.kind {
+            ExprKind::Const(_) => true,
+            ExprKind::Name(_) | ExprKind::Call(..) => false,
+            ExprKind::List(items) | ExprKind::Tuple(items) | ExprKind::Concat(items) => all(items),
+            ExprKind::Dict(pairs) => pairs.iter().all(|(key, value)| key.is_constant() && value.is_constant()),
+            ExprKind::Unary(_, value) | ExprKind::Attr(value, _) => value.is_constant(),
+            ExprKind::Binary(_, pair) | ExprKind::Item(pair) => pair.0.is_constant() && pair.1.is_constant(),
+            // The first value usually decides.
+            ExprKind::And(pair) | ExprKind::Or(pair) => pair.0.is_constant(),
+            ExprKind::Compare(first, rest) => first.is_constant() && rest.iter().all(|(_, value)| value.is_constant()),
+            ExprKind::Cond(parts) => {
+                parts.0.is_constant() && parts.1.is_constant() && parts.2.as_ref().is_none_or(Self::is_constant)
+            }
+            ExprKind::Slice(parts) => parts.iter().flatten().all(Self::is_constant),
+            ExprKind::Filter(value, _, args) => {
+                value.as_ref().is_some_and(|value| value.is_constant()) && args.is_constant()
+            }
+            ExprKind::Test(value, _, args) => value.is_constant() && args.is_constant(),
+        }
+    }
+}
+
 impl ExprKind {
     fn children_depth(&self) -> u32 {
         let of = |expr: &Expr| expr.depth;
@@ -193,6 +219,11 @@ impl ExprKind {
 }
 
 impl Args {
+    fn is_constant(&self) -> bool {
+        let named = self.named.iter().map(|(_, value)| value);
+        self.positional.iter().chain(named).chain(&self.star).chain(&self.star_star).all(Expr::is_constant)
+    }
+
     fn depth(&self) -> u32 {
         let named = self.named.iter().map(|(_, value)| value);
         let all = self.positional.iter().chain(named).chain(&self.star).chain(&self.star_star);

@@ -189,9 +189,9 @@ impl Vm<'_> {
             return Ok(found);
         }
         if let Value::Slice(parts) = key {
-            // What cannot be cut is undefined.
+            // In constants, what cannot be cut is undefined.
             match crate::ops::slice(self, value, parts) {
-                Err(error) if error.kind() == ErrorKind::Type => {}
+                Err(error) if self.folding && error.kind() == ErrorKind::Type => {}
                 result => return result,
             }
         }

@@ -37,8 +37,10 @@ impl Vm<'_> {
         match &stmt.kind {
             StmtKind::Data(text) => self.write(text)?,
             StmtKind::Print(value) => {
-                let value = self.eval(value, scope)?;
-                self.print(&value)?;
+                self.folding = value.is_constant();
+                let value = self.eval(value, scope);
+                self.folding = false;
+                self.print(&value?)?;
             }
             StmtKind::Break => return Ok(Flow::Break),
             StmtKind::Continue => return Ok(Flow::Continue),

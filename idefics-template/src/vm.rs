@@ -23,6 +23,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) now: Now,
     /// Whether values are escaped when they are written. Off, but for `{% autoescape true %}`.
     pub(crate) autoescape: bool,
+    /// Whether a constant is evaluated, which the reference does when it compiles the template.
+    pub(crate) folding: bool,
     /// The outermost scope, which blocks see.
     pub(crate) root: Rc<Scope>,
     /// The output; every body whose text is kept goes to a buffer of its own, the innermost last.
@@ -48,6 +50,7 @@ impl<'a> Vm<'a> {
             blocks,
             now,
             autoescape: false,
+            folding: false,
             root: Scope::root(),
             out: vec![String::new()],
             generated: Vec::new(),
