@@ -123,6 +123,11 @@ impl Bitmap {
         })
     }
 
+    /// Where the first `height` rows end, if they are not compressed.
+    pub(crate) fn end(&self, height: u32) -> usize {
+        self.at + self.stride * height as usize
+    }
+
     /// The pixels of the first `height` rows of the file.
     pub(crate) fn pixels(&self, bytes: &[u8], height: u32, input: &Input<'_>) -> Result<Pixels, ImageError> {
         let rows = Rows {

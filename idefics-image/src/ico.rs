@@ -86,7 +86,13 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
         let end = entry.offset + entry.size;
         let at = end.checked_sub(stride * height as usize).ok_or_else(|| input.damaged("its mask is cut off"))?;
         let rows = Rows { width, height, layout: Layout::BitInverted, stride, is_bottom_up: true };
-        rows.unpack(bytes.get(at..).unwrap_or_default(), input)?
+        let mut mask = rows.unpack(bytes.get(at..).unwrap_or_default(), input)?;
+        // Pillow writes masks without padding and then reads colors as the mask, which `load_image` drops. A mask that
+        // overlaps the pixels is none.
+        if at < bitmap.end(height) {
+            mask.fill(255);
+        }
+        mask
     };
     Ok(Raster::new(width, height, Pixels::Rgba(with_alpha(pixels, &alpha))))
 }
