@@ -159,8 +159,8 @@ mod tests {
 
     #[test]
     fn few_bits_become_eight_as_in_pillow() {
-        assert_eq!(row(Layout::Bgr16, &0b1000_0100_0000_1111_u16.to_le_bytes(), 1), [131, 129, 123]);
-        assert_eq!(row(Layout::Bgr15, &0b1_11111_00000_00001_u16.to_le_bytes(), 1), [255, 0, 8]);
+        assert_eq!(row(Layout::Bgr16, &0x840f_u16.to_le_bytes(), 1), [131, 129, 123]);
+        assert_eq!(row(Layout::Bgr15, &0xfc01_u16.to_le_bytes(), 1), [255, 0, 8]);
         assert_eq!(row(Layout::Bgra15, &0x8000_u16.to_le_bytes(), 1), [0, 0, 0, 0]);
         assert_eq!(row(Layout::Index(4), &[0x12, 0x30], 3), [1, 2, 3]);
         assert_eq!(row(Layout::Index(1), &[0b1010_0000], 3), [1, 0, 1]);
