@@ -2,8 +2,8 @@
 //!
 //! Source: `GifImagePlugin.py` of Pillow; the crate `gif` unfolds the indices.
 
-use gif::streaming_decoder::FrameDecoder;
-use gif::{ColorOutput, DecodeOptions, Frame, MemoryLimit};
+use weezl::decode::Decoder;
+use weezl::{BitOrder, LzwStatus};
 
 use crate::ImageError;
 use crate::decode::Input;
@@ -110,27 +110,31 @@ impl<'a> First<'a> {
     /// The indices of the frame, `[height, width]`.
     fn unfold(&self, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
         let (&code_size, mut rest) = self.data.split_first().ok_or_else(|| input.damaged("the file ends early"))?;
-        let mut packed = vec![code_size];
+        if !(1..=11).contains(&code_size) {
+            return Err(input.damaged(format!("codes begin with {code_size} bits, expected 1 to 11")));
+        }
+        let mut packed = Vec::new();
         // A block that the file cuts off is not read at all.
         while let Some((&length @ 1.., tail)) = rest.split_first() {
             let Some((block, tail)) = tail.split_at_checked(length.into()) else { break };
             packed.extend_from_slice(block);
             rest = tail;
         }
-        let mut options = DecodeOptions::new();
-        options.set_color_output(ColorOutput::Indexed);
-        options.set_memory_limit(MemoryLimit::Unlimited); // the size of the only buffer is checked
-        let frame = Frame {
-            width: self.width,
-            height: self.height,
-            interlaced: self.is_interlaced,
-            buffer: packed.into(),
-            ..Frame::default()
-        };
-        let mut indices = vec![0; usize::from(self.width) * usize::from(self.height)];
-        let unfolded = FrameDecoder::new(options).decode_lzw_encoded_frame_into_buffer(&frame, &mut indices);
-        unfolded.map_err(|error| input.damaged(error.to_string()))?;
-        Ok(indices)
+        let (width, height) = (usize::from(self.width), usize::from(self.height));
+        let mut indices = vec![0; width * height];
+        let mut decoder = Decoder::new(BitOrder::Lsb, code_size);
+        let (mut read, mut written) = (0, 0);
+        while written < indices.len() {
+            let decoded = decoder.decode_bytes(&packed[read..], &mut indices[written..]);
+            read += decoded.consumed_in;
+            written += decoded.consumed_out;
+            // An end code may come before the last pixel.
+            let goes_on = matches!(decoded.status, Ok(LzwStatus::Ok)) && decoded.consumed_in + decoded.consumed_out > 0;
+            if written < indices.len() && !goes_on {
+                return Err(input.damaged("the pixels end early"));
+            }
+        }
+        Ok(if self.is_interlaced { deinterlaced(&indices, width, height) } else { indices })
     }
 
     /// Without a palette, or with one in which every index is its own grey, the picture is grey.
@@ -154,4 +158,17 @@ impl<'a> First<'a> {
             }
         }
     }
+}
+
+/// Rows in their order: every eighth row comes first, then those between, in four passes.
+fn deinterlaced(indices: &[u8], width: usize, height: usize) -> Vec<u8> {
+    let passes = [(0, 8), (4, 8), (2, 4), (1, 2)];
+    let order = passes.into_iter().flat_map(|(first, step)| (first..height).step_by(step));
+    let mut out = vec![0; indices.len()];
+    if width > 0 {
+        for (row, y) in indices.chunks_exact(width).zip(order) {
+            out[y * width..][..width].copy_from_slice(row);
+        }
+    }
+    out
 }
