@@ -217,8 +217,10 @@ fn a_cached_step_is_the_recomputed_prompt() {
             let prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
             let mut empty = model.model().cache(&prompts, 0);
             let recomputed = model.model().prefill(&prompts, features.clone(), &mut empty).unwrap();
+            // One token and a whole prompt are summed in different orders, which rounds as the logits are large.
+            let size = recomputed.clone().abs().max().into_scalar::<f32>();
             let far = difference(cached, recomputed);
-            assert!(far <= SAME, "{checkpoint}, step {step}: {far:e}");
+            assert!(far <= SAME * size.max(1.0), "{checkpoint}, step {step}: {far:e} of {size}");
         }
     }
 }
