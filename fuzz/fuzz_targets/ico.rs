@@ -1,4 +1,4 @@
-//! ICO files.
+//! ICO files; CUR files differ in one byte.
 #![no_main]
 
 use idefics_image::Format;

@@ -1,16 +1,16 @@
-//! Image strings: paths, URLs, data URLs and base64. Nothing is fetched, and no file is opened.
+//! Image strings: paths, URLs, data URLs and base64. A policy keeps them from files and addresses.
 #![no_main]
 
-use idefics_image::{Alpha, ImageSource, load};
+use idefics_image::{Alpha, ImageSource, ReadOptions, SourcePolicy, load_with};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
+    let mut options = ReadOptions::default();
+    options.limits = idefics_fuzz::limits();
+    options.sources = SourcePolicy::data_only();
     for text in [text.to_owned(), format!("data:{text}"), format!("data:image/png;base64,{text}")] {
-        match text.parse::<ImageSource>() {
-            Ok(source @ (ImageSource::DataUrl(_) | ImageSource::Bytes(_))) => {
-                let _ = load(&source, &idefics_fuzz::limits(), Alpha::White);
-            }
-            Ok(_) | Err(_) => {}
+        if let Ok(source) = text.parse::<ImageSource>() {
+            let _ = load_with(&source, &options, Alpha::White);
         }
     }
 });
