@@ -9,7 +9,7 @@ pub(crate) enum JpegError {
     Damaged(Cow<'static, str>),
     /// The file is valid, but coded in a way that this decoder does not read.
     Coding(Cow<'static, str>),
-    /// Its coefficients alone need so many bytes, and that is more than was allowed.
+    /// The coefficients need this many bytes, more than the limit allows.
     Memory(u64),
 }
 
