@@ -11,7 +11,6 @@ mod gif;
 mod ico;
 mod jpeg;
 mod jpeg2000;
-mod kernels;
 mod options;
 mod orientation;
 mod png;

@@ -105,11 +105,6 @@ impl<'a> RgbView<'a> {
         &self.data[start..start + 3 * self.width]
     }
 
-    /// The data from the start of row `y` on, beyond the view to the end of the picture.
-    pub(crate) fn rest(&self, y: usize) -> &'a [u8] {
-        &self.data[(self.top + y) * self.stride + 3 * self.left..]
-    }
-
     /// Copies the rectangle out.
     pub fn to_image(self) -> RgbImage {
         let mut data = Vec::with_capacity(3 * self.width * self.height);

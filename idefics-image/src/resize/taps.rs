@@ -1,0 +1,93 @@
+//! Fixed-point weights of one axis.
+
+use std::ops::Range;
+
+/// Fractional bits of a fixed-point weight; 255 × the sum of all weights fits in 32 bits.
+pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
+
+/// One half of the last bit, which sums start from.
+pub(super) const ROUND: i32 = 1 << (PRECISION_BITS - 1);
+
+/// For each output position along one axis, the inputs it reads and their fixed-point weights.
+#[derive(Debug, Default)]
+pub(super) struct Taps {
+    /// First input of each output.
+    starts: Vec<usize>,
+    /// End of each output's weights in `weights`; they begin where the previous output's end.
+    ends: Vec<usize>,
+    weights: Vec<i32>,
+}
+
+impl Taps {
+    /// Adds the next output, which reads the inputs from `start` on. Starts do not fall.
+    pub(super) fn push(&mut self, start: usize, weights: impl Iterator<Item = i32>) {
+        self.starts.push(start);
+        self.weights.extend(weights);
+        self.ends.push(self.weights.len());
+    }
+
+    /// Number of outputs.
+    pub(super) fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// The first input of `output`, and its weights.
+    pub(super) fn of(&self, output: usize) -> (usize, &[i32]) {
+        let begin = if output == 0 { 0 } else { self.ends[output - 1] };
+        (self.starts[output], &self.weights[begin..self.ends[output]])
+    }
+
+    /// The inputs that `output` reads.
+    pub(super) fn inputs(&self, output: usize) -> Range<usize> {
+        let (start, weights) = self.of(output);
+        start..start + weights.len()
+    }
+
+    /// The largest number of inputs of an output.
+    pub(super) fn window(&self) -> usize {
+        (0..self.len()).map(|output| self.of(output).1.len()).max().unwrap_or(0)
+    }
+
+    /// The weights of `output` in groups of `N`, the first of which begins at a multiple of `align` inputs: the index of
+    /// that input, and the groups, with zeros for inputs that are not read.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn groups<const N: usize>(
+        &self,
+        output: usize,
+        align: usize,
+    ) -> (usize, impl Iterator<Item = [i32; N]> + '_) {
+        let (start, weights) = self.of(output);
+        let before = start % align;
+        let count = (before + weights.len()).div_ceil(N);
+        let weight = move |at: usize| at.checked_sub(before).and_then(|at| weights.get(at)).copied().unwrap_or(0);
+        (start - before, (0..count).map(move |group| std::array::from_fn(|at| weight(N * group + at))))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::{PRECISION_BITS, Taps};
+
+    /// Values of every size, reproducible.
+    pub(crate) fn values(length: usize) -> Vec<u8> {
+        (0..length as u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 23) as u8).collect()
+    }
+
+    /// Outputs of `count` weights each, of both signs, whose sum is about one, from the given inputs on.
+    pub(crate) fn ramp_taps(starts: impl Iterator<Item = usize>, count: i32) -> Taps {
+        let one = 1 << PRECISION_BITS;
+        let mut taps = Taps::default();
+        for start in starts {
+            let weight = |index: i32| one / count + (index - count / 2) * (one / 40 / count);
+            taps.push(start, (0..count).map(weight));
+        }
+        taps
+    }
+
+    /// One output of these weights, from the first input on.
+    pub(crate) fn one_output(weights: &[i32]) -> Taps {
+        let mut taps = Taps::default();
+        taps.push(0, weights.iter().copied());
+        taps
+    }
+}
