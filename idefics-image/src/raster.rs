@@ -118,9 +118,9 @@ impl Raster {
 
 fn map_pixels<const N: usize>(data: &[u8], color: impl Fn(&[u8; N]) -> [u8; 3]) -> Vec<u8> {
     let (pixels, _) = data.as_chunks::<N>();
-    let mut rgb = Vec::with_capacity(3 * pixels.len());
-    for pixel in pixels {
-        rgb.extend(color(pixel));
+    let mut rgb = vec![0; 3 * pixels.len()];
+    for (rgb, pixel) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(pixels) {
+        *rgb = color(pixel);
     }
     rgb
 }

@@ -5,10 +5,11 @@
 //! summed in 32 bits, those with `high` in 16 bits, and both sums are exact. [`Parts`] says where that holds.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::super::ROWS;
 use super::super::taps::{PRECISION_BITS, ROUND, Taps};
-use super::{CHUNK, GROUP, LAST_SHIFT, LOADS, QUAD, Strip, chunk, load, put_group};
+use super::QUAD;
 
 /// The part that 8 bits hold, rounded, of each weight.
 fn high(weight: i32) -> i32 {
@@ -39,15 +40,33 @@ fn is_usable(taps: &Taps) -> bool {
 /// The weights of the horizontal pass.
 #[derive(Debug)]
 pub(in super::super) struct Columns {
-    strips: Vec<Strip>,
-    /// Of each output, its first pair and quad of pixels in its strip.
-    firsts: Vec<(usize, usize)>,
-    /// Low parts of two weights; `pairs` of them for each output. Zeros fill up.
-    low: Vec<i32>,
-    pairs: usize,
-    /// High parts of four weights; `quads` of them for each output.
-    high: Vec<i32>,
-    quads: usize,
+    /// First pixel of each output, and the end of its weights.
+    outputs: Vec<(usize, usize)>,
+    quads: Vec<Quad>,
+    /// The first output with a load beyond the row, if only for zero weights, and its first pixel.
+    edge: (usize, usize),
+}
+
+/// Four consecutive weights in two parts.
+#[derive(Debug, Clone, Copy)]
+struct Quad {
+    /// The low parts, two 16-bit numbers each.
+    low: [i32; 2],
+    /// The high parts, four 8-bit numbers.
+    high: i32,
+}
+
+impl Quad {
+    fn new(weights: [i32; QUAD]) -> Self {
+        let [first, second, third, fourth] = weights;
+        let high = i32::from_le_bytes(weights.map(|weight| high(weight) as u8));
+        Self { low: [low_pair([first, second]), low_pair([third, fourth])], high }
+    }
+}
+
+/// Bytes from an output's first pixel to the end of its last load.
+fn reach(quads: usize) -> usize {
+    3 * QUAD * (quads.max(1) - 1) + 16
 }
 
 impl Columns {
@@ -57,132 +76,99 @@ impl Columns {
     }
 
     fn of(taps: &Taps) -> Self {
-        let outputs = taps.len().next_multiple_of(GROUP);
-        let pairs = (0..taps.len()).map(|output| taps.groups::<2>(output, 2).1.count()).max().unwrap_or(0);
-        let quads = (0..taps.len()).map(|output| taps.groups::<QUAD>(output, QUAD).1.count()).max().unwrap_or(0);
-        let mut columns = Self {
-            strips: Strip::of(taps),
-            firsts: vec![(0, 0); outputs],
-            low: vec![0; pairs * outputs],
-            pairs,
-            high: vec![0; quads * outputs],
-            quads,
-        };
-        for strip in &columns.strips {
-            for output in GROUP * strip.groups.start..taps.len().min(GROUP * strip.groups.end) {
-                let (pair_start, weights) = taps.groups(output, 2);
-                for (target, two) in columns.low[pairs * output..].iter_mut().zip(weights) {
-                    *target = low_pair(two);
-                }
-                let (quad_start, weights) = taps.groups::<QUAD>(output, QUAD);
-                for (target, four) in columns.high[quads * output..].iter_mut().zip(weights) {
-                    *target = i32::from_le_bytes(four.map(|weight| high(weight) as u8));
-                }
-                columns.firsts[output] = ((pair_start - strip.start) / 2, (quad_start - strip.start) / QUAD);
+        let (mut outputs, mut quads) = (Vec::with_capacity(taps.len()), Vec::new());
+        let width = (0..taps.len()).map(|output| taps.inputs(output).end).max().unwrap_or(0);
+        let mut edge = (taps.len(), width);
+        for output in 0..taps.len() {
+            let begin = quads.len();
+            let (start, weights) = taps.groups(output, 1);
+            quads.extend(weights.map(Quad::new));
+            outputs.push((start, quads.len()));
+            if edge.0 == taps.len() && 3 * start + reach(quads.len() - begin) > 3 * width {
+                edge = (output, start);
             }
         }
-        columns
+        Self { outputs, quads, edge }
     }
 
     /// Four rows along x: `[width, 3]` each to `[outputs, 3]` each. Fewer rows of `outs` leave out the last ones.
     pub(super) fn narrow(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
+        let (edge, start) = self.edge;
+        let last = self.outputs.len();
+        // The ends of the rows are copied, so that loads may reach beyond them.
+        let most = (edge..last).map(|output| self.outputs[output].1 - self.begin(output)).max().unwrap_or(0);
+        let padding = vec![0; reach(most)];
+        let ends = rows.map(|row| [&row[3 * start..], &padding].concat());
         // SAFETY: `new` made these weights, so the machine has AVX2.
         #[allow(unsafe_code)]
         unsafe {
-            self.four_rows(rows, outs);
+            self.four_rows(0..edge, 0, rows, outs);
+            self.four_rows(edge..last, start, ends.each_ref().map(Vec::as_slice), outs);
         }
     }
 
+    fn begin(&self, output: usize) -> usize {
+        if output == 0 { 0 } else { self.outputs[output - 1].1 }
+    }
+
+    /// Some outputs of four rows, which begin at pixel `start`.
     #[target_feature(enable = "avx2")]
-    fn four_rows(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
+    fn four_rows(&self, outputs: Range<usize>, start: usize, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
         let both = |half: __m128i| _mm256_broadcastsi128_si256(half);
         // Four pixels r0 g0 b0 r1 … b3 of two rows: two of them as the 16-bit pairs r0 r1, g0 g1, b0 b1, 0 0 …
         let first_pair = both(_mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
         let second_pair = both(_mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1));
         // … and all four as the bytes r0 r1 r2 r3, g0 …, b0 …, 0.
         let all = both(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
-        let without_fourth = both(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
-        let zero = _mm256_setzero_si256();
-        // Quads of zero weights may read beyond the strip. The two vectors are rows 0 and 1, and rows 2 and 3.
-        let chunks = self.strips.iter().map(|strip| strip.chunks).max().unwrap_or(0) + self.quads.div_ceil(4);
-        let mut pairs = vec![[[zero; 2]; 8]; chunks];
-        let mut quads = vec![[[zero; 2]; 4]; chunks];
-        let mut spare = [[0; CHUNK]; 2];
-        for strip in &self.strips {
-            for (index, (pairs, quads)) in pairs[..strip.chunks].iter_mut().zip(&mut quads).enumerate() {
-                let x = strip.start + 4 * QUAD * index;
-                for half in 0..2 {
-                    let [spare0, spare1] = &mut spare;
-                    let (row0, row1) = (chunk(rows[2 * half], x, spare0), chunk(rows[2 * half + 1], x, spare1));
-                    for (quad, at) in LOADS.into_iter().enumerate() {
-                        let pixels = _mm256_set_m128i(load(row1, at), load(row0, at));
-                        let pixels =
-                            if quad == 3 { _mm256_bsrli_epi128::<{ LAST_SHIFT as i32 }>(pixels) } else { pixels };
-                        pairs[2 * quad][half] = _mm256_shuffle_epi8(pixels, first_pair);
-                        pairs[2 * quad + 1][half] = _mm256_shuffle_epi8(pixels, second_pair);
-                        quads[quad][half] = _mm256_shuffle_epi8(pixels, all);
-                    }
-                }
-            }
-            let (pairs, quads) = (pairs.as_flattened(), quads.as_flattened());
-            for group in strip.groups.clone() {
-                // Two outputs as words, of rows 0 and 1 and of rows 2 and 3.
-                let mut words = [[zero; 2]; GROUP / 2];
-                for (two, words) in words.iter_mut().enumerate() {
-                    let first = GROUP * group + 2 * two;
-                    let values = [self.output(first, pairs, quads), self.output(first + 1, pairs, quads)];
-                    for half in 0..2 {
-                        words[half] = _mm256_packs_epi32(values[0][half], values[1][half]);
-                    }
-                }
-                let mut halves = [zero; 2];
-                for (half, bytes) in halves.iter_mut().enumerate() {
-                    // Each half of a vector becomes the four pixels of a row.
-                    let four = _mm256_packus_epi16(words[0][half], words[1][half]);
-                    *bytes = _mm256_shuffle_epi8(four, without_fourth);
-                }
-                let rows = [
-                    _mm256_castsi256_si128(halves[0]),
-                    _mm256_extracti128_si256::<1>(halves[0]),
-                    _mm256_castsi256_si128(halves[1]),
-                    _mm256_extracti128_si256::<1>(halves[1]),
-                ];
-                for (out, pixels) in outs.iter_mut().zip(rows) {
-                    put_group(out, group, pixels);
-                }
-            }
-        }
-    }
-
-    /// An output of the four rows in 32 bits, from the pixels of its strip.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn output(&self, output: usize, pairs: &[[__m256i; 2]], quads: &[[__m256i; 2]]) -> [__m256i; 2] {
-        let (first_pair, first_quad) = self.firsts[output];
         let zero = _mm256_setzero_si256();
         let round = _mm256_set1_epi32(ROUND);
         let ones = _mm256_set1_epi16(1);
-        let (mut low0, mut low1, mut high0, mut high1) = (round, round, zero, zero);
-        let weights = &self.low[self.pairs * output..][..self.pairs];
-        for (&weights, pixels) in weights.iter().zip(&pairs[first_pair..][..self.pairs]) {
-            let weights = _mm256_set1_epi32(weights);
-            low0 = _mm256_add_epi32(low0, _mm256_madd_epi16(pixels[0], weights));
-            low1 = _mm256_add_epi32(low1, _mm256_madd_epi16(pixels[1], weights));
+        let mut begin = self.begin(outputs.start);
+        for output in outputs {
+            let (first, end) = self.outputs[output];
+            let quads = &self.quads[begin..end];
+            begin = end;
+            // Slicing checks that every load is inside.
+            let (from, to) = (3 * (first - start), 3 * (first - start) + reach(quads.len()));
+            let (row0, row1) = (rows[0][from..to].as_ptr(), rows[1][from..to].as_ptr());
+            let (row2, row3) = (rows[2][from..to].as_ptr(), rows[3][from..to].as_ptr());
+            let (mut low, mut high) = ([round; 2], [zero; 2]);
+            for (index, quad) in quads.iter().enumerate() {
+                let at = 3 * QUAD * index;
+                // SAFETY: 16 bytes from `at` on are inside the slices that the pointers come from.
+                #[allow(unsafe_code)]
+                let pixels = unsafe {
+                    let load = |row: *const u8| _mm_loadu_si128(row.add(at).cast());
+                    [_mm256_set_m128i(load(row1), load(row0)), _mm256_set_m128i(load(row3), load(row2))]
+                };
+                let [low01, low23] = [_mm256_set1_epi32(quad.low[0]), _mm256_set1_epi32(quad.low[1])];
+                let high0123 = _mm256_set1_epi32(quad.high);
+                for half in 0..2 {
+                    let first = _mm256_madd_epi16(_mm256_shuffle_epi8(pixels[half], first_pair), low01);
+                    let second = _mm256_madd_epi16(_mm256_shuffle_epi8(pixels[half], second_pair), low23);
+                    low[half] = _mm256_add_epi32(low[half], _mm256_add_epi32(first, second));
+                    let products = _mm256_maddubs_epi16(_mm256_shuffle_epi8(pixels[half], all), high0123);
+                    high[half] = _mm256_add_epi16(high[half], products);
+                }
+            }
+            for half in 0..2 {
+                // Partial sums may wrap; the whole is below 2^31, so it comes out right.
+                let high = _mm256_slli_epi32::<16>(_mm256_madd_epi16(high[half], ones));
+                let value = _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm256_add_epi32(low[half], high));
+                let words = _mm256_packs_epi32(value, value);
+                let bytes = _mm256_packus_epi16(words, words);
+                let rgb = [_mm256_extract_epi32::<0>(bytes), _mm256_extract_epi32::<4>(bytes)];
+                for (out, rgb) in outs.iter_mut().skip(2 * half).zip(rgb) {
+                    let rgb = rgb.to_le_bytes();
+                    // The fourth byte is made again by the next output.
+                    let rest = &mut out[3 * output..];
+                    match rest.first_chunk_mut() {
+                        Some(pixel) => *pixel = rgb,
+                        None => rest.copy_from_slice(&rgb[..3]),
+                    }
+                }
+            }
         }
-        let weights = &self.high[self.quads * output..][..self.quads];
-        for (&weights, pixels) in weights.iter().zip(&quads[first_quad..][..self.quads]) {
-            let weights = _mm256_set1_epi32(weights);
-            high0 = _mm256_add_epi16(high0, _mm256_maddubs_epi16(pixels[0], weights));
-            high1 = _mm256_add_epi16(high1, _mm256_maddubs_epi16(pixels[1], weights));
-        }
-        // Partial sums may wrap; the whole is below 2^31, so it comes out right.
-        let high0 = _mm256_slli_epi32::<16>(_mm256_madd_epi16(high0, ones));
-        let high1 = _mm256_slli_epi32::<16>(_mm256_madd_epi16(high1, ones));
-        const SHIFT: i32 = PRECISION_BITS as i32;
-        [
-            _mm256_srai_epi32::<SHIFT>(_mm256_add_epi32(low0, high0)),
-            _mm256_srai_epi32::<SHIFT>(_mm256_add_epi32(low1, high1)),
-        ]
     }
 }
 
