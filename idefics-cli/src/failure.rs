@@ -5,8 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use idefics_generate::Error;
-use idefics_generate::processor::image::ImageError;
-use idefics_generate::processor::{ProcessorError, io_words};
+use idefics_generate::processor::io_words;
 
 use crate::signals;
 
@@ -141,7 +140,7 @@ impl From<Error> for Failure {
         match error.kind() {
             _ if matches!(error, Error::Cancelled) => Self::interrupted(),
             idefics_generate::ErrorKind::Cancelled => Self::new(signals::exit_code(), error.to_string()),
-            kind => Self::new(kind.exit_code(), format!("{error}{}", remedy(&error))),
+            kind => Self::new(kind.exit_code(), error.to_string()),
         }
     }
 }
@@ -150,15 +149,6 @@ impl From<Error> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self { is_last: true, ..Self::of_io("standard output", &error) }
-    }
-}
-
-/// The option that helps, where the library cannot know of it.
-fn remedy(error: &Error) -> &'static str {
-    let Error::Processor(ProcessorError::Image { error, .. }) = error else { return "" };
-    match error {
-        ImageError::TooManyBytes { .. } => " (--max-image-pixels N, or none)",
-        _ => "",
     }
 }
 

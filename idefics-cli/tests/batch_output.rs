@@ -59,6 +59,19 @@ fn a_pipe_is_written_to() {
 }
 
 #[test]
+fn an_open_pipe_without_a_name_is_written_to() {
+    let folder = folder_with(3);
+    let command = batch(&folder, "/dev/fd/7");
+    let mut script = Command::new("bash");
+    script.current_dir(folder.path()).stdin(Stdio::null()).args(["-c", r#""$@" 7> >(cat > rows); wait $!"#, "bash"]);
+    script.arg(command.get_program()).args(command.get_args());
+    let output = script.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(ids(&fs::read_to_string(folder.path().join("rows")).unwrap()), [0, 1, 2]);
+    assert_eq!(names(&folder), ["in.jsonl", "rows"]);
+}
+
+#[test]
 fn standard_output_is_written_to_by_all_its_names() {
     let folder = folder_with(3);
     for name in ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {

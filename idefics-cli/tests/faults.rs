@@ -77,7 +77,7 @@ fn folders_that_are_no_models() {
 }
 
 #[test]
-fn what_is_odd_about_a_folder_is_a_warning() {
+fn faults_of_a_usable_folder_are_warnings() {
     let folder = copy("tiny-idefics2");
     edit(&folder, "preprocessor_config.json", |config| config["auto_map"] = json!({}));
     edit(&folder, "config.json", |config| config["text_config"]["max_position_embeddings"] = json!(16));
@@ -88,6 +88,13 @@ fn what_is_odd_about_a_folder_is_a_warning() {
     assert_eq!(warnings.len(), 2, "{stderr}");
     assert!(warnings[0].starts_with("warning: ") && warnings[0].ends_with("`auto_map`"), "{stderr}");
     assert!(warnings[1].starts_with("warning: ") && warnings[1].contains("max_position_embeddings"), "{stderr}");
+    let samples = folder.path().join("samples.jsonl");
+    let row = json!({"text": "A prompt of more than sixteen tokens, whatever the tokenizer makes of its words."});
+    fs::write(&samples, format!("{row}\n{row}\n")).unwrap();
+    let args = ["batch", samples.to_str().unwrap(), "--output", "-", "--max-new-tokens", "2"];
+    let output = idefics(folder.path(), &args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr).matches("max_position_embeddings").count(), 1, "{}", text(&output.stderr));
 }
 
 #[test]

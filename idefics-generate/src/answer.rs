@@ -35,7 +35,7 @@ pub struct Answer {
     /// [`Controls::prompt_logprobs`](crate::Controls::prompt_logprobs) asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<Vec<f32>>,
-    /// What is odd about the answer. Not in the JSON object.
+    /// Warnings about the answer. Not in the JSON object.
     #[serde(skip)]
     pub warnings: Vec<GenerationWarning>,
 }

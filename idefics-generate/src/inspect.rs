@@ -63,7 +63,7 @@ pub struct Inspection {
     pub image_tokens: usize,
     /// The context that the model was trained on, in tokens.
     pub max_position_embeddings: usize,
-    /// What is odd about the files.
+    /// Warnings about the files.
     #[serde(skip)]
     pub warnings: Vec<ModelWarning>,
 }

@@ -214,7 +214,7 @@ fn read<M: Module>(
     Ok((checkpoint.load(model, &options, progress)?, warnings))
 }
 
-/// What is odd about the weights of a folder, or lies beside them. No weight is read.
+/// Warnings about the weights of a folder and what lies beside them. No weight is read.
 pub(crate) fn weight_warnings<M: Module>(
     model: &M,
     folder: &Path,

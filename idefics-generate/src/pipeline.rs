@@ -97,7 +97,7 @@ impl Idefics {
         Ok(Self { model, processor, generation_config, device, features, warnings })
     }
 
-    /// What is odd about the folder, although it can be used.
+    /// Warnings about the folder, which can be used all the same.
     pub fn warnings(&self) -> &[ModelWarning] {
         &self.warnings
     }

@@ -314,6 +314,7 @@ fn without_images(sample: &Sample) -> Sample {
             parts.retain(|part| matches!(part, PromptPart::Text(_)));
             Sample::Prompt(parts)
         }
+        other => other,
     }
 }
 

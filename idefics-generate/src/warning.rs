@@ -1,4 +1,4 @@
-//! What is odd about a model folder that can be used.
+//! Warnings about a model folder.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use idefics_processor::ProcessorWarning;
 
 use crate::GenerationWarning;
 
-/// What is odd about a model folder that can be used; see [`Idefics::warnings`](crate::Idefics::warnings).
+/// Something wrong with a model folder that can be used all the same; see [`Idefics::warnings`](crate::Idefics::warnings).
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelWarning {
@@ -22,7 +22,7 @@ pub enum ModelWarning {
     Generation {
         /// The file.
         path: PathBuf,
-        /// What is odd about its options.
+        /// The warning about its options.
         warning: GenerationWarning,
     },
     /// A PEFT adapter lies beside the model's own weights, and is not applied.

@@ -1,6 +1,7 @@
 //! Decoding and resizing: `cargo bench -p idefics-image`.
 
 use std::hint::black_box;
+use std::io::Cursor;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fast_image_resize::images::{Image, ImageRef};
@@ -45,6 +46,21 @@ fn jpeg(image: &RgbImage, is_progressive: bool) -> Vec<u8> {
     file
 }
 
+fn png(picture: &RgbImage) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    let (width, height) = (picture.width(), picture.height());
+    image::write_buffer_with_format(
+        &mut file,
+        picture.data(),
+        width,
+        height,
+        image::ExtendedColorType::Rgb8,
+        image::ImageFormat::Png,
+    )
+    .expect("the picture is encoded into memory");
+    file.into_inner()
+}
+
 /// Elements are source pixels.
 fn decoding(c: &mut Criterion) {
     let mut group = c.benchmark_group("decode");
@@ -55,6 +71,7 @@ fn decoding(c: &mut Criterion) {
             ("ramps", jpeg(&ramps(width, height), false)),
             ("photograph", jpeg(&photograph(width, height), false)),
             ("progressive", jpeg(&photograph(width, height), true)),
+            ("png", png(&photograph(width, height))),
         ] {
             let id = BenchmarkId::new(name, format!("{width}x{height}"));
             let read = || decode(black_box(&file), name, &Limits::default(), Alpha::White).expect("a valid file");

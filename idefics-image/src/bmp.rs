@@ -140,7 +140,7 @@ impl Bitmap {
         let samples = if self.compression == RLE8 || self.compression == RLE4 {
             let rows = Rows { layout: Layout::Index(8), stride: self.width as usize, ..rows };
             input.check_memory(2 * u64::from(rows.width) * u64::from(height))?;
-            let indices = unfold(bytes, self.at, self.width as usize, height as usize, self.compression == RLE4);
+            let indices = decompress(bytes, self.at, self.width as usize, height as usize, self.compression == RLE4);
             rows.unpack(&indices, input)?
         } else {
             rows.unpack(bytes.get(self.at..).unwrap_or_default(), input)?
@@ -187,8 +187,8 @@ fn read_palette(
     Ok((layout, Some(Palette::new(entries))))
 }
 
-/// Unfolds runs of indices, one byte each, in the order of the file. What is missing at the end stays missing.
-fn unfold(bytes: &[u8], mut at: usize, width: usize, height: usize, is_rle4: bool) -> Vec<u8> {
+/// Decompresses runs of indices, one byte each, in the order of the file. What is missing at the end stays missing.
+fn decompress(bytes: &[u8], mut at: usize, width: usize, height: usize, is_rle4: bool) -> Vec<u8> {
     let total = width * height;
     let mut indices = Vec::with_capacity(total);
     let mut x = 0;

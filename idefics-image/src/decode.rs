@@ -99,7 +99,8 @@ impl Input<'_> {
         let decoder = jpeg::Decoder::new(bytes).map_err(|error| self.jpeg_error(error))?;
         let (width, height) = decoder.size();
         self.check_size(width, height)?;
-        self.check_memory(decoder.components().max(3) as u64 * u64::from(width) * u64::from(height))?;
+        let area = u64::from(width) * u64::from(height);
+        self.check_memory(area.saturating_mul(decoder.components().max(3) as u64))?;
         let orientation = orientation(decoder.exif(), decoder.xmp());
         let data = decoder.decode(self.limits.max_decoded_bytes).map_err(|error| self.jpeg_error(error))?;
         Ok(Raster { orientation, ..Raster::new(width, height, Pixels::Rgb(data)) })

@@ -52,7 +52,10 @@ pub enum ImageError {
     },
 
     /// The encoded image has more bytes than [`Limits::max_bytes`](crate::Limits::max_bytes).
-    #[error("{image}: more than {limit} bytes of encoded image; re-encode it smaller or raise the byte limit")]
+    #[error(
+        "{image}: more than {limit} bytes of encoded image; re-encode it smaller or raise the limit \
+         (--max-image-pixels N, or none)"
+    )]
     TooManyBytes {
         /// The input.
         image: String,

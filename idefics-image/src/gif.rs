@@ -1,6 +1,6 @@
 //! GIF: the first frame on its canvas, as Pillow reads it.
 //!
-//! Source: `GifImagePlugin.py` of Pillow; the crate `gif` unfolds the indices.
+//! Source: `GifImagePlugin.py` of Pillow; the crate `weezl` decompresses the indices.
 
 use weezl::decode::Decoder;
 use weezl::{BitOrder, LzwStatus};
@@ -24,7 +24,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     }
     input.check_memory(2 * u64::from(width) * u64::from(height))?;
 
-    let frame = image.unfold(input)?;
+    let frame = image.decompress(input)?;
     let indices = if (width, height) == (image.width.into(), image.height.into()) {
         frame
     } else {
@@ -44,7 +44,7 @@ fn read_size(bytes: &[u8]) -> Option<(u16, u16)> {
     Some((u16::from_le_bytes([w0, w1]), u16::from_le_bytes([h0, h1])))
 }
 
-/// The first frame, not yet unfolded.
+/// The first frame, not yet decompressed.
 struct First<'a> {
     left: u16,
     top: u16,
@@ -108,7 +108,7 @@ impl<'a> First<'a> {
     }
 
     /// The indices of the frame, `[height, width]`.
-    fn unfold(&self, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
+    fn decompress(&self, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
         let (&code_size, mut rest) = self.data.split_first().ok_or_else(|| input.damaged("the file ends early"))?;
         if !(1..=11).contains(&code_size) {
             return Err(input.damaged(format!("codes begin with {code_size} bits, expected 1 to 11")));

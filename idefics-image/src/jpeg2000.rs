@@ -24,7 +24,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
         return Err(input.coding(format!("{count} components")));
     }
     // Samples are floats of four bytes.
-    input.check_memory(4 * count as u64 * u64::from(width) * u64::from(height))?;
+    input.check_memory((u64::from(width) * u64::from(height)).saturating_mul(4 * count as u64))?;
 
     let fail = |error: DecodeError| input.damaged(error.to_string());
     let settings = DecodeSettings { resolve_palette_indices: false, strict: true, target_resolution: None };

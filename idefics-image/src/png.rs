@@ -16,7 +16,7 @@ use crate::raster::{Keys, Palette, Pixels, Raster, clip};
 
 pub(crate) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// Longest text that a compressed chunk may unfold to, as in Pillow.
+/// Longest text of a compressed chunk, as in Pillow.
 const MAX_TEXT: usize = 1 << 20;
 
 const GREY: u8 = 0;
@@ -138,7 +138,7 @@ impl<'a> File<'a> {
             file.read_chunk(&chunk, input)?;
             at = chunk.next;
         }
-        // The pixels may end early; whether enough is there shows when they are unfolded.
+        // The pixels may end early; whether enough is there shows when they are decompressed.
         loop {
             match chunk_at(bytes, at) {
                 Ok(chunk) if matches!(&chunk.kind, b"IDAT" | b"DDAT") => {
@@ -170,6 +170,7 @@ impl<'a> File<'a> {
     fn read_chunk(&mut self, chunk: &Chunk<'a>, input: &Input<'_>) -> Result<(), ImageError> {
         let data = chunk.data;
         match &chunk.kind {
+            b"IHDR" if self.header.is_some() => return Err(input.damaged("it has two headers")),
             b"IHDR" => self.header = Some(Header::parse(data, input)?),
             b"PLTE" => self.palette = data,
             b"tRNS" => self.transparency = Some(data),
@@ -332,7 +333,7 @@ impl Header {
         Ok(Self { width, height, depth, color_type, is_interlaced: interlace != 0 })
     }
 
-    /// Unfolds the pixels, rows packed to whole bytes.
+    /// Decompresses the pixels, rows packed to whole bytes.
     fn inflate(&self, file: &File<'_>, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
         let frame = file.frame.unwrap_or(Frame::whole(self));
         let channels = match self.color_type {
@@ -342,8 +343,10 @@ impl Header {
             _ => 4,
         };
         let row = (u64::from(frame.width) * channels * u64::from(self.depth)).div_ceil(8);
-        let needed = row * u64::from(frame.height);
-        input.check_memory(needed)?;
+        let needed = row.saturating_mul(frame.height.into());
+        // Samples of less than a byte become bytes, and a frame lies on the whole picture.
+        let samples = channels * u64::from(self.width) * u64::from(self.height);
+        input.check_memory(needed.max(samples))?;
 
         // A clean file of the same pixels: indices are read as grey, so that no palette has to be there.
         let color_type = if self.color_type == PALETTE { GREY } else { self.color_type };
@@ -354,7 +357,8 @@ impl Header {
         clean.extend(frame.width.to_be_bytes());
         clean.extend(frame.height.to_be_bytes());
         clean.extend([self.depth, color_type, 0, 0, self.is_interlaced.into(), 0, 0, 0, 0]);
-        clean.extend((length as u32).to_be_bytes());
+        let chunk_length = u32::try_from(length).map_err(|_| input.coding("4 GB of compressed pixels or more"))?;
+        clean.extend(chunk_length.to_be_bytes());
         clean.extend_from_slice(b"IDAT");
         file.data.iter().for_each(|data| clean.extend_from_slice(data));
         clean.extend_from_slice(b"\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82");
@@ -435,7 +439,7 @@ fn split(data: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&data[..at], &data[at + 1..]))
 }
 
-/// Unfolds a text. What is damaged is empty, what is cut short is kept as far as it goes, and what is longer than
+/// Decompresses a text. What is damaged is empty, what is cut short is kept as far as it goes, and what is longer than
 /// [`MAX_TEXT`] is refused.
 fn inflate_text(data: &[u8], input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
     let mut decompressor = fdeflate::Decompressor::new();
@@ -448,7 +452,7 @@ fn inflate_text(data: &[u8], input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
             Err(_) => return Ok(Vec::new()),
         }
         if produced > MAX_TEXT {
-            return Err(input.damaged("a text chunk unfolds to more than a megabyte"));
+            return Err(input.damaged("a text chunk has more than a megabyte"));
         }
     }
     text.truncate(produced);

@@ -72,10 +72,6 @@ impl SourcePolicy {
         Self { files: FileAccess::None, urls: UrlAccess::None, data: true }
     }
 
-    pub(crate) fn may_read_files(&self) -> bool {
-        self.files != FileAccess::None
-    }
-
     /// The path to open for `path`.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ pub struct Limits {
     pub max_bytes: u64,
     /// Largest area, in pixels. [`Self::with_max_pixels`] raises it together with the memory that it takes.
     pub max_pixels: u64,
-    /// Largest decoded image in the file's own pixel format, in bytes.
+    /// Most memory that a decoder may take for the pixels in the file's own format, in bytes.
     pub max_decoded_bytes: u64,
     /// Largest ratio of the longer side to the shorter.
     pub max_aspect_ratio: u32,
@@ -33,10 +33,13 @@ pub struct Limits {
     pub max_redirects: u32,
 }
 
-/// Bytes of a decoded pixel in the widest common format, RGBA with 16 bits a channel.
-const MAX_BYTES_PER_PIXEL: u64 = 8;
+/// Bytes that the widest decoder takes for a pixel: JPEG 2000 has four components of 32 bits.
+const MAX_BYTES_PER_PIXEL: u64 = 16;
 
-/// Room for any photograph (64 MiB encoded, 64 megapixels), none for decompression bombs.
+/// Bytes that an encoded pixel takes at most in common formats: RGBA with 16 bits a channel.
+const MAX_ENCODED_BYTES_PER_PIXEL: u64 = 8;
+
+/// Room for any photograph (64 MiB encoded, 64 megapixels, 1 GB while it is decoded), none for decompression bombs.
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -56,11 +59,10 @@ impl Limits {
     #[must_use]
     pub fn with_max_pixels(self, max_pixels: Option<u64>) -> Self {
         let max_pixels = max_pixels.unwrap_or(u64::MAX);
-        let bytes = max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL);
         Self {
             max_pixels,
-            max_bytes: self.max_bytes.max(bytes),
-            max_decoded_bytes: self.max_decoded_bytes.max(bytes),
+            max_bytes: self.max_bytes.max(max_pixels.saturating_mul(MAX_ENCODED_BYTES_PER_PIXEL)),
+            max_decoded_bytes: self.max_decoded_bytes.max(max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL)),
             ..self
         }
     }
@@ -138,10 +140,10 @@ impl ImageSource {
                 Cow::Owned(decode_data_url(text, limits)?)
             }
             Self::Base64 { text, folder } => {
-                let path = folder.join(text);
-                match sources.may_read_files() && is_file(&path) {
-                    true => Cow::Owned(read_file(&sources.file(&path)?, limits)?),
-                    false => Cow::Owned(self.decode_text(text, options)?),
+                // A file that may not be read is as good as none: whether it exists is nobody's business.
+                match sources.file(&folder.join(text)).ok().filter(|path| is_file(path)) {
+                    Some(path) => Cow::Owned(read_file(&path, limits)?),
+                    None => Cow::Owned(self.decode_text(text, options)?),
                 }
             }
             Self::Bytes(bytes) => {
@@ -155,6 +157,16 @@ impl ImageSource {
             return Err(ImageError::Empty { image: self.to_string() });
         }
         Ok(bytes)
+    }
+
+    /// The file that the image is read from where all files may be read: a path, whether it exists or not, or the file
+    /// that a text names.
+    pub fn file(&self) -> Option<Cow<'_, Path>> {
+        match self {
+            Self::Path(path) => Some(Cow::Borrowed(path)),
+            Self::Base64 { text, folder } => Some(folder.join(text)).filter(|path| is_file(path)).map(Cow::Owned),
+            Self::Url(_) | Self::DataUrl(_) | Self::Bytes(_) => None,
+        }
     }
 
     /// Looks for relative paths in `folder`.
@@ -300,7 +312,8 @@ fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>, ImageError> {
         return Err(ImageError::TooManyBytes { image: image(), limit: limits.max_bytes });
     }
     // A file may grow while it is read, or call itself empty (as /proc does): count what really comes.
-    let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
+    // Room is made as it is needed, since a sparse file may be longer than the memory.
+    let mut bytes = Vec::with_capacity((metadata.len().min(64 << 20) + 1) as usize);
     file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(read_error)?;
     if bytes.len() as u64 > limits.max_bytes {
         return Err(ImageError::TooManyBytes { image: image(), limit: limits.max_bytes });

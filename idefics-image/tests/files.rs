@@ -1,8 +1,12 @@
 //! Image files against Pillow, and against people who send other things.
 
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use idefics_image::{Alpha, ImageError, ImageErrorKind, ImageSource, Limits, RgbImage, decode, load};
+use idefics_image::{
+    Alpha, FileAccess, Filter, ImageError, ImageErrorKind, ImageSource, Limits, ReadOptions, RgbImage, decode, load,
+    load_with, resize,
+};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
@@ -172,6 +176,53 @@ fn sizes_are_refused_from_the_header() {
     assert!(decode(&file, "x", &Limits::default().with_max_pixels(Some(16 * 12)), Alpha::White).is_ok());
     assert!(decode(&file, "x", &Limits::default().with_max_pixels(Some(16 * 12 - 1)), Alpha::White).is_err());
     assert!(decode(&file, "x", &Limits::default().with_max_pixels(None), Alpha::White).is_ok());
+}
+
+#[test]
+fn long_thin_pictures_are_decoded_and_resized() {
+    for (width, height, out) in [(5_000, 20, (980, 4)), (1_000, 20_000, (49, 980))] {
+        let level = |index: u32| (index.wrapping_mul(2_654_435_761) >> 24) as u8;
+        let data: Vec<u8> = (0..3 * width * height).map(level).collect();
+        let mut file = Cursor::new(Vec::new());
+        let colors = image::ExtendedColorType::Rgb8;
+        image::write_buffer_with_format(&mut file, &data, width, height, colors, image::ImageFormat::Png).unwrap();
+        let picture = decode(&file.into_inner(), "long", &Limits::default(), Alpha::White).unwrap();
+        assert!(picture.data() == data, "{width}x{height}");
+        let smaller = resize(&picture, out.0, out.1, Filter::Bilinear);
+        assert_eq!((smaller.width(), smaller.height()), out);
+    }
+}
+
+#[test]
+fn a_file_whose_name_could_be_base64_is_that_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = "a".repeat(64);
+    let path = folder.path().join(&name);
+    std::fs::write(&path, fixture("images/rgba.png")).unwrap();
+    let mut source: ImageSource = name.parse().unwrap();
+    assert!(matches!(source, ImageSource::Base64 { .. }) && source.file().is_none());
+    source.resolve(folder.path());
+    assert_eq!(source.file().unwrap(), path);
+    assert!(load(&source, &Limits::default(), Alpha::White).is_ok());
+    // Below another folder it is neither read nor told from a file that is not there.
+    let below = tempfile::tempdir().unwrap();
+    let read = |source: &ImageSource| {
+        let mut options = ReadOptions::default();
+        options.sources.files = FileAccess::Below(below.path().to_owned());
+        load_with(source, &options, Alpha::White).unwrap_err().to_string()
+    };
+    let outside = read(&source);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(read(&source), outside);
+}
+
+#[test]
+fn a_second_header_of_a_png_is_refused() {
+    let file = fixture("images/rgba.png");
+    let header = &file[8..33];
+    let twice = [&file[..33], header, &file[33..]].concat();
+    let error = decode(&twice, "x", &Limits::default(), Alpha::White).unwrap_err();
+    assert!(matches!(error, ImageError::Decode { .. }), "{error}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! From encoded photographs to pixel values: `cargo bench -p idefics-processor`.
 
 use std::hint::black_box;
+use std::io::Cursor;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use idefics_processor::image::{Alpha, ImageProcessor, ImageProcessorConfig, Limits, RgbImage, decode};
@@ -43,6 +44,21 @@ fn jpeg(image: &RgbImage, is_progressive: bool) -> Vec<u8> {
     file
 }
 
+fn png(picture: &RgbImage) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    let (width, height) = (picture.width(), picture.height());
+    image::write_buffer_with_format(
+        &mut file,
+        picture.data(),
+        width,
+        height,
+        image::ExtendedColorType::Rgb8,
+        image::ImageFormat::Png,
+    )
+    .expect("the picture is encoded into memory");
+    file.into_inner()
+}
+
 /// Elements are source pixels.
 fn preprocess(c: &mut Criterion) {
     let mut group = c.benchmark_group("preprocess/idefics2");
@@ -53,6 +69,7 @@ fn preprocess(c: &mut Criterion) {
             ("ramps", jpeg(&ramps(width, height), false)),
             ("photograph", jpeg(&photograph(width, height), false)),
             ("progressive", jpeg(&photograph(width, height), true)),
+            ("png", png(&photograph(width, height))),
         ] {
             let id = |what: &str| BenchmarkId::new(what, format!("{name}/{width}x{height}"));
             let read = || decode(black_box(&file), name, &Limits::default(), Alpha::White).expect("a valid file");

@@ -126,7 +126,7 @@ impl Processor {
         Ok(Self { family, tokenizers, tokenizer_config, images, chat_template, image_tokens, warnings })
     }
 
-    /// What is odd about the folder, although it can be used.
+    /// Warnings about the folder, which can be used all the same.
     pub fn warnings(&self) -> &[ProcessorWarning] {
         &self.warnings
     }

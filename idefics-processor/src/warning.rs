@@ -1,8 +1,8 @@
-//! What is odd about a folder whose processor works nevertheless.
+//! Warnings about a processor folder.
 
 use std::path::PathBuf;
 
-/// What is odd about a folder whose processor works nevertheless; [`Processor::warnings`](crate::Processor::warnings).
+/// Something wrong with a folder that can be used all the same; [`Processor::warnings`](crate::Processor::warnings).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessorWarning {

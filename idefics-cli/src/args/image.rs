@@ -48,6 +48,7 @@ mod tests {
         let limits = |text: &str| text.parse::<MaxPixels>().map(MaxPixels::limits);
         let some = limits("300000000").unwrap();
         assert_eq!((some.max_pixels, some.max_bytes), (300_000_000, 2_400_000_000));
+        assert_eq!(some.max_decoded_bytes, 4_800_000_000, "four components of 32 bits");
         assert_eq!(limits("100").unwrap().max_bytes, Limits::default().max_bytes);
         let none = limits("none").unwrap();
         assert_eq!((none.max_pixels, none.max_decoded_bytes), (u64::MAX, u64::MAX));

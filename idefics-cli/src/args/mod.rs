@@ -270,9 +270,9 @@ pub(crate) struct BatchArgs {
     /// Samples, one JSON object a line; - for standard input.
     #[arg(value_name = "INPUT.jsonl|-")]
     pub(crate) input: PathBuf,
-    /// Where the answers go; - for standard output. Pipes and devices are written to as they are. Beside a file,
-    /// OUT.jsonl.part keeps what was done until all is, and OUT.jsonl.lock keeps other runs away and says afterwards what
-    /// the output is of: without it the output counts as another program's.
+    /// Where the answers go; - for standard output. Pipes and devices are written to as they are. While the batch runs,
+    /// finished rows are stored in OUT.jsonl.part. OUT.jsonl.lock is locked by the run and afterwards identifies it:
+    /// without this file the output counts as another program's.
     #[arg(long, value_name = "OUT.jsonl|-")]
     pub(crate) output: PathBuf,
     /// Samples that are run together; those of similar length are.

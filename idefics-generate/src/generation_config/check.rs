@@ -210,7 +210,7 @@ mod tests {
         let warnings = |value| config(value).warnings().iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
             warnings(json!({"tempreature": 0.1, "use_cache": true, "transformers_version": "5"})),
-            ["`tempreature` is no option of generation: it is passed over"]
+            ["`tempreature` is not a generation option and is ignored"]
         );
         assert_eq!(warnings(json!({"top_p": 0.9})), ["`top_p` means nothing without `do_sample`"]);
         assert_eq!(warnings(json!({"length_penalty": 2})), ["`length_penalty` means nothing without `num_beams`"]);

@@ -85,12 +85,12 @@ pub enum GenerationError {
     },
 }
 
-/// What is odd about options that can be followed.
+/// Something wrong with options that can be used all the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerationWarning {
     /// A key that is no option of generation.
-    #[error("`{key}` is no option of generation: it is passed over")]
+    #[error("`{key}` is not a generation option and is ignored")]
     UnknownKey {
         /// The key.
         key: String,
@@ -114,7 +114,7 @@ pub enum GenerationWarning {
     /// Prompt and answer are longer than the context that the model was trained on.
     #[error(
         "prompt and answer have {n_tokens} tokens, the model was trained on at most {context} (`max_position_embeddings`): \
-         what is said beyond may be worse"
+         quality may drop beyond it"
     )]
     BeyondContext {
         /// Tokens of prompt and answer together.

@@ -55,7 +55,7 @@ const WITHOUT_EFFECT: [&str; 33] = [
 ];
 
 impl GenerationConfig {
-    /// What is odd about the options: keys that nobody knows, and options that mean nothing without another.
+    /// Warnings about the options: keys that nobody knows, and options that mean nothing without another.
     pub fn warnings(&self) -> Vec<GenerationWarning> {
         let is_known = |key: &str| WITHOUT_EFFECT.contains(&key) || UNSUPPORTED.iter().any(|(known, _)| *known == key);
         let unknown = self.other.keys().filter(|key| !is_known(key));

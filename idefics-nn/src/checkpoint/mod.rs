@@ -3,7 +3,7 @@
 //! [`Checkpoint::open`] maps `model.safetensors`, or the shards that `model.safetensors.index.json` names, and parses
 //! each header once; no weight is read. [`Checkpoint::load`] then fills a module, tensor by tensor, and accounts for
 //! every one: whatever is missing, of the wrong shape or dtype, or not finite is an error that names it (memory-mapped
-//! values are not scanned). Tensors that nobody asks for are passed over: [`Checkpoint::unused`] names them. Peak memory
+//! values are not scanned). Tensors that nobody asks for are ignored: [`Checkpoint::unused`] names them. Peak memory
 //! is the loaded weights plus one tensor.
 //!
 //! Where there is no safetensors file, `pytorch_model.bin` or its shards are read the same way, if the caller allows
@@ -146,7 +146,7 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), tensors, warnings })
     }
 
-    /// What is odd about the files, although they can be used.
+    /// Warnings about the files, which can be used all the same.
     pub fn warnings(&self) -> &[CheckpointWarning] {
         &self.warnings
     }

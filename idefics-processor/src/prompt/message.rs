@@ -215,11 +215,11 @@ impl Content {
 
     fn to_json(&self) -> Value {
         let Self::Image { source: Some(source), .. } = self else { return self.for_template() };
+        if let Some(path) = source.file() {
+            let path = std::path::absolute(&path).unwrap_or_else(|_| path.into_owned());
+            return json!({"type": "image", "path": path.to_string_lossy()});
+        }
         match source {
-            ImageSource::Path(path) => {
-                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                json!({"type": "image", "path": path.to_string_lossy()})
-            }
             ImageSource::Bytes(bytes) => json!({"type": "image", "base64": BASE64.encode(bytes)}),
             ImageSource::DataUrl(url) => json!({"type": "image", "url": url}),
             ImageSource::Base64 { text, .. } => json!({"type": "image", "image": text}),

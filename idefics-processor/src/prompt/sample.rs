@@ -20,6 +20,7 @@ use crate::prompt::{Content, Message};
 /// An image is a path, an `http(s)` URL, a `data:` URL, or base64 of an image file. Keys that the form does not have, as an `id`, are ignored.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
+#[non_exhaustive]
 pub enum Sample {
     /// Text in which every special token counts, with one `<image>` for each image.
     Text {
@@ -60,6 +61,7 @@ pub struct Chat {
 ///
 /// In JSON a string is text, unless it is an `http(s)` URL without a space, and `{"image": "…"}` an image.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum PromptPart {
     /// Words.
     Text(String),

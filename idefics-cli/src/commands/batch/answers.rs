@@ -8,6 +8,7 @@ use super::output::Done;
 use super::rows::InputRow;
 use crate::args::{BatchArgs, Global};
 use crate::failure::Failure;
+use crate::output::warn_of;
 
 /// What became of a group.
 pub(super) struct Answered {
@@ -16,7 +17,8 @@ pub(super) struct Answered {
     pub(super) is_interrupted: bool,
 }
 
-/// Answers the rows of a group that are not done, together, or one by one where one of them is at fault.
+/// Answers the rows of a group that are not done: together, or one by one where one of them keeps the group from
+/// starting.
 pub(super) fn answer(
     global: &Global,
     args: &BatchArgs,
@@ -27,7 +29,7 @@ pub(super) fn answer(
 ) -> Result<Answered, Failure> {
     let generate = |prepared: Result<Prepared<'_>, Error>| {
         let controls = args.generation.controls(global, cancel);
-        prepared?.generate(&args.generation.options(), controls)
+        prepared?.generate_each(&args.generation.options(), controls)
     };
     let n_samples = group.samples.len();
     let together = match n_samples {
@@ -37,22 +39,25 @@ pub(super) fn answer(
     let n_answers = together.as_ref().map_or(1, |answers| answers.len() / n_samples.max(1));
     let mut together = together.map(|answers| {
         let mut answers = answers.into_iter();
-        std::iter::from_fn(move || Some(answers.by_ref().take(n_answers).collect::<Vec<Answer>>()))
+        std::iter::from_fn(move || Some(answers.by_ref().take(n_answers).collect::<Vec<_>>()))
     });
     let mut answered = Answered { rows: Vec::with_capacity(group.rows.len()), is_interrupted: false };
     for row in group.rows.iter().filter(|row| !row.is_done).map(|row| &row.row) {
         let result = match (&row.sample, &mut together) {
             (Err(reason), _) => Err(Failure::input(reason.clone())),
-            (Ok(_), Some(answers)) => Ok(answers.next().unwrap_or_default()),
+            (Ok(_), Some(answers)) => all_of(answers.next().unwrap_or_default()),
             (Ok(_), None) if cancel.is_cancelled() => Err(Failure::interrupted()),
             (Ok(sample), None) => {
                 let alone = model.prepare(std::slice::from_ref(sample), &args.process(global));
-                generate(alone).map_err(Failure::of_sample)
+                generate(alone).map_err(Failure::of_sample).and_then(all_of)
             }
         };
         let line = match result {
             Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => None,
-            Ok(answers) => Some(line(row, of_answers(&answers)?)?),
+            Ok(answers) => {
+                answers.iter().for_each(warn_of);
+                Some(line(row, of_answers(&answers)?)?)
+            }
             Err(failure) if failure.is_of_one_input() => {
                 Some(line(row, Map::from_iter([("error".to_owned(), failure.message().into())]))?)
             }
@@ -65,6 +70,11 @@ pub(super) fn answer(
         }
     }
     Ok(answered)
+}
+
+/// The answers of a row, which fails with the first of them that does.
+fn all_of(answers: Vec<Result<Answer, Error>>) -> Result<Vec<Answer>, Failure> {
+    answers.into_iter().collect::<Result<_, _>>().map_err(Failure::of_sample)
 }
 
 /// A line of the output: the row's name, the user's own keys, and `of_row`.

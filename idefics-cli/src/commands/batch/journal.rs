@@ -25,6 +25,9 @@ use super::output::{Done, Summary};
 use super::rows::{Name, hex};
 use crate::failure::Failure;
 
+/// No first line of a journal is longer, in bytes.
+const MAX_FIRST_LINE: usize = 256;
+
 /// The files of one output.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -120,18 +123,26 @@ impl Journal {
         let mut reader = BufReader::new(&self.file);
         let (mut run, mut len, mut line) = (None, 0, Vec::new());
         while reader.read_until(b'\n', &mut line).map_err(failed)? > 0 {
-            let Some((subject, rest)) = payload(&line).and_then(|text| text.split_once(' ')) else { break };
-            if run.is_none() {
-                if subject != "run" {
-                    break;
+            let parts = payload(&line).and_then(|text| text.split_once(' '));
+            match (&run, parts) {
+                (None, Some(("run", rest))) => run = Some(rest.to_owned()),
+                (None, _) if line.ends_with(b"\n") || line.len() > MAX_FIRST_LINE => {
+                    let message = "is not a journal of this program; move it away, or give --restart to replace it";
+                    return Err(Failure::file_system(format!("{}: {message}", self.part.display())));
                 }
-                run = Some(rest.to_owned());
-            } else {
-                let Ok(row) = serde_json::from_str::<Value>(rest) else { break };
-                let Some(name) = Name::of_line(&row) else { break };
-                let is_error = row.get("error").is_some();
-                let place = Place { input: subject.to_owned(), is_error, ..Place::of_line(len, line.len()) };
-                self.old.insert(name, place);
+                // The end of a run tore the line.
+                _ if !line.ends_with(b"\n") => break,
+                (Some(_), Some((subject, rest))) => {
+                    if let Ok(row) = serde_json::from_str::<Value>(rest)
+                        && let Some(name) = Name::of_line(&row)
+                    {
+                        let is_error = row.get("error").is_some();
+                        let place = Place { input: subject.to_owned(), is_error, ..Place::of_line(len, line.len()) };
+                        self.old.insert(name, place);
+                    }
+                }
+                // A line that was altered is not used; those behind it are.
+                _ => {}
             }
             len += line.len() as u64;
             line.clear();
@@ -366,9 +377,11 @@ mod tests {
         drop(journal);
         let text = std::fs::read_to_string(&part).unwrap();
         std::fs::write(&part, text.replace("digest-2", "digest-5")).unwrap();
-        assert_eq!(lines(&open_run(&output)), [1]);
-        std::fs::write(&part, "no journal\n").unwrap();
-        assert_eq!(lines(&open_run(&output)), [0; 0]);
+        assert_eq!(lines(&open_run(&output)), [1, 3]);
+        std::fs::write(&part, "half of a download\n").unwrap();
+        let refused = Journal::open(&output, "run", false).unwrap_err();
+        assert!(refused.message().contains("not a journal"), "{}", refused.message());
+        assert_eq!(std::fs::read_to_string(&part).unwrap(), "half of a download\n");
     }
 
     #[test]

@@ -104,7 +104,12 @@ impl Target {
                 return Ok(Self::Stream(Stream::new("standard output".to_owned(), Box::new(io::stdout()))));
             }
             let Ok(target) = fs::read_link(&path) else { break };
-            path = path.parent().unwrap_or(Path::new("")).join(target);
+            let next = path.parent().unwrap_or(Path::new("")).join(target);
+            // A link to an open pipe (`/dev/fd/63`) has no name that could be followed.
+            if fs::symlink_metadata(&next).is_err() && fs::metadata(&path).is_ok() {
+                break;
+            }
+            path = next;
         }
         let failed = |error| Failure::io(output, &error);
         match fs::metadata(&path) {

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::io::BufRead;
 
 use idefics_generate::processor::Sample;
-use idefics_generate::processor::image::ImageSource;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -145,20 +144,21 @@ impl<'i, R: BufRead> Rows<'i, R> {
             let Some(object) = value.as_object_mut() else {
                 return Sample::try_from(value).map_err(|error| at(&error));
             };
-            match object.shift_remove("id") {
+            let id = object.shift_remove("id");
+            let taken = Sample::take_from(object);
+            own = std::mem::take(object);
+            own.retain(|key, _| !SAMPLE_KEYS.contains(&key.as_str()));
+            match id {
                 Some(id) if id.is_string() || id.is_number() => name = Name::Id(id),
                 Some(_) => return Err(at(&"`id` is neither a string nor a number")),
                 None => {}
             }
-            let taken = Sample::take_from(object);
-            own = std::mem::take(object);
-            own.retain(|key, _| !SAMPLE_KEYS.contains(&key.as_str()));
             let mut sample = taken.map_err(|error| at(&error))?;
             sample.resolve_paths(self.input.folder());
             Ok(sample)
         });
         for image in sample.iter().flat_map(Sample::images) {
-            if let ImageSource::Path(path) = image
+            if let Some(path) = image.file()
                 && let Ok(file) = std::fs::metadata(path)
             {
                 digest.update(file.len().to_le_bytes());
