@@ -20,7 +20,7 @@ pub struct WeightOptions {
     pub double_quant: bool,
     /// Whether the vision tower is quantised with the rest, as the reference does.
     pub quantize_vision: bool,
-    /// Whether the head (`lm_head`) is too, which the reference spares.
+    /// Whether the head (`lm_head`) is too, which the reference leaves as it is.
     pub quantize_head: bool,
     /// What the activations of quantised layers are multiplied as.
     pub activations: Activations,

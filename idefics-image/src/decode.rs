@@ -16,7 +16,7 @@ use crate::{avif, bmp, gif, ico, jpeg2000, png, pnm, tga, tiff, webp};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Alpha {
-    /// The picture is laid over white, with the integer arithmetic of Pillow's `alpha_composite`, as the image
+    /// The picture is composited on white, with the integer arithmetic of Pillow's `alpha_composite`, as the image
     /// processors' `convert_to_rgb` does. What a person sees.
     #[default]
     White,

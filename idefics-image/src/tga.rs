@@ -32,7 +32,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     let rows = Rows { width, height, layout, stride: row_bytes, is_bottom_up: header.is_bottom_up };
     let mut samples = if header.is_packed {
         input.check_memory(2 * layout.unpacked_bytes() * u64::from(width) * u64::from(height))?;
-        rows.unpack(&unfold(data, row_bytes, height as usize, layout, input)?, input)?
+        rows.unpack(&decompress(data, row_bytes, height as usize, layout, input)?, input)?
     } else {
         rows.unpack(data, input)?
     };
@@ -125,7 +125,7 @@ impl Header {
 }
 
 /// Unfolds runs into rows in the order of the file. A run may not reach into the next row, literal pixels may.
-fn unfold(
+fn decompress(
     mut data: &[u8],
     row_bytes: usize,
     height: usize,

@@ -85,7 +85,7 @@ pub(crate) struct Global {
     /// 256 MiB, or a quarter of the memory that is left beside the weights].
     #[arg(long, global = true, value_name = "N")]
     pub(crate) vision_batch: Option<NonZeroUsize>,
-    /// Pixels of the largest picture that is decoded, or none for no limit: a picture takes up to 8 bytes of memory a pixel
+    /// Pixels of the largest picture that is decoded, or none for no limit: decoding takes up to 16 bytes per pixel
     /// [default: 64000000].
     #[arg(long, global = true, value_name = "N|none")]
     pub(crate) max_image_pixels: Option<MaxPixels>,

@@ -1,5 +1,5 @@
 //! Kernels for GPUs, written once for CUDA, SPIR-V and WGSL: what Burn has no operation for, or one that makes what
-//! need not be made. Codes stay packed, and attention makes no scores.
+//! need not be made. Codes stay packed, and attention scores are never stored.
 //!
 //! Sums are in f32, whatever the activations are in. The kernels have nothing of one vendor in them: units of a cube
 //! add up through shared memory, of which 32 KiB are enough.
