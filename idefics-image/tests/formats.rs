@@ -56,6 +56,85 @@ fn every_format_is_read_or_refused_as_by_pillow() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Kind and place of every box in a row.
+fn boxes(bytes: &[u8]) -> Vec<([u8; 4], std::ops::Range<usize>)> {
+    let (mut found, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let length = u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+        found.push((bytes[at + 4..at + 8].try_into().unwrap(), at + 8..at + length));
+        at += length;
+    }
+    found
+}
+
+fn boxed(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    [&(data.len() as u32 + 8).to_be_bytes(), &kind[..], data].concat()
+}
+
+/// Renames the box `meta` of an AVIF file, so that nobody finds it.
+fn without_meta(file: &mut [u8]) {
+    let (_, place) = boxes(file).into_iter().find(|(kind, _)| kind == b"meta").unwrap();
+    file[place.start - 4..place.start].copy_from_slice(b"free");
+}
+
+/// Makes the main picture of an AVIF file of libavif the only cell of a grid. Alpha stays with the cell.
+fn in_grid(file: &[u8], size: [u16; 2]) -> Vec<u8> {
+    let (_, place) = boxes(file).into_iter().find(|(kind, _)| kind == b"meta").unwrap();
+    let meta = &file[place.start + 4..place.end];
+    let mut made = file.to_vec();
+    without_meta(&mut made);
+    let grid = [&[0; 4][..], &size[0].to_be_bytes(), &size[1].to_be_bytes()].concat();
+    let at = made.len() as u32 + 8;
+    made.extend(boxed(b"mdat", &grid));
+    let mut new = vec![0; 4];
+    for (kind, place) in boxes(meta) {
+        let mut data = meta[place].to_vec();
+        match &kind {
+            b"pitm" => data[5] = 3,
+            b"iloc" => {
+                data[7] += 1;
+                data.extend([&[0, 3, 0, 0, 0, 1][..], &at.to_be_bytes(), &(grid.len() as u32).to_be_bytes()].concat());
+            }
+            b"iinf" => {
+                data[5] += 1;
+                data.extend(boxed(b"infe", b"\x02\0\0\0\0\x03\0\0grid\0"));
+            }
+            b"iref" => data.extend(boxed(b"dimg", &[0, 3, 0, 1, 0, 1])),
+            b"iprp" => {
+                let places = boxes(&data);
+                let [(_, container), (_, of_items)] = places.as_slice() else { panic!("{places:?}") };
+                let mut of_items = data[of_items.clone()].to_vec();
+                of_items[7] += 1;
+                of_items.extend([0, 3, 3, 1, 2, 4]); // size, depth, colors
+                data = [boxed(b"ipco", &data[container.clone()]), boxed(b"ipma", &of_items)].concat();
+            }
+            _ => {}
+        }
+        new.extend(boxed(&kind, &data));
+    }
+    made.extend(boxed(b"meta", &new));
+    made
+}
+
+#[test]
+fn alpha_of_the_cells_of_a_grid_is_that_of_the_grid() {
+    let file = fixture("formats/444_alpha.avif");
+    for alpha in [Alpha::White, Alpha::Drop] {
+        let [alone, in_grid] = [file.clone(), in_grid(&file, [37, 27])]
+            .map(|file| decode(&file, "test", &Limits::default(), alpha).unwrap());
+        assert!(alone.data() == in_grid.data());
+    }
+}
+
+#[test]
+fn the_first_frame_is_shown_where_an_animation_has_no_still_picture() {
+    let file = fixture("formats/animated.avif");
+    let mut track = file.clone();
+    without_meta(&mut track);
+    let [still, first] = [file, track].map(|file| decode(&file, "test", &Limits::default(), Alpha::White).unwrap());
+    assert!(still.data() == first.data());
+}
+
 #[test]
 fn memory_is_checked_before_pixels_are_decoded() {
     for name in ["24_00.tga", "24_runs_00.tga", "p6_255.ppm", "p2_255.pgm", "565.bmp", "rle8.bmp", "32.ico", "32.cur"]

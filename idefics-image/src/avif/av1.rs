@@ -85,7 +85,7 @@ impl Drop for Decoder {
 
 impl Decoder {
     /// Opens a decoder with two threads that refuses frames of more than `max_pixels`.
-    fn open(max_pixels: u32) -> Result<Self, String> {
+    fn open(operating_point: u8, max_pixels: u32) -> Result<Self, String> {
         let mut settings = MaybeUninit::<Dav1dSettings>::uninit();
         // SAFETY: the pointer is to memory for settings, which the call fills.
         let mut settings = unsafe {
@@ -96,6 +96,7 @@ impl Decoder {
         settings.n_threads = 2;
         settings.max_frame_delay = 2;
         settings.all_layers = 0;
+        settings.operating_point = operating_point.into();
         settings.frame_size_limit = max_pixels;
         // SAFETY: a logger of zeros has neither a callback nor a cookie, and so is silent.
         unsafe { ptr::write_bytes(&raw mut settings.logger, 0, 1) };
@@ -140,16 +141,16 @@ impl Drop for Picture {
     }
 }
 
-/// The first frame that the data shows.
+/// The first frame that the data shows, of the layers that belong to an operating point.
 ///
 /// # Errors
 /// What is wrong with the data, in words. Frames of more than `max_pixels` are refused before they are allocated.
-pub(super) fn decode(bytes: &[u8], max_pixels: u32) -> Result<Frame, String> {
+pub(super) fn decode(bytes: &[u8], operating_point: u8, max_pixels: u32) -> Result<Frame, String> {
     const AGAIN: i32 = -libc::EAGAIN;
     if bytes.is_empty() {
         return Err("a frame has no data".to_owned());
     }
-    let decoder = Decoder::open(max_pixels)?;
+    let decoder = Decoder::open(operating_point, max_pixels)?;
     let mut data = Data::copy(bytes)?;
     let mut picture = Picture(Dav1dPicture::default());
     // Each round consumes data or drains the decoder, so that few are needed.

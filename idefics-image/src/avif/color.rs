@@ -256,8 +256,18 @@ fn filtered(
         + at(other_column, other_row) * (1.0 / 16.0)
 }
 
-/// Alpha of 8 bits from the luma of its frame, rounded.
-pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes) -> Vec<u8> {
+/// Whether alpha of more than 8 bits is cut and not rounded: libyuv does so where one routine converts colors and alpha.
+pub(super) fn is_alpha_cut(frame: &Frame, colors: ColorCodes) -> bool {
+    let has_routine = match frame.sampling {
+        Sampling::Mono => false,
+        Sampling::Quarter => frame.depth != 12,
+        Sampling::Half | Sampling::Full => true,
+    };
+    has_routine && Weights::of(colors, false).is_some()
+}
+
+/// Alpha of 8 bits from the luma of its frame, rounded or cut.
+pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes, is_cut: bool) -> Vec<u8> {
     let max = (1_u32 << frame.depth) - 1;
     let shift = frame.depth - 8;
     let full = |sample: u16| {
@@ -269,7 +279,9 @@ pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes) -> Vec<u8> {
             ((sample.saturating_sub(low) * max + range / 2) / range).min(max)
         }
     };
-    let byte = |value: u32| if max == 255 { value as u8 } else { (0.5 + value as f32 / max as f32 * 255.0) as u8 };
+    let byte = |value: u32| {
+        if is_cut || max == 255 { (value >> shift) as u8 } else { (0.5 + value as f32 / max as f32 * 255.0) as u8 }
+    };
     frame.planes[0].samples.iter().map(|&sample| byte(full(sample))).collect()
 }
 
@@ -291,5 +303,26 @@ pub(super) fn unpremultiply(rgba: &mut [u8]) {
                 _ => 0,
             };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alpha_is_cut_where_libyuv_copies_it_and_else_rounded() {
+        let cuts = |sampling, depth, matrix| {
+            let colors = ColorCodes { primaries: 1, matrix, is_full_range: true };
+            is_alpha_cut(&Frame { width: 1, height: 1, depth, sampling, planes: Vec::new(), colors }, colors)
+        };
+        assert!(cuts(Sampling::Full, 10, 1) && cuts(Sampling::Quarter, 10, 6) && cuts(Sampling::Half, 12, 9));
+        assert!(!cuts(Sampling::Mono, 10, 1) && !cuts(Sampling::Quarter, 12, 1) && !cuts(Sampling::Full, 10, 0));
+
+        let colors = ColorCodes { primaries: 1, matrix: 1, is_full_range: true };
+        let plane = Plane { width: 3, height: 1, samples: vec![0, 7, 1023] };
+        let frame = Frame { width: 3, height: 1, depth: 10, sampling: Sampling::Mono, planes: vec![plane], colors };
+        assert_eq!(to_alpha(&frame, colors, true), [0, 1, 255]);
+        assert_eq!(to_alpha(&frame, colors, false), [0, 2, 255]);
     }
 }

@@ -4,6 +4,7 @@
 //! is optional or ignored follows libavif.
 
 use super::av1::ColorCodes;
+use super::track;
 
 const ALPHA_KINDS: [&[u8]; 2] = [b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1"];
 
@@ -13,6 +14,8 @@ const MAX_METADATA: usize = 4 << 20;
 const MAX_CELLS: usize = 1024;
 /// Parts of all items that are read at most.
 const MAX_PARTS: usize = 1 << 16;
+
+const MISSING: &str = "the data of its picture is missing or cut off";
 
 /// The main picture of a file.
 #[derive(Debug, Default)]
@@ -38,9 +41,22 @@ pub(super) struct Main<'a> {
 pub(super) struct Coded<'a> {
     pub(super) rows: usize,
     pub(super) columns: usize,
-    /// The data of each cell, in one or several parts.
-    pub(super) cells: Vec<Vec<&'a [u8]>>,
+    pub(super) cells: Vec<Cell<'a>>,
     pub(super) size: (u32, u32),
+}
+
+/// One frame.
+#[derive(Debug)]
+pub(super) struct Cell<'a> {
+    /// The data, in one or several parts.
+    pub(super) parts: Vec<&'a [u8]>,
+    /// Which of the sets of layers is decoded.
+    pub(super) operating_point: u8,
+}
+
+/// Whether the type of an auxiliary picture, which a zero byte ends, is that of alpha.
+pub(super) fn is_alpha_kind(data: &[u8]) -> bool {
+    ALPHA_KINDS.contains(&Reader(data).text())
 }
 
 /// Whether a file that is of the HEIF family may hold AV1 pictures, by the brands that it declares.
@@ -73,7 +89,7 @@ fn next_box(bytes: &[u8]) -> Option<([u8; 4], &[u8], &[u8])> {
 }
 
 /// The boxes in a row, up to the first that is damaged.
-fn boxes(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
+pub(super) fn boxes(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     std::iter::from_fn(move || {
         let (kind, data, rest) = next_box(bytes)?;
         bytes = rest;
@@ -81,22 +97,22 @@ fn boxes(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     })
 }
 
-fn find<'a>(bytes: &'a [u8], wanted: &[u8; 4]) -> Option<&'a [u8]> {
+pub(super) fn find<'a>(bytes: &'a [u8], wanted: &[u8; 4]) -> Option<&'a [u8]> {
     boxes(bytes).find(|(kind, _)| kind == wanted).map(|(_, data)| data)
 }
 
 /// Reads big-endian numbers from the front.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+    pub(super) fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let (data, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         Some(data)
     }
 
     /// A number of 0 to 8 bytes.
-    fn number(&mut self, length: usize) -> Option<u64> {
+    pub(super) fn number(&mut self, length: usize) -> Option<u64> {
         Some(self.take(length)?.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 
@@ -108,12 +124,12 @@ impl<'a> Reader<'a> {
         self.number(2).map(|number| number as u16)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         self.number(4).map(|number| number as u32)
     }
 
     /// Version and flags.
-    fn version(&mut self) -> Option<(u8, u32)> {
+    pub(super) fn version(&mut self) -> Option<(u8, u32)> {
         let word = self.u32()?;
         Some(((word >> 24) as u8, word & 0xff_ffff))
     }
@@ -163,13 +179,19 @@ struct Meta<'a> {
     inside: &'a [u8],
 }
 
-/// Reads the main picture.
+/// Reads the main picture: the primary item or, if there is none, the first frame of a track.
 ///
 /// # Errors
 /// What is missing or damaged, in words.
 pub(super) fn read(file: &[u8]) -> Result<Main<'_>, String> {
-    let data = find(file, b"meta").ok_or("it has no box meta")?;
-    let meta = Meta::read(data).ok_or("its box meta is damaged")?;
+    let meta = find(file, b"meta").map(|data| Meta::read(data).ok_or("its box meta is damaged")).transpose()?;
+    match meta {
+        Some(meta) if meta.item(meta.primary).is_some() => read_primary(file, &meta),
+        _ => track::read(file).ok_or_else(|| "its picture is missing".to_owned()),
+    }
+}
+
+fn read_primary<'a>(file: &'a [u8], meta: &Meta<'a>) -> Result<Main<'a>, String> {
     let primary = meta.primary;
     let color = meta.coded(file, primary)?;
     let mut main = Main { size: color.size, color, ..Main::default() };
@@ -187,6 +209,9 @@ pub(super) fn read(file: &[u8]) -> Result<Main<'_>, String> {
             .references
             .iter()
             .any(|reference| reference.kind == *b"prem" && reference.from == primary && reference.to.contains(&alpha));
+    } else if let Some(cells) = meta.alpha_of_cells(primary) {
+        let cells = cells.into_iter().map(|id| meta.cell(file, id)).collect::<Result<_, _>>()?;
+        main.alpha = Some(Coded { cells, ..main.color });
     }
     for item in meta.describing(primary) {
         if item.kind == *b"Exif" {
@@ -199,7 +224,7 @@ pub(super) fn read(file: &[u8]) -> Result<Main<'_>, String> {
     Ok(main)
 }
 
-fn read_colors(data: &[u8]) -> Option<ColorCodes> {
+pub(super) fn read_colors(data: &[u8]) -> Option<ColorCodes> {
     let mut reader = Reader(data.strip_prefix(b"nclx")?);
     let (primaries, _, matrix) = (reader.u16()?, reader.u16()?, reader.u16()?);
     Some(ColorCodes { primaries, matrix, is_full_range: reader.u8()? & 0x80 != 0 })
@@ -327,10 +352,24 @@ impl<'a> Meta<'a> {
     fn alpha_of(&self, id: u32) -> Option<u32> {
         let auxiliary =
             self.references.iter().filter(|reference| reference.kind == *b"auxl" && reference.to.contains(&id));
-        auxiliary.map(|reference| reference.from).find(|&from| {
-            let kind = self.property(from, b"auxC").and_then(|data| data.get(4..)).map(|data| Reader(data).text());
-            kind.is_some_and(|kind| ALPHA_KINDS.contains(&kind))
-        })
+        auxiliary
+            .map(|reference| reference.from)
+            .find(|&from| self.property(from, b"auxC").and_then(|data| data.get(4..)).is_some_and(is_alpha_kind))
+    }
+
+    /// The alpha of every cell of a grid that has none as a whole. If a cell has none, the picture is opaque.
+    fn alpha_of_cells(&self, id: u32) -> Option<Vec<u32>> {
+        self.item(id).filter(|item| item.kind == *b"grid")?;
+        self.cells_of(id).iter().map(|&cell| self.alpha_of(cell)).collect()
+    }
+
+    fn item(&self, id: u32) -> Option<&Item<'a>> {
+        self.items.iter().find(|item| item.id == id)
+    }
+
+    fn cells_of(&self, id: u32) -> &[u32] {
+        let cells = self.references.iter().find(|reference| reference.kind == *b"dimg" && reference.from == id);
+        cells.map(|reference| reference.to.as_slice()).unwrap_or_default()
     }
 
     fn describing(&self, id: u32) -> impl Iterator<Item = &Item<'a>> {
@@ -363,27 +402,30 @@ impl<'a> Meta<'a> {
         Some((reader.u32()?, reader.u32()?))
     }
 
+    fn cell<'f: 'a>(&self, file: &'f [u8], id: u32) -> Result<Cell<'a>, String> {
+        let parts = self.parts(file, id).ok_or(MISSING)?;
+        let operating_point = self.property(id, b"a1op").and_then(|data| data.first().copied()).unwrap_or(0);
+        Ok(Cell { parts, operating_point })
+    }
+
     /// The frames of an item, which may be a grid of others.
     fn coded<'f: 'a>(&self, file: &'f [u8], id: u32) -> Result<Coded<'a>, String> {
-        let kind =
-            self.items.iter().find(|item| item.id == id).map(|item| item.kind).ok_or("its picture is missing")?;
-        let missing = "the data of its picture is missing or cut off";
+        let kind = self.item(id).ok_or("its picture is missing")?.kind;
         let size = self.size(id).ok_or("its picture has no size")?;
         match &kind {
-            b"av01" => Ok(Coded { rows: 1, columns: 1, cells: vec![self.parts(file, id).ok_or(missing)?], size }),
+            b"av01" => Ok(Coded { rows: 1, columns: 1, cells: vec![self.cell(file, id)?], size }),
             b"grid" => {
-                let data = self.joined(file, id).ok_or(missing)?;
-                let &[_, flags, rows, columns, ..] = data.as_slice() else { return Err(missing.to_owned()) };
+                let data = self.joined(file, id).ok_or(MISSING)?;
+                let &[_, flags, rows, columns, ..] = data.as_slice() else { return Err(MISSING.to_owned()) };
                 let mut reader = Reader(&data[4..]);
                 let side = if flags & 1 == 0 { 2 } else { 4 };
-                let (width, height) = (reader.number(side).ok_or(missing)?, reader.number(side).ok_or(missing)?);
+                let (width, height) = (reader.number(side).ok_or(MISSING)?, reader.number(side).ok_or(MISSING)?);
                 let (rows, columns) = (usize::from(rows) + 1, usize::from(columns) + 1);
-                let cells = self.references.iter().find(|reference| reference.kind == *b"dimg" && reference.from == id);
-                let cells = cells.map(|reference| reference.to.as_slice()).unwrap_or_default();
+                let cells = self.cells_of(id);
                 if cells.len() != rows * columns || cells.len() > MAX_CELLS {
                     return Err(format!("its grid of {rows}x{columns} has {} cells", cells.len()));
                 }
-                let cells = cells.iter().map(|&id| self.parts(file, id).ok_or(missing)).collect::<Result<_, _>>()?;
+                let cells = cells.iter().map(|&id| self.cell(file, id)).collect::<Result<_, _>>()?;
                 Ok(Coded { rows, columns, cells, size: (width as u32, height as u32) })
             }
             kind => Err(format!("its picture is coded as {}", kind.escape_ascii())),

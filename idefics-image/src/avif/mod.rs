@@ -1,8 +1,9 @@
-//! AVIF, as Pillow (libavif) reads it: the main picture; of an animation, its still picture.
+//! AVIF, as Pillow (libavif) reads it: the main picture; of an animation, its still picture or else its first frame.
 
 mod av1;
 mod color;
 mod container;
+mod track;
 
 use image::metadata::Orientation;
 
@@ -11,7 +12,7 @@ use crate::decode::Input;
 use crate::orientation::{has_tag, orientation};
 use crate::raster::{Pixels, Raster};
 use av1::{Frame, Plane};
-use container::{Coded, Main};
+use container::{Cell, Coded, Main};
 
 pub(crate) use container::is_avif;
 
@@ -22,6 +23,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     let frame = decode_coded(&main.color, input)?;
     let colors = main.colors.unwrap_or(frame.colors);
     let rgb = color::to_rgb(&frame, colors, main.alpha.is_some()).map_err(|reason| input.coding(reason))?;
+    let is_alpha_cut = color::is_alpha_cut(&frame, colors);
     drop(frame);
     let pixels = match &main.alpha {
         None => Pixels::Rgb(rgb),
@@ -30,7 +32,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
                 return Err(input.damaged("its alpha has another size"));
             }
             let frame = decode_coded(coded, input)?;
-            let alpha = color::to_alpha(&frame, frame.colors);
+            let alpha = color::to_alpha(&frame, frame.colors, is_alpha_cut);
             let mut rgba = Vec::with_capacity(4 * alpha.len());
             for (color, alpha) in rgb.as_chunks::<3>().0.iter().zip(alpha) {
                 rgba.extend([color[0], color[1], color[2], alpha]);
@@ -52,10 +54,10 @@ fn decode_coded(coded: &Coded<'_>, input: &Input<'_>) -> Result<Frame, ImageErro
     input.check_memory(8 * area)?;
     let max_pixels = u32::try_from(area).unwrap_or(u32::MAX);
     let damaged = |reason: String| input.damaged(reason);
-    let decode_cell = |parts: &Vec<&[u8]>| {
-        let frame = match parts.as_slice() {
-            [part] => av1::decode(part, max_pixels),
-            parts => av1::decode(&parts.concat(), max_pixels),
+    let decode_cell = |cell: &Cell<'_>| {
+        let frame = match cell.parts.as_slice() {
+            [part] => av1::decode(part, cell.operating_point, max_pixels),
+            parts => av1::decode(&parts.concat(), cell.operating_point, max_pixels),
         };
         frame.map_err(damaged)
     };
@@ -80,8 +82,8 @@ fn decode_coded(coded: &Coded<'_>, input: &Input<'_>) -> Result<Frame, ImageErro
         whole.planes.push(Plane { width, height, samples: vec![0; width * height] });
     }
     place(&mut whole, &cell, 0, 0);
-    for (at, parts) in others.iter().enumerate() {
-        let next = decode_cell(parts)?;
+    for (at, next) in others.iter().enumerate() {
+        let next = decode_cell(next)?;
         let same = |frame: &Frame| (frame.width, frame.height, frame.depth, frame.sampling);
         if same(&next) != same(&cell) {
             return Err(input.damaged("the cells of its grid differ"));
