@@ -1,5 +1,7 @@
 //! TIFF files against Pillow, and against damage.
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::io::Read;
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -146,6 +148,282 @@ fn a_truncated_file_is_an_error_or_a_picture() {
             }
         }
     }
+}
+
+/// A little-endian file of one page. `data` begins at 8.
+fn tiff(tags: &[(u16, Values<'_>)], data: &[u8]) -> Vec<u8> {
+    let directory = 8 + data.len();
+    let mut file = [b"II*\0", &u32::try_from(directory).unwrap().to_le_bytes()[..], data].concat();
+    let behind = directory + 2 + 12 * tags.len() + 4;
+    let mut long_values = Vec::new();
+    file.extend(u16::try_from(tags.len()).unwrap().to_le_bytes());
+    for (tag, values) in tags {
+        let (kind, count, mut bytes) = match values {
+            Values::Bytes(bytes) => (1_u16, bytes.len(), bytes.to_vec()),
+            Values::Longs(values) => {
+                (4, values.len(), values.iter().flat_map(|value: &u32| value.to_le_bytes()).collect())
+            }
+        };
+        if bytes.len() > 4 {
+            let at = u32::try_from(behind + long_values.len()).unwrap();
+            long_values.append(&mut bytes);
+            bytes.extend(at.to_le_bytes());
+        }
+        bytes.resize(4, 0);
+        file.extend([&tag.to_le_bytes()[..], &kind.to_le_bytes()].concat());
+        file.extend(u32::try_from(count).unwrap().to_le_bytes());
+        file.extend(bytes);
+    }
+    file.extend([0; 4]);
+    file.extend(long_values);
+    file
+}
+
+enum Values<'a> {
+    Bytes(&'a [u8]),
+    Longs(&'a [u32]),
+}
+
+const WIDTH: u16 = 256;
+const HEIGHT: u16 = 257;
+const BITS: u16 = 258;
+const COMPRESSION: u16 = 259;
+const COLOR: u16 = 262;
+const STRIP_OFFSETS: u16 = 273;
+const SAMPLES: u16 = 277;
+const ROWS_PER_STRIP: u16 = 278;
+const STRIP_COUNTS: u16 = 279;
+const COLOR_MAP: u16 = 320;
+const TILE_WIDTH: u16 = 322;
+const TILE_LENGTH: u16 = 323;
+const TILE_OFFSETS: u16 = 324;
+const TILE_COUNTS: u16 = 325;
+const JPEG_AT: u16 = 513;
+const JPEG_LENGTH: u16 = 514;
+
+/// Tags of a grey picture of bytes.
+fn grey(width: u32, height: u32, compression: u32, more: Vec<(u16, Values<'_>)>, data: &[u8]) -> Vec<u8> {
+    let sides = [[width], [height], [compression]];
+    let mut tags = vec![
+        (WIDTH, Values::Longs(&sides[0])),
+        (HEIGHT, Values::Longs(&sides[1])),
+        (BITS, Values::Longs(&[8])),
+        (COMPRESSION, Values::Longs(&sides[2])),
+        (COLOR, Values::Longs(&[1])),
+        (SAMPLES, Values::Longs(&[1])),
+    ];
+    tags.extend(more);
+    tiff(&tags, data)
+}
+
+/// Limits that nothing reaches.
+fn no_limits() -> Limits {
+    Limits { max_pixels: u64::MAX, max_decoded_bytes: u64::MAX, max_aspect_ratio: u32::MAX, ..Limits::default() }
+}
+
+/// A picture of one pixel in a tile of CCITT group 4.
+fn group_4_tile(width: u32) -> Vec<u8> {
+    let tags = [
+        (WIDTH, Values::Longs(&[1])),
+        (HEIGHT, Values::Longs(&[1])),
+        (BITS, Values::Longs(&[1])),
+        (COMPRESSION, Values::Longs(&[4])),
+        (COLOR, Values::Longs(&[0])),
+        (SAMPLES, Values::Longs(&[1])),
+        (TILE_WIDTH, Values::Longs(&[width])),
+        (TILE_LENGTH, Values::Longs(&[1])),
+        (TILE_OFFSETS, Values::Longs(&[8])),
+        (TILE_COUNTS, Values::Longs(&[8])),
+    ];
+    tiff(&tags, &[0x80; 8])
+}
+
+#[test]
+fn the_runs_of_a_ccitt_row_count_as_memory() {
+    assert!(read(&group_4_tile(16), Alpha::White).is_ok());
+    let (result, peak) = peak_memory(|| read(&group_4_tile(4_000_000_000), Alpha::White));
+    let error = result.unwrap_err();
+    assert!(matches!(error, ImageError::Decode { .. }) && error.to_string().contains("TileWidth"), "{error}");
+    assert!(peak < 1 << 16, "{peak} bytes for a refusal");
+    // 50 MB of pixels, but 6.4 GB of runs.
+    let error = read(&group_4_tile(400_000_000), Alpha::White).unwrap_err();
+    assert!(matches!(error, ImageError::Memory { needed: 6_400_000_000.., .. }), "{error}");
+
+    // Without limits a row still has no more pixels than its runs can be counted for.
+    for width in [1 << 30, u32::MAX] {
+        let width = [width];
+        let tags = [
+            (WIDTH, Values::Longs(&width)),
+            (HEIGHT, Values::Longs(&[1])),
+            (COMPRESSION, Values::Longs(&[4])),
+            (STRIP_OFFSETS, Values::Longs(&[8])),
+            (STRIP_COUNTS, Values::Longs(&[8])),
+        ];
+        let error = decode(&tiff(&tags, &[0x80; 8]), "test", &no_limits(), Alpha::White).unwrap_err();
+        assert!(matches!(error, ImageError::Decode { .. }) && error.to_string().contains("CCITT"), "{error}");
+    }
+}
+
+#[test]
+fn sizes_that_no_memory_has_are_refused_without_limits() {
+    for compression in [1, 5, 8] {
+        for side in [u32::MAX, 1 << 31] {
+            let more = vec![(STRIP_OFFSETS, Values::Longs(&[8])), (STRIP_COUNTS, Values::Longs(&[8]))];
+            let file = grey(side, side, compression, more, &[0; 8]);
+            let error = decode(&file, "test", &no_limits(), Alpha::White).unwrap_err();
+            assert!(matches!(error, ImageError::Memory { .. }), "{error}");
+        }
+    }
+}
+
+#[test]
+fn lists_of_offsets_are_not_copied() {
+    const OFFSETS: usize = 4 << 20;
+    let offsets = vec![8; OFFSETS];
+    let strips = || vec![(STRIP_OFFSETS, Values::Bytes(&offsets)), (ROWS_PER_STRIP, Values::Longs(&[1]))];
+    let raw = grey(1, 2, 1, strips(), &[7]);
+    let (image, peak) = peak_memory(|| read(&raw, Alpha::White));
+    assert_eq!(image.unwrap().data(), [7; 6]);
+    assert!(peak < 1 << 16, "{peak} bytes for 2 pixels");
+
+    let counts = vec![2; OFFSETS];
+    let counts = [(STRIP_COUNTS, Values::Bytes(&counts))];
+    let packed = grey(1, 2, 32773, strips().into_iter().chain(counts).collect(), &[0, 9]);
+    let (image, peak) = peak_memory(|| read(&packed, Alpha::White));
+    assert_eq!(image.unwrap().data(), [9; 6]);
+    assert!(peak < 1 << 16, "{peak} bytes for 2 pixels");
+
+    // Nor are those of other tags.
+    let map = [(COLOR, Values::Longs(&[3])), (COLOR_MAP, Values::Bytes(&offsets))];
+    let file = grey(1, 2, 1, strips().into_iter().chain(map).collect(), &[7]);
+    let (result, peak) = peak_memory(|| read(&file, Alpha::White));
+    let error = result.unwrap_err();
+    assert!(error.to_string().contains("ColorMap"), "{error}");
+    assert!(peak < 1 << 16, "{peak} bytes for a color map");
+    let limits = Limits { max_pixels: 1, ..Limits::default() };
+    let error = decode(&file, "test", &limits, Alpha::White).unwrap_err();
+    assert!(matches!(error, ImageError::TooLarge { .. }), "the size comes before the colors: {error}");
+    for tag in [BITS, 338, 339, 530] {
+        let file = grey(1, 2, 1, strips().into_iter().chain([(tag, Values::Bytes(&offsets))]).collect(), &[7]);
+        let (_, peak) = peak_memory(|| read(&file, Alpha::White));
+        assert!(peak < 1 << 16, "{peak} bytes for the tag {tag}");
+    }
+}
+
+#[test]
+fn of_offsets_of_one_rectangle_the_last_in_the_file_counts() {
+    let first_column = |image: RgbImage| image.data().iter().step_by(3).copied().collect::<Vec<u8>>();
+    // Pixels by Pillow 12.3.
+    for (rows, offsets, expected) in [
+        (1, &[8, 9][..], [0, 1]),
+        (1, &[8, 9, 11, 10], [3, 2]),
+        (1, &[11, 9, 8, 10, 9, 9], [3, 2]),
+        (1, &[9], [1, 0]),
+        // Each covers the picture.
+        (2, &[11, 9], [1, 2]),
+        (3, &[11, 9], [3, 4]),
+        (u32::MAX, &[11, 9], [3, 4]),
+    ] {
+        let rows = [rows];
+        let more = vec![(STRIP_OFFSETS, Values::Longs(offsets)), (ROWS_PER_STRIP, Values::Longs(&rows))];
+        let file = grey(1, 2, 1, more, &[0, 1, 2, 3, 4, 5]);
+        assert_eq!(first_column(read(&file, Alpha::White).unwrap()), expected, "{rows:?} {offsets:?}");
+    }
+}
+
+#[test]
+fn many_offsets_cost_no_more_than_the_picture() {
+    // All read one after the other these are 2 * 10^12 pixels.
+    let offsets = vec![8; 500_000];
+    let more = vec![(STRIP_OFFSETS, Values::Longs(&offsets)), (ROWS_PER_STRIP, Values::Longs(&[1999]))];
+    let file = grey(2000, 2000, 1, more, &vec![5; 4_000_000]);
+    assert!(read(&file, Alpha::White).unwrap().data().iter().all(|&value| value == 5));
+}
+
+#[test]
+fn tiles_may_not_all_be_much_larger_than_the_picture() {
+    // 256 tiles of 100 MB each, over a picture of 4096x32. Damaged data is no error here, so that all would be filled.
+    let (offsets, counts) = ([8; 256], [1; 256]);
+    let tags = [
+        (WIDTH, Values::Longs(&[4096])),
+        (HEIGHT, Values::Longs(&[32])),
+        (BITS, Values::Longs(&[8, 8, 8])),
+        (COMPRESSION, Values::Longs(&[5])),
+        (COLOR, Values::Longs(&[6])),
+        (SAMPLES, Values::Longs(&[3])),
+        (TILE_WIDTH, Values::Longs(&[16])),
+        (TILE_LENGTH, Values::Longs(&[1 << 22])),
+        (TILE_OFFSETS, Values::Longs(&offsets)),
+        (TILE_COUNTS, Values::Longs(&counts)),
+    ];
+    let error = read(&tiff(&tags, &[0]), Alpha::White).unwrap_err();
+    assert!(error.to_string().contains("reach far over its edges"), "{error}");
+}
+
+#[test]
+fn strips_of_old_jpeg_are_joined_within_the_memory_limit() {
+    // 60 strips that are all the same megabyte.
+    let (offsets, counts) = ([10; 60], [1 << 20; 60]);
+    let tags = [
+        (WIDTH, Values::Longs(&[16])),
+        (HEIGHT, Values::Longs(&[960])),
+        (BITS, Values::Longs(&[8, 8, 8])),
+        (COMPRESSION, Values::Longs(&[6])),
+        (COLOR, Values::Longs(&[6])),
+        (STRIP_OFFSETS, Values::Longs(&offsets)),
+        (SAMPLES, Values::Longs(&[3])),
+        (ROWS_PER_STRIP, Values::Longs(&[16])),
+        (STRIP_COUNTS, Values::Longs(&counts)),
+        (JPEG_AT, Values::Longs(&[8])),
+        (JPEG_LENGTH, Values::Longs(&[2])),
+    ];
+    let file = tiff(&tags, &[&[0xff, 0xd8][..], &[0; 1 << 20]].concat());
+    let limits = Limits { max_decoded_bytes: 8 << 20, ..Limits::default() };
+    let (result, peak) = peak_memory(|| decode(&file, "test", &limits, Alpha::White));
+    let error = result.unwrap_err();
+    assert!(matches!(error, ImageError::Memory { needed, .. } if needed == 60 << 20), "{error}");
+    assert!(peak < 1 << 20, "{peak} bytes");
+}
+
+/// Counts what each thread holds.
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+thread_local! {
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    let held = HELD.get() + bytes;
+    HELD.set(held);
+    PEAK.set(PEAK.get().max(held));
+}
+
+// SAFETY: every call is handed to the system's allocator as it is; the counters are plain cells without destructors.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size().cast_signed());
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(-layout.size().cast_signed());
+        // SAFETY: the caller keeps the contract of `dealloc`; the pointer came from `System`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+/// What `work` returns, and the most bytes that it held at once on this thread, beyond what was held before.
+fn peak_memory<T>(work: impl FnOnce() -> T) -> (T, isize) {
+    let before = HELD.get();
+    PEAK.set(before);
+    let result = work();
+    (result, PEAK.get() - before)
 }
 
 proptest! {

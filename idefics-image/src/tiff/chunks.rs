@@ -3,6 +3,7 @@
 //! Source: `TIFFFillStrip` and `EstimateStripByteCounts` of libtiff 4.7.
 
 use super::TiffError;
+use super::directory::Numbers;
 use super::page::{Cut, Page};
 use super::tag::Tag;
 
@@ -10,13 +11,17 @@ use super::tag::Tag;
 const MAX_REUSE: usize = 16;
 /// Data that may be shared freely.
 const FREE_REUSE: usize = 64 << 20;
+/// How often all strips and tiles together may have the size of the picture once decoded: tiles reach over its edges.
+const MAX_PADDING: usize = 16;
+/// Bytes that several of them may have in any case.
+const FREE_PADDING: usize = 1 << 30;
 
 /// The data of every strip or tile.
 #[derive(Debug)]
 pub(super) struct Chunks<'a> {
     file: &'a [u8],
-    offsets: Vec<u64>,
-    counts: Option<Vec<u64>>,
+    offsets: Numbers<'a>,
+    counts: Option<Numbers<'a>>,
     /// Bytes of a strip or tile when decoded.
     decoded: usize,
     name: &'static str,
@@ -37,11 +42,12 @@ impl<'a> Chunks<'a> {
         } else {
             (Tag::STRIP_OFFSETS, Tag::STRIP_BYTE_COUNTS, "strip")
         };
+        let needed = page.cut.count() * page.planes();
         // Files have been written with one tag in place of the other.
         let either = |tag, other| -> Result<_, TiffError> {
-            Ok(match page.tags.values(tag)? {
-                Some(values) => Some(values),
-                None => page.tags.values(other)?,
+            Ok(match page.tags.numbers(tag, needed)? {
+                Some(numbers) => Some(numbers),
+                None => page.tags.numbers(other, needed)?,
             })
         };
         let missing = || super::directory::missing(offsets);
@@ -55,23 +61,31 @@ impl<'a> Chunks<'a> {
         if chunks.counts.is_none() && page.cut.count() > 1 {
             return Err(super::directory::missing(counts));
         }
-        let planes = if page.is_planar { page.mode.bands() } else { 1 };
-        let total = (0..page.cut.count() * planes).map(|index| chunks.count(index)).fold(0, usize::saturating_add);
-        if total > FREE_REUSE.saturating_add(chunks.file.len().saturating_mul(MAX_REUSE)) {
+        let picture = page.width as usize * page.height as usize * page.mode.pixel_bytes();
+        let padded = needed.saturating_mul(decoded);
+        if needed > 1 && padded > FREE_PADDING.saturating_add(picture.saturating_mul(MAX_PADDING)) {
+            return Err(TiffError::damaged(format!("its {name}s reach far over its edges")));
+        }
+        if chunks.total(page) > FREE_REUSE.saturating_add(chunks.file.len().saturating_mul(MAX_REUSE)) {
             return Err(TiffError::damaged(format!("its {name}s lie over each other")));
         }
         Ok(chunks)
+    }
+
+    /// Bytes of all data together; shared data counts each time.
+    pub(super) fn total(&self, page: &Page<'_>) -> usize {
+        (0..page.cut.count() * page.planes()).map(|index| self.count(index)).fold(0, usize::saturating_add)
     }
 
     /// How long the data is; where no length is given, up to the end of the file.
     fn count(&self, index: usize) -> usize {
         /// Longer data than this is held against the decoded size.
         const LONG: usize = 1 << 20;
-        let offset = self.offsets.get(index).copied().unwrap_or(0);
+        let offset = self.offsets.get(index).unwrap_or(0);
         let rest = self.file.len().saturating_sub(usize::try_from(offset).unwrap_or(usize::MAX));
         let count = match &self.counts {
             None => rest,
-            Some(counts) => match counts.get(index).copied().unwrap_or(0) {
+            Some(counts) => match counts.get(index).unwrap_or(0) {
                 0 if self.offsets.len() == 1 && offset != 0 => rest,
                 count => usize::try_from(count).unwrap_or(usize::MAX),
             },
@@ -82,7 +96,7 @@ impl<'a> Chunks<'a> {
 
     pub(super) fn get(&self, index: usize) -> Result<Chunk<'a>, TiffError> {
         let count = self.count(index);
-        let offset = self.offsets.get(index).and_then(|&offset| usize::try_from(offset).ok());
+        let offset = self.offsets.get(index).and_then(|offset| usize::try_from(offset).ok());
         let found = offset.and_then(|offset| {
             let data = self.file.get(offset..)?.get(..count)?;
             Some(Chunk { data, offset })

@@ -3,17 +3,24 @@
 //! Source: `Convert.c` of Pillow.
 
 use super::TiffError;
+use super::directory::Numbers;
 use super::lab;
 use super::mode::Mode;
 use crate::raster::{Palette, Pixels, clip};
 
+/// The most values that the tag ColorMap may have.
+pub(super) const MAX_VALUES: usize = 3 * 256;
+
 /// Takes the colors of the tag ColorMap: all reds, then all greens, then all blues, 16 bits each.
-pub(super) fn color_map(values: &[u64]) -> Result<Palette, TiffError> {
+pub(super) fn color_map(values: Numbers<'_>) -> Result<Palette, TiffError> {
     let count = values.len() / 3;
     if count == 0 || count > 256 {
-        return Err(TiffError::damaged(format!("the tag ColorMap (320) has {} values", values.len())));
+        return Err(TiffError::damaged(format!(
+            "the tag ColorMap (320) has {} values where 3 to {MAX_VALUES} are expected",
+            values.len()
+        )));
     }
-    let byte = |at: usize| (values[at] >> 8).min(255) as u8;
+    let byte = |at: usize| values.get(at).map_or(0, |value| (value >> 8).min(255) as u8);
     Ok(Palette::new((0..count).map(|entry| [0, 1, 2].map(|channel| byte(channel * count + entry)))))
 }
 

@@ -28,6 +28,24 @@ enum Codec {
     Jpeg(Box<Jpeg>),
 }
 
+/// How the rows of a page are coded, if by CCITT.
+fn fax_coding(page: &Page<'_>) -> Result<Option<Coding>, TiffError> {
+    Ok(match page.compression {
+        Compression::HuffmanRows { is_word_aligned } => Some(Coding::Runs { is_word_aligned }),
+        Compression::Group3 => {
+            let has_references = page.tags.value(Tag::T4_OPTIONS)?.unwrap_or(0) & 1 == 1;
+            Some(Coding::Group3 { has_references })
+        }
+        Compression::Group4 => Some(Coding::Group4),
+        _ => None,
+    })
+}
+
+/// Bytes that the decoder of a page keeps beside its rows and its pixels.
+pub(super) fn state_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
+    fax_coding(page)?.map_or(Ok(0), |coding| coding.run_bytes(page.cut.width))
+}
+
 /// Which strip or tile is decoded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
@@ -48,23 +66,17 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(page: &Page<'_>, max_bytes: u64) -> Result<Self, TiffError> {
-        let fax = |coding| Codec::Fax(Fax::new(coding, page.cut.width, page.is_reversed));
-        let codec = match page.compression {
-            Compression::None | Compression::OldJpeg => {
-                return Err(TiffError::coding("strips or tiles of this compression"));
+        let codec = match (page.compression, fax_coding(page)?) {
+            (_, Some(coding)) => Codec::Fax(Fax::new(coding, page.cut.width, page.is_reversed)?),
+            (Compression::Lzw, _) => Codec::Lzw(Lzw::new()),
+            (Compression::Deflate, _) => Codec::Deflate,
+            (Compression::PackBits, _) => Codec::PackBits,
+            (Compression::ThunderScan, _) if page.bits == 4 && !page.cut.is_tiled => Codec::ThunderScan,
+            (Compression::ThunderScan, _) => {
+                return Err(TiffError::coding("ThunderScan with other than 4 bits in strips"));
             }
-            Compression::HuffmanRows { is_word_aligned } => fax(Coding::Runs { is_word_aligned }),
-            Compression::Group3 => {
-                let has_references = page.tags.value(Tag::T4_OPTIONS)?.unwrap_or(0) & 1 == 1;
-                fax(Coding::Group3 { has_references })
-            }
-            Compression::Group4 => fax(Coding::Group4),
-            Compression::Lzw => Codec::Lzw(Lzw::new()),
-            Compression::Deflate => Codec::Deflate,
-            Compression::PackBits => Codec::PackBits,
-            Compression::ThunderScan if page.bits == 4 && !page.cut.is_tiled => Codec::ThunderScan,
-            Compression::ThunderScan => return Err(TiffError::coding("ThunderScan with other than 4 bits in strips")),
-            Compression::Jpeg => Codec::Jpeg(Box::new(Jpeg::new(page, max_bytes)?)),
+            (Compression::Jpeg, _) => Codec::Jpeg(Box::new(Jpeg::new(page, max_bytes)?)),
+            _ => return Err(TiffError::coding("strips or tiles of this compression")),
         };
         let is_whole = matches!(codec, Codec::Fax(_) | Codec::Jpeg(_));
         Ok(Self { codec, predictor: Predictor::of(page)?, is_reversed: page.is_reversed && !is_whole })
@@ -108,9 +120,9 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffErr
         // Here libjpeg makes RGB of it.
         samples = super::mode::Samples::Bytes { stored: pixel, is_reversed: false, is_premultiplied: false };
     }
-    let planes = if page.is_planar { page.mode.bands() } else { 1 };
+    let planes = page.planes();
     let (cut, stored_row) = (page.cut, page.stored_row());
-    let expected_row = (cut.width * samples.bits() / planes).div_ceil(8);
+    let expected_row = (cut.width.saturating_mul(samples.bits()) / planes).div_ceil(8);
     if stored_row != expected_row {
         return Err(TiffError::damaged(format!(
             "rows have {stored_row} bytes where its color (tag PhotometricInterpretation) needs {expected_row}"
@@ -119,10 +131,18 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffErr
     if planes > 1 && !matches!(page.bits, 8 | 16) {
         return Err(TiffError::coding(format!("samples of {} bits in separate planes", page.bits)));
     }
+    // Pillow counts the bytes of a tile by columns, which are fewer where a tile has odd sides.
+    let by_columns = (cut.height.saturating_mul(samples.bits()) / planes).div_ceil(8).saturating_mul(cut.width);
+    if cut.is_tiled && page.decoded_bytes() > by_columns {
+        return Err(TiffError::damaged(format!(
+            "tiles have {} bytes where at most {by_columns} are expected (tags TileWidth, TileLength)",
+            page.decoded_bytes()
+        )));
+    }
     let mut reader = Reader::new(page, max_bytes)?;
-    let chunks = Chunks::of(page, stored_row * cut.height)?;
+    let chunks = Chunks::of(page, page.decoded_bytes())?;
     let mut pixels = vec![0; width * height * pixel];
-    let mut buffer = vec![0; stored_row * cut.height];
+    let mut buffer = vec![0; page.decoded_bytes()];
     for (down, plane) in (0..cut.down).flat_map(|down| (0..planes).map(move |plane| (down, plane))) {
         let top = down * cut.height;
         let visible = cut.height.min(height - top);

@@ -55,6 +55,24 @@ struct Entry<'a> {
     data: &'a [u8],
 }
 
+/// The values of a tag with whole numbers, read when they are asked for: a file may have millions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Numbers<'a> {
+    entry: Entry<'a>,
+    order: ByteOrder,
+}
+
+impl Numbers<'_> {
+    /// How many there are; at least one.
+    pub(super) fn len(&self) -> usize {
+        self.entry.len()
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<u64> {
+        self.entry.whole_number(self.order, index)
+    }
+}
+
 /// One page's tags.
 #[derive(Debug)]
 pub(super) struct Directory<'a> {
@@ -89,25 +107,28 @@ impl<'a> Directory<'a> {
         self.entries.get(&tag).map(|entry| entry.data)
     }
 
-    /// All values of a tag with whole numbers.
-    pub(super) fn values(&self, tag: Tag) -> Result<Option<Vec<u64>>, TiffError> {
-        let Some(entry) = self.entries.get(&tag) else { return Ok(None) };
-        let values = entry.whole_numbers(self.order, usize::MAX).ok_or_else(|| not_whole(tag))?;
-        Ok(Some(values))
+    /// The values of a tag with whole numbers, of which the first `most` are sure to be such.
+    pub(super) fn numbers(&self, tag: Tag, most: usize) -> Result<Option<Numbers<'a>>, TiffError> {
+        let Some(&entry) = self.entries.get(&tag) else { return Ok(None) };
+        let numbers = Numbers { entry, order: self.order };
+        let checked = numbers.len().min(most);
+        if (0..checked).any(|index| numbers.get(index).is_none()) {
+            return Err(not_whole(tag));
+        }
+        Ok(Some(numbers))
     }
 
     /// The first value of a tag with whole numbers.
     pub(super) fn value(&self, tag: Tag) -> Result<Option<u64>, TiffError> {
         let Some(entry) = self.entries.get(&tag) else { return Ok(None) };
-        let first = entry.whole_numbers(self.order, 1).and_then(|values| values.first().copied());
-        first.map(Some).ok_or_else(|| not_whole(tag))
+        entry.whole_number(self.order, 0).map(Some).ok_or_else(|| not_whole(tag))
     }
 
-    /// All values of a tag as 16 bits.
-    pub(super) fn shorts(&self, tag: Tag) -> Result<Option<Vec<u16>>, TiffError> {
-        let Some(values) = self.values(tag)? else { return Ok(None) };
+    /// The first values of a tag as 16 bits, at most `most`.
+    pub(super) fn shorts(&self, tag: Tag, most: usize) -> Result<Option<Vec<u16>>, TiffError> {
+        let Some(numbers) = self.numbers(tag, most)? else { return Ok(None) };
         let short = |value| u16::try_from(value).map_err(|_| bad_value(tag, value));
-        values.into_iter().map(short).collect::<Result<_, _>>().map(Some)
+        (0..most).map_while(|index| numbers.get(index)).map(short).collect::<Result<_, _>>().map(Some)
     }
 
     /// The values of a tag with fractions or whole numbers; `None` if the tag is missing, of another type, or has
@@ -123,8 +144,8 @@ impl<'a> Directory<'a> {
                 *value = if below == 0 { 0.0 } else { (f64::from(above) / f64::from(below)) as f32 };
             }
         } else {
-            for (value, whole) in values.iter_mut().zip(entry.whole_numbers(self.order, N)?.get(..N)?) {
-                *value = *whole as f32;
+            for (index, value) in values.iter_mut().enumerate() {
+                *value = entry.whole_number(self.order, index)? as f32;
             }
         }
         Some(values)
@@ -231,27 +252,24 @@ fn type_width(kind: u16) -> Option<usize> {
 }
 
 impl Entry<'_> {
-    /// Up to `most` of the values; `None` if they are fractions, or negative.
-    fn whole_numbers(&self, order: ByteOrder, most: usize) -> Option<Vec<u64>> {
-        let values: Vec<u64> = match self.kind {
-            1 | 7 => self.data.iter().take(most).map(|&value| u64::from(value)).collect(),
-            3 => self.data.as_chunks().0.iter().take(most).map(|&bytes| u64::from(order.u16(bytes))).collect(),
-            4 | 13 => self.data.as_chunks().0.iter().take(most).map(|&bytes| u64::from(order.u32(bytes))).collect(),
-            16 => self.data.as_chunks().0.iter().take(most).map(|&bytes| order.u64(bytes)).collect(),
-            6 => {
-                let signed = self.data.iter().take(most).map(|&value| u64::try_from(value.cast_signed()));
-                signed.collect::<Result<_, _>>().ok()?
-            }
-            8 => {
-                let signed = self.data.as_chunks().0.iter().take(most).map(|&bytes| order.u16(bytes).cast_signed());
-                signed.map(u64::try_from).collect::<Result<_, _>>().ok()?
-            }
-            9 => {
-                let signed = self.data.as_chunks().0.iter().take(most).map(|&bytes| order.u32(bytes).cast_signed());
-                signed.map(u64::try_from).collect::<Result<_, _>>().ok()?
-            }
-            _ => return None,
-        };
-        Some(values)
+    /// How many values there are.
+    fn len(&self) -> usize {
+        type_width(self.kind).map_or(0, |width| self.data.len() / width)
+    }
+
+    /// One of the values; `None` if there is none, and for fractions and negative numbers.
+    fn whole_number(&self, order: ByteOrder, index: usize) -> Option<u64> {
+        let width = type_width(self.kind)?;
+        let bytes = self.data.get(index.checked_mul(width)?..)?.get(..width)?;
+        match (self.kind, bytes) {
+            (1 | 7, &[byte]) => Some(u64::from(byte)),
+            (6, &[byte]) => u64::try_from(byte.cast_signed()).ok(),
+            (3, &[a, b]) => Some(u64::from(order.u16([a, b]))),
+            (8, &[a, b]) => u64::try_from(order.u16([a, b]).cast_signed()).ok(),
+            (4 | 13, &[a, b, c, d]) => Some(u64::from(order.u32([a, b, c, d]))),
+            (9, &[a, b, c, d]) => u64::try_from(order.u32([a, b, c, d]).cast_signed()).ok(),
+            (16, &[a, b, c, d, e, f, g, h]) => Some(order.u64([a, b, c, d, e, f, g, h])),
+            _ => None,
+        }
     }
 }

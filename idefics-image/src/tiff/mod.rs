@@ -53,9 +53,14 @@ pub(crate) fn decode(file: &[u8], input: &Input<'_>, page: NonZeroU32) -> Result
         TiffError::NoSuchPage(pages) => input.no_such_page(pages),
     };
     let page = Directory::of_page(file, page).and_then(Page::new).map_err(error)?;
-    let palette = palette(&page).map_err(error)?;
     input.check_size(page.width, page.height)?;
-    input.check_memory(needed_bytes(&page))?;
+    let needed = needed_bytes(&page).map_err(error)?;
+    input.check_memory(needed)?;
+    // From here on no product of the sizes of the picture, a strip or a tile overflows.
+    if isize::try_from(needed).is_err() {
+        return Err(input.memory_error(needed));
+    }
+    let palette = palette(&page).map_err(error)?;
     let samples = samples(&page, input.max_decoded_bytes() as u64).map_err(error)?;
     let pixels = color::pixels(page.mode, samples, palette);
     Ok(Raster { orientation: orientation(&page), ..Raster::new(page.width, page.height, pixels) })
@@ -64,20 +69,25 @@ pub(crate) fn decode(file: &[u8], input: &Input<'_>, page: NonZeroU32) -> Result
 fn palette(page: &Page<'_>) -> Result<Option<Palette>, TiffError> {
     match page.mode {
         Mode::Palette | Mode::PaletteAlpha => {
-            let values = page.tags.values(Tag::COLOR_MAP)?.ok_or_else(|| missing(Tag::COLOR_MAP))?;
-            color_map(&values).map(Some)
+            let values =
+                page.tags.numbers(Tag::COLOR_MAP, color::MAX_VALUES)?.ok_or_else(|| missing(Tag::COLOR_MAP))?;
+            color_map(values).map(Some)
         }
         _ => Ok(None),
     }
 }
 
-/// The most bytes that decoding holds in one piece.
-fn needed_bytes(page: &Page<'_>) -> u64 {
-    let picture = u64::from(page.width) * u64::from(page.height) * page.mode.pixel_bytes().max(3) as u64;
-    match page.compression {
-        Compression::None => picture,
-        _ => picture.max(page.decoded_bytes()),
-    }
+/// The most bytes that decoding holds in one piece, with what the decoder keeps beside it.
+fn needed_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
+    let pixels = u64::from(page.width).saturating_mul(u64::from(page.height));
+    let picture = pixels.saturating_mul(page.mode.pixel_bytes().max(3) as u64);
+    let chunk = match page.compression {
+        Compression::None => 0,
+        Compression::OldJpeg => page.decoded_bytes(),
+        _ if page.is_ycbcr() => page.decoded_bytes().max(ycbcr::decoded_bytes(page)),
+        _ => page.decoded_bytes(),
+    };
+    Ok(picture.max(chunk as u64).saturating_add(compressed::state_bytes(page)?))
 }
 
 /// Pixels of the page's mode, `[height, width, pixel]`.

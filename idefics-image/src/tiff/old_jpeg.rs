@@ -25,7 +25,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffErr
             "old-style JPEG in planes, in several columns of tiles or without three samples",
         ));
     }
-    let file = assemble(page)?;
+    let file = assemble(page, max_bytes)?;
     let decoder = Decoder::with_tables(&file, &Tables::default())?;
     let (width, height) = (page.width as usize, page.height as usize);
     let size = decoder.size();
@@ -47,8 +47,8 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffErr
     Ok(rows.flat_map(|row| row[..3 * width].as_chunks().0).flat_map(|&pixel| colors.rgb(pixel)).collect())
 }
 
-/// The parts of the file as one JPEG file.
-fn assemble(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
+/// The parts of the file as one JPEG file. Where strips share data that may be longer than all of the file.
+fn assemble(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
     let offset_tag = if page.cut.is_tiled { Tag::TILE_OFFSETS } else { Tag::STRIP_OFFSETS };
     let first_offset = page.tags.value(offset_tag)?;
     let mut file = match stream(page)? {
@@ -64,13 +64,17 @@ fn assemble(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
         }
         None => Vec::new(),
     };
-    let chunks = Chunks::of(page, page.stored_row() * page.cut.height)?;
+    let chunks = Chunks::of(page, page.decoded_bytes())?;
     if file.is_empty() {
         let first = chunks.get(0)?.data;
         if first.starts_with(&START_OF_IMAGE) {
             return Ok([first, &END_OF_IMAGE].concat());
         }
         file = header(page)?;
+    }
+    let joined = chunks.total(page);
+    if joined > page.tags.file.len() && joined as u64 > max_bytes {
+        return Err(TiffError::Memory(joined as u64));
     }
     for index in 0..page.cut.count() {
         if index > 0 {
@@ -102,7 +106,7 @@ fn restart_interval(page: &Page<'_>, (across, down): (usize, usize)) -> Result<V
     if page.cut.count() == 1 {
         return Ok(Vec::new());
     }
-    let units = page.cut.width.div_ceil(8 * across) * page.cut.height.div_ceil(8 * down);
+    let units = page.cut.width.div_ceil(8 * across).saturating_mul(page.cut.height.div_ceil(8 * down));
     let units = u16::try_from(units).map_err(|_| TiffError::coding("old-style JPEG in strips of this size"))?;
     Ok([&[0xff, 0xdd, 0, 4][..], &units.to_be_bytes()].concat())
 }
@@ -110,8 +114,8 @@ fn restart_interval(page: &Page<'_>, (across, down): (usize, usize)) -> Result<V
 /// The head of a JPEG file, from the tags.
 fn header(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
     let tables = |tag: Tag| -> Result<Vec<&[u8]>, TiffError> {
-        let offsets = page.tags.values(tag)?.ok_or_else(|| super::directory::missing(tag))?;
-        let table = |offset: &u64| usize::try_from(*offset).ok().and_then(|offset| page.tags.file.get(offset..));
+        let offsets = page.tags.numbers(tag, 3)?.ok_or_else(|| super::directory::missing(tag))?;
+        let table = |offset| page.tags.file.get(usize::try_from(offset).ok()?..);
         let tables = (0..3).map(|index| offsets.get(index).and_then(table)).collect::<Option<_>>();
         tables.ok_or_else(|| TiffError::damaged(format!("the tag {} ({}) has no three tables", tag.name(), tag.0)))
     };
@@ -135,7 +139,7 @@ fn header(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
     let [across, down] = page.chroma;
     // A tile may be higher and wider than the picture.
     let (width, height) = if page.cut.is_tiled {
-        (page.cut.width, page.cut.height * page.cut.down)
+        (page.cut.width, page.cut.height.saturating_mul(page.cut.down))
     } else {
         (page.cut.width, page.height as usize)
     };

@@ -9,6 +9,8 @@ use super::tag::Tag;
 
 /// The most samples a pixel may have; Pillow reads no more.
 const MAX_SAMPLES: u64 = 6;
+/// The most values that are read of a tag with a value a sample: as many as may be used and as many as may be left out.
+const MAX_VALUES: usize = 12;
 
 /// How strips and tiles are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,11 +128,11 @@ impl<'a> Page<'a> {
             return Err(TiffError::coding(format!("{stored_samples} samples a pixel (tag SamplesPerPixel)")));
         }
         let stored_samples = stored_samples as usize;
-        let mut formats = tags.shorts(Tag::SAMPLE_FORMAT)?.unwrap_or_else(|| vec![1]);
+        let mut formats = tags.shorts(Tag::SAMPLE_FORMAT, MAX_VALUES)?.unwrap_or_else(|| vec![1]);
         formats.dedup();
         let (mut bits, all_extra) = (
-            tags.shorts(Tag::BITS_PER_SAMPLE)?.unwrap_or_else(|| vec![if is_old_jpeg { 8 } else { 1 }]),
-            tags.shorts(Tag::EXTRA_SAMPLES)?.unwrap_or_default(),
+            tags.shorts(Tag::BITS_PER_SAMPLE, MAX_VALUES)?.unwrap_or_else(|| vec![if is_old_jpeg { 8 } else { 1 }]),
+            tags.shorts(Tag::EXTRA_SAMPLES, MAX_VALUES)?.unwrap_or_default(),
         );
         let first_bits = bits[0];
         let (mut extra, mut samples) = (all_extra.clone(), stored_samples);
@@ -209,26 +211,31 @@ impl<'a> Page<'a> {
         }
     }
 
+    /// Parts that the samples of a pixel lie in.
+    pub(super) fn planes(&self) -> usize {
+        if self.is_planar { self.mode.bands() } else { 1 }
+    }
+
     /// Bytes of a decoded strip or tile.
-    pub(super) fn decoded_bytes(&self) -> u64 {
-        (self.stored_row() as u64).saturating_mul(self.cut.height as u64)
+    pub(super) fn decoded_bytes(&self) -> usize {
+        self.stored_row().saturating_mul(self.cut.height)
     }
 
     /// Bytes of a row of a strip or tile as it is stored.
     pub(super) fn stored_row(&self) -> usize {
-        (self.cut.width * self.samples_together() * usize::from(self.bits)).div_ceil(8)
+        self.cut.width.saturating_mul(self.samples_together()).saturating_mul(usize::from(self.bits)).div_ceil(8)
     }
 }
 
 /// The tag YCbCrSubSampling, which is checked if it `counts`.
 fn chroma(tags: &Directory<'_>, counts: bool) -> Result<[usize; 2], TiffError> {
-    let factors = match tags.shorts(Tag::Y_CB_CR_SUB_SAMPLING) {
+    let factors = match tags.shorts(Tag::Y_CB_CR_SUB_SAMPLING, 2) {
         Ok(factors) => factors.unwrap_or_else(|| vec![2, 2]),
         Err(error) if counts => return Err(error),
         Err(_) => vec![2, 2],
     };
     match factors[..] {
-        [across @ (1 | 2 | 4), down @ (1 | 2 | 4), ..] if down <= across || across == 1 && down == 2 => {
+        [across @ (1 | 2 | 4), down @ (1 | 2 | 4)] if down <= across || across == 1 && down == 2 => {
             Ok([usize::from(across), usize::from(down)])
         }
         _ if counts => Err(TiffError::coding(format!("chroma at 1/{factors:?} (tag YCbCrSubSampling)"))),
@@ -251,11 +258,33 @@ impl Cut {
             Compression::None => !tags.contains(Tag::STRIP_OFFSETS) && tags.contains(Tag::TILE_OFFSETS),
             _ => tags.contains(Tag::TILE_WIDTH) && tags.contains(Tag::TILE_LENGTH),
         };
-        // Tiles may reach over the edges, strips do not.
+        let is_raw = compression == Compression::None;
+        // Pillow hands sides to libtiff in 31 bits.
+        let is_too_large = |side: usize| i32::try_from(side).is_err();
+        let too_large = |tag: Tag, side| {
+            let (name, number, most) = (tag.name(), tag.0, i32::MAX);
+            TiffError::damaged(format!(
+                "the tag {name} ({number}) has the value {side} where at most {most} is expected"
+            ))
+        };
+        // Tiles may reach over the edges. Strips end there, but which offsets Pillow takes of uncompressed ones depends on
+        // whether they are exactly as high as the picture.
         let (is_tiled, cut_width, cut_height) = if !is_tiled {
-            (false, width, side(Tag::ROWS_PER_STRIP, height.max(1) as u64)?.unwrap_or(height))
+            let rows = match side(Tag::ROWS_PER_STRIP, u64::from(u32::MAX))? {
+                None => height,
+                Some(rows) if is_raw => rows,
+                // The largest number stands for all rows.
+                Some(rows) if is_too_large(rows) && rows as u64 != u64::from(u32::MAX) => {
+                    return Err(too_large(Tag::ROWS_PER_STRIP, rows));
+                }
+                Some(rows) => rows.min(height.max(1)),
+            };
+            (false, width, rows)
         } else {
-            let side = |tag| side(tag, u64::from(u32::MAX))?.ok_or_else(|| missing(tag));
+            let side = |tag| match side(tag, u64::from(u32::MAX))?.ok_or_else(|| missing(tag))? {
+                side if !is_raw && is_too_large(side) => Err(too_large(tag, side)),
+                side => Ok(side),
+            };
             (true, side(Tag::TILE_WIDTH)?, side(Tag::TILE_LENGTH)?)
         };
         Ok(Self {

@@ -69,6 +69,21 @@ impl Colors {
     }
 }
 
+/// Bytes of a unit: luma samples, and a chroma sample of each kind.
+fn unit(page: &Page<'_>) -> usize {
+    page.chroma[0] * page.chroma[1] + 2
+}
+
+/// Bytes of a row of units of a strip or tile.
+fn row_bytes(page: &Page<'_>) -> usize {
+    page.cut.width.div_ceil(page.chroma[0]).saturating_mul(unit(page))
+}
+
+/// Bytes of a decoded strip or tile.
+pub(super) fn decoded_bytes(page: &Page<'_>) -> usize {
+    row_bytes(page).saturating_mul(page.cut.height.div_ceil(page.chroma[1]))
+}
+
 /// Decodes a page to RGB, `[height, width, 3]`.
 pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
     if page.is_planar {
@@ -78,18 +93,16 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffErr
     let (width, height) = (page.width as usize, page.height as usize);
     let cut = page.cut;
     let [across, down] = page.chroma;
-    let (units, unit) = (cut.width.div_ceil(across), across * down + 2);
-    let unit_rows = |rows: usize| rows.div_ceil(down);
-    let row_bytes = units * unit;
+    let (unit, row_bytes) = (unit(page), row_bytes(page));
     let mut reader = Reader::new(page, max_bytes)?;
-    let chunks = Chunks::of(page, row_bytes * unit_rows(cut.height))?;
-    let mut buffer = vec![0; row_bytes * unit_rows(cut.height)];
+    let chunks = Chunks::of(page, decoded_bytes(page))?;
+    let mut buffer = vec![0; decoded_bytes(page)];
     let mut pixels = vec![0; 3 * width * height];
     for index in 0..cut.count() {
         let (top, left) = (index / cut.across * cut.height, index % cut.across * cut.width);
         let (visible, columns) = (cut.height.min(height - top), cut.width.min(width - left));
         let rows = if cut.is_tiled { cut.height } else { visible };
-        let samples = &mut buffer[..row_bytes * unit_rows(rows)];
+        let samples = &mut buffer[..row_bytes * rows.div_ceil(down)];
         let chunk = chunks.get(index)?;
         samples.fill(0);
         // libtiff goes on behind an error here; of damaged deflate data it keeps nothing.

@@ -26,6 +26,28 @@ pub(super) enum Coding {
     Group4,
 }
 
+impl Coding {
+    /// How many runs of a row of `width` pixels are kept. Twice that many are counted in 32 bits.
+    fn room(self, width: usize) -> Result<usize, TiffError> {
+        let has_references = matches!(self, Self::Group4 | Self::Group3 { has_references: true });
+        let room = || {
+            let room = u32::try_from(width).ok()?.checked_add(1)?.checked_next_multiple_of(32)?;
+            let room = room.checked_mul(if has_references { 2 } else { 1 })?;
+            room.checked_mul(2).and(usize::try_from(room).ok())
+        };
+        room().ok_or_else(|| too_wide(width))
+    }
+
+    /// Bytes of the runs of two rows of `width` pixels, which decoding keeps.
+    pub(super) fn run_bytes(self, width: usize) -> Result<u64, TiffError> {
+        Ok((self.room(width)? as u64).saturating_mul(2 * size_of::<u32>() as u64))
+    }
+}
+
+fn too_wide(width: usize) -> TiffError {
+    TiffError::damaged(format!("a row of CCITT data has {width} pixels, more than its runs can be counted for"))
+}
+
 /// Decodes the strips or tiles of a picture.
 #[derive(Debug)]
 pub(super) struct Fax {
@@ -50,18 +72,18 @@ enum Fault {
 
 impl Fax {
     /// `width` is that of a strip or tile, in pixels; `is_reversed` says that bits are read from the lowest.
-    pub(super) fn new(coding: Coding, width: usize, is_reversed: bool) -> Self {
-        let has_references = matches!(coding, Coding::Group4 | Coding::Group3 { has_references: true });
-        let room = (width + 1).next_multiple_of(32) * if has_references { 2 } else { 1 };
-        Self {
+    pub(super) fn new(coding: Coding, width: usize, is_reversed: bool) -> Result<Self, TiffError> {
+        let room = coding.room(width)?;
+        let row = || i32::try_from(width).map(|width| Row::new(width, room)).map_err(|_| too_wide(width));
+        Ok(Self {
             coding,
             is_reversed,
             row_bytes: width.div_ceil(8),
             has_no_ends: false,
-            row: Row::new(width, room),
-            above: Row::new(width, room),
+            row: row()?,
+            above: row()?,
             is_swapped: false,
-        }
+        })
     }
 
     /// Fills the rows of `out`, a bit a pixel, 1 for black. `offset` is where `data` begins in the file.

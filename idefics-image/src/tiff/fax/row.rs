@@ -34,8 +34,8 @@ struct Changes<'a> {
 }
 
 impl Row {
-    pub(super) fn new(width: usize, room: usize) -> Self {
-        Self { width: width as i32, runs: vec![0; room], length: 0, at: 0, pending: 0 }
+    pub(super) fn new(width: i32, room: usize) -> Self {
+        Self { width, runs: vec![0; room], length: 0, at: 0, pending: 0 }
     }
 
     /// Makes it a row of white pixels.
