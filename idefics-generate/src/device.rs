@@ -124,8 +124,8 @@ impl DeviceChoice {
     }
 
     /// The devices that the choice may mean, best first, at least one. Of [`DeviceChoice::Auto`] CUDA devices, or
-    /// where there is none other GPUs, discrete ones first, each card once, and last the CPU; never a software implementation of a GPU, which is
-    /// slower than the CPU's own kernels. A caller who knows what a model takes picks the first that holds it.
+    /// where there is none other GPUs, discrete ones first, each card once, and last the CPU; never a software
+    /// implementation of a GPU, which is slower than the CPU's own kernels. A caller who knows what a model takes picks the first that holds it.
     ///
     /// # Errors
     /// [`DeviceError::NotBuilt`] or [`DeviceError::NotFound`].
