@@ -47,11 +47,13 @@ pub(crate) enum CompareOp {
     NotIn,
 }
 
-/// An expression, its line and how deep it nests.
+/// An expression, its line, how deep it nests, and whether it depends on no variable, so that the reference evaluates it
+/// when it compiles the template.
 #[derive(Debug)]
 pub(crate) struct Expr {
     pub(crate) line: u32,
     pub(crate) depth: u32,
+    pub(crate) is_constant: bool,
     pub(crate) kind: ExprKind,
 }
 
@@ -122,7 +124,10 @@ pub(crate) enum StmtKind {
     Filter(Expr, Body),
     Block(Arc<Block>, bool),
     Autoescape(Expr, Body),
-    Generation(Body),
+    /// The body, and the special names that it reads: the reference makes a macro of it.
+    Generation(Body, SpecialNames),
+    /// Names that the body sets before it reads them. Until then they are undefined, whatever they are outside.
+    Unset(Vec<Name>),
     Break,
     Continue,
     /// `include`, `import`, `from` or `extends`: they need a loader, and the reference has none.
@@ -168,37 +173,80 @@ impl Expr {
     /// An expression around others.
     pub(crate) fn new(line: u32, kind: ExprKind) -> Self {
         let depth = kind.children_depth() + 1;
-        Self { line, depth, kind }
+        let is_constant = kind.is_constant();
+        Self { line, depth, is_constant, kind }
     }
 }
 
 impl Expr {
-    /// Whether the value depends on no variable, so that the reference evaluates it when it compiles the template.
-    pub(crate) fn is_constant(&self) -> bool {
-        let all = |items: &[Self]| items.iter().all(Self::is_constant);
+    /// Calls `note` with every variable that is read.
+    pub(crate) fn names(&self, note: &mut impl FnMut(&Name)) {
+        let mut all = |items: &[Self]| items.iter().for_each(|item| item.names(note));
         match &self.kind {
-            ExprKind::Const(_) => true,
-            ExprKind::Name(_) | ExprKind::Call(..) => false,
+            ExprKind::Const(_) => {}
+            ExprKind::Name(name) => note(name),
             ExprKind::List(items) | ExprKind::Tuple(items) | ExprKind::Concat(items) => all(items),
-            ExprKind::Dict(pairs) => pairs.iter().all(|(key, value)| key.is_constant() && value.is_constant()),
-            ExprKind::Unary(_, value) | ExprKind::Attr(value, _) => value.is_constant(),
-            ExprKind::Binary(_, pair) | ExprKind::Item(pair) => pair.0.is_constant() && pair.1.is_constant(),
-            // The first value usually decides.
-            ExprKind::And(pair) | ExprKind::Or(pair) => pair.0.is_constant(),
-            ExprKind::Compare(first, rest) => first.is_constant() && rest.iter().all(|(_, value)| value.is_constant()),
+            ExprKind::Dict(pairs) => {
+                for (key, value) in pairs {
+                    key.names(note);
+                    value.names(note);
+                }
+            }
+            ExprKind::Unary(_, value) | ExprKind::Attr(value, _) => value.names(note),
+            ExprKind::Binary(_, pair) | ExprKind::And(pair) | ExprKind::Or(pair) | ExprKind::Item(pair) => {
+                pair.0.names(note);
+                pair.1.names(note);
+            }
+            ExprKind::Compare(first, rest) => {
+                first.names(note);
+                rest.iter().for_each(|(_, value)| value.names(note));
+            }
             ExprKind::Cond(parts) => {
-                parts.0.is_constant() && parts.1.is_constant() && parts.2.as_ref().is_none_or(Self::is_constant)
+                parts.0.names(note);
+                parts.1.names(note);
+                parts.2.iter().for_each(|value| value.names(note));
             }
-            ExprKind::Slice(parts) => parts.iter().flatten().all(Self::is_constant),
+            ExprKind::Slice(parts) => parts.iter().flatten().for_each(|value| value.names(note)),
+            ExprKind::Call(value, args) | ExprKind::Test(value, _, args) => {
+                value.names(note);
+                args.all().for_each(|value| value.names(note));
+            }
             ExprKind::Filter(value, _, args) => {
-                value.as_ref().is_some_and(|value| value.is_constant()) && args.is_constant()
+                value.iter().for_each(|value| value.names(note));
+                args.all().for_each(|value| value.names(note));
             }
-            ExprKind::Test(value, _, args) => value.is_constant() && args.is_constant(),
         }
     }
 }
 
 impl ExprKind {
+    fn is_constant(&self) -> bool {
+        let all = |items: &[Expr]| items.iter().all(|item| item.is_constant);
+        match self {
+            Self::Const(_) => true,
+            Self::Name(_) | Self::Call(..) => false,
+            Self::List(items) | Self::Tuple(items) | Self::Concat(items) => all(items),
+            Self::Dict(pairs) => pairs.iter().all(|(key, value)| key.is_constant && value.is_constant),
+            Self::Unary(_, value) | Self::Attr(value, _) => value.is_constant,
+            Self::Binary(_, pair) | Self::Item(pair) => pair.0.is_constant && pair.1.is_constant,
+            // The first values may decide.
+            Self::And(pair) | Self::Or(pair) => pair.0.is_constant,
+            Self::Cond(parts) => parts.0.is_constant,
+            Self::Compare(first, rest) => first.is_constant && rest.iter().take(1).all(|(_, value)| value.is_constant),
+            Self::Slice(parts) => parts.iter().flatten().all(|value| value.is_constant),
+            // Filters that get the context are not evaluated early.
+            Self::Filter(_, name, _)
+                if matches!(&**name, "map" | "select" | "reject" | "selectattr" | "rejectattr" | "random") =>
+            {
+                false
+            }
+            Self::Filter(value, _, args) => {
+                value.as_ref().is_some_and(|value| value.is_constant) && args.all().all(|value| value.is_constant)
+            }
+            Self::Test(value, _, args) => value.is_constant && args.all().all(|value| value.is_constant),
+        }
+    }
+
     fn children_depth(&self) -> u32 {
         let of = |expr: &Expr| expr.depth;
         match self {
@@ -219,14 +267,13 @@ impl ExprKind {
 }
 
 impl Args {
-    fn is_constant(&self) -> bool {
+    /// Every value.
+    fn all(&self) -> impl Iterator<Item = &Expr> {
         let named = self.named.iter().map(|(_, value)| value);
-        self.positional.iter().chain(named).chain(&self.star).chain(&self.star_star).all(Expr::is_constant)
+        self.positional.iter().chain(named).chain(&self.star).chain(&self.star_star)
     }
 
     fn depth(&self) -> u32 {
-        let named = self.named.iter().map(|(_, value)| value);
-        let all = self.positional.iter().chain(named).chain(&self.star).chain(&self.star_star);
-        all.map(|value| value.depth).max().unwrap_or(0)
+        self.all().map(|value| value.depth).max().unwrap_or(0)
     }
 }

@@ -122,8 +122,15 @@ pub(crate) fn has_method(value: &Value, name: &str) -> bool {
     }
 }
 
+fn unsafe_attr(value: &Value, name: &str) -> Value {
+    Value::Undefined(Rc::new(Undefined::Unsafe { of: value.type_name(), name: name.into() }))
+}
+
 /// What the sandbox hides although Python has it.
 fn is_hidden(value: &Value, name: &str) -> bool {
+    if value.is_undefined() && matches!(name, "__contains__" | "__class_getitem__") {
+        return false;
+    }
     if OBJECT_ATTRIBUTES.contains(&name) {
         return !matches!(value, Value::Object(object) if matches!(**object, Object::Namespace(_)) && name != "__class__");
     }
@@ -132,7 +139,9 @@ fn is_hidden(value: &Value, name: &str) -> bool {
         Value::Dict(_) => DICT_MUTATORS.contains(&name),
         Value::Tuple(seq) if seq.is_group => matches!(name, "_asdict" | "_fields" | "_make" | "_replace"),
         Value::Object(object) => match &**object {
-            Object::Iter { name: "generator", .. } => matches!(name, "gi_frame" | "gi_code"),
+            Object::Iter { name: function, .. } => {
+                Object::is_generator(function) && matches!(name, "gi_frame" | "gi_code")
+            }
             Object::Macro(_) => {
                 name.starts_with('_') && matches!(name, "_func" | "_environment" | "_argument_count" | "_invoke")
             }
@@ -146,6 +155,9 @@ fn is_hidden(value: &Value, name: &str) -> bool {
 impl Vm<'_> {
     /// `value.name`.
     pub(crate) fn get_attr(&mut self, value: &Value, name: &str) -> Result<Value> {
+        if value.is_undefined() && is_hidden(value, name) {
+            return Ok(unsafe_attr(value, name));
+        }
         value.defined()?;
         if let Some(found) = self.native_attr(value, name)? {
             return Ok(found);
@@ -211,7 +223,7 @@ impl Vm<'_> {
     /// What Python's `getattr` finds.
     fn native_attr(&mut self, value: &Value, name: &str) -> Result<Option<Value>> {
         if is_hidden(value, name) {
-            return Ok(Some(Value::Undefined(Rc::new(Undefined::Unsafe { of: value.type_name(), name: name.into() }))));
+            return Ok(Some(unsafe_attr(value, name)));
         }
         if has_method(value, name) {
             let method = Object::Method { of: value.clone(), name: name.into() };
@@ -362,7 +374,7 @@ impl Vm<'_> {
     }
 
     /// Finds the length of a loop over an iterator, by reading what is left of it.
-    fn measure_loop(&mut self, object: &Rc<Object>) -> Result<()> {
+    pub(crate) fn measure_loop(&mut self, object: &Rc<Object>) -> Result<()> {
         let Object::Loop(state) = &**object else { return Ok(()) };
         let busy = |_| Error::value("the loop is already advancing");
         let iter = {

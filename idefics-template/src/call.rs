@@ -1,6 +1,7 @@
 //! Calls of macros, methods and the functions of the environment.
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Ordering;
 use std::rc::Rc;
 
 use indexmap::IndexMap;
@@ -11,7 +12,7 @@ use crate::budget::MAX_RANGE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exec::check_attribute;
 use crate::iter::Iter;
-use crate::key::Key;
+use crate::key::{Key, order};
 use crate::object::{Function, MacroObject, Object};
 use crate::repr::to_str;
 use crate::scope::Scope;
@@ -53,7 +54,7 @@ impl Vm<'_> {
                 let Some(block) = block else { return Ok(Value::str("")) };
                 self.budget.enter()?;
                 self.out.push(String::new());
-                let result = self.block(&block, &Scope::inside(&self.root.clone()));
+                let result = self.block(&block, &Scope::block(&self.root.clone()));
                 let text = self.out.pop().unwrap_or_default();
                 result?;
                 self.budget.leave();
@@ -95,7 +96,11 @@ impl Vm<'_> {
             return Err(Error::of_type(format!("macro '{name}' takes not more than {count} argument(s)")));
         }
         self.budget.enter()?;
-        let text = self.run_macro(&declared, values, &scope)?;
+        let before = (self.autoescape, self.volatile);
+        (self.autoescape, self.volatile) = (object.autoescape.unwrap_or(self.autoescape), object.autoescape.is_none());
+        let text = self.run_macro(&declared, values, &scope);
+        (self.autoescape, self.volatile) = before;
+        let text = text?;
         self.budget.leave();
         self.buffered(text)
     }
@@ -151,7 +156,7 @@ impl Vm<'_> {
                     return Err(Error::of_type("strftime_now takes a string"));
                 };
                 self.budget.build(format.text.len().saturating_mul(16))?;
-                let text = self.now.strftime(&format.text)?;
+                let text = self.now.strftime(&format.text);
                 self.string(text)
             }
             Function::Lipsum => {
@@ -181,6 +186,18 @@ impl Vm<'_> {
         };
         let step_size = i128::from(step).abs();
         let length = usize::try_from((distance + step_size - 1).max(0) / step_size).unwrap_or(usize::MAX);
+        let is_big = |number: &Value| matches!(number, Value::Big(_));
+        if let [first, rest @ ..] = &args.positional[..]
+            && length == 0
+            && (is_big(first) || rest.first().is_some_and(is_big))
+        {
+            // Both ends may have been cut to the same number.
+            let (start, stop) = rest.first().map_or((&Value::Int(0), first), |stop| (first, stop));
+            let forward = order(start, stop, "<")?;
+            if forward == Some(if step > 0 { Ordering::Less } else { Ordering::Greater }) {
+                return Err(Error::limit("numbers of more than 64 bits in one range"));
+            }
+        }
         if length > MAX_RANGE {
             return Err(Error::limit(format!("{MAX_RANGE} items in one range")));
         }
@@ -200,7 +217,7 @@ impl Vm<'_> {
                 map.clone_from(&dict.map);
             }
             Some(pairs) => {
-                let mut iter = Iter::new(pairs)?;
+                let mut iter = Iter::new(pairs.defined()?)?;
                 while let Some(pair) = iter.next(self)? {
                     self.budget.step()?;
                     let items = Iter::new(&pair)?.collect(self)?;

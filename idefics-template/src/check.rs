@@ -4,6 +4,7 @@
 
 use crate::ast::{Args, Body, Expr, ExprKind, Macro, Stmt, StmtKind};
 use crate::error::{Error, Result};
+use crate::value::Value;
 
 pub(crate) fn check(body: &Body) -> Result<()> {
     stmts(body, false)
@@ -51,8 +52,8 @@ fn stmt(stmt: &Stmt, soft: bool) -> Result<()> {
             expr(value, false)?;
             stmts(body, false)
         }
-        StmtKind::Generation(body) => stmts(body, false),
-        StmtKind::Data(_) | StmtKind::Break | StmtKind::Continue | StmtKind::Load(_) => Ok(()),
+        StmtKind::Generation(body, _) => stmts(body, false),
+        StmtKind::Data(_) | StmtKind::Unset(_) | StmtKind::Break | StmtKind::Continue | StmtKind::Load(_) => Ok(()),
     }
 }
 
@@ -70,6 +71,12 @@ fn expr(value: &Expr, soft: bool) -> Result<()> {
             pairs.iter().try_for_each(|(key, value)| expr(key, soft).and_then(|()| expr(value, soft)))
         }
         ExprKind::Unary(_, value) | ExprKind::Attr(value, _) => expr(value, soft),
+        // What a constant has decided is left out.
+        ExprKind::And(pair) | ExprKind::Or(pair)
+            if literal(&pair.0).is_some_and(|first| first == matches!(value.kind, ExprKind::Or(_))) =>
+        {
+            Ok(())
+        }
         ExprKind::Binary(_, pair) | ExprKind::And(pair) | ExprKind::Or(pair) | ExprKind::Item(pair) => {
             expr(&pair.0, soft)?;
             expr(&pair.1, soft)
@@ -102,6 +109,14 @@ fn expr(value: &Expr, soft: bool) -> Result<()> {
             expr(inner, soft)?;
             args(arguments, soft)
         }
+    }
+}
+
+/// Whether a constant is true.
+fn literal(value: &Expr) -> Option<bool> {
+    match &value.kind {
+        ExprKind::Const(value) => Some(Value::of_const(value).is_true()),
+        _ => None,
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::error::{Error, Result};
-
 /// A point in time, as the wall clock of some place shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Now {
@@ -88,91 +86,208 @@ impl Now {
         Date { year, month, day, day_of_year, weekday: (days + 3).rem_euclid(7) }
     }
 
-    /// Python's `datetime.strftime` in the C locale.
-    pub(crate) fn strftime(self, format: &str) -> Result<String> {
+    /// Python's `datetime.strftime` in the C locale, over that of the GNU C library.
+    pub(crate) fn strftime(self, format: &str) -> String {
+        // The library's texts end at a null character.
+        let format = format.split('\0').next().unwrap_or_default();
+        // Python itself writes the microseconds and the zone, which there is none of.
+        let mut plain = String::with_capacity(format.len());
+        let mut characters = format.chars();
+        while let Some(character) = characters.next() {
+            if character != '%' {
+                plain.push(character);
+                continue;
+            }
+            match characters.next() {
+                Some('f') => plain += &format!("{:06}", self.micros),
+                Some('z' | 'Z') => {}
+                directive => {
+                    plain.push('%');
+                    plain.extend(directive);
+                }
+            }
+        }
+        // Python gives the library ever more room, and gives up at some length.
+        let most = 256 * plain.chars().count();
+        let mut room = 1024;
+        while room < most {
+            room *= 2;
+        }
+        self.directives(&plain, room).filter(|text| text.chars().count() < room).unwrap_or_default()
+    }
+
+    /// The C library's `strftime`, or nothing if a field is wider than `room`.
+    fn directives(self, format: &str, room: usize) -> Option<String> {
+        let mut text = String::new();
+        let mut rest = format;
+        while let Some(start) = rest.find('%') {
+            text += &rest[..start];
+            let (field, after) = Field::parse(&rest[start..]);
+            if field.width >= room {
+                return None;
+            }
+            let written = match field.takes_modifier() {
+                true => self.directive(&field),
+                false => None,
+            };
+            match written {
+                Some(written) => field.pad(&written, &mut text),
+                // What is no directive stays.
+                None => field.pad(&field.in_case(field.source.to_owned()), &mut text),
+            }
+            rest = after;
+        }
+        text += rest;
+        Some(text)
+    }
+
+    fn directive(self, field: &Field) -> Option<String> {
         let date = self.date();
         let time = self.seconds.rem_euclid(86_400);
         let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
         let hour12 = (hour + 11) % 12 + 1;
-        let half = if hour < 12 { "AM" } else { "PM" };
         let month = MONTHS.get(date.month as usize - 1).copied().unwrap_or_default();
         let weekday = DAYS.get(date.weekday as usize).copied().unwrap_or_default();
         // Weeks of the year that begin on Sunday and on Monday.
         let sunday_week = (date.day_of_year + 6 - (date.weekday + 1) % 7) / 7;
         let monday_week = (date.day_of_year + 6 - date.weekday) / 7;
         let (iso_year, iso_week) = iso_week(&date);
-        let mut text = String::new();
-        let mut characters = format.chars();
-        while let Some(character) = characters.next() {
-            if character != '%' {
-                text.push(character);
-                continue;
-            }
-            let Some(mut directive) = characters.next() else {
-                text.push('%');
-                break;
-            };
-            // Flags of the C library.
-            let flag = Some(directive).filter(|flag| matches!(flag, '-' | '_' | '0' | '^' | '#'));
-            if flag.is_some() {
-                match characters.next() {
-                    Some(next) => directive = next,
-                    None => return Err(Error::value("strftime_now: the format ends within a directive")),
-                }
-            }
-            let number = |value: i64, width: usize, fill: char| match (flag, fill) {
-                (Some('-'), _) => value.to_string(),
-                (Some('_'), _) => format!("{value:>width$}"),
-                (Some('0'), _) | (_, '0') => format!("{value:0width$}"),
-                _ => format!("{value:>width$}"),
-            };
-            let written = match directive {
-                'Y' => date.year.to_string(),
-                'C' => number(date.year / 100, 2, '0'),
-                'y' => number(date.year % 100, 2, '0'),
-                'm' => number(date.month, 2, '0'),
-                'd' => number(date.day, 2, '0'),
-                'e' => number(date.day, 2, ' '),
-                'H' => number(hour, 2, '0'),
-                'k' => number(hour, 2, ' '),
-                'I' => number(hour12, 2, '0'),
-                'l' => number(hour12, 2, ' '),
-                'M' => number(minute, 2, '0'),
-                'S' => number(second, 2, '0'),
-                'f' => format!("{:06}", self.micros),
-                'j' => number(date.day_of_year, 3, '0'),
-                'p' => half.to_owned(),
-                'P' => half.to_lowercase(),
-                'B' => month.to_owned(),
-                'b' | 'h' => month.get(..3).unwrap_or_default().to_owned(),
-                'A' => weekday.to_owned(),
-                'a' => weekday.get(..3).unwrap_or_default().to_owned(),
-                'u' => (date.weekday + 1).to_string(),
-                'w' => ((date.weekday + 1) % 7).to_string(),
-                'U' => number(sunday_week, 2, '0'),
-                'W' => number(monday_week, 2, '0'),
-                'V' => number(iso_week, 2, '0'),
-                'G' => iso_year.to_string(),
-                'g' => number(iso_year % 100, 2, '0'),
-                's' => self.seconds.to_string(),
-                'c' => self.strftime("%a %b %e %H:%M:%S %Y")?,
-                'x' | 'D' => self.strftime("%m/%d/%y")?,
-                'X' | 'T' => self.strftime("%H:%M:%S")?,
-                'F' => self.strftime("%Y-%m-%d")?,
-                'R' => self.strftime("%H:%M")?,
-                'r' => self.strftime("%I:%M:%S %p")?,
-                'n' => "\n".to_owned(),
-                't' => "\t".to_owned(),
-                'z' | 'Z' => String::new(),
-                '%' => "%".to_owned(),
-                other => format!("%{}{other}", flag.map(String::from).unwrap_or_default()),
-            };
+        let name = |name: &str| if field.upper || field.other_case { name.to_uppercase() } else { name.to_owned() };
+        let combined = |format: &str| self.directives(format, usize::MAX).map(|text| field.in_case(text));
+        Some(match field.directive? {
+            'Y' => field.number(date.year, 1),
+            'C' => field.number(date.year / 100, 2),
+            'y' => field.number(date.year % 100, 2),
+            'm' => field.number(date.month, 2),
+            'd' => field.number(date.day, 2),
+            'e' => field.spaced(date.day),
+            'H' => field.number(hour, 2),
+            'k' => field.spaced(hour),
+            'I' => field.number(hour12, 2),
+            'l' => field.spaced(hour12),
+            'M' => field.number(minute, 2),
+            'S' => field.number(second, 2),
+            'j' => field.number(date.day_of_year, 3),
+            'p' if field.other_case => if hour < 12 { "am" } else { "pm" }.to_owned(),
+            'p' => if hour < 12 { "AM" } else { "PM" }.to_owned(),
+            'P' => if hour < 12 { "am" } else { "pm" }.to_owned(),
+            'B' => name(month),
+            'b' | 'h' => name(month.get(..3).unwrap_or_default()),
+            'A' => name(weekday),
+            'a' => name(weekday.get(..3).unwrap_or_default()),
+            'u' => field.number(date.weekday + 1, 1),
+            'w' => field.number((date.weekday + 1) % 7, 1),
+            'U' => field.number(sunday_week, 2),
+            'W' => field.number(monday_week, 2),
+            'V' => field.number(iso_week, 2),
+            'G' => field.number(iso_year, 1),
+            'g' => field.number(iso_year % 100, 2),
+            's' => self.seconds.to_string(),
+            'c' => combined("%a %b %e %H:%M:%S %Y")?,
+            'x' | 'D' => combined("%m/%d/%y")?,
+            'X' | 'T' => combined("%H:%M:%S")?,
+            'F' => combined("%Y-%m-%d")?,
+            'R' => combined("%H:%M")?,
+            'r' => combined("%I:%M:%S %p")?,
+            'n' => "\n".to_owned(),
+            't' => "\t".to_owned(),
+            'Z' => String::new(),
+            '%' => "%".to_owned(),
+            _ => return None,
+        })
+    }
+}
+
+/// One directive of a format: `%`, flags, a width, a modifier and a letter.
+struct Field<'a> {
+    source: &'a str,
+    /// `-`, `_` or `0`.
+    fill: Option<char>,
+    upper: bool,
+    other_case: bool,
+    width: usize,
+    modifier: Option<char>,
+    directive: Option<char>,
+}
+
+impl<'a> Field<'a> {
+    /// The field at the beginning of a text that begins with `%`, and what follows it.
+    fn parse(text: &'a str) -> (Self, &'a str) {
+        let mut field = Self {
+            source: text,
+            fill: None,
+            upper: false,
+            other_case: false,
+            width: 0,
+            modifier: None,
+            directive: None,
+        };
+        let mut rest = text.strip_prefix('%').unwrap_or(text);
+        while let Some(flag) = rest.chars().next().filter(|flag| "_-0^#".contains(*flag)) {
             match flag {
-                Some('^') => text += &written.to_uppercase(),
-                _ => text += &written,
+                '^' => field.upper = true,
+                '#' => field.other_case = true,
+                fill => field.fill = Some(fill),
             }
+            rest = &rest[1..];
         }
-        Ok(text)
+        while let Some(digit) = rest.bytes().next().filter(u8::is_ascii_digit) {
+            field.width = field.width.saturating_mul(10).saturating_add(usize::from(digit - b'0'));
+            rest = &rest[1..];
+        }
+        if let Some(modifier) = rest.chars().next().filter(|modifier| matches!(modifier, 'E' | 'O')) {
+            field.modifier = Some(modifier);
+            rest = &rest[1..];
+        }
+        field.directive = rest.chars().next();
+        let rest = &rest[field.directive.map_or(0, char::len_utf8)..];
+        field.source = &text[..text.len() - rest.len()];
+        match field.directive {
+            // The zone is nothing, not even blanks.
+            Some('z') => (Self { source: "", width: 0, ..field }, rest),
+            _ => (field, rest),
+        }
+    }
+
+    /// Whether the directive can have the modifier that it has.
+    fn takes_modifier(&self) -> bool {
+        let directive = self.directive.unwrap_or_default();
+        match self.modifier {
+            Some('E') => !"aAbBdDeFgGhHIjklmMSUVWw".contains(directive),
+            Some(_) => !"aAcDFxXY".contains(directive),
+            None => true,
+        }
+    }
+
+    fn in_case(&self, text: String) -> String {
+        let upper = self.upper || (self.other_case && matches!(self.directive, Some('b' | 'h')));
+        if upper { text.to_uppercase() } else { text }
+    }
+
+    /// A number of at least so many digits.
+    fn number(&self, value: i64, digits: usize) -> String {
+        let width = digits.max(self.width);
+        match self.fill {
+            Some('-') => value.to_string(),
+            Some('_') => format!("{value:>width$}"),
+            _ => format!("{value:0width$}"),
+        }
+    }
+
+    /// A number of two digits, the first of which may be a blank.
+    fn spaced(&self, value: i64) -> String {
+        match self.fill {
+            None => format!("{value:>width$}", width = self.width.max(2)),
+            Some(_) => self.number(value, 2),
+        }
+    }
+
+    /// Writes text, filled up to the width.
+    fn pad(&self, text: &str, out: &mut String) {
+        let missing = self.width.saturating_sub(text.chars().count());
+        let fill = if self.fill == Some('0') { '0' } else { ' ' };
+        out.extend(std::iter::repeat_n(fill, missing));
+        *out += text;
     }
 }
 
@@ -197,7 +312,7 @@ mod tests {
     #[test]
     fn dates_are_those_of_python() {
         let format = "%Y-%m-%d %H:%M:%S %a %A %b %B %j %y %% %-d %e %I %p %U %W %G-%V %u %w %c";
-        let date = |seconds| Now::from_seconds(seconds).strftime(format).expect("every directive is known");
+        let date = |seconds| Now::from_seconds(seconds).strftime(format);
         for (seconds, expected) in [
             (
                 0,

@@ -22,7 +22,13 @@ pub(crate) fn non_finite(number: f64) -> Option<&'static str> {
 
 /// The shortest digits of a positive number, and the exponent of the first one.
 fn shortest(number: f64) -> (String, i32) {
-    split(&format!("{number:e}"))
+    let (digits, exponent) = split(&format!("{number:e}"));
+    // Of two that are equally near, Python takes the even one.
+    let even = split(&format!("{number:.*e}", digits.len() - 1));
+    match even.0 != digits && layout(&even.0, even.1, -4..16, true).parse() == Ok(number) {
+        true => even,
+        false => (digits, exponent),
+    }
 }
 
 fn split(text: &str) -> (String, i32) {

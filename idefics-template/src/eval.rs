@@ -6,8 +6,8 @@ use std::rc::Rc;
 use indexmap::IndexMap;
 
 use crate::args::Args;
-use crate::ast::{self, CompareOp, Expr, ExprKind, UnaryOp};
-use crate::error::{Error, Result};
+use crate::ast::{self, BinaryOp, CompareOp, Expr, ExprKind, UnaryOp};
+use crate::error::{Error, ErrorKind, Result};
 use crate::iter::Iter;
 use crate::key::{Key, equal, order};
 use crate::object::Object;
@@ -21,14 +21,56 @@ impl Vm<'_> {
     pub(crate) fn eval(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         self.budget.step().map_err(|error| error.at(expr.line))?;
         match &expr.kind {
+            ExprKind::Const(ast::Const::Float(number)) if !self.folding && !number.is_finite() => {
+                return Err(infinite().at(expr.line));
+            }
             ExprKind::Const(value) => return Ok(Value::of_const(value)),
             ExprKind::Name(name) => return Ok(self.lookup(scope, name)),
             _ => {}
+        }
+        if expr.is_constant && !self.folding {
+            match self.fold(expr, scope) {
+                Ok(value) => match can_stand_in_code(&value) {
+                    Some(true) => return Ok(value),
+                    Some(false) => return Err(infinite().at(expr.line)),
+                    None => {}
+                },
+                Err(error) if error.kind() == ErrorKind::Limit => return Err(error),
+                Err(_) => {}
+            }
         }
         self.budget.enter().map_err(|error| error.at(expr.line))?;
         let value = self.eval_inner(expr, scope).map_err(|error| error.at(expr.line));
         self.budget.leave();
         value
+    }
+
+    /// The value of `{{ … }}`.
+    pub(crate) fn eval_output(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
+        if expr.is_constant {
+            match self.fold(expr, scope) {
+                Err(error) if error.kind() != ErrorKind::Limit => {}
+                result => return result,
+            }
+        }
+        self.eval(expr, scope)
+    }
+
+    /// The value of a constant, as the reference finds it when it compiles the template. What fails then is left for the
+    /// rendering.
+    fn fold(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
+        self.folding = true;
+        let value = self.eval(expr, scope);
+        self.folding = false;
+        value
+    }
+
+    /// A later operand of `and`, `or` or a comparison, or a branch: the expression may be a constant without it.
+    fn eval_rest(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
+        match self.folding && !expr.is_constant {
+            true => Err(Error::value("not a constant")),
+            false => self.eval(expr, scope),
+        }
     }
 
     fn eval_inner(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
@@ -60,23 +102,29 @@ impl Vm<'_> {
             ExprKind::Binary(operator, pair) => {
                 let left = self.eval(&pair.0, scope)?;
                 let right = self.eval(&pair.1, scope)?;
+                // The reference writes a negative constant into code without brackets, where `-2 ** n` is `-(2 ** n)`.
+                if *operator == BinaryOp::Pow && pair.0.is_constant && !expr.is_constant && number::is_negative(&left) {
+                    let power = ops::binary(self, *operator, &number::negate(&left)?, &right)?;
+                    return number::negate(&power);
+                }
                 ops::binary(self, *operator, &left, &right)
             }
             ExprKind::And(pair) => {
                 let left = self.eval(&pair.0, scope)?;
-                if left.is_true() { self.eval(&pair.1, scope) } else { Ok(left) }
+                if left.is_true() { self.eval_rest(&pair.1, scope) } else { Ok(left) }
             }
             ExprKind::Or(pair) => {
                 let left = self.eval(&pair.0, scope)?;
-                if left.is_true() { Ok(left) } else { self.eval(&pair.1, scope) }
+                if left.is_true() { Ok(left) } else { self.eval_rest(&pair.1, scope) }
             }
             ExprKind::Compare(first, rest) => self.eval_compare(first, rest, scope),
             ExprKind::Cond(parts) => {
                 if self.eval(&parts.0, scope)?.is_true() {
-                    return self.eval(&parts.1, scope);
+                    return self.eval_rest(&parts.1, scope);
                 }
                 match &parts.2 {
-                    Some(otherwise) => self.eval(otherwise, scope),
+                    Some(otherwise) => self.eval_rest(otherwise, scope),
+                    None if self.folding => Err(Error::value("not a constant")),
                     None => Ok(Value::undefined(
                         "the inline if-expression evaluated to false and no else section was defined",
                     )),
@@ -136,9 +184,10 @@ impl Vm<'_> {
     #[inline(never)]
     fn eval_concat(&mut self, parts: &[Expr], scope: &Rc<Scope>) -> Result<Value> {
         let values = self.eval_all(parts, scope)?;
-        let escapes = self.autoescape && values.iter().any(Value::is_safe);
+        let escapes = self.autoescape && !self.volatile && values.iter().any(Value::is_safe);
         let mut text = String::new();
         for value in &values {
+            self.measure(value)?;
             let part = to_str(value, &mut self.budget)?;
             self.budget.check_value(text.len() + part.len())?;
             match escapes && !value.is_safe() {
@@ -154,7 +203,7 @@ impl Vm<'_> {
     fn eval_compare(&mut self, first: &Expr, rest: &[(CompareOp, Expr)], scope: &Rc<Scope>) -> Result<Value> {
         let mut left = self.eval(first, scope)?;
         for (operator, right) in rest {
-            let right = self.eval(right, scope)?;
+            let right = self.eval_rest(right, scope)?;
             if !self.compare(*operator, &left, &right)? {
                 return Ok(Value::Bool(false));
             }
@@ -181,11 +230,17 @@ impl Vm<'_> {
 
     #[inline(never)]
     pub(crate) fn eval_args(&mut self, args: &ast::Args, scope: &Rc<Scope>) -> Result<Args> {
+        self.eval_args_with(args, scope, None)
+    }
+
+    /// The same, with the body of a `call` block among the named ones.
+    fn eval_args_with(&mut self, args: &ast::Args, scope: &Rc<Scope>, caller: Option<Value>) -> Result<Args> {
         let mut values = Args { positional: self.eval_all(&args.positional, scope)?, named: Vec::new() };
         for (name, value) in &args.named {
             let value = self.eval(value, scope)?;
             values.named.push((name.clone(), value));
         }
+        values.named.extend(caller.map(|caller| ("caller".into(), caller)));
         if let Some(star) = &args.star {
             let star = self.eval(star, scope)?;
             let items = Iter::new(&star)?.collect(self)?;
@@ -223,21 +278,14 @@ impl Vm<'_> {
             ExprKind::Attr(of, name) => {
                 let of = self.eval(of, scope)?;
                 if !name.starts_with('_') && crate::attr::has_method(&of, name) {
-                    let mut args = self.eval_args(args, scope)?;
-                    args.named.extend(caller.map(|caller| ("caller".into(), caller)));
+                    let args = self.eval_args_with(args, scope, caller)?;
                     return self.call_method(&of, name, args);
                 }
                 self.get_attr(&of, name)?
             }
             _ => self.eval(callee, scope)?,
         };
-        let mut args = self.eval_args(args, scope)?;
-        if let Some(caller) = caller {
-            if args.named.iter().any(|(name, _)| &**name == "caller") {
-                return Err(Error::of_type("got multiple values for keyword argument 'caller'"));
-            }
-            args.named.push(("caller".into(), caller));
-        }
+        let args = self.eval_args_with(args, scope, caller)?;
         self.call(&callee, args)
     }
 
@@ -279,5 +327,25 @@ impl Vm<'_> {
     /// A string that is no copy of an escaped one, and the text of any other value.
     pub(crate) fn soft(&mut self, value: &Value) -> Result<crate::value::Text> {
         soft_text(value, &mut self.budget)
+    }
+}
+
+/// Constants become a part of the reference's code, where infinities and NaN are names of nothing.
+fn infinite() -> Error {
+    Error::value("name 'inf' is not defined: constants are finite")
+}
+
+/// Whether a constant can be written into code; nothing if the reference would not try.
+fn can_stand_in_code(value: &Value) -> Option<bool> {
+    fn all<'a>(mut items: impl Iterator<Item = &'a Value>) -> Option<bool> {
+        items.try_fold(true, |all, item| can_stand_in_code(item).map(|item| all && item))
+    }
+    match value {
+        Value::None | Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Str(_) | Value::Range(_) => Some(true),
+        Value::Float(number) => Some(number.is_finite()),
+        Value::Tuple(seq) if seq.is_group => None,
+        Value::List(seq) | Value::Tuple(seq) => all(seq.items.iter()),
+        Value::Dict(dict) => all(dict.map.iter().flat_map(|(key, value)| [&key.0, value])),
+        Value::Undefined(_) | Value::View(..) | Value::Slice(_) | Value::Object(_) => None,
     }
 }

@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
+
 use crate::ast::{Block, Body, Expr, ExprKind, For, Macro, Stmt, StmtKind, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iter::Iter;
@@ -37,10 +39,12 @@ impl Vm<'_> {
         match &stmt.kind {
             StmtKind::Data(text) => self.write(text)?,
             StmtKind::Print(value) => {
-                self.folding = value.is_constant();
-                let value = self.eval(value, scope);
-                self.folding = false;
-                self.print(&value?)?;
+                let value = self.eval_output(value, scope)?;
+                self.print(&value)?;
+            }
+            StmtKind::Unset(names) => {
+                self.budget.scan(64 * names.len())?;
+                scope.unset(names);
             }
             StmtKind::Break => return Ok(Flow::Break),
             StmtKind::Continue => return Ok(Flow::Continue),
@@ -94,7 +98,7 @@ impl Vm<'_> {
                 return self.exec(body, &inner);
             }
             StmtKind::Macro(declared) => {
-                let object = MacroObject { declared: declared.clone(), scope: Some(scope.clone()).into() };
+                let object = self.macro_object(declared, scope);
                 let value = self.object(Object::Macro(object))?;
                 if let Some(name) = &declared.name {
                     scope.set(name, value);
@@ -108,30 +112,44 @@ impl Vm<'_> {
                     return Ok(flow);
                 }
                 let value = self.buffered(text)?;
-                let value = self.filter_chain(filter, value, &inner)?;
-                self.print(&value)?;
+                // Written as it is, and nothing but a string.
+                match self.filter_chain(filter, value, &inner)? {
+                    Value::Str(text) => self.write(&text.text)?,
+                    other => return Err(Error::of_type(format!("a filter block gave {}", other.type_name()))),
+                }
             }
             StmtKind::Block(block, scoped) => {
-                let scope = if *scoped { Scope::inside(scope) } else { Scope::inside(&self.root.clone()) };
+                let scope = Scope::block(if *scoped { scope } else { &self.root });
                 self.block(block, &scope)?;
             }
             StmtKind::Autoescape(value, body) => {
                 let inner = Scope::inside(scope);
-                let before = self.autoescape;
+                let before = (self.autoescape, self.volatile);
                 self.autoescape = self.eval(value, scope)?.is_true();
+                self.volatile |= !value.is_constant;
                 let flow = self.exec(body, &inner);
-                self.autoescape = before;
+                (self.autoescape, self.volatile) = before;
                 return flow;
             }
-            StmtKind::Generation(body) => {
+            StmtKind::Generation(body, uses) => {
                 let inner = Scope::inside(scope);
+                // A macro that is called without arguments.
+                if uses.caller {
+                    inner.set(&"caller".into(), Value::undefined("No caller defined"));
+                }
+                if uses.kwargs {
+                    inner.set(&"kwargs".into(), Value::dict(IndexMap::new(), &mut self.budget)?);
+                }
+                if uses.varargs {
+                    inner.set(&"varargs".into(), Value::tuple(Vec::new(), &mut self.budget)?);
+                }
                 let (text, _) = self.capture(body, &inner)?;
                 let start = self.out.first().map_or(0, String::len);
                 self.generated.push(start..start + text.len());
                 self.write(&text)?;
             }
             StmtKind::Load(tag) => return Err(no_loader(tag)),
-            StmtKind::Data(_) | StmtKind::Print(_) | StmtKind::Break | StmtKind::Continue => {}
+            StmtKind::Data(_) | StmtKind::Print(_) | StmtKind::Unset(_) | StmtKind::Break | StmtKind::Continue => {}
         }
         Ok(Flow::Normal)
     }
@@ -281,20 +299,29 @@ impl Vm<'_> {
 
     fn call_block(&mut self, call: &Expr, body: &Arc<Macro>, scope: &Rc<Scope>) -> Result<()> {
         let ExprKind::Call(callee, args) = &call.kind else { return Ok(()) };
-        let object = MacroObject { declared: body.clone(), scope: Some(scope.clone()).into() };
+        let object = self.macro_object(body, scope);
         let caller = self.object(Object::Macro(object))?;
         let value = self.eval_call(callee, args, scope, Some(caller))?;
         self.print(&value)
     }
 
-    /// Runs a block.
+    fn macro_object(&self, declared: &Arc<Macro>, scope: &Rc<Scope>) -> MacroObject {
+        let autoescape = (!self.volatile).then_some(self.autoescape);
+        MacroObject { declared: declared.clone(), autoescape, scope: Some(scope.clone()).into() }
+    }
+
+    /// Runs a block. It is code of its own, which does not know of an `autoescape` around it.
     pub(crate) fn block(&mut self, block: &Arc<Block>, scope: &Rc<Scope>) -> Result<()> {
         if block.required {
             return Err(Error::value(format!("Required block '{}' not found", block.name)));
         }
         let hint = format!("there is no parent block called '{}'.", block.name);
         scope.set(&"super".into(), Value::undefined(hint));
-        self.exec(&block.body, scope).map(|_| ())
+        let before = (self.autoescape, self.volatile);
+        (self.autoescape, self.volatile) = (false, false);
+        let result = self.exec(&block.body, scope);
+        (self.autoescape, self.volatile) = before;
+        result.map(|_| ())
     }
 }
 

@@ -16,7 +16,7 @@ use crate::value::Value;
 struct Spec {
     fill: char,
     align: Option<char>,
-    sign: char,
+    sign: Option<char>,
     no_negative_zero: bool,
     alternate: bool,
     width: usize,
@@ -63,7 +63,7 @@ impl Spec {
         let mut spec = Self {
             fill: ' ',
             align: None,
-            sign: '-',
+            sign: None,
             no_negative_zero: false,
             alternate: false,
             width: 0,
@@ -91,7 +91,7 @@ impl Spec {
             None => false,
         };
         if let Some(sign) = rest.chars().next().filter(|sign| matches!(sign, '+' | '-' | ' ')) {
-            spec.sign = sign;
+            spec.sign = Some(sign);
             rest = &rest[1..];
         }
         spec.no_negative_zero = take(&mut rest, 'z');
@@ -134,7 +134,7 @@ impl Spec {
     }
 
     fn string(&self, text: &str) -> Result<String> {
-        if self.sign != '-' {
+        if self.sign.is_some() {
             return Err(Error::value("Sign not allowed in string format specifier"));
         }
         if self.alternate || self.no_negative_zero || self.grouping.is_some() || self.align == Some('=') {
@@ -154,7 +154,7 @@ impl Spec {
         let magnitude = number.abs();
         let (prefix, digits) = match self.kind {
             Some('c') => {
-                if self.sign != '-' || self.alternate {
+                if self.sign.is_some() || self.alternate {
                     return Err(Error::value("Sign and alternate form not allowed with integer format specifier 'c'"));
                 }
                 let character = number.to_u32().and_then(char::from_u32);
@@ -204,8 +204,8 @@ impl Spec {
     fn number(&self, negative: bool, prefix: &str, digits: &str, rest: &str, every: usize) -> String {
         let sign = match (negative, self.sign) {
             (true, _) => "-",
-            (false, '+') => "+",
-            (false, ' ') => " ",
+            (false, Some('+')) => "+",
+            (false, Some(' ')) => " ",
             (false, _) => "",
         };
         let head = format!("{sign}{prefix}");

@@ -25,23 +25,22 @@ pub(crate) fn escape(text: &str, budget: &mut Budget) -> Result<String> {
 
 /// Takes comments and tags out, runs of white space together, and entities back.
 pub(crate) fn strip_tags(text: &str) -> String {
-    let without_comments = remove(text, "<!--", "-->");
-    let without_tags = remove(&without_comments, "<", ">");
-    let words: Vec<&str> = without_tags.split(crate::unicode::is_space).filter(|word| !word.is_empty()).collect();
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find('<') {
+        let (skip, close) = if rest[start..].starts_with("<!--") { (4, "-->") } else { (1, ">") };
+        // What follows a tag that is not closed stays.
+        let Some(length) = rest[start + skip..].find(close) else { break };
+        kept += &rest[..start];
+        rest = &rest[start + skip + length + close.len()..];
+    }
+    kept += rest;
+    let words: Vec<&str> = kept.split(crate::unicode::is_space).filter(|word| !word.is_empty()).collect();
     unescape(&words.join(" "))
 }
 
-/// Takes out everything from `open` to `close`. What is not closed stays.
-fn remove(text: &str, open: &str, close: &str) -> String {
-    let mut kept = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find(open) {
-        let Some(length) = rest[start..].find(close) else { break };
-        kept += &rest[..start];
-        rest = &rest[start + length + close.len()..];
-    }
-    kept + rest
-}
+/// What the numbers 128 to 159 stand for.
+const WINDOWS: &str = "€\u{81}‚ƒ„…†‡ˆ‰Š‹Œ\u{8d}Ž\u{8f}\u{90}‘’“”•–—˜™š›œ\u{9d}žŸ";
 
 /// Named entities: those of XML and the common ones of HTML.
 const ENTITIES: [(&str, &str); 40] = [
@@ -120,13 +119,25 @@ fn entity(text: &str) -> Option<(String, usize)> {
             return None;
         }
         let code = u32::from_str_radix(&digits[..length], radix).unwrap_or(u32::MAX);
-        let decoded = char::from_u32(code).filter(|_| code != 0).unwrap_or(char::REPLACEMENT_CHARACTER);
+        let decoded = match code {
+            0x80..=0x9f => WINDOWS.chars().nth(code as usize - 0x80).unwrap_or_default().to_string(),
+            0x0d => "\r".to_owned(),
+            // Controls and what is never a character are left out.
+            0x01..=0x08 | 0x0b | 0x0e..=0x1f | 0x7f | 0xfdd0..=0xfdef => String::new(),
+            code if code & 0xfffe == 0xfffe && code <= 0x10_ffff => String::new(),
+            code => char::from_u32(code).filter(|_| code != 0).unwrap_or(char::REPLACEMENT_CHARACTER).to_string(),
+        };
         let end = skip + length;
-        return Some((decoded.to_string(), end + usize::from(text[end..].starts_with(';'))));
+        return Some((decoded, end + usize::from(text[end..].starts_with(';'))));
     }
     let length = text.find(|character: char| !character.is_ascii_alphanumeric()).unwrap_or(text.len());
-    let (_, decoded) = ENTITIES.iter().find(|(name, _)| *name == &text[..length])?;
-    let closed = text[length..].starts_with(';');
-    (closed || matches!(&text[..length], "amp" | "lt" | "gt" | "quot" | "nbsp" | "copy" | "reg"))
-        .then(|| ((*decoded).to_owned(), length + usize::from(closed)))
+    if text[length..].starts_with(';')
+        && let Some((_, decoded)) = ENTITIES.iter().find(|(name, _)| *name == &text[..length])
+    {
+        return Some(((*decoded).to_owned(), length + 1));
+    }
+    // Old ones need no end.
+    let is_old = |name: &str| matches!(name, "amp" | "lt" | "gt" | "quot" | "nbsp" | "copy" | "reg");
+    let (name, decoded) = ENTITIES.iter().find(|(name, _)| is_old(name) && text.starts_with(name))?;
+    Some(((*decoded).to_owned(), name.len()))
 }

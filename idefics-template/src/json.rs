@@ -22,7 +22,10 @@ struct Options {
 pub(crate) fn to_json(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let [ascii, indent, separators, sort_keys] =
         args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"], 0)?;
+    let is_string = value.as_str().is_some();
     let indent = match indent.unwrap_or(Value::None) {
+        // A string alone has no lines.
+        _ if is_string => None,
         Value::None => None,
         Value::Str(text) => Some(text.text.to_string()),
         width => {
@@ -33,6 +36,8 @@ pub(crate) fn to_json(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     };
     let (item_separator, key_separator) = match separators.unwrap_or(Value::None) {
         Value::None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+        // A string alone has no parts.
+        Value::List(seq) | Value::Tuple(seq) if is_string && seq.items.len() == 2 => Default::default(),
         Value::List(seq) | Value::Tuple(seq) => match &seq.items[..] {
             [Value::Str(item), Value::Str(key)] => (item.text.to_string(), key.text.to_string()),
             _ => return Err(Error::of_type("separators are a pair of strings")),

@@ -9,6 +9,7 @@ use num_bigint::BigInt;
 use num_traits::{FromPrimitive, ToPrimitive};
 
 use crate::error::{Error, Result};
+use crate::object::Object;
 use crate::value::{Dict, Seq, Value, View};
 
 /// A value that is a key of a mapping.
@@ -65,7 +66,12 @@ impl Hash for Key {
                 None => number.to_bits().hash(state),
             },
             Value::Tuple(seq) => seq.items.iter().for_each(|item| Self(item.clone()).hash(state)),
-            Value::Object(object) => Rc::as_ptr(object).hash(state),
+            Value::Object(object) => match &**object {
+                // Equal ones may be apart.
+                Object::Method { name, .. } => name.hash(state),
+                Object::Function(function) => std::mem::discriminant(function).hash(state),
+                _ => Rc::as_ptr(object).hash(state),
+            },
             other => std::mem::discriminant(other).hash(state),
         }
     }

@@ -9,7 +9,8 @@ use num_bigint::BigInt;
 use crate::ast::Const;
 use crate::budget::MAX_INT_BITS;
 use crate::error::{Error, Result};
-use crate::unicode::{is_identifier, is_space, is_word};
+use crate::repr::ascii;
+use crate::unicode::{is_identifier, is_in_name, is_space};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Token {
@@ -116,6 +117,9 @@ impl<'a> Lexer<'a> {
 
     fn comment(&mut self) -> Result<()> {
         let rest = self.rest();
+        if rest.is_empty() {
+            return Ok(()); // as in the reference
+        }
         let Some(end) = rest.find("#}") else {
             return Err(Error::syntax("missing end of comment tag", self.line));
         };
@@ -214,8 +218,8 @@ impl<'a> Lexer<'a> {
         {
             return Ok(number);
         }
-        if is_word(first) {
-            let length = rest.find(|character| !is_word(character)).unwrap_or(rest.len());
+        if is_in_name(first) {
+            let length = rest.find(|character| !is_in_name(character)).unwrap_or(rest.len());
             if !is_identifier(&rest[..length]) {
                 return Err(Error::syntax("invalid character in identifier", self.line));
             }
@@ -383,8 +387,9 @@ fn unescape(text: &str, line: u32) -> Result<String> {
             'U' => result.push(code(8, 16, 0, true)?),
             '0'..='7' => result.push(code(2, 8, escape as u32 - '0' as u32, false)?),
             'N' => return Err(Error::syntax("\\N{…} escapes are not supported; write \\u and four digits", line)),
-            // Characters beyond ASCII are written as escapes before Python decodes them.
-            _ => result.extend(['\\', escape]),
+            // Characters beyond ASCII are written as escapes before Python decodes them, which keeps this `\`.
+            _ if escape.is_ascii() => result.extend(['\\', escape]),
+            _ => result += &ascii(escape.encode_utf8(&mut [0; 4])),
         }
     }
     Ok(result)

@@ -32,6 +32,7 @@ mod pprint;
 mod printf;
 mod repr;
 mod scope;
+mod symbols;
 mod template;
 mod tests;
 mod unicode;

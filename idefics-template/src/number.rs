@@ -143,8 +143,14 @@ fn divide(left: &BigInt, right: &BigInt) -> Result<Value> {
     // A quotient of at least 64 bits, whose last bit says whether anything was left over.
     let shift = (right.bits() as i64 - left.bits() as i64 + 66).max(0) as u64;
     let (quotient, rest) = (left.abs() << shift).div_rem(&right.abs());
-    let sticky: BigInt = (quotient << 1u8) + u8::from(!rest.is_zero());
-    let magnitude = sticky.to_f64().unwrap_or(f64::INFINITY) / 2.0 * 2f64.powi(-(shift as i32));
+    // No more bits than are rounded, so that the quotient fits a float.
+    let extra = quotient.bits().saturating_sub(66);
+    let kept: BigInt = &quotient >> extra;
+    let is_exact = rest.is_zero() && (&kept << extra) == quotient;
+    let sticky: BigInt = (kept << 1u8) + u8::from(!is_exact);
+    let exponent = (extra as i64 - shift as i64 - 1) as i32;
+    let (half, other) = (exponent / 2, exponent - exponent / 2);
+    let magnitude = sticky.to_f64().unwrap_or(f64::INFINITY) * 2f64.powi(half) * 2f64.powi(other);
     let result = if left.is_negative() == right.is_negative() { magnitude } else { -magnitude };
     match result.is_finite() {
         true => Ok(Value::Float(result)),
@@ -200,6 +206,16 @@ fn power(left: f64, right: f64) -> Result<f64> {
     match result.is_infinite() && left.is_finite() && right.is_finite() {
         true => Err(Error::value("numerical result out of range")),
         false => Ok(result),
+    }
+}
+
+/// Whether a number is written with a sign.
+pub(crate) fn is_negative(value: &Value) -> bool {
+    match value {
+        Value::Int(number) => *number < 0,
+        Value::Big(number) => number.is_negative(),
+        Value::Float(number) => number.is_sign_negative() && !number.is_nan(),
+        _ => false,
     }
 }
 

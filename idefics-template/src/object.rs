@@ -66,7 +66,7 @@ pub(crate) enum Object {
     },
     Loop(RefCell<Loop>),
     Macro(MacroObject),
-    /// A generator or iterator, which can be read once.
+    /// A generator or iterator, which can be read once. Generators have the name of their function.
     Iter {
         iter: RefCell<Iter>,
         name: &'static str,
@@ -115,6 +115,8 @@ impl Function {
 #[derive(Debug)]
 pub(crate) struct MacroObject {
     pub(crate) declared: Arc<Macro>,
+    /// Whether values are escaped where the macro stands; nothing if that is not known before it is called.
+    pub(crate) autoescape: Option<bool>,
     /// Where the macro stands, until the rendering ends.
     pub(crate) scope: RefCell<Option<Rc<Scope>>>,
 }
@@ -138,6 +140,11 @@ pub(crate) struct Loop {
 }
 
 impl Object {
+    /// Whether an iterator of that name is a generator; its name is that of the filter's function.
+    pub(crate) fn is_generator(name: &str) -> bool {
+        name.contains("do_") || name == "select_or_reject"
+    }
+
     pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Self::Namespace(_) => "TemplateNamespace",
@@ -145,6 +152,7 @@ impl Object {
             Self::Joiner { .. } => "Joiner",
             Self::Loop(_) => "LoopContext",
             Self::Macro(_) => "Macro",
+            Self::Iter { name, .. } if Self::is_generator(name) => "generator",
             Self::Iter { name, .. } => name,
             Self::Method { .. } => "builtin_function_or_method",
             Self::Function(Function::Dict) => "TemplateDict",

@@ -35,10 +35,10 @@ pub(crate) fn binary(vm: &mut Vm, operator: BinaryOp, left: &Value, right: &Valu
             Value::tuple(items, &mut vm.budget)
         }
         (BinaryOp::Mul, Value::Str(_) | Value::List(_) | Value::Tuple(_), _) if right.as_index().is_some() => {
-            repeat(vm, left, right.index()?)
+            repeat(vm, left, right)
         }
         (BinaryOp::Mul, _, Value::Str(_) | Value::List(_) | Value::Tuple(_)) if left.as_index().is_some() => {
-            repeat(vm, right, left.index()?)
+            repeat(vm, right, left)
         }
         _ => {
             let sign = match operator {
@@ -70,12 +70,11 @@ fn add_text(vm: &mut Vm, left: &Text, right: &Text) -> Result<Value> {
     Ok(Value::text(text, safe))
 }
 
-fn repeat(vm: &mut Vm, value: &Value, count: i64) -> Result<Value> {
-    // What larger integers become as an index.
-    if matches!(count, i64::MAX | i64::MIN) {
+fn repeat(vm: &mut Vm, value: &Value, count: &Value) -> Result<Value> {
+    if matches!(count, Value::Big(_)) {
         return Err(Error::value("cannot fit 'int' into an index-sized integer"));
     }
-    let count = usize::try_from(count).unwrap_or(0);
+    let count = usize::try_from(count.index()?).unwrap_or(0);
     vm.budget.build(match value {
         // Empty text can be repeated without end.
         Value::Str(text) => text.text.len().saturating_mul(count),
@@ -177,11 +176,11 @@ fn slice_of(parts: &[Value; 3], length: usize) -> Result<(i64, usize, i64)> {
             None => Err(Error::of_type("slice indices must be integers or None or have an __index__ method")),
         },
     };
-    let [start, stop, step] = [part(&parts[0])?, part(&parts[1])?, part(&parts[2])?];
-    let step = step.unwrap_or(1).max(-i64::MAX);
+    let step = part(&parts[2])?.unwrap_or(1).max(-i64::MAX);
     if step == 0 {
         return Err(Error::value("slice step cannot be zero"));
     }
+    let [start, stop] = [part(&parts[0])?, part(&parts[1])?];
     let length = length as i64;
     let (lower, upper) = if step > 0 { (0, length) } else { (-1, length - 1) };
     let bound = |index: Option<i64>, default: i64| match index {

@@ -16,7 +16,7 @@ impl Parser {
     }
 
     /// One expression, or a tuple of several without brackets.
-    pub(crate) fn tuple(&mut self, with_condition: bool, ends: &[&str], in_brackets: bool) -> Result<Expr> {
+    pub(crate) fn tuple(&mut self, with_condition: bool, in_brackets: bool) -> Result<Expr> {
         let line = self.line();
         let mut items = Vec::new();
         let mut is_tuple = false;
@@ -24,7 +24,7 @@ impl Parser {
             if !items.is_empty() {
                 self.expect_operator(",")?;
             }
-            if self.is_tuple_end(ends) {
+            if self.is_tuple_end() {
                 break;
             }
             items.push(self.expression(with_condition)?);
@@ -221,7 +221,7 @@ impl Parser {
             }
             Token::Number(number) => ExprKind::Const(number),
             Token::Operator("(") => {
-                let value = self.tuple(true, &[], true)?;
+                let value = self.tuple(true, true)?;
                 self.expect_operator(")")?;
                 return Ok(value);
             }

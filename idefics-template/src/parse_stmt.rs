@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::lexer::Token;
 use crate::parse_target::check_assignable;
 use crate::parser::{Parser, Uses};
+use crate::symbols::resolve;
 
 /// How deep statements may nest in each other.
 const MAX_NESTED_STATEMENTS: u32 = 64;
@@ -55,10 +56,8 @@ impl Parser {
                 StmtKind::Autoescape(value, self.statements_to("endautoescape")?)
             }
             "generation" => {
-                self.loops.push(false);
-                let body = self.statements_to("endgeneration")?;
-                self.loops.pop();
-                StmtKind::Generation(body)
+                let Macro { body, uses, .. } = self.macro_rest(line, None, Params::new(), "endgeneration")?;
+                StmtKind::Generation(body, uses)
             }
             "break" | "continue" => {
                 if !self.loops.last().copied().unwrap_or(false) {
@@ -82,9 +81,9 @@ impl Parser {
 
     fn for_loop(&mut self) -> Result<StmtKind> {
         let line = self.line();
-        let target = self.target(&["in"], false)?;
+        let target = self.target(false)?;
         self.expect_word("in")?;
-        let iter = self.tuple(false, &["recursive"], false)?;
+        let iter = self.tuple(false, false)?;
         let test = if self.skip_name("if") { Some(self.expression(true)?) } else { None };
         let recursive = self.skip_name("recursive");
         self.loops.push(true);
@@ -107,7 +106,7 @@ impl Parser {
     fn condition(&mut self) -> Result<StmtKind> {
         let mut branches = Vec::new();
         loop {
-            let test = self.tuple(false, &[], false)?;
+            let test = self.tuple(false, false)?;
             let body = self.statements(&["elif", "else", "endif"])?;
             branches.push((test, body));
             if self.skip_name("elif") {
@@ -122,9 +121,9 @@ impl Parser {
     }
 
     fn set(&mut self) -> Result<StmtKind> {
-        let target = self.target(&[], true)?;
+        let target = self.target(true)?;
         if self.skip_operator("=") {
-            return Ok(StmtKind::Set(target, self.tuple(true, &[], false)?));
+            return Ok(StmtKind::Set(target, self.tuple(true, false)?));
         }
         let filter = if self.is_operator("|") { Some(self.filter_expr_chain()?) } else { None };
         Ok(StmtKind::SetBlock(target, filter, self.statements_to("endset")?))
@@ -142,7 +141,7 @@ impl Parser {
             if !assignments.is_empty() {
                 self.expect_operator(",")?;
             }
-            let target = self.target(&[], false)?;
+            let target = self.target(false)?;
             self.expect_operator("=")?;
             assignments.push((target, self.expression(true)?));
         }
@@ -200,6 +199,8 @@ impl Parser {
             if params.iter().any(|(other, _)| *other == name) {
                 return Err(Error::syntax(format!("duplicate argument '{name}'"), line));
             }
+            // To the macros around, it is no longer special.
+            self.note_store(&name);
             let default = match self.skip_operator("=") {
                 true => Some(self.expression(true)?),
                 false if params.last().is_some_and(|(_, default)| default.is_some()) => {
@@ -216,8 +217,11 @@ impl Parser {
     fn call_block(&mut self, line: u32) -> Result<StmtKind> {
         let params = if self.is_operator("(") { self.signature()? } else { Params::new() };
         let call = self.expression(true)?;
-        if !matches!(call.kind, ExprKind::Call(..)) {
+        let ExprKind::Call(_, args) = &call.kind else {
             return Err(Error::syntax("expected a call", line));
+        };
+        if args.named.iter().any(|(name, _)| &**name == "caller") {
+            return Err(Error::syntax("keyword argument repeated: caller", line));
         }
         let body = self.macro_rest(line, None, params, "endcall")?;
         Ok(StmtKind::Call(call, Arc::new(body)))
@@ -229,7 +233,7 @@ impl Parser {
         let scoped = self.skip_name("scoped");
         let required = self.skip_name("required");
         let around = (std::mem::take(&mut self.uses), std::mem::take(&mut self.loops));
-        let body = self.statements_to("endblock")?;
+        let mut body = self.statements_to("endblock")?;
         (self.uses, self.loops) = around;
         let is_blank = |stmt: &Stmt| matches!(&stmt.kind, StmtKind::Data(text) if text.trim().is_empty());
         if required && !body.iter().all(is_blank) {
@@ -239,6 +243,7 @@ impl Parser {
         if self.blocks.iter().any(|block| block.name == name) {
             return Err(Error::syntax(format!("block '{name}' defined twice"), line));
         }
+        resolve(&mut body, false)?;
         let block = Arc::new(Block { name, body, required });
         self.blocks.push(block.clone());
         Ok(StmtKind::Block(block, scoped))
@@ -311,7 +316,7 @@ fn assigns_loop(stmt: &Stmt) -> bool {
         StmtKind::SetBlock(target, _, body) => writes_loop(target) || any(body),
         StmtKind::If(branches, otherwise) => branches.iter().any(|(_, body)| any(body)) || any(otherwise),
         StmtKind::With(assignments, body) => assignments.iter().any(|(target, _)| writes_loop(target)) || any(body),
-        StmtKind::Filter(_, body) | StmtKind::Autoescape(_, body) | StmtKind::Generation(body) => any(body),
+        StmtKind::Filter(_, body) | StmtKind::Autoescape(_, body) | StmtKind::Generation(body, _) => any(body),
         StmtKind::Macro(declared) => any(&declared.body),
         StmtKind::Call(_, body) => any(&body.body),
         _ => false,

@@ -9,15 +9,15 @@ use crate::parser::Parser;
 
 impl Parser {
     /// What an assignment writes to: a name, an attribute of a namespace where allowed, or several of them.
-    pub(crate) fn target(&mut self, ends: &[&str], namespaces: bool) -> Result<Target> {
+    pub(crate) fn target(&mut self, namespaces: bool) -> Result<Target> {
         let line = self.line();
-        let value = self.target_tuple(ends, namespaces)?;
+        let value = self.target_tuple(namespaces)?;
         let target = to_target(value, line)?;
         self.note_target(&target);
         Ok(target)
     }
 
-    fn target_tuple(&mut self, ends: &[&str], namespaces: bool) -> Result<TargetExpr> {
+    fn target_tuple(&mut self, namespaces: bool) -> Result<TargetExpr> {
         self.enter_expr()?;
         let mut items = Vec::new();
         let mut is_tuple = false;
@@ -25,7 +25,7 @@ impl Parser {
             if !items.is_empty() {
                 self.expect_operator(",")?;
             }
-            if self.is_tuple_end(ends) {
+            if self.is_tuple_end() {
                 break;
             }
             items.push(self.target_item(namespaces)?);
@@ -49,7 +49,7 @@ impl Parser {
         if self.skip_operator("(") {
             let inner = match self.is_operator(")") {
                 true => TargetExpr::Tuple(Vec::new()),
-                false => self.target_tuple(&[], false)?,
+                false => self.target_tuple(false)?,
             };
             self.expect_operator(")")?;
             return Ok(inner);

@@ -173,7 +173,7 @@ impl Parser {
             match self.next() {
                 Token::Data(text) => body.push(Stmt { line, kind: StmtKind::Data(text) }),
                 Token::VariableBegin => {
-                    let value = self.tuple(true, &[], false)?;
+                    let value = self.tuple(true, false)?;
                     body.push(Stmt { line, kind: StmtKind::Print(value) });
                     match self.next() {
                         Token::VariableEnd => {}
@@ -225,10 +225,8 @@ impl Parser {
         Ok(body)
     }
 
-    pub(crate) fn is_tuple_end(&self, ends: &[&str]) -> bool {
-        matches!(self.peek(), Token::VariableEnd | Token::BlockEnd)
-            || self.is_operator(")")
-            || ends.iter().any(|end| self.is_name(end))
+    pub(crate) fn is_tuple_end(&self) -> bool {
+        matches!(self.peek(), Token::VariableEnd | Token::BlockEnd) || self.is_operator(")")
     }
 }
 

@@ -22,9 +22,9 @@ pub(crate) fn printf(vm: &mut Vm, format: &Text, values: &Value) -> Result<Value
         Value::Tuple(seq) => &seq.items,
         _ => &single,
     };
-    let mut printer = Printer { vm, values, items, used: 0, mapped: false, safe: format.safe, out: String::new() };
+    let mut printer = Printer { vm, values, items, used: 0, mapped: None, safe: format.safe, out: String::new() };
     printer.run(&format.text)?;
-    let all_used = printer.used >= items.len() || printer.mapped || is_mapping(values);
+    let all_used = printer.used >= items.len() || is_mapping(values);
     let out = printer.out;
     if !all_used {
         return Err(Error::of_type("not all arguments converted during string formatting"));
@@ -43,7 +43,8 @@ struct Printer<'a, 'vm> {
     values: &'a Value,
     items: &'a [Value],
     used: usize,
-    mapped: bool,
+    /// The value of the last key, which takes the place of the others; nothing once it was used.
+    mapped: Option<Option<Value>>,
     safe: bool,
     out: String,
 }
@@ -71,16 +72,24 @@ impl Printer<'_, '_> {
     }
 
     fn argument(&mut self) -> Result<Value> {
-        let value = self.items.get(self.used).cloned();
-        self.used += 1;
+        let value = match &mut self.mapped {
+            Some(mapped) => mapped.take(),
+            None => {
+                self.used += 1;
+                self.items.get(self.used - 1).cloned()
+            }
+        };
         value.ok_or_else(|| Error::of_type("not enough arguments for format string"))
     }
 
     /// Writes one directive and gives what follows it.
     fn directive<'t>(&mut self, text: &'t str) -> Result<&'t str> {
         let incomplete = || Error::value("incomplete format");
+        if let Some(rest) = text.strip_prefix('%') {
+            self.out.push('%');
+            return Ok(rest);
+        }
         let mut rest = text;
-        let mut keyed = None;
         if let Some(after) = rest.strip_prefix('(') {
             let mut open = 1;
             let end = after.char_indices().find(|(_, character)| {
@@ -96,14 +105,14 @@ impl Printer<'_, '_> {
                 return Err(Error::of_type("format requires a mapping"));
             }
             let key = Value::str(&after[..end]);
-            keyed = Some(match self.values {
+            let value = match self.values {
                 Value::Dict(dict) => {
                     dict.get(&key).cloned().ok_or_else(|| Error::value(format!("KeyError: '{}'", &after[..end])))?
                 }
                 Value::Undefined(undefined) => return Err(undefined.error()),
                 other => return Err(Error::of_type(format!("{} indices must be integers", other.type_name()))),
-            });
-            self.mapped = true;
+            };
+            self.mapped = Some(Some(value));
             rest = &after[end + 1..];
         }
         let mut flags = Flags::default();
@@ -142,14 +151,10 @@ impl Printer<'_, '_> {
         let kind = rest.chars().next().ok_or_else(incomplete)?;
         rest = &rest[kind.len_utf8()..];
         if kind == '%' {
-            self.out.push('%');
-            return Ok(rest);
+            return Err(Error::value("unsupported format character '%'"));
         }
         self.vm.budget.build(width.max(precision.unwrap_or(0)))?;
-        let value = match keyed {
-            Some(value) => value,
-            None => self.argument()?,
-        };
+        let value = self.argument()?;
         let body = match kind {
             's' | 'r' | 'a' => self.text(kind, &value, precision)?,
             'c' => character(&value)?,

@@ -157,8 +157,12 @@ impl Writer {
             Object::Function(Function::Joiner) => self.out += "<class 'jinja2.utils.Joiner'>",
             Object::Function(Function::Range) => self.out += "<function safe_range at 0x0>",
             Object::Function(Function::Lipsum) => self.out += "<function generate_lorem_ipsum at 0x0>",
+            Object::Template => self.out += "<TemplateReference None>",
             Object::Method { of, name } => {
                 self.out += &format!("<built-in method {name} of {} object at 0x0>", of.type_name());
+            }
+            Object::Iter { name, .. } if Object::is_generator(name) => {
+                self.out += &format!("<generator object {name} at 0x0>");
             }
             object => self.out += &format!("<{} object at 0x0>", object.type_name()),
         }

@@ -9,38 +9,57 @@ use crate::value::Value;
 /// The variables that one body sets, and the scope around it.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    variables: RefCell<Vec<(Name, Value)>>,
+    /// Without a value where the body sets the variable later.
+    variables: RefCell<Vec<(Name, Option<Value>)>>,
     parent: Option<Rc<Scope>>,
+    /// Whether this is a block, which sees of the scopes around it only what has been set.
+    is_block: bool,
 }
 
 impl Scope {
     /// The outermost scope.
     pub(crate) fn root() -> Rc<Self> {
-        Rc::new(Self { variables: RefCell::default(), parent: None })
+        Rc::new(Self { variables: RefCell::default(), parent: None, is_block: false })
     }
 
     pub(crate) fn inside(parent: &Rc<Self>) -> Rc<Self> {
-        Rc::new(Self { variables: RefCell::default(), parent: Some(parent.clone()) })
+        Rc::new(Self { variables: RefCell::default(), parent: Some(parent.clone()), is_block: false })
+    }
+
+    /// The scope of a block.
+    pub(crate) fn block(parent: &Rc<Self>) -> Rc<Self> {
+        Rc::new(Self { variables: RefCell::default(), parent: Some(parent.clone()), is_block: true })
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Value> {
         let mut scope = Some(self);
+        let mut left_block = false;
         while let Some(found) = scope {
             let variables = found.variables.borrow();
             if let Some((_, value)) = variables.iter().rev().find(|(known, _)| **known == *name) {
-                return Some(value.clone());
+                match value {
+                    Some(value) => return Some(value.clone()),
+                    None if left_block => {}
+                    None => return Some(Value::undefined_name(name)),
+                }
             }
+            left_block |= found.is_block;
             scope = found.parent.as_deref();
         }
         None
     }
 
+    /// Makes variables undefined that the scope does not have yet.
+    pub(crate) fn unset(&self, names: &[Name]) {
+        self.variables.borrow_mut().extend(names.iter().map(|name| (name.clone(), None)));
+    }
+
     pub(crate) fn set(&self, name: &Name, value: Value) {
         let mut variables = self.variables.borrow_mut();
-        let old = match variables.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => Some(std::mem::replace(known, value)),
+        let old = match variables.iter_mut().rev().find(|(known, _)| known == name) {
+            Some((_, known)) => known.replace(value),
             None => {
-                variables.push((name.clone(), value));
+                variables.push((name.clone(), Some(value)));
                 None
             }
         };

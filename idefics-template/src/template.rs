@@ -9,6 +9,7 @@ use crate::check::check;
 use crate::clock::Now;
 use crate::error::Result;
 use crate::parser::parse;
+use crate::symbols::resolve;
 use crate::vm::Vm;
 
 /// A parsed chat template.
@@ -43,8 +44,9 @@ impl Template {
     /// # Errors
     /// Says what is wrong and on which line.
     pub fn parse(source: &str) -> Result<Self> {
-        let (body, blocks) = parse(source)?;
+        let (mut body, blocks) = parse(source)?;
         check(&body)?;
+        resolve(&mut body, true)?;
         Ok(Self { program: Arc::new(Program { body, blocks }) })
     }
 

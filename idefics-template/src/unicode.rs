@@ -32,6 +32,17 @@ pub(crate) fn is_decimal(character: char) -> bool {
     }
 }
 
+/// The digit of ASCII for a decimal digit of any script. They stand in rows of ten.
+pub(crate) fn decimal(character: char) -> Option<char> {
+    if !is_decimal(character) {
+        return None;
+    }
+    let before = |code: &u32| char::from_u32(*code).is_some_and(is_decimal);
+    let code = u32::from(character);
+    let row = (0..code).rev().take(100).take_while(before).count();
+    char::from_digit(row as u32 % 10, 10)
+}
+
 /// `str.isdigit`: decimals, superscripts, subscripts and circled digits.
 pub(crate) fn is_digit(character: char) -> bool {
     is_decimal(character)
@@ -72,16 +83,33 @@ pub(crate) fn is_printable(character: char) -> bool {
     }
 }
 
+/// What the lexer takes for a part of a name: `\w`, and whatever `str.isidentifier` takes.
+pub(crate) fn is_in_name(character: char) -> bool {
+    is_word(character) || continues_identifier(character)
+}
+
 /// `str.isidentifier`.
 pub(crate) fn is_identifier(text: &str) -> bool {
     let mut characters = text.chars();
-    characters.next().is_some_and(|first| first == '_' || is_alpha(first))
-        && characters.all(|character| {
-            character == '_'
-                || is_alpha(character)
-                || is_decimal(character)
-                || character.general_category() == GeneralCategory::NonspacingMark
-        })
+    characters.next().is_some_and(starts_identifier) && characters.all(continues_identifier)
+}
+
+fn starts_identifier(character: char) -> bool {
+    character == '_'
+        || is_alpha(character)
+        || (!character.is_ascii() && character.general_category() == GeneralCategory::LetterNumber)
+        // `Other_ID_Start`
+        || matches!(character, '\u{1885}' | '\u{1886}' | '\u{2118}' | '\u{212e}')
+}
+
+fn continues_identifier(character: char) -> bool {
+    use GeneralCategory::{ConnectorPunctuation, NonspacingMark, SpacingMark};
+    starts_identifier(character)
+        || is_decimal(character)
+        || (!character.is_ascii()
+            && matches!(character.general_category(), ConnectorPunctuation | NonspacingMark | SpacingMark))
+        // `Other_ID_Continue`
+        || matches!(character, '\u{b7}' | '\u{387}' | '\u{1369}'..='\u{1371}' | '\u{19da}')
 }
 
 /// Line breaks of `str.splitlines`.
@@ -91,19 +119,34 @@ pub(crate) fn is_line_break(character: char) -> bool {
 
 /// The first letter of a word in `str.title` and `str.capitalize`.
 pub(crate) fn to_title(character: char) -> impl Iterator<Item = char> {
-    let digraph = match character {
+    let code = u32::from(character);
+    let single = match character {
         '\u{1c4}'..='\u{1c6}' => Some('\u{1c5}'),
         '\u{1c7}'..='\u{1c9}' => Some('\u{1c8}'),
         '\u{1ca}'..='\u{1cc}' => Some('\u{1cb}'),
         '\u{1f1}'..='\u{1f3}' => Some('\u{1f2}'),
+        // Greek letters with an iota below.
+        '\u{1f80}'..='\u{1faf}' => char::from_u32(code | 8),
+        '\u{1fb3}' | '\u{1fc3}' | '\u{1ff3}' => char::from_u32(code + 9),
+        '\u{1fbc}' | '\u{1fcc}' | '\u{1ffc}' => Some(character),
         _ => None,
     };
-    let mut letters: Vec<char> = match digraph {
-        Some(digraph) => vec![digraph],
+    let mut letters: Vec<char> = match single {
+        Some(single) => vec![single],
         None => character.to_uppercase().collect(),
     };
-    for letter in letters.iter_mut().skip(1) {
-        *letter = letter.to_lowercase().next().unwrap_or(*letter);
+    match character {
+        '\u{149}' => {}
+        '\u{1fb0}'..='\u{1fff}' => {
+            if let [_, .., last @ 'Ι'] = &mut letters[..] {
+                *last = '\u{345}';
+            }
+        }
+        _ => {
+            for letter in letters.iter_mut().skip(1) {
+                *letter = letter.to_lowercase().next().unwrap_or(*letter);
+            }
+        }
     }
     letters.into_iter()
 }

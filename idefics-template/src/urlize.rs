@@ -35,10 +35,7 @@ static SCHEME: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^([\w.+-]{2,}:(/)
 pub(crate) fn urlize(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let params = ["trim_url_limit", "nofollow", "target", "rel", "extra_schemes"];
     let [limit, nofollow, target, rel, schemes] = args.bind("urlize", params, 0)?;
-    let limit = match limit {
-        None | Some(Value::None) => None,
-        Some(limit) => Some(limit.index()?),
-    };
+    let limit = limit.filter(|limit| !matches!(limit, Value::None));
     let mut rels: Vec<String> = match rel {
         Some(Value::Str(text)) => {
             text.text.split(is_space).filter(|word| !word.is_empty()).map(str::to_owned).collect()
@@ -80,7 +77,7 @@ pub(crate) fn urlize(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         let word = rest.find(is_space).unwrap_or(rest.len());
         vm.budget.scan(word.saturating_mul(16) + attributes.len())?;
         vm.budget.check_value(out.len())?;
-        link(&rest[..word], &attributes, limit, &extra, &mut out);
+        link(&rest[..word], &attributes, limit.as_ref(), &extra, &mut out)?;
         let end = rest[word..].find(|character| !is_space(character)).map_or(rest.len(), |length| word + length);
         out += &rest[word..end];
         rest = &rest[end..];
@@ -89,7 +86,7 @@ pub(crate) fn urlize(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     Ok(Value::text(out, vm.autoescape))
 }
 
-fn link(word: &str, attributes: &str, limit: Option<i64>, schemes: &[String], out: &mut String) {
+fn link(word: &str, attributes: &str, limit: Option<&Value>, schemes: &[String], out: &mut String) -> Result<()> {
     let mut middle = word;
     while let Some(rest) = ["(", "<", "&lt;"].iter().find_map(|open| middle.strip_prefix(open)) {
         middle = rest;
@@ -111,17 +108,19 @@ fn link(word: &str, attributes: &str, limit: Option<i64>, schemes: &[String], ou
             tail = &from[middle.len()..];
         }
     }
-    let trimmed = |text: &str| match limit {
-        Some(limit) if text.chars().count() as i64 > limit => {
-            let kept = if limit < 0 { text.chars().count() as i64 + limit } else { limit };
-            format!("{}...", text.chars().take(kept.max(0) as usize).collect::<String>())
+    let trimmed = |text: &str| -> Result<String> {
+        let Some(limit) = limit else { return Ok(text.to_owned()) };
+        let (limit, length) = (limit.index()?, text.chars().count() as i64);
+        if length <= limit {
+            return Ok(text.to_owned());
         }
-        _ => text.to_owned(),
+        let kept = if limit < 0 { length.saturating_add(limit) } else { limit };
+        Ok(format!("{}...", text.chars().take(kept.max(0) as usize).collect::<String>()))
     };
     let mailto = middle.strip_prefix("mailto:").filter(|address| MAIL.is_match(address));
     if WEB.is_match(middle) {
         let scheme = if middle.starts_with("https://") || middle.starts_with("http://") { "" } else { "https://" };
-        *out += &format!("<a href=\"{scheme}{middle}\"{attributes}>{}</a>", trimmed(middle));
+        *out += &format!("<a href=\"{scheme}{middle}\"{attributes}>{}</a>", trimmed(middle)?);
     } else if let Some(address) = mailto {
         *out += &format!("<a href=\"{middle}\">{address}</a>");
     } else if middle.contains('@')
@@ -141,4 +140,5 @@ fn link(word: &str, attributes: &str, limit: Option<i64>, schemes: &[String], ou
         *out += &linked;
     }
     *out += tail;
+    Ok(())
 }

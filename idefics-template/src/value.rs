@@ -270,6 +270,14 @@ impl Value {
         self.as_index()
             .ok_or_else(|| Error::of_type(format!("'{}' object cannot be interpreted as an integer", self.type_name())))
     }
+
+    /// A truth value that Python takes as a C integer.
+    pub(crate) fn flag(&self) -> Result<bool> {
+        match i32::try_from(self.index()?) {
+            Ok(flag) => Ok(flag != 0),
+            Err(_) => Err(Error::value("Python int too large to convert to C int")),
+        }
+    }
 }
 
 impl Seq {

@@ -23,6 +23,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) now: Now,
     /// Whether values are escaped when they are written. Off, but for `{% autoescape true %}`.
     pub(crate) autoescape: bool,
+    /// Whether `autoescape` depends on a variable, so that the reference does not know it when it compiles.
+    pub(crate) volatile: bool,
     /// Whether a constant is evaluated, which the reference does when it compiles the template.
     pub(crate) folding: bool,
     /// The outermost scope, which blocks see.
@@ -50,6 +52,7 @@ impl<'a> Vm<'a> {
             blocks,
             now,
             autoescape: false,
+            volatile: false,
             folding: false,
             root: Scope::root(),
             out: vec![String::new()],
@@ -101,6 +104,7 @@ impl<'a> Vm<'a> {
         {
             return self.write(&text.text);
         }
+        self.measure(value)?;
         let text = to_str(value, &mut self.budget)?;
         match self.autoescape && !value.is_safe() {
             true => {
@@ -108,6 +112,14 @@ impl<'a> Vm<'a> {
                 self.write(&escaped)
             }
             false => self.write(&text),
+        }
+    }
+
+    /// A loop is printed with its length.
+    pub(crate) fn measure(&mut self, value: &Value) -> Result<()> {
+        match value {
+            Value::Object(object) if matches!(**object, Object::Loop(_)) => self.measure_loop(object),
+            _ => Ok(()),
         }
     }
 

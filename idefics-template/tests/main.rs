@@ -5,3 +5,4 @@
 mod basic;
 mod limits;
 mod reference;
+mod transformers;

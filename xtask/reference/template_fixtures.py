@@ -421,6 +421,129 @@ c
 {{ (h|safe).replace('b', '<') }}{{ (h|safe).join(['<', '>']) }}{{ (h|safe).split() }}{{ (h|safe)[1:3] }}{{ (h|safe).center(20, '<') }}{{ (h|safe).striptags() }}{{ (h|safe).unescape() }}
 """.split("\n") if l]
 
+# What a larger comparison with templates of other shapes has found: a line for each rule of the reference.
+RULES = [l for l in r"""
+{#
+a{#
+{{ -2 ** n }}{{ -1.5 ** n }}{{ (1 - 4) ** n }}{{ -2 ** 2 }}{{ (-n) ** 2 }}{{ -true ** n }}{{ -(2 ** 70) ** z }}{{ -0.0 ** z }}
+{{ 1e400 }}{{ [1e400] }}{{ 1e400 if t else 1 }}
+{{ [1e400, n] }}
+{{ es or 1e400 }}
+{{ (1e400).hex() }}
+{{ n < 1e400 }}
+{{ 1e400 < 3 > n }}
+{{ [1e400, 2][1] + n }}
+{% set x = -1e400 %}
+{% set x = 1e308 * 10 %}
+{% if 1e400 %}a{% endif %}
+{{ [1e400]|map('string')|list }}
+{{ s|default(1e400 - 1e400) }}
+{{ 1 or nosuch.a.b }}{{ 0 and nosuch.a.b }}{{ 1 if true else nosuch.a.b }}{{ 3 < 2 < nosuch.a }}
+{% set x = 1[0:1] %}
+{% if 1[0:1] is defined %}a{% else %}b{% endif %}{{ 1[0:1] is defined }}
+{{ 'ab'[1.0::0] }}
+{{ 'é\é\日\😀' }}{{ 'a\éb'|length }}
+{% set ℘ = 1 %}{% set a·b = 2 %}{% set Ⅷ = 3 %}{% set a‿b = 4 %}{{ ℘ }}{{ a·b }}{{ Ⅷ }}{{ a‿b }}{{ xs℘ }}
+{{ a² }}
+{% for in in xs %}{{ in }}{% endfor %}
+{% for x, in in [(1, 2)] %}{{ x }}{{ in }}{% endfor %}
+{% for x, in [[1]] %}{{ x }}{% endfor %}
+{% for x in xs, recursive %}{{ x }}{% endfor %}
+{% for recursive in xs recursive %}{{ recursive }}{% endfor %}
+{{ dict(missing) }}
+{{ namespace(missing) }}
+{{ dict.fromkeys(missing) }}
+{{ missing.__class__ }}{{ xs[99].__len__ }}{{ caller.__class__ is defined }}
+{{ missing.__contains__ }}
+{{ missing['__class__'] }}
+{{ 'a\nb'.splitlines(none) }}
+{{ 'a\nb'.splitlines(1) }}{{ 'a\nb'.splitlines(-1) }}
+{{ 'a\nb'.splitlines(2 ** 31) }}
+{{ xs|sort('') }}
+{{ xs|sort(missing) }}
+{{ xs|sort(1) }}{{ d|dictsort(reverse=0) }}
+{{ d|dictsort(reverse='x') }}
+{{ 714.95|round(-1) }}{{ 715.0|round(-1) }}{{ 725.0|round(-1) }}{{ 1499.9999|round(-3) }}{{ 0.99|round(-1) }}
+{{ 1.1e308|round(0, 'ceil')|int|string|length }}{{ (2 ** 1023) / 1 }}{{ (2 ** 1023 + 1) / 3 }}{{ 10 ** 300 / 10 ** 10 }}
+{{ 0.0001 * 2 ** 64 }}{{ 4503599627370496.5 }}{{ 2251799813685248.25 }}{{ 5e-324 }}{{ 9007199254740993.0 }}
+{{ '０'|int }}{{ '٣٫'|int }}{{ '٣'|int }}{{ '-१२.५'|float }}{{ '𝟗𝟘'|int }}{{ '²'|int(7) }}
+{{ (-9223372036854775808) * 'ab' }}|{{ [1] * -9223372036854775808 }}
+{{ 'a' * 2 ** 70 }}
+{{ 'a' * -(2 ** 70) }}
+{{ range(2 ** 63, 2 ** 64)|length }}
+{{ range(2 ** 64, 5)|length }}
+{{ e.translate(missing) }}{{ e.translate(5) }}
+{{ 'ŉ ᾳ ᾲ ᾀ ﬁ ß ΐ'.title() }}{{ 'ŉa'.capitalize() }}{{ 'ᾳA'|capitalize }}{{ 'ᾼ'.capitalize() }}
+{{ 'ΑΣ ΣΑ ΑΣ.'.swapcase() }}
+{{ '%5%' % 1 }}
+{{ '%.%' % () }}
+{{ '%(a)%' % d }}
+{{ '%%|%s' % 1 }}
+{{ '%(b)s %s' % d }}
+{{ '%s %(b)s' % d }}
+{{ '%(b)*d' % d }}
+{{ '{:-5}'.format('a') }}
+{{ '{:-5}|{:-c}'.format(1, 65) }}
+{{ ('{:<<-5.0}'|safe).format('a') }}
+{{ 3|map('upper')|string|wordcount }}{{ 3|selectattr is not none }}{{ 1.5|select('nope') == {} }}
+{{ 3|map('upper')|list }}
+{{ xs|map('nope') is none }}{{ xs|slice('a') is none }}{{ rows|unique is none }}{{ 5|unique is none }}
+{{ rows|unique|list }}
+{{ xs|batch }}
+{{ xs|slice }}
+{{ 'a b'|urlize('x') }}
+{{ 'http://x.org'|urlize('x') }}
+{{ 'http://x.org'|urlize(5) }}{{ 'http://x.org'|urlize(-3) }}
+{{ s|tojson(indent=1.5) }}{{ 'a'|tojson(separators=('a', 1)) }}{{ 'a'|tojson(separators=[1, none], indent=[]) }}
+{{ 1|tojson(indent=1.5) }}
+{{ 'a'|tojson(separators=(1, 2, 3)) }}
+{{ '<!-- a <b>c</b>'|striptags }}|{{ 'x <!-- <b> --> y <i'|striptags }}|{{ '<a <!-- >--> b'|striptags }}|{{ '<!--> c -->d'|striptags }}
+{{ '&#x1F;&#x80;&#150;&#13;&#0;&#xFDD0;&#xFFFE;&#xD800;&#x110000;'|striptags }}{{ '&ampx &ltb; &copyright; &amp;amp; &apos;'|striptags }}
+{{ (h|safe + '\n<')|indent('> ', true) }}{{ 'a\nb'|indent('> ') }}
+{% set x | replace('a', nosuch) %}a{% endset %}{{ x }}
+{% set x | replace('a', s) %}a{% endset %}{{ x }}
+{{ e }}{% set x | replace('a', e) %}ab{% endset %}{{ x }}
+{% set x | replace('a', e) %}ab{{ e }}{% endset %}{{ x }}
+{% filter list %}ab{% endfilter %}
+{% filter int %}1{% endfilter %}
+{% filter length %}ab{% endfilter %}
+{% filter default(n) %}ab{% endfilter %}{% autoescape true %}{% filter string %}<{% endfilter %}{% endautoescape %}
+{% generation %}{{ kwargs }}{{ varargs }}{{ caller is defined }}{% endgeneration %}{{ kwargs is defined }}
+{% generation %}{{ caller() }}{% endgeneration %}
+{% macro m() %}{% generation %}{{ caller is defined }}{{ varargs }}{% endgeneration %}{{ varargs }}{% endmacro %}{% call m(1, 2) %}x{% endcall %}
+{% macro m() %}{% endmacro %}{% for x in es %}{% call m(caller=1) %}{% endcall %}{% endfor %}
+{% macro m(a) %}{{ kwargs }}{% endmacro %}{% call m(1, **{'q': 3}) %}{% endcall %}{% call m(1, p=2, **{'q': 3}) %}{% endcall %}
+{% macro m() %}{% macro i(caller=none) %}{% endmacro %}{{ caller is defined }}{% endmacro %}{{ m.caller }}{{ m() }}
+{% macro m() %}{% macro i(kwargs=1) %}{% endmacro %}{{ kwargs }}{% endmacro %}{{ m(z=1) }}
+{% macro m() %}{{ kwargs }}{% macro i(kwargs=1) %}{% endmacro %}{% endmacro %}{{ m(z=1) }}
+{% if z %}{% with %}{% extends 'x' %}{% endwith %}{% endif %}
+{% if z %}{% block a %}{% extends 'x' %}{% endblock %}{% endif %}
+{% if z %}{% for x in es %}{% extends 'x' %}{% endfor %}{% endif %}
+{% set n %}[{{ n }}]{% endset %}{{ n }}
+{{ n }}{% set n %}[{{ n }}]{% endset %}{{ n }}
+{% if t %}{% set n %}[{{ n }}]{% endset %}{% endif %}{{ n }}
+{% for x in xs %}{{ n }}{% endfor %}{% set n = 1 %}{{ n }}
+{% for x in xs %}{{ n }}{% endfor %}{% if z %}{% set n = 1 %}{% endif %}{{ n }}
+{% macro m() %}{{ n }}{% endmacro %}{{ m() }}{% set n = 1 %}{{ m() }}
+{% for x in xs %}{% set n %}[{{ n }}]{% endset %}{{ n }}{% endfor %}{{ n }}
+{% for x in xs %}{% with %}{{ n }}{% endwith %}{% set n = x %}{% endfor %}
+{% macro m(a=n) %}{% set s %}<{{ s|length }}{{ a }}>{% endset %}{{ s }}{% endmacro %}{{ m() }}
+{% block a %}{{ n }}{% endblock %}{% set n = 1 %}{{ self.a() }}
+{% block a %}{% for x in xs %}{{ n }}{% endfor %}{% set n = 1 %}{{ n }}{% endblock %}
+{% for x in xs %}{% block a scoped %}{{ n }}{{ x }}{% endblock %}{% set n = x %}{% endfor %}
+{% generation %}{% for x in xs %}{{ n }}{% endfor %}{% set n = 1 %}{{ n }}{% endgeneration %}{{ n }}
+{% set n, (s, u) = n, (1, 2) %}{{ n }}{{ s }}{% set ns = namespace(n=n) %}{% set ns.n, e = 1, ns.n %}{{ e }}
+{% autoescape t %}{{ h|safe ~ '<' }}{{ 'a' ~ h }}{% endautoescape %}{% autoescape true %}{{ h|safe ~ '<' }}{% endautoescape %}
+{% autoescape t %}{% autoescape true %}{{ h|safe ~ '<' }}{% endautoescape %}{% endautoescape %}
+{% autoescape true %}{% block a %}{{ h }}{% endblock %}{{ self.a() }}{{ h }}{% endautoescape %}
+{% macro m() %}{{ h }}{{ caller() }}{% endmacro %}{% autoescape true %}{{ m(caller=joiner('<')) }}{% call m() %}{{ h }}{% endcall %}{% endautoescape %}
+{% autoescape true %}{% macro m() %}{{ h }}{% endmacro %}{% endautoescape %}{{ m is defined }}{% autoescape true %}{% set k = namespace() %}{% macro o() %}{{ h }}{% endmacro %}{% set k.m = o %}{{ k.m() }}{% endautoescape %}
+{{ strftime_now('%5d|%-5d|%05e|%_m|%10V|%^a|%#p|%#Z|%^P|%12F|%012s|%-12s|%5Z|%f|%5n|') }}
+{{ strftime_now('%Ey %EY %Ed %OY %Od %OS %Ep %EP %#Eb %^10Q|%5f|%+d|%_-0d|%3%|%') }}{{ strftime_now('%5') }}{{ strftime_now('%-') }}
+{{ strftime_now('%2000d')|length }}{{ strftime_now('%1023d')|length }}{{ strftime_now('%1024d')|length }}{{ strftime_now('%99999999999999999999d')|length }}
+{{ strftime_now('a\0b') }}
+""".split("\n") if l]
+
 
 def hand_written():
     for value, (name, arguments) in itertools.product(VALUES, FILTERS.items()):
@@ -519,7 +642,7 @@ def main():
     args = parser.parse_args()
     random.seed(args.seed)
     sources = [source for source in hand_written() if random.random() < args.hand_written]
-    sources = list(dict.fromkeys(itertools.chain(models(), sources, random_templates(args.random))))
+    sources = list(dict.fromkeys(itertools.chain(models(), sources, random_templates(args.random), RULES)))
     cases = []
     for source in sources:
         result = render(source)

@@ -9,7 +9,7 @@ mod texts;
 use std::sync::Arc;
 
 use crate::args::Args;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::iter::{Iter, Lazy, LazyStep};
 use crate::json::to_json;
 use crate::repr::to_str;
@@ -103,9 +103,15 @@ impl Vm<'_> {
                     value.is_undefined() || (boolean.is_some_and(|test| test.is_true()) && !value.is_true());
                 Ok(if use_default { default.unwrap_or_else(|| Value::str("")) } else { value })
             }
-            "map" => self.map(&value, args),
-            "select" | "reject" => self.select(&value, args, name == "reject", false),
-            "selectattr" | "rejectattr" => self.select(&value, args, name == "rejectattr", true),
+            "map" => {
+                let iter = self.map(&value, args);
+                self.generator(iter, "sync_do_map")
+            }
+            "select" | "reject" | "selectattr" | "rejectattr" => {
+                let (rejects, by_attribute) = (name.starts_with("reject"), name.ends_with("attr"));
+                let iter = self.select(&value, args, rejects, by_attribute);
+                self.generator(iter, "select_or_reject")
+            }
             "tojson" => to_json(self, &value, args),
             "string" => {
                 args.none("soft_str")?;
@@ -137,7 +143,7 @@ impl Vm<'_> {
         }
     }
 
-    fn map(&mut self, value: &Value, mut args: Args) -> Result<Value> {
+    fn map(&mut self, value: &Value, mut args: Args) -> Result<Iter> {
         let step = if args.positional.is_empty() && args.named.iter().any(|(name, _)| &**name == "attribute") {
             let attribute = args.take_named("attribute").unwrap_or(Value::None);
             let default = args.take_named("default").filter(|default| !matches!(default, Value::None));
@@ -152,10 +158,10 @@ impl Vm<'_> {
                 None => return Err(Error::value("map requires a filter argument")),
             }
         };
-        self.lazy(value, step, "generator")
+        lazy(value, step)
     }
 
-    fn select(&mut self, value: &Value, mut args: Args, rejects: bool, by_attribute: bool) -> Result<Value> {
+    fn select(&mut self, value: &Value, mut args: Args, rejects: bool, by_attribute: bool) -> Result<Iter> {
         let attribute = match by_attribute {
             false => Vec::new(),
             true => match args.take_first() {
@@ -168,7 +174,7 @@ impl Vm<'_> {
             Some(name) => Some((self.named(&name, crate::tests::exists, "test", value)?, args)),
             None => None,
         };
-        self.lazy(value, LazyStep::Select { attribute, test, rejects }, "generator")
+        lazy(value, LazyStep::Select { attribute, test, rejects })
     }
 
     /// The name of a filter or test that is given as an argument.
@@ -182,13 +188,21 @@ impl Vm<'_> {
         }
     }
 
-    fn lazy(&mut self, value: &Value, step: LazyStep, name: &'static str) -> Result<Value> {
-        let source = if value.is_true() { Iter::new(value)? } else { Iter::Empty };
-        self.iterator(Iter::Lazy(Box::new(Lazy { source, step })), name)
+    /// A generator. Errors wait until it is read, except that limits hold at once.
+    fn generator(&mut self, iter: Result<Iter>, function: &'static str) -> Result<Value> {
+        match iter {
+            Err(error) if error.kind() != ErrorKind::Limit => self.iterator(Iter::Fails(error), function),
+            iter => self.iterator(iter?, function),
+        }
     }
 
     /// The text of a filter's value.
     fn text_of(&mut self, value: &Value) -> Result<Text> {
         self.soft(value)
     }
+}
+
+fn lazy(value: &Value, step: LazyStep) -> Result<Iter> {
+    let source = if value.is_true() { Iter::new(value)? } else { Iter::Empty };
+    Ok(Iter::Lazy(Box::new(Lazy { source, step })))
 }

@@ -1,12 +1,14 @@
 //! Filters of numbers.
 
+use std::borrow::Cow;
+
 use crate::args::Args;
 use crate::ast::BinaryOp;
 use crate::digits::fixed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::big;
 use crate::number::{absolute, arithmetic, to_float, truncate};
-use crate::unicode::is_space;
+use crate::unicode::{decimal, is_space};
 use crate::value::Value;
 use crate::vm::Vm;
 
@@ -52,7 +54,7 @@ fn float(value: &Value) -> Result<Option<f64>> {
 
 /// Python's `float` of a string.
 pub(crate) fn parse_float(text: &str) -> Option<f64> {
-    let text = text.trim_matches(is_space);
+    let text = &*ascii_digits(text.trim_matches(is_space));
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     let word = unsigned.to_ascii_lowercase();
     if matches!(&*word, "inf" | "infinity" | "nan") {
@@ -66,6 +68,14 @@ pub(crate) fn parse_float(text: &str) -> Option<f64> {
         return None;
     }
     without_underscores(text)?.parse().ok()
+}
+
+/// Decimal digits of all scripts as those of ASCII.
+fn ascii_digits(text: &str) -> Cow<'_, str> {
+    match text.is_ascii() {
+        true => text.into(),
+        false => text.chars().map(|character| decimal(character).unwrap_or(character)).collect(),
+    }
 }
 
 /// Digits without the `_` between them; nothing if one stands elsewhere.
@@ -83,7 +93,7 @@ fn without_underscores(text: &str) -> Option<String> {
 
 /// Python's `int` of a string.
 fn parse_int(text: &str, base: u32) -> Option<Value> {
-    let text = text.trim_matches(is_space);
+    let text = &*ascii_digits(text.trim_matches(is_space));
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
@@ -192,7 +202,7 @@ fn round_float(number: f64, precision: i64) -> Result<f64> {
         Ok(precision) => fixed(number.abs(), precision, false).parse::<f64>(),
         Err(_) => {
             // Exact digits, rounded half to even at a place before the point.
-            let digits = fixed(number.abs(), 0, false);
+            let digits = fixed(number.abs().trunc(), 0, false);
             let fraction = number.abs().fract() != 0.0;
             round_digits(&digits, precision.unsigned_abs() as usize, fraction).parse::<f64>()
         }

@@ -7,7 +7,7 @@ use indexmap::IndexSet;
 
 use crate::args::Args;
 use crate::ast::BinaryOp;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::iter::Iter;
 use crate::key::{Key, equal, order};
 use crate::ops;
@@ -18,11 +18,11 @@ use crate::vm::Vm;
 /// The filter's result, or the arguments again if the name is none of these.
 pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Result<Value, Args>> {
     Ok(Ok(match name {
-        "batch" => match batch(vm, value, args) {
-            // Generators fail when they are read.
-            Err(error) if error.kind() != ErrorKind::Limit => vm.iterator(Iter::Fails(error), "generator")?,
-            result => result?,
-        },
+        "batch" => {
+            let [count, fill] = args.bind("batch", ["linecount", "fill_with"], 1)?;
+            let iter = batch(vm, value, count, fill);
+            vm.generator(iter, "do_batch")?
+        }
         "dictsort" => dict_sort(vm, value, args)?,
         "first" => {
             args.none("first")?;
@@ -43,7 +43,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
                 Value::Dict(dict) => Iter::new(&Value::View(View::Items, dict.clone()))?,
                 _ => Iter::Fails(Error::of_type("Can only get item pairs from a mapping.")),
             };
-            vm.iterator(iter, "generator")?
+            vm.iterator(iter, "do_items")?
         }
         "join" => join(vm, value, args)?,
         "list" => {
@@ -70,7 +70,17 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
                     Value::text(text.text.chars().rev().collect::<String>(), text.safe)
                 }
                 value => match Iter::reversed(value) {
-                    Ok(iter) => vm.iterator(iter, "list_reverseiterator")?,
+                    Ok(iter) => {
+                        let name = match value {
+                            Value::List(_) => "list_reverseiterator",
+                            Value::Tuple(_) => "reversed",
+                            Value::Range(_) => "range_iterator",
+                            Value::View(View::Values, _) => "dict_reversevalueiterator",
+                            Value::View(View::Items, _) => "dict_reverseitemiterator",
+                            _ => "dict_reversekeyiterator",
+                        };
+                        vm.iterator(iter, name)?
+                    }
                     Err(_) => {
                         let mut items = Iter::new(value)?.collect(vm)?;
                         items.reverse();
@@ -79,7 +89,11 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
                 },
             }
         }
-        "slice" => slice(vm, value, args)?,
+        "slice" => {
+            let [slices, fill] = args.bind("slice", ["slices", "fill_with"], 1)?;
+            let iter = slice(vm, value, slices, fill);
+            vm.generator(iter, "sync_do_slice")?
+        }
         "sort" => {
             let [reverse, case_sensitive, attribute] =
                 args.bind("sort", ["reverse", "case_sensitive", "attribute"], 0)?;
@@ -94,7 +108,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
                 let keys = keys.collect::<Result<Vec<_>>>()?;
                 Value::list(keys, &mut vm.budget)
             })?;
-            let items = sorted(vm, keyed, is_true(reverse))?;
+            let items = sorted(vm, keyed, is_reversed(reverse)?)?;
             Value::list(items, &mut vm.budget)?
         }
         "sum" => {
@@ -114,21 +128,8 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
         }
         "unique" => {
             let [case_sensitive, attribute] = args.bind("unique", ["case_sensitive", "attribute"], 0)?;
-            let parts = vm.attribute_parts(&attribute.unwrap_or(Value::None))?;
-            let keep_case = is_true(case_sensitive);
-            let mut iter = Iter::new(value)?;
-            let mut seen: IndexSet<Key> = IndexSet::new();
-            let mut items = Vec::new();
-            while let Some(item) = iter.next(vm)? {
-                vm.budget.step()?;
-                vm.budget.scan(64 + item.weight() / 8)?;
-                let key = vm.attribute(&item, &parts, None)?;
-                let key = if keep_case { key } else { ignore_case(vm, key)? };
-                if seen.insert(Key::new(key)?) {
-                    items.push(item);
-                }
-            }
-            generator(vm, items)?
+            let iter = unique(vm, value, is_true(case_sensitive), attribute);
+            vm.generator(iter, "sync_do_unique")?
         }
         _ => return Ok(Err(args)),
     }))
@@ -138,8 +139,30 @@ fn is_true(value: Option<Value>) -> bool {
     value.is_some_and(|value| value.is_true())
 }
 
-fn generator(vm: &mut Vm, items: Vec<Value>) -> Result<Value> {
-    vm.iterator(Iter::seq(Rc::new(Seq::unchecked(items))), "generator")
+fn is_reversed(reverse: Option<Value>) -> Result<bool> {
+    reverse.map_or(Ok(false), |reverse| reverse.flag())
+}
+
+fn read(items: Vec<Value>) -> Iter {
+    Iter::seq(Rc::new(Seq::unchecked(items)))
+}
+
+/// Source: `sync_do_unique`.
+fn unique(vm: &mut Vm, value: &Value, keep_case: bool, attribute: Option<Value>) -> Result<Iter> {
+    let parts = vm.attribute_parts(&attribute.unwrap_or(Value::None))?;
+    let mut iter = Iter::new(value)?;
+    let mut seen: IndexSet<Key> = IndexSet::new();
+    let mut items = Vec::new();
+    while let Some(item) = iter.next(vm)? {
+        vm.budget.step()?;
+        vm.budget.scan(64 + item.weight() / 8)?;
+        let key = vm.attribute(&item, &parts, None)?;
+        let key = if keep_case { key } else { ignore_case(vm, key)? };
+        if seen.insert(Key::new(key)?) {
+            items.push(item);
+        }
+    }
+    Ok(read(items))
 }
 
 /// Strings in lower case, and other values as they are.
@@ -200,8 +223,7 @@ fn sorted(vm: &mut Vm, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<
     }
 }
 
-fn batch(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
-    let [count, fill] = args.bind("batch", ["linecount", "fill_with"], 1)?;
+fn batch(vm: &mut Vm, value: &Value, count: Option<Value>, fill: Option<Value>) -> Result<Iter> {
     let count = count.unwrap_or(Value::None);
     let items = Iter::new(value)?.collect(vm)?;
     // Python compares lengths with the count, which no list reaches if it is negative or no number.
@@ -229,12 +251,11 @@ fn batch(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         }
         batches.push(Value::list(current, &mut vm.budget)?);
     }
-    generator(vm, batches)
+    Ok(read(batches))
 }
 
 /// Source: `sync_do_slice`.
-fn slice(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
-    let [slices, fill] = args.bind("slice", ["slices", "fill_with"], 1)?;
+fn slice(vm: &mut Vm, value: &Value, slices: Option<Value>, fill: Option<Value>) -> Result<Iter> {
     let items = Iter::new(value)?.collect(vm)?;
     let slices = slices.unwrap_or(Value::None).index()?;
     if slices == 0 {
@@ -259,7 +280,7 @@ fn slice(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         }
         parts.push(Value::list(part, &mut vm.budget)?);
     }
-    generator(vm, parts)
+    Ok(read(parts))
 }
 
 fn dict_sort(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
@@ -280,7 +301,7 @@ fn dict_sort(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         let sort_key = if keep_case { sort_key } else { ignore_case(vm, sort_key)? };
         pairs.push((sort_key, Value::tuple(vec![key.0.clone(), value.clone()], &mut vm.budget)?));
     }
-    let items = sorted(vm, pairs, is_true(reverse))?;
+    let items = sorted(vm, pairs, is_reversed(reverse)?)?;
     Value::list(items, &mut vm.budget)
 }
 

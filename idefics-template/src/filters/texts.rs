@@ -147,10 +147,8 @@ fn indent(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     };
     let lines = text.text.matches('\n').count() + 2;
     let indention = match &width {
-        Value::Str(width) => match text.safe && !width.safe {
-            true => escape(&width.text, &mut vm.budget)?,
-            false => width.text.to_string(),
-        },
+        // Taken for escaped where the text is.
+        Value::Str(width) => width.text.to_string(),
         width => {
             let width = usize::try_from(width.index()?).unwrap_or(0);
             vm.budget.build(width.saturating_mul(lines))?;

@@ -3,9 +3,10 @@
 use crate::unicode::to_title;
 
 pub(crate) fn capitalize(text: &str) -> String {
-    let mut characters = text.chars();
-    let first = characters.next().map(to_title).into_iter().flatten();
-    first.chain(characters.as_str().to_lowercase().chars()).collect()
+    let Some(first) = text.chars().next() else { return String::new() };
+    // The last sigma depends on what is before it.
+    let lower = text.to_lowercase();
+    to_title(first).chain(lower.chars().skip(first.to_lowercase().count())).collect()
 }
 
 pub(super) fn title(text: &str) -> String {
@@ -52,8 +53,9 @@ pub(super) fn casefold(text: &str) -> String {
 
 pub(super) fn swap_case(text: &str) -> String {
     let mut swapped = String::with_capacity(text.len());
-    for character in text.chars() {
+    for (index, character) in text.char_indices() {
         match character {
+            'Σ' => swapped.push(sigma(&text[..index], &text[index + 2..])),
             upper if upper.is_uppercase() => swapped.extend(upper.to_lowercase()),
             lower if lower.is_lowercase() => swapped.extend(lower.to_uppercase()),
             other => swapped.push(other),

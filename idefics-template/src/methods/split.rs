@@ -13,7 +13,7 @@ pub(super) fn call(vm: &mut Vm, text: &Text, name: &str, args: Args) -> Result<V
     let parts: Vec<&str> = match name {
         "splitlines" => {
             let [keep] = args.bind(name, ["keepends"], 0)?;
-            split_lines(source, keep.is_some_and(|keep| keep.is_true()))
+            split_lines(source, keep.map_or(Ok(false), |keep| keep.flag())?)
         }
         "partition" | "rpartition" => {
             let separator = string(&args.one(name)?, name)?;

@@ -48,6 +48,9 @@ pub(super) fn make_translation(vm: &mut Vm, args: Args) -> Result<Value> {
 }
 
 pub(super) fn translate(vm: &mut Vm, text: &Text, table: &Value) -> Result<Value> {
+    if text.text.is_empty() {
+        return Ok(Value::Str(text.clone()));
+    }
     table.defined()?;
     let mut translated = String::with_capacity(text.text.len());
     for character in text.text.chars() {
