@@ -315,7 +315,9 @@ fn assigns_loop(stmt: &Stmt) -> bool {
         StmtKind::Set(target, _) => writes_loop(target),
         StmtKind::SetBlock(target, _, body) => writes_loop(target) || any(body),
         StmtKind::If(branches, otherwise) => branches.iter().any(|(_, body)| any(body)) || any(otherwise),
-        StmtKind::With(assignments, body) => assignments.iter().any(|(target, _)| writes_loop(target)) || any(body),
+        // What `with` sets is a parameter.
+        StmtKind::With(_, body) => any(body),
+        StmtKind::Block(block, _) => any(&block.body),
         StmtKind::Filter(_, body) | StmtKind::Autoescape(_, body) | StmtKind::Generation(body, _) => any(body),
         StmtKind::Macro(declared) => any(&declared.body),
         StmtKind::Call(_, body) => any(&body.body),

@@ -531,6 +531,17 @@ a{#
 {% block a %}{{ n }}{% endblock %}{% set n = 1 %}{{ self.a() }}
 {% block a %}{% for x in xs %}{{ n }}{% endfor %}{% set n = 1 %}{{ n }}{% endblock %}
 {% for x in xs %}{% block a scoped %}{{ n }}{{ x }}{% endblock %}{% set n = x %}{% endfor %}
+{% for x in xs %}{% with loop = 1 %}{{ loop }}{% endwith %}{% endfor %}
+{% for x in es %}{% block a %}{% set loop = 1 %}{% endblock %}{% endfor %}
+{% for x in es %}{% macro loop() %}{% endmacro %}{% endfor %}
+{% for x in xs %}{% macro loop() %}a{% endmacro %}{{ loop() }}{% endfor %}
+{% for x in xs %}{% macro m(loop) %}{{ loop }}{% endmacro %}{{ m(1) }}{% endfor %}
+{% for x in xs %}{% call(loop) m(1) %}{% endcall %}{% endfor %}
+{% for x in es %}{% for y in es %}{% else %}{% set loop = 1 %}{% endfor %}{% endfor %}
+{% for x in es %}{% if x %}{% set a, loop = 1 %}{% endif %}{% endfor %}
+{% for x in es %}{% set loop.a = 1 %}{% endfor %}
+{% for x in xs %}{% with a, loop = 1, 2 %}{% endwith %}{% endfor %}
+{% for x in xs %}{% with (a, loop) = (1, 2) %}{{ a }}{{ loop }}{% endwith %}{% endfor %}
 {% generation %}{% for x in xs %}{{ n }}{% endfor %}{% set n = 1 %}{{ n }}{% endgeneration %}{{ n }}
 {% set n, (s, u) = n, (1, 2) %}{{ n }}{{ s }}{% set ns = namespace(n=n) %}{% set ns.n, e = 1, ns.n %}{{ e }}
 {% autoescape t %}{{ h|safe ~ '<' }}{{ 'a' ~ h }}{% endautoescape %}{% autoescape true %}{{ h|safe ~ '<' }}{% endautoescape %}
