@@ -112,6 +112,8 @@ fn time_is_bounded() {
         "{% set x = range(99999)|list %}{% for i in range(99999) %}{% if -1 in x %}{% endif %}{% endfor %}",
         "{% set x = range(99999)|list %}{% for i in range(99999) %}{% if x|sort %}{% endif %}{% endfor %}",
         "{% set x = range(99999) %}{% for i in range(99999) %}{% if x|sum %}{% endif %}{% endfor %}",
+        "{% set x = ',' * 500000 %}{% for i in range(99999) %}{% if []|sort(attribute=x) %}{% endif %}{% endfor %}",
+        "{% set x = ',' * 500000 %}{% for i in range(99999) %}{% if 'a'|replace(old=x, new='') %}{% endif %}{% endfor %}",
     ] {
         let error = render(source, Limits::default()).expect_err(source);
         assert_eq!(error.kind(), ErrorKind::Limit, "{source}: {error}");

@@ -83,7 +83,8 @@ impl Vm<'_> {
     #[inline(never)]
     pub(crate) fn call_filter(&mut self, name: &str, value: Value, args: Args) -> Result<Value> {
         self.budget.step()?;
-        self.budget.scan(args.positional.iter().filter_map(Value::as_str).map(str::len).sum())?;
+        let values = args.positional.iter().chain(args.named.iter().map(|(_, value)| value));
+        self.budget.scan(values.filter_map(Value::as_str).map(str::len).sum())?;
         match name {
             "attr" => {
                 let [name] = args.bind("attr", ["name"], 1)?;

@@ -179,7 +179,12 @@ fn ignore_case(vm: &mut Vm, value: Value) -> Result<Value> {
 /// Attributes with commas between them. Source: `make_multi_attrgetter`.
 fn multi_attribute(vm: &mut Vm, attribute: Option<Value>) -> Result<Vec<Vec<Value>>> {
     match attribute {
-        Some(Value::Str(text)) => text.text.split(',').map(|part| vm.attribute_parts(&Value::str(part))).collect(),
+        Some(Value::Str(text)) => {
+            // A part is a list with a text of its own at least.
+            vm.budget
+                .build(text.text.split(',').count().saturating_mul(size_of::<Vec<Value>>() + size_of::<Value>()))?;
+            text.text.split(',').map(|part| vm.attribute_parts(&Value::str(part))).collect()
+        }
         Some(other) => Ok(vec![vm.attribute_parts(&other)?]),
         None => Ok(vec![Vec::new()]),
     }

@@ -224,7 +224,9 @@ fn word_wrap(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         return Err(Error::value(format!("invalid width {width} (must be > 0)")));
     }
     let width = usize::try_from(width).unwrap_or(0);
-    vm.budget.build(text.text.len().saturating_mul(2 + separator.len() / width.max(1)))?;
+    // Each line is a text of its own until all are joined.
+    let of_line = size_of::<String>() + 32 + separator.len();
+    vm.budget.build(text.text.len().saturating_mul(2 + of_line / width.max(1)))?;
     let mut wrapped = String::new();
     for (index, line) in lines.into_iter().enumerate() {
         if index > 0 {
