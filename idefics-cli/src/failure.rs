@@ -4,8 +4,8 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::process::ExitCode;
 
-use idefics_generate::Error;
-use idefics_generate::processor::io_words;
+use idefics_generate::processor::{ProcessorError, io_words};
+use idefics_generate::{Error, GenerationError};
 
 use crate::signals;
 
@@ -26,11 +26,13 @@ pub(crate) struct Failure {
     message: String,
     /// Whether nothing more can come out: standard output cannot be written.
     is_last: bool,
+    /// Whether a sample is at fault, whatever the code.
+    is_of_sample: bool,
 }
 
 impl Failure {
     fn new(code: u8, message: String) -> Self {
-        Self { code, message, is_last: false }
+        Self { code, message, is_last: false, is_of_sample: false }
     }
 
     /// A command line that asks for something impossible.
@@ -83,7 +85,16 @@ impl Failure {
 
     /// What is wrong with a sample that was run alone, and that nobody numbered.
     pub(crate) fn of_sample(error: Error) -> Self {
-        let mut failure = Self::from(error);
+        // A template refuses some messages, and some prompts are too long for `--max-length`.
+        let is_of_sample = matches!(
+            error,
+            Error::Processor(
+                ProcessorError::Render { .. }
+                    | ProcessorError::TemplateLimit { .. }
+                    | ProcessorError::TemplateLossy { .. }
+            ) | Error::Generation(GenerationError::NoRoom { .. })
+        );
+        let mut failure = Self { is_of_sample, ..Self::from(error) };
         if let Some(rest) = ["row 0, ", "row 0: "].iter().find_map(|row| failure.message.strip_prefix(row)) {
             failure.message = rest.to_owned();
         }
@@ -97,7 +108,7 @@ impl Failure {
 
     /// Whether another input may fare better: not when standard output is gone or the device failed.
     pub(crate) fn is_of_one_input(&self) -> bool {
-        !self.is_last && matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC)
+        !self.is_last && (self.is_of_sample || matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC))
     }
 
     /// Whether something impossible was asked for.

@@ -67,7 +67,7 @@ fn first_lines(message: &str) -> String {
 fn run(cli: &Cli) -> Result<(), Failure> {
     if let Some(threads) = cli.global.threads {
         rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.get())
+            .num_threads(threads.into())
             .build_global()
             .map_err(|error| Failure::usage(format!("--threads {threads}: {error}")))?;
     }

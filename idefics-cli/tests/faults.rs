@@ -124,6 +124,25 @@ fn a_row_that_is_not_finite_does_not_stop_the_others() {
 }
 
 #[test]
+fn a_row_that_the_template_or_the_length_refuses_fails_alone() {
+    let folder = copy("tiny-idefics2");
+    let samples = folder.path().join("samples.jsonl");
+    let rows = [
+        json!({"text": "hi", "id": 1}),
+        json!({"messages": [{"role": "user", "content": ""}], "id": 2}),
+        json!({"text": "a b c d e f g h i j k l m n o p", "id": 3}),
+        json!({"text": "yo", "id": 4}),
+    ];
+    fs::write(&samples, rows.map(|row| format!("{row}\n")).concat()).unwrap();
+    let args = ["batch", samples.to_str().unwrap(), "--output", "-", "--max-length", "10"];
+    let output = idefics(folder.path(), &args);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let failed: Vec<bool> = lines.iter().map(|line| line["error"].is_string()).collect();
+    assert_eq!(failed, [false, true, true, false], "{}", text(&output.stdout));
+}
+
+#[test]
 fn a_configuration_with_no_heads() {
     let folder = copy("tiny-idefics2");
     edit(&folder, "config.json", |config| config["text_config"]["num_attention_heads"] = json!(0));

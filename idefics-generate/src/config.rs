@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use idefics_nn::checkpoint::Checkpoint;
 use idefics_nn::{ConfigError, Quantization};
 use idefics_perceiver::{ConnectorConfig, PerceiverConfig};
-use idefics_processor::{is_git_lfs_pointer, without_byte_order_mark};
+use idefics_processor::{is_git_lfs_pointer, json_words, without_byte_order_mark};
 use idefics_text::TextConfig;
 use idefics_vision::VisionConfig;
 use serde::{Deserialize, Serialize};
@@ -234,7 +234,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
         return Err(Error::GitLfsPointer { path: path.to_owned() });
     }
     let value: Value = serde_json::from_slice(without_byte_order_mark(&text))
-        .map_err(|error| Error::ModelFile { path: path.to_owned(), reason: error.to_string() })?;
+        .map_err(|error| Error::ModelFile { path: path.to_owned(), reason: json_words(&error) })?;
     if !value.is_object() {
         return Err(Error::ModelFile { path: path.to_owned(), reason: "expected a JSON object".to_owned() });
     }
@@ -245,6 +245,6 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
 pub(crate) fn from_value<T: serde::de::DeserializeOwned>(path: &Path, value: Value) -> Result<T, Error> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path: PathBuf = path.to_owned();
-        Error::ModelFile { path, reason: format!("`{}`: {}", error.path(), error.inner()) }
+        Error::ModelFile { path, reason: format!("`{}`: {}", error.path(), json_words(error.inner())) }
     })
 }

@@ -87,7 +87,9 @@ impl Checkpoint {
     /// `tokenizer.json` as bytes.
     pub(crate) fn tokenizer(&self) -> Result<Sourced<Vec<u8>>, ProcessorError> {
         let missing = || ProcessorError::MissingFile { folder: self.folder.clone(), file: "tokenizer.json" };
-        self.bytes("tokenizer.json", MAX_TOKENIZER_BYTES)?.ok_or_else(missing)
+        let file = self.bytes("tokenizer.json", MAX_TOKENIZER_BYTES)?.ok_or_else(missing)?;
+        let marked = file.content.len() - without_byte_order_mark(&file.content).len();
+        Ok(Sourced { content: file.content[marked..].to_vec(), ..file })
     }
 
     /// A JSON file, or nothing where there is none.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::files::io_words;
+use crate::files::{io_words, json_words};
 use crate::image::{ImageConfigError, ImageError, ImageErrorKind, PadError};
 
 /// Which kind of failure a [`ProcessorError`] is, for exit codes and HTTP statuses.
@@ -80,7 +80,7 @@ pub enum ProcessorError {
     },
 
     /// A file of the checkpoint is not JSON, or not of the expected form.
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {}", path.display(), json_words(error))]
     Json {
         /// The file.
         path: PathBuf,

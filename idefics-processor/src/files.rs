@@ -32,9 +32,53 @@ pub fn without_byte_order_mark(content: &[u8]) -> &[u8] {
     content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content)
 }
 
+/// What is wrong with JSON, in the words of JSON: `expected a whole number` for `expected usize`.
+pub fn json_words(error: &impl std::fmt::Display) -> String {
+    const WORDS: [(&str, &str); 17] = [
+        ("expected usize", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number below 2^32"),
+        ("expected u16", "expected a whole number below 65536"),
+        ("expected u8", "expected a whole number below 256"),
+        ("expected i64", "expected a whole number"),
+        ("expected i32", "expected a whole number"),
+        ("expected a nonzero usize", "expected a whole number from 1 on"),
+        ("expected a nonzero u32", "expected a whole number from 1 on"),
+        ("expected f32", "expected a number"),
+        ("expected f64", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+        ("expected a sequence", "expected a list"),
+        ("expected a map", "expected an object"),
+        ("invalid type: sequence", "found a list"),
+        ("invalid type: map", "found an object"),
+        ("unknown variant", "unknown value"),
+    ];
+    let mut text = error.to_string();
+    for (theirs, ours) in WORDS {
+        text = text.replace(theirs, ours);
+    }
+    // What is no JSON at all, as an empty file or a page of a server.
+    if ["EOF while parsing a value at line 1 column 0", "expected value at line 1 column 1"].contains(&text.as_str()) {
+        text = "it is not JSON; download it again".to_owned();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_is_told_in_its_own_words() {
+        let number = serde_json::from_str::<usize>("\"4\"").unwrap_err();
+        assert_eq!(json_words(&number), "invalid type: string \"4\", expected a whole number at line 1 column 3");
+        let list = serde_json::from_str::<std::collections::HashMap<String, u32>>("[]").unwrap_err();
+        assert!(json_words(&list).starts_with("found a list, expected an object"), "{}", json_words(&list));
+        for text in ["", "<html>"] {
+            let error = serde_json::from_str::<serde_json::Value>(text).unwrap_err();
+            assert_eq!(json_words(&error), "it is not JSON; download it again");
+        }
+    }
 
     #[test]
     fn answers_of_the_system_have_no_number() {

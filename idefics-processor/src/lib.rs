@@ -16,7 +16,7 @@ mod warning;
 
 pub use error::{ErrorKind, ProcessorError};
 pub use family::Family;
-pub use files::{io_words, is_git_lfs_pointer, without_byte_order_mark};
+pub use files::{io_words, is_git_lfs_pointer, json_words, without_byte_order_mark};
 pub use inputs::{PaddingSide, ProcessedInputs, TokenBatch};
 pub use latest_image::{image_attention_mask, latest_images, latest_images_behind};
 pub use processor::{ProcessOptions, Processor};

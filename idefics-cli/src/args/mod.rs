@@ -103,9 +103,9 @@ pub(crate) struct Global {
     /// free on the GPU that is used, or on all CUDA devices, then of main memory].
     #[arg(long, global = true, value_name = "NAME=SIZE,…")]
     pub(crate) max_memory: Option<Places>,
-    /// CPU threads [default: one a core].
-    #[arg(long, global = true)]
-    pub(crate) threads: Option<NonZeroUsize>,
+    /// CPU threads, at most 1024 [default: one a core].
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
     /// Seed of random choices; greedy search makes none. The same seed and prompt give the same answer, whatever else is
     /// in a batch.
     #[arg(long, global = true, default_value_t = 0)]

@@ -29,7 +29,7 @@ pub(super) fn read(
     if is_git_lfs_pointer(&text) {
         return Err(CheckpointError::GitLfsPointer { path: path.to_owned() });
     }
-    let ShardIndex { weight_map } = serde_json::from_slice(&text)
+    let ShardIndex { weight_map } = serde_json::from_slice(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text))
         .map_err(|error| CheckpointError::Index { path: path.to_owned(), reason: error.to_string() })?;
 
     for (name, shard) in &weight_map {
