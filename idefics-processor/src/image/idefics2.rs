@@ -190,15 +190,15 @@ fn normalized_value(config: &ImageProcessorConfig, channel: usize, value: u8) ->
 }
 
 fn check_equal(batch: &[Vec<ImageTile>]) -> Result<(), PadError> {
-    let sizes = |tiles: &[ImageTile]| -> Vec<(usize, usize)> {
-        tiles.iter().map(|tile| (tile.height(), tile.width())).collect()
-    };
+    let size = |tile: &ImageTile| format!("{}x{}", tile.width(), tile.height());
     let Some(first) = batch.first() else { return Ok(()) };
-    let expected = format!("{} images of height, width {:?}", first.len(), sizes(first).first());
+    let of_all = first.first().map(size).unwrap_or_default();
     for (row, tiles) in batch.iter().enumerate() {
-        let size = sizes(first).first().copied();
-        if tiles.len() != first.len() || sizes(tiles).into_iter().any(|found| Some(found) != size) {
-            return Err(PadError::Unequal { row, expected, found: format!("{:?}", sizes(tiles)) });
+        let sizes: Vec<String> = tiles.iter().map(size).collect();
+        if tiles.len() != first.len() || sizes.iter().any(|found| *found != of_all) {
+            let expected = format!("{} images of {of_all} pixels", first.len());
+            let found = format!("{} images of {} pixels", sizes.len(), sizes.join(", "));
+            return Err(PadError::Unequal { row, expected, found });
         }
     }
     Ok(())
