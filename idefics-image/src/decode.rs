@@ -106,7 +106,7 @@ impl Input<'_> {
         Ok(Raster { orientation, ..Raster::new(width, height, Pixels::Rgb(data)) })
     }
 
-    /// Refuses sides of 0 and sizes beyond the limits.
+    /// Refuses sides of 0 and sizes beyond the limits, of which one is that the RGB picture fits in memory.
     pub(crate) fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
         let Limits { max_pixels, max_aspect_ratio, .. } = *self.limits;
         let image = || self.name.to_owned();
@@ -119,7 +119,7 @@ impl Input<'_> {
         if u64::from(width.max(height)) > u64::from(width.min(height)) * u64::from(max_aspect_ratio) {
             return Err(ImageError::TooThin { image: image(), width, height, max: max_aspect_ratio });
         }
-        Ok(())
+        self.check_memory((u64::from(width) * u64::from(height)).saturating_mul(3))
     }
 
     /// Refuses to decode into `needed` bytes if that is more than the limit.
