@@ -158,7 +158,7 @@ fn unused_tensors_are_counted() {
         panic!("{:?}", model.warnings());
     };
     assert_eq!(names.len(), 13);
-    assert!(warnings(&model)[0].contains("13 tensors") && warnings(&model)[0].ends_with("and 5 more"));
+    assert!(warnings(&model)[0].contains("13 tensors") && warnings(&model)[0].contains("and 5 more"));
     assert_eq!(answer(&model), answer(&load("wide-heads")));
     let inspection = inspect(folder.path(), Pickles::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
     assert_eq!(inspection.warnings, model.warnings());
