@@ -99,8 +99,8 @@ impl Example {
 
     /// A scene told in full, shape after shape from the left: to learn from, as it says more than any question asks.
     ///
-    /// ` a red circle at 2 7 of size 4 and a blue star at 8 3 of size 2.`: the middle is so many tenths of the picture
-    /// from the left and from the top, rounded down; sizes go from 0 to 9, see [`Shape::grade`](crate::Shape::grade).
+    /// ` a red circle at 2 7 of size 4 and a blue star at 8 3 of size 2.`: the two numbers are the position of
+    /// the centre from the left and from the top, in tenths of the picture, rounded down; sizes go from 0 to 9, see [`Shape::grade`](crate::Shape::grade).
     ///
     /// # Panics
     /// If the scene has no shapes or more than three.

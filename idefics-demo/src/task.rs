@@ -19,7 +19,7 @@ pub enum Task {
     Place,
     /// Chat: which shape is larger, smaller, further left, further right.
     Comparison,
-    /// Chat: is there such a shape, has it that colour, are there more than so many?
+    /// Chat: is a shape there, does it have a colour, are there more than a number of them?
     YesNo,
     /// Continuation: which of the listed categories is it?
     Classification,

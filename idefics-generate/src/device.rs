@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn auto_ends_with_the_cpu_and_takes_no_gpu_that_software_plays() {
+    fn auto_ends_with_the_cpu_and_takes_no_software_gpu() {
         let candidates = DeviceChoice::Auto.candidates().unwrap();
         assert_eq!(candidates.last().unwrap().0, DeviceChoice::Cpu);
         assert!(!candidates.iter().any(|(_, device)| is_software(device)));

@@ -126,7 +126,7 @@ impl Idefics {
         &*self.model
     }
 
-    /// Encodes so many images together from now on.
+    /// Sets how many images the vision tower encodes together.
     pub fn set_vision_batch(&mut self, vision_batch: VisionBatch) {
         self.model.set_vision_batch(vision_batch);
     }

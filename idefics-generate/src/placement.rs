@@ -46,7 +46,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The place of a device's name with so many bytes; `cpu:0`, `cpu:1` and so on all are the CPU.
+    /// A place with `bytes` of memory on the device called `name`; `cpu:0`, `cpu:1` and so on are all the CPU.
     ///
     /// # Errors
     /// [`DeviceError::Unknown`].

@@ -13,13 +13,13 @@ pub(crate) enum Layout {
     Bit,
     /// `1;I`: one bit, 1 is black.
     BitInverted,
-    /// `P;1`, `P;4` and `P`: an index of so many bits, the highest bits first.
+    /// `P;1`, `P;4` and `P`: an index of 1, 4 or 8 bits, the highest bits first.
     Index(u8),
     /// `L`.
     Grey,
     /// `LA`.
     GreyAlpha,
-    /// Bytes that are channels: where red, green and blue lie in a pixel of so many bytes.
+    /// Channels of a byte each: the offsets of red, green and blue in a pixel, and the bytes of a pixel.
     Rgb([u8; 3], u8),
     /// Four bytes: where red, green, blue and alpha lie.
     Rgba([u8; 4]),

@@ -119,7 +119,7 @@ pub(crate) struct GenerationArgs {
     /// Least probability where the model is sure.
     #[arg(long, value_name = "P", help_heading = "Draws, with --do-sample")]
     eta_cutoff: Option<f64>,
-    /// With --json, the log-probability of each token and so many alternatives.
+    /// With --json, the log-probability of each token and of the N likeliest alternatives.
     #[arg(long, value_name = "N", help_heading = "Output")]
     logprobs: Option<usize>,
     /// With --json, the log-probability of each prompt token.

@@ -64,8 +64,8 @@ pub struct Controls<'a> {
     pub processors: Vec<Box<dyn LogitsProcessor>>,
     /// What the text of tokens is known by; `stop_strings` need it.
     pub tokenizer: Option<&'a Tokenizer>,
-    /// For each generated token its log-probability and so many of the likeliest tokens: those of the model, before any
-    /// processor.
+    /// For each generated token, return its log-probability and those of this many likeliest tokens, as the model gives
+    /// them before any logits processor.
     pub logprobs: Option<usize>,
     /// When a GPU records a step, to replay it from then on.
     pub replays: Replays,

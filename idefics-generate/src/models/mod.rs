@@ -25,7 +25,7 @@ pub use vision_batch::VisionBatch;
 pub enum LogitsToKeep {
     /// Each one.
     All,
-    /// The last so many.
+    /// The logits of the last positions, as many as given.
     Last(usize),
 }
 
@@ -78,7 +78,7 @@ pub trait Model: Debug + Send + Sync {
     /// [`InputError`] for images that do not fit the model.
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError>;
 
-    /// A cache for rows with so many padded slots on the left, of at most `capacity` tokens each.
+    /// A cache of at most `capacity` tokens a row; `left_padding` is the number of padded slots on the left of each row.
     fn empty_cache(&self, left_padding: Vec<usize>, capacity: usize) -> KvCache {
         self.text_config().cache(left_padding, capacity)
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{AdamW, AdamWConfig, Gradients, LossGradients, Schedule};
 use crate::{ErrorKind, InputError};
 
-/// A run is given up after so many steps in a row whose loss or gradients were not finite.
+/// Consecutive steps with a loss or gradients that are not finite, after which a run is given up.
 const MAX_SKIPPED: u32 = 10;
 
 /// What a run is made of. Two runs of one configuration over the same batches end with the same weights.
@@ -41,7 +41,7 @@ pub struct TrainingConfig {
 }
 
 impl TrainingConfig {
-    /// The defaults of Transformers' `TrainingArguments` for so many steps.
+    /// The defaults of Transformers' `TrainingArguments` for a run of `total_steps` steps.
     pub fn new(total_steps: u64) -> Self {
         Self {
             total_steps,
