@@ -2,11 +2,13 @@
 
 use std::{
     fs::{self, TryLockError},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
+
+use idefics_processor::is_git_lfs_pointer;
 
 use super::{
     CONFIG, HubError, SAFETENSORS, TOKENIZER, WeightFiles,
@@ -177,11 +179,9 @@ fn has_contents(path: &Path) -> bool {
 ///
 /// Source: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>.
 pub(super) fn is_lfs_pointer(path: &Path) -> bool {
-    const START: &[u8] = b"version https://git-lfs.github.com/spec/";
     const MAX_BYTES: u64 = 1024;
     let is_short = fs::metadata(path).is_ok_and(|meta| meta.len() < MAX_BYTES);
-    let mut start = [0; START.len()];
-    is_short && fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == START
+    is_short && fs::read(path).is_ok_and(|content| is_git_lfs_pointer(&content))
 }
 
 pub(super) fn create_parent(path: &Path) -> Result<(), HubError> {
