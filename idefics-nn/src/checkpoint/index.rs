@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{CheckpointError, CheckpointWarning, Opened, TensorEntry};
-use crate::files::is_git_lfs_pointer;
+use crate::files::OtherFile;
 
 /// The largest public checkpoints have fewer than two hundred; each is mapped and kept open.
 const MAX_SHARDS: usize = 1000;
@@ -26,8 +26,8 @@ pub(super) fn read(
     read_file: impl Fn(&Path, &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError>,
 ) -> Result<Opened, CheckpointError> {
     let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-    if is_git_lfs_pointer(&text) {
-        return Err(CheckpointError::GitLfsPointer { path: path.to_owned() });
+    if let Some(found) = OtherFile::of(&text) {
+        return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
     }
     let ShardIndex { weight_map } = serde_json::from_slice(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text))
         .map_err(|error| CheckpointError::Index { path: path.to_owned(), reason: error.to_string() })?;

@@ -140,12 +140,27 @@ impl Account<'_> {
     pub(super) fn check(self) -> Result<u64, CheckpointError> {
         if !self.missing.is_empty() {
             let folder = self.checkpoint.folder.clone();
-            return Err(CheckpointError::Missing { folder, names: self.missing });
+            return Err(match self.prefix_of_missing() {
+                Some((prefix, name)) => CheckpointError::Prefixed { folder, prefix, name },
+                None => CheckpointError::Missing { folder, names: self.missing },
+            });
         }
         if let Some(error) = self.wrong {
             return Err(error);
         }
         Ok(self.taken.iter().map(|name| self.checkpoint.tensors[name].len_bytes() as u64).sum())
+    }
+
+    /// What stands before the names of most missing tensors in the checkpoint (`module.`), and one of those tensors.
+    fn prefix_of_missing(&self) -> Option<(String, String)> {
+        let tensors = &self.checkpoint.tensors;
+        let (prefix, name) = self.missing.iter().find_map(|name| {
+            let prefixes = tensors.keys().filter_map(|longer| longer.strip_suffix(name.as_str()));
+            let prefix = prefixes.filter(|prefix| prefix.ends_with('.')).min_by_key(|prefix| prefix.len())?;
+            Some((prefix.to_owned(), name.clone()))
+        })?;
+        let found = self.missing.iter().filter(|name| tensors.contains_key(&format!("{prefix}{name}"))).count();
+        (2 * found > self.missing.len()).then_some((prefix, name))
     }
 }
 

@@ -46,7 +46,7 @@ pub use random::fill_random;
 pub use save::{save, write_atomically};
 pub use warning::CheckpointWarning;
 
-use crate::files::is_git_lfs_pointer;
+pub use crate::files::OtherFile;
 
 /// An opened checkpoint: where every tensor lies, and the maps of the files that hold them.
 #[derive(Debug)]
@@ -187,15 +187,15 @@ fn map_file(path: &Path) -> Result<Arc<Mmap>, CheckpointError> {
     // is outside what a process can prevent; the README says not to.
     #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-    if is_git_lfs_pointer(&map) {
-        return Err(CheckpointError::GitLfsPointer { path: path.to_owned() });
-    }
     Ok(Arc::new(map))
 }
 
 /// Maps one safetensors file and lists its tensors.
 fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let map = map_file(path)?;
+    if let Some(found) = OtherFile::of(&map) {
+        return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
+    }
     let tensors = header::parse(path, &map)?;
     Ok(tensors
         .into_iter()
