@@ -4,7 +4,9 @@ use std::hint::black_box;
 use std::io::Cursor;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use idefics_processor::image::{Alpha, ImageProcessor, ImageProcessorConfig, Limits, RgbImage, decode};
+use idefics_processor::image::{
+    Alpha, ImageProcessor, ImageProcessorConfig, ImageSource, Limits, ReadOptions, RgbImage, decode,
+};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
 const SIZES: [(u32, u32); 2] = [(1920, 1080), (4000, 3000)];
@@ -77,8 +79,11 @@ fn preprocess(c: &mut Criterion) {
             for (what, do_image_splitting) in [("whole", false), ("split", true)] {
                 let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
                 let processor = ImageProcessor::new(config).expect("the defaults are valid");
-                group
-                    .bench_function(id(&format!("decode_and_tiles_{what}")), |b| b.iter(|| processor.process(&read())));
+                let source = ImageSource::from(file.clone());
+                let load = || processor.load(black_box(&source), &ReadOptions::default(), Alpha::White.into());
+                group.bench_function(id(&format!("decode_and_tiles_{what}")), |b| {
+                    b.iter(|| load().expect("a valid file"));
+                });
             }
         }
         let picture = photograph(width, height);

@@ -181,6 +181,12 @@ impl Columns {
 
     /// The rows of `source` from `first` on along x, into `outs`: 1 to [`ROWS`] of `[columns, 3]`.
     fn narrow(&self, source: RgbView<'_>, first: usize, outs: &mut [&mut [u8]]) {
+        if self.taps.pick_inputs() {
+            for (y, out) in (first..).zip(outs) {
+                plain::pick(source.row(y), &self.taps, out);
+            }
+            return;
+        }
         #[cfg(target_arch = "x86_64")]
         if let Some(vector) = &self.vector {
             // A row that is missing at the end is the last one again, and is not written.

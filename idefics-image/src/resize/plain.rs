@@ -22,6 +22,14 @@ pub(super) fn horizontal(row: &[u8], taps: &Taps, out: &mut [u8]) {
     }
 }
 
+/// [`horizontal`] where each output is an input.
+pub(super) fn pick(row: &[u8], taps: &Taps, out: &mut [u8]) {
+    let (pixels, _) = row.as_chunks::<3>();
+    for (pixel, start) in out.as_chunks_mut::<3>().0.iter_mut().zip(taps.starts()) {
+        *pixel = pixels[*start];
+    }
+}
+
 /// The output row at `position` along y; `rows` are its inputs, each as long as `out`.
 pub(super) fn vertical(rows: &[&[u8]], taps: &Taps, position: usize, out: &mut [u8]) {
     let (_, weights) = taps.of(position);

@@ -191,9 +191,11 @@ impl Part {
             if y >= source.height {
                 break;
             }
-            let slot = (first + y) % self.slots;
-            let count = ROWS.min(source.height - y).min(self.slots - slot);
-            let mut group: Vec<&mut [u8]> = window[slot * stride..].chunks_exact_mut(stride).take(count).collect();
+            // Where outputs are inputs, the rows behind this one may not be needed.
+            let count = if down.taps.pick_inputs() { 1 } else { ROWS.min(source.height - y) };
+            let (before, behind) = window.split_at_mut((first + y) % self.slots * stride);
+            let slots = behind.chunks_exact_mut(stride).chain(before.chunks_exact_mut(stride));
+            let mut group: Vec<&mut [u8]> = slots.take(count).collect();
             self.across(source, y, &mut group);
             y += count;
             while next < outs.len() && down.taps.inputs(made + next).end <= first + y {

@@ -5,7 +5,6 @@ use crate::RgbView;
 
 /// A rectangle of a picture that is shown upright: half-open ranges of columns and rows, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(clippy::exhaustive_structs, reason = "a rectangle has four sides")]
 pub struct Crop {
     /// First column.
     pub left: u32,
@@ -47,7 +46,6 @@ impl Crop {
 
 /// A picture to make of another one: a rectangle of it, resized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(clippy::exhaustive_structs, reason = "these are the arguments of `Image.resize`")]
 pub struct ResizeTarget {
     /// The rectangle.
     pub crop: Crop,
