@@ -13,8 +13,6 @@ mod features;
 mod folder;
 mod generation;
 mod generation_config;
-#[cfg(feature = "hub")]
-pub mod hub;
 mod inputs;
 pub mod inspect;
 mod loading;
@@ -62,6 +60,8 @@ pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 
 /// What tensors are made on; [`DeviceChoice`] opens one.
 pub use burn::tensor::Device;
+#[cfg(feature = "hub")]
+pub use idefics_hub::{HubError, HubErrorKind, HubProgress};
 pub use idefics_nn as nn;
 pub use idefics_nn::DeviceLease;
 pub use idefics_perceiver as perceiver;

@@ -6,13 +6,15 @@ use std::{
     path::Path,
 };
 
-use super::{
+use crate::{
     HubError, HubProgress,
     cache::{create_parent, is_lfs_pointer},
     digest::ContentsHash,
-    download::{Download, back_off},
+    download::Download,
     error::file_system,
-    server::{Remote, header},
+    remote::Remote,
+    retry::back_off,
+    server::header,
 };
 
 /// Attempts in a row without one new byte after which a download is given up.
@@ -23,7 +25,7 @@ const SMALL_BYTES: u64 = 16 << 20;
 
 impl Download<'_> {
     /// Downloads one file's contents, continuing an earlier attempt, and checks them against the hub's hash.
-    pub(super) fn blob(&mut self, file: &str, remote: &Remote) -> Result<(), HubError> {
+    pub(crate) fn blob(&mut self, file: &str, remote: &Remote) -> Result<(), HubError> {
         let blob = self.cache.blob(&remote.blob);
         let is_versioned = remote.is_versioned || remote.size.is_some_and(|size| size >= SMALL_BYTES);
         let is_here = || {

@@ -1,9 +1,10 @@
 //! Downloads that end before the file does.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use idefics_generate::CancelToken;
-use idefics_generate::hub::{HubError, HubErrorKind, HubProgress, fetch_with};
+use idefics_hub::{HubError, HubErrorKind, HubProgress, fetch_with};
 use tempfile::TempDir;
 
 use super::servers::{Hub, sha256};
@@ -45,7 +46,7 @@ fn a_download_can_be_cancelled_while_the_server_is_silent() {
     let mut options = hub.options(&cache);
     let mut progress = |at: HubProgress| {
         if at.file == SHARDS[0] && at.file_done == 700 {
-            options.cancel.cancel();
+            options.cancel.store(true, Ordering::Relaxed);
         }
     };
     let error = fetch_with(&options, REPO, None, &mut progress).unwrap_err();
@@ -55,7 +56,7 @@ fn a_download_can_be_cancelled_while_the_server_is_silent() {
 
     // The abandoned thread ends with its connection, and the next call continues the file.
     hub.set(|state| (state.stall, state.stalled, state.log) = (None, Vec::new(), Vec::new()));
-    options.cancel = CancelToken::default();
+    options.cancel = Arc::default();
     let snapshot = fetch_with(&options, REPO, None, &mut no_progress).unwrap();
     assert_eq!(fs::read(snapshot.join(SHARDS[0])).unwrap(), hub.files()[SHARDS[0]]);
     assert!(hub.requests().iter().any(|line| line.ends_with("bytes=700-")), "{:?}", hub.requests());
@@ -65,7 +66,7 @@ fn a_download_can_be_cancelled_while_the_server_is_silent() {
 fn a_cancelled_download_asks_nothing() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let options = hub.options(&cache);
-    options.cancel.cancel();
+    options.cancel.store(true, Ordering::Relaxed);
     let error = fetch_with(&options, REPO, None, &mut no_progress).unwrap_err();
     assert!(matches!(error, HubError::Cancelled), "{error}");
     assert!(hub.requests().is_empty());

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use idefics_generate::hub::{HubError, HubErrorKind, HubProgress, fetch_with};
+use idefics_hub::{HubError, HubErrorKind, HubProgress, fetch_with};
 use proptest::prelude::*;
 use tempfile::TempDir;
 

@@ -1,15 +1,16 @@
 //! What the environment says of the hub: the variables of `huggingface_hub`.
 
-use std::{env, fmt, fs, path::PathBuf};
+use std::{
+    env, fmt, fs,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
 
-use idefics_nn::checkpoint::Pickles;
-
-use super::HubError;
-use crate::CancelToken;
+use crate::HubError;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// The server, the cache and the credentials of a [`fetch_with`](super::fetch_with).
+/// The server, the cache and the credentials of a [`fetch_with`](crate::fetch_with).
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct HubOptions {
@@ -22,9 +23,9 @@ pub struct HubOptions {
     /// Use the cache alone and never the network (`HF_HUB_OFFLINE`).
     pub offline: bool,
     /// Whether PyTorch files are fetched where a repository has no safetensors.
-    pub pickles: Pickles,
-    /// Ends a download within a tenth of a second; what has come is kept for the next one.
-    pub cancel: CancelToken,
+    pub allow_pickles: bool,
+    /// Ends a download within a tenth of a second once it is set; what has come is kept for the next one.
+    pub cancel: Arc<AtomicBool>,
 }
 
 /// The token is not shown.
@@ -35,7 +36,7 @@ impl fmt::Debug for HubOptions {
             .field("cache_dir", &self.cache_dir)
             .field("token", &self.token.as_ref().map(|_| "…"))
             .field("offline", &self.offline)
-            .field("pickles", &self.pickles)
+            .field("allow_pickles", &self.allow_pickles)
             .field("cancel", &self.cancel)
             .finish()
     }
@@ -49,8 +50,8 @@ impl HubOptions {
             cache_dir: cache_dir.into(),
             token: None,
             offline: false,
-            pickles: Pickles::Refused,
-            cancel: CancelToken::default(),
+            allow_pickles: false,
+            cancel: Arc::default(),
         }
     }
 
@@ -97,7 +98,7 @@ fn is_set(name: &str) -> bool {
     variable(name).is_some_and(|value| ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str()))
 }
 
-pub(super) fn expand_home(path: &str) -> PathBuf {
+pub(crate) fn expand_home(path: &str) -> PathBuf {
     match (path.strip_prefix('~'), env::home_dir()) {
         (Some(""), Some(home)) => home,
         (Some(rest), Some(home)) if rest.starts_with('/') => home.join(&rest[1..]),

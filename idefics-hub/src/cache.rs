@@ -1,4 +1,4 @@
-//! The folders of the hub cache, whose layout the module [`super`] draws.
+//! The folders of the hub cache, whose layout the README draws.
 
 use std::{
     fs::{self, TryLockError},
@@ -8,15 +8,16 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    CONFIG, HubError, SAFETENSORS, TOKENIZER, WeightFiles,
+use crate::{
+    HubError,
     error::{file_system, is_read_only},
+    files::{CONFIG, SAFETENSORS, TOKENIZER, WeightFiles},
+    id::is_commit,
     index::shard_names,
-    is_commit,
 };
 
 /// The hub cache's folders of one repository.
-pub(super) struct RepoCache {
+pub(crate) struct RepoCache {
     cache_dir: PathBuf,
     repo: String,
     /// `models--{org}--{name}`.
@@ -24,7 +25,7 @@ pub(super) struct RepoCache {
 }
 
 impl RepoCache {
-    pub(super) fn new(cache_dir: &Path, repo: &str) -> RepoCache {
+    pub(crate) fn new(cache_dir: &Path, repo: &str) -> RepoCache {
         let folder = format!("models--{}", repo.replace('/', "--"));
         RepoCache { cache_dir: cache_dir.to_owned(), repo: repo.to_owned(), folder }
     }
@@ -33,15 +34,15 @@ impl RepoCache {
         self.cache_dir.join(&self.folder)
     }
 
-    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
         self.root().join("snapshots").join(commit)
     }
 
-    pub(super) fn file(&self, commit: &str, file: &str) -> PathBuf {
+    pub(crate) fn file(&self, commit: &str, file: &str) -> PathBuf {
         self.snapshot(commit).join(file)
     }
 
-    pub(super) fn blob(&self, name: &str) -> PathBuf {
+    pub(crate) fn blob(&self, name: &str) -> PathBuf {
         self.root().join("blobs").join(name)
     }
 
@@ -50,7 +51,7 @@ impl RepoCache {
     }
 
     /// Whether the commit has the file; `None` when the cache does not know.
-    pub(super) fn presence(&self, commit: &str, file: &str) -> Option<bool> {
+    pub(crate) fn presence(&self, commit: &str, file: &str) -> Option<bool> {
         if has_contents(&self.file(commit, file)) {
             Some(true)
         } else {
@@ -59,7 +60,7 @@ impl RepoCache {
     }
 
     /// The snapshot of a revision when all that a model needs is in it.
-    pub(super) fn complete_snapshot(&self, revision: &str, formats: &[WeightFiles]) -> Result<PathBuf, HubError> {
+    pub(crate) fn complete_snapshot(&self, revision: &str, formats: &[WeightFiles]) -> Result<PathBuf, HubError> {
         let not_cached = |missing: &str| HubError::NotCached {
             repo: self.repo.clone(),
             revision: revision.to_owned(),
@@ -87,7 +88,7 @@ impl RepoCache {
     }
 
     /// Notes the commit of a branch or a tag. A cache that cannot be written works without the note.
-    pub(super) fn write_ref(&self, revision: &str, commit: &str) {
+    pub(crate) fn write_ref(&self, revision: &str, commit: &str) {
         let path = self.root().join("refs").join(revision);
         if fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit) {
             return;
@@ -96,7 +97,7 @@ impl RepoCache {
     }
 
     /// Notes that the commit has no such file. A cache that cannot be written works without the note.
-    pub(super) fn write_no_exist(&self, commit: &str, file: &str) {
+    pub(crate) fn write_no_exist(&self, commit: &str, file: &str) {
         let _ = write(&self.no_exist(commit, file), "");
     }
 
@@ -105,7 +106,7 @@ impl RepoCache {
     ///
     /// In a cache whose locks belong to another user, the partial file is locked instead. A file system without locks
     /// is used without.
-    pub(super) fn lock(
+    pub(crate) fn lock(
         &self,
         blob: &str,
         part: &Path,
@@ -130,7 +131,7 @@ impl RepoCache {
     }
 
     /// The error for a file that the cache lacks and cannot take.
-    pub(super) fn lacks(&self, file: &str, error: HubError) -> HubError {
+    pub(crate) fn lacks(&self, file: &str, error: HubError) -> HubError {
         match error {
             HubError::FileSystem { path, source, .. } if is_read_only(&source) => HubError::ReadOnlyCache {
                 repo: self.repo.clone(),
@@ -143,7 +144,7 @@ impl RepoCache {
         }
     }
 
-    pub(super) fn link(&self, commit: &str, file: &str, blob: &str) -> Result<(), HubError> {
+    pub(crate) fn link(&self, commit: &str, file: &str, blob: &str) -> Result<(), HubError> {
         let (link, target) = (self.file(commit, file), self.blob(blob));
         let relative = Path::new("../../blobs").join(blob);
         if fs::read_link(&link).is_ok_and(|known| known == relative) {
@@ -176,7 +177,7 @@ fn has_contents(path: &Path) -> bool {
 /// Whether a file is the text that git keeps in place of a large file, and not the file itself.
 ///
 /// Source: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>.
-pub(super) fn is_lfs_pointer(path: &Path) -> bool {
+pub(crate) fn is_lfs_pointer(path: &Path) -> bool {
     const START: &[u8] = b"version https://git-lfs.github.com/spec/";
     const MAX_BYTES: u64 = 1024;
     let is_short = fs::metadata(path).is_ok_and(|meta| meta.len() < MAX_BYTES);
@@ -184,7 +185,7 @@ pub(super) fn is_lfs_pointer(path: &Path) -> bool {
     is_short && fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == START
 }
 
-pub(super) fn create_parent(path: &Path) -> Result<(), HubError> {
+pub(crate) fn create_parent(path: &Path) -> Result<(), HubError> {
     let parent = path.parent().expect("every path in the cache has a parent");
     fs::create_dir_all(parent).map_err(|source| file_system("cannot create", parent, source))
 }

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 /// A hash of a file's contents, as the hub announces it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Digest {
+pub(crate) enum Digest {
     Sha256([u8; 32]),
     /// Of the git blob, or of the contents alone.
     Sha1([u8; 20]),
@@ -24,7 +24,7 @@ pub(super) enum Digest {
 
 impl Digest {
     /// Reads the opaque part of an entity tag: 64 or 40 hexadecimal digits. Anything else is no digest.
-    pub(super) fn of_tag(tag: &str) -> Option<Digest> {
+    pub(crate) fn of_tag(tag: &str) -> Option<Digest> {
         from_hex(tag).map(Digest::Sha256).or_else(|| from_hex(tag).map(Digest::Sha1))
     }
 }
@@ -42,7 +42,7 @@ impl fmt::Display for Digest {
 ///
 /// A weak tag on the hub means that a proxy compressed the file; the contents are still those of the hash in it. Tags
 /// without quotes are invalid, but they occur.
-pub(super) fn opaque_tag(etag: &str) -> &str {
+pub(crate) fn opaque_tag(etag: &str) -> &str {
     let etag = etag.trim();
     let tag = etag.strip_prefix("W/").or_else(|| etag.strip_prefix("w/")).unwrap_or(etag);
     tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).unwrap_or(tag)
@@ -51,7 +51,7 @@ pub(super) fn opaque_tag(etag: &str) -> &str {
 /// The running hash of the first bytes of a file.
 ///
 /// It outlives an attempt to download the file: after a connection broke off, hashing goes on where it stopped.
-pub(super) struct ContentsHash {
+pub(crate) struct ContentsHash {
     expected: Option<Digest>,
     /// Length of the whole file in bytes, if known.
     size: Option<u64>,
@@ -68,7 +68,7 @@ enum State {
 
 impl ContentsHash {
     /// Before the first byte.
-    pub(super) fn new(expected: Option<Digest>, size: Option<u64>) -> ContentsHash {
+    pub(crate) fn new(expected: Option<Digest>, size: Option<u64>) -> ContentsHash {
         let state = match expected {
             None => State::Unchecked,
             Some(Digest::Sha256(_)) => State::Sha256(Sha256::new()),
@@ -81,20 +81,20 @@ impl ContentsHash {
     }
 
     /// Whether there is anything to compare the contents with.
-    pub(super) fn is_checked(&self) -> bool {
+    pub(crate) fn is_checked(&self) -> bool {
         self.expected.is_some()
     }
 
     /// Number of bytes that were hashed.
-    pub(super) fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.hashed
     }
 
-    pub(super) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         *self = ContentsHash::new(self.expected, self.size);
     }
 
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         match &mut self.state {
             State::Unchecked => {}
             State::Sha256(hash) => hash.update(bytes),
@@ -108,7 +108,7 @@ impl ContentsHash {
 
     /// The hash to compute in a second pass over the whole file: a git blob's begins with its length, which was not
     /// known at the start. `None` if the first pass was enough.
-    pub(super) fn second_pass(&self) -> Option<ContentsHash> {
+    pub(crate) fn second_pass(&self) -> Option<ContentsHash> {
         let lacks_length = matches!(self.expected, Some(Digest::Sha1(_))) && self.size.is_none();
         lacks_length.then(|| ContentsHash::new(self.expected, Some(self.hashed)))
     }
@@ -117,7 +117,7 @@ impl ContentsHash {
     ///
     /// # Errors
     /// The expected digest and the one that was found.
-    pub(super) fn verify(&self) -> Result<(), (Digest, Digest)> {
+    pub(crate) fn verify(&self) -> Result<(), (Digest, Digest)> {
         let Some(expected) = self.expected else { return Ok(()) };
         let found = match &self.state {
             State::Unchecked => return Ok(()),

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use idefics_generate::hub::fetch_with;
+use idefics_hub::fetch_with;
 use tempfile::TempDir;
 
 use super::servers::Hub;

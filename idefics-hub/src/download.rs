@@ -1,18 +1,20 @@
 //! The files of one revision on their way into the cache.
 
-use std::{cell::Cell, collections::BTreeMap, thread, time::Duration};
+use std::{cell::Cell, collections::BTreeMap};
 
-use super::{
-    CONFIG, HubError, HubProgress, OPTIONAL, PICKLED, SAFETENSORS, TOKENIZER, WeightFiles,
+use crate::{
+    HubError, HubProgress,
     cache::RepoCache,
+    files::{CONFIG, OPTIONAL, PICKLED, SAFETENSORS, TOKENIZER, WeightFiles},
+    id::is_commit,
     index::{MAX_INDEX_BYTES, bad_index, shard_names},
-    is_commit,
-    server::{Remote, Server, stand_in},
+    remote::{Remote, stand_in},
+    server::Server,
 };
 
-pub(super) struct Download<'a> {
-    pub(super) server: &'a Server<'a>,
-    pub(super) cache: &'a RepoCache,
+pub(crate) struct Download<'a> {
+    pub(crate) server: &'a Server<'a>,
+    pub(crate) cache: &'a RepoCache,
     /// `None` while the server does not say: then the cache is not asked, and the files decide at the end.
     commit: Option<String>,
     /// Whether the server's URLs may name the commit, once that is known.
@@ -21,15 +23,15 @@ pub(super) struct Download<'a> {
     found: BTreeMap<String, Remote>,
     /// Files that are in the cache but not yet in the snapshot, and the names of their blobs.
     blobs: BTreeMap<String, String>,
-    pub(super) progress: &'a mut dyn FnMut(HubProgress),
+    pub(crate) progress: &'a mut dyn FnMut(HubProgress),
     /// Bytes of the files that are complete.
-    pub(super) done: u64,
+    pub(crate) done: u64,
     /// Bytes of all files to download, as far as they are known.
-    pub(super) total: u64,
+    pub(crate) total: u64,
 }
 
 impl<'a> Download<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         server: &'a Server<'a>,
         cache: &'a RepoCache,
         config: Remote,
@@ -42,7 +44,7 @@ impl<'a> Download<'a> {
     }
 
     /// Downloads what a model needs and returns the commit whose snapshot then holds it.
-    pub(super) fn model(mut self, formats: &[WeightFiles]) -> Result<String, HubError> {
+    pub(crate) fn model(mut self, formats: &[WeightFiles]) -> Result<String, HubError> {
         // The index comes before all else: what it names decides whether anything is downloaded at all.
         let weights = self.weights(formats)?;
         let mut files = vec![CONFIG.to_owned(), TOKENIZER.to_owned()];
@@ -95,7 +97,7 @@ impl<'a> Download<'a> {
 
     /// What URLs name: the commit, so that a branch that moves meanwhile mixes nothing, or the branch at a server that
     /// tells the commit and does not answer to it.
-    pub(super) fn revision(&self) -> Result<&str, HubError> {
+    pub(crate) fn revision(&self) -> Result<&str, HubError> {
         let Some(commit) = &self.commit else { return Ok(self.server.revision) };
         if self.knows_commit.get().is_none() {
             self.knows_commit.set(Some(match self.server.look_up(commit, CONFIG, 3) {
@@ -149,9 +151,4 @@ impl<'a> Download<'a> {
         }
         Ok(())
     }
-}
-
-/// 0.1 s, doubled each time.
-pub(super) fn back_off(attempt: u32) {
-    thread::sleep(Duration::from_millis(100 << attempt.min(6)));
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use idefics_generate::hub::HubOptions;
+use idefics_hub::HubOptions;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;

@@ -288,7 +288,7 @@ impl HubError {
     }
 
     /// Whether the same request may succeed a moment later.
-    pub(super) fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             HubError::Status { status, .. } => matches!(status, 408 | 429 | 500..),
             HubError::WrongContents { .. } => false, // a file may be large
@@ -298,12 +298,12 @@ impl HubError {
 }
 
 /// `org/name` may as well have been meant as a folder.
-pub(super) fn no_folder(repo: &str) -> String {
+pub(crate) fn no_folder(repo: &str) -> String {
     if Path::new(repo).exists() { String::new() } else { format!(", and there is no folder {repo} here") }
 }
 
 /// Whether something cannot be written for lack of permission.
-pub(super) fn is_read_only(error: &io::Error) -> bool {
+pub(crate) fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
@@ -317,6 +317,6 @@ fn in_words(error: &impl fmt::Display) -> String {
     }
 }
 
-pub(super) fn file_system(action: &'static str, path: &Path, source: io::Error) -> HubError {
+pub(crate) fn file_system(action: &'static str, path: &Path, source: io::Error) -> HubError {
     HubError::FileSystem { action, path: path.to_owned(), source }
 }

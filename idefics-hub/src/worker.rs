@@ -2,13 +2,15 @@
 
 use std::{
     panic,
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::Duration,
 };
 
-use super::{HubError, HubProgress};
-use crate::CancelToken;
+use crate::{HubError, HubProgress};
 
 /// Interval at which the caller looks whether it is cancelled.
 const POLL: Duration = Duration::from_millis(50);
@@ -18,10 +20,10 @@ const QUEUED: usize = 16;
 /// Runs `work` on a thread and calls `progress` on this one.
 ///
 /// # Errors
-/// That of `work`; [`HubError::Cancelled`] within [`POLL`] after `cancel`, while `work` may go on until it sees the token
+/// That of `work`; [`HubError::Cancelled`] within [`POLL`] after `cancel`, while `work` may go on until it sees the flag
 /// itself; [`HubError::Thread`].
-pub(super) fn run<T: Send + 'static>(
-    cancel: &CancelToken,
+pub(crate) fn run<T: Send + 'static>(
+    cancel: &AtomicBool,
     progress: &mut dyn FnMut(HubProgress),
     work: impl FnOnce(&mut dyn FnMut(HubProgress)) -> Result<T, HubError> + Send + 'static,
 ) -> Result<T, HubError> {
@@ -40,7 +42,7 @@ pub(super) fn run<T: Send + 'static>(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
-        if cancel.is_cancelled() && !thread.is_finished() {
+        if cancel.load(Ordering::Relaxed) && !thread.is_finished() {
             return Err(HubError::Cancelled);
         }
     }
@@ -50,7 +52,6 @@ pub(super) fn run<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, Mutex};
 
     fn report(done: u64) -> HubProgress {
@@ -61,7 +62,7 @@ mod tests {
     #[test]
     fn all_reports_come_in_order_and_then_the_result() {
         let mut seen = Vec::new();
-        let result = run(&CancelToken::default(), &mut |at| seen.push(at.done), |progress| {
+        let result = run(&AtomicBool::default(), &mut |at| seen.push(at.done), |progress| {
             (0..100).for_each(|done| progress(report(done)));
             Ok(7)
         });
@@ -70,10 +71,10 @@ mod tests {
 
     #[test]
     fn the_caller_goes_when_it_is_cancelled_though_the_work_is_stuck() {
-        let (cancel, stuck) = (CancelToken::default(), Arc::new(Mutex::new(())));
+        let (cancel, stuck) = (AtomicBool::default(), Arc::new(Mutex::new(())));
         let (held, reached) = (stuck.lock().unwrap(), Arc::new(AtomicBool::new(false)));
         let (in_thread, at_end) = (stuck.clone(), reached.clone());
-        let mut progress = |_| cancel.cancel();
+        let mut progress = |_| cancel.store(true, Ordering::Relaxed);
         let result = run(&cancel, &mut progress, move |progress| {
             progress(report(1));
             drop(in_thread.lock().unwrap());

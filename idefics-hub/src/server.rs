@@ -5,42 +5,33 @@
 //! blobs are named after the files' paths, their ETags or times of change, and their sizes. If it gives neither an ETag
 //! nor a time, files from 16 MiB on are downloaded again when their size changes, and all others on each call.
 
-use std::{cell::Cell, io, time::Duration};
+use std::{
+    cell::Cell,
+    io,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use ureq::{Agent, Body, http::Response};
 
-use super::{
+use crate::{
     HubError, HubOptions,
     digest::{Digest, opaque_tag},
-    download::back_off,
     error::no_folder,
-    is_commit, is_plain_name,
+    id::{is_commit, is_plain_name},
+    remote::{Remote, stand_in},
+    retry::back_off,
 };
-use crate::CancelToken;
 
 const MAX_REDIRECTS: usize = 10;
 
-/// What the server says of one file.
-pub(super) struct Remote {
-    /// Told by servers that speak the hub's protocol.
-    pub(super) commit: Option<String>,
-    /// The name of its contents in the cache.
-    pub(super) blob: String,
-    /// Other contents would have another name in the cache, or another size.
-    pub(super) is_versioned: bool,
-    /// Bytes.
-    pub(super) size: Option<u64>,
-    /// Told by servers that speak the hub's protocol.
-    pub(super) digest: Option<Digest>,
-}
-
-pub(super) struct Server<'a> {
+pub(crate) struct Server<'a> {
     agent: Agent,
     endpoint: &'a str,
     token: Option<&'a str>,
-    cancel: &'a CancelToken,
-    pub(super) repo: &'a str,
-    pub(super) revision: &'a str,
+    cancel: &'a AtomicBool,
+    pub(crate) repo: &'a str,
+    pub(crate) revision: &'a str,
     /// The server has answered for this revision, so what it does not find from here on is a file.
     is_known: Cell<bool>,
     /// Whether it answers to `HEAD`, once that is known.
@@ -48,9 +39,9 @@ pub(super) struct Server<'a> {
 }
 
 /// The last response after redirections, and what was learned of the file on the way to it.
-pub(super) struct Answer {
-    pub(super) response: Response<Body>,
-    pub(super) url: String,
+pub(crate) struct Answer {
+    pub(crate) response: Response<Body>,
+    pub(crate) url: String,
     commit: Option<String>,
     /// The hub's hash of the contents.
     hash: Option<String>,
@@ -68,7 +59,7 @@ enum Wanted {
 }
 
 impl<'a> Server<'a> {
-    pub(super) fn new(options: &'a HubOptions, repo: &'a str, revision: &'a str) -> Server<'a> {
+    pub(crate) fn new(options: &'a HubOptions, repo: &'a str, revision: &'a str) -> Server<'a> {
         let endpoint = options.endpoint.trim_end_matches('/');
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
@@ -97,12 +88,12 @@ impl<'a> Server<'a> {
 
     /// # Errors
     /// [`HubError::Cancelled`] if the caller ended the download.
-    pub(super) fn check_cancelled(&self) -> Result<(), HubError> {
-        if self.cancel.is_cancelled() { Err(HubError::Cancelled) } else { Ok(()) }
+    pub(crate) fn check_cancelled(&self) -> Result<(), HubError> {
+        if self.cancel.load(Ordering::Relaxed) { Err(HubError::Cancelled) } else { Ok(()) }
     }
 
     /// One file's commit, name in the cache and size; `None` when the revision has no such file.
-    pub(super) fn look_up(&self, revision: &str, file: &str, attempts: u32) -> Result<Option<Remote>, HubError> {
+    pub(crate) fn look_up(&self, revision: &str, file: &str, attempts: u32) -> Result<Option<Remote>, HubError> {
         for attempt in 1.. {
             match self.headers(revision, file).and_then(|answer| self.remote(answer, revision, file)) {
                 Err(error) if error.is_transient() && attempt < attempts => back_off(attempt),
@@ -113,7 +104,7 @@ impl<'a> Server<'a> {
     }
 
     /// The file from byte `start` on.
-    pub(super) fn contents(&self, revision: &str, file: &str, start: u64) -> Result<Answer, HubError> {
+    pub(crate) fn contents(&self, revision: &str, file: &str, start: u64) -> Result<Answer, HubError> {
         self.request(Wanted::From(start), revision, file)
     }
 
@@ -212,7 +203,7 @@ impl<'a> Server<'a> {
     }
 
     /// The error that a status other than success stands for.
-    pub(super) fn refusal(&self, response: &Response<Body>, file: &str, url: String) -> HubError {
+    pub(crate) fn refusal(&self, response: &Response<Body>, file: &str, url: String) -> HubError {
         let (repo, url, status) = (self.repo.to_owned(), without_query(&url), response.status().as_u16());
         match (status, header(response, "x-error-code")) {
             (401 | 403, code) => {
@@ -243,7 +234,7 @@ impl<'a> Server<'a> {
         }
     }
 
-    pub(super) fn file_not_found(&self, file: &str) -> HubError {
+    pub(crate) fn file_not_found(&self, file: &str) -> HubError {
         HubError::FileNotFound {
             repo: self.repo.to_owned(),
             revision: self.revision.to_owned(),
@@ -252,21 +243,21 @@ impl<'a> Server<'a> {
         }
     }
 
-    pub(super) fn bad_response(&self, file: &str, url: String, fault: &'static str) -> HubError {
+    pub(crate) fn bad_response(&self, file: &str, url: String, fault: &'static str) -> HubError {
         let (repo, file) = (self.repo.to_owned(), file.to_owned());
         HubError::BadResponse { repo, file, url: without_query(&url), fault }
     }
 
-    pub(super) fn wrong_contents(&self, file: &str, expected: Digest, found: Digest) -> HubError {
+    pub(crate) fn wrong_contents(&self, file: &str, expected: Digest, found: Digest) -> HubError {
         let (repo, file, url) = (self.repo.to_owned(), file.to_owned(), self.endpoint.to_owned());
         HubError::WrongContents { repo, file, url, expected: expected.to_string(), found: found.to_string() }
     }
 
-    pub(super) fn lfs_pointer(&self, file: &str, url: String) -> HubError {
+    pub(crate) fn lfs_pointer(&self, file: &str, url: String) -> HubError {
         HubError::LfsPointer { repo: self.repo.to_owned(), file: file.to_owned(), url: without_query(&url) }
     }
 
-    pub(super) fn interrupted(&self, file: &str, url: String, done: u64, source: io::Error) -> HubError {
+    pub(crate) fn interrupted(&self, file: &str, url: String, done: u64, source: io::Error) -> HubError {
         let (repo, file) = (self.repo.to_owned(), file.to_owned());
         HubError::Interrupted { repo, file, url: without_query(&url), done, source }
     }
@@ -303,16 +294,7 @@ fn broke_off(error: &HubError) -> bool {
     }
 }
 
-/// 40 hexadecimal digits in place of a commit or of a hash of contents (64-bit FNV-1a on 128 bits).
-pub(super) fn stand_in(parts: &[&str]) -> String {
-    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
-    let hash = bytes.fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
-        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
-    });
-    format!("{hash:040x}")
-}
-
-pub(super) fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
+pub(crate) fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
     response.headers().get(name)?.to_str().ok()
 }
 

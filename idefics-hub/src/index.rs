@@ -9,13 +9,13 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{HubError, WeightFiles, error::file_system, is_plain_name};
+use crate::{HubError, error::file_system, files::WeightFiles, id::is_plain_name};
 
-pub(super) const MAX_INDEX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_INDEX_BYTES: u64 = 64 << 20;
 const MAX_SHARDS: usize = 1000;
 
 /// The shards that an index names, each a plain file name.
-pub(super) fn shard_names(index: &Path, files: &WeightFiles, repo: &str) -> Result<BTreeSet<String>, HubError> {
+pub(crate) fn shard_names(index: &Path, files: &WeightFiles, repo: &str) -> Result<BTreeSet<String>, HubError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
@@ -40,6 +40,6 @@ pub(super) fn shard_names(index: &Path, files: &WeightFiles, repo: &str) -> Resu
     }
 }
 
-pub(super) fn bad_index(repo: &str, files: &WeightFiles, fault: impl fmt::Display) -> HubError {
+pub(crate) fn bad_index(repo: &str, files: &WeightFiles, fault: impl fmt::Display) -> HubError {
     HubError::BadIndex { repo: repo.to_owned(), index: files.index, fault: fault.to_string() }
 }

@@ -1,5 +1,6 @@
-//! `hub::fetch_with` against a server on this machine that speaks the hub's file URLs.
-#![cfg(feature = "hub")]
+//! `fetch_with` against a server on this machine that speaks the hub's file URLs.
+
+#![allow(clippy::unwrap_used)] // helpers too
 
 mod broken_off;
 mod contents;
@@ -11,8 +12,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use idefics_generate::hub::{HubError, HubErrorKind, HubOptions, HubProgress, ModelSource, fetch_with};
-use idefics_generate::nn::checkpoint::Pickles;
+use idefics_hub::{HubError, HubErrorKind, HubOptions, HubProgress, ModelSource, fetch_with};
 use servers::{Hub, Model, Plain, State, etag};
 use tempfile::TempDir;
 
@@ -373,6 +373,6 @@ fn offline(mut options: HubOptions) -> HubOptions {
 }
 
 fn allowing(mut options: HubOptions) -> HubOptions {
-    options.pickles = Pickles::Allowed;
+    options.allow_pickles = true;
     options
 }
