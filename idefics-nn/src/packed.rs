@@ -3,11 +3,14 @@
 use burn::module::{Module, Param, ParamId, Reparameterization};
 use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 
-use crate::formats::{BLOCK, FormatError, FourBit, FourBitType, Int8, NestedAbsmax, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE};
 use crate::ops::Packing;
 use crate::{Quantization, ops};
+use idefics_kernels::Activations;
+use idefics_kernels::formats::{
+    BLOCK, FormatError, FourBit, FourBitType, Int8, NestedAbsmax, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE,
+};
 
-/// How codes and scales become numbers; see [`crate::formats`].
+/// How codes and scales become numbers; see [`idefics_kernels::formats`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PackedFormat {
@@ -31,19 +34,6 @@ impl PackedFormat {
             Self::Q4 => "q4",
         }
     }
-}
-
-/// What activations are multiplied as, on the CPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Activations {
-    /// As they are.
-    #[default]
-    F32,
-    /// Where there are many rows of them and the weight is int8 or q4: rounded to eight bits, each row with a scale of its
-    /// own, so that integers are multiplied. In attention of many queries, on machines with AMX: queries and keys as sums
-    /// of two bf16, weights and values as one bf16. Elsewhere as they are.
-    Int8,
 }
 
 /// What stands in for the weight of a [`crate::Linear`], attached to its parameter as a reparameterization: the plain

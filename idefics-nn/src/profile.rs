@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::kernels::Unit;
+use idefics_kernels::Unit;
 
 /// What one kind of operation has taken.
 #[derive(Debug, Clone, PartialEq, Serialize)]

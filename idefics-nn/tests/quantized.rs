@@ -5,8 +5,8 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use idefics_kernels::formats::{FourBitType, NestedAbsmax};
 use idefics_nn::checkpoint::LoadProgress;
-use idefics_nn::formats::{FourBitType, NestedAbsmax};
 use idefics_nn::{Checkpoint, CheckpointError, Embedding, Linear, LoadOptions, PackedFormat, Quantization, RmsNorm};
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;

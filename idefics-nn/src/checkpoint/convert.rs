@@ -7,7 +7,7 @@ use safetensors::Dtype;
 
 use super::stored::dense_dtype;
 use super::{CheckpointError, TensorEntry};
-use crate::formats::Element;
+use idefics_kernels::formats::Element;
 
 /// Elements that one task converts.
 const CHUNK: usize = 1 << 16;

@@ -4,7 +4,7 @@ use safetensors::Dtype;
 
 use super::pickle::PickleError;
 use crate::files::io_words;
-use crate::formats::FormatError;
+use idefics_kernels::formats::FormatError;
 
 /// Why a checkpoint cannot be opened or loaded. Each message names the file or tensor and what was expected.
 #[derive(Debug, thiserror::Error)]

@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::stored::Stored;
 use super::{Checkpoint, LoadOptions};
-use crate::formats::{BLOCK, Q4_BLOCK, Q4_PANEL, Q4_TILE};
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
 use crate::{PackedFormat, ops};
+use idefics_kernels::formats::{BLOCK, Q4_BLOCK, Q4_PANEL, Q4_TILE};
 
 /// Memory of a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]

@@ -17,8 +17,8 @@ use super::save::write_atomically;
 use super::stored::{StoredKind, dense_dtype, quant_state_name, scales_name};
 use super::{Checkpoint, CheckpointError, LoadOptions, LoadProgress, Quantization, TensorEntry};
 use crate::PackedFormat;
-use crate::formats::{FormatError, FourBit, Int8, NestedAbsmax, Q4, QuantDtype, QuantState, dynamic_map};
 use crate::parameters::{Matrix, matrices};
+use idefics_kernels::formats::{FormatError, FourBit, Int8, NestedAbsmax, Q4, QuantDtype, QuantState, dynamic_map};
 
 /// A shard is written when it has as many bytes; they are held in memory until then.
 const SHARD_BYTES: usize = 1 << 29;

@@ -7,10 +7,10 @@ use half::bf16;
 use safetensors::Dtype;
 
 use super::{Checkpoint, CheckpointError, TensorEntry};
-use crate::formats::{
+use crate::{PackedFormat, PackedWeight};
+use idefics_kernels::formats::{
     Element, FormatError, FourBit, FourBitType, Int8, NestedAbsmax, Q4, QuantState, check_nested_quant_map,
 };
-use crate::{PackedFormat, PackedWeight};
 
 /// A weight as the checkpoint has it, and the tensors that belong to it.
 pub(super) struct Stored<'a> {
