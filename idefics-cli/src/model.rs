@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use idefics_generate::nn::checkpoint::{Pickles, WeightMemory};
-use idefics_generate::nn::{Activations, Checkpoint, PackedFormat};
+use idefics_checkpoint::{Checkpoint, Pickles};
+use idefics_generate::nn::checkpoint::WeightMemory;
+use idefics_generate::nn::{Activations, PackedFormat};
 use idefics_generate::placement::Plan;
 use idefics_generate::{
     AnyModel, Device, DeviceChoice, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions,

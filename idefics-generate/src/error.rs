@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
-use idefics_nn::{CheckpointError, ConfigError};
+use idefics_checkpoint::CheckpointError;
+use idefics_nn::ConfigError;
 use idefics_processor::{ProcessorError, io_words};
 
 use crate::device::DeviceError;

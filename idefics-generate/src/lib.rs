@@ -60,6 +60,7 @@ pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 
 /// What tensors are made on; [`DeviceChoice`] opens one.
 pub use burn::tensor::Device;
+pub use idefics_checkpoint::{Checkpoint, CheckpointError, CheckpointWarning, Pickles};
 #[cfg(feature = "hub")]
 pub use idefics_hub::{HubError, HubErrorKind, HubProgress};
 pub use idefics_nn as nn;

@@ -116,7 +116,7 @@ impl Idefics {
     ) -> Result<Self, Error> {
         let weights = weights.into();
         let mut hub = HubOptions::from_env()?;
-        hub.allow_pickles = weights.pickles == idefics_nn::checkpoint::Pickles::Allowed;
+        hub.allow_pickles = weights.pickles == idefics_checkpoint::Pickles::Allowed;
         let folder = fetch_with(&hub, repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
         Self::from_folder(&folder, device, weights, progress)
     }

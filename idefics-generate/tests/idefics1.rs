@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
+use idefics_checkpoint::Pickles;
 use idefics_generate::bench::{self, BenchOptions};
 use idefics_generate::inspect::inspect;
-use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig, ImageSize, ImageTile};
 use idefics_generate::processor::{Content, Message, Sample};
 use idefics_generate::train::{LabelledText, TrainingBatch};

@@ -34,8 +34,8 @@ const VALUES_BYTES: usize = 32 << 10;
 /// Most keys of a block.
 const MOST_KEYS: usize = 384;
 
-/// `softmax(query keysᵀ scale) values`, in f32, or with [`Activations::Int8`](crate::Activations::Int8) rounded where there is AMX. A query that sees
-/// no key gives 0.
+/// `softmax(query keysᵀ scale) values`, in f32, or with [`Activations::Int8`](crate::Activations::Int8) rounded where there
+/// is AMX. A query that sees no key gives 0.
 ///
 /// # Shapes
 /// - `out`: `[batch, queries, heads, head_dim]`, overwritten: as the layer reads it that puts heads together

@@ -6,14 +6,11 @@ use std::fmt;
 use std::hint::black_box;
 use std::time::Instant;
 
-use serde::Serialize;
-
 use crate::Isa;
 use crate::vector::{Vector, Work};
 
 /// What multiplies and adds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Unit {
     /// Vectors of f32.
@@ -34,6 +31,18 @@ impl fmt::Display for Unit {
             Self::ByteVectors => "byte vectors",
             Self::ByteTiles => "byte tiles",
         })
+    }
+}
+
+impl Unit {
+    /// `vectors`, `tiles`, `byte-vectors` or `byte-tiles`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vectors => "vectors",
+            Self::Tiles => "tiles",
+            Self::ByteVectors => "byte-vectors",
+            Self::ByteTiles => "byte-tiles",
+        }
     }
 }
 

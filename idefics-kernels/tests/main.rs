@@ -8,8 +8,8 @@ mod elementwise;
 mod fixtures;
 mod isa;
 mod linear;
+mod parts;
 mod properties;
-mod quant_state;
 
 /// Kernels state in debug assertions what their loads and stores rely on: without them these tests would see less.
 #[test]

@@ -7,34 +7,8 @@ use crate::ops::Packing;
 use crate::{Quantization, ops};
 use idefics_kernels::Activations;
 use idefics_kernels::formats::{
-    BLOCK, FormatError, FourBit, FourBitType, Int8, NestedAbsmax, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE,
+    BLOCK, FormatError, FourBit, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE,
 };
-
-/// How codes and scales become numbers; see [`idefics_kernels::formats`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum PackedFormat {
-    /// [`Int8`]: codes in I8, scales in F32.
-    Int8,
-    /// [`FourBit`]: codes in U8, scales in F32.
-    FourBit(FourBitType),
-    /// [`Q4`]: codes in U8, scales in BF16.
-    Q4,
-}
-
-impl PackedFormat {
-    /// Every format.
-    pub const ALL: [Self; 4] = [Self::Int8, Self::FourBit(FourBitType::Nf4), Self::FourBit(FourBitType::Fp4), Self::Q4];
-
-    /// The name that `--quantize` gives it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Int8 => "int8",
-            Self::FourBit(kind) => kind.name(),
-            Self::Q4 => "q4",
-        }
-    }
-}
 
 /// What stands in for the weight of a [`crate::Linear`], attached to its parameter as a reparameterization: the plain
 /// weight is never made.

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use idefics_nn::checkpoint::{save, write_atomically};
-use idefics_nn::{Checkpoint, LoadOptions};
+use idefics_checkpoint::{Checkpoint, write_atomically};
+use idefics_nn::checkpoint::save;
+use idefics_nn::{LoadModule, LoadOptions};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};

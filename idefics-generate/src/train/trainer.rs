@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use idefics_nn::{CheckpointError, ParameterMapper, map_parameters};
+use idefics_checkpoint::CheckpointError;
+use idefics_nn::{ParameterMapper, map_parameters};
 use idefics_processor::io_words;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | [`Dense`] of `f32`, `bf16`, `f16` | 32, 16, 16 | the checkpoint |
 //! | [`Int8`] | 8 | quanto, LLM.int8 files |
-//! | [`FourBit`] (NF4, FP4) | 4.5 | bitsandbytes; [`QuantState`], [`NestedAbsmax`] |
+//! | [`FourBit`] (NF4, FP4) | 4.5 | bitsandbytes; [`NestedAbsmax`] |
 //! | [`Q4`] | 4.5 | this crate |
 
 mod dense;
@@ -16,10 +16,10 @@ mod error;
 mod four_bit;
 mod int8;
 mod nested;
+mod packed;
 mod q4;
 mod q4_fit;
 mod q4_table;
-mod quant_state;
 
 use std::ops::Range;
 
@@ -31,9 +31,9 @@ pub use error::FormatError;
 pub use four_bit::{BLOCK, FourBit, FourBitType};
 pub use int8::Int8;
 pub use nested::{NESTED_BLOCK, NestedAbsmax, check_nested_quant_map, dynamic_map};
+pub use packed::PackedFormat;
 pub use q4::Q4;
 pub use q4_table::{BLOCK as Q4_BLOCK, PANEL as Q4_PANEL, TABLE as Q4_TABLE, TILE as Q4_TILE};
-pub use quant_state::{QuantDtype, QuantState};
 
 /// A weight in any format.
 #[derive(Debug, Clone, PartialEq)]

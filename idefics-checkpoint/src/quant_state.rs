@@ -5,9 +5,10 @@
 //!
 //! Source: bitsandbytes 0.50.2, `QuantState.as_dict` and `QuantState.from_dict`.
 
+use idefics_kernels::formats::{BLOCK, FourBitType, NESTED_BLOCK};
 use serde::{Deserialize, Serialize};
 
-use super::{BLOCK, FormatError, FourBitType, NESTED_BLOCK};
+use crate::StoredError;
 
 /// What the codes of a weight mean.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,10 +57,10 @@ impl QuantState {
     /// Reads the bytes of the tensor.
     ///
     /// # Errors
-    /// [`FormatError::QuantState`] if they are not JSON with the keys that are needed, [`FormatError::QuantStateField`]
+    /// [`StoredError::QuantState`] if they are not JSON with the keys that are needed, [`StoredError::QuantStateField`]
     /// for a value that is not read: another type, another block size, a shape that is not `[d_out, d_in]`.
-    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        let malformed = |source| FormatError::QuantState { bytes: bytes.len(), source };
+    pub fn parse(bytes: &[u8]) -> Result<Self, StoredError> {
+        let malformed = |source| StoredError::QuantState { bytes: bytes.len(), source };
         let value: serde_json::Value = serde_json::from_slice(bytes).map_err(malformed)?;
         // An optional flattened struct would hide that one of its keys is missing.
         let has_nested = value.as_object().is_some_and(|keys| keys.keys().any(|key| key.starts_with("nested_")));
@@ -121,6 +122,6 @@ impl QuantState {
     }
 }
 
-fn field<T>(field: &'static str, found: &dyn std::fmt::Debug, expected: &'static str) -> Result<T, FormatError> {
-    Err(FormatError::QuantStateField { field, found: format!("{found:?}"), expected })
+fn field<T>(field: &'static str, found: &dyn std::fmt::Debug, expected: &'static str) -> Result<T, StoredError> {
+    Err(StoredError::QuantStateField { field, found: format!("{found:?}"), expected })
 }

@@ -2,9 +2,9 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
-use super::pickle::PickleError;
+use crate::StoredError;
 use crate::files::io_words;
-use idefics_kernels::formats::FormatError;
+use crate::pickle::PickleError;
 
 /// Why a checkpoint cannot be opened or loaded. Each message names the file or tensor and what was expected.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +184,7 @@ pub enum CheckpointError {
         /// The weight.
         name: String,
         /// What is wrong.
-        source: Box<FormatError>,
+        source: Box<StoredError>,
     },
     /// A tensor that the file has quantised, though the model does not multiply with it.
     #[error("{file}: tensor `{name}` is {found}: only the weights of linear layers can be")]
@@ -213,7 +213,7 @@ pub enum CheckpointError {
 }
 
 /// The first few names, and how many more there are.
-pub(super) fn list(names: &[String]) -> String {
+pub(crate) fn list(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(SHOWN) {

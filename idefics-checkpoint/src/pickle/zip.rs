@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::cursor::Cursor;
-use super::{MAX_ENTRIES, MAX_NAME_BYTES, MAX_PROGRAM_BYTES, PickleFault};
+use super::error::PickleFault;
+use super::limits::{MAX_ENTRIES, MAX_NAME_BYTES, MAX_PROGRAM_BYTES};
 
 const LOCAL: u32 = 0x0403_4b50;
 const CENTRAL: u32 = 0x0201_4b50;

@@ -6,10 +6,11 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
+use super::error::PickleFault;
+use super::limits::MAX_NAME_BYTES;
 use super::machine::limit;
 use super::value::{Heap, Value, View};
 use super::zip::Archive;
-use super::{MAX_NAME_BYTES, PickleFault};
 
 /// Dictionaries inside each other.
 const MAX_DEPTH: usize = 8;

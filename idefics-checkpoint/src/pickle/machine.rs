@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use super::cursor::Cursor;
+use super::error::PickleFault;
 use super::global::Global;
+use super::limits::MAX_TENSORS;
 use super::opcode::{self as op, name};
 use super::value::{Dict, Heap, Value};
-use super::{MAX_TENSORS, PickleFault};
 
 /// Values on the stack; PyTorch leaves a dictionary's items there a thousand at a time.
 const MAX_STACK: usize = 1 << 16;

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{CheckpointError, CheckpointWarning, Opened, TensorEntry};
 use crate::files::is_git_lfs_pointer;
+use crate::opened::Opened;
+use crate::{CheckpointError, CheckpointWarning, TensorEntry};
 
 /// The largest public checkpoints have fewer than two hundred; each is mapped and kept open.
 const MAX_SHARDS: usize = 1000;
@@ -20,7 +21,7 @@ struct ShardIndex {
 ///
 /// What the shards hold is what counts, as in the reference: a tensor that the index does not name is there
 /// nevertheless, and one that only the index names is not. Where several shards have a tensor, the index decides.
-pub(super) fn read(
+pub(crate) fn read(
     folder: &Path,
     path: &Path,
     read_file: impl Fn(&Path, &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError>,

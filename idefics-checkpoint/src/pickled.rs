@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use memmap2::{Mmap, MmapMut};
 
-use super::pickle::{self, PickleError, PickleFault, PickleTensor};
-use super::{CheckpointError, Opened, TensorEntry, index, map_file};
+use crate::map::map_file;
+use crate::opened::Opened;
+use crate::pickle::{self, PickleError, PickleFault, PickleTensor};
+use crate::{CheckpointError, TensorEntry, index};
 
 /// Whether PyTorch pickles are read where a folder has no safetensors.
 ///
@@ -26,7 +28,7 @@ const SINGLE: &str = "pytorch_model.bin";
 const INDEX: &str = "pytorch_model.bin.index.json";
 
 /// The tensors of a folder's PyTorch files; `None` if it has none.
-pub(super) fn read(folder: &Path, pickles: Pickles) -> Result<Option<Opened>, CheckpointError> {
+pub(crate) fn read(folder: &Path, pickles: Pickles) -> Result<Option<Opened>, CheckpointError> {
     let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
     let path = match (single.exists(), index.exists()) {
         (true, _) => &single,

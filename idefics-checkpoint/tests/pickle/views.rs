@@ -1,6 +1,6 @@
 //! Views that do not fit their storages.
 
-use idefics_nn::checkpoint::pickle::PickleFault;
+use idefics_checkpoint::pickle::PickleFault;
 
 use super::write::{dict, file, floats, storage, view};
 use super::{assert_fault, fault_of, read};

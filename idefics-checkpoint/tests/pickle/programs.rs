@@ -1,6 +1,6 @@
 //! Programs that do something else than list tensors.
 
-use idefics_nn::checkpoint::pickle::{PickleFault, PickleTensor};
+use idefics_checkpoint::pickle::{PickleFault, PickleTensor};
 
 use super::write::{
     FALSE, call, dict, entries, file, floats, global, int, ints, no_hooks, program, storage, text, tuple, view, zip,

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::error::list;
+use crate::error::list;
 
-/// Something wrong with a checkpoint that can be used all the same; see [`Checkpoint::warnings`](super::Checkpoint::warnings).
+/// Something wrong with a checkpoint that can be used all the same; see [`Checkpoint::warnings`](crate::Checkpoint::warnings).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointWarning {

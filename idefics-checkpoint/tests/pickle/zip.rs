@@ -1,6 +1,6 @@
 //! Archives that are cut, that lie, or that `torch.save` did not write.
 
-use idefics_nn::checkpoint::pickle::PickleFault;
+use idefics_checkpoint::pickle::PickleFault;
 
 use super::write::{Entry, dict, entries, floats, program, view, zip, zip_with};
 use super::{FIXTURES, assert_fault, fault_of, fixture, read};

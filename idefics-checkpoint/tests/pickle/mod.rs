@@ -11,7 +11,7 @@ mod zip;
 use std::borrow::Cow;
 use std::path::Path;
 
-use idefics_nn::checkpoint::pickle::{PickleFault, PickleTensor, parse};
+use idefics_checkpoint::pickle::{PickleFault, PickleTensor, parse};
 
 /// Every good file but its folder and ending.
 pub(crate) const FIXTURES: [&str; 11] = [
@@ -56,7 +56,7 @@ fn fault_of(file: &[u8]) -> PickleFault {
 /// Asserts the variant, and that the message says each of the words.
 macro_rules! assert_fault {
     ($fault:expr, $variant:pat $(, $word:expr)*) => {{
-        let fault: idefics_nn::checkpoint::pickle::PickleFault = $fault;
+        let fault: idefics_checkpoint::pickle::PickleFault = $fault;
         let message = fault.to_string();
         assert!(matches!(fault, $variant), "{fault:?}");
         $(assert!(message.contains($word), "{message:?} does not say {:?}", $word);)*

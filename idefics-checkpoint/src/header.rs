@@ -1,6 +1,6 @@
-//! The header of one safetensors file.
+//! Safetensors files: the header, which is not trusted.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
@@ -8,23 +8,45 @@ use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 use serde::Deserializer;
 use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
 
-use super::CheckpointError;
+use crate::map::map_file;
+use crate::{CheckpointError, TensorEntry};
 
 /// A header of a real checkpoint takes a few hundred bytes a tensor; this is room for a hundred thousand.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 
+/// Maps one safetensors file and lists its tensors.
+pub(crate) fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+    let map = map_file(path)?;
+    let tensors = parse(path, &map)?;
+    Ok(tensors
+        .into_iter()
+        .map(|tensor| {
+            let entry = TensorEntry {
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+                file: name.to_owned(),
+                map: map.clone(),
+                start: tensor.start,
+                end: tensor.end,
+                is_of_file: true,
+            };
+            (tensor.name, entry)
+        })
+        .collect())
+}
+
 /// A tensor as the header describes it; `start..end` are bytes of the file.
 #[derive(Debug)]
-pub(super) struct HeaderTensor {
-    pub(super) name: String,
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) start: usize,
-    pub(super) end: usize,
+struct HeaderTensor {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: usize,
+    end: usize,
 }
 
 /// Lists the tensors of a file, having checked that the header covers the file without holes or overlaps.
-pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderTensor>, CheckpointError> {
+fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderTensor>, CheckpointError> {
     let header_error = |reason: String| CheckpointError::Header { path: path.to_owned(), reason };
     let (length, rest) = file.split_first_chunk::<8>().ok_or_else(|| header_error("no header length".to_owned()))?;
     let claimed = u64::from_le_bytes(*length);

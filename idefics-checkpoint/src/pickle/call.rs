@@ -1,9 +1,10 @@
 //! The calls of a program: storages, tensors, parameters and ordered dictionaries.
 
+use super::error::PickleFault;
 use super::global::Global;
+use super::limits::{MAX_NAME_BYTES, MAX_TENSORS};
 use super::machine::{Machine, limit};
 use super::value::{Heap, Storage, Value, View};
-use super::{MAX_NAME_BYTES, MAX_TENSORS, PickleFault};
 
 impl<'a> Machine<'a> {
     /// `BINPERSID`: a storage by `("storage", class, key, device, elements)`.

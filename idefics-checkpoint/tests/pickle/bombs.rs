@@ -1,6 +1,6 @@
 //! Short programs that would make much of little.
 
-use idefics_nn::checkpoint::pickle::PickleFault;
+use idefics_checkpoint::pickle::PickleFault;
 
 use super::assert_fault;
 use super::programs::{DATA, fault_in, run, tensor};
