@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use safetensors::Dtype;
 
 use crate::StoredError;
-use crate::files::io_words;
+use crate::files::{OtherFile, io_words};
 use crate::pickle::PickleError;
 
 /// Why a checkpoint cannot be opened or loaded. Each message names the file or tensor and what was expected.
@@ -54,14 +54,13 @@ pub enum CheckpointError {
         /// The path.
         path: PathBuf,
     },
-    /// A Git LFS pointer lies in the place of a file.
-    #[error(
-        "{}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file again",
-        path.display()
-    )]
-    GitLfsPointer {
+    /// A file of another kind lies in the place of weights or of their index.
+    #[error("{}: {found}", path.display())]
+    OtherFile {
         /// The file.
         path: PathBuf,
+        /// What it is.
+        found: OtherFile,
     },
     /// The file ends too early: most often an interrupted download.
     #[error(
@@ -140,6 +139,19 @@ pub enum CheckpointError {
         /// The tensors.
         names: Vec<String>,
     },
+    /// The tensors are there under longer names: those of a module that the model was wrapped into.
+    #[error(
+        "{}: the model's tensors have the prefix `{prefix}` before their names, as in `{prefix}{name}`; {}",
+        folder.display(), unwrapped(prefix)
+    )]
+    Prefixed {
+        /// The model folder.
+        folder: PathBuf,
+        /// What stands before the names.
+        prefix: String,
+        /// A tensor that the model needs.
+        name: String,
+    },
     /// A tensor's shape is not what `config.json` implies.
     #[error("{file}: tensor `{name}` has shape {found:?}, the configuration asks for {expected:?}")]
     Shape {
@@ -210,6 +222,18 @@ pub enum CheckpointError {
         /// The format that was asked for.
         asked: &'static str,
     },
+}
+
+/// How names lose a prefix.
+fn unwrapped(prefix: &str) -> String {
+    if prefix.starts_with("base_model.") {
+        return "save the model that PEFT wraps: model.merge_and_unload().save_pretrained(FOLDER)".to_owned();
+    }
+    format!(
+        "save the model itself and not what wraps it, or rename them once in each file with Python: \
+         from safetensors.torch import load_file, save_file; save_file({{k.removeprefix(\"{prefix}\"): v for k, v in \
+         load_file(FILE).items()}}, FILE, {{\"format\": \"pt\"}})"
+    )
 }
 
 /// The first few names, and how many more there are.

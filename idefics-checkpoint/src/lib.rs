@@ -21,6 +21,7 @@ mod write;
 
 pub use checkpoint::Checkpoint;
 pub use error::CheckpointError;
+pub use files::OtherFile;
 pub use layouts::{four_bit_tensors, int8_tensors, q4_tensors};
 pub use named_tensor::NamedTensor;
 pub use pickled::Pickles;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use crate::CheckpointError;
-use crate::files::is_git_lfs_pointer;
 
 /// Maps a regular file.
 pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>, CheckpointError> {
@@ -29,8 +28,5 @@ pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>, CheckpointError> {
     // is outside what a process can prevent; the caller must not.
     #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-    if is_git_lfs_pointer(&map) {
-        return Err(CheckpointError::GitLfsPointer { path: path.to_owned() });
-    }
     Ok(Arc::new(map))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use memmap2::{Mmap, MmapMut};
 
+use crate::files::OtherFile;
 use crate::map::map_file;
 use crate::opened::Opened;
 use crate::pickle::{self, PickleError, PickleFault, PickleTensor};
@@ -48,6 +49,9 @@ pub(crate) fn read(folder: &Path, pickles: Pickles) -> Result<Option<Opened>, Ch
 /// Maps one file and lists its tensors.
 fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let map = map_file(path)?;
+    if let Some(found) = OtherFile::of(&map).filter(|found| !matches!(found, OtherFile::Zip | OtherFile::Pickle)) {
+        return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
+    }
     let tensors = pickle::parse(path, &map)?;
     // Views that do not lie in row-major order are copied once. Together they take at most what the file has: many
     // views of one storage could ask for more than any machine has.

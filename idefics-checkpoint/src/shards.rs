@@ -84,10 +84,16 @@ fn write_tensors(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), Checkpo
     let views = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
     // Readers that look for it treat a file without the format as not theirs.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    let written = safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
-        SafeTensorError::IoError(source) => source,
-        other => io::Error::other(other),
-    });
-    let synced = written.and_then(|()| File::open(path)?.sync_all());
-    synced.map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
+    let write = || {
+        // The library's file is its owner's alone; this one has the permissions of any new file.
+        let permissions = File::create(path)?.metadata()?.permissions();
+        safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+            SafeTensorError::IoError(source) => source,
+            other => io::Error::other(other),
+        })?;
+        let file = File::open(path)?;
+        file.set_permissions(permissions)?;
+        file.sync_all()
+    };
+    write().map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
 }

@@ -189,8 +189,24 @@ fn a_git_lfs_pointer_is_named() {
     let folders: [&[(&str, &[u8])]; 3] =
         [&[(SINGLE, pointer)], &[(INDEX, pointer)], &[(INDEX, &index), ("a-1", &first), ("a-2", pointer)]];
     for (files, name) in folders.into_iter().zip([SINGLE, INDEX, "a-2"]) {
-        assert_error!(error_of(files), CheckpointError::GitLfsPointer { .. }, name, "git lfs pull");
+        assert_error!(error_of(files), CheckpointError::OtherFile { .. }, name, "git lfs pull");
     }
+}
+
+#[test]
+fn files_of_other_kinds_are_named_with_the_remedy() {
+    let files: [(&[u8], &str, &str); 4] = [
+        (b"GGUF\x03\0\0\0\x10\0\0\0", "is a GGUF file", "original checkpoint"),
+        (b"PK\x03\x04\0\0\x08\x08\0\0", "is a zip archive", "--allow-pickle"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "is a Python pickle", "save_file(torch.load"),
+        (b"<!doctype html>\n<html><title>Log in</title></html>", "is a page of a server (HTML)", "download it again"),
+    ];
+    for (content, what, remedy) in files {
+        let error = error_of(&[(SINGLE, content)]);
+        assert!(!error.to_string().contains('\n'), "{error}");
+        assert_error!(error, CheckpointError::OtherFile { .. }, SINGLE, what, remedy);
+    }
+    assert_error!(error_of(&[(INDEX, b"<html>")]), CheckpointError::OtherFile { .. }, INDEX, "a page of a server");
 }
 
 #[test]

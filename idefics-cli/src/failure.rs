@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use idefics_generate::processor::{ProcessorError, io_words};
 use idefics_generate::{Error, GenerationError};
 
-use crate::signals;
+use crate::{scratch, signals};
 
 const SOME_FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -142,6 +142,7 @@ impl Failure {
     /// Prints the line and ends the program, whatever other threads wait for.
     pub(crate) fn exit(&self) -> ! {
         self.warn();
+        scratch::remove();
         std::process::exit(self.code.into())
     }
 }

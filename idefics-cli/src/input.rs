@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use idefics_generate::processor::without_byte_order_mark;
+
 use crate::failure::Failure;
 
 /// The name of standard input and standard output on the command line.
@@ -80,7 +82,7 @@ pub(crate) fn without_mark(text: &[u8]) -> Result<&[u8], String> {
     if text.starts_with(&[0xFF, 0xFE]) || text.starts_with(&[0xFE, 0xFF]) {
         return Err("the text is UTF-16; save it as UTF-8".to_owned());
     }
-    Ok(text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text))
+    Ok(without_byte_order_mark(text))
 }
 
 /// Reads a line with its end into `line`, which is emptied first, and gives its length: 0 at the end of the text. Of a line

@@ -19,9 +19,11 @@ mod machine;
 mod model;
 mod output;
 mod placing;
+mod scratch;
 mod signals;
 mod terminal;
 
+use std::io::{self, Write};
 use std::panic;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp
             | ErrorKind::DisplayVersion
-            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => return print(&error),
             _ => return Failure::usage(first_lines(&error.to_string())).report(),
         },
     };
@@ -54,6 +56,15 @@ fn main() -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => failure.report(),
         Err(_) => Failure::bug(&PANIC.lock().unwrap_or_else(PoisonError::into_inner)).report(),
+    }
+}
+
+/// Prints help or the version to where it belongs.
+fn print(help: &clap::Error) -> ExitCode {
+    let code = if help.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+    match help.print().and_then(|()| io::stdout().flush()) {
+        Err(error) if !help.use_stderr() => Failure::from(error).report(),
+        _ => code,
     }
 }
 

@@ -12,12 +12,12 @@ use idefics_generate::{
 };
 use idefics_hub::{HubOptions, ModelSource};
 use indicatif::{ProgressBar, ProgressStyle};
-use tempfile::TempDir;
 
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::{available_memory_bytes, usable_memory_bytes};
 use crate::output::size;
+use crate::scratch::Scratch;
 use crate::{placing, signals};
 
 /// Where a model's files are.
@@ -25,7 +25,7 @@ pub(crate) enum ModelFolder {
     /// A folder of the user's, or of the hub's cache.
     Kept(PathBuf),
     /// The program's own model, written out while it is read.
-    Embedded(TempDir),
+    Embedded(Scratch),
 }
 
 impl ModelFolder {
@@ -62,10 +62,7 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
 }
 
 fn embedded() -> Result<ModelFolder, Failure> {
-    let failed = |error| Failure::of_io("the built-in model's files", &error);
-    let folder = tempfile::tempdir().map_err(failed)?;
-    idefics_demo::write_model(folder.path()).map_err(failed)?;
-    Ok(ModelFolder::Embedded(folder))
+    Scratch::new(idefics_demo::write_model).map(ModelFolder::Embedded)
 }
 
 /// Says what the built-in model is, once.

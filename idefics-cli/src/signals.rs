@@ -6,6 +6,9 @@
 //! a chat) is therefore written when it is made, not at the end.
 //!
 //! Exit codes are 128 plus the number of the signal: 130, 143 and 129.
+//!
+//! SIGXFSZ ends nothing: the write that goes beyond the limit on a file's size (`ulimit -f`) fails, and is told as any
+//! other.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,7 +16,7 @@ use std::time::Duration;
 
 use idefics_generate::CancelToken;
 
-use crate::terminal;
+use crate::{scratch, terminal};
 
 /// Time that a command has to end by itself.
 const GRACE: Duration = Duration::from_millis(700);
@@ -48,6 +51,8 @@ fn state() -> MutexGuard<'static, State> {
 
 /// Handles signals from now on. Where that fails they end the program at once, which is no reason to refuse work.
 pub(crate) fn install() {
+    #[cfg(unix)]
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default());
     #[cfg(unix)]
     if let Ok(mut signals) = signal_hook::iterator::Signals::new(not_ignored()) {
         let _ = thread::Builder::new().spawn(move || signals.forever().for_each(received));
@@ -97,6 +102,7 @@ fn received(signal: i32) {
 /// Ends the program where it is.
 fn end(signal: i32) -> ! {
     terminal::restore();
+    scratch::remove();
     // Without the handlers of `exit`: other threads still use what those would take down.
     #[cfg(unix)]
     signal_hook::low_level::exit(code(signal).into());

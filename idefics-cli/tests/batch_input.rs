@@ -107,6 +107,52 @@ fn keys_of_the_users_own_come_out_again() {
 }
 
 #[test]
+fn numbers_of_any_length_come_out_as_they_went_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let row =
+        |id: &str| format!(r#"{{"id": {id}, "text": "a", "big": -99999999999999999999, "own": [1.10, {{"x":1e2}}]}}"#);
+    // The same floats, and other numbers.
+    let ids = ["18446744073709551616", "18446744073709551617", "1", "1.0", r#""\u0061""#];
+    let input = ids.map(|id| row(id) + "\n").concat();
+    let expected = |output: &str| {
+        for (line, id) in output.lines().zip(ids) {
+            let id = id.replace("\\u0061", "a");
+            let begin = format!(r#"{{"id":{id},"big":-99999999999999999999,"own":[1.10, {{"x":1e2}}],"text":"#);
+            assert!(line.starts_with(&begin), "{line}");
+        }
+    };
+    let output = batch(folder.path(), input.as_bytes(), &["-", "--output", "-"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    expected(&text(&output.stdout));
+    assert_eq!(text(&output.stdout).lines().count(), 5);
+
+    let kept = || fs::read_to_string(folder.path().join("out.jsonl")).unwrap();
+    let to_file = |input: &str| batch(folder.path(), input.as_bytes(), &["-", "--output", "out.jsonl"]);
+    let output = to_file(&input);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    expected(&kept());
+    let output = to_file(&input);
+    assert!(text(&output.stderr).contains("complete already"), "{}", text(&output.stderr));
+    let output = to_file(&format!("{input}{}\n", row("2")));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    expected(&kept());
+    assert_eq!(kept().lines().count(), 6);
+}
+
+#[test]
+fn a_row_of_too_much_text_fails_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts = ["a".to_owned(), "word ".repeat(1 << 20), "b".to_owned()];
+    let input: String = texts.iter().map(|text| format!("{}\n", json!({"text": text}))).collect();
+    let output = batch(folder.path(), input.as_bytes(), &["-", "--output", "-"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let rows = rows(&text(&output.stdout));
+    assert!(rows[0]["text"].is_string() && rows[2]["text"].is_string(), "{}", text(&output.stdout));
+    let error = rows[1]["error"].as_str().unwrap();
+    assert!(error.contains("5242880 bytes of text; at most 1048576"), "{error}");
+}
+
+#[test]
 fn rows_with_errors_are_tried_again() {
     let folder = tempfile::tempdir().unwrap();
     let input = format!("{}\n{}\n", json!({"text": "a"}), json!({"text": "<image>", "images": ["late.jpg"]}));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -74,6 +75,42 @@ fn folders_that_are_no_models() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4f4f\nsize 12\n";
     fs::write(folder.path().join("model.safetensors"), pointer).unwrap();
     refused(folder.path(), &["caption", &photo()], 4, "git lfs pull");
+    fs::write(folder.path().join("model.safetensors"), "<!DOCTYPE html>\n<title>Log in</title>").unwrap();
+    refused(folder.path(), &["caption", &photo()], 4, "a page of a server");
+}
+
+#[test]
+fn an_option_of_the_folder_that_cannot_be_followed() {
+    let folder = copy("tiny-idefics2");
+    let path = folder.path().join("generation_config.json");
+    fs::write(&path, json!({"repetition_penalty": -2.0}).to_string()).unwrap();
+    let rows = folder.path().join("rows.jsonl");
+    fs::write(&rows, "{\"text\": \"a\"}\n").unwrap();
+    let batch = ["batch", rows.to_str().unwrap(), "--output", "-"];
+    for args in [&["caption", &photo()][..], &batch] {
+        refused(folder.path(), args, 4, "generation_config.json: `repetition_penalty` is -2");
+    }
+    let given = idefics(folder.path(), &["caption", &photo(), "--repetition-penalty", "1", "--max-new-tokens", "1"]);
+    assert!(given.status.success(), "{}", text(&given.stderr));
+    refused(folder.path(), &["caption", &photo(), "--repetition-penalty", "0"], 2, "error: `repetition_penalty`");
+}
+
+#[test]
+fn a_temporary_folder_that_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    for place in [folder.path().join("no-such"), file] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
+        command.env("TMPDIR", &place).env_remove("IDEFICS_MODEL").args(["caption", &photo()]);
+        let output = command.output().unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(5), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        for word in [place.to_str().unwrap(), "temporary folder", "set TMPDIR", "--model"] {
+            assert!(stderr.contains(word), "{stderr}");
+        }
+    }
 }
 
 #[test]

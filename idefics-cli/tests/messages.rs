@@ -60,6 +60,26 @@ fn files_that_are_not_there_are_named_in_words() {
 }
 
 #[test]
+fn numbers_that_begin_with_one_say_so() {
+    let photo = photo();
+    for (args, option) in [
+        (&["caption", &photo, "--page"][..], "--page"),
+        (&["batch", "in.jsonl", "--output", "-", "--batch-size"], "--batch-size"),
+        (&["caption", &photo, "--vision-batch"], "--vision-batch"),
+        (&["bench", "--runs"], "--runs"),
+    ] {
+        for value in ["0", "-1", "many", "99999999999999999999999"] {
+            let message = match value {
+                "-1" => said(&[&args[..args.len() - 1], &[&format!("{option}=-1")]].concat(), 2),
+                _ => said(&[args, &[value]].concat(), 2),
+            };
+            assert!(message.contains(option) && message.contains(value), "{message}");
+            assert!(message.contains("expected a whole number from 1 on"), "{message}");
+        }
+    }
+}
+
+#[test]
 fn labels_with_commas_are_given_one_by_one() {
     let photo = photo();
     let labels = |args: &[&str]| {

@@ -57,6 +57,18 @@ fn a_closed_standard_output_is_no_bug() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_standard_output_is_an_error() {
+    for args in [&["--help"][..], &["--version"], &["help", "ask"], &["man"], &["completions", "bash"], &["devices"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = program(args).stdout(full).stdin(Stdio::null()).output().unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(5), "{args:?}: {stderr}");
+        assert!(stderr.starts_with("error: standard output: ") && stderr.lines().count() == 1, "{args:?}: {stderr}");
+    }
+}
+
 #[test]
 fn messages_that_nobody_reads_are_no_bug() {
     let mut child = program(&["-v", "caption", "no-such.png", &photo(), "--max-new-tokens", "2"]).spawn().unwrap();

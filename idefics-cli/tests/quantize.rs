@@ -39,6 +39,22 @@ fn a_quantised_folder_answers_as_quantising_on_load_does() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_quantised_folder_is_as_readable_as_any_new_one() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let scratch = tempfile::tempdir().unwrap();
+    let mode = |name: &str| fs::metadata(scratch.path().join(name)).unwrap().permissions().mode();
+    fs::write(scratch.path().join("file"), "").unwrap();
+    fs::create_dir(scratch.path().join("folder")).unwrap();
+    assert!(quantize(&checkpoint(), "q4", &scratch.path().join("out"), &[]).status.success());
+    assert_eq!(mode("out"), mode("folder"));
+    for file in contents(&scratch.path().join("out")).keys() {
+        assert_eq!(mode(&format!("out/{file}")), mode("file"), "{file}");
+    }
+}
+
 #[test]
 fn inspection_of_a_quantised_folder_counts_the_same_parameters() {
     let scratch = tempfile::tempdir().unwrap();

@@ -82,6 +82,20 @@ fn samples_of_the_wrong_form_are_refused_by_field() {
 }
 
 #[test]
+fn keys_that_are_passed_over_are_named_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let samples = json!([{"text": "a", "id": 1, "imges": ["b.png"]}, {"text": "b", "id": 2, "images": null}]);
+    let output = generate(folder.path(), &samples, &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let stderr = text(&output.stderr);
+    let warnings: Vec<&str> = stderr.lines().collect();
+    assert_eq!(warnings.len(), 2, "{stderr}");
+    for (warning, key) in warnings.into_iter().zip(["id", "imges"]) {
+        assert!(warning.starts_with(&format!("warning: `{key}` ")), "{stderr}");
+    }
+}
+
+#[test]
 fn keys_of_the_owner_are_no_fault_and_images_may_stand_apart() {
     let folder = tempfile::tempdir().unwrap();
     let place = json!({"type": "image"});

@@ -157,6 +157,40 @@ fn commands_that_read_standard_input_end() {
 }
 
 #[test]
+fn the_built_in_models_files_do_not_stay_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let is_empty = || fs::read_dir(folder.path()).unwrap().next().is_none();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
+    command.args(["--device", "cpu", "batch", "-", "--output", "-"]);
+    command.env("TMPDIR", folder.path()).env_remove("IDEFICS_MODEL");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"{\"text\": \"a\"}\n").unwrap(); // and it waits for more
+    let start = Instant::now();
+    while is_empty() && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!is_empty());
+    send(&child, Signal::TERM);
+    assert_eq!(end_of(&mut child).code(), Some(143));
+    assert!(is_empty());
+    drop(stdin);
+}
+
+#[test]
+fn a_file_beyond_the_limit_on_its_size_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -f 1; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_idefics"), "--model"]).arg(checkpoint());
+    shell.args(["quantize", "--to", "q4"]).arg(folder.path().join("out"));
+    let output = shell.output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{:?} {stderr}", output.status);
+    assert!(stderr.contains("out") && stderr.contains("cannot be written"), "{stderr}");
+    assert!(fs::read_dir(folder.path()).unwrap().next().is_none());
+}
+
+#[test]
 fn the_rows_of_an_ended_batch_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let (rows, output) = (folder.path().join("rows.jsonl"), folder.path().join("out.jsonl"));

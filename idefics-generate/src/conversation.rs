@@ -84,7 +84,7 @@ impl<'a> Conversation<'a> {
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer, Error> {
         let sample = Sample::chat(self.messages.clone());
-        let options = self.model.options(options, true);
+        let options = self.model.options(options, true)?;
         if !options.is_streamable() {
             let reason = "a conversation has one answer that grows a token at a time";
             let (option, other) = ("num_beams or num_return_sequences", "chat");

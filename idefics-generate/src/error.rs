@@ -152,6 +152,14 @@ pub enum Error {
     /// Tokens and images that do not fit the model.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// An option of the model folder that cannot be followed, of which the call says nothing.
+    #[error("{}: {source}; correct it, or give another value with the call", path.display())]
+    FolderOption {
+        /// The file.
+        path: PathBuf,
+        /// The option and its value.
+        source: GenerationError,
+    },
     /// Generation options that cannot be followed.
     #[error(transparent)]
     Generation(#[from] GenerationError),
@@ -277,6 +285,7 @@ impl Error {
             | Self::ImageToken { .. }
             | Self::Gguf { .. }
             | Self::Adapter { .. }
+            | Self::FolderOption { .. }
             | Self::GitLfsPointer { .. } => ErrorKind::Model,
             Self::Processor(error) => match error.kind() {
                 idefics_processor::ErrorKind::FileSystem => ErrorKind::FileSystem,

@@ -1,6 +1,6 @@
 //! A model folder as one object: images and text in, text out.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -20,6 +20,7 @@ use crate::{
 /// A model with its processor and its generation options.
 #[derive(Debug)]
 pub struct Idefics {
+    folder: PathBuf,
     pub(crate) model: Box<dyn Model>,
     processor: Processor,
     generation_config: GenerationConfig,
@@ -94,7 +95,8 @@ impl Idefics {
         warnings.extend(of_weights);
         let features = Mutex::new(FeatureCache::new(FEATURE_BYTES));
         let (model, device) = (model.into_model(), device.clone());
-        Ok(Self { model, processor, generation_config, device, features, warnings })
+        let folder = folder.to_owned();
+        Ok(Self { folder, model, processor, generation_config, device, features, warnings })
     }
 
     /// Warnings about the folder, which can be used all the same.
@@ -143,13 +145,17 @@ impl Idefics {
 
     /// The options of a call over the folder's. Conversations in the words of the first Idefics end with a turn, unless
     /// the call says what they end with: its folders do not.
-    pub(crate) fn options(&self, options: &GenerationConfig, is_conversation: bool) -> GenerationConfig {
+    ///
+    /// # Errors
+    /// [`Error::Generation`] or [`Error::FolderOption`] for what cannot be followed.
+    pub(crate) fn options(&self, options: &GenerationConfig, is_conversation: bool) -> Result<GenerationConfig, Error> {
         let mut together = options.over(&self.generation_config);
         if let Some(end) = self.processor.turn_end_id().filter(|_| is_conversation && options.eos_token_id.is_none()) {
             let ends = together.eos_token_ids().iter().copied().chain([end]).collect();
             together.eos_token_id = Some(EosTokenId::Many(ends));
         }
-        together
+        together.validate().map_err(|error| options.blame(error, &self.folder))?;
+        Ok(together)
     }
 
     /// Rows of ids for the model, padded, with what they see of their images.

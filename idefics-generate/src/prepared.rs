@@ -147,7 +147,7 @@ impl Idefics {
         options: &GenerationConfig,
     ) -> Result<Prepared<'_>, Error> {
         let sample = std::slice::from_ref(sample);
-        check_streamable(&self.options(options, is_conversation(sample)))?;
+        check_streamable(&self.options(options, is_conversation(sample))?)?;
         self.prepare(sample, process)
     }
 }
@@ -234,7 +234,7 @@ impl<'m> Prepared<'m> {
 
     /// Everything up to the first token of the one row that a stream has.
     fn start_one(self, options: &GenerationConfig, controls: Controls<'m>) -> Result<Run<'m>, Error> {
-        check_streamable(&self.model.options(options, self.is_conversation))?;
+        check_streamable(&self.model.options(options, self.is_conversation)?)?;
         match self.inputs.input_ids.len() {
             1 => self.start(options, controls),
             _ => Err(one_answer("several samples").into()),
@@ -245,7 +245,7 @@ impl<'m> Prepared<'m> {
     fn start(self, options: &GenerationConfig, mut controls: Controls<'m>) -> Result<Run<'m>, Error> {
         let tokenizer = self.tokenizer();
         let Self { model, mut inputs, is_conversation, preprocess_ms, .. } = self;
-        let options = model.options(options, is_conversation);
+        let options = model.options(options, is_conversation)?;
         let mut timings = Timings { preprocess_ms, ..Timings::default() };
         if let Some(bos_token_id) = options.bos_token_id {
             // Source: `_maybe_initialize_input_ids_for_generation`.

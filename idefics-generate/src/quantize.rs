@@ -135,18 +135,8 @@ fn section(quantization: &Quantization, compute_dtype: &str) -> Map<String, Valu
 
 /// Gives the folder its name.
 fn publish(unfinished: tempfile::TempDir, target: &Path, parent: &Path) -> io::Result<()> {
-    readable_by_all(unfinished.path())?;
     File::open(unfinished.path())?.sync_all()?;
     fs::rename(unfinished.path(), target)?;
     let _ = unfinished.keep(); // it is not there any more
     File::open(parent)?.sync_all()
-}
-
-/// Temporary folders are their owner's alone; a result is as readable as its parent.
-fn readable_by_all(folder: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
 }

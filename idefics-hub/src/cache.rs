@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, TryLockError},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -181,8 +181,7 @@ pub(crate) fn is_lfs_pointer(path: &Path) -> bool {
     const START: &[u8] = b"version https://git-lfs.github.com/spec/";
     const MAX_BYTES: u64 = 1024;
     let is_short = fs::metadata(path).is_ok_and(|meta| meta.len() < MAX_BYTES);
-    let mut start = [0; START.len()];
-    is_short && fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == START
+    is_short && fs::read(path).is_ok_and(|content| content.starts_with(START))
 }
 
 pub(crate) fn create_parent(path: &Path) -> Result<(), HubError> {

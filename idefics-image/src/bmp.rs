@@ -4,7 +4,8 @@
 
 use crate::ImageError;
 use crate::decode::Input;
-use crate::raster::{Palette, Pixels, Raster};
+use crate::output::{self, Header, Output};
+use crate::raster::{Palette, Pixels};
 use crate::raw::{Layout, Rows};
 
 /// Bytes of the file header.
@@ -15,11 +16,18 @@ const RLE8: u32 = 1;
 const RLE4: u32 = 2;
 const BITFIELDS: u32 = 3;
 
-pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
+pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Result<output::Rows, ImageError> {
     let offset = u32_at(bytes, 10).ok_or_else(|| input.damaged("the file ends early"))?;
     let bitmap = Bitmap::read(bytes, FILE_HEADER, offset as usize, false, input)?;
-    let pixels = bitmap.pixels(bytes, bitmap.height, input)?;
-    Ok(Raster::new(bitmap.width, bitmap.height, pixels))
+    let mut rows = output.begin(Header::new(bitmap.width, bitmap.height), input)?;
+    if bitmap.is_packed() {
+        rows.push(&bitmap.pixels(bytes, bitmap.height, input)?);
+    } else {
+        bitmap.rows(bitmap.height).unpack_bands(bytes.get(bitmap.at..).unwrap_or_default(), input, |samples| {
+            rows.push(&bitmap.layout.pixels(samples, bitmap.palette.clone()));
+        })?;
+    }
+    Ok(rows)
 }
 
 /// What the header of a bitmap says, in a file of its own or in an icon.
@@ -128,16 +136,21 @@ impl Bitmap {
         self.at + self.stride * height as usize
     }
 
+    /// Whether rows are coded by runs.
+    fn is_packed(&self) -> bool {
+        self.compression == RLE8 || self.compression == RLE4
+    }
+
+    /// The first `height` rows of the file.
+    fn rows(&self, height: u32) -> Rows {
+        let &Self { width, layout, stride, is_bottom_up, .. } = self;
+        Rows { width, height, layout, stride, is_bottom_up }
+    }
+
     /// The pixels of the first `height` rows of the file.
     pub(crate) fn pixels(&self, bytes: &[u8], height: u32, input: &Input<'_>) -> Result<Pixels, ImageError> {
-        let rows = Rows {
-            width: self.width,
-            height,
-            layout: self.layout,
-            stride: self.stride,
-            is_bottom_up: self.is_bottom_up,
-        };
-        let samples = if self.compression == RLE8 || self.compression == RLE4 {
+        let rows = self.rows(height);
+        let samples = if self.is_packed() {
             let rows = Rows { layout: Layout::Index(8), stride: self.width as usize, ..rows };
             input.check_memory(2 * u64::from(rows.width) * u64::from(height))?;
             let indices = decompress(bytes, self.at, self.width as usize, height as usize, self.compression == RLE4);

@@ -3,13 +3,12 @@
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use image::metadata::Orientation;
-use image::{DynamicImage, ImageBuffer};
-
 use crate::jpeg::{self, JpegError};
 use crate::orientation::orientation;
-use crate::raster::{Pixels, Raster};
-use crate::{DecodeOptions, Format, ImageError, Limits, RgbImage};
+use crate::output::{Header, Output, Rows};
+use crate::raster::Pixels;
+use crate::resize::zeroed;
+use crate::{Crop, DecodeOptions, Format, ImageError, Limits, ResizeTarget, RgbImage};
 use crate::{avif, bmp, gif, ico, jpeg2000, png, pnm, tga, tiff, webp};
 
 /// How transparency is treated.
@@ -37,13 +36,31 @@ pub enum Alpha {
 /// # Errors
 /// [`ImageError::Empty`], [`ImageError::Format`], [`ImageError::NoSuchPage`], [`ImageError::TooLarge`],
 /// [`ImageError::Memory`], [`ImageError::TooThin`] before anything is decoded; [`ImageError::Decode`],
-/// [`ImageError::Coding`] and [`ImageError::DecoderPanic`] from the decoder.
+/// [`ImageError::Coding`], [`ImageError::OutOfMemory`] and [`ImageError::DecoderPanic`] from the decoder.
 pub fn decode(
     bytes: &[u8],
     name: &str,
     limits: &Limits,
     options: impl Into<DecodeOptions>,
 ) -> Result<RgbImage, ImageError> {
+    let whole = |width, height| vec![ResizeTarget::unchanged(width, height)];
+    let mut pictures = decode_resized(bytes, name, limits, options, whole)?;
+    Ok(pictures.pop().expect("there is a picture for each target"))
+}
+
+/// Decodes an encoded image into the pictures that `plan` asks for, given its upright width and height: rectangles of it,
+/// resized. The pixels are those of [`resize_view`](crate::resize_view) on the decoded picture, but where the format gives
+/// its rows one after another, no more of it is kept at a time than resizing needs.
+///
+/// # Errors
+/// As [`decode`], and [`ImageError::Target`] for what the picture has no pixels for.
+pub fn decode_resized(
+    bytes: &[u8],
+    name: &str,
+    limits: &Limits,
+    options: impl Into<DecodeOptions>,
+    plan: impl FnOnce(u32, u32) -> Vec<ResizeTarget> + Send,
+) -> Result<Vec<RgbImage>, ImageError> {
     let DecodeOptions { alpha, page } = options.into();
     if bytes.is_empty() {
         return Err(ImageError::Empty { image: name.to_owned() });
@@ -58,9 +75,8 @@ pub fn decode(
     }
     // Nothing outlives a decoder that fails on its own assertion: what it wrote to is dropped.
     catch_unwind(AssertUnwindSafe(|| {
-        let raster = input.decode(bytes)?;
-        let (width, height, orientation) = (raster.width, raster.height, raster.orientation);
-        upright(width, height, raster.into_rgb(alpha), orientation)
+        let rows = input.decode(bytes, Output::new(Box::new(plan), alpha))?;
+        Ok(rows.finish())
     }))
     .unwrap_or_else(|_| Err(ImageError::DecoderPanic { image: name.to_owned(), format: format.name() }))
 }
@@ -78,35 +94,36 @@ pub(crate) struct Input<'a> {
 }
 
 impl Input<'_> {
-    fn decode(&self, bytes: &[u8]) -> Result<Raster, ImageError> {
+    fn decode(&self, bytes: &[u8], output: Output<'_>) -> Result<Rows, ImageError> {
         match self.format {
-            Format::Png => png::decode(bytes, self),
-            Format::Jpeg => self.decode_jpeg(bytes),
-            Format::WebP => webp::decode(bytes, self),
-            Format::Gif => gif::decode(bytes, self),
-            Format::Bmp => bmp::decode(bytes, self),
-            Format::Pnm => pnm::decode(bytes, self),
-            Format::Ico => ico::decode(bytes, self),
-            Format::Cur => ico::decode_cursor(bytes, self),
-            Format::Tga => tga::decode(bytes, self),
-            Format::Avif => avif::decode(bytes, self),
-            Format::Jpeg2000 => jpeg2000::decode(bytes, self),
-            Format::Tiff => tiff::decode(bytes, self, self.page),
+            Format::Png => png::decode(bytes, self, output),
+            Format::Jpeg => self.decode_jpeg(bytes, output),
+            Format::WebP => output.put(webp::decode(bytes, self)?, self),
+            Format::Gif => output.put(gif::decode(bytes, self)?, self),
+            Format::Bmp => bmp::decode(bytes, self, output),
+            Format::Pnm => pnm::decode(bytes, self, output),
+            Format::Ico => output.put(ico::decode(bytes, self)?, self),
+            Format::Cur => output.put(ico::decode_cursor(bytes, self)?, self),
+            Format::Tga => output.put(tga::decode(bytes, self)?, self),
+            Format::Avif => output.put(avif::decode(bytes, self)?, self),
+            Format::Jpeg2000 => output.put(jpeg2000::decode(bytes, self)?, self),
+            Format::Tiff => tiff::decode(bytes, self, self.page, output),
         }
     }
 
-    fn decode_jpeg(&self, bytes: &[u8]) -> Result<Raster, ImageError> {
+    fn decode_jpeg(&self, bytes: &[u8], output: Output<'_>) -> Result<Rows, ImageError> {
         let decoder = jpeg::Decoder::new(bytes).map_err(|error| self.jpeg_error(error))?;
         let (width, height) = decoder.size();
         self.check_size(width, height)?;
-        let area = u64::from(width) * u64::from(height);
-        self.check_memory(area.saturating_mul(decoder.components().max(3) as u64))?;
         let orientation = orientation(decoder.exif(), decoder.xmp());
-        let data = decoder.decode(self.limits.max_decoded_bytes).map_err(|error| self.jpeg_error(error))?;
-        Ok(Raster { orientation, ..Raster::new(width, height, Pixels::Rgb(data)) })
+        let mut rows = output.begin(Header { orientation, ..Header::new(width, height) }, self)?;
+        decoder
+            .decode(self.limits.max_decoded_bytes, |band| rows.push(&Pixels::Rgb(band)))
+            .map_err(|error| self.jpeg_error(error))?;
+        Ok(rows)
     }
 
-    /// Refuses sides of 0 and sizes beyond the limits, of which one is that the RGB picture fits in memory.
+    /// Refuses sides of 0 and sizes beyond the limits.
     pub(crate) fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
         let Limits { max_pixels, max_aspect_ratio, .. } = *self.limits;
         let image = || self.name.to_owned();
@@ -119,7 +136,7 @@ impl Input<'_> {
         if u64::from(width.max(height)) > u64::from(width.min(height)) * u64::from(max_aspect_ratio) {
             return Err(ImageError::TooThin { image: image(), width, height, max: max_aspect_ratio });
         }
-        self.check_memory((u64::from(width) * u64::from(height)).saturating_mul(3))
+        Ok(())
     }
 
     /// Refuses to decode into `needed` bytes if that is more than the limit.
@@ -143,6 +160,23 @@ impl Input<'_> {
         ImageError::Memory { image: self.name.to_owned(), needed, limit: self.limits.max_decoded_bytes }
     }
 
+    /// Zeros for pixels, of which the limits allow as many.
+    pub(crate) fn zeroed(&self, length: usize) -> Result<Vec<u8>, ImageError> {
+        zeroed(length).map_err(|_| self.no_memory(length as u64))
+    }
+
+    pub(crate) fn no_memory(&self, needed: u64) -> ImageError {
+        ImageError::OutOfMemory { image: self.name.to_owned(), needed }
+    }
+
+    /// `target` asks for what a picture of `width` × `height` pixels does not have.
+    pub(crate) fn bad_target(&self, target: ResizeTarget, width: u32, height: u32) -> ImageError {
+        let ResizeTarget { crop, width: target_width, height: target_height, .. } = target;
+        let Crop { left, top, right, bottom } = crop;
+        let image = self.name.to_owned();
+        ImageError::Target { image, left, top, right, bottom, width, height, target_width, target_height }
+    }
+
     fn jpeg_error(&self, error: JpegError) -> ImageError {
         match error {
             JpegError::Damaged(reason) => self.damaged(reason),
@@ -160,21 +194,4 @@ impl Input<'_> {
     pub(crate) fn coding(&self, reason: impl Into<String>) -> ImageError {
         ImageError::Coding { image: self.name.to_owned(), format: self.format.name(), reason: reason.into() }
     }
-}
-
-/// Turns and mirrors the picture as its orientation says.
-fn upright(width: u32, height: u32, data: Vec<u8>, orientation: Orientation) -> Result<RgbImage, ImageError> {
-    if orientation == Orientation::NoTransforms {
-        return RgbImage::new(width, height, data);
-    }
-    let actual = data.len();
-    let buffer = ImageBuffer::from_raw(width, height, data).ok_or(ImageError::PixelCount {
-        width,
-        height,
-        expected: 3 * u64::from(width) * u64::from(height),
-        actual,
-    })?;
-    let mut image = DynamicImage::ImageRgb8(buffer);
-    image.apply_orientation(orientation);
-    RgbImage::new(image.width(), image.height(), image.into_bytes())
 }

@@ -113,6 +113,41 @@ pub enum ImageError {
         limit: u64,
     },
 
+    /// The system has no memory left for the decoded pixels.
+    #[error("{image}: there is no memory left for {needed} bytes of pixels; close other programs or scale it down")]
+    OutOfMemory {
+        /// The input.
+        image: String,
+        /// Bytes asked for.
+        needed: u64,
+    },
+
+    /// A picture to be made of this one that it has no pixels for.
+    #[error(
+        "{image}: columns {left} to {right} and rows {top} to {bottom} of {width}x{height} pixels cannot become \
+         {target_width}x{target_height}; expected a rectangle inside and sides of at least 1 pixel"
+    )]
+    Target {
+        /// The input.
+        image: String,
+        /// First column asked for.
+        left: u32,
+        /// First row.
+        top: u32,
+        /// Column behind the last.
+        right: u32,
+        /// Row behind the last.
+        bottom: u32,
+        /// Width of the picture, in pixels.
+        width: u32,
+        /// Height of the picture, in pixels.
+        height: u32,
+        /// Width asked for, in pixels.
+        target_width: u32,
+        /// Height asked for, in pixels.
+        target_height: u32,
+    },
+
     /// One side is so much longer than the other that nothing would be recognizable after resizing.
     #[error("{image}: {width}x{height} pixels; one side may be at most {max} times the other; crop it")]
     TooThin {
@@ -257,6 +292,8 @@ impl ImageError {
             | Self::NoSuchPage { .. }
             | Self::TooLarge { .. }
             | Self::Memory { .. }
+            | Self::OutOfMemory { .. }
+            | Self::Target { .. }
             | Self::TooThin { .. }
             | Self::Decode { .. }
             | Self::Coding { .. }

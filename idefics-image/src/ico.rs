@@ -2,13 +2,11 @@
 //!
 //! Source: `IcoImagePlugin.py` and `CurImagePlugin.py` of Pillow.
 
-use image::metadata::Orientation;
-
 use crate::ImageError;
 use crate::bmp::Bitmap;
 use crate::decode::Input;
 use crate::png;
-use crate::raster::{Keys, Palette, Pixels, Raster};
+use crate::raster::{Palette, Pixels, Raster};
 use crate::raw::{Layout, Rows};
 
 /// Bytes of the file's header and of an entry.
@@ -62,10 +60,8 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
         .ok_or_else(|| input.damaged("there is no picture in it"))?;
     let start = bytes.get(entry.offset..).unwrap_or_default();
     if start.starts_with(png::SIGNATURE) {
-        let mut picture = png::decode(start, input)?;
+        let mut picture = png::decode_stored(start, input)?;
         // Only pixels are taken over: no orientation, and no transparency but that of an alpha channel.
-        picture.orientation = Orientation::NoTransforms;
-        picture.keys = Keys::default();
         if let Pixels::Indexed(_, palette) = &mut picture.pixels {
             palette.0.iter_mut().for_each(|color| color[3] = 255);
         }

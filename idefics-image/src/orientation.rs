@@ -1,6 +1,9 @@
 //! The orientation that a file declares, from the places where Pillow's `exif_transpose` looks.
 
 use image::metadata::Orientation;
+use image::{DynamicImage, ImageBuffer};
+
+use crate::RgbImage;
 
 /// Tag `Orientation` of TIFF and EXIF.
 const ORIENTATION: u16 = 0x0112;
@@ -17,6 +20,17 @@ pub(crate) fn orientation(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientatio
         Tag::Absent => xmp.and_then(read_xmp),
     };
     code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
+}
+
+/// Turns and mirrors the picture as its orientation says.
+pub(crate) fn upright(picture: RgbImage, orientation: Orientation) -> RgbImage {
+    if orientation == Orientation::NoTransforms {
+        return picture;
+    }
+    let buffer = ImageBuffer::from_raw(picture.width(), picture.height(), picture.into_data());
+    let mut image = DynamicImage::ImageRgb8(buffer.expect("a picture has three bytes for each pixel"));
+    image.apply_orientation(orientation);
+    RgbImage::new(image.width(), image.height(), image.into_bytes()).expect("turning keeps the number of pixels")
 }
 
 /// Whether an EXIF block has an orientation, of whatever value.

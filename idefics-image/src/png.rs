@@ -12,6 +12,7 @@ use image::metadata::Orientation;
 use crate::ImageError;
 use crate::decode::Input;
 use crate::orientation::orientation;
+use crate::output::{self, Output, Rows, read_ahead};
 use crate::raster::{Keys, Palette, Pixels, Raster, clip};
 
 pub(crate) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
@@ -25,17 +26,27 @@ const PALETTE: u8 = 3;
 const GREY_ALPHA: u8 = 4;
 const RGBA: u8 = 6;
 
-pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
+pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Result<Rows, ImageError> {
     let file = File::read(bytes, input)?;
     let header = file.header.as_ref().ok_or_else(|| input.damaged("there is no header"))?;
-    let packed = header.inflate(&file, input)?;
-    let (pixels, keys) = file.unpack(header, packed);
-    let pixels = match file.frame {
-        Some(frame) if frame != Frame::whole(header) => on_canvas(pixels, header, frame),
-        _ => pixels,
-    };
-    let (width, height) = (header.width, header.height);
-    Ok(Raster { width, height, pixels, keys, orientation: file.texts.orientation() })
+    let (width, height, orientation) = (header.width, header.height, file.texts.orientation());
+    let keys = file.keys(header);
+    let pixels = PackedPixels::new(header, &file, input)?;
+    let mut rows = output.begin(output::Header { width, height, orientation, keys }, input)?;
+    if header.is_interlaced || file.frame.is_some_and(|frame| frame != Frame::whole(header)) {
+        rows.push(&file.whole(header, pixels)?);
+    } else {
+        pixels.read_bands(|band| rows.push(&file.unpack(header, band)))?;
+    }
+    Ok(rows)
+}
+
+/// The pixels as they are stored, whatever the file says of turning and of a transparent color.
+pub(crate) fn decode_stored(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
+    let file = File::read(bytes, input)?;
+    let header = file.header.as_ref().ok_or_else(|| input.damaged("there is no header"))?;
+    let pixels = file.whole(header, PackedPixels::new(header, &file, input)?)?;
+    Ok(Raster::new(header.width, header.height, pixels))
 }
 
 /// What the chunks say.
@@ -229,47 +240,56 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    /// The pixels of one format of Pillow, and the color that is transparent.
-    fn unpack(&self, header: &Header, packed: Vec<u8>) -> (Pixels, Keys) {
+    /// The color that is transparent.
+    fn keys(&self, header: &Header) -> Keys {
         let key_at = |at: usize| {
             let value = self.transparency?.get(2 * at..)?.first_chunk()?;
             Some(u16::from_be_bytes(*value))
         };
-        match (header.color_type, header.depth) {
-            (GREY, 1) => {
-                let keys = key_at(0).map(|key| if key == 0 { 0 } else { 255 });
-                let keys = keys.map(|key| Keys { over_white: Some([key; 3]), dropped: Some([key, 0, 0]) });
-                (Pixels::Grey(self.spread(header, &packed, 255)), keys.unwrap_or_default())
-            }
-            (GREY, 16) => {
-                let grey = packed.as_chunks().0.iter().map(|&level| clip(u16::from_be_bytes(level))).collect();
-                let keys = key_at(0).map(|key| {
-                    let low = key as u8;
-                    Keys { over_white: Some([low; 3]), dropped: Some([low, 0, 0]) }
-                });
-                (Pixels::Grey(grey), keys.unwrap_or_default())
-            }
-            (GREY, depth) => {
-                let keys =
-                    key_at(0).map(|key| Keys { over_white: Some([key as u8; 3]), dropped: Some([clip(key); 3]) });
-                let grey = match depth {
-                    8 => packed,
-                    4 => self.spread(header, &packed, 0x11),
-                    _ => self.spread(header, &packed, 0x55),
-                };
-                (Pixels::Grey(grey), keys.unwrap_or_default())
-            }
-            (PALETTE, depth) => {
-                let indices = if depth == 8 { packed } else { self.spread(header, &packed, 1) };
-                let (palette, keys) = self.palette();
-                (Pixels::Indexed(indices, palette), keys)
-            }
-            (RGB, depth) => {
+        let keys = match (header.color_type, header.depth) {
+            (GREY, 1) => key_at(0).map(|key| {
+                let level = if key == 0 { 0 } else { 255 };
+                Keys { over_white: Some([level; 3]), dropped: Some([level, 0, 0]) }
+            }),
+            (GREY, 16) => key_at(0).map(|key| {
+                let low = key as u8;
+                Keys { over_white: Some([low; 3]), dropped: Some([low, 0, 0]) }
+            }),
+            (GREY, _) => key_at(0).map(|key| Keys { over_white: Some([key as u8; 3]), dropped: Some([clip(key); 3]) }),
+            (PALETTE, _) => Some(Keys { over_white: None, dropped: self.clear_color() }),
+            (RGB, _) => {
                 let key = || Some([key_at(0)? as u8, key_at(1)? as u8, key_at(2)? as u8]);
-                (Pixels::Rgb(high_bytes(packed, depth)), key().map(Keys::both).unwrap_or_default())
+                key().map(Keys::both)
             }
-            (GREY_ALPHA, depth) => (Pixels::GreyAlpha(high_bytes(packed, depth)), Keys::default()),
-            (_, depth) => (Pixels::Rgba(high_bytes(packed, depth)), Keys::default()),
+            _ => None,
+        };
+        keys.unwrap_or_default()
+    }
+
+    /// All pixels, those of a frame on the picture it belongs to.
+    fn whole(&self, header: &Header, pixels: PackedPixels<'_>) -> Result<Pixels, ImageError> {
+        let pixels = self.unpack(header, pixels.read_whole()?);
+        Ok(match self.frame {
+            Some(frame) if frame != Frame::whole(header) => on_canvas(pixels, header, frame),
+            _ => pixels,
+        })
+    }
+
+    /// Packed rows as pixels of one format of Pillow.
+    fn unpack(&self, header: &Header, packed: Vec<u8>) -> Pixels {
+        match (header.color_type, header.depth) {
+            (GREY, 1) => Pixels::Grey(self.spread(header, &packed, 255)),
+            (GREY, 2) => Pixels::Grey(self.spread(header, &packed, 0x55)),
+            (GREY, 4) => Pixels::Grey(self.spread(header, &packed, 0x11)),
+            (GREY, 16) => {
+                Pixels::Grey(packed.as_chunks().0.iter().map(|&level| clip(u16::from_be_bytes(level))).collect())
+            }
+            (GREY, _) => Pixels::Grey(packed),
+            (PALETTE, 8) => Pixels::Indexed(packed, self.palette()),
+            (PALETTE, _) => Pixels::Indexed(self.spread(header, &packed, 1), self.palette()),
+            (RGB, depth) => Pixels::Rgb(high_bytes(packed, depth)),
+            (GREY_ALPHA, depth) => Pixels::GreyAlpha(high_bytes(packed, depth)),
+            (_, depth) => Pixels::Rgba(high_bytes(packed, depth)),
         }
     }
 
@@ -282,17 +302,21 @@ impl<'a> File<'a> {
         }
     }
 
-    fn palette(&self) -> (Palette, Keys) {
+    fn palette(&self) -> Palette {
         let mut palette = Palette::from_rgb(self.palette);
-        let Some(alphas) = self.transparency else { return (palette, Keys::default()) };
-        for (entry, &alpha) in palette.0.iter_mut().zip(alphas) {
+        for (entry, &alpha) in palette.0.iter_mut().zip(self.transparency.unwrap_or_default()) {
             entry[3] = alpha;
         }
-        // One clear entry among opaque ones is a color for `convert("RGB")`.
-        let clear = alphas.iter().position(|&alpha| alpha == 0);
-        let is_only = alphas.iter().enumerate().all(|(at, &alpha)| Some(at) == clear || alpha == 255);
-        let dropped = clear.filter(|&at| is_only && at < 256).map(|at| palette.color(at as u8));
-        (palette, Keys { over_white: None, dropped })
+        palette
+    }
+
+    /// The only clear entry of a palette whose other entries are opaque: that is a color for `convert("RGB")`.
+    fn clear_color(&self) -> Option<[u8; 3]> {
+        let alphas = self.transparency?;
+        let clear = alphas.iter().position(|&alpha| alpha == 0)?;
+        let is_only = alphas.iter().enumerate().all(|(at, &alpha)| at == clear || alpha == 255);
+        let index = u8::try_from(clear).ok().filter(|_| is_only)?;
+        Some(self.palette().color(index))
     }
 
     /// Samples of less than 8 bits to a byte each, times `scale`.
@@ -301,8 +325,9 @@ impl<'a> File<'a> {
         let depth = usize::from(header.depth);
         let mask = (1_u8 << depth) - 1;
         let width = frame.width as usize;
-        let mut samples = Vec::with_capacity(width * frame.height as usize);
-        for row in packed.chunks_exact((width * depth).div_ceil(8)) {
+        let rows = packed.chunks_exact((width * depth).div_ceil(8));
+        let mut samples = Vec::with_capacity(width * rows.len());
+        for row in rows {
             samples.extend((0..width).map(|x| {
                 let shift = 8 - depth - x * depth % 8;
                 (row[x * depth / 8] >> shift & mask) * scale
@@ -333,30 +358,49 @@ impl Header {
         Ok(Self { width, height, depth, color_type, is_interlaced: interlace != 0 })
     }
 
-    /// Decompresses the pixels, rows packed to whole bytes.
-    fn inflate(&self, file: &File<'_>, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
-        let frame = file.frame.unwrap_or(Frame::whole(self));
-        let channels = match self.color_type {
+    fn channels(&self) -> u64 {
+        match self.color_type {
             GREY | PALETTE => 1,
             GREY_ALPHA => 2,
             RGB => 3,
             _ => 4,
-        };
-        let row = (u64::from(frame.width) * channels * u64::from(self.depth)).div_ceil(8);
+        }
+    }
+}
+
+/// The decompressor of the pixels, whose rows are packed to whole bytes.
+struct PackedPixels<'a> {
+    reader: png::Reader<Cursor<Vec<u8>>>,
+    file: &'a File<'a>,
+    input: &'a Input<'a>,
+    /// Bytes of a row, and number of rows.
+    row: usize,
+    height: usize,
+}
+
+/// Bytes that are unpacked together.
+const BAND_BYTES: usize = 256 << 10;
+
+impl<'a> PackedPixels<'a> {
+    fn new(header: &Header, file: &'a File<'a>, input: &'a Input<'a>) -> Result<Self, ImageError> {
+        let frame = file.frame.unwrap_or(Frame::whole(header));
+        let channels = header.channels();
+        let row = (u64::from(frame.width) * channels * u64::from(header.depth)).div_ceil(8);
         let needed = row.saturating_mul(frame.height.into());
         // Samples of less than a byte become bytes, and a frame lies on the whole picture.
-        let samples = channels * u64::from(self.width) * u64::from(self.height);
-        input.check_memory(needed.max(samples))?;
+        let samples = channels * u64::from(header.width) * u64::from(header.height);
+        let is_whole = header.is_interlaced || frame != Frame::whole(header);
+        input.check_memory(if is_whole { needed.max(samples) } else { row })?;
 
         // A clean file of the same pixels: indices are read as grey, so that no palette has to be there.
-        let color_type = if self.color_type == PALETTE { GREY } else { self.color_type };
+        let color_type = if header.color_type == PALETTE { GREY } else { header.color_type };
         let length = file.data.iter().map(|data| data.len()).sum::<usize>();
         let mut clean = Vec::with_capacity(length + 57);
         clean.extend_from_slice(SIGNATURE);
         clean.extend_from_slice(b"\0\0\0\x0dIHDR");
         clean.extend(frame.width.to_be_bytes());
         clean.extend(frame.height.to_be_bytes());
-        clean.extend([self.depth, color_type, 0, 0, self.is_interlaced.into(), 0, 0, 0, 0]);
+        clean.extend([header.depth, color_type, 0, 0, header.is_interlaced.into(), 0, 0, 0, 0]);
         let chunk_length = u32::try_from(length).map_err(|_| input.coding("4 GB of compressed pixels or more"))?;
         clean.extend(chunk_length.to_be_bytes());
         clean.extend_from_slice(b"IDAT");
@@ -368,20 +412,61 @@ impl Header {
         options.set_ignore_adler32(false);
         let mut decoder = png::Decoder::new_with_options(Cursor::new(clean), options);
         decoder.set_limits(png::Limits { bytes: input.max_decoded_bytes() });
-        let fail = |error: png::DecodingError| match error {
-            png::DecodingError::LimitsExceeded => input.memory_error(needed),
-            error => input.damaged(error.to_string()),
-        };
-        let mut reader = decoder.read_info().map_err(fail)?;
-        let mut packed = vec![0; needed as usize];
-        match reader.next_frame(&mut packed) {
+        let reader = decoder.read_info().map_err(|error| png_error(error, needed, input))?;
+        Ok(Self { reader, file, input, row: row as usize, height: frame.height as usize })
+    }
+
+    /// All rows.
+    fn read_whole(mut self) -> Result<Vec<u8>, ImageError> {
+        let mut packed = self.input.zeroed(self.row * self.height)?;
+        match self.reader.next_frame(&mut packed) {
             Ok(_) => Ok(packed),
-            // Rows that are not there stay zero.
-            Err(_) if !self.is_interlaced && file.ends_after_whole_rows(row as usize + 1, needed as usize) => {
-                Ok(packed)
-            }
-            Err(error) => Err(fail(error)),
+            Err(_) if self.ends_after_whole_rows() => Ok(packed),
+            Err(error) => Err(self.error(error)),
         }
+    }
+
+    /// Hands the rows to `take` in bands from the top, while the next ones are decompressed.
+    fn read_bands(mut self, take: impl FnMut(Vec<u8>) + Send) -> Result<(), ImageError> {
+        let band = (BAND_BYTES / self.row).max(1);
+        let (mut top, mut is_over) = (0, false);
+        let read = || {
+            if top == self.height {
+                return Ok(None);
+            }
+            let rows = band.min(self.height - top);
+            top += rows;
+            let mut packed = vec![0; self.row * rows];
+            let mut lines = packed.chunks_exact_mut(self.row).take(if is_over { 0 } else { rows });
+            let mut read = lines.try_for_each(|line| self.reader.read_row(line).map(drop));
+            if read.is_ok() && top == self.height && !is_over {
+                // Sums are compared behind the last row.
+                read = self.reader.read_row(&mut vec![0; self.row]).map(drop);
+            }
+            match read {
+                Ok(()) => {}
+                Err(_) if self.ends_after_whole_rows() => is_over = true,
+                Err(error) => return Err(self.error(error)),
+            }
+            Ok(Some(packed))
+        };
+        read_ahead(read, take)
+    }
+
+    /// Whether the compressed pixels are valid but end at the end of a row: then the rows that are not there are zero.
+    fn ends_after_whole_rows(&self) -> bool {
+        !self.reader.info().interlaced && self.file.ends_after_whole_rows(self.row + 1, self.row * self.height)
+    }
+
+    fn error(&self, error: png::DecodingError) -> ImageError {
+        png_error(error, (self.row * self.height) as u64, self.input)
+    }
+}
+
+fn png_error(error: png::DecodingError, needed: u64, input: &Input<'_>) -> ImageError {
+    match error {
+        png::DecodingError::LimitsExceeded => input.memory_error(needed),
+        error => input.damaged(error.to_string()),
     }
 }
 

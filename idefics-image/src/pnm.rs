@@ -4,7 +4,8 @@
 
 use crate::ImageError;
 use crate::decode::Input;
-use crate::raster::{Pixels, Raster, clip};
+use crate::output::{self, Output};
+use crate::raster::{Pixels, clip};
 use crate::raw::{Layout, Rows};
 
 /// Longest number, in characters.
@@ -21,26 +22,39 @@ pub(crate) fn is_pnm(bytes: &[u8]) -> bool {
     }
 }
 
-pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
+pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Result<output::Rows, ImageError> {
     let mut header = Header { rest: bytes.get(3..).unwrap_or_default() };
     let (width, height) = (header.number(input)?, header.number(input)?);
     input.check_size(width, height)?;
     let pixels = u64::from(width) * u64::from(height);
-    let rows = |layout: Layout| Rows { width, height, layout, stride: layout.row_bytes(width), is_bottom_up: false };
     let mut maxval = || match header.number(input)? {
         maxval @ 1..=65535 => Ok(maxval),
         other => Err(input.damaged(format!("its largest value is {other}, expected 1 to 65535"))),
     };
-    let pixels = match bytes[1] {
+    let kind = bytes[1];
+    let maxval = if matches!(kind, b'2' | b'3' | b'5' | b'6') { maxval()? } else { 1 };
+    let mut rows = output.begin(output::Header::new(width, height), input)?;
+    let layout = match (kind, maxval) {
+        (b'4', _) => Some(Layout::BitInverted),
+        (b'5', 255) => Some(Layout::Grey),
+        (b'6', 255) => Some(Layout::RGB),
+        _ => None,
+    };
+    if let Some(layout) = layout {
+        let stored = Rows { width, height, layout, stride: layout.row_bytes(width), is_bottom_up: false };
+        stored.unpack_bands(header.rest, input, |samples| rows.push(&layout.pixels(samples, None)))?;
+        return Ok(rows);
+    }
+    let pixels = match kind {
         b'1' => Pixels::Grey(plain_bits(header.rest, pixels, input)?),
-        b'2' => Pixels::Grey(plain_values(maxval()?, true, &mut header, pixels, input)?),
-        b'3' => Pixels::Rgb(plain_values(maxval()?, false, &mut header, 3 * pixels, input)?),
-        b'4' => Pixels::Grey(rows(Layout::BitInverted).unpack(header.rest, input)?),
-        b'5' => Pixels::Grey(raw_values(maxval()?, true, &header, pixels, input)?),
-        b'6' => Pixels::Rgb(raw_values(maxval()?, false, &header, 3 * pixels, input)?),
+        b'2' => Pixels::Grey(plain_values(maxval, true, &mut header, pixels, input)?),
+        b'3' => Pixels::Rgb(plain_values(maxval, false, &mut header, 3 * pixels, input)?),
+        b'5' => Pixels::Grey(raw_values(maxval, true, &header, pixels, input)?),
+        b'6' => Pixels::Rgb(raw_values(maxval, false, &header, 3 * pixels, input)?),
         _ => Pixels::Grey(floats(&mut header, width, height, input)?),
     };
-    Ok(Raster::new(width, height, pixels))
+    rows.push(&pixels);
+    Ok(rows)
 }
 
 struct Header<'a> {
@@ -103,7 +117,6 @@ fn raw_values(
     let data = header.rest.get(..size * count as usize).ok_or_else(|| input.damaged("the file ends early"))?;
     let scale = scaler(maxval, is_grey);
     Ok(match maxval {
-        255 => data.to_vec(),
         0..=255 => {
             let table: Vec<u8> = (0..=255).map(scale).collect();
             data.iter().map(|&value| table[usize::from(value)]).collect()

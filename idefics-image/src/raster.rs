@@ -1,12 +1,15 @@
 //! A decoded picture in a pixel format of Pillow, and its conversion to RGB.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use image::metadata::Orientation;
 
 use crate::Alpha;
 
 const WHITE: [u8; 3] = [255; 3];
 
-/// What a decoder returns: pixels as the file stores them, and how they are to be shown.
+/// A whole picture as the file stores it, and how it is to be shown.
 #[derive(Debug)]
 pub(crate) struct Raster {
     pub(crate) width: u32,
@@ -83,36 +86,78 @@ impl Raster {
     pub(crate) fn new(width: u32, height: u32, pixels: Pixels) -> Self {
         Self { width, height, pixels, keys: Keys::default(), orientation: Orientation::NoTransforms }
     }
+}
 
-    /// 8-bit RGB, `[height, width, 3]`, not yet turned upright.
-    ///
-    /// Source: `Convert.c` of Pillow, `Image.convert` for transparency, `convert_to_rgb` of Transformers for white.
-    pub(crate) fn into_rgb(self, alpha: Alpha) -> Vec<u8> {
+/// How transparent colors become opaque ones.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flattening {
+    alpha: Alpha,
+    /// The color that becomes white.
+    key: Option<[u8; 3]>,
+}
+
+impl Flattening {
+    pub(crate) fn new(alpha: Alpha, keys: Keys) -> Self {
         let key = match alpha {
-            Alpha::White => self.keys.over_white,
-            Alpha::Drop => self.keys.dropped,
+            Alpha::White => keys.over_white,
+            Alpha::Drop => keys.dropped,
         };
-        let keyed = |color: [u8; 3]| if key == Some(color) { WHITE } else { color };
-        let flat = |color: [u8; 3], opacity: u8| match alpha {
+        Self { alpha, key }
+    }
+
+    fn keyed(self, color: [u8; 3]) -> [u8; 3] {
+        if self.key == Some(color) { WHITE } else { color }
+    }
+
+    fn flat(self, color: [u8; 3], opacity: u8) -> [u8; 3] {
+        match self.alpha {
             Alpha::White => color.map(|value| over_white(value, opacity)),
             Alpha::Drop => color,
-        };
-        match self.pixels {
-            Pixels::Rgb(data) if key.is_none() => data,
-            Pixels::Rgb(data) => map_pixels(&data, |&[red, green, blue]| keyed([red, green, blue])),
-            Pixels::Grey(data) => {
-                let table: Vec<[u8; 3]> = (0..=255).map(|value| keyed([value; 3])).collect();
-                map_pixels(&data, |&[value]| table[usize::from(value)])
-            }
-            Pixels::GreyAlpha(data) => map_pixels(&data, |&[value, opacity]| flat([value; 3], opacity)),
-            Pixels::Rgba(data) => map_pixels(&data, |&[red, green, blue, a]| flat([red, green, blue], a)),
-            Pixels::Cmyk(data) => map_pixels(&data, |&ink| cmyk_to_rgb(ink)),
-            Pixels::Indexed(data, palette) => {
-                let table = palette.0.map(|[red, green, blue, a]| keyed(flat([red, green, blue], a)));
-                map_pixels(&data, |&[index]| table[usize::from(index)])
-            }
-            Pixels::IndexedAlpha(data, palette) => map_pixels(&data, |&[index, a]| flat(palette.color(index), a)),
         }
+    }
+}
+
+impl Pixels {
+    /// The samples and how many a pixel has.
+    fn samples(&self) -> (&[u8], usize) {
+        match self {
+            Self::Grey(data) | Self::Indexed(data, _) => (data, 1),
+            Self::GreyAlpha(data) | Self::IndexedAlpha(data, _) => (data, 2),
+            Self::Rgb(data) => (data, 3),
+            Self::Rgba(data) | Self::Cmyk(data) => (data, 4),
+        }
+    }
+
+    /// Number of pixels.
+    pub(crate) fn len(&self) -> usize {
+        let (data, samples) = self.samples();
+        data.len() / samples
+    }
+
+    /// Some of the pixels as 8-bit RGB, three bytes each.
+    ///
+    /// Source: `Convert.c` of Pillow, `Image.convert` for transparency, `convert_to_rgb` of Transformers for white.
+    pub(crate) fn to_rgb(&self, pixels: Range<usize>, flattening: Flattening) -> Cow<'_, [u8]> {
+        let keyed = |color| flattening.keyed(color);
+        let flat = |color, opacity| flattening.flat(color, opacity);
+        let (data, samples) = self.samples();
+        let data = &data[pixels.start * samples..pixels.end * samples];
+        Cow::Owned(match self {
+            Self::Rgb(_) if flattening.key.is_none() => return Cow::Borrowed(data),
+            Self::Rgb(_) => map_pixels(data, |&[red, green, blue]| keyed([red, green, blue])),
+            Self::Grey(_) => {
+                let table: Vec<[u8; 3]> = (0..=255).map(|value| keyed([value; 3])).collect();
+                map_pixels(data, |&[value]| table[usize::from(value)])
+            }
+            Self::GreyAlpha(_) => map_pixels(data, |&[value, opacity]| flat([value; 3], opacity)),
+            Self::Rgba(_) => map_pixels(data, |&[red, green, blue, a]| flat([red, green, blue], a)),
+            Self::Cmyk(_) => map_pixels(data, |&ink| cmyk_to_rgb(ink)),
+            Self::Indexed(_, palette) => {
+                let table = palette.0.map(|[red, green, blue, a]| keyed(flat([red, green, blue], a)));
+                map_pixels(data, |&[index]| table[usize::from(index)])
+            }
+            Self::IndexedAlpha(_, palette) => map_pixels(data, |&[index, a]| flat(palette.color(index), a)),
+        })
     }
 }
 
@@ -169,9 +214,10 @@ mod tests {
     #[test]
     fn a_key_counts_for_its_own_way_only() {
         let keys = Keys { over_white: Some([7; 3]), dropped: Some([9; 3]) };
-        let rgb = |alpha| Raster { keys, ..Raster::new(2, 1, Pixels::Grey(vec![7, 9])) }.into_rgb(alpha);
-        assert_eq!(rgb(Alpha::White), [255, 255, 255, 9, 9, 9]);
-        assert_eq!(rgb(Alpha::Drop), [7, 7, 7, 255, 255, 255]);
+        let pixels = Pixels::Grey(vec![7, 9]);
+        let rgb = |alpha| pixels.to_rgb(0..2, Flattening::new(alpha, keys));
+        assert_eq!(*rgb(Alpha::White), [255, 255, 255, 9, 9, 9]);
+        assert_eq!(*rgb(Alpha::Drop), [7, 7, 7, 255, 255, 255]);
     }
 
     #[test]

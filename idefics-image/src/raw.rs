@@ -2,6 +2,8 @@
 //!
 //! Source: `RawDecode.c` and `Unpack.c` of Pillow.
 
+use std::ops::Range;
+
 use crate::ImageError;
 use crate::decode::Input;
 use crate::raster::{Palette, Pixels};
@@ -32,6 +34,7 @@ pub(crate) enum Layout {
 }
 
 impl Layout {
+    pub(crate) const RGB: Self = Self::Rgb([0, 1, 2], 3);
     pub(crate) const BGR: Self = Self::Rgb([2, 1, 0], 3);
     pub(crate) const BGRX: Self = Self::Rgb([2, 1, 0], 4);
     pub(crate) const BGRA: Self = Self::Rgba([2, 1, 0, 3]);
@@ -71,7 +74,7 @@ impl Layout {
             Self::BitInverted => {
                 out.extend((0..width).map(|x| if row[x / 8] << (x % 8) & 0x80 != 0 { 0 } else { 255 }))
             }
-            Self::Index(8) | Self::Grey | Self::GreyAlpha => out.extend_from_slice(row),
+            Self::Index(8) | Self::Grey | Self::GreyAlpha | Self::RGB => out.extend_from_slice(row),
             Self::Index(bits) => {
                 let bits = usize::from(bits);
                 out.extend((0..width).map(|x| (row[x * bits / 8] << (x * bits % 8)) >> (8 - bits)));
@@ -114,6 +117,9 @@ fn scale(value: u16, max: u16) -> u8 {
     (value * 255 / max) as u8
 }
 
+/// Bytes of a file that are unpacked together.
+const BAND_BYTES: usize = 256 << 10;
+
 /// Rows in a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rows {
@@ -131,14 +137,38 @@ impl Rows {
     /// # Errors
     /// If there are too few bytes.
     pub(crate) fn unpack(self, data: &[u8], input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
+        input.check_memory(self.layout.unpacked_bytes() * u64::from(self.width) * u64::from(self.height))?;
+        self.unpack_rows(0..self.height as usize, data, input)
+    }
+
+    /// As [`Self::unpack`], in bands from the top that `take` is handed.
+    ///
+    /// # Errors
+    /// If there are too few bytes; `take` may have got some rows then.
+    pub(crate) fn unpack_bands(
+        self,
+        data: &[u8],
+        input: &Input<'_>,
+        mut take: impl FnMut(Vec<u8>),
+    ) -> Result<(), ImageError> {
+        let height = self.height as usize;
+        let band = (BAND_BYTES / self.layout.row_bytes(self.width).max(1)).max(1);
+        for top in (0..height).step_by(band) {
+            take(self.unpack_rows(top..height.min(top + band), data, input)?);
+        }
+        Ok(())
+    }
+
+    fn unpack_rows(self, rows: Range<usize>, data: &[u8], input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
         let Self { width, height, layout, stride, is_bottom_up } = self;
         let row_bytes = layout.row_bytes(width);
         if stride < row_bytes {
             return Err(input.coding("rows that are shorter than their pixels"));
         }
-        input.check_memory(layout.unpacked_bytes() * u64::from(width) * u64::from(height))?;
-        let mut samples = Vec::with_capacity(layout.unpacked_bytes() as usize * width as usize * height as usize);
-        for y in 0..height as usize {
+        let mut samples = Vec::new();
+        let length = layout.unpacked_bytes() as usize * width as usize * rows.len();
+        samples.try_reserve_exact(length).map_err(|_| input.no_memory(length as u64))?;
+        for y in rows {
             let row = if is_bottom_up { height as usize - 1 - y } else { y };
             let bytes = row.checked_mul(stride).and_then(|start| data.get(start..)?.get(..row_bytes));
             layout.unpack_row(bytes.ok_or_else(|| input.damaged("the file ends early"))?, width as usize, &mut samples);

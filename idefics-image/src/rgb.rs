@@ -77,6 +77,11 @@ pub struct RgbView<'a> {
 }
 
 impl<'a> RgbView<'a> {
+    /// Rows of `width` pixels that follow one another.
+    pub(crate) fn of_rows(data: &'a [u8], width: usize) -> Self {
+        Self { data, stride: 3 * width, left: 0, top: 0, width, height: data.len() / (3 * width) }
+    }
+
     /// Width, in pixels.
     pub fn width(&self) -> usize {
         self.width

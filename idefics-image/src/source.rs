@@ -14,7 +14,7 @@ use url::Url;
 
 use crate::base64_text::{Base64Error, decode_base64, decode_data_url, is_base64};
 use crate::fetch::fetch;
-use crate::{DecodeOptions, Format, ImageError, RgbImage, SourcePolicy, decode};
+use crate::{DecodeOptions, Format, ImageError, ResizeTarget, RgbImage, SourcePolicy, decode, decode_resized};
 
 /// What an image may cost before it is refused. All limits hold before the pixels are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Limits {
     pub max_bytes: u64,
     /// Largest area, in pixels. [`Self::with_max_pixels`] raises it together with the memory that it takes.
     pub max_pixels: u64,
-    /// Most memory that a decoder may take for the pixels in the file's own format, in bytes.
+    /// Most bytes of pixels that a decoder may hold, in the format of the file or as RGB.
     pub max_decoded_bytes: u64,
     /// Largest ratio of the longer side to the shorter.
     pub max_aspect_ratio: u32,
@@ -280,6 +280,20 @@ pub fn load_with(
     options: impl Into<DecodeOptions>,
 ) -> Result<RgbImage, ImageError> {
     decode(&source.read_with(read)?, &source.to_string(), &read.limits, options)
+}
+
+/// As [`load_with`], into the pictures that `plan` asks for, given the upright width and height; see
+/// [`decode_resized`](crate::decode_resized).
+///
+/// # Errors
+/// As [`load_with`], and [`ImageError::Target`].
+pub fn load_resized(
+    source: &ImageSource,
+    read: &ReadOptions,
+    options: impl Into<DecodeOptions>,
+    plan: impl FnOnce(u32, u32) -> Vec<ResizeTarget> + Send,
+) -> Result<Vec<RgbImage>, ImageError> {
+    decode_resized(&source.read_with(read)?, &source.to_string(), &read.limits, options, plan)
 }
 
 /// A scheme in a URL's sense of the word, so that `C://x` or `a b://c` stay paths.

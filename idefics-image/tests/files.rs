@@ -169,7 +169,7 @@ fn sizes_are_refused_from_the_header() {
         assert!(matches!(error, ImageError::TooManyBytes { .. }), "{error}");
         assert_eq!(error.kind(), ImageErrorKind::Limit);
     }
-    let limits = Limits { max_decoded_bytes: 16 * 12 * 4 - 1, ..Limits::default() };
+    let limits = Limits { max_decoded_bytes: 16 * 12 * 3 - 1, ..Limits::default() };
     let error = decode(&file, "x", &limits, Alpha::White).unwrap_err();
     assert!(matches!(error, ImageError::Memory { .. }), "{error}");
     assert_eq!(error.kind(), ImageErrorKind::Input);

@@ -5,5 +5,6 @@ mod files;
 mod formats;
 mod jpeg;
 mod resize;
+mod resized;
 mod sources;
 mod tiff;

@@ -98,6 +98,23 @@ fn unused_tensors_are_passed_over_and_named() {
 }
 
 #[test]
+fn a_prefix_before_all_names_is_named() {
+    for (prefix, remedy) in [
+        ("module.", "k.removeprefix(\"module.\")"),
+        ("_orig_mod.", "k.removeprefix(\"_orig_mod.\")"),
+        ("base_model.model.", "merge_and_unload"),
+    ] {
+        let names = TINY.map(|(name, shape)| (format!("{prefix}{name}"), shape));
+        let longer: Vec<(&str, &[usize])> = names.iter().map(|(name, shape)| (name.as_str(), *shape)).collect();
+        let error = error_of(&[(SINGLE, &tensors(&longer))]);
+        assert_error!(error, CheckpointError::Prefixed { .. }, &format!("`{prefix}layers.0.weight`"), remedy);
+        // One of several is not a prefix of all.
+        let error = error_of(&[(SINGLE, &tensors(&longer[2..]))]);
+        assert_error!(error, CheckpointError::Missing { .. }, "`layers.0.weight`");
+    }
+}
+
+#[test]
 fn strays_of_old_checkpoints_are_ignored() {
     let strays: [(&str, &[usize]); 2] =
         [("layers.0.self_attn.rotary_emb.inv_freq", &[4]), ("vision_model.embeddings.position_ids", &[1, 9])];

@@ -12,7 +12,7 @@ use crate::error::ProcessorError;
 use crate::family::Family;
 use crate::image::{
     Alpha, DecodeOptions, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, ReadOptions,
-    SourcePolicy, load_with,
+    SourcePolicy,
 };
 use crate::inputs::ProcessedInputs;
 use crate::prompt::{
@@ -388,12 +388,11 @@ fn process_images(
         .par_iter()
         .enumerate()
         .map(|(image, source)| {
-            let picture = load_with(source, &read, options.decoding()).map_err(|error| ProcessorError::Image {
+            processor.load(source, &read, options.decoding()).map_err(|error| ProcessorError::Image {
                 row,
                 image,
                 error,
-            })?;
-            Ok(processor.process(&picture))
+            })
         })
         .collect();
     let tiles: Vec<Vec<ImageTile>> = tiles.into_iter().collect::<Result<_, _>>()?;

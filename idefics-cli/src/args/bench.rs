@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use clap::Args;
 
+use super::from_one;
+
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     /// A shape with random weights instead of a model: idefics2-8b, idefics-9b, idefics-80b, or the path of a
@@ -13,7 +15,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "SHAPE")]
     pub(crate) random_weights: Option<OsString>,
     /// Decoder layers to keep, from the first; of a shape only, since a checkpoint is loaded whole or not at all.
-    #[arg(long, value_name = "N", requires = "random_weights")]
+    #[arg(long, value_name = "N", requires = "random_weights", value_parser = from_one::<NonZeroUsize>)]
     pub(crate) text_layers: Option<NonZeroUsize>,
     /// An image of that many pixels; may be repeated.
     #[arg(long = "image", value_name = "WxH")]
@@ -22,13 +24,13 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 84)]
     pub(crate) prompt_tokens: usize,
     /// Tokens to generate.
-    #[arg(long, value_name = "N", default_value = "32")]
+    #[arg(long, value_name = "N", default_value = "32", value_parser = from_one::<NonZeroUsize>)]
     pub(crate) new_tokens: NonZeroUsize,
     /// Rows that are answered together.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = from_one::<NonZeroUsize>)]
     pub(crate) batch: NonZeroUsize,
     /// Times that each stage is measured.
-    #[arg(long, value_name = "N", default_value = "3")]
+    #[arg(long, value_name = "N", default_value = "3", value_parser = from_one::<NonZeroUsize>)]
     pub(crate) runs: NonZeroUsize,
     /// Say what each kind of operation takes, on the CPU, and how much of what the machine's arithmetic or memory gives.
     #[arg(long)]

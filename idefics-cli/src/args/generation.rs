@@ -8,7 +8,7 @@ use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensIn
 use idefics_generate::{CancelToken, Controls, EarlyStopping, GenerationConfig, OneOrMany, Replays};
 use serde::de::DeserializeOwned;
 
-use super::Global;
+use super::{Global, from_one};
 use crate::signals;
 
 /// How prompts become tokens, and tokens text.
@@ -139,7 +139,7 @@ struct ProcessArgs {
     #[arg(long, value_enum, default_value_t = AlphaArg::White, help_heading = "Preprocessing")]
     alpha: AlphaArg,
     /// Page of pictures that have several, such as TIFF files, from 1 [default: 1].
-    #[arg(long, value_name = "N", help_heading = "Preprocessing")]
+    #[arg(long, value_name = "N", help_heading = "Preprocessing", value_parser = from_one::<NonZeroU32>)]
     page: Option<NonZeroU32>,
     /// What `<image>` and other special tokens mean in the text of messages.
     #[arg(long, value_enum, default_value_t = SpecialArg::Literal, help_heading = "Preprocessing")]

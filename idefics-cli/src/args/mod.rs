@@ -9,6 +9,7 @@ mod sources;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -83,7 +84,7 @@ pub(crate) struct Global {
     pub(crate) activations: Activations,
     /// Pictures that the vision tower encodes together, at most [default: as many as take
     /// 256 MiB, or a quarter of the memory that is left beside the weights].
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = from_one::<NonZeroUsize>)]
     pub(crate) vision_batch: Option<NonZeroUsize>,
     /// Pixels of the largest picture that is decoded, or none for no limit: decoding takes up to 16 bytes per pixel
     /// [default: 64000000].
@@ -155,6 +156,11 @@ impl Global {
     }
 }
 
+/// A number of a type that has no zero.
+fn from_one<T: FromStr>(text: &str) -> Result<T, &'static str> {
+    text.parse().map_err(|_| "expected a whole number from 1 on")
+}
+
 fn activations(name: &str) -> Result<Activations, String> {
     match name {
         "f32" => Ok(Activations::F32),
@@ -188,10 +194,10 @@ Image paths are relative to the file, or to the working folder for standard inpu
     #[command(after_help = "A line is a sample as of `generate`, with an id of its own if wanted:
   {\"id\": \"a1\", \"text\": \"<image>What is this?\", \"images\": [\"photo.jpg\"], \"source\": \"web\"}
 A line of the output is {\"id\": …, \"source\": …, \"text\": …, …} as of --json, or {\"id\": …, \"error\": \"…\"}, in the order
-of the input; it begins with {\"line\": N, counted from 1, where the input has no id, or one that is neither a string nor a
-number. Keys that a sample does not have, as \"source\" here, come out again. Run the same command again to go on after an
-interruption, after the input was edited, or to try rows with errors again: what is the same and was answered is not run
-again.
+of the input; it begins with {\"line\": N, counted from 1, where the input has no id, one that an earlier row has, or one that
+is neither a string nor a number. Keys that a sample does not have, as \"source\" here, come out again. Run the same
+command again to go on after an interruption, after the input was edited, or to try rows with errors again: what is the
+same and was answered is not run again.
 Examples:
   idefics --model DIR batch in.jsonl --output out.jsonl
   jq -c 'select(.split == \"test\")' all.jsonl | idefics --model DIR batch - --output - | jq -r .text")]
@@ -276,7 +282,7 @@ pub(crate) struct BatchArgs {
     #[arg(long, value_name = "OUT.jsonl|-")]
     pub(crate) output: PathBuf,
     /// Samples that are run together; those of similar length are.
-    #[arg(long, default_value = "8")]
+    #[arg(long, default_value = "8", value_parser = from_one::<NonZeroUsize>)]
     pub(crate) batch_size: NonZeroUsize,
     /// Replace the output and forget what was done.
     #[arg(long)]

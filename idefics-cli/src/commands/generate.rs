@@ -1,9 +1,10 @@
 //! `idefics generate`
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use idefics_generate::processor::Sample;
-use serde::Deserialize;
+use serde_json::Value;
 
 use crate::args::{GenerateArgs, Global};
 use crate::failure::Failure;
@@ -46,21 +47,34 @@ enum Prompts {
 fn read(path: &Path) -> Result<Prompts, Failure> {
     let input = Input::new(path);
     let rejected = |error: &dyn std::fmt::Display| Failure::input(format!("{}: {error}", input.name()));
-    let sample = |value: serde_json::Value| {
-        Sample::deserialize(value).map(|mut sample| {
+    let mut passed_over = BTreeSet::new();
+    let mut sample = |mut value: Value| {
+        let sample = match &mut value {
+            Value::Object(object) => {
+                let sample = Sample::take_from(object);
+                passed_over.extend(std::mem::take(object).into_iter().map(|(key, _)| key));
+                sample
+            }
+            _ => Sample::try_from(value),
+        };
+        sample.map(|mut sample| {
             sample.resolve_paths(input.folder());
             sample
         })
     };
-    match input.json()? {
-        serde_json::Value::Array(rows) if rows.is_empty() => Err(rejected(&"the list holds no sample")),
-        serde_json::Value::Array(rows) => {
+    let prompts = match input.json()? {
+        Value::Array(rows) if rows.is_empty() => return Err(rejected(&"the list holds no sample")),
+        Value::Array(rows) => {
             let samples = rows
                 .into_iter()
                 .enumerate()
                 .map(|(row, value)| sample(value).map_err(|error| rejected(&format!("sample {row}: {error}"))));
-            Ok(Prompts::Batch(samples.collect::<Result<_, _>>()?))
+            Prompts::Batch(samples.collect::<Result<_, _>>()?)
         }
-        value => Ok(Prompts::One(sample(value).map_err(|error| rejected(&error))?)),
+        value => Prompts::One(sample(value).map_err(|error| rejected(&error))?),
+    };
+    for key in passed_over {
+        say!("warning: `{key}` of the samples is passed over; `idefics batch` gives such keys out again");
     }
+    Ok(prompts)
 }

@@ -1,9 +1,12 @@
 //! Which options can be followed.
 
+use std::path::Path;
+
 use burn::tensor::DType;
 use idefics_text::TextConfig;
 
 use super::{DEFAULT_NEW_TOKENS, GenerationConfig, GenerationError};
+use crate::Error;
 
 /// Bytes that the beams or answers of one sample may take: 16 beams of 4096 tokens of the 8B model in f32. How many
 /// samples run together is the caller's own choice.
@@ -55,6 +58,26 @@ impl GenerationConfig {
         Ok(())
     }
 
+    /// [Validates](GenerationConfig::validate) these options over those of a model folder. What is wrong is the folder's
+    /// fault if these say nothing of it.
+    ///
+    /// # Errors
+    /// [`Error::Generation`] or [`Error::FolderOption`], and as [`GenerationConfig::from_folder`].
+    pub fn validate_over(&self, folder: &Path) -> Result<(), Error> {
+        let together = self.over(&Self::from_folder(folder)?);
+        together.validate().map_err(|error| self.blame(error, folder))
+    }
+
+    /// Whose error it is: that of these options, or of the folder's over which they were laid.
+    pub(crate) fn blame(&self, error: GenerationError, folder: &Path) -> Error {
+        let given = serde_json::to_value(self).unwrap_or_default();
+        let is_given = error.options().any(|option| given.get(option).is_some());
+        match is_given {
+            true => Error::Generation(error),
+            false => Error::FolderOption { path: folder.join("generation_config.json"), source: error },
+        }
+    }
+
     /// Refuses values and combinations that the reference refuses, and probabilities out of range that it would pass
     /// over in silence. Options that mean something only to a draw are looked at only with `do_sample`.
     ///
@@ -69,6 +92,7 @@ impl GenerationConfig {
         count("num_beams", self.num_beams())?;
         count("num_return_sequences", self.num_return_sequences())?;
         count("max_length", self.max_length())?;
+        count("max_new_tokens", self.max_new_tokens.unwrap_or(1))?;
         let length_penalty = self.length_penalty();
         in_range("length_penalty", length_penalty, length_penalty.is_finite(), "a finite number")?;
         factor("repetition_penalty", self.repetition_penalty())?;
@@ -177,6 +201,7 @@ mod tests {
 
     use super::super::OneOrMany;
     use super::*;
+    use crate::ErrorKind;
 
     fn config(value: Value) -> GenerationConfig {
         serde_json::from_value(value).unwrap()
@@ -248,6 +273,32 @@ mod tests {
     fn an_empty_stop_string_is_refused() {
         let stop = GenerationConfig { stop_strings: Some(OneOrMany::One(String::new())), ..Default::default() };
         assert_eq!(stop.validate(), Err(GenerationError::Empty { option: "stop_strings" }));
+    }
+
+    #[test]
+    fn a_folder_is_blamed_for_what_it_alone_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |of_folder: Value, call: Value| {
+            std::fs::write(folder.path().join("generation_config.json"), of_folder.to_string()).unwrap();
+            config(call).validate_over(folder.path()).map_err(|error| (error.kind(), error.to_string()))
+        };
+        for of_folder in [
+            json!({"num_beams": 0}),
+            json!({"repetition_penalty": -1.5}),
+            json!({"do_sample": true, "temperature": 0}),
+            json!({"max_new_tokens": 0}),
+            json!({"num_return_sequences": 3}),
+            json!({"bad_words_ids": [[]]}),
+        ] {
+            let (kind, message) = refused(of_folder.clone(), json!({})).unwrap_err();
+            assert_eq!(kind, ErrorKind::Model, "{message}");
+            assert!(message.contains("generation_config.json: `"), "{message}");
+            let option = of_folder.as_object().unwrap().keys().next_back().unwrap();
+            assert!(message.contains(&format!("`{option}`")), "{message}");
+        }
+        let (kind, message) = refused(json!({"do_sample": true}), json!({"temperature": -1})).unwrap_err();
+        assert!(kind == ErrorKind::Usage && !message.contains("generation_config.json"), "{message}");
+        assert_eq!(refused(json!({"num_beams": 0}), json!({"num_beams": 2})), Ok(()), "the call decides");
     }
 
     #[test]

@@ -85,6 +85,23 @@ pub enum GenerationError {
     },
 }
 
+impl GenerationError {
+    /// The options that it is about.
+    pub(super) fn options(&self) -> impl Iterator<Item = &'static str> {
+        let (option, other) = match self {
+            Self::Conflict { option, other, .. } => (*option, Some(*other)),
+            Self::Unsupported { option, .. }
+            | Self::NoRoom { option, .. }
+            | Self::Memory { option, .. }
+            | Self::OutOfRange { option, .. }
+            | Self::Empty { option }
+            | Self::TokenId { option, .. }
+            | Self::NoTokenizer { option } => (*option, None),
+        };
+        [option].into_iter().chain(other)
+    }
+}
+
 /// Something wrong with options that can be used all the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

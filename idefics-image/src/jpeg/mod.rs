@@ -9,9 +9,9 @@
 //! that lacks scans is not smoothed over.
 //!
 //! The way of a file: [`markers`] reads the headers; [`scan`] and [`blocks`] read the coefficients from [`bits`] and
-//! [`huffman`] codes; [`render`] turns bands of them into pixels, by [`idct`], [`upsample`] and [`color`]. Where one scan
-//! has everything, one thread reads and the others render. Scans of progressive files are read at the same time, each a
-//! band behind the one before it, and rendered afterwards.
+//! [`huffman`] codes; [`render`] turns bands of them into rows of pixels, by [`idct`], [`upsample`] and [`color`]. Where one
+//! scan has everything, the next bands are read while others are rendered, and no more of the picture is kept. Scans of
+//! progressive files are read at the same time, each a band behind the one before it, and rendered afterwards.
 //!
 //! Source: ITU-T T.81, and libjpeg-turbo 3.1 where the standard leaves a choice.
 
@@ -28,7 +28,6 @@ mod scan;
 mod tables;
 mod upsample;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -42,6 +41,7 @@ use self::markers::{Markers, Stop};
 use self::render::Renderer;
 use self::scan::ScanReader;
 pub(crate) use self::tables::Tables;
+use crate::output::read_ahead;
 
 /// The most scans that a file may have. Encoders write about ten; thousands of empty ones are an attack.
 const MAX_SCANS: usize = 500;
@@ -106,15 +106,20 @@ impl<'a> Decoder<'a> {
         self.markers.xmp
     }
 
-    /// The pixels as RGB, `[height, width, 3]`. Both sides must be at least 1. Progressive files need room for all their
-    /// coefficients, which may take up to `max_bytes`.
-    pub(crate) fn decode(self, max_bytes: u64) -> Result<Vec<u8>, JpegError> {
+    /// Hands the pixels as RGB to `take`, from the top, in bands of whole rows: `[rows, width, 3]`. Both sides must be at
+    /// least 1. Progressive files need room for all their coefficients, which may take up to `max_bytes`.
+    pub(crate) fn decode(self, max_bytes: u64, take: impl FnMut(Vec<u8>) + Send) -> Result<(), JpegError> {
         let color = Color::of(&self.markers, &self.frame.components);
-        self.decode_as(color, max_bytes)
+        self.decode_as(color, max_bytes, take)
     }
 
     /// [`Self::decode`], whatever the file says of its colors. `color` must have as many components as the file.
-    pub(crate) fn decode_as(mut self, color: Color, max_bytes: u64) -> Result<Vec<u8>, JpegError> {
+    pub(crate) fn decode_as(
+        mut self,
+        color: Color,
+        max_bytes: u64,
+        take: impl FnMut(Vec<u8>) + Send,
+    ) -> Result<(), JpegError> {
         let is_sequential = self.frame.process == Process::Sequential;
         if is_sequential {
             for slot in 0..2 {
@@ -122,51 +127,39 @@ impl<'a> Decoder<'a> {
                 self.markers.ac_tables[slot] = self.markers.ac_tables[slot].take().or_else(|| standard(false, slot));
             }
         }
-        let mut picture = vec![0; color.pixel_bytes() * self.frame.width * self.frame.height];
         if is_sequential && self.scan.components.len() == self.frame.components.len() {
-            self.decode_single_scan(color, &mut picture)?;
+            self.decode_single_scan(color, take)
         } else {
-            self.decode_scans(color, &mut picture, max_bytes)?;
+            self.decode_scans(color, max_bytes, take)
         }
-        Ok(picture)
     }
 
     /// One scan has everything: bands are turned into pixels while the next ones are read.
-    fn decode_single_scan(mut self, color: Color, picture: &mut [u8]) -> Result<(), JpegError> {
+    fn decode_single_scan(mut self, color: Color, mut take: impl FnMut(Vec<u8>) + Send) -> Result<(), JpegError> {
         let mut divisors = vec![None; self.frame.components.len()];
         latch(&self.markers, &self.frame, &self.scan, &mut divisors)?;
         let mut reader = ScanReader::new(self.file, &self.markers, &self.frame, &self.scan)?;
-        let layout = render::Bands::of(&self.frame);
-        let renderer = Renderer::new(&self.frame, layout, &divisors, color, picture);
-
-        let threads = rayon::current_num_threads();
-        // One thread does everything in turn; more get as much ahead as keeps them busy.
-        let max_waiting = if threads == 1 { 0 } else { 2 * threads };
-        let waiting = AtomicUsize::new(0);
+        let frame = &self.frame;
+        let layout = render::Bands::of(frame);
+        let mut renderer = Renderer::new(frame, layout, &divisors, color);
+        let group = rayon::current_num_threads();
+        let mut groups = (0..layout.count).step_by(group);
         let spare: Mutex<Vec<Coefficients>> = Mutex::new(Vec::new());
         let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
-        rayon::scope(|scope| {
-            for band in 0..layout.count {
+        let read_group = || {
+            let Some(first) = groups.next() else { return Ok(None) };
+            let bands = (first..layout.count.min(first + group)).map(|band| {
                 let unused = spare().pop();
-                let mut blocks = unused.unwrap_or_else(|| Coefficients::new(&layout.blocks(&self.frame, 0)));
-                reader.read_rows(layout.units(&self.frame, band), &mut blocks.planes())?;
-                let (renderer, waiting) = (&renderer, &waiting);
-                let render = move || {
-                    renderer.render(band, &blocks.all());
-                    blocks.clear();
-                    spare().push(blocks);
-                };
-                if waiting.load(Ordering::Relaxed) >= max_waiting {
-                    render();
-                    continue;
-                }
-                waiting.fetch_add(1, Ordering::Relaxed);
-                scope.spawn(move |_| {
-                    render();
-                    waiting.fetch_sub(1, Ordering::Relaxed);
-                });
-            }
-            Ok(())
+                let mut blocks = unused.unwrap_or_else(|| Coefficients::new(&layout.blocks(frame, 0)));
+                reader.read_rows(layout.units(frame, band), &mut blocks.planes())?;
+                Ok(blocks)
+            });
+            bands.collect::<Result<Vec<_>, JpegError>>().map(Some)
+        };
+        read_ahead(read_group, |mut bands| {
+            renderer.render(&bands).into_iter().for_each(&mut take);
+            bands.iter_mut().for_each(Coefficients::clear);
+            spare().append(&mut bands);
         })?;
         match next_stop(&reader, &mut self.markers)? {
             Stop::End => Ok(()),
@@ -175,7 +168,12 @@ impl<'a> Decoder<'a> {
     }
 
     /// The coefficients come in several scans: all are read, then turned into pixels.
-    fn decode_scans(mut self, color: Color, picture: &mut [u8], max_bytes: u64) -> Result<(), JpegError> {
+    fn decode_scans(
+        mut self,
+        color: Color,
+        max_bytes: u64,
+        mut take: impl FnMut(Vec<u8>) + Send,
+    ) -> Result<(), JpegError> {
         let needed = (self.frame.stored_blocks() * (size_of::<Block>() + size_of::<u64>())) as u64;
         if needed > max_bytes {
             return Err(JpegError::Memory(needed));
@@ -214,9 +212,17 @@ impl<'a> Decoder<'a> {
         }
         read_scans(&mut readers, &mut bands, &layout, frame)?;
 
-        let renderer = Renderer::new(frame, layout, &divisors, color, picture);
-        bands.into_par_iter().enumerate().for_each(|(band, coefficients)| renderer.render(band, &coefficients.all()));
-        Ok(())
+        let mut renderer = Renderer::new(frame, layout, &divisors, color);
+        let group = 2 * rayon::current_num_threads();
+        let mut bands = bands.into_iter();
+        read_ahead(
+            || {
+                let group: Vec<Coefficients> = bands.by_ref().take(group).collect();
+                let rows = renderer.render(&group);
+                Ok((!rows.is_empty()).then_some(rows))
+            },
+            |rows| rows.into_iter().for_each(&mut take),
+        )
     }
 }
 

@@ -1,12 +1,13 @@
-//! From coefficients to the picture, band by band on any thread.
+//! From coefficients to rows of the picture, band by band.
 //!
 //! A band is some rows of units. Interpolation looks one row of samples over the edge of a band, so the rows of the
-//! picture that a band lets finish are shifted up by one: they need that band and the one above. Whichever of the two
-//! is transformed last finishes them; what they become does not depend on it.
+//! picture that a band lets finish are shifted up by one: they need that band and the one above.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 
+use rayon::prelude::*;
+
+use super::Coefficients;
 use super::blocks::Block;
 use super::color::Color;
 use super::frame::{BLOCK, Component, Frame};
@@ -48,7 +49,7 @@ impl Bands {
 /// The samples of each component in one band.
 type Planes = Vec<Vec<u8>>;
 
-/// Turns bands of coefficients into a picture.
+/// Turns bands of coefficients into rows of a picture, from the top.
 #[derive(Debug)]
 pub(super) struct Renderer<'a> {
     frame: &'a Frame,
@@ -57,45 +58,13 @@ pub(super) struct Renderer<'a> {
     upsampling: Vec<Upsampling>,
     color: Color,
     layout: Bands,
-    shared: Mutex<Shared<'a>>,
-}
-
-#[derive(Debug)]
-struct Shared<'a> {
-    /// The bands that are transformed and still needed.
-    planes: Vec<Option<Arc<Planes>>>,
-    /// The rows of the picture that each band lets finish, until somebody does.
-    rows: Vec<Option<&'a mut [u8]>>,
-}
-
-/// Rows of the picture to finish, with the bands that they lie in.
-struct Job<'a> {
-    band: usize,
-    above: Option<Arc<Planes>>,
-    planes: Arc<Planes>,
-    rows: &'a mut [u8],
+    /// Bands that are done, and the samples of the last one.
+    done: usize,
+    last: Option<Planes>,
 }
 
 impl<'a> Renderer<'a> {
-    /// `picture` is `[height, width, pixel]` with as many bytes a pixel as `color` has.
-    pub(super) fn new(
-        frame: &'a Frame,
-        layout: Bands,
-        divisors: &[Option<[u16; 64]>],
-        color: Color,
-        picture: &'a mut [u8],
-    ) -> Self {
-        let bands = layout.count;
-        let band_rows = layout.units * frame.max_v * BLOCK;
-        let mut rows = Vec::with_capacity(bands);
-        let mut rest = picture;
-        for band in 0..bands {
-            let end = if band + 1 == bands { frame.height } else { (band + 1) * band_rows - 1 };
-            let start = (band * band_rows).saturating_sub(1);
-            let (these, below) = rest.split_at_mut(color.pixel_bytes() * frame.width * (end - start));
-            rows.push(Some(these));
-            rest = below;
-        }
+    pub(super) fn new(frame: &'a Frame, layout: Bands, divisors: &[Option<[u16; 64]>], color: Color) -> Self {
         // Divisors above 15 bits wrap, as in the vector code of libjpeg-turbo.
         let wrapped = |table: &Option<[u16; 64]>| table.map_or([0; 64], |table| table.map(|divisor| divisor as i16));
         Self {
@@ -104,16 +73,22 @@ impl<'a> Renderer<'a> {
             upsampling: frame.components.iter().map(|component| color.upsampling(frame, component)).collect(),
             color,
             layout,
-            shared: Mutex::new(Shared { planes: vec![None; bands], rows }),
+            done: 0,
+            last: None,
         }
     }
 
-    /// Takes the coefficients of a band, and finishes what can be finished. Every band comes once, in any order.
-    pub(super) fn render(&self, band: usize, blocks: &[&[Block]]) {
-        let planes = Arc::new(self.transform(blocks));
-        for job in self.jobs(band, planes).into_iter().flatten() {
-            self.finish(job);
-        }
+    /// Takes the next bands, and returns the rows that each lets finish: `[rows, width, pixel]`.
+    pub(super) fn render(&mut self, bands: &[Coefficients]) -> Vec<Vec<u8>> {
+        let mut planes: Vec<Planes> = bands.par_iter().map(|band| self.transform(&band.all())).collect();
+        let finish = |index: usize| {
+            let above = if index == 0 { self.last.as_ref() } else { Some(&planes[index - 1]) };
+            self.finish(self.done + index, above, &planes[index])
+        };
+        let rows = (0..planes.len()).into_par_iter().map(finish).collect();
+        self.done += planes.len();
+        self.last = planes.pop().or_else(|| self.last.take());
+        rows
     }
 
     fn transform(&self, blocks: &[&[Block]]) -> Planes {
@@ -128,43 +103,26 @@ impl<'a> Renderer<'a> {
         self.frame.components.iter().zip(&self.divisors).zip(blocks).map(plane).collect()
     }
 
-    /// What can be finished now that `band` is there: its rows, and those of the band below.
-    fn jobs(&self, band: usize, planes: Arc<Planes>) -> [Option<Job<'a>>; 2] {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.planes[band] = Some(planes);
-        let jobs = [band, band + 1].map(|band| {
-            let planes = shared.planes.get(band)?.clone()?;
-            let above = match band {
-                0 => None,
-                _ => Some(shared.planes[band - 1].clone()?),
-            };
-            Some(Job { band, above, planes, rows: shared.rows[band].take()? })
-        });
-        for band in band.saturating_sub(1)..=band + 1 {
-            let is_taken = |band: usize| shared.rows.get(band).is_none_or(Option::is_none);
-            if band < self.layout.count && is_taken(band) && is_taken(band + 1) {
-                shared.planes[band] = None;
-            }
-        }
-        jobs
-    }
-
-    fn finish(&self, job: Job<'_>) {
-        let Frame { width, max_v, .. } = *self.frame;
+    /// The rows of the picture that lie between the last row of the band above and that of this one, or to the end.
+    fn finish(&self, band: usize, above: Option<&Planes>, planes: &Planes) -> Vec<u8> {
+        let Frame { width, height, max_v, .. } = *self.frame;
         let band_rows = self.layout.units * max_v * BLOCK;
-        let first = (job.band * band_rows).saturating_sub(1);
+        let first = (band * band_rows).saturating_sub(1);
+        let end = if band + 1 == self.layout.count { height } else { (band + 1) * band_rows - 1 };
         let length = width.next_multiple_of(2 * BLOCK);
         let components = &self.frame.components;
         let mut upsamplers: Vec<Upsampler> = components.iter().map(|_| Upsampler::default()).collect();
-        for (y, out) in (first..).zip(job.rows.chunks_exact_mut(self.color.pixel_bytes() * width)) {
+        let stride = self.color.pixel_bytes() * width;
+        let mut picture = vec![0; stride * (end - first)];
+        for (y, out) in (first..).zip(picture.chunks_exact_mut(stride)) {
             let mut rows: [&[u8]; 4] = [&[]; 4];
             for (index, (component, upsampler)) in components.iter().zip(&mut upsamplers).enumerate() {
                 // Rows of this component in a band, and in a row.
                 let (height, stride) = (self.layout.units * component.v * BLOCK, component.stride * BLOCK);
                 let source = |y: usize| {
-                    let planes = match &job.above {
-                        Some(above) if y / height < job.band => above,
-                        _ => &job.planes,
+                    let planes = match above {
+                        Some(above) if y / height < band => above,
+                        _ => planes,
                     };
                     &planes[index][y % height * stride..][..stride]
                 };
@@ -172,5 +130,6 @@ impl<'a> Renderer<'a> {
             }
             self.color.convert(&rows[..components.len()], out);
         }
+        picture
     }
 }

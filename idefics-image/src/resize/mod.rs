@@ -4,8 +4,8 @@
 //! to 8 bits. Weights are computed in f64, normalized, and rounded to 22-bit fixed point; sums are 32-bit integers. A
 //! pass along an unchanged side is left out.
 //!
-//! [`axis_taps`] makes the weights of an axis; the passes are below it. Their inner loops are [`plain`] and, for machines
-//! that have them, the vector loops of [`x86`].
+//! [`axis_taps`] makes the weights of an axis, [`stream`] runs the passes over rows as they come. Their inner loops are
+//! [`plain`] and, for machines that have them, the vector loops of [`x86`].
 //!
 //! The fast_image_resize crate does not do: its 16-bit weights give other values than Pillow 12.3 for 4 to 24 % of the
 //! samples of three photographs, by up to 1 level (bilinear), 6 (bicubic) and 12 (lanczos) of 255.
@@ -13,17 +13,21 @@
 //! Source: `ImagingResample` of Pillow 12 (`Resample.c`), and `ImagingScaleAffine` (`Geometry.c`) for nearest.
 
 mod plain;
+mod stream;
 mod taps;
+mod target;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::f64::consts::PI;
 
-use rayon::prelude::*;
+use image::metadata::Orientation;
 
 use crate::RgbImage;
 use crate::rgb::RgbView;
+pub(crate) use stream::{RowResizer, zeroed};
 use taps::{PRECISION_BITS, Taps};
+pub use target::{Crop, ResizeTarget};
 
 /// Rows that the horizontal loops take together.
 const ROWS: usize = 4;
@@ -119,29 +123,21 @@ pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbI
 /// [`resize`] of a rectangle.
 ///
 /// # Panics
-/// If a side is 0.
+/// If a side is 0, or there is no memory for the new picture.
 pub fn resize_view(source: RgbView<'_>, width: u32, height: u32, filter: Filter) -> RgbImage {
     assert!(width > 0 && height > 0, "an image has sides of at least one pixel");
-    let (out_width, out_height) = (width as usize, height as usize);
-    if (source.width, source.height) == (out_width, out_height) {
-        return source.to_image();
-    }
-    let data = if filter == Filter::Nearest {
-        nearest(source, out_width, out_height)
-    } else {
-        let columns = || Columns::new(axis_taps(source.width, out_width, filter));
-        let rows = || Rows::new(axis_taps(source.height, out_height, filter), 3 * out_width);
-        match (source.width == out_width, source.height == out_height) {
-            (true, _) => shorten(source, &rows()),
-            (false, true) => narrow(source, &columns()),
-            (false, false) => narrow_and_shorten(source, &columns(), &rows()),
-        }
-    };
-    RgbImage::new(width, height, data).expect("the passes fill every pixel")
+    let target = ResizeTarget::of_view(source, width, height, filter);
+    let size = (source.width as u32, source.height as u32); // sides of a picture are u32
+    let mut rows = RowResizer::new(size, Orientation::NoTransforms, target).expect("there is memory for the picture");
+    rows.push(source);
+    rows.finish()
 }
 
 /// The weights of one axis.
 fn axis_taps(in_size: usize, out_size: usize, filter: Filter) -> Taps {
+    if filter == Filter::Nearest {
+        return nearest_taps(in_size, out_size);
+    }
     let scale = in_size as f64 / out_size as f64;
     let filter_scale = scale.max(1.0);
     let support = filter.support() * filter_scale;
@@ -183,23 +179,15 @@ impl Columns {
         }
     }
 
-    /// Bytes of an output row.
-    fn row_bytes(&self) -> usize {
-        3 * self.taps.len()
-    }
-
-    /// The rows of `source` from `first` on along x, into `out`: `[1 to ROWS, columns, 3]`.
-    fn narrow(&self, source: RgbView<'_>, first: usize, out: &mut [u8]) {
-        let count = out.len() / self.row_bytes();
-        let mut outs = out.chunks_exact_mut(self.row_bytes());
+    /// The rows of `source` from `first` on along x, into `outs`: 1 to [`ROWS`] of `[columns, 3]`.
+    fn narrow(&self, source: RgbView<'_>, first: usize, outs: &mut [&mut [u8]]) {
         #[cfg(target_arch = "x86_64")]
         if let Some(vector) = &self.vector {
-            // A row that is missing at the end of the picture is the last one again, and is not written.
-            let rows = std::array::from_fn(|row| source.row(first + row.min(count - 1)));
-            let mut outs: [&mut [u8]; ROWS] = std::array::from_fn(|_| outs.next().unwrap_or_default());
-            return vector.narrow(rows, &mut outs[..count]);
+            // A row that is missing at the end is the last one again, and is not written.
+            let rows = std::array::from_fn(|row| source.row(first + row.min(outs.len() - 1)));
+            return vector.narrow(rows, outs);
         }
-        for (y, out) in (first..first + count).zip(&mut outs) {
+        for (y, out) in (first..).zip(outs) {
             plain::horizontal(source.row(y), &self.taps, out);
         }
     }
@@ -235,79 +223,17 @@ impl Rows {
     }
 }
 
-/// Least output rows of a part that one thread makes: the parts read some input rows twice.
-const MIN_PART_ROWS: usize = 32;
-
-/// Resizes along x; returns `[height, columns, 3]`.
-fn narrow(source: RgbView<'_>, columns: &Columns) -> Vec<u8> {
-    let stride = columns.row_bytes();
-    let mut out = vec![0; source.height * stride];
-    out.par_chunks_mut(ROWS * stride).with_min_len(8).enumerate().for_each(|(group, out_rows)| {
-        columns.narrow(source, ROWS * group, out_rows);
-    });
-    out
-}
-
-/// Resizes along y; returns `[rows, width, 3]`.
-fn shorten(source: RgbView<'_>, rows: &Rows) -> Vec<u8> {
-    let stride = 3 * source.width;
-    let mut out = vec![0; rows.taps.len() * stride];
-    out.par_chunks_exact_mut(stride).with_min_len(8).enumerate().for_each(|(position, out_row)| {
-        rows.shorten(|y| source.row(y), position, out_row);
-    });
-    out
-}
-
-/// Resizes along x, then along y; returns `[rows, columns, 3]`. Only the window of narrowed rows that an output row reads
-/// is kept.
-fn narrow_and_shorten(source: RgbView<'_>, columns: &Columns, rows: &Rows) -> Vec<u8> {
-    let stride = columns.row_bytes();
-    // Rows are narrowed in groups, so that some lie before the window and some after it.
-    let slots = (rows.taps.window() + 2 * ROWS).next_multiple_of(ROWS);
-    let mut out = vec![0; rows.taps.len() * stride];
-    let part_rows = rows.taps.len().div_ceil(rayon::current_num_threads()).max(MIN_PART_ROWS);
-    out.par_chunks_mut(part_rows * stride).enumerate().for_each(|(part, out_rows)| {
-        let mut narrowed = vec![0; slots * stride];
-        let mut next = None;
-        for (position, out_row) in (part * part_rows..).zip(out_rows.chunks_exact_mut(stride)) {
-            let inputs = rows.taps.inputs(position);
-            let mut y = next.unwrap_or(inputs.start / ROWS * ROWS);
-            while y < inputs.end {
-                let group = &mut narrowed[y % slots * stride..][..ROWS.min(source.height - y) * stride];
-                columns.narrow(source, y, group);
-                y += ROWS;
-            }
-            next = Some(y);
-            rows.shorten(|y| &narrowed[y % slots * stride..][..stride], position, out_row);
-        }
-    });
-    out
-}
-
-fn nearest(source: RgbView<'_>, out_width: usize, out_height: usize) -> Vec<u8> {
-    let columns = nearest_inputs(source.width, out_width);
-    let mut out = Vec::with_capacity(3 * out_width * out_height);
-    for y in nearest_inputs(source.height, out_height) {
-        let row = source.row(y);
-        for &x in &columns {
-            out.extend_from_slice(&row[3 * x..3 * x + 3]);
-        }
-    }
-    out
-}
-
-/// The input under the center of each output. The position is added up step by step, as the source does, because its
-/// rounding shows in the last bit.
-fn nearest_inputs(in_size: usize, out_size: usize) -> Vec<usize> {
+/// Weights of one for the input under the center of each output. The position is added up step by step, as the source
+/// does, because its rounding shows in the last bit.
+fn nearest_taps(in_size: usize, out_size: usize) -> Taps {
     let scale = in_size as f64 / out_size as f64;
     let mut position = scale * 0.5;
-    (0..out_size)
-        .map(|_| {
-            let input = (position as usize).min(in_size - 1);
-            position += scale;
-            input
-        })
-        .collect()
+    let mut taps = Taps::default();
+    for _ in 0..out_size {
+        taps.push((position as usize).min(in_size - 1), [1 << PRECISION_BITS].into_iter());
+        position += scale;
+    }
+    taps
 }
 
 #[cfg(test)]

@@ -43,6 +43,28 @@ impl Taps {
         start..start + weights.len()
     }
 
+    /// The same weights along the axis in the other direction, for `in_size` inputs.
+    pub(super) fn mirrored(&self, in_size: usize) -> Self {
+        let mut mirrored = Self::default();
+        for output in (0..self.len()).rev() {
+            let (_, weights) = self.of(output);
+            mirrored.push(in_size - self.inputs(output).end, weights.iter().rev().copied());
+        }
+        mirrored
+    }
+
+    /// The inputs that some outputs read, and the weights of these outputs, counted from the first of these inputs.
+    pub(super) fn slice(&self, outputs: Range<usize>) -> (Range<usize>, Self) {
+        let start = outputs.clone().map(|output| self.starts[output]).min().unwrap_or(0);
+        let end = outputs.clone().map(|output| self.inputs(output).end).max().unwrap_or(0);
+        let mut slice = Self::default();
+        for output in outputs {
+            let (first, weights) = self.of(output);
+            slice.push(first - start, weights.iter().copied());
+        }
+        (start..end, slice)
+    }
+
     /// The largest number of inputs of an output.
     pub(super) fn window(&self) -> usize {
         (0..self.len()).map(|output| self.of(output).1.len()).max().unwrap_or(0)

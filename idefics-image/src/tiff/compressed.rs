@@ -108,8 +108,8 @@ impl Reader {
     }
 }
 
-/// Decodes a page into pixels of its mode, `[height, width, pixel]`.
-pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
+/// Decodes a page into pixels of its mode, and hands each row of strips or tiles to `take`: `[rows, width, pixel]`.
+pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u8>)) -> Result<(), TiffError> {
     if page.tags.has_two_sizes {
         return Err(TiffError::damaged("its size (tags ImageWidth, ImageLength) is there twice and differs"));
     }
@@ -141,19 +141,19 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffErr
     }
     let mut reader = Reader::new(page, max_bytes)?;
     let chunks = Chunks::of(page, page.decoded_bytes())?;
-    let mut pixels = vec![0; width * height * pixel];
     let mut buffer = vec![0; page.decoded_bytes()];
-    for (down, plane) in (0..cut.down).flat_map(|down| (0..planes).map(move |plane| (down, plane))) {
+    for down in 0..cut.down {
         let top = down * cut.height;
         let visible = cut.height.min(height - top);
         let rows = if cut.is_tiled { cut.height } else { visible };
-        for across in 0..cut.across {
+        let mut band = vec![0; width * visible * pixel];
+        for (plane, across) in (0..planes).flat_map(|plane| (0..cut.across).map(move |across| (plane, across))) {
             let chunk = chunks.get(plane * cut.count() + down * cut.across + across)?;
             reader.read(page, chunk, Place { top, rows }, &mut buffer[..rows * stored_row])?;
             let left = across * cut.width;
             let columns = cut.width.min(width - left);
-            for (y, row) in (top..).zip(buffer.chunks_exact(stored_row).take(visible)) {
-                let out = &mut pixels[(y * width + left) * pixel..][..columns * pixel];
+            for (y, row) in buffer.chunks_exact(stored_row).take(visible).enumerate() {
+                let out = &mut band[(y * width + left) * pixel..][..columns * pixel];
                 if planes == 1 {
                     samples.unpack(page.mode, row, out);
                 } else {
@@ -161,12 +161,13 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffErr
                 }
             }
         }
+        if planes > 1 && page.mode == Mode::Rgba && matches!(page.extra.first(), None | Some(0 | 1)) {
+            // To libtiff a fourth sample without a kind is like premultiplied alpha.
+            band.chunks_exact_mut(pixel).for_each(divide_by_alpha);
+        }
+        take(band);
     }
-    if planes > 1 && page.mode == Mode::Rgba && matches!(page.extra.first(), None | Some(0 | 1)) {
-        // To libtiff a fourth sample without a kind is like premultiplied alpha.
-        pixels.chunks_exact_mut(pixel).for_each(divide_by_alpha);
-    }
-    Ok(pixels)
+    Ok(())
 }
 
 /// Puts a row of one plane into its place in the pixels. Of grey with alpha, and of a palette with alpha, Pillow loses

@@ -68,15 +68,17 @@ impl Jpeg {
                 page.cut.width, place.rows
             )));
         }
-        let pixels = decoder.decode_as(self.color, self.max_bytes)?;
         let row_bytes = out.len() / place.rows;
         let pixel = row_bytes / page.cut.width;
         if width < page.cut.width || height < place.rows {
             out.fill(0);
         }
-        for (out, row) in out.chunks_exact_mut(row_bytes).zip(pixels.chunks_exact(width * pixel)) {
-            out[..width * pixel].copy_from_slice(row);
-        }
+        let mut outs = out.chunks_exact_mut(row_bytes);
+        decoder.decode_as(self.color, self.max_bytes, |band| {
+            for (row, out) in band.chunks_exact(width * pixel).zip(&mut outs) {
+                out[..width * pixel].copy_from_slice(row);
+            }
+        })?;
         Ok(())
     }
 

@@ -42,10 +42,11 @@ use self::tag::Tag;
 use crate::ImageError;
 use crate::decode::Input;
 use crate::orientation::read_xmp;
-use crate::raster::{Palette, Raster};
+use crate::output::{Header, Output, Rows};
+use crate::raster::Palette;
 
 /// Decodes a page, counted from 1.
-pub(crate) fn decode(file: &[u8], input: &Input<'_>, page: NonZeroU32) -> Result<Raster, ImageError> {
+pub(crate) fn decode(file: &[u8], input: &Input<'_>, page: NonZeroU32, output: Output<'_>) -> Result<Rows, ImageError> {
     let error = |error| match error {
         TiffError::Damaged(reason) => input.damaged(reason),
         TiffError::Coding(reason) => input.coding(reason),
@@ -61,9 +62,13 @@ pub(crate) fn decode(file: &[u8], input: &Input<'_>, page: NonZeroU32) -> Result
         return Err(input.memory_error(needed));
     }
     let palette = palette(&page).map_err(error)?;
-    let samples = samples(&page, input.max_decoded_bytes() as u64).map_err(error)?;
-    let pixels = color::pixels(page.mode, samples, palette);
-    Ok(Raster { orientation: orientation(&page), ..Raster::new(page.width, page.height, pixels) })
+    let header = Header { orientation: orientation(&page), ..Header::new(page.width, page.height) };
+    let mut rows = output.begin(header, input)?;
+    samples(&page, input.max_decoded_bytes() as u64, |band| {
+        rows.push(&color::pixels(page.mode, band, palette.clone()));
+    })
+    .map_err(error)?;
+    Ok(rows)
 }
 
 fn palette(page: &Page<'_>) -> Result<Option<Palette>, TiffError> {
@@ -90,13 +95,14 @@ fn needed_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
     Ok(picture.max(chunk as u64).saturating_add(compressed::state_bytes(page)?))
 }
 
-/// Pixels of the page's mode, `[height, width, pixel]`.
-fn samples(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
+/// Hands the pixels to `take` in bands from the top, of the page's mode: `[rows, width, pixel]`. A band is a row of strips or
+/// tiles.
+fn samples(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u8>)) -> Result<(), TiffError> {
     match page.compression {
-        Compression::None => raw::decode(page),
-        Compression::OldJpeg => old_jpeg::decode(page, max_bytes),
-        _ if page.is_ycbcr() => ycbcr::decode(page, max_bytes),
-        _ => compressed::decode(page, max_bytes),
+        Compression::None => raw::decode(page, take),
+        Compression::OldJpeg => old_jpeg::decode(page, max_bytes).map(&mut take),
+        _ if page.is_ycbcr() => ycbcr::decode(page, max_bytes, take),
+        _ => compressed::decode(page, max_bytes, take),
     }
 }
 

@@ -42,7 +42,8 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffErr
         return Err(TiffError::Memory(needed));
     }
     let colors = Colors::of(page)?;
-    let samples = decoder.decode_as(Color::Plain { components: 3 }, max_bytes)?;
+    let mut samples = Vec::new();
+    decoder.decode_as(Color::Plain { components: 3 }, max_bytes, |band| samples.extend_from_slice(&band))?;
     let rows = samples.chunks_exact(3 * size.0 as usize).take(height);
     Ok(rows.flat_map(|row| row[..3 * width].as_chunks().0).flat_map(|&pixel| colors.rgb(pixel)).collect())
 }

@@ -11,8 +11,8 @@ use super::mode::{Mode, Samples};
 use super::page::Page;
 use super::tag::Tag;
 
-/// Decodes a page into pixels of its mode, `[height, width, pixel]`.
-pub(super) fn decode(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
+/// Decodes a page into pixels of its mode, and hands each row of strips or tiles to `take`: `[rows, width, pixel]`.
+pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(), TiffError> {
     if page.photometric == 6 && page.mode == Mode::Rgb {
         return Err(TiffError::coding("uncompressed YCbCr (tags Compression, PhotometricInterpretation)"));
     }
@@ -36,12 +36,18 @@ pub(super) fn decode(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
             tag.name()
         )));
     }
-    let mut pixels = vec![0; page.width as usize * page.height as usize * page.mode.pixel_bytes()];
-    for index in 0..rectangles.min(offsets.len()) {
-        let offset = offset(page, offsets, index, rectangles).unwrap_or(u64::MAX);
-        read_rectangle(page, index, usize::try_from(offset).unwrap_or(usize::MAX), &mut pixels)?;
+    for down in 0..page.cut.down {
+        let (top, bottom) = (down * page.cut.height, ((down + 1) * page.cut.height).min(page.height as usize));
+        let mut band = vec![0; page.width as usize * (bottom - top) * page.mode.pixel_bytes()];
+        let first = down * page.cut.across;
+        let of_planes = (0..page.planes()).map(|plane| plane * page.cut.count() + first);
+        for index in of_planes.flat_map(|first| first..first + page.cut.across).filter(|&index| index < offsets.len()) {
+            let offset = offset(page, offsets, index, rectangles).unwrap_or(u64::MAX);
+            read_rectangle(page, index, usize::try_from(offset).unwrap_or(usize::MAX), &mut band)?;
+        }
+        take(band);
     }
-    Ok(pixels)
+    Ok(())
 }
 
 /// Where a rectangle lies. With more offsets than rectangles, they begin anew; Pillow reads all in the order of their
@@ -55,8 +61,9 @@ fn offset(page: &Page<'_>, offsets: Numbers<'_>, index: usize, rectangles: usize
     (index..offsets.len()).step_by(rectangles).filter_map(|index| offsets.get(index)).max()
 }
 
-/// Reads a rectangle of a plane, counted across, then down, then through the planes.
-fn read_rectangle(page: &Page<'_>, index: usize, offset: usize, pixels: &mut [u8]) -> Result<(), TiffError> {
+/// Reads a rectangle of a plane, counted across, then down, then through the planes, into the rows of the picture that it
+/// lies in.
+fn read_rectangle(page: &Page<'_>, index: usize, offset: usize, band: &mut [u8]) -> Result<(), TiffError> {
     let (width, height, cut) = (page.width as usize, page.height as usize, page.cut);
     let (plane, index) = (index / cut.count(), index % cut.count());
     let (left, top) = (index % cut.across * cut.width, index / cut.across * cut.height);
@@ -78,7 +85,7 @@ fn read_rectangle(page: &Page<'_>, index: usize, offset: usize, pixels: &mut [u8
         let start = row.checked_mul(stride).and_then(|start| start.checked_add(offset));
         let data = start.and_then(|start| page.tags.file.get(start..)?.get(..row_bytes));
         let data = data.ok_or_else(|| TiffError::damaged("the file ends early"))?;
-        let out = &mut pixels[((top + row) * width + left) * pixel..][..columns * pixel];
+        let out = &mut band[(row * width + left) * pixel..][..columns * pixel];
         if is_band {
             for (out, &value) in out.chunks_exact_mut(pixel).zip(data) {
                 out[plane] = value;

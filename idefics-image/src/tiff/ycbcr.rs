@@ -84,41 +84,47 @@ pub(super) fn decoded_bytes(page: &Page<'_>) -> usize {
     row_bytes(page).saturating_mul(page.cut.height.div_ceil(page.chroma[1]))
 }
 
-/// Decodes a page to RGB, `[height, width, 3]`.
-pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
+/// Decodes a page to RGB, and hands each row of strips or tiles to `take`: `[rows, width, 3]`.
+pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u8>)) -> Result<(), TiffError> {
     if page.is_planar {
         return Err(TiffError::coding("YCbCr in planes (tag PlanarConfiguration)"));
     }
     let colors = Colors::of(page)?;
     let (width, height) = (page.width as usize, page.height as usize);
     let cut = page.cut;
-    let [across, down] = page.chroma;
+    let [samples_across, samples_down] = page.chroma;
     let (unit, row_bytes) = (unit(page), row_bytes(page));
     let mut reader = Reader::new(page, max_bytes)?;
     let chunks = Chunks::of(page, decoded_bytes(page))?;
     let mut buffer = vec![0; decoded_bytes(page)];
-    let mut pixels = vec![0; 3 * width * height];
-    for index in 0..cut.count() {
-        let (top, left) = (index / cut.across * cut.height, index % cut.across * cut.width);
-        let (visible, columns) = (cut.height.min(height - top), cut.width.min(width - left));
+    for down in 0..cut.down {
+        let top = down * cut.height;
+        let visible = cut.height.min(height - top);
         let rows = if cut.is_tiled { cut.height } else { visible };
-        let samples = &mut buffer[..row_bytes * rows.div_ceil(down)];
-        let chunk = chunks.get(index)?;
-        samples.fill(0);
-        // libtiff goes on behind an error here; of damaged deflate data it keeps nothing.
-        let is_read = reader.read(page, chunk, Place { top, rows }, samples).is_ok();
-        if !is_read && page.compression == Compression::Deflate {
+        let mut band = vec![0; 3 * width * visible];
+        for across in 0..cut.across {
+            let left = across * cut.width;
+            let columns = cut.width.min(width - left);
+            let samples = &mut buffer[..row_bytes * rows.div_ceil(samples_down)];
+            let chunk = chunks.get(down * cut.across + across)?;
             samples.fill(0);
-        }
-        for y in 0..visible {
-            let row = &buffer[y / down * row_bytes..][..row_bytes];
-            let out = &mut pixels[3 * ((top + y) * width + left)..][..3 * columns];
-            for (x, out) in out.chunks_exact_mut(3).enumerate() {
-                let unit = &row[x / across * unit..][..unit];
-                let [cb, cr] = [unit[across * down], unit[across * down + 1]];
-                out.copy_from_slice(&colors.rgb([unit[y % down * across + x % across], cb, cr]));
+            // libtiff goes on behind an error here; of damaged deflate data it keeps nothing.
+            let is_read = reader.read(page, chunk, Place { top, rows }, samples).is_ok();
+            if !is_read && page.compression == Compression::Deflate {
+                samples.fill(0);
+            }
+            for y in 0..visible {
+                let row = &buffer[y / samples_down * row_bytes..][..row_bytes];
+                let out = &mut band[3 * (y * width + left)..][..3 * columns];
+                for (x, out) in out.chunks_exact_mut(3).enumerate() {
+                    let unit = &row[x / samples_across * unit..][..unit];
+                    let luma = unit[y % samples_down * samples_across + x % samples_across];
+                    let chroma = samples_across * samples_down;
+                    out.copy_from_slice(&colors.rgb([luma, unit[chroma], unit[chroma + 1]]));
+                }
             }
         }
+        take(band);
     }
-    Ok(pixels)
+    Ok(())
 }

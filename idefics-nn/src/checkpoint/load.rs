@@ -155,12 +155,28 @@ impl Account<'_> {
     pub(super) fn check(self) -> Result<u64, CheckpointError> {
         if !self.missing.is_empty() {
             let folder = self.checkpoint.folder().to_owned();
-            return Err(CheckpointError::Missing { folder, names: self.missing });
+            return Err(match self.prefix_of_missing() {
+                Some((prefix, name)) => CheckpointError::Prefixed { folder, prefix, name },
+                None => CheckpointError::Missing { folder, names: self.missing },
+            });
         }
         if let Some(error) = self.wrong {
             return Err(error);
         }
         Ok(len_bytes(self.checkpoint, self.taken.iter().map(String::as_str)))
+    }
+
+    /// What stands before the names of most missing tensors in the checkpoint (`module.`), and one of those tensors.
+    fn prefix_of_missing(&self) -> Option<(String, String)> {
+        let (prefix, name) = self.missing.iter().find_map(|name| {
+            let names = self.checkpoint.tensors().map(|(name, _)| name);
+            let prefixes = names.filter_map(|longer| longer.strip_suffix(name.as_str()));
+            let prefix = prefixes.filter(|prefix| prefix.ends_with('.')).min_by_key(|prefix| prefix.len())?;
+            Some((prefix.to_owned(), name.clone()))
+        })?;
+        let is_there = |name: &&String| self.checkpoint.tensor(&format!("{prefix}{name}")).is_some();
+        let found = self.missing.iter().filter(is_there).count();
+        (2 * found > self.missing.len()).then_some((prefix, name))
     }
 }
 

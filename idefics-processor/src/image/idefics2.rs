@@ -2,11 +2,12 @@
 //!
 //! Source: `Idefics2ImageProcessorPil` of transformers 5.23 with Pillow 12.
 
-use idefics_image::{RgbView, resize_view};
+use idefics_image::{Crop, ResizeTarget, load_resized, resize_view};
 use rayon::prelude::*;
 
 use crate::image::{
-    ImageConfigError, ImageProcessorConfig, ImageSize, ImageTile, PadError, PaddedImages, RgbImage, pad_batch,
+    DecodeOptions, ImageConfigError, ImageError, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, PadError,
+    PaddedImages, ReadOptions, RgbImage, pad_batch,
 };
 
 /// Turns pictures into the tiles that Idefics2 reads.
@@ -46,8 +47,7 @@ impl ImageProcessor {
     /// If a side is 0.
     pub fn tile_sizes(&self, width: u32, height: u32) -> Vec<(u32, u32)> {
         assert!(width > 0 && height > 0, "an image has sides of at least one pixel");
-        let crops = self.crops(width as usize, height as usize);
-        crops.iter().map(|crop| self.output_size(crop.width() as u32, crop.height() as u32)).collect()
+        self.targets(width, height).iter().map(|target| (target.width, target.height)).collect()
     }
 
     /// The tiles of one picture. With `do_image_splitting`: the quarters top left, top right, bottom left, bottom
@@ -58,12 +58,36 @@ impl ImageProcessor {
     /// no size either, both halves are that pixel.
     pub fn process(&self, image: &RgbImage) -> Vec<ImageTile> {
         let view = image.view();
-        let crops = self.crops(view.width(), view.height());
-        let tile = |crop: &Crop| match crop.width().min(crop.height()) {
-            0 => self.black_tile(crop),
-            _ => self.tile(view.crop(crop.left, crop.top, crop.right, crop.bottom)),
+        let resize = |ResizeTarget { crop, width, height, filter }: ResizeTarget| {
+            let [left, top, right, bottom] = [crop.left, crop.top, crop.right, crop.bottom].map(|side| side as usize);
+            resize_view(view.crop(left, top, right, bottom), width, height, filter)
         };
-        crops.par_iter().map(tile).collect()
+        let targets = self.targets(image.width(), image.height());
+        targets.into_par_iter().map(|target| self.tile(target, target.has_pixels().then(|| resize(target)))).collect()
+    }
+
+    /// [`Self::process`] of an image that is read and decoded first. Where its format gives rows one after another, no more
+    /// of the picture is kept at a time than resizing needs.
+    ///
+    /// # Errors
+    /// As [`load_resized`].
+    pub fn load(
+        &self,
+        source: &ImageSource,
+        read: &ReadOptions,
+        decoding: DecodeOptions,
+    ) -> Result<Vec<ImageTile>, ImageError> {
+        let mut targets = Vec::new();
+        let plan = |width, height| {
+            targets = self.targets(width, height);
+            targets.iter().copied().filter(ResizeTarget::has_pixels).collect()
+        };
+        let mut pictures = load_resized(source, read, decoding, plan)?.into_iter();
+        let with_pictures: Vec<(ResizeTarget, Option<RgbImage>)> = targets
+            .into_iter()
+            .map(|target| (target, if target.has_pixels() { pictures.next() } else { None }))
+            .collect();
+        Ok(with_pictures.into_par_iter().map(|(target, picture)| self.tile(target, picture)).collect())
     }
 
     /// [`Self::process`] for a batch, one `Vec` of pictures a row; the tiles of a row follow one another.
@@ -83,10 +107,13 @@ impl ImageProcessor {
         Ok(pad_batch(batch))
     }
 
-    fn tile(&self, crop: RgbView<'_>) -> ImageTile {
-        let (width, height) = self.output_size(crop.width() as u32, crop.height() as u32);
-        let resized = resize_view(crop, width, height, self.config.resample);
-        let (width, height) = (width as usize, height as usize);
+    /// The resized picture as the model reads it: `[3, height, width]`. A quarter without pixels is black.
+    fn tile(&self, target: ResizeTarget, resized: Option<RgbImage>) -> ImageTile {
+        let (width, height) = (target.width as usize, target.height as usize);
+        let Some(resized) = resized else {
+            let pixels = self.values.iter().flat_map(|values| std::iter::repeat_n(values[0], width * height)).collect();
+            return ImageTile::new(width, height, pixels).expect("a plane was made for each channel");
+        };
         let mut pixels = vec![0.0; 3 * width * height];
         let (red, rest) = pixels.split_at_mut(width * height);
         let (green, blue) = rest.split_at_mut(width * height);
@@ -104,14 +131,6 @@ impl ImageProcessor {
         ImageTile::new(width, height, pixels).expect("a plane was made for each channel")
     }
 
-    /// The tile of a quarter without pixels.
-    fn black_tile(&self, crop: &Crop) -> ImageTile {
-        let (width, height) = self.output_size(crop.width() as u32, crop.height() as u32);
-        let (width, height) = (width as usize, height as usize);
-        let pixels = self.values.iter().flat_map(|values| std::iter::repeat_n(values[0], width * height)).collect();
-        ImageTile::new(width, height, pixels).expect("a plane was made for each channel")
-    }
-
     fn output_size(&self, width: u32, height: u32) -> (u32, u32) {
         match self.config.size {
             _ if !self.config.do_resize => (width, height),
@@ -120,43 +139,29 @@ impl ImageProcessor {
         }
     }
 
-    /// The rectangles that become tiles, in order.
-    fn crops(&self, width: usize, height: usize) -> Vec<Crop> {
-        let whole = Crop { left: 0, top: 0, right: width, bottom: height };
+    /// What becomes a tile, in order: rectangles of the picture, and the size that each is brought to.
+    fn targets(&self, width: u32, height: u32) -> Vec<ResizeTarget> {
+        let target = |crop: Crop| {
+            let (width, height) = self.output_size(crop.width(), crop.height());
+            ResizeTarget { crop, width, height, filter: self.config.resample }
+        };
+        let whole = target(Crop::whole(width, height));
         if !self.config.do_image_splitting {
             return vec![whole];
         }
-        let least = usize::from(!self.config.do_resize);
-        let halves = |side: usize| {
+        let least = u32::from(!self.config.do_resize);
+        let halves = |side: u32| {
             let middle = side / 2;
             [(0, middle.max(least)), (middle, side)]
         };
-        let mut crops = Vec::with_capacity(5);
+        let mut targets = Vec::with_capacity(5);
         for (top, bottom) in halves(height) {
             for (left, right) in halves(width) {
-                crops.push(Crop { left, top, right, bottom });
+                targets.push(target(Crop { left, top, right, bottom }));
             }
         }
-        crops.push(whole);
-        crops
-    }
-}
-
-/// Half-open ranges of columns and rows, in pixels.
-struct Crop {
-    left: usize,
-    top: usize,
-    right: usize,
-    bottom: usize,
-}
-
-impl Crop {
-    fn width(&self) -> usize {
-        self.right - self.left
-    }
-
-    fn height(&self) -> usize {
-        self.bottom - self.top
+        targets.push(whole);
+        targets
     }
 }
 

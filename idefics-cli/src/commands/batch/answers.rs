@@ -56,16 +56,19 @@ pub(super) fn answer(
             Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => None,
             Ok(answers) => {
                 answers.iter().for_each(warn_of);
-                Some(line(row, of_answers(&answers)?)?)
+                Some((line(row, of_answers(&answers)?), false))
             }
             Err(failure) if failure.is_of_one_input() => {
-                Some(line(row, Map::from_iter([("error".to_owned(), failure.message().into())]))?)
+                Some((line(row, Map::from_iter([("error".to_owned(), failure.message().into())])), true))
             }
             Err(failure) if failure.is_interruption() => None,
             Err(failure) => return Err(failure),
         };
         match line {
-            Some(line) => answered.rows.push(Done { index: row.index, input: row.digest.clone(), row: line }),
+            Some((line, is_error)) => {
+                let (index, input, name) = (row.index, row.digest.clone(), row.name.clone());
+                answered.rows.push(Done { index, input, name, line, is_error });
+            }
             None => answered.is_interrupted = true,
         }
     }
@@ -78,13 +81,9 @@ fn all_of(answers: Vec<Result<Answer, Error>>) -> Result<Vec<Answer>, Failure> {
 }
 
 /// A line of the output: the row's name, the user's own keys, and `of_row`.
-fn line(row: &InputRow, of_row: Map<String, Value>) -> Result<Value, Failure> {
-    let mut line = serde_json::to_value(&row.name).map_err(std::io::Error::from)?;
-    if let Some(line) = line.as_object_mut() {
-        line.extend(row.own.clone());
-        line.extend(of_row);
-    }
-    Ok(line)
+fn line(row: &InputRow, of_row: Map<String, Value>) -> String {
+    let own = row.own.iter().map(|(key, json)| (key.as_str(), json.clone()));
+    row.name.line(own.chain(of_row.iter().map(|(key, value)| (key.as_str(), value.to_string()))))
 }
 
 /// The answers without their times, which are of the whole group and never the same twice.

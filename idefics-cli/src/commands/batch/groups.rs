@@ -10,6 +10,12 @@ use crate::failure::Failure;
 /// Tokens that an image counts for when rows of similar length are looked for; about that of Idefics2.
 const TOKENS_PER_IMAGE: usize = 64;
 
+/// Tokens from which on a row is long: shorter ones that are padded to it cost little.
+const LONG: usize = 4096;
+
+/// How many times as long as another a long row is at most if they are answered together.
+const LONGER: usize = 4;
+
 /// Rows that are answered together.
 pub(super) struct Group {
     pub(super) rows: Vec<GroupRow>,
@@ -39,8 +45,9 @@ impl AsRef<[Sample]> for Group {
     }
 }
 
-/// Takes rows from the input, some at a time, and puts those of similar length together, the longest first. Which rows
-/// are together depends on the input alone, not on what was done before.
+/// Takes rows from the input, some at a time, and puts those of similar length together, the longest first: a very long
+/// one does not pad short ones to its length. Which rows are together depends on the input alone, not on what was done
+/// before.
 pub(super) struct Groups<'k, R> {
     rows: R,
     /// Digest of each row that was answered, by its name.
@@ -68,12 +75,15 @@ impl<'k, R: Iterator<Item = Result<InputRow, Failure>>> Groups<'k, R> {
         }
         rows.sort_by_key(|row| std::cmp::Reverse(row.length(TOKENS_PER_IMAGE)));
         let mut rows = rows.into_iter().peekable();
-        while rows.peek().is_some() {
-            let rows = rows.by_ref().take(self.size).map(|row| {
-                let is_done = self.done.get(&row.name) == Some(&row.digest);
-                GroupRow { row, is_done }
-            });
-            let rows: Vec<GroupRow> = rows.collect();
+        while let Some(longest) = rows.peek().map(|row| row.length(TOKENS_PER_IMAGE)) {
+            let is_similar = |row: &InputRow| longest <= LONG || longest / LONGER <= row.length(TOKENS_PER_IMAGE);
+            let group = std::iter::from_fn(|| rows.next_if(is_similar)).take(self.size);
+            let rows: Vec<GroupRow> = group
+                .map(|row| {
+                    let is_done = self.done.get(&row.name) == Some(&row.digest);
+                    GroupRow { row, is_done }
+                })
+                .collect();
             let asked = rows.iter().filter(|row| !row.is_done);
             let samples = asked.filter_map(|row| row.row.sample.clone().ok()).collect();
             self.ready.push_back(Group { rows, samples, failure: None });
@@ -92,5 +102,27 @@ impl<R: Iterator<Item = Result<InputRow, Failure>>> Iterator for Groups<'_, R> {
             self.read();
         }
         self.ready.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_very_long_row_waits_for_itself() {
+        let groups = |bytes: &[usize], size| {
+            let rows = bytes.iter().enumerate().map(|(index, &bytes)| {
+                let sample = Ok(Sample::Text { text: "a".repeat(bytes), images: Vec::new() });
+                let (name, own) = (Name::Line(index + 1), Vec::new());
+                Ok(InputRow { index, name, digest: String::new(), own, sample })
+            });
+            let done = HashMap::new();
+            let groups = Groups::new(rows, &done, size, 100);
+            groups.map(|group| group.rows.iter().map(|row| row.row.index).collect()).collect::<Vec<Vec<usize>>>()
+        };
+        assert_eq!(groups(&[8, 4000, 80, 0], 8), [[1, 2, 0, 3]]);
+        assert_eq!(groups(&[8, 1 << 20, 1 << 19, 80], 8), [[1, 2], [3, 0]]);
+        assert_eq!(groups(&[8, 1 << 20, 80], 1), [[1], [2], [0]]);
     }
 }

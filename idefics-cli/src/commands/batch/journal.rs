@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use idefics_checkpoint::write_atomically;
 use idefics_generate::Error;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::output::{Done, Summary};
@@ -133,10 +132,7 @@ impl Journal {
                 // The end of a run tore the line.
                 _ if !line.ends_with(b"\n") => break,
                 (Some(_), Some((subject, rest))) => {
-                    if let Ok(row) = serde_json::from_str::<Value>(rest)
-                        && let Some(name) = Name::of_line(&row)
-                    {
-                        let is_error = row.get("error").is_some();
+                    if let Some((name, is_error)) = Name::of_line(rest) {
                         let place = Place { input: subject.to_owned(), is_error, ..Place::of_line(len, line.len()) };
                         self.old.insert(name, place);
                     }
@@ -152,7 +148,7 @@ impl Journal {
     }
 
     /// The lines of an output that this very run finished, and the digests of what was asked.
-    fn read_finished(&mut self) -> Result<(Vec<Value>, Vec<String>), Failure> {
+    fn read_finished(&mut self) -> Result<(Vec<String>, Vec<String>), Failure> {
         let mut finished = Vec::new();
         let output = &self.output;
         let failed = |error| Failure::io(output, &error);
@@ -164,18 +160,19 @@ impl Journal {
             return Err(Failure::file_system(format!("{}: {message}", output.display())));
         };
         let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-        let rows = lines.map(serde_json::from_slice).collect::<Result<_, _>>().map_err(|error| failed(error.into()))?;
-        Ok((rows, finished.rows))
+        let lines = lines.map(|line| str::from_utf8(line).map(str::to_owned)).collect::<Result<_, _>>();
+        Ok((lines.map_err(|error| failed(io::Error::other(error)))?, finished.rows))
     }
 
     /// Takes over the rows of a finished output.
-    fn begin_with(&mut self, rows: Vec<Value>, digests: Vec<String>) -> Result<(), Failure> {
-        let rows = rows.into_iter().zip(digests);
-        let rows = rows.map(|(row, input)| Done { index: 0, input, row });
+    fn begin_with(&mut self, lines: Vec<String>, digests: Vec<String>) -> Result<(), Failure> {
+        let rows = lines.into_iter().zip(digests).filter_map(|(line, input)| {
+            let (name, is_error) = Name::of_line(&line)?;
+            Some(Done { index: 0, input, name, line, is_error })
+        });
         let rows: Vec<Done> = rows.collect();
         let places = self.append_rows(&rows)?;
-        let named = rows.iter().zip(places).filter_map(|(done, place)| Some((Name::of_line(&done.row)?, place)));
-        self.old.extend(named);
+        self.old.extend(rows.into_iter().map(|done| done.name).zip(places));
         Ok(())
     }
 
@@ -211,11 +208,11 @@ impl Journal {
     }
 
     fn append_rows(&mut self, rows: &[Done]) -> Result<Vec<Place>, Failure> {
-        let lines: Vec<String> = rows.iter().map(|done| format!("{} {}", done.input, done.row)).collect();
+        let lines: Vec<String> = rows.iter().map(|done| format!("{} {}", done.input, done.line)).collect();
         let places = self.append(&lines)?;
         let places = places.into_iter().zip(rows).map(|(place, done)| Place {
             input: done.input.clone(),
-            is_error: done.is_error(),
+            is_error: done.is_error,
             ..place
         });
         Ok(places.collect())
@@ -318,12 +315,17 @@ fn payload(line: &[u8]) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn row(line: usize) -> Done {
-        Done { index: line - 1, input: format!("digest-{line}"), row: json!({"line": line, "text": "a\nb"}) }
+        let (input, name) = (format!("digest-{line}"), Name::Line(line));
+        let text = name.line([("text", r#""a\nb""#.to_owned())]);
+        Done { index: line - 1, input, name, line: text, is_error: false }
+    }
+
+    fn failed_row(line: usize) -> Done {
+        let text = Name::Line(line).line([("error", r#""no""#.to_owned())]);
+        Done { line: text, is_error: true, ..row(line) }
     }
 
     /// The lines that are done.
@@ -389,8 +391,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
-        let failed = Done { row: json!({"line": 2, "error": "no"}), ..row(2) };
-        journal.keep(&[row(2), failed.clone()]).unwrap();
+        journal.keep(&[row(2), failed_row(2)]).unwrap();
         for edit in 0..40 {
             journal.keep(&[Done { input: format!("edit-{edit}"), ..row(1) }]).unwrap();
         }
@@ -414,7 +415,7 @@ mod tests {
         journal.keep_old(0, &Name::Line(1));
         let summary = journal.finish().unwrap();
         assert_eq!(summary, Summary { n_rows: 4, n_failed: 0, is_old: false });
-        let expected: String = (1..=4).map(|line| format!("{}\n", row(line).row)).collect();
+        let expected: String = (1..=4).map(|line| format!("{}\n", row(line).line)).collect();
         assert_eq!(std::fs::read_to_string(&output).unwrap(), expected);
     }
 
@@ -467,8 +468,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
-        let failed = Done { row: json!({"line": 2, "error": "no"}), ..row(2) };
-        journal.keep(&[row(1), failed, row(3)]).unwrap();
+        journal.keep(&[row(1), failed_row(2), row(3)]).unwrap();
         assert_eq!(journal.finish().unwrap().n_failed, 1);
         for _ in 0..2 {
             assert_eq!(lines(&open_run(&output)), [1, 3]);
@@ -478,7 +478,7 @@ mod tests {
         journal.keep_old(0, &Name::Line(1));
         journal.keep_old(1, &Name::Line(3));
         assert!(!journal.finish().unwrap().is_old);
-        assert_eq!(std::fs::read_to_string(&output).unwrap(), format!("{}\n{}\n", row(1).row, row(3).row));
+        assert_eq!(std::fs::read_to_string(&output).unwrap(), format!("{}\n{}\n", row(1).line, row(3).line));
 
         std::fs::write(&output, "{\"line\":1,\"text\":\"by hand\"}\n").unwrap();
         assert!(Journal::open(&output, "run", false).is_err());

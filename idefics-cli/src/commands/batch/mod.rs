@@ -11,7 +11,6 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use idefics_generate::{Error, GenerationConfig};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
@@ -44,8 +43,7 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     }
     let folder = model::folder(global)?;
     let run = run_digest(global, args, folder.path())?;
-    let options = args.generation.options().over(&GenerationConfig::from_folder(folder.path())?);
-    options.validate().map_err(Error::from)?; // before anything is written
+    args.generation.options().validate_over(folder.path())?; // before anything is written
 
     let is_file = input.is_file();
     // Of a pipe, rows are neither waited for nor held back.

@@ -5,8 +5,6 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::journal::Journal;
 use super::rows::Name;
 use crate::failure::Failure;
@@ -22,15 +20,12 @@ pub(super) struct Done {
     pub(super) index: usize,
     /// Digest of what was asked.
     pub(super) input: String,
+    /// What the row is known by.
+    pub(super) name: Name,
     /// The line of the output.
-    pub(super) row: Value,
-}
-
-impl Done {
+    pub(super) line: String,
     /// Whether the row could not be answered.
-    pub(super) fn is_error(&self) -> bool {
-        self.row.get("error").is_some()
-    }
+    pub(super) is_error: bool,
 }
 
 /// What came out in all.
@@ -138,7 +133,7 @@ impl Target {
 pub(super) struct Stream {
     name: String,
     writer: Box<dyn Write>,
-    waiting: BTreeMap<usize, Value>,
+    waiting: BTreeMap<usize, String>,
     summary: Summary,
 }
 
@@ -150,12 +145,13 @@ impl Stream {
 
     fn keep(&mut self, rows: &[Done]) -> Result<(), Failure> {
         for done in rows {
-            self.summary.n_failed += usize::from(done.is_error());
-            self.waiting.insert(done.index, done.row.clone());
+            self.summary.n_failed += usize::from(done.is_error);
+            self.waiting.insert(done.index, done.line.clone());
         }
         let mut lines = String::new();
         while let Some(row) = self.waiting.remove(&self.summary.n_rows) {
-            lines.push_str(&format!("{row}\n"));
+            lines.push_str(&row);
+            lines.push('\n');
             self.summary.n_rows += 1;
         }
         let written = self.writer.write_all(lines.as_bytes()).and_then(|()| self.writer.flush());

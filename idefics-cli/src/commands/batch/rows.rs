@@ -1,11 +1,13 @@
 //! The rows of a batch's input.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::BufRead;
 
 use idefics_generate::processor::Sample;
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
@@ -35,20 +37,48 @@ const ROW_KEYS: [&str; 13] = [
 ];
 
 /// What a row is known by, and how its line of the output begins: `{"id": …}` or `{"line": …}`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Name {
-    /// The row's own id, a string or a number.
-    Id(Value),
+    /// The row's own id, a string or a number, in JSON: numbers as they were written, whose digits no type may hold.
+    Id(String),
     /// The number of the row's line, from 1, if it has no such id.
     Line(usize),
 }
 
 impl Name {
-    /// The name with which a line of the output begins.
-    pub(super) fn of_line(line: &Value) -> Option<Self> {
-        let id = line.get("id").map(|id| Self::Id(id.clone()));
-        id.or_else(|| line.get("line")?.as_u64()?.try_into().ok().map(Self::Line))
+    /// The name that an id gives; `None` if it is neither a string nor a number.
+    fn of_id(id: &RawValue) -> Option<Self> {
+        match id.get().as_bytes().first()? {
+            b'"' => serde_json::from_str::<Value>(id.get()).ok().map(|id| Self::Id(id.to_string())),
+            b'-' | b'0'..=b'9' => Some(Self::Id(id.get().to_owned())),
+            _ => None,
+        }
+    }
+
+    /// The name with which a line of the output begins, and whether the line says that the row failed.
+    pub(super) fn of_line(line: &str) -> Option<(Self, bool)> {
+        #[derive(Deserialize)]
+        struct Line<'l> {
+            #[serde(borrow)]
+            id: Option<&'l RawValue>,
+            line: Option<usize>,
+            error: Option<IgnoredAny>,
+        }
+        let Line { id, line, error } = serde_json::from_str(line).ok()?;
+        let name = id.and_then(Self::of_id).or(line.map(Self::Line))?;
+        Some((name, error.is_some()))
+    }
+
+    /// A line of the output: the name, and what comes behind it as keys with their JSON.
+    pub(super) fn line<'a>(&self, rest: impl IntoIterator<Item = (&'a str, String)>) -> String {
+        let mut line = match self {
+            Self::Id(id) => format!("{{\"id\":{id}"),
+            Self::Line(line) => format!("{{\"line\":{line}"),
+        };
+        for (key, json) in rest {
+            line += &format!(",{}:{json}", Value::from(key));
+        }
+        line + "}"
     }
 }
 
@@ -60,8 +90,9 @@ pub(super) struct InputRow {
     pub(super) name: Name,
     /// Digest of the line, and of the size and time of the files that it names.
     pub(super) digest: String,
-    /// The user's own keys, which come out again.
-    pub(super) own: Map<String, Value>,
+    /// The user's own keys, which come out again, with the JSON of their values as it was written: a number may have
+    /// more digits than any type holds.
+    pub(super) own: Vec<(String, String)>,
     /// The sample, or what is wrong with the line.
     pub(super) sample: Result<Sample, String>,
 }
@@ -74,15 +105,16 @@ impl InputRow {
     }
 }
 
-/// Reads rows one after the other. A line that is no sample is a row with its error; an id that came before is an error of
-/// the whole input, after which there are no more rows.
+/// Reads rows one after the other. A line that is no sample is a row with its error, and so is one whose id came before: the
+/// number of its line is its name then.
 pub(super) struct Rows<'i, R> {
     input: &'i Input,
     reader: R,
     line: Vec<u8>,
     n_lines: usize,
     n_rows: usize,
-    ids: HashSet<Value>,
+    /// The line of each id.
+    ids: HashMap<String, usize>,
     /// Own keys that do not come out again, each named once.
     dropped: HashSet<String>,
     is_over: bool,
@@ -91,7 +123,7 @@ pub(super) struct Rows<'i, R> {
 impl<'i, R: BufRead> Rows<'i, R> {
     /// Reads the rows of `input` from `reader`.
     pub(super) fn new(input: &'i Input, reader: R) -> Self {
-        let (ids, dropped) = (HashSet::new(), HashSet::new());
+        let (ids, dropped) = (HashMap::new(), HashSet::new());
         Self { input, reader, line: Vec::new(), n_lines: 0, n_rows: 0, ids, dropped, is_over: false }
     }
 
@@ -111,21 +143,25 @@ impl<'i, R: BufRead> Rows<'i, R> {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let row = self.parse(line.trim_ascii(), len);
-            if let Name::Id(id) = &row.name
-                && !self.ids.insert(id.clone())
-            {
-                let message = format!("{}: line {}: the id {id} was there before", self.input.name(), self.n_lines);
-                return Err(Failure::input(message));
+            let mut row = self.parse(line.trim_ascii(), len);
+            if let Name::Id(id) = &row.name {
+                let n_line = self.n_lines;
+                let first = *self.ids.entry(id.clone()).or_insert(n_line);
+                if first != n_line {
+                    let id = shorten(id);
+                    row.sample =
+                        Err(format!("line {n_line}: the id {id} is that of line {first}; give each row its own"));
+                    row.name = Name::Line(n_line);
+                }
             }
-            for key in row.own.keys().filter(|key| ROW_KEYS.contains(&key.as_str())) {
+            for (key, _) in row.own.iter().filter(|(key, _)| ROW_KEYS.contains(&key.as_str())) {
                 if self.dropped.insert(key.clone()) {
                     say!("warning: `{key}` of the samples is left out: rows of the output have a `{key}` of their own");
                 }
             }
-            let own = row.own.into_iter().filter(|(key, _)| !ROW_KEYS.contains(&key.as_str())).collect();
+            row.own.retain(|(key, _)| !ROW_KEYS.contains(&key.as_str()));
             self.n_rows += 1;
-            return Ok(Some(InputRow { own, ..row }));
+            return Ok(Some(row));
         }
     }
 
@@ -139,19 +175,22 @@ impl<'i, R: BufRead> Rows<'i, R> {
             false => serde_json::from_slice::<Value>(line).map_err(|error| at(&format!("not valid JSON: {error}"))),
         };
         let mut name = Name::Line(self.n_lines);
-        let mut own = Map::new();
+        let mut own = Vec::new();
         let sample = value.and_then(|mut value| {
             let Some(object) = value.as_object_mut() else {
                 return Sample::try_from(value).map_err(|error| at(&error));
             };
-            let id = object.shift_remove("id");
+            let written: HashMap<String, &RawValue> = serde_json::from_slice(line).map_err(|error| at(&error))?;
+            object.shift_remove("id");
             let taken = Sample::take_from(object);
-            own = std::mem::take(object);
-            own.retain(|key, _| !SAMPLE_KEYS.contains(&key.as_str()));
-            match id {
-                Some(id) if id.is_string() || id.is_number() => name = Name::Id(id),
-                Some(_) => return Err(at(&"`id` is neither a string nor a number")),
-                None => {}
+            let keys = std::mem::take(object).into_iter().map(|(key, _)| key);
+            own = keys
+                .filter(|key| !SAMPLE_KEYS.contains(&key.as_str()))
+                // Between tokens only: strings have it escaped. To many programs it ends a line.
+                .filter_map(|key| written.get(&key).map(|json| json.get().replace('\r', " ")).map(|json| (key, json)))
+                .collect();
+            if let Some(id) = written.get("id") {
+                name = Name::of_id(id).ok_or_else(|| at(&"`id` is neither a string nor a number"))?;
             }
             let mut sample = taken.map_err(|error| at(&error))?;
             sample.resolve_paths(self.input.folder());
@@ -179,6 +218,15 @@ impl<R: BufRead> Iterator for Rows<'_, R> {
         let row = self.read().transpose();
         self.is_over = !matches!(row, Some(Ok(_)));
         row
+    }
+}
+
+/// An id of a length that fits into a message.
+fn shorten(id: &str) -> String {
+    const MAX_CHARS: usize = 80;
+    match id.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}…", &id[..end]),
+        None => id.to_owned(),
     }
 }
 

@@ -1,0 +1,162 @@
+//! Pictures that are resized while they are decoded, against those that are decoded first.
+
+use std::io::Cursor;
+use std::sync::OnceLock;
+
+use idefics_image::{
+    Alpha, Crop, Filter, ImageError, Limits, ResizeTarget, RgbImage, decode, decode_resized, resize_view,
+};
+use image::{DynamicImage, ImageFormat};
+use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+use proptest::prelude::*;
+
+/// A picture with detail everywhere.
+fn pixels(width: u32, height: u32) -> Vec<u8> {
+    (0..3 * width * height).map(|index| (index.wrapping_mul(2_654_435_761) >> 20) as u8).collect()
+}
+
+/// An EXIF block, from its TIFF header on, whose only tag is the orientation.
+fn exif(orientation: u8) -> Vec<u8> {
+    let mut block = b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+    block.extend([orientation, 0, 0, 0, 0, 0, 0]);
+    block
+}
+
+fn jpeg(width: u32, height: u32, orientation: u8, is_progressive: bool) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut encoder = Encoder::new(&mut file, 80);
+    encoder.set_sampling_factor(SamplingFactor::F_2_2);
+    encoder.set_progressive(is_progressive);
+    encoder.add_app_segment(1, [b"Exif\0\0".as_slice(), &exif(orientation)].concat()).unwrap();
+    encoder.encode(&pixels(width, height), width as u16, height as u16, ColorType::Rgb).unwrap();
+    file
+}
+
+fn other(width: u32, height: u32, orientation: u8, format: ImageFormat) -> Vec<u8> {
+    let picture = image::RgbImage::from_raw(width, height, pixels(width, height)).unwrap();
+    let mut file = Cursor::new(Vec::new());
+    DynamicImage::ImageRgb8(picture).write_to(&mut file, format).unwrap();
+    let mut file = file.into_inner();
+    if format == ImageFormat::Png {
+        let chunk = [b"eXIf".as_slice(), &exif(orientation)].concat();
+        let length = (chunk.len() as u32 - 4).to_be_bytes();
+        let sum = crc32fast::hash(&chunk).to_be_bytes();
+        file.splice(33..33, [length.as_slice(), &chunk, &sum].concat());
+    }
+    file
+}
+
+fn ppm(width: u32, height: u32) -> Vec<u8> {
+    [format!("P6 {width} {height} 255\n").into_bytes(), pixels(width, height)].concat()
+}
+
+/// The file of one of five kinds.
+fn file(kind: usize, width: u32, height: u32, orientation: u8) -> Vec<u8> {
+    match kind {
+        0 => jpeg(width, height, orientation, false),
+        1 => jpeg(width, height, orientation, true),
+        2 => other(width, height, orientation, ImageFormat::Png),
+        3 => other(width, height, orientation, ImageFormat::Bmp),
+        _ => ppm(width, height),
+    }
+}
+
+/// A half-open range inside `0..side`, of at least one pixel.
+fn range(side: u32, [a, b]: [u32; 2]) -> (u32, u32) {
+    let (a, b) = (a % side, b % side);
+    (a.min(b), a.max(b) + 1)
+}
+
+fn expected(picture: &RgbImage, target: ResizeTarget) -> RgbImage {
+    let Crop { left, top, right, bottom } = target.crop;
+    let view = picture.view().crop(left as usize, top as usize, right as usize, bottom as usize);
+    resize_view(view, target.width, target.height, target.filter)
+}
+
+fn threads(count: usize) -> &'static rayon::ThreadPool {
+    static POOLS: OnceLock<[rayon::ThreadPool; 2]> = OnceLock::new();
+    let pool = |count| rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap();
+    &POOLS.get_or_init(|| [pool(1), pool(3)])[usize::from(count > 1)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn resizing_rows_as_they_come_is_resizing_the_decoded_picture(
+        kind in 0..5_usize,
+        (width, height) in prop_oneof![(1..40_u32, 1..40_u32), (1..600_u32, 1..200_u32), (1..60_u32, 300..700_u32)],
+        orientation in 1..=8_u8,
+        crops in prop::collection::vec((any::<[u32; 2]>(), any::<[u32; 2]>(), 1..400_u32, 1..90_u32), 1..4),
+        filter in prop::sample::select(Filter::ALL.to_vec()),
+        thread_count in prop::sample::select(vec![1_usize, 3]),
+    ) {
+        let file = file(kind, width, height, orientation);
+        threads(thread_count).install(|| {
+            let limits = Limits::default();
+            let picture = decode(&file, "picture", &limits, Alpha::White).unwrap();
+            let target = |&(across, down, width, height): &([u32; 2], [u32; 2], u32, u32)| {
+                let ((left, right), (top, bottom)) = (range(picture.width(), across), range(picture.height(), down));
+                ResizeTarget { crop: Crop { left, top, right, bottom }, width, height, filter }
+            };
+            let targets: Vec<ResizeTarget> = crops.iter().map(target).collect();
+            let mut size = None;
+            let plan = |width, height| {
+                size = Some((width, height));
+                targets.clone()
+            };
+            let resized = decode_resized(&file, "picture", &limits, Alpha::White, plan).unwrap();
+            prop_assert_eq!(size, Some((picture.width(), picture.height())));
+            prop_assert_eq!(resized.len(), targets.len());
+            for (resized, &target) in resized.iter().zip(&targets) {
+                prop_assert!(*resized == expected(&picture, target), "{target:?}");
+            }
+            Ok(())
+        })?;
+    }
+}
+
+#[test]
+fn a_turned_picture_is_decoded_upright() {
+    let stored = decode(&ppm(5, 3), "picture", &Limits::default(), Alpha::White).unwrap();
+    for orientation in 1..=8 {
+        let file = other(5, 3, orientation, ImageFormat::Png);
+        let picture = decode(&file, "picture", &Limits::default(), Alpha::White).unwrap();
+        let mut turned = DynamicImage::ImageRgb8(image::RgbImage::from_raw(5, 3, stored.data().to_vec()).unwrap());
+        turned.apply_orientation(image::metadata::Orientation::from_exif(orientation).unwrap());
+        assert_eq!((picture.width(), picture.height()), (turned.width(), turned.height()));
+        assert_eq!(picture.data(), turned.as_bytes(), "orientation {orientation}");
+    }
+}
+
+#[test]
+fn targets_outside_the_picture_are_refused_by_their_sides() {
+    let whole = Crop::whole(5, 3);
+    for (crop, width, height) in [
+        (Crop { right: 6, ..whole }, 1, 1),
+        (Crop { top: 3, ..whole }, 1, 1),
+        (Crop { left: 4, right: 2, ..whole }, 1, 1),
+        (whole, 0, 1),
+        (whole, 1, 0),
+    ] {
+        let plan = |_, _| vec![ResizeTarget { crop, width, height, filter: Filter::Bilinear }];
+        let error = decode_resized(&ppm(5, 3), "dot.ppm", &Limits::default(), Alpha::White, plan).unwrap_err();
+        assert!(matches!(error, ImageError::Target { .. }), "{error}");
+        assert!(error.to_string().starts_with("dot.ppm: columns "), "{error}");
+    }
+}
+
+#[test]
+fn a_picture_that_is_shrunk_needs_less_memory_than_its_pixels() {
+    let limits = Limits { max_decoded_bytes: 1 << 20, ..Limits::default() };
+    for kind in [0, 2, 3, 4] {
+        let file = file(kind, 2000, 1500, 6);
+        let whole = decode(&file, "picture", &limits, Alpha::White);
+        assert!(matches!(whole, Err(ImageError::Memory { .. })), "kind {kind}");
+        let shrink = |width, height| {
+            let crop = Crop::whole(width, height);
+            vec![ResizeTarget { crop, width: 200, height: 150, filter: Filter::Lanczos }]
+        };
+        decode_resized(&file, "picture", &limits, Alpha::White, shrink).unwrap();
+    }
+}
