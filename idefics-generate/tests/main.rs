@@ -18,5 +18,4 @@ mod prepared;
 mod sampling;
 mod stop_strings;
 mod strategies;
-mod training;
 mod weights;

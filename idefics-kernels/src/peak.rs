@@ -34,18 +34,6 @@ impl fmt::Display for Unit {
     }
 }
 
-impl Unit {
-    /// `vectors`, `tiles`, `byte-vectors` or `byte-tiles`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vectors => "vectors",
-            Self::Tiles => "tiles",
-            Self::ByteVectors => "byte-vectors",
-            Self::ByteTiles => "byte-tiles",
-        }
-    }
-}
-
 /// Sums that do not wait for each other.
 const SUMS: usize = 12;
 
@@ -56,6 +44,16 @@ const STEPS: usize = 1 << 18;
 const RUNS: usize = 8;
 
 impl Unit {
+    /// `vectors`, `tiles`, `byte-vectors` or `byte-tiles`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vectors => "vectors",
+            Self::Tiles => "tiles",
+            Self::ByteVectors => "byte-vectors",
+            Self::ByteTiles => "byte-tiles",
+        }
+    }
+
     /// Additions and multiplications a second on all threads, from registers; `None` if the machine lacks it.
     pub fn peak(self) -> Option<f64> {
         let isa = Isa::best();

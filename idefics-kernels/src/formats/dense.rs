@@ -25,12 +25,15 @@ pub trait Element: Copy + Send + Sync + std::fmt::Debug + 'static {
 macro_rules! element {
     ($type:ty, $to_f32:expr, $from_f32:expr) => {
         impl Element for $type {
+            #[inline]
             fn from_le_bytes(bytes: &[u8]) -> Self {
                 <$type>::from_le_bytes(bytes.try_into().expect("the bytes of one value"))
             }
+            #[inline]
             fn to_f32(self) -> f32 {
                 $to_f32(self)
             }
+            #[inline]
             fn from_f32(value: f32) -> Self {
                 $from_f32(value)
             }

@@ -17,16 +17,16 @@ use super::load::account;
 use super::{LoadOptions, LoadProgress, Quantization};
 use crate::parameters::{Matrix, matrices};
 
-/// Writes every tensor of a checkpoint into `folder`, which is there, the linear layers of `module` quantised as `options` say and
-/// all else as it is.
+/// Writes every tensor of a checkpoint into `folder`, which is there, the linear layers of `module` quantised as
+/// `options` say and all else as it is.
 ///
 /// NF4 and FP4 have the layout of bitsandbytes. Int8 and Q4 have a layout of their own: `X.weight` is the codes and
 /// `X.weight.scales` the scales, as [`Int8`] and [`Q4`] have them. One file, or shards of about half a gibibyte
 /// with their index.
 ///
 /// # Errors
-/// [`CheckpointError::AlreadyQuantized`], what [`LoadModule::load`](super::LoadModule::load) refuses, [`CheckpointError::Write`], and what
-/// `progress` returns after a tensor.
+/// [`CheckpointError::AlreadyQuantized`], what [`LoadModule::load`](super::LoadModule::load) refuses,
+/// [`CheckpointError::Write`], and what `progress` returns after a tensor.
 ///
 /// # Panics
 /// If `options` quantise nothing.

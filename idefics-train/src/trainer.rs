@@ -1,17 +1,13 @@
 //! The loop's body: micro-batches in, one step of the optimiser out.
 
-use std::path::PathBuf;
-
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use idefics_checkpoint::CheckpointError;
+use idefics_generate::InputError;
 use idefics_nn::{ParameterMapper, map_parameters};
-use idefics_processor::io_words;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::{AdamW, AdamWConfig, Gradients, LossGradients, Schedule};
-use crate::{ErrorKind, InputError};
+use crate::{AdamW, AdamWConfig, Gradients, LossGradients, Schedule, TrainError, WeightDecay};
 
 /// Consecutive steps with a loss or gradients that are not finite, after which a run is given up.
 const MAX_SKIPPED: u32 = 10;
@@ -49,92 +45,12 @@ impl TrainingConfig {
             learning_rate: 5e-5,
             schedule: Schedule::Linear,
             warmup_steps: 0,
-            adamw: AdamWConfig { weight_decay: super::WeightDecay::Matrices(0.0), ..AdamWConfig::default() },
+            adamw: AdamWConfig { weight_decay: WeightDecay::Matrices(0.0), ..AdamWConfig::default() },
             max_grad_norm: Some(1.0),
             frozen: Vec::new(),
             tied: Vec::new(),
             seed: 42,
             workers: 1,
-        }
-    }
-}
-
-/// Why training stopped.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TrainError {
-    /// Tokens and images that do not fit the model.
-    #[error("step {step}: {source}")]
-    Input {
-        /// The step, from 0.
-        step: u64,
-        /// What does not fit.
-        source: InputError,
-    },
-    /// Loss or gradients stayed non-finite.
-    #[error(
-        "step {step}: loss or gradients were not finite in {skipped} steps in a row; the last checkpoint is as it \
-         was, train anew with a lower learning rate"
-    )]
-    NonFinite {
-        /// The step, from 0.
-        step: u64,
-        /// Steps in a row that were skipped.
-        skipped: u32,
-    },
-    /// No label counts in a whole step.
-    #[error("step {step}: no label counts, there is nothing to learn")]
-    NoLabels {
-        /// The step, from 0.
-        step: u64,
-    },
-    /// A checkpoint's weights cannot be written or read.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The file system refused.
-    #[error("{}: {}; checkpoints that were complete before are untouched", path.display(), io_words(source))]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// The system's answer.
-        source: std::io::Error,
-    },
-    /// A file of a checkpoint is not what was written.
-    #[error("{}: {reason}", path.display())]
-    State {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The checkpoint belongs to another run.
-    #[error("{}: made with another `{field}`; train in another folder, or with the same settings", path.display())]
-    OtherRun {
-        /// The file.
-        path: PathBuf,
-        /// The setting that differs.
-        field: String,
-    },
-    /// The threads could not be started.
-    #[error("the worker threads could not be started: {reason}")]
-    Threads {
-        /// Why.
-        reason: String,
-    },
-}
-
-impl TrainError {
-    /// Who is at fault.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Input { .. } | Self::NoLabels { .. } => ErrorKind::Input,
-            Self::NonFinite { .. } | Self::Checkpoint(CheckpointError::NonFinite { .. }) => ErrorKind::Numeric,
-            Self::Io { .. } | Self::Checkpoint(CheckpointError::Write { .. } | CheckpointError::Io { .. }) => {
-                ErrorKind::FileSystem
-            }
-            Self::OtherRun { .. } => ErrorKind::Usage,
-            Self::State { .. } | Self::Checkpoint(_) => ErrorKind::Model,
-            Self::Threads { .. } => ErrorKind::Limit,
         }
     }
 }
@@ -158,11 +74,11 @@ pub struct StepReport {
 /// A module in training.
 #[derive(Debug)]
 pub struct Trainer<M> {
-    pub(super) module: M,
-    pub(super) optimizer: AdamW,
-    pub(super) config: TrainingConfig,
+    pub(crate) module: M,
+    pub(crate) optimizer: AdamW,
+    pub(crate) config: TrainingConfig,
     /// Steps done.
-    pub(super) step: u64,
+    pub(crate) step: u64,
     /// Steps skipped in a row.
     skipped: u32,
     /// One for each worker.
@@ -200,7 +116,7 @@ impl<M: Module + Sync> Trainer<M> {
     }
 
     /// One step on the mean loss over all labels of `micro_batches`. `gradients` computes one micro-batch's, as
-    /// [`crate::Idefics2::training_gradients`] does.
+    /// [`Trainable::training_gradients`](crate::Trainable::training_gradients) does.
     ///
     /// If loss or gradients are not finite nothing changes but the count of steps.
     ///

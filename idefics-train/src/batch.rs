@@ -1,13 +1,13 @@
 //! What one micro-batch shows the model and asks it to say.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
+use idefics_generate::{Idefics2, InputError, Prompts};
 use idefics_nn::KvCache;
 use idefics_processor::image::ImageTile;
-use idefics_text::{Branches, Positions, Unobserved};
+use idefics_text::{Branches, Positions};
 
-use super::LossGradients;
-use crate::models::{IGNORED_LABEL, NextTokens};
-use crate::{Idefics1, Idefics2, InputError, LabelRecipe, LogitsToKeep, Model, Prompts};
+use crate::LabelRecipe;
+use crate::labels::NextTokens;
 
 /// Rows that go through the model together.
 #[derive(Debug, Clone)]
@@ -108,7 +108,7 @@ impl TrainingBatch {
     }
 
     /// What is to be predicted: labels of −100 are not, nor `ignored`.
-    pub(super) fn targets(&self, ignored: i64) -> NextTokens {
+    pub(crate) fn targets(&self, ignored: i64) -> NextTokens {
         match &self.parents {
             None => NextTokens::new(&self.labels, self.prompts.seq(), ignored),
             Some(parents) => NextTokens::of_branches(&self.labels, parents, self.prompts.seq(), ignored),
@@ -116,7 +116,7 @@ impl TrainingBatch {
     }
 
     /// Where the tokens of `inputs_embeds`, `[batch, seq, d]`, stand and what they see.
-    pub(super) fn positions(&self, model: &Idefics2, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
+    pub(crate) fn positions(&self, model: &Idefics2, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
         let text_model = &model.model.text_model;
         match self.branches(cache) {
             None => text_model.positions(inputs_embeds, cache),
@@ -125,7 +125,7 @@ impl TrainingBatch {
     }
 
     /// Which token follows which behind an empty cache, if rows branch.
-    fn branches(&self, cache: &KvCache) -> Option<Branches> {
+    pub(crate) fn branches(&self, cache: &KvCache) -> Option<Branches> {
         let parents = self.parents.as_ref()?;
         let mut branches = Branches::new(cache);
         branches.append(parents);
@@ -169,65 +169,5 @@ impl Tree {
         self.labels.push(label);
         self.parents.push(parent);
         self.ids.len() - 1
-    }
-}
-
-impl Idefics2 {
-    /// The gradients of a micro-batch's loss, summed over its labels.
-    ///
-    /// # Errors
-    /// As [`Model::forward`].
-    ///
-    /// # Panics
-    /// If the model is not on an autodiff device, or a label that counts is not a token of the vocabulary.
-    pub fn training_gradients(&self, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
-        let image_hidden_states = self.encode_images(&batch.images)?;
-        let mut cache = self.cache(&batch.prompts, 0);
-        let inputs_embeds = self.inputs_embeds(&batch.prompts, image_hidden_states)?;
-        let positions = batch.positions(self, &inputs_embeds, &cache);
-        let text_model = &self.model.text_model;
-        // [batch, seq, d]
-        let hidden_states = text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut Unobserved);
-        let targets = batch.targets(self.ignored_label(batch));
-        let loss = self.summed_loss(hidden_states, &targets);
-        Ok(LossGradients::backward(&loss, targets.len(), self))
-    }
-
-    /// The label that does not count beside −100.
-    pub(super) fn ignored_label(&self, batch: &TrainingBatch) -> i64 {
-        batch.recipe.ignored(self.config().image_token_id)
-    }
-
-    /// The summed cross-entropy, `[1]`, of what the decoder's last hidden states, `[batch, seq, d]`, predict: the head
-    /// runs for labelled slots only.
-    pub(super) fn summed_loss(&self, hidden_states: Tensor<3>, targets: &NextTokens) -> Tensor<1> {
-        let [batch, seq, d] = hidden_states.dims();
-        let hidden_states = targets.rows_of(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
-        targets.cross_entropy(self.lm_head.forward(hidden_states).cast(DType::F32))
-    }
-}
-
-impl Idefics1 {
-    /// The gradients of a micro-batch's loss, summed over its labels. The recipe does not matter: −100 alone does not
-    /// count. The prompts say which images their tokens see ([`TrainingBatch::seeing_latest_images`]).
-    ///
-    /// # Errors
-    /// As [`Model::forward`].
-    ///
-    /// # Panics
-    /// If the model is not on an autodiff device, or a label that counts is not a token of the vocabulary.
-    pub fn training_gradients(&self, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
-        let image_hidden_states = self.encode_images(&batch.images)?;
-        let mut cache = self.cache(&batch.prompts, 0);
-        let branches = batch.branches(&cache);
-        let (prompts, branches) = (&batch.prompts, branches.as_ref());
-        let hidden_states =
-            self.prefill_branches(prompts, branches, image_hidden_states, &mut cache, &mut Unobserved)?;
-        let [rows, seq, d] = hidden_states.dims();
-        let targets = batch.targets(IGNORED_LABEL);
-        let predictors = targets.rows_of(hidden_states.reshape([rows * seq, d])); // [n_targets, d]
-        let logits = self.logits(predictors.unsqueeze_dim(0), LogitsToKeep::All);
-        let loss = targets.cross_entropy(logits.squeeze_dim(0));
-        Ok(LossGradients::backward(&loss, targets.len(), self))
     }
 }

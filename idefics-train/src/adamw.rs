@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use idefics_nn::{ParameterMapper, map_parameters};
 use serde::{Deserialize, Serialize};
 
-use super::Gradients;
+use crate::Gradients;
 
 /// The constants of AdamW. The defaults are PyTorch's.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -44,18 +44,18 @@ impl Default for AdamWConfig {
 #[derive(Debug, Clone)]
 pub struct AdamW {
     config: AdamWConfig,
-    pub(super) moments: BTreeMap<String, Moments>,
+    pub(crate) moments: BTreeMap<String, Moments>,
 }
 
 /// What is remembered of one tensor's gradients.
 #[derive(Debug, Clone)]
-pub(super) struct Moments {
+pub(crate) struct Moments {
     /// Steps that this tensor took part in.
-    pub(super) step: u64,
+    pub(crate) step: u64,
     /// Mean of the gradients, flattened.
-    pub(super) exp_avg: Tensor<1>,
+    pub(crate) exp_avg: Tensor<1>,
     /// Mean of their squares, flattened.
-    pub(super) exp_avg_sq: Tensor<1>,
+    pub(crate) exp_avg_sq: Tensor<1>,
 }
 
 impl AdamW {

@@ -5,64 +5,62 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use idefics_generate::{Idefics2, ImageBatch, InputError, Model, VisionBatch, image_batches};
 use idefics_nn::LayerCache;
 use idefics_text::DecoderObserver;
 use idefics_vision::patch_mask;
 
-use super::{Gradients, LossGradients, TrainingBatch};
-use crate::features::{ImageBatch, image_batches};
-use crate::{Idefics2, InputError, Model, VisionBatch};
+use crate::idefics2::summed_loss;
+use crate::{Gradients, LossGradients, Trainable, TrainingBatch};
 
-impl Idefics2 {
-    /// As [`Idefics2::training_gradients`], with the activations of one layer at a time.
-    ///
-    /// # Errors
-    /// As [`Idefics2::training_gradients`].
-    ///
-    /// # Panics
-    /// As [`Idefics2::training_gradients`].
-    pub fn training_gradients_recomputing(&self, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
-        let plain = self.valid();
-        let image_batches = image_batches(&batch.images, &self.config().vision_config, VisionBatch::default())?;
+/// As [`Trainable::training_gradients`], with the activations of one layer at a time.
+///
+/// # Errors
+/// As [`Trainable::training_gradients`].
+///
+/// # Panics
+/// As [`Trainable::training_gradients`].
+pub fn training_gradients_recomputing(model: &Idefics2, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
+    let plain = model.valid();
+    let image_batches = image_batches(&batch.images, &model.config().vision_config, VisionBatch::default())?;
 
-        // Forward, keeping the input of each layer.
-        let vision: Vec<VisionInputs> = image_batches.iter().map(|images| VisionInputs::of(&plain, images)).collect();
-        let features = vision.iter().map(|inputs| inputs.features.clone()).collect();
-        let image_hidden_states = plain.connect(&image_batches, features); // [n_images, n_latents, d]
-        let inputs_embeds = plain.inputs_embeds(&batch.prompts, image_hidden_states.clone())?;
-        let mut decoder = LayerInputs::default();
-        let mut cache = plain.cache(&batch.prompts, 0);
-        let positions = batch.positions(&plain, &inputs_embeds, &cache);
-        plain.model.text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut decoder);
+    // Forward, keeping the input of each layer.
+    let vision: Vec<VisionInputs> = image_batches.iter().map(|images| VisionInputs::of(&plain, images)).collect();
+    let features = vision.iter().map(|inputs| inputs.features.clone()).collect();
+    let image_hidden_states = plain.connect(&image_batches, features); // [n_images, n_latents, d]
+    let inputs_embeds = plain.inputs_embeds(&batch.prompts, image_hidden_states.clone())?;
+    let mut decoder = LayerInputs::default();
+    let mut cache = plain.cache(&batch.prompts, 0);
+    let positions = batch.positions(&plain, &inputs_embeds, &cache);
+    plain.model.text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut decoder);
 
-        // Backward, from the loss to the pixels.
-        let targets = batch.targets(self.ignored_label(batch));
-        let mut backward = Backward { model: self, gradients: Gradients::default() };
-        let last = decoder.hidden_states.pop().expect("the decoder shows its result");
-        let (loss, mut gradient) = backward.loss(last, |last| self.summed_loss(last, &targets));
-        // What the decoder shows last is normed; the norm belongs to the last layer's segment.
-        let n_layers = self.model.text_model.layers.len();
-        for layer_idx in (0..n_layers).rev() {
-            let input = decoder.hidden_states.pop().expect("the decoder shows each layer's input");
-            gradient = backward.through(input, gradient, |input| {
-                let text_model = &self.model.text_model;
-                let cache = self.cache(&batch.prompts, 0);
-                let positions = batch.positions(self, &input, &cache);
-                let mut layer_cache = LayerCache::new(batch.prompts.seq());
-                let output = text_model.layers[layer_idx].forward(input, &positions, &mut layer_cache, |_| ());
-                if layer_idx + 1 == n_layers { text_model.norm.forward(output) } else { output }
-            });
-        }
-        let image_gradient = backward.embeddings(batch, image_hidden_states, gradient)?;
-        if let Some(image_gradient) = image_gradient {
-            for (images, inputs) in image_batches.iter().zip(vision) {
-                let rows: Vec<Tensor<3>> =
-                    images.image_indices.iter().map(|&image| image_gradient.clone().narrow(0, image, 1)).collect();
-                backward.vision(images, inputs, Tensor::cat(rows, 0));
-            }
-        }
-        Ok(LossGradients { loss, n_labels: targets.len(), gradients: backward.gradients })
+    // Backward, from the loss to the pixels.
+    let targets = batch.targets(model.ignored_label(batch.recipe));
+    let mut backward = Backward { model, gradients: Gradients::default() };
+    let last = decoder.hidden_states.pop().expect("the decoder shows its result");
+    let (loss, mut gradient) = backward.loss(last, |last| summed_loss(model, last, &targets));
+    // What the decoder shows last is normed; the norm belongs to the last layer's segment.
+    let n_layers = model.model.text_model.layers.len();
+    for layer_idx in (0..n_layers).rev() {
+        let input = decoder.hidden_states.pop().expect("the decoder shows each layer's input");
+        gradient = backward.through(input, gradient, |input| {
+            let text_model = &model.model.text_model;
+            let cache = model.cache(&batch.prompts, 0);
+            let positions = batch.positions(model, &input, &cache);
+            let mut layer_cache = LayerCache::new(batch.prompts.seq());
+            let output = text_model.layers[layer_idx].forward(input, &positions, &mut layer_cache, |_| ());
+            if layer_idx + 1 == n_layers { text_model.norm.forward(output) } else { output }
+        });
     }
+    let image_gradient = backward.embeddings(batch, image_hidden_states, gradient)?;
+    if let Some(image_gradient) = image_gradient {
+        for (images, inputs) in image_batches.iter().zip(vision) {
+            let rows: Vec<Tensor<3>> =
+                images.image_indices.iter().map(|&image| image_gradient.clone().narrow(0, image, 1)).collect();
+            backward.vision(images, inputs, Tensor::cat(rows, 0));
+        }
+    }
+    Ok(LossGradients { loss, n_labels: targets.len(), gradients: backward.gradients })
 }
 
 /// The inputs of a decoder's layers, and after them its normed result.

@@ -40,7 +40,7 @@ impl LossGradients {
 
 impl Gradients {
     /// Takes the parameters' gradients out of Burn's collection.
-    pub(super) fn collect<M: Module>(module: &M, from: &mut burn::tensor::Gradients) -> Self {
+    pub(crate) fn collect<M: Module>(module: &M, from: &mut burn::tensor::Gradients) -> Self {
         let mut taken = Taken { from, tensors: BTreeMap::new() };
         visit_parameters(module, &mut taken);
         Self { tensors: taken.tensors }
@@ -64,7 +64,7 @@ impl Gradients {
     }
 
     /// Adds the gradient of one tensor.
-    pub(super) fn add(&mut self, name: &str, gradient: Tensor<1>) {
+    pub(crate) fn add(&mut self, name: &str, gradient: Tensor<1>) {
         let sum = match self.tensors.remove(name) {
             Some(sum) => sum + gradient,
             None => gradient,

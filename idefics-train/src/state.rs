@@ -19,8 +19,8 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::adamw::Moments;
-use super::{TrainError, Trainer, TrainingConfig};
+use crate::adamw::Moments;
+use crate::{TrainError, Trainer, TrainingConfig};
 
 /// Complete checkpoints that are kept.
 const KEPT: usize = 2;
