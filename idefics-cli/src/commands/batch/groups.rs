@@ -45,9 +45,9 @@ impl AsRef<[Sample]> for Group {
     }
 }
 
-/// Takes rows from the input, some at a time, and puts those of similar length together, the longest first: a very long
-/// one does not pad short ones to its length. Which rows are together depends on the input alone, not on what was done
-/// before.
+/// Takes rows from the input, some at a time, and puts those of similar length together, the longest first. A long one
+/// does not pad short ones to its length, and comes after them: they are kept if it takes more memory than there is. Which
+/// rows are together depends on the input alone, not on what was done before.
 pub(super) struct Groups<'k, R> {
     rows: R,
     /// Digest of each row that was answered, by its name.
@@ -75,6 +75,7 @@ impl<'k, R: Iterator<Item = Result<InputRow, Failure>>> Groups<'k, R> {
         }
         rows.sort_by_key(|row| std::cmp::Reverse(row.length(TOKENS_PER_IMAGE)));
         let mut rows = rows.into_iter().peekable();
+        let mut groups = Vec::new();
         while let Some(longest) = rows.peek().map(|row| row.length(TOKENS_PER_IMAGE)) {
             let is_similar = |row: &InputRow| longest <= LONG || longest / LONGER <= row.length(TOKENS_PER_IMAGE);
             let group = std::iter::from_fn(|| rows.next_if(is_similar)).take(self.size);
@@ -86,8 +87,10 @@ impl<'k, R: Iterator<Item = Result<InputRow, Failure>>> Groups<'k, R> {
                 .collect();
             let asked = rows.iter().filter(|row| !row.is_done);
             let samples = asked.filter_map(|row| row.row.sample.clone().ok()).collect();
-            self.ready.push_back(Group { rows, samples, failure: None });
+            groups.push((longest, Group { rows, samples, failure: None }));
         }
+        groups.sort_by_key(|(longest, _)| if *longest > LONG { *longest } else { 0 });
+        self.ready.extend(groups.into_iter().map(|(_, group)| group));
         if failure.is_some() {
             self.ready.push_back(Group { rows: Vec::new(), samples: Vec::new(), failure });
         }
@@ -110,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_very_long_row_waits_for_itself() {
+    fn long_rows_come_last_and_by_themselves() {
         let groups = |bytes: &[usize], size| {
             let rows = bytes.iter().enumerate().map(|(index, &bytes)| {
                 let sample = Ok(Sample::Text { text: "a".repeat(bytes), images: Vec::new() });
@@ -122,7 +125,8 @@ mod tests {
             groups.map(|group| group.rows.iter().map(|row| row.row.index).collect()).collect::<Vec<Vec<usize>>>()
         };
         assert_eq!(groups(&[8, 4000, 80, 0], 8), [[1, 2, 0, 3]]);
-        assert_eq!(groups(&[8, 1 << 20, 1 << 19, 80], 8), [[1, 2], [3, 0]]);
-        assert_eq!(groups(&[8, 1 << 20, 80], 1), [[1], [2], [0]]);
+        assert_eq!(groups(&[8, 1 << 20, 1 << 19, 80], 8), [[3, 0], [1, 2]]);
+        assert_eq!(groups(&[8, 1 << 20, 80], 1), [[2], [0], [1]]);
+        assert_eq!(groups(&[1 << 20, 8, 1 << 17], 8), [[1], [2], [0]]);
     }
 }
