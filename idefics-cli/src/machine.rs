@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use idefics_generate::nn::{kept_bytes, kernels};
+use idefics_generate::nn::kept_bytes;
 use idefics_generate::{Device, DeviceChoice, device_memory_bytes};
 use rayon::prelude::*;
 use sysinfo::System;
@@ -19,7 +19,7 @@ pub(crate) fn memory_bandwidth_gb_s() -> f64 {
     let values: Vec<f32> = (0..VALUES).into_par_iter().map(|index| (index % 8) as f32).collect();
     let pass = |_| {
         let clock = Instant::now();
-        black_box(kernels::read(black_box(&values)));
+        black_box(idefics_kernels::read(black_box(&values)));
         size_of_val(values.as_slice()) as f64 / clock.elapsed().as_secs_f64() / 1e9
     };
     (0..PASSES).map(pass).fold(0.0, f64::max)

@@ -3,13 +3,14 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use idefics_generate::hub::{self, HubOptions, ModelSource};
+use idefics_checkpoint::{Checkpoint, Pickles};
 use idefics_generate::nn::checkpoint::WeightMemory;
-use idefics_generate::nn::{Activations, Checkpoint, PackedFormat};
+use idefics_generate::nn::{Activations, PackedFormat};
 use idefics_generate::placement::Plan;
 use idefics_generate::{
     AnyModel, Device, DeviceChoice, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions,
 };
+use idefics_hub::{HubOptions, ModelSource};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::Global;
@@ -47,9 +48,9 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
         ModelSource::Hub { repo, revision } => {
             let bar = byte_bar();
             let mut options = HubOptions::from_env().map_err(Error::from)?;
-            options.pickles = global.pickles();
-            options.cancel = signals::cancel();
-            let fetched = hub::fetch_with(&options, &repo, revision.as_deref(), &mut |state| {
+            options.allow_pickles = global.pickles() == Pickles::Allowed;
+            options.cancel = signals::cancel().flag();
+            let fetched = idefics_hub::fetch_with(&options, &repo, revision.as_deref(), &mut |state| {
                 bar.set_length(state.total);
                 bar.set_position(state.done);
                 bar.set_message(state.file);

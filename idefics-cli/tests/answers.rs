@@ -1,6 +1,7 @@
 //! What goes to standard output.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -109,6 +110,16 @@ fn devices_are_listed_and_those_that_are_not_there_refused() {
         let device: serde_json::Value = serde_json::from_str(line).unwrap();
         assert!(device["device"].is_string() && device["dtypes"].as_array().is_some_and(|dtypes| !dtypes.is_empty()));
     }
+    let with_isa = |level| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
+        command.arg("devices").env("IDEFICS_ISA", level).output().unwrap()
+    };
+    let capped = text(&with_isa("plain").stdout);
+    assert!(capped.lines().any(|line| line.starts_with("cpu ") && line.contains(" plain ")), "{capped}");
+    let unknown = with_isa("sse9");
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown.stderr).starts_with("error: IDEFICS_ISA: \"sse9\""), "{}", text(&unknown.stderr));
+
     let output = idefics(&checkpoint(), &["--device", "cuda:77", "inspect"]);
     assert!(text(&output.stderr).starts_with("error: device cuda:77: "), "{}", text(&output.stderr));
     assert!(!output.status.success());

@@ -5,7 +5,7 @@ mod quantization;
 
 use std::path::{Path, PathBuf};
 
-use idefics_nn::checkpoint::Checkpoint;
+use idefics_checkpoint::Checkpoint;
 use idefics_nn::{ConfigError, Quantization};
 use idefics_perceiver::{ConnectorConfig, PerceiverConfig};
 use idefics_processor::{is_git_lfs_pointer, json_words, without_byte_order_mark};

@@ -281,7 +281,7 @@ pub struct DeviceInfo {
     pub name: String,
     /// What it is.
     pub kind: DeviceKind,
-    /// What its kernels are compiled to: `cuda`, `spirv`, `wgsl`, or `native` on the CPU.
+    /// What its kernels are compiled to: `cuda`, `spirv`, `wgsl`, or on the CPU the instruction set: `amx`.
     pub kernels: String,
     /// All the memory that it has or lends, in bytes, used or not; `None` where its interface does not say.
     pub memory_bytes: Option<u64>,
@@ -345,7 +345,7 @@ fn properties(device: &Device) -> (String, String, Option<u64>, Option<u64>) {
         return (properties.identity.name.clone(), language.to_owned(), memory.max_memory(), largest);
     }
     let _ = device; // no other kind is compiled in
-    ("CPU".to_owned(), "native".to_owned(), None, None)
+    ("CPU".to_owned(), idefics_kernels::Isa::best().name().to_owned(), None, None)
 }
 
 /// How fast a GPU is in two respects that bound a decode step, measured here and now.

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
-use idefics_nn::{CheckpointError, ConfigError};
+use idefics_checkpoint::CheckpointError;
+use idefics_nn::ConfigError;
 use idefics_processor::{ProcessorError, io_words};
 
 use crate::device::DeviceError;
@@ -212,7 +213,7 @@ pub enum Error {
     /// The hub could not deliver a model.
     #[cfg(feature = "hub")]
     #[error(transparent)]
-    Hub(#[from] crate::hub::HubError),
+    Hub(#[from] idefics_hub::HubError),
 }
 
 /// Who is at fault; the program's exit codes follow it.
@@ -305,10 +306,10 @@ impl Error {
             Self::NonFinite { .. } => ErrorKind::Numeric,
             #[cfg(feature = "hub")]
             Self::Hub(error) => match error.kind() {
-                crate::hub::HubErrorKind::FileSystem => ErrorKind::FileSystem,
-                crate::hub::HubErrorKind::NotFound | crate::hub::HubErrorKind::Rejected => ErrorKind::Model,
-                crate::hub::HubErrorKind::Limit => ErrorKind::Limit,
-                crate::hub::HubErrorKind::Cancelled => ErrorKind::Cancelled,
+                idefics_hub::HubErrorKind::FileSystem => ErrorKind::FileSystem,
+                idefics_hub::HubErrorKind::NotFound | idefics_hub::HubErrorKind::Rejected => ErrorKind::Model,
+                idefics_hub::HubErrorKind::Limit => ErrorKind::Limit,
+                idefics_hub::HubErrorKind::Cancelled => ErrorKind::Cancelled,
                 _ => ErrorKind::Network,
             },
         }

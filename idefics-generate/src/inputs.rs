@@ -206,7 +206,7 @@ impl Prompts {
     /// As [`Self::seeing_latest_images`] for rows that branch: `parents`, `[batch · seq]`, has the slot of its row that
     /// each slot follows.
     #[must_use]
-    pub(crate) fn seeing_latest_images_behind(
+    pub fn seeing_latest_images_behind(
         self,
         parents: &[Option<usize>],
         image_token_id: u32,

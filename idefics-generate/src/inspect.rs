@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};
-use idefics_nn::checkpoint::{Pickles, WeightMemory};
-use idefics_nn::{
-    Checkpoint, CheckpointError, PackedFormat, ParameterVisitor, can_record, kept_bytes, visit_parameters,
-};
+use idefics_checkpoint::{Checkpoint, CheckpointError, Pickles};
+use idefics_nn::checkpoint::WeightMemory;
+use idefics_nn::{PackedFormat, ParameterVisitor, can_record, kept_bytes, visit_parameters};
 use idefics_text::TextConfig;
 use serde::Serialize;
 

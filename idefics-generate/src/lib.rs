@@ -13,8 +13,6 @@ mod features;
 mod folder;
 mod generation;
 mod generation_config;
-#[cfg(feature = "hub")]
-pub mod hub;
 mod inputs;
 pub mod inspect;
 mod loading;
@@ -27,7 +25,6 @@ mod quantize;
 mod rank;
 pub mod stop_strings;
 mod stream;
-pub mod train;
 mod warm_up;
 mod warning;
 mod weights;
@@ -50,7 +47,7 @@ pub use inputs::{InputError, Prompts, SeenImages};
 pub use loading::AnyModel;
 pub use models::idefics1::Idefics1;
 pub use models::idefics2::Idefics2;
-pub use models::{EncodeStage, LabelRecipe, LogitsToKeep, Model, VisionBatch};
+pub use models::{EncodeStage, LogitsToKeep, Model, VisionBatch};
 pub use pipeline::{Idefics, LoadStage};
 pub use prepared::Prepared;
 pub use quantize::quantize_folder;
@@ -62,6 +59,9 @@ pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 
 /// What tensors are made on; [`DeviceChoice`] opens one.
 pub use burn::tensor::Device;
+pub use idefics_checkpoint::{Checkpoint, CheckpointError, CheckpointWarning, Pickles};
+#[cfg(feature = "hub")]
+pub use idefics_hub::{HubError, HubErrorKind, HubProgress};
 pub use idefics_nn as nn;
 pub use idefics_nn::DeviceLease;
 pub use idefics_perceiver as perceiver;

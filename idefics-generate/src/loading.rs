@@ -4,8 +4,9 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use idefics_nn::checkpoint::{Checkpoint, CheckpointWarning, LoadProgress, WeightMemory, fill_random};
-use idefics_nn::{ConfigError, LoadOptions, flat_module};
+use idefics_checkpoint::{Checkpoint, CheckpointWarning};
+use idefics_nn::checkpoint::{LoadProgress, WeightMemory, fill_random};
+use idefics_nn::{ConfigError, LoadModule, LoadOptions, flat_module};
 
 use crate::placement::Placement;
 use crate::{Error, Idefics1, Idefics2, Model, ModelConfig, ModelWarning, WeightFormat, WeightOptions, folder};

@@ -5,12 +5,12 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use burn::tensor::Device;
+#[cfg(feature = "hub")]
+use idefics_hub::{HubOptions, fetch_with};
 use idefics_nn::checkpoint::LoadProgress;
 use idefics_processor::{Family, ProcessOptions, ProcessedInputs, Processor, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
-#[cfg(feature = "hub")]
-use crate::hub::{HubOptions, fetch_with};
 use crate::placement::{Placement, Plan};
 use crate::{
     Answer, AnyModel, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationWarning, InputError,
@@ -38,7 +38,7 @@ const FEATURE_BYTES: usize = 256 << 20;
 pub enum LoadStage {
     /// Files come from the hub.
     #[cfg(feature = "hub")]
-    Download(crate::hub::HubProgress),
+    Download(idefics_hub::HubProgress),
     /// Weights go to the device.
     Weights(LoadProgress),
 }
@@ -118,7 +118,7 @@ impl Idefics {
     ) -> Result<Self, Error> {
         let weights = weights.into();
         let mut hub = HubOptions::from_env()?;
-        hub.pickles = weights.pickles;
+        hub.allow_pickles = weights.pickles == idefics_checkpoint::Pickles::Allowed;
         let folder = fetch_with(&hub, repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
         Self::from_folder(&folder, device, weights, progress)
     }

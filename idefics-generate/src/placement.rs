@@ -11,7 +11,8 @@ use std::path::Path;
 use std::str::FromStr;
 
 use burn::tensor::Device;
-use idefics_nn::{Checkpoint, ConfigError};
+use idefics_checkpoint::Checkpoint;
+use idefics_nn::ConfigError;
 use serde::Serialize;
 
 use crate::{DeviceChoice, DeviceError, Error, Idefics1, Idefics1Config, ModelConfig, WeightOptions};

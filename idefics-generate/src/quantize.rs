@@ -5,7 +5,8 @@ use std::io;
 use std::path::Path;
 
 use burn::tensor::Device;
-use idefics_nn::checkpoint::{Checkpoint, LoadProgress, write_atomically};
+use idefics_checkpoint::{Checkpoint, write_atomically};
+use idefics_nn::checkpoint::{LoadProgress, write_quantized};
 use idefics_nn::{PackedFormat, Quantization};
 use serde_json::{Map, Value, json};
 
@@ -22,7 +23,7 @@ use crate::{AnyModel, Error, ModelConfig, WeightOptions};
 ///
 /// # Errors
 /// [`Error::Write`] if `target` is there already or cannot be written, and what [`AnyModel::from_folder`] and
-/// [`Checkpoint::write_quantized`] refuse.
+/// [`write_quantized`] refuse.
 ///
 /// # Panics
 /// If `options` quantises nothing.
@@ -52,7 +53,8 @@ pub fn quantize_folder(
     let unfinished = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(failed)?;
     let lock = File::open(unfinished.path()).map_err(failed)?;
     let _ = lock.try_lock(); // until the end; a file system without locks keeps what is stale
-    checkpoint.write_quantized(&model, &options.load_options(config.tied(), None), unfinished.path(), progress)?;
+    let load_options = options.load_options(config.tied(), None);
+    write_quantized(&checkpoint, &model, &load_options, unfinished.path(), progress)?;
     copy_other_files(source, unfinished.path())?;
     write_config(source, unfinished.path(), &quantization)?;
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use idefics_nn::checkpoint::CheckpointWarning;
+use idefics_checkpoint::CheckpointWarning;
 use idefics_processor::ProcessorWarning;
 
 use crate::GenerationWarning;

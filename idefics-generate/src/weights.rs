@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::DType;
-use idefics_nn::checkpoint::Pickles;
+use idefics_checkpoint::Pickles;
 use idefics_nn::{Activations, LoadOptions, PackedFormat, Quantization};
 
 use crate::config::HEAD;

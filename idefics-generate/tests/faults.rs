@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
+use idefics_checkpoint::Pickles;
 use idefics_generate::inspect::inspect;
-use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::{
     DeviceChoice, Error, ErrorKind, GenerationConfig, GenerationError, InputError, ModelConfig, Prompts,
 };

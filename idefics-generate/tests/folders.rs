@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
+use idefics_checkpoint::{CheckpointWarning, Pickles};
 use idefics_generate::inspect::inspect;
-use idefics_generate::nn::checkpoint::{CheckpointWarning, Pickles};
 use idefics_generate::{
     DeviceChoice, Error, ErrorKind, GenerationConfig, GenerationWarning, Idefics, InputError, ModelConfig, ModelWarning,
 };
@@ -295,7 +295,7 @@ fn a_folder_that_asks_for_four_or_eight_bits_gets_them() {
         assert_eq!(crate::common::difference(logits(&model), expected.clone()), 0.0, "{section}");
         assert!(crate::common::difference(expected, logits(&load(burn::tensor::DType::F32.into()))) > 1e-3);
         let memory = |config: &ModelConfig| {
-            let checkpoint = idefics_generate::nn::Checkpoint::open(folder.path()).unwrap();
+            let checkpoint = idefics_checkpoint::Checkpoint::open(folder.path()).unwrap();
             let of = idefics_generate::AnyModel::memory(config, Some(&checkpoint), &Device::flex(), None);
             of.unwrap().total()
         };

@@ -3,15 +3,14 @@
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
+use idefics_checkpoint::Pickles;
 use idefics_generate::bench::{self, BenchOptions};
 use idefics_generate::inspect::inspect;
-use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig, ImageSize, ImageTile};
 use idefics_generate::processor::{Content, Message, Sample};
-use idefics_generate::train::{LabelledText, TrainingBatch};
 use idefics_generate::{
-    AnyModel, Conversation, DeviceChoice, Idefics, Idefics1, Idefics1Config, InputError, LabelRecipe, LogitsToKeep,
-    Model, ModelConfig, Prompts, RankOptions, WeightOptions,
+    AnyModel, Conversation, DeviceChoice, Idefics, Idefics1, Idefics1Config, InputError, LogitsToKeep, Model,
+    ModelConfig, Prompts, RankOptions, WeightOptions,
 };
 use serde_json::{Value, json};
 
@@ -154,47 +153,6 @@ fn a_random_model_of_any_format_is_measured() {
         assert!(seeing.vision_ms.min > 0.0 && seeing.decode_ms_per_token.min > 0.0);
         assert!(seeing.decode_bytes_per_token > blind.decode_bytes_per_token, "{weights}: gated attention is read");
         assert!(blind.decode_bytes_per_token > 0);
-    }
-}
-
-#[test]
-fn texts_that_share_a_beginning_have_the_gradients_of_a_row_each() {
-    let device = Device::flex().autodiff();
-    let model =
-        Idefics1::from_folder(&xtask_folder("checkpoints/idefics1-small"), &device, DType::F32, |_| ()).unwrap();
-    let (image, eos) = (475, 2);
-    let side = model.config().vision_config.image_size;
-    let picture = |seed: usize| {
-        let pixels = (0..3 * side * side).map(|index| ((index * 31 + seed * 17) % 97) as f32 / 48.0 - 1.0);
-        ImageTile::new(side, side, pixels.collect()).unwrap()
-    };
-    let text = |read: &[u32], learned: &[u32]| {
-        let ids: Vec<u32> = read.iter().chain(learned).copied().collect();
-        let labels = ids.iter().enumerate().map(|(slot, &id)| if slot < read.len() { -100 } else { i64::from(id) });
-        LabelledText { labels: labels.collect(), ids }
-    };
-    let rows = [
-        vec![
-            text(&[1, image, 40, 41], &[50, 51, eos]),
-            text(&[1, image, 40, 41], &[52]),
-            text(&[1, image, 42], &[53, eos]),
-        ],
-        vec![text(&[1, 43, image, 44, image], &[54, eos]), text(&[1, 43, image, 44, image, 45], &[55, 56])],
-    ];
-    let (one, two) = ([picture(1)], [picture(2), picture(3)]);
-    let recipe = LabelRecipe::Transformers5;
-    let together = TrainingBatch::branching(&rows, [&one[..], &two].concat(), recipe, 0).unwrap();
-    let images = [&one[..], &one, &one, &two, &two].concat();
-    let apart = TrainingBatch::padded(&rows.concat(), images, recipe, 0).unwrap();
-    let [together, apart] =
-        [together, apart].map(|batch| model.training_gradients(&batch.seeing_latest_images(image, Some(eos))).unwrap());
-    assert_eq!(together.n_labels, apart.n_labels);
-    assert!((together.loss - apart.loss).abs() < 1e-4, "{} {}", together.loss, apart.loss);
-    assert_eq!(together.gradients.iter().count(), apart.gradients.iter().count());
-    for (tensor, gradient) in together.gradients.iter() {
-        let other = apart.gradients.get(tensor).unwrap_or_else(|| panic!("`{tensor}` is missing"));
-        let size = gradient.clone().abs().max().into_scalar::<f32>();
-        assert!(difference(gradient.clone(), other.clone()) <= 1e-4 * size.max(1.0), "`{tensor}`");
     }
 }
 

@@ -11,8 +11,6 @@ mod end_to_end;
 mod faults;
 mod fixtures;
 mod folders;
-#[cfg(feature = "hub")]
-mod hub;
 mod idefics1;
 mod invariance;
 mod memory;
@@ -20,5 +18,4 @@ mod prepared;
 mod sampling;
 mod stop_strings;
 mod strategies;
-mod training;
 mod weights;

@@ -1,9 +1,9 @@
 //! Weights in other formats: what bitsandbytes made of a model, and the memory that was planned.
 
 use burn::tensor::{DType, Device};
+use idefics_checkpoint::{Checkpoint, Pickles};
 use idefics_generate::bench::bytes;
-use idefics_generate::nn::checkpoint::Pickles;
-use idefics_generate::nn::{Checkpoint, PackedFormat};
+use idefics_generate::nn::PackedFormat;
 use idefics_generate::{AnyModel, Idefics, ModelConfig, WeightFormat, WeightOptions};
 
 use crate::common::{SAME, case, difference, next_logits, xtask_folder};

@@ -3,48 +3,12 @@
 use burn::module::{Module, Param, ParamId, Reparameterization};
 use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 
-use crate::formats::{BLOCK, FormatError, FourBit, FourBitType, Int8, NestedAbsmax, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE};
 use crate::ops::Packing;
 use crate::{Quantization, ops};
-
-/// How codes and scales become numbers; see [`crate::formats`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum PackedFormat {
-    /// [`Int8`]: codes in I8, scales in F32.
-    Int8,
-    /// [`FourBit`]: codes in U8, scales in F32.
-    FourBit(FourBitType),
-    /// [`Q4`]: codes in U8, scales in BF16.
-    Q4,
-}
-
-impl PackedFormat {
-    /// Every format.
-    pub const ALL: [Self; 4] = [Self::Int8, Self::FourBit(FourBitType::Nf4), Self::FourBit(FourBitType::Fp4), Self::Q4];
-
-    /// The name that `--quantize` gives it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Int8 => "int8",
-            Self::FourBit(kind) => kind.name(),
-            Self::Q4 => "q4",
-        }
-    }
-}
-
-/// What activations are multiplied as, on the CPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Activations {
-    /// As they are.
-    #[default]
-    F32,
-    /// Where there are many rows of them and the weight is int8 or q4: rounded to eight bits, each row with a scale of its
-    /// own, so that integers are multiplied. In attention of many queries, on machines with AMX: queries and keys as sums
-    /// of two bf16, weights and values as one bf16. Elsewhere as they are.
-    Int8,
-}
+use idefics_kernels::Activations;
+use idefics_kernels::formats::{
+    BLOCK, FormatError, FourBit, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE,
+};
 
 /// What stands in for the weight of a [`crate::Linear`], attached to its parameter as a reparameterization: the plain
 /// weight is never made.

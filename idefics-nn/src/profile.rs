@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::kernels::Unit;
+use idefics_kernels::Unit;
 
 /// What one kind of operation has taken.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,9 +24,14 @@ pub struct Operation {
     /// Bytes of inputs and outputs, each counted once.
     pub bytes: f64,
     /// What multiplies and adds; `None` where it is not known, or there is next to no arithmetic.
+    #[serde(serialize_with = "unit_name")]
     pub unit: Option<Unit>,
     /// Additions and multiplications of that unit: several for one where numbers are sums of shorter ones.
     pub unit_operations: f64,
+}
+
+fn unit_name<S: Serializer>(unit: &Option<Unit>, serializer: S) -> Result<S::Ok, S::Error> {
+    unit.map(Unit::name).serialize(serializer)
 }
 
 impl Operation {

@@ -2,7 +2,8 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use half::{bf16, f16};
-use idefics_nn::{Checkpoint, CheckpointError, Embedding, LoadOptions};
+use idefics_checkpoint::{Checkpoint, CheckpointError};
+use idefics_nn::{Embedding, LoadModule, LoadOptions};
 
 use crate::checkpoint::{file, folder_with};
 

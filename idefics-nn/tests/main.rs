@@ -1,4 +1,4 @@
-//! Tests of idefics-nn: every layer against plain formulas, every fault of a checkpoint against its typed error.
+//! Tests of idefics-nn: every layer against plain formulas, every fault of what a module needs against its typed error.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
 #![allow(clippy::unwrap_used)] // helpers too
@@ -10,8 +10,6 @@ mod conversion;
 mod kv_cache;
 mod layers;
 mod memory;
-mod pickle;
-mod pickled;
 mod quantized;
 mod rope;
 

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use idefics_nn::checkpoint::LoadProgress;
-use idefics_nn::formats::{FourBitType, NestedAbsmax};
-use idefics_nn::{Checkpoint, CheckpointError, Embedding, Linear, LoadOptions, PackedFormat, Quantization, RmsNorm};
+use idefics_checkpoint::{Checkpoint, CheckpointError};
+use idefics_kernels::formats::{FourBitType, NestedAbsmax};
+use idefics_nn::checkpoint::{LoadProgress, write_quantized};
+use idefics_nn::{Embedding, Linear, LoadModule, LoadOptions, PackedFormat, Quantization, RmsNorm};
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -90,7 +91,7 @@ fn quantized_folder(plain: &Path, dims: (usize, usize), format: PackedFormat, do
     let folder = tempfile::tempdir().unwrap();
     let module = small(dims.0, dims.1, &Device::flex());
     let checkpoint = Checkpoint::open(plain).unwrap();
-    checkpoint.write_quantized(&module, &options(format, double_quant), folder.path(), go_on).unwrap();
+    write_quantized(&checkpoint, &module, &options(format, double_quant), folder.path(), go_on).unwrap();
     folder
 }
 
@@ -165,7 +166,7 @@ fn what_is_quantised_stays_in_its_format() {
     assert!(matches!(error, CheckpointError::AlreadyQuantized { found: "nf4", asked: "q4", .. }), "{error}");
     let again = Checkpoint::open(folder.path()).unwrap();
     let target = tempfile::tempdir().unwrap();
-    let error = again.write_quantized(&small(64, 4, &device), &options(nf4, false), target.path(), go_on);
+    let error = write_quantized(&again, &small(64, 4, &device), &options(nf4, false), target.path(), go_on);
     assert!(matches!(error, Err(CheckpointError::AlreadyQuantized { .. })));
 }
 

@@ -1,4 +1,4 @@
-"""Writes idefics-nn/tests/kernels/fixtures/quantization.safetensors: what bitsandbytes (CPU) and quanto make of known weights.
+"""Writes idefics-kernels/tests/fixtures/quantization.safetensors: what bitsandbytes (CPU) and quanto make of known weights.
 
 Usage: python quantization_fixtures.py OUTPUT_FOLDER
 Needs: torch, bitsandbytes, optimum-quanto, safetensors. Deterministic: the weights come from a fixed generator.

@@ -39,6 +39,10 @@ enum Command {
 
 fn main() -> ExitCode {
     end_with_the_reader();
+    if let Err(error) = idefics_kernels::IsaLevel::cap() {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
     match Cli::parse().command {
         Command::Verify(args) => verify::run(&args),
         Command::Gpu(args) => gpu::run(&args),

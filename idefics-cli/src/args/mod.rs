@@ -13,8 +13,8 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use idefics_checkpoint::Pickles;
 use idefics_generate::nn::Activations;
-use idefics_generate::nn::checkpoint::Pickles;
 use idefics_generate::placement::Places;
 use idefics_generate::processor::ProcessOptions;
 use idefics_generate::processor::image::{ImageSource, Limits};

@@ -5,14 +5,14 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Instant;
 
+use idefics_checkpoint::Checkpoint;
 use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile, bytes, parameters};
 use idefics_generate::inspect::records_steps;
-use idefics_generate::nn::Checkpoint;
-use idefics_generate::nn::kernels::Unit;
 use idefics_generate::nn::profile::Operation;
 use idefics_generate::processor::Processor;
 use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig, ImageSize};
 use idefics_generate::{AnyModel, Device, Error, Idefics1Config, Idefics2Config, ModelConfig, measure_device};
+use idefics_kernels::Unit;
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, Global};

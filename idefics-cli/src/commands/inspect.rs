@@ -2,8 +2,8 @@
 
 use std::io::{self, Write};
 
+use idefics_checkpoint::Checkpoint;
 use idefics_generate::inspect::{Inspection, PrecisionMemory, inspect};
-use idefics_generate::nn::Checkpoint;
 use idefics_generate::placement::{Block, FILES, Plan};
 use idefics_generate::{AnyModel, ModelConfig, WeightFormat};
 use serde_json::json;

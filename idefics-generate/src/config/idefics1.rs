@@ -1,6 +1,6 @@
 //! `config.json` of a checkpoint of the first Idefics: the decoder's keys stand at the top.
 
-use idefics_nn::checkpoint::Checkpoint;
+use idefics_checkpoint::Checkpoint;
 use idefics_nn::{Activation, ConfigError, Quantization};
 use idefics_perceiver::flamingo::{PerceiverConfig, ResamplerConfig};
 use idefics_text::{AlphaType, CrossAttentionConfig, RopeParameters, TextConfig};

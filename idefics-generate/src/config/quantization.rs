@@ -1,7 +1,7 @@
 //! `quantization_config` of `config.json`.
 
-use idefics_nn::checkpoint::Checkpoint;
-use idefics_nn::formats::FourBitType;
+use idefics_checkpoint::Checkpoint;
+use idefics_kernels::formats::FourBitType;
 use idefics_nn::{ConfigError, PackedFormat, Quantization};
 use serde::{Deserialize, Serialize};
 

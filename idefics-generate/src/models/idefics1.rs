@@ -18,7 +18,7 @@ use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, CrossAttentionDecoder, DecoderObserver, DecoupledLinear, TextConfig, Unobserved};
 use idefics_vision::clip::VisionTransformer;
 
-use super::{EncodeStage, IGNORED_LABEL, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
+use super::{EncodeStage, LogitsToKeep, Model, VisionBatch, keep};
 use crate::features::{arrange, distinct};
 use crate::inputs::{InputError, Prompts, SeenImages, upload_ids};
 use crate::placement::Placement;
@@ -216,7 +216,10 @@ impl Idefics1 {
     }
 
     /// As [`Model::prefill_observed`], for rows that branch if `branches` says which token follows which.
-    pub(crate) fn prefill_branches(
+    ///
+    /// # Errors
+    /// As [`Model::prefill_observed`].
+    pub fn prefill_branches(
         &self,
         prompts: &Prompts,
         branches: Option<&Branches>,
@@ -235,27 +238,6 @@ impl Idefics1 {
         };
         let seen = text.seen_context(seen.map(SeenImages::view), prompts.seq(), cache, &inputs_embeds.device());
         Ok(text.forward_at(inputs_embeds, positions, seen, cache, observer))
-    }
-
-    /// Mean cross-entropy of each next label over the whole vocabulary, `[1]`; −100 does not count.
-    ///
-    /// # Shapes
-    /// - `logits`: `[batch, seq, vocab_size + additional_vocab_size]`, f32
-    /// - `labels`: `[batch · seq]`; the label of slot `t` is what slot `t − 1` should predict
-    ///
-    /// NaN if no label counts, as in the reference.
-    ///
-    /// # Panics
-    /// If `labels` has another length, or a label that counts is no token of the vocabulary.
-    pub fn loss(&self, logits: Tensor<3>, labels: &[i64]) -> Tensor<1> {
-        let [batch, seq, vocab_size] = logits.dims();
-        assert_eq!(labels.len(), batch * seq, "one label a token");
-        let targets = NextTokens::new(labels, seq, IGNORED_LABEL);
-        if targets.is_empty() {
-            return Tensor::full([1], f32::NAN, &logits.device());
-        }
-        let predictions = targets.rows_of(logits.reshape([batch * seq, vocab_size])); // [n_targets, vocab_size]
-        targets.cross_entropy(predictions) / targets.len() as f64
     }
 
     /// Where tokens go in.

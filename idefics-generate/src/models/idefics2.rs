@@ -16,7 +16,7 @@ use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, Decoder, DecoderObserver, TextConfig, Unobserved};
 use idefics_vision::VisionTransformer;
 
-use super::{EncodeStage, LabelRecipe, LogitsToKeep, Model, NextTokens, VisionBatch, keep};
+use super::{EncodeStage, LogitsToKeep, Model, VisionBatch, keep};
 use crate::features::{ImageBatch, arrange, distinct, image_batches};
 use crate::inputs::{InputError, Prompts, upload_ids};
 use crate::{Error, Idefics2Config};
@@ -152,7 +152,7 @@ impl Idefics2 {
     ///
     /// # Errors
     /// As [`Self::prefill_observed`].
-    pub(crate) fn inputs_embeds(
+    pub fn inputs_embeds(
         &self,
         prompts: &Prompts,
         image_hidden_states: Option<Tensor<3>>,
@@ -198,27 +198,6 @@ impl Idefics2 {
     /// `[batch, seq, d]` in, `[batch, kept, vocab_size]` in f32 out.
     pub fn logits(&self, hidden_states: Tensor<3>, kept: LogitsToKeep) -> Tensor<3> {
         self.lm_head.forward(keep(hidden_states, kept)).cast(DType::F32)
-    }
-
-    /// Mean cross-entropy of each next label, `[1]`.
-    ///
-    /// # Shapes
-    /// - `logits`: `[batch, seq, vocab_size]`, f32
-    /// - `labels`: `[batch · seq]`; the label of slot `t` is what slot `t − 1` should predict
-    ///
-    /// NaN if no label counts, as in the reference.
-    ///
-    /// # Panics
-    /// If `labels` has another length, or a label that counts is not below `vocab_size`.
-    pub fn loss(&self, logits: Tensor<3>, labels: &[i64], recipe: LabelRecipe) -> Tensor<1> {
-        let [batch, seq, vocab_size] = logits.dims();
-        assert_eq!(labels.len(), batch * seq, "one label a token");
-        let targets = NextTokens::new(labels, seq, recipe.ignored(self.config.image_token_id));
-        if targets.is_empty() {
-            return Tensor::full([1], f32::NAN, &logits.device());
-        }
-        let predictions = targets.rows_of(logits.reshape([batch * seq, vocab_size])); // [n_targets, vocab_size]
-        targets.cross_entropy(predictions) / targets.len() as f64
     }
 
     pub(crate) fn device(&self) -> Device {

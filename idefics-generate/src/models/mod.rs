@@ -2,7 +2,6 @@
 
 pub mod idefics1;
 pub mod idefics2;
-mod labels;
 mod vision_batch;
 
 use std::borrow::Cow;
@@ -15,8 +14,6 @@ use idefics_text::{Branches, DecoderObserver, TextConfig};
 
 use crate::{Error, InputError, Prompts};
 
-pub use labels::LabelRecipe;
-pub(crate) use labels::{IGNORED_LABEL, NextTokens};
 pub use vision_batch::VisionBatch;
 
 /// Which positions get logits.

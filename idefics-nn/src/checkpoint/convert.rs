@@ -2,12 +2,12 @@
 
 use burn::tensor::{DType, TensorData};
 use half::{bf16, f16};
+use idefics_checkpoint::{CheckpointError, TensorEntry};
+use idefics_kernels::formats::Element;
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::stored::dense_dtype;
-use super::{CheckpointError, TensorEntry};
-use crate::formats::Element;
+use super::in_place::{dense_dtype, shared};
 
 /// Elements that one task converts.
 const CHUNK: usize = 1 << 16;
@@ -34,7 +34,7 @@ pub(super) fn upload_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result
         _ => find_bad::<bf16>(entry.bytes()),
     };
     match bad {
-        None => Ok(TensorData::from_bytes(entry.shared(), entry.shape.clone(), dtype)),
+        None => Ok(TensorData::from_bytes(shared(entry), entry.shape.clone(), dtype)),
         Some(bad) => Err(non_finite(name, entry, dtype, bad)),
     }
 }

@@ -1,12 +1,13 @@
 //! In which format each matrix of a model is held.
 
 use burn::tensor::{DType, Device};
+use idefics_kernels::formats::PackedFormat;
 use safetensors::Dtype;
 
 use super::LoadOptions;
-use super::stored::dense_dtype;
+use super::in_place::dense_dtype;
+use crate::ops;
 use crate::parameters::Matrix;
-use crate::{PackedFormat, ops};
 
 /// What linear layers are quantised to while they are loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]

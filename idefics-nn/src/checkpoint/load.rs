@@ -5,12 +5,15 @@ use std::collections::{BTreeSet, HashMap};
 
 use burn::module::{Module, Param, Reparameterizer};
 use burn::tensor::{DType, Tensor};
+use idefics_checkpoint::{Checkpoint, CheckpointError, Stored, StoredKind};
+use idefics_kernels::Activations;
+use idefics_kernels::formats::PackedFormat;
 
+use super::Quantization;
 use super::convert::{read_as, upload_as};
-use super::stored::{Stored, StoredKind};
-use super::{Checkpoint, CheckpointError, Quantization};
+use super::in_place::{in_place, read_packed};
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
-use crate::{Activations, PackedFormat, PackedWeight, ops};
+use crate::{PackedWeight, ops};
 
 /// Tensors that old checkpoints carry and the models compute themselves: names that end in one of these.
 const STRAYS: [&str; 3] =
@@ -55,24 +58,38 @@ pub struct LoadProgress {
     pub bytes_total: u64,
 }
 
-impl Checkpoint {
+/// Fills modules from a checkpoint.
+pub trait LoadModule {
     /// Fills every parameter of `module` from the tensor whose name is the prefix and the parameter's path.
     ///
     /// Names and shapes are compared before the first byte of weights is read. Tensors that the module does not ask for
-    /// are passed over; [`Checkpoint::unused`] names them.
+    /// are passed over; [`Self::unused`] names them.
     ///
     /// # Errors
     /// [`CheckpointError::Missing`], [`CheckpointError::Shape`], [`CheckpointError::Dtype`],
     /// [`CheckpointError::NonFinite`], or [`CheckpointError::NotLinear`], [`CheckpointError::Quantized`] and
     /// [`CheckpointError::AlreadyQuantized`] of quantised ones, naming the tensors.
-    pub fn load<M: Module>(
+    fn load<M: Module>(
+        &self,
+        module: M,
+        options: &LoadOptions<'_>,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<M, CheckpointError>;
+
+    /// The tensors under the prefix that `module` does not ask for, but for those that old checkpoints carry and the
+    /// models compute themselves. No weight is read.
+    fn unused<M: Module>(&self, module: &M, options: &LoadOptions<'_>) -> Vec<String>;
+}
+
+impl LoadModule for Checkpoint {
+    fn load<M: Module>(
         &self,
         module: M,
         options: &LoadOptions<'_>,
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<M, CheckpointError> {
         let matrices = matrices(&module);
-        let bytes_total = self.account(&module, &matrices, options).check()?;
+        let bytes_total = account(self, &module, &matrices, options).check()?;
         let mut loader = Loader {
             checkpoint: self,
             options,
@@ -89,28 +106,26 @@ impl Checkpoint {
         }
     }
 
-    /// The tensors under the prefix that `module` does not ask for, but for those that old checkpoints carry and the
-    /// models compute themselves. No weight is read.
-    pub fn unused<M: Module>(&self, module: &M, options: &LoadOptions<'_>) -> Vec<String> {
+    fn unused<M: Module>(&self, module: &M, options: &LoadOptions<'_>) -> Vec<String> {
         let matrices = matrices(module);
-        let Account { taken, .. } = self.account(module, &matrices, options);
-        let under_prefix = self.tensors.keys().filter(|name| name.starts_with(options.prefix));
-        let is_unused = |name: &&String| !taken.contains(*name) && !STRAYS.iter().any(|stray| name.ends_with(stray));
-        under_prefix.filter(is_unused).cloned().collect()
+        let Account { taken, .. } = account(self, module, &matrices, options);
+        let under_prefix = self.tensors().map(|(name, _)| name).filter(|name| name.starts_with(options.prefix));
+        let is_unused = |name: &&str| !taken.contains(*name) && !STRAYS.iter().any(|stray| name.ends_with(stray));
+        under_prefix.filter(is_unused).map(str::to_owned).collect()
     }
+}
 
-    /// What the module asks for, and whether it is there.
-    pub(super) fn account<'a, M: Module>(
-        &'a self,
-        module: &M,
-        matrices: &'a HashMap<String, Matrix>,
-        options: &'a LoadOptions<'a>,
-    ) -> Account<'a> {
-        let (taken, missing) = (BTreeSet::new(), Vec::new());
-        let mut account = Account { checkpoint: self, options, matrices, taken, missing, wrong: None };
-        visit_parameters(module, &mut account);
-        account
-    }
+/// What the module asks for, and whether it is there.
+pub(super) fn account<'a, M: Module>(
+    checkpoint: &'a Checkpoint,
+    module: &M,
+    matrices: &'a HashMap<String, Matrix>,
+    options: &'a LoadOptions<'a>,
+) -> Account<'a> {
+    let (taken, missing) = (BTreeSet::new(), Vec::new());
+    let mut account = Account { checkpoint, options, matrices, taken, missing, wrong: None };
+    visit_parameters(module, &mut account);
+    account
 }
 
 impl LoadOptions<'_> {
@@ -139,7 +154,7 @@ impl Account<'_> {
     /// The bytes that will be read, if everything is there and of the right shape.
     pub(super) fn check(self) -> Result<u64, CheckpointError> {
         if !self.missing.is_empty() {
-            let folder = self.checkpoint.folder.clone();
+            let folder = self.checkpoint.folder().to_owned();
             return Err(match self.prefix_of_missing() {
                 Some((prefix, name)) => CheckpointError::Prefixed { folder, prefix, name },
                 None => CheckpointError::Missing { folder, names: self.missing },
@@ -148,18 +163,19 @@ impl Account<'_> {
         if let Some(error) = self.wrong {
             return Err(error);
         }
-        Ok(self.taken.iter().map(|name| self.checkpoint.tensors[name].len_bytes() as u64).sum())
+        Ok(len_bytes(self.checkpoint, self.taken.iter().map(String::as_str)))
     }
 
     /// What stands before the names of most missing tensors in the checkpoint (`module.`), and one of those tensors.
     fn prefix_of_missing(&self) -> Option<(String, String)> {
-        let tensors = &self.checkpoint.tensors;
         let (prefix, name) = self.missing.iter().find_map(|name| {
-            let prefixes = tensors.keys().filter_map(|longer| longer.strip_suffix(name.as_str()));
+            let names = self.checkpoint.tensors().map(|(name, _)| name);
+            let prefixes = names.filter_map(|longer| longer.strip_suffix(name.as_str()));
             let prefix = prefixes.filter(|prefix| prefix.ends_with('.')).min_by_key(|prefix| prefix.len())?;
             Some((prefix.to_owned(), name.clone()))
         })?;
-        let found = self.missing.iter().filter(|name| tensors.contains_key(&format!("{prefix}{name}"))).count();
+        let is_there = |name: &&String| self.checkpoint.tensor(&format!("{prefix}{name}")).is_some();
+        let found = self.missing.iter().filter(is_there).count();
         (2 * found > self.missing.len()).then_some((prefix, name))
     }
 }
@@ -255,7 +271,7 @@ impl Loader<'_> {
         let weight = match (&stored.kind, quantization) {
             (StoredKind::Dense, None) => {
                 let dtype = self.options.dtype_of(name, matrix, Some(stored.entry.dtype), &device);
-                let weight = match stored.entry.in_place(dtype, &device) {
+                let weight = match in_place(stored.entry, dtype, &device) {
                     Some(data) if matrix.is_some() => Tensor::from_data(data, (&device, dtype)),
                     _ => {
                         let data = match ops::reads_bytes(&device) {
@@ -279,7 +295,7 @@ impl Loader<'_> {
             }
             (_, quantization) => {
                 let dims = two(&param.lazy_shape().to_vec());
-                let packed = self.checkpoint.read_packed(name, &stored, dims, &device)?;
+                let packed = read_packed(self.checkpoint, name, &stored, dims, &device)?;
                 if let Some(asked) = quantization.filter(|asked| asked.format != packed.format()) {
                     return Err(CheckpointError::AlreadyQuantized {
                         file: stored.entry.file.clone(),
@@ -292,7 +308,7 @@ impl Loader<'_> {
             }
         };
         let read = stored.companions.iter().map(String::as_str).chain([name]);
-        self.state.bytes_done += read.map(|name| self.checkpoint.tensors[name].len_bytes() as u64).sum::<u64>();
+        self.state.bytes_done += len_bytes(self.checkpoint, read);
         (self.progress)(self.state);
         Ok(weight)
     }
@@ -301,10 +317,15 @@ impl Loader<'_> {
     fn tied<const D: usize>(&self, name: &str) -> Result<Tensor<D>, CheckpointError> {
         let source = self.options.tied_source(name).and_then(|source| self.sources.get(source));
         source.and_then(|source| source.downcast_ref::<Tensor<D>>()).cloned().ok_or_else(|| CheckpointError::Missing {
-            folder: self.checkpoint.folder.clone(),
+            folder: self.checkpoint.folder().to_owned(),
             names: vec![name.to_owned()],
         })
     }
+}
+
+/// Bytes of tensors in the files.
+fn len_bytes<'a>(checkpoint: &Checkpoint, names: impl Iterator<Item = &'a str>) -> u64 {
+    names.filter_map(|name| checkpoint.tensor(name)).map(|entry| entry.len_bytes() as u64).sum()
 }
 
 /// The shape of a linear layer's weight; that of the file is the same by now.

@@ -5,13 +5,14 @@ use std::ops::AddAssign;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
+use idefics_checkpoint::{Checkpoint, Stored};
+use idefics_kernels::formats::{BLOCK, PackedFormat, Q4_BLOCK, Q4_PANEL, Q4_TILE};
 use serde::Serialize;
 
-use super::stored::Stored;
-use super::{Checkpoint, LoadOptions};
-use crate::formats::{BLOCK, Q4_BLOCK, Q4_PANEL, Q4_TILE};
+use super::LoadOptions;
+use super::in_place::lies_ready;
+use crate::ops;
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
-use crate::{PackedFormat, ops};
 
 /// Memory of a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -90,13 +91,13 @@ impl<F> Each<'_, F> {
         if matrix == Some(Matrix::Linear) {
             let dims = [shape[0], shape[1]];
             if let Some(format) = stored.as_ref().and_then(|stored| stored.kind.packed_format()) {
-                let [codes, scales] = format.part_bytes(dims, self.device);
+                let [codes, scales] = part_bytes(format, dims, self.device);
                 let (mapped, taken) = if ops::computes_on(self.device) { (codes, scales) } else { (0, codes + scales) };
                 return WeightMemory { taken, mapped, loading: 0 };
             }
             if let Some(quantization) = self.options.quantization_of(matrix, name) {
                 return WeightMemory {
-                    taken: quantization.format.bytes(dims, self.device),
+                    taken: part_bytes(quantization.format, dims, self.device).iter().sum(),
                     mapped: 0,
                     loading: n as u64 * 4,
                 };
@@ -105,7 +106,7 @@ impl<F> Each<'_, F> {
         let dtype = self.options.dtype_of(name, matrix, entry.map(|entry| entry.dtype), self.device);
         let bytes = (n * dtype.size()) as u64;
         match entry {
-            Some(entry) if matrix.is_some() && entry.lies_ready(dtype, self.device) => {
+            Some(entry) if matrix.is_some() && lies_ready(entry, dtype, self.device) => {
                 WeightMemory { mapped: bytes, ..WeightMemory::default() }
             }
             _ => WeightMemory { taken: bytes, mapped: 0, loading: bytes },
@@ -113,24 +114,17 @@ impl<F> Each<'_, F> {
     }
 }
 
-impl PackedFormat {
-    /// Bytes of codes and scales of a weight, `[d_out, d_in]`, on `device`.
-    pub fn bytes(self, dims: [usize; 2], device: &Device) -> u64 {
-        self.part_bytes(dims, device).iter().sum()
-    }
-
-    /// Bytes of the codes, and of the scales, which GPUs have in F32.
-    fn part_bytes(self, [d_out, d_in]: [usize; 2], device: &Device) -> [u64; 2] {
-        let n = d_out * d_in;
-        let parts = match self {
-            Self::Int8 => [n, 4 * d_out],
-            Self::FourBit(_) => [n.div_ceil(2), 4 * n.div_ceil(BLOCK)],
-            Self::Q4 => {
-                let tiles = d_out.div_ceil(Q4_PANEL) * d_in.div_ceil(Q4_BLOCK);
-                let scale = if ops::reads_bytes(device) { DType::BF16 } else { DType::F32 };
-                [tiles * Q4_TILE, tiles * Q4_PANEL * scale.size()]
-            }
-        };
-        parts.map(|bytes| bytes as u64)
-    }
+/// Bytes of the codes of a weight, `[d_out, d_in]`, and of its scales, which GPUs have in F32.
+fn part_bytes(format: PackedFormat, [d_out, d_in]: [usize; 2], device: &Device) -> [u64; 2] {
+    let n = d_out * d_in;
+    let parts = match format {
+        PackedFormat::Int8 => [n, 4 * d_out],
+        PackedFormat::FourBit(_) => [n.div_ceil(2), 4 * n.div_ceil(BLOCK)],
+        PackedFormat::Q4 => {
+            let tiles = d_out.div_ceil(Q4_PANEL) * d_in.div_ceil(Q4_BLOCK);
+            let scale = if ops::reads_bytes(device) { DType::BF16 } else { DType::F32 };
+            [tiles * Q4_TILE, tiles * Q4_PANEL * scale.size()]
+        }
+    };
+    parts.map(|bytes| bytes as u64)
 }

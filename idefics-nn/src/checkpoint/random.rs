@@ -10,8 +10,8 @@ use rayon::prelude::*;
 
 use super::{LoadOptions, LoadProgress};
 use crate::PackedWeight;
-use crate::formats::FormatError;
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
+use idefics_kernels::formats::FormatError;
 
 /// Standard deviation of the weights.
 const STD: f32 = 0.02;

@@ -13,7 +13,7 @@ use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
 
-use crate::kernels::Memory;
+use idefics_kernels::Memory;
 
 /// Bytes from which on a buffer is kept: below, the allocator does as well.
 const LEAST_BYTES: usize = 128 << 10;

@@ -7,10 +7,10 @@ use half::{bf16, f16};
 
 use super::buffer::Buffer;
 use super::{Kernels, Packing};
-use crate::formats::{Dense, FormatError, FourBit, Int8, Q4, Weight};
-use crate::kernels::{self, Attention, Cached, DecodeAttention, Unit};
 use crate::profile::{Cost, timed};
 use crate::{Activations, PackedFormat};
+use idefics_kernels::formats::{Dense, FormatError, FourBit, Int8, Q4, Weight};
+use idefics_kernels::{self as kernels, Attention, Cached, DecodeAttention, Unit};
 
 impl Kernels for Flex {
     fn dense_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

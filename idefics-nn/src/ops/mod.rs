@@ -3,7 +3,7 @@
 //!
 //! The CPU's kernels take f32 activations; weights may be in any format.
 
-#![cfg_attr(not(feature = "flex"), allow(unused_variables))] // what only kernels ask for
+#![cfg_attr(not(feature = "flex"), allow(dead_code, unused_variables))] // what only kernels ask for
 
 #[cfg(feature = "flex")]
 mod buffer;

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use idefics_nn::checkpoint::Pickles;
-use idefics_nn::formats::FourBitType;
-use idefics_nn::{Checkpoint, LoadOptions, PackedFormat, Quantization};
+use idefics_checkpoint::{Checkpoint, Pickles};
+use idefics_nn::{FourBitType, LoadModule, LoadOptions, PackedFormat, Quantization};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -1,8 +1,8 @@
 //! Linear layers in every format: a few rows, many rows, and shapes whose rows end within a word.
 
 use burn::tensor::Device;
+use idefics_kernels::formats::FourBitType;
 use idefics_nn::checkpoint::fill_random;
-use idefics_nn::formats::FourBitType;
 use idefics_nn::{Linear, LoadOptions, PackedFormat, Quantization};
 use proptest::prelude::*;
 

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use idefics_generate::nn::checkpoint::write_atomically;
+use idefics_checkpoint::write_atomically;
 use plotters::prelude::*;
 use serde_json::Value;
 

@@ -4,10 +4,9 @@ use std::io::Cursor;
 
 use anyhow::{Context, Result, ensure};
 use idefics_demo::{Example, Exchange, Form, Purpose, Scene, Task};
-use idefics_generate::LabelRecipe;
 use idefics_generate::processor::image::{ImageSource, ImageTile};
 use idefics_generate::processor::{Chat, Content, Message, ProcessOptions, Processor, Sample};
-use idefics_generate::train::{LabelledText, TrainingBatch};
+use idefics_train::{LabelRecipe, LabelledText, TrainingBatch};
 use image::ImageFormat;
 use rand::Rng;
 

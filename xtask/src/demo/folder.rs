@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use idefics_generate::nn::checkpoint::write_atomically;
+use idefics_checkpoint::write_atomically;
 use serde_json::{Value, json};
 
 use super::tokenizer::{END_OF_UTTERANCE, SPECIAL_TOKENS, special_id};

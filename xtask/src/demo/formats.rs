@@ -8,8 +8,8 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_demo::{Example, Task};
 use idefics_generate::nn::Activations;
-use idefics_generate::train::TrainingBatch;
-use idefics_generate::{DeviceChoice, Idefics, LabelRecipe, LogitsToKeep, WeightOptions};
+use idefics_generate::{DeviceChoice, Idefics, LogitsToKeep, WeightOptions};
+use idefics_train::{LabelRecipe, TrainingBatch};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::data::Data;

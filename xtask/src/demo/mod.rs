@@ -18,7 +18,7 @@ fn exit(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     eprintln!("error: {}", one_line(&error));
     let kind = error.chain().find_map(|cause| {
-        let train = cause.downcast_ref::<idefics_generate::train::TrainError>().map(|error| error.kind());
+        let train = cause.downcast_ref::<idefics_train::TrainError>().map(|error| error.kind());
         train.or_else(|| cause.downcast_ref::<idefics_generate::Error>().map(idefics_generate::Error::kind))
     });
     let io = error.chain().any(|cause| cause.is::<std::io::Error>());

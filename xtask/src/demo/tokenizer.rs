@@ -1,10 +1,10 @@
 //! A byte-level BPE tokenizer of our own, trained on the texts of the scenes.
 
+use idefics_checkpoint::write_atomically;
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
-use idefics_generate::nn::checkpoint::write_atomically;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;

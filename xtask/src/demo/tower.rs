@@ -8,9 +8,9 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_demo::{N_PATCH_CLASSES, PatchLabel, PatchShape, Purpose, Scene};
 use idefics_generate::nn::Linear;
 use idefics_generate::processor::image::ImageTile;
-use idefics_generate::train::LossGradients;
 use idefics_generate::vision::{PatchLayout, VisionConfig, VisionTransformer};
 use idefics_generate::{InputError, VisionBatch, image_batches};
+use idefics_train::LossGradients;
 use rand::Rng;
 
 use super::data::PICTURES;

@@ -10,10 +10,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use burn::tensor::{DType, Device};
-use idefics_generate::nn::checkpoint::{save, write_atomically};
+use idefics_checkpoint::write_atomically;
+use idefics_generate::nn::checkpoint::save;
 use idefics_generate::processor::Processor;
-use idefics_generate::train::{AdamWConfig, LossGradients, Schedule, StepReport, Trainer, TrainingConfig, WeightDecay};
 use idefics_generate::{DeviceChoice, Idefics2, Idefics2Config, InputError, ModelConfig};
+use idefics_train::{
+    AdamWConfig, LossGradients, Schedule, StepReport, Trainable, Trainer, TrainingConfig, WeightDecay,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde_json::{Value, json};

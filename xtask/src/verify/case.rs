@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::DType;
-use idefics_generate::nn::checkpoint::Pickles;
+use idefics_checkpoint::Pickles;
 use idefics_generate::processor::Sample;
 use idefics_generate::processor::image::Alpha;
 use idefics_generate::{GenerationConfig, WeightFormat, WeightOptions};

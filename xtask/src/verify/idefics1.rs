@@ -4,8 +4,8 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Device, Tensor};
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{ProcessedInputs, Processor, TokenBatch, image_attention_mask};
-use idefics_generate::train::TrainingBatch;
-use idefics_generate::{Idefics1, LabelRecipe, Prompts, SeenImages};
+use idefics_generate::{Idefics1, Prompts, SeenImages};
+use idefics_train::{LabelRecipe, Trainable, TrainingBatch};
 
 use super::stages::{Stages, floats};
 
@@ -42,7 +42,7 @@ impl Stages<'_> {
         let (prompts, real) = self.prompts(tokens)?;
         let prompts = self.seeing(prompts, processor, n_images)?;
         let n_layers = model.config().num_hidden_layers;
-        let loss = |logits, labels: &[i64]| model.loss(logits, labels);
+        let loss = |logits, labels: &[i64]| model.loss(logits, labels, LabelRecipe::Transformers5);
         self.decoder(&model, n_layers, (&prompts, &real), image_hidden_states, &loss)?;
         self.idefics1_gradients(device, &prompts, &images)?;
         self.generation(&model, processor, processed)

@@ -5,10 +5,11 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::{DType, Device, Tensor};
+use idefics_generate::Idefics2;
 use idefics_generate::processor::{
     Compatibility, Family, PaddingSide, ProcessOptions, ProcessedInputs, Processor, TokenBatch,
 };
-use idefics_generate::{Idefics2, LabelRecipe};
+use idefics_train::{LabelRecipe, Trainable};
 
 use super::case::{AlphaName, Case, Values};
 use super::compare::Comparison;

@@ -3,10 +3,10 @@
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device};
 use idefics_generate::processor::image::ImageTile;
-use idefics_generate::train::{
-    AdamWConfig, LossGradients, Schedule, Trainer, TrainingBatch, TrainingConfig, WeightDecay,
+use idefics_generate::{Idefics2, Prompts};
+use idefics_train::{
+    AdamWConfig, LabelRecipe, LossGradients, Schedule, Trainable, Trainer, TrainingBatch, TrainingConfig, WeightDecay,
 };
-use idefics_generate::{Idefics2, LabelRecipe, Prompts};
 use serde::Deserialize;
 
 use super::compare::Comparison;
@@ -91,7 +91,7 @@ impl Stages<'_> {
         let steps = (0..settings.steps)
             .map(|_| trainer.step(std::slice::from_ref(&batch), Idefics2::training_gradients))
             .collect::<Result<Vec<_>, _>>()?;
-        let curve = |value: fn(&idefics_generate::train::StepReport) -> f64| -> Vec<f32> {
+        let curve = |value: fn(&idefics_train::StepReport) -> f64| -> Vec<f32> {
             steps.iter().map(|step| value(step) as f32).collect()
         };
         let curves = [

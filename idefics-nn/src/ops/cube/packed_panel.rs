@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 
 use super::{Panel, empty_beside};
 use crate::PackedFormat;
-use crate::formats::{BLOCK, Q4_BLOCK, Q4_PANEL, Q4_TABLE};
+use idefics_kernels::formats::{BLOCK, Q4_BLOCK, Q4_PANEL, Q4_TABLE};
 
 /// Units of a cube.
 const UNITS: u32 = 256;

@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 use super::packed_panel::{decode, write_table};
 use super::{PackedShape, empty_beside};
 use crate::PackedFormat;
-use crate::formats::{BLOCK, Q4_BLOCK, Q4_PANEL};
+use idefics_kernels::formats::{BLOCK, Q4_BLOCK, Q4_PANEL};
 
 /// Rows of activations that a cube multiplies at most.
 const ROWS: usize = 8;

@@ -1,0 +1,64 @@
+//! Quantised weights as the tensors that stand for them in a file.
+
+use half::bf16;
+use idefics_kernels::formats::{FormatError, FourBit, Int8, NestedAbsmax, Q4, dynamic_map};
+use safetensors::Dtype;
+
+use crate::stored::{quant_state_name, scales_name};
+use crate::{NamedTensor, QuantDtype, QuantState};
+
+/// `X.weight` holds the codes, `X.weight.scales` a scale a row.
+pub fn int8_tensors(name: &str, weight: Int8<'_>) -> Vec<NamedTensor<'static>> {
+    let [d_out, d_in] = weight.dims();
+    let (codes, scales) = weight.into_parts();
+    let codes = codes.into_iter().map(i8::cast_unsigned).collect();
+    vec![
+        NamedTensor::new(name.to_owned(), Dtype::I8, [d_out, d_in], codes),
+        NamedTensor::floats(scales_name(name), &scales),
+    ]
+}
+
+/// `X.weight` holds the codes, `X.weight.scales` the scales, both flat and in the order of [`Q4`].
+pub fn q4_tensors(name: &str, weight: Q4<'_>) -> Vec<NamedTensor<'static>> {
+    let (codes, scales) = weight.into_parts();
+    let scale_bytes = scales.iter().flat_map(|scale: &bf16| scale.to_le_bytes()).collect();
+    vec![
+        NamedTensor::new(name.to_owned(), Dtype::U8, [codes.len()], codes),
+        NamedTensor::new(scales_name(name), Dtype::BF16, [scales.len()], scale_bytes),
+    ]
+}
+
+/// The layout of bitsandbytes: codes, `absmax`, `quant_map` and `quant_state`; with `double_quant` the scales in eight
+/// bits. `dtype` is that of the weight before it was quantised.
+///
+/// Source: bitsandbytes 0.50.2, `QuantState.as_dict(packed=True)`.
+///
+/// # Errors
+/// [`FormatError::Scale`] for scales that cannot be quantised.
+pub fn four_bit_tensors(
+    name: &str,
+    weight: FourBit<'_>,
+    dtype: QuantDtype,
+    double_quant: bool,
+) -> Result<Vec<NamedTensor<'static>>, FormatError> {
+    let (kind, dims) = (weight.kind(), weight.dims());
+    let (codes, absmax) = weight.into_parts();
+    let named = |part: &str| format!("{name}.{part}");
+    let mut parts = vec![
+        NamedTensor::new(name.to_owned(), Dtype::U8, [codes.len(), 1], codes),
+        NamedTensor::floats(named("quant_map"), kind.table()),
+    ];
+    let mut state = QuantState { kind, dims, dtype, nested_offset: None };
+    if double_quant {
+        let nested = NestedAbsmax::quantize(&absmax)?;
+        state.nested_offset = Some(nested.offset);
+        parts.push(NamedTensor::floats(named("nested_absmax"), &nested.nested_absmax));
+        parts.push(NamedTensor::floats(named("nested_quant_map"), &dynamic_map()));
+        parts.push(NamedTensor::new(named("absmax"), Dtype::U8, [nested.codes.len()], nested.codes));
+    } else {
+        parts.push(NamedTensor::floats(named("absmax"), &absmax));
+    }
+    let state = state.to_bytes();
+    parts.push(NamedTensor::new(quant_state_name(name, kind), Dtype::U8, [state.len()], state));
+    Ok(parts)
+}

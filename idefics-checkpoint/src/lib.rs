@@ -1,0 +1,34 @@
+#![doc = include_str!("../README.md")]
+
+mod checkpoint;
+mod error;
+mod files;
+mod header;
+mod index;
+mod layouts;
+mod map;
+mod named_tensor;
+mod opened;
+pub mod pickle;
+mod pickled;
+mod quant_state;
+mod shards;
+mod stored;
+mod stored_error;
+mod tensor;
+mod warning;
+mod write;
+
+pub use checkpoint::Checkpoint;
+pub use error::CheckpointError;
+pub use files::OtherFile;
+pub use layouts::{four_bit_tensors, int8_tensors, q4_tensors};
+pub use named_tensor::NamedTensor;
+pub use pickled::Pickles;
+pub use quant_state::{QuantDtype, QuantState};
+pub use shards::ShardWriter;
+pub use stored::{Stored, StoredKind};
+pub use stored_error::StoredError;
+pub use tensor::TensorEntry;
+pub use warning::CheckpointWarning;
+pub use write::write_atomically;

@@ -1,0 +1,258 @@
+//! From a program's views to tensors whose every element is in the file.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::ops::Range;
+
+use safetensors::Dtype;
+
+use super::error::PickleFault;
+use super::limits::MAX_NAME_BYTES;
+use super::machine::limit;
+use super::value::{Heap, Value, View};
+use super::zip::Archive;
+
+/// Dictionaries inside each other.
+const MAX_DEPTH: usize = 8;
+/// Dimensions of a tensor.
+const MAX_RANK: usize = 16;
+
+/// One tensor of a PyTorch file, not yet read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PickleTensor {
+    /// Keys of the dictionaries around it, joined by dots.
+    pub name: String,
+    /// Element type in the file.
+    pub dtype: Dtype,
+    /// Shape as PyTorch has it.
+    pub shape: Vec<usize>,
+    /// Elements from one index to the next, for each dimension; `None` if the elements lie in row-major order.
+    strides: Option<Vec<usize>>,
+    /// Bytes of the file from the first element to the last, whatever lies between.
+    range: Range<usize>,
+}
+
+impl PickleTensor {
+    /// Number of elements.
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Size of the elements, in bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.num_elements() * item_bytes(self.dtype)
+    }
+
+    /// Bytes of the file that hold the elements: exactly these, in row-major order, if the tensor is contiguous.
+    pub fn byte_range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// Whether the elements lie in the file in row-major order.
+    pub fn is_contiguous(&self) -> bool {
+        self.strides.is_none()
+    }
+
+    /// The little-endian elements in row-major order: borrowed from `file`, the bytes that were parsed, if the tensor
+    /// is contiguous, otherwise copied. `None` if `file` is too short to be those bytes.
+    pub fn bytes<'a>(&self, file: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        let view = file.get(self.range.clone())?;
+        let Some(strides) = &self.strides else {
+            return Some(Cow::Borrowed(view));
+        };
+        Some(Cow::Owned(match item_bytes(self.dtype) {
+            1 => gather::<1>(view, &self.shape, strides),
+            2 => gather::<2>(view, &self.shape, strides),
+            4 => gather::<4>(view, &self.shape, strides),
+            _ => gather::<8>(view, &self.shape, strides),
+        }))
+    }
+}
+
+/// Bytes of one element; every type of the allow-list has 1, 2, 4 or 8.
+fn item_bytes(dtype: Dtype) -> usize {
+    dtype.bitsize() / 8
+}
+
+/// Copies a view of at least one element and one dimension into row-major order.
+fn gather<const ITEM: usize>(view: &[u8], shape: &[usize], strides: &[usize]) -> Vec<u8> {
+    let (items, _) = view.as_chunks::<ITEM>();
+    let mut copy = Vec::with_capacity(shape.iter().product::<usize>() * ITEM);
+    let (last, outer) = (shape.len() - 1, shape.len() - 1);
+    let mut index = vec![0; outer];
+    let mut start = 0; // of the row, in items
+    loop {
+        for column in 0..shape[last] {
+            copy.extend_from_slice(&items[start + column * strides[last]]);
+        }
+        let Some(axis) = (0..outer).rev().find(|&axis| index[axis] + 1 < shape[axis]) else {
+            return copy;
+        };
+        for axis in axis + 1..outer {
+            start -= index[axis] * strides[axis];
+            index[axis] = 0;
+        }
+        index[axis] += 1;
+        start += strides[axis];
+    }
+}
+
+/// Names and checks every tensor that the program's result leads to, in its order.
+pub(super) fn list(heap: &Heap<'_>, archive: &Archive<'_>) -> Result<Vec<PickleTensor>, PickleFault> {
+    let mut list = List {
+        heap,
+        archive,
+        tensors: Vec::new(),
+        names: HashSet::new(),
+        visited: vec![false; heap.dicts.len()],
+        used: HashSet::new(),
+    };
+    match heap.result {
+        Some(Value::Dict(dict)) => list.add_dict("", dict, 1)?,
+        other => {
+            let found = other.as_ref().map_or("nothing", Value::kind);
+            return Err(PickleFault::NotATensor { name: String::new(), found });
+        }
+    }
+    let unused = || archive.storages().filter(|key| !list.used.contains(key));
+    match unused().next() {
+        Some(first) => Err(PickleFault::StorageUnused { count: unused().count(), first: first.to_owned() }),
+        None => Ok(list.tensors),
+    }
+}
+
+struct List<'a> {
+    heap: &'a Heap<'a>,
+    archive: &'a Archive<'a>,
+    tensors: Vec<PickleTensor>,
+    names: HashSet<String>,
+    /// Dictionaries that have been listed.
+    visited: Vec<bool>,
+    /// Keys of the storages that tensors use.
+    used: HashSet<&'a str>,
+}
+
+impl List<'_> {
+    /// Lists the dictionary `dict`, whose name with the dot behind it is `prefix`.
+    fn add_dict(&mut self, prefix: &str, dict: usize, depth: usize) -> Result<(), PickleFault> {
+        if depth > MAX_DEPTH {
+            return Err(limit("dictionaries inside each other", depth, MAX_DEPTH));
+        }
+        // Once each, or a few bytes could list names for ever.
+        if std::mem::replace(&mut self.visited[dict], true) {
+            let found = "a dictionary that is elsewhere in the file, too";
+            let name = prefix.strip_suffix('.').unwrap_or_default().to_owned();
+            return Err(PickleFault::NotATensor { name, found });
+        }
+        let heap = self.heap;
+        for (key, value) in &heap.dicts[dict].items {
+            let length = prefix.len() + key.len();
+            if length > MAX_NAME_BYTES {
+                return Err(limit("bytes in the name of a tensor", length, MAX_NAME_BYTES));
+            }
+            let name = format!("{prefix}{key}");
+            match value {
+                Value::Dict(dict) => self.add_dict(&format!("{name}."), *dict, depth + 1)?,
+                Value::Tensor(view) => self.add_tensor(name, &heap.views[*view])?,
+                other => return Err(PickleFault::NotATensor { name, found: other.kind() }),
+            }
+        }
+        Ok(())
+    }
+
+    fn add_tensor(&mut self, name: String, view: &View) -> Result<(), PickleFault> {
+        if !self.names.insert(name.clone()) {
+            return Err(PickleFault::DuplicateTensor { name });
+        }
+        let tensor = self.check(name, view)?;
+        self.used.insert(self.heap.storages[view.storage].key);
+        self.tensors.push(tensor);
+        Ok(())
+    }
+
+    /// Checks that the storage has the length that the program says, and holds every element of the view.
+    fn check(&self, name: String, view: &View) -> Result<PickleTensor, PickleFault> {
+        let storage = &self.heap.storages[view.storage];
+        let key = || storage.key.to_owned();
+        let Some(entry) = self.archive.entry(&format!("data/{}", storage.key)) else {
+            return Err(PickleFault::StorageMissing { name, key: key() });
+        };
+        let found = (entry.end - entry.start) as u64;
+        let expected =
+            u64::try_from(storage.len).ok().and_then(|len| len.checked_mul(storage.dtype.map_or(1, item_bytes) as u64));
+        match expected {
+            Some(expected) if expected == found => {}
+            Some(expected) => return Err(PickleFault::StorageLength { name, key: key(), expected, found }),
+            None => {
+                let reason = format!("its storage \"data/{}\" has {} elements, out of range", key(), storage.len);
+                return Err(PickleFault::View { name, reason });
+            }
+        }
+        let item = item_bytes(view.dtype);
+        let shape = self.heap.tuple(view.shape);
+        let strides = self.heap.tuple(view.strides);
+        match fit(view.offset, shape, strides, (entry.end - entry.start) / item) {
+            Ok(Fit { shape, strides, items }) => {
+                let range = entry.start + items.start * item..entry.start + items.end * item;
+                Ok(PickleTensor { name, dtype: view.dtype, shape, strides, range })
+            }
+            Err(reason) => Err(PickleFault::View { name, reason }),
+        }
+    }
+}
+
+/// A view that lies inside its storage.
+struct Fit {
+    shape: Vec<usize>,
+    /// `None` if the elements are in row-major order without gaps.
+    strides: Option<Vec<usize>>,
+    /// First element, and one behind the last, of the storage.
+    items: Range<usize>,
+}
+
+/// Fits a view into a storage of `capacity` elements, or says why it does not.
+fn fit(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity: usize) -> Result<Fit, String> {
+    let shape = naturals("size", shape)?;
+    let strides = naturals("stride", strides)?;
+    let offset = usize::try_from(offset).map_err(|_| format!("an offset of {offset} elements, expected 0 or more"))?;
+    if shape.len() != strides.len() {
+        return Err(format!("{} sizes and {} strides, expected one for each dimension", shape.len(), strides.len()));
+    }
+    let place = || format!("shape {shape:?} with strides {strides:?} from element {offset}");
+    let outside = || format!("{} does not fit its storage of {capacity} elements", place());
+    // In bytes, too, whatever the type.
+    let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    let elements = elements.filter(|elements| elements.checked_mul(8).is_some()).ok_or_else(outside)?;
+    if offset > capacity {
+        return Err(outside());
+    }
+    if elements == 0 {
+        return Ok(Fit { shape, strides: None, items: offset..offset });
+    }
+    let reach = |reach: usize, (size, stride): (&usize, &usize)| reach.checked_add((size - 1).checked_mul(*stride)?);
+    let last = shape.iter().zip(&strides).try_fold(offset, reach).filter(|&last| last < capacity);
+    let last = last.ok_or_else(outside)?;
+    if elements > capacity {
+        return Err(format!("{} repeats elements of its storage of {capacity}; save a `contiguous()` copy", place()));
+    }
+
+    let mut row_major = 1;
+    let mut contiguous = true;
+    for (&size, &stride) in shape.iter().zip(&strides).rev() {
+        contiguous &= size == 1 || stride == row_major;
+        row_major *= size;
+    }
+    Ok(Fit { shape, strides: (!contiguous).then_some(strides), items: offset..last + 1 })
+}
+
+/// The numbers of a tuple, none of them negative.
+fn naturals(what: &str, values: &[Value<'_>]) -> Result<Vec<usize>, String> {
+    if values.len() > MAX_RANK {
+        return Err(format!("{} dimensions, at most {MAX_RANK} are accepted", values.len()));
+    }
+    let natural = |value: &Value<'_>| match value {
+        Value::Int(int) => usize::try_from(*int).map_err(|_| format!("a {what} of {int}, expected 0 or more")),
+        other => Err(format!("{} as a {what}, expected an integer", other.kind())),
+    };
+    values.iter().map(natural).collect()
+}

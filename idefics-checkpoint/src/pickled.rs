@@ -1,0 +1,89 @@
+//! `pytorch_model.bin` and its shards as tensors of a checkpoint.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::{Mmap, MmapMut};
+
+use crate::files::OtherFile;
+use crate::map::map_file;
+use crate::opened::Opened;
+use crate::pickle::{self, PickleError, PickleFault, PickleTensor};
+use crate::{CheckpointError, TensorEntry, index};
+
+/// Whether PyTorch pickles are read where a folder has no safetensors.
+///
+/// The reader runs nothing of what a pickle says. It is off by default because the format is a program, and because
+/// nothing but this program should be used to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pickles {
+    /// They are refused, with a hint.
+    #[default]
+    Refused,
+    /// They are read.
+    Allowed,
+}
+
+const SINGLE: &str = "pytorch_model.bin";
+const INDEX: &str = "pytorch_model.bin.index.json";
+
+/// The tensors of a folder's PyTorch files; `None` if it has none.
+pub(crate) fn read(folder: &Path, pickles: Pickles) -> Result<Option<Opened>, CheckpointError> {
+    let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+    let path = match (single.exists(), index.exists()) {
+        (true, _) => &single,
+        (false, true) => &index,
+        (false, false) => return Ok(None),
+    };
+    if pickles == Pickles::Refused {
+        return Err(CheckpointError::PickleRefused { path: path.clone() });
+    }
+    let opened = match path == &single {
+        true => Opened::from(read_file(path, SINGLE)?),
+        false => index::read(folder, path, read_file)?,
+    };
+    Ok(Some(opened))
+}
+
+/// Maps one file and lists its tensors.
+fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+    let map = map_file(path)?;
+    if let Some(found) = OtherFile::of(&map).filter(|found| !matches!(found, OtherFile::Zip | OtherFile::Pickle)) {
+        return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
+    }
+    let tensors = pickle::parse(path, &map)?;
+    // Views that do not lie in row-major order are copied once. Together they take at most what the file has: many
+    // views of one storage could ask for more than any machine has.
+    let strided = tensors.iter().filter(|tensor| !tensor.is_contiguous()).map(PickleTensor::len_bytes);
+    let copied = strided.fold(0_usize, usize::saturating_add);
+    if copied > map.len() {
+        let (found, limit) = (copied as u64, map.len() as u64);
+        let fault = PickleFault::Limit { what: "bytes of strided tensors", found, limit };
+        return Err(PickleError { path: path.to_owned(), fault }.into());
+    }
+    let entry = |tensor: PickleTensor| {
+        let is_of_file = tensor.is_contiguous();
+        let (map, range) = match is_of_file {
+            true => (map.clone(), tensor.byte_range()),
+            false => {
+                let copy =
+                    copy(&tensor, &map).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+                let range = 0..copy.len();
+                (copy, range)
+            }
+        };
+        let (file, start, end) = (name.to_owned(), range.start, range.end);
+        let PickleTensor { name, dtype, shape, .. } = tensor;
+        Ok((name, TensorEntry { dtype, shape, file, map, start, end, is_of_file }))
+    };
+    tensors.into_iter().map(entry).collect()
+}
+
+/// A tensor's elements in row-major order, in memory of their own.
+fn copy(tensor: &PickleTensor, map: &Mmap) -> std::io::Result<Arc<Mmap>> {
+    let bytes = tensor.bytes(map).expect("the tensor was found in this map");
+    let mut copy = MmapMut::map_anon(bytes.len())?;
+    copy.copy_from_slice(&bytes);
+    Ok(Arc::new(copy.make_read_only()?))
+}

@@ -1,0 +1,209 @@
+//! What a checkpoint has for one weight: plain numbers, or codes with their scales.
+//!
+//! Source: bitsandbytes, `QuantState.as_dict(packed=True)` and `Linear8bitLt._save_to_state_dict`.
+
+use half::bf16;
+use idefics_kernels::formats::{
+    Element, FourBit, FourBitType, Int8, NestedAbsmax, PackedFormat, Q4, Weight, check_nested_quant_map,
+};
+use safetensors::Dtype;
+
+use crate::{Checkpoint, CheckpointError, QuantState, StoredError, TensorEntry};
+
+/// A weight as the checkpoint has it, and the tensors that belong to it.
+#[derive(Debug, Clone)]
+pub struct Stored<'a> {
+    /// The tensor of the weight's own name.
+    pub entry: &'a TensorEntry,
+    /// What its bytes are.
+    pub kind: StoredKind,
+    /// Names of the tensors beside it that explain it.
+    pub companions: Vec<String>,
+}
+
+/// What the bytes of a weight are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredKind {
+    /// Numbers.
+    Dense,
+    /// Four-bit codes of bitsandbytes.
+    FourBit(FourBitType),
+    /// Eight-bit codes of LLM.int8.
+    LlmInt8,
+    /// Codes with their scales in `X.weight.scales`: the layout of [`int8_tensors`](crate::int8_tensors) and
+    /// [`q4_tensors`](crate::q4_tensors).
+    Own(PackedFormat),
+}
+
+impl StoredKind {
+    /// The format of a weight that the file has quantised.
+    pub fn packed_format(self) -> Option<PackedFormat> {
+        match self {
+            Self::Dense => None,
+            Self::FourBit(kind) => Some(PackedFormat::FourBit(kind)),
+            Self::LlmInt8 => Some(PackedFormat::Int8),
+            Self::Own(format) => Some(format),
+        }
+    }
+}
+
+impl Checkpoint {
+    /// What there is for the weight of that name; `None` if nothing is.
+    pub fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        let entry = self.tensor(name)?;
+        let there = |candidate: String| self.tensors.contains_key(&candidate).then_some(candidate);
+        for kind in [FourBitType::Nf4, FourBitType::Fp4] {
+            let Some(state) = there(quant_state_name(name, kind)) else { continue };
+            let others = ["absmax", "quant_map", "nested_absmax", "nested_quant_map"];
+            let mut companions: Vec<String> =
+                others.iter().filter_map(|part| there(format!("{name}.{part}"))).collect();
+            companions.push(state);
+            return Some(Stored { entry, kind: StoredKind::FourBit(kind), companions });
+        }
+        if let Some(scales) = there(scales_name(name)) {
+            let format = if entry.dtype == Dtype::I8 { PackedFormat::Int8 } else { PackedFormat::Q4 };
+            return Some(Stored { entry, kind: StoredKind::Own(format), companions: vec![scales] });
+        }
+        if entry.dtype == Dtype::I8 {
+            let layer = layer_prefix(name);
+            let others = ["SCB", "weight_format"];
+            let companions = others.iter().filter_map(|part| there(format!("{layer}{part}"))).collect();
+            return Some(Stored { entry, kind: StoredKind::LlmInt8, companions });
+        }
+        Some(Stored { entry, kind: StoredKind::Dense, companions: Vec::new() })
+    }
+
+    /// A weight, `[d_out, d_in]`, that the file has quantised. Codes are borrowed from the map, scales are in full.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Quantized`].
+    ///
+    /// # Panics
+    /// If `stored` is [`StoredKind::Dense`].
+    pub fn read_packed<'a>(
+        &self,
+        name: &str,
+        stored: &Stored<'a>,
+        dims: [usize; 2],
+    ) -> Result<Weight<'a>, CheckpointError> {
+        self.packed(name, stored, dims).map_err(|source| stored.error(name, source))
+    }
+
+    fn packed<'a>(
+        &self,
+        name: &str,
+        Stored { entry, kind, .. }: &Stored<'a>,
+        dims: [usize; 2],
+    ) -> Result<Weight<'a>, StoredError> {
+        let [d_out, d_in] = dims;
+        Ok(match *kind {
+            StoredKind::FourBit(kind) => self.four_bit(name, entry, kind, dims)?.into(),
+            StoredKind::LlmInt8 => {
+                let layer = layer_prefix(name);
+                self.check_row_by_row(&format!("{layer}weight_format"))?;
+                let scb = self.floats(&format!("{layer}SCB"))?;
+                Int8::from_llm_int8(entry.signed_bytes(), &scb, d_out, d_in)?.into()
+            }
+            StoredKind::Own(PackedFormat::Q4) => {
+                let scales: Vec<bf16> = self.elements(&scales_name(name), Dtype::BF16, "BF16")?;
+                Q4::new(entry.bytes(), scales, d_out, d_in)?.into()
+            }
+            StoredKind::Own(_) => {
+                let scales = self.floats(&scales_name(name))?;
+                Int8::new(entry.signed_bytes(), scales, d_out, d_in)?.into()
+            }
+            StoredKind::Dense => unreachable!("only quantised weights are read so"),
+        })
+    }
+
+    /// A four-bit weight, its scales in full.
+    fn four_bit<'a>(
+        &self,
+        name: &str,
+        entry: &'a TensorEntry,
+        kind: FourBitType,
+        dims: [usize; 2],
+    ) -> Result<FourBit<'a>, StoredError> {
+        let state = QuantState::parse(self.part(&quant_state_name(name, kind))?.bytes())?;
+        if state.kind != kind {
+            let (found, expected) = (state.kind.name().to_owned(), "the type at the end of the tensor's name");
+            return Err(StoredError::QuantStateField { field: "quant_type", found, expected });
+        }
+        if state.dims != dims {
+            let (found, expected) = (format!("{:?}", state.dims), "the shape that config.json implies");
+            return Err(StoredError::QuantStateField { field: "shape", found, expected });
+        }
+        kind.check_quant_map(&self.floats(&format!("{name}.quant_map"))?)?;
+        let absmax = format!("{name}.absmax");
+        let Some(offset) = state.nested_offset else {
+            return Ok(FourBit::new(kind, entry.bytes(), self.floats(&absmax)?, dims[0], dims[1])?);
+        };
+        check_nested_quant_map(&self.floats(&format!("{name}.nested_quant_map"))?)?;
+        let absmax = NestedAbsmax {
+            codes: self.part(&absmax)?.bytes().to_vec(),
+            nested_absmax: self.floats(&format!("{name}.nested_absmax"))?,
+            offset,
+        };
+        Ok(FourBit::from_nested(kind, entry.bytes(), &absmax, dims[0], dims[1])?)
+    }
+
+    /// Refuses the tiles that LLM.int8 once had for other GPUs; a file that does not say has rows.
+    fn check_row_by_row(&self, name: &str) -> Result<(), StoredError> {
+        let bytes = self.tensor(name).map_or(&[][..], TensorEntry::bytes);
+        match bytes.iter().find(|byte| **byte != 0) {
+            None => Ok(()),
+            Some(found) => Err(StoredError::Tiled { name: name.to_owned(), found: *found }),
+        }
+    }
+}
+
+/// `X.` of `X.weight`.
+fn layer_prefix(name: &str) -> &str {
+    name.strip_suffix("weight").unwrap_or(name)
+}
+
+/// The scales beside a weight of int8 or q4.
+pub(crate) fn scales_name(name: &str) -> String {
+    format!("{name}.scales")
+}
+
+pub(crate) fn quant_state_name(name: &str, kind: FourBitType) -> String {
+    format!("{name}.quant_state.bitsandbytes__{}", kind.name())
+}
+
+impl Checkpoint {
+    /// A tensor beside a quantised weight.
+    fn part(&self, name: &str) -> Result<&TensorEntry, StoredError> {
+        self.tensor(name).ok_or_else(|| StoredError::PartMissing { name: name.to_owned() })
+    }
+
+    /// A tensor of F32 beside a quantised weight.
+    fn floats(&self, name: &str) -> Result<Vec<f32>, StoredError> {
+        self.elements(name, Dtype::F32, "F32")
+    }
+
+    /// A tensor of one type beside a quantised weight.
+    fn elements<E: Element>(&self, name: &str, dtype: Dtype, expected: &'static str) -> Result<Vec<E>, StoredError> {
+        let entry = self.part(name)?;
+        if entry.dtype != dtype {
+            let found = format!("{:?}", entry.dtype);
+            return Err(StoredError::PartDtype { name: name.to_owned(), found, expected });
+        }
+        Ok(entry.bytes().chunks_exact(size_of::<E>()).map(E::from_le_bytes).collect())
+    }
+}
+
+impl Stored<'_> {
+    /// Names the tensor that a format refuses.
+    pub fn error(&self, name: &str, source: impl Into<StoredError>) -> CheckpointError {
+        let (file, name, source) = (self.entry.file.clone(), name.to_owned(), Box::new(source.into()));
+        CheckpointError::Quantized { file, name, source }
+    }
+}
+
+impl TensorEntry {
+    /// The bytes as signed numbers.
+    fn signed_bytes(&self) -> &[i8] {
+        bytemuck::cast_slice(self.bytes())
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests of the readers: good files, and every fault against its typed error.
+
+#![allow(clippy::unwrap_used)] // helpers too
+
+mod memory;
+mod open;
+mod pickle;
+mod pickled;
+mod quant_state;
+mod stored;

@@ -1,0 +1,38 @@
+//! Counts the bytes that a thread takes and gives back, to show what is copied and what is not.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+thread_local! {
+    static TAKEN: Cell<usize> = const { Cell::new(0) };
+    static GIVEN_BACK: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: every call is handed to the system's allocator as it is; the counters are plain cells without destructors.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        TAKEN.set(TAKEN.get() + layout.size());
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        GIVEN_BACK.set(GIVEN_BACK.get() + layout.size());
+        // SAFETY: the caller keeps the contract of `dealloc`; the pointer came from `System`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+/// What `work` returns, the bytes that it took on this thread in all, and those of them that it kept.
+pub(crate) fn measure<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
+    let (taken, given_back) = (TAKEN.get(), GIVEN_BACK.get());
+    let result = work();
+    let (taken, given_back) = (TAKEN.get() - taken, GIVEN_BACK.get() - given_back);
+    (result, taken, taken.saturating_sub(given_back))
+}

@@ -1,0 +1,300 @@
+//! Faults of files: each is a typed error that names the file or the tensor, and none is a panic.
+
+use idefics_checkpoint::{Checkpoint, CheckpointError};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A safetensors file: the header's length, the header, the data.
+fn file(header: &str, data: &[u8]) -> Vec<u8> {
+    [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes(), data].concat()
+}
+
+fn folder_with(files: &[(&str, &[u8])]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    folder
+}
+
+/// A file of f32 tensors, each element its index.
+fn tensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
+    let (mut entries, mut data) = (Vec::new(), Vec::new());
+    for (name, shape) in tensors {
+        let start = data.len();
+        (0..shape.iter().product()).for_each(|i: usize| data.extend((i as f32).to_le_bytes()));
+        let end = data.len();
+        entries.push(format!(r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{start},{end}]}}"#));
+    }
+    file(&format!("{{{}}}", entries.join(",")), &data)
+}
+
+const TINY: [(&str, &[usize]); 3] = [("layers.0.weight", &[2, 3]), ("layers.0.bias", &[2]), ("norm", &[2])];
+
+fn open(files: &[(&str, &[u8])]) -> Result<Checkpoint, CheckpointError> {
+    Checkpoint::open(folder_with(files).path())
+}
+
+fn error_of(files: &[(&str, &[u8])]) -> CheckpointError {
+    open(files).expect_err("the checkpoint has a fault")
+}
+
+/// Asserts the variant, and that the message says each of the words.
+macro_rules! assert_error {
+    ($error:expr, $variant:pat, $($word:expr),*) => {{
+        let error: CheckpointError = $error;
+        let message = error.to_string();
+        assert!(matches!(error, $variant), "{error:?}");
+        $(assert!(message.contains($word), "{message:?} does not say {:?}", $word);)*
+    }};
+}
+
+#[test]
+fn tensors_lie_where_the_header_says() {
+    let checkpoint = open(&[(SINGLE, &tensors(&TINY))]).unwrap();
+    let names: Vec<&str> = checkpoint.tensors().map(|(name, _)| name).collect();
+    assert_eq!(names, ["layers.0.bias", "layers.0.weight", "norm"]);
+    let norm = checkpoint.tensor("norm").unwrap();
+    assert_eq!((norm.shape.as_slice(), norm.num_elements(), norm.file.as_str()), (&[2][..], 2, SINGLE));
+    assert_eq!(norm.bytes(), [0_f32.to_le_bytes(), 1_f32.to_le_bytes()].concat());
+}
+
+/// `layers` in one shard, `norm` in the other.
+fn shards() -> [Vec<u8>; 2] {
+    [tensors(&TINY[..2]), tensors(&TINY[2..])]
+}
+
+/// An index that says where each tensor of [`TINY`] is.
+fn index(shards: [&str; 3]) -> Vec<u8> {
+    let map: serde_json::Map<_, _> =
+        TINY.iter().zip(shards).map(|((name, _), shard)| ((*name).to_owned(), shard.into())).collect();
+    serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string().into_bytes()
+}
+
+#[test]
+fn a_folder_without_weights() {
+    assert_error!(error_of(&[("weights.bin", b"x")]), CheckpointError::NotFound { .. }, "no weights", INDEX);
+}
+
+#[test]
+fn a_file_shorter_than_its_header() {
+    let good = tensors(&TINY);
+    for length in 0..8 {
+        let error = error_of(&[(SINGLE, &good[..length])]);
+        assert_error!(error, CheckpointError::Truncated { .. }, SINGLE, "8 bytes", &length.to_string());
+    }
+    let header_end = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    for length in [8, 9, header_end - 1] {
+        assert_error!(error_of(&[(SINGLE, &good[..length])]), CheckpointError::Truncated { .. }, "the header");
+    }
+}
+
+#[test]
+fn a_header_length_that_lies() {
+    for claimed in [(16 << 20) + 1, u64::MAX - 7, u64::MAX] {
+        let mut bytes = tensors(&TINY);
+        bytes[..8].copy_from_slice(&claimed.to_le_bytes());
+        let error = error_of(&[(SINGLE, &bytes)]);
+        assert_error!(error, CheckpointError::HeaderLength { .. }, SINGLE, &claimed.to_string());
+    }
+    let mut bytes = tensors(&TINY);
+    bytes[0] -= 1; // the header loses its last brace
+    assert_error!(error_of(&[(SINGLE, &bytes)]), CheckpointError::Header { .. }, SINGLE);
+}
+
+#[test]
+fn truncated_data_names_the_tensor() {
+    let good = tensors(&TINY);
+    let error = error_of(&[(SINGLE, &good[..good.len() - 1])]);
+    assert_error!(error, CheckpointError::Truncated { .. }, "`norm`", &good.len().to_string());
+}
+
+#[test]
+fn a_header_that_is_not_one() {
+    let entry = r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
+    let deep = format!(r#"{{"norm":{}1{}}}"#, "[".repeat(5000), "]".repeat(5000));
+    let long_name = format!(r#"{{"{}":{entry}}}"#, "n".repeat(5000));
+    let headers = [
+        "",
+        "[]",
+        "not JSON",
+        r#"{"norm":"#,
+        r#" {"norm":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#,
+        r#"{"norm":{"dtype":"F31","shape":[2],"data_offsets":[0,8]}}"#,
+        r#"{"norm":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#,
+        r#"{"norm":{"dtype":"F32","shape":[2],"data_offsets":[0,8,9]}}"#,
+        r#"{"norm":{"dtype":"F32","shape":[2]}}"#,
+        r#"{"norm":7}"#,
+        &deep,
+        &long_name,
+    ];
+    for header in headers {
+        assert_error!(error_of(&[(SINGLE, &file(header, &[0; 8]))]), CheckpointError::Header { .. }, SINGLE);
+    }
+    let mut not_utf8 = file(&format!(r#"{{"norm":{entry}}}"#), &[0; 8]);
+    not_utf8[11] = 0xFF;
+    assert_error!(error_of(&[(SINGLE, &not_utf8)]), CheckpointError::Header { .. }, SINGLE);
+}
+
+#[test]
+fn offsets_that_do_not_fit() {
+    let two = |first: &str, second: &str| {
+        format!(
+            r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":{first}}},
+                 "b":{{"dtype":"F32","shape":[2],"data_offsets":{second}}}}}"#
+        )
+    };
+    for (what, header) in [
+        ("a hole", two("[0,8]", "[9,17]")),
+        ("an overlap", two("[0,8]", "[4,12]")),
+        ("reversed", two("[0,8]", "[16,8]")),
+        ("far reversed", two("[0,8]", "[18446744073709551615,16]")),
+        ("late start", two("[1,9]", "[9,17]")),
+        ("too short for the shape", two("[0,7]", "[7,15]")),
+        ("a shape that overflows", two("[0,8]", "[8,16]").replace("[2]", "[4294967296,4294967296]")),
+        ("a size that overflows", two("[0,8]", "[8,16]").replace("[2]", "[4611686018427387904]")),
+    ] {
+        let error = error_of(&[(SINGLE, &file(&header, &[0; 17]))]);
+        assert!(matches!(error, CheckpointError::Header { .. }), "{what}: {error:?}");
+    }
+    let trailing = [tensors(&TINY), vec![0]].concat();
+    assert_error!(error_of(&[(SINGLE, &trailing)]), CheckpointError::Header { .. }, SINGLE);
+    let far = two("[0,8]", "[8,18446744073709551615]");
+    let error = error_of(&[(SINGLE, &file(&far, &[0; 17]))]);
+    assert!(matches!(error, CheckpointError::Header { .. } | CheckpointError::Truncated { .. }), "{error:?}");
+}
+
+#[test]
+fn a_name_twice_in_a_file() {
+    let entry = r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
+    for again in ["norm", "n\\u006frm"] {
+        let header = format!(r#"{{"norm":{entry},"{again}":{entry}}}"#);
+        assert_error!(
+            error_of(&[(SINGLE, &file(&header, &[0; 8]))]),
+            CheckpointError::Duplicate { .. },
+            "`norm`",
+            SINGLE
+        );
+    }
+}
+
+#[test]
+fn a_git_lfs_pointer_is_named() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4f4f\nsize 4912345678\n";
+    let [first, _] = shards();
+    let index = index(["a-1", "a-1", "a-2"]);
+    let folders: [&[(&str, &[u8])]; 3] =
+        [&[(SINGLE, pointer)], &[(INDEX, pointer)], &[(INDEX, &index), ("a-1", &first), ("a-2", pointer)]];
+    for (files, name) in folders.into_iter().zip([SINGLE, INDEX, "a-2"]) {
+        assert_error!(error_of(files), CheckpointError::OtherFile { .. }, name, "git lfs pull");
+    }
+}
+
+#[test]
+fn files_of_other_kinds_are_named_with_the_remedy() {
+    let files: [(&[u8], &str, &str); 4] = [
+        (b"GGUF\x03\0\0\0\x10\0\0\0", "is a GGUF file", "original checkpoint"),
+        (b"PK\x03\x04\0\0\x08\x08\0\0", "is a zip archive", "--allow-pickle"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "is a Python pickle", "save_file(torch.load"),
+        (b"<!doctype html>\n<html><title>Log in</title></html>", "is a page of a server (HTML)", "download it again"),
+    ];
+    for (content, what, remedy) in files {
+        let error = error_of(&[(SINGLE, content)]);
+        assert!(!error.to_string().contains('\n'), "{error}");
+        assert_error!(error, CheckpointError::OtherFile { .. }, SINGLE, what, remedy);
+    }
+    assert_error!(error_of(&[(INDEX, b"<html>")]), CheckpointError::OtherFile { .. }, INDEX, "a page of a server");
+}
+
+#[test]
+fn what_is_not_a_regular_file() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join(SINGLE)).unwrap();
+    assert_error!(Checkpoint::open(folder.path()).unwrap_err(), CheckpointError::NotAFile { .. }, SINGLE);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_does_not_block() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join(SINGLE);
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    if made.is_ok_and(|status| status.success()) {
+        assert_error!(Checkpoint::open(folder.path()).unwrap_err(), CheckpointError::NotAFile { .. }, SINGLE);
+    }
+}
+
+#[test]
+fn missing_shards_are_listed_together() {
+    let index = index(["a-1", "a-2", "a-3"]);
+    let error = error_of(&[(INDEX, &index), ("a-1", &tensors(&TINY[..1]))]);
+    assert_error!(error, CheckpointError::ShardMissing { .. }, "`a-2`", "`a-3`", INDEX);
+}
+
+#[test]
+fn a_shard_stays_in_the_folder() {
+    let [first, second] = shards();
+    let long = "x".repeat(256);
+    for name in ["../x", "/etc/passwd", "a/b", "a\\b", "C:x", "..", ".", "", ".hidden", "a\0b", "a b", "é", &long] {
+        let index = index(["a-1", "a-1", name]);
+        let error = error_of(&[(INDEX, &index), ("a-1", &first), ("x", &second)]);
+        assert_error!(error, CheckpointError::ShardName { .. }, "`norm`", &format!("{name:?}"), INDEX);
+    }
+}
+
+#[test]
+fn a_tensor_that_only_the_index_names_is_warned_of() {
+    let [first, second] = shards();
+    let mut index: serde_json::Value = serde_json::from_slice(&index(["a-1", "a-1", "a-2"])).unwrap();
+    index["weight_map"]["rotary_emb.inv_freq"] = "a-2".into();
+    let index = index.to_string();
+    let folder = folder_with(&[(INDEX, index.as_bytes()), ("a-1", &first), ("a-2", &second)]);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let [warning] = checkpoint.warnings() else { panic!("{:?}", checkpoint.warnings()) };
+    let said = warning.to_string();
+    assert!(
+        said.contains(INDEX) && said.contains("1 of the tensors") && said.contains("`rotary_emb.inv_freq`"),
+        "{said}"
+    );
+    assert_eq!(checkpoint.tensors().count(), TINY.len());
+}
+
+#[test]
+fn an_index_that_is_not_one() {
+    for text in ["", "[]", "{}", r#"{"weight_map":[]}"#, r#"{"weight_map":{"norm":1}}"#] {
+        assert_error!(error_of(&[(INDEX, text.as_bytes())]), CheckpointError::Index { .. }, INDEX);
+    }
+    assert_eq!(open(&[(INDEX, br#"{"weight_map":{}}"#)]).unwrap().tensors().count(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), header: String) {
+        prop_assert!(open(&[(SINGLE, &bytes)]).is_err());
+        let _ = open(&[(SINGLE, &file(&header, &bytes))]);
+        prop_assert!(open(&[(INDEX, &bytes)]).is_err());
+    }
+
+    #[test]
+    fn a_damaged_file_never_panics(
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in proptest::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut bytes = tensors(&TINY);
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        if let Ok(checkpoint) = open(&[(SINGLE, &bytes)]) {
+            prop_assert!(checkpoint.tensors().all(|(_, entry)| entry.bytes().len() == entry.len_bytes()));
+        }
+    }
+}

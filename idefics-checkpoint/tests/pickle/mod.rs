@@ -1,0 +1,66 @@
+//! PyTorch files: what `torch.save` writes is read bit for bit, and anything else is a typed error.
+
+mod bombs;
+mod good;
+mod programs;
+mod random;
+mod views;
+pub(crate) mod write;
+mod zip;
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use idefics_checkpoint::pickle::{PickleFault, PickleTensor, parse};
+
+/// Every good file but its folder and ending.
+pub(crate) const FIXTURES: [&str; 11] = [
+    "dtypes",
+    "new_dtypes",
+    "views",
+    "shapes",
+    "state_dict",
+    "data_parallel",
+    "parameters",
+    "protocol_3",
+    "protocol_4",
+    "protocol_5",
+    "old_layout",
+];
+
+pub(crate) fn fixture(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pickle");
+    std::fs::read(folder.join(name)).unwrap()
+}
+
+/// Parses, and checks what must hold of any file that is accepted: every tensor is backed by bytes.
+fn read(file: &[u8]) -> Result<Vec<PickleTensor>, PickleFault> {
+    let tensors = parse(Path::new("weights.bin"), file).map_err(|error| {
+        assert!(error.to_string().starts_with("weights.bin: "), "{error}");
+        error.fault
+    })?;
+    for tensor in &tensors {
+        let bytes = tensor.bytes(file).expect("the tensor is in the file");
+        assert_eq!(bytes.len(), tensor.len_bytes(), "{tensor:?}");
+        assert_eq!(tensor.is_contiguous(), matches!(bytes, Cow::Borrowed(_)), "{tensor:?}");
+        assert!(!tensor.is_contiguous() || tensor.byte_range().len() == bytes.len(), "{tensor:?}");
+    }
+    Ok(tensors)
+}
+
+/// The error of a file that has one.
+fn fault_of(file: &[u8]) -> PickleFault {
+    read(file).expect_err("the file has a fault")
+}
+
+/// Asserts the variant, and that the message says each of the words.
+macro_rules! assert_fault {
+    ($fault:expr, $variant:pat $(, $word:expr)*) => {{
+        let fault: idefics_checkpoint::pickle::PickleFault = $fault;
+        let message = fault.to_string();
+        assert!(matches!(fault, $variant), "{fault:?}");
+        $(assert!(message.contains($word), "{message:?} does not say {:?}", $word);)*
+        assert!(message.len() < 3000, "{message:?}");
+    }};
+}
+use assert_fault;

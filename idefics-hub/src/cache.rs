@@ -1,0 +1,195 @@
+//! The folders of the hub cache, whose layout the README draws.
+
+use std::{
+    fs::{self, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    HubError,
+    error::{file_system, is_read_only},
+    files::{CONFIG, SAFETENSORS, TOKENIZER, WeightFiles},
+    id::is_commit,
+    index::shard_names,
+};
+
+/// The hub cache's folders of one repository.
+pub(crate) struct RepoCache {
+    cache_dir: PathBuf,
+    repo: String,
+    /// `models--{org}--{name}`.
+    folder: String,
+}
+
+impl RepoCache {
+    pub(crate) fn new(cache_dir: &Path, repo: &str) -> RepoCache {
+        let folder = format!("models--{}", repo.replace('/', "--"));
+        RepoCache { cache_dir: cache_dir.to_owned(), repo: repo.to_owned(), folder }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.cache_dir.join(&self.folder)
+    }
+
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.root().join("snapshots").join(commit)
+    }
+
+    pub(crate) fn file(&self, commit: &str, file: &str) -> PathBuf {
+        self.snapshot(commit).join(file)
+    }
+
+    pub(crate) fn blob(&self, name: &str) -> PathBuf {
+        self.root().join("blobs").join(name)
+    }
+
+    fn no_exist(&self, commit: &str, file: &str) -> PathBuf {
+        self.root().join(".no_exist").join(commit).join(file)
+    }
+
+    /// Whether the commit has the file; `None` when the cache does not know.
+    pub(crate) fn presence(&self, commit: &str, file: &str) -> Option<bool> {
+        if has_contents(&self.file(commit, file)) {
+            Some(true)
+        } else {
+            self.no_exist(commit, file).exists().then_some(false)
+        }
+    }
+
+    /// The snapshot of a revision when all that a model needs is in it.
+    pub(crate) fn complete_snapshot(&self, revision: &str, formats: &[WeightFiles]) -> Result<PathBuf, HubError> {
+        let not_cached = |missing: &str| HubError::NotCached {
+            repo: self.repo.clone(),
+            revision: revision.to_owned(),
+            missing: missing.to_owned(),
+            cache_dir: self.cache_dir.clone(),
+        };
+        let commit = if is_commit(revision) {
+            revision.to_owned()
+        } else {
+            let known = fs::read_to_string(self.root().join("refs").join(revision)).unwrap_or_default();
+            Some(known.trim().to_owned()).filter(|known| is_commit(known)).ok_or_else(|| not_cached("the revision"))?
+        };
+        let has = |file: &str| has_contents(&self.file(&commit, file));
+        let mut needed = vec![CONFIG.to_owned(), TOKENIZER.to_owned()];
+        match formats.iter().find(|files| has(files.single) || has(files.index)) {
+            Some(files) if !has(files.single) => {
+                needed.extend(shard_names(&self.file(&commit, files.index), files, &self.repo)?);
+            }
+            found => needed.push(found.unwrap_or(&SAFETENSORS).single.to_owned()),
+        }
+        match needed.iter().find(|file| !has(file)) {
+            Some(missing) => Err(not_cached(missing)),
+            None => Ok(self.snapshot(&commit)),
+        }
+    }
+
+    /// Notes the commit of a branch or a tag. A cache that cannot be written works without the note.
+    pub(crate) fn write_ref(&self, revision: &str, commit: &str) {
+        let path = self.root().join("refs").join(revision);
+        if fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit) {
+            return;
+        }
+        let _ = write(&path, commit);
+    }
+
+    /// Notes that the commit has no such file. A cache that cannot be written works without the note.
+    pub(crate) fn write_no_exist(&self, commit: &str, file: &str) {
+        let _ = write(&self.no_exist(commit, file), "");
+    }
+
+    /// Keeps other processes from downloading the same contents while the returned file is held. `waiting` is called
+    /// once a second while another process holds it; its error ends the wait.
+    ///
+    /// In a cache whose locks belong to another user, the partial file is locked instead. A file system without locks
+    /// is used without.
+    pub(crate) fn lock(
+        &self,
+        blob: &str,
+        part: &Path,
+        waiting: &mut dyn FnMut() -> Result<(), HubError>,
+    ) -> Result<fs::File, HubError> {
+        let path = self.cache_dir.join(".locks").join(&self.folder).join(format!("{blob}.lock"));
+        let open = |path: &Path| {
+            create_parent(path)?;
+            let file = fs::OpenOptions::new().append(true).create(true).open(path);
+            file.map_err(|source| file_system("cannot write", path, source))
+        };
+        let file = open(&path).or_else(|_| open(part))?;
+        for tries in 1_u32.. {
+            match file.try_lock() {
+                Ok(()) | Err(TryLockError::Error(_)) => break,
+                Err(TryLockError::WouldBlock) if tries.is_multiple_of(10) => waiting()?,
+                Err(TryLockError::WouldBlock) => {}
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(file)
+    }
+
+    /// The error for a file that the cache lacks and cannot take.
+    pub(crate) fn lacks(&self, file: &str, error: HubError) -> HubError {
+        match error {
+            HubError::FileSystem { path, source, .. } if is_read_only(&source) => HubError::ReadOnlyCache {
+                repo: self.repo.clone(),
+                file: file.to_owned(),
+                cache_dir: self.cache_dir.clone(),
+                path,
+                source,
+            },
+            error => error,
+        }
+    }
+
+    pub(crate) fn link(&self, commit: &str, file: &str, blob: &str) -> Result<(), HubError> {
+        let (link, target) = (self.file(commit, file), self.blob(blob));
+        let relative = Path::new("../../blobs").join(blob);
+        if fs::read_link(&link).is_ok_and(|known| known == relative) {
+            return Ok(());
+        }
+        create_parent(&link)?;
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => link_or_copy(&target, &relative, &link),
+        }
+        .map_err(|source| file_system("cannot write", &link, source))
+    }
+}
+
+#[cfg(unix)]
+fn link_or_copy(_blob: &Path, relative: &Path, link: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(relative, link)
+}
+
+/// Links need a privilege on some systems; a copy costs space and nothing else.
+#[cfg(not(unix))]
+fn link_or_copy(blob: &Path, _relative: &Path, link: &Path) -> io::Result<()> {
+    fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(|_| ()))
+}
+
+fn has_contents(path: &Path) -> bool {
+    path.is_file() && !is_lfs_pointer(path)
+}
+
+/// Whether a file is the text that git keeps in place of a large file, and not the file itself.
+///
+/// Source: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>.
+pub(crate) fn is_lfs_pointer(path: &Path) -> bool {
+    const START: &[u8] = b"version https://git-lfs.github.com/spec/";
+    const MAX_BYTES: u64 = 1024;
+    let is_short = fs::metadata(path).is_ok_and(|meta| meta.len() < MAX_BYTES);
+    is_short && fs::read(path).is_ok_and(|content| content.starts_with(START))
+}
+
+pub(crate) fn create_parent(path: &Path) -> Result<(), HubError> {
+    let parent = path.parent().expect("every path in the cache has a parent");
+    fs::create_dir_all(parent).map_err(|source| file_system("cannot create", parent, source))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), HubError> {
+    create_parent(path)?;
+    fs::write(path, text).map_err(|source| file_system("cannot write", path, source))
+}

@@ -1,0 +1,51 @@
+//! Servers that compress though they were asked not to.
+
+use std::fs;
+
+use idefics_hub::{HubError, fetch_with};
+use tempfile::TempDir;
+
+use super::servers::{Hub, as_the_hub};
+use super::{REPO, SHARDS, no_progress};
+
+#[test]
+fn gzip_is_decoded() {
+    let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
+    hub.set(|state| (state.tag, state.encoding) = (as_the_hub, Some("gzip")));
+    let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
+    for file in ["config.json", "tokenizer.json", SHARDS[0], SHARDS[1]] {
+        assert_eq!(fs::read(snapshot.join(file)).unwrap(), hub.files()[file], "{file}");
+    }
+    assert_eq!(fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap(), snapshot);
+}
+
+#[test]
+fn a_compressed_file_that_broke_off_is_read_from_the_start() {
+    for ranges in [true, false] {
+        let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
+        hub.set(|state| {
+            (state.tag, state.encoding, state.ranges) = (as_the_hub, Some("gzip"), ranges);
+            state.cut = Some((SHARDS[0], 150, 1));
+        });
+        let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
+        assert_eq!(fs::read(snapshot.join(SHARDS[0])).unwrap(), hub.files()[SHARDS[0]]);
+    }
+}
+
+#[test]
+fn a_part_that_came_plain_is_not_continued_with_compressed_bytes() {
+    let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
+    hub.set(|state| (state.tag, state.cut) = (as_the_hub, Some((SHARDS[0], 100, usize::MAX))));
+    fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap_err();
+    hub.set(|state| (state.cut, state.encoding) = (None, Some("gzip")));
+    let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
+    assert_eq!(fs::read(snapshot.join(SHARDS[0])).unwrap(), hub.files()[SHARDS[0]]);
+}
+
+#[test]
+fn other_encodings_are_refused() {
+    let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
+    hub.set(|state| state.encoding = Some("br"));
+    let error = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap_err();
+    assert!(matches!(error, HubError::BadResponse { .. }) && error.to_string().contains("encoding"), "{error}");
+}

@@ -1,0 +1,412 @@
+//! Attention of many queries: prompts, and the patches of pictures.
+//!
+//! Each task takes a block of queries of one head and goes over blocks of keys, whose scores and values fit the first
+//! cache. Weights are those of the largest score so far; when a larger one comes, what was summed is scaled down.
+//! Paper: <https://arxiv.org/abs/2205.14135>. `attend_amx` does the same on tiles, where that is faster.
+
+#![allow(unsafe_code)] // vectors, and tasks that write disjoint parts of one slice
+#![allow(clippy::needless_range_loop)] // several arrays advance together, and closures would lose the instructions
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+#[cfg(target_arch = "x86_64")]
+use crate::attend_amx;
+use crate::attention_inputs::Attention;
+use crate::exp::exp;
+use crate::shared::{SharedOut, with_scratch};
+use crate::vector::{Vector, Work};
+use crate::{Isa, Unit};
+
+/// Queries of one task.
+const BLOCK: usize = 48;
+
+/// Most queries that go together.
+const MOST_ROWS: usize = 8;
+
+/// Vectors of keys that go together: a panel.
+const PANEL: usize = 3;
+
+/// Bytes of the values of a block of keys, about: half of a first cache.
+const VALUES_BYTES: usize = 32 << 10;
+
+/// Most keys of a block.
+const MOST_KEYS: usize = 384;
+
+/// `softmax(query keysᵀ scale) values`, in f32, or with [`Activations::Int8`](crate::Activations::Int8) rounded where there
+/// is AMX. A query that sees no key gives 0.
+///
+/// # Shapes
+/// - `out`: `[batch, queries, heads, head_dim]`, overwritten: as the layer reads it that puts heads together
+///
+/// # Panics
+/// If a slice is too short for the dimensions, or `heads` is not a multiple of `kv_heads`.
+pub fn attend(attention: &Attention<'_>, out: &mut [f32]) {
+    attend_on(Isa::best(), attention, out);
+}
+
+/// [`attend`] on a given instruction set.
+///
+/// # Panics
+/// As [`attend`], and if the machine does not have `isa`.
+pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
+    attention.check(out);
+    isa.assert_available();
+    if out.is_empty() || attention.len == 0 {
+        return out.fill(0.0);
+    }
+    let out = SharedOut::new(out);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx && attend_amx::pays(attention) {
+        return attend_amx::attend(attention, out);
+    }
+    let Attention { batch, heads, kv_heads, queries, .. } = *attention;
+    let (group, n_blocks) = (heads / kv_heads, queries.div_ceil(BLOCK));
+    let sizes = Sizes::new(isa, attention.head_dim);
+    for [row, kv_head] in (0..batch).flat_map(|row| (0..kv_heads).map(move |kv_head| [row, kv_head])) {
+        let blocks = |packed: Packed<'_>| {
+            (0..group * n_blocks).into_par_iter().for_each(|task| {
+                let head = kv_head * group + task / n_blocks;
+                let queries = attention.queries_of(task % n_blocks);
+                with_scratch(sizes.scratch(queries.len()), |scratch| {
+                    isa.run(Block { attention, packed, row, head, queries, out, sizes, scratch }, Block::plain);
+                });
+            });
+        };
+        match isa {
+            Isa::Plain => blocks(Packed { keys: &[], values: &[] }),
+            _ => attention.pack(&sizes, [row, kv_head], &blocks),
+        }
+    }
+}
+
+impl Attention<'_> {
+    /// What multiplies on the best instruction set, and how many of its operations one of a product takes: on average of
+    /// both products.
+    pub fn arithmetic(&self) -> (Unit, f64) {
+        match Isa::best() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx if attend_amx::pays(self) => (Unit::Tiles, attend_amx::products(self.activations)),
+            _ => (Unit::Vectors, 1.0),
+        }
+    }
+
+    /// The queries of a block.
+    fn queries_of(&self, block: usize) -> Range<usize> {
+        block * BLOCK..self.queries.min((block + 1) * BLOCK)
+    }
+
+    /// What is hidden from a query.
+    pub(crate) fn masked_out(&self, row: usize, query: usize) -> Option<&[bool]> {
+        self.masked_out.map(|masked_out| &masked_out[(row * self.queries + query) * self.len..][..self.len])
+    }
+
+    /// Keys up to the last that any of the queries sees: in a prompt, half of them on average.
+    pub(crate) fn seen(&self, row: usize, queries: Range<usize>) -> usize {
+        let last = |query| match self.masked_out(row, query) {
+            None => self.len,
+            Some(masked_out) => masked_out.iter().rposition(|hidden| !hidden).map_or(0, |last| last + 1),
+        };
+        queries.map(last).max().unwrap_or(0)
+    }
+
+    /// Calls `work` with the keys and values of a head in the order in which [`Block`] reads them.
+    fn pack(&self, sizes: &Sizes, [row, head]: [usize; 2], work: &dyn Fn(Packed<'_>)) {
+        let Sizes { head_dim, panel, width, .. } = *sizes;
+        let n_keys = self.len.next_multiple_of(panel) * head_dim;
+        with_scratch(n_keys + self.len * width, |scratch| {
+            let (keys, values) = scratch.split_at_mut(n_keys);
+            keys.par_chunks_exact_mut(panel * head_dim).enumerate().for_each(|(index, out)| {
+                for lane in 0..panel {
+                    let slot = index * panel + lane;
+                    let key = (slot < self.len).then(|| self.keys.slot([row, head, slot], head_dim));
+                    for column in 0..head_dim {
+                        out[column * panel + lane] = key.map_or(0.0, |key| key[column]);
+                    }
+                }
+            });
+            values.par_chunks_exact_mut(width).enumerate().for_each(|(slot, out)| {
+                out[..head_dim].copy_from_slice(self.values.slot([row, head, slot], head_dim));
+                out[head_dim..].fill(0.0);
+            });
+            work(Packed { keys, values });
+        });
+    }
+}
+
+/// How an instruction set cuts up heads.
+#[derive(Clone, Copy)]
+struct Sizes {
+    head_dim: usize,
+    /// Keys of a panel.
+    panel: usize,
+    /// `head_dim` filled up to whole vectors.
+    width: usize,
+    /// Keys of a block, whole panels.
+    n_keys: usize,
+}
+
+impl Sizes {
+    fn new(isa: Isa, head_dim: usize) -> Self {
+        let lanes = isa.run(Lanes, |Lanes| 1);
+        let (panel, width) = (PANEL * lanes, head_dim.next_multiple_of(lanes));
+        let n_keys = (VALUES_BYTES / size_of::<f32>() / width.max(1)).clamp(panel, MOST_KEYS) / panel * panel;
+        Self { head_dim, panel, width, n_keys }
+    }
+
+    /// Queries, scores and sums of so many queries.
+    fn of_block(&self, n_queries: usize) -> [usize; 3] {
+        [self.head_dim, self.n_keys, self.width].map(|values| n_queries.next_multiple_of(MOST_ROWS) * values)
+    }
+
+    /// Values of all of them.
+    fn scratch(&self, n_queries: usize) -> usize {
+        self.of_block(n_queries).iter().sum()
+    }
+}
+
+/// How many values a vector has.
+struct Lanes;
+
+impl Work for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> usize {
+        V::LANES
+    }
+}
+
+/// Keys and values of one head.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    /// `[panels, head_dim, PANEL · LANES]`, zero behind the last key.
+    keys: &'a [f32],
+    /// `[len, width]`, where `width` is `head_dim` filled up to whole vectors with zeros.
+    values: &'a [f32],
+}
+
+/// A block of queries of one head.
+struct Block<'a> {
+    attention: &'a Attention<'a>,
+    packed: Packed<'a>,
+    row: usize,
+    head: usize,
+    queries: Range<usize>,
+    out: SharedOut<'a>,
+    sizes: Sizes,
+    scratch: &'a mut [f32],
+}
+
+impl Work for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: guaranteed by the caller. As many sums as there are registers to hold them and what they are made from.
+        unsafe {
+            match V::REGISTERS {
+                32 => self.vectors::<V, MOST_ROWS>(),
+                _ => self.vectors::<V, 4>(),
+            }
+        }
+    }
+}
+
+impl<'a> Block<'a> {
+    /// The block in plain loops.
+    fn plain(self) {
+        let Attention { keys, values, heads, kv_heads, head_dim, scale, .. } = *self.attention;
+        let kv_head = self.head / (heads / kv_heads);
+        for query in self.queries.clone() {
+            let masked_out = self.attention.masked_out(self.row, query);
+            let is_seen = |slot: &usize| masked_out.is_none_or(|masked_out| !masked_out[*slot]);
+            let seen: Vec<usize> = (0..self.attention.len).filter(is_seen).collect();
+            let query_values = self.attention.query.slot([self.row, self.head, query], head_dim);
+            let score = |slot: &usize| {
+                let key = keys.slot([self.row, kv_head, *slot], head_dim);
+                query_values.iter().zip(key).map(|(query, key)| query * scale * key).sum::<f32>()
+            };
+            let scores: Vec<f32> = seen.iter().map(score).collect();
+            let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let out = self.out_of(query);
+            out.fill(0.0);
+            let mut total = 0.0;
+            for (slot, score) in seen.into_iter().zip(scores) {
+                let weight = (score - largest).exp();
+                total += weight;
+                let values = values.slot([self.row, kv_head, slot], head_dim);
+                out.iter_mut().zip(values).for_each(|(out, value)| *out += weight * value);
+            }
+            divide(out, total);
+        }
+    }
+
+    /// The block with `M` queries at a time.
+    ///
+    /// # Safety
+    /// The machine has the instructions of `V`, and the caller is compiled for them.
+    #[inline(always)]
+    unsafe fn vectors<V: Vector, const M: usize>(mut self) {
+        let Sizes { head_dim, panel, width, n_keys } = self.sizes;
+        let scale = self.attention.scale;
+        let seen = self.attention.seen(self.row, self.queries.clone());
+        let rows = self.queries.len().next_multiple_of(M);
+        let sizes = self.sizes.of_block(self.queries.len());
+        let (query, scratch) = std::mem::take(&mut self.scratch).split_at_mut(sizes[0]);
+        let (scores, sums) = scratch.split_at_mut(sizes[1]);
+        query.fill(0.0);
+        sums.fill(0.0);
+        for (out, query) in query.chunks_exact_mut(head_dim).zip(self.queries.clone()) {
+            let query = self.attention.query.slot([self.row, self.head, query], head_dim);
+            out.iter_mut().zip(query).for_each(|(out, value)| *out = value * scale);
+        }
+        let (mut largest, mut totals) = ([f32::NEG_INFINITY; BLOCK], [0f32; BLOCK]);
+        for first in (0..seen).step_by(n_keys) {
+            let keys = first..seen.min(first + n_keys);
+            // Scores: [rows, n_keys].
+            for (index, keys) in (first..keys.end).step_by(panel).enumerate() {
+                let keys = &self.packed.keys[keys / panel * panel * head_dim..][..panel * head_dim];
+                for row in (0..rows).step_by(M) {
+                    let query = &query[row * head_dim..][..M * head_dim];
+                    let out = &mut scores[row * n_keys + index * panel..][..(M - 1) * n_keys + panel];
+                    // SAFETY: the slices are as long as the tile's rows.
+                    unsafe {
+                        let (left, right) = ((query.as_ptr(), head_dim), (keys.as_ptr(), panel));
+                        tile::<V, M, PANEL>(head_dim, left, right, (out.as_mut_ptr(), n_keys), false);
+                    }
+                }
+            }
+            // Weights, which take the scores' place.
+            for (index, query) in self.queries.clone().enumerate() {
+                let scores = &mut scores[index * n_keys..][..keys.len()];
+                if let Some(masked_out) = self.attention.masked_out(self.row, query) {
+                    for (score, hidden) in scores.iter_mut().zip(&masked_out[keys.clone()]) {
+                        *score = if *hidden { f32::NEG_INFINITY } else { *score };
+                    }
+                }
+                let sums = &mut sums[index * width..][..width];
+                // SAFETY: guaranteed by the caller.
+                unsafe { weigh::<V>(scores, &mut largest[index], &mut totals[index], sums) };
+            }
+            // Sums: [rows, width].
+            let values = &self.packed.values[first * width..keys.end * width];
+            for row in (0..rows).step_by(M) {
+                let weights = &scores[row * n_keys..][..(M - 1) * n_keys + keys.len()];
+                let sums = &mut sums[row * width..][..M * width];
+                for column in (0..width).step_by(panel) {
+                    let (left, right) = ((weights.as_ptr(), n_keys), (values[column..].as_ptr(), width));
+                    let out = (sums[column..].as_mut_ptr(), width);
+                    // SAFETY: rows of weights, values and sums are there from this column on.
+                    unsafe {
+                        match (width - column) / V::LANES {
+                            1 => tile::<V, M, 1>(keys.len(), left, right, out, true),
+                            2 => tile::<V, M, 2>(keys.len(), left, right, out, true),
+                            _ => tile::<V, M, PANEL>(keys.len(), left, right, out, true),
+                        }
+                    }
+                }
+            }
+        }
+        for (index, query) in self.queries.clone().enumerate() {
+            let out = self.out_of(query);
+            out.copy_from_slice(&sums[index * width..][..head_dim]);
+            divide(out, totals[index]);
+        }
+    }
+
+    /// Where the output of a query goes, of the queries of this block.
+    fn out_of(&self, query: usize) -> &'a mut [f32] {
+        let Attention { queries, heads, head_dim, .. } = *self.attention;
+        // SAFETY: the outputs of this head and these queries are this task's, and it holds one at a time.
+        unsafe { self.out.slice(((self.row * queries + query) * heads + self.head) * head_dim, head_dim) }
+    }
+}
+
+/// `out += left right` or, without `add`, `out = left right`: `M` rows of `k` values times `k` rows of `N` vectors. Each
+/// matrix is the address of its first value and the values from one row to the next.
+///
+/// # Safety
+/// The machine has the instructions of `V`, the caller is compiled for them, and everything lies there.
+#[inline(always)]
+unsafe fn tile<V: Vector, const M: usize, const N: usize>(
+    k: usize,
+    (left, left_stride): (*const f32, usize),
+    (right, right_stride): (*const f32, usize),
+    (out, out_stride): (*mut f32, usize),
+    add: bool,
+) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let mut sums = [[V::splat(0.0); N]; M];
+        for step in 0..k {
+            let mut columns = [V::splat(0.0); N];
+            for n in 0..N {
+                columns[n] = V::load(right.add(step * right_stride + n * V::LANES));
+            }
+            for m in 0..M {
+                let row = V::splat(*left.add(m * left_stride + step));
+                for n in 0..N {
+                    sums[m][n] = row.mul_add(columns[n], sums[m][n]);
+                }
+            }
+        }
+        for m in 0..M {
+            for n in 0..N {
+                let out = out.add(m * out_stride + n * V::LANES);
+                if add { V::load(out).add(sums[m][n]).store(out) } else { sums[m][n].store(out) }
+            }
+        }
+    }
+}
+
+/// Turns the next scores of a query into weights relative to the largest score so far, and scales what was summed with
+/// an earlier one. Of nothing but hidden keys the weights are 0.
+///
+/// # Safety
+/// The machine has the instructions of `V`, and the caller is compiled for them.
+#[inline(always)]
+unsafe fn weigh<V: Vector>(scores: &mut [f32], largest: &mut f32, total: &mut f32, sums: &mut [f32]) {
+    let whole = scores.len() / V::LANES * V::LANES;
+    let (scores, rest) = (scores.as_mut_ptr(), scores.len() - whole);
+    // SAFETY: whole vectors first, then the `rest` values that are left.
+    unsafe {
+        let mut found = V::splat(*largest);
+        for start in (0..whole).step_by(V::LANES) {
+            found = found.max(V::load(scores.add(start)));
+        }
+        if rest > 0 {
+            found = found.max(V::load_head(scores.add(whole), rest, f32::NEG_INFINITY));
+        }
+        let found = found.largest();
+        let base = V::splat(if found == f32::NEG_INFINITY { 0.0 } else { found });
+        let mut added = V::splat(0.0);
+        for start in (0..whole).step_by(V::LANES) {
+            let weights = exp(V::load(scores.add(start)).sub(base));
+            weights.store(scores.add(start));
+            added = added.add(weights);
+        }
+        if rest > 0 {
+            let weights = exp(V::load_head(scores.add(whole), rest, f32::NEG_INFINITY).sub(base));
+            weights.store_head(scores.add(whole), rest);
+            added = added.add(weights);
+        }
+        if found > *largest && *total > 0.0 {
+            let factor = (*largest - found).exp();
+            *total *= factor;
+            sums.iter_mut().for_each(|sum| *sum *= factor);
+        }
+        *total += added.sum();
+        *largest = found;
+    }
+}
+
+/// Divides by the sum of the weights; 0 where nothing was seen.
+fn divide(out: &mut [f32], total: f32) {
+    if total == 0.0 {
+        return out.fill(0.0);
+    }
+    let inverse = 1.0 / total;
+    out.iter_mut().for_each(|value| *value *= inverse);
+}

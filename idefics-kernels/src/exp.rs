@@ -1,0 +1,55 @@
+//! The exponential function in vectors.
+
+#![allow(unsafe_code)] // vectors
+
+use crate::Isa;
+use crate::shared::SharedOut;
+use crate::vector::{Vector, Work};
+
+/// `eˣ` to 2 units in the last place, also where it is subnormal; exact at ±∞ and for NaN.
+///
+/// `x = n ln 2 + r`; a polynomial gives `eʳ`. Coefficients: `expf` of the Cephes library.
+///
+/// # Safety
+/// The machine has the instructions of `V`, and the caller is compiled for them.
+#[inline(always)]
+pub(crate) unsafe fn exp<V: Vector>(x: V) -> V {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        // The result is 0 or ∞ beyond these; NaN stays.
+        let x = V::splat(89.0).min(V::splat(-104.0).max(x));
+        let n = x.mul(V::splat(std::f32::consts::LOG2_E)).round();
+        let r = n.neg_mul_add(V::splat(0.693_359_4), x); // ln 2 in two parts
+        let r = n.neg_mul_add(V::splat(-2.121_944_4e-4), r);
+        let mut polynomial = V::splat(1.987_569_1e-4);
+        for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+            polynomial = polynomial.mul_add(r, V::splat(coefficient));
+        }
+        let power = polynomial.mul_add(r.mul(r), r).add(V::splat(1.0));
+        power.times_pow2(n)
+    }
+}
+
+/// `eˣ` of each value, in place, on one thread.
+///
+/// # Panics
+/// If the machine does not have `isa`.
+pub fn exp_on(isa: Isa, values: &mut [f32]) {
+    isa.run(Exp(values), |Exp(values)| values.iter_mut().for_each(|value| *value = value.exp()));
+}
+
+struct Exp<'a>(&'a mut [f32]);
+
+impl Work for Exp<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let out = SharedOut::new(self.0);
+        for start in (0..out.len()).step_by(V::LANES) {
+            let n = V::LANES.min(out.len() - start);
+            // SAFETY: `n` values are there.
+            unsafe { exp(V::load_head(out.pointer(start), n, 0.0)).store_head(out.pointer(start), n) };
+        }
+    }
+}

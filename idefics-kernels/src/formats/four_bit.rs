@@ -1,0 +1,299 @@
+//! The two four-bit types of bitsandbytes, NF4 and FP4, in its own layout.
+//!
+//! Source: bitsandbytes 0.50.2, `backends/default/ops.py` (`quantize_4bit`, `_dequantize_4bit_compute`) and
+//! `functional.py` (`get_4bit_type`). NF4: QLoRA, <https://arxiv.org/abs/2305.14314>.
+//!
+//! The weight is one flat row of values, cut into blocks of 64: a block begins wherever the last one ended, also in the
+//! middle of a matrix row. Each value is divided by the largest magnitude of its block and replaced by the index of the
+//! nearest of sixteen numbers; two indices share a byte, the first in the high half.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::error::{check_finite, check_length, check_scales, element_count};
+use super::{FormatError, NestedAbsmax};
+
+/// Values that share one scale.
+pub const BLOCK: usize = 64;
+
+/// Blocks that one task quantises.
+const BLOCKS_PER_TASK: usize = 1 << 10;
+
+/// Smallest divisor of a block, as bitsandbytes has it.
+const SMALLEST_ABSMAX: f32 = 1e-38;
+
+/// Which sixteen numbers the codes stand for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FourBitType {
+    /// Quantiles of the normal distribution.
+    Nf4,
+    /// Sign, two bits of exponent, one of fraction.
+    Fp4,
+}
+
+/// Quantiles of the normal distribution, scaled to reach 1; exactly one of them is 0.
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.6961928,
+    -0.52507305,
+    -0.3949175,
+    -0.28444138,
+    -0.18477343,
+    -0.091050036,
+    0.0,
+    0.0795803,
+    0.1609302,
+    0.2461123,
+    0.33791524,
+    0.44070983,
+    0.562617,
+    0.72295684,
+    1.0,
+];
+
+/// By code: the sign is bit 3.
+const FP4: [f32; 16] = [
+    0.0,
+    0.0625 / 12.0,
+    8.0 / 12.0,
+    1.0,
+    4.0 / 12.0,
+    6.0 / 12.0,
+    2.0 / 12.0,
+    3.0 / 12.0,
+    -0.0,
+    -0.0625 / 12.0,
+    -8.0 / 12.0,
+    -1.0,
+    -4.0 / 12.0,
+    -6.0 / 12.0,
+    -2.0 / 12.0,
+    -3.0 / 12.0,
+];
+
+/// Codes in the order of their values.
+const NF4_ORDER: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+const FP4_ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
+
+impl FourBitType {
+    /// The sixteen numbers, by code.
+    pub fn table(self) -> &'static [f32; 16] {
+        match self {
+            Self::Nf4 => &NF4,
+            Self::Fp4 => &FP4,
+        }
+    }
+
+    /// The name in `quant_state`, and at the end of its key.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Fp4 => "fp4",
+        }
+    }
+
+    /// Refuses a file whose `quant_map` is not [`FourBitType::table`].
+    ///
+    /// # Errors
+    /// [`FormatError::QuantMap`] with the first difference.
+    pub fn check_quant_map(self, quant_map: &[f32]) -> Result<(), FormatError> {
+        check_map("quant_map", quant_map, self.table(), 0.0)
+    }
+
+    /// The rule that finds the nearest of the sixteen.
+    fn nearest(self) -> Nearest {
+        let order = match self {
+            Self::Nf4 => NF4_ORDER,
+            Self::Fp4 => FP4_ORDER,
+        };
+        let value = |rank: usize| self.table()[usize::from(order[rank])];
+        Nearest { midpoints: std::array::from_fn(|rank| (value(rank) + value(rank + 1)) / 2.0), order }
+    }
+}
+
+/// Refuses a table that differs from the one we have by more than `tolerance`.
+pub(super) fn check_map(
+    table: &'static str,
+    found: &[f32],
+    expected: &[f32],
+    tolerance: f32,
+) -> Result<(), FormatError> {
+    let is_same = |index: usize| {
+        let pair = found.get(index).zip(expected.get(index));
+        pair.is_some_and(|(found, expected)| (found - expected).abs() <= tolerance)
+    };
+    match (0..expected.len().max(found.len())).find(|&index| !is_same(index)) {
+        None => Ok(()),
+        Some(index) => Err(FormatError::QuantMap {
+            table,
+            index,
+            found: found.get(index).copied().unwrap_or(f32::NAN),
+            expected: expected.get(index).copied().unwrap_or(f32::NAN),
+        }),
+    }
+}
+
+/// Sixteen numbers in order, by the borders between them; a value on a border goes to the lower side.
+struct Nearest {
+    midpoints: [f32; 15],
+    order: [u8; 16],
+}
+
+impl Nearest {
+    fn code(&self, value: f32) -> u8 {
+        let rank = self.midpoints.iter().filter(|midpoint| value > **midpoint).count();
+        self.order[rank]
+    }
+}
+
+/// `w = table[code] · absmax[block]`.
+///
+/// Bits a weight: 4.5; 4.127 on disk where the scales are quantised too ([`super::NestedAbsmax`]).
+#[derive(Debug, Clone, PartialEq)]
+pub struct FourBit<'a> {
+    kind: FourBitType,
+    d_out: usize,
+    d_in: usize,
+    codes: Cow<'a, [u8]>,
+    absmax: Cow<'a, [f32]>,
+}
+
+impl<'a> FourBit<'a> {
+    /// A weight over existing codes, two a byte, and scales, one for 64 values.
+    ///
+    /// The codes are bytes whatever element type the file gives them: exports for FSDP store them as bf16.
+    ///
+    /// # Errors
+    /// [`FormatError::Length`] for a part of another size, [`FormatError::Scale`] for a scale that is negative or not
+    /// finite, [`FormatError::TooLarge`].
+    pub fn new(
+        kind: FourBitType,
+        codes: impl Into<Cow<'a, [u8]>>,
+        absmax: impl Into<Cow<'a, [f32]>>,
+        d_out: usize,
+        d_in: usize,
+    ) -> Result<Self, FormatError> {
+        let absmax = absmax.into();
+        check_scales("absmax", &absmax)?;
+        Self::from_parts(kind, codes.into(), absmax, [d_out, d_in])
+    }
+
+    /// A weight over existing codes, two a byte, whose scales are quantised too.
+    ///
+    /// # Errors
+    /// As [`FourBit::new`] and [`NestedAbsmax::dequantize`].
+    pub fn from_nested(
+        kind: FourBitType,
+        codes: impl Into<Cow<'a, [u8]>>,
+        absmax: &NestedAbsmax,
+        d_out: usize,
+        d_in: usize,
+    ) -> Result<Self, FormatError> {
+        Self::from_parts(kind, codes.into(), absmax.dequantize()?.into(), [d_out, d_in])
+    }
+
+    /// As [`FourBit::new`], for scales that were looked at before.
+    pub fn from_parts(
+        kind: FourBitType,
+        codes: Cow<'a, [u8]>,
+        absmax: Cow<'a, [f32]>,
+        [d_out, d_in]: [usize; 2],
+    ) -> Result<Self, FormatError> {
+        let count = element_count(d_out, d_in)?;
+        check_length("four-bit codes", [d_out, d_in], count.div_ceil(2), codes.len())?;
+        check_length("absmax", [d_out, d_in], count.div_ceil(BLOCK), absmax.len())?;
+        Ok(Self { kind, d_out, d_in, codes, absmax })
+    }
+
+    /// Quantises f32 weights, `[d_out, d_in]`.
+    ///
+    /// # Errors
+    /// [`FormatError::Length`], [`FormatError::TooLarge`], [`FormatError::NonFinite`].
+    pub fn quantize(
+        kind: FourBitType,
+        weights: &[f32],
+        d_out: usize,
+        d_in: usize,
+    ) -> Result<FourBit<'static>, FormatError> {
+        let count = element_count(d_out, d_in)?;
+        check_length("weights", [d_out, d_in], count, weights.len())?;
+        check_finite(weights)?;
+        let mut codes = vec![0u8; count.div_ceil(2)];
+        let mut absmax = vec![0f32; count.div_ceil(BLOCK)];
+        let nearest = kind.nearest();
+        let tasks = codes.par_chunks_mut(BLOCKS_PER_TASK * BLOCK / 2).zip(absmax.par_chunks_mut(BLOCKS_PER_TASK));
+        tasks.zip(weights.par_chunks(BLOCKS_PER_TASK * BLOCK)).for_each(|((codes, absmax), weights)| {
+            let blocks = codes.chunks_mut(BLOCK / 2).zip(absmax).zip(weights.chunks(BLOCK));
+            for ((codes, absmax), weights) in blocks {
+                *absmax = quantize_block(&nearest, weights, codes);
+            }
+        });
+        FourBit::new(kind, codes, absmax, d_out, d_in)
+    }
+
+    /// Which numbers the codes stand for.
+    pub fn kind(&self) -> FourBitType {
+        self.kind
+    }
+
+    /// `[d_out, d_in]`.
+    pub fn dims(&self) -> [usize; 2] {
+        [self.d_out, self.d_in]
+    }
+
+    /// Two codes a byte, `[ceil(d_out · d_in / 2)]`.
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    /// One scale for 64 values, `[ceil(d_out · d_in / 64)]`.
+    pub fn absmax(&self) -> &[f32] {
+        &self.absmax
+    }
+
+    /// Codes and scales, in the order in which [`Self::codes`] and [`Self::absmax`] have them.
+    pub fn into_parts(self) -> (Vec<u8>, Vec<f32>) {
+        (self.codes.into_owned(), self.absmax.into_owned())
+    }
+
+    /// Bytes that a product reads.
+    pub fn bytes(&self) -> usize {
+        self.codes.len() + size_of_val(self.absmax())
+    }
+
+    /// Rows `rows` as f32: each product is rounded once, as bitsandbytes rounds it.
+    ///
+    /// # Panics
+    /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.
+    pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        assert!(rows.end <= self.d_out, "rows {rows:?} of {}", self.d_out);
+        assert_eq!(out.len(), rows.len() * self.d_in, "one output for each weight");
+        let table = self.kind.table();
+        for (out, index) in out.iter_mut().zip(rows.start * self.d_in..) {
+            let pair = self.codes[index / 2];
+            let code = if index.is_multiple_of(2) { pair >> 4 } else { pair & 15 };
+            *out = table[usize::from(code)] * self.absmax[index / BLOCK];
+        }
+    }
+}
+
+/// Fills the codes of one block, two a byte, and returns its scale.
+fn quantize_block(nearest: &Nearest, weights: &[f32], codes: &mut [u8]) -> f32 {
+    let mut absmax = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs()));
+    let divisor = absmax.max(SMALLEST_ABSMAX);
+    let code = |weight: &f32| {
+        // The reference multiplies by the reciprocal, but divides in a last block that is not full.
+        let scaled = if weights.len() == BLOCK { weight * (1.0 / divisor) } else { weight / divisor };
+        nearest.code(scaled.clamp(-1.0, 1.0))
+    };
+    for (codes, weights) in codes.iter_mut().zip(weights.chunks(2)) {
+        let second = weights.get(1).unwrap_or(&0.0); // an odd count is filled up with a zero
+        *codes = code(&weights[0]) << 4 | code(second);
+    }
+    if weights.len() < BLOCK {
+        absmax = divisor;
+    }
+    absmax
+}

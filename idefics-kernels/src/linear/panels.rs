@@ -1,0 +1,95 @@
+//! Many rows of activations: panels of the weight are expanded to f32 and multiplied by the `gemm` crate.
+
+#![allow(unsafe_code)] // gemm takes pointers, and several tasks write disjoint parts of one slice
+
+use std::ops::Range;
+
+use gemm::Parallelism;
+
+use super::decode::Rows;
+use super::{Product, by_format, on_isa, q4, spans_rows};
+use crate::formats::{Q4_BLOCK, Q4_PANEL, Weight};
+use crate::shared::with_scratch;
+
+/// Most scratch memory of a thread, in bytes, unless sixteen rows of the weight need more.
+const PANEL_BYTES: usize = 4 << 20;
+
+/// Panels that a weight is divided into at most where fewer would be large enough.
+const MOST_SHARES: usize = 8;
+
+/// Output features of which each such panel has about as many: fewer do not pay for packing the activations.
+const SHARE: usize = 96;
+
+pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
+    let filled = product.d_in.next_multiple_of(Q4_BLOCK);
+    let panel = (PANEL_BYTES / (filled * size_of::<f32>()) / Q4_PANEL).max(1) * Q4_PANEL;
+    // Small weights are divided too. gemm adds up in an order that follows the panel's width, so that the number of
+    // threads has no say in it.
+    let shares = product.d_out.div_ceil(SHARE).min(MOST_SHARES);
+    let panel = panel.min(product.d_out.div_ceil(shares).next_multiple_of(Q4_PANEL));
+    product.split_evenly(panel, |range| match weight {
+        Weight::F32(weight) => {
+            let first = range.start * product.d_in;
+            multiply(product, range, &weight.values()[first..], [product.d_in, 1]);
+        }
+        Weight::Q4(weight) => with_scratch(panel * filled, |scratch| {
+            let width = range.len().next_multiple_of(Q4_PANEL);
+            q4::expand(product, weight, range.clone(), &mut scratch[..width * filled]);
+            multiply(product, range, scratch, [1, width]);
+        }),
+        _ => with_scratch(panel * product.d_in, |scratch| {
+            let scratch = &mut scratch[..range.len() * product.d_in];
+            expand(product, weight, range.clone(), scratch);
+            multiply(product, range, scratch, [product.d_in, 1]);
+        }),
+    });
+}
+
+/// Rows `range` as f32, `[range.len(), d_in]`.
+fn expand(product: &Product<'_>, weight: &Weight<'_>, range: Range<usize>, out: &mut [f32]) {
+    if spans_rows(weight) {
+        return weight.dequantize_rows(range, out);
+    }
+    let rows = Rows::of(weight);
+    // SAFETY: `Product::checked` has found the instructions.
+    by_format!(weight, Format => on_isa!(product.isa, isa => unsafe { isa::expand::<Format>(&rows, range, out) }));
+}
+
+/// The output features `features`, from their expanded weights with the given strides of row and column.
+fn multiply(product: &Product<'_>, features: Range<usize>, weights: &[f32], [row_stride, column_stride]: [usize; 2]) {
+    let Product { x, n_rows, d_in, d_out, bias, .. } = *product;
+    assert!((features.len() - 1) * row_stride + (d_in - 1) * column_stride < weights.len());
+    if let Some(bias) = bias {
+        for n in 0..n_rows {
+            // SAFETY: tasks have disjoint features.
+            unsafe { product.out.slice(n * d_out + features.start, features.len()) }
+                .copy_from_slice(&bias[features.clone()]);
+        }
+    }
+    assert!(product.out.len() >= (n_rows - 1) * d_out + features.end);
+    // The transposed product: [features, n_rows] = weights [features, d_in] · x transposed [d_in, n_rows].
+    // SAFETY: the assertions bound what is read and written, and tasks have disjoint features.
+    unsafe {
+        gemm::gemm(
+            features.len(),
+            n_rows,
+            d_in,
+            product.out.pointer(features.start),
+            d_out as isize,
+            1,
+            bias.is_some(),
+            weights.as_ptr(),
+            column_stride as isize,
+            row_stride as isize,
+            x.as_ptr(),
+            d_in as isize,
+            1,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}

@@ -1,0 +1,37 @@
+//! The product in plain loops: what every machine can do and the other ways are compared with. It also serves weights
+//! whose blocks reach from one row into the next.
+
+#![allow(unsafe_code)] // several tasks write disjoint parts of one slice
+
+use super::Product;
+use crate::formats::Weight;
+use crate::shared::with_scratch;
+
+/// Partial sums, so that the compiler may use what vectors every machine of the architecture has.
+const LANES: usize = 16;
+
+pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
+    let Product { x, n_rows, d_in, d_out, .. } = *product;
+    product.split(weight.bytes(), 1, |range| {
+        with_scratch(d_in, |row| {
+            for feature in range {
+                weight.dequantize_rows(feature..feature + 1, row);
+                for n in 0..n_rows {
+                    let value = dot(row, &x[n * d_in..(n + 1) * d_in]) + product.bias_at(feature);
+                    // SAFETY: tasks have disjoint features.
+                    unsafe { product.out.write(n * d_out + feature, value) };
+                }
+            }
+        });
+    });
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; LANES];
+    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum()
+}

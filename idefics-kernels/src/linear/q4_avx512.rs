@@ -1,0 +1,267 @@
+//! The interleaved format with VNNI: sixty-four products of bytes in one instruction.
+//!
+//! Activations become integers of 24 bits, each block of 32 with a scale of its own, so that the largest magnitude uses
+//! all of them: the rounding is that of f32. Three signed bytes hold one such integer, and each byte is multiplied with
+//! the table's entries in exact integer arithmetic; what follows is f32.
+//!
+//! VNNI multiplies unsigned with signed bytes. The entries are the unsigned side, moved up by 128, and sums start at
+//! −128 times the sum of the activations to undo it.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
+use half::bf16;
+
+use super::super::{Isa, Product};
+use super::{AHEAD, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Tiles, expand_in, write};
+use crate::shared::with_scratch;
+use crate::vector::avx512::F32x16;
+
+/// Bytes of an activation.
+const LIMBS: usize = 3;
+
+/// The largest magnitude of an activation: three signed bytes and some room for rounding.
+const LARGEST: f32 = 8_355_000.0;
+
+/// Panels that advance together.
+const STREAMS: usize = 2;
+
+/// Below this the scale's reciprocal would overflow; such activations keep fewer bits.
+const SMALLEST: f32 = 1e-30;
+
+/// One block of one row of activations: `x = (limb₀ + 256 limb₁ + 65536 limb₂) · scale`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct Block {
+    limbs: [[i8; Q4_BLOCK]; LIMBS],
+    /// −128 times the sum of each limb.
+    starts: [i32; LIMBS],
+    scale: f32,
+}
+
+/// f32 values that a [`Block`] takes in scratch memory.
+const BLOCK_VALUES: usize = size_of::<Block>() / size_of::<f32>();
+
+/// The product for at most [`super::super::THIN_ROWS`] rows of activations.
+pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
+    assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "the instructions were not looked for");
+    let blocks = product.d_in.div_ceil(Q4_BLOCK);
+    let n_filled = product.n_rows.next_power_of_two();
+    with_scratch(blocks * n_filled * BLOCK_VALUES, |scratch| {
+        let packed: &mut [Block] = bytemuck::cast_slice_mut(scratch);
+        // SAFETY: the assertion: `Product::checked` has found the instructions.
+        unsafe { pack(product, n_filled, packed) };
+        let packed = &*packed;
+        product.split(weight.bytes(), STREAMS * Q4_PANEL, |range| {
+            // SAFETY: the instructions are there, as above, and tasks have disjoint ranges.
+            unsafe {
+                match n_filled {
+                    1 => thin::<1>(weight, range, packed, product),
+                    2 => thin::<2>(weight, range, packed, product),
+                    4 => thin::<4>(weight, range, packed, product),
+                    8 => thin::<8>(weight, range, packed, product),
+                    n_rows => unreachable!("{n_rows} rows are filled up to 1, 2, 4 or 8"),
+                }
+            }
+        });
+    });
+}
+
+/// The activations as `[blocks, n_filled]`.
+///
+/// # Safety
+/// The machine has the instructions.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn pack(product: &Product<'_>, n_filled: usize, packed: &mut [Block]) {
+    for (index, packed) in packed.iter_mut().enumerate() {
+        let (block, n) = (index / n_filled, index % n_filled);
+        let mut values = [0f32; Q4_BLOCK];
+        if n < product.n_rows {
+            let columns = block * Q4_BLOCK..product.d_in.min((block + 1) * Q4_BLOCK);
+            values[..columns.len()].copy_from_slice(&product.x[n * product.d_in..][columns]);
+        }
+        *packed = pack_block(&values);
+    }
+}
+
+/// Rounds 32 activations. A NaN or an infinity among them makes the scale NaN, and so every output.
+#[inline]
+fn pack_block(values: &[f32; Q4_BLOCK]) -> Block {
+    let (mut largest, mut check) = (0f32, 0f32);
+    for value in values {
+        largest = largest.max(value.abs());
+        check += value * 0.0; // NaN if one is not finite
+    }
+    let largest = largest.max(SMALLEST);
+    let reciprocal = LARGEST / largest;
+    let mut limbs = [[0i8; Q4_BLOCK]; LIMBS];
+    let mut sums = [0i32; LIMBS];
+    for (column, value) in values.iter().enumerate() {
+        let integer = (value * reciprocal).round_ties_even() as i32;
+        let low = integer as i8;
+        let rest = (integer - i32::from(low)) >> 8;
+        let middle = rest as i8;
+        let high = ((rest - i32::from(middle)) >> 8) as i8;
+        for (limb, digit) in [low, middle, high].into_iter().enumerate() {
+            limbs[limb][column] = digit;
+            sums[limb] += i32::from(digit);
+        }
+    }
+    Block { limbs, starts: sums.map(|sum| -128 * sum), scale: largest / LARGEST + check }
+}
+
+/// The output features `range`, which begins with a panel, for `N` rows of activations. Panels advance [`STREAMS`] at a
+/// time, far apart: memory delivers several streams faster than one.
+///
+/// # Safety
+/// The machine has the instructions, and no other task writes these features.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn thin<const N: usize>(weight: &Q4<'_>, range: Range<usize>, packed: &[Block], product: &Product<'_>) {
+    assert!(range.start.is_multiple_of(Q4_PANEL));
+    let panels = range.start / Q4_PANEL..range.end.div_ceil(Q4_PANEL);
+    let apart = panels.len() / STREAMS;
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        for first in 0..apart {
+            let together = std::array::from_fn(|stream| panels.start + first + stream * apart);
+            advance::<N, STREAMS>(weight, together, range.end, packed, product);
+        }
+        for panel in panels.start + STREAMS * apart..panels.end {
+            advance::<N, 1>(weight, [panel], range.end, packed, product);
+        }
+    }
+}
+
+/// Writes the output features of `P` panels before `end`.
+///
+/// # Safety
+/// As [`thin`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn advance<const N: usize, const P: usize>(
+    weight: &Q4<'_>,
+    panels: [usize; P],
+    end: usize,
+    packed: &[Block],
+    product: &Product<'_>,
+) {
+    let blocks = weight.dims()[1].div_ceil(Q4_BLOCK);
+    assert_eq!(packed.len(), blocks * N, "a block of activations for each of the weight");
+    let codes = panels.map(|panel| weight.codes()[panel * blocks * Q4_TILE..][..blocks * Q4_TILE].as_ptr());
+    let scales = panels.map(|panel| weight.scales()[panel * blocks * Q4_PANEL..][..blocks * Q4_PANEL].as_ptr());
+    let table = Q4_TABLE.map(|entry| (i32::from(entry) + 128) as u8);
+    // SAFETY: blocks lie inside the panels, whose slices are checked, and inside the activations.
+    unsafe {
+        let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+        let nibble = _mm512_set1_epi8(15);
+        let mut sums = [[_mm512_setzero_ps(); N]; P];
+        for block in 0..blocks {
+            for p in 0..P {
+                let codes = codes[p].add(block * Q4_TILE);
+                let mut columns = [_mm512_setzero_si512(); 8]; // four columns of sixteen rows each
+                for group in 0..4 {
+                    let pairs = _mm512_loadu_si512(codes.add(64 * group).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(64 * group + AHEAD).cast());
+                    columns[group] = _mm512_shuffle_epi8(table, _mm512_and_si512(pairs, nibble));
+                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(pairs), nibble);
+                    columns[group + 4] = _mm512_shuffle_epi8(table, high);
+                }
+                let scales = F32x16::scales(scales[p].add(block * Q4_PANEL)).0;
+                for n in 0..N {
+                    let x = &*packed.as_ptr().add(block * N + n);
+                    let product = multiply(&columns, x);
+                    let product = _mm512_mul_ps(product, _mm512_set1_ps(x.scale));
+                    sums[p][n] = _mm512_fmadd_ps(product, scales, sums[p][n]);
+                }
+            }
+        }
+        for p in 0..P {
+            for n in 0..product.n_rows {
+                write(product, end, panels[p] * Q4_PANEL, n, F32x16(sums[p][n]));
+            }
+        }
+    }
+}
+
+/// Sixteen sums over one block, in units of both scales.
+///
+/// # Safety
+/// The machine has the instructions.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
+    // SAFETY: four columns of every limb are four bytes, and a limb has eight times four.
+    unsafe {
+        // Two chains a limb, all of them advancing together: an addition takes five cycles, and two can begin in each.
+        let mut chains = [[_mm512_setzero_si512(); 2]; LIMBS];
+        for limb in 0..LIMBS {
+            chains[limb][0] = _mm512_set1_epi32(x.starts[limb]);
+        }
+        for group in 0..4 {
+            for half in 0..2 {
+                let group = 2 * group + half;
+                for limb in 0..LIMBS {
+                    // As f32 the compiler leaves each a memory operand.
+                    let four = x.limbs[limb].as_ptr().add(4 * group).cast::<f32>().read_unaligned();
+                    let four = _mm512_castps_si512(_mm512_set1_ps(four));
+                    chains[limb][half] = _mm512_dpbusd_epi32(chains[limb][half], columns[group], four);
+                }
+            }
+        }
+        let mut sums = [_mm512_setzero_ps(); LIMBS];
+        for limb in 0..LIMBS {
+            // At most 2²⁰: exact.
+            sums[limb] = _mm512_cvtepi32_ps(_mm512_add_epi32(chains[limb][0], chains[limb][1]));
+        }
+        let low = _mm512_fmadd_ps(sums[1], _mm512_set1_ps(256.0), sums[0]);
+        _mm512_fmadd_ps(sums[2], _mm512_set1_ps(65536.0), low)
+    }
+}
+
+/// [`super::expand`], compiled for AVX-512.
+///
+/// # Safety
+/// The machine has the instructions.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn expand(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
+    // SAFETY: guaranteed by the caller.
+    unsafe { expand_in::<F32x16>(weight, range, out) }
+}
+
+impl Tiles for F32x16 {
+    type Columns = __m512i;
+
+    #[inline(always)]
+    unsafe fn look_up(codes: *const u8, table: &[i8; 16]) -> [__m512i; 2] {
+        // SAFETY: the caller guarantees the instructions and 64 bytes.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            let codes = _mm512_loadu_si512(codes.cast());
+            let low = _mm512_and_si512(codes, _mm512_set1_epi8(15));
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), _mm512_set1_epi8(15));
+            [_mm512_shuffle_epi8(table, low), _mm512_shuffle_epi8(table, high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn column(columns: __m512i, index: usize) -> Self {
+        // SAFETY: the caller guarantees the instructions.
+        unsafe {
+            let highest = match index {
+                0 => _mm512_slli_epi32::<24>(columns),
+                1 => _mm512_slli_epi32::<16>(columns),
+                2 => _mm512_slli_epi32::<8>(columns),
+                _ => columns,
+            };
+            Self(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(highest)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales(scales: *const bf16) -> Self {
+        // SAFETY: the caller guarantees the instructions and sixteen values.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(scales.cast()));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What the machine's arithmetic gives at most: what the other kernels are measured against.
+
+#![allow(unsafe_code)] // vectors and tiles
+
+use std::fmt;
+use std::hint::black_box;
+use std::time::Instant;
+
+use crate::Isa;
+use crate::vector::{Vector, Work};
+
+/// What multiplies and adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Unit {
+    /// Vectors of f32.
+    Vectors,
+    /// Tiles of bf16.
+    Tiles,
+    /// Vectors of bytes.
+    ByteVectors,
+    /// Tiles of bytes.
+    ByteTiles,
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Vectors => "f32 vectors",
+            Self::Tiles => "bf16 tiles",
+            Self::ByteVectors => "byte vectors",
+            Self::ByteTiles => "byte tiles",
+        })
+    }
+}
+
+/// Sums that do not wait for each other.
+const SUMS: usize = 12;
+
+/// Times that each sum is added to.
+const STEPS: usize = 1 << 18;
+
+/// Measurements, of which the fastest counts.
+const RUNS: usize = 8;
+
+impl Unit {
+    /// `vectors`, `tiles`, `byte-vectors` or `byte-tiles`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vectors => "vectors",
+            Self::Tiles => "tiles",
+            Self::ByteVectors => "byte-vectors",
+            Self::ByteTiles => "byte-tiles",
+        }
+    }
+
+    /// Additions and multiplications a second on all threads, from registers; `None` if the machine lacks it.
+    pub fn peak(self) -> Option<f64> {
+        let isa = Isa::best();
+        if !self.is_of(isa) {
+            return None;
+        }
+        let run = |_| {
+            let clock = Instant::now();
+            let operations: Vec<f64> = rayon::broadcast(|_| self.spin(isa));
+            operations.into_iter().sum::<f64>() / clock.elapsed().as_secs_f64()
+        };
+        Some((0..RUNS).map(run).fold(0.0, f64::max))
+    }
+
+    fn is_of(self, isa: Isa) -> bool {
+        match self {
+            Self::Vectors => true,
+            Self::ByteVectors => matches!(isa, Isa::Avx512 | Isa::Amx),
+            Self::Tiles | Self::ByteTiles => isa == Isa::Amx,
+        }
+    }
+
+    /// Works for half a millisecond or more and says how many operations that was.
+    fn spin(self, isa: Isa) -> f64 {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles | Self::ByteTiles => {
+                let steps = STEPS / 16;
+                let multiplied = match self {
+                    Self::Tiles => crate::amx::Tiles::new().spin::<false>(steps),
+                    _ => crate::amx::Tiles::new().spin::<true>(steps),
+                };
+                2.0 * multiplied as f64
+            }
+            // SAFETY: `peak` has found the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Self::ByteVectors => 2.0 * unsafe { spin_bytes() } as f64,
+            _ => 2.0 * isa.run(Spin, |Spin| plain()) as f64,
+        }
+    }
+}
+
+struct Spin;
+
+impl Work for Spin {
+    type Output = usize;
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> usize {
+        // SAFETY: the caller guarantees the instructions.
+        unsafe {
+            let factor = V::splat(black_box(0.5));
+            let mut sums = [V::splat(black_box(1.0)); SUMS];
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    *sum = factor.mul_add(*sum, factor);
+                }
+            }
+            black_box(sums);
+        }
+        V::LANES * SUMS * STEPS
+    }
+}
+
+/// The same without vectors.
+fn plain() -> usize {
+    let factor = black_box(0.5f32);
+    let mut sums = [black_box(1.0f32); SUMS];
+    for _ in 0..STEPS {
+        for sum in &mut sums {
+            *sum = *sum * factor + factor;
+        }
+    }
+    black_box(sums);
+    SUMS * STEPS
+}
+
+/// Products of bytes, four to a lane; returns their number.
+///
+/// # Safety
+/// The machine has AVX-512 with VNNI.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn spin_bytes() -> usize {
+    use std::arch::x86_64::*;
+    let codes = _mm512_set1_epi8(black_box(1));
+    let mut sums = [_mm512_set1_epi32(black_box(0)); SUMS];
+    for _ in 0..STEPS {
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, codes, codes);
+        }
+    }
+    black_box(sums);
+    64 * SUMS * STEPS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_machine_has_gives_something() {
+        for unit in [Unit::Vectors, Unit::Tiles, Unit::ByteVectors, Unit::ByteTiles] {
+            assert_eq!(unit.peak().is_some_and(|peak| peak > 1e6), unit.is_of(Isa::best()), "{unit:?}");
+        }
+        assert!(Unit::Vectors.peak().is_some());
+    }
+}

@@ -1,0 +1,52 @@
+//! What the tests share: seeded numbers and comparisons.
+
+use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int8, Q4, Weight};
+use idefics_kernels::{Isa, IsaLevel};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// The instruction sets of this machine, which must have the level of `IDEFICS_REQUIRE_ISA`.
+pub(crate) fn isas() -> Vec<Isa> {
+    if let Some(level) = IsaLevel::required().unwrap() {
+        assert!(level.is_available(), "IDEFICS_REQUIRE_ISA={level}, which this machine cannot run");
+    }
+    Isa::available()
+}
+
+/// `n` numbers with a bell-shaped distribution of standard deviation 1 and, if `heavy`, some ten times as large.
+pub(crate) fn normal(n: usize, seed: u64, heavy: bool) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..n)
+        .map(|_| {
+            let sum: f32 = (0..12).map(|_| rng.random::<f32>()).sum();
+            let scale = if heavy && rng.random::<f32>() < 0.01 { 10.0 } else { 1.0 };
+            (sum - 6.0) * scale
+        })
+        .collect()
+}
+
+/// A weight in every format.
+pub(crate) fn every_format(weights: &[f32], d_out: usize, d_in: usize) -> Vec<Weight<'static>> {
+    vec![
+        Dense::new(weights.to_vec(), d_out, d_in).unwrap().into(),
+        Weight::Bf16(Dense::quantize(weights, d_out, d_in).unwrap()),
+        Weight::F16(Dense::quantize(weights, d_out, d_in).unwrap()),
+        Int8::quantize(weights, d_out, d_in).unwrap().into(),
+        FourBit::quantize(FourBitType::Nf4, weights, d_out, d_in).unwrap().into(),
+        FourBit::quantize(FourBitType::Fp4, weights, d_out, d_in).unwrap().into(),
+        Q4::quantize(weights, d_out, d_in).unwrap().into(),
+    ]
+}
+
+/// Asserts `|actual − expected| ≤ tolerance · size`, element by element.
+pub(crate) fn assert_close(what: &str, actual: &[f32], expected: &[f64], sizes: &[f64], tolerance: f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    for (index, ((actual, expected), size)) in actual.iter().zip(expected).zip(sizes).enumerate() {
+        let difference = (f64::from(*actual) - expected).abs();
+        assert!(
+            difference <= tolerance * size,
+            "{what}[{index}]: {actual} instead of {expected}, {:.1e} of {size}",
+            difference / size
+        );
+    }
+}

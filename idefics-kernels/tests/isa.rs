@@ -1,0 +1,46 @@
+//! The variables that choose an instruction set, each read in a process of its own.
+
+use std::env;
+use std::process::Command;
+
+use idefics_kernels::{Isa, IsaLevel};
+
+use crate::common::isas;
+
+/// Prints what the environment of this process chooses; the tests below call it.
+#[test]
+fn choice_of_this_process() {
+    println!("cap {:?}; best {:?}", IsaLevel::cap(), Isa::best());
+    isas();
+}
+
+/// What [`choice_of_this_process`] prints with a variable set, and whether it passes.
+fn choice(variable: &str, value: &str) -> (String, bool) {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["--exact", "isa::choice_of_this_process", "--nocapture"]);
+    command.env_remove("IDEFICS_ISA").env_remove("IDEFICS_REQUIRE_ISA").env(variable, value);
+    let output = command.output().unwrap();
+    (String::from_utf8(output.stdout).unwrap(), output.status.success())
+}
+
+#[test]
+fn the_variable_caps_the_instruction_set() {
+    for isa in Isa::available() {
+        let (choice, is_passed) = choice("IDEFICS_ISA", isa.level().name());
+        let expected = format!("cap Ok(Some({:?})); best {isa:?}", isa.level());
+        assert!(is_passed && choice.contains(&expected), "{choice}");
+    }
+    let (unset, _) = choice("IDEFICS_ISA", "");
+    let best = Isa::available().pop().unwrap();
+    assert!(unset.contains(&format!("cap Ok(None); best {best:?}")), "{unset}");
+    let (unknown, _) = choice("IDEFICS_ISA", "sse9");
+    assert!(unknown.contains("cap Err(Unknown"), "{unknown}");
+}
+
+#[test]
+fn tests_fail_without_the_required_level() {
+    for level in IsaLevel::ALL {
+        assert_eq!(choice("IDEFICS_REQUIRE_ISA", level.name()).1, level.is_available(), "{level}");
+    }
+    assert!(!choice("IDEFICS_REQUIRE_ISA", "sse9").1);
+}

@@ -1,0 +1,132 @@
+//! AdamW with its state under the tensors' names.
+//!
+//! Paper: <https://arxiv.org/abs/1711.05101>. Source: `torch.optim.AdamW`. (Burn's own optimiser keys its state by ids
+//! that are drawn anew for each model, so that a run could not go on in another process.)
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use idefics_nn::{ParameterMapper, map_parameters};
+use serde::{Deserialize, Serialize};
+
+use crate::Gradients;
+
+/// The constants of AdamW. The defaults are PyTorch's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AdamWConfig {
+    /// How long the mean and the mean square of the gradients remember.
+    pub betas: [f64; 2],
+    /// Added to the root of the mean square.
+    pub eps: f64,
+    /// What pulls the parameters to zero.
+    pub weight_decay: WeightDecay,
+}
+
+/// Which parameters decay, by what share of the learning rate in each step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WeightDecay {
+    /// All of them, as `torch.optim.AdamW` does with one parameter group.
+    All(f64),
+    /// Those of two axes or more: neither biases nor norms, as Transformers' `Trainer` groups them.
+    Matrices(f64),
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { betas: [0.9, 0.999], eps: 1e-8, weight_decay: WeightDecay::All(0.01) }
+    }
+}
+
+/// The optimiser's memory.
+#[derive(Debug, Clone)]
+pub struct AdamW {
+    config: AdamWConfig,
+    pub(crate) moments: BTreeMap<String, Moments>,
+}
+
+/// What is remembered of one tensor's gradients.
+#[derive(Debug, Clone)]
+pub(crate) struct Moments {
+    /// Steps that this tensor took part in.
+    pub(crate) step: u64,
+    /// Mean of the gradients, flattened.
+    pub(crate) exp_avg: Tensor<1>,
+    /// Mean of their squares, flattened.
+    pub(crate) exp_avg_sq: Tensor<1>,
+}
+
+impl AdamW {
+    /// An optimiser that has seen no gradient.
+    pub fn new(config: AdamWConfig) -> Self {
+        Self { config, moments: BTreeMap::new() }
+    }
+
+    /// Moves every parameter that has a gradient; `tied` are pairs (tensor, source) of which the first is set to the
+    /// second, which comes before it in the module.
+    pub fn step<M: Module>(
+        &mut self,
+        module: M,
+        gradients: &Gradients,
+        learning_rate: f64,
+        tied: &[(&str, &str)],
+    ) -> M {
+        map_parameters(
+            module,
+            &mut Update { optimizer: self, gradients, learning_rate, tied, sources: BTreeMap::new() },
+        )
+    }
+
+    fn update(&mut self, name: &str, n_axes: usize, value: Tensor<1>, gradient: Tensor<1>, rate: f64) -> Tensor<1> {
+        let AdamWConfig { betas: [beta1, beta2], eps, weight_decay } = self.config;
+        let decay = match weight_decay {
+            WeightDecay::All(decay) => decay,
+            WeightDecay::Matrices(decay) if n_axes >= 2 => decay,
+            WeightDecay::Matrices(_) => 0.0,
+        };
+        let moments = self.moments.entry(name.to_owned()).or_insert_with(|| Moments {
+            step: 0,
+            exp_avg: gradient.zeros_like(),
+            exp_avg_sq: gradient.zeros_like(),
+        });
+        moments.step += 1;
+        moments.exp_avg.inplace(|mean| mean * beta1 + gradient.clone() * (1.0 - beta1));
+        moments.exp_avg_sq.inplace(|mean| mean * beta2 + gradient.square() * (1.0 - beta2));
+
+        let step = i32::try_from(moments.step).unwrap_or(i32::MAX);
+        let correction1 = 1.0 - beta1.powi(step);
+        let correction2 = 1.0 - beta2.powi(step);
+        let denominator = moments.exp_avg_sq.clone().sqrt() / correction2.sqrt() + eps;
+        value * (1.0 - rate * decay) - moments.exp_avg.clone() / denominator * (rate / correction1)
+    }
+}
+
+struct Update<'a> {
+    optimizer: &'a mut AdamW,
+    gradients: &'a Gradients,
+    learning_rate: f64,
+    tied: &'a [(&'a str, &'a str)],
+    /// New values that others are tied to, flattened.
+    sources: BTreeMap<String, Tensor<1>>,
+}
+
+impl ParameterMapper for Update<'_> {
+    fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let source = self.tied.iter().find(|(tied, _)| *tied == name).and_then(|(_, source)| self.sources.get(*source));
+        let value = match (source, self.gradients.get(name)) {
+            (Some(source), _) => source.clone(),
+            (None, Some(gradient)) => {
+                let value = param.val().inner().flatten(0, D - 1);
+                self.optimizer.update(name, D, value, gradient.clone(), self.learning_rate)
+            }
+            (None, None) => return param,
+        };
+        if self.tied.iter().any(|(_, source)| *source == name) {
+            self.sources.insert(name.to_owned(), value.clone());
+        }
+        let is_require_grad = param.is_require_grad();
+        param.map(|old| Tensor::from_inner(value.reshape(old.dims())).set_require_grad(is_require_grad))
+    }
+}

@@ -1,0 +1,25 @@
+#![doc = include_str!("../README.md")]
+#![allow(clippy::disallowed_methods)] // losses, norms and moments are read back
+
+mod adamw;
+mod batch;
+mod error;
+mod gradients;
+mod idefics1;
+mod idefics2;
+mod labels;
+mod recompute;
+mod schedule;
+mod state;
+mod trainable;
+mod trainer;
+
+pub use adamw::{AdamW, AdamWConfig, WeightDecay};
+pub use batch::{LabelledText, TrainingBatch};
+pub use error::TrainError;
+pub use gradients::{Gradients, LossGradients};
+pub use labels::LabelRecipe;
+pub use recompute::training_gradients_recomputing;
+pub use schedule::Schedule;
+pub use trainable::Trainable;
+pub use trainer::{StepReport, Trainer, TrainingConfig};

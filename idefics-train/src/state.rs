@@ -1,0 +1,184 @@
+//! Checkpoints of a run: weights, optimiser and position, complete or not there at all.
+//!
+//! `FOLDER/step-00000200/` holds `model.safetensors` (f32), `optimizer.safetensors` (`exp_avg.{tensor}`,
+//! `exp_avg_sq.{tensor}`) and `state.json`. It is written beside its place and renamed; then `FOLDER/latest`, a file
+//! with the folder's name, is replaced. What is random in a run comes from the configuration's seed and the step, so
+//! the step is the position in the data and the state of the random numbers as well.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use idefics_checkpoint::{Checkpoint, write_atomically};
+use idefics_nn::checkpoint::save;
+use idefics_nn::{LoadModule, LoadOptions};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::adamw::Moments;
+use crate::{TrainError, Trainer, TrainingConfig};
+
+/// Complete checkpoints that are kept.
+const KEPT: usize = 2;
+
+/// `state.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    step: u64,
+    config: TrainingConfig,
+    /// Steps that each tensor took part in.
+    tensor_steps: BTreeMap<String, u64>,
+}
+
+impl<M: Module + Sync> Trainer<M> {
+    /// Writes a checkpoint into `folder`, which is made if need be, and removes all but the last two.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`], [`TrainError::Checkpoint`]; the last complete checkpoint is then still the latest.
+    pub fn save(&self, folder: &Path) -> Result<PathBuf, TrainError> {
+        let name = step_name(self.step);
+        let (place, beside) = (folder.join(&name), folder.join(format!("{name}.tmp")));
+        std::fs::create_dir_all(folder).map_err(|source| io(folder, source))?;
+        if beside.exists() {
+            std::fs::remove_dir_all(&beside).map_err(|source| io(&beside, source))?; // an interrupted save
+        }
+        std::fs::create_dir(&beside).map_err(|source| io(&beside, source))?;
+
+        let tied: Vec<&str> = self.config.tied.iter().map(|(tied, _)| tied.as_str()).collect();
+        save(&self.module, &beside.join("model.safetensors"), DType::F32, &tied)?;
+        self.save_moments(&beside.join("optimizer.safetensors"))?;
+        let tensor_steps = self.optimizer.moments.iter().map(|(name, moments)| (name.clone(), moments.step)).collect();
+        let state = State { step: self.step, config: self.config.clone(), tensor_steps };
+        write_atomically(&beside.join("state.json"), |file| Ok(serde_json::to_writer_pretty(file, &state)?))?;
+
+        if place.exists() {
+            std::fs::remove_dir_all(&place).map_err(|source| io(&place, source))?; // the same step, saved before
+        }
+        std::fs::rename(&beside, &place).map_err(|source| io(&place, source))?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| io(folder, source))?;
+        write_atomically(&folder.join("latest"), |file| file.write_all(name.as_bytes()))?;
+        remove_old(folder).map_err(|source| io(folder, source))?;
+        Ok(place)
+    }
+
+    /// Goes on with the run whose checkpoints are in `folder`; `None` if there is none yet.
+    ///
+    /// # Errors
+    /// [`TrainError::OtherRun`] if it was begun with another configuration, [`TrainError::State`],
+    /// [`TrainError::Checkpoint`] or [`TrainError::Io`] if the checkpoint cannot be read.
+    pub fn resume(
+        module: M,
+        config: TrainingConfig,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<Option<Self>, TrainError> {
+        let latest = folder.join("latest");
+        let name = match std::fs::read_to_string(&latest) {
+            Ok(name) => name,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(io(&latest, source)),
+        };
+        let is_step = name.strip_prefix("step-").is_some_and(|step| step.parse::<u64>().is_ok());
+        if !is_step {
+            return Err(TrainError::State { path: latest, reason: format!("{name:?} is no checkpoint's name") });
+        }
+        let checkpoint = folder.join(name);
+        let path = checkpoint.join("state.json");
+        let text = std::fs::read(&path).map_err(|source| io(&path, source))?;
+        let state: State = serde_json::from_slice(&text)
+            .map_err(|error| TrainError::State { path: path.clone(), reason: error.to_string() })?;
+        if let Some(field) = different_field(&state.config, &config) {
+            return Err(TrainError::OtherRun { path, field });
+        }
+        let tied: Vec<(&str, &str)> =
+            config.tied.iter().map(|(tied, source)| (tied.as_str(), source.as_str())).collect();
+        let options = LoadOptions { tied: &tied, ..LoadOptions::default() };
+        let module = Checkpoint::open(&checkpoint)?.load(module, &options, |_| ())?;
+        let mut trainer = Self::new(module, config)?;
+        trainer.step = state.step;
+        trainer.optimizer.moments =
+            read_moments(&checkpoint.join("optimizer.safetensors"), &state.tensor_steps, device)?;
+        Ok(Some(trainer))
+    }
+
+    fn save_moments(&self, path: &Path) -> Result<(), TrainError> {
+        let tensors: Vec<(String, TensorData)> = self
+            .optimizer
+            .moments
+            .iter()
+            .flat_map(|(name, Moments { exp_avg, exp_avg_sq, .. })| {
+                [("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)]
+                    .map(|(kind, moment)| (format!("{kind}.{name}"), moment.clone().into_data()))
+            })
+            .collect();
+        let views = tensors.iter().map(|(name, data)| {
+            let view = TensorView::new(Dtype::F32, data.shape().to_vec(), data.as_bytes());
+            (name, view.expect("the bytes are the shape's"))
+        });
+        let bytes = safetensors::serialize(views, None)
+            .map_err(|error| TrainError::State { path: path.to_owned(), reason: error.to_string() })?;
+        Ok(write_atomically(path, |file| file.write_all(&bytes))?)
+    }
+}
+
+fn read_moments(
+    path: &Path,
+    steps: &BTreeMap<String, u64>,
+    device: &Device,
+) -> Result<BTreeMap<String, Moments>, TrainError> {
+    let broken = |reason: String| TrainError::State { path: path.to_owned(), reason };
+    let bytes = std::fs::read(path).map_err(|source| io(path, source))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| broken(error.to_string()))?;
+    let read = |name: String| {
+        let view = file.tensor(&name).map_err(|error| broken(format!("`{name}`: {error}")))?;
+        if view.dtype() != Dtype::F32 {
+            return Err(broken(format!("`{name}` is {:?}, expected F32", view.dtype())));
+        }
+        let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        Ok(Tensor::<1>::from_data(TensorData::from(values.as_slice()), (device, DType::F32)))
+    };
+    steps
+        .iter()
+        .map(|(name, &step)| {
+            let exp_avg = read(format!("exp_avg.{name}"))?;
+            Ok((name.clone(), Moments { step, exp_avg, exp_avg_sq: read(format!("exp_avg_sq.{name}"))? }))
+        })
+        .collect()
+}
+
+/// The first setting that differs, among those that change results.
+fn different_field(ours: &TrainingConfig, theirs: &TrainingConfig) -> Option<String> {
+    let object = |config: &TrainingConfig| match serde_json::to_value(config) {
+        Ok(serde_json::Value::Object(fields)) => fields,
+        _ => unreachable!("a configuration is an object"),
+    };
+    let theirs = object(theirs);
+    let mut fields = object(ours).into_iter().filter(|(field, _)| field != "workers");
+    fields.find(|(field, value)| theirs.get(field) != Some(value)).map(|(field, _)| field)
+}
+
+fn remove_old(folder: &Path) -> std::io::Result<()> {
+    let mut steps = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.strip_prefix("step-").is_some_and(|step| step.parse::<u64>().is_ok()) {
+            steps.push(path);
+        }
+    }
+    steps.sort();
+    let old = steps.len().saturating_sub(KEPT);
+    steps[..old].iter().try_for_each(std::fs::remove_dir_all)
+}
+
+fn step_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+fn io(path: &Path, source: std::io::Error) -> TrainError {
+    TrainError::Io { path: path.to_owned(), source }
+}

@@ -1,0 +1,27 @@
+//! Which labels count.
+
+use burn::tensor::{DType, Device};
+use idefics_generate::{Idefics2, LogitsToKeep, Model, Prompts};
+use idefics_train::{LabelRecipe, Trainable};
+
+use crate::xtask_folder;
+
+#[test]
+fn the_loss_is_the_mean_over_labels_that_count() {
+    let folder = xtask_folder("checkpoints/odd-heads");
+    let model = Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
+    let ids = vec![1, 30, 40, 50];
+    let logits = model.forward(&Prompts::pad_left(&[ids], 0).unwrap(), &[], LogitsToKeep::All).unwrap();
+    let loss = |labels: &[i64], recipe| model.loss(logits.clone(), labels, recipe).into_scalar::<f32>();
+    let one = |slot: usize, label: i64| {
+        let mut labels = [-100; 4];
+        labels[slot] = label;
+        loss(&labels, LabelRecipe::default())
+    };
+    let both = loss(&[-100, 30, -100, 7], LabelRecipe::default());
+    assert!((both - (one(1, 30) + one(3, 7)) / 2.0).abs() < 1e-6);
+    let image = i64::from(model.config().image_token_id);
+    assert_eq!(loss(&[1, 30, image, -100], LabelRecipe::default()), one(1, 30));
+    assert!((loss(&[1, 30, image, -100], LabelRecipe::Transformers5) - one(1, 30)).abs() > 1e-3);
+    assert!(loss(&[5, -100, -100, -100], LabelRecipe::default()).is_nan());
+}
