@@ -2,7 +2,7 @@
 
 pub mod containers;
 
-use idefics_image::{Alpha, Format, ImageError, Limits, decode};
+use idefics_image::{Alpha, Crop, Filter, Format, ImageError, Limits, ResizeTarget, decode, decode_resized, resize_view};
 
 /// Limits of the targets: little memory, so that a decoder that takes more than it says is found.
 pub fn limits() -> Limits {
@@ -11,19 +11,43 @@ pub fn limits() -> Limits {
     limits
 }
 
-/// Decodes a file of the given format; files of other formats belong to other targets.
+/// Decodes a file of the given format, and shrinks it once more while its rows are decoded; files of other formats belong
+/// to other targets.
 ///
 /// # Panics
-/// If the decoder panicked, or if a picture breaks the limits.
+/// If the decoder panicked, if a picture breaks the limits, or if both ways differ.
 pub fn picture(format: Format, data: &[u8]) {
     if Format::sniff(data) != Ok(format) {
         return;
     }
     for alpha in [Alpha::White, Alpha::Drop] {
-        match decode(data, "fuzz", &limits(), alpha) {
-            Ok(image) => assert_eq!(image.data().len() as u64, 3 * u64::from(image.width()) * u64::from(image.height())),
+        let whole = match decode(data, "fuzz", &limits(), alpha) {
+            Ok(image) => {
+                assert_eq!(image.data().len() as u64, 3 * u64::from(image.width()) * u64::from(image.height()));
+                Some(image)
+            }
             Err(ImageError::DecoderPanic { .. }) => panic!("the decoder panicked"),
-            Err(_) => {}
+            Err(_) => None,
+        };
+        let mut crop = Crop::whole(1, 1);
+        let plan = |width: u32, height: u32| {
+            crop = Crop { left: width / 3, top: height / 3, right: width, bottom: height };
+            vec![ResizeTarget { crop, width: 33, height: 17, filter: Filter::Bicubic }]
+        };
+        match (decode_resized(data, "fuzz", &limits(), alpha, plan), whole) {
+            (Ok(small), Some(whole)) => {
+                let view = whole.view().crop(
+                    crop.left as usize,
+                    crop.top as usize,
+                    crop.right as usize,
+                    crop.bottom as usize,
+                );
+                assert!(small == [resize_view(view, 33, 17, Filter::Bicubic)], "{crop:?}");
+            }
+            (Err(ImageError::DecoderPanic { .. }), _) => panic!("the decoder panicked"),
+            (Err(error), Some(_)) => panic!("only the whole picture is decoded: {error}"),
+            // The whole picture may be too large.
+            (_, None) => {}
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::ImageError;
 use crate::decode::Input;
-use crate::output::{self, Header, Output};
+use crate::output::{Header, Output, RowSink};
 use crate::raster::{Palette, Pixels};
 use crate::raw::{Layout, Rows};
 
@@ -16,7 +16,7 @@ const RLE8: u32 = 1;
 const RLE4: u32 = 2;
 const BITFIELDS: u32 = 3;
 
-pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Result<output::Rows, ImageError> {
+pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Result<RowSink, ImageError> {
     let offset = u32_at(bytes, 10).ok_or_else(|| input.damaged("the file ends early"))?;
     let bitmap = Bitmap::read(bytes, FILE_HEADER, offset as usize, false, input)?;
     let mut rows = output.begin(Header::new(bitmap.width, bitmap.height), input)?;

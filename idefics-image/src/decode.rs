@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::jpeg::{self, JpegError};
 use crate::orientation::orientation;
-use crate::output::{Header, Output, Rows};
+use crate::output::{Header, Output, RowSink};
 use crate::raster::Pixels;
 use crate::resize::zeroed;
+use crate::source::MAX_BYTES_PER_PIXEL;
 use crate::{Crop, DecodeOptions, Format, ImageError, Limits, ResizeTarget, RgbImage};
 use crate::{avif, bmp, gif, ico, jpeg2000, png, pnm, tga, tiff, webp};
 
@@ -35,8 +36,8 @@ pub enum Alpha {
 ///
 /// # Errors
 /// [`ImageError::Empty`], [`ImageError::Format`], [`ImageError::NoSuchPage`], [`ImageError::TooLarge`],
-/// [`ImageError::Memory`], [`ImageError::TooThin`] before anything is decoded; [`ImageError::Decode`],
-/// [`ImageError::Coding`], [`ImageError::OutOfMemory`] and [`ImageError::DecoderPanic`] from the decoder.
+/// [`ImageError::TooThin`] before anything is decoded; [`ImageError::Memory`], [`ImageError::OutOfMemory`],
+/// [`ImageError::Decode`], [`ImageError::Coding`] and [`ImageError::DecoderPanic`] from the decoder.
 pub fn decode(
     bytes: &[u8],
     name: &str,
@@ -94,7 +95,7 @@ pub(crate) struct Input<'a> {
 }
 
 impl Input<'_> {
-    fn decode(&self, bytes: &[u8], output: Output<'_>) -> Result<Rows, ImageError> {
+    fn decode(&self, bytes: &[u8], output: Output<'_>) -> Result<RowSink, ImageError> {
         match self.format {
             Format::Png => png::decode(bytes, self, output),
             Format::Jpeg => self.decode_jpeg(bytes, output),
@@ -111,7 +112,7 @@ impl Input<'_> {
         }
     }
 
-    fn decode_jpeg(&self, bytes: &[u8], output: Output<'_>) -> Result<Rows, ImageError> {
+    fn decode_jpeg(&self, bytes: &[u8], output: Output<'_>) -> Result<RowSink, ImageError> {
         let decoder = jpeg::Decoder::new(bytes).map_err(|error| self.jpeg_error(error))?;
         let (width, height) = decoder.size();
         self.check_size(width, height)?;
@@ -123,7 +124,8 @@ impl Input<'_> {
         Ok(rows)
     }
 
-    /// Refuses sides of 0 and sizes beyond the limits.
+    /// Refuses sides of 0 and sizes beyond the limits. Afterwards no number of bytes of the picture overflows, even without
+    /// limits.
     pub(crate) fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
         let Limits { max_pixels, max_aspect_ratio, .. } = *self.limits;
         let image = || self.name.to_owned();
@@ -135,6 +137,10 @@ impl Input<'_> {
         }
         if u64::from(width.max(height)) > u64::from(width.min(height)) * u64::from(max_aspect_ratio) {
             return Err(ImageError::TooThin { image: image(), width, height, max: max_aspect_ratio });
+        }
+        let most = (u64::from(width) * u64::from(height)).saturating_mul(MAX_BYTES_PER_PIXEL);
+        if isize::try_from(most).is_err() {
+            return Err(self.memory_error(most));
         }
         Ok(())
     }

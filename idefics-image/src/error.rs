@@ -11,7 +11,7 @@ pub enum ImageErrorKind {
     FileSystem,
     /// The input itself is not an image that we read: another format, damaged, or of a size that we refuse.
     Input,
-    /// There are more encoded bytes than a limit allows.
+    /// There are more encoded bytes than a limit allows, or less memory than the pixels take.
     Limit,
     /// A remote image could not be fetched.
     Network,
@@ -99,7 +99,7 @@ pub enum ImageError {
         max_pixels: u64,
     },
 
-    /// Decoding would need more memory than the limits allow; nothing was decoded.
+    /// Decoding, or the pictures to be made, would need more memory than the limits allow.
     #[error(
         "{image}: decoding needs {needed} bytes of memory and {limit} are allowed; scale it down or raise the limit \
          (--max-image-pixels N, or none)"
@@ -134,9 +134,9 @@ pub enum ImageError {
         left: u32,
         /// First row.
         top: u32,
-        /// Column behind the last.
+        /// One past the last column.
         right: u32,
-        /// Row behind the last.
+        /// One past the last row.
         bottom: u32,
         /// Width of the picture, in pixels.
         width: u32,
@@ -285,14 +285,13 @@ impl ImageError {
         match self {
             Self::Read { .. } | Self::NotAFile { .. } => ImageErrorKind::FileSystem,
             Self::Cancelled { .. } => ImageErrorKind::Cancelled,
-            Self::TooManyBytes { .. } => ImageErrorKind::Limit,
+            Self::TooManyBytes { .. } | Self::OutOfMemory { .. } => ImageErrorKind::Limit,
             Self::HttpStatus { .. } | Self::Network { .. } => ImageErrorKind::Network,
             Self::Empty { .. }
             | Self::Format { .. }
             | Self::NoSuchPage { .. }
             | Self::TooLarge { .. }
             | Self::Memory { .. }
-            | Self::OutOfMemory { .. }
             | Self::Target { .. }
             | Self::TooThin { .. }
             | Self::Decode { .. }

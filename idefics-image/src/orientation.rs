@@ -22,6 +22,19 @@ pub(crate) fn orientation(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientatio
     code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
 }
 
+/// Whether columns of the stored picture are rows of the upright one.
+pub(crate) fn exchanges_axes(orientation: Orientation) -> bool {
+    match orientation {
+        Orientation::NoTransforms
+        | Orientation::FlipHorizontal
+        | Orientation::FlipVertical
+        | Orientation::Rotate180 => false,
+        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH => {
+            true
+        }
+    }
+}
+
 /// Turns and mirrors the picture as its orientation says.
 pub(crate) fn upright(picture: RgbImage, orientation: Orientation) -> RgbImage {
     if orientation == Orientation::NoTransforms {

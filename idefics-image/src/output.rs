@@ -5,6 +5,7 @@ use image::metadata::Orientation;
 use rayon::prelude::*;
 
 use crate::decode::Input;
+use crate::orientation::exchanges_axes;
 use crate::raster::{Flattening, Keys, Pixels, Raster};
 use crate::resize::{ResizeTarget, RowResizer};
 use crate::rgb::RgbView;
@@ -43,11 +44,11 @@ impl<'a> Output<'a> {
     }
 
     /// Makes room for the pictures.
-    pub(crate) fn begin(self, header: Header, input: &Input<'_>) -> Result<Rows, ImageError> {
+    pub(crate) fn begin(self, header: Header, input: &Input<'_>) -> Result<RowSink, ImageError> {
         let Header { width, height, orientation, keys } = header;
         let (upright_width, upright_height) = upright_size(width, height, orientation);
         let targets = (self.plan)(upright_width, upright_height);
-        let bytes = |target: &ResizeTarget| (3 * u64::from(target.width)).saturating_mul(target.height.into());
+        let bytes = |&target: &ResizeTarget| RowResizer::needed_bytes((width, height), orientation, target);
         let needed = targets.iter().map(bytes).fold(0, u64::saturating_add);
         input.check_memory(needed)?;
         let resizer = |target: ResizeTarget| {
@@ -57,11 +58,12 @@ impl<'a> Output<'a> {
             RowResizer::new((width, height), orientation, target).map_err(|_| input.no_memory(needed))
         };
         let resizers = targets.into_iter().map(resizer).collect::<Result<_, _>>()?;
-        Ok(Rows { width: width as usize, flattening: Flattening::new(self.alpha, keys), resizers })
+        let flattening = Flattening::new(self.alpha, keys);
+        Ok(RowSink { width: width as usize, flattening, resizers, gathered: Vec::new() })
     }
 
     /// Takes a picture that its decoder only gives as a whole.
-    pub(crate) fn put(self, raster: Raster, input: &Input<'_>) -> Result<Rows, ImageError> {
+    pub(crate) fn put(self, raster: Raster, input: &Input<'_>) -> Result<RowSink, ImageError> {
         let Raster { width, height, pixels, keys, orientation } = raster;
         let mut rows = self.begin(Header { width, height, orientation, keys }, input)?;
         rows.push(&pixels);
@@ -71,42 +73,58 @@ impl<'a> Output<'a> {
 
 /// A picture whose rows arrive, from the top.
 #[derive(Debug)]
-pub(crate) struct Rows {
+pub(crate) struct RowSink {
     width: usize,
     flattening: Flattening,
     resizers: Vec<RowResizer>,
+    /// RGB rows that are too few to be resized by themselves.
+    gathered: Vec<u8>,
 }
 
-/// Pixels that are brought to RGB together.
+/// Largest number of pixels that are brought to RGB together.
 const BAND_PIXELS: usize = 64 << 10;
 
-impl Rows {
+/// Fewer pixels than this wait for more.
+const MIN_BAND_PIXELS: usize = 16 << 10;
+
+impl RowSink {
     /// Takes the next rows.
     pub(crate) fn push(&mut self, pixels: &Pixels) {
         let band = self.width * (BAND_PIXELS / self.width).max(1);
         for start in (0..pixels.len()).step_by(band) {
             let rgb = pixels.to_rgb(start..(start + band).min(pixels.len()), self.flattening);
-            let rows = RgbView::of_rows(&rgb, self.width);
-            self.resizers.par_iter_mut().for_each(|resizer| resizer.push(rows));
+            if self.gathered.is_empty() && rgb.len() >= 3 * MIN_BAND_PIXELS {
+                self.resize(&rgb);
+                continue;
+            }
+            self.gathered.extend_from_slice(&rgb);
+            if self.gathered.len() >= 3 * MIN_BAND_PIXELS {
+                self.resize_gathered();
+            }
         }
     }
 
     /// The pictures, in the order of the plan, once all rows have come.
-    pub(crate) fn finish(self) -> Vec<RgbImage> {
+    pub(crate) fn finish(mut self) -> Vec<RgbImage> {
+        self.resize_gathered();
         self.resizers.into_par_iter().map(RowResizer::finish).collect()
+    }
+
+    fn resize(&mut self, rgb: &[u8]) {
+        let rows = RgbView::of_rows(rgb, self.width);
+        self.resizers.par_iter_mut().for_each(|resizer| resizer.push(rows));
+    }
+
+    fn resize_gathered(&mut self) {
+        let mut gathered = std::mem::take(&mut self.gathered);
+        self.resize(&gathered);
+        gathered.clear();
+        self.gathered = gathered;
     }
 }
 
 fn upright_size(width: u32, height: u32, orientation: Orientation) -> (u32, u32) {
-    match orientation {
-        Orientation::NoTransforms
-        | Orientation::FlipHorizontal
-        | Orientation::FlipVertical
-        | Orientation::Rotate180 => (width, height),
-        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH => {
-            (height, width)
-        }
-    }
+    if exchanges_axes(orientation) { (height, width) } else { (width, height) }
 }
 
 /// Reads pieces in turn, each while the one before it is used.

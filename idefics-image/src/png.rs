@@ -12,7 +12,7 @@ use image::metadata::Orientation;
 use crate::ImageError;
 use crate::decode::Input;
 use crate::orientation::orientation;
-use crate::output::{self, Output, Rows, read_ahead};
+use crate::output::{self, Output, RowSink, read_ahead};
 use crate::raster::{Keys, Palette, Pixels, Raster, clip};
 
 pub(crate) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
@@ -26,7 +26,7 @@ const PALETTE: u8 = 3;
 const GREY_ALPHA: u8 = 4;
 const RGBA: u8 = 6;
 
-pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Result<Rows, ImageError> {
+pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Result<RowSink, ImageError> {
     let file = File::read(bytes, input)?;
     let header = file.header.as_ref().ok_or_else(|| input.damaged("there is no header"))?;
     let (width, height, orientation) = (header.width, header.height, file.texts.orientation());
@@ -293,13 +293,26 @@ impl<'a> File<'a> {
         }
     }
 
-    /// Whether the compressed pixels are valid but end, after at least one of `row` bytes, at the end of a row.
-    fn ends_after_whole_rows(&self, row: usize, total: usize) -> bool {
-        let data = self.data.concat();
-        match fdeflate::decompress_to_vec_bounded(&data, total) {
-            Ok(rows) => !rows.is_empty() && rows.len() % row == 0,
-            Err(_) => false,
+    /// How many bytes of pixels there are, up to `limit`, if the compressed data is valid as far as it goes.
+    fn inflated_length(&self, limit: u64) -> Option<u64> {
+        /// How far back compressed data refers.
+        const REACH: usize = 32 << 10;
+        let mut decompressor = fdeflate::Decompressor::new();
+        decompressor.ignore_adler32();
+        let mut window = vec![0; 4 * REACH];
+        let (mut at, mut total) = (0, 0);
+        for data in &self.data {
+            let mut rest = *data;
+            while !rest.is_empty() && !decompressor.is_done() && total < limit {
+                if at > 3 * REACH {
+                    window.copy_within(at - REACH..at, 0);
+                    at = REACH;
+                }
+                let (read, written) = decompressor.read(rest, &mut window, at, false).ok()?;
+                (rest, at, total) = (&rest[read..], at + written, total + written as u64);
+            }
         }
+        Some(total)
     }
 
     fn palette(&self) -> Palette {
@@ -376,6 +389,8 @@ struct PackedPixels<'a> {
     /// Bytes of a row, and number of rows.
     row: usize,
     height: usize,
+    /// Bytes of the whole picture.
+    whole: u64,
 }
 
 /// Bytes that are unpacked together.
@@ -387,10 +402,10 @@ impl<'a> PackedPixels<'a> {
         let channels = header.channels();
         let row = (u64::from(frame.width) * channels * u64::from(header.depth)).div_ceil(8);
         let needed = row.saturating_mul(frame.height.into());
-        // Samples of less than a byte become bytes, and a frame lies on the whole picture.
         let samples = channels * u64::from(header.width) * u64::from(header.height);
-        let is_whole = header.is_interlaced || frame != Frame::whole(header);
-        input.check_memory(if is_whole { needed.max(samples) } else { row })?;
+        input.check_memory(row)?;
+        // A whole picture; samples of less than a byte become bytes, and a frame lies on the whole picture.
+        let whole = needed.max(samples);
 
         // A clean file of the same pixels: indices are read as grey, so that no palette has to be there.
         let color_type = if header.color_type == PALETTE { GREY } else { header.color_type };
@@ -413,17 +428,19 @@ impl<'a> PackedPixels<'a> {
         let mut decoder = png::Decoder::new_with_options(Cursor::new(clean), options);
         decoder.set_limits(png::Limits { bytes: input.max_decoded_bytes() });
         let reader = decoder.read_info().map_err(|error| png_error(error, needed, input))?;
-        Ok(Self { reader, file, input, row: row as usize, height: frame.height as usize })
+        Ok(Self { reader, file, input, row: row as usize, height: frame.height as usize, whole })
     }
 
     /// All rows.
     fn read_whole(mut self) -> Result<Vec<u8>, ImageError> {
+        self.input.check_memory(self.whole)?;
         let mut packed = self.input.zeroed(self.row * self.height)?;
-        match self.reader.next_frame(&mut packed) {
-            Ok(_) => Ok(packed),
-            Err(_) if self.ends_after_whole_rows() => Ok(packed),
-            Err(error) => Err(self.error(error)),
+        if self.reader.info().interlaced {
+            self.reader.next_frame(&mut packed).map_err(|error| self.error(error))?;
+        } else {
+            self.read_rows(&mut packed, 0)?;
         }
+        Ok(packed)
     }
 
     /// Hands the rows to `take` in bands from the top, while the next ones are decompressed.
@@ -435,31 +452,42 @@ impl<'a> PackedPixels<'a> {
                 return Ok(None);
             }
             let rows = band.min(self.height - top);
-            top += rows;
             let mut packed = vec![0; self.row * rows];
-            let mut lines = packed.chunks_exact_mut(self.row).take(if is_over { 0 } else { rows });
-            let mut read = lines.try_for_each(|line| self.reader.read_row(line).map(drop));
-            if read.is_ok() && top == self.height && !is_over {
-                // Sums are compared behind the last row.
-                read = self.reader.read_row(&mut vec![0; self.row]).map(drop);
+            if !is_over {
+                is_over = self.read_rows(&mut packed, top)?;
             }
-            match read {
-                Ok(()) => {}
-                Err(_) if self.ends_after_whole_rows() => is_over = true,
-                Err(error) => return Err(self.error(error)),
-            }
+            top += rows;
             Ok(Some(packed))
         };
         read_ahead(read, take)
     }
 
-    /// Whether the compressed pixels are valid but end at the end of a row: then the rows that are not there are zero.
-    fn ends_after_whole_rows(&self) -> bool {
-        !self.reader.info().interlaced && self.file.ends_after_whole_rows(self.row + 1, self.row * self.height)
+    /// Fills `packed` with rows, of which `top` is the first. Where valid data ends behind a row, rows that are not there
+    /// stay as they are; returns whether that is so.
+    fn read_rows(&mut self, packed: &mut [u8], top: usize) -> Result<bool, ImageError> {
+        for (row, line) in (top..).zip(packed.chunks_exact_mut(self.row)) {
+            let mut read = self.reader.read_row(line).map(drop);
+            if read.is_ok() && row + 1 == self.height {
+                // The checksum is verified after the last row.
+                read = self.reader.read_row(&mut vec![0; self.row]).map(drop);
+            }
+            match read {
+                Ok(()) => {}
+                Err(_) if self.ends_before(row) => return Ok(true),
+                Err(error) => return Err(self.error(error)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether valid data ends behind the row above `row`.
+    fn ends_before(&self, row: usize) -> bool {
+        let length = row as u64 * (self.row as u64 + 1);
+        row > 0 && self.file.inflated_length(length + 1) == Some(length)
     }
 
     fn error(&self, error: png::DecodingError) -> ImageError {
-        png_error(error, (self.row * self.height) as u64, self.input)
+        png_error(error, self.whole, self.input)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use crate::ImageError;
 use crate::decode::Input;
-use crate::output::{self, Output};
+use crate::output::{self, Output, RowSink};
 use crate::raster::{Pixels, clip};
 use crate::raw::{Layout, Rows};
 
@@ -22,7 +22,7 @@ pub(crate) fn is_pnm(bytes: &[u8]) -> bool {
     }
 }
 
-pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Result<output::Rows, ImageError> {
+pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Result<RowSink, ImageError> {
     let mut header = Header { rest: bytes.get(3..).unwrap_or_default() };
     let (width, height) = (header.number(input)?, header.number(input)?);
     input.check_size(width, height)?;

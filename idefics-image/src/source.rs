@@ -16,14 +16,15 @@ use crate::base64_text::{Base64Error, decode_base64, decode_data_url, is_base64}
 use crate::fetch::fetch;
 use crate::{DecodeOptions, Format, ImageError, ResizeTarget, RgbImage, SourcePolicy, decode, decode_resized};
 
-/// What an image may cost before it is refused. All limits hold before the pixels are decoded.
+/// What an image may cost before it is refused. Sizes are checked before anything is decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Longest encoded image, in bytes, counted while reading.
     pub max_bytes: u64,
     /// Largest area, in pixels. [`Self::with_max_pixels`] raises it together with the memory that it takes.
     pub max_pixels: u64,
-    /// Most bytes of pixels that a decoder may hold, in the format of the file or as RGB.
+    /// Most bytes of pixels that a decoder may hold in the format of the file, and most that may be held as RGB: rows that
+    /// are being resized, and the pictures that are made.
     pub max_decoded_bytes: u64,
     /// Largest ratio of the longer side to the shorter.
     pub max_aspect_ratio: u32,
@@ -34,7 +35,7 @@ pub struct Limits {
 }
 
 /// Bytes that the widest decoder takes for a pixel: JPEG 2000 has four components of 32 bits.
-const MAX_BYTES_PER_PIXEL: u64 = 16;
+pub(crate) const MAX_BYTES_PER_PIXEL: u64 = 16;
 
 /// Bytes that an encoded pixel takes at most in common formats: RGBA with 16 bits a channel.
 const MAX_ENCODED_BYTES_PER_PIXEL: u64 = 8;

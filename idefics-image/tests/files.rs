@@ -271,3 +271,34 @@ proptest! {
         let _ = load(&ImageSource::DataUrl(format!("data:image/png;base64,{data}")), &Limits::default(), Alpha::White);
     }
 }
+
+/// A PNG of 16x12 RGB pixels with fewer rows of data than that, the last of which has the given filter.
+fn png_of_rows(rows: usize, filter: u8) -> Vec<u8> {
+    let mut raw = Vec::new();
+    for y in 0..rows {
+        raw.push(if y + 1 == rows { filter } else { 0 });
+        raw.extend((0..48).map(|x| (7 * x + 31 * y) as u8));
+    }
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, &raw).unwrap();
+    let chunk = |kind: &[u8; 4], data: &[u8]| {
+        let body = [kind, data].concat();
+        [&(data.len() as u32).to_be_bytes()[..], &body, &crc32fast::hash(&body).to_be_bytes()].concat()
+    };
+    let header = [0, 0, 0, 16, 0, 0, 0, 12, 8, 2, 0, 0, 0];
+    let parts = [chunk(b"IHDR", &header), chunk(b"IDAT", &encoder.finish().unwrap()), chunk(b"IEND", &[])];
+    [b"\x89PNG\r\n\x1a\n".to_vec(), parts.concat()].concat()
+}
+
+/// As Pillow: rows behind the end of valid data are black, an unknown filter is damage.
+#[test]
+fn a_png_that_ends_behind_a_row_is_black_from_there() {
+    let whole = decode_bytes(&png_of_rows(12, 0)).unwrap();
+    for rows in [1, 6, 11] {
+        let picture = decode_bytes(&png_of_rows(rows, 0)).unwrap();
+        assert_eq!(picture.data()[..48 * rows], whole.data()[..48 * rows]);
+        assert!(picture.data()[48 * rows..].iter().all(|&value| value == 0), "{rows} rows");
+        assert!(matches!(decode_bytes(&png_of_rows(rows, 9)), Err(ImageError::Decode { .. })), "{rows} rows");
+    }
+    assert!(matches!(decode_bytes(&png_of_rows(0, 0)), Err(ImageError::Decode { .. })));
+}

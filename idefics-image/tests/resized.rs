@@ -10,6 +10,8 @@ use image::{DynamicImage, ImageFormat};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use proptest::prelude::*;
 
+use crate::files::fixtures;
+
 /// A picture with detail everywhere.
 fn pixels(width: u32, height: u32) -> Vec<u8> {
     (0..3 * width * height).map(|index| (index.wrapping_mul(2_654_435_761) >> 20) as u8).collect()
@@ -50,13 +52,46 @@ fn ppm(width: u32, height: u32) -> Vec<u8> {
     [format!("P6 {width} {height} 255\n").into_bytes(), pixels(width, height)].concat()
 }
 
-/// The file of one of five kinds.
+/// An uncompressed TIFF in strips of seven rows.
+fn tiff(width: u32, height: u32, orientation: u8) -> Vec<u8> {
+    const ROWS: u32 = 7;
+    let strips = height.div_ceil(ROWS);
+    let entries = 9_u32;
+    let (offsets_at, counts_at) = (8 + 2 + 12 * entries + 4, 8 + 2 + 12 * entries + 4 + 4 * strips);
+    let bits_at = counts_at + 4 * strips;
+    let data_at = bits_at + 6;
+    let mut file = [b"II*\0".as_slice(), &8_u32.to_le_bytes(), &(entries as u16).to_le_bytes()].concat();
+    let value_or_place = |place: u32, value: u32| if strips == 1 { value } else { place };
+    for (tag, kind, count, value) in [
+        (256_u16, 4_u16, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 3, bits_at),
+        (262, 3, 1, 2),
+        (273, 4, strips, value_or_place(offsets_at, data_at)),
+        (274, 3, 1, u32::from(orientation)),
+        (277, 3, 1, 3),
+        (278, 4, 1, ROWS),
+        (279, 4, strips, value_or_place(counts_at, 3 * width * height)),
+    ] {
+        file.extend([&tag.to_le_bytes()[..], &kind.to_le_bytes()].concat());
+        file.extend([count, value].map(u32::to_le_bytes).concat());
+    }
+    file.extend(0_u32.to_le_bytes());
+    file.extend((0..strips).flat_map(|strip| (data_at + strip * 3 * width * ROWS).to_le_bytes()));
+    file.extend((0..strips).flat_map(|strip| (3 * width * ROWS.min(height - strip * ROWS)).to_le_bytes()));
+    file.extend([8, 0, 8, 0, 8, 0]);
+    file.extend(pixels(width, height));
+    file
+}
+
+/// The file of one of six kinds.
 fn file(kind: usize, width: u32, height: u32, orientation: u8) -> Vec<u8> {
     match kind {
         0 => jpeg(width, height, orientation, false),
         1 => jpeg(width, height, orientation, true),
         2 => other(width, height, orientation, ImageFormat::Png),
         3 => other(width, height, orientation, ImageFormat::Bmp),
+        4 => tiff(width, height, orientation),
         _ => ppm(width, height),
     }
 }
@@ -84,7 +119,7 @@ proptest! {
 
     #[test]
     fn resizing_rows_as_they_come_is_resizing_the_decoded_picture(
-        kind in 0..5_usize,
+        kind in 0..6_usize,
         (width, height) in prop_oneof![(1..40_u32, 1..40_u32), (1..600_u32, 1..200_u32), (1..60_u32, 300..700_u32)],
         orientation in 1..=8_u8,
         crops in prop::collection::vec((any::<[u32; 2]>(), any::<[u32; 2]>(), 1..400_u32, 1..90_u32), 1..4),
@@ -114,6 +149,37 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+/// Every picture of the tests, the damaged ones too: interlaced, animated, cut, of every coding.
+#[test]
+fn files_are_shrunk_as_they_are_decoded() {
+    let mut count = 0;
+    for folder in ["images", "formats"] {
+        for entry in std::fs::read_dir(fixtures().join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            let name = path.display().to_string();
+            for alpha in [Alpha::White, Alpha::Drop] {
+                let mut crop = Crop::whole(1, 1);
+                let plan = |width: u32, height: u32| {
+                    crop = Crop { left: width / 3, top: height / 4, right: width, bottom: height };
+                    vec![ResizeTarget { crop, width: 11, height: 7, filter: Filter::Lanczos }]
+                };
+                let shrunk = decode_resized(&bytes, &name, &Limits::default(), alpha, plan);
+                match (decode(&bytes, &name, &Limits::default(), alpha), shrunk) {
+                    (Ok(picture), Ok(shrunk)) => {
+                        let target = ResizeTarget { crop, width: 11, height: 7, filter: Filter::Lanczos };
+                        assert!(shrunk == [expected(&picture, target)], "{name}");
+                        count += 1;
+                    }
+                    (Err(whole), Err(shrunk)) => assert_eq!(whole.to_string(), shrunk.to_string()),
+                    (whole, shrunk) => panic!("{name}: {whole:?} as a whole, {shrunk:?} by rows"),
+                }
+            }
+        }
+    }
+    assert!(count > 100, "only {count} pictures were compared");
 }
 
 #[test]
@@ -149,7 +215,7 @@ fn targets_outside_the_picture_are_refused_by_their_sides() {
 #[test]
 fn a_picture_that_is_shrunk_needs_less_memory_than_its_pixels() {
     let limits = Limits { max_decoded_bytes: 1 << 20, ..Limits::default() };
-    for kind in [0, 2, 3, 4] {
+    for kind in [0, 2, 3, 4, 5] {
         let file = file(kind, 2000, 1500, 6);
         let whole = decode(&file, "picture", &limits, Alpha::White);
         assert!(matches!(whole, Err(ImageError::Memory { .. })), "kind {kind}");

@@ -73,7 +73,8 @@ fn read(path: &Path) -> Result<Prompts, Failure> {
         }
         value => Prompts::One(sample(value).map_err(|error| rejected(&error))?),
     };
-    for key in passed_over {
+    // Files are shared with `batch`, whose rows have ids.
+    for key in passed_over.into_iter().filter(|key| key != "id") {
         say!("warning: `{key}` of the samples is passed over; `idefics batch` gives such keys out again");
     }
     Ok(prompts)

@@ -133,6 +133,12 @@ pub fn resize_view(source: RgbView<'_>, width: u32, height: u32, filter: Filter)
     rows.finish()
 }
 
+/// How many inputs an output reads at most.
+fn window(in_size: usize, out_size: usize, filter: Filter) -> usize {
+    let scale = (in_size as f64 / out_size as f64).max(1.0);
+    ((2.0 * filter.support() * scale) as usize).saturating_add(2).min(in_size)
+}
+
 /// The weights of one axis.
 fn axis_taps(in_size: usize, out_size: usize, filter: Filter) -> Taps {
     if filter == Filter::Nearest {
@@ -166,13 +172,16 @@ fn axis_taps(in_size: usize, out_size: usize, filter: Filter) -> Taps {
 #[derive(Debug)]
 struct Columns {
     taps: Taps,
+    /// Whether every output is one of the inputs.
+    is_nearest: bool,
     #[cfg(target_arch = "x86_64")]
     vector: Option<x86::Columns>,
 }
 
 impl Columns {
-    fn new(taps: Taps) -> Self {
+    fn new(taps: Taps, filter: Filter) -> Self {
         Self {
+            is_nearest: filter == Filter::Nearest,
             #[cfg(target_arch = "x86_64")]
             vector: x86::Columns::new(&taps),
             taps,
@@ -180,8 +189,8 @@ impl Columns {
     }
 
     /// The rows of `source` from `first` on along x, into `outs`: 1 to [`ROWS`] of `[columns, 3]`.
-    fn narrow(&self, source: RgbView<'_>, first: usize, outs: &mut [&mut [u8]]) {
-        if self.taps.pick_inputs() {
+    fn horizontal(&self, source: RgbView<'_>, first: usize, outs: &mut [&mut [u8]]) {
+        if self.is_nearest {
             for (y, out) in (first..).zip(outs) {
                 plain::pick(source.row(y), &self.taps, out);
             }
@@ -191,7 +200,7 @@ impl Columns {
         if let Some(vector) = &self.vector {
             // A row that is missing at the end is the last one again, and is not written.
             let rows = std::array::from_fn(|row| source.row(first + row.min(outs.len() - 1)));
-            return vector.narrow(rows, outs);
+            return vector.horizontal(rows, outs);
         }
         for (y, out) in (first..).zip(outs) {
             plain::horizontal(source.row(y), &self.taps, out);
@@ -219,11 +228,11 @@ impl Rows {
     }
 
     /// The output row at `position`; `row(y)` is an input row as long as `out`.
-    fn shorten<'a>(&self, row: impl Fn(usize) -> &'a [u8], position: usize, out: &mut [u8]) {
+    fn vertical<'a>(&self, row: impl Fn(usize) -> &'a [u8], position: usize, out: &mut [u8]) {
         let rows: Vec<&[u8]> = self.taps.inputs(position).map(row).collect();
         #[cfg(target_arch = "x86_64")]
         if let Some(vector) = &self.vector {
-            return vector.shorten(&rows, position, out);
+            return vector.vertical(&rows, position, out);
         }
         plain::vertical(&rows, &self.taps, position, out);
     }
@@ -259,7 +268,7 @@ mod tests {
             for count in 1..=ROWS {
                 let mut fast = vec![0; count * stride];
                 let mut outs: Vec<&mut [u8]> = fast.chunks_exact_mut(stride).collect();
-                vector.narrow(std::array::from_fn(|y| source.row(y)), &mut outs);
+                vector.horizontal(std::array::from_fn(|y| source.row(y)), &mut outs);
                 assert_eq!(fast, plain[..count * stride], "{vector:?}");
             }
         }
@@ -272,7 +281,7 @@ mod tests {
         for position in 0..taps.len() {
             let rows: Vec<&[u8]> = taps.inputs(position).map(|y| &source[y * width..][..width]).collect();
             let (mut fast, mut plain) = (vec![0; width], vec![1; width]);
-            vector.shorten(&rows, position, &mut fast);
+            vector.vertical(&rows, position, &mut fast);
             plain::vertical(&rows, taps, position, &mut plain);
             assert_eq!(fast, plain, "{} rows of {width}", rows.len());
         }

@@ -10,9 +10,9 @@ use std::ops::Range;
 use image::metadata::Orientation;
 use rayon::prelude::*;
 
-use super::{Columns, ROWS, ResizeTarget, Rows, axis_taps};
+use super::{Columns, Crop, Filter, ROWS, ResizeTarget, Rows, axis_taps, window};
 use crate::RgbImage;
-use crate::orientation::upright;
+use crate::orientation::{exchanges_axes, upright};
 use crate::rgb::RgbView;
 
 /// Makes one [`ResizeTarget`] of the rows of a picture. Of these it keeps only the window that the next output row reads.
@@ -47,17 +47,38 @@ struct Part {
     outputs: usize,
     /// The pass along x; `None` if the width stays.
     across: Option<Columns>,
+    /// Whether every output is one of the inputs.
+    is_nearest: bool,
     /// Input rows of the pass along y, each at its number modulo `slots`.
     window: Vec<u8>,
     slots: usize,
-    /// Rows between the two passes, if that along y is the first.
-    shortened: Vec<u8>,
+    /// Rows between the two passes, where that along y is the first.
+    between: Vec<u8>,
 }
 
 /// Least columns of a part: parts read some columns twice.
 const MIN_PART: usize = 128;
 
 impl RowResizer {
+    /// Bytes that resizing holds: the output, the rows between the passes, and the weights.
+    pub(crate) fn needed_bytes((width, height): (u32, u32), orientation: Orientation, target: ResizeTarget) -> u64 {
+        let Crop { left, top, right, bottom } = target.crop;
+        let inputs =
+            [right.saturating_sub(left).min(width.max(height)), bottom.saturating_sub(top).min(width.max(height))];
+        let outputs = [target.width, target.height];
+        let windows: [u64; 2] = std::array::from_fn(|axis| {
+            let (inputs, outputs) = (inputs[axis] as usize, outputs[axis].max(1) as usize);
+            if inputs == outputs { 0 } else { window(inputs, outputs, target.filter) as u64 }
+        });
+        // The stored y axis is the last one unless the axes are exchanged; then whole input rows wait.
+        let (down, row) = if exchanges_axes(orientation) { (0, inputs[1]) } else { (1, outputs[0]) };
+        let rows = if windows[down] == 0 { 0 } else { windows[down] + 2 * ROWS as u64 };
+        let weights = [0, 1].map(|axis| windows[axis].saturating_mul(4 * u64::from(outputs[axis])));
+        let out = (3 * u64::from(target.width)).saturating_mul(target.height.into());
+        let window = rows.saturating_mul(3 * u64::from(row));
+        [window, weights[0], weights[1]].into_iter().fold(out, u64::saturating_add)
+    }
+
     /// For a picture of `width` × `height` pixels as it is stored, of which `target` is a part once it is turned upright.
     ///
     /// # Errors
@@ -97,14 +118,15 @@ impl RowResizer {
             let (inputs, across) = match &across {
                 Some(taps) => {
                     let (inputs, taps) = taps.slice(outputs.clone());
-                    (inputs, Some(Columns::new(taps)))
+                    (inputs, Some(Columns::new(taps, filter)))
                 }
                 None => (outputs.clone(), None),
             };
             let row = 3 * if is_down_first { inputs.len() } else { outputs.len() };
             let window = zeroed(slots * row)?;
-            let shortened = if is_down_first && has_both { zeroed(ROWS * row)? } else { Vec::new() };
-            parts.push(Part { inputs, outputs: outputs.len(), across, window, slots, shortened });
+            let between = if is_down_first && has_both { zeroed(ROWS * row)? } else { Vec::new() };
+            let (outputs, is_nearest) = (outputs.len(), filter == Filter::Nearest);
+            parts.push(Part { inputs, outputs, across, is_nearest, window, slots, between });
         }
         let least_row = parts.iter().map(|part| 3 * part.inputs.len().min(part.outputs)).min().unwrap_or(0);
         let down = down.map(|taps| Rows::new(taps, least_row));
@@ -142,9 +164,11 @@ impl RowResizer {
         self.parts.par_iter_mut().zip(targets).for_each(|(part, mut outs)| {
             let source = view.crop(part.inputs.start, 0, part.inputs.end, view.height);
             match down {
-                None => part.narrow(source, &mut outs),
-                Some(down) if is_down_first => part.shorten_and_narrow(source, first, down, made.start, &mut outs),
-                Some(down) => part.narrow_and_shorten(source, first, down, made.start, &mut outs),
+                None => part.horizontal(source, &mut outs),
+                Some(down) if is_down_first => {
+                    part.vertical_then_horizontal(source, first, down, made.start, &mut outs)
+                }
+                Some(down) => part.horizontal_then_vertical(source, first, down, made.start, &mut outs),
             }
         });
     }
@@ -166,7 +190,7 @@ impl RowResizer {
 
 impl Part {
     /// The pass along x alone, of all rows of `source`.
-    fn narrow(&self, source: RgbView<'_>, outs: &mut [&mut [u8]]) {
+    fn horizontal(&self, source: RgbView<'_>, outs: &mut [&mut [u8]]) {
         for (group, outs) in outs.chunks_mut(ROWS).enumerate() {
             self.across(source, ROWS * group, outs);
         }
@@ -174,7 +198,7 @@ impl Part {
 
     /// The pass along x, then that along y. `source` are the rows of the rectangle from `first` on, and `outs` the output
     /// rows that they let finish, of which the first is `made`.
-    fn narrow_and_shorten(
+    fn horizontal_then_vertical(
         &mut self,
         source: RgbView<'_>,
         first: usize,
@@ -192,7 +216,7 @@ impl Part {
                 break;
             }
             // Where outputs are inputs, the rows behind this one may not be needed.
-            let count = if down.taps.pick_inputs() { 1 } else { ROWS.min(source.height - y) };
+            let count = if self.is_nearest { 1 } else { ROWS.min(source.height - y) };
             let (before, behind) = window.split_at_mut((first + y) % self.slots * stride);
             let slots = behind.chunks_exact_mut(stride).chain(before.chunks_exact_mut(stride));
             let mut group: Vec<&mut [u8]> = slots.take(count).collect();
@@ -200,15 +224,15 @@ impl Part {
             y += count;
             while next < outs.len() && down.taps.inputs(made + next).end <= first + y {
                 let row = |row: usize| &window[row % self.slots * stride..][..stride];
-                down.shorten(row, made + next, outs[next]);
+                down.vertical(row, made + next, outs[next]);
                 next += 1;
             }
         }
         self.window = window;
     }
 
-    /// As [`Self::narrow_and_shorten`], the pass along y first.
-    fn shorten_and_narrow(
+    /// As [`Self::horizontal_then_vertical`], the pass along y first.
+    fn vertical_then_horizontal(
         &mut self,
         source: RgbView<'_>,
         first: usize,
@@ -217,7 +241,7 @@ impl Part {
         outs: &mut [&mut [u8]],
     ) {
         let stride = 3 * self.inputs.len();
-        let (mut window, mut shortened) = (std::mem::take(&mut self.window), std::mem::take(&mut self.shortened));
+        let (mut window, mut between) = (std::mem::take(&mut self.window), std::mem::take(&mut self.between));
         let mut next = 0;
         for y in 0..source.height {
             let slot = (first + y) % self.slots;
@@ -226,23 +250,23 @@ impl Part {
             while next < outs.len() && down.taps.inputs(made + next).end <= first + y + 1 {
                 let row = |row: usize| &window[row % self.slots * stride..][..stride];
                 match &self.across {
-                    None => down.shorten(row, made + next, outs[next]),
-                    Some(_) => down.shorten(row, made + next, &mut shortened[next % ROWS * stride..][..stride]),
+                    None => down.vertical(row, made + next, outs[next]),
+                    Some(_) => down.vertical(row, made + next, &mut between[next % ROWS * stride..][..stride]),
                 }
                 next += 1;
                 if self.across.is_some() && (next % ROWS == 0 || next == outs.len()) {
-                    let rows = RgbView::of_rows(&shortened, self.inputs.len());
+                    let rows = RgbView::of_rows(&between, self.inputs.len());
                     self.across(rows, 0, &mut outs[group_start(next - 1)..next]);
                 }
             }
         }
-        (self.window, self.shortened) = (window, shortened);
+        (self.window, self.between) = (window, between);
     }
 
     /// The rows of `source` from `first` on along x, into as many of `outs`, at most [`ROWS`].
     fn across(&self, source: RgbView<'_>, first: usize, outs: &mut [&mut [u8]]) {
         match &self.across {
-            Some(columns) => columns.narrow(source, first, outs),
+            Some(columns) => columns.horizontal(source, first, outs),
             None => outs.iter_mut().zip(first..).for_each(|(out, y)| out.copy_from_slice(source.row(y))),
         }
     }
@@ -258,17 +282,13 @@ struct Axes {
 
 impl Axes {
     fn of(orientation: Orientation) -> Self {
-        let (are_exchanged, is_x_mirrored, is_y_mirrored) = match orientation {
-            Orientation::NoTransforms => (false, false, false),
-            Orientation::FlipHorizontal => (false, true, false),
-            Orientation::Rotate180 => (false, true, true),
-            Orientation::FlipVertical => (false, false, true),
-            Orientation::Rotate90FlipH => (true, false, false),
-            Orientation::Rotate90 => (true, false, true),
-            Orientation::Rotate270FlipH => (true, true, true),
-            Orientation::Rotate270 => (true, true, false),
+        let (is_x_mirrored, is_y_mirrored) = match orientation {
+            Orientation::NoTransforms | Orientation::Rotate90FlipH => (false, false),
+            Orientation::FlipHorizontal | Orientation::Rotate270 => (true, false),
+            Orientation::FlipVertical | Orientation::Rotate90 => (false, true),
+            Orientation::Rotate180 | Orientation::Rotate270FlipH => (true, true),
         };
-        Self { are_exchanged, is_x_mirrored, is_y_mirrored }
+        Self { are_exchanged: exchanges_axes(orientation), is_x_mirrored, is_y_mirrored }
     }
 }
 
@@ -277,4 +297,56 @@ impl Axes {
 pub(crate) fn zeroed(length: usize) -> Result<Vec<u8>, TryReserveError> {
     Vec::<u8>::new().try_reserve_exact(length)?;
     Ok(vec![0; length])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::taps::tests::values;
+    use super::super::{resize_view, target::Crop};
+    use super::*;
+    use crate::Filter;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Bands of one to many rows, turned pictures, several parts: always what resizing the upright picture gives.
+        #[test]
+        fn rows_in_bands_become_the_resized_upright_picture(
+            (width, height) in prop_oneof![(1..30_u32, 1..30_u32), (1..400_u32, 1..120_u32), (1..120_u32, 1..400_u32)],
+            orientation in 1..=8_u8,
+            corners in any::<[u32; 4]>(),
+            (out_width, out_height) in prop_oneof![(1..40_u32, 1..40_u32), (1..500_u32, 1..60_u32), (1..60_u32, 1..500_u32)],
+            filter in prop::sample::select(Filter::ALL.to_vec()),
+            bands in prop::collection::vec(1..40_usize, 1..8),
+            threads in prop::sample::select(vec![1_usize, 3]),
+        ) {
+            let orientation = Orientation::from_exif(orientation).unwrap();
+            let stored = RgbImage::new(width, height, values((3 * width * height) as usize)).unwrap();
+            let shown = upright(stored.clone(), orientation);
+            let range = |side: u32, a: u32, b: u32| ((a % side).min(b % side), (a % side).max(b % side) + 1);
+            let (left, right) = range(shown.width(), corners[0], corners[1]);
+            let (top, bottom) = range(shown.height(), corners[2], corners[3]);
+            let target =
+                ResizeTarget { crop: Crop { left, top, right, bottom }, width: out_width, height: out_height, filter };
+            let view = shown.view().crop(left as usize, top as usize, right as usize, bottom as usize);
+            let expected = resize_view(view, out_width, out_height, filter);
+
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let resized = pool.install(|| {
+                let mut resizer = RowResizer::new((width, height), orientation, target).unwrap();
+                let mut rows = stored.data().chunks_exact(3 * width as usize);
+                for count in bands.into_iter().cycle() {
+                    let band: Vec<u8> = rows.by_ref().take(count).flatten().copied().collect();
+                    if band.is_empty() {
+                        break;
+                    }
+                    resizer.push(RgbView::of_rows(&band, width as usize));
+                }
+                resizer.finish()
+            });
+            prop_assert!(resized == expected);
+        }
+    }
 }

@@ -70,11 +70,6 @@ impl Taps {
         &self.starts
     }
 
-    /// Whether every output is one of the inputs.
-    pub(super) fn pick_inputs(&self) -> bool {
-        self.weights.len() == self.len() && self.weights.iter().all(|&weight| weight == 1 << PRECISION_BITS)
-    }
-
     /// The largest number of inputs of an output.
     pub(super) fn window(&self) -> usize {
         (0..self.len()).map(|output| self.of(output).1.len()).max().unwrap_or(0)

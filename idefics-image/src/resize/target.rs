@@ -10,9 +10,9 @@ pub struct Crop {
     pub left: u32,
     /// First row.
     pub top: u32,
-    /// Column behind the last.
+    /// One past the last column.
     pub right: u32,
-    /// Row behind the last.
+    /// One past the last row.
     pub bottom: u32,
 }
 
@@ -22,23 +22,17 @@ impl Crop {
         Self { left: 0, top: 0, right: width, bottom: height }
     }
 
-    /// Width, in pixels.
-    ///
-    /// # Panics
-    /// If the right side is left of the left side.
+    /// Width, in pixels; 0 if the right side is not right of the left side.
     pub fn width(&self) -> u32 {
-        self.right - self.left
+        self.right.saturating_sub(self.left)
     }
 
-    /// Height, in pixels.
-    ///
-    /// # Panics
-    /// If the bottom is above the top.
+    /// Height, in pixels; 0 if the bottom is not below the top.
     pub fn height(&self) -> u32 {
-        self.bottom - self.top
+        self.bottom.saturating_sub(self.top)
     }
 
-    /// Whether it has pixels, all of which a picture of `width` × `height` pixels has.
+    /// Whether it is not empty and inside a picture of `width` × `height` pixels.
     pub(crate) fn is_inside(&self, width: u32, height: u32) -> bool {
         self.left < self.right && self.right <= width && self.top < self.bottom && self.bottom <= height
     }
@@ -60,7 +54,7 @@ pub struct ResizeTarget {
 impl ResizeTarget {
     /// Whether the rectangle has pixels.
     pub fn has_pixels(&self) -> bool {
-        self.crop.left < self.crop.right && self.crop.top < self.crop.bottom
+        self.crop.width() > 0 && self.crop.height() > 0
     }
 
     /// The picture as it is.

@@ -24,30 +24,40 @@ pub(super) fn color_map(values: Numbers<'_>) -> Result<Palette, TiffError> {
     Ok(Palette::new((0..count).map(|entry| [0, 1, 2].map(|channel| byte(channel * count + entry)))))
 }
 
-/// Wraps samples of a mode, and brings the modes that only TIFF has to a byte a sample. `palette` is that of the two
-/// modes that have one.
-pub(super) fn pixels(mode: Mode, samples: Vec<u8>, palette: Option<Palette>) -> Pixels {
-    let palette = || palette.unwrap_or_else(|| Palette::new([]));
-    let clip_long = |level: i32| level.clamp(0, 255) as u8;
-    match mode {
-        Mode::Bilevel | Mode::Grey => Pixels::Grey(samples),
-        Mode::GreyAlpha => Pixels::GreyAlpha(samples),
-        Mode::Palette => Pixels::Indexed(samples, palette()),
-        Mode::PaletteAlpha => Pixels::IndexedAlpha(samples, palette()),
-        Mode::Rgb => Pixels::Rgb(samples),
-        Mode::Rgba => Pixels::Rgba(samples),
-        Mode::Cmyk => Pixels::Cmyk(samples),
-        Mode::Lab => {
-            let converter = lab::Converter::new();
-            Pixels::Rgb(samples.as_chunks().0.iter().flat_map(|&lab| converter.rgb(lab)).collect())
+/// What turns samples of a page's mode into pixels.
+pub(super) struct Colors {
+    mode: Mode,
+    /// Of the two modes that have a palette.
+    palette: Option<Palette>,
+    lab: Option<lab::Converter>,
+}
+
+impl Colors {
+    pub(super) fn new(mode: Mode, palette: Option<Palette>) -> Self {
+        Self { mode, palette, lab: (mode == Mode::Lab).then(lab::Converter::new) }
+    }
+
+    /// Wraps samples, and brings the modes that only TIFF has to a byte a sample.
+    pub(super) fn pixels(&self, samples: Vec<u8>) -> Pixels {
+        let palette = || self.palette.clone().unwrap_or_else(|| Palette::new([]));
+        let grey = |value: fn([u8; 4]) -> u8| samples.as_chunks().0.iter().map(|&word| value(word)).collect();
+        match (self.mode, &self.lab) {
+            (Mode::Lab, Some(lab)) => {
+                Pixels::Rgb(samples.as_chunks().0.iter().flat_map(|&color| lab.rgb(color)).collect())
+            }
+            (Mode::Bilevel | Mode::Grey, _) => Pixels::Grey(samples),
+            (Mode::GreyAlpha, _) => Pixels::GreyAlpha(samples),
+            (Mode::Palette, _) => Pixels::Indexed(samples, palette()),
+            (Mode::PaletteAlpha, _) => Pixels::IndexedAlpha(samples, palette()),
+            (Mode::Rgb | Mode::Lab, _) => Pixels::Rgb(samples),
+            (Mode::Rgba, _) => Pixels::Rgba(samples),
+            (Mode::Cmyk, _) => Pixels::Cmyk(samples),
+            (Mode::Grey16, _) => {
+                Pixels::Grey(samples.as_chunks().0.iter().map(|&word| clip(u16::from_le_bytes(word))).collect())
+            }
+            (Mode::Int, _) => Pixels::Grey(grey(|word| i32::from_le_bytes(word).clamp(0, 255) as u8)),
+            // Fractions are cut off, and what is no number is black.
+            (Mode::Float, _) => Pixels::Grey(grey(|word| f32::from_le_bytes(word) as u8)),
         }
-        Mode::Grey16 => {
-            Pixels::Grey(samples.as_chunks().0.iter().map(|&word| clip(u16::from_le_bytes(word))).collect())
-        }
-        Mode::Int => {
-            Pixels::Grey(samples.as_chunks().0.iter().map(|&word| clip_long(i32::from_le_bytes(word))).collect())
-        }
-        // Fractions are cut off, and what is no number is black.
-        Mode::Float => Pixels::Grey(samples.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word) as u8).collect()),
     }
 }

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use super::TiffError;
 use super::chunks::{Chunk, Chunks};
 use super::deflate;
+use super::error::zeroed;
 use super::fax::{Coding, Fax};
 use super::jpeg::Jpeg;
 use super::lzw::Lzw;
@@ -141,12 +142,12 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     }
     let mut reader = Reader::new(page, max_bytes)?;
     let chunks = Chunks::of(page, page.decoded_bytes())?;
-    let mut buffer = vec![0; page.decoded_bytes()];
+    let mut buffer = zeroed(page.decoded_bytes())?;
     for down in 0..cut.down {
         let top = down * cut.height;
         let visible = cut.height.min(height - top);
         let rows = if cut.is_tiled { cut.height } else { visible };
-        let mut band = vec![0; width * visible * pixel];
+        let mut band = zeroed(width * visible * pixel)?;
         for (plane, across) in (0..planes).flat_map(|plane| (0..cut.across).map(move |across| (plane, across))) {
             let chunk = chunks.get(plane * cut.count() + down * cut.across + across)?;
             reader.read(page, chunk, Place { top, rows }, &mut buffer[..rows * stored_row])?;

@@ -13,6 +13,8 @@ pub(super) enum TiffError {
     Coding(Cow<'static, str>),
     /// Decoding needs this many bytes of memory, more than is allowed.
     Memory(u64),
+    /// The system has no room for this many bytes.
+    OutOfMemory(u64),
     /// There are only this many pages.
     NoSuchPage(u32),
 }
@@ -25,6 +27,11 @@ impl TiffError {
     pub(super) fn coding(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::Coding(reason.into())
     }
+}
+
+/// Zeros for samples or pixels.
+pub(super) fn zeroed(length: usize) -> Result<Vec<u8>, TiffError> {
+    crate::resize::zeroed(length).map_err(|_| TiffError::OutOfMemory(length as u64))
 }
 
 impl From<JpegError> for TiffError {

@@ -33,7 +33,7 @@ use std::num::NonZeroU32;
 
 use image::metadata::Orientation;
 
-use self::color::color_map;
+use self::color::{Colors, color_map};
 use self::directory::{Directory, missing};
 use self::error::TiffError;
 use self::mode::Mode;
@@ -42,30 +42,31 @@ use self::tag::Tag;
 use crate::ImageError;
 use crate::decode::Input;
 use crate::orientation::read_xmp;
-use crate::output::{Header, Output, Rows};
+use crate::output::{Header, Output, RowSink};
 use crate::raster::Palette;
 
 /// Decodes a page, counted from 1.
-pub(crate) fn decode(file: &[u8], input: &Input<'_>, page: NonZeroU32, output: Output<'_>) -> Result<Rows, ImageError> {
+pub(crate) fn decode(
+    file: &[u8],
+    input: &Input<'_>,
+    page: NonZeroU32,
+    output: Output<'_>,
+) -> Result<RowSink, ImageError> {
     let error = |error| match error {
         TiffError::Damaged(reason) => input.damaged(reason),
         TiffError::Coding(reason) => input.coding(reason),
         TiffError::Memory(needed) => input.memory_error(needed),
+        TiffError::OutOfMemory(needed) => input.no_memory(needed),
         TiffError::NoSuchPage(pages) => input.no_such_page(pages),
     };
     let page = Directory::of_page(file, page).and_then(Page::new).map_err(error)?;
     input.check_size(page.width, page.height)?;
-    let needed = needed_bytes(&page).map_err(error)?;
-    input.check_memory(needed)?;
-    // From here on no product of the sizes of the picture, a strip or a tile overflows.
-    if isize::try_from(needed).is_err() {
-        return Err(input.memory_error(needed));
-    }
-    let palette = palette(&page).map_err(error)?;
+    input.check_memory(needed_bytes(&page).map_err(error)?)?;
+    let colors = Colors::new(page.mode, palette(&page).map_err(error)?);
     let header = Header { orientation: orientation(&page), ..Header::new(page.width, page.height) };
     let mut rows = output.begin(header, input)?;
     samples(&page, input.max_decoded_bytes() as u64, |band| {
-        rows.push(&color::pixels(page.mode, band, palette.clone()));
+        rows.push(&colors.pixels(band));
     })
     .map_err(error)?;
     Ok(rows)
@@ -82,25 +83,29 @@ fn palette(page: &Page<'_>) -> Result<Option<Palette>, TiffError> {
     }
 }
 
-/// The most bytes that decoding holds in one piece, with what the decoder keeps beside it.
+/// The most bytes that decoding holds: a band of pixels, the strip or tile that it comes from, and what the decoder keeps
+/// beside them.
 fn needed_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
-    let pixels = u64::from(page.width).saturating_mul(u64::from(page.height));
-    let picture = pixels.saturating_mul(page.mode.pixel_bytes().max(3) as u64);
+    let rows = match page.compression {
+        Compression::OldJpeg => u64::from(page.height),
+        _ => u64::from(page.height).min(page.cut.height as u64),
+    };
+    let band = u64::from(page.width).saturating_mul(rows).saturating_mul(page.mode.pixel_bytes().max(3) as u64);
     let chunk = match page.compression {
         Compression::None => 0,
         Compression::OldJpeg => page.decoded_bytes(),
         _ if page.is_ycbcr() => page.decoded_bytes().max(ycbcr::decoded_bytes(page)),
         _ => page.decoded_bytes(),
     };
-    Ok(picture.max(chunk as u64).saturating_add(compressed::state_bytes(page)?))
+    Ok(band.saturating_add(chunk as u64).saturating_add(compressed::state_bytes(page)?))
 }
 
 /// Hands the pixels to `take` in bands from the top, of the page's mode: `[rows, width, pixel]`. A band is a row of strips or
-/// tiles.
-fn samples(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u8>)) -> Result<(), TiffError> {
+/// tiles, or some rows of JPEG data.
+fn samples(page: &Page<'_>, max_bytes: u64, take: impl FnMut(Vec<u8>) + Send) -> Result<(), TiffError> {
     match page.compression {
         Compression::None => raw::decode(page, take),
-        Compression::OldJpeg => old_jpeg::decode(page, max_bytes).map(&mut take),
+        Compression::OldJpeg => old_jpeg::decode(page, max_bytes, take),
         _ if page.is_ycbcr() => ycbcr::decode(page, max_bytes, take),
         _ => compressed::decode(page, max_bytes, take),
     }

@@ -18,8 +18,8 @@ use crate::jpeg::{Color, Decoder, Tables};
 const START_OF_IMAGE: [u8; 2] = [0xff, 0xd8];
 const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
 
-/// Decodes a page to RGB, `[height, width, 3]`.
-pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
+/// Decodes a page to RGB, and hands it to `take` in bands: `[rows, width, 3]`.
+pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u8>) + Send) -> Result<(), TiffError> {
     if page.is_planar || page.cut.across != 1 || page.stored_samples != 3 {
         return Err(TiffError::coding(
             "old-style JPEG in planes, in several columns of tiles or without three samples",
@@ -42,10 +42,13 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffErr
         return Err(TiffError::Memory(needed));
     }
     let colors = Colors::of(page)?;
-    let mut samples = Vec::new();
-    decoder.decode_as(Color::Plain { components: 3 }, max_bytes, |band| samples.extend_from_slice(&band))?;
-    let rows = samples.chunks_exact(3 * size.0 as usize).take(height);
-    Ok(rows.flat_map(|row| row[..3 * width].as_chunks().0).flat_map(|&pixel| colors.rgb(pixel)).collect())
+    let mut rows_left = height;
+    decoder.decode_as(Color::Plain { components: 3 }, max_bytes, |band| {
+        let rows = band.chunks_exact(3 * size.0 as usize).take(rows_left);
+        rows_left -= rows.len();
+        take(rows.flat_map(|row| row[..3 * width].as_chunks().0).flat_map(|&pixel| colors.rgb(pixel)).collect());
+    })?;
+    Ok(())
 }
 
 /// The parts of the file as one JPEG file. Where strips share data that may be longer than all of the file.

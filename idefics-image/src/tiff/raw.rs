@@ -7,6 +7,7 @@
 
 use super::TiffError;
 use super::directory::{ByteOrder, Numbers, missing};
+use super::error::zeroed;
 use super::mode::{Mode, Samples};
 use super::page::Page;
 use super::tag::Tag;
@@ -38,7 +39,7 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
     }
     for down in 0..page.cut.down {
         let (top, bottom) = (down * page.cut.height, ((down + 1) * page.cut.height).min(page.height as usize));
-        let mut band = vec![0; page.width as usize * (bottom - top) * page.mode.pixel_bytes()];
+        let mut band = zeroed(page.width as usize * (bottom - top) * page.mode.pixel_bytes())?;
         let first = down * page.cut.across;
         let of_planes = (0..page.planes()).map(|plane| plane * page.cut.count() + first);
         for index in of_planes.flat_map(|first| first..first + page.cut.across).filter(|&index| index < offsets.len()) {

@@ -8,6 +8,7 @@
 use super::TiffError;
 use super::chunks::Chunks;
 use super::compressed::{Place, Reader};
+use super::error::zeroed;
 use super::page::{Compression, Page};
 use super::tag::Tag;
 
@@ -96,12 +97,12 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     let (unit, row_bytes) = (unit(page), row_bytes(page));
     let mut reader = Reader::new(page, max_bytes)?;
     let chunks = Chunks::of(page, decoded_bytes(page))?;
-    let mut buffer = vec![0; decoded_bytes(page)];
+    let mut buffer = zeroed(decoded_bytes(page))?;
     for down in 0..cut.down {
         let top = down * cut.height;
         let visible = cut.height.min(height - top);
         let rows = if cut.is_tiled { cut.height } else { visible };
-        let mut band = vec![0; 3 * width * visible];
+        let mut band = zeroed(3 * width * visible)?;
         for across in 0..cut.across {
             let left = across * cut.width;
             let columns = cut.width.min(width - left);

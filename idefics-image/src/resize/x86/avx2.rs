@@ -92,7 +92,7 @@ impl Columns {
     }
 
     /// Four rows along x: `[width, 3]` each to `[outputs, 3]` each. Fewer rows of `outs` leave out the last ones.
-    pub(super) fn narrow(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
+    pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
         let (edge, start) = self.edge;
         let last = self.outputs.len();
         // The ends of the rows are copied, so that loads may reach beyond them.
@@ -210,7 +210,7 @@ impl Rows {
 
     /// The output row at `position`; `rows` are its inputs, at least as long as `out`, which has at least
     /// [`Self::LANES`] bytes.
-    pub(in super::super) fn shorten(&self, rows: &[&[u8]], position: usize, out: &mut [u8]) {
+    pub(in super::super) fn vertical(&self, rows: &[&[u8]], position: usize, out: &mut [u8]) {
         let begin = if position == 0 { 0 } else { self.ends[position - 1] };
         // SAFETY: `new` made these weights, so the machine has AVX2.
         #[allow(unsafe_code)]

@@ -32,10 +32,10 @@ impl Columns {
     }
 
     /// Four rows along x: `[width, 3]` each to `[outputs, 3]` each. `outs` may be fewer, for the first rows.
-    pub(super) fn narrow(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
+    pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
         match self {
-            Self::Avx2(columns) => columns.narrow(rows, outs),
-            Self::Vnni(columns) => columns.narrow(rows, outs),
+            Self::Avx2(columns) => columns.horizontal(rows, outs),
+            Self::Vnni(columns) => columns.horizontal(rows, outs),
         }
     }
 }

@@ -47,7 +47,7 @@ impl Columns {
     }
 
     /// Four rows along x: `[width, 3]` each to `[outputs, 3]` each. Fewer rows of `outs` leave out the last ones.
-    pub(super) fn narrow(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
+    pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
         // SAFETY: `new` made these weights, so the machine has the instructions.
         #[allow(unsafe_code)]
         unsafe {
