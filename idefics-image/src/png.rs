@@ -5,7 +5,8 @@
 //!
 //! Source: `PngImagePlugin.py` and `ZipDecode.c` of Pillow.
 
-use std::io::Cursor;
+use std::borrow::Cow;
+use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
 use image::metadata::Orientation;
 
@@ -383,7 +384,7 @@ impl Header {
 
 /// The decompressor of the pixels, whose rows are packed to whole bytes.
 struct PackedPixels<'a> {
-    reader: png::Reader<Cursor<Vec<u8>>>,
+    reader: png::Reader<Parts<'a>>,
     file: &'a File<'a>,
     input: &'a Input<'a>,
     /// Bytes of a row, and number of rows.
@@ -410,22 +411,22 @@ impl<'a> PackedPixels<'a> {
         // A clean file of the same pixels: indices are read as grey, so that no palette has to be there.
         let color_type = if header.color_type == PALETTE { GREY } else { header.color_type };
         let length = file.data.iter().map(|data| data.len()).sum::<usize>();
-        let mut clean = Vec::with_capacity(length + 57);
-        clean.extend_from_slice(SIGNATURE);
-        clean.extend_from_slice(b"\0\0\0\x0dIHDR");
-        clean.extend(frame.width.to_be_bytes());
-        clean.extend(frame.height.to_be_bytes());
-        clean.extend([header.depth, color_type, 0, 0, header.is_interlaced.into(), 0, 0, 0, 0]);
+        let mut head = SIGNATURE.to_vec();
+        head.extend_from_slice(b"\0\0\0\x0dIHDR");
+        head.extend(frame.width.to_be_bytes());
+        head.extend(frame.height.to_be_bytes());
+        head.extend([header.depth, color_type, 0, 0, header.is_interlaced.into(), 0, 0, 0, 0]);
         let chunk_length = u32::try_from(length).map_err(|_| input.coding("4 GB of compressed pixels or more"))?;
-        clean.extend(chunk_length.to_be_bytes());
-        clean.extend_from_slice(b"IDAT");
-        file.data.iter().for_each(|data| clean.extend_from_slice(data));
-        clean.extend_from_slice(b"\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82");
+        head.extend(chunk_length.to_be_bytes());
+        head.extend_from_slice(b"IDAT");
+        let end = b"\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82";
+        let parts = [Cow::Owned(head)].into_iter().chain(file.data.iter().map(|&data| Cow::Borrowed(data)));
+        let clean = Parts::new(parts.chain([Cow::Borrowed(end.as_slice())]).collect());
 
         let mut options = png::DecodeOptions::default();
         options.set_ignore_crc(true);
         options.set_ignore_adler32(false);
-        let mut decoder = png::Decoder::new_with_options(Cursor::new(clean), options);
+        let mut decoder = png::Decoder::new_with_options(clean, options);
         decoder.set_limits(png::Limits { bytes: input.max_decoded_bytes() });
         let reader = decoder.read_info().map_err(|error| png_error(error, needed, input))?;
         Ok(Self { reader, file, input, row: row as usize, height: frame.height as usize, whole })
@@ -495,6 +496,66 @@ fn png_error(error: png::DecodingError, needed: u64, input: &Input<'_>) -> Image
     match error {
         png::DecodingError::LimitsExceeded => input.memory_error(needed),
         error => input.damaged(error.to_string()),
+    }
+}
+
+/// Bytes that lie in several places, read one after another.
+struct Parts<'a> {
+    parts: Vec<Cow<'a, [u8]>>,
+    /// The part that is read, and how much of it was.
+    part: usize,
+    at: usize,
+}
+
+impl<'a> Parts<'a> {
+    fn new(parts: Vec<Cow<'a, [u8]>>) -> Self {
+        Self { parts, part: 0, at: 0 }
+    }
+
+    fn len(parts: &[Cow<'_, [u8]>]) -> u64 {
+        parts.iter().map(|part| part.len() as u64).sum()
+    }
+}
+
+impl Read for Parts<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let mut rest = self.fill_buf()?;
+        let read = rest.read(out)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl BufRead for Parts<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.parts.get(self.part).is_some_and(|part| part.len() == self.at) {
+            (self.part, self.at) = (self.part + 1, 0);
+        }
+        Ok(self.parts.get(self.part).map_or(&[], |part| &part[self.at..]))
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.at += amount;
+    }
+}
+
+impl Seek for Parts<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let here = Self::len(&self.parts[..self.part]) + self.at as u64;
+        let place = match to {
+            SeekFrom::Start(place) => Some(place),
+            SeekFrom::Current(offset) => here.checked_add_signed(offset),
+            SeekFrom::End(offset) => Self::len(&self.parts).checked_add_signed(offset),
+        };
+        let place = place.ok_or(io::ErrorKind::InvalidInput)?.min(Self::len(&self.parts));
+        let mut rest = place;
+        self.part = 0;
+        while let Some(part) = self.parts.get(self.part).filter(|part| part.len() as u64 <= rest) {
+            rest -= part.len() as u64;
+            self.part += 1;
+        }
+        self.at = rest as usize;
+        Ok(place)
     }
 }
 

@@ -40,13 +40,17 @@ pub(crate) const MAX_BYTES_PER_PIXEL: u64 = 16;
 /// Bytes that an encoded pixel takes at most in common formats: RGBA with 16 bits a channel.
 const MAX_ENCODED_BYTES_PER_PIXEL: u64 = 8;
 
-/// Room for any photograph (64 MiB encoded, 64 megapixels, 1 GB while it is decoded), none for decompression bombs.
+/// The largest area that is decoded unless a caller says otherwise, in pixels.
+const MAX_PIXELS: u64 = 64_000_000;
+
+/// Room for any photograph or scan (64 megapixels; 256 MB in the file, so that one that is not compressed fits; 1 GB while it
+/// is decoded), none for decompression bombs.
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_bytes: 64 << 20,
-            max_pixels: 64_000_000,
-            max_decoded_bytes: MAX_BYTES_PER_PIXEL * 64_000_000,
+            max_bytes: 4 * MAX_PIXELS,
+            max_pixels: MAX_PIXELS,
+            max_decoded_bytes: MAX_BYTES_PER_PIXEL * MAX_PIXELS,
             max_aspect_ratio: 1000,
             timeout: Duration::from_secs(10),
             max_redirects: 3,

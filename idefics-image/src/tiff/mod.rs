@@ -88,6 +88,7 @@ fn palette(page: &Page<'_>) -> Result<Option<Palette>, TiffError> {
 fn needed_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
     let rows = match page.compression {
         Compression::OldJpeg => u64::from(page.height),
+        Compression::None => raw::band_rows(page) as u64,
         _ => u64::from(page.height).min(page.cut.height as u64),
     };
     let band = u64::from(page.width).saturating_mul(rows).saturating_mul(page.mode.pixel_bytes().max(3) as u64);

@@ -5,6 +5,8 @@
 //!
 //! Source: `TiffImageFile._setup` of Pillow's `TiffImagePlugin.py`, `ImageFile.load`, `RawDecode.c`.
 
+use std::ops::Range;
+
 use super::TiffError;
 use super::directory::{ByteOrder, Numbers, missing};
 use super::error::zeroed;
@@ -37,18 +39,31 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
             tag.name()
         )));
     }
+    let most = band_rows(page);
     for down in 0..page.cut.down {
-        let (top, bottom) = (down * page.cut.height, ((down + 1) * page.cut.height).min(page.height as usize));
-        let mut band = zeroed(page.width as usize * (bottom - top) * page.mode.pixel_bytes())?;
+        let height = page.cut.height.min(page.height as usize - down * page.cut.height);
         let first = down * page.cut.across;
-        let of_planes = (0..page.planes()).map(|plane| plane * page.cut.count() + first);
-        for index in of_planes.flat_map(|first| first..first + page.cut.across).filter(|&index| index < offsets.len()) {
-            let offset = offset(page, offsets, index, rectangles).unwrap_or(u64::MAX);
-            read_rectangle(page, index, usize::try_from(offset).unwrap_or(usize::MAX), &mut band)?;
+        for top in (0..height).step_by(most) {
+            let rows = top..height.min(top + most);
+            let mut band = zeroed(page.width as usize * rows.len() * page.mode.pixel_bytes())?;
+            let of_planes = (0..page.planes()).map(|plane| plane * page.cut.count() + first);
+            let indices = of_planes.flat_map(|first| first..first + page.cut.across);
+            for index in indices.filter(|&index| index < offsets.len()) {
+                let offset = offset(page, offsets, index, rectangles).unwrap_or(u64::MAX);
+                let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+                read_rectangle(page, index, offset, rows.clone(), &mut band)?;
+            }
+            take(band);
         }
-        take(band);
     }
     Ok(())
+}
+
+/// Rows that are handed on together, of strips or tiles that may be as high as the picture.
+pub(super) fn band_rows(page: &Page<'_>) -> usize {
+    /// Bytes of a band.
+    const BAND_BYTES: usize = 256 << 10;
+    (BAND_BYTES / (page.width as usize * page.mode.pixel_bytes()).max(1)).max(1)
 }
 
 /// Where a rectangle lies. With more offsets than rectangles, they begin anew; Pillow reads all in the order of their
@@ -62,13 +77,19 @@ fn offset(page: &Page<'_>, offsets: Numbers<'_>, index: usize, rectangles: usize
     (index..offsets.len()).step_by(rectangles).filter_map(|index| offsets.get(index)).max()
 }
 
-/// Reads a rectangle of a plane, counted across, then down, then through the planes, into the rows of the picture that it
-/// lies in.
-fn read_rectangle(page: &Page<'_>, index: usize, offset: usize, band: &mut [u8]) -> Result<(), TiffError> {
-    let (width, height, cut) = (page.width as usize, page.height as usize, page.cut);
+/// Reads some rows of a rectangle of a plane, counted across, then down, then through the planes, into those rows of the
+/// picture.
+fn read_rectangle(
+    page: &Page<'_>,
+    index: usize,
+    offset: usize,
+    rows: Range<usize>,
+    band: &mut [u8],
+) -> Result<(), TiffError> {
+    let (width, cut) = (page.width as usize, page.cut);
     let (plane, index) = (index / cut.count(), index % cut.count());
-    let (left, top) = (index % cut.across * cut.width, index / cut.across * cut.height);
-    let (columns, rows) = (cut.width.min(width - left), cut.height.min(height - top));
+    let left = index % cut.across * cut.width;
+    let columns = cut.width.min(width - left);
     let is_band = page.is_planar && page.mode.bands() > 1;
     let samples = row_samples(page);
     let row_bytes = if is_band { columns } else { samples.row_bytes(columns) };
@@ -82,11 +103,11 @@ fn read_rectangle(page: &Page<'_>, index: usize, offset: usize, band: &mut [u8])
         )));
     }
     let pixel = page.mode.pixel_bytes();
-    for row in 0..rows {
+    for (row, out) in rows.zip(band.chunks_exact_mut(width * page.mode.pixel_bytes())) {
         let start = row.checked_mul(stride).and_then(|start| start.checked_add(offset));
         let data = start.and_then(|start| page.tags.file.get(start..)?.get(..row_bytes));
         let data = data.ok_or_else(|| TiffError::damaged("the file ends early"))?;
-        let out = &mut band[(row * width + left) * pixel..][..columns * pixel];
+        let out = &mut out[left * pixel..][..columns * pixel];
         if is_band {
             for (out, &value) in out.chunks_exact_mut(pixel).zip(data) {
                 out[plane] = value;

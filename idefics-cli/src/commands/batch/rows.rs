@@ -189,7 +189,8 @@ impl<'i, R: BufRead> Rows<'i, R> {
                 // Between tokens only: strings have it escaped. To many programs it ends a line.
                 .filter_map(|key| written.get(&key).map(|json| json.get().replace('\r', " ")).map(|json| (key, json)))
                 .collect();
-            if let Some(id) = written.get("id") {
+            // Tables have a null where a row has no id.
+            if let Some(id) = written.get("id").filter(|id| id.get() != "null") {
                 name = Name::of_id(id).ok_or_else(|| at(&"`id` is neither a string nor a number"))?;
             }
             let mut sample = taken.map_err(|error| at(&error))?;
