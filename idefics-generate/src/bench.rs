@@ -33,10 +33,9 @@ pub struct BenchOptions {
 }
 
 impl BenchOptions {
-    /// Bytes of KV cache that a model of that shape takes on the CPU, whose activations are f32; an image is as many
-    /// tiles.
-    pub fn cache_bytes(&self, config: &ModelConfig, tiles_per_image: usize) -> u64 {
-        let n_images = self.images.len().saturating_mul(tiles_per_image);
+    /// Bytes of KV cache that a model of that shape takes on the CPU, whose activations are f32, with `n_images` tiles of all
+    /// its images.
+    pub fn cache_bytes(&self, config: &ModelConfig, n_images: usize) -> u64 {
         let (row, image_tokens) = match config {
             // Every image has keys and values of its own in each layer of gated cross-attention.
             ModelConfig::Idefics1(config) => {

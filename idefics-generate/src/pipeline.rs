@@ -8,7 +8,7 @@ use burn::tensor::Device;
 #[cfg(feature = "hub")]
 use idefics_hub::{HubOptions, fetch_with};
 use idefics_nn::checkpoint::LoadProgress;
-use idefics_processor::{Family, ProcessOptions, ProcessedInputs, Processor, Tokenizer};
+use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
 use crate::placement::{Placement, Plan};
@@ -171,10 +171,7 @@ impl Idefics {
             }
         }
         let prompts = Prompts::pad_left(rows, tokenizer.pad_token_id_or_fallback())?;
-        Ok(match self.processor.family() {
-            Family::Idefics1 => prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()),
-            _ => prompts, // its images stand in the prompt
-        })
+        Ok(self.model.see_images(prompts, tokenizer))
     }
 
     /// Says whatever is wrong with options or tokens before anything is computed.

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::ProcessorError;
-use crate::family::Family;
+use crate::families::{self, FamilyRules};
 use crate::files::{is_git_lfs_pointer, without_byte_order_mark};
 use crate::image::ImageProcessorConfig;
 use crate::warning::ProcessorWarning;
@@ -55,12 +55,6 @@ pub(crate) struct ModelHead {
     pub(crate) tokenizer_class: Option<String>,
 }
 
-impl ModelHead {
-    pub(crate) fn family(&self) -> Option<Family> {
-        Family::of_model_type(self.model_type.as_deref())
-    }
-}
-
 impl Checkpoint {
     pub(crate) fn open(folder: &Path) -> Result<Self, ProcessorError> {
         let metadata =
@@ -73,15 +67,17 @@ impl Checkpoint {
 
     /// `config.json`, which may be missing as long as nobody needs the model.
     pub(crate) fn model_head(&self) -> Result<ModelHead, ProcessorError> {
-        let Some(file) = self.json::<ModelHead>("config.json")? else { return Ok(ModelHead::default()) };
-        match file.content.family() {
-            Some(_) => Ok(file.content),
-            None => Err(ProcessorError::Family {
-                path: file.path,
-                model_type: shorten(&file.content.model_type.unwrap_or_default()),
-                supported: Family::SUPPORTED,
-            }),
-        }
+        Ok(self.json::<ModelHead>("config.json")?.map(|file| file.content).unwrap_or_default())
+    }
+
+    /// The rules of the family that `config.json` names.
+    pub(crate) fn family(&self, head: &ModelHead) -> Result<&'static dyn FamilyRules, ProcessorError> {
+        let model_type = head.model_type.as_deref();
+        families::of_model_type(model_type).ok_or_else(|| ProcessorError::Family {
+            path: self.folder.join("config.json"),
+            model_type: shorten(model_type.unwrap_or_default()),
+            supported: families::SUPPORTED,
+        })
     }
 
     /// `tokenizer.json` as bytes.
@@ -107,7 +103,7 @@ impl Checkpoint {
     /// sections.
     pub(crate) fn processor(
         &self,
-        family: Family,
+        family: &dyn FamilyRules,
         tokenizer_config: Option<&Sourced<Map<String, Value>>>,
     ) -> Result<ProcessorFiles, ProcessorError> {
         let processor = self.json::<Map<String, Value>>("processor_config.json")?;
@@ -129,20 +125,17 @@ impl Checkpoint {
             true => Vec::new(),
             false => vec![ProcessorWarning::IgnoredImageKeys { path: images_path.clone(), keys }],
         };
-        let images = match family {
-            Family::Idefics1 => ImageProcessorConfig::from_idefics1_object(section),
-            Family::Idefics2 => ImageProcessorConfig::from_object(section),
-        };
+        let images = family.image_config(section);
         let images = images.map_err(|error| ProcessorError::ImageConfig { path: images_path.clone(), error })?;
 
-        let image_seq_len = match processor.as_ref().and_then(|file| Some((file, file.content.get("image_seq_len")?))) {
-            _ if family == Family::Idefics1 => 1, // its images stand beside the text
-            None | Some((_, Value::Null)) => 64,  // `Idefics2Processor.__init__`
+        let configured = match processor.as_ref().and_then(|file| Some((file, file.content.get("image_seq_len")?))) {
+            None | Some((_, Value::Null)) => None,
             Some((file, value)) => match value.as_u64() {
-                Some(length @ 1..=MAX_IMAGE_SEQ_LEN) => length as usize,
+                Some(length @ 1..=MAX_IMAGE_SEQ_LEN) => Some(length as usize),
                 _ => return Err(field(&file.path, "image_seq_len", value, "1 to 4096 tokens")),
             },
         };
+        let image_seq_len = family.image_seq_len(configured);
 
         let chat_template = self.chat_template(processor.as_ref(), tokenizer_config)?;
         Ok(ProcessorFiles { images, images_path, image_seq_len, chat_template, warnings })

@@ -1,12 +1,12 @@
 #![doc = include_str!("../README.md")]
 
+pub mod families;
 pub mod image;
 pub mod prompt;
 pub mod tokenizer;
 
 mod checkpoint;
 mod error;
-mod family;
 mod files;
 mod inputs;
 mod latest_image;
@@ -15,7 +15,7 @@ mod stream;
 mod warning;
 
 pub use error::{ErrorKind, ProcessorError};
-pub use family::Family;
+pub use families::FamilyRules;
 pub use files::{io_words, is_git_lfs_pointer, json_words, without_byte_order_mark};
 pub use inputs::{PaddingSide, ProcessedInputs, TokenBatch};
 pub use latest_image::{image_attention_mask, latest_images, latest_images_behind};

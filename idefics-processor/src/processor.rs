@@ -7,17 +7,17 @@ use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 
-use crate::checkpoint::{Checkpoint, Sourced};
+use crate::checkpoint::{Checkpoint, ModelHead, Sourced};
 use crate::error::ProcessorError;
-use crate::family::Family;
+use crate::families::{ExpandedPrompt, FamilyRules, PromptContext, PromptText, TileGrid};
 use crate::image::{
     Alpha, DecodeOptions, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, ReadOptions,
     SourcePolicy,
 };
 use crate::inputs::ProcessedInputs;
 use crate::prompt::{
-    self, Chat, ChatTemplate, Conversations, ImageTokens, InterleavedRules, Literals, Sample, SpecialTokensInText,
-    TextLimits, expand_images, texts_of_parts,
+    self, Chat, ChatTemplate, Conversations, ImageTokens, Literals, Sample, SpecialTokensInText, TextLimits,
+    texts_of_parts,
 };
 use crate::tokenizer::{self, Compatibility, Tokenizer, TokenizerConfig};
 use crate::warning::ProcessorWarning;
@@ -63,7 +63,7 @@ impl ProcessOptions {
 /// Source: `IdeficsProcessor` and `Idefics2Processor` of transformers 5.23.
 #[derive(Debug, Clone)]
 pub struct Processor {
-    family: Family,
+    family: &'static dyn FamilyRules,
     tokenizers: Tokenizers,
     tokenizer_config: TokenizerConfig,
     images: ImageProcessor,
@@ -92,11 +92,29 @@ impl Processor {
     pub fn from_folder(folder: &Path) -> Result<Self, ProcessorError> {
         let checkpoint = Checkpoint::open(folder)?;
         let head = checkpoint.model_head()?;
+        let family = checkpoint.family(&head)?;
+        Self::new(&checkpoint, &head, family)
+    }
+
+    /// [`Self::from_folder`] by the rules of `family`, whatever `config.json` says.
+    ///
+    /// # Errors
+    /// As [`Self::from_folder`].
+    pub fn from_folder_with(folder: &Path, family: &'static dyn FamilyRules) -> Result<Self, ProcessorError> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let head = checkpoint.model_head()?;
+        Self::new(&checkpoint, &head, family)
+    }
+
+    fn new(
+        checkpoint: &Checkpoint,
+        head: &ModelHead,
+        family: &'static dyn FamilyRules,
+    ) -> Result<Self, ProcessorError> {
         let config = checkpoint.json("tokenizer_config.json")?;
-        let tokenizer_config = TokenizerConfig::read(&checkpoint, config.as_ref(), &head)?;
-        let family = head.family().unwrap_or(Family::Idefics2);
+        let tokenizer_config = TokenizerConfig::read(checkpoint, config.as_ref(), head, family)?;
         let files = checkpoint.processor(family, config.as_ref())?;
-        let images = ImageProcessor::new(files.images)
+        let images = ImageProcessor::with_family(family, files.images)
             .map_err(|error| ProcessorError::ImageConfig { path: files.images_path, error })?;
         let chat_template = match files.chat_template {
             Some(Sourced { path, content }) => Some(ChatTemplate::new(content, &path)?),
@@ -131,8 +149,8 @@ impl Processor {
         &self.warnings
     }
 
-    /// The model family.
-    pub fn family(&self) -> Family {
+    /// The rules of the model family.
+    pub fn family(&self) -> &'static dyn FamilyRules {
         self.family
     }
 
@@ -144,7 +162,7 @@ impl Processor {
 
     /// What ends a turn of a conversation that is written without a template: `<end_of_utterance>`.
     pub fn turn_end_id(&self) -> Option<u32> {
-        let writes_turns = self.family == Family::Idefics1 && self.chat_template.is_none();
+        let writes_turns = self.family.writes_turns() && self.chat_template.is_none();
         self.tokenizer().end_of_utterance_id().filter(|_| writes_turns)
     }
 
@@ -195,29 +213,17 @@ impl Processor {
         if samples.is_empty() {
             return Err(ProcessorError::EmptyBatch);
         }
-        self.check_options(options)?;
-        // Text first: it is cheap, and nothing is fetched for a batch that cannot be used.
+        self.family.check_options(options)?;
+        // What can be said of the texts is said before an image is fetched.
         let images = self.image_processor(options)?;
-        let sub_images = images.tiles_per_image();
-        let rows: Vec<(String, Vec<u32>)> = samples
-            .par_iter()
-            .enumerate()
-            .map(|(row, sample)| self.process_text(sample, row, sub_images, options))
-            .collect::<Vec<_>>()
-            .into_iter()
-            .collect::<Result<_, _>>()?;
-        let (prompts, input_ids) = rows.into_iter().unzip();
-
-        let tiles = samples
-            .par_iter()
-            .enumerate()
-            .map(|(row, sample)| process_images(&images, &sample.images(), row, options))
-            .collect::<Vec<_>>()
-            .into_iter()
-            .collect::<Result<Vec<_>, _>>()?;
-        if !images.config().do_pad && self.family == Family::Idefics2 {
+        let written = collect_rows(samples, |row, sample| self.write(sample, row, options))?;
+        let pictures = collect_rows(samples, |row, sample| load_images(&images, &sample.images(), row, options))?;
+        let (grids, tiles): (Vec<Vec<TileGrid>>, Vec<Vec<ImageTile>>) = pictures.into_iter().unzip();
+        if !images.config().do_pad && self.family.packs_tiles() {
             images.pad(&tiles)?; // refuses what cannot stand in one array
         }
+        let rows = collect_rows(samples, |row, sample| self.encode(sample, &written[row], &grids[row], row, options))?;
+        let (prompts, input_ids) = rows.into_iter().unzip();
         Ok(ProcessedInputs { prompts, input_ids, images: tiles })
     }
 
@@ -251,105 +257,87 @@ impl Processor {
         (shape, pixel_values)
     }
 
-    /// Refuses what another generation's prompts have.
-    fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
-        match self.family {
-            Family::Idefics1 if options.do_image_splitting == Some(true) => Err(ProcessorError::NoSplitting),
-            Family::Idefics2 if options.add_end_of_utterance_token == Some(true) => {
-                Err(ProcessorError::Idefics1Option { option: "add_end_of_utterance_token" })
-            }
-            Family::Idefics2 if options.add_eos_token => {
-                Err(ProcessorError::Idefics1Option { option: "add_eos_token" })
-            }
-            Family::Idefics1 | Family::Idefics2 => Ok(()),
-        }
-    }
-
     fn image_processor(&self, options: &ProcessOptions) -> Result<ImageProcessor, ProcessorError> {
         let mut config = self.images.config().clone();
         match options.do_image_splitting {
             Some(splitting) if splitting != config.do_image_splitting => {
                 config.do_image_splitting = splitting;
                 let path = "preprocessor_config.json".into();
-                ImageProcessor::new(config).map_err(|error| ProcessorError::ImageConfig { path, error })
+                ImageProcessor::with_family(self.family, config)
+                    .map_err(|error| ProcessorError::ImageConfig { path, error })
             }
             _ => Ok(self.images.clone()),
         }
     }
 
-    fn process_text(
+    /// The text of a sample with a placeholder for each image, and checks all that can be checked without the images.
+    fn write(
         &self,
         sample: &Sample,
         row: usize,
-        sub_images: usize,
         options: &ProcessOptions,
-    ) -> Result<(String, Vec<u32>), ProcessorError> {
+    ) -> Result<(String, Literals), ProcessorError> {
         check_size(sample, row, &options.text_limits)?;
-        let (text, literals) = match sample {
+        match sample {
             Sample::Text { text, images } => {
                 let placeholders = self.image_tokens.count(text);
                 if placeholders != images.len() {
                     let token = self.image_tokens.image.clone();
                     return Err(ProcessorError::ImageCount { row, placeholders, images: images.len(), token });
                 }
-                (text.clone(), Literals::default())
+                Ok((text.clone(), Literals::default()))
             }
             Sample::Messages(chat) => {
                 let (text, literals) = self.render_chat(chat, row, options.special_tokens_in_text)?;
                 prompt::check_images(chat, self.image_tokens.count(&text), row)?;
-                (text, literals)
+                Ok((text, literals))
             }
-            Sample::Prompt(_) if self.family == Family::Idefics2 => return Err(ProcessorError::PromptList { row }),
+            Sample::Prompt(_) if !self.family.reads_prompt_lists() => Err(ProcessorError::PromptList { row }),
             Sample::Prompt(parts) => {
                 let placeholders: usize = texts_of_parts(parts).map(|text| self.image_tokens.count(text)).sum();
                 if placeholders > 0 {
                     let (images, token) = (sample.images().len(), self.image_tokens.image.clone());
                     return Err(ProcessorError::ImageCount { row, placeholders: placeholders + images, images, token });
                 }
-                (String::new(), Literals::default())
+                Ok((String::new(), Literals::default()))
             }
-        };
+        }
+    }
 
-        let tokenizer = self.tokenizer_for(options.compatibility);
-        // A template may write the start token itself. Source: `ProcessorMixin.apply_chat_template`.
-        let (bos, _) = self.tokenizer_config.ends();
-        let has_bos = matches!(sample, Sample::Messages(_)) && !bos.is_empty() && text.starts_with(bos);
-        let (expanded, add_special_tokens) = match (self.family, sample) {
-            (Family::Idefics1, Sample::Prompt(parts)) => {
-                (self.interleaved(options, |rules| rules.text_of_parts(parts)), false)
-            }
-            (Family::Idefics1, _) => {
-                let text = if has_bos { &text[bos.len()..] } else { &text };
-                (self.interleaved(options, |rules| rules.text_of_placeholders(text)), false)
-            }
-            (Family::Idefics2, _) => {
-                let expanded = expand_images(&text, &self.image_tokens, sub_images, &literals, options.compatibility);
-                (expanded, !has_bos)
-            }
+    /// The text of a sample with its images written out, and its ids.
+    fn encode(
+        &self,
+        sample: &Sample,
+        (text, literals): &(String, Literals),
+        grids: &[TileGrid],
+        row: usize,
+        options: &ProcessOptions,
+    ) -> Result<(String, Vec<u32>), ProcessorError> {
+        let prompt = match sample {
+            Sample::Text { .. } => PromptText::Text(text),
+            Sample::Messages(_) => PromptText::Conversation(text),
+            Sample::Prompt(parts) => PromptText::Parts(parts),
         };
-        let ids = tokenizer.encode_literal(&expanded, &literals, add_special_tokens)?;
-        let expected = self.image_tokens.count(&expanded);
+        let end_of_utterance = self.tokenizer().end_of_utterance_id().map(|end| self.tokenizer().content(end));
+        let (bos, eos) = self.tokenizer_config.ends();
+        let context = PromptContext {
+            tokens: &self.image_tokens,
+            grids,
+            bos,
+            eos,
+            end_of_utterance: end_of_utterance.as_deref(),
+            literals,
+            options,
+        };
+        let ExpandedPrompt { text, add_special_tokens } = self.family.expand(prompt, &context);
+        let tokenizer = self.tokenizer_for(options.compatibility);
+        let ids = tokenizer.encode_literal(&text, literals, add_special_tokens)?;
+        let expected = self.image_tokens.count(&text);
         let found = ids.iter().filter(|&&id| id == tokenizer.image_token_id()).count();
         if found != expected {
             return Err(ProcessorError::ImageTokenCount { row, expected, found });
         }
-        Ok((literals.restore(&expanded), ids))
-    }
-
-    /// A prompt of the first Idefics.
-    fn interleaved(&self, options: &ProcessOptions, write: impl FnOnce(&InterleavedRules<'_>) -> String) -> String {
-        let end_of_utterance = match options.add_end_of_utterance_token {
-            Some(false) => None,
-            None => self.tokenizer().end_of_utterance_id().map(|end| self.tokenizer().content(end)),
-            Some(true) => Some(tokenizer::END_OF_UTTERANCE.to_owned()),
-        };
-        let (bos, eos) = self.tokenizer_config.ends();
-        write(&InterleavedRules {
-            tokens: &self.image_tokens,
-            bos,
-            end_of_utterance: end_of_utterance.as_deref(),
-            eos: options.add_eos_token.then_some(eos),
-        })
+        Ok((literals.restore(&text), ids))
     }
 
     /// The text of a conversation, with the user's special tokens broken by the stand-ins of the literals.
@@ -373,30 +361,35 @@ impl Processor {
     }
 }
 
-/// Loads and cuts up the images of one row, in parallel.
-fn process_images(
+/// The result of each row, in parallel; of several errors that of the first row.
+fn collect_rows<T: Send>(
+    samples: &[Sample],
+    result: impl Fn(usize, &Sample) -> Result<T, ProcessorError> + Sync,
+) -> Result<Vec<T>, ProcessorError> {
+    let rows = samples.par_iter().enumerate().map(|(row, sample)| result(row, sample));
+    rows.collect::<Vec<_>>().into_iter().collect()
+}
+
+/// Loads and cuts up the images of one row, in parallel: what each becomes, and the tiles of all of them.
+fn load_images(
     processor: &ImageProcessor,
     sources: &[&ImageSource],
     row: usize,
     options: &ProcessOptions,
-) -> Result<Vec<ImageTile>, ProcessorError> {
+) -> Result<(Vec<TileGrid>, Vec<ImageTile>), ProcessorError> {
     let mut read = ReadOptions::default();
     read.limits = options.limits.clone();
     read.sources = options.sources.clone();
     read.cancel = options.cancel.clone();
-    let tiles: Vec<Result<Vec<ImageTile>, ProcessorError>> = sources
-        .par_iter()
-        .enumerate()
-        .map(|(image, source)| {
-            processor.load(source, &read, options.decoding()).map_err(|error| ProcessorError::Image {
-                row,
-                image,
-                error,
-            })
-        })
-        .collect();
-    let tiles: Vec<Vec<ImageTile>> = tiles.into_iter().collect::<Result<_, _>>()?;
-    Ok(tiles.into_iter().flatten().collect())
+    let load = |(image, source): (usize, &&ImageSource)| {
+        let loaded = processor.load(source, &read, options.decoding());
+        loaded.map_err(|error| ProcessorError::Image { row, image, error })
+    };
+    let images: Vec<Result<(TileGrid, Vec<ImageTile>), ProcessorError>> =
+        sources.par_iter().enumerate().map(load).collect();
+    let images: Vec<(TileGrid, Vec<ImageTile>)> = images.into_iter().collect::<Result<_, _>>()?;
+    let (grids, tiles): (Vec<TileGrid>, Vec<Vec<ImageTile>>) = images.into_iter().unzip();
+    Ok((grids, tiles.into_iter().flatten().collect()))
 }
 
 fn check_size(sample: &Sample, row: usize, limits: &TextLimits) -> Result<(), ProcessorError> {

@@ -10,3 +10,4 @@ mod processor;
 mod prompt;
 mod stream;
 mod tokenizer;
+mod toy_family;

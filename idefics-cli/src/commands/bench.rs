@@ -53,7 +53,8 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), global.pickles());
     let checkpoint = source.as_ref().map(open).transpose().map_err(Error::from)?;
     let needed = |device: &Device, weights| AnyModel::memory(&config, checkpoint.as_ref(), device, weights);
-    let cache = options.cache_bytes(&config, processor.tiles_per_image());
+    let n_tiles = options.images.iter().map(|&(width, height)| processor.layout(width, height).tiles.len()).sum();
+    let cache = options.cache_bytes(&config, n_tiles);
     let (choice, device, weights) = model::device_for(global, cache, needed)?;
     let available = usable_memory_bytes(choice, &device);
     // While a decode step is recorded, the cache is there twice.

@@ -14,6 +14,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_nn::{ConfigError, ContextCache, KvCache, Step, beside, flat_module};
 use idefics_perceiver::flamingo::PerceiverResampler;
+use idefics_processor::Tokenizer;
 use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, CrossAttentionDecoder, DecoderObserver, DecoupledLinear, TextConfig, Unobserved};
 use idefics_vision::clip::VisionTransformer;
@@ -266,6 +267,10 @@ fn place(image_hidden_states: Tensor<3>, n_images: &[usize], max_images: usize) 
 }
 
 impl Model for Idefics1 {
+    fn see_images(&self, prompts: Prompts, tokenizer: &Tokenizer) -> Prompts {
+        prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id())
+    }
+
     fn vocab_size(&self) -> usize {
         self.config.vocab_size + self.config.additional_vocab_size
     }

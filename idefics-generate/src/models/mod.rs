@@ -9,6 +9,7 @@ use std::fmt::Debug;
 
 use burn::tensor::{Device, Int, Tensor};
 use idefics_nn::{KvCache, Step};
+use idefics_processor::Tokenizer;
 use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, DecoderObserver, TextConfig};
 
@@ -83,6 +84,11 @@ pub trait Model: Debug + Send + Sync {
     /// A cache for these prompts and `max_new_tokens` more.
     fn cache(&self, prompts: &Prompts, max_new_tokens: usize) -> KvCache {
         self.empty_cache(prompts.left_padding().to_vec(), prompts.seq() + max_new_tokens)
+    }
+
+    /// What the tokens of prompts see of their images, where images do not stand in the prompt.
+    fn see_images(&self, prompts: Prompts, _tokenizer: &Tokenizer) -> Prompts {
+        prompts
     }
 
     /// Runs prompts behind what the cache holds, up to the last hidden states, `[batch, seq, d]`; `image_hidden_states`

@@ -63,25 +63,6 @@ pub struct ImageProcessorConfig {
     pub do_image_splitting: bool,
 }
 
-/// Defaults of `Idefics2ImageProcessorPil`.
-impl Default for ImageProcessorConfig {
-    fn default() -> Self {
-        Self {
-            do_convert_rgb: true,
-            do_resize: true,
-            size: ImageSize::Edges { shortest_edge: 378, longest_edge: 980 },
-            resample: Filter::Bilinear,
-            do_rescale: true,
-            rescale_factor: 1.0 / 255.0,
-            do_normalize: true,
-            image_mean: [0.5; 3],
-            image_std: [0.5; 3],
-            do_pad: true,
-            do_image_splitting: false,
-        }
-    }
-}
-
 /// Why an image processor's configuration was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -151,10 +132,6 @@ const INERT_FIELDS: [&str; 13] = [
 const IMAGE_PROCESSOR_TYPES: [&str; 3] =
     ["Idefics2ImageProcessor", "Idefics2ImageProcessorFast", "Idefics2ImageProcessorPil"];
 
-/// The same for the first Idefics.
-const IDEFICS1_IMAGE_PROCESSOR_TYPES: [&str; 3] =
-    ["IdeficsImageProcessor", "IdeficsImageProcessorFast", "IdeficsImageProcessorPil"];
-
 impl ImageProcessorConfig {
     /// Reads `preprocessor_config.json`, or a `processor_config.json` with an `image_processor` section.
     ///
@@ -191,26 +168,6 @@ impl ImageProcessorConfig {
         Self::default().with_fields(&object, &IMAGE_PROCESSOR_TYPES)
     }
 
-    /// The same for a checkpoint of the first Idefics, whose size is spelled `image_size`, too, and which splits
-    /// nothing.
-    ///
-    /// # Errors
-    /// [`ImageConfigError::Field`].
-    pub fn from_idefics1_object(mut object: Map<String, Value>) -> Result<Self, ImageConfigError> {
-        if let Some(channels) = object.remove("image_num_channels").filter(|channels| channels != 3) {
-            return Err(field_error("image_num_channels", &channels, "3"));
-        }
-        let mut config = Self::idefics1();
-        if let Some(side) = object.remove("image_size").filter(|side| !side.is_null()) {
-            let pixels = side.as_u64().and_then(|pixels| u32::try_from(pixels).ok());
-            let side = pixels.ok_or_else(|| field_error("image_size", &side, "a whole number of pixels"))?;
-            config.size = ImageSize::Exact { height: side, width: side };
-        }
-        let config = config.with_fields(&object, &IDEFICS1_IMAGE_PROCESSOR_TYPES)?;
-        config.check_idefics1()?;
-        Ok(config)
-    }
-
     /// The keys of such an object that change nothing although they say something: those that nobody knows, and settings
     /// of other image processors (`auto_map`, `do_center_crop`, `max_image_size`). The reference ignores them too.
     pub fn ignored_keys(object: &Map<String, Value>) -> Vec<String> {
@@ -224,34 +181,12 @@ impl ImageProcessorConfig {
         ignored.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Defaults of `IdeficsImageProcessorPil`.
-    pub fn idefics1() -> Self {
-        Self {
-            size: ImageSize::Exact { height: 224, width: 224 },
-            resample: Filter::Bicubic,
-            image_mean: [0.48145466, 0.4578275, 0.40821073],
-            image_std: [0.26862954, 0.26130258, 0.27577711],
-            do_pad: false,
-            ..Self::default()
-        }
-    }
-
-    /// Says what the first Idefics cannot do.
-    fn check_idefics1(&self) -> Result<(), ImageConfigError> {
-        if self.do_image_splitting {
-            return Err(number_error("do_image_splitting", true, "false: the first Idefics splits nothing"));
-        }
-        match (self.do_resize, self.size) {
-            (true, ImageSize::Exact { .. }) => Ok(()),
-            (true, ImageSize::Edges { .. }) => {
-                Err(number_error("size", "a pair of edges", "{height, width} in whole pixels"))
-            }
-            (false, _) => Err(number_error("do_resize", false, "true: the first Idefics reads images of one size")),
-        }
-    }
-
     /// This configuration with the fields of a file of one of `types` laid over it.
-    fn with_fields(self, object: &Map<String, Value>, types: &[&'static str; 3]) -> Result<Self, ImageConfigError> {
+    pub(crate) fn with_fields(
+        self,
+        object: &Map<String, Value>,
+        types: &[&'static str; 3],
+    ) -> Result<Self, ImageConfigError> {
         let mut config = self;
         for (key, value) in object {
             if value.is_null() {
@@ -288,7 +223,7 @@ impl ImageProcessorConfig {
     }
 
     /// Checks that the numbers make sense: sides from 1 to 16384 pixels, finite means, finite factors and deviations
-    /// other than 0. `longest_edge` may be below `shortest_edge`, see [`edges_size`](crate::image::edges_size).
+    /// other than 0. `longest_edge` may be below `shortest_edge`, see [`edges_size`](crate::families::edges_size).
     ///
     /// # Errors
     /// [`ImageConfigError::Field`] naming the first field that does not.
@@ -339,11 +274,11 @@ fn is_usable(number: f64) -> bool {
     (number as f32).is_normal()
 }
 
-fn field_error(field: &str, found: &Value, expected: &'static str) -> ImageConfigError {
+pub(crate) fn field_error(field: &str, found: &Value, expected: &'static str) -> ImageConfigError {
     ImageConfigError::Field { field: field.to_owned(), found: short(found), expected }
 }
 
-fn number_error(field: &str, found: impl std::fmt::Display, expected: &'static str) -> ImageConfigError {
+pub(crate) fn number_error(field: &str, found: impl std::fmt::Display, expected: &'static str) -> ImageConfigError {
     ImageConfigError::Field { field: field.to_owned(), found: found.to_string(), expected }
 }
 

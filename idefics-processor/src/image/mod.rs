@@ -6,14 +6,16 @@
 
 mod config;
 mod error;
-mod idefics2;
 mod pad;
+mod processor;
 
+pub use crate::families::edges_size;
 pub use config::{ImageConfigError, ImageProcessorConfig, ImageSize};
+pub(crate) use config::{field_error, number_error};
 pub use error::PadError;
 pub use idefics_image::{
-    Alpha, DecodeOptions, FileAccess, Filter, Format, ImageError, ImageErrorKind, ImageSource, Limits, ReadOptions,
-    RgbImage, SourcePolicy, UrlAccess, decode, load, load_with, resize,
+    Alpha, Crop, DecodeOptions, FileAccess, Filter, Format, ImageError, ImageErrorKind, ImageSource, Limits,
+    ReadOptions, ResizeTarget, RgbImage, SourcePolicy, UrlAccess, decode, load, load_with, resize,
 };
-pub use idefics2::{ImageProcessor, edges_size};
 pub use pad::{ImageTile, PaddedImages, pad_batch};
+pub use processor::ImageProcessor;

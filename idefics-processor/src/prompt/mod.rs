@@ -1,8 +1,7 @@
 //! From samples to the text that the tokenizer encodes: chat templates, placeholders, and user text kept literal.
 
 mod conversation;
-mod expand;
-mod interleaved;
+mod image_tokens;
 mod json;
 mod literal;
 mod message;
@@ -11,8 +10,8 @@ mod sample;
 mod template;
 mod variables;
 
-pub use expand::{ImageTokens, expand_images};
-pub(crate) use interleaved::InterleavedRules;
+pub use crate::families::expand_images;
+pub use image_tokens::ImageTokens;
 pub use json::{SampleError, SampleProblem};
 pub(crate) use literal::find_token;
 pub use literal::{Literals, SpecialTokensInText};

@@ -10,7 +10,7 @@ use tokenizers::AddedToken;
 
 use crate::checkpoint::{Checkpoint, ModelHead, Sourced, field, shorten};
 use crate::error::ProcessorError;
-use crate::family::Family;
+use crate::families::FamilyRules;
 use crate::tokenizer::{Compatibility, SpecialIds, Tokenizer};
 
 /// Most special tokens that a tokenizer may have. Real ones have up to a few hundred.
@@ -75,6 +75,7 @@ impl TokenizerConfig {
         checkpoint: &Checkpoint,
         config: Option<&Sourced<Map<String, Value>>>,
         head: &ModelHead,
+        family: &dyn FamilyRules,
     ) -> Result<Self, ProcessorError> {
         let empty = Sourced { path: Default::default(), content: Map::new() };
         let Sourced { path, content: config } = config.unwrap_or(&empty);
@@ -151,7 +152,7 @@ impl TokenizerConfig {
             // `Idefics2Processor.__init__`: a tokenizer may name its own.
             image: named("image_token")?.unwrap_or_else(|| "<image>".to_owned()),
             fake: named("image_boundary_token")?.unwrap_or_else(|| "<fake_token_around_image>".to_owned()),
-            adds_prompt_tokens: head.family() != Some(Family::Idefics1),
+            adds_prompt_tokens: family.adds_prompt_tokens(),
         })
     }
 

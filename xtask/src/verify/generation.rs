@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Tensor};
 use idefics_generate::processor::image::ImageTile;
-use idefics_generate::processor::{Family, ProcessedInputs, Processor, Tokenizer};
+use idefics_generate::processor::{ProcessedInputs, Processor, Tokenizer};
 use idefics_generate::{
     AnyModel, Controls, DeviceChoice, DeviceLease, Generation, GenerationConfig, Model, Prompts, Replays,
 };
@@ -27,10 +27,7 @@ impl Stages<'_> {
         let folder_options = GenerationConfig::from_folder(&self.case.checkpoint)?;
         let tokenizer = processor.tokenizer_for(process_options(self.case).compatibility);
         let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
-        let prompts = match processor.family() {
-            Family::Idefics1 => prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()),
-            _ => prompts, // its images stand in the prompt
-        };
+        let prompts = model.see_images(prompts, tokenizer);
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
         let image_hidden_states = model.encode_images(&images)?;
         for (name, options) in &self.case.file.generate {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use burn::tensor::{DType, Device, Tensor};
 use idefics_generate::Idefics2;
 use idefics_generate::processor::{
-    Compatibility, Family, PaddingSide, ProcessOptions, ProcessedInputs, Processor, TokenBatch,
+    Compatibility, PaddingSide, ProcessOptions, ProcessedInputs, Processor, TokenBatch,
 };
 use idefics_train::{LabelRecipe, Trainable};
 
@@ -32,10 +32,10 @@ pub(super) fn compare(case: &Case, device: &Device, dtype: DType, report: &mut R
         return Ok(());
     }
     let tokens = processed.padded(processor.tokenizer().pad_token_id_or_fallback(), PaddingSide::Left);
-    match processor.family() {
-        Family::Idefics1 => stages.idefics1(device, &processor, &processed, &tokens),
-        Family::Idefics2 => stages.idefics2(device, &processor, &processed, &tokens),
-        family => bail!("{family:?} has no stages to compare"),
+    match processor.family().model_type() {
+        "idefics" => stages.idefics1(device, &processor, &processed, &tokens),
+        "idefics2" => stages.idefics2(device, &processor, &processed, &tokens),
+        family => bail!("{family} has no stages to compare"),
     }
 }
 
@@ -83,7 +83,7 @@ impl Stages<'_> {
         let shape = [tokens.batch, tokens.seq];
         self.ints("processor.input_ids", &shape, &tokens.input_ids)?;
         self.ints("processor.attention_mask", &shape, &tokens.attention_mask)?;
-        if processor.family() == Family::Idefics1 {
+        if processor.family().model_type() == "idefics" {
             return self.idefics1_processor(processor, processed, &tokens);
         }
         let Some(images) = processed.padded_images() else {

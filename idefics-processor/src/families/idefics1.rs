@@ -1,0 +1,236 @@
+//! The first Idefics: an image is one tile and stands beside the text; a token in the text marks where it belongs.
+//!
+//! Source: `IdeficsProcessor` and `IdeficsImageProcessorPil` of transformers 5.23.
+
+use idefics_image::{Crop, Filter, ResizeTarget};
+use serde_json::{Map, Value};
+
+use super::{ExpandedPrompt, FamilyRules, PromptContext, PromptText, TileGrid};
+use crate::error::ProcessorError;
+use crate::image::{ImageConfigError, ImageProcessorConfig, ImageSize, field_error, number_error};
+use crate::processor::ProcessOptions;
+use crate::prompt::{ImageTokens, PromptPart};
+use crate::tokenizer;
+
+/// The rules of the first Idefics (9b, 80b, base and instruct).
+#[derive(Debug, Clone, Copy)]
+pub struct Idefics1;
+
+impl FamilyRules for Idefics1 {
+    fn model_type(&self) -> &'static str {
+        "idefics"
+    }
+
+    fn image_config(&self, section: Map<String, Value>) -> Result<ImageProcessorConfig, ImageConfigError> {
+        ImageProcessorConfig::from_idefics1_object(section)
+    }
+
+    fn image_seq_len(&self, _configured: Option<usize>) -> usize {
+        1 // images stand beside the text
+    }
+
+    fn adds_prompt_tokens(&self) -> bool {
+        false
+    }
+
+    fn reads_prompt_lists(&self) -> bool {
+        true
+    }
+
+    fn writes_turns(&self) -> bool {
+        true
+    }
+
+    fn packs_tiles(&self) -> bool {
+        false // all are of one size
+    }
+
+    fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
+        if options.do_image_splitting == Some(true) { Err(ProcessorError::NoSplitting) } else { Ok(()) }
+    }
+
+    fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid {
+        let crop = Crop::whole(width, height);
+        let (width, height) = match config.size {
+            ImageSize::Exact { height, width } if config.do_resize => (width, height),
+            _ => (width, height),
+        };
+        TileGrid::new(1, 1, vec![ResizeTarget { crop, width, height, filter: config.resample }])
+    }
+
+    fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt {
+        let PromptContext { tokens, bos, eos, options, .. } = *context;
+        let end_of_utterance = match options.add_end_of_utterance_token {
+            Some(false) => None,
+            None => context.end_of_utterance,
+            Some(true) => Some(tokenizer::END_OF_UTTERANCE),
+        };
+        let rules = InterleavedRules { tokens, bos, end_of_utterance, eos: options.add_eos_token.then_some(eos) };
+        let text = match prompt {
+            PromptText::Text(text) => rules.text_of_placeholders(text),
+            // A template may write the start token itself. Source: `ProcessorMixin.apply_chat_template`.
+            PromptText::Conversation(text) => {
+                let text = text.strip_prefix(bos).unwrap_or(text);
+                rules.text_of_placeholders(text)
+            }
+            PromptText::Parts(parts) => rules.text_of_parts(parts),
+        };
+        ExpandedPrompt { text, add_special_tokens: false }
+    }
+}
+
+/// Values of `image_processor_type` that have these rules.
+const IMAGE_PROCESSOR_TYPES: [&str; 3] =
+    ["IdeficsImageProcessor", "IdeficsImageProcessorFast", "IdeficsImageProcessorPil"];
+
+impl ImageProcessorConfig {
+    /// [`Self::from_object`] for a checkpoint of the first Idefics, whose size is spelled `image_size`, too, and which splits
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`ImageConfigError::Field`].
+    pub fn from_idefics1_object(mut object: Map<String, Value>) -> Result<Self, ImageConfigError> {
+        if let Some(channels) = object.remove("image_num_channels").filter(|channels| channels != 3) {
+            return Err(field_error("image_num_channels", &channels, "3"));
+        }
+        let mut config = Self::idefics1();
+        if let Some(side) = object.remove("image_size").filter(|side| !side.is_null()) {
+            let pixels = side.as_u64().and_then(|pixels| u32::try_from(pixels).ok());
+            let side = pixels.ok_or_else(|| field_error("image_size", &side, "a whole number of pixels"))?;
+            config.size = ImageSize::Exact { height: side, width: side };
+        }
+        let config = config.with_fields(&object, &IMAGE_PROCESSOR_TYPES)?;
+        config.check_idefics1()?;
+        Ok(config)
+    }
+
+    /// Defaults of `IdeficsImageProcessorPil`.
+    pub fn idefics1() -> Self {
+        Self {
+            size: ImageSize::Exact { height: 224, width: 224 },
+            resample: Filter::Bicubic,
+            image_mean: [0.48145466, 0.4578275, 0.40821073],
+            image_std: [0.26862954, 0.26130258, 0.27577711],
+            do_pad: false,
+            ..Self::default()
+        }
+    }
+
+    /// Says what the first Idefics cannot do.
+    fn check_idefics1(&self) -> Result<(), ImageConfigError> {
+        if self.do_image_splitting {
+            return Err(number_error("do_image_splitting", true, "false: the first Idefics splits nothing"));
+        }
+        match (self.do_resize, self.size) {
+            (true, ImageSize::Exact { .. }) => Ok(()),
+            (true, ImageSize::Edges { .. }) => {
+                Err(number_error("size", "a pair of edges", "{height, width} in whole pixels"))
+            }
+            (false, _) => Err(number_error("do_resize", false, "true: the first Idefics reads images of one size")),
+        }
+    }
+}
+
+/// What the text of a prompt list depends on.
+#[derive(Debug, Clone, Copy)]
+struct InterleavedRules<'a> {
+    tokens: &'a ImageTokens,
+    /// Stands in front of everything.
+    bos: &'a str,
+    /// Is put between a text and a text right before it.
+    end_of_utterance: Option<&'a str>,
+    /// Ends everything.
+    eos: Option<&'a str>,
+}
+
+impl InterleavedRules<'_> {
+    /// The text of a prompt list: spaces around each text are dropped, an image becomes a fake token, an image token
+    /// and a fake token, of which images that follow one another share one.
+    fn text_of_parts(&self, parts: &[PromptPart]) -> String {
+        let mut text = self.bos.to_owned();
+        let mut before: Option<&PromptPart> = None;
+        for part in parts {
+            match part {
+                PromptPart::Text(words) => {
+                    if let (Some(PromptPart::Text(_)), Some(end)) = (before, self.end_of_utterance) {
+                        text.push_str(end);
+                    }
+                    text.push_str(words.trim_matches(' '));
+                }
+                PromptPart::Image(_) => text.push_str(&self.image(matches!(before, Some(PromptPart::Image(_))))),
+            }
+            before = Some(part);
+        }
+        text + self.eos.unwrap_or_default()
+    }
+
+    /// A text with a placeholder for each image, written out.
+    fn text_of_placeholders(&self, text: &str) -> String {
+        let mut written = self.bos.to_owned();
+        let mut is_behind_image = false;
+        for (index, words) in text.split(&self.tokens.image).enumerate() {
+            if index > 0 {
+                written.push_str(&self.image(is_behind_image));
+            }
+            written.push_str(words);
+            is_behind_image = index > 0 && words.is_empty();
+        }
+        written + self.eos.unwrap_or_default()
+    }
+
+    fn image(&self, shares_fake: bool) -> String {
+        let ImageTokens { image, fake, .. } = self.tokens;
+        match shares_fake {
+            true => format!("{image}{fake}"),
+            false => format!("{fake}{image}{fake}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::ImageSource;
+
+    fn tokens() -> ImageTokens {
+        ImageTokens { image: "<image>".to_owned(), fake: "<f>".to_owned(), image_seq_len: 1 }
+    }
+
+    fn image() -> PromptPart {
+        PromptPart::Image("a.png".parse::<ImageSource>().unwrap())
+    }
+
+    fn words(text: &str) -> PromptPart {
+        PromptPart::Text(text.to_owned())
+    }
+
+    fn text(parts: &[PromptPart], end_of_utterance: Option<&str>) -> String {
+        InterleavedRules { tokens: &tokens(), bos: "<s>", end_of_utterance, eos: None }.text_of_parts(parts)
+    }
+
+    #[test]
+    fn neighbouring_images_share_a_fake_token() {
+        assert_eq!(text(&[image(), image(), words(" a "), image()], None), "<s><f><image><f><image><f>a<f><image><f>");
+    }
+
+    #[test]
+    fn spaces_are_dropped_and_line_breaks_kept() {
+        assert_eq!(text(&[words("  Story: \n"), words("\n x ")], None), "<s>Story: \n\n x");
+    }
+
+    #[test]
+    fn turns_end_between_texts_only() {
+        let parts = [words("User:"), image(), words("What?"), words("\nAssistant:"), image()];
+        assert_eq!(text(&parts, Some("<e>")), "<s>User:<f><image><f>What?<e>\nAssistant:<f><image><f>");
+    }
+
+    #[test]
+    fn placeholders_are_written_out_as_images_of_a_list() {
+        let rules = InterleavedRules { tokens: &tokens(), bos: "<s>", end_of_utterance: None, eos: Some("</s>") };
+        assert_eq!(
+            rules.text_of_placeholders("<image><image> a<image>"),
+            "<s><f><image><f><image><f> a<f><image><f></s>"
+        );
+        assert_eq!(rules.text_of_placeholders("no image"), "<s>no image</s>");
+    }
+}

@@ -1,0 +1,241 @@
+//! Idefics2: an image is one tile, or its four quarters and itself; each tile is a run of image tokens in the text.
+//!
+//! Source: `Idefics2Processor` and `Idefics2ImageProcessorPil` of transformers 5.23.
+
+use idefics_image::{Crop, Filter, ResizeTarget};
+use serde_json::{Map, Value};
+
+use super::{ExpandedPrompt, FamilyRules, PromptContext, PromptText, TileGrid};
+use crate::error::ProcessorError;
+use crate::image::{ImageConfigError, ImageProcessorConfig, ImageSize};
+use crate::processor::ProcessOptions;
+use crate::prompt::{ImageTokens, Literals};
+use crate::tokenizer::Compatibility;
+
+/// The rules of Idefics2 (8b, 8b-base, 8b-chatty).
+#[derive(Debug, Clone, Copy)]
+pub struct Idefics2;
+
+impl FamilyRules for Idefics2 {
+    fn model_type(&self) -> &'static str {
+        "idefics2"
+    }
+
+    fn image_config(&self, section: Map<String, Value>) -> Result<ImageProcessorConfig, ImageConfigError> {
+        ImageProcessorConfig::from_object(section)
+    }
+
+    fn image_seq_len(&self, configured: Option<usize>) -> usize {
+        configured.unwrap_or(64) // `Idefics2Processor.__init__`
+    }
+
+    fn adds_prompt_tokens(&self) -> bool {
+        true
+    }
+
+    fn reads_prompt_lists(&self) -> bool {
+        false
+    }
+
+    fn writes_turns(&self) -> bool {
+        false
+    }
+
+    fn packs_tiles(&self) -> bool {
+        true
+    }
+
+    fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
+        if options.add_end_of_utterance_token == Some(true) {
+            return Err(ProcessorError::Idefics1Option { option: "add_end_of_utterance_token" });
+        }
+        if options.add_eos_token {
+            return Err(ProcessorError::Idefics1Option { option: "add_eos_token" });
+        }
+        Ok(())
+    }
+
+    /// With `do_image_splitting`: the quarters top left, top right, bottom left, bottom right, cut at half the height and
+    /// width (rounded down) before resizing, then the whole; without, the whole.
+    ///
+    /// A side of a single pixel has no first half: a quarter without pixels becomes a black tile, as in the reference
+    /// where the width is 1 (it divides by zero where the height is). Without `do_resize`, where such a tile would have
+    /// no size either, both halves are that pixel.
+    fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid {
+        let target = |crop: Crop| {
+            let (width, height) = output_size(crop.width(), crop.height(), config);
+            ResizeTarget { crop, width, height, filter: config.resample }
+        };
+        let whole = target(Crop::whole(width, height));
+        if !config.do_image_splitting {
+            return TileGrid::new(1, 1, vec![whole]);
+        }
+        let least = u32::from(!config.do_resize);
+        let halves = |side: u32| {
+            let middle = side / 2;
+            [(0, middle.max(least)), (middle, side)]
+        };
+        let mut tiles = Vec::with_capacity(5);
+        for (top, bottom) in halves(height) {
+            for (left, right) in halves(width) {
+                tiles.push(target(Crop { left, top, right, bottom }));
+            }
+        }
+        tiles.push(whole);
+        TileGrid::new(2, 2, tiles)
+    }
+
+    fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt {
+        let PromptContext { tokens, literals, bos, .. } = *context;
+        // A template may write the start token itself. Source: `ProcessorMixin.apply_chat_template`.
+        let (text, has_bos) = match prompt {
+            PromptText::Text(text) => (text, false),
+            PromptText::Conversation(text) => (text, !bos.is_empty() && text.starts_with(bos)),
+            PromptText::Parts(_) => ("", false), // not read, see above
+        };
+        let tiles: Vec<usize> = context.grids.iter().map(|grid| grid.tiles.len()).collect();
+        let text = expand_images(text, tokens, &tiles, literals, context.compatibility());
+        ExpandedPrompt { text, add_special_tokens: !has_bos }
+    }
+}
+
+/// Defaults of `Idefics2ImageProcessorPil`.
+impl Default for ImageProcessorConfig {
+    fn default() -> Self {
+        Self {
+            do_convert_rgb: true,
+            do_resize: true,
+            size: ImageSize::Edges { shortest_edge: 378, longest_edge: 980 },
+            resample: Filter::Bilinear,
+            do_rescale: true,
+            rescale_factor: 1.0 / 255.0,
+            do_normalize: true,
+            image_mean: [0.5; 3],
+            image_std: [0.5; 3],
+            do_pad: true,
+            do_image_splitting: false,
+        }
+    }
+}
+
+fn output_size(width: u32, height: u32, config: &ImageProcessorConfig) -> (u32, u32) {
+    match config.size {
+        _ if !config.do_resize => (width, height),
+        ImageSize::Exact { height, width } => (width, height),
+        ImageSize::Edges { shortest_edge, longest_edge } => edges_size(width, height, shortest_edge, longest_edge),
+    }
+}
+
+/// Width and height after the size rule: the longer side down to `longest_edge` with the aspect kept, then each side
+/// up to `shortest_edge` without it. All in pixels.
+///
+/// `longest_edge` may be below `shortest_edge`: then the second rule undoes the first where they contradict each other.
+/// A side of 0 pixels, which a quarter of a picture can have, becomes `shortest_edge`.
+///
+/// Source: `get_resize_output_image_size` of `image_processing_pil_idefics2.py`, f64 arithmetic and truncation included.
+pub fn edges_size(width: u32, height: u32, shortest_edge: u32, longest_edge: u32) -> (u32, u32) {
+    let aspect_ratio = f64::from(width) / f64::from(height);
+    let (mut new_width, mut new_height) = (width, height);
+    if width >= height && width > longest_edge {
+        new_width = longest_edge;
+        new_height = (f64::from(longest_edge) / aspect_ratio) as u32;
+    } else if height > width && height > longest_edge {
+        new_height = longest_edge;
+        new_width = (f64::from(longest_edge) * aspect_ratio) as u32;
+    }
+    (new_width.max(shortest_edge), new_height.max(shortest_edge))
+}
+
+/// Writes each placeholder of `text` out: a fake token, `image_seq_len` image tokens, a fake token, for each of the
+/// image's `tiles` (1, or 5 with splitting). Two fake tokens in a row become one. A placeholder without an entry in `tiles`
+/// counts as one tile.
+///
+/// Under [`Compatibility::Transformers5`] a space follows a fake token that stands before anything but white space and
+/// `<`: the tokenizers that this version builds do not begin a word after a special token by themselves.
+/// `literals` tells which characters stand for others.
+///
+/// Source: `Idefics2Processor.__call__`.
+pub fn expand_images(
+    text: &str,
+    tokens: &ImageTokens,
+    tiles: &[usize],
+    literals: &Literals,
+    compatibility: Compatibility,
+) -> String {
+    let ImageTokens { image, fake, image_seq_len } = tokens;
+    let block = format!("{fake}{}{fake}", image.repeat(*image_seq_len));
+    let mut expanded = String::with_capacity(text.len());
+    for (index, words) in text.split(image.as_str()).enumerate() {
+        if index > 0 {
+            expanded.push_str(&block.repeat(tiles.get(index - 1).copied().unwrap_or(1)));
+        }
+        expanded.push_str(words);
+    }
+    let text = expanded.replace(&fake.repeat(2), fake);
+    match compatibility {
+        Compatibility::Transformers4 => text,
+        Compatibility::Transformers5 => space_after_fakes(&text, fake, literals),
+    }
+}
+
+fn space_after_fakes(text: &str, fake: &str, literals: &Literals) -> String {
+    let mut spaced = String::with_capacity(text.len() + 8);
+    let mut rest = text;
+    while let Some(start) = rest.find(fake) {
+        let (before, after) = rest.split_at(start + fake.len());
+        spaced.push_str(before);
+        let next = after.chars().next().map(|character| literals.restore_char(character));
+        if next.is_some_and(|character| character != '<' && !is_python_space(character)) {
+            spaced.push(' ');
+        }
+        rest = after;
+    }
+    spaced.push_str(rest);
+    spaced
+}
+
+/// What `\s` matches in the reference's language: white space, and the four separators U+001C to U+001F.
+fn is_python_space(character: char) -> bool {
+    character.is_whitespace() || ('\u{1C}'..='\u{1F}').contains(&character)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens() -> ImageTokens {
+        ImageTokens { image: "<image>".to_owned(), fake: "<f>".to_owned(), image_seq_len: 2 }
+    }
+
+    fn expand(text: &str, sub_images: usize, compatibility: Compatibility) -> String {
+        expand_images(text, &tokens(), &[sub_images; 2], &Literals::default(), compatibility)
+    }
+
+    #[test]
+    fn one_image_is_a_block_between_fakes() {
+        let expanded = expand("User:<image> What?", 1, Compatibility::Transformers5);
+        assert_eq!(expanded, "User:<f><image><image><f> What?");
+    }
+
+    #[test]
+    fn adjacent_blocks_share_their_fakes() {
+        let expanded = expand("<image><image>\n", 1, Compatibility::Transformers5);
+        assert_eq!(expanded, "<f><image><image><f><image><image><f>\n");
+        let split = expand("<image>", 5, Compatibility::Transformers5);
+        assert_eq!(split.matches("<f>").count(), 6);
+        assert_eq!(split.matches("<image>").count(), 10);
+    }
+
+    #[test]
+    fn fakes_of_the_text_collapse_in_pairs_as_in_the_reference() {
+        assert_eq!(expand("<f><f><f>", 1, Compatibility::Transformers4), "<f><f>");
+    }
+
+    #[test]
+    fn only_version_5_puts_a_space_before_a_word() {
+        assert_eq!(expand("<image>What?", 1, Compatibility::Transformers5), "<f><image><image><f> What?");
+        assert_eq!(expand("<image>What?", 1, Compatibility::Transformers4), "<f><image><image><f>What?");
+        assert_eq!(expand("<image><b>", 1, Compatibility::Transformers5), "<f><image><image><f><b>");
+        assert_eq!(expand("<image>\u{1C}", 1, Compatibility::Transformers5), "<f><image><image><f>\u{1C}");
+    }
+}
