@@ -84,7 +84,8 @@ fn samples_of_the_wrong_form_are_refused_by_field() {
 #[test]
 fn keys_that_are_passed_over_are_named_once() {
     let folder = tempfile::tempdir().unwrap();
-    let samples = json!([{"text": "a", "id": 1, "imges": ["b.png"]}, {"text": "b", "source": 2, "images": null, "imges": []}]);
+    let samples =
+        json!([{"text": "a", "id": 1, "imges": ["b.png"]}, {"text": "b", "source": 2, "images": null, "imges": []}]);
     let output = generate(folder.path(), &samples, &[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let stderr = text(&output.stderr);

@@ -224,7 +224,12 @@ fn with_text_defaults(mut file: Value) -> Result<Value, ConfigError> {
 /// Reads a JSON object of at most [`MAX_BYTES`].
 pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
-    let length = std::fs::metadata(path).map_err(read_error)?.len();
+    let metadata = std::fs::metadata(path).map_err(read_error)?;
+    // A pipe would be waited for.
+    if !metadata.is_file() {
+        return Err(Error::ModelFile { path: path.to_owned(), reason: "expected a regular file".to_owned() });
+    }
+    let length = metadata.len();
     if length > MAX_BYTES {
         let reason = format!("{length} bytes, at most {MAX_BYTES} are accepted");
         return Err(Error::ModelFile { path: path.to_owned(), reason });

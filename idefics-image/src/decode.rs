@@ -188,6 +188,7 @@ impl Input<'_> {
             JpegError::Damaged(reason) => self.damaged(reason),
             JpegError::Coding(reason) => self.coding(reason),
             JpegError::Memory(needed) => self.memory_error(needed),
+            JpegError::OutOfMemory(needed) => self.no_memory(needed),
         }
     }
 

@@ -296,24 +296,26 @@ impl<'a> File<'a> {
 
     /// How many bytes of pixels there are, up to `limit`, if the compressed data is valid as far as it goes.
     fn inflated_length(&self, limit: u64) -> Option<u64> {
-        /// How far back compressed data refers.
-        const REACH: usize = 32 << 10;
-        let mut decompressor = fdeflate::Decompressor::new();
-        decompressor.ignore_adler32();
-        let mut window = vec![0; 4 * REACH];
-        let (mut at, mut total) = (0, 0);
+        let mut counter = Counter::new();
+        self.data.iter().try_for_each(|data| counter.read(data, limit))?;
+        Some(counter.total)
+    }
+
+    /// Whether the chunk with the last of `length` bytes of pixels ends before the compressed data does: then nobody looks at
+    /// what follows, the checksum included.
+    ///
+    /// Source: `ZipDecode.c` of Pillow, which is handed one chunk after another and stops at the last row.
+    fn ends_behind_its_pixels(&self, length: u64) -> bool {
+        let mut counter = Counter::new();
         for data in &self.data {
-            let mut rest = *data;
-            while !rest.is_empty() && !decompressor.is_done() && total < limit {
-                if at > 3 * REACH {
-                    window.copy_within(at - REACH..at, 0);
-                    at = REACH;
-                }
-                let (read, written) = decompressor.read(rest, &mut window, at, false).ok()?;
-                (rest, at, total) = (&rest[read..], at + written, total + written as u64);
+            if counter.read(data, length + 1).is_none() {
+                return false;
+            }
+            if counter.total >= length {
+                return counter.total > length || !counter.decompressor.is_done();
             }
         }
-        Some(total)
+        false
     }
 
     fn palette(&self) -> Palette {
@@ -437,7 +439,11 @@ impl<'a> PackedPixels<'a> {
         self.input.check_memory(self.whole)?;
         let mut packed = self.input.zeroed(self.row * self.height)?;
         if self.reader.info().interlaced {
-            self.reader.next_frame(&mut packed).map_err(|error| self.error(error))?;
+            match self.reader.next_frame(&mut packed) {
+                Ok(_) => {}
+                Err(_) if self.file.ends_behind_its_pixels(self.interlaced_length()) => {}
+                Err(error) => return Err(self.error(error)),
+            }
         } else {
             self.read_rows(&mut packed, 0)?;
         }
@@ -467,18 +473,36 @@ impl<'a> PackedPixels<'a> {
     /// stay as they are; returns whether that is so.
     fn read_rows(&mut self, packed: &mut [u8], top: usize) -> Result<bool, ImageError> {
         for (row, line) in (top..).zip(packed.chunks_exact_mut(self.row)) {
-            let mut read = self.reader.read_row(line).map(drop);
-            if read.is_ok() && row + 1 == self.height {
-                // The checksum is verified after the last row.
-                read = self.reader.read_row(&mut vec![0; self.row]).map(drop);
-            }
-            match read {
-                Ok(()) => {}
+            match self.reader.read_row(line) {
+                Ok(_) => {}
                 Err(_) if self.ends_before(row) => return Ok(true),
                 Err(error) => return Err(self.error(error)),
             }
         }
+        if top + packed.len() / self.row == self.height {
+            // The checksum is verified after the last row.
+            let length = self.height as u64 * (self.row as u64 + 1);
+            if let Err(error) = self.reader.read_row(&mut vec![0; self.row])
+                && !self.file.ends_behind_its_pixels(length)
+            {
+                return Err(self.error(error));
+            }
+        }
         Ok(false)
+    }
+
+    /// Bytes of all rows of the seven passes, with a filter byte each.
+    fn interlaced_length(&self) -> u64 {
+        const PASSES: [[u32; 4]; 7] =
+            [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
+        let info = self.reader.info();
+        let bits = info.bits_per_pixel() as u64;
+        let pass = |[left, top, across, down]: [u32; 4]| {
+            let width = info.width.saturating_sub(left).div_ceil(across);
+            let height = info.height.saturating_sub(top).div_ceil(down);
+            if width == 0 { 0 } else { ((u64::from(width) * bits).div_ceil(8) + 1) * u64::from(height) }
+        };
+        PASSES.map(pass).iter().sum()
     }
 
     /// Whether valid data ends behind the row above `row`.
@@ -496,6 +520,39 @@ fn png_error(error: png::DecodingError, needed: u64, input: &Input<'_>) -> Image
     match error {
         png::DecodingError::LimitsExceeded => input.memory_error(needed),
         error => input.damaged(error.to_string()),
+    }
+}
+
+/// Counts what compressed data holds, without keeping it.
+struct Counter {
+    decompressor: fdeflate::Decompressor,
+    window: Vec<u8>,
+    at: usize,
+    total: u64,
+}
+
+impl Counter {
+    /// How far back compressed data refers.
+    const REACH: usize = 32 << 10;
+
+    fn new() -> Self {
+        let mut decompressor = fdeflate::Decompressor::new();
+        decompressor.ignore_adler32();
+        Self { decompressor, window: vec![0; 4 * Self::REACH], at: 0, total: 0 }
+    }
+
+    /// Reads on, until there are `limit` bytes in all; `None` if the data is not valid.
+    fn read(&mut self, mut data: &[u8], limit: u64) -> Option<()> {
+        while !data.is_empty() && !self.decompressor.is_done() && self.total < limit {
+            if self.at > 3 * Self::REACH {
+                self.window.copy_within(self.at - Self::REACH..self.at, 0);
+                self.at = Self::REACH;
+            }
+            let (read, written) = self.decompressor.read(data, &mut self.window, self.at, false).ok()?;
+            data = &data[read..];
+            (self.at, self.total) = (self.at + written, self.total + written as u64);
+        }
+        Some(())
     }
 }
 

@@ -332,7 +332,10 @@ fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>, ImageError> {
     }
     // A file may grow while it is read, or call itself empty (as /proc does): count what really comes.
     // Room is made as it is needed, since a sparse file may be longer than the memory.
-    let mut bytes = Vec::with_capacity((metadata.len().min(64 << 20) + 1) as usize);
+    let mut bytes = Vec::new();
+    let expected = (metadata.len().min(64 << 20) + 1) as usize;
+    let no_memory = |_| ImageError::OutOfMemory { image: image(), needed: metadata.len() };
+    bytes.try_reserve_exact(expected).map_err(no_memory)?;
     file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(read_error)?;
     if bytes.len() as u64 > limits.max_bytes {
         return Err(ImageError::TooManyBytes { image: image(), limit: limits.max_bytes });

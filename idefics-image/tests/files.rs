@@ -272,8 +272,8 @@ proptest! {
     }
 }
 
-/// A PNG of 16x12 RGB pixels with fewer rows of data than that, the last of which has the given filter.
-fn png_of_rows(rows: usize, filter: u8) -> Vec<u8> {
+/// The compressed data of 16x12 RGB pixels, or of fewer rows than that, the last of which has the given filter.
+fn rows_of_png(rows: usize, filter: u8) -> Vec<u8> {
     let mut raw = Vec::new();
     for y in 0..rows {
         raw.push(if y + 1 == rows { filter } else { 0 });
@@ -281,13 +281,22 @@ fn png_of_rows(rows: usize, filter: u8) -> Vec<u8> {
     }
     let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
     std::io::Write::write_all(&mut encoder, &raw).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A PNG of 16x12 RGB pixels with its compressed data in these chunks.
+fn png_of_chunks(chunks: &[&[u8]]) -> Vec<u8> {
     let chunk = |kind: &[u8; 4], data: &[u8]| {
         let body = [kind, data].concat();
         [&(data.len() as u32).to_be_bytes()[..], &body, &crc32fast::hash(&body).to_be_bytes()].concat()
     };
-    let header = [0, 0, 0, 16, 0, 0, 0, 12, 8, 2, 0, 0, 0];
-    let parts = [chunk(b"IHDR", &header), chunk(b"IDAT", &encoder.finish().unwrap()), chunk(b"IEND", &[])];
-    [b"\x89PNG\r\n\x1a\n".to_vec(), parts.concat()].concat()
+    let header = chunk(b"IHDR", &[0, 0, 0, 16, 0, 0, 0, 12, 8, 2, 0, 0, 0]);
+    let data: Vec<u8> = chunks.iter().flat_map(|data| chunk(b"IDAT", data)).collect();
+    [b"\x89PNG\r\n\x1a\n".to_vec(), header, data, chunk(b"IEND", &[])].concat()
+}
+
+fn png_of_rows(rows: usize, filter: u8) -> Vec<u8> {
+    png_of_chunks(&[&rows_of_png(rows, filter)])
 }
 
 /// As Pillow: rows behind the end of valid data are black, an unknown filter is damage.
@@ -301,4 +310,25 @@ fn a_png_that_ends_behind_a_row_is_black_from_there() {
         assert!(matches!(decode_bytes(&png_of_rows(rows, 9)), Err(ImageError::Decode { .. })), "{rows} rows");
     }
     assert!(matches!(decode_bytes(&png_of_rows(0, 0)), Err(ImageError::Decode { .. })));
+}
+
+/// As Pillow: the checksum is looked at only where it lies in the chunk that ends the last row.
+#[test]
+fn a_wrong_checksum_behind_the_last_row_counts_in_its_chunk_alone() {
+    let whole = decode_bytes(&png_of_rows(12, 0)).unwrap();
+    let mut data = rows_of_png(12, 0);
+    let end = data.len();
+    data[end - 1] ^= 1;
+    assert!(matches!(decode_bytes(&png_of_chunks(&[&data])), Err(ImageError::Decode { .. })));
+    for place in 1..=4 {
+        let (pixels, rest) = data.split_at(end - place);
+        assert_eq!(
+            decode_bytes(&png_of_chunks(&[pixels, rest])).unwrap(),
+            whole,
+            "{place} bytes in a chunk of their own"
+        );
+        assert_eq!(decode_bytes(&png_of_chunks(&[pixels])).unwrap(), whole, "{place} bytes missing");
+    }
+    // In the middle of the pixels nothing is forgiven.
+    assert!(decode_bytes(&png_of_chunks(&[&data[..10], &data[10..]])).is_err());
 }

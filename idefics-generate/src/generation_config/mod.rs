@@ -166,7 +166,11 @@ impl GenerationConfig {
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("generation_config.json");
         if path.exists() {
-            return from_value(&path, read_json(&path)?);
+            let mut value = read_json(&path)?;
+            for key in ["eos_token_id", "pad_token_id"] {
+                value.get_mut(key).into_iter().for_each(without_negative_ids);
+            }
+            return from_value(&path, value);
         }
         let path = folder.join("config.json");
         let config = read_json(&path)?;
@@ -228,5 +232,15 @@ impl GenerationConfig {
             _ if self.eos_token_ids().is_empty() => 2,
             _ => self.eos_token_ids().len() + 1,
         }
+    }
+}
+
+/// Old converters write -1, or a null in a list, where there is no such token.
+fn without_negative_ids(ids: &mut Value) {
+    let is_none = |id: &Value| id.is_null() || id.as_i64().is_some_and(|id| id < 0);
+    match ids {
+        Value::Array(ids) => ids.retain(|id| !is_none(id)),
+        id if is_none(id) => *id = Value::Null,
+        _ => {}
     }
 }

@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 
 /// `2` or `[2, 32002]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected one value or a list; token ids are whole numbers from 0 on, stop strings are strings"
+)]
 pub enum OneOrMany<T> {
     /// One value.
     One(T),
@@ -39,7 +42,7 @@ pub enum EarlyStopping {
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected true, false or \"never\"")]
 enum EarlyStoppingJson {
     Flag(bool),
     Word(NeverJson),

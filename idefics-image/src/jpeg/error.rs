@@ -11,6 +11,8 @@ pub(crate) enum JpegError {
     Coding(Cow<'static, str>),
     /// The coefficients need this many bytes, more than the limit allows.
     Memory(u64),
+    /// The system has no room for this many bytes.
+    OutOfMemory(u64),
 }
 
 impl JpegError {

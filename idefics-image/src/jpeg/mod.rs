@@ -42,6 +42,7 @@ use self::render::Renderer;
 use self::scan::ScanReader;
 pub(crate) use self::tables::Tables;
 use crate::output::read_ahead;
+use crate::resize::zeroed;
 
 /// The most scans that a file may have. Encoders write about ten; thousands of empty ones are an attack.
 const MAX_SCANS: usize = 500;
@@ -177,6 +178,10 @@ impl<'a> Decoder<'a> {
         let needed = (self.frame.stored_blocks() * (size_of::<Block>() + size_of::<u64>())) as u64;
         if needed > max_bytes {
             return Err(JpegError::Memory(needed));
+        }
+        // The coefficients are allocated by bands; whether there is room for all of them is asked at once.
+        if zeroed(needed as usize).is_err() {
+            return Err(JpegError::OutOfMemory(needed));
         }
         let frame = &self.frame;
         let layout = render::Bands::of(frame);

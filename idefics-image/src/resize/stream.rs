@@ -1,8 +1,8 @@
 //! Resizing while the rows of a picture arrive, from the top, in bands of any height.
 //!
 //! A picture may lie on its side. Pillow turns it first and resizes then; here it is the other way around, so that only
-//! the small picture is turned: weights along a mirrored axis are mirrored, and where the axes are exchanged the pass
-//! along y comes first. All sums are of integers, so the values are the same.
+//! the small picture is turned: weights along a mirrored axis are mirrored, and where the axes are exchanged, so is the
+//! order of the passes. All sums are of integers, so the values are the same.
 
 use std::collections::TryReserveError;
 use std::ops::Range;
@@ -70,8 +70,9 @@ impl RowResizer {
             let (inputs, outputs) = (inputs[axis] as usize, outputs[axis].max(1) as usize);
             if inputs == outputs { 0 } else { window(inputs, outputs, target.filter) as u64 }
         });
-        // The stored y axis is the last one unless the axes are exchanged; then whole input rows wait.
-        let (down, row) = if exchanges_axes(orientation) { (0, inputs[1]) } else { (1, outputs[0]) };
+        // Which upright axis is stored as rows; where it comes first, whole input rows wait.
+        let (across, down) = if exchanges_axes(orientation) { (1, 0) } else { (0, 1) };
+        let row = if is_down_first(orientation, &target) { inputs[across] } else { outputs[across] };
         let rows = if windows[down] == 0 { 0 } else { windows[down] + 2 * ROWS as u64 };
         let weights = [0, 1].map(|axis| windows[axis].saturating_mul(4 * u64::from(outputs[axis])));
         let out = (3 * u64::from(target.width)).saturating_mul(target.height.into());
@@ -104,7 +105,7 @@ impl RowResizer {
         };
         let (across, down) = (taps(&columns, width, axes.is_x_mirrored), taps(&rows, height, axes.is_y_mirrored));
 
-        let is_down_first = axes.are_exchanged;
+        let is_down_first = is_down_first(orientation, &target);
         let slots = down.as_ref().map_or(0, |taps| taps.window() + ROWS);
         let has_both = across.is_some() && down.is_some();
         let count = match (&across, &down) {
@@ -270,6 +271,18 @@ impl Part {
             None => outs.iter_mut().zip(first..).for_each(|(out, y)| out.copy_from_slice(source.row(y))),
         }
     }
+}
+
+/// Whether the pass along the stored y axis comes first.
+///
+/// Pillow goes along x first, but in a picture of which a side is more than 100 times the other: if that is its height and
+/// shrinks, along y.
+///
+/// Source: `Image.resize` of Pillow 12.3.
+fn is_down_first(orientation: Orientation, target: &ResizeTarget) -> bool {
+    let (width, height) = (target.crop.width(), target.crop.height());
+    let is_upright_y_first = u64::from(height) > 100 * u64::from(width) && target.height < height;
+    is_upright_y_first != exchanges_axes(orientation)
 }
 
 /// How the axes of a stored picture become those of the upright one.

@@ -40,6 +40,7 @@ impl From<JpegError> for TiffError {
             JpegError::Damaged(reason) => Self::Damaged(format!("JPEG data: {reason}").into()),
             JpegError::Coding(reason) => Self::Coding(format!("JPEG data: {reason}").into()),
             JpegError::Memory(needed) => Self::Memory(needed),
+            JpegError::OutOfMemory(needed) => Self::OutOfMemory(needed),
         }
     }
 }

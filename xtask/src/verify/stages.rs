@@ -6,9 +6,7 @@
 use anyhow::{Result, bail};
 use burn::tensor::{DType, Device, Tensor};
 use idefics_generate::Idefics2;
-use idefics_generate::processor::{
-    Compatibility, PaddingSide, ProcessOptions, ProcessedInputs, Processor, TokenBatch,
-};
+use idefics_generate::processor::{Compatibility, PaddingSide, ProcessOptions, ProcessedInputs, Processor, TokenBatch};
 use idefics_train::{LabelRecipe, Trainable};
 
 use super::case::{AlphaName, Case, Values};
