@@ -113,8 +113,8 @@ pub enum ImageError {
         limit: u64,
     },
 
-    /// The system has no memory left for the decoded pixels.
-    #[error("{image}: there is no memory left for {needed} bytes of pixels; close other programs or scale it down")]
+    /// The system has no memory left for the file or its pixels.
+    #[error("{image}: there is no memory left for {needed} bytes; close other programs or scale the image down")]
     OutOfMemory {
         /// The input.
         image: String,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -336,7 +336,11 @@ fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>, ImageError> {
     let expected = (metadata.len().min(64 << 20) + 1) as usize;
     let no_memory = |_| ImageError::OutOfMemory { image: image(), needed: metadata.len() };
     bytes.try_reserve_exact(expected).map_err(no_memory)?;
-    file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(read_error)?;
+    let read = file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes);
+    read.map_err(|error| match error.kind() {
+        ErrorKind::OutOfMemory => ImageError::OutOfMemory { image: image(), needed: metadata.len() },
+        _ => read_error(error),
+    })?;
     if bytes.len() as u64 > limits.max_bytes {
         return Err(ImageError::TooManyBytes { image: image(), limit: limits.max_bytes });
     }

@@ -34,6 +34,8 @@ impl<'a> Segments<'a> {
                 .chunks_exact(BLOCK)
                 .take_while(|block| !block.iter().fold(false, |found, &byte| found | (byte == 0xff)))
                 .count();
+            let needed = plain * BLOCK + 2 * BLOCK;
+            self.data.try_reserve(needed).map_err(|_| JpegError::OutOfMemory((self.data.len() + needed) as u64))?;
             self.data.extend_from_slice(&rest[at..at + plain * BLOCK]);
             at += plain * BLOCK;
             let Some(ahead) = rest[at..].iter().take(BLOCK).position(|&byte| byte == 0xff) else {
