@@ -1,6 +1,6 @@
 //! What differs between the model families on the processor's side, one file each.
 //!
-//! A new family is a file that implements [`FamilyRules`] and a line in [`of_model_type`].
+//! A new family is a file that implements [`FamilyRules`] and a line in `of_model_type`.
 
 mod idefics1;
 mod idefics2;
