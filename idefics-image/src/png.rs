@@ -5,7 +5,6 @@
 //!
 //! Source: `PngImagePlugin.py` and `ZipDecode.c` of Pillow.
 
-use std::borrow::Cow;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
 use image::metadata::Orientation;
@@ -154,7 +153,9 @@ impl<'a> File<'a> {
         loop {
             match chunk_at(bytes, at) {
                 Ok(chunk) if matches!(&chunk.kind, b"IDAT" | b"DDAT") => {
-                    file.data.push(chunk.data);
+                    if !chunk.data.is_empty() {
+                        file.data.push(chunk.data);
+                    }
                     at = chunk.next;
                 }
                 Err(NoChunk::Data(kind, rest)) if matches!(&kind, b"IDAT" | b"DDAT") => {
@@ -301,13 +302,14 @@ impl<'a> File<'a> {
         Some(counter.total)
     }
 
-    /// Whether the chunk with the last of `length` bytes of pixels ends before the compressed data does: then nobody looks at
+    /// Whether the block with the last of `length` bytes of pixels ends before the compressed data does: then nobody looks at
     /// what follows, the checksum included.
     ///
-    /// Source: `ZipDecode.c` of Pillow, which is handed one chunk after another and stops at the last row.
-    fn ends_behind_its_pixels(&self, length: u64) -> bool {
+    /// Source: `ImageFile.load` of Pillow, which hands its decoder at most 64 KiB of a chunk at a time and stops at the last
+    /// row.
+    fn checksum_is_unread(&self, length: u64) -> bool {
         let mut counter = Counter::new();
-        for data in &self.data {
+        for data in self.data.iter().flat_map(|data| data.chunks(64 << 10)) {
             if counter.read(data, length + 1).is_none() {
                 return false;
             }
@@ -394,10 +396,35 @@ struct PackedPixels<'a> {
     height: usize,
     /// Bytes of the whole picture.
     whole: u64,
+    /// Number of rows of all passes, and their bytes with one more for the filter of each.
+    n_filtered: u64,
+    filtered_bytes: u64,
+    /// A clean file up to the compressed data.
+    head: Vec<u8>,
+    checks_sum: bool,
 }
 
 /// Bytes that are unpacked together.
 const BAND_BYTES: usize = 256 << 10;
+
+/// The seven passes of an interlaced picture: first column and row, and the steps to the next ones.
+const PASSES: [[u32; 4]; 7] =
+    [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
+
+/// Begins to decompress a clean file: `head`, then the compressed data of `file`.
+fn open<'a>(
+    head: &[u8],
+    file: &'a File<'a>,
+    input: &Input<'_>,
+    checks_sum: bool,
+) -> Result<png::Reader<Parts<'a>>, png::DecodingError> {
+    let mut options = png::DecodeOptions::default();
+    options.set_ignore_crc(true);
+    options.set_ignore_adler32(!checks_sum);
+    let mut decoder = png::Decoder::new_with_options(Parts::new(head.to_vec(), &file.data), options);
+    decoder.set_limits(png::Limits { bytes: input.max_decoded_bytes() });
+    decoder.read_info()
+}
 
 impl<'a> PackedPixels<'a> {
     fn new(header: &Header, file: &'a File<'a>, input: &'a Input<'a>) -> Result<Self, ImageError> {
@@ -421,17 +448,31 @@ impl<'a> PackedPixels<'a> {
         let chunk_length = u32::try_from(length).map_err(|_| input.coding("4 GB of compressed pixels or more"))?;
         head.extend(chunk_length.to_be_bytes());
         head.extend_from_slice(b"IDAT");
-        let end = b"\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82";
-        let parts = [Cow::Owned(head)].into_iter().chain(file.data.iter().map(|&data| Cow::Borrowed(data)));
-        let clean = Parts::new(parts.chain([Cow::Borrowed(end.as_slice())]).collect());
+        let reader = open(&head, file, input, true).map_err(|error| png_error(error, needed, input))?;
+        let info = reader.info();
+        let passes = if info.interlaced { &PASSES[..] } else { &[[0, 0, 1, 1]] };
+        let (mut n_filtered, mut filtered_bytes) = (0, 0);
+        for &[left, top, across, down] in passes {
+            let width = u64::from(info.width.saturating_sub(left).div_ceil(across));
+            let height = u64::from(info.height.saturating_sub(top).div_ceil(down));
+            if width > 0 {
+                n_filtered += height;
+                filtered_bytes += height * ((width * info.bits_per_pixel() as u64).div_ceil(8) + 1);
+            }
+        }
+        let (row, height) = (row as usize, frame.height as usize);
+        Ok(Self { reader, file, input, row, height, whole, n_filtered, filtered_bytes, head, checks_sum: true })
+    }
 
-        let mut options = png::DecodeOptions::default();
-        options.set_ignore_crc(true);
-        options.set_ignore_adler32(false);
-        let mut decoder = png::Decoder::new_with_options(clean, options);
-        decoder.set_limits(png::Limits { bytes: input.max_decoded_bytes() });
-        let reader = decoder.read_info().map_err(|error| png_error(error, needed, input))?;
-        Ok(Self { reader, file, input, row: row as usize, height: frame.height as usize, whole })
+    /// Whether the error that was met is a wrong checksum that Pillow does not read. Then the pixels are decompressed anew
+    /// without it: it may be noticed before the last rows are there.
+    fn restart_without_checksum(&mut self) -> Result<bool, ImageError> {
+        if !self.checks_sum || !self.file.checksum_is_unread(self.filtered_bytes) {
+            return Ok(false);
+        }
+        self.checks_sum = false;
+        self.reader = open(&self.head, self.file, self.input, false).map_err(|error| self.error(error))?;
+        Ok(true)
     }
 
     /// All rows.
@@ -439,11 +480,7 @@ impl<'a> PackedPixels<'a> {
         self.input.check_memory(self.whole)?;
         let mut packed = self.input.zeroed(self.row * self.height)?;
         if self.reader.info().interlaced {
-            match self.reader.next_frame(&mut packed) {
-                Ok(_) => {}
-                Err(_) if self.file.ends_behind_its_pixels(self.interlaced_length()) => {}
-                Err(error) => return Err(self.error(error)),
-            }
+            self.read_passes(&mut packed)?;
         } else {
             self.read_rows(&mut packed, 0)?;
         }
@@ -473,17 +510,22 @@ impl<'a> PackedPixels<'a> {
     /// stay as they are; returns whether that is so.
     fn read_rows(&mut self, packed: &mut [u8], top: usize) -> Result<bool, ImageError> {
         for (row, line) in (top..).zip(packed.chunks_exact_mut(self.row)) {
-            match self.reader.read_row(line) {
-                Ok(_) => {}
-                Err(_) if self.ends_before(row) => return Ok(true),
-                Err(error) => return Err(self.error(error)),
+            let Err(error) = self.reader.read_row(line) else { continue };
+            let error = self.error(error);
+            if self.ends_before(row) {
+                return Ok(true);
+            }
+            if !self.restart_without_checksum()? {
+                return Err(error);
+            }
+            for _ in 0..=row {
+                self.reader.read_row(line).map_err(|error| self.error(error))?;
             }
         }
         if top + packed.len() / self.row == self.height {
             // The checksum is verified after the last row.
-            let length = self.height as u64 * (self.row as u64 + 1);
             if let Err(error) = self.reader.read_row(&mut vec![0; self.row])
-                && !self.file.ends_behind_its_pixels(length)
+                && !self.file.checksum_is_unread(self.filtered_bytes)
             {
                 return Err(self.error(error));
             }
@@ -491,18 +533,32 @@ impl<'a> PackedPixels<'a> {
         Ok(false)
     }
 
-    /// Bytes of all rows of the seven passes, with a filter byte each.
-    fn interlaced_length(&self) -> u64 {
-        const PASSES: [[u32; 4]; 7] =
-            [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
-        let info = self.reader.info();
-        let bits = info.bits_per_pixel() as u64;
-        let pass = |[left, top, across, down]: [u32; 4]| {
-            let width = info.width.saturating_sub(left).div_ceil(across);
-            let height = info.height.saturating_sub(top).div_ceil(down);
-            if width == 0 { 0 } else { ((u64::from(width) * bits).div_ceil(8) + 1) * u64::from(height) }
-        };
-        PASSES.map(pass).iter().sum()
+    /// Fills `packed` with the rows of an interlaced picture, pass after pass.
+    fn read_passes(&mut self, packed: &mut [u8]) -> Result<(), ImageError> {
+        let bits = self.reader.info().bits_per_pixel() as u8;
+        let mut n_read = 0;
+        loop {
+            let error = match self.reader.next_interlaced_row() {
+                Ok(Some(row)) => {
+                    if let png::InterlaceInfo::Adam7(pass) = row.interlace() {
+                        png::expand_interlaced_row(packed, self.row, row.data(), pass, bits);
+                    }
+                    n_read += 1;
+                    continue;
+                }
+                Ok(None) => return Ok(()),
+                Err(error) => self.error(error),
+            };
+            // The checksum is verified after the last row.
+            if n_read == self.n_filtered && self.file.checksum_is_unread(self.filtered_bytes) {
+                return Ok(());
+            }
+            if !self.restart_without_checksum()? {
+                return Err(error);
+            }
+            packed.fill(0);
+            n_read = 0;
+        }
     }
 
     /// Whether valid data ends behind the row above `row`.
@@ -556,21 +612,35 @@ impl Counter {
     }
 }
 
-/// Bytes that lie in several places, read one after another.
+/// What stands behind the compressed pixels: an empty checksum and the end.
+const END: &[u8] = b"\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82";
+
+/// A reader over several slices as if they were joined: a header, compressed data, and [`END`].
 struct Parts<'a> {
-    parts: Vec<Cow<'a, [u8]>>,
+    head: Vec<u8>,
+    data: &'a [&'a [u8]],
     /// The part that is read, and how much of it was.
     part: usize,
     at: usize,
 }
 
 impl<'a> Parts<'a> {
-    fn new(parts: Vec<Cow<'a, [u8]>>) -> Self {
-        Self { parts, part: 0, at: 0 }
+    fn new(head: Vec<u8>, data: &'a [&'a [u8]]) -> Self {
+        Self { head, data, part: 0, at: 0 }
     }
 
-    fn len(parts: &[Cow<'_, [u8]>]) -> u64 {
-        parts.iter().map(|part| part.len() as u64).sum()
+    fn part(&self, index: usize) -> Option<&[u8]> {
+        match index {
+            0 => Some(&self.head),
+            _ if index <= self.data.len() => Some(self.data[index - 1]),
+            _ if index == self.data.len() + 1 => Some(END),
+            _ => None,
+        }
+    }
+
+    /// Bytes of the first `count` parts.
+    fn len(&self, count: usize) -> u64 {
+        (0..count).filter_map(|index| self.part(index)).map(|part| part.len() as u64).sum()
     }
 }
 
@@ -585,10 +655,10 @@ impl Read for Parts<'_> {
 
 impl BufRead for Parts<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.parts.get(self.part).is_some_and(|part| part.len() == self.at) {
+        while self.part(self.part).is_some_and(|part| part.len() == self.at) {
             (self.part, self.at) = (self.part + 1, 0);
         }
-        Ok(self.parts.get(self.part).map_or(&[], |part| &part[self.at..]))
+        Ok(self.part(self.part).map_or(&[], |part| &part[self.at..]))
     }
 
     fn consume(&mut self, amount: usize) {
@@ -596,19 +666,21 @@ impl BufRead for Parts<'_> {
     }
 }
 
+/// The decoder asks for it and never seeks.
 impl Seek for Parts<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let here = Self::len(&self.parts[..self.part]) + self.at as u64;
+        let all = self.len(self.data.len() + 2);
+        let here = self.len(self.part) + self.at as u64;
         let place = match to {
             SeekFrom::Start(place) => Some(place),
             SeekFrom::Current(offset) => here.checked_add_signed(offset),
-            SeekFrom::End(offset) => Self::len(&self.parts).checked_add_signed(offset),
+            SeekFrom::End(offset) => all.checked_add_signed(offset),
         };
-        let place = place.ok_or(io::ErrorKind::InvalidInput)?.min(Self::len(&self.parts));
+        let place = place.ok_or(io::ErrorKind::InvalidInput)?.min(all);
         let mut rest = place;
         self.part = 0;
-        while let Some(part) = self.parts.get(self.part).filter(|part| part.len() as u64 <= rest) {
-            rest -= part.len() as u64;
+        while let Some(length) = self.part(self.part).map(|part| part.len() as u64).filter(|&length| length <= rest) {
+            rest -= length;
             self.part += 1;
         }
         self.at = rest as usize;

@@ -43,12 +43,12 @@ const MAX_ENCODED_BYTES_PER_PIXEL: u64 = 8;
 /// The largest area that is decoded unless a caller says otherwise, in pixels.
 const MAX_PIXELS: u64 = 64_000_000;
 
-/// Room for any photograph or scan (64 megapixels; 256 MB in the file, so that one that is not compressed fits; 1 GB while it
+/// Room for any photograph or scan (64 megapixels; 256 MB in the file, so that one fits that is not compressed and has 8 bits a sample; 1 GB while it
 /// is decoded), none for decompression bombs.
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_bytes: 4 * MAX_PIXELS,
+            max_bytes: 4 * MAX_PIXELS + (1 << 20),
             max_pixels: MAX_PIXELS,
             max_decoded_bytes: MAX_BYTES_PER_PIXEL * MAX_PIXELS,
             max_aspect_ratio: 1000,

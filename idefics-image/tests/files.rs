@@ -332,3 +332,26 @@ fn a_wrong_checksum_behind_the_last_row_counts_in_its_chunk_alone() {
     // In the middle of the pixels nothing is forgiven.
     assert!(decode_bytes(&png_of_chunks(&[&data[..10], &data[10..]])).is_err());
 }
+
+/// The same in an interlaced picture of 2x2 pixels, whose passes are of two, one and one rows.
+#[test]
+fn damage_within_the_passes_of_a_png_is_not_forgiven() {
+    let file = |filter: u8, split: bool| {
+        let raw = [0, 1, 2, 3, 0, 4, 5, 6, filter, 7, 8, 9, 10, 11, 12];
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut encoder, &raw).unwrap();
+        let mut data = encoder.finish().unwrap();
+        let end = data.len();
+        data[end - 1] ^= 1;
+        let chunks = if split { vec![&data[..end - 4], &data[end - 4..]] } else { vec![&data[..]] };
+        let mut file = png_of_chunks(&chunks);
+        file[16..29].copy_from_slice(&[0, 0, 0, 2, 0, 0, 0, 2, 8, 2, 0, 0, 1]);
+        let sum = crc32fast::hash(&file[12..29]);
+        file[29..33].copy_from_slice(&sum.to_be_bytes());
+        file
+    };
+    assert_eq!(decode_bytes(&file(0, true)).unwrap().data(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+    for damaged in [file(0, false), file(9, true), file(9, false)] {
+        assert!(matches!(decode_bytes(&damaged), Err(ImageError::Decode { .. })));
+    }
+}

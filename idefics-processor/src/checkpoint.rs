@@ -21,7 +21,6 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Largest chat template that is read, in bytes. Real ones have less than 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
 /// Longest image sequence that is accepted, in tokens; the models' have 64 to 1024.
-const MAX_IMAGE_SEQ_LEN: u64 = 4096;
 
 /// A folder with a checkpoint's files.
 #[derive(Debug, Clone)]
@@ -76,7 +75,7 @@ impl Checkpoint {
         families::of_model_type(model_type).ok_or_else(|| ProcessorError::Family {
             path: self.folder.join("config.json"),
             model_type: shorten(model_type.unwrap_or_default()),
-            supported: families::SUPPORTED,
+            supported: families::supported(),
         })
     }
 
@@ -128,14 +127,12 @@ impl Checkpoint {
         let images = family.image_config(section);
         let images = images.map_err(|error| ProcessorError::ImageConfig { path: images_path.clone(), error })?;
 
-        let configured = match processor.as_ref().and_then(|file| Some((file, file.content.get("image_seq_len")?))) {
-            None | Some((_, Value::Null)) => None,
-            Some((file, value)) => match value.as_u64() {
-                Some(length @ 1..=MAX_IMAGE_SEQ_LEN) => Some(length as usize),
-                _ => return Err(field(&file.path, "image_seq_len", value, "1 to 4096 tokens")),
-            },
+        let configured = processor.as_ref().and_then(|file| Some((&file.path, file.content.get("image_seq_len")?)));
+        let image_seq_len = match (family.image_seq_len(configured.map(|(_, value)| value)), configured) {
+            (Some(length), _) => length,
+            (None, Some((path, value))) => return Err(field(path, "image_seq_len", value, "1 to 4096 tokens")),
+            (None, None) => return Err(field(&images_path, "image_seq_len", &Value::Null, "1 to 4096 tokens")),
         };
-        let image_seq_len = family.image_seq_len(configured);
 
         let chat_template = self.chat_template(processor.as_ref(), tokenizer_config)?;
         Ok(ProcessorFiles { images, images_path, image_seq_len, chat_template, warnings })

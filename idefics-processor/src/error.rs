@@ -129,7 +129,7 @@ pub enum ProcessorError {
         /// The family that it names.
         model_type: String,
         /// The families that are read.
-        supported: &'static str,
+        supported: String,
     },
 
     /// The tokenizers library refused the tokenizer.

@@ -207,7 +207,7 @@ impl Processor {
     /// Turns a batch of samples into ids and tiles. Rows are independent: each comes out as it would alone.
     ///
     /// # Errors
-    /// The first row at fault, text before images: a [`ProcessorError`] that names the row, and the image where one is
+    /// The first row at fault, first of the texts, then of the images, then of the ids: a [`ProcessorError`] that names the row, and the image where one is
     /// at fault.
     pub fn process(&self, samples: &[Sample], options: &ProcessOptions) -> Result<ProcessedInputs, ProcessorError> {
         if samples.is_empty() {
@@ -219,7 +219,7 @@ impl Processor {
         let written = collect_rows(samples, |row, sample| self.write(sample, row, options))?;
         let pictures = collect_rows(samples, |row, sample| load_images(&images, &sample.images(), row, options))?;
         let (grids, tiles): (Vec<Vec<TileGrid>>, Vec<Vec<ImageTile>>) = pictures.into_iter().unzip();
-        if !images.config().do_pad && self.family.packs_tiles() {
+        if !images.config().do_pad && self.family.needs_equal_tiles() {
             images.pad(&tiles)?; // refuses what cannot stand in one array
         }
         let rows = collect_rows(samples, |row, sample| self.encode(sample, &written[row], &grids[row], row, options))?;

@@ -26,8 +26,8 @@ impl FamilyRules for Toy {
         Ok(ImageProcessorConfig { size, ..ImageProcessorConfig::default() })
     }
 
-    fn image_seq_len(&self, _configured: Option<usize>) -> usize {
-        1
+    fn image_seq_len(&self, _configured: Option<&Value>) -> Option<usize> {
+        Some(1)
     }
 
     fn adds_prompt_tokens(&self) -> bool {
@@ -42,7 +42,7 @@ impl FamilyRules for Toy {
         false
     }
 
-    fn packs_tiles(&self) -> bool {
+    fn needs_equal_tiles(&self) -> bool {
         true
     }
 

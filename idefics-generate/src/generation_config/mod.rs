@@ -167,13 +167,13 @@ impl GenerationConfig {
         let path = folder.join("generation_config.json");
         if path.exists() {
             let mut value = read_json(&path)?;
-            for key in ["eos_token_id", "pad_token_id"] {
-                value.get_mut(key).into_iter().for_each(without_negative_ids);
-            }
+            drop_missing_ids(&mut value);
             return from_value(&path, value);
         }
         let path = folder.join("config.json");
-        let config = read_json(&path)?;
+        let mut config = read_json(&path)?;
+        config.get_mut("text_config").into_iter().for_each(drop_missing_ids);
+        drop_missing_ids(&mut config);
         let text_config = config.get("text_config");
         let find = |key: &str| {
             let sections = [Some(&config), text_config].into_iter().flatten();
@@ -235,12 +235,14 @@ impl GenerationConfig {
     }
 }
 
-/// Old converters write -1, or a null in a list, where there is no such token.
-fn without_negative_ids(ids: &mut Value) {
-    let is_none = |id: &Value| id.is_null() || id.as_i64().is_some_and(|id| id < 0);
-    match ids {
-        Value::Array(ids) => ids.retain(|id| !is_none(id)),
-        id if is_none(id) => *id = Value::Null,
-        _ => {}
+/// Makes ids null that old converters write where there is no such token: -1. In lists they are left out.
+fn drop_missing_ids(config: &mut Value) {
+    let is_missing = |id: &Value| id.is_null() || id.as_i64().is_some_and(|id| id < 0);
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"] {
+        match config.get_mut(key) {
+            Some(Value::Array(ids)) => ids.retain(|id| !is_missing(id)),
+            Some(id) if is_missing(id) => *id = Value::Null,
+            _ => {}
+        }
     }
 }

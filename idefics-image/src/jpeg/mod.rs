@@ -42,7 +42,6 @@ use self::render::Renderer;
 use self::scan::ScanReader;
 pub(crate) use self::tables::Tables;
 use crate::output::read_ahead;
-use crate::resize::zeroed;
 
 /// The most scans that a file may have. Encoders write about ten; thousands of empty ones are an attack.
 const MAX_SCANS: usize = 500;
@@ -179,8 +178,8 @@ impl<'a> Decoder<'a> {
         if needed > max_bytes {
             return Err(JpegError::Memory(needed));
         }
-        // The coefficients are allocated by bands; whether there is room for all of them is asked at once.
-        if zeroed(needed as usize).is_err() {
+        // The coefficients are allocated by bands, which cannot fail one by one: ask for all of them beforehand.
+        if Vec::<u8>::new().try_reserve_exact(needed as usize).is_err() {
             return Err(JpegError::OutOfMemory(needed));
         }
         let frame = &self.frame;

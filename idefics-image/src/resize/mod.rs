@@ -1,6 +1,6 @@
 //! Resizing with exactly the values that Pillow computes.
 //!
-//! Two separable passes over 8-bit pixels, horizontal first (but in very tall pictures), with the intermediate rounded
+//! Two separable passes over 8-bit pixels, horizontal first except in very tall pictures, with the intermediate rounded
 //! to 8 bits. Weights are computed in f64, normalized, and rounded to 22-bit fixed point; sums are 32-bit integers. A
 //! pass along an unchanged side is left out.
 //!

@@ -275,14 +275,13 @@ impl Part {
 
 /// Whether the pass along the stored y axis comes first.
 ///
-/// Pillow goes along x first, but in a picture of which a side is more than 100 times the other: if that is its height and
-/// shrinks, along y.
+/// Pillow resizes along x first, except where the height is more than 100 times the width and shrinks: then along y first.
 ///
 /// Source: `Image.resize` of Pillow 12.3.
 fn is_down_first(orientation: Orientation, target: &ResizeTarget) -> bool {
     let (width, height) = (target.crop.width(), target.crop.height());
-    let is_upright_y_first = u64::from(height) > 100 * u64::from(width) && target.height < height;
-    is_upright_y_first != exchanges_axes(orientation)
+    let is_y_first = u64::from(height) > 100 * u64::from(width) && target.height < height;
+    is_y_first != exchanges_axes(orientation)
 }
 
 /// How the axes of a stored picture become those of the upright one.

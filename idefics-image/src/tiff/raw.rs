@@ -43,14 +43,19 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
     for down in 0..page.cut.down {
         let height = page.cut.height.min(page.height as usize - down * page.cut.height);
         let first = down * page.cut.across;
+        let of_planes = (0..page.planes()).map(|plane| plane * page.cut.count() + first);
+        let indices = of_planes.flat_map(|first| first..first + page.cut.across);
+        let places: Vec<(usize, usize)> = indices
+            .filter(|&index| index < offsets.len())
+            .map(|index| {
+                let offset = offset(page, offsets, index, rectangles).unwrap_or(u64::MAX);
+                (index, usize::try_from(offset).unwrap_or(usize::MAX))
+            })
+            .collect();
         for top in (0..height).step_by(most) {
             let rows = top..height.min(top + most);
             let mut band = zeroed(page.width as usize * rows.len() * page.mode.pixel_bytes())?;
-            let of_planes = (0..page.planes()).map(|plane| plane * page.cut.count() + first);
-            let indices = of_planes.flat_map(|first| first..first + page.cut.across);
-            for index in indices.filter(|&index| index < offsets.len()) {
-                let offset = offset(page, offsets, index, rectangles).unwrap_or(u64::MAX);
-                let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+            for &(index, offset) in &places {
                 read_rectangle(page, index, offset, rows.clone(), &mut band)?;
             }
             take(band);

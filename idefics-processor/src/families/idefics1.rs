@@ -25,8 +25,8 @@ impl FamilyRules for Idefics1 {
         ImageProcessorConfig::from_idefics1_object(section)
     }
 
-    fn image_seq_len(&self, _configured: Option<usize>) -> usize {
-        1 // images stand beside the text
+    fn image_seq_len(&self, _configured: Option<&Value>) -> Option<usize> {
+        Some(1) // images are separate from the text
     }
 
     fn adds_prompt_tokens(&self) -> bool {
@@ -41,7 +41,7 @@ impl FamilyRules for Idefics1 {
         true
     }
 
-    fn packs_tiles(&self) -> bool {
+    fn needs_equal_tiles(&self) -> bool {
         false // all are of one size
     }
 

@@ -25,8 +25,11 @@ impl FamilyRules for Idefics2 {
         ImageProcessorConfig::from_object(section)
     }
 
-    fn image_seq_len(&self, configured: Option<usize>) -> usize {
-        configured.unwrap_or(64) // `Idefics2Processor.__init__`
+    fn image_seq_len(&self, configured: Option<&Value>) -> Option<usize> {
+        match configured {
+            None | Some(Value::Null) => Some(64), // `Idefics2Processor.__init__`
+            Some(value) => value.as_u64().filter(|length| (1..=4096).contains(length)).map(|length| length as usize),
+        }
     }
 
     fn adds_prompt_tokens(&self) -> bool {
@@ -41,7 +44,7 @@ impl FamilyRules for Idefics2 {
         false
     }
 
-    fn packs_tiles(&self) -> bool {
+    fn needs_equal_tiles(&self) -> bool {
         true
     }
 
@@ -147,8 +150,8 @@ pub fn edges_size(width: u32, height: u32, shortest_edge: u32, longest_edge: u32
 }
 
 /// Writes each placeholder of `text` out: a fake token, `image_seq_len` image tokens, a fake token, for each of the
-/// image's `tiles` (1, or 5 with splitting). Two fake tokens in a row become one. A placeholder without an entry in `tiles`
-/// counts as one tile.
+/// image's `tiles` (1, or 5 with splitting), which has an entry for each placeholder; one that is missing counts as 1. Two fake
+/// tokens in a row become one.
 ///
 /// Under [`Compatibility::Transformers5`] a space follows a fake token that stands before anything but white space and
 /// `<`: the tokenizers that this version builds do not begin a word after a special token by themselves.

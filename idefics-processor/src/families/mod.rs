@@ -1,6 +1,6 @@
 //! What differs between the model families on the processor's side, one file each.
 //!
-//! A new family is a file that implements [`FamilyRules`] and a line in `of_model_type`.
+//! A new family is a file that implements [`FamilyRules`], and its entry in `FAMILIES`.
 
 mod idefics1;
 mod idefics2;
@@ -19,17 +19,19 @@ use crate::tokenizer::Compatibility;
 pub use idefics1::Idefics1;
 pub use idefics2::{Idefics2, edges_size, expand_images};
 
+/// Every family that is read.
+const FAMILIES: [&dyn FamilyRules; 2] = [&Idefics1, &Idefics2];
+
 /// The rules of the family that `model_type` of a `config.json` names; a folder that names none is one of Idefics2.
 pub(crate) fn of_model_type(model_type: Option<&str>) -> Option<&'static dyn FamilyRules> {
-    match model_type {
-        Some("idefics") => Some(&Idefics1),
-        None | Some("idefics2") => Some(&Idefics2),
-        Some(_) => None,
-    }
+    let name = model_type.unwrap_or("idefics2");
+    FAMILIES.into_iter().find(|family| family.model_type() == name)
 }
 
-/// The `model_type` values that are read.
-pub(crate) const SUPPORTED: &str = "idefics, idefics2";
+/// The `model_type` values that are read, for messages.
+pub(crate) fn supported() -> String {
+    FAMILIES.map(FamilyRules::model_type).join(", ")
+}
 
 /// How a family makes tiles of a picture and text of a prompt.
 ///
@@ -44,8 +46,9 @@ pub trait FamilyRules: Debug + Send + Sync {
     /// [`ImageConfigError::Field`] naming what cannot be honored.
     fn image_config(&self, section: Map<String, Value>) -> Result<ImageProcessorConfig, ImageConfigError>;
 
-    /// Image tokens of a tile; `configured` is `image_seq_len` of a `processor_config.json`.
-    fn image_seq_len(&self, configured: Option<usize>) -> usize;
+    /// Image tokens of a tile; `configured` is `image_seq_len` of a `processor_config.json`. `None` if that is no number of 1
+    /// to 4096.
+    fn image_seq_len(&self, configured: Option<&Value>) -> Option<usize>;
 
     /// Whether the processor adds image tokens and `<end_of_utterance>` to a tokenizer that lacks them.
     fn adds_prompt_tokens(&self) -> bool;
@@ -56,8 +59,8 @@ pub trait FamilyRules: Debug + Send + Sync {
     /// Whether conversations can be written without a chat template, each turn ended by `<end_of_utterance>`.
     fn writes_turns(&self) -> bool;
 
-    /// Whether all tiles of a batch stand in one array, so that without padding they must be of one size.
-    fn packs_tiles(&self) -> bool;
+    /// Whether all tiles of a batch fit in one array, so that without padding they must be of one size.
+    fn needs_equal_tiles(&self) -> bool;
 
     /// Rejects options of other families.
     ///
@@ -65,20 +68,21 @@ pub trait FamilyRules: Debug + Send + Sync {
     /// A [`ProcessorError`] of kind [`Input`](crate::ErrorKind::Input) that names the option.
     fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError>;
 
-    /// The tiles of an upright picture of `width` × `height` pixels, both at least 1. Needs no pixels.
+    /// The tiles of an upright picture of `width` × `height` pixels, both at least 1: rectangles inside the picture, and sides
+    /// of at least 1 pixel to bring them to. Needs no pixels.
     fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid;
 
     /// The text of a prompt as it is encoded: image tokens written out. Prompt lists come only where they are read.
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt;
 }
 
-/// What a picture becomes.
+/// How a picture is cut into tiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TileGrid {
-    /// Rows and columns that the picture is cut into; 1 and 1 if it stays whole.
+    /// Rows of the grid; 1 if the picture stays whole.
     pub rows: usize,
-    /// Columns of tiles.
+    /// Columns of the grid.
     pub cols: usize,
     /// Each tile: a rectangle of the picture, and the size that it is brought to. A rectangle without pixels becomes black.
     pub tiles: Vec<ResizeTarget>,
@@ -108,11 +112,11 @@ pub enum PromptText<'a> {
 pub struct PromptContext<'a> {
     /// The spellings of image tokens.
     pub tokens: &'a ImageTokens,
-    /// What each image becomes, in the order of the prompt.
+    /// What each image becomes, in the order of the prompt: one for each placeholder.
     pub grids: &'a [TileGrid],
-    /// Start and end of a text; empty if the tokenizer has none.
+    /// The start token; empty if the tokenizer has none.
     pub bos: &'a str,
-    /// The end token.
+    /// The end token; empty if the tokenizer has none.
     pub eos: &'a str,
     /// Spelling of `<end_of_utterance>`, if the tokenizer has it.
     pub end_of_utterance: Option<&'a str>,
