@@ -20,8 +20,6 @@ const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Largest chat template that is read, in bytes. Real ones have less than 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
-/// Longest image sequence that is accepted, in tokens; the models' have 64 to 1024.
-
 /// A folder with a checkpoint's files.
 #[derive(Debug, Clone)]
 pub(crate) struct Checkpoint {

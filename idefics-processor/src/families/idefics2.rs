@@ -28,6 +28,7 @@ impl FamilyRules for Idefics2 {
     fn image_seq_len(&self, configured: Option<&Value>) -> Option<usize> {
         match configured {
             None | Some(Value::Null) => Some(64), // `Idefics2Processor.__init__`
+            // The models have 64 to 1024.
             Some(value) => value.as_u64().filter(|length| (1..=4096).contains(length)).map(|length| length as usize),
         }
     }
