@@ -6,7 +6,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::jpeg::{self, JpegError};
 use crate::orientation::orientation;
 use crate::output::{Header, Output, RowSink};
-use crate::raster::Pixels;
 use crate::resize::zeroed;
 use crate::source::MAX_BYTES_PER_PIXEL;
 use crate::{Crop, DecodeOptions, Format, ImageError, Limits, ResizeTarget, RgbImage};
@@ -118,9 +117,7 @@ impl Input<'_> {
         self.check_size(width, height)?;
         let orientation = orientation(decoder.exif(), decoder.xmp());
         let mut rows = output.begin(Header { orientation, ..Header::new(width, height) }, self)?;
-        decoder
-            .decode(self.limits.max_decoded_bytes, |band| rows.push(&Pixels::Rgb(band)))
-            .map_err(|error| self.jpeg_error(error))?;
+        decoder.decode(self.limits.max_decoded_bytes, &mut rows).map_err(|error| self.jpeg_error(error))?;
         Ok(rows)
     }
 

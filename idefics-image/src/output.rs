@@ -59,7 +59,7 @@ impl<'a> Output<'a> {
         };
         let resizers = targets.into_iter().map(resizer).collect::<Result<_, _>>()?;
         let flattening = Flattening::new(self.alpha, keys);
-        Ok(RowSink { width: width as usize, flattening, resizers, gathered: Vec::new() })
+        Ok(RowSink { width: width as usize, flattening, resizers, gathered: Vec::new(), n_gathered: 0, n_written: 0 })
     }
 
     /// Takes a picture that its decoder only gives as a whole.
@@ -71,14 +71,81 @@ impl<'a> Output<'a> {
     }
 }
 
+/// Where a decoder writes rows of pixels, from the top.
+pub(crate) trait RowSpace {
+    /// Room for the next rows, `bytes` in all. What is in it beforehand means nothing.
+    fn space(&mut self, bytes: usize) -> &mut [u8];
+
+    /// Takes the rows that were written to the space.
+    fn take(&mut self);
+}
+
+/// Hands rows on that a decoder writes.
+pub(crate) struct Bands<F> {
+    rows: Vec<u8>,
+    n_written: usize,
+    take: F,
+}
+
+impl<F: FnMut(&[u8])> Bands<F> {
+    pub(crate) fn new(take: F) -> Self {
+        Self { rows: Vec::new(), n_written: 0, take }
+    }
+}
+
+impl<F: FnMut(&[u8])> RowSpace for Bands<F> {
+    fn space(&mut self, bytes: usize) -> &mut [u8] {
+        self.n_written = bytes;
+        room(&mut self.rows, 0, bytes)
+    }
+
+    fn take(&mut self) {
+        (self.take)(&self.rows[..self.n_written]);
+    }
+}
+
+/// `bytes` bytes behind the first `start` ones.
+fn room(buffer: &mut Vec<u8>, start: usize, bytes: usize) -> &mut [u8] {
+    if buffer.len() < start + bytes {
+        buffer.resize(start + bytes, 0);
+    }
+    &mut buffer[start..start + bytes]
+}
+
 /// A picture whose rows arrive, from the top.
 #[derive(Debug)]
 pub(crate) struct RowSink {
     width: usize,
     flattening: Flattening,
     resizers: Vec<RowResizer>,
-    /// RGB rows that are too few to be resized by themselves.
+    /// RGB rows that are too few to be resized by themselves; `n_gathered` bytes count.
     gathered: Vec<u8>,
+    n_gathered: usize,
+    /// Bytes of the space that was given out.
+    n_written: usize,
+}
+
+/// RGB without a transparent color. A picture that is wanted as it is, is written where it stays.
+impl RowSpace for RowSink {
+    fn space(&mut self, bytes: usize) -> &mut [u8] {
+        self.n_written = bytes;
+        match &mut self.resizers[..] {
+            [only] if self.n_gathered == 0 && only.is_copy(self.width) => only.space(bytes),
+            _ => room(&mut self.gathered, self.n_gathered, bytes),
+        }
+    }
+
+    fn take(&mut self) {
+        match &mut self.resizers[..] {
+            [only] if self.n_gathered == 0 && only.is_copy(self.width) => only.take(self.n_written),
+            _ => {
+                self.n_gathered += self.n_written;
+                if self.n_gathered >= 3 * MIN_BAND_PIXELS {
+                    self.resize_gathered();
+                }
+            }
+        }
+    }
 }
 
 /// Largest number of pixels that are brought to RGB together.
@@ -93,12 +160,13 @@ impl RowSink {
         let band = self.width * (BAND_PIXELS / self.width).max(1);
         for start in (0..pixels.len()).step_by(band) {
             let rgb = pixels.to_rgb(start..(start + band).min(pixels.len()), self.flattening);
-            if self.gathered.is_empty() && rgb.len() >= 3 * MIN_BAND_PIXELS {
+            if self.n_gathered == 0 && rgb.len() >= 3 * MIN_BAND_PIXELS {
                 self.resize(&rgb);
                 continue;
             }
-            self.gathered.extend_from_slice(&rgb);
-            if self.gathered.len() >= 3 * MIN_BAND_PIXELS {
+            room(&mut self.gathered, self.n_gathered, rgb.len()).copy_from_slice(&rgb);
+            self.n_gathered += rgb.len();
+            if self.n_gathered >= 3 * MIN_BAND_PIXELS {
                 self.resize_gathered();
             }
         }
@@ -116,10 +184,9 @@ impl RowSink {
     }
 
     fn resize_gathered(&mut self) {
-        let mut gathered = std::mem::take(&mut self.gathered);
-        self.resize(&gathered);
-        gathered.clear();
-        self.gathered = gathered;
+        let gathered = std::mem::take(&mut self.gathered);
+        self.resize(&gathered[..self.n_gathered]);
+        (self.gathered, self.n_gathered) = (gathered, 0);
     }
 }
 

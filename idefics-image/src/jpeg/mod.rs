@@ -41,7 +41,7 @@ use self::markers::{Markers, Stop};
 use self::render::Renderer;
 use self::scan::ScanReader;
 pub(crate) use self::tables::Tables;
-use crate::output::read_ahead;
+use crate::output::{RowSpace, read_ahead};
 
 /// The most scans that a file may have. Encoders write about ten; thousands of empty ones are an attack.
 const MAX_SCANS: usize = 500;
@@ -106,11 +106,11 @@ impl<'a> Decoder<'a> {
         self.markers.xmp
     }
 
-    /// Hands the pixels as RGB to `take`, from the top, in bands of whole rows: `[rows, width, 3]`. Both sides must be at
+    /// Writes the pixels as RGB to `out`, from the top, in bands of whole rows: `[rows, width, 3]`. Both sides must be at
     /// least 1. Progressive files need room for all their coefficients, which may take up to `max_bytes`.
-    pub(crate) fn decode(self, max_bytes: u64, take: impl FnMut(Vec<u8>) + Send) -> Result<(), JpegError> {
+    pub(crate) fn decode(self, max_bytes: u64, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
         let color = Color::of(&self.markers, &self.frame.components);
-        self.decode_as(color, max_bytes, take)
+        self.decode_as(color, max_bytes, out)
     }
 
     /// [`Self::decode`], whatever the file says of its colors. `color` must have as many components as the file.
@@ -118,7 +118,7 @@ impl<'a> Decoder<'a> {
         mut self,
         color: Color,
         max_bytes: u64,
-        take: impl FnMut(Vec<u8>) + Send,
+        out: &mut (impl RowSpace + Send),
     ) -> Result<(), JpegError> {
         let is_sequential = self.frame.process == Process::Sequential;
         if is_sequential {
@@ -128,14 +128,14 @@ impl<'a> Decoder<'a> {
             }
         }
         if is_sequential && self.scan.components.len() == self.frame.components.len() {
-            self.decode_single_scan(color, take)
+            self.decode_single_scan(color, out)
         } else {
-            self.decode_scans(color, max_bytes, take)
+            self.decode_scans(color, max_bytes, out)
         }
     }
 
     /// One scan has everything: bands are turned into pixels while the next ones are read.
-    fn decode_single_scan(mut self, color: Color, mut take: impl FnMut(Vec<u8>) + Send) -> Result<(), JpegError> {
+    fn decode_single_scan(mut self, color: Color, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
         let mut divisors = vec![None; self.frame.components.len()];
         latch(&self.markers, &self.frame, &self.scan, &mut divisors)?;
         let mut reader = ScanReader::new(self.file, &self.markers, &self.frame, &self.scan)?;
@@ -157,7 +157,7 @@ impl<'a> Decoder<'a> {
             bands.collect::<Result<Vec<_>, JpegError>>().map(Some)
         };
         read_ahead(read_group, |mut bands| {
-            renderer.render(&bands).into_iter().for_each(&mut take);
+            renderer.render(&bands, out);
             bands.iter_mut().for_each(Coefficients::clear);
             spare().append(&mut bands);
         })?;
@@ -168,12 +168,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// The coefficients come in several scans: all are read, then turned into pixels.
-    fn decode_scans(
-        mut self,
-        color: Color,
-        max_bytes: u64,
-        mut take: impl FnMut(Vec<u8>) + Send,
-    ) -> Result<(), JpegError> {
+    fn decode_scans(mut self, color: Color, max_bytes: u64, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
         let needed = (self.frame.stored_blocks() * (size_of::<Block>() + size_of::<u64>())) as u64;
         if needed > max_bytes {
             return Err(JpegError::Memory(needed));
@@ -219,14 +214,13 @@ impl<'a> Decoder<'a> {
         let mut renderer = Renderer::new(frame, layout, &divisors, color);
         let group = 2 * rayon::current_num_threads();
         let mut bands = bands.into_iter();
-        read_ahead(
-            || {
-                let group: Vec<Coefficients> = bands.by_ref().take(group).collect();
-                let rows = renderer.render(&group);
-                Ok((!rows.is_empty()).then_some(rows))
-            },
-            |rows| rows.into_iter().for_each(&mut take),
-        )
+        loop {
+            let bands: Vec<Coefficients> = bands.by_ref().take(group).collect();
+            if bands.is_empty() {
+                return Ok(());
+            }
+            renderer.render(&bands, out);
+        }
     }
 }
 

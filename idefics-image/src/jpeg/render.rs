@@ -13,6 +13,7 @@ use super::color::Color;
 use super::frame::{BLOCK, Component, Frame};
 use super::idct;
 use super::upsample::{Upsampler, Upsampling};
+use crate::output::RowSpace;
 
 /// Bytes of coefficients in a band: a part of a core's own cache.
 const BAND_BYTES: usize = 256 << 10;
@@ -78,17 +79,32 @@ impl<'a> Renderer<'a> {
         }
     }
 
-    /// Takes the next bands, and returns the rows that each lets finish: `[rows, width, pixel]`.
-    pub(super) fn render(&mut self, bands: &[Coefficients]) -> Vec<Vec<u8>> {
+    /// Takes the next bands, and writes the rows that they let finish to `out`: `[rows, width, pixel]`.
+    pub(super) fn render(&mut self, bands: &[Coefficients], out: &mut impl RowSpace) {
         let mut planes: Vec<Planes> = bands.par_iter().map(|band| self.transform(&band.all())).collect();
-        let finish = |index: usize| {
+        let stride = self.color.pixel_bytes() * self.frame.width;
+        let rows = |index: usize| self.rows(self.done + index);
+        let mut rest = out.space(stride * (0..planes.len()).map(|index| rows(index).len()).sum::<usize>());
+        let mut outs = Vec::with_capacity(planes.len());
+        for index in 0..planes.len() {
+            let (these, below) = rest.split_at_mut(stride * rows(index).len());
+            outs.push(these);
+            rest = below;
+        }
+        outs.into_par_iter().enumerate().for_each(|(index, out)| {
             let above = if index == 0 { self.last.as_ref() } else { Some(&planes[index - 1]) };
-            self.finish(self.done + index, above, &planes[index])
-        };
-        let rows = (0..planes.len()).into_par_iter().map(finish).collect();
+            self.finish(self.done + index, above, &planes[index], out);
+        });
         self.done += planes.len();
         self.last = planes.pop().or_else(|| self.last.take());
-        rows
+        out.take();
+    }
+
+    /// The rows of the picture that lie between the last row of the band above and that of this one, or to the end.
+    fn rows(&self, band: usize) -> Range<usize> {
+        let band_rows = self.layout.units * self.frame.max_v * BLOCK;
+        let end = if band + 1 == self.layout.count { self.frame.height } else { (band + 1) * band_rows - 1 };
+        (band * band_rows).saturating_sub(1)..end
     }
 
     fn transform(&self, blocks: &[&[Block]]) -> Planes {
@@ -103,18 +119,13 @@ impl<'a> Renderer<'a> {
         self.frame.components.iter().zip(&self.divisors).zip(blocks).map(plane).collect()
     }
 
-    /// The rows of the picture that lie between the last row of the band above and that of this one, or to the end.
-    fn finish(&self, band: usize, above: Option<&Planes>, planes: &Planes) -> Vec<u8> {
-        let Frame { width, height, max_v, .. } = *self.frame;
-        let band_rows = self.layout.units * max_v * BLOCK;
-        let first = (band * band_rows).saturating_sub(1);
-        let end = if band + 1 == self.layout.count { height } else { (band + 1) * band_rows - 1 };
+    /// The rows of a band as pixels.
+    fn finish(&self, band: usize, above: Option<&Planes>, planes: &Planes, out: &mut [u8]) {
+        let width = self.frame.width;
         let length = width.next_multiple_of(2 * BLOCK);
         let components = &self.frame.components;
         let mut upsamplers: Vec<Upsampler> = components.iter().map(|_| Upsampler::default()).collect();
-        let stride = self.color.pixel_bytes() * width;
-        let mut picture = vec![0; stride * (end - first)];
-        for (y, out) in (first..).zip(picture.chunks_exact_mut(stride)) {
+        for (y, out) in self.rows(band).zip(out.chunks_exact_mut(self.color.pixel_bytes() * width)) {
             let mut rows: [&[u8]; 4] = [&[]; 4];
             for (index, (component, upsampler)) in components.iter().zip(&mut upsamplers).enumerate() {
                 // Rows of this component in a band, and in a row.
@@ -130,6 +141,5 @@ impl<'a> Renderer<'a> {
             }
             self.color.convert(&rows[..components.len()], out);
         }
-        picture
     }
 }

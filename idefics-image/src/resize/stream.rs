@@ -174,6 +174,23 @@ impl RowResizer {
         });
     }
 
+    /// Whether the output is the stored picture, `width` pixels wide, as it is.
+    pub(crate) fn is_copy(&self, width: usize) -> bool {
+        let is_unchanged = self.down.is_none() && self.parts.iter().all(|part| part.across.is_none());
+        is_unchanged && self.columns == (0..width) && self.rows.start == 0
+    }
+
+    /// Room for the next rows of a copy, `bytes` in all.
+    pub(crate) fn space(&mut self, bytes: usize) -> &mut [u8] {
+        &mut self.out[3 * self.width * self.rows_made..][..bytes]
+    }
+
+    /// Counts rows that were written to the space.
+    pub(crate) fn take(&mut self, bytes: usize) {
+        self.rows_made += bytes / (3 * self.width);
+        self.rows_seen = self.rows_made;
+    }
+
     /// How many output rows the first `count` rows of the rectangle make.
     fn rows_made_of(&self, count: usize) -> usize {
         let Some(down) = &self.down else { return count };

@@ -7,6 +7,7 @@ use super::compressed::Place;
 use super::page::Page;
 use super::tag::Tag;
 use crate::jpeg::{Color, Decoder, Tables};
+use crate::output::Bands;
 
 const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
 
@@ -74,11 +75,12 @@ impl Jpeg {
             out.fill(0);
         }
         let mut outs = out.chunks_exact_mut(row_bytes);
-        decoder.decode_as(self.color, self.max_bytes, |band| {
+        let mut bands = Bands::new(|band: &[u8]| {
             for (row, out) in band.chunks_exact(width * pixel).zip(&mut outs) {
                 out[..width * pixel].copy_from_slice(row);
             }
-        })?;
+        });
+        decoder.decode_as(self.color, self.max_bytes, &mut bands)?;
         Ok(())
     }
 

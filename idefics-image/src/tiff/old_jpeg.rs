@@ -14,6 +14,7 @@ use super::page::Page;
 use super::tag::Tag;
 use super::ycbcr::Colors;
 use crate::jpeg::{Color, Decoder, Tables};
+use crate::output::Bands;
 
 const START_OF_IMAGE: [u8; 2] = [0xff, 0xd8];
 const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
@@ -43,11 +44,12 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     }
     let colors = Colors::of(page)?;
     let mut rows_left = height;
-    decoder.decode_as(Color::Plain { components: 3 }, max_bytes, |band| {
+    let mut bands = Bands::new(|band: &[u8]| {
         let rows = band.chunks_exact(3 * size.0 as usize).take(rows_left);
         rows_left -= rows.len();
         take(rows.flat_map(|row| row[..3 * width].as_chunks().0).flat_map(|&pixel| colors.rgb(pixel)).collect());
-    })?;
+    });
+    decoder.decode_as(Color::Plain { components: 3 }, max_bytes, &mut bands)?;
     Ok(())
 }
 
