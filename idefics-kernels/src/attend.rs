@@ -155,7 +155,7 @@ impl Sizes {
         Self { head_dim, panel, width, n_keys }
     }
 
-    /// Queries, scores and sums of so many queries.
+    /// Number of values that a block of `n_queries` needs for its queries, scores and sums.
     fn of_block(&self, n_queries: usize) -> [usize; 3] {
         [self.head_dim, self.n_keys, self.width].map(|values| n_queries.next_multiple_of(MOST_ROWS) * values)
     }

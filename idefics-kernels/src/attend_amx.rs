@@ -25,12 +25,12 @@ use task::Task;
 /// Queries of two tiles, which go together.
 const PAIR: usize = 2 * ROWS;
 
-/// Most pairs of tiles of queries in a task: keys and values are read once for so many, and the second cache holds what
-/// they need.
+/// Maximum number of pairs of query tiles in a task. Keys and values are read once per task, and its working set fits the
+/// L2 cache.
 const MOST_PAIRS: usize = 16;
 
-/// Tasks of a thread, about: from so many heads on a task is all of one, whose keys and values stay in its second cache as
-/// far as that holds them.
+/// Approximate number of tasks per thread. With at least this many heads per thread, a task is a whole head, whose keys and
+/// values stay in the thread's L2 cache as far as they fit.
 const TASKS: usize = 4;
 
 /// Steps of keys of a block: its scores and weights stay in the first cache.
@@ -122,7 +122,7 @@ fn attend_in<const K: usize, const V: usize>(attention: &Attention<'_>, out: Sha
     });
 }
 
-/// How many that is of numbers that are sums of so many.
+/// Number of tile products for two factors that are each split into `parts` terms; the smallest terms are left out.
 const fn products_of(parts: usize) -> usize {
     parts * (parts + 1) / 2
 }
@@ -189,8 +189,8 @@ impl Shape {
         self.keys_bytes() / size_of::<f32>() + self.tiles * self.value_parts * TILE_VALUES
     }
 
-    /// Values of the memory of one task for so many pairs of tiles of queries: of all pairs their queries, their sums, and
-    /// their largest scores and totals; of one pair scores, where queries are made before, and weights.
+    /// Number of values of each scratch buffer of a task with `n_pairs` pairs of query tiles. For all pairs: queries, sums,
+    /// and largest scores with totals. For one pair: scores (where queries are prepared first) and weights.
     fn scratch(&self, n_pairs: usize) -> [usize; 5] {
         [
             n_pairs * 2 * self.steps * TILE_VALUES,

@@ -71,7 +71,7 @@ impl Linear {
         if ops::computes_on(&device) { activations.cast(DType::F32) } else { activations }
     }
 
-    /// What activations are multiplied as: attention of what a layer projects goes by it too.
+    /// The format that activations are rounded to for the product. Attention over the layer's output uses it too.
     pub fn activations(&self) -> Activations {
         self.weight.reparameterization::<PackedWeight>().map_or(Activations::F32, PackedWeight::activations)
     }

@@ -25,7 +25,7 @@ const ROWS_BYTES: usize = 5 << 18;
 /// Steps of columns after which sums are put down: what a block of weights and the rows need stays in the caches.
 const CHUNK: usize = 16;
 
-/// Output features of a task, about: the activations are read once for so many.
+/// Approximate number of output features in a task; a task reads the activations once.
 const TASK: usize = 256;
 
 /// Rows or output features of two tiles.

@@ -49,11 +49,11 @@ impl<'a> Codes<'a> {
 /// How the codes of activations lie.
 #[derive(Clone, Copy)]
 enum Order {
-    /// Row after row, each of so many codes.
+    /// Row after row; the number of codes in a row.
     Rows(usize),
     /// The same, codes moved up by 128: those of VNNI, which are unsigned.
     UnsignedRows(usize),
-    /// Sixteen rows together, so many steps of [`STEP`] columns one after the other.
+    /// Sixteen rows together; the number of steps of [`STEP`] columns, which follow one another.
     Tiles(usize),
 }
 

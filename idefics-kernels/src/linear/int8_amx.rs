@@ -12,7 +12,7 @@ use crate::shared::with_scratch;
 /// Output features of a block: two tiles.
 const FEATURES: usize = 2 * ROWS;
 
-/// Blocks of a task, about: activations are read once for so many.
+/// Approximate number of blocks in a task; a task reads the activations once.
 const BLOCKS: usize = 3;
 
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {

@@ -171,8 +171,8 @@ pub fn linear_int8_on(
     Some(())
 }
 
-/// What multiplies a weight with so many rows on the best instruction set, and how many of its operations one of the
-/// product takes; `None` where it is not known.
+/// The arithmetic unit that multiplies `n_rows` rows with a weight on the best instruction set, and how many of its
+/// operations one multiplication of the product takes; `None` where it is not known.
 pub fn arithmetic(n_rows: usize, weight: &Weight<'_>, activations: Activations) -> Option<(Unit, f64)> {
     let isa = Isa::best();
     if activations == Activations::Int8 && n_rows > THIN_ROWS && int8::Codes::of(weight).is_some() {

@@ -50,7 +50,7 @@ impl Buffer {
     }
 }
 
-/// Kept memory for so many values, of at most twice the size.
+/// A kept buffer with room for `len` values and at most twice that size.
 fn kept(len: usize) -> Option<Memory> {
     if len * size_of::<f32>() < LEAST_BYTES {
         return None;
