@@ -130,14 +130,14 @@ impl RowSpace for RowSink {
     fn space(&mut self, bytes: usize) -> &mut [u8] {
         self.n_written = bytes;
         match &mut self.resizers[..] {
-            [only] if self.n_gathered == 0 && only.is_copy(self.width) => only.space(bytes),
+            [only] if only.is_copy(self.width) && self.n_gathered == 0 => only.space(bytes),
             _ => room(&mut self.gathered, self.n_gathered, bytes),
         }
     }
 
     fn take(&mut self) {
         match &mut self.resizers[..] {
-            [only] if self.n_gathered == 0 && only.is_copy(self.width) => only.take(self.n_written),
+            [only] if only.is_copy(self.width) && self.n_gathered == 0 => only.take(self.n_written),
             _ => {
                 self.n_gathered += self.n_written;
                 if self.n_gathered >= 3 * MIN_BAND_PIXELS {
@@ -155,6 +155,11 @@ const BAND_PIXELS: usize = 64 << 10;
 const MIN_BAND_PIXELS: usize = 16 << 10;
 
 impl RowSink {
+    /// Whether the stored picture itself is what is wanted.
+    pub(crate) fn is_copy(&self) -> bool {
+        matches!(&self.resizers[..], [only] if only.is_copy(self.width))
+    }
+
     /// Takes the next rows.
     pub(crate) fn push(&mut self, pixels: &Pixels) {
         let band = self.width * (BAND_PIXELS / self.width).max(1);

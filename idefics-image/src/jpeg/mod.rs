@@ -142,7 +142,8 @@ impl<'a> Decoder<'a> {
         let frame = &self.frame;
         let layout = render::Bands::of(frame);
         let mut renderer = Renderer::new(frame, layout, &divisors, color);
-        let group = rayon::current_num_threads();
+        // Enough for the thread that has read a group to help with the rendering of the last one.
+        let group = 4 * rayon::current_num_threads();
         let mut groups = (0..layout.count).step_by(group);
         let spare: Mutex<Vec<Coefficients>> = Mutex::new(Vec::new());
         let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);

@@ -81,7 +81,8 @@ impl<'a> Renderer<'a> {
 
     /// Takes the next bands, and writes the rows that they let finish to `out`: `[rows, width, pixel]`.
     pub(super) fn render(&mut self, bands: &[Coefficients], out: &mut impl RowSpace) {
-        let mut planes: Vec<Planes> = bands.par_iter().map(|band| self.transform(&band.all())).collect();
+        let mut planes: Vec<Planes> =
+            bands.par_iter().with_max_len(1).map(|band| self.transform(&band.all())).collect();
         let stride = self.color.pixel_bytes() * self.frame.width;
         let rows = |index: usize| self.rows(self.done + index);
         let mut rest = out.space(stride * (0..planes.len()).map(|index| rows(index).len()).sum::<usize>());
@@ -91,7 +92,7 @@ impl<'a> Renderer<'a> {
             outs.push(these);
             rest = below;
         }
-        outs.into_par_iter().enumerate().for_each(|(index, out)| {
+        outs.into_par_iter().with_max_len(1).enumerate().for_each(|(index, out)| {
             let above = if index == 0 { self.last.as_ref() } else { Some(&planes[index - 1]) };
             self.finish(self.done + index, above, &planes[index], out);
         });

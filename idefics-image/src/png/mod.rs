@@ -12,7 +12,7 @@ use image::metadata::Orientation;
 use crate::ImageError;
 use crate::decode::Input;
 use crate::orientation::orientation;
-use crate::output::{self, Output, RowSink};
+use crate::output::{self, Output, RowSink, RowSpace};
 use crate::raster::{Keys, Palette, Pixels, Raster, clip};
 use packed::PackedPixels;
 
@@ -36,6 +36,9 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Res
     let mut rows = output.begin(output::Header { width, height, orientation, keys }, input)?;
     if header.is_interlaced || file.frame.is_some_and(|frame| frame != Frame::whole(header)) {
         rows.push(&file.whole(header, pixels)?);
+    } else if header.is_rgb() && keys == Keys::default() && rows.is_copy() {
+        pixels.read_to(rows.space(3 * width as usize * height as usize))?;
+        rows.take();
     } else {
         pixels.read_bands(|band| rows.push(&file.unpack(header, band)))?;
     }
@@ -350,6 +353,11 @@ impl Header {
             return Err(input.damaged(reason));
         }
         Ok(Self { width, height, depth, color_type, is_interlaced: interlace != 0 })
+    }
+
+    /// Whether the pixels are stored as 8-bit RGB.
+    fn is_rgb(&self) -> bool {
+        (self.color_type, self.depth) == (RGB, 8)
     }
 
     fn channels(&self) -> u64 {

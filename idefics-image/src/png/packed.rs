@@ -126,15 +126,16 @@ impl<'a> PackedPixels<'a> {
     }
 
     /// All rows.
-    pub(super) fn read_whole(mut self) -> Result<Vec<u8>, ImageError> {
+    pub(super) fn read_whole(self) -> Result<Vec<u8>, ImageError> {
         self.input.check_memory(self.whole)?;
         let mut packed = self.input.zeroed(self.row * self.height)?;
-        if self.reader.info().interlaced {
-            self.read_passes(&mut packed)?;
-        } else {
-            self.read_rows(&mut packed, 0)?;
-        }
+        self.read_to(&mut packed)?;
         Ok(packed)
+    }
+
+    /// Writes all rows to `packed`, which is zero; those that are not there stay so.
+    pub(super) fn read_to(mut self, packed: &mut [u8]) -> Result<(), ImageError> {
+        if self.reader.info().interlaced { self.read_passes(packed) } else { self.read_rows(packed, 0).map(drop) }
     }
 
     /// Hands the rows to `take` in bands from the top, while the next ones are decompressed.
