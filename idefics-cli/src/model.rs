@@ -7,9 +7,7 @@ use idefics_checkpoint::{Checkpoint, Pickles};
 use idefics_generate::nn::checkpoint::WeightMemory;
 use idefics_generate::nn::{Activations, PackedFormat};
 use idefics_generate::placement::Plan;
-use idefics_generate::{
-    AnyModel, Device, DeviceChoice, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions,
-};
+use idefics_generate::{Device, DeviceChoice, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions};
 use idefics_hub::{HubOptions, ModelSource};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -88,7 +86,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     let checkpoint = config.as_ref().and_then(|_| Checkpoint::open_with(folder, global.pickles()).ok());
     let known = config.as_ref().zip(checkpoint.as_ref()); // what is wrong with the files is said when they are loaded
     let needed = |device: &Device, weights: WeightOptions| match known {
-        Some((config, checkpoint)) => AnyModel::memory(config, Some(checkpoint), device, weights),
+        Some((config, checkpoint)) => config.memory(Some(checkpoint), device, weights),
         None => Ok(WeightMemory::default()),
     };
     let (choice, device, weights) = device_for(global, 0, needed)?;

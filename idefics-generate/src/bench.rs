@@ -2,16 +2,15 @@
 
 use std::time::Instant;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Tensor};
 use idefics_nn::profile::{Operation, Profiler};
-use idefics_nn::{DeviceLease, KvCache, ParameterVisitor, can_record, visit_parameters};
+use idefics_nn::{DeviceLease, KvCache, can_record};
 use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
 use serde::Serialize;
 
 use crate::generation::ReplayedStep;
 use crate::pipeline::milliseconds;
-use crate::{AnyModel, EncodeStage, Error, Model, ModelConfig, Prompts, SeenImages};
+use crate::{AssembledModel, EncodeStage, Error, ModelConfig, Prompts, SeenImages, VisionBatch};
 
 /// What an answer is about, and how often it is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,21 +29,19 @@ pub struct BenchOptions {
     pub profile: bool,
     /// Has a GPU record a decode step and replay it, with a lease.
     pub replays: Option<DeviceLease>,
+    /// How many images are encoded together.
+    pub vision_batch: VisionBatch,
 }
 
 impl BenchOptions {
     /// Bytes of KV cache that a model of that shape takes on the CPU, whose activations are f32, with `n_images` tiles of all
     /// its images.
     pub fn cache_bytes(&self, config: &ModelConfig, n_images: usize) -> u64 {
-        let (row, image_tokens) = match config {
-            // Every image has keys and values of its own in each layer of gated cross-attention.
-            ModelConfig::Idefics1(config) => {
-                (config.text().context_bytes(n_images * config.vectors_per_image(), DType::F32), n_images)
-            }
-            ModelConfig::Idefics2(config) => (0, n_images * config.perceiver_config.resampler_n_latents),
-        };
+        let family = config.family();
+        let (row, image_tokens) =
+            (family.context_bytes(n_images, DType::F32), n_images * family.image_placeholder().len());
         let slots = self.prompt_tokens.max(1 + image_tokens).saturating_add(self.new_tokens).saturating_add(1);
-        let slot = config.text_config().cache_bytes(1, 1, DType::F32) as u64;
+        let slot = family.shape().text.cache_bytes(1, 1, DType::F32) as u64;
         (row as u64).saturating_add(slot.saturating_mul(slots as u64)).saturating_mul(self.batch as u64)
     }
 }
@@ -149,18 +146,18 @@ impl StageProfile {
     }
 }
 
-impl AnyModel {
-    /// Measures each stage.
+impl ModelConfig {
+    /// Measures each stage of `model`, which is of this configuration.
     ///
     /// # Errors
     /// [`Error`] for prompts that do not fit the model, or a device that fails.
     pub fn bench(
         &self,
+        model: &dyn AssembledModel,
         processor: &ImageProcessor,
         options: &BenchOptions,
         mut progress: impl FnMut(&'static str),
     ) -> Result<BenchReport, Error> {
-        let model = self.as_model();
         let finish = || model.device().sync().map_err(|error| Error::Execution { reason: format!("{error:?}") });
         let pictures: Vec<RgbImage> = options.images.iter().map(|&(width, height)| picture(width, height)).collect();
         let all = std::iter::repeat_n(&pictures, options.batch).flatten();
@@ -181,7 +178,7 @@ impl AnyModel {
         let (mut vision_ms, mut connector_ms) = (Vec::new(), Vec::new());
         for run in 0..=runs {
             let (mut since, mut vision, mut connector) = (Instant::now(), 0.0, 0.0);
-            image_hidden_states = model.encode_in_stages(&tiles, &mut |stage| {
+            image_hidden_states = model.encode_in_stages(&tiles, options.vision_batch, &mut |stage| {
                 finish()?;
                 match stage {
                     EncodeStage::Vision => vision += milliseconds(since),
@@ -199,7 +196,7 @@ impl AnyModel {
         if options.profile {
             let mut profiler = Profiler::start();
             let mut stages = [StageProfile::new("vision tower"), StageProfile::new("connector")];
-            model.encode_in_stages(&tiles, &mut |stage| {
+            model.encode_in_stages(&tiles, options.vision_batch, &mut |stage| {
                 finish()?;
                 match stage {
                     EncodeStage::Vision => stages[0].add(&mut profiler),
@@ -248,75 +245,48 @@ impl AnyModel {
             decode_launched_ms_per_token: replayed_ms.map(|_| launched_ms),
             replay_refusal,
             decode_tokens_per_s: decode_ms.rate(1e3 * options.batch as f64),
-            decode_bytes_per_token: self.decode_bytes(&cache),
-            dtype: self.dtype(),
+            decode_bytes_per_token: self.decode_bytes(model, &cache),
+            dtype: format!("{:?}", model.embedding_dtype()).to_lowercase(),
             profile,
         })
     }
 
-    /// Rows of words with `n_images` images each, where the family has them.
+    /// Rows of words with `n_images` images each.
     fn prompts(&self, n_images: usize, options: &BenchOptions) -> Result<Prompts, Error> {
-        let rows = |mut row: Vec<u32>| {
-            row.resize(row.len().max(options.prompt_tokens), FILLER);
-            Prompts::pad_left(&vec![row; options.batch], FILLER)
-        };
-        Ok(match self {
-            Self::Idefics1(_) => {
-                let prompts = rows(vec![FILLER; 1 + n_images])?;
-                // Every token sees the last image.
-                let slots = prompts.input_ids().len();
-                let seen = (0..slots).flat_map(|_| (1..=n_images).map(|image| image == n_images)).collect();
-                let seen = SeenImages::new(vec![n_images; options.batch], prompts.seq(), seen)?;
-                prompts.with_seen_images(seen)?
-            }
-            Self::Idefics2(model) => {
-                let image_tokens = n_images * model.config().perceiver_config.resampler_n_latents;
-                let mut row = vec![FILLER];
-                row.resize(1 + image_tokens, model.config().image_token_id);
-                rows(row)?
-            }
-        })
-    }
-
-    /// The dtype of matrices that are not quantised.
-    fn dtype(&self) -> String {
-        let embedding = match self {
-            Self::Idefics1(model) => &model.model.text.embed_tokens.table.weight,
-            Self::Idefics2(model) => &model.model.text_model.embed_tokens.weight,
-        };
-        format!("{:?}", embedding.val().dtype()).to_lowercase()
+        let mut row = vec![FILLER];
+        row.extend(self.family().image_placeholder().repeat(n_images));
+        row.resize(row.len().max(options.prompt_tokens), FILLER);
+        let prompts = Prompts::pad_left(&vec![row; options.batch], FILLER)?;
+        if self.family().context_bytes(1, DType::F32) == 0 {
+            return Ok(prompts);
+        }
+        // Every token sees the last image.
+        let slots = prompts.input_ids().len();
+        let seen = (0..slots).flat_map(|_| (1..=n_images).map(|image| image == n_images)).collect();
+        let seen = SeenImages::new(vec![n_images; options.batch], prompts.seq(), seen)?;
+        Ok(prompts.with_seen_images(seen)?)
     }
 
     /// Bytes of weights that a step behind `cache` reads: those of the decoder and the head, not the embedding table.
-    fn decode_bytes(&self, cache: &KvCache) -> usize {
-        match self {
-            Self::Idefics1(model) => {
-                let text = &model.model.text;
-                let sees = cache.context().is_some_and(|context| !context.view().is_blind());
-                let gated = text.gated_cross_attn_layers.iter().map(|layer| match sees {
-                    // Keys and values of the images are in the cache.
-                    true => bytes(layer) - bytes(&layer.cross_attn.k_proj) - bytes(&layer.cross_attn.v_proj),
-                    false => bytes(&layer.mlp),
-                });
-                gated.sum::<usize>() + bytes(&text.layers) + bytes(&text.norm) + bytes(&model.lm_head)
-            }
-            Self::Idefics2(model) => {
-                let text = &model.model.text_model;
-                bytes(&text.layers) + bytes(&text.norm) + bytes(&model.lm_head)
-            }
-        }
+    fn decode_bytes(&self, model: &dyn AssembledModel, cache: &KvCache) -> usize {
+        let sees_images = cache.context().is_some_and(|context| !context.seen(cache.len()..cache.len() + 1).is_blind());
+        let mut sum = 0;
+        model.weight_bytes_of_each(&mut |name, bytes| {
+            sum += if self.family().is_read_by_step(name, sees_images) { bytes } else { 0 };
+        });
+        sum
     }
 }
 
 /// Milliseconds of steps that are launched one operation at a time.
-fn launched_times(model: &dyn Model, cache: &mut KvCache, options: &BenchOptions) -> Result<Spread, Error> {
+fn launched_times(model: &dyn AssembledModel, cache: &mut KvCache, options: &BenchOptions) -> Result<Spread, Error> {
     let next_tokens = vec![FILLER; options.batch];
     repeat(options.new_tokens, || finish_step(model.decode(&next_tokens, cache)?))
 }
 
 /// Milliseconds of the same steps once more, replayed, if they are to be, or why they are not.
 fn replayed_times(
-    model: &dyn Model,
+    model: &dyn AssembledModel,
     cache: &mut KvCache,
     options: &BenchOptions,
 ) -> Result<(Option<Spread>, Option<String>), Error> {
@@ -345,7 +315,7 @@ fn finish_step(logits: Tensor<2>) -> Result<(), Error> {
 }
 
 /// A token that every vocabulary has.
-const FILLER: u32 = 1;
+pub(crate) const FILLER: u32 = 1;
 
 /// Milliseconds of each of `runs` calls, after one that does not count.
 fn repeat(runs: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<Spread, Error> {
@@ -363,40 +333,4 @@ fn repeat(runs: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<Sp
 fn picture(width: u32, height: u32) -> RgbImage {
     let pixel = |index: u32| [index % width, index / width, index].map(|value| (value.wrapping_mul(37) >> 2) as u8);
     RgbImage::new(width, height, (0..width * height).flat_map(pixel).collect()).expect("there is a byte a channel")
-}
-
-/// Parameters of a module, in whatever format they are held.
-pub fn parameters<M: Module>(module: &M) -> usize {
-    struct Count(usize);
-    impl ParameterVisitor for Count {
-        fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-            // The scales of a quantised weight lie below the weight.
-            if !name.contains(".weight.") {
-                self.0 += param.lazy_shape().num_elements();
-            }
-        }
-    }
-    let mut count = Count(0);
-    visit_parameters(module, &mut count);
-    count.0
-}
-
-/// Bytes that a module's weights take, in whatever format they are held.
-pub fn bytes<M: Module>(module: &M) -> usize {
-    struct Sum(usize);
-    impl ModuleVisitor for Sum {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            // The plain weight beside a quantised one is never made.
-            if param.is_initialized() {
-                self.0 += param.lazy_shape().num_elements() * param.base().dtype().size();
-            }
-        }
-
-        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-            self.0 += param.lazy_shape().num_elements() * param.base().dtype().size();
-        }
-    }
-    let mut sum = Sum(0);
-    module.visit(&mut sum);
-    sum.0
 }

@@ -82,7 +82,7 @@ pub enum Error {
         /// What it says.
         family: String,
         /// What is implemented.
-        supported: &'static str,
+        supported: String,
     },
     /// A model of another generation than was asked for.
     #[error("{}: `model_type` is of another generation than {expected:?}", path.display())]

@@ -148,7 +148,7 @@ impl Idefics {
         }
         let tiles: Vec<&ImageTile> = missing.iter().map(|&index| &images[index]).collect();
         let mut since = clock;
-        let encoded = self.model.encode_in_stages(&tiles, &mut |stage| {
+        let encoded = self.model.encode_in_stages(&tiles, self.vision_batch, &mut |stage| {
             self.sync()?;
             match stage {
                 EncodeStage::Vision => timings.vision_ms += milliseconds(since),

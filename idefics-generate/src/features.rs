@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use idefics_processor::image::ImageTile;
-use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, plan_batches};
+use idefics_vision::{PatchGrid, plan_batches};
 
 use crate::VisionBatch;
 use crate::inputs::InputError;
@@ -14,9 +14,10 @@ use crate::inputs::InputError;
 pub struct ImageBatch<'i> {
     /// Which images these are, by their place in the prompt's list.
     pub image_indices: Vec<usize>,
-    /// Their patches.
-    pub layout: PatchLayout,
-    images: Vec<&'i ImageTile>,
+    /// The patches of each.
+    pub grid: PatchGrid,
+    /// The images, in the order of `image_indices`.
+    pub images: Vec<&'i ImageTile>,
     /// Pixels of the whole patches: what lies beyond them is cut off.
     height: usize,
     width: usize,
@@ -72,32 +73,47 @@ pub(crate) fn arrange(image_hidden_states: Tensor<3>, places: &[usize]) -> Tenso
     image_hidden_states.select(0, Tensor::from_data(TensorData::from(places.as_slice()), options))
 }
 
-/// Groups the images of a prompt into batches; nothing is ever computed on padding.
+/// The vectors of each batch, `[n_images, n_vectors, d]` each, as one tensor in the order of the images; `None` if there is
+/// none.
+pub(crate) fn in_order(batches: &[ImageBatch<'_>], image_hidden_states: Vec<Tensor<3>>) -> Option<Tensor<3>> {
+    if image_hidden_states.is_empty() {
+        return None;
+    }
+    let image_hidden_states = Tensor::cat(image_hidden_states, 0); // [n_images, n_vectors, d], batch after batch
+    let mut places = vec![0; image_hidden_states.dims()[0]];
+    let encoded = batches.iter().flat_map(|batch| &batch.image_indices);
+    for (row, &image_idx) in encoded.enumerate() {
+        places[image_idx] = row;
+    }
+    Some(arrange(image_hidden_states, &places))
+}
+
+/// Groups the images of a prompt into batches of one patch grid; nothing is ever computed on padding. Patches have
+/// `patch_size` pixels on each side, and take `bytes_per_patch` of activations each.
 ///
 /// # Errors
 /// [`InputError::Patches`] for an image that has no whole patch, or too many.
 pub fn image_batches<'i>(
     images: &'i [impl Borrow<ImageTile>],
-    config: &VisionConfig,
+    patch_size: usize,
+    bytes_per_patch: usize,
     vision_batch: VisionBatch,
 ) -> Result<Vec<ImageBatch<'i>>, InputError> {
-    let (patch, positions) = (config.patch_size, config.positions_per_side());
     let grids = images
         .iter()
         .enumerate()
         .map(|(image_idx, image)| {
             let image = image.borrow();
-            PatchGrid::whole_patches(image.height(), image.width(), patch)
+            PatchGrid::whole_patches(image.height(), image.width(), patch_size)
                 .map_err(|source| InputError::Patches { image_idx, source })
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let image_bytes = |grid: PatchGrid| (grid.patches() * config.activation_bytes_per_patch()) as u64;
+    let image_bytes = |grid: PatchGrid| (grid.patches() * bytes_per_patch) as u64;
     let planned = plan_batches(&grids, |grid| vision_batch.images(image_bytes(grid)));
     let batches = planned.into_iter().map(|image_indices| {
         let grid = grids[image_indices[0]];
-        let layout = PatchLayout::new(&vec![grid; image_indices.len()], positions);
         let images = image_indices.iter().map(|&image_idx| images[image_idx].borrow()).collect();
-        ImageBatch { image_indices, layout, images, height: grid.rows * patch, width: grid.cols * patch }
+        ImageBatch { image_indices, grid, images, height: grid.rows * patch_size, width: grid.cols * patch_size }
     });
     Ok(batches.collect())
 }

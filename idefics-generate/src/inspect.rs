@@ -3,38 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::module::Param;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device};
 use idefics_checkpoint::{Checkpoint, CheckpointError, Pickles};
 use idefics_nn::checkpoint::WeightMemory;
-use idefics_nn::{PackedFormat, ParameterVisitor, can_record, kept_bytes, visit_parameters};
+use idefics_nn::{PackedFormat, can_record, kept_bytes};
 use idefics_text::TextConfig;
 use serde::Serialize;
 
 use crate::loading::weight_warnings;
-use crate::{AnyModel, DeviceChoice, Error, ModelConfig, ModelWarning, WeightFormat, WeightOptions};
-
-/// The parts of a model by their prefix in the checkpoint, in the order in which data meets them; the first that fits
-/// counts.
-type Prefixes = &'static [(&'static str, &'static str)];
-
-const IDEFICS1_PARTS: Prefixes = &[
-    ("vision_model", "model.vision_model."),
-    ("perceiver_resampler", "model.perceiver_resampler."),
-    ("embed_tokens", "model.embed_tokens."),
-    ("gated_cross_attn_layers", "model.gated_cross_attn_layers."),
-    ("layers", "model."),
-    ("lm_head", "lm_head."),
-];
-
-const IDEFICS2_PARTS: Prefixes = &[
-    ("vision_model", "model.vision_model."),
-    ("modality_projection", "model.connector.modality_projection."),
-    ("perceiver_resampler", "model.connector.perceiver_resampler."),
-    ("embed_tokens", "model.text_model.embed_tokens."),
-    ("text_model", "model.text_model."),
-    ("lm_head", "lm_head."),
-];
+use crate::{AssembledModel, DeviceChoice, Error, ModelConfig, ModelWarning, WeightFormat, WeightOptions};
 
 /// A model at a glance. No weight was read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -114,9 +91,9 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
             checkpoint => Some(checkpoint?),
         },
     };
-    let model = AnyModel::new(&config, device).map_err(|source| Error::Config { path: path.to_owned(), source })?;
-    let mut parts = Parts::of(&config);
-    parts.count_shape(&model, config.tied(), checkpoint.is_none());
+    let model = config.assemble(device).map_err(|source| Error::Config { path: path.to_owned(), source })?;
+    let mut parts = Parts::of(config.family().parts());
+    parts.count_shape(&*model, config.family().tied(), checkpoint.is_none());
     let mut dtypes = BTreeMap::new();
     let mut files: Vec<String> = Vec::new();
     for (name, tensor) in checkpoint.iter().flat_map(Checkpoint::tensors) {
@@ -131,13 +108,9 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
     }
     files.sort();
     let parts: Vec<Part> = parts.found();
-    let text = config.text_config();
-    let image_tokens = match &config {
-        ModelConfig::Idefics1(config) => config.vectors_per_image(),
-        ModelConfig::Idefics2(config) => config.perceiver_config.resampler_n_latents,
-    };
-    let options = WeightOptions::DEFAULT.load_options(config.tied(), None);
-    let of_checkpoint = |checkpoint| weight_warnings(&model, path, checkpoint, &options);
+    let text = config.family().shape().text;
+    let options = WeightOptions::DEFAULT.load_options(config.family().tied(), None);
+    let of_checkpoint = |checkpoint| weight_warnings(&*model, path, checkpoint, &options);
     let warnings = checkpoint.as_ref().map_or_else(Vec::new, of_checkpoint);
     let records = records_steps(&text, device);
     let precisions = ways_to_hold(choice, checkpoint.as_ref()).map(|(name, options)| {
@@ -147,18 +120,14 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
         PrecisionMemory {
             name,
             options,
-            weights: options.load_options(config.tied(), config.quantization_on_load(checkpoint.as_ref())).memory(
-                &model,
-                checkpoint.as_ref(),
-                device,
-            ),
+            weights: config.memory_of(&*model, checkpoint.as_ref(), device, &options),
             cache_bytes_per_token: text.cache_bytes(1, 1, activations),
             recording_bytes_per_token: if records { text.cache_bytes(1, 1, activations) } else { 0 },
         }
     });
     Ok(Inspection {
         folder: path.to_owned(),
-        family: config.family(),
+        family: config.family().model_type(),
         parameters: parts.iter().map(|part| part.parameters).sum(),
         file_bytes: parts.iter().map(|part| part.file_bytes).sum(),
         files,
@@ -166,7 +135,7 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
         parts,
         precisions: precisions.collect(),
         kept_bytes: kept_bytes(device),
-        image_tokens,
+        image_tokens: config.family().vectors_per_image(),
         max_position_embeddings: text.max_position_embeddings,
         warnings,
     })
@@ -200,11 +169,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(config: &ModelConfig) -> Self {
-        let names = match config {
-            ModelConfig::Idefics1(_) => IDEFICS1_PARTS,
-            ModelConfig::Idefics2(_) => IDEFICS2_PARTS,
-        };
+    fn of(names: &[(&'static str, &'static str)]) -> Self {
         let part = |&(name, _): &(&'static str, _)| Part { name, tensors: 0, parameters: 0, file_bytes: 0 };
         Self { prefixes: names.iter().map(|(_, prefix)| *prefix).collect(), parts: names.iter().map(part).collect() }
     }
@@ -216,24 +181,16 @@ impl Parts {
     }
 
     /// Counts the parameters that a configuration asks for, tied ones once, and, with `tensors`, these too.
-    fn count_shape(&mut self, model: &AnyModel, tied: &[(&str, &str)], tensors: bool) {
-        struct Count<'a> {
-            parts: &'a mut Parts,
-            tied: &'a [(&'a str, &'a str)],
-            tensors: bool,
-        }
-        impl ParameterVisitor for Count<'_> {
-            fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-                if self.tied.iter().any(|(tied, _)| *tied == name) {
-                    return;
-                }
-                if let Some(part) = self.parts.named(name) {
-                    part.parameters += param.lazy_shape().num_elements();
-                    part.tensors += usize::from(self.tensors);
-                }
+    fn count_shape(&mut self, model: &dyn AssembledModel, tied: &[(&str, &str)], tensors: bool) {
+        model.parameter_shapes(&mut |name, shape| {
+            if tied.iter().any(|(tied, _)| *tied == name) {
+                return;
             }
-        }
-        visit_parameters(model, &mut Count { parts: self, tied, tensors });
+            if let Some(part) = self.named(name) {
+                part.parameters += shape.num_elements();
+                part.tensors += usize::from(tensors);
+            }
+        });
     }
 
     /// Those that the model has.

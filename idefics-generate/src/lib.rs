@@ -31,7 +31,9 @@ mod weights;
 
 pub use answer::{Answer, Timings, Usage};
 pub use background::BackgroundText;
-pub use config::{Idefics1Config, Idefics2Config, ModelConfig, QuantizationConfig};
+pub use config::{
+    FAMILIES, FamilyConfig, Idefics1Config, Idefics2Config, ModelConfig, ModelFamily, QuantizationConfig,
+};
 pub use conversation::Conversation;
 pub use device::{
     DeviceChoice, DeviceError, DeviceInfo, DeviceKind, DeviceRates, Precision, device_memory_bytes, measure_device,
@@ -44,11 +46,12 @@ pub use generation_config::{
     EarlyStopping, EosTokenId, GenerationConfig, GenerationError, GenerationWarning, OneOrMany,
 };
 pub use inputs::{InputError, Prompts, SeenImages};
-pub use loading::AnyModel;
+pub use loading::load_model;
 pub use models::idefics1::Idefics1;
 pub use models::idefics2::Idefics2;
-pub use models::{EncodeStage, LogitsToKeep, Model, VisionBatch};
+pub use models::{AssembledModel, EncodeStage, LayerRun, LogitsToKeep, Model, ModelShape, VisionBatch};
 pub use pipeline::{Idefics, LoadStage};
+use placement::Placement;
 pub use prepared::Prepared;
 pub use quantize::quantize_folder;
 pub use rank::{RankOptions, RankedLabel, Ranking};

@@ -11,10 +11,11 @@ use idefics_nn::checkpoint::LoadProgress;
 use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
+use crate::loading::load_placed;
 use crate::placement::{Placement, Plan};
 use crate::{
-    Answer, AnyModel, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationWarning, InputError,
-    Model, ModelConfig, ModelWarning, Prompts, Timings, Usage, VisionBatch, WeightOptions,
+    Answer, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationWarning, InputError, Model,
+    ModelConfig, ModelWarning, Prompts, Timings, Usage, VisionBatch, WeightOptions,
 };
 
 /// A model with its processor and its generation options.
@@ -22,6 +23,8 @@ use crate::{
 pub struct Idefics {
     folder: PathBuf,
     pub(crate) model: Box<dyn Model>,
+    config: ModelConfig,
+    pub(crate) vision_batch: VisionBatch,
     processor: Processor,
     generation_config: GenerationConfig,
     device: Device,
@@ -58,10 +61,10 @@ impl Idefics {
     }
 
     /// As [`Idefics::from_folder`], each part where a plan for this model's configuration says
-    /// ([`Idefics1Config::blocks`](crate::Idefics1Config::blocks)).
+    /// ([`ModelConfig::blocks`]).
     ///
     /// # Errors
-    /// As [`Idefics::from_folder`]; [`Error::NotPlaceable`] for Idefics2.
+    /// As [`Idefics::from_folder`]; [`Error::NotPlaceable`] for a model that cannot be split.
     pub fn from_folder_placed(
         folder: &Path,
         plan: &Plan,
@@ -82,7 +85,7 @@ impl Idefics {
     ) -> Result<Self, Error> {
         let config = ModelConfig::from_folder(folder)?;
         let mut generation_config = GenerationConfig::from_folder(folder)?;
-        let dropped = generation_config.drop_unsupported(config.vocab_size()).into_iter();
+        let dropped = generation_config.drop_unsupported(config.family().shape().vocab_size).into_iter();
         let path = folder.join("generation_config.json");
         let mut warnings: Vec<ModelWarning> =
             dropped.map(|warning| ModelWarning::Generation { path: path.clone(), warning }).collect();
@@ -91,12 +94,26 @@ impl Idefics {
         warnings.extend(check_tokens(folder, &config, &processor)?);
 
         let progress = |loaded| progress(LoadStage::Weights(loaded));
-        let (model, of_weights) = AnyModel::from_config(&config, folder, device, placement, weights, progress)?;
+        let placement = match placement {
+            Some(_) if config.family().blocks().is_empty() => {
+                return Err(Error::NotPlaceable { folder: folder.to_owned() });
+            }
+            Some(placement) => placement.clone(),
+            None => Placement::on(device),
+        };
+        let (model, of_weights) = load_placed(&config, folder, &placement, weights, progress)?;
         warnings.extend(of_weights);
-        let features = Mutex::new(FeatureCache::new(FEATURE_BYTES));
-        let (model, device) = (model.into_model(), device.clone());
-        let folder = folder.to_owned();
-        Ok(Self { folder, model, processor, generation_config, device, features, warnings })
+        Ok(Self {
+            folder: folder.to_owned(),
+            model,
+            config,
+            vision_batch: VisionBatch::default(),
+            processor,
+            generation_config,
+            device: device.clone(),
+            features: Mutex::new(FeatureCache::new(FEATURE_BYTES)),
+            warnings,
+        })
     }
 
     /// Warnings about the folder, which can be used all the same.
@@ -130,7 +147,7 @@ impl Idefics {
 
     /// Sets how many images the vision tower encodes together.
     pub fn set_vision_batch(&mut self, vision_batch: VisionBatch) {
-        self.model.set_vision_batch(vision_batch);
+        self.vision_batch = vision_batch;
     }
 
     /// The processor.
@@ -163,7 +180,7 @@ impl Idefics {
     /// # Errors
     /// [`InputError::Empty`], or [`InputError::NoEmbedding`] for a token that the tokenizer alone knows.
     pub(crate) fn prompts(&self, rows: &[Vec<u32>], tokenizer: &Tokenizer) -> Result<Prompts, InputError> {
-        let vocab_size = self.model.vocab_size();
+        let vocab_size = self.model.shape().vocab_size;
         for (row, ids) in rows.iter().enumerate() {
             let mut without = ids.iter().filter(|&&id| id as usize >= vocab_size);
             if let Some((id, token)) = without.find_map(|&id| Some((id, tokenizer.id_to_token(id)?))) {
@@ -171,13 +188,14 @@ impl Idefics {
             }
         }
         let prompts = Prompts::pad_left(rows, tokenizer.pad_token_id_or_fallback())?;
-        Ok(self.model.see_images(prompts, tokenizer))
+        Ok(self.config.family().see_images(prompts, tokenizer))
     }
 
     /// Says whatever is wrong with options or tokens before anything is computed.
     pub(crate) fn check(&self, prompts: &Prompts, options: &GenerationConfig) -> Result<(), Error> {
-        let options = options.resolve(prompts.seq(), self.model.vocab_size())?;
-        Ok(options.check_memory(prompts.seq(), &self.model.text_config())?)
+        let shape = self.model.shape();
+        let options = options.resolve(prompts.seq(), shape.vocab_size)?;
+        Ok(options.check_memory(prompts.seq(), &shape.text)?)
     }
 
     /// What became of a row.
@@ -193,7 +211,7 @@ impl Idefics {
         let sample = row / generation.answers_per_sample();
         let image_token_id = self.processor.tokenizer().image_token_id();
         let input_ids = &processed.input_ids[sample];
-        let (n_tokens, context) = (input_ids.len() + token_ids.len(), self.model.max_position_embeddings());
+        let (n_tokens, context) = (input_ids.len() + token_ids.len(), self.model.shape().text.max_position_embeddings);
         let beyond = GenerationWarning::BeyondContext { n_tokens, context };
         Ok(Answer {
             text: self.processor.tokenizer_for(process.compatibility).decode(&token_ids, true)?,
@@ -221,23 +239,9 @@ impl Idefics {
 
 /// Says what processor and model see differently, before weights are read.
 fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> Result<Option<ModelWarning>, Error> {
+    config.family().check_processor(folder, processor)?;
     let tokenizer = processor.tokenizer();
-    let image_token_id = match config {
-        ModelConfig::Idefics1(_) => tokenizer.image_token_id(),
-        ModelConfig::Idefics2(config) => {
-            let n_latents = config.perceiver_config.resampler_n_latents;
-            if processor.image_seq_len() != n_latents {
-                let image_seq_len = processor.image_seq_len();
-                return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
-            }
-            config.image_token_id
-        }
-    };
-    if tokenizer.image_token_id() != image_token_id {
-        let (folder, tokenizer_image_id) = (folder.to_owned(), tokenizer.image_token_id());
-        return Err(Error::ImageToken { folder, tokenizer_image_id, image_token_id });
-    }
-    let vocab_size = config.vocab_size();
+    let vocab_size = config.family().shape().vocab_size;
     let without_embedding = (vocab_size as u64..=u64::from(tokenizer.max_id())).take(MOST_TOKENS_WITHOUT_EMBEDDING);
     let names = without_embedding.filter_map(|id| tokenizer.id_to_token(id as u32));
     // Base checkpoints have none for the end of a turn, which is no surprise.

@@ -12,10 +12,9 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 use idefics_checkpoint::Checkpoint;
-use idefics_nn::ConfigError;
 use serde::Serialize;
 
-use crate::{DeviceChoice, DeviceError, Error, Idefics1, Idefics1Config, ModelConfig, WeightOptions};
+use crate::{DeviceChoice, DeviceError, Error, ModelConfig, WeightOptions};
 
 /// Why weights cannot be placed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -30,9 +29,6 @@ pub enum PlacementError {
     /// A place that is no device.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// A configuration that describes no model.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
 }
 
 /// Somewhere for weights.
@@ -149,11 +145,9 @@ impl Plan {
         let weights = weights.into();
         // What is wrong with the files is said when they are loaded.
         let checkpoint = Checkpoint::open_with(path, weights.pickles).ok().filter(|_| path.is_dir());
-        match config {
-            ModelConfig::Idefics1(config) => {
-                Ok(Self::new(config.blocks(checkpoint.as_ref(), device, weights)?, places))
-            }
-            ModelConfig::Idefics2(_) => Err(Error::NotPlaceable { folder: path.to_owned() }),
+        match config.blocks(checkpoint.as_ref(), device, weights)? {
+            blocks if blocks.is_empty() => Err(Error::NotPlaceable { folder: path.to_owned() }),
+            blocks => Ok(Self::new(blocks, places)),
         }
     }
 
@@ -227,62 +221,12 @@ impl Placement {
     }
 }
 
-impl Idefics1Config {
-    /// The parts of the model in the order in which data meets them, with the bytes of their weights on `device`: those
-    /// of `checkpoint`, or of one in BF16. Nothing is allocated.
-    ///
-    /// # Errors
-    /// [`PlacementError::Config`].
-    pub fn blocks(
-        &self,
-        checkpoint: Option<&Checkpoint>,
-        device: &Device,
-        weights: impl Into<WeightOptions>,
-    ) -> Result<Vec<Block>, PlacementError> {
-        let names = self.block_names().into_iter();
-        let mut blocks: Vec<Block> = names.map(|name| Block { name, bytes: 0, stored_bytes: 0 }).collect();
-        let model = Idefics1::new(self, device)?;
-        let mut add = |device: &Device, weights: WeightOptions, bytes_of: fn(&mut Block) -> &mut u64| {
-            let of_folder = self.quantization_on_load(checkpoint);
-            weights.load_options(self.tied(), of_folder).memory_of_each(
-                &model,
-                checkpoint,
-                device,
-                |tensor, memory| {
-                    let of =
-                        |block: &&mut Block| tensor.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
-                    if let Some(block) = blocks.iter_mut().find(of) {
-                        *bytes_of(block) += memory.total();
-                    }
-                },
-            );
-        };
-        add(device, weights.into(), |block| &mut block.bytes);
-        add(&DeviceChoice::Cpu.open()?.1, WeightOptions::default(), |block| &mut block.stored_bytes);
-        Ok(blocks)
-    }
-
-    fn block_names(&self) -> Vec<String> {
-        let mut names = vec!["model.vision_model".to_owned()];
-        names.extend(self.use_resampler.then(|| "model.perceiver_resampler".to_owned()));
-        names.push("model.embed_tokens".to_owned());
-        for layer in 0..self.num_hidden_layers {
-            if layer.is_multiple_of(self.cross_layer_interval) {
-                names.push(format!("model.gated_cross_attn_layers.{}", layer / self.cross_layer_interval));
-            }
-            names.push(format!("model.layers.{layer}"));
-        }
-        names.extend(["model.norm", "lm_head"].map(str::to_owned));
-        names
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use burn::tensor::DType;
 
     use super::*;
-    use crate::AnyModel;
+    use crate::Idefics1Config;
 
     fn blocks(sizes: &[u64]) -> Vec<Block> {
         let block = |(index, &bytes)| Block { name: format!("b{index}"), bytes, stored_bytes: 4 * bytes };
@@ -317,11 +261,10 @@ mod tests {
 
     #[test]
     fn the_80b_shape_is_planned_without_memory() {
-        let config = Idefics1Config::idefics_80b();
+        let config = ModelConfig::from(Idefics1Config::idefics_80b());
         let device = DeviceChoice::Cpu.open().unwrap().1;
         let blocks = config.blocks(None, &device, DType::BF16).unwrap();
-        let model = ModelConfig::Idefics1(config.clone());
-        let total = AnyModel::memory(&model, None, &device, DType::BF16).unwrap().total();
+        let total = config.memory(None, &device, DType::BF16).unwrap().total();
         assert_eq!(blocks.iter().map(|block| block.bytes).sum::<u64>(), total);
         // All but norms, gates and the like are in BF16.
         assert!((2 * 79_967_843_624..2 * 80_000_000_000).contains(&total));

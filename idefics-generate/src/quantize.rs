@@ -6,12 +6,12 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use idefics_checkpoint::{Checkpoint, write_atomically};
-use idefics_nn::checkpoint::{LoadProgress, write_quantized};
+use idefics_nn::checkpoint::LoadProgress;
 use idefics_nn::{PackedFormat, Quantization};
 use serde_json::{Map, Value, json};
 
 use crate::config::{HEAD, QUANT_METHOD, read_json};
-use crate::{AnyModel, Error, ModelConfig, WeightOptions};
+use crate::{Error, ModelConfig, WeightOptions, load_model};
 
 /// Writes the model of the folder `source` to the folder `target`, its linear layers in the format of `options`.
 ///
@@ -22,8 +22,8 @@ use crate::{AnyModel, Error, ModelConfig, WeightOptions};
 /// after each tensor, ends the work.
 ///
 /// # Errors
-/// [`Error::Write`] if `target` is there already or cannot be written, and what [`AnyModel::from_folder`] and
-/// [`write_quantized`] refuse.
+/// [`Error::Write`] if `target` is there already or cannot be written, and what [`load_model`] and
+/// [`write_quantized`](idefics_nn::checkpoint::write_quantized) refuse.
 ///
 /// # Panics
 /// If `options` quantises nothing.
@@ -32,7 +32,7 @@ pub fn quantize_folder(
     target: &Path,
     options: &WeightOptions,
     device: &Device,
-    progress: impl FnMut(LoadProgress) -> Result<(), Error>,
+    mut progress: impl FnMut(LoadProgress) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let quantization = options.quantization().expect("a format is given");
     let failed = |source: io::Error| Error::Write { path: target.to_owned(), source };
@@ -42,8 +42,8 @@ pub fn quantize_folder(
     }
     let config = ModelConfig::from_folder(source)?;
     // Which layers there are; no weight is made.
-    let model = AnyModel::new(&config, device)
-        .map_err(|error| Error::Config { path: source.join("config.json"), source: error })?;
+    let model =
+        config.assemble(device).map_err(|error| Error::Config { path: source.join("config.json"), source: error })?;
     let checkpoint = Checkpoint::open_with(source, options.pickles)?;
 
     let name = target.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
@@ -53,12 +53,12 @@ pub fn quantize_folder(
     let unfinished = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(failed)?;
     let lock = File::open(unfinished.path()).map_err(failed)?;
     let _ = lock.try_lock(); // until the end; a file system without locks keeps what is stale
-    let load_options = options.load_options(config.tied(), None);
-    write_quantized(&checkpoint, &model, &load_options, unfinished.path(), progress)?;
+    let load_options = options.load_options(config.family().tied(), None);
+    model.write_quantized(&checkpoint, &load_options, unfinished.path(), &mut progress)?;
     copy_other_files(source, unfinished.path())?;
     write_config(source, unfinished.path(), &quantization)?;
 
-    AnyModel::from_folder(unfinished.path(), device, None, |_| ())?;
+    load_model(unfinished.path(), device, None, |_| ())?;
     publish(unfinished, target, parent).map_err(failed)
 }
 

@@ -156,7 +156,7 @@ impl dyn Model + '_ {
         cancel: &CancelToken,
     ) -> Result<Vec<f64>, Error> {
         assert_eq!(prompt.batch(), 1, "answers of one prompt");
-        let vocab_size = self.vocab_size();
+        let vocab_size = self.shape().vocab_size;
         if let Some(&id) = answers.iter().flatten().find(|&&id| id as usize >= vocab_size) {
             return Err(InputError::TokenId { row: 0, id, vocab_size }.into());
         }

@@ -3,18 +3,16 @@
 
 #![allow(clippy::unwrap_used)] // helpers too
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use idefics_generate::nn::{KvCache, Step};
-use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{Content, Sample};
-use idefics_generate::text::{Branches, DecoderObserver, TextConfig};
+use idefics_generate::text::DecoderStack;
 use idefics_generate::{
-    CancelToken, Controls, Conversation, DeviceChoice, DeviceLease, EncodeStage, Error, FinishReason, Generation,
-    GenerationConfig, Idefics, InputError, LogitsToKeep, Model, OneOrMany, Precision, Prompts, Replays, VisionBatch,
+    CancelToken, Controls, Conversation, DeviceChoice, DeviceLease, FinishReason, Generation, GenerationConfig,
+    Idefics, ImageBatch, InputError, LayerRun, Model, ModelShape, OneOrMany, Precision, Prompts, Replays,
 };
 use serde_json::{Value, json};
 
@@ -242,66 +240,29 @@ impl Model for Faulty<'_> {
         }
     }
 
-    fn vocab_size(&self) -> usize {
-        self.model.vocab_size()
+    fn shape(&self) -> &ModelShape {
+        self.model.shape()
     }
 
-    fn text_config(&self) -> Cow<'_, TextConfig> {
-        self.model.text_config()
+    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError> {
+        self.model.vision(images)
     }
 
-    fn device(&self) -> Device {
-        self.model.device()
-    }
-
-    fn set_vision_batch(&mut self, _: VisionBatch) {}
-
-    fn encode_in_stages(
-        &self,
-        images: &[&ImageTile],
-        done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
-    ) -> Result<Option<Tensor<3>>, Error> {
-        self.model.encode_in_stages(images, done)
-    }
-
-    fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
-        self.model.encode_images(images)
-    }
-
-    fn hidden_states(
+    fn begin(
         &self,
         prompts: &Prompts,
         image_hidden_states: Option<Tensor<3>>,
         cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError> {
-        self.model.hidden_states(prompts, image_hidden_states, cache)
+        self.model.begin(prompts, image_hidden_states, cache)
     }
 
-    fn prefill_observed(
-        &self,
-        prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
-        cache: &mut KvCache,
-        observer: &mut dyn DecoderObserver,
-    ) -> Result<Tensor<3>, InputError> {
-        self.model.prefill_observed(prompts, image_hidden_states, cache, observer)
+    fn decoder(&self) -> &dyn DecoderStack {
+        self.model.decoder()
     }
 
-    fn decode(&self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, InputError> {
-        self.model.decode(next_tokens, cache)
-    }
-
-    fn branch_states(
-        &self,
-        next_tokens: &[u32],
-        branches: &Branches,
-        cache: &mut KvCache,
-    ) -> Result<Tensor<3>, InputError> {
-        self.model.branch_states(next_tokens, branches, cache)
-    }
-
-    fn logits(&self, hidden_states: Tensor<3>, keep: LogitsToKeep) -> Tensor<3> {
-        self.model.logits(hidden_states, keep)
+    fn logits(&self, hidden_states: Tensor<3>) -> Tensor<3> {
+        self.model.logits(hidden_states)
     }
 }
 

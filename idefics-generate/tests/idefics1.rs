@@ -4,13 +4,13 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use idefics_checkpoint::Pickles;
-use idefics_generate::bench::{self, BenchOptions};
+use idefics_generate::bench::BenchOptions;
 use idefics_generate::inspect::inspect;
-use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig, ImageSize, ImageTile};
+use idefics_generate::processor::image::{ImageProcessor, ImageTile};
 use idefics_generate::processor::{Content, Message, Sample};
 use idefics_generate::{
-    AnyModel, Conversation, DeviceChoice, Idefics, Idefics1, Idefics1Config, InputError, LogitsToKeep, Model,
-    ModelConfig, Prompts, RankOptions, WeightOptions,
+    Conversation, DeviceChoice, Idefics, Idefics1, Idefics1Config, InputError, LogitsToKeep, Model, ModelConfig,
+    Prompts, RankOptions, VisionBatch, WeightOptions,
 };
 use serde_json::{Value, json};
 
@@ -100,7 +100,7 @@ fn a_quantised_row_alone_is_the_row_in_a_batch() {
 fn the_head_is_spared_unless_it_is_asked_for() {
     let bytes = |weights| {
         let config = ModelConfig::from_folder(&xtask_folder("checkpoints/idefics1-float")).unwrap();
-        AnyModel::memory(&config, None, &Device::flex(), weights).unwrap().total()
+        config.memory(None, &Device::flex(), weights).unwrap().total()
     };
     let whole = bytes(WeightOptions { quantize_head: true, ..quantized("nf4") });
     let spared = bytes(quantized("nf4"));
@@ -128,15 +128,12 @@ fn weights_in_the_files_own_type_are_the_same_numbers() {
 #[test]
 fn a_random_model_of_any_format_is_measured() {
     let config = ModelConfig::from_folder(&xtask_folder("checkpoints/idefics1-float")).unwrap();
-    let ModelConfig::Idefics1(shape) = &config else { unreachable!() };
-    let side = shape.vision_config.image_size as u32;
-    let size = ImageSize::Exact { height: side, width: side };
-    let processor = ImageProcessor::new(ImageProcessorConfig { size, ..ImageProcessorConfig::idefics1() }).unwrap();
+    let processor = ImageProcessor::new(config.family().image_processor()).unwrap();
     let device = Device::flex();
     for weights in [WeightOptions::default(), quantized("int8"), quantized("nf4"), quantized("q4")] {
-        let model = AnyModel::random(&config, &device, weights, 7, |_| ()).unwrap();
-        let planned = AnyModel::memory(&config, None, &device, weights).unwrap();
-        assert_eq!(bench::bytes(&model) as u64, planned.total(), "{weights}");
+        let model = config.random_model(&device, weights, 7, |_| ()).unwrap();
+        let planned = config.memory(None, &device, weights).unwrap();
+        assert_eq!(model.weight_bytes() as u64, planned.total(), "{weights}");
         let measure = |images: Vec<(u32, u32)>| {
             let options = BenchOptions {
                 images,
@@ -146,8 +143,9 @@ fn a_random_model_of_any_format_is_measured() {
                 runs: 1,
                 profile: true,
                 replays: None,
+                vision_batch: VisionBatch::default(),
             };
-            model.bench(&processor, &options, |_| ()).unwrap()
+            config.bench(&*model, &processor, &options, |_| ()).unwrap()
         };
         let (seeing, blind) = (measure(vec![(40, 30), (20, 20)]), measure(Vec::new()));
         assert!(seeing.vision_ms.min > 0.0 && seeing.decode_ms_per_token.min > 0.0);
@@ -289,12 +287,12 @@ fn what_does_not_fit_is_refused_before_it_is_computed() {
     );
     assert_eq!(refused(&prompts, &[]), InputError::ImageCount { shown: 1, images: 0 });
     assert_eq!(refused(&prompts, &[tile(28), tile(28)]), InputError::ImageCount { shown: 1, images: 2 });
-    let too_large = Prompts::pad_left(&[vec![1, model.vocab_size() as u32]], 0).unwrap();
+    let too_large = Prompts::pad_left(&[vec![1, model.shape().vocab_size as u32]], 0).unwrap();
     assert!(matches!(refused(&too_large, &[]), InputError::TokenId { .. }));
 
     let larger = model.interpolating_positions(true);
     let logits = larger.forward(&prompts, &[tile(56)], LogitsToKeep::Last(1)).unwrap();
-    assert_eq!(logits.dims(), [1, 1, larger.vocab_size()]);
+    assert_eq!(logits.dims(), [1, 1, larger.shape().vocab_size]);
 }
 
 #[test]
@@ -305,7 +303,8 @@ fn configurations_have_the_public_models_parameters() {
     ] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shapes").join(name);
         let path = folder.join("config.json");
-        assert_eq!(ModelConfig::from_folder(&folder).unwrap(), ModelConfig::Idefics1(config));
+        let read = ModelConfig::from_folder(&folder).unwrap();
+        assert_eq!(read.downcast_ref::<Idefics1Config>(), Some(&config));
         // By the file alone, and by a folder without weights.
         for path in [&path, &folder] {
             let inspection = inspect(path, Pickles::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();

@@ -65,7 +65,7 @@ fn images_encoded_together_are_those_encoded_alone() {
             "odd-heads" => case("two-images"),
             first => case(first),
         };
-        let mut model = load(checkpoint);
+        let model = load(checkpoint);
         let processed = model.processor().process(&samples, &no_splitting()).unwrap();
         // Several of one size.
         let images: Vec<_> =
@@ -80,8 +80,8 @@ fn images_encoded_together_are_those_encoded_alone() {
             .collect();
         let together = model.model().encode_images(&images).unwrap().unwrap();
         for batch in [VisionBatch::Images(NonZeroUsize::MIN), VisionBatch::Bytes(0), VisionBatch::within(u64::MAX)] {
-            model.set_vision_batch(batch);
-            let found = model.model().encode_images(&images).unwrap().unwrap();
+            let images: Vec<_> = images.iter().collect();
+            let found = model.model().encode_in_stages(&images, batch, &mut |_| Ok(())).unwrap().unwrap();
             assert!(difference(found, together.clone()) <= SAME, "{checkpoint}, {batch:?}");
         }
     }

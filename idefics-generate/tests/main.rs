@@ -18,4 +18,5 @@ mod prepared;
 mod sampling;
 mod stop_strings;
 mod strategies;
+mod toy_family;
 mod weights;

@@ -9,7 +9,7 @@ use idefics_generate::processor::Sample;
 use idefics_generate::{Answer, CancelToken, Controls, Error, FinishReason, GenerationConfig, Idefics, RankOptions};
 use serde_json::{Value, json};
 
-use crate::common::{greedy, load, never, no_splitting, text_sample, xtask_folder};
+use crate::common::{greedy, load, never, no_splitting, text_sample};
 use crate::memory::peak;
 
 fn options(value: Value) -> GenerationConfig {
@@ -132,12 +132,7 @@ fn four_beams_need_little_more_than_greedy_search() {
     let sample = &samples()[..1];
     let new_tokens = 24;
     let prompt_tokens = run(&model, sample, &greedy(1), 0)[0].usage.prompt_tokens;
-    let idefics_generate::ModelConfig::Idefics2(config) =
-        idefics_generate::ModelConfig::from_folder(&xtask_folder("checkpoints/odd-heads")).unwrap()
-    else {
-        unreachable!("it is an Idefics2")
-    };
-    let text = &config.text_config;
+    let text = &model.model().shape().text;
     let cache = |slots: usize| {
         let head_dim = text.hidden_size / text.num_attention_heads;
         let kv_heads = text.num_key_value_heads.unwrap_or(text.num_attention_heads);
@@ -290,7 +285,7 @@ fn ranking_in_one_pass_is_ranking_one_by_one() {
             .model()
             .prefill_observed(&prompts, features.clone(), &mut cache, &mut idefics_generate::text::Unobserved)
             .unwrap();
-        let logits = model.model().logits(states, idefics_generate::LogitsToKeep::All);
+        let logits = model.model().logits(states);
         let log_probs = burn::tensor::activation::log_softmax(logits, 2);
         let alone: f32 = (0..answer.len())
             .map(|at| {

@@ -2,9 +2,8 @@
 
 use burn::tensor::{DType, Device};
 use idefics_checkpoint::{Checkpoint, Pickles};
-use idefics_generate::bench::bytes;
 use idefics_generate::nn::PackedFormat;
-use idefics_generate::{AnyModel, Idefics, ModelConfig, WeightFormat, WeightOptions};
+use idefics_generate::{Idefics, ModelConfig, WeightFormat, WeightOptions, load_model};
 
 use crate::common::{SAME, case, difference, next_logits, xtask_folder};
 
@@ -37,9 +36,9 @@ fn weights_take_the_memory_that_was_planned() {
                 let pickles = Pickles::Allowed;
                 let weights = WeightOptions { quantize, dtype, pickles, ..WeightOptions::default() };
                 let files = Checkpoint::open_with(&folder, pickles).unwrap();
-                let planned = AnyModel::memory(&config, Some(&files), &device, weights).unwrap();
-                let model = AnyModel::from_folder(&folder, &device, weights, |_| ()).unwrap();
-                assert_eq!(planned.total(), bytes(&model) as u64, "{checkpoint} {weights}");
+                let planned = config.memory(Some(&files), &device, weights).unwrap();
+                let model = load_model(&folder, &device, weights, |_| ()).unwrap();
+                assert_eq!(planned.total(), model.weight_bytes() as u64, "{checkpoint} {weights}");
             }
         }
     }

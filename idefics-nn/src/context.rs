@@ -82,6 +82,14 @@ impl ContextView {
         Self { n_new: tokens.len(), seen, ..*self }
     }
 
+    /// These tokens of each row, then those of `next`, which sees as many parts.
+    fn then(&self, next: &Self) -> Self {
+        let rows = |view: &Self| view.seen.chunks((view.n_new * view.n_parts).max(1)).map(<[bool]>::to_vec).collect();
+        let (ours, theirs): (Vec<_>, Vec<_>) = (rows(self), rows(next));
+        let seen = ours.into_iter().zip(theirs).flat_map(|(row, next)| [row, next].concat()).collect();
+        Self { n_new: self.n_new + next.n_new, seen, ..*self }
+    }
+
     /// True where a key is hidden from a token, `[batch, 1, n_new, n_parts · part_len]`; `None` if every token sees
     /// everything.
     pub fn masked_out(&self, part_len: usize, device: &Device) -> Option<Tensor<4, Bool>> {
@@ -101,14 +109,16 @@ pub struct ContextCache {
     /// Keys and values of each layer that attends to the context, `[batch, n_heads, n_parts · part_len, head_dim]`.
     layers: Vec<(Tensor<4>, Tensor<4>)>,
     part_len: usize,
-    /// What the newest token of each row sees.
+    /// What the tokens from slot `first_slot` on see. Those behind them see what the last of them does.
     view: ContextView,
+    first_slot: usize,
 }
 
 impl ContextCache {
-    /// The keys and values of each layer, and what the newest token of each row sees of them.
-    pub fn new(layers: Vec<(Tensor<4>, Tensor<4>)>, part_len: usize, view: &ContextView) -> Self {
-        Self { layers, part_len, view: view.repeat_last(1) }
+    /// The keys and values of each layer, and what the tokens from slot `first_slot` of the cache on see of them; tokens
+    /// behind those see what the last one does.
+    pub fn new(layers: Vec<(Tensor<4>, Tensor<4>)>, part_len: usize, view: ContextView, first_slot: usize) -> Self {
+        Self { layers, part_len, view, first_slot }
     }
 
     /// Keys and values of a layer, `[batch, n_heads, n_parts · part_len, head_dim]` each.
@@ -124,15 +134,36 @@ impl ContextCache {
         self.part_len
     }
 
-    /// What the newest token of each row sees.
-    pub fn view(&self) -> &ContextView {
-        &self.view
+    /// Parts of a row.
+    pub fn n_parts(&self) -> usize {
+        self.view.n_parts()
+    }
+
+    /// What the tokens in some slots of the cache see.
+    ///
+    /// # Panics
+    /// If a slot lies before those of which anything is known.
+    pub fn seen(&self, slots: Range<usize>) -> ContextView {
+        let known = self.first_slot + self.view.n_new();
+        assert!(self.first_slot <= slots.start, "slot {} is before {}", slots.start, self.first_slot);
+        if slots.start >= known {
+            return self.view.repeat_last(slots.len());
+        }
+        let end = slots.end.min(known);
+        let seen = self.view.narrow(slots.start - self.first_slot..end - self.first_slot);
+        if end == slots.end { seen } else { seen.then(&self.view.repeat_last(slots.end - end)) }
     }
 
     /// The first `n_parts` parts of each row, with the keys and values of further ones behind them where `more` has
-    /// some, and what the newest token of each row sees of all.
+    /// some, and what the tokens from slot `first_slot` on see of all.
     #[must_use]
-    pub fn continued(self, n_parts: usize, more: Option<Vec<(Tensor<4>, Tensor<4>)>>, view: &ContextView) -> Self {
+    pub fn continued(
+        self,
+        n_parts: usize,
+        more: Option<Vec<(Tensor<4>, Tensor<4>)>>,
+        view: ContextView,
+        first_slot: usize,
+    ) -> Self {
         let kept = n_parts * self.part_len;
         let keep = |states: Tensor<4>| match states.dims()[2] == kept {
             true => states,
@@ -148,7 +179,7 @@ impl ContextCache {
                 }
             }
         });
-        Self { layers: layers.collect(), part_len: self.part_len, view: view.repeat_last(1) }
+        Self { layers: layers.collect(), part_len: self.part_len, view, first_slot }
     }
 }
 
@@ -162,6 +193,16 @@ mod tests {
         assert_eq!(view.repeat_last(2).seen(), [false, true, false, true, true, false, true, false]);
         assert_eq!(view.skip(1).seen(), [false, true, true, false]);
         assert!(!view.is_blind() && ContextView::new(1, 3, 0, Vec::new()).repeat_last(1).is_blind());
+    }
+
+    #[test]
+    fn tokens_behind_the_view_see_what_its_last_token_does() {
+        let view = ContextView::new(2, 2, 2, vec![true, false, false, true, false, false, true, false]);
+        let context = ContextCache::new(Vec::new(), 3, view.clone(), 5);
+        assert_eq!(context.seen(5..7), view);
+        assert_eq!(context.seen(6..7).seen(), [false, true, true, false]);
+        assert_eq!(context.seen(9..10).seen(), [false, true, true, false]);
+        assert_eq!(context.seen(6..8).seen(), [false, true, false, true, true, false, true, false]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Keys and values of the tokens seen so far, in memory that is taken once.
 
-use burn::tensor::{DType, Int, Tensor, s};
+use burn::tensor::{Bool, DType, Int, Tensor, s};
 
-use crate::{ContextCache, ops};
+use crate::{Activations, ContextCache, KeyValues, QueryKeyValue, attention, attention_weights, ops};
 
 /// The cache of a whole decoder, one [`LayerCache`] a layer.
 ///
@@ -162,6 +162,27 @@ impl KvCache {
     }
 }
 
+impl KeyValues for KvCache {
+    fn attend(
+        &mut self,
+        layer_idx: usize,
+        QueryKeyValue { query, key, value }: QueryKeyValue,
+        masked_out: Option<Tensor<4, Bool>>,
+        activations: Activations,
+    ) -> Tensor<4> {
+        let (key, value) = self.layers[layer_idx].append(key, value); // [batch, kv_heads, len + n_new, head_dim]
+        attention(query, key, value, masked_out, activations)
+    }
+
+    fn attention_weights(&self, layer_idx: usize, query: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
+        attention_weights(query, self.layers[layer_idx].keys(), masked_out)
+    }
+
+    fn context(&self, layer_idx: usize) -> Option<(Tensor<4>, Tensor<4>)> {
+        Some(self.context.as_ref()?.layer(layer_idx))
+    }
+}
+
 /// One layer's keys and values.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
@@ -197,6 +218,15 @@ impl LayerCache {
         let options = (&states.device(), states.dtype());
         let filled = s![.., .., 0..self.len, ..];
         Tensor::zeros([batch, n_kv_heads, capacity, head_dim], options).slice_assign(filled, states.slice(filled))
+    }
+
+    /// The keys that queries see, as [`Self::append`] returned them last.
+    fn keys(&self) -> Tensor<4> {
+        let (keys, _) = self.states.as_ref().expect("keys were appended");
+        match self.slot {
+            Some(_) => keys.clone(),
+            None => keys.clone().slice(s![.., .., 0..self.len, ..]),
+        }
     }
 
     /// Writes the new slots in place and returns everything cached so far.

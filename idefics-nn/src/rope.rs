@@ -94,6 +94,11 @@ impl RotaryAngles {
         Self { cos: self.cos.to_device(device).cast(dtype), sin: self.sin.to_device(device).cast(dtype) }
     }
 
+    /// The device that they are on, and the dtype of the activations that they turn.
+    pub fn location(&self) -> (Device, DType) {
+        (self.cos.device(), self.cos.dtype())
+    }
+
     /// Those of one row at `indices`, as the angles of as many rows of one token.
     ///
     /// # Shapes

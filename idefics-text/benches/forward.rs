@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use idefics_text::{AlphaType, ContextCache, ContextView, CrossAttentionConfig, KvCache, TextConfig};
+use idefics_text::{AlphaType, ContextCache, ContextView, CrossAttentionConfig, DecoderStack, KvCache, TextConfig};
 
 const CAPACITY: usize = 1024;
 
@@ -77,9 +77,9 @@ fn gated_decode(c: &mut Criterion) {
         let prompt = |cache: &mut KvCache| {
             if n_images > 0 {
                 let layers = decoder.context_key_values(&random(n_images * VECTORS, 1280));
-                cache.set_context(Some(ContextCache::new(layers, VECTORS, &view)));
+                cache.set_context(Some(ContextCache::new(layers, VECTORS, view.clone(), 0)));
             }
-            decoder.forward(random(128, d), Some(&view), cache);
+            decoder.forward(random(128, d), cache);
         };
         let fresh = || config.text.cache(vec![0], CAPACITY);
         let mut cache = fresh();
@@ -91,7 +91,7 @@ fn gated_decode(c: &mut Criterion) {
                     cache = fresh();
                     prompt(&mut cache);
                 }
-                let hidden_states = decoder.forward(black_box(token.clone()), None, &mut cache);
+                let hidden_states = decoder.forward(black_box(token.clone()), &mut cache);
                 device.sync().expect("the device finishes");
                 hidden_states
             });

@@ -4,9 +4,9 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use idefics_nn::{LayerCache, Linear, attention, attention_weights};
+use idefics_nn::{KeyValues, Linear, QueryKeyValue};
 
-use crate::{Positions, TextConfig};
+use crate::{DecoderObserver, Places, TextConfig};
 
 /// Self-attention of one decoder layer, without biases.
 #[derive(Module, Debug)]
@@ -37,16 +37,16 @@ impl SelfAttention {
 
     /// # Shapes
     /// - `hidden_states`: `[batch, n_new, d]`
-    /// - `positions`: where the new tokens stand and what they see
-    /// - `cache`: this layer's `len` tokens so far; gets the new ones
-    /// - `observe`: gets a function that computes the attention weights, `[batch, heads, n_new, len + n_new]`
+    /// - `places`: where the new tokens stand and what they see
+    /// - `key_values`: the `len` tokens of layer `layer_idx` so far; gets the new ones
     /// - returns `[batch, n_new, d]`
     pub fn forward(
         &self,
         hidden_states: Tensor<3>,
-        Positions { rotary, masked_out }: &Positions,
-        cache: &mut LayerCache,
-        observe: impl FnOnce(&dyn Fn() -> Tensor<4>),
+        layer_idx: usize,
+        Places { rotary, masked_out, .. }: &Places,
+        key_values: &mut dyn KeyValues,
+        observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
         let [batch, n_new, _] = hidden_states.dims();
         let split_heads = |states: Tensor<3>| {
@@ -58,11 +58,13 @@ impl SelfAttention {
         let value_states = split_heads(self.v_proj.forward(hidden_states));
 
         let query = rotary.rotate(query_states);
-        let (key, value) = cache.append(rotary.rotate(key_states), value_states); // [batch, kv_heads, len + n_new, ..]
-        observe(&|| attention_weights(query.clone(), key.clone(), masked_out.clone()));
-
-        let context = attention(query, key, value, masked_out.clone(), self.q_proj.activations());
-        let [_, heads, _, head_dim] = context.dims();
-        self.o_proj.forward(context.swap_dims(1, 2).reshape([batch, n_new, heads * head_dim]))
+        let states = QueryKeyValue { query: query.clone(), key: rotary.rotate(key_states), value: value_states };
+        // [batch, heads, n_new, head_dim]
+        let attended = key_values.attend(layer_idx, states, masked_out.clone(), self.q_proj.activations());
+        observer.attentions(layer_idx, &|| {
+            key_values.attention_weights(layer_idx, query.clone(), masked_out.clone()) // [batch, heads, n_new, len + n_new]
+        });
+        let [_, heads, _, head_dim] = attended.dims();
+        self.o_proj.forward(attended.swap_dims(1, 2).reshape([batch, n_new, heads * head_dim]))
     }
 }

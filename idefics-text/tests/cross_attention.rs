@@ -4,8 +4,8 @@ use burn::module::Param;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_nn::{ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
 use idefics_text::{
-    AlphaType, Branches, ContextCache, ContextView, CrossAttentionConfig, CrossAttentionDecoder, DecoupledEmbedding,
-    DecoupledLinear, KvCache, TextConfig,
+    AlphaType, Branches, ContextCache, ContextView, CrossAttentionConfig, CrossAttentionDecoder, DecoderStack,
+    DecoupledEmbedding, DecoupledLinear, KvCache, TextConfig,
 };
 
 use crate::SAME;
@@ -58,13 +58,13 @@ impl Model {
     fn cache(&self, left_padding: Vec<usize>, context: Option<&Tensor<3>>, view: &ContextView) -> KvCache {
         let mut cache = self.config.text.cache(left_padding, 20);
         let layers = context.map(|context| self.decoder.context_key_values(context));
-        cache.set_context(layers.map(|layers| ContextCache::new(layers, PART, view)));
+        cache.set_context(layers.map(|layers| ContextCache::new(layers, PART, view.clone(), 0)));
         cache
     }
 
     fn run(&self, tokens: &Tensor<3>, context: Option<&Tensor<3>>, view: &ContextView) -> Tensor<3> {
         let mut cache = self.cache(vec![0; tokens.dims()[0]], context, view);
-        self.decoder.forward(tokens.clone(), Some(view), &mut cache)
+        self.decoder.forward(tokens.clone(), &mut cache)
     }
 }
 
@@ -104,9 +104,9 @@ fn steps_see_what_the_last_token_saw() {
     let at_once = model.run(&tokens, Some(&context), &whole);
     let prompt = ContextView::new(2, 3, 2, [&whole.seen()[..6], &whole.seen()[12..18]].concat());
     let mut cache = model.cache(vec![0, 0], Some(&context), &prompt);
-    let mut outputs = vec![model.decoder.forward(part(&tokens, 1, 0, 3), Some(&prompt), &mut cache)];
+    let mut outputs = vec![model.decoder.forward(part(&tokens, 1, 0, 3), &mut cache)];
     for step in 3..6 {
-        outputs.push(model.decoder.forward(part(&tokens, 1, step, step + 1), None, &mut cache));
+        outputs.push(model.decoder.forward(part(&tokens, 1, step, step + 1), &mut cache));
     }
     assert_close("in steps", &Tensor::cat(outputs, 1), &at_once, SAME);
 }
@@ -120,7 +120,7 @@ fn chunks_of_a_prompt_see_what_the_prompt_saw() {
     let at_once = model.run(&tokens, Some(&context), &whole);
     for n_tokens in [1, 4, 9] {
         let mut cache = model.cache(vec![0, 0], Some(&context), &whole);
-        let chunked = model.decoder.forward_in_chunks(tokens.clone(), n_tokens, Some(&whole), &mut cache);
+        let chunked = model.decoder.forward_in_chunks(tokens.clone(), n_tokens, &mut cache);
         assert_close(&format!("{n_tokens} tokens at a time"), &chunked, &at_once, SAME);
     }
 }
@@ -146,11 +146,11 @@ fn a_context_that_grows_is_one_that_was_there() {
     let at_once = model.run(&tokens, Some(&context), &whole);
     let first = view(&[&[Some(0), Some(0)]], 1);
     let mut cache = model.cache(vec![0], Some(&part(&context, 1, 0, PART)), &first);
-    let before = model.decoder.forward(part(&tokens, 1, 0, 2), Some(&first), &mut cache);
+    let before = model.decoder.forward(part(&tokens, 1, 0, 2), &mut cache);
     let (rest, more) = (whole.skip(2), model.decoder.context_key_values(&part(&context, 1, PART, 2 * PART)));
     let known = cache.take_context().unwrap();
-    cache.set_context(Some(known.continued(1, Some(more), &rest)));
-    let after = model.decoder.forward(part(&tokens, 1, 2, 4), Some(&rest), &mut cache);
+    cache.set_context(Some(known.continued(1, Some(more), rest, 2)));
+    let after = model.decoder.forward(part(&tokens, 1, 2, 4), &mut cache);
     assert_close("grown", &Tensor::cat(vec![before, after], 1), &at_once, SAME);
 }
 
@@ -161,14 +161,14 @@ fn branches_see_what_their_prompt_does() {
     let seen = view(&[&[None, Some(0), Some(0)]], 1);
     let next = model.tokens(12, 1, 2);
     let mut cache = model.cache(vec![0], Some(&context), &seen);
-    model.decoder.forward(tokens.clone(), Some(&seen), &mut cache);
+    model.decoder.forward(tokens.clone(), &mut cache);
     let mut branches = Branches::new(&cache);
     branches.append(&[None, None]);
     let together = model.decoder.forward_branches(next.clone(), &branches, &mut cache);
     for branch in 0..2 {
         let mut cache = model.cache(vec![0], Some(&context), &seen);
-        model.decoder.forward(tokens.clone(), Some(&seen), &mut cache);
-        let alone = model.decoder.forward(part(&next, 1, branch, branch + 1), None, &mut cache);
+        model.decoder.forward(tokens.clone(), &mut cache);
+        let alone = model.decoder.forward(part(&next, 1, branch, branch + 1), &mut cache);
         assert_close("branch", &part(&together, 1, branch, branch + 1), &alone, SAME);
     }
 }

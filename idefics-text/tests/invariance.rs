@@ -1,7 +1,7 @@
 //! The cache, the batch and the padding change how a row is computed, never what.
 
 use burn::tensor::{Device, Tensor, s};
-use idefics_text::{Decoder, TextConfig};
+use idefics_text::{Decoder, DecoderStack, TextConfig};
 use proptest::prelude::*;
 
 use crate::SAME;

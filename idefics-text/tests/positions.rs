@@ -1,7 +1,7 @@
 //! Positions of which the device alone knows the slot.
 
 use burn::tensor::{DType, Device, Int, Tensor};
-use idefics_text::{KvCache, TextConfig};
+use idefics_text::{DecoderStack, KvCache, TextConfig};
 use proptest::prelude::*;
 
 const HEAD_DIM: usize = 8;
@@ -35,9 +35,9 @@ proptest! {
         cache.advance(past);
 
         let inputs_embeds = Tensor::zeros([batch, 1, 2 * HEAD_DIM], &device);
-        let expected = decoder.positions(&inputs_embeds, &cache);
+        let expected = decoder.places(&inputs_embeds, &cache);
         let slot = Tensor::<1, Int>::from_data([past as i32], (&device, DType::I32));
-        let ours = decoder.slot_positions(&inputs_embeds, &cache).unwrap().at(&slot);
+        let ours = decoder.slot_places(&inputs_embeds, &cache).unwrap().at(&slot);
 
         let ones = Tensor::<4>::ones([batch, 1, 1, HEAD_DIM], &device);
         let read = |states: Tensor<4>| states.into_data().try_into_vec::<f32>().unwrap();

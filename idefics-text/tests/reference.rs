@@ -1,5 +1,5 @@
 use burn::tensor::{Device, Tensor};
-use idefics_text::{Decoder, DecoderObserver, TextConfig};
+use idefics_text::{Decoder, DecoderObserver, DecoderStack, TextConfig};
 
 use crate::common::{Case, Model, assert_close, part};
 use crate::{PREFIX, REFERENCE};

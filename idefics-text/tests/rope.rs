@@ -1,7 +1,7 @@
 //! Rotary scalings against `MistralRotaryEmbedding` (`xtask/reference/rope_fixture.py`).
 
 use burn::tensor::{DType, Device, Int, Tensor};
-use idefics_text::{KvCache, TextConfig};
+use idefics_text::{DecoderStack, KvCache, TextConfig};
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -114,6 +114,6 @@ fn no_step_is_recorded_where_angles_depend_on_the_length() {
     {
         let decoder = config.init(&device).unwrap();
         let cache = config.cache(vec![0], 8);
-        assert_eq!(decoder.slot_positions(&Tensor::zeros([1, 1, 32], &device), &cache).is_some(), is_recorded);
+        assert_eq!(decoder.slot_places(&Tensor::zeros([1, 1, 32], &device), &cache).is_some(), is_recorded);
     }
 }

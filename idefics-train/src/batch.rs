@@ -1,10 +1,10 @@
 //! What one micro-batch shows the model and asks it to say.
 
 use burn::tensor::Tensor;
-use idefics_generate::{Idefics2, InputError, Prompts};
+use idefics_generate::{InputError, Prompts};
 use idefics_nn::KvCache;
 use idefics_processor::image::ImageTile;
-use idefics_text::{Branches, Positions};
+use idefics_text::{Branches, DecoderStack, Places};
 
 use crate::LabelRecipe;
 use crate::labels::NextTokens;
@@ -116,11 +116,10 @@ impl TrainingBatch {
     }
 
     /// Where the tokens of `inputs_embeds`, `[batch, seq, d]`, stand and what they see.
-    pub(crate) fn positions(&self, model: &Idefics2, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
-        let text_model = &model.model.text_model;
+    pub(crate) fn places(&self, decoder: &dyn DecoderStack, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Places {
         match self.branches(cache) {
-            None => text_model.positions(inputs_embeds, cache),
-            Some(branches) => text_model.branch_positions(inputs_embeds, &branches, cache),
+            None => decoder.places(inputs_embeds, cache),
+            Some(branches) => decoder.branch_places(inputs_embeds, &branches, cache),
         }
     }
 

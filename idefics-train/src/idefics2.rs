@@ -16,10 +16,9 @@ impl Trainable for Idefics2 {
         let image_hidden_states = self.encode_images(&batch.images)?;
         let mut cache = self.cache(&batch.prompts, 0);
         let inputs_embeds = self.inputs_embeds(&batch.prompts, image_hidden_states)?;
-        let positions = batch.positions(self, &inputs_embeds, &cache);
-        let text_model = &self.model.text_model;
+        let places = batch.places(self.decoder(), &inputs_embeds, &cache);
         // [batch, seq, d]
-        let hidden_states = text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut Unobserved);
+        let hidden_states = self.decoder().forward_at(inputs_embeds, &places, &mut cache, &mut Unobserved);
         let targets = batch.targets(self.ignored_label(batch.recipe));
         let loss = summed_loss(self, hidden_states, &targets);
         Ok(LossGradients::backward(&loss, targets.len(), self))

@@ -5,9 +5,8 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use idefics_generate::{Idefics2, ImageBatch, InputError, Model, VisionBatch, image_batches};
-use idefics_nn::LayerCache;
-use idefics_text::DecoderObserver;
+use idefics_generate::{Idefics2, ImageBatch, InputError, Model, VisionBatch};
+use idefics_text::{DecoderObserver, Unobserved};
 use idefics_vision::patch_mask;
 
 use crate::idefics2::summed_loss;
@@ -22,17 +21,16 @@ use crate::{Gradients, LossGradients, Trainable, TrainingBatch};
 /// As [`Trainable::training_gradients`].
 pub fn training_gradients_recomputing(model: &Idefics2, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
     let plain = model.valid();
-    let image_batches = image_batches(&batch.images, &model.config().vision_config, VisionBatch::default())?;
+    let image_batches = model.shape().image_batches(&batch.images, VisionBatch::default())?;
 
     // Forward, keeping the input of each layer.
     let vision: Vec<VisionInputs> = image_batches.iter().map(|images| VisionInputs::of(&plain, images)).collect();
-    let features = vision.iter().map(|inputs| inputs.features.clone()).collect();
-    let image_hidden_states = plain.connect(&image_batches, features); // [n_images, n_latents, d]
+    let image_hidden_states = plain.encode_images(&batch.images)?; // [n_images, n_latents, d]
     let inputs_embeds = plain.inputs_embeds(&batch.prompts, image_hidden_states.clone())?;
     let mut decoder = LayerInputs::default();
     let mut cache = plain.cache(&batch.prompts, 0);
-    let positions = batch.positions(&plain, &inputs_embeds, &cache);
-    plain.model.text_model.forward_at(inputs_embeds, &positions, &mut cache, &mut decoder);
+    let places = batch.places(plain.decoder(), &inputs_embeds, &cache);
+    plain.decoder().forward_at(inputs_embeds, &places, &mut cache, &mut decoder);
 
     // Backward, from the loss to the pixels.
     let targets = batch.targets(model.ignored_label(batch.recipe));
@@ -44,12 +42,9 @@ pub fn training_gradients_recomputing(model: &Idefics2, batch: &TrainingBatch) -
     for layer_idx in (0..n_layers).rev() {
         let input = decoder.hidden_states.pop().expect("the decoder shows each layer's input");
         gradient = backward.through(input, gradient, |input| {
-            let text_model = &model.model.text_model;
-            let cache = model.cache(&batch.prompts, 0);
-            let positions = batch.positions(model, &input, &cache);
-            let mut layer_cache = LayerCache::new(batch.prompts.seq());
-            let output = text_model.layers[layer_idx].forward(input, &positions, &mut layer_cache, |_| ());
-            if layer_idx + 1 == n_layers { text_model.norm.forward(output) } else { output }
+            let mut cache = model.cache(&batch.prompts, 0);
+            let places = batch.places(model.decoder(), &input, &cache);
+            model.decoder().layers(layer_idx..layer_idx + 1, input, &places, &mut cache, &mut Unobserved)
         });
     }
     let image_gradient = backward.embeddings(batch, image_hidden_states, gradient)?;
@@ -79,18 +74,16 @@ impl DecoderObserver for LayerInputs {
 struct VisionInputs {
     /// `[n_images, patches, d_vision]`, one a layer, and after them the last layer's output.
     hidden_states: Vec<Tensor<3>>,
-    /// What the tower gives, `[n_images, patches, d_vision]`.
-    features: Tensor<3>,
 }
 
 impl VisionInputs {
     fn of(model: &Idefics2, images: &ImageBatch<'_>) -> Self {
         let vision_model = &model.model.vision_model;
-        let pixel_values = images.upload(&model.device());
-        let mut hidden_states = vec![vision_model.embeddings.forward(pixel_values.clone(), &images.layout)];
-        let features =
-            vision_model.forward_observed(pixel_values, &images.layout, |_, output| hidden_states.push(output.clone()));
-        Self { hidden_states, features }
+        let pixel_values = images.upload(&Model::device(model));
+        let layout = model.layout(images);
+        let mut hidden_states = vec![vision_model.embeddings.forward(pixel_values.clone(), &layout)];
+        vision_model.forward_observed(pixel_values, &layout, |_, output| hidden_states.push(output.clone()));
+        Self { hidden_states }
     }
 }
 
@@ -148,17 +141,20 @@ impl Backward<'_> {
     /// Through connector and vision tower of one batch of images.
     fn vision(&mut self, images: &ImageBatch<'_>, inputs: VisionInputs, gradient: Tensor<3>) {
         let model = &self.model.model;
-        let VisionInputs { mut hidden_states, features: _ } = inputs;
+        let VisionInputs { mut hidden_states } = inputs;
         let last = hidden_states.pop().expect("the tower shows its last layer");
         let mut gradient = self.through(last, gradient, |last| {
             model.connector.forward(model.vision_model.post_layernorm.forward(last), None)
         });
-        let masked_out = patch_mask(&images.layout, &gradient.device().autodiff());
+        let masked_out = patch_mask(&self.model.layout(images), &gradient.device().autodiff());
         for layer in model.vision_model.encoder.layers.iter().rev() {
             let input = hidden_states.pop().expect("the tower shows each layer");
             gradient = self.through(input, gradient, |input| layer.forward(input, masked_out.clone()));
         }
-        let embedded = model.vision_model.embeddings.forward(images.upload(&self.model.device()), &images.layout);
+        let embedded = model
+            .vision_model
+            .embeddings
+            .forward(images.upload(&Model::device(self.model)), &self.model.layout(images));
         let product = (embedded * Tensor::from_inner(gradient)).sum();
         if product.is_tracked() {
             self.gradients.accumulate(Gradients::collect(self.model, &mut product.backward()));

@@ -18,8 +18,8 @@ fn folder(checkpoint: &str) -> PathBuf {
 }
 
 fn config(name: &str) -> Idefics2Config {
-    let ModelConfig::Idefics2(config) = ModelConfig::from_folder(&folder(name)).unwrap() else { unreachable!() };
-    config
+    let config = ModelConfig::from_folder(&folder(name)).unwrap();
+    config.downcast_ref::<Idefics2Config>().unwrap().clone()
 }
 
 fn model(name: &str) -> Idefics2 {

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use idefics_checkpoint::Checkpoint;
-use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile, bytes, parameters};
+use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile};
 use idefics_generate::inspect::records_steps;
 use idefics_generate::nn::profile::Operation;
 use idefics_generate::processor::Processor;
-use idefics_generate::processor::image::{ImageProcessor, ImageProcessorConfig, ImageSize};
-use idefics_generate::{AnyModel, Device, Error, Idefics1Config, Idefics2Config, ModelConfig, measure_device};
+use idefics_generate::processor::image::ImageProcessor;
+use idefics_generate::{
+    Device, Error, Idefics1Config, Idefics2Config, ModelConfig, VisionBatch, load_model, measure_device,
+};
 use idefics_kernels::Unit;
 use serde_json::{Value, json};
 
@@ -32,15 +34,10 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         (None, None) => unreachable!("without a shape there is a folder"),
     };
     if let Some(layers) = args.text_layers {
-        let all = match &mut config {
-            ModelConfig::Idefics1(config) => &mut config.num_hidden_layers,
-            ModelConfig::Idefics2(config) => &mut config.text_config.num_hidden_layers,
-            other => return Err(Failure::usage(format!("{} is not measured", other.family()))),
-        };
-        *all = layers.get().min(*all);
+        config = config.with_text_layers(layers.get());
     }
     let processor = image_processor(source.as_ref().map(ModelFolder::path), &config)?;
-    let options = BenchOptions {
+    let mut options = BenchOptions {
         images: args.images.iter().map(|size| (size.width, size.height)).collect(),
         prompt_tokens: args.prompt_tokens,
         new_tokens: args.new_tokens.get(),
@@ -48,18 +45,22 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         runs: args.runs.get(),
         profile: args.profile,
         replays: global.lease(),
+        vision_batch: VisionBatch::default(), // until it is known what memory is left
     };
 
     let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), global.pickles());
     let checkpoint = source.as_ref().map(open).transpose().map_err(Error::from)?;
-    let needed = |device: &Device, weights| AnyModel::memory(&config, checkpoint.as_ref(), device, weights);
+    let needed = |device: &Device, weights| config.memory(checkpoint.as_ref(), device, weights);
     let n_tiles = options.images.iter().map(|&(width, height)| processor.layout(width, height).tiles.len()).sum();
     let cache = options.cache_bytes(&config, n_tiles);
     let (choice, device, weights) = model::device_for(global, cache, needed)?;
     let available = usable_memory_bytes(choice, &device);
     // While a decode step is recorded, the cache is there twice.
-    let cache =
-        if options.replays.is_some() && records_steps(&config.text_config(), &device) { 2 * cache } else { cache };
+    let cache = if options.replays.is_some() && records_steps(&config.family().shape().text, &device) {
+        2 * cache
+    } else {
+        cache
+    };
     model::check_memory(choice, |weights| needed(&device, weights), weights, Some(cache), available)?;
     model::check_activations(global, choice, &config, checkpoint.as_ref())?;
     drop(checkpoint);
@@ -71,20 +72,21 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         bar.set_position(loaded.bytes_done);
     };
     let clock = Instant::now();
-    let mut model = match &source {
-        None => AnyModel::random(&config, &device, weights, global.seed, progress)?,
-        Some(folder) => AnyModel::from_folder(folder.path(), &device, weights, progress)?,
+    let model = match &source {
+        None => config.random_model(&device, weights, global.seed, progress)?,
+        Some(folder) => load_model(folder.path(), &device, weights, progress)?,
     };
     let load_s = clock.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    model.as_model_mut().set_vision_batch(global.vision_batch(available_memory_bytes(choice, &device)));
-    let report = model.bench(&processor, &options, |stage| {
+    options.vision_batch = global.vision_batch(available_memory_bytes(choice, &device));
+    let report = config.bench(&*model, &processor, &options, |stage| {
         if global.verbose {
             say!("{stage}");
         }
     })?;
     let (rss, reserved) = (peak_rss_bytes(), device.memory_pool_usage().map(|usage| usage.bytes_reserved));
-    let (weight_bytes, params) = (bytes(&model), parameters(&model));
+    let (weight_bytes, mut params) = (model.weight_bytes(), 0);
+    model.parameter_shapes(&mut |_, shape| params += shape.num_elements());
     drop(model);
 
     let rates = measure_device(&device);
@@ -225,9 +227,9 @@ fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Lim
 /// The shape of a public model, or of a `config.json`.
 fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
     match name.to_str().unwrap_or_default() {
-        "idefics-9b" => return Ok(ModelConfig::Idefics1(Idefics1Config::idefics_9b())),
-        "idefics-80b" => return Ok(ModelConfig::Idefics1(Idefics1Config::idefics_80b())),
-        "idefics2-8b" => return Ok(ModelConfig::Idefics2(Idefics2Config::idefics2_8b())),
+        "idefics-9b" => return Ok(Idefics1Config::idefics_9b().into()),
+        "idefics-80b" => return Ok(Idefics1Config::idefics_80b().into()),
+        "idefics2-8b" => return Ok(Idefics2Config::idefics2_8b().into()),
         name @ "smolvlm-256m" => {
             return Err(Failure::usage(format!("--random-weights {name}: this family is not implemented yet")));
         }
@@ -243,16 +245,9 @@ fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
 
 /// The folder's image processor, or that of the public checkpoints, without splitting.
 fn image_processor(folder: Option<&Path>, config: &ModelConfig) -> Result<ImageProcessor, Failure> {
-    let config = match (folder, config) {
-        (Some(folder), _) => Processor::from_folder(folder).map_err(Error::from)?.image_config().clone(),
-        (None, ModelConfig::Idefics1(config)) => {
-            let side = u32::try_from(config.vision_config.image_size).unwrap_or(u32::MAX); // which is refused below
-            ImageProcessorConfig {
-                size: ImageSize::Exact { height: side, width: side },
-                ..ImageProcessorConfig::idefics1()
-            }
-        }
-        (None, _) => ImageProcessorConfig::default(),
+    let config = match folder {
+        Some(folder) => Processor::from_folder(folder).map_err(Error::from)?.image_config().clone(),
+        None => config.family().image_processor(),
     };
     ImageProcessor::new(config).map_err(|error| Failure::usage(error.to_string()))
 }

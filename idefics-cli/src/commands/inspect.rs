@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use idefics_checkpoint::Checkpoint;
 use idefics_generate::inspect::{Inspection, PrecisionMemory, inspect};
 use idefics_generate::placement::{Block, FILES, Plan};
-use idefics_generate::{AnyModel, ModelConfig, WeightFormat};
+use idefics_generate::{ModelConfig, WeightFormat};
 use serde_json::json;
 
 use crate::args::Global;
@@ -22,7 +22,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         let path = source.path();
         let config = if path.is_dir() { ModelConfig::from_folder(path)? } else { ModelConfig::from_file(path)? };
         let checkpoint = Checkpoint::open_with(path, weights.pickles).ok().filter(|_| path.is_dir());
-        AnyModel::memory(&config, checkpoint.as_ref(), device, weights)
+        config.memory(checkpoint.as_ref(), device, weights)
     })?;
     let inspection = inspect(source.path(), global.pickles(), choice, &device)?;
     for warning in &inspection.warnings {

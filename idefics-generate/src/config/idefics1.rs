@@ -1,14 +1,21 @@
 //! `config.json` of a checkpoint of the first Idefics: the decoder's keys stand at the top.
 
-use idefics_checkpoint::Checkpoint;
-use idefics_nn::{Activation, ConfigError, Quantization};
+use std::path::Path;
+
+use burn::tensor::DType;
+use idefics_nn::{Activation, ConfigError};
 use idefics_perceiver::flamingo::{PerceiverConfig, ResamplerConfig};
+use idefics_processor::image::{ImageProcessorConfig, ImageSize};
+use idefics_processor::{Processor, Tokenizer};
 use idefics_text::{AlphaType, CrossAttentionConfig, RopeParameters, TextConfig};
 use idefics_vision::clip::VisionConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::QuantizationConfig;
+use super::{FamilyConfig, ModelFamily, QuantizationConfig, from_value};
+use crate::bench::FILLER;
+use crate::placement::Placement;
+use crate::{AssembledModel, Error, Idefics1, ModelShape, Prompts};
 
 /// `config.json` of a checkpoint of the first Idefics; keys that are not listed are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -155,11 +162,6 @@ impl Idefics1Config {
         }
     }
 
-    /// What the file's `quantization_config` has plain weights quantised to while they are loaded.
-    pub(crate) fn quantization_on_load(&self, checkpoint: Option<&Checkpoint>) -> Option<Quantization> {
-        self.quantization_config.as_ref()?.on_load(checkpoint?)
-    }
-
     /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
     pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
         match self.tie_word_embeddings {
@@ -183,8 +185,119 @@ impl Idefics1Config {
     }
 }
 
+impl FamilyConfig for Idefics1Config {
+    fn model_type(&self) -> &'static str {
+        "idefics"
+    }
+
+    fn shape(&self) -> ModelShape {
+        ModelShape {
+            vocab_size: self.vocab_size + self.additional_vocab_size,
+            text: self.text().text,
+            patch_size: self.vision_config.patch_size,
+            activation_bytes_per_patch: self.vision_config.activation_bytes_per_patch(),
+        }
+    }
+
+    fn tied(&self) -> &'static [(&'static str, &'static str)] {
+        self.tied()
+    }
+
+    fn quantization_config(&self) -> Option<&QuantizationConfig> {
+        self.quantization_config.as_ref()
+    }
+
+    fn assemble(&self, placement: &Placement) -> Result<Box<dyn AssembledModel>, ConfigError> {
+        Ok(Box::new(Idefics1::placed(self, placement)?))
+    }
+
+    fn parts(&self) -> &'static [(&'static str, &'static str)] {
+        &[
+            ("vision_model", "model.vision_model."),
+            ("perceiver_resampler", "model.perceiver_resampler."),
+            ("embed_tokens", "model.embed_tokens."),
+            ("gated_cross_attn_layers", "model.gated_cross_attn_layers."),
+            ("layers", "model."),
+            ("lm_head", "lm_head."),
+        ]
+    }
+
+    fn blocks(&self) -> Vec<String> {
+        let mut names = vec!["model.vision_model".to_owned()];
+        names.extend(self.use_resampler.then(|| "model.perceiver_resampler".to_owned()));
+        names.push("model.embed_tokens".to_owned());
+        for layer in 0..self.num_hidden_layers {
+            if layer.is_multiple_of(self.cross_layer_interval) {
+                names.push(format!("model.gated_cross_attn_layers.{}", layer / self.cross_layer_interval));
+            }
+            names.push(format!("model.layers.{layer}"));
+        }
+        names.extend(["model.norm", "lm_head"].map(str::to_owned));
+        names
+    }
+
+    fn vectors_per_image(&self) -> usize {
+        self.vectors_per_image()
+    }
+
+    /// One token, which the model has no use for.
+    fn image_placeholder(&self) -> Vec<u32> {
+        vec![FILLER]
+    }
+
+    fn context_bytes(&self, n_images: usize, dtype: DType) -> usize {
+        self.text().context_bytes(n_images * self.vectors_per_image(), dtype)
+    }
+
+    fn is_read_by_step(&self, name: &str, sees_images: bool) -> bool {
+        if name.starts_with("model.gated_cross_attn_layers.") {
+            return match sees_images {
+                true => !name.contains(".cross_attn.k_proj.") && !name.contains(".cross_attn.v_proj."),
+                false => name.contains(".mlp."),
+            };
+        }
+        ["model.layers.", "model.norm.", "lm_head."].iter().any(|part| name.starts_with(part))
+    }
+
+    /// Image tokens stand for nothing in the decoder, so any will do.
+    fn check_processor(&self, _folder: &Path, _processor: &Processor) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn see_images(&self, prompts: Prompts, tokenizer: &Tokenizer) -> Prompts {
+        prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id())
+    }
+
+    fn image_processor(&self) -> ImageProcessorConfig {
+        // A size that is too large is refused where pictures are prepared.
+        let side = u32::try_from(self.vision_config.image_size).unwrap_or(u32::MAX);
+        let size = ImageSize::Exact { height: side, width: side };
+        ImageProcessorConfig { size, ..ImageProcessorConfig::idefics1() }
+    }
+
+    fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {
+        Box::new(Self { num_hidden_layers: layers.min(self.num_hidden_layers), ..self.clone() })
+    }
+}
+
+/// `model_type` `idefics`.
+#[derive(Debug)]
+pub(super) struct Family;
+
+impl ModelFamily for Family {
+    fn model_type(&self) -> &'static str {
+        "idefics"
+    }
+
+    fn read(&self, path: &Path, file: Value) -> Result<Box<dyn FamilyConfig>, Error> {
+        let config: Idefics1Config = from_value(path, with_known_names(file))?;
+        config.validate().map_err(|source| Error::Config { path: path.to_owned(), source })?;
+        Ok(Box::new(config))
+    }
+}
+
 /// Drops keys that are null, and gives the tower's width the name that the reference takes it by.
-pub(super) fn with_known_names(mut file: Value) -> Value {
+fn with_known_names(mut file: Value) -> Value {
     if let Some(file) = file.as_object_mut() {
         file.retain(|_, value| !value.is_null());
         if let Some(vision) = file.get_mut("vision_config").and_then(Value::as_object_mut)

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use serde::Serialize;
 
 use crate::logits::{log_softmax, top_k};
-use crate::{Error, LogitsToKeep, Model, Prompts};
+use crate::{Error, Model, Prompts};
 
 /// Positions whose logits are computed together: bounds them to about 33 MB for a vocabulary of 32000.
 const CHUNK: usize = 256;
@@ -71,7 +71,7 @@ pub(crate) fn of_tokens(model: &dyn Model, hidden_states: Tensor<2>, targets: &[
     let mut logprobs = Vec::with_capacity(targets.len());
     for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
         let states = hidden_states.clone().narrow(0, chunk * CHUNK, targets.len());
-        let logits: Tensor<2> = model.logits(states.unsqueeze_dim(0), LogitsToKeep::All).squeeze_dim(0);
+        let logits: Tensor<2> = model.logits(states.unsqueeze_dim(0)).squeeze_dim(0);
         let ids: Vec<i32> = targets.iter().map(|&id| id as i32).collect();
         let ids = TensorData::new(ids, [targets.len(), 1]);
         let ids = Tensor::<2, Int>::from_data(ids, (&logits.device(), DType::I32));

@@ -123,9 +123,9 @@ impl<'a> Generation<'a> {
         controls: Controls<'a>,
     ) -> Result<Self, Error> {
         let clock = Instant::now();
-        let vocab_size = model.vocab_size();
+        let vocab_size = model.shape().vocab_size;
         let config = options.resolve(prompts.seq(), vocab_size)?;
-        config.check_memory(prompts.seq(), &model.text_config())?;
+        config.check_memory(prompts.seq(), &model.shape().text)?;
         let stops = Stops::new(&config, controls.tokenizer, clock)?;
         let mut chain = ProcessorChain::new(&config)?;
         let on_device = config.is_plain() && controls.processors.is_empty() && controls.logprobs.is_none();
@@ -153,7 +153,7 @@ impl<'a> Generation<'a> {
             true => Some(logprobs::of_prompts(model, &new, &hidden_states)?),
             false => None,
         };
-        let logits: Tensor<2> = model.logits(hidden_states, LogitsToKeep::Last(1)).squeeze_dim(1);
+        let logits: Tensor<2> = model.logits(LogitsToKeep::Last(1).select(hidden_states)).squeeze_dim(1);
         let strategy = match config.num_beams() {
             1 if on_device => Strategy::OnDevice(OnDevice::new(&config, vocab_size, &logits.device())),
             1 => Strategy::OnHost(OnHost::new(&config, chain, controls.seed, &rows)),
@@ -206,7 +206,7 @@ impl<'a> Generation<'a> {
                 let logits = logprobs::read(logits)?;
                 let chosen = choice.choose(&logits, &mut self.rows)?;
                 if let Some(n_top) = self.n_top {
-                    let width = self.model.vocab_size();
+                    let width = self.model.shape().vocab_size;
                     for (row, &id) in chosen.iter().enumerate().filter(|(row, _)| self.rows.finished[*row].is_none()) {
                         let logits = self.rows.scores_of(row, &logits, width);
                         self.logprobs[row].push(logprobs::of_token(logits, id, n_top));

@@ -76,7 +76,7 @@ impl<'a> ReplayedStep<'a> {
 
     /// [`Model::decode`] of the next tokens. The logits are good until the next call.
     pub(crate) fn run(&mut self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, Error> {
-        check_ids(next_tokens, 1, self.model.vocab_size())?;
+        check_ids(next_tokens, 1, self.model.shape().vocab_size)?;
         let slot = cache.len();
         cache.note_written();
         self.run_at(next_tokens, slot).map_err(|reason| Error::Execution { reason })

@@ -138,8 +138,9 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
         (0..PICTURES).map(|_| Scene::random(rng, width, height)).collect()
     };
     let tiles: Vec<ImageTile> = scenes.iter().map(tile).collect();
-    let images =
-        image_batches(&tiles, config, VisionBatch::default())?.pop().expect("pictures of one size are one batch");
+    let bytes_per_patch = config.activation_bytes_per_patch();
+    let mut batches = image_batches(&tiles, config.patch_size, bytes_per_patch, VisionBatch::default())?;
+    let images = batches.pop().expect("pictures of one size are one batch");
     let labels: Vec<PatchLabel> = scenes.iter().flat_map(|scene| scene.patch_labels(config.patch_size)).collect();
     let of_shapes = |value: fn(PatchShape) -> u8| {
         labels.iter().map(|label| label.shape.map_or(0, |shape| 1 + i32::from(value(shape)))).collect::<Vec<_>>()
@@ -150,7 +151,7 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
         grades: of_shapes(|shape| shape.grade),
         numbers: (!sheets).then(|| of_shapes(|shape| shape.number as u8)),
         pixel_values: images.pixel_values(),
-        layout: images.layout,
+        layout: PatchLayout::new(&vec![images.grid; tiles.len()], config.positions_per_side()),
         classes: labels.iter().map(|label| i32::from(label.class)).collect(),
         covered: labels.iter().flat_map(|label| &label.covered).map(|&covered| f32::from(u8::from(covered))).collect(),
         shapes: labels.iter().flat_map(|label| shape_targets(label.shape)).collect(),

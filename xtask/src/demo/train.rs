@@ -141,9 +141,8 @@ fn train(args: &Args) -> Result<()> {
         let vocab_size = tokenizer::train(&model_folder, args.seed)?;
         folder::write(&model_folder, vocab_size)?;
     }
-    let ModelConfig::Idefics2(config) = ModelConfig::from_folder(&model_folder)? else {
-        unreachable!("it was written above");
-    };
+    let config = ModelConfig::from_folder(&model_folder)?;
+    let config = config.downcast_ref::<Idefics2Config>().expect("it was written above").clone();
     let metrics = Metrics::open(&args.out.join("metrics.jsonl"))?;
     let mut session = Session { args, device: device.clone(), metrics };
 

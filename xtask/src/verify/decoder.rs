@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Tensor, TensorData};
 use idefics_generate::processor::TokenBatch;
 use idefics_generate::text::DecoderObserver;
-use idefics_generate::{LogitsToKeep, Model, Prompts};
+use idefics_generate::{Model, Prompts};
 
 use super::compare::Comparison;
 use super::margins::{NMSE, nmse};
@@ -86,7 +86,7 @@ impl Stages<'_> {
         if self.case.expected("logits").is_none() && self.case.expected("loss").is_none() {
             return Ok(());
         }
-        let logits = model.logits(hidden_states, LogitsToKeep::All); // [batch, seq, vocab_size]
+        let logits = model.logits(hidden_states); // [batch, seq, vocab_size]
         let vocab_size = logits.dims()[2];
         if let Some(expected) = self.case.expected("logits") {
             self.tensor("logits", &logits, |flat| real[flat / vocab_size])?;

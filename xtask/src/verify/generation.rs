@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{ProcessedInputs, Processor, Tokenizer};
 use idefics_generate::{
-    AnyModel, Controls, DeviceChoice, DeviceLease, Generation, GenerationConfig, Model, Prompts, Replays,
+    Controls, DeviceChoice, DeviceLease, Generation, GenerationConfig, Model, ModelConfig, Prompts, Replays, load_model,
 };
 
 use super::case::Case;
@@ -27,7 +27,8 @@ impl Stages<'_> {
         let folder_options = GenerationConfig::from_folder(&self.case.checkpoint)?;
         let tokenizer = processor.tokenizer_for(process_options(self.case).compatibility);
         let prompts = Prompts::pad_left(&processed.input_ids, tokenizer.pad_token_id_or_fallback())?;
-        let prompts = model.see_images(prompts, tokenizer);
+        let config = ModelConfig::from_folder(&self.case.checkpoint)?;
+        let prompts = config.family().see_images(prompts, tokenizer);
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
         let image_hidden_states = model.encode_images(&images)?;
         for (name, options) in &self.case.file.generate {
@@ -188,8 +189,8 @@ impl<'r> Run<'r> {
     /// Where the run hangs between two tokens in f32 on the CPU, which does what the reference does.
     fn ties(&self, case: &Case) -> Result<Ties> {
         let (_, device) = DeviceChoice::Cpu.open()?;
-        let model = AnyModel::from_folder(&case.checkpoint, &device, case.weights(DType::F32)?, |_| ())?;
-        let model = model.as_model();
+        let model = load_model(&case.checkpoint, &device, case.weights(DType::F32)?, |_| ())?;
+        let model: &dyn Model = &*model;
         let ties = Ties::default();
         let controls = Controls { processors: vec![Box::new(ties.clone())], ..Controls::default() };
         let mut generation = self.start(model, model.encode_images(self.images)?, controls)?;

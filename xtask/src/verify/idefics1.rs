@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Device, Tensor};
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{ProcessedInputs, Processor, TokenBatch, image_attention_mask};
-use idefics_generate::{Idefics1, Prompts, SeenImages};
+use idefics_generate::{Idefics1, Model, Prompts, SeenImages, VisionBatch};
 use idefics_train::{LabelRecipe, Trainable, TrainingBatch};
 
 use super::stages::{Stages, floats};
@@ -34,10 +34,11 @@ impl Stages<'_> {
     ) -> Result<()> {
         let model = Idefics1::from_folder(&self.case.checkpoint, device, self.case.weights(self.dtype)?, |_| ())?;
         let (images, n_images, slots) = self.idefics1_images(processed)?;
-        let features = model.vision_features(&images)?;
-        let all = (!features.is_empty()).then(|| Tensor::cat(features.clone(), 0));
-        self.of_images("vision.last_hidden_state", all, &slots)?;
-        let image_hidden_states = model.connect(features);
+        let batches = model.shape().image_batches(&images, VisionBatch::default())?;
+        let features = batches.iter().map(|batch| model.vision_features(batch)).collect::<Result<Vec<_>, _>>()?;
+        let features = (!features.is_empty()).then(|| Tensor::cat(features, 0)); // all images have one size
+        self.of_images("vision.last_hidden_state", features, &slots)?;
+        let image_hidden_states = model.encode_images(&images)?;
         self.of_images("image_hidden_states", image_hidden_states.clone(), &slots)?;
         let (prompts, real) = self.prompts(tokens)?;
         let prompts = self.seeing(prompts, processor, n_images)?;

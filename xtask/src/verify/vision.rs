@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use burn::tensor::Tensor;
 use idefics_generate::processor::ProcessedInputs;
 use idefics_generate::processor::image::{ImageTile, PaddedImages};
-use idefics_generate::{Idefics2, VisionBatch, image_batches};
+use idefics_generate::{Idefics2, Model, VisionBatch};
 
 use super::case::Expected;
 use super::compare::Comparison;
@@ -32,13 +32,13 @@ impl Stages<'_> {
     }
 
     pub(super) fn vision(&mut self, model: &Idefics2, images: &[ImageTile]) -> Result<Option<Tensor<3>>> {
-        let batches = image_batches(images, &model.config().vision_config, VisionBatch::default())?;
+        let batches = model.shape().image_batches(images, VisionBatch::default())?;
         let features: Vec<Tensor<3>> = batches.iter().map(|batch| model.vision_features(batch)).collect();
         if let Some(expected) = self.case.expected("vision.last_hidden_state") {
             let comparison = self.compare_features(model, &batches, &features, expected)?;
             self.report.stage("vision.last_hidden_state", &comparison);
         }
-        let image_hidden_states = model.connect(&batches, features);
+        let image_hidden_states = model.encode_images(images)?;
         match &image_hidden_states {
             Some(states) => self.tensor("image_hidden_states", states, |_| true)?,
             None => {
@@ -62,12 +62,12 @@ impl Stages<'_> {
         let n_ours: usize = batches.iter().map(|batch| batch.image_indices.len()).sum();
         let grid_width = match self.case.expected("processor.pixel_values") {
             Some(pixel_values) => pixel_values.shape[4] / model.config().vision_config.patch_size,
-            None => batches.iter().map(|batch| batch.layout.shared().cols).max().unwrap_or(0),
+            None => batches.iter().map(|batch| batch.grid.cols).max().unwrap_or(0),
         };
         let mut ours = vec![0.0; n_images * n_patches * hidden];
         let mut real = vec![false; n_images * n_patches];
         for (batch, features) in batches.iter().zip(features) {
-            let grid = batch.layout.shared();
+            let grid = batch.grid;
             let [_, patches, width] = features.dims();
             let last_patch = (grid.rows - 1) * grid_width + grid.cols;
             if n_ours != n_images || width != hidden || last_patch > n_patches {

@@ -60,7 +60,7 @@ impl Chat<'_> {
         let mut lines = Lines::open()?;
         say!("/help says what there is");
         if self.global.verbose {
-            say!("{} tokens of context", model.model().max_position_embeddings());
+            say!("{} tokens of context", model.model().shape().text.max_position_embeddings);
         }
         while let Some(line) = lines.next()? {
             let said = match line.strip_prefix(b"/") {

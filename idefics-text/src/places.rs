@@ -1,4 +1,6 @@
-//! Where new tokens stand, and which tokens they see.
+//! Where new tokens stand, and what they see.
+
+use std::ops::Range;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use idefics_nn::{ConfigError, KvCache, RotaryAngles, RotaryEmbedding};
@@ -6,90 +8,111 @@ use idefics_nn::{ConfigError, KvCache, RotaryAngles, RotaryEmbedding};
 use crate::mask::masked_out;
 use crate::{Branches, TextConfig};
 
-/// Where the new tokens stand and what they see: the same in every layer.
+/// Where new tokens stand and what they see: the same in every layer.
 #[derive(Debug, Clone)]
-pub struct Positions {
+pub struct Places {
     /// The angles of the new tokens.
     pub rotary: RotaryAngles,
     /// `[batch, 1, n_new, len + n_new]`, of a slot `[batch, 1, 1, capacity]`, true hides the key; `None` if nothing is
     /// hidden.
     pub masked_out: Option<Tensor<4, Bool>>,
+    /// What the tokens see of the cache's context; `None` if it has none, or no token sees any of it.
+    pub context: Option<SeenContext>,
 }
 
-impl Positions {
+/// What new tokens see of a context.
+#[derive(Debug, Clone)]
+pub struct SeenContext {
+    /// True hides the key, `[batch, 1, n_new, n_keys]`; `None` if nothing is hidden.
+    pub masked_out: Option<Tensor<4, Bool>>,
+}
+
+impl Places {
     /// The same on another device, for activations of that dtype.
     #[must_use]
     pub fn to_device(self, device: &Device, dtype: DType) -> Self {
+        let mask = |masked_out: Option<Tensor<4, Bool>>| masked_out.map(|masked_out| masked_out.to_device(device));
         Self {
             rotary: self.rotary.to_device(device, dtype),
-            masked_out: self.masked_out.map(|masked_out| masked_out.to_device(device)),
+            masked_out: mask(self.masked_out),
+            context: self.context.map(|seen| SeenContext { masked_out: mask(seen.masked_out) }),
         }
     }
 }
 
-/// What a decoder's configuration says of positions.
+/// What the tokens in some slots see of the cache's context.
+fn seen_context(cache: &KvCache, slots: Range<usize>, device: &Device) -> Option<SeenContext> {
+    let context = cache.context()?;
+    let view = context.seen(slots);
+    (!view.is_blind()).then(|| SeenContext { masked_out: view.masked_out(context.part_len(), device) })
+}
+
+/// How a decoder's configuration places tokens: its rotary embedding and its sliding window.
 #[derive(Debug, Clone)]
-pub(crate) struct PositionRules {
+pub struct PlaceRules {
     rotary: RotaryEmbedding,
     sliding_window: Option<usize>,
 }
 
-impl PositionRules {
+impl PlaceRules {
     pub(crate) fn new(config: &TextConfig) -> Result<Self, ConfigError> {
         Ok(Self { rotary: config.rotary()?, sliding_window: config.sliding_window })
     }
 
-    /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache: a part of a
+    /// The places of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache: a part of a
     /// call after which `n_slots` of it will be filled.
-    pub(crate) fn after(&self, inputs_embeds: &Tensor<3>, cache: &KvCache, n_slots: usize) -> Positions {
+    pub(crate) fn after(&self, inputs_embeds: &Tensor<3>, cache: &KvCache, n_slots: usize) -> Places {
         let [batch, n_new, _] = inputs_embeds.dims();
         let device = inputs_embeds.device();
         let seq_len = n_slots - cache.left_padding().iter().min().copied().unwrap_or(0).min(n_slots);
         let position_ids = cache.next_positions(n_new);
-        Positions {
+        Places {
             rotary: self.rotary.at_length(seq_len, &position_ids, batch, inputs_embeds.dtype(), &device),
             masked_out: masked_out(cache, n_new, self.sliding_window, &device),
+            context: seen_context(cache, cache.len()..cache.len() + n_new, &device),
         }
     }
 
-    /// What the positions of single tokens in slots of the cache are made of, beside activations like `inputs_embeds`;
-    /// `None` where the angles of a position depend on the length of the sequence.
-    pub(crate) fn of_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPositions> {
+    /// What the places of single tokens in slots of the cache are made of, for activations like `inputs_embeds`; `None`
+    /// where the angles of a position depend on the length of the sequence.
+    pub(crate) fn of_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPlaces> {
         if self.rotary.depends_on_length() {
             return None;
         }
         let (batch, capacity) = (cache.batch(), cache.capacity());
         let (dtype, device) = (inputs_embeds.dtype(), &inputs_embeds.device());
         let ints = |values: Vec<i32>, shape| Tensor::from_data(TensorData::new(values, shape), (device, DType::I32));
-        Some(SlotPositions {
+        Some(SlotPlaces {
             rotary: self.rotary.at(&(0..capacity).collect::<Vec<_>>(), 1, dtype, device),
             slots: ints((0..capacity as i32).collect(), [1, capacity]),
             first: ints(cache.left_padding().iter().map(|&padding| padding as i32).collect(), [batch, 1]),
             sliding_window: self.sliding_window,
+            context: seen_context(cache, cache.len()..cache.len() + 1, device),
         })
     }
 
-    /// The positions of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which `branches` was last given.
+    /// The places of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which `branches` was last given.
     ///
     /// # Panics
     /// If `branches` is of other rows or another number of slots.
-    pub(crate) fn of_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Positions {
+    pub(crate) fn of_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Places {
         let [batch, n_new, _] = inputs_embeds.dims();
         let n_keys = cache.len() + n_new;
         assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "the slots of rows that branch");
         let device = inputs_embeds.device();
         let masked_out = TensorData::new(branches.masked_out(n_new, self.sliding_window), [batch, 1, n_new, n_keys]);
-        Positions {
+        Places {
             rotary: self.rotary.at(&branches.positions(n_new), batch, inputs_embeds.dtype(), &device),
             masked_out: Some(Tensor::from_data(masked_out, &device)),
+            context: seen_context(cache, cache.len()..n_keys, &device),
         }
     }
 }
 
-/// What [`Positions`] of one new token a row are made of where the device alone knows its slot: everything that is not
-/// that slot's, uploaded once.
+/// What the [`Places`] of one new token a row are made of where the device alone knows its slot: everything that does not
+/// depend on the slot, uploaded once.
 #[derive(Debug, Clone)]
-pub struct SlotPositions {
+pub struct SlotPlaces {
     /// Of every position up to the cache's capacity.
     rotary: RotaryAngles,
     /// `[1, capacity]`, I32.
@@ -97,11 +120,12 @@ pub struct SlotPositions {
     /// The first slot of each row that is no padding, `[batch, 1]`, I32.
     first: Tensor<2, Int>,
     sliding_window: Option<usize>,
+    context: Option<SeenContext>,
 }
 
-impl SlotPositions {
-    /// The positions of the token in `slot`, `[1]` of I32, of each row.
-    pub fn at(&self, slot: &Tensor<1, Int>) -> Positions {
+impl SlotPlaces {
+    /// The places of the token in `slot`, `[1]` of I32, of each row.
+    pub fn at(&self, slot: &Tensor<1, Int>) -> Places {
         let ([batch, _], [_, capacity]) = (self.first.dims(), self.slots.dims());
         let slot = slot.clone().unsqueeze::<2>(); // [1, 1]
         let position_ids = (slot.clone() - self.first.clone()).clamp_min(0); // [batch, 1]
@@ -113,9 +137,10 @@ impl SlotPositions {
         }
         let is_before = slots.clone().lower(in_all_rows(first));
         let masked_out = slots.greater(in_all_rows(slot)).bool_or(is_before); // [batch, capacity]
-        Positions {
+        Places {
             rotary: self.rotary.select(position_ids.reshape([batch])),
             masked_out: Some(masked_out.reshape([batch, 1, 1, capacity])),
+            context: self.context.clone(),
         }
     }
 }

@@ -1,0 +1,215 @@
+//! `config.json` of an Idefics2 checkpoint.
+
+use std::path::Path;
+
+use idefics_nn::ConfigError;
+use idefics_perceiver::{ConnectorConfig, PerceiverConfig};
+use idefics_processor::Processor;
+use idefics_processor::image::ImageProcessorConfig;
+use idefics_text::TextConfig;
+use idefics_vision::VisionConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{FamilyConfig, ModelFamily, QuantizationConfig, from_value};
+use crate::placement::Placement;
+use crate::{AssembledModel, Error, Idefics2, ModelShape};
+
+/// `config.json` of an Idefics2 checkpoint; keys that are not listed are ignored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Idefics2Config {
+    /// The token whose embeddings are replaced by image vectors.
+    pub image_token_id: u32,
+    /// Whether the head is the embedding table.
+    pub tie_word_embeddings: bool,
+    /// The decoder.
+    pub text_config: TextConfig,
+    /// The vision tower.
+    pub vision_config: VisionConfig,
+    /// The resampler.
+    pub perceiver_config: PerceiverConfig,
+    /// How the weights are quantised, or are to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization_config: Option<QuantizationConfig>,
+}
+
+/// Defaults of `Idefics2Config`.
+impl Default for Idefics2Config {
+    fn default() -> Self {
+        Self {
+            image_token_id: 32_001,
+            tie_word_embeddings: false,
+            text_config: TextConfig::idefics2_preset(),
+            vision_config: VisionConfig::default(),
+            perceiver_config: PerceiverConfig::default(),
+            quantization_config: None,
+        }
+    }
+}
+
+impl Idefics2Config {
+    /// The public 8b checkpoints.
+    pub fn idefics2_8b() -> Self {
+        Self {
+            text_config: TextConfig { vocab_size: 32_003, ..TextConfig::idefics2_preset() },
+            vision_config: VisionConfig::siglip_so400m_980(),
+            ..Self::default()
+        }
+    }
+
+    /// The resampler works in the decoder's space: if their widths differ, the decoder's width and eps are taken.
+    /// Source: `Idefics2Config.__post_init__`.
+    #[must_use]
+    pub fn resolved(mut self) -> Self {
+        if self.perceiver_config.hidden_size != self.text_config.hidden_size {
+            self.perceiver_config.hidden_size = self.text_config.hidden_size;
+            self.perceiver_config.rms_norm_eps = self.text_config.rms_norm_eps;
+        }
+        self
+    }
+
+    /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
+    pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
+        match self.tie_word_embeddings {
+            true => &[("lm_head.weight", "model.text_model.embed_tokens.weight")],
+            false => &[],
+        }
+    }
+
+    /// The shape of the connector.
+    pub fn connector(&self) -> ConnectorConfig {
+        ConnectorConfig {
+            vision_hidden_size: self.vision_config.hidden_size,
+            text_hidden_size: self.text_config.hidden_size,
+            text_intermediate_size: self.text_config.intermediate_size,
+            text_hidden_act: self.text_config.hidden_act,
+            perceiver: self.perceiver_config.clone(),
+        }
+    }
+
+    /// Checks every value on which memory or a division depends.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.text_config.validate()?;
+        self.vision_config.validate()?;
+        self.perceiver_config.validate()?;
+        self.quantization_config.iter().try_for_each(QuantizationConfig::validate)?;
+        ConfigError::check_range("image_token_id", self.image_token_id as usize, 0..=self.text_config.vocab_size - 1)
+    }
+}
+
+impl FamilyConfig for Idefics2Config {
+    fn model_type(&self) -> &'static str {
+        "idefics2"
+    }
+
+    fn shape(&self) -> ModelShape {
+        ModelShape {
+            vocab_size: self.text_config.vocab_size,
+            text: self.text_config.clone(),
+            patch_size: self.vision_config.patch_size,
+            activation_bytes_per_patch: self.vision_config.activation_bytes_per_patch(),
+        }
+    }
+
+    fn tied(&self) -> &'static [(&'static str, &'static str)] {
+        self.tied()
+    }
+
+    fn quantization_config(&self) -> Option<&QuantizationConfig> {
+        self.quantization_config.as_ref()
+    }
+
+    fn assemble(&self, placement: &Placement) -> Result<Box<dyn AssembledModel>, ConfigError> {
+        Ok(Box::new(Idefics2::placed(self, placement)?))
+    }
+
+    fn parts(&self) -> &'static [(&'static str, &'static str)] {
+        &[
+            ("vision_model", "model.vision_model."),
+            ("modality_projection", "model.connector.modality_projection."),
+            ("perceiver_resampler", "model.connector.perceiver_resampler."),
+            ("embed_tokens", "model.text_model.embed_tokens."),
+            ("text_model", "model.text_model."),
+            ("lm_head", "lm_head."),
+        ]
+    }
+
+    fn vectors_per_image(&self) -> usize {
+        self.perceiver_config.resampler_n_latents
+    }
+
+    fn image_placeholder(&self) -> Vec<u32> {
+        vec![self.image_token_id; self.vectors_per_image()]
+    }
+
+    fn is_read_by_step(&self, name: &str, _sees_images: bool) -> bool {
+        let is_decoder = name.starts_with("model.text_model.") && !name.starts_with("model.text_model.embed_tokens.");
+        is_decoder || name.starts_with("lm_head.")
+    }
+
+    fn check_processor(&self, folder: &Path, processor: &Processor) -> Result<(), Error> {
+        let (image_seq_len, n_latents) = (processor.image_seq_len(), self.vectors_per_image());
+        if image_seq_len != n_latents {
+            return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
+        }
+        let (tokenizer_image_id, image_token_id) = (processor.tokenizer().image_token_id(), self.image_token_id);
+        if tokenizer_image_id != image_token_id {
+            return Err(Error::ImageToken { folder: folder.to_owned(), tokenizer_image_id, image_token_id });
+        }
+        Ok(())
+    }
+
+    fn image_processor(&self) -> ImageProcessorConfig {
+        ImageProcessorConfig::default()
+    }
+
+    fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {
+        let mut config = self.clone();
+        config.text_config.num_hidden_layers = layers.min(config.text_config.num_hidden_layers);
+        Box::new(config)
+    }
+}
+
+/// `model_type` `idefics2`.
+#[derive(Debug)]
+pub(super) struct Family;
+
+impl ModelFamily for Family {
+    fn model_type(&self) -> &'static str {
+        "idefics2"
+    }
+
+    fn read(&self, path: &Path, file: Value) -> Result<Box<dyn FamilyConfig>, Error> {
+        let in_file = |source| Error::Config { path: path.to_owned(), source };
+        let config: Idefics2Config = from_value(path, with_text_defaults(file).map_err(in_file)?)?;
+        let config = config.resolved();
+        config.validate().map_err(in_file)?;
+        Ok(Box::new(config))
+    }
+}
+
+/// Fills in what a `text_config` of another class than Mistral's leaves out, and drops sections that are null.
+fn with_text_defaults(mut file: Value) -> Result<Value, ConfigError> {
+    if let Some(file) = file.as_object_mut() {
+        file.retain(|_, section| !section.is_null());
+    }
+    let Some(text_config) = file.get_mut("text_config").and_then(Value::as_object_mut) else { return Ok(file) };
+    match text_config.get("model_type").and_then(Value::as_str) {
+        None | Some("mistral") => {}
+        Some("llama") => {
+            if let Ok(Value::Object(mut filled)) = serde_json::to_value(TextConfig::llama_defaults()) {
+                filled.append(text_config);
+                *text_config = filled;
+            }
+        }
+        Some(other) => {
+            let (field, value) = ("text_config.model_type", other.to_owned());
+            return Err(ConfigError::Unsupported { field, value, supported: "mistral, llama" });
+        }
+    }
+    Ok(file)
+}

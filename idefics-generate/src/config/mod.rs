@@ -1,0 +1,289 @@
+//! `config.json` of a model folder: `model_type` decides which family reads it.
+
+mod idefics1;
+mod idefics2;
+mod quantization;
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device};
+use idefics_checkpoint::Checkpoint;
+use idefics_nn::checkpoint::{LoadProgress, WeightMemory};
+use idefics_nn::{ConfigError, Quantization};
+use idefics_processor::image::ImageProcessorConfig;
+use idefics_processor::{Processor, Tokenizer, is_git_lfs_pointer, json_words, without_byte_order_mark};
+use serde_json::Value;
+
+use crate::placement::{Block, Placement};
+use crate::{AssembledModel, DeviceChoice, Error, ModelShape, Prompts, WeightOptions, folder};
+
+pub use idefics1::Idefics1Config;
+pub use idefics2::Idefics2Config;
+pub use quantization::QuantizationConfig;
+pub(crate) use quantization::{HEAD, QUANT_METHOD};
+
+/// Real files take a few kilobytes.
+const MAX_BYTES: u64 = 2 << 20;
+
+/// The families that are read; the one list of them on the model's side.
+pub const FAMILIES: &[&dyn ModelFamily] = &[&idefics1::Family, &idefics2::Family];
+
+/// A model family: how its `config.json` is read.
+pub trait ModelFamily: Debug + Sync {
+    /// `model_type` of its `config.json`.
+    fn model_type(&self) -> &'static str;
+
+    /// Reads and checks the JSON object of the file `path`.
+    ///
+    /// # Errors
+    /// [`Error::ModelFile`] or [`Error::Config`] naming the key at fault.
+    fn read(&self, path: &Path, file: Value) -> Result<Box<dyn FamilyConfig>, Error>;
+}
+
+/// A family's configuration: what is asked of a model before its weights are read.
+pub trait FamilyConfig: Any + Debug + Send + Sync {
+    /// `model_type` of the file.
+    fn model_type(&self) -> &'static str;
+
+    /// The model's sizes.
+    fn shape(&self) -> ModelShape;
+
+    /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
+    fn tied(&self) -> &'static [(&'static str, &'static str)];
+
+    /// How the weights are quantised, or are to be.
+    fn quantization_config(&self) -> Option<&QuantizationConfig>;
+
+    /// The model with each part on the device that `placement` gives it; nothing is allocated before a checkpoint is
+    /// loaded.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a configuration that describes no model.
+    fn assemble(&self, placement: &Placement) -> Result<Box<dyn AssembledModel>, ConfigError>;
+
+    /// The parts of the model as a user knows them, with what the names of their tensors begin with; a tensor belongs to
+    /// the first that fits.
+    fn parts(&self) -> &'static [(&'static str, &'static str)];
+
+    /// The parts that can be on devices of their own, in the order in which data meets them; empty if the model cannot be
+    /// split.
+    fn blocks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Vectors that an image becomes.
+    fn vectors_per_image(&self) -> usize;
+
+    /// What stands for an image in a prompt.
+    fn image_placeholder(&self) -> Vec<u32>;
+
+    /// Bytes that the keys and values of `n_images` images beside the text take for a row.
+    fn context_bytes(&self, _n_images: usize, _dtype: DType) -> usize {
+        0
+    }
+
+    /// Whether a decode step reads the weight of that name. `sees_images` where its tokens attend to images beside the
+    /// text, whose keys and values are in the cache.
+    fn is_read_by_step(&self, name: &str, sees_images: bool) -> bool;
+
+    /// Says what processor and model see differently.
+    ///
+    /// # Errors
+    /// [`Error`] naming the values of both.
+    fn check_processor(&self, folder: &Path, processor: &Processor) -> Result<(), Error>;
+
+    /// The prompts with what their tokens see of the images, where images are not among the tokens.
+    fn see_images(&self, prompts: Prompts, _tokenizer: &Tokenizer) -> Prompts {
+        prompts
+    }
+
+    /// How the family's public checkpoints have pictures prepared.
+    fn image_processor(&self) -> ImageProcessorConfig;
+
+    /// The same with at most `layers` decoder layers.
+    fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig>;
+}
+
+/// The configuration of a model, whatever its family.
+#[derive(Debug, Clone)]
+pub struct ModelConfig(Arc<dyn FamilyConfig>);
+
+impl<C: FamilyConfig> From<C> for ModelConfig {
+    fn from(config: C) -> Self {
+        Self(Arc::new(config))
+    }
+}
+
+impl ModelConfig {
+    /// Reads and checks `folder/config.json`.
+    ///
+    /// # Errors
+    /// [`Error::NoFolder`], [`Error::Gguf`] and [`Error::Adapter`] for what is no model folder; [`Error::Read`],
+    /// [`Error::ModelFile`] for what is not a configuration, [`Error::UnknownFamily`], or [`Error::Config`] naming the
+    /// key whose value describes no model.
+    pub fn from_folder(folder: &Path) -> Result<Self, Error> {
+        folder::check(folder)?;
+        Self::from_file(&folder.join("config.json"))
+    }
+
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_folder`].
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        Self::from_file_with(path, FAMILIES)
+    }
+
+    /// As [`ModelConfig::from_file`] for a file of one of these families.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_folder`].
+    pub fn from_file_with(path: &Path, families: &[&dyn ModelFamily]) -> Result<Self, Error> {
+        let file = read_json(path)?;
+        let model_type = file.get("model_type").and_then(Value::as_str);
+        let family = families.iter().find(|family| Some(family.model_type()) == model_type).ok_or_else(|| {
+            let supported: Vec<&str> = families.iter().map(|family| family.model_type()).collect();
+            let family = model_type.unwrap_or("missing").to_owned();
+            Error::UnknownFamily { path: path.to_owned(), family, supported: supported.join(", ") }
+        })?;
+        Ok(Self(family.read(path, file)?.into()))
+    }
+
+    /// The family's own configuration.
+    pub fn family(&self) -> &dyn FamilyConfig {
+        &*self.0
+    }
+
+    /// The configuration as one of type `C`, if it is of that family.
+    pub fn downcast_ref<C: FamilyConfig>(&self) -> Option<&C> {
+        let config: &dyn Any = &*self.0;
+        config.downcast_ref()
+    }
+
+    /// The same with at most `layers` decoder layers.
+    #[must_use]
+    pub fn with_text_layers(&self, layers: usize) -> Self {
+        Self(self.0.with_text_layers(layers).into())
+    }
+
+    /// What the file's `quantization_config` has plain weights quantised to while they are loaded.
+    pub fn quantization_on_load(&self, checkpoint: Option<&Checkpoint>) -> Option<Quantization> {
+        self.0.quantization_config()?.on_load(checkpoint?)
+    }
+
+    /// The model on one device, random until a checkpoint is loaded; nothing is allocated before.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a configuration that describes no model.
+    pub fn assemble(&self, device: &Device) -> Result<Box<dyn AssembledModel>, ConfigError> {
+        self.0.assemble(&Placement::on(device))
+    }
+
+    /// The model with random weights, held as `weights` says: to measure speed and memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn random_model(
+        &self,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+        seed: u64,
+        mut progress: impl FnMut(LoadProgress),
+    ) -> Result<Box<dyn AssembledModel>, Error> {
+        let options = weights.into().load_options(self.0.tied(), None);
+        let filled = self.assemble(device)?.fill_random(&options, seed, &mut progress);
+        filled.map_err(|error| Error::Execution { reason: error.to_string() })
+    }
+
+    /// The memory that the weights of the model will take on `device`: those of `checkpoint`, or random ones.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn memory(
+        &self,
+        checkpoint: Option<&Checkpoint>,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+    ) -> Result<WeightMemory, Error> {
+        Ok(self.memory_of(&*self.assemble(device)?, checkpoint, device, &weights.into()))
+    }
+
+    /// [`Self::memory`] of a model that was made.
+    pub(crate) fn memory_of(
+        &self,
+        model: &dyn AssembledModel,
+        checkpoint: Option<&Checkpoint>,
+        device: &Device,
+        weights: &WeightOptions,
+    ) -> WeightMemory {
+        let options = weights.load_options(self.0.tied(), self.quantization_on_load(checkpoint));
+        let mut sum = WeightMemory::default();
+        model.memory_of_each(&options, checkpoint, device, &mut |_, memory| sum += memory);
+        sum
+    }
+
+    /// The parts of a model that can be split, in the order in which data meets them, with the bytes of their weights on
+    /// `device`: those of `checkpoint`, or of one in BF16. Nothing is allocated. Empty if the model cannot be split.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a configuration that describes no model.
+    pub fn blocks(
+        &self,
+        checkpoint: Option<&Checkpoint>,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+    ) -> Result<Vec<Block>, Error> {
+        let names = self.0.blocks().into_iter();
+        let mut blocks: Vec<Block> = names.map(|name| Block { name, bytes: 0, stored_bytes: 0 }).collect();
+        let model = self.assemble(device)?;
+        let mut add = |device: &Device, weights: WeightOptions, bytes_of: fn(&mut Block) -> &mut u64| {
+            let options = weights.load_options(self.0.tied(), self.quantization_on_load(checkpoint));
+            model.memory_of_each(&options, checkpoint, device, &mut |tensor, memory| {
+                let is_in =
+                    |block: &&mut Block| tensor.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
+                if let Some(block) = blocks.iter_mut().find(is_in) {
+                    *bytes_of(block) += memory.total();
+                }
+            });
+        };
+        add(device, weights.into(), |block| &mut block.bytes);
+        add(&DeviceChoice::Cpu.open()?.1, WeightOptions::default(), |block| &mut block.stored_bytes);
+        Ok(blocks)
+    }
+}
+
+/// Reads a JSON object of at most [`MAX_BYTES`].
+pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
+    let read_error = |source| Error::Read { path: path.to_owned(), source };
+    let metadata = std::fs::metadata(path).map_err(read_error)?;
+    // A pipe would be waited for.
+    if !metadata.is_file() {
+        return Err(Error::ModelFile { path: path.to_owned(), reason: "expected a regular file".to_owned() });
+    }
+    let length = metadata.len();
+    if length > MAX_BYTES {
+        let reason = format!("{length} bytes, at most {MAX_BYTES} are accepted");
+        return Err(Error::ModelFile { path: path.to_owned(), reason });
+    }
+    let text = std::fs::read(path).map_err(read_error)?;
+    if is_git_lfs_pointer(&text) {
+        return Err(Error::GitLfsPointer { path: path.to_owned() });
+    }
+    let value: Value = serde_json::from_slice(without_byte_order_mark(&text))
+        .map_err(|error| Error::ModelFile { path: path.to_owned(), reason: json_words(&error) })?;
+    if !value.is_object() {
+        return Err(Error::ModelFile { path: path.to_owned(), reason: "expected a JSON object".to_owned() });
+    }
+    Ok(value)
+}
+
+/// Deserializes, naming the key at fault.
+pub(crate) fn from_value<T: serde::de::DeserializeOwned>(path: &Path, value: Value) -> Result<T, Error> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path: PathBuf = path.to_owned();
+        Error::ModelFile { path, reason: format!("`{}`: {}", error.path(), json_words(error.inner())) }
+    })
+}

@@ -1,0 +1,182 @@
+//! Models as modules: their weights are loaded, measured and written without naming the family.
+
+use std::path::Path;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{DType, Device, Int, Shape, Tensor};
+use idefics_checkpoint::{Checkpoint, CheckpointError};
+use idefics_nn::checkpoint::{LoadProgress, WeightMemory, fill_random, write_quantized};
+use idefics_nn::{FormatError, LoadModule, LoadOptions, ParameterVisitor, visit_parameters};
+
+use super::Model;
+use crate::Error;
+
+/// A [`Model`] that is a module, whose weights have the names of a checkpoint. Every such model is one.
+pub trait AssembledModel: Model {
+    /// The model with the weights of a checkpoint.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] naming the file or tensor at fault.
+    fn load(
+        self: Box<Self>,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions<'_>,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Box<dyn AssembledModel>, CheckpointError>;
+
+    /// The model with random weights.
+    ///
+    /// # Errors
+    /// [`FormatError`] for weights that cannot be held as `options` say.
+    fn fill_random(
+        self: Box<Self>,
+        options: &LoadOptions<'_>,
+        seed: u64,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Box<dyn AssembledModel>, FormatError>;
+
+    /// Calls `take` with the name of each weight and the memory that it takes on `device`; see
+    /// [`LoadOptions::memory_of_each`].
+    fn memory_of_each(
+        &self,
+        options: &LoadOptions<'_>,
+        checkpoint: Option<&Checkpoint>,
+        device: &Device,
+        take: &mut dyn FnMut(&str, WeightMemory),
+    );
+
+    /// Names of tensors in a checkpoint that the model does not have.
+    fn unused(&self, checkpoint: &Checkpoint, options: &LoadOptions<'_>) -> Vec<String>;
+
+    /// Writes the weights of a checkpoint to `folder`, linear layers quantised as `options` say.
+    ///
+    /// # Errors
+    /// As [`write_quantized`], or what `progress` returns.
+    fn write_quantized(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions<'_>,
+        folder: &Path,
+        progress: &mut dyn FnMut(LoadProgress) -> Result<(), Error>,
+    ) -> Result<(), Error>;
+
+    /// Calls `take` with the name and the shape of each parameter.
+    fn parameter_shapes(&self, take: &mut dyn FnMut(&str, Shape));
+
+    /// Calls `take` with the name of each weight and the bytes that it takes as it is held.
+    fn weight_bytes_of_each(&self, take: &mut dyn FnMut(&str, usize));
+
+    /// Bytes that the weights take as they are held.
+    fn weight_bytes(&self) -> usize {
+        let mut sum = 0;
+        self.weight_bytes_of_each(&mut |_, bytes| sum += bytes);
+        sum
+    }
+
+    /// The dtype of the embedding table: that of matrices that are not quantised.
+    fn embedding_dtype(&self) -> DType;
+}
+
+impl<M: Model + Module + 'static> AssembledModel for M {
+    fn load(
+        self: Box<Self>,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions<'_>,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Box<dyn AssembledModel>, CheckpointError> {
+        Ok(Box::new(checkpoint.load(*self, options, progress)?))
+    }
+
+    fn fill_random(
+        self: Box<Self>,
+        options: &LoadOptions<'_>,
+        seed: u64,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Box<dyn AssembledModel>, FormatError> {
+        Ok(Box::new(fill_random(*self, options, seed, progress)?))
+    }
+
+    fn memory_of_each(
+        &self,
+        options: &LoadOptions<'_>,
+        checkpoint: Option<&Checkpoint>,
+        device: &Device,
+        take: &mut dyn FnMut(&str, WeightMemory),
+    ) {
+        options.memory_of_each(self, checkpoint, device, take);
+    }
+
+    fn unused(&self, checkpoint: &Checkpoint, options: &LoadOptions<'_>) -> Vec<String> {
+        checkpoint.unused(self, options)
+    }
+
+    fn write_quantized(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions<'_>,
+        folder: &Path,
+        progress: &mut dyn FnMut(LoadProgress) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        write_quantized(checkpoint, self, options, folder, progress)
+    }
+
+    fn parameter_shapes(&self, take: &mut dyn FnMut(&str, Shape)) {
+        struct Shapes<'a>(&'a mut dyn FnMut(&str, Shape));
+        impl ParameterVisitor for Shapes<'_> {
+            fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+                // The scales of a quantised weight lie below the weight.
+                if !name.contains(".weight.") {
+                    (self.0)(name, param.lazy_shape());
+                }
+            }
+        }
+        visit_parameters(self, &mut Shapes(take));
+    }
+
+    fn weight_bytes_of_each(&self, take: &mut dyn FnMut(&str, usize)) {
+        self.visit(&mut WeightBytes { path: Vec::new(), take });
+    }
+
+    fn embedding_dtype(&self) -> DType {
+        struct Embedding(Option<DType>);
+        impl ParameterVisitor for Embedding {
+            fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+                if name.ends_with("embed_tokens.weight") {
+                    self.0 = Some(param.val().dtype());
+                }
+            }
+        }
+        let mut embedding = Embedding(None);
+        visit_parameters(self, &mut embedding);
+        embedding.0.unwrap_or(DType::F32)
+    }
+}
+
+/// The bytes of each weight, in whatever format it is held.
+struct WeightBytes<'a> {
+    path: Vec<String>,
+    take: &'a mut dyn FnMut(&str, usize),
+}
+
+impl ModuleVisitor for WeightBytes<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        // The plain weight beside a quantised one is never made.
+        if param.is_initialized() {
+            let bytes = param.lazy_shape().num_elements() * param.base().dtype().size();
+            (self.take)(&self.path.join("."), bytes);
+        }
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let bytes = param.lazy_shape().num_elements() * param.base().dtype().size();
+        (self.take)(&self.path.join("."), bytes);
+    }
+}

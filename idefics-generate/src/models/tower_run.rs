@@ -1,0 +1,46 @@
+//! Images on their way through a vision transformer.
+
+use burn::tensor::{Bool, Tensor};
+use idefics_vision::EncoderLayer;
+
+use super::LayerRun;
+
+/// A [`LayerRun`] over the layers of an encoder.
+pub(crate) struct TowerRun<'m, F> {
+    layers: &'m [EncoderLayer],
+    masked_out: Option<Tensor<4, Bool>>,
+    next_layer: usize,
+    /// `[n_images, patches, d_vision]`; `None` once the vectors were returned.
+    hidden_states: Option<Tensor<3>>,
+    connect: F,
+}
+
+impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> TowerRun<'m, F> {
+    /// Embedded patches, `[n_images, patches, d_vision]`, before the first of `layers`. `connect` makes image vectors of
+    /// what the last one gives. `masked_out` hides padding: `[n_images, 1, patches, patches]`, true hides the key.
+    pub(crate) fn new(
+        patch_embeds: Tensor<3>,
+        layers: &'m [EncoderLayer],
+        masked_out: Option<Tensor<4, Bool>>,
+        connect: F,
+    ) -> Self {
+        Self { layers, masked_out, next_layer: 0, hidden_states: Some(patch_embeds), connect }
+    }
+}
+
+impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> LayerRun for TowerRun<'m, F> {
+    fn step(&mut self, n_layers: usize) -> Option<Tensor<3>> {
+        let mut hidden_states = self.hidden_states.take().expect("the vectors were not returned yet");
+        let left = &self.layers[self.next_layer..];
+        if left.is_empty() {
+            return Some((self.connect)(hidden_states));
+        }
+        let now = &left[..n_layers.clamp(1, left.len())];
+        for layer in now {
+            hidden_states = layer.forward(hidden_states, self.masked_out.clone());
+        }
+        self.next_layer += now.len();
+        self.hidden_states = Some(hidden_states);
+        None
+    }
+}
