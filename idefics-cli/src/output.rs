@@ -21,7 +21,8 @@ pub(crate) fn answer_one(
 ) -> Result<(), Failure> {
     let prepared = prepared.map_err(Failure::of_sample)?;
     let options = args.options();
-    let controls = args.controls(global, cancel);
+    let lease = global.lease();
+    let controls = args.controls(global, lease.as_ref(), cancel);
     let mut stdout = io::stdout().lock();
     let prefix = image.map_or_else(String::new, |image| format!("{image}: "));
     if !options.over(model.generation_config()).is_streamable() {

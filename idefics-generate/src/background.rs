@@ -112,20 +112,22 @@ impl Idefics {
         controls: impl Into<Controls<'static>>,
         timeout: Option<Duration>,
     ) -> Result<BackgroundText, Error> {
-        // Others may use the device meanwhile.
-        let controls = Controls { replays: Replays::Never, ..controls.into() };
-        let cancel = controls.cancel.clone();
+        // A lease stays on its thread; and others may use the device meanwhile.
+        let Controls { cancel, seed, processors, tokenizer, logprobs, prompt_logprobs, replays: _ } = controls.into();
         let shared = Arc::new(Shared::default());
         let text = BackgroundText { shared: shared.clone(), cancel: cancel.clone() };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
             thread.map(|_| ()).map_err(|source| Error::Thread { source })
         };
-        let (model, guard) = (self.clone(), EndGuard(shared.clone()));
+        let (model, guard, token) = (self.clone(), EndGuard(shared.clone()), cancel.clone());
         spawn(
             "idefics-generate",
             Box::new(move || {
                 let shared = &guard.0;
+                let replays = Replays::Never;
+                let controls =
+                    Controls { cancel: token, seed, processors, tokenizer, logprobs, replays, prompt_logprobs };
                 match model.stream(&sample, &process, &options, controls) {
                     Ok(stream) => stream.for_each(|chunk| shared.push(chunk)),
                     Err(error) => shared.push(Err(error)),

@@ -13,8 +13,8 @@ use crate::pipeline::milliseconds;
 use crate::{AssembledModel, EncodeStage, Error, ModelConfig, Prompts, SeenImages, VisionBatch};
 
 /// What an answer is about, and how often it is measured.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BenchOptions {
+#[derive(Debug, Clone)]
+pub struct BenchOptions<'a> {
     /// Width and height of the images of a row, in pixels.
     pub images: Vec<(u32, u32)>,
     /// Tokens of the prompt, image tokens included; at least as many as the images need.
@@ -28,12 +28,12 @@ pub struct BenchOptions {
     /// Whether each stage runs once more with the time of each operation.
     pub profile: bool,
     /// Has a GPU record a decode step and replay it, with a lease.
-    pub replays: Option<DeviceLease>,
+    pub replays: Option<&'a DeviceLease>,
     /// How many images are encoded together.
     pub vision_batch: VisionBatch,
 }
 
-impl BenchOptions {
+impl BenchOptions<'_> {
     /// Bytes of KV cache that a model of that shape takes on the CPU, whose activations are f32, with `n_images` tiles of all
     /// its images.
     pub fn cache_bytes(&self, config: &ModelConfig, n_images: usize) -> u64 {
@@ -155,7 +155,7 @@ impl ModelConfig {
         &self,
         model: &dyn AssembledModel,
         processor: &ImageProcessor,
-        options: &BenchOptions,
+        options: &BenchOptions<'_>,
         mut progress: impl FnMut(&'static str),
     ) -> Result<BenchReport, Error> {
         let finish = || model.device().sync().map_err(|error| Error::Execution { reason: format!("{error:?}") });
@@ -252,7 +252,7 @@ impl ModelConfig {
     }
 
     /// Rows of words with `n_images` images each.
-    fn prompts(&self, n_images: usize, options: &BenchOptions) -> Result<Prompts, Error> {
+    fn prompts(&self, n_images: usize, options: &BenchOptions<'_>) -> Result<Prompts, Error> {
         let mut row = vec![FILLER];
         row.extend(self.family().image_placeholder().repeat(n_images));
         row.resize(row.len().max(options.prompt_tokens), FILLER);
@@ -279,7 +279,7 @@ impl ModelConfig {
 }
 
 /// Milliseconds of steps that are launched one operation at a time.
-fn launched_times(model: &dyn AssembledModel, cache: &mut KvCache, options: &BenchOptions) -> Result<Spread, Error> {
+fn launched_times(model: &dyn AssembledModel, cache: &mut KvCache, options: &BenchOptions<'_>) -> Result<Spread, Error> {
     let next_tokens = vec![FILLER; options.batch];
     repeat(options.new_tokens, || finish_step(model.decode(&next_tokens, cache)?))
 }
@@ -288,7 +288,7 @@ fn launched_times(model: &dyn AssembledModel, cache: &mut KvCache, options: &Ben
 fn replayed_times(
     model: &dyn AssembledModel,
     cache: &mut KvCache,
-    options: &BenchOptions,
+    options: &BenchOptions<'_>,
 ) -> Result<(Option<Spread>, Option<String>), Error> {
     let Some(lease) = options.replays.filter(|_| options.new_tokens > 0 && can_record(&model.device())) else {
         return Ok((None, None));

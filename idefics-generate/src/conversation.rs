@@ -59,11 +59,11 @@ impl<'a> Conversation<'a> {
     ///
     /// # Errors
     /// As [`Idefics::generate_streaming`].
-    pub fn ask(
+    pub fn ask<'c>(
         &mut self,
         content: Vec<Content>,
         options: &GenerationConfig,
-        controls: impl Into<Controls<'a>>,
+        controls: impl Into<Controls<'c>>,
         on_text: impl FnMut(&str),
     ) -> Result<Answer, Error> {
         self.messages.push(Message::new("user", content));
@@ -80,7 +80,7 @@ impl<'a> Conversation<'a> {
     fn answer(
         &mut self,
         options: &GenerationConfig,
-        mut controls: Controls<'a>,
+        controls: Controls<'_>,
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer, Error> {
         let sample = Sample::chat(self.messages.clone());
@@ -95,6 +95,7 @@ impl<'a> Conversation<'a> {
         let process = ProcessOptions { cancel: Some(controls.cancel.flag()), ..self.process.clone() };
         let processed = self.model.processor().process(&[sample], &process)?;
         let tokenizer = self.model.processor().tokenizer_for(self.process.compatibility);
+        let mut controls = controls; // as long as both they and the model live
         controls.tokenizer.get_or_insert(tokenizer);
         let ids = &processed.input_ids[0];
         let images: Vec<ImageKey> = processed.images[0].iter().map(image_key).collect();

@@ -31,7 +31,7 @@ impl Idefics {
         samples: &[Sample],
         process: &ProcessOptions,
         options: &GenerationConfig,
-        replays: Replays,
+        replays: Replays<'_>,
     ) -> Result<WarmUp, Error> {
         let pass = || {
             self.forget_features();

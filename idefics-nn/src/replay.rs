@@ -2,7 +2,7 @@
 //! recorded commands. Only the inputs go through Burn again.
 
 use std::fmt;
-use std::thread::{self, ThreadId};
+use std::marker::PhantomData;
 
 use burn::backend::{Backend, BackendGraph, Dispatch, ExecutionError};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -21,33 +21,67 @@ pub fn can_record(device: &Device) -> bool {
 /// The promise that one thread has its devices to itself, which capturing a step needs.
 ///
 /// Burn's safe operations may use a device from any thread, and no lock of ours can hold them back. Whoever makes a lease
-/// knows the program's threads and answers for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// knows the program's threads and answers for them, until the lease is dropped. The lease itself is tied to its thread by
+/// the type system: it is neither `Send` nor `Sync`, and a [`Replay`] borrows it, so that a step is captured and replayed
+/// on the lease's thread, and no step is replayed once the lease is gone.
+///
+/// A lease cannot go to another thread:
+///
+/// ```compile_fail,E0277
+/// # use idefics_nn::DeviceLease;
+/// fn needs_send<T: Send>() {}
+/// needs_send::<DeviceLease>();
+/// ```
+///
+/// Nor can a reference to it, which is what [`Replay::record`] takes:
+///
+/// ```compile_fail,E0277
+/// # use idefics_nn::DeviceLease;
+/// fn needs_send<T: Send>() {}
+/// needs_send::<&DeviceLease>();
+/// ```
+///
+/// Nor can a captured step:
+///
+/// ```compile_fail,E0277
+/// # use idefics_nn::Replay;
+/// fn needs_send<T: Send>() {}
+/// needs_send::<Replay<'static, 2>>();
+/// ```
+///
+/// A captured step does not outlive the lease:
+///
+/// ```compile_fail,E0505
+/// # use idefics_nn::{DeviceLease, Replay};
+/// fn late(lease: DeviceLease, capture: for<'a> fn(&'a DeviceLease) -> Replay<'a, 1>) {
+///     let mut replay = capture(&lease);
+///     drop(lease);
+///     let _ = replay.run([&[0]]);
+/// }
+/// ```
+#[derive(Debug)]
 pub struct DeviceLease {
-    thread: ThreadId,
+    /// A raw pointer is neither `Send` nor `Sync`.
+    thread: PhantomData<*const ()>,
 }
 
 impl DeviceLease {
     /// A lease for this thread.
     ///
     /// # Safety
+    /// Until the lease is dropped:
     /// - While this thread captures a step with the lease ([`Replay::record`]), no other thread uses the step's device:
     ///   its commands could become part of the capture, which would then refer to memory that is freed.
     /// - While a captured step is replayed ([`Replay::run`]), no other thread uses the tensors that the step reads or
     ///   writes, except to read what the step only reads.
     #[allow(unsafe_code)] // a promise about all other threads
     pub unsafe fn for_this_thread() -> Self {
-        Self { thread: thread::current().id() }
-    }
-
-    /// Whether this is the thread that the lease was made for. No other thread can use it.
-    pub fn is_here(self) -> bool {
-        self.thread == thread::current().id()
+        Self { thread: PhantomData }
     }
 }
 
 /// A step that can be captured: it reads its inputs from tensors that it holds.
-pub struct Step<'a>(Box<dyn FnMut() -> Tensor<2> + Send + 'a>);
+pub struct Step<'a>(Box<dyn FnMut() -> Tensor<2> + 'a>);
 
 impl<'a> Step<'a> {
     /// A step that `run` computes.
@@ -57,7 +91,7 @@ impl<'a> Step<'a> {
     ///   asking whether it is still allocated.
     /// - Each call does the same operations on the same tensors, and neither uploads nor reads back anything.
     #[allow(unsafe_code)] // nothing tracks the memory that a replay uses
-    pub unsafe fn new(run: impl FnMut() -> Tensor<2> + Send + 'a) -> Self {
+    pub unsafe fn new(run: impl FnMut() -> Tensor<2> + 'a) -> Self {
         Self(Box::new(run))
     }
 
@@ -79,8 +113,8 @@ pub struct Replay<'a, const N: usize> {
     inputs: [Tensor<1, Int>; N],
     output: Tensor<2>,
     device: Device,
-    /// Its thread's commands are in order with the captured ones.
-    lease: DeviceLease,
+    /// Keeps the step on the thread whose commands are in order with the captured ones.
+    _lease: &'a DeviceLease,
     /// Holds what the graph reads and writes.
     _step: Step<'a>,
 }
@@ -94,16 +128,12 @@ impl<'a, const N: usize> Replay<'a, N> {
     /// # Errors
     /// [`ExecutionError`] if the device refuses to capture it, as CUDA may where tensors were made on another thread. The
     /// tensors that the step writes have unspecified contents then.
-    ///
-    /// # Panics
-    /// If the lease is another thread's.
     pub fn record(
         inputs: [&[i32]; N],
         device: &Device,
-        lease: DeviceLease,
+        lease: &'a DeviceLease,
         step: impl FnOnce(&[Tensor<1, Int>; N]) -> Option<Step<'a>>,
     ) -> Result<Option<Self>, ExecutionError> {
-        assert!(lease.is_here(), "a step is captured on the thread that has the lease");
         if !can_record(device) {
             return Ok(None);
         }
@@ -118,12 +148,7 @@ impl<'a, const N: usize> Replay<'a, N> {
         Dispatch::graph_start_capture(device.as_dispatch())?;
         let output = step.run();
         let graph = window.close()?;
-        Ok(Some(Self { graph, inputs, output, device: device.clone(), lease, _step: step }))
-    }
-
-    /// Whether this is the thread that captured the step. No other thread can replay it.
-    pub fn is_here(&self) -> bool {
-        self.lease.is_here()
+        Ok(Some(Self { graph, inputs, output, device: device.clone(), _lease: lease, _step: step }))
     }
 
     /// Runs the step with other inputs of the same lengths. The output is valid until the next run.
@@ -132,16 +157,16 @@ impl<'a, const N: usize> Replay<'a, N> {
     /// [`ExecutionError`] if the device fails.
     ///
     /// # Panics
-    /// If an input has another length, or on another thread.
+    /// If an input has another length.
     #[allow(unsafe_code)] // nothing tracks the memory that a replay uses
     pub fn run(&mut self, inputs: [&[i32]; N]) -> Result<Tensor<2>, ExecutionError> {
-        assert!(self.is_here(), "a step is replayed on the thread that captured it");
         for (known, values) in self.inputs.iter_mut().zip(inputs) {
             let new = upload(values, &self.device);
             *known = ops::overwrite(known.clone(), new);
         }
         // SAFETY: the step, the inputs and the output are held here, so that their memory is allocated (`Step::new`); no
-        // other thread uses it (`DeviceLease::for_this_thread`); inputs are refreshed on the thread of the capture.
+        // other thread uses it (`DeviceLease::for_this_thread`); inputs are refreshed on the thread of the capture, which
+        // the lease is bound to.
         unsafe { Dispatch::graph_replay(self.device.as_dispatch(), &self.graph) }?;
         Ok(self.output.clone())
     }

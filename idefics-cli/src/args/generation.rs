@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use clap::{Args, ValueEnum};
 use idefics_generate::processor::image::Alpha;
 use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensInText};
-use idefics_generate::{CancelToken, Controls, EarlyStopping, GenerationConfig, OneOrMany, Replays};
+use idefics_generate::{CancelToken, Controls, DeviceLease, EarlyStopping, GenerationConfig, OneOrMany, Replays};
 use serde::de::DeserializeOwned;
 
 use super::{Global, from_one};
@@ -254,14 +254,19 @@ impl GenerationArgs {
         }
     }
 
-    /// What the call says besides.
-    pub(crate) fn controls(&self, global: &Global, cancel: &CancelToken) -> Controls<'static> {
+    /// What the call says besides. With a lease, steps of long answers are replayed.
+    pub(crate) fn controls<'a>(
+        &self,
+        global: &Global,
+        lease: Option<&'a DeviceLease>,
+        cancel: &CancelToken,
+    ) -> Controls<'a> {
         Controls {
             cancel: cancel.clone(),
             seed: global.seed,
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
-            replays: global.lease().map_or(Replays::Never, Replays::WhenLong),
+            replays: lease.map_or(Replays::Never, Replays::WhenLong),
             ..Controls::default()
         }
     }

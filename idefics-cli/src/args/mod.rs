@@ -138,7 +138,7 @@ impl Global {
         self.vision_batch.map_or_else(|| VisionBatch::within(available), VisionBatch::Images)
     }
 
-    /// What a GPU needs to record steps, unless they are not to be.
+    /// The lease that a GPU needs to record steps; `None` with `--no-replay`. For the thread that runs the command.
     #[allow(unsafe_code)] // a promise about the program's threads
     pub(crate) fn lease(&self) -> Option<DeviceLease> {
         // SAFETY: the thread that runs a command is the only one that uses devices; others read files and decode pictures.

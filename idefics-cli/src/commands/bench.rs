@@ -37,6 +37,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         config = config.with_text_layers(layers.get());
     }
     let processor = image_processor(source.as_ref().map(ModelFolder::path), &config)?;
+    let lease = global.lease();
     let mut options = BenchOptions {
         images: args.images.iter().map(|size| (size.width, size.height)).collect(),
         prompt_tokens: args.prompt_tokens,
@@ -44,7 +45,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         batch: args.batch.get(),
         runs: args.runs.get(),
         profile: args.profile,
-        replays: global.lease(),
+        replays: lease.as_ref(),
         vision_batch: VisionBatch::default(), // until it is known what memory is left
     };
 

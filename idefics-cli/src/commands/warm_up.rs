@@ -29,7 +29,8 @@ pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     let options = args.generation.options();
     let options = GenerationConfig { max_new_tokens: options.max_new_tokens.or(Some(NEW_TOKENS)), ..options };
-    let replays = global.lease().map_or(Replays::Never, Replays::AtOnce);
+    let lease = global.lease();
+    let replays = lease.as_ref().map_or(Replays::Never, Replays::AtOnce);
     let warm_up = model.warm_up(&samples, &args.generation.process(global), &options, replays);
     bar.finish_and_clear();
     let warm_up = warm_up.map_err(Failure::of_sample)?;

@@ -39,18 +39,19 @@ impl CancelToken {
 /// logits of the step whose operations were launched one after the other. Beams, and several answers to a sample, are always
 /// launched.
 ///
-/// Recording needs a [`DeviceLease`]: the caller's promise that no other thread uses the device meanwhile. CUDA may refuse
-/// steps of a model that was loaded on another thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Recording needs a [`DeviceLease`]: the caller's promise that no other thread uses the device meanwhile. It is borrowed as
+/// long as steps are replayed, and bound to its thread, as is everything that holds it. CUDA may refuse steps of a model
+/// that was loaded on another thread.
+#[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
-pub enum Replays {
+pub enum Replays<'a> {
     /// Never.
     #[default]
     Never,
     /// In an answer that is long enough to earn it back: after nine steps, if eight are left.
-    WhenLong(DeviceLease),
+    WhenLong(&'a DeviceLease),
     /// At the second step.
-    AtOnce(DeviceLease),
+    AtOnce(&'a DeviceLease),
 }
 
 /// What a call says besides the options that `generation_config.json` can hold.
@@ -68,7 +69,7 @@ pub struct Controls<'a> {
     /// them before any logits processor.
     pub logprobs: Option<usize>,
     /// When a GPU records a step, to replay it from then on.
-    pub replays: Replays,
+    pub replays: Replays<'a>,
     /// Whether the log-probabilities of the prompt's tokens are computed; of those that a cache held already they are not.
     pub prompt_logprobs: bool,
 }

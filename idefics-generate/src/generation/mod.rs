@@ -49,6 +49,17 @@ pub enum FinishReason {
 /// A batch that is being generated. Dropping it ends it.
 ///
 /// Rows are answers: those of the first sample, then those of the second. While beams are searched, rows are beams.
+///
+/// A generation stays on the thread that started it (it is not `Send`), because a captured step is replayed on the thread
+/// of its [`DeviceLease`](crate::DeviceLease). [`Idefics::generate_in_background`](crate::Idefics::generate_in_background)
+/// starts one on a thread of its own and gives a [`BackgroundText`](crate::BackgroundText), which is `Send`. A captured step
+/// cannot be taken along:
+///
+/// ```compile_fail,E0277
+/// fn on_another_thread(mut generation: idefics_generate::Generation<'static>) {
+///     std::thread::spawn(move || generation.step());
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Generation<'a> {
     model: &'a dyn Model,

@@ -31,14 +31,11 @@ impl<'a> ReplayedStep<'a> {
     /// While it is there, the cache grows by [`Self::run`] alone.
     pub(crate) fn record(
         model: &'a dyn Model,
-        lease: DeviceLease,
+        lease: &'a DeviceLease,
         [before, newest]: [&[u32]; 2],
         logits: &Tensor<2>,
         cache: &mut KvCache,
     ) -> Result<Self, String> {
-        if !lease.is_here() {
-            return Err("the generation runs on another thread than the one that has the device".to_owned());
-        }
         let mut spare = None;
         let recorded = Self::record_beside(model, lease, before, cache, &mut spare).and_then(|mut step| {
             let error = step.error(newest, logits, cache.len() - 1)?;
@@ -54,7 +51,7 @@ impl<'a> ReplayedStep<'a> {
     /// Records the step and puts a copy of what it writes to into `spare`.
     fn record_beside(
         model: &'a dyn Model,
-        lease: DeviceLease,
+        lease: &'a DeviceLease,
         tokens: &[u32],
         cache: &KvCache,
         spare: &mut Option<KvCache>,
@@ -67,11 +64,6 @@ impl<'a> ReplayedStep<'a> {
         });
         let replay = replay.map_err(|error| in_a_line(&error))?;
         Ok(Self { model, replay: replay.ok_or("the model or its device records none")? })
-    }
-
-    /// Whether this is the thread that can run it.
-    pub(crate) fn is_here(&self) -> bool {
-        self.replay.is_here()
     }
 
     /// [`Model::decode`] of the next tokens. The logits are good until the next call.
@@ -115,7 +107,7 @@ fn ids(tokens: &[u32]) -> Vec<i32> {
 pub(super) enum Steps<'a> {
     /// One operation after the other: `n_steps` so far, the last of the tokens `last`. A step is recorded once there are
     /// `wait` before it, if there is room for as many more.
-    Launched { lease: DeviceLease, wait: usize, n_steps: usize, last: Vec<u32> },
+    Launched { lease: &'a DeviceLease, wait: usize, n_steps: usize, last: Vec<u32> },
     /// One operation after the other to the end; why, if a step was to be recorded.
     AlwaysLaunched { reason: Option<String> },
     /// As they were recorded.
@@ -124,7 +116,7 @@ pub(super) enum Steps<'a> {
 
 impl<'a> Steps<'a> {
     /// Nothing recorded yet.
-    pub(super) fn new(replays: Replays, model: &dyn Model) -> Self {
+    pub(super) fn new(replays: Replays<'a>, model: &dyn Model) -> Self {
         let (lease, wait) = match replays {
             _ if !can_record(&model.device()) => return Self::AlwaysLaunched { reason: None },
             Replays::Never => return Self::AlwaysLaunched { reason: None },
@@ -142,10 +134,7 @@ impl<'a> Steps<'a> {
         cache: &mut KvCache,
     ) -> Result<Tensor<2>, Error> {
         if let Self::Replayed(step) = self {
-            if step.is_here() {
-                return step.run(next_tokens, cache);
-            }
-            *self = Self::AlwaysLaunched { reason: Some("the generation went to another thread".to_owned()) };
+            return step.run(next_tokens, cache);
         }
         let logits = model.decode(next_tokens, cache)?;
         if let Self::Launched { lease, wait, n_steps, last } = self {
@@ -153,7 +142,7 @@ impl<'a> Steps<'a> {
             *n_steps += 1;
             // The step before is recorded, so that this one's tokens and slot have to reach it.
             if before >= *wait && left >= *wait {
-                *self = match ReplayedStep::record(model, *lease, [last, next_tokens], &logits, cache) {
+                *self = match ReplayedStep::record(model, lease, [last, next_tokens], &logits, cache) {
                     Ok(step) => Self::Replayed(Box::new(step)),
                     Err(reason) => Self::AlwaysLaunched { reason: Some(reason) },
                 };

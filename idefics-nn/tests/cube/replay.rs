@@ -85,7 +85,8 @@ fn a_replay_finds_its_inputs_and_writes_to_the_cache() {
         };
         Some(step)
     };
-    let mut replay = Replay::record([&[7, 8], &[5]], &device, lease(), step).unwrap().unwrap();
+    let lease = lease();
+    let mut replay = Replay::record([&[7, 8], &[5]], &device, &lease, step).unwrap().unwrap();
     let mut sums = Vec::new();
     for (step, ids) in [[7, 8], [9, 3], [49, 0]].iter().enumerate() {
         let sum = replay.run([ids, &[(prompt + step) as i32]]).unwrap();
@@ -126,7 +127,7 @@ fn a_step_that_cannot_be_recorded_costs_the_cache_it_writes_to_alone() {
         };
         Some(step)
     };
-    assert!(Replay::record([&[5]], &device, lease(), step).is_err());
+    assert!(Replay::record([&[5]], &device, &lease(), step).is_err());
     cache = spare.copied();
     for cache in [&mut cache, &mut spare] {
         let (keys, _) = cache.layer(0).append(states(1, 1, 9, &device), states(1, 1, 9, &device));
@@ -139,6 +140,6 @@ fn a_step_that_cannot_be_recorded_costs_the_cache_it_writes_to_alone() {
 fn a_cpu_records_nothing() {
     let device = Device::flex();
     assert!(cache(1, 3, 5, &device).at_slot(&slot(3, &device)).is_none());
-    let step = |_: &[Tensor<1, Int>; 1]| -> Option<Step<'static>> { panic!("there is no step to make") };
-    assert!(Replay::record([&[0]], &device, lease(), step).unwrap().is_none());
+    let step = |_: &[Tensor<1, Int>; 1]| -> Option<Step<'_>> { panic!("there is no step to make") };
+    assert!(Replay::record([&[0]], &device, &lease(), step).unwrap().is_none());
 }

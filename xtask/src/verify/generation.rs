@@ -31,9 +31,12 @@ impl Stages<'_> {
         let prompts = config.family().see_images(prompts, tokenizer);
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
         let image_hidden_states = model.encode_images(&images)?;
+        #[allow(unsafe_code)] // a promise about the program's threads
+        // SAFETY: this thread alone uses devices.
+        let lease = &unsafe { DeviceLease::for_this_thread() };
         for (name, options) in &self.case.file.generate {
-            let run =
-                Run { name, options: &options.over(&folder_options), prompts: &prompts, images: &images, tokenizer };
+            let options = &options.over(&folder_options);
+            let run = Run { name, options, prompts: &prompts, images: &images, tokenizer, lease };
             match run.start(model, image_hidden_states.clone(), Controls::default()) {
                 Err(error @ idefics_generate::Error::Generation(_)) => {
                     self.report.stage(&format!("generate.{name}"), &Comparison::failed(error.to_string()));
@@ -167,6 +170,7 @@ struct Run<'r> {
     prompts: &'r Prompts,
     images: &'r [ImageTile],
     tokenizer: &'r Tokenizer,
+    lease: &'r DeviceLease,
 }
 
 impl<'r> Run<'r> {
@@ -179,10 +183,7 @@ impl<'r> Run<'r> {
     where
         'r: 'm,
     {
-        #[allow(unsafe_code)] // a promise about the program's threads
-        // SAFETY: this thread alone uses devices.
-        let lease = unsafe { DeviceLease::for_this_thread() };
-        let controls = Controls { tokenizer: Some(self.tokenizer), replays: Replays::AtOnce(lease), ..controls };
+        let controls = Controls { tokenizer: Some(self.tokenizer), replays: Replays::AtOnce(self.lease), ..controls };
         Generation::start(model, self.prompts, image_hidden_states, self.options, controls)
     }
 

@@ -140,7 +140,8 @@ impl Chat<'_> {
         let cancel = signals::begin_answer();
         let mut content: Vec<Content> = self.images.iter().cloned().map(Content::image).collect();
         content.push(Content::text(question));
-        let controls = self.args.generation.controls(self.global, &cancel);
+        let lease = self.global.lease();
+        let controls = self.args.generation.controls(self.global, lease.as_ref(), &cancel);
         let mut stdout = io::stdout().lock();
         let mut chunks = Chunks::new(String::new());
         let is_json = self.global.json;
