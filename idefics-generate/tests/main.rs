@@ -19,4 +19,5 @@ mod sampling;
 mod stop_strings;
 mod strategies;
 mod toy_family;
+mod threads;
 mod weights;
