@@ -94,7 +94,7 @@ fn what_cannot_be_quantised_is_refused() {
     }
     refused(&xtask_folder("checkpoints/small-quantized"), "q4", &out, 4, "nf4 already");
     refused(Path::new("./no-such-folder"), "q4", &out, 5, "no-such-folder");
-    refused(&checkpoint(), "q4", &scratch.path().join("no/such/parent"), 5, "no");
+    refused(&checkpoint(), "q4", &scratch.path().join("no/such/parent"), 5, "no/such");
     assert!(contents(scratch.path()).is_empty());
     fs::write(&out, "mine").unwrap();
     refused(&checkpoint(), "q4", &out, 5, "there already");

@@ -82,12 +82,3 @@ fn sixteen_bit_models_answer_like_the_full_one() {
         assert_eq!(answers.len(), 2);
     }
 }
-
-#[test]
-fn tied_and_sharded_and_bf16_files_load() {
-    for checkpoint in ["grid-70", "sliding-sharded", "grid-980"] {
-        let answer =
-            load(checkpoint).generate(&[text_sample("Hello", &[])], &no_splitting(), &greedy(2), never()).unwrap();
-        assert!(!answer[0].token_ids.is_empty(), "{checkpoint}");
-    }
-}

