@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers too
 
+mod folders;
 mod memory;
 mod open;
 mod pickle;

@@ -2,37 +2,8 @@
 
 use idefics_checkpoint::{Checkpoint, CheckpointError};
 use proptest::prelude::*;
-use tempfile::TempDir;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
-/// A safetensors file: the header's length, the header, the data.
-fn file(header: &str, data: &[u8]) -> Vec<u8> {
-    [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes(), data].concat()
-}
-
-fn folder_with(files: &[(&str, &[u8])]) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, bytes) in files {
-        std::fs::write(folder.path().join(name), bytes).unwrap();
-    }
-    folder
-}
-
-/// A file of f32 tensors, each element its index.
-fn tensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
-    let (mut entries, mut data) = (Vec::new(), Vec::new());
-    for (name, shape) in tensors {
-        let start = data.len();
-        (0..shape.iter().product()).for_each(|i: usize| data.extend((i as f32).to_le_bytes()));
-        let end = data.len();
-        entries.push(format!(r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{start},{end}]}}"#));
-    }
-    file(&format!("{{{}}}", entries.join(",")), &data)
-}
-
-const TINY: [(&str, &[usize]); 3] = [("layers.0.weight", &[2, 3]), ("layers.0.bias", &[2]), ("norm", &[2])];
+use crate::folders::{INDEX, SINGLE, TINY, assert_error, file, folder_with, index, shards, tensors};
 
 fn open(files: &[(&str, &[u8])]) -> Result<Checkpoint, CheckpointError> {
     Checkpoint::open(folder_with(files).path())
@@ -40,16 +11,6 @@ fn open(files: &[(&str, &[u8])]) -> Result<Checkpoint, CheckpointError> {
 
 fn error_of(files: &[(&str, &[u8])]) -> CheckpointError {
     open(files).expect_err("the checkpoint has a fault")
-}
-
-/// Asserts the variant, and that the message says each of the words.
-macro_rules! assert_error {
-    ($error:expr, $variant:pat, $($word:expr),*) => {{
-        let error: CheckpointError = $error;
-        let message = error.to_string();
-        assert!(matches!(error, $variant), "{error:?}");
-        $(assert!(message.contains($word), "{message:?} does not say {:?}", $word);)*
-    }};
 }
 
 #[test]
@@ -60,18 +21,6 @@ fn tensors_lie_where_the_header_says() {
     let norm = checkpoint.tensor("norm").unwrap();
     assert_eq!((norm.shape.as_slice(), norm.num_elements(), norm.file.as_str()), (&[2][..], 2, SINGLE));
     assert_eq!(norm.bytes(), [0_f32.to_le_bytes(), 1_f32.to_le_bytes()].concat());
-}
-
-/// `layers` in one shard, `norm` in the other.
-fn shards() -> [Vec<u8>; 2] {
-    [tensors(&TINY[..2]), tensors(&TINY[2..])]
-}
-
-/// An index that says where each tensor of [`TINY`] is.
-fn index(shards: [&str; 3]) -> Vec<u8> {
-    let map: serde_json::Map<_, _> =
-        TINY.iter().zip(shards).map(|((name, _), shard)| ((*name).to_owned(), shard.into())).collect();
-    serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string().into_bytes()
 }
 
 #[test]
@@ -260,6 +209,28 @@ fn a_tensor_that_only_the_index_names_is_warned_of() {
         "{said}"
     );
     assert_eq!(checkpoint.tensors().count(), TINY.len());
+}
+
+#[test]
+fn the_shards_decide_what_is_there() {
+    let [first, second] = shards();
+    let norm = [0.0_f32, 1.0].map(f32::to_le_bytes).concat();
+    // The index says the wrong shard.
+    let wrong = index(["a-1", "a-2", "a-1"]);
+    let checkpoint = open(&[(INDEX, &wrong), ("a-1", &first), ("a-2", &second)]).unwrap();
+    assert_eq!(checkpoint.tensor("norm").unwrap().bytes(), norm);
+    // A shard lacks what the index promises.
+    let lacking = index(["a-1", "a-1", "a-1"]);
+    assert!(open(&[(INDEX, &lacking), ("a-1", &first)]).unwrap().tensor("norm").is_none());
+    // One name in two shards: the index decides, whichever comes last.
+    for (named, other) in [("a-1", "a-2"), ("a-2", "a-1")] {
+        let twice = index([other, other, named]);
+        let mut wrong = tensors(&TINY);
+        let end = wrong.len();
+        wrong[end - 4..].copy_from_slice(&9.0_f32.to_le_bytes());
+        let checkpoint = open(&[(INDEX, &twice), (named, &second), (other, &wrong)]).unwrap();
+        assert_eq!(checkpoint.tensor("norm").unwrap().bytes(), norm, "{named}");
+    }
 }
 
 #[test]

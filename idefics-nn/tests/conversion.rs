@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use idefics_checkpoint::{Checkpoint, CheckpointError};
 use idefics_nn::{Embedding, LoadModule, LoadOptions};
 
-use crate::checkpoint::{file, folder_with};
+use crate::folders::{file, folder_with};
 
 /// The elements of a file of `dtype`, loaded as `to` into a matrix: all else is f32 on the CPU.
 fn load(dtype: &str, bytes: &[u8], n: usize, to: DType) -> Result<Tensor<1>, CheckpointError> {

@@ -7,8 +7,11 @@ mod attention;
 mod checkpoint;
 mod common;
 mod conversion;
+#[path = "../../idefics-checkpoint/tests/folders.rs"]
+mod folders;
 mod kv_cache;
 mod layers;
+#[path = "../../idefics-checkpoint/tests/memory.rs"]
 mod memory;
 mod quantized;
 mod rope;
