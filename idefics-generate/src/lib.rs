@@ -66,7 +66,7 @@ pub use idefics_checkpoint::{Checkpoint, CheckpointError, CheckpointWarning, Pic
 #[cfg(feature = "hub")]
 pub use idefics_hub::{HubError, HubErrorKind, HubProgress};
 pub use idefics_nn as nn;
-pub use idefics_nn::DeviceLease;
+pub use idefics_nn::{DeviceLease, burn};
 pub use idefics_perceiver as perceiver;
 pub use idefics_processor as processor;
 pub use idefics_text as text;

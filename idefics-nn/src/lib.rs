@@ -24,6 +24,8 @@ mod rope_scaling;
 
 pub use activation::Activation;
 pub use attention::{attention, attention_weights};
+/// The version of Burn that this crate's tensors, devices and modules belong to.
+pub use burn;
 pub use checkpoint::{LoadModule, LoadOptions, Quantization};
 pub use config::ConfigError;
 pub use context::{ContextCache, ContextView};

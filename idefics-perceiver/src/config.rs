@@ -66,8 +66,10 @@ impl PerceiverConfig {
     }
 }
 
-/// Everything that shapes Idefics2's connector.
-#[derive(Debug, Clone, PartialEq)]
+/// Everything that shapes Idefics2's connector. It deserializes from the whole of `config.json`, of whose `text_config`,
+/// `vision_config` and `perceiver_config` it takes what it needs.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(from = "Sections")]
 pub struct ConnectorConfig {
     /// Width of the vision tower's vectors.
     pub vision_hidden_size: usize,
@@ -79,6 +81,61 @@ pub struct ConnectorConfig {
     pub text_hidden_act: Activation,
     /// The resampler.
     pub perceiver: PerceiverConfig,
+}
+
+/// `config.json`, as far as it shapes the connector.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Sections {
+    text_config: TextSection,
+    vision_config: VisionSection,
+    perceiver_config: PerceiverConfig,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct TextSection {
+    hidden_size: usize,
+    intermediate_size: usize,
+    hidden_act: Activation,
+    rms_norm_eps: f64,
+}
+
+/// Defaults of `MistralConfig`.
+impl Default for TextSection {
+    fn default() -> Self {
+        Self { hidden_size: 4096, intermediate_size: 14_336, hidden_act: Activation::Silu, rms_norm_eps: 1e-6 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct VisionSection {
+    hidden_size: usize,
+}
+
+/// Defaults of `Idefics2VisionConfig`.
+impl Default for VisionSection {
+    fn default() -> Self {
+        Self { hidden_size: 768 }
+    }
+}
+
+impl From<Sections> for ConnectorConfig {
+    fn from(Sections { text_config: text, vision_config: vision, perceiver_config: mut perceiver }: Sections) -> Self {
+        // As in the reference, the resampler then takes both from the decoder.
+        if perceiver.hidden_size != text.hidden_size {
+            perceiver.hidden_size = text.hidden_size;
+            perceiver.rms_norm_eps = text.rms_norm_eps;
+        }
+        Self {
+            vision_hidden_size: vision.hidden_size,
+            text_hidden_size: text.hidden_size,
+            text_intermediate_size: text.intermediate_size,
+            text_hidden_act: text.hidden_act,
+            perceiver,
+        }
+    }
 }
 
 impl ConnectorConfig {

@@ -7,5 +7,7 @@ mod resampler;
 
 pub use config::{ConnectorConfig, PerceiverConfig};
 pub use connector::Connector;
-pub use idefics_nn::{ConfigError, GatedMlp};
+/// Loading of checkpoints, and what else the components share; [`nn::burn`] is Burn.
+pub use idefics_nn as nn;
+pub use idefics_nn::{Activation, ConfigError, GatedMlp, burn};
 pub use resampler::{PerceiverAttention, PerceiverLayer, PerceiverResampler};

@@ -1,48 +1,19 @@
 use burn::tensor::Device;
-use idefics_nn::Activation;
-use idefics_perceiver::{Connector, ConnectorConfig, PerceiverConfig};
+use idefics_perceiver::{Connector, ConnectorConfig};
 use serde::Deserialize;
 
 use crate::common::{Case, Model, assert_close, mask};
 use crate::{PREFIX, REFERENCE};
 
-/// What the connector takes from `text_config` and `vision_config`; the defaults are `MistralConfig`'s.
+/// What the tests take from `vision_config`.
 #[derive(Deserialize)]
-struct Neighbour {
-    hidden_size: usize,
-    intermediate_size: usize,
-    #[serde(default = "silu")]
-    hidden_act: Activation,
-    #[serde(default = "mistral_eps")]
-    rms_norm_eps: f64,
-    #[serde(default)]
+struct Vision {
     patch_size: usize,
-}
-
-fn silu() -> Activation {
-    Activation::Silu
-}
-
-fn mistral_eps() -> f64 {
-    1e-6
 }
 
 /// A connector with the weights of a folder; loading is strict, so its parameters are the folder's tensors.
 pub(crate) fn connector(model: &Model, device: &Device) -> (ConnectorConfig, Connector) {
-    let [text, vision] = ["text_config", "vision_config"].map(|section| model.section::<Neighbour>(section));
-    let mut perceiver: PerceiverConfig = model.section("perceiver_config");
-    if perceiver.hidden_size != text.hidden_size {
-        // The reference then takes both from the text model.
-        (perceiver.hidden_size, perceiver.rms_norm_eps) = (text.hidden_size, text.rms_norm_eps);
-    }
-    perceiver.validate().unwrap();
-    let config = ConnectorConfig {
-        vision_hidden_size: vision.hidden_size,
-        text_hidden_size: text.hidden_size,
-        text_intermediate_size: text.intermediate_size,
-        text_hidden_act: text.hidden_act,
-        perceiver,
-    };
+    let config: ConnectorConfig = serde_json::from_value(model.config.clone()).unwrap();
     let connector = model.load(config.init(device).unwrap(), PREFIX);
     (config, connector)
 }
@@ -52,7 +23,7 @@ fn every_case_matches_the_reference() {
     let device = Device::flex();
     for case in Case::all_with("image_hidden_states") {
         let (_, connector) = connector(&case.model, &device);
-        let patch_size = case.model.section::<Neighbour>("vision_config").patch_size;
+        let patch_size = case.model.section::<Vision>("vision_config").patch_size;
         let features = case.floats::<3>("vision.last_hidden_state", &device);
         let pictures = case.pictures();
         let [n_images, patches, _] = features.dims();

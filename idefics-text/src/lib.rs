@@ -21,7 +21,9 @@ pub use cross_config::{AlphaType, CrossAttentionConfig};
 pub use cross_decoder::CrossAttentionDecoder;
 pub use decoder::{Decoder, DecoderLayer};
 pub use decoupled::{AdditionalEmbedding, AdditionalLinear, DecoupledEmbedding, DecoupledLinear};
-pub use idefics_nn::{ConfigError, ContextCache, ContextView, GatedMlp, KeyValues, KvCache};
+/// Loading of checkpoints, and what else the components share; [`nn::burn`] is Burn.
+pub use idefics_nn as nn;
+pub use idefics_nn::{Activation, ConfigError, ContextCache, ContextView, GatedMlp, KeyValues, KvCache, burn};
 pub use places::{PlaceRules, Places, SeenContext, SlotPlaces};
 pub use rope_config::RopeParameters;
 pub use stack::{CHUNK_TOKENS, DecoderObserver, DecoderStack, Unobserved};

@@ -8,6 +8,8 @@ mod siglip;
 
 pub use config::VisionConfig;
 pub use encoder::{Attention, Encoder, EncoderLayer, Mlp};
-pub use idefics_nn::ConfigError;
+/// Loading of checkpoints, and what else the components share; [`nn::burn`] is Burn.
+pub use idefics_nn as nn;
+pub use idefics_nn::{Activation, ConfigError, burn};
 pub use patches::{PatchError, PatchGrid, PatchLayout, plan_batches};
 pub use siglip::{PatchEmbedding, VisionEmbeddings, VisionTransformer, patch_mask};

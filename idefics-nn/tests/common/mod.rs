@@ -20,7 +20,7 @@ pub(crate) fn xtask_folder(name: &str) -> PathBuf {
 /// A model folder in the public layout.
 pub(crate) struct Model {
     folder: PathBuf,
-    config: Value,
+    pub(crate) config: Value,
     quantize: Option<Quantization>,
 }
 
