@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod activation;
+mod adapter;
 mod attention;
 pub mod checkpoint;
 mod config;
@@ -21,8 +22,10 @@ pub mod profile;
 mod replay;
 mod rope;
 mod rope_scaling;
+mod weight;
 
 pub use activation::Activation;
+pub use adapter::Adapter;
 pub use attention::{attention, attention_weights};
 /// The version of Burn that this crate's tensors, devices and modules belong to.
 pub use burn;
@@ -45,3 +48,4 @@ pub use parameters::{ParameterMapper, ParameterVisitor, map_parameters, visit_pa
 pub use replay::{DeviceLease, Replay, Step, can_record};
 pub use rope::{RotaryAngles, RotaryEmbedding};
 pub use rope_scaling::{LongRopeScaling, RopeScaling, YarnScaling};
+pub use weight::Weight;

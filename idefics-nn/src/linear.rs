@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::init::normal;
-use crate::{Activations, PackedWeight, ops};
+use crate::{Activations, Adapter, Weight, ops};
 
 /// `x Wᵀ + b` for a weight that is no layer's own matrix: `[n_rows, d_in]`, `[d_out, d_in]` and `[d_out]` in,
 /// `[n_rows, d_out]` out.
@@ -15,16 +15,18 @@ pub fn product(rows: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> T
     ops::dense_product(rows, weight, bias)
 }
 
-/// `y = x Wᵀ + b`, the weight kept as PyTorch stores it.
+/// `y = x Wᵀ + b`, the weight kept as PyTorch stores it; with an adapter, `y + scale · (x Aᵀ) Bᵀ`.
 ///
 /// The fields are private so that a weight can be held in other formats without any model file changing;
 /// a model only calls [`Linear::new`] or [`Linear::new_without_bias`], and [`Linear::forward`].
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[d_out, d_in]`.
-    weight: Param<Tensor<2>>,
+    weight: Weight,
     /// `[d_out]`.
     bias: Option<Param<Tensor<1>>>,
+    /// Trained beside the weight.
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -35,7 +37,20 @@ impl Linear {
 
     /// A layer without a bias, random until a checkpoint is loaded.
     pub fn new_without_bias(d_in: usize, d_out: usize, device: &Device) -> Self {
-        Self { weight: normal([d_out, d_in], 0.0, 0.02, device), bias: None }
+        Self { weight: Weight::Dense(normal([d_out, d_in], 0.0, 0.02, device)), bias: None, adapter: None }
+    }
+
+    /// The layer with an adapter in place of the one that it has.
+    ///
+    /// # Panics
+    /// If the adapter is of another shape.
+    #[must_use]
+    pub fn with_adapter(self, adapter: Option<Adapter>) -> Self {
+        assert!(
+            adapter.as_ref().is_none_or(|adapter| adapter.dims() == self.dims()),
+            "an adapter of the layer's shape"
+        );
+        Self { adapter, ..self }
     }
 
     /// Applies the layer to the last axis.
@@ -52,18 +67,18 @@ impl Linear {
         let n_rows = dims[..D - 1].iter().product();
         // One product over all rows: a batch of products would read the weight once for each.
         let rows = input.reshape([n_rows, d_in]);
-        let bias = self.bias.as_ref().map(Param::val);
-        let output = match self.weight.reparameterization::<PackedWeight>() {
-            Some(packed) => packed.product(rows, bias),
-            None => ops::dense_product(rows, self.weight.val(), bias),
-        }; // [n_rows, d_out]
+        let side = self.adapter.as_ref().map(|adapter| adapter.forward(rows.clone())); // [n_rows, d_out]
+        let mut output = self.weight.product(rows, self.bias.as_ref().map(Param::val)); // [n_rows, d_out]
+        if let Some(side) = side {
+            output = output + side;
+        }
         dims[D - 1] = output.dims()[1];
         output.reshape(dims)
     }
 
     /// Activations of another device where the weight is: on the CPU in f32, as they all are there.
     pub fn receive<const D: usize>(&self, activations: Tensor<D>) -> Tensor<D> {
-        let device = self.weight.lazy_device();
+        let device = self.weight.device();
         if activations.device() == device {
             return activations;
         }
@@ -73,11 +88,16 @@ impl Linear {
 
     /// The format that activations are rounded to for the product. Attention over the layer's output uses it too.
     pub fn activations(&self) -> Activations {
-        self.weight.reparameterization::<PackedWeight>().map_or(Activations::F32, PackedWeight::activations)
+        self.weight.activations()
+    }
+
+    /// The weight as it is held.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
     }
 
     /// `[d_out, d_in]`.
     pub fn dims(&self) -> [usize; 2] {
-        self.weight.lazy_shape().dims()
+        self.weight.dims()
     }
 }

@@ -1,23 +1,26 @@
 //! A linear layer's weight as codes and scales, in tensors.
 
-use burn::module::{Module, Param, ParamId, Reparameterization};
-use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
+use burn::module::{Module, Param, ParamId, Reparameterization, Reparameterizer};
+use burn::tensor::{DType, Device, Element, Int, Shape, Tensor, TensorData};
 
 use crate::ops::Packing;
 use crate::{Quantization, ops};
+use half::bf16;
 use idefics_kernels::Activations;
 use idefics_kernels::formats::{
-    BLOCK, FormatError, FourBit, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE,
+    BLOCK, FormatError, FourBit, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Weight,
 };
 
-/// What stands in for the weight of a [`crate::Linear`], attached to its parameter as a reparameterization: the plain
-/// weight is never made.
+/// The weight of a [`crate::Linear`] as codes and scales; its numbers are never in memory all at once.
+///
+/// Codes and scales are no parameters: they move with the module, and nothing else of Burn's touches them. They need
+/// not be frozen, for no gradient is ever asked for.
 #[derive(Module, Debug)]
 pub struct PackedWeight {
     /// Flat, in the order of the format: a byte each on the CPU, elsewhere four bytes a word.
-    codes: Param<Tensor<1, Int>>,
+    codes: Tensor<1, Int>,
     /// Flat, in the order of the format.
-    scales: Param<Tensor<1>>,
+    scales: Tensor<1>,
     #[module(skip)]
     format: PackedFormat,
     #[module(skip)]
@@ -26,11 +29,28 @@ pub struct PackedWeight {
     d_in: usize,
 }
 
+/// A packed weight goes through Burn's traversals, which know parameters alone, attached to one: to visitors as
+/// [`PackedWeight::as_param`], from the mapper that loads it by [`PackedWeight::carry`].
 impl Reparameterization for PackedWeight {
     const NAME: &'static str = "packed";
 
     fn apply<const D: usize>(&self, _base: Tensor<D>) -> Tensor<D> {
         self.dequantize().reshape(std::array::from_fn::<usize, D, _>(|axis| [self.d_out, self.d_in][axis]))
+    }
+}
+
+/// Attaches a packed weight to the one parameter that it is given.
+struct Carrier(Option<PackedWeight>);
+
+impl Reparameterizer for &mut Carrier {
+    type Reparam = PackedWeight;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<PackedWeight>) {
+        (param, self.0.take())
     }
 }
 
@@ -77,21 +97,32 @@ impl PackedWeight {
         ops::packed_product(rows, codes, scales, bias, packing, || self.dequantize())
     }
 
-    /// Codes and scales. GPU kernels read them without bounds checks.
+    /// A parameter without memory whose value is computed from the codes: what stands for the weight where only
+    /// parameters are known.
+    pub(crate) fn as_param(&self) -> Param<Tensor<2>> {
+        let dims = self.dims();
+        let nothing = move |device: &Device, _: bool| Tensor::<2>::zeros([1, 1], device).expand(dims);
+        let param = Param::uninitialized(ParamId::new(), nothing, self.device(), false, Shape::from(dims));
+        self.clone().carry(param)
+    }
+
+    /// Attaches the weight to a parameter, from which [`Self::carried_by`] takes it.
+    pub(crate) fn carry<const D: usize>(self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.apply_reparameterization(&mut Carrier(Some(self)))
+    }
+
+    /// The weight that is attached to a parameter.
+    pub(crate) fn carried_by<const D: usize>(param: &Param<Tensor<D>>) -> Option<&Self> {
+        param.reparameterization()
+    }
+
+    /// Codes and scales, outside any graph. GPU kernels read them without bounds checks.
     ///
     /// # Panics
     /// If their lengths are not those of the format.
     fn parts(&self) -> (Tensor<1, Int>, Tensor<1>) {
-        let (codes, scales) = (self.codes.val(), self.scales.val());
-        let n_weights = self.d_out * self.d_in;
-        let (n_bytes, n_scales) = match self.format {
-            PackedFormat::Int8 => (n_weights, self.d_out),
-            PackedFormat::FourBit(_) => (n_weights.div_ceil(2), n_weights.div_ceil(BLOCK)),
-            PackedFormat::Q4 => {
-                let tiles = self.d_out.div_ceil(Q4_PANEL) * self.d_in.div_ceil(Q4_BLOCK);
-                (tiles * Q4_PANEL * Q4_BLOCK / 2, tiles * Q4_PANEL)
-            }
-        };
+        let (codes, scales) = (self.codes.clone().without_autodiff(), self.scales.clone().without_autodiff());
+        let [n_bytes, n_scales] = self.part_lens();
         let n_codes = if codes.dtype() == DType::U32 { n_bytes.div_ceil(4) } else { n_bytes };
         assert_eq!(
             (codes.dims(), scales.dims()),
@@ -100,6 +131,19 @@ impl PackedWeight {
             self.format.name()
         );
         (codes, scales)
+    }
+
+    /// How many bytes of codes the format has, and how many scales.
+    fn part_lens(&self) -> [usize; 2] {
+        let n_weights = self.d_out * self.d_in;
+        match self.format {
+            PackedFormat::Int8 => [n_weights, self.d_out],
+            PackedFormat::FourBit(_) => [n_weights.div_ceil(2), n_weights.div_ceil(BLOCK)],
+            PackedFormat::Q4 => {
+                let tiles = self.d_out.div_ceil(Q4_PANEL) * self.d_in.div_ceil(Q4_BLOCK);
+                [tiles * Q4_PANEL * Q4_BLOCK / 2, tiles * Q4_PANEL]
+            }
+        }
     }
 
     /// The same with products of such activations.
@@ -125,9 +169,14 @@ impl PackedWeight {
         [self.d_out, self.d_in]
     }
 
+    /// The device of codes and scales.
+    pub fn device(&self) -> Device {
+        self.scales.device()
+    }
+
     /// Bytes of codes and scales.
     pub fn bytes(&self) -> usize {
-        let (codes, scales) = (self.codes.val(), self.scales.val());
+        let Self { codes, scales, .. } = self;
         codes.shape().num_elements() * codes.dtype().size() + scales.shape().num_elements() * scales.dtype().size()
     }
 
@@ -169,6 +218,29 @@ impl PackedWeight {
         }
     }
 
+    /// The weight on the host, as files hold it.
+    pub(crate) fn read(&self) -> Weight<'static> {
+        let (codes, scales) = self.parts();
+        let n_bytes = self.part_lens()[0];
+        #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
+        let (codes, scales) = (codes.into_data(), scales.into_data());
+        let (mut codes, dims) = (codes.as_bytes().to_vec(), self.dims());
+        codes.truncate(n_bytes); // of the last word
+        let floats = || scales.iter::<f32>().collect::<Vec<f32>>().into();
+        let weight = match self.format {
+            PackedFormat::Int8 => {
+                let codes = codes.into_iter().map(u8::cast_signed).collect::<Vec<i8>>();
+                Int8::from_parts(codes.into(), floats(), dims).map(Weight::from)
+            }
+            PackedFormat::FourBit(kind) => FourBit::from_parts(kind, codes.into(), floats(), dims).map(Weight::from),
+            PackedFormat::Q4 => {
+                let scales = scales.iter::<f32>().map(bf16::from_f32).collect::<Vec<bf16>>(); // they were bf16
+                Q4::from_parts(codes.into(), scales.into(), dims).map(Weight::from)
+            }
+        };
+        weight.expect("tensors have the sizes that their format asks for")
+    }
+
     /// The codes out of their words, a number each.
     fn bytes_of(&self, words: Tensor<1, Int>) -> Tensor<1, Int> {
         let n_bytes = match self.format {
@@ -198,8 +270,8 @@ impl PackedWeight {
         };
         let (codes_dtype, scales_dtype) = (codes.dtype(), scales.dtype());
         Self {
-            codes: Param::initialized(ParamId::new(), Tensor::from_data(codes, (device, codes_dtype))),
-            scales: Param::from_tensor(Tensor::from_data(scales, (device, scales_dtype))),
+            codes: Tensor::from_data(codes, (device, codes_dtype)),
+            scales: Tensor::from_data(scales, (device, scales_dtype)),
             format,
             activations: Activations::F32,
             d_out,

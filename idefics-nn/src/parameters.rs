@@ -1,19 +1,26 @@
-//! A module's parameters under the names that a checkpoint gives them: the paths of their fields.
+//! A module's parameters under the names that a checkpoint gives them: the paths of their fields. The name of an enum's
+//! variant is not in a path.
 
 use std::collections::HashMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
+use crate::PackedWeight;
+
 /// Looks at each parameter of a module.
 pub trait ParameterVisitor {
     /// Called once a parameter, in the order of the fields; `name` as in `model.text_model.layers.0.mlp.up_proj.weight`.
     fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>);
+
+    /// Called in place of [`Self::visit`] for a weight that is held as codes and scales. Does nothing unless it is
+    /// implemented: such a weight is no parameter.
+    fn visit_packed(&mut self, _name: &str, _weight: &PackedWeight) {}
 }
 
 /// Replaces each parameter of a module.
 pub trait ParameterMapper {
-    /// Called once a parameter, in the order of the fields.
+    /// Called once a parameter, in the order of the fields; not for weights that are held as codes and scales.
     fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>>;
 }
 
@@ -33,27 +40,50 @@ struct Named<'a, T> {
     inner: &'a mut T,
 }
 
-impl<T: ParameterVisitor> ModuleVisitor for Named<'_, T> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
+impl<T> Named<'_, T> {
+    fn enter(&mut self, name: &str, container: &str) {
+        if !is_enum(container) {
+            self.path.push(name.to_owned());
+        }
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+    fn exit(&mut self, container: &str) {
+        if !is_enum(container) {
+            self.path.pop();
+        }
+    }
+}
+
+/// Whether what is entered is a variant of a derived enum.
+fn is_enum(container: &str) -> bool {
+    container.starts_with("Enum:")
+}
+
+impl<T: ParameterVisitor> ModuleVisitor for Named<'_, T> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.exit(container);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.inner.visit(&self.path.join("."), param);
+        let name = self.path.join(".");
+        match PackedWeight::carried_by(param) {
+            Some(weight) => self.inner.visit_packed(&name, weight),
+            None => self.inner.visit(&name, param),
+        }
     }
 }
 
 impl<T: ParameterMapper> ModuleMapper for Named<'_, T> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.enter(name, container);
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.exit(container);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -86,11 +116,15 @@ struct Matrices {
 
 impl ModuleVisitor for Matrices {
     fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.push((name.to_owned(), container.to_owned()));
+        if !is_enum(container) {
+            self.path.push((name.to_owned(), container.to_owned()));
+        }
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        if !is_enum(container) {
+            self.path.pop();
+        }
     }
 
     fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {

@@ -8,7 +8,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Tensor};
-use idefics_nn::{GatedMlp, Linear, RmsNorm, attention, flat_module, normal};
+use idefics_nn::{GatedMlp, Linear, RmsNorm, attention, normal};
 
 use crate::{AlphaType, CrossAttentionConfig};
 
@@ -139,19 +139,13 @@ impl CrossAttention {
 }
 
 /// What a branch is multiplied with, through tanh: 0 shuts it.
-#[derive(Debug, Clone)]
+#[derive(Module, Debug)]
 pub enum Gate {
     /// One number, `[1]`.
     Float(Param<Tensor<1>>),
     /// One for each element, `[1, 1, d]`.
     Vector(Param<Tensor<3>>),
 }
-flat_module!(
-    enum Gate {
-        Float,
-        Vector,
-    }
-);
 
 impl Gate {
     /// A gate that is half open until a checkpoint is loaded: a shut one would make what it guards invisible.

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Int, Shape, Tensor};
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Shape, Tensor};
 use idefics_checkpoint::{Checkpoint, CheckpointError};
 use idefics_nn::checkpoint::{LoadProgress, WeightMemory, fill_random, write_quantized};
-use idefics_nn::{FormatError, LoadModule, LoadOptions, ParameterVisitor, visit_parameters};
+use idefics_nn::{FormatError, LoadModule, LoadOptions, PackedWeight, ParameterVisitor, visit_parameters};
 
 use super::Model;
 use crate::Error;
@@ -124,17 +124,31 @@ impl<M: Model + Module + 'static> AssembledModel for M {
         struct Shapes<'a>(&'a mut dyn FnMut(&str, Shape));
         impl ParameterVisitor for Shapes<'_> {
             fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-                // The scales of a quantised weight lie below the weight.
-                if !name.contains(".weight.") {
-                    (self.0)(name, param.lazy_shape());
-                }
+                (self.0)(name, param.lazy_shape());
+            }
+
+            fn visit_packed(&mut self, name: &str, weight: &PackedWeight) {
+                (self.0)(name, weight.dims().into());
             }
         }
         visit_parameters(self, &mut Shapes(take));
     }
 
     fn weight_bytes_of_each(&self, take: &mut dyn FnMut(&str, usize)) {
-        self.visit(&mut WeightBytes { path: Vec::new(), take });
+        struct WeightBytes<'a>(&'a mut dyn FnMut(&str, usize));
+        impl ParameterVisitor for WeightBytes<'_> {
+            fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+                // A weight that was never used nor loaded takes nothing.
+                if param.is_initialized() {
+                    (self.0)(name, param.lazy_shape().num_elements() * param.base().dtype().size());
+                }
+            }
+
+            fn visit_packed(&mut self, name: &str, weight: &PackedWeight) {
+                (self.0)(name, weight.bytes());
+            }
+        }
+        visit_parameters(self, &mut WeightBytes(take));
     }
 
     fn embedding_dtype(&self) -> DType {
@@ -149,34 +163,5 @@ impl<M: Model + Module + 'static> AssembledModel for M {
         let mut embedding = Embedding(None);
         visit_parameters(self, &mut embedding);
         embedding.0.unwrap_or(DType::F32)
-    }
-}
-
-/// The bytes of each weight, in whatever format it is held.
-struct WeightBytes<'a> {
-    path: Vec<String>,
-    take: &'a mut dyn FnMut(&str, usize),
-}
-
-impl ModuleVisitor for WeightBytes<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        // The plain weight beside a quantised one is never made.
-        if param.is_initialized() {
-            let bytes = param.lazy_shape().num_elements() * param.base().dtype().size();
-            (self.take)(&self.path.join("."), bytes);
-        }
-    }
-
-    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        let bytes = param.lazy_shape().num_elements() * param.base().dtype().size();
-        (self.take)(&self.path.join("."), bytes);
     }
 }

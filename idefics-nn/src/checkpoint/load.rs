@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 
-use burn::module::{Module, Param, Reparameterizer};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 use idefics_checkpoint::{Checkpoint, CheckpointError, Stored, StoredKind};
 use idefics_kernels::Activations;
@@ -12,7 +12,7 @@ use idefics_kernels::formats::PackedFormat;
 use super::Quantization;
 use super::convert::{read_as, upload_as};
 use super::in_place::{in_place, read_packed};
-use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
+use crate::parameters::{Matrix, ParameterMapper, ParameterVisitor, map_parameters, matrices, visit_parameters};
 use crate::{PackedWeight, ops};
 
 /// Tensors that old checkpoints carry and the models compute themselves: names that end in one of these.
@@ -69,6 +69,9 @@ pub trait LoadModule {
     /// [`CheckpointError::Missing`], [`CheckpointError::Shape`], [`CheckpointError::Dtype`],
     /// [`CheckpointError::NonFinite`], or [`CheckpointError::NotLinear`], [`CheckpointError::Quantized`] and
     /// [`CheckpointError::AlreadyQuantized`] of quantised ones, naming the tensors.
+    ///
+    /// # Panics
+    /// If weights of `module` are held as codes: it was filled before.
     fn load<M: Module>(
         &self,
         module: M,
@@ -88,6 +91,7 @@ impl LoadModule for Checkpoint {
         options: &LoadOptions<'_>,
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<M, CheckpointError> {
+        assert_is_dense(&module);
         let matrices = matrices(&module);
         let bytes_total = account(self, &module, &matrices, options).check()?;
         let mut loader = Loader {
@@ -99,7 +103,7 @@ impl LoadModule for Checkpoint {
             progress: &mut progress,
             error: None,
         };
-        let module = module.apply_reparameterization(&mut loader);
+        let module = map_parameters(module, &mut loader);
         match loader.error {
             None => Ok(module),
             Some(error) => Err(error),
@@ -126,6 +130,19 @@ pub(super) fn account<'a, M: Module>(
     let mut account = Account { checkpoint, options, matrices, taken, missing, wrong: None };
     visit_parameters(module, &mut account);
     account
+}
+
+/// Asserts that no weight of `module` is held as codes: mappers of parameters pass them over.
+pub(super) fn assert_is_dense<M: Module>(module: &M) {
+    struct Dense;
+    impl ParameterVisitor for Dense {
+        fn visit<const D: usize>(&mut self, _name: &str, _param: &Param<Tensor<D>>) {}
+
+        fn visit_packed(&mut self, name: &str, _weight: &PackedWeight) {
+            panic!("`{name}` is held as codes already: a module is filled once");
+        }
+    }
+    visit_parameters(module, &mut Dense);
 }
 
 impl LoadOptions<'_> {
@@ -182,6 +199,17 @@ impl Account<'_> {
 
 impl ParameterVisitor for Account<'_> {
     fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        self.take(path, param.lazy_shape().to_vec());
+    }
+
+    fn visit_packed(&mut self, path: &str, weight: &PackedWeight) {
+        self.take(path, weight.dims().to_vec());
+    }
+}
+
+impl Account<'_> {
+    /// Accounts for the tensor at `path`, which the module has in the shape `expected`.
+    fn take(&mut self, path: &str, expected: Vec<usize>) {
         let name = format!("{}{path}", self.options.prefix);
         let Some(Stored { entry, kind, companions }) = self.checkpoint.stored(&name) else {
             if self.options.tied_source(&name).is_none() {
@@ -194,7 +222,6 @@ impl ParameterVisitor for Account<'_> {
             let (file, found) = (entry.file.clone(), found.name());
             self.wrong.get_or_insert(CheckpointError::NotLinear { file, name: name.clone(), found });
         }
-        let expected = param.lazy_shape().to_vec();
         // Four-bit codes have a shape of their own; theirs is checked when they are read.
         let has_own_shape = matches!(kind, StoredKind::FourBit(_) | StoredKind::Own(PackedFormat::Q4));
         if entry.shape != expected && !has_own_shape {
@@ -222,37 +249,31 @@ struct Loader<'a> {
     error: Option<CheckpointError>,
 }
 
-impl Reparameterizer for &mut Loader<'_> {
-    type Reparam = PackedWeight;
-
-    fn reparameterize<const D: usize>(
-        &mut self,
-        path: &str,
-        param: Param<Tensor<D>>,
-    ) -> (Param<Tensor<D>>, Option<PackedWeight>) {
+impl ParameterMapper for Loader<'_> {
+    fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.error.is_some() {
-            return (param, None);
+            return param;
         }
         let name = format!("{}{path}", self.options.prefix);
         match self.read(path, &name, &param) {
-            Ok(Weight::Packed(packed)) => (param, Some(packed.with_activations(self.options.activations))), // the parameter itself stays empty
-            Ok(Weight::Dense(tensor)) => {
+            Ok(Filling::Packed(packed)) => packed.with_activations(self.options.activations).carry(param),
+            Ok(Filling::Dense(tensor)) => {
                 if self.options.is_tied_source(&name) {
                     self.sources.insert(name, Box::new(tensor.clone()));
                 }
                 let id = param.id;
-                (param.transform_for_load(tensor, id), None)
+                param.transform_for_load(tensor, id)
             }
             Err(error) => {
                 self.error = Some(error);
-                (param, None)
+                param
             }
         }
     }
 }
 
 /// What a parameter is filled with.
-enum Weight<const D: usize> {
+enum Filling<const D: usize> {
     Dense(Tensor<D>),
     Packed(PackedWeight),
 }
@@ -263,8 +284,8 @@ impl Loader<'_> {
         path: &str,
         name: &str,
         param: &Param<Tensor<D>>,
-    ) -> Result<Weight<D>, CheckpointError> {
-        let Some(stored) = self.checkpoint.stored(name) else { return self.tied(name).map(Weight::Dense) };
+    ) -> Result<Filling<D>, CheckpointError> {
+        let Some(stored) = self.checkpoint.stored(name) else { return self.tied(name).map(Filling::Dense) };
         let device = param.lazy_device();
         let matrix = self.matrices.get(path).copied();
         let quantization = self.options.quantization_of(matrix, name);
@@ -283,7 +304,7 @@ impl Loader<'_> {
                         weight
                     }
                 };
-                Weight::Dense(weight)
+                Filling::Dense(weight)
             }
             (StoredKind::Dense, Some(quantization)) => {
                 let weights = read_as(name, stored.entry, DType::F32)?;
@@ -291,7 +312,7 @@ impl Loader<'_> {
                 let weights = weights.as_slice::<f32>().expect("it was read as f32");
                 let packed = PackedWeight::quantize(weights, dims, quantization, &device);
                 stored.entry.release();
-                Weight::Packed(packed.map_err(|source| stored.error(name, source))?)
+                Filling::Packed(packed.map_err(|source| stored.error(name, source))?)
             }
             (_, quantization) => {
                 let dims = two(&param.lazy_shape().to_vec());
@@ -304,7 +325,7 @@ impl Loader<'_> {
                         asked: asked.format.name(),
                     });
                 }
-                Weight::Packed(packed)
+                Filling::Packed(packed)
             }
         };
         let read = stored.companions.iter().map(String::as_str).chain([name]);

@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::LoadOptions;
 use super::in_place::lies_ready;
-use crate::ops;
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
+use crate::{PackedWeight, ops};
 
 /// Memory of a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -72,13 +72,22 @@ struct Each<'a, F> {
 
 impl<F: FnMut(&str, WeightMemory)> ParameterVisitor for Each<'_, F> {
     fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        self.plan(path, &param.lazy_shape().to_vec());
+    }
+
+    fn visit_packed(&mut self, path: &str, weight: &PackedWeight) {
+        self.plan(path, &weight.dims());
+    }
+}
+
+impl<F: FnMut(&str, WeightMemory)> Each<'_, F> {
+    fn plan(&mut self, path: &str, shape: &[usize]) {
         let name = format!("{}{path}", self.options.prefix);
-        let shape = param.lazy_shape().to_vec();
         let stored = self.checkpoint.and_then(|checkpoint| checkpoint.stored(&name));
         if stored.is_none() && (self.checkpoint.is_some() || self.options.tied_source(&name).is_some()) {
             return; // tied: the memory of another
         }
-        let memory = self.memory_of(path, &name, &shape, stored);
+        let memory = self.memory_of(path, &name, shape, stored);
         (self.take)(&name, memory);
     }
 }

@@ -3,14 +3,15 @@
 use std::any::Any;
 use std::collections::HashMap;
 
-use burn::module::{Module, Param, Reparameterizer};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::load::assert_is_dense;
 use super::{LoadOptions, LoadProgress};
 use crate::PackedWeight;
-use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
+use crate::parameters::{Matrix, ParameterMapper, ParameterVisitor, map_parameters, matrices, visit_parameters};
 use idefics_kernels::formats::FormatError;
 
 /// Standard deviation of the weights.
@@ -24,12 +25,16 @@ const CHUNK: usize = 1 << 16;
 ///
 /// # Errors
 /// As [`PackedWeight::quantize`], though these numbers give no reason.
+///
+/// # Panics
+/// If weights of `module` are held as codes: it was filled before.
 pub fn fill_random<M: Module>(
     module: M,
     options: &LoadOptions<'_>,
     seed: u64,
     mut progress: impl FnMut(LoadProgress),
 ) -> Result<M, FormatError> {
+    assert_is_dense(&module);
     let mut total = Elements(0);
     visit_parameters(&module, &mut total);
     let mut filler = Filler {
@@ -41,7 +46,7 @@ pub fn fill_random<M: Module>(
         progress: &mut progress,
         error: None,
     };
-    let module = module.apply_reparameterization(&mut filler);
+    let module = map_parameters(module, &mut filler);
     match filler.error {
         None => Ok(module),
         Some(error) => Err(error),
@@ -67,16 +72,10 @@ struct Filler<'a> {
     error: Option<FormatError>,
 }
 
-impl Reparameterizer for &mut Filler<'_> {
-    type Reparam = PackedWeight;
-
-    fn reparameterize<const D: usize>(
-        &mut self,
-        path: &str,
-        param: Param<Tensor<D>>,
-    ) -> (Param<Tensor<D>>, Option<PackedWeight>) {
+impl ParameterMapper for Filler<'_> {
+    fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.error.is_some() {
-            return (param, None);
+            return param;
         }
         let (shape, device) = (param.lazy_shape(), param.lazy_device());
         let n = shape.num_elements();
@@ -88,16 +87,16 @@ impl Reparameterizer for &mut Filler<'_> {
         let id = param.id;
         let source = self.options.tied_source(path).and_then(|source| self.sources.get(source));
         if let Some(tied) = source.and_then(|source| source.downcast_ref::<Tensor<D>>()) {
-            return (param.transform_for_load(tied.clone(), id), None);
+            return param.transform_for_load(tied.clone(), id);
         }
         let matrix = self.matrices.get(path).copied();
         if let Some(quantization) = self.options.quantization_of(matrix, path) {
             let dims = [shape[0], shape[1]];
             match PackedWeight::quantize(&draw(n, seed, |value| value), dims, quantization, &device) {
-                Ok(packed) => return (param, Some(packed.with_activations(self.options.activations))),
+                Ok(packed) => return packed.with_activations(self.options.activations).carry(param),
                 Err(error) => self.error = Some(error),
             }
-            return (param, None);
+            return param;
         }
         let dtype = self.options.dtype_of(path, matrix, None, &device);
         // Norms are the only vectors that are called weights.
@@ -112,7 +111,7 @@ impl Reparameterizer for &mut Filler<'_> {
         if self.options.is_tied_source(path) {
             self.sources.insert(path.to_owned(), Box::new(tensor.clone()));
         }
-        (param.transform_for_load(tensor, id), None)
+        param.transform_for_load(tensor, id)
     }
 }
 

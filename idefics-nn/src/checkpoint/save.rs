@@ -4,14 +4,18 @@ use std::io::Write;
 use std::path::Path;
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor, TensorData};
-use idefics_checkpoint::{CheckpointError, write_atomically};
+use burn::tensor::{DType, Tensor};
+use idefics_checkpoint::{
+    CheckpointError, NamedTensor, QuantDtype, four_bit_tensors, int8_tensors, q4_tensors, write_atomically,
+};
+use idefics_kernels::formats::Weight;
 use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 
+use crate::PackedWeight;
 use crate::parameters::{ParameterVisitor, visit_parameters};
 
 /// Writes every parameter of `module` to the safetensors file `path`, in `dtype` (F32, F16 or BF16), under its name.
+/// Weights that are held as codes are written as codes, in the layout of [`write_quantized`](super::write_quantized).
 ///
 /// Names in `left_out` are not written: a tied head is its source. The file appears complete or not at all.
 ///
@@ -21,31 +25,18 @@ use crate::parameters::{ParameterVisitor, visit_parameters};
 /// # Panics
 /// If `dtype` is none of the three.
 pub fn save<M: Module>(module: &M, path: &Path, dtype: DType, left_out: &[&str]) -> Result<(), CheckpointError> {
-    let mut collected = Collected { dtype, left_out, tensors: Vec::new() };
-    visit_parameters(module, &mut collected);
     let file_dtype = match dtype {
         DType::F32 => Dtype::F32,
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
         other => panic!("weights are saved as F32, F16 or BF16, not {other:?}"),
     };
-    for (name, data) in &collected.tensors {
-        let bad = |value: &f32| !value.is_finite();
-        let values: Vec<f32> = data.iter::<f32>().collect();
-        if let Some(first) = values.iter().position(bad) {
-            return Err(CheckpointError::NonFinite {
-                file: path.display().to_string(),
-                name: name.clone(),
-                dtype: format!("{dtype:?}"),
-                count: values.iter().filter(|value| bad(value)).count(),
-                first,
-            });
-        }
+    let mut collected = Collected { path, dtype, file_dtype, left_out, tensors: Vec::new(), error: None };
+    visit_parameters(module, &mut collected);
+    if let Some(error) = collected.error {
+        return Err(error);
     }
-    let views = collected.tensors.iter().map(|(name, data)| {
-        let view = TensorView::new(file_dtype, data.shape().to_vec(), data.as_bytes());
-        (name, view.expect("the bytes are the shape's"))
-    });
+    let views = collected.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
     // Readers that look for it treat a file without the format as not theirs.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| CheckpointError::Write {
@@ -57,16 +48,54 @@ pub fn save<M: Module>(module: &M, path: &Path, dtype: DType, left_out: &[&str])
 
 /// The parameters on the host.
 struct Collected<'a> {
+    path: &'a Path,
     dtype: DType,
+    file_dtype: Dtype,
     left_out: &'a [&'a str],
-    tensors: Vec<(String, TensorData)>,
+    tensors: Vec<NamedTensor<'static>>,
+    /// The first tensor that cannot be written.
+    error: Option<CheckpointError>,
 }
 
 impl ParameterVisitor for Collected<'_> {
     fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-        if !self.left_out.contains(&name) {
-            #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
-            self.tensors.push((name.to_owned(), param.val().cast(self.dtype).into_data()));
+        if self.error.is_some() || self.left_out.contains(&name) {
+            return;
         }
+        #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
+        let data = param.val().cast(self.dtype).into_data();
+        let is_bad = |value: &f32| !value.is_finite();
+        if let Some(first) = data.iter::<f32>().position(|value| is_bad(&value)) {
+            self.error = Some(CheckpointError::NonFinite {
+                file: self.path.display().to_string(),
+                name: name.to_owned(),
+                dtype: format!("{:?}", self.dtype),
+                count: data.iter::<f32>().filter(is_bad).count(),
+                first,
+            });
+            return;
+        }
+        let (shape, bytes) = (data.shape().to_vec(), data.as_bytes().to_vec().into());
+        self.tensors.push(NamedTensor { name: name.to_owned(), dtype: self.file_dtype, shape, bytes });
+    }
+
+    fn visit_packed(&mut self, name: &str, weight: &PackedWeight) {
+        if self.error.is_some() || self.left_out.contains(&name) {
+            return;
+        }
+        let tensors = match weight.read() {
+            Weight::Int8(weight) => int8_tensors(name, weight),
+            Weight::Q4(weight) => q4_tensors(name, weight),
+            Weight::FourBit(weight) => match four_bit_tensors(name, weight, QuantDtype::Float32, false) {
+                Ok(tensors) => tensors,
+                Err(error) => {
+                    let (file, name) = (self.path.display().to_string(), name.to_owned());
+                    self.error = Some(CheckpointError::Quantized { file, name, source: Box::new(error.into()) });
+                    return;
+                }
+            },
+            other => unreachable!("{} is no packed format", other.name()),
+        };
+        self.tensors.extend(tensors);
     }
 }

@@ -1,0 +1,129 @@
+//! The weight of a linear layer: numbers, or codes and scales.
+
+use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
+
+use crate::{Activations, PackedWeight, ops};
+
+/// The weight of a [`crate::Linear`], `[d_out, d_in]`. Its name in a checkpoint is that of the field that holds it.
+///
+/// Loading turns a dense weight into a packed one. [`Module`] is implemented by hand for that: a mapper of parameters
+/// cannot change the variant, so the packed weight comes back attached to the parameter that was passed to it.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// Numbers, random until a checkpoint is loaded.
+    Dense(Param<Tensor<2>>),
+    /// Codes and scales. They are never trained: mappers leave them out, and visitors that know parameters alone are
+    /// shown one that is computed from the codes when its value is asked for. [`crate::ParameterVisitor`] gets the
+    /// packed weight itself.
+    Packed(PackedWeight),
+}
+
+impl Weight {
+    /// `x Wᵀ + b`: `[n_rows, d_in]` and `[d_out]` in, `[n_rows, d_out]` out.
+    pub(crate) fn product(&self, rows: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => ops::dense_product(rows, weight.val(), bias),
+            Self::Packed(weight) => weight.product(rows, bias),
+        }
+    }
+
+    /// The device of the weight. A weight that is not initialised stays so.
+    pub(crate) fn device(&self) -> Device {
+        match self {
+            Self::Dense(weight) => weight.lazy_device(),
+            Self::Packed(weight) => weight.device(),
+        }
+    }
+
+    /// The format that activations are rounded to for the product.
+    pub(crate) fn activations(&self) -> Activations {
+        match self {
+            Self::Dense(_) => Activations::F32,
+            Self::Packed(weight) => weight.activations(),
+        }
+    }
+
+    /// `[d_out, d_in]`. A weight that is not initialised stays so.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(weight) => weight.lazy_shape().dims(),
+            Self::Packed(weight) => weight.dims(),
+        }
+    }
+}
+
+impl Module for Weight {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        match self {
+            Self::Dense(weight) => weight.collect_devices(devices),
+            Self::Packed(weight) => weight.collect_devices(devices),
+        }
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        match self {
+            Self::Dense(weight) => Self::Dense(weight.fork(device)),
+            Self::Packed(weight) => Self::Packed(weight.fork(device)),
+        }
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        match self {
+            Self::Dense(weight) => Self::Dense(weight.to_device(device)),
+            Self::Packed(weight) => Self::Packed(weight.to_device(device)),
+        }
+    }
+
+    fn train(self) -> Self {
+        match self {
+            Self::Dense(weight) => Self::Dense(weight.train()),
+            Self::Packed(weight) => Self::Packed(weight.train()),
+        }
+    }
+
+    fn valid(&self) -> Self {
+        match self {
+            Self::Dense(weight) => Self::Dense(weight.valid()),
+            Self::Packed(weight) => Self::Packed(weight.valid()),
+        }
+    }
+
+    fn materialize(self) -> Self {
+        match self {
+            Self::Dense(weight) => Self::Dense(weight.materialize()),
+            Self::Packed(weight) => Self::Packed(weight),
+        }
+    }
+
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        match self {
+            Self::Dense(weight) => weight.visit(visitor),
+            Self::Packed(weight) => visitor.visit_float(&weight.as_param()),
+        }
+    }
+
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        let Self::Dense(weight) = self else { return self };
+        let weight = Module::map(weight, mapper);
+        match PackedWeight::carried_by(&weight) {
+            Some(packed) => Self::Packed(packed.clone()),
+            None => Self::Dense(weight),
+        }
+    }
+
+    fn num_params(&self) -> usize {
+        self.dims().into_iter().product()
+    }
+}
+
+impl ModuleDisplay for Weight {}
+
+impl ModuleDisplayDefault for Weight {
+    fn content(&self, content: Content) -> Option<Content> {
+        match self {
+            Self::Dense(weight) => content.add("dense", weight).optional(),
+            Self::Packed(weight) => content.add("packed", weight).optional(),
+        }
+    }
+}
