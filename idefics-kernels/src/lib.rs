@@ -32,7 +32,9 @@ pub use exp::exp_on;
 pub use gelu::{gelu, gelu_on, gelu_tanh, gelu_tanh_on};
 pub use isa::Isa;
 pub use level::{IsaError, IsaLevel, UnknownIsaLevel};
-pub use linear::{THIN_ROWS, arithmetic, linear, linear_int8, linear_int8_on, linear_on};
+pub use linear::{
+    THIN_ROWS, arithmetic, linear, linear_int8, linear_int8_on, linear_on, linear_transposed, linear_transposed_on,
+};
 pub use memory::Memory;
 pub use norm::{layer_norm, layer_norm_on, rms_norm, rms_norm_on};
 pub use peak::Unit;

@@ -1,7 +1,7 @@
 //! The product in every format, on every instruction set, for ragged shapes, against sums in f64.
 
 use idefics_kernels::formats::{FourBit, FourBitType, Int8, Q4, Weight};
-use idefics_kernels::{Isa, linear_int8_on, linear_on};
+use idefics_kernels::{Isa, linear_int8_on, linear_on, linear_transposed_on};
 
 use crate::common::{assert_close, every_format, isas, normal};
 
@@ -53,6 +53,61 @@ fn every_format_and_instruction_set_on_ragged_shapes() {
                 check(d_out, d_in, n_rows);
             }
         }
+    }
+}
+
+/// `y W` against sums in f64.
+fn check_transposed(d_out: usize, d_in: usize, n_rows: usize) {
+    let weights = normal(d_out * d_in, 1 + (d_out * 1000 + d_in) as u64, true);
+    let gradient = normal(n_rows * d_out, 2, true);
+    for weight in every_format(&weights, d_out, d_in) {
+        let values = weight.dequantize();
+        let (mut sums, mut sizes) = (vec![0f64; n_rows * d_in], vec![f64::from(f32::MIN_POSITIVE); n_rows * d_in]);
+        for (at, y) in gradient.iter().enumerate() {
+            let (n, feature) = (at / d_out, at % d_out);
+            for column in 0..d_in {
+                let term = f64::from(*y) * f64::from(values[feature * d_in + column]);
+                sums[n * d_in + column] += term;
+                sizes[n * d_in + column] += term.abs();
+            }
+        }
+        for isa in isas() {
+            let mut out = vec![f32::NAN; n_rows * d_in];
+            linear_transposed_on(isa, &gradient, n_rows, &weight, &mut out);
+            let what = format!("{isa:?} {} [{d_out}, {d_in}] x {n_rows}, transposed", weight.name());
+            assert_close(&what, &out, &sums, &sizes, ROUNDING);
+        }
+    }
+}
+
+#[test]
+fn the_transposed_product_of_every_format_on_ragged_shapes() {
+    for (d_out, d_in) in [(1, 1), (3, 31), (16, 64), (17, 65), (33, 100), (48, 192), (300, 257), (515, 640)] {
+        for n_rows in [1, 2, 9, 17] {
+            check_transposed(d_out, d_in, n_rows);
+        }
+    }
+    for (d_out, d_in) in [(0, 5), (5, 0), (0, 0)] {
+        check_transposed(d_out, d_in, 3);
+    }
+    check_transposed(7, 5, 0);
+}
+
+#[test]
+fn the_transposed_product_has_the_same_bits_on_any_number_of_threads() {
+    let (d_out, d_in, n_rows) = (523, 1088, 20);
+    let weights = normal(d_out * d_in, 5, true);
+    let gradient = normal(n_rows * d_out, 6, true);
+    for weight in every_format(&weights, d_out, d_in) {
+        let on = |n_threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+            let mut out = vec![0f32; n_rows * d_in];
+            pool.install(|| linear_transposed_on(Isa::best(), &gradient, n_rows, &weight, &mut out));
+            out
+        };
+        let one = on(1);
+        assert_eq!(one, on(2), "{}", weight.name());
+        assert_eq!(one, on(5), "{}", weight.name());
     }
 }
 

@@ -9,6 +9,7 @@ mod common;
 mod conversion;
 #[path = "../../idefics-checkpoint/tests/folders.rs"]
 mod folders;
+mod frozen;
 mod kv_cache;
 mod layers;
 #[path = "../../idefics-checkpoint/tests/memory.rs"]

@@ -6,6 +6,7 @@
 //!   that are sums of three bf16 ([`amx`]).
 //! - More rows elsewhere: panels of the weight are expanded to f32 in scratch memory of [`panels::PANEL_BYTES`] a thread
 //!   and multiplied by the `gemm` crate.
+//! - The weight itself in place of its transpose, for gradients: panels of its rows ([`transposed`]).
 //! - More rows of activations that are rounded to eight bits: products of integers ([`int8`]).
 //!
 //! Work is divided over output features only, and each is summed in an order that follows from the shapes and the
@@ -22,6 +23,7 @@ mod panels;
 mod plain;
 mod q4;
 mod rows;
+mod transposed;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -142,7 +144,35 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
     }
 }
 
-/// The same with activations that are rounded to eight bits, row by row: faster, and less exact. For int8 and q4; `None`
+/// `y W` on the best instruction set there is: the gradient with respect to the activations of [`linear`], from that
+/// with respect to its output. Never expands the whole weight.
+///
+/// # Shapes
+/// - `gradient`: `[n_rows, d_out]`
+/// - `weight`: `[d_out, d_in]`
+/// - `out`: `[n_rows, d_in]`, overwritten
+///
+/// # Panics
+/// If a slice has another length.
+pub fn linear_transposed(gradient: &[f32], n_rows: usize, weight: &Weight<'_>, out: &mut [f32]) {
+    linear_transposed_on(Isa::best(), gradient, n_rows, weight, out);
+}
+
+/// [`linear_transposed`] on a given instruction set.
+///
+/// # Panics
+/// As [`linear_transposed`], and if the machine does not have `isa`.
+pub fn linear_transposed_on(isa: Isa, gradient: &[f32], n_rows: usize, weight: &Weight<'_>, out: &mut [f32]) {
+    let [d_out, d_in] = weight.dims();
+    assert_eq!(Some(gradient.len()), n_rows.checked_mul(d_out), "the gradient is [{n_rows}, {d_out}]");
+    assert_eq!(Some(out.len()), n_rows.checked_mul(d_in), "the output is [{n_rows}, {d_in}]");
+    isa.assert_available();
+    if !out.is_empty() {
+        transposed::product(isa, gradient, n_rows, weight, out);
+    }
+}
+
+/// [`linear`] with activations that are rounded to eight bits, row by row: faster, and less exact. For int8 and q4; `None`
 /// for formats whose codes are no integers.
 ///
 /// # Panics

@@ -8,6 +8,7 @@ use gemm::Parallelism;
 
 use super::decode::Rows;
 use super::{Product, by_format, on_isa, q4, spans_rows};
+use crate::Isa;
 use crate::formats::{Q4_BLOCK, Q4_PANEL, Weight};
 use crate::shared::with_scratch;
 
@@ -39,20 +40,20 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
         }),
         _ => with_scratch(panel * product.d_in, |scratch| {
             let scratch = &mut scratch[..range.len() * product.d_in];
-            expand(product, weight, range.clone(), scratch);
+            expand(product.isa, weight, range.clone(), scratch);
             multiply(product, range, scratch, [product.d_in, 1]);
         }),
     });
 }
 
-/// Rows `range` as f32, `[range.len(), d_in]`.
-fn expand(product: &Product<'_>, weight: &Weight<'_>, range: Range<usize>, out: &mut [f32]) {
-    if spans_rows(weight) {
+/// Rows `range` as f32, `[range.len(), d_in]`. The machine has the instructions of `isa`.
+pub(super) fn expand(isa: Isa, weight: &Weight<'_>, range: Range<usize>, out: &mut [f32]) {
+    if isa == Isa::Plain || spans_rows(weight) || matches!(weight, Weight::Q4(_)) {
         return weight.dequantize_rows(range, out);
     }
     let rows = Rows::of(weight);
-    // SAFETY: `Product::checked` has found the instructions.
-    by_format!(weight, Format => on_isa!(product.isa, isa => unsafe { isa::expand::<Format>(&rows, range, out) }));
+    // SAFETY: the callers have found the instructions.
+    by_format!(weight, Format => on_isa!(isa, isa => unsafe { isa::expand::<Format>(&rows, range, out) }));
 }
 
 /// The output features `features`, from their expanded weights with the given strides of row and column.

@@ -6,10 +6,12 @@ use burn_flex::{Flex, FlexTensor, Layout};
 use half::{bf16, f16};
 
 use super::buffer::Buffer;
-use super::{Kernels, Packing};
+#[cfg(feature = "autodiff")]
+use super::frozen::FrozenLinear;
+use super::{Kernels, PackedShape, Packing};
 use crate::profile::{Cost, timed};
 use crate::{Activations, PackedFormat};
-use idefics_kernels::formats::{Dense, FormatError, FourBit, Int8, Q4, Weight};
+use idefics_kernels::formats::{Dense, FourBit, Int8, Q4, Weight};
 use idefics_kernels::{self as kernels, Attention, Cached, DecodeAttention, Unit};
 
 impl Kernels for Flex {
@@ -140,15 +142,19 @@ fn in_place(input: FlexTensor, change: impl FnOnce(&mut [f32])) -> FlexTensor {
 }
 
 fn dense_product(rows: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
-    let weight = weight.to_contiguous();
-    let [d_out, d_in] = dims(&weight);
+    product(rows, &dense_view(&weight.to_contiguous()), bias, Activations::F32)
+}
+
+/// A weight of numbers, contiguous, as the kernels take it.
+fn dense_view(weight: &FlexTensor) -> Weight<'_> {
+    let [d_out, d_in] = dims(weight);
     let view = match weight.dtype() {
-        DType::F32 => Dense::new(elements::<f32>(&weight), d_out, d_in).map(Weight::from),
-        DType::BF16 => Dense::new(elements::<bf16>(&weight), d_out, d_in).map(Weight::from),
-        DType::F16 => Dense::new(elements::<f16>(&weight), d_out, d_in).map(Weight::from),
+        DType::F32 => Dense::new(elements::<f32>(weight), d_out, d_in).map(Weight::from),
+        DType::BF16 => Dense::new(elements::<bf16>(weight), d_out, d_in).map(Weight::from),
+        DType::F16 => Dense::new(elements::<f16>(weight), d_out, d_in).map(Weight::from),
         other => panic!("weights are F32, BF16 or F16, not {other:?}"),
     };
-    product(rows, view, bias, Activations::F32)
+    view.expect("a tensor has the elements of its shape")
 }
 
 fn packed_product(
@@ -158,6 +164,12 @@ fn packed_product(
     Packing { format, activations, d_out }: Packing,
 ) -> FlexTensor {
     let [_, d_in] = dims(rows);
+    product(rows, &packed_view([codes, scales], PackedShape { format, d_out, d_in }), bias, activations)
+}
+
+/// Codes and scales as the kernels take them.
+fn packed_view([codes, scales]: [&FlexTensor; 2], shape: PackedShape) -> Weight<'_> {
+    let PackedShape { format, d_out, d_in } = shape;
     let dims = [d_out, d_in];
     // The scales were looked at when they were read.
     let view = match format {
@@ -167,16 +179,10 @@ fn packed_product(
         }
         PackedFormat::Q4 => Q4::from_parts(elements(codes).into(), elements(scales).into(), dims).map(Weight::from),
     };
-    product(rows, view, bias, activations)
+    view.expect("tensors have the sizes that their format asks for")
 }
 
-fn product(
-    rows: &FlexTensor,
-    weight: Result<Weight<'_>, FormatError>,
-    bias: Option<&FlexTensor>,
-    activations: Activations,
-) -> FlexTensor {
-    let weight = weight.expect("tensors have the sizes that their format asks for");
+fn product(rows: &FlexTensor, weight: &Weight<'_>, bias: Option<&FlexTensor>, activations: Activations) -> FlexTensor {
     let (rows, bias) = (rows.to_contiguous(), bias.map(FlexTensor::to_contiguous));
     let ([n_rows, _], [d_out, _]) = (dims(&rows), weight.dims());
     let mut out = Buffer::new(n_rows * d_out);
@@ -186,18 +192,64 @@ fn product(
     let cost = Cost {
         operations: 2.0 * n_rows as f64 * d_out as f64 * weight.dims()[1] as f64,
         bytes: (weight.bytes() + size_of_val(x) + size_of_val(&*out)) as f64,
-        arithmetic: kernels::arithmetic(n_rows, &weight, activations),
+        arithmetic: kernels::arithmetic(n_rows, weight, activations),
     };
     let name = if is_thin { "product of few rows" } else { "product of many rows" };
     timed(name, cost, || {
         let is_rounded = activations == Activations::Int8
             && !is_thin
-            && kernels::linear_int8(x, n_rows, &weight, bias, &mut out).is_some();
+            && kernels::linear_int8(x, n_rows, weight, bias, &mut out).is_some();
         if !is_rounded {
-            kernels::linear(x, n_rows, &weight, bias, &mut out);
+            kernels::linear(x, n_rows, weight, bias, &mut out);
         }
     });
     out.into_tensor(&[n_rows, d_out].into())
+}
+
+#[cfg(feature = "autodiff")]
+impl FrozenLinear for Flex {
+    fn frozen_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        dense_product(&rows, &weight, None)
+    }
+
+    fn frozen_product_transposed(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        product_transposed(&rows, &dense_view(&weight.to_contiguous()))
+    }
+
+    fn frozen_packed_product(
+        rows: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        shape: PackedShape,
+    ) -> FloatTensor<Self> {
+        product(&rows, &packed_view([&codes, &scales], shape), None, Activations::F32)
+    }
+
+    fn frozen_packed_product_transposed(
+        rows: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        shape: PackedShape,
+    ) -> FloatTensor<Self> {
+        product_transposed(&rows, &packed_view([&codes, &scales], shape))
+    }
+}
+
+/// `y W`: `[n_rows, d_out]` in, `[n_rows, d_in]` out.
+#[cfg(feature = "autodiff")]
+fn product_transposed(rows: &FlexTensor, weight: &Weight<'_>) -> FlexTensor {
+    let rows = rows.to_contiguous();
+    let ([n_rows, _], [d_out, d_in]) = (dims(&rows), weight.dims());
+    let mut out = Buffer::new(n_rows * d_in);
+    let cost = Cost {
+        operations: 2.0 * n_rows as f64 * d_out as f64 * d_in as f64,
+        bytes: (weight.bytes() + size_of_val(elements::<f32>(&rows)) + size_of_val(&*out)) as f64,
+        arithmetic: Some((Unit::Vectors, 1.0)),
+    };
+    timed("product with a transposed weight", cost, || {
+        kernels::linear_transposed(elements(&rows), n_rows, weight, &mut out);
+    });
+    out.into_tensor(&[n_rows, d_in].into())
 }
 
 /// Passes over `n` values.

@@ -11,6 +11,8 @@ mod buffer;
 mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
+#[cfg(feature = "autodiff")]
+mod frozen;
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
@@ -27,6 +29,16 @@ pub(crate) struct Packing {
     pub(crate) activations: Activations,
     /// Output features.
     pub(crate) d_out: usize,
+}
+
+/// A packed weight's format and shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PackedShape {
+    pub(crate) format: PackedFormat,
+    /// Output features.
+    pub(crate) d_out: usize,
+    /// Input features.
+    pub(crate) d_in: usize,
 }
 
 /// What has a kernel.
@@ -164,6 +176,10 @@ pub(crate) fn dense_product(rows: Tensor<2>, weight: Tensor<2>, bias: Option<Ten
             Some(bias) => Dispatch::dense_product_with_bias(rows, weight, bias.into_dispatch()),
         });
     }
+    #[cfg(feature = "autodiff")]
+    if frozen::applies_to(&rows) && !weight.is_tracked() {
+        return with_bias(frozen::dense_product(rows, weight), bias);
+    }
     let dtype = rows.dtype();
     with_bias(rows.matmul(weight.cast(dtype).transpose()), bias)
 }
@@ -184,10 +200,15 @@ pub(crate) fn packed_product(
             Some(bias) => Dispatch::packed_product_with_bias(rows, codes, scales, bias.into_dispatch(), packing),
         });
     }
+    #[cfg(any(feature = "cube", feature = "autodiff"))]
+    let shape = PackedShape { format: packing.format, d_out: packing.d_out, d_in: rows.dims()[1] };
     #[cfg(feature = "cube")]
     if cube::computes_on(&rows.device()) {
-        let weight = cube::PackedShape { format: packing.format, d_out: packing.d_out, d_in: rows.dims()[1] };
-        return with_bias(cube::packed_product(rows, codes, scales, weight), bias);
+        return with_bias(cube::packed_product(rows, codes, scales, shape), bias);
+    }
+    #[cfg(feature = "autodiff")]
+    if frozen::applies_to(&rows) {
+        return with_bias(frozen::packed_product(rows, codes, scales, shape), bias);
     }
     let dtype = rows.dtype();
     with_bias(rows.matmul(dequantized().cast(dtype).transpose()), bias)

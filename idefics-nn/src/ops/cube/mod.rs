@@ -7,6 +7,8 @@
 mod attend;
 mod attend_accelerated;
 mod attend_once;
+#[cfg(feature = "autodiff")]
+mod frozen;
 mod packed_panel;
 mod packed_rows;
 mod write;
@@ -18,7 +20,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
-use crate::PackedFormat;
+pub(crate) use super::PackedShape;
 use attend_accelerated::Tiles;
 
 /// Rows up to which a packed weight is multiplied where it lies; with more of them its numbers are made first, a panel
@@ -27,14 +29,6 @@ const FEW_ROWS: usize = 16;
 
 /// Numbers of a panel, at most, unless one row has more: 64 MB in 16 bits.
 const PANEL: usize = 1 << 25;
-
-/// A packed weight's format and shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct PackedShape {
-    pub(crate) format: PackedFormat,
-    pub(crate) d_out: usize,
-    pub(crate) d_in: usize,
-}
 
 /// Some rows of a packed weight, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

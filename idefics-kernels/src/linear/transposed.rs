@@ -1,0 +1,106 @@
+//! The product with the weight itself, not its transpose: what comes back through a layer whose weight is frozen.
+//!
+//! Panels of rows of the weight are expanded to f32 one after another, by all threads. Of each the threads add what its
+//! rows contribute, each to columns of its own; so results are equal to the bit on any number of threads.
+
+#![allow(unsafe_code)] // gemm takes pointers, and several tasks write disjoint parts of one slice
+
+use std::ops::Range;
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::panels::expand;
+use crate::Isa;
+use crate::formats::{Q4_PANEL, Weight};
+use crate::shared::{SharedOut, with_scratch};
+
+/// Rows of a panel: as many as gemm sums up before it writes to memory.
+const ROWS: usize = 256;
+
+/// Most scratch memory, in bytes, unless sixteen rows of the weight need more.
+const PANEL_BYTES: usize = 16 << 20;
+
+/// Columns that one task adds to.
+const COLUMNS: usize = 256;
+
+pub(super) fn product(isa: Isa, gradient: &[f32], n_rows: usize, weight: &Weight<'_>, out: &mut [f32]) {
+    let [d_out, d_in] = weight.dims();
+    let rows = (PANEL_BYTES / (d_in * size_of::<f32>())).clamp(Q4_PANEL, ROWS) / Q4_PANEL * Q4_PANEL;
+    if d_out == 0 {
+        return out.fill(0.0);
+    }
+    let out = SharedOut::new(out);
+    if let Weight::F32(weight) = weight {
+        // One panel, as it lies.
+        return add_panel(isa, gradient, n_rows, [d_out, d_in], 0..d_out, weight.values(), out);
+    }
+    with_scratch(rows.min(d_out) * d_in, |scratch| {
+        for first in (0..d_out).step_by(rows) {
+            let range = first..d_out.min(first + rows);
+            let panel = &mut scratch[..range.len() * d_in];
+            panel.par_chunks_mut(Q4_PANEL * d_in).enumerate().for_each(|(chunk, values)| {
+                let first = range.start + chunk * Q4_PANEL;
+                expand(isa, weight, first..first + values.len() / d_in, values);
+            });
+            add_panel(isa, gradient, n_rows, [d_out, d_in], range, panel, out);
+        }
+    });
+}
+
+/// Adds `gradient[:, range] · panel`, or writes it if `range` is the first of all. `panel` is `[range.len(), d_in]`.
+fn add_panel(
+    isa: Isa,
+    gradient: &[f32],
+    n_rows: usize,
+    [d_out, d_in]: [usize; 2],
+    range: Range<usize>,
+    panel: &[f32],
+    out: SharedOut<'_>,
+) {
+    assert_eq!(panel.len(), range.len() * d_in, "the panel has the rows of its range");
+    assert_eq!((gradient.len(), out.len()), (n_rows * d_out, n_rows * d_in), "checked by the caller");
+    assert!(!range.is_empty() && range.end <= d_out, "rows {range:?} of {d_out}");
+    if isa == Isa::Plain {
+        return (0..n_rows).into_par_iter().for_each(|n| {
+            // SAFETY: tasks have disjoint rows.
+            let out = unsafe { out.slice(n * d_in, d_in) };
+            if range.start == 0 {
+                out.fill(0.0);
+            }
+            for (feature, row) in range.clone().zip(panel.chunks_exact(d_in)) {
+                let factor = gradient[n * d_out + feature];
+                out.iter_mut().zip(row).for_each(|(out, weight)| *out += factor * weight);
+            }
+        });
+    }
+    (0..d_in.div_ceil(COLUMNS)).into_par_iter().for_each(|task| {
+        let columns = task * COLUMNS..d_in.min((task + 1) * COLUMNS);
+        // The transposed product: [columns, n_rows] += panel transposed [columns, rows] · gradient transposed [rows, n_rows].
+        // SAFETY: by the assertions above what is read lies in `panel` and `gradient`, and what is written in `out`; tasks
+        // have disjoint columns.
+        unsafe {
+            gemm::gemm(
+                columns.len(),
+                n_rows,
+                range.len(),
+                out.pointer(columns.start),
+                d_in as isize,
+                1,
+                range.start > 0,
+                panel.as_ptr().add(columns.start),
+                d_in as isize,
+                1,
+                gradient.as_ptr().add(range.start),
+                d_out as isize,
+                1,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    });
+}

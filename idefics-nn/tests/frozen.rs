@@ -1,0 +1,239 @@
+//! Gradients through weights that are not trained, in every format, and adapters beside them.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor};
+use idefics_kernels::formats::FourBitType;
+use idefics_nn::checkpoint::{fill_random, save};
+use idefics_nn::{
+    Adapter, Checkpoint, Linear, LoadModule, LoadOptions, PackedFormat, PackedWeight, ParameterVisitor, Quantization,
+    Weight, visit_parameters,
+};
+use proptest::prelude::*;
+
+use crate::EXACT;
+use crate::common::{assert_close, assert_values_close, random, values};
+
+/// How a weight is held.
+#[derive(Debug, Clone, Copy)]
+enum Held {
+    Packed(PackedFormat),
+    Dense(DType),
+}
+
+const EVERY_WAY: [Held; 7] = [
+    Held::Packed(PackedFormat::Int8),
+    Held::Packed(PackedFormat::FourBit(FourBitType::Nf4)),
+    Held::Packed(PackedFormat::FourBit(FourBitType::Fp4)),
+    Held::Packed(PackedFormat::Q4),
+    Held::Dense(DType::BF16),
+    Held::Dense(DType::F16),
+    Held::Dense(DType::F32),
+];
+
+/// A layer without a bias, of random weights that are not trained.
+fn frozen(d_in: usize, d_out: usize, held: Held, seed: u64, device: &Device) -> Linear {
+    let options = match held {
+        Held::Dense(dtype) => LoadOptions { dtype: Some(dtype), ..LoadOptions::default() },
+        Held::Packed(format) => {
+            let quantization = Quantization { format, double_quant: false, modules_to_not_convert: Vec::new() };
+            LoadOptions { quantize: Some(quantization), ..LoadOptions::default() }
+        }
+    };
+    fill_random(Linear::new_without_bias(d_in, d_out, device), &options, seed, |_| ()).unwrap().no_grad()
+}
+
+/// The numbers of a layer's weight, `[d_out, d_in]`.
+fn numbers(linear: &Linear) -> Vec<f32> {
+    values(match linear.weight() {
+        Weight::Dense(weight) => weight.val().cast(DType::F32).inner(),
+        Weight::Packed(weight) => weight.dequantize(),
+    })
+}
+
+/// The output, and the gradient of the sum of its squares with respect to the input.
+fn forward_and_back(linear: &Linear, input: &Tensor<2>) -> (Vec<f32>, Vec<f32>) {
+    let input = Tensor::from_inner(input.clone()).require_grad();
+    let output = linear.forward(input.clone());
+    let gradients = output.clone().square().sum().backward();
+    (values(output.inner()), values(input.grad(&gradients).unwrap()))
+}
+
+fn assert_is_the_products_gradient(n_rows: usize, d_in: usize, d_out: usize, held: Held, seed: u64) {
+    let linear = frozen(d_in, d_out, held, seed, &Device::flex().autodiff());
+    let input = random::<2>(seed, [n_rows, d_in], &Device::flex());
+    let (output, gradient) = forward_and_back(&linear, &input);
+    let (weight, x) = (numbers(&linear), values(input));
+    let mut expected = vec![0f64; n_rows * d_in];
+    for n in 0..n_rows {
+        for feature in 0..d_out {
+            let row = &weight[feature * d_in..(feature + 1) * d_in];
+            let y: f64 = row.iter().zip(&x[n * d_in..]).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            assert!((y - f64::from(output[n * d_out + feature])).abs() < f64::from(EXACT), "{held:?}");
+            for (sum, w) in expected[n * d_in..(n + 1) * d_in].iter_mut().zip(row) {
+                *sum += 2.0 * y * f64::from(*w);
+            }
+        }
+    }
+    let expected: Vec<f32> = expected.into_iter().map(|value| value as f32).collect();
+    assert_values_close(&format!("{held:?} [{d_out}, {d_in}] x {n_rows}"), &gradient, &expected, EXACT);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn gradients_through_a_frozen_weight_are_those_of_its_numbers(
+        n_rows in 1_usize..20,
+        d_in in 1_usize..150,
+        d_out in 1_usize..60,
+        seed: u64,
+    ) {
+        for held in EVERY_WAY {
+            assert_is_the_products_gradient(n_rows, d_in, d_out, held, seed);
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for held in EVERY_WAY {
+        let linear = frozen(300, 520, held, 7, &Device::flex().autodiff());
+        let input = random::<2>(8, [33, 300], &Device::flex());
+        let on = |n_threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+            pool.install(|| forward_and_back(&linear, &input))
+        };
+        let one = on(1);
+        assert_eq!(one, on(2), "{held:?}");
+        assert_eq!(one, on(3), "{held:?}");
+    }
+}
+
+#[test]
+fn activations_in_half_precision_come_back_so() {
+    for held in EVERY_WAY {
+        let device = Device::flex().autodiff();
+        let linear = frozen(64, 8, held, 1, &device);
+        let exact = random::<2>(2, [3, 64], &Device::flex());
+        let half = Tensor::from_inner(exact.clone().cast(DType::BF16)).require_grad();
+        let output = linear.forward(half.clone());
+        assert_eq!(output.dtype(), DType::BF16);
+        let gradient = half.grad(&output.square().sum().backward()).unwrap();
+        assert_eq!(gradient.dtype(), DType::BF16);
+        let (_, expected) = forward_and_back(&linear, &exact);
+        assert_values_close("gradient", &values(gradient.cast(DType::F32)), &expected, 3e-2);
+    }
+}
+
+#[test]
+fn a_dense_weight_that_is_trained_has_its_gradient() {
+    let device = Device::flex().autodiff();
+    let linear = fill_random(Linear::new(5, 3, &device), &LoadOptions::default(), 1, |_| ()).unwrap();
+    let input = random::<2>(2, [4, 5], &Device::flex());
+    let gradients = linear.forward(Tensor::from_inner(input.clone())).sum().backward();
+    let Weight::Dense(weight) = linear.weight() else { unreachable!() };
+    let expected = input.sum_dim(0).expand([3, 5]);
+    assert_close("weight", &weight.val().grad(&gradients).unwrap(), &expected, EXACT);
+}
+
+/// Counts what a visitor is shown.
+#[derive(Default)]
+struct Shown {
+    parameters: Vec<String>,
+    packed: Vec<String>,
+}
+
+impl ParameterVisitor for Shown {
+    fn visit<const D: usize>(&mut self, name: &str, _param: &Param<Tensor<D>>) {
+        self.parameters.push(name.to_owned());
+    }
+
+    fn visit_packed(&mut self, name: &str, _weight: &PackedWeight) {
+        self.packed.push(name.to_owned());
+    }
+}
+
+#[test]
+fn a_packed_weight_moves_with_its_module_and_is_no_parameter() {
+    let device = Device::flex().autodiff();
+    let nf4 = Held::Packed(PackedFormat::FourBit(FourBitType::Nf4));
+    let linear = frozen(70, 9, nf4, 3, &device);
+    let expected = numbers(&linear);
+    let moved = [
+        linear.clone(),
+        linear.valid(),
+        linear.valid().train(),
+        linear.clone().fork(&Device::flex()),
+        linear.clone().to_device(&device),
+        linear.clone().materialize(),
+    ];
+    for linear in moved {
+        let Weight::Packed(weight) = linear.weight() else { panic!("it stays packed") };
+        assert_eq!((weight.dims(), linear.num_params()), ([9, 70], 9 * 70));
+        assert_eq!(numbers(&linear), expected);
+        let mut shown = Shown::default();
+        visit_parameters(&linear, &mut shown);
+        assert_eq!((shown.parameters, shown.packed), (vec![], vec!["weight".to_owned()]));
+    }
+}
+
+#[test]
+fn a_packed_module_is_saved_as_it_is_held() {
+    for held in EVERY_WAY {
+        let Held::Packed(_) = held else { continue };
+        let device = Device::flex();
+        let linear = frozen(70, 9, held, 3, &device);
+        let folder = tempfile::tempdir().unwrap();
+        save(&linear, &folder.path().join("model.safetensors"), DType::F32, &[]).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let fresh = Linear::new_without_bias(70, 9, &device);
+        let loaded = checkpoint.load(fresh, &LoadOptions::default(), |_| ()).unwrap();
+        assert!(matches!(loaded.weight(), Weight::Packed(_)), "{held:?}");
+        assert_eq!(numbers(&loaded), numbers(&linear), "{held:?}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "a module is filled once")]
+fn what_is_packed_is_not_loaded_over() {
+    let device = Device::flex();
+    let linear = frozen(64, 4, Held::Packed(PackedFormat::Q4), 3, &device);
+    drop(fill_random(linear, &LoadOptions::default(), 1, |_| ()));
+}
+
+#[test]
+fn an_adapter_adds_its_product() {
+    let (d_in, d_out, rank, scale) = (70, 9, 4, 0.5);
+    for held in EVERY_WAY {
+        let plain = Device::flex();
+        let a = random::<2>(1, [rank, d_in], &plain);
+        let b = random::<2>(2, [d_out, rank], &plain);
+        let input = random::<2>(3, [5, d_in], &plain);
+        let side = input.clone().matmul(a.clone().transpose()).matmul(b.clone().transpose()) * scale;
+
+        let linear = frozen(d_in, d_out, held, 4, &plain);
+        let adapted = linear.clone().with_adapter(Some(Adapter::new(a.clone(), b.clone(), scale)));
+        let expected = linear.forward(input.clone()) + side.clone();
+        assert_close("kernels", &adapted.forward(input.clone()), &expected, EXACT);
+
+        let linear = frozen(d_in, d_out, held, 4, &plain.clone().autodiff());
+        let adapter = Adapter::new(Tensor::from_inner(a.clone()), Tensor::from_inner(b.clone()), scale);
+        let adapted = linear.clone().with_adapter(Some(adapter.clone()));
+        let output = adapted.forward(Tensor::from_inner(input.clone()));
+        assert_close("graph", &output.clone().inner(), &expected, EXACT);
+        let mut gradients = output.sum().backward();
+        // d/dA of the sum of `scale · (x Aᵀ) Bᵀ` is `scale · (1 B)ᵀ (1 x)`.
+        let expected = b.clone().sum_dim(0).transpose().matmul(input.clone().sum_dim(0)) * scale; // [rank, d_in]
+        assert_close("A", &adapter.lora_a.val().grad_remove(&mut gradients).unwrap(), &expected, EXACT);
+        let expected = (input.clone().matmul(a.transpose()).sum_dim(0) * scale).expand([d_out, rank]);
+        assert_close("B", &adapter.lora_b.val().grad_remove(&mut gradients).unwrap(), &expected, EXACT);
+    }
+}
+
+#[test]
+#[should_panic(expected = "an adapter of the layer's shape")]
+fn an_adapter_of_another_shape_is_refused() {
+    let device = Device::flex();
+    let adapter = Adapter::new(Tensor::zeros([2, 8], &device), Tensor::zeros([5, 2], &device), 1.0);
+    drop(Linear::new(8, 4, &device).with_adapter(Some(adapter)));
+}
