@@ -1,11 +1,16 @@
 //! The loss of the first Idefics. The prompts say which images their tokens see
 //! ([`TrainingBatch::seeing_latest_images`]).
 
-use idefics_generate::{Idefics1, InputError, Model};
-use idefics_text::Unobserved;
+use std::cell::OnceCell;
+use std::rc::Rc;
 
-use crate::labels::IGNORED_LABEL;
-use crate::{LabelRecipe, LossGradients, Trainable, TrainingBatch};
+use burn::tensor::Tensor;
+use idefics_generate::{Idefics1, InputError, Model, SeenImages, VisionBatch};
+use idefics_text::{Context, DecoderStack, Unobserved};
+
+use crate::labels::{IGNORED_LABEL, NextTokens};
+use crate::segments::{is_trained, select};
+use crate::{Chain, LabelRecipe, LossGradients, Segments, Trainable, TrainingBatch};
 
 impl Trainable for Idefics1 {
     /// Whatever the recipe, −100 alone does not count: image tokens stand for nothing here.
@@ -19,11 +24,133 @@ impl Trainable for Idefics1 {
         let inputs_embeds = self.begin(&batch.prompts, image_hidden_states, &mut cache)?; // [batch, seq, d]
         let places = batch.places(self.decoder(), &inputs_embeds, &cache);
         let hidden_states = self.decoder().forward_at(inputs_embeds, &places, &mut cache, &mut Unobserved);
-        let [rows, seq, d] = hidden_states.dims();
         let targets = batch.targets(self.ignored_label(batch.recipe));
-        let predictors = targets.rows_of(hidden_states.reshape([rows * seq, d])); // [n_targets, d]
-        let logits = self.logits(predictors.unsqueeze_dim(0));
-        let loss = targets.cross_entropy(logits.squeeze_dim(0));
+        let loss = summed_loss(self, hidden_states, &targets);
         Ok(LossGradients::backward(&loss, targets.len(), self))
     }
+}
+
+/// Vision layers, resampler, token vectors, decoder layers with the gated blocks before them, head. Every gated block
+/// reads the images, so that their gradient is the sum over the blocks.
+impl Segments for Idefics1 {
+    fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, InputError> {
+        let text = &self.model.text;
+        let mut chain = Chain::default();
+        let context = image_segments(self, batch, &mut chain)?;
+        let view = batch.prompts.seen_images().map(SeenImages::view);
+        let n_parts = view.map_or(0, |view| view.n_parts()).max(1);
+        let context = context.filter(|_| view.is_some_and(|view| !view.is_blind()));
+
+        let input_ids = batch.prompts.upload(self.shape().vocab_size, &Model::device(self).without_autodiff())?;
+        let mut last = chain.push(&[], is_trained(&text.embed_tokens), move |model: &Self, _| {
+            Ok(model.model.text.embed(input_ids.clone())) // [batch, seq, d]
+        });
+
+        let (places, masked_out) = (Rc::new(OnceCell::new()), Rc::new(OnceCell::new()));
+        let interval = self.config().cross_layer_interval;
+        for (layer_idx, layer) in text.layers.iter().enumerate() {
+            let gated_idx = layer_idx.is_multiple_of(interval).then_some(layer_idx / interval);
+            let trains_gated = gated_idx.is_some_and(|gated_idx| is_trained(&text.gated_cross_attn_layers[gated_idx]));
+            let context = context.filter(|_| gated_idx.is_some());
+            let inputs: Vec<usize> = std::iter::once(last).chain(context).collect();
+            let (places, masked_out) = (Rc::clone(&places), Rc::clone(&masked_out));
+            last = chain.push(&inputs, is_trained(layer) || trains_gated, move |model: &Self, inputs| {
+                let text = &model.model.text;
+                let mut hidden_states = inputs[0].clone(); // [batch, seq, d]
+                if let Some(gated_idx) = gated_idx {
+                    let gated = &text.gated_cross_attn_layers[gated_idx];
+                    let context = inputs.get(1).zip(view).map(|(images, view)| {
+                        // [batch, max_images · n_vectors, d_image]
+                        let part_len = images.dims()[1] / n_parts;
+                        let device = images.device().without_autodiff();
+                        let masked_out = masked_out.get_or_init(|| view.masked_out(part_len, &device)).clone();
+                        let (key, value) = gated.cross_attn.key_values(images.clone());
+                        Context { key, value, masked_out }
+                    });
+                    hidden_states = gated.forward(hidden_states, context);
+                }
+                let mut cache = model.cache(&batch.prompts, 0);
+                let places = places.get_or_init(|| batch.places(text, &hidden_states.clone().inner(), &cache));
+                let layer = &text.layers[layer_idx];
+                Ok(layer.forward(hidden_states, layer_idx, places, &mut cache, &mut Unobserved))
+            });
+        }
+
+        let targets = batch.targets(self.ignored_label(batch.recipe));
+        let trains_head = is_trained(&text.norm) || is_trained(&self.lm_head);
+        chain.push(&[last], trains_head, move |model: &Self, inputs| {
+            let hidden_states = model.model.text.norm.forward(inputs[0].clone());
+            Ok(summed_loss(model, hidden_states, &targets).reshape([1, 1, 1]))
+        });
+        Ok(chain)
+    }
+}
+
+/// Adds the segments from the pixels to each row's image vectors, `[batch, max_images · n_vectors, d_image]`, and returns
+/// the last of them; `None` if there is no image.
+fn image_segments<'a>(
+    model: &'a Idefics1,
+    batch: &'a TrainingBatch,
+    chain: &mut Chain<'a, Idefics1>,
+) -> Result<Option<usize>, InputError> {
+    let n_images = batch.prompts.seen_images().map_or(&[][..], SeenImages::n_images);
+    let (shown, images): (usize, usize) = (n_images.iter().sum(), batch.images.len());
+    if shown != images {
+        return Err(InputError::ImageCount { shown, images });
+    }
+    let encoder = &model.model.images;
+    let tower = &encoder.vision_model;
+    let trains_embeddings = is_trained(&tower.embeddings) || is_trained(&tower.pre_layrnorm);
+    let image_batches = model.shape().image_batches(&batch.images, VisionBatch::default())?;
+    let mut row_of = vec![0; batch.images.len()];
+    let indices = image_batches.iter().flat_map(|images| images.image_indices.iter().copied());
+    indices.enumerate().for_each(|(row, image_idx)| row_of[image_idx] = row);
+    let mut encoded = Vec::new();
+    for images in image_batches {
+        model.check_sizes(&images)?;
+        let mut last = chain.push(&[], trains_embeddings, move |model: &Idefics1, _| {
+            let tower = &model.model.images.vision_model;
+            Ok(tower.pre_layrnorm.forward(tower.embeddings.forward(images.upload(&model.vision_device()))))
+        });
+        for (layer_idx, layer) in tower.encoder.layers.iter().enumerate() {
+            last = chain.push(&[last], is_trained(layer), move |model: &Idefics1, inputs| {
+                let layer = &model.model.images.vision_model.encoder.layers[layer_idx];
+                Ok(layer.forward(inputs[0].clone(), None)) // [n_images, 1 + patches, d_image]
+            });
+        }
+        if let Some(resampler) = &encoder.perceiver_resampler {
+            last = chain.push(&[last], is_trained(resampler), |model: &Idefics1, inputs| {
+                Ok(model.connect(inputs[0].clone())) // [n_images, n_vectors, d_image]
+            });
+        }
+        encoded.push(last);
+    }
+    if encoded.is_empty() {
+        return Ok(None);
+    }
+    let max_images = n_images.iter().copied().max().unwrap_or(0);
+    let rows = n_images.len();
+    // Rows with fewer images have another's vectors behind theirs, which they never see.
+    let firsts = n_images.iter().scan(0, |next, n_images| Some(std::mem::replace(next, *next + n_images)));
+    let places: Vec<usize> = firsts
+        .zip(n_images)
+        .flat_map(|(first, &n_images)| {
+            (0..max_images).map(move |image| if image < n_images { first + image } else { 0 })
+        })
+        .map(|image_idx| row_of[image_idx])
+        .collect();
+    Ok(Some(chain.push(&encoded, false, move |_: &Idefics1, inputs| {
+        let placed = select(Tensor::cat(inputs.to_vec(), 0), &places); // [batch · max_images, n_vectors, d_image]
+        let [_, n_vectors, d_image] = placed.dims();
+        Ok(placed.reshape([rows, max_images * n_vectors, d_image]))
+    })))
+}
+
+/// The summed cross-entropy, `[1]`, of what the decoder's last hidden states, `[batch, seq, d]`, predict: the head runs
+/// for labelled slots only.
+fn summed_loss(model: &Idefics1, hidden_states: Tensor<3>, targets: &NextTokens) -> Tensor<1> {
+    let [batch, seq, d] = hidden_states.dims();
+    let predictors = targets.rows_of(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
+    let logits = model.logits(predictors.unsqueeze_dim(0));
+    targets.cross_entropy(logits.squeeze_dim(0))
 }

@@ -1,18 +1,25 @@
 //! Training of the first Idefics.
 
-use burn::tensor::{DType, Device};
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor};
 use idefics_generate::Idefics1;
 use idefics_generate::processor::image::ImageTile;
-use idefics_train::{LabelRecipe, LabelledText, Trainable, TrainingBatch};
+use idefics_nn::{ParameterMapper, map_parameters};
+use idefics_train::{LabelRecipe, LabelledText, Trainable, TrainingBatch, training_gradients_recomputing};
 
+use crate::training::assert_close_gradients;
 use crate::xtask_folder;
 
-#[test]
-fn texts_that_share_a_beginning_have_the_gradients_of_a_row_each() {
-    let device = Device::flex().autodiff();
-    let model =
-        Idefics1::from_folder(&xtask_folder("checkpoints/idefics1-small"), &device, DType::F32, |_| ()).unwrap();
-    let (image, eos) = (475, 2);
+const IMAGE: u32 = 475;
+const EOS: u32 = 2;
+
+fn model(name: &str) -> Idefics1 {
+    let folder = xtask_folder("checkpoints").join(name);
+    Idefics1::from_folder(&folder, &Device::flex().autodiff(), DType::F32, |_| ()).unwrap()
+}
+
+/// Two rows of texts about one and two pictures: in one batch that branches, and each in a row of its own.
+fn batches(model: &Idefics1) -> [TrainingBatch; 2] {
     let side = model.config().vision_config.image_size;
     let picture = |seed: usize| {
         let pixels = (0..3 * side * side).map(|index| ((index * 31 + seed * 17) % 97) as f32 / 48.0 - 1.0);
@@ -25,26 +32,65 @@ fn texts_that_share_a_beginning_have_the_gradients_of_a_row_each() {
     };
     let rows = [
         vec![
-            text(&[1, image, 40, 41], &[50, 51, eos]),
-            text(&[1, image, 40, 41], &[52]),
-            text(&[1, image, 42], &[53, eos]),
+            text(&[1, IMAGE, 40, 41], &[50, 51, EOS]),
+            text(&[1, IMAGE, 40, 41], &[52]),
+            text(&[1, IMAGE, 42], &[53, EOS]),
         ],
-        vec![text(&[1, 43, image, 44, image], &[54, eos]), text(&[1, 43, image, 44, image, 45], &[55, 56])],
+        vec![text(&[1, 43, IMAGE, 44, IMAGE], &[54, EOS]), text(&[1, 43, IMAGE, 44, IMAGE, 45], &[55, 56])],
     ];
     let (one, two) = ([picture(1)], [picture(2), picture(3)]);
     let recipe = LabelRecipe::Transformers5;
     let together = TrainingBatch::branching(&rows, [&one[..], &two].concat(), recipe, 0).unwrap();
     let images = [&one[..], &one, &one, &two, &two].concat();
     let apart = TrainingBatch::padded(&rows.concat(), images, recipe, 0).unwrap();
-    let [together, apart] =
-        [together, apart].map(|batch| model.training_gradients(&batch.seeing_latest_images(image, Some(eos))).unwrap());
-    assert_eq!(together.n_labels, apart.n_labels);
-    assert!((together.loss - apart.loss).abs() < 1e-4, "{} {}", together.loss, apart.loss);
-    assert_eq!(together.gradients.iter().count(), apart.gradients.iter().count());
-    for (tensor, gradient) in together.gradients.iter() {
-        let other = apart.gradients.get(tensor).unwrap_or_else(|| panic!("`{tensor}` is missing"));
-        let size = gradient.clone().abs().max().into_scalar::<f32>();
-        let difference = (gradient.clone() - other.clone()).abs().max().into_scalar::<f32>();
-        assert!(difference <= 1e-4 * size.max(1.0), "`{tensor}`");
+    [together, apart].map(|batch| batch.seeing_latest_images(IMAGE, Some(EOS)))
+}
+
+/// A row without images.
+fn text_only() -> TrainingBatch {
+    let text = LabelledText { ids: vec![1, 40, 41, 42], labels: vec![-100, -100, 41, 42] };
+    let batch = TrainingBatch::padded(&[text], Vec::new(), LabelRecipe::Transformers5, 0).unwrap();
+    batch.seeing_latest_images(IMAGE, Some(EOS))
+}
+
+#[test]
+fn texts_that_share_a_beginning_have_the_gradients_of_a_row_each() {
+    let model = model("idefics1-small");
+    let [together, apart] = batches(&model).map(|batch| model.training_gradients(&batch).unwrap());
+    assert_close_gradients("idefics1-small", &apart, &together);
+}
+
+#[test]
+fn recomputing_layers_gives_the_same_gradients() {
+    for name in ["idefics1-small"] {
+        let model = model(name);
+        for batch in batches(&model).into_iter().chain([text_only()]) {
+            let kept = model.training_gradients(&batch).unwrap();
+            assert_close_gradients(name, &kept, &training_gradients_recomputing(&model, &batch).unwrap());
+        }
+    }
+}
+
+#[test]
+fn recomputing_with_frozen_parts_gives_the_same_gradients() {
+    struct Freeze<'a>(&'a [&'a str]);
+    impl ParameterMapper for Freeze<'_> {
+        fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.set_require_grad(!self.0.iter().any(|prefix| name.starts_with(prefix)))
+        }
+    }
+    for prefixes in [
+        &["model.vision_model."][..],
+        &["model.vision_model.", "model.perceiver_resampler."],
+        &["model.vision_model.", "model.perceiver_resampler.", "model.embed_tokens.", "model.layers.", "lm_head."],
+        &["model.layers.", "model.gated_cross_attn_layers.", "model.norm.", "model.embed_tokens.", "lm_head."],
+        &["model.", "lm_head."],
+    ] {
+        let model = map_parameters(model("idefics1-small"), &mut Freeze(prefixes));
+        for batch in batches(&model).into_iter().chain([text_only()]) {
+            let kept = model.training_gradients(&batch).unwrap();
+            let recomputed = training_gradients_recomputing(&model, &batch).unwrap();
+            assert_close_gradients(&prefixes.join(" "), &kept, &recomputed);
+        }
     }
 }

@@ -56,6 +56,12 @@ fn batch(config: &Idefics2Config, seed: u32) -> TrainingBatch {
     }
 }
 
+/// A row without images.
+fn text_only() -> TrainingBatch {
+    let text = LabelledText { ids: vec![1, 40, 41, 42, 43], labels: vec![-100, -100, 41, 42, 43] };
+    TrainingBatch::padded(&[text], Vec::new(), LabelRecipe::IgnoreImageTokens, 0).unwrap()
+}
+
 /// Two rows of three texts each, about one and two pictures: in one batch that branches, and each in a row of its own.
 fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
     let recipe = LabelRecipe::IgnoreImageTokens;
@@ -82,11 +88,17 @@ fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
     [together, TrainingBatch::padded(&apart, images, recipe, 0).unwrap()]
 }
 
+/// The same, and every tensor of the model has one.
 fn assert_same_gradients(name: &str, model: &Idefics2, kept: &LossGradients, other: &LossGradients) {
+    assert_eq!(kept.gradients.iter().count(), weights(model).len(), "{name}: every tensor has a gradient");
+    assert_close_gradients(name, kept, other);
+}
+
+/// The same tensors have gradients, and the same ones.
+pub(crate) fn assert_close_gradients(name: &str, kept: &LossGradients, other: &LossGradients) {
     assert!((kept.loss - other.loss).abs() < 1e-4, "{name}: {} {}", kept.loss, other.loss);
     assert_eq!(kept.n_labels, other.n_labels);
-    assert_eq!(kept.gradients.iter().count(), other.gradients.iter().count());
-    assert_eq!(kept.gradients.iter().count(), weights(model).len(), "{name}: every tensor has a gradient");
+    assert_eq!(kept.gradients.iter().count(), other.gradients.iter().count(), "{name}");
     for (tensor, gradient) in kept.gradients.iter() {
         let other = other.gradients.get(tensor).unwrap_or_else(|| panic!("{name}: `{tensor}` is missing"));
         let difference = (gradient.clone() - other.clone()).abs().max().into_scalar::<f32>();
@@ -131,6 +143,28 @@ fn recomputing_layers_gives_the_same_gradients() {
         let kept = model.training_gradients(&batch).unwrap();
         let recomputed = training_gradients_recomputing(&model, &batch).unwrap();
         assert_same_gradients(name, &model, &kept, &recomputed);
+    }
+}
+
+#[test]
+fn recomputing_with_frozen_parts_gives_the_same_gradients() {
+    let config = config("small");
+    let batch = batch(&config, 1);
+    let texts = text_only();
+    for prefixes in [
+        &["model.vision_model."][..],
+        &["model.vision_model.", "model.connector."],
+        &["model.text_model.", "lm_head."],
+        &["model.vision_model.", "model.connector.", "model.text_model.embed_tokens.", "model.text_model.layers.0."],
+        &["model.", "lm_head."],
+    ] {
+        let frozen = prefixes.iter().map(|prefix| (*prefix).to_owned()).collect();
+        let trainer = Trainer::new(model("small"), TrainingConfig { frozen, ..run_config(1) }).unwrap();
+        let model = trainer.module();
+        for batch in [&batch, &texts] {
+            let kept = model.training_gradients(batch).unwrap();
+            assert_close_gradients(&prefixes.join(" "), &kept, &training_gradients_recomputing(model, batch).unwrap());
+        }
     }
 }
 

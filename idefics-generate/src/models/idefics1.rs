@@ -160,8 +160,11 @@ impl Idefics1 {
         }
     }
 
-    /// Squares of the one size that the tower has positions for, unless positions are interpolated.
-    fn check_sizes(&self, images: &ImageBatch<'_>) -> Result<(), InputError> {
+    /// Refuses images of another size than the tower has positions for, unless positions are interpolated.
+    ///
+    /// # Errors
+    /// [`InputError::ImageSize`].
+    pub fn check_sizes(&self, images: &ImageBatch<'_>) -> Result<(), InputError> {
         let expected = self.config.vision_config.image_size;
         let is_wrong = |image: &&ImageTile| (image.width(), image.height()) != (expected, expected);
         match images.images.iter().position(is_wrong).filter(|_| !self.interpolates) {
@@ -208,7 +211,7 @@ impl Idefics1 {
     }
 
     /// The device where pixels go in.
-    fn vision_device(&self) -> Device {
+    pub fn vision_device(&self) -> Device {
         self.model.images.vision_model.pre_layrnorm.weight.val().device()
     }
 }

@@ -1,0 +1,78 @@
+//! Memory of a training step over packed weights: norms are trained, the linear layers stay codes.
+//!
+//! `cargo run --release -p idefics-train --example packed_step -- [nf4|fp4|q4|int8] [kept|recomputed] [LAYERS] [TOKENS]`
+
+#![allow(clippy::disallowed_methods, clippy::print_stdout)] // an example reads and prints
+
+use std::time::Instant;
+
+use burn::tensor::{DType, Device};
+use idefics_generate::bench::{bytes, parameters};
+use idefics_generate::{AnyModel, Idefics2, Idefics2Config, ModelConfig, WeightFormat, WeightOptions};
+use idefics_train::{
+    LabelRecipe, LabelledText, Trainable, Trainer, TrainingBatch, TrainingConfig, training_gradients_recomputing,
+};
+use serde_json::json;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let argument = |at: usize, default: &str| arguments.get(at).map_or(default, String::as_str).to_owned();
+    let format: WeightFormat = argument(0, "nf4").parse()?;
+    let recomputes = argument(1, "kept") == "recomputed";
+    let (layers, tokens): (usize, u32) = (argument(2, "10").parse()?, argument(3, "128").parse()?);
+
+    let config: Idefics2Config = serde_json::from_value(json!({
+        "image_token_id": 999,
+        "text_config": {
+            "model_type": "mistral", "vocab_size": 1000, "hidden_size": 2048, "num_attention_heads": 16,
+            "num_key_value_heads": 4, "num_hidden_layers": layers, "intermediate_size": 8192,
+        },
+        "vision_config": {
+            "image_size": 28, "patch_size": 14, "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1,
+            "intermediate_size": 64,
+        },
+        "perceiver_config": {
+            "hidden_size": 2048, "resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2,
+            "resampler_head_dim": 8, "num_key_value_heads": 1,
+        },
+    }))?;
+    let weights = WeightOptions { dtype: Some(DType::F32), quantize: format, ..WeightOptions::DEFAULT };
+    let device = Device::flex().autodiff();
+    let AnyModel::Idefics2(model) = AnyModel::random(&ModelConfig::Idefics2(config), &device, weights, 1, |_| ())?
+    else {
+        unreachable!("the configuration is of Idefics2")
+    };
+    println!("weights: {:.0} MB as held, {:.0} MB in f32", megabytes(bytes(&model)), megabytes(4 * parameters(&model)));
+
+    // What is left to train are norms, those of every layer of the decoder among them.
+    let frozen = ["model.text_model.embed_tokens.", "model.vision_model.", "lm_head."].map(str::to_owned).to_vec();
+    let mut trainer = Trainer::new(model, TrainingConfig { frozen, ..TrainingConfig::new(2) })?;
+    let ids: Vec<u32> = (0..tokens).map(|slot| 3 + slot * 17 % 900).collect();
+    let labels = ids.iter().map(|&id| i64::from(id)).collect();
+    let batch = TrainingBatch::padded(&[LabelledText { ids, labels }], Vec::new(), LabelRecipe::default(), 0)?;
+
+    println!("resident before the step: {:.0} MB", resident("VmRSS")?);
+    // From here on the peak is the step's.
+    std::fs::write("/proc/self/clear_refs", "5")?;
+    let clock = Instant::now();
+    let report = trainer.step(std::slice::from_ref(&batch), |model: &Idefics2, batch| {
+        if recomputes { training_gradients_recomputing(model, batch) } else { model.training_gradients(batch) }
+    })?;
+    println!("step: loss {:.3}, {:.1} s", report.loss, clock.elapsed().as_secs_f64());
+    println!("peak of the step: {:.0} MB", resident("VmHWM")?);
+    Ok(())
+}
+
+fn megabytes(bytes: usize) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// A line of the process's status, in megabytes.
+fn resident(line: &str) -> Result<f64, Failure> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
+    let kibibytes: f64 = value.and_then(|value| value.trim().strip_suffix(" kB")).unwrap_or("0").parse()?;
+    Ok(kibibytes * 1024.0 / 1e6)
+}
