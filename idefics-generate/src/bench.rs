@@ -279,7 +279,11 @@ impl ModelConfig {
 }
 
 /// Milliseconds of steps that are launched one operation at a time.
-fn launched_times(model: &dyn AssembledModel, cache: &mut KvCache, options: &BenchOptions<'_>) -> Result<Spread, Error> {
+fn launched_times(
+    model: &dyn AssembledModel,
+    cache: &mut KvCache,
+    options: &BenchOptions<'_>,
+) -> Result<Spread, Error> {
     let next_tokens = vec![FILLER; options.batch];
     repeat(options.new_tokens, || finish_step(model.decode(&next_tokens, cache)?))
 }

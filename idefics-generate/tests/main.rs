@@ -18,6 +18,6 @@ mod prepared;
 mod sampling;
 mod stop_strings;
 mod strategies;
-mod toy_family;
 mod threads;
+mod toy_family;
 mod weights;

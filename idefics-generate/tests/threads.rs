@@ -54,7 +54,7 @@ fn assert_the_same_on_two_threads(checkpoint: &str, samples: &[Sample; 2]) {
         let model = Idefics::from_folder(&folder, &Device::flex(), weights, |_| ()).unwrap();
         model.set_feature_budget(0); // pictures are encoded each time
         let alone = [0, 1].map(|index| answer(&model, &samples[index]));
-        assert_eq!(alone[0].2.len(), 12 * model.model().vocab_size());
+        assert_eq!(alone[0].2.len(), 12 * model.model().shape().vocab_size);
         assert_ne!(alone[0].2, alone[1].2, "the samples differ");
         let (start, failures) = (Barrier::new(2), Mutex::new(Vec::new()));
         thread::scope(|scope| {

@@ -9,6 +9,7 @@ use crate::{Activations, PackedWeight, ops};
 ///
 /// Loading turns a dense weight into a packed one. [`Module`] is implemented by hand for that: a mapper of parameters
 /// cannot change the variant, so the packed weight comes back attached to the parameter that was passed to it.
+#[expect(clippy::large_enum_variant, reason = "a model has a few hundred, and Burn has no modules in boxes")]
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// Numbers, random until a checkpoint is loaded.

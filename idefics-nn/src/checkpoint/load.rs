@@ -273,6 +273,7 @@ impl ParameterMapper for Loader<'_> {
 }
 
 /// What a parameter is filled with.
+#[expect(clippy::large_enum_variant, reason = "one at a time")]
 enum Filling<const D: usize> {
     Dense(Tensor<D>),
     Packed(PackedWeight),
