@@ -30,7 +30,7 @@ pub struct PackedWeight {
 }
 
 /// A packed weight goes through Burn's traversals, which know parameters alone, attached to one: to visitors as
-/// [`PackedWeight::as_param`], from the mapper that loads it by [`PackedWeight::carry`].
+/// `as_param`, from the mapper that loads it by `carry`.
 impl Reparameterization for PackedWeight {
     const NAME: &'static str = "packed";
 
