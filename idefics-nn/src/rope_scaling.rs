@@ -157,7 +157,7 @@ impl YarnScaling {
     /// `powers` are those of `theta`, `[head_dim / 2]`.
     fn frequencies(&self, powers: &[f32], theta: f64) -> Vec<f32> {
         let dim = 2.0 * powers.len() as f64;
-        // The index of the frequency that turns so many times in the original context.
+        // The index of the frequency that makes `rotations` full turns within the original context.
         let index_of = |rotations: f64| {
             dim * (self.original_max_position_embeddings as f64 / (rotations * TAU)).ln() / (2.0 * theta.ln())
         };

@@ -15,7 +15,7 @@ impl Now {
         Self::from(SystemTime::now())
     }
 
-    /// The time so many seconds after 1970-01-01 00:00:00 on the clock.
+    /// The clock time `seconds` seconds after 1970-01-01 00:00:00.
     pub fn from_seconds(seconds: i64) -> Self {
         // The years 1 to 9999, as in Python.
         Self { seconds: seconds.clamp(-62_135_596_800, 253_402_300_799), micros: 0 }
@@ -264,7 +264,7 @@ impl<'a> Field<'a> {
         if upper { text.to_uppercase() } else { text }
     }
 
-    /// A number of at least so many digits.
+    /// A number, padded to at least `digits` digits.
     fn number(&self, value: i64, digits: usize) -> String {
         let width = digits.max(self.width);
         match self.fill {

@@ -146,7 +146,7 @@ impl TextConfig {
         Decoder::new(self, device)
     }
 
-    /// A cache for rows with so many padded slots on the left, of at most `capacity` tokens each.
+    /// A cache of at most `capacity` tokens a row. `left_padding` is the number of padded slots on the left of each row.
     pub fn cache(&self, left_padding: Vec<usize>, capacity: usize) -> KvCache {
         KvCache::new(self.num_hidden_layers, left_padding, capacity)
     }

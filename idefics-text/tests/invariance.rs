@@ -43,7 +43,7 @@ impl Text {
         self.decoder.forward(inputs_embeds.clone(), &mut cache)
     }
 
-    /// In calls of so many tokens.
+    /// Runs the tokens in several calls; `chunks` is the number of tokens of each.
     fn in_chunks(&self, inputs_embeds: &Tensor<3>, left_padding: Vec<usize>, chunks: &[usize]) -> Tensor<3> {
         // Room to spare, which must not be seen.
         let mut cache = self.config.cache(left_padding, inputs_embeds.dims()[1] + 5);

@@ -26,7 +26,7 @@ fn entries() -> Vec<Entry> {
     serde_json::from_value(fixture["entries"].take()).unwrap()
 }
 
-/// Cosines and sines, position after position: what becomes of the unit vectors of a head's first half.
+/// Cosines and sines of each position, read off the rotated unit vectors of the first half of a head.
 fn cos_sin(config: &TextConfig, positions: &[usize]) -> (Vec<f32>, Vec<f32>) {
     let device = Device::flex();
     let half = config.head_dim() / 2;

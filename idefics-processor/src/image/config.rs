@@ -128,7 +128,7 @@ const INERT_FIELDS: [&str; 13] = [
     "use_fast", // the processor that works without torchvision is always the one that is reproduced
 ];
 
-/// Classes whose rules these are.
+/// Image processor classes of the reference that this configuration describes.
 const IMAGE_PROCESSOR_TYPES: [&str; 3] =
     ["Idefics2ImageProcessor", "Idefics2ImageProcessorFast", "Idefics2ImageProcessorPil"];
 

@@ -22,7 +22,7 @@ const SHAPE_WEIGHT: f64 = 0.3;
 const GRADE_WEIGHT: f64 = 0.5;
 /// Tenths, and grades, and nothing.
 const N_GRADES: usize = 11;
-/// The centre counts as if pictures were so many patches wide and high.
+/// Factor on the centre of a shape in the loss: as if pictures were this many patches wide and high.
 const CENTRE_SCALE: f32 = 8.0;
 /// Shapes of a scene at most.
 const MAX_SHAPES: usize = 3;
