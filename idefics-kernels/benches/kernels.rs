@@ -1,7 +1,7 @@
 //! Bytes a second of each kernel of a decode step, beside what the memory gives.
 //!
-//! `cargo bench -p idefics-kernels [-- FILTER]`. The limit is measured first: all cores read a buffer that no cache holds.
-//! Products go over several matrices in turn, a gigabyte together, so that every weight comes from memory.
+//! `cargo bench -p idefics-kernels [-- FILTER]`. The limit is measured first: all cores read a buffer that no cache
+//! holds. Products go over several matrices in turn, a gigabyte together, so that every weight comes from memory.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 

@@ -1,14 +1,14 @@
-//! Whether activations are rounded.
+//! How activations are represented in products.
 
-/// What activations are multiplied as, on the CPU.
+/// The number format of activations in CPU products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Activations {
-    /// As they are.
+    /// f32, without rounding.
     #[default]
     F32,
-    /// Where there are many rows of them and the weight is int8 or q4: rounded to eight bits, each row with a scale of its
-    /// own, so that integers are multiplied. In attention of many queries, on machines with AMX: queries and keys as sums
-    /// of two bf16, weights and values as one bf16. Elsewhere as they are.
+    /// Rounded to eight bits, with one scale per row, in products of many rows with int8 and q4 weights: these
+    /// products then use integer arithmetic. Attention of many queries rounds on machines with AMX: queries and keys
+    /// are split into two bf16, attention weights and values are rounded to one bf16. Everything else stays in f32.
     Int8,
 }

@@ -1,11 +1,12 @@
-//! Attention of many queries: prompts, and the patches of pictures.
+//! Attention of many queries: prompts and image patches.
 //!
-//! Each task takes a block of queries of one head and goes over blocks of keys, whose scores and values fit the first
-//! cache. Weights are those of the largest score so far; when a larger one comes, what was summed is scaled down.
-//! Paper: <https://arxiv.org/abs/2205.14135>. `attend_amx` does the same on tiles, where that is faster.
+//! Each task takes a block of queries of one head and processes the keys in blocks whose scores and values fit the L1
+//! cache. Weights are relative to the largest score so far; when a larger one appears, earlier sums are scaled down
+//! (FlashAttention, <https://arxiv.org/abs/2205.14135>). `attend_amx` does the same on AMX tiles, where that is
+//! faster.
 
-#![allow(unsafe_code)] // vectors, and tasks that write disjoint parts of one slice
-#![allow(clippy::needless_range_loop)] // several arrays advance together, and closures would lose the instructions
+#![allow(unsafe_code)] // SIMD; tasks write disjoint parts of one slice
+#![allow(clippy::needless_range_loop)] // several arrays share the index, and closures would lose the target features
 
 use std::ops::Range;
 
@@ -19,26 +20,27 @@ use crate::shared::{SharedOut, with_scratch};
 use crate::vector::{Vector, Work};
 use crate::{Isa, Unit};
 
-/// Queries of one task.
+/// Queries per task.
 const BLOCK: usize = 48;
 
-/// Most queries that go together.
+/// Maximum number of queries that are processed together.
 const MOST_ROWS: usize = 8;
 
-/// Vectors of keys that go together: a panel.
+/// Vectors of keys that are processed together: the width of a panel.
 const PANEL: usize = 3;
 
-/// Bytes of the values of a block of keys, about: half of a first cache.
+/// Approximate size, in bytes, of the values of a block of keys. Chosen for the L1 cache.
 const VALUES_BYTES: usize = 32 << 10;
 
-/// Most keys of a block.
+/// Maximum number of keys in a block.
 const MOST_KEYS: usize = 384;
 
-/// `softmax(query keysᵀ scale) values`, in f32, or with [`Activations::Int8`](crate::Activations::Int8) rounded where there
-/// is AMX. A query that sees no key gives 0.
+/// Attention of many queries: `softmax(query keysᵀ scale) values`. A query that sees no key gives 0.
+///
+/// Computes in f32. With [`Activations::Int8`](crate::Activations::Int8), inputs are rounded on machines with AMX.
 ///
 /// # Shapes
-/// - `out`: `[batch, queries, heads, head_dim]`, overwritten: as the layer reads it that puts heads together
+/// - `out`: `[batch, queries, heads, head_dim]`, overwritten. Heads are innermost, as the output projection expects.
 ///
 /// # Panics
 /// If a slice is too short for the dimensions, or `heads` is not a multiple of `kv_heads`.
@@ -49,7 +51,7 @@ pub fn attend(attention: &Attention<'_>, out: &mut [f32]) {
 /// [`attend`] on a given instruction set.
 ///
 /// # Panics
-/// As [`attend`], and if the machine does not have `isa`.
+/// As [`attend`], and if the CPU does not support `isa`.
 pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
     attention.check(out);
     isa.assert_available();
@@ -82,8 +84,8 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
 }
 
 impl Attention<'_> {
-    /// What multiplies on the best instruction set, and how many of its operations one of a product takes: on average of
-    /// both products.
+    /// The arithmetic unit that [`attend`] uses on the best instruction set, and the number of its operations per f32
+    /// operation, averaged over both products.
     pub fn arithmetic(&self) -> (Unit, f64) {
         match Isa::best() {
             #[cfg(target_arch = "x86_64")]
@@ -92,17 +94,18 @@ impl Attention<'_> {
         }
     }
 
-    /// The queries of a block.
+    /// The range of queries in a block.
     fn queries_of(&self, block: usize) -> Range<usize> {
         block * BLOCK..self.queries.min((block + 1) * BLOCK)
     }
 
-    /// What is hidden from a query.
+    /// The mask of one query, `[len]`; true hides the key.
     pub(crate) fn masked_out(&self, row: usize, query: usize) -> Option<&[bool]> {
         self.masked_out.map(|masked_out| &masked_out[(row * self.queries + query) * self.len..][..self.len])
     }
 
-    /// Keys up to the last that any of the queries sees: in a prompt, half of them on average.
+    /// Number of keys up to the last one that any of the queries sees. In a causal prompt, half of all keys on
+    /// average.
     pub(crate) fn seen(&self, row: usize, queries: Range<usize>) -> usize {
         let last = |query| match self.masked_out(row, query) {
             None => self.len,
@@ -111,7 +114,7 @@ impl Attention<'_> {
         queries.map(last).max().unwrap_or(0)
     }
 
-    /// Calls `work` with the keys and values of a head in the order in which [`Block`] reads them.
+    /// Packs the keys and values of a head in the order in which [`Block`] reads them, and calls `work` with them.
     fn pack(&self, sizes: &Sizes, [row, head]: [usize; 2], work: &dyn Fn(Packed<'_>)) {
         let Sizes { head_dim, panel, width, .. } = *sizes;
         let n_keys = self.len.next_multiple_of(panel) * head_dim;
@@ -135,15 +138,15 @@ impl Attention<'_> {
     }
 }
 
-/// How an instruction set cuts up heads.
+/// Block sizes for an instruction set.
 #[derive(Clone, Copy)]
 struct Sizes {
     head_dim: usize,
-    /// Keys of a panel.
+    /// Keys per panel.
     panel: usize,
-    /// `head_dim` filled up to whole vectors.
+    /// `head_dim`, rounded up to whole vectors.
     width: usize,
-    /// Keys of a block, whole panels.
+    /// Keys per block, a multiple of `panel`.
     n_keys: usize,
 }
 
@@ -155,18 +158,18 @@ impl Sizes {
         Self { head_dim, panel, width, n_keys }
     }
 
-    /// Number of values that a block of `n_queries` needs for its queries, scores and sums.
+    /// Number of scratch values for the queries, scores and sums of a block of `n_queries`.
     fn of_block(&self, n_queries: usize) -> [usize; 3] {
         [self.head_dim, self.n_keys, self.width].map(|values| n_queries.next_multiple_of(MOST_ROWS) * values)
     }
 
-    /// Values of all of them.
+    /// Total number of scratch values for a block of `n_queries`.
     fn scratch(&self, n_queries: usize) -> usize {
         self.of_block(n_queries).iter().sum()
     }
 }
 
-/// How many values a vector has.
+/// Returns the number of lanes of a vector.
 struct Lanes;
 
 impl Work for Lanes {
@@ -178,12 +181,12 @@ impl Work for Lanes {
     }
 }
 
-/// Keys and values of one head.
+/// Packed keys and values of one head.
 #[derive(Clone, Copy)]
 struct Packed<'a> {
-    /// `[panels, head_dim, PANEL · LANES]`, zero behind the last key.
+    /// `[panels, head_dim, PANEL · LANES]`, padded with zeros after the last key.
     keys: &'a [f32],
-    /// `[len, width]`, where `width` is `head_dim` filled up to whole vectors with zeros.
+    /// `[len, width]`: rows are padded with zeros from `head_dim` to whole vectors.
     values: &'a [f32],
 }
 
@@ -204,7 +207,7 @@ impl Work for Block<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        // SAFETY: guaranteed by the caller. As many sums as there are registers to hold them and what they are made from.
+        // SAFETY: guaranteed by the caller. The number of rows is chosen so that sums and operands fit the registers.
         unsafe {
             match V::REGISTERS {
                 32 => self.vectors::<V, MOST_ROWS>(),
@@ -215,7 +218,7 @@ impl Work for Block<'_> {
 }
 
 impl<'a> Block<'a> {
-    /// The block in plain loops.
+    /// Computes the block in plain loops.
     fn plain(self) {
         let Attention { keys, values, heads, kv_heads, head_dim, scale, .. } = *self.attention;
         let kv_head = self.head / (heads / kv_heads);
@@ -243,10 +246,10 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// The block with `M` queries at a time.
+    /// Computes the block, `M` queries at a time.
     ///
     /// # Safety
-    /// The machine has the instructions of `V`, and the caller is compiled for them.
+    /// The CPU supports the instruction set of `V`, and the caller is compiled for it.
     #[inline(always)]
     unsafe fn vectors<V: Vector, const M: usize>(mut self) {
         let Sizes { head_dim, panel, width, n_keys } = self.sizes;
@@ -271,14 +274,14 @@ impl<'a> Block<'a> {
                 for row in (0..rows).step_by(M) {
                     let query = &query[row * head_dim..][..M * head_dim];
                     let out = &mut scores[row * n_keys + index * panel..][..(M - 1) * n_keys + panel];
-                    // SAFETY: the slices are as long as the tile's rows.
+                    // SAFETY: the slices cover all rows of the tile.
                     unsafe {
                         let (left, right) = ((query.as_ptr(), head_dim), (keys.as_ptr(), panel));
                         tile::<V, M, PANEL>(head_dim, left, right, (out.as_mut_ptr(), n_keys), false);
                     }
                 }
             }
-            // Weights, which take the scores' place.
+            // Weights, in place of the scores.
             for (index, query) in self.queries.clone().enumerate() {
                 let scores = &mut scores[index * n_keys..][..keys.len()];
                 if let Some(masked_out) = self.attention.masked_out(self.row, query) {
@@ -298,7 +301,7 @@ impl<'a> Block<'a> {
                 for column in (0..width).step_by(panel) {
                     let (left, right) = ((weights.as_ptr(), n_keys), (values[column..].as_ptr(), width));
                     let out = (sums[column..].as_mut_ptr(), width);
-                    // SAFETY: rows of weights, values and sums are there from this column on.
+                    // SAFETY: the rows of weights, values and sums extend past this column by the width of the tile.
                     unsafe {
                         match (width - column) / V::LANES {
                             1 => tile::<V, M, 1>(keys.len(), left, right, out, true),
@@ -316,19 +319,20 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Where the output of a query goes, of the queries of this block.
+    /// The output of one query of this block.
     fn out_of(&self, query: usize) -> &'a mut [f32] {
         let Attention { queries, heads, head_dim, .. } = *self.attention;
-        // SAFETY: the outputs of this head and these queries are this task's, and it holds one at a time.
+        // SAFETY: this task owns the outputs of this head and these queries, and holds one at a time.
         unsafe { self.out.slice(((self.row * queries + query) * heads + self.head) * head_dim, head_dim) }
     }
 }
 
-/// `out += left right` or, without `add`, `out = left right`: `M` rows of `k` values times `k` rows of `N` vectors. Each
-/// matrix is the address of its first value and the values from one row to the next.
+/// `out = left right`, or `out += left right` with `add`: `M` rows of `k` values times `k` rows of `N` vectors. A
+/// matrix is given as a pointer to its first value and its row stride in values.
 ///
 /// # Safety
-/// The machine has the instructions of `V`, the caller is compiled for them, and everything lies there.
+/// The CPU supports the instruction set of `V`, the caller is compiled for it, and the pointers are valid for these
+/// matrices.
 #[inline(always)]
 unsafe fn tile<V: Vector, const M: usize, const N: usize>(
     k: usize,
@@ -361,16 +365,16 @@ unsafe fn tile<V: Vector, const M: usize, const N: usize>(
     }
 }
 
-/// Turns the next scores of a query into weights relative to the largest score so far, and scales what was summed with
-/// an earlier one. Of nothing but hidden keys the weights are 0.
+/// Turns the next scores of a query into weights relative to the largest score so far, and rescales the earlier sums.
+/// If all keys are masked, the weights are 0.
 ///
 /// # Safety
-/// The machine has the instructions of `V`, and the caller is compiled for them.
+/// The CPU supports the instruction set of `V`, and the caller is compiled for it.
 #[inline(always)]
 unsafe fn weigh<V: Vector>(scores: &mut [f32], largest: &mut f32, total: &mut f32, sums: &mut [f32]) {
     let whole = scores.len() / V::LANES * V::LANES;
     let (scores, rest) = (scores.as_mut_ptr(), scores.len() - whole);
-    // SAFETY: whole vectors first, then the `rest` values that are left.
+    // SAFETY: whole vectors first, then the remaining `rest` values.
     unsafe {
         let mut found = V::splat(*largest);
         for start in (0..whole).step_by(V::LANES) {
@@ -402,7 +406,7 @@ unsafe fn weigh<V: Vector>(scores: &mut [f32], largest: &mut f32, total: &mut f3
     }
 }
 
-/// Divides by the sum of the weights; 0 where nothing was seen.
+/// Divides by the total of the weights. If no key was visible, the total is 0 and the output becomes 0.
 fn divide(out: &mut [f32], total: f32) {
     if total == 0.0 {
         return out.fill(0.0);

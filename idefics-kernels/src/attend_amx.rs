@@ -1,12 +1,15 @@
-//! Attention of many queries on tiles of bf16.
+//! Attention of many queries on AMX tiles.
 //!
-//! Numbers are sums of bf16: three where results are to be as good as those of f32; where activations are rounded, two
-//! for queries and keys, and one for weights and values, which then differ by 2⁻⁸ at most each. Both
-//! products are made transposed, scores as `keys queryᵀ` and sums as `valuesᵀ weightsᵀ`: lanes are queries throughout, so
-//! that maxima, totals and scales are vectors, and pairs of rows of weights are rows of a tile as they stand.
+//! Values are split into bf16 parts. With f32 activations everything has three parts, and results are as accurate as
+//! with f32. With rounded activations, queries and keys have two parts, attention weights and values one; the latter
+//! two then have a relative error of at most 2⁻⁸ each.
+//!
+//! Both products are computed transposed: scores as `keys queryᵀ`, outputs as `valuesᵀ weightsᵀ`. SIMD lanes are then
+//! queries throughout: maxima, totals and scales are vectors, and two neighbouring rows of weights form a tile row
+//! without rearrangement.
 
-#![allow(unsafe_code)] // instructions, pointers, and tasks that write disjoint parts of one slice
-#![allow(clippy::needless_range_loop)] // several arrays advance together
+#![allow(unsafe_code)] // intrinsics and raw pointers; tasks write disjoint parts of one slice
+#![allow(clippy::needless_range_loop)] // several arrays share the index
 
 use std::arch::x86_64::*;
 
@@ -22,37 +25,37 @@ mod task;
 
 use task::Task;
 
-/// Queries of two tiles, which go together.
+/// Queries per pair of tiles. The two tiles of a pair are processed together.
 const PAIR: usize = 2 * ROWS;
 
-/// Maximum number of pairs of query tiles in a task. Keys and values are read once per task, and its working set fits the
-/// L2 cache.
+/// Maximum number of pairs of query tiles in a task. Keys and values are read once per task, and its working set fits
+/// the L2 cache.
 const MOST_PAIRS: usize = 16;
 
-/// Approximate number of tasks per thread. With at least this many heads per thread, a task is a whole head, whose keys and
-/// values stay in the thread's L2 cache as far as they fit.
+/// Approximate number of tasks per thread. With at least this many heads per thread, a task is a whole head, whose
+/// keys and values stay in the thread's L2 cache as far as they fit.
 const TASKS: usize = 4;
 
-/// Steps of keys of a block: its scores and weights stay in the first cache.
+/// Number of steps (of [`STEP`] keys) in a block. The scores and weights of a block stay in the L1 cache.
 const BLOCK: usize = 8;
 
-/// f32 of a tile.
+/// f32 values that a tile takes in memory.
 const TILE_VALUES: usize = TILE / size_of::<f32>();
 
-/// bf16 that queries and keys, and that weights and values are sums of, for results as good as those of f32.
+/// Number of bf16 parts of `[queries and keys, weights and values]` for results as accurate as with f32.
 const EXACT: [usize; 2] = [3, 3];
 
-/// The same where activations are rounded.
+/// Number of bf16 parts with rounded activations, in the order of [`EXACT`].
 const ROUNDED: [usize; 2] = [2, 1];
 
-/// Queries of all heads that share a key, from which on tiles are worth filling however many keys there are.
+/// From this many queries per key/value head on, tiles pay for any number of keys.
 const QUERIES: usize = 128;
 
-/// The keys for each query that fewer queries may have.
+/// With fewer than [`QUERIES`] queries, tiles pay for up to this many keys per query.
 const KEYS: usize = 8;
 
-/// Whether tiles are faster than vectors: keys and values take longer to pack, and few queries do not fill a tile. Rounded,
-/// with a third of the products, they are.
+/// Whether tiles are faster than vectors. Packing keys and values for tiles takes longer, and few queries do not fill
+/// a tile. With rounded activations, tiles need a third of the products and are always faster.
 pub(crate) fn pays(attention: &Attention<'_>) -> bool {
     let n_queries = attention.queries * (attention.heads / attention.kv_heads);
     match attention.activations {
@@ -61,7 +64,7 @@ pub(crate) fn pays(attention: &Attention<'_>) -> bool {
     }
 }
 
-/// [`crate::attend()`].
+/// [`crate::attend()`] on tiles.
 pub(crate) fn attend(attention: &Attention<'_>, out: SharedOut<'_>) {
     Isa::Amx.assert_available();
     match attention.activations {
@@ -70,7 +73,7 @@ pub(crate) fn attend(attention: &Attention<'_>, out: SharedOut<'_>) {
     }
 }
 
-/// Products of bf16 that one of the whole takes, on average of scores and sums.
+/// Number of bf16 products per f32 product, averaged over scores and outputs.
 pub(crate) fn products(activations: Activations) -> f64 {
     let parts = match activations {
         Activations::F32 => EXACT,
@@ -79,7 +82,7 @@ pub(crate) fn products(activations: Activations) -> f64 {
     parts.into_iter().map(|parts| products_of(parts) as f64).sum::<f64>() / 2.0
 }
 
-/// Attention with queries and keys as sums of `K` bf16, weights and values as sums of `V`.
+/// Attention with `K` bf16 parts for queries and keys, and `V` for weights and values.
 fn attend_in<const K: usize, const V: usize>(attention: &Attention<'_>, out: SharedOut<'_>) {
     let Attention { batch, heads, kv_heads, queries, len, .. } = *attention;
     let shape = Shape::new::<K, V>(attention.head_dim);
@@ -92,14 +95,14 @@ fn attend_in<const K: usize, const V: usize>(attention: &Attention<'_>, out: Sha
     let block_pairs = n_pairs.div_ceil(n_blocks);
     let n_scratch: usize = shape.scratch(block_pairs).iter().sum();
     let pack = |head: usize, step: usize, out: &mut [f32]| {
-        // SAFETY: `attend` has asserted the instructions.
+        // SAFETY: `attend` has checked CPU support.
         unsafe { shape.pack::<K, V>(attention, [head / kv_heads, head % kv_heads], step, out) }
     };
     let run = |head: usize, index: usize, packed: &[f32], scratch: &mut [f32]| {
         let [first, end] = [0, 1].map(|next| queries.min((index % n_blocks + next) * block_pairs * PAIR));
         let (row, head) = (head / kv_heads, head % kv_heads * group + index / n_blocks);
         let task = Task { attention, shape: &shape, packed, row, head, queries: first..end, out };
-        // SAFETY: `attend` has asserted the instructions, and no other task has these queries of this head.
+        // SAFETY: `attend` has checked CPU support, and no other task has these queries of this head.
         unsafe { task.run::<K, V>(scratch) }
     };
     if has_whole_heads {
@@ -122,33 +125,35 @@ fn attend_in<const K: usize, const V: usize>(attention: &Attention<'_>, out: Sha
     });
 }
 
-/// Number of tile products for two factors that are each split into `parts` terms; the smallest terms are left out.
+/// Number of tile products for two factors that are each split into `parts` parts. The smallest products are left
+/// out.
 const fn products_of(parts: usize) -> usize {
     parts * (parts + 1) / 2
 }
 
-/// Which parts are multiplied, of left and right: those whose indices add up to less than their number.
+/// The index pairs `[left, right]` of the parts that are multiplied: those whose sum is less than `parts`.
 fn multiplied(parts: usize) -> impl Iterator<Item = [usize; 2]> {
     (0..parts).flat_map(move |left| (0..parts - left).map(move |right| [left, right]))
 }
 
-/// How heads are cut up.
+/// Layout of the heads in tiles.
 ///
-/// A query's parts lie side by side, as do a key's, so that one walk over them makes all products: each as often as it is
-/// multiplied, without gaps, or where parts are whole steps each once.
+/// A row holds the bf16 parts of one query or key side by side. If `head_dim` is a multiple of [`STEP`], a row holds
+/// each part once, and `walk` lists which steps of keys and queries are multiplied. Otherwise a row repeats a part
+/// for each product that it occurs in, without gaps, and equal steps of both rows are multiplied.
 struct Shape {
     head_dim: usize,
-    /// Which part of a key, one after the other.
+    /// Part index of each section of a key row.
     key_parts: Vec<usize>,
-    /// Which part of a query.
+    /// Part index of each section of a query row.
     query_parts: Vec<usize>,
-    /// Steps of a row of parts.
+    /// Steps per row.
     steps: usize,
-    /// Where the steps of the products lie in a row of keys and in one of queries.
+    /// Steps `[key, query]` to multiply with each other.
     walk: Vec<[usize; 2]>,
-    /// Tiles of the values of a head.
+    /// Tiles that cover the `head_dim` columns of a value.
     tiles: usize,
-    /// Parts of a value.
+    /// Number of parts of a value.
     value_parts: usize,
 }
 
@@ -174,23 +179,23 @@ impl Shape {
         Self { head_dim, key_parts, query_parts, steps, walk: (0..steps).map(|s| [s, s]).collect(), tiles, value_parts }
     }
 
-    /// Bytes of a row of parts.
+    /// Bytes per row.
     fn row_bytes(&self) -> usize {
         self.steps * STEP * 2
     }
 
-    /// Bytes of the keys of one step of keys.
+    /// Bytes of the packed keys in one step.
     fn keys_bytes(&self) -> usize {
         STEP * self.row_bytes()
     }
 
-    /// f32 that keys and values of one step of keys take.
+    /// f32 values that the packed keys and values of one step take.
     fn step_values(&self) -> usize {
         self.keys_bytes() / size_of::<f32>() + self.tiles * self.value_parts * TILE_VALUES
     }
 
-    /// Number of values of each scratch buffer of a task with `n_pairs` pairs of query tiles. For all pairs: queries, sums,
-    /// and largest scores with totals. For one pair: scores (where queries are prepared first) and weights.
+    /// Number of values of each scratch buffer of a task with `n_pairs` pairs of query tiles. For all pairs: queries,
+    /// sums, and largest scores with totals. For one pair: scores (also used to prepare queries) and weights.
     fn scratch(&self, n_pairs: usize) -> [usize; 5] {
         [
             n_pairs * 2 * self.steps * TILE_VALUES,
@@ -201,11 +206,11 @@ impl Shape {
         ]
     }
 
-    /// A step of keys, as rows of parts, and of values, as tiles of sixteen columns and the step's slots, part by part.
-    /// What is not there is zero.
+    /// Packs one step of keys and values. Keys become rows of parts, `[steps, 32]` pieces of 64 bytes. Values become
+    /// `[tiles, V]` tiles: sixteen columns of the step's slots, part by part. Missing slots and columns are zero.
     ///
     /// # Safety
-    /// The machine has the instructions.
+    /// The CPU supports the enabled target features.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn pack<const K: usize, const V: usize>(
         &self,
@@ -236,7 +241,7 @@ impl Shape {
                         return _mm512_setzero_ps();
                     }
                     let value = attention.values.slot([row, head, slot], self.head_dim);
-                    // SAFETY: the mask hides what is behind the value's end.
+                    // SAFETY: the masked load does not read past the end of the value.
                     unsafe {
                         let columns = mask(tile * ROWS, self.head_dim);
                         _mm512_maskz_loadu_ps(columns, value.as_ptr().wrapping_add(tile * ROWS))
@@ -249,16 +254,16 @@ impl Shape {
                 }
             }
             for (part, pairs) in pairs.into_iter().enumerate() {
-                // SAFETY: there is room for `V` tiles.
+                // SAFETY: `out` has room for `V` tiles.
                 unsafe { store_transposed(pairs, out.as_mut_ptr().add(part * TILE_VALUES).cast()) };
             }
         }
     }
 
-    /// A row of parts, each times `scale`; zero where there are no values.
+    /// Writes one row of parts: `values` times `scale`, as the parts that `which` lists. `None` writes zeros.
     ///
     /// # Safety
-    /// The machine has the instructions.
+    /// The CPU supports the enabled target features.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn write_row<const K: usize>(&self, values: Option<&[f32]>, scale: f32, which: &[usize], out: &mut [f32]) {
         let out: &mut [u16] = bytemuck::cast_slice_mut(out);
@@ -268,7 +273,7 @@ impl Shape {
         let scale = _mm512_set1_ps(scale);
         for column in (0..width).step_by(STEP) {
             let here = ((1u64 << STEP.min(width - column)) - 1) as u32;
-            // SAFETY: guaranteed by the caller; masks keep to the values, and to each part's place.
+            // SAFETY: guaranteed by the caller; masks limit loads to `values` and stores to each part's section.
             unsafe {
                 let [first, second] = load(values.as_ptr(), column, width);
                 let parts: [__m512i; K] = parts(_mm512_mul_ps(first, scale), _mm512_mul_ps(second, scale));

@@ -1,10 +1,10 @@
-//! Attention of one new token to all that are in the cache.
+//! Decode attention: one new token against the KV cache.
 //!
-//! Query heads that share a key/value head are computed together, so that keys and values are read once. The slots are
-//! cut into pieces of a fixed length, each a task with a softmax of its own, and the pieces are put together at the end
-//! (as in <https://arxiv.org/abs/2205.14135>): results do not depend on the number of threads.
+//! Query heads that share a key/value head are computed together, so that keys and values are read once. The cache is
+//! split into pieces of a fixed number of slots. Each piece is a task with its own softmax, and the pieces are merged
+//! at the end (as in <https://arxiv.org/abs/2205.14135>), so results do not depend on the number of threads.
 
-#![allow(unsafe_code)] // vectors
+#![allow(unsafe_code)] // SIMD
 
 use std::ops::Range;
 
@@ -15,13 +15,13 @@ use crate::attention_inputs::DecodeAttention;
 use crate::attention_piece::{Piece, plain};
 use crate::shared::{count, with_scratch};
 
-/// Slots of one task.
+/// Slots per task.
 const PIECE: usize = 512;
 
-/// Cached values below which one thread does everything.
+/// With fewer cached values than this, one thread does everything.
 const ALONE: usize = 1 << 15;
 
-/// `softmax(query keysᵀ scale) values`, with f32 sums. A row that may attend to nothing gives 0.
+/// `softmax(query keysᵀ scale) values` for one new token per row, with f32 sums. A row that sees no slot gives 0.
 ///
 /// # Shapes
 /// - `out`: `[batch, heads, head_dim]`, overwritten
@@ -35,7 +35,7 @@ pub fn decode_attention(attention: &DecodeAttention<'_>, out: &mut [f32]) {
 /// [`decode_attention`] on a given instruction set.
 ///
 /// # Panics
-/// As [`decode_attention`], and if the machine does not have `isa`.
+/// As [`decode_attention`], and if the CPU does not support `isa`.
 pub fn decode_attention_on(isa: Isa, attention: &DecodeAttention<'_>, out: &mut [f32]) {
     attention.check(out);
     isa.assert_available();
@@ -44,9 +44,9 @@ pub fn decode_attention_on(isa: Isa, attention: &DecodeAttention<'_>, out: &mut 
     }
     let group = attention.heads / attention.kv_heads;
     let n_pieces = attention.len.div_ceil(PIECE).max(1);
-    let partial = group * (attention.head_dim + 2); // sums of values, largest score, sum of weights
+    let partial = group * (attention.head_dim + 2); // weighted sums of values, largest score, total of the weights
     let partials =
-        count(&[attention.batch, attention.kv_heads, n_pieces, partial]).expect("no cache has as many slots");
+        count(&[attention.batch, attention.kv_heads, n_pieces, partial]).expect("the cache dimensions overflow");
     let n_tasks = partials / partial;
     let cached = count(&[attention.batch, attention.kv_heads, attention.len, attention.head_dim]);
     with_scratch(partials, |partials| {
@@ -72,7 +72,7 @@ pub fn decode_attention_on(isa: Isa, attention: &DecodeAttention<'_>, out: &mut 
 }
 
 impl DecodeAttention<'_> {
-    /// Row and head of task `index`, and its slots without those hidden at the start of the row.
+    /// `[row, key/value head]` of task `index`, and its slots, without masked slots at the start.
     fn task(&self, index: usize, n_pieces: usize) -> ([usize; 2], Range<usize>) {
         let (head, piece) = (index / n_pieces, index % n_pieces);
         let row = head / self.kv_heads;
@@ -87,7 +87,8 @@ impl DecodeAttention<'_> {
     }
 }
 
-/// One head from its pieces, `[group · head_dim]` sums, `[group]` largest scores, `[group]` sums of weights each.
+/// Merges the pieces of one head. A piece holds `[group · head_dim]` sums, `[group]` largest scores and `[group]`
+/// totals.
 fn put_together<'a>(pieces: impl Iterator<Item = &'a [f32]> + Clone, group: usize, head: usize, out: &mut [f32]) {
     let head_dim = out.len();
     let softmax = |piece: &[f32]| (piece[group * head_dim + head], piece[group * (head_dim + 1) + head]);
@@ -97,7 +98,7 @@ fn put_together<'a>(pieces: impl Iterator<Item = &'a [f32]> + Clone, group: usiz
     for piece in pieces {
         let (piece_largest, piece_total) = softmax(piece);
         if piece_largest == f32::NEG_INFINITY {
-            continue; // nothing was seen
+            continue; // no visible slot in this piece
         }
         let weight = (piece_largest - largest).exp();
         total += weight * piece_total;

@@ -1,90 +1,93 @@
-//! What the attention kernels read.
+//! Inputs of the attention kernels.
 
 use crate::Activations;
 use crate::shared::count;
 
-/// Keys or values of the tokens so far: `[batch, kv_heads, slots, head_dim]` in a larger memory.
+/// Keys or values, `[batch, kv_heads, slots, head_dim]`, as a strided view of a larger buffer.
 #[derive(Debug, Clone, Copy)]
 pub struct Cached<'a> {
-    /// The memory from the first value on.
+    /// The buffer, starting at the first value of the view.
     pub values: &'a [f32],
-    /// Values from one row of the batch, one head and one slot to the next.
+    /// Strides in values: from one batch row, one head and one slot to the next.
     pub strides: [usize; 3],
 }
 
 impl<'a> Cached<'a> {
-    /// A cache of `[batch, kv_heads, capacity, head_dim]`.
+    /// A view of a contiguous cache, `[batch, kv_heads, capacity, head_dim]`.
     pub fn contiguous(values: &'a [f32], kv_heads: usize, capacity: usize, head_dim: usize) -> Self {
         Self { values, strides: [kv_heads * capacity * head_dim, capacity * head_dim, head_dim] }
     }
 
-    /// Makes sure that every head of every slot lies inside.
+    /// Panics unless a view of `sizes` (batch, heads, slots) lies inside the buffer.
     pub(crate) fn check(&self, sizes: [usize; 3], head_dim: usize) {
         if !sizes.contains(&0) {
             let (end, held) = (self.end(sizes.map(|size| size - 1), head_dim), self.values.len());
-            assert!(end.is_some_and(|end| end <= held), "the cache ends at {held}, before its last head");
+            assert!(end.is_some_and(|end| end <= held), "the cache of {held} values is too short for its strides");
         }
     }
 
-    /// Slot `slot` of head `head` in row `row`.
+    /// Index of the first value at `[row, head, slot]`.
     pub(crate) fn start(&self, [row, head, slot]: [usize; 3]) -> usize {
         row * self.strides[0] + head * self.strides[1] + slot * self.strides[2]
     }
 
-    /// The values of that slot.
+    /// The `head_dim` values at `[row, head, slot]`.
     pub(crate) fn slot(&self, at: [usize; 3], head_dim: usize) -> &'a [f32] {
         &self.values[self.start(at)..][..head_dim]
     }
 
-    /// The end of the `head_dim` values there; `None` beyond what can be counted.
+    /// Index after the last of the `head_dim` values at `[row, head, slot]`; `None` on overflow.
     fn end(&self, at: [usize; 3], head_dim: usize) -> Option<usize> {
         at.iter().zip(self.strides).try_fold(head_dim, |end, (at, stride)| end.checked_add(at.checked_mul(stride)?))
     }
 }
 
-/// What one new token of each row attends to.
+/// Inputs of decode attention: one new token per batch row.
 #[derive(Debug, Clone, Copy)]
 pub struct DecodeAttention<'a> {
-    /// `[batch, heads, head_dim]`.
+    /// Queries, `[batch, heads, head_dim]`.
     pub query: &'a [f32],
-    /// Keys.
+    /// Keys, `[batch, kv_heads, len, head_dim]`.
     pub keys: Cached<'a>,
-    /// Values.
+    /// Values, `[batch, kv_heads, len, head_dim]`.
     pub values: Cached<'a>,
-    /// Rows.
+    /// Number of rows in the batch.
     pub batch: usize,
-    /// Query heads, a multiple of `kv_heads`; query head `h` reads head `h / (heads / kv_heads)`.
+    /// Number of query heads, a multiple of `kv_heads`. Query head `h` uses key/value head `h / (heads / kv_heads)`.
     pub heads: usize,
-    /// Key/value heads.
+    /// Number of key/value heads.
     pub kv_heads: usize,
-    /// Live slots of the cache.
+    /// Number of filled cache slots.
     pub len: usize,
-    /// Values of a head.
+    /// Width of a head.
     pub head_dim: usize,
-    /// `[batch, len]`, true may be attended. Slots hidden at the start of a row are not read; others must be finite.
+    /// `[batch, len]`, true for visible slots. Masked slots at the start of a row are not read; values in other
+    /// masked slots must be finite.
     pub attention_mask: Option<&'a [bool]>,
-    /// What scores are multiplied with: `1 / √head_dim` in Llama and Mistral.
+    /// Factor of the scores: `1 / √head_dim` in Llama and Mistral.
     pub scale: f32,
 }
 
 impl DecodeAttention<'_> {
+    /// Checks the slices against the dimensions.
+    ///
     /// # Panics
-    /// If a slice is too short for the dimensions.
+    /// If a slice is too short, or `heads` is not a multiple of `kv_heads`.
     pub(crate) fn check(&self, out: &[f32]) {
         let Self { batch, heads, kv_heads, len, head_dim, .. } = *self;
-        assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} heads");
+        assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} KV heads");
         let query = count(&[batch, heads, head_dim]);
-        assert_eq!(Some(self.query.len()), query, "the query is [{batch}, {heads}, {head_dim}]");
-        assert_eq!(Some(out.len()), query, "the output is [{batch}, {heads}, {head_dim}]");
+        assert_eq!(Some(self.query.len()), query, "the query must be [{batch}, {heads}, {head_dim}]");
+        assert_eq!(Some(out.len()), query, "the output must be [{batch}, {heads}, {head_dim}]");
         if let Some(mask) = self.attention_mask {
-            assert_eq!(Some(mask.len()), count(&[batch, len]), "the mask is [{batch}, {len}]");
+            assert_eq!(Some(mask.len()), count(&[batch, len]), "the mask must be [{batch}, {len}]");
         }
         self.keys.check([batch, kv_heads, len], head_dim);
         self.values.check([batch, kv_heads, len], head_dim);
     }
 }
 
-/// What each query attends to.
+/// Inputs of attention with many queries per batch row.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
     /// Queries, `[batch, heads, queries, head_dim]`.
@@ -93,41 +96,43 @@ pub struct Attention<'a> {
     pub keys: Cached<'a>,
     /// Values, `[batch, kv_heads, len, head_dim]`.
     pub values: Cached<'a>,
-    /// Rows.
+    /// Number of rows in the batch.
     pub batch: usize,
-    /// Query heads, a multiple of `kv_heads`; query head `h` reads head `h / (heads / kv_heads)`.
+    /// Number of query heads, a multiple of `kv_heads`. Query head `h` uses key/value head `h / (heads / kv_heads)`.
     pub heads: usize,
-    /// Key/value heads.
+    /// Number of key/value heads.
     pub kv_heads: usize,
-    /// Queries of a row.
+    /// Number of queries per row.
     pub queries: usize,
-    /// Keys of a row.
+    /// Number of keys per row.
     pub len: usize,
-    /// Values of a head.
+    /// Width of a head.
     pub head_dim: usize,
-    /// `[batch, queries, len]`, true hides the key. Keys and values that are hidden must be finite.
+    /// `[batch, queries, len]`, true hides the key. Hidden keys and values must be finite.
     pub masked_out: Option<&'a [bool]>,
-    /// What scores are multiplied with: `1 / √head_dim`.
+    /// Factor of the scores: `1 / √head_dim`.
     pub scale: f32,
-    /// What products are of, see [`Activations`].
+    /// Number format of the inputs in products, see [`Activations`].
     pub activations: Activations,
 }
 
 impl Attention<'_> {
+    /// Checks the slices against the dimensions.
+    ///
     /// # Panics
-    /// If a slice is too short for the dimensions.
+    /// If a slice is too short, or `heads` is not a multiple of `kv_heads`.
     pub(crate) fn check(&self, out: &[f32]) {
         let Self { batch, heads, kv_heads, queries, len, head_dim, .. } = *self;
-        assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} heads");
+        assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} KV heads");
         let product = |sizes: &[usize]| sizes.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
-        assert_eq!(Some(out.len()), product(&[batch, queries, heads, head_dim]), "one output for each query's value");
+        assert_eq!(Some(out.len()), product(&[batch, queries, heads, head_dim]), "the output must match the queries");
         self.query.check([batch, heads, queries], head_dim);
         self.keys.check([batch, kv_heads, len], head_dim);
         self.values.check([batch, kv_heads, len], head_dim);
         let masked_out = self.masked_out.map(<[bool]>::len);
         assert!(
             masked_out.is_none_or(|n| Some(n) == product(&[batch, queries, len])),
-            "a mask of [batch, queries, len]"
+            "the mask must be [batch, queries, len]"
         );
     }
 }

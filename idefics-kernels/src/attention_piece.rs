@@ -1,6 +1,6 @@
-//! Attention to one piece of the cache by the query heads that share a key/value head.
+//! Decode attention over one piece of the cache, for the query heads that share a key/value head.
 
-#![allow(unsafe_code)] // vectors
+#![allow(unsafe_code)] // SIMD
 
 use std::ops::Range;
 
@@ -8,19 +8,19 @@ use crate::attention_inputs::DecodeAttention;
 use crate::exp::exp;
 use crate::vector::{Vector, Work};
 
-/// One task.
+/// One task: a range of slots of one key/value head.
 pub(crate) struct Piece<'a> {
     pub(crate) attention: &'a DecodeAttention<'a>,
-    /// Row of the batch and key/value head.
+    /// `[batch row, key/value head]`.
     pub(crate) heads: [usize; 2],
     pub(crate) slots: Range<usize>,
-    /// Scratch: `[group, slots.len()]`.
+    /// Scratch for scores and weights: `[group, slots.len()]`.
     pub(crate) scores: &'a mut [f32],
-    /// `[group, head_dim]`: values times weights.
+    /// Output: weighted sums of the values, `[group, head_dim]`.
     pub(crate) sums: &'a mut [f32],
-    /// `[group]`: the largest score, −∞ if nothing is seen.
+    /// Output: the largest score of each head, `[group]`; −∞ if no slot is visible.
     pub(crate) largest: &'a mut [f32],
-    /// `[group]`: the sum of the weights.
+    /// Output: the total of the weights of each head, `[group]`.
     pub(crate) total: &'a mut [f32],
 }
 
@@ -29,14 +29,14 @@ impl Piece<'_> {
         self.largest.len()
     }
 
-    /// `n` query heads of the group from `index` on.
+    /// Queries of `n` heads of the group, from head `index`: `[n, head_dim]`.
     fn queries(&self, index: usize, n: usize) -> &[f32] {
         let DecodeAttention { query, heads, head_dim, .. } = *self.attention;
         let [row, head] = self.heads;
         &query[(row * heads + head * self.group() + index) * head_dim..][..n * head_dim]
     }
 
-    /// Scores of hidden slots become −∞.
+    /// Sets the scores of masked slots to −∞.
     fn hide(&mut self) {
         if let Some(mask) = self.attention.attention_mask {
             let mask = &mask[self.heads[0] * self.attention.len..][self.slots.clone()];
@@ -51,7 +51,7 @@ impl Piece<'_> {
     }
 }
 
-/// The piece in plain loops.
+/// Computes the piece in plain loops.
 pub(crate) fn plain(mut piece: Piece<'_>) {
     let DecodeAttention { keys, values, head_dim, scale, .. } = *piece.attention;
     let [row, head] = piece.heads;
@@ -91,8 +91,8 @@ impl Work for Piece<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(mut self) {
         let (group, len) = (self.group(), self.slots.len());
-        // Groups of four heads, then two, then one: what the registers hold.
-        // SAFETY: guaranteed by the caller; `DecodeAttention::check` has bounded the cache and the query.
+        // Four heads at a time, then two, then one: four fit the registers.
+        // SAFETY: guaranteed by the caller; `DecodeAttention::check` has bounds-checked the cache and the query.
         unsafe {
             let mut index = 0;
             while index < group {
@@ -119,7 +119,7 @@ impl Work for Piece<'_> {
     }
 }
 
-/// Scores of `G` query heads from `index` on; returns `G`.
+/// Computes the scores of `G` query heads from head `index`. Returns `G`.
 #[inline(always)]
 unsafe fn score<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) -> usize {
     let DecodeAttention { keys, head_dim, scale, .. } = *piece.attention;
@@ -152,11 +152,11 @@ unsafe fn score<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) 
     G
 }
 
-/// Turns scores into weights; returns the largest score and the sum of the weights.
+/// Turns scores into weights. Returns the largest score and the total of the weights.
 #[inline(always)]
 unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
     let (len, scores) = (scores.len(), scores.as_mut_ptr());
-    // SAFETY: the caller guarantees the instructions; loads and stores are cut to `len`.
+    // SAFETY: the caller guarantees CPU support; loads and stores stay within `len`.
     unsafe {
         let mut largest = V::splat(f32::NEG_INFINITY);
         for start in (0..len).step_by(V::LANES) {
@@ -164,7 +164,7 @@ unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
         }
         let largest = largest.largest();
         if largest == f32::NEG_INFINITY {
-            // The maximum passes over NaN, which must show.
+            // The vector maximum ignores NaN, but the output must be NaN.
             let is_nan = (0..len).any(|slot| (*scores.add(slot)).is_nan());
             scores.write_bytes(0, len);
             return (if is_nan { f32::NAN } else { largest }, 0.0);
@@ -180,7 +180,7 @@ unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
     }
 }
 
-/// Adds up the values for `G` query heads from `index` on; returns `G`.
+/// Adds up the weighted values for `G` query heads from head `index`. Returns `G`.
 #[inline(always)]
 unsafe fn add_up<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) -> usize {
     let head_dim = piece.attention.head_dim;
@@ -200,7 +200,7 @@ unsafe fn add_up<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize)
     G
 }
 
-/// `C` vectors of the sums, from value `start` of a head on.
+/// Adds up `C` vectors of columns of the weighted values, from column `start`.
 #[inline(always)]
 unsafe fn add_up_columns<V: Vector, const G: usize, const C: usize>(piece: &mut Piece<'_>, index: usize, start: usize) {
     let DecodeAttention { values, head_dim, .. } = *piece.attention;
@@ -209,10 +209,10 @@ unsafe fn add_up_columns<V: Vector, const G: usize, const C: usize>(piece: &mut 
     let value = values.values.as_ptr().wrapping_add(values.start([row, head, first]) + start);
     let weights = piece.scores[index * len..].as_ptr();
     let stride = values.strides[2];
-    let n = V::LANES.min(head_dim - start); // less than all lanes only where C is 1
+    let n = V::LANES.min(head_dim - start); // a partial vector only if C is 1
     debug_assert!(len == 0 || values.start([row, head, first + len - 1]) + head_dim <= values.values.len());
     debug_assert!(start + (C - 1) * V::LANES + n <= head_dim);
-    // SAFETY: the caller guarantees `len` values of `head_dim`, and for `G` rows of weights and of sums.
+    // SAFETY: the caller guarantees `len` values of `head_dim`, and `G` rows of weights and of sums.
     unsafe {
         let mut sums = [[V::splat(0.0); C]; G];
         for slot in 0..len {

@@ -1,6 +1,6 @@
-//! The activations of the vision towers' feed-forward blocks.
+//! GELU: the activation of the vision towers' feed-forward blocks.
 
-#![allow(unsafe_code)] // vectors
+#![allow(unsafe_code)] // SIMD
 
 use std::f32::consts::FRAC_1_SQRT_2;
 
@@ -11,10 +11,10 @@ use crate::exp::exp;
 use crate::shared::SharedOut;
 use crate::vector::{Vector, Work};
 
-/// Values of one task.
+/// Values per task.
 const TASK: usize = 1 << 14;
 
-/// `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, in place.
+/// GELU with the tanh approximation, in place: `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
 pub fn gelu_tanh(values: &mut [f32]) {
     gelu_tanh_on(Isa::best(), values);
 }
@@ -22,7 +22,7 @@ pub fn gelu_tanh(values: &mut [f32]) {
 /// [`gelu_tanh`] on a given instruction set.
 ///
 /// # Panics
-/// If the machine does not have `isa`.
+/// If the CPU does not support `isa`.
 pub fn gelu_tanh_on(isa: Isa, values: &mut [f32]) {
     divided(values, |values| {
         isa.run(Tanh(values), |Tanh(values)| {
@@ -33,7 +33,7 @@ pub fn gelu_tanh_on(isa: Isa, values: &mut [f32]) {
     });
 }
 
-/// `x Φ(x)`, Φ the normal distribution function, in place; the error function is right to 1.5e-7.
+/// Exact GELU, in place: `x Φ(x)`, with Φ the standard normal CDF. The error function is accurate to 1.5e-7.
 pub fn gelu(values: &mut [f32]) {
     gelu_on(Isa::best(), values);
 }
@@ -41,7 +41,7 @@ pub fn gelu(values: &mut [f32]) {
 /// [`gelu`] on a given instruction set.
 ///
 /// # Panics
-/// If the machine does not have `isa`.
+/// If the CPU does not support `isa`.
 pub fn gelu_on(isa: Isa, values: &mut [f32]) {
     divided(values, |values| {
         isa.run(Erf(values), |Erf(values)| {
@@ -63,14 +63,14 @@ fn divided(values: &mut [f32], task: impl Fn(&mut [f32]) + Send + Sync) {
     values.par_chunks_mut(TASK).for_each(task);
 }
 
-/// `√(2/π)` and its product with 0.044715.
+/// `√(2/π)`, and `√(2/π) · 0.044715`.
 const TANH: [f32; 2] = [0.797_884_6, 0.035_677_407];
 
 fn argument(x: f32) -> f32 {
     x * (TANH[1] * (x * x) + TANH[0])
 }
 
-/// `erfc(z) ≈ (a₁ t + … + a₅ t⁵) e^(−z²)`, `t = 1 / (1 + p z)`: p, then the coefficients, the highest first.
+/// `erfc(z) ≈ (a₁ t + … + a₅ t⁵) e^(−z²)` with `t = 1 / (1 + p z)`. Holds p, then a₅ to a₁.
 /// Source: Abramowitz and Stegun, 7.1.26.
 const ERFC: [f32; 6] = [0.327_591_1, 1.061_405_4, -1.453_152, 1.421_413_7, -0.284_496_72, 0.254_829_6];
 
@@ -79,13 +79,13 @@ struct Tanh<'a>(&'a mut [f32]);
 impl Work for Tanh<'_> {
     type Output = ();
 
-    /// ½ (1 + tanh u) is σ(2u).
+    /// Uses ½ (1 + tanh u) = σ(2u).
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let out = SharedOut::new(self.0);
         for start in (0..out.len()).step_by(V::LANES) {
             let n = V::LANES.min(out.len() - start);
-            // SAFETY: `n` values are there.
+            // SAFETY: the slice has `n` values from `start`.
             unsafe {
                 let x = V::load_head(out.pointer(start), n, 0.0);
                 let argument = x.mul(x).mul_add(V::splat(-2.0 * TANH[1]), V::splat(-2.0 * TANH[0])).mul(x);
@@ -105,7 +105,7 @@ impl Work for Erf<'_> {
         let out = SharedOut::new(self.0);
         for start in (0..out.len()).step_by(V::LANES) {
             let n = V::LANES.min(out.len() - start);
-            // SAFETY: `n` values are there.
+            // SAFETY: the slice has `n` values from `start`.
             unsafe {
                 let x = V::load_head(out.pointer(start), n, 0.0);
                 let zero = V::splat(0.0);

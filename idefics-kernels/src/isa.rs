@@ -1,4 +1,4 @@
-//! Instruction sets: what the machine has, and how a kernel runs on one of them.
+//! Instruction sets: detecting what the CPU supports, and running a kernel on one of them.
 
 use std::sync::OnceLock;
 
@@ -9,32 +9,33 @@ use crate::vector::{self, Work};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
-    /// Plain loops; every machine has it, and the tests compare the others with it.
+    /// Portable loops without intrinsics, for every machine. The tests compare the other instruction sets with it.
     Plain,
-    /// AVX2, FMA and F16C: x86-64 since 2013.
+    /// AVX2, FMA and F16C: most x86-64 CPUs since 2013.
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI: Intel servers since 2019, AMD since Zen 4.
     Avx512,
-    /// AMX with bf16 beside AVX-512: Intel servers since 2023. Products of many rows use it; the rest is AVX-512.
+    /// AMX (bf16 and int8 tiles) plus AVX-512: Intel servers since 2023. Matrix products and attention of many rows
+    /// use AMX, everything else AVX-512.
     Amx,
-    /// NEON: every 64-bit Arm.
+    /// NEON: every 64-bit Arm CPU.
     Neon,
 }
 
 impl Isa {
-    /// The fastest that the machine has and `IDEFICS_ISA` allows ([`IsaLevel::cap`]); found once.
+    /// The fastest instruction set that the CPU supports and `IDEFICS_ISA` allows ([`IsaLevel::cap`]). Detected once.
     pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| Self::best_up_to(IsaLevel::cap().ok().flatten()))
     }
 
-    /// The fastest that the machine has and a cap allows.
+    /// The fastest instruction set that the CPU supports and `cap` allows.
     fn best_up_to(cap: Option<IsaLevel>) -> Self {
         let is_allowed = |isa: &Self| isa.is_available() && cap.is_none_or(|cap| isa.level() <= cap);
         [Self::Amx, Self::Avx512, Self::Avx2, Self::Neon].into_iter().find(is_allowed).unwrap_or(Self::Plain)
     }
 
-    /// All that the machine has, the plain one first, whatever the cap is.
+    /// All instruction sets that the CPU supports, slowest first. Ignores the cap.
     pub fn available() -> Vec<Self> {
         [Self::Plain, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon]
             .into_iter()
@@ -42,12 +43,12 @@ impl Isa {
             .collect()
     }
 
-    /// Whether the machine has it.
+    /// Whether the CPU supports this instruction set.
     pub fn is_available(self) -> bool {
         self.level().is_available()
     }
 
-    /// The lowest level with all of its instructions.
+    /// The lowest level that includes all instructions of this set.
     pub fn level(self) -> IsaLevel {
         match self {
             Self::Plain => IsaLevel::Plain,
@@ -58,7 +59,7 @@ impl Isa {
         }
     }
 
-    /// `plain`, `avx2`, `avx512`, `amx` or `neon`.
+    /// Lower-case name: `plain`, `avx2`, `avx512`, `amx` or `neon`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -69,26 +70,26 @@ impl Isa {
         }
     }
 
-    /// Refuses to go on with instructions that the machine lacks.
+    /// Panics if the CPU does not support this instruction set.
     pub(crate) fn assert_available(self) {
-        assert!(self.is_available(), "this machine has no {self:?}");
+        assert!(self.is_available(), "this CPU does not support {self:?}");
     }
 
-    /// Runs `work` with the vectors of this instruction set, `plain` without any.
+    /// Runs `work` with the vectors of this instruction set, or `plain` for [`Isa::Plain`].
     ///
     /// # Panics
-    /// If the machine does not have it.
-    #[allow(unsafe_code)] // the one place where an instruction set is entered for elementwise work
+    /// If the CPU does not support this instruction set.
+    #[allow(unsafe_code)] // the only place where elementwise kernels call code compiled for an instruction set
     pub(crate) fn run<W: Work>(self, work: W, plain: impl FnOnce(W) -> W::Output) -> W::Output {
         self.assert_available();
         match self {
-            // SAFETY: the assertion above found the instructions.
+            // SAFETY: the assertion above checked CPU support.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { vector::avx2::run(work) },
-            // SAFETY: the assertion above found the instructions.
+            // SAFETY: the assertion above checked CPU support.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Amx => unsafe { vector::avx512::run(work) },
-            // SAFETY: every 64-bit Arm has NEON.
+            // SAFETY: every 64-bit Arm CPU has NEON.
             #[cfg(target_arch = "aarch64")]
             Self::Neon => unsafe { vector::neon::run(work) },
             _ => plain(work),
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cap_is_kept() {
+    fn best_respects_the_cap() {
         for cap in IsaLevel::ALL {
             let best = Isa::best_up_to(Some(cap));
             assert!(best.is_available() && best.level() <= cap, "{cap}: {best:?}");

@@ -1,21 +1,21 @@
-//! Levels of instruction sets, as the environment names them.
+//! Instruction set levels: the names that the environment variables accept.
 
 use std::env;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-/// Caps the instruction set.
+/// Environment variable that caps the instruction set.
 const CAP: &str = "IDEFICS_ISA";
 
-/// The level that tests must be able to run.
+/// Environment variable with the level that the tests must be able to run.
 const REQUIRED: &str = "IDEFICS_REQUIRE_ISA";
 
-/// A level of instructions, in the order in which kernels prefer them.
+/// An instruction set level. The order is the order in which kernels prefer them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum IsaLevel {
-    /// No vectors.
+    /// Portable loops without intrinsics.
     Plain,
     /// AVX2, FMA and F16C.
     Avx2,
@@ -34,7 +34,7 @@ pub enum IsaLevel {
 }
 
 impl IsaLevel {
-    /// Every level.
+    /// All levels, in ascending order.
     pub const ALL: [Self; 8] = [
         Self::Plain,
         Self::Avx2,
@@ -46,7 +46,7 @@ impl IsaLevel {
         Self::Neon,
     ];
 
-    /// The name in the environment.
+    /// The name that the environment variables use.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -60,26 +60,26 @@ impl IsaLevel {
         }
     }
 
-    /// The level that `IDEFICS_ISA` caps [`Isa::best`](crate::Isa::best) at, read once; `None` if it is not set.
+    /// The value of `IDEFICS_ISA`, which caps [`Isa::best`](crate::Isa::best). Read once; `None` if unset or empty.
     ///
-    /// A program should report the error when it starts: without that, a value that cannot be read caps nothing.
+    /// A program should report the error at startup: [`Isa::best`](crate::Isa::best) ignores an invalid value.
     ///
     /// # Errors
-    /// [`IsaError`] for an unknown level, or one of another architecture.
+    /// [`IsaError`] for an unknown level or a level of another architecture.
     pub fn cap() -> Result<Option<Self>, IsaError> {
         static LEVEL: OnceLock<Result<Option<IsaLevel>, IsaError>> = OnceLock::new();
         LEVEL.get_or_init(|| from_env(CAP)).clone()
     }
 
-    /// The level that tests must be able to run, from `IDEFICS_REQUIRE_ISA`; `None` if it is not set.
+    /// The value of `IDEFICS_REQUIRE_ISA`: the level that tests must be able to run. `None` if unset or empty.
     ///
     /// # Errors
-    /// [`IsaError`] for an unknown level, or one of another architecture.
+    /// [`IsaError`] for an unknown level or a level of another architecture.
     pub fn required() -> Result<Option<Self>, IsaError> {
         from_env(REQUIRED)
     }
 
-    /// Whether the machine has the instructions.
+    /// Whether the CPU supports all instructions of this level.
     pub fn is_available(self) -> bool {
         match self {
             Self::Plain => true,
@@ -107,7 +107,7 @@ impl IsaLevel {
         }
     }
 
-    /// Whether machines of this architecture may have the level.
+    /// Whether this level exists on the architecture that the crate is compiled for.
     fn is_of_this_architecture(self) -> bool {
         match self {
             Self::Plain => true,
@@ -132,32 +132,32 @@ impl FromStr for IsaLevel {
     }
 }
 
-/// A name that is no level.
+/// A name that is not an instruction set level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} is no instruction set; expected {}", names())]
+#[error("{name:?} is not a known instruction set, expected one of {}", names())]
 pub struct UnknownIsaLevel {
-    /// The name.
+    /// The unknown name.
     pub name: String,
 }
 
-/// A variable of the environment that names no level of this machine's architecture.
+/// An environment variable with an invalid instruction set level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IsaError {
-    /// No level has this name.
+    /// The value is not a known level.
     #[error("{variable}: {source}")]
     Unknown {
-        /// The variable.
+        /// Name of the environment variable.
         variable: &'static str,
-        /// Its value.
+        /// The unknown value.
         source: UnknownIsaLevel,
     },
-    /// A level that no machine of this architecture has.
-    #[error("{variable}: {level} is an instruction set of another architecture than {}", env::consts::ARCH)]
+    /// The level exists only on another architecture.
+    #[error("{variable}: {level} is not an instruction set of this architecture ({})", env::consts::ARCH)]
     OtherArchitecture {
-        /// The variable.
+        /// Name of the environment variable.
         variable: &'static str,
-        /// The level.
+        /// The level in the variable.
         level: IsaLevel,
     },
 }
@@ -166,7 +166,7 @@ fn names() -> String {
     IsaLevel::ALL.map(IsaLevel::name).join(", ")
 }
 
-/// An empty variable counts as not set.
+/// Reads a level from an environment variable. An empty variable counts as unset.
 fn from_env(variable: &'static str) -> Result<Option<IsaLevel>, IsaError> {
     match env::var_os(variable) {
         Some(value) => parse(variable, value.to_string_lossy().trim()),
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_read() {
+    fn parses_every_level_name() {
         for level in IsaLevel::ALL {
             assert_eq!(level.name().parse(), Ok(level));
             match parse(CAP, &level.name().to_uppercase()) {

@@ -1,53 +1,54 @@
-//! Memory for values, on cache lines, and where there is much of it on large pages.
+//! Zeroed f32 buffers, aligned to cache lines and, when large, backed by huge pages.
 //!
-//! A tile of sixteen rows touches as many pages of 4 kB; the processor knows where a few dozen of them are.
+//! A kernel that works on sixteen rows at once touches sixteen 4 kB pages, and the first-level TLB has only a few
+//! dozen entries. Huge pages need fewer of them.
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
-/// Bytes from which on memory comes from the system, in pages that may be large.
+/// Buffers of at least this many bytes are mapped from the operating system and may get huge pages.
 const MAPPED_BYTES: usize = 1 << 20;
 
-/// A cache line: loads of whole vectors never touch two.
+/// A cache line. Aligned to 64 bytes, so that no vector load crosses a line.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line {
     values: [f32; LINE],
 }
 
-/// Values of a line.
+/// f32 values per cache line.
 const LINE: usize = 16;
 
-/// Room for f32 values, zero at first. It begins with a cache line.
+/// A buffer of f32 values, zeroed at first and aligned to a cache line (64 bytes).
 #[derive(Debug)]
 pub struct Memory(Storage);
 
 #[derive(Debug)]
 enum Storage {
-    /// On the heap.
+    /// Allocated on the heap.
     Lines(Vec<Line>),
-    /// From the system.
+    /// Mapped from the operating system.
     Mapped(MmapMut),
 }
 
 impl Memory {
-    /// Room for nothing.
+    /// An empty buffer.
     pub const NONE: Self = Self(Storage::Lines(Vec::new()));
 
-    /// Room for `len` values.
+    /// A buffer for at least `len` values, all zero.
     pub fn new(len: usize) -> Self {
         let n_bytes = len * size_of::<f32>();
         if n_bytes >= MAPPED_BYTES
             && let Ok(mapped) = MmapMut::map_anon(n_bytes)
         {
             #[cfg(target_os = "linux")]
-            let _ = mapped.advise(memmap2::Advice::HugePage); // the same without
+            let _ = mapped.advise(memmap2::Advice::HugePage); // only a hint; works without
             return Self(Storage::Mapped(mapped));
         }
         Self(Storage::Lines(vec![Line::zeroed(); len.div_ceil(LINE)]))
     }
 
-    /// Values that there is room for.
+    /// Capacity in values: the requested length, rounded up to whole cache lines where the buffer is on the heap.
     pub fn len(&self) -> usize {
         match &self.0 {
             Storage::Lines(lines) => lines.len() * LINE,
@@ -55,7 +56,7 @@ impl Memory {
         }
     }
 
-    /// Whether there is room for nothing.
+    /// Whether the capacity is 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -68,7 +69,7 @@ impl Memory {
         }
     }
 
-    /// The values, to write.
+    /// The values, mutable.
     pub fn values_mut(&mut self) -> &mut [f32] {
         match &mut self.0 {
             Storage::Lines(lines) => bytemuck::cast_slice_mut(lines),
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_room_on_whole_lines() {
+    fn buffers_are_zeroed_and_cache_line_aligned() {
         for len in [0, 1, 17, MAPPED_BYTES / 4 - 1, MAPPED_BYTES / 4, MAPPED_BYTES] {
             let mut memory = Memory::new(len);
             assert!(memory.len() >= len && memory.values().len() == memory.len());

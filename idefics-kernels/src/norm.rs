@@ -1,22 +1,23 @@
-//! Normalisation of rows.
+//! RMS norm and layer norm over rows.
 
-#![allow(unsafe_code)] // vectors
+#![allow(unsafe_code)] // SIMD
 
 use rayon::prelude::*;
 
 use crate::Isa;
 use crate::vector::{Vector, Work};
 
-/// Values of one task, at least.
+/// Minimum number of values per task.
 const TASK: usize = 1 << 15;
 
-/// `x / √(mean(x²) + eps) · weight` for each row. Sums are f32; the reference multiplies in the same order.
+/// RMS norm of each row: `x / √(mean(x²) + eps) · weight`. Sums are f32 (f64 in the plain loops); multiplications are
+/// in the order of `LlamaRMSNorm` in Transformers.
 ///
 /// # Shapes
 /// - `x`, `out`: `[rows, weight.len()]`
 ///
 /// # Panics
-/// If `x` and `out` differ in length, or it is not a multiple of `weight.len()`.
+/// If `x` and `out` differ in length, or their length is not a multiple of `weight.len()`.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     rms_norm_on(Isa::best(), x, weight, eps, out);
 }
@@ -24,16 +25,16 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 /// [`rms_norm`] on a given instruction set.
 ///
 /// # Panics
-/// As [`rms_norm`], and if the machine does not have `isa`.
+/// As [`rms_norm`], and if the CPU does not support `isa`.
 pub fn rms_norm_on(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     by_rows(x, weight.len(), out, |x, out| isa.run(Row { x, weight, eps, out }, plain));
 }
 
-/// `(x − mean(x)) / √(var(x) + eps) · weight + bias` for each row, with the biased variance.
+/// Layer norm of each row: `(x − mean(x)) / √(var(x) + eps) · weight + bias`, with the biased variance.
 ///
 /// # Shapes
 /// - `x`, `out`: `[rows, weight.len()]`
-/// - `bias`: as `weight`
+/// - `bias`: same as `weight`
 ///
 /// # Panics
 /// As [`rms_norm`], and if `weight` and `bias` differ in length.
@@ -44,21 +45,21 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [
 /// [`layer_norm`] on a given instruction set.
 ///
 /// # Panics
-/// As [`layer_norm`], and if the machine does not have `isa`.
+/// As [`layer_norm`], and if the CPU does not support `isa`.
 pub fn layer_norm_on(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
-    assert_eq!(weight.len(), bias.len(), "a bias for each weight");
+    assert_eq!(weight.len(), bias.len(), "weight and bias must have the same length");
     by_rows(x, weight.len(), out, |x, out| {
         isa.run(CentredRow { x, weight, bias, eps, out }, CentredRow::plain);
     });
 }
 
-/// Calls `row` with each row of `width` values and its output.
+/// Calls `row` with each row of `width` values and the matching row of the output.
 fn by_rows(x: &[f32], width: usize, out: &mut [f32], row: impl Fn(&[f32], &mut [f32]) + Sync) {
-    assert_eq!(x.len(), out.len(), "an output for each value");
+    assert_eq!(x.len(), out.len(), "x and out must have the same length");
     if width == 0 {
-        return assert!(x.is_empty(), "rows have no values");
+        return assert!(x.is_empty(), "x must be empty where the weight is");
     }
-    assert!(x.len().is_multiple_of(width), "rows of {width} values");
+    assert!(x.len().is_multiple_of(width), "the length of x must be a multiple of {width}");
     let rows = |(x, out): (&[f32], &mut [f32])| {
         x.chunks_exact(width).zip(out.chunks_exact_mut(width)).for_each(|(x, out)| row(x, out));
     };
@@ -76,7 +77,7 @@ struct Row<'a> {
     out: &'a mut [f32],
 }
 
-/// What the row is multiplied with.
+/// The factor that normalises a row: `1 / √(mean(x²) + eps)`.
 fn inverse_rms(sum_of_squares: f32, width: usize, eps: f32) -> f32 {
     1.0 / (sum_of_squares / width as f32 + eps).sqrt()
 }
@@ -99,7 +100,7 @@ impl Work for Row<'_> {
         let (x, weight, out) = (self.x.as_ptr(), self.weight.as_ptr(), self.out.as_mut_ptr());
         let rest = width % V::LANES;
         let whole = width - rest;
-        // SAFETY: whole vectors first, then the `rest` values that are left; all slices have `width`.
+        // SAFETY: whole vectors first, then the remaining `rest` values; all slices have length `width`.
         unsafe {
             let mut sums = [V::splat(0.0); SUMS];
             let mut start = 0;
@@ -159,7 +160,7 @@ impl Work for CentredRow<'_> {
         const SUMS: usize = 4;
         let width = self.x.len();
         let (x, weight, bias, out) = (self.x.as_ptr(), self.weight.as_ptr(), self.bias.as_ptr(), self.out.as_mut_ptr());
-        // SAFETY: `n` values of each slice are there from `start` on; all have `width`.
+        // SAFETY: all slices have length `width`, so `n` values are in bounds from `start`.
         unsafe {
             let mut sums = [V::splat(0.0); SUMS];
             for (index, start) in (0..width).step_by(V::LANES).enumerate() {
@@ -167,7 +168,7 @@ impl Work for CentredRow<'_> {
                 sums[index % SUMS] = sums[index % SUMS].add(V::load_head(x.add(start), n, 0.0));
             }
             let mean = total(sums) / width as f32;
-            // The variance of what is left, not the difference of two large sums.
+            // From centred values: subtracting the squared mean from the mean of squares would lose precision.
             let mut sums = [V::splat(0.0); SUMS];
             for (index, start) in (0..width).step_by(V::LANES).enumerate() {
                 let n = V::LANES.min(width - start);

@@ -1,6 +1,6 @@
-//! What the machine's arithmetic gives at most: what the other kernels are measured against.
+//! Measures the peak arithmetic rate of the CPU. Other kernels are compared with this rate.
 
-#![allow(unsafe_code)] // vectors and tiles
+#![allow(unsafe_code)] // SIMD and AMX tiles
 
 use std::fmt;
 use std::hint::black_box;
@@ -9,17 +9,17 @@ use std::time::Instant;
 use crate::Isa;
 use crate::vector::{Vector, Work};
 
-/// What multiplies and adds.
+/// An arithmetic unit of the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Unit {
-    /// Vectors of f32.
+    /// f32 vector instructions.
     Vectors,
-    /// Tiles of bf16.
+    /// bf16 tile instructions (AMX).
     Tiles,
-    /// Vectors of bytes.
+    /// 8-bit integer vector instructions (AVX-512 VNNI).
     ByteVectors,
-    /// Tiles of bytes.
+    /// 8-bit integer tile instructions (AMX).
     ByteTiles,
 }
 
@@ -34,13 +34,13 @@ impl fmt::Display for Unit {
     }
 }
 
-/// Sums that do not wait for each other.
+/// Independent accumulators, enough to hide the latency of the additions.
 const SUMS: usize = 12;
 
-/// Times that each sum is added to.
+/// Number of additions to each accumulator.
 const STEPS: usize = 1 << 18;
 
-/// Measurements, of which the fastest counts.
+/// Number of measurements; the fastest counts.
 const RUNS: usize = 8;
 
 impl Unit {
@@ -54,7 +54,8 @@ impl Unit {
         }
     }
 
-    /// Additions and multiplications a second on all threads, from registers; `None` if the machine lacks it.
+    /// Peak rate in operations per second, on all threads, with operands in registers. A multiply-add counts as two.
+    /// `None` if [`Isa::best`] does not include this unit.
     pub fn peak(self) -> Option<f64> {
         let isa = Isa::best();
         if !self.is_of(isa) {
@@ -76,7 +77,7 @@ impl Unit {
         }
     }
 
-    /// Works for half a millisecond or more and says how many operations that was.
+    /// Keeps the unit busy for at least half a millisecond. Returns the number of operations.
     fn spin(self, isa: Isa) -> f64 {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -88,7 +89,7 @@ impl Unit {
                 };
                 2.0 * multiplied as f64
             }
-            // SAFETY: `peak` has found the instructions.
+            // SAFETY: `peak` has checked that the CPU has this unit.
             #[cfg(target_arch = "x86_64")]
             Self::ByteVectors => 2.0 * unsafe { spin_bytes() } as f64,
             _ => 2.0 * isa.run(Spin, |Spin| plain()) as f64,
@@ -103,7 +104,7 @@ impl Work for Spin {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) -> usize {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe {
             let factor = V::splat(black_box(0.5));
             let mut sums = [V::splat(black_box(1.0)); SUMS];
@@ -118,7 +119,7 @@ impl Work for Spin {
     }
 }
 
-/// The same without vectors.
+/// The f32 loop without vectors.
 fn plain() -> usize {
     let factor = black_box(0.5f32);
     let mut sums = [black_box(1.0f32); SUMS];
@@ -131,10 +132,10 @@ fn plain() -> usize {
     SUMS * STEPS
 }
 
-/// Products of bytes, four to a lane; returns their number.
+/// Multiplies bytes, four per 32-bit lane. Returns the number of products.
 ///
 /// # Safety
-/// The machine has AVX-512 with VNNI.
+/// The CPU supports AVX-512 with VNNI.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn spin_bytes() -> usize {
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_machine_has_gives_something() {
+    fn peak_is_measured_for_every_available_unit() {
         for unit in [Unit::Vectors, Unit::Tiles, Unit::ByteVectors, Unit::ByteTiles] {
             assert_eq!(unit.peak().is_some_and(|peak| peak > 1e6), unit.is_of(Isa::best()), "{unit:?}");
         }

@@ -1,23 +1,25 @@
-//! Reading memory and doing as little as possible with it: what the other kernels are measured against.
+//! Measures memory bandwidth: reads memory with as little work as possible. Other kernels are compared with this
+//! rate.
 
-#![allow(unsafe_code)] // vectors
+#![allow(unsafe_code)] // SIMD
 
 use rayon::prelude::*;
 
 use crate::Isa;
 use crate::vector::{Vector, Work};
 
-/// Values of one task: 1 MiB.
+/// Values per task: 1 MiB.
 const TASK: usize = 1 << 18;
 
-/// Places of a task that are read in turn, as a product reads several rows of a weight at a time.
+/// Number of places in a task that are read in turn, like a product that reads several weight rows at once.
 const STREAMS: usize = 4;
 
-/// Bytes that are asked for ahead of each stream.
+/// Prefetch distance of each stream, in bytes.
 const AHEAD: usize = 1024;
 
-/// The sum of all values, in no order that means anything, on the best instruction set and all threads: how fast it is
-/// over a slice that no cache holds is how fast the machine reads memory.
+/// The sum of all values, on the best instruction set and all threads. The order of the additions is unspecified.
+///
+/// On a slice larger than the caches, its speed is the memory bandwidth of the machine.
 pub fn read(values: &[f32]) -> f32 {
     read_on(Isa::best(), values)
 }
@@ -25,7 +27,7 @@ pub fn read(values: &[f32]) -> f32 {
 /// [`read`] on a given instruction set.
 ///
 /// # Panics
-/// If the machine does not have `isa`.
+/// If the CPU does not support `isa`.
 pub fn read_on(isa: Isa, values: &[f32]) -> f32 {
     values.par_chunks(TASK).map(|values| isa.run(Read(values), |Read(values)| values.iter().sum())).sum()
 }
@@ -39,7 +41,7 @@ impl Work for Read<'_> {
     unsafe fn run<V: Vector>(self) -> f32 {
         let stride = self.0.len() / STREAMS / 16 * 16;
         let start = self.0.as_ptr();
-        // SAFETY: each stream is `stride` values of the slice, whole vectors on every instruction set.
+        // SAFETY: each stream covers `stride` values of the slice, a multiple of every vector width.
         unsafe {
             let mut sums = [V::splat(0.0); STREAMS];
             for line in (0..stride).step_by(16) {

@@ -1,9 +1,9 @@
-//! Rotary positions in the half-split form of the Llama and Mistral checkpoints.
+//! Rotary position embedding in the half-split form of the Llama and Mistral checkpoints.
 //!
-//! Source: `apply_rotary_pos_emb` and `rotate_half` of transformers: the pairs that rotate together are
+//! Source: `apply_rotary_pos_emb` and `rotate_half` of Transformers. The pairs that rotate together are
 //! `(j, j + head_dim / 2)`.
 
-#![allow(unsafe_code)] // vectors
+#![allow(unsafe_code)] // SIMD
 
 use rayon::prelude::*;
 
@@ -11,17 +11,17 @@ use crate::Isa;
 use crate::shared::count;
 use crate::vector::{Vector, Work};
 
-/// Values of one task, at least.
+/// Minimum number of values per task.
 const TASK: usize = 1 << 14;
 
-/// Turns queries or keys to their positions, in place: `x cos + rotate_half(x) sin`.
+/// Applies the rotary embedding to queries or keys, in place: `x cos + rotate_half(x) sin`.
 ///
 /// # Shapes
 /// - `states`: `[batch, heads, seq, head_dim]`
-/// - `cos`, `sin`: `[batch, seq, head_dim]`, both halves of a head having the same angles
+/// - `cos`, `sin`: `[batch, seq, head_dim]`; both halves of the last dimension hold the same angles
 ///
 /// # Panics
-/// If `head_dim` is odd, or a slice has another length.
+/// If `head_dim` is odd, or a slice has the wrong length.
 pub fn rope(states: &mut [f32], [batch, heads, seq, head_dim]: [usize; 4], cos: &[f32], sin: &[f32]) {
     rope_on(Isa::best(), states, [batch, heads, seq, head_dim], cos, sin);
 }
@@ -29,13 +29,13 @@ pub fn rope(states: &mut [f32], [batch, heads, seq, head_dim]: [usize; 4], cos: 
 /// [`rope`] on a given instruction set.
 ///
 /// # Panics
-/// As [`rope`], and if the machine does not have `isa`.
+/// As [`rope`], and if the CPU does not support `isa`.
 pub fn rope_on(isa: Isa, states: &mut [f32], [batch, heads, seq, head_dim]: [usize; 4], cos: &[f32], sin: &[f32]) {
-    assert!(head_dim.is_multiple_of(2), "a head of {head_dim} values has no halves");
+    assert!(head_dim.is_multiple_of(2), "head_dim must be even, not {head_dim}");
     let (all, angles) = (count(&[batch, heads, seq, head_dim]), count(&[batch, seq, head_dim]));
-    assert_eq!(Some(states.len()), all, "states are [{batch}, {heads}, {seq}, {head_dim}]");
-    assert_eq!(Some(cos.len()), angles, "cosines are [{batch}, {seq}, {head_dim}]");
-    assert_eq!(Some(sin.len()), angles, "sines are [{batch}, {seq}, {head_dim}]");
+    assert_eq!(Some(states.len()), all, "states must be [{batch}, {heads}, {seq}, {head_dim}]");
+    assert_eq!(Some(cos.len()), angles, "cos must be [{batch}, {seq}, {head_dim}]");
+    assert_eq!(Some(sin.len()), angles, "sin must be [{batch}, {seq}, {head_dim}]");
     if states.is_empty() {
         return;
     }
@@ -50,7 +50,7 @@ pub fn rope_on(isa: Isa, states: &mut [f32], [batch, heads, seq, head_dim]: [usi
     states.par_chunks_exact_mut(head).with_min_len(TASK.div_ceil(head)).enumerate().for_each(rotate);
 }
 
-/// One head of one row of the batch: three slices of `[seq, head_dim]`.
+/// One head of one batch row: three slices of shape `[seq, head_dim]`.
 struct Head<'a> {
     states: &'a mut [f32],
     cos: &'a [f32],
@@ -82,7 +82,7 @@ impl Work for Head<'_> {
                 let high = low + half;
                 let states = self.states.as_mut_ptr();
                 let (cos, sin) = (self.cos.as_ptr(), self.sin.as_ptr());
-                // SAFETY: `n` values of each half are there.
+                // SAFETY: both halves have `n` values from `j`.
                 unsafe {
                     let first = V::load_head(states.add(low), n, 0.0);
                     let second = V::load_head(states.add(high), n, 0.0);

@@ -1,13 +1,13 @@
-//! Memory that tasks share: an output that each writes a part of, and scratch that a thread keeps. Sizes.
+//! Memory helpers: an output slice that several tasks write to, per-thread scratch memory, checked element counts.
 
-#![allow(unsafe_code)] // several tasks write disjoint parts of one slice
+#![allow(unsafe_code)] // tasks write disjoint parts of one slice
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 
 use crate::memory::Memory;
 
-/// A slice that several tasks write to, each its own elements.
+/// A slice that several tasks write to. Each task writes its own elements.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedOut<'a> {
     start: *mut f32,
@@ -15,7 +15,7 @@ pub(crate) struct SharedOut<'a> {
     slice: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the methods that write are unsafe, and their callers keep the elements apart.
+// SAFETY: the writing methods are unsafe, and their callers guarantee that tasks write disjoint elements.
 unsafe impl Send for SharedOut<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for SharedOut<'_> {}
@@ -32,40 +32,41 @@ impl<'a> SharedOut<'a> {
     /// Writes one element.
     ///
     /// # Safety
-    /// No other task touches element `index`.
+    /// No other task accesses element `index`.
     pub(crate) unsafe fn write(&self, index: usize, value: f32) {
         assert!(index < self.len);
-        // SAFETY: inside the slice, and the caller's alone.
+        // SAFETY: in bounds by the assertion; the caller guarantees exclusive access.
         unsafe { *self.start.add(index) = value }
     }
 
-    /// `len` elements from `start` on.
+    /// The elements `start .. start + len`.
     ///
     /// # Safety
-    /// Nobody else touches them while the slice lives.
+    /// Nothing else accesses these elements while the returned slice is alive.
     pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &'a mut [f32] {
         assert!(start <= self.len && len <= self.len - start);
-        // SAFETY: inside the slice, and the caller's alone.
+        // SAFETY: in bounds by the assertion; the caller guarantees exclusive access.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 
-    /// Where element `index` lies.
+    /// Pointer to element `index`; `index` may be one past the end.
     pub(crate) fn pointer(&self, index: usize) -> *mut f32 {
         assert!(index <= self.len);
         self.start.wrapping_add(index)
     }
 }
 
-/// Calls `work` with `len` values of unspecified content from memory that the thread keeps for the next call. It begins
-/// with a cache line.
+/// Calls `work` with `len` scratch values of unspecified content, aligned to a cache line. The thread keeps the
+/// memory for the next call.
 pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local! {
         static SCRATCH: Cell<Memory> = const { Cell::new(Memory::NONE) };
     }
-    // Taken, not borrowed: while the thread waits it may run another task that needs scratch, which gets its own.
+    // Taken, not borrowed: while it waits, the thread may run another task that needs scratch. That task gets its
+    // own.
     let mut scratch = SCRATCH.replace(Memory::NONE);
     if scratch.len() < len {
-        drop(scratch); // before there is more
+        drop(scratch); // free the old buffer before allocating the new one
         scratch = Memory::new(len);
     }
     let result = work(&mut scratch.values_mut()[..len]);
@@ -73,7 +74,7 @@ pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) ->
     result
 }
 
-/// The product of dimensions; `None` beyond what can be counted.
+/// The product of the dimensions; `None` on overflow.
 pub(crate) fn count(dims: &[usize]) -> Option<usize> {
     dims.iter().try_fold(1, |product: usize, dim| product.checked_mul(*dim))
 }

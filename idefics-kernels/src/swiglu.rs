@@ -1,6 +1,6 @@
-//! The activation of Llama's feed-forward block.
+//! SwiGLU: the activation of Llama's feed-forward block.
 
-#![allow(unsafe_code)] // vectors
+#![allow(unsafe_code)] // SIMD
 
 use rayon::prelude::*;
 
@@ -8,13 +8,13 @@ use crate::Isa;
 use crate::exp::exp;
 use crate::vector::{Vector, Work};
 
-/// Values of one task.
+/// Values per task.
 const TASK: usize = 1 << 14;
 
-/// `silu(gate) · up`, with `silu(g) = g / (1 + e⁻ᵍ)`, into `gate`.
+/// Writes `silu(gate) · up` to `gate`, with `silu(g) = g / (1 + e⁻ᵍ)`.
 ///
 /// # Shapes
-/// - `gate`, `up`: any, the same
+/// - `gate`, `up`: any shape, the same for both
 ///
 /// # Panics
 /// If the lengths differ.
@@ -25,9 +25,9 @@ pub fn swiglu(gate: &mut [f32], up: &[f32]) {
 /// [`swiglu`] on a given instruction set.
 ///
 /// # Panics
-/// As [`swiglu`], and if the machine does not have `isa`.
+/// As [`swiglu`], and if the CPU does not support `isa`.
 pub fn swiglu_on(isa: Isa, gate: &mut [f32], up: &[f32]) {
-    assert_eq!(gate.len(), up.len(), "a gate for each value");
+    assert_eq!(gate.len(), up.len(), "`gate` and `up` must have the same length");
     let task = |(gate, up): (&mut [f32], &[f32])| isa.run(Swiglu { gate, up }, plain);
     if gate.len() <= TASK {
         return task((gate, up));
@@ -53,7 +53,7 @@ impl Work for Swiglu<'_> {
     unsafe fn run<V: Vector>(self) {
         let len = self.gate.len();
         let (gate, up) = (self.gate.as_mut_ptr(), self.up.as_ptr());
-        // SAFETY: whole vectors first, then the `rest` values that are left; both slices have `len`.
+        // SAFETY: whole vectors first, then the remaining `rest` values; both slices have length `len`.
         unsafe {
             let rest = len % V::LANES;
             for start in (0..len - rest).step_by(V::LANES) {
@@ -70,7 +70,7 @@ impl Work for Swiglu<'_> {
 
 #[inline(always)]
 unsafe fn gated<V: Vector>(gate: V, up: V) -> V {
-    // SAFETY: the caller guarantees the instructions.
+    // SAFETY: the caller guarantees CPU support.
     unsafe {
         let one = V::splat(1.0);
         gate.div(one.add(exp(V::splat(0.0).sub(gate)))).mul(up)

@@ -1,13 +1,13 @@
-//! Numbers as sums of bf16, in the order of tiles.
+//! Splits f32 values into bf16 parts and packs them into tiles.
 
 use std::arch::x86_64::*;
 
 use super::{PARTS, ROWS, STEP, TILE};
 
-/// 32 f32, two registers of neighbours, as the sum of `N` registers of bf16.
+/// Splits 32 consecutive f32 (two registers) into `N` registers of bf16 that add up to them.
 ///
 /// # Safety
-/// [`is_available`], and the caller is compiled for the instructions.
+/// [`is_available`](super::is_available), and the caller is compiled for the enabled target features.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) unsafe fn parts<const N: usize>(mut first: __m512, mut second: __m512) -> [__m512i; N] {
@@ -21,7 +21,7 @@ pub(crate) unsafe fn parts<const N: usize>(mut first: __m512, mut second: __m512
     parts
 }
 
-/// 32 f32, those of even and of odd places, as the sum of `N` registers of bf16 in order.
+/// Splits 32 f32, given as even and odd elements, into `N` registers of bf16 in their original order.
 ///
 /// # Safety
 /// As [`parts`].
@@ -30,7 +30,7 @@ pub(crate) unsafe fn parts<const N: usize>(mut first: __m512, mut second: __m512
 pub(crate) unsafe fn pair_parts<const N: usize>(mut even: __m512, mut odd: __m512) -> [__m512i; N] {
     let mut parts = [_mm512_setzero_si512(); N];
     let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
-    // Lane by lane the one of the lower half, then the one of the upper.
+    // Index vector: for each 32-bit lane, first its element of the lower half, then its element of the upper half.
     let in_turn = _mm512_add_epi32(
         _mm512_set1_epi32(0x10_0000),
         _mm512_mullo_epi32(
@@ -39,7 +39,7 @@ pub(crate) unsafe fn pair_parts<const N: usize>(mut even: __m512, mut odd: __m51
         ),
     );
     for part in &mut parts {
-        let rounded: __m512i = bits(_mm512_cvtne2ps_pbh(odd, even)); // even ones in the lower half
+        let rounded: __m512i = bits(_mm512_cvtne2ps_pbh(odd, even)); // even elements in the lower half
         *part = _mm512_permutexvar_epi16(in_turn, rounded);
         even = _mm512_sub_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(*part)));
         odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(_mm512_and_si512(*part, upper)));
@@ -47,16 +47,16 @@ pub(crate) unsafe fn pair_parts<const N: usize>(mut even: __m512, mut odd: __m51
     parts
 }
 
-/// Up to 16 columns as `[steps, PARTS]` tiles of pairs: column `c` has the `d_in` values at `at(c)`.
+/// Packs up to 16 columns into `[steps, PARTS]` tiles of bf16 pairs. Column `c` has `d_in` values at `at(c)`.
 ///
 /// # Safety
-/// The machine has the instructions, and the values are there.
+/// The CPU supports the enabled target features, and `at(c)` is valid for `d_in` values.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) unsafe fn pack_columns(n_columns: usize, at: impl Fn(usize) -> *const f32, d_in: usize, out: &mut [f32]) {
     for (step, tiles) in out.chunks_exact_mut(PARTS * TILE / size_of::<f32>()).enumerate() {
         let mut columns = [[_mm512_setzero_si512(); ROWS]; PARTS];
         for column in 0..ROWS.min(n_columns) {
-            // SAFETY: masked loads stay inside the column.
+            // SAFETY: masked loads do not read past the end of the column.
             let values: [__m512i; PARTS] = unsafe {
                 let [first, second] = load(at(column), step * STEP, d_in);
                 parts(first, second)
@@ -72,10 +72,10 @@ pub(crate) unsafe fn pack_columns(n_columns: usize, at: impl Fn(usize) -> *const
     }
 }
 
-/// Writes a tile whose rows are the columns of 32 bits of `rows`.
+/// Transposes 16 × 16 elements of 32 bits and writes them as a tile.
 ///
 /// # Safety
-/// The machine has the instructions; `out` is valid for a tile.
+/// The CPU supports the enabled target features; `out` is valid for a tile.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(crate) unsafe fn store_transposed(rows: [__m512i; ROWS], out: *mut u8) {
@@ -87,7 +87,7 @@ pub(crate) unsafe fn store_transposed(rows: [__m512i; ROWS], out: *mut u8) {
     }
 }
 
-/// Lanes of 16 that lie before `end`, if the first is at `at`.
+/// Mask of the 16 lanes that are before `end`, where the first lane is at index `at`.
 pub(crate) fn mask(at: usize, end: usize) -> u16 {
     match end.saturating_sub(at) {
         n @ 0..16 => (1 << n) - 1,
@@ -95,39 +95,39 @@ pub(crate) fn mask(at: usize, end: usize) -> u16 {
     }
 }
 
-/// 32 values from column `at` of a row of `d_in`, zero behind its end.
+/// Loads 32 values of a row of length `d_in`, from column `at`. Columns past the end of the row are zero.
 ///
 /// # Safety
-/// The machine has the instructions, and the row is there.
+/// The CPU supports the enabled target features, and `row` is valid for `d_in` values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) unsafe fn load(row: *const f32, at: usize, d_in: usize) -> [__m512; 2] {
-    // SAFETY: masks hide what is behind the row's end.
+    // SAFETY: masked loads do not read past the end of the row.
     unsafe { [at, at + 16].map(|at| _mm512_maskz_loadu_ps(mask(at, d_in), row.wrapping_add(at))) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn bits(values: __m512bh) -> __m512i {
-    // SAFETY: both are 64 bytes without meaning of their own.
+    // SAFETY: both types are 64 bytes of plain data.
     unsafe { std::mem::transmute(values) }
 }
 
-/// bf16 as f32.
+/// Converts bf16 to f32.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn widened(values: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values)))
 }
 
-/// Rows become columns of 32 bits.
+/// Transposes 16 × 16 elements of 32 bits.
 ///
 /// # Safety
 /// As [`parts`].
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(crate) unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // Pairs of neighbours, then of pairs, then of quarters, then of halves.
+    // Interleave neighbouring rows, then pairs, then the 128-bit quarters of the registers.
     let mut pairs = [_mm512_setzero_si512(); 16];
     for i in (0..16).step_by(2) {
         pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
@@ -140,7 +140,7 @@ pub(crate) unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
         fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
         fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
     }
-    // `fours[4 g + c]` holds column `c + 4 q` of rows `4 g ..` in quarter `q`.
+    // `fours[4 g + c]` holds column `c + 4 q` of rows `4 g .. 4 g + 4` in its quarter `q`.
     let mut columns = [_mm512_setzero_si512(); 16];
     for c in 0..4 {
         let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
@@ -163,13 +163,13 @@ mod tests {
     use crate::IsaLevel;
 
     #[test]
-    fn rows_become_columns() {
+    fn transposes_rows_into_columns() {
         if !is_available() {
-            assert_ne!(IsaLevel::required(), Ok(Some(IsaLevel::Amx)), "this machine has no AMX");
+            assert_ne!(IsaLevel::required(), Ok(Some(IsaLevel::Amx)), "this CPU does not support AMX");
             return;
         }
         let rows: [[u32; 16]; 16] = std::array::from_fn(|row| std::array::from_fn(|column| (16 * row + column) as u32));
-        // SAFETY: the instructions are there, and both are arrays of 64 bytes.
+        // SAFETY: AMX is available, and both types are arrays of 16 × 64 bytes.
         let columns = unsafe {
             let rows = std::mem::transmute::<[[u32; 16]; 16], [__m512i; 16]>(rows);
             std::mem::transmute::<[__m512i; 16], [[u32; 16]; 16]>(transposed(rows))

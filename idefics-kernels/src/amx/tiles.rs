@@ -1,4 +1,4 @@
-//! The tile registers, and the instructions on them.
+//! The tile registers and their instructions.
 
 use std::arch::asm;
 use std::cell::Cell;
@@ -6,22 +6,24 @@ use std::marker::PhantomData;
 
 use super::{ROWS, STEP, is_available};
 
-/// The thread's tiles, eight whole ones, until it is dropped.
+/// The calling thread's tile registers: eight full tiles, configured until this value is dropped.
 ///
-/// Tiles are registers of the thread: the value cannot be sent to another one or shared with it. Between calls the sums
-/// stay in `tmm0` to `tmm3`, which the compiler never uses by itself; each instruction names the tiles that it writes.
+/// Tile registers belong to a thread, so the value is neither `Send` nor `Sync`. Between calls, the sums stay in
+/// `tmm0` to `tmm3`. The compiler never uses these registers by itself, and each `asm!` block lists the tiles that it
+/// writes.
 pub(crate) struct Tiles(PhantomData<*const ()>);
 
 thread_local! {
-    /// Whether the thread has a [`Tiles`]: a second one would take the first one's configuration away when it is dropped.
+    /// Whether the thread has a [`Tiles`]. Dropping a second one would release the configuration of the first.
     static IN_USE: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Tiles {
-    /// Sets the tiles up.
+    /// Configures the tile registers.
     ///
     /// # Panics
-    /// If the machine has none, or the thread has set them up already: work on tiles must not wait for other tasks.
+    /// If AMX is not available, or if the thread already has a [`Tiles`]. Code that holds one must therefore not wait
+    /// for other tasks: the thread could run one of them in the meantime.
     pub(crate) fn new() -> Self {
         #[repr(C, align(64))]
         struct Config {
@@ -31,13 +33,13 @@ impl Tiles {
             row_bytes: [u16; 16],
             rows: [u8; 16],
         }
-        assert!(is_available(), "this machine has no tiles of bf16");
-        assert!(!IN_USE.replace(true), "the thread has its tiles set up already");
+        assert!(is_available(), "this CPU does not support AMX");
+        assert!(!IN_USE.replace(true), "this thread already uses its tile registers");
         let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
         row_bytes[..8].fill(64);
         rows[..8].fill(ROWS as u8);
         let config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows };
-        // SAFETY: the assertion found the instructions and the permission; the configuration is one of palette 1.
+        // SAFETY: the assertion checked CPU support and permission; the configuration is valid for palette 1.
         unsafe {
             asm!(
                 "ldtilecfg [{config}]", config = in(reg) &raw const config,
@@ -49,16 +51,17 @@ impl Tiles {
         Self(PhantomData)
     }
 
-    /// Two tiles of sixteen rows times two tiles of sixteen columns, added to four tiles of sums, or `clear` before. Of
-    /// the products of parts, those are made whose indices add up to two at most.
+    /// Multiplies two tiles of sixteen rows with two tiles of sixteen columns, over `steps` steps, and adds the
+    /// products to the sums, or overwrites them if `clear`. Products of parts whose indices add up to more than two
+    /// are left out.
     ///
     /// # Shapes
-    /// - `left`: `steps` times `LEFT` tiles each, sixteen rows of 32 values
-    /// - `right`: `steps` times [`PARTS`] tiles each, sixteen pairs of values of sixteen columns
-    /// - `sums`: of left and right 0, 0; 0, 1; 1, 0; 1, 1; a row every `stride` bytes
+    /// - `left`: `[steps, LEFT]` tiles each; a tile has sixteen rows of 32 values
+    /// - `right`: `[steps, PARTS]` tiles each; a tile has sixteen pairs of values for sixteen columns
+    /// - `sums`: tiles for the left and right tiles (0, 0), (0, 1), (1, 0) and (1, 1); rows are `stride` bytes apart
     ///
     /// # Safety
-    /// The pointers are valid for that, the sums for writing by this thread alone.
+    /// The pointers are valid for these shapes, and no other thread accesses the sums.
     #[inline]
     pub(crate) unsafe fn multiply<const LEFT: usize>(
         &self,
@@ -90,7 +93,7 @@ impl Tiles {
                     1 => walk!(1024, left, right, steps, [0: 0 1 2]),
                     2 => walk!(2048, left, right, steps, [0: 0 1 2] [1: 0 1]),
                     3 => walk!(3072, left, right, steps, [0: 0 1 2] [1: 0 1] [2: 0]),
-                    _ => unreachable!("the left side has one to three parts"),
+                    _ => unreachable!("the left side must have one to three parts"),
                 }
             }
             asm!(
@@ -104,14 +107,14 @@ impl Tiles {
         }
     }
 
-    /// Two row tiles of activations times two feature tiles of codes, in integers: rows of `sums` are rows, its columns
-    /// features.
+    /// Multiplies two tiles of activation rows with two tiles of weight codes, in integer arithmetic. `sums` is
+    /// `[32 rows, 32 features]`, overwritten.
     ///
     /// # Shapes
-    /// - `activations`, `weights`: `steps` tiles each
+    /// - `activations`, `weights`: `[steps]` tiles each
     ///
     /// # Safety
-    /// The pointers are valid for that.
+    /// The pointers are valid for these shapes.
     pub(crate) unsafe fn multiply_codes(
         &self,
         activations: [*const u8; 2],
@@ -163,10 +166,10 @@ impl Tiles {
         }
     }
 
-    /// Four tiles of sums become zero.
+    /// Sets the four tiles of sums to zero.
     #[inline(always)]
     pub(crate) fn clear(&self) {
-        // SAFETY: nothing but the thread's tiles is touched, which are this value's.
+        // SAFETY: this only changes the thread's tile registers, which this value owns.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -179,10 +182,10 @@ impl Tiles {
         }
     }
 
-    /// Reads four tiles of sums, a row every `stride` bytes.
+    /// Loads the four tiles of sums from memory. Rows are `stride` bytes apart.
     ///
     /// # Safety
-    /// The pointers are valid for that.
+    /// The pointers are valid for reading such tiles.
     #[inline(always)]
     pub(crate) unsafe fn load(&self, sums: [*mut f32; 4], stride: usize) {
         // SAFETY: guaranteed by the caller.
@@ -198,7 +201,7 @@ impl Tiles {
         }
     }
 
-    /// The first two of [`Tiles::load`].
+    /// [`Tiles::load`] for the first two tiles only.
     ///
     /// # Safety
     /// As [`Tiles::load`].
@@ -216,10 +219,11 @@ impl Tiles {
         }
     }
 
-    /// Adds one step of the product of two tiles of rows with two tiles of columns, to sums 0, 0; 0, 1; 1, 0; 1, 1.
+    /// Adds one step of the product of two row tiles with two column tiles to the sums (0, 0), (0, 1), (1, 0) and (1,
+    /// 1).
     ///
     /// # Safety
-    /// The pointers are valid for a tile each.
+    /// Each pointer is valid for a tile.
     #[inline(always)]
     pub(crate) unsafe fn step(&self, left: [*const u8; 2], right: [*const u8; 2]) {
         // SAFETY: guaranteed by the caller.
@@ -242,7 +246,7 @@ impl Tiles {
         }
     }
 
-    /// The first half of [`Tiles::step`], of one tile of rows.
+    /// [`Tiles::step`] for the first row tile only.
     ///
     /// # Safety
     /// As [`Tiles::step`].
@@ -264,10 +268,10 @@ impl Tiles {
         }
     }
 
-    /// Writes four tiles of sums, a row every `stride` bytes.
+    /// Writes the four tiles of sums to memory. Rows are `stride` bytes apart.
     ///
     /// # Safety
-    /// The pointers are valid for that, for writing by this thread alone.
+    /// The pointers are valid for writing such tiles, and no other thread accesses them.
     #[inline(always)]
     pub(crate) unsafe fn store(&self, sums: [*mut f32; 4], stride: usize) {
         // SAFETY: guaranteed by the caller.
@@ -281,7 +285,7 @@ impl Tiles {
         }
     }
 
-    /// The first two of [`Tiles::store`].
+    /// [`Tiles::store`] for the first two tiles only.
     ///
     /// # Safety
     /// As [`Tiles::store`].
@@ -297,9 +301,9 @@ impl Tiles {
         }
     }
 
-    /// Multiplies tiles in registers, of bytes or of bf16, `4 steps` times; returns the number of products.
+    /// Runs `4 · steps` tile multiplications in registers, on bytes or bf16. Returns the number of scalar products.
     pub(crate) fn spin<const OF_BYTES: bool>(&self, steps: usize) -> usize {
-        // SAFETY: nothing but the thread's tiles is touched, which are this value's.
+        // SAFETY: this only changes the thread's tile registers, which this value owns.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -342,7 +346,7 @@ impl Tiles {
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: gives back what `new` set up.
+        // SAFETY: releases the configuration that `new` loaded.
         unsafe {
             asm!(
                 "tilerelease",
@@ -355,7 +359,8 @@ impl Drop for Tiles {
     }
 }
 
-/// The steps of a product: for each part of the left side, its products with some parts of the right one.
+/// The loop over the steps of a product. Lists, for each part of the left side, the right parts it is multiplied
+/// with.
 macro_rules! walk {
     ($left_bytes:literal, $left:ident, $right:ident, $steps:ident, $([$l:literal: $($r:literal)*])*) => {
         asm!(
@@ -397,7 +402,7 @@ mod tests {
     use super::*;
     use crate::IsaLevel;
 
-    /// Which of these traits a method is of can only be said if [`Tiles`] is neither `Send` nor `Sync`.
+    /// The call of `is_so` is ambiguous, and does not compile, if [`Tiles`] is `Send` or `Sync`.
     trait OnOneThread<Which> {
         fn is_so() {}
     }
@@ -406,16 +411,16 @@ mod tests {
     impl<T: Sync> OnOneThread<u16> for T {}
 
     #[test]
-    fn a_thread_has_tiles_once() {
+    fn a_thread_can_configure_tiles_only_once() {
         <Tiles as OnOneThread<_>>::is_so();
         if !is_available() {
-            assert_ne!(IsaLevel::required(), Ok(Some(IsaLevel::Amx)), "this machine has no AMX");
+            assert_ne!(IsaLevel::required(), Ok(Some(IsaLevel::Amx)), "this CPU does not support AMX");
             return;
         }
         let tiles = Tiles::new();
-        assert!(std::panic::catch_unwind(|| drop(Tiles::new())).is_err(), "they are set up already");
+        assert!(std::panic::catch_unwind(|| drop(Tiles::new())).is_err(), "a second configuration must panic");
         std::thread::scope(|scope| scope.spawn(|| drop(Tiles::new())).join()).expect("each thread has its own");
-        // The refusal has left the configuration as it was.
+        // The panic left the first configuration intact.
         assert_eq!(tiles.spin::<false>(1), 4 * ROWS * ROWS * STEP);
         drop(tiles);
         drop(Tiles::new());

@@ -1,4 +1,4 @@
-//! The part of a thread: some queries of one head, block after block of its keys.
+//! One task: some queries of one head against all blocks of its keys.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::shared::SharedOut;
 pub(super) struct Task<'a> {
     pub(super) attention: &'a Attention<'a>,
     pub(super) shape: &'a Shape,
-    /// Keys and values of the head.
+    /// Packed keys and values of the head (see `Shape::pack`).
     pub(super) packed: &'a [f32],
     pub(super) row: usize,
     pub(super) head: usize,
@@ -20,24 +20,24 @@ pub(super) struct Task<'a> {
     pub(super) out: SharedOut<'a>,
 }
 
-/// Memory of a pair of tiles of queries.
+/// Scratch memory of a pair of query tiles.
 struct Pair<'a> {
     queries: Range<usize>,
-    /// `[2, steps]` tiles.
+    /// Packed queries: `[2, steps]` tiles.
     query: &'a [f32],
-    /// `[tiles · 16, 32]`.
+    /// Weighted sums of the values: `[tiles · 16, 32]`.
     sums: &'a mut [f32],
-    /// The largest scores, then the totals of the weights.
+    /// `[2, 32]`: the largest scores so far, then the totals of the weights.
     state: &'a mut [f32],
-    /// Keys up to the last that any of the queries sees.
+    /// Number of keys up to the last one that any of the queries sees.
     seen: usize,
 }
 
 impl Task<'_> {
-    /// Writes the output of the queries.
+    /// Computes and writes the outputs of the queries.
     ///
     /// # Safety
-    /// The machine has the instructions, and the outputs of these queries are the caller's.
+    /// The CPU supports the enabled target features, and no other task accesses the outputs of these queries.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(super) unsafe fn run<const K: usize, const V: usize>(self, scratch: &mut [f32]) {
         let n_pairs = self.queries.len().div_ceil(PAIR);
@@ -85,14 +85,14 @@ impl Task<'_> {
         }
     }
 
-    /// Queries as tiles of pairs of their parts, `[tiles, steps]`.
+    /// Packs the queries, times the scale, into `[tiles, steps]` tiles of bf16 pairs.
     ///
     /// # Safety
-    /// The machine has the instructions.
+    /// The CPU supports the enabled target features.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn pack_queries<const K: usize>(&self, out: &mut [f32], scratch: &mut [f32]) {
         let Self { attention, shape, .. } = self;
-        let scale = attention.scale * std::f32::consts::LOG2_E; // weights are powers of two
+        let scale = attention.scale * std::f32::consts::LOG2_E; // weights are computed with 2ˣ, not eˣ
         let width = shape.row_bytes() / size_of::<f32>();
         for (tile, out) in out.chunks_exact_mut(shape.steps * TILE_VALUES).enumerate() {
             let rows = &mut scratch[..ROWS * width];
@@ -106,32 +106,32 @@ impl Task<'_> {
             for (step, out) in out.chunks_exact_mut(TILE_VALUES).enumerate() {
                 let mut columns = [_mm512_setzero_si512(); ROWS];
                 for lane in 0..ROWS {
-                    // SAFETY: a row has `steps` times 64 bytes.
+                    // SAFETY: a row has `steps · 64` bytes.
                     columns[lane] = unsafe { _mm512_loadu_si512(rows[lane * width + step * ROWS..].as_ptr().cast()) };
                 }
-                // SAFETY: there is room for a tile.
+                // SAFETY: `out` has room for a tile.
                 unsafe { store_transposed(columns, out.as_mut_ptr().cast()) };
             }
         }
     }
 
-    /// Keys and values of a step of keys.
+    /// Pointers to the packed keys and values of one step.
     fn packed(&self, step: usize) -> [*const u8; 2] {
         let packed = self.packed[step * self.shape.step_values()..][..self.shape.step_values()].as_ptr().cast::<u8>();
         [packed, packed.wrapping_add(self.shape.keys_bytes())]
     }
 
-    /// Scores: `[steps · 32, 32]`.
+    /// Computes the scores of some steps: `[steps · 32 keys, 32 queries]`.
     ///
     /// # Safety
-    /// The machine has the instructions.
+    /// The CPU supports the enabled target features.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn score(&self, tiles: &Tiles, steps: Range<usize>, pair: &Pair<'_>, scores: &mut [f32]) {
         let query = pair.query.as_ptr().cast::<u8>();
         let query = [query, query.wrapping_add(self.shape.steps * TILE)];
         for (step, out) in steps.zip(scores.chunks_exact_mut(STEP * PAIR)) {
             let [keys, _] = self.packed(step);
-            // SAFETY: rows of keys and tiles of queries have these steps, and the scores 32 rows.
+            // SAFETY: packed keys and queries cover these steps, and the scores have 32 rows per step.
             unsafe {
                 tiles.clear();
                 for [key, at] in &self.shape.walk {
@@ -143,10 +143,10 @@ impl Task<'_> {
         }
     }
 
-    /// Scores of hidden keys, and of those behind the last, become −∞.
+    /// Sets the scores of masked keys, and of rows past the last key, to −∞.
     ///
     /// # Safety
-    /// The machine has the instructions.
+    /// The CPU supports the enabled target features.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn hide(&self, steps: Range<usize>, pair: &Pair<'_>, scores: &mut [f32]) {
         let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
@@ -157,12 +157,12 @@ impl Task<'_> {
             if self.attention.masked_out.is_none() {
                 continue;
             }
-            // A bit for each key.
+            // One bit per key, for each query.
             let (mut hidden, mut any) = ([0u32; PAIR], 0);
             for (hidden, query) in hidden.iter_mut().zip(pair.queries.clone()) {
                 let Some(masked_out) = self.attention.masked_out(self.row, query) else { continue };
                 let masked_out = &masked_out[first..first + n_keys];
-                // SAFETY: a bool is a byte, and the mask hides what is behind the last.
+                // SAFETY: a bool is one byte, and the masked load does not read past the last key.
                 *hidden = unsafe {
                     let there = ((1u64 << n_keys) - 1) as u32;
                     let bytes = _mm256_maskz_loadu_epi8(there, masked_out.as_ptr().cast());
@@ -173,13 +173,13 @@ impl Task<'_> {
             if any == 0 {
                 continue;
             }
-            // SAFETY: 32 queries are two vectors.
+            // SAFETY: `hidden` holds 32 values, which are two vectors.
             let hidden = [0, ROWS].map(|at| unsafe { _mm512_loadu_si512(hidden[at..].as_ptr().cast()) });
             for (key, scores) in scores.chunks_exact_mut(PAIR).enumerate() {
                 let bit = _mm512_set1_epi32((1u32 << key).cast_signed());
                 for (hidden, scores) in hidden.into_iter().zip(scores.chunks_exact_mut(ROWS)) {
                     let hidden = _mm512_test_epi32_mask(hidden, bit);
-                    // SAFETY: sixteen scores.
+                    // SAFETY: the chunk has sixteen scores.
                     unsafe { _mm512_mask_storeu_ps(scores.as_mut_ptr(), hidden, lowest) };
                 }
             }
@@ -189,7 +189,7 @@ impl Task<'_> {
     /// Adds values times weights to the sums.
     ///
     /// # Safety
-    /// The machine has the instructions.
+    /// The CPU supports the enabled target features.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn add<const V: usize>(&self, tiles: &Tiles, steps: Range<usize>, pair: &mut Pair<'_>, weights: &[f32]) {
         let stride = PAIR * size_of::<f32>();
@@ -197,7 +197,7 @@ impl Task<'_> {
         for first in (0..self.shape.tiles).step_by(2) {
             let sums = &mut pair.sums[first * ROWS * PAIR..];
             let is_pair = first + 1 < self.shape.tiles;
-            // SAFETY: sums have sixteen rows for each tile; values and weights have these steps and parts.
+            // SAFETY: the sums have sixteen rows per tile; values and weights cover these steps and parts.
             unsafe {
                 match (steps.start, is_pair) {
                     (0, _) => tiles.clear(),
@@ -228,15 +228,15 @@ impl Task<'_> {
         }
     }
 
-    /// Divides the sums by the totals of the weights, 0 where nothing was seen, and puts them where they belong.
+    /// Divides the sums by the totals of the weights (0 if no key was visible) and writes the outputs.
     ///
     /// # Safety
-    /// The machine has the instructions, and the outputs of these queries are the caller's.
+    /// The CPU supports the enabled target features, and no other task accesses the outputs of these queries.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn put(&self, pair: &Pair<'_>) {
         let Attention { queries, heads, head_dim, .. } = *self.attention;
         for side in 0..2 {
-            // SAFETY: totals and sums have 32 lanes; masks keep to the head's values.
+            // SAFETY: totals and sums have 32 lanes; masks limit the stores to the columns of the head.
             unsafe {
                 let total = _mm512_loadu_ps(pair.state[PAIR + side * ROWS..].as_ptr());
                 let nothing = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(total, _mm512_setzero_ps());
@@ -260,24 +260,25 @@ impl Task<'_> {
     }
 }
 
-/// The four tiles of 32 rows of 32.
+/// Pointers to the four tiles of a 32 × 32 matrix.
 fn four(start: *mut f32) -> [*mut f32; 4] {
     [0, ROWS, ROWS * PAIR, ROWS * PAIR + ROWS].map(|at| start.wrapping_add(at))
 }
 
-/// Turns the next scores of 32 queries, `[keys, 32]`, into weights relative to the largest scores so far, as tiles of
-/// pairs of keys, `[2, BLOCK, V]`; scales what was summed with earlier ones, if this is not the `first` block. Of nothing
-/// but hidden keys the weights are 0.
+/// Turns the next scores of 32 queries, `[keys, 32]`, into weights relative to the largest score so far. Weights are
+/// stored as `[2, BLOCK, V]` tiles of key pairs. Rescales the earlier sums, unless this is the `first` block. If all
+/// keys are masked, the weights are 0.
 ///
 /// # Safety
-/// The machine has the instructions.
+/// The CPU supports the enabled target features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn weigh<const V: usize>(scores: &[f32], first: bool, pair: &mut Pair<'_>, weights: &mut [f32]) {
-    /// Rows that are compared in turn.
+    /// Number of independent maxima, to hide the latency of the comparison.
     const TURNS: usize = 4;
     let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
     let weights = weights.as_mut_ptr().cast::<u8>();
-    // SAFETY: rows of scores, sums and state are two vectors, and each pair of rows is one of a tile of weights.
+    // SAFETY: rows of scores, sums and state are two vectors wide; two rows of scores become one row of a weight
+    // tile.
     unsafe {
         let mut found = [[lowest; 2]; TURNS];
         for rows in scores.chunks_exact(TURNS * PAIR) {
@@ -325,12 +326,13 @@ unsafe fn weigh<const V: usize>(scores: &[f32], first: bool, pair: &mut Pair<'_>
     }
 }
 
-/// `2ˣ`, which is then the sum of `PARTS` bf16: to 10⁻⁴ for one, to f32's rounding for more. 0 for −∞; NaN stays.
+/// `2ˣ`, for splitting into `PARTS` bf16: accurate to 10⁻⁴ for one part, to f32 rounding for more. −∞ gives 0; NaN
+/// stays NaN.
 ///
-/// Polynomials are those through `2ˣ` at the Chebyshev nodes of 0 to 1.
+/// The polynomials interpolate `2ˣ` at the Chebyshev nodes of [0, 1].
 ///
 /// # Safety
-/// The machine has the instructions.
+/// The CPU supports the enabled target features.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn exp2<const PARTS: usize>(x: __m512) -> __m512 {
@@ -343,5 +345,5 @@ fn exp2<const PARTS: usize>(x: __m512) -> __m512 {
     for coefficient in &coefficients[1..] {
         power = _mm512_fmadd_ps(power, fraction, _mm512_set1_ps(*coefficient));
     }
-    _mm512_scalef_ps(power, x) // times 2 to the power of ⌊x⌋
+    _mm512_scalef_ps(power, x) // times 2^⌊x⌋
 }

@@ -87,7 +87,7 @@ impl<'a, E: Element> Dense<'a, E> {
         &self.values
     }
 
-    /// Bytes that a product reads.
+    /// Bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         size_of_val(self.values())
     }
@@ -98,7 +98,7 @@ impl<'a, E: Element> Dense<'a, E> {
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.
     pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         let values = &self.values[rows.start * self.d_in..rows.end * self.d_in];
-        assert_eq!(out.len(), values.len(), "one output for each weight");
+        assert_eq!(out.len(), values.len(), "`out` must hold one value per weight");
         for (out, value) in out.iter_mut().zip(values) {
             *out = value.to_f32();
         }

@@ -3,9 +3,9 @@
 //! Source: bitsandbytes 0.50.2, `backends/default/ops.py` (`quantize_4bit`, `_dequantize_4bit_compute`) and
 //! `functional.py` (`get_4bit_type`). NF4: QLoRA, <https://arxiv.org/abs/2305.14314>.
 //!
-//! The weight is one flat row of values, cut into blocks of 64: a block begins wherever the last one ended, also in the
-//! middle of a matrix row. Each value is divided by the largest magnitude of its block and replaced by the index of the
-//! nearest of sixteen numbers; two indices share a byte, the first in the high half.
+//! The weight is one flat row of values, cut into blocks of 64: a block begins wherever the last one ended, also in
+//! the middle of a matrix row. Each value is divided by the largest magnitude of its block and replaced by the index
+//! of the nearest of sixteen numbers; two indices share a byte, the first in the high half.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -258,7 +258,7 @@ impl<'a> FourBit<'a> {
         (self.codes.into_owned(), self.absmax.into_owned())
     }
 
-    /// Bytes that a product reads.
+    /// Bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         self.codes.len() + size_of_val(self.absmax())
     }
@@ -269,7 +269,7 @@ impl<'a> FourBit<'a> {
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.
     pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         assert!(rows.end <= self.d_out, "rows {rows:?} of {}", self.d_out);
-        assert_eq!(out.len(), rows.len() * self.d_in, "one output for each weight");
+        assert_eq!(out.len(), rows.len() * self.d_in, "`out` must hold one value per weight");
         let table = self.kind.table();
         for (out, index) in out.iter_mut().zip(rows.start * self.d_in..) {
             let pair = self.codes[index / 2];

@@ -113,7 +113,7 @@ impl<'a> Int8<'a> {
         (self.codes.into_owned(), self.scales.into_owned())
     }
 
-    /// Bytes that a product reads.
+    /// Bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         size_of_val(self.codes()) + size_of_val(self.scales())
     }
@@ -124,7 +124,7 @@ impl<'a> Int8<'a> {
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.
     pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         let codes = &self.codes[rows.start * self.d_in..rows.end * self.d_in];
-        assert_eq!(out.len(), codes.len(), "one output for each weight");
+        assert_eq!(out.len(), codes.len(), "`out` must hold one value per weight");
         if self.d_in == 0 {
             return;
         }

@@ -73,7 +73,7 @@ impl Weight<'_> {
         each_format!(self, weight => weight.dims())
     }
 
-    /// Bytes that a product reads.
+    /// Bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         each_format!(self, weight => weight.bytes())
     }

@@ -38,8 +38,8 @@ impl NestedAbsmax {
     /// Quantises the differences of scales from a given offset.
     ///
     /// # Errors
-    /// [`FormatError::Scale`] for a scale that is negative or not finite, [`FormatError::NonFinite`] for an offset that
-    /// is not finite.
+    /// [`FormatError::Scale`] for a scale that is negative or not finite, [`FormatError::NonFinite`] for an offset
+    /// that is not finite.
     pub fn quantize_around(offset: f32, absmax: &[f32]) -> Result<Self, FormatError> {
         check_scales("absmax", absmax)?;
         check_finite(&[offset])?;
@@ -61,7 +61,8 @@ impl NestedAbsmax {
 
     /// The scales again, each rounded as bitsandbytes rounds it.
     ///
-    /// A block of very small weights may come back with a scale a little below zero: half the largest step of the map.
+    /// A block of very small weights may come back with a scale a little below zero: half the largest step of the
+    /// map.
     ///
     /// # Errors
     /// [`FormatError::Length`] if there is not one nested scale for 256 codes, [`FormatError::Scale`] for a nested

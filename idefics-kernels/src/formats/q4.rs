@@ -17,9 +17,9 @@
 //! with large ones among them. Scales in bf16 lose nothing (8.10 to 8.10 at the third digit), and have the range of
 //! f32.
 //!
-//! The table is that of Lloyd's algorithm for such weights, with 0 kept exact, rounded to eight bits: a kernel looks it
-//! up in one instruction, and may multiply integers. It has one more entry below zero than above; the sign of the scale
-//! decides which end that is.
+//! The table is that of Lloyd's algorithm for such weights, with 0 kept exact, rounded to eight bits: a kernel looks
+//! it up in one instruction, and may multiply integers. It has one more entry below zero than above; the sign of the
+//! scale decides which end that is.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -146,7 +146,7 @@ impl<'a> Q4<'a> {
         (self.codes.into_owned(), self.scales.into_owned())
     }
 
-    /// Bytes that a product reads.
+    /// Bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         self.codes.len() + size_of_val(self.scales())
     }
@@ -157,7 +157,7 @@ impl<'a> Q4<'a> {
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.
     pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         assert!(rows.end <= self.d_out, "rows {rows:?} of {}", self.d_out);
-        assert_eq!(out.len(), rows.len() * self.d_in, "one output for each weight");
+        assert_eq!(out.len(), rows.len() * self.d_in, "`out` must hold one value per weight");
         if self.d_in == 0 {
             return;
         }

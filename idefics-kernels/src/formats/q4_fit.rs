@@ -8,9 +8,9 @@ use super::q4_table::{BLOCK, TABLE};
 use crate::isa::Isa;
 use crate::vector::{Vector, Work};
 
-/// Fractions of the plain scale (the one that maps the largest weight to an end of the table) that are tried.
-/// Below 1 the largest weight is cut off and the others gain resolution. 1 itself keeps quantised weights as they are.
-/// Twice as many lower the error of random weights by less than a two-thousandth.
+/// Fractions of the plain scale (the one that maps the largest weight to an end of the table) that are tried. Below 1
+/// the largest weight is cut off and the others gain resolution. 1 itself keeps quantised weights as they are. Twice
+/// as many lower the error of random weights by less than a two-thousandth.
 const FRACTIONS: [f32; 8] = [1.0, 0.82, 0.86, 0.90, 0.94, 0.98, 1.04, 1.10];
 
 /// Weights above it have squared errors that no f32 holds.

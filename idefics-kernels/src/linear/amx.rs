@@ -1,10 +1,10 @@
 //! Many rows of activations on tiles of bf16.
 //!
-//! Activations are split into three bf16 once, sixteen rows side by side in pairs of columns. Weights are expanded block
-//! by block into as many bf16 as they need (one for bf16 and int8, two for f16 and q4, three for the rest), and each block
-//! is used for all rows while it is in the cache.
+//! Activations are split into three bf16 once, sixteen rows side by side in pairs of columns. Weights are expanded
+//! block by block into as many bf16 as they need (one for bf16 and int8, two for f16 and q4, three for the rest), and
+//! each block is used for all rows while it is in the cache.
 
-#![allow(unsafe_code)] // instructions and pointers
+#![allow(unsafe_code)] // intrinsics and raw pointers
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -19,7 +19,8 @@ use crate::amx::{
 use crate::formats::{BLOCK, Dense, FourBit, Int8, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Weight};
 use crate::shared::with_scratch;
 
-/// Bytes of rows that go together, of their share of [`CHUNK`] and of their sums in a task: they stay in the second cache.
+/// Bytes of rows that go together, of their share of [`CHUNK`] and of their sums in a task: they stay in the second
+/// cache.
 const ROWS_BYTES: usize = 5 << 18;
 
 /// Steps of columns after which sums are put down: what a block of weights and the rows need stays in the caches.
@@ -49,7 +50,7 @@ pub(super) fn products(weight: &Weight<'_>) -> f64 {
 }
 
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
-    assert!(product.isa == Isa::Amx, "the instructions were not looked for");
+    assert!(product.isa == Isa::Amx, "CPU support was not checked");
     match weight {
         Weight::F32(weight) => multiply::<3>(product, weight, None),
         Weight::Bf16(weight) => multiply::<1>(product, weight, None),
@@ -62,10 +63,11 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
 
 /// A weight that becomes tiles, each the sum of `N` tiles of bf16.
 trait Source<const N: usize>: Sync {
-    /// Tiles of features `16 tile ..` and columns `32 step ..`: `N` times sixteen rows of 32. What is not there is zero.
+    /// Tiles of features `16 tile ..` and columns `32 step ..`: `N` times sixteen rows of 32. What is not there is
+    /// zero.
     ///
     /// # Safety
-    /// The machine has the instructions; `out` is valid for writing `N` tiles.
+    /// The CPU supports the enabled target features; `out` is valid for writing `N` tiles.
     unsafe fn write(&self, tile: usize, step: usize, out: *mut u8);
 }
 
@@ -145,7 +147,7 @@ impl Block<'_> {
                         // Sums of two tiles of features and two of rows.
                         let row = self.rows.start + row_pair * PAIR + tile % 2 * ROWS;
                         let feature = features.start + pair * PAIR + tile / 2 * ROWS;
-                        // SAFETY: the instructions are there, and tasks have disjoint features.
+                        // SAFETY: the instructions are there, and tasks write disjoint features.
                         unsafe { self.finish(sums, row, feature..features.end, scales) };
                     }
                 }
@@ -169,7 +171,7 @@ impl Block<'_> {
     /// Writes a tile of sums of features and rows, scaled and with the bias, as far as there are such.
     ///
     /// # Safety
-    /// The machine has the instructions, and no other task writes these features.
+    /// The CPU supports the enabled target features, and no other task writes these features.
     #[target_feature(enable = "avx512f")]
     unsafe fn finish(&self, sums: &[f32], first_row: usize, features: Range<usize>, scales: Option<&[f32]>) {
         let Product { bias, d_out, out, .. } = *self.product;
@@ -206,7 +208,7 @@ macro_rules! by_rows {
                 let mut rows = [[_mm512_setzero_si512(); ROWS]; $parts];
                 let n_rows = ROWS.min(self.dims()[0].saturating_sub(tile * ROWS));
                 for lane in 0..n_rows {
-                    // SAFETY: the row is there, and the caller guarantees the instructions.
+                    // SAFETY: the row is there, and the caller guarantees CPU support.
                     let columns: [__m512i; $parts] = unsafe { $columns(self, tile * ROWS + lane, step) };
                     for part in 0..$parts {
                         rows[part][lane] = columns[part];
@@ -231,7 +233,7 @@ by_rows!(Int8<'_>, 1, int8_columns);
 by_rows!(FourBit<'_>, 3, four_bit_columns);
 
 /// # Safety
-/// The machine has the instructions, and the row is there; likewise below.
+/// The CPU supports the enabled target features, and the row is there; likewise below.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn f32_columns(weight: &Dense<'_, f32>, row: usize, step: usize) -> [__m512i; 3] {
@@ -251,7 +253,7 @@ unsafe fn bf16_columns(weight: &Dense<'_, bf16>, row: usize, step: usize) -> [__
     let d_in = weight.dims()[1];
     let (row, at) = (&weight.values()[row * d_in..(row + 1) * d_in], step * STEP);
     let mask = u32::from(mask(at, d_in)) | u32::from(mask(at + 16, d_in)) << 16;
-    // SAFETY: the mask hides what is behind the row's end.
+    // SAFETY: masked loads do not read past the end of the row.
     [unsafe { _mm512_maskz_loadu_epi16(mask, row.as_ptr().wrapping_add(at).cast()) }]
 }
 
@@ -262,7 +264,7 @@ unsafe fn bf16_columns(weight: &Dense<'_, bf16>, row: usize, step: usize) -> [__
 unsafe fn f16_columns(weight: &Dense<'_, f16>, row: usize, step: usize) -> [__m512i; 2] {
     let d_in = weight.dims()[1];
     let row = weight.values()[row * d_in..(row + 1) * d_in].as_ptr();
-    // SAFETY: masks hide what is behind the row's end.
+    // SAFETY: masked loads do not read past the end of the row.
     unsafe {
         let half = |at: usize| _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(at, d_in), row.wrapping_add(at).cast()));
         parts(half(step * STEP), half(step * STEP + 16))
@@ -278,7 +280,7 @@ unsafe fn f16_columns(weight: &Dense<'_, f16>, row: usize, step: usize) -> [__m5
 unsafe fn int8_columns(weight: &Int8<'_>, row: usize, step: usize) -> [__m512i; 1] {
     let d_in = weight.dims()[1];
     let row = weight.codes()[row * d_in..(row + 1) * d_in].as_ptr();
-    // SAFETY: masks hide what is behind the row's end.
+    // SAFETY: masked loads do not read past the end of the row.
     unsafe {
         let half = |at: usize| {
             let codes = _mm_maskz_loadu_epi8(mask(at, d_in), row.wrapping_add(at));
@@ -302,9 +304,9 @@ unsafe fn four_bit_columns(weight: &FourBit<'_>, row: usize, step: usize) -> [__
     unsafe {
         let table = _mm512_mul_ps(_mm512_loadu_ps(weight.kind().table().as_ptr()), _mm512_set1_ps(absmax));
         let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
-        // The first of two codes in a byte is the upper one.
+        // The first code of a byte is in its high half.
         let even = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(codes), table);
-        let odd = _mm512_permutexvar_ps(codes, table); // reads the lowest four bits
+        let odd = _mm512_permutexvar_ps(codes, table); // uses the lowest four bits only
         pair_parts(even, odd)
     }
 }
@@ -330,7 +332,8 @@ impl Source<2> for Q4<'_> {
             let look_up = |codes: __m512i| _mm512_mul_ps(_mm512_permutexvar_ps(codes, table), scales);
             let mut pairs = [[_mm512_setzero_si512(); ROWS]; 2];
             for group in 0..4 {
-                // Bytes 0 to 3 of a lane: columns 4 group .. in their low halves, those 16 further on in the high ones.
+                // Bytes 0 to 3 of a lane: columns 4 group .. in their low halves, those 16 further on in the high
+                // ones.
                 let codes = _mm512_loadu_si512(codes.as_ptr().add(group * 64).cast());
                 let shifted = [
                     (2 * group, codes, _mm512_srli_epi32::<8>(codes)),

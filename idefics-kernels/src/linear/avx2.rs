@@ -1,6 +1,6 @@
 //! The row-major formats in eight lanes.
 
-#![allow(unsafe_code)] // instructions and pointers
+#![allow(unsafe_code)] // intrinsics and raw pointers
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -15,10 +15,10 @@ pub(super) fn order<D: Decode<F32x8>>(_d_in: usize) -> Order {
     Order::of::<F32x8, D>()
 }
 
-/// [`rows::thin`], compiled for AVX2.
+/// [`rows::thin`] compiled for AVX2.
 ///
 /// # Safety
-/// The machine has the instructions, and no other task writes the features `range`.
+/// The CPU supports the enabled target features, and no other task writes the features `range`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn thin<D: Decode<F32x8>>(
     rows: &Rows<'_>,
@@ -30,10 +30,10 @@ pub(super) unsafe fn thin<D: Decode<F32x8>>(
     unsafe { rows::thin::<F32x8, D>(rows, range, packed, product) }
 }
 
-/// [`decode::expand`], compiled for AVX2.
+/// [`decode::expand`] compiled for AVX2.
 ///
 /// # Safety
-/// The machine has the instructions.
+/// The CPU supports the enabled target features.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn expand<D: Decode<F32x8>>(rows: &Rows<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: guaranteed by the caller.
@@ -51,7 +51,7 @@ impl Decode<F32x8> for format::F32 {
     }
     #[inline(always)]
     unsafe fn vector(step: *const u8, index: usize) -> F32x8 {
-        // SAFETY: the caller guarantees the instructions and 64 bytes.
+        // SAFETY: the caller guarantees CPU support and 64 bytes.
         unsafe { F32x8(_mm256_loadu_ps(step.add(32 * index).cast())) }
     }
 }
@@ -71,7 +71,7 @@ impl Decode<F32x8> for format::Bf16 {
     }
     #[inline(always)]
     unsafe fn vector(step: *const u8, index: usize) -> F32x8 {
-        // SAFETY: the caller guarantees the instructions and 64 bytes.
+        // SAFETY: the caller guarantees CPU support and 64 bytes.
         unsafe {
             let pairs = _mm256_loadu_si256(step.add(index / 2 * 32).cast());
             F32x8(_mm256_castsi256_ps(match index % 2 {
@@ -82,7 +82,7 @@ impl Decode<F32x8> for format::Bf16 {
     }
     #[inline(always)]
     unsafe fn store(step: *const u8, out: *mut f32) {
-        // SAFETY: the caller guarantees the instructions, 64 bytes and 32 values.
+        // SAFETY: the caller guarantees CPU support, 64 bytes and 32 values.
         unsafe {
             for index in 0..4 {
                 let half = _mm256_cvtepu16_epi32(_mm_loadu_si128(step.add(16 * index).cast()));
@@ -103,7 +103,7 @@ impl Decode<F32x8> for format::F16 {
     }
     #[inline(always)]
     unsafe fn vector(step: *const u8, index: usize) -> F32x8 {
-        // SAFETY: the caller guarantees the instructions and 64 bytes.
+        // SAFETY: the caller guarantees CPU support and 64 bytes.
         unsafe { F32x8(_mm256_cvtph_ps(_mm_loadu_si128(step.add(16 * index).cast()))) }
     }
 }
@@ -120,7 +120,7 @@ impl Decode<F32x8> for format::Int8 {
     }
     #[inline(always)]
     unsafe fn vector(step: *const u8, index: usize) -> F32x8 {
-        // SAFETY: the caller guarantees the instructions and 64 bytes.
+        // SAFETY: the caller guarantees CPU support and 64 bytes.
         unsafe { F32x8(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(step.add(8 * index).cast())))) }
     }
 }
@@ -137,7 +137,7 @@ impl Decode<F32x8> for format::FourBit {
     #[inline(always)]
     unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step {
         let table = table.as_ptr();
-        // SAFETY: the caller guarantees the instructions and the scale, and the table has two halves of eight.
+        // SAFETY: the caller guarantees CPU support and the scale, and the table has two halves of eight.
         unsafe {
             let absmax = _mm256_set1_ps(*scales);
             let lower = _mm256_mul_ps(_mm256_loadu_ps(table), absmax);
@@ -147,13 +147,13 @@ impl Decode<F32x8> for format::FourBit {
     }
     #[inline(always)]
     unsafe fn vector((bytes, lower, upper): Self::Step, index: usize) -> F32x8 {
-        // SAFETY: the caller guarantees the instructions and 32 bytes.
+        // SAFETY: the caller guarantees CPU support and 32 bytes.
         unsafe {
-            // The first of two codes in a byte is the upper one.
+            // The first code of a byte is in its high half.
             let shifts = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
             let pairs = _mm256_set1_epi32(bytes.add(4 * index).cast::<i32>().read_unaligned());
             let codes = _mm256_srlv_epi32(pairs, shifts);
-            let lower = _mm256_permutevar8x32_ps(lower, codes); // reads the lowest three bits
+            let lower = _mm256_permutevar8x32_ps(lower, codes); // uses the lowest three bits only
             let upper = _mm256_permutevar8x32_ps(upper, codes);
             F32x8(_mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes))))
         }

@@ -1,6 +1,6 @@
 //! The row-major formats in sixteen lanes.
 
-#![allow(unsafe_code)] // instructions and pointers
+#![allow(unsafe_code)] // intrinsics and raw pointers
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -42,10 +42,10 @@ pub(super) fn order<F: Thin>(d_in: usize) -> Order {
     if is_wide::<F>(d_in) { Order::of::<F32x16, F::Wide>() } else { Order::of::<F32x16, F>() }
 }
 
-/// [`rows::thin`], compiled for AVX-512.
+/// [`rows::thin`] compiled for AVX-512.
 ///
 /// # Safety
-/// The machine has the instructions, and no other task writes the features `range`.
+/// The CPU supports the enabled target features, and no other task writes the features `range`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn thin<F: Thin>(rows: &Rows<'_>, range: Range<usize>, packed: Packed<'_>, product: &Product<'_>) {
     // SAFETY: guaranteed by the caller.
@@ -57,10 +57,10 @@ pub(super) unsafe fn thin<F: Thin>(rows: &Rows<'_>, range: Range<usize>, packed:
     }
 }
 
-/// [`decode::expand`], compiled for AVX-512.
+/// [`decode::expand`] compiled for AVX-512.
 ///
 /// # Safety
-/// The machine has the instructions.
+/// The CPU supports the enabled target features.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn expand<D: Decode<F32x16>>(rows: &Rows<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: guaranteed by the caller.
@@ -74,7 +74,7 @@ impl Decode<F32x16> for format::F32 {
 
     #[inline(always)]
     unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> __m512 {
-        // SAFETY: the caller guarantees the instructions and 64 bytes.
+        // SAFETY: the caller guarantees CPU support and 64 bytes.
         unsafe { _mm512_loadu_ps(bytes.cast()) }
     }
     #[inline(always)]
@@ -94,12 +94,12 @@ impl Decode<F32x16> for format::Bf16 {
     }
     #[inline(always)]
     unsafe fn step(bytes: *const u8, _scales: *const f32, _table: &[f32; 16]) -> __m512i {
-        // SAFETY: the caller guarantees the instructions and 64 bytes.
+        // SAFETY: the caller guarantees CPU support and 64 bytes.
         unsafe { _mm512_loadu_si512(bytes.cast()) }
     }
     #[inline(always)]
     unsafe fn vector(step: __m512i, index: usize) -> F32x16 {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe {
             F32x16(_mm512_castsi512_ps(match index {
                 0 => _mm512_slli_epi32::<16>(step),
@@ -109,7 +109,7 @@ impl Decode<F32x16> for format::Bf16 {
     }
     #[inline(always)]
     unsafe fn store(step: __m512i, out: *mut f32) {
-        // SAFETY: the caller guarantees the instructions and 32 values.
+        // SAFETY: the caller guarantees CPU support and 32 values.
         unsafe {
             for (index, half) in
                 [_mm512_castsi512_si256(step), _mm512_extracti64x4_epi64::<1>(step)].into_iter().enumerate()
@@ -132,7 +132,7 @@ impl Decode<F32x16> for format::F16 {
     }
     #[inline(always)]
     unsafe fn vector(step: *const u8, index: usize) -> F32x16 {
-        // SAFETY: the caller guarantees the instructions and 64 bytes.
+        // SAFETY: the caller guarantees CPU support and 64 bytes.
         unsafe { F32x16(_mm512_cvtph_ps(_mm256_loadu_si256(step.add(32 * index).cast()))) }
     }
 }
@@ -149,13 +149,13 @@ impl Decode<F32x16> for format::Int8 {
     }
     #[inline(always)]
     unsafe fn vector(step: *const u8, index: usize) -> F32x16 {
-        // SAFETY: the caller guarantees the instructions and 64 bytes.
+        // SAFETY: the caller guarantees CPU support and 64 bytes.
         unsafe { F32x16(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(step.add(16 * index).cast())))) }
     }
 }
 
-/// Eight bytes go to every pair of lanes; each lane shifts its own four bits down and looks them up in a table that was
-/// multiplied with the block's scale. Even lanes hold the first eight columns, odd lanes the last eight.
+/// Eight bytes go to every pair of lanes; each lane shifts its own four bits down and looks them up in a table that
+/// was multiplied with the block's scale. Even lanes hold the first eight columns, odd lanes the last eight.
 impl Decode<F32x16> for format::FourBit {
     const STEP: usize = 64;
     const STEP_BYTES: usize = 32;
@@ -168,22 +168,22 @@ impl Decode<F32x16> for format::FourBit {
     }
     #[inline(always)]
     unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step {
-        // SAFETY: the caller guarantees the instructions and the scale.
+        // SAFETY: the caller guarantees CPU support and the scale.
         unsafe { (bytes, _mm512_mul_ps(_mm512_loadu_ps(table.as_ptr()), _mm512_set1_ps(*scales))) }
     }
     #[inline(always)]
     unsafe fn vector((bytes, table): Self::Step, index: usize) -> F32x16 {
-        // SAFETY: the caller guarantees the instructions and 32 bytes.
+        // SAFETY: the caller guarantees CPU support and 32 bytes.
         unsafe {
-            // The first of two codes in a byte is the upper one.
+            // The first code of a byte is in its high half.
             let shifts = _mm512_setr_epi32(4, 4, 0, 0, 12, 12, 8, 8, 20, 20, 16, 16, 28, 28, 24, 24);
             let pairs = _mm512_set1_epi64(bytes.add(8 * index).cast::<i64>().read_unaligned());
-            F32x16(_mm512_permutexvar_ps(_mm512_srlv_epi32(pairs, shifts), table)) // reads the lowest four bits
+            F32x16(_mm512_permutexvar_ps(_mm512_srlv_epi32(pairs, shifts), table)) // uses the lowest four bits only
         }
     }
     #[inline(always)]
     unsafe fn store(step: Self::Step, out: *mut f32) {
-        // SAFETY: the caller guarantees the instructions and 64 values.
+        // SAFETY: the caller guarantees CPU support and 64 values.
         unsafe {
             let lanes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
             for index in 0..4 {
@@ -194,8 +194,8 @@ impl Decode<F32x16> for format::FourBit {
     }
 }
 
-/// Two blocks of [`format::FourBit`], whose eight codes of four bytes are one in each of eight vectors. Nothing is shifted
-/// but the upper codes: the other bytes come from loads further on. Half of the lanes are the first block's.
+/// Two blocks of [`format::FourBit`], whose eight codes of four bytes are one in each of eight vectors. Nothing is
+/// shifted but the upper codes: the other bytes come from loads further on. Half of the lanes are the first block's.
 #[derive(Clone, Copy)]
 pub(super) struct FourBitPair;
 
@@ -210,26 +210,26 @@ impl Decode<F32x16> for FourBitPair {
 
     fn order(at: usize) -> usize {
         let (index, lane) = (at / 16, at % 16);
-        // The first of two codes in a byte is the upper one.
+        // The first code of a byte is in its high half.
         8 * lane + 2 * (index / 2) + (index + 1) % 2
     }
     #[inline(always)]
     unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe { (bytes, scales, _mm512_loadu_ps(table.as_ptr())) }
     }
     #[inline(always)]
     unsafe fn vector((bytes, _, table): Self::Step, index: usize) -> F32x16 {
-        // SAFETY: the caller guarantees the instructions and 67 bytes.
+        // SAFETY: the caller guarantees CPU support and 67 bytes.
         unsafe {
             let codes = _mm512_loadu_si512(bytes.add(index / 2).cast());
             let codes = if index.is_multiple_of(2) { codes } else { _mm512_srli_epi32::<4>(codes) };
-            F32x16(_mm512_permutexvar_ps(codes, table)) // reads the lowest four bits
+            F32x16(_mm512_permutexvar_ps(codes, table)) // uses the lowest four bits only
         }
     }
     #[inline(always)]
     unsafe fn lane_scales((_, scales, _): Self::Step) -> F32x16 {
-        // SAFETY: the caller guarantees the instructions and two scales.
+        // SAFETY: the caller guarantees CPU support and two scales.
         unsafe { F32x16(_mm512_mask_blend_ps(0xff00, _mm512_set1_ps(*scales), _mm512_set1_ps(*scales.add(1)))) }
     }
 }

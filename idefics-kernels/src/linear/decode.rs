@@ -1,6 +1,6 @@
 //! What the row-major formats have in common: rows of bytes that become vectors step by step.
 
-#![allow(unsafe_code)] // vectors and pointers
+#![allow(unsafe_code)] // SIMD and raw pointers
 
 use std::ops::Range;
 
@@ -110,7 +110,7 @@ impl LastStep {
     /// The step. It may point into `self`.
     ///
     /// # Safety
-    /// The machine has the instructions.
+    /// The CPU supports the enabled target features.
     #[inline(always)]
     pub(super) unsafe fn step<V: Vector, D: Decode<V>>(&self, rows: &Rows<'_>) -> D::Step {
         // SAFETY: guaranteed by the caller.
@@ -180,11 +180,11 @@ pub(super) trait Decode<V: Vector>: Copy {
 /// Expands rows `range` to f32 in the order of their columns, `[range.len(), d_in]`.
 ///
 /// # Safety
-/// The machine has the instructions of `V`, and the caller is compiled for them.
+/// The CPU supports the instruction set of `V`, and the caller is compiled for it.
 #[inline(always)]
 pub(super) unsafe fn expand<V: Vector, D: Decode<V>>(rows: &Rows<'_>, range: Range<usize>, out: &mut [f32]) {
     const { assert!(!D::SCALED_LANES && D::OVERREAD == 0) };
-    assert_eq!(out.len(), range.len() * rows.d_in, "one output for each weight");
+    assert_eq!(out.len(), range.len() * rows.d_in, "`out` must hold one value per weight");
     let full_steps = rows.d_in / D::STEP;
     let rest = rows.d_in % D::STEP;
     for (out, row) in out.chunks_exact_mut(rows.d_in).zip(range) {

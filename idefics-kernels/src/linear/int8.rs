@@ -1,10 +1,10 @@
 //! Products of integers: activations are rounded to eight bits, row by row, and multiplied with eight-bit codes.
 //!
-//! `x ≈ q · scale`, `q` from −127 to 127, with a scale for each row of activations. Sums of products of codes are exact,
-//! so that every instruction set gives the same bits; what follows is one multiplication for int8, and one fused
-//! multiplication and addition a block, in order, for q4.
+//! `x ≈ q · scale`, `q` from −127 to 127, with a scale for each row of activations. Sums of products of codes are
+//! exact, so that every instruction set gives the same bits; what follows is one multiplication for int8, and one
+//! fused multiplication and addition a block, in order, for q4.
 
-#![allow(unsafe_code)] // vectors, and tasks that write disjoint parts of one slice
+#![allow(unsafe_code)] // SIMD; tasks write disjoint parts of one slice
 
 use std::ops::Range;
 
@@ -232,7 +232,7 @@ impl Int8Panel<'_> {
             for row in 0..n_rows {
                 let sum = dot(&self.rounded.row(row)[..d_in], codes) as f32;
                 let scale = self.rounded.scales[row] * self.weight.scales()[feature];
-                // SAFETY: tasks have disjoint features.
+                // SAFETY: tasks write disjoint features.
                 unsafe { self.product.write(row, feature, sum * scale) };
             }
         }
@@ -273,7 +273,7 @@ impl Q4Panel<'_> {
                     let scale = self.weight.scale(feature, block).to_f32();
                     sum = (dot(codes, &entries) as f32).mul_add(scale, sum);
                 }
-                // SAFETY: tasks have disjoint features.
+                // SAFETY: tasks write disjoint features.
                 unsafe { self.product.write(row, feature, sum * self.rounded.scales[row]) };
             }
         }

@@ -16,7 +16,7 @@ const FEATURES: usize = 2 * ROWS;
 const BLOCKS: usize = 3;
 
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {
-    assert!(product.isa == Isa::Amx, "the instructions were not looked for");
+    assert!(product.isa == Isa::Amx, "CPU support was not checked");
     let Codes::Int8(weight) = weight else { unreachable!("q4 sums are cut up too finely for tiles") };
     let steps = product.d_in.div_ceil(STEP);
     let threads = rayon::current_num_threads();
@@ -28,8 +28,8 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
         with_scratch(n_blocks * block / size_of::<f32>(), |scratch| {
             let codes = scratch.as_mut_ptr().cast::<u8>();
             let tiles = Tiles::new();
-            // SAFETY: the assertion found the instructions; the scratch holds the tiles of all features and steps, and there are
-            // rows of activations up to a multiple of two tiles.
+            // SAFETY: the assertion found the instructions; the scratch holds the tiles of all features and steps,
+            // and there are rows of activations up to a multiple of two tiles.
             unsafe {
                 for tile in 0..2 * n_blocks {
                     expand(weight, features.start + tile * ROWS, steps, codes.add(tile * steps * TILE));
@@ -52,7 +52,7 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
 /// Sixteen rows of codes as `[steps]` tiles of four neighbouring columns of sixteen features.
 ///
 /// # Safety
-/// The machine has the instructions; `out` is valid for the tiles.
+/// The CPU supports the enabled target features; `out` is valid for the tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn expand(weight: &Int8<'_>, first: usize, steps: usize, out: *mut u8) {
     let [d_out, d_in] = weight.dims();
@@ -63,7 +63,7 @@ unsafe fn expand(weight: &Int8<'_>, first: usize, steps: usize, out: *mut u8) {
         let mut rows = [_mm512_setzero_si512(); ROWS];
         for (lane, row) in rows.iter_mut().enumerate().take(d_out.saturating_sub(first)) {
             let codes = weight.codes()[(first + lane) * d_in..(first + lane + 1) * d_in].as_ptr();
-            // SAFETY: the mask hides what is behind the row's end.
+            // SAFETY: masked loads do not read past the end of the row.
             *row = unsafe { _mm512_maskz_loadu_epi8(mask, codes.wrapping_add(at)) };
         }
         // SAFETY: a tile has 16 rows of 64 bytes.
@@ -78,7 +78,7 @@ unsafe fn expand(weight: &Int8<'_>, first: usize, steps: usize, out: *mut u8) {
 /// Scales the sums of 32 rows and features, of which some may not be there, and writes them.
 ///
 /// # Safety
-/// The machine has the instructions, and no other task writes these features.
+/// The CPU supports the enabled target features, and no other task writes these features.
 #[target_feature(enable = "avx512f")]
 unsafe fn finish(
     product: &Product<'_>,
@@ -91,7 +91,7 @@ unsafe fn finish(
     let scales = &weight.scales()[features.clone()];
     for (row, sums) in (first..product.n_rows).zip(sums.chunks_exact(FEATURES)) {
         let at = row * product.d_out + features.start;
-        // SAFETY: tasks have disjoint features.
+        // SAFETY: tasks write disjoint features.
         let out = unsafe { product.out.slice(at, features.len()) };
         let row_scale = rounded.scales[row];
         for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {

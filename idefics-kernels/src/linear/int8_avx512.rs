@@ -1,7 +1,7 @@
 //! Products of integers by VNNI: four products of bytes are added to each of sixteen lanes, one an output feature.
 //!
-//! VNNI multiplies unsigned with signed bytes: codes of activations are moved up by 128, and sums begin with −128 times
-//! the sum of the weights, which undoes it.
+//! VNNI multiplies unsigned with signed bytes: codes of activations are moved up by 128, and sums begin with −128
+//! times the sum of the weights, which undoes it.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -22,7 +22,7 @@ const PANELS: usize = 2;
 const ROWS: usize = 6;
 
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {
-    assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "the instructions were not looked for");
+    assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "CPU support was not checked");
     product.split_evenly(PANELS * PANEL, |features| {
         let groups = rounded.stride() / 4;
         // Groups that are summed before they are scaled.
@@ -34,7 +34,8 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
         with_scratch(PANELS * panel_values, |scratch| {
             let panels: [*mut u8; PANELS] =
                 std::array::from_fn(|panel| scratch[panel * panel_values..].as_mut_ptr().cast());
-            // SAFETY: the assertion found the instructions; the scratch holds two panels; tasks have disjoint features.
+            // SAFETY: the assertion found the instructions; the scratch holds two panels; tasks write disjoint
+            // features.
             unsafe {
                 for (panel, out) in panels.into_iter().enumerate() {
                     let first = features.start + panel * PANEL;
@@ -63,7 +64,7 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
 /// Sixteen rows of codes, moved up by 128, as `[groups, 16, 4]`; rows and columns that are not there count as zero.
 ///
 /// # Safety
-/// The machine has the instructions; `out` is valid for `64 · groups` bytes.
+/// The CPU supports the enabled target features; `out` is valid for `64 · groups` bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn expand_int8(weight: &Int8<'_>, first: usize, groups: usize, out: *mut u8) {
     let [d_out, d_in] = weight.dims();
@@ -74,7 +75,7 @@ unsafe fn expand_int8(weight: &Int8<'_>, first: usize, groups: usize, out: *mut 
         let mask = if n == STEP { u64::MAX } else { (1 << n) - 1 };
         for (lane, row) in rows.iter_mut().enumerate().take(d_out.saturating_sub(first)) {
             let codes = weight.codes()[(first + lane) * d_in..(first + lane + 1) * d_in].as_ptr();
-            // SAFETY: the mask hides what is behind the row's end.
+            // SAFETY: masked loads do not read past the end of the row.
             *row = unsafe { _mm512_maskz_loadu_epi8(mask, codes.wrapping_add(at)) };
         }
         // SAFETY: a step is sixteen groups of 64 bytes.
@@ -139,8 +140,8 @@ unsafe fn expand_q4(weight: &Q4<'_>, first: usize, groups: usize, out: *mut u8) 
     }
 }
 
-/// `N` rows of activations times two panels, whose sums are of `together` groups each: a number that the compiler does
-/// not know, or it unrolls the loop over them beyond all registers.
+/// `N` rows of activations times two panels, whose sums are of `together` groups each: a number that the compiler
+/// does not know, or it unrolls the loop over them beyond all registers.
 ///
 /// # Safety
 /// As [`expand_int8`] for what is read; no other task writes these features.
@@ -210,8 +211,8 @@ unsafe fn rows<const N: usize>(
     }
 }
 
-/// Exact sums over `range` of the groups, which begin with what lies in the place `beginning`: `[N, PANELS]` registers of
-/// sixteen features.
+/// Exact sums over `range` of the groups, which begin with what lies in the place `beginning`: `[N, PANELS]`
+/// registers of sixteen features.
 ///
 /// # Safety
 /// The groups are there, and `4 · range.end` codes of each row.

@@ -2,10 +2,10 @@
 //!
 //! - Up to [`THIN_ROWS`] rows of activations: each weight is read once, expanded in registers and multiplied with all
 //!   rows ([`rows`] for the formats that are stored row after row, [`q4`] for the interleaved one).
-//! - More rows, where the machine has tiles: blocks of the weight are expanded to bf16 and multiplied with activations
-//!   that are sums of three bf16 ([`amx`]).
-//! - More rows elsewhere: panels of the weight are expanded to f32 in scratch memory of [`panels::PANEL_BYTES`] a thread
-//!   and multiplied by the `gemm` crate.
+//! - More rows, where the machine has tiles: blocks of the weight are expanded to bf16 and multiplied with
+//!   activations that are sums of three bf16 ([`amx`]).
+//! - More rows elsewhere: panels of the weight are expanded to f32 in scratch memory of [`panels::PANEL_BYTES`] a
+//!   thread and multiplied by the `gemm` crate.
 //! - The weight itself in place of its transpose, for gradients: panels of its rows ([`transposed`]).
 //! - More rows of activations that are rounded to eight bits: products of integers ([`int8`]).
 //!
@@ -13,7 +13,7 @@
 //! machine (its instructions, and the caches that gemm blocks for): results are equal to the bit on any number of
 //! threads, whatever was computed before.
 
-#![allow(clippy::needless_range_loop)] // several arrays advance together, and closures would lose the instructions
+#![allow(clippy::needless_range_loop)] // several arrays share the index, and closures would lose the target features
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -60,7 +60,7 @@ macro_rules! on_isa {
                 use crate::linear::neon as $module;
                 $body
             }
-            isa => unreachable!("{isa:?} has a way of its own, or is not of this architecture"),
+            isa => unreachable!("{isa:?} has its own code path, or belongs to another architecture"),
         }
     };
 }
@@ -90,7 +90,7 @@ macro_rules! by_format {
                 type $format = crate::linear::decode::format::FourBit;
                 $body
             }
-            Weight::Q4(_) => unreachable!("interleaved rows have kernels of their own"),
+            Weight::Q4(_) => unreachable!("q4 has its own kernels"),
         }
     };
 }
@@ -122,7 +122,7 @@ pub fn linear(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]
 /// [`linear`] on a given instruction set.
 ///
 /// # Panics
-/// As [`linear`], and if the machine does not have `isa`.
+/// As [`linear`], and if the CPU does not support `isa`.
 pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
     let product = Product::checked(isa, x, n_rows, weight, bias, out);
     if product.out.len() == 0 {
@@ -161,7 +161,7 @@ pub fn linear_transposed(gradient: &[f32], n_rows: usize, weight: &Weight<'_>, o
 /// [`linear_transposed`] on a given instruction set.
 ///
 /// # Panics
-/// As [`linear_transposed`], and if the machine does not have `isa`.
+/// As [`linear_transposed`], and if the CPU does not support `isa`.
 pub fn linear_transposed_on(isa: Isa, gradient: &[f32], n_rows: usize, weight: &Weight<'_>, out: &mut [f32]) {
     let [d_out, d_in] = weight.dims();
     assert_eq!(Some(gradient.len()), n_rows.checked_mul(d_out), "the gradient is [{n_rows}, {d_out}]");
@@ -172,8 +172,8 @@ pub fn linear_transposed_on(isa: Isa, gradient: &[f32], n_rows: usize, weight: &
     }
 }
 
-/// [`linear`] with activations that are rounded to eight bits, row by row: faster, and less exact. For int8 and q4; `None`
-/// for formats whose codes are no integers.
+/// [`linear`] with activations that are rounded to eight bits, row by row: faster, and less exact. For int8 and q4;
+/// `None` for formats whose codes are no integers.
 ///
 /// # Panics
 /// As [`linear`].
@@ -224,8 +224,8 @@ fn spans_rows(weight: &Weight<'_>) -> bool {
     matches!(weight, Weight::FourBit(_)) && !weight.dims()[1].is_multiple_of(BLOCK)
 }
 
-/// What is multiplied, and where the result goes. [`Product::checked`] alone makes one: who holds it knows that the slices
-/// have their lengths and the machine the instructions of `isa`.
+/// What is multiplied, and where the result goes. [`Product::checked`] alone makes one: who holds it knows that the
+/// slices have their lengths and the machine the instructions of `isa`.
 struct Product<'a> {
     isa: Isa,
     /// `[n_rows, d_in]`.
@@ -261,7 +261,8 @@ impl<'a> Product<'a> {
         self.bias.map_or(0.0, |bias| bias[feature])
     }
 
-    /// Calls `task` with ranges of output features that cover all of them, each a multiple of `unit` long but the last.
+    /// Calls `task` with ranges of output features that cover all of them, each a multiple of `unit` long but the
+    /// last.
     fn split(&self, weight_bytes: usize, unit: usize, task: impl Fn(Range<usize>) + Sync) {
         let units = self.d_out.div_ceil(unit);
         if weight_bytes < ALONE_BYTES || rayon::current_num_threads() == 1 {

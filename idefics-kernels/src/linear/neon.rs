@@ -1,6 +1,6 @@
 //! The row-major formats in four lanes.
 
-#![allow(unsafe_code)] // instructions and pointers
+#![allow(unsafe_code)] // intrinsics and raw pointers
 
 use std::arch::aarch64::*;
 use std::ops::Range;
@@ -15,7 +15,7 @@ pub(super) fn order<D: Decode<F32x4>>(_d_in: usize) -> Order {
     Order::of::<F32x4, D>()
 }
 
-/// [`rows::thin`], compiled for NEON.
+/// [`rows::thin`] compiled for NEON.
 ///
 /// # Safety
 /// No other task writes the features `range`.
@@ -30,10 +30,10 @@ pub(super) unsafe fn thin<D: Decode<F32x4>>(
     unsafe { rows::thin::<F32x4, D>(rows, range, packed, product) }
 }
 
-/// [`decode::expand`], compiled for NEON.
+/// [`decode::expand`] compiled for NEON.
 ///
 /// # Safety
-/// None: every 64-bit Arm has NEON. Unsafe like its siblings.
+/// None: every 64-bit Arm CPU has NEON. Unsafe only to match the other instruction sets.
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn expand<D: Decode<F32x4>>(rows: &Rows<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: guaranteed by the caller.
@@ -146,7 +146,7 @@ impl Decode<F32x4> for format::FourBit {
     }
     #[inline(always)]
     unsafe fn vector((bytes, table): Self::Step, index: usize) -> F32x4 {
-        // The first of two codes in a byte is the upper one.
+        // The first code of a byte is in its high half.
         const SHIFTS: [[i32; 4]; 2] = [[-4, 0, -12, -8], [-20, -16, -28, -24]];
         // SAFETY: the caller guarantees 32 bytes.
         unsafe {

@@ -1,6 +1,6 @@
 //! Many rows of activations: panels of the weight are expanded to f32 and multiplied by the `gemm` crate.
 
-#![allow(unsafe_code)] // gemm takes pointers, and several tasks write disjoint parts of one slice
+#![allow(unsafe_code)] // gemm takes raw pointers; tasks write disjoint parts of one slice
 
 use std::ops::Range;
 
@@ -62,14 +62,14 @@ fn multiply(product: &Product<'_>, features: Range<usize>, weights: &[f32], [row
     assert!((features.len() - 1) * row_stride + (d_in - 1) * column_stride < weights.len());
     if let Some(bias) = bias {
         for n in 0..n_rows {
-            // SAFETY: tasks have disjoint features.
+            // SAFETY: tasks write disjoint features.
             unsafe { product.out.slice(n * d_out + features.start, features.len()) }
                 .copy_from_slice(&bias[features.clone()]);
         }
     }
     assert!(product.out.len() >= (n_rows - 1) * d_out + features.end);
     // The transposed product: [features, n_rows] = weights [features, d_in] · x transposed [d_in, n_rows].
-    // SAFETY: the assertions bound what is read and written, and tasks have disjoint features.
+    // SAFETY: the assertions bound what is read and written, and tasks write disjoint features.
     unsafe {
         gemm::gemm(
             features.len(),

@@ -1,7 +1,7 @@
 //! The product in plain loops: what every machine can do and the other ways are compared with. It also serves weights
 //! whose blocks reach from one row into the next.
 
-#![allow(unsafe_code)] // several tasks write disjoint parts of one slice
+#![allow(unsafe_code)] // tasks write disjoint parts of one slice
 
 use super::Product;
 use crate::formats::Weight;
@@ -18,7 +18,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
                 weight.dequantize_rows(feature..feature + 1, row);
                 for n in 0..n_rows {
                     let value = dot(row, &x[n * d_in..(n + 1) * d_in]) + product.bias_at(feature);
-                    // SAFETY: tasks have disjoint features.
+                    // SAFETY: tasks write disjoint features.
                     unsafe { product.out.write(n * d_out + feature, value) };
                 }
             }

@@ -2,7 +2,7 @@
 //!
 //! AVX-512 multiplies integers ([`avx512`]); the other instruction sets turn each column of a panel into f32.
 
-#![allow(unsafe_code)] // vectors and pointers
+#![allow(unsafe_code)] // SIMD and raw pointers
 
 use std::ops::Range;
 
@@ -31,14 +31,14 @@ pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
     }
     with_packed(product, &Order::natural(Q4_BLOCK), |packed| {
         product.split(weight.bytes(), Q4_PANEL, |range| {
-            // SAFETY: `Product::checked` has found the instructions, and tasks have disjoint ranges.
+            // SAFETY: `Product::checked` has checked CPU support, and tasks write disjoint ranges.
             unsafe {
                 match product.isa {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => avx2::thin(weight, range, packed, product),
                     #[cfg(target_arch = "aarch64")]
                     Isa::Neon => neon::thin(weight, range, packed, product),
-                    isa => unreachable!("{isa:?} has a way of its own, or is not of this architecture"),
+                    isa => unreachable!("{isa:?} has its own code path, or belongs to another architecture"),
                 }
             }
         });
@@ -47,7 +47,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
 
 /// Rows `range` as f32, column after column: `[d_in, range.len()]`, both filled up to whole tiles.
 pub(super) fn expand(product: &Product<'_>, weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
-    // SAFETY: `Product::checked` has found the instructions.
+    // SAFETY: `Product::checked` has checked CPU support.
     unsafe {
         match product.isa {
             #[cfg(target_arch = "x86_64")]
@@ -56,7 +56,7 @@ pub(super) fn expand(product: &Product<'_>, weight: &Q4<'_>, range: Range<usize>
             Isa::Avx512 | Isa::Amx => avx512::expand(weight, range, out),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::expand(weight, range, out),
-            isa => unreachable!("{isa:?} has a way of its own, or is not of this architecture"),
+            isa => unreachable!("{isa:?} has its own code path, or belongs to another architecture"),
         }
     }
 }
@@ -64,7 +64,7 @@ pub(super) fn expand(product: &Product<'_>, weight: &Q4<'_>, range: Range<usize>
 /// How the tiles of the format become vectors of one instruction set.
 ///
 /// # Safety of its methods
-/// The machine has the instructions.
+/// The CPU supports the enabled target features.
 trait Tiles: Vector {
     /// Table entries: a row a lane, four columns of eight bits each.
     type Columns: Copy;
@@ -91,7 +91,8 @@ const MOST_PARTS: usize = Q4_PANEL / 4;
 /// The output features `range`, which begins with a panel.
 ///
 /// # Safety
-/// The machine has the instructions of `V`, the caller is compiled for them, and no other task writes these features.
+/// The CPU supports the instruction set of `V`, the caller is compiled for it, and no other task writes these
+/// features.
 #[inline(always)]
 unsafe fn thin<V: Tiles>(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'_>, product: &Product<'_>) {
     // SAFETY: guaranteed by the caller.
@@ -101,7 +102,7 @@ unsafe fn thin<V: Tiles>(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'_
             2 => panels::<V, 2>(weight, range, packed, product),
             4 => panels::<V, 4>(weight, range, packed, product),
             8 => panels::<V, 8>(weight, range, packed, product),
-            n_rows => unreachable!("{n_rows} rows are filled up to 1, 2, 4 or 8"),
+            n_rows => unreachable!("{n_rows} rows should have been padded to 1, 2, 4 or 8"),
         }
     }
 }
@@ -193,7 +194,7 @@ unsafe fn write<V: Vector>(product: &Product<'_>, end: usize, first: usize, n: u
 /// [`expand`] in the vectors of one instruction set.
 ///
 /// # Safety
-/// The machine has the instructions of `V`, and the caller is compiled for them.
+/// The CPU supports the instruction set of `V`, and the caller is compiled for it.
 #[inline(always)]
 unsafe fn expand_in<V: Tiles>(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
     let blocks = weight.dims()[1].div_ceil(Q4_BLOCK);

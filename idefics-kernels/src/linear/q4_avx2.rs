@@ -10,20 +10,20 @@ use super::super::rows::Packed;
 use super::{Q4, Tiles, expand_in};
 use crate::vector::avx2::F32x8;
 
-/// [`super::thin`], compiled for AVX2.
+/// [`super::thin`] compiled for AVX2.
 ///
 /// # Safety
-/// The machine has the instructions, and no other task writes the features `range`.
+/// The CPU supports the enabled target features, and no other task writes the features `range`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn thin(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'_>, product: &Product<'_>) {
     // SAFETY: guaranteed by the caller.
     unsafe { super::thin::<F32x8>(weight, range, packed, product) }
 }
 
-/// [`super::expand`], compiled for AVX2.
+/// [`super::expand`] compiled for AVX2.
 ///
 /// # Safety
-/// The machine has the instructions.
+/// The CPU supports the enabled target features.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn expand(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: guaranteed by the caller.
@@ -35,7 +35,7 @@ impl Tiles for F32x8 {
 
     #[inline(always)]
     unsafe fn look_up(codes: *const u8, table: &[i8; 16]) -> [__m256i; 2] {
-        // SAFETY: the caller guarantees the instructions and 32 bytes.
+        // SAFETY: the caller guarantees CPU support and 32 bytes.
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
             let codes = _mm256_loadu_si256(codes.cast());
@@ -46,7 +46,7 @@ impl Tiles for F32x8 {
     }
     #[inline(always)]
     unsafe fn column(columns: __m256i, index: usize) -> Self {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe {
             let highest = match index {
                 0 => _mm256_slli_epi32::<24>(columns),
@@ -59,7 +59,7 @@ impl Tiles for F32x8 {
     }
     #[inline(always)]
     unsafe fn scales(scales: *const bf16) -> Self {
-        // SAFETY: the caller guarantees the instructions and eight values.
+        // SAFETY: the caller guarantees CPU support and eight values.
         unsafe {
             let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(scales.cast()));
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits)))

@@ -1,8 +1,8 @@
 //! The interleaved format with VNNI: sixty-four products of bytes in one instruction.
 //!
-//! Activations become integers of 24 bits, each block of 32 with a scale of its own, so that the largest magnitude uses
-//! all of them: the rounding is that of f32. Three signed bytes hold one such integer, and each byte is multiplied with
-//! the table's entries in exact integer arithmetic; what follows is f32.
+//! Activations become integers of 24 bits, each block of 32 with a scale of its own, so that the largest magnitude
+//! uses all of them: the rounding is that of f32. Three signed bytes hold one such integer, and each byte is
+//! multiplied with the table's entries in exact integer arithmetic; what follows is f32.
 //!
 //! VNNI multiplies unsigned with signed bytes. The entries are the unsigned side, moved up by 128, and sums start at
 //! −128 times the sum of the activations to undo it.
@@ -45,7 +45,7 @@ const BLOCK_VALUES: usize = size_of::<Block>() / size_of::<f32>();
 
 /// The product for at most [`super::super::THIN_ROWS`] rows of activations.
 pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
-    assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "the instructions were not looked for");
+    assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "CPU support was not checked");
     let blocks = product.d_in.div_ceil(Q4_BLOCK);
     let n_filled = product.n_rows.next_power_of_two();
     with_scratch(blocks * n_filled * BLOCK_VALUES, |scratch| {
@@ -54,14 +54,14 @@ pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
         unsafe { pack(product, n_filled, packed) };
         let packed = &*packed;
         product.split(weight.bytes(), STREAMS * Q4_PANEL, |range| {
-            // SAFETY: the instructions are there, as above, and tasks have disjoint ranges.
+            // SAFETY: the instructions are there, as above, and tasks write disjoint ranges.
             unsafe {
                 match n_filled {
                     1 => thin::<1>(weight, range, packed, product),
                     2 => thin::<2>(weight, range, packed, product),
                     4 => thin::<4>(weight, range, packed, product),
                     8 => thin::<8>(weight, range, packed, product),
-                    n_rows => unreachable!("{n_rows} rows are filled up to 1, 2, 4 or 8"),
+                    n_rows => unreachable!("{n_rows} rows should have been padded to 1, 2, 4 or 8"),
                 }
             }
         });
@@ -71,7 +71,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
 /// The activations as `[blocks, n_filled]`.
 ///
 /// # Safety
-/// The machine has the instructions.
+/// The CPU supports the enabled target features.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn pack(product: &Product<'_>, n_filled: usize, packed: &mut [Block]) {
     for (index, packed) in packed.iter_mut().enumerate() {
@@ -111,11 +111,11 @@ fn pack_block(values: &[f32; Q4_BLOCK]) -> Block {
     Block { limbs, starts: sums.map(|sum| -128 * sum), scale: largest / LARGEST + check }
 }
 
-/// The output features `range`, which begins with a panel, for `N` rows of activations. Panels advance [`STREAMS`] at a
-/// time, far apart: memory delivers several streams faster than one.
+/// The output features `range`, which begins with a panel, for `N` rows of activations. Panels advance [`STREAMS`] at
+/// a time, far apart: memory delivers several streams faster than one.
 ///
 /// # Safety
-/// The machine has the instructions, and no other task writes these features.
+/// The CPU supports the enabled target features, and no other task writes these features.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn thin<const N: usize>(weight: &Q4<'_>, range: Range<usize>, packed: &[Block], product: &Product<'_>) {
     assert!(range.start.is_multiple_of(Q4_PANEL));
@@ -187,13 +187,14 @@ unsafe fn advance<const N: usize, const P: usize>(
 /// Sixteen sums over one block, in units of both scales.
 ///
 /// # Safety
-/// The machine has the instructions.
+/// The CPU supports the enabled target features.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
     // SAFETY: four columns of every limb are four bytes, and a limb has eight times four.
     unsafe {
-        // Two chains a limb, all of them advancing together: an addition takes five cycles, and two can begin in each.
+        // Two chains a limb, all of them advancing together: an addition takes five cycles, and two can begin in
+        // each.
         let mut chains = [[_mm512_setzero_si512(); 2]; LIMBS];
         for limb in 0..LIMBS {
             chains[limb][0] = _mm512_set1_epi32(x.starts[limb]);
@@ -219,10 +220,10 @@ unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
     }
 }
 
-/// [`super::expand`], compiled for AVX-512.
+/// [`super::expand`] compiled for AVX-512.
 ///
 /// # Safety
-/// The machine has the instructions.
+/// The CPU supports the enabled target features.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn expand(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: guaranteed by the caller.
@@ -234,7 +235,7 @@ impl Tiles for F32x16 {
 
     #[inline(always)]
     unsafe fn look_up(codes: *const u8, table: &[i8; 16]) -> [__m512i; 2] {
-        // SAFETY: the caller guarantees the instructions and 64 bytes.
+        // SAFETY: the caller guarantees CPU support and 64 bytes.
         unsafe {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
             let codes = _mm512_loadu_si512(codes.cast());
@@ -245,7 +246,7 @@ impl Tiles for F32x16 {
     }
     #[inline(always)]
     unsafe fn column(columns: __m512i, index: usize) -> Self {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe {
             let highest = match index {
                 0 => _mm512_slli_epi32::<24>(columns),
@@ -258,7 +259,7 @@ impl Tiles for F32x16 {
     }
     #[inline(always)]
     unsafe fn scales(scales: *const bf16) -> Self {
-        // SAFETY: the caller guarantees the instructions and sixteen values.
+        // SAFETY: the caller guarantees CPU support and sixteen values.
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(scales.cast()));
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))

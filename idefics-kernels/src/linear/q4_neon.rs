@@ -10,7 +10,7 @@ use super::super::rows::Packed;
 use super::{Q4, Tiles, expand_in};
 use crate::vector::neon::F32x4;
 
-/// [`super::thin`], compiled for NEON.
+/// [`super::thin`] compiled for NEON.
 ///
 /// # Safety
 /// No other task writes the features `range`.
@@ -20,10 +20,10 @@ pub(super) unsafe fn thin(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'
     unsafe { super::thin::<F32x4>(weight, range, packed, product) }
 }
 
-/// [`super::expand`], compiled for NEON.
+/// [`super::expand`] compiled for NEON.
 ///
 /// # Safety
-/// None: every 64-bit Arm has NEON. Unsafe like its siblings.
+/// None: every 64-bit Arm CPU has NEON. Unsafe only to match the other instruction sets.
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn expand(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: guaranteed by the caller.
@@ -46,7 +46,7 @@ impl Tiles for F32x4 {
     }
     #[inline(always)]
     unsafe fn column(columns: int32x4_t, index: usize) -> Self {
-        // SAFETY: every 64-bit Arm has the instructions.
+        // SAFETY: every 64-bit Arm CPU has NEON.
         unsafe {
             let highest = match index {
                 0 => vshlq_n_s32::<24>(columns),

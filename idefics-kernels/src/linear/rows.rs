@@ -1,10 +1,10 @@
 //! Few rows of activations times a weight that is stored row after row.
 //!
-//! Several rows of the weight advance together, so that each load of activations is used several times, and each row's
-//! bytes are asked for ahead of their use. They are far apart: memory delivers several streams faster than one. The
-//! activations are copied once, into the order in which the format's vectors come out.
+//! Several rows of the weight advance together, so that each load of activations is used several times, and each
+//! row's bytes are asked for ahead of their use. They are far apart: memory delivers several streams faster than one.
+//! The activations are copied once, into the order in which the format's vectors come out.
 
-#![allow(unsafe_code)] // vectors and pointers
+#![allow(unsafe_code)] // SIMD and raw pointers
 
 use std::ops::Range;
 
@@ -76,7 +76,7 @@ impl<'a> Rows<'a> {
             Weight::F16(weight) => (bytes_of(weight.values()), &[][..]),
             Weight::Int8(weight) => (bytes_of(weight.codes()), weight.scales()),
             Weight::FourBit(weight) => (weight.codes(), weight.absmax()),
-            Weight::Q4(_) => unreachable!("interleaved rows have kernels of their own"),
+            Weight::Q4(_) => unreachable!("q4 has its own kernels"),
         };
         let table = match weight {
             Weight::FourBit(weight) => weight.kind().table(),
@@ -98,14 +98,14 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     let order = by_format!(weight, Format => on_isa!(product.isa, isa => isa::order::<Format>(rows.d_in)));
     with_packed(product, &order, |packed| {
         product.split(weight.bytes(), UNIT, |range| {
-            // SAFETY: `Product::checked` has found the instructions, and tasks have disjoint ranges.
+            // SAFETY: `Product::checked` has checked CPU support, and tasks write disjoint ranges.
             by_format!(weight, Format => on_isa!(product.isa, isa => unsafe { isa::thin::<Format>(&rows, range, packed, product) }));
         });
     });
 }
 
-/// Calls `work` with the activations in a format's order and at the beginning of cache lines; without a copy where they
-/// are so already.
+/// Calls `work` with the activations in a format's order and at the beginning of cache lines; without a copy where
+/// they are so already.
 pub(super) fn with_packed<R>(product: &Product<'_>, order: &Order, work: impl FnOnce(Packed<'_>) -> R) -> R {
     let Product { x, n_rows, d_in, .. } = *product;
     let n_filled = n_rows.next_power_of_two();
@@ -142,7 +142,8 @@ pub(super) fn with_packed<R>(product: &Product<'_>, order: &Order, work: impl Fn
 /// The output features `range`.
 ///
 /// # Safety
-/// The machine has the instructions of `V`, the caller is compiled for them, and no other task writes these features.
+/// The CPU supports the instruction set of `V`, the caller is compiled for it, and no other task writes these
+/// features.
 #[inline(always)]
 pub(super) unsafe fn thin<V: Vector, D: Decode<V>>(
     rows: &Rows<'_>,
@@ -160,13 +161,13 @@ pub(super) unsafe fn thin<V: Vector, D: Decode<V>>(
             (4, _) => groups::<V, D, 2, 4>(rows, range, packed, product),
             (8, 32) => groups::<V, D, 3, 8>(rows, range, packed, product),
             (8, _) => groups::<V, D, 1, 8>(rows, range, packed, product),
-            (n_rows, _) => unreachable!("{n_rows} rows are filled up to 1, 2, 4 or 8"),
+            (n_rows, _) => unreachable!("{n_rows} rows should have been padded to 1, 2, 4 or 8"),
         }
     }
 }
 
-/// [`thin`] with `R` rows of the weight and `N` of activations at a time. Group `g` has the rows `g`, `g + n_groups`, … of
-/// the range, so that each of its `R` streams goes on in the next group where it ended.
+/// [`thin`] with `R` rows of the weight and `N` of activations at a time. Group `g` has the rows `g`, `g + n_groups`,
+/// … of the range, so that each of its `R` streams goes on in the next group where it ended.
 ///
 /// Several rows of activations do not stay in the first cache as a whole: then a block of [`GROUPS`] groups goes over
 /// one chunk of columns after the other.
@@ -240,7 +241,8 @@ impl<const R: usize> Group<R> {
         Self { features, starts }
     }
 
-    /// Full steps that may be read where they are: a format that reads more than a step must not do so at the very end.
+    /// Full steps that may be read where they are: a format that reads more than a step must not do so at the very
+    /// end.
     #[inline(always)]
     fn steps_in_place<V: Vector, D: Decode<V>>(&self, rows: &Rows<'_>) -> usize {
         let is_last = self.features[R - 1] + 1 >= rows.bytes.len() / rows.row_bytes.max(1);
@@ -328,7 +330,7 @@ unsafe fn multiply<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     for r in 0..R {
         for n in 0..N {
             sums[r][n] = match scale_sums {
-                // SAFETY: the caller guarantees the instructions and the steps.
+                // SAFETY: the caller guarantees CPU support and the steps.
                 true => unsafe { partial[r][n].mul_add(D::lane_scales(steps[r]), sums[r][n]) },
                 false => partial[r][n],
             };

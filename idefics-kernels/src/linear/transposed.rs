@@ -1,9 +1,9 @@
 //! The product with the weight itself, not its transpose: what comes back through a layer whose weight is frozen.
 //!
-//! Panels of rows of the weight are expanded to f32 one after another, by all threads. Of each the threads add what its
-//! rows contribute, each to columns of its own; so results are equal to the bit on any number of threads.
+//! Panels of rows of the weight are expanded to f32 one after another, by all threads. Of each the threads add what
+//! its rows contribute, each to columns of its own; so results are equal to the bit on any number of threads.
 
-#![allow(unsafe_code)] // gemm takes pointers, and several tasks write disjoint parts of one slice
+#![allow(unsafe_code)] // gemm takes raw pointers; tasks write disjoint parts of one slice
 
 use std::ops::Range;
 
@@ -63,7 +63,7 @@ fn add_panel(
     assert!(!range.is_empty() && range.end <= d_out, "rows {range:?} of {d_out}");
     if isa == Isa::Plain {
         return (0..n_rows).into_par_iter().for_each(|n| {
-            // SAFETY: tasks have disjoint rows.
+            // SAFETY: tasks write disjoint rows.
             let out = unsafe { out.slice(n * d_in, d_in) };
             if range.start == 0 {
                 out.fill(0.0);
@@ -76,9 +76,9 @@ fn add_panel(
     }
     (0..d_in.div_ceil(COLUMNS)).into_par_iter().for_each(|task| {
         let columns = task * COLUMNS..d_in.min((task + 1) * COLUMNS);
-        // The transposed product: [columns, n_rows] += panel transposed [columns, rows] · gradient transposed [rows, n_rows].
-        // SAFETY: by the assertions above what is read lies in `panel` and `gradient`, and what is written in `out`; tasks
-        // have disjoint columns.
+        // The transposed product: [columns, n_rows] += panel transposed [columns, rows] · gradient transposed [rows,
+        // n_rows]. SAFETY: by the assertions above what is read lies in `panel` and `gradient`, and what is written
+        // in `out`; tasks have disjoint columns.
         unsafe {
             gemm::gemm(
                 columns.len(),

@@ -27,7 +27,7 @@ macro_rules! each {
     ($($name:ident($self:ident $(, $other:ident)*) => $body:expr;)*) => {
         $(#[inline(always)]
         unsafe fn $name($self $(, $other: Self)*) -> Self {
-            // SAFETY: the caller guarantees the instructions.
+            // SAFETY: the caller guarantees CPU support.
             unsafe { Self($body) }
         })*
     };
@@ -39,17 +39,17 @@ impl Vector for F32x8 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe { Self(_mm256_set1_ps(value)) }
     }
     #[inline(always)]
     unsafe fn load(at: *const f32) -> Self {
-        // SAFETY: the caller guarantees the instructions and eight values.
+        // SAFETY: the caller guarantees CPU support and eight values.
         unsafe { Self(_mm256_loadu_ps(at)) }
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32) {
-        // SAFETY: the caller guarantees the instructions and eight values.
+        // SAFETY: the caller guarantees CPU support and eight values.
         unsafe { _mm256_storeu_ps(at, self.0) }
     }
     each! {
@@ -68,7 +68,7 @@ impl Vector for F32x8 {
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe {
             let sum = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
@@ -77,7 +77,7 @@ impl Vector for F32x8 {
     }
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe {
             let most = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let most = _mm_max_ps(most, _mm_movehl_ps(most, most));

@@ -32,7 +32,7 @@ macro_rules! each {
     ($($name:ident($self:ident $(, $other:ident)*) => $body:expr;)*) => {
         $(#[inline(always)]
         unsafe fn $name($self $(, $other: Self)*) -> Self {
-            // SAFETY: the caller guarantees the instructions.
+            // SAFETY: the caller guarantees CPU support.
             unsafe { Self($body) }
         })*
     };
@@ -44,17 +44,17 @@ impl Vector for F32x16 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe { Self(_mm512_set1_ps(value)) }
     }
     #[inline(always)]
     unsafe fn load(at: *const f32) -> Self {
-        // SAFETY: the caller guarantees the instructions and sixteen values.
+        // SAFETY: the caller guarantees CPU support and sixteen values.
         unsafe { Self(_mm512_loadu_ps(at)) }
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32) {
-        // SAFETY: the caller guarantees the instructions and sixteen values.
+        // SAFETY: the caller guarantees CPU support and sixteen values.
         unsafe { _mm512_storeu_ps(at, self.0) }
     }
     each! {
@@ -73,17 +73,17 @@ impl Vector for F32x16 {
     }
     #[inline(always)]
     unsafe fn times_pow2(self, n: Self) -> Self {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe { Self(_mm512_scalef_ps(self.0, n.0)) }
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe { _mm512_reduce_add_ps(self.0) }
     }
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
-        // SAFETY: the caller guarantees the instructions.
+        // SAFETY: the caller guarantees CPU support.
         unsafe { _mm512_reduce_max_ps(self.0) }
     }
     #[inline(always)]

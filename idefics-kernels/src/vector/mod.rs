@@ -1,8 +1,8 @@
 //! Vectors of f32, one type an instruction set: what elementwise kernels are written in, once for all of them.
 //!
-//! A kernel is an `#[inline(always)]` function that is generic over [`Vector`]; it becomes machine code when a function
-//! that enables the instructions calls it ([`Work`], `run` of each instruction set). Such kernels use plain loops:
-//! a closure that is not inlined would be compiled without the instructions.
+//! A kernel is an `#[inline(always)]` function that is generic over [`Vector`]; it becomes machine code when a
+//! function that enables the instructions calls it ([`Work`], `run` of each instruction set). Such kernels use plain
+//! loops: a closure that is not inlined would be compiled without the instructions.
 
 #![allow(unsafe_code)] // instructions that not every machine has, loads and stores through pointers
 
@@ -55,7 +55,7 @@ pub(crate) trait Vector: Copy {
     /// The value times 2 to the power of an integer from −252 to 254, which need not be an f32 itself.
     #[inline(always)]
     unsafe fn times_pow2(self, n: Self) -> Self {
-        // SAFETY: the caller guarantees the instructions. Either half is an f32.
+        // SAFETY: the caller guarantees CPU support. Either half is an f32.
         unsafe {
             let half = n.mul(Self::splat(0.5)).round();
             self.mul(half.pow2()).mul(n.sub(half).pow2())
@@ -106,6 +106,6 @@ pub(crate) trait Work {
     /// Does it. Implementations are `#[inline(always)]`.
     ///
     /// # Safety
-    /// The machine has the instructions of `V`, and the caller is compiled for them.
+    /// The CPU supports the instruction set of `V`, and the caller is compiled for it.
     unsafe fn run<V: Vector>(self) -> Self::Output;
 }

@@ -7,7 +7,7 @@ use super::{Vector, Work};
 /// Runs `work` in a function that is compiled for NEON.
 ///
 /// # Safety
-/// None: every 64-bit Arm has NEON. Unsafe like its siblings.
+/// None: every 64-bit Arm CPU has NEON. Unsafe only to match the other instruction sets.
 #[target_feature(enable = "neon")]
 pub(crate) unsafe fn run<W: Work>(work: W) -> W::Output {
     // SAFETY: this function is compiled for the instructions, and every 64-bit Arm has them.
@@ -22,7 +22,7 @@ macro_rules! each {
     ($($name:ident($self:ident $(, $other:ident)*) => $body:expr;)*) => {
         $(#[inline(always)]
         unsafe fn $name($self $(, $other: Self)*) -> Self {
-            // SAFETY: every 64-bit Arm has the instructions.
+            // SAFETY: every 64-bit Arm CPU has NEON.
             unsafe { Self($body) }
         })*
     };
@@ -34,7 +34,7 @@ impl Vector for F32x4 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
-        // SAFETY: every 64-bit Arm has the instructions.
+        // SAFETY: every 64-bit Arm CPU has NEON.
         unsafe { Self(vdupq_n_f32(value)) }
     }
     #[inline(always)]
@@ -62,12 +62,12 @@ impl Vector for F32x4 {
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        // SAFETY: every 64-bit Arm has the instructions.
+        // SAFETY: every 64-bit Arm CPU has NEON.
         unsafe { vaddvq_f32(self.0) }
     }
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
-        // SAFETY: every 64-bit Arm has the instructions.
+        // SAFETY: every 64-bit Arm CPU has NEON.
         unsafe { vmaxvq_f32(self.0) }
     }
     #[inline(always)]
