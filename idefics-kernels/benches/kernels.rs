@@ -1,7 +1,7 @@
-//! Bytes a second of each kernel of a decode step, beside what the memory gives.
+//! Throughput of the kernels of a decode step, in bytes per second, compared with the memory bandwidth.
 //!
-//! `cargo bench -p idefics-kernels [-- FILTER]`. The limit is measured first: all cores read a buffer that no cache
-//! holds. Products go over several matrices in turn, a gigabyte together, so that every weight comes from memory.
+//! `cargo bench -p idefics-kernels [-- FILTER]`. The limit is measured first: all cores read a buffer larger than the
+//! caches. Products cycle through several matrices, together one gigabyte, so that every weight comes from memory.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -15,10 +15,10 @@ use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int8, Q4, Weight};
 use idefics_kernels::{Cached, DecodeAttention, Isa, IsaLevel, decode_attention, linear, read, rms_norm, rope, swiglu};
 use rayon::prelude::*;
 
-/// Bytes that no cache holds.
+/// Size of a buffer that is larger than the caches, in bytes.
 const BEYOND_CACHES: usize = 1 << 30;
 
-/// GB/s that all cores read together.
+/// Memory bandwidth of all cores together, in GB/s.
 fn limit() -> f64 {
     let buffer = vec![1f32; BEYOND_CACHES / 4];
     let pass = || {
@@ -29,7 +29,7 @@ fn limit() -> f64 {
     (0..10).map(|_| pass()).fold(0.0, f64::max)
 }
 
-/// A weight of arbitrary content: speed does not depend on it.
+/// A weight with arbitrary content: speed does not depend on it.
 fn weight(format: &str, d_out: usize, d_in: usize) -> Weight<'static> {
     let n = d_out * d_in;
     let codes = |n: usize| -> Vec<u8> { (0..n).into_par_iter().map(|i| ((i * 0x9E37) >> 7) as u8).collect() };
@@ -51,7 +51,7 @@ fn weight(format: &str, d_out: usize, d_in: usize) -> Weight<'static> {
     }
 }
 
-/// Times calls of `work`, and keeps the best batch as seconds a call.
+/// Times calls of `work`. Keeps the time per call of the fastest batch in `best`, in seconds.
 fn timed(calls: u64, best: &Cell<f64>, mut work: impl FnMut()) -> Duration {
     let start = Instant::now();
     for _ in 0..calls {
@@ -111,8 +111,8 @@ fn small_products(c: &mut Criterion) {
     group.finish();
 }
 
-/// All weight products of one decode step of a decoder with 30 layers of 576, and its head: what is left of the time
-/// of a step of `idefics bench` with that shape is not weights.
+/// All products of one decode step of a decoder with 30 layers of width 576, plus its output head. The rest of the
+/// time of a step of `idefics bench` with that shape is not spent on weights.
 fn products_of_a_small_step(c: &mut Criterion) {
     let layer = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)];
     let shapes: Vec<_> = layer.into_iter().cycle().take(30 * layer.len()).chain([(49280, 576)]).collect();
@@ -142,7 +142,7 @@ fn many_rows(c: &mut Criterion) {
         let weight = weight(format, d_out, d_in);
         for n_rows in [16, 64, 512] {
             let (x, mut out) = (vec![0.5; n_rows * d_in], vec![0.0; n_rows * d_out]);
-            // Two operations a weight and row.
+            // Two operations per weight and row.
             group.throughput(Throughput::Elements((2 * n_rows * d_out * d_in) as u64));
             group.bench_function(BenchmarkId::new(format, n_rows), |b| {
                 b.iter(|| linear(&x, n_rows, &weight, None, black_box(&mut out)));

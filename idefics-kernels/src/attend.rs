@@ -40,7 +40,7 @@ const MOST_KEYS: usize = 384;
 /// Computes in f32. With [`Activations::Int8`](crate::Activations::Int8), inputs are rounded on machines with AMX.
 ///
 /// # Shapes
-/// - `out`: `[batch, queries, heads, head_dim]`, overwritten. Heads are innermost, as the output projection expects.
+/// - `out`: `[batch, queries, heads, head_dim]`, overwritten. This is the input layout of the output projection.
 ///
 /// # Panics
 /// If a slice is too short for the dimensions, or `heads` is not a multiple of `kv_heads`.

@@ -1,4 +1,4 @@
-//! Attention of many queries, layer norm and GELU on every instruction set, for ragged shapes, against f64.
+//! Attention of many queries, layer norm and GELU: every instruction set and unaligned shapes, compared with f64.
 
 use idefics_kernels::Activations;
 use idefics_kernels::{Attention, Cached, Isa, attend_on, gelu_on, gelu_tanh_on, layer_norm_on};
@@ -6,10 +6,11 @@ use proptest::prelude::*;
 
 use crate::common::{assert_close, isas, normal};
 
-/// Weights and values are rounded to a bf16 each, by 2⁻⁸ at most; queries and keys lose next to nothing.
+/// Tolerance with rounded activations. Weights and values are rounded to one bf16 each, with a relative error of at
+/// most 2⁻⁸; the error of queries and keys is negligible.
 const ROUNDED: f64 = 8e-3;
 
-/// Heads lie side by side in a token, as a projection leaves them.
+/// A view of `[tokens, heads, head_dim]`, as a projection produces it.
 fn side_by_side(values: &[f32], tokens: usize, heads: usize, head_dim: usize) -> Cached<'_> {
     Cached { values, strides: [tokens * heads * head_dim, head_dim, heads * head_dim] }
 }
@@ -22,7 +23,7 @@ struct Case {
     queries: usize,
     len: usize,
     head_dim: usize,
-    /// How keys are hidden: not at all, behind each query, or here and there, with rows that see nothing.
+    /// Which keys are hidden.
     mask: Mask,
 }
 
@@ -104,7 +105,7 @@ impl Case {
 }
 
 #[test]
-fn attention_of_patches_and_prompts_is_the_formula() {
+fn attention_matches_the_formula() {
     for (heads, group, head_dim) in
         [(1, 1, 1), (4, 1, 72), (2, 1, 80), (8, 4, 128), (3, 3, 20), (2, 2, 33), (1, 1, 203)]
     {
@@ -117,17 +118,17 @@ fn attention_of_patches_and_prompts_is_the_formula() {
 }
 
 #[test]
-fn tasks_of_many_queries_go_over_several_blocks_of_keys() {
+fn attention_over_several_blocks_of_keys_matches_the_formula() {
     for mask in [Mask::None, Mask::Causal, Mask::Holes] {
         Case { batch: 1, heads: 2, group: 2, queries: 600, len: 700, head_dim: 24, mask }.check();
     }
 }
 
 #[test]
-fn largest_scores_that_come_late_scale_what_was_summed() {
+fn a_late_largest_score_rescales_earlier_sums() {
     let (queries, len, head_dim) = (70, 1000, 72);
     let query = vec![1.0; queries * head_dim];
-    // Scores from −50 to 50; values are the scores' places.
+    // Scores rise from −50 to 50; the values are the indices of the keys.
     let keys: Vec<f32> = (0..len * head_dim).map(|i| (i / head_dim) as f32 / 10.0 - 50.0).collect();
     let values: Vec<f32> = (0..len * head_dim).map(|i| (i / head_dim) as f32).collect();
     let attention = Attention {
@@ -144,7 +145,7 @@ fn largest_scores_that_come_late_scale_what_was_summed() {
         scale: 1.0 / head_dim as f32,
         activations: Activations::F32,
     };
-    // The mean of a geometric series that ends with its largest.
+    // The weighted mean is that of a geometric series whose last term is the largest.
     let ratio = (-0.1f64).exp();
     let expected = (len - 1) as f64 - ratio / (1.0 - ratio);
     for isa in isas() {
@@ -158,7 +159,7 @@ fn largest_scores_that_come_late_scale_what_was_summed() {
 }
 
 #[test]
-fn what_is_not_finite_shows() {
+fn nan_inputs_give_nan_outputs() {
     let (queries, len, head_dim) = (33, 40, 20);
     for place in 0..3 {
         let mut states = [queries, len, len].map(|n| normal(n * head_dim, 7, false));
@@ -191,7 +192,7 @@ fn what_is_not_finite_shows() {
 }
 
 #[test]
-fn nothing_to_attend_to_gives_zero() {
+fn attention_without_keys_gives_zero() {
     let query = [1.0; 12];
     let attention = Attention {
         query: side_by_side(&query, 3, 1, 4),
@@ -215,7 +216,7 @@ fn nothing_to_attend_to_gives_zero() {
 }
 
 #[test]
-fn layer_norm_is_the_formula() {
+fn layer_norm_matches_the_formula() {
     for width in [1, 2, 15, 16, 17, 72, 1152, 1280] {
         for offset in [0.0, 30.0] {
             let x: Vec<f32> = normal(7 * width, 4, true).iter().map(|x| x + offset).collect();
@@ -228,7 +229,7 @@ fn layer_norm_is_the_formula() {
                 for ((x, weight), bias) in row.iter().zip(&weight).zip(&bias) {
                     let deviation = (variance + 1e-6).sqrt();
                     expected.push((x - mean) / deviation * f64::from(*weight) + f64::from(*bias));
-                    // The mean is rounded as f32.
+                    // The f32 mean has a rounding error.
                     let rounding = (x - mean).abs() + mean.abs();
                     sizes.push(rounding / deviation * f64::from(weight.abs()) + f64::from(bias.abs()));
                 }
@@ -242,7 +243,7 @@ fn layer_norm_is_the_formula() {
     }
 }
 
-/// The error function, by its series and for large arguments its continued fraction.
+/// The error function: by its series, and for large arguments by its continued fraction.
 fn erf(x: f64) -> f64 {
     if x.abs() > 3.0 {
         let fraction = (1..60).rev().fold(0.0, |rest, k| f64::from(k) / 2.0 / (x.abs() + rest));
@@ -258,7 +259,7 @@ fn erf(x: f64) -> f64 {
 }
 
 #[test]
-fn gelu_is_the_formula() {
+fn gelu_matches_the_formula() {
     let x: Vec<f32> = (0..40_001).map(|i| (i - 20_000) as f32 / 1500.0).collect();
     let exact: Vec<f64> = x.iter().map(|x| f64::from(*x) * (1.0 + erf(f64::from(*x) / 2f64.sqrt())) / 2.0).collect();
     let tanh = |x: &f32| {
@@ -285,7 +286,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn attention_of_any_shape(
+    fn attention_matches_the_formula_for_any_shape(
         batch in 1usize..3, kv_heads in 1usize..4, group in 1usize..4, queries in 1usize..80, len in 1usize..90,
         head_dim in 1usize..140, mask in prop_oneof![Just(Mask::None), Just(Mask::Causal), Just(Mask::Holes)],
     ) {

@@ -1,4 +1,4 @@
-//! The rest of a decode step on every instruction set, for ragged shapes, against f64.
+//! The other kernels of a decode step: every instruction set and unaligned shapes, compared with f64.
 
 use idefics_kernels::{
     Cached, DecodeAttention, Isa, decode_attention_on, exp_on, read_on, rms_norm_on, rope_on, swiglu_on,
@@ -6,7 +6,7 @@ use idefics_kernels::{
 
 use crate::common::{assert_close, isas, normal};
 
-/// Largest difference to f64, relative to the size of what is added up.
+/// Maximum difference to f64, relative to the sum of the magnitudes that are added.
 const EXACT: f64 = 1e-6;
 
 #[test]
@@ -35,7 +35,7 @@ fn exp_is_within_two_units_in_the_last_place() {
 }
 
 #[test]
-fn exp_at_the_ends() {
+fn exp_is_exact_at_extreme_inputs() {
     for isa in isas() {
         let mut values = [f32::NEG_INFINITY, -1e30, -104.0, 0.0, -0.0, 1e30, f32::INFINITY, f32::NAN];
         exp_on(isa, &mut values);
@@ -45,7 +45,7 @@ fn exp_at_the_ends() {
 }
 
 #[test]
-fn swiglu_is_the_formula() {
+fn swiglu_matches_the_formula() {
     for len in [0, 1, 7, 16, 17, 100, 14336, 40_001] {
         let gate: Vec<f32> = normal(len, 1, true).iter().map(|gate| gate * 3.0).collect();
         let up = normal(len, 2, false);
@@ -64,7 +64,7 @@ fn swiglu_is_the_formula() {
 }
 
 #[test]
-fn rms_norm_is_the_formula() {
+fn rms_norm_matches_the_formula() {
     for width in [1, 5, 16, 63, 64, 65, 100, 576, 4096, 4100] {
         for n_rows in [0, 1, 3, 70] {
             let (x, weight) = (normal(n_rows * width, 3, true), normal(width, 4, false));
@@ -86,7 +86,7 @@ fn rms_norm_is_the_formula() {
 }
 
 #[test]
-fn rope_is_the_formula() {
+fn rope_matches_the_formula() {
     for dims @ [batch, heads, seq, head_dim] in
         [[1, 1, 1, 2], [2, 3, 1, 6], [1, 8, 1, 64], [2, 2, 5, 96], [1, 3, 2, 34], [2, 32, 3, 128], [1, 0, 1, 4]]
     {
@@ -117,7 +117,7 @@ fn rope_is_the_formula() {
     }
 }
 
-/// A cache larger than what is live, with NaN in the slots that must not be read.
+/// Decode attention on a cache with unused capacity. Slots that must not be read are NaN.
 struct Case {
     batch: usize,
     heads: usize,
@@ -194,7 +194,7 @@ impl Case {
 }
 
 #[test]
-fn decode_attention_is_the_formula() {
+fn decode_attention_matches_the_formula() {
     for (batch, heads, kv_heads, head_dim) in
         [(1, 1, 1, 1), (1, 32, 8, 128), (2, 9, 3, 64), (3, 7, 1, 20), (2, 4, 4, 96), (1, 6, 2, 50), (4, 2, 1, 33)]
     {
@@ -207,7 +207,7 @@ fn decode_attention_is_the_formula() {
 }
 
 #[test]
-fn a_row_that_sees_nothing_gives_zero() {
+fn decode_attention_without_visible_slots_gives_zero() {
     for padding in [10, 600] {
         Case { batch: 3, heads: 4, kv_heads: 2, len: 10 * padding / 8, head_dim: 64, padding }.check();
     }
@@ -230,14 +230,14 @@ fn a_row_that_sees_nothing_gives_zero() {
     }
 }
 
-/// One row of two heads that share `len` keys of four values.
+/// Decode attention of one row, with two query heads that share `len` keys of width 4.
 fn one_row<'a>(query: &'a [f32], keys: Cached<'a>, values: Cached<'a>, len: usize) -> DecodeAttention<'a> {
     let (attention_mask, scale) = (None, 0.5);
     DecodeAttention { query, keys, values, batch: 1, heads: 2, kv_heads: 1, len, head_dim: 4, attention_mask, scale }
 }
 
 #[test]
-fn attention_to_what_is_not_a_number_shows() {
+fn a_nan_query_gives_nan_in_its_own_head_only() {
     for len in [1, 20, 600] {
         let cache = normal(len * 4, 14, false);
         let cached = Cached::contiguous(&cache, 1, len, 4);
@@ -253,13 +253,13 @@ fn attention_to_what_is_not_a_number_shows() {
 
 #[test]
 #[should_panic(expected = "too short for its strides")]
-fn strides_that_cannot_be_counted_panic() {
+fn overflowing_strides_panic() {
     let cached = Cached { values: &[0.0; 8], strides: [0, 0, usize::MAX / 2 + 1] };
     decode_attention_on(Isa::best(), &one_row(&[0.0; 8], cached, cached, 3), &mut [0.0; 8]);
 }
 
 #[test]
-fn reading_reaches_every_value() {
+fn read_sums_every_value() {
     for len in [0, 1, 63, 64, 4096, 262_144, 300_001] {
         let values: Vec<f32> = (0..len).map(|index| (index % 3) as f32).collect();
         let sum: f32 = values.iter().sum(); // an integer below 2²⁴

@@ -1,4 +1,4 @@
-//! Formats against what bitsandbytes and quanto write, to the bit.
+//! The formats must match the output of bitsandbytes and quanto bit for bit.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use half::bf16;
 use idefics_kernels::formats::{FourBit, FourBitType, Int8, NestedAbsmax, check_nested_quant_map, dynamic_map};
 use safetensors::SafeTensors;
 
-/// A step of the table of 65 536 places by which bitsandbytes' CPU code finds codes of eight bits.
+/// Step of the table with 65 536 entries in which bitsandbytes' CPU code looks up eight-bit codes.
 const PLACE: f32 = 2.0 / 65535.0;
 
 fn with_fixture(test: impl FnOnce(&SafeTensors<'_>)) {
@@ -24,7 +24,7 @@ fn bytes(fixture: &SafeTensors<'_>, name: &str) -> Vec<u8> {
     fixture.tensor(name).unwrap().data().to_vec()
 }
 
-/// Equal to the bit, but for the sign of zero.
+/// Asserts bitwise equality, except for the sign of zero.
 fn assert_same(what: &str, actual: &[f32], expected: &[f32]) {
     assert_eq!(actual.len(), expected.len(), "{what}");
     for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
@@ -34,7 +34,7 @@ fn assert_same(what: &str, actual: &[f32], expected: &[f32]) {
 }
 
 #[test]
-fn four_bit_codes_scales_and_values_are_those_of_bitsandbytes() {
+fn four_bit_quantization_matches_bitsandbytes() {
     with_fixture(|fixture| {
         for case in
             ["nf4", "fp4", "nf4_spanning", "fp4_spanning", "nf4_odd", "fp4_odd", "nf4_zero_block", "nf4_bf16_storage"]
@@ -60,7 +60,7 @@ fn four_bit_codes_scales_and_values_are_those_of_bitsandbytes() {
 }
 
 #[test]
-fn nested_scales_are_those_of_bitsandbytes() {
+fn nested_scales_match_bitsandbytes() {
     with_fixture(|fixture| {
         let absmax = floats(fixture, "nf4_nested.absmax");
         let offset = floats(fixture, "nf4_nested.offset")[0];
@@ -73,7 +73,7 @@ fn nested_scales_are_those_of_bitsandbytes() {
         };
         assert_same("expanded", &theirs.dequantize().unwrap(), &floats(fixture, "nf4_nested.absmax_expanded"));
 
-        // torch adds up in another order.
+        // torch adds in a different order.
         let mean = NestedAbsmax::quantize(&absmax).unwrap().offset;
         assert!((mean - offset).abs() <= 2.0 * f32::EPSILON * offset, "{mean} instead of {offset}");
 
@@ -83,7 +83,8 @@ fn nested_scales_are_those_of_bitsandbytes() {
         for (index, (our, their)) in ours.codes.iter().zip(&theirs.codes).enumerate() {
             let scaled = (absmax[index] - offset) / theirs.nested_absmax[index / 256];
             let distance = |code: u8| (map[usize::from(code)] - scaled).abs();
-            // Their CPU code rounds to a place of its table first; ours is the nearest, as on their GPUs.
+            // bitsandbytes on the CPU first rounds to an entry of its table. We take the nearest code, as
+            // bitsandbytes does on GPUs.
             let is_same = our == their || (distance(*their) - distance(*our)).abs() <= PLACE;
             assert!(is_same, "code {index}: {our} instead of {their} for {scaled}");
         }
@@ -91,12 +92,12 @@ fn nested_scales_are_those_of_bitsandbytes() {
 }
 
 #[test]
-fn the_dynamic_map_is_that_of_bitsandbytes() {
+fn dynamic_map_matches_bitsandbytes() {
     with_fixture(|fixture| assert_same("dynamic map", &dynamic_map(), &floats(fixture, "dynamic_map")));
 }
 
 #[test]
-fn codes_stored_as_bf16_are_the_same_bytes() {
+fn accepts_codes_stored_as_bf16() {
     with_fixture(|fixture| {
         let stored = fixture.tensor("nf4_bf16_storage.codes").unwrap();
         assert_eq!(stored.dtype(), safetensors::Dtype::BF16);
@@ -112,7 +113,7 @@ fn codes_stored_as_bf16_are_the_same_bytes() {
 }
 
 #[test]
-fn int8_codes_scales_and_values_are_those_of_quanto() {
+fn int8_quantization_matches_quanto() {
     with_fixture(|fixture| {
         let weight = fixture.tensor("int8.weight").unwrap();
         let (d_out, d_in) = (weight.shape()[0], weight.shape()[1]);
@@ -127,7 +128,7 @@ fn int8_codes_scales_and_values_are_those_of_quanto() {
 }
 
 #[test]
-fn llm_int8_values_are_those_of_bitsandbytes_up_to_rounding() {
+fn llm_int8_matches_bitsandbytes_up_to_rounding() {
     with_fixture(|fixture| {
         let codes: Vec<i8> = bytes(fixture, "llm_int8.codes").iter().map(|byte| byte.cast_signed()).collect();
         let weight = Int8::from_llm_int8(codes, &floats(fixture, "llm_int8.scb"), 5, 32).unwrap();

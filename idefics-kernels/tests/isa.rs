@@ -1,4 +1,4 @@
-//! The variables that choose an instruction set, each read in a process of its own.
+//! The environment variables that choose an instruction set. Each case runs in its own process.
 
 use std::env;
 use std::process::Command;
@@ -7,14 +7,14 @@ use idefics_kernels::{Isa, IsaLevel};
 
 use crate::common::isas;
 
-/// Prints what the environment of this process chooses; the tests below call it.
+/// Prints which instruction set the environment of this process selects. The tests below run it in a child process.
 #[test]
 fn choice_of_this_process() {
     println!("cap {:?}; best {:?}", IsaLevel::cap(), Isa::best());
     isas();
 }
 
-/// What [`choice_of_this_process`] prints with a variable set, and whether it passes.
+/// Runs [`choice_of_this_process`] with a variable set. Returns its output, and whether it passed.
 fn choice(variable: &str, value: &str) -> (String, bool) {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", "isa::choice_of_this_process", "--nocapture"]);
@@ -24,7 +24,7 @@ fn choice(variable: &str, value: &str) -> (String, bool) {
 }
 
 #[test]
-fn the_variable_caps_the_instruction_set() {
+fn idefics_isa_caps_the_instruction_set() {
     for isa in Isa::available() {
         let (choice, is_passed) = choice("IDEFICS_ISA", isa.level().name());
         let expected = format!("cap Ok(Some({:?})); best {isa:?}", isa.level());
@@ -38,7 +38,7 @@ fn the_variable_caps_the_instruction_set() {
 }
 
 #[test]
-fn tests_fail_without_the_required_level() {
+fn tests_fail_if_the_required_level_is_missing() {
     for level in IsaLevel::ALL {
         assert_eq!(choice("IDEFICS_REQUIRE_ISA", level.name()).1, level.is_available(), "{level}");
     }

@@ -1,11 +1,11 @@
-//! The product in every format, on every instruction set, for ragged shapes, against sums in f64.
+//! The matrix product: every format, every instruction set and unaligned shapes, compared with f64.
 
 use idefics_kernels::formats::{FourBit, FourBitType, Int8, Q4, Weight};
 use idefics_kernels::{Isa, linear_int8_on, linear_on, linear_transposed_on};
 
 use crate::common::{assert_close, every_format, isas, normal};
 
-/// `x Wᵀ + b` in f64, and the sum of the magnitudes that make each output.
+/// `x Wᵀ + b` in f64, and for each output the sum of the magnitudes that it adds.
 fn expected(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>) -> (Vec<f64>, Vec<f64>) {
     let [d_out, d_in] = weight.dims();
     let values = weight.dequantize();
@@ -25,7 +25,7 @@ fn expected(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>)
     (sums, sizes)
 }
 
-/// Rounding of f32 sums, as a part of the sum of magnitudes.
+/// Tolerance of f32 rounding, relative to the sum of magnitudes.
 const ROUNDING: f64 = 1e-6;
 
 fn check(d_out: usize, d_in: usize, n_rows: usize) {
@@ -46,7 +46,7 @@ fn check(d_out: usize, d_in: usize, n_rows: usize) {
 }
 
 #[test]
-fn every_format_and_instruction_set_on_ragged_shapes() {
+fn product_matches_f64_for_unaligned_shapes() {
     for d_out in [1, 3, 4, 5, 16, 17, 33] {
         for d_in in [1, 31, 32, 33, 63, 64, 65, 100, 128, 192, 257] {
             for n_rows in [1, 2, 3, 8, 9] {
@@ -56,7 +56,7 @@ fn every_format_and_instruction_set_on_ragged_shapes() {
     }
 }
 
-/// `y W` against sums in f64.
+/// Compares `y W` with sums in f64.
 fn check_transposed(d_out: usize, d_in: usize, n_rows: usize) {
     let weights = normal(d_out * d_in, 1 + (d_out * 1000 + d_in) as u64, true);
     let gradient = normal(n_rows * d_out, 2, true);
@@ -81,7 +81,7 @@ fn check_transposed(d_out: usize, d_in: usize, n_rows: usize) {
 }
 
 #[test]
-fn the_transposed_product_of_every_format_on_ragged_shapes() {
+fn transposed_product_matches_f64_for_unaligned_shapes() {
     for (d_out, d_in) in [(1, 1), (3, 31), (16, 64), (17, 65), (33, 100), (48, 192), (300, 257), (515, 640)] {
         for n_rows in [1, 2, 9, 17] {
             check_transposed(d_out, d_in, n_rows);
@@ -94,7 +94,7 @@ fn the_transposed_product_of_every_format_on_ragged_shapes() {
 }
 
 #[test]
-fn the_transposed_product_has_the_same_bits_on_any_number_of_threads() {
+fn transposed_product_is_bitwise_equal_on_any_number_of_threads() {
     let (d_out, d_in, n_rows) = (523, 1088, 20);
     let weights = normal(d_out * d_in, 5, true);
     let gradient = normal(n_rows * d_out, 6, true);
@@ -112,21 +112,21 @@ fn the_transposed_product_has_the_same_bits_on_any_number_of_threads() {
 }
 
 #[test]
-fn every_number_of_rows() {
+fn product_matches_f64_for_every_number_of_rows() {
     for n_rows in 0..=40 {
         check(37, 128, n_rows);
     }
 }
 
 #[test]
-fn shapes_that_are_divided_among_threads() {
+fn product_matches_f64_for_shapes_split_among_threads() {
     check(576, 1536, 1);
     check(1000, 1024, 5);
     check(515, 640, 30);
 }
 
 #[test]
-fn empty_products() {
+fn product_handles_empty_dimensions() {
     for (d_out, d_in) in [(0, 5), (5, 0), (0, 0), (17, 0)] {
         for n_rows in [0, 1, 9] {
             check(d_out, d_in, n_rows);
@@ -135,7 +135,7 @@ fn empty_products() {
 }
 
 #[test]
-fn the_same_bits_on_any_number_of_threads_and_in_any_batch_of_one_kind() {
+fn product_is_bitwise_equal_on_any_number_of_threads() {
     let (d_out, d_in) = (523, 1088);
     let weights = normal(d_out * d_in, 5, true);
     let x = normal(20 * d_in, 6, true);
@@ -158,8 +158,8 @@ fn the_same_bits_on_any_number_of_threads_and_in_any_batch_of_one_kind() {
 }
 
 #[test]
-fn the_same_bits_on_any_number_of_threads_for_small_products_of_many_rows() {
-    let d_in = 1100; // more than one block of columns of the product behind
+fn small_product_of_many_rows_is_bitwise_equal_on_any_number_of_threads() {
+    let d_in = 1100; // more than one block of columns in gemm
     for d_out in [16, 32, 48, 80, 97, 144, 192] {
         let weights = normal(d_out * d_in, 5, false);
         for n_rows in [9, 12, 16, 33, 64] {
@@ -181,7 +181,7 @@ fn the_same_bits_on_any_number_of_threads_for_small_products_of_many_rows() {
 }
 
 #[test]
-fn activations_that_are_not_finite_show() {
+fn non_finite_activations_give_non_finite_outputs() {
     let (d_out, d_in) = (20, 96);
     let weights = normal(d_out * d_in, 7, false);
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -193,7 +193,7 @@ fn activations_that_are_not_finite_show() {
                 let mut out = vec![0f32; 2 * d_out];
                 linear_on(isa, &x, 2, &weight, None, &mut out);
                 for feature in 0..d_out {
-                    // A weight of exactly 0 may hide it, but for NaN.
+                    // A weight of exactly 0 may hide an infinity, but not NaN.
                     let is_hidden = row[feature * d_in + 40] == 0.0 && !value.is_nan();
                     assert!(is_hidden || !out[feature].is_finite(), "{isa:?} {} {feature}", weight.name());
                     assert!(out[d_out + feature].is_finite(), "{isa:?} {} {feature}: the other row", weight.name());
@@ -204,7 +204,7 @@ fn activations_that_are_not_finite_show() {
 }
 
 #[test]
-fn activations_of_any_magnitude_keep_their_bits() {
+fn q4_product_is_accurate_for_activations_of_any_magnitude() {
     let (d_out, d_in) = (19, 128);
     let weights = normal(d_out * d_in, 10, false);
     for exponent in [-90, -40, -10, 0, 10, 40, 90] {
@@ -221,7 +221,7 @@ fn activations_of_any_magnitude_keep_their_bits() {
 }
 
 #[test]
-fn scales_below_zero_from_double_quantisation_are_multiplied_as_they_are() {
+fn product_handles_negative_scales_from_double_quantization() {
     let nested =
         idefics_kernels::formats::NestedAbsmax { codes: vec![0, 255, 128], nested_absmax: vec![1.0], offset: 0.9925 };
     let absmax = nested.dequantize().unwrap();
@@ -238,20 +238,20 @@ fn scales_below_zero_from_double_quantisation_are_multiplied_as_they_are() {
 }
 
 #[test]
-#[should_panic(expected = "activations are [2, 4]")]
-fn a_wrong_number_of_activations_panics() {
+#[should_panic(expected = "activations must be [2, 4]")]
+fn wrong_number_of_activations_panics() {
     let weight = every_format(&[0.0; 12], 3, 4).remove(0);
     linear_on(Isa::Plain, &[0.0; 7], 2, &weight, None, &mut [0.0; 6]);
 }
 
 #[test]
-#[should_panic(expected = "activations are")]
-fn a_number_of_rows_that_cannot_be_counted_panics() {
+#[should_panic(expected = "activations must be")]
+fn overflowing_number_of_rows_panics() {
     let weight = every_format(&[0.0; 12], 3, 4).remove(0);
     linear_on(Isa::best(), &[], 1 << 62, &weight, None, &mut []);
 }
 
-/// What rounding each row to eight bits gives, in f64.
+/// The activations after rounding each row to eight bits, in f64.
 fn rounded(x: &[f32], d_in: usize) -> Vec<f64> {
     let rows = x.chunks_exact(d_in.max(1)).flat_map(|row| {
         let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
@@ -262,7 +262,7 @@ fn rounded(x: &[f32], d_in: usize) -> Vec<f64> {
 }
 
 #[test]
-fn products_of_integers_are_those_of_rounded_activations_and_the_same_everywhere() {
+fn integer_product_matches_f64_and_is_bitwise_equal_on_every_instruction_set() {
     let small = [(1, 1, 1), (16, 32, 1), (17, 31, 2), (33, 64, 4), (5, 65, 5)];
     let large = [(40, 100, 33), (70, 1024, 64), (31, 257, 70), (110, 257, 70), (400, 64, 40)];
     for (d_out, d_in, n_rows) in small.into_iter().chain(large) {
@@ -291,14 +291,14 @@ fn products_of_integers_are_those_of_rounded_activations_and_the_same_everywhere
                 let what = format!("{isa:?} {} [{d_out}, {d_in}] x {n_rows}", weight.name());
                 assert_close(&what, &out, &sums, &sizes, ROUNDING);
                 let first = first.get_or_insert_with(|| out.clone());
-                assert_eq!(first, &out, "{what}: the same bits as plain");
+                assert_eq!(first, &out, "{what}: must have the same bits as on the plain instruction set");
             }
         }
     }
 }
 
 #[test]
-fn rounded_activations_that_are_not_finite_show() {
+fn integer_product_of_non_finite_activations_gives_nan() {
     let weight: Weight<'_> = Int8::quantize(&normal(20 * 70, 14, false), 20, 70).unwrap().into();
     let q4: Weight<'_> = Q4::quantize(&normal(20 * 70, 14, false), 20, 70).unwrap().into();
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -1,6 +1,6 @@
-//! Tests of the formats against the libraries that define them, and of the kernels against plain loops.
+//! Tests of the formats against the libraries that define them, and of the kernels against f64 arithmetic.
 
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // also in helpers
 
 mod attend;
 mod common;
@@ -11,8 +11,9 @@ mod linear;
 mod parts;
 mod properties;
 
-/// Kernels state in debug assertions what their loads and stores rely on: without them these tests would see less.
+/// The kernels check the bounds of their loads and stores in debug assertions. Without them, these tests would find
+/// fewer errors.
 #[test]
-fn the_kernels_run_with_debug_assertions() {
-    assert!(std::hint::black_box(cfg!(debug_assertions)), "run these tests in the profile `dev`");
+fn debug_assertions_are_enabled() {
+    assert!(std::hint::black_box(cfg!(debug_assertions)), "run these tests with debug assertions, for example in the profile `dev`");
 }

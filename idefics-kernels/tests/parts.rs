@@ -1,9 +1,9 @@
-//! The parts of a weight: what is wrong is named.
+//! Invalid parts of a weight are rejected, with errors that name the part.
 
 use idefics_kernels::formats::{FormatError, FourBit, FourBitType, Int8, NestedAbsmax, Q4, check_nested_quant_map};
 
 #[test]
-fn wrong_sizes_are_named() {
+fn rejects_parts_of_the_wrong_size() {
     let nf4 = |codes: usize, absmax: usize| FourBit::new(FourBitType::Nf4, vec![0; codes], vec![1.0; absmax], 3, 43);
     nf4(65, 3).unwrap(); // 129 weights
     assert_eq!(
@@ -21,7 +21,7 @@ fn wrong_sizes_are_named() {
 }
 
 #[test]
-fn absurd_scales_are_refused() {
+fn rejects_invalid_scales() {
     for scale in [f32::NAN, f32::INFINITY, -1.0] {
         let nf4 = FourBit::new(FourBitType::Nf4, vec![0; 64], vec![1.0, scale], 2, 64).unwrap_err();
         assert!(matches!(nf4, FormatError::Scale { part: "absmax", index: 1, .. }), "{nf4}");
@@ -32,7 +32,7 @@ fn absurd_scales_are_refused() {
         let offset = NestedAbsmax { codes: vec![255; 2], nested_absmax: vec![1.0], offset: scale };
         assert!(offset.dequantize().is_err());
     }
-    // The sum of offset and code: −0.99 + 0.5.
+    // The expanded scale is −0.99 + 0.5, too far below zero.
     let nested = NestedAbsmax { codes: vec![0; 2], nested_absmax: vec![1.0], offset: 0.5 };
     assert!(matches!(nested.dequantize(), Err(FormatError::Scale { index: 0, .. })));
     let counts = NestedAbsmax { codes: vec![0; 257], nested_absmax: vec![1.0], offset: 1.0 };
@@ -41,7 +41,7 @@ fn absurd_scales_are_refused() {
         let q4 = Q4::new(vec![0; 256], vec![scale; 16], 16, 32).unwrap_err();
         assert!(matches!(q4, FormatError::Scale { part: "q4 scales", index: 0, .. }), "{q4}");
     }
-    // Products that no f32 holds, and a scale of 0 that turns codes to nothing.
+    // A scale that overflows, and a scale of 0 with a non-zero code.
     for (scale, code) in [(3e36, 0), (0.0, 1)] {
         let int8 = Int8::new(vec![0, 0, 0, 0, code, 0], vec![1.0, scale], 2, 3).unwrap_err();
         assert!(matches!(int8, FormatError::Scale { part: "int8 scales", index: 1, .. }), "{int8}");
@@ -50,7 +50,7 @@ fn absurd_scales_are_refused() {
 }
 
 #[test]
-fn a_nested_table_may_be_off_by_rounding() {
+fn accepts_rounding_differences_in_the_nested_table() {
     let mut map = idefics_kernels::formats::dynamic_map();
     map[200] += 5e-7;
     check_nested_quant_map(&map).unwrap();
@@ -59,7 +59,7 @@ fn a_nested_table_may_be_off_by_rounding() {
 }
 
 #[test]
-fn other_tables_and_weights_that_are_not_finite_are_refused() {
+fn rejects_other_tables_and_non_finite_weights() {
     let mut table = *FourBitType::Nf4.table();
     table[3] += 0.001;
     assert!(matches!(FourBitType::Nf4.check_quant_map(&table), Err(FormatError::QuantMap { index: 3, .. })));

@@ -1,17 +1,17 @@
-//! What holds for every weight: error bounds, zeros, round trips, ragged shapes.
+//! Properties of all weights: error bounds, zeros, round trips, unaligned shapes.
 
 use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int8, NestedAbsmax, Q4, Weight};
 use proptest::prelude::*;
 
 use crate::common::{every_format, normal};
 
-/// Weights of any small shape, magnitude and share of zeros.
+/// Weights of any small shape and any magnitude, with any fraction of zeros.
 fn weights() -> impl Strategy<Value = (Vec<f32>, usize, usize)> {
     (0usize..40, 0usize..150, any::<u64>(), -20i32..10, 0.0f32..1.0).prop_map(|(d_out, d_in, seed, exponent, zeros)| {
         let mut values = normal(d_out * d_in, seed, true);
         let scale = 2f32.powi(exponent);
         for (index, value) in values.iter_mut().enumerate() {
-            // Whole runs, so that whole blocks are zero.
+            // Zeros come in runs of 64, so that whole blocks are zero.
             let is_zero = (index / 64) as f32 * 0.618 % 1.0 < zeros - 0.5;
             *value = if is_zero { 0.0 } else { *value * scale };
         }
@@ -23,7 +23,7 @@ fn absmax(values: &[f32]) -> f32 {
     values.iter().fold(0f32, |largest, value| largest.max(value.abs()))
 }
 
-/// The weight made again from what it expands to.
+/// Quantises the expanded values of a weight again, in the same format.
 fn again(weight: &Weight<'_>) -> Weight<'static> {
     let ([d_out, d_in], values) = (weight.dims(), weight.dequantize());
     match weight {
@@ -33,7 +33,7 @@ fn again(weight: &Weight<'_>) -> Weight<'static> {
         Weight::Int8(_) => Int8::quantize(&values, d_out, d_in).unwrap().into(),
         Weight::FourBit(weight) => FourBit::quantize(weight.kind(), &values, d_out, d_in).unwrap().into(),
         Weight::Q4(_) => Q4::quantize(&values, d_out, d_in).unwrap().into(),
-        other => panic!("no way to quantise {other:?}"),
+        other => panic!("this test cannot quantise {other:?}"),
     }
 }
 
@@ -41,7 +41,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn int8_is_within_half_a_step((values, d_out, d_in) in weights()) {
+    fn int8_error_is_at_most_half_a_step((values, d_out, d_in) in weights()) {
         let weight = Int8::quantize(&values, d_out, d_in).unwrap();
         let expanded = Weight::from(weight.clone()).dequantize();
         for (index, (value, expanded)) in values.iter().zip(&expanded).enumerate() {
@@ -51,8 +51,8 @@ proptest! {
     }
 
     #[test]
-    fn four_bits_are_within_half_the_widest_gap((values, d_out, d_in) in weights()) {
-        // Half the widest gap between neighbours of the table.
+    fn four_bit_error_is_at_most_half_the_widest_gap((values, d_out, d_in) in weights()) {
+        // The bound is half the widest gap between neighbours in the table.
         for (kind, bound) in [(FourBitType::Nf4, 0.1520), (FourBitType::Fp4, 1.0 / 6.0)] {
             let weight = FourBit::quantize(kind, &values, d_out, d_in).unwrap();
             let expanded = Weight::from(weight.clone()).dequantize();
@@ -64,18 +64,19 @@ proptest! {
     }
 
     #[test]
-    fn q4_is_close_and_no_worse_than_a_scale_without_search((values, d_out, d_in) in weights()) {
+    fn q4_error_is_bounded_and_no_worse_than_uniform_steps((values, d_out, d_in) in weights()) {
         let expanded = Weight::from(Q4::quantize(&values, d_out, d_in).unwrap()).dequantize();
         for (values, expanded) in values.chunks(d_in.max(1)).zip(expanded.chunks(d_in.max(1))) {
             for (values, expanded) in values.chunks(32).zip(expanded.chunks(32)) {
                 let largest = absmax(values);
                 let mut error = 0.0;
                 for (value, expanded) in values.iter().zip(expanded) {
-                    // Half the widest gap of the table where nothing is cut off, and a fifth where it is.
+                    // The error is at most half the widest gap of the table, or a fifth of the largest weight if that
+                    // is clipped.
                     prop_assert!((value - expanded).abs() <= 0.21 * largest, "{value} {expanded} of {largest}");
                     error += f64::from(value - expanded).powi(2);
                 }
-                // Sixteen even steps over the block's range, without a minimum: a step of largest / 7.5.
+                // Sixteen uniform steps over the range of the block, without a minimum, are largest / 7.5 wide.
                 let even: f64 = values.iter().map(|_| f64::from(largest / 7.5).powi(2) / 3.0).sum();
                 prop_assert!(error <= even, "{error} {even}");
             }
@@ -83,12 +84,12 @@ proptest! {
     }
 
     #[test]
-    fn round_trips_change_nothing((values, d_out, d_in) in weights()) {
+    fn quantizing_again_changes_nothing((values, d_out, d_in) in weights()) {
         for weight in every_format(&values, d_out, d_in) {
             let once = weight.dequantize();
             let twice = again(&weight).dequantize();
             for (once, twice) in once.iter().zip(&twice) {
-                // int8 and four bits have a rounded product, whose scale may come out one unit away.
+                // An int8 value is a rounded product, so its recomputed scale may differ by one unit in the last place.
                 let bound = if matches!(weight, Weight::Int8(_)) { 2.0 * f32::EPSILON * once.abs() } else { 0.0 };
                 prop_assert!((once - twice).abs() <= bound, "{} {once} {twice}", weight.name());
             }
@@ -96,7 +97,7 @@ proptest! {
     }
 
     #[test]
-    fn rows_are_parts_of_the_whole((values, d_out, d_in) in weights(), from in 0usize..40, len in 0usize..40) {
+    fn dequantized_rows_match_the_whole((values, d_out, d_in) in weights(), from in 0usize..40, len in 0usize..40) {
         let (from, to) = (from.min(d_out), (from + len).min(d_out));
         for weight in every_format(&values, d_out, d_in) {
             let whole = weight.dequantize();
@@ -114,7 +115,7 @@ proptest! {
     }
 
     #[test]
-    fn nested_scales_are_within_half_a_step(seed in any::<u64>(), n in 1usize..600) {
+    fn nested_scale_error_is_at_most_half_a_step(seed in any::<u64>(), n in 1usize..600) {
         let scales: Vec<f32> = normal(n, seed, true).iter().map(|scale| scale.abs()).collect();
         let nested = NestedAbsmax::quantize(&scales).unwrap();
         let expanded = nested.dequantize().unwrap();
@@ -124,9 +125,9 @@ proptest! {
     }
 }
 
-/// On any number of threads the same bits.
+/// The result must be the same bits on any number of threads.
 #[test]
-fn quantising_does_not_depend_on_the_number_of_threads() {
+fn quantization_does_not_depend_on_the_number_of_threads() {
     let values = normal(300 * 515, 9, true);
     let on = |n_threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
@@ -135,7 +136,7 @@ fn quantising_does_not_depend_on_the_number_of_threads() {
     assert_eq!(on(1), on(3));
 }
 
-/// What the choice of the format rests on: root mean square error in percent of the weights'.
+/// The reason for the q4 format. Errors are root mean squares, in percent of the root mean square of the weights.
 #[test]
 fn q4_loses_less_than_nf4() {
     let (d_out, d_in) = (256, 1024);

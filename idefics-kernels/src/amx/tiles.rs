@@ -219,8 +219,7 @@ impl Tiles {
         }
     }
 
-    /// Adds one step of the product of two row tiles with two column tiles to the sums (0, 0), (0, 1), (1, 0) and (1,
-    /// 1).
+    /// Adds one step of the product of two row tiles with two column tiles to the four tiles of sums.
     ///
     /// # Safety
     /// Each pointer is valid for a tile.

@@ -1,4 +1,4 @@
-//! Weights as the checkpoint has them: f32, bf16 or f16.
+//! Unquantised weights: f32, bf16 or f16, as stored in the checkpoint.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,16 +9,16 @@ use rayon::prelude::*;
 use super::FormatError;
 use super::error::{check_length, element_count};
 
-/// An element type of dense weights.
+/// Element type of a [`Dense`] weight.
 pub trait Element: Copy + Send + Sync + std::fmt::Debug + 'static {
-    /// The value, exactly.
+    /// Converts to f32, exactly.
     fn to_f32(self) -> f32;
-    /// The nearest value, ties to even.
+    /// Rounds to the nearest value, ties to even.
     fn from_f32(value: f32) -> Self;
-    /// The value of as many bytes as the type has, the lowest first.
+    /// Reads one value from its little-endian bytes.
     ///
     /// # Panics
-    /// If there are more or fewer.
+    /// If `bytes` does not have the size of the type.
     fn from_le_bytes(bytes: &[u8]) -> Self;
 }
 
@@ -27,7 +27,7 @@ macro_rules! element {
         impl Element for $type {
             #[inline]
             fn from_le_bytes(bytes: &[u8]) -> Self {
-                <$type>::from_le_bytes(bytes.try_into().expect("the bytes of one value"))
+                <$type>::from_le_bytes(bytes.try_into().expect("`bytes` must have the size of the type"))
             }
             #[inline]
             fn to_f32(self) -> f32 {
@@ -44,8 +44,7 @@ element!(f32, |value| value, |value| value);
 element!(bf16, bf16::to_f32, bf16::from_f32);
 element!(f16, f16::to_f32, f16::from_f32);
 
-/// A row-major `[d_out, d_in]` weight of `f32`, [`bf16`] or [`f16`](struct@f16); borrowed values may lie in a memory
-/// map.
+/// A row-major `[d_out, d_in]` weight of `f32`, [`bf16`] or [`f16`](struct@f16). Borrowed values may be memory-mapped.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dense<'a, E: Element> {
     d_out: usize,
@@ -54,7 +53,7 @@ pub struct Dense<'a, E: Element> {
 }
 
 impl<'a, E: Element> Dense<'a, E> {
-    /// A weight over existing values.
+    /// Creates a weight from existing values, `[d_out, d_in]`.
     ///
     /// # Errors
     /// [`FormatError::Length`] if there are not `d_out · d_in` values, [`FormatError::TooLarge`].
@@ -67,7 +66,8 @@ impl<'a, E: Element> Dense<'a, E> {
     /// Rounds f32 weights, `[d_out, d_in]`, to the nearest values of the type.
     ///
     /// # Errors
-    /// As [`Dense::new`], and [`FormatError::NonFinite`], also for a weight that the type cannot hold.
+    /// As [`Dense::new`], and [`FormatError::NonFinite`] for a NaN, an infinity, or a weight beyond the range of the
+    /// type.
     pub fn quantize(weights: &[f32], d_out: usize, d_in: usize) -> Result<Dense<'static, E>, FormatError> {
         check_length("weights", [d_out, d_in], element_count(d_out, d_in)?, weights.len())?;
         let values: Vec<E> = weights.par_iter().map(|weight| E::from_f32(*weight)).collect();
@@ -82,7 +82,7 @@ impl<'a, E: Element> Dense<'a, E> {
         [self.d_out, self.d_in]
     }
 
-    /// The values, row after row.
+    /// The values, `[d_out, d_in]`, row-major.
     pub fn values(&self) -> &[E] {
         &self.values
     }
@@ -92,7 +92,7 @@ impl<'a, E: Element> Dense<'a, E> {
         size_of_val(self.values())
     }
 
-    /// Rows `rows` as f32, exactly.
+    /// Writes rows `rows` as f32, `[rows.len(), d_in]`. The conversion is exact.
     ///
     /// # Panics
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.

@@ -1,73 +1,73 @@
-/// Why the parts of a weight do not make a weight. Each message says what was found and what was expected.
+/// An error in the parts of a weight. The message says what was found and what was expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FormatError {
-    /// A part has another size than the weight's shape implies.
+    /// A part does not have the size that the shape implies.
     #[error("{part} of a [{d_out}, {d_in}] weight: expected {expected} elements, found {found}")]
     Length {
-        /// Which part: codes, scales, absmax.
+        /// The part: codes, scales or absmax.
         part: &'static str,
         /// Output features.
         d_out: usize,
         /// Input features.
         d_in: usize,
-        /// Elements that the shape implies.
+        /// Number of elements that the shape implies.
         expected: usize,
-        /// Elements that are there.
+        /// Number of elements found.
         found: usize,
     },
-    /// A shape whose element count does not fit in memory.
-    #[error("a weight of [{d_out}, {d_in}] is larger than memory can be")]
+    /// The weight would be larger than an allocation can be.
+    #[error("a [{d_out}, {d_in}] weight is larger than any allocation can be")]
     TooLarge {
         /// Output features.
         d_out: usize,
         /// Input features.
         d_in: usize,
     },
-    /// A scale that no quantiser writes.
+    /// An invalid scale.
     #[error("{part}[{index}] is {value}, expected {expected}")]
     Scale {
-        /// Which part: scales, absmax, nested absmax, nested offset.
+        /// The part: scales, absmax, nested absmax or nested offset.
         part: &'static str,
-        /// Index of the first such scale.
+        /// Index of the first invalid scale.
         index: usize,
-        /// Its value.
+        /// Value of the scale.
         value: f32,
-        /// What a scale may be.
+        /// Description of the valid values.
         expected: &'static str,
     },
-    /// NaN or infinity among the weights to be quantised, or a weight that is too large for the format.
-    #[error("weight {index} is {value}, expected a finite number that is not too large for the format")]
+    /// A weight to quantise is NaN, infinite or too large for the format.
+    #[error("weight {index} is {value}, expected a finite number in the range of the format")]
     NonFinite {
-        /// Flat index of the first such weight.
+        /// Flat index of the first invalid weight.
         index: usize,
-        /// Its value.
+        /// Value of the weight.
         value: f32,
     },
-    /// The table beside the codes is not the one of its quantisation type.
+    /// The file's code table differs from the table of its quantisation type.
     #[error("{table}[{index}] is {found}, expected {expected}")]
     QuantMap {
         /// `quant_map` or `nested_quant_map`.
         table: &'static str,
         /// Index of the first difference.
         index: usize,
-        /// Value in the file; NaN where the table ends too early.
+        /// Value in the file; NaN if the table is too short.
         found: f32,
-        /// Value of the type.
+        /// Value in the table of the type; NaN if the file's table is too long.
         expected: f32,
     },
 }
 
-/// `d_out · d_in`, if that is a size that memory can have.
+/// `d_out · d_in`, or [`FormatError::TooLarge`] if an f32 weight of this size cannot be allocated.
 pub(super) fn element_count(d_out: usize, d_in: usize) -> Result<usize, FormatError> {
-    // Four bytes an element, and an allocation is at most isize::MAX bytes.
+    // An f32 element takes four bytes, and an allocation has at most isize::MAX bytes.
     d_out
         .checked_mul(d_in)
         .filter(|count| *count <= isize::MAX as usize / size_of::<f32>())
         .ok_or(FormatError::TooLarge { d_out, d_in })
 }
 
-/// Refuses a part that is longer or shorter than the shape implies.
+/// Returns an error if a part does not have the expected length.
 pub(super) fn check_length(
     part: &'static str,
     [d_out, d_in]: [usize; 2],
@@ -77,7 +77,7 @@ pub(super) fn check_length(
     if found == expected { Ok(()) } else { Err(FormatError::Length { part, d_out, d_in, expected, found }) }
 }
 
-/// Refuses scales that are not finite or below zero.
+/// Returns an error if a scale is negative or not finite.
 pub(super) fn check_scales(part: &'static str, scales: &[f32]) -> Result<(), FormatError> {
     match scales.iter().position(|scale| !scale.is_finite() || *scale < 0.0) {
         None => Ok(()),
@@ -87,7 +87,7 @@ pub(super) fn check_scales(part: &'static str, scales: &[f32]) -> Result<(), For
     }
 }
 
-/// Refuses weights that are NaN or infinite.
+/// Returns an error if a weight is NaN or infinite.
 pub(super) fn check_finite(weights: &[f32]) -> Result<(), FormatError> {
     match weights.iter().position(|weight| !weight.is_finite()) {
         None => Ok(()),

@@ -1,11 +1,11 @@
-//! The two four-bit types of bitsandbytes, NF4 and FP4, in its own layout.
+//! The four-bit formats NF4 and FP4, in the layout of bitsandbytes.
 //!
 //! Source: bitsandbytes 0.50.2, `backends/default/ops.py` (`quantize_4bit`, `_dequantize_4bit_compute`) and
 //! `functional.py` (`get_4bit_type`). NF4: QLoRA, <https://arxiv.org/abs/2305.14314>.
 //!
-//! The weight is one flat row of values, cut into blocks of 64: a block begins wherever the last one ended, also in
-//! the middle of a matrix row. Each value is divided by the largest magnitude of its block and replaced by the index
-//! of the nearest of sixteen numbers; two indices share a byte, the first in the high half.
+//! The weight is flattened and cut into blocks of 64 values. Blocks ignore row boundaries: a block may begin in the
+//! middle of a row. Each value is divided by the largest magnitude of its block (absmax) and replaced by the code of
+//! the nearest of sixteen table entries. A byte holds two codes, the first in its high half.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -18,22 +18,22 @@ use super::{FormatError, NestedAbsmax};
 /// Values that share one scale.
 pub const BLOCK: usize = 64;
 
-/// Blocks that one task quantises.
+/// Number of blocks that a task quantises.
 const BLOCKS_PER_TASK: usize = 1 << 10;
 
-/// Smallest divisor of a block, as bitsandbytes has it.
+/// Smallest divisor of a block, as in bitsandbytes.
 const SMALLEST_ABSMAX: f32 = 1e-38;
 
-/// Which sixteen numbers the codes stand for.
+/// A table of sixteen values for the four-bit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FourBitType {
-    /// Quantiles of the normal distribution.
+    /// NF4: quantiles of the normal distribution.
     Nf4,
-    /// Sign, two bits of exponent, one of fraction.
+    /// FP4: one sign bit, two exponent bits, one mantissa bit.
     Fp4,
 }
 
-/// Quantiles of the normal distribution, scaled to reach 1; exactly one of them is 0.
+/// Quantiles of the normal distribution, scaled to [−1, 1]. One of them is exactly 0.
 const NF4: [f32; 16] = [
     -1.0,
     -0.6961928,
@@ -53,7 +53,7 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// By code: the sign is bit 3.
+/// FP4 values by code; bit 3 is the sign.
 const FP4: [f32; 16] = [
     0.0,
     0.0625 / 12.0,
@@ -78,7 +78,7 @@ const NF4_ORDER: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 1
 const FP4_ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
 
 impl FourBitType {
-    /// The sixteen numbers, by code.
+    /// The sixteen values, indexed by code.
     pub fn table(self) -> &'static [f32; 16] {
         match self {
             Self::Nf4 => &NF4,
@@ -86,7 +86,7 @@ impl FourBitType {
         }
     }
 
-    /// The name in `quant_state`, and at the end of its key.
+    /// `nf4` or `fp4`: the name in `quant_state`, and the suffix of its key.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nf4 => "nf4",
@@ -94,7 +94,7 @@ impl FourBitType {
         }
     }
 
-    /// Refuses a file whose `quant_map` is not [`FourBitType::table`].
+    /// Checks the `quant_map` of a file against [`FourBitType::table`].
     ///
     /// # Errors
     /// [`FormatError::QuantMap`] with the first difference.
@@ -102,7 +102,7 @@ impl FourBitType {
         check_map("quant_map", quant_map, self.table(), 0.0)
     }
 
-    /// The rule that finds the nearest of the sixteen.
+    /// The rounding rule of this table.
     fn nearest(self) -> Nearest {
         let order = match self {
             Self::Nf4 => NF4_ORDER,
@@ -113,7 +113,7 @@ impl FourBitType {
     }
 }
 
-/// Refuses a table that differs from the one we have by more than `tolerance`.
+/// Returns an error if a table differs from `expected` by more than `tolerance`.
 pub(super) fn check_map(
     table: &'static str,
     found: &[f32],
@@ -135,7 +135,7 @@ pub(super) fn check_map(
     }
 }
 
-/// Sixteen numbers in order, by the borders between them; a value on a border goes to the lower side.
+/// Finds the nearest table entry, by the midpoints between neighbours. A value on a midpoint rounds down.
 struct Nearest {
     midpoints: [f32; 15],
     order: [u8; 16],
@@ -150,7 +150,7 @@ impl Nearest {
 
 /// `w = table[code] · absmax[block]`.
 ///
-/// Bits a weight: 4.5; 4.127 on disk where the scales are quantised too ([`super::NestedAbsmax`]).
+/// Bits per weight: 4.5, or 4.127 on disk with quantised scales ([`super::NestedAbsmax`]).
 #[derive(Debug, Clone, PartialEq)]
 pub struct FourBit<'a> {
     kind: FourBitType,
@@ -161,12 +161,12 @@ pub struct FourBit<'a> {
 }
 
 impl<'a> FourBit<'a> {
-    /// A weight over existing codes, two a byte, and scales, one for 64 values.
+    /// Creates a weight from existing codes, two per byte, and scales, one per 64 values.
     ///
-    /// The codes are bytes whatever element type the file gives them: exports for FSDP store them as bf16.
+    /// The codes are bytes, whatever element type the file declares: FSDP exports store them as bf16.
     ///
     /// # Errors
-    /// [`FormatError::Length`] for a part of another size, [`FormatError::Scale`] for a scale that is negative or not
+    /// [`FormatError::Length`] for a part of the wrong size, [`FormatError::Scale`] for a scale that is negative or not
     /// finite, [`FormatError::TooLarge`].
     pub fn new(
         kind: FourBitType,
@@ -180,7 +180,7 @@ impl<'a> FourBit<'a> {
         Self::from_parts(kind, codes.into(), absmax, [d_out, d_in])
     }
 
-    /// A weight over existing codes, two a byte, whose scales are quantised too.
+    /// Creates a weight from existing codes, two per byte, and quantised scales.
     ///
     /// # Errors
     /// As [`FourBit::new`] and [`NestedAbsmax::dequantize`].
@@ -194,7 +194,10 @@ impl<'a> FourBit<'a> {
         Self::from_parts(kind, codes.into(), absmax.dequantize()?.into(), [d_out, d_in])
     }
 
-    /// As [`FourBit::new`], for scales that were looked at before.
+    /// [`FourBit::new`] without checking the scales, for a caller that has checked them.
+    ///
+    /// # Errors
+    /// [`FormatError::Length`], [`FormatError::TooLarge`].
     pub fn from_parts(
         kind: FourBitType,
         codes: Cow<'a, [u8]>,
@@ -233,7 +236,7 @@ impl<'a> FourBit<'a> {
         FourBit::new(kind, codes, absmax, d_out, d_in)
     }
 
-    /// Which numbers the codes stand for.
+    /// The code table.
     pub fn kind(&self) -> FourBitType {
         self.kind
     }
@@ -243,17 +246,17 @@ impl<'a> FourBit<'a> {
         [self.d_out, self.d_in]
     }
 
-    /// Two codes a byte, `[ceil(d_out · d_in / 2)]`.
+    /// The codes, two per byte: `[ceil(d_out · d_in / 2)]`.
     pub fn codes(&self) -> &[u8] {
         &self.codes
     }
 
-    /// One scale for 64 values, `[ceil(d_out · d_in / 64)]`.
+    /// The scales, one per 64 values: `[ceil(d_out · d_in / 64)]`.
     pub fn absmax(&self) -> &[f32] {
         &self.absmax
     }
 
-    /// Codes and scales, in the order in which [`Self::codes`] and [`Self::absmax`] have them.
+    /// Codes and scales, in the layout of [`Self::codes`] and [`Self::absmax`].
     pub fn into_parts(self) -> (Vec<u8>, Vec<f32>) {
         (self.codes.into_owned(), self.absmax.into_owned())
     }
@@ -263,12 +266,12 @@ impl<'a> FourBit<'a> {
         self.codes.len() + size_of_val(self.absmax())
     }
 
-    /// Rows `rows` as f32: each product is rounded once, as bitsandbytes rounds it.
+    /// Writes rows `rows` as f32, `[rows.len(), d_in]`. Each product is rounded once, as in bitsandbytes.
     ///
     /// # Panics
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.
     pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        assert!(rows.end <= self.d_out, "rows {rows:?} of {}", self.d_out);
+        assert!(rows.end <= self.d_out, "rows {rows:?} are out of range for {} rows", self.d_out);
         assert_eq!(out.len(), rows.len() * self.d_in, "`out` must hold one value per weight");
         let table = self.kind.table();
         for (out, index) in out.iter_mut().zip(rows.start * self.d_in..) {
@@ -279,17 +282,17 @@ impl<'a> FourBit<'a> {
     }
 }
 
-/// Fills the codes of one block, two a byte, and returns its scale.
+/// Writes the codes of one block, two per byte, and returns its scale.
 fn quantize_block(nearest: &Nearest, weights: &[f32], codes: &mut [u8]) -> f32 {
     let mut absmax = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs()));
     let divisor = absmax.max(SMALLEST_ABSMAX);
     let code = |weight: &f32| {
-        // The reference multiplies by the reciprocal, but divides in a last block that is not full.
+        // Like bitsandbytes: a full block multiplies by the reciprocal, an incomplete last block divides.
         let scaled = if weights.len() == BLOCK { weight * (1.0 / divisor) } else { weight / divisor };
         nearest.code(scaled.clamp(-1.0, 1.0))
     };
     for (codes, weights) in codes.iter_mut().zip(weights.chunks(2)) {
-        let second = weights.get(1).unwrap_or(&0.0); // an odd count is filled up with a zero
+        let second = weights.get(1).unwrap_or(&0.0); // an odd number of weights is padded with a zero
         *codes = code(&weights[0]) << 4 | code(second);
     }
     if weights.len() < BLOCK {

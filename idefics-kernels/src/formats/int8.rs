@@ -1,4 +1,4 @@
-//! Eight bits a weight, one scale for each output feature, as quanto's `int8` and LLM.int8 files have them.
+//! Eight bits per weight with one scale per output feature, as in quanto's `int8` and in LLM.int8 files.
 //!
 //! Source: optimum-quanto 0.2.7, `AbsmaxOptimizer` and `quantize_symmetric`; bitsandbytes, `int8_vectorwise_dequant`.
 
@@ -12,7 +12,7 @@ use super::error::{check_finite, check_length, check_scales, element_count};
 
 /// `w = code · scale[row]`.
 ///
-/// Bits a weight: 8, and 32 a row.
+/// Bits per weight: 8, plus 32 per row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Int8<'a> {
     d_out: usize,
@@ -22,11 +22,11 @@ pub struct Int8<'a> {
 }
 
 impl<'a> Int8<'a> {
-    /// A weight over existing codes, `[d_out, d_in]`, and scales, `[d_out]`.
+    /// Creates a weight from existing codes, `[d_out, d_in]`, and scales, `[d_out]`.
     ///
     /// # Errors
-    /// [`FormatError::Length`] for a part of another size, [`FormatError::Scale`] for a scale that is negative, whose
-    /// products are not finite, or that is 0 for codes that are not, [`FormatError::TooLarge`].
+    /// [`FormatError::Length`] for a part of the wrong size, [`FormatError::TooLarge`], and [`FormatError::Scale`]
+    /// for a scale that is negative, overflows when multiplied by 128, or is 0 although a code of its row is not.
     pub fn new(
         codes: impl Into<Cow<'a, [i8]>>,
         scales: impl Into<Cow<'a, [f32]>>,
@@ -42,13 +42,16 @@ impl<'a> Int8<'a> {
         match weight.scales.iter().enumerate().position(absurd) {
             None => Ok(weight),
             Some(index) => {
-                let expected = "finite, also 128 times as large, and 0 only where all codes are";
+                let expected = "not negative, finite when multiplied by 128, and 0 only for a row of zeros";
                 Err(FormatError::Scale { part: "int8 scales", index, value: weight.scales[index], expected })
             }
         }
     }
 
-    /// As [`Int8::new`], for scales that were looked at before.
+    /// [`Int8::new`] without checking the scales, for a caller that has checked them.
+    ///
+    /// # Errors
+    /// [`FormatError::Length`], [`FormatError::TooLarge`].
     pub fn from_parts(
         codes: Cow<'a, [i8]>,
         scales: Cow<'a, [f32]>,
@@ -59,7 +62,7 @@ impl<'a> Int8<'a> {
         Ok(Self { d_out, d_in, codes, scales })
     }
 
-    /// A weight of an LLM.int8 file: `weight`, `[d_out, d_in]`, and `SCB`, `[d_out]`, each row's largest magnitude.
+    /// Creates a weight from an LLM.int8 file: codes `weight`, `[d_out, d_in]`, and row maxima `SCB`, `[d_out]`.
     ///
     /// # Errors
     /// As [`Int8::new`].
@@ -69,7 +72,8 @@ impl<'a> Int8<'a> {
         d_out: usize,
         d_in: usize,
     ) -> Result<Self, FormatError> {
-        // bitsandbytes multiplies by the reciprocal of 127, and so do we; it does so last, which differs by rounding.
+        // Like bitsandbytes, this multiplies by the reciprocal of 127. bitsandbytes does so last, so rounding may
+        // differ.
         let scales: Vec<f32> = scb.iter().map(|absmax| absmax * (1.0 / 127.0)).collect();
         Self::new(weight, scales, d_out, d_in)
     }
@@ -98,17 +102,17 @@ impl<'a> Int8<'a> {
         [self.d_out, self.d_in]
     }
 
-    /// `[d_out, d_in]`, row after row.
+    /// The codes, `[d_out, d_in]`, row-major.
     pub fn codes(&self) -> &[i8] {
         &self.codes
     }
 
-    /// `[d_out]`.
+    /// The scales, `[d_out]`.
     pub fn scales(&self) -> &[f32] {
         &self.scales
     }
 
-    /// Codes and scales, in the order in which [`Self::codes`] and [`Self::scales`] have them.
+    /// Codes and scales, in the layout of [`Self::codes`] and [`Self::scales`].
     pub fn into_parts(self) -> (Vec<i8>, Vec<f32>) {
         (self.codes.into_owned(), self.scales.into_owned())
     }
@@ -118,7 +122,7 @@ impl<'a> Int8<'a> {
         size_of_val(self.codes()) + size_of_val(self.scales())
     }
 
-    /// Rows `rows` as f32.
+    /// Writes rows `rows` as f32, `[rows.len(), d_in]`.
     ///
     /// # Panics
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.
@@ -137,7 +141,7 @@ impl<'a> Int8<'a> {
     }
 }
 
-/// Fills the codes of one row and returns its scale; a row of zeros has scale 0 (quanto divides 0 by 0 there).
+/// Writes the codes of one row and returns its scale. A row of zeros gets scale 0, where quanto divides 0 by 0.
 fn quantize_row(weights: &[f32], codes: &mut [i8]) -> f32 {
     let scale = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs())) / 127.0;
     if scale == 0.0 {
@@ -145,7 +149,7 @@ fn quantize_row(weights: &[f32], codes: &mut [i8]) -> f32 {
         return 0.0;
     }
     for (code, weight) in codes.iter_mut().zip(weights) {
-        // The clamp keeps every value in range, where `as` truncates nothing.
+        // The clamp keeps the value in the range of i8, so that `as` does not saturate.
         *code = (weight / scale).round_ties_even().clamp(-128.0, 127.0) as i8;
     }
     scale

@@ -1,10 +1,10 @@
 //! Weights of linear layers in the formats that the kernels read, on plain slices.
 //!
-//! A weight is `[d_out, d_in]`, as PyTorch stores it. Each format either borrows its parts, which may lie in a memory
-//! map, or owns them, as [`Int8::quantize`] and its siblings return them. Quantising runs on all cores of rayon's
-//! global pool and gives the same bits on any number of them.
+//! A weight is `[d_out, d_in]`, as in PyTorch. It either borrows its parts, for example from a memory map, or owns
+//! them, like the result of [`Int8::quantize`]. Quantisation runs on rayon's global pool; the result does not depend
+//! on the number of threads.
 //!
-//! | format | bits a weight | source |
+//! | format | bits per weight | source |
 //! |---|---|---|
 //! | [`Dense`] of `f32`, `bf16`, `f16` | 32, 16, 16 | the checkpoint |
 //! | [`Int8`] | 8 | quanto, LLM.int8 files |
@@ -39,21 +39,21 @@ pub use q4_table::{BLOCK as Q4_BLOCK, PANEL as Q4_PANEL, TABLE as Q4_TABLE, TILE
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Weight<'a> {
-    /// As the checkpoint has it.
+    /// f32, as stored in the checkpoint.
     F32(Dense<'a, f32>),
-    /// As the checkpoint has it.
+    /// bf16, as stored in the checkpoint.
     Bf16(Dense<'a, bf16>),
-    /// As the checkpoint has it.
+    /// f16, as stored in the checkpoint.
     F16(Dense<'a, f16>),
-    /// Eight bits, a scale a row.
+    /// Eight bits, one scale per row.
     Int8(Int8<'a>),
     /// NF4 or FP4.
     FourBit(FourBit<'a>),
-    /// Four bits, rows interleaved.
+    /// Four bits, sixteen rows interleaved.
     Q4(Q4<'a>),
 }
 
-/// Runs the same expression on whatever format a weight has.
+/// Evaluates the same expression for the weight's format.
 macro_rules! each_format {
     ($weight:expr, $inner:ident => $body:expr) => {
         match $weight {
@@ -78,7 +78,7 @@ impl Weight<'_> {
         each_format!(self, weight => weight.bytes())
     }
 
-    /// The format, as command lines and tables name it.
+    /// The name of the format in command lines and tables.
     pub fn name(&self) -> &'static str {
         match self {
             Self::F32(_) => "f32",
@@ -90,7 +90,7 @@ impl Weight<'_> {
         }
     }
 
-    /// Rows `rows` as f32, `[rows.len(), d_in]`.
+    /// Writes rows `rows` as f32, `[rows.len(), d_in]`.
     ///
     /// # Panics
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.
@@ -98,7 +98,7 @@ impl Weight<'_> {
         each_format!(self, weight => weight.dequantize_rows(rows, out));
     }
 
-    /// The whole weight as f32, `[d_out, d_in]`. Takes the memory of an f32 weight.
+    /// The whole weight as f32, `[d_out, d_in]`. Allocates the memory of an f32 weight.
     pub fn dequantize(&self) -> Vec<f32> {
         let [d_out, d_in] = self.dims();
         let mut out = vec![0f32; d_out * d_in];

@@ -1,4 +1,4 @@
-//! Double quantisation: the scales of a four-bit weight in eight bits each.
+//! Double quantisation: stores the scales of a four-bit weight in eight bits each.
 //!
 //! Source: bitsandbytes 0.50.2, `functional.py` (`create_dynamic_map`, `quantize_4bit` with `compress_statistics`).
 //! The dynamic type: <https://arxiv.org/abs/1511.04561>.
@@ -7,25 +7,25 @@ use super::FormatError;
 use super::error::{check_finite, check_length, check_scales};
 use super::four_bit::check_map;
 
-/// Scales that share one nested scale.
+/// Number of scales that share one nested scale.
 pub const NESTED_BLOCK: usize = 256;
 
-/// Half the largest distance between neighbours of [`dynamic_map`], rounded up.
+/// Half the largest distance between neighbours in [`dynamic_map`], rounded up.
 const HALF_STEP: f32 = 0.0071;
 
 /// `absmax = map[code] · nested_absmax[block] + offset`, with [`dynamic_map`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct NestedAbsmax {
-    /// One code for each scale.
+    /// Code of each scale.
     pub codes: Vec<u8>,
-    /// One scale for 256 codes.
+    /// Nested scales, one per 256 codes.
     pub nested_absmax: Vec<f32>,
-    /// The mean of the scales.
+    /// Mean of the scales.
     pub offset: f32,
 }
 
 impl NestedAbsmax {
-    /// Quantises scales; their mean is taken in f64 and rounded once.
+    /// Quantises scales around their mean, which is computed in f64.
     ///
     /// # Errors
     /// [`FormatError::Scale`] for a scale that is negative or not finite.
@@ -35,11 +35,11 @@ impl NestedAbsmax {
         Self::quantize_around((sum / absmax.len().max(1) as f64) as f32, absmax)
     }
 
-    /// Quantises the differences of scales from a given offset.
+    /// Quantises scales around a given offset.
     ///
     /// # Errors
-    /// [`FormatError::Scale`] for a scale that is negative or not finite, [`FormatError::NonFinite`] for an offset
-    /// that is not finite.
+    /// [`FormatError::Scale`] for a scale that is negative or not finite, [`FormatError::NonFinite`] for an offset that
+    /// is not finite.
     pub fn quantize_around(offset: f32, absmax: &[f32]) -> Result<Self, FormatError> {
         check_scales("absmax", absmax)?;
         check_finite(&[offset])?;
@@ -50,7 +50,7 @@ impl NestedAbsmax {
             let largest = block.iter().fold(0f32, |largest, scale| largest.max((scale - offset).abs()));
             nested_absmax.push(largest);
             if largest == 0.0 {
-                codes.resize(codes.len() + block.len(), 0); // any code will do, and the reference writes this one
+                codes.resize(codes.len() + block.len(), 0); // any code would do; bitsandbytes writes 0
                 continue;
             }
             let reciprocal = 1.0 / largest;
@@ -59,14 +59,15 @@ impl NestedAbsmax {
         Ok(Self { codes, nested_absmax, offset })
     }
 
-    /// The scales again, each rounded as bitsandbytes rounds it.
+    /// Expands the scales, rounding like bitsandbytes.
     ///
-    /// A block of very small weights may come back with a scale a little below zero: half the largest step of the
-    /// map.
+    /// In a block of very small weights, an expanded scale may be slightly negative, by up to half the largest step
+    /// of the map.
     ///
     /// # Errors
-    /// [`FormatError::Length`] if there is not one nested scale for 256 codes, [`FormatError::Scale`] for a nested
-    /// scale or an offset that no quantiser writes, or if a scale comes out negative by more than that or not finite.
+    /// [`FormatError::Length`] if there is not one nested scale per 256 codes. [`FormatError::Scale`] for a nested
+    /// scale or offset that is negative or not finite, or if an expanded scale is not finite or more negative than
+    /// that.
     pub fn dequantize(&self) -> Result<Vec<f32>, FormatError> {
         let count = self.codes.len();
         check_length("nested absmax", [count, 1], count.div_ceil(NESTED_BLOCK), self.nested_absmax.len())?;
@@ -91,14 +92,14 @@ impl NestedAbsmax {
     }
 }
 
-/// The index of the nearest number of the map; the lower of two that are equally near.
+/// Index of the nearest number in the map; of two that are equally near, the lower.
 fn nearest(map: &[f32; 256], value: f32) -> u8 {
     let above = map.partition_point(|entry| *entry < value).clamp(1, 255);
     let is_above = map[above] - value < value - map[above - 1];
     if is_above { above as u8 } else { (above - 1) as u8 }
 }
 
-/// `n` numbers from `start` to `end`, with the rounding of `torch.linspace`.
+/// `n` evenly spaced numbers from `start` to `end`, rounded like `torch.linspace`.
 fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     let step = (end - start) / (n - 1) as f32;
     let at = |i: usize| {
@@ -107,7 +108,8 @@ fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     (0..n).map(at).collect()
 }
 
-/// Refuses a file whose `nested_quant_map` is not [`dynamic_map`], up to rounding: torch's `linspace` has changed.
+/// Checks a file's `nested_quant_map` against [`dynamic_map`]. Allows rounding differences: `torch.linspace` has
+/// changed.
 ///
 /// # Errors
 /// [`FormatError::QuantMap`] with the first difference.
@@ -115,7 +117,7 @@ pub fn check_nested_quant_map(nested_quant_map: &[f32]) -> Result<(), FormatErro
     check_map("nested_quant_map", nested_quant_map, &dynamic_map(), 1e-6)
 }
 
-/// The 256 numbers of the signed dynamic type, in order: seven decades, the upper ones cut more finely.
+/// The 256 numbers of the signed dynamic data type, in ascending order: seven decades, with finer steps in higher ones.
 pub fn dynamic_map() -> [f32; 256] {
     let mut map = Vec::with_capacity(256);
     for decade in 0..7 {
@@ -130,5 +132,5 @@ pub fn dynamic_map() -> [f32; 256] {
     }
     map.extend([0.0, 1.0]);
     map.sort_by(f32::total_cmp);
-    map.try_into().expect("127 values of each sign, 0 and 1")
+    map.try_into().expect("127 values of each sign, plus 0 and 1")
 }

@@ -1,8 +1,8 @@
-//! The formats of codes and scales, by name.
+//! Names of the packed formats.
 
 use super::FourBitType;
 
-/// How codes and scales become numbers; see [`super`]. Exhaustive: whoever handles formats handles all of them.
+/// A packed format: codes with scales (see [`super`]). Exhaustive, because code that handles formats must handle all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PackedFormat {
     /// [`Int8`](super::Int8): codes in I8, scales in F32.
@@ -14,10 +14,10 @@ pub enum PackedFormat {
 }
 
 impl PackedFormat {
-    /// Every format.
+    /// All packed formats.
     pub const ALL: [Self; 4] = [Self::Int8, Self::FourBit(FourBitType::Nf4), Self::FourBit(FourBitType::Fp4), Self::Q4];
 
-    /// The name that `--quantize` gives it.
+    /// The name of the format in `--quantize`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",

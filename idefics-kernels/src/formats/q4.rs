@@ -1,25 +1,26 @@
-//! Four bits a weight for these kernels: a table of sixteen integers, blocks of 32, rows interleaved.
+//! Four bits per weight, designed for these kernels: a table of sixteen integers, blocks of 32, interleaved rows.
 //!
-//! Why a table, and why without a minimum: the error that is left of random weights (root mean square, in percent of
-//! the weights'), with the best scale searched for each block.
+//! The choice of a table without a per-block minimum rests on the error of quantised random weights. Errors are root
+//! mean squares, in percent of the root mean square of the weights. The best scale of each block was searched, except
+//! where noted.
 //!
-//! | format | bits | normal | Student t, 5 | Student t, 3 | normal, columns of unequal size |
+//! | format | bits | normal | Student t, ν = 5 | Student t, ν = 3 | normal, columns of unequal size |
 //! |---|---|---|---|---|---|
-//! | even steps, block 32, largest weight sets the scale | 4.5 | 9.76 | 12.33 | 14.53 | 12.82 |
+//! | uniform steps, block 32, scale set by the largest weight | 4.5 | 9.76 | 12.33 | 14.53 | 12.82 |
 //! | NF4, block 64, f32 scale | 4.5 | 9.22 | 10.53 | 12.44 | 10.83 |
-//! | even steps, block 32 | 4.5 | 8.10 | 10.35 | 12.48 | 10.81 |
-//! | even steps with a minimum, block 64 | 4.5 | 8.39 | 10.33 | 12.15 | 10.87 |
-//! | even steps with a minimum, block 32 | 5.0 | 7.25 | 8.34 | 9.20 | 8.66 |
+//! | uniform steps, block 32 | 4.5 | 8.10 | 10.35 | 12.48 | 10.81 |
+//! | uniform steps with a minimum, block 64 | 4.5 | 8.39 | 10.33 | 12.15 | 10.87 |
+//! | uniform steps with a minimum, block 32 | 5.0 | 7.25 | 8.34 | 9.20 | 8.66 |
 //! | **this table, block 32** | **4.5** | **7.40** | **8.10** | **8.86** | **8.20** |
 //! | this table, block 64 | 4.25 | 8.15 | 9.37 | 10.87 | 9.55 |
 //!
-//! A minimum costs half a bit a weight and another product in the kernel, and is worth less than a table for weights
-//! with large ones among them. Scales in bf16 lose nothing (8.10 to 8.10 at the third digit), and have the range of
+//! A minimum costs half a bit per weight and another product in the kernel. For weights with outliers it gains less
+//! than a table does. Scales in bf16 do not increase the error (8.10 with either scale type), and have the range of
 //! f32.
 //!
-//! The table is that of Lloyd's algorithm for such weights, with 0 kept exact, rounded to eight bits: a kernel looks
-//! it up in one instruction, and may multiply integers. It has one more entry below zero than above; the sign of the
-//! scale decides which end that is.
+//! The table results from Lloyd's algorithm on such weights, with 0 kept exact, rounded to eight bits. A kernel looks
+//! it up in one instruction and may multiply integers. It has one more entry below zero than above; the sign of the
+//! scale selects the end that gets the extra entry.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -34,11 +35,12 @@ use super::q4_table::{BLOCK, PANEL, TABLE, TILE};
 
 /// `w = table[code] · scale[row, column / 32]`.
 ///
-/// Bits a weight: 4.5. `d_out` is filled up to panels of 16 rows and `d_in` to blocks of 32 columns, with zeros.
+/// Bits per weight: 4.5. `d_out` is padded to panels of 16 rows and `d_in` to blocks of 32 columns, with zeros.
 ///
-/// Layout, so that sixteen lanes hold sixteen rows and a whole register is two operations from its codes:
-/// - `codes`: `[panels, blocks, 4, 16, 4]` bytes. Byte `[p, b, group, row, i]` holds the code of row `16 p + row` and
-///   column `32 b + 4 group + i` in its low half, that of the column 16 further on in its high half.
+/// In this layout, the sixteen lanes of a register hold sixteen rows, and a register of values takes two operations to
+/// decode:
+/// - `codes`: `[panels, blocks, 4, 16, 4]` bytes. Byte `[p, b, group, row, i]` holds two codes of row `16 p + row`:
+///   that of column `32 b + 4 group + i` in its low half, and that of 16 columns further on in its high half.
 /// - `scales`: `[panels, blocks, 16]` in bf16; they may be negative.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Q4<'a> {
@@ -49,11 +51,11 @@ pub struct Q4<'a> {
 }
 
 impl<'a> Q4<'a> {
-    /// A weight over existing codes and scales.
+    /// Creates a weight from existing codes and scales, in the layout above.
     ///
     /// # Errors
-    /// [`FormatError::Length`] for a part of another size, [`FormatError::Scale`] for a scale whose products are not
-    /// finite, [`FormatError::TooLarge`].
+    /// [`FormatError::Length`] for a part of the wrong size, [`FormatError::TooLarge`], and [`FormatError::Scale`]
+    /// for a scale that is not finite when multiplied by 127.
     pub fn new(
         codes: impl Into<Cow<'a, [u8]>>,
         scales: impl Into<Cow<'a, [bf16]>>,
@@ -63,13 +65,16 @@ impl<'a> Q4<'a> {
         let scales = scales.into();
         let largest = f32::from(TABLE[0]);
         if let Some(index) = scales.iter().position(|scale| !(scale.to_f32() * largest).is_finite()) {
-            let (value, expected) = (scales[index].to_f32(), "finite, also 127 times as large");
+            let (value, expected) = (scales[index].to_f32(), "finite, also when multiplied by 127");
             return Err(FormatError::Scale { part: "q4 scales", index, value, expected });
         }
         Self::from_parts(codes.into(), scales, [d_out, d_in])
     }
 
-    /// As [`Q4::new`], for scales that were looked at before.
+    /// [`Q4::new`] without checking the scales, for a caller that has checked them.
+    ///
+    /// # Errors
+    /// [`FormatError::Length`], [`FormatError::TooLarge`].
     pub fn from_parts(
         codes: Cow<'a, [u8]>,
         scales: Cow<'a, [bf16]>,
@@ -119,17 +124,17 @@ impl<'a> Q4<'a> {
         [self.d_out, self.d_in]
     }
 
-    /// `[panels, blocks, 4, 16, 4]` bytes of two codes.
+    /// The codes, `[panels, blocks, 4, 16, 4]` bytes of two codes each.
     pub fn codes(&self) -> &[u8] {
         &self.codes
     }
 
-    /// `[panels, blocks, 16]`.
+    /// The scales, `[panels, blocks, 16]`.
     pub fn scales(&self) -> &[bf16] {
         &self.scales
     }
 
-    /// The code of one weight, of a row and a column that the panels have.
+    /// The code of one weight. Padded rows and columns are valid.
     pub(crate) fn code(&self, row: usize, column: usize) -> usize {
         let tile = row / PANEL * self.d_in.div_ceil(BLOCK) + column / BLOCK;
         let (at, shift) = place(row % PANEL, column % BLOCK);
@@ -141,7 +146,7 @@ impl<'a> Q4<'a> {
         self.scales[(row / PANEL * self.d_in.div_ceil(BLOCK) + block) * PANEL + row % PANEL]
     }
 
-    /// Codes and scales, in the order in which [`Self::codes`] and [`Self::scales`] have them.
+    /// Codes and scales, in the layout of [`Self::codes`] and [`Self::scales`].
     pub fn into_parts(self) -> (Vec<u8>, Vec<bf16>) {
         (self.codes.into_owned(), self.scales.into_owned())
     }
@@ -151,12 +156,13 @@ impl<'a> Q4<'a> {
         self.codes.len() + size_of_val(self.scales())
     }
 
-    /// Rows `rows` as f32, exactly: a table entry and a scale have fifteen bits together.
+    /// Writes rows `rows` as f32, `[rows.len(), d_in]`. Exact: the product of a table entry and a scale has fifteen
+    /// bits.
     ///
     /// # Panics
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.
     pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        assert!(rows.end <= self.d_out, "rows {rows:?} of {}", self.d_out);
+        assert!(rows.end <= self.d_out, "rows {rows:?} are out of range for {} rows", self.d_out);
         assert_eq!(out.len(), rows.len() * self.d_in, "`out` must hold one value per weight");
         if self.d_in == 0 {
             return;
@@ -176,7 +182,7 @@ impl<'a> Q4<'a> {
     }
 }
 
-/// Where a code lies in its tile: the byte, and the bits to shift by.
+/// Position of a code in its tile: the index of its byte, and the right shift that extracts it.
 fn place(row: usize, column: usize) -> (usize, usize) {
     let (half, column) = (column / 16, column % 16);
     (column / 4 * (4 * PANEL) + row * 4 + column % 4, 4 * half)

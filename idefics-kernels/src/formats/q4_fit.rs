@@ -1,6 +1,6 @@
-//! The best scale of one block: the search behind [`super::Q4::quantize`].
+//! Searches the best scale of a block, for [`super::Q4::quantize`].
 
-#![allow(unsafe_code)] // compiled for the machine's vectors
+#![allow(unsafe_code)] // runs code compiled for an instruction set
 
 use half::bf16;
 
@@ -8,31 +8,31 @@ use super::q4_table::{BLOCK, TABLE};
 use crate::isa::Isa;
 use crate::vector::{Vector, Work};
 
-/// Fractions of the plain scale (the one that maps the largest weight to an end of the table) that are tried. Below 1
-/// the largest weight is cut off and the others gain resolution. 1 itself keeps quantised weights as they are. Twice
-/// as many lower the error of random weights by less than a two-thousandth.
+/// Candidate scales, as fractions of the scale that maps the largest weight to an end of the table. Below 1, the
+/// largest weight is clipped and the others gain resolution. 1 itself keeps weights unchanged that are already
+/// quantised. Twice as many candidates would lower the error of random weights by less than 0.05 %.
 const FRACTIONS: [f32; 8] = [1.0, 0.82, 0.86, 0.90, 0.94, 0.98, 1.04, 1.10];
 
-/// Weights above it have squared errors that no f32 holds.
+/// The largest magnitude that can be quantised: squared errors of larger weights overflow f32.
 pub(super) const LARGEST: f32 = (1u64 << 60) as f32;
 
-/// Partial sums, so that every instruction set adds in the same order.
+/// Number of partial sums. Fixed, so that every instruction set adds in the same order.
 const LANES: usize = 8;
 
 /// A block of weights.
 pub(super) type Block = [f32; BLOCK];
 
-/// Codes of one block and the scale that they are multiples of.
+/// The result of quantising one block: its scale and the codes of its weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Fit {
     pub(super) scale: bf16,
     pub(super) codes: [u8; BLOCK],
 }
 
-/// For each block the codes and the scale with the smallest squared error among those tried.
+/// Finds, for each block, the codes and the scale with the smallest squared error among the candidates.
 ///
-/// Each start is followed by one step of least squares: the best scale for the codes that the start led to, then the
-/// best codes for that scale.
+/// Each candidate is also improved by one least-squares step: the best scale for its codes, then the best codes for
+/// that scale.
 pub(super) fn fit<const N: usize>(blocks: &[Block; N]) -> [Fit; N] {
     fit_on(Isa::best(), blocks)
 }
@@ -46,7 +46,7 @@ struct Search<'a, const N: usize>(&'a [Block; N]);
 impl<const N: usize> Work for Search<'_, N> {
     type Output = [Fit; N];
 
-    /// Plain loops, which the compiler turns into the vectors that the caller is compiled for.
+    /// Plain loops, which the compiler vectorises for the instruction set of the caller.
     #[inline(always)]
     unsafe fn run<V: Vector>(self) -> [Fit; N] {
         let mut fits = [Fit { scale: bf16::ZERO, codes: [ZERO_CODE; BLOCK] }; N];
@@ -67,7 +67,7 @@ fn best(weights: &Block) -> Fit {
         return Fit { scale: bf16::ZERO, codes: [ZERO_CODE; BLOCK] };
     }
     let mut best = (f32::INFINITY, bf16::ZERO);
-    // The table is longer on one side, so that the sign of the scale matters.
+    // The table is asymmetric, so both signs of the scale are tried.
     for end in [TABLE[0], TABLE[15]] {
         for fraction in FRACTIONS {
             let start = bf16::from_f32(extreme / f32::from(end) * fraction);
@@ -87,7 +87,7 @@ fn best(weights: &Block) -> Fit {
 /// The code of 0.
 const ZERO_CODE: u8 = 8;
 
-/// Borders between the entries of the table: half-integers.
+/// Midpoints between neighbouring table entries: multiples of one half.
 const MIDPOINTS: [f32; 15] = {
     let mut midpoints = [0.0; 15];
     let mut i = 0;
@@ -98,14 +98,14 @@ const MIDPOINTS: [f32; 15] = {
     midpoints
 };
 
-/// A scale may round to 0 where the weights are near the smallest numbers there are.
+/// `1 / scale`, or 0 if the scale is 0. A scale rounds to 0 where the weights are close to the smallest f32.
 #[inline(always)]
 fn reciprocal(scale: bf16) -> f32 {
     if scale.to_f32() == 0.0 { 0.0 } else { 1.0 / scale.to_f32() }
 }
 
-/// The squared error of the nearest multiples of `scale` that the table has, and the scale with the smallest squared
-/// error for these codes.
+/// Quantises the weights with `scale`. Returns the squared error, and the scale with the smallest squared error for the
+/// resulting codes.
 #[inline(always)]
 fn rounded(weights: &Block, scale: bf16) -> (f32, bf16) {
     let (step, reciprocal) = (scale.to_f32(), reciprocal(scale));
@@ -137,7 +137,7 @@ fn sum(lanes: &[f32; LANES]) -> f32 {
     sum
 }
 
-/// The codes of the nearest multiples of `scale`.
+/// The codes of the weights: indices of the nearest table entries times `scale`.
 #[inline(always)]
 fn codes(weights: &Block, scale: bf16) -> [u8; BLOCK] {
     let reciprocal = reciprocal(scale);
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_instruction_set_finds_the_same() {
+    fn every_instruction_set_finds_the_same_fit() {
         let blocks: [Block; 64] = std::array::from_fn(|block| {
             std::array::from_fn(|i| {
                 let x = ((block * BLOCK + i) as f32 * 12.9898).sin() * 43.758;

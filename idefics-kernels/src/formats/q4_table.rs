@@ -1,13 +1,13 @@
-//! Sizes and table of the q4 format, which [`super::Q4`] describes.
+//! Sizes and code table of the q4 format (see [`super::Q4`]).
 
-/// Columns that share one scale in a row.
+/// Number of columns of a row that share a scale.
 pub const BLOCK: usize = 32;
 
-/// Rows of a panel.
+/// Number of interleaved rows in a panel.
 pub const PANEL: usize = 16;
 
-/// Bytes of one block of one panel.
+/// Bytes per tile: one block of columns of one panel.
 pub const TILE: usize = PANEL * BLOCK / 2;
 
-/// What the codes stand for, in units of the scale.
+/// The values of the sixteen codes, in units of the scale.
 pub const TABLE: [i8; 16] = [-127, -95, -74, -57, -42, -30, -19, -9, 0, 9, 19, 31, 44, 59, 78, 102];

@@ -1,8 +1,8 @@
-//! Many rows of activations on tiles of bf16.
+//! Products of many rows of activations on AMX tiles.
 //!
-//! Activations are split into three bf16 once, sixteen rows side by side in pairs of columns. Weights are expanded
-//! block by block into as many bf16 as they need (one for bf16 and int8, two for f16 and q4, three for the rest), and
-//! each block is used for all rows while it is in the cache.
+//! Activations are split into three bf16 parts once and packed as tiles: sixteen rows side by side, in pairs of
+//! columns. Weights are expanded block by block into as many bf16 parts as the format needs (one for bf16 and int8,
+//! two for f16 and q4, three for the others). A block is used for all rows while it is in the cache.
 
 #![allow(unsafe_code)] // intrinsics and raw pointers
 
@@ -19,28 +19,29 @@ use crate::amx::{
 use crate::formats::{BLOCK, Dense, FourBit, Int8, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Weight};
 use crate::shared::with_scratch;
 
-/// Bytes of rows that go together, of their share of [`CHUNK`] and of their sums in a task: they stay in the second
-/// cache.
+/// Maximum size, in bytes, of the activation rows that are processed together: one chunk of their tiles, and their
+/// sums in a task. Chosen for the L2 cache.
 const ROWS_BYTES: usize = 5 << 18;
 
-/// Steps of columns after which sums are put down: what a block of weights and the rows need stays in the caches.
+/// Number of steps in a chunk of columns. Sums are stored after each chunk, so that its weights and activations stay in
+/// the caches.
 const CHUNK: usize = 16;
 
-/// Approximate number of output features in a task; a task reads the activations once.
+/// Approximate number of output features per task. Each task reads the activations once.
 const TASK: usize = 256;
 
-/// Rows or output features of two tiles.
+/// Number of rows or output features in a pair of tiles.
 const PAIR: usize = 2 * ROWS;
 
-/// f32 of four tiles of sums.
+/// Number of f32 sums in the four tiles of a pair of feature tiles and a pair of row tiles.
 const SUMS: usize = PAIR * PAIR;
 
-/// Whether the weight can be multiplied so.
+/// Whether the weight can be multiplied on tiles.
 pub(super) fn takes(weight: &Weight<'_>) -> bool {
     !spans_rows(weight)
 }
 
-/// Products of tiles that one of the weight takes.
+/// Number of bf16 tile products that a product with one weight tile takes.
 pub(super) fn products(weight: &Weight<'_>) -> f64 {
     match weight {
         Weight::Bf16(_) | Weight::Int8(_) => 3.0,
@@ -61,10 +62,10 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     }
 }
 
-/// A weight that becomes tiles, each the sum of `N` tiles of bf16.
+/// A weight that can be expanded into tiles of `N` bf16 parts.
 trait Source<const N: usize>: Sync {
-    /// Tiles of features `16 tile ..` and columns `32 step ..`: `N` times sixteen rows of 32. What is not there is
-    /// zero.
+    /// Writes the `N` part tiles of features `16 tile ..` and columns `32 step ..`: sixteen rows of 32 values each.
+    /// Missing rows and columns are zero.
     ///
     /// # Safety
     /// The CPU supports the enabled target features; `out` is valid for writing `N` tiles.
@@ -93,29 +94,29 @@ fn multiply<const N: usize>(product: &Product<'_>, weight: &impl Source<N>, scal
     }
 }
 
-/// Rows `rows` of the activations as tiles, `[row tiles, steps, PARTS]`.
+/// Packs rows `rows` of the activations as tiles, `[row tiles, steps, PARTS]`.
 fn pack(product: &Product<'_>, rows: Range<usize>, steps: usize, out: &mut [f32]) {
     let row_values = steps * PARTS * TILE / size_of::<f32>();
     out.par_chunks_mut(row_values).enumerate().for_each(|(tile, out)| {
         let first = rows.start + tile * ROWS;
         let n_rows = ROWS.min(rows.end - first);
         let x = &product.x[first * product.d_in..(first + n_rows) * product.d_in];
-        // SAFETY: `product` has asserted the instructions; these rows are there.
+        // SAFETY: `product` has checked CPU support; `x` holds these rows.
         unsafe { pack_columns(n_rows, |row| x.as_ptr().add(row * product.d_in), product.d_in, out) };
     });
 }
 
-/// What a task works on beside its weights.
+/// A group of activation rows, and what it is multiplied for.
 struct Block<'a> {
     product: &'a Product<'a>,
     rows: Range<usize>,
     steps: usize,
-    /// `[row tiles, steps, PARTS]` tiles.
+    /// Packed activations: `[row tiles, steps, PARTS]` tiles.
     packed: &'a [u8],
 }
 
 impl Block<'_> {
-    /// The output features `features`.
+    /// Computes the output features `features` for the rows of this block.
     fn multiply<const N: usize>(&self, weight: &impl Source<N>, features: Range<usize>, scales: Option<&[f32]>) {
         let tiles = Tiles::new();
         let n_pairs = [features.len().div_ceil(PAIR), self.rows.len().div_ceil(PAIR)];
@@ -130,7 +131,7 @@ impl Block<'_> {
                     for tile in 0..2 {
                         for step in steps.clone() {
                             let at = (step - first_step) * N * TILE;
-                            // SAFETY: the scratch holds two tiles of features of `CHUNK` steps.
+                            // SAFETY: the scratch holds two feature tiles of `CHUNK` steps.
                             unsafe {
                                 weight.write(features.start / ROWS + 2 * pair + tile, step, weights[tile].add(at));
                             }
@@ -139,15 +140,15 @@ impl Block<'_> {
                     self.rows::<N>(&tiles, weights.map(<*mut u8>::cast_const), steps.clone(), sums);
                 }
             }
-            // Row after row: a row's features lie side by side.
+            // Rows in the outer loop, because the features of a row are contiguous.
             for row_pair in 0..n_pairs[1] {
                 for pair in 0..n_pairs[0] {
                     let sums = &sums[(pair * n_pairs[1] + row_pair) * SUMS..][..SUMS];
                     for (tile, sums) in sums.chunks_exact(ROWS * ROWS).enumerate() {
-                        // Sums of two tiles of features and two of rows.
+                        // The sums of two feature tiles times two row tiles.
                         let row = self.rows.start + row_pair * PAIR + tile % 2 * ROWS;
                         let feature = features.start + pair * PAIR + tile / 2 * ROWS;
-                        // SAFETY: the instructions are there, and tasks write disjoint features.
+                        // SAFETY: `product` has checked CPU support, and tasks write disjoint features.
                         unsafe { self.finish(sums, row, feature..features.end, scales) };
                     }
                 }
@@ -155,20 +156,21 @@ impl Block<'_> {
         });
     }
 
-    /// One block of weights with every row; `sums` are `[row pairs, 4]` tiles of features and rows.
+    /// Multiplies one block of weights with all rows. `sums` are `[row pairs, 4]` tiles of features and rows.
     fn rows<const N: usize>(&self, tiles: &Tiles, weights: [*const u8; 2], steps: Range<usize>, sums: &mut [f32]) {
         let n_tiles = self.rows.len().div_ceil(ROWS);
         let row_tile = |tile: usize| self.packed[(tile * self.steps + steps.start) * PARTS * TILE..].as_ptr();
         for (pair, sums) in sums.chunks_exact_mut(SUMS).enumerate() {
-            // A second tile of rows that is not there is the first once more.
+            // With an odd number of row tiles, the last one also serves as the second tile of its pair; that result
+            // is ignored.
             let activations = [2 * pair, n_tiles.min(2 * pair + 2) - 1].map(row_tile);
             let sums = [0, 1, 2, 3].map(|tile| sums[tile * ROWS * ROWS..].as_mut_ptr());
-            // SAFETY: tiles of activations and weights are there for these steps, and four tiles of sums.
+            // SAFETY: activations and weights have tiles for these steps, and `sums` has four tiles.
             unsafe { tiles.multiply::<N>(weights, activations, steps.len(), sums, 64, steps.start == 0) };
         }
     }
 
-    /// Writes a tile of sums of features and rows, scaled and with the bias, as far as there are such.
+    /// Writes the outputs of one tile of sums, with scale and bias. Ignores rows and features past the end.
     ///
     /// # Safety
     /// The CPU supports the enabled target features, and no other task writes these features.
@@ -180,7 +182,7 @@ impl Block<'_> {
         }
         assert_eq!(sums.len(), ROWS * ROWS);
         let mask = mask(features.start, features.end);
-        // SAFETY: masks hide what is behind the last feature; the tile was checked.
+        // SAFETY: masks exclude features past the end; the length of the tile was checked.
         unsafe {
             let of = |values: &[f32]| _mm512_maskz_loadu_ps(mask, values[features.start..].as_ptr());
             let scale = scales.map_or(_mm512_set1_ps(1.0), of);
@@ -198,8 +200,7 @@ impl Block<'_> {
     }
 }
 
-/// Implements [`Source`] for a weight that is stored row after row, by a function of a row and a step that gives its
-/// columns in order.
+/// Implements [`Source`] for a row-major format. `$columns` is a function that returns the parts of one step of a row.
 macro_rules! by_rows {
     ($format:ty, $parts:literal, $columns:ident) => {
         impl Source<$parts> for $format {
@@ -208,7 +209,7 @@ macro_rules! by_rows {
                 let mut rows = [[_mm512_setzero_si512(); ROWS]; $parts];
                 let n_rows = ROWS.min(self.dims()[0].saturating_sub(tile * ROWS));
                 for lane in 0..n_rows {
-                    // SAFETY: the row is there, and the caller guarantees CPU support.
+                    // SAFETY: the row exists, and the caller guarantees CPU support.
                     let columns: [__m512i; $parts] = unsafe { $columns(self, tile * ROWS + lane, step) };
                     for part in 0..$parts {
                         rows[part][lane] = columns[part];
@@ -233,7 +234,7 @@ by_rows!(Int8<'_>, 1, int8_columns);
 by_rows!(FourBit<'_>, 3, four_bit_columns);
 
 /// # Safety
-/// The CPU supports the enabled target features, and the row is there; likewise below.
+/// The CPU supports the enabled target features, and the row exists. The same holds for the functions below.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn f32_columns(weight: &Dense<'_, f32>, row: usize, step: usize) -> [__m512i; 3] {
@@ -271,7 +272,7 @@ unsafe fn f16_columns(weight: &Dense<'_, f16>, row: usize, step: usize) -> [__m5
     }
 }
 
-/// Codes are exact in bf16; their row's scale comes last.
+/// Codes are exact in bf16. The row's scale is applied to the sums.
 ///
 /// # Safety
 /// As [`f32_columns`].
@@ -290,7 +291,7 @@ unsafe fn int8_columns(weight: &Int8<'_>, row: usize, step: usize) -> [__m512i; 
     }
 }
 
-/// Rows are whole blocks ([`takes`]).
+/// Rows consist of whole blocks (see [`takes`]).
 ///
 /// # Safety
 /// As [`f32_columns`].
@@ -300,7 +301,7 @@ unsafe fn four_bit_columns(weight: &FourBit<'_>, row: usize, step: usize) -> [__
     let at = row * weight.dims()[1] + step * STEP;
     let codes = &weight.codes()[at / 2..(at + STEP) / 2];
     let absmax = weight.absmax()[at / BLOCK];
-    // SAFETY: sixteen bytes and sixteen entries are there.
+    // SAFETY: the slices have sixteen bytes of codes and sixteen table entries.
     unsafe {
         let table = _mm512_mul_ps(_mm512_loadu_ps(weight.kind().table().as_ptr()), _mm512_set1_ps(absmax));
         let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
@@ -311,7 +312,8 @@ unsafe fn four_bit_columns(weight: &FourBit<'_>, row: usize, step: usize) -> [__
     }
 }
 
-/// Sixteen rows lie side by side already. A code's entry times its scale has fifteen bits: two bf16 are exact.
+/// The format already interleaves sixteen rows. The product of a table entry and a scale has fifteen bits, so two bf16
+/// parts are exact.
 impl Source<2> for Q4<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn write(&self, tile: usize, step: usize, out: *mut u8) {
@@ -332,8 +334,8 @@ impl Source<2> for Q4<'_> {
             let look_up = |codes: __m512i| _mm512_mul_ps(_mm512_permutexvar_ps(codes, table), scales);
             let mut pairs = [[_mm512_setzero_si512(); ROWS]; 2];
             for group in 0..4 {
-                // Bytes 0 to 3 of a lane: columns 4 group .. in their low halves, those 16 further on in the high
-                // ones.
+                // In each 32-bit lane, byte i holds column 4 group + i in its low half, and column 16 + 4 group + i
+                // in its high half.
                 let codes = _mm512_loadu_si512(codes.as_ptr().add(group * 64).cast());
                 let shifted = [
                     (2 * group, codes, _mm512_srli_epi32::<8>(codes)),

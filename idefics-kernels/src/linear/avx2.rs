@@ -1,4 +1,4 @@
-//! The row-major formats in eight lanes.
+//! Row-major formats on AVX2: eight lanes.
 
 #![allow(unsafe_code)] // intrinsics and raw pointers
 
@@ -10,7 +10,7 @@ use super::decode::{self, Decode, Rows, format};
 use super::rows::{self, Order, Packed};
 use crate::vector::avx2::F32x8;
 
-/// The order of a format's vectors.
+/// The column order of a format's vectors.
 pub(super) fn order<D: Decode<F32x8>>(_d_in: usize) -> Order {
     Order::of::<F32x8, D>()
 }
@@ -56,7 +56,7 @@ impl Decode<F32x8> for format::F32 {
     }
 }
 
-/// Even columns are the lower halves of 32 bits, odd ones the upper halves.
+/// In each 32-bit lane, the low half is an even column and the high half an odd one.
 impl Decode<F32x8> for format::Bf16 {
     const STEP: usize = 32;
     const STEP_BYTES: usize = 64;
@@ -125,19 +125,19 @@ impl Decode<F32x8> for format::Int8 {
     }
 }
 
-/// Four bytes go to every lane; each lane shifts its own four bits down and looks them up in both halves of a table
-/// that was multiplied with the block's scale. Bit 3 of the code says which half.
+/// Broadcasts four bytes to all lanes. Each lane shifts its own code down and looks it up in both halves of the table,
+/// which was multiplied by the block's scale. Bit 3 of the code selects the half.
 impl Decode<F32x8> for format::FourBit {
     const STEP: usize = 64;
     const STEP_BYTES: usize = 32;
     const STEP_SCALES: usize = 1;
-    /// The bytes and the halves of the table.
+    /// The bytes, and the lower and upper half of the scaled table.
     type Step = (*const u8, __m256, __m256);
 
     #[inline(always)]
     unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step {
         let table = table.as_ptr();
-        // SAFETY: the caller guarantees CPU support and the scale, and the table has two halves of eight.
+        // SAFETY: the caller guarantees CPU support and the scale, and the table has two halves of eight values.
         unsafe {
             let absmax = _mm256_set1_ps(*scales);
             let lower = _mm256_mul_ps(_mm256_loadu_ps(table), absmax);

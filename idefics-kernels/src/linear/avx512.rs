@@ -1,4 +1,4 @@
-//! The row-major formats in sixteen lanes.
+//! Row-major formats on AVX-512: sixteen lanes.
 
 #![allow(unsafe_code)] // intrinsics and raw pointers
 
@@ -10,9 +10,9 @@ use super::decode::{self, Decode, Rows, format};
 use super::rows::{self, Order, Packed};
 use crate::vector::avx512::F32x16;
 
-/// Formats that take another decoder for few rows of activations.
+/// A format with a decoder for few rows of activations.
 pub(super) trait Thin: Decode<F32x16> {
-    /// The decoder, which takes rows of whole steps only.
+    /// That decoder. It only handles rows that consist of whole steps.
     type Wide: Decode<F32x16>;
 }
 
@@ -32,12 +32,12 @@ impl Thin for format::FourBit {
     type Wide = FourBitPair;
 }
 
-/// Whether rows of `d_in` columns take [`Thin::Wide`].
+/// Whether rows of `d_in` columns can use [`Thin::Wide`].
 fn is_wide<F: Thin>(d_in: usize) -> bool {
     d_in.is_multiple_of(F::Wide::STEP)
 }
 
-/// The order of the vectors of a format's rows.
+/// The column order of a format's vectors.
 pub(super) fn order<F: Thin>(d_in: usize) -> Order {
     if is_wide::<F>(d_in) { Order::of::<F32x16, F::Wide>() } else { Order::of::<F32x16, F>() }
 }
@@ -83,7 +83,7 @@ impl Decode<F32x16> for format::F32 {
     }
 }
 
-/// Even columns are the lower halves of 32 bits, odd ones the upper halves.
+/// In each 32-bit lane, the low half is an even column and the high half an odd one.
 impl Decode<F32x16> for format::Bf16 {
     const STEP: usize = 32;
     const STEP_BYTES: usize = 64;
@@ -154,13 +154,13 @@ impl Decode<F32x16> for format::Int8 {
     }
 }
 
-/// Eight bytes go to every pair of lanes; each lane shifts its own four bits down and looks them up in a table that
-/// was multiplied with the block's scale. Even lanes hold the first eight columns, odd lanes the last eight.
+/// Broadcasts eight bytes to every pair of lanes. Each lane shifts its own code down and looks it up in the table,
+/// which was multiplied by the block's scale. Even lanes hold the first eight columns, odd lanes the last eight.
 impl Decode<F32x16> for format::FourBit {
     const STEP: usize = 64;
     const STEP_BYTES: usize = 32;
     const STEP_SCALES: usize = 1;
-    /// The bytes and the table.
+    /// The bytes and the scaled table.
     type Step = (*const u8, __m512);
 
     fn order(at: usize) -> usize {
@@ -194,8 +194,9 @@ impl Decode<F32x16> for format::FourBit {
     }
 }
 
-/// Two blocks of [`format::FourBit`], whose eight codes of four bytes are one in each of eight vectors. Nothing is
-/// shifted but the upper codes: the other bytes come from loads further on. Half of the lanes are the first block's.
+/// Decodes two blocks of [`format::FourBit`] at once. A lane covers four bytes, and its eight codes go to the same
+/// lane of eight vectors. Only the high codes are shifted; the other bytes of a lane are reached by loads at an
+/// offset. The lower half of the lanes belongs to the first block.
 #[derive(Clone, Copy)]
 pub(super) struct FourBitPair;
 
@@ -205,7 +206,7 @@ impl Decode<F32x16> for FourBitPair {
     const STEP_SCALES: usize = 2;
     const SCALED_LANES: bool = true;
     const OVERREAD: usize = 3;
-    /// The bytes, the scales and the table.
+    /// The bytes, the scales and the unscaled table.
     type Step = (*const u8, *const f32, __m512);
 
     fn order(at: usize) -> usize {

@@ -1,4 +1,4 @@
-//! What the row-major formats have in common: rows of bytes that become vectors step by step.
+//! Decoding of the row-major formats: rows of bytes become f32 vectors, step by step.
 
 #![allow(unsafe_code)] // SIMD and raw pointers
 
@@ -6,62 +6,62 @@ use std::ops::Range;
 
 use crate::vector::Vector;
 
-/// Bytes of the longest step of any format.
+/// Maximum number of bytes per step, over all formats.
 const MOST_STEP_BYTES: usize = 64;
 
-/// Bytes that a step may read behind itself.
+/// Maximum number of bytes that a step reads past its end.
 const MOST_OVERREAD: usize = 4;
 
-/// Columns of the longest step of any format.
+/// Maximum number of columns per step, over all formats.
 pub(super) const MOST_STEP: usize = 128;
 
-/// Scales of the longest step of any format.
+/// Maximum number of scales per step, over all formats.
 const MOST_STEP_SCALES: usize = 2;
 
-/// A weight whose rows are stored one after another.
+/// A weight in a row-major format.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
-    /// `[d_out, row_bytes]`.
+    /// Codes or values: `[d_out, row_bytes]`.
     pub(super) bytes: &'a [u8],
     pub(super) row_bytes: usize,
     pub(super) d_in: usize,
-    /// Int8: `[d_out]`. Four bits: `[d_out, d_in / 64]`.
+    /// Int8: one scale per row, `[d_out]`. Four-bit: one scale per block, `[d_out, d_in / 64]`. Otherwise empty.
     pub(super) scales: &'a [f32],
-    /// Four bits: what the codes stand for.
+    /// Four-bit: the code table. Otherwise unused.
     pub(super) table: &'a [f32; 16],
 }
 
-/// Where a row's bytes and its blocks' scales begin.
+/// Pointers to the bytes and the block scales of one row.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
     bytes: *const u8,
-    /// Meaningless where the format has none.
+    /// Dangling if the format has no block scales.
     scales: *const f32,
 }
 
 impl Rows<'_> {
-    /// Row `row`, which is all there: `row_bytes` of bytes and, if the format has any, a scale for each block.
+    /// Row `row`. Bounds-checked: it has `row_bytes` bytes and all its block scales.
     pub(super) fn row<V: Vector, D: Decode<V>>(&self, row: usize) -> Row {
         let bytes = &self.bytes[row * self.row_bytes..(row + 1) * self.row_bytes];
         let n_scales = self.d_in * D::STEP_SCALES / D::STEP;
-        let scales = &self.scales[row * n_scales..(row + 1) * n_scales]; // none where steps have none
+        let scales = &self.scales[row * n_scales..(row + 1) * n_scales]; // empty if steps have no scales
         Row { bytes: bytes.as_ptr(), scales: scales.as_ptr() }
     }
 
-    /// The factor of a whole row; 1 for formats that have none.
+    /// The scale of a whole row; 1 for formats without row scales.
     pub(super) fn row_scale<V: Vector, D: Decode<V>>(&self, row: usize) -> f32 {
         if D::SCALED_ROWS { self.scales[row] } else { 1.0 }
     }
 }
 
 impl Row {
-    /// The address of byte `at`, which may lie behind the row.
+    /// The address of byte `at`, which may be past the end of the row.
     #[inline(always)]
     pub(super) fn byte(self, at: usize) -> *const u8 {
         self.bytes.wrapping_add(at)
     }
 
-    /// Step `step`, which lies inside the row.
+    /// Decodes step `step`, which is entirely inside the row.
     ///
     /// # Safety
     /// As [`Decode::step`].
@@ -72,16 +72,16 @@ impl Row {
             bytes.addr() + D::STEP_BYTES + D::OVERREAD <= rows.bytes.as_ptr_range().end.addr()
                 && scales.wrapping_add(D::STEP_SCALES).addr()
                     <= rows.scales.as_ptr_range().end.addr().max(scales.addr()),
-            "step {step} reaches over the end of the weight"
+            "step {step} reads past the end of the weight"
         );
         // SAFETY: guaranteed by the caller.
         unsafe { D::step(bytes, scales, rows.table) }
     }
 
-    /// A copy of what the row has of step `step`, which begins inside it.
+    /// Copies the rest of the row from step `step`, which begins inside the row.
     ///
     /// # Safety
-    /// The row is one of `rows`.
+    /// The row belongs to `rows`.
     #[inline(always)]
     pub(super) unsafe fn last_step<V: Vector, D: Decode<V>>(self, rows: &Rows<'_>, step: usize) -> LastStep {
         let mut last = LastStep::ZERO;
@@ -89,7 +89,7 @@ impl Row {
         let scales_done = step * D::STEP_SCALES;
         let n_scales = (rows.d_in * D::STEP_SCALES / D::STEP - scales_done).min(D::STEP_SCALES);
         let n = (rows.row_bytes - done).min(D::STEP_BYTES);
-        // SAFETY: the row has these bytes and scales, and no step is longer than the buffers.
+        // SAFETY: the row has these bytes and scales, and the buffers have room for the longest step.
         unsafe {
             self.byte(done).copy_to_nonoverlapping(last.bytes.as_mut_ptr(), n);
             self.scales.wrapping_add(scales_done).copy_to_nonoverlapping(last.scales.as_mut_ptr(), n_scales);
@@ -98,7 +98,7 @@ impl Row {
     }
 }
 
-/// A step that reaches over the end of a row or of the memory, from a copy that is filled up with zeros.
+/// A zero-padded copy of a step that would read past the end of the row or of the weight.
 pub(super) struct LastStep {
     bytes: [u8; MOST_STEP_BYTES + MOST_OVERREAD],
     scales: [f32; MOST_STEP_SCALES],
@@ -107,10 +107,10 @@ pub(super) struct LastStep {
 impl LastStep {
     pub(super) const ZERO: Self = Self { bytes: [0; MOST_STEP_BYTES + MOST_OVERREAD], scales: [0.0; MOST_STEP_SCALES] };
 
-    /// The step. It may point into `self`.
+    /// Decodes the step. The result may point into `self`.
     ///
     /// # Safety
-    /// The CPU supports the enabled target features.
+    /// The CPU supports the instruction set of `V`.
     #[inline(always)]
     pub(super) unsafe fn step<V: Vector, D: Decode<V>>(&self, rows: &Rows<'_>) -> D::Step {
         // SAFETY: guaranteed by the caller.
@@ -118,51 +118,51 @@ impl LastStep {
     }
 }
 
-/// How the rows of one format become vectors of one instruction set.
+/// Decodes the rows of a format into vectors of an instruction set.
 ///
 /// # Safety of its methods
-/// The machine has the instructions of `V`.
+/// The CPU supports the instruction set of `V`.
 pub(super) trait Decode<V: Vector>: Copy {
-    /// Columns of one step. A step may reach over the end of a row; what is there must be zero.
+    /// Columns per step. A partial last step must be padded with zeros.
     const STEP: usize;
-    /// Bytes of one step.
+    /// Bytes per step.
     const STEP_BYTES: usize;
-    /// Whether a row has a factor.
+    /// Whether each row has a scale.
     const SCALED_ROWS: bool = false;
-    /// Factors of a step; what is left of a row after the last step has as many as begin in it.
+    /// Block scales per step. A partial last step has one scale per block that begins in it.
     const STEP_SCALES: usize = 0;
-    /// Whether the lanes of a step have factors of their own, which [`Decode::vector`] leaves out.
+    /// Whether the lanes of a step have their own scales, which [`Decode::vector`] does not apply.
     const SCALED_LANES: bool = false;
-    /// Bytes behind a step that are read with it, and ignored.
+    /// Bytes that a step reads past its end and ignores.
     const OVERREAD: usize = 0;
-    /// What the vectors of one step share.
+    /// State that the vectors of one step share.
     type Step: Copy;
 
-    /// The column, counted from the beginning of the step, that stands at place `at` of the vectors.
+    /// The column, within the step, at position `at` of its vectors.
     fn order(at: usize) -> usize {
         at
     }
 
-    /// Prepares the step whose bytes are at `bytes`.
+    /// Prepares the step at `bytes`.
     ///
     /// # Safety
-    /// `bytes` is valid for [`Decode::STEP_BYTES`] and [`Decode::OVERREAD`], and `scales` for [`Decode::STEP_SCALES`]
-    /// values, as long as the step is used.
+    /// While the step is in use, `bytes` is valid for [`Decode::STEP_BYTES`] plus [`Decode::OVERREAD`] bytes, and
+    /// `scales` for [`Decode::STEP_SCALES`] values.
     unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step;
 
-    /// Vector `index` of the step: places `index · LANES ..` in [`Decode::order`], without the row's factor.
+    /// Vector `index` of the step, with positions `index · LANES ..` (see [`Decode::order`]), without the row's scale.
     unsafe fn vector(step: Self::Step, index: usize) -> V;
 
-    /// The factors of the lanes, the same for all vectors of the step.
+    /// The scales of the lanes, the same for all vectors of the step.
     ///
     /// # Safety
     /// As [`Decode::vector`].
     #[inline(always)]
     unsafe fn lane_scales(_step: Self::Step) -> V {
-        unreachable!("only with SCALED_LANES")
+        unreachable!("called only if SCALED_LANES is true")
     }
 
-    /// Writes the whole step in the order of its columns, without the row's factor.
+    /// Writes the whole step in column order, without the row's scale.
     ///
     /// # Safety
     /// `out` is valid for [`Decode::STEP`] values.
@@ -177,7 +177,7 @@ pub(super) trait Decode<V: Vector>: Copy {
     }
 }
 
-/// Expands rows `range` to f32 in the order of their columns, `[range.len(), d_in]`.
+/// Expands rows `range` to f32 in column order, `[range.len(), d_in]`.
 ///
 /// # Safety
 /// The CPU supports the instruction set of `V`, and the caller is compiled for it.
@@ -189,7 +189,7 @@ pub(super) unsafe fn expand<V: Vector, D: Decode<V>>(rows: &Rows<'_>, range: Ran
     let rest = rows.d_in % D::STEP;
     for (out, row) in out.chunks_exact_mut(rows.d_in).zip(range) {
         let start = rows.row::<V, D>(row);
-        // SAFETY: full steps lie inside the row, and so do the bytes and the values of the short one.
+        // SAFETY: full steps are inside the row; a partial step is copied and padded first.
         unsafe {
             for step in 0..full_steps {
                 D::store(start.step::<V, D>(rows, step), out.as_mut_ptr().add(step * D::STEP));
@@ -210,21 +210,21 @@ pub(super) unsafe fn expand<V: Vector, D: Decode<V>>(rows: &Rows<'_>, range: Ran
     }
 }
 
-/// Names of the formats, for [`Decode`] to be implemented on.
+/// Marker types of the formats, which [`Decode`](super::Decode) is implemented for.
 pub(super) mod format {
-    /// Four bytes a weight.
+    /// f32.
     #[derive(Clone, Copy)]
     pub(crate) struct F32;
-    /// The upper half of an f32.
+    /// bf16: the upper half of an f32.
     #[derive(Clone, Copy)]
     pub(crate) struct Bf16;
-    /// IEEE half precision.
+    /// f16: IEEE half precision.
     #[derive(Clone, Copy)]
     pub(crate) struct F16;
-    /// A byte a weight, a factor a row.
+    /// One byte per weight, one scale per row.
     #[derive(Clone, Copy)]
     pub(crate) struct Int8;
-    /// Half a byte a weight, a factor for 64, a table.
+    /// Four bits per weight, one scale per 64 weights, a code table.
     #[derive(Clone, Copy)]
     pub(crate) struct FourBit;
 }

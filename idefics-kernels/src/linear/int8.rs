@@ -1,8 +1,8 @@
-//! Products of integers: activations are rounded to eight bits, row by row, and multiplied with eight-bit codes.
+//! Integer products: activations are rounded to eight bits, row by row, and multiplied with eight-bit codes.
 //!
-//! `x ≈ q · scale`, `q` from −127 to 127, with a scale for each row of activations. Sums of products of codes are
-//! exact, so that every instruction set gives the same bits; what follows is one multiplication for int8, and one
-//! fused multiplication and addition a block, in order, for q4.
+//! `x ≈ q · scale`, with `q` from −127 to 127 and one scale per row of activations. Sums of code products are exact
+//! integers, so every instruction set gives the same bits. They are then scaled: int8 with one multiplication, q4
+//! with one fused multiply-add per block, in order.
 
 #![allow(unsafe_code)] // SIMD; tasks write disjoint parts of one slice
 
@@ -22,13 +22,13 @@ mod amx;
 #[path = "int8_avx512.rs"]
 mod avx512;
 
-/// Columns up to a multiple of which rows of codes are filled up.
+/// Rows of codes are padded to a multiple of this many columns.
 const STEP: usize = 64;
 
 /// The largest code.
 const LARGEST: f32 = 127.0;
 
-/// A weight whose codes can be multiplied as integers.
+/// A weight with codes that can be multiplied as integers.
 #[derive(Clone, Copy)]
 pub(super) enum Codes<'a> {
     Int8(&'a Int8<'a>),
@@ -36,7 +36,7 @@ pub(super) enum Codes<'a> {
 }
 
 impl<'a> Codes<'a> {
-    /// The codes of int8 and q4; the other formats stand for numbers that are no integers.
+    /// The codes of an int8 or q4 weight; `None` for other formats, whose values are not integers.
     pub(super) fn of(weight: &'a Weight<'_>) -> Option<Self> {
         match weight {
             Weight::Int8(weight) => Some(Self::Int8(weight)),
@@ -46,19 +46,19 @@ impl<'a> Codes<'a> {
     }
 }
 
-/// How the codes of activations lie.
+/// Memory layout of the activation codes.
 #[derive(Clone, Copy)]
 enum Order {
-    /// Row after row; the number of codes in a row.
+    /// Row-major, with this many codes per row.
     Rows(usize),
-    /// The same, codes moved up by 128: those of VNNI, which are unsigned.
+    /// Row-major with this many codes per row. Codes are offset by 128, because VNNI needs unsigned activations.
     UnsignedRows(usize),
-    /// Sixteen rows together; the number of steps of [`STEP`] columns, which follow one another.
+    /// Tiles of sixteen rows and [`STEP`] columns, with this many steps of columns one after another.
     Tiles(usize),
 }
 
 impl Order {
-    /// Codes of sixteen rows.
+    /// Number of codes of sixteen rows.
     fn of_sixteen(self) -> usize {
         match self {
             Self::Rows(stride) | Self::UnsignedRows(stride) => SIXTEEN * stride,
@@ -66,12 +66,12 @@ impl Order {
         }
     }
 
-    /// The code of 0.
+    /// The representation of 0.
     fn zero(self) -> i8 {
         if matches!(self, Self::UnsignedRows(_)) { i8::MIN } else { 0 }
     }
 
-    /// Where a row begins, of sixteen, and how far it is from one step to the next.
+    /// Position of row `row` of sixteen: the index of its first code, and the distance from one step to the next.
     fn row(self, row: usize) -> (usize, usize) {
         match self {
             Self::Rows(stride) | Self::UnsignedRows(stride) => (row * stride, STEP),
@@ -80,39 +80,40 @@ impl Order {
     }
 }
 
-/// Rows that are rounded together: those of a tile.
+/// Number of rows that are rounded together: the rows of a tile.
 const SIXTEEN: usize = 16;
 
-/// Activations as integers.
+/// Activations, rounded to integers.
 #[derive(Clone, Copy)]
 struct Rounded<'a> {
-    /// `[n_rows, columns]` in `order`, that of 0 after the last column. There are rows of it up to a multiple of 32.
+    /// `[n_rows, columns]` in the layout `order`, padded with the representation of 0. The number of rows is padded
+    /// to a multiple of 32.
     codes: &'a [i8],
     order: Order,
-    /// `[n_rows]`.
+    /// One scale per row, `[n_rows]`.
     scales: &'a [f32],
 }
 
 impl Rounded<'_> {
-    /// Codes from one row to the next, where they lie in rows.
+    /// Distance between rows, in codes. Row-major layouts only.
     fn stride(&self) -> usize {
         match self.order {
             Order::Rows(stride) | Order::UnsignedRows(stride) => stride,
-            Order::Tiles(_) => unreachable!("tiles have no rows"),
+            Order::Tiles(_) => unreachable!("tiles are not row-major"),
         }
     }
 
-    /// A row, where they lie in rows.
+    /// The codes of one row. Row-major layouts only.
     fn row(&self, row: usize) -> &[i8] {
         &self.codes[row * self.stride()..(row + 1) * self.stride()]
     }
 }
 
-/// The product with rounded activations.
+/// Computes the product with rounded activations.
 pub(super) fn product(product: &Product<'_>, weight: Codes<'_>) {
     let isa = product.isa;
     let filled = product.d_in.max(1).next_multiple_of(STEP);
-    // Rows whose distance is a multiple of a page fight for the same lines of the cache.
+    // Rows at a distance of whole pages would compete for the same cache lines.
     let stride = if filled.is_multiple_of(1024) { filled + STEP } else { filled };
     let order = match (isa, weight) {
         (Isa::Amx, Codes::Int8(_)) => Order::Tiles(filled / STEP),
@@ -155,10 +156,11 @@ pub(super) fn product(product: &Product<'_>, weight: Codes<'_>) {
     });
 }
 
-/// Rounds one row and returns its scale: NaN if a value is not finite, so that every output of the row is.
+/// Rounds one row and returns its scale. The scale is NaN if a value is not finite, so that all outputs of the row
+/// are NaN.
 struct Round<'a> {
     x: &'a [f32],
-    /// Pieces of [`STEP`] codes, the first of every `distance`; zeros after the last column.
+    /// Destination: [`STEP`] codes at every `distance`, padded with the representation of 0.
     codes: &'a mut [i8],
     distance: usize,
     zero: i8,
@@ -167,10 +169,10 @@ struct Round<'a> {
 impl Round<'_> {
     #[inline(always)]
     fn plain(self) -> f32 {
-        // The bits of numbers without a sign are in the numbers' order, and those of ∞ and NaN behind.
+        // Without the sign bit, the bit patterns of f32 are ordered like the magnitudes, with ∞ and NaN at the end.
         let largest = self.x.iter().fold(0, |largest: u32, value| largest.max(value.to_bits() & (u32::MAX >> 1)));
         let largest = f32::from_bits(largest);
-        // Nothing is left of what is too small to be divided by; what is no number shows in the scale.
+        // Subnormal rows round to 0, because the reciprocal would overflow. NaN and ∞ show in the scale.
         let is_number = largest.is_finite() && largest >= f32::MIN_POSITIVE;
         let reciprocal = if is_number { (LARGEST / largest).min(f32::MAX) } else { 0.0 };
         for (step, codes) in self.codes.chunks_mut(self.distance).enumerate() {
@@ -189,10 +191,10 @@ impl Round<'_> {
     }
 }
 
-/// The nearest integer, the even one of two, of numbers up to 127 and a little.
+/// Rounds to the nearest integer, ties to even. For magnitudes of little more than 127.
 #[inline(always)]
 fn rounded(value: f32) -> i8 {
-    const INTEGERS: f32 = 12_582_912.0; // from here on, and for as far again, an f32 is an integer
+    const INTEGERS: f32 = 12_582_912.0; // 1.5 · 2²³: f32 values near it are integers
     (value + INTEGERS).to_bits() as i8
 }
 
@@ -205,7 +207,7 @@ impl Work for Round<'_> {
     }
 }
 
-/// Exact sum of products.
+/// Exact integer dot product.
 #[inline(always)]
 fn dot(left: &[i8], right: &[i8]) -> i32 {
     let mut sum = 0;
@@ -215,7 +217,7 @@ fn dot(left: &[i8], right: &[i8]) -> i32 {
     sum
 }
 
-/// Up to sixteen output features of an int8 weight.
+/// A task: up to sixteen output features of an int8 weight.
 struct Int8Panel<'a> {
     product: &'a Product<'a>,
     rounded: Rounded<'a>,
@@ -248,7 +250,7 @@ impl Work for Int8Panel<'_> {
     }
 }
 
-/// One panel of a q4 weight.
+/// A task: one panel of a q4 weight.
 struct Q4Panel<'a> {
     product: &'a Product<'a>,
     rounded: Rounded<'a>,
@@ -290,7 +292,7 @@ impl Work for Q4Panel<'_> {
 }
 
 impl Product<'_> {
-    /// Writes one sum, with the bias.
+    /// Writes one output: the sum plus the bias.
     ///
     /// # Safety
     /// No other task writes this output feature.

@@ -1,4 +1,4 @@
-//! Products of integers on tiles: 16 rows of 64 activations with 64 codes of 16 output features in one instruction.
+//! Integer products on AMX tiles: one instruction multiplies 16 rows of 64 activations with 64 codes of 16 features.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -9,15 +9,15 @@ use crate::amx::{ROWS, TILE, Tiles, transposed};
 use crate::formats::Int8;
 use crate::shared::with_scratch;
 
-/// Output features of a block: two tiles.
+/// Output features per block: two tiles.
 const FEATURES: usize = 2 * ROWS;
 
-/// Approximate number of blocks in a task; a task reads the activations once.
+/// Approximate number of blocks per task. Each task reads the activations once.
 const BLOCKS: usize = 3;
 
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {
     assert!(product.isa == Isa::Amx, "CPU support was not checked");
-    let Codes::Int8(weight) = weight else { unreachable!("q4 sums are cut up too finely for tiles") };
+    let Codes::Int8(weight) = weight else { unreachable!("q4 has blocks of 32 columns, too short for tiles") };
     let steps = product.d_in.div_ceil(STEP);
     let threads = rayon::current_num_threads();
     let n_tasks = product.d_out.div_ceil(threads * BLOCKS * FEATURES) * threads;
@@ -28,8 +28,8 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
         with_scratch(n_blocks * block / size_of::<f32>(), |scratch| {
             let codes = scratch.as_mut_ptr().cast::<u8>();
             let tiles = Tiles::new();
-            // SAFETY: the assertion found the instructions; the scratch holds the tiles of all features and steps,
-            // and there are rows of activations up to a multiple of two tiles.
+            // SAFETY: the assertion checked CPU support; the scratch holds the tiles of all features and steps, and the
+            // activation rows are padded to a multiple of two tiles.
             unsafe {
                 for tile in 0..2 * n_blocks {
                     expand(weight, features.start + tile * ROWS, steps, codes.add(tile * steps * TILE));
@@ -49,7 +49,7 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
     });
 }
 
-/// Sixteen rows of codes as `[steps]` tiles of four neighbouring columns of sixteen features.
+/// Packs sixteen rows of codes as `[steps]` tiles: groups of four neighbouring columns, for sixteen features each.
 ///
 /// # Safety
 /// The CPU supports the enabled target features; `out` is valid for the tiles.
@@ -75,7 +75,7 @@ unsafe fn expand(weight: &Int8<'_>, first: usize, steps: usize, out: *mut u8) {
     }
 }
 
-/// Scales the sums of 32 rows and features, of which some may not be there, and writes them.
+/// Scales 32 × 32 sums and writes the outputs. Ignores rows and features past the end.
 ///
 /// # Safety
 /// The CPU supports the enabled target features, and no other task writes these features.

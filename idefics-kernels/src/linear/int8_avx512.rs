@@ -1,7 +1,8 @@
-//! Products of integers by VNNI: four products of bytes are added to each of sixteen lanes, one an output feature.
+//! Integer products with VNNI: one instruction adds four products of bytes to each of sixteen lanes. A lane is one
+//! output feature.
 //!
-//! VNNI multiplies unsigned with signed bytes: codes of activations are moved up by 128, and sums begin with −128
-//! times the sum of the weights, which undoes it.
+//! VNNI multiplies unsigned with signed bytes. Activation codes are offset by 128 to be unsigned, and sums start at
+//! −128 times the sum of the weights to compensate.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -12,20 +13,20 @@ use crate::amx::transposed;
 use crate::formats::{Int8, Q4, Q4_TILE};
 use crate::shared::with_scratch;
 
-/// Output features of a panel: lanes.
+/// Output features per panel: one per lane.
 const PANEL: usize = 16;
 
-/// Panels that share each load of activations.
+/// Number of panels that share each load of activations.
 const PANELS: usize = 2;
 
-/// Rows of activations that share each load of weights.
+/// Number of activation rows that share each load of weights.
 const ROWS: usize = 6;
 
 pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Codes<'_>) {
     assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "CPU support was not checked");
     product.split_evenly(PANELS * PANEL, |features| {
         let groups = rounded.stride() / 4;
-        // Groups that are summed before they are scaled.
+        // Number of groups of four columns that are summed before scaling.
         let together = match weight {
             Codes::Int8(_) => groups,
             Codes::Q4(_) => Q4_BLOCK / 4,
@@ -34,8 +35,7 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
         with_scratch(PANELS * panel_values, |scratch| {
             let panels: [*mut u8; PANELS] =
                 std::array::from_fn(|panel| scratch[panel * panel_values..].as_mut_ptr().cast());
-            // SAFETY: the assertion found the instructions; the scratch holds two panels; tasks write disjoint
-            // features.
+            // SAFETY: the assertion checked CPU support; the scratch holds two panels; tasks write disjoint features.
             unsafe {
                 for (panel, out) in panels.into_iter().enumerate() {
                     let first = features.start + panel * PANEL;
@@ -61,7 +61,7 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
     });
 }
 
-/// Sixteen rows of codes, moved up by 128, as `[groups, 16, 4]`; rows and columns that are not there count as zero.
+/// Packs sixteen rows of codes as `[groups, 16, 4]`. Missing rows and columns are zero.
 ///
 /// # Safety
 /// The CPU supports the enabled target features; `out` is valid for `64 · groups` bytes.
@@ -78,7 +78,7 @@ unsafe fn expand_int8(weight: &Int8<'_>, first: usize, groups: usize, out: *mut 
             // SAFETY: masked loads do not read past the end of the row.
             *row = unsafe { _mm512_maskz_loadu_epi8(mask, codes.wrapping_add(at)) };
         }
-        // SAFETY: a step is sixteen groups of 64 bytes.
+        // SAFETY: a step has sixteen groups of 64 bytes.
         unsafe {
             for (group, codes) in transposed(rows).into_iter().enumerate() {
                 _mm512_storeu_si512(out.add((step * 16 + group) * 64).cast(), codes);
@@ -87,7 +87,8 @@ unsafe fn expand_int8(weight: &Int8<'_>, first: usize, groups: usize, out: *mut 
     }
 }
 
-/// What sums of each `together` groups begin with, behind the `groups` of a panel: −128 times its weights.
+/// Computes the initial value of each sum over `together` groups, −128 times the sum of its weights. Stores these
+/// values after the `groups` groups of the panel.
 ///
 /// # Safety
 /// As [`expand_int8`].
@@ -107,7 +108,7 @@ unsafe fn begin(panel: *mut u8, groups: usize, together: usize) {
     }
 }
 
-/// A panel's table entries as `[groups, 16, 4]`.
+/// Expands a panel to table entries, `[groups, 16, 4]`.
 ///
 /// # Safety
 /// As [`expand_int8`].
@@ -115,7 +116,7 @@ unsafe fn begin(panel: *mut u8, groups: usize, together: usize) {
 unsafe fn expand_q4(weight: &Q4<'_>, first: usize, groups: usize, out: *mut u8) {
     let [d_out, d_in] = weight.dims();
     let blocks = d_in.div_ceil(Q4_BLOCK);
-    // SAFETY: a block is eight groups of 64 bytes, and the codes of a panel that is there are all there.
+    // SAFETY: a block has eight groups of 64 bytes, and the weight holds all codes of an existing panel.
     unsafe {
         let table = _mm_loadu_si128(Q4_TABLE.as_ptr().cast());
         let table = _mm512_broadcast_i32x4(table);
@@ -140,11 +141,11 @@ unsafe fn expand_q4(weight: &Q4<'_>, first: usize, groups: usize, out: *mut u8) 
     }
 }
 
-/// `N` rows of activations times two panels, whose sums are of `together` groups each: a number that the compiler
-/// does not know, or it unrolls the loop over them beyond all registers.
+/// Multiplies `N` rows of activations with two panels. A sum spans `together` groups; this is a runtime value, because
+/// with a constant the compiler unrolls the loop and runs out of registers.
 ///
 /// # Safety
-/// As [`expand_int8`] for what is read; no other task writes these features.
+/// As [`expand_int8`] for the inputs; no other task writes these features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn rows<const N: usize>(
     product: &Product<'_>,
@@ -155,7 +156,7 @@ unsafe fn rows<const N: usize>(
     first: usize,
 ) {
     let groups = rounded.stride() / 4;
-    // SAFETY: the rows are there, filled up to whole groups.
+    // SAFETY: the rows exist and are padded to whole groups.
     unsafe {
         let x: [*const i8; N] = std::array::from_fn(|n| rounded.row(first + n).as_ptr());
         let sums: [[__m512; PANELS]; N] = match weight {
@@ -211,11 +212,11 @@ unsafe fn rows<const N: usize>(
     }
 }
 
-/// Exact sums over `range` of the groups, which begin with what lies in the place `beginning`: `[N, PANELS]`
-/// registers of sixteen features.
+/// Exact integer sums over the groups in `range`, starting from the initial values at group index `beginning`. Returns
+/// `[N, PANELS]` registers of sixteen features.
 ///
 /// # Safety
-/// The groups are there, and `4 · range.end` codes of each row.
+/// The panels have these groups, and the rows have `4 · range.end` codes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn codes_of<const N: usize>(
@@ -240,7 +241,7 @@ unsafe fn codes_of<const N: usize>(
     }
 }
 
-/// Lanes from `at` on that lie before `end`.
+/// Mask of the 16 lanes that are before `end`, where the first lane is at index `at`.
 fn lanes(at: usize, end: usize) -> u16 {
     match end.saturating_sub(at) {
         n @ 0..16 => (1 << n) - 1,

@@ -1,17 +1,17 @@
-//! `y = x Wᵀ + b` for a weight in any format, without ever expanding the whole of it.
+//! `y = x Wᵀ + b` for a weight in any format, without expanding the whole weight.
 //!
-//! - Up to [`THIN_ROWS`] rows of activations: each weight is read once, expanded in registers and multiplied with all
-//!   rows ([`rows`] for the formats that are stored row after row, [`q4`] for the interleaved one).
-//! - More rows, where the machine has tiles: blocks of the weight are expanded to bf16 and multiplied with
-//!   activations that are sums of three bf16 ([`amx`]).
-//! - More rows elsewhere: panels of the weight are expanded to f32 in scratch memory of [`panels::PANEL_BYTES`] a
-//!   thread and multiplied by the `gemm` crate.
-//! - The weight itself in place of its transpose, for gradients: panels of its rows ([`transposed`]).
-//! - More rows of activations that are rounded to eight bits: products of integers ([`int8`]).
+//! - Up to [`THIN_ROWS`] rows of activations: every weight is read once, expanded in registers and multiplied with all
+//!   rows ([`rows`] for the row-major formats, [`q4`] for the interleaved one).
+//! - More rows, with AMX: blocks of the weight are expanded to bf16 and multiplied with activations that are split into
+//!   three bf16 parts ([`amx`]).
+//! - More rows, without AMX: panels of the weight are expanded to f32 in scratch memory of at most
+//!   [`panels::PANEL_BYTES`] per thread and multiplied by the `gemm` crate.
+//! - Transposed products, for gradients: panels of the weight's rows ([`transposed`]).
+//! - More rows of activations that are rounded to eight bits: integer products ([`int8`]).
 //!
-//! Work is divided over output features only, and each is summed in an order that follows from the shapes and the
-//! machine (its instructions, and the caches that gemm blocks for): results are equal to the bit on any number of
-//! threads, whatever was computed before.
+//! Work is divided over output features only. The order of summation depends on the shapes and the machine (its
+//! instruction set, and the cache sizes that gemm uses), but not on the number of threads or on earlier calls.
+//! Results are therefore bitwise equal on any number of threads.
 
 #![allow(clippy::needless_range_loop)] // several arrays share the index, and closures would lose the target features
 
@@ -41,7 +41,7 @@ use super::{Isa, Unit};
 use crate::Activations;
 use crate::formats::{BLOCK, Weight};
 
-/// Evaluates an expression with `$module` standing for the module of an instruction set.
+/// Evaluates an expression with `$module` as the module of an instruction set.
 macro_rules! on_isa {
     ($isa:expr, $module:ident => $body:expr) => {
         match $isa {
@@ -66,7 +66,7 @@ macro_rules! on_isa {
 }
 use on_isa;
 
-/// Evaluates an expression with `$format` standing for the format of a weight that is stored row after row.
+/// Evaluates an expression with `$format` as the marker type of a row-major format.
 macro_rules! by_format {
     ($weight:expr, $format:ident => $body:expr) => {
         match $weight {
@@ -96,16 +96,16 @@ macro_rules! by_format {
 }
 use by_format;
 
-/// Most rows of activations for which the weight is expanded in registers.
+/// Maximum number of activation rows for which the weight is expanded in registers.
 pub const THIN_ROWS: usize = 8;
 
-/// Weight bytes of one task: long enough to pay for handing it over, short enough that the cores finish together.
+/// Weight bytes per task: large enough to pay for the scheduling, small enough that the threads finish together.
 const TASK_BYTES: usize = 256 << 10;
 
-/// Weight bytes below which one thread does everything: waking another takes longer than it saves.
+/// With fewer weight bytes than this, one thread does everything: waking another takes longer than it saves.
 const ALONE_BYTES: usize = 384 << 10;
 
-/// `x Wᵀ + b` on the best instruction set there is.
+/// `x Wᵀ + b` on the best instruction set.
 ///
 /// # Shapes
 /// - `x`: `[n_rows, d_in]`
@@ -114,7 +114,7 @@ const ALONE_BYTES: usize = 384 << 10;
 /// - `out`: `[n_rows, d_out]`, overwritten
 ///
 /// # Panics
-/// If a slice has another length.
+/// If a slice has the wrong length.
 pub fn linear(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
     linear_on(Isa::best(), x, n_rows, weight, bias, out);
 }
@@ -128,7 +128,7 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
     if product.out.len() == 0 {
         return;
     }
-    // Blocks that span rows leave no row that begins with its own scale: such weights take the plain way.
+    // If a block spans rows, its rows do not begin with their own scale. Such weights use the plain loops.
     if isa == Isa::Plain || product.d_in == 0 || (spans_rows(weight) && n_rows <= THIN_ROWS) {
         plain::product(&product, weight);
     } else if n_rows > THIN_ROWS {
@@ -144,8 +144,8 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
     }
 }
 
-/// `y W` on the best instruction set there is: the gradient with respect to the activations of [`linear`], from that
-/// with respect to its output. Never expands the whole weight.
+/// `y W` on the best instruction set: computes the gradient of [`linear`] with respect to its activations from the
+/// gradient with respect to its output. Does not expand the whole weight.
 ///
 /// # Shapes
 /// - `gradient`: `[n_rows, d_out]`
@@ -153,7 +153,7 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
 /// - `out`: `[n_rows, d_in]`, overwritten
 ///
 /// # Panics
-/// If a slice has another length.
+/// If a slice has the wrong length.
 pub fn linear_transposed(gradient: &[f32], n_rows: usize, weight: &Weight<'_>, out: &mut [f32]) {
     linear_transposed_on(Isa::best(), gradient, n_rows, weight, out);
 }
@@ -164,16 +164,16 @@ pub fn linear_transposed(gradient: &[f32], n_rows: usize, weight: &Weight<'_>, o
 /// As [`linear_transposed`], and if the CPU does not support `isa`.
 pub fn linear_transposed_on(isa: Isa, gradient: &[f32], n_rows: usize, weight: &Weight<'_>, out: &mut [f32]) {
     let [d_out, d_in] = weight.dims();
-    assert_eq!(Some(gradient.len()), n_rows.checked_mul(d_out), "the gradient is [{n_rows}, {d_out}]");
-    assert_eq!(Some(out.len()), n_rows.checked_mul(d_in), "the output is [{n_rows}, {d_in}]");
+    assert_eq!(Some(gradient.len()), n_rows.checked_mul(d_out), "the gradient must be [{n_rows}, {d_out}]");
+    assert_eq!(Some(out.len()), n_rows.checked_mul(d_in), "the output must be [{n_rows}, {d_in}]");
     isa.assert_available();
     if !out.is_empty() {
         transposed::product(isa, gradient, n_rows, weight, out);
     }
 }
 
-/// [`linear`] with activations that are rounded to eight bits, row by row: faster, and less exact. For int8 and q4;
-/// `None` for formats whose codes are no integers.
+/// [`linear`] with activations rounded to eight bits, row by row: faster, less exact. For int8 and q4 weights; returns
+/// `None`, and leaves `out` unchanged, for other formats.
 ///
 /// # Panics
 /// As [`linear`].
@@ -181,7 +181,7 @@ pub fn linear_int8(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&
     linear_int8_on(Isa::best(), x, n_rows, weight, bias, out)
 }
 
-/// [`linear_int8`] on a given instruction set; the result is the same to the bit on each.
+/// [`linear_int8`] on a given instruction set. All of them give the same bits.
 ///
 /// # Panics
 /// As [`linear_on`].
@@ -201,8 +201,8 @@ pub fn linear_int8_on(
     Some(())
 }
 
-/// The arithmetic unit that multiplies `n_rows` rows with a weight on the best instruction set, and how many of its
-/// operations one multiplication of the product takes; `None` where it is not known.
+/// The arithmetic unit that a product of `n_rows` rows uses on the best instruction set, and the number of its
+/// operations per multiplication of the product. `None` if unknown.
 pub fn arithmetic(n_rows: usize, weight: &Weight<'_>, activations: Activations) -> Option<(Unit, f64)> {
     let isa = Isa::best();
     if activations == Activations::Int8 && n_rows > THIN_ROWS && int8::Codes::of(weight).is_some() {
@@ -219,13 +219,13 @@ pub fn arithmetic(n_rows: usize, weight: &Weight<'_>, activations: Activations) 
     }
 }
 
-/// Whether blocks of one scale reach from one row into the next.
+/// Whether a block of values with one scale can span two rows.
 fn spans_rows(weight: &Weight<'_>) -> bool {
     matches!(weight, Weight::FourBit(_)) && !weight.dims()[1].is_multiple_of(BLOCK)
 }
 
-/// What is multiplied, and where the result goes. [`Product::checked`] alone makes one: who holds it knows that the
-/// slices have their lengths and the machine the instructions of `isa`.
+/// The operands and the output of a product. Created by [`Product::checked`] only, so that its users may rely on the
+/// lengths of the slices and on CPU support for `isa`.
 struct Product<'a> {
     isa: Isa,
     /// `[n_rows, d_in]`.
@@ -240,7 +240,7 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    /// The product, if everything has its size and the machine the instructions.
+    /// Checks the sizes of the slices and CPU support, and panics if they are wrong.
     fn checked(
         isa: Isa,
         x: &'a [f32],
@@ -250,9 +250,9 @@ impl<'a> Product<'a> {
         out: &'a mut [f32],
     ) -> Self {
         let [d_out, d_in] = weight.dims();
-        assert_eq!(Some(x.len()), n_rows.checked_mul(d_in), "activations are [{n_rows}, {d_in}]");
-        assert_eq!(Some(out.len()), n_rows.checked_mul(d_out), "the output is [{n_rows}, {d_out}]");
-        assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias is [{d_out}]");
+        assert_eq!(Some(x.len()), n_rows.checked_mul(d_in), "activations must be [{n_rows}, {d_in}]");
+        assert_eq!(Some(out.len()), n_rows.checked_mul(d_out), "the output must be [{n_rows}, {d_out}]");
+        assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias must be [{d_out}]");
         isa.assert_available();
         Self { isa, x, n_rows, d_in, d_out, bias, out: SharedOut::new(out) }
     }
@@ -261,7 +261,7 @@ impl<'a> Product<'a> {
         self.bias.map_or(0.0, |bias| bias[feature])
     }
 
-    /// Calls `task` with ranges of output features that cover all of them, each a multiple of `unit` long but the
+    /// Calls `task` with ranges that cover all output features. Each has a multiple of `unit` features, except the
     /// last.
     fn split(&self, weight_bytes: usize, unit: usize, task: impl Fn(Range<usize>) + Sync) {
         let units = self.d_out.div_ceil(unit);
@@ -275,7 +275,7 @@ impl<'a> Product<'a> {
         });
     }
 
-    /// Calls `task` with ranges of `len` output features, the last of them shorter.
+    /// Calls `task` with ranges of `len` output features that cover all of them; the last may be shorter.
     fn split_evenly(&self, len: usize, task: impl Fn(Range<usize>) + Sync) {
         (0..self.d_out.div_ceil(len)).into_par_iter().for_each(|index| {
             task(index * len..self.d_out.min((index + 1) * len));

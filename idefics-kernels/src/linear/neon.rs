@@ -1,4 +1,4 @@
-//! The row-major formats in four lanes.
+//! Row-major formats on NEON: four lanes.
 
 #![allow(unsafe_code)] // intrinsics and raw pointers
 
@@ -10,7 +10,7 @@ use super::decode::{self, Decode, Rows, format};
 use super::rows::{self, Order, Packed};
 use crate::vector::neon::F32x4;
 
-/// The order of a format's vectors.
+/// The column order of a format's vectors.
 pub(super) fn order<D: Decode<F32x4>>(_d_in: usize) -> Order {
     Order::of::<F32x4, D>()
 }
@@ -75,7 +75,7 @@ impl Decode<F32x4> for format::Bf16 {
     }
 }
 
-/// Exponents are moved by a multiplication, which is exact, also for subnormal numbers.
+/// Converts the exponent with a multiplication, which is exact, also for subnormal numbers.
 impl Decode<F32x4> for format::F16 {
     const STEP: usize = 32;
     const STEP_BYTES: usize = 64;
@@ -92,7 +92,7 @@ impl Decode<F32x4> for format::F16 {
             let bits = vmovl_u16(vreinterpret_u16_u8(vld1_u8(step.add(8 * index))));
             let magnitude = vshlq_n_u32::<13>(vandq_u32(bits, vdupq_n_u32(0x7fff)));
             let scaled = vmulq_n_f32(vreinterpretq_f32_u32(magnitude), f32::from_bits((127 + 112) << 23));
-            // Infinities and NaN had the largest exponent, and keep the largest exponent.
+            // Infinities and NaN have the largest exponent in both formats.
             let is_special = vcgeq_u32(magnitude, vdupq_n_u32(0x7c00 << 13));
             let special = vorrq_u32(magnitude, vdupq_n_u32(0x7f80_0000));
             let value = vbslq_u32(is_special, special, vreinterpretq_u32_f32(scaled));
@@ -123,19 +123,19 @@ impl Decode<F32x4> for format::Int8 {
     }
 }
 
-/// Four bytes go to every lane; each lane shifts its own four bits down and looks up four bytes of a table that was
-/// multiplied with the block's scale.
+/// Broadcasts four bytes to all lanes. Each lane shifts its own code down and looks up four bytes in the table, which
+/// was multiplied by the block's scale.
 impl Decode<F32x4> for format::FourBit {
     const STEP: usize = 64;
     const STEP_BYTES: usize = 32;
     const STEP_SCALES: usize = 1;
-    /// The bytes and the table.
+    /// The bytes and the scaled table.
     type Step = (*const u8, uint8x16x4_t);
 
     #[inline(always)]
     unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step {
         let table = table.as_ptr();
-        // SAFETY: the caller guarantees the scale, and the table has four quarters of four.
+        // SAFETY: the caller guarantees the scale, and the table has four quarters of four values.
         unsafe {
             let q0 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table), *scales));
             let q1 = vreinterpretq_u8_f32(vmulq_n_f32(vld1q_f32(table.add(4)), *scales));
@@ -152,7 +152,7 @@ impl Decode<F32x4> for format::FourBit {
         unsafe {
             let pairs = vdupq_n_u32(bytes.add(index / 2 * 4).cast::<u32>().read_unaligned());
             let codes = vandq_u32(vshlq_u32(pairs, vld1q_s32(SHIFTS[index % 2].as_ptr())), vdupq_n_u32(15));
-            // Bytes 4 c, 4 c + 1, 4 c + 2, 4 c + 3 of the table.
+            // Byte indices 4 c to 4 c + 3 of the table, for code c.
             let places = vmlaq_n_u32(vdupq_n_u32(0x0302_0100), codes, 0x0404_0404);
             F32x4(vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(places))))
         }

@@ -1,4 +1,4 @@
-//! Many rows of activations: panels of the weight are expanded to f32 and multiplied by the `gemm` crate.
+//! Products of many rows of activations: panels of the weight are expanded to f32 and multiplied by the `gemm` crate.
 
 #![allow(unsafe_code)] // gemm takes raw pointers; tasks write disjoint parts of one slice
 
@@ -12,20 +12,20 @@ use crate::Isa;
 use crate::formats::{Q4_BLOCK, Q4_PANEL, Weight};
 use crate::shared::with_scratch;
 
-/// Most scratch memory of a thread, in bytes, unless sixteen rows of the weight need more.
+/// Maximum scratch memory per thread, in bytes. A panel has at least sixteen rows, even if they need more.
 const PANEL_BYTES: usize = 4 << 20;
 
-/// Panels that a weight is divided into at most where fewer would be large enough.
+/// Maximum number of panels of a weight that is split only to share the work.
 const MOST_SHARES: usize = 8;
 
-/// Output features of which each such panel has about as many: fewer do not pay for packing the activations.
+/// Approximate minimum of output features in such a panel: fewer do not pay for packing the activations.
 const SHARE: usize = 96;
 
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     let filled = product.d_in.next_multiple_of(Q4_BLOCK);
     let panel = (PANEL_BYTES / (filled * size_of::<f32>()) / Q4_PANEL).max(1) * Q4_PANEL;
-    // Small weights are divided too. gemm adds up in an order that follows the panel's width, so that the number of
-    // threads has no say in it.
+    // Small weights are split too. The split must not depend on the number of threads: gemm's order of summation
+    // depends on the width of the panel.
     let shares = product.d_out.div_ceil(SHARE).min(MOST_SHARES);
     let panel = panel.min(product.d_out.div_ceil(shares).next_multiple_of(Q4_PANEL));
     product.split_evenly(panel, |range| match weight {
@@ -46,17 +46,17 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     });
 }
 
-/// Rows `range` as f32, `[range.len(), d_in]`. The machine has the instructions of `isa`.
+/// Expands rows `range` to f32, `[range.len(), d_in]`. The caller has checked CPU support for `isa`.
 pub(super) fn expand(isa: Isa, weight: &Weight<'_>, range: Range<usize>, out: &mut [f32]) {
     if isa == Isa::Plain || spans_rows(weight) || matches!(weight, Weight::Q4(_)) {
         return weight.dequantize_rows(range, out);
     }
     let rows = Rows::of(weight);
-    // SAFETY: the callers have found the instructions.
+    // SAFETY: the callers have checked CPU support.
     by_format!(weight, Format => on_isa!(isa, isa => unsafe { isa::expand::<Format>(&rows, range, out) }));
 }
 
-/// The output features `features`, from their expanded weights with the given strides of row and column.
+/// Computes the output features `features` from their expanded weights. The strides are those of rows and columns.
 fn multiply(product: &Product<'_>, features: Range<usize>, weights: &[f32], [row_stride, column_stride]: [usize; 2]) {
     let Product { x, n_rows, d_in, d_out, bias, .. } = *product;
     assert!((features.len() - 1) * row_stride + (d_in - 1) * column_stride < weights.len());
@@ -69,7 +69,7 @@ fn multiply(product: &Product<'_>, features: Range<usize>, weights: &[f32], [row
     }
     assert!(product.out.len() >= (n_rows - 1) * d_out + features.end);
     // The transposed product: [features, n_rows] = weights [features, d_in] · x transposed [d_in, n_rows].
-    // SAFETY: the assertions bound what is read and written, and tasks write disjoint features.
+    // SAFETY: the assertions bound all reads and writes, and tasks write disjoint features.
     unsafe {
         gemm::gemm(
             features.len(),

@@ -1,5 +1,5 @@
-//! The product in plain loops: what every machine can do and the other ways are compared with. It also serves weights
-//! whose blocks reach from one row into the next.
+//! The product in plain loops: for machines without SIMD, as the reference for the other instruction sets, and for
+//! weights with blocks that span rows.
 
 #![allow(unsafe_code)] // tasks write disjoint parts of one slice
 
@@ -7,7 +7,7 @@ use super::Product;
 use crate::formats::Weight;
 use crate::shared::with_scratch;
 
-/// Partial sums, so that the compiler may use what vectors every machine of the architecture has.
+/// Number of partial sums, so that the compiler can use the baseline vectors of the architecture.
 const LANES: usize = 16;
 
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {

@@ -1,6 +1,7 @@
-//! The interleaved format: sixteen rows side by side, so that a lane is a row and nothing is summed across lanes.
+//! Few rows of activations times a weight in q4. Sixteen rows are interleaved: a lane is a row, and no sum crosses
+//! lanes.
 //!
-//! AVX-512 multiplies integers ([`avx512`]); the other instruction sets turn each column of a panel into f32.
+//! AVX-512 multiplies integers ([`avx512`]). The other instruction sets convert each column of a panel to f32.
 
 #![allow(unsafe_code)] // SIMD and raw pointers
 
@@ -23,7 +24,7 @@ mod avx512;
 #[path = "q4_neon.rs"]
 mod neon;
 
-/// The product for at most [`super::THIN_ROWS`] rows of activations.
+/// Computes the product for at most [`super::THIN_ROWS`] rows of activations.
 pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
     #[cfg(target_arch = "x86_64")]
     if matches!(product.isa, Isa::Avx512 | Isa::Amx) {
@@ -45,7 +46,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
     });
 }
 
-/// Rows `range` as f32, column after column: `[d_in, range.len()]`, both filled up to whole tiles.
+/// Expands rows `range` to f32, column-major: `[d_in, range.len()]`, both padded to whole tiles.
 pub(super) fn expand(product: &Product<'_>, weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: `Product::checked` has checked CPU support.
     unsafe {
@@ -61,38 +62,38 @@ pub(super) fn expand(product: &Product<'_>, weight: &Q4<'_>, range: Range<usize>
     }
 }
 
-/// How the tiles of the format become vectors of one instruction set.
+/// Decodes tiles of the format into vectors of an instruction set.
 ///
 /// # Safety of its methods
-/// The CPU supports the enabled target features.
+/// The CPU supports the instruction set of the type.
 trait Tiles: Vector {
-    /// Table entries: a row a lane, four columns of eight bits each.
+    /// Table entries of `LANES` rows, one row per lane, with four columns of eight bits each.
     type Columns: Copy;
 
-    /// Looks up the codes of `LANES` rows and twice four columns: those in the low halves, then those in the high.
+    /// Looks up the codes of `LANES` rows: four columns from the low halves of the bytes, then four from the high
+    /// halves.
     ///
     /// # Safety
     /// `codes` is valid for `4 · LANES` bytes.
     unsafe fn look_up(codes: *const u8, table: &[i8; 16]) -> [Self::Columns; 2];
 
-    /// One of the four columns.
+    /// Converts one of the four columns to f32.
     unsafe fn column(columns: Self::Columns, index: usize) -> Self;
 
-    /// Scales of `LANES` rows.
+    /// Loads the scales of `LANES` rows.
     ///
     /// # Safety
     /// `scales` is valid for `LANES` values.
     unsafe fn scales(scales: *const bf16) -> Self;
 }
 
-/// Most vectors that the rows of a panel take.
+/// Maximum number of vectors that the rows of a panel take.
 const MOST_PARTS: usize = Q4_PANEL / 4;
 
-/// The output features `range`, which begins with a panel.
+/// Computes the output features `range`, which starts at a panel.
 ///
 /// # Safety
-/// The CPU supports the instruction set of `V`, the caller is compiled for it, and no other task writes these
-/// features.
+/// The CPU supports the instruction set of `V`, the caller is compiled for it, and no other task writes these features.
 #[inline(always)]
 unsafe fn thin<V: Tiles>(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'_>, product: &Product<'_>) {
     // SAFETY: guaranteed by the caller.
@@ -123,7 +124,7 @@ unsafe fn panels<V: Tiles, const N: usize>(
         let tiles = first / Q4_PANEL * blocks..(first / Q4_PANEL + 1) * blocks;
         let codes = &weight.codes()[tiles.start * Q4_TILE..tiles.end * Q4_TILE];
         let scales = &weight.scales()[tiles.start * Q4_PANEL..tiles.end * Q4_PANEL];
-        // SAFETY: blocks lie inside the panel, whose slices are checked above, and inside the activations.
+        // SAFETY: blocks are inside the panel and inside the activations, which are checked above.
         unsafe {
             let mut sums = [[V::splat(0.0); N]; MOST_PARTS];
             for block in 0..blocks {
@@ -149,14 +150,14 @@ unsafe fn panels<V: Tiles, const N: usize>(
     }
 }
 
-/// Bytes between what is read and what is asked for.
+/// Prefetch distance, in bytes.
 const AHEAD: usize = 4096;
 
-/// Products of one block of columns with `LANES` rows, without the scales.
+/// Products of one block of columns with `LANES` rows, before scaling.
 #[inline(always)]
 unsafe fn block_sum<V: Tiles, const N: usize>(codes: *const u8, packed: Packed<'_>, first_column: usize) -> [V; N] {
-    debug_assert!((N - 1) * packed.stride + first_column + Q4_BLOCK <= packed.values.len(), "the block is not there");
-    // SAFETY: as `panels` has checked.
+    debug_assert!((N - 1) * packed.stride + first_column + Q4_BLOCK <= packed.values.len(), "the block must be inside the activations");
+    // SAFETY: `panels` has checked the bounds.
     unsafe {
         let mut sums = [V::splat(0.0); N];
         for group in 0..4 {
@@ -175,14 +176,14 @@ unsafe fn block_sum<V: Tiles, const N: usize>(codes: *const u8, packed: Packed<'
     }
 }
 
-/// Writes the sums of `LANES` output features from `first` on for activation row `n`.
+/// Writes `LANES` output features from `first`, up to `end`, for activation row `n`.
 ///
 /// # Safety
 /// As [`thin`].
 #[inline(always)]
 unsafe fn write<V: Vector>(product: &Product<'_>, end: usize, first: usize, n: usize, sums: V) {
     let mut lanes = [0f32; MOST_LANES];
-    // SAFETY: no vector has more lanes than the buffer, and the features are the caller's.
+    // SAFETY: the buffer has room for the widest vector, and the features belong to the caller.
     unsafe {
         sums.store(lanes.as_mut_ptr());
         for (feature, sum) in (first..end).zip(&lanes[..V::LANES]) {
@@ -191,7 +192,7 @@ unsafe fn write<V: Vector>(product: &Product<'_>, end: usize, first: usize, n: u
     }
 }
 
-/// [`expand`] in the vectors of one instruction set.
+/// Implements [`expand`] with the vectors of one instruction set.
 ///
 /// # Safety
 /// The CPU supports the instruction set of `V`, and the caller is compiled for it.
@@ -207,7 +208,7 @@ unsafe fn expand_in<V: Tiles>(weight: &Q4<'_>, range: Range<usize>, out: &mut [f
         for block in 0..blocks {
             for part in 0..Q4_PANEL / V::LANES {
                 let rows = part * V::LANES;
-                // SAFETY: the block lies inside the panel, and the output was checked to hold every column.
+                // SAFETY: the block is inside the panel, and the output was checked to hold all columns.
                 unsafe {
                     let scales = V::scales(scales.as_ptr().add(block * Q4_PANEL + rows));
                     for group in 0..4 {

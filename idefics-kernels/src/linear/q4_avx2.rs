@@ -1,4 +1,4 @@
-//! Tiles in eight lanes.
+//! Q4 tiles on AVX2: eight lanes.
 
 use std::arch::x86_64::*;
 use std::ops::Range;

@@ -1,11 +1,11 @@
-//! The interleaved format with VNNI: sixty-four products of bytes in one instruction.
+//! Q4 with AVX-512 VNNI: one instruction multiplies sixty-four pairs of bytes.
 //!
-//! Activations become integers of 24 bits, each block of 32 with a scale of its own, so that the largest magnitude
-//! uses all of them: the rounding is that of f32. Three signed bytes hold one such integer, and each byte is
-//! multiplied with the table's entries in exact integer arithmetic; what follows is f32.
+//! Activations become 24-bit integers. Each block of 32 has its own scale, chosen so that the largest magnitude uses
+//! all bits; the rounding error is that of f32. An integer is split into three signed bytes (limbs). Each limb is
+//! multiplied with the table entries in exact integer arithmetic; the rest is f32.
 //!
-//! VNNI multiplies unsigned with signed bytes. The entries are the unsigned side, moved up by 128, and sums start at
-//! −128 times the sum of the activations to undo it.
+//! VNNI multiplies unsigned with signed bytes. Table entries are offset by 128 to be unsigned, and sums start at −128
+//! times the sum of the activations to compensate.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -18,16 +18,16 @@ use super::{AHEAD, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Tiles, expand_in, 
 use crate::shared::with_scratch;
 use crate::vector::avx512::F32x16;
 
-/// Bytes of an activation.
+/// Bytes per activation.
 const LIMBS: usize = 3;
 
-/// The largest magnitude of an activation: three signed bytes and some room for rounding.
+/// The largest magnitude of an integer activation: three signed bytes, less some room for rounding.
 const LARGEST: f32 = 8_355_000.0;
 
-/// Panels that advance together.
+/// Number of panels that are processed together.
 const STREAMS: usize = 2;
 
-/// Below this the scale's reciprocal would overflow; such activations keep fewer bits.
+/// Lower bound of a block's largest magnitude: below it, the reciprocal would overflow. Smaller blocks keep fewer bits.
 const SMALLEST: f32 = 1e-30;
 
 /// One block of one row of activations: `x = (limb₀ + 256 limb₁ + 65536 limb₂) · scale`.
@@ -43,18 +43,18 @@ struct Block {
 /// f32 values that a [`Block`] takes in scratch memory.
 const BLOCK_VALUES: usize = size_of::<Block>() / size_of::<f32>();
 
-/// The product for at most [`super::super::THIN_ROWS`] rows of activations.
+/// Computes the product for at most [`super::super::THIN_ROWS`] rows of activations.
 pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
     assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "CPU support was not checked");
     let blocks = product.d_in.div_ceil(Q4_BLOCK);
     let n_filled = product.n_rows.next_power_of_two();
     with_scratch(blocks * n_filled * BLOCK_VALUES, |scratch| {
         let packed: &mut [Block] = bytemuck::cast_slice_mut(scratch);
-        // SAFETY: the assertion: `Product::checked` has found the instructions.
+        // SAFETY: the assertion above; `Product::checked` has checked CPU support.
         unsafe { pack(product, n_filled, packed) };
         let packed = &*packed;
         product.split(weight.bytes(), STREAMS * Q4_PANEL, |range| {
-            // SAFETY: the instructions are there, as above, and tasks write disjoint ranges.
+            // SAFETY: CPU support as above, and tasks write disjoint ranges.
             unsafe {
                 match n_filled {
                     1 => thin::<1>(weight, range, packed, product),
@@ -68,7 +68,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
     });
 }
 
-/// The activations as `[blocks, n_filled]`.
+/// Packs the activations as `[blocks, n_filled]`.
 ///
 /// # Safety
 /// The CPU supports the enabled target features.
@@ -85,13 +85,13 @@ unsafe fn pack(product: &Product<'_>, n_filled: usize, packed: &mut [Block]) {
     }
 }
 
-/// Rounds 32 activations. A NaN or an infinity among them makes the scale NaN, and so every output.
+/// Rounds 32 activations. If one of them is NaN or infinite, the scale becomes NaN, and so do all outputs.
 #[inline]
 fn pack_block(values: &[f32; Q4_BLOCK]) -> Block {
     let (mut largest, mut check) = (0f32, 0f32);
     for value in values {
         largest = largest.max(value.abs());
-        check += value * 0.0; // NaN if one is not finite
+        check += value * 0.0; // NaN if the value is not finite
     }
     let largest = largest.max(SMALLEST);
     let reciprocal = LARGEST / largest;
@@ -111,8 +111,8 @@ fn pack_block(values: &[f32; Q4_BLOCK]) -> Block {
     Block { limbs, starts: sums.map(|sum| -128 * sum), scale: largest / LARGEST + check }
 }
 
-/// The output features `range`, which begins with a panel, for `N` rows of activations. Panels advance [`STREAMS`] at
-/// a time, far apart: memory delivers several streams faster than one.
+/// Computes the output features `range`, which starts at a panel, for `N` rows of activations. [`STREAMS`] panels
+/// that are far apart are processed together, because memory delivers several streams faster than one.
 ///
 /// # Safety
 /// The CPU supports the enabled target features, and no other task writes these features.
@@ -133,7 +133,7 @@ unsafe fn thin<const N: usize>(weight: &Q4<'_>, range: Range<usize>, packed: &[B
     }
 }
 
-/// Writes the output features of `P` panels before `end`.
+/// Computes and writes the output features of `P` panels, up to `end`.
 ///
 /// # Safety
 /// As [`thin`].
@@ -147,11 +147,11 @@ unsafe fn advance<const N: usize, const P: usize>(
     product: &Product<'_>,
 ) {
     let blocks = weight.dims()[1].div_ceil(Q4_BLOCK);
-    assert_eq!(packed.len(), blocks * N, "a block of activations for each of the weight");
+    assert_eq!(packed.len(), blocks * N, "every block of the weight needs a block of activations");
     let codes = panels.map(|panel| weight.codes()[panel * blocks * Q4_TILE..][..blocks * Q4_TILE].as_ptr());
     let scales = panels.map(|panel| weight.scales()[panel * blocks * Q4_PANEL..][..blocks * Q4_PANEL].as_ptr());
     let table = Q4_TABLE.map(|entry| (i32::from(entry) + 128) as u8);
-    // SAFETY: blocks lie inside the panels, whose slices are checked, and inside the activations.
+    // SAFETY: blocks are inside the panels, which are checked above, and inside the activations.
     unsafe {
         let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
         let nibble = _mm512_set1_epi8(15);
@@ -184,17 +184,17 @@ unsafe fn advance<const N: usize, const P: usize>(
     }
 }
 
-/// Sixteen sums over one block, in units of both scales.
+/// Sums of one block for sixteen rows, before scaling.
 ///
 /// # Safety
 /// The CPU supports the enabled target features.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
-    // SAFETY: four columns of every limb are four bytes, and a limb has eight times four.
+    // SAFETY: four columns of a limb are four bytes, and a limb has eight groups of four columns.
     unsafe {
-        // Two chains a limb, all of them advancing together: an addition takes five cycles, and two can begin in
-        // each.
+        // Two independent chains per limb, interleaved: the instruction takes five cycles, and two can start in each
+        // cycle.
         let mut chains = [[_mm512_setzero_si512(); 2]; LIMBS];
         for limb in 0..LIMBS {
             chains[limb][0] = _mm512_set1_epi32(x.starts[limb]);
@@ -203,7 +203,7 @@ unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
             for half in 0..2 {
                 let group = 2 * group + half;
                 for limb in 0..LIMBS {
-                    // As f32 the compiler leaves each a memory operand.
+                    // Loaded as f32, so that the compiler uses a broadcasting memory operand.
                     let four = x.limbs[limb].as_ptr().add(4 * group).cast::<f32>().read_unaligned();
                     let four = _mm512_castps_si512(_mm512_set1_ps(four));
                     chains[limb][half] = _mm512_dpbusd_epi32(chains[limb][half], columns[group], four);
@@ -212,7 +212,7 @@ unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
         }
         let mut sums = [_mm512_setzero_ps(); LIMBS];
         for limb in 0..LIMBS {
-            // At most 2²⁰: exact.
+            // At most 2²⁰, so the conversion to f32 is exact.
             sums[limb] = _mm512_cvtepi32_ps(_mm512_add_epi32(chains[limb][0], chains[limb][1]));
         }
         let low = _mm512_fmadd_ps(sums[1], _mm512_set1_ps(256.0), sums[0]);

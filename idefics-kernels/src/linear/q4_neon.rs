@@ -1,4 +1,4 @@
-//! Tiles in four lanes.
+//! Q4 tiles on NEON: four lanes.
 
 use std::arch::aarch64::*;
 use std::ops::Range;

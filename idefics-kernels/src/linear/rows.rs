@@ -1,8 +1,8 @@
-//! Few rows of activations times a weight that is stored row after row.
+//! Few rows of activations times a weight in a row-major format.
 //!
-//! Several rows of the weight advance together, so that each load of activations is used several times, and each
-//! row's bytes are asked for ahead of their use. They are far apart: memory delivers several streams faster than one.
-//! The activations are copied once, into the order in which the format's vectors come out.
+//! Several weight rows are processed together, so that each load of activations is used several times. The rows are far
+//! apart, because memory delivers several streams faster than one, and their bytes are prefetched. The activations are
+//! copied once, into the order of the format's vectors.
 
 #![allow(unsafe_code)] // SIMD and raw pointers
 
@@ -16,39 +16,39 @@ use crate::formats::{FourBitType, Weight};
 use crate::shared::with_scratch;
 use crate::vector::Vector;
 
-/// Weight rows of a task are a multiple of this, and so of all numbers of rows that advance together.
+/// The number of weight rows per task is a multiple of this, and so of every number of rows processed together.
 const UNIT: usize = 12;
 
-/// Groups of rows that go over one chunk of columns.
+/// Maximum number of groups that process a chunk of columns before the next chunk.
 const GROUPS: usize = 8;
 
-/// Activations of a chunk: half of a small first cache.
+/// Activation values per chunk: half of a 32 KiB L1 cache.
 const CHUNK_VALUES: usize = 4096;
 
-/// Bytes between what is read and what is asked for, in each row's stream.
+/// Prefetch distance in each row, in bytes.
 const AHEAD: usize = 2048;
 
-/// Activations of one call in a format's order.
+/// Activations, copied into a format's column order.
 #[derive(Clone, Copy)]
 pub(super) struct Packed<'a> {
-    /// `[n_rows, stride]`, zeros after the last column and in rows that only fill up.
+    /// `[n_rows, stride]`, padded with zero columns and zero rows.
     pub(super) values: &'a [f32],
-    /// Rows, filled up to 1, 2, 4 or 8.
+    /// Number of rows, padded to 1, 2, 4 or 8.
     pub(super) n_rows: usize,
-    /// At least `d_in` filled up to whole steps.
+    /// Distance between rows, in values: at least `d_in`, padded to whole steps.
     pub(super) stride: usize,
 }
 
-/// The columns of a step in the order of a format's vectors.
+/// The order of the columns of a step in a format's vectors.
 pub(super) struct Order {
-    /// Columns of a step.
+    /// Columns per step.
     pub(super) step: usize,
-    /// The column at each place.
+    /// The column at each position.
     pub(super) columns: [u8; MOST_STEP],
 }
 
 impl Order {
-    /// The order of a format on an instruction set.
+    /// The order that a format has on an instruction set.
     pub(super) fn of<V: Vector, D: Decode<V>>() -> Self {
         let mut columns = [0u8; MOST_STEP];
         for (at, column) in columns[..D::STEP].iter_mut().enumerate() {
@@ -57,7 +57,7 @@ impl Order {
         Self { step: D::STEP, columns }
     }
 
-    /// Steps of `step` columns as they are.
+    /// Natural order, for steps of `step` columns.
     pub(super) fn natural(step: usize) -> Self {
         Self { step, columns: std::array::from_fn(|at| at as u8) }
     }
@@ -68,7 +68,7 @@ impl Order {
 }
 
 impl<'a> Rows<'a> {
-    /// The rows of a weight that is stored row after row.
+    /// The rows of a weight in a row-major format.
     pub(super) fn of(weight: &'a Weight<'_>) -> Self {
         let (bytes, scales) = match weight {
             Weight::F32(weight) => (bytes_of(weight.values()), &[][..]),
@@ -80,19 +80,19 @@ impl<'a> Rows<'a> {
         };
         let table = match weight {
             Weight::FourBit(weight) => weight.kind().table(),
-            _ => FourBitType::Nf4.table(), // not read
+            _ => FourBitType::Nf4.table(), // unused
         };
         let [d_out, d_in] = weight.dims();
         Self { bytes, row_bytes: bytes.len() / d_out, d_in, scales, table }
     }
 }
 
-/// The memory of plain numbers, which have no uninitialised bytes.
+/// The bytes of a slice of numbers.
 fn bytes_of<T: NoUninit>(values: &[T]) -> &[u8] {
     bytemuck::cast_slice(values)
 }
 
-/// The product for at most [`super::THIN_ROWS`] rows of activations.
+/// Computes the product for at most [`super::THIN_ROWS`] rows of activations.
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     let rows = Rows::of(weight);
     let order = by_format!(weight, Format => on_isa!(product.isa, isa => isa::order::<Format>(rows.d_in)));
@@ -104,14 +104,13 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     });
 }
 
-/// Calls `work` with the activations in a format's order and at the beginning of cache lines; without a copy where
-/// they are so already.
+/// Calls `work` with the activations in a format's order, aligned to a cache line. Makes no copy if they already are.
 pub(super) fn with_packed<R>(product: &Product<'_>, order: &Order, work: impl FnOnce(Packed<'_>) -> R) -> R {
     let Product { x, n_rows, d_in, .. } = *product;
     let n_filled = n_rows.next_power_of_two();
     let stride = match n_filled {
         1 => d_in.next_multiple_of(order.step),
-        // An odd number of cache lines: rows that are a power of two apart would push each other out of the cache.
+        // An odd number of cache lines: rows at a distance of a power of two would evict each other from the cache.
         _ => d_in.next_multiple_of(order.step.max(32)) + 16,
     };
     let is_natural = order.is_natural();
@@ -125,7 +124,7 @@ pub(super) fn with_packed<R>(product: &Product<'_>, order: &Order, work: impl Fn
                 packed[d_in..].fill(0.0);
                 continue;
             }
-            // What is left of a row after the last step is not read.
+            // The padding after the last step is never read.
             for (packed, x) in packed.chunks_exact_mut(order.step).zip(x.chunks(order.step)) {
                 let mut step = [0f32; MOST_STEP];
                 step[..x.len()].copy_from_slice(x);
@@ -139,11 +138,10 @@ pub(super) fn with_packed<R>(product: &Product<'_>, order: &Order, work: impl Fn
     })
 }
 
-/// The output features `range`.
+/// Computes the output features `range`.
 ///
 /// # Safety
-/// The CPU supports the instruction set of `V`, the caller is compiled for it, and no other task writes these
-/// features.
+/// The CPU supports the instruction set of `V`, the caller is compiled for it, and no other task writes these features.
 #[inline(always)]
 pub(super) unsafe fn thin<V: Vector, D: Decode<V>>(
     rows: &Rows<'_>,
@@ -151,7 +149,7 @@ pub(super) unsafe fn thin<V: Vector, D: Decode<V>>(
     packed: Packed<'_>,
     product: &Product<'_>,
 ) {
-    // As many sums as there are registers to hold them and what they are made from.
+    // The number of weight rows is chosen so that sums and operands fit the registers.
     // SAFETY: guaranteed by the caller.
     unsafe {
         match (packed.n_rows, V::REGISTERS) {
@@ -166,10 +164,10 @@ pub(super) unsafe fn thin<V: Vector, D: Decode<V>>(
     }
 }
 
-/// [`thin`] with `R` rows of the weight and `N` of activations at a time. Group `g` has the rows `g`, `g + n_groups`,
-/// … of the range, so that each of its `R` streams goes on in the next group where it ended.
+/// [`thin`] with `R` weight rows and `N` activation rows at a time. Group `g` has the rows `g`, `g + n_groups`, … of
+/// the range, so that each of its `R` streams continues in the next group where it ended.
 ///
-/// Several rows of activations do not stay in the first cache as a whole: then a block of [`GROUPS`] groups goes over
+/// Several rows of activations together do not fit the L1 cache. In that case a block of [`GROUPS`] groups processes
 /// one chunk of columns after the other.
 #[inline(always)]
 unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
@@ -180,13 +178,13 @@ unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
 ) {
     assert!(packed.n_rows == N && packed.values.len() >= N * packed.stride);
     assert!(packed.stride >= rows.d_in.next_multiple_of(D::STEP), "activations are padded to whole steps");
-    let steps = rows.d_in / D::STEP; // full ones
+    let steps = rows.d_in / D::STEP; // full steps only
     let n_chunks = if N == 1 { 1 } else { (N * rows.d_in).div_ceil(CHUNK_VALUES) };
     let (chunk, block) = (steps.div_ceil(n_chunks).max(1), if n_chunks == 1 { 1 } else { GROUPS });
     let n_groups = range.len().div_ceil(R);
     for first in (0..n_groups).step_by(block) {
         let groups = first..n_groups.min(first + block);
-        // SAFETY: guaranteed by the caller; full steps lie inside their rows, and the activations are filled up.
+        // SAFETY: guaranteed by the caller; full steps are inside their rows, and the activations are padded.
         unsafe {
             let mut sums = [[[V::splat(0.0); N]; R]; GROUPS];
             for from in (0..steps).step_by(chunk) {
@@ -197,7 +195,7 @@ unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
                     let mut partial = *sums;
                     for step in from..to {
                         let ahead = step * D::STEP_BYTES + AHEAD;
-                        // Behind this chunk comes that of the next group.
+                        // After this chunk comes the same chunk of the next group.
                         let ahead = match ahead < to * D::STEP_BYTES {
                             true => ahead,
                             false => ahead + rows.row_bytes - (to - from) * D::STEP_BYTES,
@@ -222,14 +220,14 @@ unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     }
 }
 
-/// Rows of a weight that advance together.
+/// Weight rows that are processed together.
 struct Group<const R: usize> {
     features: [usize; R],
     starts: [Row; R],
 }
 
 impl<const R: usize> Group<R> {
-    /// The rows of group `group` of a range; what would lie behind the range is its last row, computed again.
+    /// The rows of group `group` in a range. Rows past the end of the range are replaced by its last row.
     #[inline(always)]
     fn at<V: Vector, D: Decode<V>>(rows: &Rows<'_>, range: &Range<usize>, group: usize) -> Self {
         let n_groups = range.len().div_ceil(R);
@@ -241,15 +239,14 @@ impl<const R: usize> Group<R> {
         Self { features, starts }
     }
 
-    /// Full steps that may be read where they are: a format that reads more than a step must not do so at the very
-    /// end.
+    /// Number of full steps that can be read in place. A format with overread must not do so at the end of the weight.
     #[inline(always)]
     fn steps_in_place<V: Vector, D: Decode<V>>(&self, rows: &Rows<'_>) -> usize {
         let is_last = self.features[R - 1] + 1 >= rows.bytes.len() / rows.row_bytes.max(1);
         (rows.d_in / D::STEP).saturating_sub(usize::from(D::OVERREAD > 0 && is_last))
     }
 
-    /// Adds the products of the columns after the steps in place, from copies of what is left of the rows.
+    /// Adds the products of the remaining columns, from padded copies of the ends of the rows.
     #[inline(always)]
     unsafe fn last_steps<V: Vector, D: Decode<V>, const N: usize>(
         &self,
@@ -258,9 +255,9 @@ impl<const R: usize> Group<R> {
         sums: &mut [[V; N]; R],
     ) {
         for step in self.steps_in_place::<V, D>(rows)..rows.d_in.div_ceil(D::STEP) {
-            // SAFETY: guaranteed by the caller; what is left of the rows is copied and filled up first.
+            // SAFETY: guaranteed by the caller; the ends of the rows are copied and padded first.
             unsafe {
-                let mut last = [const { LastStep::ZERO }; R]; // steps may point into them
+                let mut last = [const { LastStep::ZERO }; R]; // steps may point into these copies
                 for r in 0..R {
                     last[r] = self.starts[r].last_step::<V, D>(rows, step);
                 }
@@ -273,7 +270,7 @@ impl<const R: usize> Group<R> {
         }
     }
 
-    /// Writes the output features before `end`, each once.
+    /// Writes the output features before `end`, each exactly once.
     #[inline(always)]
     unsafe fn write<V: Vector, D: Decode<V>, const N: usize>(
         &self,
@@ -304,13 +301,13 @@ unsafe fn multiply<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     step: usize,
     sums: &mut [[V; N]; R],
 ) {
-    debug_assert!((N - 1) * packed.stride + (step + 1) * D::STEP <= packed.values.len(), "step {step} is not there");
-    // With one row of activations, factors of lanes are cheaper once at the end than on every vector.
+    debug_assert!((N - 1) * packed.stride + (step + 1) * D::STEP <= packed.values.len(), "step {step} must be inside the activations");
+    // With one row of activations, it is cheaper to apply lane scales once to the sums than to each vector.
     let scale_sums = D::SCALED_LANES && N == 1;
     // SAFETY: guaranteed by the caller.
     let mut partial = if scale_sums { [[unsafe { V::splat(0.0) }; N]; R] } else { *sums };
     for index in 0..D::STEP / V::LANES {
-        // SAFETY: `groups` has checked that there are N rows of whole steps.
+        // SAFETY: `groups` has checked that the activations have `N` rows of whole steps.
         unsafe {
             let at = packed.values.as_ptr().add(step * D::STEP + index * V::LANES);
             let mut x = [V::load(at); N];
@@ -330,7 +327,7 @@ unsafe fn multiply<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     for r in 0..R {
         for n in 0..N {
             sums[r][n] = match scale_sums {
-                // SAFETY: the caller guarantees CPU support and the steps.
+                // SAFETY: the caller guarantees CPU support and valid steps.
                 true => unsafe { partial[r][n].mul_add(D::lane_scales(steps[r]), sums[r][n]) },
                 false => partial[r][n],
             };

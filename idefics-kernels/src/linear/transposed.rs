@@ -1,7 +1,7 @@
-//! The product with the weight itself, not its transpose: what comes back through a layer whose weight is frozen.
+//! The product with the weight instead of its transpose: the backward pass through a layer with a frozen weight.
 //!
-//! Panels of rows of the weight are expanded to f32 one after another, by all threads. Of each the threads add what
-//! its rows contribute, each to columns of its own; so results are equal to the bit on any number of threads.
+//! Panels of weight rows are expanded to f32 one after another, by all threads. Then the threads add the panel's
+//! contribution to the output, each to its own columns. Results are therefore bitwise equal on any number of threads.
 
 #![allow(unsafe_code)] // gemm takes raw pointers; tasks write disjoint parts of one slice
 
@@ -15,13 +15,13 @@ use crate::Isa;
 use crate::formats::{Q4_PANEL, Weight};
 use crate::shared::{SharedOut, with_scratch};
 
-/// Rows of a panel: as many as gemm sums up before it writes to memory.
+/// Maximum number of rows in a panel: as many as gemm sums before it writes to memory.
 const ROWS: usize = 256;
 
-/// Most scratch memory, in bytes, unless sixteen rows of the weight need more.
+/// Maximum scratch memory, in bytes. A panel has at least sixteen rows, even if they need more.
 const PANEL_BYTES: usize = 16 << 20;
 
-/// Columns that one task adds to.
+/// Columns per task.
 const COLUMNS: usize = 256;
 
 pub(super) fn product(isa: Isa, gradient: &[f32], n_rows: usize, weight: &Weight<'_>, out: &mut [f32]) {
@@ -32,7 +32,7 @@ pub(super) fn product(isa: Isa, gradient: &[f32], n_rows: usize, weight: &Weight
     }
     let out = SharedOut::new(out);
     if let Weight::F32(weight) = weight {
-        // One panel, as it lies.
+        // f32 needs no expansion: the whole weight is one panel.
         return add_panel(isa, gradient, n_rows, [d_out, d_in], 0..d_out, weight.values(), out);
     }
     with_scratch(rows.min(d_out) * d_in, |scratch| {
@@ -48,7 +48,8 @@ pub(super) fn product(isa: Isa, gradient: &[f32], n_rows: usize, weight: &Weight
     });
 }
 
-/// Adds `gradient[:, range] · panel`, or writes it if `range` is the first of all. `panel` is `[range.len(), d_in]`.
+/// Adds `gradient[:, range] · panel` to `out`, or overwrites it if `range` starts at 0. `panel` is
+/// `[range.len(), d_in]`.
 fn add_panel(
     isa: Isa,
     gradient: &[f32],
@@ -58,9 +59,9 @@ fn add_panel(
     panel: &[f32],
     out: SharedOut<'_>,
 ) {
-    assert_eq!(panel.len(), range.len() * d_in, "the panel has the rows of its range");
-    assert_eq!((gradient.len(), out.len()), (n_rows * d_out, n_rows * d_in), "checked by the caller");
-    assert!(!range.is_empty() && range.end <= d_out, "rows {range:?} of {d_out}");
+    assert_eq!(panel.len(), range.len() * d_in, "the panel must have the rows of its range");
+    assert_eq!((gradient.len(), out.len()), (n_rows * d_out, n_rows * d_in), "the caller checks these lengths");
+    assert!(!range.is_empty() && range.end <= d_out, "rows {range:?} are out of range for {d_out} rows");
     if isa == Isa::Plain {
         return (0..n_rows).into_par_iter().for_each(|n| {
             // SAFETY: tasks write disjoint rows.
@@ -77,8 +78,8 @@ fn add_panel(
     (0..d_in.div_ceil(COLUMNS)).into_par_iter().for_each(|task| {
         let columns = task * COLUMNS..d_in.min((task + 1) * COLUMNS);
         // The transposed product: [columns, n_rows] += panel transposed [columns, rows] · gradient transposed [rows,
-        // n_rows]. SAFETY: by the assertions above what is read lies in `panel` and `gradient`, and what is written
-        // in `out`; tasks have disjoint columns.
+        // n_rows]. SAFETY: by the assertions above, all reads are inside `panel` and `gradient`, and all writes
+        // inside `out`; tasks write disjoint columns.
         unsafe {
             gemm::gemm(
                 columns.len(),

@@ -1,21 +1,21 @@
-//! Eight lanes: AVX2 with FMA.
+//! AVX2 with FMA: eight lanes.
 
 use std::arch::x86_64::*;
 
 use super::{Vector, Work};
 
-/// Whether the machine has every instruction that `#[target_feature]` names below.
+/// Whether the CPU supports every feature in the `#[target_feature]` below.
 pub(crate) fn is_available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
-/// Runs `work` in a function that is compiled for AVX2.
+/// Runs `work` in a function compiled for AVX2.
 ///
 /// # Safety
-/// [`is_available`].
+/// [`is_available`] is true.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn run<W: Work>(work: W) -> W::Output {
-    // SAFETY: this function is compiled for the instructions, and the caller guarantees the machine.
+    // SAFETY: this function is compiled for AVX2, and the caller guarantees CPU support.
     unsafe { work.run::<F32x8>() }
 }
 
@@ -86,7 +86,7 @@ impl Vector for F32x8 {
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
-        // SAFETY: a prefetch reads nothing.
+        // SAFETY: a prefetch does not access memory; any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }

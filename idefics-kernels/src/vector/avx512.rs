@@ -1,10 +1,10 @@
-//! Sixteen lanes: AVX-512.
+//! AVX-512: sixteen lanes.
 
 use std::arch::x86_64::*;
 
 use super::{Vector, Work};
 
-/// Whether the machine has every instruction that `#[target_feature]` names below.
+/// Whether the CPU supports every feature in the `#[target_feature]` below.
 pub(crate) fn is_available() -> bool {
     super::avx2::is_available()
         && is_x86_feature_detected!("avx512f")
@@ -14,13 +14,13 @@ pub(crate) fn is_available() -> bool {
         && is_x86_feature_detected!("avx512vnni")
 }
 
-/// Runs `work` in a function that is compiled for AVX-512.
+/// Runs `work` in a function compiled for AVX-512.
 ///
 /// # Safety
-/// [`is_available`].
+/// [`is_available`] is true.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) unsafe fn run<W: Work>(work: W) -> W::Output {
-    // SAFETY: this function is compiled for the instructions, and the caller guarantees the machine.
+    // SAFETY: this function is compiled for AVX-512, and the caller guarantees CPU support.
     unsafe { work.run::<F32x16>() }
 }
 
@@ -88,7 +88,7 @@ impl Vector for F32x16 {
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
-        // SAFETY: a prefetch reads nothing.
+        // SAFETY: a prefetch does not access memory; any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }

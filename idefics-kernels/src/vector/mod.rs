@@ -1,10 +1,10 @@
-//! Vectors of f32, one type an instruction set: what elementwise kernels are written in, once for all of them.
+//! f32 vectors, one type per instruction set. Elementwise kernels are written once, generic over [`Vector`].
 //!
-//! A kernel is an `#[inline(always)]` function that is generic over [`Vector`]; it becomes machine code when a
-//! function that enables the instructions calls it ([`Work`], `run` of each instruction set). Such kernels use plain
-//! loops: a closure that is not inlined would be compiled without the instructions.
+//! A kernel is an `#[inline(always)]` function. It is compiled for an instruction set when it is inlined into a
+//! function that enables that set: the `run` function of each module, through [`Work`]. Kernels use plain loops,
+//! because a closure that is not inlined would be compiled without the target features.
 
-#![allow(unsafe_code)] // instructions that not every machine has, loads and stores through pointers
+#![allow(unsafe_code)] // intrinsics that need CPU support, loads and stores through raw pointers
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
@@ -13,24 +13,24 @@ pub(super) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
 
-/// The widest vector, in lanes.
+/// Maximum number of lanes of any vector type.
 pub(super) const MOST_LANES: usize = 16;
 
-/// A register of f32.
+/// A SIMD register of f32.
 ///
 /// # Safety of its methods
-/// The machine has the instructions of the type; pointers are valid for [`Vector::LANES`] values.
+/// The CPU supports the instruction set of the type, and pointers are valid for [`Vector::LANES`] values.
 pub(crate) trait Vector: Copy {
-    /// Values in a register.
+    /// f32 values per register.
     const LANES: usize;
-    /// Registers there are.
+    /// Number of vector registers of the instruction set.
     const REGISTERS: usize;
 
-    /// The same value in every lane.
+    /// Sets every lane to `value`.
     unsafe fn splat(value: f32) -> Self;
-    /// Reads without asking for alignment.
+    /// Loads a vector; `at` need not be aligned.
     unsafe fn load(at: *const f32) -> Self;
-    /// Writes without asking for alignment.
+    /// Stores a vector; `at` need not be aligned.
     unsafe fn store(self, at: *mut f32);
     /// `self · factor + addend`, rounded once.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
@@ -44,36 +44,36 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// Quotient.
     unsafe fn div(self, other: Self) -> Self;
-    /// The smaller; where one is NaN, `other`.
+    /// Minimum per lane; `other` if either is NaN.
     unsafe fn min(self, other: Self) -> Self;
-    /// The larger; where one is NaN, `other`.
+    /// Maximum per lane; `other` if either is NaN.
     unsafe fn max(self, other: Self) -> Self;
-    /// The nearest integer, ties to even.
+    /// Rounds to the nearest integer, ties to even.
     unsafe fn round(self) -> Self;
-    /// 2 to the power of an integer from −126 to 127.
+    /// 2ⁿ per lane, for integers n from −126 to 127.
     unsafe fn pow2(self) -> Self;
-    /// The value times 2 to the power of an integer from −252 to 254, which need not be an f32 itself.
+    /// `self · 2ⁿ` per lane, for integers n from −252 to 254. 2ⁿ itself may be out of the range of f32.
     #[inline(always)]
     unsafe fn times_pow2(self, n: Self) -> Self {
-        // SAFETY: the caller guarantees CPU support. Either half is an f32.
+        // SAFETY: the caller guarantees CPU support. Both factors are in the range of f32.
         unsafe {
             let half = n.mul(Self::splat(0.5)).round();
             self.mul(half.pow2()).mul(n.sub(half).pow2())
         }
     }
-    /// Sum of the lanes, in a fixed order.
+    /// Sum of all lanes, in a fixed order.
     unsafe fn sum(self) -> f32;
-    /// The largest lane.
+    /// Maximum of all lanes.
     unsafe fn largest(self) -> f32;
-    /// Asks for a cache line that will be read soon; any address is fine.
+    /// Prefetches a cache line. Any address is allowed.
     unsafe fn prefetch(at: *const u8);
 
-    /// Reads `n` values, at most [`Vector::LANES`], and fills up with `fill`.
+    /// Loads `n` values, at most [`Vector::LANES`], and sets the other lanes to `fill`.
     #[inline(always)]
     unsafe fn load_head(at: *const f32, n: usize, fill: f32) -> Self {
         debug_assert!(n <= Self::LANES, "{n} values do not fit {} lanes", Self::LANES);
         let mut lanes = [fill; MOST_LANES];
-        // SAFETY: the caller guarantees `n` values, and no vector has more lanes than the buffer.
+        // SAFETY: the caller guarantees `n` values, and the buffer has room for the widest vector.
         unsafe {
             if n == Self::LANES {
                 return Self::load(at);
@@ -83,12 +83,12 @@ pub(crate) trait Vector: Copy {
         }
     }
 
-    /// Writes the first `n` lanes.
+    /// Stores the first `n` lanes, at most [`Vector::LANES`].
     #[inline(always)]
     unsafe fn store_head(self, at: *mut f32, n: usize) {
         debug_assert!(n <= Self::LANES, "{n} values do not fit {} lanes", Self::LANES);
         let mut lanes = [0f32; MOST_LANES];
-        // SAFETY: the caller guarantees `n` values, and no vector has more lanes than the buffer.
+        // SAFETY: the caller guarantees room for `n` values, and the buffer has room for the widest vector.
         unsafe {
             if n == Self::LANES {
                 return self.store(at);
@@ -99,11 +99,11 @@ pub(crate) trait Vector: Copy {
     }
 }
 
-/// Elementwise work that any instruction set can do.
+/// Elementwise work that runs on any instruction set.
 pub(crate) trait Work {
-    /// What it returns.
+    /// Result of the work.
     type Output;
-    /// Does it. Implementations are `#[inline(always)]`.
+    /// Does the work. Implementations are `#[inline(always)]`.
     ///
     /// # Safety
     /// The CPU supports the instruction set of `V`, and the caller is compiled for it.

@@ -1,16 +1,16 @@
-//! Four lanes: NEON.
+//! NEON: four lanes.
 
 use std::arch::aarch64::*;
 
 use super::{Vector, Work};
 
-/// Runs `work` in a function that is compiled for NEON.
+/// Runs `work` in a function compiled for NEON.
 ///
 /// # Safety
 /// None: every 64-bit Arm CPU has NEON. Unsafe only to match the other instruction sets.
 #[target_feature(enable = "neon")]
 pub(crate) unsafe fn run<W: Work>(work: W) -> W::Output {
-    // SAFETY: this function is compiled for the instructions, and every 64-bit Arm has them.
+    // SAFETY: this function is compiled for NEON, which every 64-bit Arm CPU has.
     unsafe { work.run::<F32x4>() }
 }
 
@@ -54,7 +54,7 @@ impl Vector for F32x4 {
         sub(self, other) => vsubq_f32(self.0, other.0);
         mul(self, other) => vmulq_f32(self.0, other.0);
         div(self, other) => vdivq_f32(self.0, other.0);
-        // A comparison with NaN is false, and then `other` is taken.
+        // A comparison with NaN is false, which selects `other`.
         min(self, other) => vbslq_f32(vcltq_f32(self.0, other.0), self.0, other.0);
         max(self, other) => vbslq_f32(vcgtq_f32(self.0, other.0), self.0, other.0);
         round(self) => vrndnq_f32(self.0);
@@ -72,7 +72,7 @@ impl Vector for F32x4 {
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
-        // SAFETY: a prefetch reads nothing, whatever the address.
+        // SAFETY: a prefetch does not access memory; any address is allowed.
         unsafe { std::arch::asm!("prfm pldl1strm, [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) }
     }
 }

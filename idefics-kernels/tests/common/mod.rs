@@ -1,19 +1,19 @@
-//! What the tests share: seeded numbers and comparisons.
+//! Test helpers: seeded random numbers and comparisons.
 
 use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int8, Q4, Weight};
 use idefics_kernels::{Isa, IsaLevel};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The instruction sets of this machine, which must have the level of `IDEFICS_REQUIRE_ISA`.
+/// The instruction sets of this machine. Fails if it does not support the level in `IDEFICS_REQUIRE_ISA`.
 pub(crate) fn isas() -> Vec<Isa> {
     if let Some(level) = IsaLevel::required().unwrap() {
-        assert!(level.is_available(), "IDEFICS_REQUIRE_ISA={level}, which this machine cannot run");
+        assert!(level.is_available(), "IDEFICS_REQUIRE_ISA is {level}, which this CPU does not support");
     }
     Isa::available()
 }
 
-/// `n` numbers with a bell-shaped distribution of standard deviation 1 and, if `heavy`, some ten times as large.
+/// `n` approximately normal numbers with standard deviation 1. With `heavy`, one percent are ten times as large.
 pub(crate) fn normal(n: usize, seed: u64, heavy: bool) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..n)
@@ -25,7 +25,7 @@ pub(crate) fn normal(n: usize, seed: u64, heavy: bool) -> Vec<f32> {
         .collect()
 }
 
-/// A weight in every format.
+/// The same weights in every format.
 pub(crate) fn every_format(weights: &[f32], d_out: usize, d_in: usize) -> Vec<Weight<'static>> {
     vec![
         Dense::new(weights.to_vec(), d_out, d_in).unwrap().into(),
@@ -38,7 +38,7 @@ pub(crate) fn every_format(weights: &[f32], d_out: usize, d_in: usize) -> Vec<We
     ]
 }
 
-/// Asserts `|actual − expected| ≤ tolerance · size`, element by element.
+/// Asserts `|actual − expected| ≤ tolerance · size` for each element.
 pub(crate) fn assert_close(what: &str, actual: &[f32], expected: &[f64], sizes: &[f64], tolerance: f64) {
     assert_eq!(actual.len(), expected.len(), "{what}");
     for (index, ((actual, expected), size)) in actual.iter().zip(expected).zip(sizes).enumerate() {
