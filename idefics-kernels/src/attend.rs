@@ -24,7 +24,7 @@ use crate::{Isa, Unit};
 const BLOCK: usize = 48;
 
 /// Maximum number of queries that are processed together.
-const MOST_ROWS: usize = 8;
+const MAX_ROWS: usize = 8;
 
 /// Vectors of keys that are processed together: the width of a panel.
 const PANEL: usize = 3;
@@ -33,7 +33,7 @@ const PANEL: usize = 3;
 const VALUES_BYTES: usize = 32 << 10;
 
 /// Maximum number of keys in a block.
-const MOST_KEYS: usize = 384;
+const MAX_KEYS: usize = 384;
 
 /// Attention of many queries: `softmax(query keysᵀ scale) values`. A query that sees no key gives 0.
 ///
@@ -60,7 +60,7 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
     }
     let out = SharedOut::new(out);
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx && attend_amx::pays(attention) {
+    if isa == Isa::Amx && attend_amx::is_faster(attention) {
         return attend_amx::attend(attention, out);
     }
     let Attention { batch, heads, kv_heads, queries, .. } = *attention;
@@ -70,7 +70,7 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
         let blocks = |packed: Packed<'_>| {
             (0..group * n_blocks).into_par_iter().for_each(|task| {
                 let head = kv_head * group + task / n_blocks;
-                let queries = attention.queries_of(task % n_blocks);
+                let queries = attention.block_queries(task % n_blocks);
                 with_scratch(sizes.scratch(queries.len()), |scratch| {
                     isa.run(Block { attention, packed, row, head, queries, out, sizes, scratch }, Block::plain);
                 });
@@ -89,13 +89,13 @@ impl Attention<'_> {
     pub fn arithmetic(&self) -> (Unit, f64) {
         match Isa::best() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx if attend_amx::pays(self) => (Unit::Tiles, attend_amx::products(self.activations)),
+            Isa::Amx if attend_amx::is_faster(self) => (Unit::Tiles, attend_amx::products(self.activations)),
             _ => (Unit::Vectors, 1.0),
         }
     }
 
     /// The range of queries in a block.
-    fn queries_of(&self, block: usize) -> Range<usize> {
+    fn block_queries(&self, block: usize) -> Range<usize> {
         block * BLOCK..self.queries.min((block + 1) * BLOCK)
     }
 
@@ -154,18 +154,18 @@ impl Sizes {
     fn new(isa: Isa, head_dim: usize) -> Self {
         let lanes = isa.run(Lanes, |Lanes| 1);
         let (panel, width) = (PANEL * lanes, head_dim.next_multiple_of(lanes));
-        let n_keys = (VALUES_BYTES / size_of::<f32>() / width.max(1)).clamp(panel, MOST_KEYS) / panel * panel;
+        let n_keys = (VALUES_BYTES / size_of::<f32>() / width.max(1)).clamp(panel, MAX_KEYS) / panel * panel;
         Self { head_dim, panel, width, n_keys }
     }
 
     /// Number of scratch values for the queries, scores and sums of a block of `n_queries`.
-    fn of_block(&self, n_queries: usize) -> [usize; 3] {
-        [self.head_dim, self.n_keys, self.width].map(|values| n_queries.next_multiple_of(MOST_ROWS) * values)
+    fn scratch_sizes(&self, n_queries: usize) -> [usize; 3] {
+        [self.head_dim, self.n_keys, self.width].map(|values| n_queries.next_multiple_of(MAX_ROWS) * values)
     }
 
     /// Total number of scratch values for a block of `n_queries`.
     fn scratch(&self, n_queries: usize) -> usize {
-        self.of_block(n_queries).iter().sum()
+        self.scratch_sizes(n_queries).iter().sum()
     }
 }
 
@@ -210,7 +210,7 @@ impl Work for Block<'_> {
         // SAFETY: guaranteed by the caller. The number of rows is chosen so that sums and operands fit the registers.
         unsafe {
             match V::REGISTERS {
-                32 => self.vectors::<V, MOST_ROWS>(),
+                32 => self.vectors::<V, MAX_ROWS>(),
                 _ => self.vectors::<V, 4>(),
             }
         }
@@ -233,7 +233,7 @@ impl<'a> Block<'a> {
             };
             let scores: Vec<f32> = seen.iter().map(score).collect();
             let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let out = self.out_of(query);
+            let out = self.output(query);
             out.fill(0.0);
             let mut total = 0.0;
             for (slot, score) in seen.into_iter().zip(scores) {
@@ -242,7 +242,7 @@ impl<'a> Block<'a> {
                 let values = values.slot([self.row, kv_head, slot], head_dim);
                 out.iter_mut().zip(values).for_each(|(out, value)| *out += weight * value);
             }
-            divide(out, total);
+            normalize(out, total);
         }
     }
 
@@ -256,7 +256,7 @@ impl<'a> Block<'a> {
         let scale = self.attention.scale;
         let seen = self.attention.seen(self.row, self.queries.clone());
         let rows = self.queries.len().next_multiple_of(M);
-        let sizes = self.sizes.of_block(self.queries.len());
+        let sizes = self.sizes.scratch_sizes(self.queries.len());
         let (query, scratch) = std::mem::take(&mut self.scratch).split_at_mut(sizes[0]);
         let (scores, sums) = scratch.split_at_mut(sizes[1]);
         query.fill(0.0);
@@ -313,14 +313,14 @@ impl<'a> Block<'a> {
             }
         }
         for (index, query) in self.queries.clone().enumerate() {
-            let out = self.out_of(query);
+            let out = self.output(query);
             out.copy_from_slice(&sums[index * width..][..head_dim]);
-            divide(out, totals[index]);
+            normalize(out, totals[index]);
         }
     }
 
     /// The output of one query of this block.
-    fn out_of(&self, query: usize) -> &'a mut [f32] {
+    fn output(&self, query: usize) -> &'a mut [f32] {
         let Attention { queries, heads, head_dim, .. } = *self.attention;
         // SAFETY: this task owns the outputs of this head and these queries, and holds one at a time.
         unsafe { self.out.slice(((self.row * queries + query) * heads + self.head) * head_dim, head_dim) }
@@ -407,7 +407,7 @@ unsafe fn weigh<V: Vector>(scores: &mut [f32], largest: &mut f32, total: &mut f3
 }
 
 /// Divides by the total of the weights. If no key was visible, the total is 0 and the output becomes 0.
-fn divide(out: &mut [f32], total: f32) {
+fn normalize(out: &mut [f32], total: f32) {
     if total == 0.0 {
         return out.fill(0.0);
     }

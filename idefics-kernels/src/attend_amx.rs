@@ -30,7 +30,7 @@ const PAIR: usize = 2 * ROWS;
 
 /// Maximum number of pairs of query tiles in a task. Keys and values are read once per task, and its working set fits
 /// the L2 cache.
-const MOST_PAIRS: usize = 16;
+const MAX_PAIRS: usize = 16;
 
 /// Approximate number of tasks per thread. With at least this many heads per thread, a task is a whole head, whose
 /// keys and values stay in the thread's L2 cache as far as they fit.
@@ -56,7 +56,7 @@ const KEYS: usize = 8;
 
 /// Whether tiles are faster than vectors. Packing keys and values for tiles takes longer, and few queries do not fill
 /// a tile. With rounded activations, tiles need a third of the products and are always faster.
-pub(crate) fn pays(attention: &Attention<'_>) -> bool {
+pub(crate) fn is_faster(attention: &Attention<'_>) -> bool {
     let n_queries = attention.queries * (attention.heads / attention.kv_heads);
     match attention.activations {
         Activations::F32 => n_queries >= QUERIES || n_queries * KEYS >= attention.len,
@@ -68,8 +68,8 @@ pub(crate) fn pays(attention: &Attention<'_>) -> bool {
 pub(crate) fn attend(attention: &Attention<'_>, out: SharedOut<'_>) {
     Isa::Amx.assert_available();
     match attention.activations {
-        Activations::F32 => attend_in::<{ EXACT[0] }, { EXACT[1] }>(attention, out),
-        Activations::Int8 => attend_in::<{ ROUNDED[0] }, { ROUNDED[1] }>(attention, out),
+        Activations::F32 => attend_with_parts::<{ EXACT[0] }, { EXACT[1] }>(attention, out),
+        Activations::Int8 => attend_with_parts::<{ ROUNDED[0] }, { ROUNDED[1] }>(attention, out),
     }
 }
 
@@ -79,18 +79,18 @@ pub(crate) fn products(activations: Activations) -> f64 {
         Activations::F32 => EXACT,
         Activations::Int8 => ROUNDED,
     };
-    parts.into_iter().map(|parts| products_of(parts) as f64).sum::<f64>() / 2.0
+    parts.into_iter().map(|parts| n_tile_products(parts) as f64).sum::<f64>() / 2.0
 }
 
 /// Attention with `K` bf16 parts for queries and keys, and `V` for weights and values.
-fn attend_in<const K: usize, const V: usize>(attention: &Attention<'_>, out: SharedOut<'_>) {
+fn attend_with_parts<const K: usize, const V: usize>(attention: &Attention<'_>, out: SharedOut<'_>) {
     let Attention { batch, heads, kv_heads, queries, len, .. } = *attention;
     let shape = Shape::new::<K, V>(attention.head_dim);
     let (n_heads, group) = (batch * kv_heads, heads / kv_heads);
     let (n_pairs, n_packed) = (queries.div_ceil(PAIR), len.div_ceil(STEP) * shape.step_values());
     let n_tasks = TASKS * rayon::current_num_threads();
     let has_whole_heads = n_heads >= n_tasks;
-    let share = if has_whole_heads { MOST_PAIRS } else { (group * n_pairs / n_tasks).clamp(1, MOST_PAIRS) };
+    let share = if has_whole_heads { MAX_PAIRS } else { (group * n_pairs / n_tasks).clamp(1, MAX_PAIRS) };
     let n_blocks = n_pairs.div_ceil(share);
     let block_pairs = n_pairs.div_ceil(n_blocks);
     let n_scratch: usize = shape.scratch(block_pairs).iter().sum();
@@ -127,12 +127,12 @@ fn attend_in<const K: usize, const V: usize>(attention: &Attention<'_>, out: Sha
 
 /// Number of tile products for two factors that are each split into `parts` parts. The smallest products are left
 /// out.
-const fn products_of(parts: usize) -> usize {
+const fn n_tile_products(parts: usize) -> usize {
     parts * (parts + 1) / 2
 }
 
 /// The index pairs `[left, right]` of the parts that are multiplied: those whose sum is less than `parts`.
-fn multiplied(parts: usize) -> impl Iterator<Item = [usize; 2]> {
+fn part_pairs(parts: usize) -> impl Iterator<Item = [usize; 2]> {
     (0..parts).flat_map(move |left| (0..parts - left).map(move |right| [left, right]))
 }
 
@@ -162,8 +162,9 @@ impl Shape {
         let (tiles, value_parts) = (head_dim.div_ceil(ROWS), V);
         if head_dim.is_multiple_of(STEP) {
             let steps = head_dim / STEP;
-            let of = |[key, query]: [usize; 2]| (0..steps).map(move |step| [key * steps + step, query * steps + step]);
-            let (walk, all) = (multiplied(K).flat_map(of).collect(), Vec::from_iter(0..K));
+            let step_pairs =
+                |[key, query]: [usize; 2]| (0..steps).map(move |step| [key * steps + step, query * steps + step]);
+            let (walk, all) = (part_pairs(K).flat_map(step_pairs).collect(), Vec::from_iter(0..K));
             return Self {
                 head_dim,
                 key_parts: all.clone(),
@@ -174,8 +175,8 @@ impl Shape {
                 value_parts,
             };
         }
-        let (key_parts, query_parts) = multiplied(K).map(|[key, query]| (key, query)).unzip();
-        let steps = (products_of(K) * head_dim).div_ceil(STEP);
+        let (key_parts, query_parts) = part_pairs(K).map(|[key, query]| (key, query)).unzip();
+        let steps = (n_tile_products(K) * head_dim).div_ceil(STEP);
         Self { head_dim, key_parts, query_parts, steps, walk: (0..steps).map(|s| [s, s]).collect(), tiles, value_parts }
     }
 

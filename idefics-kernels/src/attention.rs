@@ -19,7 +19,7 @@ use crate::shared::{count, with_scratch};
 const PIECE: usize = 512;
 
 /// With fewer cached values than this, one thread does everything.
-const ALONE: usize = 1 << 15;
+const SINGLE_THREAD_VALUES: usize = 1 << 15;
 
 /// `softmax(query keysᵀ scale) values` for one new token per row, with f32 sums. A row that sees no slot gives 0.
 ///
@@ -58,7 +58,7 @@ pub fn decode_attention_on(isa: Isa, attention: &DecodeAttention<'_>, out: &mut 
                 isa.run(Piece { attention, heads, slots, scores, sums, largest, total }, plain);
             });
         };
-        if cached.is_some_and(|cached| cached < ALONE) || n_tasks == 1 {
+        if cached.is_some_and(|cached| cached < SINGLE_THREAD_VALUES) || n_tasks == 1 {
             partials.chunks_exact_mut(partial).enumerate().for_each(task);
         } else {
             partials.par_chunks_exact_mut(partial).enumerate().for_each(task);
@@ -66,7 +66,7 @@ pub fn decode_attention_on(isa: Isa, attention: &DecodeAttention<'_>, out: &mut 
         let heads = out.chunks_exact_mut(attention.head_dim).enumerate();
         for (index, out) in heads {
             let pieces = partials.chunks_exact(partial).skip(index / group * n_pieces).take(n_pieces);
-            put_together(pieces, group, index % group, out);
+            merge_pieces(pieces, group, index % group, out);
         }
     });
 }
@@ -89,7 +89,7 @@ impl DecodeAttention<'_> {
 
 /// Merges the pieces of one head. A piece holds `[group · head_dim]` sums, `[group]` largest scores and `[group]`
 /// totals.
-fn put_together<'a>(pieces: impl Iterator<Item = &'a [f32]> + Clone, group: usize, head: usize, out: &mut [f32]) {
+fn merge_pieces<'a>(pieces: impl Iterator<Item = &'a [f32]> + Clone, group: usize, head: usize, out: &mut [f32]) {
     let head_dim = out.len();
     let softmax = |piece: &[f32]| (piece[group * head_dim + head], piece[group * (head_dim + 1) + head]);
     let largest = pieces.clone().map(|piece| softmax(piece).0).fold(f32::NEG_INFINITY, f32::max);

@@ -75,7 +75,10 @@ impl DecodeAttention<'_> {
     /// If a slice is too short, or `heads` is not a multiple of `kv_heads`.
     pub(crate) fn check(&self, out: &[f32]) {
         let Self { batch, heads, kv_heads, len, head_dim, .. } = *self;
-        assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} key/value heads");
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "{heads} query heads cannot share {kv_heads} key/value heads"
+        );
         let query = count(&[batch, heads, head_dim]);
         assert_eq!(Some(self.query.len()), query, "the query must be [{batch}, {heads}, {head_dim}]");
         assert_eq!(Some(out.len()), query, "the output must be [{batch}, {heads}, {head_dim}]");
@@ -123,7 +126,10 @@ impl Attention<'_> {
     /// If a slice is too short, or `heads` is not a multiple of `kv_heads`.
     pub(crate) fn check(&self, out: &[f32]) {
         let Self { batch, heads, kv_heads, queries, len, head_dim, .. } = *self;
-        assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} key/value heads");
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "{heads} query heads cannot share {kv_heads} key/value heads"
+        );
         let product = |sizes: &[usize]| sizes.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
         assert_eq!(Some(out.len()), product(&[batch, queries, heads, head_dim]), "the output must match the queries");
         self.query.check([batch, heads, queries], head_dim);

@@ -37,7 +37,7 @@ impl Piece<'_> {
     }
 
     /// Sets the scores of masked slots to −∞.
-    fn hide(&mut self) {
+    fn mask_scores(&mut self) {
         if let Some(mask) = self.attention.attention_mask {
             let mask = &mask[self.heads[0] * self.attention.len..][self.slots.clone()];
             for scores in self.scores.chunks_exact_mut(mask.len().max(1)) {
@@ -63,7 +63,7 @@ pub(crate) fn plain(mut piece: Piece<'_>) {
             piece.scores[index * len + slot] = product * scale;
         }
     }
-    piece.hide();
+    piece.mask_scores();
     piece.sums.fill(0.0);
     for index in 0..piece.group() {
         let scores = &mut piece.scores[index * len..(index + 1) * len];
@@ -102,7 +102,7 @@ impl Work for Piece<'_> {
                     _ => index += score::<V, 1>(&mut self, index),
                 }
             }
-            self.hide();
+            self.mask_scores();
             for index in 0..group {
                 let scores = &mut self.scores[index * len..(index + 1) * len];
                 (self.largest[index], self.total[index]) = exponentials::<V>(scores);
@@ -110,9 +110,9 @@ impl Work for Piece<'_> {
             let mut index = 0;
             while index < group {
                 match group - index {
-                    4.. => index += add_up::<V, 4>(&mut self, index),
-                    2.. => index += add_up::<V, 2>(&mut self, index),
-                    _ => index += add_up::<V, 1>(&mut self, index),
+                    4.. => index += sum_values::<V, 4>(&mut self, index),
+                    2.. => index += sum_values::<V, 2>(&mut self, index),
+                    _ => index += sum_values::<V, 1>(&mut self, index),
                 }
             }
         }
@@ -182,17 +182,17 @@ unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
 
 /// Adds up the weighted values for `G` query heads from head `index`. Returns `G`.
 #[inline(always)]
-unsafe fn add_up<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) -> usize {
+unsafe fn sum_values<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) -> usize {
     let head_dim = piece.attention.head_dim;
     // SAFETY: guaranteed by the caller.
     unsafe {
         let mut start = 0;
         while start < head_dim {
             if head_dim - start >= 4 * V::LANES {
-                add_up_columns::<V, G, 4>(piece, index, start);
+                sum_columns::<V, G, 4>(piece, index, start);
                 start += 4 * V::LANES;
             } else {
-                add_up_columns::<V, G, 1>(piece, index, start);
+                sum_columns::<V, G, 1>(piece, index, start);
                 start += V::LANES;
             }
         }
@@ -202,7 +202,7 @@ unsafe fn add_up<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize)
 
 /// Adds up `C` vectors of columns of the weighted values, from column `start`.
 #[inline(always)]
-unsafe fn add_up_columns<V: Vector, const G: usize, const C: usize>(piece: &mut Piece<'_>, index: usize, start: usize) {
+unsafe fn sum_columns<V: Vector, const G: usize, const C: usize>(piece: &mut Piece<'_>, index: usize, start: usize) {
     let DecodeAttention { values, head_dim, .. } = *piece.attention;
     let [row, head] = piece.heads;
     let (first, len) = (piece.slots.start, piece.slots.len());

@@ -24,7 +24,7 @@ pub fn gelu_tanh(values: &mut [f32]) {
 /// # Panics
 /// If the CPU does not support `isa`.
 pub fn gelu_tanh_on(isa: Isa, values: &mut [f32]) {
-    divided(values, |values| {
+    in_parallel(values, |values| {
         isa.run(Tanh(values), |Tanh(values)| {
             for value in values {
                 *value /= 1.0 + (-2.0 * argument(*value)).exp();
@@ -43,7 +43,7 @@ pub fn gelu(values: &mut [f32]) {
 /// # Panics
 /// If the CPU does not support `isa`.
 pub fn gelu_on(isa: Isa, values: &mut [f32]) {
-    divided(values, |values| {
+    in_parallel(values, |values| {
         isa.run(Erf(values), |Erf(values)| {
             for value in values {
                 let x = *value;
@@ -56,7 +56,7 @@ pub fn gelu_on(isa: Isa, values: &mut [f32]) {
     });
 }
 
-fn divided(values: &mut [f32], task: impl Fn(&mut [f32]) + Send + Sync) {
+fn in_parallel(values: &mut [f32], task: impl Fn(&mut [f32]) + Send + Sync) {
     if values.len() <= TASK {
         return task(values);
     }

@@ -108,7 +108,7 @@ impl IsaLevel {
     }
 
     /// Whether this level exists on the architecture that the crate is compiled for.
-    fn is_of_this_architecture(self) -> bool {
+    fn matches_architecture(self) -> bool {
         match self {
             Self::Plain => true,
             Self::Neon => cfg!(target_arch = "aarch64"),
@@ -179,7 +179,7 @@ fn parse(variable: &'static str, value: &str) -> Result<Option<IsaLevel>, IsaErr
         return Ok(None);
     }
     let level: IsaLevel = value.parse().map_err(|source| IsaError::Unknown { variable, source })?;
-    if level.is_of_this_architecture() { Ok(Some(level)) } else { Err(IsaError::OtherArchitecture { variable, level }) }
+    if level.matches_architecture() { Ok(Some(level)) } else { Err(IsaError::OtherArchitecture { variable, level }) }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 /// # Panics
 /// As [`rms_norm`], and if the CPU does not support `isa`.
 pub fn rms_norm_on(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    by_rows(x, weight.len(), out, |x, out| isa.run(Row { x, weight, eps, out }, plain));
+    for_each_row(x, weight.len(), out, |x, out| isa.run(Row { x, weight, eps, out }, plain));
 }
 
 /// Layer norm of each row: `(x − mean(x)) / √(var(x) + eps) · weight + bias`, with the biased variance.
@@ -48,13 +48,13 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [
 /// As [`layer_norm`], and if the CPU does not support `isa`.
 pub fn layer_norm_on(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
     assert_eq!(weight.len(), bias.len(), "weight and bias must have the same length");
-    by_rows(x, weight.len(), out, |x, out| {
+    for_each_row(x, weight.len(), out, |x, out| {
         isa.run(CentredRow { x, weight, bias, eps, out }, CentredRow::plain);
     });
 }
 
 /// Calls `row` with each row of `width` values and the matching row of the output.
-fn by_rows(x: &[f32], width: usize, out: &mut [f32], row: impl Fn(&[f32], &mut [f32]) + Sync) {
+fn for_each_row(x: &[f32], width: usize, out: &mut [f32], row: impl Fn(&[f32], &mut [f32]) + Sync) {
     assert_eq!(x.len(), out.len(), "x and out must have the same length");
     if width == 0 {
         return assert!(x.is_empty(), "x must be empty where the weight is");

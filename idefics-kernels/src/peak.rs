@@ -58,7 +58,7 @@ impl Unit {
     /// `None` if [`Isa::best`] does not include this unit.
     pub fn peak(self) -> Option<f64> {
         let isa = Isa::best();
-        if !self.is_of(isa) {
+        if !self.is_available_on(isa) {
             return None;
         }
         let run = |_| {
@@ -69,7 +69,7 @@ impl Unit {
         Some((0..RUNS).map(run).fold(0.0, f64::max))
     }
 
-    fn is_of(self, isa: Isa) -> bool {
+    fn is_available_on(self, isa: Isa) -> bool {
         match self {
             Self::Vectors => true,
             Self::ByteVectors => matches!(isa, Isa::Avx512 | Isa::Amx),
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn peak_is_measured_for_every_available_unit() {
         for unit in [Unit::Vectors, Unit::Tiles, Unit::ByteVectors, Unit::ByteTiles] {
-            assert_eq!(unit.peak().is_some_and(|peak| peak > 1e6), unit.is_of(Isa::best()), "{unit:?}");
+            assert_eq!(unit.peak().is_some_and(|peak| peak > 1e6), unit.is_available_on(Isa::best()), "{unit:?}");
         }
         assert!(Unit::Vectors.peak().is_some());
     }

@@ -15,7 +15,7 @@ const TASK: usize = 1 << 18;
 const STREAMS: usize = 4;
 
 /// Prefetch distance of each stream, in bytes.
-const AHEAD: usize = 1024;
+const PREFETCH_DISTANCE: usize = 1024;
 
 /// The sum of all values, on the best instruction set and all threads. The order of the additions is unspecified.
 ///
@@ -47,7 +47,7 @@ impl Work for Read<'_> {
             for line in (0..stride).step_by(16) {
                 for (stream, sum) in sums.iter_mut().enumerate() {
                     let line = start.add(stream * stride + line);
-                    V::prefetch(line.cast::<u8>().wrapping_add(AHEAD));
+                    V::prefetch(line.cast::<u8>().wrapping_add(PREFETCH_DISTANCE));
                     for at in (0..16).step_by(V::LANES) {
                         *sum = sum.add(V::load(line.add(at)));
                     }

@@ -11,7 +11,7 @@ use crate::common::{assert_close, isas, normal};
 const ROUNDED: f64 = 8e-3;
 
 /// A view of `[tokens, heads, head_dim]`, as a projection produces it.
-fn side_by_side(values: &[f32], tokens: usize, heads: usize, head_dim: usize) -> Cached<'_> {
+fn heads_in_tokens(values: &[f32], tokens: usize, heads: usize, head_dim: usize) -> Cached<'_> {
     Cached { values, strides: [tokens * heads * head_dim, head_dim, heads * head_dim] }
 }
 
@@ -36,13 +36,13 @@ enum Mask {
 
 impl Case {
     fn masked_out(&self) -> Option<Vec<bool>> {
-        let of = |query: usize, key: usize| match self.mask {
+        let is_hidden = |query: usize, key: usize| match self.mask {
             Mask::None => false,
             Mask::Causal => key + self.queries > query + self.len,
             Mask::Holes => (query * 7 + key * 3) % 5 < 3 || query % 11 == 4,
         };
         let all = (0..self.batch).flat_map(|_| (0..self.queries).flat_map(|q| (0..self.len).map(move |k| (q, k))));
-        (self.mask != Mask::None).then(|| all.map(|(query, key)| of(query, key)).collect())
+        (self.mask != Mask::None).then(|| all.map(|(query, key)| is_hidden(query, key)).collect())
     }
 
     fn check(&self) {
@@ -74,9 +74,9 @@ impl Case {
             }
         }
         let attention = Attention {
-            query: side_by_side(&query, queries, heads, head_dim),
-            keys: side_by_side(&keys, len, kv_heads, head_dim),
-            values: side_by_side(&values, len, kv_heads, head_dim),
+            query: heads_in_tokens(&query, queries, heads, head_dim),
+            keys: heads_in_tokens(&keys, len, kv_heads, head_dim),
+            values: heads_in_tokens(&values, len, kv_heads, head_dim),
             batch,
             heads,
             kv_heads,
@@ -132,9 +132,9 @@ fn a_late_largest_score_rescales_earlier_sums() {
     let keys: Vec<f32> = (0..len * head_dim).map(|i| (i / head_dim) as f32 / 10.0 - 50.0).collect();
     let values: Vec<f32> = (0..len * head_dim).map(|i| (i / head_dim) as f32).collect();
     let attention = Attention {
-        query: side_by_side(&query, queries, 1, head_dim),
-        keys: side_by_side(&keys, len, 1, head_dim),
-        values: side_by_side(&values, len, 1, head_dim),
+        query: heads_in_tokens(&query, queries, 1, head_dim),
+        keys: heads_in_tokens(&keys, len, 1, head_dim),
+        values: heads_in_tokens(&values, len, 1, head_dim),
         batch: 1,
         heads: 1,
         kv_heads: 1,
@@ -165,9 +165,9 @@ fn nan_inputs_give_nan_outputs() {
         let mut states = [queries, len, len].map(|n| normal(n * head_dim, 7, false));
         states[place][5 * head_dim + 3] = f32::NAN;
         let attention = Attention {
-            query: side_by_side(&states[0], queries, 1, head_dim),
-            keys: side_by_side(&states[1], len, 1, head_dim),
-            values: side_by_side(&states[2], len, 1, head_dim),
+            query: heads_in_tokens(&states[0], queries, 1, head_dim),
+            keys: heads_in_tokens(&states[1], len, 1, head_dim),
+            values: heads_in_tokens(&states[2], len, 1, head_dim),
             batch: 1,
             heads: 1,
             kv_heads: 1,
@@ -195,9 +195,9 @@ fn nan_inputs_give_nan_outputs() {
 fn attention_without_keys_gives_zero() {
     let query = [1.0; 12];
     let attention = Attention {
-        query: side_by_side(&query, 3, 1, 4),
-        keys: side_by_side(&[], 0, 1, 4),
-        values: side_by_side(&[], 0, 1, 4),
+        query: heads_in_tokens(&query, 3, 1, 4),
+        keys: heads_in_tokens(&[], 0, 1, 4),
+        values: heads_in_tokens(&[], 0, 1, 4),
         batch: 1,
         heads: 1,
         kv_heads: 1,
@@ -267,7 +267,7 @@ fn gelu_matches_the_formula() {
         let argument = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
         x * (1.0 + argument.tanh()) / 2.0
     };
-    let of_tanh: Vec<f64> = x.iter().map(tanh).collect();
+    let expected_tanh: Vec<f64> = x.iter().map(tanh).collect();
     let sizes: Vec<f64> = x.iter().map(|x| f64::from(x.abs()) + 1e-30).collect();
     for isa in isas() {
         let mut out = x.clone();
@@ -275,7 +275,7 @@ fn gelu_matches_the_formula() {
         assert_close(&format!("{isa:?} erf"), &out, &exact, &sizes, 3e-7);
         let mut out = x.clone();
         gelu_tanh_on(isa, &mut out);
-        assert_close(&format!("{isa:?} tanh"), &out, &of_tanh, &sizes, 3e-7);
+        assert_close(&format!("{isa:?} tanh"), &out, &expected_tanh, &sizes, 3e-7);
         let mut out = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1e30, 1e30, 0.0, -0.0];
         gelu_tanh_on(isa, &mut out);
         assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[3..] == [0.0, 1e30, 0.0, 0.0], "{isa:?} {out:?}");

@@ -15,5 +15,8 @@ mod properties;
 /// fewer errors.
 #[test]
 fn debug_assertions_are_enabled() {
-    assert!(std::hint::black_box(cfg!(debug_assertions)), "run these tests with debug assertions, for example in the profile `dev`");
+    assert!(
+        std::hint::black_box(cfg!(debug_assertions)),
+        "run these tests with debug assertions, for example in the profile `dev`"
+    );
 }

@@ -24,7 +24,7 @@ fn absmax(values: &[f32]) -> f32 {
 }
 
 /// Quantises the expanded values of a weight again, in the same format.
-fn again(weight: &Weight<'_>) -> Weight<'static> {
+fn requantize(weight: &Weight<'_>) -> Weight<'static> {
     let ([d_out, d_in], values) = (weight.dims(), weight.dequantize());
     match weight {
         Weight::F32(_) => Weight::F32(Dense::quantize(&values, d_out, d_in).unwrap()),
@@ -87,7 +87,7 @@ proptest! {
     fn quantizing_again_changes_nothing((values, d_out, d_in) in weights()) {
         for weight in every_format(&values, d_out, d_in) {
             let once = weight.dequantize();
-            let twice = again(&weight).dequantize();
+            let twice = requantize(&weight).dequantize();
             for (once, twice) in once.iter().zip(&twice) {
                 // An int8 value is a rounded product, so its recomputed scale may differ by one unit in the last place.
                 let bound = if matches!(weight, Weight::Int8(_)) { 2.0 * f32::EPSILON * once.abs() } else { 0.0 };

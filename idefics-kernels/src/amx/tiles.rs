@@ -301,7 +301,7 @@ impl Tiles {
     }
 
     /// Runs `4 · steps` tile multiplications in registers, on bytes or bf16. Returns the number of scalar products.
-    pub(crate) fn spin<const OF_BYTES: bool>(&self, steps: usize) -> usize {
+    pub(crate) fn spin<const ON_BYTES: bool>(&self, steps: usize) -> usize {
         // SAFETY: this only changes the thread's tile registers, which this value owns.
         unsafe {
             asm!(
@@ -318,7 +318,7 @@ impl Tiles {
                 options(nostack, nomem)
             );
             for _ in 0..steps {
-                if OF_BYTES {
+                if ON_BYTES {
                     asm!(
                         "tdpbssd tmm0, tmm4, tmm6",
                         "tdpbssd tmm1, tmm4, tmm7",
@@ -339,7 +339,7 @@ impl Tiles {
                 }
             }
         }
-        4 * steps * ROWS * ROWS * if OF_BYTES { 64 } else { STEP }
+        4 * steps * ROWS * ROWS * if ON_BYTES { 64 } else { STEP }
     }
 }
 
@@ -401,9 +401,9 @@ mod tests {
     use super::*;
     use crate::IsaLevel;
 
-    /// The call of `is_so` is ambiguous, and does not compile, if [`Tiles`] is `Send` or `Sync`.
+    /// The call of `check` is ambiguous, and does not compile, if [`Tiles`] is `Send` or `Sync`.
     trait OnOneThread<Which> {
-        fn is_so() {}
+        fn check() {}
     }
     impl<T> OnOneThread<()> for T {}
     impl<T: Send> OnOneThread<u8> for T {}
@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_thread_can_configure_tiles_only_once() {
-        <Tiles as OnOneThread<_>>::is_so();
+        <Tiles as OnOneThread<_>>::check();
         if !is_available() {
             assert_ne!(IsaLevel::required(), Ok(Some(IsaLevel::Amx)), "this CPU does not support AMX");
             return;

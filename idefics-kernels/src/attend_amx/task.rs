@@ -72,7 +72,7 @@ impl Task<'_> {
                     let steps = first..pair.seen.div_ceil(STEP).min(first + BLOCK);
                     if !steps.is_empty() {
                         self.score(&tiles, steps.clone(), pair, scores);
-                        self.hide(steps.clone(), pair, scores);
+                        self.mask_scores(steps.clone(), pair, scores);
                         weigh::<V>(&scores[..steps.len() * STEP * PAIR], first == 0, pair, weights);
                         self.add::<V>(&tiles, steps, pair, weights);
                     }
@@ -80,7 +80,7 @@ impl Task<'_> {
             }
             drop(tiles);
             for pair in &pairs {
-                self.put(pair);
+                self.write_output(pair);
             }
         }
     }
@@ -138,7 +138,7 @@ impl Task<'_> {
                     let keys = [0, 1].map(|tile| keys.wrapping_add((2 * key + tile) * TILE));
                     tiles.step(keys, query.map(|query| query.wrapping_add(at * TILE)));
                 }
-                tiles.store(four(out.as_mut_ptr()), PAIR * size_of::<f32>());
+                tiles.store(quadrants(out.as_mut_ptr()), PAIR * size_of::<f32>());
             }
         }
     }
@@ -148,7 +148,7 @@ impl Task<'_> {
     /// # Safety
     /// The CPU supports the enabled target features.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn hide(&self, steps: Range<usize>, pair: &Pair<'_>, scores: &mut [f32]) {
+    unsafe fn mask_scores(&self, steps: Range<usize>, pair: &Pair<'_>, scores: &mut [f32]) {
         let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
         for (step, scores) in steps.zip(scores.chunks_exact_mut(STEP * PAIR)) {
             let first = step * STEP;
@@ -201,8 +201,8 @@ impl Task<'_> {
             unsafe {
                 match (steps.start, is_pair) {
                     (0, _) => tiles.clear(),
-                    (_, true) => tiles.load(four(sums.as_mut_ptr()), stride),
-                    (_, false) => tiles.load_half(four(sums.as_mut_ptr()), stride),
+                    (_, true) => tiles.load(quadrants(sums.as_mut_ptr()), stride),
+                    (_, false) => tiles.load_half(quadrants(sums.as_mut_ptr()), stride),
                 }
                 for (index, step) in steps.clone().enumerate() {
                     let values = self.packed(step)[1].wrapping_add(first * V * TILE);
@@ -220,9 +220,9 @@ impl Task<'_> {
                     }
                 }
                 if is_pair {
-                    tiles.store(four(sums.as_mut_ptr()), stride);
+                    tiles.store(quadrants(sums.as_mut_ptr()), stride);
                 } else {
-                    tiles.store_half(four(sums.as_mut_ptr()), stride);
+                    tiles.store_half(quadrants(sums.as_mut_ptr()), stride);
                 }
             }
         }
@@ -233,7 +233,7 @@ impl Task<'_> {
     /// # Safety
     /// The CPU supports the enabled target features, and no other task accesses the outputs of these queries.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn put(&self, pair: &Pair<'_>) {
+    unsafe fn write_output(&self, pair: &Pair<'_>) {
         let Attention { queries, heads, head_dim, .. } = *self.attention;
         for side in 0..2 {
             // SAFETY: totals and sums have 32 lanes; masks limit the stores to the columns of the head.
@@ -261,7 +261,7 @@ impl Task<'_> {
 }
 
 /// Pointers to the four tiles of a 32 × 32 matrix.
-fn four(start: *mut f32) -> [*mut f32; 4] {
+fn quadrants(start: *mut f32) -> [*mut f32; 4] {
     [0, ROWS, ROWS * PAIR, ROWS * PAIR + ROWS].map(|at| start.wrapping_add(at))
 }
 

@@ -71,11 +71,11 @@ fn best(weights: &Block) -> Fit {
     for end in [TABLE[0], TABLE[15]] {
         for fraction in FRACTIONS {
             let start = bf16::from_f32(extreme / f32::from(end) * fraction);
-            let (error, improved) = rounded(weights, start);
+            let (error, improved) = evaluate(weights, start);
             if error < best.0 {
                 best = (error, start);
             }
-            let (error, _) = rounded(weights, improved);
+            let (error, _) = evaluate(weights, improved);
             if error < best.0 {
                 best = (error, improved);
             }
@@ -107,7 +107,7 @@ fn reciprocal(scale: bf16) -> f32 {
 /// Quantises the weights with `scale`. Returns the squared error, and the scale with the smallest squared error for the
 /// resulting codes.
 #[inline(always)]
-fn rounded(weights: &Block, scale: bf16) -> (f32, bf16) {
+fn evaluate(weights: &Block, scale: bf16) -> (f32, bf16) {
     let (step, reciprocal) = (scale.to_f32(), reciprocal(scale));
     let (mut errors, mut products, mut squares) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
     for start in (0..BLOCK).step_by(LANES) {

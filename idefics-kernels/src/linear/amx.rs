@@ -37,7 +37,7 @@ const PAIR: usize = 2 * ROWS;
 const SUMS: usize = PAIR * PAIR;
 
 /// Whether the weight can be multiplied on tiles.
-pub(super) fn takes(weight: &Weight<'_>) -> bool {
+pub(super) fn supports(weight: &Weight<'_>) -> bool {
     !spans_rows(weight)
 }
 
@@ -106,7 +106,7 @@ fn pack(product: &Product<'_>, rows: Range<usize>, steps: usize, out: &mut [f32]
     });
 }
 
-/// A group of activation rows, and what it is multiplied for.
+/// A group of packed activation rows, and the product they belong to.
 struct Block<'a> {
     product: &'a Product<'a>,
     rows: Range<usize>,
@@ -184,9 +184,9 @@ impl Block<'_> {
         let mask = mask(features.start, features.end);
         // SAFETY: masks exclude features past the end; the length of the tile was checked.
         unsafe {
-            let of = |values: &[f32]| _mm512_maskz_loadu_ps(mask, values[features.start..].as_ptr());
-            let scale = scales.map_or(_mm512_set1_ps(1.0), of);
-            let bias = bias.map_or(_mm512_setzero_ps(), of);
+            let load_features = |values: &[f32]| _mm512_maskz_loadu_ps(mask, values[features.start..].as_ptr());
+            let scale = scales.map_or(_mm512_set1_ps(1.0), load_features);
+            let bias = bias.map_or(_mm512_setzero_ps(), load_features);
             let mut rows = [_mm512_setzero_si512(); ROWS];
             for (row, values) in rows.iter_mut().enumerate() {
                 *values = _mm512_loadu_si512(sums.as_ptr().add(row * ROWS).cast());
@@ -201,7 +201,7 @@ impl Block<'_> {
 }
 
 /// Implements [`Source`] for a row-major format. `$columns` is a function that returns the parts of one step of a row.
-macro_rules! by_rows {
+macro_rules! row_major_source {
     ($format:ty, $parts:literal, $columns:ident) => {
         impl Source<$parts> for $format {
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,f16c")]
@@ -227,11 +227,11 @@ macro_rules! by_rows {
         }
     };
 }
-by_rows!(Dense<'_, f32>, 3, f32_columns);
-by_rows!(Dense<'_, bf16>, 1, bf16_columns);
-by_rows!(Dense<'_, f16>, 2, f16_columns);
-by_rows!(Int8<'_>, 1, int8_columns);
-by_rows!(FourBit<'_>, 3, four_bit_columns);
+row_major_source!(Dense<'_, f32>, 3, f32_columns);
+row_major_source!(Dense<'_, bf16>, 1, bf16_columns);
+row_major_source!(Dense<'_, f16>, 2, f16_columns);
+row_major_source!(Int8<'_>, 1, int8_columns);
+row_major_source!(FourBit<'_>, 3, four_bit_columns);
 
 /// # Safety
 /// The CPU supports the enabled target features, and the row exists. The same holds for the functions below.
@@ -291,7 +291,7 @@ unsafe fn int8_columns(weight: &Int8<'_>, row: usize, step: usize) -> [__m512i; 
     }
 }
 
-/// Rows consist of whole blocks (see [`takes`]).
+/// Rows consist of whole blocks (see [`supports`]).
 ///
 /// # Safety
 /// As [`f32_columns`].

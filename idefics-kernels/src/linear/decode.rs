@@ -7,16 +7,16 @@ use std::ops::Range;
 use crate::vector::Vector;
 
 /// Maximum number of bytes per step, over all formats.
-const MOST_STEP_BYTES: usize = 64;
+const MAX_STEP_BYTES: usize = 64;
 
 /// Maximum number of bytes that a step reads past its end.
-const MOST_OVERREAD: usize = 4;
+const MAX_OVERREAD: usize = 4;
 
 /// Maximum number of columns per step, over all formats.
-pub(super) const MOST_STEP: usize = 128;
+pub(super) const MAX_STEP: usize = 128;
 
 /// Maximum number of scales per step, over all formats.
-const MOST_STEP_SCALES: usize = 2;
+const MAX_STEP_SCALES: usize = 2;
 
 /// A weight in a row-major format.
 #[derive(Clone, Copy)]
@@ -100,12 +100,12 @@ impl Row {
 
 /// A zero-padded copy of a step that would read past the end of the row or of the weight.
 pub(super) struct LastStep {
-    bytes: [u8; MOST_STEP_BYTES + MOST_OVERREAD],
-    scales: [f32; MOST_STEP_SCALES],
+    bytes: [u8; MAX_STEP_BYTES + MAX_OVERREAD],
+    scales: [f32; MAX_STEP_SCALES],
 }
 
 impl LastStep {
-    pub(super) const ZERO: Self = Self { bytes: [0; MOST_STEP_BYTES + MOST_OVERREAD], scales: [0.0; MOST_STEP_SCALES] };
+    pub(super) const ZERO: Self = Self { bytes: [0; MAX_STEP_BYTES + MAX_OVERREAD], scales: [0.0; MAX_STEP_SCALES] };
 
     /// Decodes the step. The result may point into `self`.
     ///
@@ -196,7 +196,7 @@ pub(super) unsafe fn expand<V: Vector, D: Decode<V>>(rows: &Rows<'_>, range: Ran
             }
             if rest > 0 {
                 let last = start.last_step::<V, D>(rows, full_steps);
-                let mut values = [0f32; MOST_STEP];
+                let mut values = [0f32; MAX_STEP];
                 D::store(last.step::<V, D>(rows), values.as_mut_ptr());
                 out[full_steps * D::STEP..].copy_from_slice(&values[..rest]);
             }

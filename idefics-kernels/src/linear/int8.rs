@@ -59,10 +59,10 @@ enum Order {
 
 impl Order {
     /// Number of codes of sixteen rows.
-    fn of_sixteen(self) -> usize {
+    fn codes_per_tile(self) -> usize {
         match self {
-            Self::Rows(stride) | Self::UnsignedRows(stride) => SIXTEEN * stride,
-            Self::Tiles(steps) => SIXTEEN * steps * STEP,
+            Self::Rows(stride) | Self::UnsignedRows(stride) => TILE_ROWS * stride,
+            Self::Tiles(steps) => TILE_ROWS * steps * STEP,
         }
     }
 
@@ -75,13 +75,13 @@ impl Order {
     fn row(self, row: usize) -> (usize, usize) {
         match self {
             Self::Rows(stride) | Self::UnsignedRows(stride) => (row * stride, STEP),
-            Self::Tiles(_) => (row * STEP, SIXTEEN * STEP),
+            Self::Tiles(_) => (row * STEP, TILE_ROWS * STEP),
         }
     }
 }
 
 /// Number of rows that are rounded together: the rows of a tile.
-const SIXTEEN: usize = 16;
+const TILE_ROWS: usize = 16;
 
 /// Activations, rounded to integers.
 #[derive(Clone, Copy)]
@@ -120,18 +120,19 @@ pub(super) fn product(product: &Product<'_>, weight: Codes<'_>) {
         (Isa::Amx | Isa::Avx512, _) => Order::UnsignedRows(stride),
         _ => Order::Rows(stride),
     };
-    let n_filled = product.n_rows.next_multiple_of(2 * SIXTEEN);
-    let values = n_filled / SIXTEEN * order.of_sixteen() / size_of::<f32>();
+    let n_filled = product.n_rows.next_multiple_of(2 * TILE_ROWS);
+    let values = n_filled / TILE_ROWS * order.codes_per_tile() / size_of::<f32>();
     with_scratch(values + n_filled, |scratch| {
         let (codes, scales) = scratch.split_at_mut(values);
         let codes: &mut [i8] = bytemuck::cast_slice_mut(codes);
-        let sixteen = codes.par_chunks_mut(order.of_sixteen().max(1)).zip(scales.par_chunks_mut(SIXTEEN)).enumerate();
-        sixteen.for_each(|(index, (codes, scales))| {
+        let tiles =
+            codes.par_chunks_mut(order.codes_per_tile().max(1)).zip(scales.par_chunks_mut(TILE_ROWS)).enumerate();
+        tiles.for_each(|(index, (codes, scales))| {
             for (row, scale) in scales.iter_mut().enumerate() {
-                let at = (index * SIXTEEN + row) * product.d_in;
+                let at = (index * TILE_ROWS + row) * product.d_in;
                 let x = product.x.get(at..at + product.d_in).unwrap_or_default();
                 let (start, distance) = order.row(row);
-                let n_steps = order.of_sixteen() / SIXTEEN / STEP;
+                let n_steps = order.codes_per_tile() / TILE_ROWS / STEP;
                 let codes = &mut codes[start..start + (n_steps - 1) * distance + STEP];
                 *scale = isa.run(Round { x, codes, distance, zero: order.zero() }, Round::plain);
             }

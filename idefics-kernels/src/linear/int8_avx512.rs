@@ -43,7 +43,7 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
                         Codes::Int8(weight) => expand_int8(weight, first, groups, out),
                         Codes::Q4(weight) => expand_q4(weight, first, groups, out),
                     }
-                    begin(out, groups, together);
+                    write_initial_sums(out, groups, together);
                 }
                 let panels = panels.map(<*mut u8>::cast_const);
                 let mut row = 0;
@@ -93,7 +93,7 @@ unsafe fn expand_int8(weight: &Int8<'_>, first: usize, groups: usize, out: *mut 
 /// # Safety
 /// As [`expand_int8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn begin(panel: *mut u8, groups: usize, together: usize) {
+unsafe fn write_initial_sums(panel: *mut u8, groups: usize, together: usize) {
     let ones = _mm512_set1_epi8(1);
     // SAFETY: guaranteed by the caller.
     unsafe {
@@ -102,8 +102,8 @@ unsafe fn begin(panel: *mut u8, groups: usize, together: usize) {
             for group in index * together..(index + 1) * together {
                 sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(panel.add(group * 64).cast()));
             }
-            let beginning = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32::<7>(sum));
-            _mm512_storeu_si512(panel.add((groups + index) * 64).cast(), beginning);
+            let initial = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32::<7>(sum));
+            _mm512_storeu_si512(panel.add((groups + index) * 64).cast(), initial);
         }
     }
 }
@@ -161,7 +161,7 @@ unsafe fn rows<const N: usize>(
         let x: [*const i8; N] = std::array::from_fn(|n| rounded.row(first + n).as_ptr());
         let sums: [[__m512; PANELS]; N] = match weight {
             Codes::Int8(weight) => {
-                let sums = codes_of::<N>(x, panels, 0..groups, groups);
+                let sums = sum_groups::<N>(x, panels, 0..groups, groups);
                 std::array::from_fn(|n| {
                     std::array::from_fn(|panel| {
                         let at = features.start + panel * PANEL;
@@ -177,7 +177,7 @@ unsafe fn rows<const N: usize>(
                 let blocks = d_in.div_ceil(Q4_BLOCK);
                 let mut all = [[_mm512_setzero_ps(); PANELS]; N];
                 for block in 0..blocks {
-                    let sums = codes_of::<N>(x, panels, together * block..together * (block + 1), groups + block);
+                    let sums = sum_groups::<N>(x, panels, together * block..together * (block + 1), groups + block);
                     for panel in 0..PANELS {
                         let at = features.start + panel * PANEL;
                         if at >= d_out {
@@ -212,22 +212,22 @@ unsafe fn rows<const N: usize>(
     }
 }
 
-/// Exact integer sums over the groups in `range`, starting from the initial values at group index `beginning`. Returns
+/// Exact integer sums over the groups in `range`, starting from the initial values at group index `initial`. Returns
 /// `[N, PANELS]` registers of sixteen features.
 ///
 /// # Safety
 /// The panels have these groups, and the rows have `4 · range.end` codes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn codes_of<const N: usize>(
+unsafe fn sum_groups<const N: usize>(
     x: [*const i8; N],
     panels: [*const u8; PANELS],
     range: Range<usize>,
-    beginning: usize,
+    initial: usize,
 ) -> [[__m512i; PANELS]; N] {
     // SAFETY: guaranteed by the caller.
     unsafe {
-        let mut sums = [panels.map(|panel| _mm512_loadu_si512(panel.add(beginning * 64).cast())); N];
+        let mut sums = [panels.map(|panel| _mm512_loadu_si512(panel.add(initial * 64).cast())); N];
         for group in range {
             let weights = panels.map(|panel| _mm512_loadu_si512(panel.add(group * 64).cast()));
             for n in 0..N {

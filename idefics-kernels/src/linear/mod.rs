@@ -103,7 +103,7 @@ pub const THIN_ROWS: usize = 8;
 const TASK_BYTES: usize = 256 << 10;
 
 /// With fewer weight bytes than this, one thread does everything: waking another takes longer than it saves.
-const ALONE_BYTES: usize = 384 << 10;
+const SINGLE_THREAD_BYTES: usize = 384 << 10;
 
 /// `x Wᵀ + b` on the best instruction set.
 ///
@@ -134,7 +134,7 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
     } else if n_rows > THIN_ROWS {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx if amx::takes(weight) => amx::product(&product, weight),
+            Isa::Amx if amx::supports(weight) => amx::product(&product, weight),
             _ => panels::product(&product, weight),
         }
     } else if let Weight::Q4(weight) = weight {
@@ -214,7 +214,7 @@ pub fn arithmetic(n_rows: usize, weight: &Weight<'_>, activations: Activations) 
     }
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx if n_rows > THIN_ROWS && amx::takes(weight) => Some((Unit::Tiles, amx::products(weight))),
+        Isa::Amx if n_rows > THIN_ROWS && amx::supports(weight) => Some((Unit::Tiles, amx::products(weight))),
         _ => Some((Unit::Vectors, 1.0)),
     }
 }
@@ -265,7 +265,7 @@ impl<'a> Product<'a> {
     /// last.
     fn split(&self, weight_bytes: usize, unit: usize, task: impl Fn(Range<usize>) + Sync) {
         let units = self.d_out.div_ceil(unit);
-        if weight_bytes < ALONE_BYTES || rayon::current_num_threads() == 1 {
+        if weight_bytes < SINGLE_THREAD_BYTES || rayon::current_num_threads() == 1 {
             return task(0..self.d_out);
         }
         let unit_bytes = (weight_bytes / units).max(1);

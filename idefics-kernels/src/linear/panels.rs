@@ -16,7 +16,7 @@ use crate::shared::with_scratch;
 const PANEL_BYTES: usize = 4 << 20;
 
 /// Maximum number of panels of a weight that is split only to share the work.
-const MOST_SHARES: usize = 8;
+const MAX_SHARES: usize = 8;
 
 /// Approximate minimum of output features in such a panel: fewer do not pay for packing the activations.
 const SHARE: usize = 96;
@@ -26,7 +26,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     let panel = (PANEL_BYTES / (filled * size_of::<f32>()) / Q4_PANEL).max(1) * Q4_PANEL;
     // Small weights are split too. The split must not depend on the number of threads: gemm's order of summation
     // depends on the width of the panel.
-    let shares = product.d_out.div_ceil(SHARE).min(MOST_SHARES);
+    let shares = product.d_out.div_ceil(SHARE).min(MAX_SHARES);
     let panel = panel.min(product.d_out.div_ceil(shares).next_multiple_of(Q4_PANEL));
     product.split_evenly(panel, |range| match weight {
         Weight::F32(weight) => {
@@ -56,7 +56,7 @@ pub(super) fn expand(isa: Isa, weight: &Weight<'_>, range: Range<usize>, out: &m
     by_format!(weight, Format => on_isa!(isa, isa => unsafe { isa::expand::<Format>(&rows, range, out) }));
 }
 
-/// Computes the output features `features` from their expanded weights. The strides are those of rows and columns.
+/// Computes the output features `features` from their expanded weights. Strides are in values, from row to row and from column to column.
 fn multiply(product: &Product<'_>, features: Range<usize>, weights: &[f32], [row_stride, column_stride]: [usize; 2]) {
     let Product { x, n_rows, d_in, d_out, bias, .. } = *product;
     assert!((features.len() - 1) * row_stride + (d_in - 1) * column_stride < weights.len());

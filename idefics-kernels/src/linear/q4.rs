@@ -12,7 +12,7 @@ use half::bf16;
 use super::rows::{Order, Packed, with_packed};
 use super::{Isa, Product};
 use crate::formats::{Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE};
-use crate::vector::{MOST_LANES, Vector};
+use crate::vector::{MAX_LANES, Vector};
 
 #[cfg(target_arch = "x86_64")]
 #[path = "q4_avx2.rs"]
@@ -88,7 +88,7 @@ trait Tiles: Vector {
 }
 
 /// Maximum number of vectors that the rows of a panel take.
-const MOST_PARTS: usize = Q4_PANEL / 4;
+const MAX_PARTS: usize = Q4_PANEL / 4;
 
 /// Computes the output features `range`, which starts at a panel.
 ///
@@ -116,7 +116,7 @@ unsafe fn panels<V: Tiles, const N: usize>(
     packed: Packed<'_>,
     product: &Product<'_>,
 ) {
-    const { assert!(V::LANES <= Q4_PANEL && Q4_PANEL / V::LANES <= MOST_PARTS) };
+    const { assert!(V::LANES <= Q4_PANEL && Q4_PANEL / V::LANES <= MAX_PARTS) };
     let blocks = product.d_in.div_ceil(Q4_BLOCK);
     assert!(packed.values.len() >= N * packed.stride && range.start.is_multiple_of(Q4_PANEL));
     assert!(packed.stride >= blocks * Q4_BLOCK, "activations are padded to whole blocks");
@@ -126,11 +126,11 @@ unsafe fn panels<V: Tiles, const N: usize>(
         let scales = &weight.scales()[tiles.start * Q4_PANEL..tiles.end * Q4_PANEL];
         // SAFETY: blocks are inside the panel and inside the activations, which are checked above.
         unsafe {
-            let mut sums = [[V::splat(0.0); N]; MOST_PARTS];
+            let mut sums = [[V::splat(0.0); N]; MAX_PARTS];
             for block in 0..blocks {
                 let codes = codes.as_ptr().add(block * Q4_TILE);
                 for line in 0..Q4_TILE / 64 {
-                    V::prefetch(codes.wrapping_add(64 * line + AHEAD));
+                    V::prefetch(codes.wrapping_add(64 * line + PREFETCH_DISTANCE));
                 }
                 for part in 0..Q4_PANEL / V::LANES {
                     let rows = part * V::LANES;
@@ -151,12 +151,15 @@ unsafe fn panels<V: Tiles, const N: usize>(
 }
 
 /// Prefetch distance, in bytes.
-const AHEAD: usize = 4096;
+const PREFETCH_DISTANCE: usize = 4096;
 
 /// Products of one block of columns with `LANES` rows, before scaling.
 #[inline(always)]
 unsafe fn block_sum<V: Tiles, const N: usize>(codes: *const u8, packed: Packed<'_>, first_column: usize) -> [V; N] {
-    debug_assert!((N - 1) * packed.stride + first_column + Q4_BLOCK <= packed.values.len(), "the block must be inside the activations");
+    debug_assert!(
+        (N - 1) * packed.stride + first_column + Q4_BLOCK <= packed.values.len(),
+        "the block must be inside the activations"
+    );
     // SAFETY: `panels` has checked the bounds.
     unsafe {
         let mut sums = [V::splat(0.0); N];
@@ -182,7 +185,7 @@ unsafe fn block_sum<V: Tiles, const N: usize>(codes: *const u8, packed: Packed<'
 /// As [`thin`].
 #[inline(always)]
 unsafe fn write<V: Vector>(product: &Product<'_>, end: usize, first: usize, n: usize, sums: V) {
-    let mut lanes = [0f32; MOST_LANES];
+    let mut lanes = [0f32; MAX_LANES];
     // SAFETY: the buffer has room for the widest vector, and the features belong to the caller.
     unsafe {
         sums.store(lanes.as_mut_ptr());
@@ -197,7 +200,7 @@ unsafe fn write<V: Vector>(product: &Product<'_>, end: usize, first: usize, n: u
 /// # Safety
 /// The CPU supports the instruction set of `V`, and the caller is compiled for it.
 #[inline(always)]
-unsafe fn expand_in<V: Tiles>(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
+unsafe fn expand_with<V: Tiles>(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
     let blocks = weight.dims()[1].div_ceil(Q4_BLOCK);
     let width = range.len().next_multiple_of(Q4_PANEL);
     assert!(range.start.is_multiple_of(Q4_PANEL) && out.len() == blocks * Q4_BLOCK * width);

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::super::Product;
 use super::super::rows::Packed;
-use super::{Q4, Tiles, expand_in};
+use super::{Q4, Tiles, expand_with};
 use crate::vector::avx2::F32x8;
 
 /// [`super::thin`] compiled for AVX2.
@@ -27,7 +27,7 @@ pub(super) unsafe fn thin(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn expand(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: guaranteed by the caller.
-    unsafe { expand_in::<F32x8>(weight, range, out) }
+    unsafe { expand_with::<F32x8>(weight, range, out) }
 }
 
 impl Tiles for F32x8 {

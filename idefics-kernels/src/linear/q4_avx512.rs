@@ -14,7 +14,7 @@ use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
 use super::super::{Isa, Product};
-use super::{AHEAD, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Tiles, expand_in, write};
+use super::{PREFETCH_DISTANCE, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Tiles, expand_with, write};
 use crate::shared::with_scratch;
 use crate::vector::avx512::F32x16;
 
@@ -162,7 +162,7 @@ unsafe fn advance<const N: usize, const P: usize>(
                 let mut columns = [_mm512_setzero_si512(); 8]; // four columns of sixteen rows each
                 for group in 0..4 {
                     let pairs = _mm512_loadu_si512(codes.add(64 * group).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(64 * group + AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(64 * group + PREFETCH_DISTANCE).cast());
                     columns[group] = _mm512_shuffle_epi8(table, _mm512_and_si512(pairs, nibble));
                     let high = _mm512_and_si512(_mm512_srli_epi16::<4>(pairs), nibble);
                     columns[group + 4] = _mm512_shuffle_epi8(table, high);
@@ -227,7 +227,7 @@ unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn expand(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: guaranteed by the caller.
-    unsafe { expand_in::<F32x16>(weight, range, out) }
+    unsafe { expand_with::<F32x16>(weight, range, out) }
 }
 
 impl Tiles for F32x16 {

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::super::Product;
 use super::super::rows::Packed;
-use super::{Q4, Tiles, expand_in};
+use super::{Q4, Tiles, expand_with};
 use crate::vector::neon::F32x4;
 
 /// [`super::thin`] compiled for NEON.
@@ -27,7 +27,7 @@ pub(super) unsafe fn thin(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn expand(weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: guaranteed by the caller.
-    unsafe { expand_in::<F32x4>(weight, range, out) }
+    unsafe { expand_with::<F32x4>(weight, range, out) }
 }
 
 impl Tiles for F32x4 {

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use bytemuck::NoUninit;
 
-use super::decode::{Decode, LastStep, MOST_STEP, Row, Rows};
+use super::decode::{Decode, LastStep, MAX_STEP, Row, Rows};
 use super::{Product, by_format, on_isa};
 use crate::formats::{FourBitType, Weight};
 use crate::shared::with_scratch;
@@ -26,7 +26,7 @@ const GROUPS: usize = 8;
 const CHUNK_VALUES: usize = 4096;
 
 /// Prefetch distance in each row, in bytes.
-const AHEAD: usize = 2048;
+const PREFETCH_DISTANCE: usize = 2048;
 
 /// Activations, copied into a format's column order.
 #[derive(Clone, Copy)]
@@ -44,13 +44,13 @@ pub(super) struct Order {
     /// Columns per step.
     pub(super) step: usize,
     /// The column at each position.
-    pub(super) columns: [u8; MOST_STEP],
+    pub(super) columns: [u8; MAX_STEP],
 }
 
 impl Order {
     /// The order that a format has on an instruction set.
     pub(super) fn of<V: Vector, D: Decode<V>>() -> Self {
-        let mut columns = [0u8; MOST_STEP];
+        let mut columns = [0u8; MAX_STEP];
         for (at, column) in columns[..D::STEP].iter_mut().enumerate() {
             *column = D::order(at) as u8;
         }
@@ -126,10 +126,10 @@ pub(super) fn with_packed<R>(product: &Product<'_>, order: &Order, work: impl Fn
             }
             // The padding after the last step is never read.
             for (packed, x) in packed.chunks_exact_mut(order.step).zip(x.chunks(order.step)) {
-                let mut step = [0f32; MOST_STEP];
+                let mut step = [0f32; MAX_STEP];
                 step[..x.len()].copy_from_slice(x);
                 for (packed, column) in packed.iter_mut().zip(&order.columns) {
-                    *packed = step[usize::from(*column) % MOST_STEP];
+                    *packed = step[usize::from(*column) % MAX_STEP];
                 }
             }
         }
@@ -194,7 +194,7 @@ unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
                     let to = to.min(group.steps_in_place::<V, D>(rows));
                     let mut partial = *sums;
                     for step in from..to {
-                        let ahead = step * D::STEP_BYTES + AHEAD;
+                        let ahead = step * D::STEP_BYTES + PREFETCH_DISTANCE;
                         // After this chunk comes the same chunk of the next group.
                         let ahead = match ahead < to * D::STEP_BYTES {
                             true => ahead,
@@ -301,7 +301,10 @@ unsafe fn multiply<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     step: usize,
     sums: &mut [[V; N]; R],
 ) {
-    debug_assert!((N - 1) * packed.stride + (step + 1) * D::STEP <= packed.values.len(), "step {step} must be inside the activations");
+    debug_assert!(
+        (N - 1) * packed.stride + (step + 1) * D::STEP <= packed.values.len(),
+        "step {step} must be inside the activations"
+    );
     // With one row of activations, it is cheaper to apply lane scales once to the sums than to each vector.
     let scale_sums = D::SCALED_LANES && N == 1;
     // SAFETY: guaranteed by the caller.

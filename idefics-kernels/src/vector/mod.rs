@@ -14,7 +14,7 @@ pub(super) mod avx512;
 pub(super) mod neon;
 
 /// Maximum number of lanes of any vector type.
-pub(super) const MOST_LANES: usize = 16;
+pub(super) const MAX_LANES: usize = 16;
 
 /// A SIMD register of f32.
 ///
@@ -72,7 +72,7 @@ pub(crate) trait Vector: Copy {
     #[inline(always)]
     unsafe fn load_head(at: *const f32, n: usize, fill: f32) -> Self {
         debug_assert!(n <= Self::LANES, "{n} values do not fit {} lanes", Self::LANES);
-        let mut lanes = [fill; MOST_LANES];
+        let mut lanes = [fill; MAX_LANES];
         // SAFETY: the caller guarantees `n` values, and the buffer has room for the widest vector.
         unsafe {
             if n == Self::LANES {
@@ -87,7 +87,7 @@ pub(crate) trait Vector: Copy {
     #[inline(always)]
     unsafe fn store_head(self, at: *mut f32, n: usize) {
         debug_assert!(n <= Self::LANES, "{n} values do not fit {} lanes", Self::LANES);
-        let mut lanes = [0f32; MOST_LANES];
+        let mut lanes = [0f32; MAX_LANES];
         // SAFETY: the caller guarantees room for `n` values, and the buffer has room for the widest vector.
         unsafe {
             if n == Self::LANES {
