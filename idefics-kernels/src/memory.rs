@@ -61,7 +61,7 @@ impl Memory {
         self.len() == 0
     }
 
-    /// The values.
+    /// All values of the buffer, [`Memory::len`] of them.
     pub fn values(&self) -> &[f32] {
         match &self.0 {
             Storage::Lines(lines) => bytemuck::cast_slice(lines),

@@ -44,7 +44,7 @@ const STEPS: usize = 1 << 18;
 const RUNS: usize = 8;
 
 impl Unit {
-    /// `vectors`, `tiles`, `byte-vectors` or `byte-tiles`.
+    /// Name for tables and JSON: `vectors`, `tiles`, `byte-vectors` or `byte-tiles`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vectors => "vectors",

@@ -11,7 +11,7 @@ use crate::vector::{Vector, Work};
 /// Values per task: 1 MiB.
 const TASK: usize = 1 << 18;
 
-/// Number of places in a task that are read in turn, like a product that reads several weight rows at once.
+/// Number of positions in a task that are read alternately, as a product reads several weight rows at once.
 const STREAMS: usize = 4;
 
 /// Prefetch distance of each stream, in bytes.

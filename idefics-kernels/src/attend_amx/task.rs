@@ -329,7 +329,7 @@ unsafe fn weigh<const V: usize>(scores: &[f32], first: bool, pair: &mut Pair<'_>
 /// `2ˣ`, for splitting into `PARTS` bf16: accurate to 10⁻⁴ for one part, to f32 rounding for more. −∞ gives 0; NaN
 /// stays NaN.
 ///
-/// The polynomials interpolate `2ˣ` at the Chebyshev nodes of [0, 1].
+/// The polynomials interpolate `2ˣ` at the Chebyshev nodes between 0 and 1.
 ///
 /// # Safety
 /// The CPU supports the enabled target features.

@@ -77,7 +77,7 @@ impl<'a, E: Element> Dense<'a, E> {
         }
     }
 
-    /// `[d_out, d_in]`.
+    /// Shape of the weight: `[d_out, d_in]`.
     pub fn dims(&self) -> [usize; 2] {
         [self.d_out, self.d_in]
     }

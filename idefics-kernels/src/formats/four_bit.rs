@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use super::error::{check_finite, check_length, check_scales, element_count};
 use super::{FormatError, NestedAbsmax};
 
-/// Values that share one scale.
+/// Number of values that share a scale.
 pub const BLOCK: usize = 64;
 
 /// Number of blocks that a task quantises.
@@ -33,7 +33,7 @@ pub enum FourBitType {
     Fp4,
 }
 
-/// Quantiles of the normal distribution, scaled to [−1, 1]. One of them is exactly 0.
+/// Quantiles of the normal distribution, scaled to the range −1 to 1. One of them is exactly 0.
 const NF4: [f32; 16] = [
     -1.0,
     -0.6961928,
@@ -213,7 +213,7 @@ impl<'a> FourBit<'a> {
     /// Quantises f32 weights, `[d_out, d_in]`.
     ///
     /// # Errors
-    /// [`FormatError::Length`], [`FormatError::TooLarge`], [`FormatError::NonFinite`].
+    /// [`FormatError::Length`] for the wrong number of weights, [`FormatError::TooLarge`], [`FormatError::NonFinite`].
     pub fn quantize(
         kind: FourBitType,
         weights: &[f32],
@@ -241,7 +241,7 @@ impl<'a> FourBit<'a> {
         self.kind
     }
 
-    /// `[d_out, d_in]`.
+    /// Shape of the weight: `[d_out, d_in]`.
     pub fn dims(&self) -> [usize; 2] {
         [self.d_out, self.d_in]
     }

@@ -81,7 +81,7 @@ impl<'a> Int8<'a> {
     /// Quantises f32 weights, `[d_out, d_in]`: `scale = absmax(row) / 127`, codes rounded half to even.
     ///
     /// # Errors
-    /// [`FormatError::Length`], [`FormatError::TooLarge`], [`FormatError::NonFinite`].
+    /// [`FormatError::Length`] for the wrong number of weights, [`FormatError::TooLarge`], [`FormatError::NonFinite`].
     pub fn quantize(weights: &[f32], d_out: usize, d_in: usize) -> Result<Int8<'static>, FormatError> {
         check_length("weights", [d_out, d_in], element_count(d_out, d_in)?, weights.len())?;
         check_finite(weights)?;
@@ -97,7 +97,7 @@ impl<'a> Int8<'a> {
         Int8::new(codes, scales, d_out, d_in)
     }
 
-    /// `[d_out, d_in]`.
+    /// Shape of the weight: `[d_out, d_in]`.
     pub fn dims(&self) -> [usize; 2] {
         [self.d_out, self.d_in]
     }

@@ -47,7 +47,7 @@ pub enum Weight<'a> {
     F16(Dense<'a, f16>),
     /// Eight bits, one scale per row.
     Int8(Int8<'a>),
-    /// NF4 or FP4.
+    /// Four bits, NF4 or FP4 of bitsandbytes.
     FourBit(FourBit<'a>),
     /// Four bits, sixteen rows interleaved.
     Q4(Q4<'a>),
@@ -68,7 +68,7 @@ macro_rules! each_format {
 }
 
 impl Weight<'_> {
-    /// `[d_out, d_in]`.
+    /// Shape of the weight: `[d_out, d_in]`.
     pub fn dims(&self) -> [usize; 2] {
         each_format!(self, weight => weight.dims())
     }

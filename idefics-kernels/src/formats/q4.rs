@@ -40,7 +40,7 @@ use super::q4_table::{BLOCK, PANEL, TABLE, TILE};
 /// In this layout, the sixteen lanes of a register hold sixteen rows, and a register of values takes two operations to
 /// decode:
 /// - `codes`: `[panels, blocks, 4, 16, 4]` bytes. Byte `[p, b, group, row, i]` holds two codes of row `16 p + row`:
-///   that of column `32 b + 4 group + i` in its low half, and that of 16 columns further on in its high half.
+///   column `32 b + 4 group + i` in its low half, and column `32 b + 4 group + i + 16` in its high half.
 /// - `scales`: `[panels, blocks, 16]` in bf16; they may be negative.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Q4<'a> {
@@ -91,7 +91,7 @@ impl<'a> Q4<'a> {
     /// Quantises f32 weights, `[d_out, d_in]`, searching the best scale of each block.
     ///
     /// # Errors
-    /// [`FormatError::Length`], [`FormatError::TooLarge`], [`FormatError::NonFinite`].
+    /// [`FormatError::Length`] for the wrong number of weights, [`FormatError::TooLarge`], [`FormatError::NonFinite`].
     pub fn quantize(weights: &[f32], d_out: usize, d_in: usize) -> Result<Q4<'static>, FormatError> {
         check_length("weights", [d_out, d_in], element_count(d_out, d_in)?, weights.len())?;
         if let Some(index) = weights.iter().position(|weight| weight.is_nan() || weight.abs() > LARGEST) {
@@ -119,7 +119,7 @@ impl<'a> Q4<'a> {
         Q4::new(codes, scales, d_out, d_in)
     }
 
-    /// `[d_out, d_in]`.
+    /// Shape of the weight: `[d_out, d_in]`.
     pub fn dims(&self) -> [usize; 2] {
         [self.d_out, self.d_in]
     }

@@ -36,13 +36,13 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     /// `addend − self · factor`, rounded once.
     unsafe fn neg_mul_add(self, factor: Self, addend: Self) -> Self;
-    /// Sum.
+    /// `self + other` per lane.
     unsafe fn add(self, other: Self) -> Self;
-    /// Difference.
+    /// `self − other` per lane.
     unsafe fn sub(self, other: Self) -> Self;
-    /// Product.
+    /// `self · other` per lane.
     unsafe fn mul(self, other: Self) -> Self;
-    /// Quotient.
+    /// `self / other` per lane.
     unsafe fn div(self, other: Self) -> Self;
     /// Minimum per lane; `other` if either is NaN.
     unsafe fn min(self, other: Self) -> Self;
