@@ -1,4 +1,4 @@
-//! Attributes and items of values, as the reference's sandbox gives them out.
+//! Attribute and item access, with the restrictions of the reference's sandbox.
 //!
 //! Source: `jinja2.sandbox.SandboxedEnvironment.getattr` and `getitem`, and `ImmutableSandboxedEnvironment`.
 
@@ -64,7 +64,7 @@ const STR_METHODS: &[&str] = &[
 const MARKUP_METHODS: &[&str] = &["escape", "striptags", "unescape"];
 const LIST_MUTATORS: &[&str] = &["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const DICT_MUTATORS: &[&str] = &["clear", "pop", "popitem", "setdefault", "update"];
-/// What Python has on every object, of which the sandbox gives out nothing.
+/// Attributes of every Python object, all hidden by the sandbox.
 const OBJECT_ATTRIBUTES: &[&str] = &[
     "__class__",
     "__delattr__",
@@ -99,7 +99,7 @@ const OBJECT_ATTRIBUTES: &[&str] = &[
     "__class_getitem__",
 ];
 
-/// Whether a value has a method that can be called.
+/// Whether a value has a method `name` that the sandbox allows.
 pub(crate) fn has_method(value: &Value, name: &str) -> bool {
     match value {
         Value::Str(text) => STR_METHODS.contains(&name) || (text.safe && MARKUP_METHODS.contains(&name)),
@@ -126,7 +126,7 @@ fn unsafe_attr(value: &Value, name: &str) -> Value {
     Value::Undefined(Rc::new(Undefined::Unsafe { of: value.type_name(), name: name.into() }))
 }
 
-/// What the sandbox hides although Python has it.
+/// Whether the attribute exists in Python but is hidden by the sandbox.
 fn is_hidden(value: &Value, name: &str) -> bool {
     if value.is_undefined() && matches!(name, "__contains__" | "__class_getitem__") {
         return false;
@@ -201,7 +201,7 @@ impl Vm<'_> {
             return Ok(found);
         }
         if let Value::Slice(parts) = key {
-            // In constants, what cannot be cut is undefined.
+            // While folding constants, slicing a value that cannot be sliced gives undefined instead of an error.
             match crate::ops::slice(self, value, parts) {
                 Err(error) if self.folding && error.kind() == ErrorKind::Type => {}
                 result => return result,
@@ -220,7 +220,7 @@ impl Vm<'_> {
         Ok(Value::Undefined(Rc::new(Undefined::Element { of: value.type_name(), key })))
     }
 
-    /// What Python's `getattr` finds.
+    /// Looks up an attribute as Python's `getattr` does, without falling back to items.
     fn native_attr(&mut self, value: &Value, name: &str) -> Result<Option<Value>> {
         if is_hidden(value, name) {
             return Ok(Some(unsafe_attr(value, name)));
@@ -338,7 +338,7 @@ impl Vm<'_> {
         })
     }
 
-    /// The next item of a loop.
+    /// Advances a loop and returns its next item.
     pub(crate) fn advance_loop(&mut self, object: &Rc<Object>) -> Result<Option<Value>> {
         self.look_ahead_if(object, false)?;
         let Object::Loop(state) = &**object else { return Ok(None) };
@@ -353,7 +353,7 @@ impl Vm<'_> {
         self.look_ahead_if(object, true)
     }
 
-    /// Reads an item ahead, unless one was read already.
+    /// Reads one item ahead, unless that was done already. The end of the iterator is recorded only if `keeps_end`.
     fn look_ahead_if(&mut self, object: &Rc<Object>, keeps_end: bool) -> Result<()> {
         let Object::Loop(state) = &**object else { return Ok(()) };
         let busy = |_| Error::value("the loop is already advancing");
@@ -373,7 +373,7 @@ impl Vm<'_> {
         Ok(())
     }
 
-    /// Finds the length of a loop over an iterator, by reading what is left of it.
+    /// Determines the length of a loop over an iterator by reading the rest of it.
     pub(crate) fn measure_loop(&mut self, object: &Rc<Object>) -> Result<()> {
         let Object::Loop(state) = &**object else { return Ok(()) };
         let busy = |_| Error::value("the loop is already advancing");
@@ -393,7 +393,7 @@ impl Vm<'_> {
     }
 }
 
-/// An index, counted from the end if negative.
+/// Resolves a Python index: negative indices count from the end. `None` if it is out of range.
 pub(crate) fn position(index: i64, length: usize) -> Option<usize> {
     let index = if index < 0 { index.checked_add(length as i64)? } else { index };
     usize::try_from(index).ok().filter(|index| *index < length)

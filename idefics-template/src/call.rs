@@ -1,4 +1,4 @@
-//! Calls of macros, methods and the functions of the environment.
+//! Calls of macros, methods and global functions.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
@@ -106,7 +106,7 @@ impl Vm<'_> {
     }
 
     fn run_macro(&mut self, declared: &Macro, values: Vec<Option<Value>>, scope: &Rc<Scope>) -> Result<String> {
-        // Defaults see the parameters before them.
+        // Default values can use the preceding parameters.
         for ((param, default), value) in declared.params.iter().zip(values) {
             let value = match (value, default) {
                 (Some(value), _) => value,
@@ -160,12 +160,12 @@ impl Vm<'_> {
                 self.string(text)
             }
             Function::Lipsum => {
-                Err(Error::new(ErrorKind::Unsupported, "lipsum writes random text; it is not supported"))
+                Err(Error::new(ErrorKind::Unsupported, "lipsum is not supported: it generates random text"))
             }
         }
     }
 
-    /// `range` with the sandbox's limit. Source: `jinja2.sandbox.safe_range`.
+    /// `range` with the length limit of the sandbox. Source: `jinja2.sandbox.safe_range`.
     fn range(&mut self, args: Args) -> Result<Value> {
         if !args.named.is_empty() {
             return Err(Error::of_type("range() takes no keyword arguments"));
@@ -191,7 +191,7 @@ impl Vm<'_> {
             && length == 0
             && (is_big(first) || rest.first().is_some_and(is_big))
         {
-            // Both ends may have been cut to the same number.
+            // `index` clamps integers beyond `i64`, so both ends may have become the same number.
             let (start, stop) = rest.first().map_or((&Value::Int(0), first), |stop| (first, stop));
             let forward = order(start, stop, "<")?;
             if forward == Some(if step > 0 { Ordering::Less } else { Ordering::Greater }) {
@@ -204,7 +204,7 @@ impl Vm<'_> {
         Ok(Value::Range(Rc::new(Range { start, stop, step, length })))
     }
 
-    /// The mapping that `dict` makes of a mapping or of pairs, and of keywords.
+    /// Python's `dict`: builds a dict from a dict or an iterable of pairs, and from keyword arguments.
     fn dict_of(&mut self, args: Args) -> Result<IndexMap<Key, Value>> {
         if args.positional.len() > 1 {
             return Err(Error::of_type(format!("dict expected at most 1 argument, got {}", args.positional.len())));

@@ -1,6 +1,8 @@
-//! Names of filters and tests that do not exist are found before rendering, where the reference finds them.
+//! Reports unknown filters and tests before rendering, as the reference does.
 //!
-//! The reference compiles a template first, and an unknown name is an error then, unless it stands directly in an `if`.
+//! The reference compiles a template first. An unknown name is an error at that point, unless it is used directly
+//! inside an `if`. In this module, `soft` means inside an `if`: unknown names are accepted and fail only when they
+//! are executed.
 
 use crate::ast::{Args, Body, Expr, ExprKind, Macro, Stmt, StmtKind};
 use crate::error::{Error, Result};
@@ -71,7 +73,7 @@ fn expr(value: &Expr, soft: bool) -> Result<()> {
             pairs.iter().try_for_each(|(key, value)| expr(key, soft).and_then(|()| expr(value, soft)))
         }
         ExprKind::Unary(_, value) | ExprKind::Attr(value, _) => expr(value, soft),
-        // What a constant has decided is left out.
+        // The reference drops the second operand if a constant first operand decides the result.
         ExprKind::And(pair) | ExprKind::Or(pair)
             if literal(&pair.0).is_some_and(|first| first == matches!(value.kind, ExprKind::Or(_))) =>
         {
@@ -112,7 +114,7 @@ fn expr(value: &Expr, soft: bool) -> Result<()> {
     }
 }
 
-/// Whether a constant is true.
+/// The truth value of a literal; `None` for other expressions.
 fn literal(value: &Expr) -> Option<bool> {
     match &value.kind {
         ExprKind::Const(value) => Some(Value::of_const(value).is_true()),

@@ -15,7 +15,7 @@ use crate::scope::Scope;
 use crate::value::{Seq, Value};
 use crate::vm::Vm;
 
-/// How a body ended.
+/// How the execution of a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
     Normal,
@@ -112,10 +112,10 @@ impl Vm<'_> {
                     return Ok(flow);
                 }
                 let value = self.buffered(text)?;
-                // Written as it is, and nothing but a string.
+                // The result is written without escaping, and it must be a string.
                 match self.filter_chain(filter, value, &inner)? {
                     Value::Str(text) => self.write(&text.text)?,
-                    other => return Err(Error::of_type(format!("a filter block gave {}", other.type_name()))),
+                    other => return Err(Error::of_type(format!("filter block gave {}, not a str", other.type_name()))),
                 }
             }
             StmtKind::Block(block, scoped) => {
@@ -133,7 +133,7 @@ impl Vm<'_> {
             }
             StmtKind::Generation(body, uses) => {
                 let inner = Scope::inside(scope);
-                // A macro that is called without arguments.
+                // The reference compiles the block to a macro and calls it without arguments.
                 if uses.caller {
                     inner.set(&"caller".into(), Value::undefined("No caller defined"));
                 }
@@ -154,7 +154,7 @@ impl Vm<'_> {
         Ok(Flow::Normal)
     }
 
-    /// What a body writes, and how it ended.
+    /// Executes a body and captures its output.
     pub(crate) fn capture(&mut self, body: &Body, scope: &Rc<Scope>) -> Result<(String, Flow)> {
         self.out.push(String::new());
         let result = self.exec(body, scope);
@@ -162,7 +162,7 @@ impl Vm<'_> {
         result.map(|flow| (text, flow))
     }
 
-    /// Filters around the text of a body.
+    /// Applies a chain of filters to the text of a body.
     fn filter_chain(&mut self, filter: &Expr, value: Value, scope: &Rc<Scope>) -> Result<Value> {
         let ExprKind::Filter(inner, name, args) = &filter.kind else { return Ok(value) };
         let value = match inner {
@@ -173,7 +173,7 @@ impl Vm<'_> {
         self.call_filter(name, value, args).map_err(|error| error.at(filter.line))
     }
 
-    /// Checks that attributes are written to namespaces only, before the value is evaluated.
+    /// Checks that attribute targets belong to namespaces. This happens before the value is evaluated.
     fn check_target(&mut self, target: &Target, scope: &Rc<Scope>) -> Result<()> {
         match target {
             Target::Name(_) => Ok(()),
@@ -234,7 +234,7 @@ impl Vm<'_> {
         }
     }
 
-    /// What a recursive loop writes for `value`.
+    /// Runs one level of a recursive loop over `value` and captures its output.
     pub(crate) fn loop_text(
         &mut self,
         statement: &Arc<For>,
@@ -289,7 +289,7 @@ impl Vm<'_> {
                 Flow::Break => break,
             }
         }
-        // As in the reference, `else` runs unless a body was executed to its end.
+        // As in the reference, `else` runs unless at least one iteration ran to its end.
         if !completed {
             self.exec(&statement.otherwise, &Scope::inside(scope))?;
         }
@@ -310,7 +310,8 @@ impl Vm<'_> {
         MacroObject { declared: declared.clone(), autoescape, scope: Some(scope.clone()).into() }
     }
 
-    /// Runs a block. It is code of its own, which does not know of an `autoescape` around it.
+    /// Runs a block. The reference compiles it to a separate function, which does not inherit an enclosing
+    /// `autoescape`.
     pub(crate) fn block(&mut self, block: &Arc<Block>, scope: &Rc<Scope>) -> Result<()> {
         if block.required {
             return Err(Error::value(format!("Required block '{}' not found", block.name)));
@@ -325,7 +326,7 @@ impl Vm<'_> {
     }
 }
 
-/// Namespaces take no names that begin with `_`. Source: `TemplateNamespace._check_name`.
+/// Namespace attributes must not start with `_`. Source: `TemplateNamespace._check_name`.
 pub(crate) fn check_attribute(name: &str) -> Result<()> {
     match name.starts_with('_') {
         true => Err(Error::new(

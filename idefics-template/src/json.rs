@@ -1,4 +1,4 @@
-//! `tojson`, which is `json.dumps` in the reference: without the escapes that make JSON safe in HTML.
+//! `tojson`, which is `json.dumps` in Transformers: unlike Jinja2's own filter, it does not escape HTML characters.
 
 use crate::args::Args;
 use crate::budget::Budget;
@@ -24,7 +24,7 @@ pub(crate) fn to_json(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"], 0)?;
     let is_string = value.as_str().is_some();
     let indent = match indent.unwrap_or(Value::None) {
-        // A string alone has no lines.
+        // `indent` does not apply to a single string, and is not checked.
         _ if is_string => None,
         Value::None => None,
         Value::Str(text) => Some(text.text.to_string()),
@@ -36,18 +36,18 @@ pub(crate) fn to_json(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     };
     let (item_separator, key_separator) = match separators.unwrap_or(Value::None) {
         Value::None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
-        // A string alone has no parts.
+        // Separators do not apply to a single string, so any pair is accepted.
         Value::List(seq) | Value::Tuple(seq) if is_string && seq.items.len() == 2 => Default::default(),
         Value::List(seq) | Value::Tuple(seq) => match &seq.items[..] {
             [Value::Str(item), Value::Str(key)] => (item.text.to_string(), key.text.to_string()),
-            _ => return Err(Error::of_type("separators are a pair of strings")),
+            _ => return Err(Error::of_type("tojson() argument 'separators' must be a pair of strings")),
         },
-        // Two characters are a pair, too.
+        // Python also unpacks a string of two characters.
         Value::Str(text) if text.chars() == 2 => {
             let mut characters = text.text.chars().map(String::from);
             (characters.next().unwrap_or_default(), characters.next().unwrap_or_default())
         }
-        _ => return Err(Error::of_type("separators are a pair of strings")),
+        _ => return Err(Error::of_type("tojson() argument 'separators' must be a pair of strings")),
     };
     let options = Options {
         ascii: ascii.is_some_and(|ascii| ascii.is_true()),
@@ -148,7 +148,7 @@ fn separate(after_item: bool, options: &Options, depth: usize, out: &mut String)
 fn new_line(options: &Options, depth: usize, out: &mut String) {
     if let Some(indent) = &options.indent {
         out.push('\n');
-        // The limit is looked at before each value.
+        // Once the limit is exceeded, the next `write` fails; until then, add nothing more.
         if out.len() <= options.limit {
             out.extend(std::iter::repeat_n(indent.as_str(), depth));
         }

@@ -1,4 +1,4 @@
-//! Arithmetic as Python has it: integers without a fixed size, and floats.
+//! Arithmetic with Python's semantics: integers of arbitrary size, and floats.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::key::big;
 use crate::value::Value;
 
-/// A number, as arithmetic takes it.
+/// An operand of an arithmetic operation.
 enum Number {
     Int(i64),
     Big(Arc<BigInt>),
@@ -55,7 +55,7 @@ pub(crate) fn is_number(value: &Value) -> bool {
     number(value).is_some()
 }
 
-/// Both numbers as floats if one is, or the operation on integers. `None` if one is no number.
+/// Applies an operator to two numbers, as floats if either of them is a float. `None` if one is not a number.
 pub(crate) fn arithmetic(operator: BinaryOp, left: &Value, right: &Value) -> Result<Option<Value>> {
     let (Some(left_number), Some(right_number)) = (number(left), number(right)) else { return Ok(None) };
     let result = match (&left_number, &right_number) {
@@ -74,7 +74,7 @@ pub(crate) fn arithmetic(operator: BinaryOp, left: &Value, right: &Value) -> Res
     bigs(operator, &left, &right).map(Some)
 }
 
-/// The operations on small integers that cannot fail.
+/// Integer operations that fit an `i64`. `None` on overflow, division by zero, and for `/` and `**`.
 fn small(operator: BinaryOp, left: i64, right: i64) -> Option<Value> {
     let floor = |left: i64, right: i64| {
         let quotient = left.checked_div(right)?;
@@ -134,16 +134,16 @@ fn bigs(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
     Ok(Value::int(result))
 }
 
-/// The quotient of two integers, rounded once.
+/// The quotient of two integers as a correctly rounded float.
 fn divide(left: &BigInt, right: &BigInt) -> Result<Value> {
     const EXACT: u64 = 53;
     if left.bits() <= EXACT && right.bits() <= EXACT {
         return Ok(Value::Float(left.to_f64().unwrap_or_default() / right.to_f64().unwrap_or_default()));
     }
-    // A quotient of at least 64 bits, whose last bit says whether anything was left over.
+    // Shift so that the quotient has at least 64 bits. A sticky bit below them records a non-zero remainder.
     let shift = (right.bits() as i64 - left.bits() as i64 + 66).max(0) as u64;
     let (quotient, rest) = (left.abs() << shift).div_rem(&right.abs());
-    // No more bits than are rounded, so that the quotient fits a float.
+    // Keep 66 bits, so that the conversion to a float does not overflow.
     let extra = quotient.bits().saturating_sub(66);
     let kept: BigInt = &quotient >> extra;
     let is_exact = rest.is_zero() && (&kept << extra) == quotient;
@@ -200,7 +200,7 @@ fn power(left: f64, right: f64) -> Result<f64> {
         return Err(Error::value("0.0 cannot be raised to a negative power"));
     }
     if left < 0.0 && left.is_finite() && right.is_finite() && right.fract() != 0.0 {
-        return Err(Error::value("the result is a complex number, which templates do not have"));
+        return Err(Error::value("the result is a complex number; complex numbers are not supported"));
     }
     let result = left.powf(right);
     match result.is_infinite() && left.is_finite() && right.is_finite() {
@@ -209,7 +209,7 @@ fn power(left: f64, right: f64) -> Result<f64> {
     }
 }
 
-/// Whether a number is written with a sign.
+/// Whether a number is printed with a minus sign.
 pub(crate) fn is_negative(value: &Value) -> bool {
     match value {
         Value::Int(number) => *number < 0,

@@ -56,7 +56,7 @@ pub(crate) fn binary(vm: &mut Vm, operator: BinaryOp, left: &Value, right: &Valu
     }
 }
 
-/// Text after text. If one of them is escaped, the other is escaped too.
+/// Concatenates two texts. If one of them is escaped, the other is escaped first.
 fn add_text(vm: &mut Vm, left: &Text, right: &Text) -> Result<Value> {
     let safe = left.safe || right.safe;
     vm.budget.build(left.text.len() + right.text.len())?;
@@ -76,7 +76,7 @@ fn repeat(vm: &mut Vm, value: &Value, count: &Value) -> Result<Value> {
     }
     let count = usize::try_from(count.index()?).unwrap_or(0);
     vm.budget.build(match value {
-        // Empty text can be repeated without end.
+        // Empty text and empty sequences can be repeated any number of times at no cost.
         Value::Str(text) => text.text.len().saturating_mul(count),
         Value::List(seq) | Value::Tuple(seq) if !seq.items.is_empty() => value.weight().saturating_mul(count),
         _ => 0,
@@ -95,7 +95,7 @@ fn repeated(items: &[Value], count: usize) -> Vec<Value> {
     std::iter::repeat_n(items, count).flatten().cloned().collect()
 }
 
-/// `+number`, which makes an integer of a truth value.
+/// `+number`. Converts a bool to an integer.
 pub(crate) fn positive(value: &Value) -> Result<Value> {
     match value {
         Value::Bool(value) => Ok(Value::Int(i64::from(*value))),
@@ -159,7 +159,7 @@ pub(crate) fn contains(vm: &mut Vm, container: &Value, item: &Value) -> Result<b
     }
 }
 
-/// Where a number stands in a range.
+/// The index of a number in a range.
 pub(crate) fn position(range: &Range, number: i64) -> Option<usize> {
     let distance = i128::from(number) - i128::from(range.start);
     let step = i128::from(range.step);
@@ -167,7 +167,7 @@ pub(crate) fn position(range: &Range, number: i64) -> Option<usize> {
     (distance % step == 0 && index < range.length).then_some(index)
 }
 
-/// Which items of a sequence of `length` a slice takes: the first, how many, and the distance.
+/// Resolves a slice of a sequence of `length` items to the index of the first item, the number of items and the step.
 fn slice_of(parts: &[Value; 3], length: usize) -> Result<(i64, usize, i64)> {
     let part = |value: &Value| match value {
         Value::None => Ok(None),

@@ -1,4 +1,4 @@
-//! `pprint`: values over several lines.
+//! `pprint`: formats values over several lines of at most 80 characters.
 //!
 //! Source: Python's `pprint.PrettyPrinter`.
 
@@ -21,7 +21,7 @@ pub(crate) fn pprint(vm: &mut Vm, value: &Value) -> Result<Value> {
     vm.string(out)
 }
 
-/// A value with the keys of all mappings in order.
+/// A copy of the value in which all dicts are sorted by key.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::List(seq) => Value::List(Rc::new(Seq::unchecked(seq.items.iter().map(sorted).collect()))),
@@ -94,6 +94,7 @@ fn new_line(vm: &mut Vm, indent: usize, before: &str, out: &mut String) -> Resul
     Ok(())
 }
 
+/// Indentation, number of characters to reserve at the end of the last line, and nesting level.
 type Place = (usize, usize, usize);
 
 fn items(vm: &mut Vm, seq: &Seq, brackets: (&str, &str), place: Place, out: &mut String) -> Result<()> {
@@ -116,7 +117,7 @@ fn text_of(text: &str) -> String {
     out
 }
 
-/// A long string as several literals, one a line.
+/// Writes a long string as several literals, one per line.
 fn string(vm: &mut Vm, text: &str, place: Place, whole: &str, out: &mut String) -> Result<()> {
     let (mut indent, mut allowance, level) = place;
     if level == 0 {
@@ -171,7 +172,7 @@ fn string(vm: &mut Vm, text: &str, place: Place, whole: &str, out: &mut String) 
     Ok(())
 }
 
-/// Words, each with the white space after it.
+/// Splits into words, each including the white space after it.
 fn words(line: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = line;

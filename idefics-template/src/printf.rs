@@ -1,4 +1,4 @@
-//! The `%` operator of strings.
+//! The `%` operator for strings.
 //!
 //! Source: `unicode_format` in `Objects/unicodeobject.c`.
 
@@ -14,7 +14,7 @@ use crate::repr::{ascii, int_digits, repr, to_str};
 use crate::value::{Text, Value};
 use crate::vm::Vm;
 
-/// `format % values`. With an escaped format, the values are escaped.
+/// Evaluates `format % values`. If the format is escaped, the values are escaped too.
 pub(crate) fn printf(vm: &mut Vm, format: &Text, values: &Value) -> Result<Value> {
     vm.budget.scan(format.text.len())?;
     let single = [values.clone()];
@@ -33,7 +33,7 @@ pub(crate) fn printf(vm: &mut Vm, format: &Text, values: &Value) -> Result<Value
     Ok(Value::text(out, format.safe))
 }
 
-/// Whether Python takes the values for a mapping: everything that can be subscripted, but tuples and strings.
+/// Whether Python treats the values as a mapping: everything that can be subscripted, except tuples and strings.
 fn is_mapping(values: &Value) -> bool {
     matches!(values, Value::Dict(_) | Value::List(_) | Value::Range(_) | Value::Undefined(_))
 }
@@ -43,7 +43,8 @@ struct Printer<'a, 'vm> {
     values: &'a Value,
     items: &'a [Value],
     used: usize,
-    /// The value of the last key, which takes the place of the others; nothing once it was used.
+    /// The value of the last `%(key)`, which is used instead of `items`. The inner option becomes `None` once it was
+    /// used.
     mapped: Option<Option<Value>>,
     safe: bool,
     out: String,
@@ -82,7 +83,7 @@ impl Printer<'_, '_> {
         value.ok_or_else(|| Error::of_type("not enough arguments for format string"))
     }
 
-    /// Writes one directive and gives what follows it.
+    /// Writes one directive and returns the text after it.
     fn directive<'t>(&mut self, text: &'t str) -> Result<&'t str> {
         let incomplete = || Error::value("incomplete format");
         if let Some(rest) = text.strip_prefix('%') {
@@ -197,7 +198,7 @@ impl Printer<'_, '_> {
     }
 }
 
-/// Decimal digits at the start.
+/// Consumes the decimal digits at the start of the text, if any.
 fn take_number(rest: &mut &str) -> Result<Option<usize>> {
     let end = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
     if end == 0 {
@@ -225,7 +226,7 @@ fn character(value: &Value) -> Result<String> {
     found.map(String::from).ok_or_else(|| Error::of_type("%c requires int or char"))
 }
 
-/// Whether the number is negative, its prefix, and its digits.
+/// Formats a number: whether it is negative, its prefix, and its digits.
 fn number(kind: char, value: &Value, precision: Option<usize>, alternate: bool) -> Result<(bool, String, String)> {
     let wrong =
         |wanted: &str| Error::of_type(format!("%{kind} format: {wanted} is required, not {}", value.type_name()));

@@ -1,4 +1,4 @@
-//! Filters of sequences and mappings.
+//! Filters for sequences and dicts.
 
 use std::cmp::Ordering;
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use crate::repr::to_str;
 use crate::value::{Dict, Seq, Value, View};
 use crate::vm::Vm;
 
-/// The filter's result, or the arguments again if the name is none of these.
+/// The result of the filter. Returns the arguments as the inner error if there is no sequence filter of this name.
 pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Result<Value, Args>> {
     Ok(Ok(match name {
         "batch" => {
@@ -27,7 +27,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
         "first" => {
             args.none("first")?;
             let first = Iter::new(value)?.next(vm)?;
-            // A generator that was read once goes on from there.
+            // A generator continues after the items that were read already.
             first.unwrap_or_else(|| Value::undefined("No first item, sequence was empty."))
         }
         "last" => {
@@ -165,7 +165,7 @@ fn unique(vm: &mut Vm, value: &Value, keep_case: bool, attribute: Option<Value>)
     Ok(read(items))
 }
 
-/// Strings in lower case, and other values as they are.
+/// Converts strings to lower case; other values are unchanged.
 fn ignore_case(vm: &mut Vm, value: Value) -> Result<Value> {
     match &value {
         Value::Str(text) => {
@@ -176,11 +176,11 @@ fn ignore_case(vm: &mut Vm, value: Value) -> Result<Value> {
     }
 }
 
-/// Attributes with commas between them. Source: `make_multi_attrgetter`.
+/// Splits a comma-separated list of attribute paths. Source: `make_multi_attrgetter`.
 fn multi_attribute(vm: &mut Vm, attribute: Option<Value>) -> Result<Vec<Vec<Value>>> {
     match attribute {
         Some(Value::Str(text)) => {
-            // A part is a list with a text of its own at least.
+            // Each path is a list with at least one string.
             vm.budget
                 .build(text.text.split(',').count().saturating_mul(size_of::<Vec<Value>>() + size_of::<Value>()))?;
             text.text.split(',').map(|part| vm.attribute_parts(&Value::str(part))).collect()
@@ -190,7 +190,7 @@ fn multi_attribute(vm: &mut Vm, attribute: Option<Value>) -> Result<Vec<Vec<Valu
     }
 }
 
-/// Items with the values that they are ordered by.
+/// Pairs each item with its sort key.
 fn keyed(
     vm: &mut Vm,
     items: Vec<Value>,
@@ -204,7 +204,7 @@ fn keyed(
     Ok(keyed)
 }
 
-/// Python's `sorted`: stable, in both directions.
+/// Python's `sorted` on `(key, item)` pairs: stable in both directions.
 fn sorted(vm: &mut Vm, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<Value>> {
     let weight: usize = keyed.iter().map(|(key, _)| key.weight()).fold(0, usize::saturating_add);
     vm.budget.scan(weight.saturating_mul(usize::BITS as usize - keyed.len().leading_zeros() as usize) / 4)?;
@@ -231,7 +231,8 @@ fn sorted(vm: &mut Vm, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<
 fn batch(vm: &mut Vm, value: &Value, count: Option<Value>, fill: Option<Value>) -> Result<Iter> {
     let count = count.unwrap_or(Value::None);
     let items = Iter::new(value)?.collect(vm)?;
-    // Python compares lengths with the count, which no list reaches if it is negative or no number.
+    // Python compares the length of the batch with the count. A negative count, or one that is not a number, is never
+    // reached.
     let size = match &count {
         Value::Float(number) if number.fract() == 0.0 => Some(*number as i64),
         count => count.as_index(),

@@ -1,4 +1,4 @@
-//! Filters of text.
+//! Text filters.
 
 use crate::args::Args;
 use crate::error::{Error, Result};
@@ -101,7 +101,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
     }
 }
 
-/// Every word with a capital letter first. Source: `do_title`.
+/// Capitalizes every word. Source: `do_title`.
 fn title(text: &str) -> String {
     let mut titled = String::with_capacity(text.len());
     let mut first = true;
@@ -147,7 +147,7 @@ fn indent(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     };
     let lines = text.text.matches('\n').count() + 2;
     let indention = match &width {
-        // Taken for escaped where the text is.
+        // Treated as escaped if the text is.
         Value::Str(width) => width.text.to_string(),
         width => {
             let width = usize::try_from(width.index()?).unwrap_or(0);
@@ -184,7 +184,7 @@ fn truncate(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         Some(leeway) => leeway.index()?,
     };
     let end = end.unwrap_or_else(|| Value::str("..."));
-    let Some(end_text) = end.as_text() else { return Err(Error::of_type("the end of a truncated text is a string")) };
+    let Some(end_text) = end.as_text() else { return Err(Error::of_type("truncate() end must be a string")) };
     let end_length = end_text.chars() as i64;
     if length < end_length || leeway < 0 {
         return Err(Error::value(format!("expected length >= {end_length}, got {length}")));
@@ -224,7 +224,7 @@ fn word_wrap(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         return Err(Error::value(format!("invalid width {width} (must be > 0)")));
     }
     let width = usize::try_from(width).unwrap_or(0);
-    // Each line is a text of its own until all are joined.
+    // Every wrapped line is a separate string until the lines are joined.
     let of_line = size_of::<String>() + 32 + separator.len();
     vm.budget.build(text.text.len().saturating_mul(2 + of_line / width.max(1)))?;
     let mut wrapped = String::new();
@@ -298,7 +298,7 @@ fn xml_attributes(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         if matches!(value, Value::None | Value::Undefined(_)) {
             continue;
         }
-        let Some(name) = key.0.as_text() else { return Err(Error::of_type("attribute names are strings")) };
+        let Some(name) = key.0.as_text() else { return Err(Error::of_type("attribute names must be strings")) };
         if name.text.contains([' ', '\t', '\n', '\r', '\x0b', '\x0c', '/', '>', '=']) {
             return Err(Error::value(format!("Invalid character in attribute name: '{}'", name.text)));
         }

@@ -1,4 +1,4 @@
-//! Methods that look for a string in another.
+//! Methods that search a string.
 
 use crate::args::Args;
 use crate::error::{Error, Result};
@@ -31,11 +31,11 @@ pub(super) fn affix(text: &Text, name: &str, args: Args) -> Result<Value> {
     }
 }
 
-/// A part of a text, given by positions of characters as in a slice.
+/// The part of a text between two character positions, with the semantics of a Python slice.
 struct Slice<'a> {
-    /// The part; nothing if it would begin after its end.
+    /// The selected part; `None` if the start is after the end.
     text: Option<&'a str>,
-    /// Characters before the part.
+    /// Number of characters before the part.
     skipped: usize,
 }
 

@@ -21,7 +21,7 @@ use crate::value::{Dict, Seq, Value, View};
 use crate::vm::Vm;
 
 impl Vm<'_> {
-    /// `value.name(args)` of a method that `has_method` knows.
+    /// Calls `value.name(args)`. The caller has checked that `has_method` accepts the name.
     #[inline(never)]
     pub(crate) fn call_method(&mut self, value: &Value, name: &str, args: Args) -> Result<Value> {
         self.budget.step()?;
@@ -153,7 +153,7 @@ fn number(vm: &mut Vm, value: &Value, name: &str, args: Args) -> Result<Value> {
     })
 }
 
-/// A finite float as a quotient of integers without a common factor.
+/// A finite float as a fraction in lowest terms.
 fn ratio(number: f64) -> (num_bigint::BigInt, num_bigint::BigInt) {
     use num_bigint::BigInt;
     let mut mantissa = number;

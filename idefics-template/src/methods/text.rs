@@ -1,7 +1,6 @@
-//! Methods of strings.
+//! String methods.
 //!
-//! On escaped text (`markupsafe.Markup`), results are escaped text too, and arguments that become part of them are
-//! escaped first.
+//! Methods of escaped text (`markupsafe.Markup`) return escaped text, and escape arguments that become part of it.
 
 use std::sync::Arc;
 
@@ -108,7 +107,7 @@ pub(super) fn call(vm: &mut Vm, text: &Text, name: &str, args: Args) -> Result<V
             args.none(name)?;
             vm.string(unescape(&text.text))
         }
-        "encode" => Err(Error::new(ErrorKind::Unsupported, "str.encode gives bytes, which templates do not have here")),
+        "encode" => Err(Error::new(ErrorKind::Unsupported, "str.encode is not supported: there are no byte strings")),
         _ => Err(Error::of_type(format!("'str' object has no method '{name}'"))),
     }
 }
@@ -124,7 +123,7 @@ pub(super) fn required_string(value: Option<Value>, name: &str) -> Result<Text> 
     string(&value.unwrap_or(Value::None), name)
 }
 
-/// The text of an argument, escaped if it becomes part of escaped text.
+/// The text of an argument, escaped if `of` is escaped and the argument is not.
 fn part(vm: &mut Vm, of: &Text, part: &Text) -> Result<Arc<str>> {
     match of.safe && !part.safe {
         true => Ok(escape(&part.text, &mut vm.budget)?.into()),
@@ -160,7 +159,7 @@ pub(crate) fn strip(vm: &mut Vm, text: &Text, chars: Option<Value>, left: bool, 
     Ok(Value::text(stripped, text.safe))
 }
 
-/// `replace`, at most `count` times unless that is negative.
+/// `replace`, at most `count` times; a negative count means no limit.
 pub(crate) fn replace(vm: &mut Vm, text: &Text, old: &Text, new: &Text, count: i64) -> Result<Value> {
     let new = part(vm, text, new)?;
     vm.budget.scan(text.text.len())?;
@@ -185,7 +184,7 @@ fn fill_char(vm: &mut Vm, text: &Text, fill: Option<Value>) -> Result<char> {
     }
 }
 
-/// The padding that a text lacks up to `width`.
+/// Number of padding characters needed to reach `width`.
 fn missing(vm: &mut Vm, text: &Text, width: &Value, fill: char) -> Result<usize> {
     let width = usize::try_from(width.index()?).unwrap_or(0);
     let missing = width.saturating_sub(text.chars());
@@ -245,7 +244,7 @@ fn join(vm: &mut Vm, separator: &Text, values: &Value) -> Result<Value> {
         vm.budget.step()?;
         let item = match &item {
             Value::Str(text) => text.clone(),
-            // `Markup.join` escapes whatever it is given.
+            // `Markup.join` accepts any value and escapes it.
             other if separator.safe => vm.soft(other)?,
             other => {
                 let found = other.type_name();
