@@ -1,4 +1,4 @@
-//! Servers that compress though they were asked not to.
+//! Servers that compress although the client requested no compression.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ fn gzip_is_decoded() {
 }
 
 #[test]
-fn a_compressed_file_that_broke_off_is_read_from_the_start() {
+fn restarts_interrupted_compressed_download() {
     for ranges in [true, false] {
         let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
         hub.set(|state| {
@@ -33,7 +33,7 @@ fn a_compressed_file_that_broke_off_is_read_from_the_start() {
 }
 
 #[test]
-fn a_part_that_came_plain_is_not_continued_with_compressed_bytes() {
+fn does_not_append_compressed_bytes_to_plain_part() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     hub.set(|state| (state.tag, state.cut) = (as_the_hub, Some((SHARDS[0], 100, usize::MAX))));
     fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap_err();
@@ -43,7 +43,7 @@ fn a_part_that_came_plain_is_not_continued_with_compressed_bytes() {
 }
 
 #[test]
-fn other_encodings_are_refused() {
+fn rejects_other_encodings() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     hub.set(|state| state.encoding = Some("br"));
     let error = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap_err();
