@@ -1,4 +1,4 @@
-//! The files of one revision on their way into the cache.
+//! Downloads the files of one revision to the cache.
 
 use std::{cell::Cell, collections::BTreeMap};
 
@@ -15,18 +15,19 @@ use crate::{
 pub(crate) struct Download<'a> {
     pub(crate) server: &'a Server<'a>,
     pub(crate) cache: &'a RepoCache,
-    /// `None` while the server does not say: then the cache is not asked, and the files decide at the end.
+    /// The commit of the revision. `None` if the server does not send it: then the snapshot is not consulted, and it
+    /// is named after the downloaded files at the end.
     commit: Option<String>,
-    /// Whether the server's URLs may name the commit, once that is known.
+    /// Whether the server accepts the commit as the revision in its URLs; `None` until that is known.
     knows_commit: Cell<Option<bool>>,
-    /// What the server has said of files that the snapshot lacks.
+    /// The server's description of files that are missing from the snapshot.
     found: BTreeMap<String, Remote>,
-    /// Files that are in the cache but not yet in the snapshot, and the names of their blobs.
+    /// Files that are in the cache but not yet linked in the snapshot, with the names of their blobs.
     blobs: BTreeMap<String, String>,
     pub(crate) progress: &'a mut dyn FnMut(HubProgress),
-    /// Bytes of the files that are complete.
+    /// Number of bytes in the completed files.
     pub(crate) done: u64,
-    /// Bytes of all files to download, as far as they are known.
+    /// Number of bytes in all files to download, as far as known.
     pub(crate) total: u64,
 }
 
@@ -43,9 +44,9 @@ impl<'a> Download<'a> {
         Download { server, cache, commit, knows_commit, found, blobs: BTreeMap::new(), progress, done: 0, total: 0 }
     }
 
-    /// Downloads what a model needs and returns the commit whose snapshot then holds it.
+    /// Downloads the files that a model needs, links them in the snapshot, and returns the snapshot's commit.
     pub(crate) fn model(mut self, formats: &[WeightFiles]) -> Result<String, HubError> {
-        // The index comes before all else: what it names decides whether anything is downloaded at all.
+        // The index comes first: if it lists a file that is not allowed, nothing else is downloaded.
         let weights = self.weights(formats)?;
         let mut files = vec![CONFIG.to_owned(), TOKENIZER.to_owned()];
         for file in OPTIONAL {
@@ -64,7 +65,7 @@ impl<'a> Download<'a> {
         Ok(commit)
     }
 
-    /// The one file of weights, or the index and the shards that it names.
+    /// The names of the weight files: a single file, or the shards and their index.
     fn weights(&mut self, formats: &[WeightFiles]) -> Result<Vec<String>, HubError> {
         for files in formats {
             if self.is_in_repo(files.single)? {
@@ -83,20 +84,20 @@ impl<'a> Download<'a> {
         Err(self.server.file_not_found("model.safetensors (or model.safetensors.index.json)"))
     }
 
-    /// The index and the shards that it names.
+    /// Downloads the index, and returns the names of the shards and of the index.
     fn shards(&mut self, files: &WeightFiles) -> Result<Vec<String>, HubError> {
         self.blobs(&[files.index.to_owned()])?;
         let index = match (self.blobs.get(files.index), &self.commit) {
             (None, Some(commit)) => self.cache.file(commit, files.index),
-            (blob, _) => self.cache.blob(blob.expect("without a commit all files go through blobs")),
+            (blob, _) => self.cache.blob(blob.expect("without a commit, every file is downloaded to a blob")),
         };
         let mut names: Vec<String> = shard_names(&index, files, self.server.repo)?.into_iter().collect();
         names.push(files.index.to_owned());
         Ok(names)
     }
 
-    /// What URLs name: the commit, so that a branch that moves meanwhile mixes nothing, or the branch at a server that
-    /// tells the commit and does not answer to it.
+    /// The revision to use in URLs. This is the commit, so that all files belong together even if the branch moves
+    /// during the download. It is the branch if the server sends the commit but does not accept it in URLs.
     pub(crate) fn revision(&self) -> Result<&str, HubError> {
         let Some(commit) = &self.commit else { return Ok(self.server.revision) };
         if self.knows_commit.get().is_none() {
@@ -108,7 +109,8 @@ impl<'a> Download<'a> {
         Ok(if self.knows_commit.get() == Some(true) { commit } else { self.server.revision })
     }
 
-    /// Asks the snapshot, then the server; a commit's files never change, so "no" is remembered.
+    /// Whether the repository has the file, according to the snapshot or else the server. A commit never changes, so
+    /// the cache remembers missing files.
     fn is_in_repo(&mut self, file: &str) -> Result<bool, HubError> {
         if self.found.contains_key(file) || self.blobs.contains_key(file) {
             return Ok(true);
@@ -129,14 +131,15 @@ impl<'a> Download<'a> {
         Ok(false)
     }
 
-    /// Downloads those of the files that the snapshot lacks, once it is known that the server has them all.
+    /// Downloads the files that are missing from the snapshot. Nothing is downloaded unless the server has all of
+    /// them.
     fn blobs(&mut self, files: &[String]) -> Result<(), HubError> {
         let mut wanted = Vec::new();
         for file in files {
             if !self.is_in_repo(file)? {
                 return Err(self.server.file_not_found(file));
             }
-            let Some(remote) = self.found.remove(file) else { continue }; // it is here
+            let Some(remote) = self.found.remove(file) else { continue }; // already in the cache
             let index = [SAFETENSORS, PICKLED].into_iter().find(|files| files.index == file);
             if let Some(files) = index.filter(|_| remote.size.is_some_and(|size| size > MAX_INDEX_BYTES)) {
                 return Err(bad_index(self.server.repo, &files, "it is larger than 64 MiB"));
