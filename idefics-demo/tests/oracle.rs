@@ -1,10 +1,11 @@
-//! Answers questions from their words and the shapes' pixels, with no code of the crate that asks them.
+//! An independent oracle: answers questions from their words and the shapes' pixels, without the crate's question
+//! code.
 
 use idefics_demo::{Scene, Shape};
 
 use crate::common::{pixels, visible_pixels};
 
-/// The only right answer; panics where there is none, or more than one.
+/// The only right answer. Panics if there is none, or more than one.
 pub(crate) fn answer(question: &str, scenes: &[Scene]) -> String {
     let words: Vec<&str> = question.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).collect();
     let scene = &scenes[0];
@@ -94,7 +95,7 @@ fn matching<'a>(scene: &'a Scene, words: &[&str]) -> Vec<&'a Shape> {
     scene.shapes.iter().filter(|shape| words.iter().all(|word| describes(word, shape))).collect()
 }
 
-/// The shape to which all words fit.
+/// The only shape that matches all words.
 fn only<'a>(scene: &'a Scene, words: &[&str]) -> &'a Shape {
     let shapes = matching(scene, words);
     assert_eq!(shapes.len(), 1, "{words:?} in {scene:?}");
@@ -105,7 +106,7 @@ fn numbered<'a>(scenes: &'a [Scene], ordinal: &str) -> &'a Scene {
     &scenes[if ordinal == "first" { 0 } else { 1 }]
 }
 
-/// The mean of the shape's pixels, as shares of width and height.
+/// The centroid of the shape's pixels, as fractions of width and height.
 fn middle(scene: &Scene, shape: &Shape) -> [f32; 2] {
     let pixels = pixels(scene, shape);
     let n_pixels = pixels.len() as f32;
@@ -113,14 +114,14 @@ fn middle(scene: &Scene, shape: &Shape) -> [f32; 2] {
     [(x as f32 / n_pixels + 0.5) / scene.width as f32, (y as f32 / n_pixels + 0.5) / scene.height as f32]
 }
 
-/// How many of the shape's pixels no other covers.
+/// Number of visible pixels of the shape.
 fn visible(scene: &Scene, shape: &Shape) -> f32 {
     let index = scene.shapes.iter().position(|other| other == shape).unwrap();
     visible_pixels(scene, index).len() as f32
 }
 
 fn extreme(scene: &Scene, measure: impl Fn(&Shape) -> f32, largest: bool) -> &Shape {
-    assert!(scene.shapes.len() > 1, "one shape is not the most of anything");
+    assert!(scene.shapes.len() > 1, "a superlative needs at least two shapes");
     let sign = if largest { 1.0 } else { -1.0 };
     scene.shapes.iter().max_by(|one, other| (sign * measure(one)).total_cmp(&(sign * measure(other)))).unwrap()
 }
@@ -134,7 +135,7 @@ fn list(scene: &Scene) -> String {
         [one] => one.clone(),
         [one, two] => format!("{one} and {two}"),
         [one, two, three] => format!("{one}, {two} and {three}"),
-        _ => panic!("one to three shapes"),
+        _ => panic!("a scene must have one to three shapes"),
     }
 }
 
