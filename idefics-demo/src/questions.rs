@@ -1,4 +1,4 @@
-//! Questions about one picture. Each has one right answer, which the scene alone decides.
+//! Questions about one picture. Each has exactly one right answer, which follows from the scene.
 
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -13,19 +13,22 @@ use crate::task::{Exchange, Task};
 /// A question, or a prompt, and its answer.
 pub(crate) type Pair = (String, String);
 
-/// In the words of an answer, the number of shapes.
+/// The answers for 0 to 3 shapes.
 pub(crate) const NUMBERS: [&str; 4] = ["None.", "One.", "Two.", "Three."];
 
-/// Counts 0 to 3 of a kind or colour are asked for in these proportions, where the scene has them: few have the larger.
+/// Relative weights of questions whose answer is 0 to 3. Larger counts are rare in scenes, so they get larger
+/// weights.
 const COUNT_WEIGHTS: [usize; 4] = [1, 1, 6, 12];
-/// A shape is `Top left.` only if its centre is this far off both middle lines, as a share of the side.
+/// Minimum distance between the centre of a shape and both centre lines, as a fraction of the side, to answer with a
+/// quadrant such as `Top left.`
 const MIN_OFF_MIDDLE: f32 = 0.08;
-/// A shape is above another only if its centre is higher by this share of the height.
+/// Minimum vertical distance between two centres, as a fraction of the height, to ask which shape is above.
 const MIN_RISE: f32 = 0.15;
-/// A shape is larger only if its area is this many times the other's.
+/// Minimum ratio of two areas to call one shape larger.
 const MIN_AREA_RATIO: f32 = 1.6;
 
-/// Asks a question of `task`, or `None` where the scene leaves it in doubt or it is not a question about one picture.
+/// Asks a question of `task`. `None` if the scene allows no unambiguous question, or if the task is not a question
+/// about one picture.
 pub(crate) fn ask<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Scene) -> Option<Exchange> {
     let (question, answer) = match task {
         Task::Caption => caption(rng, scene),
@@ -33,7 +36,7 @@ pub(crate) fn ask<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Scene) -> Op
         Task::Shape => shape(rng, scene)?,
         Task::Count => count(rng, scene)?,
         Task::Place => any_of(rng, scene, [left_or_right, above_or_below, whereabouts, whereabouts])?,
-        // Sizes come twice: they are often too near to compare.
+        // Size questions are listed twice, because sizes are often too similar to compare.
         Task::Comparison => {
             any_of(rng, scene, [larger_of_two, larger_of_two, largest, largest, further_of_two, furthest])?
         }
@@ -43,7 +46,8 @@ pub(crate) fn ask<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Scene) -> Op
     Some(Exchange { task, question, answer })
 }
 
-/// A prompt of `task` and how it goes on, or `None` where the scene leaves it in doubt or it is not a continuation.
+/// A prompt of `task` and its continuation. `None` if the scene is not suitable, or if the task is not a
+/// continuation.
 pub(crate) fn continuation<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Scene) -> Option<Pair> {
     match task {
         Task::PromptedCaption => {
@@ -55,7 +59,7 @@ pub(crate) fn continuation<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Sce
     }
 }
 
-/// What one of `forms` in random order makes of the scene.
+/// Tries the `forms` of a question in random order, and returns the first one that the scene allows.
 fn any_of<R: Rng + ?Sized, const N: usize>(
     rng: &mut R,
     scene: &Scene,
@@ -172,7 +176,7 @@ fn is_there<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     };
     let yes = rng.random();
     let mut fitting: Vec<_> = mentions.into_iter().filter(|mention| mention.is_in(scene) == yes).collect();
-    // Most of what is not there is there in part: the colour on another kind, or the kind in another colour.
+    // Most wrong mentions match in part: the scene has the colour on another kind, or the kind in another colour.
     if !yes && rng.random_ratio(3, 4) {
         fitting.retain(|&mention| match mention {
             Mention::Both(colour, kind) => Mention::Colour(colour).is_in(scene) || Mention::Kind(kind).is_in(scene),
@@ -188,7 +192,7 @@ fn has_colour<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let yes = rng.random();
     let mut colours = if yes { vec![shape.colour] } else { Colour::ALL.to_vec() };
     colours.retain(|&colour| yes || colour != shape.colour);
-    // Half of the wrong colours are another shape's.
+    // Half of the wrong colours are the colour of another shape, if there is one.
     if !yes && rng.random() && colours.iter().any(|&colour| Mention::Colour(colour).is_in(scene)) {
         colours.retain(|&colour| Mention::Colour(colour).is_in(scene));
     }
@@ -198,7 +202,8 @@ fn has_colour<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
 
 fn more_than<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let yes = rng.random();
-    // One shape more than asked for, or just as many: neither answer is likelier.
+    // For "yes" the scene has one shape more than the question says, for "no" exactly as many. Both are equally
+    // likely.
     let question = match scene.shapes.len() - usize::from(yes) {
         1 => "Is there more than one shape?",
         2 => "Are there more than two shapes?",
@@ -222,7 +227,7 @@ fn classification<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     Some((format!("Categories: {}.\n<image>Category:", categories.join(", ")), format!(" {right}.")))
 }
 
-/// Which shapes are beyond doubt larger than others.
+/// Compares the sizes of shapes.
 struct Sizes<'a> {
     scene: &'a Scene,
     visible: Vec<u32>,
@@ -233,7 +238,7 @@ impl<'a> Sizes<'a> {
         Self { scene, visible: scene.visible_areas() }
     }
 
-    /// Whether `one` is larger in all of it, in what is visible of it, and across.
+    /// Whether `one` is clearly larger: in total area, visible area and radius.
     fn is_larger(&self, one: &Shape, other: &Shape) -> bool {
         let visible = |shape: &Shape| {
             let shapes = self.scene.shapes.iter().zip(&self.visible);
@@ -245,7 +250,7 @@ impl<'a> Sizes<'a> {
     }
 }
 
-/// A shape, with no other to which the same mention fits.
+/// A random shape that is the only match of its mention.
 pub(crate) fn shape_alone_in<'a, R: Rng + ?Sized>(
     rng: &mut R,
     scene: &'a Scene,
@@ -254,7 +259,7 @@ pub(crate) fn shape_alone_in<'a, R: Rng + ?Sized>(
     any(rng, scene.shapes.iter().filter(|shape| mention(shape).count(scene) == 1))
 }
 
-/// Two different shapes that `fit`, in random order.
+/// A random ordered pair of different shapes that satisfies `fit`.
 fn two_shapes<'a, R: Rng + ?Sized>(
     rng: &mut R,
     scene: &'a Scene,
@@ -266,7 +271,7 @@ fn two_shapes<'a, R: Rng + ?Sized>(
     any(rng, pairs.filter(|[one, other]| fit(one, other)))
 }
 
-/// One of `options`, each as likely, or `None` where there are none.
+/// A uniformly random option; `None` if there are none.
 pub(crate) fn any<R: Rng + ?Sized, T>(rng: &mut R, options: impl IntoIterator<Item = T>) -> Option<T> {
     let mut options: Vec<T> = options.into_iter().collect();
     if options.is_empty() { None } else { Some(options.swap_remove(rng.random_range(0..options.len()))) }
@@ -277,7 +282,7 @@ fn listed(scene: &Scene) -> String {
     enumeration(scene.shapes.iter().map(named))
 }
 
-/// As [`listed`], each with the tenths of the picture that its middle is in, and the grade of its size.
+/// Like [`listed`], with the position of each shape in tenths of the picture, and the grade of its size.
 pub(crate) fn listed_in_detail(scene: &Scene) -> String {
     enumeration(scene.shapes.iter().map(|shape| {
         let [x, y] = scene.tenths(shape);
@@ -290,7 +295,7 @@ fn named(shape: &Shape) -> String {
     Mention::Both(shape.colour, shape.kind).singular()
 }
 
-/// `one, two and three`.
+/// Joins names: `one, two and three`.
 fn enumeration(names: impl Iterator<Item = String>) -> String {
     let names: Vec<_> = names.collect();
     match names.as_slice() {
@@ -299,7 +304,7 @@ fn enumeration(names: impl Iterator<Item = String>) -> String {
     }
 }
 
-/// With a capital letter and a full stop.
+/// Turns text into a sentence: adds a capital letter and a full stop.
 pub(crate) fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).chain(['.']).collect()
