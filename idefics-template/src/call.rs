@@ -69,7 +69,7 @@ impl Vm<'_> {
     fn call_macro(&mut self, object: &MacroObject, mut args: Args) -> Result<Value> {
         let declared = object.declared.clone();
         let name = declared.name.as_deref().unwrap_or("caller").to_owned();
-        let Some(outer) = object.scope.borrow().clone() else { return Err(Error::value("the macro is gone")) };
+        let Some(outer) = object.scope.borrow().clone() else { return Err(Error::value("the macro was called after the rendering ended")) };
         let scope = Scope::inside(&outer);
         let count = declared.params.len();
         let extra = args.positional.split_off(args.positional.len().min(count));
@@ -195,7 +195,7 @@ impl Vm<'_> {
             let (start, stop) = rest.first().map_or((&Value::Int(0), first), |stop| (first, stop));
             let forward = order(start, stop, "<")?;
             if forward == Some(if step > 0 { Ordering::Less } else { Ordering::Greater }) {
-                return Err(Error::limit("numbers of more than 64 bits in one range"));
+                return Err(Error::limit("64 bits per number in one range"));
             }
         }
         if length > MAX_RANGE {

@@ -154,7 +154,7 @@ impl Vm<'_> {
             ExprKind::Filter(value, name, args) => {
                 let value = match value {
                     Some(value) => self.eval(value, scope)?,
-                    None => return Err(Error::value("a filter without a value")),
+                    None => return Err(Error::value("the filter has no value")),
                 };
                 let args = self.eval_args(args, scope)?;
                 self.call_filter(name, value, args)
@@ -336,7 +336,7 @@ impl Vm<'_> {
 /// The error for an infinite or NaN constant: the reference writes constants to its compiled code, where `inf` and
 /// `nan` are undefined names.
 fn infinite() -> Error {
-    Error::value("name 'inf' is not defined: constants are finite")
+    Error::value("name 'inf' is not defined: constants must be finite")
 }
 
 /// Whether the reference can write a constant to its compiled code. `None` if it would not try, because the value has

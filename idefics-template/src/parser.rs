@@ -249,5 +249,5 @@ pub(crate) fn describe(token: &Token) -> String {
 
 /// The error for statements that need a template loader.
 pub(crate) fn no_loader(tag: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("{{% {tag} %}} reads another template; a chat template has no others"))
+    Error::new(ErrorKind::Unsupported, format!("{{% {tag} %}} is not supported: it loads another template"))
 }

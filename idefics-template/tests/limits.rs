@@ -128,7 +128,7 @@ fn errors_have_line_and_message() {
         ("\n{% for x in xs %}", 2, "unexpected end of template, expected endfor or else"),
         ("\n\n{{ s | nosuch }}", 3, "no filter named 'nosuch'"),
         ("{{ raise_exception('roles\nalternate') }}", 1, "roles\nalternate"),
-        ("{% include 'a' %}", 1, "{% include %} reads another template; a chat template has no others"),
+        ("{% include 'a' %}", 1, "{% include %} is not supported: it loads another template"),
     ] {
         let error = render(source, Limits::default()).expect_err(source);
         assert_eq!((error.line(), error.message()), (Some(line), message), "{source}");
