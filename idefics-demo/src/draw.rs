@@ -13,7 +13,7 @@ impl Scene {
     pub fn render(&self) -> RgbImage {
         let mut picture = self.background.paint(self.width, self.height);
         for shape in &self.shapes {
-            for (x, y) in self.pixels_about(shape) {
+            for (x, y) in self.bounding_pixels(shape) {
                 let covered = covered_samples(shape, x, y);
                 if covered > 0 {
                     let pixel = picture.get_pixel_mut(x, y);

@@ -30,12 +30,12 @@ pub enum Form {
     Chat(Vec<Exchange>),
     /// Plain text that the model continues.
     Continuation {
-    /// The type of text.
-    task: Task,
-    /// The input of the model, with one `<image>` per scene.
-    prompt: String,
-    /// The expected continuation. It starts with a space and ends with a full stop.
-    answer: String,
+        /// The type of text.
+        task: Task,
+        /// The input of the model, with one `<image>` per scene.
+        prompt: String,
+        /// The expected continuation. It starts with a space and ends with a full stop.
+        answer: String,
     },
 }
 
@@ -141,7 +141,7 @@ impl Example {
             };
             match exchange {
                 Some(exchange) if exchange.task == Task::Caption => caption = Some(exchange),
-                Some(exchange) if !is_told(&exchange, &exchanges) => exchanges.push(exchange),
+                Some(exchange) if !is_already_answered(&exchange, &exchanges) => exchanges.push(exchange),
                 _ => {}
             }
         }
@@ -187,7 +187,7 @@ fn check(scenes: &[Scene]) {
 
 /// Whether the question was asked before, or earlier exchanges reveal the answer: `What colour is the circle?` after
 /// an exchange about a red circle.
-fn is_told(exchange: &Exchange, earlier: &[Exchange]) -> bool {
+fn is_already_answered(exchange: &Exchange, earlier: &[Exchange]) -> bool {
     let names = names_in(exchange);
     earlier.iter().any(|before| {
         let said = names_in(before);

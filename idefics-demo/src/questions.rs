@@ -35,12 +35,12 @@ pub(crate) fn ask<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Scene) -> Op
         Task::Colour => colour(rng, scene)?,
         Task::Shape => shape(rng, scene)?,
         Task::Count => count(rng, scene)?,
-        Task::Place => any_of(rng, scene, [left_or_right, above_or_below, whereabouts, whereabouts])?,
+        Task::Place => first_possible(rng, scene, [left_or_right, above_or_below, whereabouts, whereabouts])?,
         // Size questions are listed twice, because sizes are often too similar to compare.
         Task::Comparison => {
-            any_of(rng, scene, [larger_of_two, larger_of_two, largest, largest, further_of_two, furthest])?
+            first_possible(rng, scene, [larger_of_two, larger_of_two, largest, largest, further_of_two, furthest])?
         }
-        Task::YesNo => any_of(rng, scene, [is_there, is_there, has_colour, more_than])?,
+        Task::YesNo => first_possible(rng, scene, [is_there, is_there, has_colour, more_than])?,
         Task::PromptedCaption | Task::Classification | Task::TwoPictures => return None,
     };
     Some(Exchange { task, question, answer })
@@ -60,7 +60,7 @@ pub(crate) fn continuation<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Sce
 }
 
 /// Tries the `forms` of a question in random order, and returns the first one that the scene allows.
-fn any_of<R: Rng + ?Sized, const N: usize>(
+fn first_possible<R: Rng + ?Sized, const N: usize>(
     rng: &mut R,
     scene: &Scene,
     mut forms: [fn(&mut R, &Scene) -> Option<Pair>; N],
@@ -75,13 +75,13 @@ fn caption<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Pair {
 }
 
 fn colour<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
-    let shape = shape_alone_in(rng, scene, |shape| Mention::Kind(shape.kind))?;
+    let shape = unique_shape(rng, scene, |shape| Mention::Kind(shape.kind))?;
     let question = pick(rng, ["What colour is the", "Which colour is the"]);
     Some((format!("{question} {}?", shape.kind), sentence(shape.colour.name())))
 }
 
 fn shape<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
-    let shape = shape_alone_in(rng, scene, |shape| Mention::Colour(shape.colour))?;
+    let shape = unique_shape(rng, scene, |shape| Mention::Colour(shape.colour))?;
     let question = pick(rng, ["What shape is", "Which shape is"]);
     Some((format!("{question} {}?", shape.colour), sentence(&format!("a {}", shape.kind))))
 }
@@ -97,7 +97,7 @@ fn count<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
                 .flat_map(|n| std::iter::repeat_n(n, COUNT_WEIGHTS[n]))
                 .collect();
             let n_shapes = *counts.choose(rng)?;
-            (any(rng, with_count(n_shapes))?.plural(), n_shapes)
+            (choose(rng, with_count(n_shapes))?.plural(), n_shapes)
         }
     };
     Some((format!("How many {shapes} are there?"), NUMBERS[n_shapes].into()))
@@ -122,7 +122,7 @@ fn whereabouts<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
         [x / scene.width as f32 - 0.5, y / scene.height as f32 - 0.5]
     };
     let is_clear = |shape: &&Shape| off_middle(shape).into_iter().all(|off| off.abs() >= MIN_OFF_MIDDLE);
-    let shape = any(rng, scene.shapes.iter().filter(is_clear))?;
+    let shape = choose(rng, scene.shapes.iter().filter(is_clear))?;
     let [right, down] = off_middle(shape).map(|off| off > 0.0);
     let answer = match (down, right) {
         (false, false) => "Top left.",
@@ -138,14 +138,14 @@ fn larger_of_two<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let [one, other] = two_shapes(rng, scene, |one, other| sizes.is_larger(one, other) || sizes.is_larger(other, one))?;
     let (large, small) = if sizes.is_larger(one, other) { (one, other) } else { (other, one) };
     let (word, answer) = pick(rng, [("larger", large), ("smaller", small)]);
-    Some((format!("Which is {word}, the {} or the {}?", one.name(), other.name()), the(answer)))
+    Some((format!("Which is {word}, the {} or the {}?", one.name(), other.name()), the_shape(answer)))
 }
 
 fn further_of_two<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let [one, other] = two_shapes(rng, scene, |_, _| true)?;
     let (left, right) = if one.centre[0] < other.centre[0] { (one, other) } else { (other, one) };
     let (word, answer) = pick(rng, [("left", left), ("right", right)]);
-    Some((format!("Which is further {word}, the {} or the {}?", one.name(), other.name()), the(answer)))
+    Some((format!("Which is further {word}, the {} or the {}?", one.name(), other.name()), the_shape(answer)))
 }
 
 fn largest<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
@@ -153,19 +153,20 @@ fn largest<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
         return None;
     }
     let sizes = Sizes::of(scene);
-    let rivals =
-        |of: &Shape| scene.shapes.iter().filter(|shape| shape.name() != of.name()).copied().collect::<Vec<_>>();
+    let rivals = |subject: &Shape| {
+        scene.shapes.iter().filter(|shape| shape.name() != subject.name()).copied().collect::<Vec<_>>()
+    };
     let large = scene.shapes.iter().find(|shape| rivals(shape).iter().all(|rival| sizes.is_larger(shape, rival)));
     let small = scene.shapes.iter().find(|shape| rivals(shape).iter().all(|rival| sizes.is_larger(rival, shape)));
     let answers = [large.map(|shape| ("largest", shape)), small.map(|shape| ("smallest", shape))];
-    let (word, answer) = any(rng, answers.into_iter().flatten())?;
-    Some((format!("Which shape is {word}?"), the(answer)))
+    let (word, answer) = choose(rng, answers.into_iter().flatten())?;
+    Some((format!("Which shape is {word}?"), the_shape(answer)))
 }
 
 fn furthest<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let [left, .., right] = scene.shapes.as_slice() else { return None };
     let (word, answer) = pick(rng, [("left", left), ("right", right)]);
-    Some((format!("Which shape is furthest {word}?"), the(answer)))
+    Some((format!("Which shape is furthest {word}?"), the_shape(answer)))
 }
 
 fn is_there<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
@@ -183,12 +184,12 @@ fn is_there<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
             Mention::Kind(_) | Mention::Colour(_) => true,
         });
     }
-    let mention = any(rng, fitting)?;
+    let mention = choose(rng, fitting)?;
     Some((format!("Is there {}?", mention.singular()), yes_or_no(yes)))
 }
 
 fn has_colour<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
-    let shape = shape_alone_in(rng, scene, |shape| Mention::Kind(shape.kind))?;
+    let shape = unique_shape(rng, scene, |shape| Mention::Kind(shape.kind))?;
     let yes = rng.random();
     let mut colours = if yes { vec![shape.colour] } else { Colour::ALL.to_vec() };
     colours.retain(|&colour| yes || colour != shape.colour);
@@ -196,7 +197,7 @@ fn has_colour<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     if !yes && rng.random() && colours.iter().any(|&colour| Mention::Colour(colour).is_in(scene)) {
         colours.retain(|&colour| Mention::Colour(colour).is_in(scene));
     }
-    let colour = any(rng, colours)?;
+    let colour = choose(rng, colours)?;
     Some((format!("Is the {} {colour}?", shape.kind), yes_or_no(yes)))
 }
 
@@ -251,12 +252,12 @@ impl<'a> Sizes<'a> {
 }
 
 /// A random shape that is the only match of its mention.
-pub(crate) fn shape_alone_in<'a, R: Rng + ?Sized>(
+pub(crate) fn unique_shape<'a, R: Rng + ?Sized>(
     rng: &mut R,
     scene: &'a Scene,
     mention: fn(&Shape) -> Mention,
 ) -> Option<&'a Shape> {
-    any(rng, scene.shapes.iter().filter(|shape| mention(shape).count(scene) == 1))
+    choose(rng, scene.shapes.iter().filter(|shape| mention(shape).count(scene) == 1))
 }
 
 /// A random ordered pair of different shapes that satisfies `fit`.
@@ -268,11 +269,11 @@ fn two_shapes<'a, R: Rng + ?Sized>(
     let n_shapes = scene.shapes.len();
     let pairs = (0..n_shapes).flat_map(|i| (0..n_shapes).map(move |j| (i, j))).filter(|&(i, j)| i != j);
     let pairs = pairs.map(|(i, j)| [&scene.shapes[i], &scene.shapes[j]]);
-    any(rng, pairs.filter(|[one, other]| fit(one, other)))
+    choose(rng, pairs.filter(|[one, other]| fit(one, other)))
 }
 
 /// A uniformly random option; `None` if there are none.
-pub(crate) fn any<R: Rng + ?Sized, T>(rng: &mut R, options: impl IntoIterator<Item = T>) -> Option<T> {
+pub(crate) fn choose<R: Rng + ?Sized, T>(rng: &mut R, options: impl IntoIterator<Item = T>) -> Option<T> {
     let mut options: Vec<T> = options.into_iter().collect();
     if options.is_empty() { None } else { Some(options.swap_remove(rng.random_range(0..options.len()))) }
 }
@@ -311,7 +312,7 @@ pub(crate) fn sentence(text: &str) -> String {
 }
 
 /// `The red circle.`
-fn the(shape: &Shape) -> String {
+fn the_shape(shape: &Shape) -> String {
     format!("The {}.", shape.name())
 }
 

@@ -167,7 +167,7 @@ impl Scene {
     fn front(&self) -> Vec<u8> {
         let mut front = vec![0; (self.width * self.height) as usize];
         for (number, shape) in (1..).zip(&self.shapes) {
-            for (x, y) in self.pixels_about(shape) {
+            for (x, y) in self.bounding_pixels(shape) {
                 if shape.contains(x as f32 + 0.5, y as f32 + 0.5) {
                     front[(y * self.width + x) as usize] = number;
                 }
@@ -195,13 +195,13 @@ impl Scene {
         }
         self.shapes.iter().zip(self.visible_areas()).all(|(shape, visible)| {
             let whole =
-                self.pixels_about(shape).filter(|&(x, y)| shape.contains(x as f32 + 0.5, y as f32 + 0.5)).count();
+                self.bounding_pixels(shape).filter(|&(x, y)| shape.contains(x as f32 + 0.5, y as f32 + 0.5)).count();
             visible as f32 >= MIN_VISIBLE * whole as f32
         })
     }
 
     /// The pixels in the bounding box of `shape`, clipped to the picture, in row-major order.
-    pub(crate) fn pixels_about(&self, shape: &Shape) -> impl Iterator<Item = (u32, u32)> + use<> {
+    pub(crate) fn bounding_pixels(&self, shape: &Shape) -> impl Iterator<Item = (u32, u32)> + use<> {
         let span = |axis: usize, side: u32| {
             let first = (shape.centre[axis] - shape.radius - 1.0).max(0.0) as u32;
             let end = (shape.centre[axis] + shape.radius + 2.0).max(0.0) as u32;

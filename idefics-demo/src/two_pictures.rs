@@ -6,7 +6,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use crate::mention::Mention;
-use crate::questions::{NUMBERS, Pair, any, sentence, shape_alone_in, yes_or_no};
+use crate::questions::{NUMBERS, Pair, choose, sentence, unique_shape, yes_or_no};
 use crate::random::pick;
 use crate::scene::Scene;
 use crate::task::{Exchange, Task};
@@ -48,14 +48,14 @@ fn which_shows<R: Rng + ?Sized>(rng: &mut R, pictures: [&Scene; 2]) -> Option<Pa
     answers.shuffle(rng);
     answers.into_iter().find_map(|(shown, answer)| {
         let fitting = mentions.iter().filter(|mention| pictures.map(|picture| mention.is_in(picture)) == shown);
-        let mention = any(rng, fitting)?;
+        let mention = choose(rng, fitting)?;
         Some((format!("Which picture shows {}?", mention.singular()), answer.into()))
     })
 }
 
 fn colour_in<R: Rng + ?Sized>(rng: &mut R, pictures: [&Scene; 2]) -> Option<Pair> {
     let (picture, ordinal) = one_of(rng, pictures);
-    let shape = shape_alone_in(rng, picture, |shape| Mention::Kind(shape.kind))?;
+    let shape = unique_shape(rng, picture, |shape| Mention::Kind(shape.kind))?;
     let question = format!("What colour is the {} in the {ordinal} picture?", shape.kind);
     Some((question, sentence(shape.colour.name())))
 }
@@ -69,8 +69,8 @@ fn count_in<R: Rng + ?Sized>(rng: &mut R, pictures: [&Scene; 2]) -> Option<Pair>
 fn do_both_show<R: Rng + ?Sized>(rng: &mut R, pictures: [&Scene; 2]) -> Option<Pair> {
     let mentions = [Mention::kinds(), Mention::colours()].concat();
     let shown_in = |mention: &Mention| pictures.iter().filter(|picture| mention.is_in(picture)).count();
-    let in_both = any(rng, mentions.iter().filter(|mention| shown_in(mention) == 2))?;
-    let in_one = any(rng, mentions.iter().filter(|mention| shown_in(mention) == 1))?;
+    let in_both = choose(rng, mentions.iter().filter(|mention| shown_in(mention) == 2))?;
+    let in_one = choose(rng, mentions.iter().filter(|mention| shown_in(mention) == 1))?;
     let (mention, yes) = pick(rng, [(in_both, true), (in_one, false)]);
     Some((format!("Do both pictures show {}?", mention.singular()), yes_or_no(yes)))
 }

@@ -26,10 +26,10 @@ pub(crate) fn answer(question: &str, scenes: &[Scene]) -> String {
             capital(only(numbered(scenes, ordinal), &[kind]).colour.name())
         }
         ["Which", "shape", "is", "furthest", side] => {
-            the(extreme(scene, |shape| middle(scene, shape)[0], *side == "right"))
+            the_shape(extreme(scene, |shape| middle(scene, shape)[0], *side == "right"))
         }
         ["Which", "shape", "is", word @ ("largest" | "smallest")] => {
-            the(extreme(scene, |shape| visible(scene, shape), *word == "largest"))
+            the_shape(extreme(scene, |shape| visible(scene, shape), *word == "largest"))
         }
         ["What" | "Which", "shape", "is", colour] => format!("A {}.", only(scene, &[colour]).kind),
         ["How", "many", named @ .., "are", "there"] => number(matching(scene, named).len()),
@@ -51,12 +51,12 @@ pub(crate) fn answer(question: &str, scenes: &[Scene]) -> String {
             let [one, other] = [only(scene, &[a, b]), only(scene, &[c, d])];
             let [one_area, other_area] = [one, other].map(|shape| visible(scene, shape));
             assert!(one_area / other_area > 1.5 || other_area / one_area > 1.5, "{question}");
-            the(if (one_area > other_area) == (*word == "larger") { one } else { other })
+            the_shape(if (one_area > other_area) == (*word == "larger") { one } else { other })
         }
         ["Which", "is", "further", side, "the", a, b, "or", "the", c, d] => {
             let [one, other] = [only(scene, &[a, b]), only(scene, &[c, d])];
             let is_left = middle(scene, one)[0] < middle(scene, other)[0];
-            the(if is_left == (*side == "left") { one } else { other })
+            the_shape(if is_left == (*side == "left") { one } else { other })
         }
         ["Is", "there", "more", "than", "one", "shape"] => yes_or_no(scene.shapes.len() > 1),
         ["Are", "there", "more", "than", "two", "shapes"] => yes_or_no(scene.shapes.len() > 2),
@@ -147,7 +147,7 @@ fn yes_or_no(yes: bool) -> String {
     (if yes { "Yes." } else { "No." }).into()
 }
 
-fn the(shape: &Shape) -> String {
+fn the_shape(shape: &Shape) -> String {
     format!("The {}.", shape.name())
 }
 

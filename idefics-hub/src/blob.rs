@@ -28,12 +28,12 @@ impl Download<'_> {
     pub(crate) fn blob(&mut self, file: &str, remote: &Remote) -> Result<(), HubError> {
         let blob = self.cache.blob(&remote.blob);
         let is_versioned = remote.is_versioned || remote.size.is_some_and(|size| size >= SMALL_BYTES);
-        let is_here = || {
+        let is_complete = || {
             let length = fs::metadata(&blob).map(|meta| meta.len());
             let has_size = length.is_ok_and(|length| remote.size.is_none_or(|size| size == length));
             is_versioned && has_size && !is_lfs_pointer(&blob)
         };
-        if is_here() {
+        if is_complete() {
             return Ok(());
         }
         let part = self.cache.blob(&format!("{}.incomplete", remote.blob));
@@ -41,7 +41,7 @@ impl Download<'_> {
         let length = || fs::metadata(&part).map_or(0, |meta| meta.len());
         let cache = self.cache;
         let _lock = cache.lock(&remote.blob, &part, &mut || self.report(file, remote, length(), true))?;
-        if is_here() {
+        if is_complete() {
             return Ok(()); // another process downloaded it in the meantime
         }
 
@@ -95,7 +95,7 @@ impl Download<'_> {
             out.set_len(0).map_err(failed)?;
         }
         if remote.size == Some(at) {
-            self.catch_up(file, remote, (&mut out, part), at, hash)?;
+            self.hash_existing(file, remote, (&mut out, part), at, hash)?;
             return Ok(at);
         }
 
@@ -119,7 +119,7 @@ impl Download<'_> {
             return Err(self.server.bad_response(file, url, "used a content encoding that was not requested"));
         }
         out.set_len(at).map_err(failed)?;
-        self.catch_up(file, remote, (&mut out, part), at, hash)?;
+        self.hash_existing(file, remote, (&mut out, part), at, hash)?;
         out.seek(SeekFrom::Start(at)).map_err(failed)?;
 
         let start = at;
@@ -154,13 +154,13 @@ impl Download<'_> {
         out.sync_all().map_err(failed)?;
         if let Some(second) = hash.second_pass() {
             *hash = second;
-            self.catch_up(file, remote, (&mut out, part), at, hash)?;
+            self.hash_existing(file, remote, (&mut out, part), at, hash)?;
         }
         Ok(start)
     }
 
     /// Hashes the bytes of `part` before `end` that are not in `hash` yet.
-    fn catch_up(
+    fn hash_existing(
         &mut self,
         file: &str,
         remote: &Remote,

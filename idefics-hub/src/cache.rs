@@ -131,7 +131,7 @@ impl RepoCache {
     }
 
     /// Turns a permission error into the error for a file that is missing from a read-only cache.
-    pub(crate) fn lacks(&self, file: &str, error: HubError) -> HubError {
+    pub(crate) fn read_only_error(&self, file: &str, error: HubError) -> HubError {
         match error {
             HubError::FileSystem { path, source, .. } if is_read_only(&source) => HubError::ReadOnlyCache {
                 repo: self.repo.clone(),

@@ -24,7 +24,7 @@ pub(crate) enum Digest {
 
 impl Digest {
     /// Parses the opaque part of an entity tag: 64 or 40 hexadecimal digits. `None` for anything else.
-    pub(crate) fn of_tag(tag: &str) -> Option<Digest> {
+    pub(crate) fn from_tag(tag: &str) -> Option<Digest> {
         from_hex(tag).map(Digest::Sha256).or_else(|| from_hex(tag).map(Digest::Sha1))
     }
 }
@@ -109,8 +109,8 @@ impl ContentsHash {
     /// The hash to compute in a second pass over the whole file, if one is needed: a git blob starts with its length,
     /// and the length was not known in the first pass.
     pub(crate) fn second_pass(&self) -> Option<ContentsHash> {
-        let lacks_length = matches!(self.expected, Some(Digest::Sha1(_))) && self.size.is_none();
-        lacks_length.then(|| ContentsHash::new(self.expected, Some(self.hashed)))
+        let is_length_unknown = matches!(self.expected, Some(Digest::Sha1(_))) && self.size.is_none();
+        is_length_unknown.then(|| ContentsHash::new(self.expected, Some(self.hashed)))
     }
 
     /// Compares the hash of all bytes with the expected one.
@@ -161,7 +161,7 @@ mod tests {
     const SHA256: &str = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
 
     fn verify(tag: &str, size: Option<u64>, contents: &[u8]) -> Result<(), (Digest, Digest)> {
-        let mut hash = ContentsHash::new(Digest::of_tag(opaque_tag(tag)), size);
+        let mut hash = ContentsHash::new(Digest::from_tag(opaque_tag(tag)), size);
         for part in contents.chunks(4) {
             hash.update(part);
         }
@@ -178,16 +178,16 @@ mod tests {
             }
         }
         assert!(verify(GIT_BLOB, None, b"hello\n").is_err(), "the hash of a git blob includes its length");
-        assert!(ContentsHash::new(Digest::of_tag(GIT_BLOB), None).second_pass().is_some());
-        assert!(ContentsHash::new(Digest::of_tag(GIT_BLOB), Some(6)).second_pass().is_none());
-        assert!(ContentsHash::new(Digest::of_tag(SHA256), None).second_pass().is_none());
+        assert!(ContentsHash::new(Digest::from_tag(GIT_BLOB), None).second_pass().is_some());
+        assert!(ContentsHash::new(Digest::from_tag(GIT_BLOB), Some(6)).second_pass().is_none());
+        assert!(ContentsHash::new(Digest::from_tag(SHA256), None).second_pass().is_none());
     }
 
     #[test]
     fn other_tags_are_not_hashes() {
         let md5 = "d41d8cd98f00b204e9800998ecf8427e";
         for tag in ["", "\"\"", "W/\"\"", "\"1-2\"", md5, &GIT_BLOB[1..], "\"5f3-gzip\"", &"g".repeat(40), "é"] {
-            assert_eq!(Digest::of_tag(opaque_tag(tag)), None, "{tag}");
+            assert_eq!(Digest::from_tag(opaque_tag(tag)), None, "{tag}");
             assert_eq!(verify(tag, Some(6), b"hello\n"), Ok(()), "{tag}");
         }
     }
@@ -204,15 +204,15 @@ mod tests {
         fn opaque_tag_accepts_any_header(header in ".{0,100}") {
             let tag = opaque_tag(&header);
             prop_assert!(header.contains(tag));
-            if let Some(digest) = Digest::of_tag(tag) {
+            if let Some(digest) = Digest::from_tag(tag) {
                 prop_assert!(digest.to_string().ends_with(&tag.to_lowercase()));
             }
         }
 
         #[test]
         fn hex_digests_round_trip(sha256: [u8; 32], sha1: [u8; 20]) {
-            prop_assert_eq!(Digest::of_tag(&hex(&sha256)), Some(Digest::Sha256(sha256)));
-            prop_assert_eq!(Digest::of_tag(&hex(&sha1)), Some(Digest::Sha1(sha1)));
+            prop_assert_eq!(Digest::from_tag(&hex(&sha256)), Some(Digest::Sha256(sha256)));
+            prop_assert_eq!(Digest::from_tag(&hex(&sha1)), Some(Digest::Sha1(sha1)));
         }
 
         #[test]

@@ -8,7 +8,7 @@ use crate::{
     files::{CONFIG, OPTIONAL, PICKLED, SAFETENSORS, TOKENIZER, WeightFiles},
     id::is_commit,
     index::{MAX_INDEX_BYTES, bad_index, shard_names},
-    remote::{Remote, stand_in},
+    remote::{Remote, synthetic_id},
     server::Server,
 };
 
@@ -19,7 +19,7 @@ pub(crate) struct Download<'a> {
     /// is named after the downloaded files at the end.
     commit: Option<String>,
     /// Whether the server accepts the commit as the revision in its URLs; `None` until that is known.
-    knows_commit: Cell<Option<bool>>,
+    accepts_commit: Cell<Option<bool>>,
     /// The server's description of files that are missing from the snapshot.
     found: BTreeMap<String, Remote>,
     /// Files that are in the cache but not yet linked in the snapshot, with the names of their blobs.
@@ -40,8 +40,8 @@ impl<'a> Download<'a> {
     ) -> Download<'a> {
         let commit = config.commit.clone().or_else(|| is_commit(server.revision).then(|| server.revision.to_owned()));
         let found = BTreeMap::from([(CONFIG.to_owned(), config)]);
-        let knows_commit = Cell::new((commit.as_deref() == Some(server.revision)).then_some(true));
-        Download { server, cache, commit, knows_commit, found, blobs: BTreeMap::new(), progress, done: 0, total: 0 }
+        let accepts_commit = Cell::new((commit.as_deref() == Some(server.revision)).then_some(true));
+        Download { server, cache, commit, accepts_commit, found, blobs: BTreeMap::new(), progress, done: 0, total: 0 }
     }
 
     /// Downloads the files that a model needs, links them in the snapshot, and returns the snapshot's commit.
@@ -58,9 +58,9 @@ impl<'a> Download<'a> {
         self.blobs(&files)?;
 
         let identity = || self.blobs.iter().flat_map(|(file, blob)| [file.as_str(), blob.as_str()]).collect::<Vec<_>>();
-        let commit = self.commit.clone().unwrap_or_else(|| stand_in(&identity()));
+        let commit = self.commit.clone().unwrap_or_else(|| synthetic_id(&identity()));
         for (file, blob) in &self.blobs {
-            self.cache.link(&commit, file, blob).map_err(|error| self.cache.lacks(file, error))?;
+            self.cache.link(&commit, file, blob).map_err(|error| self.cache.read_only_error(file, error))?;
         }
         Ok(commit)
     }
@@ -100,13 +100,13 @@ impl<'a> Download<'a> {
     /// during the download. It is the branch if the server sends the commit but does not accept it in URLs.
     pub(crate) fn revision(&self) -> Result<&str, HubError> {
         let Some(commit) = &self.commit else { return Ok(self.server.revision) };
-        if self.knows_commit.get().is_none() {
-            self.knows_commit.set(Some(match self.server.look_up(commit, CONFIG, 3) {
+        if self.accepts_commit.get().is_none() {
+            self.accepts_commit.set(Some(match self.server.look_up(commit, CONFIG, 3) {
                 Err(HubError::RevisionNotFound { .. } | HubError::RepoNotFound { .. }) => false,
                 found => found?.is_some(),
             }));
         }
-        Ok(if self.knows_commit.get() == Some(true) { commit } else { self.server.revision })
+        Ok(if self.accepts_commit.get() == Some(true) { commit } else { self.server.revision })
     }
 
     /// Whether the repository has the file, according to the snapshot or else the server. A commit never changes, so
@@ -148,7 +148,7 @@ impl<'a> Download<'a> {
             wanted.push((file, remote));
         }
         for (file, remote) in wanted {
-            self.blob(file, &remote).map_err(|error| self.cache.lacks(file, error))?;
+            self.blob(file, &remote).map_err(|error| self.cache.read_only_error(file, error))?;
             self.done += remote.size.unwrap_or(0);
             self.blobs.insert(file.clone(), remote.blob);
         }

@@ -38,7 +38,7 @@ pub enum HubError {
         id: String,
     },
     /// The server could not be reached or did not answer.
-    #[error("cannot reach {url} for {file} of {repo}: {}; check the connection and HF_ENDPOINT", in_words(source))]
+    #[error("cannot reach {url} for {file} of {repo}: {}; check the connection and HF_ENDPOINT", plain_message(source))]
     Unreachable {
         /// The repository, `org/name`.
         repo: String,
@@ -52,7 +52,7 @@ pub enum HubError {
     /// A download was interrupted. The bytes received so far are kept.
     #[error(
         "the download of {file} of {repo} from {url} was interrupted after {done} bytes: {}; run again to resume",
-        in_words(source)
+        plain_message(source)
     )]
     Interrupted {
         /// The repository, `org/name`.
@@ -121,7 +121,7 @@ pub enum HubError {
         url: String,
     },
     /// The repository does not exist.
-    #[error("the hub has no model {repo} ({url}){}; check the name", no_folder(repo))]
+    #[error("the hub has no model {repo} ({url}){}; check the name", no_folder_hint(repo))]
     RepoNotFound {
         /// The repository, `org/name`.
         repo: String,
@@ -182,7 +182,7 @@ pub enum HubError {
         "{repo}@{revision} is not in the cache {} ({missing} is missing) and HF_HUB_OFFLINE is set{}; unset it to \
          download, or give a model folder",
         cache_dir.display(),
-        no_folder(repo)
+        no_folder_hint(repo)
     )]
     NotCached {
         /// The repository, `org/name`.
@@ -198,7 +198,7 @@ pub enum HubError {
     #[error("cannot find a home folder for the hub cache; set HF_HOME or HF_HUB_CACHE")]
     NoCacheFolder,
     /// The cache could not be read or written.
-    #[error("{action} {}: {}", path.display(), in_words(source))]
+    #[error("{action} {}: {}", path.display(), plain_message(source))]
     FileSystem {
         /// What failed, for example `cannot write`.
         action: &'static str,
@@ -213,7 +213,7 @@ pub enum HubError {
          folder, or HF_HUB_OFFLINE=1 to use only the cache",
         cache_dir.display(),
         path.display(),
-        in_words(source)
+        plain_message(source)
     )]
     ReadOnlyCache {
         /// The repository, `org/name`.
@@ -226,15 +226,15 @@ pub enum HubError {
         path: PathBuf,
         /// The error of the operating system.
         source: io::Error,
-        },
-        /// The download thread could not be started.
-        #[error("cannot start a thread for the download: {}", in_words(source))]
-        Thread {
+    },
+    /// The download thread could not be started.
+    #[error("cannot start a thread for the download: {}", plain_message(source))]
+    Thread {
         /// The error of the operating system.
         source: io::Error,
-        },
-        /// The caller cancelled the download. The bytes received so far are kept.
-        #[error("the download was cancelled; run again to resume")]
+    },
+    /// The caller cancelled the download. The bytes received so far are kept.
+    #[error("the download was cancelled; run again to resume")]
     Cancelled,
     /// The index lists a file outside the top folder of the repository, or a file of another format.
     #[error("{index} of {repo} lists {shard:?}; expected a plain file name that ends in {ending}")]
@@ -298,7 +298,7 @@ impl HubError {
 }
 
 /// A hint for error messages: `org/name` may have been meant as a local folder, which does not exist.
-pub(crate) fn no_folder(repo: &str) -> String {
+pub(crate) fn no_folder_hint(repo: &str) -> String {
     if Path::new(repo).exists() { String::new() } else { format!(", and there is no folder {repo} here") }
 }
 
@@ -308,7 +308,7 @@ pub(crate) fn is_read_only(error: &io::Error) -> bool {
 }
 
 /// The message of a system or HTTP client error, without the error number and type names.
-fn in_words(error: &impl fmt::Display) -> String {
+fn plain_message(error: &impl fmt::Display) -> String {
     let text = error.to_string();
     let text = text.strip_prefix("io: ").unwrap_or(&text);
     match text.rsplit_once(" (os error ") {

@@ -18,7 +18,7 @@ pub(crate) struct Remote {
 
 /// A synthetic id of 40 hexadecimal digits for servers that send no commit or hash: the 128-bit FNV-1a hash of
 /// `parts`.
-pub(crate) fn stand_in(parts: &[&str]) -> String {
+pub(crate) fn synthetic_id(parts: &[&str]) -> String {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     let hash = bytes.fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
         (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)

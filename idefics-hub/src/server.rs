@@ -19,9 +19,9 @@ use ureq::{Agent, Body, http::Response};
 use crate::{
     HubError, HubOptions,
     digest::{Digest, opaque_tag},
-    error::no_folder,
+    error::no_folder_hint,
     id::{is_commit, is_plain_name},
-    remote::{Remote, stand_in},
+    remote::{Remote, synthetic_id},
     retry::back_off,
 };
 
@@ -38,7 +38,7 @@ pub(crate) struct Server<'a> {
     /// not the repository.
     is_known: Cell<bool>,
     /// Whether the server supports `HEAD`; `None` until that is known.
-    knows_head: Cell<Option<bool>>,
+    supports_head: Cell<Option<bool>>,
 }
 
 /// The final response after redirects, and the metadata collected from all responses.
@@ -85,7 +85,7 @@ impl<'a> Server<'a> {
             repo,
             revision,
             is_known: Cell::new(false),
-            knows_head: Cell::new(None),
+            supports_head: Cell::new(None),
         }
     }
 
@@ -115,27 +115,27 @@ impl<'a> Server<'a> {
     /// Requests the headers of a file. Simple servers support only `GET` and fail at `HEAD` in various ways, so this
     /// falls back to `GET`.
     fn headers(&self, revision: &str, file: &str) -> Result<Answer, HubError> {
-        if self.knows_head.get() != Some(false) {
+        if self.supports_head.get() != Some(false) {
             let answer = self.request(Wanted::Headers, revision, file);
-            let is_doubtful = match &answer {
+            let is_inconclusive = match &answer {
                 Ok(answer) => match answer.response.status().as_u16() {
-                    _ if speaks_hub(&answer.response) => false,
-                    404 => self.knows_head.get().is_none(),
-                    200 => answer.tells_nothing(),
+                    _ if is_hub_response(&answer.response) => false,
+                    404 => self.supports_head.get().is_none(),
+                    200 => answer.has_no_metadata(),
                     status => matches!(status, 400 | 403 | 405 | 501),
                 },
-                Err(error) => self.knows_head.get().is_none() && broke_off(error),
+                Err(error) => self.supports_head.get().is_none() && connection_lost(error),
             };
-            if !is_doubtful {
+            if !is_inconclusive {
                 if answer.as_ref().is_ok_and(Answer::is_found) {
-                    self.knows_head.set(Some(true));
+                    self.supports_head.set(Some(true));
                 }
                 return answer;
             }
         }
         let answer = self.request(Wanted::HeadersByGet, revision, file)?;
-        if answer.is_found() && self.knows_head.get().is_none() {
-            self.knows_head.set(Some(false));
+        if answer.is_found() && self.supports_head.get().is_none() {
+            self.supports_head.set(Some(false));
         }
         Ok(answer)
     }
@@ -150,13 +150,13 @@ impl<'a> Server<'a> {
         self.is_known.set(true);
         let Answer { commit, hash, etag, size, response, .. } = answer;
         if let Some(blob) = hash.filter(|hash| is_plain_name(hash)) {
-            let digest = Digest::of_tag(&blob);
+            let digest = Digest::from_tag(&blob);
             return Ok(Some(Remote { commit, blob, is_versioned: true, size, digest }));
         }
         // On other servers an ETag is often just a time and a size, so two files may have the same one.
         let version = etag.or_else(|| header(&response, "last-modified").map(str::to_owned));
         let length = size.map_or_else(String::new, |size| size.to_string());
-        let blob = stand_in(&[revision, file, version.as_deref().unwrap_or_default(), &length]);
+        let blob = synthetic_id(&[revision, file, version.as_deref().unwrap_or_default(), &length]);
         Ok(Some(Remote { commit, blob, is_versioned: version.is_some(), size, digest: None }))
     }
 
@@ -184,15 +184,15 @@ impl<'a> Server<'a> {
             })?;
             let text = |name| header(&response, name).map(str::to_owned);
             let etag = text("etag").map(|etag| opaque_tag(&etag).to_owned());
-            let named = text("x-repo-commit").filter(|commit| is_commit(commit));
+            let commit_header = text("x-repo-commit").filter(|commit| is_commit(commit));
             let linked_etag = text("x-linked-etag").map(|etag| opaque_tag(&etag).to_owned());
-            hash = hash.or(linked_etag).or_else(|| etag.clone().filter(|_| named.is_some()));
-            commit = commit.or(named);
+            hash = hash.or(linked_etag).or_else(|| etag.clone().filter(|_| commit_header.is_some()));
+            commit = commit.or(commit_header);
             linked_size = linked_size.or_else(|| text("x-linked-size")?.parse().ok());
 
             let location = text("location").filter(|_| response.status().is_redirection());
-            let is_told = commit.is_some() && hash.is_some() && !matches!(wanted, Wanted::From(_));
-            let Some(location) = location.filter(|_| !is_told) else {
+            let has_metadata = commit.is_some() && hash.is_some() && !matches!(wanted, Wanted::From(_));
+            let Some(location) = location.filter(|_| !has_metadata) else {
                 // The length of a redirect is the length of its own body, and some servers send 0 for every `HEAD`.
                 let length = text("content-length").filter(|_| response.status().is_success());
                 let length = length.and_then(|length| length.parse().ok()).filter(|&length| length > 0);
@@ -218,11 +218,11 @@ impl<'a> Server<'a> {
                     }
                     (_, None) => format!(
                         "the repository is private or gated, or does not exist{}; set HF_TOKEN if you have access",
-                        no_folder(&repo)
+                        no_folder_hint(&repo)
                     ),
                     (_, Some(_)) => format!(
                         "the token in HF_TOKEN does not give access, or the repository does not exist{}",
-                        no_folder(&repo)
+                        no_folder_hint(&repo)
                     ),
                 };
                 HubError::Unauthorized { repo, file: file.to_owned(), url, status, advice }
@@ -270,7 +270,7 @@ impl<'a> Server<'a> {
 
 impl Answer {
     /// Whether the response has no metadata, as from servers that answer every `HEAD` with 200.
-    fn tells_nothing(&self) -> bool {
+    fn has_no_metadata(&self) -> bool {
         let is_dated = self.etag.is_some() || header(&self.response, "last-modified").is_some();
         !is_dated && self.hash.is_none() && self.size.is_none()
     }
@@ -282,12 +282,12 @@ impl Answer {
     }
 }
 
-fn speaks_hub(response: &Response<Body>) -> bool {
+fn is_hub_response(response: &Response<Body>) -> bool {
     ["x-repo-commit", "x-error-code"].iter().any(|name| header(response, name).is_some())
 }
 
 /// Whether the connection was established, but closed without a valid HTTP response.
-fn broke_off(error: &HubError) -> bool {
+fn connection_lost(error: &HubError) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let HubError::Unreachable { source, .. } = error else { return false };
     match source.downcast_ref::<ureq::Error>() {

@@ -6,11 +6,11 @@ use idefics_hub::{HubError, HubErrorKind, HubProgress, fetch_with};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::servers::{Hub, Model, Plain, as_the_hub, git_blob, sha1, sha256};
+use super::servers::{Hub, Model, Plain, git_blob, hub_tag, sha1, sha256};
 use super::{REPO, SHARDS, no_progress, offline};
 
 type Tag = fn(&str, &[u8]) -> String;
-const TAGS: [Tag; 4] = [sha256, git_blob, sha1, as_the_hub];
+const TAGS: [Tag; 4] = [sha256, git_blob, sha1, hub_tag];
 
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
     oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
@@ -70,7 +70,7 @@ fn verifies_resumed_file_as_a_whole() {
 fn replaces_wrong_partial_file() {
     for length in [1, 1200, 2500] {
         let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
-        hub.set(|state| state.tag = as_the_hub);
+        hub.set(|state| state.tag = hub_tag);
         let right = hub.files()[SHARDS[0]].clone();
         let blobs_folder = cache.path().join("models--org--tiny/blobs");
         fs::create_dir_all(&blobs_folder).unwrap();
@@ -113,7 +113,7 @@ fn verifies_files_without_content_length() {
 #[test]
 fn verifies_storage_server_against_hub_hash() {
     let (storage, hub, cache) = (Hub::sharded(), Hub::sharded(), TempDir::new().unwrap());
-    hub.set(|state| (state.tag, state.storage) = (as_the_hub, Some(storage.endpoint.clone())));
+    hub.set(|state| (state.tag, state.storage) = (hub_tag, Some(storage.endpoint.clone())));
     fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
     let cache = TempDir::new().unwrap();
     storage.set(|state| state.files.insert(SHARDS[1].to_owned(), vec![0; 2501]));

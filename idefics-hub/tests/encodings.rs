@@ -5,13 +5,13 @@ use std::fs;
 use idefics_hub::{HubError, fetch_with};
 use tempfile::TempDir;
 
-use super::servers::{Hub, as_the_hub};
+use super::servers::{Hub, hub_tag};
 use super::{REPO, SHARDS, no_progress};
 
 #[test]
 fn gzip_is_decoded() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
-    hub.set(|state| (state.tag, state.encoding) = (as_the_hub, Some("gzip")));
+    hub.set(|state| (state.tag, state.encoding) = (hub_tag, Some("gzip")));
     let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
     for file in ["config.json", "tokenizer.json", SHARDS[0], SHARDS[1]] {
         assert_eq!(fs::read(snapshot.join(file)).unwrap(), hub.files()[file], "{file}");
@@ -24,7 +24,7 @@ fn restarts_interrupted_compressed_download() {
     for ranges in [true, false] {
         let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
         hub.set(|state| {
-            (state.tag, state.encoding, state.ranges) = (as_the_hub, Some("gzip"), ranges);
+            (state.tag, state.encoding, state.ranges) = (hub_tag, Some("gzip"), ranges);
             state.cut = Some((SHARDS[0], 150, 1));
         });
         let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
@@ -35,7 +35,7 @@ fn restarts_interrupted_compressed_download() {
 #[test]
 fn does_not_append_compressed_bytes_to_plain_part() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
-    hub.set(|state| (state.tag, state.cut) = (as_the_hub, Some((SHARDS[0], 100, usize::MAX))));
+    hub.set(|state| (state.tag, state.cut) = (hub_tag, Some((SHARDS[0], 100, usize::MAX))));
     fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap_err();
     hub.set(|state| (state.cut, state.encoding) = (None, Some("gzip")));
     let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();

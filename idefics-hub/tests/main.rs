@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // also in helper functions
 
-mod broken_off;
 mod contents;
 mod encodings;
-mod notes;
+mod interrupted;
 mod servers;
+mod unwritable;
 
 use std::fs;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ fn downloads_once_then_reads_the_cache() {
         if WANTED.contains(&name.as_str()) || name.starts_with("model") {
             assert_eq!(fs::read(snapshot.join(&name)).unwrap(), content, "{name}");
         } else {
-            assert!(!snapshot.join(&name).exists() && !hub.asked_for(&name), "{name}");
+            assert!(!snapshot.join(&name).exists() && !hub.was_requested(&name), "{name}");
         }
     }
     assert_eq!(fs::read_to_string(cache.path().join("models--org--tiny/refs/main")).unwrap(), COMMIT);
@@ -329,9 +329,9 @@ fn reports_waiting_for_another_process() {
 fn fetches_pickles_only_if_allowed_and_without_safetensors() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let options = hub.options(&cache);
-    let with_pickles = allowing(options.clone());
+    let with_pickles = allow_pickles(options.clone());
     let snapshot = fetch_with(&with_pickles, REPO, None, &mut no_progress).unwrap();
-    assert!(snapshot.join(SHARDS[0]).is_file() && !hub.asked_for("pytorch_model.bin"));
+    assert!(snapshot.join(SHARDS[0]).is_file() && !hub.was_requested("pytorch_model.bin"));
 
     let cache = TempDir::new().unwrap();
     hub.set(|state| state.files.retain(|name, _| !name.starts_with("model")));
@@ -339,7 +339,7 @@ fn fetches_pickles_only_if_allowed_and_without_safetensors() {
     let error = fetch_with(&options, REPO, None, &mut no_progress).unwrap_err();
     assert!(matches!(error, HubError::PickleRefused { file: "pytorch_model.bin", .. }), "{error}");
     assert!(error.kind() == HubErrorKind::Rejected && error.to_string().contains("--allow-pickle"), "{error}");
-    let with_pickles = allowing(options);
+    let with_pickles = allow_pickles(options);
     let snapshot = fetch_with(&with_pickles, REPO, None, &mut no_progress).unwrap();
     assert_eq!(fs::read(snapshot.join("pytorch_model.bin")).unwrap(), b"not wanted");
     let without_network = offline(with_pickles);
@@ -372,7 +372,7 @@ fn offline(mut options: HubOptions) -> HubOptions {
     options
 }
 
-fn allowing(mut options: HubOptions) -> HubOptions {
+fn allow_pickles(mut options: HubOptions) -> HubOptions {
     options.allow_pickles = true;
     options
 }

@@ -116,7 +116,7 @@ impl Hub {
         self.set(|state| state.log.clone())
     }
 
-    pub(super) fn asked_for(&self, file: &str) -> bool {
+    pub(super) fn was_requested(&self, file: &str) -> bool {
         self.requests().iter().any(|line| line.contains(file))
     }
 
@@ -229,7 +229,7 @@ pub(super) fn sha1(_: &str, content: &[u8]) -> String {
 }
 
 /// The entity tag that the hub sends: the SHA-256 for weights, which are in LFS storage, and the git blob for others.
-pub(super) fn as_the_hub(file: &str, content: &[u8]) -> String {
+pub(super) fn hub_tag(file: &str, content: &[u8]) -> String {
     if file.ends_with(".safetensors") { sha256(file, content) } else { git_blob(file, content) }
 }
 

@@ -23,7 +23,7 @@ impl Args {
     ) -> Result<[Option<Value>; N]> {
         if self.positional.len() > N {
             let given = self.positional.len();
-            return Err(Error::of_type(format!("{function}() takes at most {N} arguments ({given} given)")));
+            return Err(Error::type_error(format!("{function}() takes at most {N} arguments ({given} given)")));
         }
         let mut values = [const { None }; N];
         for (slot, value) in values.iter_mut().zip(self.positional) {
@@ -31,17 +31,17 @@ impl Args {
         }
         for (name, value) in self.named {
             let Some(index) = params.iter().position(|param| *param == &*name) else {
-                return Err(Error::of_type(format!("{function}() got an unexpected keyword argument '{name}'")));
+                return Err(Error::type_error(format!("{function}() got an unexpected keyword argument '{name}'")));
             };
             if values[index].is_some() {
-                return Err(Error::of_type(format!("{function}() got multiple values for argument '{name}'")));
+                return Err(Error::type_error(format!("{function}() got multiple values for argument '{name}'")));
             }
             values[index] = Some(value);
         }
         for (param, value) in params.iter().zip(&values).take(required) {
             if value.is_none() {
                 let param = param.trim_start_matches('/');
-                return Err(Error::of_type(format!("{function}() missing required argument: '{param}'")));
+                return Err(Error::type_error(format!("{function}() missing required argument: '{param}'")));
             }
         }
         Ok(values)
@@ -55,7 +55,7 @@ impl Args {
     /// Returns the only argument, which is required and positional-only.
     pub(crate) fn one(self, function: &str) -> Result<Value> {
         let [value] = self.bind(function, ["/value"], 1)?;
-        value.ok_or_else(|| Error::of_type(format!("{function}() takes one argument")))
+        value.ok_or_else(|| Error::type_error(format!("{function}() takes one argument")))
     }
 
     /// Removes and returns the first positional argument.

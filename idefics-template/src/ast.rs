@@ -249,18 +249,18 @@ impl ExprKind {
     }
 
     fn children_depth(&self) -> u32 {
-        let of = |expr: &Expr| expr.depth;
+        let depth = |expr: &Expr| expr.depth;
         match self {
             Self::Const(_) | Self::Name(_) => 0,
-            Self::List(items) | Self::Tuple(items) | Self::Concat(items) => items.iter().map(of).max().unwrap_or(0),
+            Self::List(items) | Self::Tuple(items) | Self::Concat(items) => items.iter().map(depth).max().unwrap_or(0),
             Self::Dict(pairs) => pairs.iter().map(|(key, value)| key.depth.max(value.depth)).max().unwrap_or(0),
             Self::Unary(_, value) | Self::Attr(value, _) => value.depth,
             Self::Binary(_, pair) | Self::And(pair) | Self::Or(pair) | Self::Item(pair) => {
                 pair.0.depth.max(pair.1.depth)
             }
             Self::Compare(first, rest) => rest.iter().map(|(_, value)| value.depth).fold(first.depth, u32::max),
-            Self::Cond(parts) => parts.0.depth.max(parts.1.depth).max(parts.2.as_ref().map_or(0, of)),
-            Self::Slice(parts) => parts.iter().flatten().map(of).max().unwrap_or(0),
+            Self::Cond(parts) => parts.0.depth.max(parts.1.depth).max(parts.2.as_ref().map_or(0, depth)),
+            Self::Slice(parts) => parts.iter().flatten().map(depth).max().unwrap_or(0),
             Self::Call(value, args) | Self::Test(value, _, args) => value.depth.max(args.depth()),
             Self::Filter(value, _, args) => value.as_ref().map_or(0, |value| value.depth).max(args.depth()),
         }

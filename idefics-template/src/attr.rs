@@ -7,7 +7,7 @@ use std::rc::Rc;
 use num_bigint::BigInt;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{big, check_hashable};
+use crate::key::{check_hashable, to_bigint};
 use crate::object::{Function, Loop, Object, Undefined};
 use crate::value::{Value, View};
 use crate::vm::Vm;
@@ -123,7 +123,7 @@ pub(crate) fn has_method(value: &Value, name: &str) -> bool {
 }
 
 fn unsafe_attr(value: &Value, name: &str) -> Value {
-    Value::Undefined(Rc::new(Undefined::Unsafe { of: value.type_name(), name: name.into() }))
+    Value::Undefined(Rc::new(Undefined::Unsafe { type_name: value.type_name(), name: name.into() }))
 }
 
 /// Whether the attribute exists in Python but is hidden by the sandbox.
@@ -167,7 +167,7 @@ impl Vm<'_> {
         {
             return Ok(found.clone());
         }
-        Ok(Value::Undefined(Rc::new(Undefined::Attr { of: value.type_name(), name: name.into() })))
+        Ok(Value::Undefined(Rc::new(Undefined::Attr { type_name: value.type_name(), name: name.into() })))
     }
 
     /// `value[key]`.
@@ -211,13 +211,13 @@ impl Vm<'_> {
             if let Some(found) = self.native_attr(value, name)? {
                 return Ok(found);
             }
-            return Ok(Value::Undefined(Rc::new(Undefined::Attr { of: value.type_name(), name: name.into() })));
+            return Ok(Value::Undefined(Rc::new(Undefined::Attr { type_name: value.type_name(), name: name.into() })));
         }
         let key = match key {
             Value::Int(index) => index.to_string(),
             other => format!("of type '{}'", other.type_name()),
         };
-        Ok(Value::Undefined(Rc::new(Undefined::Element { of: value.type_name(), key })))
+        Ok(Value::Undefined(Rc::new(Undefined::Element { type_name: value.type_name(), key })))
     }
 
     /// Looks up an attribute as Python's `getattr` does, without falling back to items.
@@ -226,7 +226,7 @@ impl Vm<'_> {
             return Ok(Some(unsafe_attr(value, name)));
         }
         if has_method(value, name) {
-            let method = Object::Method { of: value.clone(), name: name.into() };
+            let method = Object::Method { receiver: value.clone(), name: name.into() };
             if method.depth() > crate::budget::MAX_VALUE_DEPTH {
                 return Err(Error::limit(format!("{} nested values", crate::budget::MAX_VALUE_DEPTH)));
             }
@@ -234,7 +234,7 @@ impl Vm<'_> {
         }
         Ok(match value {
             Value::Bool(_) | Value::Int(_) | Value::Big(_) => match name {
-                "real" | "numerator" => Some(Value::int(big(value).unwrap_or_default())),
+                "real" | "numerator" => Some(Value::int(to_bigint(value).unwrap_or_default())),
                 "imag" => Some(Value::Int(0)),
                 "denominator" => Some(Value::Int(1)),
                 _ => None,
@@ -316,21 +316,21 @@ impl Vm<'_> {
         let Object::Loop(state) = &**object else { return Ok(None) };
         let state = state.try_borrow().map_err(|_| Error::value("the loop is already advancing"))?;
         let number = |number: usize| Some(Value::usize(number));
-        let given = BigInt::from(state.given);
+        let yielded = BigInt::from(state.yielded);
         let length = BigInt::from(state.length.unwrap_or_default());
         Ok(match name {
-            "index" => number(state.given),
-            "index0" => Some(Value::int(given - 1)),
-            "first" => Some(Value::Bool(state.given == 1)),
-            "last" => Some(Value::Bool(matches!(state.ahead, Some(None)))),
+            "index" => number(state.yielded),
+            "index0" => Some(Value::int(yielded - 1)),
+            "first" => Some(Value::Bool(state.yielded == 1)),
+            "last" => Some(Value::Bool(matches!(state.lookahead, Some(None)))),
             "length" => number(state.length.unwrap_or_default()),
-            "revindex" => Some(Value::int(length - given + 1)),
-            "revindex0" => Some(Value::int(length - given)),
+            "revindex" => Some(Value::int(length - yielded + 1)),
+            "revindex0" => Some(Value::int(length - yielded)),
             "depth" => number(state.depth),
             "depth0" => number(state.depth - 1),
-            "previtem" if state.given == 1 => Some(Value::undefined("there is no previous item")),
-            "previtem" => state.before.clone(),
-            "nextitem" => match &state.ahead {
+            "previtem" if state.yielded == 1 => Some(Value::undefined("there is no previous item")),
+            "previtem" => state.previous.clone(),
+            "nextitem" => match &state.lookahead {
                 Some(Some(item)) => Some(item.clone()),
                 _ => Some(Value::undefined("there is no next item")),
             },
@@ -343,9 +343,9 @@ impl Vm<'_> {
         self.look_ahead_if(object, false)?;
         let Object::Loop(state) = &**object else { return Ok(None) };
         let mut state = state.try_borrow_mut().map_err(|_| Error::value("the loop is already advancing"))?;
-        let Some(item) = state.ahead.take().flatten() else { return Ok(None) };
-        state.given += 1;
-        state.before = state.current.replace(item.clone());
+        let Some(item) = state.lookahead.take().flatten() else { return Ok(None) };
+        state.yielded += 1;
+        state.previous = state.current.replace(item.clone());
         Ok(Some(item))
     }
 
@@ -353,13 +353,13 @@ impl Vm<'_> {
         self.look_ahead_if(object, true)
     }
 
-    /// Reads one item ahead, unless that was done already. The end of the iterator is recorded only if `keeps_end`.
-    fn look_ahead_if(&mut self, object: &Rc<Object>, keeps_end: bool) -> Result<()> {
+    /// Reads one item ahead, unless that was done already. The end of the iterator is recorded only if `keep_end`.
+    fn look_ahead_if(&mut self, object: &Rc<Object>, keep_end: bool) -> Result<()> {
         let Object::Loop(state) = &**object else { return Ok(()) };
         let busy = |_| Error::value("the loop is already advancing");
         let mut iter = {
             let mut state: std::cell::RefMut<'_, Loop> = state.try_borrow_mut().map_err(busy)?;
-            if state.ahead.is_some() {
+            if state.lookahead.is_some() {
                 return Ok(());
             }
             std::mem::replace(&mut state.iter, crate::iter::Iter::Empty)
@@ -367,8 +367,8 @@ impl Vm<'_> {
         let item = iter.next(self)?;
         let mut state = state.try_borrow_mut().map_err(busy)?;
         state.iter = iter;
-        if item.is_some() || keeps_end {
-            state.ahead = Some(item);
+        if item.is_some() || keep_end {
+            state.lookahead = Some(item);
         }
         Ok(())
     }
@@ -386,8 +386,8 @@ impl Vm<'_> {
         };
         let rest = iter.collect(self)?;
         let mut state = state.try_borrow_mut().map_err(busy)?;
-        let ahead = usize::from(matches!(state.ahead, Some(Some(_))));
-        state.length = Some(state.given + ahead + rest.len());
+        let lookahead = usize::from(matches!(state.lookahead, Some(Some(_))));
+        state.length = Some(state.yielded + lookahead + rest.len());
         state.iter = crate::iter::Iter::seq(Rc::new(crate::value::Seq::unchecked(rest)));
         Ok(())
     }

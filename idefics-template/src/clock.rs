@@ -111,32 +111,32 @@ impl Now {
         }
         // CPython doubles the output buffer until the text fits, up to 256 times the length of the format. A text
         // that does not fit gives an empty string.
-        let most = 256 * plain.chars().count();
-        let mut room = 1024;
-        while room < most {
-            room *= 2;
+        let max_capacity = 256 * plain.chars().count();
+        let mut capacity = 1024;
+        while capacity < max_capacity {
+            capacity *= 2;
         }
-        self.directives(&plain, room).filter(|text| text.chars().count() < room).unwrap_or_default()
+        self.directives(&plain, capacity).filter(|text| text.chars().count() < capacity).unwrap_or_default()
     }
 
-    /// The C library's `strftime`; `None` if a field is at least `room` characters wide.
-    fn directives(self, format: &str, room: usize) -> Option<String> {
+    /// The C library's `strftime`; `None` if a field is at least `capacity` characters wide.
+    fn directives(self, format: &str, capacity: usize) -> Option<String> {
         let mut text = String::new();
         let mut rest = format;
         while let Some(start) = rest.find('%') {
             text += &rest[..start];
             let (field, after) = Field::parse(&rest[start..]);
-            if field.width >= room {
+            if field.width >= capacity {
                 return None;
             }
-            let written = match field.takes_modifier() {
+            let written = match field.allows_modifier() {
                 true => self.directive(&field),
                 false => None,
             };
             match written {
                 Some(written) => field.pad(&written, &mut text),
                 // Unknown directives are copied.
-                None => field.pad(&field.in_case(field.source.to_owned()), &mut text),
+                None => field.pad(&field.apply_case(field.source.to_owned()), &mut text),
             }
             rest = after;
         }
@@ -156,7 +156,7 @@ impl Now {
         let monday_week = (date.day_of_year + 6 - date.weekday) / 7;
         let (iso_year, iso_week) = iso_week(&date);
         let name = |name: &str| if field.upper || field.other_case { name.to_uppercase() } else { name.to_owned() };
-        let combined = |format: &str| self.directives(format, usize::MAX).map(|text| field.in_case(text));
+        let combined = |format: &str| self.directives(format, usize::MAX).map(|text| field.apply_case(text));
         Some(match field.directive? {
             'Y' => field.number(date.year, 1),
             'C' => field.number(date.year / 100, 2),
@@ -253,7 +253,7 @@ impl<'a> Field<'a> {
     }
 
     /// Whether the directive allows its modifier.
-    fn takes_modifier(&self) -> bool {
+    fn allows_modifier(&self) -> bool {
         let directive = self.directive.unwrap_or_default();
         match self.modifier {
             Some('E') => !"aAbBdDeFgGhHIjklmMSUVWw".contains(directive),
@@ -262,7 +262,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    fn in_case(&self, text: String) -> String {
+    fn apply_case(&self, text: String) -> String {
         let upper = self.upper || (self.other_case && matches!(self.directive, Some('b' | 'h')));
         if upper { text.to_uppercase() } else { text }
     }

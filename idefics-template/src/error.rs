@@ -24,7 +24,7 @@ pub enum ErrorKind {
 
 /// An error while parsing or rendering a template: a message and the line of the template.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}{}", self.0.message, self.place())]
+#[error("{}{}", self.0.message, self.location())]
 pub struct Error(Box<Inner>);
 
 #[derive(Clone, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl Error {
         Self::new(ErrorKind::Syntax, message).at(line)
     }
 
-    pub(crate) fn of_type(message: impl Into<String>) -> Self {
+    pub(crate) fn type_error(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Type, message)
     }
 
@@ -81,7 +81,7 @@ impl Error {
         (self.0.line > 0).then_some(self.0.line)
     }
 
-    fn place(&self) -> String {
+    fn location(&self) -> String {
         self.line().map(|line| format!(" (line {line} of the template)")).unwrap_or_default()
     }
 }

@@ -22,17 +22,17 @@ impl Vm<'_> {
         self.budget.step().map_err(|error| error.at(expr.line))?;
         match &expr.kind {
             ExprKind::Const(ast::Const::Float(number)) if !self.folding && !number.is_finite() => {
-                return Err(infinite().at(expr.line));
+                return Err(non_finite_constant().at(expr.line));
             }
-            ExprKind::Const(value) => return Ok(Value::of_const(value)),
+            ExprKind::Const(value) => return Ok(Value::from_const(value)),
             ExprKind::Name(name) => return Ok(self.lookup(scope, name)),
             _ => {}
         }
         if expr.is_constant && !self.folding {
             match self.fold(expr, scope) {
-                Ok(value) => match can_stand_in_code(&value) {
+                Ok(value) => match has_literal_form(&value) {
                     Some(true) => return Ok(value),
-                    Some(false) => return Err(infinite().at(expr.line)),
+                    Some(false) => return Err(non_finite_constant().at(expr.line)),
                     None => {}
                 },
                 Err(error) if error.kind() == ErrorKind::Limit => return Err(error),
@@ -76,7 +76,7 @@ impl Vm<'_> {
 
     fn eval_inner(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         match &expr.kind {
-            ExprKind::Const(value) => Ok(Value::of_const(value)),
+            ExprKind::Const(value) => Ok(Value::from_const(value)),
             ExprKind::Name(name) => Ok(self.lookup(scope, name)),
             ExprKind::List(items) => {
                 let items = self.eval_all(items, scope)?;
@@ -96,7 +96,7 @@ impl Vm<'_> {
                     UnaryOp::Pos if number::is_number(&value) => ops::positive(&value),
                     UnaryOp::Pos => {
                         value.defined()?;
-                        Err(Error::of_type(format!("bad operand type for unary +: '{}'", value.type_name())))
+                        Err(Error::type_error(format!("bad operand type for unary +: '{}'", value.type_name())))
                     }
                 }
             }
@@ -252,13 +252,13 @@ impl Vm<'_> {
             let map = self.eval(star_star, scope)?;
             let Value::Dict(dict) = &map else {
                 map.defined()?;
-                return Err(Error::of_type(format!("argument after ** must be a mapping, not {}", map.type_name())));
+                return Err(Error::type_error(format!("argument after ** must be a mapping, not {}", map.type_name())));
             };
             self.budget.scan(32 * dict.map.len())?;
             for (key, value) in &dict.map {
-                let Value::Str(name) = &key.0 else { return Err(Error::of_type("keywords must be strings")) };
+                let Value::Str(name) = &key.0 else { return Err(Error::type_error("keywords must be strings")) };
                 if values.named.iter().any(|(known, _)| *known == name.text) {
-                    return Err(Error::of_type(format!("got multiple values for keyword argument '{}'", name.text)));
+                    return Err(Error::type_error(format!("got multiple values for keyword argument '{}'", name.text)));
                 }
                 values.named.push((name.text.clone(), value.clone()));
             }
@@ -277,13 +277,13 @@ impl Vm<'_> {
     ) -> Result<Value> {
         let callee = match &callee.kind {
             // Methods are called directly, without creating a bound method first.
-            ExprKind::Attr(of, name) => {
-                let of = self.eval(of, scope)?;
-                if !name.starts_with('_') && crate::attr::has_method(&of, name) {
+            ExprKind::Attr(receiver, name) => {
+                let receiver = self.eval(receiver, scope)?;
+                if !name.starts_with('_') && crate::attr::has_method(&receiver, name) {
                     let args = self.eval_args_with(args, scope, caller)?;
-                    return self.call_method(&of, name, args);
+                    return self.call_method(&receiver, name, args);
                 }
-                self.get_attr(&of, name)?
+                self.get_attr(&receiver, name)?
             }
             _ => self.eval(callee, scope)?,
         };
@@ -335,15 +335,15 @@ impl Vm<'_> {
 
 /// The error for an infinite or NaN constant: the reference writes constants to its compiled code, where `inf` and
 /// `nan` are undefined names.
-fn infinite() -> Error {
+fn non_finite_constant() -> Error {
     Error::value("name 'inf' is not defined: constants must be finite")
 }
 
 /// Whether the reference can write a constant to its compiled code. `None` if it would not try, because the value has
 /// no literal form.
-fn can_stand_in_code(value: &Value) -> Option<bool> {
+fn has_literal_form(value: &Value) -> Option<bool> {
     fn all<'a>(mut items: impl Iterator<Item = &'a Value>) -> Option<bool> {
-        items.try_fold(true, |all, item| can_stand_in_code(item).map(|item| all && item))
+        items.try_fold(true, |all, item| has_literal_form(item).map(|item| all && item))
     }
     match value {
         Value::None | Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Str(_) | Value::Range(_) => Some(true),

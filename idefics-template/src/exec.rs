@@ -115,7 +115,9 @@ impl Vm<'_> {
                 // The result is written without escaping, and it must be a string.
                 match self.filter_chain(filter, value, &inner)? {
                     Value::Str(text) => self.write(&text.text)?,
-                    other => return Err(Error::of_type(format!("filter block gave {}, not a str", other.type_name()))),
+                    other => {
+                        return Err(Error::type_error(format!("filter block gave {}, not a str", other.type_name())));
+                    }
                 }
             }
             StmtKind::Block(block, scoped) => {
@@ -124,11 +126,11 @@ impl Vm<'_> {
             }
             StmtKind::Autoescape(value, body) => {
                 let inner = Scope::inside(scope);
-                let before = (self.autoescape, self.volatile);
+                let saved = (self.autoescape, self.volatile);
                 self.autoescape = self.eval(value, scope)?.is_true();
                 self.volatile |= !value.is_constant;
                 let flow = self.exec(body, &inner);
-                (self.autoescape, self.volatile) = before;
+                (self.autoescape, self.volatile) = saved;
                 return flow;
             }
             StmtKind::Generation(body, uses) => {
@@ -180,7 +182,7 @@ impl Vm<'_> {
             Target::Tuple(items) => items.iter().try_for_each(|item| self.check_target(item, scope)),
             Target::Attr(name, _) => match self.lookup(scope, name) {
                 Value::Object(object) if matches!(*object, Object::Namespace(_)) => Ok(()),
-                _ => Err(Error::of_type("cannot assign attribute on non-namespace object")),
+                _ => Err(Error::type_error("cannot assign attribute on non-namespace object")),
             },
         }
     }
@@ -205,7 +207,9 @@ impl Vm<'_> {
                     value => {
                         let iter = Iter::new(value).map_err(|error| match value.is_undefined() {
                             true => error,
-                            false => Error::of_type(format!("cannot unpack non-iterable {} object", value.type_name())),
+                            false => {
+                                Error::type_error(format!("cannot unpack non-iterable {} object", value.type_name()))
+                            }
                         })?;
                         iter.collect(self)?
                     }
@@ -267,10 +271,10 @@ impl Vm<'_> {
         let state = Loop {
             iter,
             length,
-            ahead: None,
+            lookahead: None,
             current: None,
-            before: None,
-            given: 0,
+            previous: None,
+            yielded: 0,
             last_changed: None,
             depth,
             recursive,
@@ -318,10 +322,10 @@ impl Vm<'_> {
         }
         let hint = format!("there is no parent block called '{}'.", block.name);
         scope.set(&"super".into(), Value::undefined(hint));
-        let before = (self.autoescape, self.volatile);
+        let saved = (self.autoescape, self.volatile);
         (self.autoescape, self.volatile) = (false, false);
         let result = self.exec(&block.body, scope);
-        (self.autoescape, self.volatile) = before;
+        (self.autoescape, self.volatile) = saved;
         result.map(|_| ())
     }
 }

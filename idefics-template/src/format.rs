@@ -186,7 +186,7 @@ impl Formatter<'_, '_> {
                 dict.map.get(name).cloned().ok_or_else(|| Error::value(format!("KeyError: '{name}'")))
             }
             (None, Some(Value::Undefined(undefined))) => Err(undefined.error()),
-            (None, Some(other)) => Err(Error::of_type(format!("{} indices must be integers", other.type_name()))),
+            (None, Some(other)) => Err(Error::type_error(format!("{} indices must be integers", other.type_name()))),
             (None, None) => {
                 let found = self.args.named.iter().find(|(known, _)| **known == *name);
                 found.map(|(_, value)| value.clone()).ok_or_else(|| Error::value(format!("KeyError: '{name}'")))

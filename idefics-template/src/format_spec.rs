@@ -8,7 +8,7 @@ use num_traits::{Signed, ToPrimitive};
 use crate::budget::Budget;
 use crate::digits::{exponent, fixed, float_repr, general, non_finite, precise};
 use crate::error::{Error, Result};
-use crate::key::big;
+use crate::key::to_bigint;
 use crate::number::to_float;
 use crate::repr::{int_digits, to_str};
 use crate::value::Value;
@@ -34,7 +34,7 @@ pub(crate) fn format_value(value: &Value, spec: &str, budget: &mut Budget) -> Re
     let name = value.type_name();
     let is_plain = matches!(value, Value::Str(_) | Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Float(_));
     if !is_plain {
-        return Err(Error::of_type(format!("unsupported format string passed to {name}.__format__")));
+        return Err(Error::type_error(format!("unsupported format string passed to {name}.__format__")));
     }
     let spec = Spec::parse(spec, name)?;
     budget.build(spec.width.max(spec.precision.unwrap_or(0)))?;
@@ -49,7 +49,9 @@ pub(crate) fn format_value(value: &Value, spec: &str, budget: &mut Budget) -> Re
         // Bools are formatted as integers. Only an empty specification, handled above, writes `True` or `False`.
         (value, kind) => match kind {
             Some('e' | 'E' | 'f' | 'F' | 'g' | 'G' | '%') => spec.float(to_float(value)?.unwrap_or_default()),
-            None | Some('b' | 'c' | 'd' | 'n' | 'o' | 'x' | 'X') => spec.integer(&big(value).unwrap_or_default())?,
+            None | Some('b' | 'c' | 'd' | 'n' | 'o' | 'x' | 'X') => {
+                spec.integer(&to_bigint(value).unwrap_or_default())?
+            }
             Some(kind) => return Err(unknown(kind)),
         },
     };

@@ -73,7 +73,7 @@ impl Iter {
     pub(crate) fn new(value: &Value) -> Result<Self> {
         Self::directed(value, false).ok_or_else(|| match value {
             Value::Undefined(undefined) => undefined.error(),
-            _ => Error::of_type(format!("'{}' object is not iterable", value.type_name())),
+            _ => Error::type_error(format!("'{}' object is not iterable", value.type_name())),
         })
     }
 
@@ -83,7 +83,7 @@ impl Iter {
         let shared = matches!(value, Value::Object(_));
         Self::directed(value, true)
             .filter(|_| !shared)
-            .ok_or_else(|| Error::of_type(format!("'{}' object is not reversible", value.type_name())))
+            .ok_or_else(|| Error::type_error(format!("'{}' object is not reversible", value.type_name())))
     }
 
     fn directed(value: &Value, reversed: bool) -> Option<Self> {

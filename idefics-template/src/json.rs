@@ -40,14 +40,14 @@ pub(crate) fn to_json(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         Value::List(seq) | Value::Tuple(seq) if is_string && seq.items.len() == 2 => Default::default(),
         Value::List(seq) | Value::Tuple(seq) => match &seq.items[..] {
             [Value::Str(item), Value::Str(key)] => (item.text.to_string(), key.text.to_string()),
-            _ => return Err(Error::of_type("tojson() argument 'separators' must be a pair of strings")),
+            _ => return Err(Error::type_error("tojson() argument 'separators' must be a pair of strings")),
         },
         // Python also unpacks a string of two characters.
         Value::Str(text) if text.chars() == 2 => {
             let mut characters = text.text.chars().map(String::from);
             (characters.next().unwrap_or_default(), characters.next().unwrap_or_default())
         }
-        _ => return Err(Error::of_type("tojson() argument 'separators' must be a pair of strings")),
+        _ => return Err(Error::type_error("tojson() argument 'separators' must be a pair of strings")),
     };
     let options = Options {
         ascii: ascii.is_some_and(|ascii| ascii.is_true()),
@@ -122,7 +122,7 @@ fn write(value: &Value, options: &Options, depth: usize, out: &mut String, budge
                     _ => {
                         let name = key.type_name();
                         let message = format!("keys must be str, int, float, bool or None, not {name}");
-                        return Err(Error::of_type(message));
+                        return Err(Error::type_error(message));
                     }
                 }
                 out.push_str(&options.key_separator);
@@ -132,7 +132,7 @@ fn write(value: &Value, options: &Options, depth: usize, out: &mut String, budge
             out.push('}');
         }
         other => {
-            return Err(Error::of_type(format!("Object of type {} is not JSON serializable", other.type_name())));
+            return Err(Error::type_error(format!("Object of type {} is not JSON serializable", other.type_name())));
         }
     }
     Ok(())

@@ -32,7 +32,7 @@ impl Key {
 pub(crate) fn check_hashable(value: &Value) -> Result<()> {
     match value {
         Value::List(_) | Value::Dict(_) | Value::View(View::Keys | View::Items, _) | Value::Slice(_) => {
-            Err(Error::of_type(format!("unhashable type: '{}'", value.type_name())))
+            Err(Error::type_error(format!("unhashable type: '{}'", value.type_name())))
         }
         Value::Tuple(seq) => seq.items.iter().try_for_each(check_hashable),
         _ => Ok(()),
@@ -155,15 +155,15 @@ fn compare_numbers(left: &Value, right: &Value) -> Option<Option<Ordering>> {
         return Some(left.partial_cmp(right));
     }
     if let Value::Float(left) = left {
-        return Some(compare_float(*left, &big(right)?));
+        return Some(compare_float(*left, &to_bigint(right)?));
     }
     if let Value::Float(right) = right {
-        return Some(compare_float(*right, &big(left)?).map(Ordering::reverse));
+        return Some(compare_float(*right, &to_bigint(left)?).map(Ordering::reverse));
     }
-    Some(Some(big(left)?.cmp(&big(right)?)))
+    Some(Some(to_bigint(left)?.cmp(&to_bigint(right)?)))
 }
 
-pub(crate) fn big(value: &Value) -> Option<BigInt> {
+pub(crate) fn to_bigint(value: &Value) -> Option<BigInt> {
     match value {
         Value::Bool(value) => Some(BigInt::from(i64::from(*value))),
         Value::Int(number) => Some(BigInt::from(*number)),
@@ -210,7 +210,7 @@ pub(crate) fn order(left: &Value, right: &Value, operator: &str) -> Result<Optio
         }
         _ => compare_numbers(left, right).ok_or_else(|| {
             let types = format!("'{}' and '{}'", left.type_name(), right.type_name());
-            Error::of_type(format!("'{operator}' not supported between instances of {types}"))
+            Error::type_error(format!("'{operator}' not supported between instances of {types}"))
         }),
     }
 }

@@ -10,7 +10,7 @@ use crate::ast::Const;
 use crate::budget::MAX_INT_BITS;
 use crate::error::{Error, Result};
 use crate::repr::ascii;
-use crate::unicode::{is_identifier, is_in_name, is_space};
+use crate::unicode::{is_identifier, is_name_char, is_space};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Token {
@@ -218,8 +218,8 @@ impl<'a> Lexer<'a> {
         {
             return Ok(number);
         }
-        if is_in_name(first) {
-            let length = rest.find(|character| !is_in_name(character)).unwrap_or(rest.len());
+        if is_name_char(first) {
+            let length = rest.find(|character| !is_name_char(character)).unwrap_or(rest.len());
             if !is_identifier(&rest[..length]) {
                 return Err(Error::syntax("invalid character in identifier", self.line));
             }

@@ -9,7 +9,7 @@ use num_traits::{FromPrimitive, Signed, ToPrimitive, Zero};
 use crate::ast::BinaryOp;
 use crate::budget::MAX_INT_BITS;
 use crate::error::{Error, Result};
-use crate::key::big;
+use crate::key::to_bigint;
 use crate::value::Value;
 
 /// An operand of an arithmetic operation.
@@ -59,7 +59,7 @@ pub(crate) fn is_number(value: &Value) -> bool {
 pub(crate) fn arithmetic(operator: BinaryOp, left: &Value, right: &Value) -> Result<Option<Value>> {
     let (Some(left_number), Some(right_number)) = (number(left), number(right)) else { return Ok(None) };
     let result = match (&left_number, &right_number) {
-        (Number::Int(left), Number::Int(right)) => small(operator, *left, *right),
+        (Number::Int(left), Number::Int(right)) => int_op(operator, *left, *right),
         _ => None,
     };
     if let Some(result) = result {
@@ -68,14 +68,14 @@ pub(crate) fn arithmetic(operator: BinaryOp, left: &Value, right: &Value) -> Res
     let is_float = matches!(left_number, Number::Float(_)) || matches!(right_number, Number::Float(_));
     if is_float {
         let (Some(left), Some(right)) = (to_float(left)?, to_float(right)?) else { return Ok(None) };
-        return floats(operator, left, right).map(Some);
+        return float_op(operator, left, right).map(Some);
     }
-    let (Some(left), Some(right)) = (big(left), big(right)) else { return Ok(None) };
-    bigs(operator, &left, &right).map(Some)
+    let (Some(left), Some(right)) = (to_bigint(left), to_bigint(right)) else { return Ok(None) };
+    bigint_op(operator, &left, &right).map(Some)
 }
 
 /// Integer operations that fit an `i64`. `None` on overflow, division by zero, and for `/` and `**`.
-fn small(operator: BinaryOp, left: i64, right: i64) -> Option<Value> {
+fn int_op(operator: BinaryOp, left: i64, right: i64) -> Option<Value> {
     let floor = |left: i64, right: i64| {
         let quotient = left.checked_div(right)?;
         Some(quotient - i64::from(left % right != 0 && (left < 0) != (right < 0)))
@@ -91,14 +91,14 @@ fn small(operator: BinaryOp, left: i64, right: i64) -> Option<Value> {
     result.map(Value::Int)
 }
 
-fn bounded(bits: u64) -> Result<()> {
+fn check_bits(bits: u64) -> Result<()> {
     match bits > MAX_INT_BITS {
         true => Err(Error::limit(format!("{MAX_INT_BITS} bits in one integer"))),
         false => Ok(()),
     }
 }
 
-fn bigs(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
+fn bigint_op(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
     let zero = matches!(operator, BinaryOp::Div | BinaryOp::FloorDiv | BinaryOp::Mod) && right.is_zero();
     if zero {
         return Err(Error::value("division by zero"));
@@ -107,7 +107,7 @@ fn bigs(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
         BinaryOp::Add => left + right,
         BinaryOp::Sub => left - right,
         BinaryOp::Mul => {
-            bounded(left.bits() + right.bits())?;
+            check_bits(left.bits() + right.bits())?;
             left * right
         }
         BinaryOp::FloorDiv => left.div_floor(right),
@@ -115,7 +115,7 @@ fn bigs(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
         BinaryOp::Div => return divide(left, right),
         BinaryOp::Pow if right.is_negative() => {
             let float = |number: &BigInt| to_float(&Value::int(number.clone())).map(Option::unwrap_or_default);
-            return floats(operator, float(left)?, float(right)?);
+            return float_op(operator, float(left)?, float(right)?);
         }
         BinaryOp::Pow => match right.to_u32() {
             _ if left.abs() <= BigInt::from(1) => match (left.is_negative(), right.is_even()) {
@@ -124,13 +124,13 @@ fn bigs(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
                 _ => left.clone(),
             },
             Some(power) => {
-                bounded(left.bits().saturating_mul(u64::from(power)))?;
+                check_bits(left.bits().saturating_mul(u64::from(power)))?;
                 left.pow(power)
             }
             None => return Err(Error::limit(format!("{MAX_INT_BITS} bits in one integer"))),
         },
     };
-    bounded(result.bits())?;
+    check_bits(result.bits())?;
     Ok(Value::int(result))
 }
 
@@ -158,7 +158,7 @@ fn divide(left: &BigInt, right: &BigInt) -> Result<Value> {
     }
 }
 
-fn floats(operator: BinaryOp, left: f64, right: f64) -> Result<Value> {
+fn float_op(operator: BinaryOp, left: f64, right: f64) -> Result<Value> {
     let divides = matches!(operator, BinaryOp::Div | BinaryOp::FloorDiv | BinaryOp::Mod);
     if divides && right == 0.0 {
         return Err(Error::value("float division by zero"));
@@ -220,17 +220,17 @@ pub(crate) fn is_negative(value: &Value) -> bool {
 }
 
 pub(crate) fn negate(value: &Value) -> Result<Value> {
-    match (value, big(value)) {
+    match (value, to_bigint(value)) {
         (Value::Float(number), _) => Ok(Value::Float(-number)),
         (_, Some(number)) => Ok(Value::int(-number)),
-        _ => Err(Error::of_type(format!("bad operand type for unary -: '{}'", value.type_name()))),
+        _ => Err(Error::type_error(format!("bad operand type for unary -: '{}'", value.type_name()))),
     }
 }
 
 pub(crate) fn absolute(value: &Value) -> Result<Value> {
-    match (value, big(value)) {
+    match (value, to_bigint(value)) {
         (Value::Float(number), _) => Ok(Value::Float(number.abs())),
         (_, Some(number)) => Ok(Value::int(number.abs())),
-        _ => Err(Error::of_type(format!("bad operand type for abs(): '{}'", value.type_name()))),
+        _ => Err(Error::type_error(format!("bad operand type for abs(): '{}'", value.type_name()))),
     }
 }

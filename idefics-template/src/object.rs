@@ -18,17 +18,17 @@ use crate::value::Value;
 pub(crate) enum Undefined {
     Name(Arc<str>),
     Attr {
-        of: &'static str,
+        type_name: &'static str,
         name: Arc<str>,
     },
     Element {
-        of: &'static str,
+        type_name: &'static str,
         key: String,
     },
     Hint(String),
     /// An attribute that the reference's sandbox hides.
     Unsafe {
-        of: &'static str,
+        type_name: &'static str,
         name: Arc<str>,
     },
 }
@@ -36,19 +36,21 @@ pub(crate) enum Undefined {
 impl Undefined {
     /// The error raised when the value is used.
     pub(crate) fn error(&self) -> Error {
-        let object = |of: &str| if of == "NoneType" { "None".to_owned() } else { format!("{of} object") };
+        let object =
+            |type_name: &str| if type_name == "NoneType" { "None".to_owned() } else { format!("{type_name} object") };
         match self {
             Self::Name(name) => Error::new(ErrorKind::Undefined, format!("'{name}' is undefined")),
-            Self::Attr { of, name } => {
-                Error::new(ErrorKind::Undefined, format!("'{}' has no attribute '{name}'", object(of)))
+            Self::Attr { type_name, name } => {
+                Error::new(ErrorKind::Undefined, format!("'{}' has no attribute '{name}'", object(type_name)))
             }
-            Self::Element { of, key } => {
-                Error::new(ErrorKind::Undefined, format!("{} has no element {key}", object(of)))
+            Self::Element { type_name, key } => {
+                Error::new(ErrorKind::Undefined, format!("{} has no element {key}", object(type_name)))
             }
             Self::Hint(hint) => Error::new(ErrorKind::Undefined, hint.clone()),
-            Self::Unsafe { of, name } => {
-                Error::new(ErrorKind::Security, format!("access to attribute '{name}' of '{of}' object is unsafe"))
-            }
+            Self::Unsafe { type_name, name } => Error::new(
+                ErrorKind::Security,
+                format!("access to attribute '{name}' of '{type_name}' object is unsafe"),
+            ),
         }
     }
 }
@@ -74,7 +76,7 @@ pub(crate) enum Object {
     },
     /// A bound method.
     Method {
-        of: Value,
+        receiver: Value,
         name: Arc<str>,
     },
     Function(Function),
@@ -98,7 +100,7 @@ pub(crate) enum Function {
 }
 
 impl Function {
-    pub(crate) fn of_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "range" => Self::Range,
             "dict" => Self::Dict,
@@ -130,11 +132,11 @@ pub(crate) struct Loop {
     /// Number of items, if known.
     pub(crate) length: Option<usize>,
     /// The item that was read ahead, if any; `Some(None)` means that there are no more items.
-    pub(crate) ahead: Option<Option<Value>>,
+    pub(crate) lookahead: Option<Option<Value>>,
     pub(crate) current: Option<Value>,
-    pub(crate) before: Option<Value>,
+    pub(crate) previous: Option<Value>,
     /// Number of items yielded so far.
-    pub(crate) given: usize,
+    pub(crate) yielded: usize,
     pub(crate) last_changed: Option<Vec<Value>>,
     pub(crate) depth: usize,
     /// The statement and its scope, if the loop is recursive: `loop(…)` runs it again.
@@ -168,7 +170,7 @@ impl Object {
     /// Nesting depth of the value. Objects that are cleared when rendering ends count as 0.
     pub(crate) fn depth(&self) -> u32 {
         match self {
-            Self::Method { of, .. } => of.depth() + 1,
+            Self::Method { receiver, .. } => receiver.depth() + 1,
             _ => 0,
         }
     }
@@ -184,9 +186,9 @@ impl Object {
         match self {
             Self::Loop(state) => match state.try_borrow().ok().and_then(|state| state.length) {
                 Some(length) => Ok(length),
-                None => Err(Error::of_type("the length of this loop is unknown; use loop.length")),
+                None => Err(Error::type_error("the length of this loop is unknown; use loop.length")),
             },
-            _ => Err(Error::of_type(format!("object of type '{}' has no len()", self.type_name()))),
+            _ => Err(Error::type_error(format!("object of type '{}' has no len()", self.type_name()))),
         }
     }
 
@@ -206,8 +208,8 @@ impl Object {
         Rc::ptr_eq(self, other)
             || match (&**self, &**other) {
                 (Self::Function(left), Self::Function(right)) => left == right,
-                (Self::Method { of, name }, Self::Method { of: other, name: other_name }) => {
-                    name == other_name && crate::key::is_same(of, other)
+                (Self::Method { receiver, name }, Self::Method { receiver: other, name: other_name }) => {
+                    name == other_name && crate::key::is_same(receiver, other)
                 }
                 _ => false,
             }
@@ -221,7 +223,7 @@ impl Object {
                 if let Ok(mut state) = state.try_borrow_mut() {
                     state.iter = Iter::Empty;
                     state.recursive = None;
-                    (state.current, state.before, state.ahead, state.last_changed) = (None, None, None, None);
+                    (state.current, state.previous, state.lookahead, state.last_changed) = (None, None, None, None);
                 }
             }
             Self::Macro(object) => drop(object.scope.take()),

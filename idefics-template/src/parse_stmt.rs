@@ -232,9 +232,9 @@ impl Parser {
         let name = self.expect_name()?;
         let scoped = self.skip_name("scoped");
         let required = self.skip_name("required");
-        let around = (std::mem::take(&mut self.uses), std::mem::take(&mut self.loops));
+        let saved = (std::mem::take(&mut self.uses), std::mem::take(&mut self.loops));
         let mut body = self.statements_to("endblock")?;
-        (self.uses, self.loops) = around;
+        (self.uses, self.loops) = saved;
         let is_blank = |stmt: &Stmt| matches!(&stmt.kind, StmtKind::Data(text) if text.trim().is_empty());
         if required && !body.iter().all(is_blank) {
             return Err(Error::syntax("required blocks can only contain comments or white space", line));

@@ -78,7 +78,7 @@ fn format(vm: &mut Vm, value: &Value, indent: usize, allowance: usize, level: us
             items(vm, seq, ("(", close), (indent, allowance, level), out)?;
         }
         Value::Str(text) if !text.safe && !text.text.is_empty() => {
-            string(vm, &text.text, (indent, allowance, level), &text_of(&text.text), out)?;
+            string(vm, &text.text, (indent, allowance, level), &quoted(&text.text), out)?;
         }
         _ => *out += &text,
     }
@@ -111,7 +111,7 @@ fn items(vm: &mut Vm, seq: &Seq, brackets: (&str, &str), place: Place, out: &mut
     Ok(())
 }
 
-fn text_of(text: &str) -> String {
+fn quoted(text: &str) -> String {
     let mut out = String::new();
     crate::repr::string_repr(text, &mut out);
     out
@@ -129,7 +129,7 @@ fn string(vm: &mut Vm, text: &str, place: Place, whole: &str, out: &mut String) 
     let mut literals = Vec::new();
     for (index, line) in lines.iter().enumerate() {
         let last_line = index + 1 == lines.len();
-        let literal = text_of(line);
+        let literal = quoted(line);
         if fits(&literal, if last_line { width - allowance as i64 } else { width }) {
             literals.push(literal);
             continue;
@@ -140,17 +140,17 @@ fn string(vm: &mut Vm, text: &str, place: Place, whole: &str, out: &mut String) 
             vm.budget.scan(current.len() + part.len())?;
             let candidate = format!("{current}{part}");
             let last = last_line && index + 1 == parts.len();
-            if fits(&text_of(&candidate), if last { width - allowance as i64 } else { width }) {
+            if fits(&quoted(&candidate), if last { width - allowance as i64 } else { width }) {
                 current = candidate;
                 continue;
             }
             if !current.is_empty() {
-                literals.push(text_of(&current));
+                literals.push(quoted(&current));
             }
             current = (*part).to_owned();
         }
         if !current.is_empty() {
-            literals.push(text_of(&current));
+            literals.push(quoted(&current));
         }
     }
     if literals.len() == 1 {

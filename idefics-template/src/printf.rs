@@ -8,7 +8,7 @@ use num_traits::Signed;
 use crate::digits::{exponent, fixed, general, non_finite};
 use crate::error::{Error, Result};
 use crate::html::escape;
-use crate::key::big;
+use crate::key::to_bigint;
 use crate::number::{to_float, truncate};
 use crate::repr::{ascii, int_digits, repr, to_str};
 use crate::value::{Text, Value};
@@ -27,7 +27,7 @@ pub(crate) fn printf(vm: &mut Vm, format: &Text, values: &Value) -> Result<Value
     let all_used = printer.used >= items.len() || is_mapping(values);
     let out = printer.out;
     if !all_used {
-        return Err(Error::of_type("not all arguments converted during string formatting"));
+        return Err(Error::type_error("not all arguments converted during string formatting"));
     }
     vm.budget.build(out.len())?;
     Ok(Value::text(out, format.safe))
@@ -80,7 +80,7 @@ impl Printer<'_, '_> {
                 self.items.get(self.used - 1).cloned()
             }
         };
-        value.ok_or_else(|| Error::of_type("not enough arguments for format string"))
+        value.ok_or_else(|| Error::type_error("not enough arguments for format string"))
     }
 
     /// Writes one directive and returns the text after it.
@@ -103,7 +103,7 @@ impl Printer<'_, '_> {
             });
             let (end, _) = end.ok_or_else(|| Error::value("incomplete format key"))?;
             if !is_mapping(self.values) {
-                return Err(Error::of_type("format requires a mapping"));
+                return Err(Error::type_error("format requires a mapping"));
             }
             let key = Value::str(&after[..end]);
             let value = match self.values {
@@ -111,7 +111,7 @@ impl Printer<'_, '_> {
                     dict.get(&key).cloned().ok_or_else(|| Error::value(format!("KeyError: '{}'", &after[..end])))?
                 }
                 Value::Undefined(undefined) => return Err(undefined.error()),
-                other => return Err(Error::of_type(format!("{} indices must be integers", other.type_name()))),
+                other => return Err(Error::type_error(format!("{} indices must be integers", other.type_name()))),
             };
             self.mapped = Some(Some(value));
             rest = &after[end + 1..];
@@ -129,7 +129,7 @@ impl Printer<'_, '_> {
         }
         let mut width = 0;
         if let Some(after) = rest.strip_prefix('*') {
-            let given = self.argument()?.as_index().ok_or_else(|| Error::of_type("* wants int"))?;
+            let given = self.argument()?.as_index().ok_or_else(|| Error::type_error("* wants int"))?;
             flags.left |= given < 0;
             width = given.unsigned_abs() as usize;
             rest = after;
@@ -142,7 +142,7 @@ impl Printer<'_, '_> {
             precision = Some(match rest.strip_prefix('*') {
                 Some(after) => {
                     rest = after;
-                    let given = self.argument()?.as_index().ok_or_else(|| Error::of_type("* wants int"))?;
+                    let given = self.argument()?.as_index().ok_or_else(|| Error::type_error("* wants int"))?;
                     given.max(0) as usize
                 }
                 None => take_number(&mut rest)?.unwrap_or(0),
@@ -223,17 +223,17 @@ fn character(value: &Value) -> Result<String> {
             None => None,
         },
     };
-    found.map(String::from).ok_or_else(|| Error::of_type("%c requires int or char"))
+    found.map(String::from).ok_or_else(|| Error::type_error("%c requires int or char"))
 }
 
 /// Formats a number: whether it is negative, its prefix, and its digits.
 fn number(kind: char, value: &Value, precision: Option<usize>, alternate: bool) -> Result<(bool, String, String)> {
     let wrong =
-        |wanted: &str| Error::of_type(format!("%{kind} format: {wanted} is required, not {}", value.type_name()));
+        |wanted: &str| Error::type_error(format!("%{kind} format: {wanted} is required, not {}", value.type_name()));
     if matches!(kind, 'e' | 'E' | 'f' | 'F' | 'g' | 'G') {
         value.defined()?;
         let number = to_float(value)?
-            .ok_or_else(|| Error::of_type(format!("must be real number, not {}", value.type_name())))?;
+            .ok_or_else(|| Error::type_error(format!("must be real number, not {}", value.type_name())))?;
         let precision = precision.unwrap_or(6);
         let negative = number.is_sign_negative() && !number.is_nan();
         let body = match (non_finite(number.abs()), kind.to_ascii_lowercase()) {
@@ -245,10 +245,10 @@ fn number(kind: char, value: &Value, precision: Option<usize>, alternate: bool) 
         let body = if kind.is_ascii_uppercase() { body.to_uppercase() } else { body };
         return Ok((negative, String::new(), body));
     }
-    let whole: BigInt = match (big(value), value) {
+    let whole: BigInt = match (to_bigint(value), value) {
         (Some(whole), _) => whole,
         (None, Value::Float(number)) if matches!(kind, 'd' | 'i' | 'u') => {
-            big(&truncate(*number)?).ok_or_else(|| wrong("a real number"))?
+            to_bigint(&truncate(*number)?).ok_or_else(|| wrong("a real number"))?
         }
         _ if matches!(kind, 'd' | 'i' | 'u') => return Err(wrong("a real number")),
         _ => return Err(wrong("an integer")),

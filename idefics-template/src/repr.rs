@@ -151,15 +151,15 @@ impl Writer {
             Object::Loop(state) => {
                 let Ok(state) = state.try_borrow() else { return Ok(()) };
                 let length = state.length.map_or_else(|| "?".to_owned(), |length| length.to_string());
-                self.out += &format!("<LoopContext {}/{length}>", state.given);
+                self.out += &format!("<LoopContext {}/{length}>", state.yielded);
             }
             Object::Function(Function::Cycler) => self.out += "<class 'jinja2.utils.Cycler'>",
             Object::Function(Function::Joiner) => self.out += "<class 'jinja2.utils.Joiner'>",
             Object::Function(Function::Range) => self.out += "<function safe_range at 0x0>",
             Object::Function(Function::Lipsum) => self.out += "<function generate_lorem_ipsum at 0x0>",
             Object::Template => self.out += "<TemplateReference None>",
-            Object::Method { of, name } => {
-                self.out += &format!("<built-in method {name} of {} object at 0x0>", of.type_name());
+            Object::Method { receiver, name } => {
+                self.out += &format!("<built-in method {name} of {} object at 0x0>", receiver.type_name());
             }
             Object::Iter { name, .. } if Object::is_generator(name) => {
                 self.out += &format!("<generator object {name} at 0x0>");

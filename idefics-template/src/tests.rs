@@ -89,13 +89,13 @@ impl Vm<'_> {
             }
             "divisibleby" => {
                 let [number] = args.bind("divisibleby", ["num"], 1)?;
-                return self.rest_is(value, &number.unwrap_or(Value::None), 0);
+                return self.remainder_is(value, &number.unwrap_or(Value::None), 0);
             }
             _ => args.none(name)?,
         }
         Ok(match name {
-            "odd" => self.rest_is(value, &Value::Int(2), 1)?,
-            "even" => self.rest_is(value, &Value::Int(2), 0)?,
+            "odd" => self.remainder_is(value, &Value::Int(2), 1)?,
+            "even" => self.remainder_is(value, &Value::Int(2), 0)?,
             "defined" => !value.is_undefined(),
             "undefined" => value.is_undefined(),
             "filter" => named(value, crate::filters::exists)?,
@@ -139,7 +139,7 @@ impl Vm<'_> {
     }
 
     /// Whether `value % divisor` is `rest`.
-    fn rest_is(&mut self, value: &Value, divisor: &Value, rest: i64) -> Result<bool> {
+    fn remainder_is(&mut self, value: &Value, divisor: &Value, rest: i64) -> Result<bool> {
         let found = ops::binary(self, BinaryOp::Mod, value, divisor)?;
         Ok(equal(&found, &Value::Int(rest)))
     }

@@ -85,7 +85,7 @@ pub(crate) fn is_printable(character: char) -> bool {
 }
 
 /// Characters that the lexer accepts in a name: `\w`, and those that `str.isidentifier` accepts.
-pub(crate) fn is_in_name(character: char) -> bool {
+pub(crate) fn is_name_char(character: char) -> bool {
     is_word(character) || continues_identifier(character)
 }
 

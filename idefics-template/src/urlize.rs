@@ -42,7 +42,9 @@ pub(crate) fn urlize(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         }
         None => Vec::new(),
         Some(other) if !other.is_true() => Vec::new(),
-        Some(other) => return Err(Error::of_type(format!("'{}' object has no attribute 'split'", other.type_name()))),
+        Some(other) => {
+            return Err(Error::type_error(format!("'{}' object has no attribute 'split'", other.type_name())));
+        }
     };
     if nofollow.is_some_and(|nofollow| nofollow.is_true()) {
         rels.push("nofollow".to_owned());

@@ -121,7 +121,7 @@ impl Value {
         i64::try_from(number).map_or_else(|_| Self::int(number), Self::Int)
     }
 
-    pub(crate) fn of_const(value: &Const) -> Self {
+    pub(crate) fn from_const(value: &Const) -> Self {
         match value {
             Const::None => Self::None,
             Const::Bool(value) => Self::Bool(*value),
@@ -253,7 +253,7 @@ impl Value {
             Self::Dict(dict) | Self::View(_, dict) => Ok(dict.map.len()),
             Self::Range(range) => Ok(range.length),
             Self::Object(object) => object.length(),
-            _ => Err(Error::of_type(format!("object of type '{}' has no len()", self.type_name()))),
+            _ => Err(Error::type_error(format!("object of type '{}' has no len()", self.type_name()))),
         }
     }
 
@@ -271,8 +271,9 @@ impl Value {
     /// Like `as_index`, with Python's error for other types.
     pub(crate) fn index(&self) -> Result<i64> {
         self.defined()?;
-        self.as_index()
-            .ok_or_else(|| Error::of_type(format!("'{}' object cannot be interpreted as an integer", self.type_name())))
+        self.as_index().ok_or_else(|| {
+            Error::type_error(format!("'{}' object cannot be interpreted as an integer", self.type_name()))
+        })
     }
 
     /// A flag that Python parses as a C `int`.

@@ -45,7 +45,7 @@ impl<'a> Vm<'a> {
         budget: Budget,
         now: Now,
     ) -> Result<Self> {
-        let context = context.iter().map(|(name, value)| Ok((name.as_str().into(), of_json(value, 0)?)));
+        let context = context.iter().map(|(name, value)| Ok((name.as_str().into(), from_json(value, 0)?)));
         Ok(Self {
             budget,
             context: context.collect::<Result<_>>()?,
@@ -78,7 +78,7 @@ impl<'a> Vm<'a> {
         if name == "self" {
             return Value::Object(Rc::new(Object::Template));
         }
-        match Function::of_name(name) {
+        match Function::from_name(name) {
             Some(function) => Value::Object(Rc::new(Object::Function(function))),
             None => Value::undefined_name(name),
         }
@@ -155,7 +155,7 @@ impl Drop for Vm<'_> {
 /// Maximum nesting depth of the context.
 const MAX_CONTEXT_DEPTH: u32 = 128;
 
-fn of_json(value: &serde_json::Value, depth: u32) -> Result<Value> {
+fn from_json(value: &serde_json::Value, depth: u32) -> Result<Value> {
     if depth > MAX_CONTEXT_DEPTH {
         return Err(Error::new(ErrorKind::Limit, format!("{MAX_CONTEXT_DEPTH} nested values in the messages")));
     }
@@ -169,11 +169,11 @@ fn of_json(value: &serde_json::Value, depth: u32) -> Result<Value> {
         },
         serde_json::Value::String(text) => Value::str(text.as_str()),
         serde_json::Value::Array(items) => {
-            let items = items.iter().map(|item| of_json(item, depth + 1)).collect::<Result<_>>()?;
+            let items = items.iter().map(|item| from_json(item, depth + 1)).collect::<Result<_>>()?;
             Value::List(Rc::new(Seq::unchecked(items)))
         }
         serde_json::Value::Object(map) => {
-            let map = map.iter().map(|(key, value)| Ok((Key::str(key.as_str()), of_json(value, depth + 1)?)));
+            let map = map.iter().map(|(key, value)| Ok((Key::str(key.as_str()), from_json(value, depth + 1)?)));
             Value::Dict(Rc::new(Dict::unchecked(map.collect::<Result<_>>()?)))
         }
     })

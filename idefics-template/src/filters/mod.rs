@@ -89,7 +89,7 @@ impl Vm<'_> {
             "attr" => {
                 let [name] = args.bind("attr", ["name"], 1)?;
                 let name = name.unwrap_or(Value::None);
-                let name = name.as_str().ok_or_else(|| Error::of_type("attribute name must be string"))?;
+                let name = name.as_str().ok_or_else(|| Error::type_error("attribute name must be string"))?;
                 // Unlike `value.name`, the filter does not fall back to the items of a dict.
                 match &value {
                     Value::Dict(_) if !crate::attr::has_method(&value, name) => {
@@ -185,7 +185,7 @@ impl Vm<'_> {
             Value::Str(text) => Err(Error::value(format!("No {kind} named '{}'.", text.text))),
             // For an empty sequence the filter or test is never called.
             _ if !value.is_true() => Ok("".into()),
-            _ => Err(Error::of_type(format!("the name of a {kind} must be a string"))),
+            _ => Err(Error::type_error(format!("the name of a {kind} must be a string"))),
         }
     }
 
@@ -198,7 +198,7 @@ impl Vm<'_> {
     }
 
     /// The value of a filter as text.
-    fn text_of(&mut self, value: &Value) -> Result<Text> {
+    fn filter_text(&mut self, value: &Value) -> Result<Text> {
         self.soft(value)
     }
 }

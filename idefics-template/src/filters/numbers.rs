@@ -6,7 +6,7 @@ use crate::args::Args;
 use crate::ast::BinaryOp;
 use crate::digits::fixed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::big;
+use crate::key::to_bigint;
 use crate::number::{absolute, arithmetic, to_float, truncate};
 use crate::unicode::{decimal, is_space};
 use crate::value::Value;
@@ -152,7 +152,7 @@ fn int(value: &Value, base: Option<Value>) -> Result<Option<Value>> {
         }
         Value::Float(number) if number.is_infinite() => Err(Error::value("cannot convert float infinity to integer")),
         Value::Float(number) => caught(truncate(*number)),
-        value => Ok(big(value).map(Value::int)),
+        value => Ok(to_bigint(value).map(Value::int)),
     }
 }
 
@@ -164,13 +164,13 @@ fn round(value: &Value, precision: Option<Value>, method: Option<Value>) -> Resu
         return Err(Error::value("method must be common, ceil or floor"));
     };
     value.defined()?;
-    let wrong = || Error::of_type(format!("type {} doesn't define __round__ method", value.type_name()));
+    let wrong = || Error::type_error(format!("type {} doesn't define __round__ method", value.type_name()));
     if method == "common" {
         return match (value, &precision) {
             (Value::Float(number), Value::None) => truncate(round_half_even(*number)),
             (Value::Float(number), precision) => round_float(*number, precision.index()?).map(Value::Float),
-            (value, Value::None) => big(value).map(Value::int).ok_or_else(wrong),
-            (value, precision) => round_int(&big(value).ok_or_else(wrong)?, precision.index()?),
+            (value, Value::None) => to_bigint(value).map(Value::int).ok_or_else(wrong),
+            (value, precision) => round_int(&to_bigint(value).ok_or_else(wrong)?, precision.index()?),
         };
     }
     let scale = arithmetic(BinaryOp::Pow, &Value::Int(10), &precision)?.ok_or_else(wrong)?;
@@ -262,7 +262,10 @@ fn file_size(value: &Value, binary: bool) -> Result<String> {
     let bytes = match value.defined()? {
         Value::Str(text) => parse_float(&text.text).ok_or_else(|| Error::value("could not convert string to float"))?,
         value => to_float(value)?.ok_or_else(|| {
-            Error::of_type(format!("float() argument must be a string or a real number, not '{}'", value.type_name()))
+            Error::type_error(format!(
+                "float() argument must be a string or a real number, not '{}'",
+                value.type_name()
+            ))
         })?,
     };
     let (base, infix) = if binary { (1024f64, "i") } else { (1000f64, "") };

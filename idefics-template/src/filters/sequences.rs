@@ -41,7 +41,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
             let iter = match value {
                 Value::Undefined(_) => Iter::Empty,
                 Value::Dict(dict) => Iter::new(&Value::View(View::Items, dict.clone()))?,
-                _ => Iter::Fails(Error::of_type("Can only get item pairs from a mapping.")),
+                _ => Iter::Fails(Error::type_error("Can only get item pairs from a mapping.")),
             };
             vm.iterator(iter, "do_items")?
         }
@@ -51,7 +51,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
             let items = Iter::new(value)?.collect(vm)?;
             Value::list(items, &mut vm.budget)?
         }
-        "max" | "min" => extreme(vm, name, value, args)?,
+        "max" | "min" => min_or_max(vm, name, value, args)?,
         "random" => {
             args.none("random")?;
             match value.defined()?.length()? {
@@ -116,7 +116,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
             let parts = vm.attribute_parts(&attribute.unwrap_or(Value::None))?;
             let mut sum = start.unwrap_or(Value::Int(0));
             if sum.as_str().is_some() {
-                return Err(Error::of_type("sum() can't sum strings [use ''.join(seq) instead]"));
+                return Err(Error::type_error("sum() can't sum strings [use ''.join(seq) instead]"));
             }
             let mut iter = Iter::new(value)?;
             while let Some(item) = iter.next(vm)? {
@@ -143,7 +143,7 @@ fn is_reversed(reverse: Option<Value>) -> Result<bool> {
     reverse.map_or(Ok(false), |reverse| reverse.flag())
 }
 
-fn read(items: Vec<Value>) -> Iter {
+fn iter_over(items: Vec<Value>) -> Iter {
     Iter::seq(Rc::new(Seq::unchecked(items)))
 }
 
@@ -162,7 +162,7 @@ fn unique(vm: &mut Vm, value: &Value, keep_case: bool, attribute: Option<Value>)
             items.push(item);
         }
     }
-    Ok(read(items))
+    Ok(iter_over(items))
 }
 
 /// Converts strings to lower case; other values are unchanged.
@@ -249,7 +249,7 @@ fn batch(vm: &mut Vm, value: &Value, count: Option<Value>, fill: Option<Value>) 
         if let Some(fill) = fill.filter(|fill| !matches!(fill, Value::None)) {
             let missing = ops::binary(vm, BinaryOp::Sub, &count, &Value::usize(current.len()))?;
             if matches!(missing, Value::Float(number) if number > 0.0) {
-                return Err(Error::of_type("can't multiply sequence by non-int of type 'float'"));
+                return Err(Error::type_error("can't multiply sequence by non-int of type 'float'"));
             }
             let missing = usize::try_from(missing.as_index().unwrap_or(0)).unwrap_or(0);
             vm.budget.build(fill.weight().max(24).saturating_mul(missing))?;
@@ -257,7 +257,7 @@ fn batch(vm: &mut Vm, value: &Value, count: Option<Value>, fill: Option<Value>) 
         }
         batches.push(Value::list(current, &mut vm.budget)?);
     }
-    Ok(read(batches))
+    Ok(iter_over(batches))
 }
 
 /// Source: `sync_do_slice`.
@@ -286,7 +286,7 @@ fn slice(vm: &mut Vm, value: &Value, slices: Option<Value>, fill: Option<Value>)
         }
         parts.push(Value::list(part, &mut vm.budget)?);
     }
-    Ok(read(parts))
+    Ok(iter_over(parts))
 }
 
 fn dict_sort(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
@@ -299,7 +299,7 @@ fn dict_sort(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let keep_case = is_true(case_sensitive);
     let dict: &Dict = match value.defined()? {
         Value::Dict(dict) => dict,
-        other => return Err(Error::of_type(format!("'{}' object has no attribute 'items'", other.type_name()))),
+        other => return Err(Error::type_error(format!("'{}' object has no attribute 'items'", other.type_name()))),
     };
     let mut pairs = Vec::with_capacity(dict.map.len());
     for (key, value) in &dict.map {
@@ -347,7 +347,7 @@ fn group_by(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
 }
 
 /// Source: `_min_or_max`.
-fn extreme(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
+fn min_or_max(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
     let [case_sensitive, attribute] = args.bind(name, ["case_sensitive", "attribute"], 0)?;
     let parts = vm.attribute_parts(&attribute.unwrap_or(Value::None))?;
     let keep_case = is_true(case_sensitive);
