@@ -255,7 +255,7 @@ pub enum HubError {
         repo: String,
         /// The index file.
         index: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with the index.
         fault: String,
     },
 }

@@ -206,10 +206,15 @@ struct Field<'a> {
     source: &'a str,
     /// Padding flag: `-` (none), `_` (spaces) or `0` (zeros).
     fill: Option<char>,
+    /// Flag `^`: upper case.
     upper: bool,
+    /// Flag `#`: opposite case.
     other_case: bool,
+    /// Minimum width in characters.
     width: usize,
+    /// `E` or `O`.
     modifier: Option<char>,
+    /// The letter, or `None` at the end of the format.
     directive: Option<char>,
 }
 

@@ -13,6 +13,7 @@ use crate::number::to_float;
 use crate::repr::{int_digits, to_str};
 use crate::value::Value;
 
+/// A parsed specification: `[[fill]align][sign][z][#][0][width][grouping][.precision][kind]`.
 struct Spec {
     fill: char,
     align: Option<char>,

@@ -9,6 +9,7 @@ use crate::repr::{int_digits, to_str};
 use crate::value::Value;
 use crate::vm::Vm;
 
+/// The options of `json.dumps`, and the maximum length of the output in bytes.
 struct Options {
     ascii: bool,
     indent: Option<String>,

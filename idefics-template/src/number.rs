@@ -29,7 +29,7 @@ fn number(value: &Value) -> Option<Number> {
     })
 }
 
-/// The float nearest to a number.
+/// Converts a number to the nearest float; `None` if the value is not a number.
 pub(crate) fn to_float(value: &Value) -> Result<Option<f64>> {
     Ok(Some(match number(value) {
         None => return Ok(None),
@@ -42,7 +42,7 @@ pub(crate) fn to_float(value: &Value) -> Result<Option<f64>> {
     }))
 }
 
-/// The integer that a float is cut to.
+/// Converts a float to an integer, rounding towards zero.
 pub(crate) fn truncate(number: f64) -> Result<Value> {
     match BigInt::from_f64(number.trunc()) {
         Some(number) => Ok(Value::int(number)),
