@@ -1,4 +1,4 @@
-//! BMP files: palettes, bit fields, run lengths.
+//! BMP files: palettes, bit fields, run-length encoding.
 #![no_main]
 
 use idefics_image::Format;

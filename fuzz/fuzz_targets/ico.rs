@@ -1,4 +1,4 @@
-//! ICO files; CUR files differ in one byte.
+//! ICO files. CUR files differ only in one byte.
 #![no_main]
 
 use idefics_image::Format;

@@ -1,4 +1,4 @@
-//! Image strings: paths, URLs, data URLs and base64. A policy keeps them from files and addresses.
+//! Image strings: paths, URLs, data URLs and base64. The policy allows no access to files or the network.
 #![no_main]
 
 use idefics_image::{Alpha, ImageSource, ReadOptions, SourcePolicy, load_with};

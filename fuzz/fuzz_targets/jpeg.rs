@@ -1,4 +1,4 @@
-//! JPEG files: headers, scans, restarts.
+//! JPEG files: headers, scans, restart markers.
 #![no_main]
 
 use idefics_image::Format;

@@ -1,4 +1,5 @@
-//! Orientation in EXIF and XMP: the data is put into a small valid JPEG, PNG and WebP file as each kind of block.
+//! Orientation in EXIF and XMP: the data is embedded as every kind of metadata block in small JPEG, PNG and WebP
+//! files.
 #![no_main]
 
 use idefics_fuzz::containers;
@@ -7,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     for file in containers::with_metadata(data) {
-        // A block that makes no sense leaves the picture as it is, or the file is refused.
+        // Invalid metadata must be ignored or rejected.
         if let Err(ImageError::DecoderPanic { .. }) = decode(&file, "fuzz", &idefics_fuzz::limits(), Alpha::White) {
             panic!("the decoder panicked");
         }

@@ -1,4 +1,4 @@
-//! PNG files: chunks, checksums, missing ends, interlacing.
+//! PNG files: chunks, checksums, truncation, interlacing.
 #![no_main]
 
 use idefics_image::Format;

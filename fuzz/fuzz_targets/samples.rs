@@ -1,4 +1,4 @@
-//! Samples in JSON: text, messages and prompt lists.
+//! JSON samples: text, messages and prompt lists.
 #![no_main]
 
 use idefics_processor::Sample;

@@ -1,4 +1,4 @@
-//! Chat templates: any text as a template, rendered with a conversation.
+//! Chat templates: parses any text as a template and renders it with a conversation.
 #![no_main]
 
 use idefics_template::{Limits, Now, Template};
@@ -16,6 +16,6 @@ fuzz_target!(|text: &str| {
         "add_generation_prompt": true,
         "bos_token": "<s>",
     });
-    let context = context.as_object().expect("it is an object");
+    let context = context.as_object().expect("the context is an object");
     let _ = template.render(context, Limits::default(), Now::from_seconds(0));
 });

@@ -1,4 +1,4 @@
-//! TIFF files: directories, strips, tiles, every compression.
+//! TIFF files: directories, strips, tiles, all compression schemes.
 #![no_main]
 
 use idefics_image::Format;

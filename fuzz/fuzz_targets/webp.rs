@@ -1,4 +1,4 @@
-//! WebP files, lossy, lossless and animated.
+//! WebP files: lossy, lossless and animated.
 #![no_main]
 
 use idefics_image::Format;

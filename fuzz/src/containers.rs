@@ -1,6 +1,6 @@
-//! Small valid files with a block of metadata in them.
+//! Builds small valid image files that contain a block of metadata.
 
-/// The data as EXIF and as XMP in a JPEG, a PNG and a WebP file, and as PNG's raw profile.
+/// Files with the data as EXIF and as XMP in JPEG, PNG and WebP, and as a raw EXIF profile in PNG text chunks.
 pub fn with_metadata(data: &[u8]) -> Vec<Vec<u8>> {
     let exif = [b"Exif\0\0", data].concat();
     let xmp = [b"http://ns.adobe.com/xap/1.0/\0", data].concat();
@@ -18,7 +18,7 @@ pub fn with_metadata(data: &[u8]) -> Vec<Vec<u8>> {
     ]
 }
 
-/// A grey JPEG of 8x8 pixels with an APP1 segment.
+/// A greyscale JPEG of 8×8 pixels with an APP1 segment.
 fn jpeg(app1: &[u8]) -> Vec<u8> {
     let app1 = &app1[..app1.len().min(65_533)];
     let length = (app1.len() as u16 + 2).to_be_bytes();
@@ -27,17 +27,17 @@ fn jpeg(app1: &[u8]) -> Vec<u8> {
     file.extend([1; 64]);
     file.extend([0xff, 0xc0, 0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0]);
     for class in [0x00, 0x10] {
-        // One code, `0`, for the symbol 0.
+        // A Huffman table with a single code: `0` for the symbol 0.
         file.extend([0xff, 0xc4, 0, 20, class, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
     file.extend([0xff, 0xda, 0, 8, 1, 1, 0, 0, 63, 0, 0x3f, 0xff, 0xd9]);
     file
 }
 
-/// A grey PNG of one pixel with a chunk before the pixels.
+/// A greyscale PNG of one pixel, with a chunk before the image data.
 fn png(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let header = [0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0];
-    // A stored deflate block of a filter byte and a pixel.
+    // A zlib stream with one stored block: a filter byte and a pixel.
     let pixels = [0x78, 0x01, 0x01, 2, 0, 0xfd, 0xff, 0, 7, 0, 9, 0, 8];
     let chunks: [(&[u8; 4], &[u8]); 4] = [(b"IHDR", &header), (kind, data), (b"IDAT", &pixels), (b"IEND", &[])];
     let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
@@ -52,7 +52,7 @@ fn png(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A lossless WebP of one pixel with a chunk after the pixels.
+/// A lossless WebP of one pixel, with a chunk after the image data.
 fn webp(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let flags = if kind == b"EXIF" { 8 } else { 4 };
     let extended = [flags, 0, 0, 0, 0, 0, 0, 0, 0, 0];

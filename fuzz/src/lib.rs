@@ -1,21 +1,22 @@
-//! What the fuzz targets share.
+//! Code shared by the fuzz targets.
 
 pub mod containers;
 
 use idefics_image::{Alpha, Crop, Filter, Format, ImageError, Limits, ResizeTarget, decode, decode_resized, resize_view};
 
-/// Limits of the targets: little memory, so that a decoder that takes more than it says is found.
+/// The decoding limits of all targets: 64 MiB per picture. Decoders that use more memory than they declare then
+/// exceed the fuzzer's memory limit.
 pub fn limits() -> Limits {
     let mut limits = Limits::default();
     limits.max_decoded_bytes = 64 << 20;
     limits
 }
 
-/// Decodes a file of the given format, and shrinks it once more while its rows are decoded; files of other formats belong
+/// Decodes a file completely, and again with resizing during decoding. Ignores files of other formats, which belong
 /// to other targets.
 ///
 /// # Panics
-/// If the decoder panicked, if a picture breaks the limits, or if both ways differ.
+/// If the decoder panicked, the pixel data has the wrong size, or the results of both ways differ.
 pub fn picture(format: Format, data: &[u8]) {
     if Format::sniff(data) != Ok(format) {
         return;
@@ -45,8 +46,8 @@ pub fn picture(format: Format, data: &[u8]) {
                 assert!(small == [resize_view(view, 33, 17, Filter::Bicubic)], "{crop:?}");
             }
             (Err(ImageError::DecoderPanic { .. }), _) => panic!("the decoder panicked"),
-            (Err(error), Some(_)) => panic!("only the whole picture is decoded: {error}"),
-            // The whole picture may be too large.
+            (Err(error), Some(_)) => panic!("decoding with resizing failed: {error}"),
+            // The whole picture may be too large, while its rows can still be resized.
             (_, None) => {}
         }
     }

@@ -1,14 +1,14 @@
-//! Drawing, painting and asking: `cargo bench -p idefics-demo`.
+//! Generates scenes, renders them and asks questions: `cargo bench -p idefics-demo`.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use idefics_demo::{Example, Purpose, Scene, rng};
 
-/// Pixels.
+/// Widths and heights of the pictures, in pixels.
 const SIZES: [(u32, u32); 2] = [(64, 64), (128, 128)];
 
-/// Elements are pictures.
+/// One throughput element is one picture.
 fn render(c: &mut Criterion) {
     let mut group = c.benchmark_group("demo");
     group.throughput(Throughput::Elements(1));

@@ -1,4 +1,4 @@
-//! Paints a sheet of scenes and prints what is asked about them:
+//! Draws a sheet of scenes, and prints a question about each of them:
 //! `cargo run --release -p idefics-demo --example scenes -- sheet.png`.
 #![allow(clippy::print_stdout)]
 
@@ -7,7 +7,7 @@ use image::{Rgb, RgbImage, imageops};
 
 const COLUMNS: u32 = 8;
 const ROWS: u32 = 5;
-/// Pixels, of the largest picture and a margin.
+/// Side of a cell in pixels: the largest picture and a margin.
 const CELL: u32 = 136;
 
 fn main() -> image::ImageResult<()> {

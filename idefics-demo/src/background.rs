@@ -1,4 +1,4 @@
-//! What lies behind the shapes.
+//! Backgrounds of scenes.
 
 use image::RgbImage;
 use rand::{Rng, RngCore, SeedableRng};
@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::random::{direction, pick};
 
-/// White, greys, black and pale tones: none is near a shade of a shape. RGB, 0 to 255.
+/// White, greys, black and pale tones, none of them close to a colour of the shapes. RGB, 0 to 255.
 const TONES: [[i16; 3]; 10] = [
     [250, 250, 250], // white
     [250, 250, 250],
@@ -20,40 +20,40 @@ const TONES: [[i16; 3]; 10] = [
     [242, 226, 229], // pale pink
 ];
 
-/// What lies behind the shapes. Tones are RGB, 0 to 255.
+/// The background of a scene. Tones are RGB, 0 to 255.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Background {
-    /// One tone.
+    /// A single tone.
     Plain([u8; 3]),
-    /// From one tone to another along a straight line.
+    /// A linear gradient between two tones.
     Graded {
-        /// The tone where the line enters the picture.
+        /// The tone at the start of the gradient.
         from: [u8; 3],
-        /// The tone where it leaves the picture.
+        /// The tone at the end of the gradient.
         to: [u8; 3],
-        /// The line's direction, a vector of length 1: to the right, down.
+        /// The direction of the gradient: a unit vector (right, down).
         direction: [f32; 2],
     },
-    /// One tone with grain.
+    /// A tone with random grain.
     Noisy {
-        /// The tone of the grain's middle.
+        /// The mean tone.
         tone: [u8; 3],
-        /// The most that a pixel is lighter or darker than `tone`, in levels of 255.
+        /// Maximum difference between a pixel and `tone`, in levels of 255.
         amplitude: u8,
-        /// What the grain is drawn from.
+        /// Seed of the grain.
         seed: u64,
     },
 }
 
 impl Background {
-    /// Any of the three sorts, each as likely.
+    /// A random background; the three types are equally likely.
     pub fn random(rng: &mut (impl Rng + ?Sized)) -> Self {
         let tone = pick(rng, TONES);
         let base = shifted(tone, rng.random_range(-8..=8));
         match rng.random_range(0..3) {
             0 => Self::Plain(base),
             1 => {
-                // Away from both ends of the scale, so that the two tones differ.
+                // Light tones get darker and dark tones lighter, so that clamping does not make the two tones equal.
                 let shift = rng.random_range(12..=36) * if tone[1] > 128 { -1 } else { 1 };
                 let (from, to) = (base, shifted(tone, shift));
                 let (from, to) = if rng.random() { (from, to) } else { (to, from) };
@@ -63,7 +63,7 @@ impl Background {
         }
     }
 
-    /// A picture of nothing else, sizes in pixels.
+    /// Renders the background alone. Sizes are in pixels.
     pub(crate) fn paint(&self, width: u32, height: u32) -> RgbImage {
         let mut picture = RgbImage::new(width, height);
         match *self {
@@ -94,7 +94,7 @@ impl Background {
     }
 }
 
-/// `tone` made lighter by `shift` levels, or darker where it is negative.
+/// `tone`, made lighter by `shift` levels, or darker if `shift` is negative.
 fn shifted(tone: [i16; 3], shift: i16) -> [u8; 3] {
     tone.map(|value| (value + shift).clamp(0, 255) as u8)
 }

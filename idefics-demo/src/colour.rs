@@ -1,4 +1,4 @@
-//! The six colours of shapes, and their shades.
+//! The six colours of shapes.
 
 use std::fmt;
 
@@ -7,25 +7,25 @@ use rand::Rng;
 /// The colour of a shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Colour {
-    /// Hues about 0°.
+    /// Hues around 0°.
     Red,
-    /// Hues about 29°.
+    /// Hues around 29°.
     Orange,
-    /// Hues about 54°.
+    /// Hues around 54°.
     Yellow,
-    /// Hues about 124°.
+    /// Hues around 124°.
     Green,
-    /// Hues about 220°.
+    /// Hues around 220°.
     Blue,
-    /// Hues about 278°.
+    /// Hues around 278°.
     Purple,
 }
 
 impl Colour {
-    /// Every colour.
+    /// All colours.
     pub const ALL: [Self; 6] = [Self::Red, Self::Orange, Self::Yellow, Self::Green, Self::Blue, Self::Purple];
 
-    /// The word for it, in lower case.
+    /// The name in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Self::Red => "red",
@@ -37,14 +37,15 @@ impl Colour {
         }
     }
 
-    /// `a` or `an`, as the word asks for.
+    /// The indefinite article of the name: `a` or `an`.
     pub fn article(self) -> &'static str {
         if self == Self::Orange { "an" } else { "a" }
     }
 
-    /// A shade that everybody would call by this name: RGB, 0 to 255.
+    /// A random shade that is clearly recognisable as this colour: RGB, 0 to 255.
     pub fn shade(self, rng: &mut (impl Rng + ?Sized)) -> [u8; 3] {
-        // Degrees and lightness. Red, orange and yellow are the nearest: 21 and 17 degrees apart, and red is darker.
+        // Hue in degrees, and lightness. Red, orange and yellow are the closest hues, 21° and 17° apart; red is
+        // darker.
         let (hue, lightness) = match self {
             Self::Red => (-6.0..4.0, 0.40..0.50),
             Self::Orange => (25.0..33.0, 0.49..0.55),
@@ -63,7 +64,7 @@ impl fmt::Display for Colour {
     }
 }
 
-/// RGB, 0 to 255, of a hue in degrees from -60 to 360, a saturation and a lightness, both 0 to 1.
+/// Converts HSL to RGB, 0 to 255. The hue is in degrees from -60 to 360, saturation and lightness are from 0 to 1.
 fn from_hsl(hue: f32, saturation: f32, lightness: f32) -> [u8; 3] {
     let chroma = saturation * lightness.min(1.0 - lightness);
     [0.0, 8.0, 4.0].map(|offset| {

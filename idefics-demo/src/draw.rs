@@ -1,19 +1,19 @@
-//! From scenes to pixels.
+//! Renders scenes.
 
 use image::RgbImage;
 
 use crate::scene::Scene;
 use crate::shape::Shape;
 
-/// A pixel is sampled at this many points along each side.
+/// Number of sample points per pixel along each side.
 const SAMPLES: u32 = 3;
 
 impl Scene {
-    /// Paints the picture: smooth edges, no difference between machines.
+    /// Renders the picture with anti-aliased edges. The result is the same on every machine.
     pub fn render(&self) -> RgbImage {
         let mut picture = self.background.paint(self.width, self.height);
         for shape in &self.shapes {
-            for (x, y) in self.pixels_about(shape) {
+            for (x, y) in self.bounding_pixels(shape) {
                 let covered = covered_samples(shape, x, y);
                 if covered > 0 {
                     let pixel = picture.get_pixel_mut(x, y);
@@ -27,10 +27,10 @@ impl Scene {
     }
 }
 
-/// How many of the `SAMPLES²` points of a pixel lie in the shape.
+/// Number of the `SAMPLES²` sample points of a pixel that are inside the shape.
 fn covered_samples(shape: &Shape, x: u32, y: u32) -> u32 {
     let level = shape.level(x as f32 + 0.5, y as f32 + 0.5);
-    // No point is further than 0.48 pixels from the middle.
+    // Sample points are at most 0.48 pixels from the centre of the pixel.
     if level > 0.5 {
         return 0;
     }
@@ -42,7 +42,7 @@ fn covered_samples(shape: &Shape, x: u32, y: u32) -> u32 {
     points.filter(|&(x, y)| shape.contains(x, y)).count() as u32
 }
 
-/// The mean of `behind` and `shade`, of which `covered` of `SAMPLES²` parts are `shade`.
+/// Mixes `behind` and `shade`; the fraction of `shade` is `covered / SAMPLES²`.
 fn blend(behind: u8, shade: u8, covered: u32) -> u8 {
     let all = SAMPLES * SAMPLES;
     ((u32::from(behind) * (all - covered) + u32::from(shade) * covered + all / 2) / all) as u8

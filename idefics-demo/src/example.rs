@@ -1,4 +1,4 @@
-//! Samples to learn from or to measure with: pictures and what is said about them.
+//! Examples for training or evaluation: pictures and the text about them.
 
 use rand::Rng;
 
@@ -10,39 +10,38 @@ use crate::shape::Kind;
 use crate::task::{Exchange, Task};
 use crate::two_pictures;
 
-/// The tasks that a chat about one picture is made of.
+/// The tasks that occur in a chat about one picture.
 const CHAT_TASKS: [Task; 7] =
     [Task::Caption, Task::Colour, Task::Shape, Task::Count, Task::Place, Task::Comparison, Task::YesNo];
 
-/// What is shown and said in one sample.
+/// One example: pictures and a text about them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
-    /// The pictures, in the order in which the text has them.
+    /// The pictures, in the order of their placeholders in the text.
     pub scenes: Vec<Scene>,
-    /// The text.
+    /// The text, as a chat or a continuation.
     pub form: Form,
 }
 
-/// The text of a sample.
+/// The text of an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Form {
-    /// The chat of Idefics2: the pictures come first in the first user message, then the question; more exchanges may
-    /// follow.
+    /// A chat in the format of Idefics2. The first user message starts with the pictures.
     Chat(Vec<Exchange>),
-    /// Plain text that the model goes on with.
+    /// Plain text that the model continues.
     Continuation {
-        /// The sort of text.
+        /// The type of text.
         task: Task,
-        /// What the model is given, with one `<image>` per scene.
+        /// The input of the model, with one `<image>` per scene.
         prompt: String,
-        /// What the model adds, a space first and a full stop last.
+        /// The expected continuation. It starts with a space and ends with a full stop.
         answer: String,
     },
 }
 
 impl Example {
-    /// A mixture of everything: half are a single task, half a chat of one to four exchanges, a quarter of these about
-    /// two pictures. Each picture has a size of its own.
+    /// A random example: with probability 1/2 a single task, otherwise a chat of one to four exchanges. A quarter of
+    /// the chats are about two pictures. Each picture has a random size, see [`random_size`].
     pub fn random(rng: &mut (impl Rng + ?Sized)) -> Self {
         if rng.random() {
             let task = pick(rng, Task::ALL);
@@ -54,8 +53,8 @@ impl Example {
         Self::chat(rng, scenes, n_exchanges)
     }
 
-    /// One exchange, or one continuation, of `task`, with pictures about which it can be asked. Each picture has a size
-    /// of its own, see [`random_size`].
+    /// One exchange or continuation of `task`, with random pictures that allow it. Each picture has a random size,
+    /// see [`random_size`].
     pub fn single(rng: &mut (impl Rng + ?Sized), task: Task) -> Self {
         loop {
             let scenes = (0..task.n_pictures()).map(|_| scene_of_random_size(rng)).collect();
@@ -65,10 +64,10 @@ impl Example {
         }
     }
 
-    /// As [`Example::single`], all pictures `width` by `height` pixels.
+    /// Like [`Example::single`], but all pictures have `width` by `height` pixels.
     ///
     /// # Panics
-    /// As [`Scene::random`].
+    /// If a side is less than 32 pixels, or more than twice the other side.
     pub fn single_sized(rng: &mut (impl Rng + ?Sized), task: Task, width: u32, height: u32) -> Self {
         loop {
             let scenes = (0..task.n_pictures()).map(|_| Scene::random(rng, width, height)).collect();
@@ -78,11 +77,11 @@ impl Example {
         }
     }
 
-    /// One exchange, or one continuation, of `task` about given scenes; `None` where they do not allow it, or are not
-    /// as many as the task is about.
+    /// One exchange or continuation of `task` about the given scenes. `None` if the scenes do not allow it, or if
+    /// their number is not [`Task::n_pictures`].
     ///
     /// # Panics
-    /// If a scene has no shapes or more than three.
+    /// If a scene does not have one to three shapes.
     pub fn about(rng: &mut (impl Rng + ?Sized), scenes: Vec<Scene>, task: Task) -> Option<Self> {
         check(&scenes);
         let form = match (scenes.as_slice(), task) {
@@ -97,13 +96,14 @@ impl Example {
         Some(Self { scenes, form })
     }
 
-    /// A scene told in full, shape after shape from the left: to learn from, as it says more than any question asks.
+    /// A detailed caption of a scene, for training: it gives the position and size of each shape, from left to right.
     ///
-    /// ` a red circle at 2 7 of size 4 and a blue star at 8 3 of size 2.`: the two numbers are the position of
-    /// the centre from the left and from the top, in tenths of the picture, rounded down; sizes go from 0 to 9, see [`Shape::grade`](crate::Shape::grade).
+    /// Example: ` a red circle at 2 7 of size 4 and a blue star at 8 3 of size 2.` The two numbers after `at` are the
+    /// position of the centre from the left and from the top, in tenths of the picture, rounded down. Sizes are from
+    /// 0 to 9, see [`Shape::grade`](crate::Shape::grade).
     ///
     /// # Panics
-    /// If the scene has no shapes or more than three.
+    /// If the scene does not have one to three shapes.
     pub fn in_detail(scene: Scene) -> Self {
         let scenes = vec![scene];
         check(&scenes);
@@ -115,19 +115,18 @@ impl Example {
         Self { scenes, form }
     }
 
-    /// A chat about one or two scenes, of `n_exchanges`, or fewer where the scenes do not give as many.
+    /// A chat about one or two scenes with `n_exchanges` exchanges, or fewer if the scenes do not allow that many.
     ///
-    /// No question comes twice. Colours, kinds and presence are not asked for once the chat has told them, with one
-    /// exception: a caption, of which there is one at most, is the last word in three of four chats, but the first in
-    /// the fourth.
+    /// No question occurs twice. The chat does not ask for colours, kinds or presence that it has mentioned before,
+    /// with one exception: there is at most one caption, which comes last with probability 3/4 and first otherwise.
     ///
     /// # Panics
-    /// If there are no scenes or more than two, or if one has no shapes or more than three.
+    /// If there are not one or two scenes, or if a scene does not have one to three shapes.
     pub fn chat(rng: &mut (impl Rng + ?Sized), scenes: Vec<Scene>, n_exchanges: usize) -> Self {
         check(&scenes);
         let mut exchanges: Vec<Exchange> = Vec::new();
         let mut caption = None;
-        // A scene with little in it repeats itself.
+        // A simple scene allows few different questions, so limit the number of attempts.
         for _ in 0..16 * n_exchanges {
             if exchanges.len() + usize::from(caption.is_some()) == n_exchanges {
                 break;
@@ -138,11 +137,11 @@ impl Example {
                     questions::ask(rng, task, scene)
                 }
                 [first, second] => two_pictures::ask(rng, [first, second]),
-                _ => panic!("a chat is about one or two pictures"),
+                _ => panic!("a chat needs one or two pictures"),
             };
             match exchange {
                 Some(exchange) if exchange.task == Task::Caption => caption = Some(exchange),
-                Some(exchange) if !is_told(&exchange, &exchanges) => exchanges.push(exchange),
+                Some(exchange) if !is_already_answered(&exchange, &exchanges) => exchanges.push(exchange),
                 _ => {}
             }
         }
@@ -153,8 +152,9 @@ impl Example {
         Self { scenes, form: Form::Chat(exchanges) }
     }
 
-    /// The text with the answers, as the chat template of Idefics2 writes it, or the prompt and its continuation. There
-    /// is one `<image>` per scene, and no token for the beginning or the end.
+    /// The text including the answers: in the format of the Idefics2 chat template, or the prompt and its
+    /// continuation.
+    /// There is one `<image>` per scene, and no token for the start or end of the text.
     pub fn text(&self) -> String {
         match &self.form {
             Form::Chat(exchanges) => {
@@ -171,7 +171,7 @@ impl Example {
     }
 }
 
-/// The texts of `n` examples of [`Example::random`], to make a tokenizer from: those for training, numbers 0 to `n`.
+/// The texts of the training examples 0 to `n` (exclusive) from [`Example::random`], to train a tokenizer.
 pub fn corpus(seed: u64, n: usize) -> impl Iterator<Item = String> {
     (0..n as u64).map(move |index| Example::random(&mut rng(Purpose::Training, seed, index)).text())
 }
@@ -182,11 +182,12 @@ fn scene_of_random_size(rng: &mut (impl Rng + ?Sized)) -> Scene {
 }
 
 fn check(scenes: &[Scene]) {
-    assert!(scenes.iter().all(|scene| (1..=3).contains(&scene.shapes.len())), "a scene has one to three shapes");
+    assert!(scenes.iter().all(|scene| (1..=3).contains(&scene.shapes.len())), "a scene must have one to three shapes");
 }
 
-/// Whether the question has been asked, or its answer said: `What colour is the circle?` after words on a red circle.
-fn is_told(exchange: &Exchange, earlier: &[Exchange]) -> bool {
+/// Whether the question was asked before, or earlier exchanges reveal the answer: `What colour is the circle?` after
+/// an exchange about a red circle.
+fn is_already_answered(exchange: &Exchange, earlier: &[Exchange]) -> bool {
     let names = names_in(exchange);
     earlier.iter().any(|before| {
         let said = names_in(before);
@@ -196,7 +197,7 @@ fn is_told(exchange: &Exchange, earlier: &[Exchange]) -> bool {
     })
 }
 
-/// The colours and kinds that are named.
+/// The names of colours and kinds that an exchange mentions.
 fn names_in(Exchange { question, answer, .. }: &Exchange) -> Vec<&'static str> {
     let text = format!("{question} {answer}").to_lowercase();
     let names = Colour::ALL.map(Colour::name).into_iter().chain(Kind::ALL.map(Kind::name));

@@ -1,10 +1,10 @@
-//! What a question may say of a shape.
+//! The ways in which a question refers to shapes.
 
 use crate::colour::Colour;
 use crate::scene::Scene;
 use crate::shape::{Kind, Shape};
 
-/// Shapes as a question names them.
+/// A reference to shapes by kind, by colour or by both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mention {
     /// `a circle`
@@ -16,32 +16,32 @@ pub(crate) enum Mention {
 }
 
 impl Mention {
-    /// Every kind.
+    /// A mention of each kind.
     pub(crate) fn kinds() -> Vec<Self> {
         Kind::ALL.map(Self::Kind).to_vec()
     }
 
-    /// Every colour.
+    /// A mention of each colour.
     pub(crate) fn colours() -> Vec<Self> {
         Colour::ALL.map(Self::Colour).to_vec()
     }
 
-    /// Every kind in every colour.
+    /// A mention of each combination of colour and kind.
     pub(crate) fn pairs() -> Vec<Self> {
         Colour::ALL.into_iter().flat_map(|colour| Kind::ALL.map(|kind| Self::Both(colour, kind))).collect()
     }
 
-    /// How many shapes of the scene it fits.
+    /// Number of matching shapes in the scene.
     pub(crate) fn count(self, scene: &Scene) -> usize {
         scene.shapes.iter().filter(|shape| self.fits(shape)).count()
     }
 
-    /// Whether it fits a shape of the scene.
+    /// Whether any shape of the scene matches.
     pub(crate) fn is_in(self, scene: &Scene) -> bool {
         self.count(scene) > 0
     }
 
-    /// One such shape, with the article.
+    /// The singular with its article: `a red circle`.
     pub(crate) fn singular(self) -> String {
         match self {
             Self::Kind(kind) => format!("a {kind}"),
@@ -50,7 +50,7 @@ impl Mention {
         }
     }
 
-    /// Several such shapes.
+    /// The plural: `red circles`.
     pub(crate) fn plural(self) -> String {
         match self {
             Self::Kind(kind) => kind.plural().to_owned(),

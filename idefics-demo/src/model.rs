@@ -1,4 +1,4 @@
-//! The trained model, as the files of its folder.
+//! The files of the trained model, embedded in the library.
 
 use std::io;
 use std::path::Path;
@@ -7,8 +7,8 @@ macro_rules! files {
     ($($name:literal),* $(,)?) => { [$(($name, include_bytes!(concat!("../model/", $name)).as_slice())),*] };
 }
 
-/// A small Idefics2 in the public layout that was trained on these scenes: (name, contents) of each file. How it was
-/// made and what it knows is in its `README.md`.
+/// A small Idefics2 in the public layout, trained on scenes of this crate: the name and contents of each file. Its
+/// `README.md` describes the training and the accuracy.
 pub const MODEL: [(&str, &[u8]); 8] = files![
     "chat_template.json",
     "config.json",
@@ -20,10 +20,10 @@ pub const MODEL: [(&str, &[u8]); 8] = files![
     "tokenizer_config.json",
 ];
 
-/// Writes the model's files into a folder that exists.
+/// Writes the files of the model to an existing folder.
 ///
 /// # Errors
-/// The system's answer.
+/// If a file cannot be written.
 pub fn write_model(folder: &Path) -> io::Result<()> {
     MODEL.iter().try_for_each(|(name, contents)| std::fs::write(folder.join(name), contents))
 }

@@ -1,4 +1,4 @@
-//! Questions about one picture. Each has one right answer, which the scene alone decides.
+//! Questions about one picture. Each has exactly one right answer, which follows from the scene.
 
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -13,37 +13,41 @@ use crate::task::{Exchange, Task};
 /// A question, or a prompt, and its answer.
 pub(crate) type Pair = (String, String);
 
-/// In the words of an answer, the number of shapes.
+/// The answers for 0 to 3 shapes.
 pub(crate) const NUMBERS: [&str; 4] = ["None.", "One.", "Two.", "Three."];
 
-/// Counts 0 to 3 of a kind or colour are asked for in these proportions, where the scene has them: few have the larger.
+/// Relative weights of questions whose answer is 0 to 3. Larger counts are rare in scenes, so they get larger
+/// weights.
 const COUNT_WEIGHTS: [usize; 4] = [1, 1, 6, 12];
-/// A shape is `Top left.` only if its centre is this far off both middle lines, as a share of the side.
+/// Minimum distance between the centre of a shape and both centre lines, as a fraction of the side, to answer with a
+/// quadrant such as `Top left.`
 const MIN_OFF_MIDDLE: f32 = 0.08;
-/// A shape is above another only if its centre is higher by this share of the height.
+/// Minimum vertical distance between two centres, as a fraction of the height, to ask which shape is above.
 const MIN_RISE: f32 = 0.15;
-/// A shape is larger only if its area is this many times the other's.
+/// Minimum ratio of two areas to call one shape larger.
 const MIN_AREA_RATIO: f32 = 1.6;
 
-/// Asks a question of `task`, or `None` where the scene leaves it in doubt or it is not a question about one picture.
+/// Asks a question of `task`. `None` if the scene allows no unambiguous question, or if the task is not a question
+/// about one picture.
 pub(crate) fn ask<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Scene) -> Option<Exchange> {
     let (question, answer) = match task {
         Task::Caption => caption(rng, scene),
         Task::Colour => colour(rng, scene)?,
         Task::Shape => shape(rng, scene)?,
         Task::Count => count(rng, scene)?,
-        Task::Place => any_of(rng, scene, [left_or_right, above_or_below, whereabouts, whereabouts])?,
-        // Sizes come twice: they are often too near to compare.
+        Task::Place => first_possible(rng, scene, [left_or_right, above_or_below, whereabouts, whereabouts])?,
+        // Size questions are listed twice, because sizes are often too similar to compare.
         Task::Comparison => {
-            any_of(rng, scene, [larger_of_two, larger_of_two, largest, largest, further_of_two, furthest])?
+            first_possible(rng, scene, [larger_of_two, larger_of_two, largest, largest, further_of_two, furthest])?
         }
-        Task::YesNo => any_of(rng, scene, [is_there, is_there, has_colour, more_than])?,
+        Task::YesNo => first_possible(rng, scene, [is_there, is_there, has_colour, more_than])?,
         Task::PromptedCaption | Task::Classification | Task::TwoPictures => return None,
     };
     Some(Exchange { task, question, answer })
 }
 
-/// A prompt of `task` and how it goes on, or `None` where the scene leaves it in doubt or it is not a continuation.
+/// A prompt of `task` and its continuation. `None` if the scene is not suitable, or if the task is not a
+/// continuation.
 pub(crate) fn continuation<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Scene) -> Option<Pair> {
     match task {
         Task::PromptedCaption => {
@@ -55,8 +59,8 @@ pub(crate) fn continuation<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Sce
     }
 }
 
-/// What one of `forms` in random order makes of the scene.
-fn any_of<R: Rng + ?Sized, const N: usize>(
+/// Tries the `forms` of a question in random order, and returns the first one that the scene allows.
+fn first_possible<R: Rng + ?Sized, const N: usize>(
     rng: &mut R,
     scene: &Scene,
     mut forms: [fn(&mut R, &Scene) -> Option<Pair>; N],
@@ -71,13 +75,13 @@ fn caption<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Pair {
 }
 
 fn colour<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
-    let shape = shape_alone_in(rng, scene, |shape| Mention::Kind(shape.kind))?;
+    let shape = unique_shape(rng, scene, |shape| Mention::Kind(shape.kind))?;
     let question = pick(rng, ["What colour is the", "Which colour is the"]);
     Some((format!("{question} {}?", shape.kind), sentence(shape.colour.name())))
 }
 
 fn shape<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
-    let shape = shape_alone_in(rng, scene, |shape| Mention::Colour(shape.colour))?;
+    let shape = unique_shape(rng, scene, |shape| Mention::Colour(shape.colour))?;
     let question = pick(rng, ["What shape is", "Which shape is"]);
     Some((format!("{question} {}?", shape.colour), sentence(&format!("a {}", shape.kind))))
 }
@@ -93,7 +97,7 @@ fn count<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
                 .flat_map(|n| std::iter::repeat_n(n, COUNT_WEIGHTS[n]))
                 .collect();
             let n_shapes = *counts.choose(rng)?;
-            (any(rng, with_count(n_shapes))?.plural(), n_shapes)
+            (choose(rng, with_count(n_shapes))?.plural(), n_shapes)
         }
     };
     Some((format!("How many {shapes} are there?"), NUMBERS[n_shapes].into()))
@@ -118,7 +122,7 @@ fn whereabouts<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
         [x / scene.width as f32 - 0.5, y / scene.height as f32 - 0.5]
     };
     let is_clear = |shape: &&Shape| off_middle(shape).into_iter().all(|off| off.abs() >= MIN_OFF_MIDDLE);
-    let shape = any(rng, scene.shapes.iter().filter(is_clear))?;
+    let shape = choose(rng, scene.shapes.iter().filter(is_clear))?;
     let [right, down] = off_middle(shape).map(|off| off > 0.0);
     let answer = match (down, right) {
         (false, false) => "Top left.",
@@ -134,14 +138,14 @@ fn larger_of_two<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let [one, other] = two_shapes(rng, scene, |one, other| sizes.is_larger(one, other) || sizes.is_larger(other, one))?;
     let (large, small) = if sizes.is_larger(one, other) { (one, other) } else { (other, one) };
     let (word, answer) = pick(rng, [("larger", large), ("smaller", small)]);
-    Some((format!("Which is {word}, the {} or the {}?", one.name(), other.name()), the(answer)))
+    Some((format!("Which is {word}, the {} or the {}?", one.name(), other.name()), the_shape(answer)))
 }
 
 fn further_of_two<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let [one, other] = two_shapes(rng, scene, |_, _| true)?;
     let (left, right) = if one.centre[0] < other.centre[0] { (one, other) } else { (other, one) };
     let (word, answer) = pick(rng, [("left", left), ("right", right)]);
-    Some((format!("Which is further {word}, the {} or the {}?", one.name(), other.name()), the(answer)))
+    Some((format!("Which is further {word}, the {} or the {}?", one.name(), other.name()), the_shape(answer)))
 }
 
 fn largest<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
@@ -149,19 +153,20 @@ fn largest<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
         return None;
     }
     let sizes = Sizes::of(scene);
-    let rivals =
-        |of: &Shape| scene.shapes.iter().filter(|shape| shape.name() != of.name()).copied().collect::<Vec<_>>();
+    let rivals = |subject: &Shape| {
+        scene.shapes.iter().filter(|shape| shape.name() != subject.name()).copied().collect::<Vec<_>>()
+    };
     let large = scene.shapes.iter().find(|shape| rivals(shape).iter().all(|rival| sizes.is_larger(shape, rival)));
     let small = scene.shapes.iter().find(|shape| rivals(shape).iter().all(|rival| sizes.is_larger(rival, shape)));
     let answers = [large.map(|shape| ("largest", shape)), small.map(|shape| ("smallest", shape))];
-    let (word, answer) = any(rng, answers.into_iter().flatten())?;
-    Some((format!("Which shape is {word}?"), the(answer)))
+    let (word, answer) = choose(rng, answers.into_iter().flatten())?;
+    Some((format!("Which shape is {word}?"), the_shape(answer)))
 }
 
 fn furthest<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let [left, .., right] = scene.shapes.as_slice() else { return None };
     let (word, answer) = pick(rng, [("left", left), ("right", right)]);
-    Some((format!("Which shape is furthest {word}?"), the(answer)))
+    Some((format!("Which shape is furthest {word}?"), the_shape(answer)))
 }
 
 fn is_there<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
@@ -172,33 +177,34 @@ fn is_there<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     };
     let yes = rng.random();
     let mut fitting: Vec<_> = mentions.into_iter().filter(|mention| mention.is_in(scene) == yes).collect();
-    // Most of what is not there is there in part: the colour on another kind, or the kind in another colour.
+    // Most wrong mentions match in part: the scene has the colour on another kind, or the kind in another colour.
     if !yes && rng.random_ratio(3, 4) {
         fitting.retain(|&mention| match mention {
             Mention::Both(colour, kind) => Mention::Colour(colour).is_in(scene) || Mention::Kind(kind).is_in(scene),
             Mention::Kind(_) | Mention::Colour(_) => true,
         });
     }
-    let mention = any(rng, fitting)?;
+    let mention = choose(rng, fitting)?;
     Some((format!("Is there {}?", mention.singular()), yes_or_no(yes)))
 }
 
 fn has_colour<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
-    let shape = shape_alone_in(rng, scene, |shape| Mention::Kind(shape.kind))?;
+    let shape = unique_shape(rng, scene, |shape| Mention::Kind(shape.kind))?;
     let yes = rng.random();
     let mut colours = if yes { vec![shape.colour] } else { Colour::ALL.to_vec() };
     colours.retain(|&colour| yes || colour != shape.colour);
-    // Half of the wrong colours are another shape's.
+    // Half of the wrong colours are the colour of another shape, if there is one.
     if !yes && rng.random() && colours.iter().any(|&colour| Mention::Colour(colour).is_in(scene)) {
         colours.retain(|&colour| Mention::Colour(colour).is_in(scene));
     }
-    let colour = any(rng, colours)?;
+    let colour = choose(rng, colours)?;
     Some((format!("Is the {} {colour}?", shape.kind), yes_or_no(yes)))
 }
 
 fn more_than<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let yes = rng.random();
-    // One shape more than asked for, or just as many: neither answer is likelier.
+    // For "yes" the scene has one shape more than the question says, for "no" exactly as many. Both are equally
+    // likely.
     let question = match scene.shapes.len() - usize::from(yes) {
         1 => "Is there more than one shape?",
         2 => "Are there more than two shapes?",
@@ -222,7 +228,7 @@ fn classification<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     Some((format!("Categories: {}.\n<image>Category:", categories.join(", ")), format!(" {right}.")))
 }
 
-/// Which shapes are beyond doubt larger than others.
+/// Compares the sizes of shapes.
 struct Sizes<'a> {
     scene: &'a Scene,
     visible: Vec<u32>,
@@ -233,7 +239,7 @@ impl<'a> Sizes<'a> {
         Self { scene, visible: scene.visible_areas() }
     }
 
-    /// Whether `one` is larger in all of it, in what is visible of it, and across.
+    /// Whether `one` is clearly larger: in total area, visible area and radius.
     fn is_larger(&self, one: &Shape, other: &Shape) -> bool {
         let visible = |shape: &Shape| {
             let shapes = self.scene.shapes.iter().zip(&self.visible);
@@ -245,16 +251,16 @@ impl<'a> Sizes<'a> {
     }
 }
 
-/// A shape, with no other to which the same mention fits.
-pub(crate) fn shape_alone_in<'a, R: Rng + ?Sized>(
+/// A random shape that is the only match of its mention.
+pub(crate) fn unique_shape<'a, R: Rng + ?Sized>(
     rng: &mut R,
     scene: &'a Scene,
     mention: fn(&Shape) -> Mention,
 ) -> Option<&'a Shape> {
-    any(rng, scene.shapes.iter().filter(|shape| mention(shape).count(scene) == 1))
+    choose(rng, scene.shapes.iter().filter(|shape| mention(shape).count(scene) == 1))
 }
 
-/// Two different shapes that `fit`, in random order.
+/// A random ordered pair of different shapes that satisfies `fit`.
 fn two_shapes<'a, R: Rng + ?Sized>(
     rng: &mut R,
     scene: &'a Scene,
@@ -263,11 +269,11 @@ fn two_shapes<'a, R: Rng + ?Sized>(
     let n_shapes = scene.shapes.len();
     let pairs = (0..n_shapes).flat_map(|i| (0..n_shapes).map(move |j| (i, j))).filter(|&(i, j)| i != j);
     let pairs = pairs.map(|(i, j)| [&scene.shapes[i], &scene.shapes[j]]);
-    any(rng, pairs.filter(|[one, other]| fit(one, other)))
+    choose(rng, pairs.filter(|[one, other]| fit(one, other)))
 }
 
-/// One of `options`, each as likely, or `None` where there are none.
-pub(crate) fn any<R: Rng + ?Sized, T>(rng: &mut R, options: impl IntoIterator<Item = T>) -> Option<T> {
+/// A uniformly random option; `None` if there are none.
+pub(crate) fn choose<R: Rng + ?Sized, T>(rng: &mut R, options: impl IntoIterator<Item = T>) -> Option<T> {
     let mut options: Vec<T> = options.into_iter().collect();
     if options.is_empty() { None } else { Some(options.swap_remove(rng.random_range(0..options.len()))) }
 }
@@ -277,7 +283,7 @@ fn listed(scene: &Scene) -> String {
     enumeration(scene.shapes.iter().map(named))
 }
 
-/// As [`listed`], each with the tenths of the picture that its middle is in, and the grade of its size.
+/// Like [`listed`], with the position of each shape in tenths of the picture, and the grade of its size.
 pub(crate) fn listed_in_detail(scene: &Scene) -> String {
     enumeration(scene.shapes.iter().map(|shape| {
         let [x, y] = scene.tenths(shape);
@@ -290,7 +296,7 @@ fn named(shape: &Shape) -> String {
     Mention::Both(shape.colour, shape.kind).singular()
 }
 
-/// `one, two and three`.
+/// Joins names: `one, two and three`.
 fn enumeration(names: impl Iterator<Item = String>) -> String {
     let names: Vec<_> = names.collect();
     match names.as_slice() {
@@ -299,14 +305,14 @@ fn enumeration(names: impl Iterator<Item = String>) -> String {
     }
 }
 
-/// With a capital letter and a full stop.
+/// Turns text into a sentence: adds a capital letter and a full stop.
 pub(crate) fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).chain(['.']).collect()
 }
 
 /// `The red circle.`
-fn the(shape: &Shape) -> String {
+fn the_shape(shape: &Shape) -> String {
     format!("The {}.", shape.name())
 }
 

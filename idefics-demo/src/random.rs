@@ -1,22 +1,22 @@
-//! Random numbers that are the same on every machine.
+//! Reproducible random numbers, the same on every machine.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What random numbers are drawn for. Two purposes never share a stream.
+/// The purpose of random numbers. Different purposes use different streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// Examples to learn from.
+    /// Training examples.
     Training,
-    /// Examples to measure with.
+    /// Evaluation examples.
     Evaluation,
-    /// Examples to show.
+    /// Examples for demonstration.
     Demo,
 }
 
-/// The stream of random numbers number `index` of `seed`.
+/// Creates the random number generator for `index` under `seed`.
 ///
-/// The three arguments together are the key of the cipher, so no two different triples share a stream.
+/// The three arguments form the key of the ChaCha cipher, so different arguments give different streams.
 pub fn rng(purpose: Purpose, seed: u64, index: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -29,12 +29,12 @@ pub fn rng(purpose: Purpose, seed: u64, index: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// One of `options`, each as likely.
+/// A uniformly random option.
 pub(crate) fn pick<T: Copy, const N: usize>(rng: &mut (impl Rng + ?Sized), options: [T; N]) -> T {
     options[rng.random_range(0..N)]
 }
 
-/// A vector of length 1, each direction as likely: without sine and cosine, whose last bits depend on the machine.
+/// A uniformly random unit vector. Sine and cosine are avoided because their last bits depend on the machine.
 pub(crate) fn direction(rng: &mut (impl Rng + ?Sized)) -> [f32; 2] {
     loop {
         let [x, y]: [f32; 2] = [rng.random_range(-1.0..1.0), rng.random_range(-1.0..1.0)];

@@ -1,4 +1,4 @@
-//! Scenes: a background and one to three shapes, drawn so that no question about them is in doubt.
+//! Scenes: a background and one to three shapes, generated so that questions about them are unambiguous.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -8,75 +8,79 @@ use crate::colour::Colour;
 use crate::random::pick;
 use crate::shape::{Kind, Shape};
 
-/// The classes of [`Scene::patch_labels`]: the background, and every kind in every colour.
+/// Number of classes in [`Scene::patch_labels`]: the background, and each combination of kind and colour.
 pub const N_PATCH_CLASSES: usize = 1 + Kind::ALL.len() * Colour::ALL.len();
 
-/// The centres of two shapes are at least this far apart from left to right, as a share of the width.
+/// Minimum horizontal distance between the centres of two shapes, as a fraction of the width.
 const MIN_STEP: f32 = 0.15;
-/// At least this share of a shape's pixels is not hidden by other shapes.
+/// Minimum fraction of a shape's pixels that is not hidden by other shapes.
 const MIN_VISIBLE: f32 = 0.85;
-/// The bounding circles of two shapes of one colour are at least this many pixels apart: they must not run together.
+/// Minimum distance in pixels between the bounding circles of two shapes of the same colour, so that they do not
+/// merge.
 const MIN_GAP: f32 = 2.0;
 
-/// A picture before it is painted.
+/// The description of a picture: size, background and shapes.
 ///
-/// Scenes of [`Scene::random`] have one to three shapes, listed from left to right, their centres at least 0.15 of the
-/// width apart in that direction. Each lies wholly inside, at least 0.85 of it is visible, no two agree in
-/// both colour and kind, and two of one colour do not touch. The questions of this crate rely on all that.
+/// A scene from [`Scene::random`] has one to three shapes, listed from left to right, with centres at least 0.15 of
+/// the width apart horizontally. All shapes are entirely inside the picture, at least 85 % of each is visible, no two
+/// have the same colour and kind, and shapes of the same colour do not touch. The questions of this crate rely on
+/// this.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scene {
-    /// Pixels from left to right.
+    /// Width in pixels.
     pub width: u32,
-    /// Pixels from top to bottom.
+    /// Height in pixels.
     pub height: u32,
-    /// What lies behind the shapes.
+    /// The background behind the shapes.
     pub background: Background,
-    /// The shapes, from left to right. Each covers those before it.
+    /// The shapes, from left to right. Later shapes are drawn over earlier ones.
     pub shapes: Vec<Shape>,
 }
 
-/// What a patch shows; see [`Scene::patch_labels`].
+/// The content of a patch; see [`Scene::patch_labels`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct PatchLabel {
-    /// 0 is background: less than a quarter of the patch is covered. Otherwise it is [`Shape::class`] of the shape that
-    /// shows most in it; of two that show as much, the one in front. There are [`N_PATCH_CLASSES`].
+    /// 0 for background: shapes cover less than a quarter of the patch. Otherwise the [`Shape::class`] of the shape
+    /// with the most visible pixels in the patch; of two with the same number, the one in front. Less than
+    /// [`N_PATCH_CLASSES`].
     pub class: u8,
-    /// For each of its pixels, row after row, whether a shape covers its middle.
+    /// For each pixel in row-major order, whether a shape covers its centre.
     pub covered: Vec<bool>,
-    /// The shape that it is of; `None` where it is background.
+    /// The shape with the most visible pixels; `None` for background.
     pub shape: Option<PatchShape>,
 }
 
-/// The shape that a patch is of.
+/// The shape that a patch mainly shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PatchShape {
-    /// Its number in the scene: 0 is the leftmost.
+    /// Index of the shape in the scene; 0 is the leftmost.
     pub number: usize,
-    /// From the patch's middle to the shape's, right and down, in patches.
+    /// Vector from the centre of the patch to the centre of the shape (right, down), in patches.
     pub offset: [f32; 2],
-    /// Radius of its bounding circle, in patches.
+    /// Radius of the shape's bounding circle, in patches.
     pub radius: f32,
-    /// Its middle: the distance from the picture's, right and down, in widths and heights; within ±0.5.
+    /// Centre of the shape relative to the centre of the picture (right, down), as fractions of width and height;
+    /// within ±0.5.
     pub centre: [f32; 2],
-    /// The tenths of the picture that its middle is in, counted from the left and from the top: 0 to 9.
+    /// Position of the shape's centre in tenths of the picture, from the left and from the top: 0 to 9.
     pub tenths: [u8; 2],
-    /// See [`Shape::grade`].
+    /// Size of the shape from 0 to 9, see [`Shape::grade`].
     pub grade: u8,
 }
 
-/// Width and height of a picture, in pixels: each 64 to 128, so that no side is more than twice the other.
+/// A random width and height in pixels. Both are 64 to 128, so that no side is more than twice the other.
 pub fn random_size(rng: &mut (impl Rng + ?Sized)) -> (u32, u32) {
     (rng.random_range(64..=128), rng.random_range(64..=128))
 }
 
 impl Scene {
-    /// Any scene of `width` by `height` pixels, with one, two or three shapes, each as likely.
+    /// A random scene of `width` by `height` pixels, with one, two or three shapes with equal probability.
     ///
     /// # Panics
-    /// If a side is less than 32 pixels, or more than twice the other.
+    /// If a side is less than 32 pixels, or more than twice the other side.
     pub fn random(rng: &mut (impl Rng + ?Sized), width: u32, height: u32) -> Self {
-        assert!(width.min(height) >= 32, "no side is less than 32 pixels");
-        assert!(width.max(height) / 2 <= width.min(height), "no side is more than twice the other");
+        assert!(width.min(height) >= 32, "each side must be at least 32 pixels");
+        assert!(width.max(height) / 2 <= width.min(height), "no side may be more than twice the other");
         let background = Background::random(rng);
         let names = random_names(rng);
         loop {
@@ -90,13 +94,13 @@ impl Scene {
         }
     }
 
-    /// A picture full of shapes, one in each cell of `cell` by `cell` pixels, on which shapes are learned faster than on
-    /// scenes. No question is asked about it.
+    /// A picture full of shapes, one in each cell of `cell` by `cell` pixels. A vision tower learns shapes faster
+    /// from sheets than from ordinary scenes. Sheets are not suitable for questions.
     ///
     /// # Panics
     /// If `cell` is less than 16 pixels.
     pub fn sheet(rng: &mut (impl Rng + ?Sized), width: u32, height: u32, cell: u32) -> Self {
-        assert!(cell >= 16, "a cell has at least 16 pixels");
+        assert!(cell >= 16, "a cell must have at least 16 pixels");
         let background = Background::random(rng);
         let cells = (0..height / cell).flat_map(|row| (0..width / cell).map(move |column| [column, row]));
         let shapes = cells
@@ -112,7 +116,7 @@ impl Scene {
         Self { width, height, background, shapes }
     }
 
-    /// How many pixels of each shape other shapes leave visible, in the order of `shapes`.
+    /// Number of visible pixels of each shape, in the order of `shapes`.
     pub fn visible_areas(&self) -> Vec<u32> {
         let front = self.front();
         (1..=self.shapes.len())
@@ -120,7 +124,7 @@ impl Scene {
             .collect()
     }
 
-    /// What each whole patch of `patch` by `patch` pixels shows, row after row.
+    /// Labels of all complete patches of `patch` by `patch` pixels, in row-major order.
     ///
     /// # Panics
     /// If `patch` is 0.
@@ -152,17 +156,18 @@ impl Scene {
         corners.map(label).collect()
     }
 
-    /// The tenths of the picture that the middle of `shape` is in, counted from the left and from the top: 0 to 9.
+    /// Position of the centre of `shape` in tenths of the picture, from the left and from the top: 0 to 9.
     pub(crate) fn tenths(&self, shape: &Shape) -> [u8; 2] {
         let sides = [self.width as f32, self.height as f32];
         [0, 1].map(|axis| ((10.0 * shape.centre[axis] / sides[axis]) as u8).min(9))
     }
 
-    /// The shape in front at each pixel's middle, row after row: 0 for the background, 1 for the first shape.
+    /// The frontmost shape at the centre of each pixel, in row-major order: 0 for the background, 1 for the first
+    /// shape.
     fn front(&self) -> Vec<u8> {
         let mut front = vec![0; (self.width * self.height) as usize];
         for (number, shape) in (1..).zip(&self.shapes) {
-            for (x, y) in self.pixels_about(shape) {
+            for (x, y) in self.bounding_pixels(shape) {
                 if shape.contains(x as f32 + 0.5, y as f32 + 0.5) {
                     front[(y * self.width + x) as usize] = number;
                 }
@@ -171,7 +176,7 @@ impl Scene {
         front
     }
 
-    /// Whether the order, the colour and the kind of every shape are beyond doubt.
+    /// Whether the order, colours and kinds of the shapes are unambiguous.
     fn is_clear(&self) -> bool {
         let step = MIN_STEP * self.width as f32;
         if self.shapes.windows(2).any(|pair| pair[1].centre[0] - pair[0].centre[0] < step) {
@@ -190,13 +195,13 @@ impl Scene {
         }
         self.shapes.iter().zip(self.visible_areas()).all(|(shape, visible)| {
             let whole =
-                self.pixels_about(shape).filter(|&(x, y)| shape.contains(x as f32 + 0.5, y as f32 + 0.5)).count();
+                self.bounding_pixels(shape).filter(|&(x, y)| shape.contains(x as f32 + 0.5, y as f32 + 0.5)).count();
             visible as f32 >= MIN_VISIBLE * whole as f32
         })
     }
 
-    /// The pixels of the picture, left to right and row after row, outside of which there is nothing of `shape`.
-    pub(crate) fn pixels_about(&self, shape: &Shape) -> impl Iterator<Item = (u32, u32)> + use<> {
+    /// The pixels in the bounding box of `shape`, clipped to the picture, in row-major order.
+    pub(crate) fn bounding_pixels(&self, shape: &Shape) -> impl Iterator<Item = (u32, u32)> + use<> {
         let span = |axis: usize, side: u32| {
             let first = (shape.centre[axis] - shape.radius - 1.0).max(0.0) as u32;
             let end = (shape.centre[axis] + shape.radius + 2.0).max(0.0) as u32;
@@ -207,7 +212,8 @@ impl Scene {
     }
 }
 
-/// One to three different pairs of colour and kind; in every fourth scene all kinds agree, in every fourth all colours.
+/// One to three different pairs of colour and kind. In a quarter of the scenes all kinds are the same, and in another
+/// quarter all colours.
 fn random_names(rng: &mut (impl Rng + ?Sized)) -> Vec<(Colour, Kind)> {
     let n_shapes = rng.random_range(1..=3);
     let (mut colours, mut kinds) = (Colour::ALL, Kind::ALL);
@@ -217,7 +223,7 @@ fn random_names(rng: &mut (impl Rng + ?Sized)) -> Vec<(Colour, Kind)> {
         0 => kinds = [kinds[0]; 5],
         1 => colours = [colours[0]; 6],
         _ => {
-            // Free draws, in which chance repeats a colour or a kind too.
+            // Independent draws, which may repeat a colour or a kind by chance.
             let mut names = Vec::new();
             while names.len() < n_shapes {
                 let name = (pick(rng, Colour::ALL), pick(rng, Kind::ALL));

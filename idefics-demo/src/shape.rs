@@ -1,4 +1,4 @@
-//! Shapes: what they are called, where they lie, what is inside.
+//! Shapes: their names, positions and geometry.
 
 use std::f32::consts::{FRAC_1_SQRT_2, PI};
 use std::fmt;
@@ -8,29 +8,29 @@ use rand::Rng;
 use crate::colour::Colour;
 use crate::random::direction;
 
-/// Smallest and largest size of a shape, as shares of the picture's shorter side.
+/// Minimum and maximum size of a shape, as fractions of the picture's shorter side.
 const SIZES: [f32; 2] = [0.13, 0.26];
 
-/// The form of a shape.
+/// The kind of a shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// A disc.
     Circle,
     /// A square.
     Square,
-    /// A triangle with three equal sides.
+    /// An equilateral triangle.
     Triangle,
     /// A star with five points.
     Star,
-    /// A cross with four arms of the same length, three times as long as they are wide, both in one.
+    /// A plus sign made of two equal bars, each three times as long as it is wide.
     Cross,
 }
 
 impl Kind {
-    /// Every kind.
+    /// All kinds.
     pub const ALL: [Self; 5] = [Self::Circle, Self::Square, Self::Triangle, Self::Star, Self::Cross];
 
-    /// The word for it, in lower case.
+    /// The name in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Self::Circle => "circle",
@@ -41,7 +41,7 @@ impl Kind {
         }
     }
 
-    /// The word for several.
+    /// The plural of the name.
     pub fn plural(self) -> &'static str {
         match self {
             Self::Circle => "circles",
@@ -52,7 +52,7 @@ impl Kind {
         }
     }
 
-    /// Area, where the radius of the bounding circle is 1.
+    /// Area of a shape with bounding circle radius 1.
     fn unit_area(self) -> f32 {
         match self {
             Self::Circle => PI,
@@ -62,7 +62,8 @@ impl Kind {
         }
     }
 
-    /// Radius of the bounding circle of a shape of size 1: it makes kinds of one size about equal in area.
+    /// Radius of the bounding circle of a shape of size 1, chosen so that all kinds of the same size have similar
+    /// areas.
     fn unit_radius(self) -> f32 {
         match self {
             Self::Circle => 0.85,
@@ -79,25 +80,25 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A shape of one colour in a picture.
+/// A shape in a picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shape {
-    /// Its form.
+    /// The kind.
     pub kind: Kind,
-    /// Its colour, in a word.
+    /// The name of the colour.
     pub colour: Colour,
-    /// Its colour, as painted: RGB, 0 to 255.
+    /// The exact colour: RGB, 0 to 255.
     pub shade: [u8; 3],
-    /// The middle of its bounding circle: pixels from the left, pixels from the top.
+    /// Centre of the bounding circle, in pixels from the left and from the top.
     pub centre: [f32; 2],
-    /// Radius of its bounding circle, in pixels.
+    /// Radius of the bounding circle, in pixels.
     pub radius: f32,
-    /// Cosine and sine of the angle by which it is turned, clockwise.
+    /// Cosine and sine of the clockwise rotation angle.
     pub turn: [f32; 2],
 }
 
 impl Shape {
-    /// One that lies wholly inside a picture of `width` by `height` pixels.
+    /// A random shape that is entirely inside a picture of `width` by `height` pixels.
     pub(crate) fn random(rng: &mut (impl Rng + ?Sized), colour: Colour, kind: Kind, width: u32, height: u32) -> Self {
         let size = rng.random_range(SIZES[0]..SIZES[1]) * width.min(height) as f32;
         let radius = size * kind.unit_radius();
@@ -110,13 +111,14 @@ impl Shape {
         format!("{} {}", self.colour, self.kind)
     }
 
-    /// Its whole area, in pixels, with what other shapes hide of it.
+    /// Total area in pixels, including parts hidden by other shapes.
     pub fn area(&self) -> f32 {
         self.kind.unit_area() * self.radius * self.radius
     }
 
-    /// How large it is in a picture of `width` by `height` pixels: 0 to 9, in equal steps of the side of a square of its
-    /// area, from the smallest to the largest share of the picture's shorter side that [`Scene::random`] draws.
+    /// Size grade from 0 to 9 in a picture of `width` by `height` pixels. It is linear in the square root of the
+    /// area, relative to the picture's shorter side, from the smallest to the largest size that [`Scene::random`]
+    /// generates.
     ///
     /// [`Scene::random`]: crate::Scene::random
     pub fn grade(&self, width: u32, height: u32) -> u8 {
@@ -125,17 +127,19 @@ impl Shape {
         (10.0 * (side - smallest) / (largest - smallest)).clamp(0.0, 9.0) as u8
     }
 
-    /// Its class in [`Scene::patch_labels`](crate::Scene::patch_labels): 1 + kind × 6 + colour.
+    /// Class of the shape in [`Scene::patch_labels`](crate::Scene::patch_labels): 1 + kind × 6 + colour.
     pub fn class(&self) -> u8 {
         1 + self.kind as u8 * Colour::ALL.len() as u8 + self.colour as u8
     }
 
-    /// Whether a point is part of it, hidden or not: pixels from the left, pixels from the top.
+    /// Whether a point is inside the shape, even if hidden by other shapes. `x` and `y` are in pixels from the left
+    /// and from the top.
     pub fn contains(&self, x: f32, y: f32) -> bool {
         self.level(x, y) <= 0.0
     }
 
-    /// Negative inside, positive outside. Between two points it differs by no more than they are apart, in pixels.
+    /// Approximate signed distance to the edge in pixels: negative inside, positive outside. It is 1-Lipschitz:
+    /// between two points it differs by at most their distance.
     pub(crate) fn level(&self, x: f32, y: f32) -> f32 {
         let [dx, dy] = [x - self.centre[0], y - self.centre[1]];
         let [cos, sin] = self.turn;
@@ -146,7 +150,8 @@ impl Shape {
             Kind::Square => u.abs().max(v.abs()) - FRAC_1_SQRT_2 * radius,
             Kind::Triangle => v.max(0.866_025_4 * u.abs() - 0.5 * v) - 0.5 * radius,
             Kind::Star => {
-                // The lines through its sides make five half-planes; a point of the star is outside of one at most.
+                // The lines through the sides bound five half-planes; a point of the star is outside at most one of
+                // them.
                 let sides = [
                     v,
                     0.951_056_5 * u + 0.309_017 * v,
@@ -162,13 +167,13 @@ impl Shape {
                 second - 0.309_017 * radius
             }
             Kind::Cross => {
-                let [length, width] = [0.948_683_3 * radius, 0.316_227_8 * radius]; // half of each bar's
+                let [length, width] = [0.948_683_3 * radius, 0.316_227_8 * radius]; // half of each bar
                 (u.abs() - length).max(v.abs() - width).min((u.abs() - width).max(v.abs() - length))
             }
         }
     }
 
-    /// Whether the bounding circles come nearer to each other than `gap` pixels.
+    /// Whether the distance between the bounding circles is less than `gap` pixels.
     pub(crate) fn is_near(&self, other: &Self, gap: f32) -> bool {
         let [dx, dy] = [self.centre[0] - other.centre[0], self.centre[1] - other.centre[1]];
         let reach = self.radius + other.radius + gap;

@@ -1,11 +1,11 @@
-//! What is asked.
+//! Types of questions.
 
 use std::fmt;
 
-/// A sort of question, or of text to continue.
+/// A type of question, or of text to continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Task {
-    /// Chat: what is in the picture? All shapes, from left to right.
+    /// Chat: describe the picture. The answer lists all shapes from left to right.
     Caption,
     /// Continuation: the same, as the end of a sentence.
     PromptedCaption,
@@ -13,22 +13,22 @@ pub enum Task {
     Colour,
     /// Chat: the kind of a shape.
     Shape,
-    /// Chat: how many shapes, of a colour, or of a kind.
+    /// Chat: the number of shapes, of all, of a colour or of a kind.
     Count,
-    /// Chat: where a shape is, in the picture or beside another.
+    /// Chat: the position of a shape, in the picture or relative to another shape.
     Place,
-    /// Chat: which shape is larger, smaller, further left, further right.
+    /// Chat: which shape is larger, smaller, further left or further right.
     Comparison,
-    /// Chat: is a shape there, does it have a colour, are there more than a number of them?
+    /// Chat: is there a certain shape, does it have a certain colour, are there more than one or two shapes?
     YesNo,
-    /// Continuation: which of the listed categories is it?
+    /// Continuation: which of the listed categories does the picture show?
     Classification,
     /// Chat: questions about two pictures.
     TwoPictures,
 }
 
 impl Task {
-    /// Every task.
+    /// All tasks.
     pub const ALL: [Self; 10] = [
         Self::Caption,
         Self::PromptedCaption,
@@ -42,7 +42,7 @@ impl Task {
         Self::TwoPictures,
     ];
 
-    /// Its name in reports, in lower case.
+    /// The name in reports, in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Self::Caption => "caption",
@@ -58,7 +58,7 @@ impl Task {
         }
     }
 
-    /// How many pictures it is about.
+    /// Number of pictures in an example of this task.
     pub fn n_pictures(self) -> usize {
         if self == Self::TwoPictures { 2 } else { 1 }
     }
@@ -70,13 +70,13 @@ impl fmt::Display for Task {
     }
 }
 
-/// A question and the only right answer.
+/// A question and its only right answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exchange {
-    /// The sort of question.
+    /// The type of question.
     pub task: Task,
-    /// What the user asks.
+    /// The user's question.
     pub question: String,
-    /// What the assistant answers: a capital letter first, a full stop last.
+    /// The assistant's answer. It starts with a capital letter and ends with a full stop.
     pub answer: String,
 }

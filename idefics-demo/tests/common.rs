@@ -1,20 +1,20 @@
-//! What several tests use.
+//! Helpers shared by the tests.
 
 use idefics_demo::{Example, Exchange, Form, Scene, Shape};
 use proptest::prelude::*;
 
-/// Seeds and sizes, in pixels.
+/// A random seed, and a width and height in pixels.
 pub(crate) fn seed_and_size() -> impl Strategy<Value = (u64, u32, u32)> {
     (any::<u64>(), 64_u32..=128, 64_u32..=128)
 }
 
-/// The pixels whose middles are in the shape, hidden or not, as left and top.
+/// The `(x, y)` of all pixels whose centres are inside the shape, including hidden ones.
 pub(crate) fn pixels(scene: &Scene, shape: &Shape) -> Vec<(u32, u32)> {
     let all = (0..scene.height).flat_map(|y| (0..scene.width).map(move |x| (x, y)));
     all.filter(|&(x, y)| shape.contains(x as f32 + 0.5, y as f32 + 0.5)).collect()
 }
 
-/// The pixels of the shape number `index` that no later shape covers.
+/// The pixels of the shape at `index` that no later shape covers.
 pub(crate) fn visible_pixels(scene: &Scene, index: usize) -> Vec<(u32, u32)> {
     let mut pixels = pixels(scene, &scene.shapes[index]);
     let later = &scene.shapes[index + 1..];
@@ -22,7 +22,7 @@ pub(crate) fn visible_pixels(scene: &Scene, index: usize) -> Vec<(u32, u32)> {
     pixels
 }
 
-/// What is asked and answered; a continuation counts as one exchange.
+/// The exchanges of an example. A continuation counts as one exchange.
 pub(crate) fn exchanges(example: &Example) -> Vec<Exchange> {
     match &example.form {
         Form::Chat(exchanges) => exchanges.clone(),

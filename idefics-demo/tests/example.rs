@@ -1,4 +1,4 @@
-//! Questions have one right answer, and it cannot be guessed.
+//! Answers are right, unique, and hard to guess without the picture.
 
 use std::collections::HashMap;
 
@@ -27,7 +27,7 @@ fn check_answers(example: &Example) {
 
 proptest! {
     #[test]
-    fn single_answers_are_right((seed, width, height) in seed_and_size()) {
+    fn single_answers_match_oracle((seed, width, height) in seed_and_size()) {
         for task in Task::ALL {
             let example = Example::single_sized(&mut rng(Purpose::Training, seed, 0), task, width, height);
             prop_assert!(example.scenes.iter().all(|scene| (scene.width, scene.height) == (width, height)));
@@ -40,7 +40,7 @@ proptest! {
     }
 
     #[test]
-    fn chats_are_right_and_do_not_repeat((seed, width, height) in seed_and_size(), n_scenes in 1_usize..=2, n in 1_usize..8) {
+    fn chats_are_right_without_repeats((seed, width, height) in seed_and_size(), n_scenes in 1_usize..=2, n in 1_usize..8) {
         let mut rng = rng(Purpose::Training, seed, 1);
         let scenes: Vec<_> = (0..n_scenes).map(|_| Scene::random(&mut rng, width, height)).collect();
         let n_shapes = scenes[0].shapes.len();
@@ -55,7 +55,7 @@ proptest! {
     }
 
     #[test]
-    fn details_are_where_the_shapes_are((seed, width, height) in seed_and_size()) {
+    fn detailed_caption_matches_scene((seed, width, height) in seed_and_size()) {
         let scene = Scene::random(&mut rng(Purpose::Evaluation, seed, 0), width, height);
         let Form::Continuation { prompt, answer, .. } = Example::in_detail(scene.clone()).form else { panic!() };
         prop_assert_eq!(prompt, "<image>In detail:");
@@ -73,7 +73,7 @@ proptest! {
     }
 
     #[test]
-    fn streams_of_different_purposes_differ(seed: u64, index: u64) {
+    fn purposes_have_different_streams(seed: u64, index: u64) {
         let purposes = [Purpose::Training, Purpose::Evaluation, Purpose::Demo];
         let examples = purposes.map(|purpose| Example::random(&mut rng(purpose, seed, index)));
         prop_assert!(examples[0] != examples[1] && examples[1] != examples[2] && examples[2] != examples[0]);
@@ -82,7 +82,7 @@ proptest! {
 }
 
 #[test]
-fn tasks_need_their_number_of_pictures() {
+fn rejects_wrong_number_of_pictures() {
     let mut rng = rng(Purpose::Evaluation, 0, 0);
     let scene = Scene::random(&mut rng, 64, 64);
     assert_eq!(Example::about(&mut rng, vec![scene.clone()], Task::TwoPictures), None);
@@ -90,7 +90,7 @@ fn tasks_need_their_number_of_pictures() {
 }
 
 #[test]
-fn texts_are_as_the_chat_template_writes_them() {
+fn text_has_chat_template_format() {
     let exchange = |question: &str, answer: &str| Exchange {
         task: Task::Colour,
         question: question.into(),
@@ -114,7 +114,7 @@ fn texts_are_as_the_chat_template_writes_them() {
 }
 
 #[test]
-fn the_corpus_has_every_word() {
+fn corpus_contains_all_words() {
     let texts: Vec<_> = corpus(7, 2000).collect();
     assert_eq!(texts.len(), 2000);
     assert_eq!(texts[..10], corpus(7, 10).collect::<Vec<_>>());
@@ -127,9 +127,9 @@ fn the_corpus_has_every_word() {
     }
 }
 
-/// The sort of question: what stays when shapes that are named in full, and lists of categories, are left out.
+/// The pattern of a question: mentions of colour and kind, and lists of categories, are replaced.
 ///
-/// Colours and kinds that are named alone stay: one who guesses knows that they were asked for.
+/// A colour or kind that is mentioned alone is kept, because it can help to guess the answer.
 fn pattern(question: &str) -> String {
     if let Some(categories) = question.strip_prefix("Categories") {
         return format!("Categories: {}", categories.matches(',').count() + 1);
@@ -143,7 +143,7 @@ fn pattern(question: &str) -> String {
     pattern.replace(" an ", " a ")
 }
 
-/// The answer, or where the question offers it: `1` for the second of its alternatives.
+/// The index of the answer among the alternatives in the question, if it is one of them; otherwise the answer itself.
 fn choice(question: &str, answer: &str) -> String {
     let answer = answer.trim_matches(['.', ' ']).to_lowercase();
     let alternatives = question.trim_end_matches('?').split(['\n', ':', ',', '.']).flat_map(|part| part.split(" or "));
@@ -155,7 +155,7 @@ fn choice(question: &str, answer: &str) -> String {
 fn answers_cannot_be_guessed() {
     let mut n_right = 0;
     for (number, task) in (0..).zip(QUESTION_TASKS) {
-        // Of each sort of question, how often each answer is right.
+        // For each pattern, how often each answer is right.
         let mut answers: HashMap<String, HashMap<String, usize>> = HashMap::new();
         for index in 0..2500 {
             let example = Example::single(&mut rng(Purpose::Evaluation, number, index), task);

@@ -1,10 +1,11 @@
-//! Answers questions from their words and the shapes' pixels, with no code of the crate that asks them.
+//! An independent oracle: answers questions from their words and the shapes' pixels, without the crate's question
+//! code.
 
 use idefics_demo::{Scene, Shape};
 
 use crate::common::{pixels, visible_pixels};
 
-/// The only right answer; panics where there is none, or more than one.
+/// The only right answer. Panics if there is none, or more than one.
 pub(crate) fn answer(question: &str, scenes: &[Scene]) -> String {
     let words: Vec<&str> = question.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).collect();
     let scene = &scenes[0];
@@ -25,10 +26,10 @@ pub(crate) fn answer(question: &str, scenes: &[Scene]) -> String {
             capital(only(numbered(scenes, ordinal), &[kind]).colour.name())
         }
         ["Which", "shape", "is", "furthest", side] => {
-            the(extreme(scene, |shape| middle(scene, shape)[0], *side == "right"))
+            the_shape(extreme(scene, |shape| middle(scene, shape)[0], *side == "right"))
         }
         ["Which", "shape", "is", word @ ("largest" | "smallest")] => {
-            the(extreme(scene, |shape| visible(scene, shape), *word == "largest"))
+            the_shape(extreme(scene, |shape| visible(scene, shape), *word == "largest"))
         }
         ["What" | "Which", "shape", "is", colour] => format!("A {}.", only(scene, &[colour]).kind),
         ["How", "many", named @ .., "are", "there"] => number(matching(scene, named).len()),
@@ -50,12 +51,12 @@ pub(crate) fn answer(question: &str, scenes: &[Scene]) -> String {
             let [one, other] = [only(scene, &[a, b]), only(scene, &[c, d])];
             let [one_area, other_area] = [one, other].map(|shape| visible(scene, shape));
             assert!(one_area / other_area > 1.5 || other_area / one_area > 1.5, "{question}");
-            the(if (one_area > other_area) == (*word == "larger") { one } else { other })
+            the_shape(if (one_area > other_area) == (*word == "larger") { one } else { other })
         }
         ["Which", "is", "further", side, "the", a, b, "or", "the", c, d] => {
             let [one, other] = [only(scene, &[a, b]), only(scene, &[c, d])];
             let is_left = middle(scene, one)[0] < middle(scene, other)[0];
-            the(if is_left == (*side == "left") { one } else { other })
+            the_shape(if is_left == (*side == "left") { one } else { other })
         }
         ["Is", "there", "more", "than", "one", "shape"] => yes_or_no(scene.shapes.len() > 1),
         ["Are", "there", "more", "than", "two", "shapes"] => yes_or_no(scene.shapes.len() > 2),
@@ -94,7 +95,7 @@ fn matching<'a>(scene: &'a Scene, words: &[&str]) -> Vec<&'a Shape> {
     scene.shapes.iter().filter(|shape| words.iter().all(|word| describes(word, shape))).collect()
 }
 
-/// The shape to which all words fit.
+/// The only shape that matches all words.
 fn only<'a>(scene: &'a Scene, words: &[&str]) -> &'a Shape {
     let shapes = matching(scene, words);
     assert_eq!(shapes.len(), 1, "{words:?} in {scene:?}");
@@ -105,7 +106,7 @@ fn numbered<'a>(scenes: &'a [Scene], ordinal: &str) -> &'a Scene {
     &scenes[if ordinal == "first" { 0 } else { 1 }]
 }
 
-/// The mean of the shape's pixels, as shares of width and height.
+/// The centroid of the shape's pixels, as fractions of width and height.
 fn middle(scene: &Scene, shape: &Shape) -> [f32; 2] {
     let pixels = pixels(scene, shape);
     let n_pixels = pixels.len() as f32;
@@ -113,14 +114,14 @@ fn middle(scene: &Scene, shape: &Shape) -> [f32; 2] {
     [(x as f32 / n_pixels + 0.5) / scene.width as f32, (y as f32 / n_pixels + 0.5) / scene.height as f32]
 }
 
-/// How many of the shape's pixels no other covers.
+/// Number of visible pixels of the shape.
 fn visible(scene: &Scene, shape: &Shape) -> f32 {
     let index = scene.shapes.iter().position(|other| other == shape).unwrap();
     visible_pixels(scene, index).len() as f32
 }
 
 fn extreme(scene: &Scene, measure: impl Fn(&Shape) -> f32, largest: bool) -> &Shape {
-    assert!(scene.shapes.len() > 1, "one shape is not the most of anything");
+    assert!(scene.shapes.len() > 1, "a superlative needs at least two shapes");
     let sign = if largest { 1.0 } else { -1.0 };
     scene.shapes.iter().max_by(|one, other| (sign * measure(one)).total_cmp(&(sign * measure(other)))).unwrap()
 }
@@ -134,7 +135,7 @@ fn list(scene: &Scene) -> String {
         [one] => one.clone(),
         [one, two] => format!("{one} and {two}"),
         [one, two, three] => format!("{one}, {two} and {three}"),
-        _ => panic!("one to three shapes"),
+        _ => panic!("a scene must have one to three shapes"),
     }
 }
 
@@ -146,7 +147,7 @@ fn yes_or_no(yes: bool) -> String {
     (if yes { "Yes." } else { "No." }).into()
 }
 
-fn the(shape: &Shape) -> String {
+fn the_shape(shape: &Shape) -> String {
     format!("The {}.", shape.name())
 }
 

@@ -1,4 +1,4 @@
-//! Scenes keep their promises, pixel by pixel.
+//! Checks the guarantees of random scenes, pixel by pixel.
 
 use idefics_demo::{Colour, Example, N_PATCH_CLASSES, PatchShape, Purpose, Scene, random_size, rng};
 use proptest::prelude::*;
@@ -13,7 +13,7 @@ fn distance(one: [u8; 3], other: [u8; 3]) -> f32 {
     one.iter().zip(other).map(|(&a, b)| (f32::from(a) - f32::from(b)).powi(2)).sum::<f32>().sqrt()
 }
 
-/// Degrees.
+/// The hue of a colour in degrees, 0 to 360.
 fn hue([red, green, blue]: [u8; 3]) -> f32 {
     let [red, green, blue] = [red, green, blue].map(f32::from);
     f32::atan2(3.0_f32.sqrt() * (green - blue), 2.0 * red - green - blue).to_degrees().rem_euclid(360.0)
@@ -21,7 +21,7 @@ fn hue([red, green, blue]: [u8; 3]) -> f32 {
 
 proptest! {
     #[test]
-    fn shapes_lie_inside_in_order_and_apart((seed, width, height) in seed_and_size()) {
+    fn shapes_are_inside_ordered_and_separated((seed, width, height) in seed_and_size()) {
         let scene = scene(seed, width, height);
         prop_assert!((1..=3).contains(&scene.shapes.len()));
         for shape in &scene.shapes {
@@ -42,7 +42,7 @@ proptest! {
     }
 
     #[test]
-    fn most_of_a_shape_is_visible((seed, width, height) in seed_and_size()) {
+    fn shapes_are_mostly_visible((seed, width, height) in seed_and_size()) {
         let scene = scene(seed, width, height);
         for (i, shape) in scene.shapes.iter().enumerate() {
             let [whole, visible] = [pixels(&scene, shape).len(), visible_pixels(&scene, i).len()];
@@ -53,7 +53,7 @@ proptest! {
     }
 
     #[test]
-    fn colours_are_told_apart((seed, width, height) in seed_and_size()) {
+    fn colours_are_distinguishable((seed, width, height) in seed_and_size()) {
         let scene = scene(seed, width, height);
         let picture = scene.render();
         let behind = Scene { shapes: Vec::new(), ..scene.clone() }.render();
@@ -65,12 +65,12 @@ proptest! {
             prop_assert!(behind.pixels().all(|pixel| distance(pixel.0, shape.shade) > 80.0), "{:?}", scene);
             let visible = visible_pixels(&scene, i);
             let painted = visible.iter().filter(|&&(x, y)| picture.get_pixel(x, y).0 == shape.shade).count();
-            prop_assert!(2 * painted > visible.len(), "most of a shape is no edge");
+            prop_assert!(2 * painted > visible.len(), "most pixels of a shape must have its exact colour");
         }
     }
 
     #[test]
-    fn patches_have_the_class_that_shows_most((seed, width, height) in seed_and_size(), patch in 1_usize..20) {
+    fn patch_labels_match_visible_pixels((seed, width, height) in seed_and_size(), patch in 1_usize..20) {
         let scene = scene(seed, width, height);
         let labels = scene.patch_labels(patch);
         let columns = width as usize / patch;
@@ -104,7 +104,7 @@ proptest! {
     }
 
     #[test]
-    fn a_larger_shape_has_no_lower_grade((seed, width, height) in seed_and_size()) {
+    fn grade_does_not_decrease_with_area((seed, width, height) in seed_and_size()) {
         let mut shapes = scene(seed, width, height).shapes;
         shapes.sort_by(|one, other| one.area().total_cmp(&other.area()));
         let grades: Vec<_> = shapes.iter().map(|shape| shape.grade(width, height)).collect();
@@ -112,14 +112,14 @@ proptest! {
     }
 
     #[test]
-    fn sizes_are_within_their_range(seed: u64) {
+    fn random_size_is_in_range(seed: u64) {
         let (width, height) = random_size(&mut rng(Purpose::Training, seed, 0));
         prop_assert!((64..=128).contains(&width) && (64..=128).contains(&height));
     }
 }
 
 #[test]
-fn small_and_narrow_pictures_have_scenes() {
+fn generates_small_and_narrow_scenes() {
     for seed in 0..200 {
         for (width, height) in [(32, 32), (32, 65), (65, 32), (64, 128), (128, 64)] {
             assert_eq!(scene(seed, width, height).render().dimensions(), (width, height));
@@ -129,12 +129,12 @@ fn small_and_narrow_pictures_have_scenes() {
 
 #[test]
 #[should_panic(expected = "twice the other")]
-fn very_narrow_pictures_are_refused() {
+fn rejects_very_narrow_pictures() {
     scene(0, 64, 130);
 }
 
 #[test]
-fn pictures_and_texts_are_the_same_everywhere() {
+fn pictures_and_texts_match_golden_hash() {
     // FNV-1a, 64 bits.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for index in 0..32 {
@@ -144,5 +144,5 @@ fn pictures_and_texts_are_the_same_everywhere() {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
-    assert_eq!(format!("{hash:016x}"), "f489b4bd5ecc7d2f", "a change here makes older figures incomparable");
+    assert_eq!(format!("{hash:016x}"), "f489b4bd5ecc7d2f", "if this changes, older results are no longer comparable");
 }

@@ -1,4 +1,4 @@
-//! The contents of one file on their way into the cache.
+//! Downloads the contents of one file to the cache.
 
 use std::{
     fs,
@@ -17,23 +17,23 @@ use crate::{
     server::header,
 };
 
-/// Attempts in a row without one new byte after which a download is given up.
+/// A download fails after this many consecutive attempts without progress.
 const MAX_FRUITLESS: u32 = 4;
 const BUFFER_BYTES: usize = 256 << 10;
-/// A server may give no version of its files. Files below this size are then downloaded on each call.
+/// If the server sends no version of its files, files below this size are downloaded on every call.
 const SMALL_BYTES: u64 = 16 << 20;
 
 impl Download<'_> {
-    /// Downloads one file's contents, continuing an earlier attempt, and checks them against the hub's hash.
+    /// Downloads the contents of one file, resuming an earlier attempt, and verifies them against the hub's hash.
     pub(crate) fn blob(&mut self, file: &str, remote: &Remote) -> Result<(), HubError> {
         let blob = self.cache.blob(&remote.blob);
         let is_versioned = remote.is_versioned || remote.size.is_some_and(|size| size >= SMALL_BYTES);
-        let is_here = || {
+        let is_complete = || {
             let length = fs::metadata(&blob).map(|meta| meta.len());
             let has_size = length.is_ok_and(|length| remote.size.is_none_or(|size| size == length));
             is_versioned && has_size && !is_lfs_pointer(&blob)
         };
-        if is_here() {
+        if is_complete() {
             return Ok(());
         }
         let part = self.cache.blob(&format!("{}.incomplete", remote.blob));
@@ -41,15 +41,15 @@ impl Download<'_> {
         let length = || fs::metadata(&part).map_or(0, |meta| meta.len());
         let cache = self.cache;
         let _lock = cache.lock(&remote.blob, &part, &mut || self.report(file, remote, length(), true))?;
-        if is_here() {
-            return Ok(()); // another process downloaded it meanwhile
+        if is_complete() {
+            return Ok(()); // another process downloaded it in the meantime
         }
 
         let mut hash = ContentsHash::new(remote.digest, remote.size);
         let start = self.complete(file, remote, &part, &mut hash)?;
         let discard = || fs::remove_file(&part).map_err(|source| file_system("cannot remove", &part, source));
         if hash.verify().is_err() && start > 0 {
-            // The wrong bytes may be those that an earlier attempt left.
+            // The wrong bytes may come from an earlier attempt.
             discard()?;
             self.complete(file, remote, &part, &mut hash)?;
         }
@@ -60,8 +60,8 @@ impl Download<'_> {
         fs::rename(&part, &blob).map_err(|source| file_system("cannot write", &blob, source))
     }
 
-    /// Attempts to download a file until all of it is in `part`, and hashes it. Returns the byte at which the last
-    /// attempt started.
+    /// Retries until `part` contains the whole file, and hashes it. Returns the offset at which the last attempt
+    /// started.
     fn complete(&mut self, file: &str, remote: &Remote, part: &Path, hash: &mut ContentsHash) -> Result<u64, HubError> {
         let length = || fs::metadata(part).map_or(0, |meta| meta.len());
         let (mut longest, mut fruitless) = (length(), 0);
@@ -82,42 +82,44 @@ impl Download<'_> {
         }
     }
 
-    /// One request for what `part` lacks. Returns the byte at which it started.
+    /// Requests the bytes missing from `part`. Returns the offset at which the response started.
     fn attempt(&mut self, file: &str, remote: &Remote, part: &Path, hash: &mut ContentsHash) -> Result<u64, HubError> {
         let failed = |source| file_system("cannot write", part, source);
         let mut options = fs::OpenOptions::new();
         let mut out = options.read(true).write(true).create(true).truncate(false).open(part).map_err(failed)?;
         let mut at = out.seek(SeekFrom::End(0)).map_err(failed)?;
-        // Without a version and a size nothing tells whether what is here belongs to the start of the file.
+        // Start over if the partial file may belong to other contents: the file has no version, its size is unknown,
+        // or the partial file is longer than it.
         if !remote.is_versioned || remote.size.is_none_or(|size| at > size) {
             at = 0;
             out.set_len(0).map_err(failed)?;
         }
         if remote.size == Some(at) {
-            self.catch_up(file, remote, (&mut out, part), at, hash)?;
+            self.hash_existing(file, remote, (&mut out, part), at, hash)?;
             return Ok(at);
         }
 
         let answer = self.server.contents(self.revision()?, file, at)?;
         let (response, url) = (answer.response, answer.url);
-        // The length of a compressed body is unknown, and a range of it is not one of the file.
+        // Only resume if the body is not compressed: its length is known then, and the range refers to the file
+        // itself.
         let is_continued = response.body().content_length().is_some()
             && header(&response, "content-range").is_some_and(|range| range.starts_with(&format!("bytes {at}-")));
         match response.status().as_u16() {
             206 if is_continued => {}
-            200 => at = 0, // the whole file: the server does not resume
+            200 => at = 0, // the server ignored the range and sends the whole file
             206 | 416 => {
                 out.set_len(0).map_err(failed)?;
-                return Err(self.server.bad_response(file, url, "does not answer with the range that was asked for"));
+                return Err(self.server.bad_response(file, url, "did not send the requested range"));
             }
             _ => return Err(self.server.refusal(&response, file, url)),
         }
-        // Gzip is decoded by the HTTP client, which then removes the header.
+        // The HTTP client decodes gzip and removes the header.
         if header(&response, "content-encoding").is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
-            return Err(self.server.bad_response(file, url, "sends an encoding that was not asked for"));
+            return Err(self.server.bad_response(file, url, "used a content encoding that was not requested"));
         }
         out.set_len(at).map_err(failed)?;
-        self.catch_up(file, remote, (&mut out, part), at, hash)?;
+        self.hash_existing(file, remote, (&mut out, part), at, hash)?;
         out.seek(SeekFrom::Start(at)).map_err(failed)?;
 
         let start = at;
@@ -132,14 +134,14 @@ impl Download<'_> {
             };
             let bytes = &buffer[..n_bytes];
             if at == 0 && is_web_page(bytes) {
-                return Err(self.server.bad_response(file, url, "answers with a web page"));
+                return Err(self.server.bad_response(file, url, "sent a web page"));
             }
             out.write_all(bytes).map_err(failed)?;
             hash.update(bytes);
             at += n_bytes as u64;
             if remote.size.is_some_and(|size| at > size) {
                 out.set_len(0).map_err(failed)?;
-                return Err(self.server.bad_response(file, url, "sends more bytes than it announced"));
+                return Err(self.server.bad_response(file, url, "sent more bytes than it announced"));
             }
         }
         if is_lfs_pointer(part) {
@@ -152,13 +154,13 @@ impl Download<'_> {
         out.sync_all().map_err(failed)?;
         if let Some(second) = hash.second_pass() {
             *hash = second;
-            self.catch_up(file, remote, (&mut out, part), at, hash)?;
+            self.hash_existing(file, remote, (&mut out, part), at, hash)?;
         }
         Ok(start)
     }
 
-    /// Hashes the bytes before `end` that were written by an earlier run.
-    fn catch_up(
+    /// Hashes the bytes of `part` before `end` that are not in `hash` yet.
+    fn hash_existing(
         &mut self,
         file: &str,
         remote: &Remote,
@@ -186,7 +188,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Tells the caller how far the file is, and ends the download if the caller cancelled it.
+    /// Reports the progress to the caller, or fails if the caller cancelled the download.
     fn report(&mut self, file: &str, remote: &Remote, at: u64, is_waiting: bool) -> Result<(), HubError> {
         self.server.check_cancelled()?;
         (self.progress)(HubProgress {
@@ -201,7 +203,8 @@ impl Download<'_> {
     }
 }
 
-/// The login page of a network that is not open yet, or a site that answers everything with its front page.
+/// Whether a body starts like an HTML page: captive portals send a login page, and some sites answer every request
+/// with their front page.
 fn is_web_page(start: &[u8]) -> bool {
     let start = start.trim_ascii_start();
     ["<!doctype html", "<html"]

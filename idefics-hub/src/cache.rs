@@ -1,4 +1,4 @@
-//! The folders of the hub cache, whose layout the README draws.
+//! The hub cache. The README shows its layout.
 
 use std::{
     fs::{self, TryLockError},
@@ -16,7 +16,7 @@ use crate::{
     index::shard_names,
 };
 
-/// The hub cache's folders of one repository.
+/// The part of the hub cache that belongs to one repository.
 pub(crate) struct RepoCache {
     cache_dir: PathBuf,
     repo: String,
@@ -50,7 +50,7 @@ impl RepoCache {
         self.root().join(".no_exist").join(commit).join(file)
     }
 
-    /// Whether the commit has the file; `None` when the cache does not know.
+    /// Whether the commit has the file; `None` if the cache does not know.
     pub(crate) fn presence(&self, commit: &str, file: &str) -> Option<bool> {
         if has_contents(&self.file(commit, file)) {
             Some(true)
@@ -59,7 +59,7 @@ impl RepoCache {
         }
     }
 
-    /// The snapshot of a revision when all that a model needs is in it.
+    /// The snapshot folder of a revision, if it contains everything that a model needs.
     pub(crate) fn complete_snapshot(&self, revision: &str, formats: &[WeightFiles]) -> Result<PathBuf, HubError> {
         let not_cached = |missing: &str| HubError::NotCached {
             repo: self.repo.clone(),
@@ -87,7 +87,7 @@ impl RepoCache {
         }
     }
 
-    /// Notes the commit of a branch or a tag. A cache that cannot be written works without the note.
+    /// Stores the commit of a branch or tag. Errors are ignored: a read-only cache works without this entry.
     pub(crate) fn write_ref(&self, revision: &str, commit: &str) {
         let path = self.root().join("refs").join(revision);
         if fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit) {
@@ -96,16 +96,16 @@ impl RepoCache {
         let _ = write(&path, commit);
     }
 
-    /// Notes that the commit has no such file. A cache that cannot be written works without the note.
+    /// Stores that the commit does not have the file. Errors are ignored: a read-only cache works without this entry.
     pub(crate) fn write_no_exist(&self, commit: &str, file: &str) {
         let _ = write(&self.no_exist(commit, file), "");
     }
 
-    /// Keeps other processes from downloading the same contents while the returned file is held. `waiting` is called
-    /// once a second while another process holds it; its error ends the wait.
+    /// Locks a blob, so that no other process downloads the same contents while the returned file is open. While
+    /// another process holds the lock, `waiting` is called once a second; an error from it ends the wait.
     ///
-    /// In a cache whose locks belong to another user, the partial file is locked instead. A file system without locks
-    /// is used without.
+    /// If the lock file cannot be opened, for example because it belongs to another user, the partial file is locked
+    /// instead. On file systems without locks, nothing is locked.
     pub(crate) fn lock(
         &self,
         blob: &str,
@@ -130,8 +130,8 @@ impl RepoCache {
         Ok(file)
     }
 
-    /// The error for a file that the cache lacks and cannot take.
-    pub(crate) fn lacks(&self, file: &str, error: HubError) -> HubError {
+    /// Turns a permission error into the error for a file that is missing from a read-only cache.
+    pub(crate) fn read_only_error(&self, file: &str, error: HubError) -> HubError {
         match error {
             HubError::FileSystem { path, source, .. } if is_read_only(&source) => HubError::ReadOnlyCache {
                 repo: self.repo.clone(),
@@ -164,7 +164,7 @@ fn link_or_copy(_blob: &Path, relative: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(relative, link)
 }
 
-/// Links need a privilege on some systems; a copy costs space and nothing else.
+/// Symbolic links need a privilege on some systems, so this uses a hard link, or else a copy.
 #[cfg(not(unix))]
 fn link_or_copy(blob: &Path, _relative: &Path, link: &Path) -> io::Result<()> {
     fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(|_| ()))
@@ -174,7 +174,7 @@ fn has_contents(path: &Path) -> bool {
     path.is_file() && !is_lfs_pointer(path)
 }
 
-/// Whether a file is the text that git keeps in place of a large file, and not the file itself.
+/// Whether a file is a git-lfs pointer, the text that git stores in place of a large file.
 ///
 /// Source: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>.
 pub(crate) fn is_lfs_pointer(path: &Path) -> bool {

@@ -1,30 +1,30 @@
-//! Checks of what was downloaded against the hashes that the hub sends in `ETag` headers.
+//! Verifies downloaded files against the hashes that the hub sends in `ETag` headers.
 //!
-//! The hub gives each file an entity tag that is a hash of its contents:
+//! On the hub, the entity tag of a file is a hash of its contents:
 //!
 //! - files in LFS or Xet storage: 64 hexadecimal digits in `X-Linked-ETag`, the SHA-256 of the contents;
-//! - all other files: 40 digits, the SHA-1 of their git blob, which is `blob {length}\0` followed by the contents.
+//! - all other files: 40 digits, the SHA-1 of the git blob, which is `blob {length}\0` followed by the contents.
 //!
-//! Mirrors that keep their files by SHA-1 (Artifactory, for example) send 40 digits too, but of the contents alone. A
-//! file passes if its contents have either SHA-1. Other tags, and all tags of servers that do not speak the hub's
-//! protocol, are no hashes of contents, and such files are not checked.
+//! Mirrors that store files by SHA-1 (Artifactory, for example) send 40 digits too: the SHA-1 of the contents alone.
+//! A file is accepted if either SHA-1 matches. Other tags, and all tags of servers that do not speak the hub's
+//! protocol, are not hashes of the contents, and such files are not verified.
 
 use std::fmt::{self, Write as _};
 
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-/// A hash of a file's contents, as the hub announces it.
+/// A hash of a file's contents, as announced by the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Digest {
     Sha256([u8; 32]),
-    /// Of the git blob, or of the contents alone.
+    /// SHA-1 of the git blob, or of the contents alone.
     Sha1([u8; 20]),
 }
 
 impl Digest {
-    /// Reads the opaque part of an entity tag: 64 or 40 hexadecimal digits. Anything else is no digest.
-    pub(crate) fn of_tag(tag: &str) -> Option<Digest> {
+    /// Parses the opaque part of an entity tag: 64 or 40 hexadecimal digits. `None` for anything else.
+    pub(crate) fn from_tag(tag: &str) -> Option<Digest> {
         from_hex(tag).map(Digest::Sha256).or_else(|| from_hex(tag).map(Digest::Sha1))
     }
 }
@@ -40,8 +40,8 @@ impl fmt::Display for Digest {
 
 /// The opaque part of an entity tag, without quotes and without the `W/` of weak ones (RFC 9110, section 8.8.3).
 ///
-/// A weak tag on the hub means that a proxy compressed the file; the contents are still those of the hash in it. Tags
-/// without quotes are invalid, but they occur.
+/// On the hub, a weak tag means that a proxy compressed the file; it still contains the hash of the uncompressed
+/// contents. Tags without quotes are invalid but occur in practice.
 pub(crate) fn opaque_tag(etag: &str) -> &str {
     let etag = etag.trim();
     let tag = etag.strip_prefix("W/").or_else(|| etag.strip_prefix("w/")).unwrap_or(etag);
@@ -50,7 +50,7 @@ pub(crate) fn opaque_tag(etag: &str) -> &str {
 
 /// The running hash of the first bytes of a file.
 ///
-/// It outlives an attempt to download the file: after a connection broke off, hashing goes on where it stopped.
+/// It is kept between download attempts: after a lost connection, hashing continues where it stopped.
 pub(crate) struct ContentsHash {
     expected: Option<Digest>,
     /// Length of the whole file in bytes, if known.
@@ -67,7 +67,7 @@ enum State {
 }
 
 impl ContentsHash {
-    /// Before the first byte.
+    /// The hash of zero bytes.
     pub(crate) fn new(expected: Option<Digest>, size: Option<u64>) -> ContentsHash {
         let state = match expected {
             None => State::Unchecked,
@@ -80,12 +80,12 @@ impl ContentsHash {
         ContentsHash { expected, size, state, hashed: 0 }
     }
 
-    /// Whether there is anything to compare the contents with.
+    /// Whether an expected hash is known.
     pub(crate) fn is_checked(&self) -> bool {
         self.expected.is_some()
     }
 
-    /// Number of bytes that were hashed.
+    /// Number of bytes hashed so far.
     pub(crate) fn position(&self) -> u64 {
         self.hashed
     }
@@ -106,17 +106,17 @@ impl ContentsHash {
         self.hashed += bytes.len() as u64;
     }
 
-    /// The hash to compute in a second pass over the whole file: a git blob's begins with its length, which was not
-    /// known at the start. `None` if the first pass was enough.
+    /// The hash to compute in a second pass over the whole file, if one is needed: a git blob starts with its length,
+    /// and the length was not known in the first pass.
     pub(crate) fn second_pass(&self) -> Option<ContentsHash> {
-        let lacks_length = matches!(self.expected, Some(Digest::Sha1(_))) && self.size.is_none();
-        lacks_length.then(|| ContentsHash::new(self.expected, Some(self.hashed)))
+        let is_length_unknown = matches!(self.expected, Some(Digest::Sha1(_))) && self.size.is_none();
+        is_length_unknown.then(|| ContentsHash::new(self.expected, Some(self.hashed)))
     }
 
     /// Compares the hash of all bytes with the expected one.
     ///
     /// # Errors
-    /// The expected digest and the one that was found.
+    /// If they differ: the expected digest and the computed one.
     pub(crate) fn verify(&self) -> Result<(), (Digest, Digest)> {
         let Some(expected) = self.expected else { return Ok(()) };
         let found = match &self.state {
@@ -161,7 +161,7 @@ mod tests {
     const SHA256: &str = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
 
     fn verify(tag: &str, size: Option<u64>, contents: &[u8]) -> Result<(), (Digest, Digest)> {
-        let mut hash = ContentsHash::new(Digest::of_tag(opaque_tag(tag)), size);
+        let mut hash = ContentsHash::new(Digest::from_tag(opaque_tag(tag)), size);
         for part in contents.chunks(4) {
             hash.update(part);
         }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn contents_are_compared_with_any_hash_that_a_hub_sends() {
+    fn verifies_every_kind_of_hash() {
         for hash in [GIT_BLOB, SHA1, SHA256] {
             for tag in [hash.to_owned(), format!("\"{hash}\""), format!("W/\"{hash}\""), hash.to_uppercase()] {
                 assert_eq!(verify(&tag, Some(6), b"hello\n"), Ok(()), "{tag}");
@@ -177,46 +177,46 @@ mod tests {
                 assert!(expected.to_string().contains(hash) && expected != found, "{expected} {found}");
             }
         }
-        assert!(verify(GIT_BLOB, None, b"hello\n").is_err(), "a blob's hash begins with its length");
-        assert!(ContentsHash::new(Digest::of_tag(GIT_BLOB), None).second_pass().is_some());
-        assert!(ContentsHash::new(Digest::of_tag(GIT_BLOB), Some(6)).second_pass().is_none());
-        assert!(ContentsHash::new(Digest::of_tag(SHA256), None).second_pass().is_none());
+        assert!(verify(GIT_BLOB, None, b"hello\n").is_err(), "the hash of a git blob includes its length");
+        assert!(ContentsHash::new(Digest::from_tag(GIT_BLOB), None).second_pass().is_some());
+        assert!(ContentsHash::new(Digest::from_tag(GIT_BLOB), Some(6)).second_pass().is_none());
+        assert!(ContentsHash::new(Digest::from_tag(SHA256), None).second_pass().is_none());
     }
 
     #[test]
-    fn other_tags_are_no_hashes() {
+    fn other_tags_are_not_hashes() {
         let md5 = "d41d8cd98f00b204e9800998ecf8427e";
         for tag in ["", "\"\"", "W/\"\"", "\"1-2\"", md5, &GIT_BLOB[1..], "\"5f3-gzip\"", &"g".repeat(40), "é"] {
-            assert_eq!(Digest::of_tag(opaque_tag(tag)), None, "{tag}");
+            assert_eq!(Digest::from_tag(opaque_tag(tag)), None, "{tag}");
             assert_eq!(verify(tag, Some(6), b"hello\n"), Ok(()), "{tag}");
         }
     }
 
     proptest! {
         #[test]
-        fn a_tag_is_found_in_every_way_of_writing_it(tag in "[!#-~]{0,80}", weak in any::<bool>(), space in " {0,2}") {
+        fn opaque_tag_strips_quotes_and_weak_prefix(tag in "[!#-~]{0,80}", weak in any::<bool>(), space in " {0,2}") {
             let mark = if weak { "W/" } else { "" };
             let written = format!("{space}{mark}\"{tag}\"{space}");
             prop_assert_eq!(opaque_tag(&written), tag);
         }
 
         #[test]
-        fn no_header_is_too_odd_to_read(header in ".{0,100}") {
+        fn opaque_tag_accepts_any_header(header in ".{0,100}") {
             let tag = opaque_tag(&header);
             prop_assert!(header.contains(tag));
-            if let Some(digest) = Digest::of_tag(tag) {
+            if let Some(digest) = Digest::from_tag(tag) {
                 prop_assert!(digest.to_string().ends_with(&tag.to_lowercase()));
             }
         }
 
         #[test]
-        fn a_digest_reads_what_it_writes(sha256: [u8; 32], sha1: [u8; 20]) {
-            prop_assert_eq!(Digest::of_tag(&hex(&sha256)), Some(Digest::Sha256(sha256)));
-            prop_assert_eq!(Digest::of_tag(&hex(&sha1)), Some(Digest::Sha1(sha1)));
+        fn hex_digests_round_trip(sha256: [u8; 32], sha1: [u8; 20]) {
+            prop_assert_eq!(Digest::from_tag(&hex(&sha256)), Some(Digest::Sha256(sha256)));
+            prop_assert_eq!(Digest::from_tag(&hex(&sha1)), Some(Digest::Sha1(sha1)));
         }
 
         #[test]
-        fn any_changed_byte_is_noticed(
+        fn detects_any_flipped_bit(
             contents in prop::collection::vec(any::<u8>(), 1..300),
             at: prop::sample::Index,
             bit in 0..8_u8,

@@ -1,4 +1,4 @@
-//! The files of one revision on their way into the cache.
+//! Downloads the files of one revision to the cache.
 
 use std::{cell::Cell, collections::BTreeMap};
 
@@ -8,25 +8,26 @@ use crate::{
     files::{CONFIG, OPTIONAL, PICKLED, SAFETENSORS, TOKENIZER, WeightFiles},
     id::is_commit,
     index::{MAX_INDEX_BYTES, bad_index, shard_names},
-    remote::{Remote, stand_in},
+    remote::{Remote, synthetic_id},
     server::Server,
 };
 
 pub(crate) struct Download<'a> {
     pub(crate) server: &'a Server<'a>,
     pub(crate) cache: &'a RepoCache,
-    /// `None` while the server does not say: then the cache is not asked, and the files decide at the end.
+    /// The commit of the revision. `None` if the server does not send it: then the snapshot is not consulted, and it
+    /// is named after the downloaded files at the end.
     commit: Option<String>,
-    /// Whether the server's URLs may name the commit, once that is known.
-    knows_commit: Cell<Option<bool>>,
-    /// What the server has said of files that the snapshot lacks.
+    /// Whether the server accepts the commit as the revision in its URLs; `None` until that is known.
+    accepts_commit: Cell<Option<bool>>,
+    /// The server's description of files that are missing from the snapshot.
     found: BTreeMap<String, Remote>,
-    /// Files that are in the cache but not yet in the snapshot, and the names of their blobs.
+    /// Files that are in the cache but not yet linked in the snapshot, with the names of their blobs.
     blobs: BTreeMap<String, String>,
     pub(crate) progress: &'a mut dyn FnMut(HubProgress),
-    /// Bytes of the files that are complete.
+    /// Number of bytes in the completed files.
     pub(crate) done: u64,
-    /// Bytes of all files to download, as far as they are known.
+    /// Number of bytes in all files to download, as far as known.
     pub(crate) total: u64,
 }
 
@@ -39,13 +40,13 @@ impl<'a> Download<'a> {
     ) -> Download<'a> {
         let commit = config.commit.clone().or_else(|| is_commit(server.revision).then(|| server.revision.to_owned()));
         let found = BTreeMap::from([(CONFIG.to_owned(), config)]);
-        let knows_commit = Cell::new((commit.as_deref() == Some(server.revision)).then_some(true));
-        Download { server, cache, commit, knows_commit, found, blobs: BTreeMap::new(), progress, done: 0, total: 0 }
+        let accepts_commit = Cell::new((commit.as_deref() == Some(server.revision)).then_some(true));
+        Download { server, cache, commit, accepts_commit, found, blobs: BTreeMap::new(), progress, done: 0, total: 0 }
     }
 
-    /// Downloads what a model needs and returns the commit whose snapshot then holds it.
+    /// Downloads the files that a model needs, links them in the snapshot, and returns the snapshot's commit.
     pub(crate) fn model(mut self, formats: &[WeightFiles]) -> Result<String, HubError> {
-        // The index comes before all else: what it names decides whether anything is downloaded at all.
+        // The index comes first: if it lists a file that is not allowed, nothing else is downloaded.
         let weights = self.weights(formats)?;
         let mut files = vec![CONFIG.to_owned(), TOKENIZER.to_owned()];
         for file in OPTIONAL {
@@ -57,14 +58,14 @@ impl<'a> Download<'a> {
         self.blobs(&files)?;
 
         let identity = || self.blobs.iter().flat_map(|(file, blob)| [file.as_str(), blob.as_str()]).collect::<Vec<_>>();
-        let commit = self.commit.clone().unwrap_or_else(|| stand_in(&identity()));
+        let commit = self.commit.clone().unwrap_or_else(|| synthetic_id(&identity()));
         for (file, blob) in &self.blobs {
-            self.cache.link(&commit, file, blob).map_err(|error| self.cache.lacks(file, error))?;
+            self.cache.link(&commit, file, blob).map_err(|error| self.cache.read_only_error(file, error))?;
         }
         Ok(commit)
     }
 
-    /// The one file of weights, or the index and the shards that it names.
+    /// The names of the weight files: a single file, or the shards and their index.
     fn weights(&mut self, formats: &[WeightFiles]) -> Result<Vec<String>, HubError> {
         for files in formats {
             if self.is_in_repo(files.single)? {
@@ -83,32 +84,33 @@ impl<'a> Download<'a> {
         Err(self.server.file_not_found("model.safetensors (or model.safetensors.index.json)"))
     }
 
-    /// The index and the shards that it names.
+    /// Downloads the index, and returns the names of the shards and of the index.
     fn shards(&mut self, files: &WeightFiles) -> Result<Vec<String>, HubError> {
         self.blobs(&[files.index.to_owned()])?;
         let index = match (self.blobs.get(files.index), &self.commit) {
             (None, Some(commit)) => self.cache.file(commit, files.index),
-            (blob, _) => self.cache.blob(blob.expect("without a commit all files go through blobs")),
+            (blob, _) => self.cache.blob(blob.expect("without a commit, every file is downloaded to a blob")),
         };
         let mut names: Vec<String> = shard_names(&index, files, self.server.repo)?.into_iter().collect();
         names.push(files.index.to_owned());
         Ok(names)
     }
 
-    /// What URLs name: the commit, so that a branch that moves meanwhile mixes nothing, or the branch at a server that
-    /// tells the commit and does not answer to it.
+    /// The revision to use in URLs. This is the commit, so that all files belong together even if the branch moves
+    /// during the download. It is the branch if the server sends the commit but does not accept it in URLs.
     pub(crate) fn revision(&self) -> Result<&str, HubError> {
         let Some(commit) = &self.commit else { return Ok(self.server.revision) };
-        if self.knows_commit.get().is_none() {
-            self.knows_commit.set(Some(match self.server.look_up(commit, CONFIG, 3) {
+        if self.accepts_commit.get().is_none() {
+            self.accepts_commit.set(Some(match self.server.look_up(commit, CONFIG, 3) {
                 Err(HubError::RevisionNotFound { .. } | HubError::RepoNotFound { .. }) => false,
                 found => found?.is_some(),
             }));
         }
-        Ok(if self.knows_commit.get() == Some(true) { commit } else { self.server.revision })
+        Ok(if self.accepts_commit.get() == Some(true) { commit } else { self.server.revision })
     }
 
-    /// Asks the snapshot, then the server; a commit's files never change, so "no" is remembered.
+    /// Whether the repository has the file, according to the snapshot or else the server. A commit never changes, so
+    /// the cache remembers missing files.
     fn is_in_repo(&mut self, file: &str) -> Result<bool, HubError> {
         if self.found.contains_key(file) || self.blobs.contains_key(file) {
             return Ok(true);
@@ -129,14 +131,15 @@ impl<'a> Download<'a> {
         Ok(false)
     }
 
-    /// Downloads those of the files that the snapshot lacks, once it is known that the server has them all.
+    /// Downloads the files that are missing from the snapshot. Nothing is downloaded unless the server has all of
+    /// them.
     fn blobs(&mut self, files: &[String]) -> Result<(), HubError> {
         let mut wanted = Vec::new();
         for file in files {
             if !self.is_in_repo(file)? {
                 return Err(self.server.file_not_found(file));
             }
-            let Some(remote) = self.found.remove(file) else { continue }; // it is here
+            let Some(remote) = self.found.remove(file) else { continue }; // already in the cache
             let index = [SAFETENSORS, PICKLED].into_iter().find(|files| files.index == file);
             if let Some(files) = index.filter(|_| remote.size.is_some_and(|size| size > MAX_INDEX_BYTES)) {
                 return Err(bad_index(self.server.repo, &files, "it is larger than 64 MiB"));
@@ -145,7 +148,7 @@ impl<'a> Download<'a> {
             wanted.push((file, remote));
         }
         for (file, remote) in wanted {
-            self.blob(file, &remote).map_err(|error| self.cache.lacks(file, error))?;
+            self.blob(file, &remote).map_err(|error| self.cache.read_only_error(file, error))?;
             self.done += remote.size.unwrap_or(0);
             self.blobs.insert(file.clone(), remote.blob);
         }

@@ -1,267 +1,267 @@
-//! Why a model could not be brought from the hub.
+//! Errors of downloads from the hub.
 
 use std::{
     fmt, io,
     path::{Path, PathBuf},
 };
 
-/// The class of a [`HubError`], which decides the exit code.
+/// The category of a [`HubError`]. The command-line program derives its exit code from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HubErrorKind {
-    /// The server could not be reached, broke off or answered amiss.
+    /// The server could not be reached, the connection was lost, or the response was invalid.
     Network,
-    /// There is no such repository, revision or file.
+    /// The repository, revision or file does not exist, or the id is not valid.
     NotFound,
-    /// The server wants a token, or another one.
+    /// The server requires a token, or rejected the given one.
     Unauthorized,
     /// The cache could not be read or written.
     FileSystem,
-    /// The network is switched off and the cache does not have the model.
+    /// Offline mode is on and the model is not in the cache.
     Offline,
-    /// The repository's weights, or its index of them, are not taken.
+    /// The weights of the repository, or their index, are not accepted.
     Rejected,
-    /// The system gives no thread to download on.
+    /// The download thread could not be started.
     Limit,
-    /// The caller ended it.
+    /// The caller cancelled the download.
     Cancelled,
 }
 
-/// Why a model could not be brought from the hub.
+/// An error while fetching a model from the hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// The name of the repository or of its revision cannot be one.
+    /// The name of the repository or of the revision is not valid.
     #[error("{id:?} is not a hub id: expected org/name or org/name@revision")]
     InvalidId {
-        /// Both, as given.
+        /// `{repo}@{revision}`, at most its first 200 characters.
         id: String,
     },
-    /// No connection, or no answer.
-    #[error("cannot reach {url} for {file} of {repo}: {}; check the connection and HF_ENDPOINT", in_words(source))]
+    /// The server could not be reached or did not answer.
+    #[error("cannot reach {url} for {file} of {repo}: {}; check the connection and HF_ENDPOINT", plain_message(source))]
     Unreachable {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The file.
+        /// The file, relative to the repository.
         file: String,
-        /// What was asked for.
+        /// The requested URL, without its query.
         url: String,
-        /// What the HTTP client says.
+        /// The error of the HTTP client.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A download broke off; what has come is kept.
+    /// A download was interrupted. The bytes received so far are kept.
     #[error(
-        "{file} of {repo} broke off after {done} bytes ({url}): {}; run again to go on from there",
-        in_words(source)
+        "the download of {file} of {repo} from {url} was interrupted after {done} bytes: {}; run again to resume",
+        plain_message(source)
     )]
     Interrupted {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The file.
+        /// The file, relative to the repository.
         file: String,
-        /// What was asked for.
+        /// The requested URL, without its query.
         url: String,
-        /// Bytes that are in the cache.
+        /// Number of bytes in the cache.
         done: u64,
-        /// What the connection says.
+        /// The error of the connection.
         source: io::Error,
     },
-    /// The server answered with a status that is no success.
-    #[error("{url} answers HTTP {status} for {file} of {repo}; try again later")]
+    /// The server answered with an error status.
+    #[error("{url} returned HTTP {status} for {file} of {repo}; try again later")]
     Status {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The file.
+        /// The file, relative to the repository.
         file: String,
-        /// What was asked for.
+        /// The requested URL, without its query.
         url: String,
         /// The HTTP status.
         status: u16,
     },
-    /// The server does not speak the hub's protocol.
-    #[error("{url} {fault}, asked for {file} of {repo}; check HF_ENDPOINT")]
+    /// The server's response does not follow the hub's protocol.
+    #[error("{url} {fault} when asked for {file} of {repo}; check HF_ENDPOINT")]
     BadResponse {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The file.
+        /// The file, relative to the repository.
         file: String,
-        /// What was asked for.
+        /// The requested URL, without its query.
         url: String,
-        /// What is wrong with the answer.
+        /// What the server did wrong; a verb phrase such as `sent a web page`.
         fault: &'static str,
     },
-    /// A file was downloaded whole, but its contents are not those that the hub announced. They were removed.
+    /// A file was downloaded completely, but its hash is not the one that the hub announced. The file was deleted.
     #[error(
-        "{file} of {repo} from {url} is not what the hub announced: expected {expected}, found {found}; nothing of it \
-         was kept; run again, and check the network and HF_ENDPOINT if that does not help"
+        "{file} of {repo} from {url} has the wrong hash: expected {expected}, found {found}; the file was deleted; run \
+         again, and if that does not help, check the network and HF_ENDPOINT"
     )]
     WrongContents {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The file.
+        /// The file, relative to the repository.
         file: String,
-        /// The server.
+        /// Base URL of the server.
         url: String,
-        /// Name and hexadecimal digits of the announced hash.
+        /// The announced hash: algorithm and hexadecimal digits.
         expected: String,
-        /// Name and hexadecimal digits of the hash of what came.
+        /// The hash of the downloaded contents: algorithm and hexadecimal digits.
         found: String,
     },
-    /// The server sends a git-lfs pointer and not the file that it stands for.
+    /// The server sent a git-lfs pointer instead of the file itself.
     #[error(
-        "{file} of {repo} at {url} is a git-lfs pointer, not the file itself; whoever runs the server has to fetch it \
-         (git lfs pull), or set HF_ENDPOINT to another"
+        "{file} of {repo} at {url} is a git-lfs pointer, not the file itself; run `git lfs pull` on the server, or set \
+         HF_ENDPOINT to another server"
     )]
     LfsPointer {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The file.
+        /// The file, relative to the repository.
         file: String,
-        /// What was asked for.
+        /// The requested URL, without its query.
         url: String,
     },
-    /// There is no such repository.
-    #[error("the hub has no model {repo} ({url}){}; check the name", no_folder(repo))]
+    /// The repository does not exist.
+    #[error("the hub has no model {repo} ({url}){}; check the name", no_folder_hint(repo))]
     RepoNotFound {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// What was asked for.
+        /// The requested URL, without its query.
         url: String,
     },
     /// The repository has no such branch, tag or commit.
     #[error("{repo} has no revision {revision:?} ({url}); give a branch, a tag or a full commit")]
     RevisionNotFound {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The revision.
+        /// The branch, tag or commit.
         revision: String,
-        /// What was asked for.
+        /// The requested URL, without its query.
         url: String,
     },
-    /// The repository lacks a file that every model needs, or a shard that its index names.
+    /// The repository does not have a file that every model needs, or a shard listed in its index.
     #[error("{repo}@{revision} at {endpoint} has no {file}; a model cannot be loaded without it")]
     FileNotFound {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The revision.
+        /// The branch, tag or commit.
         revision: String,
-        /// The file.
+        /// The file, relative to the repository.
         file: String,
-        /// The server.
+        /// Base URL of the server.
         endpoint: String,
     },
-    /// The repository has only PyTorch files, and they were not allowed.
+    /// The repository has only PyTorch files, and these are not allowed.
     #[error(
-        "{repo}@{revision} has {file} and no safetensors; PyTorch pickles are fetched and read only if allowed \
-         (--allow-pickle; nothing in them is run)"
+        "{repo}@{revision} has {file} but no safetensors; pass --allow-pickle to download and read PyTorch pickles \
+         (no code in them is executed)"
     )]
     PickleRefused {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The revision.
+        /// The branch, tag or commit.
         revision: String,
-        /// The file, or the index of several.
+        /// The weights file, or the index of its shards.
         file: &'static str,
     },
-    /// The server does not let this user read the repository.
-    #[error("{url} answers HTTP {status} for {file} of {repo}: {advice}")]
+    /// The server denied access to the repository.
+    #[error("{url} returned HTTP {status} for {file} of {repo}: {advice}")]
     Unauthorized {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The file.
+        /// The file, relative to the repository.
         file: String,
-        /// What was asked for.
+        /// The requested URL, without its query.
         url: String,
         /// 401 or 403.
         status: u16,
-        /// What to do.
+        /// How to get access.
         advice: String,
     },
-    /// The network is switched off and the cache lacks a file.
+    /// Offline mode is on and a file is not in the cache.
     #[error(
         "{repo}@{revision} is not in the cache {} ({missing} is missing) and HF_HUB_OFFLINE is set{}; unset it to \
          download, or give a model folder",
         cache_dir.display(),
-        no_folder(repo)
+        no_folder_hint(repo)
     )]
     NotCached {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The revision.
+        /// The branch, tag or commit.
         revision: String,
-        /// The first thing that is missing.
+        /// The first missing file, or `the revision`.
         missing: String,
         /// The cache that was searched.
         cache_dir: PathBuf,
     },
-    /// Nothing says where the cache is.
-    #[error("no home folder for the hub cache; set HF_HOME or HF_HUB_CACHE")]
+    /// The location of the cache is unknown.
+    #[error("cannot find a home folder for the hub cache; set HF_HOME or HF_HUB_CACHE")]
     NoCacheFolder,
     /// The cache could not be read or written.
-    #[error("{action} {}: {}", path.display(), in_words(source))]
+    #[error("{action} {}: {}", path.display(), plain_message(source))]
     FileSystem {
-        /// What was tried.
+        /// What failed, for example `cannot write`.
         action: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The cache lacks a file and cannot be written.
+    /// A file is not in the cache, and the cache cannot be written.
     #[error(
-        "the hub cache {} has no {file} of {repo} and cannot be written ({}: {}); set HF_HUB_CACHE to a folder that \
-         you may write to, or HF_HUB_OFFLINE=1 to use what is there",
+        "the hub cache {} has no {file} of {repo} and cannot be written ({}: {}); set HF_HUB_CACHE to a writable \
+         folder, or HF_HUB_OFFLINE=1 to use only the cache",
         cache_dir.display(),
         path.display(),
-        in_words(source)
+        plain_message(source)
     )]
     ReadOnlyCache {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
-        /// The file that is missing.
+        /// The missing file.
         file: String,
-        /// The cache.
+        /// Folder of the cache.
         cache_dir: PathBuf,
-        /// What could not be written.
+        /// The file or folder that could not be written.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The system gives no thread to download on.
-    #[error("no thread to download on: {}", in_words(source))]
+    /// The download thread could not be started.
+    #[error("cannot start a thread for the download: {}", plain_message(source))]
     Thread {
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The caller ended the download; what has come is kept.
-    #[error("the download was cancelled; run again to go on from there")]
+    /// The caller cancelled the download. The bytes received so far are kept.
+    #[error("the download was cancelled; run again to resume")]
     Cancelled,
-    /// The index names a file outside the repository's top folder, or one of another format.
-    #[error("{index} of {repo} names {shard:?}; expected a plain file name that ends in {ending}")]
+    /// The index lists a file outside the top folder of the repository, or a file of another format.
+    #[error("{index} of {repo} lists {shard:?}; expected a plain file name that ends in {ending}")]
     ShardName {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
         /// The index file.
         index: &'static str,
-        /// The name, at most its first 100 characters.
+        /// The listed name, at most its first 100 characters.
         shard: String,
-        /// What it should end in.
+        /// The expected file name extension.
         ending: &'static str,
     },
-    /// The index cannot be read.
+    /// The index is not valid.
     #[error("{index} of {repo} is not a checkpoint index: {fault}")]
     BadIndex {
-        /// The repository.
+        /// The repository, `org/name`.
         repo: String,
         /// The index file.
         index: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with the index.
         fault: String,
     },
 }
 
 impl HubError {
-    /// The class of the error.
+    /// The category of the error.
     pub fn kind(&self) -> HubErrorKind {
         match self {
             HubError::Unreachable { .. }
@@ -291,24 +291,24 @@ impl HubError {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             HubError::Status { status, .. } => matches!(status, 408 | 429 | 500..),
-            HubError::WrongContents { .. } => false, // a file may be large
+            HubError::WrongContents { .. } => false, // the file may be large, so do not download it again automatically
             error => error.kind() == HubErrorKind::Network,
         }
     }
 }
 
-/// `org/name` may as well have been meant as a folder.
-pub(crate) fn no_folder(repo: &str) -> String {
+/// A hint for error messages: `org/name` may have been meant as a local folder, which does not exist.
+pub(crate) fn no_folder_hint(repo: &str) -> String {
     if Path::new(repo).exists() { String::new() } else { format!(", and there is no folder {repo} here") }
 }
 
-/// Whether something cannot be written for lack of permission.
+/// Whether a write failed for lack of permission.
 pub(crate) fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
-/// An error of the system or the HTTP client without numbers and names of types.
-fn in_words(error: &impl fmt::Display) -> String {
+/// The message of a system or HTTP client error, without the error number and type names.
+fn plain_message(error: &impl fmt::Display) -> String {
     let text = error.to_string();
     let text = text.strip_prefix("io: ").unwrap_or(&text);
     match text.rsplit_once(" (os error ") {

@@ -1,4 +1,4 @@
-//! From a hub id to a folder: asks the cache, then the server.
+//! Resolves a hub id to a folder: from the cache, or else from the server.
 
 use std::path::PathBuf;
 
@@ -14,36 +14,37 @@ use crate::{
 
 const DEFAULT_REVISION: &str = "main";
 
-/// Brings the files that a model folder may have into the standard hub cache, and returns the snapshot folder.
+/// Fetches the files of a model to the standard hub cache, and returns the snapshot folder.
 ///
-/// [`fetch_with`] under the environment's options.
+/// Calls [`fetch_with`] with [`HubOptions::from_env`].
 ///
 /// # Errors
-/// As [`fetch_with`], and [`HubError::NoCacheFolder`].
+/// Those of [`fetch_with`], and [`HubError::NoCacheFolder`].
 pub fn fetch(repo: &str, revision: Option<&str>, progress: &mut dyn FnMut(HubProgress)) -> Result<PathBuf, HubError> {
     fetch_with(&HubOptions::from_env()?, repo, revision, progress)
 }
 
-/// Brings the files that a model folder may have into the hub cache, and returns the snapshot folder.
+/// Fetches the files of a model to the hub cache, and returns the snapshot folder.
 ///
-/// Only what a model needs is downloaded: the configuration, tokenizer, processor and template files, and
-/// `model.safetensors` or the shards that `model.safetensors.index.json` names, or, where a repository has neither and
-/// they are allowed, PyTorch's files. What the cache has is not downloaded again, and an interrupted file goes on where
-/// it stopped, in this run or in a later one. A revision that is a commit and is in the cache needs no network; for a
-/// branch or a tag the server is asked once where it stands, and when it cannot be reached a complete snapshot in the
-/// cache is taken instead. Two processes do not download the same file:
-/// the second one waits ([`HubProgress::is_waiting`]).
+/// Only the files that a model needs are downloaded: the configuration, tokenizer, processor and template files, and
+/// `model.safetensors` or the shards listed in `model.safetensors.index.json`. If the repository has no safetensors
+/// and [`HubOptions::allow_pickles`] is set, the PyTorch files are downloaded instead.
 ///
-/// A file whose contents do not have the hash that the hub announces is an error, and nothing of it is kept. A cache
-/// that cannot be written will do if it has all files.
+/// Files in the cache are not downloaded again, and an interrupted download resumes where it stopped, in the same run
+/// or a later one. A commit that is in the cache needs no network. For a branch or tag, one request asks for its
+/// current commit; if the server cannot be reached, a complete snapshot in the cache is used instead. Two processes
+/// do not download the same file at the same time: the second one waits ([`HubProgress::is_waiting`]).
 ///
-/// The download runs on a thread of its own, so that [`HubOptions::cancel`] ends this call even while the server does not
-/// answer; the thread then ends with its next read, at the latest after a minute.
+/// If the contents of a file do not match the hash announced by the hub, the file is deleted and the call fails. A
+/// read-only cache is sufficient if it has all files.
+///
+/// The download runs on a separate thread, so that [`HubOptions::cancel`] ends this call even if the server does not
+/// respond. The thread ends with its next read, after at most a minute.
 ///
 /// # Errors
-/// [`HubError::kind`] sorts them: `Network`, `NotFound`, `Unauthorized`, `FileSystem`, `Offline`, `Rejected` for an
-/// index that does not name plain files of its format, or a repository of PyTorch files that were not allowed, and
-/// `Cancelled`.
+/// [`HubError::kind`] gives the category: `Network`, `NotFound`, `Unauthorized`, `FileSystem`, `Offline`, `Rejected`
+/// (the index lists anything but plain files of its format, the weights are pickles that are not allowed, or a file
+/// is a git-lfs pointer), `Limit` or `Cancelled`.
 pub fn fetch_with(
     options: &HubOptions,
     repo: &str,
@@ -68,8 +69,8 @@ pub fn fetch_with(
     worker::run(&options.cancel, progress, move |progress| download(&in_thread, &repo, &revision, cached, progress))
 }
 
-/// Asks the server where the revision stands, and downloads what the cache lacks. If the server cannot be reached, the
-/// `cached` snapshot is taken.
+/// Asks the server for the commit of the revision, and downloads the files that are missing from the cache. If the
+/// server cannot be reached, returns the `cached` snapshot.
 fn download(
     options: &HubOptions,
     repo: &str,
@@ -79,7 +80,7 @@ fn download(
 ) -> Result<PathBuf, HubError> {
     let cache = RepoCache::new(&options.cache_dir, repo);
     let server = Server::new(options, repo, revision);
-    // With a snapshot at hand an unreachable server is no reason to wait.
+    // With a snapshot in the cache, it is not worth retrying an unreachable server.
     let attempts = if cached.is_ok() { 1 } else { 3 };
     let config = match server.look_up(revision, CONFIG, attempts) {
         Err(error) if error.is_transient() => return cached.map_err(|_| error),

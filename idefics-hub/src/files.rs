@@ -1,15 +1,15 @@
-//! Names of the files of a model folder.
+//! Names of the files in a model folder.
 
 pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
-/// The names of the weights in one format.
+/// File names of the weights in one format.
 pub(crate) struct WeightFiles {
-    /// The one file, where there is one.
+    /// Name of the weights file if they are not sharded.
     pub(crate) single: &'static str,
-    /// Which names the shards, where there are several.
+    /// Name of the index that lists the shards.
     pub(crate) index: &'static str,
-    /// What the shards' names end in.
+    /// File name extension of the shards.
     pub(crate) ending: &'static str,
 }
 
@@ -18,12 +18,12 @@ pub(crate) const SAFETENSORS: WeightFiles =
 pub(crate) const PICKLED: WeightFiles =
     WeightFiles { single: "pytorch_model.bin", index: "pytorch_model.bin.index.json", ending: ".bin" };
 
-/// The accepted formats, in the order of preference.
+/// The accepted formats, in order of preference.
 pub(crate) fn weight_files(allow_pickles: bool) -> &'static [WeightFiles] {
     if allow_pickles { &[SAFETENSORS, PICKLED] } else { &[SAFETENSORS] }
 }
 
-/// What a folder may have besides its configuration, its tokenizer and its weights.
+/// Optional files of a model folder: downloaded if the repository has them.
 pub(crate) const OPTIONAL: [&str; 8] = [
     "tokenizer_config.json",
     "special_tokens_map.json",

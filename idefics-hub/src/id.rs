@@ -1,13 +1,15 @@
-//! Which names of repositories, revisions and files are valid.
+//! Validation of the names of repositories, revisions and files.
 
 use crate::HubError;
 
+/// Checks that the names of a repository and a revision are safe to use in paths and URLs.
+///
 /// # Errors
-/// [`HubError::InvalidId`]: both become paths and URLs.
+/// [`HubError::InvalidId`].
 pub(crate) fn check_id(repo: &str, revision: &str) -> Result<(), HubError> {
     let parts: Vec<&str> = repo.split('/').collect();
     let repo_is_valid = parts.len() == 2 && parts.iter().all(|part| is_plain_name(part) && !part.contains(".."));
-    // A revision becomes a path below `refs`.
+    // The revision is used as a path below `refs`.
     let revision_is_valid = revision.len() <= 255
         && revision
             .split('/')
@@ -18,7 +20,7 @@ pub(crate) fn check_id(repo: &str, revision: &str) -> Result<(), HubError> {
     Err(HubError::InvalidId { id: format!("{repo}@{revision}").chars().take(200).collect() })
 }
 
-/// `[A-Za-z0-9._-]{1,255}`, not hidden.
+/// Whether the name matches `[A-Za-z0-9._-]{1,255}` and does not start with a dot.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=255).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.')

@@ -1,5 +1,5 @@
-//! The index of a checkpoint's shards, as far as a download needs it. What it names becomes a path, so it is not
-//! trusted.
+//! Reads the names of the shards from the index of a checkpoint. The index is not trusted, because the names are used
+//! as paths.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use crate::{HubError, error::file_system, files::WeightFiles, id::is_plain_name}
 pub(crate) const MAX_INDEX_BYTES: u64 = 64 << 20;
 const MAX_SHARDS: usize = 1000;
 
-/// The shards that an index names, each a plain file name.
+/// The shards listed in an index, checked to be plain file names with the right extension.
 pub(crate) fn shard_names(index: &Path, files: &WeightFiles, repo: &str) -> Result<BTreeSet<String>, HubError> {
     #[derive(Deserialize)]
     struct Index {
@@ -28,7 +28,7 @@ pub(crate) fn shard_names(index: &Path, files: &WeightFiles, repo: &str) -> Resu
     let parsed: Index = serde_json::from_slice(&bytes).map_err(|error| bad_index(repo, files, error))?;
     let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
     if shards.is_empty() || shards.len() > MAX_SHARDS {
-        let fault = format_args!("it names {} files, expected 1 to {MAX_SHARDS}", shards.len());
+        let fault = format_args!("it lists {} files, expected 1 to {MAX_SHARDS}", shards.len());
         return Err(bad_index(repo, files, fault));
     }
     match shards.iter().find(|shard| !is_plain_name(shard) || !shard.ends_with(files.ending)) {

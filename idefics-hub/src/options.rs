@@ -1,4 +1,4 @@
-//! What the environment says of the hub: the variables of `huggingface_hub`.
+//! Options of downloads, with defaults from the environment variables of `huggingface_hub`.
 
 use std::{
     env, fmt, fs,
@@ -10,7 +10,7 @@ use crate::HubError;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// The server, the cache and the credentials of a [`fetch_with`](crate::fetch_with).
+/// The server, cache and credentials used by [`fetch_with`](crate::fetch_with).
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct HubOptions {
@@ -18,17 +18,18 @@ pub struct HubOptions {
     pub endpoint: String,
     /// Folder of the hub cache (`HF_HUB_CACHE`).
     pub cache_dir: PathBuf,
-    /// Access token, sent to the endpoint's own host and nowhere else (`HF_TOKEN`).
+    /// Access token (`HF_TOKEN`). It is sent only to the host of the endpoint.
     pub token: Option<String>,
-    /// Use the cache alone and never the network (`HF_HUB_OFFLINE`).
+    /// Use only the cache, never the network (`HF_HUB_OFFLINE`).
     pub offline: bool,
-    /// Whether PyTorch files are fetched where a repository has no safetensors.
+    /// Whether to download PyTorch files if a repository has no safetensors.
     pub allow_pickles: bool,
-    /// Ends a download within a tenth of a second once it is set; what has come is kept for the next one.
+    /// Set this flag to cancel a download; it ends within a tenth of a second. The next download resumes from the
+    /// bytes received so far.
     pub cancel: Arc<AtomicBool>,
 }
 
-/// The token is not shown.
+/// Hides the token.
 impl fmt::Debug for HubOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HubOptions")
@@ -43,7 +44,7 @@ impl fmt::Debug for HubOptions {
 }
 
 impl HubOptions {
-    /// A server and a cache: no token, PyTorch files refused.
+    /// Options with the given server and cache, online, without a token, and without PyTorch files.
     pub fn new(endpoint: impl Into<String>, cache_dir: impl Into<PathBuf>) -> HubOptions {
         HubOptions {
             endpoint: endpoint.into(),
@@ -60,13 +61,13 @@ impl HubOptions {
     /// - cache: `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME/hub`, `XDG_CACHE_HOME/huggingface/hub`,
     ///   `~/.cache/huggingface/hub`
     /// - token: `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`; then, unless `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set, the file
-    ///   `HF_TOKEN_PATH` or `token` in the hub's home folder
-    /// - `HF_ENDPOINT`, `HF_HUB_OFFLINE`
+    ///   `HF_TOKEN_PATH`, or else `token` in the hub's home folder
+    /// - endpoint and offline mode: `HF_ENDPOINT`, `HF_HUB_OFFLINE`
     ///
-    /// An empty variable counts as not set.
+    /// The first variable that is set is used. Empty variables count as not set.
     ///
     /// # Errors
-    /// [`HubError::NoCacheFolder`] when neither a variable nor a home folder says where the cache is.
+    /// [`HubError::NoCacheFolder`] if no variable sets the cache and there is no home folder.
     pub fn from_env() -> Result<HubOptions, HubError> {
         let folder = |name| variable(name).map(|path| expand_home(&path));
         let home = folder("HF_HOME")

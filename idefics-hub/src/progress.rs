@@ -1,20 +1,20 @@
-//! What a download reports.
+//! Progress reports of downloads.
 
-/// How far a download is. Bytes that an earlier, interrupted run left count as done.
+/// Progress of a download. Bytes from an earlier, interrupted run count as done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HubProgress {
-    /// The file that is downloaded now, relative to the repository.
+    /// The current file, relative to the repository.
     pub file: String,
-    /// Bytes of this file that are here.
+    /// Number of bytes of this file that are in the cache.
     pub file_done: u64,
-    /// Bytes of this file, when the server says how many.
+    /// Size of this file in bytes, if the server sends it.
     pub file_total: Option<u64>,
-    /// Bytes of all files to download that are here; files that the cache had before are not counted.
+    /// Number of bytes downloaded of all files. Files that were in the cache before are not counted.
     pub done: u64,
-    /// Bytes of all files to download. A sharded checkpoint's index is downloaded first, and until then the shards
-    /// are not in it.
+    /// Total size in bytes of all files to download. The index of a sharded checkpoint is downloaded first, and the
+    /// shards are included only after that.
     pub total: u64,
-    /// Another process downloads this file, and this one waits for it: said once a second.
+    /// Whether this process is waiting for another one that is downloading the file. Reported once a second.
     pub is_waiting: bool,
 }

@@ -1,23 +1,24 @@
-//! One file of a repository, as the server describes it.
+//! The server's description of one file of a repository.
 
 use crate::digest::Digest;
 
-/// What the server says of one file.
+/// Metadata of one file, from the server.
 pub(crate) struct Remote {
-    /// Told by servers that speak the hub's protocol.
+    /// The commit of the revision. Only servers that speak the hub's protocol send it.
     pub(crate) commit: Option<String>,
-    /// The name of its contents in the cache.
+    /// Name of the file's contents in the blobs folder of the cache.
     pub(crate) blob: String,
-    /// Other contents would have another name in the cache, or another size.
+    /// Whether other contents of the file would have another blob name.
     pub(crate) is_versioned: bool,
-    /// Bytes.
+    /// Size in bytes, if known.
     pub(crate) size: Option<u64>,
-    /// Told by servers that speak the hub's protocol.
+    /// The hash of the contents. Only servers that speak the hub's protocol send it.
     pub(crate) digest: Option<Digest>,
 }
 
-/// 40 hexadecimal digits in place of a commit or of a hash of contents (64-bit FNV-1a on 128 bits).
-pub(crate) fn stand_in(parts: &[&str]) -> String {
+/// A synthetic id of 40 hexadecimal digits for servers that send no commit or hash: the 128-bit FNV-1a hash of
+/// `parts`.
+pub(crate) fn synthetic_id(parts: &[&str]) -> String {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     let hash = bytes.fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
         (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)

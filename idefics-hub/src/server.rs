@@ -1,9 +1,11 @@
-//! The file URLs of one repository: `HEAD` and `GET` of `{endpoint}/{org}/{name}/resolve/{revision}/{file}`.
+//! Requests to the file URLs of one repository: `HEAD` and `GET` on
+//! `{endpoint}/{org}/{name}/resolve/{revision}/{file}`.
 //!
-//! The hub and its mirrors tell a file's commit, hash and size in `X-Repo-Commit`, `X-Linked-ETag` or `ETag`, and
-//! `X-Linked-Size`. A plain file server with such paths will do as well: `GET` stands in for `HEAD`, and snapshot and
-//! blobs are named after the files' paths, their ETags or times of change, and their sizes. If it gives neither an ETag
-//! nor a time, files from 16 MiB on are downloaded again when their size changes, and all others on each call.
+//! The hub and its mirrors send the commit, hash and size of a file in `X-Repo-Commit`, `X-Linked-ETag` or `ETag`,
+//! and `X-Linked-Size`. A plain file server with the same paths works too. If it does not support `HEAD`, `GET` is
+//! used instead. The snapshot and the blobs are then named after the paths of the files, their ETags or modification
+//! times, and their sizes. If the server sends neither an ETag nor a time, files of at least 16 MiB are downloaded
+//! again when their size changes, and smaller files on every call.
 
 use std::{
     cell::Cell,
@@ -17,9 +19,9 @@ use ureq::{Agent, Body, http::Response};
 use crate::{
     HubError, HubOptions,
     digest::{Digest, opaque_tag},
-    error::no_folder,
+    error::no_folder_hint,
     id::{is_commit, is_plain_name},
-    remote::{Remote, stand_in},
+    remote::{Remote, synthetic_id},
     retry::back_off,
 };
 
@@ -32,13 +34,14 @@ pub(crate) struct Server<'a> {
     cancel: &'a AtomicBool,
     pub(crate) repo: &'a str,
     pub(crate) revision: &'a str,
-    /// The server has answered for this revision, so what it does not find from here on is a file.
+    /// Whether the server has found a file of this revision. From then on, a 404 means that the file does not exist,
+    /// not the repository.
     is_known: Cell<bool>,
-    /// Whether it answers to `HEAD`, once that is known.
-    knows_head: Cell<Option<bool>>,
+    /// Whether the server supports `HEAD`; `None` until that is known.
+    supports_head: Cell<Option<bool>>,
 }
 
-/// The last response after redirections, and what was learned of the file on the way to it.
+/// The final response after redirects, and the metadata collected from all responses.
 pub(crate) struct Answer {
     pub(crate) response: Response<Body>,
     pub(crate) url: String,
@@ -52,9 +55,9 @@ pub(crate) struct Answer {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Headers,
-    /// For a server that does not know `HEAD`; the body is left unread.
+    /// For servers that do not support `HEAD`: the body of the `GET` is not read.
     HeadersByGet,
-    /// Contents from this byte on.
+    /// The contents from this byte offset to the end.
     From(u64),
 }
 
@@ -63,7 +66,7 @@ impl<'a> Server<'a> {
         let endpoint = options.endpoint.trim_end_matches('/');
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
-            .max_redirects(0) // followed in `request`, which knows where the token may go
+            .max_redirects(0) // `request` follows them, so that the token is sent only to the endpoint
             .user_agent(concat!("idefics/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
             .timeout_resolve(Some(Duration::from_secs(10)))
@@ -82,17 +85,18 @@ impl<'a> Server<'a> {
             repo,
             revision,
             is_known: Cell::new(false),
-            knows_head: Cell::new(None),
+            supports_head: Cell::new(None),
         }
     }
 
     /// # Errors
-    /// [`HubError::Cancelled`] if the caller ended the download.
+    /// [`HubError::Cancelled`] if the caller cancelled the download.
     pub(crate) fn check_cancelled(&self) -> Result<(), HubError> {
         if self.cancel.load(Ordering::Relaxed) { Err(HubError::Cancelled) } else { Ok(()) }
     }
 
-    /// One file's commit, name in the cache and size; `None` when the revision has no such file.
+    /// Requests the metadata of a file; `None` if the revision does not have it. Transient errors are retried up to
+    /// `attempts` attempts.
     pub(crate) fn look_up(&self, revision: &str, file: &str, attempts: u32) -> Result<Option<Remote>, HubError> {
         for attempt in 1.. {
             match self.headers(revision, file).and_then(|answer| self.remote(answer, revision, file)) {
@@ -103,34 +107,35 @@ impl<'a> Server<'a> {
         unreachable!("the loop ends by returning")
     }
 
-    /// The file from byte `start` on.
+    /// Requests the contents of a file from byte offset `start`.
     pub(crate) fn contents(&self, revision: &str, file: &str, start: u64) -> Result<Answer, HubError> {
         self.request(Wanted::From(start), revision, file)
     }
 
-    /// Small servers know `GET` alone, and fail at `HEAD` in many ways.
+    /// Requests the headers of a file. Simple servers support only `GET` and fail at `HEAD` in various ways, so this
+    /// falls back to `GET`.
     fn headers(&self, revision: &str, file: &str) -> Result<Answer, HubError> {
-        if self.knows_head.get() != Some(false) {
+        if self.supports_head.get() != Some(false) {
             let answer = self.request(Wanted::Headers, revision, file);
-            let is_doubtful = match &answer {
+            let is_inconclusive = match &answer {
                 Ok(answer) => match answer.response.status().as_u16() {
-                    _ if speaks_hub(&answer.response) => false,
-                    404 => self.knows_head.get().is_none(),
-                    200 => answer.tells_nothing(),
+                    _ if is_hub_response(&answer.response) => false,
+                    404 => self.supports_head.get().is_none(),
+                    200 => answer.has_no_metadata(),
                     status => matches!(status, 400 | 403 | 405 | 501),
                 },
-                Err(error) => self.knows_head.get().is_none() && broke_off(error),
+                Err(error) => self.supports_head.get().is_none() && connection_lost(error),
             };
-            if !is_doubtful {
+            if !is_inconclusive {
                 if answer.as_ref().is_ok_and(Answer::is_found) {
-                    self.knows_head.set(Some(true));
+                    self.supports_head.set(Some(true));
                 }
                 return answer;
             }
         }
         let answer = self.request(Wanted::HeadersByGet, revision, file)?;
-        if answer.is_found() && self.knows_head.get().is_none() {
-            self.knows_head.set(Some(false));
+        if answer.is_found() && self.supports_head.get().is_none() {
+            self.supports_head.set(Some(false));
         }
         Ok(answer)
     }
@@ -145,18 +150,18 @@ impl<'a> Server<'a> {
         self.is_known.set(true);
         let Answer { commit, hash, etag, size, response, .. } = answer;
         if let Some(blob) = hash.filter(|hash| is_plain_name(hash)) {
-            let digest = Digest::of_tag(&blob);
+            let digest = Digest::from_tag(&blob);
             return Ok(Some(Remote { commit, blob, is_versioned: true, size, digest }));
         }
-        // Elsewhere two files may share an ETag, which often is no more than a time and a size.
+        // On other servers an ETag is often just a time and a size, so two files may have the same one.
         let version = etag.or_else(|| header(&response, "last-modified").map(str::to_owned));
         let length = size.map_or_else(String::new, |size| size.to_string());
-        let blob = stand_in(&[revision, file, version.as_deref().unwrap_or_default(), &length]);
+        let blob = synthetic_id(&[revision, file, version.as_deref().unwrap_or_default(), &length]);
         Ok(Some(Remote { commit, blob, is_versioned: version.is_some(), size, digest: None }))
     }
 
-    /// Follows redirections, relative ones and those to other hosts, and keeps the first word on each header: the hub
-    /// tells of a file what the storage servers behind it do not know.
+    /// Sends a request and follows redirects, including relative ones and those to other hosts. The first value of
+    /// each header is kept, because the hub sends metadata that the storage servers behind it do not have.
     fn request(&self, wanted: Wanted, revision: &str, file: &str) -> Result<Answer, HubError> {
         let mut url = format!("{}/{}/resolve/{}/{file}", self.endpoint, self.repo, percent_encode(revision));
         let (mut commit, mut hash, mut linked_size) = (None, None, None);
@@ -179,30 +184,30 @@ impl<'a> Server<'a> {
             })?;
             let text = |name| header(&response, name).map(str::to_owned);
             let etag = text("etag").map(|etag| opaque_tag(&etag).to_owned());
-            let named = text("x-repo-commit").filter(|commit| is_commit(commit));
+            let commit_header = text("x-repo-commit").filter(|commit| is_commit(commit));
             let linked_etag = text("x-linked-etag").map(|etag| opaque_tag(&etag).to_owned());
-            hash = hash.or(linked_etag).or_else(|| etag.clone().filter(|_| named.is_some()));
-            commit = commit.or(named);
+            hash = hash.or(linked_etag).or_else(|| etag.clone().filter(|_| commit_header.is_some()));
+            commit = commit.or(commit_header);
             linked_size = linked_size.or_else(|| text("x-linked-size")?.parse().ok());
 
             let location = text("location").filter(|_| response.status().is_redirection());
-            let is_told = commit.is_some() && hash.is_some() && !matches!(wanted, Wanted::From(_));
-            let Some(location) = location.filter(|_| !is_told) else {
-                // The length of a redirection is its own, and some servers say 0 to every HEAD.
+            let has_metadata = commit.is_some() && hash.is_some() && !matches!(wanted, Wanted::From(_));
+            let Some(location) = location.filter(|_| !has_metadata) else {
+                // The length of a redirect is the length of its own body, and some servers send 0 for every `HEAD`.
                 let length = text("content-length").filter(|_| response.status().is_success());
                 let length = length.and_then(|length| length.parse().ok()).filter(|&length| length > 0);
                 return Ok(Answer { response, url, commit, hash, etag, size: linked_size.or(length) });
             };
             let target = redirected(&url, &location);
             if !(target.starts_with("https://") || target.starts_with("http://") && url.starts_with("http://")) {
-                return Err(self.bad_response(file, url, "redirects to a place that is not accepted"));
+                return Err(self.bad_response(file, url, "redirected to a URL that is not https"));
             }
             url = target;
         }
-        Err(self.bad_response(file, url, "redirects without end"))
+        Err(self.bad_response(file, url, "redirected too many times"))
     }
 
-    /// The error that a status other than success stands for.
+    /// The error for a response with an error status.
     pub(crate) fn refusal(&self, response: &Response<Body>, file: &str, url: String) -> HubError {
         let (repo, url, status) = (self.repo.to_owned(), without_query(&url), response.status().as_u16());
         match (status, header(response, "x-error-code")) {
@@ -212,12 +217,12 @@ impl<'a> Server<'a> {
                         "accept the model's terms on its page and set HF_TOKEN to your token".to_owned()
                     }
                     (_, None) => format!(
-                        "the repository is private, gated or absent{}; set HF_TOKEN if you have access",
-                        no_folder(&repo)
+                        "the repository is private or gated, or does not exist{}; set HF_TOKEN if you have access",
+                        no_folder_hint(&repo)
                     ),
                     (_, Some(_)) => format!(
-                        "the token in HF_TOKEN does not give access, or the repository is absent{}",
-                        no_folder(&repo)
+                        "the token in HF_TOKEN does not give access, or the repository does not exist{}",
+                        no_folder_hint(&repo)
                     ),
                 };
                 HubError::Unauthorized { repo, file: file.to_owned(), url, status, advice }
@@ -264,25 +269,25 @@ impl<'a> Server<'a> {
 }
 
 impl Answer {
-    /// As of a server that says 200 to every `HEAD`.
-    fn tells_nothing(&self) -> bool {
+    /// Whether the response has no metadata, as from servers that answer every `HEAD` with 200.
+    fn has_no_metadata(&self) -> bool {
         let is_dated = self.etag.is_some() || header(&self.response, "last-modified").is_some();
         !is_dated && self.hash.is_none() && self.size.is_none()
     }
 
-    /// A redirection that tells all there is to know is as good as the file.
+    /// Whether the file exists: the response is a success, or a redirect with all metadata.
     fn is_found(&self) -> bool {
         let status = self.response.status();
         status.is_success() || status.is_redirection() && self.commit.is_some() && self.hash.is_some()
     }
 }
 
-fn speaks_hub(response: &Response<Body>) -> bool {
+fn is_hub_response(response: &Response<Body>) -> bool {
     ["x-repo-commit", "x-error-code"].iter().any(|name| header(response, name).is_some())
 }
 
-/// The connection was made, and closed without an answer or with one that is no HTTP.
-fn broke_off(error: &HubError) -> bool {
+/// Whether the connection was established, but closed without a valid HTTP response.
+fn connection_lost(error: &HubError) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let HubError::Unreachable { source, .. } = error else { return false };
     match source.downcast_ref::<ureq::Error>() {
@@ -298,14 +303,14 @@ pub(crate) fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a
     response.headers().get(name)?.to_str().ok()
 }
 
-/// `https://host:port` of a URL.
+/// The origin of a URL: `https://host:port`.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     let end = url[host..].find(['/', '?', '#']).map_or(url.len(), |at| host + at);
     &url[..end]
 }
 
-/// Where a `Location` header leads from a URL.
+/// Resolves a `Location` header against the URL of the request.
 fn redirected(url: &str, location: &str) -> String {
     let location = location.split('#').next().unwrap_or_default();
     let has_scheme = location.split_once(':').is_some_and(|(scheme, _)| !scheme.contains(['/', '?']));
@@ -321,12 +326,12 @@ fn redirected(url: &str, location: &str) -> String {
     }
 }
 
-/// Storage servers sign their URLs in the query: long, and not for a log.
+/// Removes the query from a URL. Storage servers put signatures there, which are long and must not be logged.
 fn without_query(url: &str) -> String {
     url.split('?').next().unwrap_or_default().to_owned()
 }
 
-/// One URL segment: a branch `a/b` is `a%2Fb`.
+/// Percent-encodes one URL segment: the branch `a/b` becomes `a%2Fb`.
 fn percent_encode(segment: &str) -> String {
     let encode = |byte: u8| match byte {
         b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),

@@ -1,29 +1,29 @@
-//! What `--model` means.
+//! Parses the value of `--model`: a folder or a hub id.
 
 use std::path::{Path, PathBuf};
 
 use crate::options::expand_home;
 
-/// Where a model is: a folder, or a repository of the Hugging Face hub.
+/// The location of a model: a local folder, or a repository on the Hugging Face hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
-    /// A model folder on this machine.
+    /// A local model folder.
     Folder(PathBuf),
-    /// A repository of the hub.
+    /// A repository on the hub.
     Hub {
         /// `org/name`.
         repo: String,
-        /// A branch, a tag or a commit; the branch `main` when not given.
+        /// A branch, tag or commit; `None` means the branch `main`.
         revision: Option<String>,
     },
 }
 
 impl ModelSource {
-    /// Reads the value of `--model`.
+    /// Parses the value of `--model`.
     ///
-    /// What exists is a folder, as is whatever looks like a path: it starts with `.`, `/` or `~`, holds a backslash,
-    /// or has not exactly one `/` before the first `@`. All else is `org/name[@revision]`. A leading `~/` becomes the
-    /// home folder.
+    /// The value is a folder if it exists or looks like a path: it starts with `.`, `/` or `~`, contains a backslash,
+    /// or does not have exactly one `/` before the first `@`. Anything else is `org/name[@revision]`. A leading `~/`
+    /// is replaced by the home folder.
     pub fn parse(source: &str) -> ModelSource {
         let (repo, revision) = match source.split_once('@') {
             Some((repo, revision)) => (repo, Some(revision.to_owned())),

@@ -1,4 +1,4 @@
-//! Work on a thread of its own, whose caller stops waiting when it is cancelled.
+//! Runs work on a separate thread, so that the caller can stop waiting for it.
 
 use std::{
     panic,
@@ -12,16 +12,16 @@ use std::{
 
 use crate::{HubError, HubProgress};
 
-/// Interval at which the caller looks whether it is cancelled.
+/// Interval at which the calling thread checks for cancellation.
 const POLL: Duration = Duration::from_millis(50);
-/// Number of reports that may wait for the caller.
+/// Capacity of the queue of progress reports.
 const QUEUED: usize = 16;
 
-/// Runs `work` on a thread and calls `progress` on this one.
+/// Runs `work` on a new thread, and calls `progress` with its reports on the calling thread.
 ///
 /// # Errors
-/// That of `work`; [`HubError::Cancelled`] within [`POLL`] after `cancel`, while `work` may go on until it sees the flag
-/// itself; [`HubError::Thread`].
+/// The error of `work`; [`HubError::Thread`] if the thread cannot be started; [`HubError::Cancelled`] within [`POLL`]
+/// after `cancel` is set. In that case `work` may continue until it checks the flag itself.
 pub(crate) fn run<T: Send + 'static>(
     cancel: &AtomicBool,
     progress: &mut dyn FnMut(HubProgress),
@@ -32,7 +32,7 @@ pub(crate) fn run<T: Send + 'static>(
         .name("hub download".to_owned())
         .spawn(move || {
             work(&mut |report| {
-                let _ = sender.send(report); // nobody listens any more after a cancellation
+                let _ = sender.send(report); // fails only after a cancellation, when nobody receives any more
             })
         })
         .map_err(|source| HubError::Thread { source })?;
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn all_reports_come_in_order_and_then_the_result() {
+    fn reports_arrive_in_order_before_the_result() {
         let mut seen = Vec::new();
         let result = run(&AtomicBool::default(), &mut |at| seen.push(at.done), |progress| {
             (0..100).for_each(|done| progress(report(done)));
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn the_caller_goes_when_it_is_cancelled_though_the_work_is_stuck() {
+    fn cancellation_returns_while_work_is_stuck() {
         let (cancel, stuck) = (AtomicBool::default(), Arc::new(Mutex::new(())));
         let (held, reached) = (stuck.lock().unwrap(), Arc::new(AtomicBool::new(false)));
         let (in_thread, at_end) = (stuck.clone(), reached.clone());

@@ -1,4 +1,4 @@
-//! What was downloaded has the hash that the server announced.
+//! Verification of downloaded files against the announced hash.
 
 use std::fs;
 
@@ -6,23 +6,23 @@ use idefics_hub::{HubError, HubErrorKind, HubProgress, fetch_with};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::servers::{Hub, Model, Plain, as_the_hub, git_blob, sha1, sha256};
+use super::servers::{Hub, Model, Plain, git_blob, hub_tag, sha1, sha256};
 use super::{REPO, SHARDS, no_progress, offline};
 
 type Tag = fn(&str, &[u8]) -> String;
-const TAGS: [Tag; 4] = [sha256, git_blob, sha1, as_the_hub];
+const TAGS: [Tag; 4] = [sha256, git_blob, sha1, hub_tag];
 
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
     oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
 
-/// All files of the cache's blobs folder.
+/// Names of all files in the blobs folder of the cache.
 fn blobs(cache: &TempDir) -> Vec<String> {
     let folder = fs::read_dir(cache.path().join("models--org--tiny/blobs")).unwrap();
     folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 #[test]
-fn wrong_bytes_are_refused_and_not_kept() {
+fn rejects_and_deletes_wrong_contents() {
     for tag in TAGS {
         for file in [SHARDS[1], "config.json", "tokenizer.json", "model.safetensors.index.json"] {
             let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
@@ -42,7 +42,7 @@ fn wrong_bytes_are_refused_and_not_kept() {
             assert!(text.contains(file) && text.contains(expected) && text.contains(found), "{text}");
             assert!(blobs(&cache).iter().all(|blob| !blob.starts_with(&name)), "{:?}", blobs(&cache));
             let downloads = hub.requests().iter().filter(|line| line.starts_with("GET") && line.contains(file)).count();
-            assert_eq!(downloads, 1, "what comes whole and wrong is not asked for again");
+            assert_eq!(downloads, 1, "a complete file with a wrong hash must not be downloaded again");
 
             hub.set(|state| state.sent.clear());
             let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
@@ -52,7 +52,7 @@ fn wrong_bytes_are_refused_and_not_kept() {
 }
 
 #[test]
-fn a_file_in_parts_is_checked_as_a_whole() {
+fn verifies_resumed_file_as_a_whole() {
     for tag in TAGS {
         let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
         hub.set(|state| (state.tag, state.cut) = (tag, Some((SHARDS[0], 900, usize::MAX))));
@@ -67,10 +67,10 @@ fn a_file_in_parts_is_checked_as_a_whole() {
 }
 
 #[test]
-fn a_wrong_part_of_an_earlier_run_is_replaced() {
+fn replaces_wrong_partial_file() {
     for length in [1, 1200, 2500] {
         let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
-        hub.set(|state| state.tag = as_the_hub);
+        hub.set(|state| state.tag = hub_tag);
         let right = hub.files()[SHARDS[0]].clone();
         let blobs_folder = cache.path().join("models--org--tiny/blobs");
         fs::create_dir_all(&blobs_folder).unwrap();
@@ -84,7 +84,7 @@ fn a_wrong_part_of_an_earlier_run_is_replaced() {
         assert_eq!(fs::read(snapshot.join(SHARDS[0])).unwrap(), right);
         assert_eq!(seen.last().unwrap().done, seen.last().unwrap().total);
 
-        // If the server is wrong too, that is said.
+        // It is an error if the server sends wrong bytes too.
         let cache = TempDir::new().unwrap();
         let blobs_folder = cache.path().join("models--org--tiny/blobs");
         fs::create_dir_all(&blobs_folder).unwrap();
@@ -96,7 +96,7 @@ fn a_wrong_part_of_an_earlier_run_is_replaced() {
 }
 
 #[test]
-fn a_server_that_says_no_lengths_is_checked_too() {
+fn verifies_files_without_content_length() {
     for tag in TAGS {
         let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
         hub.set(|state| (state.tag, state.lengths) = (tag, false));
@@ -111,9 +111,9 @@ fn a_server_that_says_no_lengths_is_checked_too() {
 }
 
 #[test]
-fn a_storage_behind_the_hub_is_checked_against_the_hubs_hash() {
+fn verifies_storage_server_against_hub_hash() {
     let (storage, hub, cache) = (Hub::sharded(), Hub::sharded(), TempDir::new().unwrap());
-    hub.set(|state| (state.tag, state.storage) = (as_the_hub, Some(storage.endpoint.clone())));
+    hub.set(|state| (state.tag, state.storage) = (hub_tag, Some(storage.endpoint.clone())));
     fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
     let cache = TempDir::new().unwrap();
     storage.set(|state| state.files.insert(SHARDS[1].to_owned(), vec![0; 2501]));
@@ -122,7 +122,7 @@ fn a_storage_behind_the_hub_is_checked_against_the_hubs_hash() {
 }
 
 #[test]
-fn tags_of_other_servers_are_no_hashes_of_contents() {
+fn ignores_etags_of_other_servers() {
     let (cache, model) = (TempDir::new().unwrap(), Model::new());
     let server = Plain::start(move |request| {
         model.answer(request, |content| {
@@ -136,7 +136,7 @@ fn tags_of_other_servers_are_no_hashes_of_contents() {
 }
 
 #[test]
-fn a_git_lfs_pointer_is_neither_downloaded_nor_used() {
+fn rejects_git_lfs_pointers() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let right = hub.files()[SHARDS[0]].clone();
     hub.set(|state| state.files.insert(SHARDS[0].to_owned(), POINTER.into()));
@@ -149,7 +149,7 @@ fn a_git_lfs_pointer_is_neither_downloaded_nor_used() {
             .all(|blob| !blob.starts_with(&super::etag(POINTER.as_bytes())) || blob.ends_with("incomplete"))
     );
 
-    // Its length is not the announced one either.
+    // The hub announces the real file, and the storage server sends a pointer.
     let (storage, cdn_cache) = (Hub::sharded(), TempDir::new().unwrap());
     storage.set(|state| state.files.insert(SHARDS[0].to_owned(), POINTER.into()));
     hub.set(|state| {
@@ -160,7 +160,7 @@ fn a_git_lfs_pointer_is_neither_downloaded_nor_used() {
     assert!(matches!(&error, HubError::LfsPointer { file, .. } if file == SHARDS[0]), "{error}");
     hub.set(|state| state.storage = None);
 
-    // One that another program put into the cache is replaced.
+    // A pointer that another program put in the cache is replaced.
     let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
     fs::write(snapshot.join(SHARDS[0]), POINTER).unwrap();
     let error = fetch_with(&offline(hub.options(&cache)), REPO, None, &mut no_progress).unwrap_err();
@@ -170,7 +170,7 @@ fn a_git_lfs_pointer_is_neither_downloaded_nor_used() {
 }
 
 #[test]
-fn the_client_names_itself() {
+fn user_agent_names_the_program() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
     let own = concat!("idefics/", env!("CARGO_PKG_VERSION"));
@@ -181,9 +181,9 @@ fn the_client_names_itself() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whatever the server sends under a hash: what is in the snapshot has that hash.
+    /// Files in the snapshot have the announced hash, whatever the server sends.
     #[test]
-    fn what_is_kept_has_the_hash_that_was_announced(
+    fn stored_files_have_the_announced_hash(
         tag in 0..TAGS.len(),
         sent in prop::collection::vec(any::<u8>(), 0..64),
         right in prop::collection::vec(any::<u8>(), 1..64),

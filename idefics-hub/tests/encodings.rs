@@ -1,17 +1,17 @@
-//! Servers that compress though they were asked not to.
+//! Servers that compress although the client requested no compression.
 
 use std::fs;
 
 use idefics_hub::{HubError, fetch_with};
 use tempfile::TempDir;
 
-use super::servers::{Hub, as_the_hub};
+use super::servers::{Hub, hub_tag};
 use super::{REPO, SHARDS, no_progress};
 
 #[test]
 fn gzip_is_decoded() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
-    hub.set(|state| (state.tag, state.encoding) = (as_the_hub, Some("gzip")));
+    hub.set(|state| (state.tag, state.encoding) = (hub_tag, Some("gzip")));
     let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
     for file in ["config.json", "tokenizer.json", SHARDS[0], SHARDS[1]] {
         assert_eq!(fs::read(snapshot.join(file)).unwrap(), hub.files()[file], "{file}");
@@ -20,11 +20,11 @@ fn gzip_is_decoded() {
 }
 
 #[test]
-fn a_compressed_file_that_broke_off_is_read_from_the_start() {
+fn restarts_interrupted_compressed_download() {
     for ranges in [true, false] {
         let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
         hub.set(|state| {
-            (state.tag, state.encoding, state.ranges) = (as_the_hub, Some("gzip"), ranges);
+            (state.tag, state.encoding, state.ranges) = (hub_tag, Some("gzip"), ranges);
             state.cut = Some((SHARDS[0], 150, 1));
         });
         let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
@@ -33,9 +33,9 @@ fn a_compressed_file_that_broke_off_is_read_from_the_start() {
 }
 
 #[test]
-fn a_part_that_came_plain_is_not_continued_with_compressed_bytes() {
+fn does_not_append_compressed_bytes_to_plain_part() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
-    hub.set(|state| (state.tag, state.cut) = (as_the_hub, Some((SHARDS[0], 100, usize::MAX))));
+    hub.set(|state| (state.tag, state.cut) = (hub_tag, Some((SHARDS[0], 100, usize::MAX))));
     fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap_err();
     hub.set(|state| (state.cut, state.encoding) = (None, Some("gzip")));
     let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
@@ -43,7 +43,7 @@ fn a_part_that_came_plain_is_not_continued_with_compressed_bytes() {
 }
 
 #[test]
-fn other_encodings_are_refused() {
+fn rejects_other_encodings() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     hub.set(|state| state.encoding = Some("br"));
     let error = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap_err();

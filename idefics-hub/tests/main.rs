@@ -1,12 +1,12 @@
-//! `fetch_with` against a server on this machine that speaks the hub's file URLs.
+//! Tests of `fetch_with` against local servers that implement the hub's file URLs.
 
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // also in helper functions
 
-mod broken_off;
 mod contents;
 mod encodings;
-mod notes;
+mod interrupted;
 mod servers;
+mod unwritable;
 
 use std::fs;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ fn downloads_once_then_reads_the_cache() {
         if WANTED.contains(&name.as_str()) || name.starts_with("model") {
             assert_eq!(fs::read(snapshot.join(&name)).unwrap(), content, "{name}");
         } else {
-            assert!(!snapshot.join(&name).exists() && !hub.asked_for(&name), "{name}");
+            assert!(!snapshot.join(&name).exists() && !hub.was_requested(&name), "{name}");
         }
     }
     assert_eq!(fs::read_to_string(cache.path().join("models--org--tiny/refs/main")).unwrap(), COMMIT);
@@ -50,7 +50,7 @@ fn downloads_once_then_reads_the_cache() {
 
     let requests = hub.requests().len();
     assert_eq!(fetch_with(&options, REPO, None, &mut no_progress).unwrap(), snapshot);
-    assert_eq!(hub.requests().len() - requests, 1, "only where the branch stands is asked");
+    assert_eq!(hub.requests().len() - requests, 1, "one request asks for the commit of the branch");
     assert_eq!(fetch_with(&options, REPO, Some(COMMIT), &mut no_progress).unwrap(), snapshot);
     assert_eq!(hub.requests().len() - requests, 1, "a commit never changes");
 
@@ -61,7 +61,7 @@ fn downloads_once_then_reads_the_cache() {
 }
 
 #[test]
-fn offline_without_a_complete_snapshot_says_what_is_missing() {
+fn offline_error_names_missing_file() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let without_network = offline(hub.options(&cache));
     let error = fetch_with(&without_network, REPO, None, &mut no_progress).unwrap_err();
@@ -75,7 +75,7 @@ fn offline_without_a_complete_snapshot_says_what_is_missing() {
 }
 
 #[test]
-fn a_branch_that_moved_is_fetched_again_and_shares_what_did_not_change() {
+fn moved_branch_downloads_only_changed_files() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let first = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
     hub.set(|state| {
@@ -95,7 +95,7 @@ fn a_branch_that_moved_is_fetched_again_and_shares_what_did_not_change() {
 }
 
 #[test]
-fn the_token_stays_with_the_server_when_contents_lie_elsewhere() {
+fn token_is_not_sent_to_storage_server() {
     let (storage, hub, cache) = (Hub::sharded(), Hub::sharded(), TempDir::new().unwrap());
     hub.set(|state| state.storage = Some(storage.endpoint.clone()));
     let mut options = hub.options(&cache);
@@ -109,7 +109,7 @@ fn the_token_stays_with_the_server_when_contents_lie_elsewhere() {
 }
 
 #[test]
-fn refusals_are_told_apart() {
+fn distinguishes_server_errors() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let fail = |change: fn(&mut State), revision: Option<&str>| {
         let before = hub.set(|state| {
@@ -146,7 +146,7 @@ fn refusals_are_told_apart() {
 }
 
 #[test]
-fn nobody_listens_and_nothing_is_cached() {
+fn unreachable_server_without_cache_is_an_error() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let options = hub.options(&cache);
     hub.stop();
@@ -157,7 +157,7 @@ fn nobody_listens_and_nothing_is_cached() {
 }
 
 #[test]
-fn an_index_that_names_other_than_plain_shards_is_refused() {
+fn rejects_index_with_unsafe_shard_names() {
     let long = "a".repeat(300) + ".safetensors";
     let names =
         ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "C:\\\\x.safetensors", "", ".safetensors"];
@@ -169,7 +169,7 @@ fn an_index_that_names_other_than_plain_shards_is_refused() {
         assert!(matches!(error, HubError::ShardName { .. }), "{name}: {error}");
         assert_eq!(error.kind(), HubErrorKind::Rejected);
         let downloads: Vec<_> = hub.requests().into_iter().filter(|line| line.starts_with("GET")).collect();
-        assert_eq!(downloads.len(), 1, "the index and nothing else: {downloads:?}");
+        assert_eq!(downloads.len(), 1, "only the index may be downloaded: {downloads:?}");
     }
     for index in ["", "[]", r#"{"weight_map": {}}"#, r#"{"weight_map": {"a": 1}}"#] {
         let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
@@ -180,7 +180,7 @@ fn an_index_that_names_other_than_plain_shards_is_refused() {
 }
 
 #[test]
-fn one_file_of_weights_is_preferred_to_shards() {
+fn prefers_single_file_to_shards() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     hub.set(|state| state.files.insert("model.safetensors".into(), vec![7; 300_000]));
     let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
@@ -189,7 +189,7 @@ fn one_file_of_weights_is_preferred_to_shards() {
 }
 
 #[test]
-fn ids_that_leave_the_cache_are_refused() {
+fn rejects_ids_that_escape_the_cache() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let ids = [("org", None), ("a/b/c", None), ("../x", None), ("org/..", None), ("org/a b", None), ("/x", None)];
     for (repo, revision) in ids.into_iter().chain([(REPO, Some("")), (REPO, Some("../x")), (REPO, Some("/x"))]) {
@@ -199,7 +199,7 @@ fn ids_that_leave_the_cache_are_refused() {
     assert!(hub.requests().is_empty());
 }
 
-/// What `HEAD` meets at servers that know `GET` alone.
+/// Responses to `HEAD` of servers that support only `GET`.
 const NO_HEAD: [&str; 6] = [
     "",
     "HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 0\r\n\r\n",
@@ -210,7 +210,7 @@ const NO_HEAD: [&str; 6] = [
 ];
 
 #[test]
-fn a_server_that_only_answers_get_will_do() {
+fn falls_back_to_get_without_head_support() {
     for head in NO_HEAD {
         let (cache, model) = (TempDir::new().unwrap(), Model::new());
         let server = Plain::start(move |request| match request.starts_with("GET ") {
@@ -229,8 +229,8 @@ fn a_server_that_only_answers_get_will_do() {
 }
 
 #[test]
-fn a_plain_file_server_is_asked_for_what_changed() {
-    // A time and a size as the ETag: the two files of equal size share it.
+fn plain_file_server_downloads_only_changed_files() {
+    // The ETag is a time and a size, so the two files of the same size have the same ETag.
     let (cache, model) = (TempDir::new().unwrap(), Model::new());
     let (files, log) = (model.0.clone(), Arc::new(Mutex::new(Vec::new())));
     let requests = log.clone();
@@ -256,7 +256,7 @@ fn a_plain_file_server_is_asked_for_what_changed() {
 }
 
 #[test]
-fn redirections_are_followed_and_the_first_answer_describes_the_file() {
+fn follows_redirects_and_keeps_metadata_of_first_response() {
     for (location, told) in [
         ("/cdn/", true),
         ("/cdn/", false),
@@ -298,7 +298,7 @@ fn redirections_are_followed_and_the_first_answer_describes_the_file() {
 }
 
 #[test]
-fn a_web_page_is_not_a_model() {
+fn rejects_web_pages() {
     let cache = TempDir::new().unwrap();
     let server = Plain::start(|_| "HTTP/1.1 200 OK\r\n\r\n\n<!DOCTYPE html><html>Log in".to_owned());
     let error = fetch_with(&server.options(&cache), REPO, None, &mut no_progress).unwrap_err();
@@ -307,7 +307,7 @@ fn a_web_page_is_not_a_model() {
 }
 
 #[test]
-fn waiting_for_another_process_is_told() {
+fn reports_waiting_for_another_process() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let locks = cache.path().join(".locks/models--org--tiny");
     fs::create_dir_all(&locks).unwrap();
@@ -326,12 +326,12 @@ fn waiting_for_another_process_is_told() {
 }
 
 #[test]
-fn pickles_are_fetched_only_if_they_are_allowed_and_there_is_nothing_else() {
+fn fetches_pickles_only_if_allowed_and_without_safetensors() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let options = hub.options(&cache);
-    let with_pickles = allowing(options.clone());
+    let with_pickles = allow_pickles(options.clone());
     let snapshot = fetch_with(&with_pickles, REPO, None, &mut no_progress).unwrap();
-    assert!(snapshot.join(SHARDS[0]).is_file() && !hub.asked_for("pytorch_model.bin"));
+    assert!(snapshot.join(SHARDS[0]).is_file() && !hub.was_requested("pytorch_model.bin"));
 
     let cache = TempDir::new().unwrap();
     hub.set(|state| state.files.retain(|name, _| !name.starts_with("model")));
@@ -339,7 +339,7 @@ fn pickles_are_fetched_only_if_they_are_allowed_and_there_is_nothing_else() {
     let error = fetch_with(&options, REPO, None, &mut no_progress).unwrap_err();
     assert!(matches!(error, HubError::PickleRefused { file: "pytorch_model.bin", .. }), "{error}");
     assert!(error.kind() == HubErrorKind::Rejected && error.to_string().contains("--allow-pickle"), "{error}");
-    let with_pickles = allowing(options);
+    let with_pickles = allow_pickles(options);
     let snapshot = fetch_with(&with_pickles, REPO, None, &mut no_progress).unwrap();
     assert_eq!(fs::read(snapshot.join("pytorch_model.bin")).unwrap(), b"not wanted");
     let without_network = offline(with_pickles);
@@ -347,7 +347,7 @@ fn pickles_are_fetched_only_if_they_are_allowed_and_there_is_nothing_else() {
 }
 
 #[test]
-fn a_source_is_a_folder_or_a_repository() {
+fn parses_folders_and_hub_ids() {
     let hub = |repo: &str, revision: Option<&str>| ModelSource::Hub {
         repo: repo.to_owned(),
         revision: revision.map(str::to_owned),
@@ -362,7 +362,7 @@ fn a_source_is_a_folder_or_a_repository() {
     assert_eq!(ModelSource::parse(existing.path().to_str().unwrap()), ModelSource::Folder(existing.path().to_owned()));
 }
 
-/// Of the tiny repository, besides the weights.
+/// The files of the test repository that a fetch downloads besides the weights and their index.
 const WANTED: [&str; 4] = ["config.json", "tokenizer.json", "preprocessor_config.json", "generation_config.json"];
 
 fn no_progress(_: HubProgress) {}
@@ -372,7 +372,7 @@ fn offline(mut options: HubOptions) -> HubOptions {
     options
 }
 
-fn allowing(mut options: HubOptions) -> HubOptions {
+fn allow_pickles(mut options: HubOptions) -> HubOptions {
     options.allow_pickles = true;
     options
 }

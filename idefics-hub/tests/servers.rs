@@ -1,4 +1,4 @@
-//! Servers on this machine: one of the hub's file URLs, and one that answers as it is told.
+//! Local test servers: one implements the hub's file URLs, the other answers with a given function.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -18,32 +18,33 @@ use super::{COMMIT, INDEX, REPO, SHARDS, WANTED};
 pub(super) struct State {
     pub(super) files: BTreeMap<String, Vec<u8>>,
     pub(super) commit: String,
-    /// `METHOD path authorization range`, one a request.
+    /// `METHOD path authorization range`, one line per request.
     pub(super) log: Vec<String>,
     /// The `User-Agent` of each request.
     pub(super) agents: Vec<String>,
-    /// The entity tag of a file.
+    /// Computes the entity tag of a file.
     pub(super) tag: fn(&str, &[u8]) -> String,
-    /// What is sent for a file instead of its contents.
+    /// Bytes to send for a file instead of its contents.
     pub(super) sent: BTreeMap<String, Vec<u8>>,
-    /// Whether answers say how long they are.
+    /// Whether responses have a `Content-Length`.
     pub(super) lengths: bool,
-    /// The `Content-Encoding` of all contents; gzip is real.
+    /// The `Content-Encoding` of all contents. Only gzip is actually applied.
     pub(super) encoding: Option<&'static str>,
-    /// File, and the bytes after which nothing more comes on its connection.
+    /// A file, and the number of bytes after which the server stops sending but keeps the connection open.
     pub(super) stall: Option<(&'static str, usize)>,
     /// The connections of stalled files.
     pub(super) stalled: Vec<Arc<TcpStream>>,
-    /// File, the bytes after which its connection breaks off, and how many times.
+    /// A file, the number of bytes after which its connection is closed, and how many times this happens.
     pub(super) cut: Option<(&'static str, usize, usize)>,
-    /// Status and error code of every answer.
+    /// Status and error code to send for every request.
     pub(super) refuse: Option<(u16, &'static str)>,
+    /// Whether the server supports range requests.
     pub(super) ranges: bool,
-    /// Where shards are redirected to.
+    /// Base URL to which requests for shards are redirected.
     pub(super) storage: Option<String>,
 }
 
-/// A server of the hub's file URLs for one repository, until it is dropped.
+/// A server of the hub's file URLs for one repository. It stops when dropped.
 pub(super) struct Hub {
     pub(super) endpoint: String,
     pub(super) state: Arc<Mutex<State>>,
@@ -51,7 +52,7 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    /// A repository with two shards, and files that no fetch should touch.
+    /// Serves a repository with two shards, and with files that must not be downloaded.
     pub(super) fn sharded() -> Hub {
         let mut files = BTreeMap::new();
         for name in WANTED {
@@ -115,11 +116,11 @@ impl Hub {
         self.set(|state| state.log.clone())
     }
 
-    pub(super) fn asked_for(&self, file: &str) -> bool {
+    pub(super) fn was_requested(&self, file: &str) -> bool {
         self.requests().iter().any(|line| line.contains(file))
     }
 
-    /// After this, nobody listens at the endpoint.
+    /// Stops the server, and waits until it no longer accepts connections.
     pub(super) fn stop(&self) {
         let address = self.endpoint.trim_start_matches("http://").to_owned();
         if !self.stopped.swap(true, Ordering::SeqCst) {
@@ -212,23 +213,23 @@ pub(super) fn etag(content: &[u8]) -> String {
     format!("{:x}-{sum}", content.len())
 }
 
-/// Tags of 64 digits, as the hub's of large files.
+/// An entity tag of 64 digits, as the hub sends for large files.
 pub(super) fn sha256(_: &str, content: &[u8]) -> String {
     hex(&Sha256::digest(content))
 }
 
-/// Tags of 40 digits, as the hub's of small files.
+/// An entity tag of 40 digits, as the hub sends for small files.
 pub(super) fn git_blob(_: &str, content: &[u8]) -> String {
     hex(&Sha1::new_with_prefix(format!("blob {}\0", content.len())).chain_update(content).finalize())
 }
 
-/// Tags of 40 digits, as those of mirrors that keep files by SHA-1.
+/// An entity tag of 40 digits, as sent by mirrors that store files by SHA-1.
 pub(super) fn sha1(_: &str, content: &[u8]) -> String {
     hex(&Sha1::digest(content))
 }
 
-/// As the hub: weights lie in another storage.
-pub(super) fn as_the_hub(file: &str, content: &[u8]) -> String {
+/// The entity tag that the hub sends: the SHA-256 for weights, which are in LFS storage, and the git blob for others.
+pub(super) fn hub_tag(file: &str, content: &[u8]) -> String {
     if file.ends_with(".safetensors") { sha256(file, content) } else { git_blob(file, content) }
 }
 
@@ -242,7 +243,8 @@ fn gzip(content: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A server that answers with what a function of the request's head says, and nothing of the hub's protocol.
+/// A server that passes the head of each request to a function and sends the result. It does not speak the hub's
+/// protocol.
 pub(super) struct Plain {
     pub(super) endpoint: String,
     pub(super) stopped: Arc<AtomicBool>,
@@ -284,7 +286,7 @@ impl Drop for Plain {
     }
 }
 
-/// The files of a model, at `/org/tiny/resolve/main/` and `/cdn/`.
+/// The files of a model, served at `/org/tiny/resolve/main/` and `/cdn/`.
 pub(super) struct Model(pub(super) Arc<Mutex<BTreeMap<&'static str, &'static str>>>);
 
 impl Model {
@@ -293,7 +295,7 @@ impl Model {
         Model(Arc::new(Mutex::new(BTreeMap::from(files))))
     }
 
-    /// 404, or what `found` makes of the file's content.
+    /// The response that `found` creates from the contents of the requested file, or a 404.
     pub(super) fn answer(&self, request: &str, found: impl FnOnce(&str) -> String) -> String {
         let (folder, name) = request.split(' ').nth(1).unwrap().rsplit_once('/').unwrap();
         let is_served = folder == "/org/tiny/resolve/main" || folder.ends_with("/cdn");

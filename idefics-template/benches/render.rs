@@ -1,4 +1,4 @@
-//! Parsing and rendering a chat template of the size that public models have.
+//! Parses and renders a chat template of typical size.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use idefics_template::{Limits, Now, Template};

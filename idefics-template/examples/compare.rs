@@ -1,5 +1,5 @@
-//! Compares renderings with those of the reference: `compare FILE`, where the file is made by
-//! `xtask/reference/template_fixtures.py`. Prints every difference and, at the end, how many there are.
+//! Compares rendered templates with the reference: `compare FILE`, where `xtask/reference/template_fixtures.py`
+//! generates the file. Prints every difference, then a summary.
 
 #![allow(clippy::print_stdout)]
 
@@ -12,13 +12,13 @@ use serde_json::Value;
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("usage: compare FILE")?;
     let file: Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
-    let context = file["context"].as_object().ok_or("a file without a context")?;
-    let now = Now::from_seconds(file["now"].as_i64().ok_or("a file without a time")?);
-    let cases = file["cases"].as_array().ok_or("a file without cases")?;
+    let context = file["context"].as_object().ok_or("the file has no context")?;
+    let now = Now::from_seconds(file["now"].as_i64().ok_or("the file has no time (now)")?);
+    let cases = file["cases"].as_array().ok_or("the file has no cases")?;
     let mut out = std::io::stdout().lock();
     let (mut same, mut refused, mut accepted, mut other) = (0, 0, 0, 0);
     for case in cases {
-        let source = case[0].as_str().ok_or("a case without a template")?;
+        let source = case[0].as_str().ok_or("a case has no template")?;
         let result = Template::parse(source).and_then(|template| template.render(context, Limits::default(), now));
         match (&case[1], &result) {
             (Value::String(expected), Ok(found)) if *expected == found.text => same += 1,
@@ -34,6 +34,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    writeln!(out, "{same} the same, {refused} refused here, {accepted} accepted here, {other} other texts")?;
+    writeln!(out, "{same} equal, {refused} fail only here, {accepted} fail only in the reference, {other} differ")?;
     Ok(())
 }

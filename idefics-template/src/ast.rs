@@ -1,10 +1,10 @@
-//! The parsed form of a template.
+//! The abstract syntax tree of a template.
 
 use std::sync::Arc;
 
 use num_bigint::BigInt;
 
-/// A name as it is written.
+/// An identifier, as written in the template.
 pub(crate) type Name = Arc<str>;
 
 #[derive(Debug, Clone)]
@@ -47,8 +47,8 @@ pub(crate) enum CompareOp {
     NotIn,
 }
 
-/// An expression, its line, how deep it nests, and whether it depends on no variable, so that the reference evaluates it
-/// when it compiles the template.
+/// An expression with its line and nesting depth. `is_constant` is set if it uses no variables: the reference
+/// evaluates such an expression when it compiles the template.
 #[derive(Debug)]
 pub(crate) struct Expr {
     pub(crate) line: u32,
@@ -70,7 +70,7 @@ pub(crate) enum ExprKind {
     And(Box<(Expr, Expr)>),
     Or(Box<(Expr, Expr)>),
     Compare(Box<Expr>, Vec<(CompareOp, Expr)>),
-    /// Test, value, value otherwise.
+    /// Inline `if`: the test, the value if it is true, the value of `else`.
     Cond(Box<(Expr, Expr, Option<Expr>)>),
     Attr(Box<Expr>, Name),
     Item(Box<(Expr, Expr)>),
@@ -90,7 +90,7 @@ pub(crate) struct Args {
     pub(crate) star_star: Option<Expr>,
 }
 
-/// What an assignment writes to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub(crate) enum Target {
     Name(Name),
@@ -112,25 +112,26 @@ pub(crate) enum StmtKind {
     Data(Arc<str>),
     Print(Expr),
     Set(Target, Expr),
-    /// The filters, if any, around a body without value.
+    /// `{% set name | filters %}body{% endset %}`: the target, the filters if any, and the body.
     SetBlock(Target, Option<Expr>, Body),
     For(Arc<For>),
-    /// Tests with their bodies, then the body of `else`.
+    /// The tests and bodies of `if` and `elif`, then the body of `else`.
     If(Vec<(Expr, Body)>, Body),
     With(Vec<(Target, Expr)>, Body),
     Macro(Arc<Macro>),
-    /// The call, and the body as its `caller`.
+    /// The call, and the block's body, which is passed as `caller`.
     Call(Expr, Arc<Macro>),
     Filter(Expr, Body),
     Block(Arc<Block>, bool),
     Autoescape(Expr, Body),
-    /// The body, and the special names that it reads: the reference makes a macro of it.
+    /// The body, and the special names that it reads: the reference compiles the body to a macro.
     Generation(Body, SpecialNames),
-    /// Names that the body sets before it reads them. Until then they are undefined, whatever they are outside.
+    /// Names that the enclosing body sets before it reads them. They are undefined until then, even if an outer scope
+    /// defines them.
     Unset(Vec<Name>),
     Break,
     Continue,
-    /// `include`, `import`, `from` or `extends`: they need a loader, and the reference has none.
+    /// `include`, `import`, `from` or `extends`. They need a template loader, which the reference does not have.
     Load(&'static str),
 }
 
@@ -148,7 +149,7 @@ pub(crate) struct For {
 #[derive(Debug)]
 pub(crate) struct Macro {
     pub(crate) name: Option<Name>,
-    /// Names with their defaults.
+    /// Parameter names with their default values.
     pub(crate) params: Vec<(Name, Option<Expr>)>,
     pub(crate) body: Body,
     /// Whether the body reads `caller`, `kwargs` or `varargs` without having set them.
@@ -170,7 +171,7 @@ pub(crate) struct Block {
 }
 
 impl Expr {
-    /// An expression around others.
+    /// Creates an expression; its depth and constness follow from its children.
     pub(crate) fn new(line: u32, kind: ExprKind) -> Self {
         let depth = kind.children_depth() + 1;
         let is_constant = kind.is_constant();
@@ -179,7 +180,7 @@ impl Expr {
 }
 
 impl Expr {
-    /// Calls `note` with every variable that is read.
+    /// Calls `note` with every variable that the expression reads.
     pub(crate) fn names(&self, note: &mut impl FnMut(&Name)) {
         let mut all = |items: &[Self]| items.iter().for_each(|item| item.names(note));
         match &self.kind {
@@ -229,12 +230,12 @@ impl ExprKind {
             Self::Dict(pairs) => pairs.iter().all(|(key, value)| key.is_constant && value.is_constant),
             Self::Unary(_, value) | Self::Attr(value, _) => value.is_constant,
             Self::Binary(_, pair) | Self::Item(pair) => pair.0.is_constant && pair.1.is_constant,
-            // The first values may decide.
+            // Short-circuiting: the first operand may decide the result.
             Self::And(pair) | Self::Or(pair) => pair.0.is_constant,
             Self::Cond(parts) => parts.0.is_constant,
             Self::Compare(first, rest) => first.is_constant && rest.iter().take(1).all(|(_, value)| value.is_constant),
             Self::Slice(parts) => parts.iter().flatten().all(|value| value.is_constant),
-            // Filters that get the context are not evaluated early.
+            // The reference does not evaluate filters that take the context at compile time.
             Self::Filter(_, name, _)
                 if matches!(&**name, "map" | "select" | "reject" | "selectattr" | "rejectattr" | "random") =>
             {
@@ -248,18 +249,18 @@ impl ExprKind {
     }
 
     fn children_depth(&self) -> u32 {
-        let of = |expr: &Expr| expr.depth;
+        let depth = |expr: &Expr| expr.depth;
         match self {
             Self::Const(_) | Self::Name(_) => 0,
-            Self::List(items) | Self::Tuple(items) | Self::Concat(items) => items.iter().map(of).max().unwrap_or(0),
+            Self::List(items) | Self::Tuple(items) | Self::Concat(items) => items.iter().map(depth).max().unwrap_or(0),
             Self::Dict(pairs) => pairs.iter().map(|(key, value)| key.depth.max(value.depth)).max().unwrap_or(0),
             Self::Unary(_, value) | Self::Attr(value, _) => value.depth,
             Self::Binary(_, pair) | Self::And(pair) | Self::Or(pair) | Self::Item(pair) => {
                 pair.0.depth.max(pair.1.depth)
             }
             Self::Compare(first, rest) => rest.iter().map(|(_, value)| value.depth).fold(first.depth, u32::max),
-            Self::Cond(parts) => parts.0.depth.max(parts.1.depth).max(parts.2.as_ref().map_or(0, of)),
-            Self::Slice(parts) => parts.iter().flatten().map(of).max().unwrap_or(0),
+            Self::Cond(parts) => parts.0.depth.max(parts.1.depth).max(parts.2.as_ref().map_or(0, depth)),
+            Self::Slice(parts) => parts.iter().flatten().map(depth).max().unwrap_or(0),
             Self::Call(value, args) | Self::Test(value, _, args) => value.depth.max(args.depth()),
             Self::Filter(value, _, args) => value.as_ref().map_or(0, |value| value.depth).max(args.depth()),
         }
@@ -267,7 +268,7 @@ impl ExprKind {
 }
 
 impl Args {
-    /// Every value.
+    /// All argument expressions.
     fn all(&self) -> impl Iterator<Item = &Expr> {
         let named = self.named.iter().map(|(_, value)| value);
         self.positional.iter().chain(named).chain(&self.star).chain(&self.star_star)

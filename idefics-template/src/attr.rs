@@ -1,4 +1,4 @@
-//! Attributes and items of values, as the reference's sandbox gives them out.
+//! Attribute and item access, with the restrictions of the reference's sandbox.
 //!
 //! Source: `jinja2.sandbox.SandboxedEnvironment.getattr` and `getitem`, and `ImmutableSandboxedEnvironment`.
 
@@ -7,7 +7,7 @@ use std::rc::Rc;
 use num_bigint::BigInt;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{big, check_hashable};
+use crate::key::{check_hashable, to_bigint};
 use crate::object::{Function, Loop, Object, Undefined};
 use crate::value::{Value, View};
 use crate::vm::Vm;
@@ -64,7 +64,7 @@ const STR_METHODS: &[&str] = &[
 const MARKUP_METHODS: &[&str] = &["escape", "striptags", "unescape"];
 const LIST_MUTATORS: &[&str] = &["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const DICT_MUTATORS: &[&str] = &["clear", "pop", "popitem", "setdefault", "update"];
-/// What Python has on every object, of which the sandbox gives out nothing.
+/// Attributes of every Python object, all hidden by the sandbox.
 const OBJECT_ATTRIBUTES: &[&str] = &[
     "__class__",
     "__delattr__",
@@ -99,7 +99,7 @@ const OBJECT_ATTRIBUTES: &[&str] = &[
     "__class_getitem__",
 ];
 
-/// Whether a value has a method that can be called.
+/// Whether a value has a method `name` that the sandbox allows.
 pub(crate) fn has_method(value: &Value, name: &str) -> bool {
     match value {
         Value::Str(text) => STR_METHODS.contains(&name) || (text.safe && MARKUP_METHODS.contains(&name)),
@@ -123,10 +123,10 @@ pub(crate) fn has_method(value: &Value, name: &str) -> bool {
 }
 
 fn unsafe_attr(value: &Value, name: &str) -> Value {
-    Value::Undefined(Rc::new(Undefined::Unsafe { of: value.type_name(), name: name.into() }))
+    Value::Undefined(Rc::new(Undefined::Unsafe { type_name: value.type_name(), name: name.into() }))
 }
 
-/// What the sandbox hides although Python has it.
+/// Whether the attribute exists in Python but is hidden by the sandbox.
 fn is_hidden(value: &Value, name: &str) -> bool {
     if value.is_undefined() && matches!(name, "__contains__" | "__class_getitem__") {
         return false;
@@ -167,7 +167,7 @@ impl Vm<'_> {
         {
             return Ok(found.clone());
         }
-        Ok(Value::Undefined(Rc::new(Undefined::Attr { of: value.type_name(), name: name.into() })))
+        Ok(Value::Undefined(Rc::new(Undefined::Attr { type_name: value.type_name(), name: name.into() })))
     }
 
     /// `value[key]`.
@@ -201,7 +201,7 @@ impl Vm<'_> {
             return Ok(found);
         }
         if let Value::Slice(parts) = key {
-            // In constants, what cannot be cut is undefined.
+            // While folding constants, slicing a value that cannot be sliced gives undefined instead of an error.
             match crate::ops::slice(self, value, parts) {
                 Err(error) if self.folding && error.kind() == ErrorKind::Type => {}
                 result => return result,
@@ -211,22 +211,22 @@ impl Vm<'_> {
             if let Some(found) = self.native_attr(value, name)? {
                 return Ok(found);
             }
-            return Ok(Value::Undefined(Rc::new(Undefined::Attr { of: value.type_name(), name: name.into() })));
+            return Ok(Value::Undefined(Rc::new(Undefined::Attr { type_name: value.type_name(), name: name.into() })));
         }
         let key = match key {
             Value::Int(index) => index.to_string(),
             other => format!("of type '{}'", other.type_name()),
         };
-        Ok(Value::Undefined(Rc::new(Undefined::Element { of: value.type_name(), key })))
+        Ok(Value::Undefined(Rc::new(Undefined::Element { type_name: value.type_name(), key })))
     }
 
-    /// What Python's `getattr` finds.
+    /// Looks up an attribute as Python's `getattr` does, without falling back to items.
     fn native_attr(&mut self, value: &Value, name: &str) -> Result<Option<Value>> {
         if is_hidden(value, name) {
             return Ok(Some(unsafe_attr(value, name)));
         }
         if has_method(value, name) {
-            let method = Object::Method { of: value.clone(), name: name.into() };
+            let method = Object::Method { receiver: value.clone(), name: name.into() };
             if method.depth() > crate::budget::MAX_VALUE_DEPTH {
                 return Err(Error::limit(format!("{} nested values", crate::budget::MAX_VALUE_DEPTH)));
             }
@@ -234,7 +234,7 @@ impl Vm<'_> {
         }
         Ok(match value {
             Value::Bool(_) | Value::Int(_) | Value::Big(_) => match name {
-                "real" | "numerator" => Some(Value::int(big(value).unwrap_or_default())),
+                "real" | "numerator" => Some(Value::int(to_bigint(value).unwrap_or_default())),
                 "imag" => Some(Value::Int(0)),
                 "denominator" => Some(Value::Int(1)),
                 _ => None,
@@ -316,21 +316,21 @@ impl Vm<'_> {
         let Object::Loop(state) = &**object else { return Ok(None) };
         let state = state.try_borrow().map_err(|_| Error::value("the loop is already advancing"))?;
         let number = |number: usize| Some(Value::usize(number));
-        let given = BigInt::from(state.given);
+        let yielded = BigInt::from(state.yielded);
         let length = BigInt::from(state.length.unwrap_or_default());
         Ok(match name {
-            "index" => number(state.given),
-            "index0" => Some(Value::int(given - 1)),
-            "first" => Some(Value::Bool(state.given == 1)),
-            "last" => Some(Value::Bool(matches!(state.ahead, Some(None)))),
+            "index" => number(state.yielded),
+            "index0" => Some(Value::int(yielded - 1)),
+            "first" => Some(Value::Bool(state.yielded == 1)),
+            "last" => Some(Value::Bool(matches!(state.lookahead, Some(None)))),
             "length" => number(state.length.unwrap_or_default()),
-            "revindex" => Some(Value::int(length - given + 1)),
-            "revindex0" => Some(Value::int(length - given)),
+            "revindex" => Some(Value::int(length - yielded + 1)),
+            "revindex0" => Some(Value::int(length - yielded)),
             "depth" => number(state.depth),
             "depth0" => number(state.depth - 1),
-            "previtem" if state.given == 1 => Some(Value::undefined("there is no previous item")),
-            "previtem" => state.before.clone(),
-            "nextitem" => match &state.ahead {
+            "previtem" if state.yielded == 1 => Some(Value::undefined("there is no previous item")),
+            "previtem" => state.previous.clone(),
+            "nextitem" => match &state.lookahead {
                 Some(Some(item)) => Some(item.clone()),
                 _ => Some(Value::undefined("there is no next item")),
             },
@@ -338,14 +338,14 @@ impl Vm<'_> {
         })
     }
 
-    /// The next item of a loop.
+    /// Advances a loop and returns its next item.
     pub(crate) fn advance_loop(&mut self, object: &Rc<Object>) -> Result<Option<Value>> {
         self.look_ahead_if(object, false)?;
         let Object::Loop(state) = &**object else { return Ok(None) };
         let mut state = state.try_borrow_mut().map_err(|_| Error::value("the loop is already advancing"))?;
-        let Some(item) = state.ahead.take().flatten() else { return Ok(None) };
-        state.given += 1;
-        state.before = state.current.replace(item.clone());
+        let Some(item) = state.lookahead.take().flatten() else { return Ok(None) };
+        state.yielded += 1;
+        state.previous = state.current.replace(item.clone());
         Ok(Some(item))
     }
 
@@ -353,13 +353,13 @@ impl Vm<'_> {
         self.look_ahead_if(object, true)
     }
 
-    /// Reads an item ahead, unless one was read already.
-    fn look_ahead_if(&mut self, object: &Rc<Object>, keeps_end: bool) -> Result<()> {
+    /// Reads one item ahead, unless that was done already. The end of the iterator is recorded only if `keep_end`.
+    fn look_ahead_if(&mut self, object: &Rc<Object>, keep_end: bool) -> Result<()> {
         let Object::Loop(state) = &**object else { return Ok(()) };
         let busy = |_| Error::value("the loop is already advancing");
         let mut iter = {
             let mut state: std::cell::RefMut<'_, Loop> = state.try_borrow_mut().map_err(busy)?;
-            if state.ahead.is_some() {
+            if state.lookahead.is_some() {
                 return Ok(());
             }
             std::mem::replace(&mut state.iter, crate::iter::Iter::Empty)
@@ -367,13 +367,13 @@ impl Vm<'_> {
         let item = iter.next(self)?;
         let mut state = state.try_borrow_mut().map_err(busy)?;
         state.iter = iter;
-        if item.is_some() || keeps_end {
-            state.ahead = Some(item);
+        if item.is_some() || keep_end {
+            state.lookahead = Some(item);
         }
         Ok(())
     }
 
-    /// Finds the length of a loop over an iterator, by reading what is left of it.
+    /// Determines the length of a loop over an iterator by reading the rest of it.
     pub(crate) fn measure_loop(&mut self, object: &Rc<Object>) -> Result<()> {
         let Object::Loop(state) = &**object else { return Ok(()) };
         let busy = |_| Error::value("the loop is already advancing");
@@ -386,14 +386,14 @@ impl Vm<'_> {
         };
         let rest = iter.collect(self)?;
         let mut state = state.try_borrow_mut().map_err(busy)?;
-        let ahead = usize::from(matches!(state.ahead, Some(Some(_))));
-        state.length = Some(state.given + ahead + rest.len());
+        let lookahead = usize::from(matches!(state.lookahead, Some(Some(_))));
+        state.length = Some(state.yielded + lookahead + rest.len());
         state.iter = crate::iter::Iter::seq(Rc::new(crate::value::Seq::unchecked(rest)));
         Ok(())
     }
 }
 
-/// An index, counted from the end if negative.
+/// Resolves a Python index: negative indices count from the end. `None` if it is out of range.
 pub(crate) fn position(index: i64, length: usize) -> Option<usize> {
     let index = if index < 0 { index.checked_add(length as i64)? } else { index };
     usize::try_from(index).ok().filter(|index| *index < length)

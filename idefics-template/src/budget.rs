@@ -1,36 +1,36 @@
-//! The bounds of one rendering.
+//! The limits of one rendering.
 //!
-//! A template is a program from a downloaded folder. Time is bounded by counting steps; memory by counting the bytes of
-//! every value that is built, before it is built.
+//! Templates are untrusted programs. Time is limited by counting steps, memory by counting the bytes of every value
+//! before it is built.
 
 use crate::error::{Error, Result};
 
-/// What one rendering may cost.
+/// Limits on the time and memory of one rendering.
 ///
-/// The values of the context count for nothing until the template builds something from them.
+/// The values of the context do not count towards the limits until the template builds something from them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Evaluated expressions and executed statements.
+    /// Maximum number of evaluated expressions and executed statements.
     pub steps: u64,
-    /// Size of a single value, in bytes. The parts of a list or a mapping count.
+    /// Maximum size of a single value in bytes, including the items of a list or dict.
     pub value_bytes: usize,
-    /// Size of all values that are built and of all text that is written or searched, in bytes.
+    /// Maximum total size in bytes of all values that are built and of all text that is written or scanned.
     pub total_bytes: usize,
-    /// Nesting of calls, blocks and expressions while rendering.
+    /// Maximum nesting depth of calls, blocks and expressions while rendering; at most 400.
     pub depth: u32,
 }
 
 impl Default for Limits {
-    /// Enough for any chat template with a conversation of up to 1 MiB.
+    /// Sufficient for any chat template and a conversation of up to 1 MiB.
     fn default() -> Self {
         Self::for_conversation(1000, 1 << 20)
     }
 }
 
 impl Limits {
-    /// Enough for any chat template that writes a conversation of `parts` messages and content parts, whose texts have
-    /// `bytes` in all.
+    /// Sufficient for any chat template and a conversation of `parts` messages and content parts, with `bytes` bytes
+    /// of text in total.
     pub fn for_conversation(parts: usize, bytes: usize) -> Self {
         Self {
             steps: 1_000_000 + 4_000 * parts as u64,
@@ -43,35 +43,36 @@ impl Limits {
         }
     }
 
-    /// Sets the number of steps.
+    /// Sets the maximum number of steps.
     pub fn with_steps(mut self, steps: u64) -> Self {
         self.steps = steps;
         self
     }
 
-    /// Sets the size of a single value and of all values together, in bytes.
+    /// Sets the maximum size of a single value and of all values together, in bytes.
     pub fn with_bytes(mut self, value_bytes: usize, total_bytes: usize) -> Self {
         (self.value_bytes, self.total_bytes) = (value_bytes, total_bytes);
         self
     }
 
-    /// Sets the nesting of calls, blocks and expressions. More than 400 are not granted: the stack is bounded too.
+    /// Sets the maximum nesting depth of calls, blocks and expressions. Values above 400 are reduced to 400, because
+    /// deeper nesting could overflow the stack.
     pub fn with_depth(mut self, depth: u32) -> Self {
         self.depth = depth.min(MAX_DEPTH);
         self
     }
 }
 
-/// Deeper nesting could overflow the stack of a thread.
+/// Maximum nesting depth while rendering; more could overflow the stack of a thread.
 pub(crate) const MAX_DEPTH: u32 = 400;
-/// How deep lists, tuples and mappings may nest.
+/// Maximum nesting depth of lists, tuples and dicts.
 pub(crate) const MAX_VALUE_DEPTH: u32 = 200;
-/// Longest integer, in bits. Python prints none of more than 4300 digits.
+/// Maximum size of an integer in bits. Python refuses to print integers of more than 4300 digits.
 pub(crate) const MAX_INT_BITS: u64 = 1 << 15;
-/// Longest `range`. Source: `jinja2.sandbox.MAX_RANGE`.
+/// Maximum length of a `range`. Source: `jinja2.sandbox.MAX_RANGE`.
 pub(crate) const MAX_RANGE: usize = 100_000;
 
-/// What is left of the limits.
+/// The remaining budget of one rendering.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limits: Limits,
@@ -97,13 +98,13 @@ impl Budget {
         }
     }
 
-    /// Counts a value of `bytes` that is about to be built.
+    /// Counts a value of `bytes` bytes that is about to be built, and checks its size.
     pub(crate) fn build(&mut self, bytes: usize) -> Result<()> {
         self.check_value(bytes)?;
         self.scan(bytes)
     }
 
-    /// Checks the size of one value.
+    /// Checks the size of one value, in bytes.
     pub(crate) fn check_value(&self, bytes: usize) -> Result<()> {
         match bytes > self.limits.value_bytes {
             true => Err(Error::limit(format!("{} bytes in one value", self.limits.value_bytes))),
@@ -111,7 +112,7 @@ impl Budget {
         }
     }
 
-    /// Counts work over `bytes` that are there already.
+    /// Counts work over `bytes` bytes that exist already.
     pub(crate) fn scan(&mut self, bytes: usize) -> Result<()> {
         match self.bytes.checked_sub(bytes) {
             Some(left) => {
@@ -122,12 +123,12 @@ impl Budget {
         }
     }
 
-    /// Largest value, in bytes.
+    /// Maximum size of a value, in bytes.
     pub(crate) fn value_bytes(&self) -> usize {
         self.limits.value_bytes
     }
 
-    /// Goes one level deeper; `leave` must follow.
+    /// Enters one nesting level; the caller must call `leave`.
     pub(crate) fn enter(&mut self) -> Result<()> {
         if self.depth >= self.limits.depth {
             return Err(Error::limit(format!("{} nested calls, blocks and expressions", self.limits.depth)));

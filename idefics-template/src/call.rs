@@ -1,4 +1,4 @@
-//! Calls of macros, methods and the functions of the environment.
+//! Calls of macros, methods and global functions.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
@@ -23,11 +23,11 @@ impl Vm<'_> {
     /// Python's `value(*args)`.
     pub(crate) fn call(&mut self, value: &Value, args: Args) -> Result<Value> {
         let Value::Object(object) = value.defined()? else {
-            return Err(Error::of_type(format!("'{}' object is not callable", value.type_name())));
+            return Err(Error::type_error(format!("'{}' object is not callable", value.type_name())));
         };
         match &**object {
             Object::Macro(object) => self.call_macro(object, args),
-            Object::Method { of, name } => self.call_method(of, name, args),
+            Object::Method { receiver, name } => self.call_method(receiver, name, args),
             Object::Function(function) => self.call_function(*function, args),
             Object::Joiner { separator, used } => {
                 args.none("joiner")?;
@@ -40,7 +40,7 @@ impl Vm<'_> {
                 };
                 let Some((statement, scope)) = recursive else {
                     let message = "the loop must have the 'recursive' marker to be called recursively";
-                    return Err(Error::of_type(message));
+                    return Err(Error::type_error(message));
                 };
                 let [items] = args.bind("loop", ["iterable"], 1)?;
                 self.budget.enter()?;
@@ -60,7 +60,7 @@ impl Vm<'_> {
                 self.budget.leave();
                 self.buffered(text)
             }
-            _ => Err(Error::of_type(format!("'{}' object is not callable", value.type_name()))),
+            _ => Err(Error::type_error(format!("'{}' object is not callable", value.type_name()))),
         }
     }
 
@@ -69,7 +69,9 @@ impl Vm<'_> {
     fn call_macro(&mut self, object: &MacroObject, mut args: Args) -> Result<Value> {
         let declared = object.declared.clone();
         let name = declared.name.as_deref().unwrap_or("caller").to_owned();
-        let Some(outer) = object.scope.borrow().clone() else { return Err(Error::value("the macro is gone")) };
+        let Some(outer) = object.scope.borrow().clone() else {
+            return Err(Error::value("the macro was called after the rendering ended"));
+        };
         let scope = Scope::inside(&outer);
         let count = declared.params.len();
         let extra = args.positional.split_off(args.positional.len().min(count));
@@ -88,25 +90,25 @@ impl Vm<'_> {
             let kwargs = args.named.drain(..).map(|(name, value)| (Key::str(name), value)).collect();
             scope.set(&"kwargs".into(), Value::dict(kwargs, &mut self.budget)?);
         } else if let Some((keyword, _)) = args.named.first() {
-            return Err(Error::of_type(format!("macro '{name}' takes no keyword argument '{keyword}'")));
+            return Err(Error::type_error(format!("macro '{name}' takes no keyword argument '{keyword}'")));
         }
         if declared.uses.varargs {
             scope.set(&"varargs".into(), Value::tuple(extra, &mut self.budget)?);
         } else if !extra.is_empty() {
-            return Err(Error::of_type(format!("macro '{name}' takes not more than {count} argument(s)")));
+            return Err(Error::type_error(format!("macro '{name}' takes not more than {count} argument(s)")));
         }
         self.budget.enter()?;
-        let before = (self.autoescape, self.volatile);
+        let saved = (self.autoescape, self.volatile);
         (self.autoescape, self.volatile) = (object.autoescape.unwrap_or(self.autoescape), object.autoescape.is_none());
         let text = self.run_macro(&declared, values, &scope);
-        (self.autoescape, self.volatile) = before;
+        (self.autoescape, self.volatile) = saved;
         let text = text?;
         self.budget.leave();
         self.buffered(text)
     }
 
     fn run_macro(&mut self, declared: &Macro, values: Vec<Option<Value>>, scope: &Rc<Scope>) -> Result<String> {
-        // Defaults see the parameters before them.
+        // Default values can use the preceding parameters.
         for ((param, default), value) in declared.params.iter().zip(values) {
             let value = match (value, default) {
                 (Some(value), _) => value,
@@ -122,17 +124,17 @@ impl Vm<'_> {
         match function {
             Function::Range => self.range(args),
             Function::Dict => {
-                let map = self.dict_of(args)?;
+                let map = self.build_dict(args)?;
                 Value::dict(map, &mut self.budget)
             }
             Function::Namespace => {
-                let attributes = self.dict_of(args)?;
+                let attributes = self.build_dict(args)?;
                 attributes.keys().filter_map(|key| key.0.as_str()).try_for_each(check_attribute)?;
                 self.object(Object::Namespace(RefCell::new(attributes)))
             }
             Function::Cycler => {
                 if let Some((name, _)) = args.named.first() {
-                    return Err(Error::of_type(format!("cycler() got an unexpected keyword argument '{name}'")));
+                    return Err(Error::type_error(format!("cycler() got an unexpected keyword argument '{name}'")));
                 }
                 if args.positional.is_empty() {
                     return Err(Error::value("at least one item has to be provided"));
@@ -153,29 +155,29 @@ impl Vm<'_> {
             Function::StrftimeNow => {
                 let [format] = args.bind("strftime_now", ["format"], 1)?;
                 let Some(Value::Str(format)) = format else {
-                    return Err(Error::of_type("strftime_now takes a string"));
+                    return Err(Error::type_error("strftime_now takes a string"));
                 };
                 self.budget.build(format.text.len().saturating_mul(16))?;
                 let text = self.now.strftime(&format.text);
                 self.string(text)
             }
             Function::Lipsum => {
-                Err(Error::new(ErrorKind::Unsupported, "lipsum writes random text; it is not supported"))
+                Err(Error::new(ErrorKind::Unsupported, "lipsum is not supported: it generates random text"))
             }
         }
     }
 
-    /// `range` with the sandbox's limit. Source: `jinja2.sandbox.safe_range`.
+    /// `range` with the length limit of the sandbox. Source: `jinja2.sandbox.safe_range`.
     fn range(&mut self, args: Args) -> Result<Value> {
         if !args.named.is_empty() {
-            return Err(Error::of_type("range() takes no keyword arguments"));
+            return Err(Error::type_error("range() takes no keyword arguments"));
         }
         let numbers = args.positional.iter().map(Value::index).collect::<Result<Vec<_>>>()?;
         let (start, stop, step) = match numbers[..] {
             [stop] => (0, stop, 1),
             [start, stop] => (start, stop, 1),
             [start, stop, step] => (start, stop, step),
-            _ => return Err(Error::of_type(format!("range expected 1 to 3 arguments, got {}", numbers.len()))),
+            _ => return Err(Error::type_error(format!("range expected 1 to 3 arguments, got {}", numbers.len()))),
         };
         if step == 0 {
             return Err(Error::value("range() arg 3 must not be zero"));
@@ -191,11 +193,11 @@ impl Vm<'_> {
             && length == 0
             && (is_big(first) || rest.first().is_some_and(is_big))
         {
-            // Both ends may have been cut to the same number.
+            // `index` clamps integers beyond `i64`, so both ends may have become the same number.
             let (start, stop) = rest.first().map_or((&Value::Int(0), first), |stop| (first, stop));
             let forward = order(start, stop, "<")?;
             if forward == Some(if step > 0 { Ordering::Less } else { Ordering::Greater }) {
-                return Err(Error::limit("numbers of more than 64 bits in one range"));
+                return Err(Error::limit("64 bits per number in one range"));
             }
         }
         if length > MAX_RANGE {
@@ -204,10 +206,10 @@ impl Vm<'_> {
         Ok(Value::Range(Rc::new(Range { start, stop, step, length })))
     }
 
-    /// The mapping that `dict` makes of a mapping or of pairs, and of keywords.
-    fn dict_of(&mut self, args: Args) -> Result<IndexMap<Key, Value>> {
+    /// Python's `dict`: builds a dict from a dict or an iterable of pairs, and from keyword arguments.
+    fn build_dict(&mut self, args: Args) -> Result<IndexMap<Key, Value>> {
         if args.positional.len() > 1 {
-            return Err(Error::of_type(format!("dict expected at most 1 argument, got {}", args.positional.len())));
+            return Err(Error::type_error(format!("dict expected at most 1 argument, got {}", args.positional.len())));
         }
         let mut map = IndexMap::new();
         match args.positional.first() {

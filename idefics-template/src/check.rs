@@ -1,6 +1,8 @@
-//! Names of filters and tests that do not exist are found before rendering, where the reference finds them.
+//! Reports unknown filters and tests before rendering, as the reference does.
 //!
-//! The reference compiles a template first, and an unknown name is an error then, unless it stands directly in an `if`.
+//! The reference compiles a template first. An unknown name is an error at that point, unless it is used directly
+//! inside an `if`. In this module, `lenient` means inside an `if`: unknown names are accepted and fail only when they
+//! are executed.
 
 use crate::ast::{Args, Body, Expr, ExprKind, Macro, Stmt, StmtKind};
 use crate::error::{Error, Result};
@@ -10,20 +12,20 @@ pub(crate) fn check(body: &Body) -> Result<()> {
     stmts(body, false)
 }
 
-fn stmts(body: &[Stmt], soft: bool) -> Result<()> {
-    body.iter().try_for_each(|stmt| self::stmt(stmt, soft))
+fn stmts(body: &[Stmt], lenient: bool) -> Result<()> {
+    body.iter().try_for_each(|stmt| self::stmt(stmt, lenient))
 }
 
-fn stmt(stmt: &Stmt, soft: bool) -> Result<()> {
+fn stmt(stmt: &Stmt, lenient: bool) -> Result<()> {
     match &stmt.kind {
-        StmtKind::Print(value) | StmtKind::Set(_, value) => expr(value, soft),
+        StmtKind::Print(value) | StmtKind::Set(_, value) => expr(value, lenient),
         StmtKind::SetBlock(_, filter, body) => {
             stmts(body, false)?;
             filter.iter().try_for_each(|filter| expr(filter, false))
         }
         StmtKind::For(statement) => {
             statement.test.iter().try_for_each(|test| expr(test, false))?;
-            expr(&statement.iter, soft)?;
+            expr(&statement.iter, lenient)?;
             stmts(&statement.body, false)?;
             stmts(&statement.otherwise, false)
         }
@@ -35,13 +37,13 @@ fn stmt(stmt: &Stmt, soft: bool) -> Result<()> {
             stmts(otherwise, true)
         }
         StmtKind::With(assignments, body) => {
-            assignments.iter().try_for_each(|(_, value)| expr(value, soft))?;
+            assignments.iter().try_for_each(|(_, value)| expr(value, lenient))?;
             stmts(body, false)
         }
         StmtKind::Macro(declared) => macro_body(declared),
         StmtKind::Call(call, body) => {
             macro_body(body)?;
-            expr(call, soft)
+            expr(call, lenient)
         }
         StmtKind::Filter(filter, body) => {
             stmts(body, false)?;
@@ -62,66 +64,66 @@ fn macro_body(declared: &Macro) -> Result<()> {
     stmts(&declared.body, false)
 }
 
-fn expr(value: &Expr, soft: bool) -> Result<()> {
-    let all = |values: &[Expr]| values.iter().try_for_each(|value| expr(value, soft));
+fn expr(value: &Expr, lenient: bool) -> Result<()> {
+    let all = |values: &[Expr]| values.iter().try_for_each(|value| expr(value, lenient));
     match &value.kind {
         ExprKind::Const(_) | ExprKind::Name(_) => Ok(()),
         ExprKind::List(items) | ExprKind::Tuple(items) | ExprKind::Concat(items) => all(items),
         ExprKind::Dict(pairs) => {
-            pairs.iter().try_for_each(|(key, value)| expr(key, soft).and_then(|()| expr(value, soft)))
+            pairs.iter().try_for_each(|(key, value)| expr(key, lenient).and_then(|()| expr(value, lenient)))
         }
-        ExprKind::Unary(_, value) | ExprKind::Attr(value, _) => expr(value, soft),
-        // What a constant has decided is left out.
+        ExprKind::Unary(_, value) | ExprKind::Attr(value, _) => expr(value, lenient),
+        // The reference drops the second operand if a constant first operand decides the result.
         ExprKind::And(pair) | ExprKind::Or(pair)
             if literal(&pair.0).is_some_and(|first| first == matches!(value.kind, ExprKind::Or(_))) =>
         {
             Ok(())
         }
         ExprKind::Binary(_, pair) | ExprKind::And(pair) | ExprKind::Or(pair) | ExprKind::Item(pair) => {
-            expr(&pair.0, soft)?;
-            expr(&pair.1, soft)
+            expr(&pair.0, lenient)?;
+            expr(&pair.1, lenient)
         }
         ExprKind::Compare(first, rest) => {
-            expr(first, soft)?;
-            rest.iter().try_for_each(|(_, value)| expr(value, soft))
+            expr(first, lenient)?;
+            rest.iter().try_for_each(|(_, value)| expr(value, lenient))
         }
         ExprKind::Cond(parts) => {
             expr(&parts.0, true)?;
             expr(&parts.1, true)?;
             parts.2.iter().try_for_each(|value| expr(value, true))
         }
-        ExprKind::Slice(parts) => parts.iter().flatten().try_for_each(|value| expr(value, soft)),
+        ExprKind::Slice(parts) => parts.iter().flatten().try_for_each(|value| expr(value, lenient)),
         ExprKind::Call(callee, arguments) => {
-            expr(callee, soft)?;
-            args(arguments, soft)
+            expr(callee, lenient)?;
+            args(arguments, lenient)
         }
         ExprKind::Filter(inner, name, arguments) => {
-            if !soft && !crate::filters::exists(name) {
+            if !lenient && !crate::filters::exists(name) {
                 return Err(Error::syntax(format!("no filter named '{name}'"), value.line));
             }
-            inner.iter().try_for_each(|inner| expr(inner, soft))?;
-            args(arguments, soft)
+            inner.iter().try_for_each(|inner| expr(inner, lenient))?;
+            args(arguments, lenient)
         }
         ExprKind::Test(inner, name, arguments) => {
-            if !soft && !crate::tests::exists(name) {
+            if !lenient && !crate::tests::exists(name) {
                 return Err(Error::syntax(format!("no test named '{name}'"), value.line));
             }
-            expr(inner, soft)?;
-            args(arguments, soft)
+            expr(inner, lenient)?;
+            args(arguments, lenient)
         }
     }
 }
 
-/// Whether a constant is true.
+/// The truth value of a literal; `None` for other expressions.
 fn literal(value: &Expr) -> Option<bool> {
     match &value.kind {
-        ExprKind::Const(value) => Some(Value::of_const(value).is_true()),
+        ExprKind::Const(value) => Some(Value::from_const(value).is_true()),
         _ => None,
     }
 }
 
-fn args(args: &Args, soft: bool) -> Result<()> {
+fn args(args: &Args, lenient: bool) -> Result<()> {
     let named = args.named.iter().map(|(_, value)| value);
     let mut all = args.positional.iter().chain(named).chain(&args.star).chain(&args.star_star);
-    all.try_for_each(|value| expr(value, soft))
+    all.try_for_each(|value| expr(value, lenient))
 }

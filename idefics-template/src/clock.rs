@@ -1,8 +1,8 @@
-//! The time that `strftime_now` writes.
+//! The time that `strftime_now` formats.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A point in time, as the wall clock of some place shows it.
+/// A wall-clock time without a time zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Now {
     seconds: i64,
@@ -15,9 +15,9 @@ impl Now {
         Self::from(SystemTime::now())
     }
 
-    /// The clock time `seconds` seconds after 1970-01-01 00:00:00.
+    /// The wall-clock time `seconds` seconds after 1970-01-01 00:00:00, clamped to the years 1 to 9999 as in Python.
     pub fn from_seconds(seconds: i64) -> Self {
-        // The years 1 to 9999, as in Python.
+        // From 0001-01-01 00:00:00 to 9999-12-31 23:59:59.
         Self { seconds: seconds.clamp(-62_135_596_800, 253_402_300_799), micros: 0 }
     }
 
@@ -27,7 +27,7 @@ impl Now {
 }
 
 impl From<SystemTime> for Now {
-    /// In UTC.
+    /// The time in UTC.
     fn from(time: SystemTime) -> Self {
         let (seconds, micros) = match time.duration_since(UNIX_EPOCH) {
             Ok(after) => (i64::try_from(after.as_secs()).unwrap_or(i64::MAX), after.subsec_micros()),
@@ -55,18 +55,19 @@ const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday",
 
 struct Date {
     year: i64,
-    /// From 1.
+    /// 1 to 12.
     month: i64,
-    /// From 1.
+    /// 1 to 31.
     day: i64,
-    /// From 1.
+    /// 1 to 366.
     day_of_year: i64,
-    /// From Monday, which is 0.
+    /// 0 (Monday) to 6 (Sunday).
     weekday: i64,
 }
 
 impl Now {
-    /// The date by the civil calendar. Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+    /// The date in the proleptic Gregorian calendar. Source: Howard Hinnant, "chrono-Compatible Low-Level Date
+    /// Algorithms".
     fn date(self) -> Date {
         let days = self.seconds.div_euclid(86_400);
         let shifted = days + 719_468;
@@ -86,11 +87,12 @@ impl Now {
         Date { year, month, day, day_of_year, weekday: (days + 3).rem_euclid(7) }
     }
 
-    /// Python's `datetime.strftime` in the C locale, over that of the GNU C library.
+    /// Python's `datetime.strftime` in the C locale, on top of the `strftime` of the GNU C library.
     pub(crate) fn strftime(self, format: &str) -> String {
-        // The library's texts end at a null character.
+        // C strings end at the first null character.
         let format = format.split('\0').next().unwrap_or_default();
-        // Python itself writes the microseconds and the zone, which there is none of.
+        // Python itself expands `%f` (microseconds), `%z` and `%Z` (time zone). There is no time zone, so both are
+        // empty.
         let mut plain = String::with_capacity(format.len());
         let mut characters = format.chars();
         while let Some(character) = characters.next() {
@@ -107,33 +109,34 @@ impl Now {
                 }
             }
         }
-        // Python gives the library ever more room, and gives up at some length.
-        let most = 256 * plain.chars().count();
-        let mut room = 1024;
-        while room < most {
-            room *= 2;
+        // CPython doubles the output buffer until the text fits, up to 256 times the length of the format. A text
+        // that does not fit gives an empty string.
+        let max_capacity = 256 * plain.chars().count();
+        let mut capacity = 1024;
+        while capacity < max_capacity {
+            capacity *= 2;
         }
-        self.directives(&plain, room).filter(|text| text.chars().count() < room).unwrap_or_default()
+        self.directives(&plain, capacity).filter(|text| text.chars().count() < capacity).unwrap_or_default()
     }
 
-    /// The C library's `strftime`, or nothing if a field is wider than `room`.
-    fn directives(self, format: &str, room: usize) -> Option<String> {
+    /// The C library's `strftime`; `None` if a field is at least `capacity` characters wide.
+    fn directives(self, format: &str, capacity: usize) -> Option<String> {
         let mut text = String::new();
         let mut rest = format;
         while let Some(start) = rest.find('%') {
             text += &rest[..start];
             let (field, after) = Field::parse(&rest[start..]);
-            if field.width >= room {
+            if field.width >= capacity {
                 return None;
             }
-            let written = match field.takes_modifier() {
+            let written = match field.allows_modifier() {
                 true => self.directive(&field),
                 false => None,
             };
             match written {
                 Some(written) => field.pad(&written, &mut text),
-                // What is no directive stays.
-                None => field.pad(&field.in_case(field.source.to_owned()), &mut text),
+                // Unknown directives are copied.
+                None => field.pad(&field.apply_case(field.source.to_owned()), &mut text),
             }
             rest = after;
         }
@@ -148,12 +151,12 @@ impl Now {
         let hour12 = (hour + 11) % 12 + 1;
         let month = MONTHS.get(date.month as usize - 1).copied().unwrap_or_default();
         let weekday = DAYS.get(date.weekday as usize).copied().unwrap_or_default();
-        // Weeks of the year that begin on Sunday and on Monday.
+        // Week of the year, with weeks starting on Sunday and on Monday.
         let sunday_week = (date.day_of_year + 6 - (date.weekday + 1) % 7) / 7;
         let monday_week = (date.day_of_year + 6 - date.weekday) / 7;
         let (iso_year, iso_week) = iso_week(&date);
         let name = |name: &str| if field.upper || field.other_case { name.to_uppercase() } else { name.to_owned() };
-        let combined = |format: &str| self.directives(format, usize::MAX).map(|text| field.in_case(text));
+        let combined = |format: &str| self.directives(format, usize::MAX).map(|text| field.apply_case(text));
         Some(match field.directive? {
             'Y' => field.number(date.year, 1),
             'C' => field.number(date.year / 100, 2),
@@ -198,20 +201,25 @@ impl Now {
     }
 }
 
-/// One directive of a format: `%`, flags, a width, a modifier and a letter.
+/// One directive of a format: `%`, flags, width, modifier and letter.
 struct Field<'a> {
     source: &'a str,
-    /// `-`, `_` or `0`.
+    /// Padding flag: `-` (none), `_` (spaces) or `0` (zeros).
     fill: Option<char>,
+    /// Flag `^`: upper case.
     upper: bool,
+    /// Flag `#`: opposite case.
     other_case: bool,
+    /// Minimum width in characters.
     width: usize,
+    /// `E` or `O`.
     modifier: Option<char>,
+    /// The letter, or `None` at the end of the format.
     directive: Option<char>,
 }
 
 impl<'a> Field<'a> {
-    /// The field at the beginning of a text that begins with `%`, and what follows it.
+    /// Parses the field at the start of `text`, which starts with `%`. Also returns the text after the field.
     fn parse(text: &'a str) -> (Self, &'a str) {
         let mut field = Self {
             source: text,
@@ -243,14 +251,14 @@ impl<'a> Field<'a> {
         let rest = &rest[field.directive.map_or(0, char::len_utf8)..];
         field.source = &text[..text.len() - rest.len()];
         match field.directive {
-            // The zone is nothing, not even blanks.
+            // `%z` writes nothing, not even padding.
             Some('z') => (Self { source: "", width: 0, ..field }, rest),
             _ => (field, rest),
         }
     }
 
-    /// Whether the directive can have the modifier that it has.
-    fn takes_modifier(&self) -> bool {
+    /// Whether the directive allows its modifier.
+    fn allows_modifier(&self) -> bool {
         let directive = self.directive.unwrap_or_default();
         match self.modifier {
             Some('E') => !"aAbBdDeFgGhHIjklmMSUVWw".contains(directive),
@@ -259,7 +267,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    fn in_case(&self, text: String) -> String {
+    fn apply_case(&self, text: String) -> String {
         let upper = self.upper || (self.other_case && matches!(self.directive, Some('b' | 'h')));
         if upper { text.to_uppercase() } else { text }
     }
@@ -274,7 +282,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A number of two digits, the first of which may be a blank.
+    /// A number padded to two characters with spaces.
     fn spaced(&self, value: i64) -> String {
         match self.fill {
             None => format!("{value:>width$}", width = self.width.max(2)),
@@ -282,7 +290,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Writes text, filled up to the width.
+    /// Writes text, padded to the width.
     fn pad(&self, text: &str, out: &mut String) {
         let missing = self.width.saturating_sub(text.chars().count());
         let fill = if self.fill == Some('0') { '0' } else { ' ' };
@@ -291,7 +299,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// The year and week by ISO 8601, where the first week holds the first Thursday.
+/// The ISO 8601 year and week; week 1 contains the first Thursday of the year.
 fn iso_week(date: &Date) -> (i64, i64) {
     let weeks_in = |year: i64| {
         let weekday_of_31_december = |year: i64| (year + year / 4 - year / 100 + year / 400) % 7;
@@ -310,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_those_of_python() {
+    fn strftime_matches_python() {
         let format = "%Y-%m-%d %H:%M:%S %a %A %b %B %j %y %% %-d %e %I %p %U %W %G-%V %u %w %c";
         let date = |seconds| Now::from_seconds(seconds).strftime(format);
         for (seconds, expected) in [

@@ -1,6 +1,6 @@
-//! Digits of floating-point numbers as Python writes them.
+//! Formats floats as Python does.
 
-/// `repr` of a float: the shortest digits that read back as the same number.
+/// Python's `repr` of a float: the shortest decimal that parses to the same number.
 pub(crate) fn float_repr(number: f64) -> String {
     if let Some(text) = non_finite(number) {
         return text.to_owned();
@@ -10,7 +10,7 @@ pub(crate) fn float_repr(number: f64) -> String {
     format!("{sign}{}", layout(&digits, exponent, -4..16, true))
 }
 
-/// `inf`, `-inf` or `nan`.
+/// `inf`, `-inf` or `nan`; `None` for finite numbers.
 pub(crate) fn non_finite(number: f64) -> Option<&'static str> {
     match number {
         _ if number.is_nan() => Some("nan"),
@@ -20,10 +20,10 @@ pub(crate) fn non_finite(number: f64) -> Option<&'static str> {
     }
 }
 
-/// The shortest digits of a positive number, and the exponent of the first one.
+/// The shortest digits of a number that is not negative, and the decimal exponent of the first digit.
 fn shortest(number: f64) -> (String, i32) {
     let (digits, exponent) = split(&format!("{number:e}"));
-    // Of two that are equally near, Python takes the even one.
+    // If two shortest decimals are equally close, Python chooses the one with an even last digit.
     let even = split(&format!("{number:.*e}", digits.len() - 1));
     match even.0 != digits && layout(&even.0, even.1, -4..16, true).parse() == Ok(number) {
         true => even,
@@ -36,8 +36,8 @@ fn split(text: &str) -> (String, i32) {
     (mantissa.replace('.', ""), exponent.parse().unwrap_or(0))
 }
 
-/// Digits with a decimal point if the exponent lies in `positional`, else with an exponent. `point` asks for a decimal
-/// point and a digit after it in the former.
+/// Positional notation if the exponent is in `positional`, otherwise scientific notation. With `point`, whole numbers
+/// in positional notation end in `.0`.
 fn layout(digits: &str, exponent: i32, positional: std::ops::Range<i32>, point: bool) -> String {
     if !positional.contains(&exponent) {
         let (first, rest) = digits.split_at(1);
@@ -60,10 +60,10 @@ fn exponent_text(exponent: i32) -> String {
     format!("{sign}{:02}", exponent.unsigned_abs())
 }
 
-/// No float has more digits after the decimal point.
+/// No `f64` has more significant digits after the decimal point; the rest are zeros.
 const MAX_DIGITS: usize = 1100;
 
-/// `f` of a number that is not negative. `alternate` keeps the point without digits after it.
+/// Format code `f`, for numbers that are not negative. `alternate` (`#`) keeps the decimal point at precision 0.
 pub(crate) fn fixed(number: f64, precision: usize, alternate: bool) -> String {
     let mut text = format!("{number:.*}", precision.min(MAX_DIGITS));
     text.extend(std::iter::repeat_n('0', precision.saturating_sub(MAX_DIGITS)));
@@ -73,7 +73,7 @@ pub(crate) fn fixed(number: f64, precision: usize, alternate: bool) -> String {
     text
 }
 
-/// `e` of a number that is not negative.
+/// Format code `e`, for numbers that are not negative. `alternate` (`#`) keeps the decimal point at precision 0.
 pub(crate) fn exponent(number: f64, precision: usize, alternate: bool) -> String {
     let text = format!("{number:.*e}", precision.min(MAX_DIGITS));
     let (mantissa, power) = text.split_once('e').unwrap_or((&text, "0"));
@@ -82,7 +82,7 @@ pub(crate) fn exponent(number: f64, precision: usize, alternate: bool) -> String
     format!("{mantissa}{zeros}{point}e{}", exponent_text(power.parse().unwrap_or(0)))
 }
 
-/// `g` of a number that is not negative. `alternate` keeps zeros at the end.
+/// Format code `g`, for numbers that are not negative. `alternate` (`#`) keeps trailing zeros.
 pub(crate) fn general(number: f64, precision: usize, alternate: bool) -> String {
     let precision = precision.max(1);
     let (digits, power) = rounded(number, precision);
@@ -95,15 +95,17 @@ pub(crate) fn general(number: f64, precision: usize, alternate: bool) -> String 
     layout(&digits, power, -4..precision.min(1 << 20) as i32, false)
 }
 
-/// A float in `format` with a precision and without a type: as `g`, but with a digit after the point.
+/// A float formatted with a precision but no format code: like `g`, but with at least one digit after the decimal
+/// point.
 pub(crate) fn precise(number: f64, precision: usize) -> String {
     let precision = precision.max(1);
     let (digits, power) = rounded(number, precision);
-    // The digit after the point counts.
+    // The digit after the decimal point counts towards the precision.
     layout(&digits, power, -4..(precision.min(1 << 20) as i32 - i32::from(precision > 0)).max(1), true)
 }
 
-/// So many digits, without zeros at the end, and the exponent of the first.
+/// Rounds to `precision` significant digits. Returns the digits without trailing zeros, and the exponent of the first
+/// one.
 fn rounded(number: f64, precision: usize) -> (String, i32) {
     let (digits, power) = split(&format!("{number:.*e}", (precision - 1).min(MAX_DIGITS)));
     let kept = digits.trim_end_matches('0');

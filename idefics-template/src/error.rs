@@ -1,6 +1,6 @@
-//! What can go wrong, and on which line of the template.
+//! Parse and render errors.
 
-/// The class of an [`Error`].
+/// The category of an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -8,23 +8,23 @@ pub enum ErrorKind {
     Syntax,
     /// An undefined value was used where Jinja2 raises `UndefinedError`.
     Undefined,
-    /// An operation got a value of a type it does not take (`TypeError` in Python).
+    /// An operation got a value of the wrong type (`TypeError` in Python).
     Type,
-    /// An operation got a value that it cannot use (`ValueError`, `KeyError`, `OverflowError`, … in Python).
+    /// An operation got an invalid value (`ValueError`, `KeyError`, `OverflowError`, … in Python).
     Value,
-    /// The reference's sandbox forbids this (`SecurityError`).
+    /// The sandbox of the reference forbids the operation (`SecurityError`).
     Security,
-    /// The template itself called `raise_exception`.
+    /// The template called `raise_exception`.
     Raised,
     /// The template exceeded one of its [`Limits`](crate::Limits).
     Limit,
-    /// The reference renders this, and this crate does not.
+    /// The reference supports this, but this crate does not.
     Unsupported,
 }
 
-/// A template that could not be parsed or rendered: what failed, and the line of the template, counted from 1.
+/// An error while parsing or rendering a template: a message and the line of the template.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}{}", self.0.message, self.place())]
+#[error("{}{}", self.0.message, self.location())]
 pub struct Error(Box<Inner>);
 
 #[derive(Clone, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl Error {
         Self::new(ErrorKind::Syntax, message).at(line)
     }
 
-    pub(crate) fn of_type(message: impl Into<String>) -> Self {
+    pub(crate) fn type_error(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Type, message)
     }
 
@@ -57,7 +57,7 @@ impl Error {
         Self::new(ErrorKind::Limit, message)
     }
 
-    /// Adds the line, unless an inner expression did.
+    /// Sets the line, unless an inner expression did so already.
     pub(crate) fn at(mut self, line: u32) -> Self {
         if self.0.line == 0 {
             self.0.line = line;
@@ -65,22 +65,23 @@ impl Error {
         self
     }
 
-    /// The class of the error.
+    /// The category of the error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// What failed, without the line.
+    /// The message, without the line. For [`ErrorKind::Limit`] it is the limit that was exceeded, for example
+    /// `1000000 steps`.
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// The line of the template, counted from 1.
+    /// The line of the template, counted from 1; `None` if it is not known.
     pub fn line(&self) -> Option<u32> {
         (self.0.line > 0).then_some(self.0.line)
     }
 
-    fn place(&self) -> String {
+    fn location(&self) -> String {
         self.line().map(|line| format!(" (line {line} of the template)")).unwrap_or_default()
     }
 }

@@ -22,17 +22,17 @@ impl Vm<'_> {
         self.budget.step().map_err(|error| error.at(expr.line))?;
         match &expr.kind {
             ExprKind::Const(ast::Const::Float(number)) if !self.folding && !number.is_finite() => {
-                return Err(infinite().at(expr.line));
+                return Err(non_finite_constant().at(expr.line));
             }
-            ExprKind::Const(value) => return Ok(Value::of_const(value)),
+            ExprKind::Const(value) => return Ok(Value::from_const(value)),
             ExprKind::Name(name) => return Ok(self.lookup(scope, name)),
             _ => {}
         }
         if expr.is_constant && !self.folding {
             match self.fold(expr, scope) {
-                Ok(value) => match can_stand_in_code(&value) {
+                Ok(value) => match has_literal_form(&value) {
                     Some(true) => return Ok(value),
-                    Some(false) => return Err(infinite().at(expr.line)),
+                    Some(false) => return Err(non_finite_constant().at(expr.line)),
                     None => {}
                 },
                 Err(error) if error.kind() == ErrorKind::Limit => return Err(error),
@@ -45,7 +45,7 @@ impl Vm<'_> {
         value
     }
 
-    /// The value of `{{ … }}`.
+    /// Evaluates the expression of `{{ … }}`.
     pub(crate) fn eval_output(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         if expr.is_constant {
             match self.fold(expr, scope) {
@@ -56,8 +56,8 @@ impl Vm<'_> {
         self.eval(expr, scope)
     }
 
-    /// The value of a constant, as the reference finds it when it compiles the template. What fails then is left for the
-    /// rendering.
+    /// Evaluates a constant as the reference does at compile time. If this fails, the reference evaluates the
+    /// expression at render time instead.
     fn fold(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         self.folding = true;
         let value = self.eval(expr, scope);
@@ -65,7 +65,8 @@ impl Vm<'_> {
         value
     }
 
-    /// A later operand of `and`, `or` or a comparison, or a branch: the expression may be a constant without it.
+    /// Evaluates a later operand of `and`, `or` or a comparison, or a branch. It may be non-constant even though the
+    /// whole expression counts as constant; then folding fails.
     fn eval_rest(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         match self.folding && !expr.is_constant {
             true => Err(Error::value("not a constant")),
@@ -75,7 +76,7 @@ impl Vm<'_> {
 
     fn eval_inner(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         match &expr.kind {
-            ExprKind::Const(value) => Ok(Value::of_const(value)),
+            ExprKind::Const(value) => Ok(Value::from_const(value)),
             ExprKind::Name(name) => Ok(self.lookup(scope, name)),
             ExprKind::List(items) => {
                 let items = self.eval_all(items, scope)?;
@@ -95,14 +96,15 @@ impl Vm<'_> {
                     UnaryOp::Pos if number::is_number(&value) => ops::positive(&value),
                     UnaryOp::Pos => {
                         value.defined()?;
-                        Err(Error::of_type(format!("bad operand type for unary +: '{}'", value.type_name())))
+                        Err(Error::type_error(format!("bad operand type for unary +: '{}'", value.type_name())))
                     }
                 }
             }
             ExprKind::Binary(operator, pair) => {
                 let left = self.eval(&pair.0, scope)?;
                 let right = self.eval(&pair.1, scope)?;
-                // The reference writes a negative constant into code without brackets, where `-2 ** n` is `-(2 ** n)`.
+                // The reference writes a negative constant to the compiled code without parentheses, and `-2 ** n`
+                // means `-(2 ** n)`.
                 if *operator == BinaryOp::Pow && pair.0.is_constant && !expr.is_constant && number::is_negative(&left) {
                     let power = ops::binary(self, *operator, &number::negate(&left)?, &right)?;
                     return number::negate(&power);
@@ -152,7 +154,7 @@ impl Vm<'_> {
             ExprKind::Filter(value, name, args) => {
                 let value = match value {
                     Some(value) => self.eval(value, scope)?,
-                    None => return Err(Error::value("a filter without a value")),
+                    None => return Err(Error::value("the filter has no value")),
                 };
                 let args = self.eval_args(args, scope)?;
                 self.call_filter(name, value, args)
@@ -180,7 +182,7 @@ impl Vm<'_> {
         Value::dict(map, &mut self.budget)
     }
 
-    /// `~`: everything as text, one after the other.
+    /// `~`: converts all operands to text and concatenates them.
     #[inline(never)]
     fn eval_concat(&mut self, parts: &[Expr], scope: &Rc<Scope>) -> Result<Value> {
         let values = self.eval_all(parts, scope)?;
@@ -212,7 +214,7 @@ impl Vm<'_> {
         Ok(Value::Bool(true))
     }
 
-    /// One comparison.
+    /// Evaluates one comparison.
     pub(crate) fn compare(&mut self, operator: CompareOp, left: &Value, right: &Value) -> Result<bool> {
         self.budget.scan(left.weight().min(right.weight()) / 8)?;
         let ordered = |sign: &str| order(left, right, sign);
@@ -233,7 +235,7 @@ impl Vm<'_> {
         self.eval_args_with(args, scope, None)
     }
 
-    /// The same, with the body of a `call` block among the named ones.
+    /// Like `eval_args`, with the body of a `call` block as the keyword argument `caller`.
     fn eval_args_with(&mut self, args: &ast::Args, scope: &Rc<Scope>, caller: Option<Value>) -> Result<Args> {
         let mut values = Args { positional: self.eval_all(&args.positional, scope)?, named: Vec::new() };
         for (name, value) in &args.named {
@@ -250,13 +252,13 @@ impl Vm<'_> {
             let map = self.eval(star_star, scope)?;
             let Value::Dict(dict) = &map else {
                 map.defined()?;
-                return Err(Error::of_type(format!("argument after ** must be a mapping, not {}", map.type_name())));
+                return Err(Error::type_error(format!("argument after ** must be a mapping, not {}", map.type_name())));
             };
             self.budget.scan(32 * dict.map.len())?;
             for (key, value) in &dict.map {
-                let Value::Str(name) = &key.0 else { return Err(Error::of_type("keywords must be strings")) };
+                let Value::Str(name) = &key.0 else { return Err(Error::type_error("keywords must be strings")) };
                 if values.named.iter().any(|(known, _)| *known == name.text) {
-                    return Err(Error::of_type(format!("got multiple values for keyword argument '{}'", name.text)));
+                    return Err(Error::type_error(format!("got multiple values for keyword argument '{}'", name.text)));
                 }
                 values.named.push((name.text.clone(), value.clone()));
             }
@@ -264,7 +266,7 @@ impl Vm<'_> {
         Ok(values)
     }
 
-    /// A call; `caller` is the body of a `call` block.
+    /// Evaluates a call. `caller` is the body of a `call` block.
     #[inline(never)]
     pub(crate) fn eval_call(
         &mut self,
@@ -274,14 +276,14 @@ impl Vm<'_> {
         caller: Option<Value>,
     ) -> Result<Value> {
         let callee = match &callee.kind {
-            // Methods are called without making a value of them first.
-            ExprKind::Attr(of, name) => {
-                let of = self.eval(of, scope)?;
-                if !name.starts_with('_') && crate::attr::has_method(&of, name) {
+            // Methods are called directly, without creating a bound method first.
+            ExprKind::Attr(receiver, name) => {
+                let receiver = self.eval(receiver, scope)?;
+                if !name.starts_with('_') && crate::attr::has_method(&receiver, name) {
                     let args = self.eval_args_with(args, scope, caller)?;
-                    return self.call_method(&of, name, args);
+                    return self.call_method(&receiver, name, args);
                 }
-                self.get_attr(&of, name)?
+                self.get_attr(&receiver, name)?
             }
             _ => self.eval(callee, scope)?,
         };
@@ -289,7 +291,8 @@ impl Vm<'_> {
         self.call(&callee, args)
     }
 
-    /// The value after the attributes and items named by `parts`, as filters take them with `attribute=`.
+    /// Follows the attributes and items in `parts`, as filters do for `attribute=`. Undefined results are replaced by
+    /// `default`, if there is one.
     pub(crate) fn attribute(&mut self, value: &Value, parts: &[Value], default: Option<&Value>) -> Result<Value> {
         let mut value = value.clone();
         for part in parts {
@@ -303,7 +306,7 @@ impl Vm<'_> {
         Ok(value)
     }
 
-    /// The parts of an attribute's name. Source: `_prepare_attribute_parts`.
+    /// Splits an attribute path such as `a.b.0` into its parts. Source: `_prepare_attribute_parts`.
     pub(crate) fn attribute_parts(&mut self, attribute: &Value) -> Result<Vec<Value>> {
         Ok(match attribute {
             Value::None => Vec::new(),
@@ -319,26 +322,28 @@ impl Vm<'_> {
         })
     }
 
-    /// An iterator that can be read once.
+    /// Creates an iterator object, which can be read once.
     pub(crate) fn iterator(&mut self, iter: Iter, name: &'static str) -> Result<Value> {
         self.object(Object::Iter { iter: iter.into(), name })
     }
 
-    /// A string that is no copy of an escaped one, and the text of any other value.
+    /// `soft_str`: strings are kept, including whether they are escaped; other values are converted to text.
     pub(crate) fn soft(&mut self, value: &Value) -> Result<crate::value::Text> {
         soft_text(value, &mut self.budget)
     }
 }
 
-/// Constants become a part of the reference's code, where infinities and NaN are names of nothing.
-fn infinite() -> Error {
-    Error::value("name 'inf' is not defined: constants are finite")
+/// The error for an infinite or NaN constant: the reference writes constants to its compiled code, where `inf` and
+/// `nan` are undefined names.
+fn non_finite_constant() -> Error {
+    Error::value("name 'inf' is not defined: constants must be finite")
 }
 
-/// Whether a constant can be written into code; nothing if the reference would not try.
-fn can_stand_in_code(value: &Value) -> Option<bool> {
+/// Whether the reference can write a constant to its compiled code. `None` if it would not try, because the value has
+/// no literal form.
+fn has_literal_form(value: &Value) -> Option<bool> {
     fn all<'a>(mut items: impl Iterator<Item = &'a Value>) -> Option<bool> {
-        items.try_fold(true, |all, item| can_stand_in_code(item).map(|item| all && item))
+        items.try_fold(true, |all, item| has_literal_form(item).map(|item| all && item))
     }
     match value {
         Value::None | Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Str(_) | Value::Range(_) => Some(true),

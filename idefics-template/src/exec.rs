@@ -15,7 +15,7 @@ use crate::scope::Scope;
 use crate::value::{Seq, Value};
 use crate::vm::Vm;
 
-/// How a body ended.
+/// How the execution of a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
     Normal,
@@ -112,10 +112,12 @@ impl Vm<'_> {
                     return Ok(flow);
                 }
                 let value = self.buffered(text)?;
-                // Written as it is, and nothing but a string.
+                // The result is written without escaping, and it must be a string.
                 match self.filter_chain(filter, value, &inner)? {
                     Value::Str(text) => self.write(&text.text)?,
-                    other => return Err(Error::of_type(format!("a filter block gave {}", other.type_name()))),
+                    other => {
+                        return Err(Error::type_error(format!("filter block gave {}, not a str", other.type_name())));
+                    }
                 }
             }
             StmtKind::Block(block, scoped) => {
@@ -124,16 +126,16 @@ impl Vm<'_> {
             }
             StmtKind::Autoescape(value, body) => {
                 let inner = Scope::inside(scope);
-                let before = (self.autoescape, self.volatile);
+                let saved = (self.autoescape, self.volatile);
                 self.autoescape = self.eval(value, scope)?.is_true();
                 self.volatile |= !value.is_constant;
                 let flow = self.exec(body, &inner);
-                (self.autoescape, self.volatile) = before;
+                (self.autoescape, self.volatile) = saved;
                 return flow;
             }
             StmtKind::Generation(body, uses) => {
                 let inner = Scope::inside(scope);
-                // A macro that is called without arguments.
+                // The reference compiles the block to a macro and calls it without arguments.
                 if uses.caller {
                     inner.set(&"caller".into(), Value::undefined("No caller defined"));
                 }
@@ -154,7 +156,7 @@ impl Vm<'_> {
         Ok(Flow::Normal)
     }
 
-    /// What a body writes, and how it ended.
+    /// Executes a body and captures its output.
     pub(crate) fn capture(&mut self, body: &Body, scope: &Rc<Scope>) -> Result<(String, Flow)> {
         self.out.push(String::new());
         let result = self.exec(body, scope);
@@ -162,7 +164,7 @@ impl Vm<'_> {
         result.map(|flow| (text, flow))
     }
 
-    /// Filters around the text of a body.
+    /// Applies a chain of filters to the text of a body.
     fn filter_chain(&mut self, filter: &Expr, value: Value, scope: &Rc<Scope>) -> Result<Value> {
         let ExprKind::Filter(inner, name, args) = &filter.kind else { return Ok(value) };
         let value = match inner {
@@ -173,14 +175,14 @@ impl Vm<'_> {
         self.call_filter(name, value, args).map_err(|error| error.at(filter.line))
     }
 
-    /// Checks that attributes are written to namespaces only, before the value is evaluated.
+    /// Checks that attribute targets belong to namespaces. This happens before the value is evaluated.
     fn check_target(&mut self, target: &Target, scope: &Rc<Scope>) -> Result<()> {
         match target {
             Target::Name(_) => Ok(()),
             Target::Tuple(items) => items.iter().try_for_each(|item| self.check_target(item, scope)),
             Target::Attr(name, _) => match self.lookup(scope, name) {
                 Value::Object(object) if matches!(*object, Object::Namespace(_)) => Ok(()),
-                _ => Err(Error::of_type("cannot assign attribute on non-namespace object")),
+                _ => Err(Error::type_error("cannot assign attribute on non-namespace object")),
             },
         }
     }
@@ -205,7 +207,9 @@ impl Vm<'_> {
                     value => {
                         let iter = Iter::new(value).map_err(|error| match value.is_undefined() {
                             true => error,
-                            false => Error::of_type(format!("cannot unpack non-iterable {} object", value.type_name())),
+                            false => {
+                                Error::type_error(format!("cannot unpack non-iterable {} object", value.type_name()))
+                            }
                         })?;
                         iter.collect(self)?
                     }
@@ -234,7 +238,7 @@ impl Vm<'_> {
         }
     }
 
-    /// What a recursive loop writes for `value`.
+    /// Runs one level of a recursive loop over `value` and captures its output.
     pub(crate) fn loop_text(
         &mut self,
         statement: &Arc<For>,
@@ -267,10 +271,10 @@ impl Vm<'_> {
         let state = Loop {
             iter,
             length,
-            ahead: None,
+            lookahead: None,
             current: None,
-            before: None,
-            given: 0,
+            previous: None,
+            yielded: 0,
             last_changed: None,
             depth,
             recursive,
@@ -289,7 +293,7 @@ impl Vm<'_> {
                 Flow::Break => break,
             }
         }
-        // As in the reference, `else` runs unless a body was executed to its end.
+        // As in the reference, `else` runs unless at least one iteration ran to its end.
         if !completed {
             self.exec(&statement.otherwise, &Scope::inside(scope))?;
         }
@@ -310,22 +314,23 @@ impl Vm<'_> {
         MacroObject { declared: declared.clone(), autoescape, scope: Some(scope.clone()).into() }
     }
 
-    /// Runs a block. It is code of its own, which does not know of an `autoescape` around it.
+    /// Runs a block. The reference compiles it to a separate function, which does not inherit an enclosing
+    /// `autoescape`.
     pub(crate) fn block(&mut self, block: &Arc<Block>, scope: &Rc<Scope>) -> Result<()> {
         if block.required {
             return Err(Error::value(format!("Required block '{}' not found", block.name)));
         }
         let hint = format!("there is no parent block called '{}'.", block.name);
         scope.set(&"super".into(), Value::undefined(hint));
-        let before = (self.autoescape, self.volatile);
+        let saved = (self.autoescape, self.volatile);
         (self.autoescape, self.volatile) = (false, false);
         let result = self.exec(&block.body, scope);
-        (self.autoescape, self.volatile) = before;
+        (self.autoescape, self.volatile) = saved;
         result.map(|_| ())
     }
 }
 
-/// Namespaces take no names that begin with `_`. Source: `TemplateNamespace._check_name`.
+/// Namespace attributes must not start with `_`. Source: `TemplateNamespace._check_name`.
 pub(crate) fn check_attribute(name: &str) -> Result<()> {
     match name.starts_with('_') {
         true => Err(Error::new(

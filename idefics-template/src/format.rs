@@ -1,4 +1,4 @@
-//! `str.format` and `str.format_map`, with the rules of the reference's sandbox for attributes.
+//! `str.format` and `str.format_map`, with the sandbox's restrictions on attributes.
 //!
 //! Source: `string.Formatter` and `jinja2.sandbox.SandboxedFormatter`.
 
@@ -29,7 +29,7 @@ struct Formatter<'a, 'vm> {
     vm: &'a mut Vm<'vm>,
     args: &'a Args,
     mapping: Option<&'a Value>,
-    /// The next number of `{}`; nothing once a number was written.
+    /// Index of the next `{}`; `None` once a field has an explicit index.
     automatic: Option<usize>,
     safe: bool,
 }
@@ -120,7 +120,7 @@ impl Formatter<'_, '_> {
         escape(&text, &mut self.vm.budget)
     }
 
-    /// The value of `name.attribute[item]…`.
+    /// Evaluates a field name: `name.attribute[item]…`.
     fn value(&mut self, field: &str) -> Result<Value> {
         let automatic;
         let field = match field {
@@ -186,7 +186,7 @@ impl Formatter<'_, '_> {
                 dict.map.get(name).cloned().ok_or_else(|| Error::value(format!("KeyError: '{name}'")))
             }
             (None, Some(Value::Undefined(undefined))) => Err(undefined.error()),
-            (None, Some(other)) => Err(Error::of_type(format!("{} indices must be integers", other.type_name()))),
+            (None, Some(other)) => Err(Error::type_error(format!("{} indices must be integers", other.type_name()))),
             (None, None) => {
                 let found = self.args.named.iter().find(|(known, _)| **known == *name);
                 found.map(|(_, value)| value.clone()).ok_or_else(|| Error::value(format!("KeyError: '{name}'")))
@@ -195,7 +195,7 @@ impl Formatter<'_, '_> {
     }
 }
 
-/// The brace that closes a field.
+/// The position of the brace that closes a field.
 fn field_end(text: &str) -> Option<usize> {
     let mut open = 1;
     let mut bracket = false;
@@ -219,7 +219,7 @@ fn field_end(text: &str) -> Option<usize> {
     None
 }
 
-/// A number if it is written as one.
+/// A field name or item key: an integer if it consists of digits, otherwise a string.
 fn key(text: &str) -> Value {
     match text.bytes().all(|byte| byte.is_ascii_digit()) {
         true if !text.is_empty() => text.parse().map_or_else(|_| Value::str(text), Value::Int),

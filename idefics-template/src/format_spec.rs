@@ -1,4 +1,4 @@
-//! The format specifications of `str.format`.
+//! Format specifications, as in `'{:>8.2f}'.format(x)`.
 //!
 //! Source: `Python/formatter_unicode.c`.
 
@@ -8,11 +8,12 @@ use num_traits::{Signed, ToPrimitive};
 use crate::budget::Budget;
 use crate::digits::{exponent, fixed, float_repr, general, non_finite, precise};
 use crate::error::{Error, Result};
-use crate::key::big;
+use crate::key::to_bigint;
 use crate::number::to_float;
 use crate::repr::{int_digits, to_str};
 use crate::value::Value;
 
+/// A parsed specification: `[[fill]align][sign][z][#][0][width][grouping][.precision][kind]`.
 struct Spec {
     fill: char,
     align: Option<char>,
@@ -34,7 +35,7 @@ pub(crate) fn format_value(value: &Value, spec: &str, budget: &mut Budget) -> Re
     let name = value.type_name();
     let is_plain = matches!(value, Value::Str(_) | Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Float(_));
     if !is_plain {
-        return Err(Error::of_type(format!("unsupported format string passed to {name}.__format__")));
+        return Err(Error::type_error(format!("unsupported format string passed to {name}.__format__")));
     }
     let spec = Spec::parse(spec, name)?;
     budget.build(spec.width.max(spec.precision.unwrap_or(0)))?;
@@ -42,14 +43,16 @@ pub(crate) fn format_value(value: &Value, spec: &str, budget: &mut Budget) -> Re
     let text = match (value, spec.kind) {
         (Value::Str(text), None | Some('s')) => spec.string(&text.text)?,
         (Value::Str(_), Some(kind)) => return Err(unknown(kind)),
-        // Without a type, a truth value is written as a word if nothing asks for a number.
         (Value::Float(number), kind) => match kind {
             None | Some('e' | 'E' | 'f' | 'F' | 'g' | 'G' | 'n' | '%') => spec.float(*number),
             Some(kind) => return Err(unknown(kind)),
         },
+        // Bools are formatted as integers. Only an empty specification, handled above, writes `True` or `False`.
         (value, kind) => match kind {
             Some('e' | 'E' | 'f' | 'F' | 'g' | 'G' | '%') => spec.float(to_float(value)?.unwrap_or_default()),
-            None | Some('b' | 'c' | 'd' | 'n' | 'o' | 'x' | 'X') => spec.integer(&big(value).unwrap_or_default())?,
+            None | Some('b' | 'c' | 'd' | 'n' | 'o' | 'x' | 'X') => {
+                spec.integer(&to_bigint(value).unwrap_or_default())?
+            }
             Some(kind) => return Err(unknown(kind)),
         },
     };
@@ -138,7 +141,7 @@ impl Spec {
             return Err(Error::value("Sign not allowed in string format specifier"));
         }
         if self.alternate || self.no_negative_zero || self.grouping.is_some() || self.align == Some('=') {
-            return Err(Error::value("this format specifier is for numbers, not for strings"));
+            return Err(Error::value("'#', 'z', ',', '_' and '=' are not allowed in string format specifiers"));
         }
         let end = self.precision.and_then(|precision| text.char_indices().nth(precision)).map(|(end, _)| end);
         Ok(self.pad("", text[..end.unwrap_or(text.len())].to_owned(), '<'))
@@ -200,7 +203,8 @@ impl Spec {
         self.number(negative, "", &body[..end], &format!("{}{percent}", &body[end..]), 3)
     }
 
-    /// Sign, prefix, grouped digits and what follows them, padded.
+    /// Sign, prefix, grouped digits and `rest` (the fraction, exponent or percent sign), padded. Groups have `every`
+    /// digits.
     fn number(&self, negative: bool, prefix: &str, digits: &str, rest: &str, every: usize) -> String {
         let sign = match (negative, self.sign) {
             (true, _) => "-",
@@ -209,7 +213,7 @@ impl Spec {
             (false, _) => "",
         };
         let head = format!("{sign}{prefix}");
-        // Zeros that fill up the width are grouped with the digits.
+        // Zero padding is grouped together with the digits.
         let zero_width = match self.fill == '0' && self.align == Some('=') {
             true => self.width.saturating_sub(head.len() + rest.len()),
             false => 0,
@@ -243,7 +247,7 @@ fn number(rest: &mut &str) -> Result<Option<usize>> {
     Ok(Some(number as usize))
 }
 
-/// Digits with a separator between groups, and zeros before them up to `width`.
+/// Inserts a separator between groups of `every` digits, and pads with zeros to `width` characters.
 fn group(digits: &str, separator: char, every: usize, width: usize) -> String {
     if digits.is_empty() {
         return String::new();

@@ -1,11 +1,11 @@
-//! Escaped HTML.
+//! HTML escaping.
 //!
 //! Source: `markupsafe`.
 
 use crate::budget::Budget;
 use crate::error::Result;
 
-/// Replaces the five characters with a meaning in HTML.
+/// Escapes the characters `& < > ' "`.
 pub(crate) fn escape(text: &str, budget: &mut Budget) -> Result<String> {
     budget.build(text.len())?;
     let mut escaped = String::with_capacity(text.len());
@@ -23,13 +23,13 @@ pub(crate) fn escape(text: &str, budget: &mut Budget) -> Result<String> {
     Ok(escaped)
 }
 
-/// Takes comments and tags out, runs of white space together, and entities back.
+/// Removes comments and tags, collapses white space, and decodes entities.
 pub(crate) fn strip_tags(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find('<') {
         let (skip, close) = if rest[start..].starts_with("<!--") { (4, "-->") } else { (1, ">") };
-        // What follows a tag that is not closed stays.
+        // An unclosed tag and the text after it are kept.
         let Some(length) = rest[start + skip..].find(close) else { break };
         kept += &rest[..start];
         rest = &rest[start + skip + length + close.len()..];
@@ -39,10 +39,10 @@ pub(crate) fn strip_tags(text: &str) -> String {
     unescape(&words.join(" "))
 }
 
-/// What the numbers 128 to 159 stand for.
+/// The characters for the numeric entities 128 to 159 (windows-1252).
 const WINDOWS: &str = "€\u{81}‚ƒ„…†‡ˆ‰Š‹Œ\u{8d}Ž\u{8f}\u{90}‘’“”•–—˜™š›œ\u{9d}žŸ";
 
-/// Named entities: those of XML and the common ones of HTML.
+/// Supported named entities: those of XML and the common ones of HTML.
 const ENTITIES: [(&str, &str); 40] = [
     ("amp", "&"),
     ("lt", "<"),
@@ -86,7 +86,7 @@ const ENTITIES: [(&str, &str); 40] = [
     ("egrave", "è"),
 ];
 
-/// `html.unescape`, with the entities above.
+/// Python's `html.unescape`, limited to the named entities above.
 pub(crate) fn unescape(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -107,7 +107,7 @@ pub(crate) fn unescape(text: &str) -> String {
     plain + rest
 }
 
-/// What the entity at the start stands for, and how long it is.
+/// Decodes the entity at the start of `text`, after its `&`. Returns the characters and the entity's length in bytes.
 fn entity(text: &str) -> Option<(String, usize)> {
     if let Some(number) = text.strip_prefix('#') {
         let (digits, radix, skip) = match number.strip_prefix(['x', 'X']) {
@@ -122,7 +122,7 @@ fn entity(text: &str) -> Option<(String, usize)> {
         let decoded = match code {
             0x80..=0x9f => WINDOWS.chars().nth(code as usize - 0x80).unwrap_or_default().to_string(),
             0x0d => "\r".to_owned(),
-            // Controls and what is never a character are left out.
+            // Control characters and noncharacters are dropped.
             0x01..=0x08 | 0x0b | 0x0e..=0x1f | 0x7f | 0xfdd0..=0xfdef => String::new(),
             code if code & 0xfffe == 0xfffe && code <= 0x10_ffff => String::new(),
             code => char::from_u32(code).filter(|_| code != 0).unwrap_or(char::REPLACEMENT_CHARACTER).to_string(),
@@ -136,7 +136,7 @@ fn entity(text: &str) -> Option<(String, usize)> {
     {
         return Some(((*decoded).to_owned(), length + 1));
     }
-    // Old ones need no end.
+    // The legacy entities do not need a semicolon.
     let is_old = |name: &str| matches!(name, "amp" | "lt" | "gt" | "quot" | "nbsp" | "copy" | "reg");
     let (name, decoded) = ENTITIES.iter().find(|(name, _)| is_old(name) && text.starts_with(name))?;
     Some(((*decoded).to_owned(), name.len()))

@@ -1,4 +1,4 @@
-//! Iteration over values, and the lazy iterators of `map` and `select`.
+//! Iteration over values, including the lazy iterators of `map` and `select`.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::vm::Vm;
 #[derive(Debug)]
 pub(crate) enum Iter {
     Empty,
-    /// Items from the first to the second position, or back.
+    /// The items in the range `next..end`, or in reverse order.
     Items {
         seq: Rc<Seq>,
         next: usize,
@@ -41,11 +41,11 @@ pub(crate) enum Iter {
     Lazy(Box<Lazy>),
     /// A generator that raises an exception when it is read.
     Fails(Error),
-    /// An iterator that others may read from too.
+    /// An iterator object, which may also be read elsewhere.
     Shared(Rc<Object>),
 }
 
-/// A filter that is applied when an item is asked for.
+/// Applies a filter to each item when the item is read.
 #[derive(Debug)]
 pub(crate) struct Lazy {
     pub(crate) source: Iter,
@@ -54,11 +54,12 @@ pub(crate) struct Lazy {
 
 #[derive(Debug)]
 pub(crate) enum LazyStep {
-    /// `map` with the name of a filter.
+    /// `map` with a filter name and the filter's arguments.
     Filter(Arc<str>, Args),
-    /// `map(attribute=…)` with a value for missing ones.
+    /// `map(attribute=…, default=…)`: the attribute path, and the value for missing attributes.
     Attribute(Vec<Value>, Option<Value>),
-    /// `select` and its relatives: the attribute that is tested, the test, and whether items that fail are kept.
+    /// `select`, `reject`, `selectattr` and `rejectattr`: the attribute to test, the test (truthiness if `None`), and
+    /// whether to keep the items that fail it.
     Select { attribute: Vec<Value>, test: Option<(Arc<str>, Args)>, rejects: bool },
 }
 
@@ -72,7 +73,7 @@ impl Iter {
     pub(crate) fn new(value: &Value) -> Result<Self> {
         Self::directed(value, false).ok_or_else(|| match value {
             Value::Undefined(undefined) => undefined.error(),
-            _ => Error::of_type(format!("'{}' object is not iterable", value.type_name())),
+            _ => Error::type_error(format!("'{}' object is not iterable", value.type_name())),
         })
     }
 
@@ -82,7 +83,7 @@ impl Iter {
         let shared = matches!(value, Value::Object(_));
         Self::directed(value, true)
             .filter(|_| !shared)
-            .ok_or_else(|| Error::of_type(format!("'{}' object is not reversible", value.type_name())))
+            .ok_or_else(|| Error::type_error(format!("'{}' object is not reversible", value.type_name())))
     }
 
     fn directed(value: &Value, reversed: bool) -> Option<Self> {
@@ -164,7 +165,7 @@ impl Iter {
         })
     }
 
-    /// Every item that is left.
+    /// Reads all remaining items.
     pub(crate) fn collect(mut self, vm: &mut Vm) -> Result<Vec<Value>> {
         let mut items = Vec::new();
         let mut weight = 0;

@@ -1,4 +1,4 @@
-//! `tojson`, which is `json.dumps` in the reference: without the escapes that make JSON safe in HTML.
+//! `tojson`, which is `json.dumps` in Transformers: unlike Jinja2's own filter, it does not escape HTML characters.
 
 use crate::args::Args;
 use crate::budget::Budget;
@@ -9,6 +9,7 @@ use crate::repr::{int_digits, to_str};
 use crate::value::Value;
 use crate::vm::Vm;
 
+/// The options of `json.dumps`, and the maximum length of the output in bytes.
 struct Options {
     ascii: bool,
     indent: Option<String>,
@@ -24,7 +25,7 @@ pub(crate) fn to_json(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"], 0)?;
     let is_string = value.as_str().is_some();
     let indent = match indent.unwrap_or(Value::None) {
-        // A string alone has no lines.
+        // `indent` does not apply to a single string, and is not checked.
         _ if is_string => None,
         Value::None => None,
         Value::Str(text) => Some(text.text.to_string()),
@@ -36,18 +37,18 @@ pub(crate) fn to_json(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     };
     let (item_separator, key_separator) = match separators.unwrap_or(Value::None) {
         Value::None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
-        // A string alone has no parts.
+        // Separators do not apply to a single string, so any pair is accepted.
         Value::List(seq) | Value::Tuple(seq) if is_string && seq.items.len() == 2 => Default::default(),
         Value::List(seq) | Value::Tuple(seq) => match &seq.items[..] {
             [Value::Str(item), Value::Str(key)] => (item.text.to_string(), key.text.to_string()),
-            _ => return Err(Error::of_type("separators are a pair of strings")),
+            _ => return Err(Error::type_error("tojson() argument 'separators' must be a pair of strings")),
         },
-        // Two characters are a pair, too.
+        // Python also unpacks a string of two characters.
         Value::Str(text) if text.chars() == 2 => {
             let mut characters = text.text.chars().map(String::from);
             (characters.next().unwrap_or_default(), characters.next().unwrap_or_default())
         }
-        _ => return Err(Error::of_type("separators are a pair of strings")),
+        _ => return Err(Error::type_error("tojson() argument 'separators' must be a pair of strings")),
     };
     let options = Options {
         ascii: ascii.is_some_and(|ascii| ascii.is_true()),
@@ -122,7 +123,7 @@ fn write(value: &Value, options: &Options, depth: usize, out: &mut String, budge
                     _ => {
                         let name = key.type_name();
                         let message = format!("keys must be str, int, float, bool or None, not {name}");
-                        return Err(Error::of_type(message));
+                        return Err(Error::type_error(message));
                     }
                 }
                 out.push_str(&options.key_separator);
@@ -132,7 +133,7 @@ fn write(value: &Value, options: &Options, depth: usize, out: &mut String, budge
             out.push('}');
         }
         other => {
-            return Err(Error::of_type(format!("Object of type {} is not JSON serializable", other.type_name())));
+            return Err(Error::type_error(format!("Object of type {} is not JSON serializable", other.type_name())));
         }
     }
     Ok(())
@@ -148,7 +149,7 @@ fn separate(after_item: bool, options: &Options, depth: usize, out: &mut String)
 fn new_line(options: &Options, depth: usize, out: &mut String) {
     if let Some(indent) = &options.indent {
         out.push('\n');
-        // The limit is looked at before each value.
+        // Once the limit is exceeded, the next `write` fails; until then, add nothing more.
         if out.len() <= options.limit {
             out.extend(std::iter::repeat_n(indent.as_str(), depth));
         }

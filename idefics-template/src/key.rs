@@ -1,4 +1,4 @@
-//! Equality, order and hashes as Python has them: `1 == 1.0 == True`, and lists compare item by item.
+//! Equality, ordering and hashing with Python's semantics: `1 == 1.0 == True`, and lists compare item by item.
 
 use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
@@ -12,12 +12,12 @@ use crate::error::{Error, Result};
 use crate::object::Object;
 use crate::value::{Dict, Seq, Value, View};
 
-/// A value that is a key of a mapping.
+/// A hashable value, used as the key of a dict.
 #[derive(Debug, Clone)]
 pub(crate) struct Key(pub(crate) Value);
 
 impl Key {
-    /// Checks that a value can be a key.
+    /// Creates a key, or fails if the value is not hashable.
     pub(crate) fn new(value: Value) -> Result<Self> {
         check_hashable(&value)?;
         Ok(Self(value))
@@ -28,11 +28,11 @@ impl Key {
     }
 }
 
-/// Lists and mappings have no hash.
+/// Checks that a value is hashable. Lists, dicts and slices are not.
 pub(crate) fn check_hashable(value: &Value) -> Result<()> {
     match value {
         Value::List(_) | Value::Dict(_) | Value::View(View::Keys | View::Items, _) | Value::Slice(_) => {
-            Err(Error::of_type(format!("unhashable type: '{}'", value.type_name())))
+            Err(Error::type_error(format!("unhashable type: '{}'", value.type_name())))
         }
         Value::Tuple(seq) => seq.items.iter().try_for_each(check_hashable),
         _ => Ok(()),
@@ -56,7 +56,7 @@ impl Equivalent<Key> for str {
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match &self.0 {
-            // The hash of `str`, so that a mapping can be asked for one.
+            // Must equal the hash of `str`, so that a dict can be queried with a `&str`.
             Value::Str(text) => text.text.hash(state),
             Value::Bool(value) => i64::from(*value).hash(state),
             Value::Int(number) => number.hash(state),
@@ -67,7 +67,7 @@ impl Hash for Key {
             },
             Value::Tuple(seq) => seq.items.iter().for_each(|item| Self(item.clone()).hash(state)),
             Value::Object(object) => match &**object {
-                // Equal ones may be apart.
+                // Equal objects may have different addresses.
                 Object::Method { name, .. } => name.hash(state),
                 Object::Function(function) => std::mem::discriminant(function).hash(state),
                 _ => Rc::as_ptr(object).hash(state),
@@ -106,7 +106,7 @@ pub(crate) fn equal(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// Python compares the parts of a list by identity first, so that a list with NaN equals itself.
+/// Compares items by identity first, as Python does, so that a list that contains NaN equals itself.
 fn same_or_equal(left: &Value, right: &Value) -> bool {
     is_same(left, right) || equal(left, right)
 }
@@ -141,7 +141,7 @@ pub(crate) fn is_same(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// The order of two numbers, `None` inside for NaN; `None` if one is no number.
+/// The order of two numbers: `Some(None)` if one is NaN, `None` if one is not a number.
 fn compare_numbers(left: &Value, right: &Value) -> Option<Option<Ordering>> {
     let whole = |value: &Value| match value {
         Value::Bool(value) => Some(i64::from(*value)),
@@ -155,15 +155,15 @@ fn compare_numbers(left: &Value, right: &Value) -> Option<Option<Ordering>> {
         return Some(left.partial_cmp(right));
     }
     if let Value::Float(left) = left {
-        return Some(compare_float(*left, &big(right)?));
+        return Some(compare_float(*left, &to_bigint(right)?));
     }
     if let Value::Float(right) = right {
-        return Some(compare_float(*right, &big(left)?).map(Ordering::reverse));
+        return Some(compare_float(*right, &to_bigint(left)?).map(Ordering::reverse));
     }
-    Some(Some(big(left)?.cmp(&big(right)?)))
+    Some(Some(to_bigint(left)?.cmp(&to_bigint(right)?)))
 }
 
-pub(crate) fn big(value: &Value) -> Option<BigInt> {
+pub(crate) fn to_bigint(value: &Value) -> Option<BigInt> {
     match value {
         Value::Bool(value) => Some(BigInt::from(i64::from(*value))),
         Value::Int(number) => Some(BigInt::from(*number)),
@@ -185,7 +185,7 @@ fn compare_float(left: f64, right: &BigInt) -> Option<Ordering> {
     }
 }
 
-/// The order of two values, `None` if neither is the smaller one, as with NaN. `operator` is for the message.
+/// The order of two values; `None` if they are unordered, like NaN. `operator` is used in the error message.
 pub(crate) fn order(left: &Value, right: &Value, operator: &str) -> Result<Option<Ordering>> {
     left.defined()?;
     right.defined()?;
@@ -210,7 +210,7 @@ pub(crate) fn order(left: &Value, right: &Value, operator: &str) -> Result<Optio
         }
         _ => compare_numbers(left, right).ok_or_else(|| {
             let types = format!("'{}' and '{}'", left.type_name(), right.type_name());
-            Error::of_type(format!("'{operator}' not supported between instances of {types}"))
+            Error::type_error(format!("'{operator}' not supported between instances of {types}"))
         }),
     }
 }

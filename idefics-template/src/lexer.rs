@@ -1,4 +1,4 @@
-//! Tokens of a template, with the white space rules of the reference (`trim_blocks`, `lstrip_blocks`).
+//! Splits a template into tokens, with the white space rules of the reference (`trim_blocks`, `lstrip_blocks`).
 //!
 //! Source: `jinja2.lexer.Lexer`.
 
@@ -10,7 +10,7 @@ use crate::ast::Const;
 use crate::budget::MAX_INT_BITS;
 use crate::error::{Error, Result};
 use crate::repr::ascii;
-use crate::unicode::{is_identifier, is_in_name, is_space};
+use crate::unicode::{is_identifier, is_name_char, is_space};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Token {
@@ -26,7 +26,7 @@ pub(crate) enum Token {
     End,
 }
 
-/// Tokens, each with its line. The last one is [`Token::End`].
+/// The tokens of a template with their line numbers. The last one is [`Token::End`].
 pub(crate) fn tokenize(source: &str) -> Result<Vec<(u32, Token)>> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let source = source.strip_suffix('\n').unwrap_or(&source);
@@ -41,11 +41,11 @@ struct Lexer<'a> {
     position: usize,
     line: u32,
     tokens: Vec<(u32, Token)>,
-    /// Whether the last match ended with a line break.
+    /// Whether the text consumed last ended with a line break, so that the position is at the start of a line.
     line_starts: bool,
 }
 
-/// Longer ones first.
+/// Longer operators come first, so that they match first.
 const OPERATORS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".",
     ":", "|", ",", ";",
@@ -56,7 +56,7 @@ impl<'a> Lexer<'a> {
         &self.source[self.position..]
     }
 
-    /// Moves on over `bytes`.
+    /// Moves forward by `bytes` bytes.
     fn advance(&mut self, bytes: usize) {
         let passed = &self.source[self.position..self.position + bytes];
         self.line += passed.matches('\n').count() as u32;
@@ -99,7 +99,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Text before a tag, stripped as the tag's sign says.
+    /// Emits the text before a tag. The tag's sign (`-` or `+`) and `lstrip` determine how its end is stripped.
     fn text(&mut self, text: &'a str, sign: Option<char>, lstrip: bool) {
         let mut kept = text;
         match sign {
@@ -118,7 +118,7 @@ impl<'a> Lexer<'a> {
     fn comment(&mut self) -> Result<()> {
         let rest = self.rest();
         if rest.is_empty() {
-            return Ok(()); // as in the reference
+            return Ok(()); // the reference accepts an unclosed tag at the end of the template
         }
         let Some(end) = rest.find("#}") else {
             return Err(Error::syntax("missing end of comment tag", self.line));
@@ -129,7 +129,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// White space after the end of a block or comment that ended with `sign`.
+    /// Skips white space after a block or comment. `sign` is the last character before its closing delimiter.
     fn after_block(&mut self, sign: Option<char>) {
         let rest = self.rest();
         match sign {
@@ -143,7 +143,7 @@ impl<'a> Lexer<'a> {
     fn raw(&mut self) -> Result<()> {
         let rest = self.rest();
         if rest.is_empty() {
-            return Ok(()); // as in the reference
+            return Ok(()); // the reference accepts an unclosed tag at the end of the template
         }
         let mut from = 0;
         while let Some(found) = rest[from..].find("{%") {
@@ -164,7 +164,7 @@ impl<'a> Lexer<'a> {
         Err(Error::syntax("missing end of raw directive", self.line))
     }
 
-    /// Tokens inside a tag, and its end.
+    /// Emits the tokens inside a tag, up to and including its end.
     fn expression(&mut self, block: bool) -> Result<()> {
         let (end, end_token) = if block { ("%}", Token::BlockEnd) } else { ("}}", Token::VariableEnd) };
         let mut open: Vec<char> = Vec::new();
@@ -218,8 +218,8 @@ impl<'a> Lexer<'a> {
         {
             return Ok(number);
         }
-        if is_in_name(first) {
-            let length = rest.find(|character| !is_in_name(character)).unwrap_or(rest.len());
+        if is_name_char(first) {
+            let length = rest.find(|character| !is_name_char(character)).unwrap_or(rest.len());
             if !is_identifier(&rest[..length]) {
                 return Err(Error::syntax("invalid character in identifier", self.line));
             }
@@ -270,7 +270,7 @@ impl<'a> Lexer<'a> {
         };
         let digits = text[..length].replace('_', "");
         if digits.len() as u64 > MAX_INT_BITS / 8 {
-            return Err(Error::syntax("an integer of more than 4096 digits", self.line));
+            return Err(Error::syntax("an integer has more than 4096 digits", self.line));
         }
         let number = match i64::from_str_radix(&digits, radix) {
             Ok(number) => Const::Int(number),
@@ -295,7 +295,7 @@ fn find_tag(text: &str) -> Option<usize> {
     None
 }
 
-/// The length of what follows `{%` in a tag that begins raw text.
+/// If `after` (the text after `{%`) starts a raw block, returns the length of the rest of that tag in bytes.
 fn raw_begin(after: &str) -> Option<usize> {
     let text = after.strip_prefix(['-', '+']).unwrap_or(after);
     let text = text.trim_start_matches(is_space).strip_prefix("raw")?.trim_start_matches(is_space);
@@ -306,7 +306,7 @@ fn raw_begin(after: &str) -> Option<usize> {
     Some(after.len() - text.len())
 }
 
-/// The end of decimal digits with single `_` between them.
+/// The length of a run of decimal digits, with single `_` allowed between digits.
 fn digits_end(text: &str) -> Option<usize> {
     let mut end = 0;
     for (index, byte) in text.bytes().enumerate() {
@@ -319,7 +319,7 @@ fn digits_end(text: &str) -> Option<usize> {
     (end > 0).then_some(end)
 }
 
-/// The end of digits of another base, each with at most one `_` before it.
+/// The length of a run of digits in base `radix`, with one `_` allowed before each digit.
 fn prefixed_end(text: &str, radix: u32) -> Option<usize> {
     let mut end = 0;
     for (index, byte) in text.bytes().enumerate() {
@@ -345,7 +345,7 @@ fn end_of_string(rest: &str, quote: char) -> Option<usize> {
     None
 }
 
-/// Python's `unicode-escape`.
+/// Decodes a string literal with Python's `unicode-escape` codec.
 fn unescape(text: &str, line: u32) -> Result<String> {
     let mut result = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
@@ -370,7 +370,7 @@ fn unescape(text: &str, line: u32) -> Result<String> {
                 characters.next();
             }
             char::from_u32(value)
-                .ok_or_else(|| Error::syntax(format!("\\{escape} escape of {value:#x} is no character"), line))
+                .ok_or_else(|| Error::syntax(format!("\\{escape} escape {value:#x} is not a character"), line))
         };
         match escape {
             '\n' => {}
@@ -386,9 +386,10 @@ fn unescape(text: &str, line: u32) -> Result<String> {
             'u' => result.push(code(4, 16, 0, true)?),
             'U' => result.push(code(8, 16, 0, true)?),
             '0'..='7' => result.push(code(2, 8, escape as u32 - '0' as u32, false)?),
-            'N' => return Err(Error::syntax("\\N{…} escapes are not supported; write \\u and four digits", line)),
-            // Characters beyond ASCII are written as escapes before Python decodes them, which keeps this `\`.
+            'N' => return Err(Error::syntax("\\N{…} escapes are not supported; use \\u and four digits", line)),
             _ if escape.is_ascii() => result.extend(['\\', escape]),
+            // The reference turns non-ASCII characters into escapes before decoding. A preceding `\` then escapes
+            // only the backslash of that escape.
             _ => result += &ascii(escape.encode_utf8(&mut [0; 4])),
         }
     }

@@ -1,4 +1,4 @@
-//! Arithmetic as Python has it: integers without a fixed size, and floats.
+//! Arithmetic with Python's semantics: integers of arbitrary size, and floats.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use num_traits::{FromPrimitive, Signed, ToPrimitive, Zero};
 use crate::ast::BinaryOp;
 use crate::budget::MAX_INT_BITS;
 use crate::error::{Error, Result};
-use crate::key::big;
+use crate::key::to_bigint;
 use crate::value::Value;
 
-/// A number, as arithmetic takes it.
+/// An operand of an arithmetic operation.
 enum Number {
     Int(i64),
     Big(Arc<BigInt>),
@@ -29,7 +29,7 @@ fn number(value: &Value) -> Option<Number> {
     })
 }
 
-/// The float nearest to a number.
+/// Converts a number to the nearest float; `None` if the value is not a number.
 pub(crate) fn to_float(value: &Value) -> Result<Option<f64>> {
     Ok(Some(match number(value) {
         None => return Ok(None),
@@ -42,7 +42,7 @@ pub(crate) fn to_float(value: &Value) -> Result<Option<f64>> {
     }))
 }
 
-/// The integer that a float is cut to.
+/// Converts a float to an integer, rounding towards zero.
 pub(crate) fn truncate(number: f64) -> Result<Value> {
     match BigInt::from_f64(number.trunc()) {
         Some(number) => Ok(Value::int(number)),
@@ -55,11 +55,11 @@ pub(crate) fn is_number(value: &Value) -> bool {
     number(value).is_some()
 }
 
-/// Both numbers as floats if one is, or the operation on integers. `None` if one is no number.
+/// Applies an operator to two numbers, as floats if either of them is a float. `None` if one is not a number.
 pub(crate) fn arithmetic(operator: BinaryOp, left: &Value, right: &Value) -> Result<Option<Value>> {
     let (Some(left_number), Some(right_number)) = (number(left), number(right)) else { return Ok(None) };
     let result = match (&left_number, &right_number) {
-        (Number::Int(left), Number::Int(right)) => small(operator, *left, *right),
+        (Number::Int(left), Number::Int(right)) => int_op(operator, *left, *right),
         _ => None,
     };
     if let Some(result) = result {
@@ -68,14 +68,14 @@ pub(crate) fn arithmetic(operator: BinaryOp, left: &Value, right: &Value) -> Res
     let is_float = matches!(left_number, Number::Float(_)) || matches!(right_number, Number::Float(_));
     if is_float {
         let (Some(left), Some(right)) = (to_float(left)?, to_float(right)?) else { return Ok(None) };
-        return floats(operator, left, right).map(Some);
+        return float_op(operator, left, right).map(Some);
     }
-    let (Some(left), Some(right)) = (big(left), big(right)) else { return Ok(None) };
-    bigs(operator, &left, &right).map(Some)
+    let (Some(left), Some(right)) = (to_bigint(left), to_bigint(right)) else { return Ok(None) };
+    bigint_op(operator, &left, &right).map(Some)
 }
 
-/// The operations on small integers that cannot fail.
-fn small(operator: BinaryOp, left: i64, right: i64) -> Option<Value> {
+/// Integer operations that fit an `i64`. `None` on overflow, division by zero, and for `/` and `**`.
+fn int_op(operator: BinaryOp, left: i64, right: i64) -> Option<Value> {
     let floor = |left: i64, right: i64| {
         let quotient = left.checked_div(right)?;
         Some(quotient - i64::from(left % right != 0 && (left < 0) != (right < 0)))
@@ -91,14 +91,14 @@ fn small(operator: BinaryOp, left: i64, right: i64) -> Option<Value> {
     result.map(Value::Int)
 }
 
-fn bounded(bits: u64) -> Result<()> {
+fn check_bits(bits: u64) -> Result<()> {
     match bits > MAX_INT_BITS {
         true => Err(Error::limit(format!("{MAX_INT_BITS} bits in one integer"))),
         false => Ok(()),
     }
 }
 
-fn bigs(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
+fn bigint_op(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
     let zero = matches!(operator, BinaryOp::Div | BinaryOp::FloorDiv | BinaryOp::Mod) && right.is_zero();
     if zero {
         return Err(Error::value("division by zero"));
@@ -107,7 +107,7 @@ fn bigs(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
         BinaryOp::Add => left + right,
         BinaryOp::Sub => left - right,
         BinaryOp::Mul => {
-            bounded(left.bits() + right.bits())?;
+            check_bits(left.bits() + right.bits())?;
             left * right
         }
         BinaryOp::FloorDiv => left.div_floor(right),
@@ -115,7 +115,7 @@ fn bigs(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
         BinaryOp::Div => return divide(left, right),
         BinaryOp::Pow if right.is_negative() => {
             let float = |number: &BigInt| to_float(&Value::int(number.clone())).map(Option::unwrap_or_default);
-            return floats(operator, float(left)?, float(right)?);
+            return float_op(operator, float(left)?, float(right)?);
         }
         BinaryOp::Pow => match right.to_u32() {
             _ if left.abs() <= BigInt::from(1) => match (left.is_negative(), right.is_even()) {
@@ -124,26 +124,26 @@ fn bigs(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value> {
                 _ => left.clone(),
             },
             Some(power) => {
-                bounded(left.bits().saturating_mul(u64::from(power)))?;
+                check_bits(left.bits().saturating_mul(u64::from(power)))?;
                 left.pow(power)
             }
             None => return Err(Error::limit(format!("{MAX_INT_BITS} bits in one integer"))),
         },
     };
-    bounded(result.bits())?;
+    check_bits(result.bits())?;
     Ok(Value::int(result))
 }
 
-/// The quotient of two integers, rounded once.
+/// The quotient of two integers as a correctly rounded float.
 fn divide(left: &BigInt, right: &BigInt) -> Result<Value> {
     const EXACT: u64 = 53;
     if left.bits() <= EXACT && right.bits() <= EXACT {
         return Ok(Value::Float(left.to_f64().unwrap_or_default() / right.to_f64().unwrap_or_default()));
     }
-    // A quotient of at least 64 bits, whose last bit says whether anything was left over.
+    // Shift so that the quotient has at least 64 bits. A sticky bit below them records a non-zero remainder.
     let shift = (right.bits() as i64 - left.bits() as i64 + 66).max(0) as u64;
     let (quotient, rest) = (left.abs() << shift).div_rem(&right.abs());
-    // No more bits than are rounded, so that the quotient fits a float.
+    // Keep 66 bits, so that the conversion to a float does not overflow.
     let extra = quotient.bits().saturating_sub(66);
     let kept: BigInt = &quotient >> extra;
     let is_exact = rest.is_zero() && (&kept << extra) == quotient;
@@ -158,7 +158,7 @@ fn divide(left: &BigInt, right: &BigInt) -> Result<Value> {
     }
 }
 
-fn floats(operator: BinaryOp, left: f64, right: f64) -> Result<Value> {
+fn float_op(operator: BinaryOp, left: f64, right: f64) -> Result<Value> {
     let divides = matches!(operator, BinaryOp::Div | BinaryOp::FloorDiv | BinaryOp::Mod);
     if divides && right == 0.0 {
         return Err(Error::value("float division by zero"));
@@ -200,7 +200,7 @@ fn power(left: f64, right: f64) -> Result<f64> {
         return Err(Error::value("0.0 cannot be raised to a negative power"));
     }
     if left < 0.0 && left.is_finite() && right.is_finite() && right.fract() != 0.0 {
-        return Err(Error::value("the result is a complex number, which templates do not have"));
+        return Err(Error::value("the result is a complex number; complex numbers are not supported"));
     }
     let result = left.powf(right);
     match result.is_infinite() && left.is_finite() && right.is_finite() {
@@ -209,7 +209,7 @@ fn power(left: f64, right: f64) -> Result<f64> {
     }
 }
 
-/// Whether a number is written with a sign.
+/// Whether a number is printed with a minus sign.
 pub(crate) fn is_negative(value: &Value) -> bool {
     match value {
         Value::Int(number) => *number < 0,
@@ -220,17 +220,17 @@ pub(crate) fn is_negative(value: &Value) -> bool {
 }
 
 pub(crate) fn negate(value: &Value) -> Result<Value> {
-    match (value, big(value)) {
+    match (value, to_bigint(value)) {
         (Value::Float(number), _) => Ok(Value::Float(-number)),
         (_, Some(number)) => Ok(Value::int(-number)),
-        _ => Err(Error::of_type(format!("bad operand type for unary -: '{}'", value.type_name()))),
+        _ => Err(Error::type_error(format!("bad operand type for unary -: '{}'", value.type_name()))),
     }
 }
 
 pub(crate) fn absolute(value: &Value) -> Result<Value> {
-    match (value, big(value)) {
+    match (value, to_bigint(value)) {
         (Value::Float(number), _) => Ok(Value::Float(number.abs())),
         (_, Some(number)) => Ok(Value::int(number.abs())),
-        _ => Err(Error::of_type(format!("bad operand type for abs(): '{}'", value.type_name()))),
+        _ => Err(Error::type_error(format!("bad operand type for abs(): '{}'", value.type_name()))),
     }
 }

@@ -1,4 +1,4 @@
-//! Values with a state or a behaviour of their own.
+//! Objects: values with state or behaviour, such as loops, macros and namespaces.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -18,37 +18,39 @@ use crate::value::Value;
 pub(crate) enum Undefined {
     Name(Arc<str>),
     Attr {
-        of: &'static str,
+        type_name: &'static str,
         name: Arc<str>,
     },
     Element {
-        of: &'static str,
+        type_name: &'static str,
         key: String,
     },
     Hint(String),
     /// An attribute that the reference's sandbox hides.
     Unsafe {
-        of: &'static str,
+        type_name: &'static str,
         name: Arc<str>,
     },
 }
 
 impl Undefined {
-    /// The error of using the value.
+    /// The error raised when the value is used.
     pub(crate) fn error(&self) -> Error {
-        let object = |of: &str| if of == "NoneType" { "None".to_owned() } else { format!("{of} object") };
+        let object =
+            |type_name: &str| if type_name == "NoneType" { "None".to_owned() } else { format!("{type_name} object") };
         match self {
             Self::Name(name) => Error::new(ErrorKind::Undefined, format!("'{name}' is undefined")),
-            Self::Attr { of, name } => {
-                Error::new(ErrorKind::Undefined, format!("'{}' has no attribute '{name}'", object(of)))
+            Self::Attr { type_name, name } => {
+                Error::new(ErrorKind::Undefined, format!("'{}' has no attribute '{name}'", object(type_name)))
             }
-            Self::Element { of, key } => {
-                Error::new(ErrorKind::Undefined, format!("{} has no element {key}", object(of)))
+            Self::Element { type_name, key } => {
+                Error::new(ErrorKind::Undefined, format!("{} has no element {key}", object(type_name)))
             }
             Self::Hint(hint) => Error::new(ErrorKind::Undefined, hint.clone()),
-            Self::Unsafe { of, name } => {
-                Error::new(ErrorKind::Security, format!("access to attribute '{name}' of '{of}' object is unsafe"))
-            }
+            Self::Unsafe { type_name, name } => Error::new(
+                ErrorKind::Security,
+                format!("access to attribute '{name}' of '{type_name}' object is unsafe"),
+            ),
         }
     }
 }
@@ -66,24 +68,25 @@ pub(crate) enum Object {
     },
     Loop(RefCell<Loop>),
     Macro(MacroObject),
-    /// A generator or iterator, which can be read once. Generators have the name of their function.
+    /// A generator or iterator, which can be read once. `name` is the Python type of an iterator, or the function of
+    /// a generator.
     Iter {
         iter: RefCell<Iter>,
         name: &'static str,
     },
-    /// A method of a value, not yet called.
+    /// A bound method.
     Method {
-        of: Value,
+        receiver: Value,
         name: Arc<str>,
     },
     Function(Function),
-    /// `self`, whose attributes are the template's blocks.
+    /// `self`. Its attributes are the blocks of the template.
     Template,
-    /// A block, which can be called.
+    /// A block, for example `self.title`. Calling it renders the block.
     Block(Arc<str>),
 }
 
-/// The functions of the environment.
+/// The global functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Function {
     Range,
@@ -97,7 +100,7 @@ pub(crate) enum Function {
 }
 
 impl Function {
-    pub(crate) fn of_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "range" => Self::Range,
             "dict" => Self::Dict,
@@ -115,9 +118,10 @@ impl Function {
 #[derive(Debug)]
 pub(crate) struct MacroObject {
     pub(crate) declared: Arc<Macro>,
-    /// Whether values are escaped where the macro stands; nothing if that is not known before it is called.
+    /// Whether autoescape is on where the macro is defined. `None` if it depends on a variable: then the setting at
+    /// the call applies.
     pub(crate) autoescape: Option<bool>,
-    /// Where the macro stands, until the rendering ends.
+    /// The scope in which the macro is defined. Cleared when rendering ends.
     pub(crate) scope: RefCell<Option<Rc<Scope>>>,
 }
 
@@ -125,22 +129,23 @@ pub(crate) struct MacroObject {
 #[derive(Debug)]
 pub(crate) struct Loop {
     pub(crate) iter: Iter,
-    /// The length, if it is known.
+    /// Number of items, if known.
     pub(crate) length: Option<usize>,
-    /// An item that was read ahead; `Some(None)` is the end.
-    pub(crate) ahead: Option<Option<Value>>,
+    /// The item that was read ahead, if any; `Some(None)` means that there are no more items.
+    pub(crate) lookahead: Option<Option<Value>>,
     pub(crate) current: Option<Value>,
-    pub(crate) before: Option<Value>,
-    /// Items that have been given out.
-    pub(crate) given: usize,
+    pub(crate) previous: Option<Value>,
+    /// Number of items yielded so far.
+    pub(crate) yielded: usize,
     pub(crate) last_changed: Option<Vec<Value>>,
     pub(crate) depth: usize,
-    /// The statement and its place, to be run again by `loop(…)`.
+    /// The statement and its scope, if the loop is recursive: `loop(…)` runs it again.
     pub(crate) recursive: Option<(Arc<For>, Rc<Scope>)>,
 }
 
 impl Object {
-    /// Whether an iterator of that name is a generator; its name is that of the filter's function.
+    /// Whether `name` is the function of a generator rather than an iterator type. Generators are named after the
+    /// Python function of the filter.
     pub(crate) fn is_generator(name: &str) -> bool {
         name.contains("do_") || name == "select_or_reject"
     }
@@ -162,10 +167,10 @@ impl Object {
         }
     }
 
-    /// How deep the value nests. Objects that are cleared at the end count as flat.
+    /// Nesting depth of the value. Objects that are cleared when rendering ends count as 0.
     pub(crate) fn depth(&self) -> u32 {
         match self {
-            Self::Method { of, .. } => of.depth() + 1,
+            Self::Method { receiver, .. } => receiver.depth() + 1,
             _ => 0,
         }
     }
@@ -181,9 +186,9 @@ impl Object {
         match self {
             Self::Loop(state) => match state.try_borrow().ok().and_then(|state| state.length) {
                 Some(length) => Ok(length),
-                None => Err(Error::of_type("the length of this loop is not known; use loop.length")),
+                None => Err(Error::type_error("the length of this loop is unknown; use loop.length")),
             },
-            _ => Err(Error::of_type(format!("object of type '{}' has no len()", self.type_name()))),
+            _ => Err(Error::type_error(format!("object of type '{}' has no len()", self.type_name()))),
         }
     }
 
@@ -203,14 +208,14 @@ impl Object {
         Rc::ptr_eq(self, other)
             || match (&**self, &**other) {
                 (Self::Function(left), Self::Function(right)) => left == right,
-                (Self::Method { of, name }, Self::Method { of: other, name: other_name }) => {
-                    name == other_name && crate::key::is_same(of, other)
+                (Self::Method { receiver, name }, Self::Method { receiver: other, name: other_name }) => {
+                    name == other_name && crate::key::is_same(receiver, other)
                 }
                 _ => false,
             }
     }
 
-    /// Drops what the object refers to, so that no cycle of objects outlives the rendering.
+    /// Drops all references held by the object, so that reference cycles are freed when rendering ends.
     pub(crate) fn clear(&self) {
         match self {
             Self::Namespace(attributes) => drop(attributes.take()),
@@ -218,7 +223,7 @@ impl Object {
                 if let Ok(mut state) = state.try_borrow_mut() {
                     state.iter = Iter::Empty;
                     state.recursive = None;
-                    (state.current, state.before, state.ahead, state.last_changed) = (None, None, None, None);
+                    (state.current, state.previous, state.lookahead, state.last_changed) = (None, None, None, None);
                 }
             }
             Self::Macro(object) => drop(object.scope.take()),

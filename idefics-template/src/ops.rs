@@ -6,7 +6,7 @@ use crate::ast::BinaryOp;
 use crate::error::{Error, Result};
 use crate::html::escape;
 use crate::iter::Iter;
-use crate::key::{big, check_hashable, equal};
+use crate::key::{check_hashable, equal, to_bigint};
 use crate::number::arithmetic;
 use crate::printf::printf;
 use crate::value::{Range, Text, Value, View};
@@ -51,12 +51,12 @@ pub(crate) fn binary(vm: &mut Vm, operator: BinaryOp, left: &Value, right: &Valu
                 BinaryOp::Pow => "**",
             };
             let types = format!("'{}' and '{}'", left.type_name(), right.type_name());
-            Err(Error::of_type(format!("unsupported operand type(s) for {sign}: {types}")))
+            Err(Error::type_error(format!("unsupported operand type(s) for {sign}: {types}")))
         }
     }
 }
 
-/// Text after text. If one of them is escaped, the other is escaped too.
+/// Concatenates two texts. If one of them is escaped, the other is escaped first.
 fn add_text(vm: &mut Vm, left: &Text, right: &Text) -> Result<Value> {
     let safe = left.safe || right.safe;
     vm.budget.build(left.text.len() + right.text.len())?;
@@ -76,7 +76,7 @@ fn repeat(vm: &mut Vm, value: &Value, count: &Value) -> Result<Value> {
     }
     let count = usize::try_from(count.index()?).unwrap_or(0);
     vm.budget.build(match value {
-        // Empty text can be repeated without end.
+        // Empty text and empty sequences can be repeated any number of times at no cost.
         Value::Str(text) => text.text.len().saturating_mul(count),
         Value::List(seq) | Value::Tuple(seq) if !seq.items.is_empty() => value.weight().saturating_mul(count),
         _ => 0,
@@ -95,7 +95,7 @@ fn repeated(items: &[Value], count: usize) -> Vec<Value> {
     std::iter::repeat_n(items, count).flatten().cloned().collect()
 }
 
-/// `+number`, which makes an integer of a truth value.
+/// `+number`. Converts a bool to an integer.
 pub(crate) fn positive(value: &Value) -> Result<Value> {
     match value {
         Value::Bool(value) => Ok(Value::Int(i64::from(*value))),
@@ -110,7 +110,7 @@ pub(crate) fn contains(vm: &mut Vm, container: &Value, item: &Value) -> Result<b
         Value::Str(text) => {
             let Some(part) = item.as_str() else {
                 let name = item.type_name();
-                return Err(Error::of_type(format!("'in <string>' requires string as left operand, not {name}")));
+                return Err(Error::type_error(format!("'in <string>' requires string as left operand, not {name}")));
             };
             vm.budget.scan(text.text.len() + part.len())?;
             Ok(text.text.contains(part))
@@ -139,13 +139,13 @@ pub(crate) fn contains(vm: &mut Vm, container: &Value, item: &Value) -> Result<b
         Value::Range(range) => {
             let number = match item {
                 Value::Float(number) if number.fract() == 0.0 && number.abs() < 9e18 => Some(*number as i64),
-                item => big(item).map(|_| item.as_index().unwrap_or_default()),
+                item => to_bigint(item).map(|_| item.as_index().unwrap_or_default()),
             };
             Ok(number.is_some_and(|number| position(range, number).is_some()))
         }
         container => {
             if !container.is_undefined() && Iter::new(container).is_err() {
-                return Err(Error::of_type(format!("argument of type '{}' is not iterable", container.type_name())));
+                return Err(Error::type_error(format!("argument of type '{}' is not iterable", container.type_name())));
             }
             let mut iter = Iter::new(container)?;
             while let Some(other) = iter.next(vm)? {
@@ -159,7 +159,7 @@ pub(crate) fn contains(vm: &mut Vm, container: &Value, item: &Value) -> Result<b
     }
 }
 
-/// Where a number stands in a range.
+/// The index of a number in a range.
 pub(crate) fn position(range: &Range, number: i64) -> Option<usize> {
     let distance = i128::from(number) - i128::from(range.start);
     let step = i128::from(range.step);
@@ -167,13 +167,13 @@ pub(crate) fn position(range: &Range, number: i64) -> Option<usize> {
     (distance % step == 0 && index < range.length).then_some(index)
 }
 
-/// Which items of a sequence of `length` a slice takes: the first, how many, and the distance.
-fn slice_of(parts: &[Value; 3], length: usize) -> Result<(i64, usize, i64)> {
+/// Resolves a slice of a sequence of `length` items to the index of the first item, the number of items and the step.
+fn slice_bounds(parts: &[Value; 3], length: usize) -> Result<(i64, usize, i64)> {
     let part = |value: &Value| match value {
         Value::None => Ok(None),
         value => match value.as_index() {
             Some(index) => Ok(Some(index)),
-            None => Err(Error::of_type("slice indices must be integers or None or have an __index__ method")),
+            None => Err(Error::type_error("slice indices must be integers or None or have an __index__ method")),
         },
     };
     let step = part(&parts[2])?.unwrap_or(1).max(-i64::MAX);
@@ -200,14 +200,14 @@ fn slice_of(parts: &[Value; 3], length: usize) -> Result<(i64, usize, i64)> {
 pub(crate) fn slice(vm: &mut Vm, value: &Value, parts: &Rc<[Value; 3]>) -> Result<Value> {
     value.defined()?;
     let items = |items: &[Value], vm: &mut Vm| -> Result<Vec<Value>> {
-        let (start, count, step) = slice_of(parts, items.len())?;
+        let (start, count, step) = slice_bounds(parts, items.len())?;
         vm.budget.scan(24 * count)?;
         Ok((0..count as i64).filter_map(|index| items.get((start + index * step) as usize).cloned()).collect())
     };
     match value {
         Value::Str(text) => {
             vm.budget.scan(text.text.len())?;
-            let (start, count, step) = slice_of(parts, text.chars())?;
+            let (start, count, step) = slice_bounds(parts, text.chars())?;
             vm.budget.build(count)?;
             let sliced: String = if step == 1 {
                 text.text.chars().skip(start as usize).take(count).collect()
@@ -226,13 +226,13 @@ pub(crate) fn slice(vm: &mut Vm, value: &Value, parts: &Rc<[Value; 3]>) -> Resul
             Value::tuple(items, &mut vm.budget)
         }
         Value::Range(range) => {
-            let (first, count, step) = slice_of(parts, range.length)?;
+            let (first, count, step) = slice_bounds(parts, range.length)?;
             let start = range.start.saturating_add(range.step.saturating_mul(first));
             let step = range.step.saturating_mul(step);
             let stop = start.saturating_add(step.saturating_mul(count as i64));
             Ok(Value::Range(Rc::new(Range { start, stop, step, length: count })))
         }
-        Value::Dict(_) => Err(Error::of_type("unhashable type: 'slice'")),
-        other => Err(Error::of_type(format!("'{}' object is not subscriptable", other.type_name()))),
+        Value::Dict(_) => Err(Error::type_error("unhashable type: 'slice'")),
+        other => Err(Error::type_error(format!("'{}' object is not subscriptable", other.type_name()))),
     }
 }

@@ -1,6 +1,6 @@
-//! From tokens to expressions.
+//! Parses expressions.
 //!
-//! Source: `jinja2.parser.Parser`, which gives the precedence of every operator.
+//! Source: `jinja2.parser.Parser`, which also defines the operator precedence.
 
 use crate::ast::{BinaryOp, CompareOp, Const, Expr, ExprKind, UnaryOp};
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ impl Parser {
         Ok(value)
     }
 
-    /// One expression, or a tuple of several without brackets.
+    /// One expression, or a tuple without parentheses.
     pub(crate) fn tuple(&mut self, with_condition: bool, in_brackets: bool) -> Result<Expr> {
         let line = self.line();
         let mut items = Vec::new();
@@ -246,7 +246,7 @@ impl Parser {
         self.expression(true)
     }
 
-    /// Items with commas between them, and the bracket that ends them.
+    /// Parses comma-separated items up to and including the closing bracket `end`.
     fn sequence<T>(&mut self, end: &str, item: impl Fn(&mut Self) -> Result<T>) -> Result<Vec<T>> {
         let mut items = Vec::new();
         while !self.is_operator(end) {

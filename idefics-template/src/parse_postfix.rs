@@ -1,4 +1,4 @@
-//! What follows a value in an expression: attributes, subscripts, calls, filters and tests.
+//! Parses postfix operators: attributes, subscripts, calls, filters and tests.
 //!
 //! Source: `jinja2.parser.Parser`.
 
@@ -149,7 +149,7 @@ impl Parser {
         Ok(name)
     }
 
-    /// `name(…)|name…` after a `|`, around `value`.
+    /// Parses `name(…)|name…`, the filters after a `|`, and applies them to `value`.
     pub(crate) fn filter_chain(&mut self, mut value: Option<Expr>) -> Result<Expr> {
         loop {
             let line = self.line();

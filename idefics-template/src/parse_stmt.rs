@@ -1,4 +1,4 @@
-//! From tokens to statements: one function for each tag.
+//! Parses statements, with one function per tag.
 //!
 //! Source: `jinja2.parser.Parser`.
 
@@ -11,7 +11,7 @@ use crate::parse_target::check_assignable;
 use crate::parser::{Parser, Uses};
 use crate::symbols::resolve;
 
-/// How deep statements may nest in each other.
+/// Maximum nesting depth of statements.
 const MAX_NESTED_STATEMENTS: u32 = 64;
 
 type Params = Vec<(Name, Option<Expr>)>;
@@ -129,7 +129,7 @@ impl Parser {
         Ok(StmtKind::SetBlock(target, filter, self.statements_to("endset")?))
     }
 
-    /// `|name(…)|name…` without a value.
+    /// Parses `|name(…)|name…`, the filters of a `set` block.
     fn filter_expr_chain(&mut self) -> Result<Expr> {
         self.expect_operator("|")?;
         self.filter_chain(None)
@@ -156,7 +156,7 @@ impl Parser {
         Ok(name)
     }
 
-    /// The parameters, if any, and the body of a macro or `call` block.
+    /// Parses the parameters, if any, and the body of a macro.
     fn macro_body(&mut self, name: Option<Name>, end: &str) -> Result<Macro> {
         let line = self.line();
         let params = match name.is_some() || self.is_operator("(") {
@@ -199,7 +199,7 @@ impl Parser {
             if params.iter().any(|(other, _)| *other == name) {
                 return Err(Error::syntax(format!("duplicate argument '{name}'"), line));
             }
-            // To the macros around, it is no longer special.
+            // For enclosing macros, the name no longer counts as special.
             self.note_store(&name);
             let default = match self.skip_operator("=") {
                 true => Some(self.expression(true)?),
@@ -232,9 +232,9 @@ impl Parser {
         let name = self.expect_name()?;
         let scoped = self.skip_name("scoped");
         let required = self.skip_name("required");
-        let around = (std::mem::take(&mut self.uses), std::mem::take(&mut self.loops));
+        let saved = (std::mem::take(&mut self.uses), std::mem::take(&mut self.loops));
         let mut body = self.statements_to("endblock")?;
-        (self.uses, self.loops) = around;
+        (self.uses, self.loops) = saved;
         let is_blank = |stmt: &Stmt| matches!(&stmt.kind, StmtKind::Data(text) if text.trim().is_empty());
         if required && !body.iter().all(is_blank) {
             return Err(Error::syntax("required blocks can only contain comments or white space", line));
@@ -249,7 +249,7 @@ impl Parser {
         Ok(StmtKind::Block(block, scoped))
     }
 
-    /// A statement that loads a template. It fails when it is reached, as in the reference.
+    /// Parses a statement that loads a template. As in the reference, it fails only when it is executed.
     fn load(&mut self, tag: &str) -> Result<StmtKind> {
         self.expression(true)?;
         match tag {
@@ -315,7 +315,7 @@ fn assigns_loop(stmt: &Stmt) -> bool {
         StmtKind::Set(target, _) => writes_loop(target),
         StmtKind::SetBlock(target, _, body) => writes_loop(target) || any(body),
         StmtKind::If(branches, otherwise) => branches.iter().any(|(_, body)| any(body)) || any(otherwise),
-        // What `with` sets is a parameter.
+        // The targets of `with` are parameters of a new scope, which may be named `loop`.
         StmtKind::With(_, body) => any(body),
         StmtKind::Block(block, _) => any(&block.body),
         StmtKind::Filter(_, body) | StmtKind::Autoescape(_, body) | StmtKind::Generation(body, _) => any(body),

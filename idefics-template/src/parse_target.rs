@@ -1,4 +1,4 @@
-//! What assignments write to.
+//! Parses assignment targets.
 //!
 //! Source: `jinja2.parser.Parser.parse_assign_target`.
 
@@ -8,7 +8,7 @@ use crate::lexer::Token;
 use crate::parser::Parser;
 
 impl Parser {
-    /// What an assignment writes to: a name, an attribute of a namespace where allowed, or several of them.
+    /// Parses the target of an assignment: a name, a namespace attribute (if `namespaces`), or a tuple of targets.
     pub(crate) fn target(&mut self, namespaces: bool) -> Result<Target> {
         let line = self.line();
         let value = self.target_tuple(namespaces)?;

@@ -1,4 +1,5 @@
-//! The parser: tokens, bodies and bounds. Statements, expressions and targets are in files of their own.
+//! The parser's state, token access, bodies and nesting limits. Statements, expressions and targets are parsed in
+//! separate files.
 //!
 //! Source: `jinja2.parser.Parser`.
 
@@ -8,9 +9,9 @@ use crate::ast::{Block, Body, Expr, ExprKind, Name, SpecialNames, Stmt, StmtKind
 use crate::error::{Error, ErrorKind, Result};
 use crate::lexer::{Token, tokenize};
 
-/// How deep an expression may nest, operators of a chain included.
+/// Maximum depth of an expression tree. Each operator of a chain such as `1 + 1 + 1` adds a level.
 const MAX_EXPR_DEPTH: u32 = 160;
-/// How deep brackets and the like may nest while an expression is read.
+/// Maximum recursion depth of the expression parser: nested brackets, `not`, unary operators and `else`.
 const MAX_NESTED_EXPRS: u32 = 64;
 
 pub(crate) struct Parser {
@@ -18,21 +19,22 @@ pub(crate) struct Parser {
     pub(crate) position: usize,
     pub(crate) nested_statements: u32,
     pub(crate) nested_exprs: u32,
-    /// One entry for each macro around the current position, the innermost last.
+    /// The uses of special names in each enclosing macro, the innermost last.
     pub(crate) uses: Vec<Uses>,
     pub(crate) blocks: Vec<Arc<Block>>,
-    /// Whether the body around the current position is that of a loop, the innermost last.
+    /// For each enclosing loop or macro body, whether it is a loop; the innermost last. Decides where `break` is
+    /// allowed.
     pub(crate) loops: Vec<bool>,
 }
 
-/// Special names that a macro reads and sets.
+/// The special names that a macro reads before setting them, and those that it sets.
 #[derive(Default)]
 pub(crate) struct Uses {
     pub(crate) read: SpecialNames,
     pub(crate) stored: SpecialNames,
 }
 
-/// The statements of a template, and its blocks.
+/// Parses a template into its statements and its blocks.
 pub(crate) fn parse(source: &str) -> Result<(Body, Vec<Arc<Block>>)> {
     let mut parser = Parser {
         tokens: tokenize(source)?,
@@ -118,12 +120,12 @@ impl Parser {
         }
     }
 
-    /// An error at the current token.
+    /// The error for an unexpected current token.
     pub(crate) fn expected(&self, what: &str) -> Error {
         Error::syntax(format!("expected {what}, got {}", describe(self.peek())), self.line())
     }
 
-    /// An expression around others, unless they nest too deep.
+    /// Creates an expression, or fails if it nests too deep.
     pub(crate) fn expr(&self, line: u32, kind: ExprKind) -> Result<Expr> {
         let expr = Expr::new(line, kind);
         match expr.depth > MAX_EXPR_DEPTH {
@@ -132,7 +134,7 @@ impl Parser {
         }
     }
 
-    /// Counts a level of recursion; `nested_exprs` is lowered again by the caller.
+    /// Enters one level of recursion; the caller must decrement `nested_exprs` afterwards.
     pub(crate) fn enter_expr(&mut self) -> Result<()> {
         if self.nested_exprs >= MAX_NESTED_EXPRS {
             return Err(Error::limit(format!("{MAX_NESTED_EXPRS} nested brackets")).at(self.line()));
@@ -141,7 +143,7 @@ impl Parser {
         Ok(())
     }
 
-    /// Notes that `name` is read.
+    /// Records that `name` is read.
     pub(crate) fn note_read(&mut self, name: &str) {
         for uses in &mut self.uses {
             match name {
@@ -164,8 +166,8 @@ impl Parser {
         }
     }
 
-    /// Statements up to a tag named in `ends`, whose name is the next token; up to the end of the template if there
-    /// are none.
+    /// Parses statements up to a tag named in `ends`, and leaves the tag's name as the next token. If `ends` is
+    /// empty, parses up to the end of the template.
     fn body(&mut self, ends: &[&str]) -> Result<Body> {
         let mut body = Body::new();
         loop {
@@ -211,14 +213,14 @@ impl Parser {
         }
     }
 
-    /// The end of a tag and the statements up to one of `ends`.
+    /// Parses the end of a tag and the statements up to one of `ends`.
     pub(crate) fn statements(&mut self, ends: &[&str]) -> Result<Body> {
         self.skip_operator(":");
         self.block_end()?;
         self.body(ends)
     }
 
-    /// The same, with the tag that ends them.
+    /// Like `statements`, and also consumes the name of the closing tag.
     pub(crate) fn statements_to(&mut self, end: &str) -> Result<Body> {
         let body = self.statements(&[end])?;
         self.position += 1;
@@ -245,7 +247,7 @@ pub(crate) fn describe(token: &Token) -> String {
     }
 }
 
-/// The error of the statements that need a loader.
+/// The error for statements that need a template loader.
 pub(crate) fn no_loader(tag: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("{{% {tag} %}} reads another template; a chat template has no others"))
+    Error::new(ErrorKind::Unsupported, format!("{{% {tag} %}} is not supported: it loads another template"))
 }

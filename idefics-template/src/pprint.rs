@@ -1,4 +1,4 @@
-//! `pprint`: values over several lines.
+//! `pprint`: formats values over several lines of at most 80 characters.
 //!
 //! Source: Python's `pprint.PrettyPrinter`.
 
@@ -21,7 +21,7 @@ pub(crate) fn pprint(vm: &mut Vm, value: &Value) -> Result<Value> {
     vm.string(out)
 }
 
-/// A value with the keys of all mappings in order.
+/// A copy of the value in which all dicts are sorted by key.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::List(seq) => Value::List(Rc::new(Seq::unchecked(seq.items.iter().map(sorted).collect()))),
@@ -78,7 +78,7 @@ fn format(vm: &mut Vm, value: &Value, indent: usize, allowance: usize, level: us
             items(vm, seq, ("(", close), (indent, allowance, level), out)?;
         }
         Value::Str(text) if !text.safe && !text.text.is_empty() => {
-            string(vm, &text.text, (indent, allowance, level), &text_of(&text.text), out)?;
+            string(vm, &text.text, (indent, allowance, level), &quoted(&text.text), out)?;
         }
         _ => *out += &text,
     }
@@ -94,6 +94,7 @@ fn new_line(vm: &mut Vm, indent: usize, before: &str, out: &mut String) -> Resul
     Ok(())
 }
 
+/// Indentation, number of characters to reserve at the end of the last line, and nesting level.
 type Place = (usize, usize, usize);
 
 fn items(vm: &mut Vm, seq: &Seq, brackets: (&str, &str), place: Place, out: &mut String) -> Result<()> {
@@ -110,13 +111,13 @@ fn items(vm: &mut Vm, seq: &Seq, brackets: (&str, &str), place: Place, out: &mut
     Ok(())
 }
 
-fn text_of(text: &str) -> String {
+fn quoted(text: &str) -> String {
     let mut out = String::new();
     crate::repr::string_repr(text, &mut out);
     out
 }
 
-/// A long string as several literals, one a line.
+/// Writes a long string as several literals, one per line.
 fn string(vm: &mut Vm, text: &str, place: Place, whole: &str, out: &mut String) -> Result<()> {
     let (mut indent, mut allowance, level) = place;
     if level == 0 {
@@ -128,7 +129,7 @@ fn string(vm: &mut Vm, text: &str, place: Place, whole: &str, out: &mut String) 
     let mut literals = Vec::new();
     for (index, line) in lines.iter().enumerate() {
         let last_line = index + 1 == lines.len();
-        let literal = text_of(line);
+        let literal = quoted(line);
         if fits(&literal, if last_line { width - allowance as i64 } else { width }) {
             literals.push(literal);
             continue;
@@ -139,17 +140,17 @@ fn string(vm: &mut Vm, text: &str, place: Place, whole: &str, out: &mut String) 
             vm.budget.scan(current.len() + part.len())?;
             let candidate = format!("{current}{part}");
             let last = last_line && index + 1 == parts.len();
-            if fits(&text_of(&candidate), if last { width - allowance as i64 } else { width }) {
+            if fits(&quoted(&candidate), if last { width - allowance as i64 } else { width }) {
                 current = candidate;
                 continue;
             }
             if !current.is_empty() {
-                literals.push(text_of(&current));
+                literals.push(quoted(&current));
             }
             current = (*part).to_owned();
         }
         if !current.is_empty() {
-            literals.push(text_of(&current));
+            literals.push(quoted(&current));
         }
     }
     if literals.len() == 1 {
@@ -171,7 +172,7 @@ fn string(vm: &mut Vm, text: &str, place: Place, whole: &str, out: &mut String) 
     Ok(())
 }
 
-/// Words, each with the white space after it.
+/// Splits into words, each including the white space after it.
 fn words(line: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = line;

@@ -1,4 +1,4 @@
-//! The `%` operator of strings.
+//! The `%` operator for strings.
 //!
 //! Source: `unicode_format` in `Objects/unicodeobject.c`.
 
@@ -8,13 +8,13 @@ use num_traits::Signed;
 use crate::digits::{exponent, fixed, general, non_finite};
 use crate::error::{Error, Result};
 use crate::html::escape;
-use crate::key::big;
+use crate::key::to_bigint;
 use crate::number::{to_float, truncate};
 use crate::repr::{ascii, int_digits, repr, to_str};
 use crate::value::{Text, Value};
 use crate::vm::Vm;
 
-/// `format % values`. With an escaped format, the values are escaped.
+/// Evaluates `format % values`. If the format is escaped, the values are escaped too.
 pub(crate) fn printf(vm: &mut Vm, format: &Text, values: &Value) -> Result<Value> {
     vm.budget.scan(format.text.len())?;
     let single = [values.clone()];
@@ -27,13 +27,13 @@ pub(crate) fn printf(vm: &mut Vm, format: &Text, values: &Value) -> Result<Value
     let all_used = printer.used >= items.len() || is_mapping(values);
     let out = printer.out;
     if !all_used {
-        return Err(Error::of_type("not all arguments converted during string formatting"));
+        return Err(Error::type_error("not all arguments converted during string formatting"));
     }
     vm.budget.build(out.len())?;
     Ok(Value::text(out, format.safe))
 }
 
-/// Whether Python takes the values for a mapping: everything that can be subscripted, but tuples and strings.
+/// Whether Python treats the values as a mapping: everything that can be subscripted, except tuples and strings.
 fn is_mapping(values: &Value) -> bool {
     matches!(values, Value::Dict(_) | Value::List(_) | Value::Range(_) | Value::Undefined(_))
 }
@@ -43,7 +43,8 @@ struct Printer<'a, 'vm> {
     values: &'a Value,
     items: &'a [Value],
     used: usize,
-    /// The value of the last key, which takes the place of the others; nothing once it was used.
+    /// The value of the last `%(key)`, which is used instead of `items`. The inner option becomes `None` once it was
+    /// used.
     mapped: Option<Option<Value>>,
     safe: bool,
     out: String,
@@ -79,10 +80,10 @@ impl Printer<'_, '_> {
                 self.items.get(self.used - 1).cloned()
             }
         };
-        value.ok_or_else(|| Error::of_type("not enough arguments for format string"))
+        value.ok_or_else(|| Error::type_error("not enough arguments for format string"))
     }
 
-    /// Writes one directive and gives what follows it.
+    /// Writes one directive and returns the text after it.
     fn directive<'t>(&mut self, text: &'t str) -> Result<&'t str> {
         let incomplete = || Error::value("incomplete format");
         if let Some(rest) = text.strip_prefix('%') {
@@ -102,7 +103,7 @@ impl Printer<'_, '_> {
             });
             let (end, _) = end.ok_or_else(|| Error::value("incomplete format key"))?;
             if !is_mapping(self.values) {
-                return Err(Error::of_type("format requires a mapping"));
+                return Err(Error::type_error("format requires a mapping"));
             }
             let key = Value::str(&after[..end]);
             let value = match self.values {
@@ -110,7 +111,7 @@ impl Printer<'_, '_> {
                     dict.get(&key).cloned().ok_or_else(|| Error::value(format!("KeyError: '{}'", &after[..end])))?
                 }
                 Value::Undefined(undefined) => return Err(undefined.error()),
-                other => return Err(Error::of_type(format!("{} indices must be integers", other.type_name()))),
+                other => return Err(Error::type_error(format!("{} indices must be integers", other.type_name()))),
             };
             self.mapped = Some(Some(value));
             rest = &after[end + 1..];
@@ -128,7 +129,7 @@ impl Printer<'_, '_> {
         }
         let mut width = 0;
         if let Some(after) = rest.strip_prefix('*') {
-            let given = self.argument()?.as_index().ok_or_else(|| Error::of_type("* wants int"))?;
+            let given = self.argument()?.as_index().ok_or_else(|| Error::type_error("* wants int"))?;
             flags.left |= given < 0;
             width = given.unsigned_abs() as usize;
             rest = after;
@@ -141,7 +142,7 @@ impl Printer<'_, '_> {
             precision = Some(match rest.strip_prefix('*') {
                 Some(after) => {
                     rest = after;
-                    let given = self.argument()?.as_index().ok_or_else(|| Error::of_type("* wants int"))?;
+                    let given = self.argument()?.as_index().ok_or_else(|| Error::type_error("* wants int"))?;
                     given.max(0) as usize
                 }
                 None => take_number(&mut rest)?.unwrap_or(0),
@@ -197,7 +198,7 @@ impl Printer<'_, '_> {
     }
 }
 
-/// Decimal digits at the start.
+/// Consumes the decimal digits at the start of the text, if any.
 fn take_number(rest: &mut &str) -> Result<Option<usize>> {
     let end = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
     if end == 0 {
@@ -222,17 +223,17 @@ fn character(value: &Value) -> Result<String> {
             None => None,
         },
     };
-    found.map(String::from).ok_or_else(|| Error::of_type("%c requires int or char"))
+    found.map(String::from).ok_or_else(|| Error::type_error("%c requires int or char"))
 }
 
-/// Whether the number is negative, its prefix, and its digits.
+/// Formats a number: whether it is negative, its prefix, and its digits.
 fn number(kind: char, value: &Value, precision: Option<usize>, alternate: bool) -> Result<(bool, String, String)> {
     let wrong =
-        |wanted: &str| Error::of_type(format!("%{kind} format: {wanted} is required, not {}", value.type_name()));
+        |wanted: &str| Error::type_error(format!("%{kind} format: {wanted} is required, not {}", value.type_name()));
     if matches!(kind, 'e' | 'E' | 'f' | 'F' | 'g' | 'G') {
         value.defined()?;
         let number = to_float(value)?
-            .ok_or_else(|| Error::of_type(format!("must be real number, not {}", value.type_name())))?;
+            .ok_or_else(|| Error::type_error(format!("must be real number, not {}", value.type_name())))?;
         let precision = precision.unwrap_or(6);
         let negative = number.is_sign_negative() && !number.is_nan();
         let body = match (non_finite(number.abs()), kind.to_ascii_lowercase()) {
@@ -244,10 +245,10 @@ fn number(kind: char, value: &Value, precision: Option<usize>, alternate: bool) 
         let body = if kind.is_ascii_uppercase() { body.to_uppercase() } else { body };
         return Ok((negative, String::new(), body));
     }
-    let whole: BigInt = match (big(value), value) {
+    let whole: BigInt = match (to_bigint(value), value) {
         (Some(whole), _) => whole,
         (None, Value::Float(number)) if matches!(kind, 'd' | 'i' | 'u') => {
-            big(&truncate(*number)?).ok_or_else(|| wrong("a real number"))?
+            to_bigint(&truncate(*number)?).ok_or_else(|| wrong("a real number"))?
         }
         _ if matches!(kind, 'd' | 'i' | 'u') => return Err(wrong("a real number")),
         _ => return Err(wrong("an integer")),

@@ -21,7 +21,7 @@ pub(crate) fn to_str(value: &Value, budget: &mut Budget) -> Result<Arc<str>> {
     }
 }
 
-/// `soft_str`: a string as it is, and other values as text.
+/// `soft_str` of markupsafe: strings are kept, including whether they are escaped; other values become text.
 pub(crate) fn soft_text(value: &Value, budget: &mut Budget) -> Result<Text> {
     match value {
         Value::Str(text) => Ok(text.clone()),
@@ -38,7 +38,7 @@ pub(crate) fn repr(value: &Value, budget: &mut Budget) -> Result<String> {
     Ok(writer.out)
 }
 
-/// The decimal digits of an integer; as in Python, there is a limit.
+/// The decimal digits of an integer: at most 4300, as in Python.
 pub(crate) fn int_digits(number: &BigInt) -> Result<String> {
     let text = number.to_string();
     match text.len() > 4300 {
@@ -58,7 +58,7 @@ impl Writer {
         if self.out.len() > self.limit {
             return Err(Error::limit(format!("{} bytes in one value", self.limit)));
         }
-        // Namespaces can hold themselves.
+        // A namespace can contain itself.
         if self.depth > 2 * MAX_VALUE_DEPTH {
             return Err(Error::limit(format!("{MAX_VALUE_DEPTH} nested values")));
         }
@@ -135,7 +135,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Objects print their address in Python; here it is always 0.
+    /// Objects print with their address in Python. Here the address is always 0.
     fn object(&mut self, object: &Object) -> Result<()> {
         match object {
             Object::Namespace(attributes) => {
@@ -151,15 +151,15 @@ impl Writer {
             Object::Loop(state) => {
                 let Ok(state) = state.try_borrow() else { return Ok(()) };
                 let length = state.length.map_or_else(|| "?".to_owned(), |length| length.to_string());
-                self.out += &format!("<LoopContext {}/{length}>", state.given);
+                self.out += &format!("<LoopContext {}/{length}>", state.yielded);
             }
             Object::Function(Function::Cycler) => self.out += "<class 'jinja2.utils.Cycler'>",
             Object::Function(Function::Joiner) => self.out += "<class 'jinja2.utils.Joiner'>",
             Object::Function(Function::Range) => self.out += "<function safe_range at 0x0>",
             Object::Function(Function::Lipsum) => self.out += "<function generate_lorem_ipsum at 0x0>",
             Object::Template => self.out += "<TemplateReference None>",
-            Object::Method { of, name } => {
-                self.out += &format!("<built-in method {name} of {} object at 0x0>", of.type_name());
+            Object::Method { receiver, name } => {
+                self.out += &format!("<built-in method {name} of {} object at 0x0>", receiver.type_name());
             }
             Object::Iter { name, .. } if Object::is_generator(name) => {
                 self.out += &format!("<generator object {name} at 0x0>");
@@ -170,7 +170,7 @@ impl Writer {
     }
 }
 
-/// A string in quotes.
+/// Python's `repr` of a string.
 pub(crate) fn string_repr(text: &str, out: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
@@ -192,7 +192,7 @@ pub(crate) fn string_repr(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// `ascii`: `repr` with escapes for everything beyond ASCII.
+/// Escapes all non-ASCII characters, as Python's `ascii` does.
 pub(crate) fn ascii(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {

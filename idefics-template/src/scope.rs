@@ -1,4 +1,4 @@
-//! The variables of a template, scope in scope.
+//! Nested variable scopes.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -6,13 +6,13 @@ use std::rc::Rc;
 use crate::ast::Name;
 use crate::value::Value;
 
-/// The variables that one body sets, and the scope around it.
+/// The variables set by one body, and the enclosing scope.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    /// Without a value where the body sets the variable later.
+    /// Variables and their values. `None` if the body sets the variable later: it is undefined until then.
     variables: RefCell<Vec<(Name, Option<Value>)>>,
     parent: Option<Rc<Scope>>,
-    /// Whether this is a block, which sees of the scopes around it only what has been set.
+    /// Whether this is the scope of a block. A block skips variables of outer scopes that have not been set yet.
     is_block: bool,
 }
 
@@ -49,7 +49,7 @@ impl Scope {
         None
     }
 
-    /// Makes variables undefined that the scope does not have yet.
+    /// Declares variables that the body sets later; they are undefined until then.
     pub(crate) fn unset(&self, names: &[Name]) {
         self.variables.borrow_mut().extend(names.iter().map(|name| (name.clone(), None)));
     }

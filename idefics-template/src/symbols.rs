@@ -1,8 +1,8 @@
-//! Variables that a body sets before it reads them.
+//! Finds the variables that a body sets before it reads them.
 //!
-//! The reference turns every body into code whose variables are there from the start. One that the body sets first is
-//! undefined until then, also where an inner body reads it, and whatever it is in the context. One that is read first, or
-//! set in a branch only, is looked up outside.
+//! The reference compiles every body to code in which all variables exist from the start. A variable that the body
+//! sets first is undefined until then, also in inner bodies, and even if the context defines it. A variable that is
+//! read first, or set only in a branch, is looked up in the outer scopes.
 //!
 //! Source: `jinja2.idtracking`.
 
@@ -12,14 +12,15 @@ use std::sync::Arc;
 use crate::ast::{Body, Expr, Macro, Name, SpecialNames, Stmt, StmtKind, Target};
 use crate::error::{Error, Result};
 
-/// Puts the names in front of every body: `body` is that of a template or a block.
+/// Inserts a [`StmtKind::Unset`] statement at the start of every body that needs one. `body` is the body of a
+/// template or of a block.
 pub(crate) fn resolve(body: &mut Body, is_template: bool) -> Result<()> {
     let mut frame = Frame { is_template, ..Frame::default() };
     frame.stmts(body, false);
     frame.finish(body)
 }
 
-/// The names of one body.
+/// The variables of one body.
 #[derive(Default)]
 struct Frame<'a> {
     parent: Option<&'a Frame<'a>>,
@@ -65,7 +66,7 @@ impl Frame<'_> {
         }
     }
 
-    /// Names that have a value from the start.
+    /// Records the names of a target that has a value from the start, such as a loop variable.
     fn param(&mut self, target: &Target) {
         match target {
             Target::Name(name) | Target::Attr(name, _) => {
@@ -83,7 +84,7 @@ impl Frame<'_> {
         }
     }
 
-    /// The names of the body itself, in order; those of bodies inside of it are their own.
+    /// Records the names that the body reads and writes, in order. Inner bodies have their own frames.
     fn stmts(&mut self, body: &[Stmt], in_branch: bool) {
         for stmt in body {
             match &stmt.kind {
@@ -115,7 +116,7 @@ impl Frame<'_> {
         }
     }
 
-    /// Writes the names down, after the bodies inside have got theirs.
+    /// Resolves the inner bodies, then inserts the unset names of this body.
     fn finish(mut self, body: &mut Body) -> Result<()> {
         let unset = std::mem::take(&mut self.unset);
         self.inner(body)?;
@@ -145,7 +146,7 @@ impl Frame<'_> {
                         .names(&mut |name| unknown = unknown.take().or((!frame.is_known(name)).then(|| name.clone())));
                 }
                 if let Some(name) = unknown {
-                    let message = format!("the filter of a set block reads '{name}', which stands nowhere before");
+                    let message = format!("the filter of a set block reads '{name}', which is not used before it");
                     return Err(Error::value(message));
                 }
                 frame.finish(body)
@@ -197,7 +198,7 @@ impl Frame<'_> {
             StmtKind::Load("extends") if !self.is_template => {
                 Err(Error::value("cannot use extend from a non top-level scope"))
             }
-            // Blocks have got their names where they were read.
+            // Blocks were resolved by the parser.
             StmtKind::Block(..)
             | StmtKind::Data(_)
             | StmtKind::Print(_)

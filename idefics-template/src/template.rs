@@ -1,4 +1,4 @@
-//! A parsed template, and its rendering.
+//! Parsed templates, the entry point of this crate.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,25 +24,25 @@ struct Program {
     blocks: Vec<Arc<Block>>,
 }
 
-/// What a template wrote.
+/// The output of a template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Rendered {
-    /// The text.
+    /// The rendered text.
     pub text: String,
-    /// The parts of the text, in bytes, that `{% generation %}` blocks wrote.
+    /// Byte ranges of the text that `{% generation %}` blocks wrote.
     ///
-    /// As in the reference, the parts are right where the blocks stand outside of macros, recursive loops and other
-    /// blocks whose text is kept before it is written.
+    /// As in the reference, the ranges are wrong if a `generation` block is inside a macro, a recursive loop or
+    /// another block whose output is buffered.
     pub generated: Vec<Range<usize>>,
 }
 
 impl Template {
-    /// Parses a template with the settings of the reference: blocks take the line break after them and the white space
-    /// before them, and `break`, `continue` and `generation` are known.
+    /// Parses a template with the settings of the reference: `trim_blocks` and `lstrip_blocks` are on, and `break`,
+    /// `continue` and `generation` are available.
     ///
     /// # Errors
-    /// Says what is wrong and on which line.
+    /// If the template is not valid, uses an unknown filter or test, or nests too deep.
     pub fn parse(source: &str) -> Result<Self> {
         let (mut body, blocks) = parse(source)?;
         check(&body)?;
@@ -50,10 +50,11 @@ impl Template {
         Ok(Self { program: Arc::new(Program { body, blocks }) })
     }
 
-    /// Renders the template with the variables of `context`. `now` is what `strftime_now` writes.
+    /// Renders the template with the variables in `context`. `strftime_now` formats the time `now`.
     ///
     /// # Errors
-    /// Says what failed and on which line, where the reference raises an exception or a limit is exceeded.
+    /// If the reference would raise an exception, if a limit is exceeded, or if the template uses an unsupported
+    /// function.
     pub fn render(
         &self,
         context: &serde_json::Map<String, serde_json::Value>,

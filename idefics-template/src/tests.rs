@@ -1,4 +1,4 @@
-//! The tests of the environment, as in `value is number`.
+//! The built-in tests of Jinja2, as in `value is number`.
 //!
 //! Source: `jinja2.tests`.
 
@@ -56,7 +56,7 @@ const NAMES: &[&str] = &[
     "le",
 ];
 
-/// Whether there is a test of that name.
+/// Whether a test of this name exists.
 pub(crate) fn exists(name: &str) -> bool {
     NAMES.contains(&name)
 }
@@ -89,13 +89,13 @@ impl Vm<'_> {
             }
             "divisibleby" => {
                 let [number] = args.bind("divisibleby", ["num"], 1)?;
-                return self.rest_is(value, &number.unwrap_or(Value::None), 0);
+                return self.remainder_is(value, &number.unwrap_or(Value::None), 0);
             }
             _ => args.none(name)?,
         }
         Ok(match name {
-            "odd" => self.rest_is(value, &Value::Int(2), 1)?,
-            "even" => self.rest_is(value, &Value::Int(2), 0)?,
+            "odd" => self.remainder_is(value, &Value::Int(2), 1)?,
+            "even" => self.remainder_is(value, &Value::Int(2), 0)?,
             "defined" => !value.is_undefined(),
             "undefined" => value.is_undefined(),
             "filter" => named(value, crate::filters::exists)?,
@@ -114,7 +114,7 @@ impl Vm<'_> {
             }
             "string" => matches!(value, Value::Str(_)),
             "mapping" => matches!(value, Value::Dict(_)),
-            // Undefined values have a length and take any index, until one is asked for.
+            // Python checks for `__len__` and `__getitem__`, and `Undefined` defines both.
             "sequence" => matches!(
                 value,
                 Value::Str(_)
@@ -130,7 +130,7 @@ impl Vm<'_> {
             },
             "callable" => match value {
                 Value::Object(object) => object.is_callable(),
-                // The class has a method of that name, although it fails.
+                // `Undefined` defines `__call__`, although calling it fails.
                 value => value.is_undefined(),
             },
             "escaped" => value.is_safe(),
@@ -139,7 +139,7 @@ impl Vm<'_> {
     }
 
     /// Whether `value % divisor` is `rest`.
-    fn rest_is(&mut self, value: &Value, divisor: &Value, rest: i64) -> Result<bool> {
+    fn remainder_is(&mut self, value: &Value, divisor: &Value, rest: i64) -> Result<bool> {
         let found = ops::binary(self, BinaryOp::Mod, value, divisor)?;
         Ok(equal(&found, &Value::Int(rest)))
     }

@@ -1,8 +1,8 @@
-//! Classes of characters as Python has them.
+//! Character classes with Python's definitions.
 
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-/// White space of `str.isspace`, `str.strip` and `\s`.
+/// White space as in `str.isspace`, `str.strip` and `\s`.
 pub(crate) fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\x1c'..='\x1f')
 }
@@ -32,7 +32,8 @@ pub(crate) fn is_decimal(character: char) -> bool {
     }
 }
 
-/// The digit of ASCII for a decimal digit of any script. They stand in rows of ten.
+/// Converts a decimal digit of any script to ASCII. Unicode assigns the digits of a script in consecutive runs of
+/// ten.
 pub(crate) fn decimal(character: char) -> Option<char> {
     if !is_decimal(character) {
         return None;
@@ -52,7 +53,7 @@ pub(crate) fn is_digit(character: char) -> bool {
             | '\u{278a}'..='\u{2792}' | '\u{1369}'..='\u{1371}' | '\u{19da}')
 }
 
-/// `str.isnumeric`: everything with a numeric value; of ideographs the common ones.
+/// `str.isnumeric`: characters with a numeric value. Only the common ideographs are covered.
 pub(crate) fn is_numeric(character: char) -> bool {
     match character.is_ascii() {
         true => character.is_ascii_digit(),
@@ -62,7 +63,7 @@ pub(crate) fn is_numeric(character: char) -> bool {
     }
 }
 
-/// `str.isprintable`, by which `repr` decides what to escape.
+/// `str.isprintable`. `repr` escapes all other characters.
 pub(crate) fn is_printable(character: char) -> bool {
     use GeneralCategory::{
         Control, Format, LineSeparator, ParagraphSeparator, PrivateUse, SpaceSeparator, Surrogate, Unassigned,
@@ -83,8 +84,8 @@ pub(crate) fn is_printable(character: char) -> bool {
     }
 }
 
-/// What the lexer takes for a part of a name: `\w`, and whatever `str.isidentifier` takes.
-pub(crate) fn is_in_name(character: char) -> bool {
+/// Characters that the lexer accepts in a name: `\w`, and those that `str.isidentifier` accepts.
+pub(crate) fn is_name_char(character: char) -> bool {
     is_word(character) || continues_identifier(character)
 }
 
@@ -112,12 +113,12 @@ fn continues_identifier(character: char) -> bool {
         || matches!(character, '\u{b7}' | '\u{387}' | '\u{1369}'..='\u{1371}' | '\u{19da}')
 }
 
-/// Line breaks of `str.splitlines`.
+/// Line breaks recognized by `str.splitlines`.
 pub(crate) fn is_line_break(character: char) -> bool {
     matches!(character, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
-/// The first letter of a word in `str.title` and `str.capitalize`.
+/// Converts the first letter of a word to title case, as `str.title` and `str.capitalize` do.
 pub(crate) fn to_title(character: char) -> impl Iterator<Item = char> {
     let code = u32::from(character);
     let single = match character {
@@ -125,7 +126,7 @@ pub(crate) fn to_title(character: char) -> impl Iterator<Item = char> {
         '\u{1c7}'..='\u{1c9}' => Some('\u{1c8}'),
         '\u{1ca}'..='\u{1cc}' => Some('\u{1cb}'),
         '\u{1f1}'..='\u{1f3}' => Some('\u{1f2}'),
-        // Greek letters with an iota below.
+        // Greek letters with iota subscript.
         '\u{1f80}'..='\u{1faf}' => char::from_u32(code | 8),
         '\u{1fb3}' | '\u{1fc3}' | '\u{1ff3}' => char::from_u32(code + 9),
         '\u{1fbc}' | '\u{1fcc}' | '\u{1ffc}' => Some(character),

@@ -1,4 +1,4 @@
-//! `urlize`: links around addresses.
+//! `urlize`: turns web and mail addresses into links.
 //!
 //! Source: `jinja2.utils.urlize`.
 
@@ -15,8 +15,8 @@ use crate::unicode::is_space;
 use crate::value::Value;
 use crate::vm::Vm;
 
-/// What counts as a web address.
-#[expect(clippy::unwrap_used, reason = "the expressions are constants, which the tests compile")]
+/// Matches web addresses.
+#[expect(clippy::unwrap_used, reason = "the regular expressions are constants, and the tests compile them")]
 static WEB: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(concat!(
         r"(?i)^((https?://|www\.)(([\w%-]+\.)+)?([a-z]{2,63}|xn--[\w%]{2,59})",
@@ -26,9 +26,9 @@ static WEB: LazyLock<Regex> = LazyLock::new(|| {
     ))
     .unwrap()
 });
-#[expect(clippy::unwrap_used, reason = "the expressions are constants, which the tests compile")]
+#[expect(clippy::unwrap_used, reason = "the regular expressions are constants, and the tests compile them")]
 static MAIL: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^\S+@\w[\w.-]*\.\w+$").unwrap());
-#[expect(clippy::unwrap_used, reason = "the expressions are constants, which the tests compile")]
+#[expect(clippy::unwrap_used, reason = "the regular expressions are constants, and the tests compile them")]
 static SCHEME: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^([\w.+-]{2,}:(/){0,2})$").unwrap());
 
 /// The filter. Source: `do_urlize`.
@@ -42,7 +42,9 @@ pub(crate) fn urlize(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         }
         None => Vec::new(),
         Some(other) if !other.is_true() => Vec::new(),
-        Some(other) => return Err(Error::of_type(format!("'{}' object has no attribute 'split'", other.type_name()))),
+        Some(other) => {
+            return Err(Error::type_error(format!("'{}' object has no attribute 'split'", other.type_name())));
+        }
     };
     if nofollow.is_some_and(|nofollow| nofollow.is_true()) {
         rels.push("nofollow".to_owned());

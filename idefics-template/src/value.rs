@@ -1,8 +1,8 @@
-//! Values of a template: Python's, as far as a template can meet them.
+//! The values that a template can use: a subset of Python's types.
 //!
-//! Every value is cheap to clone. Lists and mappings never change once they are built, because the reference's sandbox
-//! forbids it; they know how deep they nest and how large they are with all their parts, so that nothing that walks
-//! over one can take longer, or recurse deeper, than the limits allow.
+//! Every value is cheap to clone. Lists and dicts are immutable, because the sandbox of the reference forbids
+//! changes. They store their nesting depth and total size, so that traversing one never takes longer, or recurses
+//! deeper, than the limits allow.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(crate) enum Value {
     None,
     Bool(bool),
     Int(i64),
-    /// An integer beyond `i64`.
+    /// An integer outside the range of `i64`.
     Big(Arc<BigInt>),
     Float(f64),
     Str(Text),
@@ -43,7 +43,7 @@ pub(crate) enum Value {
     Object(Rc<Object>),
 }
 
-/// What `keys()`, `values()` and `items()` of a mapping show.
+/// The views returned by `keys()`, `values()` and `items()` of a dict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum View {
     Keys,
@@ -54,20 +54,24 @@ pub(crate) enum View {
 #[derive(Debug, Default)]
 pub(crate) struct Seq {
     pub(crate) items: Vec<Value>,
+    /// Total size of the items in bytes, see [`Value::weight`].
     pub(crate) weight: usize,
+    /// Nesting depth, see [`Value::depth`].
     pub(crate) depth: u32,
-    /// Whether this is a pair of `groupby`, whose items have the names `grouper` and `list`.
+    /// Whether this is a pair returned by `groupby`. Its items can be accessed as `grouper` and `list`.
     pub(crate) is_group: bool,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Dict {
     pub(crate) map: IndexMap<Key, Value>,
+    /// Total size of the keys and values in bytes, see [`Value::weight`].
     pub(crate) weight: usize,
+    /// Nesting depth, see [`Value::depth`].
     pub(crate) depth: u32,
 }
 
-/// Numbers at equal distances. They and the distance fit an `i64`.
+/// A range of integers. All items and the step fit an `i64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Range {
     pub(crate) start: i64,
@@ -100,7 +104,7 @@ impl Value {
         Self::Str(Text { text: text.into(), safe: true })
     }
 
-    /// A string that is escaped HTML if `safe`.
+    /// A string; `safe` says whether it is escaped HTML.
     pub(crate) fn text(text: impl Into<Arc<str>>, safe: bool) -> Self {
         Self::Str(Text { text: text.into(), safe })
     }
@@ -117,7 +121,7 @@ impl Value {
         i64::try_from(number).map_or_else(|_| Self::int(number), Self::Int)
     }
 
-    pub(crate) fn of_const(value: &Const) -> Self {
+    pub(crate) fn from_const(value: &Const) -> Self {
         match value {
             Const::None => Self::None,
             Const::Bool(value) => Self::Bool(*value),
@@ -136,7 +140,7 @@ impl Value {
         Self::Undefined(Rc::new(Undefined::Hint(hint.into())))
     }
 
-    /// A list. Its own size is counted, and its size with all parts is checked.
+    /// Creates a list. Counts the size of the list itself, and checks its total size and depth.
     pub(crate) fn list(items: Vec<Self>, budget: &mut Budget) -> Result<Self> {
         Ok(Self::List(Rc::new(Seq::new(items, budget)?)))
     }
@@ -149,7 +153,7 @@ impl Value {
         Ok(Self::Dict(Rc::new(Dict::new(map, budget)?)))
     }
 
-    /// The value with its parts, in bytes.
+    /// Estimated size of the value with all nested values, in bytes. Shared values count every time they occur.
     pub(crate) fn weight(&self) -> usize {
         16 + match self {
             Self::Str(text) => text.text.len(),
@@ -162,7 +166,7 @@ impl Value {
         }
     }
 
-    /// How deep the value nests.
+    /// Nesting depth: 0 for scalars, 1 for a flat list.
     pub(crate) fn depth(&self) -> u32 {
         match self {
             Self::List(seq) | Self::Tuple(seq) => seq.depth,
@@ -232,7 +236,7 @@ impl Value {
         }
     }
 
-    /// The value, or the error of using an undefined one.
+    /// Returns the value, or an error if it is undefined.
     pub(crate) fn defined(&self) -> Result<&Self> {
         match self {
             Self::Undefined(undefined) => Err(undefined.error()),
@@ -249,29 +253,30 @@ impl Value {
             Self::Dict(dict) | Self::View(_, dict) => Ok(dict.map.len()),
             Self::Range(range) => Ok(range.length),
             Self::Object(object) => object.length(),
-            _ => Err(Error::of_type(format!("object of type '{}' has no len()", self.type_name()))),
+            _ => Err(Error::type_error(format!("object of type '{}' has no len()", self.type_name()))),
         }
     }
 
-    /// An integer, as Python's `__index__` gives it.
+    /// Python's `__index__`: the value of an integer or bool, clamped to `i64`.
     pub(crate) fn as_index(&self) -> Option<i64> {
         match self {
             Self::Int(number) => Some(*number),
             Self::Bool(value) => Some(i64::from(*value)),
-            // Beyond every length; the sign is what counts.
+            // Larger than any length, so only the sign matters.
             Self::Big(number) => Some(if **number < BigInt::zero() { i64::MIN } else { i64::MAX }),
             _ => None,
         }
     }
 
-    /// The same, or an error.
+    /// Like `as_index`, with Python's error for other types.
     pub(crate) fn index(&self) -> Result<i64> {
         self.defined()?;
-        self.as_index()
-            .ok_or_else(|| Error::of_type(format!("'{}' object cannot be interpreted as an integer", self.type_name())))
+        self.as_index().ok_or_else(|| {
+            Error::type_error(format!("'{}' object cannot be interpreted as an integer", self.type_name()))
+        })
     }
 
-    /// A truth value that Python takes as a C integer.
+    /// A flag that Python parses as a C `int`.
     pub(crate) fn flag(&self) -> Result<bool> {
         match i32::try_from(self.index()?) {
             Ok(flag) => Ok(flag != 0),
@@ -288,14 +293,14 @@ impl Seq {
         Ok(seq)
     }
 
-    /// A sequence of a size that is known to be right: parts of one that is there, or values from outside.
+    /// Creates a sequence without checking the limits: for parts of an existing sequence, and for the context.
     pub(crate) fn unchecked(items: Vec<Value>) -> Self {
         let weight = items.iter().map(Value::weight).fold(0, usize::saturating_add);
         let depth = items.iter().map(Value::depth).max().unwrap_or(0) + 1;
         Self { items, weight, depth, is_group: false }
     }
 
-    /// A pair of `groupby`.
+    /// Creates a pair for `groupby`.
     pub(crate) fn group(items: Vec<Value>, budget: &mut Budget) -> Result<Self> {
         Ok(Self { is_group: true, ..Self::new(items, budget)? })
     }
@@ -309,7 +314,7 @@ impl Dict {
         Ok(dict)
     }
 
-    /// The same as for sequences.
+    /// Creates a dict without checking the limits, see [`Seq::unchecked`].
     pub(crate) fn unchecked(map: IndexMap<Key, Value>) -> Self {
         let weights = map.iter().map(|(key, value)| key.0.weight().saturating_add(value.weight()));
         let depths = map.iter().map(|(key, value)| key.0.depth().max(value.depth()));

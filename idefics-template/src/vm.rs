@@ -1,4 +1,4 @@
-//! One rendering: its budget, its output and the objects that it made.
+//! The state of one rendering: the budget, the output and the objects created.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -21,19 +21,19 @@ pub(crate) struct Vm<'a> {
     pub(crate) context: IndexMap<Arc<str>, Value>,
     pub(crate) blocks: &'a [Arc<Block>],
     pub(crate) now: Now,
-    /// Whether values are escaped when they are written. Off, but for `{% autoescape true %}`.
+    /// Whether values are escaped when they are printed. Off, except inside `{% autoescape true %}`.
     pub(crate) autoescape: bool,
-    /// Whether `autoescape` depends on a variable, so that the reference does not know it when it compiles.
+    /// Whether `autoescape` depends on a variable, so that the reference does not know it at compile time.
     pub(crate) volatile: bool,
-    /// Whether a constant is evaluated, which the reference does when it compiles the template.
+    /// Whether a constant is being evaluated; the reference does this at compile time.
     pub(crate) folding: bool,
-    /// The outermost scope, which blocks see.
+    /// The outermost scope, which is the parent scope of blocks.
     pub(crate) root: Rc<Scope>,
-    /// The output; every body whose text is kept goes to a buffer of its own, the innermost last.
+    /// The output, followed by one buffer for each enclosing body whose output is captured, the innermost last.
     pub(crate) out: Vec<String>,
-    /// What `{% generation %}` wrote.
+    /// Byte ranges of the output that `{% generation %}` blocks wrote.
     pub(crate) generated: Vec<Range<usize>>,
-    /// Objects that could refer to themselves.
+    /// All objects that could be part of a reference cycle; they are cleared at the end.
     objects: Vec<Rc<Object>>,
     random: u64,
 }
@@ -45,7 +45,7 @@ impl<'a> Vm<'a> {
         budget: Budget,
         now: Now,
     ) -> Result<Self> {
-        let context = context.iter().map(|(name, value)| Ok((name.as_str().into(), of_json(value, 0)?)));
+        let context = context.iter().map(|(name, value)| Ok((name.as_str().into(), from_json(value, 0)?)));
         Ok(Self {
             budget,
             context: context.collect::<Result<_>>()?,
@@ -62,7 +62,7 @@ impl<'a> Vm<'a> {
         })
     }
 
-    /// A new object, which lives until the rendering ends.
+    /// Creates an object. It is cleared when the rendering ends.
     pub(crate) fn object(&mut self, object: Object) -> Result<Value> {
         self.budget.scan(256)?;
         let object = Rc::new(object);
@@ -70,7 +70,7 @@ impl<'a> Vm<'a> {
         Ok(Value::Object(object))
     }
 
-    /// A variable, or a function of the environment.
+    /// Looks up a variable, then a global function.
     pub(crate) fn lookup(&self, scope: &Scope, name: &str) -> Value {
         if let Some(value) = scope.get(name).or_else(|| self.context.get(name).cloned()) {
             return value;
@@ -78,7 +78,7 @@ impl<'a> Vm<'a> {
         if name == "self" {
             return Value::Object(Rc::new(Object::Template));
         }
-        match Function::of_name(name) {
+        match Function::from_name(name) {
             Some(function) => Value::Object(Rc::new(Object::Function(function))),
             None => Value::undefined_name(name),
         }
@@ -97,7 +97,7 @@ impl<'a> Vm<'a> {
         Ok(())
     }
 
-    /// Writes a value.
+    /// Prints a value, escaped if `autoescape` is on.
     pub(crate) fn print(&mut self, value: &Value) -> Result<()> {
         if let Value::Str(text) = value
             && (!self.autoescape || text.safe)
@@ -115,7 +115,7 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// A loop is printed with its length.
+    /// Determines the length of a loop object, because printing it includes its length.
     pub(crate) fn measure(&mut self, value: &Value) -> Result<()> {
         match value {
             Value::Object(object) if matches!(**object, Object::Loop(_)) => self.measure_loop(object),
@@ -123,19 +123,19 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// A string that counts towards the budget.
+    /// Creates a string and counts its size.
     pub(crate) fn string(&mut self, text: String) -> Result<Value> {
         self.budget.build(text.len())?;
         Ok(Value::str(text))
     }
 
-    /// The text that a body wrote to its buffer, as a value.
+    /// Turns captured output into a string, which counts as escaped if `autoescape` is on.
     pub(crate) fn buffered(&mut self, text: String) -> Result<Value> {
         self.budget.build(text.len())?;
         Ok(Value::text(text, self.autoescape))
     }
 
-    /// A number below `bound`, for the filter `random`.
+    /// A random number below `bound`, for the filter `random`.
     pub(crate) fn random(&mut self, bound: usize) -> usize {
         // splitmix64
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -152,10 +152,10 @@ impl Drop for Vm<'_> {
     }
 }
 
-/// Deepest nesting of the context.
+/// Maximum nesting depth of the context.
 const MAX_CONTEXT_DEPTH: u32 = 128;
 
-fn of_json(value: &serde_json::Value, depth: u32) -> Result<Value> {
+fn from_json(value: &serde_json::Value, depth: u32) -> Result<Value> {
     if depth > MAX_CONTEXT_DEPTH {
         return Err(Error::new(ErrorKind::Limit, format!("{MAX_CONTEXT_DEPTH} nested values in the messages")));
     }
@@ -169,11 +169,11 @@ fn of_json(value: &serde_json::Value, depth: u32) -> Result<Value> {
         },
         serde_json::Value::String(text) => Value::str(text.as_str()),
         serde_json::Value::Array(items) => {
-            let items = items.iter().map(|item| of_json(item, depth + 1)).collect::<Result<_>>()?;
+            let items = items.iter().map(|item| from_json(item, depth + 1)).collect::<Result<_>>()?;
             Value::List(Rc::new(Seq::unchecked(items)))
         }
         serde_json::Value::Object(map) => {
-            let map = map.iter().map(|(key, value)| Ok((Key::str(key.as_str()), of_json(value, depth + 1)?)));
+            let map = map.iter().map(|(key, value)| Ok((Key::str(key.as_str()), from_json(value, depth + 1)?)));
             Value::Dict(Rc::new(Dict::unchecked(map.collect::<Result<_>>()?)))
         }
     })

@@ -1,4 +1,4 @@
-//! Lines, and text wrapped to a width.
+//! Line splitting and text wrapping.
 //!
 //! Source: Python's `textwrap`.
 
@@ -19,12 +19,12 @@ pub(crate) fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     lines
 }
 
-/// Lines of at most `width` characters, if words are not longer or can be broken.
+/// Wraps text to lines of at most `width` characters. Words that are longer are broken only if `break_long_words`.
 pub(crate) fn wrap(text: &str, width: usize, break_long_words: bool, break_on_hyphens: bool) -> Vec<String> {
     let characters: Vec<char> = text.chars().collect();
     let mut chunks = chunks(&characters, break_on_hyphens).into_iter().peekable();
     let mut lines: Vec<String> = Vec::new();
-    // What is left of a word that was broken.
+    // The chunk for the next line: it did not fit, or it is the rest of a broken word.
     let mut pending: Option<&[char]> = None;
     let is_blank = |chunk: &[char]| chunk.iter().all(|character| is_space(*character));
     loop {
@@ -77,12 +77,12 @@ pub(crate) fn wrap(text: &str, width: usize, break_long_words: bool, break_on_hy
     }
 }
 
-/// White space of `textwrap`, which is that of ASCII.
+/// White space in `textwrap`: ASCII only.
 fn is_blank(character: char) -> bool {
     matches!(character, '\t' | '\n' | '\x0b' | '\x0c' | '\r' | ' ')
 }
 
-/// Words, parts of words and white space between which a line can end.
+/// Splits text into words, parts of words and white space. A line can end after each chunk.
 fn chunks(text: &[char], break_on_hyphens: bool) -> Vec<&[char]> {
     let mut chunks = Vec::new();
     let mut start = 0;
@@ -110,7 +110,7 @@ fn chunk_end(text: &[char], start: usize, break_on_hyphens: bool) -> usize {
     let is_letter = |index: Option<usize>| is(index, is_alpha);
     let is_hyphen = |index: Option<usize>| is(index, |character| character == '-');
     let punctuates: fn(char) -> bool = |character| is_word(character) || "!\"'&.,?".contains(character);
-    // Two or more hyphens between words.
+    // The end of a dash at `at`: two or more hyphens between words.
     let dash_end = |at: usize| {
         let end = run(at, |character| character == '-');
         (end >= at + 2 && is(at.checked_sub(1), punctuates) && is(Some(end), is_word)).then_some(end)

@@ -1,4 +1,4 @@
-//! Whatever a template does, it ends, and in bounded memory.
+//! Every template terminates within the limits on time and memory.
 
 use idefics_template::{ErrorKind, Limits, Now, Template};
 use proptest::prelude::*;
@@ -14,7 +14,7 @@ fn render(source: &str, limits: Limits) -> Result<String, idefics_template::Erro
 }
 
 #[test]
-fn large_values_are_refused_before_they_are_built() {
+fn rejects_large_values_before_building_them() {
     for expression in [
         "'a' * 10 ** 12",
         "[1] * 10 ** 12",
@@ -49,7 +49,7 @@ fn large_values_are_refused_before_they_are_built() {
 }
 
 #[test]
-fn values_that_share_their_parts_are_as_large_as_they_print() {
+fn shared_items_count_each_time() {
     for double in ["[x, x]", "(x, x)", "{'a': x, 'b': x}", "x + x", "x * 2", "dict(a=x, b=x)", "[x]|list * 2"] {
         let source = format!("{{% set x = [1] %}}{}{{{{ x }}}}", format!("{{% set x = {double} %}}").repeat(50));
         let error = render(&source, Limits::default()).expect_err(double);
@@ -58,7 +58,7 @@ fn values_that_share_their_parts_are_as_large_as_they_print() {
 }
 
 #[test]
-fn deep_nesting_is_refused_without_overflowing_the_stack() {
+fn rejects_deep_nesting_without_stack_overflow() {
     let nested =
         |open: &str, inner: &str, close: &str| format!("{}{inner}{}", open.repeat(100_000), close.repeat(100_000));
     let mut sources = vec![
@@ -91,7 +91,7 @@ fn deep_nesting_is_refused_without_overflowing_the_stack() {
         let step = format!("{{% set n.x = {wrap} %}}");
         sources.push(format!("{{% set n = namespace(x=1) %}}{{% for i in range(9999) %}}{step}{{% endfor %}}"));
     }
-    // A quarter of the stack of a main thread.
+    // The default stack size of spawned threads, a quarter of the usual main thread stack.
     let checked = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
         for source in sources {
             let error = render(&source, Limits::default()).expect_err(&source[..60.min(source.len())]);
@@ -103,7 +103,7 @@ fn deep_nesting_is_refused_without_overflowing_the_stack() {
 }
 
 #[test]
-fn time_is_bounded() {
+fn limits_run_time() {
     for source in [
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% for i in range(99999) %}{{ 'a' * 1000000 }}{% endfor %}",
@@ -121,14 +121,14 @@ fn time_is_bounded() {
 }
 
 #[test]
-fn errors_name_the_line() {
+fn errors_have_line_and_message() {
     for (source, line, message) in [
         ("a\n{{ x.y.z }}", 2, "'x' is undefined"),
         ("{% if n %}\n\n{{ n + s }}{% endif %}", 3, "unsupported operand type(s) for +: 'int' and 'str'"),
         ("\n{% for x in xs %}", 2, "unexpected end of template, expected endfor or else"),
         ("\n\n{{ s | nosuch }}", 3, "no filter named 'nosuch'"),
         ("{{ raise_exception('roles\nalternate') }}", 1, "roles\nalternate"),
-        ("{% include 'a' %}", 1, "{% include %} reads another template; a chat template has no others"),
+        ("{% include 'a' %}", 1, "{% include %} is not supported: it loads another template"),
     ] {
         let error = render(source, Limits::default()).expect_err(source);
         assert_eq!((error.line(), error.message()), (Some(line), message), "{source}");
@@ -136,14 +136,14 @@ fn errors_name_the_line() {
 }
 
 #[test]
-fn generated_parts_are_those_of_the_blocks() {
+fn reports_ranges_of_generation_blocks() {
     let source = "{% for x in xs %}é{% generation %}[{{ x }}]{% endgeneration %}{% endfor %}";
     let rendered = Template::parse(source).unwrap().render(&context(), Limits::default(), Now::utc()).unwrap();
     let parts: Vec<&str> = rendered.generated.iter().map(|part| &rendered.text[part.clone()]).collect();
     assert_eq!(parts, ["[3]", "[1]", "[2]"]);
 }
 
-/// Pieces of templates, put together in any order.
+/// Fragments of templates in random order.
 fn pieces() -> impl Strategy<Value = String> {
     let words = prop::sample::select(vec![
         "{{ ",
@@ -254,18 +254,18 @@ fn pieces() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn no_text_panics(source in ".{0,80}") {
+    fn random_text_does_not_panic(source in ".{0,80}") {
         let _ = render(&source, Limits::default());
     }
 
     #[test]
-    fn no_tag_panics(inner in ".{0,60}", block in any::<bool>()) {
+    fn random_tag_does_not_panic(inner in ".{0,60}", block in any::<bool>()) {
         let source = if block { format!("{{% {inner} %}}") } else { format!("{{{{ {inner} }}}}") };
         let _ = render(&source, Limits::default());
     }
 
     #[test]
-    fn no_template_panics_or_writes_more_than_it_may(source in pieces()) {
+    fn random_template_does_not_panic_or_exceed_limits(source in pieces()) {
         let limits = Limits::default().with_steps(20_000).with_bytes(1 << 14, 1 << 16).with_depth(100);
         if let Ok(text) = render(&source, limits) {
             prop_assert!(text.len() <= 1 << 16);

@@ -1,4 +1,4 @@
-//! Tests.
+//! All integration tests in one binary.
 
 #![allow(clippy::unwrap_used)]
 

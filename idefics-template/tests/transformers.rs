@@ -1,4 +1,4 @@
-//! What the tests of Transformers ask of chat templates, where it concerns a template alone.
+//! The chat template tests of Transformers that concern only the template.
 
 use idefics_template::{ErrorKind, Limits, Now, Rendered, Template};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ fn conversation(turns: &[(&str, &str)]) -> Value {
 
 /// Source: `test_chat_template`, `test_chat_template_batched`.
 #[test]
-fn a_template_renders_one_conversation_after_the_other() {
+fn template_renders_many_conversations() {
     let template = Template::parse("{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}").unwrap();
     let conversations = [
         (conversation(&[("system", "S"), ("user", "U"), ("assistant", "A")]), "systemSuserUassistantA"),
@@ -40,7 +40,7 @@ fn a_template_renders_one_conversation_after_the_other() {
 
 /// Source: `test_jinja_loopcontrols`.
 #[test]
-fn loops_can_be_left_and_gone_on_with() {
+fn supports_break_and_continue() {
     let context = conversation(&[("system", "s"), ("user", "u"), ("assistant", "a")]);
     let around = |control: &str| {
         format!("{{%- for m in messages %}}\n  {control}\n  {{{{- m.role ~ ' ' ~ m.content }}}}\n{{%- endfor %}}")
@@ -53,7 +53,7 @@ fn loops_can_be_left_and_gone_on_with() {
 
 /// Source: `test_jinja_strftime`.
 #[test]
-fn the_date_is_written_by_its_format() {
+fn strftime_now_formats_date() {
     let date = text("{{- strftime_now('%Y-%m-%d') }}", &json!({}));
     assert_eq!((date.len(), date.split('-').count()), (10, 3));
 }
@@ -64,7 +64,7 @@ const MASKED: &str = "{% for m in messages %}{{ '<' + m.role + '>\n' }}{% if m.r
 
 /// Source: `test_chat_template_return_assistant_tokens_mask`.
 #[test]
-fn the_words_of_the_assistant_are_known() {
+fn reports_ranges_of_assistant_messages() {
     let context = conversation(&[
         ("system", "né"),
         ("user", "one"),
@@ -81,7 +81,8 @@ fn the_words_of_the_assistant_are_known() {
     }
 }
 
-/// The text up to the end of the last message, as a caller gets it: the message is marked, and the text cut at the mark.
+/// The text up to the end of the last message. As in Transformers, a marker is appended to the message, and the
+/// rendered text is cut there.
 fn unfinished(source: &str, turns: &[(&str, &str)]) -> String {
     let mut turns: Vec<(&str, String)> = turns.iter().map(|(role, content)| (*role, (*content).to_owned())).collect();
     let mark = "\u{fdd0}";
@@ -93,7 +94,7 @@ fn unfinished(source: &str, turns: &[(&str, &str)]) -> String {
 
 /// Source: `test_continue_final_message`, `…_with_trim`, `…_with_decoy_earlier_message`.
 #[test]
-fn the_last_message_can_be_left_open() {
+fn last_message_can_be_continued() {
     let plain = "{%- for m in messages %}\n  {{- '<' + m['role'] + '>' + m['content'] + '<end>\n' }}\n{%- endfor %}";
     let turns = [("user", "hi 0"), ("assistant", "bye: 0"), ("user", "hi 1"), ("assistant", "bye:")];
     let before = "<user>hi 0<end>\n<assistant>bye: 0<end>\n<user>hi 1<end>\n<assistant>bye:";
@@ -107,15 +108,15 @@ fn the_last_message_can_be_left_open() {
 
 /// Source: `test_chat_template_jinja_kwargs` of processors.
 #[test]
-fn other_variables_reach_the_template() {
+fn extra_variables_reach_template() {
     let source = "{% if enable_thinking is defined and not enable_thinking %}<no>{% endif %}{{ lang | default('en') }}";
     assert_eq!(text(source, &json!({})), "en");
     assert_eq!(text(source, &json!({"enable_thinking": false, "lang": "fr"})), "<no>fr");
 }
 
-/// Source: the schemas of `JsonSchemaGeneratorTest`; that they come from functions is Python's own.
+/// Source: the schemas in `JsonSchemaGeneratorTest`. Generating them from functions is specific to Python.
 #[test]
-fn tools_are_written_as_the_json_that_they_are() {
+fn tools_are_written_as_json() {
     let tool = r#"{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": ["integer", "number"], "nullable": true, "enum": [1, 2.50, 9.193114101944701, "é<"]}}, "required": []}}}"#;
     let tool: Value = serde_json::from_str(tool).unwrap();
     let expected = r#"{"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": ["integer", "number"], "nullable": true, "enum": [1, 2.5, 9.193114101944701, "é<"]}}, "required": []}}"#;
@@ -124,7 +125,7 @@ fn tools_are_written_as_the_json_that_they_are() {
 
 /// Source: `TemplateNamespace` and `TemplateDict` in `chat_template_utils.py`.
 #[test]
-fn templates_get_no_hold_of_what_is_behind_their_values() {
+fn sandbox_hides_python_internals_and_mutators() {
     let context = conversation(&[("user", "hi")]);
     for source in [
         "{% set ns = namespace() %}{% set ns._a = 1 %}",

@@ -1,6 +1,6 @@
-//! The filters of the environment.
+//! The built-in filters.
 //!
-//! Source: `jinja2.filters`, and `tojson` of Transformers.
+//! Source: `jinja2.filters`, and `tojson` from Transformers.
 
 mod numbers;
 mod sequences;
@@ -73,7 +73,7 @@ const NAMES: &[&str] = &[
     "xmlattr",
 ];
 
-/// Whether there is a filter of that name.
+/// Whether a filter of this name exists.
 pub(crate) fn exists(name: &str) -> bool {
     NAMES.contains(&name)
 }
@@ -89,8 +89,8 @@ impl Vm<'_> {
             "attr" => {
                 let [name] = args.bind("attr", ["name"], 1)?;
                 let name = name.unwrap_or(Value::None);
-                let name = name.as_str().ok_or_else(|| Error::of_type("attribute name must be string"))?;
-                // Items are no attributes here.
+                let name = name.as_str().ok_or_else(|| Error::type_error("attribute name must be string"))?;
+                // Unlike `value.name`, the filter does not fall back to the items of a dict.
                 match &value {
                     Value::Dict(_) if !crate::attr::has_method(&value, name) => {
                         Ok(Value::undefined(format!("'dict object' has no attribute '{name}'")))
@@ -178,18 +178,18 @@ impl Vm<'_> {
         lazy(value, LazyStep::Select { attribute, test, rejects })
     }
 
-    /// The name of a filter or test that is given as an argument.
+    /// The name of the filter or test passed as an argument to a filter like `map` or `select`.
     fn named(&self, name: &Value, exists: fn(&str) -> bool, kind: &str, value: &Value) -> Result<Arc<str>> {
         match name {
             Value::Str(text) if exists(&text.text) || !value.is_true() => Ok(text.text.clone()),
             Value::Str(text) => Err(Error::value(format!("No {kind} named '{}'.", text.text))),
-            // Nothing is called for an empty sequence.
+            // For an empty sequence the filter or test is never called.
             _ if !value.is_true() => Ok("".into()),
-            _ => Err(Error::of_type(format!("the name of a {kind} is a string"))),
+            _ => Err(Error::type_error(format!("the name of a {kind} must be a string"))),
         }
     }
 
-    /// A generator. Errors wait until it is read, except that limits hold at once.
+    /// Creates a generator. An error is deferred until the generator is read, unless a limit was exceeded.
     fn generator(&mut self, iter: Result<Iter>, function: &'static str) -> Result<Value> {
         match iter {
             Err(error) if error.kind() != ErrorKind::Limit => self.iterator(Iter::Fails(error), function),
@@ -197,8 +197,8 @@ impl Vm<'_> {
         }
     }
 
-    /// The text of a filter's value.
-    fn text_of(&mut self, value: &Value) -> Result<Text> {
+    /// The value of a filter as text.
+    fn filter_text(&mut self, value: &Value) -> Result<Text> {
         self.soft(value)
     }
 }

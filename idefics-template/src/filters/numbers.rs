@@ -1,4 +1,4 @@
-//! Filters of numbers.
+//! Number filters.
 
 use std::borrow::Cow;
 
@@ -6,13 +6,13 @@ use crate::args::Args;
 use crate::ast::BinaryOp;
 use crate::digits::fixed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::big;
+use crate::key::to_bigint;
 use crate::number::{absolute, arithmetic, to_float, truncate};
 use crate::unicode::{decimal, is_space};
 use crate::value::Value;
 use crate::vm::Vm;
 
-/// The filter's result, or nothing if the name is none of these.
+/// The result of the filter; `None` if there is no number filter of this name.
 pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: &Args) -> Result<Option<Value>> {
     let args = || args.clone();
     Ok(Some(match name {
@@ -44,7 +44,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: &Args) -> Resul
     }))
 }
 
-/// A float, or nothing where Python raises `TypeError` or `ValueError`.
+/// Converts to a float; `None` where Python raises `TypeError` or `ValueError`.
 fn float(value: &Value) -> Result<Option<f64>> {
     match value.defined()? {
         Value::Str(text) => Ok(parse_float(&text.text)),
@@ -52,7 +52,7 @@ fn float(value: &Value) -> Result<Option<f64>> {
     }
 }
 
-/// Python's `float` of a string.
+/// Parses a string as Python's `float` does.
 pub(crate) fn parse_float(text: &str) -> Option<f64> {
     let text = &*ascii_digits(text.trim_matches(is_space));
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
@@ -70,7 +70,7 @@ pub(crate) fn parse_float(text: &str) -> Option<f64> {
     without_underscores(text)?.parse().ok()
 }
 
-/// Decimal digits of all scripts as those of ASCII.
+/// Replaces the decimal digits of all scripts by ASCII digits.
 fn ascii_digits(text: &str) -> Cow<'_, str> {
     match text.is_ascii() {
         true => text.into(),
@@ -78,7 +78,7 @@ fn ascii_digits(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Digits without the `_` between them; nothing if one stands elsewhere.
+/// Removes `_` between digits; `None` if a `_` is not between two digits.
 fn without_underscores(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     for (index, byte) in bytes.iter().enumerate() {
@@ -91,7 +91,7 @@ fn without_underscores(text: &str) -> Option<String> {
     Some(text.replace('_', ""))
 }
 
-/// Python's `int` of a string.
+/// Parses a string as Python's `int` does. Base 0 detects the prefixes `0b`, `0o` and `0x`.
 fn parse_int(text: &str, base: u32) -> Option<Value> {
     let text = &*ascii_digits(text.trim_matches(is_space));
     let (negative, digits) = match text.strip_prefix('-') {
@@ -152,7 +152,7 @@ fn int(value: &Value, base: Option<Value>) -> Result<Option<Value>> {
         }
         Value::Float(number) if number.is_infinite() => Err(Error::value("cannot convert float infinity to integer")),
         Value::Float(number) => caught(truncate(*number)),
-        value => Ok(big(value).map(Value::int)),
+        value => Ok(to_bigint(value).map(Value::int)),
     }
 }
 
@@ -164,13 +164,13 @@ fn round(value: &Value, precision: Option<Value>, method: Option<Value>) -> Resu
         return Err(Error::value("method must be common, ceil or floor"));
     };
     value.defined()?;
-    let wrong = || Error::of_type(format!("type {} doesn't define __round__ method", value.type_name()));
+    let wrong = || Error::type_error(format!("type {} doesn't define __round__ method", value.type_name()));
     if method == "common" {
         return match (value, &precision) {
             (Value::Float(number), Value::None) => truncate(round_half_even(*number)),
             (Value::Float(number), precision) => round_float(*number, precision.index()?).map(Value::Float),
-            (value, Value::None) => big(value).map(Value::int).ok_or_else(wrong),
-            (value, precision) => round_int(&big(value).ok_or_else(wrong)?, precision.index()?),
+            (value, Value::None) => to_bigint(value).map(Value::int).ok_or_else(wrong),
+            (value, precision) => round_int(&to_bigint(value).ok_or_else(wrong)?, precision.index()?),
         };
     }
     let scale = arithmetic(BinaryOp::Pow, &Value::Int(10), &precision)?.ok_or_else(wrong)?;
@@ -187,7 +187,7 @@ fn round_half_even(number: f64) -> f64 {
     number.round_ties_even()
 }
 
-/// Python's `round` of a float, which is right in the last digit.
+/// Python's `round` of a float: correctly rounded in decimal, half to even.
 fn round_float(number: f64, precision: i64) -> Result<f64> {
     if !number.is_finite() || number == 0.0 {
         return Ok(number);
@@ -201,7 +201,7 @@ fn round_float(number: f64, precision: i64) -> Result<f64> {
     let rounded = match usize::try_from(precision) {
         Ok(precision) => fixed(number.abs(), precision, false).parse::<f64>(),
         Err(_) => {
-            // Exact digits, rounded half to even at a place before the point.
+            // Rounds the exact decimal digits before the decimal point.
             let digits = fixed(number.abs().trunc(), 0, false);
             let fraction = number.abs().fract() != 0.0;
             round_digits(&digits, precision.unsigned_abs() as usize, fraction).parse::<f64>()
@@ -214,7 +214,7 @@ fn round_float(number: f64, precision: i64) -> Result<f64> {
     }
 }
 
-/// Digits with the last `places` rounded to zeros, half to even; `more` says that something follows them.
+/// Rounds the last `places` digits to zeros, half to even. `more` is set if non-zero digits follow.
 fn round_digits(digits: &str, places: usize, more: bool) -> String {
     let digits = format!("{}{digits}", "0".repeat((places + 1).saturating_sub(digits.len())));
     let (head, tail) = digits.split_at(digits.len() - places);
@@ -262,7 +262,10 @@ fn file_size(value: &Value, binary: bool) -> Result<String> {
     let bytes = match value.defined()? {
         Value::Str(text) => parse_float(&text.text).ok_or_else(|| Error::value("could not convert string to float"))?,
         value => to_float(value)?.ok_or_else(|| {
-            Error::of_type(format!("float() argument must be a string or a real number, not '{}'", value.type_name()))
+            Error::type_error(format!(
+                "float() argument must be a string or a real number, not '{}'",
+                value.type_name()
+            ))
         })?,
     };
     let (base, infix) = if binary { (1024f64, "i") } else { (1000f64, "") };

@@ -1,4 +1,4 @@
-//! Filters of sequences and mappings.
+//! Filters for sequences and dicts.
 
 use std::cmp::Ordering;
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use crate::repr::to_str;
 use crate::value::{Dict, Seq, Value, View};
 use crate::vm::Vm;
 
-/// The filter's result, or the arguments again if the name is none of these.
+/// The result of the filter. Returns the arguments as the inner error if there is no sequence filter of this name.
 pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Result<Value, Args>> {
     Ok(Ok(match name {
         "batch" => {
@@ -27,7 +27,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
         "first" => {
             args.none("first")?;
             let first = Iter::new(value)?.next(vm)?;
-            // A generator that was read once goes on from there.
+            // A generator continues after the items that were read already.
             first.unwrap_or_else(|| Value::undefined("No first item, sequence was empty."))
         }
         "last" => {
@@ -41,7 +41,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
             let iter = match value {
                 Value::Undefined(_) => Iter::Empty,
                 Value::Dict(dict) => Iter::new(&Value::View(View::Items, dict.clone()))?,
-                _ => Iter::Fails(Error::of_type("Can only get item pairs from a mapping.")),
+                _ => Iter::Fails(Error::type_error("Can only get item pairs from a mapping.")),
             };
             vm.iterator(iter, "do_items")?
         }
@@ -51,7 +51,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
             let items = Iter::new(value)?.collect(vm)?;
             Value::list(items, &mut vm.budget)?
         }
-        "max" | "min" => extreme(vm, name, value, args)?,
+        "max" | "min" => min_or_max(vm, name, value, args)?,
         "random" => {
             args.none("random")?;
             match value.defined()?.length()? {
@@ -116,7 +116,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
             let parts = vm.attribute_parts(&attribute.unwrap_or(Value::None))?;
             let mut sum = start.unwrap_or(Value::Int(0));
             if sum.as_str().is_some() {
-                return Err(Error::of_type("sum() can't sum strings [use ''.join(seq) instead]"));
+                return Err(Error::type_error("sum() can't sum strings [use ''.join(seq) instead]"));
             }
             let mut iter = Iter::new(value)?;
             while let Some(item) = iter.next(vm)? {
@@ -143,7 +143,7 @@ fn is_reversed(reverse: Option<Value>) -> Result<bool> {
     reverse.map_or(Ok(false), |reverse| reverse.flag())
 }
 
-fn read(items: Vec<Value>) -> Iter {
+fn iter_over(items: Vec<Value>) -> Iter {
     Iter::seq(Rc::new(Seq::unchecked(items)))
 }
 
@@ -162,10 +162,10 @@ fn unique(vm: &mut Vm, value: &Value, keep_case: bool, attribute: Option<Value>)
             items.push(item);
         }
     }
-    Ok(read(items))
+    Ok(iter_over(items))
 }
 
-/// Strings in lower case, and other values as they are.
+/// Converts strings to lower case; other values are unchanged.
 fn ignore_case(vm: &mut Vm, value: Value) -> Result<Value> {
     match &value {
         Value::Str(text) => {
@@ -176,11 +176,11 @@ fn ignore_case(vm: &mut Vm, value: Value) -> Result<Value> {
     }
 }
 
-/// Attributes with commas between them. Source: `make_multi_attrgetter`.
+/// Splits a comma-separated list of attribute paths. Source: `make_multi_attrgetter`.
 fn multi_attribute(vm: &mut Vm, attribute: Option<Value>) -> Result<Vec<Vec<Value>>> {
     match attribute {
         Some(Value::Str(text)) => {
-            // A part is a list with a text of its own at least.
+            // Each path is a list with at least one string.
             vm.budget
                 .build(text.text.split(',').count().saturating_mul(size_of::<Vec<Value>>() + size_of::<Value>()))?;
             text.text.split(',').map(|part| vm.attribute_parts(&Value::str(part))).collect()
@@ -190,7 +190,7 @@ fn multi_attribute(vm: &mut Vm, attribute: Option<Value>) -> Result<Vec<Vec<Valu
     }
 }
 
-/// Items with the values that they are ordered by.
+/// Pairs each item with its sort key.
 fn keyed(
     vm: &mut Vm,
     items: Vec<Value>,
@@ -204,7 +204,7 @@ fn keyed(
     Ok(keyed)
 }
 
-/// Python's `sorted`: stable, in both directions.
+/// Python's `sorted` on `(key, item)` pairs: stable in both directions.
 fn sorted(vm: &mut Vm, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<Value>> {
     let weight: usize = keyed.iter().map(|(key, _)| key.weight()).fold(0, usize::saturating_add);
     vm.budget.scan(weight.saturating_mul(usize::BITS as usize - keyed.len().leading_zeros() as usize) / 4)?;
@@ -231,7 +231,8 @@ fn sorted(vm: &mut Vm, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<
 fn batch(vm: &mut Vm, value: &Value, count: Option<Value>, fill: Option<Value>) -> Result<Iter> {
     let count = count.unwrap_or(Value::None);
     let items = Iter::new(value)?.collect(vm)?;
-    // Python compares lengths with the count, which no list reaches if it is negative or no number.
+    // Python compares the length of the batch with the count. A negative count, or one that is not a number, is never
+    // reached.
     let size = match &count {
         Value::Float(number) if number.fract() == 0.0 => Some(*number as i64),
         count => count.as_index(),
@@ -248,7 +249,7 @@ fn batch(vm: &mut Vm, value: &Value, count: Option<Value>, fill: Option<Value>) 
         if let Some(fill) = fill.filter(|fill| !matches!(fill, Value::None)) {
             let missing = ops::binary(vm, BinaryOp::Sub, &count, &Value::usize(current.len()))?;
             if matches!(missing, Value::Float(number) if number > 0.0) {
-                return Err(Error::of_type("can't multiply sequence by non-int of type 'float'"));
+                return Err(Error::type_error("can't multiply sequence by non-int of type 'float'"));
             }
             let missing = usize::try_from(missing.as_index().unwrap_or(0)).unwrap_or(0);
             vm.budget.build(fill.weight().max(24).saturating_mul(missing))?;
@@ -256,7 +257,7 @@ fn batch(vm: &mut Vm, value: &Value, count: Option<Value>, fill: Option<Value>) 
         }
         batches.push(Value::list(current, &mut vm.budget)?);
     }
-    Ok(read(batches))
+    Ok(iter_over(batches))
 }
 
 /// Source: `sync_do_slice`.
@@ -285,7 +286,7 @@ fn slice(vm: &mut Vm, value: &Value, slices: Option<Value>, fill: Option<Value>)
         }
         parts.push(Value::list(part, &mut vm.budget)?);
     }
-    Ok(read(parts))
+    Ok(iter_over(parts))
 }
 
 fn dict_sort(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
@@ -298,7 +299,7 @@ fn dict_sort(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let keep_case = is_true(case_sensitive);
     let dict: &Dict = match value.defined()? {
         Value::Dict(dict) => dict,
-        other => return Err(Error::of_type(format!("'{}' object has no attribute 'items'", other.type_name()))),
+        other => return Err(Error::type_error(format!("'{}' object has no attribute 'items'", other.type_name()))),
     };
     let mut pairs = Vec::with_capacity(dict.map.len());
     for (key, value) in &dict.map {
@@ -346,7 +347,7 @@ fn group_by(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
 }
 
 /// Source: `_min_or_max`.
-fn extreme(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
+fn min_or_max(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
     let [case_sensitive, attribute] = args.bind(name, ["case_sensitive", "attribute"], 0)?;
     let parts = vm.attribute_parts(&attribute.unwrap_or(Value::None))?;
     let keep_case = is_true(case_sensitive);

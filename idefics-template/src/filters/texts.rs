@@ -1,4 +1,4 @@
-//! Filters of text.
+//! Text filters.
 
 use crate::args::Args;
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
     match name {
         "upper" | "lower" | "capitalize" | "title" | "wordcount" => {
             args.none(name)?;
-            let text = vm.text_of(value)?;
+            let text = vm.filter_text(value)?;
             vm.budget.scan(text.text.len())?;
             let plain = match name {
                 "upper" => text.text.to_uppercase(),
@@ -38,12 +38,12 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
         }
         "center" => {
             let [width] = args.bind("center", ["width"], 0)?;
-            let text = vm.text_of(value)?;
+            let text = vm.filter_text(value)?;
             methods::center(vm, &text, width.unwrap_or(Value::Int(80)), None)
         }
         "trim" => {
             let [chars] = args.bind("trim", ["chars"], 0)?;
-            let text = vm.text_of(value)?;
+            let text = vm.filter_text(value)?;
             methods::strip(vm, &text, chars, true, true)
         }
         "escape" | "e" => {
@@ -75,7 +75,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
             if !args.positional.is_empty() && !args.named.is_empty() {
                 return Err(Error::value("can't handle positional and keyword arguments at the same time"));
             }
-            let format = vm.text_of(value)?;
+            let format = vm.filter_text(value)?;
             let values = if args.named.is_empty() {
                 Value::tuple(args.positional, &mut vm.budget)?
             } else {
@@ -101,7 +101,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
     }
 }
 
-/// Every word with a capital letter first. Source: `do_title`.
+/// Capitalizes every word. Source: `do_title`.
 fn title(text: &str) -> String {
     let mut titled = String::with_capacity(text.len());
     let mut first = true;
@@ -143,11 +143,11 @@ fn indent(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let [width, first, blank] = args.bind("indent", ["width", "first", "blank"], 0)?;
     let width = width.unwrap_or(Value::Int(4));
     let Value::Str(text) = value.defined()? else {
-        return Err(Error::of_type(format!("can only indent strings, not '{}'", value.type_name())));
+        return Err(Error::type_error(format!("can only indent strings, not '{}'", value.type_name())));
     };
     let lines = text.text.matches('\n').count() + 2;
     let indention = match &width {
-        // Taken for escaped where the text is.
+        // Treated as escaped if the text is.
         Value::Str(width) => width.text.to_string(),
         width => {
             let width = usize::try_from(width.index()?).unwrap_or(0);
@@ -184,7 +184,7 @@ fn truncate(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         Some(leeway) => leeway.index()?,
     };
     let end = end.unwrap_or_else(|| Value::str("..."));
-    let Some(end_text) = end.as_text() else { return Err(Error::of_type("the end of a truncated text is a string")) };
+    let Some(end_text) = end.as_text() else { return Err(Error::type_error("truncate() end must be a string")) };
     let end_length = end_text.chars() as i64;
     if length < end_length || leeway < 0 {
         return Err(Error::value(format!("expected length >= {end_length}, got {length}")));
@@ -193,7 +193,7 @@ fn truncate(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         return Ok(value.clone());
     }
     let Value::Str(text) = value else {
-        return Err(Error::of_type(format!("can only truncate strings, not '{}'", value.type_name())));
+        return Err(Error::type_error(format!("can only truncate strings, not '{}'", value.type_name())));
     };
     let kept: String = text.text.chars().take((length - end_length) as usize).collect();
     let kept = match killwords.is_some_and(|kill| kill.is_true()) {
@@ -209,7 +209,7 @@ fn word_wrap(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let params = ["width", "break_long_words", "wrapstring", "break_on_hyphens"];
     let [width, break_long, wrapstring, hyphens] = args.bind("wordwrap", params, 0)?;
     let Value::Str(text) = value.defined()? else {
-        return Err(Error::of_type(format!("'{}' object has no attribute 'splitlines'", value.type_name())));
+        return Err(Error::type_error(format!("'{}' object has no attribute 'splitlines'", value.type_name())));
     };
     let width = width.unwrap_or(Value::Int(79)).index()?;
     let break_long = break_long.is_none_or(|value| value.is_true());
@@ -217,16 +217,18 @@ fn word_wrap(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let separator = match wrapstring {
         None | Some(Value::None) => "\n".into(),
         Some(Value::Str(text)) => text.text,
-        Some(other) => return Err(Error::of_type(format!("'{}' object has no attribute 'join'", other.type_name()))),
+        Some(other) => {
+            return Err(Error::type_error(format!("'{}' object has no attribute 'join'", other.type_name())));
+        }
     };
     let lines = split_lines(&text.text, false);
     if width <= 0 && !lines.is_empty() {
         return Err(Error::value(format!("invalid width {width} (must be > 0)")));
     }
     let width = usize::try_from(width).unwrap_or(0);
-    // Each line is a text of its own until all are joined.
-    let of_line = size_of::<String>() + 32 + separator.len();
-    vm.budget.build(text.text.len().saturating_mul(2 + of_line / width.max(1)))?;
+    // Every wrapped line is a separate string until the lines are joined.
+    let line_bytes = size_of::<String>() + 32 + separator.len();
+    vm.budget.build(text.text.len().saturating_mul(2 + line_bytes / width.max(1)))?;
     let mut wrapped = String::new();
     for (index, line) in lines.into_iter().enumerate() {
         if index > 0 {
@@ -290,7 +292,7 @@ fn xml_attributes(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let [autospace] = args.bind("xmlattr", ["autospace"], 0)?;
     let dict = match value.defined()? {
         Value::Dict(dict) => dict,
-        other => return Err(Error::of_type(format!("'{}' object has no attribute 'items'", other.type_name()))),
+        other => return Err(Error::type_error(format!("'{}' object has no attribute 'items'", other.type_name()))),
     };
     let mut out = String::new();
     for (key, value) in &dict.map {
@@ -298,7 +300,7 @@ fn xml_attributes(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
         if matches!(value, Value::None | Value::Undefined(_)) {
             continue;
         }
-        let Some(name) = key.0.as_text() else { return Err(Error::of_type("attribute names are strings")) };
+        let Some(name) = key.0.as_text() else { return Err(Error::type_error("attribute names must be strings")) };
         if name.text.contains([' ', '\t', '\n', '\r', '\x0b', '\x0c', '/', '>', '=']) {
             return Err(Error::value(format!("Invalid character in attribute name: '{}'", name.text)));
         }

@@ -1,10 +1,10 @@
-//! Upper and lower case as Python has it.
+//! Case conversion with Python's rules.
 
 use crate::unicode::to_title;
 
 pub(crate) fn capitalize(text: &str) -> String {
     let Some(first) = text.chars().next() else { return String::new() };
-    // The last sigma depends on what is before it.
+    // The whole text is lowered at once, because a final sigma depends on the characters before it.
     let lower = text.to_lowercase();
     to_title(first).chain(lower.chars().skip(first.to_lowercase().count())).collect()
 }
@@ -14,7 +14,7 @@ pub(super) fn title(text: &str) -> String {
     let mut in_word = false;
     for (index, character) in text.char_indices() {
         match in_word {
-            // The end of a word decides about the last sigma.
+            // A sigma at the end of a word has a different lower case form.
             true if character == 'Σ' => titled.push(sigma(&text[..index], &text[index + 2..])),
             true => titled.extend(character.to_lowercase()),
             false => titled.extend(to_title(character)),
@@ -24,7 +24,7 @@ pub(super) fn title(text: &str) -> String {
     titled
 }
 
-/// The small sigma between two texts.
+/// The lower case form of sigma between two texts: `ς` at the end of a word, otherwise `σ`.
 fn sigma(before: &str, after: &str) -> char {
     let ends = before.chars().next_back().is_some_and(is_cased) && !after.chars().next().is_some_and(is_cased);
     if ends { 'ς' } else { 'σ' }
@@ -34,7 +34,7 @@ pub(super) fn is_cased(character: char) -> bool {
     character.is_uppercase() || character.is_lowercase() || is_title(character)
 }
 
-/// Letters that are two in one, the first of them large.
+/// Whether the character is a titlecase letter: a digraph whose first part is upper case, such as `ǅ`.
 pub(super) fn is_title(character: char) -> bool {
     use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
     !character.is_ascii() && character.general_category() == GeneralCategory::TitlecaseLetter

@@ -1,4 +1,4 @@
-//! Methods that look for a string in another.
+//! Methods that search a string.
 
 use crate::args::Args;
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ pub(super) fn affix(text: &Text, name: &str, args: Args) -> Result<Value> {
     };
     let wrong = |value: &Value| {
         let found = value.type_name();
-        Error::of_type(format!("{name} first arg must be str or a tuple of str, not {found}"))
+        Error::type_error(format!("{name} first arg must be str or a tuple of str, not {found}"))
     };
     match affix.unwrap_or(Value::None) {
         Value::Str(affix) => Ok(Value::Bool(holds(&affix))),
@@ -31,11 +31,11 @@ pub(super) fn affix(text: &Text, name: &str, args: Args) -> Result<Value> {
     }
 }
 
-/// A part of a text, given by positions of characters as in a slice.
+/// The part of a text between two character positions, with the semantics of a Python slice.
 struct Slice<'a> {
-    /// The part; nothing if it would begin after its end.
+    /// The selected part; `None` if the start is after the end.
     text: Option<&'a str>,
-    /// Characters before the part.
+    /// Number of characters before the part.
     skipped: usize,
 }
 
@@ -49,7 +49,7 @@ impl<'a> Slice<'a> {
             None | Some(Value::None) => Ok(default),
             Some(value) => {
                 let index = value.as_index().ok_or_else(|| {
-                    Error::of_type("slice indices must be integers or None or have an __index__ method")
+                    Error::type_error("slice indices must be integers or None or have an __index__ method")
                 })?;
                 Ok(if index < 0 { index.saturating_add(length).max(0) } else { index })
             }

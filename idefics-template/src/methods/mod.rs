@@ -14,14 +14,14 @@ use std::rc::Rc;
 use crate::args::Args;
 use crate::ast::BinaryOp;
 use crate::error::{Error, Result};
-use crate::key::{big, check_hashable, equal, is_same};
+use crate::key::{check_hashable, equal, is_same, to_bigint};
 use crate::object::Object;
 use crate::ops;
 use crate::value::{Dict, Seq, Value, View};
 use crate::vm::Vm;
 
 impl Vm<'_> {
-    /// `value.name(args)` of a method that `has_method` knows.
+    /// Calls `value.name(args)`. The caller has checked that `has_method` accepts the name.
     #[inline(never)]
     pub(crate) fn call_method(&mut self, value: &Value, name: &str, args: Args) -> Result<Value> {
         self.budget.step()?;
@@ -45,7 +45,7 @@ impl Vm<'_> {
             }
             Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Float(_) => number(self, value, name, args),
             Value::Object(object) => object_method(self, object, name, args),
-            other => Err(Error::of_type(format!("'{}' object has no method '{name}'", other.type_name()))),
+            other => Err(Error::type_error(format!("'{}' object has no method '{name}'", other.type_name()))),
         }
     }
 }
@@ -69,9 +69,9 @@ fn sequence(vm: &mut Vm, value: &Value, seq: &Rc<Seq>, name: &str, args: Args) -
             let bound = |value: Option<Value>, default: i64| match value {
                 None => Ok(default),
                 Some(value) => {
-                    let index = value
-                        .as_index()
-                        .ok_or_else(|| Error::of_type("slice indices must be integers or have an __index__ method"))?;
+                    let index = value.as_index().ok_or_else(|| {
+                        Error::type_error("slice indices must be integers or have an __index__ method")
+                    })?;
                     Ok(if index < 0 { index.saturating_add(seq.items.len() as i64).max(0) } else { index })
                 }
             };
@@ -128,7 +128,7 @@ fn is_disjoint(vm: &mut Vm, view: View, dict: &Rc<Dict>, other: Value) -> Result
 
 fn number(vm: &mut Vm, value: &Value, name: &str, args: Args) -> Result<Value> {
     args.none(name)?;
-    let whole = big(value);
+    let whole = to_bigint(value);
     Ok(match (name, value) {
         ("conjugate", Value::Float(_)) => value.clone(),
         ("is_integer", Value::Float(number)) => Value::Bool(number.is_finite() && number.fract() == 0.0),
@@ -153,7 +153,7 @@ fn number(vm: &mut Vm, value: &Value, name: &str, args: Args) -> Result<Value> {
     })
 }
 
-/// A finite float as a quotient of integers without a common factor.
+/// A finite float as a fraction in lowest terms.
 fn ratio(number: f64) -> (num_bigint::BigInt, num_bigint::BigInt) {
     use num_bigint::BigInt;
     let mut mantissa = number;
@@ -198,7 +198,7 @@ fn object_method(vm: &mut Vm, object: &Rc<Object>, name: &str, args: Args) -> Re
         }
         (Object::Loop(state), "changed") => {
             if let Some((name, _)) = args.named.first() {
-                return Err(Error::of_type(format!("changed() got an unexpected keyword argument '{name}'")));
+                return Err(Error::type_error(format!("changed() got an unexpected keyword argument '{name}'")));
             }
             let mut state = state.try_borrow_mut().map_err(|_| Error::value("the loop is already advancing"))?;
             vm.budget.scan(args.positional.iter().map(Value::weight).fold(0, usize::saturating_add) / 8)?;
@@ -213,10 +213,10 @@ fn object_method(vm: &mut Vm, object: &Rc<Object>, name: &str, args: Args) -> Re
         }
         (Object::Loop(state), _) => {
             if !args.named.is_empty() || args.positional.is_empty() {
-                return Err(Error::of_type("no items for cycling given"));
+                return Err(Error::type_error("no items for cycling given"));
             }
-            let given = state.try_borrow().map_err(|_| Error::value("the loop is already advancing"))?.given;
-            let index = given.saturating_sub(1) % args.positional.len();
+            let yielded = state.try_borrow().map_err(|_| Error::value("the loop is already advancing"))?.yielded;
+            let index = yielded.saturating_sub(1) % args.positional.len();
             Ok(args.positional.get(index).cloned().unwrap_or(Value::None))
         }
         _ => vm.dict_from_keys(args),

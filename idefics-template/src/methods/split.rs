@@ -1,4 +1,4 @@
-//! Methods that cut strings into parts.
+//! Methods that split strings.
 
 use crate::args::Args;
 use crate::error::{Error, Result};
@@ -63,7 +63,7 @@ fn values(vm: &mut Vm, parts: Vec<&str>, safe: bool) -> Result<Vec<Value>> {
     Ok(parts.into_iter().map(|part| Value::text(part, safe)).collect())
 }
 
-/// Words between white space, cut at most `count` times.
+/// Splits at white space at most `count` times, from the start or from the end.
 fn words(source: &str, count: usize, from_end: bool) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = source;

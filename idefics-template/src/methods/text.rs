@@ -1,7 +1,6 @@
-//! Methods of strings.
+//! String methods.
 //!
-//! On escaped text (`markupsafe.Markup`), results are escaped text too, and arguments that become part of them are
-//! escaped first.
+//! Methods of escaped text (`markupsafe.Markup`) return escaped text, and escape arguments that become part of it.
 
 use std::sync::Arc;
 
@@ -108,8 +107,8 @@ pub(super) fn call(vm: &mut Vm, text: &Text, name: &str, args: Args) -> Result<V
             args.none(name)?;
             vm.string(unescape(&text.text))
         }
-        "encode" => Err(Error::new(ErrorKind::Unsupported, "str.encode gives bytes, which templates do not have here")),
-        _ => Err(Error::of_type(format!("'str' object has no method '{name}'"))),
+        "encode" => Err(Error::new(ErrorKind::Unsupported, "str.encode is not supported: there are no byte strings")),
+        _ => Err(Error::type_error(format!("'str' object has no method '{name}'"))),
     }
 }
 
@@ -117,16 +116,16 @@ pub(super) fn string(value: &Value, name: &str) -> Result<Text> {
     value
         .as_text()
         .cloned()
-        .ok_or_else(|| Error::of_type(format!("{name}() argument must be str, not {}", value.type_name())))
+        .ok_or_else(|| Error::type_error(format!("{name}() argument must be str, not {}", value.type_name())))
 }
 
 pub(super) fn required_string(value: Option<Value>, name: &str) -> Result<Text> {
     string(&value.unwrap_or(Value::None), name)
 }
 
-/// The text of an argument, escaped if it becomes part of escaped text.
-fn part(vm: &mut Vm, of: &Text, part: &Text) -> Result<Arc<str>> {
-    match of.safe && !part.safe {
+/// The text of an argument, escaped if `target` is escaped and the argument is not.
+fn part(vm: &mut Vm, target: &Text, part: &Text) -> Result<Arc<str>> {
+    match target.safe && !part.safe {
         true => Ok(escape(&part.text, &mut vm.budget)?.into()),
         false => Ok(part.text.clone()),
     }
@@ -139,7 +138,7 @@ pub(crate) fn strip(vm: &mut Vm, text: &Text, chars: Option<Value>, left: bool, 
         Some(Value::Str(chars)) => Some(chars.text.chars().collect()),
         Some(other) => {
             other.defined()?;
-            return Err(Error::of_type("strip arg must be None or str"));
+            return Err(Error::type_error("strip arg must be None or str"));
         }
     };
     if let Some(chars) = &chars {
@@ -160,7 +159,7 @@ pub(crate) fn strip(vm: &mut Vm, text: &Text, chars: Option<Value>, left: bool, 
     Ok(Value::text(stripped, text.safe))
 }
 
-/// `replace`, at most `count` times unless that is negative.
+/// `replace`, at most `count` times; a negative count means no limit.
 pub(crate) fn replace(vm: &mut Vm, text: &Text, old: &Text, new: &Text, count: i64) -> Result<Value> {
     let new = part(vm, text, new)?;
     vm.budget.scan(text.text.len())?;
@@ -176,16 +175,16 @@ pub(crate) fn replace(vm: &mut Vm, text: &Text, old: &Text, new: &Text, count: i
 
 fn fill_char(vm: &mut Vm, text: &Text, fill: Option<Value>) -> Result<char> {
     let Some(fill) = fill else { return Ok(' ') };
-    let fill = fill.as_text().cloned().ok_or_else(|| Error::of_type("the fill character must be a string"))?;
+    let fill = fill.as_text().cloned().ok_or_else(|| Error::type_error("the fill character must be a string"))?;
     let fill = part(vm, text, &fill)?;
     let mut characters = fill.chars();
     match (characters.next(), characters.next()) {
         (Some(fill), None) => Ok(fill),
-        _ => Err(Error::of_type("The fill character must be exactly one character long")),
+        _ => Err(Error::type_error("The fill character must be exactly one character long")),
     }
 }
 
-/// The padding that a text lacks up to `width`.
+/// Number of padding characters needed to reach `width`.
 fn missing(vm: &mut Vm, text: &Text, width: &Value, fill: char) -> Result<usize> {
     let width = usize::try_from(width.index()?).unwrap_or(0);
     let missing = width.saturating_sub(text.chars());
@@ -237,7 +236,7 @@ fn expand_tabs(text: &str, size: usize) -> String {
 fn join(vm: &mut Vm, separator: &Text, values: &Value) -> Result<Value> {
     let mut joined = String::new();
     let mut iter = match Iter::new(values) {
-        Err(error) if error.kind() == ErrorKind::Type => return Err(Error::of_type("can only join an iterable")),
+        Err(error) if error.kind() == ErrorKind::Type => return Err(Error::type_error("can only join an iterable")),
         iter => iter?,
     };
     let mut index = 0;
@@ -245,11 +244,11 @@ fn join(vm: &mut Vm, separator: &Text, values: &Value) -> Result<Value> {
         vm.budget.step()?;
         let item = match &item {
             Value::Str(text) => text.clone(),
-            // `Markup.join` escapes whatever it is given.
+            // `Markup.join` accepts any value and escapes it.
             other if separator.safe => vm.soft(other)?,
             other => {
                 let found = other.type_name();
-                return Err(Error::of_type(format!("sequence item {index}: expected str instance, {found} found")));
+                return Err(Error::type_error(format!("sequence item {index}: expected str instance, {found} found")));
             }
         };
         let item = part(vm, separator, &item)?;

@@ -24,7 +24,7 @@ pub(super) fn make_translation(vm: &mut Vm, args: Args) -> Result<Value> {
                         }
                     }
                     Value::Int(_) => key.clone(),
-                    _ => return Err(Error::of_type("keys in translate table must be strings or integers")),
+                    _ => return Err(Error::type_error("keys in translate table must be strings or integers")),
                 };
                 map.insert(key, value.clone());
             }
@@ -42,7 +42,7 @@ pub(super) fn make_translation(vm: &mut Vm, args: Args) -> Result<Value> {
                 map.extend(remove.text.chars().map(|character| (code(character), Value::None)));
             }
         }
-        _ => return Err(Error::of_type("maketrans takes a mapping, or two or three strings")),
+        _ => return Err(Error::type_error("maketrans takes a mapping, or two or three strings")),
     }
     Value::dict(map, &mut vm.budget)
 }
@@ -61,7 +61,7 @@ pub(super) fn translate(vm: &mut Vm, text: &Text, table: &Value) -> Result<Value
             Value::List(_) | Value::Tuple(_) | Value::Str(_) => {
                 Some(vm.get_item(table, &key)?).filter(|value| !value.is_undefined())
             }
-            other => return Err(Error::of_type(format!("'{}' object is not subscriptable", other.type_name()))),
+            other => return Err(Error::type_error(format!("'{}' object is not subscriptable", other.type_name()))),
         };
         match found {
             None => translated.push(character),
@@ -74,7 +74,7 @@ pub(super) fn translate(vm: &mut Vm, text: &Text, table: &Value) -> Result<Value
                 Some(character) => translated.push(character),
                 None => return Err(Error::value("character mapping must be in range(0x110000)")),
             },
-            Some(_) => return Err(Error::of_type("character mapping must return integer, None or str")),
+            Some(_) => return Err(Error::type_error("character mapping must return integer, None or str")),
         }
     }
     vm.budget.build(translated.len())?;

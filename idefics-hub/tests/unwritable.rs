@@ -1,4 +1,4 @@
-//! Notes that the cache cannot take: a commit's missing files, a branch's commit, locks.
+//! Caches in which `.no_exist`, `refs` or `.locks` cannot be written.
 
 use std::fs;
 
@@ -9,11 +9,11 @@ use super::servers::Hub;
 use super::{COMMIT, REPO, SHARDS, no_progress};
 
 #[test]
-fn a_cache_that_takes_no_notes_will_do() {
+fn works_without_writable_metadata() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let root = cache.path().join("models--org--tiny");
     fs::create_dir_all(&root).unwrap();
-    // Files where there should be folders: nobody can write into those, not even the administrator.
+    // Files in place of the folders: unlike missing permissions, this blocks writes even for root.
     for in_the_way in [root.join(".no_exist"), root.join("refs"), cache.path().join(".locks")] {
         fs::write(in_the_way, "").unwrap();
     }
