@@ -208,7 +208,7 @@ fn targets_outside_the_picture_are_refused_by_their_sides() {
         let plan = |_, _| vec![ResizeTarget { crop, width, height, filter: Filter::Bilinear }];
         let error = decode_resized(&ppm(5, 3), "dot.ppm", &Limits::default(), Alpha::White, plan).unwrap_err();
         assert!(matches!(error, ImageError::Target { .. }), "{error}");
-        assert!(error.to_string().starts_with("dot.ppm: columns "), "{error}");
+        assert!(error.to_string().starts_with("dot.ppm: cannot resize columns "), "{error}");
     }
 }
 

@@ -1,11 +1,12 @@
-//! The first frame of an animation that has no still picture.
+//! Finds the first frame of an animation that has no still image.
 //!
-//! Source: ISO/IEC 14496-12 (tracks and their samples), 23008-12 (image sequences); what is optional follows libavif.
+//! Source: ISO/IEC 14496-12 (tracks and their samples), 23008-12 (image sequences). libavif decides which parts are
+//! optional.
 
 use super::av1::ColorCodes;
 use super::container::{Cell, Coded, Main, Reader, boxes, find, is_alpha_kind, read_colors};
 
-/// Bytes of a sample entry before its boxes.
+/// Length in bytes of the fields of a sample entry before its boxes.
 const SAMPLE_ENTRY: usize = 78;
 
 #[derive(Debug)]
@@ -13,15 +14,15 @@ struct Track<'a> {
     id: u32,
     size: (u32, u32),
     colors: Option<ColorCodes>,
-    /// The track that this one is auxiliary to.
+    /// Id of the track that this one is auxiliary to.
     main: Option<u32>,
     is_alpha: bool,
-    /// The track of the alpha that the colors are multiplied by.
+    /// Id of the alpha track that the colors are premultiplied by.
     multiplied_by: Option<u32>,
     first: &'a [u8],
 }
 
-/// Reads the first frame of the first track of pictures, and its alpha.
+/// Reads the first frame of the first color track, and its alpha.
 pub(super) fn read(file: &[u8]) -> Option<Main<'_>> {
     let tracks = boxes(find(file, b"moov")?).filter(|(kind, _)| kind == b"trak");
     let tracks: Vec<_> = tracks.filter_map(|(_, data)| Track::read(file, data)).collect();
@@ -38,7 +39,7 @@ pub(super) fn read(file: &[u8]) -> Option<Main<'_>> {
 }
 
 impl<'a> Track<'a> {
-    /// Reads a track of AV1.
+    /// Reads a track; `None` if it is damaged or not AV1.
     fn read(file: &'a [u8], track: &'a [u8]) -> Option<Self> {
         let mut header = Reader(find(track, b"tkhd")?);
         let (version, _) = header.version()?;
@@ -55,7 +56,7 @@ impl<'a> Track<'a> {
         let entries = find(table, b"stsd")?.get(8..)?;
         let entry = find(entries, b"av01")?.get(SAMPLE_ENTRY..)?;
         let colors = boxes(entry).filter(|(kind, _)| kind == b"colr").find_map(|(_, data)| read_colors(data));
-        // Files of old versions of libavif do not say what they store beside the colors.
+        // Old versions of libavif do not declare the auxiliary type; their only auxiliary track is alpha.
         let is_alpha = find(entry, b"auxi").is_none_or(|data| data.get(4..).is_some_and(is_alpha_kind));
 
         let mut sizes = Reader(find(table, b"stsz")?.get(4..)?);
