@@ -98,7 +98,7 @@ fn what_is_not_read_is_named() {
     };
     fail(&plain[..plain.len() - 1], "ends early");
     fail(&plain[..frame], "ends early");
-    fail(b"\xff\xd8\xff\xd9", "before any picture");
+    fail(b"\xff\xd8\xff\xd9", "before any image data");
     let scan = plain.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
     fail(&[&plain[..plain.len() - 2], &plain[scan..]].concat(), "second scan");
     for (name, what) in [("two_frames", "two frames"), ("no_quantization", "quantization table is missing")] {

@@ -1,10 +1,10 @@
-//! Tables that several JPEG files share, as TIFF has them.
+//! Tables shared by several JPEG streams, as in TIFF.
 
 use super::JpegError;
 use super::huffman::Codes;
 use super::markers::{Markers, Stop};
 
-/// Quantization and Huffman tables by their slots.
+/// Quantization and Huffman tables, indexed by slot.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tables {
     quantization: [Option<[u16; 64]>; 4],
@@ -13,7 +13,7 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Reads a file that has tables alone.
+    /// Reads a JPEG stream that only contains tables.
     pub(crate) fn read(file: &[u8]) -> Result<Self, JpegError> {
         let mut markers = Markers::new(file)?;
         match markers.read()? {

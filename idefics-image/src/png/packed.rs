@@ -116,7 +116,7 @@ impl<'a> PackedPixels<'a> {
         Ok(Self { reader, file, input, row, height, whole, n_filtered, filtered_bytes, head, checks_sum: true })
     }
 
-    /// If the decoder's error can only be a wrong checksum that Pillow does not read, restarts decompression without
+    /// If the decoder's error may be a wrong checksum that Pillow does not read, restarts decompression without
     /// the checksum and returns `true`. A restart is needed because the decoder may report the error before it has
     /// returned the last rows.
     fn restart_without_checksum(&mut self) -> Result<bool, ImageError> {
@@ -266,7 +266,7 @@ impl Counter {
     }
 }
 
-/// Appended to the compressed pixels: four zero bytes, a zero chunk length, and the IEND chunk.
+/// Appended to the compressed pixels: an all-zero CRC of the IDAT chunk (it is not verified), and the IEND chunk.
 const END: &[u8] = b"\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82";
 
 /// Reads several slices as if they were one: the head, the compressed data, and [`END`].
