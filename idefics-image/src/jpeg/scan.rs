@@ -19,7 +19,7 @@ pub(super) struct ScanReader<'a> {
     /// The blocks of one unit, in coding order.
     places: Vec<Place>,
     units_across: usize,
-    /// Rows of units.
+    /// Number of unit rows.
     pub(super) rows: usize,
     restart_interval: usize,
     state: State,

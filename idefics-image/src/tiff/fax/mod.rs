@@ -1,9 +1,8 @@
-//! CCITT fax: rows of runs, group 3 in one and two dimensions, group 4.
+//! CCITT fax decompression: modified Huffman, group 3 (one- and two-dimensional), and group 4.
 //!
-//! Damaged rows come out as libtiff mends them: what is missing of a row is filled up, what is too long is cut, and
-//! group 3 goes on at the next end-of-line code. Group 3 data that ends before its rows do is refused; group 4 data that
-//! ends early leaves the rest as it was. Of the row above, whatever stands behind its end is kept, since damaged rows look
-//! there.
+//! Damaged rows are repaired like in libtiff: short rows are filled up, long rows are cut, and group 3 continues at
+//! the next end-of-line code. Group 3 data that ends early is an error. Group 4 data that ends early leaves the
+//! remaining rows unchanged. The runs after the end of the row above are kept, because damaged rows refer to them.
 //!
 //! Source: ITU-T T.4 and T.6; `tif_fax3.c` and `tif_fax3.h` of libtiff 4.7.
 
@@ -15,19 +14,20 @@ use self::bits::Bits;
 use self::row::{End, Row};
 use super::TiffError;
 
-/// How the rows of a file are coded.
+/// The coding of the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Coding {
-    /// Runs alone; rows start at bytes, or at even bytes of the file.
+    /// Modified Huffman: run lengths only. Rows start at byte boundaries, or at 16-bit boundaries of the file.
     Runs { is_word_aligned: bool },
-    /// With end-of-line codes; `has_references` if rows may be coded by the row above.
+    /// Group 3, with end-of-line codes. If `has_references`, rows may be coded relative to the row above
+    /// (two-dimensional).
     Group3 { has_references: bool },
-    /// By the row above alone.
+    /// Group 4: every row is coded relative to the row above.
     Group4,
 }
 
 impl Coding {
-    /// How many runs of a row of `width` pixels are kept. Twice that many are counted in 32 bits.
+    /// Maximum number of runs of a row of `width` pixels. Twice this number must fit 32 bits, as in libtiff.
     fn room(self, width: usize) -> Result<usize, TiffError> {
         let has_references = matches!(self, Self::Group4 | Self::Group3 { has_references: true });
         let room = || {
@@ -38,14 +38,14 @@ impl Coding {
         room().ok_or_else(|| too_wide(width))
     }
 
-    /// Bytes of the runs of two rows of `width` pixels, which decoding keeps.
+    /// Bytes that decoding needs for the runs of two rows of `width` pixels.
     pub(super) fn run_bytes(self, width: usize) -> Result<u64, TiffError> {
         Ok((self.room(width)? as u64).saturating_mul(2 * size_of::<u32>() as u64))
     }
 }
 
 fn too_wide(width: usize) -> TiffError {
-    TiffError::damaged(format!("a row of CCITT data has {width} pixels, more than its runs can be counted for"))
+    TiffError::damaged(format!("a row of CCITT data has {width} pixels, which is too wide to decode"))
 }
 
 /// Decodes the strips or tiles of a picture.
@@ -54,24 +54,26 @@ pub(super) struct Fax {
     coding: Coding,
     is_reversed: bool,
     row_bytes: usize,
-    /// The file has no end-of-line codes, as group 3 data has shown.
+    /// Whether the group 3 data was found to have no end-of-line codes.
     has_no_ends: bool,
     row: Row,
     above: Row,
     is_swapped: bool,
 }
 
-/// Why a strip is given up.
+/// Why decoding of a strip stops.
 enum Fault {
+    /// The data has ended.
     Ended,
-    /// The row has more runs than libtiff has room for.
+    /// The row has more runs than libtiff supports.
     TooManyRuns,
-    /// Group 3 data has no end-of-line code: read again without.
+    /// The group 3 data has no end-of-line code and must be read again without them.
     NoEnds,
 }
 
 impl Fax {
-    /// `width` is that of a strip or tile, in pixels; `is_reversed` says that bits are read from the lowest.
+    /// Creates a decoder. `width` is the width of a strip or tile in pixels. `is_reversed` says that the lowest bit
+    /// of a byte is first.
     pub(super) fn new(coding: Coding, width: usize, is_reversed: bool) -> Result<Self, TiffError> {
         let room = coding.room(width)?;
         let row = || i32::try_from(width).map(|width| Row::new(width, room)).map_err(|_| too_wide(width));
@@ -86,7 +88,7 @@ impl Fax {
         })
     }
 
-    /// Fills the rows of `out`, a bit a pixel, 1 for black. `offset` is where `data` begins in the file.
+    /// Fills the rows of `out`, one bit per pixel, 1 is black. `offset` is the offset of `data` in the file.
     pub(super) fn decode(&mut self, data: &[u8], offset: usize, out: &mut [u8]) -> Result<(), TiffError> {
         if self.is_swapped {
             self.swap();
@@ -103,7 +105,7 @@ impl Fax {
             }
             match result {
                 Ok(()) => {}
-                // Group 4 data may end early, but not at once.
+                // Group 4 data may end early, but not before the second row.
                 Err(Fault::Ended) if self.coding == Coding::Group4 && index > 0 => return Ok(()),
                 Err(Fault::TooManyRuns) => return Err(TiffError::damaged("a row of CCITT data has too many runs")),
                 Err(_) => return Err(TiffError::damaged("CCITT data ends early")),
@@ -132,7 +134,7 @@ impl Fax {
                 *end = if is_alone { self.row.read_runs(bits)? } else { self.row.read_moves(bits, &self.above)? };
                 self.row.write(out);
                 if has_references {
-                    // Where there is no room for a last change there is none.
+                    // If there is no space for the final change, it is left out.
                     let _ = self.row.close();
                     self.swap();
                 }
@@ -158,7 +160,7 @@ impl Fax {
     }
 }
 
-/// Goes on behind the next end-of-line code, of which the row before may have taken the zeros.
+/// Skips past the next end-of-line code. The row before may already have consumed its zeros.
 fn find_end(bits: &mut Bits<'_>, last: End) -> Result<(), Fault> {
     if last == End::Pixel {
         loop {
