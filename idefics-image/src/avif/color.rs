@@ -315,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alpha_is_cut_where_libyuv_copies_it_and_else_rounded() {
+    fn alpha_is_truncated_or_rounded_like_libavif() {
         let cuts = |sampling, depth, matrix| {
             let colors = ColorCodes { primaries: 1, matrix, is_full_range: true };
             is_alpha_cut(&Frame { width: 1, height: 1, depth, sampling, planes: Vec::new(), colors }, colors)

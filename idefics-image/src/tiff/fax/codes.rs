@@ -308,13 +308,13 @@ const fn moves() -> Table<Move, { 1 << MOVE_BITS }> {
 mod tests {
     use super::*;
 
-    /// The fraction of all bit sequences that valid code words cover.
+    /// Number of table entries that start with a valid code word.
     fn covered<const SIZE: usize>(table: &Table<Run, SIZE>) -> usize {
         table.0.iter().filter(|(run, _)| *run != Run::Unknown).count()
     }
 
     #[test]
-    fn no_code_word_begins_another() {
+    fn run_code_words_are_prefix_free() {
         let share = |(length, _): &(u8, u16), bits: u32| 1_usize << (bits - u32::from(*length));
         for (words, covered, bits) in
             [(&WHITE_WORDS, covered(&WHITE), WHITE_BITS), (&BLACK_WORDS, covered(&BLACK), BLACK_BITS)]
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn two_dimensional_words_cover_everything() {
+    fn two_dimensional_code_words_cover_all_bit_sequences() {
         for (place, &(meaning, length)) in MOVES.0.iter().enumerate() {
             let first = (place as u8).reverse_bits() >> (8 - length);
             let expected = match (length, first) {

@@ -27,7 +27,7 @@ pub(super) enum Coding {
 }
 
 impl Coding {
-    /// Maximum number of runs of a row of `width` pixels. Twice this number must fit 32 bits, as in libtiff.
+    /// Maximum number of runs of a row of `width` pixels. It is an error if twice this number does not fit 32 bits.
     fn room(self, width: usize) -> Result<usize, TiffError> {
         let has_references = matches!(self, Self::Group4 | Self::Group3 { has_references: true });
         let room = || {

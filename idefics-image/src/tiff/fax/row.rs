@@ -231,7 +231,7 @@ impl Row {
 }
 
 impl Changes<'_> {
-    /// Advances to the first change of the same color after the position of `row`.
+    /// Advances to the first change after the position of `row` that has the opposite color (b1 in ITU-T T.4).
     fn pass(&mut self, row: &Row) -> Result<(), Fault> {
         if row.length > 0 {
             while self.at <= row.at && self.at < row.width {
