@@ -56,7 +56,7 @@ pub enum ImageError {
     /// The encoded image has more bytes than [`Limits::max_bytes`](crate::Limits::max_bytes).
     #[error(
         "{image}: the encoded image has more than {limit} bytes; re-encode it smaller or raise the limit \
-        (--max-image-pixels N, or none)"
+         (--max-image-pixels N, or none)"
     )]
     TooManyBytes {
         /// Name of the input.
@@ -89,7 +89,7 @@ pub enum ImageError {
     /// decoded.
     #[error(
         "{image}: the image has {width}x{height} pixels, more than the limit of {max_pixels}; scale it down or raise \
-        the limit (--max-image-pixels N, or none)"
+         the limit (--max-image-pixels N, or none)"
     )]
     TooLarge {
         /// Name of the input.
@@ -106,7 +106,7 @@ pub enum ImageError {
     /// [`Limits::max_decoded_bytes`](crate::Limits::max_decoded_bytes).
     #[error(
         "{image}: decoding needs {needed} bytes of memory, more than the limit of {limit}; scale it down or raise the \
-        limit (--max-image-pixels N, or none)"
+         limit (--max-image-pixels N, or none)"
     )]
     Memory {
         /// Name of the input.

@@ -81,7 +81,9 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     } else {
         let stride = (width as usize).next_multiple_of(32) / 8;
         let end = entry.offset + entry.size;
-        let at = end.checked_sub(stride * height as usize).ok_or_else(|| input.damaged("its transparency mask is cut off"))?;
+        let at = end
+            .checked_sub(stride * height as usize)
+            .ok_or_else(|| input.damaged("its transparency mask is cut off"))?;
         let rows = Rows { width, height, layout: Layout::BitInverted, stride, is_bottom_up: true };
         let mut mask = rows.unpack(bytes.get(at..).unwrap_or_default(), input)?;
         // Pillow writes masks without row padding; reading such a file, it takes part of the colors for the mask

@@ -184,7 +184,8 @@ fn plain_values(
 fn floats(header: &mut Header<'_>, width: u32, height: u32, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
     let token = header.token(input)?;
     let scale = token.parse::<f64>().ok().filter(|scale| scale.is_finite() && *scale != 0.0);
-    let scale = scale.ok_or_else(|| input.damaged(format!("its scale is {token:?}, expected a number other than 0")))?;
+    let scale =
+        scale.ok_or_else(|| input.damaged(format!("its scale is {token:?}, expected a number other than 0")))?;
     let count = u64::from(width) * u64::from(height);
     input.check_memory(count)?;
     let data = header.rest.get(..4 * count as usize).ok_or_else(|| input.damaged("the file ends early"))?;

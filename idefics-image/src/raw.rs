@@ -164,7 +164,7 @@ impl Rows {
         let Self { width, height, layout, stride, is_bottom_up } = self;
         let row_bytes = layout.row_bytes(width);
         if stride < row_bytes {
-            return Err(input.coding(format!("rows of {stride} bytes, too short for {width} pixels")));
+            return Err(input.coding("rows that are too short for their pixels"));
         }
         let mut samples = Vec::new();
         let length = layout.unpacked_bytes() as usize * width as usize * rows.len();

@@ -96,7 +96,10 @@ impl<'a> RgbView<'a> {
     /// # Panics
     /// If the rectangle is empty or reaches outside the view.
     pub fn crop(&self, left: usize, top: usize, right: usize, bottom: usize) -> Self {
-        assert!(left < right && right <= self.width && top < bottom && bottom <= self.height, "the crop is empty or outside the view");
+        assert!(
+            left < right && right <= self.width && top < bottom && bottom <= self.height,
+            "the crop is empty or outside the view"
+        );
         Self { left: self.left + left, top: self.top + top, width: right - left, height: bottom - top, ..*self }
     }
 

@@ -324,11 +324,7 @@ fn png_checksum_is_verified_only_in_the_chunk_of_the_last_row() {
     assert!(matches!(decode_bytes(&png_of_chunks(&[&data])), Err(ImageError::Decode { .. })));
     for place in 1..=4 {
         let (pixels, rest) = data.split_at(end - place);
-        assert_eq!(
-            decode_bytes(&png_of_chunks(&[pixels, rest])).unwrap(),
-            whole,
-            "{place} bytes in a separate chunk"
-        );
+        assert_eq!(decode_bytes(&png_of_chunks(&[pixels, rest])).unwrap(), whole, "{place} bytes in a separate chunk");
         assert_eq!(decode_bytes(&png_of_chunks(&[pixels])).unwrap(), whole, "{place} bytes missing");
     }
     // A chunk boundary in the middle of the pixels does not hide the wrong checksum.

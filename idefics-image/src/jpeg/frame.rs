@@ -139,7 +139,8 @@ impl Scan {
                 frame.components[*index].id == entry[0] && components.iter().all(|other| other.index != *index)
             };
             let index = (components.len()..frame.components.len()).find(is_it);
-            let index = index.ok_or_else(|| JpegError::damaged("a scan has a component that the frame does not have"))?;
+            let index =
+                index.ok_or_else(|| JpegError::damaged("a scan has a component that the frame does not have"))?;
             components.push(ScanComponent { index, dc_table: entry[1] >> 4, ac_table: entry[1] & 15 });
         }
         let blocks = |scan: &ScanComponent| frame.components[scan.index].h * frame.components[scan.index].v;
