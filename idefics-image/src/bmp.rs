@@ -21,7 +21,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Res
     let offset = u32_at(bytes, 10).ok_or_else(|| input.damaged("the file ends early"))?;
     let bitmap = Bitmap::read(bytes, FILE_HEADER, offset as usize, false, input)?;
     let mut rows = output.begin(Header::new(bitmap.width, bitmap.height), input)?;
-    if bitmap.is_packed() {
+    if bitmap.is_run_length_coded() {
         rows.push(&bitmap.pixels(bytes, bitmap.height, input)?);
     } else {
         bitmap.rows(bitmap.height).unpack_bands(bytes.get(bitmap.at..).unwrap_or_default(), input, |samples| {
@@ -138,7 +138,7 @@ impl Bitmap {
     }
 
     /// Whether the rows are run-length coded.
-    fn is_packed(&self) -> bool {
+    fn is_run_length_coded(&self) -> bool {
         self.compression == RLE8 || self.compression == RLE4
     }
 
@@ -151,7 +151,7 @@ impl Bitmap {
     /// Decodes the first `height` rows of the file.
     pub(crate) fn pixels(&self, bytes: &[u8], height: u32, input: &Input<'_>) -> Result<Pixels, ImageError> {
         let rows = self.rows(height);
-        let samples = if self.is_packed() {
+        let samples = if self.is_run_length_coded() {
             let rows = Rows { layout: Layout::Index(8), stride: self.width as usize, ..rows };
             input.check_memory(2 * u64::from(rows.width) * u64::from(height))?;
             let indices = decompress(bytes, self.at, self.width as usize, height as usize, self.compression == RLE4);

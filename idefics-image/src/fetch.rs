@@ -38,7 +38,7 @@ mod http {
     use crate::{ImageError, ReadOptions};
 
     /// Interval at which cancellation is checked.
-    const PATIENCE: Duration = Duration::from_millis(100);
+    const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
     /// Value of the `User-Agent` header. Some hosts require one.
     const USER_AGENT: &str = concat!("idefics/", env!("CARGO_PKG_VERSION"));
 
@@ -49,13 +49,13 @@ mod http {
             return follow(url, options);
         }
         let (sender, receiver) = mpsc::channel();
-        let (of_thread, options_of_thread) = (url.clone(), options.clone());
+        let (thread_url, thread_options) = (url.clone(), options.clone());
         let spawned = thread::Builder::new().name("idefics-fetch".to_owned()).spawn(move || {
-            let _ = sender.send(follow(&of_thread, &options_of_thread)); // fails if the read was cancelled
+            let _ = sender.send(follow(&thread_url, &thread_options)); // fails if the read was cancelled
         });
         spawned.map_err(|error| network(url, error.to_string()))?;
         loop {
-            match receiver.recv_timeout(PATIENCE) {
+            match receiver.recv_timeout(CANCEL_INTERVAL) {
                 Ok(fetched) => return fetched,
                 Err(RecvTimeoutError::Timeout) if options.is_cancelled() => return Err(cancelled(url)),
                 Err(RecvTimeoutError::Timeout) => {}

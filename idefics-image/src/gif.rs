@@ -13,7 +13,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     let early = || input.damaged("the file ends early");
     let screen = bytes.get(6..10).and_then(read_size).ok_or_else(early)?;
     input.check_size(u32::from(screen.0), u32::from(screen.1))?;
-    let image = First::read(bytes).ok_or_else(early)?;
+    let image = FirstFrame::read(bytes).ok_or_else(early)?;
 
     // If the frame reaches beyond the screen, the canvas is enlarged.
     let width = (u32::from(image.left) + u32::from(image.width)).max(screen.0.into());
@@ -45,7 +45,7 @@ fn read_size(bytes: &[u8]) -> Option<(u16, u16)> {
 }
 
 /// The first frame, still compressed.
-struct First<'a> {
+struct FirstFrame<'a> {
     left: u16,
     top: u16,
     width: u16,
@@ -58,7 +58,7 @@ struct First<'a> {
     data: &'a [u8],
 }
 
-impl<'a> First<'a> {
+impl<'a> FirstFrame<'a> {
     fn read(bytes: &'a [u8]) -> Option<Self> {
         const EXTENSION: u8 = 0x21;
         const GRAPHIC_CONTROL: u8 = 0xf9;

@@ -37,7 +37,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
         return Err(input.damaged("the components of its codestream do not have the size in its header"));
     }
     // The decoder converts subsampled YCbCr to RGB itself.
-    let is_converted = size.has_fewer_chroma();
+    let is_converted = size.has_subsampled_chroma();
     let pixels = boxes.pixels(&size, &planes, is_converted);
     Ok(Raster::new(width, height, pixels.ok_or_else(|| input.coding("a palette that has no colors"))?))
 }
@@ -83,7 +83,7 @@ impl Size {
     }
 
     /// Whether exactly the second and third of three components are subsampled.
-    fn has_fewer_chroma(&self) -> bool {
+    fn has_subsampled_chroma(&self) -> bool {
         matches!(self.components[..], [(_, 1, 1), (_, a, b), (_, c, d)] if (a, b) != (1, 1) && (a, b) == (c, d))
     }
 }

@@ -16,7 +16,7 @@ const ORIENTATION: u16 = 0x0112;
 pub(crate) fn orientation(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
     let code = match exif.map_or(Tag::Absent, read_exif) {
         Tag::Code(code) => Some(code),
-        Tag::Useless => None,
+        Tag::Invalid => None,
         Tag::Absent => xmp.and_then(read_xmp),
     };
     code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
@@ -56,7 +56,7 @@ pub(crate) fn has_tag(exif: &[u8]) -> bool {
 enum Tag {
     Absent,
     /// The tag exists, but its value is not a number from 1 to 8.
-    Useless,
+    Invalid,
     Code(u8),
 }
 
@@ -69,7 +69,7 @@ fn read_exif(mut block: &[u8]) -> Tag {
     if block.is_empty() {
         return Tag::Absent;
     }
-    let Some(order) = byte_order(block) else { return Tag::Useless };
+    let Some(order) = byte_order(block) else { return Tag::Invalid };
     let mut tag = Tag::Absent;
     let mut entries = || -> Option<()> {
         let directory = block.get(order.u32(block.get(4..)?)? as usize..)?;
@@ -85,7 +85,7 @@ fn read_exif(mut block: &[u8]) -> Tag {
                 &entry[8..8 + size as usize]
             };
             if number == ORIENTATION && !data.is_empty() {
-                tag = order.code(kind, data).map_or(Tag::Useless, Tag::Code);
+                tag = order.code(kind, data).map_or(Tag::Invalid, Tag::Code);
             }
         }
         Some(())
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(read(9, [0, 0, 0, 6]), Tag::Code(6));
         assert_eq!(read(11, 6.0_f32.to_be_bytes()), Tag::Code(6));
         for (kind, data) in [(1, [6, 0, 0, 0]), (2, *b"6\0\0\0"), (7, [6; 4]), (3, [0, 9, 0, 0]), (9, [0xff; 4])] {
-            assert_eq!(read(kind, data), Tag::Useless, "type {kind}");
+            assert_eq!(read(kind, data), Tag::Invalid, "type {kind}");
         }
         // A tag of an unknown type is treated as absent.
         assert_eq!(read(99, [0, 6, 0, 0]), Tag::Absent);
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(read_exif(&block(&[short(3), short(6)])), Tag::Code(6));
         assert_eq!(read_exif(&block(&[short(3), outside, short(6)])), Tag::Code(3));
         assert_eq!(read_exif(&block(&[outside, short(6)])), Tag::Absent);
-        assert_eq!(read_exif(b"Exif\0\0XX"), Tag::Useless);
+        assert_eq!(read_exif(b"Exif\0\0XX"), Tag::Invalid);
         assert_eq!(read_exif(b"Exif\0\0Exif\0\0"), Tag::Absent);
         for end in 0..block(&[short(6)]).len() {
             read_exif(&block(&[short(6)])[..end]);

@@ -179,7 +179,7 @@ impl ImageSource {
     pub fn resolve(&mut self, folder: &Path) {
         match self {
             Self::Path(path) => *path = folder.join(&*path), // an absolute path stays as it is
-            Self::Base64 { folder: of_text, .. } => *of_text = folder.join(&*of_text),
+            Self::Base64 { folder: text_folder, .. } => *text_folder = folder.join(&*text_folder),
             Self::Url(_) | Self::DataUrl(_) | Self::Bytes(_) => {}
         }
     }

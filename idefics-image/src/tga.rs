@@ -31,7 +31,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     let data = bytes.get(at..).unwrap_or_default();
     let row_bytes = layout.row_bytes(width);
     let rows = Rows { width, height, layout, stride: row_bytes, is_bottom_up: header.is_bottom_up };
-    let mut samples = if header.is_packed {
+    let mut samples = if header.is_run_length_coded {
         input.check_memory(2 * layout.unpacked_bytes() * u64::from(width) * u64::from(height))?;
         rows.unpack(&decompress(data, row_bytes, height as usize, layout, input)?, input)?
     } else {
@@ -60,7 +60,7 @@ struct Header {
     width: u32,
     height: u32,
     layout: Layout,
-    is_packed: bool,
+    is_run_length_coded: bool,
     is_bottom_up: bool,
     is_mirrored: bool,
     has_palette: bool,
@@ -97,7 +97,7 @@ impl Header {
             width: word(12).into(),
             height: word(14).into(),
             layout,
-            is_packed: kind & 8 != 0,
+            is_run_length_coded: kind & 8 != 0,
             is_bottom_up: flags & 0x20 == 0,
             is_mirrored: flags & 0x10 != 0,
             has_palette,

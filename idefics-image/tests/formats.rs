@@ -15,7 +15,7 @@ fn tolerance(name: &str) -> u8 {
 }
 
 /// Files that we read although Pillow rejects them.
-fn is_forgiven(name: &str) -> bool {
+fn is_rejected_only_by_pillow(name: &str) -> bool {
     // Pillow cannot determine the mode of the palette; the pixels are complete.
     matches!(name, "24_with_palette.tga" | "indexed_32.tga")
 }
@@ -47,7 +47,7 @@ fn every_format_matches_pillow() {
                     }
                 }
                 (Err(error), Ok(_)) => wrong.push(format!("{name} {key} is rejected: {error}")),
-                (Ok(_), Err(_)) if is_forgiven(&name) => {}
+                (Ok(_), Err(_)) if is_rejected_only_by_pillow(&name) => {}
                 (Ok(_), Err(_)) => wrong.push(format!("{name} {key} is read, but Pillow rejects it")),
                 (Err(error), Err(_)) => assert_eq!(error.kind(), ImageErrorKind::Input, "{error}"),
             }
@@ -103,11 +103,11 @@ fn in_grid(file: &[u8], size: [u16; 2]) -> Vec<u8> {
             b"iref" => data.extend(boxed(b"dimg", &[0, 3, 0, 1, 0, 1])),
             b"iprp" => {
                 let places = boxes(&data);
-                let [(_, container), (_, of_items)] = places.as_slice() else { panic!("{places:?}") };
-                let mut of_items = data[of_items.clone()].to_vec();
-                of_items[7] += 1;
-                of_items.extend([0, 3, 3, 1, 2, 4]); // size, depth, colors
-                data = [boxed(b"ipco", &data[container.clone()]), boxed(b"ipma", &of_items)].concat();
+                let [(_, container), (_, associations)] = places.as_slice() else { panic!("{places:?}") };
+                let mut associations = data[associations.clone()].to_vec();
+                associations[7] += 1;
+                associations.extend([0, 3, 3, 1, 2, 4]); // size, depth, colors
+                data = [boxed(b"ipco", &data[container.clone()]), boxed(b"ipma", &associations)].concat();
             }
             _ => {}
         }

@@ -49,7 +49,7 @@ fn digest(image: &RgbImage) -> Vec<u8> {
 }
 
 /// Files that we read although Pillow rejects them.
-fn is_read_by_us_alone(name: &str) -> bool {
+fn is_rejected_only_by_pillow(name: &str) -> bool {
     // Pillow mistakes big-endian BigTIFF for classic TIFF.
     name.starts_with("big_") && name.ends_with("_be")
 }
@@ -64,7 +64,7 @@ fn every_file_matches_pillow() {
             let expected = tensors.tensor(&format!("{name}/{key}")).unwrap().data();
             match read(&file, alpha) {
                 Ok(image) if digest(&image) == expected => equal += 1,
-                Ok(_) if expected.is_empty() && is_read_by_us_alone(&name) => {}
+                Ok(_) if expected.is_empty() && is_rejected_only_by_pillow(&name) => {}
                 Ok(image) => {
                     let what = if expected.is_empty() { "is rejected by Pillow" } else { "differs" };
                     wrong.push(format!(

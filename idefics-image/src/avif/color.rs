@@ -18,7 +18,7 @@ struct Weights {
 
 impl Weights {
     /// The weights that libyuv uses for these colors; `None` if libyuv does not support them.
-    fn of(colors: ColorCodes, is_mono: bool) -> Option<Self> {
+    fn new(colors: ColorCodes, is_mono: bool) -> Option<Self> {
         let matrix = match (colors.matrix, colors.primaries) {
             (0, _) if is_mono => 6,
             (12, 1 | 2) => 1,
@@ -55,7 +55,7 @@ impl Weights {
 /// without alpha in different ways.
 pub(super) fn to_rgb(frame: &Frame, colors: ColorCodes, has_alpha: bool) -> Result<Vec<u8>, String> {
     let is_mono = frame.sampling == Sampling::Mono;
-    match Weights::of(colors, is_mono) {
+    match Weights::new(colors, is_mono) {
         // libavif converts grey without alpha in floating point.
         Some(weights) if !is_mono || has_alpha => Ok(fixed(frame, weights, has_alpha)),
         _ => float(frame, colors),
@@ -145,7 +145,7 @@ enum Mix {
 }
 
 impl Mix {
-    fn of(colors: ColorCodes) -> Result<Self, String> {
+    fn new(colors: ColorCodes) -> Result<Self, String> {
         let luma = |code| match code {
             1 => Some((0.2126, 0.0722)),
             4 => Some((0.30, 0.11)),
@@ -193,7 +193,7 @@ fn from_primaries(code: u16) -> (f32, f32) {
 
 /// Single-precision conversion, like libavif, for colors that libyuv has no routine for.
 fn float(frame: &Frame, colors: ColorCodes) -> Result<Vec<u8>, String> {
-    let mix = if frame.sampling == Sampling::Mono { Mix::Identity } else { Mix::of(colors)? };
+    let mix = if frame.sampling == Sampling::Mono { Mix::Identity } else { Mix::new(colors)? };
     let max = (1_u32 << frame.depth) - 1;
     let shift = frame.depth - 8;
     let (luma_bias, luma_range, chroma_range) =
@@ -260,18 +260,18 @@ fn filtered(
 
 /// Whether alpha of more than 8 bits is truncated to 8 bits instead of rounded. libyuv truncates if a single routine
 /// converts colors and alpha.
-pub(super) fn is_alpha_cut(frame: &Frame, colors: ColorCodes) -> bool {
+pub(super) fn truncates_alpha(frame: &Frame, colors: ColorCodes) -> bool {
     let has_routine = match frame.sampling {
         Sampling::Mono => false,
         Sampling::Quarter => frame.depth != 12,
         Sampling::Half | Sampling::Full => true,
     };
-    has_routine && Weights::of(colors, false).is_some()
+    has_routine && Weights::new(colors, false).is_some()
 }
 
-/// Converts the luma of an alpha frame to 8-bit alpha, `[height, width]`. The values are truncated if `is_cut`,
+/// Converts the luma of an alpha frame to 8-bit alpha, `[height, width]`. The values are truncated if `is_truncated`,
 /// otherwise rounded.
-pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes, is_cut: bool) -> Vec<u8> {
+pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes, is_truncated: bool) -> Vec<u8> {
     let max = (1_u32 << frame.depth) - 1;
     let shift = frame.depth - 8;
     let full = |sample: u16| {
@@ -284,7 +284,11 @@ pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes, is_cut: bool) -> Vec<u
         }
     };
     let byte = |value: u32| {
-        if is_cut || max == 255 { (value >> shift) as u8 } else { (0.5 + value as f32 / max as f32 * 255.0) as u8 }
+        if is_truncated || max == 255 {
+            (value >> shift) as u8
+        } else {
+            (0.5 + value as f32 / max as f32 * 255.0) as u8
+        }
     };
     frame.planes[0].samples.iter().map(|&sample| byte(full(sample))).collect()
 }
@@ -318,7 +322,7 @@ mod tests {
     fn alpha_is_truncated_or_rounded_like_libavif() {
         let cuts = |sampling, depth, matrix| {
             let colors = ColorCodes { primaries: 1, matrix, is_full_range: true };
-            is_alpha_cut(&Frame { width: 1, height: 1, depth, sampling, planes: Vec::new(), colors }, colors)
+            truncates_alpha(&Frame { width: 1, height: 1, depth, sampling, planes: Vec::new(), colors }, colors)
         };
         assert!(cuts(Sampling::Full, 10, 1) && cuts(Sampling::Quarter, 10, 6) && cuts(Sampling::Half, 12, 9));
         assert!(!cuts(Sampling::Mono, 10, 1) && !cuts(Sampling::Quarter, 12, 1) && !cuts(Sampling::Full, 10, 0));

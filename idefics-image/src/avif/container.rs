@@ -19,9 +19,9 @@ const MISSING: &str = "the data of its image is missing or cut off";
 
 /// The main image of a file.
 #[derive(Debug, Default)]
-pub(super) struct Main<'a> {
-    pub(super) color: Coded<'a>,
-    pub(super) alpha: Option<Coded<'a>>,
+pub(super) struct MainImage<'a> {
+    pub(super) color: CodedImage<'a>,
+    pub(super) alpha: Option<CodedImage<'a>>,
     /// Whether the colors are premultiplied by alpha.
     pub(super) is_premultiplied: bool,
     /// Width and height in pixels, before rotation.
@@ -38,7 +38,7 @@ pub(super) struct Main<'a> {
 
 /// The frames that make up an image: a grid of equal cells in row-major order, usually 1x1.
 #[derive(Debug, Default)]
-pub(super) struct Coded<'a> {
+pub(super) struct CodedImage<'a> {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) cells: Vec<Cell<'a>>,
@@ -183,7 +183,7 @@ struct Meta<'a> {
 ///
 /// # Errors
 /// A message that says what is missing or damaged.
-pub(super) fn read(file: &[u8]) -> Result<Main<'_>, String> {
+pub(super) fn read(file: &[u8]) -> Result<MainImage<'_>, String> {
     let meta = find(file, b"meta").map(|data| Meta::read(data).ok_or("the box meta is damaged")).transpose()?;
     match meta {
         Some(meta) if meta.item(meta.primary).is_some() => read_primary(file, &meta),
@@ -191,10 +191,10 @@ pub(super) fn read(file: &[u8]) -> Result<Main<'_>, String> {
     }
 }
 
-fn read_primary<'a>(file: &'a [u8], meta: &Meta<'a>) -> Result<Main<'a>, String> {
+fn read_primary<'a>(file: &'a [u8], meta: &Meta<'a>) -> Result<MainImage<'a>, String> {
     let primary = meta.primary;
     let color = meta.coded(file, primary)?;
-    let mut main = Main { size: color.size, color, ..Main::default() };
+    let mut main = MainImage { size: color.size, color, ..MainImage::default() };
     for (kind, data) in meta.properties_of(primary) {
         match &kind {
             b"colr" => main.colors = read_colors(data).or(main.colors),
@@ -211,7 +211,7 @@ fn read_primary<'a>(file: &'a [u8], meta: &Meta<'a>) -> Result<Main<'a>, String>
             .any(|reference| reference.kind == *b"prem" && reference.from == primary && reference.to.contains(&alpha));
     } else if let Some(cells) = meta.alpha_of_cells(primary) {
         let cells = cells.into_iter().map(|id| meta.cell(file, id)).collect::<Result<_, _>>()?;
-        main.alpha = Some(Coded { cells, ..main.color });
+        main.alpha = Some(CodedImage { cells, ..main.color });
     }
     for item in meta.describing(primary) {
         if item.kind == *b"Exif" {
@@ -340,8 +340,8 @@ impl<'a> Meta<'a> {
     }
 
     fn properties_of(&self, id: u32) -> impl Iterator<Item = ([u8; 4], &'a [u8])> {
-        let of_item = self.associations.iter().filter(move |(item, _)| *item == id);
-        of_item.filter_map(|(_, index)| self.properties.get(index.checked_sub(1)?).copied())
+        let associations = self.associations.iter().filter(move |(item, _)| *item == id);
+        associations.filter_map(|(_, index)| self.properties.get(index.checked_sub(1)?).copied())
     }
 
     fn property(&self, id: u32, wanted: &[u8; 4]) -> Option<&'a [u8]> {
@@ -410,11 +410,11 @@ impl<'a> Meta<'a> {
     }
 
     /// The frames of an item: one, or the cells of a grid.
-    fn coded<'f: 'a>(&self, file: &'f [u8], id: u32) -> Result<Coded<'a>, String> {
+    fn coded<'f: 'a>(&self, file: &'f [u8], id: u32) -> Result<CodedImage<'a>, String> {
         let kind = self.item(id).ok_or("its image is missing")?.kind;
         let size = self.size(id).ok_or("its image has no size")?;
         match &kind {
-            b"av01" => Ok(Coded { rows: 1, columns: 1, cells: vec![self.cell(file, id)?], size }),
+            b"av01" => Ok(CodedImage { rows: 1, columns: 1, cells: vec![self.cell(file, id)?], size }),
             b"grid" => {
                 let data = self.joined(file, id).ok_or(MISSING)?;
                 let &[_, flags, rows, columns, ..] = data.as_slice() else { return Err(MISSING.to_owned()) };
@@ -427,7 +427,7 @@ impl<'a> Meta<'a> {
                     return Err(format!("its grid of {rows}x{columns} has {} cells", cells.len()));
                 }
                 let cells = cells.iter().map(|&id| self.cell(file, id)).collect::<Result<_, _>>()?;
-                Ok(Coded { rows, columns, cells, size: (width as u32, height as u32) })
+                Ok(CodedImage { rows, columns, cells, size: (width as u32, height as u32) })
             }
             kind => Err(format!("its image has the coding {}", kind.escape_ascii())),
         }

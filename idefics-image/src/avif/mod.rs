@@ -13,7 +13,7 @@ use crate::decode::Input;
 use crate::orientation::{has_tag, orientation};
 use crate::raster::{Pixels, Raster};
 use av1::{Frame, Plane};
-use container::{Cell, Coded, Main};
+use container::{Cell, CodedImage, MainImage};
 
 pub(crate) use container::is_avif;
 
@@ -24,7 +24,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     let frame = decode_coded(&main.color, input)?;
     let colors = main.colors.unwrap_or(frame.colors);
     let rgb = color::to_rgb(&frame, colors, main.alpha.is_some()).map_err(|reason| input.coding(reason))?;
-    let is_alpha_cut = color::is_alpha_cut(&frame, colors);
+    let truncates_alpha = color::truncates_alpha(&frame, colors);
     drop(frame);
     let pixels = match &main.alpha {
         None => Pixels::Rgb(rgb),
@@ -33,7 +33,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
                 return Err(input.damaged("its alpha image has another size"));
             }
             let frame = decode_coded(coded, input)?;
-            let alpha = color::to_alpha(&frame, frame.colors, is_alpha_cut);
+            let alpha = color::to_alpha(&frame, frame.colors, truncates_alpha);
             let mut rgba = Vec::with_capacity(4 * alpha.len());
             for (color, alpha) in rgb.as_chunks::<3>().0.iter().zip(alpha) {
                 rgba.extend([color[0], color[1], color[2], alpha]);
@@ -44,11 +44,11 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
             Pixels::Rgba(rgba)
         }
     };
-    Ok(Raster { orientation: of_main(&main), ..Raster::new(width, height, pixels) })
+    Ok(Raster { orientation: container_orientation(&main), ..Raster::new(width, height, pixels) })
 }
 
 /// Decodes the cells of an image and joins them to one frame of its size.
-fn decode_coded(coded: &Coded<'_>, input: &Input<'_>) -> Result<Frame, ImageError> {
+fn decode_coded(coded: &CodedImage<'_>, input: &Input<'_>) -> Result<Frame, ImageError> {
     let (width, height) = coded.size;
     let area = u64::from(width) * u64::from(height);
     // Up to four samples of 16 bits per pixel.
@@ -110,7 +110,7 @@ fn place(whole: &mut Frame, cell: &Frame, row: usize, column: usize) {
 /// if EXIF has no orientation tag.
 ///
 /// Source: `irot_imir_to_exif_orientation` in `_avif.c` and `AvifImagePlugin.py` of Pillow.
-fn of_main(main: &Main<'_>) -> Orientation {
+fn container_orientation(main: &MainImage<'_>) -> Orientation {
     let code = match (main.rotation.unwrap_or(0), main.mirror) {
         (1, Some(1)) | (3, Some(0)) => 7,
         (1, Some(_)) | (3, Some(_)) => 5,

@@ -22,12 +22,12 @@ pub(super) struct Plane<'a> {
 
 /// A block of a progressive file with its entry in [`Plane::nonzero`].
 #[derive(Debug)]
-pub(super) struct Partial<'a> {
+pub(super) struct ProgressiveBlock<'a> {
     pub(super) block: &'a mut Block,
     pub(super) nonzero: &'a mut u64,
 }
 
-impl Partial<'_> {
+impl ProgressiveBlock<'_> {
     /// Writes the coefficient at zigzag position `at`. Positions above 63 mean 63.
     #[inline(always)]
     fn set(&mut self, at: usize, value: i16) {
@@ -123,12 +123,18 @@ pub(super) struct Band {
     pub(super) low_bit: u8,
 }
 
-/// Decodes the upper bits of a band, in its first scan. The band of the block must be zero. `empty_blocks` is the
+/// Decodes the upper bits of a band, in its first scan. The band of the block must be zero. `eob_run` is the
 /// number of blocks, including this one, that have no more coefficients in the band.
 #[inline(always)]
-pub(super) fn ac_first(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks: &mut u32, mut block: Partial<'_>) {
-    if *empty_blocks > 0 {
-        *empty_blocks -= 1;
+pub(super) fn ac_first(
+    bits: &mut Bits<'_>,
+    ac: &Table,
+    band: Band,
+    eob_run: &mut u32,
+    mut block: ProgressiveBlock<'_>,
+) {
+    if *eob_run > 0 {
+        *eob_run -= 1;
         return;
     }
     let mut at = usize::from(band.first);
@@ -151,7 +157,7 @@ pub(super) fn ac_first(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks
         } else if run == 15 {
             at += 16;
         } else {
-            *empty_blocks = end_run(bits, run as u32) - 1;
+            *eob_run = read_eob_run(bits, run as u32) - 1;
             return;
         }
     }
@@ -160,18 +166,24 @@ pub(super) fn ac_first(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks
 /// Decodes one more bit of a band, in a refinement scan: one bit of each nonzero coefficient, and the coefficients
 /// that become nonzero with this bit.
 #[inline(always)]
-pub(super) fn ac_refined(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks: &mut u32, mut block: Partial<'_>) {
+pub(super) fn ac_refined(
+    bits: &mut Bits<'_>,
+    ac: &Table,
+    band: Band,
+    eob_run: &mut u32,
+    mut block: ProgressiveBlock<'_>,
+) {
     let (mut at, last) = (usize::from(band.first), usize::from(band.last));
     let in_band = u64::MAX >> (63 - last);
     let one = 1_i16 << band.low_bit;
-    if *empty_blocks == 0 {
+    if *eob_run == 0 {
         while at <= last {
             bits.refill_if_low();
             let symbol = ac.symbol(bits);
             let (run, size) = (symbol >> 4, symbol & 15);
             let value = match size {
                 0 if run != 15 => {
-                    *empty_blocks = end_run(bits, u32::from(run));
+                    *eob_run = read_eob_run(bits, u32::from(run));
                     break;
                 }
                 0 => 0,
@@ -193,11 +205,11 @@ pub(super) fn ac_refined(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_bloc
             at = target + 1;
         }
     }
-    if *empty_blocks > 0 {
+    if *eob_run > 0 {
         if at <= last {
             block.refine(bits, one, *block.nonzero & in_band & u64::MAX << at);
         }
-        *empty_blocks -= 1;
+        *eob_run -= 1;
     }
 }
 
@@ -205,6 +217,6 @@ pub(super) fn ac_refined(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_bloc
 /// is `2^run` plus the next `run` bits. `run` is below 15. No refill is needed: at least 32 bits were loaded before
 /// the symbol, which has at most 17.
 #[inline(always)]
-fn end_run(bits: &mut Bits<'_>, run: u32) -> u32 {
+fn read_eob_run(bits: &mut Bits<'_>, run: u32) -> u32 {
     (1 << run) + if run > 0 { bits.take(run) } else { 0 }
 }

@@ -27,7 +27,7 @@ pub(crate) enum Color {
 impl Color {
     /// Determines the color space like libjpeg: a JFIF segment means YCbCr, an Adobe segment declares the color
     /// transform, and without either the component ids may be `RGB`.
-    pub(super) fn of(markers: &Markers<'_>, components: &[Component]) -> Self {
+    pub(super) fn detect(markers: &Markers<'_>, components: &[Component]) -> Self {
         match (components, markers.adobe) {
             ([_], _) => Self::Grey,
             ([_, _, _], _) if markers.has_jfif => Self::YCbCr,
@@ -52,7 +52,7 @@ impl Color {
     pub(super) fn upsampling(self, frame: &Frame, component: &Component) -> Upsampling {
         match self {
             Self::Plain { .. } => Upsampling::repeated(frame, component),
-            _ => Upsampling::of(frame, component),
+            _ => Upsampling::choose(frame, component),
         }
     }
 
@@ -81,14 +81,14 @@ impl Color {
             (Self::Cmyk, [cyan, magenta, yellow, key, ..]) => {
                 let inks = cyan.iter().zip(*magenta).zip(*yellow).zip(*key);
                 for (pixel, (((&cyan, &magenta), &yellow), &key)) in out.chunks_exact_mut(3).zip(inks) {
-                    pixel.copy_from_slice(&[cyan, magenta, yellow].map(|ink| on_black(255 - ink, key)));
+                    pixel.copy_from_slice(&[cyan, magenta, yellow].map(|ink| apply_ink(255 - ink, key)));
                 }
             }
             (Self::Ycck, &[y, cb, cr, key, ..]) => {
                 ycbcr(y, cb, cr, out);
                 for (pixel, &key) in out.chunks_exact_mut(3).zip(key) {
                     for value in pixel {
-                        *value = on_black(*value, key);
+                        *value = apply_ink(*value, key);
                     }
                 }
             }
@@ -98,7 +98,7 @@ impl Color {
 }
 
 /// One color channel of CMYK: `white` (inverted black) reduced by `ink`.
-fn on_black(ink: u8, white: u8) -> u8 {
+fn apply_ink(ink: u8, white: u8) -> u8 {
     let product = u32::from(ink) * u32::from(white) + 128;
     white.saturating_sub((((product >> 8) + product) >> 8) as u8)
 }

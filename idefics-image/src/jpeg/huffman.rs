@@ -62,7 +62,7 @@ impl Table {
                     if code >= 1 << length {
                         return Err(bad());
                     }
-                    table.enter(code as u32, length, symbol);
+                    table.insert(code as u32, length, symbol);
                     code += 1;
                 }
                 index += count;
@@ -74,7 +74,7 @@ impl Table {
     }
 
     /// Enters one code into the lookup.
-    fn enter(&mut self, code: u32, length: u32, symbol: u8) {
+    fn insert(&mut self, code: u32, length: u32, symbol: u8) {
         if length > LOOKUP_BITS {
             return;
         }
@@ -102,7 +102,7 @@ impl Table {
     #[inline(always)]
     pub(super) fn finish(&self, entry: Entry, bits: &mut Bits<'_>) -> u8 {
         if entry.length == 0 {
-            return self.long(bits);
+            return self.long_code(bits);
         }
         bits.skip(u32::from(entry.length));
         entry.symbol
@@ -120,7 +120,7 @@ impl Table {
     }
 
     #[cold]
-    fn long(&self, bits: &mut Bits<'_>) -> u8 {
+    fn long_code(&self, bits: &mut Bits<'_>) -> u8 {
         for length in LOOKUP_BITS + 1..=16 {
             let code = bits.peek(length) as i32;
             if code <= self.last_code[length as usize] {

@@ -94,7 +94,7 @@ impl<'a> Decoder<'a> {
 
     /// The tables that are in effect at the first scan.
     pub(crate) fn tables(&self) -> Tables {
-        Tables::of(&self.markers)
+        Tables::from_markers(&self.markers)
     }
 
     /// The EXIF block, starting with its TIFF header.
@@ -111,7 +111,7 @@ impl<'a> Decoder<'a> {
     /// height must be at least 1. A progressive file needs memory for all its coefficients, at most `max_bytes`
     /// bytes.
     pub(crate) fn decode(self, max_bytes: u64, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
-        let color = Color::of(&self.markers, &self.frame.components);
+        let color = Color::detect(&self.markers, &self.frame.components);
         self.decode_as(color, max_bytes, out)
     }
 
@@ -140,10 +140,10 @@ impl<'a> Decoder<'a> {
     /// Decodes a file with a single scan. Bands are rendered while the next ones are read.
     fn decode_single_scan(mut self, color: Color, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
         let mut divisors = vec![None; self.frame.components.len()];
-        latch(&self.markers, &self.frame, &self.scan, &mut divisors)?;
+        save_quantization(&self.markers, &self.frame, &self.scan, &mut divisors)?;
         let mut reader = ScanReader::new(self.file, &self.markers, &self.frame, &self.scan)?;
         let frame = &self.frame;
-        let layout = render::Bands::of(frame);
+        let layout = render::Bands::new(frame);
         let mut renderer = Renderer::new(frame, layout, &divisors, color);
         // Large enough that the thread that reads a group finishes early and helps to render the previous one.
         let group = 4 * rayon::current_num_threads();
@@ -183,7 +183,7 @@ impl<'a> Decoder<'a> {
             return Err(JpegError::OutOfMemory(needed));
         }
         let frame = &self.frame;
-        let layout = render::Bands::of(frame);
+        let layout = render::Bands::new(frame);
         let mut bands: Vec<Coefficients> =
             (0..layout.count).map(|band| Coefficients::with_nonzero(&layout.blocks(frame, band))).collect();
         let mut divisors = vec![None; frame.components.len()];
@@ -197,7 +197,7 @@ impl<'a> Decoder<'a> {
             if scans > MAX_SCANS || visits > MAX_VISITS * frame.stored_blocks() + (1 << 20) {
                 return Err(JpegError::damaged("it has too many scans"));
             }
-            latch(&self.markers, frame, &scan, &mut divisors)?;
+            save_quantization(&self.markers, frame, &scan, &mut divisors)?;
             let reader = ScanReader::new(self.file, &self.markers, frame, &scan)?;
             let has_restarts = reader.has_restarts();
             readers.push(reader);
@@ -288,7 +288,7 @@ impl Coefficients {
 
 /// Saves the quantization table of each component at its first scan. Later changes of the table do not affect the
 /// component.
-fn latch(
+fn save_quantization(
     markers: &Markers<'_>,
     frame: &Frame,
     scan: &Scan,

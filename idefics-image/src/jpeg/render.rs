@@ -28,7 +28,7 @@ pub(super) struct Bands {
 }
 
 impl Bands {
-    pub(super) fn of(frame: &Frame) -> Self {
+    pub(super) fn new(frame: &Frame) -> Self {
         let unit_row: usize = frame.components.iter().map(|component| component.v * component.stride).sum();
         let units = (BAND_BYTES / (unit_row * size_of::<Block>())).clamp(1, frame.units_down);
         Self { units, count: frame.units_down.div_ceil(units) }

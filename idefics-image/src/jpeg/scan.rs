@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::JpegError;
 use super::bits::{Bits, Position, Segments};
-use super::blocks::{self, Band, Partial, Plane};
+use super::blocks::{self, Band, Plane, ProgressiveBlock};
 use super::frame::{Frame, Process, Scan};
 use super::huffman::{Codes, Table};
 use super::markers::Markers;
@@ -64,7 +64,7 @@ struct State {
     /// The last DC coefficient of each part.
     last_dc: [i32; 4],
     /// Number of following blocks that have no more coefficients in the band of a progressive scan.
-    empty_blocks: u32,
+    eob_run: u32,
     /// Whether the segment ended early. The remaining units up to the next restart are left unchanged.
     is_exhausted: bool,
     units_to_restart: usize,
@@ -142,13 +142,13 @@ impl<'a> ScanReader<'a> {
             Kind::DcRefined { low_bit } => self.each_block(rows, out, |bits, _, _, _, plane, at| {
                 blocks::dc_refined(bits, low_bit, &mut plane.blocks[at]);
             }),
-            Kind::AcFirst(band) => self.each_block(rows, out, |bits, part, _, empty_blocks, plane, at| {
-                let block = Partial { block: &mut plane.blocks[at], nonzero: &mut plane.nonzero[at] };
-                blocks::ac_first(bits, &part.ac, band, empty_blocks, block);
+            Kind::AcFirst(band) => self.each_block(rows, out, |bits, part, _, eob_run, plane, at| {
+                let block = ProgressiveBlock { block: &mut plane.blocks[at], nonzero: &mut plane.nonzero[at] };
+                blocks::ac_first(bits, &part.ac, band, eob_run, block);
             }),
-            Kind::AcRefined(band) => self.each_block(rows, out, |bits, part, _, empty_blocks, plane, at| {
-                let block = Partial { block: &mut plane.blocks[at], nonzero: &mut plane.nonzero[at] };
-                blocks::ac_refined(bits, &part.ac, band, empty_blocks, block);
+            Kind::AcRefined(band) => self.each_block(rows, out, |bits, part, _, eob_run, plane, at| {
+                let block = ProgressiveBlock { block: &mut plane.blocks[at], nonzero: &mut plane.nonzero[at] };
+                blocks::ac_refined(bits, &part.ac, band, eob_run, block);
             }),
         }
     }
@@ -178,7 +178,7 @@ impl<'a> ScanReader<'a> {
                     let part = &self.parts[place.part];
                     let at = row * part.down * part.stride + unit * part.across + place.offset;
                     let plane = &mut out[part.component];
-                    decode(&mut bits, part, &mut state.last_dc[place.part], &mut state.empty_blocks, plane, at);
+                    decode(&mut bits, part, &mut state.last_dc[place.part], &mut state.eob_run, plane, at);
                 }
                 state.is_exhausted = bits.is_overrun();
             }

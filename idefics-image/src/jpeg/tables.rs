@@ -17,12 +17,12 @@ impl Tables {
     pub(crate) fn read(file: &[u8]) -> Result<Self, JpegError> {
         let mut markers = Markers::new(file)?;
         match markers.read()? {
-            Stop::End => Ok(Self::of(&markers)),
+            Stop::End => Ok(Self::from_markers(&markers)),
             Stop::Scan(_) => Err(JpegError::damaged("a scan begins among the tables")),
         }
     }
 
-    pub(super) fn of(markers: &Markers<'_>) -> Self {
+    pub(super) fn from_markers(markers: &Markers<'_>) -> Self {
         Self { quantization: markers.quantization, dc: markers.dc_tables.clone(), ac: markers.ac_tables.clone() }
     }
 

@@ -33,7 +33,7 @@ impl Upsampling {
     }
 
     /// Chooses like libjpeg-turbo. A component of one or two columns is not interpolated horizontally.
-    pub(super) fn of(frame: &Frame, component: &Component) -> Self {
+    pub(super) fn choose(frame: &Frame, component: &Component) -> Self {
         let (across, down) = (frame.max_h / component.h, frame.max_v / component.v);
         match (across, down) {
             (1, 1) => Self::None,

@@ -195,11 +195,11 @@ impl<'a> File<'a> {
             b"fcTL" => self.frame = Some(self.parse_frame(data, input)?),
             b"eXIf" => self.texts.exif = Some(data.to_vec()),
             b"tEXt" => {
-                let (key, value) = split(data).unwrap_or((data, &[]));
+                let (key, value) = split_at_zero(data).unwrap_or((data, &[]));
                 self.texts.set(key, || Ok(value.to_vec()), true)?;
             }
             b"zTXt" => {
-                let (key, value) = split(data).unwrap_or((data, &[]));
+                let (key, value) = split_at_zero(data).unwrap_or((data, &[]));
                 self.texts.set(key, || inflate_text(value.get(1..).unwrap_or_default(), input), false)?;
             }
             b"iTXt" => self.read_international(data, input)?,
@@ -227,10 +227,10 @@ impl<'a> File<'a> {
     /// Reads an iTXt chunk: key, compression, language and translated key, then the text.
     fn read_international(&mut self, data: &[u8], input: &Input<'_>) -> Result<(), ImageError> {
         let parts = || {
-            let (key, rest) = split(data)?;
+            let (key, rest) = split_at_zero(data)?;
             let (&[is_compressed, method], rest) = rest.split_first_chunk()?;
-            let (language, rest) = split(rest)?;
-            let (translated, text) = split(rest)?;
+            let (language, rest) = split_at_zero(rest)?;
+            let (translated, text) = split_at_zero(rest)?;
             Some((key, is_compressed != 0, method, language, translated, text))
         };
         let Some((key, is_compressed, method, language, translated, text)) = parts() else { return Ok(()) };
@@ -263,7 +263,7 @@ impl<'a> File<'a> {
                 Keys { over_white: Some([low; 3]), dropped: Some([low, 0, 0]) }
             }),
             (GREY, _) => key_at(0).map(|key| Keys { over_white: Some([key as u8; 3]), dropped: Some([clip(key); 3]) }),
-            (PALETTE, _) => Some(Keys { over_white: None, dropped: self.clear_color() }),
+            (PALETTE, _) => Some(Keys { over_white: None, dropped: self.transparent_color() }),
             (RGB, _) => {
                 let key = || Some([key_at(0)? as u8, key_at(1)? as u8, key_at(2)? as u8]);
                 key().map(Keys::both)
@@ -285,15 +285,15 @@ impl<'a> File<'a> {
     /// Unpacks rows to one of Pillow's pixel formats.
     fn unpack(&self, header: &Header, packed: Vec<u8>) -> Pixels {
         match (header.color_type, header.depth) {
-            (GREY, 1) => Pixels::Grey(self.spread(header, &packed, 255)),
-            (GREY, 2) => Pixels::Grey(self.spread(header, &packed, 0x55)),
-            (GREY, 4) => Pixels::Grey(self.spread(header, &packed, 0x11)),
+            (GREY, 1) => Pixels::Grey(self.unpack_bits(header, &packed, 255)),
+            (GREY, 2) => Pixels::Grey(self.unpack_bits(header, &packed, 0x55)),
+            (GREY, 4) => Pixels::Grey(self.unpack_bits(header, &packed, 0x11)),
             (GREY, 16) => {
                 Pixels::Grey(packed.as_chunks().0.iter().map(|&level| clip(u16::from_be_bytes(level))).collect())
             }
             (GREY, _) => Pixels::Grey(packed),
             (PALETTE, 8) => Pixels::Indexed(packed, self.palette()),
-            (PALETTE, _) => Pixels::Indexed(self.spread(header, &packed, 1), self.palette()),
+            (PALETTE, _) => Pixels::Indexed(self.unpack_bits(header, &packed, 1), self.palette()),
             (RGB, depth) => Pixels::Rgb(high_bytes(packed, depth)),
             (GREY_ALPHA, depth) => Pixels::GreyAlpha(high_bytes(packed, depth)),
             (_, depth) => Pixels::Rgba(high_bytes(packed, depth)),
@@ -310,7 +310,7 @@ impl<'a> File<'a> {
 
     /// The color of the only transparent palette entry, if all other entries are opaque. `convert("RGB")` treats it
     /// as a color key.
-    fn clear_color(&self) -> Option<[u8; 3]> {
+    fn transparent_color(&self) -> Option<[u8; 3]> {
         let alphas = self.transparency?;
         let clear = alphas.iter().position(|&alpha| alpha == 0)?;
         let is_only = alphas.iter().enumerate().all(|(at, &alpha)| at == clear || alpha == 255);
@@ -319,7 +319,7 @@ impl<'a> File<'a> {
     }
 
     /// Unpacks samples of less than 8 bits to one byte each, multiplied by `scale`.
-    fn spread(&self, header: &Header, packed: &[u8], scale: u8) -> Vec<u8> {
+    fn unpack_bits(&self, header: &Header, packed: &[u8], scale: u8) -> Vec<u8> {
         let frame = self.frame.unwrap_or(Frame::whole(header));
         let depth = usize::from(header.depth);
         let mask = (1_u8 << depth) - 1;
@@ -422,7 +422,7 @@ fn parse_profile(text: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Splits at the first zero byte.
-fn split(data: &[u8]) -> Option<(&[u8], &[u8])> {
+fn split_at_zero(data: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = data.iter().position(|&byte| byte == 0)?;
     Some((&data[..at], &data[at + 1..]))
 }

@@ -144,15 +144,15 @@ impl<'a> PackedPixels<'a> {
     /// Passes the rows to `take` in bands, from the top. The next band is decompressed at the same time.
     pub(super) fn read_bands(mut self, take: impl FnMut(Vec<u8>) + Send) -> Result<(), ImageError> {
         let band = (BAND_BYTES / self.row).max(1);
-        let (mut top, mut is_over) = (0, false);
+        let (mut top, mut has_ended) = (0, false);
         let read = || {
             if top == self.height {
                 return Ok(None);
             }
             let rows = band.min(self.height - top);
             let mut packed = vec![0; self.row * rows];
-            if !is_over {
-                is_over = self.read_rows(&mut packed, top)?;
+            if !has_ended {
+                has_ended = self.read_rows(&mut packed, top)?;
             }
             top += rows;
             Ok(Some(packed))
@@ -243,20 +243,20 @@ struct Counter {
 
 impl Counter {
     /// Maximum distance of a back-reference in deflate data, in bytes.
-    const REACH: usize = 32 << 10;
+    const MAX_DISTANCE: usize = 32 << 10;
 
     fn new() -> Self {
         let mut decompressor = fdeflate::Decompressor::new();
         decompressor.ignore_adler32();
-        Self { decompressor, window: vec![0; 4 * Self::REACH], at: 0, total: 0 }
+        Self { decompressor, window: vec![0; 4 * Self::MAX_DISTANCE], at: 0, total: 0 }
     }
 
     /// Decompresses more data, until the total reaches `limit` bytes. `None` if the data is invalid.
     fn read(&mut self, mut data: &[u8], limit: u64) -> Option<()> {
         while !data.is_empty() && !self.decompressor.is_done() && self.total < limit {
-            if self.at > 3 * Self::REACH {
-                self.window.copy_within(self.at - Self::REACH..self.at, 0);
-                self.at = Self::REACH;
+            if self.at > 3 * Self::MAX_DISTANCE {
+                self.window.copy_within(self.at - Self::MAX_DISTANCE..self.at, 0);
+                self.at = Self::MAX_DISTANCE;
             }
             let (read, written) = self.decompressor.read(data, &mut self.window, self.at, false).ok()?;
             data = &data[read..];

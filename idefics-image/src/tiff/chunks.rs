@@ -38,7 +38,7 @@ pub(super) struct Chunk<'a> {
 }
 
 impl<'a> Chunks<'a> {
-    pub(super) fn of(page: &Page<'a>, decoded: usize) -> Result<Self, TiffError> {
+    pub(super) fn new(page: &Page<'a>, decoded: usize) -> Result<Self, TiffError> {
         let Cut { is_tiled, .. } = page.cut;
         let (offsets, counts, name) = if is_tiled {
             (Tag::TILE_OFFSETS, Tag::TILE_BYTE_COUNTS, "tile")

@@ -34,8 +34,8 @@ fn fax_coding(page: &Page<'_>) -> Result<Option<Coding>, TiffError> {
     Ok(match page.compression {
         Compression::HuffmanRows { is_word_aligned } => Some(Coding::Runs { is_word_aligned }),
         Compression::Group3 => {
-            let has_references = page.tags.value(Tag::T4_OPTIONS)?.unwrap_or(0) & 1 == 1;
-            Some(Coding::Group3 { has_references })
+            let is_two_dimensional = page.tags.value(Tag::T4_OPTIONS)?.unwrap_or(0) & 1 == 1;
+            Some(Coding::Group3 { is_two_dimensional })
         }
         Compression::Group4 => Some(Coding::Group4),
         _ => None,
@@ -80,7 +80,7 @@ impl Reader {
             _ => return Err(TiffError::coding("strips or tiles of this compression")),
         };
         let is_whole = matches!(codec, Codec::Fax(_) | Codec::Jpeg(_));
-        Ok(Self { codec, predictor: Predictor::of(page)?, is_reversed: page.is_reversed && !is_whole })
+        Ok(Self { codec, predictor: Predictor::from_page(page)?, is_reversed: page.is_reversed && !is_whole })
     }
 
     /// Fills `out`, which has whole rows of `page.stored_row()` bytes. If the data ends early, the rest of `out` is
@@ -105,7 +105,7 @@ impl Reader {
             Codec::ThunderScan => thunder::decode(&data, page.cut.width, out)?,
             Codec::Jpeg(jpeg) => return jpeg.decode(page, &data, place, out),
         }
-        self.predictor.finish(out, page.stored_row(), page.samples_together(), page.bits, page.order());
+        self.predictor.finish(out, page.stored_row(), page.interleaved_samples(), page.bits, page.order());
         Ok(())
     }
 }
@@ -142,7 +142,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
         )));
     }
     let mut reader = Reader::new(page, max_bytes)?;
-    let chunks = Chunks::of(page, page.decoded_bytes())?;
+    let chunks = Chunks::new(page, page.decoded_bytes())?;
     let mut buffer = zeroed(page.decoded_bytes())?;
     for down in 0..cut.down {
         let top = down * cut.height;

@@ -85,7 +85,7 @@ pub(super) struct Directory<'a> {
 
 impl<'a> Directory<'a> {
     /// Reads the tags of a page, counted from 1.
-    pub(super) fn of_page(file: &'a [u8], page: NonZeroU32) -> Result<Self, TiffError> {
+    pub(super) fn read_page(file: &'a [u8], page: NonZeroU32) -> Result<Self, TiffError> {
         let (header, mut at) = Header::read(file)?;
         let mut seen = BTreeSet::from([at]);
         for pages in 1..page.get() {

@@ -29,7 +29,7 @@ impl Jpeg {
             None => Tables::default(),
         };
         let is_ycbcr = page.photometric == 6 && page.stored_samples == 3 && !page.is_planar;
-        let color = if is_ycbcr { Color::YCbCr } else { Color::Plain { components: page.samples_together() } };
+        let color = if is_ycbcr { Color::YCbCr } else { Color::Plain { components: page.interleaved_samples() } };
         Ok(Self { tables, color, sampling: None, max_bytes })
     }
 
@@ -48,11 +48,11 @@ impl Jpeg {
         let file = [data, &END_OF_IMAGE].concat();
         let decoder = Decoder::with_tables(&file, &self.tables)?;
         self.tables = decoder.tables();
-        if decoder.components() != page.samples_together() {
+        if decoder.components() != page.interleaved_samples() {
             return Err(TiffError::damaged(format!(
                 "JPEG data has {} components, expected {} (tag SamplesPerPixel)",
                 decoder.components(),
-                page.samples_together()
+                page.interleaved_samples()
             )));
         }
         self.check_sampling(&decoder.sampling())?;

@@ -61,7 +61,7 @@ pub(crate) fn decode(
         TiffError::OutOfMemory(needed) => input.no_memory(needed),
         TiffError::NoSuchPage(pages) => input.no_such_page(pages),
     };
-    let page = Directory::of_page(file, page).and_then(Page::new).map_err(error)?;
+    let page = Directory::read_page(file, page).and_then(Page::new).map_err(error)?;
     input.check_size(page.width, page.height)?;
     input.check_memory(needed_bytes(&page).map_err(error)?)?;
     let colors = Colors::new(page.mode, palette(&page).map_err(error)?);

@@ -42,7 +42,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     if needed > max_bytes {
         return Err(TiffError::Memory(needed));
     }
-    let colors = Colors::of(page)?;
+    let colors = Colors::new(page)?;
     let mut rows_left = height;
     let mut bands = Bands::new(|band: &[u8]| {
         let rows = band.chunks_exact(3 * size.0 as usize).take(rows_left);
@@ -70,7 +70,7 @@ fn assemble(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
         }
         None => Vec::new(),
     };
-    let chunks = Chunks::of(page, page.decoded_bytes())?;
+    let chunks = Chunks::new(page, page.decoded_bytes())?;
     if file.is_empty() {
         let first = chunks.get(0)?.data;
         if first.starts_with(&START_OF_IMAGE) {

@@ -32,7 +32,7 @@ pub(super) enum Compression {
 }
 
 impl Compression {
-    fn of(number: u64) -> Result<Self, TiffError> {
+    fn from_number(number: u64) -> Result<Self, TiffError> {
         let other = match number {
             1 => return Ok(Self::None),
             2 => return Ok(Self::HuffmanRows { is_word_aligned: false }),
@@ -105,7 +105,7 @@ pub(super) struct Page<'a> {
 
 impl<'a> Page<'a> {
     pub(super) fn new(tags: Directory<'a>) -> Result<Self, TiffError> {
-        let compression = Compression::of(tags.value(Tag::COMPRESSION)?.unwrap_or(1))?;
+        let compression = Compression::from_number(tags.value(Tag::COMPRESSION)?.unwrap_or(1))?;
         let is_old_jpeg = compression == Compression::OldJpeg;
         let photometric = match tags.value(Tag::PHOTOMETRIC_INTERPRETATION)? {
             _ if is_old_jpeg => 6,
@@ -170,7 +170,7 @@ impl<'a> Page<'a> {
         }
         // In JPEG, the subsampling is given by the JPEG headers.
         let chroma = chroma(&tags, photometric == 6 && compression != Compression::Jpeg)?;
-        let cut = Cut::of(&tags, compression, width, height)?;
+        let cut = Cut::new(&tags, compression, width, height)?;
         Ok(Self {
             width,
             height,
@@ -200,12 +200,12 @@ impl<'a> Page<'a> {
     }
 
     /// Number of interleaved samples per pixel in a strip or tile.
-    pub(super) fn samples_together(&self) -> usize {
+    pub(super) fn interleaved_samples(&self) -> usize {
         if self.is_planar { 1 } else { self.stored_samples }
     }
 
     /// Bits per pixel in the file, over all planes that are used.
-    pub(super) fn bits_of_pixel(&self) -> usize {
+    pub(super) fn bits_per_pixel(&self) -> usize {
         match self.samples {
             _ if self.is_planar => usize::from(self.bits) * self.mode.bands(),
             samples => samples.bits(),
@@ -224,7 +224,7 @@ impl<'a> Page<'a> {
 
     /// Bytes per stored row of a strip or tile.
     pub(super) fn stored_row(&self) -> usize {
-        self.cut.width.saturating_mul(self.samples_together()).saturating_mul(usize::from(self.bits)).div_ceil(8)
+        self.cut.width.saturating_mul(self.interleaved_samples()).saturating_mul(usize::from(self.bits)).div_ceil(8)
     }
 }
 
@@ -245,7 +245,7 @@ fn chroma(tags: &Directory<'_>, counts: bool) -> Result<[usize; 2], TiffError> {
 }
 
 impl Cut {
-    fn of(tags: &Directory<'_>, compression: Compression, width: u32, height: u32) -> Result<Self, TiffError> {
+    fn new(tags: &Directory<'_>, compression: Compression, width: u32, height: u32) -> Result<Self, TiffError> {
         let side = |tag, most: u64| -> Result<Option<usize>, TiffError> {
             match tags.value(tag)? {
                 Some(0) => Err(bad_value(tag, 0)),

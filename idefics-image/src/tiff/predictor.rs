@@ -18,7 +18,7 @@ pub(super) enum Predictor {
 }
 
 impl Predictor {
-    pub(super) fn of(page: &Page<'_>) -> Result<Self, TiffError> {
+    pub(super) fn from_page(page: &Page<'_>) -> Result<Self, TiffError> {
         if !matches!(page.compression, Compression::Lzw | Compression::Deflate) {
             return Ok(Self::None);
         }

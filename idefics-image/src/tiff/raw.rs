@@ -43,8 +43,8 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
     for down in 0..page.cut.down {
         let height = page.cut.height.min(page.height as usize - down * page.cut.height);
         let first = down * page.cut.across;
-        let of_planes = (0..page.planes()).map(|plane| plane * page.cut.count() + first);
-        let indices = of_planes.flat_map(|first| first..first + page.cut.across);
+        let plane_starts = (0..page.planes()).map(|plane| plane * page.cut.count() + first);
+        let indices = plane_starts.flat_map(|first| first..first + page.cut.across);
         let places: Vec<(usize, usize)> = indices
             .filter(|&index| index < offsets.len())
             .map(|index| {
@@ -100,7 +100,7 @@ fn read_rectangle(
     let row_bytes = if is_band { columns } else { samples.row_bytes(columns) };
     // In a tile that reaches beyond the right edge, the rows in the file are longer than the pixels that are read,
     // except if a stored row is shorter than a byte.
-    let stored = cut.width.saturating_mul(page.bits_of_pixel()) / 8 / page.planes();
+    let stored = cut.width.saturating_mul(page.bits_per_pixel()) / 8 / page.planes();
     let stride = if columns < cut.width && stored > 0 { stored } else { row_bytes };
     if stride < row_bytes || i32::try_from(stride).is_err() {
         return Err(TiffError::damaged(format!(

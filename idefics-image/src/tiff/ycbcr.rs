@@ -26,7 +26,7 @@ pub(super) struct Colors {
 impl Colors {
     /// Builds the tables of a page from the tags YCbCrCoefficients (the weights of the colors in luma) and
     /// ReferenceBlackWhite (the codes of black and white of each component).
-    pub(super) fn of(page: &Page<'_>) -> Result<Self, TiffError> {
+    pub(super) fn new(page: &Page<'_>) -> Result<Self, TiffError> {
         const SHIFT: i32 = 16;
         const HALF: i32 = 1 << (SHIFT - 1);
         let [red, green, blue] = page.tags.floats(Tag::Y_CB_CR_COEFFICIENTS).unwrap_or([0.299_f32, 0.587, 0.114]);
@@ -90,13 +90,13 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     if page.is_planar {
         return Err(TiffError::coding("YCbCr in planes (tag PlanarConfiguration)"));
     }
-    let colors = Colors::of(page)?;
+    let colors = Colors::new(page)?;
     let (width, height) = (page.width as usize, page.height as usize);
     let cut = page.cut;
     let [samples_across, samples_down] = page.chroma;
     let (unit, row_bytes) = (unit(page), row_bytes(page));
     let mut reader = Reader::new(page, max_bytes)?;
-    let chunks = Chunks::of(page, decoded_bytes(page))?;
+    let chunks = Chunks::new(page, decoded_bytes(page))?;
     let mut buffer = zeroed(decoded_bytes(page))?;
     for down in 0..cut.down {
         let top = down * cut.height;

@@ -15,7 +15,7 @@ pub(super) enum Run {
 
 /// Meaning of a code word of two-dimensional coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Move {
+pub(super) enum Mode {
     Pass,
     Horizontal,
     /// The color changes this many pixels to the right of the change in the row above.
@@ -32,11 +32,11 @@ pub(super) struct Table<T: 'static, const SIZE: usize>(pub(super) [(T, u8); SIZE
 // Number of bits that are looked up for a white, a black and a two-dimensional code word.
 pub(super) const WHITE_BITS: u32 = 12;
 pub(super) const BLACK_BITS: u32 = 13;
-pub(super) const MOVE_BITS: u32 = 7;
+pub(super) const MODE_BITS: u32 = 7;
 
 pub(super) static WHITE: Table<Run, { 1 << WHITE_BITS }> = runs(&WHITE_WORDS);
 pub(super) static BLACK: Table<Run, { 1 << BLACK_BITS }> = runs(&BLACK_WORDS);
-pub(super) static MOVES: Table<Move, { 1 << MOVE_BITS }> = moves();
+pub(super) static MODES: Table<Mode, { 1 << MODE_BITS }> = modes();
 
 /// `(length, code)` for the runs 0 to 63, then for 64 to 1728 in steps of 64.
 type Words = [(u8, u16); 64 + 27];
@@ -276,21 +276,21 @@ const fn runs<const SIZE: usize>(words: &Words) -> Table<Run, SIZE> {
     Table(table)
 }
 
-const fn moves() -> Table<Move, { 1 << MOVE_BITS }> {
-    const WORDS: [((u8, u16), Move); 11] = [
-        ((4, 1), Move::Pass),
-        ((3, 1), Move::Horizontal),
-        ((1, 1), Move::Vertical(0)),
-        ((3, 3), Move::Vertical(1)),
-        ((6, 3), Move::Vertical(2)),
-        ((7, 3), Move::Vertical(3)),
-        ((3, 2), Move::Vertical(-1)),
-        ((6, 2), Move::Vertical(-2)),
-        ((7, 2), Move::Vertical(-3)),
-        ((7, 1), Move::Extension),
-        ((7, 0), Move::EndOfLine),
+const fn modes() -> Table<Mode, { 1 << MODE_BITS }> {
+    const WORDS: [((u8, u16), Mode); 11] = [
+        ((4, 1), Mode::Pass),
+        ((3, 1), Mode::Horizontal),
+        ((1, 1), Mode::Vertical(0)),
+        ((3, 3), Mode::Vertical(1)),
+        ((6, 3), Mode::Vertical(2)),
+        ((7, 3), Mode::Vertical(3)),
+        ((3, 2), Mode::Vertical(-1)),
+        ((6, 2), Mode::Vertical(-2)),
+        ((7, 2), Mode::Vertical(-3)),
+        ((7, 1), Mode::Extension),
+        ((7, 0), Mode::EndOfLine),
     ];
-    let mut table = [(Move::EndOfLine, 7); 1 << MOVE_BITS];
+    let mut table = [(Mode::EndOfLine, 7); 1 << MODE_BITS];
     let mut index = 0;
     while index < WORDS.len() {
         let (word, meaning) = WORDS[index];
@@ -326,16 +326,16 @@ mod tests {
 
     #[test]
     fn two_dimensional_code_words_cover_all_bit_sequences() {
-        for (place, &(meaning, length)) in MOVES.0.iter().enumerate() {
+        for (place, &(meaning, length)) in MODES.0.iter().enumerate() {
             let first = (place as u8).reverse_bits() >> (8 - length);
             let expected = match (length, first) {
-                (1, 1) => Move::Vertical(0),
-                (3, 1) => Move::Horizontal,
-                (4, 1) => Move::Pass,
-                (7, 0) => Move::EndOfLine,
-                (7, 1) => Move::Extension,
-                (3 | 6 | 7, 2) => Move::Vertical(-[1, 2, 3][[3, 6, 7].iter().position(|&l| l == length).unwrap()]),
-                (3 | 6 | 7, 3) => Move::Vertical([1, 2, 3][[3, 6, 7].iter().position(|&l| l == length).unwrap()]),
+                (1, 1) => Mode::Vertical(0),
+                (3, 1) => Mode::Horizontal,
+                (4, 1) => Mode::Pass,
+                (7, 0) => Mode::EndOfLine,
+                (7, 1) => Mode::Extension,
+                (3 | 6 | 7, 2) => Mode::Vertical(-[1, 2, 3][[3, 6, 7].iter().position(|&l| l == length).unwrap()]),
+                (3 | 6 | 7, 3) => Mode::Vertical([1, 2, 3][[3, 6, 7].iter().position(|&l| l == length).unwrap()]),
                 other => panic!("{other:?}"),
             };
             assert_eq!(meaning, expected);

@@ -19,20 +19,20 @@ use super::TiffError;
 pub(super) enum Coding {
     /// Modified Huffman: run lengths only. Rows start at byte boundaries, or at 16-bit boundaries of the file.
     Runs { is_word_aligned: bool },
-    /// Group 3, with end-of-line codes. If `has_references`, rows may be coded relative to the row above
+    /// Group 3, with end-of-line codes. If `is_two_dimensional`, rows may be coded relative to the row above
     /// (two-dimensional).
-    Group3 { has_references: bool },
+    Group3 { is_two_dimensional: bool },
     /// Group 4: every row is coded relative to the row above.
     Group4,
 }
 
 impl Coding {
     /// Maximum number of runs of a row of `width` pixels. It is an error if twice this number does not fit 32 bits.
-    fn room(self, width: usize) -> Result<usize, TiffError> {
-        let has_references = matches!(self, Self::Group4 | Self::Group3 { has_references: true });
+    fn max_runs(self, width: usize) -> Result<usize, TiffError> {
+        let is_two_dimensional = matches!(self, Self::Group4 | Self::Group3 { is_two_dimensional: true });
         let room = || {
             let room = u32::try_from(width).ok()?.checked_add(1)?.checked_next_multiple_of(32)?;
-            let room = room.checked_mul(if has_references { 2 } else { 1 })?;
+            let room = room.checked_mul(if is_two_dimensional { 2 } else { 1 })?;
             room.checked_mul(2).and(usize::try_from(room).ok())
         };
         room().ok_or_else(|| too_wide(width))
@@ -40,7 +40,7 @@ impl Coding {
 
     /// Bytes that decoding needs for the runs of two rows of `width` pixels.
     pub(super) fn run_bytes(self, width: usize) -> Result<u64, TiffError> {
-        Ok((self.room(width)? as u64).saturating_mul(2 * size_of::<u32>() as u64))
+        Ok((self.max_runs(width)? as u64).saturating_mul(2 * size_of::<u32>() as u64))
     }
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Fax {
     is_reversed: bool,
     row_bytes: usize,
     /// Whether the group 3 data was found to have no end-of-line codes.
-    has_no_ends: bool,
+    has_no_end_of_line: bool,
     row: Row,
     above: Row,
     is_swapped: bool,
@@ -68,20 +68,20 @@ enum Fault {
     /// The row has more runs than libtiff supports.
     TooManyRuns,
     /// The group 3 data has no end-of-line code and must be read again without them.
-    NoEnds,
+    NoEndOfLine,
 }
 
 impl Fax {
     /// Creates a decoder. `width` is the width of a strip or tile in pixels. `is_reversed` says that the lowest bit
     /// of a byte is first.
     pub(super) fn new(coding: Coding, width: usize, is_reversed: bool) -> Result<Self, TiffError> {
-        let room = coding.room(width)?;
+        let room = coding.max_runs(width)?;
         let row = || i32::try_from(width).map(|width| Row::new(width, room)).map_err(|_| too_wide(width));
         Ok(Self {
             coding,
             is_reversed,
             row_bytes: width.div_ceil(8),
-            has_no_ends: false,
+            has_no_end_of_line: false,
             row: row()?,
             above: row()?,
             is_swapped: false,
@@ -98,8 +98,8 @@ impl Fax {
         let row_bytes = self.row_bytes;
         for (index, out) in out.chunks_exact_mut(row_bytes).enumerate() {
             let mut result = self.decode_row(&mut bits, &mut end, offset, out);
-            if matches!(result, Err(Fault::NoEnds)) {
-                self.has_no_ends = true;
+            if matches!(result, Err(Fault::NoEndOfLine)) {
+                self.has_no_end_of_line = true;
                 (bits, end) = (Bits::new(data, self.is_reversed), End::Pixel);
                 result = self.decode_row(&mut bits, &mut end, offset, out);
             }
@@ -117,30 +117,34 @@ impl Fax {
     fn decode_row(&mut self, bits: &mut Bits<'_>, end: &mut End, offset: usize, out: &mut [u8]) -> Result<(), Fault> {
         match self.coding {
             Coding::Runs { is_word_aligned } => {
-                self.row.read_runs(bits)?;
+                self.row.read_one_dimensional(bits)?;
                 self.row.write(out);
                 if is_word_aligned { bits.align_to_word(offset) } else { bits.align_to_byte() }
             }
-            Coding::Group3 { has_references } => {
-                if !self.has_no_ends {
-                    find_end(bits, *end)?;
+            Coding::Group3 { is_two_dimensional } => {
+                if !self.has_no_end_of_line {
+                    find_end_of_line(bits, *end)?;
                 }
-                let is_alone = !has_references || {
+                let is_alone = !is_two_dimensional || {
                     bits.need(1)?;
                     let tag = bits.peek(1);
                     bits.skip(1);
                     tag == 1
                 };
-                *end = if is_alone { self.row.read_runs(bits)? } else { self.row.read_moves(bits, &self.above)? };
+                *end = if is_alone {
+                    self.row.read_one_dimensional(bits)?
+                } else {
+                    self.row.read_two_dimensional(bits, &self.above)?
+                };
                 self.row.write(out);
-                if has_references {
+                if is_two_dimensional {
                     // If there is no space for the final change, it is left out.
                     let _ = self.row.close();
                     self.swap();
                 }
             }
             Coding::Group4 => {
-                let result = self.row.read_moves(bits, &self.above);
+                let result = self.row.read_two_dimensional(bits, &self.above);
                 if !matches!(result, Err(Fault::TooManyRuns)) {
                     self.row.write(out);
                 }
@@ -161,7 +165,7 @@ impl Fax {
 }
 
 /// Skips past the next end-of-line code. The row before may already have consumed its zeros.
-fn find_end(bits: &mut Bits<'_>, last: End) -> Result<(), Fault> {
+fn find_end_of_line(bits: &mut Bits<'_>, last: End) -> Result<(), Fault> {
     if last == End::Pixel {
         loop {
             bits.need(11)?;
@@ -172,7 +176,7 @@ fn find_end(bits: &mut Bits<'_>, last: End) -> Result<(), Fault> {
         }
     }
     loop {
-        bits.need(8).map_err(|_| Fault::NoEnds)?;
+        bits.need(8).map_err(|_| Fault::NoEndOfLine)?;
         if bits.peek(8) != 0 {
             break;
         }

@@ -2,7 +2,7 @@
 
 use super::Fault;
 use super::bits::{Bits, Ended};
-use super::codes::{BLACK, BLACK_BITS, MOVE_BITS, MOVES, Move, Run, WHITE, WHITE_BITS};
+use super::codes::{BLACK, BLACK_BITS, MODE_BITS, MODES, Mode, Run, WHITE, WHITE_BITS};
 
 /// The runs of a row, white first. Arithmetic wraps around like in libtiff, because damaged rows can overflow.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ impl Row {
     }
 
     /// Reads a row that is coded as run lengths.
-    pub(super) fn read_runs(&mut self, bits: &mut Bits<'_>) -> Result<End, Fault> {
+    pub(super) fn read_one_dimensional(&mut self, bits: &mut Bits<'_>) -> Result<End, Fault> {
         self.begin();
         let mut end = End::Pixel;
         let mut is_white = true;
@@ -136,52 +136,52 @@ impl Row {
 
     /// Reads a row that is coded relative to the row above. If the data ends, the row is completed and the error is
     /// returned.
-    pub(super) fn read_moves(&mut self, bits: &mut Bits<'_>, above: &Self) -> Result<End, Fault> {
+    pub(super) fn read_two_dimensional(&mut self, bits: &mut Bits<'_>, above: &Self) -> Result<End, Fault> {
         self.begin();
         let mut changes = Changes { runs: &above.runs, next: 1, at: above.runs[0].cast_signed() };
-        let result = self.read_each_move(bits, &mut changes);
+        let result = self.read_modes(bits, &mut changes);
         if matches!(result, Ok(_) | Err(Fault::Ended)) {
             self.finish()?;
         }
         result
     }
 
-    fn read_each_move(&mut self, bits: &mut Bits<'_>, changes: &mut Changes<'_>) -> Result<End, Fault> {
+    fn read_modes(&mut self, bits: &mut Bits<'_>, changes: &mut Changes<'_>) -> Result<End, Fault> {
         while self.at < self.width {
             if self.length >= self.runs.len() {
                 return Err(Fault::TooManyRuns);
             }
-            bits.need(MOVE_BITS)?;
-            let (meaning, length) = MOVES.0[bits.peek(MOVE_BITS)];
+            bits.need(MODE_BITS)?;
+            let (meaning, length) = MODES.0[bits.peek(MODE_BITS)];
             bits.skip(u32::from(length));
             match meaning {
-                Move::Pass => {
-                    changes.pass(self)?;
+                Mode::Pass => {
+                    changes.find_b1(self)?;
                     changes.step(1)?;
                     self.pending = self.pending.wrapping_add(changes.at.wrapping_sub(self.at));
                     self.at = changes.at;
                     changes.step(0)?;
                 }
-                Move::Horizontal => {
+                Mode::Horizontal => {
                     let is_white = self.length.is_multiple_of(2);
                     if self.run(bits, is_white)?.is_err() || self.run(bits, !is_white)?.is_err() {
                         return Ok(End::Pixel);
                     }
-                    changes.pass(self)?;
+                    changes.find_b1(self)?;
                 }
-                Move::Vertical(offset) => {
-                    changes.pass(self)?;
+                Mode::Vertical(offset) => {
+                    changes.find_b1(self)?;
                     if offset < 0 && changes.at < self.at.wrapping_sub(offset) {
                         return Ok(End::Pixel);
                     }
                     self.push(changes.at.wrapping_sub(self.at).wrapping_add(offset))?;
                     if offset < 0 { changes.step_back() } else { changes.step(0)? }
                 }
-                Move::Extension => {
+                Mode::Extension => {
                     self.fill_up();
                     return Ok(End::Pixel);
                 }
-                Move::EndOfLine => {
+                Mode::EndOfLine => {
                     self.fill_up();
                     bits.need(4)?;
                     bits.skip(4);
@@ -232,7 +232,7 @@ impl Row {
 
 impl Changes<'_> {
     /// Advances to the first change after the position of `row` that has the opposite color (b1 in ITU-T T.4).
-    fn pass(&mut self, row: &Row) -> Result<(), Fault> {
+    fn find_b1(&mut self, row: &Row) -> Result<(), Fault> {
         if row.length > 0 {
             while self.at <= row.at && self.at < row.width {
                 self.step(1)?;
