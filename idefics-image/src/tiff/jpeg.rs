@@ -11,7 +11,7 @@ use crate::output::Bands;
 
 const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
 
-/// Decodes the strips or tiles of a picture.
+/// Decodes the strips or tiles of an image.
 #[derive(Debug)]
 pub(super) struct Jpeg {
     /// The tables of the tag JPEGTables, updated by the tables of each strip or tile.

@@ -48,7 +48,7 @@ fn too_wide(width: usize) -> TiffError {
     TiffError::damaged(format!("a row of CCITT data has {width} pixels, which is too wide to decode"))
 }
 
-/// Decodes the strips or tiles of a picture.
+/// Decodes the strips or tiles of an image.
 #[derive(Debug)]
 pub(super) struct Fax {
     coding: Coding,
