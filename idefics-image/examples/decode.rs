@@ -1,6 +1,7 @@
 //! Decodes an image file and writes its pixels, so that another program can compare them.
 //!
-//! `decode FILE [--alpha white|drop] [--page N]` writes `width height`, a line end and `[height, width, 3]` bytes to stdout.
+//! `decode FILE [--alpha white|drop] [--page N]` writes a line `width height` and then the RGB bytes `[height, width,
+//! 3]` to standard output. Transparency is dropped by default.
 
 #![allow(clippy::print_stderr)]
 
@@ -25,12 +26,12 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
                 alpha = match arguments.next().as_deref().and_then(|value| value.to_str()) {
                     Some("white") => Alpha::White,
                     Some("drop") => Alpha::Drop,
-                    _ => return Err("--alpha takes white or drop".into()),
+                    _ => return Err("--alpha expects white or drop".into()),
                 }
             }
             Some("--page") => {
                 let number = arguments.next().and_then(|value| value.to_str()?.parse().ok());
-                page = Some(number.ok_or("--page takes a number from 1")?);
+                page = Some(number.ok_or("--page expects a page number, counted from 1")?);
             }
             _ => file = Some(argument),
         }

@@ -1,4 +1,4 @@
-//! Images in text: data URLs and plain base64.
+//! Decodes images given as text: data URLs and plain base64.
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -7,7 +7,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use crate::source::starts_with_ignore_case;
 use crate::{ImageError, Limits};
 
-/// Base64 of the standard alphabet; the padding may be missing, and loose bits at the end are dropped as in Python.
+/// Base64 with the standard alphabet. Padding is optional, and unused trailing bits are ignored, as in Python.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -15,18 +15,20 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// Shortest text that is taken for base64, in characters; the smallest GIF has 35 bytes, which are 48 characters.
+/// Minimum length of text that is treated as base64, in characters. The smallest GIF has 35 bytes, which are 48
+/// characters.
 const MIN_BASE64: usize = 40;
 
-/// Whether a string that is no URL could be base64 of an image file: it is long enough, and has no character, such as
-/// the dot of most file names, that base64 has not.
+/// Whether a string that is not a URL could be base64 of an image file: it is long enough and only has characters of
+/// base64 and white space. Most file names contain a dot and are excluded by it.
 pub(crate) fn is_base64(text: &str) -> bool {
     let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
     text.len() >= MIN_BASE64 && text.bytes().all(|byte| is_letter(byte) || byte.is_ascii_whitespace())
 }
 
-/// The payload of a data URL, `data:[<media type>][;parameter…][;base64],<payload>`. As in Transformers' `load_image`, it
-/// is base64 whatever the header says: the bytes tell the format.
+/// Decodes the payload of a data URL, `data:[<media type>][;parameter…][;base64],<payload>`. As in Transformers'
+/// `load_image`, the payload is always treated as base64, even if the header does not say so. The media type is
+/// ignored.
 pub(crate) fn decode_data_url(text: &str, limits: &Limits) -> Result<Vec<u8>, ImageError> {
     let fail = |reason: &str| ImageError::DataUrl { image: "data URL".to_owned(), reason: reason.to_owned() };
     if !starts_with_ignore_case(text, "data:") {
@@ -39,17 +41,17 @@ pub(crate) fn decode_data_url(text: &str, limits: &Limits) -> Result<Vec<u8>, Im
     })
 }
 
-/// Why base64 was not decoded.
+/// Why base64 text could not be decoded.
 pub(crate) enum Base64Error {
-    /// More than [`Limits::max_bytes`].
+    /// It decodes to more than [`Limits::max_bytes`].
     TooManyBytes,
     /// What is wrong with the text.
     Invalid(String),
 }
 
-/// The bytes of base64, in which ASCII white space does not count.
+/// Decodes base64. ASCII white space is ignored.
 pub(crate) fn decode_base64(text: &str, limits: &Limits) -> Result<Vec<u8>, Base64Error> {
-    // Four characters carry three bytes.
+    // Four characters encode three bytes.
     let characters = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).count();
     if characters as u64 / 4 * 3 > limits.max_bytes.saturating_add(2) {
         return Err(Base64Error::TooManyBytes);

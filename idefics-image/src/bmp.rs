@@ -1,4 +1,4 @@
-//! Windows and OS/2 bitmaps, as Pillow reads them.
+//! Decoder for Windows and OS/2 bitmaps, equal to Pillow.
 //!
 //! Source: `BmpImagePlugin.py` of Pillow.
 
@@ -8,9 +8,10 @@ use crate::output::{Header, Output, RowSink};
 use crate::raster::{Palette, Pixels};
 use crate::raw::{Layout, Rows};
 
-/// Bytes of the file header.
+/// Length of the file header, in bytes.
 const FILE_HEADER: usize = 14;
 
+// Values of the header field `compression`.
 const RAW: u32 = 0;
 const RLE8: u32 = 1;
 const RLE4: u32 = 2;
@@ -20,7 +21,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Res
     let offset = u32_at(bytes, 10).ok_or_else(|| input.damaged("the file ends early"))?;
     let bitmap = Bitmap::read(bytes, FILE_HEADER, offset as usize, false, input)?;
     let mut rows = output.begin(Header::new(bitmap.width, bitmap.height), input)?;
-    if bitmap.is_packed() {
+    if bitmap.is_run_length_coded() {
         rows.push(&bitmap.pixels(bytes, bitmap.height, input)?);
     } else {
         bitmap.rows(bitmap.height).unpack_bands(bytes.get(bitmap.at..).unwrap_or_default(), input, |samples| {
@@ -30,7 +31,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Res
     Ok(rows)
 }
 
-/// What the header of a bitmap says, in a file of its own or in an icon.
+/// The parsed header of a bitmap, in a BMP file or inside an icon or cursor.
 #[derive(Debug)]
 pub(crate) struct Bitmap {
     pub(crate) width: u32,
@@ -40,13 +41,13 @@ pub(crate) struct Bitmap {
     stride: usize,
     is_bottom_up: bool,
     compression: u32,
-    /// Where the pixels begin.
+    /// Offset of the pixel data in the file, in bytes.
     pub(crate) at: usize,
 }
 
 impl Bitmap {
-    /// Reads the header at `start`. `offset` is where the file says that the pixels begin, or 0. In a cursor, 32 bits
-    /// have alpha.
+    /// Reads the header at `start`. `offset` is the offset of the pixels that the file declares, or 0. `has_alpha`
+    /// says that 32-bit pixels have an alpha channel, as in some cursors.
     pub(crate) fn read(
         bytes: &[u8],
         start: usize,
@@ -91,7 +92,7 @@ impl Bitmap {
             BITFIELDS => {
                 let mut masks = [0; 4];
                 let count = if header_size >= 56 { 4 } else { 3 };
-                // A short header has the masks behind it.
+                // A header that is too short for the masks is followed by them.
                 let place = if header_size >= 52 { start + 40 } else { end };
                 for (at, mask) in masks[..count].iter_mut().enumerate() {
                     *mask = u32_at(bytes, place + 4 * at).ok_or_else(early)?;
@@ -131,26 +132,26 @@ impl Bitmap {
         })
     }
 
-    /// Where the first `height` rows end, if they are not compressed.
+    /// Offset of the end of the first `height` rows, if they are not compressed.
     pub(crate) fn end(&self, height: u32) -> usize {
         self.at + self.stride * height as usize
     }
 
-    /// Whether rows are coded by runs.
-    fn is_packed(&self) -> bool {
+    /// Whether the rows are run-length coded.
+    fn is_run_length_coded(&self) -> bool {
         self.compression == RLE8 || self.compression == RLE4
     }
 
-    /// The first `height` rows of the file.
+    /// Describes the first `height` rows of the file.
     fn rows(&self, height: u32) -> Rows {
         let &Self { width, layout, stride, is_bottom_up, .. } = self;
         Rows { width, height, layout, stride, is_bottom_up }
     }
 
-    /// The pixels of the first `height` rows of the file.
+    /// Decodes the first `height` rows of the file.
     pub(crate) fn pixels(&self, bytes: &[u8], height: u32, input: &Input<'_>) -> Result<Pixels, ImageError> {
         let rows = self.rows(height);
-        let samples = if self.is_packed() {
+        let samples = if self.is_run_length_coded() {
             let rows = Rows { layout: Layout::Index(8), stride: self.width as usize, ..rows };
             input.check_memory(2 * u64::from(rows.width) * u64::from(height))?;
             let indices = decompress(bytes, self.at, self.width as usize, height as usize, self.compression == RLE4);
@@ -162,7 +163,7 @@ impl Bitmap {
     }
 }
 
-/// The layouts of bit masks that Pillow knows.
+/// The layout for red, green, blue and alpha bit masks; `None` for masks that Pillow does not support.
 fn masked(bits: u32, masks: [u32; 4]) -> Option<Layout> {
     match (bits, masks) {
         (32, [0xff_0000, 0xff00, 0xff, 0]) => Some(Layout::BGRX),
@@ -179,8 +180,8 @@ fn masked(bits: u32, masks: [u32; 4]) -> Option<Layout> {
     }
 }
 
-/// A palette in which every index is its own grey, or that is black and white, is left out: the pixels are grey, and of
-/// 8 bits or of 1, whatever the header says.
+/// Reads the palette. If every entry is the grey level of its index, or the palette is black and white, there is no
+/// palette: Pillow reads the pixels as 8-bit grey or 1-bit, whatever depth the header declares.
 fn read_palette(
     entries: &[u8],
     padding: usize,
@@ -200,7 +201,8 @@ fn read_palette(
     Ok((layout, Some(Palette::new(entries))))
 }
 
-/// Decompresses runs of indices, one byte each, in the order of the file. What is missing at the end stays missing.
+/// Decompresses run-length coded palette indices to one byte each, in the order of the file. If the data ends early,
+/// the result is shorter than `width * height`.
 fn decompress(bytes: &[u8], mut at: usize, width: usize, height: usize, is_rle4: bool) -> Vec<u8> {
     let total = width * height;
     let mut indices = Vec::with_capacity(total);

@@ -1,4 +1,4 @@
-//! From encoded bytes to upright 8-bit RGB.
+//! Decodes encoded bytes to upright 8-bit RGB.
 
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,32 +11,34 @@ use crate::source::MAX_BYTES_PER_PIXEL;
 use crate::{Crop, DecodeOptions, Format, ImageError, Limits, ResizeTarget, RgbImage};
 use crate::{avif, bmp, gif, ico, jpeg2000, png, pnm, tga, tiff, webp};
 
-/// How transparency is treated.
+/// How transparency is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Alpha {
-    /// The picture is composited on white, with the integer arithmetic of Pillow's `alpha_composite`, as the image
-    /// processors' `convert_to_rgb` does. What a person sees.
+    /// Composites the image on white with the integer arithmetic of Pillow's `alpha_composite`, like `convert_to_rgb`
+    /// of the reference's image processors. The result is what a person sees.
     #[default]
     White,
-    /// What the reference's processor makes of an image *file*: the colors as they are stored, but for one color that
-    /// the file declares fully transparent, which becomes white.
+    /// Drops alpha and keeps the stored colors, as the reference does when it loads an image *file*. Exception: a
+    /// color key, that is one color that the file declares fully transparent, becomes white.
     ///
-    /// Its loader drops an alpha channel and the partial alpha of a palette (Pillow's `convert("RGB")`). A color key
-    /// survives the loader, and then the image processor lays it over white: the `tRNS` color of a PNG in grey or RGB,
-    /// the only clear entry of a palette whose other entries are opaque, the transparent index of a GIF. It means a
-    /// color, so whatever else has that color becomes white too.
+    /// The reference's loader calls Pillow's `convert("RGB")`, which drops an alpha channel and the partial alpha of
+    /// a palette. A color key survives the loader, and the image processor then composites it on white. A color key
+    /// is the `tRNS` color of a grey or RGB PNG, the only transparent entry of a palette whose other entries are
+    /// opaque, or the transparent index of a GIF. It denotes a color: every pixel of that color becomes white.
     Drop,
 }
 
-/// Decodes an encoded image to upright 8-bit RGB; see [`load`](crate::load), which reads it first.
+/// Decodes an encoded image to upright 8-bit RGB. [`load`](crate::load) reads and decodes an
+/// [`ImageSource`](crate::ImageSource).
 ///
-/// `name` is how messages call the image: a path, or `image 2`.
+/// Error messages start with `name`, for example a path or `image 2`.
 ///
 /// # Errors
-/// [`ImageError::Empty`], [`ImageError::Format`], [`ImageError::NoSuchPage`], [`ImageError::TooLarge`],
-/// [`ImageError::TooThin`] before anything is decoded; [`ImageError::Memory`], [`ImageError::OutOfMemory`],
-/// [`ImageError::Decode`], [`ImageError::Coding`] and [`ImageError::DecoderPanic`] from the decoder.
+/// Before any pixels are decoded: [`ImageError::Empty`], [`ImageError::TooManyBytes`], [`ImageError::Format`],
+/// [`ImageError::NoSuchPage`], [`ImageError::TooLarge`] and [`ImageError::TooThin`]. From the decoder:
+/// [`ImageError::Memory`], [`ImageError::OutOfMemory`], [`ImageError::Decode`], [`ImageError::Coding`] and
+/// [`ImageError::DecoderPanic`].
 pub fn decode(
     bytes: &[u8],
     name: &str,
@@ -45,15 +47,17 @@ pub fn decode(
 ) -> Result<RgbImage, ImageError> {
     let whole = |width, height| vec![ResizeTarget::unchanged(width, height)];
     let mut pictures = decode_resized(bytes, name, limits, options, whole)?;
-    Ok(pictures.pop().expect("there is a picture for each target"))
+    Ok(pictures.pop().expect("the decoder returns one image per target"))
 }
 
-/// Decodes an encoded image into the pictures that `plan` asks for, given its upright width and height: rectangles of it,
-/// resized. The pixels are those of [`resize_view`](crate::resize_view) on the decoded picture, but where the format gives
-/// its rows one after another, no more of it is kept at a time than resizing needs.
+/// Decodes an image and resizes it to the targets that `plan` returns. `plan` is called with the upright width and
+/// height in pixels. The result has one image per target, in the same order.
+///
+/// The pixels are the same as those of [`resize_view`](crate::resize_view) on the decoded image. If the format can be
+/// decoded row by row, only the rows that resizing needs are held in memory.
 ///
 /// # Errors
-/// As [`decode`], and [`ImageError::Target`] for what the picture has no pixels for.
+/// Those of [`decode`], and [`ImageError::Target`] if a target is empty or reaches outside the image.
 pub fn decode_resized(
     bytes: &[u8],
     name: &str,
@@ -73,7 +77,7 @@ pub fn decode_resized(
     if page.get() > 1 && format != Format::Tiff {
         return Err(ImageError::NoSuchPage { image: name.to_owned(), page, pages: 1 });
     }
-    // Nothing outlives a decoder that fails on its own assertion: what it wrote to is dropped.
+    // Unwind safety: everything that a panicking decoder wrote to is dropped.
     catch_unwind(AssertUnwindSafe(|| {
         let rows = input.decode(bytes, Output::new(Box::new(plan), alpha))?;
         Ok(rows.finish())
@@ -81,10 +85,10 @@ pub fn decode_resized(
     .unwrap_or_else(|_| Err(ImageError::DecoderPanic { image: name.to_owned(), format: format.name() }))
 }
 
-/// One image on its way through a decoder: what it is called, and the limits that it is held to.
+/// The image being decoded: its name for messages, its format, the limits and the requested page.
 ///
-/// A decoder calls [`check_size`](Self::check_size) and [`check_memory`](Self::check_memory) with what the header says
-/// before it allocates anything.
+/// A decoder calls [`check_size`](Self::check_size) and [`check_memory`](Self::check_memory) with the values of the
+/// header before it allocates memory for pixels.
 pub(crate) struct Input<'a> {
     name: &'a str,
     format: Format,
@@ -121,8 +125,8 @@ impl Input<'_> {
         Ok(rows)
     }
 
-    /// Refuses sides of 0 and sizes beyond the limits. Afterwards no number of bytes of the picture overflows, even without
-    /// limits.
+    /// Rejects sides of 0 and sizes beyond the limits. A size that passes never overflows when the bytes of its
+    /// pixels are counted, even without limits.
     pub(crate) fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
         let Limits { max_pixels, max_aspect_ratio, .. } = *self.limits;
         let image = || self.name.to_owned();
@@ -142,7 +146,7 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// Refuses to decode into `needed` bytes if that is more than the limit.
+    /// Returns an error if `needed` bytes exceed the memory limit.
     pub(crate) fn check_memory(&self, needed: u64) -> Result<(), ImageError> {
         if needed > self.limits.max_decoded_bytes {
             return Err(self.memory_error(needed));
@@ -150,7 +154,7 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// The limit for decoders that have one of their own.
+    /// The memory limit in bytes, for decoders that enforce it themselves.
     pub(crate) fn max_decoded_bytes(&self) -> usize {
         usize::try_from(self.limits.max_decoded_bytes).unwrap_or(usize::MAX)
     }
@@ -163,7 +167,7 @@ impl Input<'_> {
         ImageError::Memory { image: self.name.to_owned(), needed, limit: self.limits.max_decoded_bytes }
     }
 
-    /// Zeros for pixels, of which the limits allow as many.
+    /// Allocates `length` zero bytes. The caller has checked the memory limit.
     pub(crate) fn zeroed(&self, length: usize) -> Result<Vec<u8>, ImageError> {
         zeroed(length).map_err(|_| self.no_memory(length as u64))
     }
@@ -172,7 +176,7 @@ impl Input<'_> {
         ImageError::OutOfMemory { image: self.name.to_owned(), needed }
     }
 
-    /// `target` asks for what a picture of `width` × `height` pixels does not have.
+    /// The error for a target that does not fit an upright image of `width` × `height` pixels.
     pub(crate) fn bad_target(&self, target: ResizeTarget, width: u32, height: u32) -> ImageError {
         let ResizeTarget { crop, width: target_width, height: target_height, .. } = target;
         let Crop { left, top, right, bottom } = crop;
@@ -189,12 +193,12 @@ impl Input<'_> {
         }
     }
 
-    /// The file is damaged or ends early.
+    /// The error for a file that is damaged or ends early.
     pub(crate) fn damaged(&self, reason: impl Into<String>) -> ImageError {
         ImageError::Decode { image: self.name.to_owned(), format: self.format.name(), reason: reason.into() }
     }
 
-    /// The file is valid, but of a kind that is not read.
+    /// The error for a valid file with an unsupported coding.
     pub(crate) fn coding(&self, reason: impl Into<String>) -> ImageError {
         ImageError::Coding { image: self.name.to_owned(), format: self.format.name(), reason: reason.into() }
     }

@@ -1,253 +1,259 @@
-//! Why an image could not be used.
+//! Errors of reading, decoding and resizing images.
 
 use std::io;
 use std::num::NonZeroU32;
 
-/// Which kind of failure an [`ImageError`] is, for exit codes and HTTP statuses.
+/// The category of an [`ImageError`], for exit codes and HTTP status codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ImageErrorKind {
-    /// The file system refused: missing file, no permission, not a regular file.
+    /// The file could not be opened or read: it is missing, not readable, or not a regular file.
     FileSystem,
-    /// The input itself is not an image that we read: another format, damaged, or of a size that we refuse.
+    /// The input is not an image that we accept: an unsupported format, damaged, too large, or not allowed by the
+    /// policy.
     Input,
-    /// There are more encoded bytes than a limit allows, or less memory than the pixels take.
+    /// The encoded image exceeds the limit in bytes, or the system is out of memory.
     Limit,
     /// A remote image could not be fetched.
     Network,
-    /// The caller gave up.
+    /// The caller cancelled the read.
     Cancelled,
 }
 
-/// Why an image could not be read, decoded, or packed into a batch.
+/// Why an image could not be read, decoded or resized.
 ///
-/// `image` names the input in every variant that has one: a path, a URL, `data URL`, or the name that the caller gave.
+/// The field `image` names the input: a path, a URL, `data URL`, the start of a base64 text, or the name that the
+/// caller passed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// The file system did not hand over the file.
+    /// The file could not be opened or read.
     #[error("{image}: cannot read the image file: {error}")]
     Read {
-        /// The file.
+        /// Path of the file.
         image: String,
-        /// What the operating system said.
+        /// Error of the operating system.
         #[source]
         error: io::Error,
     },
 
-    /// The path is a folder, a pipe or a device.
+    /// The path is not a regular file but a folder, pipe, socket or device.
     #[error("{image}: expected a regular file, found {found}; give the path of an image file")]
     NotAFile {
         /// The path.
         image: String,
-        /// What lies there.
+        /// The kind of file that was found, such as `a folder`.
         found: &'static str,
     },
 
-    /// There is nothing in the file.
+    /// The file or data has 0 bytes.
     #[error("{image}: the image is empty (0 bytes); check that it was written or downloaded completely")]
     Empty {
-        /// The input.
+        /// Name of the input.
         image: String,
     },
 
     /// The encoded image has more bytes than [`Limits::max_bytes`](crate::Limits::max_bytes).
     #[error(
-        "{image}: more than {limit} bytes of encoded image; re-encode it smaller or raise the limit \
+        "{image}: the encoded image has more than {limit} bytes; re-encode it smaller or raise the limit \
          (--max-image-pixels N, or none)"
     )]
     TooManyBytes {
-        /// The input.
+        /// Name of the input.
         image: String,
-        /// The limit, in bytes.
+        /// Maximum number of bytes.
         limit: u64,
     },
 
-    /// The bytes are not in a format that we read, whatever the file is called.
+    /// The first bytes are not those of a supported format. The file name does not matter.
     #[error("{image}: expected PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PNM, ICO or TGA, found {found}")]
     Format {
-        /// The input.
+        /// Name of the input.
         image: String,
-        /// What the first bytes look like, and what can be done.
+        /// What the first bytes look like, and a suggestion what to do.
         found: String,
     },
 
-    /// The file has fewer pages than the one that was asked for.
-    #[error("{image}: there is no page {page}; the number of pages is {pages}")]
+    /// The requested page is beyond the last page of the file.
+    #[error("{image}: there is no page {page}; expected a page from 1 to {pages}")]
     NoSuchPage {
-        /// The input.
+        /// Name of the input.
         image: String,
-        /// The page asked for, from 1.
+        /// The requested page, counted from 1.
         page: NonZeroU32,
-        /// Pages in the file.
+        /// Number of pages in the file.
         pages: u32,
     },
 
-    /// The header announces more pixels than [`Limits::max_pixels`](crate::Limits::max_pixels); nothing was decoded.
+    /// The header declares more pixels than [`Limits::max_pixels`](crate::Limits::max_pixels). No pixels were
+    /// decoded.
     #[error(
-        "{image}: {width}x{height} pixels; at most {max_pixels} in all are allowed; scale it down or raise the limit \
-         (--max-image-pixels N, or none)"
+        "{image}: the image has {width}x{height} pixels, more than the limit of {max_pixels}; scale it down or raise \
+         the limit (--max-image-pixels N, or none)"
     )]
     TooLarge {
-        /// The input.
+        /// Name of the input.
         image: String,
-        /// Announced width, in pixels.
+        /// Declared width, in pixels.
         width: u32,
-        /// Announced height, in pixels.
+        /// Declared height, in pixels.
         height: u32,
-        /// Largest area allowed, in pixels.
+        /// Maximum area, in pixels.
         max_pixels: u64,
     },
 
-    /// Decoding, or the pictures to be made, would need more memory than the limits allow.
+    /// Decoding, or the images to produce, would need more memory than
+    /// [`Limits::max_decoded_bytes`](crate::Limits::max_decoded_bytes).
     #[error(
-        "{image}: decoding needs {needed} bytes of memory and {limit} are allowed; scale it down or raise the limit \
-         (--max-image-pixels N, or none)"
+        "{image}: decoding needs {needed} bytes of memory, more than the limit of {limit}; scale it down or raise the \
+         limit (--max-image-pixels N, or none)"
     )]
     Memory {
-        /// The input.
+        /// Name of the input.
         image: String,
-        /// Bytes that the decoded pixels take.
+        /// Number of bytes needed.
         needed: u64,
-        /// Bytes allowed.
+        /// Maximum number of bytes.
         limit: u64,
     },
 
-    /// The system has no memory left for the file or its pixels.
-    #[error("{image}: there is no memory left for {needed} bytes; close other programs or scale the image down")]
+    /// The system could not allocate memory for the file or its pixels.
+    #[error("{image}: out of memory, cannot allocate {needed} bytes; close other programs or scale the image down")]
     OutOfMemory {
-        /// The input.
+        /// Name of the input.
         image: String,
-        /// Bytes asked for.
+        /// Number of bytes requested.
         needed: u64,
     },
 
-    /// A picture to be made of this one that it has no pixels for.
+    /// A [`ResizeTarget`](crate::ResizeTarget) whose rectangle is empty or reaches outside the image, or whose size
+    /// is 0.
     #[error(
-        "{image}: columns {left} to {right} and rows {top} to {bottom} of {width}x{height} pixels cannot become \
-         {target_width}x{target_height}; expected a rectangle inside and sides of at least 1 pixel"
+        "{image}: cannot resize columns {left} to {right} and rows {top} to {bottom} of the {width}x{height} image to \
+         {target_width}x{target_height}; expected a rectangle inside the image and a target of at least 1x1 pixels"
     )]
     Target {
-        /// The input.
+        /// Name of the input.
         image: String,
-        /// First column asked for.
+        /// First column of the rectangle.
         left: u32,
-        /// First row.
+        /// First row of the rectangle.
         top: u32,
         /// One past the last column.
         right: u32,
         /// One past the last row.
         bottom: u32,
-        /// Width of the picture, in pixels.
+        /// Width of the upright image, in pixels.
         width: u32,
-        /// Height of the picture, in pixels.
+        /// Height of the upright image, in pixels.
         height: u32,
-        /// Width asked for, in pixels.
+        /// Requested width, in pixels.
         target_width: u32,
-        /// Height asked for, in pixels.
+        /// Requested height, in pixels.
         target_height: u32,
     },
 
-    /// One side is so much longer than the other that nothing would be recognizable after resizing.
-    #[error("{image}: {width}x{height} pixels; one side may be at most {max} times the other; crop it")]
+    /// The ratio of the sides exceeds [`Limits::max_aspect_ratio`](crate::Limits::max_aspect_ratio): nothing would be
+    /// recognizable after resizing.
+    #[error("{image}: {width}x{height} pixels; the longer side may be at most {max} times the shorter; crop it")]
     TooThin {
-        /// The input.
+        /// Name of the input.
         image: String,
         /// Width, in pixels.
         width: u32,
         /// Height, in pixels.
         height: u32,
-        /// Largest ratio of the sides.
+        /// Maximum ratio of the longer side to the shorter.
         max: u32,
     },
 
     /// The file is damaged or ends early.
     #[error("{image}: not a complete, valid {format} file: {reason}; save or download it again")]
     Decode {
-        /// The input.
+        /// Name of the input.
         image: String,
-        /// The format that its first bytes announce.
+        /// The format detected from the first bytes.
         format: &'static str,
-        /// What the decoder found.
+        /// What is wrong with the file.
         reason: String,
     },
 
-    /// The file is valid but coded in a way that our decoders do not read.
+    /// The file is valid but uses a coding that the decoder does not support.
     #[error("{image}: this kind of {format} is not supported: {reason}; re-encode it as a baseline JPEG or a PNG")]
     Coding {
-        /// The input.
+        /// Name of the input.
         image: String,
-        /// The format that its first bytes announce.
+        /// The format detected from the first bytes.
         format: &'static str,
-        /// What the decoder met.
+        /// The unsupported coding.
         reason: String,
     },
 
-    /// The decoder failed on an assertion of its own; the process goes on.
+    /// The decoder panicked. The panic was caught and the process continues.
     #[error("{image}: the {format} decoder failed on this file; save it again with another program")]
     DecoderPanic {
-        /// The input.
+        /// Name of the input.
         image: String,
-        /// The format that its first bytes announce.
+        /// The format detected from the first bytes.
         format: &'static str,
     },
 
-    /// A `data:` URL that is not `data:image/…;base64,…`.
+    /// A malformed `data:` URL: expected `data:image/…;base64,…`.
     #[error("{image}: {reason}; expected data:image/png;base64,… (of any media type)")]
     DataUrl {
-        /// The input, `data URL` unless the caller named it.
+        /// Always `data URL`.
         image: String,
         /// What is wrong with it.
         reason: String,
     },
 
-    /// Text that names no file and holds no image.
+    /// Text that is neither the name of an existing file nor base64 of an image.
     #[error(
-        "{image}: there is no file of this name, and as base64 it holds no image: {reason}; give a path, an http(s) \
+        "{image}: no file has this name, and the text is not base64 of an image: {reason}; give a path, an http(s) \
          URL, a data URL, or base64 of an image file"
     )]
     Text {
-        /// The text, cut.
+        /// The start of the text.
         image: String,
-        /// What is wrong with it as base64.
+        /// Why it is not base64 of an image.
         reason: String,
     },
 
-    /// A source that the caller's [`SourcePolicy`](crate::SourcePolicy) does not allow; nothing was read.
-    #[error("{image}: {what} are not read here; allow them if you trust who wrote the sample ({option})")]
+    /// The [`SourcePolicy`](crate::SourcePolicy) does not allow this source. Nothing was read.
+    #[error("{image}: reading {what} is not allowed; if you trust the author of the sample, allow it with {option}")]
     NotAllowed {
-        /// The source.
+        /// Name of the source.
         image: String,
-        /// The kind of source.
+        /// The kind of source, such as `files`.
         what: String,
-        /// The options that allow it, of the program and of this crate.
+        /// The command line option and the field of [`SourcePolicy`](crate::SourcePolicy) that allow it.
         option: &'static str,
     },
 
-    /// The caller gave up while the image was read.
+    /// The caller cancelled while the image was being read.
     #[error("{image}: reading was cancelled")]
     Cancelled {
-        /// The source.
+        /// Name of the source.
         image: String,
     },
 
-    /// A URL that we do not fetch: an unknown scheme, or one that does not parse.
+    /// A URL with an unsupported scheme, or one that cannot be parsed.
     #[error("{url}: {reason}; give an http or https URL, a data URL or a path")]
     Url {
-        /// The URL as given.
+        /// The URL as the caller wrote it, shortened if it is long.
         url: String,
         /// What is wrong with it.
         reason: String,
     },
 
     /// The crate was built without the feature `http`.
-    #[error("{url}: this build does not fetch images; download it and give its path, or build with the feature `http`")]
+    #[error("{url}: this build cannot fetch URLs; download the image and give its path, or enable the feature `http`")]
     HttpDisabled {
         /// The URL.
         url: String,
     },
 
-    /// The server answered, but not with the image.
+    /// The server answered with a status that is not a success.
     #[error("{url}: the server answered with status {status}; check the address")]
     HttpStatus {
         /// The URL.
@@ -256,7 +262,7 @@ pub enum ImageError {
         status: u16,
     },
 
-    /// The image could not be fetched: name, connection, TLS, timeout or too many redirects.
+    /// The image could not be fetched: name resolution, connection, TLS, timeout or too many redirects.
     #[error("{url}: cannot fetch the image: {reason}; check the address and the connection")]
     Network {
         /// The URL.
@@ -265,8 +271,8 @@ pub enum ImageError {
         reason: String,
     },
 
-    /// Pixel data whose length is not `3 × width × height`, or a side of 0 pixels.
-    #[error("a {width}x{height} RGB image needs sides of at least 1 and {expected} bytes, found {actual}")]
+    /// The length of the pixel data is not `3 × width × height`, or a side is 0.
+    #[error("a {width}x{height} RGB image needs sides of at least 1 pixel and {expected} bytes, found {actual} bytes")]
     PixelCount {
         /// Width, in pixels.
         width: u32,
@@ -274,13 +280,13 @@ pub enum ImageError {
         height: u32,
         /// `3 × width × height`.
         expected: u64,
-        /// Bytes given.
+        /// Number of bytes passed.
         actual: usize,
     },
 }
 
 impl ImageError {
-    /// Which kind of failure this is.
+    /// The category of this error.
     pub fn kind(&self) -> ImageErrorKind {
         match self {
             Self::Read { .. } | Self::NotAFile { .. } => ImageErrorKind::FileSystem,

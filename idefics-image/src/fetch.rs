@@ -1,10 +1,10 @@
-//! Images from `http(s)` addresses.
+//! Fetches images from `http(s)` URLs.
 
 use url::Url;
 
 use crate::{ImageError, ReadOptions};
 
-/// The body behind an address, redirects followed.
+/// Fetches a URL and returns the body. Follows redirects.
 ///
 /// # Errors
 /// [`ImageError::NotAllowed`], [`ImageError::TooManyBytes`], [`ImageError::Cancelled`] or one of the network variants.
@@ -13,6 +13,8 @@ pub(crate) fn fetch(url: &Url, options: &ReadOptions) -> Result<Vec<u8>, ImageEr
     http::fetch(url, options)
 }
 
+/// Stub for builds without the feature `http`.
+///
 /// # Errors
 /// [`ImageError::NotAllowed`] or [`ImageError::HttpDisabled`].
 #[cfg(not(feature = "http"))]
@@ -35,25 +37,25 @@ mod http {
     use crate::source::shorten;
     use crate::{ImageError, ReadOptions};
 
-    /// How often a caller who may give up is asked.
-    const PATIENCE: Duration = Duration::from_millis(100);
-    /// The name of this program, as some hosts want to know it.
+    /// Interval at which cancellation is checked.
+    const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
+    /// Value of the `User-Agent` header. Some hosts require one.
     const USER_AGENT: &str = concat!("idefics/", env!("CARGO_PKG_VERSION"));
 
-    /// Name resolution, connecting and reading can each block for as long as the whole time limit, so where the caller
-    /// may give up they happen in a thread of their own, which ends by itself at the limit.
+    /// Fetches a URL. Name resolution, connecting and reading can each block up to the time limit. If the caller can
+    /// cancel, they therefore run on a separate thread, which ends by itself at the time limit.
     pub(super) fn fetch(url: &Url, options: &ReadOptions) -> Result<Vec<u8>, ImageError> {
         if options.cancel.is_none() {
             return follow(url, options);
         }
         let (sender, receiver) = mpsc::channel();
-        let (of_thread, options_of_thread) = (url.clone(), options.clone());
+        let (thread_url, thread_options) = (url.clone(), options.clone());
         let spawned = thread::Builder::new().name("idefics-fetch".to_owned()).spawn(move || {
-            let _ = sender.send(follow(&of_thread, &options_of_thread)); // nobody waits if it was cancelled
+            let _ = sender.send(follow(&thread_url, &thread_options)); // fails if the read was cancelled
         });
         spawned.map_err(|error| network(url, error.to_string()))?;
         loop {
-            match receiver.recv_timeout(PATIENCE) {
+            match receiver.recv_timeout(CANCEL_INTERVAL) {
                 Ok(fetched) => return fetched,
                 Err(RecvTimeoutError::Timeout) if options.is_cancelled() => return Err(cancelled(url)),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -62,10 +64,10 @@ mod http {
         }
     }
 
-    /// Follows redirects by hand, since each address must be allowed.
+    /// Follows redirects itself instead of leaving them to `ureq`, because the policy must allow each address.
     fn follow(start: &Url, options: &ReadOptions) -> Result<Vec<u8>, ImageError> {
         let now = Instant::now();
-        // A time that no clock reaches is a day.
+        // If the deadline overflows the clock, use one day.
         let deadline = now.checked_add(options.limits.timeout).unwrap_or(now + Duration::from_secs(86_400));
         let mut url = start.clone();
         for _ in 0..=options.limits.max_redirects {
@@ -100,7 +102,7 @@ mod http {
         agent.get(url.as_str()).header("accept", "image/*").call().map_err(|error| network(url, error.to_string()))
     }
 
-    /// The announced length is not trusted: bytes are counted as they come.
+    /// Reads the body. The declared length is not trusted; bytes are counted as they arrive.
     fn read(url: &Url, mut response: Response<Body>, options: &ReadOptions) -> Result<Vec<u8>, ImageError> {
         let limit = options.limits.max_bytes;
         let mut reader = response.body_mut().with_config().limit(u64::MAX).reader().take(limit.saturating_add(1));

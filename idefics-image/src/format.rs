@@ -1,4 +1,4 @@
-//! Telling an image's format from its first bytes.
+//! Detecting the format of an image from its first bytes.
 
 use crate::avif::is_avif;
 use crate::ico::is_cursor;
@@ -6,38 +6,39 @@ use crate::jpeg2000;
 use crate::pnm::is_pnm;
 use crate::tga::is_tga;
 
-/// The formats that we decode.
+/// The supported image formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
-    /// Portable Network Graphics; of an animated one, the default image.
+    /// Portable Network Graphics. Of an animated PNG, the default image is decoded.
     Png,
     /// JPEG: baseline, extended 8-bit, progressive.
     Jpeg,
-    /// WebP, lossy or lossless; of an animated one, the first frame.
+    /// WebP, lossy or lossless. Of an animation, the first frame is decoded.
     WebP,
-    /// GIF; of an animated one, the first frame.
+    /// GIF. Of an animation, the first frame is decoded.
     Gif,
     /// Windows or OS/2 bitmap.
     Bmp,
-    /// Netpbm's PBM, PGM and PPM, plain and raw, and grey PFM.
+    /// Netpbm formats: PBM, PGM and PPM, plain (ASCII) and raw (binary), and grey PFM.
     Pnm,
-    /// Windows icon: the largest picture in it.
+    /// Windows icon. The largest image in it is decoded.
     Ico,
-    /// Windows cursor: the largest picture in it.
+    /// Windows cursor. The largest image in it is decoded.
     Cur,
     /// Truevision TGA.
     Tga,
-    /// AVIF; of an animated one, the still picture.
+    /// AVIF. Of an animation, the still image is decoded, or the first frame if there is none.
     Avif,
-    /// JPEG 2000: JP2 or a bare codestream.
+    /// JPEG 2000: a JP2 file or a bare codestream.
     Jpeg2000,
-    /// TIFF, classic or BigTIFF; of a file with several pages, the first unless another is asked for.
+    /// TIFF, classic or BigTIFF. Of a multi-page file, the first page is decoded unless
+    /// [`DecodeOptions::page`](crate::DecodeOptions::page) selects another.
     Tiff,
 }
 
 impl Format {
-    /// The format's usual name, for messages.
+    /// The usual name of the format, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Png => "PNG",
@@ -55,17 +56,17 @@ impl Format {
         }
     }
 
-    /// Reads the format from the first bytes; a file's name and media type say nothing.
+    /// Detects the format from the first bytes. File names and media types are not used.
     ///
     /// # Errors
-    /// What the bytes look like instead and what can be done, in words for a message.
+    /// A text for messages: what the bytes look like instead, and a suggestion what to do.
     pub fn sniff(bytes: &[u8]) -> Result<Self, String> {
         match bytes {
             [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, ..] => Ok(Self::Png),
             [0xff, 0xd8, 0xff, ..] => Ok(Self::Jpeg),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Self::WebP),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Self::Gif),
-            // Writers have got the order of the version's bytes wrong; Pillow takes both.
+            // Some writers swap the bytes of the version number; Pillow accepts both orders.
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(Self::Tiff),
             [b'I', b'I', 0, 42, ..] | [b'M', b'M', 42, 0, ..] => Ok(Self::Tiff),
             [b'B', b'M', ..] if !is_text(bytes) => Ok(Self::Bmp),
@@ -74,14 +75,14 @@ impl Format {
             _ if is_avif(bytes) => Ok(Self::Avif),
             _ if is_cursor(bytes) => Ok(Self::Cur),
             _ if is_pnm(bytes) => Ok(Self::Pnm),
-            // Without a magic number, so it comes last.
+            // TGA has no magic number, so it is tried last.
             _ if is_tga(bytes) => Ok(Self::Tga),
             _ => Err(describe(bytes)),
         }
     }
 }
 
-/// Formats that people do pass, so that the message can name them and a way out.
+/// Describes bytes of an unsupported format: what they are (for common file types) and a suggestion what to do.
 fn describe(bytes: &[u8]) -> String {
     const CONVERT: &str = "convert it to PNG or JPEG";
     const RAW: (&str, &str) = ("a camera raw file", "export it as JPEG, or develop it with dcraw or darktable-cli");
@@ -93,7 +94,7 @@ fn describe(bytes: &[u8]) -> String {
                 ("a HEIC image", "convert it with heif-convert (Debian's libheif-examples), or export it as JPEG")
             }
             Some(b"crx ") => RAW,
-            _ => ("an MP4 or QuickTime video", "give its frames as pictures (ffmpeg -i FILE frame%04d.png)"),
+            _ => ("an MP4 or QuickTime video", "give its frames as images (ffmpeg -i FILE frame%04d.png)"),
         },
         [b'F', b'U', b'J', b'I', b'F', b'I', b'L', b'M', ..] | [b'I', b'I', b'R', b'O' | b'S', ..] => RAW,
         [b'I', b'I', b'U', 0, ..] => RAW,
@@ -125,7 +126,7 @@ fn describe_text(bytes: &[u8]) -> (&'static str, &'static str) {
     if head.starts_with("<svg") || (head.starts_with("<?xml") || head.starts_with("<!")) && head.contains("<svg") {
         ("an SVG drawing", "convert it with rsvg-convert (Debian's librsvg2-bin)")
     } else if head.starts_with("<!doctype html") || head.starts_with("<html") {
-        ("an HTML page", "check the address that it came from")
+        ("an HTML page", "check the address it was downloaded from")
     } else if head.starts_with("version https://git-lfs") {
         ("a Git LFS pointer", "run git lfs pull")
     } else {
@@ -133,12 +134,12 @@ fn describe_text(bytes: &[u8]) -> (&'static str, &'static str) {
     }
 }
 
-/// Whether the first kilobyte is printable ASCII or UTF-8.
+/// Whether the first kilobyte is ASCII or UTF-8 text without control characters other than white space.
 fn is_text(bytes: &[u8]) -> bool {
     let head = &bytes[..bytes.len().min(1024)];
     let valid = match std::str::from_utf8(head) {
         Ok(_) => true,
-        // A character cut by the end of the window is still text.
+        // A character cut off at the end of the window is still text.
         Err(error) => error.error_len().is_none(),
     };
     valid && head.iter().all(|&byte| byte >= 0x20 || matches!(byte, b'\t' | b'\n' | b'\r' | 0x0c))

@@ -1,6 +1,6 @@
-//! GIF: the first frame on its canvas, as Pillow reads it.
+//! GIF decoder, equal to Pillow. It decodes the first frame and places it on the canvas.
 //!
-//! Source: `GifImagePlugin.py` of Pillow; the crate `weezl` decompresses the indices.
+//! Source: `GifImagePlugin.py` of Pillow. The crate `weezl` decompresses the indices.
 
 use weezl::decode::Decoder;
 use weezl::{BitOrder, LzwStatus};
@@ -13,9 +13,9 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     let early = || input.damaged("the file ends early");
     let screen = bytes.get(6..10).and_then(read_size).ok_or_else(early)?;
     input.check_size(u32::from(screen.0), u32::from(screen.1))?;
-    let image = First::read(bytes).ok_or_else(early)?;
+    let image = FirstFrame::read(bytes).ok_or_else(early)?;
 
-    // A frame that reaches over the screen makes the picture larger.
+    // If the frame reaches beyond the screen, the canvas is enlarged.
     let width = (u32::from(image.left) + u32::from(image.width)).max(screen.0.into());
     let height = (u32::from(image.top) + u32::from(image.height)).max(screen.1.into());
     input.check_size(width, height)?;
@@ -44,21 +44,21 @@ fn read_size(bytes: &[u8]) -> Option<(u16, u16)> {
     Some((u16::from_le_bytes([w0, w1]), u16::from_le_bytes([h0, h1])))
 }
 
-/// The first frame, not yet decompressed.
-struct First<'a> {
+/// The first frame, still compressed.
+struct FirstFrame<'a> {
     left: u16,
     top: u16,
     width: u16,
     height: u16,
     is_interlaced: bool,
-    /// Packed RGB of its own palette or the file's; `None` without one.
+    /// Packed RGB of the local or global palette, if there is one.
     palette: Option<&'a [u8]>,
     transparent: Option<u8>,
-    /// The code size and the blocks of compressed indices.
+    /// The LZW code size, followed by the blocks of compressed indices.
     data: &'a [u8],
 }
 
-impl<'a> First<'a> {
+impl<'a> FirstFrame<'a> {
     fn read(bytes: &'a [u8]) -> Option<Self> {
         const EXTENSION: u8 = 0x21;
         const GRAPHIC_CONTROL: u8 = 0xf9;
@@ -74,7 +74,7 @@ impl<'a> First<'a> {
             match rest {
                 [EXTENSION, label, blocks @ ..] => {
                     if let (&GRAPHIC_CONTROL, [_, flags, _, _, index, ..]) = (label, blocks) {
-                        // The flag of an earlier block holds on.
+                        // A transparent index stays in effect until another block sets one.
                         transparent = (flags & 1 == 1).then_some(*index).or(transparent);
                     }
                     rest = blocks;
@@ -107,14 +107,14 @@ impl<'a> First<'a> {
         }
     }
 
-    /// The indices of the frame, `[height, width]`.
+    /// Decompresses the palette indices of the frame, `[height, width]`.
     fn decompress(&self, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
         let (&code_size, mut rest) = self.data.split_first().ok_or_else(|| input.damaged("the file ends early"))?;
         if !(1..=11).contains(&code_size) {
-            return Err(input.damaged(format!("codes begin with {code_size} bits, expected 1 to 11")));
+            return Err(input.damaged(format!("its LZW code size is {code_size} bits, expected 1 to 11")));
         }
         let mut packed = Vec::new();
-        // A block that the file cuts off is not read at all.
+        // A block that is cut off by the end of the file is dropped.
         while let Some((&length @ 1.., tail)) = rest.split_first() {
             let Some((block, tail)) = tail.split_at_checked(length.into()) else { break };
             packed.extend_from_slice(block);
@@ -128,16 +128,17 @@ impl<'a> First<'a> {
             let decoded = decoder.decode_bytes(&packed[read..], &mut indices[written..]);
             read += decoded.consumed_in;
             written += decoded.consumed_out;
-            // An end code may come before the last pixel.
+            // The data may contain an end code before the last pixel.
             let goes_on = matches!(decoded.status, Ok(LzwStatus::Ok)) && decoded.consumed_in + decoded.consumed_out > 0;
             if written < indices.len() && !goes_on {
-                return Err(input.damaged("the pixels end early"));
+                return Err(input.damaged("the pixel data ends early"));
             }
         }
         Ok(if self.is_interlaced { deinterlaced(&indices, width, height) } else { indices })
     }
 
-    /// Without a palette, or with one in which every index is its own grey, the picture is grey.
+    /// The palette and the color keys. Without a palette, or if every palette entry is the grey level of its index,
+    /// Pillow treats the image as grey.
     fn palette(&self) -> (Palette, Keys) {
         let is_needed = |palette: &&[u8]| {
             let mut entries = palette.chunks_exact(3).enumerate();
@@ -160,7 +161,7 @@ impl<'a> First<'a> {
     }
 }
 
-/// Rows in their order: every eighth row comes first, then those between, in four passes.
+/// Sorts interlaced rows. They are stored in four passes: first every eighth row, then those in between.
 fn deinterlaced(indices: &[u8], width: usize, height: usize) -> Vec<u8> {
     let passes = [(0, 8), (4, 8), (2, 4), (1, 2)];
     let order = passes.into_iter().flat_map(|(first, step)| (first..height).step_by(step));

@@ -1,4 +1,4 @@
-//! Windows icons and cursors: the largest picture, as Pillow reads it.
+//! Decoder for Windows icons and cursors, equal to Pillow. It decodes the largest image.
 //!
 //! Source: `IcoImagePlugin.py` and `CurImagePlugin.py` of Pillow.
 
@@ -9,16 +9,17 @@ use crate::png;
 use crate::raster::{Palette, Pixels, Raster};
 use crate::raw::{Layout, Rows};
 
-/// Bytes of the file's header and of an entry.
+/// Length in bytes of the file header, and of a directory entry.
 const HEADER: usize = 6;
 const ENTRY: usize = 16;
 
-/// Whether a file that begins like a cursor has any: a TGA may begin so too.
+/// Whether the file starts like a cursor file with at least one image. A TGA file can start with the same first
+/// bytes.
 pub(crate) fn is_cursor(bytes: &[u8]) -> bool {
     matches!(bytes, [0, 0, 2, 0, low, high, ..] if (*low, *high) != (0, 0))
 }
 
-/// One line of the table of pictures.
+/// One entry of the directory of images.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     width: u16,
@@ -34,7 +35,7 @@ impl Entry {
         let side = |value: u8| if value == 0 { 256 } else { u16::from(value) };
         let long = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize;
         let bits = u16::from_le_bytes([bytes[6], bytes[7]]);
-        // The number of colors stands in for the depth, rounded up to a power of two.
+        // If the depth is missing, Pillow derives it from the number of colors, rounded up to a power of two.
         let color_depth = match (bits, bytes[2]) {
             (0, 0 | 1) => 256,
             (0, colors) => u32::from(colors).next_power_of_two().ilog2(),
@@ -51,17 +52,17 @@ fn entries(bytes: &[u8], input: &Input<'_>) -> Result<Vec<Entry>, ImageError> {
     Ok(table.as_chunks().0.iter().map(Entry::read).collect())
 }
 
-/// The icon of the largest area and, among those, of the lowest depth.
+/// Decodes the icon with the largest area and, among equals, the lowest depth.
 pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
     let entries = entries(bytes, input)?;
     let entry = entries
         .iter()
         .min_by_key(|entry| (std::cmp::Reverse(u32::from(entry.width) * u32::from(entry.height)), entry.color_depth))
-        .ok_or_else(|| input.damaged("there is no picture in it"))?;
+        .ok_or_else(|| input.damaged("it contains no image"))?;
     let start = bytes.get(entry.offset..).unwrap_or_default();
     if start.starts_with(png::SIGNATURE) {
         let mut picture = png::decode_stored(start, input)?;
-        // Only pixels are taken over: no orientation, and no transparency but that of an alpha channel.
+        // Only the pixels are used. Orientation and transparency are ignored, except an alpha channel.
         if let Pixels::Indexed(_, palette) = &mut picture.pixels {
             palette.0.iter_mut().for_each(|color| color[3] = 255);
         }
@@ -80,11 +81,13 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     } else {
         let stride = (width as usize).next_multiple_of(32) / 8;
         let end = entry.offset + entry.size;
-        let at = end.checked_sub(stride * height as usize).ok_or_else(|| input.damaged("its mask is cut off"))?;
+        let at = end
+            .checked_sub(stride * height as usize)
+            .ok_or_else(|| input.damaged("its transparency mask is cut off"))?;
         let rows = Rows { width, height, layout: Layout::BitInverted, stride, is_bottom_up: true };
         let mut mask = rows.unpack(bytes.get(at..).unwrap_or_default(), input)?;
-        // Pillow writes masks without padding and then reads colors as the mask, which `load_image` drops. A mask that
-        // overlaps the pixels is none.
+        // Pillow writes masks without row padding; reading such a file, it takes part of the colors for the mask
+        // (which `load_image` then drops). So a mask that overlaps the pixels is ignored.
         if at < bitmap.end(height) {
             mask.fill(255);
         }
@@ -93,7 +96,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     Ok(Raster::new(width, height, Pixels::Rgba(with_alpha(pixels, &alpha))))
 }
 
-/// The pixels as RGBA with another alpha.
+/// Converts the pixels to RGBA with the given alpha.
 fn with_alpha(pixels: Pixels, alpha: &[u8]) -> Vec<u8> {
     let (data, channels, palette) = match pixels {
         Pixels::Grey(data) => (data, 1, Palette::new((0..=255).map(|level| [level; 3]))),
@@ -114,24 +117,24 @@ fn with_alpha(pixels: Pixels, alpha: &[u8]) -> Vec<u8> {
     rgba
 }
 
-/// The first cursor, or a later one that is wider and higher than the ones before it. Only black and white ones have
-/// their mask applied.
+/// Decodes the first cursor, or a later one that is both wider and higher than the best before it. The mask is
+/// applied only to monochrome and grey cursors.
 pub(crate) fn decode_cursor(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
     let table = entries(bytes, input)?;
-    // A side of 256 is stored as 0 and compared so.
+    // A side of 256 is stored as 0, and Pillow compares the stored values.
     let side = |value: u16| value % 256;
     let largest = table.iter().copied().reduce(|best, entry| {
         let is_larger = side(entry.width) > side(best.width) && side(entry.height) > side(best.height);
         if is_larger { entry } else { best }
     });
-    let entry = largest.ok_or_else(|| input.damaged("there is no picture in it"))?;
+    let entry = largest.ok_or_else(|| input.damaged("it contains no image"))?;
     let bitmap = Bitmap::read(bytes, entry.offset, 0, entry.offset == HEADER + ENTRY, input)?;
     let (width, height) = (bitmap.width, bitmap.height / 2);
     input.check_size(width, height)?;
     if !matches!(bitmap.layout, Layout::Bit | Layout::Grey) {
         return Ok(Raster::new(width, height, bitmap.pixels(bytes, height, input)?));
     }
-    // The mask lies above the picture.
+    // The bitmap contains the mask above the image.
     let Pixels::Grey(both) = bitmap.pixels(bytes, 2 * height, input)? else {
         return Err(input.coding("a mask that is not grey"));
     };

@@ -1,6 +1,6 @@
-//! JPEG 2000, as JP2 and as a bare codestream, with the channels and depths that Pillow makes of it.
+//! JPEG 2000 decoder for JP2 files and bare codestreams, with the modes and depths of Pillow.
 //!
-//! The crate `hayro-jpeg2000` decodes the codestream; what the boxes around it mean is read here.
+//! The crate `hayro-jpeg2000` decodes the codestream. This module parses the JP2 boxes around it.
 //!
 //! Source: `Jpeg2KImagePlugin.py` and `Jpeg2KDecode.c` of Pillow.
 
@@ -23,7 +23,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     if !(1..=4).contains(&count) {
         return Err(input.coding(format!("{count} components")));
     }
-    // Samples are floats of four bytes.
+    // The decoder returns samples as 4-byte floats.
     input.check_memory((u64::from(width) * u64::from(height)).saturating_mul(4 * count as u64))?;
 
     let fail = |error: DecodeError| input.damaged(error.to_string());
@@ -34,18 +34,18 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     let planes: Vec<&[f32]> = decoded.components().iter().map(|component| component.samples()).collect();
     let area = width as usize * height as usize;
     if planes.len() != count || planes.iter().any(|plane| plane.len() != area) {
-        return Err(input.damaged("the components of its codestream have other sizes than its header says"));
+        return Err(input.damaged("the components of its codestream do not have the size in its header"));
     }
-    // Chroma that is coded apart comes back as RGB.
-    let is_converted = size.has_fewer_chroma();
+    // The decoder converts subsampled YCbCr to RGB itself.
+    let is_converted = size.has_subsampled_chroma();
     let pixels = boxes.pixels(&size, &planes, is_converted);
-    Ok(Raster::new(width, height, pixels.ok_or_else(|| input.coding("a palette that is not of colors"))?))
+    Ok(Raster::new(width, height, pixels.ok_or_else(|| input.coding("a palette that has no colors"))?))
 }
 
-/// What the file says around the codestream.
+/// The parsed boxes of the file.
 struct Boxes<'a> {
     codestream: &'a [u8],
-    /// Components by the header of a JP2 file, or of the codestream.
+    /// Number of components in the header of the JP2 file or, without one, of the codestream.
     channels: u16,
     is_deep: bool,
     space: Option<Space>,
@@ -61,11 +61,11 @@ enum Space {
     Bilevel,
 }
 
-/// Width, height and the components of the codestream.
+/// The size header (SIZ marker segment) of the codestream.
 struct Size {
     width: u32,
     height: u32,
-    /// Bits, and luma samples per sample across and down.
+    /// Bits per sample, and the horizontal and vertical subsampling factors.
     components: Vec<(u32, u8, u8)>,
 }
 
@@ -82,8 +82,8 @@ impl Size {
         })
     }
 
-    /// Whether the second and third component alone have fewer samples.
-    fn has_fewer_chroma(&self) -> bool {
+    /// Whether exactly the second and third of three components are subsampled.
+    fn has_subsampled_chroma(&self) -> bool {
         matches!(self.components[..], [(_, 1, 1), (_, a, b), (_, c, d)] if (a, b) != (1, 1) && (a, b) == (c, d))
     }
 }
@@ -98,7 +98,7 @@ fn next_box(bytes: &[u8]) -> Option<([u8; 4], &[u8], &[u8])> {
         }
         length => (rest, (length as usize).checked_sub(8)?),
     };
-    // The last box may be cut off; the codestream says where it ends.
+    // The last box may be cut off; the codestream marks its own end.
     let (data, rest) = rest.split_at(length.min(rest.len()));
     Some((kind, data, rest))
 }
@@ -153,7 +153,7 @@ impl<'a> Boxes<'a> {
         Some(())
     }
 
-    /// The pixels of Pillow's mode. `None` if there is a palette of something else than colors.
+    /// Converts the planes to the pixels of Pillow's mode.
     fn pixels(&self, size: &Size, planes: &[&[f32]], is_converted: bool) -> Option<Pixels> {
         let depth = |at: usize| size.components[at].0;
         let plane = |at: usize| planes[at].iter().map(move |&sample| (to_level(sample, depth(at)), depth(at)));
@@ -194,12 +194,13 @@ impl<'a> Boxes<'a> {
     }
 }
 
-/// The colors of a palette, each once: Pillow drops repetitions, and so later indices name other colors.
+/// Reads a palette. Pillow drops repeated colors, which shifts the indices of the colors after them; this is
+/// reproduced.
 fn read_palette(data: &[u8], is_cmyk: bool) -> Option<(Palette, bool)> {
     let count = usize::from(u16::from_be_bytes(*data.first_chunk()?));
     let columns = usize::from(*data.get(2)?);
     let depths = data.get(3..3 + columns)?;
-    // Deeper columns are not read as a palette.
+    // A palette of more than 8 bits is ignored.
     if depths.iter().any(|&depth| depth > 8) || !matches!(columns, 3 | 4) {
         return None;
     }
@@ -225,13 +226,15 @@ fn interleave<const N: usize>(mut channels: [impl Iterator<Item = u8>; N]) -> Ve
     }
 }
 
-/// A sample as a whole number of its depth.
+/// Rounds a sample to a whole number of `depth` bits.
 fn to_level(sample: f32, depth: u32) -> u32 {
     let max = ((1_u64 << depth.min(32)) - 1) as f32;
     sample.round_ties_even().clamp(0.0, max) as u32
 }
 
-/// Source: `j2ku_shift`: up by a shift, down by a rounded shift whose result may run over.
+/// Converts a level of `depth` bits to 8 bits: left shift, or rounded right shift that may overflow.
+///
+/// Source: `j2ku_shift` of Pillow.
 fn to_byte(level: u32, depth: u32) -> u8 {
     if depth <= 8 { (level << (8 - depth)) as u8 } else { (level.wrapping_add(1 << (depth - 9)) >> (depth - 8)) as u8 }
 }
@@ -244,7 +247,7 @@ fn to_word(level: u32, depth: u32) -> u16 {
     }
 }
 
-/// Source: `ImagingConvertYCbCr2RGB` of Pillow, whose tables these products are.
+/// Source: `ImagingConvertYCbCr2RGB` of Pillow. The products are the values of its tables.
 fn ycbcr_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let product = |weight: f64, chroma: u8| (weight * 64.0 * (f64::from(chroma) - 128.0) + 0.5) as i32;
     let y = i32::from(y);

@@ -1,10 +1,10 @@
-//! What a caller may choose about decoding.
+//! Decoding options.
 
 use std::num::NonZeroU32;
 
 use crate::Alpha;
 
-/// How an image is decoded. [`Limits`](crate::Limits) bound what it may cost.
+/// How an image is decoded. [`Limits`](crate::Limits) bounds its size and memory.
 ///
 /// An [`Alpha`] alone converts into options, so `decode(bytes, name, &limits, Alpha::White)` works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,13 +12,13 @@ use crate::Alpha;
 pub struct DecodeOptions {
     /// How transparency is flattened.
     pub alpha: Alpha,
-    /// The page of a file with several pages (TIFF), counted from 1 as in a document viewer; 1 unless set. Files of
-    /// other formats have one page; of an animation it is the first frame.
+    /// The page of a multi-page file (TIFF), counted from 1; the default is 1. Other formats have one page. The page
+    /// of an animation is its first frame.
     pub page: NonZeroU32,
 }
 
 impl DecodeOptions {
-    /// The same options with another page, counted from 1.
+    /// Returns these options with another page, counted from 1.
     #[must_use]
     pub fn with_page(self, page: NonZeroU32) -> Self {
         Self { page, ..self }

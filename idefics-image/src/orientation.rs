@@ -1,28 +1,28 @@
-//! The orientation that a file declares, from the places where Pillow's `exif_transpose` looks.
+//! Reads the orientation of an image from EXIF and XMP, like Pillow's `exif_transpose`, and applies it.
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer};
 
 use crate::RgbImage;
 
-/// Tag `Orientation` of TIFF and EXIF.
+/// Number of the tag `Orientation` of TIFF and EXIF.
 const ORIENTATION: u16 = 0x0112;
 
-/// The orientation of an EXIF block or, where that has no such tag, of an XMP packet.
+/// The orientation from an EXIF block or, if it has no orientation tag, from an XMP packet.
 ///
-/// A block whose header is no TIFF header counts as one that says nothing, and the packet is not read either.
+/// If the EXIF block does not start with a TIFF header, the image is not rotated, and XMP is ignored too.
 ///
 /// Source: `Image.getexif` and `ImageOps.exif_transpose` of Pillow.
 pub(crate) fn orientation(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
     let code = match exif.map_or(Tag::Absent, read_exif) {
         Tag::Code(code) => Some(code),
-        Tag::Useless => None,
+        Tag::Invalid => None,
         Tag::Absent => xmp.and_then(read_xmp),
     };
     code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
 }
 
-/// Whether columns of the stored picture are rows of the upright one.
+/// Whether the orientation exchanges width and height.
 pub(crate) fn exchanges_axes(orientation: Orientation) -> bool {
     match orientation {
         Orientation::NoTransforms
@@ -35,33 +35,33 @@ pub(crate) fn exchanges_axes(orientation: Orientation) -> bool {
     }
 }
 
-/// Turns and mirrors the picture as its orientation says.
+/// Rotates and mirrors the image to make it upright.
 pub(crate) fn upright(picture: RgbImage, orientation: Orientation) -> RgbImage {
     if orientation == Orientation::NoTransforms {
         return picture;
     }
     let buffer = ImageBuffer::from_raw(picture.width(), picture.height(), picture.into_data());
-    let mut image = DynamicImage::ImageRgb8(buffer.expect("a picture has three bytes for each pixel"));
+    let mut image = DynamicImage::ImageRgb8(buffer.expect("an RGB image has three bytes per pixel"));
     image.apply_orientation(orientation);
-    RgbImage::new(image.width(), image.height(), image.into_bytes()).expect("turning keeps the number of pixels")
+    RgbImage::new(image.width(), image.height(), image.into_bytes()).expect("rotation keeps the number of pixels")
 }
 
-/// Whether an EXIF block has an orientation, of whatever value.
+/// Whether an EXIF block has an orientation tag, valid or not.
 pub(crate) fn has_tag(exif: &[u8]) -> bool {
     read_exif(exif) != Tag::Absent
 }
 
-/// What the first directory of an EXIF block says of the orientation.
+/// The orientation tag in the first directory of an EXIF block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tag {
     Absent,
-    /// There is a tag, but not a number of 1 to 8.
-    Useless,
+    /// The tag exists, but its value is not a number from 1 to 8.
+    Invalid,
     Code(u8),
 }
 
-/// Reads the first directory as `ImageFileDirectory_v2.load` does: entries of unknown types are skipped, the first entry
-/// that points outside the block ends the directory, a later entry of the same tag replaces an earlier one.
+/// Reads the first directory like Pillow's `ImageFileDirectory_v2.load`. Entries of unknown types are skipped. The
+/// first entry that points outside the block ends the directory. If a tag is repeated, its last entry counts.
 fn read_exif(mut block: &[u8]) -> Tag {
     while let Some(rest) = block.strip_prefix(b"Exif\0\0") {
         block = rest;
@@ -69,7 +69,7 @@ fn read_exif(mut block: &[u8]) -> Tag {
     if block.is_empty() {
         return Tag::Absent;
     }
-    let Some(order) = byte_order(block) else { return Tag::Useless };
+    let Some(order) = byte_order(block) else { return Tag::Invalid };
     let mut tag = Tag::Absent;
     let mut entries = || -> Option<()> {
         let directory = block.get(order.u32(block.get(4..)?)? as usize..)?;
@@ -85,7 +85,7 @@ fn read_exif(mut block: &[u8]) -> Tag {
                 &entry[8..8 + size as usize]
             };
             if number == ORIENTATION && !data.is_empty() {
-                tag = order.code(kind, data).map_or(Tag::Useless, Tag::Code);
+                tag = order.code(kind, data).map_or(Tag::Invalid, Tag::Code);
             }
         }
         Some(())
@@ -94,7 +94,7 @@ fn read_exif(mut block: &[u8]) -> Tag {
     tag
 }
 
-/// Source: `PREFIXES` in `TiffImagePlugin.py`; a BigTIFF header does not fit an EXIF block.
+/// The byte order of a TIFF header. Source: `PREFIXES` in Pillow's `TiffImagePlugin.py`.
 fn byte_order(block: &[u8]) -> Option<ByteOrder> {
     match block.get(..8)? {
         [b'I', b'I', 42, 0, ..] | [b'I', b'I', 0, 42, ..] => Some(ByteOrder::Little),
@@ -103,7 +103,7 @@ fn byte_order(block: &[u8]) -> Option<ByteOrder> {
     }
 }
 
-/// Bytes of one value, for the types that Pillow reads.
+/// Size in bytes of one value of a type; `None` for types that Pillow does not read.
 fn unit_size(kind: u16) -> Option<u64> {
     match kind {
         1 | 2 | 6 | 7 => Some(1),
@@ -137,7 +137,8 @@ impl ByteOrder {
         self.bytes(bytes).map(u32::from_le_bytes)
     }
 
-    /// The first value, if it equals a number of 1 to 8. Bytes and text are no numbers for Pillow.
+    /// The first value, if it is a whole number from 1 to 8. Pillow does not treat unsigned bytes and text as
+    /// numbers.
     fn code(self, kind: u16, data: &[u8]) -> Option<u8> {
         let number = match kind {
             3 => i64::from(self.u16(data)?),
@@ -164,7 +165,7 @@ fn whole_float(value: f64) -> Option<i64> {
     (value.fract() == 0.0 && value.abs() < 256.0).then_some(value as i64)
 }
 
-/// The digit of the first match of `tiff:Orientation(="|>)([0-9])`, attribute or element.
+/// The digit of the first match of `tiff:Orientation(="|>)([0-9])`, which may be an attribute or an element.
 pub(crate) fn read_xmp(packet: &[u8]) -> Option<u8> {
     const NAME: &[u8] = b"tiff:Orientation";
     let mut rest = packet;
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_any_type_counts() {
+    fn reads_orientation_of_every_numeric_type() {
         let read = |kind, data| read_exif(&block(&[(ORIENTATION, kind, 1, data)]));
         for (kind, data) in [(3, [0, 6, 0, 0]), (4, [0, 0, 0, 6]), (13, [0, 0, 0, 6]), (6, [6, 0, 0, 0])] {
             assert_eq!(read(kind, data), Tag::Code(6), "type {kind}");
@@ -204,14 +205,14 @@ mod tests {
         assert_eq!(read(9, [0, 0, 0, 6]), Tag::Code(6));
         assert_eq!(read(11, 6.0_f32.to_be_bytes()), Tag::Code(6));
         for (kind, data) in [(1, [6, 0, 0, 0]), (2, *b"6\0\0\0"), (7, [6; 4]), (3, [0, 9, 0, 0]), (9, [0xff; 4])] {
-            assert_eq!(read(kind, data), Tag::Useless, "type {kind}");
+            assert_eq!(read(kind, data), Tag::Invalid, "type {kind}");
         }
-        // A type that nobody knows: as if the tag were not there.
+        // A tag of an unknown type is treated as absent.
         assert_eq!(read(99, [0, 6, 0, 0]), Tag::Absent);
     }
 
     #[test]
-    fn rationals_lie_elsewhere_in_the_block() {
+    fn reads_rational_stored_outside_the_entry() {
         let mut bytes = block(&[(ORIENTATION, 5, 1, [0, 0, 0, 26])]);
         assert_eq!(read_exif(&bytes), Tag::Absent);
         bytes.extend([0, 0, 0, 12, 0, 0, 0, 2]);
@@ -219,13 +220,13 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_tags_wins_and_damage_ends_the_list() {
+    fn last_of_two_tags_wins_and_damage_ends_the_directory() {
         let short = |value| (ORIENTATION, 3, 1, [0, value, 0, 0]);
         let outside = (0x010e, 2, 900, [0, 0, 0, 8]);
         assert_eq!(read_exif(&block(&[short(3), short(6)])), Tag::Code(6));
         assert_eq!(read_exif(&block(&[short(3), outside, short(6)])), Tag::Code(3));
         assert_eq!(read_exif(&block(&[outside, short(6)])), Tag::Absent);
-        assert_eq!(read_exif(b"Exif\0\0XX"), Tag::Useless);
+        assert_eq!(read_exif(b"Exif\0\0XX"), Tag::Invalid);
         assert_eq!(read_exif(b"Exif\0\0Exif\0\0"), Tag::Absent);
         for end in 0..block(&[short(6)]).len() {
             read_exif(&block(&[short(6)])[..end]);
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn xmp_counts_where_exif_has_no_tag() {
+    fn xmp_is_used_if_exif_has_no_orientation() {
         let packet = b"<x tiff:Orientation='3' tiff:Orientation=\"8\">";
         let other = block(&[(0x0100, 3, 1, [0, 1, 0, 0])]);
         assert_eq!(orientation(None, Some(packet)), Orientation::Rotate270);

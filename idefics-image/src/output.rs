@@ -1,5 +1,5 @@
-//! Where a decoder's pixels go: band by band to RGB, and from there to each picture that is made of them. No whole picture
-//! is kept, unless it is what the caller asks for.
+//! The output side of every decoder: rows are converted to RGB in bands, and each band is passed to the resizer of
+//! every requested image. The whole decoded image is kept only if the caller asks for it.
 
 use image::metadata::Orientation;
 use rayon::prelude::*;
@@ -11,7 +11,7 @@ use crate::resize::{ResizeTarget, RowResizer};
 use crate::rgb::RgbView;
 use crate::{Alpha, ImageError, RgbImage};
 
-/// What a decoder knows of a picture before its pixels.
+/// What a decoder knows about an image before it decodes pixels.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Header {
     /// Width as stored, in pixels.
@@ -23,16 +23,17 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// An upright picture without transparent colors.
+    /// A header of an upright image without transparent colors.
     pub(crate) fn new(width: u32, height: u32) -> Self {
         Self { width, height, orientation: Orientation::NoTransforms, keys: Keys::default() }
     }
 }
 
-/// Which pictures to make, given the upright size.
+/// Returns the images to produce, given the upright width and height in pixels.
 pub(crate) type Plan<'a> = Box<dyn FnOnce(u32, u32) -> Vec<ResizeTarget> + Send + 'a>;
 
-/// Takes the pixels of one picture: first [`begin`](Self::begin), then its rows.
+/// The requested output of one decode. A decoder calls [`begin`](Self::begin) with the header and writes rows to the
+/// [`RowSink`] it returns, or calls [`put`](Self::put) with a whole image.
 pub(crate) struct Output<'a> {
     plan: Plan<'a>,
     alpha: Alpha,
@@ -43,7 +44,10 @@ impl<'a> Output<'a> {
         Self { plan, alpha }
     }
 
-    /// Makes room for the pictures.
+    /// Asks the plan for the images to produce, checks their size and allocates them.
+    ///
+    /// # Errors
+    /// If the targets do not fit the image, the memory limit or the available memory.
     pub(crate) fn begin(self, header: Header, input: &Input<'_>) -> Result<RowSink, ImageError> {
         let Header { width, height, orientation, keys } = header;
         let (upright_width, upright_height) = upright_size(width, height, orientation);
@@ -62,7 +66,7 @@ impl<'a> Output<'a> {
         Ok(RowSink { width: width as usize, flattening, resizers, gathered: Vec::new(), n_gathered: 0, n_written: 0 })
     }
 
-    /// Takes a picture that its decoder only gives as a whole.
+    /// Processes an image whose decoder returns it as a whole.
     pub(crate) fn put(self, raster: Raster, input: &Input<'_>) -> Result<RowSink, ImageError> {
         let Raster { width, height, pixels, keys, orientation } = raster;
         let mut rows = self.begin(Header { width, height, orientation, keys }, input)?;
@@ -71,16 +75,17 @@ impl<'a> Output<'a> {
     }
 }
 
-/// Where a decoder writes rows of pixels, from the top.
+/// A buffer that a decoder writes rows of pixels to, from the top: first [`space`](Self::space), then
+/// [`take`](Self::take).
 pub(crate) trait RowSpace {
-    /// Room for the next rows, `bytes` in all. What is in it beforehand means nothing.
+    /// Returns a buffer of `bytes` bytes for the next rows. Its initial contents are unspecified.
     fn space(&mut self, bytes: usize) -> &mut [u8];
 
-    /// Takes the rows that were written to the space.
+    /// Consumes the rows that were written to the last [`space`](Self::space).
     fn take(&mut self);
 }
 
-/// Hands rows on that a decoder writes.
+/// Passes the rows that a decoder writes to a closure.
 pub(crate) struct Bands<F> {
     rows: Vec<u8>,
     n_written: usize,
@@ -104,7 +109,7 @@ impl<F: FnMut(&[u8])> RowSpace for Bands<F> {
     }
 }
 
-/// `bytes` bytes behind the first `start` ones.
+/// Returns `bytes` bytes of the buffer after the first `start`, and grows it if necessary.
 fn room(buffer: &mut Vec<u8>, start: usize, bytes: usize) -> &mut [u8] {
     if buffer.len() < start + bytes {
         buffer.resize(start + bytes, 0);
@@ -112,20 +117,21 @@ fn room(buffer: &mut Vec<u8>, start: usize, bytes: usize) -> &mut [u8] {
     &mut buffer[start..start + bytes]
 }
 
-/// A picture whose rows arrive, from the top.
+/// Receives the rows of one image, from the top, and produces the requested images from them.
 #[derive(Debug)]
 pub(crate) struct RowSink {
     width: usize,
     flattening: Flattening,
     resizers: Vec<RowResizer>,
-    /// RGB rows that are too few to be resized by themselves; `n_gathered` bytes count.
+    /// RGB rows collected until there are enough to resize. Only the first `n_gathered` bytes are valid.
     gathered: Vec<u8>,
     n_gathered: usize,
-    /// Bytes of the space that was given out.
+    /// Length in bytes of the buffer that `space` last returned.
     n_written: usize,
 }
 
-/// RGB without a transparent color. A picture that is wanted as it is, is written where it stays.
+/// For decoders that write RGB without a transparent color. If the only output is an unchanged copy, the decoder
+/// writes directly to it.
 impl RowSpace for RowSink {
     fn space(&mut self, bytes: usize) -> &mut [u8] {
         self.n_written = bytes;
@@ -148,19 +154,19 @@ impl RowSpace for RowSink {
     }
 }
 
-/// Largest number of pixels that are brought to RGB together.
+/// Maximum number of pixels that are converted to RGB at once.
 const BAND_PIXELS: usize = 64 << 10;
 
-/// Fewer pixels than this wait for more.
+/// Minimum number of pixels that are resized at once. Smaller bands are collected first.
 const MIN_BAND_PIXELS: usize = 16 << 10;
 
 impl RowSink {
-    /// Whether the stored picture itself is what is wanted.
+    /// Whether the only output is the stored image, unchanged.
     pub(crate) fn is_copy(&self) -> bool {
         matches!(&self.resizers[..], [only] if only.is_copy(self.width))
     }
 
-    /// Takes the next rows.
+    /// Converts the next rows to RGB and passes them to the resizers.
     pub(crate) fn push(&mut self, pixels: &Pixels) {
         let band = self.width * (BAND_PIXELS / self.width).max(1);
         for start in (0..pixels.len()).step_by(band) {
@@ -177,7 +183,7 @@ impl RowSink {
         }
     }
 
-    /// The pictures, in the order of the plan, once all rows have come.
+    /// Returns the images in the order of the plan. Call it after all rows have been pushed.
     pub(crate) fn finish(mut self) -> Vec<RgbImage> {
         self.resize_gathered();
         self.resizers.into_par_iter().map(RowResizer::finish).collect()
@@ -199,7 +205,8 @@ fn upright_size(width: u32, height: u32, orientation: Orientation) -> (u32, u32)
     if exchanges_axes(orientation) { (height, width) } else { (width, height) }
 }
 
-/// Reads pieces in turn, each while the one before it is used.
+/// Reads pieces until `read` returns `None`, and passes them to `take` in order. The next piece is read on another
+/// thread while `take` processes the current one.
 pub(crate) fn read_ahead<T: Send, E: Send>(
     mut read: impl FnMut() -> Result<Option<T>, E> + Send,
     mut take: impl FnMut(T) + Send,

@@ -1,4 +1,4 @@
-//! Netpbm's PBM, PGM and PPM, plain and raw, and grey PFM, as Pillow reads them.
+//! Decoder for the Netpbm formats PBM, PGM and PPM, plain and raw, and grey PFM, equal to Pillow.
 //!
 //! Source: `PpmImagePlugin.py` of Pillow.
 
@@ -8,10 +8,10 @@ use crate::output::{self, Output, RowSink};
 use crate::raster::{Pixels, clip};
 use crate::raw::{Layout, Rows};
 
-/// Longest number, in characters.
+/// Maximum length of a number, in characters.
 const MAX_TOKEN: usize = 10;
 
-/// Whether the file begins with a magic number, white space and a number or comment.
+/// Whether the file starts with a magic number, white space, and a number or comment.
 pub(crate) fn is_pnm(bytes: &[u8]) -> bool {
     match bytes {
         [b'P', b'1'..=b'6' | b'f', space, rest @ ..] if is_space(*space) => {
@@ -29,7 +29,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Res
     let pixels = u64::from(width) * u64::from(height);
     let mut maxval = || match header.number(input)? {
         maxval @ 1..=65535 => Ok(maxval),
-        other => Err(input.damaged(format!("its largest value is {other}, expected 1 to 65535"))),
+        other => Err(input.damaged(format!("its maximum value is {other}, expected 1 to 65535"))),
     };
     let kind = bytes[1];
     let maxval = if matches!(kind, b'2' | b'3' | b'5' | b'6') { maxval()? } else { 1 };
@@ -62,7 +62,7 @@ struct Header<'a> {
 }
 
 impl Header<'_> {
-    /// Characters up to white space, which is consumed. Comments are passed over, also in the middle of it.
+    /// Reads characters up to white space, which is consumed. Comments are skipped, even inside a token.
     fn token(&mut self, input: &Input<'_>) -> Result<String, ImageError> {
         let mut token = String::new();
         while token.len() <= MAX_TOKEN {
@@ -81,13 +81,13 @@ impl Header<'_> {
         match token.len() {
             0 => Err(input.damaged("the file ends within the header")),
             1..=MAX_TOKEN => Ok(token),
-            _ => Err(input.damaged("a number of the header is too long")),
+            _ => Err(input.damaged("a number in the header is too long")),
         }
     }
 
     fn number(&mut self, input: &Input<'_>) -> Result<u32, ImageError> {
         let token = self.token(input)?;
-        token.parse().map_err(|_| input.damaged(format!("the header has {token:?} where a number is expected")))
+        token.parse().map_err(|_| input.damaged(format!("expected a number in the header, found {token:?}")))
     }
 }
 
@@ -95,7 +95,8 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | 0x09..=0x0d)
 }
 
-/// A value of 0 to `maxval` on Pillow's scale. Wide grey has 65,536 levels there, of which all above 255 are white.
+/// Returns a function that scales a value of 0 to `maxval` to 8 bits, like Pillow. If `maxval` is above 255, Pillow
+/// scales grey to 16 bits and then clips it: all levels above 255 become white.
 fn scaler(maxval: u32, is_grey: bool) -> impl Fn(u32) -> u8 {
     let is_wide = is_grey && maxval > 255;
     let out_max = if is_wide { 65535.0 } else { 255.0 };
@@ -125,7 +126,7 @@ fn raw_values(
     })
 }
 
-/// The data without comments. What stands before and behind one is joined.
+/// Removes comments from the data. The text before and after a comment is joined.
 fn uncommented(data: &[u8]) -> Vec<u8> {
     let mut is_comment = false;
     let mut text = Vec::with_capacity(data.len());
@@ -148,7 +149,7 @@ fn plain_bits(data: &[u8], count: u64, input: &Input<'_>) -> Result<Vec<u8>, Ima
             b'0' => bits.push(255),
             b'1' => bits.push(0),
             byte if is_space(byte) => {}
-            byte => return Err(input.damaged(format!("the byte {byte:02x} stands where 0 or 1 is expected"))),
+            byte => return Err(input.damaged(format!("expected 0 or 1, found the byte {byte:02x}"))),
         }
     }
     bits.truncate(count as usize);
@@ -172,18 +173,19 @@ fn plain_values(
             Some(value) if value <= maxval => values.push(scale(value)),
             _ => {
                 let token = String::from_utf8_lossy(&token[..token.len().min(MAX_TOKEN)]).into_owned();
-                return Err(input.damaged(format!("{token:?} stands where a number of 0 to {maxval} is expected")));
+                return Err(input.damaged(format!("expected a number from 0 to {maxval}, found {token:?}")));
             }
         }
     }
     if values.len() as u64 == count { Ok(values) } else { Err(input.damaged("the file ends early")) }
 }
 
-/// Floats from the bottom row up; a negative scale means that the low byte comes first. Values are clipped to 0..255.
+/// Reads 32-bit floats, bottom row first. A negative scale means little-endian. Values are clipped to 0..255.
 fn floats(header: &mut Header<'_>, width: u32, height: u32, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
     let token = header.token(input)?;
     let scale = token.parse::<f64>().ok().filter(|scale| scale.is_finite() && *scale != 0.0);
-    let scale = scale.ok_or_else(|| input.damaged(format!("its scale is {token:?}, expected a number but 0")))?;
+    let scale =
+        scale.ok_or_else(|| input.damaged(format!("its scale is {token:?}, expected a number other than 0")))?;
     let count = u64::from(width) * u64::from(height);
     input.check_memory(count)?;
     let data = header.rest.get(..4 * count as usize).ok_or_else(|| input.damaged("the file ends early"))?;
@@ -191,7 +193,7 @@ fn floats(header: &mut Header<'_>, width: u32, height: u32, input: &Input<'_>) -
     for row in data.chunks_exact(4 * width as usize).rev() {
         grey.extend(row.as_chunks().0.iter().map(|&bytes| {
             let value = if scale < 0.0 { f32::from_le_bytes(bytes) } else { f32::from_be_bytes(bytes) };
-            value as u8 // saturates, as f2l does
+            value as u8 // saturates, like `f2l` of Pillow
         }));
     }
     Ok(grey)

@@ -1,4 +1,4 @@
-//! Which sources of images may be read.
+//! Policies that restrict which image sources may be read.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -7,26 +7,27 @@ use url::Url;
 use crate::ImageError;
 use crate::source::{path_name, shorten};
 
-/// Which sources of images may be read.
+/// Restricts which image sources may be read.
 ///
-/// Strings in samples name files, addresses and data of whoever wrote them: a program that runs other people's samples
-/// should not read its own machine's files for them, nor its network. Bytes that the caller hands over are always read.
+/// The strings in a sample can name any file or address. A program that runs samples written by other people should
+/// not let them read files of its machine or addresses in its network. Bytes passed by the caller
+/// ([`ImageSource::Bytes`](crate::ImageSource::Bytes)) are always allowed.
 ///
 /// ```
 /// use idefics_image::{FileAccess, SourcePolicy, UrlAccess};
 ///
-/// let of_a_server = SourcePolicy::data_only();
-/// let mut of_a_data_set = SourcePolicy::default();
-/// of_a_data_set.files = FileAccess::Below("data/images".into());
-/// of_a_data_set.urls = UrlAccess::None;
-/// assert_ne!(of_a_server, of_a_data_set);
+/// let for_server = SourcePolicy::data_only();
+/// let mut for_data_set = SourcePolicy::default();
+/// for_data_set.files = FileAccess::Below("data/images".into());
+/// for_data_set.urls = UrlAccess::None;
+/// assert_ne!(for_server, for_data_set);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SourcePolicy {
     /// Which files may be read.
     pub files: FileAccess,
-    /// Which addresses may be fetched, redirects included.
+    /// Which URLs may be fetched. Each redirect is checked too.
     pub urls: UrlAccess,
     /// Whether data URLs and plain base64 may be read.
     pub data: bool,
@@ -38,28 +39,28 @@ pub struct SourcePolicy {
 pub enum FileAccess {
     /// No file.
     None,
-    /// Files below this folder, which neither `..` nor a symbolic link leads out of. Nobody else may change the folder
-    /// meanwhile.
+    /// Files below this folder. Paths that leave it through `..` or a symbolic link are rejected. The check is not
+    /// safe if others change the folder at the same time.
     Below(PathBuf),
     /// Every file.
     #[default]
     All,
 }
 
-/// Which addresses may be fetched.
+/// Which URLs may be fetched.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum UrlAccess {
-    /// No address.
+    /// No URL.
     None,
-    /// Addresses of these hosts, by exact name.
+    /// URLs of these hosts. The host name must match exactly.
     Hosts(Vec<String>),
-    /// Every `http` and `https` address, those of this machine and its network included.
+    /// Every `http` and `https` URL, including those of this machine and its local network.
     #[default]
     All,
 }
 
-/// Everything, for samples of the caller's own.
+/// Allows everything. Meant for samples that the caller wrote.
 impl Default for SourcePolicy {
     fn default() -> Self {
         Self { files: FileAccess::All, urls: UrlAccess::All, data: true }
@@ -67,15 +68,15 @@ impl Default for SourcePolicy {
 }
 
 impl SourcePolicy {
-    /// Data URLs and base64 alone: nothing of this machine or its network is touched.
+    /// Allows only data URLs and base64: neither files nor the network are accessed.
     pub fn data_only() -> Self {
         Self { files: FileAccess::None, urls: UrlAccess::None, data: true }
     }
 
-    /// The path to open for `path`.
+    /// Checks `path` and returns the path to open.
     ///
     /// # Errors
-    /// [`ImageError::NotAllowed`]; [`ImageError::Read`] if a file below the folder is not there.
+    /// [`ImageError::NotAllowed`]; [`ImageError::Read`] if the folder, or a file below it, cannot be resolved.
     pub(crate) fn file(&self, path: &Path) -> Result<PathBuf, ImageError> {
         let image = || path_name(path);
         let folder = match &self.files {
@@ -93,7 +94,7 @@ impl SourcePolicy {
         match path.canonicalize() {
             Ok(real) if real.starts_with(&root) => Ok(real),
             Ok(_) => Err(outside()),
-            // Whether a file outside exists is nobody's business.
+            // The error must not reveal whether a file outside the folder exists.
             Err(error) if is_below(path, folder) || is_below(path, &root) => {
                 Err(ImageError::Read { image: image(), error })
             }
@@ -101,7 +102,7 @@ impl SourcePolicy {
         }
     }
 
-    /// Checks an address before it is fetched.
+    /// Checks a URL before it is fetched.
     ///
     /// # Errors
     /// [`ImageError::NotAllowed`].
@@ -119,7 +120,7 @@ impl SourcePolicy {
         }
     }
 
-    /// Checks that images in text may be read.
+    /// Checks that data URLs and base64 may be read. `image` is the name for messages.
     ///
     /// # Errors
     /// [`ImageError::NotAllowed`].
@@ -140,7 +141,7 @@ fn not_allowed(image: String, what: &str, field: &str) -> ImageError {
     ImageError::NotAllowed { image, what: what.to_owned(), option }
 }
 
-/// Whether the words of `path` lead to a place below `folder`, without a look at the disk.
+/// Whether `path` is lexically below `folder`. Does not access the file system.
 fn is_below(path: &Path, folder: &Path) -> bool {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     normalized(&absolute(path)).starts_with(normalized(&absolute(folder)))

@@ -1,4 +1,4 @@
-//! A decoded picture in a pixel format of Pillow, and its conversion to RGB.
+//! A decoded image in one of Pillow's pixel formats, and its conversion to RGB.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use crate::Alpha;
 
 const WHITE: [u8; 3] = [255; 3];
 
-/// A whole picture as the file stores it, and how it is to be shown.
+/// A whole image as stored in the file, with its color keys and orientation.
 #[derive(Debug)]
 pub(crate) struct Raster {
     pub(crate) width: u32,
@@ -19,10 +19,10 @@ pub(crate) struct Raster {
     pub(crate) orientation: Orientation,
 }
 
-/// Pixel formats, named after Pillow's modes.
+/// Pixel data in one of Pillow's modes (named in each comment).
 #[derive(Debug)]
 pub(crate) enum Pixels {
-    /// `1`, `L`, and `I;16`, `I` and `F` after [`clip`]: `[height, width]`.
+    /// `1`, `L`, and also `I;16`, `I` and `F` after clipping to 0..255 ([`clip`]): `[height, width]`.
     Grey(Vec<u8>),
     /// `LA`: `[height, width, 2]`.
     GreyAlpha(Vec<u8>),
@@ -30,20 +30,21 @@ pub(crate) enum Pixels {
     Rgb(Vec<u8>),
     /// `RGBA`: `[height, width, 4]`.
     Rgba(Vec<u8>),
-    /// `CMYK`: `[height, width, 4]`, 255 is full ink.
+    /// `CMYK`: `[height, width, 4]`; 255 is full ink.
     Cmyk(Vec<u8>),
-    /// `P`: indices `[height, width]` into a palette.
+    /// `P`: palette indices `[height, width]`.
     Indexed(Vec<u8>, Palette),
-    /// `PA`: pairs of index and alpha `[height, width, 2]`; the alpha of the palette is not used.
+    /// `PA`: pairs of palette index and alpha, `[height, width, 2]`. The alpha of the palette is ignored.
     IndexedAlpha(Vec<u8>, Palette),
 }
 
-/// Colors and alpha of 256 indices. Entries that a file leaves out are opaque black, as in `ImagingPaletteNew`.
+/// RGBA colors of 256 palette entries. Entries that the file leaves out are opaque black, as in Pillow's
+/// `ImagingPaletteNew`.
 #[derive(Debug, Clone)]
 pub(crate) struct Palette(pub(crate) Box<[[u8; 4]; 256]>);
 
 impl Palette {
-    /// The given colors from index 0 on; more than 256 are ignored.
+    /// Creates a palette from opaque RGB colors, starting at index 0. Colors beyond 256 are ignored.
     pub(crate) fn new(colors: impl IntoIterator<Item = [u8; 3]>) -> Self {
         let mut palette = Box::new([[0, 0, 0, 255]; 256]);
         for (entry, [red, green, blue]) in palette.iter_mut().zip(colors) {
@@ -52,22 +53,23 @@ impl Palette {
         Self(palette)
     }
 
-    /// The colors of packed RGB triples; an incomplete last one is ignored.
+    /// Creates a palette from packed RGB bytes. An incomplete last color is ignored.
     pub(crate) fn from_rgb(bytes: &[u8]) -> Self {
         Self::new(bytes.chunks_exact(3).map(|color| [color[0], color[1], color[2]]))
     }
 
-    /// The color of an index.
+    /// The RGB color of an index.
     pub(crate) fn color(&self, index: u8) -> [u8; 3] {
         let [red, green, blue, _] = self.0[usize::from(index)];
         [red, green, blue]
     }
 }
 
-/// A color that the file declares transparent. Every pixel of that color becomes white.
+/// Color keys: the color that the file declares transparent. Every pixel of that color becomes white.
 ///
-/// The two ways through the reference differ: `over_white` is the color that `convert("RGBA")` makes transparent
-/// ([`Alpha::White`]), `dropped` the one that `convert("RGB")` hands on in `info["transparency"]` ([`Alpha::Drop`]).
+/// The color can differ between the two alpha modes, because Pillow treats it differently. `over_white` is the color
+/// that `convert("RGBA")` makes transparent ([`Alpha::White`]). `dropped` is the color that `convert("RGB")` passes
+/// on in `info["transparency"]` ([`Alpha::Drop`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Keys {
     pub(crate) over_white: Option<[u8; 3]>,
@@ -75,24 +77,24 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// One color for both ways.
+    /// The same color key for both alpha modes.
     pub(crate) fn both(color: [u8; 3]) -> Self {
         Self { over_white: Some(color), dropped: Some(color) }
     }
 }
 
 impl Raster {
-    /// Upright pixels without transparent colors.
+    /// An upright image without color keys.
     pub(crate) fn new(width: u32, height: u32, pixels: Pixels) -> Self {
         Self { width, height, pixels, keys: Keys::default(), orientation: Orientation::NoTransforms }
     }
 }
 
-/// How transparent colors become opaque ones.
+/// How transparent pixels are converted to opaque ones.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flattening {
     alpha: Alpha,
-    /// The color that becomes white.
+    /// The color key: this color becomes white.
     key: Option<[u8; 3]>,
 }
 
@@ -118,7 +120,7 @@ impl Flattening {
 }
 
 impl Pixels {
-    /// The samples and how many a pixel has.
+    /// The samples, and the number of samples per pixel.
     fn samples(&self) -> (&[u8], usize) {
         match self {
             Self::Grey(data) | Self::Indexed(data, _) => (data, 1),
@@ -134,9 +136,10 @@ impl Pixels {
         data.len() / samples
     }
 
-    /// Some of the pixels as 8-bit RGB, three bytes each.
+    /// Converts a range of pixels to 8-bit RGB, three bytes per pixel.
     ///
-    /// Source: `Convert.c` of Pillow, `Image.convert` for transparency, `convert_to_rgb` of Transformers for white.
+    /// Source: `Convert.c` of Pillow, `Image.convert` of Pillow for transparency, `convert_to_rgb` of Transformers
+    /// for compositing on white.
     pub(crate) fn to_rgb(&self, pixels: Range<usize>, flattening: Flattening) -> Cow<'_, [u8]> {
         let keyed = |color| flattening.keyed(color);
         let flat = |color, opacity| flattening.flat(color, opacity);
@@ -170,17 +173,17 @@ fn map_pixels<const N: usize>(data: &[u8], color: impl Fn(&[u8; N]) -> [u8; 3]) 
     rgb
 }
 
-/// A wide grey level as `convert("RGB")` shows it: levels above 255 are white.
+/// Clips a 16-bit grey level to 255, like Pillow's `convert("RGB")`. It is not scaled.
 ///
 /// Source: `I16_RGB` and `i2rgb` in `Convert.c`.
 pub(crate) fn clip(level: u16) -> u8 {
     level.min(255) as u8
 }
 
-/// One channel value over opaque white.
+/// Composites one channel value on white. An opaque pixel keeps its value, and a fully transparent one becomes white.
 ///
-/// Source: `ImagingAlphaComposite` of Pillow with an opaque backdrop: weights in 1/128 of 255ths, division by 255 by
-/// shifts. An opaque pixel keeps its value and a fully transparent one is white.
+/// Source: `ImagingAlphaComposite` of Pillow with an opaque backdrop. Weights are fixed-point with 7 fractional bits,
+/// and the division by 255 is done with shifts.
 fn over_white(value: u8, alpha: u8) -> u8 {
     const PRECISION_BITS: u32 = 7;
     let weight = u32::from(alpha) << PRECISION_BITS;
@@ -203,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn transparency_is_laid_over_white_as_pillow_does() {
+    fn over_white_equals_pillow() {
         assert_eq!([10, 20, 30].map(|value| over_white(value, 128)), [132, 137, 142]);
         for value in 0..=255 {
             assert_eq!(over_white(value, 255), value);
@@ -212,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_counts_for_its_own_way_only() {
+    fn color_key_depends_on_alpha_mode() {
         let keys = Keys { over_white: Some([7; 3]), dropped: Some([9; 3]) };
         let pixels = Pixels::Grey(vec![7, 9]);
         let rgb = |alpha| pixels.to_rgb(0..2, Flattening::new(alpha, keys));
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn ink_darkens() {
+    fn converts_cmyk_to_rgb() {
         assert_eq!(cmyk_to_rgb([0, 0, 0, 0]), [255; 3]);
         assert_eq!(cmyk_to_rgb([255, 0, 128, 0]), [0, 255, 127]);
         assert_eq!(cmyk_to_rgb([0, 0, 0, 255]), [0; 3]);

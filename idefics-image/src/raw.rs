@@ -1,4 +1,4 @@
-//! Rows of pixels that lie unpacked in a file, in the layouts that Pillow calls raw modes.
+//! Reads uncompressed rows of pixels, in the layouts that Pillow calls raw modes.
 //!
 //! Source: `RawDecode.c` and `Unpack.c` of Pillow.
 
@@ -8,28 +8,29 @@ use crate::ImageError;
 use crate::decode::Input;
 use crate::raster::{Palette, Pixels};
 
-/// How one pixel lies in its row, named after Pillow's raw modes. A byte order such as `BGRX` is that of the file.
+/// The layout of a pixel in its row; the comments give Pillow's raw modes. Names such as `BGRX` list the bytes in the
+/// order of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// `1`: one bit, 1 is white, the highest bit first.
+    /// `1`: one bit, 1 is white, highest bit first.
     Bit,
     /// `1;I`: one bit, 1 is black.
     BitInverted,
-    /// `P;1`, `P;4` and `P`: an index of 1, 4 or 8 bits, the highest bits first.
+    /// `P;1`, `P;4` and `P`: a palette index of 1, 4 or 8 bits, highest bits first.
     Index(u8),
     /// `L`.
     Grey,
     /// `LA`.
     GreyAlpha,
-    /// Channels of a byte each: the offsets of red, green and blue in a pixel, and the bytes of a pixel.
+    /// One byte per channel: the offsets of red, green and blue in a pixel, and the number of bytes per pixel.
     Rgb([u8; 3], u8),
-    /// Four bytes: where red, green, blue and alpha lie.
+    /// Four bytes per pixel: the offsets of red, green, blue and alpha.
     Rgba([u8; 4]),
-    /// `BGR;15`: five bits each.
+    /// `BGR;15`: 16-bit words with five bits per channel.
     Bgr15,
-    /// `BGR;16`: five, six and five bits.
+    /// `BGR;16`: 16-bit words with five, six and five bits.
     Bgr16,
-    /// `BGRA;15Z`: five bits each, and a set highest bit is transparent.
+    /// `BGRA;15Z`: 16-bit words with five bits per channel; if the highest bit is set, the pixel is transparent.
     Bgra15,
 }
 
@@ -50,12 +51,12 @@ impl Layout {
         }
     }
 
-    /// Bytes of a row without padding.
+    /// Length of a row without padding, in bytes.
     pub(crate) fn row_bytes(self, width: u32) -> usize {
         (width as usize * usize::from(self.bits())).div_ceil(8)
     }
 
-    /// Bytes of a pixel once it is unpacked.
+    /// Bytes per unpacked pixel.
     pub(crate) fn unpacked_bytes(self) -> u64 {
         match self {
             Self::Bit | Self::BitInverted | Self::Index(_) | Self::Grey => 1,
@@ -65,7 +66,7 @@ impl Layout {
         }
     }
 
-    /// Appends the `width` pixels of a row.
+    /// Unpacks a row of `width` pixels and appends them to `out`.
     fn unpack_row(self, row: &[u8], width: usize, out: &mut Vec<u8>) {
         let words = || row.as_chunks::<2>().0.iter().map(|&word| u16::from_le_bytes(word));
         let five = |word: u16, shift: u16| scale(word >> shift & 31, 31);
@@ -100,7 +101,7 @@ impl Layout {
         }
     }
 
-    /// Samples under the name of their format. `palette` is used by indices alone.
+    /// Wraps unpacked samples in their pixel format. `palette` is only used for indices.
     pub(crate) fn pixels(self, samples: Vec<u8>, palette: Option<Palette>) -> Pixels {
         match self {
             Self::Bit | Self::BitInverted | Self::Grey => Pixels::Grey(samples),
@@ -112,27 +113,27 @@ impl Layout {
     }
 }
 
-/// Few bits to eight: `* 255 / 31`, rounded down.
+/// Scales a value of 0 to `max` to 8 bits, rounded down.
 fn scale(value: u16, max: u16) -> u8 {
     (value * 255 / max) as u8
 }
 
-/// Bytes of a file that are unpacked together.
+/// Bytes of the file that are unpacked at once.
 const BAND_BYTES: usize = 256 << 10;
 
-/// Rows in a file.
+/// Describes uncompressed rows in a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rows {
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) layout: Layout,
-    /// Bytes from one row to the next.
+    /// Distance between the starts of two rows, in bytes.
     pub(crate) stride: usize,
     pub(crate) is_bottom_up: bool,
 }
 
 impl Rows {
-    /// Unpacks the rows that start at `data`, padding of the last one aside.
+    /// Unpacks all rows from `data`, top row first. The last row may lack its padding.
     ///
     /// # Errors
     /// If there are too few bytes.
@@ -141,10 +142,10 @@ impl Rows {
         self.unpack_rows(0..self.height as usize, data, input)
     }
 
-    /// As [`Self::unpack`], in bands from the top that `take` is handed.
+    /// Like [`Self::unpack`], but passes the rows to `take` in bands, from the top.
     ///
     /// # Errors
-    /// If there are too few bytes; `take` may have got some rows then.
+    /// If there are too few bytes. `take` may have received some rows by then.
     pub(crate) fn unpack_bands(
         self,
         data: &[u8],
@@ -163,7 +164,7 @@ impl Rows {
         let Self { width, height, layout, stride, is_bottom_up } = self;
         let row_bytes = layout.row_bytes(width);
         if stride < row_bytes {
-            return Err(input.coding("rows that are shorter than their pixels"));
+            return Err(input.coding("rows that are too short for their pixels"));
         }
         let mut samples = Vec::new();
         let length = layout.unpacked_bytes() as usize * width as usize * rows.len();
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn few_bits_become_eight_as_in_pillow() {
+    fn unpacks_layouts_like_pillow() {
         assert_eq!(row(Layout::Bgr16, &0x840f_u16.to_le_bytes(), 1), [131, 129, 123]);
         assert_eq!(row(Layout::Bgr15, &0xfc01_u16.to_le_bytes(), 1), [255, 0, 8]);
         assert_eq!(row(Layout::Bgra15, &0x8000_u16.to_le_bytes(), 1), [0, 0, 0, 0]);

@@ -1,11 +1,10 @@
-//! One decoded picture: 8-bit RGB with its size.
+//! A decoded image: 8-bit RGB with its size.
 
 use crate::ImageError;
 
-/// A picture as 8-bit RGB, rows from the top, pixels from the left, channels together: `[height, width, 3]`.
+/// An 8-bit RGB image with interleaved channels, `[height, width, 3]`, top row first.
 ///
-/// The length of the data always follows from the size, and both sides are at least one pixel, so nothing downstream
-/// guesses a layout from the numbers.
+/// Both sides are at least one pixel, and the length of the data is always `3 × width × height`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RgbImage {
     width: u32,
@@ -14,10 +13,10 @@ pub struct RgbImage {
 }
 
 impl RgbImage {
-    /// Takes `3 × width × height` bytes, `[height, width, 3]`.
+    /// Creates an image from `3 × width × height` bytes, `[height, width, 3]`.
     ///
     /// # Errors
-    /// [`ImageError::PixelCount`] if a side is 0 or the length differs.
+    /// [`ImageError::PixelCount`] if a side is 0 or the length is wrong.
     pub fn new(width: u32, height: u32, data: Vec<u8>) -> Result<Self, ImageError> {
         let expected = (u64::from(width) * u64::from(height)).saturating_mul(3);
         if expected == 0 || data.len() as u64 != expected {
@@ -36,17 +35,17 @@ impl RgbImage {
         self.height
     }
 
-    /// Values 0 to 255, `[height, width, 3]`.
+    /// The pixel data, `[height, width, 3]`.
     pub fn data(&self) -> &[u8] {
         &self.data
     }
 
-    /// The values, `[height, width, 3]`, without a copy.
+    /// Returns the pixel data, `[height, width, 3]`, without a copy.
     pub fn into_data(self) -> Vec<u8> {
         self.data
     }
 
-    /// The whole picture as a view.
+    /// A view of the whole image.
     pub fn view(&self) -> RgbView<'_> {
         RgbView {
             data: &self.data,
@@ -65,7 +64,7 @@ impl std::fmt::Debug for RgbImage {
     }
 }
 
-/// A rectangle of an [`RgbImage`], without a copy. Sizes in pixels, `stride` in bytes.
+/// A borrowed rectangle of an [`RgbImage`]. Sizes are in pixels, `stride` is in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct RgbView<'a> {
     data: &'a [u8],
@@ -77,7 +76,7 @@ pub struct RgbView<'a> {
 }
 
 impl<'a> RgbView<'a> {
-    /// Rows of `width` pixels that follow one another.
+    /// A view of contiguous rows of `width` pixels.
     pub(crate) fn of_rows(data: &'a [u8], width: usize) -> Self {
         Self { data, stride: 3 * width, left: 0, top: 0, width, height: data.len() / (3 * width) }
     }
@@ -92,31 +91,34 @@ impl<'a> RgbView<'a> {
         self.height
     }
 
-    /// The rectangle of rows `top..bottom` and columns `left..right` of this view.
+    /// The rectangle with columns `left..right` and rows `top..bottom` of this view.
     ///
     /// # Panics
     /// If the rectangle is empty or reaches outside the view.
     pub fn crop(&self, left: usize, top: usize, right: usize, bottom: usize) -> Self {
-        assert!(left < right && right <= self.width && top < bottom && bottom <= self.height, "the crop is inside");
+        assert!(
+            left < right && right <= self.width && top < bottom && bottom <= self.height,
+            "the crop is empty or outside the view"
+        );
         Self { left: self.left + left, top: self.top + top, width: right - left, height: bottom - top, ..*self }
     }
 
-    /// One row, `[width, 3]`.
+    /// Row `y`, `[width, 3]`.
     ///
     /// # Panics
-    /// If `y` is not below the height.
+    /// If `y >= height`.
     pub fn row(&self, y: usize) -> &'a [u8] {
         let start = (self.top + y) * self.stride + 3 * self.left;
         &self.data[start..start + 3 * self.width]
     }
 
-    /// Copies the rectangle out.
+    /// Copies the view to a new image.
     pub fn to_image(self) -> RgbImage {
         let mut data = Vec::with_capacity(3 * self.width * self.height);
         for y in 0..self.height {
             data.extend_from_slice(self.row(y));
         }
-        // Sides of a view come from an image, whose sides are u32.
+        // The sides fit: a view is a part of an image, and the sides of an image are u32.
         RgbImage { width: self.width as u32, height: self.height as u32, data }
     }
 }

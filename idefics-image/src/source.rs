@@ -1,4 +1,4 @@
-//! Where an image comes from, and its bytes read under limits.
+//! Image sources, and reading their bytes within limits.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,35 +16,35 @@ use crate::base64_text::{Base64Error, decode_base64, decode_data_url, is_base64}
 use crate::fetch::fetch;
 use crate::{DecodeOptions, Format, ImageError, ResizeTarget, RgbImage, SourcePolicy, decode, decode_resized};
 
-/// What an image may cost before it is refused. Sizes are checked before anything is decoded.
+/// Limits that an image must not exceed. The size is checked from the header before pixels are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Longest encoded image, in bytes, counted while reading.
+    /// Maximum length of the encoded image, in bytes. Counted while reading, whatever length is declared.
     pub max_bytes: u64,
-    /// Largest area, in pixels. [`Self::with_max_pixels`] raises it together with the memory that it takes.
+    /// Maximum area, in pixels. [`Self::with_max_pixels`] raises it together with the limits in bytes.
     pub max_pixels: u64,
-    /// Most bytes of pixels that a decoder may hold in the format of the file, and most that may be held as RGB: rows that
-    /// are being resized, and the pictures that are made.
+    /// Maximum memory, in bytes. It applies twice, independently: to the pixels that a decoder holds in the pixel
+    /// format of the file, and to RGB data (rows that are being resized, and the resulting images).
     pub max_decoded_bytes: u64,
-    /// Largest ratio of the longer side to the shorter.
+    /// Maximum ratio of the longer side to the shorter.
     pub max_aspect_ratio: u32,
-    /// Time for one remote image, redirects included.
+    /// Time limit for one remote image, including redirects.
     pub timeout: Duration,
-    /// Redirects followed for one remote image.
+    /// Maximum number of redirects for one remote image.
     pub max_redirects: u32,
 }
 
-/// Bytes that the widest decoder takes for a pixel: JPEG 2000 has four components of 32 bits.
+/// Maximum bytes per pixel of any decoder: JPEG 2000 has up to four components of 32 bits.
 pub(crate) const MAX_BYTES_PER_PIXEL: u64 = 16;
 
-/// Bytes that an encoded pixel takes at most in common formats: RGBA with 16 bits a channel.
+/// Maximum bytes per encoded pixel in common formats: RGBA with 16 bits per channel.
 const MAX_ENCODED_BYTES_PER_PIXEL: u64 = 8;
 
-/// The largest area that is decoded unless a caller says otherwise, in pixels.
+/// Default maximum area, in pixels.
 const MAX_PIXELS: u64 = 64_000_000;
 
-/// Room for any photograph or scan (64 megapixels; 256 MB in the file, so that one fits that is not compressed and has 8 bits a sample; 1 GB while it
-/// is decoded), none for decompression bombs.
+/// Large enough for any photograph or scan, but not for decompression bombs: 64 megapixels; 257 MB of encoded bytes,
+/// so that an uncompressed image with 8 bits per sample fits; 1 GB of memory while decoding.
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -59,8 +59,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The same limits with another largest area in pixels, or none. The limits in bytes are raised to what that many
-    /// pixels take.
+    /// Returns these limits with another maximum area in pixels; `None` means unlimited. The limits in bytes are
+    /// raised, never lowered, to fit an image of that area.
     #[must_use]
     pub fn with_max_pixels(self, max_pixels: Option<u64>) -> Self {
         let max_pixels = max_pixels.unwrap_or(u64::MAX);
@@ -73,21 +73,21 @@ impl Limits {
     }
 }
 
-/// How the bytes of an image are read.
+/// Options for reading the bytes of an image.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct ReadOptions {
-    /// What an image may cost.
+    /// Limits on bytes, pixels, memory and time.
     pub limits: Limits,
-    /// Which sources may be read; all of them by default.
+    /// Which sources may be read. All are allowed by default.
     pub sources: SourcePolicy,
-    /// Reading ends with [`ImageError::Cancelled`] soon after this becomes `true`: within 100 ms while a server is waited
-    /// for.
+    /// Set this to `true` to cancel. Reading then fails with [`ImageError::Cancelled`], within 100 ms if it is
+    /// waiting for a server.
     pub cancel: Option<Arc<AtomicBool>>,
 }
 
 impl ReadOptions {
-    /// Whether the caller gave up.
+    /// Whether the caller has cancelled.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed))
     }
@@ -95,43 +95,44 @@ impl ReadOptions {
 
 /// Where an image comes from.
 ///
-/// A string is read as Transformers' `load_image` reads it: an `http(s)` URL, a file, a data URL, or base64 of an image
-/// file, in this order.
+/// Strings are interpreted as by Transformers' `load_image`: as an `http(s)` URL, a file, a data URL, or base64 of an
+/// image file, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageSource {
-    /// A file on this machine.
+    /// A local file.
     Path(PathBuf),
-    /// An `http` or `https` address; needs the feature `http`.
+    /// An `http` or `https` URL. Needs the feature `http`.
     Url(Url),
-    /// `data:…,…`, kept as given; its payload is base64, whatever media type it declares.
+    /// A data URL `data:…,…`. Its payload must be base64; the declared media type is ignored.
     DataUrl(String),
-    /// Text that may be base64 of an image file: it is, unless `folder` has a file of this name.
+    /// Text that may be base64 of an image file. If `folder` has a file of this name, that file is read instead.
     Base64 {
         /// The text.
         text: String,
-        /// Where a file of this name would be; the working folder if empty.
+        /// The folder to look for a file of this name. An empty path means the working directory.
         folder: PathBuf,
     },
-    /// The encoded file itself.
+    /// The encoded bytes of an image file.
     Bytes(Arc<[u8]>),
 }
 
 impl ImageSource {
-    /// The encoded bytes of a source of any kind, never more than [`Limits::max_bytes`] of them.
+    /// Reads the encoded bytes, at most [`Limits::max_bytes`]. Every kind of source is allowed.
     ///
     /// # Errors
-    /// As [`Self::read_with`].
+    /// Those of [`Self::read_with`].
     pub fn read(&self, limits: &Limits) -> Result<Cow<'_, [u8]>, ImageError> {
         self.read_with(&ReadOptions { limits: limits.clone(), ..ReadOptions::default() })
     }
 
-    /// The encoded bytes, never more than [`Limits::max_bytes`] of them, if the policy allows this source.
+    /// Reads the encoded bytes, at most [`Limits::max_bytes`], if the policy allows this source.
     ///
     /// # Errors
     /// [`ImageError::NotAllowed`], [`ImageError::Read`], [`ImageError::NotAFile`], [`ImageError::TooManyBytes`],
-    /// [`ImageError::Empty`], [`ImageError::DataUrl`], [`ImageError::Text`], [`ImageError::Cancelled`], or one of the
-    /// network variants.
+    /// [`ImageError::Empty`], [`ImageError::OutOfMemory`], [`ImageError::DataUrl`], [`ImageError::Text`],
+    /// [`ImageError::Cancelled`], or one of the network variants ([`ImageError::HttpDisabled`],
+    /// [`ImageError::HttpStatus`], [`ImageError::Network`]).
     pub fn read_with(&self, options: &ReadOptions) -> Result<Cow<'_, [u8]>, ImageError> {
         if options.is_cancelled() {
             return Err(ImageError::Cancelled { image: self.to_string() });
@@ -145,7 +146,7 @@ impl ImageSource {
                 Cow::Owned(decode_data_url(text, limits)?)
             }
             Self::Base64 { text, folder } => {
-                // A file that may not be read is as good as none: whether it exists is nobody's business.
+                // A file that the policy forbids is treated as missing, so that its existence is not revealed.
                 match sources.file(&folder.join(text)).ok().filter(|path| is_file(path)) {
                     Some(path) => Cow::Owned(read_file(&path, limits)?),
                     None => Cow::Owned(self.decode_text(text, options)?),
@@ -164,8 +165,8 @@ impl ImageSource {
         Ok(bytes)
     }
 
-    /// The file that the image is read from where all files may be read: a path, whether it exists or not, or the file
-    /// that a text names.
+    /// The file that the image would be read from if the policy allows it. A path is returned even if it does not
+    /// exist; text is returned as a path only if a file of this name exists.
     pub fn file(&self) -> Option<Cow<'_, Path>> {
         match self {
             Self::Path(path) => Some(Cow::Borrowed(path)),
@@ -174,11 +175,11 @@ impl ImageSource {
         }
     }
 
-    /// Looks for relative paths in `folder`.
+    /// Resolves a relative path, or the folder of a text, against `folder`.
     pub fn resolve(&mut self, folder: &Path) {
         match self {
             Self::Path(path) => *path = folder.join(&*path), // an absolute path stays as it is
-            Self::Base64 { folder: of_text, .. } => *of_text = folder.join(&*of_text),
+            Self::Base64 { folder: text_folder, .. } => *text_folder = folder.join(&*text_folder),
             Self::Url(_) | Self::DataUrl(_) | Self::Bytes(_) => {}
         }
     }
@@ -198,8 +199,8 @@ impl ImageSource {
     }
 }
 
-/// How messages name the source: the path, the URL, `data URL`, the beginning of the text, or `image bytes`. Names are cut
-/// to 200 characters.
+/// The name of the source in messages: the path, the URL, `data URL`, the start of the text, or `image bytes`. Paths
+/// and URLs are cut to 200 characters, text to 40.
 impl fmt::Display for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -212,12 +213,12 @@ impl fmt::Display for ImageSource {
     }
 }
 
-/// How messages name a file.
+/// The name of a file in messages: its path, cut to 200 characters.
 pub(crate) fn path_name(path: &Path) -> String {
     shorten(&path.display().to_string(), 200)
 }
 
-/// Text of at most `limit` characters, with its length where it was cut.
+/// Cuts text to `limit` characters. If it was longer, its length in bytes is appended.
 pub(crate) fn shorten(text: &str, limit: usize) -> String {
     match text.char_indices().nth(limit) {
         Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
@@ -225,8 +226,8 @@ pub(crate) fn shorten(text: &str, limit: usize) -> String {
     }
 }
 
-/// Decides what a string names: `data:` and `http(s)://` by their start, any other `scheme://` is refused. The rest is a
-/// path, or base64 where it could be.
+/// A string that starts with `data:` or `http(s)://` is a URL; any other `scheme://` is rejected. Other strings are
+/// base64 text if they could be, otherwise a path.
 impl FromStr for ImageSource {
     type Err = ImageError;
 
@@ -243,7 +244,7 @@ impl FromStr for ImageSource {
             }
             Some((scheme, _)) if is_scheme(scheme) => Err(ImageError::Url {
                 url: shorten(text, 200),
-                reason: format!("the scheme {scheme} is not one that we read"),
+                reason: format!("the scheme {scheme} is not supported"),
             }),
             _ if is_base64(text) => Ok(Self::Base64 { text: text.to_owned(), folder: PathBuf::new() }),
             _ => Ok(Self::Path(PathBuf::from(text))),
@@ -263,22 +264,22 @@ impl From<Vec<u8>> for ImageSource {
     }
 }
 
-/// Reads, checks and decodes an image to upright 8-bit RGB.
+/// Reads and decodes an image to upright 8-bit RGB.
 ///
-/// The source, which may be of any kind, is read under [`Limits`], its format told from its first bytes, its size checked
-/// from the header before anything is decoded, its EXIF orientation applied once, and its transparency treated as
-/// `options` say.
+/// Every kind of source is allowed. The bytes are read within `limits`, the format is detected from the first bytes,
+/// and the size is checked from the header before pixels are decoded. The orientation of the file is applied, and
+/// transparency is handled as `options` says.
 ///
 /// # Errors
-/// Any [`ImageError`] that names an input; [`ImageError::kind`] sorts them.
+/// Those of [`ImageSource::read_with`] and [`decode`]. [`ImageError::kind`] groups them into categories.
 pub fn load(source: &ImageSource, limits: &Limits, options: impl Into<DecodeOptions>) -> Result<RgbImage, ImageError> {
     load_with(source, &ReadOptions { limits: limits.clone(), ..ReadOptions::default() }, options)
 }
 
-/// As [`load`], for sources that the policy allows.
+/// Like [`load`], with a source policy and cancellation.
 ///
 /// # Errors
-/// As [`load`], [`ImageError::NotAllowed`], and [`ImageError::Cancelled`].
+/// Those of [`load`], [`ImageError::NotAllowed`] and [`ImageError::Cancelled`].
 pub fn load_with(
     source: &ImageSource,
     read: &ReadOptions,
@@ -287,11 +288,11 @@ pub fn load_with(
     decode(&source.read_with(read)?, &source.to_string(), &read.limits, options)
 }
 
-/// As [`load_with`], into the pictures that `plan` asks for, given the upright width and height; see
+/// Like [`load_with`], but resizes to the targets that `plan` returns for the upright width and height. See
 /// [`decode_resized`](crate::decode_resized).
 ///
 /// # Errors
-/// As [`load_with`], and [`ImageError::Target`].
+/// Those of [`load_with`], and [`ImageError::Target`].
 pub fn load_resized(
     source: &ImageSource,
     read: &ReadOptions,
@@ -301,7 +302,7 @@ pub fn load_resized(
     decode_resized(&source.read_with(read)?, &source.to_string(), &read.limits, options, plan)
 }
 
-/// A scheme in a URL's sense of the word, so that `C://x` or `a b://c` stay paths.
+/// Whether the text is a URL scheme of at least two characters. `C://x` and `a b://c` are paths.
 fn is_scheme(text: &str) -> bool {
     text.len() > 1
         && text.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -312,7 +313,8 @@ pub(crate) fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
     text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// Whether there is a file. Names longer than any system allows are not looked for.
+/// Whether a regular file exists at this path. Paths longer than 4096 bytes, more than systems allow, are not looked
+/// up.
 fn is_file(path: &Path) -> bool {
     path.as_os_str().len() <= 4096 && path.is_file()
 }
@@ -321,7 +323,8 @@ fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>, ImageError> {
     let image = || path_name(path);
     let read_error = |error| ImageError::Read { image: image(), error };
 
-    // Opening a pipe would wait for its writer, so the kind is asked first; and once more on the open file.
+    // Opening a pipe would block until it has a writer, so the file type is checked before opening. It is checked
+    // again on the open file, because the path may have changed in between.
     check_regular(path, &std::fs::metadata(path).map_err(read_error)?)?;
     let file = File::open(path).map_err(read_error)?;
     let metadata = file.metadata().map_err(read_error)?;
@@ -330,8 +333,9 @@ fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>, ImageError> {
     if metadata.len() > limits.max_bytes {
         return Err(ImageError::TooManyBytes { image: image(), limit: limits.max_bytes });
     }
-    // A file may grow while it is read, or call itself empty (as /proc does): count what really comes.
-    // Room is made as it is needed, since a sparse file may be longer than the memory.
+    // The length is not reliable: a file may grow while it is read, and files in /proc report 0. So the bytes that
+    // are actually read are counted.
+    // At most 64 MiB are reserved up front, because a sparse file may be larger than the memory.
     let mut bytes = Vec::new();
     let expected = (metadata.len().min(64 << 20) + 1) as usize;
     let no_memory = |_| ImageError::OutOfMemory { image: image(), needed: metadata.len() };

@@ -1,4 +1,4 @@
-//! Truevision TGA, as Pillow reads it. The format has no magic number, so it is tried last.
+//! Truevision TGA decoder, equal to Pillow. The format has no magic number, so it is tried last.
 //!
 //! Source: `TgaImagePlugin.py` and `TgaRleDecode.c` of Pillow.
 
@@ -7,9 +7,10 @@ use crate::decode::Input;
 use crate::raster::{Palette, Pixels, Raster};
 use crate::raw::{Layout, Rows};
 
+/// Length of the header, in bytes.
 const HEADER: usize = 18;
 
-/// Whether the header is one that Pillow takes for a TGA.
+/// Whether Pillow accepts the header as that of a TGA file.
 pub(crate) fn is_tga(bytes: &[u8]) -> bool {
     Header::read(bytes).is_some_and(|header| header.width > 0 && header.height > 0)
 }
@@ -30,7 +31,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     let data = bytes.get(at..).unwrap_or_default();
     let row_bytes = layout.row_bytes(width);
     let rows = Rows { width, height, layout, stride: row_bytes, is_bottom_up: header.is_bottom_up };
-    let mut samples = if header.is_packed {
+    let mut samples = if header.is_run_length_coded {
         input.check_memory(2 * layout.unpacked_bytes() * u64::from(width) * u64::from(height))?;
         rows.unpack(&decompress(data, row_bytes, height as usize, layout, input)?, input)?
     } else {
@@ -47,7 +48,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
         }
     }
     let pixels = match layout {
-        // A grey picture with a palette takes its colors from it.
+        // Grey levels are palette indices if there is a palette.
         Layout::Grey if palette.is_some() => Pixels::Indexed(samples, palette.unwrap_or(Palette::new([]))),
         layout => layout.pixels(samples, palette),
     };
@@ -59,7 +60,7 @@ struct Header {
     width: u32,
     height: u32,
     layout: Layout,
-    is_packed: bool,
+    is_run_length_coded: bool,
     is_bottom_up: bool,
     is_mirrored: bool,
     has_palette: bool,
@@ -69,7 +70,7 @@ struct Header {
 }
 
 impl Header {
-    /// `None` for what Pillow refuses or cannot load.
+    /// Parses the header; `None` if Pillow rejects the file or cannot load it.
     fn read(bytes: &[u8]) -> Option<Self> {
         let header: &[u8; HEADER] = bytes.first_chunk()?;
         let word = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
@@ -96,7 +97,7 @@ impl Header {
             width: word(12).into(),
             height: word(14).into(),
             layout,
-            is_packed: kind & 8 != 0,
+            is_run_length_coded: kind & 8 != 0,
             is_bottom_up: flags & 0x20 == 0,
             is_mirrored: flags & 0x10 != 0,
             has_palette,
@@ -124,7 +125,8 @@ impl Header {
     }
 }
 
-/// Unfolds runs into rows in the order of the file. A run may not reach into the next row, literal pixels may.
+/// Decompresses run-length coded rows, in the order of the file. A run must not cross the end of its row; literal
+/// pixels may.
 fn decompress(
     mut data: &[u8],
     row_bytes: usize,
@@ -135,7 +137,7 @@ fn decompress(
     let early = || input.damaged("the file ends early");
     let size = usize::from(layout.bits() / 8);
     if size == 0 {
-        return Err(input.coding("runs of single bits"));
+        return Err(input.coding("run-length coding of single bits"));
     }
     let total = row_bytes * height;
     let mut rows = Vec::with_capacity(total);
@@ -145,7 +147,7 @@ fn decompress(
         if head & 0x80 != 0 {
             let (pixel, rest) = rest.split_at_checked(size).ok_or_else(early)?;
             if rows.len() % row_bytes + length > row_bytes {
-                return Err(input.damaged("a run of pixels reaches over the end of its row"));
+                return Err(input.damaged("a run of pixels crosses the end of its row"));
             }
             (0..length / size).for_each(|_| rows.extend_from_slice(pixel));
             data = rest;
@@ -159,7 +161,7 @@ fn decompress(
     Ok(rows)
 }
 
-/// Whether the extension area of a second-version file says that the fourth channel means nothing.
+/// Whether the extension area of a TGA 2.0 file declares that the fourth channel is not alpha.
 fn has_no_alpha(bytes: &[u8]) -> bool {
     const ATTRIBUTES: usize = 494;
     let read = || {

@@ -1,7 +1,8 @@
-//! WebP, still or the first frame of an animation, as Pillow (libwebp's `WebPAnimDecoder`) reads it.
+//! WebP decoder, equal to Pillow with libwebp's `WebPAnimDecoder`. It decodes a still image or the first frame of an
+//! animation.
 //!
-//! The walk over the container is ours: the first frame is decoded as a still picture, so that it is never blended with
-//! the canvas, and then laid on the clear canvas.
+//! This module parses the container itself. The first frame is decoded as a still image, so that it is not blended
+//! with the background, and then placed on a transparent canvas.
 
 use std::io::Cursor;
 
@@ -12,6 +13,7 @@ use crate::decode::Input;
 use crate::orientation::orientation;
 use crate::raster::{Pixels, Raster};
 
+// Flags of the `VP8X` header.
 const ANIMATION: u8 = 0x02;
 const XMP: u8 = 0x04;
 const EXIF: u8 = 0x08;
@@ -29,7 +31,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
 
     let (left, top) = file.frame.place;
     if u64::from(left) + u64::from(width) > canvas.0.into() || u64::from(top) + u64::from(height) > canvas.1.into() {
-        return Err(input.damaged("a frame lies outside the canvas"));
+        return Err(input.damaged("a frame reaches outside the canvas"));
     }
     let size = decoder.output_buffer_size().ok_or_else(|| input.memory_error(u64::MAX))?;
     let mut data = vec![0; size];
@@ -45,18 +47,18 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     Ok(Raster { orientation: orientation(file.exif, file.xmp), ..Raster::new(canvas.0, canvas.1, pixels) })
 }
 
-/// What the container says.
+/// The parsed container.
 struct File<'a> {
-    /// Width and height of an extended file.
+    /// Canvas width and height of an extended file (`VP8X`), in pixels.
     canvas: Option<(u32, u32)>,
-    /// Whether the picture has alpha, where its frame does not decide.
+    /// Whether the image has alpha, by the flags of an animation. `None` if the frame decides.
     has_alpha: Option<bool>,
     frame: Frame<'a>,
     exif: Option<&'a [u8]>,
     xmp: Option<&'a [u8]>,
 }
 
-/// The chunks of one frame, and its left and top edge on the canvas.
+/// The chunks of one frame, and the position of its left and top edge on the canvas, in pixels.
 #[derive(Default)]
 struct Frame<'a> {
     place: (u32, u32),
@@ -118,7 +120,7 @@ impl<'a> Frame<'a> {
         self.lossy.is_some() || self.lossless.is_some()
     }
 
-    /// The frame as a file of its own.
+    /// Writes the frame as a still WebP file.
     fn to_still(&self, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
         let mut body = b"WEBP".to_vec();
         match (self.lossy, self.lossless, self.alpha) {
@@ -137,7 +139,7 @@ impl<'a> Frame<'a> {
                 push_chunk(&mut body, b"ALPH", alpha);
                 push_chunk(&mut body, b"VP8 ", lossy);
             }
-            _ => return Err(input.damaged("there is no picture, or more than one in a frame")),
+            _ => return Err(input.damaged("there is no image, or more than one in a frame")),
         }
         let mut still = Vec::with_capacity(body.len() + 8);
         push_chunk(&mut still, b"RIFF", &body);
@@ -154,7 +156,7 @@ fn push_chunk(file: &mut Vec<u8>, kind: &[u8; 4], data: &[u8]) {
     }
 }
 
-/// The chunks of a RIFF list; `None` ends one that breaks off.
+/// Iterates over the chunks of a RIFF list. Yields `None` for a chunk that is cut off, and ends.
 fn chunks(mut rest: &[u8]) -> impl Iterator<Item = Option<([u8; 4], &[u8])>> {
     std::iter::from_fn(move || {
         if rest.len() < 8 {
@@ -180,7 +182,7 @@ fn u24(bytes: &[u8]) -> u32 {
     u32::from(bytes[0]) | u32::from(bytes[1]) << 8 | u32::from(bytes[2]) << 16
 }
 
-/// A frame on a canvas of `N` channels that is clear, or black without alpha, around it.
+/// Places a frame on a canvas of `N` channels. The area around it is transparent (4 channels) or black (3 channels).
 fn on_canvas<const N: usize>(
     data: &[u8],
     is_rgba: bool,

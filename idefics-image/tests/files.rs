@@ -1,4 +1,4 @@
-//! Image files against Pillow, and against people who send other things.
+//! Compares image files with Pillow, and tests inputs that are not images.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ fn decode_bytes(bytes: &[u8]) -> Result<RgbImage, ImageError> {
     decode(bytes, "test", &Limits::default(), Alpha::White)
 }
 
-/// A PNG signature and header without a body.
+/// A PNG signature and header, without pixels.
 fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR".to_vec();
     bytes.extend(width.to_be_bytes());
@@ -40,7 +40,7 @@ fn png_header(width: u32, height: u32) -> Vec<u8> {
 }
 
 #[test]
-fn every_kind_of_file_decodes_as_pillow_does() {
+fn every_file_matches_pillow() {
     let bytes = fixture("decode.safetensors");
     let expected = SafeTensors::deserialize(&bytes).unwrap();
     let mut files = 0;
@@ -60,7 +60,7 @@ fn every_kind_of_file_decodes_as_pillow_does() {
 }
 
 #[test]
-fn a_source_is_told_from_its_text() {
+fn parses_sources_from_text() {
     let parse = |text: &str| text.parse::<ImageSource>();
     assert!(matches!(parse("photos/cat.png").unwrap(), ImageSource::Path(_)));
     assert!(matches!(parse(r"C:\photos\cat.png").unwrap(), ImageSource::Path(_)));
@@ -74,7 +74,7 @@ fn a_source_is_told_from_its_text() {
 }
 
 #[test]
-fn a_data_url_is_the_file_it_holds() {
+fn decodes_data_urls() {
     use base64::Engine as _;
     let file = fixture("images/rgba.png");
     let text = base64::engine::general_purpose::STANDARD.encode(&file);
@@ -104,7 +104,7 @@ fn a_data_url_is_the_file_it_holds() {
 }
 
 #[test]
-fn what_is_not_an_image_is_named() {
+fn errors_name_unsupported_file_types() {
     for (bytes, found) in [
         (&b"not a picture\n"[..], "a text file"),
         (b"<?xml version=\"1.0\"?>\n<svg xmlns=\"x\"/>", "an SVG drawing"),
@@ -125,7 +125,7 @@ fn what_is_not_an_image_is_named() {
 }
 
 #[test]
-fn the_file_system_and_the_input_fail_apart() {
+fn distinguishes_file_system_errors_from_input_errors() {
     let folder = tempfile::tempdir().unwrap();
     let fail = |path: &Path| load(&ImageSource::Path(path.to_owned()), &Limits::default(), Alpha::White).unwrap_err();
 
@@ -146,7 +146,7 @@ fn the_file_system_and_the_input_fail_apart() {
 }
 
 #[test]
-fn sizes_are_refused_from_the_header() {
+fn rejects_sizes_from_header() {
     let fail = |bytes: &[u8]| decode_bytes(bytes).unwrap_err();
     for (width, height) in [(60_000, 60_000), (70_000, 1_000), (8_001, 8_000), (u32::MAX, u32::MAX)] {
         let error = fail(&png_header(width, height));
@@ -154,11 +154,11 @@ fn sizes_are_refused_from_the_header() {
         assert_eq!(error.kind(), ImageErrorKind::Input);
         assert!(error.to_string().contains("--max-image-pixels"), "{error}");
     }
-    // Long, thin pictures are refused where a side is more than 1000 times the other.
+    // The aspect ratio may be at most 1000.
     assert!(!matches!(fail(&png_header(20_000, 20)), ImageError::TooThin { .. }));
     assert!(matches!(fail(&png_header(1, 10_000)), ImageError::TooThin { .. }));
     assert!(matches!(fail(&png_header(0, 10)), ImageError::Decode { .. }));
-    // A GIF of 65535x65535 whose only frame would be 1x1.
+    // A GIF of 65535x65535 with a single frame of 1x1.
     let gif = b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
     assert!(matches!(fail(gif), ImageError::TooLarge { .. }));
 
@@ -179,7 +179,7 @@ fn sizes_are_refused_from_the_header() {
 }
 
 #[test]
-fn long_thin_pictures_are_decoded_and_resized() {
+fn decodes_and_resizes_long_thin_images() {
     for (width, height, out) in [(5_000, 20, (980, 4)), (1_000, 20_000, (49, 980))] {
         let level = |index: u32| (index.wrapping_mul(2_654_435_761) >> 24) as u8;
         let data: Vec<u8> = (0..3 * width * height).map(level).collect();
@@ -194,7 +194,7 @@ fn long_thin_pictures_are_decoded_and_resized() {
 }
 
 #[test]
-fn a_file_whose_name_could_be_base64_is_that_file() {
+fn reads_file_whose_name_could_be_base64() {
     let folder = tempfile::tempdir().unwrap();
     let name = "a".repeat(64);
     let path = folder.path().join(&name);
@@ -204,7 +204,8 @@ fn a_file_whose_name_could_be_base64_is_that_file() {
     source.resolve(folder.path());
     assert_eq!(source.file().unwrap(), path);
     assert!(load(&source, &Limits::default(), Alpha::White).is_ok());
-    // Below another folder it is neither read nor told from a file that is not there.
+    // If the policy only allows another folder, the file is not read, and the error is the same as for a missing
+    // file.
     let below = tempfile::tempdir().unwrap();
     let read = |source: &ImageSource| {
         let mut options = ReadOptions::default();
@@ -217,7 +218,7 @@ fn a_file_whose_name_could_be_base64_is_that_file() {
 }
 
 #[test]
-fn a_second_header_of_a_png_is_refused() {
+fn rejects_png_with_two_headers() {
     let file = fixture("images/rgba.png");
     let header = &file[8..33];
     let twice = [&file[..33], header, &file[33..]].concat();
@@ -226,7 +227,7 @@ fn a_second_header_of_a_png_is_refused() {
 }
 
 #[test]
-fn a_truncated_file_is_an_error_or_the_whole_picture() {
+fn truncated_file_is_an_error_or_the_whole_image() {
     for entry in std::fs::read_dir(fixtures().join("images")).unwrap() {
         let path = entry.unwrap().path();
         let bytes = std::fs::read(&path).unwrap();
@@ -241,7 +242,7 @@ fn a_truncated_file_is_an_error_or_the_whole_picture() {
 }
 
 #[test]
-fn pixel_data_must_fit_its_size() {
+fn rejects_pixel_data_of_wrong_length() {
     assert!(RgbImage::new(2, 1, vec![0; 6]).is_ok());
     for (width, height, length) in [(2, 1, 5), (0, 1, 0), (1, 0, 0), (u32::MAX, u32::MAX, 3)] {
         assert!(matches!(RgbImage::new(width, height, vec![0; length]), Err(ImageError::PixelCount { .. })));
@@ -250,13 +251,14 @@ fn pixel_data_must_fit_its_size() {
 
 proptest! {
     #[test]
-    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..6_usize) {
-        let starts: [&[u8]; 6] = [b"", b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF\xff\0\0\0WEBPVP8"];
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..6_usize) {
+        let starts: [&[u8]; 6] =
+            [b"", b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF\xff\0\0\0WEBPVP8"];
         let _ = decode_bytes(&[starts[kind], &bytes].concat());
     }
 
     #[test]
-    fn no_damage_panics(at in 0..400_usize, value: u8, file in 0..6_usize) {
+    fn damaged_files_never_panic(at in 0..400_usize, value: u8, file in 0..6_usize) {
         let names = ["rgba.png", "420.jpg", "progressive.jpg", "animated.gif", "lossless_alpha.webp", "rgb.bmp"];
         let mut bytes = fixture(&format!("images/{}", names[file]));
         let at = at % bytes.len();
@@ -265,14 +267,14 @@ proptest! {
     }
 
     #[test]
-    fn no_text_panics(text in any::<String>(), data in "[ -~]{0,40}") {
+    fn random_text_never_panics(text in any::<String>(), data in "[ -~]{0,40}") {
         let _ = text.parse::<ImageSource>();
         let _ = load(&ImageSource::DataUrl(format!("data:{data}")), &Limits::default(), Alpha::White);
         let _ = load(&ImageSource::DataUrl(format!("data:image/png;base64,{data}")), &Limits::default(), Alpha::White);
     }
 }
 
-/// The compressed data of 16x12 RGB pixels, or of fewer rows than that, the last of which has the given filter.
+/// Compressed PNG data of 16-pixel RGB rows. The last row has the given filter type, the others 0.
 fn rows_of_png(rows: usize, filter: u8) -> Vec<u8> {
     let mut raw = Vec::new();
     for y in 0..rows {
@@ -284,7 +286,7 @@ fn rows_of_png(rows: usize, filter: u8) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A PNG of 16x12 RGB pixels with its compressed data in these chunks.
+/// A PNG of 16x12 RGB pixels, with one IDAT chunk per slice of compressed data.
 fn png_of_chunks(chunks: &[&[u8]]) -> Vec<u8> {
     let chunk = |kind: &[u8; 4], data: &[u8]| {
         let body = [kind, data].concat();
@@ -299,9 +301,9 @@ fn png_of_rows(rows: usize, filter: u8) -> Vec<u8> {
     png_of_chunks(&[&rows_of_png(rows, filter)])
 }
 
-/// As Pillow: rows behind the end of valid data are black, an unknown filter is damage.
+/// Like in Pillow, rows after the end of valid data are black, and an unknown filter is an error.
 #[test]
-fn a_png_that_ends_behind_a_row_is_black_from_there() {
+fn missing_png_rows_are_black() {
     let whole = decode_bytes(&png_of_rows(12, 0)).unwrap();
     for rows in [1, 6, 11] {
         let picture = decode_bytes(&png_of_rows(rows, 0)).unwrap();
@@ -312,9 +314,9 @@ fn a_png_that_ends_behind_a_row_is_black_from_there() {
     assert!(matches!(decode_bytes(&png_of_rows(0, 0)), Err(ImageError::Decode { .. })));
 }
 
-/// As Pillow: the checksum is looked at only where it lies in the chunk that ends the last row.
+/// Like in Pillow, the Adler-32 checksum is only verified if it is in the same chunk as the end of the last row.
 #[test]
-fn a_wrong_checksum_behind_the_last_row_counts_in_its_chunk_alone() {
+fn png_checksum_is_verified_only_in_the_chunk_of_the_last_row() {
     let whole = decode_bytes(&png_of_rows(12, 0)).unwrap();
     let mut data = rows_of_png(12, 0);
     let end = data.len();
@@ -322,20 +324,16 @@ fn a_wrong_checksum_behind_the_last_row_counts_in_its_chunk_alone() {
     assert!(matches!(decode_bytes(&png_of_chunks(&[&data])), Err(ImageError::Decode { .. })));
     for place in 1..=4 {
         let (pixels, rest) = data.split_at(end - place);
-        assert_eq!(
-            decode_bytes(&png_of_chunks(&[pixels, rest])).unwrap(),
-            whole,
-            "{place} bytes in a chunk of their own"
-        );
+        assert_eq!(decode_bytes(&png_of_chunks(&[pixels, rest])).unwrap(), whole, "{place} bytes in a separate chunk");
         assert_eq!(decode_bytes(&png_of_chunks(&[pixels])).unwrap(), whole, "{place} bytes missing");
     }
-    // In the middle of the pixels nothing is forgiven.
+    // A chunk boundary in the middle of the pixels does not hide the wrong checksum.
     assert!(decode_bytes(&png_of_chunks(&[&data[..10], &data[10..]])).is_err());
 }
 
-/// The same in an interlaced picture of 2x2 pixels, whose passes are of two, one and one rows.
+/// The same for an interlaced image of 2x2 pixels.
 #[test]
-fn damage_within_the_passes_of_a_png_is_not_forgiven() {
+fn interlaced_png_tolerates_wrong_checksum_but_not_damage() {
     let file = |filter: u8, split: bool| {
         let raw = [0, 1, 2, 3, 0, 4, 5, 6, filter, 7, 8, 9, 10, 11, 12];
         let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());

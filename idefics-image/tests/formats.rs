@@ -1,4 +1,4 @@
-//! Every kind of file that Pillow reads, and the damage that it forgives and does not.
+//! Compares all formats with Pillow, including damage that it tolerates or rejects.
 
 use idefics_image::{Alpha, DecodeOptions, ImageErrorKind, Limits, decode};
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use safetensors::SafeTensors;
 
 use crate::files::{fixture, fixtures};
 
-/// How far lossy decoders may be from Pillow's, in levels.
+/// Maximum difference from Pillow for a file, in levels. Only lossy JPEG 2000 may differ.
 fn tolerance(name: &str) -> u8 {
     match name {
         "lossy.jp2" | "layers.jp2" => 1,
@@ -14,9 +14,9 @@ fn tolerance(name: &str) -> u8 {
     }
 }
 
-/// Files that we read, though Pillow refuses them, and why.
-fn is_forgiven(name: &str) -> bool {
-    // Pillow cannot tell a palette's mode here; the pixels are whole.
+/// Files that we read although Pillow rejects them.
+fn is_rejected_only_by_pillow(name: &str) -> bool {
+    // Pillow cannot determine the mode of the palette; the pixels are complete.
     matches!(name, "24_with_palette.tga" | "indexed_32.tga")
 }
 
@@ -28,7 +28,7 @@ fn names() -> Vec<String> {
 }
 
 #[test]
-fn every_format_is_read_or_refused_as_by_pillow() {
+fn every_format_matches_pillow() {
     let bytes = fixture("formats.safetensors");
     let expected = SafeTensors::deserialize(&bytes).unwrap();
     let mut wrong = Vec::new();
@@ -41,14 +41,14 @@ fn every_format_is_read_or_refused_as_by_pillow() {
                     let size = [image.height() as usize, image.width() as usize, 3];
                     let difference = image.data().iter().zip(right.data()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
                     if size != right.shape() {
-                        wrong.push(format!("{name} {key}: {size:?} instead of {:?}", right.shape()));
+                        wrong.push(format!("{name} {key}: shape {size:?}, expected {:?}", right.shape()));
                     } else if difference > tolerance(&name) {
                         wrong.push(format!("{name} {key} differs by {difference} levels"));
                     }
                 }
-                (Err(error), Ok(_)) => wrong.push(format!("{name} {key} is refused: {error}")),
-                (Ok(_), Err(_)) if is_forgiven(&name) => {}
-                (Ok(_), Err(_)) => wrong.push(format!("{name} {key} is read, Pillow refuses it")),
+                (Err(error), Ok(_)) => wrong.push(format!("{name} {key} is rejected: {error}")),
+                (Ok(_), Err(_)) if is_rejected_only_by_pillow(&name) => {}
+                (Ok(_), Err(_)) => wrong.push(format!("{name} {key} is read, but Pillow rejects it")),
                 (Err(error), Err(_)) => assert_eq!(error.kind(), ImageErrorKind::Input, "{error}"),
             }
         }
@@ -56,7 +56,7 @@ fn every_format_is_read_or_refused_as_by_pillow() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Kind and place of every box in a row.
+/// Kind and data range of each of the consecutive boxes.
 fn boxes(bytes: &[u8]) -> Vec<([u8; 4], std::ops::Range<usize>)> {
     let (mut found, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
@@ -71,13 +71,14 @@ fn boxed(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     [&(data.len() as u32 + 8).to_be_bytes(), &kind[..], data].concat()
 }
 
-/// Renames the box `meta` of an AVIF file, so that nobody finds it.
+/// Renames the box `meta` of an AVIF file, so that it is not found.
 fn without_meta(file: &mut [u8]) {
     let (_, place) = boxes(file).into_iter().find(|(kind, _)| kind == b"meta").unwrap();
     file[place.start - 4..place.start].copy_from_slice(b"free");
 }
 
-/// Makes the main picture of an AVIF file of libavif the only cell of a grid. Alpha stays with the cell.
+/// Turns the main image of an AVIF file written by libavif into the only cell of a grid. The alpha stays with the
+/// cell.
 fn in_grid(file: &[u8], size: [u16; 2]) -> Vec<u8> {
     let (_, place) = boxes(file).into_iter().find(|(kind, _)| kind == b"meta").unwrap();
     let meta = &file[place.start + 4..place.end];
@@ -102,11 +103,11 @@ fn in_grid(file: &[u8], size: [u16; 2]) -> Vec<u8> {
             b"iref" => data.extend(boxed(b"dimg", &[0, 3, 0, 1, 0, 1])),
             b"iprp" => {
                 let places = boxes(&data);
-                let [(_, container), (_, of_items)] = places.as_slice() else { panic!("{places:?}") };
-                let mut of_items = data[of_items.clone()].to_vec();
-                of_items[7] += 1;
-                of_items.extend([0, 3, 3, 1, 2, 4]); // size, depth, colors
-                data = [boxed(b"ipco", &data[container.clone()]), boxed(b"ipma", &of_items)].concat();
+                let [(_, container), (_, associations)] = places.as_slice() else { panic!("{places:?}") };
+                let mut associations = data[associations.clone()].to_vec();
+                associations[7] += 1;
+                associations.extend([0, 3, 3, 1, 2, 4]); // size, depth, colors
+                data = [boxed(b"ipco", &data[container.clone()]), boxed(b"ipma", &associations)].concat();
             }
             _ => {}
         }
@@ -117,7 +118,7 @@ fn in_grid(file: &[u8], size: [u16; 2]) -> Vec<u8> {
 }
 
 #[test]
-fn alpha_of_the_cells_of_a_grid_is_that_of_the_grid() {
+fn grid_uses_alpha_of_its_cells() {
     let file = fixture("formats/444_alpha.avif");
     for alpha in [Alpha::White, Alpha::Drop] {
         let [alone, in_grid] = [file.clone(), in_grid(&file, [37, 27])]
@@ -127,7 +128,7 @@ fn alpha_of_the_cells_of_a_grid_is_that_of_the_grid() {
 }
 
 #[test]
-fn the_first_frame_is_shown_where_an_animation_has_no_still_picture() {
+fn animation_without_still_image_uses_first_frame() {
     let file = fixture("formats/animated.avif");
     let mut track = file.clone();
     without_meta(&mut track);
@@ -136,7 +137,7 @@ fn the_first_frame_is_shown_where_an_animation_has_no_still_picture() {
 }
 
 #[test]
-fn memory_is_checked_before_pixels_are_decoded() {
+fn checks_memory_before_decoding_pixels() {
     for name in ["24_00.tga", "24_runs_00.tga", "p6_255.ppm", "p2_255.pgm", "565.bmp", "rle8.bmp", "32.ico", "32.cur"]
         .into_iter()
         .chain(["420.avif", "rgb.jp2", "interlace1.gif", "xmp.webp", "interlaced_rgb.png"])
@@ -146,15 +147,15 @@ fn memory_is_checked_before_pixels_are_decoded() {
         assert!(error.to_string().contains("memory"), "{name}: {error}");
         let limits = Limits { max_pixels: 8, ..Limits::default() };
         let error = decode(&fixture(&format!("formats/{name}")), name, &limits, Alpha::White).unwrap_err();
-        assert!(error.to_string().contains("at most 8 in all"), "{name}: {error}");
+        assert!(error.to_string().contains("more than the limit of 8;"), "{name}: {error}");
     }
 }
 
 #[test]
-fn files_that_end_early_never_panic() {
+fn truncated_files_never_panic() {
     for name in names() {
         let file = fixture(&format!("formats/{name}"));
-        // Damaged AV1 data is slow to refuse, so that fewer cuts are tried.
+        // Rejecting damaged AV1 data is slow, so fewer lengths are tried.
         let step = if name.ends_with(".avif") { 37 } else { 3 };
         for end in (0..file.len().min(3000)).step_by(step) {
             let _ = decode(&file[..end], &name, &Limits::default(), DecodeOptions::default());
@@ -166,7 +167,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn no_damage_to_any_format_panics(file: prop::sample::Index, damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+    fn damaged_files_never_panic(
+        file: prop::sample::Index,
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
         let names = names();
         let mut bytes = fixture(&format!("formats/{}", file.get(&names)));
         for (at, value) in damage {

@@ -1,4 +1,4 @@
-//! JPEG files against Pillow, and against damage.
+//! Compares JPEG decoding with Pillow, and tests damaged files.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
-/// The files of `xtask/reference/jpeg_fixtures.py`.
+/// The fixture written by `xtask/reference/jpeg_fixtures.py`.
 fn fixture() -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg.safetensors")).unwrap()
 }
@@ -16,7 +16,7 @@ fn read(bytes: &[u8]) -> Result<RgbImage, ImageError> {
     decode(bytes, "test", &Limits::default(), Alpha::White)
 }
 
-/// The files, by name.
+/// The test files, sorted by name.
 fn files() -> Vec<(String, Vec<u8>)> {
     let fixture = fixture();
     let tensors = SafeTensors::deserialize(&fixture).unwrap();
@@ -29,7 +29,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// A picture and what it is made of, in the form of the fixture.
+/// Width, height and a hash of the pixels, in the format of the fixture.
 fn digest(image: &RgbImage) -> Vec<u8> {
     let mut digest = [image.width().to_le_bytes(), image.height().to_le_bytes()].concat();
     digest.extend(Sha256::digest(image.data()));
@@ -37,7 +37,7 @@ fn digest(image: &RgbImage) -> Vec<u8> {
 }
 
 #[test]
-fn every_file_has_the_pixels_that_pillow_gives_it() {
+fn every_file_matches_pillow() {
     let fixture = fixture();
     let tensors = SafeTensors::deserialize(&fixture).unwrap();
     let (mut read_files, mut refused) = (0, 0);
@@ -59,7 +59,7 @@ fn every_file_has_the_pixels_that_pillow_gives_it() {
 }
 
 #[test]
-fn the_number_of_threads_changes_nothing() {
+fn result_does_not_depend_on_number_of_threads() {
     let pools = [1, 2, 5].map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
     let coffee = Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask/images/coffee.jpg");
     let mut files = files();
@@ -71,7 +71,7 @@ fn the_number_of_threads_changes_nothing() {
 }
 
 #[test]
-fn what_is_not_read_is_named() {
+fn errors_name_unsupported_codings_and_damage() {
     let (_, plain) = files().into_iter().find(|(name, _)| name == "120x90_420_q95").unwrap();
     let frame = plain.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
     for (marker, what) in [
@@ -98,7 +98,7 @@ fn what_is_not_read_is_named() {
     };
     fail(&plain[..plain.len() - 1], "ends early");
     fail(&plain[..frame], "ends early");
-    fail(b"\xff\xd8\xff\xd9", "before any picture");
+    fail(b"\xff\xd8\xff\xd9", "before any image data");
     let scan = plain.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
     fail(&[&plain[..plain.len() - 2], &plain[scan..]].concat(), "second scan");
     for (name, what) in [("two_frames", "two frames"), ("no_quantization", "quantization table is missing")] {
@@ -107,7 +107,7 @@ fn what_is_not_read_is_named() {
 }
 
 #[test]
-fn a_bomb_of_scans_is_refused() {
+fn rejects_too_many_scans() {
     let (_, file) = files().into_iter().find(|(name, _)| name == "40x30_420_q30_progressive").unwrap();
     let start = file.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
     let end = start + 2 + file[start + 2..].windows(2).position(|pair| pair[0] == 0xff && pair[1] >= 0xc0).unwrap();
@@ -117,9 +117,10 @@ fn a_bomb_of_scans_is_refused() {
 }
 
 #[test]
-fn coefficients_have_to_fit_the_limit() {
+fn progressive_coefficients_count_as_memory() {
     let (_, file) = files().into_iter().find(|(name, _)| name == "40x30_420_q30_progressive").unwrap();
-    // Three units across and two down, in even rows of blocks: luminance takes four a unit, chrominance one each.
+    // 3x2 units, with the blocks per row rounded up to an even number: 2x6 blocks of luminance and 4 of each
+    // chrominance component per row of units. A block takes 128 bytes and 8 bytes for its mask.
     let needed = 2 * (2 * 6 + 4 + 4) * (128 + 8);
     let limits = |max_decoded_bytes| Limits { max_decoded_bytes, ..Limits::default() };
     let read = |limit| decode(&file, "test", &limits(limit), Alpha::White);
@@ -133,7 +134,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn damage_gives_pixels_or_an_error(
+    fn damaged_file_gives_pixels_or_an_error(
         file in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in any::<prop::sample::Index>(),

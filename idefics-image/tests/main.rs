@@ -1,4 +1,4 @@
-//! One binary for all integration tests, so that they link once.
+//! All integration tests in one binary, so that the crate is linked only once.
 #![allow(clippy::unwrap_used)]
 
 mod files;

@@ -1,4 +1,4 @@
-//! Resized pixels against Pillow.
+//! Compares resized pixels with Pillow.
 
 use idefics_image::{Filter, RgbImage, resize};
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use safetensors::SafeTensors;
 
 use crate::files::fixture;
 
-/// The pictures of `xtask/reference/processor_fixtures.py`.
+/// The same image as in `xtask/reference/processor_fixtures.py`.
 fn picture(width: u32, height: u32, seed: u32) -> RgbImage {
     let mut data = Vec::new();
     for y in 0..height {
@@ -24,7 +24,7 @@ fn picture(width: u32, height: u32, seed: u32) -> RgbImage {
 }
 
 #[test]
-fn resizing_equals_pillow_bit_for_bit() {
+fn resizing_matches_pillow_bit_for_bit() {
     let bytes = fixture("resize.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut cases = 0;
@@ -41,7 +41,7 @@ fn resizing_equals_pillow_bit_for_bit() {
         };
         let (width, height) = size.split_once('x').unwrap();
         let source = picture(width.parse().unwrap(), height.parse().unwrap(), index.parse().unwrap());
-        let [out_height, out_width, 3] = *expected.shape() else { panic!("{name} is not an RGB picture") };
+        let [out_height, out_width, 3] = *expected.shape() else { panic!("{name} is not an RGB image") };
         let resized = resize(&source, out_width as u32, out_height as u32, filter);
         assert_eq!(resized.data(), expected.data(), "{name} -> {out_width}x{out_height}");
         cases += 1;
@@ -49,10 +49,10 @@ fn resizing_equals_pillow_bit_for_bit() {
     assert_eq!(cases, 6 * 31);
 }
 
-/// In pictures more than 100 times as high as wide, the pass along y comes first if the height shrinks. Checksums of Pillow
-/// 12.3's pixels, by filter.
+/// If an image is more than 100 times as high as wide and its height shrinks, the vertical pass comes first. The
+/// expected values are CRC-32 checksums of the pixels of Pillow 12.3, one per filter.
 #[test]
-fn very_tall_pictures_equal_pillow() {
+fn very_tall_images_match_pillow() {
     for (width, height, out_width, out_height, expected) in [
         (20, 2001, 31, 300, [0xa7a9e930, 0x50f3b597, 0x4d42cf0d, 0x86423c6a, 0x73d0942a, 0x766bf526]),
         (20, 2000, 31, 300, [0x5f0b7e1d, 0xe24fb425, 0xb303168a, 0x4a6c6bd2, 0x4021d633, 0x18709398]),
@@ -76,7 +76,7 @@ fn any_filter() -> impl Strategy<Value = Filter> {
 
 proptest! {
     #[test]
-    fn resizing_keeps_flat_pictures_flat(
+    fn resizing_keeps_uniform_images_uniform(
         (width, height) in (1..40_u32, 1..40_u32),
         (out_width, out_height) in (1..90_u32, 1..90_u32),
         value: u8,
@@ -89,7 +89,7 @@ proptest! {
     }
 
     #[test]
-    fn triangle_weights_stay_between_darkest_and_lightest(
+    fn bilinear_stays_within_input_range(
         (width, height) in (1..30_u32, 1..30_u32),
         (out_width, out_height) in (1..60_u32, 1..60_u32),
         seed in 0..99_u32,

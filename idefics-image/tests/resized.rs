@@ -1,4 +1,4 @@
-//! Pictures that are resized while they are decoded, against those that are decoded first.
+//! Compares resizing while decoding with resizing the decoded image.
 
 use std::io::Cursor;
 use std::sync::OnceLock;
@@ -12,12 +12,12 @@ use proptest::prelude::*;
 
 use crate::files::fixtures;
 
-/// A picture with detail everywhere.
+/// Pixels of an image with detail everywhere, `[height, width, 3]`.
 fn pixels(width: u32, height: u32) -> Vec<u8> {
     (0..3 * width * height).map(|index| (index.wrapping_mul(2_654_435_761) >> 20) as u8).collect()
 }
 
-/// An EXIF block, from its TIFF header on, whose only tag is the orientation.
+/// An EXIF block that starts with its TIFF header and has the orientation as its only tag.
 fn exif(orientation: u8) -> Vec<u8> {
     let mut block = b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
     block.extend([orientation, 0, 0, 0, 0, 0, 0]);
@@ -84,7 +84,7 @@ fn tiff(width: u32, height: u32, orientation: u8) -> Vec<u8> {
     file
 }
 
-/// The file of one of six kinds.
+/// A file of one of six kinds.
 fn file(kind: usize, width: u32, height: u32, orientation: u8) -> Vec<u8> {
     match kind {
         0 => jpeg(width, height, orientation, false),
@@ -96,7 +96,7 @@ fn file(kind: usize, width: u32, height: u32, orientation: u8) -> Vec<u8> {
     }
 }
 
-/// A half-open range inside `0..side`, of at least one pixel.
+/// A half-open range of at least one pixel inside `0..side`.
 fn range(side: u32, [a, b]: [u32; 2]) -> (u32, u32) {
     let (a, b) = (a % side, b % side);
     (a.min(b), a.max(b) + 1)
@@ -118,7 +118,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn resizing_rows_as_they_come_is_resizing_the_decoded_picture(
+    fn decode_resized_matches_decode_then_resize(
         kind in 0..6_usize,
         (width, height) in prop_oneof![(1..40_u32, 1..40_u32), (1..600_u32, 1..200_u32), (1..60_u32, 300..700_u32)],
         orientation in 1..=8_u8,
@@ -151,9 +151,9 @@ proptest! {
     }
 }
 
-/// Every picture of the tests, the damaged ones too: interlaced, animated, cut, of every coding.
+/// Uses every test file, including damaged, interlaced and animated ones.
 #[test]
-fn files_are_shrunk_as_they_are_decoded() {
+fn decode_resized_matches_on_every_test_file() {
     let mut count = 0;
     for folder in ["images", "formats"] {
         for entry in std::fs::read_dir(fixtures().join(folder)).unwrap() {
@@ -174,16 +174,16 @@ fn files_are_shrunk_as_they_are_decoded() {
                         count += 1;
                     }
                     (Err(whole), Err(shrunk)) => assert_eq!(whole.to_string(), shrunk.to_string()),
-                    (whole, shrunk) => panic!("{name}: {whole:?} as a whole, {shrunk:?} by rows"),
+                    (whole, shrunk) => panic!("{name}: decode gives {whole:?}, decode_resized gives {shrunk:?}"),
                 }
             }
         }
     }
-    assert!(count > 100, "only {count} pictures were compared");
+    assert!(count > 100, "only {count} images were compared");
 }
 
 #[test]
-fn a_turned_picture_is_decoded_upright() {
+fn applies_every_orientation() {
     let stored = decode(&ppm(5, 3), "picture", &Limits::default(), Alpha::White).unwrap();
     for orientation in 1..=8 {
         let file = other(5, 3, orientation, ImageFormat::Png);
@@ -196,7 +196,7 @@ fn a_turned_picture_is_decoded_upright() {
 }
 
 #[test]
-fn targets_outside_the_picture_are_refused_by_their_sides() {
+fn rejects_invalid_targets() {
     let whole = Crop::whole(5, 3);
     for (crop, width, height) in [
         (Crop { right: 6, ..whole }, 1, 1),
@@ -208,12 +208,12 @@ fn targets_outside_the_picture_are_refused_by_their_sides() {
         let plan = |_, _| vec![ResizeTarget { crop, width, height, filter: Filter::Bilinear }];
         let error = decode_resized(&ppm(5, 3), "dot.ppm", &Limits::default(), Alpha::White, plan).unwrap_err();
         assert!(matches!(error, ImageError::Target { .. }), "{error}");
-        assert!(error.to_string().starts_with("dot.ppm: columns "), "{error}");
+        assert!(error.to_string().starts_with("dot.ppm: cannot resize columns "), "{error}");
     }
 }
 
 #[test]
-fn a_picture_that_is_shrunk_needs_less_memory_than_its_pixels() {
+fn shrinking_needs_less_memory_than_full_image() {
     let limits = Limits { max_decoded_bytes: 1 << 20, ..Limits::default() };
     for kind in [0, 2, 3, 4, 5] {
         let file = file(kind, 2000, 1500, 6);

@@ -1,4 +1,4 @@
-//! Sources of images: what a string names, which sources a policy allows, servers that redirect or stall.
+//! Image sources: parsing strings, source policies, and servers that redirect or stall.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -33,7 +33,7 @@ fn allowing(change: impl FnOnce(&mut SourcePolicy)) -> ReadOptions {
 }
 
 #[test]
-fn plain_base64_is_an_image_unless_a_file_has_its_name() {
+fn text_is_base64_unless_a_file_has_this_name() {
     let png = png();
     let text = base64(&png);
     for text in [text.clone(), text.trim_end_matches('=').to_owned(), text.replace('A', "A\n")] {
@@ -41,18 +41,18 @@ fn plain_base64_is_an_image_unless_a_file_has_its_name() {
         assert!(matches!(source, ImageSource::Base64 { .. }));
         assert_eq!(load(&source, &Limits::default(), Alpha::White).unwrap().width(), 3);
     }
-    // A file without an ending, whose name could be base64.
+    // A file without an extension, whose name could be base64.
     let folder = tempfile::tempdir().unwrap();
     let name = "c".repeat(64);
     let mut source: ImageSource = name.parse().unwrap();
     source.resolve(folder.path());
     let missing = load(&source, &Limits::default(), Alpha::White).unwrap_err();
     assert!(matches!(missing, ImageError::Text { .. }) && missing.kind() == ImageErrorKind::Input, "{missing}");
-    assert!(missing.to_string().contains("there is no file of this name"), "{missing}");
+    assert!(missing.to_string().contains("no file has this name"), "{missing}");
     std::fs::write(folder.path().join(&name), &png).unwrap();
     assert_eq!(source.read(&Limits::default()).unwrap(), png);
     let denied = source.read_with(&allowing(|sources| sources.files = FileAccess::None)).unwrap_err();
-    assert!(matches!(denied, ImageError::Text { .. }), "the disk is not looked at: {denied}");
+    assert!(matches!(denied, ImageError::Text { .. }), "the file must not be looked up: {denied}");
 
     for path in [
         "photos/cat",
@@ -65,7 +65,7 @@ fn plain_base64_is_an_image_unless_a_file_has_its_name() {
 }
 
 #[test]
-fn long_names_are_short_in_messages() {
+fn messages_shorten_long_names() {
     for text in ["x".repeat(100_000), format!("{}.png", "x".repeat(100_000)), format!("ftp://{}", "x".repeat(100_000))]
     {
         let error = match text.parse::<ImageSource>() {
@@ -80,7 +80,7 @@ fn long_names_are_short_in_messages() {
 }
 
 #[test]
-fn a_policy_allows_each_kind_of_source_by_itself() {
+fn policy_allows_each_kind_of_source_separately() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("a.png"), png()).unwrap();
     let sources = || {
@@ -100,14 +100,14 @@ fn a_policy_allows_each_kind_of_source_by_itself() {
     let options = allowing(|sources| *sources = SourcePolicy::data_only());
     let error = sources()[0].read_with(&options).unwrap_err();
     assert_eq!(error.kind(), ImageErrorKind::Input);
-    assert!(error.to_string().contains("a.png: files are not read here"), "{error}");
+    assert!(error.to_string().contains("a.png: reading files is not allowed"), "{error}");
     assert!(error.to_string().contains("--allow-sources files, SourcePolicy::files"), "{error}");
-    // What the caller hands over is no name.
+    // Bytes passed by the caller are always allowed.
     assert!(ImageSource::from(png()).read_with(&options).is_ok());
 }
 
 #[test]
-fn nothing_leads_out_of_the_allowed_folder() {
+fn rejects_paths_that_leave_the_allowed_folder() {
     let outside = tempfile::tempdir().unwrap();
     let root = outside.path().join("allowed");
     std::fs::create_dir_all(root.join("sub")).unwrap();
@@ -142,7 +142,8 @@ fn nothing_leads_out_of_the_allowed_folder() {
     assert!(matches!(missing, ImageError::Read { .. }), "{missing}");
 }
 
-/// A server that answers each request with what `answer` writes; gives its address and the heads of the requests.
+/// Starts a server that answers each request with what `answer` writes for the path. Returns its address, and the
+/// heads of the requests it receives.
 fn serve(answer: impl Fn(&str, &mut TcpStream) + Send + 'static) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -176,7 +177,7 @@ fn fetch(address: &str, options: &ReadOptions) -> Result<usize, ImageError> {
 }
 
 #[test]
-fn servers_are_told_who_asks_and_redirects_are_followed_as_far_as_allowed() {
+fn sends_user_agent_and_follows_allowed_redirects() {
     let png = png();
     let (other, at_other) = serve(move |_, stream| send(stream, "200 OK", "", &png));
     let elsewhere = other.replace("127.0.0.1", "localhost");
@@ -209,11 +210,11 @@ fn servers_are_told_who_asks_and_redirects_are_followed_as_far_as_allowed() {
     assert!(fetch(&format!("{other}/a.png"), &one_host).is_ok());
     let error = fetch(&format!("{address}/relative"), &one_host).unwrap_err();
     assert!(matches!(&error, ImageError::NotAllowed { image, .. } if image.contains("localhost")), "{error}");
-    assert_eq!(at_other.lock().unwrap().len(), before + 1, "the other host was not asked again");
+    assert_eq!(at_other.lock().unwrap().len(), before + 1, "the other host must not be contacted again");
 }
 
 #[test]
-fn a_caller_who_gives_up_does_not_wait_for_a_server() {
+fn cancelling_does_not_wait_for_the_server() {
     let (address, requests) = serve(|path, stream| {
         if path == "/stalls" {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc");
@@ -234,7 +235,7 @@ fn a_caller_who_gives_up_does_not_wait_for_a_server() {
         let asked = Instant::now();
         cancel.store(true, Ordering::Relaxed);
         let error = fetching.join().unwrap().unwrap_err();
-        // The server answers after eight seconds, the time limit is ten.
+        // The server answers after 8 s, and the time limit is 10 s.
         assert!(asked.elapsed() < Duration::from_secs(5), "{path}: {:?}", asked.elapsed());
         assert!(matches!(error, ImageError::Cancelled { .. }) && error.kind() == ImageErrorKind::Cancelled, "{error}");
     }
@@ -247,18 +248,24 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_string_is_a_source_or_an_error(text in prop_oneof![any::<String>(), "[A-Za-z0-9+/=\n]{0,120}", "data:[a-z/;,]{0,20}[A-Za-z0-9+/=]{0,60}"]) {
+    fn any_string_is_a_source_or_an_error(text in prop_oneof![
+        any::<String>(),
+        "[A-Za-z0-9+/=\n]{0,120}",
+        "data:[a-z/;,]{0,20}[A-Za-z0-9+/=]{0,60}",
+    ]) {
         if let Ok(source) = text.parse::<ImageSource>() {
             let data = allowing(|sources| *sources = SourcePolicy::data_only());
             match load_with(&source, &data, Alpha::White) {
                 Ok(_) => prop_assert!(!matches!(source, ImageSource::Path(_) | ImageSource::Url(_))),
-                Err(error) => prop_assert!(error.to_string().lines().count() <= 1 + text.matches('\n').count(), "{error}"),
+                Err(error) => {
+                    prop_assert!(error.to_string().lines().count() <= 1 + text.matches('\n').count(), "{error}");
+                }
             }
         }
     }
 
     #[test]
-    fn base64_of_any_bytes_is_read_as_these_bytes(bytes in prop::collection::vec(any::<u8>(), 30..200)) {
+    fn base64_round_trips(bytes in prop::collection::vec(any::<u8>(), 30..200)) {
         let file = [b"\x89PNG\r\n\x1a\n".as_slice(), &bytes].concat();
         let plain: ImageSource = base64(&file).parse().unwrap();
         prop_assert_eq!(plain.read(&Limits::default()).unwrap().into_owned(), file.clone());

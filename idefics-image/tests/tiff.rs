@@ -1,4 +1,4 @@
-//! TIFF files against Pillow, and against damage.
+//! Compares TIFF decoding with Pillow, and tests damaged files.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
-/// The files of `xtask/reference/tiff_fixtures.py`.
+/// The fixture written by `xtask/reference/tiff_fixtures.py`.
 fn fixture() -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiff.safetensors.zlib");
     let mut bytes = Vec::new();
@@ -20,7 +20,7 @@ fn fixture() -> Vec<u8> {
     bytes
 }
 
-/// The files, by name.
+/// The test files, sorted by name.
 fn files(fixture: &[u8]) -> Vec<(String, Vec<u8>)> {
     let tensors = SafeTensors::deserialize(fixture).unwrap();
     let is_file = |name: &str| !name.ends_with("/drop") && !name.ends_with("/white");
@@ -41,21 +41,21 @@ fn read(bytes: &[u8], options: impl Into<DecodeOptions>) -> Result<RgbImage, Ima
     decode(bytes, "test", &Limits::default(), options)
 }
 
-/// A picture in the form of the fixture.
+/// Width, height and a hash of the pixels, in the format of the fixture.
 fn digest(image: &RgbImage) -> Vec<u8> {
     let mut digest = [image.width().to_le_bytes(), image.height().to_le_bytes()].concat();
     digest.extend(Sha256::digest(image.data()));
     digest
 }
 
-/// Files that are read although Pillow refuses them, and why.
-fn is_read_by_us_alone(name: &str) -> bool {
-    // Big-endian BigTIFF, which Pillow takes for the classic form.
+/// Files that we read although Pillow rejects them.
+fn is_rejected_only_by_pillow(name: &str) -> bool {
+    // Pillow mistakes big-endian BigTIFF for classic TIFF.
     name.starts_with("big_") && name.ends_with("_be")
 }
 
 #[test]
-fn every_file_has_the_pixels_that_pillow_gives_it() {
+fn every_file_matches_pillow() {
     let fixture = fixture();
     let tensors = SafeTensors::deserialize(&fixture).unwrap();
     let (mut equal, mut refused, mut wrong) = (0, 0, Vec::new());
@@ -64,9 +64,9 @@ fn every_file_has_the_pixels_that_pillow_gives_it() {
             let expected = tensors.tensor(&format!("{name}/{key}")).unwrap().data();
             match read(&file, alpha) {
                 Ok(image) if digest(&image) == expected => equal += 1,
-                Ok(_) if expected.is_empty() && is_read_by_us_alone(&name) => {}
+                Ok(_) if expected.is_empty() && is_rejected_only_by_pillow(&name) => {}
                 Ok(image) => {
-                    let what = if expected.is_empty() { "is refused by Pillow" } else { "differs" };
+                    let what = if expected.is_empty() { "is rejected by Pillow" } else { "differs" };
                     wrong.push(format!(
                         "{name} {key} {what}: {:?} {}x{}",
                         &digest(&image)[8..10],
@@ -82,12 +82,12 @@ fn every_file_has_the_pixels_that_pillow_gives_it() {
             }
         }
     }
-    assert!(wrong.is_empty(), "{} wrong, {equal} equal, {refused} refused:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(equal >= 740 && refused >= 60, "{equal} equal, {refused} refused");
+    assert!(wrong.is_empty(), "{} wrong, {equal} equal, {refused} rejected:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(equal >= 740 && refused >= 60, "{equal} equal, {refused} rejected");
 }
 
 #[test]
-fn pages_are_counted_from_1() {
+fn selects_pages_counted_from_1() {
     let pages = file("pillow_pages");
     let of_page = |page| read(&pages, DecodeOptions::from(Alpha::Drop).with_page(NonZeroU32::new(page).unwrap()));
     let [first, second, third] = [1, 2, 3].map(|page| of_page(page).unwrap());
@@ -105,7 +105,7 @@ fn pages_are_counted_from_1() {
 }
 
 #[test]
-fn what_is_wrong_is_named_with_its_tag() {
+fn errors_name_the_tag() {
     for (name, what) in [
         ("no_width", "ImageWidth"),
         ("no_map", "ColorMap"),
@@ -120,7 +120,7 @@ fn what_is_wrong_is_named_with_its_tag() {
 }
 
 #[test]
-fn sizes_and_memory_are_checked_before_decoding() {
+fn checks_size_and_memory_before_decoding() {
     let bytes = file("rgb_le_8");
     let limits = Limits { max_pixels: 21 * 13 - 1, ..Limits::default() };
     assert!(matches!(decode(&bytes, "x", &limits, Alpha::White), Err(ImageError::TooLarge { .. })));
@@ -129,7 +129,7 @@ fn sizes_and_memory_are_checked_before_decoding() {
     let limits = Limits { max_decoded_bytes: 3 * 21 * 13, ..Limits::default() };
     assert!(decode(&bytes, "x", &limits, Alpha::White).is_ok());
 
-    // A tile much larger than the picture.
+    // A tile that is much larger than the image.
     let mut bytes = file("rgb_tiles_le_8");
     let entry = bytes.windows(4).position(|window| window == [0x42, 1, 4, 0]).unwrap();
     bytes[entry + 8..entry + 12].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
@@ -138,7 +138,7 @@ fn sizes_and_memory_are_checked_before_decoding() {
 }
 
 #[test]
-fn a_truncated_file_is_an_error_or_a_picture() {
+fn truncated_file_is_an_error_or_an_image() {
     for name in ["rgb_le_8", "palette4_be_1", "tiffcp_g4_tiles", "tiffcp_jpeg_strips", "tiffcp_g3:2d_msb2lsb"] {
         let bytes = file(name);
         for end in (0..bytes.len()).step_by(7) {
@@ -150,7 +150,7 @@ fn a_truncated_file_is_an_error_or_a_picture() {
     }
 }
 
-/// A little-endian file of one page. `data` begins at 8.
+/// A little-endian file with one page. `data` is at offset 8.
 fn tiff(tags: &[(u16, Values<'_>)], data: &[u8]) -> Vec<u8> {
     let directory = 8 + data.len();
     let mut file = [b"II*\0", &u32::try_from(directory).unwrap().to_le_bytes()[..], data].concat();
@@ -201,7 +201,7 @@ const TILE_COUNTS: u16 = 325;
 const JPEG_AT: u16 = 513;
 const JPEG_LENGTH: u16 = 514;
 
-/// Tags of a grey picture of bytes.
+/// A file with an 8-bit grey image and the additional tags `more`.
 fn grey(width: u32, height: u32, compression: u32, more: Vec<(u16, Values<'_>)>, data: &[u8]) -> Vec<u8> {
     let sides = [[width], [height], [compression]];
     let mut tags = vec![
@@ -216,12 +216,12 @@ fn grey(width: u32, height: u32, compression: u32, more: Vec<(u16, Values<'_>)>,
     tiff(&tags, data)
 }
 
-/// Limits that nothing reaches.
+/// Limits that are never exceeded.
 fn no_limits() -> Limits {
     Limits { max_pixels: u64::MAX, max_decoded_bytes: u64::MAX, max_aspect_ratio: u32::MAX, ..Limits::default() }
 }
 
-/// A picture of one pixel in a tile of CCITT group 4.
+/// An image of one pixel in a CCITT group 4 tile of the given width.
 fn group_4_tile(width: u32) -> Vec<u8> {
     let tags = [
         (WIDTH, Values::Longs(&[1])),
@@ -239,17 +239,17 @@ fn group_4_tile(width: u32) -> Vec<u8> {
 }
 
 #[test]
-fn the_runs_of_a_ccitt_row_count_as_memory() {
+fn runs_of_a_ccitt_row_count_as_memory() {
     assert!(read(&group_4_tile(16), Alpha::White).is_ok());
     let (result, peak) = peak_memory(|| read(&group_4_tile(4_000_000_000), Alpha::White));
     let error = result.unwrap_err();
     assert!(matches!(error, ImageError::Decode { .. }) && error.to_string().contains("TileWidth"), "{error}");
-    assert!(peak < 1 << 16, "{peak} bytes for a refusal");
+    assert!(peak < 1 << 16, "{peak} bytes for an error");
     // 50 MB of pixels, but 6.4 GB of runs.
     let error = read(&group_4_tile(400_000_000), Alpha::White).unwrap_err();
     assert!(matches!(error, ImageError::Memory { needed: 6_400_000_000.., .. }), "{error}");
 
-    // Without limits a row still has no more pixels than its runs can be counted for.
+    // Without limits, the width of a row is still bounded by the number of runs that can be counted.
     for width in [1 << 30, u32::MAX] {
         let width = [width];
         let tags = [
@@ -265,7 +265,7 @@ fn the_runs_of_a_ccitt_row_count_as_memory() {
 }
 
 #[test]
-fn sizes_that_no_memory_has_are_refused_without_limits() {
+fn rejects_impossible_sizes_without_limits() {
     for compression in [1, 5, 8] {
         for side in [u32::MAX, 1 << 31] {
             let more = vec![(STRIP_OFFSETS, Values::Longs(&[8])), (STRIP_COUNTS, Values::Longs(&[8]))];
@@ -277,7 +277,7 @@ fn sizes_that_no_memory_has_are_refused_without_limits() {
 }
 
 #[test]
-fn lists_of_offsets_are_not_copied() {
+fn does_not_copy_long_lists_of_values() {
     const OFFSETS: usize = 4 << 20;
     let offsets = vec![8; OFFSETS];
     let strips = || vec![(STRIP_OFFSETS, Values::Bytes(&offsets)), (ROWS_PER_STRIP, Values::Longs(&[1]))];
@@ -293,7 +293,7 @@ fn lists_of_offsets_are_not_copied() {
     assert_eq!(image.unwrap().data(), [9; 6]);
     assert!(peak < 1 << 16, "{peak} bytes for 2 pixels");
 
-    // Nor are those of other tags.
+    // The values of other tags are not copied either.
     let map = [(COLOR, Values::Longs(&[3])), (COLOR_MAP, Values::Bytes(&offsets))];
     let file = grey(1, 2, 1, strips().into_iter().chain(map).collect(), &[7]);
     let (result, peak) = peak_memory(|| read(&file, Alpha::White));
@@ -302,7 +302,7 @@ fn lists_of_offsets_are_not_copied() {
     assert!(peak < 1 << 16, "{peak} bytes for a color map");
     let limits = Limits { max_pixels: 1, ..Limits::default() };
     let error = decode(&file, "test", &limits, Alpha::White).unwrap_err();
-    assert!(matches!(error, ImageError::TooLarge { .. }), "the size comes before the colors: {error}");
+    assert!(matches!(error, ImageError::TooLarge { .. }), "the size must be checked before the colors: {error}");
     for tag in [BITS, 338, 339, 530] {
         let file = grey(1, 2, 1, strips().into_iter().chain([(tag, Values::Bytes(&offsets))]).collect(), &[7]);
         let (_, peak) = peak_memory(|| read(&file, Alpha::White));
@@ -311,15 +311,15 @@ fn lists_of_offsets_are_not_copied() {
 }
 
 #[test]
-fn of_offsets_of_one_rectangle_the_last_in_the_file_counts() {
+fn largest_of_several_offsets_of_a_rectangle_wins() {
     let first_column = |image: RgbImage| image.data().iter().step_by(3).copied().collect::<Vec<u8>>();
-    // Pixels by Pillow 12.3.
+    // The expected pixels are from Pillow 12.3.
     for (rows, offsets, expected) in [
         (1, &[8, 9][..], [0, 1]),
         (1, &[8, 9, 11, 10], [3, 2]),
         (1, &[11, 9, 8, 10, 9, 9], [3, 2]),
         (1, &[9], [1, 0]),
-        // Each covers the picture.
+        // Here each rectangle covers the whole image: the last offset in the list is used.
         (2, &[11, 9], [1, 2]),
         (3, &[11, 9], [3, 4]),
         (u32::MAX, &[11, 9], [3, 4]),
@@ -332,8 +332,8 @@ fn of_offsets_of_one_rectangle_the_last_in_the_file_counts() {
 }
 
 #[test]
-fn many_offsets_cost_no_more_than_the_picture() {
-    // All read one after the other these are 2 * 10^12 pixels.
+fn many_offsets_are_not_all_decoded() {
+    // Reading every offset would be 2 * 10^12 pixels.
     let offsets = vec![8; 500_000];
     let more = vec![(STRIP_OFFSETS, Values::Longs(&offsets)), (ROWS_PER_STRIP, Values::Longs(&[1999]))];
     let file = grey(2000, 2000, 1, more, &vec![5; 4_000_000]);
@@ -341,8 +341,9 @@ fn many_offsets_cost_no_more_than_the_picture() {
 }
 
 #[test]
-fn tiles_may_not_all_be_much_larger_than_the_picture() {
-    // 256 tiles of 100 MB each, over a picture of 4096x32. Damaged data is no error here, so that all would be filled.
+fn rejects_tiles_much_larger_than_the_image() {
+    // 256 tiles of 100 MB each for an image of 4096x32. Damaged data is not an error here, so all tiles would be
+    // filled.
     let (offsets, counts) = ([8; 256], [1; 256]);
     let tags = [
         (WIDTH, Values::Longs(&[4096])),
@@ -357,12 +358,12 @@ fn tiles_may_not_all_be_much_larger_than_the_picture() {
         (TILE_COUNTS, Values::Longs(&counts)),
     ];
     let error = read(&tiff(&tags, &[0]), Alpha::White).unwrap_err();
-    assert!(error.to_string().contains("reach far over its edges"), "{error}");
+    assert!(error.to_string().contains("much larger than the image"), "{error}");
 }
 
 #[test]
-fn strips_of_old_jpeg_are_joined_within_the_memory_limit() {
-    // 60 strips that are all the same megabyte.
+fn joined_old_jpeg_strips_count_as_memory() {
+    // 60 strips that share the same megabyte of data.
     let (offsets, counts) = ([10; 60], [1 << 20; 60]);
     let tags = [
         (WIDTH, Values::Longs(&[16])),
@@ -385,7 +386,7 @@ fn strips_of_old_jpeg_are_joined_within_the_memory_limit() {
     assert!(peak < 1 << 20, "{peak} bytes");
 }
 
-/// Counts what each thread holds.
+/// An allocator that counts the bytes that each thread holds.
 struct Counting;
 
 #[global_allocator]
@@ -402,23 +403,25 @@ fn count(bytes: isize) {
     PEAK.set(PEAK.get().max(held));
 }
 
-// SAFETY: every call is handed to the system's allocator as it is; the counters are plain cells without destructors.
+// SAFETY: every call is forwarded unchanged to the system allocator. The counters are plain cells without
+// destructors.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size().cast_signed());
-        // SAFETY: the caller keeps the contract of `alloc`.
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         count(-layout.size().cast_signed());
-        // SAFETY: the caller keeps the contract of `dealloc`; the pointer came from `System`.
+        // SAFETY: the caller upholds the contract of `dealloc`, and the pointer came from `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
-/// What `work` returns, and the most bytes that it held at once on this thread, beyond what was held before.
+/// Runs `work`. Returns its result, and the peak number of bytes that it held on this thread in addition to those
+/// held before.
 fn peak_memory<T>(work: impl FnOnce() -> T) -> (T, isize) {
     let before = HELD.get();
     PEAK.set(before);
@@ -430,7 +433,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
     #[test]
-    fn damage_gives_pixels_or_an_error(
+    fn damaged_file_gives_pixels_or_an_error(
         file in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in any::<prop::sample::Index>(),

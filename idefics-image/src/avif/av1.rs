@@ -1,6 +1,6 @@
-//! One AV1 frame, decoded by `rav1d`.
+//! Decodes one AV1 frame with the crate `rav1d`.
 //!
-//! The crate has the C interface of dav1d alone, so this module is unsafe inside and safe outside.
+//! The crate only has the C interface of dav1d. This module wraps it in a safe function.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
@@ -15,21 +15,21 @@ use rav1d::src::lib::{
     dav1d_picture_unref, dav1d_send_data,
 };
 
-/// Which of two luma samples share a chroma sample.
+/// Chroma subsampling: how many luma samples share a chroma sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sampling {
-    /// Luma alone.
+    /// No chroma, 4:0:0.
     Mono,
-    /// Two by two, 4:2:0.
+    /// Two by two luma samples share one, 4:2:0.
     Quarter,
-    /// Two in a row, 4:2:2.
+    /// Two luma samples of a row share one, 4:2:2.
     Half,
-    /// Each its own, 4:4:4.
+    /// Chroma has the resolution of luma, 4:4:4.
     Full,
 }
 
 impl Sampling {
-    /// Binary logarithms of luma samples per chroma sample, across and down.
+    /// Binary logarithm of the luma samples per chroma sample, horizontally and vertically.
     pub(super) fn shifts(self) -> (u32, u32) {
         match self {
             Self::Mono | Self::Full => (0, 0),
@@ -53,7 +53,7 @@ impl Plane {
     }
 }
 
-/// Colors as H.273 numbers them.
+/// Color description with the code points of ITU-T H.273.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ColorCodes {
     pub(super) primaries: u16,
@@ -61,64 +61,64 @@ pub(super) struct ColorCodes {
     pub(super) is_full_range: bool,
 }
 
-/// A decoded frame: luma, and two planes of chroma unless it is [`Sampling::Mono`].
+/// A decoded frame. It has one luma plane and, unless it is [`Sampling::Mono`], two chroma planes (Cb, Cr).
 #[derive(Debug, Clone)]
 pub(super) struct Frame {
     pub(super) width: u32,
     pub(super) height: u32,
-    /// Bits of a sample: 8, 10 or 12.
+    /// Bits per sample: 8, 10 or 12.
     pub(super) depth: u32,
     pub(super) sampling: Sampling,
     pub(super) planes: Vec<Plane>,
     pub(super) colors: ColorCodes,
 }
 
-/// An open decoder.
+/// An open decoder context.
 struct Decoder(Option<Dav1dContext>);
 
 impl Drop for Decoder {
     fn drop(&mut self) {
-        // SAFETY: the context comes from `dav1d_open` and is closed once; an empty one is passed over.
+        // SAFETY: the context comes from `dav1d_open` and is closed once; `dav1d_close` ignores an empty one.
         unsafe { dav1d_close(Some(NonNull::from(&mut self.0))) }
     }
 }
 
 impl Decoder {
-    /// Opens a decoder with two threads that refuses frames of more than `max_pixels`.
+    /// Opens a decoder with two threads that rejects frames of more than `max_pixels` pixels.
     fn open(operating_point: u8, max_pixels: u32) -> Result<Self, String> {
         let mut settings = MaybeUninit::<Dav1dSettings>::uninit();
-        // SAFETY: the pointer is to memory for settings, which the call fills.
+        // SAFETY: the pointer is valid for writes of the settings, and the call initializes them.
         let mut settings = unsafe {
             dav1d_default_settings(NonNull::new_unchecked(settings.as_mut_ptr()));
             settings.assume_init()
         };
-        // With a single frame under way, a damaged frame ends in an assertion that ends the process.
+        // With a frame delay of 1, a damaged frame fails an assertion in the decoder that aborts the process.
         settings.n_threads = 2;
         settings.max_frame_delay = 2;
         settings.all_layers = 0;
         settings.operating_point = operating_point.into();
         settings.frame_size_limit = max_pixels;
-        // SAFETY: a logger of zeros has neither a callback nor a cookie, and so is silent.
+        // SAFETY: a zeroed logger is valid. It has no callback and no cookie, so nothing is logged.
         unsafe { ptr::write_bytes(&raw mut settings.logger, 0, 1) };
         let mut decoder = Self(None);
-        // SAFETY: both pointers are to live values of their types.
+        // SAFETY: both pointers point to live values of their types.
         let result = unsafe { dav1d_open(Some(NonNull::from(&mut decoder.0)), Some(NonNull::from(&mut settings))) };
-        if result.0 < 0 { Err(format!("the AV1 decoder does not start (error {})", result.0)) } else { Ok(decoder) }
+        if result.0 < 0 { Err(format!("the AV1 decoder cannot be opened (error {})", result.0)) } else { Ok(decoder) }
     }
 }
 
-/// Compressed data in the decoder's own memory.
+/// Compressed data, copied to memory that the decoder owns.
 struct Data(Dav1dData);
 
 impl Data {
     fn copy(bytes: &[u8]) -> Result<Self, String> {
         let mut data = Self(Dav1dData::default());
-        // SAFETY: the pointer is to a live value; what it held before owns nothing.
+        // SAFETY: the pointer points to a live value, and its previous contents own no memory.
         let target = unsafe { dav1d_data_create(Some(NonNull::from(&mut data.0)), bytes.len()) };
         if target.is_null() {
-            return Err("there is no memory for the compressed frame".to_owned());
+            return Err("out of memory for the compressed frame".to_owned());
         }
-        // SAFETY: `target` is the start of `bytes.len()` bytes that nobody else has yet.
+        // SAFETY: `target` points to `bytes.len()` newly allocated bytes that nothing else refers to.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
         Ok(data)
     }
@@ -126,25 +126,26 @@ impl Data {
 
 impl Drop for Data {
     fn drop(&mut self) {
-        // SAFETY: the value is initialized; what the decoder took from it is empty.
+        // SAFETY: the value is initialized, and the decoder empties it when it takes the data.
         unsafe { dav1d_data_unref(Some(NonNull::from(&mut self.0))) }
     }
 }
 
-/// A decoded picture in the decoder's own memory.
+/// A decoded picture in memory that the decoder owns.
 struct Picture(Dav1dPicture);
 
 impl Drop for Picture {
     fn drop(&mut self) {
-        // SAFETY: the value is initialized, empty or from `dav1d_get_picture`.
+        // SAFETY: the value is initialized: it is empty or was filled by `dav1d_get_picture`.
         unsafe { dav1d_picture_unref(Some(NonNull::from(&mut self.0))) }
     }
 }
 
-/// The first frame that the data shows, of the layers that belong to an operating point.
+/// Decodes the first shown frame of the data, from the layers of the given operating point.
 ///
 /// # Errors
-/// What is wrong with the data, in words. Frames of more than `max_pixels` are refused before they are allocated.
+/// A message that says what is wrong with the data. Frames of more than `max_pixels` pixels are rejected before
+/// memory is allocated for them.
 pub(super) fn decode(bytes: &[u8], operating_point: u8, max_pixels: u32) -> Result<Frame, String> {
     const AGAIN: i32 = -libc::EAGAIN;
     if bytes.is_empty() {
@@ -153,10 +154,10 @@ pub(super) fn decode(bytes: &[u8], operating_point: u8, max_pixels: u32) -> Resu
     let decoder = Decoder::open(operating_point, max_pixels)?;
     let mut data = Data::copy(bytes)?;
     let mut picture = Picture(Dav1dPicture::default());
-    // Each round consumes data or drains the decoder, so that few are needed.
+    // Each iteration consumes data or drains the decoder, so a few iterations suffice.
     for _ in 0..64 {
         if data.0.sz > 0 {
-            // SAFETY: the decoder is open and the data is live; the call takes what it consumes.
+            // SAFETY: the decoder is open and the data is live; the call removes what it consumes.
             let result = unsafe { dav1d_send_data(decoder.0, Some(NonNull::from(&mut data.0))) };
             if result.0 < 0 && result.0 != AGAIN {
                 return Err(format!("the AV1 data is damaged (error {})", result.0));
@@ -171,7 +172,7 @@ pub(super) fn decode(bytes: &[u8], operating_point: u8, max_pixels: u32) -> Resu
             error => return Err(format!("the AV1 data is damaged (error {error})")),
         }
     }
-    // SAFETY: as above; draining once more gives a frame that was held back.
+    // SAFETY: the decoder is open, and the picture is empty. Draining once more returns a delayed frame.
     let result = unsafe { dav1d_get_picture(decoder.0, Some(NonNull::from(&mut picture.0))) };
     if result.0 >= 0 { copy_frame(&picture.0) } else { Err("the AV1 data ends before the frame".to_owned()) }
 }
@@ -195,8 +196,8 @@ fn copy_frame(picture: &Dav1dPicture) -> Result<Frame, String> {
         let stride = picture.stride[at.min(1)];
         let mut samples = Vec::with_capacity(width * height);
         for y in 0..height {
-            // SAFETY: row `y` of a picture begins `y` strides behind its plane and has `width` samples of one byte, or
-            // of two where the depth is more than 8; the rows of a plane are aligned for both.
+            // SAFETY: row `y` starts `y` strides after the start of its plane and has `width` samples, of one byte
+            // each or of two if the depth is more than 8. The rows of a plane are aligned for both sample types.
             unsafe {
                 let row = start.offset(stride * y as isize);
                 if depth == 8 {

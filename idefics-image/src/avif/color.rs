@@ -1,11 +1,11 @@
-//! Luma and chroma to RGB, with the arithmetic of libavif and its libyuv.
+//! Converts YCbCr to RGB with the arithmetic of libavif and libyuv.
 //!
 //! Source: `reformat.c` and `reformat_libyuv.c` of libavif 1.4; `row_common.cc`, `convert_argb.cc`, `scale_any.cc` and
 //! `scale_common.cc` of libyuv.
 
 use super::av1::{ColorCodes, Frame, Plane, Sampling};
 
-/// Fixed-point weights in 1/64, and the factor and bias of luma.
+/// Fixed-point conversion weights in units of 1/64, and the factor and bias of luma.
 #[derive(Debug, Clone, Copy)]
 struct Weights {
     luma: u32,
@@ -17,8 +17,8 @@ struct Weights {
 }
 
 impl Weights {
-    /// The weights that libyuv has for these colors.
-    fn of(colors: ColorCodes, is_mono: bool) -> Option<Self> {
+    /// The weights that libyuv uses for these colors; `None` if libyuv does not support them.
+    fn new(colors: ColorCodes, is_mono: bool) -> Option<Self> {
         let matrix = match (colors.matrix, colors.primaries) {
             (0, _) if is_mono => 6,
             (12, 1 | 2) => 1,
@@ -43,7 +43,7 @@ impl Weights {
         ((y * self.luma) >> 16) as i32 + self.bias
     }
 
-    /// `y` has 16 bits, chroma 8.
+    /// Converts one pixel. `y` has 16 bits, `u` and `v` have 8.
     fn rgb(self, y: u32, u: i32, v: i32) -> [u8; 3] {
         let (y, u, v) = (self.luma(y), u - 128, v - 128);
         let clamp = |value: i32| (value >> 6).clamp(0, 255) as u8;
@@ -51,19 +51,21 @@ impl Weights {
     }
 }
 
-/// The RGB of a frame, `[height, width, 3]`, as libavif converts a picture with or without alpha.
+/// Converts a frame to RGB, `[height, width, 3]`. `has_alpha` matters because libavif converts images with and
+/// without alpha in different ways.
 pub(super) fn to_rgb(frame: &Frame, colors: ColorCodes, has_alpha: bool) -> Result<Vec<u8>, String> {
     let is_mono = frame.sampling == Sampling::Mono;
-    match Weights::of(colors, is_mono) {
-        // Grey without alpha goes through floats.
+    match Weights::new(colors, is_mono) {
+        // libavif converts grey without alpha in floating point.
         Some(weights) if !is_mono || has_alpha => Ok(fixed(frame, weights, has_alpha)),
         _ => float(frame, colors),
     }
 }
 
-/// The planes at their depth or shifted down to 8 bits, chroma as wide and high as luma.
+/// Fixed-point conversion, like libyuv. Chroma is upsampled to the size of luma. Samples keep their depth if libyuv
+/// has a routine for it, and are otherwise reduced to 8 bits first.
 fn fixed(frame: &Frame, weights: Weights, has_alpha: bool) -> Vec<u8> {
-    // 10 bits have routines of their own where there is alpha; 12 bits have one, for 4:2:0, that does not filter.
+    // With alpha, libyuv has routines for 10 bits, and one for 12 bits 4:2:0 that does not filter chroma.
     let keeps_depth = has_alpha
         && match frame.depth {
             10 => frame.sampling != Sampling::Mono,
@@ -99,8 +101,8 @@ fn fixed(frame: &Frame, weights: Weights, has_alpha: bool) -> Vec<u8> {
     rgb
 }
 
-/// One row of chroma at the width of luma, bits dropped: weights of 3:1 to the nearest samples across and down, but
-/// single ones at the edges.
+/// Upsamples row `y` of chroma to the width of luma and shifts the samples right by `drop` bits. Linear interpolation
+/// with weights 3:1 for the two nearest samples, horizontally and vertically; at the edges, the nearest sample only.
 #[allow(clippy::too_many_arguments)]
 fn upsample(
     plane: &Plane,
@@ -134,16 +136,16 @@ fn upsample(
     }));
 }
 
-/// How the third formula of H.273 mixes the components.
+/// The matrix that converts YCbCr to RGB, from the matrix coefficients of ITU-T H.273.
 enum Mix {
     Identity,
     YCgCo,
-    /// Weights of red and blue in luma.
+    /// The weights of red and blue in luma.
     Luma(f32, f32),
 }
 
 impl Mix {
-    fn of(colors: ColorCodes) -> Result<Self, String> {
+    fn new(colors: ColorCodes) -> Result<Self, String> {
         let luma = |code| match code {
             1 => Some((0.2126, 0.0722)),
             4 => Some((0.30, 0.11)),
@@ -161,14 +163,14 @@ impl Mix {
                 Ok(Self::Luma(red, blue))
             }
             matrix => {
-                let (red, blue) = luma(matrix).ok_or_else(|| format!("its matrix coefficients are number {matrix}"))?;
+                let (red, blue) = luma(matrix).ok_or_else(|| format!("matrix coefficients {matrix}"))?;
                 Ok(Self::Luma(red, blue))
             }
         }
     }
 }
 
-/// Weights of red and blue that follow from the primaries, equations 32 to 37 of H.273.
+/// The weights of red and blue in luma, derived from the color primaries by equations 32 to 37 of ITU-T H.273.
 fn from_primaries(code: u16) -> (f32, f32) {
     let [rx, ry, gx, gy, bx, by, wx, wy] = match code {
         4 => [0.67, 0.33, 0.21, 0.71, 0.14, 0.08, 0.310, 0.316],
@@ -189,9 +191,9 @@ fn from_primaries(code: u16) -> (f32, f32) {
     (red, blue)
 }
 
-/// Single-precision conversion, for everything that libyuv has no routine for.
+/// Single-precision conversion, like libavif, for colors that libyuv has no routine for.
 fn float(frame: &Frame, colors: ColorCodes) -> Result<Vec<u8>, String> {
-    let mix = if frame.sampling == Sampling::Mono { Mix::Identity } else { Mix::of(colors)? };
+    let mix = if frame.sampling == Sampling::Mono { Mix::Identity } else { Mix::new(colors)? };
     let max = (1_u32 << frame.depth) - 1;
     let shift = frame.depth - 8;
     let (luma_bias, luma_range, chroma_range) =
@@ -228,7 +230,7 @@ fn float(frame: &Frame, colors: ColorCodes) -> Result<Vec<u8>, String> {
     Ok(rgb)
 }
 
-/// Chroma at a luma sample: weights of 9, 3, 3 and 1 in 16.
+/// Bilinear interpolation of chroma at a luma sample, with weights 9/16, 3/16, 3/16 and 1/16.
 fn filtered(
     plane: &Plane,
     sampling: Sampling,
@@ -256,18 +258,20 @@ fn filtered(
         + at(other_column, other_row) * (1.0 / 16.0)
 }
 
-/// Whether alpha of more than 8 bits is cut and not rounded: libyuv does so where one routine converts colors and alpha.
-pub(super) fn is_alpha_cut(frame: &Frame, colors: ColorCodes) -> bool {
+/// Whether alpha of more than 8 bits is truncated to 8 bits instead of rounded. libyuv truncates if a single routine
+/// converts colors and alpha.
+pub(super) fn truncates_alpha(frame: &Frame, colors: ColorCodes) -> bool {
     let has_routine = match frame.sampling {
         Sampling::Mono => false,
         Sampling::Quarter => frame.depth != 12,
         Sampling::Half | Sampling::Full => true,
     };
-    has_routine && Weights::of(colors, false).is_some()
+    has_routine && Weights::new(colors, false).is_some()
 }
 
-/// Alpha of 8 bits from the luma of its frame, rounded or cut.
-pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes, is_cut: bool) -> Vec<u8> {
+/// Converts the luma of an alpha frame to 8-bit alpha, `[height, width]`. The values are truncated if `is_truncated`,
+/// otherwise rounded.
+pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes, is_truncated: bool) -> Vec<u8> {
     let max = (1_u32 << frame.depth) - 1;
     let shift = frame.depth - 8;
     let full = |sample: u16| {
@@ -280,12 +284,16 @@ pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes, is_cut: bool) -> Vec<u
         }
     };
     let byte = |value: u32| {
-        if is_cut || max == 255 { (value >> shift) as u8 } else { (0.5 + value as f32 / max as f32 * 255.0) as u8 }
+        if is_truncated || max == 255 {
+            (value >> shift) as u8
+        } else {
+            (0.5 + value as f32 / max as f32 * 255.0) as u8
+        }
     };
     frame.planes[0].samples.iter().map(|&sample| byte(full(sample))).collect()
 }
 
-/// Divides colors by the alpha that they are multiplied with, in fixed point.
+/// Divides premultiplied colors by their alpha, in fixed point.
 ///
 /// Source: `ARGBUnattenuateRow` and `fixed_invtbl8` of libyuv.
 pub(super) fn unpremultiply(rgba: &mut [u8]) {
@@ -297,7 +305,7 @@ pub(super) fn unpremultiply(rgba: &mut [u8]) {
             alpha => 0x1_0000 / alpha,
         };
         for value in &mut pixel[..3] {
-            // Sums that do not fit 15 bits are negative for the packing instruction.
+            // The packing instruction treats values above 15 bits as negative and makes them 0.
             *value = match (u32::from(*value) * 0x101 * inverse) >> 16 {
                 value @ 0..=0x7fff => value.min(255) as u8,
                 _ => 0,
@@ -311,10 +319,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alpha_is_cut_where_libyuv_copies_it_and_else_rounded() {
+    fn alpha_is_truncated_or_rounded_like_libavif() {
         let cuts = |sampling, depth, matrix| {
             let colors = ColorCodes { primaries: 1, matrix, is_full_range: true };
-            is_alpha_cut(&Frame { width: 1, height: 1, depth, sampling, planes: Vec::new(), colors }, colors)
+            truncates_alpha(&Frame { width: 1, height: 1, depth, sampling, planes: Vec::new(), colors }, colors)
         };
         assert!(cuts(Sampling::Full, 10, 1) && cuts(Sampling::Quarter, 10, 6) && cuts(Sampling::Half, 12, 9));
         assert!(!cuts(Sampling::Mono, 10, 1) && !cuts(Sampling::Quarter, 12, 1) && !cuts(Sampling::Full, 10, 0));

@@ -1,34 +1,34 @@
-//! The boxes of an AVIF file: where the frames of its main picture lie, and how that is to be shown.
+//! Parses the boxes of an AVIF file: finds the coded frames of the main image and how it is to be shown.
 //!
-//! Source: ISO/IEC 14496-12 (boxes), 23008-12 (items, derived images, auxiliary images) and the AVIF specification; what
-//! is optional or ignored follows libavif.
+//! Source: ISO/IEC 14496-12 (boxes), 23008-12 (items, derived images, auxiliary images) and the AVIF specification.
+//! libavif decides which parts are optional or ignored.
 
 use super::av1::ColorCodes;
 use super::track;
 
 const ALPHA_KINDS: [&[u8]; 2] = [b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1"];
 
-/// Bytes of metadata that are read at most.
+/// Maximum length of a metadata item (EXIF, XMP, grid), in bytes.
 const MAX_METADATA: usize = 4 << 20;
-/// Cells of a grid that are read at most.
+/// Maximum number of cells in a grid.
 const MAX_CELLS: usize = 1024;
-/// Parts of all items that are read at most.
+/// Maximum number of extents of all items together.
 const MAX_PARTS: usize = 1 << 16;
 
-const MISSING: &str = "the data of its picture is missing or cut off";
+const MISSING: &str = "the data of its image is missing or cut off";
 
-/// The main picture of a file.
+/// The main image of a file.
 #[derive(Debug, Default)]
-pub(super) struct Main<'a> {
-    pub(super) color: Coded<'a>,
-    pub(super) alpha: Option<Coded<'a>>,
-    /// Whether the colors are multiplied by alpha.
+pub(super) struct MainImage<'a> {
+    pub(super) color: CodedImage<'a>,
+    pub(super) alpha: Option<CodedImage<'a>>,
+    /// Whether the colors are premultiplied by alpha.
     pub(super) is_premultiplied: bool,
-    /// Width and height in pixels, before it is turned.
+    /// Width and height in pixels, before rotation.
     pub(super) size: (u32, u32),
-    /// The colors that the container declares; they go before those of the frame.
+    /// The color description of the container. It overrides the one in the frame.
     pub(super) colors: Option<ColorCodes>,
-    /// Quarter turns against the clock.
+    /// Number of counterclockwise quarter turns, 0 to 3.
     pub(super) rotation: Option<u8>,
     /// The mirror axis: 0 swaps top and bottom, 1 swaps left and right.
     pub(super) mirror: Option<u8>,
@@ -36,9 +36,9 @@ pub(super) struct Main<'a> {
     pub(super) xmp: Option<Vec<u8>>,
 }
 
-/// Frames that make up a picture: rows of columns of equal cells, mostly one.
+/// The frames that make up an image: a grid of equal cells in row-major order, usually 1x1.
 #[derive(Debug, Default)]
-pub(super) struct Coded<'a> {
+pub(super) struct CodedImage<'a> {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) cells: Vec<Cell<'a>>,
@@ -48,18 +48,18 @@ pub(super) struct Coded<'a> {
 /// One frame.
 #[derive(Debug)]
 pub(super) struct Cell<'a> {
-    /// The data, in one or several parts.
+    /// The AV1 data, in one or several extents.
     pub(super) parts: Vec<&'a [u8]>,
-    /// Which of the sets of layers is decoded.
+    /// The AV1 operating point, which selects the layers to decode.
     pub(super) operating_point: u8,
 }
 
-/// Whether the type of an auxiliary picture, which a zero byte ends, is that of alpha.
+/// Whether a zero-terminated auxiliary type denotes alpha.
 pub(super) fn is_alpha_kind(data: &[u8]) -> bool {
     ALPHA_KINDS.contains(&Reader(data).text())
 }
 
-/// Whether a file that is of the HEIF family may hold AV1 pictures, by the brands that it declares.
+/// Whether the brands of a HEIF file say that it may contain AV1 images.
 pub(crate) fn is_avif(bytes: &[u8]) -> bool {
     let Some((kind, data, _)) = next_box(bytes) else { return false };
     if kind != *b"ftyp" {
@@ -73,7 +73,7 @@ pub(crate) fn is_avif(bytes: &[u8]) -> bool {
     }
 }
 
-/// Kind, data and what follows a box.
+/// Splits off the first box: its kind, its data, and the bytes after it.
 fn next_box(bytes: &[u8]) -> Option<([u8; 4], &[u8], &[u8])> {
     let (&[a, b, c, d, kind @ ..], rest) = bytes.split_first_chunk::<8>()?;
     let (rest, length) = match u32::from_be_bytes([a, b, c, d]) {
@@ -88,7 +88,7 @@ fn next_box(bytes: &[u8]) -> Option<([u8; 4], &[u8], &[u8])> {
     Some((kind, data, rest))
 }
 
-/// The boxes in a row, up to the first that is damaged.
+/// Iterates over consecutive boxes and stops at the first damaged one.
 pub(super) fn boxes(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     std::iter::from_fn(move || {
         let (kind, data, rest) = next_box(bytes)?;
@@ -101,7 +101,7 @@ pub(super) fn find<'a>(bytes: &'a [u8], wanted: &[u8; 4]) -> Option<&'a [u8]> {
     boxes(bytes).find(|(kind, _)| kind == wanted).map(|(_, data)| data)
 }
 
-/// Reads big-endian numbers from the front.
+/// Reads big-endian numbers from the front of a slice.
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -111,7 +111,7 @@ impl<'a> Reader<'a> {
         Some(data)
     }
 
-    /// A number of 0 to 8 bytes.
+    /// Reads a number of 0 to 8 bytes.
     pub(super) fn number(&mut self, length: usize) -> Option<u64> {
         Some(self.take(length)?.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
@@ -128,13 +128,13 @@ impl<'a> Reader<'a> {
         self.number(4).map(|number| number as u32)
     }
 
-    /// Version and flags.
+    /// Reads the version and the flags of a full box.
     pub(super) fn version(&mut self) -> Option<(u8, u32)> {
         let word = self.u32()?;
         Some(((word >> 24) as u8, word & 0xff_ffff))
     }
 
-    /// Text up to a zero byte or the end.
+    /// Reads text up to a zero byte or the end.
     fn text(&mut self) -> &'a [u8] {
         let end = self.0.iter().position(|&byte| byte == 0);
         let text = &self.0[..end.unwrap_or(self.0.len())];
@@ -153,9 +153,9 @@ struct Item<'a> {
 #[derive(Debug)]
 struct Location {
     id: u32,
-    /// Whether the parts lie in the box `idat` and not in the file.
+    /// Whether the offsets refer to the box `idat` instead of the file.
     is_inside: bool,
-    /// Offset and length of each part; a length of 0 is all that follows.
+    /// Offset and length of each extent, in bytes. A length of 0 means up to the end.
     parts: Vec<(u64, u64)>,
 }
 
@@ -166,7 +166,7 @@ struct Reference {
     to: Vec<u32>,
 }
 
-/// Everything in the box `meta`.
+/// The contents of the box `meta`.
 #[derive(Debug, Default)]
 struct Meta<'a> {
     primary: u32,
@@ -174,27 +174,27 @@ struct Meta<'a> {
     locations: Vec<Location>,
     references: Vec<Reference>,
     properties: Vec<([u8; 4], &'a [u8])>,
-    /// Item and the index of its property, from 1.
+    /// Pairs of an item and the index of one of its properties, counted from 1.
     associations: Vec<(u32, usize)>,
     inside: &'a [u8],
 }
 
-/// Reads the main picture: the primary item or, if there is none, the first frame of a track.
+/// Finds the main image: the primary item or, if there is none, the first frame of a track.
 ///
 /// # Errors
-/// What is missing or damaged, in words.
-pub(super) fn read(file: &[u8]) -> Result<Main<'_>, String> {
-    let meta = find(file, b"meta").map(|data| Meta::read(data).ok_or("its box meta is damaged")).transpose()?;
+/// A message that says what is missing or damaged.
+pub(super) fn read(file: &[u8]) -> Result<MainImage<'_>, String> {
+    let meta = find(file, b"meta").map(|data| Meta::read(data).ok_or("the box meta is damaged")).transpose()?;
     match meta {
         Some(meta) if meta.item(meta.primary).is_some() => read_primary(file, &meta),
-        _ => track::read(file).ok_or_else(|| "its picture is missing".to_owned()),
+        _ => track::read(file).ok_or_else(|| "it contains no image".to_owned()),
     }
 }
 
-fn read_primary<'a>(file: &'a [u8], meta: &Meta<'a>) -> Result<Main<'a>, String> {
+fn read_primary<'a>(file: &'a [u8], meta: &Meta<'a>) -> Result<MainImage<'a>, String> {
     let primary = meta.primary;
     let color = meta.coded(file, primary)?;
-    let mut main = Main { size: color.size, color, ..Main::default() };
+    let mut main = MainImage { size: color.size, color, ..MainImage::default() };
     for (kind, data) in meta.properties_of(primary) {
         match &kind {
             b"colr" => main.colors = read_colors(data).or(main.colors),
@@ -211,11 +211,11 @@ fn read_primary<'a>(file: &'a [u8], meta: &Meta<'a>) -> Result<Main<'a>, String>
             .any(|reference| reference.kind == *b"prem" && reference.from == primary && reference.to.contains(&alpha));
     } else if let Some(cells) = meta.alpha_of_cells(primary) {
         let cells = cells.into_iter().map(|id| meta.cell(file, id)).collect::<Result<_, _>>()?;
-        main.alpha = Some(Coded { cells, ..main.color });
+        main.alpha = Some(CodedImage { cells, ..main.color });
     }
     for item in meta.describing(primary) {
         if item.kind == *b"Exif" {
-            // Four bytes say where the TIFF header begins; Pillow looks for itself.
+            // The first four bytes are the offset of the TIFF header. Pillow ignores them.
             main.exif = meta.joined(file, item.id).and_then(|data| data.get(4..).map(<[u8]>::to_vec));
         } else if item.kind == *b"mime" && item.content_type == b"application/rdf+xml" {
             main.xmp = meta.joined(file, item.id);
@@ -340,15 +340,15 @@ impl<'a> Meta<'a> {
     }
 
     fn properties_of(&self, id: u32) -> impl Iterator<Item = ([u8; 4], &'a [u8])> {
-        let of_item = self.associations.iter().filter(move |(item, _)| *item == id);
-        of_item.filter_map(|(_, index)| self.properties.get(index.checked_sub(1)?).copied())
+        let associations = self.associations.iter().filter(move |(item, _)| *item == id);
+        associations.filter_map(|(_, index)| self.properties.get(index.checked_sub(1)?).copied())
     }
 
     fn property(&self, id: u32, wanted: &[u8; 4]) -> Option<&'a [u8]> {
         self.properties_of(id).find(|(kind, _)| kind == wanted).map(|(_, data)| data)
     }
 
-    /// The picture that holds the alpha of another.
+    /// The item that holds the alpha of the item `id`.
     fn alpha_of(&self, id: u32) -> Option<u32> {
         let auxiliary =
             self.references.iter().filter(|reference| reference.kind == *b"auxl" && reference.to.contains(&id));
@@ -357,7 +357,8 @@ impl<'a> Meta<'a> {
             .find(|&from| self.property(from, b"auxC").and_then(|data| data.get(4..)).is_some_and(is_alpha_kind))
     }
 
-    /// The alpha of every cell of a grid that has none as a whole. If a cell has none, the picture is opaque.
+    /// The alpha items of the cells of a grid. `None` if `id` is not a grid or a cell has no alpha; the image is then
+    /// opaque.
     fn alpha_of_cells(&self, id: u32) -> Option<Vec<u32>> {
         self.item(id).filter(|item| item.kind == *b"grid")?;
         self.cells_of(id).iter().map(|&cell| self.alpha_of(cell)).collect()
@@ -388,7 +389,7 @@ impl<'a> Meta<'a> {
             if length == 0 { Some(rest) } else { rest.get(..usize::try_from(length).ok()?) }
         };
         let parts: Vec<&[u8]> = location.parts.iter().map(part).collect::<Option<_>>()?;
-        // Parts that overlap would make more of a file than there is.
+        // Overlapping extents could expand to more data than the file has.
         (parts.iter().map(|part| part.len()).sum::<usize>() <= source.len()).then_some(parts)
     }
 
@@ -408,12 +409,12 @@ impl<'a> Meta<'a> {
         Ok(Cell { parts, operating_point })
     }
 
-    /// The frames of an item, which may be a grid of others.
-    fn coded<'f: 'a>(&self, file: &'f [u8], id: u32) -> Result<Coded<'a>, String> {
-        let kind = self.item(id).ok_or("its picture is missing")?.kind;
-        let size = self.size(id).ok_or("its picture has no size")?;
+    /// The frames of an item: one, or the cells of a grid.
+    fn coded<'f: 'a>(&self, file: &'f [u8], id: u32) -> Result<CodedImage<'a>, String> {
+        let kind = self.item(id).ok_or("its image is missing")?.kind;
+        let size = self.size(id).ok_or("its image has no size")?;
         match &kind {
-            b"av01" => Ok(Coded { rows: 1, columns: 1, cells: vec![self.cell(file, id)?], size }),
+            b"av01" => Ok(CodedImage { rows: 1, columns: 1, cells: vec![self.cell(file, id)?], size }),
             b"grid" => {
                 let data = self.joined(file, id).ok_or(MISSING)?;
                 let &[_, flags, rows, columns, ..] = data.as_slice() else { return Err(MISSING.to_owned()) };
@@ -426,9 +427,9 @@ impl<'a> Meta<'a> {
                     return Err(format!("its grid of {rows}x{columns} has {} cells", cells.len()));
                 }
                 let cells = cells.iter().map(|&id| self.cell(file, id)).collect::<Result<_, _>>()?;
-                Ok(Coded { rows, columns, cells, size: (width as u32, height as u32) })
+                Ok(CodedImage { rows, columns, cells, size: (width as u32, height as u32) })
             }
-            kind => Err(format!("its picture is coded as {}", kind.escape_ascii())),
+            kind => Err(format!("its image has the coding {}", kind.escape_ascii())),
         }
     }
 }

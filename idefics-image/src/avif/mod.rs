@@ -1,4 +1,5 @@
-//! AVIF, as Pillow (libavif) reads it: the main picture; of an animation, its still picture or else its first frame.
+//! AVIF decoder, equal to Pillow with libavif. It decodes the main image; of an animation, the still image or, if
+//! there is none, the first frame.
 
 mod av1;
 mod color;
@@ -12,7 +13,7 @@ use crate::decode::Input;
 use crate::orientation::{has_tag, orientation};
 use crate::raster::{Pixels, Raster};
 use av1::{Frame, Plane};
-use container::{Cell, Coded, Main};
+use container::{Cell, CodedImage, MainImage};
 
 pub(crate) use container::is_avif;
 
@@ -23,16 +24,16 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     let frame = decode_coded(&main.color, input)?;
     let colors = main.colors.unwrap_or(frame.colors);
     let rgb = color::to_rgb(&frame, colors, main.alpha.is_some()).map_err(|reason| input.coding(reason))?;
-    let is_alpha_cut = color::is_alpha_cut(&frame, colors);
+    let truncates_alpha = color::truncates_alpha(&frame, colors);
     drop(frame);
     let pixels = match &main.alpha {
         None => Pixels::Rgb(rgb),
         Some(coded) => {
             if coded.size != main.size {
-                return Err(input.damaged("its alpha has another size"));
+                return Err(input.damaged("its alpha image has another size"));
             }
             let frame = decode_coded(coded, input)?;
-            let alpha = color::to_alpha(&frame, frame.colors, is_alpha_cut);
+            let alpha = color::to_alpha(&frame, frame.colors, truncates_alpha);
             let mut rgba = Vec::with_capacity(4 * alpha.len());
             for (color, alpha) in rgb.as_chunks::<3>().0.iter().zip(alpha) {
                 rgba.extend([color[0], color[1], color[2], alpha]);
@@ -43,14 +44,14 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
             Pixels::Rgba(rgba)
         }
     };
-    Ok(Raster { orientation: of_main(&main), ..Raster::new(width, height, pixels) })
+    Ok(Raster { orientation: container_orientation(&main), ..Raster::new(width, height, pixels) })
 }
 
-/// Decodes the cells of a picture into one frame of its size.
-fn decode_coded(coded: &Coded<'_>, input: &Input<'_>) -> Result<Frame, ImageError> {
+/// Decodes the cells of an image and joins them to one frame of its size.
+fn decode_coded(coded: &CodedImage<'_>, input: &Input<'_>) -> Result<Frame, ImageError> {
     let (width, height) = coded.size;
     let area = u64::from(width) * u64::from(height);
-    // Three or four samples of 16 bits.
+    // Up to four samples of 16 bits per pixel.
     input.check_memory(8 * area)?;
     let max_pixels = u32::try_from(area).unwrap_or(u32::MAX);
     let damaged = |reason: String| input.damaged(reason);
@@ -61,7 +62,7 @@ fn decode_coded(coded: &Coded<'_>, input: &Input<'_>) -> Result<Frame, ImageErro
         };
         frame.map_err(damaged)
     };
-    let Some((first, others)) = coded.cells.split_first() else { return Err(input.damaged("it has no picture")) };
+    let Some((first, others)) = coded.cells.split_first() else { return Err(input.damaged("it contains no image")) };
     let cell = decode_cell(first)?;
     if others.is_empty() {
         if (cell.width, cell.height) != coded.size {
@@ -93,7 +94,7 @@ fn decode_coded(coded: &Coded<'_>, input: &Input<'_>) -> Result<Frame, ImageErro
     Ok(whole)
 }
 
-/// Copies a cell to its row and column; what reaches over the edge is left out.
+/// Copies a cell to its row and column of the grid. Samples beyond the edge of the image are dropped.
 fn place(whole: &mut Frame, cell: &Frame, row: usize, column: usize) {
     for (target, source) in whole.planes.iter_mut().zip(&cell.planes) {
         let (left, top) = (column * source.width, row * source.height);
@@ -105,10 +106,11 @@ fn place(whole: &mut Frame, cell: &Frame, row: usize, column: usize) {
     }
 }
 
-/// The turn and mirror of the container. Only where it has none and the EXIF block no orientation, XMP counts.
+/// The orientation of the container (rotation and mirroring). If it has none, EXIF is ignored, and XMP is used only
+/// if EXIF has no orientation tag.
 ///
 /// Source: `irot_imir_to_exif_orientation` in `_avif.c` and `AvifImagePlugin.py` of Pillow.
-fn of_main(main: &Main<'_>) -> Orientation {
+fn container_orientation(main: &MainImage<'_>) -> Orientation {
     let code = match (main.rotation.unwrap_or(0), main.mirror) {
         (1, Some(1)) | (3, Some(0)) => 7,
         (1, Some(_)) | (3, Some(_)) => 5,

@@ -1,11 +1,12 @@
-//! The first frame of an animation that has no still picture.
+//! Finds the first frame of an animation that has no still image.
 //!
-//! Source: ISO/IEC 14496-12 (tracks and their samples), 23008-12 (image sequences); what is optional follows libavif.
+//! Source: ISO/IEC 14496-12 (tracks and their samples), 23008-12 (image sequences). libavif decides which parts are
+//! optional.
 
 use super::av1::ColorCodes;
-use super::container::{Cell, Coded, Main, Reader, boxes, find, is_alpha_kind, read_colors};
+use super::container::{Cell, CodedImage, MainImage, Reader, boxes, find, is_alpha_kind, read_colors};
 
-/// Bytes of a sample entry before its boxes.
+/// Length in bytes of the fields of a sample entry before its boxes.
 const SAMPLE_ENTRY: usize = 78;
 
 #[derive(Debug)]
@@ -13,32 +14,32 @@ struct Track<'a> {
     id: u32,
     size: (u32, u32),
     colors: Option<ColorCodes>,
-    /// The track that this one is auxiliary to.
+    /// Id of the track that this one is auxiliary to.
     main: Option<u32>,
     is_alpha: bool,
-    /// The track of the alpha that the colors are multiplied by.
-    multiplied_by: Option<u32>,
+    /// Id of the alpha track that the colors are premultiplied by.
+    premultiplied_by: Option<u32>,
     first: &'a [u8],
 }
 
-/// Reads the first frame of the first track of pictures, and its alpha.
-pub(super) fn read(file: &[u8]) -> Option<Main<'_>> {
+/// Reads the first frame of the first color track, and its alpha.
+pub(super) fn read(file: &[u8]) -> Option<MainImage<'_>> {
     let tracks = boxes(find(file, b"moov")?).filter(|(kind, _)| kind == b"trak");
     let tracks: Vec<_> = tracks.filter_map(|(_, data)| Track::read(file, data)).collect();
     let color = tracks.iter().find(|track| track.main.is_none())?;
     let alpha = tracks.iter().find(|track| track.main == Some(color.id) && track.is_alpha);
-    Some(Main {
+    Some(MainImage {
         color: color.coded(),
         alpha: alpha.map(Track::coded),
-        is_premultiplied: alpha.is_some_and(|alpha| color.multiplied_by == Some(alpha.id)),
+        is_premultiplied: alpha.is_some_and(|alpha| color.premultiplied_by == Some(alpha.id)),
         size: color.size,
         colors: color.colors,
-        ..Main::default()
+        ..MainImage::default()
     })
 }
 
 impl<'a> Track<'a> {
-    /// Reads a track of AV1.
+    /// Reads a track; `None` if it is damaged or not AV1.
     fn read(file: &'a [u8], track: &'a [u8]) -> Option<Self> {
         let mut header = Reader(find(track, b"tkhd")?);
         let (version, _) = header.version()?;
@@ -55,23 +56,23 @@ impl<'a> Track<'a> {
         let entries = find(table, b"stsd")?.get(8..)?;
         let entry = find(entries, b"av01")?.get(SAMPLE_ENTRY..)?;
         let colors = boxes(entry).filter(|(kind, _)| kind == b"colr").find_map(|(_, data)| read_colors(data));
-        // Files of old versions of libavif do not say what they store beside the colors.
+        // Old versions of libavif do not declare the auxiliary type; their only auxiliary track is alpha.
         let is_alpha = find(entry, b"auxi").is_none_or(|data| data.get(4..).is_some_and(is_alpha_kind));
 
         let mut sizes = Reader(find(table, b"stsz")?.get(4..)?);
-        let (length_of_all, _count) = (sizes.u32()?, sizes.u32()?);
-        let length = if length_of_all == 0 { sizes.u32()? } else { length_of_all };
+        let (uniform_length, _count) = (sizes.u32()?, sizes.u32()?);
+        let length = if uniform_length == 0 { sizes.u32()? } else { uniform_length };
         let offset = match find(table, b"stco") {
             Some(offsets) => Reader(offsets.get(8..)?).number(4)?,
             None => Reader(find(table, b"co64")?.get(8..)?).number(8)?,
         };
         let first = file.get(usize::try_from(offset).ok()?..)?.get(..length as usize)?;
-        let (main, multiplied_by) = (reference(b"auxl"), reference(b"prem"));
-        Some(Self { id, size, colors, main, is_alpha, multiplied_by, first })
+        let (main, premultiplied_by) = (reference(b"auxl"), reference(b"prem"));
+        Some(Self { id, size, colors, main, is_alpha, premultiplied_by, first })
     }
 
-    fn coded(&self) -> Coded<'a> {
+    fn coded(&self) -> CodedImage<'a> {
         let cell = Cell { parts: vec![self.first], operating_point: 0 };
-        Coded { rows: 1, columns: 1, cells: vec![cell], size: self.size }
+        CodedImage { rows: 1, columns: 1, cells: vec![cell], size: self.size }
     }
 }

@@ -1,19 +1,19 @@
-//! Entropy-coded bytes: taken out of the file in bulk, then read bit by bit.
+//! Reads entropy-coded data: whole segments are copied without byte stuffing, then read bit by bit.
 
 use super::JpegError;
 
-/// Zero bytes behind the data, so that eight bytes can always be loaded at once.
+/// Number of zero bytes appended to the data, so that eight bytes can always be loaded at once.
 const PADDING: usize = 8;
 
-/// The entropy-coded data of one scan, segment by segment: what lies between the markers.
+/// The entropy-coded data of one scan, read segment by segment. A segment is the data between two markers.
 #[derive(Debug)]
 pub(super) struct Segments<'a> {
     file: &'a [u8],
-    /// Where reading goes on: behind `marker` if there is one.
+    /// Position in the file where reading continues: after `marker` if there is one.
     pub(super) at: usize,
-    /// The marker that ended the last segment and that nobody has taken yet.
+    /// The marker that ended the last segment, if it has not been consumed yet.
     pub(super) marker: Option<u8>,
-    /// The current segment without its stuffing.
+    /// The current segment without byte stuffing.
     data: Vec<u8>,
 }
 
@@ -22,14 +22,14 @@ impl<'a> Segments<'a> {
         Self { file, at, marker: None, data: Vec::new() }
     }
 
-    /// Reads the bytes up to the next marker; the stuffed `ff 00` becomes `ff`, and so does `ff ff 00`.
+    /// Reads the bytes up to the next marker. The stuffed `ff 00` becomes `ff`, and so does `ff ff 00`.
     pub(super) fn read(&mut self) -> Result<(), JpegError> {
         const BLOCK: usize = 32;
         self.data.clear();
         let rest = &self.file[self.at..];
         let mut at = 0;
         loop {
-            // Whole blocks without 0xff are copied as they are.
+            // Copy whole blocks that do not contain 0xff.
             let plain = rest[at..]
                 .chunks_exact(BLOCK)
                 .take_while(|block| !block.iter().fold(false, |found, &byte| found | (byte == 0xff)))
@@ -62,15 +62,17 @@ impl<'a> Segments<'a> {
         Ok(())
     }
 
-    /// Goes on in the current segment.
+    /// A bit reader for the current segment that starts at `position`.
     pub(super) fn bits(&self, position: Position) -> Bits<'_> {
         Bits { data: &self.data, position }
     }
 
-    /// Takes the restart marker that ended the segment, and reads the next segment. Where another marker stands, goes
-    /// the way of libjpeg: on to a later marker if it is an earlier restart or none at all, over it if it is a restart
-    /// far away, and no further if it is one of the next two restarts or begins something else. Returns whether there
-    /// is a new segment; if not, it is empty.
+    /// Consumes the restart marker that ended the segment and reads the next segment. Returns `false`, with an empty
+    /// segment, if the expected restart is missing.
+    ///
+    /// If another marker is found, this resynchronizes like libjpeg. An invalid marker or one of the two previous
+    /// restarts is skipped, and the next marker is examined. A restart that is further away is consumed in place of
+    /// the expected one. One of the next two restarts, or any other marker, is left for later.
     pub(super) fn restart(&mut self, expected: u8) -> Result<bool, JpegError> {
         while let Some(marker) = self.marker {
             let ahead = marker.wrapping_sub(expected) & 7;
@@ -94,7 +96,7 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Finds the next marker from `at` on and returns it with the position behind it. Other bytes are skipped.
+/// Finds the next marker from position `at` on, and returns it and the position after it. Other bytes are skipped.
 pub(super) fn next_marker(file: &[u8], mut at: usize) -> Result<(u8, usize), JpegError> {
     loop {
         let rest = file.get(at..).ok_or(JpegError::ENDS_EARLY)?;
@@ -108,18 +110,18 @@ pub(super) fn next_marker(file: &[u8], mut at: usize) -> Result<(u8, usize), Jpe
     }
 }
 
-/// How far a segment has been read.
+/// Position of a bit reader in its segment.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Position {
-    /// Bytes taken into `window`; runs on behind the end of the data.
+    /// Number of bytes loaded into `window`. It keeps counting past the end of the data.
     at: usize,
-    /// The next bits, from the top.
+    /// The next bits, highest bit first.
     window: u64,
-    /// How many of them count.
+    /// Number of valid bits in `window`.
     count: u32,
 }
 
-/// Reads bits, the highest first. Behind the end of the data there are zeros without end.
+/// Reads bits, highest bit first. After the end of the data it returns zeros.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bits<'a> {
     data: &'a [u8],
@@ -131,26 +133,26 @@ impl Bits<'_> {
         self.position
     }
 
-    /// Whether more bits were taken than there are.
+    /// Whether more bits were consumed than the data has.
     #[inline(always)]
     pub(super) fn is_overrun(&self) -> bool {
         let Position { at, count, .. } = self.position;
         at * 8 - count as usize > (self.data.len() - PADDING) * 8
     }
 
-    /// Makes at least 56 bits count.
+    /// Loads bytes until at least 56 bits are valid.
     #[inline(always)]
     pub(super) fn refill(&mut self) {
         let Position { at, window, count } = &mut self.position;
         if let Some(bytes) = self.data.get(*at..).and_then(|rest| rest.first_chunk()) {
             *window |= u64::from_be_bytes(*bytes) >> *count;
         }
-        // Bits of a byte that is only partly in are loaded again next time, over themselves.
+        // A byte that was only partly loaded is loaded again next time; OR-ing the same bits twice does no harm.
         *at += (63 - *count as usize) >> 3;
         *count |= 56;
     }
 
-    /// [`Self::refill`] if fewer than 32 bits count.
+    /// Calls [`Self::refill`] if fewer than 32 bits are valid.
     #[inline(always)]
     pub(super) fn refill_if_low(&mut self) {
         if self.position.count < 32 {
@@ -158,20 +160,20 @@ impl Bits<'_> {
         }
     }
 
-    /// The next `n` bits, which stay; 1 to 32.
+    /// Returns the next `n` bits (1 to 32) without consuming them.
     #[inline(always)]
     pub(super) fn peek(&self, n: u32) -> u32 {
         (self.position.window >> (64 - n)) as u32
     }
 
-    /// Goes on by `n` bits.
+    /// Consumes `n` bits.
     #[inline(always)]
     pub(super) fn skip(&mut self, n: u32) {
         self.position.window <<= n;
         self.position.count -= n;
     }
 
-    /// The next `n` bits; 1 to 32, as many as were refilled.
+    /// Consumes and returns the next `n` bits (1 to 32). They must have been loaded.
     #[inline(always)]
     pub(super) fn take(&mut self, n: u32) -> u32 {
         let bits = self.peek(n);
@@ -179,13 +181,13 @@ impl Bits<'_> {
         bits
     }
 
-    /// The next `n` bits as a signed number in JPEG's form: the upper half is positive, the lower negative; 1 to 15.
+    /// Consumes the next `n` bits (1 to 15) as a signed magnitude; see [`extend`].
     #[inline(always)]
     pub(super) fn take_signed(&mut self, n: u32) -> i32 {
         extend(self.take(n), n)
     }
 
-    /// One bit, after a refill if need be.
+    /// Consumes one bit, after a refill if necessary.
     #[inline(always)]
     pub(super) fn bit(&mut self) -> bool {
         self.refill_if_low();
@@ -193,7 +195,8 @@ impl Bits<'_> {
     }
 }
 
-/// What the magnitude bits mean: `2^(n-1)..2^n` are themselves, those below stand for `-(2^n - 1)..=-2^(n-1)`.
+/// Decodes `n` magnitude bits (EXTEND in ITU-T T.81): values `2^(n-1)..2^n` stand for themselves, smaller values for
+/// `-(2^n - 1)..=-2^(n-1)`.
 #[inline(always)]
 pub(super) fn extend(bits: u32, n: u32) -> i32 {
     let value = bits as i32;
@@ -206,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stuffing_is_taken_out_up_to_the_marker() {
+    fn removes_byte_stuffing_up_to_marker() {
         let mut file = vec![7; 100];
         file.extend([0xff, 0, 1, 0xff, 0xff, 0, 2, 0xff, 0xff, 0xd9, 5]);
         let mut segments = Segments::new(&file, 0);
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_come_from_the_top_and_zeros_behind_the_end() {
+    fn reads_highest_bit_first_and_zeros_after_end() {
         let data: Vec<u8> = (0..40_u8).map(|byte| byte.wrapping_mul(37)).chain([0; PADDING]).collect();
         let mut bits = Bits { data: &data, position: Position::default() };
         let mut position = 0;
@@ -234,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn magnitudes_have_their_signs() {
+    fn extends_magnitudes() {
         assert_eq!([extend(0, 1), extend(1, 1)], [-1, 1]);
         assert_eq!([extend(0, 3), extend(3, 3), extend(4, 3), extend(7, 3)], [-7, -4, 4, 7]);
     }

@@ -1,34 +1,34 @@
-//! The coefficients of one block, as each kind of scan codes them.
+//! Decodes the coefficients of one block, for each kind of scan.
 //!
-//! Damaged data is read as libjpeg reads it: a code that does not exist is 0, a coefficient behind the last is the
-//! last, sums wrap.
+//! Damaged data is decoded like in libjpeg: an invalid code is 0, a coefficient beyond the last one overwrites the
+//! last, and sums wrap around.
 
 use super::bits::{Bits, extend};
 use super::huffman::Table;
 use super::markers::ZIGZAG;
 
-/// The coefficients of one block, row by row; lowest frequencies first.
+/// The coefficients of one block, in row-major order, lowest frequencies first.
 pub(super) type Block = [i16; 64];
 
 /// Rows of blocks of one component.
 #[derive(Debug)]
 pub(super) struct Plane<'a> {
-    /// The coefficients.
+    /// The coefficients of each block.
     pub(super) blocks: &'a mut [Block],
-    /// For each block the AC coefficients that are not 0, bit `k` for place `k` in zigzag order. Only the scans of
-    /// progressive files keep it; it is empty otherwise.
+    /// For each block, a bit mask of the nonzero AC coefficients: bit `k` is position `k` in zigzag order. Only
+    /// maintained for progressive files, otherwise empty.
     pub(super) nonzero: &'a mut [u64],
 }
 
 /// A block of a progressive file with its entry in [`Plane::nonzero`].
 #[derive(Debug)]
-pub(super) struct Partial<'a> {
+pub(super) struct ProgressiveBlock<'a> {
     pub(super) block: &'a mut Block,
     pub(super) nonzero: &'a mut u64,
 }
 
-impl Partial<'_> {
-    /// Writes the coefficient at place `at` in zigzag order. Places beyond the last one are the last one.
+impl ProgressiveBlock<'_> {
+    /// Writes the coefficient at zigzag position `at`. Positions above 63 mean 63.
     #[inline(always)]
     fn set(&mut self, at: usize, value: i16) {
         self.block[usize::from(ZIGZAG[at])] = value;
@@ -36,7 +36,7 @@ impl Partial<'_> {
         *self.nonzero = *self.nonzero & !(1 << at) | u64::from(value != 0) << at;
     }
 
-    /// Reads one more bit of each coefficient in `places`, none of which is 0.
+    /// Reads one more bit of each coefficient in the mask `places`. These coefficients must not be 0.
     #[inline(always)]
     fn refine(&mut self, bits: &mut Bits<'_>, one: i16, mut places: u64) {
         while places != 0 {
@@ -46,7 +46,7 @@ impl Partial<'_> {
             for _ in 0..count {
                 let coefficient = &mut self.block[usize::from(ZIGZAG[places.trailing_zeros() as usize])];
                 places &= places - 1;
-                // Without a branch: these bits are as good as random.
+                // Branchless, because these bits are nearly random and branches would be mispredicted.
                 let is_missing = i16::from(*coefficient & one == 0) & (ones >> 31) as i16;
                 let sign = *coefficient >> 15 | 1;
                 *coefficient = coefficient.wrapping_add(sign * one * is_missing);
@@ -56,7 +56,7 @@ impl Partial<'_> {
     }
 }
 
-/// What the next symbol of a DC coefficient and its bits add to the one before.
+/// Reads the difference of a DC coefficient to the previous one.
 #[inline(always)]
 fn dc_difference(bits: &mut Bits<'_>, table: &Table) -> i32 {
     bits.refill_if_low();
@@ -71,7 +71,7 @@ fn dc_difference(bits: &mut Bits<'_>, table: &Table) -> i32 {
     }
 }
 
-/// A whole block into `block`, which is zero.
+/// Decodes a whole block of a sequential scan. `block` must be zero.
 #[inline(always)]
 pub(super) fn sequential(bits: &mut Bits<'_>, dc: &Table, ac: &Table, last_dc: &mut i32, block: &mut Block) {
     *last_dc = last_dc.wrapping_add(dc_difference(bits, dc));
@@ -101,20 +101,21 @@ pub(super) fn sequential(bits: &mut Bits<'_>, dc: &Table, ac: &Table, last_dc: &
     }
 }
 
-/// The upper bits of a DC coefficient.
+/// Decodes the upper bits of a DC coefficient, in the first scan of a progressive file.
 #[inline(always)]
 pub(super) fn dc_first(bits: &mut Bits<'_>, dc: &Table, last_dc: &mut i32, low_bit: u8, block: &mut Block) {
     *last_dc = last_dc.wrapping_add(dc_difference(bits, dc));
     block[0] = (*last_dc << low_bit) as i16;
 }
 
-/// One more bit of a DC coefficient.
+/// Decodes one more bit of a DC coefficient, in a refinement scan.
 #[inline(always)]
 pub(super) fn dc_refined(bits: &mut Bits<'_>, low_bit: u8, block: &mut Block) {
     block[0] |= i16::from(bits.bit()) << low_bit;
 }
 
-/// A band of AC coefficients in zigzag order, and the lowest bit that a scan has of them.
+/// The spectral band of a progressive AC scan: first and last zigzag position, and the lowest bit that the scan
+/// contains.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Band {
     pub(super) first: u8,
@@ -122,11 +123,18 @@ pub(super) struct Band {
     pub(super) low_bit: u8,
 }
 
-/// The upper bits of a band, into zeros. `empty_blocks` is how many blocks, this one included, have nothing more.
+/// Decodes the upper bits of a band, in its first scan. The band of the block must be zero. `eob_run` is the
+/// number of blocks, including this one, that have no more coefficients in the band.
 #[inline(always)]
-pub(super) fn ac_first(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks: &mut u32, mut block: Partial<'_>) {
-    if *empty_blocks > 0 {
-        *empty_blocks -= 1;
+pub(super) fn ac_first(
+    bits: &mut Bits<'_>,
+    ac: &Table,
+    band: Band,
+    eob_run: &mut u32,
+    mut block: ProgressiveBlock<'_>,
+) {
+    if *eob_run > 0 {
+        *eob_run -= 1;
         return;
     }
     let mut at = usize::from(band.first);
@@ -149,33 +157,40 @@ pub(super) fn ac_first(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks
         } else if run == 15 {
             at += 16;
         } else {
-            *empty_blocks = end_run(bits, run as u32) - 1;
+            *eob_run = read_eob_run(bits, run as u32) - 1;
             return;
         }
     }
 }
 
-/// One more bit of a band: of the coefficients that are not 0, and those that become ±1 of that bit.
+/// Decodes one more bit of a band, in a refinement scan: one bit of each nonzero coefficient, and the coefficients
+/// that become nonzero with this bit.
 #[inline(always)]
-pub(super) fn ac_refined(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_blocks: &mut u32, mut block: Partial<'_>) {
+pub(super) fn ac_refined(
+    bits: &mut Bits<'_>,
+    ac: &Table,
+    band: Band,
+    eob_run: &mut u32,
+    mut block: ProgressiveBlock<'_>,
+) {
     let (mut at, last) = (usize::from(band.first), usize::from(band.last));
     let in_band = u64::MAX >> (63 - last);
     let one = 1_i16 << band.low_bit;
-    if *empty_blocks == 0 {
+    if *eob_run == 0 {
         while at <= last {
             bits.refill_if_low();
             let symbol = ac.symbol(bits);
             let (run, size) = (symbol >> 4, symbol & 15);
             let value = match size {
                 0 if run != 15 => {
-                    *empty_blocks = end_run(bits, u32::from(run));
+                    *eob_run = read_eob_run(bits, u32::from(run));
                     break;
                 }
                 0 => 0,
                 _ if bits.bit() => one,
                 _ => -one,
             };
-            // On to the zero after `run` zeros; the coefficients on the way that are not 0 get their bit.
+            // Skip `run` zero coefficients and stop at the next zero; refine the nonzero coefficients on the way.
             let rest = in_band & u64::MAX << at;
             let mut zeros = !*block.nonzero & rest;
             for _ in 0..run {
@@ -190,17 +205,18 @@ pub(super) fn ac_refined(bits: &mut Bits<'_>, ac: &Table, band: Band, empty_bloc
             at = target + 1;
         }
     }
-    if *empty_blocks > 0 {
+    if *eob_run > 0 {
         if at <= last {
             block.refine(bits, one, *block.nonzero & in_band & u64::MAX << at);
         }
-        *empty_blocks -= 1;
+        *eob_run -= 1;
     }
 }
 
-/// How many blocks, from this one on, have nothing more: `2^run` and the number in the next `run` bits. `run` is below
-/// 15, and 32 bits were there before the symbol of at most 17.
+/// Reads an end-of-band run: the number of blocks, including this one, that have no more coefficients in the band. It
+/// is `2^run` plus the next `run` bits. `run` is below 15. No refill is needed: at least 32 bits were loaded before
+/// the symbol, which has at most 17.
 #[inline(always)]
-fn end_run(bits: &mut Bits<'_>, run: u32) -> u32 {
+fn read_eob_run(bits: &mut Bits<'_>, run: u32) -> u32 {
     (1 << run) + if run > 0 { bits.take(run) } else { 0 }
 }

@@ -1,31 +1,33 @@
-//! From the file's components to RGB.
+//! Converts the components of the file to RGB.
 //!
-//! Source: `jdapimin.c` (which colors a file has) and `jdcolor.c` of libjpeg-turbo 3, `cmyk2rgb` of Pillow 12.
+//! Source: `jdapimin.c` (the color space of a file) and `jdcolor.c` of libjpeg-turbo 3, `cmyk2rgb` of Pillow 12.
 
 use super::frame::{Component, Frame};
 use super::markers::Markers;
 use super::upsample::Upsampling;
 
-/// What the components mean.
+/// The color space of the components.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Color {
-    /// As they are, all components of a pixel together; smaller ones are repeated.
+    /// No conversion: the components of a pixel are interleaved. Subsampled components are repeated, not
+    /// interpolated.
     Plain {
         components: usize,
     },
     Grey,
     Rgb,
     YCbCr,
-    /// Inks, stored as their absence, as Adobe's programs do. Pillow takes every file with four components so.
+    /// CMYK, stored inverted (255 is no ink) as by Adobe's programs. Pillow treats every file with four components as
+    /// inverted.
     Cmyk,
-    /// The same with the first three inks as YCbCr.
+    /// Inverted CMYK with the first three inks stored as YCbCr.
     Ycck,
 }
 
 impl Color {
-    /// The rule of libjpeg: a JFIF segment means YCbCr, an Adobe segment says what is meant, and without either the
-    /// components' names may say RGB.
-    pub(super) fn of(markers: &Markers<'_>, components: &[Component]) -> Self {
+    /// Determines the color space like libjpeg: a JFIF segment means YCbCr, an Adobe segment declares the color
+    /// transform, and without either the component ids may be `RGB`.
+    pub(super) fn detect(markers: &Markers<'_>, components: &[Component]) -> Self {
         match (components, markers.adobe) {
             ([_], _) => Self::Grey,
             ([_, _, _], _) if markers.has_jfif => Self::YCbCr,
@@ -38,7 +40,7 @@ impl Color {
         }
     }
 
-    /// Bytes of a converted pixel.
+    /// Bytes per converted pixel.
     pub(super) fn pixel_bytes(self) -> usize {
         match self {
             Self::Plain { components } => components,
@@ -46,15 +48,16 @@ impl Color {
         }
     }
 
-    /// How components are brought to the picture's size: interpolated, unless they are wanted as they are.
+    /// How a component is upsampled to the size of the image: interpolated, except for [`Self::Plain`].
     pub(super) fn upsampling(self, frame: &Frame, component: &Component) -> Upsampling {
         match self {
             Self::Plain { .. } => Upsampling::repeated(frame, component),
-            _ => Upsampling::of(frame, component),
+            _ => Upsampling::choose(frame, component),
         }
     }
 
-    /// Converts a row. Rows of components are at least as long as the picture is wide, up to the next multiple of 16.
+    /// Converts a row. The rows of the components are at least as long as the width of the image, rounded up to a
+    /// multiple of 16.
     pub(super) fn convert(self, rows: &[&[u8]], out: &mut [u8]) {
         match (self, rows) {
             (Self::Plain { components }, _) => {
@@ -78,14 +81,14 @@ impl Color {
             (Self::Cmyk, [cyan, magenta, yellow, key, ..]) => {
                 let inks = cyan.iter().zip(*magenta).zip(*yellow).zip(*key);
                 for (pixel, (((&cyan, &magenta), &yellow), &key)) in out.chunks_exact_mut(3).zip(inks) {
-                    pixel.copy_from_slice(&[cyan, magenta, yellow].map(|ink| on_black(255 - ink, key)));
+                    pixel.copy_from_slice(&[cyan, magenta, yellow].map(|ink| apply_ink(255 - ink, key)));
                 }
             }
             (Self::Ycck, &[y, cb, cr, key, ..]) => {
                 ycbcr(y, cb, cr, out);
                 for (pixel, &key) in out.chunks_exact_mut(3).zip(key) {
                     for value in pixel {
-                        *value = on_black(*value, key);
+                        *value = apply_ink(*value, key);
                     }
                 }
             }
@@ -94,14 +97,14 @@ impl Color {
     }
 }
 
-/// What is left of `white`, the absence of black ink, under `ink`.
-fn on_black(ink: u8, white: u8) -> u8 {
+/// One color channel of CMYK: `white` (inverted black) reduced by `ink`.
+fn apply_ink(ink: u8, white: u8) -> u8 {
     let product = u32::from(ink) * u32::from(white) + 128;
     white.saturating_sub((((product >> 8) + product) >> 8) as u8)
 }
 
-/// Factors of 1/65536: of Cr in red and in green, of Cb in green and in blue; less a whole number where they would not
-/// fit 16 bits.
+// Conversion factors in units of 1/65536. A whole number is subtracted from (or added to) those that would not fit 16
+// bits, and handled separately.
 const CR_RED: i32 = 91_881 - 65_536;
 const CR_GREEN: i32 = 65_536 - 46_802;
 const CB_GREEN: i32 = -22_554;
@@ -126,7 +129,8 @@ fn ycbcr_plain(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Sixteen pixels at once. Unsafe are the call of a function that needs AVX2, and loads and stores through pointers.
+/// Converts sixteen pixels at once with AVX2. Unsafe code: calling a function that needs AVX2, and loads and stores
+/// through pointers.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod avx2 {
@@ -136,7 +140,8 @@ mod avx2 {
 
     const PIXELS: usize = 16;
 
-    /// For each third of 16 RGB pixels and each channel: which of the channel's values come where; -1 for none.
+    /// Shuffle masks that interleave the channels. For each third of the 48 bytes of 16 RGB pixels and each channel:
+    /// the index of the channel's value at each byte, or -1 if the byte belongs to another channel.
     const PLACES: [[[i8; PIXELS]; 3]; 3] = {
         let mut places = [[[-1; PIXELS]; 3]; 3];
         let mut at = 0;
@@ -147,10 +152,10 @@ mod avx2 {
         places
     };
 
-    /// [`super::ycbcr_plain`].
+    /// Vectorized [`super::ycbcr_plain`].
     pub(super) fn ycbcr(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
         assert!(is_x86_feature_detected!("avx2"));
-        // SAFETY: the machine has AVX2, asserted above.
+        // SAFETY: the assertion above checks that the CPU has AVX2.
         unsafe { compiled(y, cb, cr, out) }
     }
 
@@ -168,7 +173,7 @@ mod avx2 {
             let (thirds, _) = target.as_chunks_mut::<PIXELS>();
             for (third, places) in thirds.iter_mut().zip(places) {
                 let [red, green, blue] = [0, 1, 2].map(|channel| _mm_shuffle_epi8(pixels[channel], places[channel]));
-                // SAFETY: a third is 16 bytes long.
+                // SAFETY: `third` has 16 bytes, and the store may be unaligned.
                 unsafe { _mm_storeu_si128(third.as_mut_ptr().cast(), _mm_or_si128(_mm_or_si128(red, green), blue)) }
             }
             if out.len() < 3 * PIXELS {
@@ -180,7 +185,7 @@ mod avx2 {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn load(bytes: &[u8; PIXELS]) -> __m128i {
-        // SAFETY: 16 bytes.
+        // SAFETY: `bytes` has 16 bytes, and the load may be unaligned.
         unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
     }
 
@@ -192,7 +197,7 @@ mod avx2 {
         let middle = _mm256_set1_epi16(128);
         let (y, cb, cr) = (wide(y), _mm256_sub_epi16(wide(cb), middle), _mm256_sub_epi16(wide(cr), middle));
         let (cb2, cr2) = (_mm256_add_epi16(cb, cb), _mm256_add_epi16(cr, cr));
-        // The upper half of the doubled product has one bit more than wanted; it rounds.
+        // The upper half of the doubled product has one bit too many; add it for rounding and shift it out.
         let part = |doubled: __m256i, factor: i32| {
             let product = _mm256_mulhi_epi16(doubled, _mm256_set1_epi16(factor as i16));
             _mm256_srai_epi16::<1>(_mm256_add_epi16(product, _mm256_set1_epi16(1)))
@@ -216,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vectors_equal_the_plain_conversion_for_every_color() {
+    fn vectorized_ycbcr_matches_scalar() {
         let row: Vec<u8> = (0..256).map(|value| value as u8).collect();
         for y in [0, 1, 63, 127, 128, 200, 254, 255] {
             for cr in 0..=255 {
@@ -230,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_may_end_anywhere() {
+    fn ycbcr_handles_every_row_length() {
         let row: Vec<u8> = (0..64).map(|value| value * 3).collect();
         for width in 1..=64 {
             let (mut fast, mut plain) = (vec![0; 3 * width], vec![1; 3 * width]);

@@ -1,19 +1,19 @@
-//! What the frame header says: size, components, how the components are sampled.
+//! Frame and scan headers: size, components, sampling factors, scan parameters.
 
 use super::JpegError;
 
-/// Samples on one side of a block.
+/// Side of a block, in samples.
 pub(super) const BLOCK: usize = 8;
 
-/// The most blocks that the components of one interleaved scan may put into a unit.
+/// Maximum number of blocks per unit in an interleaved scan.
 const MAX_BLOCKS_IN_UNIT: usize = 10;
 
-/// How coefficients are spread over the file.
+/// How coefficients are distributed over scans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Process {
-    /// Every block at once (baseline and extended sequential).
+    /// A scan contains whole blocks (baseline and extended sequential).
     Sequential,
-    /// In several scans, by frequencies and bits.
+    /// Blocks are split over several scans, by frequencies and bits.
     Progressive,
 }
 
@@ -21,30 +21,30 @@ pub(super) enum Process {
 #[derive(Debug, Clone)]
 pub(super) struct Component {
     pub(super) id: u8,
-    /// Sampling factors: blocks in a unit, across and down.
+    /// Horizontal and vertical sampling factors: blocks per unit, 1 to 4.
     pub(super) h: usize,
     pub(super) v: usize,
-    /// Which quantization table it takes.
+    /// Slot of the quantization table.
     pub(super) quantization: u8,
     /// Size in samples.
     pub(super) width: usize,
     pub(super) height: usize,
-    /// Blocks that hold samples, across and down.
+    /// Number of blocks that contain samples of the image, horizontally and vertically.
     pub(super) blocks_across: usize,
     pub(super) blocks_down: usize,
-    /// Blocks in a stored row: whole units, and an even number.
+    /// Blocks per stored row: whole units, rounded up to an even number.
     pub(super) stride: usize,
 }
 
-/// The picture as the frame header describes it. A unit (MCU) is the smallest rectangle with whole blocks of every
-/// component.
+/// The parsed frame header. A unit (MCU) is the smallest rectangle that consists of whole blocks of every component.
+/// Sizes are in pixels.
 #[derive(Debug, Clone)]
 pub(super) struct Frame {
     pub(super) process: Process,
     pub(super) width: usize,
     pub(super) height: usize,
     pub(super) components: Vec<Component>,
-    /// Largest sampling factors: a unit's sides in blocks.
+    /// Largest sampling factors: the sides of a unit, in blocks.
     pub(super) max_h: usize,
     pub(super) max_v: usize,
     pub(super) units_across: usize,
@@ -52,13 +52,13 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// Reads the parameters of a start-of-frame marker.
+    /// Parses the parameters of a start-of-frame marker.
     pub(super) fn parse(process: Process, data: &[u8]) -> Result<Self, JpegError> {
         let Some((&[precision, height0, height1, width0, width1, count], rest)) = data.split_first_chunk::<6>() else {
             return Err(JpegError::damaged("the frame header is too short"));
         };
         if precision != 8 {
-            return Err(JpegError::Coding(format!("{precision} bits a sample").into()));
+            return Err(JpegError::Coding(format!("{precision} bits per sample").into()));
         }
         let (width, height) = (u16::from_be_bytes([width0, width1]), u16::from_be_bytes([height0, height1]));
         if !matches!(count, 1 | 3 | 4) {
@@ -72,7 +72,7 @@ impl Frame {
         if factors.clone().any(|(h, v)| !(1..=4).contains(&h) || !(1..=4).contains(&v)) {
             return Err(JpegError::damaged("a sampling factor is not 1 to 4"));
         }
-        // The factors of a single component say nothing.
+        // The sampling factors of a single component have no meaning.
         let factors = move || factors.clone().map(move |pair| if count == 1 { (1, 1) } else { pair });
         let max_h = factors().map(|(h, _)| h).max().unwrap_or(1);
         let max_v = factors().map(|(_, v)| v).max().unwrap_or(1);
@@ -91,41 +91,41 @@ impl Frame {
         };
         let components: Vec<Component> = rest.chunks_exact(3).zip(factors()).map(component).collect();
         if components.iter().any(|component| max_h % component.h != 0 || max_v % component.v != 0) {
-            return Err(JpegError::Coding("fractional sampling".into()));
+            return Err(JpegError::Coding("fractional sampling factors".into()));
         }
         Ok(Self { process, width, height, components, max_h, max_v, units_across, units_down })
     }
 
-    /// All blocks of all components, with those that only fill up units.
+    /// Number of stored blocks of all components, including padding.
     pub(super) fn stored_blocks(&self) -> usize {
         self.components.iter().map(|component| component.stride * component.v).sum::<usize>() * self.units_down
     }
 }
 
-/// One component's part in a scan.
+/// A component of a scan.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ScanComponent {
-    /// Which of the frame's components.
+    /// Index of the component in the frame.
     pub(super) index: usize,
-    /// Which tables its coefficients are coded with.
+    /// Slots of the Huffman tables.
     pub(super) dc_table: u8,
     pub(super) ac_table: u8,
 }
 
-/// What the header of a scan says.
+/// The parsed header of a scan.
 #[derive(Debug, Clone)]
 pub(super) struct Scan {
     pub(super) components: Vec<ScanComponent>,
-    /// First and last coefficient, in zigzag order.
+    /// First and last coefficient, as zigzag positions.
     pub(super) first: u8,
     pub(super) last: u8,
-    /// The bit of the earlier scan that this one refines, or 0; and the lowest bit of this one.
+    /// The lowest bit of the scan that this one refines (0 if it refines none), and the lowest bit of this scan.
     pub(super) high_bit: u8,
     pub(super) low_bit: u8,
 }
 
 impl Scan {
-    /// Reads the parameters of a start-of-scan marker.
+    /// Parses the parameters of a start-of-scan marker.
     pub(super) fn parse(frame: &Frame, data: &[u8]) -> Result<Self, JpegError> {
         let count = usize::from(*data.first().ok_or_else(wrong_length)?);
         if !(1..=4).contains(&count) || data.len() != 2 * count + 4 {
@@ -134,12 +134,13 @@ impl Scan {
         let (entries, last) = data[1..].split_at(2 * count);
         let mut components: Vec<ScanComponent> = Vec::with_capacity(count);
         for entry in entries.chunks_exact(2) {
-            // In the order of the frame; of components with the same name the next one is meant.
+            // Components are in the order of the frame. If several have the same id, the next unused one is meant.
             let is_it = |index: &usize| {
                 frame.components[*index].id == entry[0] && components.iter().all(|other| other.index != *index)
             };
             let index = (components.len()..frame.components.len()).find(is_it);
-            let index = index.ok_or_else(|| JpegError::damaged("a scan has a component that the frame has not"))?;
+            let index =
+                index.ok_or_else(|| JpegError::damaged("a scan has a component that the frame does not have"))?;
             components.push(ScanComponent { index, dc_table: entry[1] >> 4, ac_table: entry[1] & 15 });
         }
         let blocks = |scan: &ScanComponent| frame.components[scan.index].h * frame.components[scan.index].v;
@@ -153,7 +154,7 @@ impl Scan {
         Ok(scan)
     }
 
-    /// Whether it refines bits that an earlier scan began.
+    /// Whether the scan refines coefficients of an earlier scan.
     pub(super) fn is_refinement(&self) -> bool {
         self.high_bit > 0
     }
@@ -162,7 +163,7 @@ impl Scan {
         let Self { first, last, high_bit, low_bit, .. } = *self;
         let is_band = if first == 0 { last == 0 } else { first <= last && last < 64 && self.components.len() == 1 };
         if !is_band || self.is_refinement() && low_bit + 1 != high_bit || low_bit > 13 {
-            return Err(JpegError::damaged("a scan has impossible parameters"));
+            return Err(JpegError::damaged("a scan has invalid parameters"));
         }
         Ok(())
     }

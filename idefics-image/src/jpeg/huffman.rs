@@ -1,41 +1,41 @@
-//! Huffman codes, looked up by the next bits of the stream.
+//! Huffman decoding with a lookup table.
 
 use super::JpegError;
 use super::bits::{Bits, extend};
 
-/// Bits that one lookup decides on.
+/// Number of bits of a lookup.
 const LOOKUP_BITS: u32 = 10;
 
-/// A table as the file gives it.
+/// A Huffman table as stored in the file.
 #[derive(Debug, Clone)]
 pub(super) struct Codes {
-    /// How many codes have each length, 1 to 16.
+    /// Number of codes of each length, 1 to 16 bits.
     pub(super) counts: [u8; 16],
-    /// The symbols in the order of their codes; zeros behind.
+    /// The symbols in the order of their codes, followed by zeros.
     pub(super) symbols: [u8; 256],
 }
 
-/// A table ready to be read with.
+/// A Huffman table prepared for decoding.
 #[derive(Debug, Clone)]
 pub(super) struct Table {
     lookup: [Entry; 1 << LOOKUP_BITS],
-    /// The largest code of each length, -1 where there is none.
+    /// The largest code of each length; -1 if there is none.
     last_code: [i32; 17],
-    /// What to add to a code of each length for the index of its symbol.
+    /// For each length, the number to add to a code to get the index of its symbol.
     offset: [i32; 17],
     symbols: [u8; 256],
 }
 
-/// What the next bits are: a coefficient with its magnitude bits, a symbol alone (`value` 0), or the beginning of a
-/// longer code (`length` 0).
+/// Result of a lookup: a whole coefficient including its magnitude bits, only a symbol (`value` is 0), or the start
+/// of a code that is longer than the lookup (`length` is 0).
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(4))]
 pub(super) struct Entry {
-    /// The coefficient, never 0; or 0.
+    /// The coefficient; 0 if the lookup does not contain a whole one.
     pub(super) value: i16,
-    /// The symbol.
+    /// The Huffman symbol: run length in the upper four bits, size in the lower four.
     pub(super) symbol: u8,
-    /// All bits that the entry uses.
+    /// Number of bits that the entry consumes.
     pub(super) length: u8,
 }
 
@@ -45,9 +45,9 @@ impl Table {
         Self { lookup: [Entry::default(); 1 << LOOKUP_BITS], last_code: [-1; 17], offset: [0; 17], symbols: [0; 256] }
     }
 
-    /// Checks the codes and prepares the lookup. In tables for DC the symbols are at most 15.
+    /// Validates the codes and builds the lookup. The symbols of DC tables must be at most 15.
     pub(super) fn new(codes: &Codes, is_dc: bool) -> Result<Self, JpegError> {
-        let bad = || JpegError::damaged("a Huffman table is impossible");
+        let bad = || JpegError::damaged("a Huffman table is invalid");
         let total: usize = codes.counts.iter().map(|&count| usize::from(count)).sum();
         if total > 256 || is_dc && codes.symbols[..total].iter().any(|&symbol| symbol > 15) {
             return Err(bad());
@@ -62,7 +62,7 @@ impl Table {
                     if code >= 1 << length {
                         return Err(bad());
                     }
-                    table.enter(code as u32, length, symbol);
+                    table.insert(code as u32, length, symbol);
                     code += 1;
                 }
                 index += count;
@@ -73,8 +73,8 @@ impl Table {
         Ok(table)
     }
 
-    /// Fills the lookup for one code.
-    fn enter(&mut self, code: u32, length: u32, symbol: u8) {
+    /// Enters one code into the lookup.
+    fn insert(&mut self, code: u32, length: u32, symbol: u8) {
         if length > LOOKUP_BITS {
             return;
         }
@@ -91,24 +91,24 @@ impl Table {
         }
     }
 
-    /// What comes next. Needs up to 16 bits; nothing is taken.
+    /// Looks up the next bits without consuming them. Needs [`LOOKUP_BITS`] bits.
     #[inline(always)]
     pub(super) fn peek(&self, bits: &Bits<'_>) -> Entry {
         self.lookup[bits.peek(LOOKUP_BITS) as usize]
     }
 
-    /// Takes the code of `entry`, which [`Self::peek`] gave and which is not a whole coefficient, and returns its
-    /// symbol. A code that is not in the table takes 17 bits and means 0.
+    /// Consumes the code of an `entry` from [`Self::peek`] that is not a whole coefficient, and returns its symbol.
+    /// An invalid code consumes 17 bits and returns 0.
     #[inline(always)]
     pub(super) fn finish(&self, entry: Entry, bits: &mut Bits<'_>) -> u8 {
         if entry.length == 0 {
-            return self.long(bits);
+            return self.long_code(bits);
         }
         bits.skip(u32::from(entry.length));
         entry.symbol
     }
 
-    /// Takes one symbol, without its magnitude bits. Needs up to 17 bits.
+    /// Consumes and returns one symbol, without its magnitude bits. Needs up to 17 bits.
     #[inline(always)]
     pub(super) fn symbol(&self, bits: &mut Bits<'_>) -> u8 {
         let entry = self.peek(bits);
@@ -120,7 +120,7 @@ impl Table {
     }
 
     #[cold]
-    fn long(&self, bits: &mut Bits<'_>) -> u8 {
+    fn long_code(&self, bits: &mut Bits<'_>) -> u8 {
         for length in LOOKUP_BITS + 1..=16 {
             let code = bits.peek(length) as i32;
             if code <= self.last_code[length as usize] {
@@ -133,8 +133,8 @@ impl Table {
     }
 }
 
-/// The tables of the standard's annex K, which files from cameras' motion JPEG leave out: DC and AC for luminance, then
-/// for chrominance.
+/// The default tables of ITU-T T.81 annex K, which motion JPEG files of cameras leave out: DC and AC, slot 0 for
+/// luminance and slot 1 for chrominance.
 pub(super) fn standard(is_dc: bool, slot: usize) -> Option<Codes> {
     let (counts, symbols): ([u8; 16], &[u8]) = match (is_dc, slot) {
         (true, 0) => ([0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], &DC_SYMBOLS),

@@ -1,20 +1,21 @@
-//! From coefficients to samples: the inverse cosine transform of libjpeg-turbo, bit for bit.
+//! The inverse cosine transform of libjpeg-turbo, bit for bit.
 //!
-//! It is the integer transform of Loeffler, Ligtenberg and Moschytz with 13-bit constants, columns first, two bits
-//! behind the point kept between the passes. Coefficients times divisors, and sums of two of them, wrap at 16 bits, and
-//! what leaves a pass saturates there, but wraps where a block has nothing below its first row: so does the vector code of
-//! libjpeg-turbo, whose plain code differs from it for coefficients that no encoder writes.
+//! This is the integer transform of Loeffler, Ligtenberg and Moschytz with 13-bit constants. Columns are transformed
+//! first, and two fractional bits are kept between the passes. Dequantized coefficients, and sums of two of them,
+//! wrap at 16 bits. The results of a pass saturate at 16 bits, except that those of the first pass wrap if a block is
+//! zero below its first row. This is the behavior of the SIMD code of libjpeg-turbo; its scalar code differs for
+//! coefficients that no encoder writes.
 //!
 //! Source: `jidctint.c` and `simd/x86_64/jidctint-avx2.asm` of libjpeg-turbo 3.
 
 use super::blocks::Block;
 use super::frame::BLOCK;
 
-/// Bits behind the point of the constants, and of what lies between the passes.
+// Fractional bits of the constants, and of the values between the passes.
 const CONST_BITS: u32 = 13;
 const PASS1_BITS: u32 = 2;
 
-/// Products of the constants with which the transform turns pairs of values, in 13 bits. Names are the angles' factors.
+/// Constants of the transform with 13 fractional bits. `F_0_298` is 0.298.
 mod factor {
     const F_0_298: i16 = 2446;
     const F_0_390: i16 = 3196;
@@ -29,7 +30,7 @@ mod factor {
     const F_2_562: i16 = 20995;
     const F_3_072: i16 = 25172;
 
-    /// Each pair is multiplied with two values and added up.
+    // Each pair is multiplied by two values, and the products are added.
     pub(super) const EVEN_3: [i16; 2] = [F_0_541 + F_0_765, F_0_541];
     pub(super) const EVEN_2: [i16; 2] = [F_0_541, F_0_541 - F_1_847];
     pub(super) const SUM_3: [i16; 2] = [F_1_175 - F_1_961, F_1_175];
@@ -40,8 +41,8 @@ mod factor {
     pub(super) const ODD_2: [i16; 2] = [-F_2_562, F_3_072 - F_2_562];
 }
 
-/// Transforms one row of blocks. `divisors` are the component's, row by row; `out` is eight rows of samples, as long as
-/// the blocks. The number of blocks is even.
+/// Transforms one row of blocks. `divisors` is the quantization table of the component, in row-major order. `out`
+/// receives eight rows of `8 × blocks.len()` samples. The number of blocks must be even.
 pub(super) fn transform(blocks: &[Block], divisors: &[i16; 64], out: &mut [u8]) {
     assert!(blocks.len().is_multiple_of(2) && out.len() == blocks.len() * BLOCK * BLOCK, "blocks fill their rows");
     #[cfg(target_arch = "x86_64")]
@@ -75,7 +76,7 @@ fn block_samples(block: &Block, divisors: &[i16; 64]) -> [[u8; BLOCK]; BLOCK] {
     between.map(|row| pass::<{ CONST_BITS + PASS1_BITS + 3 }>(row).map(|value| (value.clamp(-128, 127) + 128) as u8))
 }
 
-/// One pass over eight values; the results are rounded to `SHIFT` bits less.
+/// One pass over eight values. The results are rounded and shifted right by `SHIFT` bits.
 fn pass<const SHIFT: u32>(input: [i16; BLOCK]) -> [i16; BLOCK] {
     let pair = |[a, b]: [i16; 2], [factor_a, factor_b]: [i16; 2]| {
         i32::from(a) * i32::from(factor_a) + i32::from(b) * i32::from(factor_b)
@@ -105,8 +106,8 @@ fn pass<const SHIFT: u32>(input: [i16; BLOCK]) -> [i16; BLOCK] {
     })
 }
 
-/// Two blocks at once, one in each half of the registers. Unsafe are the call of a function that needs AVX2, and loads
-/// and stores through pointers.
+/// Transforms two blocks at once with AVX2, one in each half of the registers. Unsafe code: calling a function that
+/// needs AVX2, and loads and stores through pointers.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod avx2 {
@@ -114,10 +115,10 @@ mod avx2 {
 
     use super::{BLOCK, Block, CONST_BITS, PASS1_BITS, factor};
 
-    /// [`super::transform_plain`].
+    /// Vectorized [`super::transform_plain`].
     pub(super) fn transform(blocks: &[Block], divisors: &[i16; 64], out: &mut [u8]) {
         assert!(is_x86_feature_detected!("avx2"));
-        // SAFETY: the machine has AVX2, asserted above.
+        // SAFETY: the assertion above checks that the CPU has AVX2.
         unsafe { pairs(blocks, divisors, out) }
     }
 
@@ -136,18 +137,18 @@ mod avx2 {
             let columns = pass::<{ (CONST_BITS + PASS1_BITS + 3) as i32 }>(between);
             let rows = transpose(columns);
             for (y, row) in rows.into_iter().enumerate() {
-                // Both blocks' row to bytes; left in the low half, right in the high.
+                // Convert the row of both blocks to bytes: left block in the low half, right block in the high half.
                 let bytes = _mm256_permute4x64_epi64::<0b1000>(_mm256_packs_epi16(row, row));
                 let bytes = _mm_xor_si128(_mm256_castsi256_si128(bytes), _mm_set1_epi8(-128));
                 let target: &mut [u8; 2 * BLOCK] =
-                    out[y * stride..].first_chunk_mut().expect("two blocks fit where two blocks begin");
-                // SAFETY: the target is 16 bytes long.
+                    out[y * stride..].first_chunk_mut().expect("the output has room for both blocks");
+                // SAFETY: `target` has 16 bytes, and the store may be unaligned.
                 unsafe { _mm_storeu_si128(target.as_mut_ptr().cast(), bytes) }
             }
         }
     }
 
-    /// Whether there is nothing below the first row.
+    /// Whether a block is zero below its first row.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn is_flat_down(block: &Block) -> bool {
@@ -156,7 +157,8 @@ mod avx2 {
         _mm_testz_si128(below, below) == 1
     }
 
-    /// The pass along the columns. A block that is flat down has its first row in all of them.
+    /// The pass along the columns. For a block that is zero below its first row, all output rows are the (shifted)
+    /// first row.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn first_pass(input: [__m256i; BLOCK], is_flat: [bool; 2]) -> [__m256i; BLOCK] {
@@ -175,11 +177,11 @@ mod avx2 {
     #[target_feature(enable = "avx2")]
     fn row(block: &[i16; 64], y: usize) -> __m128i {
         let row: &[i16; BLOCK] = block[BLOCK * y..].first_chunk().expect("a block has eight rows");
-        // SAFETY: the row is 16 bytes long.
+        // SAFETY: `row` has 16 bytes, and the load may be unaligned.
         unsafe { _mm_loadu_si128(row.as_ptr().cast()) }
     }
 
-    /// [`super::pass`] along the registers: lane by lane.
+    /// [`super::pass`] for every lane: the eight values are in eight registers.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn pass<const SHIFT: i32>(input: [__m256i; BLOCK]) -> [__m256i; BLOCK] {
@@ -190,7 +192,8 @@ mod avx2 {
         };
         let add = |a: [__m256i; 2], b: [__m256i; 2]| [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])];
         let sub = |a: [__m256i; 2], b: [__m256i; 2]| [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])];
-        // To the upper half of 32 bits, then down again but for the constants' bits.
+        // Sign-extend to 32 bits and scale by the fractional bits of the constants: move to the upper half, then
+        // shift right.
         let widen = |value: __m256i| {
             let zero = _mm256_setzero_si256();
             interleave(zero, value).map(|value| _mm256_srai_epi32::<{ 16 - CONST_BITS as i32 }>(value))
@@ -227,12 +230,12 @@ mod avx2 {
         ]
     }
 
-    /// Transposes the 8x8 values in each half.
+    /// Transposes the 8x8 values in each half of the registers.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn transpose(rows: [__m256i; BLOCK]) -> [__m256i; BLOCK] {
         let [a, b, c, d, e, f, g, h] = rows;
-        // Rows 0 and 4, 2 and 6, 1 and 5, 3 and 7 interleaved, three times over.
+        // Interleaving rows 0 and 4, 1 and 5, 2 and 6, 3 and 7 three times is a transpose.
         let mix = |[a, b, c, d, e, f, g, h]: [__m256i; BLOCK]| {
             [
                 _mm256_unpacklo_epi16(a, e),
@@ -254,14 +257,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flat_block_is_flat() {
+    fn dc_only_block_is_flat() {
         let mut block = [0; 64];
         block[0] = 20;
         assert_eq!(block_samples(&block, &[4; 64]), [[128 + 10; BLOCK]; BLOCK]);
     }
 
     #[test]
-    fn vectors_equal_the_plain_transform() {
+    fn vectorized_transform_matches_scalar() {
         let mut seed = 1_u32;
         let mut random = |bits: u32| {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -269,7 +272,7 @@ mod tests {
         };
         for bits in 2..=16 {
             for zeros in [0, 20, 56, 60, 63] {
-                // Every other pair has one block with more.
+                // In every other pair, one block has more nonzero coefficients.
                 let used = |index: usize| if index % 4 == 1 { 64 } else { 64 - zeros };
                 let blocks: Vec<Block> = (0..6)
                     .map(|index| std::array::from_fn(|at| if at < used(index) { random(bits) } else { 0 }))

@@ -1,12 +1,12 @@
-//! The segments between the pictures' data: tables, headers, application data.
+//! Parses marker segments: tables, headers, application data.
 
 use super::JpegError;
 use super::bits::next_marker;
 use super::frame::{Frame, Process, Scan};
 use super::huffman::Codes;
 
-/// Zigzag order: where the coefficients of a block lie in it, row by row. Behind the end, where damaged data may point,
-/// stands the last place.
+/// Zigzag order: the row-major index of each zigzag position. Damaged data can reach positions beyond 63; they map to
+/// the last index.
 pub(super) const ZIGZAG: [u8; 80] = {
     let mut order = [63; 80];
     let (mut at, mut x, mut y) = (0, 0_usize, 0_usize);
@@ -34,32 +34,32 @@ pub(super) const ZIGZAG: [u8; 80] = {
 const START_OF_IMAGE: u8 = 0xd8;
 const END_OF_IMAGE: u8 = 0xd9;
 
-/// What stopped the reading of segments.
+/// Why reading segments stopped.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// A scan begins.
+    /// Start of a scan.
     Scan(Scan),
-    /// The picture ends.
+    /// End of the image.
     End,
 }
 
-/// Reads segments, and holds what they have declared so far.
+/// Reads segments and stores what they have declared so far.
 #[derive(Debug, Default)]
 pub(super) struct Markers<'a> {
     file: &'a [u8],
-    /// Where the next marker is looked for.
+    /// Position in the file from which the next marker is searched.
     pub(super) at: usize,
     pub(super) frame: Option<Frame>,
-    /// Divisors in the order of the block's rows.
+    /// Quantization tables, in row-major order.
     pub(super) quantization: [Option<[u16; 64]>; 4],
     pub(super) dc_tables: [Option<Codes>; 4],
     pub(super) ac_tables: [Option<Codes>; 4],
-    /// Units between restarts, 0 for none.
+    /// Number of units between restart markers; 0 means no restarts.
     pub(super) restart_interval: usize,
     pub(super) has_jfif: bool,
-    /// The color transform of an Adobe segment.
+    /// The color transform declared by an Adobe segment.
     pub(super) adobe: Option<u8>,
-    /// The EXIF segments so far, joined, each without its name.
+    /// The EXIF segments so far, joined, without their identifiers.
     pub(super) exif: Option<Vec<u8>>,
     /// The last XMP packet so far.
     pub(super) xmp: Option<&'a [u8]>,
@@ -73,7 +73,7 @@ impl<'a> Markers<'a> {
         Ok(Self { file, at: 2, ..Self::default() })
     }
 
-    /// Reads up to the data of the next scan, or to the end of the picture.
+    /// Reads segments up to the data of the next scan, or to the end of the image.
     pub(super) fn read(&mut self) -> Result<Stop, JpegError> {
         loop {
             let (marker, at) = next_marker(self.file, self.at)?;
@@ -84,11 +84,11 @@ impl<'a> Markers<'a> {
         }
     }
 
-    /// Reads the segment of a marker whose two bytes are already behind.
+    /// Reads the segment after a marker that has already been consumed.
     pub(super) fn read_segment(&mut self, marker: u8) -> Result<Option<Stop>, JpegError> {
         match marker {
             END_OF_IMAGE => return Ok(Some(Stop::End)),
-            // Markers without a length: restarts that nobody waits for, and one for arithmetic coding.
+            // Markers without a length: unexpected restarts, and one for arithmetic coding.
             0xd0..=0xd7 | 0x01 => return Ok(None),
             START_OF_IMAGE => return Err(JpegError::damaged("a second image begins inside the first")),
             0xc0..=0xcf | 0xda..=0xdd | 0xe0..=0xef | 0xfe => {}
@@ -99,7 +99,7 @@ impl<'a> Markers<'a> {
             0xc0 | 0xc1 => self.start_frame(Process::Sequential, data)?,
             0xc2 => self.start_frame(Process::Progressive, data)?,
             0xc4 => self.read_huffman(data)?,
-            0xcc => {} // conditions of arithmetic coding
+            0xcc => {} // conditioning of arithmetic coding
             0xc3 | 0xc5..=0xcf => return Err(JpegError::Coding(process_name(marker).into())),
             0xda => {
                 let frame = self.frame.as_ref().ok_or_else(|| JpegError::damaged("a scan comes before the frame"))?;
@@ -126,7 +126,7 @@ impl<'a> Markers<'a> {
         Ok(None)
     }
 
-    /// The bytes that belong to the marker, without their length.
+    /// Consumes and returns the parameters of a marker, without the length field.
     fn parameters(&mut self) -> Result<&'a [u8], JpegError> {
         let rest = self.file.get(self.at..).ok_or(JpegError::ENDS_EARLY)?;
         let length = usize::from(u16::from_be_bytes(*rest.first_chunk().ok_or(JpegError::ENDS_EARLY)?)).max(2);
@@ -143,7 +143,7 @@ impl<'a> Markers<'a> {
     }
 
     fn read_huffman(&mut self, mut data: &[u8]) -> Result<(), JpegError> {
-        let bad = || JpegError::damaged("a Huffman table is not complete");
+        let bad = || JpegError::damaged("a Huffman table is incomplete");
         while !data.is_empty() {
             let (&[head], rest) = data.split_first_chunk().ok_or_else(bad)?;
             let (&counts, rest) = rest.split_first_chunk::<16>().ok_or_else(bad)?;
@@ -160,7 +160,7 @@ impl<'a> Markers<'a> {
     }
 
     fn read_quantization(&mut self, mut data: &[u8]) -> Result<(), JpegError> {
-        let bad = || JpegError::damaged("a quantization table is not complete");
+        let bad = || JpegError::damaged("a quantization table is incomplete");
         while let Some((&head, rest)) = data.split_first() {
             let is_wide = head >> 4 != 0;
             let slot = self.quantization.get_mut(usize::from(head & 15)).ok_or_else(bad)?;
@@ -180,7 +180,7 @@ impl<'a> Markers<'a> {
     }
 }
 
-/// The coding processes that are not read.
+/// The name of an unsupported coding process.
 fn process_name(marker: u8) -> &'static str {
     match marker {
         0xc3 => "lossless coding",
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_zigzag_visits_every_place_once() {
+    fn zigzag_visits_every_index_once() {
         assert_eq!(ZIGZAG[..10], [0, 1, 8, 16, 9, 2, 3, 10, 17, 24]);
         assert_eq!(ZIGZAG[58..66], [61, 54, 47, 55, 62, 63, 63, 63]);
         let mut places = ZIGZAG[..64].to_vec();

@@ -1,17 +1,18 @@
-//! JPEG files, with the very pixels that libjpeg-turbo gives Pillow.
+//! JPEG decoder with exactly the pixels of Pillow with libjpeg-turbo.
 //!
-//! Read are baseline, extended sequential and progressive files with Huffman codes and 8 bits a sample; grey, RGB,
-//! YCbCr, CMYK and YCCK; all sampling factors. What else the standard has is refused by name: arithmetic coding, lossless
-//! and hierarchical files, 12 bits.
+//! It supports baseline, extended sequential and progressive files with Huffman coding and 8 bits per sample; grey,
+//! RGB, YCbCr, CMYK and YCCK; and all integral sampling ratios. Other codings of the standard (arithmetic, lossless,
+//! hierarchical, 12 bits) are rejected with an error that names them.
 //!
-//! Damaged files: what Pillow refuses is refused, and so is every file without an end. What it lets pass comes out as it
-//! does there: a scan whose data ends before its blocks do leaves the rest grey. One thing is left out: a progressive file
-//! that lacks scans is not smoothed over.
+//! Damaged files: files that Pillow rejects are rejected, and so is every file without an end marker. Files that
+//! Pillow tolerates give the same pixels: if the data of a scan ends early, the rest is grey. One exception: a
+//! progressive file with missing scans is not smoothed.
 //!
-//! The way of a file: [`markers`] reads the headers; [`scan`] and [`blocks`] read the coefficients from [`bits`] and
-//! [`huffman`] codes; [`render`] turns bands of them into rows of pixels, by [`idct`], [`upsample`] and [`color`]. Where one
-//! scan has everything, the next bands are read while others are rendered, and no more of the picture is kept. Scans of
-//! progressive files are read at the same time, each a band behind the one before it, and rendered afterwards.
+//! Data flow: [`markers`] parses the headers. [`scan`] and [`blocks`] decode the coefficients, with [`bits`] and
+//! [`huffman`]. [`render`] converts bands of coefficients to rows of pixels, with [`idct`], [`upsample`] and
+//! [`color`]. If a single scan has all components, the next bands are decoded while others are rendered, and only
+//! these bands are held in memory. The scans of a progressive file are decoded in parallel, each one band behind the
+//! scan before it, and rendered afterwards.
 //!
 //! Source: ITU-T T.81, and libjpeg-turbo 3.1 where the standard leaves a choice.
 
@@ -43,14 +44,14 @@ use self::scan::ScanReader;
 pub(crate) use self::tables::Tables;
 use crate::output::{RowSpace, read_ahead};
 
-/// The most scans that a file may have. Encoders write about ten; thousands of empty ones are an attack.
+/// Maximum number of scans. Encoders write about ten; a file with thousands of empty scans is an attack.
 const MAX_SCANS: usize = 500;
 
-/// How often all blocks may be visited by scans. A file that sends every bit of every coefficient by itself, which
-/// nobody does, would need 900; encoders need ten.
+/// Maximum number of times that scans may visit each block, on average. Encoders need ten. Sending every bit of every
+/// coefficient in its own scan would need 900, but no encoder does that.
 const MAX_VISITS: usize = 30;
 
-/// A file whose headers are read, up to its first scan.
+/// A file whose headers have been read, up to the first scan.
 #[derive(Debug)]
 pub(crate) struct Decoder<'a> {
     file: &'a [u8],
@@ -65,14 +66,14 @@ impl<'a> Decoder<'a> {
         Self::with_tables(file, &Tables::default())
     }
 
-    /// Reads the headers of a file that may leave out tables which were given before.
+    /// Reads the headers of a file that may rely on tables from elsewhere.
     pub(crate) fn with_tables(file: &'a [u8], tables: &Tables) -> Result<Self, JpegError> {
         let mut markers = Markers::new(file)?;
         tables.put(&mut markers);
         let Stop::Scan(scan) = markers.read()? else {
-            return Err(JpegError::damaged("it ends before any picture"));
+            return Err(JpegError::damaged("it ends before any image data"));
         };
-        let frame = markers.frame.clone().ok_or_else(|| JpegError::damaged("it has no frame"))?;
+        let frame = markers.frame.clone().ok_or_else(|| JpegError::damaged("it has no frame header"))?;
         Ok(Self { file, markers, frame, scan })
     }
 
@@ -81,22 +82,22 @@ impl<'a> Decoder<'a> {
         (self.frame.width as u32, self.frame.height as u32)
     }
 
-    /// How many color components the file has.
+    /// Number of color components.
     pub(crate) fn components(&self) -> usize {
         self.frame.components.len()
     }
 
-    /// The sampling factors of the components, across and down; 1 for a single component.
+    /// The horizontal and vertical sampling factors of each component. They are 1 if there is a single component.
     pub(crate) fn sampling(&self) -> Vec<(usize, usize)> {
         self.frame.components.iter().map(|component| (component.h, component.v)).collect()
     }
 
-    /// The tables that hold before the first scan.
+    /// The tables that are in effect at the first scan.
     pub(crate) fn tables(&self) -> Tables {
-        Tables::of(&self.markers)
+        Tables::from_markers(&self.markers)
     }
 
-    /// The EXIF block, from its TIFF header on.
+    /// The EXIF block, starting with its TIFF header.
     pub(crate) fn exif(&self) -> Option<&[u8]> {
         self.markers.exif.as_deref()
     }
@@ -106,14 +107,16 @@ impl<'a> Decoder<'a> {
         self.markers.xmp
     }
 
-    /// Writes the pixels as RGB to `out`, from the top, in bands of whole rows: `[rows, width, 3]`. Both sides must be at
-    /// least 1. Progressive files need room for all their coefficients, which may take up to `max_bytes`.
+    /// Decodes to RGB and writes it to `out` in bands of whole rows, from the top: `[rows, width, 3]`. Width and
+    /// height must be at least 1. A progressive file needs memory for all its coefficients, at most `max_bytes`
+    /// bytes.
     pub(crate) fn decode(self, max_bytes: u64, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
-        let color = Color::of(&self.markers, &self.frame.components);
+        let color = Color::detect(&self.markers, &self.frame.components);
         self.decode_as(color, max_bytes, out)
     }
 
-    /// [`Self::decode`], whatever the file says of its colors. `color` must have as many components as the file.
+    /// Like [`Self::decode`], but with the given color space instead of the one that the file declares. `color` must
+    /// have the same number of components as the file.
     pub(crate) fn decode_as(
         mut self,
         color: Color,
@@ -134,15 +137,15 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// One scan has everything: bands are turned into pixels while the next ones are read.
+    /// Decodes a file with a single scan. Bands are rendered while the next ones are read.
     fn decode_single_scan(mut self, color: Color, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
         let mut divisors = vec![None; self.frame.components.len()];
-        latch(&self.markers, &self.frame, &self.scan, &mut divisors)?;
+        save_quantization(&self.markers, &self.frame, &self.scan, &mut divisors)?;
         let mut reader = ScanReader::new(self.file, &self.markers, &self.frame, &self.scan)?;
         let frame = &self.frame;
-        let layout = render::Bands::of(frame);
+        let layout = render::Bands::new(frame);
         let mut renderer = Renderer::new(frame, layout, &divisors, color);
-        // Enough for the thread that has read a group to help with the rendering of the last one.
+        // Large enough that the thread that reads a group finishes early and helps to render the previous one.
         let group = 4 * rayon::current_num_threads();
         let mut groups = (0..layout.count).step_by(group);
         let spare: Mutex<Vec<Coefficients>> = Mutex::new(Vec::new());
@@ -164,22 +167,23 @@ impl<'a> Decoder<'a> {
         })?;
         match next_stop(&reader, &mut self.markers)? {
             Stop::End => Ok(()),
-            Stop::Scan(_) => Err(JpegError::damaged("a second scan begins behind the whole picture")),
+            Stop::Scan(_) => Err(JpegError::damaged("there is a second scan after the complete image")),
         }
     }
 
-    /// The coefficients come in several scans: all are read, then turned into pixels.
+    /// Decodes a file with several scans. All coefficients are read, then rendered.
     fn decode_scans(mut self, color: Color, max_bytes: u64, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
         let needed = (self.frame.stored_blocks() * (size_of::<Block>() + size_of::<u64>())) as u64;
         if needed > max_bytes {
             return Err(JpegError::Memory(needed));
         }
-        // The coefficients are allocated by bands, which cannot fail one by one: ask for all of them beforehand.
+        // The coefficients are allocated band by band with infallible allocations, so check first that there is
+        // enough memory for all of them.
         if Vec::<u8>::new().try_reserve_exact(needed as usize).is_err() {
             return Err(JpegError::OutOfMemory(needed));
         }
         let frame = &self.frame;
-        let layout = render::Bands::of(frame);
+        let layout = render::Bands::new(frame);
         let mut bands: Vec<Coefficients> =
             (0..layout.count).map(|band| Coefficients::with_nonzero(&layout.blocks(frame, band))).collect();
         let mut divisors = vec![None; frame.components.len()];
@@ -193,12 +197,12 @@ impl<'a> Decoder<'a> {
             if scans > MAX_SCANS || visits > MAX_VISITS * frame.stored_blocks() + (1 << 20) {
                 return Err(JpegError::damaged("it has too many scans"));
             }
-            latch(&self.markers, frame, &scan, &mut divisors)?;
+            save_quantization(&self.markers, frame, &scan, &mut divisors)?;
             let reader = ScanReader::new(self.file, &self.markers, frame, &scan)?;
             let has_restarts = reader.has_restarts();
             readers.push(reader);
             if has_restarts {
-                // Only reading it shows where it ends.
+                // With restart markers, the end of the scan is only known after decoding it.
                 read_scans(&mut readers, &mut bands, &layout, frame)?;
             }
             let stop = next_stop(&readers[readers.len() - 1], &mut self.markers)?;
@@ -225,8 +229,8 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// Reads scans at the same time, each one band behind the one before it: what a scan adds to a band depends on the
-/// earlier scans of that band alone.
+/// Reads scans in parallel, each one band behind the scan before it. This is possible because what a scan adds to a
+/// band only depends on what earlier scans wrote to that band.
 fn read_scans(
     readers: &mut [ScanReader<'_>],
     bands: &mut [Coefficients],
@@ -249,7 +253,7 @@ fn read_scans(
     Ok(())
 }
 
-/// Blocks of each component, with [`Plane::nonzero`] where they come in several scans.
+/// The blocks of each component in a band, with [`Plane::nonzero`] for files with several scans.
 #[derive(Debug)]
 struct Coefficients {
     blocks: Vec<Vec<Block>>,
@@ -282,8 +286,9 @@ impl Coefficients {
     }
 }
 
-/// The first scan of a component decides which table divides it, as the table is then.
-fn latch(
+/// Saves the quantization table of each component at its first scan. Later changes of the table do not affect the
+/// component.
+fn save_quantization(
     markers: &Markers<'_>,
     frame: &Frame,
     scan: &Scan,
@@ -299,7 +304,7 @@ fn latch(
     Ok(())
 }
 
-/// Reads on behind the data of a scan.
+/// Continues after the data of a scan, up to the next scan or the end of the image.
 fn next_stop<'a>(reader: &ScanReader<'a>, markers: &mut Markers<'a>) -> Result<Stop, JpegError> {
     if let Some(marker) = reader.finish(markers)
         && let Some(stop) = markers.read_segment(marker)?

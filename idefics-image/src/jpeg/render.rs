@@ -1,7 +1,7 @@
-//! From coefficients to rows of the picture, band by band.
+//! Converts coefficients to rows of the image, band by band.
 //!
-//! A band is some rows of units. Interpolation looks one row of samples over the edge of a band, so the rows of the
-//! picture that a band lets finish are shifted up by one: they need that band and the one above.
+//! A band is a number of unit rows. Upsampling needs one row of samples beyond the edge of a band. Therefore the
+//! output rows of a band are shifted up by one: they are computed from this band and the one above.
 
 use std::ops::Range;
 
@@ -15,32 +15,32 @@ use super::idct;
 use super::upsample::{Upsampler, Upsampling};
 use crate::output::RowSpace;
 
-/// Bytes of coefficients in a band: a part of a core's own cache.
+/// Bytes of coefficients in a band. It fits in a part of the cache of a core.
 const BAND_BYTES: usize = 256 << 10;
 
-/// How a frame is cut in bands.
+/// How a frame is divided into bands.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bands {
-    /// Rows of units in a band; the last one may have fewer.
+    /// Number of unit rows in a band. The last band may have fewer.
     units: usize,
     /// Number of bands.
     pub(super) count: usize,
 }
 
 impl Bands {
-    pub(super) fn of(frame: &Frame) -> Self {
+    pub(super) fn new(frame: &Frame) -> Self {
         let unit_row: usize = frame.components.iter().map(|component| component.v * component.stride).sum();
         let units = (BAND_BYTES / (unit_row * size_of::<Block>())).clamp(1, frame.units_down);
         Self { units, count: frame.units_down.div_ceil(units) }
     }
 
-    /// The rows of units of a band.
+    /// The unit rows of a band.
     pub(super) fn units(self, frame: &Frame, band: usize) -> Range<usize> {
         let start = band * self.units;
         start..(start + self.units).min(frame.units_down)
     }
 
-    /// How many blocks of each component a band has.
+    /// Number of blocks of each component in a band.
     pub(super) fn blocks(self, frame: &Frame, band: usize) -> Vec<usize> {
         let rows = self.units(frame, band).len();
         frame.components.iter().map(|component| component.stride * component.v * rows).collect()
@@ -50,23 +50,23 @@ impl Bands {
 /// The samples of each component in one band.
 type Planes = Vec<Vec<u8>>;
 
-/// Turns bands of coefficients into rows of a picture, from the top.
+/// Converts bands of coefficients to rows of the image, from the top.
 #[derive(Debug)]
 pub(super) struct Renderer<'a> {
     frame: &'a Frame,
-    /// Divisors of each component; zeros for one that no scan has shown.
+    /// Quantization table of each component; zeros for a component that no scan contains.
     divisors: Vec<[i16; 64]>,
     upsampling: Vec<Upsampling>,
     color: Color,
     layout: Bands,
-    /// Bands that are done, and the samples of the last one.
+    /// Number of finished bands, and the samples of the last one.
     done: usize,
     last: Option<Planes>,
 }
 
 impl<'a> Renderer<'a> {
     pub(super) fn new(frame: &'a Frame, layout: Bands, divisors: &[Option<[u16; 64]>], color: Color) -> Self {
-        // Divisors above 15 bits wrap, as in the vector code of libjpeg-turbo.
+        // Quantization values above 15 bits wrap around, as in the SIMD code of libjpeg-turbo.
         let wrapped = |table: &Option<[u16; 64]>| table.map_or([0; 64], |table| table.map(|divisor| divisor as i16));
         Self {
             frame,
@@ -79,7 +79,7 @@ impl<'a> Renderer<'a> {
         }
     }
 
-    /// Takes the next bands, and writes the rows that they let finish to `out`: `[rows, width, pixel]`.
+    /// Renders the next bands and writes the finished rows to `out`: `[rows, width, pixel]`.
     pub(super) fn render(&mut self, bands: &[Coefficients], out: &mut impl RowSpace) {
         let mut planes: Vec<Planes> =
             bands.par_iter().with_max_len(1).map(|band| self.transform(&band.all())).collect();
@@ -101,7 +101,8 @@ impl<'a> Renderer<'a> {
         out.take();
     }
 
-    /// The rows of the picture that lie between the last row of the band above and that of this one, or to the end.
+    /// The rows of the image that this band finishes: from the last row of the band above up to, but not including,
+    /// its own last row. The last band also finishes its last row.
     fn rows(&self, band: usize) -> Range<usize> {
         let band_rows = self.layout.units * self.frame.max_v * BLOCK;
         let end = if band + 1 == self.layout.count { self.frame.height } else { (band + 1) * band_rows - 1 };
@@ -120,7 +121,7 @@ impl<'a> Renderer<'a> {
         self.frame.components.iter().zip(&self.divisors).zip(blocks).map(plane).collect()
     }
 
-    /// The rows of a band as pixels.
+    /// Computes the pixels of the rows that a band finishes. `above` is the band above.
     fn finish(&self, band: usize, above: Option<&Planes>, planes: &Planes, out: &mut [u8]) {
         let width = self.frame.width;
         let length = width.next_multiple_of(2 * BLOCK);
@@ -129,7 +130,7 @@ impl<'a> Renderer<'a> {
         for (y, out) in self.rows(band).zip(out.chunks_exact_mut(self.color.pixel_bytes() * width)) {
             let mut rows: [&[u8]; 4] = [&[]; 4];
             for (index, (component, upsampler)) in components.iter().zip(&mut upsamplers).enumerate() {
-                // Rows of this component in a band, and in a row.
+                // Rows of samples of this component per band, and samples per row.
                 let (height, stride) = (self.layout.units * component.v * BLOCK, component.stride * BLOCK);
                 let source = |y: usize| {
                     let planes = match above {

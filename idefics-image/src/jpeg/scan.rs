@@ -1,31 +1,31 @@
-//! The blocks of a scan in their order, with restarts.
+//! Decodes the blocks of a scan in order, with restarts.
 
 use std::ops::Range;
 
 use super::JpegError;
 use super::bits::{Bits, Position, Segments};
-use super::blocks::{self, Band, Partial, Plane};
+use super::blocks::{self, Band, Plane, ProgressiveBlock};
 use super::frame::{Frame, Process, Scan};
 use super::huffman::{Codes, Table};
 use super::markers::Markers;
 
-/// A scan that is being read.
+/// A scan that is being decoded.
 #[derive(Debug)]
 pub(super) struct ScanReader<'a> {
     segments: Segments<'a>,
     position: Position,
     kind: Kind,
     parts: Vec<Part>,
-    /// The blocks of one unit, in their order.
+    /// The blocks of one unit, in coding order.
     places: Vec<Place>,
     units_across: usize,
-    /// Rows of units.
+    /// Number of unit rows.
     pub(super) rows: usize,
     restart_interval: usize,
     state: State,
 }
 
-/// What a scan has of each block.
+/// What a scan codes of each block.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Sequential,
@@ -35,44 +35,44 @@ enum Kind {
     AcRefined(Band),
 }
 
-/// One component's part in a scan.
+/// A component of a scan, with its tables.
 #[derive(Debug)]
 struct Part {
-    /// Which of the frame's components.
+    /// Index of the component in the frame.
     component: usize,
-    /// The tables; those that the scan does not use are empty.
+    /// The Huffman tables. Tables that the scan does not use are empty.
     dc: Table,
     ac: Table,
-    /// Blocks from one row of blocks to the next.
+    /// Number of blocks per row of blocks.
     stride: usize,
-    /// Blocks of a unit, across and down.
+    /// Number of blocks per unit, horizontally and vertically.
     across: usize,
     down: usize,
 }
 
-/// Where a block of a unit goes.
+/// Position of a block in its unit.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     part: usize,
-    /// Blocks from the first of the unit.
+    /// Number of blocks from the first block of the unit.
     offset: usize,
 }
 
-/// What goes on from block to block up to a restart.
+/// State that is carried from block to block and reset at a restart.
 #[derive(Debug, Default)]
 struct State {
     /// The last DC coefficient of each part.
     last_dc: [i32; 4],
-    /// Blocks that have nothing more in a progressive scan.
-    empty_blocks: u32,
-    /// The segment has ended too early: units stay as they are up to the next restart.
+    /// Number of following blocks that have no more coefficients in the band of a progressive scan.
+    eob_run: u32,
+    /// Whether the segment ended early. The remaining units up to the next restart are left unchanged.
     is_exhausted: bool,
     units_to_restart: usize,
     next_restart: u8,
 }
 
 impl<'a> ScanReader<'a> {
-    /// Prepares the tables and reads the first segment.
+    /// Builds the tables and reads the first segment.
     pub(super) fn new(file: &'a [u8], markers: &Markers<'_>, frame: &Frame, scan: &Scan) -> Result<Self, JpegError> {
         let kind = kind(frame.process, scan);
         let is_interleaved = scan.components.len() > 1;
@@ -104,12 +104,14 @@ impl<'a> ScanReader<'a> {
         Ok(Self { segments, position, kind, parts, places, units_across, rows, restart_interval, state })
     }
 
-    /// Whether the scan has restart markers. The end of a scan without any is known before it is read.
+    /// Whether the scan has restart markers. Without them, the scan is a single segment and its end is known before
+    /// it is decoded.
     pub(super) fn has_restarts(&self) -> bool {
         self.restart_interval > 0
     }
 
-    /// The rows of units that lie in rows `units` of the frame: those of the scan's only component are its own blocks.
+    /// Converts a range of unit rows of the frame to unit rows of the scan. They differ if the scan has a single
+    /// component: its units are single blocks.
     pub(super) fn rows_in(&self, units: Range<usize>, frame: &Frame) -> Range<usize> {
         let rows_per_unit = match self.parts[..] {
             [ref only] => frame.components[only.component].v,
@@ -118,7 +120,8 @@ impl<'a> ScanReader<'a> {
         units.start * rows_per_unit..(units.end * rows_per_unit).min(self.rows)
     }
 
-    /// Reads rows of units. `out` has the blocks of each component of the frame, from the first of these rows on.
+    /// Decodes unit rows of the scan. `out` has the blocks of each component of the frame, starting at the first of
+    /// these rows.
     pub(super) fn read_rows(&mut self, rows: Range<usize>, out: &mut [Plane<'_>]) -> Result<(), JpegError> {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2") {
@@ -139,13 +142,13 @@ impl<'a> ScanReader<'a> {
             Kind::DcRefined { low_bit } => self.each_block(rows, out, |bits, _, _, _, plane, at| {
                 blocks::dc_refined(bits, low_bit, &mut plane.blocks[at]);
             }),
-            Kind::AcFirst(band) => self.each_block(rows, out, |bits, part, _, empty_blocks, plane, at| {
-                let block = Partial { block: &mut plane.blocks[at], nonzero: &mut plane.nonzero[at] };
-                blocks::ac_first(bits, &part.ac, band, empty_blocks, block);
+            Kind::AcFirst(band) => self.each_block(rows, out, |bits, part, _, eob_run, plane, at| {
+                let block = ProgressiveBlock { block: &mut plane.blocks[at], nonzero: &mut plane.nonzero[at] };
+                blocks::ac_first(bits, &part.ac, band, eob_run, block);
             }),
-            Kind::AcRefined(band) => self.each_block(rows, out, |bits, part, _, empty_blocks, plane, at| {
-                let block = Partial { block: &mut plane.blocks[at], nonzero: &mut plane.nonzero[at] };
-                blocks::ac_refined(bits, &part.ac, band, empty_blocks, block);
+            Kind::AcRefined(band) => self.each_block(rows, out, |bits, part, _, eob_run, plane, at| {
+                let block = ProgressiveBlock { block: &mut plane.blocks[at], nonzero: &mut plane.nonzero[at] };
+                blocks::ac_refined(bits, &part.ac, band, eob_run, block);
             }),
         }
     }
@@ -175,7 +178,7 @@ impl<'a> ScanReader<'a> {
                     let part = &self.parts[place.part];
                     let at = row * part.down * part.stride + unit * part.across + place.offset;
                     let plane = &mut out[part.component];
-                    decode(&mut bits, part, &mut state.last_dc[place.part], &mut state.empty_blocks, plane, at);
+                    decode(&mut bits, part, &mut state.last_dc[place.part], &mut state.eob_run, plane, at);
                 }
                 state.is_exhausted = bits.is_overrun();
             }
@@ -184,7 +187,8 @@ impl<'a> ScanReader<'a> {
         Ok(())
     }
 
-    /// Goes back to the markers, behind the data of the scan. Returns the marker that ended it.
+    /// Sets the position of `markers` to the end of the scan's data. Returns the marker that ended it, if it has not
+    /// been consumed.
     pub(super) fn finish(&self, markers: &mut Markers<'_>) -> Option<u8> {
         markers.at = self.segments.at;
         self.segments.marker
@@ -195,7 +199,7 @@ impl State {
     fn restart(&mut self, segments: &mut Segments<'_>, interval: usize) -> Result<(), JpegError> {
         let is_there = segments.restart(0xd0 + self.next_restart)?;
         *self = Self {
-            // In front of another marker the data stays exhausted.
+            // If the expected restart marker is missing, the data stays exhausted.
             is_exhausted: self.is_exhausted && !is_there,
             units_to_restart: interval,
             next_restart: (self.next_restart + 1) & 7,
@@ -235,14 +239,14 @@ fn table(is_needed: bool, tables: &[Option<Codes>; 4], slot: u8, is_dc: bool) ->
     Table::new(codes.ok_or_else(|| JpegError::damaged("a Huffman table is missing"))?, is_dc)
 }
 
-/// Shifts by a variable number of bits are the inner loop; BMI2 has cheaper ones. Unsafe is the call of a function that
-/// needs it.
+/// The inner loop shifts by variable numbers of bits, and BMI2 has faster instructions for that. Unsafe code: calling
+/// a function that needs BMI.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod bmi {
     use super::*;
 
-    /// [`ScanReader::read_rows_plain`], compiled with BMI.
+    /// [`ScanReader::read_rows_plain`] compiled for BMI1 and BMI2.
     pub(super) fn read_rows(
         scan: &mut ScanReader<'_>,
         rows: Range<usize>,
@@ -253,7 +257,7 @@ mod bmi {
             scan.read_rows_plain(rows, out)
         }
         assert!(is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2"));
-        // SAFETY: the machine has both, asserted on the line above.
+        // SAFETY: the assertion above checks that the CPU has both.
         unsafe { compiled(scan, rows, out) }
     }
 }

@@ -1,10 +1,10 @@
-//! Tables that several JPEG files share, as TIFF has them.
+//! Tables shared by several JPEG streams, as in TIFF.
 
 use super::JpegError;
 use super::huffman::Codes;
 use super::markers::{Markers, Stop};
 
-/// Quantization and Huffman tables by their slots.
+/// Quantization and Huffman tables, indexed by slot.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tables {
     quantization: [Option<[u16; 64]>; 4],
@@ -13,16 +13,16 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Reads a file that has tables alone.
+    /// Reads a JPEG stream that only contains tables.
     pub(crate) fn read(file: &[u8]) -> Result<Self, JpegError> {
         let mut markers = Markers::new(file)?;
         match markers.read()? {
-            Stop::End => Ok(Self::of(&markers)),
+            Stop::End => Ok(Self::from_markers(&markers)),
             Stop::Scan(_) => Err(JpegError::damaged("a scan begins among the tables")),
         }
     }
 
-    pub(super) fn of(markers: &Markers<'_>) -> Self {
+    pub(super) fn from_markers(markers: &Markers<'_>) -> Self {
         Self { quantization: markers.quantization, dc: markers.dc_tables.clone(), ac: markers.ac_tables.clone() }
     }
 

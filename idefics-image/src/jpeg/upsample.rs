@@ -1,29 +1,30 @@
-//! From a component's own size to the picture's.
+//! Upsamples a component to the size of the image.
 //!
-//! Halved components are interpolated with a triangle filter ("fancy upsampling"), 3/4 of the nearer sample and 1/4 of
-//! the further in each direction, both directions rounded at once and to alternating sides; other sizes are repeated.
+//! Components with a factor of 2 are interpolated with a triangle filter ("fancy upsampling"): 3/4 of the nearer
+//! sample and 1/4 of the further one in each direction. Both directions are rounded together, alternately up and
+//! down. Other factors repeat samples.
 //!
 //! Source: `jdsample.c` of libjpeg-turbo 3.
 
 use super::frame::{Component, Frame};
 
-/// How one component is brought to the picture's size.
+/// How a component is upsampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Upsampling {
-    /// It has it already.
+    /// It already has the size of the image.
     None,
-    /// Interpolated along x.
+    /// Interpolated horizontally.
     Across,
-    /// Interpolated along y.
+    /// Interpolated vertically.
     Down,
-    /// Interpolated along both.
+    /// Interpolated in both directions.
     Both,
-    /// Each sample this many times across; and down.
+    /// Each sample is repeated this many times horizontally and vertically.
     Repeat { across: usize, down: usize },
 }
 
 impl Upsampling {
-    /// Without interpolation.
+    /// Repeats samples, without interpolation.
     pub(super) fn repeated(frame: &Frame, component: &Component) -> Self {
         match (frame.max_h / component.h, frame.max_v / component.v) {
             (1, 1) => Self::None,
@@ -31,8 +32,8 @@ impl Upsampling {
         }
     }
 
-    /// The rule of libjpeg-turbo. A component of one or two columns is not interpolated across.
-    pub(super) fn of(frame: &Frame, component: &Component) -> Self {
+    /// Chooses like libjpeg-turbo. A component of one or two columns is not interpolated horizontally.
+    pub(super) fn choose(frame: &Frame, component: &Component) -> Self {
         let (across, down) = (frame.max_h / component.h, frame.max_v / component.v);
         match (across, down) {
             (1, 1) => Self::None,
@@ -44,18 +45,18 @@ impl Upsampling {
     }
 }
 
-/// Where a row of the picture comes from, and the room to compute it.
+/// Computes rows of an upsampled component, and holds the buffers for it.
 #[derive(Debug, Default)]
 pub(super) struct Upsampler {
-    /// Rows added up along y, with one more sample at each end.
+    /// Weighted sums of two rows, with one more sample at each end.
     sums: Vec<u16>,
-    /// The row of the picture.
+    /// The upsampled row.
     row: Vec<u8>,
 }
 
 impl Upsampler {
-    /// Row `y` of the picture; `length` samples, of which those behind the picture's edge do not matter. `source(y)` is
-    /// a row of the component, at least as long as the component is wide.
+    /// Computes row `y` of the image: `length` samples, where those beyond the edge of the image are unspecified.
+    /// `source(y)` returns row `y` of the component, at least as long as the component is wide.
     pub(super) fn row<'a>(
         &'a mut self,
         upsampling: Upsampling,
@@ -65,7 +66,7 @@ impl Upsampler {
         source: impl Fn(usize) -> &'a [u8],
     ) -> &'a [u8] {
         let width = component.width;
-        // Of the two rows that an interpolated one lies between, the nearer and the further.
+        // The two rows that an output row is interpolated from: the nearer and the further one.
         let rows = |y: usize| {
             let further =
                 if y.is_multiple_of(2) { (y / 2).saturating_sub(1) } else { (y / 2 + 1).min(component.height - 1) };
@@ -97,7 +98,7 @@ impl Upsampler {
         &self.row
     }
 
-    /// Fills the sums, and repeats the first and the last.
+    /// Fills the sums, and repeats the first and the last one at the ends.
     fn sum(&mut self, width: usize, fill: impl FnOnce(&mut [u16])) {
         self.sums.resize(width + 2, 0);
         fill(&mut self.sums[1..=width]);
@@ -106,7 +107,7 @@ impl Upsampler {
     }
 }
 
-/// Plain loops, compiled twice.
+/// The inner loops, each compiled with and without AVX2.
 mod kernels {
     /// `(3 × near + far + bias) / 4`.
     #[inline(always)]
@@ -130,7 +131,8 @@ mod kernels {
         }
     }
 
-    /// Two samples for each but the outermost sums: 3 parts of the sum and 1 of the one before, then of the one behind.
+    /// Computes two samples per sum, except for the outermost sums: 3 parts of the sum and 1 part of the sum before
+    /// it, then 3 parts of the sum and 1 part of the sum after it.
     #[inline(always)]
     fn spread_plain<const SHIFT: u32>(sums: &[u16], [before, behind]: [u16; 2], out: &mut [u8]) {
         let (pairs, _) = out.as_chunks_mut::<2>();
@@ -141,7 +143,7 @@ mod kernels {
         }
     }
 
-    /// Defines a function that calls the plain one, compiled for AVX2 where the machine has it.
+    /// Defines a function that calls the plain function, compiled for AVX2 if the CPU has it.
     macro_rules! compiled_twice {
         ($name:ident, $plain:ident, ($($argument:ident: $kind:ty),*) $(, $shift:ident)?) => {
             #[allow(unsafe_code)] // the call of a function that needs AVX2
@@ -153,7 +155,7 @@ mod kernels {
                         $plain$(::<$shift>)?($($argument),*);
                     }
                     if is_x86_feature_detected!("avx2") {
-                        // SAFETY: the machine has AVX2, asked on the line above.
+                        // SAFETY: the condition above checks that the CPU has AVX2.
                         return unsafe { compiled$(::<$shift>)?($($argument),*) };
                     }
                 }
@@ -172,7 +174,7 @@ mod kernels {
         use super::*;
 
         #[test]
-        fn compiled_loops_equal_the_plain_ones() {
+        fn vectorized_loops_match_scalar() {
             for width in [3, 4, 16, 31, 100] {
                 let row = |factor: usize| -> Vec<u8> { (0..width).map(|x| (x * x * factor) as u8).collect() };
                 let (near, far) = (row(7), row(31));

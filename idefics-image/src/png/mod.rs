@@ -1,7 +1,7 @@
-//! PNG, as Pillow reads it.
+//! PNG decoder, equal to Pillow.
 //!
-//! The walk over the chunks is ours, since it decides which damage is forgiven: sums are checked up to the pixels and
-//! not from there on, and nothing needs to follow the pixels. The pixels themselves are decoded by the crate `png`.
+//! This module parses the chunks itself, because that decides which damage is tolerated: checksums are verified only
+//! up to the pixel data, and nothing needs to follow the pixel data. The crate `png` decodes the pixels.
 //!
 //! Source: `PngImagePlugin.py` and `ZipDecode.c` of Pillow.
 
@@ -18,9 +18,10 @@ use packed::PackedPixels;
 
 pub(crate) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// Longest text of a compressed chunk, as in Pillow.
+/// Maximum length in bytes of a decompressed text chunk, as in Pillow.
 const MAX_TEXT: usize = 1 << 20;
 
+// Color types.
 const GREY: u8 = 0;
 const RGB: u8 = 2;
 const PALETTE: u8 = 3;
@@ -45,7 +46,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Res
     Ok(rows)
 }
 
-/// The pixels as they are stored, whatever the file says of turning and of a transparent color.
+/// Decodes the stored pixels and ignores orientation and color keys.
 pub(crate) fn decode_stored(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
     let file = File::read(bytes, input)?;
     let header = file.header.as_ref().ok_or_else(|| input.damaged("there is no header"))?;
@@ -53,15 +54,15 @@ pub(crate) fn decode_stored(bytes: &[u8], input: &Input<'_>) -> Result<Raster, I
     Ok(Raster::new(header.width, header.height, pixels))
 }
 
-/// What the chunks say.
+/// The parsed chunks.
 #[derive(Debug, Default)]
 struct File<'a> {
     header: Option<Header>,
     palette: &'a [u8],
     transparency: Option<&'a [u8]>,
-    /// The rectangle that the pixels fill, where the default image is the first frame of an animation.
+    /// The rectangle that the pixels cover, if the default image is the first frame of an animation.
     frame: Option<Frame>,
-    /// The compressed pixels, one slice a chunk.
+    /// The compressed pixels, one slice per chunk.
     data: Vec<&'a [u8]>,
     texts: Texts,
 }
@@ -89,17 +90,17 @@ impl Frame {
     }
 }
 
-/// The chunks that may hold an orientation.
+/// Texts that may contain an orientation.
 #[derive(Debug, Default)]
 struct Texts {
     exif: Option<Vec<u8>>,
     raw_profile: Option<Vec<u8>>,
-    /// XMP in valid text, which goes before other bytes.
+    /// XMP that is valid UTF-8 text. It takes precedence over `xmp`.
     xmp_text: Option<Vec<u8>>,
     xmp: Option<Vec<u8>>,
 }
 
-/// Kind, data and stored sum of the chunk at a place, and where the next one begins.
+/// A chunk: its kind, data and stored checksum, and the offset of the next chunk.
 struct Chunk<'a> {
     kind: [u8; 4],
     data: &'a [u8],
@@ -107,11 +108,11 @@ struct Chunk<'a> {
     next: usize,
 }
 
-/// How a chunk cannot be read.
+/// Why a chunk cannot be read.
 enum NoChunk<'a> {
-    /// There is no whole, valid chunk header.
+    /// The chunk header is incomplete or invalid.
     Header,
-    /// The file ends within the data, of which this is left.
+    /// The file ends within the data. Holds the kind and the remaining data.
     Data([u8; 4], &'a [u8]),
 }
 
@@ -131,7 +132,7 @@ impl<'a> File<'a> {
     fn read(bytes: &'a [u8], input: &Input<'_>) -> Result<Self, ImageError> {
         let mut file = Self::default();
         let mut at = SIGNATURE.len();
-        // Up to the pixels every chunk must be whole.
+        // Every chunk before the pixels must be complete.
         loop {
             let chunk = match chunk_at(bytes, at) {
                 Ok(chunk) => chunk,
@@ -141,7 +142,7 @@ impl<'a> File<'a> {
             };
             match &chunk.kind {
                 b"IDAT" => break,
-                b"IEND" => return Err(input.damaged("there are no pixels")),
+                b"IEND" => return Err(input.damaged("there is no pixel data")),
                 _ => {}
             }
             let mut sum = crc32fast::Hasher::new();
@@ -153,7 +154,7 @@ impl<'a> File<'a> {
             file.read_chunk(&chunk, input)?;
             at = chunk.next;
         }
-        // The pixels may end early; whether enough is there shows when they are decompressed.
+        // The pixel data may end early; decompression decides whether there is enough.
         loop {
             match chunk_at(bytes, at) {
                 Ok(chunk) if matches!(&chunk.kind, b"IDAT" | b"DDAT") => {
@@ -169,7 +170,7 @@ impl<'a> File<'a> {
                 _ => break,
             }
         }
-        // Behind them sums do not count, and a damaged header ends the file.
+        // After the pixel data, checksums are not verified, and a damaged header ends the file.
         loop {
             match chunk_at(bytes, at) {
                 Ok(chunk) if chunk.kind == *b"IEND" || chunk.kind == *b"fcTL" => return Ok(file),
@@ -187,18 +188,18 @@ impl<'a> File<'a> {
     fn read_chunk(&mut self, chunk: &Chunk<'a>, input: &Input<'_>) -> Result<(), ImageError> {
         let data = chunk.data;
         match &chunk.kind {
-            b"IHDR" if self.header.is_some() => return Err(input.damaged("it has two headers")),
+            b"IHDR" if self.header.is_some() => return Err(input.damaged("there are two headers")),
             b"IHDR" => self.header = Some(Header::parse(data, input)?),
             b"PLTE" => self.palette = data,
             b"tRNS" => self.transparency = Some(data),
             b"fcTL" => self.frame = Some(self.parse_frame(data, input)?),
             b"eXIf" => self.texts.exif = Some(data.to_vec()),
             b"tEXt" => {
-                let (key, value) = split(data).unwrap_or((data, &[]));
+                let (key, value) = split_at_zero(data).unwrap_or((data, &[]));
                 self.texts.set(key, || Ok(value.to_vec()), true)?;
             }
             b"zTXt" => {
-                let (key, value) = split(data).unwrap_or((data, &[]));
+                let (key, value) = split_at_zero(data).unwrap_or((data, &[]));
                 self.texts.set(key, || inflate_text(value.get(1..).unwrap_or_default(), input), false)?;
             }
             b"iTXt" => self.read_international(data, input)?,
@@ -218,18 +219,18 @@ impl<'a> File<'a> {
         let fits =
             |start: u32, length: u32, whole: u32| length > 0 && u64::from(start) + u64::from(length) <= whole.into();
         if !fits(left, width, header.width) || !fits(top, height, header.height) {
-            return Err(input.damaged("a frame lies outside the picture"));
+            return Err(input.damaged("a frame reaches outside the image"));
         }
         Ok(Frame { left, top, width, height })
     }
 
-    /// Key, compression, language and translated key, then the text.
+    /// Reads an iTXt chunk: key, compression, language and translated key, then the text.
     fn read_international(&mut self, data: &[u8], input: &Input<'_>) -> Result<(), ImageError> {
         let parts = || {
-            let (key, rest) = split(data)?;
+            let (key, rest) = split_at_zero(data)?;
             let (&[is_compressed, method], rest) = rest.split_first_chunk()?;
-            let (language, rest) = split(rest)?;
-            let (translated, text) = split(rest)?;
+            let (language, rest) = split_at_zero(rest)?;
+            let (translated, text) = split_at_zero(rest)?;
             Some((key, is_compressed != 0, method, language, translated, text))
         };
         let Some((key, is_compressed, method, language, translated, text)) = parts() else { return Ok(()) };
@@ -246,7 +247,7 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    /// The color that is transparent.
+    /// The color key of the file.
     fn keys(&self, header: &Header) -> Keys {
         let key_at = |at: usize| {
             let value = self.transparency?.get(2 * at..)?.first_chunk()?;
@@ -262,7 +263,7 @@ impl<'a> File<'a> {
                 Keys { over_white: Some([low; 3]), dropped: Some([low, 0, 0]) }
             }),
             (GREY, _) => key_at(0).map(|key| Keys { over_white: Some([key as u8; 3]), dropped: Some([clip(key); 3]) }),
-            (PALETTE, _) => Some(Keys { over_white: None, dropped: self.clear_color() }),
+            (PALETTE, _) => Some(Keys { over_white: None, dropped: self.transparent_color() }),
             (RGB, _) => {
                 let key = || Some([key_at(0)? as u8, key_at(1)? as u8, key_at(2)? as u8]);
                 key().map(Keys::both)
@@ -272,7 +273,7 @@ impl<'a> File<'a> {
         keys.unwrap_or_default()
     }
 
-    /// All pixels, those of a frame on the picture it belongs to.
+    /// Decodes all pixels. A frame is placed on the whole image.
     fn whole(&self, header: &Header, pixels: PackedPixels<'_>) -> Result<Pixels, ImageError> {
         let pixels = self.unpack(header, pixels.read_whole()?);
         Ok(match self.frame {
@@ -281,18 +282,18 @@ impl<'a> File<'a> {
         })
     }
 
-    /// Packed rows as pixels of one format of Pillow.
+    /// Unpacks rows to one of Pillow's pixel formats.
     fn unpack(&self, header: &Header, packed: Vec<u8>) -> Pixels {
         match (header.color_type, header.depth) {
-            (GREY, 1) => Pixels::Grey(self.spread(header, &packed, 255)),
-            (GREY, 2) => Pixels::Grey(self.spread(header, &packed, 0x55)),
-            (GREY, 4) => Pixels::Grey(self.spread(header, &packed, 0x11)),
+            (GREY, 1) => Pixels::Grey(self.unpack_bits(header, &packed, 255)),
+            (GREY, 2) => Pixels::Grey(self.unpack_bits(header, &packed, 0x55)),
+            (GREY, 4) => Pixels::Grey(self.unpack_bits(header, &packed, 0x11)),
             (GREY, 16) => {
                 Pixels::Grey(packed.as_chunks().0.iter().map(|&level| clip(u16::from_be_bytes(level))).collect())
             }
             (GREY, _) => Pixels::Grey(packed),
             (PALETTE, 8) => Pixels::Indexed(packed, self.palette()),
-            (PALETTE, _) => Pixels::Indexed(self.spread(header, &packed, 1), self.palette()),
+            (PALETTE, _) => Pixels::Indexed(self.unpack_bits(header, &packed, 1), self.palette()),
             (RGB, depth) => Pixels::Rgb(high_bytes(packed, depth)),
             (GREY_ALPHA, depth) => Pixels::GreyAlpha(high_bytes(packed, depth)),
             (_, depth) => Pixels::Rgba(high_bytes(packed, depth)),
@@ -307,8 +308,9 @@ impl<'a> File<'a> {
         palette
     }
 
-    /// The only clear entry of a palette whose other entries are opaque: that is a color for `convert("RGB")`.
-    fn clear_color(&self) -> Option<[u8; 3]> {
+    /// The color of the only transparent palette entry, if all other entries are opaque. `convert("RGB")` treats it
+    /// as a color key.
+    fn transparent_color(&self) -> Option<[u8; 3]> {
         let alphas = self.transparency?;
         let clear = alphas.iter().position(|&alpha| alpha == 0)?;
         let is_only = alphas.iter().enumerate().all(|(at, &alpha)| at == clear || alpha == 255);
@@ -316,8 +318,8 @@ impl<'a> File<'a> {
         Some(self.palette().color(index))
     }
 
-    /// Samples of less than 8 bits to a byte each, times `scale`.
-    fn spread(&self, header: &Header, packed: &[u8], scale: u8) -> Vec<u8> {
+    /// Unpacks samples of less than 8 bits to one byte each, multiplied by `scale`.
+    fn unpack_bits(&self, header: &Header, packed: &[u8], scale: u8) -> Vec<u8> {
         let frame = self.frame.unwrap_or(Frame::whole(header));
         let depth = usize::from(header.depth);
         let mask = (1_u8 << depth) - 1;
@@ -374,7 +376,8 @@ impl Texts {
     const XMP: &[u8] = b"XML:com.adobe.xmp";
     const RAW_PROFILE: &[u8] = b"Raw profile type exif";
 
-    /// Keeps a text whose key counts.
+    /// Stores a text if its key is one that may contain an orientation. `is_plain` says that it comes from a tEXt
+    /// chunk.
     fn set(
         &mut self,
         key: &[u8],
@@ -398,8 +401,8 @@ impl Texts {
     }
 }
 
-/// The bytes of a profile as ImageMagick writes it: two lines of name and length, then hexadecimal digits. `None` if
-/// they are none.
+/// Decodes a profile as ImageMagick writes it: an empty line, a line with the name and one with the length, then
+/// hexadecimal digits. `None` if the digits are invalid.
 fn parse_profile(text: &[u8]) -> Option<Vec<u8>> {
     let digits: Vec<u8> = text.split(|&byte| byte == b'\n').skip(3).flatten().copied().collect();
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
@@ -418,14 +421,14 @@ fn parse_profile(text: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Around the first zero byte.
-fn split(data: &[u8]) -> Option<(&[u8], &[u8])> {
+/// Splits at the first zero byte.
+fn split_at_zero(data: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = data.iter().position(|&byte| byte == 0)?;
     Some((&data[..at], &data[at + 1..]))
 }
 
-/// Decompresses a text. What is damaged is empty, what is cut short is kept as far as it goes, and what is longer than
-/// [`MAX_TEXT`] is refused.
+/// Decompresses a text. Damaged data gives an empty text, truncated data gives the text up to its end, and a text
+/// longer than [`MAX_TEXT`] is an error.
 fn inflate_text(data: &[u8], input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
     let mut decompressor = fdeflate::Decompressor::new();
     let mut text = vec![0; MAX_TEXT + 1];
@@ -437,19 +440,19 @@ fn inflate_text(data: &[u8], input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
             Err(_) => return Ok(Vec::new()),
         }
         if produced > MAX_TEXT {
-            return Err(input.damaged("a text chunk has more than a megabyte"));
+            return Err(input.damaged("a text chunk is larger than a megabyte"));
         }
     }
     text.truncate(produced);
     Ok(text)
 }
 
-/// Samples of 16 bits lose their lower half.
+/// Keeps the high byte of 16-bit samples.
 fn high_bytes(packed: Vec<u8>, depth: u8) -> Vec<u8> {
     if depth == 16 { packed.as_chunks::<2>().0.iter().map(|&[high, _]| high).collect() } else { packed }
 }
 
-/// A frame on the picture it belongs to, which is zero around it.
+/// Places a frame on a canvas of the size of the image. The area around it is zero.
 fn on_canvas(pixels: Pixels, header: &Header, frame: Frame) -> Pixels {
     let place = |data: Vec<u8>, channels: usize| {
         let stride = header.width as usize * channels;

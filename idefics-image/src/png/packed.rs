@@ -1,4 +1,4 @@
-//! The compressed pixels of a PNG: rows packed to whole bytes, and which damage behind them is forgiven.
+//! Decompresses the pixels of a PNG to packed rows, and decides which damage in the compressed data is tolerated.
 //!
 //! Source: `ImageFile.load` and `ZipDecode.c` of Pillow.
 
@@ -10,18 +10,19 @@ use crate::decode::Input;
 use crate::output::read_ahead;
 
 impl File<'_> {
-    /// How many bytes of pixels there are, up to `limit`, if the compressed data is valid as far as it goes.
+    /// Number of bytes that the compressed data decompresses to, counted up to `limit`. `None` if the data is
+    /// invalid; it may end early.
     fn inflated_length(&self, limit: u64) -> Option<u64> {
         let mut counter = Counter::new();
         self.data.iter().try_for_each(|data| counter.read(data, limit))?;
         Some(counter.total)
     }
 
-    /// Whether the block with the last of `length` bytes of pixels ends before the compressed data does: then nobody looks at
-    /// what follows, the checksum included.
+    /// Whether Pillow never reads the Adler-32 checksum, given that the pixels have `length` bytes: the piece of data
+    /// with the last pixels ends before the compressed data does, and what follows is ignored.
     ///
-    /// Source: `ImageFile.load` of Pillow, which hands its decoder at most 64 KiB of a chunk at a time and stops at the last
-    /// row.
+    /// Source: `ImageFile.load` of Pillow, which passes at most 64 KiB of a chunk to its decoder at a time and stops
+    /// after the last row.
     fn checksum_is_unread(&self, length: u64) -> bool {
         let mut counter = Counter::new();
         for data in self.data.iter().flat_map(|data| data.chunks(64 << 10)) {
@@ -36,32 +37,33 @@ impl File<'_> {
     }
 }
 
-/// The decompressor of the pixels, whose rows are packed to whole bytes.
+/// Decompresses the pixels. Each row is packed and padded to whole bytes.
 pub(super) struct PackedPixels<'a> {
     reader: png::Reader<Parts<'a>>,
     file: &'a File<'a>,
     input: &'a Input<'a>,
-    /// Bytes of a row, and number of rows.
+    /// Bytes per packed row, and number of rows.
     row: usize,
     height: usize,
-    /// Bytes of the whole picture.
+    /// Bytes of the whole image, for the memory limit.
     whole: u64,
-    /// Number of rows of all passes, and their bytes with one more for the filter of each.
+    /// Number of rows of all passes, and the sum of their bytes including one filter byte per row.
     n_filtered: u64,
     filtered_bytes: u64,
-    /// A clean file up to the compressed data.
+    /// A minimal PNG file up to the compressed data, passed to the crate `png`.
     head: Vec<u8>,
+    /// Whether the Adler-32 checksum is verified.
     checks_sum: bool,
 }
 
-/// Bytes that are unpacked together.
+/// Bytes of packed rows that are passed on at once.
 const BAND_BYTES: usize = 256 << 10;
 
-/// The seven passes of an interlaced picture: first column and row, and the steps to the next ones.
+/// The seven passes of an interlaced image: first column, first row, column step, row step.
 const PASSES: [[u32; 4]; 7] =
     [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
 
-/// Begins to decompress a clean file: `head`, then the compressed data of `file`.
+/// Opens a minimal PNG file: `head`, then the compressed data of `file`.
 fn open<'a>(
     head: &[u8],
     file: &'a File<'a>,
@@ -84,10 +86,10 @@ impl<'a> PackedPixels<'a> {
         let needed = row.saturating_mul(frame.height.into());
         let samples = channels * u64::from(header.width) * u64::from(header.height);
         input.check_memory(row)?;
-        // A whole picture; samples of less than a byte become bytes, and a frame lies on the whole picture.
+        // Unpacking enlarges samples of less than a byte to bytes, and a frame to the whole image.
         let whole = needed.max(samples);
 
-        // A clean file of the same pixels: indices are read as grey, so that no palette has to be there.
+        // Build a minimal PNG file with the same pixels. Indices are decoded as grey, so that no palette is needed.
         let color_type = if header.color_type == PALETTE { GREY } else { header.color_type };
         let length = file.data.iter().map(|data| data.len()).sum::<usize>();
         let mut head = SIGNATURE.to_vec();
@@ -114,8 +116,9 @@ impl<'a> PackedPixels<'a> {
         Ok(Self { reader, file, input, row, height, whole, n_filtered, filtered_bytes, head, checks_sum: true })
     }
 
-    /// Whether the error that was met is a wrong checksum that Pillow does not read. Then the pixels are decompressed anew
-    /// without it: it may be noticed before the last rows are there.
+    /// If the decoder's error may be a wrong checksum that Pillow does not read, restarts decompression without
+    /// the checksum and returns `true`. A restart is needed because the decoder may report the error before it has
+    /// returned the last rows.
     fn restart_without_checksum(&mut self) -> Result<bool, ImageError> {
         if !self.checks_sum || !self.file.checksum_is_unread(self.filtered_bytes) {
             return Ok(false);
@@ -125,7 +128,7 @@ impl<'a> PackedPixels<'a> {
         Ok(true)
     }
 
-    /// All rows.
+    /// Decompresses all rows.
     pub(super) fn read_whole(self) -> Result<Vec<u8>, ImageError> {
         self.input.check_memory(self.whole)?;
         let mut packed = self.input.zeroed(self.row * self.height)?;
@@ -133,23 +136,23 @@ impl<'a> PackedPixels<'a> {
         Ok(packed)
     }
 
-    /// Writes all rows to `packed`, which is zero; those that are not there stay so.
+    /// Writes all rows to `packed`, which must be zero. Missing rows stay zero.
     pub(super) fn read_to(mut self, packed: &mut [u8]) -> Result<(), ImageError> {
         if self.reader.info().interlaced { self.read_passes(packed) } else { self.read_rows(packed, 0).map(drop) }
     }
 
-    /// Hands the rows to `take` in bands from the top, while the next ones are decompressed.
+    /// Passes the rows to `take` in bands, from the top. The next band is decompressed at the same time.
     pub(super) fn read_bands(mut self, take: impl FnMut(Vec<u8>) + Send) -> Result<(), ImageError> {
         let band = (BAND_BYTES / self.row).max(1);
-        let (mut top, mut is_over) = (0, false);
+        let (mut top, mut has_ended) = (0, false);
         let read = || {
             if top == self.height {
                 return Ok(None);
             }
             let rows = band.min(self.height - top);
             let mut packed = vec![0; self.row * rows];
-            if !is_over {
-                is_over = self.read_rows(&mut packed, top)?;
+            if !has_ended {
+                has_ended = self.read_rows(&mut packed, top)?;
             }
             top += rows;
             Ok(Some(packed))
@@ -157,8 +160,8 @@ impl<'a> PackedPixels<'a> {
         read_ahead(read, take)
     }
 
-    /// Fills `packed` with rows, of which `top` is the first. Where valid data ends behind a row, rows that are not there
-    /// stay as they are; returns whether that is so.
+    /// Fills `packed` with the rows from `top` on. If the data is valid but ends after a row, the remaining rows are
+    /// left unchanged and the result is `true`.
     fn read_rows(&mut self, packed: &mut [u8], top: usize) -> Result<bool, ImageError> {
         for (row, line) in (top..).zip(packed.chunks_exact_mut(self.row)) {
             let Err(error) = self.reader.read_row(line) else { continue };
@@ -184,7 +187,7 @@ impl<'a> PackedPixels<'a> {
         Ok(false)
     }
 
-    /// Fills `packed` with the rows of an interlaced picture, pass after pass.
+    /// Fills `packed` with the rows of an interlaced image, pass by pass.
     fn read_passes(&mut self, packed: &mut [u8]) -> Result<(), ImageError> {
         let bits = self.reader.info().bits_per_pixel() as u8;
         let mut n_read = 0;
@@ -212,7 +215,7 @@ impl<'a> PackedPixels<'a> {
         }
     }
 
-    /// Whether valid data ends behind the row above `row`.
+    /// Whether the data is valid and ends exactly before row `row`.
     fn ends_before(&self, row: usize) -> bool {
         let length = row as u64 * (self.row as u64 + 1);
         row > 0 && self.file.inflated_length(length + 1) == Some(length)
@@ -230,7 +233,7 @@ fn png_error(error: png::DecodingError, needed: u64, input: &Input<'_>) -> Image
     }
 }
 
-/// Counts what compressed data holds, without keeping it.
+/// Counts the decompressed bytes without keeping them.
 struct Counter {
     decompressor: fdeflate::Decompressor,
     window: Vec<u8>,
@@ -239,21 +242,21 @@ struct Counter {
 }
 
 impl Counter {
-    /// How far back compressed data refers.
-    const REACH: usize = 32 << 10;
+    /// Maximum distance of a back-reference in deflate data, in bytes.
+    const MAX_DISTANCE: usize = 32 << 10;
 
     fn new() -> Self {
         let mut decompressor = fdeflate::Decompressor::new();
         decompressor.ignore_adler32();
-        Self { decompressor, window: vec![0; 4 * Self::REACH], at: 0, total: 0 }
+        Self { decompressor, window: vec![0; 4 * Self::MAX_DISTANCE], at: 0, total: 0 }
     }
 
-    /// Reads on, until there are `limit` bytes in all; `None` if the data is not valid.
+    /// Decompresses more data, until the total reaches `limit` bytes. `None` if the data is invalid.
     fn read(&mut self, mut data: &[u8], limit: u64) -> Option<()> {
         while !data.is_empty() && !self.decompressor.is_done() && self.total < limit {
-            if self.at > 3 * Self::REACH {
-                self.window.copy_within(self.at - Self::REACH..self.at, 0);
-                self.at = Self::REACH;
+            if self.at > 3 * Self::MAX_DISTANCE {
+                self.window.copy_within(self.at - Self::MAX_DISTANCE..self.at, 0);
+                self.at = Self::MAX_DISTANCE;
             }
             let (read, written) = self.decompressor.read(data, &mut self.window, self.at, false).ok()?;
             data = &data[read..];
@@ -263,14 +266,14 @@ impl Counter {
     }
 }
 
-/// What stands behind the compressed pixels: an empty checksum and the end.
+/// Appended to the compressed pixels: an all-zero CRC of the IDAT chunk (it is not verified), and the IEND chunk.
 const END: &[u8] = b"\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82";
 
-/// A reader over several slices as if they were joined: a header, compressed data, and [`END`].
+/// Reads several slices as if they were one: the head, the compressed data, and [`END`].
 struct Parts<'a> {
     head: Vec<u8>,
     data: &'a [&'a [u8]],
-    /// The part that is read, and how much of it was.
+    /// Index of the current part, and the number of its bytes that were read.
     part: usize,
     at: usize,
 }
@@ -289,7 +292,7 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// Bytes of the first `count` parts.
+    /// Number of bytes in the first `count` parts.
     fn len(&self, count: usize) -> u64 {
         (0..count).filter_map(|index| self.part(index)).map(|part| part.len() as u64).sum()
     }
@@ -317,7 +320,7 @@ impl BufRead for Parts<'_> {
     }
 }
 
-/// The decoder asks for it and never seeks.
+/// Required by the decoder, which never seeks.
 impl Seek for Parts<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let all = self.len(self.data.len() + 2);

@@ -1,4 +1,4 @@
-//! Where strips and tiles lie in the file.
+//! Locates the data of strips and tiles in the file.
 //!
 //! Source: `TIFFFillStrip` and `EstimateStripByteCounts` of libtiff 4.7.
 
@@ -7,27 +7,30 @@ use super::directory::Numbers;
 use super::page::{Cut, Page};
 use super::tag::Tag;
 
-/// How much data all strips and tiles together may have: they may share some, but not all of it.
+/// Maximum total data of all strips and tiles, as a multiple of the file size. They may overlap, but not without
+/// bound.
 const MAX_REUSE: usize = 16;
-/// Data that may be shared freely.
+/// Bytes of total data that are allowed in addition to the multiple.
 const FREE_REUSE: usize = 64 << 20;
-/// How often all strips and tiles together may have the size of the picture once decoded: tiles reach over its edges.
+/// Maximum total decoded size of all strips and tiles, as a multiple of the size of the image. It is larger than 1
+/// because tiles may reach beyond the edges.
 const MAX_PADDING: usize = 16;
-/// Bytes that several of them may have in any case.
+/// Bytes of total decoded size that are allowed in addition to the multiple.
 const FREE_PADDING: usize = 1 << 30;
 
-/// The data of every strip or tile.
+/// Offsets and lengths of all strips or tiles.
 #[derive(Debug)]
 pub(super) struct Chunks<'a> {
     file: &'a [u8],
     offsets: Numbers<'a>,
     counts: Option<Numbers<'a>>,
-    /// Bytes of a strip or tile when decoded.
+    /// Bytes of a decoded strip or tile.
     decoded: usize,
+    /// `strip` or `tile`, for messages.
     name: &'static str,
 }
 
-/// The data of one strip or tile, and where it begins in the file.
+/// The data of one strip or tile, and its offset in the file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Chunk<'a> {
     pub(super) data: &'a [u8],
@@ -35,7 +38,7 @@ pub(super) struct Chunk<'a> {
 }
 
 impl<'a> Chunks<'a> {
-    pub(super) fn of(page: &Page<'a>, decoded: usize) -> Result<Self, TiffError> {
+    pub(super) fn new(page: &Page<'a>, decoded: usize) -> Result<Self, TiffError> {
         let Cut { is_tiled, .. } = page.cut;
         let (offsets, counts, name) = if is_tiled {
             (Tag::TILE_OFFSETS, Tag::TILE_BYTE_COUNTS, "tile")
@@ -43,7 +46,7 @@ impl<'a> Chunks<'a> {
             (Tag::STRIP_OFFSETS, Tag::STRIP_BYTE_COUNTS, "strip")
         };
         let needed = page.cut.count() * page.planes();
-        // Files have been written with one tag in place of the other.
+        // Some writers use the tags of tiles for strips or vice versa.
         let either = |tag, other| -> Result<_, TiffError> {
             Ok(match page.tags.numbers(tag, needed)? {
                 Some(numbers) => Some(numbers),
@@ -64,22 +67,23 @@ impl<'a> Chunks<'a> {
         let picture = page.width as usize * page.height as usize * page.mode.pixel_bytes();
         let padded = needed.saturating_mul(decoded);
         if needed > 1 && padded > FREE_PADDING.saturating_add(picture.saturating_mul(MAX_PADDING)) {
-            return Err(TiffError::damaged(format!("its {name}s reach far over its edges")));
+            return Err(TiffError::damaged(format!("its {name}s are much larger than the image")));
         }
         if chunks.total(page) > FREE_REUSE.saturating_add(chunks.file.len().saturating_mul(MAX_REUSE)) {
-            return Err(TiffError::damaged(format!("its {name}s lie over each other")));
+            return Err(TiffError::damaged(format!("its {name}s overlap in the file")));
         }
         Ok(chunks)
     }
 
-    /// Bytes of all data together; shared data counts each time.
+    /// Total bytes of data. Shared data is counted each time.
     pub(super) fn total(&self, page: &Page<'_>) -> usize {
         (0..page.cut.count() * page.planes()).map(|index| self.count(index)).fold(0, usize::saturating_add)
     }
 
-    /// How long the data is; where no length is given, up to the end of the file.
+    /// Length of the data of a strip or tile, in bytes. If the file gives none, the data reaches to the end of the
+    /// file.
     fn count(&self, index: usize) -> usize {
-        /// Longer data than this is held against the decoded size.
+        /// Data longer than this is limited by the decoded size.
         const LONG: usize = 1 << 20;
         let offset = self.offsets.get(index).unwrap_or(0);
         let rest = self.file.len().saturating_sub(usize::try_from(offset).unwrap_or(usize::MAX));
@@ -105,7 +109,7 @@ impl<'a> Chunks<'a> {
         match found {
             Some(chunk) if count > 0 => Ok(chunk),
             Some(_) => Err(TiffError::damaged(format!("{name} {index} has no data"))),
-            None => Err(TiffError::damaged(format!("{name} {index} reaches over the end of the file"))),
+            None => Err(TiffError::damaged(format!("{name} {index} reaches beyond the end of the file"))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From a page's mode to the pixels that every format hands on.
+//! Converts samples of a page's mode to [`Pixels`].
 //!
 //! Source: `Convert.c` of Pillow.
 
@@ -8,15 +8,15 @@ use super::lab;
 use super::mode::Mode;
 use crate::raster::{Palette, Pixels, clip};
 
-/// The most values that the tag ColorMap may have.
+/// Maximum number of values of the tag ColorMap.
 pub(super) const MAX_VALUES: usize = 3 * 256;
 
-/// Takes the colors of the tag ColorMap: all reds, then all greens, then all blues, 16 bits each.
+/// Builds a palette from the tag ColorMap: all reds, then all greens, then all blues, 16 bits each.
 pub(super) fn color_map(values: Numbers<'_>) -> Result<Palette, TiffError> {
     let count = values.len() / 3;
     if count == 0 || count > 256 {
         return Err(TiffError::damaged(format!(
-            "the tag ColorMap (320) has {} values where 3 to {MAX_VALUES} are expected",
+            "the tag ColorMap (320) has {} values, expected 3 to {MAX_VALUES}",
             values.len()
         )));
     }
@@ -24,10 +24,10 @@ pub(super) fn color_map(values: Numbers<'_>) -> Result<Palette, TiffError> {
     Ok(Palette::new((0..count).map(|entry| [0, 1, 2].map(|channel| byte(channel * count + entry)))))
 }
 
-/// What turns samples of a page's mode into pixels.
+/// Converts samples of a page's mode to pixels.
 pub(super) struct Colors {
     mode: Mode,
-    /// Of the two modes that have a palette.
+    /// The palette, in the two modes that have one.
     palette: Option<Palette>,
     lab: Option<lab::Converter>,
 }
@@ -37,7 +37,7 @@ impl Colors {
         Self { mode, palette, lab: (mode == Mode::Lab).then(lab::Converter::new) }
     }
 
-    /// Wraps samples, and brings the modes that only TIFF has to a byte a sample.
+    /// Wraps the samples. Modes that only TIFF has are converted to one byte per sample.
     pub(super) fn pixels(&self, samples: Vec<u8>) -> Pixels {
         let palette = || self.palette.clone().unwrap_or_else(|| Palette::new([]));
         let grey = |value: fn([u8; 4]) -> u8| samples.as_chunks().0.iter().map(|&word| value(word)).collect();
@@ -56,7 +56,7 @@ impl Colors {
                 Pixels::Grey(samples.as_chunks().0.iter().map(|&word| clip(u16::from_le_bytes(word))).collect())
             }
             (Mode::Int, _) => Pixels::Grey(grey(|word| i32::from_le_bytes(word).clamp(0, 255) as u8)),
-            // Fractions are cut off, and what is no number is black.
+            // The cast truncates fractions, saturates, and makes NaN 0.
             (Mode::Float, _) => Pixels::Grey(grey(|word| f32::from_le_bytes(word) as u8)),
         }
     }

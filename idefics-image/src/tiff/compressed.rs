@@ -1,4 +1,4 @@
-//! Compressed strips and tiles.
+//! Decodes compressed strips and tiles.
 //!
 //! Source: `TiffDecode.c` of Pillow, the codecs of libtiff 4.7.
 
@@ -18,7 +18,7 @@ use super::predictor::Predictor;
 use super::tag::Tag;
 use super::thunder;
 
-/// The decoder of a picture's strips or tiles.
+/// The decoder for the compression of a page.
 #[derive(Debug)]
 enum Codec {
     Fax(Fax),
@@ -29,35 +29,35 @@ enum Codec {
     Jpeg(Box<Jpeg>),
 }
 
-/// How the rows of a page are coded, if by CCITT.
+/// The CCITT coding of a page, if it has one.
 fn fax_coding(page: &Page<'_>) -> Result<Option<Coding>, TiffError> {
     Ok(match page.compression {
         Compression::HuffmanRows { is_word_aligned } => Some(Coding::Runs { is_word_aligned }),
         Compression::Group3 => {
-            let has_references = page.tags.value(Tag::T4_OPTIONS)?.unwrap_or(0) & 1 == 1;
-            Some(Coding::Group3 { has_references })
+            let is_two_dimensional = page.tags.value(Tag::T4_OPTIONS)?.unwrap_or(0) & 1 == 1;
+            Some(Coding::Group3 { is_two_dimensional })
         }
         Compression::Group4 => Some(Coding::Group4),
         _ => None,
     })
 }
 
-/// Bytes that the decoder of a page keeps beside its rows and its pixels.
+/// Bytes that the decoder of a page needs in addition to its rows and pixels.
 pub(super) fn state_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
     fax_coding(page)?.map_or(Ok(0), |coding| coding.run_bytes(page.cut.width))
 }
 
-/// Which strip or tile is decoded.
+/// Vertical position of a strip or tile in the image.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
-    /// Rows of the picture above it.
+    /// First row.
     pub(super) top: usize,
-    /// Rows that it has.
+    /// Number of rows.
     pub(super) rows: usize,
 }
 
-/// Decodes strips or tiles one after the other, as libtiff hands them on: rows of samples, 16 and 32 bits in
-/// little-endian order.
+/// Decodes strips or tiles one after the other to rows of samples, like libtiff. Samples of 16 and 32 bits are
+/// little-endian.
 #[derive(Debug)]
 pub(super) struct Reader {
     codec: Codec,
@@ -80,10 +80,11 @@ impl Reader {
             _ => return Err(TiffError::coding("strips or tiles of this compression")),
         };
         let is_whole = matches!(codec, Codec::Fax(_) | Codec::Jpeg(_));
-        Ok(Self { codec, predictor: Predictor::of(page)?, is_reversed: page.is_reversed && !is_whole })
+        Ok(Self { codec, predictor: Predictor::from_page(page)?, is_reversed: page.is_reversed && !is_whole })
     }
 
-    /// Fills `out`, whole rows of `page.stored_row()` bytes. What the data does not reach stays as it was.
+    /// Fills `out`, which has whole rows of `page.stored_row()` bytes. If the data ends early, the rest of `out` is
+    /// unchanged.
     pub(super) fn read(
         &mut self,
         page: &Page<'_>,
@@ -104,21 +105,21 @@ impl Reader {
             Codec::ThunderScan => thunder::decode(&data, page.cut.width, out)?,
             Codec::Jpeg(jpeg) => return jpeg.decode(page, &data, place, out),
         }
-        self.predictor.finish(out, page.stored_row(), page.samples_together(), page.bits, page.order());
+        self.predictor.finish(out, page.stored_row(), page.interleaved_samples(), page.bits, page.order());
         Ok(())
     }
 }
 
-/// Decodes a page into pixels of its mode, and hands each row of strips or tiles to `take`: `[rows, width, pixel]`.
+/// Decodes a page to pixels of its mode, and passes each row of strips or tiles to `take`: `[rows, width, pixel]`.
 pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u8>)) -> Result<(), TiffError> {
     if page.tags.has_two_sizes {
-        return Err(TiffError::damaged("its size (tags ImageWidth, ImageLength) is there twice and differs"));
+        return Err(TiffError::damaged("it declares two different sizes (tags ImageWidth, ImageLength)"));
     }
     let (width, height) = (page.width as usize, page.height as usize);
     let pixel = page.mode.pixel_bytes();
     let mut samples = page.samples.in_native_order();
     if page.compression == Compression::Jpeg && page.photometric == 6 && !page.is_planar {
-        // Here libjpeg makes RGB of it.
+        // libjpeg has converted YCbCr to RGB.
         samples = super::mode::Samples::Bytes { stored: pixel, is_reversed: false, is_premultiplied: false };
     }
     let planes = page.planes();
@@ -126,22 +127,22 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     let expected_row = (cut.width.saturating_mul(samples.bits()) / planes).div_ceil(8);
     if stored_row != expected_row {
         return Err(TiffError::damaged(format!(
-            "rows have {stored_row} bytes where its color (tag PhotometricInterpretation) needs {expected_row}"
+            "rows have {stored_row} bytes, expected {expected_row} for its color (tag PhotometricInterpretation)"
         )));
     }
     if planes > 1 && !matches!(page.bits, 8 | 16) {
         return Err(TiffError::coding(format!("samples of {} bits in separate planes", page.bits)));
     }
-    // Pillow counts the bytes of a tile by columns, which are fewer where a tile has odd sides.
+    // Pillow computes the bytes of a tile by columns, which can be less than by rows if the tile has odd sides.
     let by_columns = (cut.height.saturating_mul(samples.bits()) / planes).div_ceil(8).saturating_mul(cut.width);
     if cut.is_tiled && page.decoded_bytes() > by_columns {
         return Err(TiffError::damaged(format!(
-            "tiles have {} bytes where at most {by_columns} are expected (tags TileWidth, TileLength)",
+            "tiles have {} bytes, expected at most {by_columns} (tags TileWidth, TileLength)",
             page.decoded_bytes()
         )));
     }
     let mut reader = Reader::new(page, max_bytes)?;
-    let chunks = Chunks::of(page, page.decoded_bytes())?;
+    let chunks = Chunks::new(page, page.decoded_bytes())?;
     let mut buffer = zeroed(page.decoded_bytes())?;
     for down in 0..cut.down {
         let top = down * cut.height;
@@ -163,7 +164,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
             }
         }
         if planes > 1 && page.mode == Mode::Rgba && matches!(page.extra.first(), None | Some(0 | 1)) {
-            // To libtiff a fourth sample without a kind is like premultiplied alpha.
+            // libtiff treats a fourth sample of unspecified kind like premultiplied alpha.
             band.chunks_exact_mut(pixel).for_each(divide_by_alpha);
         }
         take(band);
@@ -171,8 +172,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     Ok(())
 }
 
-/// Puts a row of one plane into its place in the pixels. Of grey with alpha, and of a palette with alpha, Pillow loses
-/// the alpha.
+/// Copies a row of one plane to its channel of the pixels. Pillow drops the alpha plane of grey and palette images.
 fn unpack_band(row: &[u8], bits: u16, out: &mut [u8], pixel: usize, band: usize) {
     if pixel == 2 && band == 1 {
         return;

@@ -1,18 +1,18 @@
-//! Deflate in a zlib wrapper.
+//! Deflate decompression with a zlib wrapper.
 
 use flate2::{Decompress, FlushDecompress, Status};
 
 use super::TiffError;
 
-/// Fills `out`. Like libtiff with libdeflate: the data must be whole, with its checksum, unless it has more than `out`
-/// holds.
+/// Fills `out`, like libtiff with libdeflate. The data must be complete, including a correct checksum, unless it
+/// decompresses to more than `out` holds.
 pub(super) fn decode(data: &[u8], out: &mut [u8]) -> Result<(), TiffError> {
     let damaged = || TiffError::damaged("deflate data is damaged or ends early");
     let mut inflate = Decompress::new(true);
     let mut behind = [0];
     loop {
         let (taken, written) = (inflate.total_in() as usize, inflate.total_out() as usize);
-        // One byte more than fits tells whether the data goes on.
+        // Decompress one byte more than fits, to find out whether there is more data.
         let target = if written < out.len() { &mut out[written..] } else { &mut behind };
         let status = inflate.decompress(&data[taken..], target, FlushDecompress::None).map_err(|_| damaged())?;
         let total = inflate.total_out() as usize;
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_must_be_whole_but_may_have_more() {
+    fn rejects_incomplete_data_and_ignores_excess() {
         let plain: Vec<u8> = (0..1000_u32).map(|value| ((value * value) >> 5) as u8).collect();
         let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(&plain).unwrap();

@@ -1,7 +1,7 @@
-//! The container: header, directories (IFDs), tag values.
+//! Parses the container: header, directories (IFDs), tag values.
 //!
-//! Source: TIFF 6.0 sections 2 and 8, the BigTIFF proposal; `ImageFileDirectory_v2.load` of Pillow's
-//! `TiffImagePlugin.py` where a directory is damaged.
+//! Source: TIFF 6.0 sections 2 and 8, and the BigTIFF proposal. Damaged directories are handled like in
+//! `ImageFileDirectory_v2.load` of Pillow's `TiffImagePlugin.py`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 use super::TiffError;
 use super::tag::Tag;
 
-/// The order of the bytes in a number.
+/// Byte order of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ByteOrder {
     Little,
@@ -39,23 +39,23 @@ impl ByteOrder {
     }
 }
 
-/// What the first bytes of a file say.
+/// The file header.
 #[derive(Debug, Clone, Copy)]
 struct Header<'a> {
     file: &'a [u8],
     order: ByteOrder,
-    /// BigTIFF: offsets and counts have 64 bits.
+    /// Whether the file is a BigTIFF: offsets and counts have 64 bits.
     is_big: bool,
 }
 
-/// The values of one tag.
+/// The type and the values of one tag.
 #[derive(Debug, Clone, Copy)]
 struct Entry<'a> {
     kind: u16,
     data: &'a [u8],
 }
 
-/// The values of a tag with whole numbers, read when they are asked for: a file may have millions.
+/// The values of a tag with whole numbers. They are parsed on access, because a file may have millions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Numbers<'a> {
     entry: Entry<'a>,
@@ -63,7 +63,7 @@ pub(super) struct Numbers<'a> {
 }
 
 impl Numbers<'_> {
-    /// How many there are; at least one.
+    /// Number of values; at least one.
     pub(super) fn len(&self) -> usize {
         self.entry.len()
     }
@@ -73,19 +73,19 @@ impl Numbers<'_> {
     }
 }
 
-/// One page's tags.
+/// The tags of one page.
 #[derive(Debug)]
 pub(super) struct Directory<'a> {
     pub(super) file: &'a [u8],
     pub(super) order: ByteOrder,
     entries: BTreeMap<Tag, Entry<'a>>,
-    /// The size is there twice, and differs.
+    /// Whether the tags ImageWidth or ImageLength are repeated with another value.
     pub(super) has_two_sizes: bool,
 }
 
 impl<'a> Directory<'a> {
     /// Reads the tags of a page, counted from 1.
-    pub(super) fn of_page(file: &'a [u8], page: NonZeroU32) -> Result<Self, TiffError> {
+    pub(super) fn read_page(file: &'a [u8], page: NonZeroU32) -> Result<Self, TiffError> {
         let (header, mut at) = Header::read(file)?;
         let mut seen = BTreeSet::from([at]);
         for pages in 1..page.get() {
@@ -102,12 +102,12 @@ impl<'a> Directory<'a> {
         self.entries.contains_key(&tag)
     }
 
-    /// The bytes of a tag as they lie in the file.
+    /// The bytes of a tag as stored in the file.
     pub(super) fn bytes(&self, tag: Tag) -> Option<&'a [u8]> {
         self.entries.get(&tag).map(|entry| entry.data)
     }
 
-    /// The values of a tag with whole numbers, of which the first `most` are sure to be such.
+    /// The values of a tag with whole numbers. The first `most` values are validated.
     pub(super) fn numbers(&self, tag: Tag, most: usize) -> Result<Option<Numbers<'a>>, TiffError> {
         let Some(&entry) = self.entries.get(&tag) else { return Ok(None) };
         let numbers = Numbers { entry, order: self.order };
@@ -124,15 +124,15 @@ impl<'a> Directory<'a> {
         entry.whole_number(self.order, 0).map(Some).ok_or_else(|| not_whole(tag))
     }
 
-    /// The first values of a tag as 16 bits, at most `most`.
+    /// The first values of a tag as 16-bit numbers, at most `most` of them.
     pub(super) fn shorts(&self, tag: Tag, most: usize) -> Result<Option<Vec<u16>>, TiffError> {
         let Some(numbers) = self.numbers(tag, most)? else { return Ok(None) };
         let short = |value| u16::try_from(value).map_err(|_| bad_value(tag, value));
         (0..most).map_while(|index| numbers.get(index)).map(short).collect::<Result<_, _>>().map(Some)
     }
 
-    /// The values of a tag with fractions or whole numbers; `None` if the tag is missing, of another type, or has
-    /// fewer than `N`.
+    /// The first `N` values of a tag with fractions or whole numbers. `None` if the tag is missing, has another type,
+    /// or has fewer values.
     pub(super) fn floats<const N: usize>(&self, tag: Tag) -> Option<[f32; N]> {
         const RATIONAL: u16 = 5;
         let entry = self.entries.get(&tag)?;
@@ -165,12 +165,12 @@ fn not_whole(tag: Tag) -> TiffError {
 }
 
 impl<'a> Header<'a> {
-    /// The header, and where the first directory is.
+    /// Reads the header. Also returns the offset of the first directory.
     fn read(file: &'a [u8]) -> Result<(Self, u64), TiffError> {
         let short = || TiffError::damaged("the file ends early");
         let (mark, _) = file.split_first_chunk::<4>().ok_or_else(short)?;
         let order = if mark[0] == b'I' { ByteOrder::Little } else { ByteOrder::Big };
-        // Writers have got the order of the version's bytes wrong; Pillow takes both.
+        // Some writers swap the bytes of the version number; Pillow accepts both orders.
         let is_big = mark[2..].contains(&43);
         let header = Self { file, order, is_big };
         let first = if is_big { header.u64(8) } else { header.u32(4).map(u64::from) };
@@ -189,7 +189,7 @@ impl<'a> Header<'a> {
         Some(self.order.u64(*self.file.get(at..)?.first_chunk()?))
     }
 
-    /// How many entries the directory has, and where the first one is.
+    /// The number of entries of a directory, and the position of the first one.
     fn count(&self, at: u64) -> Option<(u64, usize)> {
         let at = usize::try_from(at).ok()?;
         if self.is_big { Some((self.u64(at)?, at + 8)) } else { Some((u64::from(self.u16(at)?), at + 2)) }
@@ -205,8 +205,8 @@ impl<'a> Header<'a> {
         if self.is_big { self.u64(end) } else { self.u32(end).map(u64::from) }
     }
 
-    /// The entries up to the first that reaches outside the file, behind which Pillow stops as well. Of two entries of a
-    /// tag the later one counts. Also whether there are two sizes.
+    /// Reads the entries of a directory up to the first one that reaches outside the file, like Pillow. If a tag is
+    /// repeated, its last entry counts. Also returns whether the size is repeated with another value.
     fn entries(&self, at: u64) -> (BTreeMap<Tag, Entry<'a>>, bool) {
         let (mut entries, mut has_two_sizes) = (BTreeMap::<Tag, Entry<'a>>::new(), false);
         let Some((count, first)) = self.count(at) else { return (entries, has_two_sizes) };
@@ -240,7 +240,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Bytes of a value of a type; `None` for types that Pillow skips.
+/// Size in bytes of one value of a type; `None` for types that Pillow skips.
 fn type_width(kind: u16) -> Option<usize> {
     match kind {
         1 | 2 | 6 | 7 => Some(1),
@@ -252,12 +252,12 @@ fn type_width(kind: u16) -> Option<usize> {
 }
 
 impl Entry<'_> {
-    /// How many values there are.
+    /// Number of values.
     fn len(&self) -> usize {
         type_width(self.kind).map_or(0, |width| self.data.len() / width)
     }
 
-    /// One of the values; `None` if there is none, and for fractions and negative numbers.
+    /// The value at an index. `None` if there is no such value, or if it is negative or not a whole number.
     fn whole_number(&self, order: ByteOrder, index: usize) -> Option<u64> {
         let width = type_width(self.kind)?;
         let bytes = self.data.get(index.checked_mul(width)?..)?.get(..width)?;

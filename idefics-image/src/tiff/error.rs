@@ -1,21 +1,22 @@
-//! Why a TIFF file does not decode.
+//! Errors of the TIFF decoder.
 
 use std::borrow::Cow;
 
 use crate::jpeg::JpegError;
 
-/// Becomes an [`ImageError`](crate::ImageError) where the name of the file is known.
+/// Why a TIFF file cannot be decoded. The caller, who knows the name of the file, converts it to an
+/// [`ImageError`](crate::ImageError).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum TiffError {
     /// The file is damaged.
     Damaged(Cow<'static, str>),
-    /// The file is valid, but coded in a way that is not read.
+    /// The file is valid but uses an unsupported coding.
     Coding(Cow<'static, str>),
-    /// Decoding needs this many bytes of memory, more than is allowed.
+    /// Decoding needs this many bytes, more than the limit allows.
     Memory(u64),
-    /// The system has no room for this many bytes.
+    /// The system cannot allocate this many bytes.
     OutOfMemory(u64),
-    /// There are only this many pages.
+    /// The requested page does not exist. Holds the number of pages.
     NoSuchPage(u32),
 }
 
@@ -29,7 +30,7 @@ impl TiffError {
     }
 }
 
-/// Zeros for samples or pixels.
+/// Allocates `length` zero bytes for samples or pixels.
 pub(super) fn zeroed(length: usize) -> Result<Vec<u8>, TiffError> {
     crate::resize::zeroed(length).map_err(|_| TiffError::OutOfMemory(length as u64))
 }

@@ -11,13 +11,13 @@ use crate::output::Bands;
 
 const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
 
-/// Decodes the strips or tiles of a picture.
+/// Decodes the strips or tiles of an image.
 #[derive(Debug)]
 pub(super) struct Jpeg {
-    /// Tables of the tag JPEGTables, then of all strips so far.
+    /// The tables of the tag JPEGTables, updated by the tables of each strip or tile.
     tables: Tables,
     color: Color,
-    /// The sampling factors of the first component, as the first strip has them.
+    /// The sampling factors of the first component in the first strip or tile. All others must have the same.
     sampling: Option<(usize, usize)>,
     max_bytes: u64,
 }
@@ -29,12 +29,12 @@ impl Jpeg {
             None => Tables::default(),
         };
         let is_ycbcr = page.photometric == 6 && page.stored_samples == 3 && !page.is_planar;
-        let color = if is_ycbcr { Color::YCbCr } else { Color::Plain { components: page.samples_together() } };
+        let color = if is_ycbcr { Color::YCbCr } else { Color::Plain { components: page.interleaved_samples() } };
         Ok(Self { tables, color, sampling: None, max_bytes })
     }
 
-    /// Fills `out`. Where the data ends early the rest is grey; what a picture leaves free that is smaller than its
-    /// place is black.
+    /// Fills `out`. If the data ends early, the rest is grey. If the JPEG image is smaller than its strip or tile,
+    /// the remaining area is black.
     pub(super) fn decode(
         &mut self,
         page: &Page<'_>,
@@ -43,16 +43,16 @@ impl Jpeg {
         out: &mut [u8],
     ) -> Result<(), TiffError> {
         if page.bits != 8 {
-            return Err(TiffError::coding(format!("JPEG with samples of {} bits (tag BitsPerSample)", page.bits)));
+            return Err(TiffError::coding(format!("JPEG with {} bits per sample (tag BitsPerSample)", page.bits)));
         }
         let file = [data, &END_OF_IMAGE].concat();
         let decoder = Decoder::with_tables(&file, &self.tables)?;
         self.tables = decoder.tables();
-        if decoder.components() != page.samples_together() {
+        if decoder.components() != page.interleaved_samples() {
             return Err(TiffError::damaged(format!(
-                "JPEG data has {} components where a pixel has {} samples (tag SamplesPerPixel)",
+                "JPEG data has {} components, expected {} (tag SamplesPerPixel)",
                 decoder.components(),
-                page.samples_together()
+                page.interleaved_samples()
             )));
         }
         self.check_sampling(&decoder.sampling())?;
@@ -61,11 +61,11 @@ impl Jpeg {
         if width == 0 || height == 0 {
             return Err(TiffError::damaged(format!("JPEG data has the size {width}x{height}")));
         }
-        // The last strip may have the height of the others.
+        // The JPEG data of the last strip may have the full height of a strip.
         let is_last = !page.cut.is_tiled && width == page.cut.width && place.top + place.rows == page.height as usize;
         if width > page.cut.width || height > place.rows && !(is_last && height <= page.cut.height) {
             return Err(TiffError::damaged(format!(
-                "JPEG data has the size {width}x{height} where {}x{} are expected",
+                "JPEG data has the size {width}x{height}, expected {}x{}",
                 page.cut.width, place.rows
             )));
         }

@@ -1,29 +1,31 @@
-//! CIELAB to sRGB, with the very bits of the color management that Pillow calls (`ImageCms`, Little CMS 2).
+//! Converts CIELAB to sRGB, bit for bit like Pillow's color management (`ImageCms`, Little CMS 2).
 //!
-//! Little CMS computes the conversion at 33 x 33 x 33 points in 16 bits and interpolates in tetrahedra between them, so
-//! that colors near the edge of sRGB differ from the exact ones by up to 50 levels.
+//! Little CMS computes the conversion at 33 × 33 × 33 grid points in 16 bits and interpolates between them
+//! (tetrahedral interpolation). Near the edge of the sRGB gamut, the results differ from exact ones by up to 50
+//! levels.
 //!
 //! Source: `cmsopt.c` (sampling), `cmsintrp.c` (`TetrahedralInterp16`), `cmsvirt.c` (the sRGB profile) of Little CMS 2.
 
-/// Points along each axis.
+/// Number of grid points along each axis.
 const POINTS: usize = 33;
 
-/// D50 of the profile connection space, and D65 of sRGB adapted to it: from XYZ to linear red, green and blue.
+/// The white point of the profile connection space (D50), in XYZ.
 const WHITE: [f64; 3] = [0.9642, 1.0, 0.8249];
+/// The matrix from XYZ (D50) to linear sRGB, with the white point of sRGB (D65) adapted to D50.
 const TO_LINEAR: [[f64; 3]; 3] = [
     [3.13418636423682, -1.6172089589982757, -0.49069406400638427],
     [-0.9787485041906939, 1.9161300967735868, 0.03343339915999556],
     [0.07196392780224675, -0.22899387345320327, 1.4057537328964445],
 ];
 
-/// The colors at the points, by lightness, a, b.
+/// The RGB colors at the grid points, indexed by lightness, a and b.
 pub(super) struct Converter {
     table: Vec<[u16; 3]>,
 }
 
 impl Converter {
     pub(super) fn new() -> Self {
-        // A point's value in 16 bits; a and b are shifted by 128 and are 257 to a level.
+        // The 16-bit value of a grid point. For a and b, 257 is one level, with an offset of 128 levels.
         let value = |point: usize| (point as f64 * 65535.0 / (POINTS - 1) as f64 + 0.5).floor();
         let mut table = Vec::with_capacity(POINTS * POINTS * POINTS);
         for lightness in (0..POINTS).map(|point| value(point) * 100.0 / 65535.0) {
@@ -36,10 +38,10 @@ impl Converter {
         Self { table }
     }
 
-    /// Converts a pixel; `a` and `b` are shifted by 128.
+    /// Converts a pixel to RGB. `a` and `b` have an offset of 128.
     pub(super) fn rgb(&self, lab: [u8; 3]) -> [u8; 3] {
         const STEPS: [usize; 3] = [POINTS * POINTS, POINTS, 1];
-        // Places in the table in 1/65536 of the distance of points.
+        // Positions in the grid, in units of 1/65536 of the distance between points.
         let places = lab.map(|value| {
             let scaled = u32::from(value) * 257 * (POINTS as u32 - 1);
             scaled + (scaled + 0x7fff) / 0xffff
@@ -68,7 +70,7 @@ impl Converter {
     }
 }
 
-/// The conversion itself, to 0 to 1.
+/// Converts a color exactly, to RGB from 0 to 1. `lightness` is 0 to 100.
 fn exact(lightness: f64, a: f64, b: f64) -> [f64; 3] {
     let y = (lightness + 16.0) / 116.0;
     let linear = |t: f64| if t > 24.0 / 116.0 { t * t * t } else { (108.0 / 841.0) * (t - 16.0 / 116.0) };
@@ -85,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colors_are_those_of_pillow() {
+    fn converts_colors_like_pillow() {
         let converter = Converter::new();
         assert_eq!(converter.rgb([95, 120, 134]), [77, 91, 78]);
         assert_eq!(converter.rgb([217, 127, 117]), [202, 214, 233]);

@@ -1,25 +1,27 @@
-//! LZW, with the codes of TIFF 6.0 and those of the older form that some files still have.
+//! LZW decompression, with the codes of TIFF 6.0 or those of an older form that some files still use.
 //!
-//! Source: TIFF 6.0 section 13; `tif_lzw.c` of libtiff 4.7 for the older form and for damaged data.
+//! Source: TIFF 6.0 section 13; for the older form and for damaged data, `tif_lzw.c` of libtiff 4.7.
 
 use super::TiffError;
 
+// Special codes, and the first code of the table.
 const CLEAR: usize = 256;
 const END: usize = 257;
 const FIRST: usize = 258;
-/// Entries that libtiff lets a table have before it asks for a clear code; codes reach only 4096 of them.
+/// Maximum number of table entries in libtiff before a clear code is required. Codes can only refer to the first
+/// 4096.
 const MAX_ENTRIES: usize = 4095 + 1024;
 const MIN_BITS: u32 = 9;
 const MAX_BITS: u32 = 12;
 
-/// A string of the table: where it stands in the output.
+/// A string of the table, as a position in the output.
 #[derive(Debug, Clone, Copy, Default)]
 struct Entry {
     start: usize,
     length: usize,
 }
 
-/// Decodes strips or tiles. The first one tells which form the file has.
+/// Decodes strips or tiles. The first one determines which form the file uses.
 #[derive(Debug)]
 pub(super) struct Lzw {
     is_old: Option<bool>,
@@ -31,7 +33,7 @@ impl Lzw {
         Self { is_old: None, entries: vec![Entry::default(); MAX_ENTRIES] }
     }
 
-    /// Fills `out`; what follows in `data` is ignored.
+    /// Fills `out`. Excess data is ignored.
     pub(super) fn decode(&mut self, data: &[u8], out: &mut [u8]) -> Result<(), TiffError> {
         let looks_old = matches!(data, [0, second, ..] if second & 1 == 1);
         if *self.is_old.get_or_insert(looks_old) {
@@ -41,12 +43,13 @@ impl Lzw {
         }
     }
 
-    /// `early` is 1 where codes become longer one entry before they have to.
+    /// Decodes codes until `out` is full. `early` is 1 if the code length increases one entry earlier than necessary,
+    /// otherwise 0.
     fn decode_codes(&mut self, mut codes: impl ReadCode, early: usize, out: &mut [u8]) -> Result<(), TiffError> {
         let ends_early = || TiffError::damaged("LZW data ends early");
         let mut written = 0;
         let mut bits = MIN_BITS;
-        // Before a clear code there is no table.
+        // The next free table entry. There is no table before the first clear code.
         let mut free = None;
         let mut last = Entry::default();
         while written < out.len() {
@@ -76,7 +79,8 @@ impl Lzw {
                 Some(at) if code <= at && at < MAX_ENTRIES => at,
                 _ => return Err(TiffError::damaged("LZW data has a code that is not in its table")),
             };
-            // The last string with the first byte of this one: it stands in the output once this one is written.
+            // The new entry is the last string plus the first byte of this one. It is contiguous in the output once
+            // this string is written.
             self.entries[at] = Entry { start: last.start, length: last.length + 1 };
             free = Some(at + 1);
             if at + 1 > (1 << bits) - 1 - early {
@@ -92,7 +96,7 @@ impl Lzw {
                 if start + length <= written {
                     out.copy_within(start..start + length, written);
                 } else {
-                    // The string reaches into itself.
+                    // The string overlaps its own output, so it is copied byte by byte.
                     for offset in 0..length {
                         out[written + offset] = out[start + offset];
                     }
@@ -106,23 +110,24 @@ impl Lzw {
 }
 
 trait ReadCode {
-    /// The next code, or nothing at the end of the data.
+    /// The next code; `None` at the end of the data.
     fn next(&mut self, bits: u32) -> Option<usize>;
 }
 
-/// Codes from the highest bit on. `at` counts bits.
+/// Reads codes, highest bit first. `at` is the position in bits.
 struct Codes<'a> {
     data: &'a [u8],
     at: usize,
 }
 
-/// Codes from the lowest bit on.
+/// Reads codes of the older form, lowest bit first. `at` is the position in bits.
 struct OldCodes<'a> {
     data: &'a [u8],
     at: usize,
 }
 
-/// The three bytes that a code of at most 12 bits may lie in.
+/// The three bytes that contain a code of `bits` bits (at most 12) at bit position `at`. `None` if the data ends
+/// within it.
 fn three(data: &[u8], at: usize, bits: u32) -> Option<[u32; 3]> {
     if at + bits as usize > data.len() * 8 {
         return None;
@@ -153,7 +158,7 @@ impl ReadCode for OldCodes<'_> {
 mod tests {
     use super::*;
 
-    /// Codes of growing length, from the highest or the lowest bit on.
+    /// Packs codes, given as pairs of length and code. The highest bit is first, or the lowest if `is_old`.
     fn packed(codes: &[(u32, usize)], is_old: bool) -> Vec<u8> {
         let mut bits = Vec::new();
         for &(length, code) in codes {
@@ -167,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_string_may_reach_into_itself() {
+    fn decodes_string_that_overlaps_itself() {
         for is_old in [false, true] {
             let data = packed(&[(9, CLEAR), (9, 7), (9, 258), (9, 259), (9, END)], is_old);
             assert_eq!(matches!(data[..2], [0, second] if second & 1 == 1), is_old);
@@ -180,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_that_are_not_in_the_table_are_refused() {
+    fn rejects_codes_not_in_table() {
         for codes in [&[(9, 7)][..], &[(9, CLEAR), (9, 258)], &[(9, CLEAR), (9, 7), (9, 259)]] {
             assert!(Lzw::new().decode(&packed(codes, false), &mut [0; 9]).is_err(), "{codes:?}");
         }

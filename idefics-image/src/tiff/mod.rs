@@ -1,13 +1,15 @@
-//! TIFF files, with the very pixels that Pillow gives.
+//! TIFF decoder with exactly the pixels of Pillow.
 //!
-//! Which files are read, and as which of Pillow's modes, is the table of its `TiffImagePlugin.py`; see [`mode`]. Strips
-//! and tiles, samples together or in planes, classic and BigTIFF. Compression: none, LZW (both forms), deflate,
-//! PackBits, CCITT rows, group 3 and 4, ThunderScan, JPEG of both kinds. What else the tags can say is refused by name.
+//! It reads the files that Pillow reads, in the same modes, according to the table in `TiffImagePlugin.py` (see
+//! [`mode`]): strips and tiles, interleaved samples or planes, classic TIFF and BigTIFF. Supported compressions:
+//! none, LZW (both forms), deflate, PackBits, CCITT (modified Huffman, group 3, group 4), ThunderScan, and JPEG (both
+//! kinds). Everything else is rejected with an error that names it.
 //!
-//! Damaged files: what Pillow with libtiff 4.7 refuses is refused, what it lets pass comes out as it does there.
+//! Damaged files: files that Pillow with libtiff 4.7 rejects are rejected, and files that it tolerates give the same
+//! pixels.
 //!
-//! The way of a file: [`directory`] reads the tags of a page, [`page`] what they say; [`raw`] and [`compressed`] decode
-//! strips and tiles to pixels of a mode, [`color`] hands them on.
+//! Data flow: [`directory`] parses the tags of a page, and [`page`] interprets them. [`raw`] and [`compressed`]
+//! decode strips and tiles to samples of a mode, and [`color`] converts those to pixels.
 
 mod chunks;
 mod color;
@@ -59,7 +61,7 @@ pub(crate) fn decode(
         TiffError::OutOfMemory(needed) => input.no_memory(needed),
         TiffError::NoSuchPage(pages) => input.no_such_page(pages),
     };
-    let page = Directory::of_page(file, page).and_then(Page::new).map_err(error)?;
+    let page = Directory::read_page(file, page).and_then(Page::new).map_err(error)?;
     input.check_size(page.width, page.height)?;
     input.check_memory(needed_bytes(&page).map_err(error)?)?;
     let colors = Colors::new(page.mode, palette(&page).map_err(error)?);
@@ -83,8 +85,8 @@ fn palette(page: &Page<'_>) -> Result<Option<Palette>, TiffError> {
     }
 }
 
-/// The most bytes that decoding holds: a band of pixels, the strip or tile that it comes from, and what the decoder keeps
-/// beside them.
+/// Maximum number of bytes that decoding holds: a band of pixels, the strip or tile it is decoded from, and the state
+/// of the decoder.
 fn needed_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
     let rows = match page.compression {
         Compression::OldJpeg => u64::from(page.height),
@@ -101,8 +103,8 @@ fn needed_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
     Ok(band.saturating_add(chunk as u64).saturating_add(compressed::state_bytes(page)?))
 }
 
-/// Hands the pixels to `take` in bands from the top, of the page's mode: `[rows, width, pixel]`. A band is a row of strips or
-/// tiles, or some rows of JPEG data.
+/// Decodes the page and passes samples of its mode to `take` in bands, from the top: `[rows, width, pixel]`. A band
+/// is a row of strips or tiles, or a number of rows of JPEG data.
 fn samples(page: &Page<'_>, max_bytes: u64, take: impl FnMut(Vec<u8>) + Send) -> Result<(), TiffError> {
     match page.compression {
         Compression::None => raw::decode(page, take),
@@ -112,7 +114,7 @@ fn samples(page: &Page<'_>, max_bytes: u64, take: impl FnMut(Vec<u8>) + Send) ->
     }
 }
 
-/// The tag Orientation, or else that of the XMP packet.
+/// The orientation from the tag Orientation or, if it is missing, from the XMP packet.
 fn orientation(page: &Page<'_>) -> Orientation {
     let code = match page.tags.value(Tag::ORIENTATION) {
         Ok(Some(code)) => u8::try_from(code).ok(),

@@ -1,14 +1,14 @@
-//! Pixels as Pillow holds them, and the forms of samples that it reads into them.
+//! Pillow's modes for TIFF, and the sample layouts that it unpacks into them.
 //!
-//! Source: `OPEN_INFO` of Pillow's `TiffImagePlugin.py` (which files are read, and into which mode), `Unpack.c`.
+//! Source: `OPEN_INFO` of Pillow's `TiffImagePlugin.py` (supported files and their modes), `Unpack.c` of Pillow.
 
 use super::directory::ByteOrder;
 use super::directory::ByteOrder::Little;
 
-/// Pillow's modes.
+/// A mode of Pillow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// Black or white, a byte a pixel.
+    /// Black or white, one byte per pixel.
     Bilevel,
     Grey,
     /// An index into the color map.
@@ -18,7 +18,7 @@ pub(super) enum Mode {
     Rgb,
     Rgba,
     Cmyk,
-    /// CIELAB; `a` and `b` are shifted by 128.
+    /// CIELAB; `a` and `b` have an offset of 128.
     Lab,
     /// 16-bit grey, little-endian.
     Grey16,
@@ -29,7 +29,7 @@ pub(super) enum Mode {
 }
 
 impl Mode {
-    /// Bytes of a pixel.
+    /// Bytes per pixel.
     pub(super) fn pixel_bytes(self) -> usize {
         match self {
             Self::Bilevel | Self::Grey | Self::Palette => 1,
@@ -39,7 +39,7 @@ impl Mode {
         }
     }
 
-    /// How many bands Pillow counts.
+    /// Number of channels in Pillow.
     pub(super) fn bands(self) -> usize {
         match self {
             Self::Bilevel | Self::Grey | Self::Palette | Self::Grey16 | Self::Int | Self::Float => 1,
@@ -50,26 +50,26 @@ impl Mode {
     }
 }
 
-/// How the samples of a row lie (Pillow's raw mode).
+/// The layout of the samples in a row (Pillow's raw mode).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Samples {
-    /// One sample of 1, 2, 4 or 8 bits a pixel; 0 is white if `is_inverted`, bits are read from the lowest if
-    /// `is_reversed`.
+    /// One sample of 1, 2, 4 or 8 bits per pixel. If `is_inverted`, 0 is white. If `is_reversed`, the lowest bit of a
+    /// byte is first.
     Packed { bits: usize, is_inverted: bool, is_reversed: bool },
-    /// One sample of 12 bits.
+    /// One sample of 12 bits per pixel.
     Twelve,
-    /// One sample of 16 bits; each byte's bits are reversed if `is_reversed`.
+    /// One sample of 16 bits per pixel. If `is_reversed`, the bits of each byte are reversed.
     Wide { order: ByteOrder, is_signed: bool, is_reversed: bool },
-    /// One sample of 32 bits.
+    /// One sample of 32 bits per pixel.
     Long(ByteOrder),
-    /// `stored` bytes a pixel, of which the first ones are kept.
+    /// `stored` bytes per pixel. Only the first ones, as many as the mode has, are kept.
     Bytes { stored: usize, is_reversed: bool, is_premultiplied: bool },
-    /// `stored` samples of 16 bits a pixel, of which the upper bytes of the first ones are kept.
+    /// `stored` samples of 16 bits per pixel. Only the upper bytes of the first samples are kept.
     Words { stored: usize, order: ByteOrder, is_premultiplied: bool },
 }
 
 impl Samples {
-    /// Bits of a pixel.
+    /// Bits per stored pixel.
     pub(super) fn bits(self) -> usize {
         match self {
             Self::Packed { bits, .. } => bits,
@@ -81,13 +81,14 @@ impl Samples {
         }
     }
 
-    /// Bytes of a row.
+    /// Bytes per row.
     pub(super) fn row_bytes(self, pixels: usize) -> usize {
         (pixels * self.bits()).div_ceil(8)
     }
 
-    /// The same samples as libtiff hands them on: 16 bits in the order of this machine, whichever the file's is. Pillow
-    /// does not know that of signed and of longer samples.
+    /// The layout after libtiff: it returns 16-bit samples in native (little-endian) byte order, whatever the order
+    /// of the file. Pillow does not take this into account for signed and longer samples, and neither does this
+    /// function.
     pub(super) fn in_native_order(self) -> Self {
         match self {
             Self::Wide { is_signed: false, is_reversed, .. } => {
@@ -98,7 +99,7 @@ impl Samples {
         }
     }
 
-    /// Unpacks a row into `out`, whole pixels of a mode.
+    /// Unpacks a row to `out`, which has whole pixels of `mode`.
     pub(super) fn unpack(self, mode: Mode, row: &[u8], out: &mut [u8]) {
         match self {
             Self::Packed { bits: 8, is_inverted, is_reversed } => {
@@ -179,7 +180,7 @@ impl Samples {
     }
 }
 
-/// Takes alpha, the last of four samples, out of the others.
+/// Divides premultiplied colors by alpha, the last sample of the pixel.
 pub(super) fn divide_by_alpha(pixel: &mut [u8]) {
     let Some((&mut alpha, colors)) = pixel.split_last_mut() else { return };
     for value in colors {
@@ -191,21 +192,21 @@ pub(super) fn divide_by_alpha(pixel: &mut [u8]) {
     }
 }
 
-/// What decides how Pillow reads a page.
+/// The properties of a page that determine how Pillow reads it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Key<'a> {
     pub(super) order: ByteOrder,
     pub(super) photometric: u64,
-    /// 1 unsigned, 2 signed, 3 floating point.
+    /// 1 is unsigned, 2 is signed, 3 is floating point.
     pub(super) sample_format: u16,
-    /// Whether bits are read from the lowest (FillOrder 2).
+    /// Whether the lowest bit of a byte is first (FillOrder 2).
     pub(super) is_reversed: bool,
     pub(super) bits: &'a [u16],
     pub(super) extra: &'a [u16],
 }
 
 impl Key<'_> {
-    /// The mode and the form of the samples; `None` for what Pillow does not open.
+    /// The mode and the layout of the samples. `None` if Pillow does not support them.
     pub(super) fn open(self) -> Option<(Mode, Samples)> {
         const UNSIGNED: u16 = 1;
         const SIGNED: u16 = 2;
@@ -220,7 +221,7 @@ impl Key<'_> {
             (0 | 1, UNSIGNED, _, &[depth @ (2 | 4 | 8)], []) => (Mode::Grey, packed(depth, photometric == 0)),
             (1, SIGNED, false, [8], []) => (Mode::Grey, packed(8, false)),
             (1, UNSIGNED, false, [12], []) if order == Little => (Mode::Grey16, Samples::Twelve),
-            // White is 0 here too, but Pillow does not invert.
+            // 0 is white here too, but Pillow does not invert.
             (0, UNSIGNED, false, [16], []) if order == Little => (Mode::Grey16, wide(false)),
             (1, UNSIGNED, false, [16], []) => (Mode::Grey16, wide(false)),
             (1, UNSIGNED, true, [16], []) if order == Little => (Mode::Grey16, wide(false)),
@@ -236,7 +237,7 @@ impl Key<'_> {
             (2, UNSIGNED, false, [8, 8, 8, 8], [0])
             | (2, UNSIGNED, false, [8, 8, 8, 8, 8], [0, 0])
             | (2, UNSIGNED, false, [8, 8, 8, 8, 8, 8], [0, 0, 0]) => (Mode::Rgb, bytes(false)),
-            // Without ExtraSamples, and with the 999 of Corel Draw 10, the fourth sample is alpha.
+            // The fourth sample is alpha if ExtraSamples is missing, or is 999 (written by Corel Draw 10).
             (2, UNSIGNED, false, [8, 8, 8, 8], [] | [2 | 999])
             | (2, UNSIGNED, false, [8, 8, 8, 8, 8], [2, 0])
             | (2, UNSIGNED, false, [8, 8, 8, 8, 8, 8], [2, 0, 0]) => (Mode::Rgba, bytes(false)),
@@ -256,7 +257,7 @@ impl Key<'_> {
             | (5, UNSIGNED, false, [8, 8, 8, 8, 8, 8], [0, 0]) => (Mode::Cmyk, bytes(false)),
             (5, UNSIGNED, false, [16, 16, 16, 16], []) => (Mode::Cmyk, words(false)),
             (6, UNSIGNED, false, [8], []) => (Mode::Grey, packed(8, false)),
-            // Pillow has libtiff turn these into RGB with a fourth, unused sample.
+            // Pillow lets libtiff convert these to RGB with a fourth, unused sample.
             (6, UNSIGNED, false, [8, 8, 8], []) => {
                 (Mode::Rgb, Samples::Bytes { stored: 4, is_reversed: false, is_premultiplied: false })
             }
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn few_bits_are_stretched_to_a_byte() {
+    fn scales_packed_samples_to_bytes() {
         for (bits, row, expected) in [
             (&[1][..], &[0b1010_0000][..], [255, 0, 255]),
             (&[2], &[0b0001_1000], [0, 85, 170]),
@@ -292,8 +293,8 @@ mod tests {
     }
 
     #[test]
-    fn what_pillow_does_not_open_is_refused() {
-        assert!(key(&[12]).open().is_none(), "12 bits are read in little-endian files only");
+    fn rejects_layouts_that_pillow_rejects() {
+        assert!(key(&[12]).open().is_none(), "12 bits are only supported in little-endian files");
         assert!(Key { order: Little, ..key(&[12]) }.open().is_some());
         assert!(Key { photometric: 0, ..key(&[16]) }.open().is_none());
         assert!(key(&[64]).open().is_none());
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn alpha_is_divided_out_as_pillow_does() {
+    fn divides_by_alpha_like_pillow() {
         let mut pixel = [100, 128, 200, 128];
         divide_by_alpha(&mut pixel);
         assert_eq!(pixel, [199, 255, 255, 128]);

@@ -1,8 +1,8 @@
-//! JPEG as TIFF 6.0 had it at first (compression 6).
+//! Old-style JPEG, as originally defined by TIFF 6.0 (compression 6).
 //!
-//! Files hold a whole JPEG stream (tag JPEGInterchangeFormat, or the first strip), a stream of tables that the strips go
-//! on from, or tables in tags of their own. All are put together to one JPEG file. Chroma is repeated, not interpolated,
-//! and colors are converted as in other compressions.
+//! A file contains a whole JPEG stream (in the tag JPEGInterchangeFormat or in the first strip), a stream of tables
+//! that is continued by the strips, or tables in separate tags. All of these are assembled to one JPEG file. Chroma
+//! is repeated, not interpolated, and colors are converted as for other compressions.
 //!
 //! Source: TIFF 6.0 section 22; `tif_ojpeg.c` of libtiff 4.7.
 
@@ -19,11 +19,11 @@ use crate::output::Bands;
 const START_OF_IMAGE: [u8; 2] = [0xff, 0xd8];
 const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
 
-/// Decodes a page to RGB, and hands it to `take` in bands: `[rows, width, 3]`.
+/// Decodes a page to RGB, and passes it to `take` in bands: `[rows, width, 3]`.
 pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u8>) + Send) -> Result<(), TiffError> {
     if page.is_planar || page.cut.across != 1 || page.stored_samples != 3 {
         return Err(TiffError::coding(
-            "old-style JPEG in planes, in several columns of tiles or without three samples",
+            "old-style JPEG in planes, in several columns of tiles, or with other than three samples",
         ));
     }
     let file = assemble(page, max_bytes)?;
@@ -32,7 +32,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     let size = decoder.size();
     if decoder.components() != 3 || size.0 < page.width || size.1 < page.height {
         return Err(TiffError::damaged(format!(
-            "old-style JPEG data has the size {}x{} and {} components where {width}x{height} and 3 are expected",
+            "old-style JPEG data has the size {}x{} and {} components, expected {width}x{height} and 3",
             size.0,
             size.1,
             decoder.components()
@@ -42,7 +42,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     if needed > max_bytes {
         return Err(TiffError::Memory(needed));
     }
-    let colors = Colors::of(page)?;
+    let colors = Colors::new(page)?;
     let mut rows_left = height;
     let mut bands = Bands::new(|band: &[u8]| {
         let rows = band.chunks_exact(3 * size.0 as usize).take(rows_left);
@@ -53,7 +53,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     Ok(())
 }
 
-/// The parts of the file as one JPEG file. Where strips share data that may be longer than all of the file.
+/// Assembles the parts of the file to one JPEG file. If strips overlap, it may be larger than the TIFF file.
 fn assemble(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
     let offset_tag = if page.cut.is_tiled { Tag::TILE_OFFSETS } else { Tag::STRIP_OFFSETS };
     let first_offset = page.tags.value(offset_tag)?;
@@ -70,7 +70,7 @@ fn assemble(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
         }
         None => Vec::new(),
     };
-    let chunks = Chunks::of(page, page.decoded_bytes())?;
+    let chunks = Chunks::new(page, page.decoded_bytes())?;
     if file.is_empty() {
         let first = chunks.get(0)?.data;
         if first.starts_with(&START_OF_IMAGE) {
@@ -92,10 +92,10 @@ fn assemble(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
     Ok(file)
 }
 
-/// A part of the file, and where it is.
+/// A range of the file, and its bytes.
 type Placed<'a> = (Range<u64>, &'a [u8]);
 
-/// What the tag JPEGInterchangeFormat points to.
+/// The stream that the tag JPEGInterchangeFormat points to, if it starts like a JPEG file.
 fn stream<'a>(page: &Page<'a>) -> Result<Option<Placed<'a>>, TiffError> {
     let Some(offset) = page.tags.value(Tag::JPEG_INTERCHANGE_FORMAT)? else { return Ok(None) };
     let rest = usize::try_from(offset).ok().and_then(|offset| page.tags.file.get(offset..)).unwrap_or_default();
@@ -107,7 +107,8 @@ fn stream<'a>(page: &Page<'a>) -> Result<Option<Placed<'a>>, TiffError> {
     Ok(stream.map(|stream| (offset..offset + length as u64, stream)))
 }
 
-/// A segment that says how many units a strip has, if there are several: each begins anew.
+/// A restart interval segment with the number of units per strip, because each strip starts anew. Empty if there is
+/// only one strip.
 fn restart_interval(page: &Page<'_>, (across, down): (usize, usize)) -> Result<Vec<u8>, TiffError> {
     if page.cut.count() == 1 {
         return Ok(Vec::new());
@@ -117,15 +118,15 @@ fn restart_interval(page: &Page<'_>, (across, down): (usize, usize)) -> Result<V
     Ok([&[0xff, 0xdd, 0, 4][..], &units.to_be_bytes()].concat())
 }
 
-/// The head of a JPEG file, from the tags.
+/// Builds the headers of a JPEG file from the tags.
 fn header(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
     let tables = |tag: Tag| -> Result<Vec<&[u8]>, TiffError> {
         let offsets = page.tags.numbers(tag, 3)?.ok_or_else(|| super::directory::missing(tag))?;
         let table = |offset| page.tags.file.get(usize::try_from(offset).ok()?..);
         let tables = (0..3).map(|index| offsets.get(index).and_then(table)).collect::<Option<_>>();
-        tables.ok_or_else(|| TiffError::damaged(format!("the tag {} ({}) has no three tables", tag.name(), tag.0)))
+        tables.ok_or_else(|| TiffError::damaged(format!("the tag {} ({}) has fewer than 3 tables", tag.name(), tag.0)))
     };
-    let ends_early = || TiffError::damaged("a JPEG table reaches over the end of the file");
+    let ends_early = || TiffError::damaged("a JPEG table reaches beyond the end of the file");
     let mut file = vec![0xff, 0xd8];
     let mut segment = |marker: u8, data: &[u8]| {
         file.extend([0xff, marker]);
@@ -143,13 +144,13 @@ fn header(page: &Page<'_>) -> Result<Vec<u8>, TiffError> {
         }
     }
     let [across, down] = page.chroma;
-    // A tile may be higher and wider than the picture.
+    // A tile may be larger than the image.
     let (width, height) = if page.cut.is_tiled {
         (page.cut.width, page.cut.height.saturating_mul(page.cut.down))
     } else {
         (page.cut.width, page.height as usize)
     };
-    let side = |side: usize| u16::try_from(side).map_err(|_| TiffError::damaged("the picture is too large for JPEG"));
+    let side = |side: usize| u16::try_from(side).map_err(|_| TiffError::damaged("the image is too large for JPEG"));
     let size = [side(height)?.to_be_bytes(), side(width)?.to_be_bytes()].concat();
     let factors = (across << 4 | down) as u8;
     segment(0xc0, &[&[8][..], &size, &[3, 1, factors, 0, 2, 0x11, 1, 3, 0x11, 2]].concat());

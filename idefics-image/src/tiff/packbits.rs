@@ -1,10 +1,10 @@
-//! PackBits: runs and literals of bytes.
+//! PackBits decompression: runs and literals of bytes.
 //!
-//! Source: TIFF 6.0 section 9; `tif_packbits.c` of libtiff 4.7 for data that is damaged or has too much.
+//! Source: TIFF 6.0 section 9; for damaged or excess data, `tif_packbits.c` of libtiff 4.7.
 
 use super::TiffError;
 
-/// Fills `out`; what follows in `data` is ignored.
+/// Fills `out`. Excess data is ignored.
 pub(super) fn decode(mut data: &[u8], mut out: &mut [u8]) -> Result<(), TiffError> {
     while !out.is_empty() {
         let Some((&head, rest)) = data.split_first() else { break };
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_of_the_specification() {
+    fn decodes_example_of_specification() {
         let data = [0xfe, 0xaa, 0x02, 0x80, 0x00, 0x2a, 0xfd, 0xaa, 0x03, 0x80, 0x00, 0x2a, 0x22, 0xf7, 0xaa];
         let mut out = [0; 24];
         decode(&data, &mut out).unwrap();

@@ -1,4 +1,4 @@
-//! What a page's tags say, checked before anything is decoded.
+//! Interprets and validates the tags of a page before pixels are decoded.
 //!
 //! Source: `TiffImageFile._setup` of Pillow's `TiffImagePlugin.py`, `TIFFReadDirectory` of libtiff 4.7.
 
@@ -7,16 +7,17 @@ use super::directory::{ByteOrder, Directory, bad_value, missing};
 use super::mode::{Key, Mode, Samples};
 use super::tag::Tag;
 
-/// The most samples a pixel may have; Pillow reads no more.
+/// Maximum number of samples per pixel, as in Pillow.
 const MAX_SAMPLES: u64 = 6;
-/// The most values that are read of a tag with a value a sample: as many as may be used and as many as may be left out.
+/// Maximum number of values that are read of a tag with one value per sample. It is twice [`MAX_SAMPLES`], because
+/// extra samples that are ignored have values too.
 const MAX_VALUES: usize = 12;
 
 /// How strips and tiles are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
     None,
-    /// CCITT modified Huffman coding; rows start at bytes, or at pairs of bytes.
+    /// CCITT modified Huffman coding. Rows start at byte boundaries, or at 16-bit boundaries.
     HuffmanRows {
         is_word_aligned: bool,
     },
@@ -31,7 +32,7 @@ pub(super) enum Compression {
 }
 
 impl Compression {
-    fn of(number: u64) -> Result<Self, TiffError> {
+    fn from_number(number: u64) -> Result<Self, TiffError> {
         let other = match number {
             1 => return Ok(Self::None),
             2 => return Ok(Self::HuffmanRows { is_word_aligned: false }),
@@ -63,48 +64,48 @@ impl Compression {
     }
 }
 
-/// Rectangles that the picture is cut into, strips or tiles.
+/// The grid of rectangles, strips or tiles, that the image is divided into.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cut {
     pub(super) is_tiled: bool,
-    /// Size of a rectangle, in pixels.
+    /// Width and height of a rectangle, in pixels.
     pub(super) width: usize,
     pub(super) height: usize,
-    /// How many there are, across and down.
+    /// Number of rectangles horizontally and vertically.
     pub(super) across: usize,
     pub(super) down: usize,
 }
 
-/// One page, described.
+/// The properties of one page.
 #[derive(Debug)]
 pub(super) struct Page<'a> {
     pub(super) tags: Directory<'a>,
-    /// Size in pixels, as stored.
+    /// Stored size, in pixels.
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) compression: Compression,
     pub(super) photometric: u64,
     pub(super) mode: Mode,
     pub(super) samples: Samples,
-    /// Whether the bits of a byte are read from the lowest (FillOrder 2).
+    /// Whether the lowest bit of a byte is first (FillOrder 2).
     pub(super) is_reversed: bool,
-    /// Each sample of a pixel in a part of its own (PlanarConfiguration 2).
+    /// Whether each sample of a pixel is stored in a separate plane (PlanarConfiguration 2).
     pub(super) is_planar: bool,
-    /// SamplesPerPixel, with samples that are not used.
+    /// SamplesPerPixel, including unused samples.
     pub(super) stored_samples: usize,
     /// BitsPerSample of the first sample.
     pub(super) bits: u16,
     pub(super) sample_format: u16,
-    /// The kinds of the samples behind the colors, as the file has them.
+    /// ExtraSamples: the kinds of the samples after the colors.
     pub(super) extra: Vec<u16>,
-    /// Of YCbCr: luma samples to a chroma sample, across and down.
+    /// Luma samples per chroma sample of YCbCr, horizontally and vertically.
     pub(super) chroma: [usize; 2],
     pub(super) cut: Cut,
 }
 
 impl<'a> Page<'a> {
     pub(super) fn new(tags: Directory<'a>) -> Result<Self, TiffError> {
-        let compression = Compression::of(tags.value(Tag::COMPRESSION)?.unwrap_or(1))?;
+        let compression = Compression::from_number(tags.value(Tag::COMPRESSION)?.unwrap_or(1))?;
         let is_old_jpeg = compression == Compression::OldJpeg;
         let photometric = match tags.value(Tag::PHOTOMETRIC_INTERPRETATION)? {
             _ if is_old_jpeg => 6,
@@ -125,7 +126,7 @@ impl<'a> Page<'a> {
         let default_samples = if is_old_jpeg { 3 } else { 1 };
         let stored_samples = tags.value(Tag::SAMPLES_PER_PIXEL)?.unwrap_or(default_samples);
         if stored_samples == 0 || stored_samples > MAX_SAMPLES {
-            return Err(TiffError::coding(format!("{stored_samples} samples a pixel (tag SamplesPerPixel)")));
+            return Err(TiffError::coding(format!("{stored_samples} samples per pixel (tag SamplesPerPixel)")));
         }
         let stored_samples = stored_samples as usize;
         let mut formats = tags.shorts(Tag::SAMPLE_FORMAT, MAX_VALUES)?.unwrap_or_else(|| vec![1]);
@@ -137,7 +138,7 @@ impl<'a> Page<'a> {
         let first_bits = bits[0];
         let (mut extra, mut samples) = (all_extra.clone(), stored_samples);
         if is_planar && !extra.is_empty() && extra.iter().all(|&kind| kind == 0) {
-            // Parts of their own with an unknown meaning are left out.
+            // Planes of unspecified kind are ignored.
             bits.truncate(bits.len().saturating_sub(extra.len()));
             samples = samples.saturating_sub(extra.len());
             extra.clear();
@@ -148,7 +149,7 @@ impl<'a> Page<'a> {
         bits.truncate(samples);
         let organization = || {
             TiffError::coding(format!(
-                "samples of {bits:?} bits, {samples} a pixel, of format {formats:?}, extra samples {extra:?}, color \
+                "samples of {bits:?} bits, {samples} per pixel, format {formats:?}, extra samples {extra:?}, color \
                  {photometric} (tags BitsPerSample, SamplesPerPixel, SampleFormat, ExtraSamples, \
                  PhotometricInterpretation)"
             ))
@@ -161,15 +162,15 @@ impl<'a> Page<'a> {
         let (mode, samples) = key.open().ok_or_else(organization)?;
         let (mode, samples) = match compression {
             Compression::None => (mode, samples),
-            // Compressed data comes out of its decoder with its bits in the usual order.
+            // The decoders of compressed data return bits in normal order.
             _ => Key { is_reversed: false, ..key }.open().ok_or_else(organization)?,
         };
         if compression.is_fax() && (first_bits != 1 || stored_samples != 1) {
             return Err(TiffError::coding("CCITT compression of samples with more than one bit"));
         }
-        // In JPEG its own headers count.
+        // In JPEG, the subsampling is given by the JPEG headers.
         let chroma = chroma(&tags, photometric == 6 && compression != Compression::Jpeg)?;
-        let cut = Cut::of(&tags, compression, width, height)?;
+        let cut = Cut::new(&tags, compression, width, height)?;
         Ok(Self {
             width,
             height,
@@ -193,41 +194,41 @@ impl<'a> Page<'a> {
         self.tags.order
     }
 
-    /// Whether libtiff turns the colors into RGB; in JPEG that is done by libjpeg.
+    /// Whether libtiff converts YCbCr to RGB. For interleaved JPEG, libjpeg does it.
     pub(super) fn is_ycbcr(&self) -> bool {
         self.photometric == 6 && self.mode == Mode::Rgb && (self.compression != Compression::Jpeg || self.is_planar)
     }
 
-    /// Samples of a pixel that lie together in a strip or tile.
-    pub(super) fn samples_together(&self) -> usize {
+    /// Number of interleaved samples per pixel in a strip or tile.
+    pub(super) fn interleaved_samples(&self) -> usize {
         if self.is_planar { 1 } else { self.stored_samples }
     }
 
-    /// Bits of a pixel of the file, as far as it is used.
-    pub(super) fn bits_of_pixel(&self) -> usize {
+    /// Bits per pixel in the file, over all planes that are used.
+    pub(super) fn bits_per_pixel(&self) -> usize {
         match self.samples {
             _ if self.is_planar => usize::from(self.bits) * self.mode.bands(),
             samples => samples.bits(),
         }
     }
 
-    /// Parts that the samples of a pixel lie in.
+    /// Number of planes.
     pub(super) fn planes(&self) -> usize {
         if self.is_planar { self.mode.bands() } else { 1 }
     }
 
-    /// Bytes of a decoded strip or tile.
+    /// Bytes per decoded strip or tile.
     pub(super) fn decoded_bytes(&self) -> usize {
         self.stored_row().saturating_mul(self.cut.height)
     }
 
-    /// Bytes of a row of a strip or tile as it is stored.
+    /// Bytes per stored row of a strip or tile.
     pub(super) fn stored_row(&self) -> usize {
-        self.cut.width.saturating_mul(self.samples_together()).saturating_mul(usize::from(self.bits)).div_ceil(8)
+        self.cut.width.saturating_mul(self.interleaved_samples()).saturating_mul(usize::from(self.bits)).div_ceil(8)
     }
 }
 
-/// The tag YCbCrSubSampling, which is checked if it `counts`.
+/// Reads the tag YCbCrSubSampling. If `counts` is false, the tag is not relevant and invalid values are ignored.
 fn chroma(tags: &Directory<'_>, counts: bool) -> Result<[usize; 2], TiffError> {
     let factors = match tags.shorts(Tag::Y_CB_CR_SUB_SAMPLING, 2) {
         Ok(factors) => factors.unwrap_or_else(|| vec![2, 2]),
@@ -238,13 +239,13 @@ fn chroma(tags: &Directory<'_>, counts: bool) -> Result<[usize; 2], TiffError> {
         [across @ (1 | 2 | 4), down @ (1 | 2 | 4)] if down <= across || across == 1 && down == 2 => {
             Ok([usize::from(across), usize::from(down)])
         }
-        _ if counts => Err(TiffError::coding(format!("chroma at 1/{factors:?} (tag YCbCrSubSampling)"))),
+        _ if counts => Err(TiffError::coding(format!("chroma subsampling {factors:?} (tag YCbCrSubSampling)"))),
         _ => Ok([2, 2]),
     }
 }
 
 impl Cut {
-    fn of(tags: &Directory<'_>, compression: Compression, width: u32, height: u32) -> Result<Self, TiffError> {
+    fn new(tags: &Directory<'_>, compression: Compression, width: u32, height: u32) -> Result<Self, TiffError> {
         let side = |tag, most: u64| -> Result<Option<usize>, TiffError> {
             match tags.value(tag)? {
                 Some(0) => Err(bad_value(tag, 0)),
@@ -253,27 +254,27 @@ impl Cut {
             }
         };
         let (width, height) = (width as usize, height as usize);
-        // Pillow goes by the offsets, libtiff by the size of tiles.
+        // For uncompressed data, Pillow looks for the tags of offsets; for compressed data, libtiff looks for the
+        // size of tiles.
         let is_tiled = match compression {
             Compression::None => !tags.contains(Tag::STRIP_OFFSETS) && tags.contains(Tag::TILE_OFFSETS),
             _ => tags.contains(Tag::TILE_WIDTH) && tags.contains(Tag::TILE_LENGTH),
         };
         let is_raw = compression == Compression::None;
-        // Pillow hands sides to libtiff in 31 bits.
+        // Pillow passes sides to libtiff as 32-bit signed integers.
         let is_too_large = |side: usize| i32::try_from(side).is_err();
         let too_large = |tag: Tag, side| {
             let (name, number, most) = (tag.name(), tag.0, i32::MAX);
-            TiffError::damaged(format!(
-                "the tag {name} ({number}) has the value {side} where at most {most} is expected"
-            ))
+            TiffError::damaged(format!("the tag {name} ({number}) has the value {side}, expected at most {most}"))
         };
-        // Tiles may reach over the edges. Strips end there, but which offsets Pillow takes of uncompressed ones depends on
-        // whether they are exactly as high as the picture.
+        // Tiles may reach beyond the edges. Strips end at the bottom edge, so their height is clipped. Uncompressed
+        // strips are not clipped, because the offsets that Pillow uses depend on whether they are exactly as high as
+        // the image.
         let (is_tiled, cut_width, cut_height) = if !is_tiled {
             let rows = match side(Tag::ROWS_PER_STRIP, u64::from(u32::MAX))? {
                 None => height,
                 Some(rows) if is_raw => rows,
-                // The largest number stands for all rows.
+                // The largest 32-bit number means all rows.
                 Some(rows) if is_too_large(rows) && rows as u64 != u64::from(u32::MAX) => {
                     return Err(too_large(Tag::ROWS_PER_STRIP, rows));
                 }
@@ -296,7 +297,7 @@ impl Cut {
         })
     }
 
-    /// How many rectangles one plane has.
+    /// Number of rectangles per plane.
     pub(super) fn count(&self) -> usize {
         self.across * self.down
     }

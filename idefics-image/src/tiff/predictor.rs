@@ -1,4 +1,4 @@
-//! Differences of neighboring samples, added up again.
+//! Undoes predictors, which store differences of neighboring samples.
 //!
 //! Source: TIFF 6.0 section 14, TIFF Technical Note 3; `tif_predict.c` of libtiff 4.7.
 
@@ -7,18 +7,18 @@ use super::directory::ByteOrder;
 use super::page::{Compression, Page};
 use super::tag::Tag;
 
-/// What is done to each row after it is decompressed.
+/// The predictor that is undone on each row after decompression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Predictor {
     None,
-    /// Samples are differences from the pixel to the left.
+    /// Samples are differences to the pixel on the left.
     Horizontal,
-    /// Bytes are differences, sorted by their place in the sample.
+    /// Bytes are differences, grouped by their position in the sample.
     FloatingPoint,
 }
 
 impl Predictor {
-    pub(super) fn of(page: &Page<'_>) -> Result<Self, TiffError> {
+    pub(super) fn from_page(page: &Page<'_>) -> Result<Self, TiffError> {
         if !matches!(page.compression, Compression::Lzw | Compression::Deflate) {
             return Ok(Self::None);
         }
@@ -26,15 +26,15 @@ impl Predictor {
         match page.tags.value(Tag::PREDICTOR)?.unwrap_or(1) {
             1 => Ok(Self::None),
             2 if matches!(page.bits, 8 | 16 | 32) => Ok(Self::Horizontal),
-            2 => refuse("differences of samples that are not of 8, 16 or 32 bits"),
+            2 => refuse("a horizontal predictor for samples that do not have 8, 16 or 32 bits"),
             3 if page.sample_format == 3 && page.bits == 32 => Ok(Self::FloatingPoint),
-            3 => refuse("a predictor for floating point on other samples"),
+            3 => refuse("a floating-point predictor for samples that are not 32-bit floats"),
             other => refuse(&format!("the predictor {other}")),
         }
     }
 
-    /// Undoes the predictor on whole rows, and brings samples of 16 and 32 bits into little-endian order. `samples` lie
-    /// together in a pixel.
+    /// Undoes the predictor on whole rows, and converts samples of 16 and 32 bits to little-endian. `samples` is the
+    /// number of interleaved samples per pixel.
     pub(super) fn finish(self, rows: &mut [u8], row_bytes: usize, samples: usize, bits: u16, order: ByteOrder) {
         if order == ByteOrder::Big && self != Self::FloatingPoint {
             match bits {
@@ -66,7 +66,7 @@ impl Predictor {
                     let sorted = row.to_vec();
                     let count = row.len() / 4;
                     for (index, word) in row.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                        // The highest bytes come first.
+                        // The highest bytes of all samples are stored first.
                         *word = [3, 2, 1, 0].map(|byte| sorted[byte * count + index]);
                     }
                 }

@@ -1,7 +1,7 @@
-//! Uncompressed strips and tiles.
+//! Decodes uncompressed strips and tiles.
 //!
-//! Pillow reads them itself: from an offset on as many rows as the rectangle has, whatever length the file gives it. What no
-//! offset reaches stays black.
+//! Pillow reads these without libtiff. From each offset, it reads all rows of the rectangle and ignores the declared
+//! length. Rectangles without an offset stay black.
 //!
 //! Source: `TiffImageFile._setup` of Pillow's `TiffImagePlugin.py`, `ImageFile.load`, `RawDecode.c`.
 
@@ -14,7 +14,7 @@ use super::mode::{Mode, Samples};
 use super::page::Page;
 use super::tag::Tag;
 
-/// Decodes a page into pixels of its mode, and hands each row of strips or tiles to `take`: `[rows, width, pixel]`.
+/// Decodes a page to pixels of its mode, and passes them to `take` in bands: `[rows, width, pixel]`.
 pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(), TiffError> {
     if page.photometric == 6 && page.mode == Mode::Rgb {
         return Err(TiffError::coding("uncompressed YCbCr (tags Compression, PhotometricInterpretation)"));
@@ -34,7 +34,7 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
     let rectangles = page.cut.count() * page.planes();
     if page.is_planar && offsets.len() > rectangles {
         return Err(TiffError::damaged(format!(
-            "there are {} offsets where at most {rectangles} are expected (tag {})",
+            "there are {} offsets, expected at most {rectangles} (tag {})",
             offsets.len(),
             tag.name()
         )));
@@ -43,8 +43,8 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
     for down in 0..page.cut.down {
         let height = page.cut.height.min(page.height as usize - down * page.cut.height);
         let first = down * page.cut.across;
-        let of_planes = (0..page.planes()).map(|plane| plane * page.cut.count() + first);
-        let indices = of_planes.flat_map(|first| first..first + page.cut.across);
+        let plane_starts = (0..page.planes()).map(|plane| plane * page.cut.count() + first);
+        let indices = plane_starts.flat_map(|first| first..first + page.cut.across);
         let places: Vec<(usize, usize)> = indices
             .filter(|&index| index < offsets.len())
             .map(|index| {
@@ -64,26 +64,26 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
     Ok(())
 }
 
-/// Rows that are handed on together, of strips or tiles that may be as high as the picture.
+/// Maximum number of rows in a band. Strips and tiles may be higher.
 pub(super) fn band_rows(page: &Page<'_>) -> usize {
-    /// Bytes of a band.
+    /// Target size of a band, in bytes.
     const BAND_BYTES: usize = 256 << 10;
     (BAND_BYTES / (page.width as usize * page.mode.pixel_bytes()).max(1)).max(1)
 }
 
-/// Where a rectangle lies. With more offsets than rectangles, they begin anew; Pillow reads all in the order of their
-/// offsets, so that the last one stays.
+/// The offset of a rectangle in the file. If there are more offsets than rectangles, the extra ones refer to the
+/// rectangles again, from the first. Pillow reads them in ascending order, so the largest offset of a rectangle wins.
 fn offset(page: &Page<'_>, offsets: Numbers<'_>, index: usize, rectangles: usize) -> Option<u64> {
     let is_whole = page.cut.width == page.width as usize && page.cut.height == page.height as usize;
     if is_whole && !page.is_planar {
-        // Of offsets that each cover the picture it takes the last one.
+        // If a rectangle covers the whole image, Pillow uses the last offset in the list.
         return offsets.get(offsets.len() - 1);
     }
     (index..offsets.len()).step_by(rectangles).filter_map(|index| offsets.get(index)).max()
 }
 
-/// Reads some rows of a rectangle of a plane, counted across, then down, then through the planes, into those rows of the
-/// picture.
+/// Reads `rows` of a rectangle to the same rows of `band`. `index` counts rectangles in row-major order, plane by
+/// plane.
 fn read_rectangle(
     page: &Page<'_>,
     index: usize,
@@ -98,12 +98,13 @@ fn read_rectangle(
     let is_band = page.is_planar && page.mode.bands() > 1;
     let samples = row_samples(page);
     let row_bytes = if is_band { columns } else { samples.row_bytes(columns) };
-    // A tile that reaches over the edge has more samples in a row than are read, unless they come to no whole byte.
-    let stored = cut.width.saturating_mul(page.bits_of_pixel()) / 8 / page.planes();
+    // In a tile that reaches beyond the right edge, the rows in the file are longer than the pixels that are read,
+    // except if a stored row is shorter than a byte.
+    let stored = cut.width.saturating_mul(page.bits_per_pixel()) / 8 / page.planes();
     let stride = if columns < cut.width && stored > 0 { stored } else { row_bytes };
     if stride < row_bytes || i32::try_from(stride).is_err() {
         return Err(TiffError::damaged(format!(
-            "a tile has rows of {stride} bytes where {row_bytes} to {} are expected (tag TileWidth)",
+            "a tile has rows of {stride} bytes, expected {row_bytes} to {} (tag TileWidth)",
             i32::MAX
         )));
     }
@@ -124,7 +125,8 @@ fn read_rectangle(
     Ok(())
 }
 
-/// The form of the samples of a row. In planes Pillow takes a byte a sample, however the file says it is.
+/// The layout of the samples in a row. In planes, Pillow reads one byte per sample (except for 1-bit and 32-bit
+/// samples) and ignores inversion and bit order.
 fn row_samples(page: &Page<'_>) -> Samples {
     match (page.is_planar, page.samples) {
         (true, Samples::Packed { bits: 1, .. }) => Samples::Packed { bits: 1, is_inverted: false, is_reversed: false },

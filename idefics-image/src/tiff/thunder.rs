@@ -1,10 +1,10 @@
-//! ThunderScan: grey of 4 bits as runs and differences.
+//! ThunderScan decompression: 4-bit grey, coded as runs and differences.
 //!
 //! Source: `tif_thunder.c` of libtiff 4.7.
 
 use super::TiffError;
 
-/// Fills rows of `width` pixels, two in a byte.
+/// Fills rows of `width` pixels, two pixels per byte.
 pub(super) fn decode(mut data: &[u8], width: usize, out: &mut [u8]) -> Result<(), TiffError> {
     for row in out.chunks_exact_mut(width.div_ceil(2)) {
         let mut pixels = Pixels { row, width, count: 0, last: 0 };
@@ -27,9 +27,9 @@ struct Pixels<'a> {
 }
 
 impl Pixels<'_> {
-    /// Two bits of code, six of data.
+    /// Decodes one byte: two bits of code and six bits of data.
     fn decode(&mut self, byte: u8) -> Result<(), TiffError> {
-        /// What two and three bits add; the missing value adds no pixel.
+        /// The difference for two and for three bits of data. `None` adds no pixel.
         const BY_TWO_BITS: [Option<i8>; 4] = [Some(0), Some(1), None, Some(-1)];
         const BY_THREE_BITS: [Option<i8>; 8] = [Some(0), Some(1), Some(2), Some(3), None, Some(-3), Some(-2), Some(-1)];
         match byte >> 6 {
@@ -53,7 +53,7 @@ impl Pixels<'_> {
         }
     }
 
-    /// Sets the next pixel, if the row has one.
+    /// Sets the next pixel, if the row is not full.
     fn put(&mut self, value: u8) {
         self.last = value & 15;
         if self.count < self.width {

@@ -1,7 +1,7 @@
-//! YCbCr whose chroma has a lower resolution, in compressions other than JPEG.
+//! Decodes YCbCr with subsampled chroma, in compressions other than JPEG.
 //!
-//! Chroma is repeated, not interpolated. Damaged strips and tiles are no error: what their data does not reach has the code
-//! 0 in all components, a dark green.
+//! Chroma is repeated, not interpolated. Damaged strips and tiles are not an error: where data is missing, all
+//! components are 0, which is dark green.
 //!
 //! Source: `TiffDecode.c` of Pillow (`_decodeAsRGBA`), `tif_getimage.c` and `tif_color.c` of libtiff 4.7.
 
@@ -12,26 +12,26 @@ use super::error::zeroed;
 use super::page::{Compression, Page};
 use super::tag::Tag;
 
-/// Turns codes into colors by tables.
+/// Converts YCbCr to RGB with lookup tables.
 #[derive(Debug)]
 pub(super) struct Colors {
     luma: [i32; 256],
     cr_red: [i32; 256],
     cb_blue: [i32; 256],
-    /// In 1/65536, the half that rounds included.
+    /// In units of 1/65536. `cb_green` includes one half for rounding.
     cr_green: [i32; 256],
     cb_green: [i32; 256],
 }
 
 impl Colors {
-    /// Tables of a page: YCbCrCoefficients weigh the colors in luma, ReferenceBlackWhite has the codes of black and
-    /// white of each component.
-    pub(super) fn of(page: &Page<'_>) -> Result<Self, TiffError> {
+    /// Builds the tables of a page from the tags YCbCrCoefficients (the weights of the colors in luma) and
+    /// ReferenceBlackWhite (the codes of black and white of each component).
+    pub(super) fn new(page: &Page<'_>) -> Result<Self, TiffError> {
         const SHIFT: i32 = 16;
         const HALF: i32 = 1 << (SHIFT - 1);
         let [red, green, blue] = page.tags.floats(Tag::Y_CB_CR_COEFFICIENTS).unwrap_or([0.299_f32, 0.587, 0.114]);
         if green == 0.0 {
-            return Err(TiffError::damaged("the tag YCbCrCoefficients (529) has a 0 for green"));
+            return Err(TiffError::damaged("the tag YCbCrCoefficients (529) has the value 0 for green"));
         }
         let levels: [f32; 6] =
             page.tags.floats(Tag::REFERENCE_BLACK_WHITE).unwrap_or([0.0, 255.0, 128.0, 255.0, 128.0, 255.0]);
@@ -44,7 +44,7 @@ impl Colors {
         let (d3, d4) = (fixed(for_blue), -fixed(blue * for_blue / green));
         let value = |code: i32, black: f32, white: f32, range: f32| {
             let step = if white - black == 0.0 { 1.0 } else { white - black };
-            // The level of black is cut to a whole number.
+            // libtiff truncates the black level to a whole number.
             let value = (code - black as i32) as f32 * range / step;
             value.clamp(-128.0 * 32.0, 128.0 * 32.0) as i32
         };
@@ -70,33 +70,33 @@ impl Colors {
     }
 }
 
-/// Bytes of a unit: luma samples, and a chroma sample of each kind.
+/// Bytes per unit: a block of luma samples that share chroma, followed by one Cb and one Cr sample.
 fn unit(page: &Page<'_>) -> usize {
     page.chroma[0] * page.chroma[1] + 2
 }
 
-/// Bytes of a row of units of a strip or tile.
+/// Bytes per row of units of a strip or tile.
 fn row_bytes(page: &Page<'_>) -> usize {
     page.cut.width.div_ceil(page.chroma[0]).saturating_mul(unit(page))
 }
 
-/// Bytes of a decoded strip or tile.
+/// Bytes per decoded strip or tile.
 pub(super) fn decoded_bytes(page: &Page<'_>) -> usize {
     row_bytes(page).saturating_mul(page.cut.height.div_ceil(page.chroma[1]))
 }
 
-/// Decodes a page to RGB, and hands each row of strips or tiles to `take`: `[rows, width, 3]`.
+/// Decodes a page to RGB, and passes each row of strips or tiles to `take`: `[rows, width, 3]`.
 pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u8>)) -> Result<(), TiffError> {
     if page.is_planar {
         return Err(TiffError::coding("YCbCr in planes (tag PlanarConfiguration)"));
     }
-    let colors = Colors::of(page)?;
+    let colors = Colors::new(page)?;
     let (width, height) = (page.width as usize, page.height as usize);
     let cut = page.cut;
     let [samples_across, samples_down] = page.chroma;
     let (unit, row_bytes) = (unit(page), row_bytes(page));
     let mut reader = Reader::new(page, max_bytes)?;
-    let chunks = Chunks::of(page, decoded_bytes(page))?;
+    let chunks = Chunks::new(page, decoded_bytes(page))?;
     let mut buffer = zeroed(decoded_bytes(page))?;
     for down in 0..cut.down {
         let top = down * cut.height;
@@ -109,7 +109,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
             let samples = &mut buffer[..row_bytes * rows.div_ceil(samples_down)];
             let chunk = chunks.get(down * cut.across + across)?;
             samples.fill(0);
-            // libtiff goes on behind an error here; of damaged deflate data it keeps nothing.
+            // libtiff continues after an error here. It keeps what was decoded, except for damaged deflate data.
             let is_read = reader.read(page, chunk, Place { top, rows }, samples).is_ok();
             if !is_read && page.compression == Compression::Deflate {
                 samples.fill(0);

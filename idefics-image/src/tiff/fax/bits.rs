@@ -1,11 +1,10 @@
-//! Bits of fax data, the first one lowest.
+//! Bit reader for CCITT data. The first bit is the lowest bit of the returned values.
 
-/// Reads bits as libtiff does: what is asked for at the end of the data is filled up with zeros, as long as one bit is
-/// left.
+/// Reads bits like libtiff: at the end of the data, missing bits are zero as long as at least one real bit is left.
 #[derive(Debug)]
 pub(super) struct Bits<'a> {
     data: &'a [u8],
-    /// Whether the bits of a byte are read from the lowest.
+    /// Whether the lowest bit of a byte comes first in the data.
     is_reversed: bool,
     at: usize,
     window: u32,
@@ -21,7 +20,7 @@ impl<'a> Bits<'a> {
         Self { data, is_reversed, at: 0, window: 0, count: 0 }
     }
 
-    /// Makes sure of `n` bits, at most 16.
+    /// Loads at least `n` bits (at most 16).
     pub(super) fn need(&mut self, n: u32) -> Result<(), Ended> {
         let n = n.cast_signed();
         while self.count < n {
@@ -40,7 +39,7 @@ impl<'a> Bits<'a> {
         Ok(())
     }
 
-    /// The next `n` bits, which stay.
+    /// Returns the next `n` bits without consuming them.
     pub(super) fn peek(&self, n: u32) -> usize {
         (self.window & ((1 << n) - 1)) as usize
     }
@@ -50,12 +49,12 @@ impl<'a> Bits<'a> {
         self.count -= n.cast_signed();
     }
 
-    /// Goes on to the next byte.
+    /// Skips to the next byte boundary.
     pub(super) fn align_to_byte(&mut self) {
         self.skip((self.count & 7).cast_unsigned());
     }
 
-    /// Goes on to the next even byte of the file; the data begins at `offset`.
+    /// Skips to the next 16-bit boundary of the file. `offset` is the offset of the data in the file.
     pub(super) fn align_to_word(&mut self, offset: usize) {
         self.skip((self.count & 15).cast_unsigned());
         if self.count == 0 && !(offset + self.at).is_multiple_of(2) {

@@ -1,43 +1,44 @@
 //! The code words of ITU-T T.4 and T.6.
 
-/// What a code word of a run means.
+/// Meaning of a run-length code word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Run {
-    /// The last part of a run's length.
+    /// A terminating code: the last part of a run length, 0 to 63.
     Last(u16),
-    /// A multiple of 64 to which more comes.
+    /// A make-up code: a multiple of 64, followed by another code of the same run.
     More(u16),
-    /// Eleven zeros: the beginning of an end-of-line code.
+    /// Eleven zeros: the start of an end-of-line code.
     EndOfLine,
-    /// No code word.
+    /// Not a code word.
     Unknown,
 }
 
-/// What a code word of two-dimensional coding means.
+/// Meaning of a code word of two-dimensional coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Move {
+pub(super) enum Mode {
     Pass,
     Horizontal,
-    /// A change of color this far to the right of the one above.
+    /// The color changes this many pixels to the right of the change in the row above.
     Vertical(i32),
     Extension,
     /// Seven zeros.
     EndOfLine,
 }
 
-/// A code word's meaning and length in bits, by the bits ahead, the first one lowest.
+/// A lookup table for code words: the meaning and the length in bits, indexed by the next bits. The first bit is the
+/// lowest.
 pub(super) struct Table<T: 'static, const SIZE: usize>(pub(super) [(T, u8); SIZE]);
 
-/// Bits looked at for a white, a black and a two-dimensional code word.
+// Number of bits that are looked up for a white, a black and a two-dimensional code word.
 pub(super) const WHITE_BITS: u32 = 12;
 pub(super) const BLACK_BITS: u32 = 13;
-pub(super) const MOVE_BITS: u32 = 7;
+pub(super) const MODE_BITS: u32 = 7;
 
 pub(super) static WHITE: Table<Run, { 1 << WHITE_BITS }> = runs(&WHITE_WORDS);
 pub(super) static BLACK: Table<Run, { 1 << BLACK_BITS }> = runs(&BLACK_WORDS);
-pub(super) static MOVES: Table<Move, { 1 << MOVE_BITS }> = moves();
+pub(super) static MODES: Table<Mode, { 1 << MODE_BITS }> = modes();
 
-/// `(length, code)` of the runs 0 to 63, then of 64 to 1728 in steps of 64.
+/// `(length, code)` for the runs 0 to 63, then for 64 to 1728 in steps of 64.
 type Words = [(u8, u16); 64 + 27];
 
 const WHITE_WORDS: Words = [
@@ -228,7 +229,7 @@ const BLACK_WORDS: Words = [
     (13, 0x65),
 ];
 
-/// `(length, code)` of the runs 1792 to 2560 in steps of 64, of both colors.
+/// `(length, code)` for the runs 1792 to 2560 in steps of 64, for both colors.
 const LONG_WORDS: [(u8, u16); 13] = [
     (11, 0x08),
     (11, 0x0c),
@@ -247,7 +248,7 @@ const LONG_WORDS: [(u8, u16); 13] = [
 
 const END_OF_LINE: (u8, u16) = (11, 0);
 
-/// The places of a table whose lowest bits are a code word: the first one, and the distance to the next.
+/// The table indices whose lowest bits are a code word: the first index, and the step to the next.
 const fn places((length, code): (u8, u16)) -> (usize, usize) {
     (code.reverse_bits() as usize >> (16 - length), 1 << length)
 }
@@ -275,21 +276,21 @@ const fn runs<const SIZE: usize>(words: &Words) -> Table<Run, SIZE> {
     Table(table)
 }
 
-const fn moves() -> Table<Move, { 1 << MOVE_BITS }> {
-    const WORDS: [((u8, u16), Move); 11] = [
-        ((4, 1), Move::Pass),
-        ((3, 1), Move::Horizontal),
-        ((1, 1), Move::Vertical(0)),
-        ((3, 3), Move::Vertical(1)),
-        ((6, 3), Move::Vertical(2)),
-        ((7, 3), Move::Vertical(3)),
-        ((3, 2), Move::Vertical(-1)),
-        ((6, 2), Move::Vertical(-2)),
-        ((7, 2), Move::Vertical(-3)),
-        ((7, 1), Move::Extension),
-        ((7, 0), Move::EndOfLine),
+const fn modes() -> Table<Mode, { 1 << MODE_BITS }> {
+    const WORDS: [((u8, u16), Mode); 11] = [
+        ((4, 1), Mode::Pass),
+        ((3, 1), Mode::Horizontal),
+        ((1, 1), Mode::Vertical(0)),
+        ((3, 3), Mode::Vertical(1)),
+        ((6, 3), Mode::Vertical(2)),
+        ((7, 3), Mode::Vertical(3)),
+        ((3, 2), Mode::Vertical(-1)),
+        ((6, 2), Mode::Vertical(-2)),
+        ((7, 2), Mode::Vertical(-3)),
+        ((7, 1), Mode::Extension),
+        ((7, 0), Mode::EndOfLine),
     ];
-    let mut table = [(Move::EndOfLine, 7); 1 << MOVE_BITS];
+    let mut table = [(Mode::EndOfLine, 7); 1 << MODE_BITS];
     let mut index = 0;
     while index < WORDS.len() {
         let (word, meaning) = WORDS[index];
@@ -307,13 +308,13 @@ const fn moves() -> Table<Move, { 1 << MOVE_BITS }> {
 mod tests {
     use super::*;
 
-    /// How much of all sequences of bits the known words cover.
+    /// Number of table entries that start with a valid code word.
     fn covered<const SIZE: usize>(table: &Table<Run, SIZE>) -> usize {
         table.0.iter().filter(|(run, _)| *run != Run::Unknown).count()
     }
 
     #[test]
-    fn no_code_word_begins_another() {
+    fn run_code_words_are_prefix_free() {
         let share = |(length, _): &(u8, u16), bits: u32| 1_usize << (bits - u32::from(*length));
         for (words, covered, bits) in
             [(&WHITE_WORDS, covered(&WHITE), WHITE_BITS), (&BLACK_WORDS, covered(&BLACK), BLACK_BITS)]
@@ -324,17 +325,17 @@ mod tests {
     }
 
     #[test]
-    fn two_dimensional_words_cover_everything() {
-        for (place, &(meaning, length)) in MOVES.0.iter().enumerate() {
+    fn two_dimensional_code_words_cover_all_bit_sequences() {
+        for (place, &(meaning, length)) in MODES.0.iter().enumerate() {
             let first = (place as u8).reverse_bits() >> (8 - length);
             let expected = match (length, first) {
-                (1, 1) => Move::Vertical(0),
-                (3, 1) => Move::Horizontal,
-                (4, 1) => Move::Pass,
-                (7, 0) => Move::EndOfLine,
-                (7, 1) => Move::Extension,
-                (3 | 6 | 7, 2) => Move::Vertical(-[1, 2, 3][[3, 6, 7].iter().position(|&l| l == length).unwrap()]),
-                (3 | 6 | 7, 3) => Move::Vertical([1, 2, 3][[3, 6, 7].iter().position(|&l| l == length).unwrap()]),
+                (1, 1) => Mode::Vertical(0),
+                (3, 1) => Mode::Horizontal,
+                (4, 1) => Mode::Pass,
+                (7, 0) => Mode::EndOfLine,
+                (7, 1) => Mode::Extension,
+                (3 | 6 | 7, 2) => Mode::Vertical(-[1, 2, 3][[3, 6, 7].iter().position(|&l| l == length).unwrap()]),
+                (3 | 6 | 7, 3) => Mode::Vertical([1, 2, 3][[3, 6, 7].iter().position(|&l| l == length).unwrap()]),
                 other => panic!("{other:?}"),
             };
             assert_eq!(meaning, expected);

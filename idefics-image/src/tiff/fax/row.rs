@@ -1,35 +1,35 @@
-//! One row as runs of white and black in turn.
+//! One row, as alternating runs of white and black pixels.
 
 use super::Fault;
 use super::bits::{Bits, Ended};
-use super::codes::{BLACK, BLACK_BITS, MOVE_BITS, MOVES, Move, Run, WHITE, WHITE_BITS};
+use super::codes::{BLACK, BLACK_BITS, MODE_BITS, MODES, Mode, Run, WHITE, WHITE_BITS};
 
-/// The runs of a row, white first. Numbers wrap as they do in libtiff: damaged rows reach far.
+/// The runs of a row, white first. Arithmetic wraps around like in libtiff, because damaged rows can overflow.
 #[derive(Debug)]
 pub(super) struct Row {
     width: i32,
-    /// Room for more runs than a row has; the first `length` count.
+    /// Buffer for the run lengths. Only the first `length` are valid.
     runs: Vec<u32>,
     length: usize,
-    /// Pixels so far, and of those the ones that belong to no run yet.
+    /// Number of pixels so far, and how many of them do not belong to a finished run yet.
     at: i32,
     pending: i32,
 }
 
-/// What a row ended with.
+/// How a row ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// Its last pixel, or damage.
+    /// At its last pixel, or because of damage.
     Pixel,
-    /// The zeros of an end-of-line code.
+    /// With the zeros of an end-of-line code.
     EndOfLine,
 }
 
-/// Where the row above changes color.
+/// Iterates over the color changes of the row above.
 struct Changes<'a> {
     runs: &'a [u32],
     next: usize,
-    /// The next change, in pixels.
+    /// Position of the next change, in pixels.
     at: i32,
 }
 
@@ -38,7 +38,7 @@ impl Row {
         Self { width, runs: vec![0; room], length: 0, at: 0, pending: 0 }
     }
 
-    /// Makes it a row of white pixels.
+    /// Resets to a row of white pixels.
     pub(super) fn clear_to_white(&mut self) {
         self.runs[..2].copy_from_slice(&[self.width.cast_unsigned(), 0]);
     }
@@ -56,7 +56,7 @@ impl Row {
         Ok(())
     }
 
-    /// Ends the runs where the row ends.
+    /// Adjusts the runs so that they end exactly at the end of the row.
     fn finish(&mut self) -> Result<(), Fault> {
         if self.pending != 0 {
             self.push(0)?;
@@ -82,12 +82,12 @@ impl Row {
         }
     }
 
-    /// Puts a change behind the last one, for the row below.
+    /// Appends a final change, for the row below.
     pub(super) fn close(&mut self) -> Result<(), Fault> {
         self.push(0)
     }
 
-    /// Reads a run of one color. `Err` holds what stands in its place.
+    /// Reads a run of one color. The inner `Err` holds the code that was found instead.
     fn run(&mut self, bits: &mut Bits<'_>, is_white: bool) -> Result<Result<(), Run>, Fault> {
         loop {
             let (run, length) = if is_white {
@@ -109,8 +109,8 @@ impl Row {
         }
     }
 
-    /// Reads a row of runs.
-    pub(super) fn read_runs(&mut self, bits: &mut Bits<'_>) -> Result<End, Fault> {
+    /// Reads a row that is coded as run lengths.
+    pub(super) fn read_one_dimensional(&mut self, bits: &mut Bits<'_>) -> Result<End, Fault> {
         self.begin();
         let mut end = End::Pixel;
         let mut is_white = true;
@@ -124,7 +124,7 @@ impl Row {
             if self.at >= self.width {
                 break;
             }
-            // A pair of empty runs is dropped.
+            // Drop a pair of empty runs.
             if !is_white && self.runs[self.length - 2..self.length] == [0, 0] {
                 self.length -= 2;
             }
@@ -134,53 +134,54 @@ impl Row {
         Ok(end)
     }
 
-    /// Reads a row that is coded by the row above. If the data ends, the row is finished nevertheless.
-    pub(super) fn read_moves(&mut self, bits: &mut Bits<'_>, above: &Self) -> Result<End, Fault> {
+    /// Reads a row that is coded relative to the row above. If the data ends, the row is completed and the error is
+    /// returned.
+    pub(super) fn read_two_dimensional(&mut self, bits: &mut Bits<'_>, above: &Self) -> Result<End, Fault> {
         self.begin();
         let mut changes = Changes { runs: &above.runs, next: 1, at: above.runs[0].cast_signed() };
-        let result = self.read_each_move(bits, &mut changes);
+        let result = self.read_modes(bits, &mut changes);
         if matches!(result, Ok(_) | Err(Fault::Ended)) {
             self.finish()?;
         }
         result
     }
 
-    fn read_each_move(&mut self, bits: &mut Bits<'_>, changes: &mut Changes<'_>) -> Result<End, Fault> {
+    fn read_modes(&mut self, bits: &mut Bits<'_>, changes: &mut Changes<'_>) -> Result<End, Fault> {
         while self.at < self.width {
             if self.length >= self.runs.len() {
                 return Err(Fault::TooManyRuns);
             }
-            bits.need(MOVE_BITS)?;
-            let (meaning, length) = MOVES.0[bits.peek(MOVE_BITS)];
+            bits.need(MODE_BITS)?;
+            let (meaning, length) = MODES.0[bits.peek(MODE_BITS)];
             bits.skip(u32::from(length));
             match meaning {
-                Move::Pass => {
-                    changes.pass(self)?;
+                Mode::Pass => {
+                    changes.find_b1(self)?;
                     changes.step(1)?;
                     self.pending = self.pending.wrapping_add(changes.at.wrapping_sub(self.at));
                     self.at = changes.at;
                     changes.step(0)?;
                 }
-                Move::Horizontal => {
+                Mode::Horizontal => {
                     let is_white = self.length.is_multiple_of(2);
                     if self.run(bits, is_white)?.is_err() || self.run(bits, !is_white)?.is_err() {
                         return Ok(End::Pixel);
                     }
-                    changes.pass(self)?;
+                    changes.find_b1(self)?;
                 }
-                Move::Vertical(offset) => {
-                    changes.pass(self)?;
+                Mode::Vertical(offset) => {
+                    changes.find_b1(self)?;
                     if offset < 0 && changes.at < self.at.wrapping_sub(offset) {
                         return Ok(End::Pixel);
                     }
                     self.push(changes.at.wrapping_sub(self.at).wrapping_add(offset))?;
                     if offset < 0 { changes.step_back() } else { changes.step(0)? }
                 }
-                Move::Extension => {
+                Mode::Extension => {
                     self.fill_up();
                     return Ok(End::Pixel);
                 }
-                Move::EndOfLine => {
+                Mode::EndOfLine => {
                     self.fill_up();
                     bits.need(4)?;
                     bits.skip(4);
@@ -190,7 +191,7 @@ impl Row {
         }
         if self.pending != 0 {
             if self.pending.wrapping_add(self.at) < self.width {
-                // A last change at the end of the row is expected.
+                // A final change at the end of the row is expected.
                 bits.need(1)?;
                 if bits.peek(1) == 0 {
                     return Ok(End::Pixel);
@@ -202,13 +203,14 @@ impl Row {
         Ok(End::Pixel)
     }
 
-    /// Adds what is missing as one run, which [`Self::finish`] does not know of.
+    /// Appends one run for the missing pixels. It does not advance the position, so [`Self::finish`] does not take it
+    /// into account.
     fn fill_up(&mut self) {
         self.runs[self.length] = self.width.wrapping_sub(self.at).cast_unsigned();
         self.length += 1;
     }
 
-    /// Writes the row, a bit a pixel, 1 for black, and cuts runs that reach over its end.
+    /// Writes the row to `out`, one bit per pixel, 1 is black. Runs that reach beyond the end of the row are cut.
     pub(super) fn write(&mut self, out: &mut [u8]) {
         if !self.length.is_multiple_of(2)
             && let Some(run) = self.runs.get_mut(self.length)
@@ -229,8 +231,8 @@ impl Row {
 }
 
 impl Changes<'_> {
-    /// Goes on to the first change of the right color behind the row's position.
-    fn pass(&mut self, row: &Row) -> Result<(), Fault> {
+    /// Advances to the first change after the position of `row` that has the opposite color (b1 in ITU-T T.4).
+    fn find_b1(&mut self, row: &Row) -> Result<(), Fault> {
         if row.length > 0 {
             while self.at <= row.at && self.at < row.width {
                 self.step(1)?;
@@ -240,7 +242,7 @@ impl Changes<'_> {
         Ok(())
     }
 
-    /// Goes on by one run, if there are `more` behind it.
+    /// Advances by one run. At least `more` runs must follow it.
     fn step(&mut self, more: usize) -> Result<(), Fault> {
         if self.next + more >= self.runs.len() {
             return Err(Fault::TooManyRuns);
@@ -262,7 +264,7 @@ impl From<Ended> for Fault {
     }
 }
 
-/// Sets or clears bits, the highest of a byte first.
+/// Sets or clears a range of bits, highest bit of a byte first.
 fn fill_bits(out: &mut [u8], bits: std::ops::Range<usize>, value: bool) {
     if bits.is_empty() {
         return;
@@ -284,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bits_are_filled_between_any_two_places() {
+    fn fills_any_range_of_bits() {
         for start in 0..40 {
             for end in start..40 {
                 let (mut set, mut clear) = ([0; 5], [0xff; 5]);
