@@ -1,4 +1,4 @@
-//! `chat`: at a terminal, its history, its paths.
+//! `chat`: terminal handling, history and image paths.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -19,11 +19,11 @@ use crate::{photo, text};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A chat at a terminal of its own.
+/// A chat process in a pseudo-terminal.
 struct Terminal {
     child: Child,
     keyboard: File,
-    /// Kept open, so that the settings can be read after the end.
+    /// The terminal side, kept open so that its settings can be read after the process ends.
     line: File,
     screen: Arc<Mutex<Vec<u8>>>,
     state: TempDir,
@@ -78,7 +78,7 @@ impl Terminal {
         fs::read_to_string(self.state.path().join("idefics/history")).unwrap_or_default()
     }
 
-    /// Waits until keys go to the line editor, not to the terminal's own line.
+    /// Waits until the line editor is reading keys (raw mode).
     fn wait_for_editor(&self) {
         let start = Instant::now();
         while !self.is_editing() {
@@ -92,14 +92,14 @@ impl Terminal {
     }
 }
 
-/// What the line editor begins with (bracketed paste).
+/// Written by the line editor at each prompt: enables bracketed paste.
 const EDITING: &str = "\x1b[?2004h";
 
 const ENDLESS: [&str; 7] =
     ["chat", "--max-new-tokens", "1900", "--suppress-tokens", "2,476", "--do-image-splitting", "false"];
 
 #[test]
-fn a_signal_ends_a_chat_at_a_terminal_and_leaves_both_in_order() {
+fn signal_ends_chat_and_restores_the_terminal() {
     for (term, signal, code) in [("xterm", Signal::TERM, 143), ("dumb", Signal::TERM, 143), ("xterm", Signal::HUP, 129)]
     {
         let mut terminal = Terminal::start(term, &["chat", "--max-new-tokens", "2"]);
@@ -119,13 +119,13 @@ fn a_signal_ends_a_chat_at_a_terminal_and_leaves_both_in_order() {
 }
 
 #[test]
-fn an_interrupt_ends_the_answer_and_not_the_chat() {
+fn interrupt_stops_the_answer_but_not_the_chat() {
     let mut terminal = Terminal::start("xterm", &ENDLESS);
     terminal.wait_for("> ", 1);
     terminal.type_in("Talk\r");
     let start = Instant::now();
     while terminal.is_editing() && start.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(1)); // until the line was taken
+        std::thread::sleep(Duration::from_millis(1)); // until the line was accepted
     }
     let n_shown = || terminal.screen.lock().unwrap().len();
     let before = n_shown();
@@ -136,13 +136,13 @@ fn an_interrupt_ends_the_answer_and_not_the_chat() {
     terminal.wait_for("[stopped]", 1);
     terminal.wait_for_editor();
     terminal.type_in("/undo\r");
-    terminal.wait_for("taken back", 1);
+    terminal.wait_for("removed the last question", 1);
     terminal.wait_for_editor();
     terminal.wait_for(EDITING, 3);
-    terminal.type_in("half a line\x03"); // Ctrl-C gives the line up
+    terminal.type_in("half a line\x03"); // Ctrl-C discards the line
     terminal.wait_for(EDITING, 4);
     terminal.type_in("/help\r");
-    terminal.wait_for("begin anew", 1);
+    terminal.wait_for("start a new conversation", 1);
     terminal.wait_for(EDITING, 5);
     terminal.type_in("\x04"); // Ctrl-D ends the chat
     assert_eq!(end_of(&mut terminal.child).code(), Some(0));
@@ -158,7 +158,7 @@ fn chat(home: &std::path::Path, input: &[u8]) -> (String, String) {
 }
 
 #[test]
-fn paths_are_read_as_people_type_them() {
+fn accepts_home_folder_spaces_and_escapes_in_paths() {
     let home = tempfile::tempdir().unwrap();
     fs::copy(photo(), home.path().join("a photo.jpg")).unwrap();
     fs::copy(photo(), home.path().join(OsStr::from_bytes(b"caf\xe9.jpg"))).unwrap();
@@ -169,14 +169,14 @@ fn paths_are_read_as_people_type_them() {
     assert_eq!(answers.lines().count(), 2, "{answers:?}");
     assert!(stderr.contains("3 images with") && stderr.contains("no-such.jpg: there is no such file"), "{stderr}");
     assert!(!stderr.contains("os error"), "{stderr}");
-    // JSON has no names that are not UTF-8.
+    // A path that is not UTF-8 cannot be saved as JSON.
     assert!(stderr.contains("rename the file") && stderr.contains("saved to"), "{stderr}");
     assert!(stderr.contains("the question is not UTF-8"), "{stderr}");
     assert!(home.path().join("talk.json").exists());
 }
 
 #[test]
-fn an_error_leaves_the_history() {
+fn history_is_saved_when_the_chat_fails() {
     let home = tempfile::tempdir().unwrap();
     let input = "First\n/image missing.png\n/nonsense\nSecond\n";
     let output = program(&["chat", "--max-new-tokens", "2"])
@@ -196,7 +196,7 @@ fn an_error_leaves_the_history() {
 }
 
 #[test]
-fn images_of_a_chat_may_have_any_name() {
+fn file_names_need_not_be_utf8() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join(OsStr::from_bytes(b"caf\xe9.jpg"));
     fs::copy(photo(), &image).unwrap();
@@ -214,7 +214,7 @@ fn images_of_a_chat_may_have_any_name() {
     let output = run(program(&["ask"]).arg(&image).arg(OsStr::from_bytes(b"caf\xe9?")));
     assert!(output.status.code() == Some(2), "{}", text(&output.stderr));
 
-    // Folders and files of samples, too.
+    // The same for model folders, prompt files and outputs.
     let place = folder.path().join(OsStr::from_bytes(b"d\xe9p\xf4t"));
     fs::create_dir(&place).unwrap();
     for file in fs::read_dir(crate::checkpoint()).unwrap() {

@@ -1,4 +1,4 @@
-//! A reader that goes away ends the program quietly.
+//! The program ends quietly when the reader of its output closes the pipe.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::signals::{end_of, program};
 use crate::{photo, text, xtask_folder};
 
-/// Reads a line of standard output, goes away, and gives the exit code and standard error.
+/// Reads a line of standard output, closes the pipe, and returns the exit code and standard error.
 fn after_a_line(command: &mut Command) -> (Option<i32>, String) {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdout = BufReader::with_capacity(1, child.stdout.take().unwrap());
@@ -18,7 +18,7 @@ fn after_a_line(command: &mut Command) -> (Option<i32>, String) {
 }
 
 #[test]
-fn commands_whose_reader_went_away_end_quietly() {
+fn commands_end_quietly_on_a_broken_pipe() {
     let photo = photo();
     let prompts = xtask_folder("../examples");
     assert!(prompts.is_dir());
@@ -38,7 +38,7 @@ fn commands_whose_reader_went_away_end_quietly() {
         &["classify", &photo, "--labels", "a,b,c,d", "--rank"],
     ] {
         let (code, stderr) = after_a_line(&mut program(args));
-        // 1 where inputs failed; the write that fails may also come after the last line.
+        // The code is 1 if inputs failed and the program printed its last line before the pipe was closed.
         assert!(code == Some(0) || args.contains(&"no-such.png") && code == Some(1), "{args:?}: {code:?} {stderr}");
         assert!(!stderr.contains("panic") && !stderr.contains("bug"), "{args:?}: {stderr}");
         assert!(!stderr.contains("standard output"), "{args:?}: {stderr}");
@@ -46,7 +46,7 @@ fn commands_whose_reader_went_away_end_quietly() {
 }
 
 #[test]
-fn a_closed_standard_output_is_no_bug() {
+fn closed_standard_output_is_not_an_error() {
     for args in [&["ask", &photo(), "What?", "--max-new-tokens", "40"][..], &["--help"], &["man"]] {
         let mut child = program(args).stdin(Stdio::null()).spawn().unwrap();
         drop(child.stdout.take());
@@ -59,7 +59,7 @@ fn a_closed_standard_output_is_no_bug() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_standard_output_is_an_error() {
+fn full_device_as_standard_output_is_an_error() {
     for args in [&["--help"][..], &["--version"], &["help", "ask"], &["man"], &["completions", "bash"], &["devices"]] {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let output = program(args).stdout(full).stdin(Stdio::null()).output().unwrap();
@@ -70,7 +70,7 @@ fn a_full_standard_output_is_an_error() {
 }
 
 #[test]
-fn messages_that_nobody_reads_are_no_bug() {
+fn closed_standard_error_does_not_change_the_exit_code() {
     let mut child = program(&["-v", "caption", "no-such.png", &photo(), "--max-new-tokens", "2"]).spawn().unwrap();
     drop(child.stderr.take());
     assert_eq!(end_of(&mut child).code(), Some(1));

@@ -4,7 +4,7 @@ use crate::args::{CaptionArgs, Global};
 use crate::failure::Failure;
 use crate::{commands, model, output, signals};
 
-/// Describes each image in turn; an image that is refused does not keep the others from being described.
+/// Describes each image in turn. A failed image does not stop the others.
 pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     if let [image] = args.images.as_slice() {
         commands::check_images([image])?;

@@ -1,4 +1,4 @@
-//! Answers of a group, and the lines of the output.
+//! Answers the rows of a group and formats the output lines.
 
 use idefics_generate::{Answer, CancelToken, Error, FinishReason, Idefics, Prepared};
 use serde_json::{Map, Value};
@@ -10,15 +10,15 @@ use crate::args::{BatchArgs, Global};
 use crate::failure::Failure;
 use crate::output::warn_of;
 
-/// What became of a group.
+/// The result of answering a group.
 pub(super) struct Answered {
     pub(super) rows: Vec<Done>,
-    /// Whether a signal ended it before all rows were answered.
+    /// Whether a signal stopped it before all rows were answered.
     pub(super) is_interrupted: bool,
 }
 
-/// Answers the rows of a group that are not done: together, or one by one where one of them keeps the group from
-/// starting.
+/// Answers the rows of a group that are not done: as one batch, or one by one if the batch cannot start because a row
+/// is invalid.
 pub(super) fn answer(
     global: &Global,
     args: &BatchArgs,
@@ -76,18 +76,19 @@ pub(super) fn answer(
     Ok(answered)
 }
 
-/// The answers of a row, which fails with the first of them that does.
+/// All answers to a row, or the first error among them.
 fn all_of(answers: Vec<Result<Answer, Error>>) -> Result<Vec<Answer>, Failure> {
     answers.into_iter().collect::<Result<_, _>>().map_err(Failure::of_sample)
 }
 
-/// A line of the output: the row's name, the user's own keys, and `of_row`.
+/// Formats an output line: the row's name, the user's own keys, and the keys of `of_row`.
 fn line(row: &InputRow, of_row: Map<String, Value>) -> String {
     let own = row.own.iter().map(|(key, json)| (key.as_str(), json.clone()));
     row.name.line(own.chain(of_row.iter().map(|(key, value)| (key.as_str(), value.to_string()))))
 }
 
-/// The answers without their times, which are of the whole group and never the same twice.
+/// The answers as JSON without `timings`, which apply to the whole group and differ between runs. Several answers are
+/// put into a list under `answers`.
 fn of_answers(answers: &[Answer]) -> Result<Map<String, Value>, Failure> {
     let mut objects = Vec::with_capacity(answers.len());
     for answer in answers {

@@ -23,36 +23,36 @@ use groups::{Group, Groups};
 use output::{Done, Output, Target};
 use rows::{Name, Rows, hex};
 
-/// Bytes of both ends of a weight file by which a model is known.
+/// Number of bytes at both ends of each model file that identify the model.
 const ENDS: u64 = 64 << 10;
 
-/// Groups whose rows are read from a file together, so that rows of similar length can be found.
+/// Number of groups to read from a file at a time, to find rows of similar length among them.
 const GROUPS_READ: usize = 32;
 
-/// Answers every line of the input as it comes; what was answered before is not run again.
+/// Answers every line of the input, except those that earlier runs answered.
 pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     let input = Input::new(&args.input);
     let mut rows = Rows::new(&input, input.open()?).peekable();
     if rows.peek().is_none() {
-        return Err(Failure::input(format!("{}: no line holds a sample", input.name())));
+        return Err(Failure::input(format!("{}: contains no samples", input.name())));
     }
     let target = Target::of(&args.output)?;
     if target.file().is_some_and(|output| input.is_same_file(output)) {
         let output = args.output.display();
-        return Err(Failure::usage(format!("--output {output} is the input; give the path of another file")));
+        return Err(Failure::usage(format!("--output {output} is the input file; give another path")));
     }
     let folder = model::folder(global)?;
     let run = run_digest(global, args, folder.path())?;
-    args.generation.options().validate_over(folder.path())?; // before anything is written
+    args.generation.options().validate_over(folder.path())?; // before creating any file
 
     let is_file = input.is_file();
-    // Of a pipe, rows are neither waited for nor held back.
+    // With a pipe at either end, run each group as soon as it is read.
     let n_groups = if is_file && target.file().is_some() { GROUPS_READ } else { 1 };
     let size = args.batch_size.get();
     let (output, done) = Output::open(target, &run, args.restart)?;
     let mut groups = Groups::new(rows, &done, size, size.saturating_mul(n_groups));
     let mut batch = Batch { output, done: &done, n_gone: done.len(), bar: progress_bar() };
-    // What was answered before needs no model.
+    // Skip groups that earlier runs answered: if all are done, no model is loaded.
     let first = loop {
         match groups.next() {
             Some(group) if group.is_done() => batch.keep(group, &[])?,
@@ -72,7 +72,7 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
             });
             kept.inspect_err(|failure| {
                 if !is_file {
-                    failure.exit(); // the next row may never come
+                    failure.exit(); // the thread that reads may be blocked forever
                 }
             })
         })?;
@@ -80,10 +80,10 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     batch.bar.finish_and_clear();
     let summary = batch.output.finish()?;
     if batch.n_gone > 0 {
-        say!("warning: {} rows that were done are not in {} any more", batch.n_gone, input.name());
+        say!("warning: {} answered rows are no longer in {}; their answers are dropped", batch.n_gone, input.name());
     }
     if summary.is_old {
-        say!("{}: complete already", args.output.display());
+        say!("{}: already complete", args.output.display());
     }
     match summary.n_failed {
         0 => Ok(()),
@@ -91,18 +91,18 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     }
 }
 
-/// A batch that is being answered.
+/// A running batch.
 struct Batch<'a> {
     output: Output,
-    /// Digests of the rows that earlier runs answered, by their names.
+    /// Digests of the rows that earlier runs answered, by name.
     done: &'a HashMap<Name, String>,
-    /// Rows of `done` that were not seen in the input yet.
+    /// Number of rows in `done` that have not been found in the input so far.
     n_gone: usize,
     bar: ProgressBar,
 }
 
 impl Batch<'_> {
-    /// Keeps the rows of a group: those of earlier runs and those `answered` now.
+    /// Saves the rows of a group: those that earlier runs answered and those `answered` now.
     fn keep(&mut self, group: Group, answered: &[Done]) -> Result<(), Failure> {
         for row in &group.rows {
             self.n_gone -= usize::from(self.done.contains_key(&row.row.name));
@@ -118,7 +118,7 @@ impl Batch<'_> {
     }
 }
 
-/// Everything that the rows depend on together: the model, the options, this program.
+/// Digest of everything that all rows depend on: the model, the options and the program's version.
 fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String, Failure> {
     let mut digest = Sha256::new();
     digest.update(env!("CARGO_PKG_VERSION"));
@@ -147,7 +147,7 @@ fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String
     Ok(hex(digest))
 }
 
-/// Rows and their rate, on standard error if that is a terminal.
+/// A progress bar with the number and rate of rows, shown on standard error if that is a terminal.
 fn progress_bar() -> ProgressBar {
     let style =
         ProgressStyle::with_template("{spinner} {pos} rows, {per_sec}, {elapsed}").expect("the template is valid");
