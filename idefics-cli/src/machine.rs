@@ -58,8 +58,8 @@ pub(crate) fn main_memory_bytes() -> u64 {
     system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory).min(system.total_memory())
 }
 
-/// Free memory in bytes of the fullest CUDA device that the process may use; `None` if `nvidia-smi` does not report
-/// it. CUDA and `nvidia-smi` may number devices differently, so every device is assumed to have only this much.
+/// The least free memory, in bytes, among the CUDA devices that the process may use; `None` if `nvidia-smi` does not
+/// report it. CUDA and `nvidia-smi` may number devices differently, so every device is assumed to have only this much.
 pub(crate) fn free_cuda_bytes() -> Option<u64> {
     let mut command = Command::new("nvidia-smi");
     command.args(["--query-gpu=memory.free", "--format=csv,noheader,nounits"]);

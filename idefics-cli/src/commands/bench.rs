@@ -246,7 +246,7 @@ fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
     Ok(ModelConfig::from_file(path)?)
 }
 
-/// The image processor of the folder, or without a folder that of the family's public checkpoints, without splitting.
+/// The image processor of the folder. Without a folder, that of the family's public checkpoints, with splitting off.
 fn image_processor(folder: Option<&Path>, config: &ModelConfig) -> Result<ImageProcessor, Failure> {
     let config = match folder {
         Some(folder) => Processor::from_folder(folder).map_err(Error::from)?.image_config().clone(),

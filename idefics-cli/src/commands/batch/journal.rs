@@ -116,7 +116,7 @@ impl Journal {
         if len == 0 {
             let finished = match output.exists() && !restart {
                 true => Some(journal.read_finished().inspect_err(|_| {
-                    let _ = remove(&journal.part); // this call created it
+                    let _ = remove(&journal.part); // it is empty
                 })?),
                 false => None,
             };

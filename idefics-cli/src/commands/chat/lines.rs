@@ -21,8 +21,8 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Starts to read standard input. At a terminal, Ctrl-C stops answers from now on. With a pipe, SIGINT still ends
-    /// the program, as other programs expect.
+    /// Starts to read standard input. At a terminal, Ctrl-C stops answers from now on. With a pipe, SIGINT ends the
+    /// program, as the process that feeds the pipe expects.
     pub(super) fn open() -> Result<Self, Failure> {
         let is_terminal = io::stdin().is_terminal();
         if is_terminal {
