@@ -25,14 +25,14 @@ pub(crate) struct Failure {
     /// The message to print; nothing is printed if it is empty.
     message: String,
     /// Whether standard output cannot be written, so that no more inputs should be run.
-    is_last: bool,
+    is_output_closed: bool,
     /// Whether the error concerns one sample only, whatever its exit code.
-    is_of_sample: bool,
+    is_sample_error: bool,
 }
 
 impl Failure {
     fn new(code: u8, message: String) -> Self {
-        Self { code, message, is_last: false, is_of_sample: false }
+        Self { code, message, is_output_closed: false, is_sample_error: false }
     }
 
     /// An invalid combination or value of command line arguments.
@@ -52,12 +52,12 @@ impl Failure {
 
     /// An I/O error of a file.
     pub(crate) fn io(path: &Path, error: &io::Error) -> Self {
-        Self::of_io(&path.display().to_string(), error)
+        Self::io_named(&path.display().to_string(), error)
     }
 
     /// An I/O error of a file, pipe or terminal called `name`. A broken pipe is not an error: its exit code is 0 and
     /// its message is empty.
-    pub(crate) fn of_io(name: &str, error: &io::Error) -> Self {
+    pub(crate) fn io_named(name: &str, error: &io::Error) -> Self {
         let advice = match error.kind() {
             ErrorKind::BrokenPipe => return Self::new(0, String::new()),
             ErrorKind::NotFound => "; check the path",
@@ -84,9 +84,9 @@ impl Failure {
     }
 
     /// An error of a sample that was run alone. The row number is removed from the message.
-    pub(crate) fn of_sample(error: Error) -> Self {
+    pub(crate) fn sample(error: Error) -> Self {
         // Templates can reject messages, and prompts can be too long for `--max-length`.
-        let is_of_sample = matches!(
+        let is_sample_error = matches!(
             error,
             Error::Processor(
                 ProcessorError::Render { .. }
@@ -94,7 +94,7 @@ impl Failure {
                     | ProcessorError::TemplateLossy { .. }
             ) | Error::Generation(GenerationError::NoRoom { .. })
         );
-        let mut failure = Self { is_of_sample, ..Self::from(error) };
+        let mut failure = Self { is_sample_error, ..Self::from(error) };
         if let Some(rest) = ["row 0, ", "row 0: "].iter().find_map(|row| failure.message.strip_prefix(row)) {
             failure.message = rest.to_owned();
         }
@@ -107,8 +107,9 @@ impl Failure {
     }
 
     /// Whether other inputs can still succeed. False, for example, if standard output is closed or the device failed.
-    pub(crate) fn is_of_one_input(&self) -> bool {
-        !self.is_last && (self.is_of_sample || matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC))
+    pub(crate) fn affects_one_input(&self) -> bool {
+        !self.is_output_closed
+            && (self.is_sample_error || matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC))
     }
 
     /// Whether this is a usage error.
@@ -160,7 +161,7 @@ impl From<Error> for Failure {
 /// I/O errors converted with `?` come from standard output.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self { is_last: true, ..Self::of_io("standard output", &error) }
+        Self { is_output_closed: true, ..Self::io_named("standard output", &error) }
     }
 }
 

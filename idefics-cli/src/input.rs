@@ -60,7 +60,7 @@ impl Input {
 
     /// The failure for an I/O error of this input.
     pub(crate) fn failed(&self, error: &io::Error) -> Failure {
-        Failure::of_io(&self.name(), error)
+        Failure::io_named(&self.name(), error)
     }
 
     /// Reads the whole input as one JSON value.
@@ -71,8 +71,8 @@ impl Input {
             let message = format!("{}: more than {MAX_JSON} bytes; use `idefics batch` for many samples", self.name());
             return Err(Failure::limit(message));
         }
-        let value =
-            without_mark(&text).and_then(|text| serde_json::from_slice(text).map_err(|error| error.to_string()));
+        let value = strip_byte_order_mark(&text)
+            .and_then(|text| serde_json::from_slice(text).map_err(|error| error.to_string()));
         value.map_err(|reason| Failure::input(format!("{}: not valid JSON: {reason}", self.name())))
     }
 }
@@ -81,7 +81,7 @@ impl Input {
 ///
 /// # Errors
 /// If the text is UTF-16.
-pub(crate) fn without_mark(text: &[u8]) -> Result<&[u8], String> {
+pub(crate) fn strip_byte_order_mark(text: &[u8]) -> Result<&[u8], String> {
     if text.starts_with(&[0xFF, 0xFE]) || text.starts_with(&[0xFE, 0xFF]) {
         return Err("the text is UTF-16; save it as UTF-8".to_owned());
     }
@@ -131,8 +131,8 @@ mod tests {
 
     #[test]
     fn removes_byte_order_mark_and_rejects_utf16() {
-        assert_eq!(without_mark(b"\xEF\xBB\xBF{}"), Ok(&b"{}"[..]));
-        assert_eq!(without_mark(b""), Ok(&b""[..]));
-        assert!(without_mark(b"\xFF\xFE{\0").is_err_and(|reason| reason.contains("UTF-8")));
+        assert_eq!(strip_byte_order_mark(b"\xEF\xBB\xBF{}"), Ok(&b"{}"[..]));
+        assert_eq!(strip_byte_order_mark(b""), Ok(&b""[..]));
+        assert!(strip_byte_order_mark(b"\xFF\xFE{\0").is_err_and(|reason| reason.contains("UTF-8")));
     }
 }

@@ -28,11 +28,11 @@ pub(crate) fn memory_bandwidth_gb_s() -> f64 {
 /// Available memory of the device in bytes. CPU: available main memory, limited by the cgroup. CUDA: free memory as
 /// reported by `nvidia-smi`. Other devices, and CUDA without `nvidia-smi`: total memory, or `u64::MAX` if unknown.
 pub(crate) fn available_memory_bytes(choice: DeviceChoice, device: &Device) -> u64 {
-    let of_device = || device_memory_bytes(device).unwrap_or(u64::MAX);
+    let total = || device_memory_bytes(device).unwrap_or(u64::MAX);
     match choice {
         DeviceChoice::Cpu => free_memory_bytes(),
-        DeviceChoice::Cuda(_) => free_cuda_bytes().unwrap_or_else(of_device),
-        _ => of_device(),
+        DeviceChoice::Cuda(_) => free_cuda_bytes().unwrap_or_else(total),
+        _ => total(),
     }
 }
 
@@ -67,11 +67,11 @@ pub(crate) fn free_cuda_bytes() -> Option<u64> {
         command.arg(format!("--id={visible}"));
     }
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    output.status.success().then(|| least_mebibytes(&String::from_utf8_lossy(&output.stdout)))?
+    output.status.success().then(|| min_mebibytes(&String::from_utf8_lossy(&output.stdout)))?
 }
 
 /// The smallest number in a list with one number of MiB per line, in bytes; `None` if a line is not a number.
-fn least_mebibytes(listing: &str) -> Option<u64> {
+fn min_mebibytes(listing: &str) -> Option<u64> {
     let free: Option<Vec<u64>> = listing.lines().map(|line| line.trim().parse().ok()).collect();
     free?.into_iter().min()?.checked_mul(1 << 20)
 }
@@ -91,9 +91,9 @@ mod tests {
 
     #[test]
     fn free_memory_is_that_of_the_fullest_device() {
-        assert_eq!(least_mebibytes("81000\n 20000 \n143000\n"), Some(20_000 << 20));
+        assert_eq!(min_mebibytes("81000\n 20000 \n143000\n"), Some(20_000 << 20));
         assert!(
-            ["", "[N/A]\n", "100\n[N/A]\n", "99999999999999999999\n"].map(least_mebibytes).iter().all(Option::is_none)
+            ["", "[N/A]\n", "100\n[N/A]\n", "99999999999999999999\n"].map(min_mebibytes).iter().all(Option::is_none)
         );
     }
 }

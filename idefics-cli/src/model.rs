@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::{available_memory_bytes, usable_memory_bytes};
-use crate::output::size;
+use crate::output::format_bytes;
 use crate::scratch::Scratch;
 use crate::{placing, signals};
 
@@ -148,10 +148,10 @@ pub(crate) fn check_activations(
         let reason = format!("--activations int8 is for the CPU and has no effect on {choice}; remove it");
         return Err(Failure::usage(reason));
     }
-    let of_folder = config.quantization_on_load(checkpoint).map(|quantization| quantization.format);
+    let folder_format = config.quantization_on_load(checkpoint).map(|quantization| quantization.format);
     let loaded = match global.quantize {
         WeightFormat::Packed(format) => Some(format),
-        _ => of_folder,
+        _ => folder_format,
     };
     let mut formats = checkpoint.into_iter().flat_map(Checkpoint::packed_formats).chain(loaded);
     match formats.any(|format| matches!(format, PackedFormat::Int8 | PackedFormat::Q4)) {
@@ -166,7 +166,7 @@ pub(crate) fn check_activations(
 
 /// Memory in bytes that a model needs on a device, with a KV cache of `cache` bytes. On the CPU this includes the
 /// buffers for converting tensors during loading, which are always in main memory.
-fn room(choice: DeviceChoice, memory: &WeightMemory, cache: u64) -> u64 {
+fn required_bytes(choice: DeviceChoice, memory: &WeightMemory, cache: u64) -> u64 {
     let loading = if choice == DeviceChoice::Cpu { memory.loading } else { 0 };
     memory.total().saturating_add(cache).saturating_add(loading)
 }
@@ -190,7 +190,8 @@ pub(crate) fn device_for(
         let needed = held(*choice, device).and_then(|weights| needed(device, weights));
         // With `--device-map`, no device has to hold the whole model.
         global.device_map.is_some()
-            || needed.is_ok_and(|memory| room(*choice, &memory, cache) <= usable_memory_bytes(*choice, device))
+            || needed
+                .is_ok_and(|memory| required_bytes(*choice, &memory, cache) <= usable_memory_bytes(*choice, device))
     };
     let chosen = match candidates.len() {
         1 => 0,
@@ -213,9 +214,9 @@ pub(crate) fn check_memory(
     cache: Option<u64>,
     available: u64,
 ) -> Result<(), Failure> {
-    let bytes = |bytes: u64| size(bytes as usize);
+    let bytes = |bytes: u64| format_bytes(bytes as usize);
     let total = |memory: &WeightMemory| memory.total().saturating_add(cache.unwrap_or(0));
-    let fits = |memory: &WeightMemory| room(choice, memory, cache.unwrap_or(0)) <= available;
+    let fits = |memory: &WeightMemory| required_bytes(choice, memory, cache.unwrap_or(0)) <= available;
     let memory = needed(weights)?;
     if fits(&memory) {
         return Ok(());
@@ -232,7 +233,7 @@ pub(crate) fn check_memory(
             Some(cache) => format!("the weights need {} and the KV cache {}", bytes(memory.total()), bytes(cache)),
             None => format!("the weights alone need {}", bytes(memory.total())),
         },
-        match room(choice, &memory, 0) - memory.total() {
+        match required_bytes(choice, &memory, 0) - memory.total() {
             0 => String::new(),
             loading => format!(" and {} more during loading", bytes(loading)),
         },

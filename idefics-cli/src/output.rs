@@ -19,14 +19,14 @@ pub(crate) fn answer_one(
     args: &GenerationArgs,
     cancel: &CancelToken,
 ) -> Result<(), Failure> {
-    let prepared = prepared.map_err(Failure::of_sample)?;
+    let prepared = prepared.map_err(Failure::sample)?;
     let options = args.options();
     let lease = global.lease();
     let controls = args.controls(global, lease.as_ref(), cancel);
     let mut stdout = io::stdout().lock();
     let prefix = image.map_or_else(String::new, |image| format!("{image}: "));
     if !options.over(model.generation_config()).is_streamable() {
-        let answers = prepared.generate(&options, controls).map_err(Failure::of_sample)?;
+        let answers = prepared.generate(&options, controls).map_err(Failure::sample)?;
         for answer in &answers {
             match global.json {
                 true => print_json(&mut stdout, answer, image)?,
@@ -34,7 +34,7 @@ pub(crate) fn answer_one(
             }
             report(global, answer);
         }
-        return answers.iter().try_for_each(interrupted);
+        return answers.iter().try_for_each(check_cancelled);
     }
     let mut chunks = Chunks::new(prefix);
     let answer = prepared.generate_streaming(&options, controls, |chunk| {
@@ -42,14 +42,14 @@ pub(crate) fn answer_one(
             cancel.cancel(); // standard output is closed
         }
     });
-    let answer = answer.map_err(Failure::of_sample)?;
+    let answer = answer.map_err(Failure::sample)?;
     let prefix = chunks.finish()?;
     match global.json {
         true => print_json(&mut stdout, &answer, image)?,
         false => writeln!(stdout, "{prefix}")?, // also for an empty answer
     }
     report(global, &answer);
-    interrupted(&answer)
+    check_cancelled(&answer)
 }
 
 /// Prints an answer while it is generated, without the white space between prompt and answer.
@@ -111,7 +111,7 @@ pub(crate) fn print_batch(
             }
         }
     }
-    answered.iter().try_for_each(interrupted)?;
+    answered.iter().try_for_each(check_cancelled)?;
     if n_failed > 0 { Err(Failure::some_failed(n_failed, n_answers)) } else { Ok(()) }
 }
 
@@ -129,7 +129,7 @@ fn print_json(stdout: &mut impl Write, answer: &Answer, image: Option<&str>) -> 
 }
 
 fn report(global: &Global, answer: &Answer) {
-    warn_of(answer);
+    warn_about(answer);
     if global.verbose {
         let Answer { usage, timings, finish_reason, .. } = answer;
         let Usage { prompt_tokens, image_tokens, completion_tokens, .. } = usage;
@@ -144,7 +144,7 @@ fn report(global: &Global, answer: &Answer) {
 }
 
 /// Prints the first warning about an answer. Only one warning is printed per run.
-pub(crate) fn warn_of(answer: &Answer) {
+pub(crate) fn warn_about(answer: &Answer) {
     static SAID: Once = Once::new();
     for warning in &answer.warnings {
         SAID.call_once(|| say!("warning: {warning}"));
@@ -158,7 +158,7 @@ pub(crate) fn report_refusal(answer: &Answer) {
     }
 }
 
-fn interrupted(answer: &Answer) -> Result<(), Failure> {
+fn check_cancelled(answer: &Answer) -> Result<(), Failure> {
     match answer.finish_reason {
         FinishReason::Cancelled => Err(Failure::interrupted()),
         _ => Ok(()),
@@ -166,7 +166,7 @@ fn interrupted(answer: &Answer) -> Result<(), Failure> {
 }
 
 /// A number of bytes with a decimal unit, such as `1.50 kB`: the largest unit with a value of at least 1, up to GB.
-pub(crate) fn size(bytes: usize) -> String {
+pub(crate) fn format_bytes(bytes: usize) -> String {
     const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
     let mut value = bytes as f64;
     let mut unit = 0;

@@ -33,8 +33,8 @@ pub(crate) fn places(global: &Global, choice: DeviceChoice, device: &Device) -> 
         let example = format!("--max-memory {choice}=20GB,cpu=16GB");
         return Err(Failure::usage(format!("the free memory of {choice} is unknown; give it, as in {example}")));
     };
-    let of_devices = devices.into_iter().filter_map(|device| place(device, free));
-    Ok(Places(of_devices.chain(main_memory().0).collect()))
+    let devices = devices.into_iter().filter_map(|device| place(device, free));
+    Ok(Places(devices.chain(main_memory().0).collect()))
 }
 
 /// Main memory as the only place.

@@ -56,10 +56,10 @@ pub(crate) fn install() {
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default());
     #[cfg(unix)]
     if let Ok(mut signals) = signal_hook::iterator::Signals::new(not_ignored()) {
-        let _ = thread::Builder::new().spawn(move || signals.forever().for_each(received));
+        let _ = thread::Builder::new().spawn(move || signals.forever().for_each(handle));
     }
     #[cfg(not(unix))]
-    let _ = ctrlc::set_handler(|| received(SIGINT));
+    let _ = ctrlc::set_handler(|| handle(SIGINT));
 }
 
 /// The signals to handle: all except those that the parent process set to be ignored (`nohup`, for example), which
@@ -72,11 +72,11 @@ fn not_ignored() -> Vec<i32> {
     [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|&signal| !is_ignored(signal)).collect()
 }
 
-fn received(signal: i32) {
+fn handle(signal: i32) {
     let mut state = state();
     if state.ending.is_some() {
         drop(state);
-        end(signal);
+        exit_now(signal);
     }
     if let Interrupt::Answer(answer) = &state.interrupt {
         // A second SIGINT during the same answer ends the program.
@@ -93,15 +93,15 @@ fn received(signal: i32) {
     drop(state);
     let last = thread::Builder::new().spawn(move || {
         thread::sleep(GRACE);
-        end(signal)
+        exit_now(signal)
     });
     if last.is_err() {
-        end(signal);
+        exit_now(signal);
     }
 }
 
 /// Exits immediately.
-fn end(signal: i32) -> ! {
+fn exit_now(signal: i32) -> ! {
     terminal::restore();
     scratch::remove();
     // Skip `atexit` handlers: they would free resources that other threads still use.
@@ -131,7 +131,7 @@ pub(crate) fn exit_code() -> u8 {
 }
 
 /// Makes SIGINT stop answers instead of the program.
-pub(crate) fn converse() {
+pub(crate) fn interrupt_stops_answers() {
     state().interrupt = Interrupt::Answer(None);
 }
 

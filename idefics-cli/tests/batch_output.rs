@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::signals::end_of;
+use crate::signals::wait_for_end;
 use crate::{checkpoint, text};
 
 fn folder_with(rows: usize) -> TempDir {
@@ -53,7 +53,7 @@ fn writes_to_a_named_pipe() {
     let mut child = batch(&folder, "pipe").stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = String::new();
     File::open(&pipe).unwrap().read_to_string(&mut lines).unwrap();
-    assert_eq!(end_of(&mut child).code(), Some(0));
+    assert_eq!(wait_for_end(&mut child).code(), Some(0));
     assert_eq!(ids(&lines), [0, 1, 2, 3, 4]);
     assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
     assert_eq!(names(&folder), ["in.jsonl", "pipe"]);
@@ -158,7 +158,7 @@ fn answers_each_row_of_a_pipe_immediately() {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    let status = end_of(&mut child);
+    let status = wait_for_end(&mut child);
     assert_eq!(status.code(), Some(0));
     drop(stdin);
 }

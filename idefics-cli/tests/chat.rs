@@ -14,10 +14,10 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 use tempfile::TempDir;
 
-use crate::signals::{end_of, program, send};
+use crate::signals::{program, send, wait_for_end};
 use crate::{photo, text};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A chat process in a pseudo-terminal.
 struct Terminal {
@@ -69,7 +69,7 @@ impl Terminal {
         let count = || String::from_utf8_lossy(&self.screen.lock().unwrap()).matches(words).count();
         while count() < times {
             let screen = || String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned();
-            assert!(start.elapsed() < PATIENCE, "no {words:?} on the screen: {}", screen());
+            assert!(start.elapsed() < TIMEOUT, "no {words:?} on the screen: {}", screen());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -82,7 +82,7 @@ impl Terminal {
     fn wait_for_editor(&self) {
         let start = Instant::now();
         while !self.is_editing() {
-            assert!(start.elapsed() < PATIENCE, "no prompt");
+            assert!(start.elapsed() < TIMEOUT, "no prompt");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -108,11 +108,11 @@ fn signal_ends_chat_and_restores_the_terminal() {
         terminal.wait_for("> ", 2);
         terminal.wait_for("What is a question?", 1);
         let start = Instant::now();
-        while terminal.history().is_empty() && start.elapsed() < PATIENCE {
+        while terminal.history().is_empty() && start.elapsed() < TIMEOUT {
             std::thread::sleep(Duration::from_millis(5));
         }
         send(&terminal.child, signal);
-        assert_eq!(end_of(&mut terminal.child).code(), Some(code), "{term}");
+        assert_eq!(wait_for_end(&mut terminal.child).code(), Some(code), "{term}");
         assert!(terminal.history().contains("What is a question?"), "{:?}", terminal.history());
         assert!(!terminal.is_editing(), "the terminal was left in raw mode");
     }
@@ -124,12 +124,12 @@ fn interrupt_stops_the_answer_but_not_the_chat() {
     terminal.wait_for("> ", 1);
     terminal.type_in("Talk\r");
     let start = Instant::now();
-    while terminal.is_editing() && start.elapsed() < PATIENCE {
+    while terminal.is_editing() && start.elapsed() < TIMEOUT {
         std::thread::sleep(Duration::from_millis(1)); // until the line was accepted
     }
     let n_shown = || terminal.screen.lock().unwrap().len();
     let before = n_shown();
-    while n_shown() < before + 64 && start.elapsed() < PATIENCE {
+    while n_shown() < before + 64 && start.elapsed() < TIMEOUT {
         std::thread::sleep(Duration::from_millis(1)); // until the answer has begun
     }
     send(&terminal.child, Signal::INT);
@@ -145,7 +145,7 @@ fn interrupt_stops_the_answer_but_not_the_chat() {
     terminal.wait_for("start a new conversation", 1);
     terminal.wait_for(EDITING, 5);
     terminal.type_in("\x04"); // Ctrl-D ends the chat
-    assert_eq!(end_of(&mut terminal.child).code(), Some(0));
+    assert_eq!(wait_for_end(&mut terminal.child).code(), Some(0));
 }
 
 fn chat(home: &std::path::Path, input: &[u8]) -> (String, String) {

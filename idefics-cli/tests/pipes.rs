@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
-use crate::signals::{end_of, program};
+use crate::signals::{program, wait_for_end};
 use crate::{photo, text, xtask_folder};
 
 /// Reads a line of standard output, closes the pipe, and returns the exit code and standard error.
@@ -14,7 +14,7 @@ fn after_a_line(command: &mut Command) -> (Option<i32>, String) {
     drop(stdout);
     let mut stderr = Vec::new();
     child.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
-    (end_of(&mut child).code(), text(&stderr))
+    (wait_for_end(&mut child).code(), text(&stderr))
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn closed_standard_output_is_not_an_error() {
         drop(child.stdout.take());
         let mut stderr = String::new();
         child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-        assert_eq!(end_of(&mut child).code(), Some(0), "{args:?}: {stderr}");
+        assert_eq!(wait_for_end(&mut child).code(), Some(0), "{args:?}: {stderr}");
         assert_eq!(stderr, "", "{args:?}");
     }
 }
@@ -73,8 +73,8 @@ fn full_device_as_standard_output_is_an_error() {
 fn closed_standard_error_does_not_change_the_exit_code() {
     let mut child = program(&["-v", "caption", "no-such.png", &photo(), "--max-new-tokens", "2"]).spawn().unwrap();
     drop(child.stderr.take());
-    assert_eq!(end_of(&mut child).code(), Some(1));
+    assert_eq!(wait_for_end(&mut child).code(), Some(1));
     let mut child = program(&["caption", "no-such.png"]).spawn().unwrap();
     drop(child.stderr.take());
-    assert_eq!(end_of(&mut child).code(), Some(5));
+    assert_eq!(wait_for_end(&mut child).code(), Some(5));
 }

@@ -1,6 +1,6 @@
 //! Signals end every command, and finished work is kept.
 //!
-//! No test depends on exact timing: a program that ignored its signal would run for much longer than [`PATIENCE`].
+//! No test depends on exact timing: a program that ignored its signal would run for much longer than [`TIMEOUT`].
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::{checkpoint, photo, text};
 
 /// Maximum time to wait for a program to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
@@ -29,10 +29,10 @@ pub(crate) fn send(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
-/// Waits for the process to end; kills it and panics after [`PATIENCE`].
-pub(crate) fn end_of(child: &mut Child) -> ExitStatus {
+/// Waits for the process to end; kills it and panics after [`TIMEOUT`].
+pub(crate) fn wait_for_end(child: &mut Child) -> ExitStatus {
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < TIMEOUT {
         if let Some(status) = child.try_wait().unwrap() {
             return status;
         }
@@ -70,7 +70,7 @@ fn signal_ends_a_chat_waiting_for_a_question() {
         let stdin = child.stdin.take().unwrap(); // kept open, so that the chat waits
         let stderr = wait_for(&mut child, "/help");
         send(&child, signal);
-        assert_eq!(end_of(&mut child).code(), Some(code), "{signal:?}");
+        assert_eq!(wait_for_end(&mut child).code(), Some(code), "{signal:?}");
         drop((stdin, stderr));
     }
 }
@@ -87,7 +87,7 @@ fn signal_ends_a_long_answer_and_keeps_the_history() {
         let mut first = [0];
         stdout.read_exact(&mut first).unwrap(); // the answer has begun
         send(&child, signal);
-        assert_eq!(end_of(&mut child).code(), Some(code));
+        assert_eq!(wait_for_end(&mut child).code(), Some(code));
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
         let history = fs::read_to_string(folder.path().join("idefics/history")).unwrap();
@@ -116,10 +116,10 @@ fn signal_ends_commands_waiting_for_an_image() {
     ];
     for (index, command) in commands.into_iter().enumerate() {
         let mut child = program(command).spawn().unwrap();
-        let connection = requests.recv_timeout(PATIENCE).unwrap();
+        let connection = requests.recv_timeout(TIMEOUT).unwrap();
         let signal = [Signal::INT, Signal::TERM][index % 2];
         send(&child, signal);
-        let status = end_of(&mut child);
+        let status = wait_for_end(&mut child);
         assert_eq!(status.code(), Some([130, 143][index % 2]), "{command:?}");
         drop(connection);
     }
@@ -138,9 +138,9 @@ fn signal_ends_a_model_download() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let connection = requests.recv_timeout(PATIENCE).unwrap();
+    let connection = requests.recv_timeout(TIMEOUT).unwrap();
     send(&child, Signal::INT);
-    assert_eq!(end_of(&mut child).code(), Some(130));
+    assert_eq!(wait_for_end(&mut child).code(), Some(130));
     drop(connection);
 }
 
@@ -151,7 +151,7 @@ fn signal_ends_commands_reading_standard_input() {
         // It cannot be observed when the program starts to read; the signal ends it in either case.
         std::thread::sleep(Duration::from_millis(300));
         send(&child, Signal::TERM);
-        let code = end_of(&mut child).code();
+        let code = wait_for_end(&mut child).code();
         assert!(code == Some(143) || code.is_none(), "{args:?}: {code:?}"); // `None`: before the handler was installed
     }
 }
@@ -167,12 +167,12 @@ fn signal_removes_the_files_of_the_built_in_model() {
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"{\"text\": \"a\"}\n").unwrap(); // the program then waits for more
     let start = Instant::now();
-    while is_empty() && start.elapsed() < PATIENCE {
+    while is_empty() && start.elapsed() < TIMEOUT {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(!is_empty());
     send(&child, Signal::TERM);
-    assert_eq!(end_of(&mut child).code(), Some(143));
+    assert_eq!(wait_for_end(&mut child).code(), Some(143));
     assert!(is_empty());
     drop(stdin);
 }
@@ -201,11 +201,11 @@ fn interrupted_batch_keeps_its_rows() {
     let args = [&args[..], &["--batch-size", "2"]].concat();
     let mut child = program(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let start = Instant::now();
-    while fs::read_to_string(&part).map_or(0, |part| part.lines().count()) < 4 && start.elapsed() < PATIENCE {
+    while fs::read_to_string(&part).map_or(0, |part| part.lines().count()) < 4 && start.elapsed() < TIMEOUT {
         std::thread::sleep(Duration::from_millis(1));
     }
     send(&child, Signal::INT);
-    assert_eq!(end_of(&mut child).code(), Some(130));
+    assert_eq!(wait_for_end(&mut child).code(), Some(130));
     let kept = fs::read_to_string(&part).unwrap();
     let n_kept = kept.lines().count() - 1;
     assert!((3..400).contains(&n_kept), "{n_kept} rows");
@@ -235,6 +235,6 @@ fn signals_ignored_by_the_parent_stay_ignored() {
     send(&child, Signal::HUP);
     stdin.write_all(b"Hello\n").unwrap();
     drop(stdin);
-    assert_eq!(end_of(&mut child).code(), Some(0));
+    assert_eq!(wait_for_end(&mut child).code(), Some(0));
     drop(stderr);
 }

@@ -189,7 +189,7 @@ fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> R
     ];
     let shapes = if small { &small_shapes[..] } else { &LARGE[..] };
     let mut all_ran = true;
-    for (name, before, behind) in shapes {
+    for (name, before, after) in shapes {
         eprintln!("bench, {name}");
         let mut command = Command::new(programs.join("idefics"));
         command.args(["--json", "--device", device]).args(*before).arg("bench");
@@ -197,7 +197,7 @@ fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> R
             command.args(["--random-weights", "idefics2-8b"]);
         }
         let clock = Instant::now();
-        let ran = output(command.args(*behind)).and_then(|line| Ok(serde_json::from_str(line.trim())?));
+        let ran = output(command.args(*after)).and_then(|line| Ok(serde_json::from_str(line.trim())?));
         let row = match &ran {
             Ok(bench) => figures(bench),
             Err(error) => format!(" failed: {error:#} | | | | | | | | |"),

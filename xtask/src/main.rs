@@ -38,7 +38,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    end_with_the_reader();
+    exit_on_broken_pipe();
     if let Err(error) = idefics_kernels::IsaLevel::cap() {
         eprintln!("error: {error}");
         return ExitCode::FAILURE;
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
 
 /// Makes the program exit quietly when the reader of its output closes the pipe, with the exit code that a shell
 /// reports for SIGPIPE. Rust ignores this signal by default, so that `println!` would panic.
-fn end_with_the_reader() {
+fn exit_on_broken_pipe() {
     #[cfg(unix)]
     {
         use std::sync::Arc;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::from_one;
+use super::positive;
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
@@ -15,7 +15,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "SHAPE")]
     pub(crate) random_weights: Option<OsString>,
     /// Keep only the first N decoder layers. Needs --random-weights: checkpoints are always loaded whole.
-    #[arg(long, value_name = "N", requires = "random_weights", value_parser = from_one::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", requires = "random_weights", value_parser = positive::<NonZeroUsize>)]
     pub(crate) text_layers: Option<NonZeroUsize>,
     /// Size of an image in the prompt, in pixels; may be repeated for several images.
     #[arg(long = "image", value_name = "WxH")]
@@ -24,13 +24,13 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 84)]
     pub(crate) prompt_tokens: usize,
     /// Number of tokens to generate.
-    #[arg(long, value_name = "N", default_value = "32", value_parser = from_one::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", default_value = "32", value_parser = positive::<NonZeroUsize>)]
     pub(crate) new_tokens: NonZeroUsize,
     /// Batch size.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = from_one::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = positive::<NonZeroUsize>)]
     pub(crate) batch: NonZeroUsize,
     /// Number of measurements of each stage.
-    #[arg(long, value_name = "N", default_value = "3", value_parser = from_one::<NonZeroUsize>)]
+    #[arg(long, value_name = "N", default_value = "3", value_parser = positive::<NonZeroUsize>)]
     pub(crate) runs: NonZeroUsize,
     /// On the CPU, print the time of each kind of operation, and its fraction of the machine's peak arithmetic rate
     /// or memory bandwidth.

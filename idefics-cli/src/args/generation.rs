@@ -8,7 +8,7 @@ use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensIn
 use idefics_generate::{CancelToken, Controls, DeviceLease, EarlyStopping, GenerationConfig, OneOrMany, Replays};
 use serde::de::DeserializeOwned;
 
-use super::{Global, from_one};
+use super::{Global, positive};
 use crate::signals;
 
 /// Options for generation and preprocessing.
@@ -140,7 +140,7 @@ struct ProcessArgs {
     #[arg(long, value_enum, default_value_t = AlphaArg::White, help_heading = "Preprocessing")]
     alpha: AlphaArg,
     /// Page to read of image files with several, such as TIFF, counted from 1 [default: 1].
-    #[arg(long, value_name = "N", help_heading = "Preprocessing", value_parser = from_one::<NonZeroU32>)]
+    #[arg(long, value_name = "N", help_heading = "Preprocessing", value_parser = positive::<NonZeroU32>)]
     page: Option<NonZeroU32>,
     /// How to treat `<image>` and other special tokens in the text of messages.
     #[arg(long, value_enum, default_value_t = SpecialArg::Literal, help_heading = "Preprocessing")]

@@ -85,7 +85,7 @@ pub(crate) struct Global {
     pub(crate) activations: Activations,
     /// Maximum number of images to encode together [default: as many as take 256 MiB of activations, or a quarter of
     /// the memory that the weights leave free].
-    #[arg(long, global = true, value_name = "N", value_parser = from_one::<NonZeroUsize>)]
+    #[arg(long, global = true, value_name = "N", value_parser = positive::<NonZeroUsize>)]
     pub(crate) vision_batch: Option<NonZeroUsize>,
     /// Maximum number of pixels of an image, or `none` for no limit. Decoding takes up to 16 bytes per pixel
     /// [default: 64000000].
@@ -160,7 +160,7 @@ impl Global {
 }
 
 /// Parses a positive number (`NonZeroUsize`, `NonZeroU32`).
-fn from_one<T: FromStr>(text: &str) -> Result<T, &'static str> {
+fn positive<T: FromStr>(text: &str) -> Result<T, &'static str> {
     text.parse().map_err(|_| "expected a whole number of at least 1")
 }
 
@@ -288,7 +288,7 @@ pub(crate) struct BatchArgs {
     #[arg(long, value_name = "OUT.jsonl|-")]
     pub(crate) output: PathBuf,
     /// Batch size. Samples of similar length are run together.
-    #[arg(long, default_value = "8", value_parser = from_one::<NonZeroUsize>)]
+    #[arg(long, default_value = "8", value_parser = positive::<NonZeroUsize>)]
     pub(crate) batch_size: NonZeroUsize,
     /// Replace the output and discard all previous answers.
     #[arg(long)]

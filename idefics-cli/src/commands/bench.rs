@@ -92,7 +92,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
 
     let rates = measure_device(&device);
     let bandwidth = rates.map_or_else(memory_bandwidth_gb_s, |rates| rates.read_gb_s);
-    let limits = Limits::of(&report.profile, bandwidth);
+    let limits = Limits::measure(&report.profile, bandwidth);
     // The fastest step is compared with the fastest pass over memory, to exclude disturbances by other processes.
     let decode_gb_s = report.decode_bytes_per_token as f64 / report.decode_ms_per_token.min / 1e6;
     let mut object = serde_json::to_value(&report).map_err(io::Error::from)?;
@@ -116,8 +116,8 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         let peaks = limits.units.iter().map(|(unit, peak)| (unit.to_string(), Value::from(*peak)));
         object["limits_ops_per_s"] = peaks.collect::<serde_json::Map<_, _>>().into();
     }
-    for (stage, of_stage) in report.profile.iter().enumerate() {
-        for (index, operation) in of_stage.operations.iter().enumerate() {
+    for (stage, stage_profile) in report.profile.iter().enumerate() {
+        for (index, operation) in stage_profile.operations.iter().enumerate() {
             object["profile"][stage]["operations"][index]["share_of_limit"] = limits.share(operation).into();
         }
     }
@@ -176,7 +176,7 @@ struct Limits {
 
 impl Limits {
     /// Measures the units that occur in a profile.
-    fn of(profile: &[StageProfile], bandwidth_gb_s: f64) -> Self {
+    fn measure(profile: &[StageProfile], bandwidth_gb_s: f64) -> Self {
         let mut units: Vec<Unit> =
             profile.iter().flat_map(|stage| &stage.operations).filter_map(|operation| operation.unit).collect();
         units.sort_unstable();

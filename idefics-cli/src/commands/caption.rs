@@ -23,7 +23,7 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
         let image_name = (several || global.json).then_some(name.as_str());
         match output::answer_one(global, image_name, &model, prepared, &args.generation, &cancel) {
             Ok(()) => Ok(()),
-            Err(failure) if several && failure.is_of_one_input() && !cancel.is_cancelled() => {
+            Err(failure) if several && failure.affects_one_input() && !cancel.is_cancelled() => {
                 failure.warn();
                 if global.json {
                     output::print_refused(&name, &failure)?;

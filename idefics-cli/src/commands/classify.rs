@@ -40,7 +40,7 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
         say!("warning: `{option}` has no effect with `--rank`, which generates no text");
     }
     let ranking = model.rank(&sample, &labels, &args.generation.process(global), args.rank_options(), &cancel);
-    let ranking = ranking.map_err(Failure::of_sample)?;
+    let ranking = ranking.map_err(Failure::sample)?;
     let mut stdout = io::stdout().lock();
     match global.json {
         true => {

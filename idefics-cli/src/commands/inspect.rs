@@ -12,7 +12,7 @@ use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::available_memory_bytes;
 use crate::model::{self, ModelFolder};
-use crate::output::size;
+use crate::output::format_bytes;
 use crate::placing;
 
 /// Prints the contents of a model folder, the memory it needs in each precision, and where its parts would be placed.
@@ -63,7 +63,12 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         0 => writeln!(stdout, "weights     no files; sizes are computed from the configuration")?,
         n => {
             let file = if n == 1 { "file" } else { "files" };
-            writeln!(stdout, "weights     {} in {n} {file}, tensors: {}", size(*file_bytes), dtypes.join(", "))?;
+            writeln!(
+                stdout,
+                "weights     {} in {n} {file}, tensors: {}",
+                format_bytes(*file_bytes),
+                dtypes.join(", ")
+            )?;
         }
     }
     writeln!(
@@ -74,7 +79,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     writeln!(stdout)?;
     writeln!(stdout, "{:<22} {:>8} {:>15} {:>12}", "part", "tensors", "parameters", "in files")?;
     for part in &inspection.parts {
-        let bytes = size(part.file_bytes);
+        let bytes = format_bytes(part.file_bytes);
         writeln!(stdout, "{:<22} {:>8} {:>15} {bytes:>12}", part.name, part.tensors, part.parameters)?;
     }
     writeln!(stdout)?;
@@ -83,8 +88,8 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     for held in &inspection.precisions {
         let PrecisionMemory { name, weights, cache_bytes_per_token, .. } = held;
         let [all, mapped, loading] =
-            [weights.total(), weights.mapped, weights.loading].map(|bytes| size(bytes as usize));
-        let cache = size(1000 * cache_bytes_per_token);
+            [weights.total(), weights.mapped, weights.loading].map(|bytes| format_bytes(bytes as usize));
+        let cache = format_bytes(1000 * cache_bytes_per_token);
         let is_chosen = *name == precision;
         let place = match plan(held) {
             Some(plan) => summary(&plan),
@@ -97,7 +102,11 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     }
     writeln!(stdout)?;
     if inspection.kept_bytes > 0 {
-        writeln!(stdout, "buffers      {:>12} at most are kept for reuse", size(inspection.kept_bytes as usize))?;
+        writeln!(
+            stdout,
+            "buffers      {:>12} at most are kept for reuse",
+            format_bytes(inspection.kept_bytes as usize)
+        )?;
     }
     if inspection.precisions.iter().any(|held| held.recording_bytes_per_token > 0) {
         writeln!(
@@ -107,7 +116,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     }
     let available = available_memory_bytes(choice, &device);
     if available < u64::MAX {
-        writeln!(stdout, "available    {:>12}", size(available as usize))?;
+        writeln!(stdout, "available    {:>12}", format_bytes(available as usize))?;
     }
     Ok(())
 }
@@ -115,7 +124,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
 /// Formats the bytes of each place, as in `12.50 GB on cpu, 147.40 GB from the files`.
 fn summary(plan: &Plan) -> String {
     let part = |(name, blocks, bytes): (&str, Vec<&Block>, u64)| {
-        let bytes = size(bytes as usize);
+        let bytes = format_bytes(bytes as usize);
         let place = if name == FILES { "from the files".to_owned() } else { format!("on {name}") };
         (!blocks.is_empty()).then(|| format!("{bytes} {place}"))
     };

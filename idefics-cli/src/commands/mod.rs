@@ -25,10 +25,10 @@ use crate::failure::Failure;
 /// only unknown keys, or all with `-v`.
 fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
     let together = options.over(model.generation_config());
-    let of_folder = model.generation_config().warnings();
+    let folder_warnings = model.generation_config().warnings();
     for warning in together.warnings() {
         let is_unknown = matches!(warning, GenerationWarning::UnknownKey { .. });
-        if global.verbose || is_unknown || !of_folder.contains(&warning) {
+        if global.verbose || is_unknown || !folder_warnings.contains(&warning) {
             say!("warning: {warning}");
         }
     }
@@ -38,7 +38,7 @@ fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
 fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result<(), Failure> {
     for image in images {
         if let ImageSource::Path(path) = image {
-            std::fs::metadata(path).map_err(|error| Failure::of_io(&image.to_string(), &error))?;
+            std::fs::metadata(path).map_err(|error| Failure::io_named(&image.to_string(), &error))?;
         }
     }
     Ok(())

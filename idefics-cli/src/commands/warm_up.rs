@@ -33,7 +33,7 @@ pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     let replays = lease.as_ref().map_or(Replays::Never, Replays::AtOnce);
     let warm_up = model.warm_up(&samples, &args.generation.process(global), &options, replays);
     bar.finish_and_clear();
-    let warm_up = warm_up.map_err(Failure::of_sample)?;
+    let warm_up = warm_up.map_err(Failure::sample)?;
     let mut stdout = io::stdout().lock();
     if global.json {
         let mut line = serde_json::to_value(warm_up).map_err(io::Error::from)?;

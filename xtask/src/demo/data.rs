@@ -56,11 +56,11 @@ impl Kind {
         match self {
             Self::Questions => {
                 let scenes = vec![scene()];
-                one_by_one(Example::chat(rng, scenes, QUESTIONS))
+                split_exchanges(Example::chat(rng, scenes, QUESTIONS))
             }
             Self::TwoPictures => {
                 let scenes = vec![scene(), scene()];
-                one_by_one(Example::chat(rng, scenes, QUESTIONS))
+                split_exchanges(Example::chat(rng, scenes, QUESTIONS))
             }
             Self::Conversation => {
                 let scenes = vec![scene()];
@@ -77,7 +77,7 @@ impl Kind {
 
 /// Splits a chat into one chat per question, with the same images. Captions are left out: they are long and have
 /// batches of their own.
-fn one_by_one(chat: Example) -> Vec<Example> {
+fn split_exchanges(chat: Example) -> Vec<Example> {
     let Form::Chat(exchanges) = chat.form else { unreachable!("it is a chat") };
     let asked = exchanges.into_iter().filter(|exchange| exchange.task != Task::Caption);
     asked.map(|exchange| Example { scenes: chat.scenes.clone(), form: Form::Chat(vec![exchange]) }).collect()
@@ -134,8 +134,8 @@ impl<'a> Data<'a> {
         let processed = self.processor.process(&samples, &ProcessOptions::default())?;
         let texts = examples.iter().zip(processed.input_ids).map(|(example, ids)| {
             let labels = match &example.form {
-                Form::Chat(_) => self.answers_of_chat(&ids),
-                Form::Continuation { answer, .. } => self.end_of_text(&ids, answer)?,
+                Form::Chat(_) => self.chat_labels(&ids),
+                Form::Continuation { answer, .. } => self.continuation_labels(&ids, answer)?,
             };
             Ok(LabelledText { ids, labels })
         });
@@ -143,7 +143,7 @@ impl<'a> Data<'a> {
     }
 
     /// Labels for a chat: the tokens of every answer including its end token, and -100 elsewhere.
-    fn answers_of_chat(&self, ids: &[u32]) -> Vec<i64> {
+    fn chat_labels(&self, ids: &[u32]) -> Vec<i64> {
         let end = special_id(END_OF_UTTERANCE);
         let mut labels = vec![-100; ids.len()];
         let mut slot = 0;
@@ -166,7 +166,7 @@ impl<'a> Data<'a> {
 
     /// Labels for a continuation: the tokens of the answer at the end of the text and the end token, and -100
     /// elsewhere.
-    fn end_of_text(&self, ids: &[u32], answer: &str) -> Result<Vec<i64>> {
+    fn continuation_labels(&self, ids: &[u32], answer: &str) -> Result<Vec<i64>> {
         let n_answer = self.processor.tokenizer().encode(answer, false)?.len() + 1;
         ensure!(n_answer < ids.len(), "the answer is longer than the text");
         let first = ids.len() - n_answer;

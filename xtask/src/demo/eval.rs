@@ -201,7 +201,8 @@ fn right_answer(example: &Example) -> &str {
 
 /// Scores of a model folder on `count` examples of each group.
 pub(super) fn scores(folder: &Path, device: &burn::tensor::Device, seed: u64, count: usize) -> Result<Vec<Score>> {
-    let model = Idefics::from_folder(folder, device, burn::tensor::DType::F32, |_| ()).context("cannot load the model")?;
+    let model =
+        Idefics::from_folder(folder, device, burn::tensor::DType::F32, |_| ()).context("cannot load the model")?;
     let args = Args {
         model: folder.to_owned(),
         seed,

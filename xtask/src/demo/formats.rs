@@ -69,7 +69,12 @@ fn compare(args: &Args) -> Result<()> {
     let exact = Idefics::from_folder(&args.model, &device, DType::F32, |_| ())?;
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("the template is valid");
     let formats: Vec<_> = FORMATS.into_iter().filter(|(name, ..)| name.contains(&args.only)).collect();
-    ensure!(!formats.is_empty(), "--only {:?} matches none of the formats {:?}", args.only, FORMATS.map(|(name, ..)| name));
+    ensure!(
+        !formats.is_empty(),
+        "--only {:?} matches none of the formats {:?}",
+        args.only,
+        FORMATS.map(|(name, ..)| name)
+    );
     let bar = ProgressBar::new((formats.len() * examples.len()) as u64).with_style(style);
     for (name, quantize, double_quant, dtype, activations) in formats {
         bar.set_message(name);

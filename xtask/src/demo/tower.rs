@@ -148,14 +148,14 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
     let mut batches = image_batches(&tiles, config.patch_size, bytes_per_patch, VisionBatch::default())?;
     let images = batches.pop().expect("images of one size form one batch");
     let labels: Vec<PatchLabel> = scenes.iter().flat_map(|scene| scene.patch_labels(config.patch_size)).collect();
-    let of_shapes = |value: fn(PatchShape) -> u8| {
+    let per_patch = |value: fn(PatchShape) -> u8| {
         labels.iter().map(|label| label.shape.map_or(0, |shape| 1 + i32::from(value(shape)))).collect::<Vec<_>>()
     };
     Ok(PatchBatch {
-        columns: of_shapes(|shape| shape.tenths[0]),
-        rows: of_shapes(|shape| shape.tenths[1]),
-        grades: of_shapes(|shape| shape.grade),
-        numbers: (!sheets).then(|| of_shapes(|shape| shape.number as u8)),
+        columns: per_patch(|shape| shape.tenths[0]),
+        rows: per_patch(|shape| shape.tenths[1]),
+        grades: per_patch(|shape| shape.grade),
+        numbers: (!sheets).then(|| per_patch(|shape| shape.number as u8)),
         pixel_values: images.pixel_values(),
         layout: PatchLayout::new(&vec![images.grid; tiles.len()], config.positions_per_side()),
         classes: labels.iter().map(|label| i32::from(label.class)).collect(),

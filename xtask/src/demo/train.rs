@@ -175,7 +175,7 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
     let start = init::draw(start, vision_config.num_hidden_layers, &device, args.seed);
     let sheets = args.tower_steps * args.workers.get() as u64 / 2;
     let batch = |index| tower::micro_batch(vision_config, args.seed, TOWER_STREAM + index, index < sheets);
-    let classifier = run.go(session, start, batch, PatchClassifier::training_gradients, |_, _| Ok(None))?;
+    let classifier = run.train(session, start, batch, PatchClassifier::training_gradients, |_, _| Ok(None))?;
     let model = Idefics2::new(config, &device.clone().autodiff())?;
     let mut model = init::draw(model, config.text_config.num_hidden_layers, &device, args.seed + 1);
     model.model.vision_model = classifier.vision_model;
@@ -210,7 +210,7 @@ fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path
             Ok(Some(scores.iter().map(|score| (score.task.to_owned(), json!(score.percent()))).collect::<Value>()))
         };
         let batch = |index| data.micro_batch(args.seed, index, index < args.caption_steps * args.workers.get() as u64);
-        run.go(session, model, batch, Idefics2::training_gradients, measure)
+        run.train(session, model, batch, Idefics2::training_gradients, measure)
     })
 }
 
@@ -260,7 +260,7 @@ impl Run {
     }
 
     /// Trains to the end, starting from the last checkpoint if there is one.
-    fn go<M: Module + Sync, B: Send + Sync>(
+    fn train<M: Module + Sync, B: Send + Sync>(
         &self,
         session: &mut Session<'_>,
         start: M,

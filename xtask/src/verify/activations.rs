@@ -52,15 +52,17 @@ fn compare(args: &Args) -> Result<()> {
             let quantize = WeightFormat::Packed(format);
             let weights = WeightOptions { quantize, ..PLAIN };
             let rounded = WeightOptions { activations: Activations::Int8, ..weights };
-            let (of_weights, _) = error(&exact, &logits(&case, weights, &device)?);
-            let (of_both, changed) = error(&exact, &logits(&case, rounded, &device)?);
+            let (weights_error, _) = error(&exact, &logits(&case, weights, &device)?);
+            let (total_error, changed) = error(&exact, &logits(&case, rounded, &device)?);
             let tokens = exact.len();
             if args.json {
-                let row = json!({"case": name, "weights": quantize.to_string(), "f32_activations": of_weights,
-                    "int8_activations": of_both, "changed_choices": changed, "tokens": tokens});
+                let row = json!({"case": name, "weights": quantize.to_string(), "f32_activations": weights_error,
+                    "int8_activations": total_error, "changed_choices": changed, "tokens": tokens});
                 println!("{row}");
             } else {
-                println!("{name:<32} {quantize:<6} {of_weights:>10.2e} {of_both:>10.2e} {changed:>8} {tokens:>8}");
+                println!(
+                    "{name:<32} {quantize:<6} {weights_error:>10.2e} {total_error:>10.2e} {changed:>8} {tokens:>8}"
+                );
             }
         }
     }

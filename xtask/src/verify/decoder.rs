@@ -56,10 +56,10 @@ impl Stages<'_> {
         let (seq, shape) = (prompts.seq(), [prompts.batch(), prompts.seq()]);
 
         let expects = |kind: &str, index: usize| self.case.expected(&format!("{kind}.{index}")).is_some();
-        let mut seen = Seen {
+        let mut seen = Recorder {
             wanted_hidden_states: (0..=n_layers).map(|index| expects("hidden_states", index)).collect(),
             wanted_attentions: (0..n_layers).map(|index| expects("attentions", index)).collect(),
-            ..Seen::default()
+            ..Recorder::default()
         };
         let mut cache = model.cache(prompts, 0);
         let hidden_states = model.prefill_observed(prompts, image_hidden_states, &mut cache, &mut seen)?;
@@ -131,14 +131,14 @@ impl Stages<'_> {
 
 /// Records the intermediate results of the decoder that the case expects.
 #[derive(Default)]
-struct Seen {
+struct Recorder {
     wanted_hidden_states: Vec<bool>,
     wanted_attentions: Vec<bool>,
     hidden_states: Vec<(usize, Tensor<3>)>,
     attentions: Vec<(usize, Tensor<4>)>,
 }
 
-impl DecoderObserver for Seen {
+impl DecoderObserver for Recorder {
     fn hidden_states(&mut self, index: usize, hidden_states: &Tensor<3>) {
         if self.wanted_hidden_states[index] {
             self.hidden_states.push((index, hidden_states.clone()));

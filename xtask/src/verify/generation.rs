@@ -115,11 +115,11 @@ impl Stages<'_> {
             differences.iter().map(Option::is_some).collect()
         } else {
             let ties = run.ties(self.case)?;
-            let hung = |(row, slot): (usize, &Option<usize>)| {
+            let is_tie = |(row, slot): (usize, &Option<usize>)| {
                 let n_generated = slot.and_then(|slot| slot.checked_sub(run.prompts.seq()));
                 n_generated.is_some_and(|n_generated| ties.has(row / generation.answers_per_sample(), n_generated))
             };
-            differences.iter().enumerate().map(hung).collect()
+            differences.iter().enumerate().map(is_tie).collect()
         };
         let wrong = differences.iter().zip(&excused).position(|(slot, is_excused)| slot.is_some() && !is_excused);
         let equal: usize = rows()

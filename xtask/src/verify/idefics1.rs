@@ -37,11 +37,11 @@ impl Stages<'_> {
         let batches = model.shape().image_batches(&images, VisionBatch::default())?;
         let features = batches.iter().map(|batch| model.vision_features(batch)).collect::<Result<Vec<_>, _>>()?;
         let features = (!features.is_empty()).then(|| Tensor::cat(features, 0)); // all images have one size
-        self.of_images("vision.last_hidden_state", features, &slots)?;
+        self.image_features("vision.last_hidden_state", features, &slots)?;
         let image_hidden_states = model.encode_images(&images)?;
-        self.of_images("image_hidden_states", image_hidden_states.clone(), &slots)?;
+        self.image_features("image_hidden_states", image_hidden_states.clone(), &slots)?;
         let (prompts, real) = self.prompts(tokens)?;
-        let prompts = self.seeing(prompts, processor, n_images)?;
+        let prompts = self.with_image_mask(prompts, processor, n_images)?;
         let n_layers = model.config().num_hidden_layers;
         let loss = |logits, labels: &[i64]| model.loss(logits, labels, LabelRecipe::Transformers5);
         self.decoder(&model, n_layers, (&prompts, &real), image_hidden_states, &loss)?;
@@ -73,7 +73,7 @@ impl Stages<'_> {
 
     /// Compares image features, `[images, n_vectors, width]`. If the expected tensor covers all slots, only those
     /// with an image are compared.
-    fn of_images(&mut self, stage: &str, ours: Option<Tensor<3>>, is_real: &[bool]) -> Result<()> {
+    fn image_features(&mut self, stage: &str, ours: Option<Tensor<3>>, is_real: &[bool]) -> Result<()> {
         let Some(expected) = self.case.expected(stage) else { return Ok(()) };
         let n_real = is_real.iter().filter(|real| **real).count();
         let has_all_slots = expected.shape.first() == Some(&is_real.len()) && n_real < is_real.len();
@@ -100,7 +100,7 @@ impl Stages<'_> {
     }
 
     /// The prompts with the image attention mask of the case, or with ours if the case has none.
-    fn seeing(&self, prompts: Prompts, processor: &Processor, n_images: Vec<usize>) -> Result<Prompts> {
+    fn with_image_mask(&self, prompts: Prompts, processor: &Processor, n_images: Vec<usize>) -> Result<Prompts> {
         let Some(mask) = self.case.expected("processor.image_attention_mask") else {
             let tokenizer = processor.tokenizer();
             return Ok(prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()));

@@ -10,12 +10,12 @@ pub(super) const NMSE: f64 = 1e-3;
 
 /// Σ (ours − expected)² / Σ expected² over the elements for which `compared(flat index)` holds.
 pub(super) fn nmse(ours: &[f32], expected: &[f32], compared: impl Fn(usize) -> bool) -> f64 {
-    let (mut of_differences, mut of_expected) = (0.0f64, 0.0f64);
+    let (mut error_sum, mut expected_sum) = (0.0f64, 0.0f64);
     for index in (0..ours.len()).filter(|&index| compared(index)) {
-        of_differences += (f64::from(ours[index]) - f64::from(expected[index])).powi(2);
-        of_expected += f64::from(expected[index]).powi(2);
+        error_sum += (f64::from(ours[index]) - f64::from(expected[index])).powi(2);
+        expected_sum += f64::from(expected[index]).powi(2);
     }
-    of_differences / of_expected
+    error_sum / expected_sum
 }
 
 /// Largest difference of two scores whose order an error of [`NMSE`] can swap: twice the root mean square error of

@@ -74,8 +74,7 @@ impl Stages<'_> {
         if !self.case.expected.keys().any(is_training) {
             return Ok(());
         }
-        let settings =
-            self.case.file.train.as_ref().context("case.json: `grad.` and `train.` tensors need `train`")?;
+        let settings = self.case.file.train.as_ref().context("case.json: `grad.` and `train.` tensors need `train`")?;
         let labels = self.case.expected("labels").context("`grad.` and `train.` tensors need `labels`")?;
         let batch = TrainingBatch {
             prompts: prompts.clone(),

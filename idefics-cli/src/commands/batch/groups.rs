@@ -11,10 +11,10 @@ use crate::failure::Failure;
 const TOKENS_PER_IMAGE: usize = 64;
 
 /// Number of tokens above which a row counts as long. Padding to less than this costs little.
-const LONG: usize = 4096;
+const LONG_ROW: usize = 4096;
 
-/// A long row is grouped with rows that have at least 1/`LONGER` of its length.
-const LONGER: usize = 4;
+/// A long row is grouped with rows that have at least 1/`MAX_LENGTH_RATIO` of its length.
+const MAX_LENGTH_RATIO: usize = 4;
 
 /// Rows to answer as one batch.
 pub(super) struct Group {
@@ -77,7 +77,8 @@ impl<'k, R: Iterator<Item = Result<InputRow, Failure>>> Groups<'k, R> {
         let mut rows = rows.into_iter().peekable();
         let mut groups = Vec::new();
         while let Some(longest) = rows.peek().map(|row| row.length(TOKENS_PER_IMAGE)) {
-            let is_similar = |row: &InputRow| longest <= LONG || longest / LONGER <= row.length(TOKENS_PER_IMAGE);
+            let is_similar =
+                |row: &InputRow| longest <= LONG_ROW || longest / MAX_LENGTH_RATIO <= row.length(TOKENS_PER_IMAGE);
             let group = std::iter::from_fn(|| rows.next_if(is_similar)).take(self.size);
             let rows: Vec<GroupRow> = group
                 .map(|row| {
@@ -89,7 +90,7 @@ impl<'k, R: Iterator<Item = Result<InputRow, Failure>>> Groups<'k, R> {
             let samples = asked.filter_map(|row| row.row.sample.clone().ok()).collect();
             groups.push((longest, Group { rows, samples, failure: None }));
         }
-        groups.sort_by_key(|(longest, _)| if *longest > LONG { *longest } else { 0 });
+        groups.sort_by_key(|(longest, _)| if *longest > LONG_ROW { *longest } else { 0 });
         self.ready.extend(groups.into_iter().map(|(_, group)| group));
         if failure.is_some() {
             self.ready.push_back(Group { rows: Vec::new(), samples: Vec::new(), failure });

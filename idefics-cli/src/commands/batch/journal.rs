@@ -7,7 +7,7 @@
 //! CHECKSUM DIGEST {"id": 1, "text": "…"}
 //! ```
 //! The digest in the first line covers everything that all rows depend on (model and options). The digest of a row
-//! covers its input; it is followed by the output line. A line is durable once [`Journal::keep`] returns. An
+//! covers its input; it is followed by the output line. A line is durable once [`Journal::save`] returns. An
 //! incomplete last line, left by an interrupted run, is cut off by the next run.
 //!
 //! `OUT.lock` is locked while a run writes the output. Afterwards it holds the digests of the run, its rows and the
@@ -51,16 +51,13 @@ pub(super) struct Journal {
     n_new: usize,
 }
 
-/// Position of a row's line in the journal, without checksum and line ending.
+/// Position of a row's line in the journal in bytes, without checksum and line ending.
 #[derive(Debug, Clone)]
 struct Place {
-    /// Offset in bytes.
     offset: u64,
-    /// Length in bytes.
     len: usize,
     /// Digest of the row's input.
     input: String,
-    /// Whether the row failed.
     is_error: bool,
 }
 
@@ -82,8 +79,8 @@ impl Journal {
     /// # Errors
     /// If another run holds the lock, or if journal or output were written by a different run or another program.
     pub(super) fn open(output: &Path, run: &str, restart: bool) -> Result<Self, Failure> {
-        let part = beside(output, ".part");
-        let lock = open(&beside(output, ".lock"))?;
+        let part = with_suffix(output, ".part");
+        let lock = open(&with_suffix(output, ".lock"))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => {
                 Failure::file_system(format!("{}: another run is writing this output", output.display()))
@@ -123,7 +120,7 @@ impl Journal {
             journal.append(&[format!("run {run}")])?;
             if let Some((rows, digests)) = finished {
                 journal.n_finished = Some(digests.len());
-                journal.begin_with(rows, digests)?;
+                journal.import_rows(rows, digests)?;
             }
         }
         Ok(journal)
@@ -146,8 +143,8 @@ impl Journal {
                 // An interrupted run left an incomplete line.
                 _ if !line.ends_with(b"\n") => break,
                 (Some(_), Some((subject, rest))) => {
-                    if let Some((name, is_error)) = Name::of_line(rest) {
-                        let place = Place { input: subject.to_owned(), is_error, ..Place::of_line(len, line.len()) };
+                    if let Some((name, is_error)) = Name::from_line(rest) {
+                        let place = Place { input: subject.to_owned(), is_error, ..Place::from_line(len, line.len()) };
                         self.old.insert(name, place);
                     }
                 }
@@ -182,9 +179,9 @@ impl Journal {
     }
 
     /// Copies the rows of a finished output into the journal.
-    fn begin_with(&mut self, lines: Vec<String>, digests: Vec<String>) -> Result<(), Failure> {
+    fn import_rows(&mut self, lines: Vec<String>, digests: Vec<String>) -> Result<(), Failure> {
         let rows = lines.into_iter().zip(digests).filter_map(|(line, input)| {
-            let (name, is_error) = Name::of_line(&line)?;
+            let (name, is_error) = Name::from_line(&line)?;
             Some(Done { index: 0, input, name, line, is_error })
         });
         let rows: Vec<Done> = rows.collect();
@@ -201,7 +198,7 @@ impl Journal {
     }
 
     /// Appends answered rows to the journal and syncs it to disk.
-    pub(super) fn keep(&mut self, rows: &[Done]) -> Result<(), Failure> {
+    pub(super) fn save(&mut self, rows: &[Done]) -> Result<(), Failure> {
         let places = self.append_rows(rows)?;
         self.n_new += rows.len();
         for (done, place) in rows.iter().zip(places) {
@@ -211,7 +208,7 @@ impl Journal {
     }
 
     /// Uses the answer of an earlier run for the row at position `index`.
-    pub(super) fn keep_old(&mut self, index: usize, name: &Name) {
+    pub(super) fn reuse(&mut self, index: usize, name: &Name) {
         if let Some(place) = self.old.get(name).cloned() {
             self.put(index, place);
         }
@@ -241,7 +238,7 @@ impl Journal {
         let mut places = Vec::with_capacity(lines.len());
         for line in lines {
             let line = format!("{:08x} {line}\n", crc32fast::hash(line.as_bytes()));
-            places.push(Place::of_line(self.len + text.len() as u64, line.len()));
+            places.push(Place::from_line(self.len + text.len() as u64, line.len()));
             text.push_str(&line);
         }
         self.io(|file| file.write_all(text.as_bytes()).and_then(|()| file.sync_data()))?;
@@ -252,9 +249,9 @@ impl Journal {
     /// Writes the output atomically, unless it is complete already, and removes the journal.
     pub(super) fn finish(mut self) -> Result<Summary, Failure> {
         let places: Vec<Place> = self.places.drain(..).flatten().collect();
-        let is_old =
+        let was_complete =
             self.n_new == 0 && self.n_finished == Some(places.len()) && places.is_sorted_by_key(|place| place.offset);
-        if !is_old {
+        if !was_complete {
             let mut journal = &self.file;
             let mut output = Sha256::new();
             let written = write_atomically(&self.output, |file| {
@@ -279,7 +276,7 @@ impl Journal {
         }
         remove(&self.part)?;
         let n_failed = places.iter().filter(|place| place.is_error).count();
-        Ok(Summary { n_rows: places.len(), n_failed, is_old })
+        Ok(Summary { n_rows: places.len(), n_failed, was_complete })
     }
 
     fn io<T>(&mut self, work: impl FnOnce(&mut File) -> io::Result<T>) -> Result<T, Failure> {
@@ -289,7 +286,7 @@ impl Journal {
 
 impl Place {
     /// The place of a line of `len` bytes at `offset`, without its checksum (9 bytes with the space) and line ending.
-    fn of_line(offset: u64, len: usize) -> Self {
+    fn from_line(offset: u64, len: usize) -> Self {
         Self { offset: offset + 9, len: len - 10, input: String::new(), is_error: false }
     }
 }
@@ -317,7 +314,7 @@ fn remove(path: &Path) -> Result<(), Failure> {
     }
 }
 
-fn beside(output: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(output: &Path, suffix: &str) -> PathBuf {
     let mut name = output.as_os_str().to_owned();
     name.push(suffix);
     name.into()
@@ -369,7 +366,7 @@ mod tests {
         let mut journal = open_run(&output);
         let mut ends = vec![(journal.len, 0)];
         for line in 1..=4 {
-            journal.keep(&[row(line)]).unwrap();
+            journal.save(&[row(line)]).unwrap();
             ends.push((journal.len, line));
         }
         let part = journal.part.clone();
@@ -380,7 +377,7 @@ mod tests {
             let mut journal = open_run(&output);
             let n_whole = ends.iter().rfind(|(end, _)| *end <= len as u64).map_or(0, |(_, lines)| *lines);
             assert_eq!(lines(&journal), (1..=n_whole).collect::<Vec<_>>(), "{len} of {} bytes", bytes.len());
-            journal.keep(&[row(9)]).unwrap();
+            journal.save(&[row(9)]).unwrap();
             drop(journal);
             assert!(lines(&open_run(&output)).contains(&9), "{len} bytes");
         }
@@ -391,7 +388,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
-        journal.keep(&[row(1), row(2), row(3)]).unwrap();
+        journal.save(&[row(1), row(2), row(3)]).unwrap();
         let part = journal.part.clone();
         drop(journal);
         let text = std::fs::read_to_string(&part).unwrap();
@@ -408,9 +405,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
-        journal.keep(&[row(2), failed_row(2)]).unwrap();
+        journal.save(&[row(2), failed_row(2)]).unwrap();
         for edit in 0..40 {
-            journal.keep(&[Done { input: format!("edit-{edit}"), ..row(1) }]).unwrap();
+            journal.save(&[Done { input: format!("edit-{edit}"), ..row(1) }]).unwrap();
         }
         drop(journal);
         let journal = open_run(&output);
@@ -423,15 +420,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
-        journal.keep(&[row(3), row(1)]).unwrap();
+        journal.save(&[row(3), row(1)]).unwrap();
         drop(journal);
         let mut journal = open_run(&output);
-        journal.keep(&[row(4)]).unwrap();
-        journal.keep_old(2, &Name::Line(3));
-        journal.keep(&[row(2)]).unwrap();
-        journal.keep_old(0, &Name::Line(1));
+        journal.save(&[row(4)]).unwrap();
+        journal.reuse(2, &Name::Line(3));
+        journal.save(&[row(2)]).unwrap();
+        journal.reuse(0, &Name::Line(1));
         let summary = journal.finish().unwrap();
-        assert_eq!(summary, Summary { n_rows: 4, n_failed: 0, is_old: false });
+        assert_eq!(summary, Summary { n_rows: 4, n_failed: 0, was_complete: false });
         let expected: String = (1..=4).map(|line| format!("{}\n", row(line).line)).collect();
         assert_eq!(std::fs::read_to_string(&output).unwrap(), expected);
     }
@@ -442,7 +439,7 @@ mod tests {
         let output = output_in(&folder);
         drop(open_run(&output));
         let mut journal = Journal::open(&output, "another", false).unwrap();
-        journal.keep(&[row(1)]).unwrap();
+        journal.save(&[row(1)]).unwrap();
         drop(journal);
         assert!(Journal::open(&output, "run", false).is_err());
 
@@ -459,22 +456,22 @@ mod tests {
         let output = output_in(&folder);
         let mut journal = open_run(&output);
         assert!(Journal::open(&output, "run", false).is_err(), "locked");
-        journal.keep(&[row(1)]).unwrap();
+        journal.save(&[row(1)]).unwrap();
         drop(journal);
         assert!(Journal::open(&output, "another", false).is_err());
         let mut journal = open_run(&output);
-        journal.keep_old(0, &Name::Line(1));
-        assert!(!journal.finish().unwrap().is_old);
+        journal.reuse(0, &Name::Line(1));
+        assert!(!journal.finish().unwrap().was_complete);
         let modified = || std::fs::metadata(&output).unwrap().modified().unwrap();
         let written = modified();
 
         // The same input again.
         let mut journal = open_run(&output);
         assert_eq!(lines(&journal), [1]);
-        journal.keep_old(0, &Name::Line(1));
-        assert_eq!(journal.finish().unwrap(), Summary { n_rows: 1, n_failed: 0, is_old: true });
+        journal.reuse(0, &Name::Line(1));
+        assert_eq!(journal.finish().unwrap(), Summary { n_rows: 1, n_failed: 0, was_complete: true });
         assert_eq!(modified(), written);
-        assert!(!beside(&output, ".part").exists());
+        assert!(!with_suffix(&output, ".part").exists());
 
         assert!(Journal::open(&output, "another", false).is_err());
         assert!(lines(&Journal::open(&output, "another", true).unwrap()).is_empty());
@@ -485,16 +482,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
-        journal.keep(&[row(1), failed_row(2), row(3)]).unwrap();
+        journal.save(&[row(1), failed_row(2), row(3)]).unwrap();
         assert_eq!(journal.finish().unwrap().n_failed, 1);
         for _ in 0..2 {
             assert_eq!(lines(&open_run(&output)), [1, 3]);
         }
         // Row 2 was removed from the input.
         let mut journal = open_run(&output);
-        journal.keep_old(0, &Name::Line(1));
-        journal.keep_old(1, &Name::Line(3));
-        assert!(!journal.finish().unwrap().is_old);
+        journal.reuse(0, &Name::Line(1));
+        journal.reuse(1, &Name::Line(3));
+        assert!(!journal.finish().unwrap().was_complete);
         assert_eq!(std::fs::read_to_string(&output).unwrap(), format!("{}\n{}\n", row(1).line, row(3).line));
 
         std::fs::write(&output, "{\"line\":1,\"text\":\"by hand\"}\n").unwrap();

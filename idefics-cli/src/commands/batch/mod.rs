@@ -24,7 +24,7 @@ use output::{Done, Output, Target};
 use rows::{Name, Rows, hex};
 
 /// Number of bytes at both ends of each model file that identify the model.
-const ENDS: u64 = 64 << 10;
+const DIGEST_BYTES: u64 = 64 << 10;
 
 /// Number of groups to read from a file at a time, to find rows of similar length among them.
 const GROUPS_READ: usize = 32;
@@ -36,7 +36,7 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     if rows.peek().is_none() {
         return Err(Failure::input(format!("{}: contains no samples", input.name())));
     }
-    let target = Target::of(&args.output)?;
+    let target = Target::open(&args.output)?;
     if target.file().is_some_and(|output| input.is_same_file(output)) {
         let output = args.output.display();
         return Err(Failure::usage(format!("--output {output} is the input file; give another path")));
@@ -51,11 +51,11 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     let size = args.batch_size.get();
     let (output, done) = Output::open(target, &run, args.restart)?;
     let mut groups = Groups::new(rows, &done, size, size.saturating_mul(n_groups));
-    let mut batch = Batch { output, done: &done, n_gone: done.len(), bar: progress_bar() };
+    let mut batch = Batch { output, done: &done, n_missing: done.len(), bar: progress_bar() };
     // Skip groups that earlier runs answered: if all are done, no model is loaded.
     let first = loop {
         match groups.next() {
-            Some(group) if group.is_done() => batch.keep(group, &[])?,
+            Some(group) if group.is_done() => batch.save(group, &[])?,
             group => break group,
         }
     };
@@ -67,7 +67,7 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
         model.prepare_ahead(groups, &args.process(global), |group, prepared| {
             let answered = answers::answer(global, args, &model, &group, prepared, &cancel);
             let kept = answered.and_then(|answered| {
-                batch.keep(group, &answered.rows)?;
+                batch.save(group, &answered.rows)?;
                 if answered.is_interrupted { Err(Failure::interrupted()) } else { Ok(()) }
             });
             kept.inspect_err(|failure| {
@@ -79,10 +79,10 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     }
     batch.bar.finish_and_clear();
     let summary = batch.output.finish()?;
-    if batch.n_gone > 0 {
-        say!("warning: {} answered rows are no longer in {}; their answers are dropped", batch.n_gone, input.name());
+    if batch.n_missing > 0 {
+        say!("warning: {} answered rows are no longer in {}; their answers are dropped", batch.n_missing, input.name());
     }
-    if summary.is_old {
+    if summary.was_complete {
         say!("{}: already complete", args.output.display());
     }
     match summary.n_failed {
@@ -97,21 +97,21 @@ struct Batch<'a> {
     /// Digests of the rows that earlier runs answered, by name.
     done: &'a HashMap<Name, String>,
     /// Number of rows in `done` that have not been found in the input so far.
-    n_gone: usize,
+    n_missing: usize,
     bar: ProgressBar,
 }
 
 impl Batch<'_> {
     /// Saves the rows of a group: those that earlier runs answered and those `answered` now.
-    fn keep(&mut self, group: Group, answered: &[Done]) -> Result<(), Failure> {
+    fn save(&mut self, group: Group, answered: &[Done]) -> Result<(), Failure> {
         for row in &group.rows {
-            self.n_gone -= usize::from(self.done.contains_key(&row.row.name));
+            self.n_missing -= usize::from(self.done.contains_key(&row.row.name));
             if row.is_done {
-                self.output.keep_old(row.row.index, &row.row.name);
+                self.output.reuse(row.row.index, &row.row.name);
             }
         }
         if !answered.is_empty() {
-            self.output.keep(answered)?;
+            self.output.save(answered)?;
         }
         self.bar.inc(group.rows.len() as u64);
         group.failure.map_or(Ok(()), Err)
@@ -139,9 +139,9 @@ fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String
         let len = file.metadata().map_err(failed)?.len();
         digest.update(format!("{name} {len}"));
         let mut ends = Vec::new();
-        file.by_ref().take(ENDS).read_to_end(&mut ends).map_err(failed)?;
-        file.seek(SeekFrom::Start(len.saturating_sub(ENDS))).map_err(failed)?;
-        file.take(ENDS).read_to_end(&mut ends).map_err(failed)?;
+        file.by_ref().take(DIGEST_BYTES).read_to_end(&mut ends).map_err(failed)?;
+        file.seek(SeekFrom::Start(len.saturating_sub(DIGEST_BYTES))).map_err(failed)?;
+        file.take(DIGEST_BYTES).read_to_end(&mut ends).map_err(failed)?;
         digest.update(&ends);
     }
     Ok(hex(digest))

@@ -33,7 +33,7 @@ pub(super) struct Summary {
     pub(super) n_rows: usize,
     pub(super) n_failed: usize,
     /// Whether the output was complete before this run.
-    pub(super) is_old: bool,
+    pub(super) was_complete: bool,
 }
 
 /// The open output.
@@ -58,17 +58,17 @@ impl Output {
     }
 
     /// Saves answered rows.
-    pub(super) fn keep(&mut self, rows: &[Done]) -> Result<(), Failure> {
+    pub(super) fn save(&mut self, rows: &[Done]) -> Result<(), Failure> {
         match self {
-            Self::Stream(stream) => stream.keep(rows),
-            Self::File(journal) => journal.keep(rows),
+            Self::Stream(stream) => stream.save(rows),
+            Self::File(journal) => journal.save(rows),
         }
     }
 
     /// Uses the answer of an earlier run for a row.
-    pub(super) fn keep_old(&mut self, index: usize, name: &Name) {
+    pub(super) fn reuse(&mut self, index: usize, name: &Name) {
         if let Self::File(journal) = self {
-            journal.keep_old(index, name);
+            journal.reuse(index, name);
         }
     }
 
@@ -90,7 +90,7 @@ pub(super) enum Target {
 impl Target {
     /// Opens the target of a path: standard output for `-`, the target of a symbolic link, or else the path itself.
     /// Pipes and devices become streams, for which no journal or lock file is created.
-    pub(super) fn of(output: &Path) -> Result<Self, Failure> {
+    pub(super) fn open(output: &Path) -> Result<Self, Failure> {
         let mut path = output.to_owned();
         for _ in 0..MAX_LINKS {
             // These links lead to the open standard output, which may be a file that other processes write as well.
@@ -140,11 +140,11 @@ pub(super) struct Stream {
 
 impl Stream {
     fn new(name: String, writer: Box<dyn Write>) -> Self {
-        let summary = Summary { n_rows: 0, n_failed: 0, is_old: false };
+        let summary = Summary { n_rows: 0, n_failed: 0, was_complete: false };
         Self { name, writer, waiting: BTreeMap::new(), summary }
     }
 
-    fn keep(&mut self, rows: &[Done]) -> Result<(), Failure> {
+    fn save(&mut self, rows: &[Done]) -> Result<(), Failure> {
         for done in rows {
             self.summary.n_failed += usize::from(done.is_error);
             self.waiting.insert(done.index, done.line.clone());
@@ -156,6 +156,6 @@ impl Stream {
             self.summary.n_rows += 1;
         }
         let written = self.writer.write_all(lines.as_bytes()).and_then(|()| self.writer.flush());
-        written.map_err(|error| Failure::of_io(&self.name, &error))
+        written.map_err(|error| Failure::io_named(&self.name, &error))
     }
 }

@@ -48,7 +48,7 @@ pub(super) enum Name {
 
 impl Name {
     /// The name for an id; `None` if the id is neither a string nor a number.
-    fn of_id(id: &RawValue) -> Option<Self> {
+    fn from_id(id: &RawValue) -> Option<Self> {
         match id.get().as_bytes().first()? {
             b'"' => serde_json::from_str::<Value>(id.get()).ok().map(|id| Self::Id(id.to_string())),
             b'-' | b'0'..=b'9' => Some(Self::Id(id.get().to_owned())),
@@ -57,7 +57,7 @@ impl Name {
     }
 
     /// Parses the name of an output line, and whether the row failed. `None` if the line has no name.
-    pub(super) fn of_line(line: &str) -> Option<(Self, bool)> {
+    pub(super) fn from_line(line: &str) -> Option<(Self, bool)> {
         #[derive(Deserialize)]
         struct Line<'l> {
             #[serde(borrow)]
@@ -66,7 +66,7 @@ impl Name {
             error: Option<IgnoredAny>,
         }
         let Line { id, line, error } = serde_json::from_str(line).ok()?;
-        let name = id.and_then(Self::of_id).or(line.map(Self::Line))?;
+        let name = id.and_then(Self::from_id).or(line.map(Self::Line))?;
         Some((name, error.is_some()))
     }
 
@@ -140,7 +140,8 @@ impl<'i, R: BufRead> Rows<'i, R> {
             let mut line = self.line.as_slice();
             if self.n_lines == 1 {
                 let name = self.input.name();
-                line = input::without_mark(line).map_err(|reason| Failure::input(format!("{name}: {reason}")))?;
+                line =
+                    input::strip_byte_order_mark(line).map_err(|reason| Failure::input(format!("{name}: {reason}")))?;
             }
             if line.trim_ascii().is_empty() {
                 continue;
@@ -194,7 +195,7 @@ impl<'i, R: BufRead> Rows<'i, R> {
                 .collect();
             // Tools that export tables write null for a missing id.
             if let Some(id) = written.get("id").filter(|id| id.get() != "null") {
-                name = Name::of_id(id).ok_or_else(|| at(&"`id` must be a string or a number"))?;
+                name = Name::from_id(id).ok_or_else(|| at(&"`id` must be a string or a number"))?;
             }
             let mut sample = taken.map_err(|error| at(&error))?;
             sample.resolve_paths(self.input.folder());

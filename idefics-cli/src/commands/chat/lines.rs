@@ -27,7 +27,7 @@ impl Lines {
         let is_terminal = io::stdin().is_terminal();
         if is_terminal {
             terminal::remember();
-            signals::converse();
+            signals::interrupt_stops_answers();
         }
         let mut editor = DefaultEditor::new().map_err(failed)?;
         let history = history_file();
@@ -79,12 +79,12 @@ impl Lines {
     fn read_pipe(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         let mut line = Vec::new();
         let len = input::read_line(&mut io::stdin().lock(), MAX_LINE, &mut line);
-        let len = len.map_err(|error| Failure::of_io("standard input", &error))?;
+        let len = len.map_err(|error| Failure::io_named("standard input", &error))?;
         if len > MAX_LINE {
             return Err(Failure::limit(format!("standard input: a line has {len} bytes; the limit is {MAX_LINE}")));
         }
         if std::mem::take(&mut self.is_first) {
-            line = input::without_mark(&line).map_err(Failure::input)?.to_vec();
+            line = input::strip_byte_order_mark(&line).map_err(Failure::input)?.to_vec();
         }
         Ok((len > 0).then_some(line))
     }
@@ -92,7 +92,7 @@ impl Lines {
 
 fn failed(error: ReadlineError) -> Failure {
     match error {
-        ReadlineError::Io(error) => Failure::of_io("the terminal", &error),
+        ReadlineError::Io(error) => Failure::io_named("the terminal", &error),
         error => Failure::file_system(format!("the terminal: {error}")),
     }
 }

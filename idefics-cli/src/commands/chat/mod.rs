@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::args::{self, ChatArgs, Global};
 use crate::failure::Failure;
-use crate::output::{Chunks, report_refusal, warn_of};
+use crate::output::{Chunks, report_refusal, warn_about};
 use crate::{commands, model, signals};
 
 use lines::Lines;
@@ -73,7 +73,7 @@ impl Chat<'_> {
             match said {
                 _ if signals::is_ending() => return Err(Failure::interrupted()),
                 Ok(()) => {}
-                Err(failure) if failure.is_of_one_input() || failure.is_usage() => failure.warn(),
+                Err(failure) if failure.affects_one_input() || failure.is_usage() => failure.warn(),
                 Err(failure) => return Err(failure),
             }
         }
@@ -86,7 +86,7 @@ impl Chat<'_> {
         match (name, typed) {
             (b"image", b"") => return Err(Failure::usage("/image needs a path".to_owned())),
             (b"image", typed) => {
-                let name = path::name(typed);
+                let name = path::parse(typed);
                 let named = name.display().to_string();
                 let image = args::image(name).map_err(|error| Failure::input(format!("{named}: {error}")))?;
                 commands::check_images([&image])?;
@@ -108,7 +108,7 @@ impl Chat<'_> {
                 say!("started a new conversation");
             }
             (b"save", b"") => return Err(Failure::usage("/save needs a path".to_owned())),
-            (b"save", typed) => self.save(Path::new(&path::name(typed)))?,
+            (b"save", typed) => self.save(Path::new(&path::parse(typed)))?,
             (b"help" | b"?", _) => say!("{HELP}"),
             _ => {
                 let name = String::from_utf8_lossy(name);
@@ -157,7 +157,7 @@ impl Chat<'_> {
                 say!("[stopped]");
                 return Ok(());
             }
-            answer => answer.map_err(Failure::of_sample)?,
+            answer => answer.map_err(Failure::sample)?,
         };
         chunks.finish()?;
         self.images.clear(); // kept after an error, for another attempt
@@ -166,7 +166,7 @@ impl Chat<'_> {
             false if answer.finish_reason == FinishReason::Cancelled => writeln!(stdout, " [stopped]")?,
             false => writeln!(stdout)?,
         }
-        warn_of(&answer);
+        warn_about(&answer);
         if self.global.verbose {
             let timings = &answer.timings;
             say!(

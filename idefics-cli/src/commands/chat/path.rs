@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Parses a path argument. Surrounding quotes are removed and `~` at the start is expanded to the home folder.
 /// Backslash escapes, as in paths pasted by terminals, are resolved unless a file with the literal name exists.
-pub(super) fn name(typed: &[u8]) -> OsString {
+pub(super) fn parse(typed: &[u8]) -> OsString {
     if let Some(inner) = [b'\'', b'"'].iter().find_map(|quote| quoted(typed, *quote)) {
         return os_string(inner.to_vec());
     }
@@ -65,8 +65,8 @@ mod tests {
             ("'", "'".into()),
             ("data:image/png;base64,AA==", "data:image/png;base64,AA==".into()),
         ] {
-            assert_eq!(Path::new(&name(typed.as_bytes())), expected, "{typed}");
+            assert_eq!(Path::new(&parse(typed.as_bytes())), expected, "{typed}");
         }
-        assert_eq!(name(b"caf\xE9.png").as_encoded_bytes(), b"caf\xE9.png");
+        assert_eq!(parse(b"caf\xE9.png").as_encoded_bytes(), b"caf\xE9.png");
     }
 }
