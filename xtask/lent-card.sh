@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# `cargo xtask gpu` on a machine without a compiler: packs the two programs and what they read on this one, and runs them
-# there.
+# Runs `cargo xtask gpu` on a GPU machine without a compiler: `pack` builds and packs the programs and their data
+# here, `run` runs them there.
 #
-#   xtask/lent-card.sh pack cuda FILE.tar.gz      here: builds for a backend, strips, packs
-#   tar xzf FILE.tar.gz && ./lent-card.sh run cuda  there: writes report.md beside itself
-#   ./lent-card.sh run cuda --only cases            there: a part of it, see `cargo xtask gpu --help`
+#   xtask/lent-card.sh pack cuda FILE.tar.gz        here: build for a backend, strip, pack
+#   tar xzf FILE.tar.gz && ./lent-card.sh run cuda  there: write report.md next to the script
+#   ./lent-card.sh run cuda --only cases            there: run one part, see `cargo xtask gpu --help`
 set -euo pipefail
 case "${1:-}" in
 pack)
@@ -16,7 +16,7 @@ pack)
     for program in idefics xtask; do
         strip -o "$folder/$program" "${CARGO_TARGET_DIR:-target}/release/$program"
     done
-    # The cases lie where the source says; there they are beside the programs.
+    # `run` finds the cases next to the programs, not in the source tree.
     cp -r xtask/cases xtask/checkpoints xtask/images "$folder/"
     cp xtask/lent-card.sh "$folder/"
     tar -C "$folder" -c . | gzip -9 > "$archive"

@@ -1,4 +1,4 @@
-//! Errors as one line and an exit code.
+//! Errors, reported as one line on standard error and an exit code.
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -22,71 +22,71 @@ const BUG: u8 = 70;
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
-    /// Nothing to say if empty.
+    /// The message to print; nothing is printed if it is empty.
     message: String,
-    /// Whether nothing more can come out: standard output cannot be written.
-    is_last: bool,
-    /// Whether a sample is at fault, whatever the code.
-    is_of_sample: bool,
+    /// Whether standard output cannot be written, so that no more inputs should be run.
+    is_output_closed: bool,
+    /// Whether the error concerns one sample only, whatever its exit code.
+    is_sample_error: bool,
 }
 
 impl Failure {
     fn new(code: u8, message: String) -> Self {
-        Self { code, message, is_last: false, is_of_sample: false }
+        Self { code, message, is_output_closed: false, is_sample_error: false }
     }
 
-    /// A command line that asks for something impossible.
+    /// An invalid combination or value of command line arguments.
     pub(crate) fn usage(message: String) -> Self {
         Self::new(USAGE, message)
     }
 
-    /// A file that is not what it should be.
+    /// Invalid content of an input file.
     pub(crate) fn input(message: String) -> Self {
         Self::new(INPUT, message)
     }
 
-    /// A file or a terminal that cannot be used.
+    /// A file or terminal that cannot be read or written.
     pub(crate) fn file_system(message: String) -> Self {
         Self::new(FILE_SYSTEM, message)
     }
 
-    /// What the system answered about a file.
+    /// An I/O error of a file.
     pub(crate) fn io(path: &Path, error: &io::Error) -> Self {
-        Self::of_io(&path.display().to_string(), error)
+        Self::io_named(&path.display().to_string(), error)
     }
 
-    /// What the system answered about a file, a pipe or a terminal. Nothing is wrong, and nothing said, if the reader of a
-    /// pipe has had enough.
-    pub(crate) fn of_io(name: &str, error: &io::Error) -> Self {
+    /// An I/O error of a file, pipe or terminal called `name`. A broken pipe is not an error: its exit code is 0 and
+    /// its message is empty.
+    pub(crate) fn io_named(name: &str, error: &io::Error) -> Self {
         let advice = match error.kind() {
             ErrorKind::BrokenPipe => return Self::new(0, String::new()),
             ErrorKind::NotFound => "; check the path",
-            ErrorKind::PermissionDenied => "; check who owns it and its permissions",
-            ErrorKind::StorageFull => "; make room and try again",
+            ErrorKind::PermissionDenied => "; check its owner and permissions",
+            ErrorKind::StorageFull => "; free some space and try again",
             _ => "",
         };
         Self::file_system(format!("{name}: {}{advice}", io_words(error)))
     }
 
-    /// More than there is room for.
+    /// A limit on memory or size that was exceeded.
     pub(crate) fn limit(message: String) -> Self {
         Self::new(LIMIT, message)
     }
 
     /// A panic.
     pub(crate) fn bug(message: &str) -> Self {
-        Self::new(BUG, format!("this is a bug of idefics, please report it: {message}"))
+        Self::new(BUG, format!("this is a bug in idefics, please report it: {message}"))
     }
 
-    /// A signal.
+    /// Termination by a signal. Nothing is printed.
     pub(crate) fn interrupted() -> Self {
         Self::new(signals::exit_code(), String::new())
     }
 
-    /// What is wrong with a sample that was run alone, and that nobody numbered.
-    pub(crate) fn of_sample(error: Error) -> Self {
-        // A template refuses some messages, and some prompts are too long for `--max-length`.
-        let is_of_sample = matches!(
+    /// An error of a sample that was run alone. The row number is removed from the message.
+    pub(crate) fn sample(error: Error) -> Self {
+        // Templates can reject messages, and prompts can be too long for `--max-length`.
+        let is_sample_error = matches!(
             error,
             Error::Processor(
                 ProcessorError::Render { .. }
@@ -94,52 +94,53 @@ impl Failure {
                     | ProcessorError::TemplateLossy { .. }
             ) | Error::Generation(GenerationError::NoRoom { .. })
         );
-        let mut failure = Self { is_of_sample, ..Self::from(error) };
+        let mut failure = Self { is_sample_error, ..Self::from(error) };
         if let Some(rest) = ["row 0, ", "row 0: "].iter().find_map(|row| failure.message.strip_prefix(row)) {
             failure.message = rest.to_owned();
         }
         failure
     }
 
-    /// `failed` of `all` inputs were refused; each was reported already.
+    /// `failed` of `all` inputs failed. Their errors have been reported already.
     pub(crate) fn some_failed(failed: usize, all: usize) -> Self {
         Self::new(SOME_FAILED, format!("{failed} of {all} inputs failed"))
     }
 
-    /// Whether another input may fare better: not when standard output is gone or the device failed.
-    pub(crate) fn is_of_one_input(&self) -> bool {
-        !self.is_last && (self.is_of_sample || matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC))
+    /// Whether other inputs can still succeed. False, for example, if standard output is closed or the device failed.
+    pub(crate) fn affects_one_input(&self) -> bool {
+        !self.is_output_closed
+            && (self.is_sample_error || matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC))
     }
 
-    /// Whether something impossible was asked for.
+    /// Whether this is a usage error.
     pub(crate) fn is_usage(&self) -> bool {
         self.code == USAGE
     }
 
-    /// Whether a signal ended it.
+    /// Whether a signal caused this.
     pub(crate) fn is_interruption(&self) -> bool {
         self.code == signals::exit_code()
     }
 
-    /// What is wrong, on one line, in words.
+    /// The message on one line, without operating system error numbers.
     pub(crate) fn message(&self) -> String {
         without_error_numbers(&self.message.replace('\n', " "))
     }
 
-    /// Prints the line.
+    /// Prints the message to standard error.
     pub(crate) fn warn(&self) {
         if !self.message.is_empty() {
             say!("error: {}", self.message());
         }
     }
 
-    /// Prints the line and gives the exit code.
+    /// Prints the message and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         self.warn();
         ExitCode::from(self.code)
     }
 
-    /// Prints the line and ends the program, whatever other threads wait for.
+    /// Prints the message and exits without waiting for other threads.
     pub(crate) fn exit(&self) -> ! {
         self.warn();
         scratch::remove();
@@ -157,14 +158,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// Standard output.
+/// I/O errors converted with `?` come from standard output.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self { is_last: true, ..Self::of_io("standard output", &error) }
+        Self { is_output_closed: true, ..Self::io_named("standard output", &error) }
     }
 }
 
-/// The message without the numbers that Rust writes behind the system's words: `No such file or directory (os error 2)`.
+/// Removes the error numbers that Rust appends to system messages, as in `No such file or directory (os error 2)`.
 fn without_error_numbers(message: &str) -> String {
     let mut parts = message.split(" (os error ");
     let mut words = parts.next().unwrap_or_default().to_owned();
@@ -184,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_have_words_and_no_error_numbers() {
+    fn messages_contain_no_os_error_numbers() {
         let missing = io::Error::from_raw_os_error(2);
         let message = Failure::io(Path::new("a.png"), &missing).message();
         assert_eq!(message, "a.png: there is no such file or folder; check the path");
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_went_away_is_no_error() {
+    fn broken_pipe_is_not_an_error() {
         let failure = Failure::from(io::Error::from(ErrorKind::BrokenPipe));
         assert!(failure.code == 0 && failure.message().is_empty());
     }

@@ -1,4 +1,4 @@
-//! Text from files, pipes and standard input.
+//! Reads text from files, pipes and standard input.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -8,13 +8,13 @@ use idefics_generate::processor::without_byte_order_mark;
 
 use crate::failure::Failure;
 
-/// The name of standard input and standard output on the command line.
+/// The argument that stands for standard input or standard output.
 pub(crate) const STANDARD: &str = "-";
 
-/// Files of this many bytes at most are read as one JSON value.
+/// Maximum size of a file that is read as one JSON value, in bytes.
 const MAX_JSON: u64 = 1 << 30;
 
-/// Where samples come from.
+/// The source of samples.
 #[derive(Debug)]
 pub(crate) struct Input {
     /// `None` for standard input.
@@ -27,30 +27,30 @@ impl Input {
         Self { path: (path.as_os_str() != STANDARD).then(|| path.to_owned()) }
     }
 
-    /// How messages name it.
+    /// Name of the input for messages.
     pub(crate) fn name(&self) -> String {
         self.path.as_ref().map_or_else(|| "standard input".to_owned(), |path| path.display().to_string())
     }
 
-    /// The folder that relative paths in it start from: that of the file, or the working folder if it comes from standard
-    /// input or from a pipe that the shell made.
+    /// The folder that relative paths in the input are resolved against: the folder of the file, or the working
+    /// folder (empty path) for standard input and for pipes such as `/dev/fd/63`.
     pub(crate) fn folder(&self) -> &Path {
         let path = self.path.as_deref().filter(|path| !["/dev", "/proc"].iter().any(|system| path.starts_with(system)));
         path.and_then(Path::parent).unwrap_or(Path::new(""))
     }
 
-    /// Whether it is a regular file: all of it is there at once.
+    /// Whether it is a regular file, so that all of it is available at once.
     pub(crate) fn is_file(&self) -> bool {
         self.path.as_ref().is_some_and(|path| path.is_file())
     }
 
-    /// Whether it is the file at `path`, by whatever name.
+    /// Whether it is the same file as `path`, after resolving links.
     pub(crate) fn is_same_file(&self, path: &Path) -> bool {
         let Some(input) = &self.path else { return false };
         matches!((input.canonicalize(), path.canonicalize()), (Ok(input), Ok(path)) if input == path)
     }
 
-    /// Opens it for reading.
+    /// Opens the input for reading.
     pub(crate) fn open(&self) -> Result<Box<dyn BufRead + Send>, Failure> {
         match &self.path {
             None => Ok(Box::new(BufReader::new(io::stdin()))),
@@ -58,35 +58,38 @@ impl Input {
         }
     }
 
-    /// What the system answered.
+    /// The failure for an I/O error of this input.
     pub(crate) fn failed(&self, error: &io::Error) -> Failure {
-        Failure::of_io(&self.name(), error)
+        Failure::io_named(&self.name(), error)
     }
 
-    /// Reads all of it as one JSON value.
+    /// Reads the whole input as one JSON value.
     pub(crate) fn json(&self) -> Result<serde_json::Value, Failure> {
         let mut text = Vec::new();
         self.open()?.take(MAX_JSON + 1).read_to_end(&mut text).map_err(|error| self.failed(&error))?;
         if text.len() as u64 > MAX_JSON {
-            let message = format!("{}: more than {MAX_JSON} bytes; give many samples to `idefics batch`", self.name());
+            let message = format!("{}: more than {MAX_JSON} bytes; use `idefics batch` for many samples", self.name());
             return Err(Failure::limit(message));
         }
-        let value =
-            without_mark(&text).and_then(|text| serde_json::from_slice(text).map_err(|error| error.to_string()));
+        let value = strip_byte_order_mark(&text)
+            .and_then(|text| serde_json::from_slice(text).map_err(|error| error.to_string()));
         value.map_err(|reason| Failure::input(format!("{}: not valid JSON: {reason}", self.name())))
     }
 }
 
-/// The text without the byte order mark that programs on Windows begin UTF-8 with.
-pub(crate) fn without_mark(text: &[u8]) -> Result<&[u8], String> {
+/// Removes the byte order mark that some Windows programs put in front of UTF-8 text.
+///
+/// # Errors
+/// If the text is UTF-16.
+pub(crate) fn strip_byte_order_mark(text: &[u8]) -> Result<&[u8], String> {
     if text.starts_with(&[0xFF, 0xFE]) || text.starts_with(&[0xFE, 0xFF]) {
         return Err("the text is UTF-16; save it as UTF-8".to_owned());
     }
     Ok(without_byte_order_mark(text))
 }
 
-/// Reads a line with its end into `line`, which is emptied first, and gives its length: 0 at the end of the text. Of a line
-/// longer than `max` bytes only that many and one more are kept.
+/// Reads a line with its line ending into `line`, replacing its contents, and returns the length of the line in
+/// bytes: 0 at the end of the text. Only the first `max + 1` bytes of a longer line are kept.
 pub(crate) fn read_line(reader: &mut impl BufRead, max: usize, line: &mut Vec<u8>) -> io::Result<usize> {
     line.clear();
     let mut len = reader.by_ref().take(max as u64 + 1).read_until(b'\n', line)?;
@@ -107,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_lines_are_cut_and_counted() {
+    fn read_line_truncates_long_lines_and_returns_their_full_length() {
         for (text, max) in
             [("ab\nlong line\n\nc", 3), ("ab\nlong line\n\nc", 100), ("abcd\nx\n", 3), ("", 1), ("abcd", 3)]
         {
@@ -127,9 +130,9 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_skipped_and_other_encodings_named() {
-        assert_eq!(without_mark(b"\xEF\xBB\xBF{}"), Ok(&b"{}"[..]));
-        assert_eq!(without_mark(b""), Ok(&b""[..]));
-        assert!(without_mark(b"\xFF\xFE{\0").is_err_and(|reason| reason.contains("UTF-8")));
+    fn removes_byte_order_mark_and_rejects_utf16() {
+        assert_eq!(strip_byte_order_mark(b"\xEF\xBB\xBF{}"), Ok(&b"{}"[..]));
+        assert_eq!(strip_byte_order_mark(b""), Ok(&b""[..]));
+        assert!(strip_byte_order_mark(b"\xFF\xFE{\0").is_err_and(|reason| reason.contains("UTF-8")));
     }
 }

@@ -1,9 +1,9 @@
-//! `idefics`: images and text in, text out.
+//! The command line program `idefics`.
 //!
-//! Results go to standard output, everything else to standard error. This program only wires: the work is done by
-//! `idefics-generate`.
+//! Results are written to standard output, everything else to standard error. This crate parses arguments, reads
+//! input and prints output; `idefics-generate` does the work.
 
-/// Prints a line to standard error; unlike `eprintln!`, it does not panic if nobody reads it.
+/// Prints a line to standard error. Unlike `eprintln!`, it does not panic if standard error is closed.
 macro_rules! say {
     ($($arg:tt)*) => {{
         use std::io::Write as _;
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
             _ => return Failure::usage(first_lines(&error.to_string())).report(),
         },
     };
-    // Decoders' panics are caught where they happen and become errors: only one that gets here is told.
+    // Panics in image decoders are caught there and become errors. Report only a panic that reaches this function.
     static PANIC: Mutex<String> = Mutex::new(String::new());
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints help or the version to where it belongs.
+/// Prints help or the version to standard output, or to standard error for usage errors.
 fn print(help: &clap::Error) -> ExitCode {
     let code = if help.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
     match help.print().and_then(|()| io::stdout().flush()) {
@@ -68,7 +68,7 @@ fn print(help: &clap::Error) -> ExitCode {
     }
 }
 
-/// What clap says is wrong, on one line and without the usage text behind it.
+/// Clap's error message on one line, without the usage text after it.
 fn first_lines(message: &str) -> String {
     let lines = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();

@@ -1,4 +1,4 @@
-//! Loading a model with a progress bar.
+//! Finds a model, chooses a device for it and loads it with a progress bar.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -14,15 +14,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::{available_memory_bytes, usable_memory_bytes};
-use crate::output::size;
+use crate::output::format_bytes;
 use crate::scratch::Scratch;
 use crate::{placing, signals};
 
-/// Where a model's files are.
+/// The folder of a model.
 pub(crate) enum ModelFolder {
-    /// A folder of the user's, or of the hub's cache.
+    /// A folder given by the user, or one in the hub cache.
     Kept(PathBuf),
-    /// The program's own model, written out while it is read.
+    /// A temporary folder with the files of the built-in model.
     Embedded(Scratch),
 }
 
@@ -35,12 +35,12 @@ impl ModelFolder {
     }
 }
 
-/// The model folder that `--model` means; a hub id is downloaded to the standard cache first, without one it is the
-/// program's own.
+/// The model folder for `--model`. A hub id is downloaded to the standard cache first. Without `--model`, the
+/// built-in model is unpacked.
 pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
-    // A variable that is set to nothing is as good as none.
+    // An empty IDEFICS_MODEL counts as unset.
     let Some(model) = global.model.as_deref().filter(|model| !model.is_empty()) else { return embedded() };
-    // A hub id is plain text, the name of a folder need not be.
+    // Hub ids are UTF-8; folder names need not be.
     match model.to_str().map_or_else(|| ModelSource::Folder(model.into()), ModelSource::parse) {
         ModelSource::Folder(folder) => Ok(ModelFolder::Kept(folder)),
         ModelSource::Hub { repo, revision } => {
@@ -63,20 +63,20 @@ fn embedded() -> Result<ModelFolder, Failure> {
     Scratch::new(idefics_demo::write_model).map(ModelFolder::Embedded)
 }
 
-/// Says what the built-in model is, once.
+/// Explains the built-in model to the user.
 fn introduce_embedded() {
     say!(
-        "built-in model: it knows pictures of coloured shapes and nothing else; for photographs give \
-         --model HuggingFaceM4/idefics2-8b-chatty (a download of 33.6 GB) or a model folder"
+        "using the built-in model, which was trained only on drawings of coloured shapes; for photographs, give \
+         --model HuggingFaceM4/idefics2-8b-chatty (a 33.6 GB download) or a model folder"
     );
 }
 
-/// Loads what `--model`, `--device` and `--dtype` ask for.
+/// Loads the model for `--model`, `--device`, `--dtype` and related options.
 pub(crate) fn load(global: &Global) -> Result<Idefics, Failure> {
     load_from(global, folder(global)?)
 }
 
-/// Loads the model of a folder that [`folder`] gave.
+/// Loads the model from a folder returned by [`folder`].
 pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics, Failure> {
     let folder = source.path();
     if matches!(source, ModelFolder::Embedded(_)) {
@@ -84,7 +84,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     }
     let config = ModelConfig::from_folder(folder).ok();
     let checkpoint = config.as_ref().and_then(|_| Checkpoint::open_with(folder, global.pickles()).ok());
-    let known = config.as_ref().zip(checkpoint.as_ref()); // what is wrong with the files is said when they are loaded
+    let known = config.as_ref().zip(checkpoint.as_ref()); // errors in the files are reported when they are loaded
     let needed = |device: &Device, weights: WeightOptions| match known {
         Some((config, checkpoint)) => config.memory(Some(checkpoint), device, weights),
         None => Ok(WeightMemory::default()),
@@ -131,10 +131,10 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     Ok(model)
 }
 
-/// Refuses `--activations int8` where it changes nothing.
+/// Rejects `--activations int8` if it has no effect.
 ///
 /// # Errors
-/// [`Failure`] with the exit code of usage.
+/// A usage failure if the device is not a CPU, or no weight is int8 or q4.
 pub(crate) fn check_activations(
     global: &Global,
     choice: DeviceChoice,
@@ -145,36 +145,38 @@ pub(crate) fn check_activations(
         return Ok(());
     }
     if choice != DeviceChoice::Cpu && global.device_map.is_none() {
-        let reason = format!("--activations int8 is for the CPU and does nothing on {choice}; leave it out");
+        let reason = format!("--activations int8 is for the CPU and has no effect on {choice}; remove it");
         return Err(Failure::usage(reason));
     }
-    let of_folder = config.quantization_on_load(checkpoint).map(|quantization| quantization.format);
+    let folder_format = config.quantization_on_load(checkpoint).map(|quantization| quantization.format);
     let loaded = match global.quantize {
         WeightFormat::Packed(format) => Some(format),
-        _ => of_folder,
+        _ => folder_format,
     };
     let mut formats = checkpoint.into_iter().flat_map(Checkpoint::packed_formats).chain(loaded);
     match formats.any(|format| matches!(format, PackedFormat::Int8 | PackedFormat::Q4)) {
         true => Ok(()),
         false => Err(Failure::usage(
-            "--activations int8 does nothing: no weight of this model is int8 or q4; give --quantize int8 or q4 too, or \
-             leave it out"
+            "--activations int8 has no effect: no weight of this model is int8 or q4; add --quantize int8 or \
+             --quantize q4, or remove it"
                 .to_owned(),
         )),
     }
 }
 
-/// Bytes of a device that a model takes with a KV cache of `cache` bytes: tensors are converted in main memory.
-fn room(choice: DeviceChoice, memory: &WeightMemory, cache: u64) -> u64 {
+/// Memory in bytes that a model needs on a device, with a KV cache of `cache` bytes. On the CPU this includes the
+/// buffers for converting tensors during loading, which are always in main memory.
+fn required_bytes(choice: DeviceChoice, memory: &WeightMemory, cache: u64) -> u64 {
     let loading = if choice == DeviceChoice::Cpu { memory.loading } else { 0 };
     memory.total().saturating_add(cache).saturating_add(loading)
 }
 
-/// Opens the device of `--device`, and says how the weights are held there. Of `auto` that is the best device with room
-/// for what `needed` says and a KV cache of `cache` bytes, and the last of them, which is the CPU, if none has.
+/// Opens the device of `--device` and returns how to store the weights there. `auto` is the best device with room for
+/// the memory that `needed` returns and a KV cache of `cache` bytes, or the last candidate, the CPU, if none has
+/// room.
 ///
 /// # Errors
-/// [`Failure`] for a device that is not there or does not compute in `--dtype`.
+/// If the device does not exist or does not support `--dtype`.
 pub(crate) fn device_for(
     global: &Global,
     cache: u64,
@@ -186,9 +188,10 @@ pub(crate) fn device_for(
     let mut candidates = global.device.candidates().map_err(Error::from)?;
     let fits = |(choice, device): &(DeviceChoice, Device)| {
         let needed = held(*choice, device).and_then(|weights| needed(device, weights));
-        // A part that may be spread needs no room for the whole.
+        // With `--device-map`, no device has to hold the whole model.
         global.device_map.is_some()
-            || needed.is_ok_and(|memory| room(*choice, &memory, cache) <= usable_memory_bytes(*choice, device))
+            || needed
+                .is_ok_and(|memory| required_bytes(*choice, &memory, cache) <= usable_memory_bytes(*choice, device))
     };
     let chosen = match candidates.len() {
         1 => 0,
@@ -199,11 +202,11 @@ pub(crate) fn device_for(
     Ok((choice, device, weights))
 }
 
-/// Refuses a model that does not fit into `available` bytes, and says what would: its weights, and the KV cache where the
-/// context is known before anything is asked.
+/// Checks that the weights fit into `available` bytes, together with a KV cache of `cache` bytes if its size is known
+/// already.
 ///
 /// # Errors
-/// [`Failure`] with the exit code of limits.
+/// A limit failure that lists the quantised formats that would fit.
 pub(crate) fn check_memory(
     choice: DeviceChoice,
     needed: impl Fn(WeightOptions) -> Result<WeightMemory, Error>,
@@ -211,9 +214,9 @@ pub(crate) fn check_memory(
     cache: Option<u64>,
     available: u64,
 ) -> Result<(), Failure> {
-    let bytes = |bytes: u64| size(bytes as usize);
+    let bytes = |bytes: u64| format_bytes(bytes as usize);
     let total = |memory: &WeightMemory| memory.total().saturating_add(cache.unwrap_or(0));
-    let fits = |memory: &WeightMemory| room(choice, memory, cache.unwrap_or(0)) <= available;
+    let fits = |memory: &WeightMemory| required_bytes(choice, memory, cache.unwrap_or(0)) <= available;
     let memory = needed(weights)?;
     if fits(&memory) {
         return Ok(());
@@ -225,21 +228,21 @@ pub(crate) fn check_memory(
     });
     let advice = smaller.collect::<Vec<_>>().join(", ");
     Err(Failure::limit(format!(
-        "{} ({weights}){}, {} of memory are available; {}",
+        "{} ({weights}){}, but only {} of memory is available; {}",
         match cache {
             Some(cache) => format!("the weights need {} and the KV cache {}", bytes(memory.total()), bytes(cache)),
             None => format!("the weights alone need {}", bytes(memory.total())),
         },
-        match room(choice, &memory, 0) - memory.total() {
+        match required_bytes(choice, &memory, 0) - memory.total() {
             0 => String::new(),
-            loading => format!(" and {} more while they are loaded", bytes(loading)),
+            loading => format!(" and {} more during loading", bytes(loading)),
         },
         bytes(available),
         if advice.is_empty() { "none of int8, nf4, fp4 and q4 would fit".to_owned() } else { advice },
     )))
 }
 
-/// A bar on standard error, drawn only if that is a terminal.
+/// A progress bar for bytes, shown on standard error if that is a terminal.
 pub(crate) fn byte_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
         .expect("the template is valid");
@@ -251,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_refused_and_what_would_is_said() {
+    fn memory_check_suggests_formats_that_fit() {
         let needed = |weights: WeightOptions| {
             let taken = match weights.quantize {
                 WeightFormat::None => 1000,
@@ -266,7 +269,7 @@ mod tests {
         let message = |cache, available| check(cache, available).unwrap_err().message();
         assert_eq!(
             message(None, 1099),
-            "the weights alone need 1.00 kB (as stored) and 100 B more while they are loaded, 1.10 kB of memory are \
+            "the weights alone need 1.00 kB (as stored) and 100 B more during loading, but only 1.10 kB of memory is \
              available; --quantize int8 needs 500 B, --quantize nf4 needs 250 B, --quantize fp4 needs 250 B, \
              --quantize q4 needs 250 B"
         );

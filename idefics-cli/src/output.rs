@@ -1,4 +1,4 @@
-//! Answers on standard output.
+//! Prints answers to standard output.
 
 use std::io::{self, Write};
 use std::sync::Once;
@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::args::{GenerationArgs, Global};
 use crate::failure::Failure;
 
-/// Answers one sample: text as it comes, or one JSON object an answer. `image` is the one of several that it is about:
-/// its name stands before the text, or in the object.
+/// Generates and prints the answer to one sample: streamed text, or one JSON object per answer. If `image` is given,
+/// this image name is printed before the text, or added to the JSON object.
 pub(crate) fn answer_one(
     global: &Global,
     image: Option<&str>,
@@ -19,14 +19,14 @@ pub(crate) fn answer_one(
     args: &GenerationArgs,
     cancel: &CancelToken,
 ) -> Result<(), Failure> {
-    let prepared = prepared.map_err(Failure::of_sample)?;
+    let prepared = prepared.map_err(Failure::sample)?;
     let options = args.options();
     let lease = global.lease();
     let controls = args.controls(global, lease.as_ref(), cancel);
     let mut stdout = io::stdout().lock();
     let prefix = image.map_or_else(String::new, |image| format!("{image}: "));
     if !options.over(model.generation_config()).is_streamable() {
-        let answers = prepared.generate(&options, controls).map_err(Failure::of_sample)?;
+        let answers = prepared.generate(&options, controls).map_err(Failure::sample)?;
         for answer in &answers {
             match global.json {
                 true => print_json(&mut stdout, answer, image)?,
@@ -34,27 +34,27 @@ pub(crate) fn answer_one(
             }
             report(global, answer);
         }
-        return answers.iter().try_for_each(interrupted);
+        return answers.iter().try_for_each(check_cancelled);
     }
     let mut chunks = Chunks::new(prefix);
     let answer = prepared.generate_streaming(&options, controls, |chunk| {
         if !global.json && !chunks.write(&mut stdout, chunk) {
-            cancel.cancel(); // nobody reads any more
+            cancel.cancel(); // standard output is closed
         }
     });
-    let answer = answer.map_err(Failure::of_sample)?;
+    let answer = answer.map_err(Failure::sample)?;
     let prefix = chunks.finish()?;
     match global.json {
         true => print_json(&mut stdout, &answer, image)?,
-        false => writeln!(stdout, "{prefix}")?, // an empty answer has its line too
+        false => writeln!(stdout, "{prefix}")?, // also for an empty answer
     }
     report(global, &answer);
-    interrupted(&answer)
+    check_cancelled(&answer)
 }
 
-/// An answer that is printed while it is written, without the space between the prompt and it, which belongs to neither.
+/// Prints an answer while it is generated, without the white space between prompt and answer.
 pub(crate) struct Chunks {
-    /// Goes out with the first text: a sample that is refused prints nothing.
+    /// Printed with the first text, so that a rejected sample prints nothing.
     prefix: Option<String>,
     written: io::Result<()>,
 }
@@ -64,7 +64,7 @@ impl Chunks {
         Self { prefix: Some(prefix), written: Ok(()) }
     }
 
-    /// Prints more of the answer; false once that has failed.
+    /// Prints the next part of the answer. Returns false once printing has failed.
     pub(crate) fn write(&mut self, stdout: &mut impl Write, chunk: &str) -> bool {
         let chunk = if self.prefix.is_some() { chunk.trim_start() } else { chunk };
         if !chunk.is_empty() && self.written.is_ok() {
@@ -74,14 +74,14 @@ impl Chunks {
         self.written.is_ok()
     }
 
-    /// What is left to print before the line ends: the prefix, if the answer was empty.
+    /// Returns the text left to print before the line ending: the prefix if the answer was empty, else nothing.
     pub(crate) fn finish(self) -> io::Result<String> {
         self.written.map(|()| self.prefix.unwrap_or_default())
     }
 }
 
-/// Prints the answers of a batch of `n_samples`, each under its row's number, or as JSON lines. A row that failed has a
-/// line of its own, on standard error, or in JSON an object with the error.
+/// Prints the answers to a batch of `n_samples` samples, with row numbers or as JSON lines. The error of a failed row
+/// is printed to standard error and, with `--json`, also as an object on standard output.
 pub(crate) fn print_batch(
     global: &Global,
     answers: Vec<Result<Answer, Error>>,
@@ -111,11 +111,11 @@ pub(crate) fn print_batch(
             }
         }
     }
-    answered.iter().try_for_each(interrupted)?;
+    answered.iter().try_for_each(check_cancelled)?;
     if n_failed > 0 { Err(Failure::some_failed(n_failed, n_answers)) } else { Ok(()) }
 }
 
-/// The record of an image that was refused, so that every image has one.
+/// Prints a JSON object with the error of a failed image, so that there is a line for every image.
 pub(crate) fn print_refused(image: &str, failure: &Failure) -> Result<(), Failure> {
     Ok(writeln!(io::stdout().lock(), "{}", json!({"image": image, "error": failure.message()}))?)
 }
@@ -129,13 +129,13 @@ fn print_json(stdout: &mut impl Write, answer: &Answer, image: Option<&str>) -> 
 }
 
 fn report(global: &Global, answer: &Answer) {
-    warn_of(answer);
+    warn_about(answer);
     if global.verbose {
         let Answer { usage, timings, finish_reason, .. } = answer;
         let Usage { prompt_tokens, image_tokens, completion_tokens, .. } = usage;
         let Timings { preprocess_ms, vision_ms, connector_ms, prefill_ms, decode_ms, .. } = timings;
         say!(
-            "{prompt_tokens} prompt tokens ({image_tokens} of images), {completion_tokens} generated, ended by \
+            "{prompt_tokens} prompt tokens ({image_tokens} for images), {completion_tokens} generated, finish reason \
              {finish_reason:?}; ms: preprocessing {preprocess_ms:.1}, vision {vision_ms:.1}, connector \
              {connector_ms:.1}, prefill {prefill_ms:.1}, decoding {decode_ms:.1}"
         );
@@ -143,30 +143,30 @@ fn report(global: &Global, answer: &Answer) {
     }
 }
 
-/// Says what is odd about an answer; a warning is given once, however many answers it is about.
-pub(crate) fn warn_of(answer: &Answer) {
+/// Prints the first warning about an answer. Only one warning is printed per run.
+pub(crate) fn warn_about(answer: &Answer) {
     static SAID: Once = Once::new();
     for warning in &answer.warnings {
         SAID.call_once(|| say!("warning: {warning}"));
     }
 }
 
-/// Says why no decode step was replayed.
+/// Prints why no decode step was replayed, if there is a reason.
 pub(crate) fn report_refusal(answer: &Answer) {
     if let Some(reason) = &answer.replay_refusal {
-        say!("no step was replayed: {reason}");
+        say!("no decode step was replayed: {reason}");
     }
 }
 
-fn interrupted(answer: &Answer) -> Result<(), Failure> {
+fn check_cancelled(answer: &Answer) -> Result<(), Failure> {
     match answer.finish_reason {
         FinishReason::Cancelled => Err(Failure::interrupted()),
         _ => Ok(()),
     }
 }
 
-/// Bytes in the largest unit that leaves a number above 1.
-pub(crate) fn size(bytes: usize) -> String {
+/// A number of bytes with a decimal unit, such as `1.50 kB`: the largest unit with a value of at least 1, up to GB.
+pub(crate) fn format_bytes(bytes: usize) -> String {
     const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
     let mut value = bytes as f64;
     let mut unit = 0;

@@ -1,4 +1,4 @@
-//! Where the parts of a model may go.
+//! The devices and memory limits for `--device-map`.
 
 use idefics_generate::nn::kept_bytes;
 use idefics_generate::placement::{Place, Places};
@@ -8,8 +8,11 @@ use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::{free_cuda_bytes, free_memory_bytes};
 
-/// The places of `--max-memory`, or what there is: the opened device, or all CUDA devices if `--device` names none and
-/// it is one, and then the main memory.
+/// The places of `--max-memory`. The default is the opened device, or all CUDA devices if `--device auto` chose one
+/// of them, followed by main memory.
+///
+/// # Errors
+/// A usage failure if the free memory of the device is unknown.
 pub(crate) fn places(global: &Global, choice: DeviceChoice, device: &Device) -> Result<Places, Failure> {
     if let Some(places) = &global.max_memory {
         return Ok(places.clone());
@@ -28,20 +31,20 @@ pub(crate) fn places(global: &Global, choice: DeviceChoice, device: &Device) -> 
     };
     let Some(free) = free else {
         let example = format!("--max-memory {choice}=20GB,cpu=16GB");
-        return Err(Failure::usage(format!("{choice} does not say how much memory it has; do so, as in {example}")));
+        return Err(Failure::usage(format!("the free memory of {choice} is unknown; give it, as in {example}")));
     };
-    let of_devices = devices.into_iter().filter_map(|device| place(device, free));
-    Ok(Places(of_devices.chain(main_memory().0).collect()))
+    let devices = devices.into_iter().filter_map(|device| place(device, free));
+    Ok(Places(devices.chain(main_memory().0).collect()))
 }
 
-/// The main memory alone.
+/// Main memory as the only place.
 pub(crate) fn main_memory() -> Places {
     let kept = DeviceChoice::Cpu.open().map_or(0, |(_, device)| kept_bytes(&device));
     Places(place(DeviceChoice::Cpu, free_memory_bytes().saturating_sub(kept)).into_iter().collect())
 }
 
-/// A device with nine tenths of what is free: caches, a second one while a step is recorded, and activations take memory
-/// too.
+/// A device with nine tenths of its free memory. The rest is for activations and KV caches (two during graph
+/// capture).
 fn place(device: DeviceChoice, free: u64) -> Option<Place> {
     Place::new(&device.to_string(), free / 10 * 9).ok()
 }

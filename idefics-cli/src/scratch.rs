@@ -1,4 +1,4 @@
-//! The folder that the built-in model is unpacked into.
+//! The temporary folder for the files of the built-in model.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,16 @@ use tempfile::TempDir;
 
 use crate::failure::Failure;
 
-/// The folder that was made: a program that ends where it is drops nothing.
+/// The folder to remove when the program exits without running destructors.
 static FOLDER: Mutex<Option<PathBuf>> = Mutex::new(None);
 
-/// A folder in the system's temporary folder, there until this is dropped or the program ends.
+/// A folder in the system's temporary folder. It is removed when this is dropped or the program exits.
 pub(crate) struct Scratch {
     folder: TempDir,
 }
 
 impl Scratch {
-    /// Makes the folder and fills it.
+    /// Creates the folder and fills it.
     pub(crate) fn new(fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<Self, Failure> {
         let place = std::env::temp_dir();
         let made = tempfile::Builder::new().prefix("idefics-").tempdir_in(&place).and_then(|folder| {
@@ -27,8 +27,8 @@ impl Scratch {
         });
         made.map_err(|error| {
             Failure::file_system(format!(
-                "the built-in model cannot be unpacked into the temporary folder {}: {}; set TMPDIR to a folder that can be \
-                 written, or give --model",
+                "cannot unpack the built-in model into the temporary folder {}: {}; set TMPDIR to a writable folder, \
+                 or give --model",
                 place.display(),
                 io_words(&error)
             ))
@@ -40,7 +40,7 @@ impl Scratch {
     }
 }
 
-/// Removes the folder, if there is one, before the program ends where it is.
+/// Removes the folder, if there is one. Called before an exit without destructors.
 pub(crate) fn remove() {
     if let Some(folder) = FOLDER.lock().unwrap_or_else(PoisonError::into_inner).take() {
         let _ = std::fs::remove_dir_all(folder);

@@ -1,14 +1,14 @@
-//! What SIGINT, SIGTERM and SIGHUP end.
+//! Handles SIGINT, SIGTERM and SIGHUP.
 //!
-//! A signal cancels what is computed and gives the command [`GRACE`] to keep what was done and to end by itself. After
-//! that, or at the next signal, the program ends where it is. That covers what cannot be cancelled: a read that blocks, a
-//! slow server, weights that are being loaded. Whatever must outlive the program (the journal of a batch, the history of
-//! a chat) is therefore written when it is made, not at the end.
+//! The first signal cancels the computation. The command then has the time [`GRACE`] to save its work and return.
+//! After that, or at the next signal, the program exits immediately. This covers operations that cannot be cancelled:
+//! a blocking read, a slow server, loading weights. Data that must survive (the journal of a batch, the history of a
+//! chat) is therefore written as soon as it exists, not at the end.
 //!
 //! Exit codes are 128 plus the number of the signal: 130, 143 and 129.
 //!
-//! SIGXFSZ ends nothing: the write that goes beyond the limit on a file's size (`ulimit -f`) fails, and is told as any
-//! other.
+//! SIGXFSZ is caught and does nothing: a write beyond the limit on file sizes (`ulimit -f`) fails and is reported
+//! like any other error.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -18,7 +18,7 @@ use idefics_generate::CancelToken;
 
 use crate::{scratch, terminal};
 
-/// Time that a command has to end by itself.
+/// Time for a command to return after a signal.
 const GRACE: Duration = Duration::from_millis(700);
 
 const SIGHUP: i32 = 1;
@@ -29,19 +29,19 @@ static STATE: LazyLock<Mutex<State>> = LazyLock::new(Mutex::default);
 
 #[derive(Default)]
 struct State {
-    /// The signal that ends the program.
+    /// The signal that is ending the program, if any.
     ending: Option<i32>,
-    /// Cancels the command.
+    /// Cancels the running command.
     command: CancelToken,
     interrupt: Interrupt,
 }
 
-/// What SIGINT ends.
+/// What SIGINT stops.
 #[derive(Default)]
 enum Interrupt {
     #[default]
     Program,
-    /// The answer of a conversation, if one is being given.
+    /// The answer that is being generated in a chat, if any.
     Answer(Option<CancelToken>),
 }
 
@@ -49,20 +49,21 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Handles signals from now on. Where that fails they end the program at once, which is no reason to refuse work.
+/// Installs the signal handlers. If that fails, signals keep their default action, which ends the program
+/// immediately.
 pub(crate) fn install() {
     #[cfg(unix)]
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default());
     #[cfg(unix)]
     if let Ok(mut signals) = signal_hook::iterator::Signals::new(not_ignored()) {
-        let _ = thread::Builder::new().spawn(move || signals.forever().for_each(received));
+        let _ = thread::Builder::new().spawn(move || signals.forever().for_each(handle));
     }
     #[cfg(not(unix))]
-    let _ = ctrlc::set_handler(|| received(SIGINT));
+    let _ = ctrlc::set_handler(|| handle(SIGINT));
 }
 
-/// The signals to handle. What the program was started to ignore (by `nohup`, for example) stays ignored; only Linux
-/// tells.
+/// The signals to handle: all except those that the parent process set to be ignored (`nohup`, for example), which
+/// stay ignored. Ignored signals are known on Linux only.
 #[cfg(unix)]
 fn not_ignored() -> Vec<i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -71,11 +72,11 @@ fn not_ignored() -> Vec<i32> {
     [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|&signal| !is_ignored(signal)).collect()
 }
 
-fn received(signal: i32) {
+fn handle(signal: i32) {
     let mut state = state();
     if state.ending.is_some() {
         drop(state);
-        end(signal);
+        exit_now(signal);
     }
     if let Interrupt::Answer(answer) = &state.interrupt {
         // A second SIGINT during the same answer ends the program.
@@ -92,18 +93,18 @@ fn received(signal: i32) {
     drop(state);
     let last = thread::Builder::new().spawn(move || {
         thread::sleep(GRACE);
-        end(signal)
+        exit_now(signal)
     });
     if last.is_err() {
-        end(signal);
+        exit_now(signal);
     }
 }
 
-/// Ends the program where it is.
-fn end(signal: i32) -> ! {
+/// Exits immediately.
+fn exit_now(signal: i32) -> ! {
     terminal::restore();
     scratch::remove();
-    // Without the handlers of `exit`: other threads still use what those would take down.
+    // Skip `atexit` handlers: they would free resources that other threads still use.
     #[cfg(unix)]
     signal_hook::low_level::exit(code(signal).into());
     #[cfg(not(unix))]
@@ -114,7 +115,7 @@ fn code(signal: i32) -> u8 {
     128 + signal as u8
 }
 
-/// Cancelled by the signal that ends the program.
+/// A token that is cancelled by the signal that ends the program.
 pub(crate) fn cancel() -> CancelToken {
     state().command.clone()
 }
@@ -124,17 +125,17 @@ pub(crate) fn is_ending() -> bool {
     state().ending.is_some()
 }
 
-/// The exit code of a command that a signal ended.
+/// The exit code for a command that was ended by a signal.
 pub(crate) fn exit_code() -> u8 {
     code(state().ending.unwrap_or(SIGINT))
 }
 
-/// From now on SIGINT ends answers, not the program.
-pub(crate) fn converse() {
+/// Makes SIGINT stop answers instead of the program.
+pub(crate) fn interrupt_stops_answers() {
     state().interrupt = Interrupt::Answer(None);
 }
 
-/// Cancels the answer that begins now.
+/// Marks the start of an answer and returns the token that cancels it.
 pub(crate) fn begin_answer() -> CancelToken {
     let mut state = state();
     let is_ending = state.ending.is_some();
@@ -144,7 +145,7 @@ pub(crate) fn begin_answer() -> CancelToken {
     }
 }
 
-/// The answer is over.
+/// Marks the end of an answer.
 pub(crate) fn end_answer() {
     if let Interrupt::Answer(answer) = &mut state().interrupt {
         *answer = None;

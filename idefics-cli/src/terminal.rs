@@ -1,4 +1,4 @@
-//! Leaves the terminal as it was when the program ends inside the line editor.
+//! Restores the terminal settings when the program exits from within the line editor.
 
 #[cfg(unix)]
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -6,7 +6,7 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 #[cfg(unix)]
 static SETTINGS: std::sync::OnceLock<Termios> = std::sync::OnceLock::new();
 
-/// Remembers the settings of the terminal that is standard input.
+/// Saves the settings of the terminal at standard input.
 pub(crate) fn remember() {
     #[cfg(unix)]
     if let Ok(settings) = tcgetattr(std::io::stdin()) {
@@ -14,7 +14,7 @@ pub(crate) fn remember() {
     }
 }
 
-/// Restores them, and ends the line of the prompt.
+/// Restores the saved settings and ends the line of the prompt.
 pub(crate) fn restore() {
     #[cfg(unix)]
     if let Some(settings) = SETTINGS.get() {
@@ -22,7 +22,8 @@ pub(crate) fn restore() {
         let is_editing = tcgetattr(&stdin).is_ok_and(|now| !now.local_modes.contains(LocalModes::ICANON));
         let _ = tcsetattr(&stdin, OptionalActions::Now, settings);
         if is_editing {
-            // Bracketed paste off. Written to the terminal itself: another thread may hold standard output.
+            // Disables bracketed paste. Written through standard input, because another thread may have locked
+            // standard output.
             let _ = rustix::io::write(&stdin, b"\x1b[?2004l\r\n");
         }
     }

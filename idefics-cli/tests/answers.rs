@@ -1,4 +1,4 @@
-//! What goes to standard output.
+//! Answers and listings on standard output.
 
 use std::fs;
 use std::process::Command;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{answer, checkpoint, idefics, photo, text, xtask_folder};
 
 #[test]
-fn a_caption_is_a_line_for_each_image() {
+fn caption_prints_one_line_per_image() {
     let one = answer(&["caption", &photo(), "--max-new-tokens", "4"]);
     assert!(one.ends_with('\n') && one.len() > 1);
     let two = answer(&["caption", &photo(), &photo(), "--max-new-tokens", "4"]);
@@ -16,7 +16,7 @@ fn a_caption_is_a_line_for_each_image() {
 }
 
 #[test]
-fn json_and_streamed_text_are_the_same_answer() {
+fn json_and_streamed_text_agree() {
     let ask = ["ask", &photo(), "What is this?", "--max-new-tokens", "6"];
     let streamed = answer(&ask);
     let json: Value = serde_json::from_str(&answer(&[&["--json"][..], &ask].concat())).unwrap();
@@ -32,7 +32,7 @@ fn json_and_streamed_text_are_the_same_answer() {
 }
 
 #[test]
-fn a_batch_of_no_one_and_two_images_is_what_the_reference_computed() {
+fn batch_with_zero_one_and_two_images_matches_reference() {
     let case: Value = serde_json::from_slice(&fs::read(xtask_folder("cases/two-images/case.json")).unwrap()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let images = xtask_folder("cases/two-images");
@@ -69,7 +69,7 @@ fn a_batch_of_no_one_and_two_images_is_what_the_reference_computed() {
 }
 
 #[test]
-fn inspect_counts_and_says_where_weights_go() {
+fn inspect_reports_parameters_and_memory() {
     let inspection: Value = serde_json::from_str(&answer(&["--json", "--device", "cpu", "inspect"])).unwrap();
     assert_eq!(inspection["family"], "idefics2");
     assert_eq!(inspection["device"], "cpu");
@@ -82,7 +82,7 @@ fn inspect_counts_and_says_where_weights_go() {
 }
 
 #[test]
-fn the_number_of_threads_changes_nothing() {
+fn answer_does_not_depend_on_thread_count() {
     let ask = ["ask", &photo(), "What is this?", "--max-new-tokens", "6"];
     let one = answer(&[&["--threads", "1"][..], &ask].concat());
     assert_eq!(one, answer(&[&["--threads", "3"][..], &ask].concat()));
@@ -95,7 +95,7 @@ fn help_has_examples() {
 }
 
 #[test]
-fn a_warm_up_says_how_long_both_answers_took() {
+fn warm_up_reports_time_of_both_answers() {
     let json: Value = serde_json::from_str(&answer(&["--json", "warm-up", &photo(), &photo()])).unwrap();
     assert!(json["first_ms"].as_f64().unwrap() > 0.0 && json["second_ms"].as_f64().unwrap() > 0.0);
     assert_eq!(json["kept"], false);
@@ -103,7 +103,7 @@ fn a_warm_up_says_how_long_both_answers_took() {
 }
 
 #[test]
-fn devices_are_listed_and_those_that_are_not_there_refused() {
+fn lists_devices_and_rejects_missing_ones() {
     let listed = answer(&["devices"]);
     assert!(listed.lines().any(|line| line.starts_with("cpu ") && line.contains("f32, bf16, f16")), "{listed}");
     for line in answer(&["--json", "devices"]).lines() {

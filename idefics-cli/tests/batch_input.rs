@@ -1,4 +1,4 @@
-//! What `batch` reads: standard input, marks and line ends of other systems, keys of the user's own.
+//! Input of `batch`: standard input, byte order marks and line endings, ids and user keys.
 
 use std::fs;
 use std::io::Write;
@@ -23,13 +23,13 @@ fn batch(folder: &Path, input: &[u8], args: &[&str]) -> Output {
 }
 
 #[test]
-fn standard_input_is_answered_on_standard_output_in_order() {
+fn answers_standard_input_in_order() {
     let folder = tempfile::tempdir().unwrap();
     fs::copy(photo(), folder.path().join("photo.jpg")).unwrap();
     let mut input = String::new();
     for row in 0..20 {
         let line = match row % 3 {
-            0 => json!({"id": row, "text": "<image>", "images": ["photo.jpg"]}), // of the working folder
+            0 => json!({"id": row, "text": "<image>", "images": ["photo.jpg"]}), // relative to the working folder
             _ => json!({"id": row, "text": "word ".repeat(row * 7 % 11)}),
         };
         input += &format!("{line}\n");
@@ -43,13 +43,13 @@ fn standard_input_is_answered_on_standard_output_in_order() {
     let beside: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(beside, ["photo.jpg"]);
 
-    // A file has the same rows, and what was answered is known when the input comes again.
+    // With an output file, the rows are the same, and repeating the input reuses the answers.
     let output = batch(folder.path(), input.as_bytes(), &["-", "--output", "out.jsonl"]);
     assert!(output.status.success() && output.stdout.is_empty(), "{}", text(&output.stderr));
     let kept = fs::read_to_string(folder.path().join("out.jsonl")).unwrap();
     assert_eq!(rows(&kept), streamed);
     let output = batch(folder.path(), input.as_bytes(), &["-", "--output", "out.jsonl"]);
-    assert!(output.status.success() && text(&output.stderr).contains("complete already"), "{}", text(&output.stderr));
+    assert!(output.status.success() && text(&output.stderr).contains("already complete"), "{}", text(&output.stderr));
     let longer = format!("{input}{}\n", json!({"id": "more", "text": "more"}));
     let output = batch(folder.path(), longer.as_bytes(), &["-", "--output", "out.jsonl"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -58,7 +58,7 @@ fn standard_input_is_answered_on_standard_output_in_order() {
 }
 
 #[test]
-fn marks_and_line_ends_of_other_systems_are_no_part_of_a_sample() {
+fn ignores_byte_order_mark_and_windows_line_endings() {
     let folder = tempfile::tempdir().unwrap();
     let input = b"\xef\xbb\xbf{\"text\": \"a\"}\r\n\r\n{\"text\": \"b\"}\r\n{\"id\": \"x\", \"text\": \"c\"}";
     let output = batch(folder.path(), input, &["-", "--output", "-"]);
@@ -81,7 +81,7 @@ fn marks_and_line_ends_of_other_systems_are_no_part_of_a_sample() {
 }
 
 #[test]
-fn keys_of_the_users_own_come_out_again() {
+fn copies_user_keys_to_the_output() {
     let folder = tempfile::tempdir().unwrap();
     let input = [
         json!({"id": 1, "text": "a", "label": "cat", "meta": {"split": [1, null]}, "score": 3}),
@@ -100,18 +100,18 @@ fn keys_of_the_users_own_come_out_again() {
     assert!(rows[1].get("error").is_none() && rows[1]["text"].is_string(), "{}", rows[1]);
     assert!(rows[0].get("score").is_none());
     for key in ["score", "error"] {
-        assert!(stderr.contains(&format!("warning: `{key}` of the samples is left out")), "{stderr}");
+        assert!(stderr.contains(&format!("warning: `{key}` of the samples is dropped")), "{stderr}");
     }
     assert!(rows[2]["label"] == "dog" && rows[2]["error"].is_string());
     assert!(rows[3]["label"] == "bird" && rows[3]["error"].is_string());
 }
 
 #[test]
-fn numbers_of_any_length_come_out_as_they_went_in() {
+fn copies_numbers_of_any_length_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let row =
         |id: &str| format!(r#"{{"id": {id}, "text": "a", "big": -99999999999999999999, "own": [1.10, {{"x":1e2}}]}}"#);
-    // The same floats, and other numbers.
+    // Pairs of ids that are equal as f64 but are different numbers.
     let ids = ["18446744073709551616", "18446744073709551617", "1", "1.0", r#""\u0061""#];
     let input = ids.map(|id| row(id) + "\n").concat();
     let expected = |output: &str| {
@@ -132,7 +132,7 @@ fn numbers_of_any_length_come_out_as_they_went_in() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     expected(&kept());
     let output = to_file(&input);
-    assert!(text(&output.stderr).contains("complete already"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("already complete"), "{}", text(&output.stderr));
     let output = to_file(&format!("{input}{}\n", row("2")));
     assert!(output.status.success(), "{}", text(&output.stderr));
     expected(&kept());
@@ -140,7 +140,7 @@ fn numbers_of_any_length_come_out_as_they_went_in() {
 }
 
 #[test]
-fn a_row_of_too_much_text_fails_alone() {
+fn row_with_too_much_text_fails_alone() {
     let folder = tempfile::tempdir().unwrap();
     let texts = ["a".to_owned(), "word ".repeat(1 << 20), "b".to_owned()];
     let input: String = texts.iter().map(|text| format!("{}\n", json!({"text": text}))).collect();
@@ -153,7 +153,7 @@ fn a_row_of_too_much_text_fails_alone() {
 }
 
 #[test]
-fn rows_with_errors_are_tried_again() {
+fn retries_failed_rows() {
     let folder = tempfile::tempdir().unwrap();
     let input = format!("{}\n{}\n", json!({"text": "a"}), json!({"text": "<image>", "images": ["late.jpg"]}));
     fs::write(folder.path().join("in.jsonl"), input).unwrap();
@@ -168,12 +168,12 @@ fn rows_with_errors_are_tried_again() {
 }
 
 #[test]
-fn an_input_without_rows_or_that_is_the_output_is_refused() {
+fn rejects_empty_input_and_output_equal_to_input() {
     let folder = tempfile::tempdir().unwrap();
     for empty in [&b""[..], b"\n \r\n\n"] {
         let output = batch(folder.path(), empty, &["-", "--output", "out.jsonl"]);
         assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
-        assert!(text(&output.stderr).contains("standard input: no line holds a sample"));
+        assert!(text(&output.stderr).contains("standard input: contains no samples"));
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     fs::write(folder.path().join("in.jsonl"), "{\"text\": \"a\"}\n").unwrap();

@@ -1,4 +1,4 @@
-//! Where `batch` writes: pipes, devices, links.
+//! Output targets of `batch`: pipes, devices and links.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::signals::end_of;
+use crate::signals::wait_for_end;
 use crate::{checkpoint, text};
 
 fn folder_with(rows: usize) -> TempDir {
@@ -46,21 +46,21 @@ fn fifo(path: &Path) {
 }
 
 #[test]
-fn a_pipe_is_written_to() {
+fn writes_to_a_named_pipe() {
     let folder = folder_with(5);
     let pipe = folder.path().join("pipe");
     fifo(&pipe);
     let mut child = batch(&folder, "pipe").stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = String::new();
     File::open(&pipe).unwrap().read_to_string(&mut lines).unwrap();
-    assert_eq!(end_of(&mut child).code(), Some(0));
+    assert_eq!(wait_for_end(&mut child).code(), Some(0));
     assert_eq!(ids(&lines), [0, 1, 2, 3, 4]);
     assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
     assert_eq!(names(&folder), ["in.jsonl", "pipe"]);
 }
 
 #[test]
-fn an_open_pipe_without_a_name_is_written_to() {
+fn writes_to_an_open_file_descriptor() {
     let folder = folder_with(3);
     let command = batch(&folder, "/dev/fd/7");
     let mut script = Command::new("bash");
@@ -73,7 +73,7 @@ fn an_open_pipe_without_a_name_is_written_to() {
 }
 
 #[test]
-fn standard_output_is_written_to_by_all_its_names() {
+fn writes_to_standard_output_by_any_of_its_names() {
     let folder = folder_with(3);
     for name in ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
         if name.starts_with('/') && !Path::new(name).exists() {
@@ -83,7 +83,7 @@ fn standard_output_is_written_to_by_all_its_names() {
         assert!(output.status.success(), "{name}: {}", text(&output.stderr));
         assert_eq!(ids(&text(&output.stdout)), [0, 1, 2], "{name}");
     }
-    // Also where it is a file, which is appended to and has a past.
+    // Standard output may be a file that already has content and is appended to.
     let log = folder.path().join("log");
     fs::write(&log, "{\"id\":9}\n").unwrap();
     let file = OpenOptions::new().append(true).open(&log).unwrap();
@@ -93,7 +93,7 @@ fn standard_output_is_written_to_by_all_its_names() {
 }
 
 #[test]
-fn a_device_is_written_to_and_never_replaced() {
+fn writes_to_a_device_without_replacing_it() {
     let folder = folder_with(2);
     symlink("/dev/null", folder.path().join("link")).unwrap();
     for restart in [&[][..], &["--restart"]] {
@@ -109,19 +109,19 @@ fn a_device_is_written_to_and_never_replaced() {
 }
 
 #[test]
-fn a_link_to_a_file_is_followed() {
+fn follows_links_and_keeps_foreign_files() {
     let folder = folder_with(2);
     fs::create_dir(folder.path().join("data")).unwrap();
-    symlink("data/real.jsonl", folder.path().join("link")).unwrap(); // to a file that is not there yet
+    symlink("data/real.jsonl", folder.path().join("link")).unwrap(); // the target does not exist yet
     let output = batch(&folder, "link").output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(fs::symlink_metadata(folder.path().join("link")).unwrap().is_symlink());
     let real = folder.path().join("data/real.jsonl");
     assert_eq!(ids(&fs::read_to_string(&real).unwrap()), [0, 1]);
     let again = batch(&folder, "link").output().unwrap();
-    assert!(text(&again.stderr).contains("complete already"), "{}", text(&again.stderr));
+    assert!(text(&again.stderr).contains("already complete"), "{}", text(&again.stderr));
 
-    // What another program wrote is not lost.
+    // A file written by another program is not overwritten.
     fs::write(&real, "theirs\n").unwrap();
     let refused = batch(&folder, "link").output().unwrap();
     assert_eq!(refused.status.code(), Some(5), "{}", text(&refused.stderr));
@@ -135,7 +135,7 @@ fn a_link_to_a_file_is_followed() {
 }
 
 #[test]
-fn rows_come_out_of_a_pipe_as_they_come_in() {
+fn answers_each_row_of_a_pipe_immediately() {
     let folder = folder_with(0);
     let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
     command.current_dir(folder.path()).arg("--model").arg(checkpoint());
@@ -146,19 +146,19 @@ fn rows_come_out_of_a_pipe_as_they_come_in() {
     for row in 0..3 {
         writeln!(stdin, "{}", json!({"id": row, "text": "a"})).unwrap();
         let mut line = String::new();
-        stdout.read_line(&mut line).unwrap(); // before the next row is there
+        stdout.read_line(&mut line).unwrap(); // before the next row is written
         assert_eq!(ids(&line), [row]);
     }
-    // The reader goes away while the writer still could go on.
+    // The reader closes the pipe while there is still input.
     drop(stdout);
-    // A child that another test begins right now may have the pipe open until it is a program of its own.
+    // A child process that another test starts at this moment may keep the pipe open until its `exec`.
     for row in 4..200 {
         if child.try_wait().unwrap().is_some() || writeln!(stdin, "{}", json!({"id": row, "text": "a"})).is_err() {
             break;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    let status = end_of(&mut child);
+    let status = wait_for_end(&mut child);
     assert_eq!(status.code(), Some(0));
     drop(stdin);
 }

@@ -1,4 +1,4 @@
-//! `idefics bench`: every number of the interface, and what it refuses.
+//! `idefics bench`: every number it reports, and the arguments it rejects.
 
 use std::process::{Command, Output};
 
@@ -11,7 +11,7 @@ fn bench(args: &[&str]) -> Output {
     command.env_remove("IDEFICS_MODEL").args(["--device", "cpu", "bench"]).args(args).output().unwrap()
 }
 
-/// The JSON of a run with random weights in a tiny shape.
+/// The JSON report of a run with random weights in a tiny shape.
 fn measured(more: &[&str]) -> Value {
     let shape = xtask_folder("checkpoints/tiny-idefics2/config.json");
     let args = ["--json", "--random-weights", shape.to_str().unwrap(), "--new-tokens", "3", "--runs", "1"];
@@ -21,7 +21,7 @@ fn measured(more: &[&str]) -> Value {
 }
 
 #[test]
-fn every_stage_is_measured() {
+fn measures_every_stage() {
     let whole = measured(&["--image", "60x40", "--batch", "2"]);
     for stage in ["preprocess_ms", "vision_ms", "connector_ms", "prefill_ms", "prefill_tokens_per_s"] {
         let [min, median, max] = ["min", "median", "max"].map(|key| whole[stage][key].as_f64().unwrap());
@@ -39,13 +39,13 @@ fn every_stage_is_measured() {
 
     let part = measured(&["--text-layers", "1", "--quantize", "int8", "--dtype", "f32"]);
     assert_eq!([&part["dtype"], &part["quantize"]], [&json!("f32"), &json!("int8")]);
-    // Four heads of 8, two of them of keys and values; a feed-forward block of 64; two norms.
+    // Four query heads and two key-value heads of width 8, a feed-forward block of width 64, two norms.
     let layer = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 64 + 2 * 32;
     assert_eq!(whole["params"].as_u64().unwrap() - part["params"].as_u64().unwrap(), layer);
 }
 
 #[test]
-fn operations_are_compared_with_what_the_machine_gives() {
+fn profile_compares_operations_with_machine_limits() {
     let report = measured(&["--image", "60x40", "--image", "90x40", "--vision-batch", "1", "--profile"]);
     let stages = report["profile"].as_array().unwrap();
     let names: Vec<&str> = stages.iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
@@ -64,7 +64,7 @@ fn operations_are_compared_with_what_the_machine_gives() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused() {
+fn rejects_shapes_and_counts_that_cannot_be_measured() {
     let scratch = tempfile::tempdir().unwrap();
     let huge = scratch.path().join("config.json");
     let text_config =

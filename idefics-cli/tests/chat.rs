@@ -1,4 +1,4 @@
-//! `chat`: at a terminal, its history, its paths.
+//! `chat`: terminal handling, history and image paths.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -14,16 +14,16 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 use tempfile::TempDir;
 
-use crate::signals::{end_of, program, send};
+use crate::signals::{program, send, wait_for_end};
 use crate::{photo, text};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A chat at a terminal of its own.
+/// A chat process in a pseudo-terminal.
 struct Terminal {
     child: Child,
     keyboard: File,
-    /// Kept open, so that the settings can be read after the end.
+    /// The terminal side, kept open so that its settings can be read after the process ends.
     line: File,
     screen: Arc<Mutex<Vec<u8>>>,
     state: TempDir,
@@ -69,7 +69,7 @@ impl Terminal {
         let count = || String::from_utf8_lossy(&self.screen.lock().unwrap()).matches(words).count();
         while count() < times {
             let screen = || String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned();
-            assert!(start.elapsed() < PATIENCE, "no {words:?} on the screen: {}", screen());
+            assert!(start.elapsed() < TIMEOUT, "no {words:?} on the screen: {}", screen());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -78,11 +78,11 @@ impl Terminal {
         fs::read_to_string(self.state.path().join("idefics/history")).unwrap_or_default()
     }
 
-    /// Waits until keys go to the line editor, not to the terminal's own line.
+    /// Waits until the line editor is reading keys (raw mode).
     fn wait_for_editor(&self) {
         let start = Instant::now();
         while !self.is_editing() {
-            assert!(start.elapsed() < PATIENCE, "no prompt");
+            assert!(start.elapsed() < TIMEOUT, "no prompt");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -92,14 +92,14 @@ impl Terminal {
     }
 }
 
-/// What the line editor begins with (bracketed paste).
+/// Written by the line editor at each prompt: enables bracketed paste.
 const EDITING: &str = "\x1b[?2004h";
 
 const ENDLESS: [&str; 7] =
     ["chat", "--max-new-tokens", "1900", "--suppress-tokens", "2,476", "--do-image-splitting", "false"];
 
 #[test]
-fn a_signal_ends_a_chat_at_a_terminal_and_leaves_both_in_order() {
+fn signal_ends_chat_and_restores_the_terminal() {
     for (term, signal, code) in [("xterm", Signal::TERM, 143), ("dumb", Signal::TERM, 143), ("xterm", Signal::HUP, 129)]
     {
         let mut terminal = Terminal::start(term, &["chat", "--max-new-tokens", "2"]);
@@ -108,44 +108,44 @@ fn a_signal_ends_a_chat_at_a_terminal_and_leaves_both_in_order() {
         terminal.wait_for("> ", 2);
         terminal.wait_for("What is a question?", 1);
         let start = Instant::now();
-        while terminal.history().is_empty() && start.elapsed() < PATIENCE {
+        while terminal.history().is_empty() && start.elapsed() < TIMEOUT {
             std::thread::sleep(Duration::from_millis(5));
         }
         send(&terminal.child, signal);
-        assert_eq!(end_of(&mut terminal.child).code(), Some(code), "{term}");
+        assert_eq!(wait_for_end(&mut terminal.child).code(), Some(code), "{term}");
         assert!(terminal.history().contains("What is a question?"), "{:?}", terminal.history());
         assert!(!terminal.is_editing(), "the terminal was left in raw mode");
     }
 }
 
 #[test]
-fn an_interrupt_ends_the_answer_and_not_the_chat() {
+fn interrupt_stops_the_answer_but_not_the_chat() {
     let mut terminal = Terminal::start("xterm", &ENDLESS);
     terminal.wait_for("> ", 1);
     terminal.type_in("Talk\r");
     let start = Instant::now();
-    while terminal.is_editing() && start.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(1)); // until the line was taken
+    while terminal.is_editing() && start.elapsed() < TIMEOUT {
+        std::thread::sleep(Duration::from_millis(1)); // until the line was accepted
     }
     let n_shown = || terminal.screen.lock().unwrap().len();
     let before = n_shown();
-    while n_shown() < before + 64 && start.elapsed() < PATIENCE {
+    while n_shown() < before + 64 && start.elapsed() < TIMEOUT {
         std::thread::sleep(Duration::from_millis(1)); // until the answer has begun
     }
     send(&terminal.child, Signal::INT);
     terminal.wait_for("[stopped]", 1);
     terminal.wait_for_editor();
     terminal.type_in("/undo\r");
-    terminal.wait_for("taken back", 1);
+    terminal.wait_for("removed the last question", 1);
     terminal.wait_for_editor();
     terminal.wait_for(EDITING, 3);
-    terminal.type_in("half a line\x03"); // Ctrl-C gives the line up
+    terminal.type_in("half a line\x03"); // Ctrl-C discards the line
     terminal.wait_for(EDITING, 4);
     terminal.type_in("/help\r");
-    terminal.wait_for("begin anew", 1);
+    terminal.wait_for("start a new conversation", 1);
     terminal.wait_for(EDITING, 5);
     terminal.type_in("\x04"); // Ctrl-D ends the chat
-    assert_eq!(end_of(&mut terminal.child).code(), Some(0));
+    assert_eq!(wait_for_end(&mut terminal.child).code(), Some(0));
 }
 
 fn chat(home: &std::path::Path, input: &[u8]) -> (String, String) {
@@ -158,7 +158,7 @@ fn chat(home: &std::path::Path, input: &[u8]) -> (String, String) {
 }
 
 #[test]
-fn paths_are_read_as_people_type_them() {
+fn accepts_home_folder_spaces_and_escapes_in_paths() {
     let home = tempfile::tempdir().unwrap();
     fs::copy(photo(), home.path().join("a photo.jpg")).unwrap();
     fs::copy(photo(), home.path().join(OsStr::from_bytes(b"caf\xe9.jpg"))).unwrap();
@@ -169,14 +169,14 @@ fn paths_are_read_as_people_type_them() {
     assert_eq!(answers.lines().count(), 2, "{answers:?}");
     assert!(stderr.contains("3 images with") && stderr.contains("no-such.jpg: there is no such file"), "{stderr}");
     assert!(!stderr.contains("os error"), "{stderr}");
-    // JSON has no names that are not UTF-8.
+    // A path that is not UTF-8 cannot be saved as JSON.
     assert!(stderr.contains("rename the file") && stderr.contains("saved to"), "{stderr}");
     assert!(stderr.contains("the question is not UTF-8"), "{stderr}");
     assert!(home.path().join("talk.json").exists());
 }
 
 #[test]
-fn an_error_leaves_the_history() {
+fn history_is_saved_when_the_chat_fails() {
     let home = tempfile::tempdir().unwrap();
     let input = "First\n/image missing.png\n/nonsense\nSecond\n";
     let output = program(&["chat", "--max-new-tokens", "2"])
@@ -196,7 +196,7 @@ fn an_error_leaves_the_history() {
 }
 
 #[test]
-fn images_of_a_chat_may_have_any_name() {
+fn file_names_need_not_be_utf8() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join(OsStr::from_bytes(b"caf\xe9.jpg"));
     fs::copy(photo(), &image).unwrap();
@@ -214,7 +214,7 @@ fn images_of_a_chat_may_have_any_name() {
     let output = run(program(&["ask"]).arg(&image).arg(OsStr::from_bytes(b"caf\xe9?")));
     assert!(output.status.code() == Some(2), "{}", text(&output.stderr));
 
-    // Folders and files of samples, too.
+    // The same for model folders, prompt files and outputs.
     let place = folder.path().join(OsStr::from_bytes(b"d\xe9p\xf4t"));
     fs::create_dir(&place).unwrap();
     for file in fs::read_dir(crate::checkpoint()).unwrap() {

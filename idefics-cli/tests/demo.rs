@@ -1,4 +1,4 @@
-//! The program without `--model`: the model that it carries.
+//! The built-in model, which is used without `--model`.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -17,7 +17,7 @@ fn scene() -> String {
 }
 
 #[test]
-fn the_first_command_of_the_readme_is_right() {
+fn first_command_of_the_readme_gives_the_documented_caption() {
     let output = idefics(&["caption", &scene()]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout), "A green cross, a yellow star and an orange square.\n");
@@ -27,7 +27,7 @@ fn the_first_command_of_the_readme_is_right() {
 }
 
 #[test]
-fn it_answers_questions_and_its_answers_are_mostly_right() {
+fn demo_answers_are_mostly_right() {
     let output = idefics(&["--json", "--seed", "3", "demo", "--count", "8"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -38,7 +38,7 @@ fn it_answers_questions_and_its_answers_are_mostly_right() {
 }
 
 #[test]
-fn the_demo_keeps_its_pictures_and_draws_none_into_a_pipe() {
+fn demo_saves_images_and_shows_none_in_a_pipe() {
     let folder = tempfile::tempdir().unwrap();
     let output = idefics(&["demo", "--count", "2", "--save", folder.path().to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -51,7 +51,7 @@ fn the_demo_keeps_its_pictures_and_draws_none_into_a_pipe() {
 }
 
 #[test]
-fn inspect_knows_the_built_in_model() {
+fn inspect_describes_the_built_in_model() {
     let output = idefics(&["inspect"]);
     assert!(text(&output.stdout).starts_with("the built-in model\n"), "{}", text(&output.stdout));
 }

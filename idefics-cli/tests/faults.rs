@@ -1,4 +1,4 @@
-//! Every fault: its exit code, and one line on standard error that names the culprit.
+//! Errors: each has its exit code, and a one-line message that names the cause.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::{checkpoint, idefics, photo, text, xtask_folder};
 
-/// Runs and checks the exit code and that the error is one line with `culprit` in it.
+/// Runs the program and checks the exit code and that the error is one line that contains `culprit`.
 fn refused(model: &Path, args: &[&str], code: i32, culprit: &str) {
     let output = idefics(model, args);
     let stderr = text(&output.stderr);
@@ -36,14 +36,14 @@ fn edit(folder: &TempDir, file: &str, change: impl FnOnce(&mut Value)) {
 }
 
 #[test]
-fn a_missing_image_or_folder_or_prompt_file() {
+fn missing_image_folder_or_prompt_file() {
     refused(&checkpoint(), &["ask", "no-such.jpg", "What?"], 5, "no-such.jpg");
     refused(Path::new("./no-such-folder"), &["caption", &photo()], 5, "no-such-folder");
     refused(&checkpoint(), &["generate", "--prompt-file", "no-such.json"], 5, "no-such.json");
 }
 
 #[test]
-fn a_truncated_checkpoint() {
+fn truncated_checkpoint() {
     let folder = copy("tiny-idefics2");
     let path = folder.path().join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
@@ -54,14 +54,14 @@ fn a_truncated_checkpoint() {
 }
 
 #[test]
-fn a_missing_tensor() {
+fn missing_tensor() {
     let folder = copy("tiny-idefics2");
     edit(&folder, "config.json", |config| config["text_config"]["num_hidden_layers"] = json!(3));
     refused(folder.path(), &["caption", &photo()], 4, "model.text_model.layers.2.");
 }
 
 #[test]
-fn folders_that_are_no_models() {
+fn folders_that_are_not_models() {
     let folder = tempfile::tempdir().unwrap();
     let gguf = folder.path().join("model.gguf");
     fs::write(&gguf, b"GGUF\x03\0\0\0").unwrap();
@@ -80,7 +80,7 @@ fn folders_that_are_no_models() {
 }
 
 #[test]
-fn an_option_of_the_folder_that_cannot_be_followed() {
+fn invalid_generation_option_in_the_model_folder() {
     let folder = copy("tiny-idefics2");
     let path = folder.path().join("generation_config.json");
     fs::write(&path, json!({"repetition_penalty": -2.0}).to_string()).unwrap();
@@ -96,7 +96,7 @@ fn an_option_of_the_folder_that_cannot_be_followed() {
 }
 
 #[test]
-fn a_temporary_folder_that_cannot_be_written() {
+fn temporary_folder_that_cannot_be_written() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -114,7 +114,7 @@ fn a_temporary_folder_that_cannot_be_written() {
 }
 
 #[test]
-fn faults_of_a_usable_folder_are_warnings() {
+fn harmless_problems_of_a_folder_are_warnings() {
     let folder = copy("tiny-idefics2");
     edit(&folder, "preprocessor_config.json", |config| config["auto_map"] = json!({}));
     edit(&folder, "config.json", |config| config["text_config"]["max_position_embeddings"] = json!(16));
@@ -135,7 +135,7 @@ fn faults_of_a_usable_folder_are_warnings() {
 }
 
 #[test]
-fn a_row_that_is_not_finite_does_not_stop_the_others() {
+fn non_finite_row_does_not_stop_the_others() {
     let folder = copy("wide-heads");
     let path = folder.path().join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -161,7 +161,7 @@ fn a_row_that_is_not_finite_does_not_stop_the_others() {
 }
 
 #[test]
-fn a_row_that_the_template_or_the_length_refuses_fails_alone() {
+fn row_rejected_by_template_or_length_fails_alone() {
     let folder = copy("tiny-idefics2");
     let samples = folder.path().join("samples.jsonl");
     let rows = [
@@ -180,14 +180,14 @@ fn a_row_that_the_template_or_the_length_refuses_fails_alone() {
 }
 
 #[test]
-fn a_configuration_with_no_heads() {
+fn configuration_with_zero_heads() {
     let folder = copy("tiny-idefics2");
     edit(&folder, "config.json", |config| config["text_config"]["num_attention_heads"] = json!(0));
     refused(folder.path(), &["caption", &photo()], 4, "text_config.num_attention_heads");
 }
 
 #[test]
-fn a_shard_name_that_leaves_the_folder() {
+fn shard_path_outside_the_folder() {
     let folder = copy("sliding-sharded");
     edit(&folder, "model.safetensors.index.json", |index| {
         index["weight_map"]["lm_head.weight"] = json!("../elsewhere.safetensors");
@@ -208,7 +208,7 @@ fn more_placeholders_than_images() {
 }
 
 #[test]
-fn a_text_file_that_calls_itself_an_image() {
+fn text_file_named_as_an_image() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("photo.png");
     fs::write(&image, "This is no picture.").unwrap();
@@ -217,7 +217,7 @@ fn a_text_file_that_calls_itself_an_image() {
 }
 
 #[test]
-fn a_header_that_promises_too_many_pixels() {
+fn image_header_with_too_many_pixels() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("huge.png");
     let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
@@ -230,7 +230,7 @@ fn a_header_that_promises_too_many_pixels() {
     refused(&checkpoint(), &["ask", image.to_str().unwrap(), "What?"], 3, "huge.png");
 }
 
-/// The checksum of PNG chunks.
+/// CRC-32 as in PNG chunks.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))
@@ -238,7 +238,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn one_bad_image_among_several_does_not_stop_the_others() {
+fn bad_image_does_not_stop_the_others() {
     let output = idefics(&checkpoint(), &["caption", "no-such.jpg", &photo(), "--max-new-tokens", "2"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("no-such.jpg") && text(&output.stderr).contains("1 of 2"));
@@ -246,11 +246,11 @@ fn one_bad_image_among_several_does_not_stop_the_others() {
 }
 
 #[test]
-fn options_that_make_no_sense() {
+fn invalid_options() {
     refused(&checkpoint(), &["caption", &photo(), "--max-new-tokens", "0"], 2, "max_new_tokens");
     refused(&checkpoint(), &["caption", &photo(), "--eos-token-id", "2", "--bad-words-ids", "[[99999]]"], 2, "99999");
     refused(&checkpoint(), &["caption", &photo(), "--max-new-tokens", "1000000000000"], 6, "GiB");
-    refused(&checkpoint(), &["--activations", "int8", "caption", &photo()], 2, "--activations int8 does nothing");
+    refused(&checkpoint(), &["--activations", "int8", "caption", &photo()], 2, "--activations int8 has no effect");
     refused(&checkpoint(), &["--dtype", "f64", "caption", &photo()], 2, "f64");
     refused(&checkpoint(), &["describe", &photo()], 2, "describe");
     refused(&checkpoint(), &["--device", "cuda:7", "caption", &photo()], 2, "cuda");

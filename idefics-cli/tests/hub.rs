@@ -1,4 +1,4 @@
-//! A model folder behind a small server that speaks the hub's file URLs.
+//! Downloads from a small local server that serves a model under the hub's file URLs.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -15,21 +15,21 @@ use crate::{checkpoint, photo, text};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// How the server answers.
+/// Behaviour of the server.
 #[derive(Clone, Copy, Default)]
 struct Site {
-    /// The file that is sent with one bit changed.
+    /// File to send with one bit flipped.
     damaged: Option<&'static str>,
-    /// Sends neither the commit nor hashes.
+    /// Omits the commit and hash headers.
     is_plain: bool,
-    /// Sends the first [`START`] bytes of the weights, and then nothing more while the connection lasts.
+    /// Sends only the first [`START`] bytes of the weights and keeps the connection open.
     is_stalled: bool,
 }
 
-/// Number of bytes that come from a server that stalls.
+/// Number of bytes that a stalled server sends.
 const START: usize = 1000;
 
-/// Serves the tiny checkpoint as `test/tiny` until it is stopped.
+/// Serves the tiny checkpoint as `test/tiny` until stopped.
 struct Server {
     address: String,
     stopped: Arc<AtomicBool>,
@@ -127,7 +127,7 @@ fn ask(endpoint: &str, home: &Path) -> Output {
 }
 
 #[test]
-fn the_second_time_the_cache_is_enough() {
+fn second_run_works_from_the_cache() {
     let home = tempfile::tempdir().unwrap();
     let server = Server::start(Site::default());
     let endpoint = server.endpoint();
@@ -148,7 +148,7 @@ fn the_second_time_the_cache_is_enough() {
 }
 
 #[test]
-fn a_download_with_the_wrong_hash_is_refused_and_not_kept() {
+fn rejects_and_removes_a_download_with_the_wrong_hash() {
     let home = tempfile::tempdir().unwrap();
     let server = Server::start(Site { damaged: Some("model.safetensors"), ..Site::default() });
     let refused = ask(&server.endpoint(), home.path());
@@ -168,7 +168,7 @@ fn a_download_with_the_wrong_hash_is_refused_and_not_kept() {
 
 #[cfg(unix)]
 #[test]
-fn a_signal_ends_a_download_that_stalls_and_what_came_is_kept() {
+fn signal_ends_a_stalled_download_and_keeps_the_part() {
     let home = tempfile::tempdir().unwrap();
     let server = Server::start(Site { is_stalled: true, ..Site::default() });
     let mut command = command(env!("CARGO_BIN_EXE_idefics"), &photo(), &server.endpoint(), home.path());
@@ -179,7 +179,7 @@ fn a_signal_ends_a_download_that_stalls_and_what_came_is_kept() {
         parts.find(|path| path.extension().is_some() && fs::metadata(path).is_ok_and(|it| it.len() == START as u64))
     };
     while part().is_none() {
-        assert!(program.try_wait().unwrap().is_none(), "it ended by itself");
+        assert!(program.try_wait().unwrap().is_none(), "the program ended before the signal");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     assert!(Command::new("kill").args(["-TERM", &program.id().to_string()]).status().unwrap().success());
@@ -201,7 +201,7 @@ mod read_only {
     use std::os::unix::process::CommandExt;
     use std::path::PathBuf;
 
-    /// A user without rights; the administrator may write everywhere.
+    /// Id of an unprivileged user, for tests that run as root: root can write everywhere.
     const NOBODY: u32 = 65534;
 
     fn set_modes(folder: &Path, file_mode: u32, folder_mode: u32) {
@@ -217,7 +217,7 @@ mod read_only {
         fs::set_permissions(folder, fs::Permissions::from_mode(folder_mode)).unwrap();
     }
 
-    /// A cache that its user may only read, in a folder that can be removed again.
+    /// A cache that the program can only read, in a temporary folder.
     struct ReadOnly {
         folder: tempfile::TempDir,
         is_root: bool,
@@ -265,7 +265,7 @@ mod read_only {
     }
 
     #[test]
-    fn a_complete_cache_is_enough_though_it_takes_no_notes() {
+    fn complete_read_only_cache_is_sufficient() {
         for is_plain in [false, true] {
             let site = Site { is_plain, ..Site::default() };
             let (cache, first) = ReadOnly::downloaded(site);
@@ -280,7 +280,7 @@ mod read_only {
     }
 
     #[test]
-    fn a_file_that_is_missing_is_named() {
+    fn missing_file_is_named() {
         for is_blob_there in [false, true] {
             let (cache, _) = ReadOnly::downloaded(Site::default());
             let link = cache.repo().join("snapshots").join(COMMIT).join("model.safetensors");

@@ -1,4 +1,4 @@
-//! The first Idefics through the program: the guide's examples, pickles, plans.
+//! Idefics1: the examples of the Transformers guide, pickles, quantisation and device maps.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -9,14 +9,14 @@ use serde_json::Value;
 
 use crate::{idefics, text, xtask_folder};
 
-/// The last line of each example's answer as JSON.
+/// The answers that the program prints with `--json`.
 fn answers(model: &Path, args: &[&str]) -> Vec<Value> {
     let output = idefics(model, &[&["--json"], args].concat());
     assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
     text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The address of a server that answers every request with a photograph.
+/// Starts a server that answers every request with a photograph, and returns its URL.
 fn photo_server() -> String {
     let photo = fs::read(xtask_folder("images/coffee.jpg")).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -34,7 +34,7 @@ fn photo_server() -> String {
 }
 
 #[test]
-fn every_example_of_the_guide_runs_with_its_own_options() {
+fn idefics1_guide_examples_run_with_their_options() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let model = xtask_folder("checkpoints/idefics1-vector");
     let readme = fs::read_to_string(folder.join("README.md")).unwrap();
@@ -49,12 +49,12 @@ fn every_example_of_the_guide_runs_with_its_own_options() {
             let at = args.iter().position(|arg| arg == what).unwrap_or_else(|| panic!("{command} has {what}"));
             args[at] = with.to_owned();
         };
-        replace(&mut args, "$B", "[[474],[475]]"); // of the small vocabulary, whose words are short
+        replace(&mut args, "$B", "[[474],[475]]"); // ids in the small vocabulary
         let is_conversation = command.contains("conversation.json");
         if is_conversation {
             replace(&mut args, "32002", "476");
             replace(&mut args, "100", "420");
-            // Its images are on the network: here another one is.
+            // Its images are on the network: replace them by one from the local server.
             let mut json: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
             let url = photo_server();
             for part in json["prompt"].as_array_mut().unwrap() {
@@ -76,13 +76,13 @@ fn every_example_of_the_guide_runs_with_its_own_options() {
         if is_conversation {
             let usage = &answers[0]["usage"];
             let total = usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap();
-            assert!(total <= 420, "the limit counts the prompt");
+            assert!(total <= 420, "max_length includes the prompt");
         }
     }
 }
 
 #[test]
-fn questions_are_asked_in_the_words_of_the_model() {
+fn ask_uses_the_prompt_format_of_the_model() {
     let photo = crate::photo();
     let ask = |checkpoint: &str| {
         let model = xtask_folder("checkpoints").join(checkpoint);
@@ -94,7 +94,7 @@ fn questions_are_asked_in_the_words_of_the_model() {
 }
 
 #[test]
-fn pickles_are_read_only_if_allowed() {
+fn reads_pickles_only_if_allowed() {
     let model = xtask_folder("checkpoints/idefics1-tied");
     let refused = idefics(&model, &["inspect"]);
     assert_eq!(refused.status.code(), Some(4));
@@ -106,7 +106,7 @@ fn pickles_are_read_only_if_allowed() {
 }
 
 #[test]
-fn a_configuration_alone_says_what_a_model_would_need() {
+fn inspect_estimates_memory_from_a_configuration() {
     let model = xtask_folder("checkpoints/idefics1-photo"); // it has no weights
     let inspection = &answers(&model.join("config.json"), &["inspect"])[0];
     assert!(inspection["parameters"].as_u64().unwrap() > 8_000_000_000);
@@ -120,7 +120,7 @@ fn a_configuration_alone_says_what_a_model_would_need() {
 }
 
 #[test]
-fn a_quantised_folder_answers_as_quantising_on_load_does() {
+fn quantised_folder_matches_quantising_on_load() {
     let photo = crate::photo();
     let ask = ["ask", &photo, "What is it?", "--max-new-tokens", "6", "--logprobs", "1"];
     let scratch = tempfile::tempdir().unwrap();
@@ -142,7 +142,7 @@ fn a_quantised_folder_answers_as_quantising_on_load_does() {
 }
 
 #[test]
-fn a_model_spread_over_several_places_answers_the_same() {
+fn device_map_does_not_change_the_answer() {
     let model = xtask_folder("checkpoints/idefics1-float");
     let photo = crate::photo();
     let question = ["ask", &photo, "What is it?", "--max-new-tokens", "5", "--num-beams", "2"];

@@ -1,7 +1,7 @@
-//! The program as a user runs it: output, exit codes, one-line errors.
+//! Runs the program as a user does and checks output, exit codes and one-line errors.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // also in helper functions
 
 mod answers;
 mod batch_input;
@@ -26,7 +26,7 @@ mod tasks;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A path under `xtask/`, where checkpoints, cases and images of the reference lie.
+/// A path under `xtask/`, which contains the checkpoints, cases and images of the reference.
 fn xtask_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
 }

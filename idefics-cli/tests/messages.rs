@@ -1,4 +1,4 @@
-//! Messages: words, names, and what to do.
+//! Error messages: file names, wording and advice.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ fn said(args: &[&str], code: i32) -> String {
 }
 
 #[test]
-fn files_that_are_not_there_are_named_in_words() {
+fn missing_files_are_named_without_error_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.jsonl");
     let (out, photo) = (out.to_str().unwrap(), photo());
@@ -51,7 +51,7 @@ fn files_that_are_not_there_are_named_in_words() {
     assert!(message.contains("no-such") && !message.contains("os error"), "{message}");
     assert!(!folder.path().join("out.jsonl").exists());
 
-    // Several pictures, and rows of a batch: the message is in the row.
+    // With several images, and in batches, the message is in the row.
     let output = idefics(&checkpoint(), &["--json", "caption", "no-such.png", "no-such.png"]);
     assert!(!text(&output.stdout).contains("os error") && !text(&output.stderr).contains("os error"));
     fs::write(rows, "{\"text\": \"<image>\", \"images\": [\"no-such.png\"]}\n").unwrap();
@@ -60,7 +60,7 @@ fn files_that_are_not_there_are_named_in_words() {
 }
 
 #[test]
-fn numbers_that_begin_with_one_say_so() {
+fn zero_and_negative_counts_are_rejected() {
     let photo = photo();
     for (args, option) in [
         (&["caption", &photo, "--page"][..], "--page"),
@@ -74,13 +74,13 @@ fn numbers_that_begin_with_one_say_so() {
                 _ => said(&[args, &[value]].concat(), 2),
             };
             assert!(message.contains(option) && message.contains(value), "{message}");
-            assert!(message.contains("expected a whole number from 1 on"), "{message}");
+            assert!(message.contains("expected a whole number of at least 1"), "{message}");
         }
     }
 }
 
 #[test]
-fn labels_with_commas_are_given_one_by_one() {
+fn label_option_accepts_commas() {
     let photo = photo();
     let labels = |args: &[&str]| {
         let args = [&["--json", "classify", &photo, "--rank"], args].concat();

@@ -1,12 +1,12 @@
-//! A reader that goes away ends the program quietly.
+//! The program ends quietly when the reader of its output closes the pipe.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
-use crate::signals::{end_of, program};
+use crate::signals::{program, wait_for_end};
 use crate::{photo, text, xtask_folder};
 
-/// Reads a line of standard output, goes away, and gives the exit code and standard error.
+/// Reads a line of standard output, closes the pipe, and returns the exit code and standard error.
 fn after_a_line(command: &mut Command) -> (Option<i32>, String) {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdout = BufReader::with_capacity(1, child.stdout.take().unwrap());
@@ -14,11 +14,11 @@ fn after_a_line(command: &mut Command) -> (Option<i32>, String) {
     drop(stdout);
     let mut stderr = Vec::new();
     child.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
-    (end_of(&mut child).code(), text(&stderr))
+    (wait_for_end(&mut child).code(), text(&stderr))
 }
 
 #[test]
-fn commands_whose_reader_went_away_end_quietly() {
+fn commands_end_quietly_on_a_broken_pipe() {
     let photo = photo();
     let prompts = xtask_folder("../examples");
     assert!(prompts.is_dir());
@@ -38,7 +38,7 @@ fn commands_whose_reader_went_away_end_quietly() {
         &["classify", &photo, "--labels", "a,b,c,d", "--rank"],
     ] {
         let (code, stderr) = after_a_line(&mut program(args));
-        // 1 where inputs failed; the write that fails may also come after the last line.
+        // The code is 1 if inputs failed and the program printed its last line before the pipe was closed.
         assert!(code == Some(0) || args.contains(&"no-such.png") && code == Some(1), "{args:?}: {code:?} {stderr}");
         assert!(!stderr.contains("panic") && !stderr.contains("bug"), "{args:?}: {stderr}");
         assert!(!stderr.contains("standard output"), "{args:?}: {stderr}");
@@ -46,20 +46,20 @@ fn commands_whose_reader_went_away_end_quietly() {
 }
 
 #[test]
-fn a_closed_standard_output_is_no_bug() {
+fn closed_standard_output_is_not_an_error() {
     for args in [&["ask", &photo(), "What?", "--max-new-tokens", "40"][..], &["--help"], &["man"]] {
         let mut child = program(args).stdin(Stdio::null()).spawn().unwrap();
         drop(child.stdout.take());
         let mut stderr = String::new();
         child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-        assert_eq!(end_of(&mut child).code(), Some(0), "{args:?}: {stderr}");
+        assert_eq!(wait_for_end(&mut child).code(), Some(0), "{args:?}: {stderr}");
         assert_eq!(stderr, "", "{args:?}");
     }
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_standard_output_is_an_error() {
+fn full_device_as_standard_output_is_an_error() {
     for args in [&["--help"][..], &["--version"], &["help", "ask"], &["man"], &["completions", "bash"], &["devices"]] {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let output = program(args).stdout(full).stdin(Stdio::null()).output().unwrap();
@@ -70,11 +70,11 @@ fn a_full_standard_output_is_an_error() {
 }
 
 #[test]
-fn messages_that_nobody_reads_are_no_bug() {
+fn closed_standard_error_does_not_change_the_exit_code() {
     let mut child = program(&["-v", "caption", "no-such.png", &photo(), "--max-new-tokens", "2"]).spawn().unwrap();
     drop(child.stderr.take());
-    assert_eq!(end_of(&mut child).code(), Some(1));
+    assert_eq!(wait_for_end(&mut child).code(), Some(1));
     let mut child = program(&["caption", "no-such.png"]).spawn().unwrap();
     drop(child.stderr.take());
-    assert_eq!(end_of(&mut child).code(), Some(5));
+    assert_eq!(wait_for_end(&mut child).code(), Some(5));
 }

@@ -1,4 +1,4 @@
-//! `--quantize` and `idefics quantize`: the same answers from memory and from disk, and nothing half written.
+//! `--quantize` and `idefics quantize`: both give the same answers, and folders are written completely or not at all.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,14 +12,14 @@ fn quantize(model: &Path, to: &str, out: &Path, more: &[&str]) -> std::process::
     idefics(model, &[&["quantize", "--to", to, out.to_str().unwrap()], more].concat())
 }
 
-/// Every file of a folder with its bytes.
+/// All files of a folder with their contents.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap());
     files.map(|file| (text(file.file_name().as_encoded_bytes()), fs::read(file.path()).unwrap())).collect()
 }
 
 #[test]
-fn a_quantised_folder_answers_as_quantising_on_load_does() {
+fn quantised_folder_matches_quantising_on_load() {
     let scratch = tempfile::tempdir().unwrap();
     for (format, more) in [("int8", None), ("nf4", None), ("nf4", Some("--double-quant")), ("fp4", None), ("q4", None)]
     {
@@ -41,7 +41,7 @@ fn a_quantised_folder_answers_as_quantising_on_load_does() {
 
 #[cfg(unix)]
 #[test]
-fn a_quantised_folder_is_as_readable_as_any_new_one() {
+fn quantised_folder_has_default_permissions() {
     use std::os::unix::fs::PermissionsExt;
 
     let scratch = tempfile::tempdir().unwrap();
@@ -56,7 +56,7 @@ fn a_quantised_folder_is_as_readable_as_any_new_one() {
 }
 
 #[test]
-fn inspection_of_a_quantised_folder_counts_the_same_parameters() {
+fn inspect_counts_the_same_parameters_after_quantising() {
     let scratch = tempfile::tempdir().unwrap();
     let out = scratch.path().join("nf4");
     assert!(quantize(&checkpoint(), "nf4", &out, &[]).status.success());
@@ -72,7 +72,7 @@ fn inspection_of_a_quantised_folder_counts_the_same_parameters() {
 }
 
 #[test]
-fn what_cannot_be_quantised_is_refused() {
+fn rejects_invalid_formats_options_and_paths() {
     let scratch = tempfile::tempdir().unwrap();
     let refused = |model: &Path, to: &str, out: &Path, code: i32, word: &str| {
         let output = quantize(model, to, out, &[]);
@@ -102,7 +102,7 @@ fn what_cannot_be_quantised_is_refused() {
 }
 
 #[test]
-fn a_kill_leaves_the_whole_folder_or_none_and_the_source_as_it_was() {
+fn killed_run_leaves_a_complete_folder_or_none() {
     const ROUNDS: u32 = 24;
     let scratch = tempfile::tempdir().unwrap();
     let source = contents(&checkpoint());
@@ -132,12 +132,12 @@ fn a_kill_leaves_the_whole_folder_or_none_and_the_source_as_it_was() {
             assert_eq!(contents(&out), contents(&whole), "round {round}");
             fs::remove_dir_all(&out).unwrap();
         } else {
-            assert!(round < ROUNDS, "nothing stopped the last run");
+            assert!(round < ROUNDS, "the last run was not killed but wrote no folder");
             cut_off += 1;
         }
     }
-    assert!(cut_off > 0, "every run was done before it was killed");
-    // The last run has removed what those before it left.
+    assert!(cut_off > 0, "every run finished before it was killed");
+    // The last run removed the leftovers of the killed runs.
     let left: Vec<_> = fs::read_dir(scratch.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["whole"]);
 }

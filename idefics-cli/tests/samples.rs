@@ -1,4 +1,4 @@
-//! Samples as people write them: where pictures come from, what is refused and in which words.
+//! Samples in prompt files: image sources, invalid forms and their error messages.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{checkpoint, idefics, photo, text};
 
-/// A GIF of one pixel.
+/// A one-pixel GIF in base64.
 const DOT: &str = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
 fn generate(folder: &Path, samples: &Value, options: &[&str]) -> Output {
@@ -24,7 +24,7 @@ fn sample(image: &str) -> Value {
 }
 
 #[test]
-fn samples_name_only_what_the_options_allow() {
+fn image_sources_are_restricted_by_options() {
     let folder = tempfile::tempdir().unwrap();
     let photos = folder.path().join("photos");
     fs::create_dir(&photos).unwrap();
@@ -66,7 +66,7 @@ fn samples_name_only_what_the_options_allow() {
 }
 
 #[test]
-fn samples_of_the_wrong_form_are_refused_by_field() {
+fn errors_name_the_invalid_field() {
     let folder = tempfile::tempdir().unwrap();
     for (samples, expected) in [
         (json!("x"), "the sample is the string \"x\""),
@@ -82,7 +82,7 @@ fn samples_of_the_wrong_form_are_refused_by_field() {
 }
 
 #[test]
-fn keys_that_are_passed_over_are_named_once() {
+fn warns_once_about_each_ignored_key() {
     let folder = tempfile::tempdir().unwrap();
     let samples =
         json!([{"text": "a", "id": 1, "imges": ["b.png"]}, {"text": "b", "source": 2, "images": null, "imges": []}]);
@@ -97,7 +97,7 @@ fn keys_that_are_passed_over_are_named_once() {
 }
 
 #[test]
-fn keys_of_the_owner_are_no_fault_and_images_may_stand_apart() {
+fn accepts_extra_message_keys_and_separate_images() {
     let folder = tempfile::tempdir().unwrap();
     let place = json!({"type": "image"});
     let talk = |content: Value| json!({"id": 1, "messages": [{"role": "user", "name": "Ada", "content": content}]});

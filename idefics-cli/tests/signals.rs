@@ -1,6 +1,6 @@
-//! Signals end every command, and what was done is kept.
+//! Signals end every command, and finished work is kept.
 //!
-//! Nothing here is timed narrowly: a program that passes a signal over goes on for much longer than [`PATIENCE`].
+//! No test depends on exact timing: a program that ignored its signal would run for much longer than [`TIMEOUT`].
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 use crate::{checkpoint, photo, text};
 
-/// How long a program may take to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Maximum time to wait for a program to end.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
@@ -29,10 +29,10 @@ pub(crate) fn send(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
-/// Waits for the end, with patience.
-pub(crate) fn end_of(child: &mut Child) -> ExitStatus {
+/// Waits for the process to end; kills it and panics after [`TIMEOUT`].
+pub(crate) fn wait_for_end(child: &mut Child) -> ExitStatus {
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < TIMEOUT {
         if let Some(status) = child.try_wait().unwrap() {
             return status;
         }
@@ -40,21 +40,21 @@ pub(crate) fn end_of(child: &mut Child) -> ExitStatus {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    panic!("it went on after the signal");
+    panic!("the program did not end");
 }
 
-/// Reads standard error until a line has `word` in it.
+/// Reads standard error until a line contains `word`.
 fn wait_for(child: &mut Child, word: &str) -> BufReader<ChildStderr> {
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains(word) {
         line.clear();
-        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended without {word:?}");
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "the program ended without printing {word:?}");
     }
     stderr
 }
 
-/// A server that takes requests and answers none of them; tells of each connection.
+/// Starts a server that accepts connections and never answers. Returns its URL, and a channel with its connections.
 fn silent_server() -> (String, mpsc::Receiver<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -64,19 +64,19 @@ fn silent_server() -> (String, mpsc::Receiver<TcpStream>) {
 }
 
 #[test]
-fn a_chat_that_waits_for_a_question_ends() {
+fn signal_ends_a_chat_waiting_for_a_question() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
         let mut child = program(&["chat", "--max-new-tokens", "2"]).spawn().unwrap();
-        let stdin = child.stdin.take().unwrap(); // open: a question may come
+        let stdin = child.stdin.take().unwrap(); // kept open, so that the chat waits
         let stderr = wait_for(&mut child, "/help");
         send(&child, signal);
-        assert_eq!(end_of(&mut child).code(), Some(code), "{signal:?}");
+        assert_eq!(wait_for_end(&mut child).code(), Some(code), "{signal:?}");
         drop((stdin, stderr));
     }
 }
 
 #[test]
-fn a_long_answer_of_a_chat_from_a_pipe_ends_and_is_kept() {
+fn signal_ends_a_long_answer_and_keeps_the_history() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let folder = tempfile::tempdir().unwrap();
         let args = ["chat", "--max-new-tokens", "1900", "--suppress-tokens", "2,476"];
@@ -87,7 +87,7 @@ fn a_long_answer_of_a_chat_from_a_pipe_ends_and_is_kept() {
         let mut first = [0];
         stdout.read_exact(&mut first).unwrap(); // the answer has begun
         send(&child, signal);
-        assert_eq!(end_of(&mut child).code(), Some(code));
+        assert_eq!(wait_for_end(&mut child).code(), Some(code));
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
         let history = fs::read_to_string(folder.path().join("idefics/history")).unwrap();
@@ -96,7 +96,7 @@ fn a_long_answer_of_a_chat_from_a_pipe_ends_and_is_kept() {
 }
 
 #[test]
-fn commands_that_wait_for_a_picture_end() {
+fn signal_ends_commands_waiting_for_an_image() {
     let (address, requests) = silent_server();
     let url = format!("{address}/a.png");
     let folder = tempfile::tempdir().unwrap();
@@ -116,17 +116,17 @@ fn commands_that_wait_for_a_picture_end() {
     ];
     for (index, command) in commands.into_iter().enumerate() {
         let mut child = program(command).spawn().unwrap();
-        let connection = requests.recv_timeout(PATIENCE).unwrap();
+        let connection = requests.recv_timeout(TIMEOUT).unwrap();
         let signal = [Signal::INT, Signal::TERM][index % 2];
         send(&child, signal);
-        let status = end_of(&mut child);
+        let status = wait_for_end(&mut child);
         assert_eq!(status.code(), Some([130, 143][index % 2]), "{command:?}");
         drop(connection);
     }
 }
 
 #[test]
-fn a_download_ends() {
+fn signal_ends_a_model_download() {
     let (address, requests) = silent_server();
     let home = tempfile::tempdir().unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_idefics"))
@@ -138,26 +138,26 @@ fn a_download_ends() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let connection = requests.recv_timeout(PATIENCE).unwrap();
+    let connection = requests.recv_timeout(TIMEOUT).unwrap();
     send(&child, Signal::INT);
-    assert_eq!(end_of(&mut child).code(), Some(130));
+    assert_eq!(wait_for_end(&mut child).code(), Some(130));
     drop(connection);
 }
 
 #[test]
-fn commands_that_read_standard_input_end() {
+fn signal_ends_commands_reading_standard_input() {
     for args in [&["generate", "--prompt-file", "-"][..], &["batch", "-", "--output", "-"]] {
         let mut child = program(args).spawn().unwrap();
-        // Whether it reads yet cannot be seen; the signal ends it before and after.
+        // It cannot be observed when the program starts to read; the signal ends it in either case.
         std::thread::sleep(Duration::from_millis(300));
         send(&child, Signal::TERM);
-        let code = end_of(&mut child).code();
-        assert!(code == Some(143) || code.is_none(), "{args:?}: {code:?}"); // `None`: before it had a handler
+        let code = wait_for_end(&mut child).code();
+        assert!(code == Some(143) || code.is_none(), "{args:?}: {code:?}"); // `None`: before the handler was installed
     }
 }
 
 #[test]
-fn the_built_in_models_files_do_not_stay_behind() {
+fn signal_removes_the_files_of_the_built_in_model() {
     let folder = tempfile::tempdir().unwrap();
     let is_empty = || fs::read_dir(folder.path()).unwrap().next().is_none();
     let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
@@ -165,20 +165,20 @@ fn the_built_in_models_files_do_not_stay_behind() {
     command.env("TMPDIR", folder.path()).env_remove("IDEFICS_MODEL");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(b"{\"text\": \"a\"}\n").unwrap(); // and it waits for more
+    stdin.write_all(b"{\"text\": \"a\"}\n").unwrap(); // the program then waits for more
     let start = Instant::now();
-    while is_empty() && start.elapsed() < PATIENCE {
+    while is_empty() && start.elapsed() < TIMEOUT {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(!is_empty());
     send(&child, Signal::TERM);
-    assert_eq!(end_of(&mut child).code(), Some(143));
+    assert_eq!(wait_for_end(&mut child).code(), Some(143));
     assert!(is_empty());
     drop(stdin);
 }
 
 #[test]
-fn a_file_beyond_the_limit_on_its_size_is_an_error() {
+fn exceeding_the_file_size_limit_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -f 1; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_idefics"), "--model"]).arg(checkpoint());
@@ -191,7 +191,7 @@ fn a_file_beyond_the_limit_on_its_size_is_an_error() {
 }
 
 #[test]
-fn the_rows_of_an_ended_batch_are_kept() {
+fn interrupted_batch_keeps_its_rows() {
     let folder = tempfile::tempdir().unwrap();
     let (rows, output) = (folder.path().join("rows.jsonl"), folder.path().join("out.jsonl"));
     let part = folder.path().join("out.jsonl.part");
@@ -201,11 +201,11 @@ fn the_rows_of_an_ended_batch_are_kept() {
     let args = [&args[..], &["--batch-size", "2"]].concat();
     let mut child = program(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let start = Instant::now();
-    while fs::read_to_string(&part).map_or(0, |part| part.lines().count()) < 4 && start.elapsed() < PATIENCE {
+    while fs::read_to_string(&part).map_or(0, |part| part.lines().count()) < 4 && start.elapsed() < TIMEOUT {
         std::thread::sleep(Duration::from_millis(1));
     }
     send(&child, Signal::INT);
-    assert_eq!(end_of(&mut child).code(), Some(130));
+    assert_eq!(wait_for_end(&mut child).code(), Some(130));
     let kept = fs::read_to_string(&part).unwrap();
     let n_kept = kept.lines().count() - 1;
     assert!((3..400).contains(&n_kept), "{n_kept} rows");
@@ -216,7 +216,7 @@ fn the_rows_of_an_ended_batch_are_kept() {
     let rows: Vec<Value> =
         fs::read_to_string(&output).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(rows.iter().enumerate().all(|(index, row)| row["id"] == index) && rows.len() == 400);
-    // What was kept was not computed again.
+    // The kept rows were not computed again.
     for line in kept.lines().skip(1) {
         let row: Value = serde_json::from_str(line.splitn(3, ' ').nth(2).unwrap()).unwrap();
         assert_eq!(row, rows[row["id"].as_u64().unwrap() as usize]);
@@ -224,7 +224,7 @@ fn the_rows_of_an_ended_batch_are_kept() {
 }
 
 #[test]
-fn what_the_program_was_started_to_ignore_stays_ignored() {
+fn signals_ignored_by_the_parent_stay_ignored() {
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_idefics"), "--device", "cpu", "--model"]);
     shell.arg(checkpoint()).args(["chat", "--max-new-tokens", "2"]);
@@ -235,6 +235,6 @@ fn what_the_program_was_started_to_ignore_stays_ignored() {
     send(&child, Signal::HUP);
     stdin.write_all(b"Hello\n").unwrap();
     drop(stdin);
-    assert_eq!(end_of(&mut child).code(), Some(0));
+    assert_eq!(wait_for_end(&mut child).code(), Some(0));
     drop(stderr);
 }

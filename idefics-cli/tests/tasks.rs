@@ -1,4 +1,4 @@
-//! The tasks beyond one question: options of generation, labels, batches, chat, and what a shell wants to know.
+//! Generation options, labels, batches, chat, completions and the manual page.
 
 use std::fs;
 use std::io::Write;
@@ -16,7 +16,7 @@ fn lines(output: &str) -> Vec<Value> {
 }
 
 #[test]
-fn every_example_of_the_guides_runs() {
+fn guide_examples_run() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let readme = fs::read_to_string(folder.join("README.md")).unwrap();
     let is_ours = |line: &&str| line.contains("--prompt-file") && !line.contains("examples/idefics1/");
@@ -28,7 +28,7 @@ fn every_example_of_the_guides_runs() {
         let mut args: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         args[2] = file.to_str().unwrap().to_owned();
         let bad_words = args.iter().position(|arg| arg == "$B").unwrap();
-        args[bad_words] = "[[474],[475]]".to_owned(); // of the small vocabulary
+        args[bad_words] = "[[474],[475]]".to_owned(); // ids in the small vocabulary
         let new_tokens = args.iter().position(|arg| arg == "--max-new-tokens").unwrap() + 1;
         args[new_tokens] = "3".to_owned();
         let args: Vec<&str> = [&["--json"], args.iter().map(String::as_str).collect::<Vec<_>>().as_slice()].concat();
@@ -39,7 +39,7 @@ fn every_example_of_the_guides_runs() {
 }
 
 #[test]
-fn options_of_generation_go_by_their_names() {
+fn generation_options_take_effect() {
     let ask = |more: &[&str]| {
         lines(&answer(&[&["--json", "ask", &photo(), "What is this?", "--max-new-tokens", "5"], more].concat()))
     };
@@ -64,7 +64,7 @@ fn options_of_generation_go_by_their_names() {
 }
 
 #[test]
-fn odd_options_are_warned_about_and_impossible_ones_refused() {
+fn warns_about_useless_options_and_rejects_impossible_ones() {
     let ask =
         |more: &[&str]| idefics(&checkpoint(), &[&["ask", &photo(), "What?", "--max-new-tokens", "2"], more].concat());
     let output = ask(&["--top-p", "0.5"]);
@@ -88,7 +88,7 @@ fn odd_options_are_warned_about_and_impossible_ones_refused() {
 }
 
 #[test]
-fn labels_are_named_or_ranked() {
+fn classify_names_or_ranks_labels() {
     let labels = ["--labels", "cat,dog,a cup of coffee"];
     let named = answer(&[&["classify", &photo(), "--max-new-tokens", "3"], &labels[..]].concat());
     assert_eq!(named.lines().count(), 1);
@@ -109,7 +109,7 @@ fn labels_are_named_or_ranked() {
     );
     assert!(idle.status.success());
     for option in ["num_beams", "logprobs"] {
-        let warning = format!("warning: `{option}` means nothing with `--rank`");
+        let warning = format!("warning: `{option}` has no effect with `--rank`");
         assert!(text(&idle.stderr).contains(&warning), "{}", text(&idle.stderr));
     }
     let twice = idefics(&checkpoint(), &["classify", &photo(), "--rank", "--labels", "cat,dog, cat"]);
@@ -123,7 +123,7 @@ struct BatchFiles {
 }
 
 impl BatchFiles {
-    /// Rows of several lengths with and without images; `broken` of them names an image that is none.
+    /// Writes rows of several lengths, with and without images. The row number `broken` names an invalid image.
     fn new(rows: usize, broken: Option<usize>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::copy(photo(), folder.path().join("photo.jpg")).unwrap();
@@ -160,37 +160,37 @@ impl BatchFiles {
 }
 
 #[test]
-fn a_batch_that_is_killed_goes_on_where_it_was() {
+fn killed_batch_resumes() {
     let files = BatchFiles::new(60, None);
     assert!(files.command("whole.jsonl").output().unwrap().status.success());
     let part_len = || fs::metadata(files.path("killed.jsonl.part")).map_or(0, |part| part.len());
     let mut kills = 0;
     for attempt in 0.. {
-        let before = part_len().max(200); // its first line says nothing of rows
+        let before = part_len().max(200); // longer than the first line, which is not a row
         let mut child = files.command("killed.jsonl").stderr(Stdio::null()).spawn().unwrap();
         while part_len() <= before && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        std::thread::sleep(Duration::from_millis(attempt * 3 % 20)); // anywhere in a group
-        let _ = child.kill(); // SIGKILL, or it has come to its end
+        std::thread::sleep(Duration::from_millis(attempt * 3 % 20)); // at any point within a group
+        let _ = child.kill(); // SIGKILL, if it is still running
         if child.wait().unwrap().success() {
             break;
         }
         kills += 1;
         assert!(kills < 100, "no progress after {kills} kills");
     }
-    assert!(kills > 0, "it was through before it could be killed");
+    assert!(kills > 0, "the run finished before it could be killed");
     let whole = fs::read_to_string(files.path("whole.jsonl")).unwrap();
     assert_eq!(fs::read_to_string(files.path("killed.jsonl")).unwrap(), whole, "after {kills} kills");
     assert_eq!(files.ids("killed.jsonl"), (0..files.rows as u64).collect::<Vec<_>>());
     let again = files.command("killed.jsonl").output().unwrap();
-    assert!(again.status.success() && text(&again.stderr).contains("complete already"));
+    assert!(again.status.success() && text(&again.stderr).contains("already complete"));
     let other = files.command("killed.jsonl").args(["--min-new-tokens", "2"]).output().unwrap();
     assert_eq!(other.status.code(), Some(5), "{}", text(&other.stderr));
 }
 
 #[test]
-fn an_edited_input_runs_what_changed() {
+fn edited_input_runs_only_changed_rows() {
     let files = BatchFiles::new(12, Some(4));
     assert_eq!(files.command("out.jsonl").output().unwrap().status.code(), Some(1));
     let before = lines(&fs::read_to_string(files.path("out.jsonl")).unwrap());
@@ -204,18 +204,18 @@ fn an_edited_input_runs_what_changed() {
 
     let output = files.command("out.jsonl").output().unwrap();
     let stderr = text(&output.stderr);
-    assert!(output.status.success() && stderr.contains("1 rows that were done are not in"), "{stderr}");
+    assert!(output.status.success() && stderr.contains("1 answered rows are no longer in"), "{stderr}");
     assert_eq!(files.ids("out.jsonl"), [11, 10, 9, 8, 6, 5, 4, 3, 2, 1, 0]);
     for row in lines(&fs::read_to_string(files.path("out.jsonl")).unwrap()) {
         let id = row["id"].as_u64().unwrap();
         assert_eq!(row == before[id as usize], ![1, 4].contains(&id), "{row}");
     }
     let again = files.command("out.jsonl").output().unwrap();
-    assert!(again.status.success() && text(&again.stderr).contains("complete already"));
+    assert!(again.status.success() && text(&again.stderr).contains("already complete"));
 }
 
 #[test]
-fn options_that_cannot_be_followed_leave_nothing_in_the_way() {
+fn rejected_options_leave_no_files() {
     let files = BatchFiles::new(3, None);
     let refused = files.command("out.jsonl").args(["--num-beams", "0"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
@@ -228,7 +228,7 @@ fn options_that_cannot_be_followed_leave_nothing_in_the_way() {
 
 #[cfg(unix)]
 #[test]
-fn an_output_is_as_readable_as_any_new_file() {
+fn output_has_default_permissions() {
     use std::os::unix::fs::PermissionsExt;
 
     let files = BatchFiles::new(1, None);
@@ -245,7 +245,7 @@ fn an_output_is_as_readable_as_any_new_file() {
 }
 
 #[test]
-fn a_broken_row_is_a_row_with_its_error() {
+fn invalid_rows_become_rows_with_errors() {
     let files = BatchFiles::new(9, Some(4));
     let mut input = fs::OpenOptions::new().append(true).open(files.path("in.jsonl")).unwrap();
     writeln!(input, "\n{{\"id\": \"last\", \"txt\": 1}}\nno json").unwrap();
@@ -264,7 +264,7 @@ fn a_broken_row_is_a_row_with_its_error() {
     let answered = rows.iter().filter(|row| row["text"].is_string()).count();
     assert_eq!(answered, 8);
 
-    // What has no id of its own does not take one from the others.
+    // Rows without a valid id are named by line number, which does not collide with ids.
     let rows = "{\"id\": 1, \"text\": \"a\"}\n{\"id\"\n{\"id\": 2, \"text\": \"b\"}\n{\"id\": null}\n{\"id\": null}\n{\"text\": \"c\"}\n";
     fs::write(files.path("in.jsonl"), rows).unwrap();
     let output = files.command("names.jsonl").output().unwrap();
@@ -288,12 +288,12 @@ fn a_broken_row_is_a_row_with_its_error() {
         let rows = lines(&fs::read_to_string(files.path("twice.jsonl")).unwrap());
         assert!(rows.len() == 2 && rows[0]["id"] == 1 && rows[0]["text"].is_string(), "{rows:?}");
         let error = rows[1]["error"].as_str().unwrap();
-        assert!(rows[1]["line"] == 2 && error.contains("the id 1 is that of line 1"), "{error}");
+        assert!(rows[1]["line"] == 2 && error.contains("the id 1 is already used on line 1"), "{error}");
     }
 }
 
 #[test]
-fn a_conversation_reads_commands_and_questions() {
+fn chat_runs_commands_and_answers_questions() {
     let folder = tempfile::tempdir().unwrap();
     let saved = folder.path().join("talk.json");
     let mut child = Command::new(env!("CARGO_BIN_EXE_idefics"))
@@ -319,7 +319,7 @@ fn a_conversation_reads_commands_and_questions() {
     assert!(answers[0]["usage"]["image_tokens"].as_u64().unwrap() > 0);
     assert_eq!(answers[3]["usage"]["image_tokens"], 0);
     let stderr = text(&output.stderr);
-    for expected in ["1 image with", "1 question left", "/nothing is no command", "missing.png", "begun anew"] {
+    for expected in ["1 image with", "1 question left", "/nothing is not a command", "missing.png", "started a new"] {
         assert!(stderr.contains(expected), "{expected}: {stderr}");
     }
     let talk: Value = serde_json::from_slice(&fs::read(&saved).unwrap()).unwrap();
@@ -332,7 +332,7 @@ fn a_conversation_reads_commands_and_questions() {
 }
 
 #[test]
-fn shells_and_readers_get_their_files() {
+fn prints_completions_manual_and_help() {
     let bash = answer(&["completions", "bash"]);
     assert!(bash.contains("_idefics") && bash.contains("--num-beams"));
     let man = answer(&["man"]);

@@ -1,4 +1,4 @@
-"""The committed cases: which checkpoint, which rows, which settings."""
+"""Definitions of the committed cases: checkpoints, samples and settings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Size = tuple[int, int]
 
 IMAGE_IDS = [[VOCABULARY.id("<fake_token_around_image>")], [VOCABULARY.id("<image>")]]
 END_OF_UTTERANCE = VOCABULARY.id("<end_of_utterance>")
-OBSERVED = -1  # stands for an id that the reference itself generates, so that a row stops early
-OBSERVED_TOO = -2  # and for another one
+OBSERVED = -1  # placeholder for an eos id that the reference generates, so that a row stops early
+OBSERVED_TOO = -2  # placeholder for a second such id
 STRICT = {"*": 1e-4, "loss": 1e-5, "processor.pixel_values": 1e-6}
 TRAINING = {**STRICT, "train.losses": 1e-3, "train.grad_norms": 1e-2, "train.lrs": 1e-8}
 
@@ -31,7 +31,7 @@ QUESTIONS = [
 
 @dataclass(frozen=True)
 class Train:
-    """How a training case trains: AdamW over one batch, all parameters in one group."""
+    """Settings of a training case: AdamW on one batch, with all parameters in one group."""
 
     optimizer: str = "adamw"
     lr: float = 1e-3
@@ -42,45 +42,45 @@ class Train:
     schedule: str = "constant"  # or linear, cosine
     warmup_steps: int = 0
     steps: int = 20
-    labels: str = "transformers5"  # image tokens count; or ignore_image_tokens
-    frozen: tuple[str, ...] = ()  # beginnings of the names of tensors that are not trained
+    labels: str = "transformers5"  # image tokens count in the loss; or ignore_image_tokens
+    frozen: tuple[str, ...] = ()  # name prefixes of tensors that are not trained
 
 
 @dataclass(frozen=True)
 class Case:
-    """One case folder. A `{q}` in a text becomes one of `QUESTIONS`, chosen by the seed."""
+    """One case folder. `{q}` in a text is replaced by one of `QUESTIONS`, chosen by the seed."""
 
     about: str
     checkpoint: str
     rows: list[Row]
-    pictures: dict[str, Size] = field(default_factory=dict)  # name -> width, height of a made picture
+    pictures: dict[str, Size] = field(default_factory=dict)  # name -> width, height of a drawn image
     photographs: tuple[str, ...] = ()  # names in pictures.RECIPES
     splitting: bool = False
     generate: dict[str, dict[str, Any]] = field(default_factory=dict)
-    model: bool = True  # false: only the processor's tensors
-    stages: bool = True  # false: only what `generate` computes, and no texts
-    train: Train | None = None  # then labels, loss and what training shows are the only tensors of the model
-    pixels: bool = True  # false: leave out the pixel tensors, where only the ids matter
-    attentions: bool = False  # keep attentions.{i}; they are large
+    model: bool = True  # false: only the tensors of the processor
+    stages: bool = True  # false: only the results of `generate`, without texts
+    train: Train | None = None  # if set, the model tensors are labels, loss and training results only
+    pixels: bool = True  # false: omit pixel tensors, for cases about ids
+    attentions: bool = False  # store attentions.{i}; they are large
     quantize: str | None = None  # nf4, fp4 or int8
     double_quant: bool = False
-    on_disk: bool = False  # the checkpoint itself is quantised, by bitsandbytes
+    on_disk: bool = False  # the checkpoint is quantised by bitsandbytes
     alpha: str | None = None
     tolerance: dict[str, float] = field(default_factory=lambda: dict(STRICT))
-    exact_sizes: bool = False  # a new seed must not change the picture sizes
-    end_of_utterance: bool = False  # of the first Idefics: turns are ended between texts
-    add_eos: bool = False  # of the first Idefics: prompts end in </s>
-    gradients: bool = False  # of the first Idefics: labels, loss and gradients are the only tensors of the model
+    exact_sizes: bool = False  # a new seed must not change the image sizes
+    end_of_utterance: bool = False  # Idefics1: add <end_of_utterance> between texts
+    add_eos: bool = False  # Idefics1: end prompts with </s>
+    gradients: bool = False  # Idefics1: the model tensors are labels, loss and gradients only
     note: str | None = None
 
 
 def row(text: str, *images: str) -> Row:
-    """A sample with rendered text, one `<image>` for each of `images`."""
+    """A sample with rendered text that contains one `<image>` for each of `images`."""
     return {"text": text, "images": [f"images/{name}" for name in images]}
 
 
 def turn(role: str, *items: str) -> dict[str, Any]:
-    """A chat message; an item that ends in a picture's suffix is an image, any other is text."""
+    """A chat message. Items that end in an image suffix are images, others are text."""
     content = [
         {"type": "image", "path": f"images/{item}"}
         if item.endswith((".png", ".jpg"))
@@ -91,12 +91,12 @@ def turn(role: str, *items: str) -> dict[str, Any]:
 
 
 def chat(*turns: dict[str, Any]) -> Row:
-    """A sample of messages that asks for an answer."""
+    """A sample of messages with a generation prompt."""
     return {"messages": list(turns), "add_generation_prompt": True}
 
 
 def answered(*turns: dict[str, Any]) -> Row:
-    """A sample of messages that ends in an answer."""
+    """A sample of messages that ends with an answer."""
     return {"messages": list(turns)}
 
 
@@ -107,14 +107,14 @@ def greedy(tokens: int = 12, **more: Any) -> dict[str, dict[str, Any]]:
 
 
 def tall_and_wide(name: str, sizes: list[int], side: int) -> tuple[dict[str, Size], dict[str, Size]]:
-    """Two sets of pictures: the sizes as heights, and as widths, with the other side fixed."""
+    """Two sets of images: one with `sizes` as heights, one with `sizes` as widths; the other side is `side`."""
     names = [f"{name}-{size}.png" for size in sizes]
     tall = {file: (side, size) for file, size in zip(names, sizes)}
     return tall, {file: (height, width) for file, (width, height) in tall.items()}
 
 
 def photographs(about: str, *names: str, **more: Any) -> Case:
-    """A case for the processor alone: one row with these photographs, the real tokenizer."""
+    """A processor-only case: one row with these photographs and the real tokenizer."""
     sample = chat(turn("user", *names, "Compare these photographs."))
     return Case(about, "mistral-tokenizer", [sample], photographs=names, model=False, **more)
 
@@ -127,7 +127,7 @@ def training(
 
 
 def quantized(checkpoint: str, quantize: str, double_quant: bool = False, on_disk: bool = False) -> Case:
-    """A case whose linear layers are quantised."""
+    """A case with quantised linear layers."""
     by = "a checkpoint of bitsandbytes" if on_disk else "linear layers"
     return Case(
         f"{by} as {quantize}{', scales quantised too' if double_quant else ''}; blocks span rows",
@@ -142,12 +142,12 @@ def quantized(checkpoint: str, quantize: str, double_quant: bool = False, on_dis
 
 
 def strings(about: str, checkpoint: str) -> Case:
-    """A case for the tokenizer alone."""
+    """A tokenizer-only case."""
     return Case(about, checkpoint, [row(text) for text in STRINGS], model=False)
 
 
 def rope_cases() -> dict[str, Case]:
-    """A case for each kind of rotary scaling, and long prompts for those that look at the length."""
+    """A case for each kind of rotary scaling, and long prompts for kinds that depend on the length."""
 
     def case(kind: str, rows: list[Row], tokens: int) -> Case:
         pictures = {"wide.png": (20, 15), "tall.png": (9, 18)}
@@ -210,13 +210,13 @@ FILTERS: dict[str, dict[str, Any]] = {
 
 
 def runs(variants: dict[str, dict[str, Any]], **common: Any) -> dict[str, dict[str, Any]]:
-    """A run for each variant of common settings; `None` takes a setting away."""
+    """One run per variant of the common settings; `None` removes a setting."""
     merged = {name: {"bad_words_ids": IMAGE_IDS, **common, **variant} for name, variant in variants.items()}
     return {name: {key: value for key, value in run.items() if value is not None} for name, run in merged.items()}
 
 
 def beams() -> dict[str, dict[str, Any]]:
-    """Every combination of 2 to 4 beams, length penalties, ways to stop, one and two end tokens; and a few oddities."""
+    """All combinations of beams, length penalties, `early_stopping` and end tokens, and a few special runs."""
     variants: dict[str, dict[str, Any]] = {
         f"beams{n}-penalty{penalty:g}-{str(stopping).lower()}-eos{len(eos)}": {
             "num_beams": n,
@@ -269,7 +269,7 @@ CLOSE = [
 ]
 
 
-# 25, 49, 50 and 55 are the patch counts whose buckets differ from integer division on the real grid.
+# 25, 49, 50 and 55 are the patch counts for which the position buckets differ from integer division on the real grid.
 GRID = [2 * count for count in (1, 2, 3, 24, 25, 26, 48, 49, 50, 55, 58, 69, 70)]
 GRID_TALL, GRID_WIDE = tall_and_wide("n", GRID, 3)
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in the layout of the public ones."""
+"""Tiny random checkpoints in the layout of the public checkpoints."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 from transformers import AutoProcessor, Idefics2Config, Idefics2ForConditionalGeneration
 from vocab import BYTE_LEVEL_SIZE, CHAT_TEMPLATE, SPECIAL, mistral, write_byte_level, write_json, write_tokenizer
 
-PIECES = 120  # multi-character pieces kept in the cut-down vocabulary
+PIECES = 120  # multi-character pieces kept in the reduced vocabulary
 VOCABULARY = mistral(PIECES)
 FULL_VOCABULARY = mistral()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is special about one checkpoint folder; the rest is common to all of them."""
+    """Properties of one checkpoint folder; all others are common to all folders."""
 
     about: str
     vision: dict[str, Any] = field(default_factory=dict)
@@ -36,11 +36,11 @@ class Checkpoint:
     generation: dict[str, Any] | None = None
     dtype: torch.dtype = torch.float32
     shard_size: str = "1GB"
-    save_processor: bool = False  # let the reference rewrite the processor files, as `save_pretrained` does
-    hub_config: bool = False  # leave config.json as short as the public one
+    save_processor: bool = False  # save the processor files with `save_pretrained`
+    hub_config: bool = False  # keep config.json as short as the public one
     weights: bool = True
-    byte_level: bool = False  # a byte-level BPE takes the place of the SentencePiece one
-    base: bool = False  # neither a token nor an embedding for the end of a turn
+    byte_level: bool = False  # use a byte-level BPE instead of the SentencePiece BPE
+    base: bool = False  # no token or embedding for the end of a turn
 
     @property
     def latents(self) -> int:
@@ -68,7 +68,7 @@ def text(hidden: int, heads: int, kv_heads: int, layers: int, inter: int, **more
 
 BAD_WORDS = [[VOCABULARY.id("<fake_token_around_image>")], [VOCABULARY.id("<image>")]]
 
-# Prompts of the cases are shorter than 30 tokens or longer than 40, so that answers cross a limit, or none does.
+# Prompts of the cases are shorter than 30 tokens or longer than 40, so that answers cross the limit or start beyond it.
 LONG = [1.0, 1.5, 2.5, 4.0, 7.5, 11.0, 20.0, 32.5]
 SHORT = [1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 1.9, 2.4]
 ROPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -236,12 +236,12 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 
 
 def derived_seed(seed: int, *names: str) -> int:
-    """A seed of its own for each named thing."""
+    """Derives a separate seed for each name."""
     return crc32("/".join([str(seed), *names]).encode())
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Fill every parameter so that nothing is zero, logits have a scale of 1 to 3 and norms sit around 1."""
+    """Fill every parameter so that nothing is zero, logits have a scale of 1 to 3 and norm weights are around 1."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -293,7 +293,7 @@ def make_checkpoint(name: str, seed: int, folder: Path) -> None:
 
 
 def config_json(spec: Checkpoint, vocab_size: int, image_token_id: int) -> dict[str, Any]:
-    """`config.json` in the words of the public checkpoints."""
+    """`config.json` with the keys of the public checkpoints."""
     return {
         "architectures": ["Idefics2ForConditionalGeneration"],
         "image_token_id": image_token_id,
@@ -310,7 +310,7 @@ def config_json(spec: Checkpoint, vocab_size: int, image_token_id: int) -> dict[
 
 
 def write_processor(folder: Path, spec: Checkpoint) -> None:
-    """Write the processor's files and the chat template as the public repositories have them."""
+    """Write the processor files and the chat template as in the public repositories."""
     preprocessor = {
         "do_convert_rgb": True,
         "do_image_splitting": spec.splitting,

@@ -3,9 +3,9 @@
     cargo build -p idefics-image --example decode
     python xtask/reference/compare_pictures.py [-v] [--decode BINARY] FORMAT FILE...
 
-FORMAT is what Pillow calls the format (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, JPEG2000, PPM, ICO, CUR, TGA); files of other
-formats are passed over, and so are files that neither side reads. The reference is `load_image` of Transformers
-followed by `convert_to_rgb` ("drop"), and `exif_transpose` followed by `convert_to_rgb` ("white").
+FORMAT is Pillow's name of the format (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, JPEG2000, PPM, ICO, CUR, TGA). Files of other
+formats are skipped, and so are files that neither side reads. The reference is `load_image` of Transformers followed by
+`convert_to_rgb` ("drop"), and `exif_transpose` followed by `convert_to_rgb` ("white").
 """
 
 import argparse
@@ -42,7 +42,7 @@ def ours(binary, path, alpha):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("-v", "--verbose", action="store_true", help="a line for every file")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print a line for every file")
     parser.add_argument("--decode", default=str(Path(__file__).parents[2] / "target/debug/examples/decode"))
     parser.add_argument("format")
     parser.add_argument("files", nargs="+")

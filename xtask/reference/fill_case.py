@@ -1,4 +1,4 @@
-"""Fill a case that has samples only with what the reference generates for them."""
+"""Add the results of the reference to a case that has only samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vocab import write_json
 
 
 def fill(folder: Path, batch: int, logits: bool) -> None:
-    """Write `expected.safetensors`, and `texts` into `case.json`; rows are computed `batch` at a time."""
+    """Write `expected.safetensors`, and `texts` into `case.json`, in batches of `batch` rows."""
     document = json.loads((folder / "case.json").read_text())
     checkpoint = folder / document["checkpoint"]
     processor = AutoProcessor.from_pretrained(checkpoint)
@@ -58,9 +58,9 @@ def fill(folder: Path, batch: int, logits: bool) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="a case folder with case.json and its pictures")
-    parser.add_argument("--batch", type=int, default=25, help="rows computed at a time")
-    parser.add_argument("--logits", action="store_true", help="keep pixels and logits of the prompts too, in one batch")
+    parser.add_argument("folder", type=Path, help="case folder with case.json and its images")
+    parser.add_argument("--batch", type=int, default=25, help="batch size")
+    parser.add_argument("--logits", action="store_true", help="also store pixels and logits, as one batch")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -1,9 +1,9 @@
-"""Writes small image files of many kinds, damaged ones among them, and what Pillow makes of them.
+"""Writes small image files of many kinds, including damaged ones, and the pixels that Pillow decodes from them.
 
     python xtask/reference/format_fixtures.py
 
-Versions: requirements.txt beside this file. Output: idefics-image/tests/fixtures/formats/ and formats.safetensors, which
-has `NAME/white` and `NAME/drop` for every file that Pillow reads, and neither for one that it refuses.
+Versions: see requirements.txt. Output: idefics-image/tests/fixtures/formats/ and formats.safetensors, which contains
+`NAME/white` and `NAME/drop` for every file that Pillow reads, and neither for files that it rejects.
 """
 
 import io
@@ -30,7 +30,7 @@ W, H = 13, 9
 
 
 def picture(width, height, seed=0):
-    """[height, width, 3] u8, the formula of processor_fixtures.py."""
+    """[height, width, 3] u8, with the formula of processor_fixtures.py."""
     y, x, c = np.mgrid[0:height, 0:width, 0:3].astype(np.uint32)
     ramp = x * (7 + seed) + y * (13 + 2 * seed) + c * 29
     edges = ((x // 5 + y // 3 + c) % 3) * 97
@@ -58,7 +58,7 @@ def encoded(image, kind, **options):
 
 
 def exif(code, kind=3, order="<", count=1):
-    """An EXIF block with the orientation in any type of one value."""
+    """An EXIF block with the orientation stored as one value of any type."""
     formats = {1: "B3x", 3: "H2x", 4: "I", 6: "b3x", 8: "h2x", 9: "i", 11: "f", 13: "I"}
     mark = b"II*\0" if order == "<" else b"MM\0*"
     head = b"Exif\0\0" + mark + struct.pack(order + "I", 8) + struct.pack(order + "H", 1)
@@ -94,7 +94,7 @@ def packed(values, depth):
 
 
 def interlaced(pixels, depth):
-    """The rows of the seven passes; pixels [height, width, samples] of one byte a sample, or packed for fewer bits."""
+    """The rows of the seven passes. Pixels are [height, width, samples], one byte per sample, or packed for fewer bits."""
     rows = []
     for x0, y0, dx, dy in [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]:
         part = pixels[y0::dy, x0::dx]
@@ -448,7 +448,7 @@ def tga(kind, depth, data, flags=0, palette=(0, 0, 0, 0), entries=b"", ident=b""
 
 
 def runs(rows, size):
-    """Packets of runs and of literal pixels by turns, each within its row."""
+    """Alternating packets of runs and of literal pixels, each within one row."""
     out = b""
     for row in rows:
         pixels = [row[at : at + size] for at in range(0, len(row), size)]
@@ -554,7 +554,7 @@ def main():
         except Exception as error:
             print(f"{path.name}: refused: {type(error).__name__}: {error}")
             continue
-        if path.name == "mask_overlaps.ico":  # Pillow wrote the mask without padding, and reads colors in its place
+        if path.name == "mask_overlaps.ico":  # Pillow wrote the mask without padding and reads colours instead
             white = drop
         expected[f"{path.name}/white"] = np.ascontiguousarray(white)
         expected[f"{path.name}/drop"] = np.ascontiguousarray(drop)

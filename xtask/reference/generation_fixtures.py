@@ -1,9 +1,9 @@
-"""Writes the fixtures of generation's host side: what the reference's processors, beam search and stop strings do.
+"""Writes fixtures for the host side of generation: logits processors, beam search and stop strings of the reference.
 
     python xtask/reference/generation_fixtures.py [--out FOLDER] [--seed N] [--width N]
 
-Versions: requirements.txt beside this file. The model is three tables of logits, looked up by the last two tokens and
-their position.
+Versions: see requirements.txt. The model consists of three tables of logits, indexed by the last token, the token before it
+and the position.
 Output: idefics-generate/tests/fixtures/{logits,beam,stop_strings}.json, with `null` for -inf.
 """
 
@@ -24,14 +24,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 OUT = Path("idefics-generate") / "tests" / "fixtures"
 METADATA = {"transformers": transformers.__version__, "torch": torch.__version__, "script": "generation_fixtures.py"}
-VOCAB = 24  # of the table model
-SLOTS = 16  # it has positions for
-END_GAIN = 2.5  # of its first end token, so that searches end in time
+VOCAB = 24  # vocabulary size of the table model
+SLOTS = 16  # maximum number of positions of the table model
+END_GAIN = 2.5  # added to the logits of its first end token, so that searches end early enough
 PAD = 0
 
 
 class TableModel(PreTrainedModel, GenerationMixin):
-    """Logits of the next token: `last[ids[-1]] + before[ids[-2]] + at[slot]`, so that no two orders tie."""
+    """Logits of the next token: `last[ids[-1]] + before[ids[-2]] + at[slot]`, so that different orders never tie."""
 
     config_class = LlamaConfig
     main_input_name = "input_ids"
@@ -40,7 +40,7 @@ class TableModel(PreTrainedModel, GenerationMixin):
         vocab_size = last.shape[-1]
         super().__init__(LlamaConfig(vocab_size=vocab_size, bos_token_id=None, eos_token_id=None, pad_token_id=None))
         self.last, self.before, self.at = last, before, at
-        self.nothing = torch.nn.Parameter(torch.zeros(1))  # a model needs one to have a device
+        self.nothing = torch.nn.Parameter(torch.zeros(1))  # a model needs a parameter to have a device
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutputWithPast:
         before = torch.roll(input_ids, 1, dims=1)
@@ -54,7 +54,7 @@ class TableModel(PreTrainedModel, GenerationMixin):
 
 
 def number(value: float) -> float | str | None:
-    """JSON has no infinities: `None` is -inf."""
+    """A JSON number; `None` stands for -inf, which JSON does not have."""
     if value == -np.inf:
         return None
     return float(f"{value:.8g}") if np.isfinite(value) else str(value)
@@ -66,7 +66,7 @@ def numbers(values: torch.Tensor) -> list:
 
 
 def write(out: Path, name: str, content: dict[str, Any]) -> None:
-    """Writes one fixture, with the versions that made it."""
+    """Writes one fixture with the versions that produced it."""
     text = json.dumps({"metadata": METADATA, **content}, separators=(",", ":"))
     (out / f"{name}.json").write_text(text + "\n")
     print(f"{name}.json: {len(text)} bytes, {len(content['cases'])} cases")
@@ -76,7 +76,7 @@ def write(out: Path, name: str, content: dict[str, Any]) -> None:
 
 
 def score_rows(random: np.random.Generator, width: int) -> torch.Tensor:
-    """[7, width]: ordinary, peaked, flat, with ties, all equal, mostly forbidden, invalid."""
+    """[7, width]: normal, peaked, flat, with ties, all equal, mostly -inf, and with invalid values."""
     normal = random.normal(size=(7, width))
     rows = np.stack([2 * normal[0], 6 * normal[1], 0.3 * normal[2], np.round(2 * normal[3]), 0 * normal[4],
                      np.where(random.random(width) < 0.8, -np.inf, normal[5]), 2 * normal[6]])  # fmt: skip
@@ -86,7 +86,7 @@ def score_rows(random: np.random.Generator, width: int) -> torch.Tensor:
 
 @dataclass
 class Batch:
-    """Rows of one step: what was said, padded on the left to one length."""
+    """Rows of one step: the token ids so far, padded on the left to one length."""
 
     rows: list[list[int]]
     prompt_slots: int
@@ -112,7 +112,7 @@ BEAMS = {"num_beams": 3, "eos_token_id": [2, 3]}
 
 
 def processor_options() -> list[tuple[dict[str, Any], list[str]]]:
-    """Options that add one processor, or several whose order shows, and the batches to run them on."""
+    """Options that add one processor, or several whose order matters, and the batches to run them on."""
     eos = {"eos_token_id": [2, 3]}
     bias = [[[5], 1.5], [[9], -2.25], [[5, 6], 3.0], [[5, 6, 5], -1.0], [[6, 5], 0.5], [[6, 7], 0.125], [[6], -np.inf]]
     return [
@@ -122,7 +122,7 @@ def processor_options() -> list[tuple[dict[str, Any], list[str]]]:
         ({"encoder_repetition_penalty": 1.3}, ["short", "said"]),
         ({"repetition_penalty": 1.7}, SAID),
         ({"repetition_penalty": 0.6}, SAID),
-        # The padding of the reference's rows is an n-gram of size 1.
+        # With n-grams of size 1, the reference also counts the padding of its rows.
         ({"no_repeat_ngram_size": 1}, ["short", "said"]),
         *(({"no_repeat_ngram_size": n}, SAID) for n in (2, 3, 5)),
         *(({"encoder_no_repeat_ngram_size": n}, ["short", "said"]) for n in (1, 2, 3)),
@@ -148,7 +148,7 @@ def processor_options() -> list[tuple[dict[str, Any], list[str]]]:
 
 
 def warper_options() -> list[dict[str, Any]]:
-    """Options of sampling that add one filter, or several whose order shows."""
+    """Sampling options that add one filter, or several whose order matters."""
     off = {"do_sample": True, "top_k": 0}
     one = [
         *({"temperature": t} for t in (0.1, 0.7, 1.9)),
@@ -168,7 +168,7 @@ def warper_options() -> list[dict[str, Any]]:
 
 
 def processed(model: TableModel, options: dict[str, Any], batch: Batch, scores: torch.Tensor) -> torch.Tensor:
-    """`scores` of each row of the batch after the reference's whole chain."""
+    """`scores` of each row of the batch after all processors and filters of the reference."""
     config = GenerationConfig(**options)
     if config.min_new_tokens is not None:  # as in _prepare_generated_length
         config.min_length = config.min_new_tokens + batch.prompt_slots
@@ -185,7 +185,7 @@ def processed(model: TableModel, options: dict[str, Any], batch: Batch, scores: 
 
 
 def logits_cases(model: TableModel, rows: torch.Tensor) -> list[dict[str, Any]]:
-    """Every option on its rows. `unordered`: which of equal scores stay is torch.sort's choice, not how many."""
+    """Every option on its rows. `unordered`: torch.sort decides which of several equal scores are kept."""
     cases = []
 
     def add(options: dict[str, Any], name: str, index: int) -> None:
@@ -202,7 +202,7 @@ def logits_cases(model: TableModel, rows: torch.Tensor) -> list[dict[str, Any]]:
         for name in names:
             add(options, name, 6 if options.get("remove_invalid_values") else 0)
     for options in warper_options():
-        # Which of equal scores torch.topk names first is not specified.
+        # torch.topk does not specify the order of equal scores.
         indices = [0, 1, 2, 5] if "top_h" in options or "num_beams" in options else [0, 1, 2, 3, 4, 5]
         for index in indices:
             add(options, "short", index)
@@ -210,7 +210,7 @@ def logits_cases(model: TableModel, rows: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def write_logits(out: Path, random: np.random.Generator, width: int) -> None:
-    """Rows of scores, and what each chain makes of them."""
+    """Writes rows of scores and the results of each chain."""
     rows = score_rows(random, width)
     model = TableModel(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, 1))
     batches = {name: {"rows": batch.rows, "prompt_slots": batch.prompt_slots} for name, batch in BATCHES.items()}
@@ -221,7 +221,7 @@ def write_logits(out: Path, random: np.random.Generator, width: int) -> None:
 
 
 def tables(random: np.random.Generator) -> dict[str, torch.Tensor]:
-    """[VOCAB, VOCAB] each, [SLOTS, VOCAB]; the end tokens 2 and 3 are a little more likely than others."""
+    """Two tables [VOCAB, VOCAB] and one [SLOTS, VOCAB]; the end tokens 2 and 3 are slightly more likely than others."""
     sizes = {"last": (VOCAB, 1.6), "before": (VOCAB, 0.8), "at": (SLOTS, 0.4)}
     rows = {name: np.round(random.normal(size=(n, VOCAB)) * scale, 5) for name, (n, scale) in sizes.items()}
     rows["last"][:, 2] += END_GAIN
@@ -230,7 +230,7 @@ def tables(random: np.random.Generator) -> dict[str, torch.Tensor]:
 
 
 def beam_options() -> list[dict[str, Any]]:
-    """Beams x length penalties x ways to stop x end tokens, then what else changes a search."""
+    """Beams x length penalties x `early_stopping` x end tokens, then other options that affect a search."""
     grid = product((2, 3, 4), (0.0, 1.0, 2.0), (True, False, "never"), ([2], [2, 3]))
     names = ("num_beams", "length_penalty", "early_stopping", "eos_token_id")
     cases = [{**dict(zip(names, values)), "num_return_sequences": values[0]} for values in grid]
@@ -263,7 +263,7 @@ def generated(model: TableModel, options: dict[str, Any], prompts: Batch) -> dic
 
 
 class RecordedDraws:
-    """Takes the place of `torch.multinomial` and remembers what it answered."""
+    """Replaces `torch.multinomial` and records its results."""
 
     def __init__(self, seed: int):
         self.random, self.draws = torch.Generator().manual_seed(seed), []
@@ -276,7 +276,7 @@ class RecordedDraws:
 
 
 def sampled(model: TableModel, options: dict[str, Any], prompts: Batch, seed: int) -> dict[str, Any]:
-    """Beam sampling, with the positions that were drawn in each step."""
+    """A case of beam sampling, with the positions drawn in each step."""
     draws = RecordedDraws(seed)
     torch.multinomial = draws
     try:
@@ -287,7 +287,7 @@ def sampled(model: TableModel, options: dict[str, Any], prompts: Batch, seed: in
 
 
 def write_beam(out: Path, random: np.random.Generator) -> None:
-    """The tables, and the answers of every search over them."""
+    """Writes the tables and the answers of every search over them."""
     model_tables = tables(random)
     model = TableModel(**model_tables)
     prompts = [Batch([[1, 7, 9], [1, 12, 20]], 3), Batch([[1, 7, 9, 11], [14, 15]], 4), Batch([[4, 5]], 2)]
@@ -303,7 +303,7 @@ def write_beam(out: Path, random: np.random.Generator) -> None:
 
 
 class Tokenizer:
-    """As much of a tokenizer as `StopStringCriteria` asks for: tokens are the text they stand for."""
+    """The part of a tokenizer that `StopStringCriteria` needs; every token is its own text."""
 
     def __init__(self, tokens: list[str]):
         self.tokens = tokens
@@ -322,7 +322,7 @@ class Tokenizer:
 
 
 def write_stop_strings(out: Path, random: np.random.Generator) -> None:
-    """Random rows of tokens, and whether each ends with a stop string."""
+    """Writes random rows of tokens, and whether each ends with a stop string."""
     words = ["\n", "\n\n", "User", ":", "User:", " User: a", "er", "Us"]
     tokens = ["abcdef", "a", "b", "ab", "ba", "aba", *words, "é", "éa"]
     tokenizer = Tokenizer(tokens)
@@ -340,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / OUT)
     parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--width", type=int, default=40, help="of the rows of scores")
+    parser.add_argument("--width", type=int, default=40, help="width of the rows of scores")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""The first Idefics: its tiny checkpoints, its cases, and what they ask of the reference."""
+"""Idefics1: tiny checkpoints, cases, and how the reference is run for them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Checkpoint1:
-    """What is special about one checkpoint folder of the first Idefics."""
+    """Properties of one Idefics1 checkpoint folder."""
 
     about: str
-    additional: int  # tokens beside the vocabulary; with 2 there is no <end_of_utterance>, with 0 they are inside
+    additional: int  # tokens outside the vocabulary; with 2 there is no <end_of_utterance>, with 0 all are inside it
     text: dict[str, Any]
     vision: dict[str, Any]
     perceiver: dict[str, Any] | None = None  # none: no resampler
@@ -39,7 +39,7 @@ class Checkpoint1:
     dtype: torch.dtype = torch.bfloat16
     shard_size: str = "1GB"
     weights: bool = True
-    pickled: bool = False  # the weights as old repositories have them
+    pickled: bool = False  # save pytorch_model.bin, as in old repositories
 
     @property
     def special(self) -> list[str]:
@@ -48,7 +48,7 @@ class Checkpoint1:
 
 
 def text(hidden: int, heads: int, layers: int, inter: int, interval: int, **more: Any) -> dict[str, Any]:
-    """The decoder's keys, which stand at the top of `config.json`."""
+    """The keys of the decoder, which are at the top level of `config.json`."""
     shape = {"hidden_size": hidden, "num_attention_heads": heads, "num_hidden_layers": layers}
     return {**shape, "intermediate_size": inter, "cross_layer_interval": interval, **more}
 
@@ -142,7 +142,7 @@ CHECKPOINTS1: dict[str, Checkpoint1] = {
 
 
 def config_json(spec: Checkpoint1) -> dict[str, Any]:
-    """`config.json` in the words of the public checkpoints."""
+    """`config.json` with the keys of the public checkpoints."""
     pieces = len(VOCABULARY.ids)
     return {
         "additional_vocab_size": spec.additional,
@@ -172,7 +172,7 @@ def config_json(spec: Checkpoint1) -> dict[str, Any]:
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Fill every parameter so that nothing is zero, no gate is shut, and norms sit around 1."""
+    """Fill every parameter so that nothing is zero, no gate is closed, and norm weights are around 1."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -223,7 +223,7 @@ def make_checkpoint1(name: str, seed: int, folder: Path) -> None:
 
 
 def process(case: Case, samples: list[Row], processor: Any, folder: Path) -> Tensors:
-    """Run the processor on prompt lists, with images opened by the loader that it uses for URLs."""
+    """Run the processor on prompt lists; images are opened with the loader that it uses for URLs."""
 
     def item(part: Any) -> Any:
         return part if isinstance(part, str) else open_upright(folder / part["image"])
@@ -242,18 +242,18 @@ def load1(checkpoint: Path) -> IdeficsForVisionText2Text:
 
 
 def real_images(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Which slots of `[batch, n_images, 3, height, width]` hold an image, flat."""
+    """Whether each slot of `[batch, n_images, 3, height, width]` holds an image, flattened."""
     return pixel_values.flatten(0, 1).flatten(1).abs().sum(dim=1) > 0
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss over the whole width; the reference's own fails when there are added tokens."""
+    """The loss over all logits, including added tokens, with which the reference's own loss fails."""
     predictions, targets = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
     return torch.nn.functional.cross_entropy(predictions, targets, ignore_index=IGNORED)
 
 
 def forward(model: IdeficsForVisionText2Text, inputs: Tensors, case: Case) -> Tensors:
-    """One forward pass: every stage that the case keeps."""
+    """One forward pass; returns every stage that the case stores."""
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)
     seen: Tensors = {}
     hook = model.model.vision_model.register_forward_hook(
@@ -275,7 +275,7 @@ def forward(model: IdeficsForVisionText2Text, inputs: Tensors, case: Case) -> Te
 def gradients(model: IdeficsForVisionText2Text, inputs: Tensors) -> Tensors:
     """The gradient of the loss for every parameter."""
     model.requires_grad_(True)
-    # The first real token of a left-padded row would be predicted by a padded slot, which means nothing.
+    # The first real token of a left-padded row would be predicted from a padded slot, which is meaningless.
     mask = inputs["attention_mask"]
     labels = inputs["input_ids"].masked_fill((mask == 0) | (mask.cumsum(dim=1) == 1), IGNORED)
     loss = cross_entropy(model(**inputs).logits, labels)
@@ -290,7 +290,7 @@ def image(name: str) -> dict[str, str]:
 
 
 def prompt(*parts: Any) -> Row:
-    """A prompt list: texts, and pictures by their file names."""
+    """A prompt list of texts and image file names."""
     return {"prompt": [image(part) if part.endswith((".png", ".jpg")) else part for part in parts]}
 
 
@@ -309,7 +309,7 @@ SHORT = [prompt("{q}", "wide.png", "tall.png", "a"), prompt("It", "small.png", "
 
 
 def mixed(about: str, checkpoint: str, rows: list[Row], tokens: int = 10, **more: Any) -> Case:
-    """Greedy search and two beams."""
+    """A case with greedy search and beam search with two beams."""
     generate = {
         "greedy": settings(tokens, eos_token_id=[2]),
         "beams": settings(tokens, num_beams=2, eos_token_id=[2]),
@@ -318,7 +318,7 @@ def mixed(about: str, checkpoint: str, rows: list[Row], tokens: int = 10, **more
 
 
 def quantized(quantize: str, double_quant: bool = False) -> Case:
-    """A case whose linear layers are quantised."""
+    """A case with quantised linear layers."""
     return Case(
         f"linear layers as {quantize}{', scales quantised too' if double_quant else ''}; blocks span rows",
         "idefics1-small",

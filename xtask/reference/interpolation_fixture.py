@@ -1,4 +1,4 @@
-"""What the vision tower of the first Idefics makes of images of other sizes: the fixture of `idefics-vision`."""
+"""Writes features of the Idefics1 vision tower for images of other sizes than trained: a fixture of `idefics-vision`."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from idefics1 import load1
 from safetensors.torch import save_file
 
 XTASK = Path(__file__).resolve().parent.parent
-GRIDS = [(6, 3), (2, 5), (8, 2)]  # rows and columns of patches; the last has as many as the trained grid of 4 by 4
+GRIDS = [(6, 3), (2, 5), (8, 2)]  # rows and columns of patches; the last has 16, like the trained 4 by 4 grid
 
 
 def main() -> None:

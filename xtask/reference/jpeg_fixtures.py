@@ -1,7 +1,7 @@
-"""JPEG files and the pixels that Pillow makes of them, for idefics-image. Usage: python jpeg_fixtures.py
+"""Writes JPEG files and the pixels that Pillow decodes from them, for idefics-image. Usage: python jpeg_fixtures.py
 
-Writes ../../idefics-image/tests/fixtures/jpeg.safetensors: each file as bytes under its name, and under
-`<name>/rgb` width, height and the SHA-256 of `convert("RGB")`; nothing under it where Pillow refuses the file.
+Output: ../../idefics-image/tests/fixtures/jpeg.safetensors, with the bytes of each file under its name, and width, height and
+the SHA-256 of `convert("RGB")` under `<name>/rgb`. If Pillow rejects a file, there is no `<name>/rgb`.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def jpeg(image, **options):
 
 
 def segments(file):
-    """(marker, parameters) up to the first scan, then the bytes from its header's end to the end of image."""
+    """(marker, parameters) up to the first scan, then the bytes from the end of its header to the end of the image."""
     at, found = 2, []
     while True:
         marker, length = file[at + 1], struct.unpack(">H", file[at + 2 : at + 4])[0]
@@ -61,7 +61,7 @@ def scan(components, ids=b"\1\2\3\4"):
 
 
 def sampled(width, height, factors, application=b"", ids=b"\1\2\3\4", separate=False):
-    """A file with any sampling: the blocks of grey pictures, dealt out to components that share their tables."""
+    """A file with any sampling factors: blocks of grey images, distributed to components that share their tables."""
     max_h, max_v = max(h for h, _ in factors), max(v for _, v in factors)
     units = -(-width // (8 * max_h)) * -(-height // (8 * max_v))
     head = lambda parts: b"\xff\xd8" + application + b"".join(segment(m, p) for m, p in parts if m in (0xDB, 0xC4))
@@ -175,7 +175,7 @@ def unusual():
 
 
 def decoded(file):
-    """Width, height and digest; None where Pillow fails."""
+    """Width, height and digest; None if Pillow fails."""
     try:
         image = Image.open(io.BytesIO(file)).convert("RGB")
     except Exception:

@@ -1,4 +1,4 @@
-"""Make reference cases: folders that say what the reference implementation computes."""
+"""Generate reference cases: folders with the results of the reference implementation."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from vocab import write_json
 
 CASES = {**CASES2, **CASES1}
 CHECKPOINTS = {**CHECKPOINTS2, **CHECKPOINTS1}
-NARROW = 1e-4  # the least distance between the two best scores of a step
+NARROW = 1e-4  # minimum distance between the two best scores of a step
 
 
 class Refused(Exception):
-    """The seed makes a case whose outcome hangs on rounding, or that misses its point."""
+    """Raised for a seed whose case depends on rounding or does not test what it should."""
 
 
 def make_checkpoint(name: str, seed: int, folder: Path) -> None:
@@ -50,7 +50,7 @@ def make_checkpoint(name: str, seed: int, folder: Path) -> None:
 
 
 def fill(value: Any, rng: np.random.Generator) -> Any:
-    """Put a question for every `{q}` in a row."""
+    """Replace every `{q}` in a row by a question."""
     if isinstance(value, str):
         while "{q}" in value:
             value = value.replace("{q}", str(rng.choice(QUESTIONS)), 1)
@@ -63,7 +63,7 @@ def fill(value: Any, rng: np.random.Generator) -> Any:
 
 
 def render(sample: dict[str, Any], processor: Any) -> tuple[str, list[str]]:
-    """The text of a sample and its image paths, relative to the case."""
+    """The rendered text of a sample, and its image paths relative to the case."""
     if "text" in sample:
         return sample["text"], sample["images"]
     images = [item["path"] for message in sample["messages"] for item in message["content"] if item["type"] == "image"]
@@ -72,7 +72,7 @@ def render(sample: dict[str, Any], processor: Any) -> tuple[str, list[str]]:
 
 
 def process(case: Case, samples: list[dict[str, Any]], processor: Any, folder: Path) -> dict[str, torch.Tensor]:
-    """Run the processor from the raw samples, with the loader that it uses for files."""
+    """Run the processor on the raw samples; images are opened with the loader that it uses for files."""
     processor.image_processor.do_image_splitting = case.splitting
     rendered = [render(sample, processor) for sample in samples]
     images = [[open_upright(folder / path) for path in paths] for _, paths in rendered]
@@ -85,7 +85,7 @@ def process(case: Case, samples: list[dict[str, Any]], processor: Any, folder: P
 
 
 def forward(model: Idefics2ForConditionalGeneration, inputs: Tensors, case: Case) -> Tensors:
-    """One forward pass: every stage that the case keeps."""
+    """One forward pass; returns every stage that the case stores."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     ignored = (mask == 0) | (ids == model.config.image_token_id)
     labels = ids.masked_fill(ignored, -100)
@@ -106,7 +106,7 @@ def forward(model: Idefics2ForConditionalGeneration, inputs: Tensors, case: Case
 
 
 def observed_eos(sequences: torch.Tensor, prompt: int) -> list[int]:
-    """Ids that one row generates in the middle; first those that leave another row running for longest."""
+    """Ids that one row generates in the middle, ordered so that the first ones let another row run for longest."""
     rows = [row.tolist() for row in sequences[:, prompt:]]
     length = len(rows[0])
 
@@ -115,48 +115,48 @@ def observed_eos(sequences: torch.Tensor, prompt: int) -> list[int]:
 
     middle = {token for row in rows for token in row if 2 <= min(stops(token)) <= length - 3}
     if len(middle) < 2:
-        raise Refused("no row generates new ids in the middle: choose another seed")
+        raise Refused("no row generates new ids in the middle; use another seed")
     return sorted(sorted(middle), key=lambda token: min(stops(token)) - max(stops(token)))
 
 
 class Shaken(LogitsProcessor):
-    """Adds noise that is larger than what two correct implementations differ by."""
+    """Adds noise that is larger than the differences between correct implementations."""
 
     def __init__(self) -> None:
         self.random = torch.Generator().manual_seed(1)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Shake the scores."""
+        """Add noise to the scores."""
         return scores + NARROW / 10 * torch.randn(scores.shape, generator=self.random)
 
 
 def greedy(model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]) -> torch.Tensor:
-    """Greedy sequences, prompt included; refuses a run whose choice hangs on rounding."""
+    """Greedy sequences, including the prompt. Raises `Refused` if a choice depends on rounding."""
     out = model.generate(**inputs, **settings, do_sample=False, return_dict_in_generate=True, output_scores=True)
     best = torch.stack(out.scores).topk(2, dim=-1).values
     if (best[..., 0] - best[..., 1]).min() < NARROW:
-        raise Refused("two tokens are almost equally likely: choose another seed")
+        raise Refused("two tokens are almost equally likely; use another seed")
     return out.sequences
 
 
 def beams(model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]) -> Tensors:
-    """Answers of a beam search and their scores; refuses a run that noise on the scores changes."""
+    """Answers of a beam search and their scores. Raises `Refused` if noise on the scores changes them."""
     options = {**settings, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
     out = model.generate(**inputs, **options)
     shaken = model.generate(**inputs, **options, logits_processor=[Shaken()])
     if not torch.equal(out.sequences, shaken.sequences):
-        raise Refused("two answers are almost equally likely: choose another seed")
+        raise Refused("two answers are almost equally likely; use another seed")
     return {"sequences": out.sequences, "sequences_scores": out.sequences_scores}
 
 
 def filtered(model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]) -> Tensors:
-    """The scores of the first token before it is drawn."""
+    """The filtered scores of the first token, before sampling."""
     out = model.generate(**inputs, **settings, return_dict_in_generate=True, output_scores=True)
     return {"filtered_scores": out.scores[0]}
 
 
 def placed(value: Any, observed: dict[int, int]) -> Any:
-    """A setting with ids for placeholders."""
+    """A setting with its placeholders replaced by ids."""
     if isinstance(value, list):
         return [placed(item, observed) for item in value]
     return observed.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -165,7 +165,7 @@ def placed(value: Any, observed: dict[int, int]) -> Any:
 def generate(
     model: Idefics2ForConditionalGeneration, inputs: Tensors, settings: dict[str, Any]
 ) -> tuple[Tensors, dict[str, Any]]:
-    """What a run computes, and the settings with every placeholder filled in."""
+    """The results of a run, and its settings with all placeholders replaced."""
     if "-1" in str(settings) or "-2" in str(settings):
         others = [token for token in settings.get("eos_token_id", []) if token >= 0]
         free = {"max_new_tokens": settings.get("max_new_tokens", 12), "bad_words_ids": settings["bad_words_ids"]}
@@ -181,14 +181,14 @@ def generate(
 
 
 def loaded(case: Case) -> dict[str, Any]:
-    """How the weights are to be loaded."""
+    """The `load` section of `case.json`: how to load the weights."""
     if case.on_disk:
         return {"quantize": None}
     return {"quantize": case.quantize} | ({"double_quant": True} if case.double_quant else {})
 
 
 def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: str, fresh: bool) -> None:
-    """Write the case folder `name` from `seed`, for the checkpoint that lies at `checkpoint`."""
+    """Write the case folder `name` from `seed`, for the checkpoint at `checkpoint`."""
     case = CASES[name]
     shutil.rmtree(folder / "images", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -260,11 +260,11 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
 
 
 def main() -> int:
-    """Run the command line; 1 when a case was refused."""
+    """Run the command line. Returns 1 if a case was rejected."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder a case")
-    parser.add_argument("--case", action="append", choices=CASES, help="make this case only (repeatable)")
-    parser.add_argument("--seed", type=int, help="a fresh seed: the case then carries its own checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the case folders to")
+    parser.add_argument("--case", action="append", choices=CASES, help="generate only this case (repeatable)")
+    parser.add_argument("--seed", type=int, help="generate new cases from this seed, each with its own checkpoint")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -285,7 +285,7 @@ def main() -> int:
         relative = "checkpoint" if fresh else f"../../checkpoints/{checkpoint}"
         if fresh:
             make_checkpoint(checkpoint, seed, folder / "checkpoint")
-        plain = Path(os.path.normpath(folder / relative))  # the case need not be there yet
+        plain = Path(os.path.normpath(folder / relative))  # the case need not exist yet
         if CASES[name].on_disk:
             relative += "-quantized"
             write_quantized(plain, plain.with_name(plain.name + "-quantized"), CASES[name].quantize, CASES[name].double_quant)

@@ -1,8 +1,8 @@
-"""What Transformers makes of messages: the text of a chat template, and the ids of the whole prompt.
+"""Writes the results of Transformers for messages: the text of the chat template, and the ids of the whole prompt.
 
     python message_fixtures.py
 
-Versions: requirements.txt beside this file. Output: idefics-processor/tests/fixtures/messages.json.
+Versions: see requirements.txt. Output: idefics-processor/tests/fixtures/messages.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.modules["torchvision"] = None  # the image processor must be the one on Pillow
+sys.modules["torchvision"] = None  # force the image processor that uses Pillow
 
 import transformers
 from PIL import Image
@@ -96,11 +96,11 @@ def main() -> None:
         for name, sample in SAMPLES:
             options = {key: sample[key] for key in ("add_generation_prompt", "tools", "documents") if key in sample}
             options |= sample.get("chat_template_kwargs", {})
-            # a fresh copy for each call: the reference changes the messages that it is given
+            # a new copy for each call: the reference modifies its messages
             messages = lambda: json.loads(json.dumps(sample["messages"]))
             template = TEMPLATES[name]
             text = processor.apply_chat_template(messages(), chat_template=template, tokenize=False, **options)
-            ids = None  # with `tokenize=True` the reference makes an empty list of an empty or missing content
+            ids = None  # with `tokenize=True`, the reference turns empty or missing content into an empty list
             if name in ("parts", "start token", "names"):
                 ids = processor.apply_chat_template(messages(), chat_template=template, tokenize=True, **options)[0]
             cases.append({"template": template, "sample": sample, "text": text, "ids": ids})

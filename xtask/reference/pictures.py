@@ -1,4 +1,4 @@
-"""Pictures for the cases: made ones from a seed, and small variants of photographs in the public domain."""
+"""Images for the cases: drawn from a seed, and small variants of free photographs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 
 def write_made(path: Path, size: tuple[int, int], seed: int) -> None:
-    """An RGB PNG with two gradients, a few filled boxes and a patch of noise: sharp and smooth edges alike."""
+    """An RGB PNG with two gradients, a few filled boxes and a patch of noise: both sharp and smooth edges."""
     width, height = size
     rng = np.random.default_rng(seed)
     across, down = np.meshgrid(np.linspace(0.0, 1.0, width), np.linspace(0.0, 1.0, height))
@@ -32,9 +32,9 @@ def write_made(path: Path, size: tuple[int, int], seed: int) -> None:
 
 
 def photograph(name: str, width: int, height: int) -> Image.Image:
-    """One of the photographs, resized and cropped to a size."""
+    """One of the photographs, resized and cropped to the given size."""
     with Image.open(SOURCES / f"{name}.png") as image:
-        image = Image.fromarray(np.array(image.convert("RGB")))  # leaves colour profiles behind
+        image = Image.fromarray(np.array(image.convert("RGB")))  # drops colour profiles
     scale = max(width / image.width, height / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -42,14 +42,14 @@ def photograph(name: str, width: int, height: int) -> Image.Image:
 
 
 def turned(image: Image.Image, orientation: int) -> dict[str, Any]:
-    """Options of `save` that mark a picture as stored in another orientation."""
+    """Options of `save` that set the EXIF orientation."""
     exif = image.getexif()
     exif[ORIENTATION] = orientation
     return {"exif": exif}
 
 
 def faded(image: Image.Image) -> Image.Image:
-    """The picture with an alpha band that runs from clear to opaque."""
+    """The image with an alpha band from transparent to opaque."""
     ramp = np.tile(np.linspace(0, 255, image.width).astype(np.uint8), (image.height, 1))
     image = image.copy()
     image.putalpha(Image.fromarray(ramp))
@@ -57,13 +57,13 @@ def faded(image: Image.Image) -> Image.Image:
 
 
 def sixteen_bit(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits whose low bytes are not the high bytes again."""
+    """A 16-bit grey image whose low bytes do not repeat the high bytes."""
     grey = np.array(image.convert("L")).astype(np.uint16)
     return Image.fromarray(grey * 256 + (grey * 7 + 130) % 256)
 
 
 def saved(make: Callable[[], Image.Image], **options: Any) -> Callable[[Path], None]:
-    """A recipe that makes a picture and writes it."""
+    """A recipe that makes an image and saves it."""
 
     def write(path: Path) -> None:
         image = make()
@@ -74,12 +74,12 @@ def saved(make: Callable[[], Image.Image], **options: Any) -> Callable[[Path], N
 
 
 def palette(colours: int) -> Image.Image:
-    """A picture of 30 by 26 pixels with few colours."""
+    """An image of 30 by 26 pixels with few colours."""
     return photograph("chelsea", 30, 26).quantize(colours, dither=Image.Dither.NONE)
 
 
 def grey(levels: int) -> Image.Image:
-    """A grey picture of 30 by 26 pixels whose darkest level is 0."""
+    """A grey image of 30 by 26 pixels whose darkest level is 0."""
     return photograph("coffee", 30, 26).convert("L").point(lambda value: value * levels // 256 * (256 // levels))
 
 

@@ -1,4 +1,4 @@
-"""Writes which row of the position table the reference gives each patch, for 1 to 70 patches along a side of 70.
+"""Writes the row of the position table that the reference uses for each patch, for 1 to 70 patches along a side of 70.
 
     python position_buckets.py ../../idefics-vision/tests/fixtures/position_buckets.json
 """
@@ -14,7 +14,7 @@ SIDE = 70
 
 
 def main(path):
-    # A position table that holds its own row numbers, and patches that are all zero: the output is the position.
+    # The position table holds its own row numbers and all patches are zero, so the output is the position.
     config = Idefics2VisionConfig(hidden_size=1, num_attention_heads=1, image_size=SIDE, patch_size=1)
     embeddings = Idefics2VisionEmbeddings(config)
     buckets = {}

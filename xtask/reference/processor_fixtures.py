@@ -1,9 +1,9 @@
-"""Writes the image fixtures of idefics-image and idefics-processor: what Pillow and transformers make of small pictures.
+"""Writes the image fixtures of idefics-image and idefics-processor: results of Pillow and Transformers for small images.
 
     python xtask/reference/processor_fixtures.py
 
-Versions: requirements.txt beside this file. The pictures are formulas (picture() below and in tests/image.rs), so that
-only files and results are stored. Output: idefics-processor/tests/fixtures/image* and idefics-image/tests/fixtures.
+Versions: see requirements.txt. The images are computed by a formula (picture() below and in tests/image.rs), so that only
+files and results are stored. Output: idefics-processor/tests/fixtures/image* and idefics-image/tests/fixtures.
 """
 
 import json
@@ -31,7 +31,7 @@ FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "h
 
 
 def picture(width, height, seed=0):
-    """[height, width, 3] u8: ramps with hard edges, so that filters overshoot; the same formula is in the tests."""
+    """[height, width, 3] u8: ramps with hard edges, so that filters overshoot. The tests use the same formula."""
     y, x, c = np.mgrid[0:height, 0:width, 0:3].astype(np.uint32)
     ramp = x * (7 + seed) + y * (13 + 2 * seed) + c * 29
     edges = ((x // 5 + y // 3 + c) % 3) * 97
@@ -61,7 +61,7 @@ def chunk(kind, data):
 
 
 def png(name, width, height, depth, color, rows, *chunks):
-    """A PNG with exactly these samples; rows are packed bytes."""
+    """A PNG with exactly these samples. Rows are packed bytes."""
     raw = b"".join(b"\0" + bytes(row) for row in rows)
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = b"".join(chunk(kind, data) for kind, data in chunks)
@@ -102,7 +102,7 @@ def decode_fixture():
     png("palette_trns.png", w, h, 8, 3, index.astype(np.uint8), (b"PLTE", palette), (b"tRNS", some))
     png("rgb_trns.png", w, h, 8, 2, rgb, (b"tRNS", struct.pack(">HHH", *map(int, rgb[2, 3]))))
     png("grey_trns.png", w, h, 8, 0, grey, (b"tRNS", struct.pack(">H", int(grey[2, 3]))))
-    # One clear entry is a color for the loader: entry 9 repeats it. Two clear entries are dropped.
+    # The loader treats a single transparent entry as a transparent colour, which entry 9 repeats. It ignores two.
     twice = palette[:27] + palette[15:18] + palette[30:]
     named = (index % 16).astype(np.uint8)
     png("palette_key.png", w, h, 8, 3, named, (b"PLTE", twice), (b"tRNS", b"\xff" * 5 + b"\0"))
@@ -120,7 +120,7 @@ def decode_fixture():
     frames[0].save(FILES / "animated.gif", save_all=True, append_images=frames[1:], duration=100)
     transparent = image.quantize(32)
     transparent.save(FILES / "transparent.gif", transparency=transparent.getpixel((3, 2)))
-    # A canvas wider and higher than its only frame.
+    # A canvas that is larger than its only frame.
     for name in ("plain", "transparent"):
         data = (FILES / f"{name}.gif").read_bytes()
         (FILES / f"{name}_bare.gif").write_bytes(data[:6] + struct.pack("<HH", w + 4, h + 3) + data[10:])
@@ -149,7 +149,7 @@ def decode_fixture():
         with Image.open(path) as opened:
             try:
                 upright = ImageOps.exif_transpose(opened)
-            except Exception:  # a damaged block says nothing
+            except Exception:  # ignore a damaged block
                 upright = opened
             white, drop = (np.array(convert_to_rgb(image)) for image in (upright, upright.convert("RGB")))
         expected[f"{path.name}/white"] = np.ascontiguousarray(white)
@@ -173,7 +173,7 @@ def processor_fixture():
     batches = {
         "plain": [[(70, 40), (12, 33)], [], [(9, 9)], [(50, 61), (3, 5), (24, 20)]],
         "split": [[(70, 40)], [(9, 9), (12, 33)]],
-        # A picture one pixel wide has quarters without pixels; one that is one pixel high divides by zero.
+        # An image one pixel wide has empty quarters; one that is one pixel high causes a division by zero.
         "split_narrow": [[(1, 40), (1, 2)], [(1, 9)]],
     }
     variants = {
@@ -200,7 +200,7 @@ def processor_fixture():
         sizes = [[row, *size] for row, images_ in enumerate(batch) for size in images_]
         tensors[f"{name}.sizes"] = np.array(sizes, dtype=np.int64)
         tensors[f"{name}.config"] = np.frombuffer(processor.to_json_string().encode(), dtype=np.uint8)
-    # Real sizes are too large to store: their checksums are not.
+    # Results of real sizes are too large to store; store their checksums.
     for width, height in [(1920, 1080), (300, 400), (777, 1203)]:
         for split in (False, True):
             processor = Idefics2ImageProcessorPil(do_image_splitting=split)

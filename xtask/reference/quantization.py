@@ -1,4 +1,4 @@
-"""Weights as bitsandbytes and quanto hold them, given back as numbers."""
+"""Quantises weights with bitsandbytes and quanto, and dequantises them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ BLOCK = 64
 
 
 def expanded_absmax(state: bnb.QuantState) -> torch.Tensor:
-    """The scales of a four-bit weight in full."""
+    """The scales of a four-bit weight, dequantised if they are quantised."""
     if state.nested:
         return bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset
     return state.absmax
 
 
 def four_bit_values(codes: torch.Tensor, state: bnb.QuantState, shape: torch.Size) -> torch.Tensor:
-    """The numbers that four-bit codes stand for.
+    """Dequantises four-bit codes.
 
-    Not `dequantize_4bit`: on processors with AVX-512 it takes the wrong block where a row is no multiple of 64.
+    Not `dequantize_4bit`: on processors with AVX-512 it uses the wrong block if the row length is not a multiple of 64.
     """
     count = shape.numel()
     table = state.code[torch.stack([codes.view(torch.uint8) >> 4, codes.view(torch.uint8) & 15], -1).flatten().long()]
@@ -34,7 +34,7 @@ def four_bit_values(codes: torch.Tensor, state: bnb.QuantState, shape: torch.Siz
 
 
 def int8(weight: torch.Tensor) -> quanto.QTensor:
-    """A weight, `[d_out, d_in]`, as `QuantoConfig(weights="int8")` holds it."""
+    """A weight, `[d_out, d_in]`, quantised as by `QuantoConfig(weights="int8")`."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight.data = weight
     quantized = quanto.QLinear.from_module(linear, weights=quanto.qint8)
@@ -43,7 +43,7 @@ def int8(weight: torch.Tensor) -> quanto.QTensor:
 
 
 def rounded(weight: torch.Tensor, quantize: str, double_quant: bool) -> torch.Tensor:
-    """What is left of a weight that was quantised."""
+    """A weight after quantising and dequantising."""
     if quantize == "int8":
         return int8(weight).dequantize()
     codes, state = bnb.quantize_4bit(weight, quant_type=quantize, blocksize=BLOCK, compress_statistics=double_quant)
@@ -51,7 +51,7 @@ def rounded(weight: torch.Tensor, quantize: str, double_quant: bool) -> torch.Te
 
 
 def round_weights(model: nn.Module, quantize: str, double_quant: bool) -> None:
-    """Round the layers of a model that the reference quantises: every linear layer but the head and what is in it."""
+    """Quantise and dequantise every layer that the reference quantises: linear layers outside the head."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.split(".")[0] != "lm_head":
             with torch.no_grad():
@@ -59,7 +59,7 @@ def round_weights(model: nn.Module, quantize: str, double_quant: bool) -> None:
 
 
 def look_up_in_float32(model: nn.Module) -> None:
-    """Compute four-bit layers in float32, whatever dtype the weights were quantised from and the processor multiplies."""
+    """Make four-bit layers compute in float32, whatever the dtype of the original weights and the processor."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.weight.quant_state.dtype = torch.float32
@@ -67,7 +67,7 @@ def look_up_in_float32(model: nn.Module) -> None:
 
 
 def write_quantized(source: Path, target: Path, quantize: str, double_quant: bool) -> None:
-    """A copy of a checkpoint as bitsandbytes stores it."""
+    """Write a copy of a checkpoint as stored by bitsandbytes."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json", "config.json"))
     options = BitsAndBytesConfig(

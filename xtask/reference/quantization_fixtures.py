@@ -1,7 +1,7 @@
-"""Writes idefics-kernels/tests/fixtures/quantization.safetensors: what bitsandbytes (CPU) and quanto make of known weights.
+"""Writes idefics-kernels/tests/fixtures/quantization.safetensors: known weights quantised by bitsandbytes (CPU) and quanto.
 
 Usage: python quantization_fixtures.py OUTPUT_FOLDER
-Needs: torch, bitsandbytes, optimum-quanto, safetensors. Deterministic: the weights come from a fixed generator.
+Needs torch, bitsandbytes, optimum-quanto and safetensors. The output is deterministic: the weights come from a fixed seed.
 
 Names are CASE.PART. A four-bit case has `weight`, `codes`, `absmax`, `dequantized`, `quant_map` and `quant_state` (UTF-8
 JSON). The nested one has `absmax` and what it is quantised to: `absmax8`, `nested_absmax`, `nested_quant_map`, `offset`,
@@ -22,7 +22,7 @@ tensors = {}
 
 
 def weights(d_out, d_in, seed):
-    """Normal values with some large ones, and with zeros."""
+    """Normally distributed values with some large ones and some zeros."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(d_out, d_in, generator=generator) * 0.02
     values *= torch.rand(d_out, 1, generator=generator) * 4 + 0.1
@@ -58,12 +58,12 @@ def four_bit(case, weight, kind, nested=False, storage=torch.uint8):
 
 for kind in ["nf4", "fp4"]:
     four_bit(f"{kind}", weights(6, 128, 1), kind)
-    four_bit(f"{kind}_spanning", weights(7, 72, 2), kind)  # blocks reach over the ends of rows
+    four_bit(f"{kind}_spanning", weights(7, 72, 2), kind)  # blocks span rows
     four_bit(f"{kind}_odd", weights(5, 33, 3), kind)  # an odd number of weights
 zeros = weights(4, 64, 4)
 zeros[1] = 0
 four_bit("nf4_zero_block", zeros, "nf4")
-# Many scales from few weights would need none between: one large value a block is enough.
+# To get many scales from few weights, one large value per block is enough.
 generator = torch.Generator().manual_seed(5)
 spread = torch.zeros(300, 64)
 spread[:, 7] = torch.rand(300, generator=generator) * 0.1

@@ -1,9 +1,9 @@
-"""Writes the fixture of idefics-text: cosines and sines of every kind of rotary scaling.
+"""Writes a fixture of idefics-text: cosines and sines of every kind of rotary scaling.
 
     python xtask/reference/rope_fixture.py
 
-Each entry is a `text_config`, and calls in the order in which a generation makes them, on a module of its own: positions
-in, the first half of `cos` and `sin` of each out (the second half is the same).
+Each entry has a `text_config` and calls on a new module, in the order of a generation: the input positions, and the first
+half of `cos` and `sin` (the second half is the same).
 """
 
 import json
@@ -21,7 +21,7 @@ FACTORS = {
     "long_factor": [1.0, 1.5, 2.5, 4.0, 7.5, 11.0, 20.0, 32.5],
 }
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 60}
-# A prompt, then tokens one by one, past 30 and past 96 positions; several rows share a call.
+# A prompt, then single tokens, beyond 30 and beyond 96 positions; a call has several rows.
 GROWING = [list(range(0, 29)), [29], [30], [31, 7], [95], [96, 12, 4], [97], [500]]
 FIXED = [[0, 1, 2, 30, 95, 96, 1000, 30000]]
 

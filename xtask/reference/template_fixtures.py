@@ -1,10 +1,10 @@
-"""Templates with what Transformers renders from them: `idefics-template/tests/reference.json`.
+"""Writes templates with the text that Transformers renders: `idefics-template/tests/reference.json`.
 
     python xtask/reference/template_fixtures.py [--random N] [--seed N] [--out FILE]
 
-Hand-written templates for every statement, filter, test, method and operator, with odd arguments too, then N random
-ones from a grammar. The result of each is its text, or null where the reference raises an exception. Larger files than
-the committed one are compared by `cargo run -p idefics-template --example compare FILE`.
+There are hand-written templates for every statement, filter, test, method and operator, also with unusual arguments, and N
+random ones from a grammar. The result of each is its text, or null if the reference raises an exception. Files larger than
+the committed one can be compared with `cargo run -p idefics-template --example compare FILE`.
 """
 
 import argparse
@@ -59,11 +59,10 @@ signal.signal(signal.SIGALRM, expire)
 
 
 def render(source):
-    """The text, None for an error, or Expired/unusable as ()."""
+    """The rendered text; None for an error; () if the result is unusable or took too long."""
     signal.setitimer(signal.ITIMER_REAL, 2)
     try:
-        # Compiled anew each time; the cache would only grow.
-        # The filter `indent` adds a line break to lists in place.
+        # The context is copied, because the filter `indent` appends a line break to lists in place.
         text = chat_template_utils._cached_compile_jinja_template(source).render(**copy.deepcopy(CONTEXT))
     except (Expired, MemoryError):
         return ()
@@ -71,10 +70,10 @@ def render(source):
         return None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    # Addresses of objects differ from run to run, and generators print alike here.
+    # Addresses of objects differ between runs, and we print generators differently.
     if re.search(r"0x[0-9a-f]{6,}|<(function|class|built-in|bound)|generator|g-e-n-e-r", text, re.IGNORECASE) or len(text) > 5000:
         return ()
-    # Complex numbers are refused, which the crate's README says.
+    # We reject complex numbers; the README of the crate documents this.
     if re.search(r"\dj\)", text):
         return ()
     try:
@@ -421,7 +420,7 @@ c
 {{ (h|safe).replace('b', '<') }}{{ (h|safe).join(['<', '>']) }}{{ (h|safe).split() }}{{ (h|safe)[1:3] }}{{ (h|safe).center(20, '<') }}{{ (h|safe).striptags() }}{{ (h|safe).unescape() }}
 """.split("\n") if l]
 
-# What a larger comparison with templates of other shapes has found: a line for each rule of the reference.
+# Rules of the reference found by a larger comparison with other kinds of templates, one line per rule.
 RULES = [l for l in r"""
 {#
 a{#
@@ -572,7 +571,7 @@ def hand_written():
         yield "{{ (%s).%s }}" % (value, method)
     for left, operator, right in itertools.product(OPERANDS, ["+", "-", "*", "/", "//", "%", "**", "~", "==", "<", ">=", "in", "and"], OPERANDS):
         if (operator, right) == ("**", "10**20"):
-            continue  # takes Python forever
+            continue  # takes Python too long
         yield "{{ (%s) %s (%s) }}" % (left, operator, right)
     for expression in PRINTF + FORMAT:
         yield "{{ %s }}" % expression
@@ -647,7 +646,7 @@ def random_templates(count):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--random", type=int, default=3000)
-    parser.add_argument("--hand-written", type=float, default=1.0, help="the share of the hand-written ones to keep")
+    parser.add_argument("--hand-written", type=float, default=1.0, help="fraction of the hand-written templates to keep")
     parser.add_argument("--seed", type=int, default=18)
     parser.add_argument("--out", default=pathlib.Path(__file__).parents[2] / "idefics-template/tests/reference.json")
     args = parser.parse_args()

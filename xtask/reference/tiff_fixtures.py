@@ -1,8 +1,8 @@
-"""TIFF files and the pixels that Pillow makes of them, for idefics-image. Usage: python tiff_fixtures.py
+"""Writes TIFF files and the pixels that Pillow decodes from them, for idefics-image. Usage: python tiff_fixtures.py
 
-Needs Debian's libtiff-tools (`tiffcp`). Writes ../../idefics-image/tests/fixtures/tiff.safetensors.zlib (deflate over safetensors): each file as bytes
-under its name; under `<name>/drop` and `<name>/white` width, height and the SHA-256 of the RGB pixels without and with
-white under transparency; nothing under both where Pillow refuses the file.
+Needs `tiffcp` (Debian package libtiff-tools). Output: ../../idefics-image/tests/fixtures/tiff.safetensors.zlib, a compressed
+safetensors file with the bytes of each file under its name, and width, height and the SHA-256 of the RGB pixels under
+`<name>/drop` (alpha dropped) and `<name>/white` (composited over white). If Pillow rejects a file, both are missing.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def photo(width, height):
 
 
 def tiff(tags, chunks, order="<", big=False):
-    """A file of one page: tags are {number: (type, values)}, chunks the data of strips or tiles."""
+    """A file with one page. `tags` is {number: (type, values)}; `chunks` is the data of strips or tiles."""
     head = 16 if big else 8
     mark = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if big else 42)
     offsets, at = [], head
@@ -72,7 +72,7 @@ PACKERS = {1: bytes, 8: zlib.compress, 32946: zlib.compress, 32773: packbits}
 
 def made(width, height, photometric, bits, rows, compression=1, order="<", big=False, strip=None, tile=None,
          planar=False, predictor=1, **tags):
-    """A file from rows of packed bytes, [height, bytes of a row], or one such array for each plane."""
+    """A file from rows of packed bytes, [height, bytes per row], or one such array per plane."""
     planes = rows if planar else [rows]
     chunks = []
     for plane in planes:
@@ -184,7 +184,7 @@ def raw_kinds():
         FILES[f"orientation{value}_raw"] = made(w, h, 2, [8] * 3, flat(rgb), t274=(SHORT, value))
     packet = b'<rdf:Description tiff:Orientation="6"/>'
     FILES["orientation_xmp"] = made(w, h, 2, [8] * 3, flat(rgb), t700=(1, packet))
-    # Damage.
+    # Damaged files.
     plain = made(w, h, 2, [8] * 3, flat(rgb), compression=8, strip=8)
     FILES["truncated"] = plain[:-20]
     base = dict(photometric=2, bits=[8] * 3, rows=flat(rgb), strip=8)
@@ -226,7 +226,7 @@ def of_pillow():
 
 
 def ycbcr():
-    """Deflate with chroma of a lower resolution: Cb and Cr behind the luma of each rectangle."""
+    """Deflate with subsampled chroma: Cb and Cr follow the luma of each rectangle."""
     w, h = 37, 23
     full = np.array(photo(w, h).convert("YCbCr"))
     for across in (1, 2, 4):
@@ -247,7 +247,7 @@ def ycbcr():
 
 
 def of_tiffcp():
-    """Files of another encoder: group 3 with all options, tiles, planes, bit orders, JPEG."""
+    """Files written by `tiffcp`: group 3 with all options, tiles, planes, bit orders, JPEG."""
     w, h = 53, 47
     gradient = np.array(photo(w, h).convert("L"))
     bilevel = Image.fromarray((gradient > 110).astype(np.uint8) * 255).convert("1")
@@ -279,7 +279,7 @@ def of_tiffcp():
 
 
 def damaged():
-    """Compressed data with changed bits; the tags, which Pillow and libtiff read each in its own way, stay whole."""
+    """Files with flipped bits in the compressed data, not in the tags, which Pillow and libtiff parse differently."""
     for name in ("tiffcp_g3:1d_msb2lsb", "tiffcp_g3:2d_msb2lsb", "tiffcp_g4_msb2lsb", "pillow_bilevel_tiff_ccitt",
                  "pillow_bilevel_group4", "pillow_grey_tiff_lzw", "pillow_grey_packbits", "pillow_jpeg"):
         whole = FILES[name]
@@ -311,7 +311,7 @@ def expected(data):
 
 
 def is_stable(data):
-    """Whether Pillow gives the same pixels twice: of rows that damaged data does not reach it shows old memory."""
+    """Whether Pillow returns the same pixels twice. Rows that damaged data does not reach contain uninitialised memory."""
     results = set()
     for value in (0, 85, 170, 255):
         dirt = [bytes([value]) * size for size in range(64, 20_000, 64) for _ in range(2)]

@@ -1,9 +1,9 @@
-"""What Transformers makes of text: ids, decoded text, streamed chunks and rendered conversations.
+"""Writes results of Transformers for text: ids, decoded text, streamed chunks and rendered conversations.
 
     python tokenizer_fixtures.py --out ../../idefics-processor/tests/fixtures/text.json
 
-Run it with the release that the rest of the cases are made with. A second run, by an interpreter with a 4.x release and `--release4`, adds to the
-same file what that release computes.
+Run it with the release in requirements.txt. A second run with `--release4`, in an environment with a 4.x release, adds the
+results of that release to the same file.
 """
 
 from __future__ import annotations
@@ -113,14 +113,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def random_texts(count: int) -> list[str]:
-    """Strings of pieces that meet at every kind of border, the same in every run."""
+    """Random strings of pieces with all kinds of borders between them; the same in every run."""
     rng = random.Random(5)
     pieces = [*SPECIAL, "<image>", "</s>", "<s>", "<unk>", " ", "  ", "\n", "a", "The", "▁", "<", ">", ".", "é", "語", "🐈", "\t", "it's", "9"]
     return ["".join(rng.choices(pieces, k=rng.randint(1, 9))) for _ in range(count)]
 
 
 class Chunks(TextStreamer):
-    """Keeps what a `TextStreamer` would print."""
+    """Collects the text that a `TextStreamer` would print."""
 
     def __init__(self, tokenizer: Any, **decode: Any) -> None:
         super().__init__(tokenizer, **decode)
@@ -131,7 +131,7 @@ class Chunks(TextStreamer):
 
 
 class Ids(list):
-    """The part of a tensor that a streamer looks at."""
+    """The part of a tensor's interface that a streamer uses."""
 
     shape = (1,)
 
@@ -140,7 +140,7 @@ class Ids(list):
 
 
 def processor(folder: Path, change: dict[str, Any], splitting: bool) -> Any:
-    """A processor over the real vocabulary with some keys of `tokenizer_config.json` changed or taken out."""
+    """A processor with the real vocabulary and some keys of `tokenizer_config.json` changed or removed."""
     config = json.loads((CHECKPOINT / "tokenizer_config.json").read_text())
     config |= change
     config = {key: value for key, value in config.items() if value is not None}
@@ -174,7 +174,7 @@ def streams(texts: list[str]) -> list[dict[str, Any]]:
         tokenizer = processor(Path(folder), {}, False).tokenizer
     rng = random.Random(6)
     sequences = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    # Ids that no text has in this order: byte pieces that form no character, specials, anything.
+    # Id sequences that no text produces: incomplete byte pieces, special tokens, random ids.
     sequences += [[rng.randrange(3, 259) for _ in range(12)] for _ in range(8)]
     sequences += [[rng.choice([rng.randrange(32003), rng.randrange(259)]) for _ in range(20)] for _ in range(8)]
     rows = []
@@ -222,7 +222,7 @@ def main() -> None:
         }
         same = fixture["variants"]["legacy"]
         for name, variant in fixture["variants"].items():
-            # Most variants agree; saying so keeps the file small and the statement plain.
+            # Most variants agree; storing them once keeps the file small.
             for key in ("ids", "decoded", "skipped"):
                 if name != "legacy" and variant[key] == same[key]:
                     variant[key] = "as legacy"

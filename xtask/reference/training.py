@@ -1,4 +1,4 @@
-"""Training: the gradients of the first step, and what a short run of AdamW does to the loss."""
+"""Training results: the gradients of the first step, and the losses of a short run with AdamW."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Parameters = dict[str, torch.nn.Parameter]
 
 IGNORED = -100
 ROUNDING = 2.0**-22  # relative change of the weights in the second run
-STEADY = 1e-4  # the most that this may change a loss
-STEADY_NORM = 1e-3  # and a norm of gradients
-FALL = 0.1  # the least that the loss falls in a run
+STEADY = 1e-4  # maximum change of a loss in the second run
+STEADY_NORM = 1e-3  # maximum change of a gradient norm in the second run
+FALL = 0.1  # minimum decrease of the loss in a run
 
 
 class Unsteady(Exception):
-    """The run hangs on rounding, or learns nothing."""
+    """Raised if a run depends on rounding or learns nothing."""
 
 
 @dataclasses.dataclass
 class Run:
-    """What one training run showed."""
+    """Results of one training run."""
 
     gradients: Tensors  # of the first step, before clipping
     losses: torch.Tensor
@@ -38,11 +38,11 @@ class Run:
 
 
 def training_labels(inputs: Tensors, recipe: str, image_token_id: int) -> torch.Tensor:
-    """The input ids with everything that does not count at -100."""
+    """The input ids, with -100 for everything that does not count in the loss."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     ignored = mask == 0
-    # The first real token of a left-padded row would be predicted by a padded slot, which means nothing: what such a
-    # slot computes depends on the attention kernel. In a row without padding nothing predicts it.
+    # The first real token of a left-padded row would be predicted from a padded slot, which is meaningless: the result
+    # at such a slot depends on the attention kernel. In a row without padding, nothing predicts it.
     ignored |= mask.cumsum(dim=1) == 1
     if recipe == "ignore_image_tokens":
         ignored |= ids == image_token_id
@@ -66,8 +66,8 @@ def stored_names(checkpoint: Path) -> set[str]:
 
 
 def freeze(model: Idefics2ForConditionalGeneration, prefixes: tuple[str, ...], stored: set[str]) -> Parameters:
-    """Take the parameters whose names begin with one of `prefixes` out of training; the others by name."""
-    parameters = dict(model.named_parameters())  # tied tensors once
+    """Freeze the parameters whose names start with one of `prefixes`; return the others by name."""
+    parameters = dict(model.named_parameters())  # lists tied tensors once
     assert parameters.keys() == stored, parameters.keys() ^ stored
     for prefix in prefixes:
         assert any(name.startswith(prefix) for name in parameters), prefix
@@ -77,7 +77,7 @@ def freeze(model: Idefics2ForConditionalGeneration, prefixes: tuple[str, ...], s
 
 
 def schedule(optimizer: torch.optim.Optimizer, settings: Train) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule as the reference names it; its plain `constant` knows no warm-up."""
+    """The schedule under its name in the reference, where plain `constant` has no warm-up."""
     warmed = settings.schedule == "constant" and settings.warmup_steps > 0
     name = "constant_with_warmup" if warmed else settings.schedule
     return get_scheduler(name, optimizer, settings.warmup_steps, settings.steps)
@@ -86,7 +86,7 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Train) -> torch.optim.l
 def steps(
     model: Idefics2ForConditionalGeneration, parameters: Parameters, inputs: Tensors, settings: Train
 ) -> Iterator[tuple[Tensors, float, float, float]]:
-    """For each step the gradients before clipping, the loss, the norm of the gradients and the learning rate."""
+    """Yields for each step the gradients before clipping, the loss, the gradient norm and the learning rate."""
     optimizer = torch.optim.AdamW(
         parameters.values(),
         lr=settings.lr,
@@ -108,14 +108,14 @@ def steps(
 
 
 def run(model: Idefics2ForConditionalGeneration, parameters: Parameters, inputs: Tensors, settings: Train) -> Run:
-    """Train `parameters` on one batch that has its labels."""
+    """Train `parameters` on one labelled batch."""
     gradients, losses, norms, lrs = zip(*steps(model, parameters, inputs, settings), strict=True)
     curves = [torch.tensor(values, dtype=torch.float32) for values in (losses, norms, lrs)]
     return Run(gradients[0], *curves)
 
 
 def shake(parameters: Parameters) -> None:
-    """Change every weight by about what rounding changes."""
+    """Change every weight by about a rounding error."""
     rng = np.random.default_rng(0)
     with torch.no_grad():
         for parameter in parameters.values():
@@ -124,7 +124,7 @@ def shake(parameters: Parameters) -> None:
 
 
 def train(checkpoint: Path, inputs: Tensors, settings: Train) -> Tensors:
-    """The tensors of a training case, without those of the processor."""
+    """The tensors of a training case, except those of the processor."""
     stored = stored_names(checkpoint)
     model = load(checkpoint)
     labels = training_labels(inputs, settings.labels, model.config.image_token_id)

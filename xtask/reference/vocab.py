@@ -1,4 +1,4 @@
-"""Tokenizer files: the real Mistral v1 vocabulary, whole or cut down to a few hundred entries."""
+"""Tokenizer files: the real Mistral v1 vocabulary, complete or reduced to a few hundred entries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ N_BYTE_PIECES = 259  # <unk>, <s>, </s> and the 256 byte pieces
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A SentencePiece-BPE vocabulary in the form that `tokenizer.json` wants."""
+    """A SentencePiece BPE vocabulary in the form of `tokenizer.json`."""
 
     ids: dict[str, int]
     merges: list[str]
@@ -43,7 +43,7 @@ class Vocabulary:
 
 
 def mistral(pieces: int | None = None) -> Vocabulary:
-    """The Mistral v1 vocabulary; with `pieces`, only its first multi-character pieces (ids given anew, in order)."""
+    """The Mistral v1 vocabulary; with `pieces`, only that many multi-character pieces, renumbered in order."""
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString((Path(mistral_common.__file__).parent / "data/tokenizer.model.v1").read_bytes())
     scores = {piece.piece: piece.score for piece in model.pieces}
@@ -58,7 +58,7 @@ def mistral(pieces: int | None = None) -> Vocabulary:
 
 
 def tokenizer_json(vocabulary: Vocabulary, special: list[str]) -> dict[str, Any]:
-    """`tokenizer.json` as the Idefics repositories have it: the legacy normaliser and no pre-tokenizer."""
+    """`tokenizer.json` as in the Idefics repositories: with the legacy normaliser and without a pre-tokenizer."""
     names = ["<unk>", "<s>", "</s>", *special]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
@@ -144,7 +144,7 @@ def write_tokenizer(
 
 
 def byte_level_json() -> dict[str, Any]:
-    """A byte-level BPE in the manner of GPT-2, trained on the spot on pieces of the Mistral vocabulary."""
+    """A byte-level BPE in the style of GPT-2, trained on pieces of the Mistral vocabulary."""
     trained = Tokenizer(models.BPE())
     digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
@@ -183,6 +183,6 @@ def write_byte_level(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any, compact: bool = False) -> None:
-    """Write JSON with a final line break; `compact` leaves out every optional space."""
+    """Write JSON with a final line break; `compact` omits all optional spaces."""
     layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 2}
     path.write_text(json.dumps(value, ensure_ascii=False, **layout) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-//! `cargo xtask gpu`: what is to be seen on a card, in one report.
+//! `cargo xtask gpu`: tests and measures a GPU, and writes a report.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -8,30 +8,30 @@ use anyhow::{Context, Result, bail, ensure};
 use idefics_generate::DeviceChoice;
 use serde_json::Value;
 
-/// Builds the programs for a GPU, compares every committed case in each dtype of the device, runs the benches, measures
-/// the large shapes, and writes a report.
+/// Build the programs for a GPU, verify every committed case in each dtype of the device, measure the shapes of large
+/// models, run the benches, and write a report.
 ///
-/// Exit code 0 if all was run and every case agrees in f32, 1 otherwise.
+/// Exit code 0 if everything ran and every case agrees in f32, 1 otherwise.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask gpu --device cuda
   cargo xtask gpu --device vulkan --small --output report.md
   cargo xtask gpu --device cuda --only cases
-  xtask gpu --device cuda --programs DIR        # where there is no compiler")]
+  xtask gpu --device cuda --programs DIR        # on a machine without a compiler")]
 pub(crate) struct Args {
-    /// `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
+    /// The GPU: `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cuda")]
     device: DeviceChoice,
-    /// A folder with `idefics` and `xtask`, instead of building them; benches are left out then.
+    /// Use the programs `idefics` and `xtask` from this folder instead of building them. Skips the benches.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
-    /// The built-in model instead of Idefics2-8b, and no benches: to try the command.
+    /// Use the built-in model instead of Idefics2-8b and skip the benches, to try out the command.
     #[arg(long)]
     small: bool,
-    /// Only this part, where there is little time.
+    /// Run only this part.
     #[arg(long, value_enum, value_name = "PART")]
     only: Option<Part>,
-    /// Where the report goes [default: benches/results/DATE-CARD.md].
+    /// File to write the report to [default: benches/results/DATE-CARD.md].
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -39,15 +39,15 @@ pub(crate) struct Args {
 /// A part of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
-    /// Every committed case in each dtype.
+    /// Verification of every committed case in each dtype.
     Cases,
-    /// `idefics bench` of the shapes.
+    /// `idefics bench` for several shapes.
     Shapes,
-    /// The criterion benches of the components, on the first device of the kind.
+    /// The criterion benches of the components, on the first device of this kind.
     Benches,
 }
 
-/// What is measured with random weights of the shape of Idefics2-8b: a name, and options before and behind `bench`.
+/// The measurements with random weights in the shape of Idefics2-8b: name, options before `bench`, options after it.
 const LARGE: [(&str, &[&str], &[&str]); 8] = [
     ("one row, bf16", &["--dtype", "bf16"], &["--new-tokens", "64"]),
     ("one row, int8", &["--quantize", "int8"], &["--new-tokens", "64"]),
@@ -55,8 +55,8 @@ const LARGE: [(&str, &[&str], &[&str]); 8] = [
     ("one row, q4", &["--quantize", "q4"], &["--new-tokens", "64"]),
     ("16 rows, bf16", &["--dtype", "bf16"], &["--batch", "16", "--new-tokens", "64"]),
     ("1000 tokens, bf16", &["--dtype", "bf16"], &["--prompt-tokens", "1000", "--new-tokens", "8"]),
-    ("a picture of 980x980, bf16", &["--dtype", "bf16"], &["--image", "980x980", "--new-tokens", "8"]),
-    ("five of them, bf16", &["--dtype", "bf16"], &FIVE_PICTURES),
+    ("one 980x980 image, bf16", &["--dtype", "bf16"], &["--image", "980x980", "--new-tokens", "8"]),
+    ("five 980x980 images, bf16", &["--dtype", "bf16"], &FIVE_PICTURES),
 ];
 const FIVE_PICTURES: [&str; 14] = [
     "--image",
@@ -87,21 +87,21 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// The report as far as it has come: a run that is cut short loses nothing that was measured.
+/// The report so far. It is written after every addition, so that an interrupted run keeps its measurements.
 struct Report {
     file: PathBuf,
     text: String,
 }
 
 impl Report {
-    /// Adds to the report, and writes all of it.
+    /// Appends to the report and writes the whole file.
     fn add(&mut self, text: &str) -> Result<()> {
         self.text += text;
         std::fs::write(&self.file, &self.text).with_context(|| self.file.display().to_string())
     }
 }
 
-/// Writes the report; whether every case agrees in f32 and every shape ran.
+/// Writes the report. Returns whether every case agrees in f32 and every shape ran.
 fn report(args: &Args) -> Result<bool> {
     let feature = match args.device {
         DeviceChoice::Cuda(_) => "cuda",
@@ -111,7 +111,7 @@ fn report(args: &Args) -> Result<bool> {
     };
     let wants = |part| args.only.is_none_or(|only| only == part);
     let has_benches = args.programs.is_none() && !args.small;
-    ensure!(args.only != Some(Part::Benches) || has_benches, "benches are built here, and of real shapes");
+    ensure!(args.only != Some(Part::Benches) || has_benches, "--only benches excludes --programs and --small");
     let programs = match &args.programs {
         Some(folder) => folder.clone(),
         None => build(feature)?,
@@ -120,7 +120,7 @@ fn report(args: &Args) -> Result<bool> {
     let listed = output(Command::new(programs.join("idefics")).args(["--json", "devices"]))?;
     let devices = listed.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
     let card = devices.iter().find(|listed| listed["device"] == device.as_str());
-    let card = card.with_context(|| format!("{device} is not among the devices of this machine:\n{listed}"))?;
+    let card = card.with_context(|| format!("this machine has no device {device}; its devices are:\n{listed}"))?;
     let name = card["name"].as_str().unwrap_or("unknown");
 
     let today = today()?;
@@ -135,7 +135,7 @@ fn report(args: &Args) -> Result<bool> {
         let features = format!("idefics-nn/{feature}");
         let packages = ["idefics-nn", "idefics-vision", "idefics-perceiver", "idefics-text"];
         let mut bench = Command::new("cargo");
-        bench.args(["bench", "--benches", "--features", &features]).env("BURN_DEVICE", feature); // the first of its kind
+        bench.args(["bench", "--benches", "--features", &features]).env("BURN_DEVICE", feature); // the first GPU
         packages.iter().for_each(|package| _ = bench.args(["-p", package]));
         report.add(&format!("## Benches\n\n```\n{}```\n", output(&mut bench)?))?;
     }
@@ -143,7 +143,7 @@ fn report(args: &Args) -> Result<bool> {
     Ok(agrees && ran)
 }
 
-/// Builds the programs, and says where they are.
+/// Builds the programs and returns their folder.
 fn build(feature: &str) -> Result<PathBuf> {
     let features = format!("idefics-cli/{feature},xtask/{feature}");
     let options = ["build", "--release", "-p", "idefics-cli", "-p", "xtask", "--features", &features];
@@ -153,14 +153,14 @@ fn build(feature: &str) -> Result<PathBuf> {
     Ok(target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")).join("release"))
 }
 
-/// Every committed case in each dtype of the device.
+/// Verifies every committed case in each dtype of the device. Returns whether all agree in f32.
 fn verify(programs: &Path, device: &str, card: &Value, report: &mut Report) -> Result<bool> {
-    report.add("## Cases\n\n| dtype | stages that agree | that do not | seconds |\n|---|---|---|---|\n")?;
+    report.add("## Cases\n\n| dtype | stages that agree | stages that differ | seconds |\n|---|---|---|---|\n")?;
     let mut agrees = false;
     for dtype in card["dtypes"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         eprintln!("verify, {dtype}");
         let clock = Instant::now();
-        // Stages that differ make its exit code 1, which is no reason to stop.
+        // Exit code 1 means that stages differ; the report goes on with the next dtype.
         let verify = ["verify", "--json", "--device", device, "--dtype", dtype];
         let run = Command::new(programs.join("xtask")).args(verify).stderr(Stdio::inherit()).output()?;
         let lines = String::from_utf8(run.stdout)?;
@@ -173,12 +173,13 @@ fn verify(programs: &Path, device: &str, card: &Value, report: &mut Report) -> R
     Ok(agrees)
 }
 
-/// `idefics bench` of every shape; whether all of them ran.
+/// Runs `idefics bench` for every shape. Returns whether all succeeded.
 fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> Result<bool> {
     report.add(
-        "## Shapes\n\nThe fastest / the median run or step, in milliseconds; the share is that of the read bandwidth \
-         measured in the same run. Each shape is run once before it counts, which chooses kernels. Steps are replayed \
-         where the device recorded one; what launching operations one after the other takes more is the next column's share.\n\n\
+        "## Shapes\n\nTimes are minimum / median in milliseconds per run or per decode step. Each shape is run once as \
+         a warm-up, which also chooses kernels. Decode steps are replayed if the device captured one; `launches` is \
+         the fraction of the step time that replay saves. `share` is the fraction of the read bandwidth, which is \
+         measured in the same run.\n\n\
          | shape | vision | connector | prefill | decode | launches | read GB/s | share | launch µs | memory GB | all s |\n\
          |---|---|---|---|---|---|---|---|---|---|---|\n",
     )?;
@@ -188,7 +189,7 @@ fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> R
     ];
     let shapes = if small { &small_shapes[..] } else { &LARGE[..] };
     let mut all_ran = true;
-    for (name, before, behind) in shapes {
+    for (name, before, after) in shapes {
         eprintln!("bench, {name}");
         let mut command = Command::new(programs.join("idefics"));
         command.args(["--json", "--device", device]).args(*before).arg("bench");
@@ -196,7 +197,7 @@ fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> R
             command.args(["--random-weights", "idefics2-8b"]);
         }
         let clock = Instant::now();
-        let ran = output(command.args(*behind)).and_then(|line| Ok(serde_json::from_str(line.trim())?));
+        let ran = output(command.args(*after)).and_then(|line| Ok(serde_json::from_str(line.trim())?));
         let row = match &ran {
             Ok(bench) => figures(bench),
             Err(error) => format!(" failed: {error:#} | | | | | | | | |"),
@@ -208,7 +209,7 @@ fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> R
     Ok(all_ran)
 }
 
-/// What the report says of one run of `idefics bench`.
+/// Formats the result of one `idefics bench` run as table cells.
 fn figures(bench: &Value) -> String {
     let number = |key: &str| bench[key].as_f64().unwrap_or(f64::NAN);
     let stage = |stage: &str| {
@@ -226,14 +227,14 @@ fn figures(bench: &Value) -> String {
     format!("{stages} {launches} | {bandwidth:.0} | {share:.2} | {launch:.1} | {memory:.2} |")
 }
 
-/// What a command prints, if it succeeds.
+/// Runs a command and returns its standard output. Fails if the exit code is not 0.
 fn output(command: &mut Command) -> Result<String> {
     let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("{command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", output.status);
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// `2026-11-21`
+/// Today's date, such as `2026-11-21`.
 fn today() -> Result<String> {
     Ok(output(Command::new("date").arg("+%F"))?.trim().to_owned())
 }

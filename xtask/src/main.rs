@@ -1,9 +1,9 @@
-//! The project's own chores: `cargo xtask verify` compares the models with reference outputs,
-//! `gpu` runs all that on a card and measures large shapes, `train-demo`, `eval-demo` and `compare-formats` make and
-//! measure the model that the program carries.
+//! Development tasks. `cargo xtask verify` compares the models with reference outputs; `compare-activations` measures
+//! the effect of int8 activations. `gpu` verifies and measures everything on a GPU. `train-demo`, `eval-demo` and
+//! `compare-formats` train and measure the built-in model.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)] // it is a program
-#![allow(clippy::disallowed_methods)] // it looks at what models compute
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a command line program
+#![allow(clippy::disallowed_methods)] // reads tensors back to the host to compare them
 
 mod demo;
 mod gpu;
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Chores of the idefics workspace.
+/// Development tasks of the idefics workspace.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -23,22 +23,22 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compares every stage of a model with what the reference computed.
+    /// Compare every stage of a model with the results of the reference.
     Verify(verify::Args),
-    /// Runs everything that is to be seen on a card, and writes a report.
+    /// Test and measure a GPU, and write a report.
     Gpu(gpu::Args),
-    /// Measures what eight-bit activations change about the logits of every case.
+    /// Measure the effect of int8 activations on the logits of every case.
     CompareActivations(verify::activations::Args),
-    /// Trains the small model that the program carries.
+    /// Train the built-in model.
     TrainDemo(demo::train::Args),
-    /// Measures a small model on scenes that it never saw.
+    /// Measure the accuracy of the built-in model on unseen scenes.
     EvalDemo(demo::eval::Args),
-    /// Measures what each weight format changes about a small model's answers.
+    /// Measure the effect of each weight format on the answers of the built-in model.
     CompareFormats(demo::formats::Args),
 }
 
 fn main() -> ExitCode {
-    end_with_the_reader();
+    exit_on_broken_pipe();
     if let Err(error) = idefics_kernels::IsaLevel::cap() {
         eprintln!("error: {error}");
         return ExitCode::FAILURE;
@@ -53,9 +53,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ends the program quietly when the reader of its output goes away, with the code that a shell gives for SIGPIPE. Rust
-/// ignores that signal, and `println!` would panic.
-fn end_with_the_reader() {
+/// Makes the program exit quietly when the reader of its output closes the pipe, with the exit code that a shell
+/// reports for SIGPIPE. Rust ignores this signal by default, so that `println!` would panic.
+fn exit_on_broken_pipe() {
     #[cfg(unix)]
     {
         use std::sync::Arc;
@@ -64,7 +64,7 @@ fn end_with_the_reader() {
         use signal_hook::consts::SIGPIPE;
         use signal_hook::flag::register_conditional_shutdown;
 
-        // Without the handler there is a panic instead.
+        // If this fails, `println!` panics instead.
         let _ = register_conditional_shutdown(SIGPIPE, 128 + SIGPIPE, Arc::new(AtomicBool::new(true)));
     }
 }

@@ -1,14 +1,14 @@
-//! A reader that goes away ends the program quietly.
+//! The program ends quietly when the reader of its output closes the pipe.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // also in helper functions
 
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 #[test]
-fn a_verification_whose_reader_went_away_ends_quietly() {
+fn verify_ends_quietly_on_a_broken_pipe() {
     let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/head-dim");
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command.arg("verify").arg("--case").arg(case).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,12 +1,12 @@
-//! A short training run as a user starts it, stops it and starts it again.
+//! `train-demo`: a short run that is killed and resumed, and an unwritable output folder.
 
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // also in helper functions
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Three steps of each part, a checkpoint after each.
+/// A run with three steps in each part and a checkpoint after every step.
 fn train(out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command.args(["train-demo", "--tower-steps", "3", "--steps", "3", "--more-steps", "3", "--save-every", "1"]);
@@ -16,7 +16,7 @@ fn train(out: &Path) -> Command {
 }
 
 #[test]
-fn a_run_that_is_killed_in_each_part_ends_with_the_same_model() {
+fn killed_run_resumes_to_the_same_model() {
     let folder = tempfile::tempdir().unwrap();
     let [whole, cut] = ["whole", "cut"].map(|name| folder.path().join(name));
     let output = train(&whole).output().unwrap();
@@ -39,10 +39,10 @@ fn a_run_that_is_killed_in_each_part_ends_with_the_same_model() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_a_file_system_error() {
+fn unwritable_folder_is_a_file_system_error() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
-    std::fs::write(&file, "in the way").unwrap();
+    std::fs::write(&file, "not a folder").unwrap();
     let output = train(&file.join("out")).output().unwrap();
     assert_eq!(output.status.code(), Some(5));
     let said = String::from_utf8_lossy(&output.stderr);

@@ -6,38 +6,39 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::from_one;
+use super::positive;
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// A shape with random weights instead of a model: idefics2-8b, idefics-9b, idefics-80b, or the path of a
+    /// Use random weights in this shape instead of a model: idefics2-8b, idefics-9b, idefics-80b, or the path of a
     /// config.json.
     #[arg(long, value_name = "SHAPE")]
     pub(crate) random_weights: Option<OsString>,
-    /// Decoder layers to keep, from the first; of a shape only, since a checkpoint is loaded whole or not at all.
-    #[arg(long, value_name = "N", requires = "random_weights", value_parser = from_one::<NonZeroUsize>)]
+    /// Keep only the first N decoder layers. Needs --random-weights: checkpoints are always loaded whole.
+    #[arg(long, value_name = "N", requires = "random_weights", value_parser = positive::<NonZeroUsize>)]
     pub(crate) text_layers: Option<NonZeroUsize>,
-    /// An image of that many pixels; may be repeated.
+    /// Size of an image in the prompt, in pixels; may be repeated for several images.
     #[arg(long = "image", value_name = "WxH")]
     pub(crate) images: Vec<ImageSize>,
-    /// Tokens of the prompt, image tokens included; at least as many as the images need.
+    /// Number of prompt tokens, including image tokens; must be at least what the images need.
     #[arg(long, value_name = "N", default_value_t = 84)]
     pub(crate) prompt_tokens: usize,
-    /// Tokens to generate.
-    #[arg(long, value_name = "N", default_value = "32", value_parser = from_one::<NonZeroUsize>)]
+    /// Number of tokens to generate.
+    #[arg(long, value_name = "N", default_value = "32", value_parser = positive::<NonZeroUsize>)]
     pub(crate) new_tokens: NonZeroUsize,
-    /// Rows that are answered together.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = from_one::<NonZeroUsize>)]
+    /// Batch size.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = positive::<NonZeroUsize>)]
     pub(crate) batch: NonZeroUsize,
-    /// Times that each stage is measured.
-    #[arg(long, value_name = "N", default_value = "3", value_parser = from_one::<NonZeroUsize>)]
+    /// Number of measurements of each stage.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = positive::<NonZeroUsize>)]
     pub(crate) runs: NonZeroUsize,
-    /// Say what each kind of operation takes, on the CPU, and how much of what the machine's arithmetic or memory gives.
+    /// On the CPU, print the time of each kind of operation, and its fraction of the machine's peak arithmetic rate
+    /// or memory bandwidth.
     #[arg(long)]
     pub(crate) profile: bool,
 }
 
-/// `630x476`, in pixels.
+/// Width and height in pixels, written `630x476`. Each is at most 16384.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ImageSize {
     pub(crate) width: u32,

@@ -10,25 +10,26 @@ use crate::failure::Failure;
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("given_labels").args(["labels", "label"]).required(true).multiple(true))]
 pub(crate) struct ClassifyArgs {
-    /// A path, an http(s) URL or a data URL.
+    /// The image: a path, an http(s) URL or a data URL.
     #[arg(value_name = "IMAGE", value_parser = image_parser())]
     pub(crate) image: ImageSource,
     /// The labels, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "LABEL,…")]
     labels: Vec<String>,
-    /// One label, which may have commas in it; may be repeated.
+    /// A single label, which may contain commas; may be repeated.
     #[arg(long, value_name = "LABEL")]
     label: Vec<String>,
-    /// The question [default: one that names the labels].
+    /// The question to ask [default: a question that lists the labels].
     #[arg(long)]
     pub(crate) prompt: Option<String>,
-    /// Score every label instead of letting the model answer, and print all with probabilities.
+    /// Score every label instead of generating an answer, and print all labels with their probabilities.
     #[arg(long)]
     pub(crate) rank: bool,
-    /// With --rank: divide the log-likelihood of a label by its tokens.
+    /// With --rank: divide the log-likelihood of a label by its number of tokens.
     #[arg(long, requires = "rank")]
     pub(crate) normalize_length: bool,
-    /// With --rank: take off what the label has without the image, so that common words are at no advantage.
+    /// With --rank: subtract the log-likelihood of the label without the image, so that common words have no
+    /// advantage.
     #[arg(long, requires = "rank")]
     pub(crate) calibrate: bool,
     #[command(flatten)]
@@ -36,15 +37,15 @@ pub(crate) struct ClassifyArgs {
 }
 
 impl ClassifyArgs {
-    /// All labels, without the space around them.
+    /// All labels, without surrounding space.
     ///
     /// # Errors
-    /// A label that is empty or that was given before.
+    /// If a label is empty or was given twice.
     pub(crate) fn labels(&self) -> Result<Vec<String>, Failure> {
         let mut labels: Vec<String> = Vec::new();
         for label in self.labels.iter().chain(&self.label).map(|label| label.trim()) {
             if label.is_empty() {
-                return Err(Failure::usage("a label is empty; separate labels by one comma".to_owned()));
+                return Err(Failure::usage("a label is empty; separate labels with single commas".to_owned()));
             }
             if labels.iter().any(|other| other == label) {
                 return Err(Failure::usage(format!("the label {label:?} was given twice")));

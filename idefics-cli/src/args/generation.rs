@@ -1,4 +1,4 @@
-//! Options of generation by their reference names.
+//! Generation options, named as in Transformers' `GenerationConfig`.
 
 use std::num::NonZeroU32;
 
@@ -8,22 +8,22 @@ use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensIn
 use idefics_generate::{CancelToken, Controls, DeviceLease, EarlyStopping, GenerationConfig, OneOrMany, Replays};
 use serde::de::DeserializeOwned;
 
-use super::{Global, from_one};
+use super::{Global, positive};
 use crate::signals;
 
-/// How prompts become tokens, and tokens text.
+/// Options for generation and preprocessing.
 #[derive(Debug, Args)]
 pub(crate) struct GenerationArgs {
-    /// Tokens to generate at most [default: the model folder's, else 20].
+    /// Maximum number of tokens to generate [default: the model folder's, else 20].
     #[arg(long, value_name = "N", help_heading = "Length")]
     max_new_tokens: Option<usize>,
-    /// Tokens of prompt and answer together at most.
+    /// Maximum number of tokens in prompt and answer together.
     #[arg(long, value_name = "N", help_heading = "Length")]
     max_length: Option<usize>,
-    /// Tokens of prompt and answer together at least.
+    /// Minimum number of tokens in prompt and answer together.
     #[arg(long, value_name = "N", help_heading = "Length")]
     min_length: Option<usize>,
-    /// Tokens to generate at least.
+    /// Minimum number of tokens to generate.
     #[arg(long, value_name = "N", help_heading = "Length")]
     min_new_tokens: Option<usize>,
     /// Text that ends an answer; may be repeated.
@@ -32,126 +32,127 @@ pub(crate) struct GenerationArgs {
     /// Seconds after which an answer ends.
     #[arg(long, value_name = "SECONDS", help_heading = "Length")]
     max_time: Option<f64>,
-    /// Draw tokens instead of taking the likeliest.
+    /// Sample tokens instead of taking the most likely one.
     #[arg(long, value_name = "BOOL", help_heading = "Strategy", num_args = 0..=1, default_missing_value = "true")]
     do_sample: Option<bool>,
-    /// Beams of a beam search.
+    /// Number of beams; more than 1 selects beam search.
     #[arg(long, value_name = "N", help_heading = "Strategy")]
     num_beams: Option<usize>,
-    /// Answers of each sample.
+    /// Number of answers per sample.
     #[arg(long, value_name = "N", help_heading = "Strategy")]
     num_return_sequences: Option<usize>,
-    /// When beam search stops.
+    /// Stop beam search once there are as many finished answers as beams (true), when better ones are unlikely
+    /// (false), or when better ones are impossible (never).
     #[arg(long, value_name = "true|false|never", help_heading = "Strategy", value_parser = json::<EarlyStopping>)]
     early_stopping: Option<EarlyStopping>,
-    /// Exponent of an answer's length by which beam search divides its log-probability.
+    /// Beam search divides the log-probability of an answer by its length to this power.
     #[arg(long, value_name = "X", help_heading = "Strategy", allow_negative_numbers = true)]
     length_penalty: Option<f64>,
-    /// Id that stands for an empty prompt.
+    /// Token id to start from if the prompt is empty.
     #[arg(long, value_name = "ID", help_heading = "Tokens")]
     bos_token_id: Option<u32>,
-    /// Ids that end an answer.
+    /// Token ids that end an answer.
     #[arg(long, value_name = "ID,…", help_heading = "Tokens", value_delimiter = ',')]
     eos_token_id: Option<Vec<u32>>,
-    /// Id that fills finished rows of a batch.
+    /// Token id that pads finished rows of a batch.
     #[arg(long, value_name = "ID", help_heading = "Tokens")]
     pad_token_id: Option<u32>,
-    /// What is added to the score of a token that completes a sequence, as JSON.
+    /// Biases, as JSON: each is added to the score of the token that would complete its sequence.
     #[arg(long, value_name = "[[[ID,…],BIAS],…]", help_heading = "Tokens", value_parser = json::<Biases>)]
     sequence_bias: Option<Biases>,
-    /// Factor in favor of tokens of the prompt.
+    /// Factor in favor of tokens of the prompt (more than 1 makes them more likely).
     #[arg(long, value_name = "X", help_heading = "Tokens")]
     encoder_repetition_penalty: Option<f64>,
-    /// Factor against tokens that came before.
+    /// Factor against tokens that have occurred already (more than 1 makes them less likely).
     #[arg(long, value_name = "X", help_heading = "Tokens")]
     repetition_penalty: Option<f64>,
-    /// Tokens of the n-grams that may not come twice.
+    /// Forbid n-grams of this size from occurring twice.
     #[arg(long, value_name = "N", help_heading = "Tokens")]
     no_repeat_ngram_size: Option<usize>,
-    /// Tokens of the prompt's n-grams that may not come again.
+    /// Forbid n-grams of this size that occur in the prompt.
     #[arg(long, value_name = "N", help_heading = "Tokens")]
     encoder_no_repeat_ngram_size: Option<usize>,
     /// Token sequences that are never generated, as JSON.
     #[arg(long, value_name = "[[ID,…],…]", help_heading = "Tokens", value_parser = json::<BadWords>)]
     bad_words_ids: Option<BadWords>,
-    /// The token after a prompt of one token.
+    /// Token id to force as the first generated token if the prompt has only one token.
     #[arg(long, value_name = "ID", help_heading = "Tokens")]
     forced_bos_token_id: Option<u32>,
-    /// Tokens allowed as the last before the length limit.
+    /// Token ids to force as the last token when the length limit is reached.
     #[arg(long, value_name = "ID,…", help_heading = "Tokens", value_delimiter = ',')]
     forced_eos_token_id: Option<Vec<u32>>,
-    /// Make scores finite that are not.
+    /// Replace NaN and infinite scores by finite ones.
     #[arg(long, value_name = "BOOL", help_heading = "Tokens", num_args = 0..=1, default_missing_value = "true")]
     remove_invalid_values: Option<bool>,
-    /// After START tokens make end tokens likelier by FACTOR with each one, as JSON.
+    /// After START tokens, raise the score of end tokens exponentially with base FACTOR; as JSON.
     #[arg(long, value_name = "[START,FACTOR]", help_heading = "Tokens", value_parser = json::<Decay>)]
     exponential_decay_length_penalty: Option<Decay>,
-    /// Tokens that never come.
+    /// Token ids that are never generated.
     #[arg(long, value_name = "ID,…", help_heading = "Tokens", value_delimiter = ',')]
     suppress_tokens: Option<Vec<u32>>,
-    /// Tokens that never come first.
+    /// Token ids that are never generated as the first token.
     #[arg(long, value_name = "ID,…", help_heading = "Tokens", value_delimiter = ',')]
     begin_suppress_tokens: Option<Vec<u32>>,
-    /// Make scores log-probabilities again after all processors.
+    /// Normalise the scores to log-probabilities after all logits processors.
     #[arg(long, value_name = "BOOL", help_heading = "Tokens", num_args = 0..=1, default_missing_value = "true")]
     renormalize_logits: Option<bool>,
-    /// Divides the scores.
-    #[arg(long, value_name = "X", help_heading = "Draws, with --do-sample")]
+    /// Divide the scores by this number.
+    #[arg(long, value_name = "X", help_heading = "Sampling, with --do-sample")]
     temperature: Option<f64>,
-    /// Share of the entropy.
-    #[arg(long, value_name = "X", help_heading = "Draws, with --do-sample")]
+    /// Top-H: keep the most likely tokens up to this fraction of the distribution's entropy.
+    #[arg(long, value_name = "X", help_heading = "Sampling, with --do-sample")]
     top_h: Option<f64>,
-    /// Likeliest tokens that may come; 0 for all [default: 50].
-    #[arg(long, value_name = "N", help_heading = "Draws, with --do-sample")]
+    /// Keep only the N most likely tokens; 0 keeps all [default: 50].
+    #[arg(long, value_name = "N", help_heading = "Sampling, with --do-sample")]
     top_k: Option<usize>,
-    /// Probability of the likeliest tokens that may come.
-    #[arg(long, value_name = "P", help_heading = "Draws, with --do-sample")]
+    /// Nucleus sampling: keep the most likely tokens up to this total probability.
+    #[arg(long, value_name = "P", help_heading = "Sampling, with --do-sample")]
     top_p: Option<f64>,
-    /// Least ratio to the greatest probability.
-    #[arg(long, value_name = "P", help_heading = "Draws, with --do-sample")]
+    /// Keep tokens with at least P times the probability of the most likely token.
+    #[arg(long, value_name = "P", help_heading = "Sampling, with --do-sample")]
     min_p: Option<f64>,
-    /// Probability of the typical tokens that may come.
-    #[arg(long, value_name = "P", help_heading = "Draws, with --do-sample")]
+    /// Locally typical sampling: keep the most typical tokens up to this total probability.
+    #[arg(long, value_name = "P", help_heading = "Sampling, with --do-sample")]
     typical_p: Option<f64>,
-    /// Least probability.
-    #[arg(long, value_name = "P", help_heading = "Draws, with --do-sample")]
+    /// Keep tokens with at least this probability.
+    #[arg(long, value_name = "P", help_heading = "Sampling, with --do-sample")]
     epsilon_cutoff: Option<f64>,
-    /// Least probability where the model is sure.
-    #[arg(long, value_name = "P", help_heading = "Draws, with --do-sample")]
+    /// Eta sampling: like --epsilon-cutoff, with a lower threshold where the entropy is high.
+    #[arg(long, value_name = "P", help_heading = "Sampling, with --do-sample")]
     eta_cutoff: Option<f64>,
-    /// With --json, the log-probability of each token and of the N likeliest alternatives.
+    /// With --json, print the log-probability of each token and of the N most likely alternatives.
     #[arg(long, value_name = "N", help_heading = "Output")]
     logprobs: Option<usize>,
-    /// With --json, the log-probability of each prompt token.
+    /// With --json, print the log-probability of each prompt token.
     #[arg(long, help_heading = "Output")]
     prompt_logprobs: bool,
     #[command(flatten)]
     process: ProcessArgs,
 }
 
-/// How samples become tokens and pixels.
+/// Options for preprocessing: how samples become token ids and pixels.
 #[derive(Debug, Args)]
 struct ProcessArgs {
-    /// Whether each image is also shown as its four quarters [default: the model folder's].
+    /// Whether to encode the four quarters of each image in addition to the image [default: the model folder's].
     #[arg(long, value_name = "BOOL", help_heading = "Preprocessing")]
     do_image_splitting: Option<bool>,
-    /// What becomes of transparent pixels.
+    /// How to remove transparency.
     #[arg(long, value_enum, default_value_t = AlphaArg::White, help_heading = "Preprocessing")]
     alpha: AlphaArg,
-    /// Page of pictures that have several, such as TIFF files, from 1 [default: 1].
-    #[arg(long, value_name = "N", help_heading = "Preprocessing", value_parser = from_one::<NonZeroU32>)]
+    /// Page to read of image files with several, such as TIFF, counted from 1 [default: 1].
+    #[arg(long, value_name = "N", help_heading = "Preprocessing", value_parser = positive::<NonZeroU32>)]
     page: Option<NonZeroU32>,
-    /// What `<image>` and other special tokens mean in the text of messages.
+    /// How to treat `<image>` and other special tokens in the text of messages.
     #[arg(long, value_enum, default_value_t = SpecialArg::Literal, help_heading = "Preprocessing")]
     special_tokens_in_text: SpecialArg,
-    /// Which release of Transformers the token ids follow.
+    /// Transformers release whose token ids to reproduce.
     #[arg(long, value_enum, default_value_t = CompatibilityArg::Transformers5, help_heading = "Preprocessing")]
     compatibility: CompatibilityArg,
-    /// For prompt lists: whether `<end_of_utterance>` is put between texts that follow one another [default: whether
-    /// the tokenizer has it].
+    /// For prompt lists: whether to put `<end_of_utterance>` between consecutive texts [default: true if the
+    /// tokenizer has this token].
     #[arg(long, value_name = "BOOL", help_heading = "Preprocessing")]
     add_end_of_utterance_token: Option<bool>,
-    /// For the first Idefics: end prompts with `</s>`.
+    /// For Idefics1: end prompts with `</s>`.
     #[arg(long, help_heading = "Preprocessing")]
     add_eos_token: bool,
 }
@@ -160,40 +161,40 @@ type BadWords = Vec<Vec<u32>>;
 type Biases = Vec<(Vec<u32>, f32)>;
 type Decay = (usize, f64);
 
-/// A value as `generation_config.json` has it; a bare word is a string.
+/// Parses a value as written in `generation_config.json`. Text that is not JSON is taken as a string.
 fn json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let value = serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.to_owned()));
-    serde_json::from_value(value).map_err(|_| "it is not JSON of that form".to_owned())
+    serde_json::from_value(value).map_err(|_| "expected JSON of this form".to_owned())
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum AlphaArg {
-    /// Laid over white: what a person sees.
+    /// Composite over white, as image viewers with a white background show it.
     White,
-    /// Dropped, as Transformers' file loader does.
+    /// Drop the alpha channel, as Transformers' file loader does.
     Drop,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum SpecialArg {
-    /// Ordinary text.
+    /// Treat them as ordinary text.
     Literal,
-    /// Special tokens.
+    /// Treat them as special tokens.
     Parse,
-    /// An error.
+    /// Reject the sample.
     Reject,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum CompatibilityArg {
-    /// Tokenizers of Llama classes are rebuilt, a space follows an image.
+    /// Rebuild tokenizers of Llama classes; put a space after an image.
     Transformers5,
-    /// tokenizer.json as it is.
+    /// Use tokenizer.json unchanged.
     Transformers4,
 }
 
 impl GenerationArgs {
-    /// What the call says about generation.
+    /// The generation options given on the command line.
     pub(crate) fn options(&self) -> GenerationConfig {
         GenerationConfig {
             max_new_tokens: self.max_new_tokens,
@@ -235,7 +236,7 @@ impl GenerationArgs {
         }
     }
 
-    /// The options of generation that the call gives, by their names.
+    /// Names of the generation options given on the command line.
     pub(crate) fn given(&self) -> Vec<String> {
         let options = serde_json::to_value(self.options()).unwrap_or_default();
         let mut given: Vec<String> =
@@ -245,7 +246,7 @@ impl GenerationArgs {
         given
     }
 
-    /// What the call says about preprocessing.
+    /// The preprocessing options given on the command line.
     pub(crate) fn process(&self, global: &Global) -> ProcessOptions {
         ProcessOptions {
             limits: global.image_limits(),
@@ -254,7 +255,8 @@ impl GenerationArgs {
         }
     }
 
-    /// What the call says besides. With a lease, steps of long answers are replayed.
+    /// Seed, log-probabilities and cancellation of a run. With a lease, the decode steps of long answers are captured
+    /// and replayed.
     pub(crate) fn controls<'a>(
         &self,
         global: &Global,

@@ -1,4 +1,4 @@
-//! Names and sizes of images.
+//! Image arguments and the pixel limit.
 
 use std::ffi::OsString;
 use std::str::FromStr;
@@ -6,22 +6,22 @@ use std::str::FromStr;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use idefics_generate::processor::image::{ImageError, ImageSource, Limits};
 
-/// Parses the name of an image.
+/// A parser for image arguments.
 pub(super) fn image_parser() -> impl TypedValueParser<Value = ImageSource> {
     OsStringValueParser::new().try_map(image)
 }
 
-/// What the name of an image means; that of a file need not be UTF-8.
+/// Parses an image argument: a path, a URL or base64. Paths need not be UTF-8.
 pub(crate) fn image(name: OsString) -> Result<ImageSource, ImageError> {
     name.into_string().map_or_else(|name| Ok(ImageSource::Path(name.into())), |text| text.parse())
 }
 
-/// Pixels of the largest image that is decoded; `None` for no limit.
+/// Maximum number of pixels of an image to decode; `None` for no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MaxPixels(Option<u64>);
 
 impl MaxPixels {
-    /// The limits of an image: none of the others is stricter than this one.
+    /// Image limits with this pixel limit, and with byte limits large enough for as many pixels.
     pub(super) fn limits(self) -> Limits {
         Limits::default().with_max_pixels(self.0)
     }
@@ -35,7 +35,7 @@ impl FromStr for MaxPixels {
             return Ok(Self(None));
         }
         let pixels = text.parse().ok().filter(|pixels| *pixels > 0);
-        pixels.map(|pixels| Self(Some(pixels))).ok_or("expected a number of pixels, or none for no limit")
+        pixels.map(|pixels| Self(Some(pixels))).ok_or("expected a number of pixels, or `none` for no limit")
     }
 }
 
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_other_limit_is_stricter() {
+    fn byte_limits_grow_with_the_pixel_limit() {
         let limits = |text: &str| text.parse::<MaxPixels>().map(MaxPixels::limits);
         let some = limits("300000000").unwrap();
         assert_eq!((some.max_pixels, some.max_bytes), (300_000_000, 2_400_000_000));

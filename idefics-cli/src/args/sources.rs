@@ -1,18 +1,19 @@
-//! What samples may name.
+//! Restrictions on the image sources of samples.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use idefics_generate::processor::image::{FileAccess, SourcePolicy, UrlAccess};
 
-/// Options for samples that others wrote.
+/// Options that restrict the image sources of untrusted samples.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SourceArgs {
-    /// What the images of samples may be [default: all of them]. Narrow it for samples that others wrote, which could name
-    /// files of this machine and addresses of its network.
+    /// Image sources that samples may use [default: all]. Restrict this for untrusted samples, which could name files
+    /// on this machine and addresses in its network.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
     allow_sources: Option<Vec<SourceKind>>,
-    /// Read image files of samples from this folder and those in it alone; neither `..` nor symbolic links lead out.
+    /// Read image files of samples only from this folder and its subfolders; `..` and symbolic links out of it are
+    /// rejected.
     #[arg(long, value_name = "FOLDER")]
     images_below: Option<PathBuf>,
 }
@@ -20,18 +21,18 @@ pub(crate) struct SourceArgs {
 /// A kind of image source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum SourceKind {
-    /// Files of this machine.
+    /// Files on this machine.
     Files,
-    /// http(s) addresses, those of this machine's network included.
+    /// http(s) URLs, including those in the local network.
     Urls,
     /// data: URLs and base64.
     Data,
-    /// Nothing: samples without images.
+    /// No images at all.
     None,
 }
 
 impl SourceArgs {
-    /// What samples may name.
+    /// The image sources that samples may use.
     pub(crate) fn policy(&self) -> SourcePolicy {
         let allows = |kind| self.allow_sources.as_ref().is_none_or(|kinds| kinds.contains(&kind));
         let mut policy = SourcePolicy::default();
@@ -45,7 +46,7 @@ impl SourceArgs {
         policy
     }
 
-    /// Whether samples may name any file.
+    /// Whether samples may read any file.
     pub(crate) fn allows_all_files(&self) -> bool {
         self.policy().files == FileAccess::All
     }
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_said_allows_everything_and_a_folder_allows_its_files() {
+    fn all_sources_are_allowed_by_default_and_options_restrict_them() {
         assert_eq!(policy(&[]), SourcePolicy::default());
         assert_eq!(policy(&["--allow-sources", "data"]), SourcePolicy::data_only());
         let none = policy(&["--allow-sources", "none"]);

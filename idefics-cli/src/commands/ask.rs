@@ -9,15 +9,15 @@ use crate::{commands, model, output, signals};
 /// Answers a question about all the images together.
 pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
     let Some((question, images)) = given.images_and_question.split_last() else {
-        return Err(Failure::usage("no question".to_owned()));
+        return Err(Failure::usage("no question given".to_owned()));
     };
     if images.is_empty() && Path::new(question).is_file() {
         let name = question.display();
-        return Err(Failure::usage(format!("{name} is a file: give the question after it, in quotes")));
+        return Err(Failure::usage(format!("{name} is a file; give the question after it, in quotes")));
     }
     let Some(question) = question.to_str() else {
         let question = question.display();
-        return Err(Failure::usage(format!("the question {question} is not UTF-8; give it after the images")));
+        return Err(Failure::usage(format!("the last argument must be the question, but {question} is not UTF-8")));
     };
     let images = images.iter().cloned().map(args::image).collect::<Result<Vec<_>, _>>();
     let images = images.map_err(|error| Failure::input(error.to_string()))?;

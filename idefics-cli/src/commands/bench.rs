@@ -22,7 +22,7 @@ use crate::failure::Failure;
 use crate::machine::{available_memory_bytes, memory_bandwidth_gb_s, peak_rss_bytes, usable_memory_bytes};
 use crate::model::{self, ModelFolder};
 
-/// Measures each stage of an answer.
+/// Measures each stage of generating an answer.
 pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let source = match &args.random_weights {
         None => Some(model::folder(global)?),
@@ -31,7 +31,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let mut config = match (&args.random_weights, &source) {
         (Some(shape), _) => shape_of(shape)?,
         (None, Some(folder)) => ModelConfig::from_folder(folder.path())?,
-        (None, None) => unreachable!("without a shape there is a folder"),
+        (None, None) => unreachable!("without `--random-weights` there is a folder"),
     };
     if let Some(layers) = args.text_layers {
         config = config.with_text_layers(layers.get());
@@ -46,7 +46,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         runs: args.runs.get(),
         profile: args.profile,
         replays: lease.as_ref(),
-        vision_batch: VisionBatch::default(), // until it is known what memory is left
+        vision_batch: VisionBatch::default(), // set below, once the weights are loaded
     };
 
     let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), global.pickles());
@@ -56,7 +56,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let cache = options.cache_bytes(&config, n_tiles);
     let (choice, device, weights) = model::device_for(global, cache, needed)?;
     let available = usable_memory_bytes(choice, &device);
-    // While a decode step is recorded, the cache is there twice.
+    // Two KV caches exist while a decode step is captured.
     let cache = if options.replays.is_some() && records_steps(&config.family().shape().text, &device) {
         2 * cache
     } else {
@@ -92,8 +92,8 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
 
     let rates = measure_device(&device);
     let bandwidth = rates.map_or_else(memory_bandwidth_gb_s, |rates| rates.read_gb_s);
-    let limits = Limits::of(&report.profile, bandwidth);
-    // The fastest step beside the fastest pass: what disturbs the machine is in neither.
+    let limits = Limits::measure(&report.profile, bandwidth);
+    // The fastest step is compared with the fastest pass over memory, to exclude disturbances by other processes.
     let decode_gb_s = report.decode_bytes_per_token as f64 / report.decode_ms_per_token.min / 1e6;
     let mut object = serde_json::to_value(&report).map_err(io::Error::from)?;
     let more = json!({
@@ -116,8 +116,8 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         let peaks = limits.units.iter().map(|(unit, peak)| (unit.to_string(), Value::from(*peak)));
         object["limits_ops_per_s"] = peaks.collect::<serde_json::Map<_, _>>().into();
     }
-    for (stage, of_stage) in report.profile.iter().enumerate() {
-        for (index, operation) in of_stage.operations.iter().enumerate() {
+    for (stage, stage_profile) in report.profile.iter().enumerate() {
+        for (index, operation) in stage_profile.operations.iter().enumerate() {
             object["profile"][stage]["operations"][index]["share_of_limit"] = limits.share(operation).into();
         }
     }
@@ -130,7 +130,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     print_profile(&mut stdout, &report.profile, &limits)
 }
 
-/// The stages, one a line.
+/// Prints a table with one line per stage.
 fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Result<(), Failure> {
     let line = |stdout: &mut dyn Write, name: &str, spread: &Spread, unit: &str| {
         let Spread { min, median, max } = spread;
@@ -142,40 +142,41 @@ fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Re
     line(stdout, "connector", &report.connector_ms, "ms")?;
     line(stdout, "prefill", &report.prefill_ms, "ms")?;
     line(stdout, "", &report.prefill_tokens_per_s, "tokens/s")?;
-    line(stdout, "decode", &report.decode_ms_per_token, "ms a step")?;
+    line(stdout, "decode", &report.decode_ms_per_token, "ms/step")?;
     line(stdout, "", &report.decode_tokens_per_s, "tokens/s")?;
     if let Some(launched) = &report.decode_launched_ms_per_token {
-        line(stdout, "decode, launched", launched, "ms a step, one operation after the other")?;
+        line(stdout, "decode, launched", launched, "ms/step, without replay")?;
     }
     if let Some(reason) = &report.replay_refusal {
-        writeln!(stdout, "no step is replayed: {reason}")?;
+        writeln!(stdout, "no decode step was replayed: {reason}")?;
     }
     let number = |key: &str| all[key].as_f64().unwrap_or(f64::NAN);
     writeln!(
         stdout,
-        "a step reads {:.2} GB, the fastest at {:.0} % of the {:.1} GB/s that memory gives",
+        "a decode step reads {:.2} GB; the fastest one reaches {:.0} % of the memory bandwidth of {:.1} GB/s",
         number("decode_bytes_per_token") / 1e9,
         100.0 * number("decode_bandwidth_fraction"),
         number("memory_bandwidth_gb_s"),
     )?;
     write!(stdout, "weights {:.2} GB, loaded in {:.1} s", number("weight_bytes") / 1e9, number("load_s"))?;
     match all["peak_rss_bytes"].as_f64() {
-        Some(rss) => writeln!(stdout, "; at most {:.2} GB of memory", rss / 1e9)?,
+        Some(rss) => writeln!(stdout, "; peak memory {:.2} GB", rss / 1e9)?,
         None => writeln!(stdout)?,
     }
     Ok(())
 }
 
-/// What the machine gives at most, measured right after what is compared with it.
+/// Peak rates of the machine. They are measured right after the stages, under the same conditions.
 struct Limits {
+    /// Memory bandwidth in bytes per second.
     bytes_per_s: f64,
-    /// Operations a second.
+    /// Peak rate of each arithmetic unit, in operations per second.
     units: Vec<(Unit, f64)>,
 }
 
 impl Limits {
-    /// Those that a profile needs.
-    fn of(profile: &[StageProfile], bandwidth_gb_s: f64) -> Self {
+    /// Measures the units that occur in a profile.
+    fn measure(profile: &[StageProfile], bandwidth_gb_s: f64) -> Self {
         let mut units: Vec<Unit> =
             profile.iter().flat_map(|stage| &stage.operations).filter_map(|operation| operation.unit).collect();
         units.sort_unstable();
@@ -184,8 +185,9 @@ impl Limits {
         Self { bytes_per_s: 1e9 * bandwidth_gb_s, units }
     }
 
-    /// The time that an operation would take if it only calculated or only moved bytes from and to memory, the longer of
-    /// the two, over what it took: more than 1 where caches hold what it reads.
+    /// Fraction of the roofline that an operation reaches: the time its arithmetic or its memory traffic would take
+    /// at peak rate, whichever is longer, divided by its measured time. It exceeds 1 if the operation reads from
+    /// caches.
     fn share(&self, operation: &Operation) -> f64 {
         let peak = self.units.iter().find(|(unit, _)| Some(*unit) == operation.unit);
         let arithmetic = peak.map_or(0.0, |(_, peak)| operation.unit_operations / peak);
@@ -193,7 +195,7 @@ impl Limits {
     }
 }
 
-/// One line an operation of each stage, and what is left of the stage.
+/// Prints one line per operation of each stage, and the rest of the stage's time.
 fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Limits) -> Result<(), Failure> {
     for StageProfile { stage, seconds, operations, .. } in profile {
         writeln!(
@@ -220,12 +222,12 @@ fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Lim
         writeln!(stdout, "limit of {unit}: {:.0} GFLOP/s", peak / 1e9)?;
     }
     if !limits.units.is_empty() {
-        writeln!(stdout, "a product of f32 numbers takes 3 to 6 of bf16 tiles")?;
+        writeln!(stdout, "an f32 product takes 3 to 6 bf16 tile products")?;
     }
     Ok(())
 }
 
-/// The shape of a public model, or of a `config.json`.
+/// The configuration of a public model, or of the `config.json` at a path.
 fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
     match name.to_str().unwrap_or_default() {
         "idefics-9b" => return Ok(Idefics1Config::idefics_9b().into()),
@@ -244,7 +246,7 @@ fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
     Ok(ModelConfig::from_file(path)?)
 }
 
-/// The folder's image processor, or that of the public checkpoints, without splitting.
+/// The image processor of the folder. Without a folder, that of the family's public checkpoints, with splitting off.
 fn image_processor(folder: Option<&Path>, config: &ModelConfig) -> Result<ImageProcessor, Failure> {
     let config = match folder {
         Some(folder) => Processor::from_folder(folder).map_err(Error::from)?.image_config().clone(),

@@ -4,7 +4,7 @@ use crate::args::{CaptionArgs, Global};
 use crate::failure::Failure;
 use crate::{commands, model, output, signals};
 
-/// Describes each image in turn; an image that is refused does not keep the others from being described.
+/// Describes each image in turn. A failed image does not stop the others.
 pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     if let [image] = args.images.as_slice() {
         commands::check_images([image])?;
@@ -23,7 +23,7 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
         let image_name = (several || global.json).then_some(name.as_str());
         match output::answer_one(global, image_name, &model, prepared, &args.generation, &cancel) {
             Ok(()) => Ok(()),
-            Err(failure) if several && failure.is_of_one_input() && !cancel.is_cancelled() => {
+            Err(failure) if several && failure.affects_one_input() && !cancel.is_cancelled() => {
                 failure.warn();
                 if global.json {
                     output::print_refused(&name, &failure)?;

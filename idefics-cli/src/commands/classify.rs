@@ -9,7 +9,7 @@ use crate::args::{ClassifyArgs, Global};
 use crate::failure::Failure;
 use crate::{commands, model, output, signals};
 
-/// Lets the model name a label, or ranks all of them.
+/// Asks the model for a label, or ranks all labels.
 pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
     let labels = args.labels()?;
     commands::check_images([&args.image])?;
@@ -22,7 +22,7 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
     let sample = match model.processor().can_chat() {
         true => commands::sample(&model, vec![args.image.clone()], &question, ""),
         false => {
-            // The wording of the IDEFICS guide.
+            // Wording from the IDEFICS guide of Transformers.
             let question = args.prompt.clone().unwrap_or_else(|| {
                 format!("Classify the following image into a single category from the following list: {listed}.")
             });
@@ -37,10 +37,10 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
     }
 
     for option in args.generation.given() {
-        say!("warning: `{option}` means nothing with `--rank`, which generates nothing");
+        say!("warning: `{option}` has no effect with `--rank`, which generates no text");
     }
     let ranking = model.rank(&sample, &labels, &args.generation.process(global), args.rank_options(), &cancel);
-    let ranking = ranking.map_err(Failure::of_sample)?;
+    let ranking = ranking.map_err(Failure::sample)?;
     let mut stdout = io::stdout().lock();
     match global.json {
         true => {

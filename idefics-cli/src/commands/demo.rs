@@ -13,12 +13,13 @@ use crate::args::{DemoArgs, Global};
 use crate::failure::Failure;
 use crate::{model, signals};
 
-/// Questions about each scene, the caption among them.
+/// Number of questions about each scene, including the caption.
 const QUESTIONS: usize = 4;
-/// Width of a picture in a terminal, in character cells.
+/// Width of an image in the terminal, in character cells.
 const PICTURE_CELLS: u32 = 32;
 
-/// Draws scenes, shows them where the terminal can, asks and answers; the right answer stands beside a wrong one.
+/// Draws scenes, shows them if the terminal can, asks questions about them and prints the answers. The expected
+/// answer is printed after a wrong one.
 pub(crate) fn run(global: &Global, args: &DemoArgs) -> Result<(), Failure> {
     if let Some(folder) = &args.save {
         std::fs::create_dir_all(folder).map_err(|error| Failure::io(folder, &error))?;
@@ -56,7 +57,7 @@ pub(crate) fn run(global: &Global, args: &DemoArgs) -> Result<(), Failure> {
                     "expected": exchange.answer, "right": is_right});
                 writeln!(stdout, "{line}")?;
             } else {
-                let remark = if is_right { String::new() } else { format!("   (no: {})", exchange.answer) };
+                let remark = if is_right { String::new() } else { format!("   (expected: {})", exchange.answer) };
                 writeln!(stdout, "{:<44} {answer}{remark}", exchange.question)?;
             }
         }
@@ -83,7 +84,8 @@ fn answer(
     Ok(answers.into_iter().map(|answer| answer.text.trim().to_owned()).collect())
 }
 
-/// Draws the picture by the terminal's own means, or in coloured blocks; nothing if there is no terminal.
+/// Shows the image through the terminal's graphics protocol, or as coloured blocks. Does nothing if standard output
+/// is not a terminal.
 fn show(picture: &DynamicImage) -> Result<(), Failure> {
     if !io::stdout().is_terminal() {
         return Ok(());
@@ -92,6 +94,6 @@ fn show(picture: &DynamicImage) -> Result<(), Failure> {
     match viuer::print(picture, &config) {
         Ok(_) => Ok(()),
         Err(viuer::ViuError::Io(error)) => Err(error.into()),
-        Err(_) => Ok(()), // the terminal cannot: the words do without
+        Err(_) => Ok(()), // the terminal cannot show images; the text is enough
     }
 }

@@ -7,9 +7,9 @@ use idefics_generate::{DeviceInfo, DeviceKind, Precision};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::main_memory_bytes;
-use crate::output::size;
+use crate::output::format_bytes;
 
-/// Prints a line, or one JSON object a line, for each device.
+/// Prints a table with one line per device, or one JSON object per line.
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let mut devices = DeviceInfo::all();
     for device in devices.iter_mut().filter(|device| device.kind == DeviceKind::Cpu) {
@@ -22,7 +22,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         }
         return Ok(());
     }
-    let bytes = |bytes: Option<u64>| bytes.map_or("not said".to_owned(), |bytes| size(bytes as usize));
+    let bytes = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |bytes| format_bytes(bytes as usize));
     let (largest, kernels) = ("largest tensor", "kernels");
     writeln!(
         stdout,

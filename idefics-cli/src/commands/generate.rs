@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::input::Input;
 use crate::{commands, model, output, signals};
 
-/// Runs a sample, streaming its text, or a batch of samples.
+/// Runs one sample and streams its text, or runs a batch of samples.
 pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
     let prompts = read(&args.prompt_file)?;
     let samples = match &prompts {
@@ -44,7 +44,8 @@ enum Prompts {
     Batch(Vec<Sample>),
 }
 
-/// Reads the samples; their paths are relative to the file, or to the working folder if they come from standard input.
+/// Reads the samples. Image paths are resolved against the folder of the file, or the working folder for standard
+/// input.
 fn read(path: &Path) -> Result<Prompts, Failure> {
     let input = Input::new(path);
     let rejected = |error: &dyn std::fmt::Display| Failure::input(format!("{}: {error}", input.name()));
@@ -64,7 +65,7 @@ fn read(path: &Path) -> Result<Prompts, Failure> {
         })
     };
     let prompts = match input.json()? {
-        Value::Array(rows) if rows.is_empty() => return Err(rejected(&"the list holds no sample")),
+        Value::Array(rows) if rows.is_empty() => return Err(rejected(&"the list of samples is empty")),
         Value::Array(rows) => {
             let samples = rows
                 .into_iter()
@@ -74,9 +75,9 @@ fn read(path: &Path) -> Result<Prompts, Failure> {
         }
         value => Prompts::One(sample(value).map_err(|error| rejected(&error))?),
     };
-    // Files are shared with `batch`, whose rows have ids.
+    // No warning for `id`: the same files may be used with `batch`, where rows have ids.
     for key in passed_over.into_iter().filter(|key| key != "id") {
-        say!("warning: `{key}` of the samples is passed over; `idefics batch` gives such keys out again");
+        say!("warning: `{key}` of the samples is ignored; `idefics batch` copies such keys to its output");
     }
     Ok(prompts)
 }

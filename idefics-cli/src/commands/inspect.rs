@@ -12,10 +12,10 @@ use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::available_memory_bytes;
 use crate::model::{self, ModelFolder};
-use crate::output::size;
+use crate::output::format_bytes;
 use crate::placing;
 
-/// Prints what a model folder holds, and where it would go.
+/// Prints the contents of a model folder, the memory it needs in each precision, and where its parts would be placed.
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let source = model::folder(global)?;
     let (choice, device, weights) = model::device_for(global, 0, |device, weights| {
@@ -32,7 +32,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         WeightFormat::None => weights.dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase()),
         format => format.to_string(),
     };
-    // Where the parts of a model go that may be spread.
+    // The placement of the parts, for families that can be spread over devices.
     let places = placing::places(global, choice, &device).unwrap_or_else(|_| placing::main_memory());
     let plan = |held: &PrecisionMemory| Plan::of_model(source.path(), held.options, &device, places.clone()).ok();
     let mut stdout = io::stdout().lock();
@@ -60,31 +60,36 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     writeln!(stdout, "parameters  {parameters}")?;
     let dtypes: Vec<String> = dtypes.iter().map(|(dtype, tensors)| format!("{tensors} {dtype}")).collect();
     match files.len() {
-        0 => writeln!(stdout, "weights     none here: what the configuration asks for")?,
+        0 => writeln!(stdout, "weights     no files; sizes are computed from the configuration")?,
         n => {
             let file = if n == 1 { "file" } else { "files" };
-            writeln!(stdout, "weights     {} in {n} {file}, tensors: {}", size(*file_bytes), dtypes.join(", "))?;
+            writeln!(
+                stdout,
+                "weights     {} in {n} {file}, tensors: {}",
+                format_bytes(*file_bytes),
+                dtypes.join(", ")
+            )?;
         }
     }
     writeln!(
         stdout,
-        "context     {} tokens, {} an image",
+        "context     {} tokens, {} per image",
         inspection.max_position_embeddings, inspection.image_tokens
     )?;
     writeln!(stdout)?;
     writeln!(stdout, "{:<22} {:>8} {:>15} {:>12}", "part", "tensors", "parameters", "in files")?;
     for part in &inspection.parts {
-        let bytes = size(part.file_bytes);
+        let bytes = format_bytes(part.file_bytes);
         writeln!(stdout, "{:<22} {:>8} {:>15} {bytes:>12}", part.name, part.tensors, part.parameters)?;
     }
     writeln!(stdout)?;
-    let (cache, mapped) = ("KV cache, 1000 tokens", "of it in the file");
+    let (cache, mapped) = ("KV cache, 1000 tokens", "mapped from file");
     writeln!(stdout, "{:<12} {:>12} {mapped:>18} {:>14} {cache:>22}", "precision", "weights", "while loading")?;
     for held in &inspection.precisions {
         let PrecisionMemory { name, weights, cache_bytes_per_token, .. } = held;
         let [all, mapped, loading] =
-            [weights.total(), weights.mapped, weights.loading].map(|bytes| size(bytes as usize));
-        let cache = size(1000 * cache_bytes_per_token);
+            [weights.total(), weights.mapped, weights.loading].map(|bytes| format_bytes(bytes as usize));
+        let cache = format_bytes(1000 * cache_bytes_per_token);
         let is_chosen = *name == precision;
         let place = match plan(held) {
             Some(plan) => summary(&plan),
@@ -97,25 +102,29 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     }
     writeln!(stdout)?;
     if inspection.kept_bytes > 0 {
-        writeln!(stdout, "buffers      {:>12} kept for reuse, at most", size(inspection.kept_bytes as usize))?;
+        writeln!(
+            stdout,
+            "buffers      {:>12} at most are kept for reuse",
+            format_bytes(inspection.kept_bytes as usize)
+        )?;
     }
     if inspection.precisions.iter().any(|held| held.recording_bytes_per_token > 0) {
         writeln!(
             stdout,
-            "recording    the KV cache is there twice while a decode step is recorded (--no-replay: never)"
+            "capture      there are two KV caches while a decode step is captured (never with --no-replay)"
         )?;
     }
     let available = available_memory_bytes(choice, &device);
     if available < u64::MAX {
-        writeln!(stdout, "available    {:>12}", size(available as usize))?;
+        writeln!(stdout, "available    {:>12}", format_bytes(available as usize))?;
     }
     Ok(())
 }
 
-/// `12.50 GB on cpu, 147.40 GB from the files`
+/// Formats the bytes of each place, as in `12.50 GB on cpu, 147.40 GB from the files`.
 fn summary(plan: &Plan) -> String {
     let part = |(name, blocks, bytes): (&str, Vec<&Block>, u64)| {
-        let bytes = size(bytes as usize);
+        let bytes = format_bytes(bytes as usize);
         let place = if name == FILES { "from the files".to_owned() } else { format!("on {name}") };
         (!blocks.is_empty()).then(|| format!("{bytes} {place}"))
     };

@@ -8,14 +8,14 @@ use clap_complete::Shell;
 use crate::args::Cli;
 use crate::failure::Failure;
 
-/// Prints a shell's completions.
+/// Prints the completion script for a shell.
 pub(crate) fn completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "idefics", &mut script);
     Ok(io::stdout().lock().write_all(&script)?)
 }
 
-/// Prints the manual page: the program, then each command.
+/// Prints the manual page: the program first, then each command.
 pub(crate) fn man() -> Result<(), Failure> {
     let mut program = Cli::command();
     program.build();
@@ -28,7 +28,7 @@ pub(crate) fn man() -> Result<(), Failure> {
     man.render_options_section(&mut page)?;
     write_as_is(&mut page, &program)?;
     for command in program.get_subcommands().filter(|command| command.get_name() != "help") {
-        // The program's own options are above.
+        // Global options are listed once, above.
         let command = command.clone().mut_args(|arg| if arg.is_global_set() { arg.hide(true) } else { arg });
         let man = clap_mangen::Man::new(command.clone());
         let mut sections = Vec::new();
@@ -47,12 +47,12 @@ pub(crate) fn man() -> Result<(), Failure> {
     Ok(io::stdout().lock().write_all(&page)?)
 }
 
-/// Formats and examples behind the options, their lines as they are.
+/// Writes the text that follows the options in `--help` (formats and examples), with its line breaks preserved.
 fn write_as_is(page: &mut Vec<u8>, command: &Command) -> io::Result<()> {
     let Some(text) = command.get_after_help() else { return Ok(()) };
     writeln!(page, ".SS \"EXAMPLES AND FORMATS\"\n.nf")?;
     for line in text.to_string().lines() {
-        // A dot or an apostrophe at the beginning would be a command.
+        // Without `\&`, roff would take a leading dot or apostrophe for a macro call.
         writeln!(page, "\\&{}", line.replace('\\', "\\e"))?;
     }
     writeln!(page, ".fi")

@@ -1,4 +1,4 @@
-//! One file a command.
+//! The commands, one file each, and helpers that they share.
 
 pub(crate) mod ask;
 pub(crate) mod batch;
@@ -21,30 +21,31 @@ use idefics_generate::{GenerationConfig, GenerationWarning, Idefics};
 use crate::args::Global;
 use crate::failure::Failure;
 
-/// Says what is odd about the options of the call, and which of the model folder's are unknown, with `-v` all that is
-/// odd about them.
+/// Prints warnings about the generation options: all about those on the command line; for those of the model folder
+/// only unknown keys, or all with `-v`.
 fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
     let together = options.over(model.generation_config());
-    let of_folder = model.generation_config().warnings();
+    let folder_warnings = model.generation_config().warnings();
     for warning in together.warnings() {
         let is_unknown = matches!(warning, GenerationWarning::UnknownKey { .. });
-        if global.verbose || is_unknown || !of_folder.contains(&warning) {
+        if global.verbose || is_unknown || !folder_warnings.contains(&warning) {
             say!("warning: {warning}");
         }
     }
 }
 
-/// Says that an image is missing before a model is loaded, which may take minutes.
+/// Reports missing image files before the model is loaded, which may take minutes.
 fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result<(), Failure> {
     for image in images {
         if let ImageSource::Path(path) = image {
-            std::fs::metadata(path).map_err(|error| Failure::of_io(&image.to_string(), &error))?;
+            std::fs::metadata(path).map_err(|error| Failure::io_named(&image.to_string(), &error))?;
         }
     }
     Ok(())
 }
 
-/// A user's turn of images and words for a model that chats, or `plain` after the images for one that cannot chat.
+/// A sample with images and a request: a user message with `words` for chat models, or `plain` text after the images
+/// for models without a chat template.
 fn sample(model: &Idefics, images: Vec<ImageSource>, words: &str, plain: &str) -> Sample {
     if !model.processor().can_chat() {
         return Sample::Text { text: format!("{}{plain}", "<image>".repeat(images.len())), images };

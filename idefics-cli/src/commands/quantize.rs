@@ -9,14 +9,14 @@ use crate::args::{Global, QuantizeArgs};
 use crate::failure::Failure;
 use crate::{model, signals};
 
-/// Writes a model folder with its linear layers quantised.
+/// Writes a model folder with quantised linear layers.
 pub(crate) fn run(global: &Global, args: &QuantizeArgs) -> Result<(), Failure> {
     let refused = match args.to {
-        WeightFormat::None => Some("--to none: give int8, nf4, fp4 or q4"),
-        _ if global.quantize != WeightFormat::None => Some("--quantize: the format to write is given by --to"),
-        _ if global.dtype != Precision::Auto => Some("--dtype: what is not quantised is written as it is"),
+        WeightFormat::None => Some("--to none: expected int8, nf4, fp4 or q4"),
+        _ if global.quantize != WeightFormat::None => Some("--quantize cannot be used here; --to sets the format"),
+        _ if global.dtype != Precision::Auto => Some("--dtype cannot be used here; other tensors are copied unchanged"),
         WeightFormat::Packed(PackedFormat::Int8 | PackedFormat::Q4) if global.double_quant => {
-            Some("--double-quant: only the scales of nf4 and fp4 are rounded")
+            Some("--double-quant works with nf4 and fp4 only")
         }
         _ => None,
     };

@@ -9,14 +9,14 @@ use crate::args::{Global, WarmUpArgs};
 use crate::failure::Failure;
 use crate::{commands, model};
 
-/// Tokens of an answer, unless the call says otherwise: the first is the prompt's, then come two steps that are launched, and
-/// one that is replayed.
+/// Default number of tokens per answer: the first comes from the prefill, two from decode steps that are launched
+/// normally, and one from a replayed step.
 const NEW_TOKENS: usize = 4;
 
-/// Whether what a GPU chose is there for the next run.
+/// Whether the chosen kernels are kept for the next run.
 const IS_KEPT: bool = cfg!(feature = "persistence");
 
-/// Answers twice, and says what the first answer waited for.
+/// Generates an answer twice and prints both times; the difference is the time for compiling and choosing kernels.
 pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     commands::check_images(&args.images)?;
     let model = model::load(global)?;
@@ -33,7 +33,7 @@ pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     let replays = lease.as_ref().map_or(Replays::Never, Replays::AtOnce);
     let warm_up = model.warm_up(&samples, &args.generation.process(global), &options, replays);
     bar.finish_and_clear();
-    let warm_up = warm_up.map_err(Failure::of_sample)?;
+    let warm_up = warm_up.map_err(Failure::sample)?;
     let mut stdout = io::stdout().lock();
     if global.json {
         let mut line = serde_json::to_value(warm_up).map_err(io::Error::from)?;
@@ -43,8 +43,8 @@ pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     let [first, second] = [warm_up.first_ms, warm_up.second_ms].map(|milliseconds| milliseconds / 1e3);
     let kept = match IS_KEPT {
         _ if DeviceKind::of(&model.model().device()) == DeviceKind::Cpu => "",
-        true => "; the kernels chosen are kept for the next run",
-        false => "; the kernels chosen are forgotten now: this program was built without the feature `persistence`",
+        true => "; the chosen kernels are kept for the next run",
+        false => "; the chosen kernels are not kept: this program was built without the feature `persistence`",
     };
     Ok(writeln!(stdout, "first answer {first:.2} s, second {second:.2} s{kept}")?)
 }

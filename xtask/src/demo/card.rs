@@ -1,4 +1,4 @@
-//! The model folder's README, with a picture of how it learned.
+//! Writes the README of the model folder, with a chart of the training.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,21 +13,21 @@ use serde_json::Value;
 use super::eval::Score;
 use super::train::Args;
 
-/// Steps that one point of the loss curve is the mean of.
+/// Number of steps to average for one point of the loss curve.
 const SMOOTHED: usize = 25;
-/// Width and height of the picture, in pixels.
+/// Width and height of the chart, in pixels.
 const SIZE: (u32, u32) = (900, 380);
 
-/// Points (pictures seen, value).
+/// Points (number of images seen, value).
 type Curve = Vec<(f64, f64)>;
 
-/// What `metrics.jsonl` says, as curves over the pictures that the decoder was told about.
+/// The contents of `metrics.jsonl` as curves over the number of images that the decoder was trained on.
 #[derive(Default)]
 struct History {
     loss: Curve,
-    /// Percent right, by group of tasks.
+    /// Percentage of exactly right answers, by group of tasks.
     right: BTreeMap<String, Curve>,
-    /// Seconds of both parts together, over all sessions of the run.
+    /// Training time of the vision tower and all rounds in seconds, over all sessions of the run.
     seconds: f64,
 }
 
@@ -40,16 +40,16 @@ pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: 
         writeln!(table, "| {} | {:.1} % | {} |", score.task, score.percent(), score.count)?;
     }
     let text = format!(
-        "# A small Idefics2 that knows drawn shapes\n\n\
-         {n_parameters} parameters in bfloat16, trained from nothing by `cargo xtask train-demo` (seed {seed}, {tower} \
-         steps of the vision tower, {steps} of connector and decoder and {more} in further rounds, {pictures} pictures a step, learning rate {rate}) in \
-         {minutes:.0} minutes on `{device}`, measurements aside.\n\n\
-         It knows one to three circles, squares, triangles, stars and crosses in six colours on plain, graded and noisy \
-         backgrounds, pictures of 64 to 128 pixels, and the questions of the crate `idefics-demo`. It knows nothing else: what it \
-         says about a photograph means nothing.\n\n\
+        "# A small Idefics2 for drawn shapes\n\n\
+         {n_parameters} parameters in bfloat16, trained from scratch by `cargo xtask train-demo` (seed {seed}, {tower} \
+         steps of the vision tower, {steps} steps of connector and decoder, {more} steps in further rounds, {pictures} \
+         images per step, learning rate {rate}) in {minutes:.0} minutes on `{device}`, excluding evaluation.\n\n\
+         It was trained on drawings of one to three circles, squares, triangles, stars and crosses in six colours on \
+         plain, graded and noisy backgrounds, with 64 to 128 pixels per side, and on the questions of the crate \
+         `idefics-demo`. Its answers about anything else, such as photographs, are meaningless.\n\n\
          | task | exactly right | scenes |\n|---|---|---|\n{table}\n\
-         On scenes that training never saw, by `cargo xtask eval-demo --seed {eval_seed}`.\n\n\
-         ![Loss and accuracy over the pictures seen](training.svg)\n",
+         Measured on scenes that were not used in training, by `cargo xtask eval-demo --seed {eval_seed}`.\n\n\
+         ![Loss and accuracy over the number of images seen](training.svg)\n",
         seed = args.seed,
         tower = args.tower_steps,
         steps = args.steps,
@@ -69,7 +69,7 @@ impl History {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let mut history = Self::default();
         let mut losses = Vec::new();
-        // A step that was lost with a killed run and done again counts once, the last time.
+        // A step that was repeated after a killed run counts once, with its last result.
         let mut steps: BTreeMap<(String, u64), Value> = BTreeMap::new();
         for line in text.lines() {
             let line: Value = serde_json::from_str(line).with_context(|| path.display().to_string())?;
@@ -95,12 +95,12 @@ impl History {
     }
 }
 
-/// Two charts side by side: the loss, and how often each group of tasks is right.
+/// Draws two charts side by side: the loss, and the percentage of right answers of each group of tasks.
 fn draw(history: &History, path: &Path) -> Result<()> {
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        let failed = |error: &dyn std::fmt::Display| anyhow!("the picture of the training: {error}");
+        let failed = |error: &dyn std::fmt::Display| anyhow!("cannot draw the training chart: {error}");
         area.fill(&WHITE).map_err(|error| failed(&error))?;
         let (left, right) = area.split_horizontally(SIZE.0 / 2);
         let pictures = history.loss.last().map_or(1.0, |point| point.0);
@@ -127,7 +127,7 @@ fn chart<'a, DB: DrawingBackend + 'a>(
         .x_label_area_size(36)
         .y_label_area_size(44)
         .build_cartesian_2d(0.0..pictures, 0.0..highest)?;
-    chart.configure_mesh().x_desc("pictures seen").x_labels(5).light_line_style(WHITE).draw()?;
+    chart.configure_mesh().x_desc("images seen").x_labels(5).light_line_style(WHITE).draw()?;
     for (idx, (name, curve)) in curves.iter().enumerate() {
         let colour = Palette99::pick(idx).to_rgba();
         let series = chart.draw_series(LineSeries::new(curve.iter().copied(), colour.stroke_width(2)))?;

@@ -1,4 +1,4 @@
-//! What a step shows the model: it depends on the run's seed and the step alone.
+//! Training data of connector and decoder. It depends only on the seed of the run and the step.
 
 use std::io::Cursor;
 
@@ -13,31 +13,32 @@ use rand::Rng;
 use super::folder::SIDES;
 use super::tokenizer::{END_OF_UTTERANCE, special_id};
 
-/// Different pictures of a micro-batch.
+/// Number of different images in a micro-batch.
 pub(super) const PICTURES: usize = 8;
 
-/// Questions about each picture, at most.
+/// Maximum number of questions about an image or a pair of images.
 const QUESTIONS: usize = 6;
 
-/// What the rows of a micro-batch are, all of them: their lengths are then alike. A row is about one picture, or two.
+/// The kind of all rows of a micro-batch, so that their lengths are similar. A row is about one or two images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Questions about one picture, none of which sees another: nothing but the picture helps to answer it.
+    /// Independent questions about one image. No question is in the context of another, so that only the image helps
+    /// to answer it.
     Questions,
-    /// The same about two.
+    /// Independent questions about two images.
     TwoPictures,
-    /// A conversation of several questions about one picture.
+    /// A conversation of several questions about one image.
     Conversation,
     Caption,
     PromptedCaption,
-    /// Places and sizes too.
+    /// Captions that include positions and sizes.
     InDetail,
     Classification,
 }
 
-/// How often each kind comes at first: whatever says much in few words.
+/// Weights of the kinds in the first steps: captions, which describe most of an image in few tokens.
 const CAPTIONS: [(Kind, u32); 3] = [(Kind::Caption, 2), (Kind::PromptedCaption, 1), (Kind::InDetail, 3)];
-/// And then.
+/// Weights of the kinds in later steps.
 const MIX: [(Kind, u32); 7] = [
     (Kind::Questions, 10),
     (Kind::TwoPictures, 5),
@@ -49,17 +50,17 @@ const MIX: [(Kind, u32); 7] = [
 ];
 
 impl Kind {
-    /// The texts of one row, which are about the same picture, or pair of pictures.
+    /// The examples of one row. They share one image or pair of images.
     fn examples(self, rng: &mut impl Rng, width: u32, height: u32) -> Vec<Example> {
         let mut scene = || Scene::random(rng, width, height);
         match self {
             Self::Questions => {
                 let scenes = vec![scene()];
-                one_by_one(Example::chat(rng, scenes, QUESTIONS))
+                split_exchanges(Example::chat(rng, scenes, QUESTIONS))
             }
             Self::TwoPictures => {
                 let scenes = vec![scene(), scene()];
-                one_by_one(Example::chat(rng, scenes, QUESTIONS))
+                split_exchanges(Example::chat(rng, scenes, QUESTIONS))
             }
             Self::Conversation => {
                 let scenes = vec![scene()];
@@ -74,14 +75,15 @@ impl Kind {
     }
 }
 
-/// A chat about the same pictures for each exchange, captions aside: these are long, and come in batches of their own.
-fn one_by_one(chat: Example) -> Vec<Example> {
+/// Splits a chat into one chat per question, with the same images. Captions are left out: they are long and have
+/// batches of their own.
+fn split_exchanges(chat: Example) -> Vec<Example> {
     let Form::Chat(exchanges) = chat.form else { unreachable!("it is a chat") };
     let asked = exchanges.into_iter().filter(|exchange| exchange.task != Task::Caption);
     asked.map(|exchange| Example { scenes: chat.scenes.clone(), form: Form::Chat(vec![exchange]) }).collect()
 }
 
-/// One of `options`, each as likely as its weight says.
+/// Picks one of `options` with a probability proportional to its weight.
 fn pick(rng: &mut impl Rng, options: &[(Kind, u32)]) -> Kind {
     let mut left = rng.random_range(0..options.iter().map(|(_, weight)| weight).sum());
     let chosen = options.iter().find(|(_, weight)| match left.checked_sub(*weight) {
@@ -94,10 +96,10 @@ fn pick(rng: &mut impl Rng, options: &[(Kind, u32)]) -> Kind {
     chosen.expect("the weights sum up to the range").0
 }
 
-/// Turns scenes and words into what the model reads.
+/// Turns scenes and texts into model inputs.
 pub(super) struct Data<'a> {
     processor: &'a Processor,
-    /// `Assistant:`, after which an answer begins.
+    /// Token ids of `Assistant:`, which precedes every answer.
     answer_begins: Vec<u32>,
 }
 
@@ -107,8 +109,7 @@ impl<'a> Data<'a> {
         Ok(Self { processor, answer_begins })
     }
 
-    /// Micro-batch `index` of the run: pictures of one size, and what is said about them: captions alone, which say
-    /// the most in the fewest words, or everything that will be asked.
+    /// Micro-batch `index` of the run: images of one size, with captions only or with all kinds of text.
     pub(super) fn micro_batch(&self, seed: u64, index: u64, captions_only: bool) -> Result<TrainingBatch> {
         let rng = &mut idefics_demo::rng(Purpose::Training, seed, index);
         let (width, height) = idefics_demo::random_size(rng);
@@ -121,28 +122,28 @@ impl<'a> Data<'a> {
         for examples in rows_of_examples {
             let (texts, pictures) = self.texts(&examples)?;
             rows.push(texts);
-            images.extend(pictures.into_iter().next().unwrap_or_default()); // the same for each
+            images.extend(pictures.into_iter().next().unwrap_or_default()); // the same for all examples of a row
         }
         let pad_token_id = self.processor.tokenizer().pad_token_id_or_fallback();
         Ok(TrainingBatch::branching(&rows, images, LabelRecipe::IgnoreImageTokens, pad_token_id)?)
     }
 
-    /// Examples with their answers, which are the labels, and the pictures of each.
+    /// Token ids of the examples with their answers as labels, and the images of each example.
     pub(super) fn texts(&self, examples: &[Example]) -> Result<(Vec<LabelledText>, Vec<Vec<ImageTile>>)> {
         let samples = examples.iter().map(|example| sample(example, true)).collect::<Result<Vec<_>>>()?;
         let processed = self.processor.process(&samples, &ProcessOptions::default())?;
         let texts = examples.iter().zip(processed.input_ids).map(|(example, ids)| {
             let labels = match &example.form {
-                Form::Chat(_) => self.answers_of_chat(&ids),
-                Form::Continuation { answer, .. } => self.end_of_text(&ids, answer)?,
+                Form::Chat(_) => self.chat_labels(&ids),
+                Form::Continuation { answer, .. } => self.continuation_labels(&ids, answer)?,
             };
             Ok(LabelledText { ids, labels })
         });
         Ok((texts.collect::<Result<_>>()?, processed.images))
     }
 
-    /// Every answer up to and with its end; nothing else.
-    fn answers_of_chat(&self, ids: &[u32]) -> Vec<i64> {
+    /// Labels for a chat: the tokens of every answer including its end token, and -100 elsewhere.
+    fn chat_labels(&self, ids: &[u32]) -> Vec<i64> {
         let end = special_id(END_OF_UTTERANCE);
         let mut labels = vec![-100; ids.len()];
         let mut slot = 0;
@@ -163,8 +164,9 @@ impl<'a> Data<'a> {
         labels
     }
 
-    /// The answer that ends the text, and the end.
-    fn end_of_text(&self, ids: &[u32], answer: &str) -> Result<Vec<i64>> {
+    /// Labels for a continuation: the tokens of the answer at the end of the text and the end token, and -100
+    /// elsewhere.
+    fn continuation_labels(&self, ids: &[u32], answer: &str) -> Result<Vec<i64>> {
         let n_answer = self.processor.tokenizer().encode(answer, false)?.len() + 1;
         ensure!(n_answer < ids.len(), "the answer is longer than the text");
         let first = ids.len() - n_answer;
@@ -172,7 +174,7 @@ impl<'a> Data<'a> {
     }
 }
 
-/// The sample to read, with its answers, or up to where the first answer begins.
+/// The sample for an example: with its answers, or as a prompt for the first answer.
 pub(super) fn sample(example: &Example, with_answers: bool) -> Result<Sample> {
     let images = example.scenes.iter().map(picture).collect::<Result<Vec<_>>>()?;
     Ok(match &example.form {
@@ -202,10 +204,10 @@ fn messages(images: Vec<ImageSource>, exchanges: &[Exchange], with_answers: bool
     messages
 }
 
-/// The rendered scene as the bytes of a file.
+/// The rendered scene as an image file in memory.
 fn picture(scene: &Scene) -> Result<ImageSource> {
-    ensure!(scene.width.max(scene.height) as usize <= SIDES.0, "the scene would be resized");
+    ensure!(scene.width.max(scene.height) as usize <= SIDES.0, "the scene is so large that it would be resized");
     let mut bytes = Cursor::new(Vec::new());
-    scene.render().write_to(&mut bytes, ImageFormat::Bmp).context("a rendered scene")?;
+    scene.render().write_to(&mut bytes, ImageFormat::Bmp).context("cannot encode a rendered scene")?;
     Ok(ImageSource::Bytes(bytes.into_inner().into()))
 }

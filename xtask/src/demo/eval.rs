@@ -1,4 +1,4 @@
-//! `cargo xtask eval-demo`: how often a small model is right about scenes that it never saw.
+//! `cargo xtask eval-demo`: measures the accuracy of the built-in model on unseen scenes.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,44 +13,44 @@ use serde::Serialize;
 
 use super::data::sample;
 
-/// Rows that are answered together.
+/// Batch size.
 const BATCH: usize = 32;
-/// Longer than any right answer.
+/// Maximum length of an answer; longer than any right answer.
 const MAX_NEW_TOKENS: usize = 48;
 
-/// Measures a small model on scenes that it never saw.
+/// Measure the accuracy of the built-in model on scenes that were not used in training.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask eval-demo --seed 7 --count 1000\n  \
     cargo xtask eval-demo --seed 7 --count 1000 --shuffle\n  \
     cargo xtask eval-demo --count 100 --export target/cases/demo")]
 pub(crate) struct Args {
-    /// A model folder.
+    /// Model folder.
     #[arg(long, default_value = "idefics-demo/model")]
     model: PathBuf,
-    /// Which scenes: training draws from other streams, so that no seed gives scenes that it used.
+    /// Seed of the scenes. Training uses other random streams, so no seed repeats scenes of the training.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Examples of each group of tasks.
+    /// Number of examples per group of tasks.
     #[arg(long, default_value_t = 1000)]
     count: usize,
-    /// Deals the pictures among the prompts anew: a model that looks is then wrong.
+    /// Shuffle the images among the prompts. The accuracy of a model that uses its images then drops.
     #[arg(long)]
     shuffle: bool,
-    /// Prints each wrong answer on standard error.
+    /// Print wrong answers to standard error.
     #[arg(long)]
     wrong: bool,
-    /// One JSON object a line.
+    /// Print one JSON object per line.
     #[arg(long)]
     json: bool,
-    /// Measures nothing, but writes the examples into this folder as a case, for the reference to answer.
+    /// Instead of measuring, write the examples into this folder as a case for the reference.
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
-    /// `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
+    /// Device to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
 }
 
-/// What is counted together.
+/// A group of tasks with a common score.
 #[derive(Debug, Clone, Copy)]
 struct Group {
     name: &'static str,
@@ -67,10 +67,10 @@ const GROUPS: [Group; 4] = [
     Group { name: "two pictures", tasks: &[Task::TwoPictures] },
 ];
 
-/// How many answers of a task or group are exactly right.
+/// The number of exactly right answers in a task or group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) struct Score {
-    /// The task or group.
+    /// Name of the task or group.
     pub(super) task: &'static str,
     pub(super) right: usize,
     pub(super) count: usize,
@@ -145,7 +145,7 @@ fn score(model: &Idefics, group: Group, args: &Args, bar: &ProgressBar) -> Resul
             by_task[*task_idx].count += 1;
             by_task[*task_idx].right += usize::from(answer == right);
             if args.wrong && answer != right {
-                bar.suspend(|| eprintln!("{}: {answer:?}, not {right:?}", asked(example)));
+                bar.suspend(|| eprintln!("{}: {answer:?}, expected {right:?}", asked(example)));
             }
         }
         bar.inc(batch.len() as u64);
@@ -154,24 +154,24 @@ fn score(model: &Idefics, group: Group, args: &Args, bar: &ProgressBar) -> Resul
     Ok((Score { task: group.name, right, count: examples.len() }, by_task))
 }
 
-/// `count` examples of the tasks in turn, with the task's place in the list.
+/// `count` examples that cycle through the tasks, each with the index of its task.
 pub(super) fn examples(tasks: &[Task], seed: u64, count: usize) -> Vec<(usize, Example)> {
     let example = |index: usize| {
         let task_idx = index % tasks.len();
         let task = tasks[task_idx];
-        // A stream of its own for each task, so that groups do not share scenes.
+        // Each task has its own random stream, so that groups do not share scenes.
         let stream = task as u64 * 1_000_000_000 + index as u64;
         (task_idx, Example::single(&mut idefics_demo::rng(Purpose::Evaluation, seed, stream), task))
     };
     (0..count).map(example).collect()
 }
 
-/// Gives each example another's pictures.
+/// Replaces the images of each example by those of another one.
 fn shuffle_pictures(examples: &mut [(usize, Example)], seed: u64) {
     let mut order: Vec<usize> = (0..examples.len()).collect();
     order.shuffle(&mut idefics_demo::rng(Purpose::Evaluation, seed, u64::MAX));
     let scenes: Vec<_> = order.iter().map(|&from| examples[from].1.scenes.clone()).collect();
-    // Going round the shuffled order, nobody keeps their own.
+    // Each example gets the images of the next one in the shuffled cycle, so that none keeps its own.
     for (place, &to) in order.iter().enumerate() {
         examples[to].1.scenes.clone_from(&scenes[(place + 1) % scenes.len()]);
     }
@@ -199,9 +199,10 @@ fn right_answer(example: &Example) -> &str {
     }
 }
 
-/// Scores on `count` examples of each group.
+/// Scores of a model folder on `count` examples of each group.
 pub(super) fn scores(folder: &Path, device: &burn::tensor::Device, seed: u64, count: usize) -> Result<Vec<Score>> {
-    let model = Idefics::from_folder(folder, device, burn::tensor::DType::F32, |_| ()).context("the model so far")?;
+    let model =
+        Idefics::from_folder(folder, device, burn::tensor::DType::F32, |_| ()).context("cannot load the model")?;
     let args = Args {
         model: folder.to_owned(),
         seed,

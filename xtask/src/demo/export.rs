@@ -1,4 +1,4 @@
-//! Examples as a case folder, for the reference to answer: `xtask/reference/fill_case.py`.
+//! Writes examples as a case folder, for which `xtask/reference/fill_case.py` adds the answers of the reference.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use idefics_demo::{Example, Form};
 use serde_json::{Value, json};
 
-/// Writes `case.json` and the pictures of the examples; `model` is the folder that the case is about.
+/// Writes `case.json` and the images of the examples. `model` is the model folder to evaluate.
 pub(super) fn write(folder: &Path, model: &Path, examples: &[Example], max_new_tokens: usize) -> Result<()> {
     let images = folder.join("images");
     std::fs::create_dir_all(&images).with_context(|| images.display().to_string())?;

@@ -1,4 +1,4 @@
-//! The model folder in the public layout: configuration, processor, template.
+//! Writes a model folder in the Hugging Face layout: configuration, processor and chat template.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,17 +9,17 @@ use serde_json::{Value, json};
 
 use super::tokenizer::{END_OF_UTTERANCE, SPECIAL_TOKENS, special_id};
 
-/// Longest side that pictures are shrunk to, and shortest that they are enlarged to, in pixels.
+/// Longest and shortest side of processed images in pixels: larger images are shrunk and smaller ones enlarged.
 pub(super) const SIDES: (usize, usize) = (128, 64);
 /// Side of a patch, in pixels.
 pub(super) const PATCH: usize = 8;
-/// Vectors, and tokens, of a picture.
+/// Number of resampler latents, and thus tokens, per image.
 pub(super) const N_LATENTS: usize = 16;
 
-/// The template of the public chat checkpoints.
+/// The chat template of the public chat checkpoints.
 const CHAT_TEMPLATE: &str = "{% for message in messages %}{{message['role'].capitalize()}}{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
 
-/// `config.json`.
+/// The contents of `config.json`.
 pub(super) fn config(vocab_size: usize) -> Value {
     let width = 128;
     json!({
@@ -65,7 +65,7 @@ pub(super) fn config(vocab_size: usize) -> Value {
     })
 }
 
-/// Writes everything but the weights and the tokenizer.
+/// Writes all files except the weights and the tokenizer.
 pub(super) fn write(folder: &Path, vocab_size: usize) -> Result<()> {
     let eos = [special_id("</s>"), special_id(END_OF_UTTERANCE)];
     let bad_words = [[special_id("<fake_token_around_image>")], [special_id("<image>")]];
@@ -120,7 +120,7 @@ pub(super) fn write(folder: &Path, vocab_size: usize) -> Result<()> {
             "model_max_length": 2048
         }),
     )?;
-    // Last: the folder is whole once it is there.
+    // Written last: its presence means that the folder is complete.
     write_json(folder, "config.json", &config(vocab_size))
 }
 

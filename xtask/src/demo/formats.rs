@@ -1,4 +1,4 @@
-//! `cargo xtask compare-formats`: what each weight format changes about a small model's answers.
+//! `cargo xtask compare-formats`: the effect of each weight format on the answers of the built-in model.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,10 +15,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::data::Data;
 use super::eval::{answers, examples};
 
-/// Rows that are answered together.
+/// Batch size.
 const BATCH: usize = 25;
 
-/// `--quantize` and `--double-quant` of each format, and the dtype of what is not quantised.
+/// The formats: name, `--quantize`, `--double-quant`, dtype of weights that are not quantised, activations.
 const FORMATS: [(&str, &str, bool, DType, Activations); 9] = [
     ("bf16", "none", false, DType::BF16, Activations::F32),
     ("f16", "none", false, DType::F16, Activations::F32),
@@ -31,28 +31,28 @@ const FORMATS: [(&str, &str, bool, DType, Activations); 9] = [
     ("q4, int8 activations", "q4", false, DType::F32, Activations::Int8),
 ];
 
-/// Measures how far each weight format is from f32: answers that change, and the mean KL divergence of the next token.
+/// Compare each weight format with f32: changed answers, changed tokens, and mean KL divergence of the next token.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask compare-formats --seed 7 --count 1000
   cargo xtask compare-formats --only activations")]
 pub(crate) struct Args {
-    /// A model folder.
+    /// Model folder.
     #[arg(long, default_value = "idefics-demo/model")]
     model: PathBuf,
-    /// Which scenes; see eval-demo.
+    /// Seed of the scenes, as in `eval-demo`.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Examples, of all tasks in turn.
+    /// Number of examples; they cycle through all tasks.
     #[arg(long, default_value_t = 1000)]
     count: usize,
-    /// Only the formats whose name contains this.
+    /// Compare only formats whose name contains this text.
     #[arg(long, default_value = "", hide_default_value = true)]
     only: String,
-    /// One JSON object a format and line.
+    /// Print one JSON object per format.
     #[arg(long)]
     json: bool,
-    /// `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
+    /// Device to compute on: `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
 }
@@ -69,7 +69,12 @@ fn compare(args: &Args) -> Result<()> {
     let exact = Idefics::from_folder(&args.model, &device, DType::F32, |_| ())?;
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("the template is valid");
     let formats: Vec<_> = FORMATS.into_iter().filter(|(name, ..)| name.contains(&args.only)).collect();
-    ensure!(!formats.is_empty(), "no format's name contains {:?}: {:?}", args.only, FORMATS.map(|(name, ..)| name));
+    ensure!(
+        !formats.is_empty(),
+        "--only {:?} matches none of the formats {:?}",
+        args.only,
+        FORMATS.map(|(name, ..)| name)
+    );
     let bar = ProgressBar::new((formats.len() * examples.len()) as u64).with_style(style);
     for (name, quantize, double_quant, dtype, activations) in formats {
         bar.set_message(name);
@@ -92,16 +97,16 @@ fn compare(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// How far a model is from the exact one.
+/// Accumulated differences between a model and the exact (f32) one.
 #[derive(Default)]
 struct Difference {
     examples: usize,
     changed_answers: usize,
-    /// Tokens of right answers.
+    /// Number of tokens in the right answers.
     positions: usize,
-    /// Sum over them of KL(exact, model), in nats.
+    /// Sum over these positions of KL(exact ‖ model), in nats.
     divergence: f64,
-    /// Where the likeliest token is another.
+    /// Number of positions where the most likely token differs.
     changed_tokens: usize,
 }
 
@@ -146,7 +151,7 @@ impl Difference {
     }
 }
 
-/// Log-probabilities where a token of the answer is predicted, `[positions, vocab_size]`.
+/// Log-probabilities at the positions that predict a token of the answer, `[positions, vocab_size]`.
 fn predictions(model: &Idefics, batch: &TrainingBatch, device: &Device) -> Result<Tensor<2>> {
     let logits = model.model().forward(&batch.prompts, &batch.images, LogitsToKeep::All)?;
     let [rows, seq, vocab_size] = logits.dims();

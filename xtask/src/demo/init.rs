@@ -1,24 +1,26 @@
-//! First weights for a narrow model: the layers' own, N(0, 0.02²), are meant for widths of thousands.
+//! Weight initialisation for a narrow model. The layers' default, N(0, 0.02²), suits widths of thousands.
 //!
-//! The vision tower begins with attention that looks at what is alike and near, from queries that equal keys and
-//! positions on waves: <https://arxiv.org/abs/2305.09828>. Without that it sees no shapes for the first 10,000 pictures.
+//! In the vision tower, query and key matrices start equal (mimetic initialisation,
+//! <https://arxiv.org/abs/2305.09828>) and position embeddings are sinusoidal, so that patches attend to similar and
+//! nearby patches. Without this, the tower recognises no shapes during the first 10,000 images.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
 use idefics_generate::nn::{ParameterMapper, map_parameters};
 
-/// Draws every matrix of `module` anew, so that each layer keeps the size of what it reads; biases become 0, norms 1.
+/// Initialises every matrix of `module` at random, scaled so that each layer preserves the magnitude of its input.
+/// Biases become 0 and norms 1.
 ///
-/// The same `seed` gives the same weights, whatever was drawn before.
+/// The same `seed` gives the same weights, because the random generator of the device is seeded first.
 pub(super) fn draw<M: Module>(module: M, n_layers: usize, device: &Device, seed: u64) -> M {
     device.seed(seed);
     map_parameters(module, &mut Draw { residual: 1.0 / (2.0 * n_layers as f64).sqrt(), query: None })
 }
 
 struct Draw {
-    /// What is added to the residual stream is smaller, the more layers add to it.
+    /// Factor for layers that write to the residual stream: 1 / √(2 · number of layers).
     residual: f64,
-    /// The last query matrix of the vision tower, `[d, d]`, by the name of its attention.
+    /// The last query matrix of the vision tower, `[d, d]`, with the name of its layer.
     query: Option<(String, TensorData)>,
 }
 
@@ -63,16 +65,17 @@ impl ParameterMapper for Draw {
     }
 }
 
-/// Positions of a square, row after row, as sines and cosines of column and row: `[side², d]`.
+/// Sinusoidal position embeddings of a square patch grid in row-major order, `[side², d]`: sines and cosines of
+/// column and row.
 fn waves(shape: &[usize]) -> TensorData {
-    let &[positions, d] = shape else { unreachable!("a table of vectors") };
+    let &[positions, d] = shape else { unreachable!("position embeddings have two dimensions") };
     let side = positions.isqrt();
     let n_waves = d / 4;
     let mut values = Vec::with_capacity(positions * d);
     for position in 0..positions {
         let at = [position % side, position / side];
         for k in 0..d {
-            let wave = 30f32.powf(-((k / 4).min(n_waves) as f32) / n_waves as f32); // radians a patch
+            let wave = 30f32.powf(-((k / 4).min(n_waves) as f32) / n_waves as f32); // radians per patch
             let angle = at[k % 2] as f32 * wave;
             values.push(0.5 * if k % 4 < 2 { angle.sin() } else { angle.cos() });
         }

@@ -1,4 +1,4 @@
-//! The small model that the program carries: made by `cargo xtask train-demo`, measured by `cargo xtask eval-demo`.
+//! The built-in model: `train-demo` trains it, `eval-demo` and `compare-formats` measure it.
 
 mod card;
 mod data;
@@ -13,7 +13,7 @@ pub(crate) mod train;
 
 use std::process::ExitCode;
 
-/// Says what went wrong in one line; the exit codes are the program's.
+/// Prints an error as one line and returns the exit code, with the same codes as the program `idefics`.
 fn exit(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     eprintln!("error: {}", one_line(&error));
@@ -29,7 +29,7 @@ fn exit(result: anyhow::Result<()>) -> ExitCode {
     })
 }
 
-/// The error and its causes, without those that it quotes itself.
+/// The error and its causes, without causes that are already part of the message.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {

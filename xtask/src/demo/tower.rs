@@ -1,5 +1,5 @@
-//! First the vision tower learns to say of each patch what it shows, as the public model begins with a trained SigLIP:
-//! the decoder then learns from features that mean something.
+//! Pre-trains the vision tower to classify the content of each patch. It takes the place of the pretrained SigLIP
+//! tower of the public models, so that connector and decoder start from useful features.
 
 use anyhow::Result;
 use burn::module::Module;
@@ -15,58 +15,64 @@ use rand::Rng;
 
 use super::data::PICTURES;
 
-/// What the loss of covered pixels and that of the shape's place count beside that of the class.
+/// Weight of the loss of covered pixels, relative to the class loss.
 const COVERED_WEIGHT: f64 = 1.0;
+/// Weight of the loss of the position and radius of the shape, relative to the class loss.
 const SHAPE_WEIGHT: f64 = 0.3;
-/// What each of its tenths and its grade counts.
+/// Weight of each of the losses of column, row and size grade, relative to the class loss.
 const GRADE_WEIGHT: f64 = 0.5;
-/// Tenths, and grades, and nothing.
+/// Number of classes of column, row and size grade: ten, and one for background.
 const N_GRADES: usize = 11;
-/// Factor on the centre of a shape in the loss: as if pictures were this many patches wide and high.
+/// Factor on the centre of a shape in the loss, as if images were this many patches wide and high.
 const CENTRE_SCALE: f32 = 8.0;
-/// Shapes of a scene at most.
+/// Maximum number of shapes in a scene.
 const MAX_SHAPES: usize = 3;
-/// Sides of a sheet, in pixels.
+/// Side of a square sheet of shapes, in pixels.
 const SHEET: u32 = 96;
 
-/// The tower with heads that are thrown away.
+/// The vision tower with classification heads, which are discarded after pre-training.
 #[derive(Module, Debug)]
 pub(super) struct PatchClassifier {
     pub(super) vision_model: VisionTransformer,
-    /// Kind and colour of what a patch shows.
+    /// Kind and colour of the patch's shape.
     class: Linear,
-    /// Which of its pixels are covered: what makes the tower tell form from colour.
+    /// Which pixels of the patch the shape covers. Teaches the tower to separate form from colour.
     covered: Linear,
-    /// Where the shape's middle is, seen from the patch and in the picture, and its radius: what makes it look beyond
+    /// Offset of the shape's centre from the patch, radius, and centre in the image. Teaches the tower to look beyond
     /// the patch.
     shape: Linear,
-    /// Which shape from the left it is: what makes it look beyond the shape.
+    /// Index of the shape from the left. Teaches the tower to look beyond the shape.
     number: Linear,
-    /// In which tenth of the picture its middle is, from the left and from the top, and how large it is: as questions
-    /// ask for it, and so that the decoder can read it as easily as a kind or a colour.
+    /// Tenth of the image, from the left, that contains the shape's centre. Questions ask about column, row and size;
+    /// as classes, they are as easy for the decoder to read as kind and colour.
     column: Linear,
+    /// Tenth of the image, from the top, that contains the shape's centre.
     row: Linear,
+    /// Size grade of the shape.
     grade: Linear,
 }
 
-/// Pictures of one size, and what each patch shows.
+/// Images of one size, with labels for each patch.
 pub(super) struct PatchBatch {
     /// `[n_images, 3, height, width]`.
     pixel_values: TensorData,
     layout: PatchLayout,
     /// `[n_images · patches]`.
     classes: Vec<i32>,
-    /// `[n_images · patches, patch²]`, 0 or 1.
+    /// `[n_images · patches, patch²]`: 1 where the shape covers the pixel, else 0.
     covered: Vec<f32>,
     /// `[n_images · patches, 5]`: offset, radius and centre of [`PatchShape`], or zeros.
     shapes: Vec<f32>,
-    /// `[n_images · patches, 1]`: 1 where there is a shape.
+    /// `[n_images · patches, 1]`: 1 if the patch shows a shape, else 0.
     is_shape: Vec<f32>,
-    /// `[n_images · patches]`: 0 for background, else 1 and more from the left. `None` on sheets, which have too many.
+    /// `[n_images · patches]`: 0 for background, else the index of the shape from the left, from 1. `None` for
+    /// sheets, which have too many shapes.
     numbers: Option<Vec<i32>>,
-    /// `[n_images · patches]` each: 0 for background, else 1 and more.
+    /// `[n_images · patches]`: 0 for background, else 1 + the tenth of the image's width.
     columns: Vec<i32>,
+    /// `[n_images · patches]`: 0 for background, else 1 + the tenth of the image's height.
     rows: Vec<i32>,
+    /// `[n_images · patches]`: 0 for background, else 1 + the size grade.
     grades: Vec<i32>,
 }
 
@@ -85,7 +91,7 @@ impl PatchClassifier {
         })
     }
 
-    /// The gradients of all losses, summed over all patches.
+    /// Gradients of the weighted sum of all losses, summed over all patches.
     pub(super) fn training_gradients(&self, batch: &PatchBatch) -> Result<LossGradients, InputError> {
         let layout = &batch.layout;
         let n_patches = layout.n_images() * layout.shared().patches();
@@ -106,7 +112,7 @@ impl PatchClassifier {
         };
         let class_loss = cross_entropy(&self.class, &batch.classes);
 
-        // −log σ(±x), the sign that of the pixel.
+        // −log σ(±x): positive sign for covered pixels, negative for others.
         let sign = upload(&batch.covered) * 2.0 - 1.0;
         let pixels = batch.covered.len() / n_patches;
         let covered_loss = -log_sigmoid(self.covered.forward(features.clone()) * sign).sum() / pixels as f64;
@@ -127,7 +133,7 @@ impl PatchClassifier {
     }
 }
 
-/// Micro-batch `index` of the run: sheets full of shapes, from which forms are learned faster, or scenes.
+/// Micro-batch `index` of the run: sheets full of shapes, on which the tower learns forms faster, or scenes.
 pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: bool) -> Result<PatchBatch> {
     let rng = &mut idefics_demo::rng(Purpose::Training, seed, index);
     let scenes: Vec<Scene> = if sheets {
@@ -140,16 +146,16 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
     let tiles: Vec<ImageTile> = scenes.iter().map(tile).collect();
     let bytes_per_patch = config.activation_bytes_per_patch();
     let mut batches = image_batches(&tiles, config.patch_size, bytes_per_patch, VisionBatch::default())?;
-    let images = batches.pop().expect("pictures of one size are one batch");
+    let images = batches.pop().expect("images of one size form one batch");
     let labels: Vec<PatchLabel> = scenes.iter().flat_map(|scene| scene.patch_labels(config.patch_size)).collect();
-    let of_shapes = |value: fn(PatchShape) -> u8| {
+    let per_patch = |value: fn(PatchShape) -> u8| {
         labels.iter().map(|label| label.shape.map_or(0, |shape| 1 + i32::from(value(shape)))).collect::<Vec<_>>()
     };
     Ok(PatchBatch {
-        columns: of_shapes(|shape| shape.tenths[0]),
-        rows: of_shapes(|shape| shape.tenths[1]),
-        grades: of_shapes(|shape| shape.grade),
-        numbers: (!sheets).then(|| of_shapes(|shape| shape.number as u8)),
+        columns: per_patch(|shape| shape.tenths[0]),
+        rows: per_patch(|shape| shape.tenths[1]),
+        grades: per_patch(|shape| shape.grade),
+        numbers: (!sheets).then(|| per_patch(|shape| shape.number as u8)),
         pixel_values: images.pixel_values(),
         layout: PatchLayout::new(&vec![images.grid; tiles.len()], config.positions_per_side()),
         classes: labels.iter().map(|label| i32::from(label.class)).collect(),
@@ -159,13 +165,13 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
     })
 }
 
-/// Numbers of about the same size.
+/// Regression targets of a shape, scaled to similar magnitudes; zeros for background.
 fn shape_targets(shape: Option<PatchShape>) -> [f32; 5] {
     let Some(PatchShape { offset: [right, down], radius, centre: [x, y], .. }) = shape else { return [0.0; 5] };
     [right, down, radius, CENTRE_SCALE * x, CENTRE_SCALE * y]
 }
 
-/// The picture as the processor gives it: no resizing, `x / 127.5 − 1`.
+/// The image as the processor would prepare it: not resized, with values `x / 127.5 − 1`.
 fn tile(scene: &Scene) -> ImageTile {
     let picture = scene.render();
     let (width, height) = (scene.width as usize, scene.height as usize);
@@ -173,5 +179,5 @@ fn tile(scene: &Scene) -> ImageTile {
     for channel in 0..3 {
         pixels.extend(picture.pixels().map(|pixel| f32::from(pixel[channel]) / 127.5 - 1.0));
     }
-    ImageTile::new(width, height, pixels).expect("a picture has three channels")
+    ImageTile::new(width, height, pixels).expect("the scene has three channels")
 }

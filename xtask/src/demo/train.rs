@@ -1,4 +1,4 @@
-//! `cargo xtask train-demo`: from nothing to a small model that sees.
+//! `cargo xtask train-demo`: trains the built-in model from scratch.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -25,47 +25,48 @@ use super::data::{Data, PICTURES};
 use super::tower::{self, PatchClassifier};
 use super::{card, eval, folder, init, tokenizer};
 
-/// Trains the small model that the program carries, from nothing, on scenes that it draws.
+/// Train the built-in model from scratch on drawn scenes.
 ///
-/// A run that was stopped goes on where its last checkpoint was when the command is given again.
+/// If a run was stopped, the same command resumes it from its last checkpoint.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask train-demo\n  \
     cargo xtask train-demo --out target/short --tower-steps 20 --steps 20 --more-steps 10 --save-every 10")]
 pub(crate) struct Args {
-    /// Where the model folder, the checkpoints and the metrics go.
+    /// Folder to write the model folder, the checkpoints and the metrics to.
     #[arg(long, default_value = "target/train-demo")]
     pub(super) out: PathBuf,
-    /// Steps of the vision tower alone.
+    /// Number of steps that pre-train the vision tower.
     #[arg(long, default_value_t = 4000)]
     pub(super) tower_steps: u64,
-    /// Steps of connector and decoder on a tower that stays.
+    /// Number of steps that train connector and decoder, with the tower frozen.
     #[arg(long, default_value_t = 9000)]
     pub(super) steps: u64,
-    /// Of these the first, which are on captions alone.
+    /// Number of the first --steps that use only captions.
     #[arg(long, default_value_t = 1500)]
     caption_steps: u64,
-    /// Steps of further rounds, each of which starts anew at two thirds of the learning rate of the one before.
+    /// Numbers of steps of further rounds. Each round restarts the schedule at two thirds of the previous learning
+    /// rate.
     #[arg(long, value_delimiter = ',', default_value = "4000,3000")]
     pub(super) more_steps: Vec<u64>,
-    /// Pictures of a step are this times eight, computed at the same time.
+    /// Number of micro-batches of eight images per step, computed in parallel.
     #[arg(long, default_value = "2")]
     workers: NonZeroUsize,
-    /// Highest learning rate.
+    /// Peak learning rate.
     #[arg(long, default_value_t = 1.5e-3)]
     pub(super) learning_rate: f64,
-    /// Everything random comes from it.
+    /// Seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
-    /// Steps between checkpoints.
+    /// Number of steps between checkpoints.
     #[arg(long, default_value_t = 250)]
     save_every: u64,
-    /// Steps between measurements on scenes that are not trained on.
+    /// Number of steps between evaluations on unseen scenes.
     #[arg(long, default_value_t = 1000)]
     eval_every: u64,
-    /// Examples of each group of tasks that the finished model is measured on.
+    /// Number of examples per group of tasks for the final evaluation.
     #[arg(long, default_value_t = 1000)]
     count: usize,
-    /// `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
+    /// Device to compute on: `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cpu")]
     pub(super) device: DeviceChoice,
 }
@@ -75,7 +76,7 @@ impl Args {
         PICTURES * self.workers.get()
     }
 
-    /// Refuses to go on with a run that was begun with other options: the result would be that of neither.
+    /// Checks that a resumed run has the same options as before. The options of a new run are saved.
     fn check_unchanged(&self) -> Result<()> {
         let ours = json!({
             "seed": self.seed,
@@ -97,14 +98,14 @@ impl Args {
             let found = &theirs[option];
             ensure!(
                 found == value,
-                "{}: the run was begun with `{option}` {found}, not {value}; give the same, or another --out",
+                "{}: the run was started with `{option}` {found}, not {value}; give the same value or another --out",
                 path.display()
             );
         }
         Ok(())
     }
 
-    /// The rounds on everything but the tower.
+    /// The rounds that train connector and decoder.
     pub(super) fn rounds(&self) -> Vec<Round> {
         let mut first_step = 0;
         let all = std::iter::once(self.steps).chain(self.more_steps.iter().copied());
@@ -118,11 +119,11 @@ impl Args {
     }
 }
 
-/// One cosine of the learning rate over connector and decoder.
+/// A round of training of connector and decoder, with its own cosine schedule.
 pub(super) struct Round {
-    /// In the metrics, and of its folder.
+    /// Name in the metrics, and of its folder.
     pub(super) name: String,
-    /// Where in the data it begins.
+    /// Index of its first step in the training data.
     pub(super) first_step: u64,
     pub(super) steps: u64,
 }
@@ -142,7 +143,7 @@ fn train(args: &Args) -> Result<()> {
         folder::write(&model_folder, vocab_size)?;
     }
     let config = ModelConfig::from_folder(&model_folder)?;
-    let config = config.downcast_ref::<Idefics2Config>().expect("it was written above").clone();
+    let config = config.downcast_ref::<Idefics2Config>().expect("the configuration was written above").clone();
     let metrics = Metrics::open(&args.out.join("metrics.jsonl"))?;
     let mut session = Session { args, device: device.clone(), metrics };
 
@@ -158,7 +159,7 @@ fn train(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A model whose vision tower knows shapes and colours, the rest random.
+/// A model with a pre-trained vision tower and otherwise random weights.
 fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<Idefics2> {
     let (args, device) = (session.args, session.device.clone());
     let vision_config = &config.vision_config;
@@ -174,14 +175,14 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
     let start = init::draw(start, vision_config.num_hidden_layers, &device, args.seed);
     let sheets = args.tower_steps * args.workers.get() as u64 / 2;
     let batch = |index| tower::micro_batch(vision_config, args.seed, TOWER_STREAM + index, index < sheets);
-    let classifier = run.go(session, start, batch, PatchClassifier::training_gradients, |_, _| Ok(None))?;
+    let classifier = run.train(session, start, batch, PatchClassifier::training_gradients, |_, _| Ok(None))?;
     let model = Idefics2::new(config, &device.clone().autodiff())?;
     let mut model = init::draw(model, config.text_config.num_hidden_layers, &device, args.seed + 1);
     model.model.vision_model = classifier.vision_model;
     Ok(model)
 }
 
-/// The model after all rounds, on a tower that stays: each finds what the ones before missed.
+/// Trains connector and decoder in all rounds, with the tower frozen. Each round improves on the ones before.
 fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path) -> Result<Idefics2> {
     let (args, device) = (session.args, session.device.clone());
     let processor = Processor::from_folder(model_folder)?;
@@ -209,32 +210,33 @@ fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path
             Ok(Some(scores.iter().map(|score| (score.task.to_owned(), json!(score.percent()))).collect::<Value>()))
         };
         let batch = |index| data.micro_batch(args.seed, index, index < args.caption_steps * args.workers.get() as u64);
-        run.go(session, model, batch, Idefics2::training_gradients, measure)
+        run.train(session, model, batch, Idefics2::training_gradients, measure)
     })
 }
 
-/// Scenes that the finished model is measured on, and those of the curve.
+/// Seed of the scenes for the final evaluation.
 pub(super) const EVAL_SEED: u64 = 1;
+/// Seed of the scenes for evaluations during training.
 const QUICK_EVAL_SEED: u64 = 2;
-/// Streams of random numbers from here on are the tower's.
+/// First random stream of the tower's training data, beyond all streams of the rounds.
 const TOWER_STREAM: u64 = 1 << 40;
 
-/// What the parts of the training share.
+/// State that all parts of the training share.
 struct Session<'a> {
     args: &'a Args,
     device: Device,
     metrics: Metrics,
 }
 
-/// One of the parts of the training.
+/// A part of the training: the vision tower, or one round.
 struct Run {
     name: String,
     folder: PathBuf,
     total_steps: u64,
     learning_rate: f64,
-    /// Beginnings of the names of what is not trained.
+    /// Name prefixes of the tensors that are not trained.
     frozen: &'static [&'static str],
-    /// Where in the data it begins.
+    /// Index of its first step in the training data.
     first_step: u64,
 }
 
@@ -257,8 +259,8 @@ impl Run {
         }
     }
 
-    /// Trains to the end, from the last checkpoint if there is one.
-    fn go<M: Module + Sync, B: Send + Sync>(
+    /// Trains to the end, starting from the last checkpoint if there is one.
+    fn train<M: Module + Sync, B: Send + Sync>(
         &self,
         session: &mut Session<'_>,
         start: M,
@@ -287,7 +289,7 @@ impl Run {
             let report = trainer.step(&batches, &gradients)?;
             let seconds = clock.elapsed().as_secs_f64();
             let pictures_per_s = args.pictures_per_step() as f64 / seconds;
-            bar.set_message(format!("{} loss {:.4} {pictures_per_s:.0} pictures/s", self.name, report.loss));
+            bar.set_message(format!("{} loss {:.4} {pictures_per_s:.0} images/s", self.name, report.loss));
             bar.set_position(trainer.steps_done());
 
             let done = trainer.steps_done();
@@ -302,7 +304,7 @@ impl Run {
     }
 }
 
-/// One JSON object a step.
+/// The file `metrics.jsonl`, with one JSON object per step.
 struct Metrics {
     path: PathBuf,
     file: File,
@@ -314,7 +316,7 @@ impl Metrics {
             let mut file = File::options().create(true).read(true).append(true).open(path)?;
             let mut text = Vec::new();
             file.read_to_end(&mut text)?;
-            // A line that a killed run had begun is not continued.
+            // Cut off an incomplete line of a killed run.
             let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
             file.set_len(whole as u64)?;
             Ok(file)
@@ -330,7 +332,7 @@ impl Metrics {
         if let Some(scores) = scores {
             line["percent_right"] = scores;
         }
-        let line = format!("{line}\n"); // written at once
+        let line = format!("{line}\n"); // one write per line
         self.file.write_all(line.as_bytes()).with_context(|| self.path.display().to_string())
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask compare-activations`: what eight-bit activations change about the logits of every case.
+//! `cargo xtask compare-activations`: the effect of int8 activations on the logits of every case.
 
 use std::process::ExitCode;
 
@@ -12,15 +12,15 @@ use super::case::Case;
 use super::committed_cases;
 use super::stages::{floats, process_options};
 
-/// Measures how far logits are from those of f32 weights and activations, with int8 and q4 weights and activations in f32
-/// and in eight bits, on every committed case of a model whose files are not quantised.
+/// Measure the error of logits with int8 and q4 weights and with f32 and int8 activations, relative to f32 weights
+/// and activations, on every committed case with unquantised weights.
 ///
-/// An error is the sum of squared differences over the sum of squared logits, of all real tokens; a choice is changed
-/// where the likeliest next token is another.
+/// The error is the sum of squared differences divided by the sum of squared logits, over all real tokens. A choice
+/// is changed if the most likely next token differs.
 #[derive(clap::Args)]
 #[command(after_help = "Example: cargo xtask compare-activations --json")]
 pub(crate) struct Args {
-    /// One JSON object a case and weight format.
+    /// Print one JSON object per case and weight format.
     #[arg(long)]
     json: bool,
 }
@@ -45,38 +45,40 @@ fn compare(args: &Args) -> Result<()> {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let case = Case::read(&folder)?;
         if !case.runs_model() || is_quantized(&case)? {
-            continue; // the processor alone, or weights in a format of their own
+            continue; // processor-only cases and quantised checkpoints
         }
         let exact = logits(&case, PLAIN, &device)?;
         for format in [PackedFormat::Int8, PackedFormat::Q4] {
             let quantize = WeightFormat::Packed(format);
             let weights = WeightOptions { quantize, ..PLAIN };
             let rounded = WeightOptions { activations: Activations::Int8, ..weights };
-            let (of_weights, _) = error(&exact, &logits(&case, weights, &device)?);
-            let (of_both, changed) = error(&exact, &logits(&case, rounded, &device)?);
+            let (weights_error, _) = error(&exact, &logits(&case, weights, &device)?);
+            let (total_error, changed) = error(&exact, &logits(&case, rounded, &device)?);
             let tokens = exact.len();
             if args.json {
-                let row = json!({"case": name, "weights": quantize.to_string(), "f32_activations": of_weights,
-                    "int8_activations": of_both, "changed_choices": changed, "tokens": tokens});
+                let row = json!({"case": name, "weights": quantize.to_string(), "f32_activations": weights_error,
+                    "int8_activations": total_error, "changed_choices": changed, "tokens": tokens});
                 println!("{row}");
             } else {
-                println!("{name:<32} {quantize:<6} {of_weights:>10.2e} {of_both:>10.2e} {changed:>8} {tokens:>8}");
+                println!(
+                    "{name:<32} {quantize:<6} {weights_error:>10.2e} {total_error:>10.2e} {changed:>8} {tokens:>8}"
+                );
             }
         }
     }
     Ok(())
 }
 
-/// Whether the checkpoint's files hold quantised weights.
+/// Whether the checkpoint contains quantised weights.
 fn is_quantized(case: &Case) -> Result<bool> {
     let config: Value = serde_json::from_slice(&std::fs::read(case.checkpoint.join("config.json"))?)?;
     Ok(config.get("quantization_config").is_some_and(|config| !config.is_null()))
 }
 
-/// f32 and nothing quantised.
+/// Unquantised f32 weights.
 const PLAIN: WeightOptions = WeightOptions { dtype: Some(DType::F32), ..WeightOptions::DEFAULT };
 
-/// The logits after each real token of a case's samples.
+/// The logits at every real (unpadded) token of the case's samples, `[tokens][vocab_size]`.
 fn logits(case: &Case, weights: WeightOptions, device: &Device) -> Result<Vec<Vec<f32>>> {
     let weights = WeightOptions { pickles: case.weights(DType::F32)?.pickles, ..weights };
     let model = Idefics::from_folder(&case.checkpoint, device, weights, |_| ())?;
@@ -88,7 +90,7 @@ fn logits(case: &Case, weights: WeightOptions, device: &Device) -> Result<Vec<Ve
     Ok(rows.flat_map(|(row, &padding)| row.chunks(vocab_size).skip(padding).map(<[f32]>::to_vec)).collect())
 }
 
-/// The relative squared error, and the number of tokens after which another is the likeliest.
+/// The relative squared error, and the number of positions where the most likely token differs.
 fn error(exact: &[Vec<f32>], found: &[Vec<f32>]) -> (f64, usize) {
     let pairs = || exact.iter().flatten().zip(found.iter().flatten()).map(|(a, b)| (f64::from(*a), f64::from(*b)));
     let squares: f64 = pairs().map(|(exact, _)| exact * exact).sum();

@@ -1,4 +1,4 @@
-//! A reference case: a folder that says what the reference computed.
+//! Reads a reference case: a folder with samples, options and the tensors that the reference computed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use serde::Deserialize;
 
 use super::training::TrainSettings;
 
-/// `case.json` with the tensors beside it.
+/// The contents of `case.json` and `expected.safetensors`.
 #[derive(Debug)]
 pub(super) struct Case {
     pub(super) file: CaseFile,
     /// The model folder.
     pub(super) checkpoint: PathBuf,
-    /// By name.
+    /// Expected tensors by name.
     pub(super) expected: BTreeMap<String, Expected>,
 }
 
@@ -40,13 +40,13 @@ pub(super) struct CaseFile {
     load: Load,
     #[serde(default)]
     tolerance: BTreeMap<String, f64>,
-    /// The run that `train.` stages are of.
+    /// Settings of the training run behind the `train.` stages.
     pub(super) train: Option<TrainSettings>,
     #[serde(default)]
     pub(super) texts: BTreeMap<String, Vec<String>>,
 }
 
-/// Which release made the case.
+/// Versions that produced the case.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Reference {
     pub(super) transformers: Option<String>,
@@ -55,11 +55,11 @@ pub(super) struct Reference {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ProcessorOptions {
     pub(super) do_image_splitting: Option<bool>,
-    /// Which transparency rule made the pixels: `white`, or `drop`, which is what the reference's file loader does.
+    /// How transparency was removed: `white`, or `drop` as the reference's file loader does (default).
     pub(super) alpha: Option<AlphaName>,
-    /// Of the first Idefics.
+    /// Idefics1 only.
     pub(super) add_end_of_utterance_token: Option<bool>,
-    /// Of the first Idefics.
+    /// Idefics1 only.
     #[serde(default)]
     pub(super) add_eos_token: bool,
 }
@@ -80,7 +80,7 @@ impl From<AlphaName> for Alpha {
     }
 }
 
-/// How the reference held the weights.
+/// How the reference quantised the weights at load.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Load {
@@ -96,7 +96,7 @@ pub(super) struct Expected {
     pub(super) values: Values,
 }
 
-/// Its elements, row-major.
+/// The elements of a tensor, row-major.
 #[derive(Debug, Clone)]
 pub(super) enum Values {
     Float(Vec<f32>),
@@ -120,15 +120,15 @@ impl Expected {
 }
 
 impl Case {
-    /// How the weights are to be read and held, in `dtype` where they are not quantised. Cases may hold the files of
-    /// old repositories.
+    /// Options for loading the weights; those that are not quantised are stored in `dtype`. Pickles are allowed,
+    /// because some cases use the layout of old repositories.
     pub(super) fn weights(&self, dtype: DType) -> Result<WeightOptions> {
         let Load { quantize, double_quant } = &self.file.load;
         let quantize = quantize.as_deref().map_or(Ok(WeightFormat::None), str::parse)?;
         Ok(WeightOptions { quantize, double_quant: *double_quant, pickles: Pickles::Allowed, ..dtype.into() })
     }
 
-    /// Whether anything beyond the processor is expected.
+    /// Whether the case has expectations beyond the processor.
     pub(super) fn runs_model(&self) -> bool {
         !self.file.generate.is_empty() || self.expected.keys().any(|name| !name.starts_with("processor."))
     }
@@ -138,10 +138,10 @@ impl Case {
         let path = folder.join("case.json");
         let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
         let mut file: CaseFile = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-        ensure!(file.format == 1, "{}: format {} is not read, only 1 is", path.display(), file.format);
+        ensure!(file.format == 1, "{}: format {} is not supported, expected 1", path.display(), file.format);
         ensure!(
             ["idefics", "idefics2"].contains(&file.family.as_str()),
-            "{}: family {:?} is not implemented, only idefics and idefics2 are",
+            "{}: family {:?} is not supported, expected idefics or idefics2",
             path.display(),
             file.family
         );
@@ -149,14 +149,14 @@ impl Case {
             sample.resolve_paths(folder);
         }
         let checkpoint = folder.join(&file.checkpoint);
-        ensure!(checkpoint.is_dir(), "{}: no such checkpoint folder", checkpoint.display());
+        ensure!(checkpoint.is_dir(), "{}: checkpoint folder not found", checkpoint.display());
         let expected = read_tensors(&folder.join("expected.safetensors"))?;
         let case = Self { file, checkpoint, expected };
         case.check_names()?;
         Ok(case)
     }
 
-    /// Every expected tensor must be one that is compared.
+    /// Checks that every expected tensor belongs to a known stage, so that none is ignored.
     fn check_names(&self) -> Result<()> {
         const NAMES: [&str; 13] = [
             "processor.input_ids",
@@ -185,24 +185,24 @@ impl Case {
             let known_run = generated.is_some_and(|run| self.file.generate.contains_key(run));
             ensure!(
                 indexed || known_run || name.starts_with("grad.") || NAMES.contains(&name.as_str()),
-                "expected.safetensors: tensor `{name}` is no stage that is compared, or names a run that case.json lacks"
+                "expected.safetensors: tensor `{name}` is not a known stage, or its run is missing from case.json"
             );
         }
         let unknown = self.file.texts.keys().find(|run| !self.file.generate.contains_key(*run));
-        ensure!(unknown.is_none(), "case.json: `texts` names a run that `generate` lacks: {unknown:?}");
+        ensure!(unknown.is_none(), "case.json: `texts` names a run that is missing from `generate`: {unknown:?}");
         ensure!(
             self.expected("labels").is_some() == self.expected("loss").is_some(),
-            "expected.safetensors: `labels` and `loss` go together"
+            "expected.safetensors: `labels` and `loss` must both be present or both be absent"
         );
         Ok(())
     }
 
-    /// The tensor of that name, if the case has it.
+    /// The expected tensor with this name, if the case has it.
     pub(super) fn expected(&self, name: &str) -> Option<&Expected> {
         self.expected.get(name)
     }
 
-    /// The largest |difference| that the case accepts for a stage.
+    /// The tolerance of a stage in f32, as a maximum absolute difference.
     pub(super) fn tolerance(&self, stage: &str) -> f64 {
         let default = match stage {
             "processor.pixel_values" => 1e-6,

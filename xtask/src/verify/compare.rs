@@ -1,24 +1,24 @@
-//! How far two tensors are apart.
+//! Compares tensors.
 
-/// The outcome of one stage.
+/// The result of comparing one stage.
 #[derive(Debug, Clone)]
 pub(super) struct Comparison {
     pub(super) shape: Vec<usize>,
-    /// Largest |ours − expected|; for integers the number of elements that differ.
+    /// Largest |ours − expected|; for integers, the number of elements that differ.
     pub(super) max: f64,
-    /// Mean |ours − expected| over the elements that are compared.
+    /// Mean |ours − expected| over the compared elements; for integers, the fraction that differs.
     pub(super) mean: f64,
     pub(super) tolerance: f64,
-    /// What is wrong beyond numbers, such as another shape.
+    /// A problem other than the differences, such as a wrong shape. The stage then fails.
     pub(super) remark: Option<String>,
-    /// What is worth knowing of a stage that agrees.
+    /// Additional information about a stage that agrees.
     pub(super) note: Option<String>,
 }
 
 impl Comparison {
     /// Whether the stage agrees.
     pub(super) fn passed(&self) -> bool {
-        // NaN is no agreement.
+        // The comparison is false for NaN.
         self.remark.is_none() && self.max <= self.tolerance
     }
 
@@ -33,7 +33,7 @@ impl Comparison {
         let (mut max, mut sum, mut count) = (0.0f64, 0.0, 0u64);
         for index in (0..ours.len()).filter(|&index| compared(index)) {
             let difference = (f64::from(ours[index]) - f64::from(expected[index])).abs();
-            // `max` would drop a NaN.
+            // Not only `f64::max`: it ignores NaN.
             max = if difference.is_nan() { f64::NAN } else { max.max(difference) };
             sum += difference;
             count += 1;
@@ -41,11 +41,11 @@ impl Comparison {
                 break;
             }
         }
-        let remark = (count == 0).then(|| "no element is compared".to_owned());
+        let remark = (count == 0).then(|| "no elements were compared".to_owned());
         Self { shape: shape.to_vec(), max, mean: sum / count.max(1) as f64, tolerance, remark, note: None }
     }
 
-    /// Compares integers, which must be equal.
+    /// Compares integers. They must be equal.
     pub(super) fn ints(shape: &[usize], ours: &[i64], expected: &[i64]) -> Self {
         let differing = ours.iter().zip(expected).filter(|(ours, expected)| ours != expected).count() as f64;
         let remark = ours
@@ -57,18 +57,18 @@ impl Comparison {
         Self { shape: shape.to_vec(), max: differing, mean, tolerance: 0.0, remark, note: None }
     }
 
-    /// One number, which must not be more than another.
+    /// Checks that a number is at most `tolerance`.
     pub(super) fn number(ours: f64, tolerance: f64) -> Self {
         Self { shape: Vec::new(), max: ours, mean: ours, tolerance, remark: None, note: None }
     }
 
-    /// Another shape than expected.
+    /// A failed comparison because of a wrong shape.
     pub(super) fn shape(ours: &[usize], expected: &[usize]) -> Self {
         let remark = format!("shape {ours:?}, expected {expected:?}");
         Self { shape: ours.to_vec(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(remark), note: None }
     }
 
-    /// A stage that could not be computed.
+    /// A failed comparison for another reason.
     pub(super) fn failed(reason: String) -> Self {
         Self { shape: Vec::new(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(reason), note: None }
     }

@@ -1,4 +1,4 @@
-//! Tokens to logits and loss.
+//! The decoder stages: hidden states, attention weights, logits and loss.
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -11,11 +11,11 @@ use super::margins::{NMSE, nmse};
 use super::stages::{Stages, floats};
 
 impl Stages<'_> {
-    /// The expected ids or mask, or ours where the case has none.
+    /// The expected ids or mask, or ours if the case has none.
     fn ids_or_ours(&self, name: &str, shape: [usize; 2], ours: &[i64]) -> Result<([usize; 2], Vec<i64>)> {
         match self.case.expected(name) {
             None => {
-                ensure!(ours.len() == shape[0] * shape[1], "`{name}` is needed: ours has another shape");
+                ensure!(ours.len() == shape[0] * shape[1], "the case needs `{name}`: ours has another shape");
                 Ok((shape, ours.to_vec()))
             }
             Some(expected) => {
@@ -27,7 +27,7 @@ impl Stages<'_> {
         }
     }
 
-    /// The expected tokens, or ours where the case has none, and which of them are real.
+    /// The expected prompts, or ours if the case has none, and for each slot whether it is a real token.
     pub(super) fn prompts(&self, tokens: &TokenBatch) -> Result<(Prompts, Vec<bool>)> {
         let (shape, ids) = self.ids_or_ours("processor.input_ids", [tokens.batch, tokens.seq], &tokens.input_ids)?;
         let (mask_shape, mask) = self.ids_or_ours("processor.attention_mask", shape, &tokens.attention_mask)?;
@@ -37,7 +37,7 @@ impl Stages<'_> {
         Ok((Prompts::from_padded(ids, &real, shape[1])?, real))
     }
 
-    /// What the decoder computes, up to the loss, which `loss` computes from logits and labels.
+    /// Compares the outputs of the decoder. `loss` computes the loss from logits and labels.
     pub(super) fn decoder(
         &mut self,
         model: &dyn Model,
@@ -56,10 +56,10 @@ impl Stages<'_> {
         let (seq, shape) = (prompts.seq(), [prompts.batch(), prompts.seq()]);
 
         let expects = |kind: &str, index: usize| self.case.expected(&format!("{kind}.{index}")).is_some();
-        let mut seen = Seen {
+        let mut seen = Recorder {
             wanted_hidden_states: (0..=n_layers).map(|index| expects("hidden_states", index)).collect(),
             wanted_attentions: (0..n_layers).map(|index| expects("attentions", index)).collect(),
-            ..Seen::default()
+            ..Recorder::default()
         };
         let mut cache = model.cache(prompts, 0);
         let hidden_states = model.prefill_observed(prompts, image_hidden_states, &mut cache, &mut seen)?;
@@ -80,7 +80,7 @@ impl Stages<'_> {
             self.case.expected.keys().filter(|name| name.contains("states.") || name.contains("attentions."));
         ensure!(
             compared == expected.count(),
-            "the case expects hidden states or attentions of layers that are not there"
+            "the case expects hidden states or attentions of layers that the model does not have"
         );
 
         if self.case.expected("logits").is_none() && self.case.expected("loss").is_none() {
@@ -98,7 +98,7 @@ impl Stages<'_> {
         if let Some(labels) = self.case.expected("labels") {
             ensure!(labels.shape == shape, "`labels` has shape {:?}, the ids {shape:?}", labels.shape);
             let valid = |&label: &i64| label == -100 || usize::try_from(label).is_ok_and(|label| label < vocab_size);
-            ensure!(labels.ints()?.iter().all(valid), "`labels` holds neither -100 nor a token id");
+            ensure!(labels.ints()?.iter().all(valid), "`labels` contains a value that is neither -100 nor a token id");
             let logits = self.with_expected_padding(logits, real)?;
             let loss = floats(loss(logits, labels.ints()?));
             let expected = self.case.expected("loss").context("`loss` is needed")?.floats()?;
@@ -109,11 +109,11 @@ impl Stages<'_> {
         Ok(())
     }
 
-    /// Our logits, with the case's own in padded slots.
+    /// Our logits, with the padded slots replaced by the expected ones.
     ///
-    /// The reference's loss counts the prediction of a row's first token, which the last padded slot makes. What a
-    /// padded slot computes depends on the attention kernel (eager averages all values, SDPA gives 0), and is compared
-    /// nowhere else.
+    /// The reference's loss includes the prediction of a row's first token, which is made at the last padded slot.
+    /// The result at a padded slot depends on the attention kernel (eager attention averages all values, SDPA returns
+    /// 0) and is not compared anywhere else.
     fn with_expected_padding(&self, logits: Tensor<3>, real: &[bool]) -> Result<Tensor<3>> {
         let Some(expected) = self.case.expected("logits") else { return Ok(logits) };
         let (dims, device) = (logits.dims(), logits.device());
@@ -129,16 +129,16 @@ impl Stages<'_> {
     }
 }
 
-/// Keeps the decoder's insides that the case expects.
+/// Records the intermediate results of the decoder that the case expects.
 #[derive(Default)]
-struct Seen {
+struct Recorder {
     wanted_hidden_states: Vec<bool>,
     wanted_attentions: Vec<bool>,
     hidden_states: Vec<(usize, Tensor<3>)>,
     attentions: Vec<(usize, Tensor<4>)>,
 }
 
-impl DecoderObserver for Seen {
+impl DecoderObserver for Recorder {
     fn hidden_states(&mut self, index: usize, hidden_states: &Tensor<3>) {
         if self.wanted_hidden_states[index] {
             self.hidden_states.push((index, hidden_states.clone()));

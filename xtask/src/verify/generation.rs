@@ -1,4 +1,4 @@
-//! Generation, from the raw samples through everything.
+//! The generation stages, which start from the raw samples.
 
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Tensor};
@@ -14,7 +14,8 @@ use super::margins::{Ties, margin};
 use super::stages::{Stages, process_options};
 
 impl Stages<'_> {
-    /// Every run that `generate` in `case.json` names: sequences, their scores, filtered scores before a draw, texts.
+    /// Compares every run under `generate` in `case.json`: sequences, sequence scores, filtered scores before
+    /// sampling, and texts.
     pub(super) fn generation(
         &mut self,
         model: &dyn Model,
@@ -31,8 +32,8 @@ impl Stages<'_> {
         let prompts = config.family().see_images(prompts, tokenizer);
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
         let image_hidden_states = model.encode_images(&images)?;
-        #[allow(unsafe_code)] // a promise about the program's threads
-        // SAFETY: this thread alone uses devices.
+        #[allow(unsafe_code)] // the contract is about the program's threads
+        // SAFETY: only this thread uses devices.
         let lease = &unsafe { DeviceLease::for_this_thread() };
         for (name, options) in &self.case.file.generate {
             let options = &options.over(&folder_options);
@@ -51,13 +52,13 @@ impl Stages<'_> {
         let name = run.name;
         let stage = format!("generate.{name}.filtered_scores");
         if self.case.expected(&stage).is_some() {
-            let scores = generation.first_scores()?.context("this run has no scores on the host")?;
+            let scores = generation.first_scores()?.context("the scores of this run are not available on the host")?;
             let shape = [scores.len(), scores[0].len()];
             self.filtered(&stage, &shape, &scores.concat())?;
         }
         while generation.step()?.is_some() {}
         if let Some(reason) = generation.replay_refusal() {
-            eprintln!("{name}: steps were launched, none replayed: {reason}");
+            eprintln!("{name}: no decode step was replayed: {reason}");
         }
 
         let is_same = self.sequences(run, &generation)?;
@@ -67,7 +68,7 @@ impl Stages<'_> {
             match generation.sequences_scores() {
                 Some(scores) => self.floats(&stage, &[scores.len()], scores, tolerance, |_| true)?,
                 None => {
-                    let reason = "only a beam search gives its answers scores".to_owned();
+                    let reason = "only beam search computes sequence scores".to_owned();
                     self.report.stage(&stage, &Comparison::failed(reason));
                 }
             }
@@ -80,8 +81,11 @@ impl Stages<'_> {
         Ok(())
     }
 
-    /// The sequences of a run, and which of them are to be the reference's: all, but in 16-bit floats those that went
-    /// another way where the reference hung between two tokens, and beams, whose scores are compared.
+    /// Compares the sequences of a run. Returns for each whether its text must equal the reference.
+    ///
+    /// In f32 all sequences must be equal. In 16-bit floats, a sequence may differ from a position where the two best
+    /// tokens are tied within the error of 16 bits. Beams with scores may differ anywhere: their scores are compared
+    /// instead.
     fn sequences(&mut self, run: &Run<'_>, generation: &Generation<'_>) -> Result<Vec<bool>> {
         let stage = format!("generate.{}.sequences", run.name);
         let sequences = generation.sequences();
@@ -111,11 +115,11 @@ impl Stages<'_> {
             differences.iter().map(Option::is_some).collect()
         } else {
             let ties = run.ties(self.case)?;
-            let hung = |(row, slot): (usize, &Option<usize>)| {
+            let is_tie = |(row, slot): (usize, &Option<usize>)| {
                 let n_generated = slot.and_then(|slot| slot.checked_sub(run.prompts.seq()));
                 n_generated.is_some_and(|n_generated| ties.has(row / generation.answers_per_sample(), n_generated))
             };
-            differences.iter().enumerate().map(hung).collect()
+            differences.iter().enumerate().map(is_tie).collect()
         };
         let wrong = differences.iter().zip(&excused).position(|(slot, is_excused)| slot.is_some() && !is_excused);
         let equal: usize = rows()
@@ -127,19 +131,19 @@ impl Stages<'_> {
             max: n_wrong.count() as f64,
             mean: 1.0 - equal as f64 / expected.len() as f64,
             tolerance: 0.0,
-            remark: wrong.map(|row| format!("row {row} differs where the reference was sure")),
+            remark: wrong.map(|row| format!("row {row} differs at a position without a tie")),
             note: Some(format!(
-                "{equal} of {} tokens are the reference's; {} of {n_rows} rows {}",
+                "{equal} of {} tokens equal the reference; {} of {n_rows} rows {}",
                 expected.len(),
                 excused.iter().filter(|is_excused| **is_excused).count(),
-                if has_scores { "are other beams, whose scores are compared" } else { "went another way at a tie" },
+                if has_scores { "are different beams, whose scores are compared" } else { "differ after a tie" },
             )),
         };
         self.report.stage(&stage, &comparison);
         Ok(excused.into_iter().map(|is_excused| !is_excused).collect())
     }
 
-    /// Scores of which some are -inf: the same ones must be.
+    /// Compares filtered scores. The same elements must be -inf, except near the threshold in 16-bit floats.
     fn filtered(&mut self, stage: &str, shape: &[usize], ours: &[f32]) -> Result<()> {
         let Some(expected) = self.case.expected(stage) else { return Ok(()) };
         let values = expected.floats()?;
@@ -163,7 +167,7 @@ impl Stages<'_> {
     }
 }
 
-/// What a run starts from.
+/// The inputs of a run.
 struct Run<'r> {
     name: &'r str,
     options: &'r GenerationConfig,
@@ -187,7 +191,7 @@ impl<'r> Run<'r> {
         Generation::start(model, self.prompts, image_hidden_states, self.options, controls)
     }
 
-    /// Where the run hangs between two tokens in f32 on the CPU, which does what the reference does.
+    /// The ties of the run, found by repeating it in f32 on the CPU, where it reproduces the reference.
     fn ties(&self, case: &Case) -> Result<Ties> {
         let (_, device) = DeviceChoice::Cpu.open()?;
         let model = load_model(&case.checkpoint, &device, case.weights(DType::F32)?, |_| ())?;
@@ -200,7 +204,8 @@ impl<'r> Run<'r> {
     }
 }
 
-/// Scores in 16-bit floats: one may be forbidden here and not there if it is about as large as one at the border.
+/// Compares filtered scores in 16-bit floats. A score may be -inf on one side only if it is close to the lowest or
+/// highest score that the reference kept.
 fn filtered_16_bits(shape: &[usize], ours: &[f32], expected: &[f32]) -> Comparison {
     let margin = margin(expected);
     let kept = || expected.iter().copied().filter(|score| score.is_finite()).map(f64::from);
@@ -212,7 +217,7 @@ fn filtered_16_bits(shape: &[usize], ours: &[f32], expected: &[f32]) -> Comparis
         (is_ours, _) => {
             let score = f64::from(if is_ours { expected } else { ours });
             let [lowest, highest] = borders.map(|border| (score - border).abs());
-            if highest < lowest { highest } else { lowest } // NaN stays
+            if highest < lowest { highest } else { lowest } // keeps NaN
         }
     };
     let larger = |all: f64, one: f64| if all.is_nan() || one <= all { all } else { one };
@@ -220,7 +225,7 @@ fn filtered_16_bits(shape: &[usize], ours: &[f32], expected: &[f32]) -> Comparis
     Comparison { shape: shape.to_vec(), ..Comparison::number(max, margin) }
 }
 
-/// Texts of the rows that `is_same` says are to be the reference's.
+/// Compares the texts of the rows for which `is_same` is true.
 fn compare_texts(texts: &[String], expected: &[String], is_same: &[bool]) -> Comparison {
     let rows = || texts.iter().zip(expected).zip(is_same).filter(|(_, is_same)| **is_same).map(|(row, _)| row);
     let differing = rows().filter(|(ours, expected)| ours != expected).count() + texts.len().abs_diff(expected.len());
@@ -240,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_may_keep_what_stands_at_its_border_and_nothing_else() {
+    fn sixteen_bit_filters_may_differ_only_near_the_threshold() {
         const OUT: f32 = f32::NEG_INFINITY;
         let expected = [3.0, 1.0, OUT, OUT];
         let passes = |ours: [f32; 4]| filtered_16_bits(&[1, 4], &ours, &expected).passed();

@@ -1,4 +1,4 @@
-//! The stages of a case of the first Idefics.
+//! The stages of an Idefics1 case.
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Device, Tensor};
@@ -10,7 +10,7 @@ use idefics_train::{LabelRecipe, Trainable, TrainingBatch};
 use super::stages::{Stages, floats};
 
 impl Stages<'_> {
-    /// Pixels in slots of equal number, and what each token sees of them.
+    /// Compares the pixel values, padded to the same number of images per row, and the image attention mask.
     pub(super) fn idefics1_processor(
         &mut self,
         processor: &Processor,
@@ -37,11 +37,11 @@ impl Stages<'_> {
         let batches = model.shape().image_batches(&images, VisionBatch::default())?;
         let features = batches.iter().map(|batch| model.vision_features(batch)).collect::<Result<Vec<_>, _>>()?;
         let features = (!features.is_empty()).then(|| Tensor::cat(features, 0)); // all images have one size
-        self.of_images("vision.last_hidden_state", features, &slots)?;
+        self.image_features("vision.last_hidden_state", features, &slots)?;
         let image_hidden_states = model.encode_images(&images)?;
-        self.of_images("image_hidden_states", image_hidden_states.clone(), &slots)?;
+        self.image_features("image_hidden_states", image_hidden_states.clone(), &slots)?;
         let (prompts, real) = self.prompts(tokens)?;
-        let prompts = self.seeing(prompts, processor, n_images)?;
+        let prompts = self.with_image_mask(prompts, processor, n_images)?;
         let n_layers = model.config().num_hidden_layers;
         let loss = |logits, labels: &[i64]| model.loss(logits, labels, LabelRecipe::Transformers5);
         self.decoder(&model, n_layers, (&prompts, &real), image_hidden_states, &loss)?;
@@ -49,8 +49,9 @@ impl Stages<'_> {
         self.generation(&model, processor, processed)
     }
 
-    /// The real images of the expected processor tensors, how many each row has, and of all slots of the batch which
-    /// hold one; ours where the case has none.
+    /// The real images in the expected processor tensors, the number of images of each row, and for each image slot
+    /// of the batch whether it holds an image. These are ours if the case has no such tensors. An all-zero slot is
+    /// padding.
     fn idefics1_images(&self, processed: &ProcessedInputs) -> Result<(Vec<ImageTile>, Vec<usize>, Vec<bool>)> {
         let Some(pixel_values) = self.case.expected("processor.pixel_values") else {
             let n_images: Vec<usize> = processed.images.iter().map(Vec::len).collect();
@@ -70,9 +71,9 @@ impl Stages<'_> {
         Ok((images, n_images, is_real))
     }
 
-    /// Compares vectors of images, `[images, n_vectors, width]`: of the real ones, or of all slots, of which the real
-    /// ones count.
-    fn of_images(&mut self, stage: &str, ours: Option<Tensor<3>>, is_real: &[bool]) -> Result<()> {
+    /// Compares image features, `[images, n_vectors, width]`. If the expected tensor covers all slots, only those
+    /// with an image are compared.
+    fn image_features(&mut self, stage: &str, ours: Option<Tensor<3>>, is_real: &[bool]) -> Result<()> {
         let Some(expected) = self.case.expected(stage) else { return Ok(()) };
         let n_real = is_real.iter().filter(|real| **real).count();
         let has_all_slots = expected.shape.first() == Some(&is_real.len()) && n_real < is_real.len();
@@ -98,8 +99,8 @@ impl Stages<'_> {
         self.floats(stage, &[is_real.len(), n_vectors, width], &placed, tolerance, |index| is_real[index / per_image])
     }
 
-    /// The prompts with what the case's mask says that they see, or what ours would.
-    fn seeing(&self, prompts: Prompts, processor: &Processor, n_images: Vec<usize>) -> Result<Prompts> {
+    /// The prompts with the image attention mask of the case, or with ours if the case has none.
+    fn with_image_mask(&self, prompts: Prompts, processor: &Processor, n_images: Vec<usize>) -> Result<Prompts> {
         let Some(mask) = self.case.expected("processor.image_attention_mask") else {
             let tokenizer = processor.tokenizer();
             return Ok(prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()));
@@ -108,19 +109,19 @@ impl Stages<'_> {
             bail!("`processor.image_attention_mask` has shape {:?}, expected [batch, seq, n_images]", mask.shape);
         };
         ensure!((batch, seq) == (prompts.batch(), prompts.seq()), "`processor.image_attention_mask`: shape");
-        // Where no row has an image, the reference has one slot all the same.
+        // If no row has an image, the reference still has one slot.
         let max_images = n_images.iter().copied().max().unwrap_or(0);
         let seen = mask.ints()?.chunks(slots).flat_map(|images| &images[..max_images.min(slots)]);
         let seen = seen.map(|&seen| seen != 0).collect();
         Ok(prompts.with_seen_images(SeenImages::new(n_images, seq, seen)?)?)
     }
 
-    /// The gradients of the case's loss.
+    /// Compares the gradients of the loss.
     fn idefics1_gradients(&mut self, device: &Device, prompts: &Prompts, images: &[ImageTile]) -> Result<()> {
         if !self.case.expected.keys().any(|name| name.starts_with("grad.")) {
             return Ok(());
         }
-        let labels = self.case.expected("labels").context("`labels` is needed for `grad.`")?;
+        let labels = self.case.expected("labels").context("`grad.` tensors need `labels`")?;
         let batch = TrainingBatch {
             prompts: prompts.clone(),
             images: images.to_vec(),

@@ -22,23 +22,24 @@ use idefics_generate::{DeviceChoice, Precision};
 use case::Case;
 use report::Report;
 
-/// Compares every stage of a model with what the reference computed.
+/// Compare every stage of a model with the results of the reference.
 ///
-/// Prints a row for each stage and marks the first one that differs in each case. Exit code 0 if all stages agree,
-/// 1 if one differs, 2 if a case cannot be read.
+/// Prints one row per stage and marks the first one that differs in each case. Exit code 0 if all stages agree, 1 if
+/// a stage differs, 2 if a case cannot be read.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask verify\n  cargo xtask verify --case target/cases/two-images --json")]
 pub(crate) struct Args {
     /// A case folder; may be repeated [default: every case committed in xtask/cases].
     #[arg(long = "case", value_name = "DIR")]
     cases: Vec<PathBuf>,
-    /// `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
+    /// Device to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
-    /// f32, bf16 or f16; tolerances are for f32, the others are compared relative to the largest value.
+    /// f32, bf16 or f16. The tolerances of a case are for f32; those of bf16 and f16 are relative to the largest
+    /// value.
     #[arg(long, default_value = "f32")]
     dtype: Precision,
-    /// One JSON object a stage, and one with the counts.
+    /// Print one JSON object per stage, and one with the counts.
     #[arg(long)]
     json: bool,
 }
@@ -74,7 +75,7 @@ fn verify(cases: &[PathBuf], args: &Args) -> Result<Report> {
     Ok(report)
 }
 
-/// The cases in the project, or in the folder that `IDEFICS_CASES` names, by name.
+/// The case folders in `xtask/cases`, or in the folder named by `IDEFICS_CASES`, sorted by name.
 fn committed_cases() -> Result<Vec<PathBuf>> {
     let elsewhere = std::env::var_os("IDEFICS_CASES").map(PathBuf::from);
     let folder = elsewhere.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("cases"));
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_committed_case_agrees_with_the_reference() {
+    fn committed_cases_match_reference_in_f32() {
         let cases = committed_cases().unwrap();
         assert!(cases.len() >= 20, "{} cases", cases.len());
         let args = Args { cases: Vec::new(), device: DeviceChoice::Cpu, dtype: Precision::F32, json: false };
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn in_16_bits_only_what_hangs_by_little_goes_another_way() {
+    fn committed_cases_match_reference_in_16_bits_up_to_ties() {
         let cases = committed_cases().unwrap();
         for dtype in [Precision::Bf16, Precision::F16] {
             let args = Args { cases: Vec::new(), device: DeviceChoice::Cpu, dtype, json: false };
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_case_that_cannot_be_read_is_no_agreement() {
+    fn unreadable_case_is_counted_as_unreadable() {
         let folder = tempfile::tempdir().unwrap();
         let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/text-only");
         let checkpoint = case.join("../../checkpoints/odd-heads").canonicalize().unwrap();
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_expectation_is_a_failure() {
+    fn exceeding_the_tolerance_is_a_failure() {
         let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/two-images");
         let folder = tempfile::tempdir().unwrap();
         for name in ["case.json", "expected.safetensors"] {

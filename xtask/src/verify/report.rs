@@ -1,4 +1,4 @@
-//! What `verify` prints.
+//! Prints the results of `verify`.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::compare::Comparison;
 
-/// Prints stages as they come and counts them.
+/// Prints stages as they are compared and counts them.
 #[derive(Debug)]
 pub(super) struct Report {
     json: bool,
@@ -82,13 +82,13 @@ impl Report {
         }
     }
 
-    /// Says why a case cannot be read.
+    /// Reports that the current case cannot be read.
     pub(super) fn unreadable(&mut self, error: &anyhow::Error) {
         self.unreadable += 1;
         eprintln!("error: {}: {error:#}", self.case);
     }
 
-    /// Prints the counts; the exit code says whether all agreed.
+    /// Prints the counts. The exit code is 0 if all stages agreed, 1 if one differed, 2 if a case could not be read.
     pub(super) fn finish(&self) -> ExitCode {
         if self.json {
             println!("{}", json!({"passed": self.passed, "failed": self.failed, "unreadable": self.unreadable}));

@@ -1,7 +1,7 @@
-//! The stages of a case, each through the code that users run.
+//! Runs the stages of a case with the production code and compares the results.
 //!
-//! Model stages start from the *expected* processor tensors, so that a difference in the processor does not hide one in
-//! the model; generation goes from the raw sample through everything.
+//! Model stages start from the *expected* processor tensors, so that processor and model are compared independently.
+//! Generation starts from the raw samples.
 
 use anyhow::{Result, bail};
 use burn::tensor::{DType, Device, Tensor};
@@ -14,8 +14,9 @@ use super::compare::Comparison;
 use super::report::Report;
 use super::training::TrainSettings;
 
-/// In 16-bit floats a stage may be off by this share of its largest expected value.
+/// Tolerance in bf16, as a fraction of the largest expected value of the stage.
 const BF16_SHARE: f64 = 0.1;
+/// Tolerance in f16, as a fraction of the largest expected value of the stage.
 const F16_SHARE: f64 = 0.02;
 
 /// Compares everything that the case expects.
@@ -33,7 +34,7 @@ pub(super) fn compare(case: &Case, device: &Device, dtype: DType, report: &mut R
     match processor.family().model_type() {
         "idefics" => stages.idefics1(device, &processor, &processed, &tokens),
         "idefics2" => stages.idefics2(device, &processor, &processed, &tokens),
-        family => bail!("{family} has no stages to compare"),
+        family => bail!("family {family} is not supported"),
     }
 }
 
@@ -49,7 +50,7 @@ pub(super) fn process_options(case: &Case) -> ProcessOptions {
     }
 }
 
-/// What a stage needs to compare itself.
+/// The case, precision and report that all stages share.
 pub(super) struct Stages<'a> {
     pub(super) case: &'a Case,
     pub(super) dtype: DType,
@@ -87,7 +88,7 @@ impl Stages<'_> {
         let Some(images) = processed.padded_images() else {
             for stage in ["processor.pixel_values", "processor.pixel_attention_mask"] {
                 if self.case.expected(stage).is_some() {
-                    self.report.stage(stage, &Comparison::failed("no image in the samples".to_owned()));
+                    self.report.stage(stage, &Comparison::failed("the samples contain no images".to_owned()));
                 }
             }
             return Ok(());
@@ -129,19 +130,20 @@ impl Stages<'_> {
         let Some(expected) = self.case.expected(stage) else { return Ok(()) };
         let comparison = match (shape == expected.shape, &expected.values) {
             (true, Values::Int(expected)) => Comparison::ints(shape, ours, expected),
-            (true, Values::Float(_)) => Comparison::failed("the case has floats here, expected I64".to_owned()),
+            (true, Values::Float(_)) => Comparison::failed("the case has floats, expected I64".to_owned()),
             (false, _) => Comparison::shape(shape, &expected.shape),
         };
         self.report.stage(stage, &comparison);
         Ok(())
     }
 
-    /// Whether floats of the model have 16 bits, so that what hangs by little may go another way than the reference.
+    /// Whether the model computes in 16-bit floats, so that tokens may differ from the reference at ties.
     pub(super) fn is_16_bit(&self) -> bool {
         matches!(self.dtype, DType::BF16 | DType::F16)
     }
 
-    /// The case's tolerance, which is for f32, or a share of the largest value in 16-bit floats.
+    /// The tolerance of a stage in the model's precision: that of the case in f32; in 16-bit floats at least a
+    /// fraction of the largest value.
     pub(super) fn model_tolerance(&self, stage: &str, expected: &[f32]) -> f64 {
         let largest = || expected.iter().fold(0.0f64, |largest, &value| largest.max(f64::from(value.abs())));
         let tolerance = self.case.tolerance(stage);

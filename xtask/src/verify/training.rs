@@ -1,4 +1,4 @@
-//! Gradients, and the first steps of a training run.
+//! The training stages: gradients, and the first steps of a training run.
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device};
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::compare::Comparison;
 use super::stages::{Stages, floats};
 
-/// `train` in `case.json`: the run whose losses the case has.
+/// `train` in `case.json`: the settings of the training run.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct TrainSettings {
     optimizer: Optimizer,
@@ -43,7 +43,8 @@ enum Labels {
 }
 
 impl TrainSettings {
-    /// Which labels count; the case's own labels leave out what the recipe does, so that both must agree.
+    /// The rule for which labels count. The labels in the case already exclude what the rule excludes, so both must
+    /// agree.
     pub(super) fn recipe(&self) -> LabelRecipe {
         match self.labels {
             Labels::Transformers5 => LabelRecipe::Transformers5,
@@ -67,15 +68,14 @@ impl TrainSettings {
 }
 
 impl Stages<'_> {
-    /// Gradients, and a run, of a case of Idefics2.
+    /// Compares the gradients and the training run of an Idefics2 case.
     pub(super) fn training(&mut self, device: &Device, prompts: &Prompts, images: &[ImageTile]) -> Result<()> {
         let is_training = |name: &String| name.starts_with("grad.") || name.starts_with("train.");
         if !self.case.expected.keys().any(is_training) {
             return Ok(());
         }
-        let settings =
-            self.case.file.train.as_ref().context("case.json: `train` is needed for `grad.` and `train.`")?;
-        let labels = self.case.expected("labels").context("`labels` is needed for `grad.` and `train.`")?;
+        let settings = self.case.file.train.as_ref().context("case.json: `grad.` and `train.` tensors need `train`")?;
+        let labels = self.case.expected("labels").context("`grad.` and `train.` tensors need `labels`")?;
         let batch = TrainingBatch {
             prompts: prompts.clone(),
             images: images.to_vec(),
@@ -103,7 +103,7 @@ impl Stages<'_> {
             let Some(expected) = self.case.expected(name) else { continue };
             ensure!(
                 expected.shape == [ours.len()],
-                "`{name}` has shape {:?}, `steps` is {}",
+                "`{name}` has shape {:?}, but `steps` is {}",
                 expected.shape,
                 ours.len()
             );
@@ -114,14 +114,14 @@ impl Stages<'_> {
         Ok(())
     }
 
-    /// Every gradient that the case has.
+    /// Compares every gradient in the case.
     pub(super) fn gradients(&mut self, mut found: LossGradients, tied: &[(&str, &str)]) -> Result<()> {
         found.gradients.scale(1.0 / found.n_labels as f64);
         found.gradients.tie(tied);
         for (name, expected) in &self.case.expected {
             let Some(tensor) = name.strip_prefix("grad.") else { continue };
             let comparison = match found.gradients.get(tensor) {
-                None => Comparison::failed("no gradient reaches this tensor".to_owned()),
+                None => Comparison::failed("this tensor has no gradient".to_owned()),
                 Some(gradient) => {
                     let (ours, expected_values) = (floats(gradient.clone()), expected.floats()?);
                     let tolerance = self.case.tolerance(name);

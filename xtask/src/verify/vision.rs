@@ -1,4 +1,4 @@
-//! Images to image tokens.
+//! The vision stages: features of the vision tower, and image hidden states.
 
 use anyhow::{Result, bail, ensure};
 use burn::tensor::Tensor;
@@ -11,7 +11,7 @@ use super::compare::Comparison;
 use super::stages::{Stages, floats};
 
 impl Stages<'_> {
-    /// The real images of the expected processor tensors, or of ours where the case has none.
+    /// The real images in the expected processor tensors, or ours if the case has none.
     pub(super) fn images(&self, processed: &ProcessedInputs) -> Result<Vec<ImageTile>> {
         let Some(pixel_values) = self.case.expected("processor.pixel_values") else {
             return Ok(processed.images.iter().flatten().cloned().collect());
@@ -48,7 +48,8 @@ impl Stages<'_> {
         Ok(image_hidden_states)
     }
 
-    /// The reference encodes all images on one padded grid; ours hold real patches only.
+    /// Compares the features of real patches. The reference pads all images to one patch grid; ours contain only real
+    /// patches, which are copied to their positions in that grid.
     fn compare_features(
         &self,
         model: &Idefics2,

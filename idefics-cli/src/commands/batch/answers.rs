@@ -1,4 +1,4 @@
-//! Answers of a group, and the lines of the output.
+//! Answers the rows of a group and formats the output lines.
 
 use idefics_generate::{Answer, CancelToken, Error, FinishReason, Idefics, Prepared};
 use serde_json::{Map, Value};
@@ -8,17 +8,17 @@ use super::output::Done;
 use super::rows::InputRow;
 use crate::args::{BatchArgs, Global};
 use crate::failure::Failure;
-use crate::output::warn_of;
+use crate::output::warn_about;
 
-/// What became of a group.
+/// The result of answering a group.
 pub(super) struct Answered {
     pub(super) rows: Vec<Done>,
-    /// Whether a signal ended it before all rows were answered.
+    /// Whether a signal stopped it before all rows were answered.
     pub(super) is_interrupted: bool,
 }
 
-/// Answers the rows of a group that are not done: together, or one by one where one of them keeps the group from
-/// starting.
+/// Answers the rows of a group that are not done: as one batch, or one by one if the batch cannot start because a row
+/// is invalid.
 pub(super) fn answer(
     global: &Global,
     args: &BatchArgs,
@@ -46,20 +46,20 @@ pub(super) fn answer(
     for row in group.rows.iter().filter(|row| !row.is_done).map(|row| &row.row) {
         let result = match (&row.sample, &mut together) {
             (Err(reason), _) => Err(Failure::input(reason.clone())),
-            (Ok(_), Some(answers)) => all_of(answers.next().unwrap_or_default()),
+            (Ok(_), Some(answers)) => collect_answers(answers.next().unwrap_or_default()),
             (Ok(_), None) if cancel.is_cancelled() => Err(Failure::interrupted()),
             (Ok(sample), None) => {
                 let alone = model.prepare(std::slice::from_ref(sample), &args.process(global));
-                generate(alone).map_err(Failure::of_sample).and_then(all_of)
+                generate(alone).map_err(Failure::sample).and_then(collect_answers)
             }
         };
         let line = match result {
             Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => None,
             Ok(answers) => {
-                answers.iter().for_each(warn_of);
-                Some((line(row, of_answers(&answers)?), false))
+                answers.iter().for_each(warn_about);
+                Some((line(row, answers_json(&answers)?), false))
             }
-            Err(failure) if failure.is_of_one_input() => {
+            Err(failure) if failure.affects_one_input() => {
                 Some((line(row, Map::from_iter([("error".to_owned(), failure.message().into())])), true))
             }
             Err(failure) if failure.is_interruption() => None,
@@ -76,19 +76,20 @@ pub(super) fn answer(
     Ok(answered)
 }
 
-/// The answers of a row, which fails with the first of them that does.
-fn all_of(answers: Vec<Result<Answer, Error>>) -> Result<Vec<Answer>, Failure> {
-    answers.into_iter().collect::<Result<_, _>>().map_err(Failure::of_sample)
+/// All answers to a row, or the first error among them.
+fn collect_answers(answers: Vec<Result<Answer, Error>>) -> Result<Vec<Answer>, Failure> {
+    answers.into_iter().collect::<Result<_, _>>().map_err(Failure::sample)
 }
 
-/// A line of the output: the row's name, the user's own keys, and `of_row`.
-fn line(row: &InputRow, of_row: Map<String, Value>) -> String {
+/// Formats an output line: the row's name, the user's own keys, and the keys of `values`.
+fn line(row: &InputRow, values: Map<String, Value>) -> String {
     let own = row.own.iter().map(|(key, json)| (key.as_str(), json.clone()));
-    row.name.line(own.chain(of_row.iter().map(|(key, value)| (key.as_str(), value.to_string()))))
+    row.name.line(own.chain(values.iter().map(|(key, value)| (key.as_str(), value.to_string()))))
 }
 
-/// The answers without their times, which are of the whole group and never the same twice.
-fn of_answers(answers: &[Answer]) -> Result<Map<String, Value>, Failure> {
+/// The answers as JSON without `timings`, which apply to the whole group and differ between runs. Several answers are
+/// put into a list under `answers`.
+fn answers_json(answers: &[Answer]) -> Result<Map<String, Value>, Failure> {
     let mut objects = Vec::with_capacity(answers.len());
     for answer in answers {
         let mut object = serde_json::to_value(answer).map_err(std::io::Error::from)?;

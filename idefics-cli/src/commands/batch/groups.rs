@@ -1,4 +1,4 @@
-//! Rows that are answered together.
+//! Groups rows of similar length into batches.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -7,33 +7,33 @@ use idefics_generate::processor::Sample;
 use super::rows::{InputRow, Name};
 use crate::failure::Failure;
 
-/// Tokens that an image counts for when rows of similar length are looked for; about that of Idefics2.
+/// Tokens to assume per image when estimating the length of a row: about the number of Idefics2.
 const TOKENS_PER_IMAGE: usize = 64;
 
-/// Tokens from which on a row is long: shorter ones that are padded to it cost little.
-const LONG: usize = 4096;
+/// Number of tokens above which a row counts as long. Padding to less than this costs little.
+const LONG_ROW: usize = 4096;
 
-/// How many times as long as another a long row is at most if they are answered together.
-const LONGER: usize = 4;
+/// A long row is grouped with rows that have at least 1/`MAX_LENGTH_RATIO` of its length.
+const MAX_LENGTH_RATIO: usize = 4;
 
-/// Rows that are answered together.
+/// Rows to answer as one batch.
 pub(super) struct Group {
     pub(super) rows: Vec<GroupRow>,
-    /// The samples of the rows that are to be answered, in their order.
+    /// The samples of the rows that still need an answer, in the order of the rows.
     pub(super) samples: Vec<Sample>,
-    /// Why no more rows can be read; such a group is the last.
+    /// The error that ended reading, if any. Such a group has no rows and is the last.
     pub(super) failure: Option<Failure>,
 }
 
 /// A row of a group.
 pub(super) struct GroupRow {
     pub(super) row: InputRow,
-    /// Whether it was answered by an earlier run.
+    /// Whether an earlier run answered it.
     pub(super) is_done: bool,
 }
 
 impl Group {
-    /// Whether a model is needed.
+    /// Whether earlier runs answered all rows, so that no model is needed.
     pub(super) fn is_done(&self) -> bool {
         self.rows.iter().all(|row| row.is_done)
     }
@@ -45,22 +45,22 @@ impl AsRef<[Sample]> for Group {
     }
 }
 
-/// Takes rows from the input, some at a time, and puts those of similar length together, the longest first. A long one
-/// does not pad short ones to its length, and comes after them: they are kept if it takes more memory than there is. Which
-/// rows are together depends on the input alone, not on what was done before.
+/// Reads a window of rows at a time and groups rows of similar length, the longest first. Long rows are kept apart
+/// from short ones, to limit padding, and come after them, so that the short ones are answered and saved should a
+/// long row run out of memory. The grouping depends on the input only, not on which rows are done.
 pub(super) struct Groups<'k, R> {
     rows: R,
-    /// Digest of each row that was answered, by its name.
+    /// Digests of the rows that earlier runs answered, by name.
     done: &'k HashMap<Name, String>,
-    /// Rows that are read together.
+    /// Number of rows in a window.
     window: usize,
-    /// Rows of a group.
+    /// Maximum number of rows in a group.
     size: usize,
     ready: VecDeque<Group>,
 }
 
 impl<'k, R: Iterator<Item = Result<InputRow, Failure>>> Groups<'k, R> {
-    /// Groups of `size` rows out of every `window`.
+    /// Makes groups of up to `size` rows from windows of `window` rows.
     pub(super) fn new(rows: R, done: &'k HashMap<Name, String>, size: usize, window: usize) -> Self {
         Self { rows, done, window, size, ready: VecDeque::new() }
     }
@@ -77,7 +77,8 @@ impl<'k, R: Iterator<Item = Result<InputRow, Failure>>> Groups<'k, R> {
         let mut rows = rows.into_iter().peekable();
         let mut groups = Vec::new();
         while let Some(longest) = rows.peek().map(|row| row.length(TOKENS_PER_IMAGE)) {
-            let is_similar = |row: &InputRow| longest <= LONG || longest / LONGER <= row.length(TOKENS_PER_IMAGE);
+            let is_similar =
+                |row: &InputRow| longest <= LONG_ROW || longest / MAX_LENGTH_RATIO <= row.length(TOKENS_PER_IMAGE);
             let group = std::iter::from_fn(|| rows.next_if(is_similar)).take(self.size);
             let rows: Vec<GroupRow> = group
                 .map(|row| {
@@ -89,7 +90,7 @@ impl<'k, R: Iterator<Item = Result<InputRow, Failure>>> Groups<'k, R> {
             let samples = asked.filter_map(|row| row.row.sample.clone().ok()).collect();
             groups.push((longest, Group { rows, samples, failure: None }));
         }
-        groups.sort_by_key(|(longest, _)| if *longest > LONG { *longest } else { 0 });
+        groups.sort_by_key(|(longest, _)| if *longest > LONG_ROW { *longest } else { 0 });
         self.ready.extend(groups.into_iter().map(|(_, group)| group));
         if failure.is_some() {
             self.ready.push_back(Group { rows: Vec::new(), samples: Vec::new(), failure });
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_rows_come_last_and_by_themselves() {
+    fn long_rows_come_last_in_groups_of_their_own() {
         let groups = |bytes: &[usize], size| {
             let rows = bytes.iter().enumerate().map(|(index, &bytes)| {
                 let sample = Ok(Sample::Text { text: "a".repeat(bytes), images: Vec::new() });

@@ -1,14 +1,17 @@
-//! What a batch has done so far.
+//! The journal of a batch, from which an interrupted run is resumed.
 //!
-//! The journal `OUT.part` has a line a row, in the order in which they were answered; the last line of a row counts:
+//! The journal `OUT.part` has one line per row, in the order in which rows were answered. If a row has several lines,
+//! the last one counts:
 //! ```text
 //! CHECKSUM run DIGEST
 //! CHECKSUM DIGEST {"id": 1, "text": "…"}
 //! ```
-//! The first line says what all rows depend on (model, options), the others what was asked and the line of the output. A
-//! line is durable once [`Journal::keep`] returns; one that was torn by the end of a run is cut off by the next.
+//! The digest in the first line covers everything that all rows depend on (model and options). The digest of a row
+//! covers its input; it is followed by the output line. A line is durable once [`Journal::save`] returns. An
+//! incomplete last line, left by an interrupted run, is cut off by the next run.
 //!
-//! `OUT.lock` is locked while a run writes the output, and afterwards says what the output is of.
+//! `OUT.lock` is locked while a run writes the output. Afterwards it holds the digests of the run, its rows and the
+//! output.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -24,56 +27,63 @@ use super::output::{Done, Summary};
 use super::rows::{Name, hex};
 use crate::failure::Failure;
 
-/// No first line of a journal is longer, in bytes.
+/// Maximum length of the first line of a journal, in bytes.
 const MAX_FIRST_LINE: usize = 256;
 
-/// The files of one output.
+/// The journal, lock file and path of one output.
 #[derive(Debug)]
 pub(super) struct Journal {
     output: PathBuf,
     part: PathBuf,
     file: File,
     lock: File,
+    /// Digest of everything that all rows depend on.
     run: String,
-    /// Bytes of the journal.
+    /// Length of the journal in bytes.
     len: u64,
-    /// Rows of earlier runs.
+    /// Lines of the rows that earlier runs answered, by name.
     old: HashMap<Name, Place>,
-    /// Where the line of each row of the input is, once it was answered.
+    /// Line of each row, by its position in the input; `None` until the row is answered.
     places: Vec<Option<Place>>,
-    /// Rows of the finished output that this run began with.
+    /// Number of rows in the finished output that this run started from, if there was one.
     n_finished: Option<usize>,
+    /// Number of rows that this run has answered.
     n_new: usize,
 }
 
-/// Where a row's line is in the journal, without checksum and line end.
+/// Position of a row's line in the journal in bytes, without checksum and line ending.
 #[derive(Debug, Clone)]
 struct Place {
     offset: u64,
     len: usize,
+    /// Digest of the row's input.
     input: String,
     is_error: bool,
 }
 
-/// What the lock file says of a finished output.
+/// The contents of the lock file of a finished output.
 #[derive(Debug, Serialize, Deserialize)]
 struct Finished {
+    /// Digest of everything that all rows depend on.
     run: String,
-    /// Digest of the output.
+    /// Digest of the output file.
     output: String,
-    /// Digest of what was asked, for each line of the output.
+    /// Digests of the inputs, one per line of the output.
     rows: Vec<String>,
 }
 
 impl Journal {
-    /// Takes the output for this run, and reads what was answered of it. `run` names everything that the rows depend on
-    /// together.
+    /// Locks the output for this run and reads the rows that earlier runs answered. `run` is the digest of everything
+    /// that all rows depend on. With `restart`, earlier answers are discarded.
+    ///
+    /// # Errors
+    /// If another run holds the lock, or if journal or output were written by a different run or another program.
     pub(super) fn open(output: &Path, run: &str, restart: bool) -> Result<Self, Failure> {
-        let part = beside(output, ".part");
-        let lock = open(&beside(output, ".lock"))?;
+        let part = with_suffix(output, ".part");
+        let lock = open(&with_suffix(output, ".lock"))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => {
-                Failure::file_system(format!("{}: another run writes this output", output.display()))
+                Failure::file_system(format!("{}: another run is writing this output", output.display()))
             }
             TryLockError::Error(error) => Failure::io(output, &error),
         })?;
@@ -95,7 +105,7 @@ impl Journal {
         };
         let found = journal.read()?;
         if found.is_some_and(|found| found != run) {
-            let message = "was begun with another model or other options; give --restart to begin anew";
+            let message = "was started with another model or other options; give --restart to start over";
             return Err(Failure::usage(format!("{}: {message}", journal.part.display())));
         }
         let len = journal.len;
@@ -110,13 +120,14 @@ impl Journal {
             journal.append(&[format!("run {run}")])?;
             if let Some((rows, digests)) = finished {
                 journal.n_finished = Some(digests.len());
-                journal.begin_with(rows, digests)?;
+                journal.import_rows(rows, digests)?;
             }
         }
         Ok(journal)
     }
 
-    /// Reads the lines that are whole; gives the run that wrote them. A journal without rows is as good as none.
+    /// Reads the complete lines and returns the digest of the run that wrote them. A journal without rows counts as
+    /// empty.
     fn read(&mut self) -> Result<Option<String>, Failure> {
         let failed = |error| Failure::io(&self.part, &error);
         let mut reader = BufReader::new(&self.file);
@@ -129,15 +140,15 @@ impl Journal {
                     let message = "is not a journal of this program; move it away, or give --restart to replace it";
                     return Err(Failure::file_system(format!("{}: {message}", self.part.display())));
                 }
-                // The end of a run tore the line.
+                // An interrupted run left an incomplete line.
                 _ if !line.ends_with(b"\n") => break,
                 (Some(_), Some((subject, rest))) => {
-                    if let Some((name, is_error)) = Name::of_line(rest) {
-                        let place = Place { input: subject.to_owned(), is_error, ..Place::of_line(len, line.len()) };
+                    if let Some((name, is_error)) = Name::from_line(rest) {
+                        let place = Place { input: subject.to_owned(), is_error, ..Place::from_line(len, line.len()) };
                         self.old.insert(name, place);
                     }
                 }
-                // A line that was altered is not used; those behind it are.
+                // Skip a damaged line; the lines after it are valid.
                 _ => {}
             }
             len += line.len() as u64;
@@ -147,7 +158,10 @@ impl Journal {
         Ok(run.filter(|_| self.len > 0))
     }
 
-    /// The lines of an output that this very run finished, and the digests of what was asked.
+    /// The lines of the finished output and the digests of their inputs.
+    ///
+    /// # Errors
+    /// If the output was not written by a run with the same digest, or was changed since.
     fn read_finished(&mut self) -> Result<(Vec<String>, Vec<String>), Failure> {
         let mut finished = Vec::new();
         let output = &self.output;
@@ -156,7 +170,7 @@ impl Journal {
         let text = std::fs::read(output).map_err(failed)?;
         let finished = serde_json::from_slice::<Finished>(&finished).ok();
         let Some(finished) = finished.filter(|it| it.run == self.run && it.output == digest(&text)) else {
-            let message = "exists, of another run or of another program; give --restart to replace it";
+            let message = "exists and was written by another run or program; give --restart to replace it";
             return Err(Failure::file_system(format!("{}: {message}", output.display())));
         };
         let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
@@ -164,10 +178,10 @@ impl Journal {
         Ok((lines.map_err(|error| failed(io::Error::other(error)))?, finished.rows))
     }
 
-    /// Takes over the rows of a finished output.
-    fn begin_with(&mut self, lines: Vec<String>, digests: Vec<String>) -> Result<(), Failure> {
+    /// Copies the rows of a finished output into the journal.
+    fn import_rows(&mut self, lines: Vec<String>, digests: Vec<String>) -> Result<(), Failure> {
         let rows = lines.into_iter().zip(digests).filter_map(|(line, input)| {
-            let (name, is_error) = Name::of_line(&line)?;
+            let (name, is_error) = Name::from_line(&line)?;
             Some(Done { index: 0, input, name, line, is_error })
         });
         let rows: Vec<Done> = rows.collect();
@@ -176,15 +190,15 @@ impl Journal {
         Ok(())
     }
 
-    /// Digests of what was asked in the rows that earlier runs answered, by their names. A row with an error is tried
-    /// again.
+    /// Digests of the inputs of rows that earlier runs answered, by name. Failed rows are not included: they are
+    /// tried again.
     pub(super) fn done(&self) -> HashMap<Name, String> {
         let answered = self.old.iter().filter(|(_, place)| !place.is_error);
         answered.map(|(name, place)| (name.clone(), place.input.clone())).collect()
     }
 
-    /// Keeps rows, durably.
-    pub(super) fn keep(&mut self, rows: &[Done]) -> Result<(), Failure> {
+    /// Appends answered rows to the journal and syncs it to disk.
+    pub(super) fn save(&mut self, rows: &[Done]) -> Result<(), Failure> {
         let places = self.append_rows(rows)?;
         self.n_new += rows.len();
         for (done, place) in rows.iter().zip(places) {
@@ -193,8 +207,8 @@ impl Journal {
         Ok(())
     }
 
-    /// The row at `index` is one that an earlier run answered.
-    pub(super) fn keep_old(&mut self, index: usize, name: &Name) {
+    /// Uses the answer of an earlier run for the row at position `index`.
+    pub(super) fn reuse(&mut self, index: usize, name: &Name) {
         if let Some(place) = self.old.get(name).cloned() {
             self.put(index, place);
         }
@@ -218,13 +232,13 @@ impl Journal {
         Ok(places.collect())
     }
 
-    /// Appends lines with their checksums.
+    /// Appends lines with their checksums and syncs the file.
     fn append(&mut self, lines: &[String]) -> Result<Vec<Place>, Failure> {
         let mut text = String::new();
         let mut places = Vec::with_capacity(lines.len());
         for line in lines {
             let line = format!("{:08x} {line}\n", crc32fast::hash(line.as_bytes()));
-            places.push(Place::of_line(self.len + text.len() as u64, line.len()));
+            places.push(Place::from_line(self.len + text.len() as u64, line.len()));
             text.push_str(&line);
         }
         self.io(|file| file.write_all(text.as_bytes()).and_then(|()| file.sync_data()))?;
@@ -232,12 +246,12 @@ impl Journal {
         Ok(places)
     }
 
-    /// Writes the output, whole or not at all, unless it is there already, and removes the journal.
+    /// Writes the output atomically, unless it is complete already, and removes the journal.
     pub(super) fn finish(mut self) -> Result<Summary, Failure> {
         let places: Vec<Place> = self.places.drain(..).flatten().collect();
-        let is_old =
+        let was_complete =
             self.n_new == 0 && self.n_finished == Some(places.len()) && places.is_sorted_by_key(|place| place.offset);
-        if !is_old {
+        if !was_complete {
             let mut journal = &self.file;
             let mut output = Sha256::new();
             let written = write_atomically(&self.output, |file| {
@@ -262,7 +276,7 @@ impl Journal {
         }
         remove(&self.part)?;
         let n_failed = places.iter().filter(|place| place.is_error).count();
-        Ok(Summary { n_rows: places.len(), n_failed, is_old })
+        Ok(Summary { n_rows: places.len(), n_failed, was_complete })
     }
 
     fn io<T>(&mut self, work: impl FnOnce(&mut File) -> io::Result<T>) -> Result<T, Failure> {
@@ -271,8 +285,8 @@ impl Journal {
 }
 
 impl Place {
-    /// Of a line at `offset` of `len` bytes: behind the checksum, before the line end.
-    fn of_line(offset: u64, len: usize) -> Self {
+    /// The place of a line of `len` bytes at `offset`, without its checksum (9 bytes with the space) and line ending.
+    fn from_line(offset: u64, len: usize) -> Self {
         Self { offset: offset + 9, len: len - 10, input: String::new(), is_error: false }
     }
 }
@@ -300,13 +314,13 @@ fn remove(path: &Path) -> Result<(), Failure> {
     }
 }
 
-fn beside(output: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(output: &Path, suffix: &str) -> PathBuf {
     let mut name = output.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// What a whole line holds, if its checksum agrees.
+/// The text after the checksum of a complete line, if the checksum matches.
 fn payload(line: &[u8]) -> Option<&str> {
     let line = str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
     let (checksum, text) = line.split_once(' ')?;
@@ -328,7 +342,7 @@ mod tests {
         Done { line: text, is_error: true, ..row(line) }
     }
 
-    /// The lines that are done.
+    /// Line numbers of the rows that are done.
     fn lines(journal: &Journal) -> Vec<usize> {
         let done = journal.done();
         let mut lines: Vec<usize> = (1..10).filter(|&line| done.contains_key(&Name::Line(line))).collect();
@@ -346,13 +360,13 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_torn_off_the_end_whole_lines_count() {
+    fn truncated_journal_keeps_complete_lines() {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
         let mut ends = vec![(journal.len, 0)];
         for line in 1..=4 {
-            journal.keep(&[row(line)]).unwrap();
+            journal.save(&[row(line)]).unwrap();
             ends.push((journal.len, line));
         }
         let part = journal.part.clone();
@@ -363,18 +377,18 @@ mod tests {
             let mut journal = open_run(&output);
             let n_whole = ends.iter().rfind(|(end, _)| *end <= len as u64).map_or(0, |(_, lines)| *lines);
             assert_eq!(lines(&journal), (1..=n_whole).collect::<Vec<_>>(), "{len} of {} bytes", bytes.len());
-            journal.keep(&[row(9)]).unwrap();
+            journal.save(&[row(9)]).unwrap();
             drop(journal);
             assert!(lines(&open_run(&output)).contains(&9), "{len} bytes");
         }
     }
 
     #[test]
-    fn what_was_altered_is_not_read() {
+    fn damaged_lines_are_skipped_and_foreign_files_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
-        journal.keep(&[row(1), row(2), row(3)]).unwrap();
+        journal.save(&[row(1), row(2), row(3)]).unwrap();
         let part = journal.part.clone();
         drop(journal);
         let text = std::fs::read_to_string(&part).unwrap();
@@ -387,49 +401,49 @@ mod tests {
     }
 
     #[test]
-    fn the_last_line_of_a_row_counts() {
+    fn last_line_of_a_row_counts() {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
-        journal.keep(&[row(2), failed_row(2)]).unwrap();
+        journal.save(&[row(2), failed_row(2)]).unwrap();
         for edit in 0..40 {
-            journal.keep(&[Done { input: format!("edit-{edit}"), ..row(1) }]).unwrap();
+            journal.save(&[Done { input: format!("edit-{edit}"), ..row(1) }]).unwrap();
         }
         drop(journal);
         let journal = open_run(&output);
         assert_eq!(journal.done()[&Name::Line(1)], "edit-39");
-        assert_eq!(lines(&journal), [1], "a row with an error is not done");
+        assert_eq!(lines(&journal), [1], "failed rows are not done");
     }
 
     #[test]
-    fn rows_come_out_in_the_order_of_the_input() {
+    fn output_is_in_input_order() {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
-        journal.keep(&[row(3), row(1)]).unwrap();
+        journal.save(&[row(3), row(1)]).unwrap();
         drop(journal);
         let mut journal = open_run(&output);
-        journal.keep(&[row(4)]).unwrap();
-        journal.keep_old(2, &Name::Line(3));
-        journal.keep(&[row(2)]).unwrap();
-        journal.keep_old(0, &Name::Line(1));
+        journal.save(&[row(4)]).unwrap();
+        journal.reuse(2, &Name::Line(3));
+        journal.save(&[row(2)]).unwrap();
+        journal.reuse(0, &Name::Line(1));
         let summary = journal.finish().unwrap();
-        assert_eq!(summary, Summary { n_rows: 4, n_failed: 0, is_old: false });
+        assert_eq!(summary, Summary { n_rows: 4, n_failed: 0, was_complete: false });
         let expected: String = (1..=4).map(|line| format!("{}\n", row(line).line)).collect();
         assert_eq!(std::fs::read_to_string(&output).unwrap(), expected);
     }
 
     #[test]
-    fn a_run_that_did_nothing_keeps_no_other_from_the_output() {
+    fn empty_journal_does_not_claim_the_output() {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         drop(open_run(&output));
         let mut journal = Journal::open(&output, "another", false).unwrap();
-        journal.keep(&[row(1)]).unwrap();
+        journal.save(&[row(1)]).unwrap();
         drop(journal);
         assert!(Journal::open(&output, "run", false).is_err());
 
-        // Nor does it make another program's output its own.
+        // It does not claim the output of another program either.
         let output = folder.path().join("theirs.jsonl");
         drop(open_run(&output));
         std::fs::write(&output, "theirs").unwrap();
@@ -437,47 +451,47 @@ mod tests {
     }
 
     #[test]
-    fn an_output_has_one_writer_one_run_and_an_end() {
+    fn output_accepts_one_writer_and_one_run() {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
         assert!(Journal::open(&output, "run", false).is_err(), "locked");
-        journal.keep(&[row(1)]).unwrap();
+        journal.save(&[row(1)]).unwrap();
         drop(journal);
         assert!(Journal::open(&output, "another", false).is_err());
         let mut journal = open_run(&output);
-        journal.keep_old(0, &Name::Line(1));
-        assert!(!journal.finish().unwrap().is_old);
+        journal.reuse(0, &Name::Line(1));
+        assert!(!journal.finish().unwrap().was_complete);
         let modified = || std::fs::metadata(&output).unwrap().modified().unwrap();
         let written = modified();
 
         // The same input again.
         let mut journal = open_run(&output);
         assert_eq!(lines(&journal), [1]);
-        journal.keep_old(0, &Name::Line(1));
-        assert_eq!(journal.finish().unwrap(), Summary { n_rows: 1, n_failed: 0, is_old: true });
+        journal.reuse(0, &Name::Line(1));
+        assert_eq!(journal.finish().unwrap(), Summary { n_rows: 1, n_failed: 0, was_complete: true });
         assert_eq!(modified(), written);
-        assert!(!beside(&output, ".part").exists());
+        assert!(!with_suffix(&output, ".part").exists());
 
         assert!(Journal::open(&output, "another", false).is_err());
         assert!(lines(&Journal::open(&output, "another", true).unwrap()).is_empty());
     }
 
     #[test]
-    fn an_edited_input_takes_what_was_answered_from_the_output() {
+    fn edited_input_reuses_answers_of_the_finished_output() {
         let folder = tempfile::tempdir().unwrap();
         let output = output_in(&folder);
         let mut journal = open_run(&output);
-        journal.keep(&[row(1), failed_row(2), row(3)]).unwrap();
+        journal.save(&[row(1), failed_row(2), row(3)]).unwrap();
         assert_eq!(journal.finish().unwrap().n_failed, 1);
         for _ in 0..2 {
             assert_eq!(lines(&open_run(&output)), [1, 3]);
         }
-        // Row 2 is gone.
+        // Row 2 was removed from the input.
         let mut journal = open_run(&output);
-        journal.keep_old(0, &Name::Line(1));
-        journal.keep_old(1, &Name::Line(3));
-        assert!(!journal.finish().unwrap().is_old);
+        journal.reuse(0, &Name::Line(1));
+        journal.reuse(1, &Name::Line(3));
+        assert!(!journal.finish().unwrap().was_complete);
         assert_eq!(std::fs::read_to_string(&output).unwrap(), format!("{}\n{}\n", row(1).line, row(3).line));
 
         std::fs::write(&output, "{\"line\":1,\"text\":\"by hand\"}\n").unwrap();

@@ -23,39 +23,39 @@ use groups::{Group, Groups};
 use output::{Done, Output, Target};
 use rows::{Name, Rows, hex};
 
-/// Bytes of both ends of a weight file by which a model is known.
-const ENDS: u64 = 64 << 10;
+/// Number of bytes at both ends of each model file that identify the model.
+const DIGEST_BYTES: u64 = 64 << 10;
 
-/// Groups whose rows are read from a file together, so that rows of similar length can be found.
+/// Number of groups to read from a file at a time, to find rows of similar length among them.
 const GROUPS_READ: usize = 32;
 
-/// Answers every line of the input as it comes; what was answered before is not run again.
+/// Answers every line of the input, except those that earlier runs answered.
 pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     let input = Input::new(&args.input);
     let mut rows = Rows::new(&input, input.open()?).peekable();
     if rows.peek().is_none() {
-        return Err(Failure::input(format!("{}: no line holds a sample", input.name())));
+        return Err(Failure::input(format!("{}: contains no samples", input.name())));
     }
-    let target = Target::of(&args.output)?;
+    let target = Target::open(&args.output)?;
     if target.file().is_some_and(|output| input.is_same_file(output)) {
         let output = args.output.display();
-        return Err(Failure::usage(format!("--output {output} is the input; give the path of another file")));
+        return Err(Failure::usage(format!("--output {output} is the input file; give another path")));
     }
     let folder = model::folder(global)?;
     let run = run_digest(global, args, folder.path())?;
-    args.generation.options().validate_over(folder.path())?; // before anything is written
+    args.generation.options().validate_over(folder.path())?; // before creating any file
 
     let is_file = input.is_file();
-    // Of a pipe, rows are neither waited for nor held back.
+    // With a pipe at either end, run each group as soon as it is read.
     let n_groups = if is_file && target.file().is_some() { GROUPS_READ } else { 1 };
     let size = args.batch_size.get();
     let (output, done) = Output::open(target, &run, args.restart)?;
     let mut groups = Groups::new(rows, &done, size, size.saturating_mul(n_groups));
-    let mut batch = Batch { output, done: &done, n_gone: done.len(), bar: progress_bar() };
-    // What was answered before needs no model.
+    let mut batch = Batch { output, done: &done, n_missing: done.len(), bar: progress_bar() };
+    // Skip groups that earlier runs answered: if all are done, no model is loaded.
     let first = loop {
         match groups.next() {
-            Some(group) if group.is_done() => batch.keep(group, &[])?,
+            Some(group) if group.is_done() => batch.save(group, &[])?,
             group => break group,
         }
     };
@@ -67,23 +67,23 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
         model.prepare_ahead(groups, &args.process(global), |group, prepared| {
             let answered = answers::answer(global, args, &model, &group, prepared, &cancel);
             let kept = answered.and_then(|answered| {
-                batch.keep(group, &answered.rows)?;
+                batch.save(group, &answered.rows)?;
                 if answered.is_interrupted { Err(Failure::interrupted()) } else { Ok(()) }
             });
             kept.inspect_err(|failure| {
                 if !is_file {
-                    failure.exit(); // the next row may never come
+                    failure.exit(); // the thread that reads may be blocked forever
                 }
             })
         })?;
     }
     batch.bar.finish_and_clear();
     let summary = batch.output.finish()?;
-    if batch.n_gone > 0 {
-        say!("warning: {} rows that were done are not in {} any more", batch.n_gone, input.name());
+    if batch.n_missing > 0 {
+        say!("warning: {} answered rows are no longer in {}; their answers are dropped", batch.n_missing, input.name());
     }
-    if summary.is_old {
-        say!("{}: complete already", args.output.display());
+    if summary.was_complete {
+        say!("{}: already complete", args.output.display());
     }
     match summary.n_failed {
         0 => Ok(()),
@@ -91,34 +91,34 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     }
 }
 
-/// A batch that is being answered.
+/// A running batch.
 struct Batch<'a> {
     output: Output,
-    /// Digests of the rows that earlier runs answered, by their names.
+    /// Digests of the rows that earlier runs answered, by name.
     done: &'a HashMap<Name, String>,
-    /// Rows of `done` that were not seen in the input yet.
-    n_gone: usize,
+    /// Number of rows in `done` that have not been found in the input so far.
+    n_missing: usize,
     bar: ProgressBar,
 }
 
 impl Batch<'_> {
-    /// Keeps the rows of a group: those of earlier runs and those `answered` now.
-    fn keep(&mut self, group: Group, answered: &[Done]) -> Result<(), Failure> {
+    /// Saves the rows of a group: those that earlier runs answered and those `answered` now.
+    fn save(&mut self, group: Group, answered: &[Done]) -> Result<(), Failure> {
         for row in &group.rows {
-            self.n_gone -= usize::from(self.done.contains_key(&row.row.name));
+            self.n_missing -= usize::from(self.done.contains_key(&row.row.name));
             if row.is_done {
-                self.output.keep_old(row.row.index, &row.row.name);
+                self.output.reuse(row.row.index, &row.row.name);
             }
         }
         if !answered.is_empty() {
-            self.output.keep(answered)?;
+            self.output.save(answered)?;
         }
         self.bar.inc(group.rows.len() as u64);
         group.failure.map_or(Ok(()), Err)
     }
 }
 
-/// Everything that the rows depend on together: the model, the options, this program.
+/// Digest of everything that all rows depend on: the model, the options and the program's version.
 fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String, Failure> {
     let mut digest = Sha256::new();
     digest.update(env!("CARGO_PKG_VERSION"));
@@ -139,15 +139,15 @@ fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String
         let len = file.metadata().map_err(failed)?.len();
         digest.update(format!("{name} {len}"));
         let mut ends = Vec::new();
-        file.by_ref().take(ENDS).read_to_end(&mut ends).map_err(failed)?;
-        file.seek(SeekFrom::Start(len.saturating_sub(ENDS))).map_err(failed)?;
-        file.take(ENDS).read_to_end(&mut ends).map_err(failed)?;
+        file.by_ref().take(DIGEST_BYTES).read_to_end(&mut ends).map_err(failed)?;
+        file.seek(SeekFrom::Start(len.saturating_sub(DIGEST_BYTES))).map_err(failed)?;
+        file.take(DIGEST_BYTES).read_to_end(&mut ends).map_err(failed)?;
         digest.update(&ends);
     }
     Ok(hex(digest))
 }
 
-/// Rows and their rate, on standard error if that is a terminal.
+/// A progress bar with the number and rate of rows, shown on standard error if that is a terminal.
 fn progress_bar() -> ProgressBar {
     let style =
         ProgressStyle::with_template("{spinner} {pos} rows, {per_sec}, {elapsed}").expect("the template is valid");

@@ -1,4 +1,4 @@
-//! Where the rows of a batch go.
+//! The output of a batch: a file or a stream.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, OpenOptions};
@@ -10,43 +10,42 @@ use super::rows::Name;
 use crate::failure::Failure;
 use crate::input::STANDARD;
 
-/// Links that are followed to the output at most.
+/// Maximum number of symbolic links to follow to the output.
 const MAX_LINKS: usize = 40;
 
-/// A row that was answered.
+/// An answered row.
 #[derive(Debug, Clone)]
 pub(super) struct Done {
     /// Position in the input, from 0.
     pub(super) index: usize,
-    /// Digest of what was asked.
+    /// Digest of the row's input.
     pub(super) input: String,
-    /// What the row is known by.
     pub(super) name: Name,
-    /// The line of the output.
+    /// The output line, without line ending.
     pub(super) line: String,
-    /// Whether the row could not be answered.
+    /// Whether the row failed.
     pub(super) is_error: bool,
 }
 
-/// What came out in all.
+/// Totals of a finished batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Summary {
     pub(super) n_rows: usize,
     pub(super) n_failed: usize,
-    /// Whether the output was complete before.
-    pub(super) is_old: bool,
+    /// Whether the output was complete before this run.
+    pub(super) was_complete: bool,
 }
 
 /// The open output.
 pub(super) enum Output {
     /// A pipe, a terminal or another device.
     Stream(Stream),
-    /// A file that appears when it is complete.
+    /// A file, written when all rows are answered.
     File(Journal),
 }
 
 impl Output {
-    /// Takes the output for this run; also the digests of the rows that were answered before, by their names.
+    /// Opens the output. Also returns the digests of the rows that earlier runs answered, by name.
     pub(super) fn open(target: Target, run: &str, restart: bool) -> Result<(Self, HashMap<Name, String>), Failure> {
         match target {
             Target::Stream(stream) => Ok((Self::Stream(stream), HashMap::new())),
@@ -58,18 +57,18 @@ impl Output {
         }
     }
 
-    /// Keeps rows that were answered.
-    pub(super) fn keep(&mut self, rows: &[Done]) -> Result<(), Failure> {
+    /// Saves answered rows.
+    pub(super) fn save(&mut self, rows: &[Done]) -> Result<(), Failure> {
         match self {
-            Self::Stream(stream) => stream.keep(rows),
-            Self::File(journal) => journal.keep(rows),
+            Self::Stream(stream) => stream.save(rows),
+            Self::File(journal) => journal.save(rows),
         }
     }
 
-    /// Keeps a row that was answered before.
-    pub(super) fn keep_old(&mut self, index: usize, name: &Name) {
+    /// Uses the answer of an earlier run for a row.
+    pub(super) fn reuse(&mut self, index: usize, name: &Name) {
         if let Self::File(journal) = self {
-            journal.keep_old(index, name);
+            journal.reuse(index, name);
         }
     }
 
@@ -82,25 +81,25 @@ impl Output {
     }
 }
 
-/// What `--output` names.
+/// The target of `--output`.
 pub(super) enum Target {
     Stream(Stream),
     File(PathBuf),
 }
 
 impl Target {
-    /// Standard output for `-`, what a link points to, and the path itself else. Pipes and devices are written to as they
-    /// are: nothing is put beside them.
-    pub(super) fn of(output: &Path) -> Result<Self, Failure> {
+    /// Opens the target of a path: standard output for `-`, the target of a symbolic link, or else the path itself.
+    /// Pipes and devices become streams, for which no journal or lock file is created.
+    pub(super) fn open(output: &Path) -> Result<Self, Failure> {
         let mut path = output.to_owned();
         for _ in 0..MAX_LINKS {
-            // These are links to whatever is open, be it a file that others write too.
+            // These links lead to the open standard output, which may be a file that other processes write as well.
             if [STANDARD, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path.as_os_str() == *name) {
                 return Ok(Self::Stream(Stream::new("standard output".to_owned(), Box::new(io::stdout()))));
             }
             let Ok(target) = fs::read_link(&path) else { break };
             let next = path.parent().unwrap_or(Path::new("")).join(target);
-            // A link to an open pipe (`/dev/fd/63`) has no name that could be followed.
+            // A link to an open pipe (`/dev/fd/63`) has a target that is not a path.
             if fs::symlink_metadata(&next).is_err() && fs::metadata(&path).is_ok() {
                 break;
             }
@@ -120,7 +119,7 @@ impl Target {
         }
     }
 
-    /// The file, if it is one.
+    /// The path, if the target is a file.
     pub(super) fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
@@ -129,21 +128,23 @@ impl Target {
     }
 }
 
-/// Writes rows in the order of the input, as soon as those before them are there.
+/// Writes rows in the order of the input, each as soon as all rows before it are answered.
 pub(super) struct Stream {
+    /// Name for error messages.
     name: String,
     writer: Box<dyn Write>,
+    /// Answered rows that wait for earlier ones, by position in the input.
     waiting: BTreeMap<usize, String>,
     summary: Summary,
 }
 
 impl Stream {
     fn new(name: String, writer: Box<dyn Write>) -> Self {
-        let summary = Summary { n_rows: 0, n_failed: 0, is_old: false };
+        let summary = Summary { n_rows: 0, n_failed: 0, was_complete: false };
         Self { name, writer, waiting: BTreeMap::new(), summary }
     }
 
-    fn keep(&mut self, rows: &[Done]) -> Result<(), Failure> {
+    fn save(&mut self, rows: &[Done]) -> Result<(), Failure> {
         for done in rows {
             self.summary.n_failed += usize::from(done.is_error);
             self.waiting.insert(done.index, done.line.clone());
@@ -155,6 +156,6 @@ impl Stream {
             self.summary.n_rows += 1;
         }
         let written = self.writer.write_all(lines.as_bytes()).and_then(|()| self.writer.flush());
-        written.map_err(|error| Failure::of_io(&self.name, &error))
+        written.map_err(|error| Failure::io_named(&self.name, &error))
     }
 }

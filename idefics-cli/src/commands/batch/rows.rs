@@ -1,4 +1,4 @@
-//! The rows of a batch's input.
+//! Reads the input rows of a batch.
 
 use std::collections::{HashMap, HashSet};
 use std::io::BufRead;
@@ -13,13 +13,13 @@ use sha2::{Digest, Sha256};
 use crate::failure::Failure;
 use crate::input::{self, Input};
 
-/// Longest line that is read, in bytes.
+/// Maximum length of a line, in bytes.
 const MAX_LINE: usize = 64 << 20;
 
-/// Keys that are no user's own, though a row with an error may have them left.
+/// Keys of samples. They are not copied to the output, even if an invalid sample leaves them unread.
 const SAMPLE_KEYS: [&str; 5] = ["text", "images", "messages", "add_generation_prompt", "prompt"];
 
-/// Keys that a row of the output has itself. Those of the user's own do not replace them.
+/// Keys that output rows have themselves. User keys with these names are dropped.
 const ROW_KEYS: [&str; 13] = [
     "id",
     "line",
@@ -36,18 +36,19 @@ const ROW_KEYS: [&str; 13] = [
     "error",
 ];
 
-/// What a row is known by, and how its line of the output begins: `{"id": …}` or `{"line": …}`.
+/// Identifies a row across runs. The output line starts with it: `{"id": …` or `{"line": …`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Name {
-    /// The row's own id, a string or a number, in JSON: numbers as they were written, whose digits no type may hold.
+    /// The row's id as JSON, a string or a number. Numbers are kept as written: they may have more digits than any
+    /// number type can hold.
     Id(String),
-    /// The number of the row's line, from 1, if it has no such id.
+    /// The line number of a row without a valid id, counted from 1.
     Line(usize),
 }
 
 impl Name {
-    /// The name that an id gives; `None` if it is neither a string nor a number.
-    fn of_id(id: &RawValue) -> Option<Self> {
+    /// The name for an id; `None` if the id is neither a string nor a number.
+    fn from_id(id: &RawValue) -> Option<Self> {
         match id.get().as_bytes().first()? {
             b'"' => serde_json::from_str::<Value>(id.get()).ok().map(|id| Self::Id(id.to_string())),
             b'-' | b'0'..=b'9' => Some(Self::Id(id.get().to_owned())),
@@ -55,8 +56,8 @@ impl Name {
         }
     }
 
-    /// The name with which a line of the output begins, and whether the line says that the row failed.
-    pub(super) fn of_line(line: &str) -> Option<(Self, bool)> {
+    /// Parses the name of an output line, and whether the row failed. `None` if the line has no name.
+    pub(super) fn from_line(line: &str) -> Option<(Self, bool)> {
         #[derive(Deserialize)]
         struct Line<'l> {
             #[serde(borrow)]
@@ -65,11 +66,11 @@ impl Name {
             error: Option<IgnoredAny>,
         }
         let Line { id, line, error } = serde_json::from_str(line).ok()?;
-        let name = id.and_then(Self::of_id).or(line.map(Self::Line))?;
+        let name = id.and_then(Self::from_id).or(line.map(Self::Line))?;
         Some((name, error.is_some()))
     }
 
-    /// A line of the output: the name, and what comes behind it as keys with their JSON.
+    /// Formats an output line: the name, followed by the keys and JSON values of `rest`.
     pub(super) fn line<'a>(&self, rest: impl IntoIterator<Item = (&'a str, String)>) -> String {
         let mut line = match self {
             Self::Id(id) => format!("{{\"id\":{id}"),
@@ -82,40 +83,41 @@ impl Name {
     }
 }
 
-/// A line of the input that is not blank.
+/// A non-blank line of the input.
 #[derive(Debug)]
 pub(super) struct InputRow {
     /// Position among the rows, from 0.
     pub(super) index: usize,
     pub(super) name: Name,
-    /// Digest of the line, and of the size and time of the files that it names.
+    /// Digest of the line, and of the size and modification time of the image files that it names.
     pub(super) digest: String,
-    /// The user's own keys, which come out again, with the JSON of their values as it was written: a number may have
-    /// more digits than any type holds.
+    /// The user's own keys, which are copied to the output, with the JSON of their values as written: numbers may
+    /// have more digits than any number type can hold.
     pub(super) own: Vec<(String, String)>,
-    /// The sample, or what is wrong with the line.
+    /// The sample, or an error message if the line is invalid.
     pub(super) sample: Result<Sample, String>,
 }
 
 impl InputRow {
-    /// About how many tokens the sample has if an image has `tokens_per_image`: what rows are grouped by.
+    /// Estimated number of tokens of the sample, for grouping: one per four bytes of text, and `tokens_per_image` per
+    /// image.
     pub(super) fn length(&self, tokens_per_image: usize) -> usize {
         let Ok(sample) = &self.sample else { return 0 };
         sample.text_bytes() / 4 + tokens_per_image * sample.images().len()
     }
 }
 
-/// Reads rows one after the other. A line that is no sample is a row with its error, and so is one whose id came before: the
-/// number of its line is its name then.
+/// Reads rows one by one. A line that is not a sample or repeats an earlier id becomes a row with an error. A
+/// repeated id is replaced by the line number as the name of the row.
 pub(super) struct Rows<'i, R> {
     input: &'i Input,
     reader: R,
     line: Vec<u8>,
     n_lines: usize,
     n_rows: usize,
-    /// The line of each id.
+    /// Line number of each id.
     ids: HashMap<String, usize>,
-    /// Own keys that do not come out again, each named once.
+    /// User keys that were dropped and already warned about.
     dropped: HashSet<String>,
     is_over: bool,
 }
@@ -138,7 +140,8 @@ impl<'i, R: BufRead> Rows<'i, R> {
             let mut line = self.line.as_slice();
             if self.n_lines == 1 {
                 let name = self.input.name();
-                line = input::without_mark(line).map_err(|reason| Failure::input(format!("{name}: {reason}")))?;
+                line =
+                    input::strip_byte_order_mark(line).map_err(|reason| Failure::input(format!("{name}: {reason}")))?;
             }
             if line.trim_ascii().is_empty() {
                 continue;
@@ -150,13 +153,13 @@ impl<'i, R: BufRead> Rows<'i, R> {
                 if first != n_line {
                     let id = shorten(id);
                     row.sample =
-                        Err(format!("line {n_line}: the id {id} is that of line {first}; give each row its own"));
+                        Err(format!("line {n_line}: the id {id} is already used on line {first}; ids must be unique"));
                     row.name = Name::Line(n_line);
                 }
             }
             for (key, _) in row.own.iter().filter(|(key, _)| ROW_KEYS.contains(&key.as_str())) {
                 if self.dropped.insert(key.clone()) {
-                    say!("warning: `{key}` of the samples is left out: rows of the output have a `{key}` of their own");
+                    say!("warning: `{key}` of the samples is dropped: output rows have their own `{key}`");
                 }
             }
             row.own.retain(|(key, _)| !ROW_KEYS.contains(&key.as_str()));
@@ -165,13 +168,13 @@ impl<'i, R: BufRead> Rows<'i, R> {
         }
     }
 
-    /// Parses a line of `len` bytes, of which `line` may be the beginning.
+    /// Parses a line of `len` bytes. `line` holds only its beginning if it is longer than [`MAX_LINE`].
     fn parse(&self, line: &[u8], len: usize) -> InputRow {
         let mut digest = Sha256::new();
         digest.update(line);
         let at = |reason: &dyn std::fmt::Display| format!("line {}: {reason}", self.n_lines);
         let value = match len > MAX_LINE {
-            true => Err(at(&format!("{len} bytes; at most {MAX_LINE} are read"))),
+            true => Err(at(&format!("{len} bytes; the limit is {MAX_LINE}"))),
             false => serde_json::from_slice::<Value>(line).map_err(|error| at(&format!("not valid JSON: {error}"))),
         };
         let mut name = Name::Line(self.n_lines);
@@ -186,12 +189,13 @@ impl<'i, R: BufRead> Rows<'i, R> {
             let keys = std::mem::take(object).into_iter().map(|(key, _)| key);
             own = keys
                 .filter(|key| !SAMPLE_KEYS.contains(&key.as_str()))
-                // Between tokens only: strings have it escaped. To many programs it ends a line.
+                // Many programs treat a carriage return as a line ending. It can only occur between JSON tokens here:
+                // in strings it is escaped.
                 .filter_map(|key| written.get(&key).map(|json| json.get().replace('\r', " ")).map(|json| (key, json)))
                 .collect();
-            // Tables have a null where a row has no id.
+            // Tools that export tables write null for a missing id.
             if let Some(id) = written.get("id").filter(|id| id.get() != "null") {
-                name = Name::of_id(id).ok_or_else(|| at(&"`id` is neither a string nor a number"))?;
+                name = Name::from_id(id).ok_or_else(|| at(&"`id` must be a string or a number"))?;
             }
             let mut sample = taken.map_err(|error| at(&error))?;
             sample.resolve_paths(self.input.folder());
@@ -222,7 +226,7 @@ impl<R: BufRead> Iterator for Rows<'_, R> {
     }
 }
 
-/// An id of a length that fits into a message.
+/// Shortens an id for an error message.
 fn shorten(id: &str) -> String {
     const MAX_CHARS: usize = 80;
     match id.char_indices().nth(MAX_CHARS) {
@@ -231,7 +235,7 @@ fn shorten(id: &str) -> String {
     }
 }
 
-/// The first half of a digest in hexadecimal digits.
+/// The first 16 bytes of a digest as hexadecimal digits.
 pub(super) fn hex(digest: Sha256) -> String {
     digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,4 +1,4 @@
-//! The lines of a conversation and their history.
+//! Reads the lines of a chat and stores their history.
 
 use std::io::{self, ErrorKind, IsTerminal};
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use rustyline::error::ReadlineError;
 use crate::failure::Failure;
 use crate::{input, signals, terminal};
 
-/// Longest line that is read from a pipe, in bytes.
+/// Maximum length of a line from a pipe, in bytes.
 const MAX_LINE: usize = 1 << 20;
 
-/// Reads lines from a terminal, with editing, or from a pipe.
+/// Reads lines from a terminal, with line editing, or from a pipe.
 pub(super) struct Lines {
     editor: DefaultEditor,
     history: Option<PathBuf>,
@@ -21,24 +21,24 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Begins to read standard input. From a terminal Ctrl-C ends answers from now on; whoever feeds a pipe expects SIGINT
-    /// to end the program.
+    /// Starts to read standard input. At a terminal, Ctrl-C stops answers from now on. With a pipe, SIGINT ends the
+    /// program, as the process that feeds the pipe expects.
     pub(super) fn open() -> Result<Self, Failure> {
         let is_terminal = io::stdin().is_terminal();
         if is_terminal {
             terminal::remember();
-            signals::converse();
+            signals::interrupt_stops_answers();
         }
         let mut editor = DefaultEditor::new().map_err(failed)?;
         let history = history_file();
         if let Some(history) = &history {
-            let _ = editor.load_history(history); // there is none at first
+            let _ = editor.load_history(history); // missing on first use
         }
         Ok(Self { editor, history, is_terminal, is_first: true })
     }
 
-    /// The next line that is not empty, without the space around it; `None` at the end. It is in the history before
-    /// anything is done about it, so that no end of the program loses it.
+    /// The next non-empty line, without surrounding space; `None` at the end of the input. The line is added to the
+    /// history before it is returned, so that it survives if the program is killed.
     pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         loop {
             let line = match self.is_terminal {
@@ -56,7 +56,7 @@ impl Lines {
             if let Ok(text) = str::from_utf8(line) {
                 let _ = self.editor.add_history_entry(text);
                 if let Some(history) = &self.history {
-                    let _ = self.editor.append_history(history); // a history is no reason to fail
+                    let _ = self.editor.append_history(history); // the history is optional
                 }
             }
             return Ok(Some(line.to_vec()));
@@ -69,7 +69,7 @@ impl Lines {
                 Ok(line) => return Ok(Some(line.into_bytes())),
                 Err(ReadlineError::Eof) => return Ok(None),
                 Err(_) if signals::is_ending() => return Err(Failure::interrupted()),
-                Err(ReadlineError::Interrupted) => {} // the line is given up
+                Err(ReadlineError::Interrupted) => {} // discard the line
                 Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => say!("error: not UTF-8"),
                 Err(error) => return Err(failed(error)),
             }
@@ -79,12 +79,12 @@ impl Lines {
     fn read_pipe(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         let mut line = Vec::new();
         let len = input::read_line(&mut io::stdin().lock(), MAX_LINE, &mut line);
-        let len = len.map_err(|error| Failure::of_io("standard input", &error))?;
+        let len = len.map_err(|error| Failure::io_named("standard input", &error))?;
         if len > MAX_LINE {
-            return Err(Failure::limit(format!("a line of {len} bytes; at most {MAX_LINE} are read")));
+            return Err(Failure::limit(format!("standard input: a line has {len} bytes; the limit is {MAX_LINE}")));
         }
         if std::mem::take(&mut self.is_first) {
-            line = input::without_mark(&line).map_err(Failure::input)?.to_vec();
+            line = input::strip_byte_order_mark(&line).map_err(Failure::input)?.to_vec();
         }
         Ok((len > 0).then_some(line))
     }
@@ -92,12 +92,12 @@ impl Lines {
 
 fn failed(error: ReadlineError) -> Failure {
     match error {
-        ReadlineError::Io(error) => Failure::of_io("the terminal", &error),
+        ReadlineError::Io(error) => Failure::io_named("the terminal", &error),
         error => Failure::file_system(format!("the terminal: {error}")),
     }
 }
 
-/// Where questions are remembered, if the user has a folder for such things.
+/// Path of the history file, in the user's state folder; `None` if there is no such folder.
 fn history_file() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").filter(|state| !state.is_empty()).map(PathBuf::from);
     let folder = state.or_else(|| Some(std::env::home_dir()?.join(".local/state")))?.join("idefics");

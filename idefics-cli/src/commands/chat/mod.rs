@@ -13,25 +13,25 @@ use serde_json::{Value, json};
 
 use crate::args::{self, ChatArgs, Global};
 use crate::failure::Failure;
-use crate::output::{Chunks, report_refusal, warn_of};
+use crate::output::{Chunks, report_refusal, warn_about};
 use crate::{commands, model, signals};
 
 use lines::Lines;
 
 const HELP: &str = "\
-/image PATH  show an image with the next question (a path or URL; may be repeated)
-/undo        take back the last question with its images, and its answer
-/reset       begin anew
-/save PATH   write the conversation as a prompt file for `idefics generate`
-/help        this
-PATH may begin with ~ and be in quotes. Ctrl-C ends an answer, Ctrl-D the program.";
+/image PATH  add an image to the next question (a path or URL; may be repeated)
+/undo        remove the last question, its images and its answer
+/reset       start a new conversation
+/save PATH   save the conversation as a prompt file for `idefics generate`
+/help        print this help
+PATH may start with ~ and may be quoted. Ctrl-C stops an answer, Ctrl-D ends the program.";
 
 /// Reads questions and answers them until the input ends.
 pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
     commands::check_images(&args.images)?;
     let model = model::load(global)?;
     if !model.processor().can_chat() {
-        let message = "this model has no chat template: use `generate`, or a model that was trained to chat";
+        let message = "this model has no chat template; use `generate`, or a model that was trained to chat";
         return Err(Failure::usage(message.to_owned()));
     }
     commands::warn(global, &model, &args.generation.options());
@@ -51,16 +51,16 @@ struct Chat<'a> {
     args: &'a ChatArgs,
     system: Vec<Message>,
     conversation: Conversation<'a>,
-    /// Shown with the next question.
+    /// Images for the next question.
     images: Vec<ImageSource>,
 }
 
 impl Chat<'_> {
     fn read(&mut self, model: &Idefics) -> Result<(), Failure> {
         let mut lines = Lines::open()?;
-        say!("/help says what there is");
+        say!("type /help for a list of commands");
         if self.global.verbose {
-            say!("{} tokens of context", model.model().shape().text.max_position_embeddings);
+            say!("context length: {} tokens", model.model().shape().text.max_position_embeddings);
         }
         while let Some(line) = lines.next()? {
             let said = match line.strip_prefix(b"/") {
@@ -73,7 +73,7 @@ impl Chat<'_> {
             match said {
                 _ if signals::is_ending() => return Err(Failure::interrupted()),
                 Ok(()) => {}
-                Err(failure) if failure.is_of_one_input() || failure.is_usage() => failure.warn(),
+                Err(failure) if failure.affects_one_input() || failure.is_usage() => failure.warn(),
                 Err(failure) => return Err(failure),
             }
         }
@@ -86,7 +86,7 @@ impl Chat<'_> {
         match (name, typed) {
             (b"image", b"") => return Err(Failure::usage("/image needs a path".to_owned())),
             (b"image", typed) => {
-                let name = path::name(typed);
+                let name = path::parse(typed);
                 let named = name.display().to_string();
                 let image = args::image(name).map_err(|error| Failure::input(format!("{named}: {error}")))?;
                 commands::check_images([&image])?;
@@ -98,27 +98,27 @@ impl Chat<'_> {
                 let last = messages.iter().rposition(|message| message.role == "user");
                 match last {
                     Some(last) => messages.truncate(last),
-                    None => return Err(Failure::usage("nothing was asked yet".to_owned())),
+                    None => return Err(Failure::usage("there is no question to remove".to_owned())),
                 }
-                say!("taken back; {} left", count(self.questions(), "question"));
+                say!("removed the last question and its answer; {} left", count(self.questions(), "question"));
             }
             (b"reset", _) => {
                 self.images.clear();
                 self.reset();
-                say!("begun anew");
+                say!("started a new conversation");
             }
             (b"save", b"") => return Err(Failure::usage("/save needs a path".to_owned())),
-            (b"save", typed) => self.save(Path::new(&path::name(typed)))?,
+            (b"save", typed) => self.save(Path::new(&path::parse(typed)))?,
             (b"help" | b"?", _) => say!("{HELP}"),
             _ => {
                 let name = String::from_utf8_lossy(name);
-                return Err(Failure::usage(format!("/{name} is no command; /help lists them")));
+                return Err(Failure::usage(format!("/{name} is not a command; type /help for a list of commands")));
             }
         }
         Ok(())
     }
 
-    /// Writes the conversation as a prompt file.
+    /// Saves the conversation as a prompt file.
     fn save(&self, path: &Path) -> Result<(), Failure> {
         let messages = self.conversation.messages().iter().map(message_json);
         let messages: Vec<Value> = messages.collect::<Result<_, _>>()?;
@@ -152,21 +152,21 @@ impl Chat<'_> {
         });
         signals::end_answer();
         let answer = match answer {
-            // Before the first token, while a picture was read.
+            // Interrupted before the first token, while an image was read.
             Err(error) if error.kind() == ErrorKind::Cancelled && !signals::is_ending() => {
                 say!("[stopped]");
                 return Ok(());
             }
-            answer => answer.map_err(Failure::of_sample)?,
+            answer => answer.map_err(Failure::sample)?,
         };
         chunks.finish()?;
-        self.images.clear(); // an error leaves them for the next attempt
+        self.images.clear(); // kept after an error, for another attempt
         match is_json {
             true => writeln!(stdout, "{}", serde_json::to_string(&answer).map_err(io::Error::from)?)?,
             false if answer.finish_reason == FinishReason::Cancelled => writeln!(stdout, " [stopped]")?,
             false => writeln!(stdout)?,
         }
-        warn_of(&answer);
+        warn_about(&answer);
         if self.global.verbose {
             let timings = &answer.timings;
             say!(
@@ -188,13 +188,16 @@ fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// A message as a prompt file has it.
+/// A message in the JSON form of prompt files.
+///
+/// # Errors
+/// If an image path is not UTF-8.
 fn message_json(message: &Message) -> Result<Value, Failure> {
     for part in message.parts() {
         if let Content::Image { source: Some(ImageSource::Path(path)), .. } = part
             && path.to_str().is_none()
         {
-            let reason = "the name is not UTF-8, as names in JSON are; rename the file to save the conversation";
+            let reason = "a name that is not UTF-8 cannot be written as JSON; rename the file to save";
             return Err(Failure::input(format!("{}: {reason}", path.display())));
         }
     }

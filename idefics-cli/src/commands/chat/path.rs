@@ -1,11 +1,11 @@
-//! Paths as people type and paste them.
+//! Parses paths that users type or paste.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// The name that a line holds: quotes around it are taken off, `~` at its start is the home folder, and a backslash keeps
-/// a space or a quote, as terminals paste names, if there is no file of that very name.
-pub(super) fn name(typed: &[u8]) -> OsString {
+/// Parses a path argument. Surrounding quotes are removed and `~` at the start is expanded to the home folder.
+/// Backslash escapes, as in paths pasted by terminals, are resolved unless a file with the literal name exists.
+pub(super) fn parse(typed: &[u8]) -> OsString {
     if let Some(inner) = [b'\'', b'"'].iter().find_map(|quote| quoted(typed, *quote)) {
         return os_string(inner.to_vec());
     }
@@ -27,7 +27,7 @@ fn quoted(typed: &[u8], quote: u8) -> Option<&[u8]> {
     typed.strip_prefix(&[quote])?.strip_suffix(&[quote])
 }
 
-/// `a\ b\\c` is `a b\c`.
+/// Resolves backslash escapes: `a\ b\\c` becomes `a b\c`.
 fn without_backslashes(name: &[u8]) -> Vec<u8> {
     let mut bytes = name.iter();
     std::iter::from_fn(|| match bytes.next()? {
@@ -38,7 +38,7 @@ fn without_backslashes(name: &[u8]) -> Vec<u8> {
     .collect()
 }
 
-/// A name of these bytes, which need not be UTF-8 where the system's names need not.
+/// Converts bytes to a file name. On Unix it need not be UTF-8; elsewhere, invalid UTF-8 is replaced.
 fn os_string(bytes: Vec<u8>) -> OsString {
     #[cfg(unix)]
     return std::os::unix::ffi::OsStringExt::from_vec(bytes);
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_that_a_shell_would_take() {
+    fn parses_quotes_home_folder_and_escapes_like_a_shell() {
         let home = std::env::home_dir().unwrap();
         for (typed, expected) in [
             ("a b.png", PathBuf::from("a b.png")),
@@ -65,8 +65,8 @@ mod tests {
             ("'", "'".into()),
             ("data:image/png;base64,AA==", "data:image/png;base64,AA==".into()),
         ] {
-            assert_eq!(Path::new(&name(typed.as_bytes())), expected, "{typed}");
+            assert_eq!(Path::new(&parse(typed.as_bytes())), expected, "{typed}");
         }
-        assert_eq!(name(b"caf\xE9.png").as_encoded_bytes(), b"caf\xE9.png");
+        assert_eq!(parse(b"caf\xE9.png").as_encoded_bytes(), b"caf\xE9.png");
     }
 }
