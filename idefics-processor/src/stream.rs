@@ -13,13 +13,13 @@ use line::Line;
 /// after a Chinese character, otherwise up to the last space. Bytes of an unfinished character are held back with the
 /// word that they are in.
 ///
-/// Joined, the chunks of a line are what [`Tokenizer::decode`] makes of all ids of that line; after a line break decoding
-/// starts afresh, so a space that begins the next line is dropped, as the reference drops it. One exception is the
-/// reference's too: a byte that completes no character makes `decode` turn the whole run of bytes before it into U+FFFD,
-/// also the Chinese characters and words of it that were shown already.
+/// Joined, the chunks of a line are what [`Tokenizer::decode`] makes of all ids of that line; after a line break
+/// decoding starts afresh, so a space that begins the next line is dropped, as the reference drops it. One exception
+/// is the reference's too: a byte that completes no character makes `decode` turn the whole run of bytes before it
+/// into U+FFFD, also the Chinese characters and words of it that were shown already.
 ///
-/// Each id is decoded once. Only for decoders that look at several tokens (word pieces, for example) is the line decoded
-/// anew with each id.
+/// Each id is decoded once. Only for decoders that look at several tokens (word pieces, for example) is the line
+/// decoded anew with each id.
 ///
 /// Source: `TextStreamer.put` and `.end`.
 #[derive(Debug, Clone)]

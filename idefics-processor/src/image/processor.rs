@@ -73,8 +73,8 @@ impl ImageProcessor {
             .collect()
     }
 
-    /// [`Self::layout`] and [`Self::process`] of an image that is read and decoded first. Where its format gives rows one after another, no more
-    /// of the picture is kept at a time than resizing needs.
+    /// [`Self::layout`] and [`Self::process`] of an image that is read and decoded first. Where its format gives rows
+    /// one after another, no more of the picture is kept at a time than resizing needs.
     ///
     /// # Errors
     /// As [`load_resized`].

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::shorten;
 use crate::image::ImageSource;
 
-/// Longest string that names an image and is shown to a template whole, in bytes; data URLs are cut to their beginning.
+/// Longest string that names an image and is shown to a template whole, in bytes; data URLs are cut to their
+/// beginning.
 const MAX_IMAGE_NAME: usize = 4096;
 
 /// One message of a conversation.
@@ -119,8 +120,8 @@ impl Message {
         whole.into_iter().chain(self.parts().iter().filter_map(Content::as_text))
     }
 
-    /// The message as JSON that [`Sample`](crate::Sample) reads again, with absolute paths. A path that is not UTF-8 is written
-    /// with replacement characters.
+    /// The message as JSON that [`Sample`](crate::Sample) reads again, with absolute paths. A path that is not UTF-8
+    /// is written with replacement characters.
     pub fn to_json(&self) -> Value {
         self.object(Content::to_json)
     }

@@ -17,7 +17,8 @@ use crate::prompt::{Content, Message};
 ///  "add_generation_prompt": true}
 /// {"prompt": ["User:", {"image": "cat.png"}, "Describe this.\nAssistant:"]}
 /// ```
-/// An image is a path, an `http(s)` URL, a `data:` URL, or base64 of an image file. Keys that the form does not have, as an `id`, are ignored.
+/// An image is a path, an `http(s)` URL, a `data:` URL, or base64 of an image file. Keys that the form does not have,
+/// as an `id`, are ignored.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
 #[non_exhaustive]

@@ -45,8 +45,8 @@ impl Variables {
         self.0.values().all(|value| visit(value, MAX_DEPTH, &mut |_| ()))
     }
 
-    /// Replaces every string that [`Self::strings`] lists, but for plain words that are roles or types, which templates
-    /// compare, and that spell no token.
+    /// Replaces every string that [`Self::strings`] lists, but for plain words that are roles or types, which
+    /// templates compare, and that spell no token.
     pub(crate) fn map_strings(self, tokens: &[&str], replace: &mut impl FnMut(&str) -> String) -> Self {
         let replaced = self.0.into_iter().map(|(name, value)| (name, map_value(value, tokens, replace)));
         Self(replaced.collect())

@@ -7,9 +7,9 @@ const REPLACEMENT: char = '\u{FFFD}';
 
 /// The text that decoding all tokens of a line at once would give, of which only what was not emitted is kept.
 ///
-/// Each token is decoded once. The text of most tokens is settled as soon as they come. Bytes are not: the next one may
-/// complete a character, and decoders with byte fallback even turn a whole run of bytes into U+FFFD when a later one does
-/// not fit.
+/// Each token is decoded once. The text of most tokens is settled as soon as they come. Bytes are not: the next one
+/// may complete a character, and decoders with byte fallback even turn a whole run of bytes into U+FFFD when a later
+/// one does not fit.
 #[derive(Debug, Clone)]
 pub(super) struct Line {
     /// Number of characters that were emitted.

@@ -16,8 +16,8 @@ pub(crate) enum Fragment {
     Bytes(Vec<u8>),
 }
 
-/// A decoder whose text is the text of its tokens, one after the other: the decoders of Llama's, Mistral's, GPT-2's and
-/// most other generative models.
+/// A decoder whose text is the text of its tokens, one after the other: the decoders of Llama's, Mistral's, GPT-2's
+/// and most other generative models.
 ///
 /// Source: `decode_chain` of the decoders in the crate `tokenizers`.
 #[derive(Debug, Clone)]

@@ -18,11 +18,11 @@ pub(crate) use load::{END_OF_UTTERANCE, TokenizerConfig, load};
 
 /// Which release of the reference computes the ids.
 ///
-/// The hub's Llama and Mistral checkpoints carry a `tokenizer.json` that puts a `▁` (a space) before *every* stretch of
-/// text between special tokens. Release 4 uses it as it is, and that is how the models were trained. Release 5 builds
-/// a tokenizer of its own from the file's vocabulary when `tokenizer_config.json` names the class `LlamaTokenizer`, and
-/// the processor inserts a space after an image where a word follows directly. The ids differ, for example in
-/// `User:<image>What is this?<end_of_utterance>\nAssistant:`:
+/// The hub's Llama and Mistral checkpoints carry a `tokenizer.json` that puts a `▁` (a space) before *every* stretch
+/// of text between special tokens. Release 4 uses it as it is, and that is how the models were trained. Release 5
+/// builds a tokenizer of its own from the file's vocabulary when `tokenizer_config.json` names the class
+/// `LlamaTokenizer`, and the processor inserts a space after an image where a word follows directly. The ids differ,
+/// for example in `User:<image>What is this?<end_of_utterance>\nAssistant:`:
 ///
 /// | | after the image | after `<end_of_utterance>` |
 /// |---|---|---|
@@ -145,8 +145,8 @@ impl Tokenizer {
 
     /// The text of `ids`. `skip_special_tokens` leaves special tokens out, `<image>` and `<unk>` among them.
     ///
-    /// As in the reference, ids outside the vocabulary are left out, one space at the very beginning is dropped, and no
-    /// space before punctuation is.
+    /// As in the reference, ids outside the vocabulary are left out, one space at the very beginning is dropped, and
+    /// no space before punctuation is.
     ///
     /// # Errors
     /// [`ProcessorError::Encode`] or [`ProcessorError::TokenizerPanic`].
