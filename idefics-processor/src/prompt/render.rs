@@ -1,4 +1,4 @@
-//! Conversations into text: with the checkpoint's chat template, or in the words of the first Idefics.
+//! Renders conversations to text: with the checkpoint's chat template, or in the format of the first Idefics.
 
 use serde_json::{Value, json};
 
@@ -11,25 +11,26 @@ use crate::prompt::{
     find_token, is_word,
 };
 
-/// What turns the conversations of a checkpoint into text.
+/// Renders the conversations of a checkpoint to text.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conversations<'a> {
     pub(crate) template: Option<&'a ChatTemplate>,
-    /// Ends a turn where there is no template.
+    /// End-of-turn token for conversations without a template.
     pub(crate) turn_end: Option<&'a str>,
     pub(crate) image_tokens: &'a ImageTokens,
-    /// Names and spellings of the special tokens that a template may write.
+    /// Special tokens as template variables: name (`bos_token`) and text (`<s>`).
     pub(crate) named_tokens: &'a [(String, String)],
-    /// Tokens that must not come out of a user's text.
+    /// Tokens that user text must not produce.
     pub(crate) protected: &'a [&'a str],
     pub(crate) special_tokens_in_text: SpecialTokensInText,
 }
 
 impl Conversations<'_> {
-    /// The text of a conversation, with the user's special tokens broken by the stand-ins of the literals.
+    /// Renders a conversation. Special tokens that the user typed are masked by the stand-ins in the returned
+    /// [`Literals`].
     ///
     /// # Errors
-    /// [`ProcessorError`] of row `row`.
+    /// A [`ProcessorError`] for row `row`.
     pub(crate) fn render(&self, chat: &Chat, row: usize) -> Result<(String, Literals), ProcessorError> {
         if self.template.is_none() && self.turn_end.is_none() {
             return Err(ProcessorError::NoChatTemplate { row });
@@ -58,8 +59,11 @@ impl Conversations<'_> {
         Ok((rendered, literals))
     }
 
-    /// The template's text. Where it loses contents that are strings and writes them as parts, they are parts: the
-    /// templates of Idefics2 read parts alone, and in Transformers nothing is left of a string but its role.
+    /// Renders a conversation with the chat template.
+    ///
+    /// If the template drops a `content` that is a string, that content is passed as a text part instead: the
+    /// templates of Idefics2 only read parts, and in Transformers a string `content` is lost. The second rendering is
+    /// only used if it contains all the lost texts and the template does not just print the list of parts.
     fn by_template(
         &self,
         template: &ChatTemplate,
@@ -108,7 +112,7 @@ impl Conversations<'_> {
     }
 }
 
-/// Refuses a rendered text whose placeholders are not those of the images.
+/// Checks that a rendered text has one placeholder per image.
 pub(crate) fn check_images(chat: &Chat, placeholders: usize, row: usize) -> Result<(), ProcessorError> {
     let (parts, open) = chat.count_image_parts();
     let apart = chat.images.len();
@@ -123,7 +127,7 @@ pub(crate) fn check_images(chat: &Chat, placeholders: usize, row: usize) -> Resu
     }
 }
 
-/// Refuses conversations that are empty or larger than `limits`, and roles that are no words.
+/// Rejects conversations that are empty or exceed `limits`, and roles that are not plain words.
 pub(crate) fn check(chat: &Chat, row: usize, limits: &TextLimits) -> Result<(), ProcessorError> {
     let at_most = |what, found, limit| match found > limit {
         true => Err(ProcessorError::TextTooLarge { row, what, found, limit }),
@@ -139,9 +143,10 @@ pub(crate) fn check(chat: &Chat, row: usize, limits: &TextLimits) -> Result<(), 
     }
     let lengths = || variables.strings().into_iter().map(|(_, text)| text.len());
     at_most("bytes in one text", lengths().max().unwrap_or(0), limits.max_text_bytes)?;
-    at_most("bytes of text in all messages", lengths().sum(), limits.max_total_bytes)?;
+    at_most("bytes of text in all messages together", lengths().sum(), limits.max_total_bytes)?;
     for (message, said) in chat.messages.iter().enumerate() {
-        // Templates write the role among their own text, so it must not be able to spell anything but a word.
+        // Templates write roles between their own tokens, so a role must not contain anything that could pass for
+        // them.
         if !is_word(&said.role) {
             return Err(ProcessorError::Role { row, message, role: shorten(&said.role) });
         }
