@@ -221,7 +221,7 @@ pub enum ProcessorError {
     },
 
     /// The chat template did not write exactly one placeholder per image.
-    #[error("row {row}: the messages have {images} images, but the chat template wrote {placeholders} placeholders")]
+    #[error("row {row}: the chat template wrote {placeholders} image placeholders; expected {images}, one per image")]
     TemplateLossy {
         /// Row in the batch.
         row: usize,
@@ -306,7 +306,7 @@ pub enum ProcessorError {
     },
 
     /// The number of placeholders in the text differs from the number of images.
-    #[error("row {row}: the text has {placeholders} {token} placeholders, but the sample has {images} images")]
+    #[error("row {row}: the text has {placeholders} {token} placeholders; expected {images}, one per image")]
     ImageCount {
         /// Row in the batch.
         row: usize,

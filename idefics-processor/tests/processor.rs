@@ -1,4 +1,4 @@
-//! The whole processor: every committed reference case, folders with files missing or broken, and rows that fail.
+//! The whole processor: all committed reference cases, folders with missing or broken files, and invalid rows.
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ struct CaseProcessor {
 
 fn cases() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask/cases");
-    let entries = std::fs::read_dir(folder).expect("the committed cases are there");
+    let entries = std::fs::read_dir(folder).expect("the committed cases exist");
     let mut cases: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
     cases.sort();
     cases
@@ -46,7 +46,7 @@ fn floats(tensor: &TensorView<'_>) -> Vec<f32> {
 }
 
 #[test]
-fn every_committed_case_comes_out_as_in_the_reference() {
+fn committed_cases_match_reference() {
     let mut compared = 0;
     for folder in cases() {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
@@ -88,7 +88,7 @@ fn every_committed_case_comes_out_as_in_the_reference() {
 }
 
 #[test]
-fn rows_are_what_they_are_alone() {
+fn rows_of_a_batch_are_independent() {
     let samples = [
         Sample::Text { text: "User:<image>What?<end_of_utterance>\nAssistant:".into(), images: vec![dot()] },
         Sample::Text { text: "User: no image<end_of_utterance>\nAssistant:".into(), images: vec![] },
@@ -115,7 +115,7 @@ fn rows_are_what_they_are_alone() {
 }
 
 #[test]
-fn the_releases_differ_where_the_documentation_says() {
+fn releases_differ_as_documented() {
     let modern = Folder::of("mistral-tokenizer").change("tokenizer_config.json", |config| {
         config.insert("legacy".into(), json!(false));
     });
@@ -140,7 +140,7 @@ fn the_releases_differ_where_the_documentation_says() {
 }
 
 #[test]
-fn missing_files_mean_the_defaults_of_the_classes() {
+fn missing_files_give_defaults_of_reference_classes() {
     let folder = Folder::empty()
         .write("tokenizer.json", std::fs::read_to_string(checkpoint("tiny-idefics2").join("tokenizer.json")).unwrap());
     let processor = folder.load().unwrap();
@@ -163,7 +163,7 @@ fn missing_files_mean_the_defaults_of_the_classes() {
 }
 
 #[test]
-fn chat_templates_are_looked_for_in_the_order_of_the_reference() {
+fn chat_template_precedence_matches_reference() {
     let of = |name: &str| format!("{{# {name} #}}");
     let rendered = |folder: &Folder| folder.load().unwrap().chat_template().unwrap().source().to_owned();
     let folder = Folder::of("tiny-idefics2").remove("chat_template.json").change("tokenizer_config.json", |config| {
@@ -188,7 +188,7 @@ fn chat_templates_are_looked_for_in_the_order_of_the_reference() {
 }
 
 #[test]
-fn broken_files_are_named_with_their_field() {
+fn errors_name_the_broken_file_and_field() {
     let tiny = || Folder::of("tiny-idefics2");
     type Check = fn(&ProcessorError) -> bool;
     let cases: Vec<(Folder, &str, Check)> = vec![
@@ -232,13 +232,13 @@ fn broken_files_are_named_with_their_field() {
     }
 }
 
-/// `tokenizer.json` of the tiny checkpoint, changed.
+/// The tiny checkpoint with an edited `tokenizer.json`.
 fn tokenizer(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Folder {
     Folder::of("tiny-idefics2").change("tokenizer.json", change)
 }
 
 #[test]
-fn hostile_tokenizers_are_refused() {
+fn rejects_malicious_tokenizers() {
     for content in
         ["", "{", "[]", "{}", r#"{"version": "2.0"}"#, r#"{"version": "1.0", "model": {"type": "BPE"}}"#, "\u{0}"]
     {
@@ -274,7 +274,7 @@ fn hostile_tokenizers_are_refused() {
 }
 
 #[test]
-fn tokens_that_the_files_lack_are_added_behind_the_others() {
+fn missing_tokens_are_appended_to_the_vocabulary() {
     let drop_specials = |json: &mut serde_json::Map<String, Value>| {
         json["added_tokens"]
             .as_array_mut()
@@ -288,7 +288,7 @@ fn tokens_that_the_files_lack_are_added_behind_the_others() {
     let folder = folder.remove("special_tokens_map.json");
     let processor = folder.load().unwrap();
     let tokenizer = processor.tokenizer();
-    // As in the reference: the vocabulary has 474 tokens, and `<end_of_utterance>` follows it.
+    // As in the reference: the vocabulary has 474 tokens, followed by `<end_of_utterance>`.
     assert_eq!((tokenizer.fake_token_id(), tokenizer.image_token_id()), (475, 476));
     let same = Folder::of("tiny-idefics2").change("tokenizer_config.json", |config| {
         config.insert("image_token".into(), json!("<end_of_utterance>"));
@@ -304,7 +304,7 @@ fn errors_name_the_row_and_the_image() {
 
     let error = process(&[row("a", vec![]), row("<image> and <image>", vec![dot()])]);
     assert!(matches!(error, ProcessorError::ImageCount { row: 1, placeholders: 2, images: 1, .. }));
-    assert_eq!(error.to_string(), "row 1: the text has 2 <image> placeholders and 1 images were given");
+    assert_eq!(error.to_string(), "row 1: the text has 2 <image> placeholders; expected 1, one per image");
     assert_eq!(error.kind(), ErrorKind::Input);
 
     let gone = ImageSource::Path("no/such.png".into());
@@ -326,10 +326,10 @@ fn errors_name_the_row_and_the_image() {
 }
 
 #[test]
-fn adversarial_texts_keep_every_character() {
+fn long_repetitive_texts_keep_every_character() {
     for text in ["a".repeat(100_000), " ".repeat(100_000), "👩‍👩‍👧".repeat(20_000), "▁".repeat(50_000), "<".repeat(100_000)]
     {
-        // In quadratic time this would take minutes.
+        // A quadratic algorithm would take minutes here.
         let ids = |text: &str| {
             let sample = Sample::chat(vec![Message::text("user", text)]);
             real().process(&[sample], &ProcessOptions::default()).unwrap().input_ids.remove(0)
