@@ -1,11 +1,11 @@
-//! Positions of a grid that the table was not trained for: weights of its entries, made on the host.
+//! Interpolation of position embeddings for grids of another size than the trained one: weights, computed on the host.
 
 use burn::tensor::TensorData;
 
-/// The cubic kernel's parameter in `torch.nn.functional.interpolate`.
+/// Parameter of the cubic convolution kernel in `torch.nn.functional.interpolate`.
 const CUBIC: f64 = -0.75;
 
-/// Weights that turn `side` trained positions along one axis into `n_places`: `[n_places, side]`.
+/// Weights that interpolate `side` trained positions along one axis to `n_places` positions: `[n_places, side]`.
 ///
 /// Source: `IdeficsVisionEmbeddings.interpolate_pos_encoding`: bicubic, `align_corners=False`, and a scale of
 /// `(n_places + 0.1) / side`.
@@ -23,7 +23,7 @@ pub(super) fn interpolation(side: usize, n_places: usize) -> TensorData {
     TensorData::new(weights, [n_places, side])
 }
 
-/// The kernel at a distance of at most 2.
+/// The cubic convolution kernel at a distance from 0 to 2.
 fn cubic(distance: f64) -> f64 {
     match distance <= 1.0 {
         true => ((CUBIC + 2.0) * distance - (CUBIC + 3.0)) * distance * distance + 1.0,
@@ -35,9 +35,9 @@ fn cubic(distance: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// `torch.nn.functional.interpolate(table, scale_factor=(5.1 / 3, 4.1 / 3), mode="bicubic")`.
+    /// Expected values: `torch.nn.functional.interpolate(table, scale_factor=(5.1 / 3, 4.1 / 3), mode="bicubic")`.
     #[test]
-    fn five_rows_and_four_columns_of_three_are_torchs() {
+    fn interpolation_matches_torch() {
         let table: Vec<f32> = (0..9).map(|index| (index as f32).powf(1.5)).collect();
         let expected = [
             [-0.568_158_45, -0.186_585_58, 0.936_660_6, 2.083_573],
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_a_place_sum_to_one() {
+    fn weights_of_each_position_sum_to_one() {
         for (side, n_places) in [(16, 24), (16, 7), (3, 3), (1, 4)] {
             let weights = interpolation(side, n_places).try_into_vec::<f32>().unwrap();
             for place in weights.chunks(side) {
