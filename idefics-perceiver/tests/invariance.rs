@@ -47,11 +47,11 @@ impl Images {
 fn image_alone_matches_image_in_padded_batch() {
     for model in ["odd-heads", "wide-heads", "sliding-sharded"] {
         let images = Images::new(model);
-        for (mates, patches) in
+        for (batch, patches) in
             [(&[0, 1][..], 26), (&[2, 0, 3], 31), (&[3, 3], 18), (&[0, 1, 2, 3], 40), (&[1, 0], 700)]
         {
-            for (image, together) in mates.iter().zip(images.compress(mates, patches, 100)) {
-                let name = format!("{model}, image {image} of {mates:?}");
+            for (image, together) in batch.iter().zip(images.compress(batch, patches, 100)) {
+                let name = format!("{model}, image {image} of {batch:?}");
                 assert_close(&name, &together, &images.alone(*image), SAME);
             }
         }

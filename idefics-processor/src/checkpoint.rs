@@ -58,7 +58,10 @@ impl Checkpoint {
         let metadata =
             std::fs::metadata(folder).map_err(|error| ProcessorError::Read { path: folder.to_owned(), error })?;
         if !metadata.is_dir() {
-            return Err(ProcessorError::NotThere { path: folder.to_owned(), expected: "a checkpoint folder, not a file" });
+            return Err(ProcessorError::NotThere {
+                path: folder.to_owned(),
+                expected: "a checkpoint folder, not a file",
+            });
         }
         Ok(Self { folder: folder.to_owned() })
     }
@@ -71,7 +74,7 @@ impl Checkpoint {
     /// The rules of the model family that `config.json` names.
     pub(crate) fn family(&self, head: &ModelHead) -> Result<&'static dyn FamilyRules, ProcessorError> {
         let model_type = head.model_type.as_deref();
-        families::of_model_type(model_type).ok_or_else(|| ProcessorError::Family {
+        families::for_model_type(model_type).ok_or_else(|| ProcessorError::Family {
             path: self.folder.join("config.json"),
             model_type: shorten(model_type.unwrap_or_default()),
             supported: families::supported(),
@@ -82,8 +85,8 @@ impl Checkpoint {
     pub(crate) fn tokenizer(&self) -> Result<Sourced<Vec<u8>>, ProcessorError> {
         let missing = || ProcessorError::MissingFile { folder: self.folder.clone(), file: "tokenizer.json" };
         let file = self.bytes("tokenizer.json", MAX_TOKENIZER_BYTES)?.ok_or_else(missing)?;
-        let marked = file.content.len() - without_byte_order_mark(&file.content).len();
-        Ok(Sourced { content: file.content[marked..].to_vec(), ..file })
+        let mark_length = file.content.len() - without_byte_order_mark(&file.content).len();
+        Ok(Sourced { content: file.content[mark_length..].to_vec(), ..file })
     }
 
     /// Reads a JSON file; `None` if it does not exist.
@@ -145,7 +148,7 @@ impl Checkpoint {
         processor: Option<&Sourced<Map<String, Value>>>,
         tokenizer_config: Option<&Sourced<Map<String, Value>>>,
     ) -> Result<Option<Sourced<String>>, ProcessorError> {
-        let of = |file: &Sourced<Map<String, Value>>| -> Result<Option<Sourced<String>>, ProcessorError> {
+        let read_template = |file: &Sourced<Map<String, Value>>| -> Result<Option<Sourced<String>>, ProcessorError> {
             let content = match file.content.get("chat_template") {
                 None | Some(Value::Null) => return Ok(None),
                 Some(value) => named_default(value)
@@ -154,10 +157,10 @@ impl Checkpoint {
             check_size(&file.path, content.len() as u64, MAX_TEMPLATE_BYTES)?;
             Ok(Some(Sourced { path: file.path.clone(), content }))
         };
-        if let Some(template) = processor.map(of).transpose()?.flatten() {
+        if let Some(template) = processor.map(read_template).transpose()?.flatten() {
             return Ok(Some(template));
         }
-        if let Some(template) = self.json("chat_template.json")?.as_ref().map(of).transpose()?.flatten() {
+        if let Some(template) = self.json("chat_template.json")?.as_ref().map(read_template).transpose()?.flatten() {
             return Ok(Some(template));
         }
         if let Some(Sourced { path, content }) = self.bytes("chat_template.jinja", MAX_TEMPLATE_BYTES)? {
@@ -166,7 +169,7 @@ impl Checkpoint {
                 Err(error) => Err(ProcessorError::Encoding { path, offset: error.utf8_error().valid_up_to() }),
             };
         }
-        Ok(tokenizer_config.map(of).transpose()?.flatten())
+        Ok(tokenizer_config.map(read_template).transpose()?.flatten())
     }
 
     fn bytes(&self, name: &str, limit: u64) -> Result<Option<Sourced<Vec<u8>>>, ProcessorError> {

@@ -4,13 +4,13 @@ use std::io;
 
 /// Describes an I/O error for users, without the `(os error 2)` that Rust appends.
 pub fn io_words(error: &io::Error) -> String {
-    let is_of_system = error.raw_os_error().is_some();
+    let is_os_error = error.raw_os_error().is_some();
     match error.kind() {
-        io::ErrorKind::NotFound if is_of_system => "there is no such file or folder".to_owned(),
-        io::ErrorKind::PermissionDenied if is_of_system => "permission denied".to_owned(),
-        io::ErrorKind::IsADirectory if is_of_system => "it is a folder; a file was expected".to_owned(),
-        io::ErrorKind::NotADirectory if is_of_system => "a part of the path is a file, not a folder".to_owned(),
-        io::ErrorKind::StorageFull if is_of_system => "no space is left on the device".to_owned(),
+        io::ErrorKind::NotFound if is_os_error => "there is no such file or folder".to_owned(),
+        io::ErrorKind::PermissionDenied if is_os_error => "permission denied".to_owned(),
+        io::ErrorKind::IsADirectory if is_os_error => "it is a folder; a file was expected".to_owned(),
+        io::ErrorKind::NotADirectory if is_os_error => "a part of the path is a file, not a folder".to_owned(),
+        io::ErrorKind::StorageFull if is_os_error => "no space is left on the device".to_owned(),
         _ => {
             let text = error.to_string();
             let words = text.rsplit_once(" (os error ").map(|(words, _)| words.to_owned());
@@ -89,7 +89,7 @@ mod tests {
             assert!(!words.contains("os error") && words.len() > 4, "{words}");
         }
         assert_eq!(io_words(&io::Error::from_raw_os_error(2)), "there is no such file or folder");
-        let of_ours = io::Error::new(io::ErrorKind::NotFound, "no shard of that name");
-        assert_eq!(io_words(&of_ours), "no shard of that name");
+        let custom = io::Error::new(io::ErrorKind::NotFound, "no shard of that name");
+        assert_eq!(io_words(&custom), "no shard of that name");
     }
 }

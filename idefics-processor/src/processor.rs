@@ -157,7 +157,7 @@ impl Processor {
     /// Whether conversations are supported: with the checkpoint's chat template, or in the fixed format of the first
     /// Idefics' instruct checkpoints, which have an end-of-turn token but no template.
     pub fn can_chat(&self) -> bool {
-        self.chat_template.is_some() || self.turns().is_some()
+        self.chat_template.is_some() || self.turn_end().is_some()
     }
 
     /// Id of the end-of-turn token, `<end_of_utterance>`, if conversations are written without a chat template.
@@ -167,7 +167,7 @@ impl Processor {
     }
 
     /// The text of the token of [`Self::turn_end_id`].
-    fn turns(&self) -> Option<String> {
+    fn turn_end(&self) -> Option<String> {
         self.turn_end_id().map(|end| self.tokenizer().content(end))
     }
 
@@ -242,12 +242,12 @@ impl Processor {
     /// n_images, 3, height, width]`. Rows with fewer images are padded with zeros. If no row has an image, `n_images`
     /// is 1.
     pub fn idefics1_pixel_values(&self, processed: &ProcessedInputs) -> ([usize; 5], Vec<f32>) {
-        let of_config = match self.images.config().size {
+        let configured = match self.images.config().size {
             ImageSize::Exact { height, width } => (height as usize, width as usize),
             ImageSize::Edges { shortest_edge, .. } => (shortest_edge as usize, shortest_edge as usize),
         };
         let first = processed.images.iter().flatten().next();
-        let (height, width) = first.map_or(of_config, |tile| (tile.height(), tile.width()));
+        let (height, width) = first.map_or(configured, |tile| (tile.height(), tile.width()));
         let n_images = processed.images.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let shape = [processed.images.len(), n_images, 3, height, width];
         let mut pixel_values = vec![0.0; shape.iter().product()];
@@ -322,7 +322,7 @@ impl Processor {
             Sample::Prompt(parts) => PromptText::Parts(parts),
         };
         let end_of_utterance = self.tokenizer().end_of_utterance_id().map(|end| self.tokenizer().content(end));
-        let (bos, eos) = self.tokenizer_config.ends();
+        let (bos, eos) = self.tokenizer_config.bos_and_eos();
         let context = PromptContext {
             tokens: &self.image_tokens,
             grids,
@@ -352,7 +352,7 @@ impl Processor {
         special_tokens_in_text: SpecialTokensInText,
     ) -> Result<(String, Literals), ProcessorError> {
         let protected: Vec<&str> = self.tokenizer().protected().collect();
-        let turn_end = self.turns();
+        let turn_end = self.turn_end();
         let conversations = Conversations {
             template: self.chat_template.as_ref(),
             turn_end: turn_end.as_deref(),

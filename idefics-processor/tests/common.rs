@@ -38,7 +38,7 @@ impl Folder {
     }
 
     /// Copies `xtask/checkpoints/<name>` without its weights. The size rule is changed so that tiles have few pixels.
-    pub(crate) fn of(name: &str) -> Self {
+    pub(crate) fn copy_of(name: &str) -> Self {
         let folder = Self::empty();
         for entry in std::fs::read_dir(checkpoint(name)).expect("the committed checkpoint exists") {
             let entry = entry.expect("a directory entry can be read");

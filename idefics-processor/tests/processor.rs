@@ -116,7 +116,7 @@ fn rows_of_a_batch_are_independent() {
 
 #[test]
 fn releases_differ_as_documented() {
-    let modern = Folder::of("mistral-tokenizer").change("tokenizer_config.json", |config| {
+    let modern = Folder::copy_of("mistral-tokenizer").change("tokenizer_config.json", |config| {
         config.insert("legacy".into(), json!(false));
     });
     let modern = modern.load().unwrap();
@@ -153,7 +153,7 @@ fn missing_files_give_defaults_of_reference_classes() {
     let inputs = processor.process(&[sample], &ProcessOptions::default()).unwrap();
     assert_eq!(inputs.input_ids[0].len(), 1 + 64 + 2);
 
-    let error = Folder::of("tiny-idefics2").remove("tokenizer.json").error();
+    let error = Folder::copy_of("tiny-idefics2").remove("tokenizer.json").error();
     assert!(matches!(&error, ProcessorError::MissingFile { file: "tokenizer.json", .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Model);
     let error = Processor::from_folder(Path::new("no/such/folder")).unwrap_err();
@@ -164,23 +164,24 @@ fn missing_files_give_defaults_of_reference_classes() {
 
 #[test]
 fn chat_template_precedence_matches_reference() {
-    let of = |name: &str| format!("{{# {name} #}}");
+    let comment = |name: &str| format!("{{# {name} #}}");
     let rendered = |folder: &Folder| folder.load().unwrap().chat_template().unwrap().source().to_owned();
-    let folder = Folder::of("tiny-idefics2").remove("chat_template.json").change("tokenizer_config.json", |config| {
-        config.insert(
-            "chat_template".into(),
-            json!([{"name": "other", "template": "x"}, {"name": "default", "template": of("tokenizer")}]),
-        );
-    });
-    assert_eq!(rendered(&folder), of("tokenizer"));
-    let folder = folder.write("chat_template.jinja", of("jinja"));
-    assert_eq!(rendered(&folder), of("jinja"));
-    let folder = folder.template(&of("json"));
-    assert_eq!(rendered(&folder), of("json"));
+    let folder =
+        Folder::copy_of("tiny-idefics2").remove("chat_template.json").change("tokenizer_config.json", |config| {
+            config.insert(
+                "chat_template".into(),
+                json!([{"name": "other", "template": "x"}, {"name": "default", "template": comment("tokenizer")}]),
+            );
+        });
+    assert_eq!(rendered(&folder), comment("tokenizer"));
+    let folder = folder.write("chat_template.jinja", comment("jinja"));
+    assert_eq!(rendered(&folder), comment("jinja"));
+    let folder = folder.template(&comment("json"));
+    assert_eq!(rendered(&folder), comment("json"));
     let folder = folder.change("processor_config.json", |config| {
-        config.insert("chat_template".into(), json!({"default": of("processor")}));
+        config.insert("chat_template".into(), json!({"default": comment("processor")}));
     });
-    assert_eq!(rendered(&folder), of("processor"));
+    assert_eq!(rendered(&folder), comment("processor"));
     let folder = folder.change("processor_config.json", |config| {
         config.insert("chat_template".into(), json!(3));
     });
@@ -189,7 +190,7 @@ fn chat_template_precedence_matches_reference() {
 
 #[test]
 fn errors_name_the_broken_file_and_field() {
-    let tiny = || Folder::of("tiny-idefics2");
+    let tiny = || Folder::copy_of("tiny-idefics2");
     type Check = fn(&ProcessorError) -> bool;
     let cases: Vec<(Folder, &str, Check)> = vec![
         (tiny().write("config.json", "{"), "config.json", |error| matches!(error, ProcessorError::Json { .. })),
@@ -234,7 +235,7 @@ fn errors_name_the_broken_file_and_field() {
 
 /// The tiny checkpoint with an edited `tokenizer.json`.
 fn tokenizer(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Folder {
-    Folder::of("tiny-idefics2").change("tokenizer.json", change)
+    Folder::copy_of("tiny-idefics2").change("tokenizer.json", change)
 }
 
 #[test]
@@ -243,7 +244,7 @@ fn rejects_malicious_tokenizers() {
         ["", "{", "[]", "{}", r#"{"version": "2.0"}"#, r#"{"version": "1.0", "model": {"type": "BPE"}}"#, "\u{0}"]
     {
         for class in ["LlamaTokenizer", "PreTrainedTokenizerFast"] {
-            let folder = Folder::of("tiny-idefics2").write("tokenizer.json", content).change(
+            let folder = Folder::copy_of("tiny-idefics2").write("tokenizer.json", content).change(
                 "tokenizer_config.json",
                 |config| {
                     config.insert("tokenizer_class".into(), json!(class));
@@ -259,14 +260,14 @@ fn rejects_malicious_tokenizers() {
     let merges = tokenizer(|json| json["model"]["merges"] = json!(["no such", "merge at all", 7]));
     assert!(matches!(merges.error(), ProcessorError::Tokenizer { .. }));
     let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
-    assert_eq!(Folder::of("tiny-idefics2").write("tokenizer.json", deep).error().kind(), ErrorKind::Model);
+    assert_eq!(Folder::copy_of("tiny-idefics2").write("tokenizer.json", deep).error().kind(), ErrorKind::Model);
 
-    let many = Folder::of("tiny-idefics2").change("tokenizer_config.json", |config| {
+    let many = Folder::copy_of("tiny-idefics2").change("tokenizer_config.json", |config| {
         let tokens: Vec<String> = (0..5000).map(|index| format!("<extra_{index}>")).collect();
         config.insert("additional_special_tokens".into(), json!(tokens));
     });
     assert!(matches!(many.error(), ProcessorError::Field { field: "added_tokens", .. }));
-    let long = Folder::of("tiny-idefics2").change("tokenizer_config.json", |config| {
+    let long = Folder::copy_of("tiny-idefics2").change("tokenizer_config.json", |config| {
         config.insert("additional_special_tokens".into(), json!(["x".repeat(1 << 20)]));
     });
     let error = long.error();
@@ -290,7 +291,7 @@ fn missing_tokens_are_appended_to_the_vocabulary() {
     let tokenizer = processor.tokenizer();
     // As in the reference: the vocabulary has 474 tokens, followed by `<end_of_utterance>`.
     assert_eq!((tokenizer.fake_token_id(), tokenizer.image_token_id()), (475, 476));
-    let same = Folder::of("tiny-idefics2").change("tokenizer_config.json", |config| {
+    let same = Folder::copy_of("tiny-idefics2").change("tokenizer_config.json", |config| {
         config.insert("image_token".into(), json!("<end_of_utterance>"));
     });
     assert!(matches!(same.error(), ProcessorError::TokenInvalid { .. }));

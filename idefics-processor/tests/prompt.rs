@@ -16,7 +16,7 @@ fn user(content: Vec<Content>) -> Vec<Message> {
 }
 
 /// A conversation in which the assistant speaks next.
-fn asked(messages: &[Message]) -> Chat {
+fn with_generation_prompt(messages: &[Message]) -> Chat {
     Chat::new(messages.to_vec()).with_generation_prompt()
 }
 
@@ -49,13 +49,13 @@ fn renders_conversations_of_model_documentation() {
         Message::new("user", vec![picture(), Content::text("And how about this image?")]),
     ];
     assert_eq!(
-        real().render(&asked(&cats)).unwrap(),
+        real().render(&with_generation_prompt(&cats)).unwrap(),
         "User:<image>What do we see in this image?<end_of_utterance>\nAssistant: In this image we can see two cats on the \
          nets.<end_of_utterance>\nUser:<image>And how about this image?<end_of_utterance>\nAssistant:"
     );
     let two = user(vec![Content::text("What’s the difference between these two images?"), picture(), picture()]);
     assert_eq!(
-        real().render(&asked(&two)).unwrap(),
+        real().render(&with_generation_prompt(&two)).unwrap(),
         "User: What’s the difference between these two images?<image><image><end_of_utterance>\nAssistant:"
     );
     let system = [Message::text("system", "Be brief.")];
@@ -156,7 +156,7 @@ fn rejects_roles_that_are_not_words() {
 #[test]
 fn rejects_template_with_wrong_number_of_placeholders() {
     for (template, placeholders) in [("{{ messages[0].content[1].text }}", 0), ("<image><image>", 2)] {
-        let processor = Folder::of("tiny-idefics2").template(template).load().unwrap();
+        let processor = Folder::copy_of("tiny-idefics2").template(template).load().unwrap();
         let messages = user(vec![Content::image(dot()), Content::text("x")]);
         let error = process_with(&processor, messages, SpecialTokensInText::Literal).unwrap_err();
         let expected = matches!(error, ProcessorError::TemplateLossy { images: 1, placeholders: found, .. } if found == placeholders);
@@ -167,7 +167,7 @@ fn rejects_template_with_wrong_number_of_placeholders() {
 
 #[test]
 fn messages_without_chat_template_are_an_error() {
-    let processor = Folder::of("tiny-idefics2").remove("chat_template.json").load().unwrap();
+    let processor = Folder::copy_of("tiny-idefics2").remove("chat_template.json").load().unwrap();
     let error = process_with(&processor, user(vec![Content::text("x")]), SpecialTokensInText::Literal).unwrap_err();
     assert!(matches!(error, ProcessorError::NoChatTemplate { row: 0 }));
 }
@@ -194,18 +194,18 @@ fn supports_template_features_of_real_checkpoints() {
         ("{{ {'b': 'é', 'a': [1]} | tojson(sort_keys=true, ensure_ascii=true) }}", r#"{"a": [1], "b": "\u00e9"}"#),
         ("  {% if true %}\n    x\n  {% endif %}\n y", "    x\n y"),
     ] {
-        let processor = Folder::of("tiny-idefics2").template(template).load().unwrap();
-        assert_eq!(processor.render(&asked(&messages)).unwrap(), expected, "{template}");
+        let processor = Folder::copy_of("tiny-idefics2").template(template).load().unwrap();
+        assert_eq!(processor.render(&with_generation_prompt(&messages)).unwrap(), expected, "{template}");
     }
-    let dated = Folder::of("tiny-idefics2").template("{{ strftime_now('%Y') }}").load().unwrap();
-    assert_eq!(dated.render(&asked(&messages)).unwrap().len(), 4);
+    let dated = Folder::copy_of("tiny-idefics2").template("{{ strftime_now('%Y') }}").load().unwrap();
+    assert_eq!(dated.render(&with_generation_prompt(&messages)).unwrap().len(), 4);
 }
 
 #[test]
 fn raise_exception_message_is_in_the_error() {
     let processor =
-        Folder::of("tiny-idefics2").template("{{ raise_exception('roles must alternate') }}").load().unwrap();
-    let error = processor.render(&asked(&[Message::text("user", "x")])).unwrap_err();
+        Folder::copy_of("tiny-idefics2").template("{{ raise_exception('roles must alternate') }}").load().unwrap();
+    let error = processor.render(&with_generation_prompt(&[Message::text("user", "x")])).unwrap_err();
     assert!(matches!(error, ProcessorError::Render { row: 0, .. }));
     assert!(error.to_string().contains("roles must alternate"), "{error}");
 }
@@ -213,12 +213,12 @@ fn raise_exception_message_is_in_the_error() {
 #[test]
 fn rejects_invalid_templates_at_load() {
     for template in ["{% for %}", "{{ a b }}", "{% if x %}", "{{ 'x", "{% unknown %}", "{{ 'x' | unknown }}"] {
-        let error = Folder::of("tiny-idefics2").template(template).error();
+        let error = Folder::copy_of("tiny-idefics2").template(template).error();
         assert!(matches!(error, ProcessorError::Template { .. }), "{template}: {error}");
         assert_eq!(error.kind(), ErrorKind::Model);
         assert!(error.to_string().contains("chat_template.json"));
     }
-    let error = Folder::of("tiny-idefics2").template(&"x".repeat(300 << 10)).error();
+    let error = Folder::copy_of("tiny-idefics2").template(&"x".repeat(300 << 10)).error();
     assert!(matches!(error, ProcessorError::FileTooLarge { .. }), "{error}");
 }
 
@@ -263,8 +263,8 @@ fn malicious_templates_end_in_an_error() {
         "{{ debug() }}".to_owned(),
     ];
     for template in hostile {
-        let processor = Folder::of("tiny-idefics2").template(&template).load().unwrap();
-        let error = processor.render(&asked(&[Message::text("user", "x")])).expect_err(&template);
+        let processor = Folder::copy_of("tiny-idefics2").template(&template).load().unwrap();
+        let error = processor.render(&with_generation_prompt(&[Message::text("user", "x")])).expect_err(&template);
         assert!(
             matches!(error, ProcessorError::TemplateLimit { .. } | ProcessorError::Render { .. }),
             "{template}: {error}"
@@ -277,8 +277,8 @@ fn malicious_templates_end_in_an_error() {
 fn literal_text_of_templates_is_limited() {
     let template =
         format!("{{% set x %}}{{% for i in range(100000) %}}{}{{% endfor %}}{{% endset %}}", "x".repeat(200 << 10));
-    let processor = Folder::of("tiny-idefics2").template(&template).load().unwrap();
-    let error = processor.render(&asked(&[Message::text("user", "x")])).unwrap_err();
+    let processor = Folder::copy_of("tiny-idefics2").template(&template).load().unwrap();
+    let error = processor.render(&with_generation_prompt(&[Message::text("user", "x")])).unwrap_err();
     assert!(matches!(error, ProcessorError::TemplateLimit { .. }), "{error}");
 }
 

@@ -45,7 +45,7 @@ fn chunks(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: bool) -> Vec<
 
 /// The tiny checkpoint with another decoder in its `tokenizer.json`.
 fn with_decoder(decoder: Value) -> Processor {
-    let folder = Folder::of("tiny-idefics2").change("tokenizer.json", |file| {
+    let folder = Folder::copy_of("tiny-idefics2").change("tokenizer.json", |file| {
         file.insert("decoder".to_owned(), decoder);
     });
     folder.load().expect("it loads")
@@ -88,9 +88,9 @@ fn ids(tokenizer: &Tokenizer) -> BoxedStrategy<Vec<u32>> {
     let byte = |byte: u8| tokenizer.token_to_id(&format!("<0x{byte:02X}>"));
     let bytes: Vec<u32> = (0..=255).filter_map(byte).collect();
     let all_bytes = if bytes.is_empty() { vec![0] } else { bytes };
-    let of_text = |text: &str| tokenizer.encode(text, false).expect("a text is encoded");
+    let encode = |text: &str| tokenizer.encode(text, false).expect("a text is encoded");
     let words: Vec<Vec<u32>> =
-        [" the", "\n", " ", "世界", " 世", "é", "👩‍🚀", "x y", "</s>", "�", "한", "  ", "ab\n"].map(of_text).to_vec();
+        [" the", "\n", " ", "世界", " 世", "é", "👩‍🚀", "x y", "</s>", "�", "한", "  ", "ab\n"].map(encode).to_vec();
     let characters: Vec<Vec<u32>> = ["世", "é", "😀", " ", "a", "\n"]
         .iter()
         .map(|text| text.bytes().filter_map(byte).collect())
@@ -106,7 +106,7 @@ fn ids(tokenizer: &Tokenizer) -> BoxedStrategy<Vec<u32>> {
     prop::collection::vec(part, 0..24).prop_map(|parts| parts.concat()).boxed()
 }
 
-fn which() -> impl Strategy<Value = (usize, Vec<u32>)> {
+fn tokenizer_and_ids() -> impl Strategy<Value = (usize, Vec<u32>)> {
     (0..tokenizers().len()).prop_flat_map(|which| {
         let (_, processor, compatibility) = &tokenizers()[which];
         (Just(which), ids(processor.tokenizer_for(*compatibility)))
@@ -117,7 +117,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(6000))]
 
     #[test]
-    fn chunks_match_decoding_the_whole_line_each_time((which, ids) in which(), skip_special_tokens in any::<bool>()) {
+    fn chunks_match_decoding_the_whole_line_each_time((which, ids) in tokenizer_and_ids(), skip_special_tokens in any::<bool>()) {
         let (name, processor, compatibility) = &tokenizers()[which];
         let tokenizer = processor.tokenizer_for(*compatibility);
         let expected = reference_chunks(tokenizer, &ids, skip_special_tokens);

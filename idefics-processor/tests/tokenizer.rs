@@ -101,7 +101,7 @@ fn fixture() -> Fixture {
 }
 
 fn processor(variant: &Variant, image_seq_len: usize) -> Processor {
-    let folder = Folder::of("mistral-tokenizer").change("tokenizer_config.json", |config| {
+    let folder = Folder::copy_of("mistral-tokenizer").change("tokenizer_config.json", |config| {
         for (key, value) in &variant.change {
             match value {
                 Value::Null => config.remove(key),
@@ -167,7 +167,8 @@ fn conversations_match_reference() {
         chat.add_generation_prompt = conversation.add_generation_prompt;
         let text = processor.render(&chat).expect("the template renders");
         assert_eq!(text, conversation.text);
-        let inputs = processor.process(&[chat.into()], &ProcessOptions::default()).expect("the conversation is processed");
+        let inputs =
+            processor.process(&[chat.into()], &ProcessOptions::default()).expect("the conversation is processed");
         assert_eq!(inputs.input_ids[0], conversation.ids, "{text:?}");
     }
 }

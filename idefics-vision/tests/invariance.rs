@@ -65,9 +65,9 @@ impl Images {
 #[test]
 fn image_alone_matches_image_in_batch() {
     let images = Images::new();
-    for mates in [&[0, 1][..], &[1, 0, 2], &[4, 3, 2, 1, 0], &[2, 2, 2]] {
-        for (image, together) in mates.iter().zip(images.encode(mates, 100)) {
-            assert_close(&format!("image {image} of {mates:?}"), &images.encode(&[*image], 0)[0], &together, SAME);
+    for batch in [&[0, 1][..], &[1, 0, 2], &[4, 3, 2, 1, 0], &[2, 2, 2]] {
+        for (image, together) in batch.iter().zip(images.encode(batch, 100)) {
+            assert_close(&format!("image {image} of {batch:?}"), &images.encode(&[*image], 0)[0], &together, SAME);
         }
     }
 }

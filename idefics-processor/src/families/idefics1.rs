@@ -68,13 +68,13 @@ impl FamilyRules for Idefics1 {
         };
         let rules = InterleavedRules { tokens, bos, end_of_utterance, eos: options.add_eos_token.then_some(eos) };
         let text = match prompt {
-            PromptText::Text(text) => rules.text_of_placeholders(text),
+            PromptText::Text(text) => rules.expand_placeholders(text),
             // Templates may write the start token themselves. Source: `ProcessorMixin.apply_chat_template`.
             PromptText::Conversation(text) => {
                 let text = text.strip_prefix(bos).unwrap_or(text);
-                rules.text_of_placeholders(text)
+                rules.expand_placeholders(text)
             }
-            PromptText::Parts(parts) => rules.text_of_parts(parts),
+            PromptText::Parts(parts) => rules.expand_parts(parts),
         };
         ExpandedPrompt { text, add_special_tokens: false }
     }
@@ -120,14 +120,20 @@ impl ImageProcessorConfig {
     /// Rejects settings that the first Idefics does not support.
     fn check_idefics1(&self) -> Result<(), ImageConfigError> {
         if self.do_image_splitting {
-            return Err(number_error("do_image_splitting", true, "false, because the first Idefics does not split images"));
+            return Err(number_error(
+                "do_image_splitting",
+                true,
+                "false, because the first Idefics does not split images",
+            ));
         }
         match (self.do_resize, self.size) {
             (true, ImageSize::Exact { .. }) => Ok(()),
             (true, ImageSize::Edges { .. }) => {
                 Err(number_error("size", "a pair of edges", "{height, width} in whole pixels"))
             }
-            (false, _) => Err(number_error("do_resize", false, "true, because the first Idefics needs images of one size")),
+            (false, _) => {
+                Err(number_error("do_resize", false, "true, because the first Idefics needs images of one size"))
+            }
         }
     }
 }
@@ -147,7 +153,7 @@ struct InterleavedRules<'a> {
 impl InterleavedRules<'_> {
     /// Writes a prompt list as text. Spaces around each text are dropped. An image becomes a fake token, an image
     /// token and a fake token; consecutive images share the fake token between them.
-    fn text_of_parts(&self, parts: &[PromptPart]) -> String {
+    fn expand_parts(&self, parts: &[PromptPart]) -> String {
         let mut text = self.bos.to_owned();
         let mut before: Option<&PromptPart> = None;
         for part in parts {
@@ -166,15 +172,15 @@ impl InterleavedRules<'_> {
     }
 
     /// Expands a text with one placeholder per image.
-    fn text_of_placeholders(&self, text: &str) -> String {
+    fn expand_placeholders(&self, text: &str) -> String {
         let mut written = self.bos.to_owned();
-        let mut is_behind_image = false;
+        let mut follows_image = false;
         for (index, words) in text.split(&self.tokens.image).enumerate() {
             if index > 0 {
-                written.push_str(&self.image(is_behind_image));
+                written.push_str(&self.image(follows_image));
             }
             written.push_str(words);
-            is_behind_image = index > 0 && words.is_empty();
+            follows_image = index > 0 && words.is_empty();
         }
         written + self.eos.unwrap_or_default()
     }
@@ -206,7 +212,7 @@ mod tests {
     }
 
     fn text(parts: &[PromptPart], end_of_utterance: Option<&str>) -> String {
-        InterleavedRules { tokens: &tokens(), bos: "<s>", end_of_utterance, eos: None }.text_of_parts(parts)
+        InterleavedRules { tokens: &tokens(), bos: "<s>", end_of_utterance, eos: None }.expand_parts(parts)
     }
 
     #[test]
@@ -229,9 +235,9 @@ mod tests {
     fn placeholders_expand_like_images_of_a_prompt_list() {
         let rules = InterleavedRules { tokens: &tokens(), bos: "<s>", end_of_utterance: None, eos: Some("</s>") };
         assert_eq!(
-            rules.text_of_placeholders("<image><image> a<image>"),
+            rules.expand_placeholders("<image><image> a<image>"),
             "<s><f><image><f><image><f> a<f><image><f></s>"
         );
-        assert_eq!(rules.text_of_placeholders("no image"), "<s>no image</s>");
+        assert_eq!(rules.expand_placeholders("no image"), "<s>no image</s>");
     }
 }

@@ -23,7 +23,7 @@ pub use idefics2::{Idefics2, edges_size, expand_images};
 const FAMILIES: [&dyn FamilyRules; 2] = [&Idefics1, &Idefics2];
 
 /// The family for the `model_type` of a `config.json`; Idefics2 if the file has none.
-pub(crate) fn of_model_type(model_type: Option<&str>) -> Option<&'static dyn FamilyRules> {
+pub(crate) fn for_model_type(model_type: Option<&str>) -> Option<&'static dyn FamilyRules> {
     let name = model_type.unwrap_or("idefics2");
     FAMILIES.into_iter().find(|family| family.model_type() == name)
 }

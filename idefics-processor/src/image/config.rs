@@ -173,13 +173,13 @@ impl ImageProcessorConfig {
     /// The keys of `object` that have a value but no effect: unknown keys, and settings of other image processors
     /// (`auto_map`, `do_center_crop`, `max_image_size`). The reference ignores them too.
     pub fn ignored_keys(object: &Map<String, Value>) -> Vec<String> {
-        let says_nothing = |key: &str, value: &Value| match key {
+        let is_expected = |key: &str, value: &Value| match key {
             "data_format" => value == "channels_first",
             "do_center_crop" => value == false,
             "crop_size" => object.get("do_center_crop").is_none_or(|crops| crops != true),
             _ => FIELDS.contains(&key) || INERT_FIELDS.contains(&key),
         };
-        let ignored = object.iter().filter(|(key, value)| !value.is_null() && !says_nothing(key, value));
+        let ignored = object.iter().filter(|(key, value)| !value.is_null() && !is_expected(key, value));
         ignored.map(|(key, _)| key.clone()).collect()
     }
 

@@ -152,11 +152,11 @@ fn normalized_value(config: &ImageProcessorConfig, channel: usize, value: u8) ->
 fn check_equal(batch: &[Vec<ImageTile>]) -> Result<(), PadError> {
     let size = |tile: &ImageTile| format!("{}x{}", tile.width(), tile.height());
     let Some(first) = batch.first() else { return Ok(()) };
-    let of_all = first.first().map(size).unwrap_or_default();
+    let expected_size = first.first().map(size).unwrap_or_default();
     for (row, tiles) in batch.iter().enumerate() {
         let sizes: Vec<String> = tiles.iter().map(size).collect();
-        if tiles.len() != first.len() || sizes.iter().any(|found| *found != of_all) {
-            let expected = format!("{} images of {of_all} pixels", first.len());
+        if tiles.len() != first.len() || sizes.iter().any(|found| *found != expected_size) {
+            let expected = format!("{} images of {expected_size} pixels", first.len());
             let found = format!("{} images of {} pixels", sizes.len(), sizes.join(", "));
             return Err(PadError::Unequal { row, expected, found });
         }

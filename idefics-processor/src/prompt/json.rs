@@ -173,11 +173,12 @@ impl Sample {
                 if add_generation_prompt.is_some() {
                     return foreign("add_generation_prompt", "prompt", "use it only with `messages`");
                 }
-                let parts = each(value, "a list of texts and images", prompt_part);
+                let parts = parse_list(value, "a list of texts and images", prompt_part);
                 Ok(Self::Prompt(parts.map_err(|error| error.under("prompt"))?))
             }
             _ => {
-                let messages = each(value, "a list of messages", message).map_err(|error| error.under("messages"))?;
+                let messages =
+                    parse_list(value, "a list of messages", message).map_err(|error| error.under("messages"))?;
                 let mut chat = Chat::new(messages);
                 chat.images = images.map_or(Ok(Vec::new()), image_list).map_err(|error| error.under("images"))?;
                 if let Some(value) = add_generation_prompt {
@@ -187,7 +188,9 @@ impl Sample {
                 }
                 let objects = |key: &'static str, value: Option<Value>| {
                     value
-                        .map(|value| each(value, "a list of objects", |item| object_of(item).map(Value::Object)))
+                        .map(|value| {
+                            parse_list(value, "a list of objects", |item| parse_object(item).map(Value::Object))
+                        })
                         .transpose()
                         .map_err(|error| error.under(key))
                 };
@@ -228,7 +231,7 @@ pub(crate) fn counted(n: usize, what: &str) -> String {
 const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
 fn template_variables(value: Value) -> Parsed<Map<String, Value>> {
-    let variables = object_of(value)?;
+    let variables = parse_object(value)?;
     match RESERVED.iter().find(|name| variables.contains_key(**name)) {
         Some(name) => Err(SampleError::new(SampleProblem::ReservedVariable { name: (*name).to_owned() })),
         None => Ok(variables),
@@ -239,14 +242,14 @@ fn message(value: Value) -> Parsed<Message> {
     let Value::Object(mut keys) = value else { return Err(kind(&value, "an object with `role` and `content`")) };
     // Transformers drops keys that are null. From here on, null marks the position of values stored in typed fields.
     keys.retain(|_, value| !value.is_null());
-    let role = mark(&mut keys, "role").ok_or_else(|| {
+    let role = take_value(&mut keys, "role").ok_or_else(|| {
         SampleError::new(SampleProblem::Missing { key: "role", expected: "`user`, `assistant`, `system` or another" })
     })?;
     let role = string(role, "a string").map_err(|error| error.under("role"))?;
-    let content = match mark(&mut keys, "content") {
+    let content = match take_value(&mut keys, "content") {
         None => MessageContent::Absent,
         Some(Value::String(text)) => MessageContent::Text(text),
-        Some(value) => each(value, "a string or a list of parts", part)
+        Some(value) => parse_list(value, "a string or a list of parts", part)
             .map(MessageContent::Parts)
             .map_err(|error| error.under("content"))?,
     };
@@ -254,7 +257,7 @@ fn message(value: Value) -> Parsed<Message> {
 }
 
 /// Takes the value of a key and leaves `null` in its place, which keeps the order of the keys.
-fn mark(keys: &mut Map<String, Value>, key: &str) -> Option<Value> {
+fn take_value(keys: &mut Map<String, Value>, key: &str) -> Option<Value> {
     keys.get_mut(key).map(Value::take)
 }
 
@@ -270,8 +273,8 @@ fn part(value: Value) -> Parsed<Content> {
         }
         Some(Value::String(name)) => match name.as_str() {
             "text" => {
-                mark(&mut keys, "type");
-                let text = mark(&mut keys, "text").filter(|text| !text.is_null());
+                take_value(&mut keys, "type");
+                let text = take_value(&mut keys, "text").filter(|text| !text.is_null());
                 let missing = SampleProblem::Missing { key: "text", expected: "the text of the part" };
                 let text = text.ok_or_else(|| SampleError::new(missing))?;
                 Ok(Content::Text { text: string(text, "a string").map_err(|error| error.under("text"))?, keys })
@@ -287,7 +290,7 @@ fn part(value: Value) -> Parsed<Content> {
 }
 
 fn image_part(mut keys: Map<String, Value>) -> Parsed<Content> {
-    let is_url = mark(&mut keys, "type").is_some_and(|name| name == "image_url");
+    let is_url = take_value(&mut keys, "type").is_some_and(|name| name == "image_url");
     let given: Vec<&str> =
         IMAGE_KEYS.into_iter().filter(|key| keys.get(*key).is_some_and(|value| !value.is_null())).collect();
     let source = match given.as_slice() {
@@ -327,7 +330,7 @@ fn image_under(key: &str, value: &Value) -> Parsed<ImageSource> {
 }
 
 fn image_list(value: Value) -> Parsed<Vec<ImageSource>> {
-    each(value, "a list of images", |item| image(&item, "a path, a URL or a data URL"))
+    parse_list(value, "a list of images", |item| image(&item, "a path, a URL or a data URL"))
 }
 
 fn prompt_part(value: Value) -> Parsed<PromptPart> {
@@ -372,7 +375,7 @@ fn string(value: Value, expected: &'static str) -> Parsed<String> {
     }
 }
 
-fn object_of(value: Value) -> Parsed<Map<String, Value>> {
+fn parse_object(value: Value) -> Parsed<Map<String, Value>> {
     match value {
         Value::Object(object) => Ok(object),
         other => Err(kind(&other, "an object")),
@@ -380,7 +383,7 @@ fn object_of(value: Value) -> Parsed<Map<String, Value>> {
 }
 
 /// Parses each item of a list with `item`.
-fn each<T>(value: Value, expected: &'static str, item: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
+fn parse_list<T>(value: Value, expected: &'static str, item: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
     let Value::Array(items) = value else { return Err(kind(&value, expected)) };
     let items = items.into_iter().enumerate();
     items.map(|(index, value)| item(value).map_err(|error| error.at_index(index))).collect()

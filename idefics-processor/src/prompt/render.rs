@@ -35,7 +35,7 @@ impl Conversations<'_> {
         if self.template.is_none() && self.turn_end.is_none() {
             return Err(ProcessorError::NoChatTemplate { row });
         }
-        let variables = Variables::of(chat);
+        let variables = Variables::new(chat);
         if self.special_tokens_in_text == SpecialTokensInText::Reject {
             for (variable, text) in variables.strings() {
                 if let Some(token) = find_token(text, self.protected) {
@@ -53,8 +53,10 @@ impl Conversations<'_> {
             false => text.to_owned(),
         };
         let rendered = match self.template {
-            Some(template) => self.by_template(template, variables.map_strings(self.protected, &mut protect), row)?,
-            None => self.without_template(chat, row, protect)?,
+            Some(template) => {
+                self.render_template(template, variables.map_strings(self.protected, &mut protect), row)?
+            }
+            None => self.render_turns(chat, row, protect)?,
         };
         Ok((rendered, literals))
     }
@@ -64,7 +66,7 @@ impl Conversations<'_> {
     /// If the template drops a `content` that is a string, that content is passed as a text part instead: the
     /// templates of Idefics2 only read parts, and in Transformers a string `content` is lost. The second rendering is
     /// only used if it contains all the lost texts and the template does not just print the list of parts.
-    fn by_template(
+    fn render_template(
         &self,
         template: &ChatTemplate,
         mut variables: Variables,
@@ -92,7 +94,7 @@ impl Conversations<'_> {
         Ok(as_parts.unwrap_or(rendered))
     }
 
-    fn without_template(
+    fn render_turns(
         &self,
         chat: &Chat,
         row: usize,
@@ -114,13 +116,13 @@ impl Conversations<'_> {
 
 /// Checks that a rendered text has one placeholder per image.
 pub(crate) fn check_images(chat: &Chat, placeholders: usize, row: usize) -> Result<(), ProcessorError> {
-    let (parts, open) = chat.count_image_parts();
-    let apart = chat.images.len();
-    if !chat.images_fit() || (parts == 0 && apart > 0 && placeholders != apart) {
-        let (images, parts) = (counted(apart, "image"), counted(open, "image part"));
+    let (parts, unfilled) = chat.count_image_parts();
+    let separate = chat.images.len();
+    if !chat.images_fit() || (parts == 0 && separate > 0 && placeholders != separate) {
+        let (images, parts) = (counted(separate, "image"), counted(unfilled, "image part"));
         return Err(ProcessorError::ImageParts { row, images, parts });
     }
-    let images = parts.max(apart);
+    let images = parts.max(separate);
     match placeholders == images {
         true => Ok(()),
         false => Err(ProcessorError::TemplateLossy { row, images, placeholders }),
@@ -137,18 +139,18 @@ pub(crate) fn check(chat: &Chat, row: usize, limits: &TextLimits) -> Result<(), 
     if chat.messages.is_empty() {
         return Err(ProcessorError::EmptyMessages { row });
     }
-    let variables = Variables::of(chat);
+    let variables = Variables::new(chat);
     if !variables.is_shallow() {
         return at_most("levels of lists and objects", MAX_DEPTH + 1, MAX_DEPTH);
     }
     let lengths = || variables.strings().into_iter().map(|(_, text)| text.len());
     at_most("bytes in one text", lengths().max().unwrap_or(0), limits.max_text_bytes)?;
     at_most("bytes of text in all messages together", lengths().sum(), limits.max_total_bytes)?;
-    for (message, said) in chat.messages.iter().enumerate() {
+    for (message, entry) in chat.messages.iter().enumerate() {
         // Templates write roles between their own tokens, so a role must not contain anything that could pass for
         // them.
-        if !is_word(&said.role) {
-            return Err(ProcessorError::Role { row, message, role: shorten(&said.role) });
+        if !is_word(&entry.role) {
+            return Err(ProcessorError::Role { row, message, role: shorten(&entry.role) });
         }
     }
     Ok(())

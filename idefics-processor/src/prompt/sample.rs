@@ -141,33 +141,33 @@ impl Chat {
     /// Number of image parts, and number of image parts without an image of their own.
     pub(crate) fn count_image_parts(&self) -> (usize, usize) {
         let mut parts = 0;
-        let mut open = 0;
+        let mut unfilled = 0;
         for content in self.messages.iter().flat_map(Message::parts) {
             if let Content::Image { source, .. } = content {
                 parts += 1;
-                open += usize::from(source.is_none());
+                unfilled += usize::from(source.is_none());
             }
         }
-        (parts, open)
+        (parts, unfilled)
     }
 
     /// Whether the number of separate images equals the number of image parts without an image of their own. Always
     /// true without image parts, because the text may then have placeholders.
     pub(crate) fn images_fit(&self) -> bool {
-        let (parts, open) = self.count_image_parts();
-        self.images.len() == open || parts == 0
+        let (parts, unfilled) = self.count_image_parts();
+        self.images.len() == unfilled || parts == 0
     }
 
     /// The images of all parts in order. Parts without an image of their own take the next one of [`Chat::images`].
     fn all_images(&self) -> Vec<&ImageSource> {
-        let mut apart = self.images.iter();
+        let mut separate = self.images.iter();
         let mut images = Vec::new();
         for content in self.messages.iter().flat_map(Message::parts) {
             if let Content::Image { source, .. } = content {
-                images.extend(source.as_ref().or_else(|| apart.next()));
+                images.extend(source.as_ref().or_else(|| separate.next()));
             }
         }
-        images.extend(apart);
+        images.extend(separate);
         images
     }
 }

@@ -14,7 +14,7 @@ pub(crate) const MAX_DEPTH: usize = 128;
 pub(crate) struct Variables(Map<String, Value>);
 
 impl Variables {
-    pub(crate) fn of(chat: &Chat) -> Self {
+    pub(crate) fn new(chat: &Chat) -> Self {
         let list = |items: &Option<Vec<Value>>| items.clone().map_or(Value::Null, Value::Array);
         let mut variables: Map<String, Value> = [
             ("messages".to_owned(), chat.messages.iter().map(Message::for_template).collect()),

@@ -30,13 +30,13 @@ pub(crate) struct Fragments {
 #[derive(Debug, Clone)]
 enum Kind {
     ByteLevel,
-    Chain { of_token: Vec<DecoderWrapper>, has_byte_fallback: bool },
+    Chain { token_decoders: Vec<DecoderWrapper>, has_byte_fallback: bool },
 }
 
 impl Fragments {
     /// Takes a decoder apart. `None` if it depends on several tokens at once, so that the text must be decoded as a
     /// whole.
-    fn of(decoder: &DecoderWrapper) -> Option<Fragments> {
+    fn from_decoder(decoder: &DecoderWrapper) -> Option<Fragments> {
         let parts = match decoder {
             DecoderWrapper::Sequence(sequence) => sequence.get_decoders(),
             one => std::slice::from_ref(one),
@@ -44,10 +44,10 @@ impl Fragments {
         if let [DecoderWrapper::ByteLevel(_)] = parts {
             return Some(Fragments { kind: Kind::ByteLevel, n_dropped: 0 });
         }
-        let is_of_token =
+        let is_token_decoder =
             |part: &&DecoderWrapper| matches!(part, DecoderWrapper::Replace(_) | DecoderWrapper::Metaspace(_));
-        let of_token: Vec<_> = parts.iter().take_while(is_of_token).cloned().collect();
-        let (has_byte_fallback, rest) = match &parts[of_token.len()..] {
+        let token_decoders: Vec<_> = parts.iter().take_while(is_token_decoder).cloned().collect();
+        let (has_byte_fallback, rest) = match &parts[token_decoders.len()..] {
             [DecoderWrapper::ByteFallback(_), rest @ ..] => (true, rest),
             rest => (false, rest),
         };
@@ -58,7 +58,7 @@ impl Fragments {
             }
             _ => return None,
         };
-        Some(Fragments { kind: Kind::Chain { of_token, has_byte_fallback }, n_dropped })
+        Some(Fragments { kind: Kind::Chain { token_decoders, has_byte_fallback }, n_dropped })
     }
 
     /// Maximum number of spaces dropped at the start of a text.
@@ -67,11 +67,11 @@ impl Fragments {
     }
 
     fn fragment(&self, token: String, is_first: bool) -> tokenizers::Result<Fragment> {
-        let Kind::Chain { of_token, has_byte_fallback } = &self.kind else {
+        let Kind::Chain { token_decoders, has_byte_fallback } = &self.kind else {
             return Ok(Fragment::Bytes(bytes_of(&token)));
         };
         let mut text = token;
-        for decoder in of_token {
+        for decoder in token_decoders {
             // Some decoders treat the first token of a text differently.
             let tokens = if is_first { vec![text] } else { vec![String::new(), text] };
             text = decoder.decode_chain(tokens)?.pop().unwrap_or_default();
@@ -86,7 +86,7 @@ impl Fragments {
 impl Tokenizer {
     /// The decoder for decoding token by token; `None` if it needs several tokens at once.
     pub(crate) fn fragments(&self) -> Option<Fragments> {
-        Fragments::of(self.inner.get_decoder()?)
+        Fragments::from_decoder(self.inner.get_decoder()?)
     }
 
     /// The contribution of `id` to a decoded text. `is_first`: whether it is the first token of the text. `None` for
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn only_token_by_token_decoders_are_taken_apart() {
-        let of = |json: &str| Fragments::of(&serde_json::from_str(json).unwrap());
+        let fragments = |json: &str| Fragments::from_decoder(&serde_json::from_str(json).unwrap());
         let replace = r#"{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}"#;
         let fallback = r#"{"type": "ByteFallback"}"#;
         let fuse = r#"{"type": "Fuse"}"#;
@@ -177,9 +177,9 @@ mod tests {
         let byte_level = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}"#;
         let metaspace = r#"{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false}"#;
         let word_piece = r#"{"type": "WordPiece", "prefix": "", "cleanup": true}"#;
-        assert_eq!(of(&sequence(&[replace, fallback, fuse, &strip(0)])).unwrap().n_dropped(), 1);
+        assert_eq!(fragments(&sequence(&[replace, fallback, fuse, &strip(0)])).unwrap().n_dropped(), 1);
         for taken in [&sequence(&[replace, fallback, fuse]), byte_level, &sequence(&[byte_level]), metaspace, replace] {
-            assert_eq!(of(taken).unwrap().n_dropped(), 0, "{taken}");
+            assert_eq!(fragments(taken).unwrap().n_dropped(), 0, "{taken}");
         }
         for other in [
             &sequence(&[replace, fallback, fuse, &strip(1)]),
@@ -188,7 +188,7 @@ mod tests {
             &sequence(&[byte_level, replace]),
             word_piece,
         ] {
-            assert!(of(other).is_none(), "{other}");
+            assert!(fragments(other).is_none(), "{other}");
         }
     }
 }

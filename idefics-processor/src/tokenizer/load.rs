@@ -106,8 +106,8 @@ impl TokenizerConfig {
             Some(_) => None,
         };
         let named = |name: &'static str| -> Result<Option<String>, ProcessorError> {
-            let of_map = map.as_ref().and_then(|map| Some((&map.path, map.content.get(name)?)));
-            match of_map.or_else(|| Some((path, config.get(name)?))) {
+            let from_map = map.as_ref().and_then(|map| Some((&map.path, map.content.get(name)?)));
+            match from_map.or_else(|| Some((path, config.get(name)?))) {
                 None | Some((_, Value::Null)) => Ok(None),
                 Some((path, value)) => match content(value) {
                     Some(content) => Ok(Some(content)),
@@ -161,7 +161,7 @@ impl TokenizerConfig {
     }
 
     /// The start and end tokens of a text; empty if there is none.
-    pub(crate) fn ends(&self) -> (&str, &str) {
+    pub(crate) fn bos_and_eos(&self) -> (&str, &str) {
         (self.bos.as_deref().unwrap_or_default(), self.eos.as_deref().unwrap_or_default())
     }
 
@@ -183,9 +183,9 @@ fn model_tokens(sources: [Option<&Map<String, Value>>; 2]) -> Vec<(String, Strin
     let usual = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
     let mut tokens = Vec::new();
     for source in sources.into_iter().flatten() {
-        let of_model = source.iter().filter(|(key, _)| key.ends_with("_token") && !usual.contains(&key.as_str()));
+        let other_keys = source.iter().filter(|(key, _)| key.ends_with("_token") && !usual.contains(&key.as_str()));
         let extra = source.get("extra_special_tokens").and_then(Value::as_object);
-        for (key, value) in of_model.chain(extra.into_iter().flatten()) {
+        for (key, value) in other_keys.chain(extra.into_iter().flatten()) {
             tokens.extend(content(value).map(|token| (key.clone(), token)));
         }
     }
@@ -332,8 +332,8 @@ fn rebuild(file: &Sourced<Vec<u8>>, config: &TokenizerConfig) -> Result<Option<R
 
 /// Whether a pre-tokenizer or decoder is byte-level, alone or in a sequence.
 fn is_byte_level(part: &Value) -> bool {
-    let of_sequence = ["pretokenizers", "decoders"].iter().filter_map(|key| part.get(*key)?.as_array()).flatten();
-    part.get("type").is_some_and(|kind| kind == "ByteLevel") || of_sequence.into_iter().any(is_byte_level)
+    let nested = ["pretokenizers", "decoders"].iter().filter_map(|key| part.get(*key)?.as_array()).flatten();
+    part.get("type").is_some_and(|kind| kind == "ByteLevel") || nested.into_iter().any(is_byte_level)
 }
 
 fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) -> Result<Tokenizer, ProcessorError> {

@@ -113,15 +113,15 @@ impl VisionEmbeddings {
             return table;
         }
         let [_, d] = table.dims();
-        let of_class = table.clone().narrow(0, 0, 1); // [1, d]
-        let of_patches = table.narrow(0, 1, side * side).reshape([side, side * d]);
-        let device = of_patches.device();
+        let class_position = table.clone().narrow(0, 0, 1); // [1, d]
+        let patch_positions = table.narrow(0, 1, side * side).reshape([side, side * d]);
+        let device = patch_positions.device();
         let options = (&device, dtype);
         // Bicubic interpolation is separable: first along the rows, then along the columns.
-        let down = Tensor::<2>::from_data(interpolation(side, rows), options).matmul(of_patches); // [rows, side · d]
+        let down = Tensor::<2>::from_data(interpolation(side, rows), options).matmul(patch_positions); // [rows, side · d]
         let down = down.reshape([rows, side, d]).swap_dims(0, 1).reshape([side, rows * d]);
         let across = Tensor::<2>::from_data(interpolation(side, cols), options).matmul(down); // [cols, rows · d]
-        let of_patches = across.reshape([cols, rows, d]).swap_dims(0, 1).reshape([rows * cols, d]);
-        Tensor::cat(vec![of_class, of_patches], 0)
+        let patch_positions = across.reshape([cols, rows, d]).swap_dims(0, 1).reshape([rows * cols, d]);
+        Tensor::cat(vec![class_position, patch_positions], 0)
     }
 }

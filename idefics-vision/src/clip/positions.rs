@@ -5,22 +5,22 @@ use burn::tensor::TensorData;
 /// Parameter of the cubic convolution kernel in `torch.nn.functional.interpolate`.
 const CUBIC: f64 = -0.75;
 
-/// Weights that interpolate `side` trained positions along one axis to `n_places` positions: `[n_places, side]`.
+/// Weights that interpolate `side` trained positions along one axis to `n_positions` positions: `[n_positions, side]`.
 ///
 /// Source: `IdeficsVisionEmbeddings.interpolate_pos_encoding`: bicubic, `align_corners=False`, and a scale of
-/// `(n_places + 0.1) / side`.
-pub(super) fn interpolation(side: usize, n_places: usize) -> TensorData {
-    let scale = (n_places as f64 + 0.1) / side as f64;
-    let mut weights = vec![0.0_f32; n_places * side];
-    for (place, weights) in weights.chunks_mut(side).enumerate() {
-        let at = (place as f64 + 0.5) / scale - 0.5;
+/// `(n_positions + 0.1) / side`.
+pub(super) fn interpolation(side: usize, n_positions: usize) -> TensorData {
+    let scale = (n_positions as f64 + 0.1) / side as f64;
+    let mut weights = vec![0.0_f32; n_positions * side];
+    for (position, weights) in weights.chunks_mut(side).enumerate() {
+        let at = (position as f64 + 0.5) / scale - 0.5;
         let first = at.floor();
         for tap in -1..=2_i64 {
             let index = (first as i64 + tap).clamp(0, side as i64 - 1);
             weights[index as usize] += cubic((at - first - tap as f64).abs()) as f32;
         }
     }
-    TensorData::new(weights, [n_places, side])
+    TensorData::new(weights, [n_positions, side])
 }
 
 /// The cubic convolution kernel at a distance from 0 to 2.
@@ -46,7 +46,7 @@ mod tests {
             [10.732_072, 12.736_629, 16.102_57, 18.495_392],
             [15.164_735, 17.387_98, 21.096_28, 23.714_542],
         ];
-        let [down, across] = [5, 4].map(|places| interpolation(3, places).try_into_vec::<f32>().unwrap());
+        let [down, across] = [5, 4].map(|n_positions| interpolation(3, n_positions).try_into_vec::<f32>().unwrap());
         for (row, expected) in expected.iter().enumerate() {
             for (column, expected) in expected.iter().enumerate() {
                 let weight = |index: usize| down[3 * row + index / 3] * across[3 * column + index % 3];
@@ -58,10 +58,10 @@ mod tests {
 
     #[test]
     fn weights_of_each_position_sum_to_one() {
-        for (side, n_places) in [(16, 24), (16, 7), (3, 3), (1, 4)] {
-            let weights = interpolation(side, n_places).try_into_vec::<f32>().unwrap();
-            for place in weights.chunks(side) {
-                assert!((place.iter().sum::<f32>() - 1.0).abs() < 1e-6, "{side} {n_places}");
+        for (side, n_positions) in [(16, 24), (16, 7), (3, 3), (1, 4)] {
+            let weights = interpolation(side, n_positions).try_into_vec::<f32>().unwrap();
+            for position in weights.chunks(side) {
+                assert!((position.iter().sum::<f32>() - 1.0).abs() < 1e-6, "{side} {n_positions}");
             }
         }
     }
