@@ -117,7 +117,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(6000))]
 
     #[test]
-    fn chunks_match_decoding_the_whole_line_each_time((which, ids) in tokenizer_and_ids(), skip_special_tokens in any::<bool>()) {
+    fn chunks_match_decoding_the_whole_line_each_time(
+        (which, ids) in tokenizer_and_ids(), skip_special_tokens in any::<bool>()
+    ) {
         let (name, processor, compatibility) = &tokenizers()[which];
         let tokenizer = processor.tokenizer_for(*compatibility);
         let expected = reference_chunks(tokenizer, &ids, skip_special_tokens);

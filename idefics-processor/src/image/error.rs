@@ -33,7 +33,8 @@ pub enum PadError {
 
     /// An attention mask is not a rectangle of ones at the top left.
     #[error(
-        "row {row}, image {image}: pixel_attention_mask must be a rectangle of ones at the top left, and zeros elsewhere"
+        "row {row}, image {image}: pixel_attention_mask must be a rectangle of ones at the top left, \
+         with zeros elsewhere"
     )]
     Mask {
         /// Row in the batch.

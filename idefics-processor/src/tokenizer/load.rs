@@ -241,7 +241,8 @@ fn build(
     let named = [&config.bos, &config.eos, &config.unk, &config.pad].into_iter().flatten().chain(&config.others);
     let known = inner.get_added_vocabulary().get_vocab().clone();
     let unknown = named.filter(|token| !token.is_empty() && !known.contains_key(token.as_str()));
-    inner.add_tokens(unknown.map(|token| special(token))).map_err(fail)?; // in one call, because each call rebuilds the token search
+    // In one call, because each call rebuilds the token search.
+    inner.add_tokens(unknown.map(|token| special(token))).map_err(fail)?;
     // Tokens that the files lack are appended. The model may have no embedding for them: base checkpoints have none
     // for the end of a turn.
     let placeholders = [config.fake.as_str(), config.image.as_str(), END_OF_UTTERANCE];
