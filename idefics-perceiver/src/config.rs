@@ -1,4 +1,4 @@
-//! `perceiver_config` of a checkpoint's `config.json`, and what the connector takes from the other sections.
+//! Configuration of Idefics2's connector: `perceiver_config` in `config.json`, and values of the other sections.
 
 use burn::tensor::Device;
 use idefics_nn::{Activation, ConfigError};
@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::Connector;
 
-/// The shape of Idefics2's resampler; field names are the JSON keys, and keys that are not listed are ignored.
+/// Configuration of Idefics2's resampler. Field names are the JSON keys; other keys are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PerceiverConfig {
     /// Activation of the feed-forward block.
     pub hidden_act: Activation,
-    /// Width of the latents: the text model's.
+    /// Width of the latents. Equal to the width of the decoder.
     pub hidden_size: usize,
-    /// Added to the mean square in each RMS norm.
+    /// Epsilon of the RMS norms, added to the mean square.
     pub rms_norm_eps: f64,
-    /// Vectors that each image is compressed to: image tokens in the prompt.
+    /// Number of latent vectors per image. Equal to the number of image tokens per image in the prompt.
     pub resampler_n_latents: usize,
-    /// Layers.
+    /// Number of layers.
     pub resampler_depth: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub resampler_n_heads: usize,
     /// Width of a head.
     pub resampler_head_dim: usize,
-    /// Key and value heads.
+    /// Number of key and value heads. Must divide `resampler_n_heads`.
     pub num_key_value_heads: usize,
 }
 
@@ -45,10 +45,10 @@ impl Default for PerceiverConfig {
 }
 
 impl PerceiverConfig {
-    /// Checks every value on which memory or a division depends.
+    /// Checks the range of every value that determines memory use or is a divisor.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// A [`ConfigError`] that names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::check_range("perceiver_config.hidden_size", self.hidden_size, 1..=32_768)?;
         ConfigError::check_range("perceiver_config.resampler_n_latents", self.resampler_n_latents, 1..=4096)?;
@@ -66,24 +66,24 @@ impl PerceiverConfig {
     }
 }
 
-/// Everything that shapes Idefics2's connector. It deserializes from the whole of `config.json`, of whose `text_config`,
-/// `vision_config` and `perceiver_config` it takes what it needs.
+/// Configuration of Idefics2's connector. It deserializes from a whole `config.json`, using the sections
+/// `text_config`, `vision_config` and `perceiver_config`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(from = "Sections")]
 pub struct ConnectorConfig {
-    /// Width of the vision tower's vectors.
+    /// Width of the vision tower's output.
     pub vision_hidden_size: usize,
-    /// Width of the decoder's vectors.
+    /// Width of the decoder.
     pub text_hidden_size: usize,
-    /// Width inside the modality projection: the decoder's feed-forward width.
+    /// Inner width of the modality projection. Equal to the decoder's feed-forward width.
     pub text_intermediate_size: usize,
-    /// Activation of the modality projection: the decoder's.
+    /// Activation of the modality projection. Equal to that of the decoder.
     pub text_hidden_act: Activation,
-    /// The resampler.
+    /// Configuration of the resampler.
     pub perceiver: PerceiverConfig,
 }
 
-/// `config.json`, as far as it shapes the connector.
+/// The sections of `config.json` that determine the connector.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Sections {
@@ -123,7 +123,7 @@ impl Default for VisionSection {
 
 impl From<Sections> for ConnectorConfig {
     fn from(Sections { text_config: text, vision_config: vision, perceiver_config: mut perceiver }: Sections) -> Self {
-        // As in the reference, the resampler then takes both from the decoder.
+        // As in the reference, if the widths differ, the resampler takes width and epsilon from the decoder.
         if perceiver.hidden_size != text.hidden_size {
             perceiver.hidden_size = text.hidden_size;
             perceiver.rms_norm_eps = text.rms_norm_eps;
@@ -139,10 +139,10 @@ impl From<Sections> for ConnectorConfig {
 }
 
 impl ConnectorConfig {
-    /// Checks every value on which memory or a division depends.
+    /// Checks the range of every value that determines memory use or is a divisor.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// A [`ConfigError`] that names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::check_range("vision_config.hidden_size", self.vision_hidden_size, 1..=32_768)?;
         ConfigError::check_range("text_config.hidden_size", self.text_hidden_size, 1..=32_768)?;
@@ -158,10 +158,11 @@ impl ConnectorConfig {
         Ok(())
     }
 
-    /// The connector, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates the connector with random weights. They are allocated when they are first used, so loading a checkpoint
+    /// does not allocate them.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Self::validate`].
+    /// Those of [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<Connector, ConfigError> {
         self.validate()?;
         Ok(Connector::new(self, device))

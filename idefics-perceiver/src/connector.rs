@@ -1,8 +1,8 @@
-//! Idefics2's connector: patch features to image tokens in the decoder's space.
+//! Idefics2's connector: maps patch features to image tokens in the decoder's embedding space.
 //!
 //! Paper: <https://arxiv.org/abs/2405.02246>. Reference: `Idefics2Connector`, `Idefics2MLP`, Transformers 5.23.0.
 //!
-//! Axes: `n_images`, `patches`, `n_latents` vectors an image.
+//! Axes: `n_images`, `patches`, `n_latents` vectors per image.
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
@@ -10,15 +10,15 @@ use idefics_nn::GatedMlp;
 
 use crate::{ConnectorConfig, PerceiverResampler};
 
-/// Patches of all images that are projected together, at most.
+/// Maximum number of patches, over all images, that are projected at once.
 const PATCHES: usize = 1024;
 
-/// Projects patch features to the decoder's width, then compresses each image to a few vectors.
+/// Projects patch features to the decoder's width, then compresses each image to `n_latents` vectors.
 #[derive(Module, Debug)]
 pub struct Connector {
-    /// Vision width to text width.
+    /// Projection from the vision tower's width to the decoder's.
     pub modality_projection: GatedMlp,
-    /// Patches to latents.
+    /// Compresses the patches of each image to latents.
     pub perceiver_resampler: PerceiverResampler,
 }
 
@@ -36,16 +36,19 @@ impl Connector {
         }
     }
 
+    /// Computes the image tokens of a batch of images.
+    ///
     /// # Shapes
     /// - `image_hidden_states`: `[n_images, patches, vision_hidden_size]`, the vision tower's output
-    /// - `attention_mask`: `[n_images, patches]`, true where a patch holds picture; `None` if all do
+    /// - `attention_mask`: `[n_images, patches]`, true for real patches, false for padding; `None` if all are real
     /// - returns `[n_images, n_latents, text_hidden_size]`
     pub fn forward(&self, image_hidden_states: Tensor<3>, attention_mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
         let context = self.project(image_hidden_states); // [n_images, patches, text_hidden_size]
         self.perceiver_resampler.forward(context, attention_mask)
     }
 
-    /// The projection of [`PATCHES`] at a time: it is many times as wide inside as what it reads.
+    /// Projects at most [`PATCHES`] patches at a time, because the inner activations are many times wider than the
+    /// input.
     fn project(&self, image_hidden_states: Tensor<3>) -> Tensor<3> {
         let [n_images, patches, d] = image_hidden_states.dims();
         if n_images * patches <= PATCHES {

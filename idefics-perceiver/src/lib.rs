@@ -7,7 +7,7 @@ mod resampler;
 
 pub use config::{ConnectorConfig, PerceiverConfig};
 pub use connector::Connector;
-/// Loading of checkpoints, and what else the components share; [`nn::burn`] is Burn.
+/// Checkpoint loading and other items shared by all components. It re-exports Burn as [`nn::burn`].
 pub use idefics_nn as nn;
 pub use idefics_nn::{Activation, ConfigError, GatedMlp, burn};
 pub use resampler::{PerceiverAttention, PerceiverLayer, PerceiverResampler};

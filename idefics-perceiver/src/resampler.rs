@@ -12,14 +12,15 @@ use idefics_nn::{GatedMlp, Linear, RmsNorm, attention, normal};
 
 use crate::PerceiverConfig;
 
-/// Compresses each image's patches to `n_latents` vectors: learned queries that read the patches and each other.
+/// Compresses the patches of each image to `n_latents` vectors: learned latents that attend to the patches and to each
+/// other.
 #[derive(Module, Debug)]
 pub struct PerceiverResampler {
-    /// `[n_latents, d]`.
+    /// Learned initial latents, `[n_latents, d]`.
     pub latents: Param<Tensor<2>>,
-    /// In the order in which they run.
+    /// Layers in the order of execution.
     pub layers: Vec<PerceiverLayer>,
-    /// Norm of the result.
+    /// Final norm.
     pub norm: RmsNorm,
 }
 
@@ -33,16 +34,18 @@ impl PerceiverResampler {
         }
     }
 
+    /// Computes the latents of a batch of images.
+    ///
     /// # Shapes
     /// - `context`: `[n_images, patches, d]`
-    /// - `attention_mask`: `[n_images, patches]`, true where a patch holds picture; `None` if all do
+    /// - `attention_mask`: `[n_images, patches]`, true for real patches, false for padding; `None` if all are real
     /// - returns `[n_images, n_latents, d]`
     pub fn forward(&self, context: Tensor<3>, attention_mask: Option<Tensor<2, Bool>>) -> Tensor<3> {
         let [n_images, patches, d] = context.dims();
         let latents = self.latents.val();
         let [n_latents, _] = latents.dims();
 
-        // The keys are [context; latents], and latents are always seen.
+        // The keys are [context; latents]. Latents are never masked.
         let masked_out = attention_mask.map(|real| {
             let seen = Tensor::<2, Bool>::full([n_images, n_latents], false, &context.device());
             let masked_out = Tensor::cat(vec![real.bool_not(), seen], 1); // [n_images, patches + n_latents]
@@ -61,18 +64,18 @@ impl PerceiverResampler {
     }
 }
 
-/// Attention from latents to patches and latents, then a gated feed-forward block.
+/// A layer: attention from the latents to patches and latents, then a gated feed-forward block.
 #[derive(Module, Debug)]
 pub struct PerceiverLayer {
-    /// Before attention, for the latents.
+    /// Norm of the latents before attention.
     pub input_latents_norm: RmsNorm,
-    /// Before attention, for the patches.
+    /// Norm of the patches before attention.
     pub input_context_norm: RmsNorm,
-    /// Latents read patches and latents.
+    /// Attention from the latents to patches and latents.
     pub self_attn: PerceiverAttention,
-    /// Before the feed-forward block.
+    /// Norm before the feed-forward block.
     pub post_attention_layernorm: RmsNorm,
-    /// Feed-forward block, four times as wide inside (`Idefics2PerceiverLayer`; no key says so).
+    /// Feed-forward block with the inner width `4 · d`, which is fixed in `Idefics2PerceiverLayer`.
     pub mlp: GatedMlp,
 }
 
@@ -92,7 +95,7 @@ impl PerceiverLayer {
     /// # Shapes
     /// - `latents`: `[n_images, n_latents, d]`
     /// - `context`: `[n_images, patches, d]`
-    /// - `masked_out`: `[n_images, 1, n_latents, patches + n_latents]`, true hides the key
+    /// - `masked_out`: `[n_images, 1, n_latents, patches + n_latents]`, true where a key is masked
     /// - returns `[n_images, n_latents, d]`
     pub fn forward(&self, latents: Tensor<3>, context: Tensor<3>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let attended = self.self_attn.forward(
@@ -105,16 +108,16 @@ impl PerceiverLayer {
     }
 }
 
-/// Queries from the latents, keys and values from patches and latents together.
+/// Attention with queries from the latents, and keys and values from patches and latents together.
 #[derive(Module, Debug)]
 pub struct PerceiverAttention {
-    /// Queries, `heads · head_dim`.
+    /// Query projection, to `heads · head_dim`.
     pub q_proj: Linear,
-    /// Keys, `kv_heads · head_dim`.
+    /// Key projection, to `kv_heads · head_dim`.
     pub k_proj: Linear,
-    /// Values, `kv_heads · head_dim`.
+    /// Value projection, to `kv_heads · head_dim`.
     pub v_proj: Linear,
-    /// Heads back to one vector.
+    /// Output projection of the concatenated heads.
     pub o_proj: Linear,
     head_dim: usize,
 }
@@ -133,7 +136,7 @@ impl PerceiverAttention {
     }
 
     /// # Shapes
-    /// As [`PerceiverLayer::forward`].
+    /// Those of [`PerceiverLayer::forward`].
     pub fn forward(&self, latents: Tensor<3>, context: Tensor<3>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let [n_images, n_latents, _] = latents.dims();
         let split_heads = |states: Tensor<3>| {

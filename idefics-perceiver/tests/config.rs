@@ -4,7 +4,7 @@ use idefics_perceiver::{ConfigError, ConnectorConfig, PerceiverConfig, flamingo}
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// The error of a section with one key changed, which no connector is made from.
+/// The error of the default configuration with one key changed. Checks that `init` returns the same error.
 fn error(key: &str, value: Value) -> ConfigError {
     let perceiver: PerceiverConfig = serde_json::from_value(json!({ key: value })).unwrap();
     let error = perceiver.validate().unwrap_err();
@@ -20,14 +20,14 @@ fn error(key: &str, value: Value) -> ConfigError {
 }
 
 #[test]
-fn the_default_is_the_reference_s() {
+fn defaults_match_reference() {
     let config: PerceiverConfig = serde_json::from_value(json!({"model_type": "idefics2"})).unwrap();
     config.validate().unwrap();
     assert_eq!((config.resampler_n_latents, config.resampler_depth, config.resampler_head_dim), (64, 3, 96));
 }
 
 #[test]
-fn numbers_out_of_range_are_named() {
+fn range_errors_name_the_key() {
     for (key, value) in [
         ("hidden_size", 0_u64),
         ("hidden_size", 1 << 31),
@@ -48,9 +48,9 @@ fn numbers_out_of_range_are_named() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
 
-    /// Nothing divides by zero, whoever looks at a configuration first.
+    /// Nothing divides by zero, even if `validate` was not called first.
     #[test]
-    fn a_configuration_that_nobody_checked_is_refused(
+    fn init_validates_the_config(
         numbers in prop::array::uniform8(prop_oneof![Just(0_usize), 1..40_usize, Just(usize::MAX)])
     ) {
         let [vision, text, inner, latents, resampler_depth, resampler_n_heads, resampler_head_dim, kv_heads] = numbers;
@@ -84,7 +84,7 @@ proptest! {
 }
 
 #[test]
-fn the_latents_have_the_width_of_the_decoder() {
+fn width_of_latents_must_match_decoder() {
     let config = ConnectorConfig {
         vision_hidden_size: 8,
         text_hidden_size: 16,
@@ -99,7 +99,7 @@ fn the_latents_have_the_width_of_the_decoder() {
 }
 
 #[test]
-fn key_value_heads_divide_the_heads() {
+fn heads_must_be_a_multiple_of_key_value_heads() {
     assert_eq!(
         error("num_key_value_heads", json!(3)).to_string(),
         "`perceiver_config.resampler_n_heads` is 16, \

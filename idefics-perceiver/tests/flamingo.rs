@@ -1,4 +1,4 @@
-//! The resampler of the first Idefics.
+//! The Flamingo resampler of the first Idefics.
 
 use burn::tensor::Device;
 use idefics_perceiver::flamingo::{PerceiverConfig, ResamplerConfig};
@@ -15,14 +15,14 @@ struct Tower {
 }
 
 #[test]
-fn every_case_matches_the_reference() {
+fn all_cases_match_reference() {
     let device = Device::flex();
     let mut resampled = 0;
     for case in Case::all_of("idefics", "image_hidden_states") {
         let features = case.floats::<3>("vision.last_hidden_state", &device);
         let expected = case.floats::<3>("image_hidden_states", &device);
         if features.dims() == expected.dims() {
-            continue; // without a resampler
+            continue; // this model has no resampler
         }
         let perceiver: PerceiverConfig = case.model.section("perceiver_config");
         perceiver.validate().unwrap();
@@ -32,7 +32,7 @@ fn every_case_matches_the_reference() {
         let output = resampler.forward(features.clone());
         assert_close(&case.name, &output, &expected, REFERENCE);
         let first = resampler.forward(part(&features, 0, 0, 1));
-        assert_close("images do not mix", &first, &part(&output, 0, 0, 1), 1e-5);
+        assert_close("images are independent", &first, &part(&output, 0, 0, 1), 1e-5);
         resampled += 1;
     }
     assert!(resampled >= 3, "{resampled} cases with a resampler");

@@ -1,4 +1,4 @@
-//! Each image is compressed as if it were alone, whatever shares the batch.
+//! The latents of an image do not depend on the other images of the batch.
 
 use burn::tensor::{Device, Tensor};
 use idefics_perceiver::Connector;
@@ -7,7 +7,7 @@ use crate::SAME;
 use crate::common::{Model, assert_close, mask, part, random};
 use crate::reference::connector;
 
-/// Real patches of each image.
+/// Number of real patches of each test image.
 const PATCHES: [usize; 4] = [6, 25, 1, 17];
 
 struct Images {
@@ -23,7 +23,8 @@ impl Images {
         Self { connector, width: config.vision_hidden_size, device }
     }
 
-    /// Latents of each image, `[1, n_latents, d]`, all in one batch of `patches` patches, the rest of which are random.
+    /// Latents of each image, `[1, n_latents, d]`, computed in one batch. Images are padded to `patches` with random
+    /// features.
     fn compress(&self, images: &[usize], patches: usize, padding_seed: u64) -> Vec<Tensor<3>> {
         let features = images.iter().map(|&image| {
             let real = random(image as u64, [1, PATCHES[image], self.width], &self.device);
@@ -43,14 +44,14 @@ impl Images {
 }
 
 #[test]
-fn an_image_alone_equals_the_image_in_a_padded_batch() {
+fn image_alone_matches_image_in_padded_batch() {
     for model in ["odd-heads", "wide-heads", "sliding-sharded"] {
         let images = Images::new(model);
-        for (mates, patches) in
+        for (batch, patches) in
             [(&[0, 1][..], 26), (&[2, 0, 3], 31), (&[3, 3], 18), (&[0, 1, 2, 3], 40), (&[1, 0], 700)]
         {
-            for (image, together) in mates.iter().zip(images.compress(mates, patches, 100)) {
-                let name = format!("{model}, image {image} of {mates:?}");
+            for (image, together) in batch.iter().zip(images.compress(batch, patches, 100)) {
+                let name = format!("{model}, image {image} of {batch:?}");
                 assert_close(&name, &together, &images.alone(*image), SAME);
             }
         }
@@ -58,7 +59,7 @@ fn an_image_alone_equals_the_image_in_a_padded_batch() {
 }
 
 #[test]
-fn the_padding_is_never_seen() {
+fn padding_does_not_affect_latents() {
     let images = Images::new("odd-heads");
     let [first, second] = [100, 200].map(|padding_seed| images.compress(&[0, 2, 3], 26, padding_seed));
     for (image, (first, second)) in first.iter().zip(&second).enumerate() {
@@ -67,7 +68,7 @@ fn the_padding_is_never_seen() {
 }
 
 #[test]
-fn images_keep_their_order() {
+fn outputs_keep_the_order_of_images() {
     let images = Images::new("odd-heads");
     let forward = images.compress(&[0, 1, 2, 3], 26, 100);
     let backward = images.compress(&[3, 2, 1, 0], 26, 100);
@@ -77,8 +78,8 @@ fn images_keep_their_order() {
 }
 
 #[test]
-fn the_order_of_patches_does_not_matter() {
-    // The resampler has no positions: they are in the features already.
+fn order_of_patches_does_not_matter() {
+    // The resampler adds no positions; the features already contain them.
     let images = Images::new("wide-heads");
     let features = random(1, [1, 25, images.width], &images.device);
     let output = images.connector.forward(features.clone(), None);
@@ -86,11 +87,11 @@ fn the_order_of_patches_does_not_matter() {
 }
 
 #[test]
-fn an_image_without_a_real_patch_gives_finite_latents() {
+fn image_without_real_patches_gives_finite_latents() {
     let images = Images::new("odd-heads");
     let features = random(1, [1, 4, images.width], &images.device);
     let nothing = Some(mask(vec![false; 4], [1, 4], &images.device));
     let output = images.connector.forward(features.clone(), nothing.clone());
-    // The latents still see each other, and nothing else.
+    // The latents only attend to each other.
     assert_close("latents", &output, &images.connector.forward(features * 7.0, nothing), SAME);
 }

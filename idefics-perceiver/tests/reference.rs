@@ -5,13 +5,14 @@ use serde::Deserialize;
 use crate::common::{Case, Model, assert_close, mask};
 use crate::{PREFIX, REFERENCE};
 
-/// What the tests take from `vision_config`.
+/// The field of `vision_config` that the tests use.
 #[derive(Deserialize)]
 struct Vision {
     patch_size: usize,
 }
 
-/// A connector with the weights of a folder; loading is strict, so its parameters are the folder's tensors.
+/// Loads the connector of a checkpoint folder. Loading is strict: every parameter must be in the folder, and vice
+/// versa.
 pub(crate) fn connector(model: &Model, device: &Device) -> (ConnectorConfig, Connector) {
     let config: ConnectorConfig = serde_json::from_value(model.config.clone()).unwrap();
     let connector = model.load(config.init(device).unwrap(), PREFIX);
@@ -19,7 +20,7 @@ pub(crate) fn connector(model: &Model, device: &Device) -> (ConnectorConfig, Con
 }
 
 #[test]
-fn every_case_matches_the_reference() {
+fn all_cases_match_reference() {
     let device = Device::flex();
     for case in Case::all_with("image_hidden_states") {
         let (_, connector) = connector(&case.model, &device);

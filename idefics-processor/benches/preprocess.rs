@@ -1,4 +1,4 @@
-//! From encoded photographs to pixel values: `cargo bench -p idefics-processor`.
+//! Preprocessing of encoded photographs to pixel values: `cargo bench -p idefics-processor`.
 
 use std::hint::black_box;
 use std::io::Cursor;
@@ -11,7 +11,7 @@ use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
 const SIZES: [(u32, u32); 2] = [(1920, 1080), (4000, 3000)];
 
-/// Soft shapes and a little noise, so that the JPEG file has a photograph's size.
+/// Smooth shapes with a little noise, so that the JPEG file is about as large as that of a photograph.
 fn photograph(width: u32, height: u32) -> RgbImage {
     let mut data = Vec::with_capacity((3 * width * height) as usize);
     let mut noise = 1_u32;
@@ -25,24 +25,24 @@ fn photograph(width: u32, height: u32) -> RgbImage {
             }
         }
     }
-    RgbImage::new(width, height, data).expect("three bytes a pixel")
+    RgbImage::new(width, height, data).expect("data has three bytes per pixel")
 }
 
-/// Ramps with hard edges.
+/// Colour ramps with hard edges.
 fn ramps(width: u32, height: u32) -> RgbImage {
     let pixel = |x: u32, y: u32| [1, 2, 3].map(|slope| ((x + y) * slope % 256) as u8);
     let data = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect();
-    RgbImage::new(width, height, data).expect("three bytes a pixel")
+    RgbImage::new(width, height, data).expect("data has three bytes per pixel")
 }
 
-/// As most files are: halved chroma, quality 90.
+/// Encodes a picture with the most common settings: quality 90, 4:2:0 chroma subsampling.
 fn jpeg(image: &RgbImage, is_progressive: bool) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = Encoder::new(&mut file, 90);
     encoder.set_sampling_factor(SamplingFactor::F_2_2);
     encoder.set_progressive(is_progressive);
     let (width, height) = (image.width() as u16, image.height() as u16);
-    encoder.encode(image.data(), width, height, ColorType::Rgb).expect("the picture is encoded into memory");
+    encoder.encode(image.data(), width, height, ColorType::Rgb).expect("encoding to memory succeeds");
     file
 }
 
@@ -57,11 +57,11 @@ fn png(picture: &RgbImage) -> Vec<u8> {
         image::ExtendedColorType::Rgb8,
         image::ImageFormat::Png,
     )
-    .expect("the picture is encoded into memory");
+    .expect("encoding to memory succeeds");
     file.into_inner()
 }
 
-/// Elements are source pixels.
+/// Throughput is in source pixels.
 fn preprocess(c: &mut Criterion) {
     let mut group = c.benchmark_group("preprocess/idefics2");
     group.sample_size(20);

@@ -1,6 +1,6 @@
-//! Text from tokens as they come: `cargo bench -p idefics-processor --bench stream`.
+//! Streaming decoder: `cargo bench -p idefics-processor --bench stream`.
 //!
-//! An element is a token, and all tokens are on one line: the time of an element must not grow with their number.
+//! Throughput is in tokens. All tokens are on one line: the time per token must not grow with the number of tokens.
 
 use std::hint::black_box;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The text files of a checkpoint folder, read under size limits.
+//! Reads the text files of a checkpoint folder, with limits on their sizes.
 
 use std::fs::File;
 use std::io::Read;
@@ -14,37 +14,38 @@ use crate::files::{is_git_lfs_pointer, without_byte_order_mark};
 use crate::image::ImageProcessorConfig;
 use crate::warning::ProcessorWarning;
 
-/// Largest `tokenizer.json` that is read, in bytes. Real ones have 2 to 20 MB.
+/// Largest accepted `tokenizer.json`, in bytes. Real ones have 2 to 20 MB.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
-/// Largest of every other file, in bytes.
+/// Largest accepted size of every other JSON file, in bytes.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
-/// Largest chat template that is read, in bytes. Real ones have less than 20 kB.
+/// Largest accepted chat template, in bytes. Real ones have less than 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
-/// A folder with a checkpoint's files.
+
+/// A checkpoint folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Checkpoint {
     folder: PathBuf,
 }
 
-/// A file's content, with its path for messages.
+/// The content of a file, with its path for error messages.
 #[derive(Debug, Clone)]
 pub(crate) struct Sourced<T> {
     pub(crate) path: PathBuf,
     pub(crate) content: T,
 }
 
-/// What the processor itself is configured with.
+/// The processor's configuration, without the tokenizer.
 #[derive(Debug, Clone)]
 pub(crate) struct ProcessorFiles {
     pub(crate) images: ImageProcessorConfig,
-    /// Where `images` comes from.
+    /// The file that `images` was read from.
     pub(crate) images_path: PathBuf,
     pub(crate) image_seq_len: usize,
     pub(crate) chat_template: Option<Sourced<String>>,
     pub(crate) warnings: Vec<ProcessorWarning>,
 }
 
-/// What of `config.json` matters to text.
+/// The fields of `config.json` that the processor uses.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct ModelHead {
@@ -57,35 +58,38 @@ impl Checkpoint {
         let metadata =
             std::fs::metadata(folder).map_err(|error| ProcessorError::Read { path: folder.to_owned(), error })?;
         if !metadata.is_dir() {
-            return Err(ProcessorError::NotThere { path: folder.to_owned(), expected: "a folder with a checkpoint" });
+            return Err(ProcessorError::NotThere {
+                path: folder.to_owned(),
+                expected: "a checkpoint folder, not a file",
+            });
         }
         Ok(Self { folder: folder.to_owned() })
     }
 
-    /// `config.json`, which may be missing as long as nobody needs the model.
+    /// Reads `config.json`. It may be missing: only loading the model requires it.
     pub(crate) fn model_head(&self) -> Result<ModelHead, ProcessorError> {
         Ok(self.json::<ModelHead>("config.json")?.map(|file| file.content).unwrap_or_default())
     }
 
-    /// The rules of the family that `config.json` names.
+    /// The rules of the model family that `config.json` names.
     pub(crate) fn family(&self, head: &ModelHead) -> Result<&'static dyn FamilyRules, ProcessorError> {
         let model_type = head.model_type.as_deref();
-        families::of_model_type(model_type).ok_or_else(|| ProcessorError::Family {
+        families::for_model_type(model_type).ok_or_else(|| ProcessorError::Family {
             path: self.folder.join("config.json"),
             model_type: shorten(model_type.unwrap_or_default()),
             supported: families::supported(),
         })
     }
 
-    /// `tokenizer.json` as bytes.
+    /// The bytes of `tokenizer.json`, without a byte order mark.
     pub(crate) fn tokenizer(&self) -> Result<Sourced<Vec<u8>>, ProcessorError> {
         let missing = || ProcessorError::MissingFile { folder: self.folder.clone(), file: "tokenizer.json" };
         let file = self.bytes("tokenizer.json", MAX_TOKENIZER_BYTES)?.ok_or_else(missing)?;
-        let marked = file.content.len() - without_byte_order_mark(&file.content).len();
-        Ok(Sourced { content: file.content[marked..].to_vec(), ..file })
+        let mark_length = file.content.len() - without_byte_order_mark(&file.content).len();
+        Ok(Sourced { content: file.content[mark_length..].to_vec(), ..file })
     }
 
-    /// A JSON file, or nothing where there is none.
+    /// Reads a JSON file; `None` if it does not exist.
     pub(crate) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<Sourced<T>>, ProcessorError> {
         let Some(Sourced { path, content }) = self.bytes(name, MAX_CONFIG_BYTES)? else { return Ok(None) };
         match serde_json::from_slice(without_byte_order_mark(&content)) {
@@ -94,10 +98,11 @@ impl Checkpoint {
         }
     }
 
-    /// The processor's own configuration, from whichever of the files are there; the rest are the class defaults.
+    /// Reads the processor's configuration from the files that exist. Missing fields get the defaults of the
+    /// reference's classes.
     ///
-    /// Source: `ProcessorMixin.get_processor_dict` for the order of the chat templates and of the image processor's
-    /// sections.
+    /// Source: `ProcessorMixin.get_processor_dict` for the precedence of the chat templates and of the image
+    /// processor's sections.
     pub(crate) fn processor(
         &self,
         family: &dyn FamilyRules,
@@ -136,14 +141,14 @@ impl Checkpoint {
         Ok(ProcessorFiles { images, images_path, image_seq_len, chat_template, warnings })
     }
 
-    /// The chat template: of `processor_config.json`, of `chat_template.json`, of `chat_template.jinja`, and last of
-    /// `tokenizer_config.json`.
+    /// The chat template from the first of these files that has one: `processor_config.json`, `chat_template.json`,
+    /// `chat_template.jinja`, `tokenizer_config.json`.
     fn chat_template(
         &self,
         processor: Option<&Sourced<Map<String, Value>>>,
         tokenizer_config: Option<&Sourced<Map<String, Value>>>,
     ) -> Result<Option<Sourced<String>>, ProcessorError> {
-        let of = |file: &Sourced<Map<String, Value>>| -> Result<Option<Sourced<String>>, ProcessorError> {
+        let read_template = |file: &Sourced<Map<String, Value>>| -> Result<Option<Sourced<String>>, ProcessorError> {
             let content = match file.content.get("chat_template") {
                 None | Some(Value::Null) => return Ok(None),
                 Some(value) => named_default(value)
@@ -152,10 +157,10 @@ impl Checkpoint {
             check_size(&file.path, content.len() as u64, MAX_TEMPLATE_BYTES)?;
             Ok(Some(Sourced { path: file.path.clone(), content }))
         };
-        if let Some(template) = processor.map(of).transpose()?.flatten() {
+        if let Some(template) = processor.map(read_template).transpose()?.flatten() {
             return Ok(Some(template));
         }
-        if let Some(template) = self.json("chat_template.json")?.as_ref().map(of).transpose()?.flatten() {
+        if let Some(template) = self.json("chat_template.json")?.as_ref().map(read_template).transpose()?.flatten() {
             return Ok(Some(template));
         }
         if let Some(Sourced { path, content }) = self.bytes("chat_template.jinja", MAX_TEMPLATE_BYTES)? {
@@ -164,7 +169,7 @@ impl Checkpoint {
                 Err(error) => Err(ProcessorError::Encoding { path, offset: error.utf8_error().valid_up_to() }),
             };
         }
-        Ok(tokenizer_config.map(of).transpose()?.flatten())
+        Ok(tokenizer_config.map(read_template).transpose()?.flatten())
     }
 
     fn bytes(&self, name: &str, limit: u64) -> Result<Option<Sourced<Vec<u8>>>, ProcessorError> {
@@ -175,7 +180,7 @@ impl Checkpoint {
             Err(error) => return Err(ProcessorError::Read { path, error }),
         };
         if !metadata.is_file() {
-            return Err(ProcessorError::NotThere { path, expected: "a regular file" });
+            return Err(ProcessorError::NotThere { path, expected: "a regular file, not a folder or device" });
         }
         check_size(&path, metadata.len(), limit)?;
         let mut content = Vec::with_capacity(metadata.len() as usize);
@@ -183,7 +188,7 @@ impl Checkpoint {
         if let Err(error) = read {
             return Err(ProcessorError::Read { path, error });
         }
-        check_size(&path, content.len() as u64, limit)?; // it may have grown
+        check_size(&path, content.len() as u64, limit)?; // the file may have grown since its metadata were read
         if is_git_lfs_pointer(&content) {
             return Err(ProcessorError::GitLfsPointer { path });
         }
@@ -191,7 +196,8 @@ impl Checkpoint {
     }
 }
 
-/// A template, or the one called `default` of several: an object of them, or the older list of named ones.
+/// The template in a `chat_template` field: the string itself, or the entry `default` of an object or of the older
+/// list form (`[{"name": …, "template": …}]`).
 fn named_default(value: &Value) -> Option<String> {
     match value {
         Value::String(template) => Some(template.clone()),
@@ -211,7 +217,7 @@ fn check_size(path: &Path, bytes: u64, limit: u64) -> Result<(), ProcessorError>
     }
 }
 
-/// A field that cannot be used.
+/// The error for a field with an invalid value.
 pub(crate) fn field(path: &Path, field: &'static str, found: &Value, expected: &str) -> ProcessorError {
     ProcessorError::Field {
         path: path.to_owned(),
@@ -221,7 +227,7 @@ pub(crate) fn field(path: &Path, field: &'static str, found: &Value, expected: &
     }
 }
 
-/// Text from a file, cut where it is too long for a message.
+/// Shortens text from a file to at most 80 characters, so that it fits in an error message.
 pub(crate) fn shorten(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -1,4 +1,4 @@
-//! Why a checkpoint's processor could not be loaded, or a sample could not be turned into model inputs.
+//! Errors of loading a checkpoint's processor and of processing samples.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,374 +6,376 @@ use std::path::PathBuf;
 use crate::files::{io_words, json_words};
 use crate::image::{ImageConfigError, ImageError, ImageErrorKind, PadError};
 
-/// Which kind of failure a [`ProcessorError`] is, for exit codes and HTTP statuses.
+/// Category of a [`ProcessorError`], for exit codes and HTTP statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The file system refused: missing folder, no permission, not a regular file.
+    /// A file system error: a missing folder, no permission, or not a regular file.
     FileSystem,
-    /// The checkpoint's own files are at fault: missing, malformed, inconsistent, or hostile.
+    /// The checkpoint's files are missing, malformed, inconsistent or malicious.
     Model,
-    /// The sample is at fault.
+    /// The sample is invalid.
     Input,
-    /// The sample has more text, or an image more encoded bytes, than a limit allows.
+    /// The sample's text, or an encoded image, is larger than its limit.
     Limit,
     /// A remote image could not be fetched.
     Network,
-    /// The caller gave up.
+    /// The caller cancelled the call.
     Cancelled,
 }
 
-/// Why a processor could not be loaded, or a batch could not be processed.
+/// An error of loading a processor or of processing a batch.
 ///
 /// Rows, messages and images are counted from 0.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessorError {
-    /// The file system did not hand over a file or folder.
+    /// A file or folder could not be read.
     #[error("{}: cannot be read: {}", path.display(), io_words(error))]
     Read {
-        /// The file.
+        /// Path of the file or folder that could not be read.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         #[source]
         error: io::Error,
     },
 
-    /// A path that should be a file or folder is something else.
+    /// The path exists, but is not the kind of file or folder that was expected.
     #[error("{}: expected {expected}", path.display())]
     NotThere {
-        /// The path.
+        /// The path that was checked.
         path: PathBuf,
-        /// What should lie there.
+        /// The kind of file or folder that was expected.
         expected: &'static str,
     },
 
-    /// A file without which there is no processor.
-    #[error("{}: the checkpoint has no {file}; download it beside config.json", folder.display())]
+    /// The checkpoint folder lacks a required file.
+    #[error("{}: {file} is missing; download it into this folder", folder.display())]
     MissingFile {
         /// The checkpoint folder.
         folder: PathBuf,
-        /// The file's name.
+        /// Name of the missing file.
         file: &'static str,
     },
 
-    /// A file of the checkpoint is larger than any real one.
-    #[error("{}: {bytes} bytes; a file of this name may have at most {limit}", path.display())]
+    /// A file of the checkpoint exceeds its size limit, which no real checkpoint reaches.
+    #[error("{}: the file has {bytes} bytes; a file of this name may have at most {limit} bytes", path.display())]
     FileTooLarge {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its size, in bytes.
+        /// File size, in bytes.
         bytes: u64,
-        /// The limit, in bytes.
+        /// Largest accepted size, in bytes.
         limit: u64,
     },
 
-    /// A Git LFS pointer lies in the place of a file.
+    /// A file is a Git LFS pointer instead of the real content.
     #[error(
         "{}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file again",
         path.display()
     )]
     GitLfsPointer {
-        /// The file.
+        /// Path of the pointer file.
         path: PathBuf,
     },
 
-    /// A file of the checkpoint is not JSON, or not of the expected form.
+    /// A file of the checkpoint is not valid JSON, or a value in it has the wrong type.
     #[error("{}: {}", path.display(), json_words(error))]
     Json {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where and what.
+        /// Error of the JSON parser, with line and column.
         #[source]
         error: serde_json::Error,
     },
 
     /// A file of the checkpoint is not UTF-8 text.
-    #[error("{}: not UTF-8 text from byte {offset} on", path.display())]
+    #[error("{}: invalid UTF-8 at byte {offset}; expected UTF-8 text", path.display())]
     Encoding {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The first byte that is not UTF-8.
+        /// Offset of the first byte that is not valid UTF-8.
         offset: usize,
     },
 
-    /// A field of a checkpoint file has a value that cannot be used.
+    /// A field of a checkpoint file has an invalid value.
     #[error("{}: `{field}` is {found}; expected {expected}", path.display())]
     Field {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The field.
+        /// Name of the field.
         field: &'static str,
-        /// Its value.
+        /// The value in the file, shortened.
         found: String,
-        /// What it may be.
+        /// The values that are accepted.
         expected: String,
     },
 
-    /// The image processor's configuration cannot be honored.
+    /// The image processor's configuration is invalid or not supported.
     #[error("{}: {error}", path.display())]
     ImageConfig {
-        /// The file.
+        /// Path of the configuration file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in the configuration.
         #[source]
         error: ImageConfigError,
     },
 
-    /// The checkpoint belongs to a family that this crate does not process.
-    #[error("{}: `model_type` is `{model_type}`; this processor reads {supported}", path.display())]
+    /// The checkpoint's model family is not supported.
+    #[error("{}: `model_type` is `{model_type}`; expected one of {supported}", path.display())]
     Family {
-        /// The file.
+        /// Path of `config.json`.
         path: PathBuf,
-        /// The family that it names.
+        /// The `model_type` in the file, shortened.
         model_type: String,
-        /// The families that are read.
+        /// The supported `model_type` values, separated by commas.
         supported: String,
     },
 
-    /// The tokenizers library refused the tokenizer.
-    #[error("{}: not a usable tokenizer: {error}", path.display())]
+    /// The `tokenizers` library could not build the tokenizer.
+    #[error("{}: the tokenizer cannot be loaded: {error}", path.display())]
     Tokenizer {
-        /// The file.
+        /// Path of `tokenizer.json`.
         path: PathBuf,
-        /// What the library said.
+        /// Error of the library.
         #[source]
         error: tokenizers::Error,
     },
 
-    /// The tokenizers library failed on an assertion of its own; the process goes on.
-    #[error("{}: the tokenizer panicked while {doing}; the file is damaged or hostile", path.display())]
+    /// The `tokenizers` library panicked. The panic was caught.
+    #[error("{}: the tokenizer crashed while {doing}; the file is damaged or malicious", path.display())]
     TokenizerPanic {
-        /// The file.
+        /// Path of `tokenizer.json`.
         path: PathBuf,
-        /// What was being done.
+        /// The operation: `loading`, `encoding` or `decoding`.
         doing: &'static str,
     },
 
-    /// The tokenizer lacks tokens without which no prompt can be written.
-    #[error("{}: the tokenizer lacks {}; it does not belong to this checkpoint", path.display(), missing.join(", "))]
+    /// The tokenizer lacks tokens that prompts need.
+    #[error("{}: the tokenizer lacks {}; use the tokenizer of this checkpoint", path.display(), missing.join(", "))]
     MissingTokens {
-        /// The file.
+        /// Path of `tokenizer.json`.
         path: PathBuf,
-        /// The tokens, all of them.
+        /// All missing tokens, in backticks.
         missing: Vec<String>,
     },
 
-    /// Two tokens that must differ share an id, or a token has no usable content.
+    /// Two tokens that must differ share an id, or a special token is too long.
     #[error("{}: token `{token}` (id {id}): {reason}", path.display())]
     TokenInvalid {
-        /// The file.
+        /// Path of `tokenizer.json`.
         path: PathBuf,
         /// The token's content, shortened.
         token: String,
-        /// Its id.
+        /// The token's id.
         id: u32,
-        /// What is wrong with it.
+        /// Why the token is invalid.
         reason: &'static str,
     },
 
-    /// The tokenizer could not encode or decode.
+    /// The tokenizer could not encode or decode a text.
     #[error("the tokenizer failed: {error}")]
     Encode {
-        /// What the library said.
+        /// Error of the `tokenizers` library.
         #[source]
         error: tokenizers::Error,
     },
 
-    /// A sample with messages was given, and the checkpoint has no chat template.
+    /// The sample has messages, but the checkpoint has no chat template.
     #[error(
-        "row {row}: the checkpoint has no chat template (a base model); give `text` with one <image> for each image"
+        "row {row}: the checkpoint has no chat template (it is a base model); \
+         instead of `messages`, give `text` with one <image> per image"
     )]
     NoChatTemplate {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
     },
 
-    /// The chat template does not parse.
-    #[error("{}: the chat template does not parse: {error}", path.display())]
+    /// The chat template could not be parsed.
+    #[error("{}: the chat template cannot be parsed: {error}", path.display())]
     Template {
-        /// The file that holds it.
+        /// Path of the file with the template.
         path: PathBuf,
-        /// Where and what.
+        /// Error of the parser, with the line.
         #[source]
         error: idefics_template::Error,
     },
 
-    /// The chat template failed on these messages.
+    /// The chat template failed to render the messages.
     #[error("row {row}: the chat template failed: {error}")]
     Render {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// Where and what; a template's own `raise_exception` message is in it.
+        /// Error of the template, with the line. It includes the message of a `raise_exception` call.
         #[source]
         error: idefics_template::Error,
     },
 
-    /// The chat template ran longer, deeper or larger than a chat template may.
-    #[error("row {row}: the chat template exceeded its limit of {limit}; it loops or grows without end")]
+    /// The chat template exceeded a limit on steps, nesting depth or size.
+    #[error("row {row}: the chat template exceeded its limit of {limit}; its loops or its output may never end")]
     TemplateLimit {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// Which limit, with its figure.
+        /// The limit with its unit, such as `128 nested values`.
         limit: String,
     },
 
-    /// The chat template dropped or invented image placeholders.
-    #[error("row {row}: the messages hold {images} images, and the chat template wrote {placeholders} placeholders")]
+    /// The chat template did not write exactly one placeholder per image.
+    #[error("row {row}: the chat template wrote {placeholders} image placeholders; expected {images}, one per image")]
     TemplateLossy {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// Image parts in the messages.
+        /// Number of images in the messages.
         images: usize,
-        /// Placeholders in the rendered text.
+        /// Number of placeholders in the rendered text.
         placeholders: usize,
     },
 
-    /// Nothing to process.
+    /// The batch has no samples.
     #[error("the batch is empty; give at least one sample")]
     EmptyBatch,
 
-    /// A conversation without messages.
+    /// The conversation has no messages.
     #[error("row {row}: the conversation has no messages")]
     EmptyMessages {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
     },
 
-    /// A role that is not a plain word.
+    /// A role is not a plain word. Templates write roles between their own tokens, so other text could pass for them.
     #[error(
-        "row {row}, message {message}: the role {role:?} is not a word of at most 64 letters, digits, -, _ or .; \
-         templates write roles among their own text, so they must not spell anything else"
+        "row {row}, message {message}: invalid role {role:?}; a role must have 1 to 64 characters, \
+         which may be letters, digits, `-`, `_` and `.`"
     )]
     Role {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// The message.
+        /// Index of the message.
         message: usize,
         /// The role, shortened.
         role: String,
     },
 
-    /// A part that only a chat template could write, and there is none.
+    /// The model has no chat template and cannot write a message part of this type.
     #[error(
         "row {row}, message {message}: the content has a part of type {kind:?}; this model has no chat template, so \
-         give parts of type `text` and `image`"
+         only parts of type `text` and `image` are supported"
     )]
     PartType {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// The message.
+        /// Index of the message.
         message: usize,
-        /// The type of the part.
+        /// Type of the part, shortened.
         kind: String,
     },
 
-    /// Image parts without an image, or images without a part.
+    /// The number of separate images differs from the number of image parts without an image of their own.
     #[error(
-        "row {row}: {images} in `images` for {parts} without a picture in `messages`; give one for each, \
-         as {{\"type\": \"image\"}} parts (text never becomes an image)"
+        "row {row}: `images` has {images}, but `messages` has {parts} without a picture; add one \
+         {{\"type\": \"image\"}} part per image and one image per part (text never becomes an image)"
     )]
     ImageParts {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// Entries of [`Chat::images`](crate::Chat::images), with the noun.
+        /// Number of entries in [`Chat::images`](crate::Chat::images), with its noun: `2 images`.
         images: String,
-        /// Image parts that have no image of their own, with the noun.
+        /// Number of image parts without an image of their own, with its noun: `1 image part`.
         parts: String,
     },
 
-    /// An interleaved prompt list, which only Idefics v1 reads.
+    /// The sample is an interleaved prompt list, which only the first Idefics supports.
     #[error(
-        "row {row}: a `prompt` list is the form of the first Idefics (`model_type` idefics); \
-         give this checkpoint `messages`, or `text` with `images`"
+        "row {row}: `prompt` lists are only supported by the first Idefics (`model_type` idefics); \
+         use `messages`, or `text` with `images`"
     )]
     PromptList {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
     },
 
-    /// Image splitting was asked for where there is none.
-    #[error("the first Idefics (`model_type` idefics) does not split images; leave do_image_splitting out")]
+    /// The model family does not support image splitting.
+    #[error("do_image_splitting is not supported by the first Idefics (`model_type` idefics); leave it out")]
     NoSplitting,
 
-    /// An option for prompts of the first Idefics, asked of another model.
-    #[error(
-        "{option} is for the first Idefics (`model_type` idefics), whose prompts this model does not read; leave it out"
-    )]
+    /// The option is only for prompts of the first Idefics.
+    #[error("{option} is only supported by the first Idefics (`model_type` idefics); leave it out")]
     Idefics1Option {
-        /// Its name.
+        /// Name of the option.
         option: &'static str,
     },
 
-    /// The text has more or fewer placeholders than there are images.
-    #[error("row {row}: the text has {placeholders} {token} placeholders and {images} images were given")]
+    /// The number of placeholders in the text differs from the number of images.
+    #[error("row {row}: the text has {placeholders} {token} placeholders; expected {images}, one per image")]
     ImageCount {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// Placeholders in the text.
+        /// Number of placeholders in the text.
         placeholders: usize,
-        /// Images of the sample.
+        /// Number of images in the sample.
         images: usize,
-        /// The placeholder.
+        /// Spelling of the placeholder.
         token: String,
     },
 
-    /// After encoding, the number of image tokens is not the number written: text around them joined with them.
-    #[error("row {row}: {expected} image tokens were written and {found} were encoded; the tokenizer does not fit")]
+    /// Encoding changed the number of image tokens, because the tokenizer merged them with the text around them.
+    #[error(
+        "row {row}: the prompt has {expected} image tokens, but {found} after encoding; \
+         use the tokenizer of this checkpoint"
+    )]
     ImageTokenCount {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// Tokens written.
+        /// Number of image tokens in the text of the prompt.
         expected: usize,
-        /// Tokens encoded.
+        /// Number of image tokens among the encoded ids.
         found: usize,
     },
 
-    /// A conversation spells a special token, and [`SpecialTokensInText::Reject`](crate::SpecialTokensInText::Reject) is
-    /// set.
+    /// A conversation contains the text of a special token, and
+    /// [`SpecialTokensInText::Reject`](crate::SpecialTokensInText::Reject) is set.
     #[error("row {row}: `{variable}` contains the special token {token}")]
     SpecialTokenInText {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// The template's variable: `messages`, `tools`, or another.
+        /// The template variable with the text: `messages`, `tools`, or another.
         variable: String,
-        /// The token.
+        /// The special token.
         token: String,
     },
 
-    /// More text than [`TextLimits`](crate::TextLimits) allow.
+    /// The sample exceeds its [`TextLimits`](crate::TextLimits).
     #[error("row {row}: {found} {what}; at most {limit} are allowed")]
     TextTooLarge {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// What is counted, with its unit.
+        /// What is counted, such as `images` or `bytes of text`.
         what: &'static str,
-        /// How many there are.
+        /// The count in the sample.
         found: usize,
-        /// How many there may be.
+        /// The largest accepted count.
         limit: usize,
     },
 
-    /// An image could not be used.
+    /// An image could not be loaded.
     #[error("row {row}, image {image}: {error}")]
     Image {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// The image in that row.
+        /// Index of the image in the row.
         image: usize,
-        /// Why.
+        /// Why the image could not be loaded.
         #[source]
         error: ImageError,
     },
 
-    /// The checkpoint turns padding off, and the images of the batch differ in size or number.
+    /// The checkpoint turns padding off, but the images of the batch differ in size or number.
     #[error(transparent)]
     Pad(#[from] PadError),
 }
 
 impl ProcessorError {
-    /// Which kind of failure this is.
+    /// Category of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Read { .. } | Self::NotThere { .. } => ErrorKind::FileSystem,

@@ -1,16 +1,16 @@
-//! What reading a file can give besides its content.
+//! Helpers for reading files: readable error messages, Git LFS pointers, byte order marks.
 
 use std::io;
 
-/// What the system answered, in words: without the number that Rust puts behind it (`(os error 2)`).
+/// Describes an I/O error for users, without the `(os error 2)` that Rust appends.
 pub fn io_words(error: &io::Error) -> String {
-    let is_of_system = error.raw_os_error().is_some();
+    let is_os_error = error.raw_os_error().is_some();
     match error.kind() {
-        io::ErrorKind::NotFound if is_of_system => "there is no such file or folder".to_owned(),
-        io::ErrorKind::PermissionDenied if is_of_system => "permission denied".to_owned(),
-        io::ErrorKind::IsADirectory if is_of_system => "it is a folder; a file was expected".to_owned(),
-        io::ErrorKind::NotADirectory if is_of_system => "a part of the path is a file, not a folder".to_owned(),
-        io::ErrorKind::StorageFull if is_of_system => "no space is left on the device".to_owned(),
+        io::ErrorKind::NotFound if is_os_error => "there is no such file or folder".to_owned(),
+        io::ErrorKind::PermissionDenied if is_os_error => "permission denied".to_owned(),
+        io::ErrorKind::IsADirectory if is_os_error => "it is a folder; a file was expected".to_owned(),
+        io::ErrorKind::NotADirectory if is_os_error => "a part of the path is a file, not a folder".to_owned(),
+        io::ErrorKind::StorageFull if is_os_error => "no space is left on the device".to_owned(),
         _ => {
             let text = error.to_string();
             let words = text.rsplit_once(" (os error ").map(|(words, _)| words.to_owned());
@@ -19,20 +19,20 @@ pub fn io_words(error: &io::Error) -> String {
     }
 }
 
-/// Whether these are the first bytes of a Git LFS pointer: the few lines that `git clone` leaves in place of a large file
-/// where Git LFS is not installed.
+/// Whether `content` starts like a Git LFS pointer: the small text file that `git clone` writes instead of a large
+/// file if Git LFS is not installed.
 ///
 /// Source: the Git LFS specification (`docs/spec.md` of git-lfs): a pointer begins with its `version` key.
 pub fn is_git_lfs_pointer(content: &[u8]) -> bool {
     content.starts_with(b"version https://git-lfs.github.com/spec/")
 }
 
-/// JSON text without the byte order mark that some editors put in front.
+/// Strips the UTF-8 byte order mark that some editors write before JSON.
 pub fn without_byte_order_mark(content: &[u8]) -> &[u8] {
     content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content)
 }
 
-/// What is wrong with JSON, in the words of JSON: `expected a whole number` for `expected usize`.
+/// Rewrites a JSON error in terms of JSON instead of Rust types: `expected usize` becomes `expected a whole number`.
 pub fn json_words(error: &impl std::fmt::Display) -> String {
     const WORDS: [(&str, &str); 17] = [
         ("expected usize", "expected a whole number"),
@@ -42,8 +42,8 @@ pub fn json_words(error: &impl std::fmt::Display) -> String {
         ("expected u8", "expected a whole number below 256"),
         ("expected i64", "expected a whole number"),
         ("expected i32", "expected a whole number"),
-        ("expected a nonzero usize", "expected a whole number from 1 on"),
-        ("expected a nonzero u32", "expected a whole number from 1 on"),
+        ("expected a nonzero usize", "expected a whole number of at least 1"),
+        ("expected a nonzero u32", "expected a whole number of at least 1"),
         ("expected f32", "expected a number"),
         ("expected f64", "expected a number"),
         ("expected a boolean", "expected true or false"),
@@ -57,7 +57,7 @@ pub fn json_words(error: &impl std::fmt::Display) -> String {
     for (theirs, ours) in WORDS {
         text = text.replace(theirs, ours);
     }
-    // What is no JSON at all, as an empty file or a page of a server.
+    // The content is not JSON at all: an empty file, or an HTML page from a server.
     if ["EOF while parsing a value at line 1 column 0", "expected value at line 1 column 1"].contains(&text.as_str()) {
         text = "it is not JSON; download it again".to_owned();
     }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_told_in_its_own_words() {
+    fn json_errors_name_no_rust_types() {
         let number = serde_json::from_str::<usize>("\"4\"").unwrap_err();
         assert_eq!(json_words(&number), "invalid type: string \"4\", expected a whole number at line 1 column 3");
         let list = serde_json::from_str::<std::collections::HashMap<String, u32>>("[]").unwrap_err();
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_the_system_have_no_number() {
+    fn io_errors_have_no_os_error_number() {
         for code in 1..133 {
             let error = io::Error::from_raw_os_error(code);
             assert!(error.to_string().contains("os error"), "{error}");
@@ -89,7 +89,7 @@ mod tests {
             assert!(!words.contains("os error") && words.len() > 4, "{words}");
         }
         assert_eq!(io_words(&io::Error::from_raw_os_error(2)), "there is no such file or folder");
-        let of_ours = io::Error::new(io::ErrorKind::NotFound, "no shard of that name");
-        assert_eq!(io_words(&of_ours), "no shard of that name");
+        let custom = io::Error::new(io::ErrorKind::NotFound, "no shard of that name");
+        assert_eq!(io_words(&custom), "no shard of that name");
     }
 }

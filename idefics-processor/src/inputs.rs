@@ -1,46 +1,46 @@
-//! What comes out of the processor: plain numbers, ready to be uploaded.
+//! The processor's output: plain numbers, ready for upload to a device.
 
 use crate::image::{ImageTile, PaddedImages, pad_batch};
 
-/// A processed batch, one entry a row, before any padding.
+/// A processed batch before padding, with one entry per row.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ProcessedInputs {
-    /// The text of each row as it was encoded, image tokens written out.
+    /// The encoded text of each row, with image placeholders expanded to image tokens.
     pub prompts: Vec<String>,
-    /// The ids of each row, as long as its text.
+    /// Token ids of each row, without padding.
     pub input_ids: Vec<Vec<u32>>,
-    /// The images of each row in the order of the text, sub-images included: each holds `image_seq_len` of the row's
-    /// image tokens.
+    /// Image tiles of each row, in the order of the text. Each tile corresponds to `image_seq_len` image tokens of the
+    /// row.
     pub images: Vec<Vec<ImageTile>>,
 }
 
-/// The side on which short rows are filled up.
+/// The side on which short rows are padded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum PaddingSide {
-    /// Before the text, so that all rows end together: what generation needs.
+    /// Before the text, so that all rows end at the same position, as generation needs.
     #[default]
     Left,
     /// After the text.
     Right,
 }
 
-/// The ids of a batch as one array.
+/// Token ids of a padded batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TokenBatch {
-    /// `[batch, seq]`, row by row.
+    /// `[batch, seq]` in row-major order.
     pub input_ids: Vec<i64>,
-    /// `[batch, seq]`: 1 on real tokens, 0 on padding.
+    /// `[batch, seq]`: 1 for real tokens, 0 for padding.
     pub attention_mask: Vec<i64>,
-    /// Rows.
+    /// Number of rows.
     pub batch: usize,
-    /// Tokens of the longest row.
+    /// Number of tokens in the longest row.
     pub seq: usize,
 }
 
 impl ProcessedInputs {
-    /// The rows filled up to the longest with `pad_token_id`.
+    /// Pads all rows with `pad_token_id` to the length of the longest row.
     pub fn padded(&self, pad_token_id: u32, side: PaddingSide) -> TokenBatch {
         let batch = self.input_ids.len();
         let seq = self.input_ids.iter().map(Vec::len).max().unwrap_or(0);
@@ -60,7 +60,7 @@ impl ProcessedInputs {
         TokenBatch { input_ids, attention_mask, batch, seq }
     }
 
-    /// The images of all rows in one array, zero-padded to the largest; `None` if no row has any.
+    /// Packs the tiles of all rows into one array, zero-padded to the largest tile. `None` if no row has an image.
     pub fn padded_images(&self) -> Option<PaddedImages> {
         self.images.iter().any(|row| !row.is_empty()).then(|| pad_batch(&self.images))
     }

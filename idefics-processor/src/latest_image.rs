@@ -1,9 +1,12 @@
-//! Which image a token sees in the first Idefics: the latest before it.
+//! The image that each token attends to in the first Idefics: the latest one before it.
 
 use crate::inputs::TokenBatch;
 
-/// For each token the image that it sees, counted from 0; nothing before the first image, and nothing after an end
-/// token until the next image. An image token sees its own image.
+/// Returns, for each token, the index of the image that it attends to: the latest image up to and including this
+/// token.
+///
+/// `None` before the first image, and after an end-of-text token until the next image (the end token itself still sees
+/// the image before it). An image token sees its own image.
 ///
 /// Source: `image_attention_mask_for_packed_input_ids`.
 pub fn latest_images(input_ids: &[u32], image_token_id: u32, eos_token_id: Option<u32>) -> Vec<Option<usize>> {
@@ -11,18 +14,18 @@ pub fn latest_images(input_ids: &[u32], image_token_id: u32, eos_token_id: Optio
     latest_images_behind(input_ids, &parents, image_token_id, eos_token_id)
 }
 
-/// As [`latest_images`] for texts that share a beginning: each token follows the one in the slot `parents` says, which
-/// is before it, or nothing.
+/// Like [`latest_images`], for texts that share prefixes: `parents[i]` is the slot of the token before token `i` in
+/// its text, or `None` if token `i` begins a text.
 ///
 /// # Panics
-/// If a token follows one that is not before it.
+/// If a parent's slot does not come before the token's own slot.
 pub fn latest_images_behind(
     input_ids: &[u32],
     parents: &[Option<usize>],
     image_token_id: u32,
     eos_token_id: Option<u32>,
 ) -> Vec<Option<usize>> {
-    // Up to each token: the images, counted, and whether a text has ended since.
+    // For each token: the number of images up to it, and whether an end token followed the last of them.
     let mut states: Vec<(usize, bool)> = Vec::with_capacity(input_ids.len());
     let see = |(&id, parent): (&u32, &Option<usize>)| {
         let (mut images, mut is_over) = parent.map_or((0, false), |parent| states[parent]);
@@ -37,10 +40,12 @@ pub fn latest_images_behind(
     input_ids.iter().zip(parents).map(see).collect()
 }
 
-/// The reference's `image_attention_mask`: `[batch, seq, n_images]`, 1 where a token sees an image, row after row.
+/// The reference's `image_attention_mask`, `[batch, seq, n_images]` in row-major order: 1 where a token attends to an
+/// image, else 0.
 ///
-/// `n_images` is the largest number of images of a row, and 1 where no row has any. Source:
-/// `IdeficsProcessor.__call__`, `incremental_to_binary_attention_mask`.
+/// `n_images` is the largest number of images in a row, or 1 if no row has an image.
+///
+/// Source: `IdeficsProcessor.__call__`, `incremental_to_binary_attention_mask`.
 pub fn image_attention_mask(
     tokens: &TokenBatch,
     n_images: usize,
@@ -66,18 +71,18 @@ mod tests {
     }
 
     #[test]
-    fn a_token_sees_the_latest_image_before_it() {
+    fn token_sees_latest_image_before_it() {
         assert_eq!(seen(&[0, 1, 8, 9, 8, 9, 8, 5]), [None, None, None, Some(0), Some(0), Some(1), Some(1), Some(1)]);
     }
 
     #[test]
-    fn nothing_is_seen_after_an_end_until_the_next_image() {
+    fn no_image_is_seen_between_end_token_and_next_image() {
         assert_eq!(seen(&[9, 5, 2, 5, 2, 9, 5]), [Some(0), Some(0), Some(0), None, None, Some(1), Some(1)]);
         assert_eq!(latest_images(&[9, 2, 5], IMAGE, None), [Some(0); 3]);
     }
 
     #[test]
-    fn an_end_in_one_text_is_none_in_another() {
+    fn end_token_affects_only_its_own_branch() {
         let parents = [None, Some(0), Some(1), Some(2), Some(1), None];
         let seen = latest_images_behind(&[9, 5, 2, 5, 6, 7], &parents, IMAGE, Some(EOS));
         assert_eq!(seen, [Some(0), Some(0), Some(0), None, Some(0), None]);

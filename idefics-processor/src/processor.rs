@@ -1,4 +1,4 @@
-//! A checkpoint's processor: samples in, numbers out.
+//! The processor of a checkpoint: turns samples into model inputs.
 
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -22,33 +22,33 @@ use crate::prompt::{
 use crate::tokenizer::{self, Compatibility, Tokenizer, TokenizerConfig};
 use crate::warning::ProcessorWarning;
 
-/// What a call of [`Processor::process`] may change.
+/// Options of [`Processor::process`].
 #[derive(Debug, Clone, Default)]
 pub struct ProcessOptions {
-    /// Whether each image is also given as its four quarters; the checkpoint's own choice where it is `None`.
+    /// Whether each image is also given as its four quarters. `None`: as the checkpoint's configuration says.
     pub do_image_splitting: Option<bool>,
-    /// What becomes of transparent pixels.
+    /// How transparent pixels are handled.
     pub alpha: Alpha,
-    /// Page of the images that have several, from 1; the first where it is `None`.
+    /// Page of multi-page images, counted from 1. `None`: the first.
     pub page: Option<NonZeroU32>,
-    /// What an image may cost.
+    /// Limits on the size and cost of each image.
     pub limits: Limits,
-    /// Which files and addresses the images of samples may name; all of them by default. A program that runs samples of
-    /// others narrows it.
+    /// The files and URLs that samples may load images from; all by default. Restrict it for samples from untrusted
+    /// users.
     pub sources: SourcePolicy,
-    /// Reading images ends with an error of kind [`Cancelled`](crate::ErrorKind::Cancelled) soon after this becomes
-    /// `true`, even while a server is waited for.
+    /// Cancels reading images: soon after this becomes `true`, even while waiting for a server, processing fails with
+    /// an error of kind [`Cancelled`](crate::ErrorKind::Cancelled).
     pub cancel: Option<Arc<AtomicBool>>,
-    /// How much text a sample may have.
+    /// Limits on the text and the number of messages and images of a sample.
     pub text_limits: TextLimits,
-    /// What becomes of special tokens that a message spells.
+    /// How special tokens that a user types in a message are handled.
     pub special_tokens_in_text: SpecialTokensInText,
-    /// Which release of the reference computes the ids.
+    /// The release of the reference to reproduce.
     pub compatibility: Compatibility,
-    /// Whether texts of a prompt list that follow one another are ended with `<end_of_utterance>`. Where it is `None`,
-    /// they are if the tokenizer has that token, as in release 4 of the reference; release 5 never ends them by itself.
+    /// Whether `<end_of_utterance>` is inserted between consecutive texts of a prompt list. `None`: only if the
+    /// tokenizer has that token, as in release 4 of the reference. Release 5 never inserts it by default.
     pub add_end_of_utterance_token: Option<bool>,
-    /// Whether prompts of the first Idefics end in `</s>`.
+    /// Whether `</s>` is appended to prompts of the first Idefics.
     pub add_eos_token: bool,
 }
 
@@ -58,7 +58,7 @@ impl ProcessOptions {
     }
 }
 
-/// Turns text and images into what a model reads.
+/// Turns text and images into model inputs.
 ///
 /// Source: `IdeficsProcessor` and `Idefics2Processor` of transformers 5.23.
 #[derive(Debug, Clone)]
@@ -72,7 +72,7 @@ pub struct Processor {
     warnings: Vec<ProcessorWarning>,
 }
 
-/// One tokenizer for each release of the reference; the same one where the two agree.
+/// One tokenizer per release of the reference. Both are the same one if the releases agree.
 #[derive(Debug, Clone)]
 struct Tokenizers {
     transformers5: Arc<Tokenizer>,
@@ -80,15 +80,15 @@ struct Tokenizers {
 }
 
 impl Processor {
-    /// Reads the processor of a checkpoint folder.
+    /// Loads the processor of a checkpoint folder.
     ///
-    /// `tokenizer.json` must be there. `config.json`, `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `preprocessor_config.json`, `processor_config.json` and the chat template may be missing; then the defaults of
-    /// the reference's classes hold.
+    /// `tokenizer.json` is required. `config.json`, `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `preprocessor_config.json`, `processor_config.json` and the chat template are optional; without them, the
+    /// defaults of the reference's classes apply.
     ///
     /// # Errors
     /// A [`ProcessorError`] of kind [`FileSystem`](crate::ErrorKind::FileSystem) or [`Model`](crate::ErrorKind::Model)
-    /// that names the file, and the field where one is at fault.
+    /// that names the file, and the field if a field is invalid.
     pub fn from_folder(folder: &Path) -> Result<Self, ProcessorError> {
         let checkpoint = Checkpoint::open(folder)?;
         let head = checkpoint.model_head()?;
@@ -96,10 +96,10 @@ impl Processor {
         Self::new(&checkpoint, &head, family)
     }
 
-    /// [`Self::from_folder`] by the rules of `family`, whatever `config.json` says.
+    /// Like [`Self::from_folder`], with the rules of `family` instead of the family that `config.json` names.
     ///
     /// # Errors
-    /// As [`Self::from_folder`].
+    /// Those of [`Self::from_folder`].
     pub fn from_folder_with(folder: &Path, family: &'static dyn FamilyRules) -> Result<Self, ProcessorError> {
         let checkpoint = Checkpoint::open(folder)?;
         let head = checkpoint.model_head()?;
@@ -144,7 +144,7 @@ impl Processor {
         Ok(Self { family, tokenizers, tokenizer_config, images, chat_template, image_tokens, warnings })
     }
 
-    /// Warnings about the folder, which can be used all the same.
+    /// Problems of the checkpoint folder that do not prevent its use.
     pub fn warnings(&self) -> &[ProcessorWarning] {
         &self.warnings
     }
@@ -154,29 +154,29 @@ impl Processor {
         self.family
     }
 
-    /// Whether conversations can be written: with the checkpoint's chat template, or in the words of the first Idefics'
-    /// instructed checkpoints, which have a token for the end of a turn and no template.
+    /// Whether conversations are supported: with the checkpoint's chat template, or in the fixed format of the first
+    /// Idefics' instruct checkpoints, which have an end-of-turn token but no template.
     pub fn can_chat(&self) -> bool {
-        self.chat_template.is_some() || self.turns().is_some()
+        self.chat_template.is_some() || self.turn_end().is_some()
     }
 
-    /// What ends a turn of a conversation that is written without a template: `<end_of_utterance>`.
+    /// Id of the end-of-turn token, `<end_of_utterance>`, if conversations are written without a chat template.
     pub fn turn_end_id(&self) -> Option<u32> {
         let writes_turns = self.family.writes_turns() && self.chat_template.is_none();
         self.tokenizer().end_of_utterance_id().filter(|_| writes_turns)
     }
 
-    /// Its spelling.
-    fn turns(&self) -> Option<String> {
+    /// The text of the token of [`Self::turn_end_id`].
+    fn turn_end(&self) -> Option<String> {
         self.turn_end_id().map(|end| self.tokenizer().content(end))
     }
 
-    /// The tokenizer under the default [`Compatibility`]. Its ids mean the same under the other.
+    /// The tokenizer for the default [`Compatibility`]. Its ids mean the same tokens in the other release.
     pub fn tokenizer(&self) -> &Tokenizer {
         self.tokenizer_for(Compatibility::default())
     }
 
-    /// The tokenizer as one release of the reference builds it.
+    /// The tokenizer as the given release of the reference builds it.
     pub fn tokenizer_for(&self, compatibility: Compatibility) -> &Tokenizer {
         match compatibility {
             Compatibility::Transformers5 => &self.tokenizers.transformers5,
@@ -184,68 +184,70 @@ impl Processor {
         }
     }
 
-    /// Image tokens of one (sub-)image. It must equal the model's `resampler_n_latents`.
+    /// Number of image tokens per tile. It must equal the model's `resampler_n_latents`.
     pub fn image_seq_len(&self) -> usize {
         self.image_tokens.image_seq_len
     }
 
-    /// The spellings of which an image's place in the text is built.
+    /// The tokens that represent an image in the text.
     pub fn image_tokens(&self) -> &ImageTokens {
         &self.image_tokens
     }
 
-    /// The image side's configuration.
+    /// The configuration of the image processor.
     pub fn image_config(&self) -> &ImageProcessorConfig {
         self.images.config()
     }
 
-    /// The checkpoint's chat template; base models have none.
+    /// The checkpoint's chat template. Base models have none.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
     }
 
-    /// Turns a batch of samples into ids and tiles. Rows are independent: each comes out as it would alone.
+    /// Turns a batch of samples into token ids and image tiles. Rows are independent: each gives the same result as
+    /// in a batch of its own.
     ///
     /// # Errors
-    /// The first row at fault, first of the texts, then of the images, then of the ids: a [`ProcessorError`] that names the row, and the image where one is
-    /// at fault.
+    /// A [`ProcessorError`] for the first row that fails, with the row and, for image errors, the index of the image.
+    /// All texts are checked first, then all images are loaded, then the prompts are encoded.
     pub fn process(&self, samples: &[Sample], options: &ProcessOptions) -> Result<ProcessedInputs, ProcessorError> {
         if samples.is_empty() {
             return Err(ProcessorError::EmptyBatch);
         }
         self.family.check_options(options)?;
-        // What can be said of the texts is said before an image is fetched.
+        // Check all texts before fetching any image.
         let images = self.image_processor(options)?;
         let written = collect_rows(samples, |row, sample| self.write(sample, row, options))?;
         let pictures = collect_rows(samples, |row, sample| load_images(&images, &sample.images(), row, options))?;
         let (grids, tiles): (Vec<Vec<TileGrid>>, Vec<Vec<ImageTile>>) = pictures.into_iter().unzip();
         if !images.config().do_pad && self.family.needs_equal_tiles() {
-            images.pad(&tiles)?; // refuses what cannot stand in one array
+            images.pad(&tiles)?; // an error if the tiles do not fit in one array
         }
         let rows = collect_rows(samples, |row, sample| self.encode(sample, &written[row], &grids[row], row, options))?;
         let (prompts, input_ids) = rows.into_iter().unzip();
         Ok(ProcessedInputs { prompts, input_ids, images: tiles })
     }
 
-    /// The text of a conversation by the chat template, before images are written out; what the reference's
-    /// `apply_chat_template` returns.
+    /// Renders a conversation with the chat template, before image placeholders are expanded. The result equals that
+    /// of the reference's `apply_chat_template`.
     ///
     /// # Errors
-    /// As [`Self::process`], for row 0.
+    /// Those of [`Self::process`], for row 0.
     pub fn render(&self, chat: &Chat) -> Result<String, ProcessorError> {
         let (text, _) = self.render_chat(chat, 0, SpecialTokensInText::Parse)?;
         Ok(text)
     }
 
-    /// The images of a batch of the first Idefics in the reference's layout, and its shape: `[batch, n_images, 3,
-    /// height, width]`, zeros where a row has fewer, and one slot of zeros where no row has any.
+    /// The pixel values of a batch of the first Idefics in the reference's layout, with their shape `[batch,
+    /// n_images, 3, height, width]`. Rows with fewer images are padded with zeros. If no row has an image, `n_images`
+    /// is 1.
     pub fn idefics1_pixel_values(&self, processed: &ProcessedInputs) -> ([usize; 5], Vec<f32>) {
-        let of_config = match self.images.config().size {
+        let configured = match self.images.config().size {
             ImageSize::Exact { height, width } => (height as usize, width as usize),
             ImageSize::Edges { shortest_edge, .. } => (shortest_edge as usize, shortest_edge as usize),
         };
         let first = processed.images.iter().flatten().next();
-        let (height, width) = first.map_or(of_config, |tile| (tile.height(), tile.width()));
+        let (height, width) = first.map_or(configured, |tile| (tile.height(), tile.width()));
         let n_images = processed.images.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let shape = [processed.images.len(), n_images, 3, height, width];
         let mut pixel_values = vec![0.0; shape.iter().product()];
@@ -270,7 +272,8 @@ impl Processor {
         }
     }
 
-    /// The text of a sample with a placeholder for each image, and checks all that can be checked without the images.
+    /// Writes the text of a sample with one placeholder per image, and checks everything that does not need the
+    /// images.
     fn write(
         &self,
         sample: &Sample,
@@ -304,7 +307,7 @@ impl Processor {
         }
     }
 
-    /// The text of a sample with its images written out, and its ids.
+    /// Expands the image placeholders of a sample and encodes the text. Returns the text and its ids.
     fn encode(
         &self,
         sample: &Sample,
@@ -319,7 +322,7 @@ impl Processor {
             Sample::Prompt(parts) => PromptText::Parts(parts),
         };
         let end_of_utterance = self.tokenizer().end_of_utterance_id().map(|end| self.tokenizer().content(end));
-        let (bos, eos) = self.tokenizer_config.ends();
+        let (bos, eos) = self.tokenizer_config.bos_and_eos();
         let context = PromptContext {
             tokens: &self.image_tokens,
             grids,
@@ -340,7 +343,8 @@ impl Processor {
         Ok((literals.restore(&text), ids))
     }
 
-    /// The text of a conversation, with the user's special tokens broken by the stand-ins of the literals.
+    /// Renders a conversation. Special tokens that the user typed are masked by the stand-ins in the returned
+    /// [`Literals`].
     fn render_chat(
         &self,
         chat: &Chat,
@@ -348,7 +352,7 @@ impl Processor {
         special_tokens_in_text: SpecialTokensInText,
     ) -> Result<(String, Literals), ProcessorError> {
         let protected: Vec<&str> = self.tokenizer().protected().collect();
-        let turn_end = self.turns();
+        let turn_end = self.turn_end();
         let conversations = Conversations {
             template: self.chat_template.as_ref(),
             turn_end: turn_end.as_deref(),
@@ -361,7 +365,7 @@ impl Processor {
     }
 }
 
-/// The result of each row, in parallel; of several errors that of the first row.
+/// Computes the results of all rows in parallel. If several rows fail, returns the error of the first.
 fn collect_rows<T: Send>(
     samples: &[Sample],
     result: impl Fn(usize, &Sample) -> Result<T, ProcessorError> + Sync,
@@ -370,7 +374,7 @@ fn collect_rows<T: Send>(
     rows.collect::<Vec<_>>().into_iter().collect()
 }
 
-/// Loads and cuts up the images of one row, in parallel: what each becomes, and the tiles of all of them.
+/// Loads the images of one row in parallel. Returns the grid of each image and the tiles of all images.
 fn load_images(
     processor: &ImageProcessor,
     sources: &[&ImageSource],
@@ -405,7 +409,7 @@ fn check_size(sample: &Sample, row: usize, limits: &TextLimits) -> Result<(), Pr
             let longest = texts_of_parts(parts).map(str::len).max().unwrap_or(0);
             check("bytes in one text", longest, limits.max_text_bytes)?;
             let total = texts_of_parts(parts).map(str::len).sum();
-            check("bytes of text in all parts", total, limits.max_total_bytes)
+            check("bytes of text in all parts together", total, limits.max_total_bytes)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Text from tokens as they come, in whole words.
+//! Streaming decoder: turns generated ids into text, word by word.
 
 mod line;
 
@@ -7,44 +7,44 @@ use crate::tokenizer::{Fragments, Tokenizer};
 
 use line::Line;
 
-/// Turns generated ids into text that can be shown at once: it holds back the word that the next id may still change.
+/// Decodes generated ids to text that can be shown immediately. It holds back the last word, because the next id may
+/// still change it.
 ///
-/// Its chunks are those that the reference's `TextStreamer` prints: everything at the end of a line and
-/// after a Chinese character, otherwise up to the last space. Bytes of an unfinished character are held back with the
-/// word that they are in.
+/// It emits the same chunks as the reference's `TextStreamer`. If the text so far ends in a line break or a Chinese
+/// character, it emits everything; otherwise it emits the text up to the last space. Bytes of an incomplete character
+/// are held back with their word.
 ///
-/// Joined, the chunks of a line are what [`Tokenizer::decode`] makes of all ids of that line; after a line break decoding
-/// starts afresh, so a space that begins the next line is dropped, as the reference drops it. One exception is the
-/// reference's too: a byte that completes no character makes `decode` turn the whole run of bytes before it into U+FFFD,
-/// also the Chinese characters and words of it that were shown already.
+/// The chunks of a line, joined, equal [`Tokenizer::decode`] of all ids of the line. After a line break, decoding
+/// starts anew, so a space at the start of the next line is dropped. There is one exception, as in the reference: an
+/// invalid byte makes `decode` replace the whole run of byte tokens before it by U+FFFD, including Chinese characters
+/// and words that have already been emitted.
 ///
-/// Each id is decoded once. Only for decoders that look at several tokens (word pieces, for example) is the line decoded
-/// anew with each id.
+/// Each id is decoded only once, except with decoders that depend on several tokens at once, such as WordPiece: they
+/// decode the whole line again for each id.
 ///
 /// Source: `TextStreamer.put` and `.end`.
 #[derive(Debug, Clone)]
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
     skip_special_tokens: bool,
-    /// `None` if the decoder needs the whole line.
+    /// `None` if the decoder needs all ids of the line.
     fragments: Option<Fragments>,
     line: Line,
-    /// Whether a token of the line was decoded.
+    /// Whether a token of the line has been decoded.
     has_begun: bool,
-    /// The ids of the line, where all of them are needed.
+    /// All ids of the line; only used if `fragments` is `None`.
     ids: Vec<u32>,
 }
 
 impl<'a> StreamDecoder<'a> {
-    /// A decoder before the first generated id. `skip_special_tokens` leaves out `</s>`, `<end_of_utterance>` and the
-    /// like.
+    /// Creates a decoder. `skip_special_tokens` leaves out special tokens such as `</s>` and `<end_of_utterance>`.
     pub fn new(tokenizer: &'a Tokenizer, skip_special_tokens: bool) -> Self {
         let fragments = tokenizer.fragments();
         let line = Line::new(fragments.as_ref().map_or(0, Fragments::n_dropped));
         Self { tokenizer, skip_special_tokens, fragments, line, has_begun: false, ids: Vec::new() }
     }
 
-    /// Takes the next id and returns the text that is now certain, which may be empty.
+    /// Decodes the next id and returns the text that is now final. It may be empty.
     ///
     /// # Errors
     /// Those of [`Tokenizer::decode`].
@@ -69,7 +69,7 @@ impl<'a> StreamDecoder<'a> {
         }
     }
 
-    /// Returns what was held back. The decoder is then as new.
+    /// Returns the text that was held back, and resets the decoder.
     ///
     /// # Errors
     /// Those of [`Tokenizer::decode`].
@@ -86,7 +86,9 @@ impl<'a> StreamDecoder<'a> {
     }
 }
 
-/// CJK ideographs, without kana and Hangul. Source: `TextStreamer._is_chinese_char`.
+/// Whether `character` is a CJK ideograph (not kana or Hangul).
+///
+/// Source: `TextStreamer._is_chinese_char`.
 fn is_chinese(character: char) -> bool {
     matches!(u32::from(character),
         0x4E00..=0x9FFF

@@ -1,23 +1,24 @@
-//! Warnings about a processor folder.
+//! Warnings about a checkpoint folder.
 
 use std::path::PathBuf;
 
-/// Something wrong with a folder that can be used all the same; [`Processor::warnings`](crate::Processor::warnings).
+/// A problem in a checkpoint folder that does not prevent its use. Returned by
+/// [`Processor::warnings`](crate::Processor::warnings).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessorWarning {
-    /// Keys of the image processor's configuration that change nothing, in the reference neither; see
+    /// The image processor's configuration has keys without effect. The reference ignores them too. See
     /// [`ImageProcessorConfig::ignored_keys`](crate::image::ImageProcessorConfig::ignored_keys).
-    #[error("{}: this image processor ignores {}", path.display(), list(keys))]
+    #[error("{}: the image processor ignores {}", path.display(), list(keys))]
     IgnoredImageKeys {
-        /// The file.
+        /// Path of the configuration file.
         path: PathBuf,
-        /// The keys.
+        /// The ignored keys.
         keys: Vec<String>,
     },
 }
 
-/// Names in backticks, with commas.
+/// The names in backticks, separated by commas.
 fn list(names: &[String]) -> String {
     names.iter().map(|name| format!("`{}`", crate::checkpoint::shorten(name))).collect::<Vec<_>>().join(", ")
 }

@@ -1,4 +1,4 @@
-//! Folders and images that several tests build.
+//! Checkpoint folders and images shared by several tests.
 
 use std::path::{Path, PathBuf};
 
@@ -6,12 +6,12 @@ use idefics_processor::image::ImageSource;
 use idefics_processor::{Processor, ProcessorError};
 use serde_json::{Map, Value, json};
 
-/// A folder of `xtask/checkpoints`.
+/// Path of a folder in `xtask/checkpoints`.
 pub(crate) fn checkpoint(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask/checkpoints").join(name)
 }
 
-/// The processor with the whole vocabulary of the real checkpoint.
+/// The processor with the full vocabulary of the real checkpoint.
 pub(crate) fn real() -> &'static Processor {
     static REAL: std::sync::LazyLock<Processor> = std::sync::LazyLock::new(|| {
         Processor::from_folder(&checkpoint("mistral-tokenizer")).expect("the committed checkpoint loads")
@@ -19,7 +19,7 @@ pub(crate) fn real() -> &'static Processor {
     &REAL
 }
 
-/// A picture of 2 by 1 pixels, for tests that are about text.
+/// A picture of 2 × 1 pixels, for tests of text.
 pub(crate) fn dot() -> ImageSource {
     let mut png = Vec::new();
     image::RgbImage::from_pixel(2, 1, image::Rgb([10, 20, 30]))
@@ -28,20 +28,20 @@ pub(crate) fn dot() -> ImageSource {
     png.into()
 }
 
-/// A checkpoint folder in the making.
+/// A temporary checkpoint folder that a test builds.
 pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    /// An empty one.
+    /// Creates an empty folder.
     pub(crate) fn empty() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder"))
     }
 
-    /// One with the files of `xtask/checkpoints/<name>` but for its weights, and with tiles of a few pixels.
-    pub(crate) fn of(name: &str) -> Self {
+    /// Copies `xtask/checkpoints/<name>` without its weights. The size rule is changed so that tiles have few pixels.
+    pub(crate) fn copy_of(name: &str) -> Self {
         let folder = Self::empty();
-        for entry in std::fs::read_dir(checkpoint(name)).expect("the committed checkpoint is there") {
-            let entry = entry.expect("its entries are readable");
+        for entry in std::fs::read_dir(checkpoint(name)).expect("the committed checkpoint exists") {
+            let entry = entry.expect("a directory entry can be read");
             if !entry.file_name().to_string_lossy().contains("safetensors") {
                 std::fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("copying");
             }
@@ -63,7 +63,7 @@ impl Folder {
         self
     }
 
-    /// Changes a JSON file in place.
+    /// Edits a JSON file.
     pub(crate) fn change(self, name: &str, change: impl FnOnce(&mut Map<String, Value>)) -> Self {
         let text = std::fs::read_to_string(self.path().join(name)).expect("reading");
         let mut json: Value = serde_json::from_str(&text).expect("JSON");
@@ -71,7 +71,7 @@ impl Folder {
         self.write(name, json)
     }
 
-    /// The same folder with `template` as its chat template.
+    /// Sets the chat template.
     pub(crate) fn template(self, template: &str) -> Self {
         self.write("chat_template.json", json!({ "chat_template": template }))
     }
@@ -83,7 +83,7 @@ impl Folder {
     #[track_caller]
     pub(crate) fn error(&self) -> ProcessorError {
         match self.load() {
-            Ok(_) => panic!("the folder loads"),
+            Ok(_) => panic!("expected an error, but the folder loads"),
             Err(error) => error,
         }
     }

@@ -1,4 +1,4 @@
-//! Prompt lists of the first Idefics. What the reference makes of them is in the cases of `cargo xtask verify`.
+//! Prompt lists of the first Idefics. The cases of `cargo xtask verify` compare them with the reference.
 
 use idefics_processor::image::{ImageProcessorConfig, ImageSize};
 use idefics_processor::{
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::common::{checkpoint, dot};
 
-/// Instructed: it has `<end_of_utterance>`.
+/// An instruct checkpoint, which has `<end_of_utterance>`.
 fn processor() -> Processor {
     Processor::from_folder(&checkpoint("idefics1-vector")).unwrap()
 }
@@ -27,7 +27,7 @@ fn text(parts: Vec<PromptPart>, options: &ProcessOptions) -> Result<String, Proc
 }
 
 #[test]
-fn turns_are_ended_as_release_4_did_unless_the_call_says_otherwise() {
+fn end_of_utterance_is_inserted_unless_disabled() {
     let parts = || vec![words("User:"), image(), words("What?"), words("\nAssistant:")];
     let image = "<fake_token_around_image><image><fake_token_around_image>";
     let ended = format!("<s>User:{image}What?<end_of_utterance>\nAssistant:");
@@ -38,27 +38,27 @@ fn turns_are_ended_as_release_4_did_unless_the_call_says_otherwise() {
     assert_eq!(text(parts(), &eos).unwrap(), format!("<s>User:{image}What?\nAssistant:</s>"));
     let base = Processor::from_folder(&checkpoint("idefics1-float")).unwrap();
     let prompt = base.process(&[Sample::Prompt(parts())], &ProcessOptions::default()).unwrap().prompts.remove(0);
-    assert_eq!(prompt, format!("<s>User:{image}What?\nAssistant:"), "a base model has no such token");
+    assert_eq!(prompt, format!("<s>User:{image}What?\nAssistant:"), "base models have no <end_of_utterance>");
 }
 
 #[test]
-fn json_lists_mix_texts_urls_and_images() {
+fn prompt_list_parses_texts_urls_and_images() {
     let sample: Sample = serde_json::from_value(
         json!({"prompt": ["User:", {"image": "a.png"}, " https://host/b.jpg ", "see https://host"]}),
     )
     .unwrap();
-    let Sample::Prompt(parts) = &sample else { panic!("a prompt list") };
+    let Sample::Prompt(parts) = &sample else { panic!("expected a prompt list") };
     let is_image: Vec<bool> = parts.iter().map(|part| matches!(part, PromptPart::Image(_))).collect();
     assert_eq!(is_image, [false, true, true, false]);
     assert_eq!(sample.images().len(), 2);
 }
 
 #[test]
-fn what_the_first_idefics_cannot_do_is_refused() {
+fn rejects_options_and_prompts_of_other_families() {
     let split = ProcessOptions { do_image_splitting: Some(true), ..ProcessOptions::default() };
     let error = text(vec![image()], &split).unwrap_err();
     assert!(matches!(error, ProcessorError::NoSplitting) && error.kind() == ErrorKind::Input);
-    // An image token without an image would make the tokens behind it see nothing.
+    // An image token without an image would hide all images from the tokens after it.
     let error = text(vec![image(), words("and <image>")], &ProcessOptions::default()).unwrap_err();
     assert!(matches!(error, ProcessorError::ImageCount { placeholders: 2, images: 1, .. }), "{error}");
     let second = Processor::from_folder(&checkpoint("tiny-idefics2")).unwrap();
@@ -75,7 +75,7 @@ fn what_the_first_idefics_cannot_do_is_refused() {
 }
 
 #[test]
-fn what_a_user_types_in_a_conversation_stays_text() {
+fn special_tokens_in_messages_stay_text() {
     let message = |text: &str| Sample::chat(vec![Message::text("user", text)]);
     let processor = processor();
     let ids = |text: &str| processor.process(&[message(text)], &ProcessOptions::default()).unwrap().input_ids.remove(0);
@@ -84,11 +84,11 @@ fn what_a_user_types_in_a_conversation_stays_text() {
     let count = |id: u32| typed.iter().filter(|&&found| found == id).count();
     assert_eq!(count(tokenizer.image_token_id()), 0);
     assert_eq!(count(tokenizer.eos_token_id().unwrap()), 0);
-    assert_eq!(count(tokenizer.end_of_utterance_id().unwrap()), 1, "the turn's own");
+    assert_eq!(count(tokenizer.end_of_utterance_id().unwrap()), 1, "only the one that ends the turn");
 }
 
 #[test]
-fn the_preprocessor_is_read_as_old_and_new_files_have_it() {
+fn reads_old_and_new_preprocessor_configs() {
     let read = |json: Value| ImageProcessorConfig::from_idefics1_object(json.as_object().unwrap().clone());
     let square = |side| ImageSize::Exact { height: side, width: side };
     assert_eq!(read(json!({})).unwrap(), ImageProcessorConfig::idefics1());
@@ -108,7 +108,7 @@ fn the_preprocessor_is_read_as_old_and_new_files_have_it() {
 
 proptest! {
     #[test]
-    fn a_token_sees_an_image_that_began_before_it(ids in prop::collection::vec(0_u32..6, 0..60)) {
+    fn token_sees_latest_image_since_last_end(ids in prop::collection::vec(0_u32..6, 0..60)) {
         const IMAGE: u32 = 5;
         const EOS: u32 = 2;
         let seen = latest_images(&ids, IMAGE, Some(EOS));
@@ -116,7 +116,7 @@ proptest! {
         let mut images = 0_usize;
         for (index, (&id, &seen)) in ids.iter().zip(&seen).enumerate() {
             images += usize::from(id == IMAGE);
-            // Nothing, or the last image; nothing exactly if there was none, or an end since.
+            // The latest image, or none if there is no image yet or a text has ended since.
             let since = ids[..index].iter().rposition(|&before| before == IMAGE || before == EOS);
             let is_over = id != IMAGE && since.is_none_or(|since| ids[since] == EOS);
             prop_assert_eq!(seen, if is_over { None } else { Some(images - 1) });
@@ -124,7 +124,7 @@ proptest! {
     }
 
     #[test]
-    fn any_list_of_texts_and_images_has_its_images(
+    fn prompt_list_has_one_image_token_per_image(
         parts in prop::collection::vec(prop::option::of("[ a-z\n]{0,12}"), 0..8)
     ) {
         let list: Vec<PromptPart> =

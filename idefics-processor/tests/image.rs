@@ -1,4 +1,4 @@
-//! Pixel values against transformers.
+//! Image configuration, and pixel values compared with Transformers.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ fn crc32(bytes: impl Iterator<Item = u8>) -> u32 {
     })
 }
 
-/// The pictures of `xtask/reference/processor_fixtures.py`.
+/// The same pictures as in `xtask/reference/processor_fixtures.py`.
 fn picture(width: u32, height: u32, seed: u32) -> RgbImage {
     let mut data = Vec::new();
     for y in 0..height {
@@ -53,13 +53,13 @@ fn i64s(tensors: &SafeTensors<'_>, name: &str) -> Vec<i64> {
 }
 
 #[test]
-fn the_size_rule_equals_the_reference() {
+fn edges_size_matches_reference() {
     let table: Vec<[u32; 4]> = serde_json::from_slice(&fixture("image_sizes.json")).unwrap();
     assert_eq!(table.len(), 22 * 22);
     for [width, height, new_width, new_height] in table {
         assert_eq!(edges_size(width, height, 378, 980), (new_width, new_height), "{width}x{height}");
     }
-    // (height, width) as the reference's documentation gives them.
+    // (height, width), as in the reference's documentation.
     let examples = [
         ((480, 640), (480, 640)),
         ((300, 400), (378, 400)),
@@ -76,7 +76,7 @@ fn the_size_rule_equals_the_reference() {
 // ---- configuration
 
 #[test]
-fn a_configuration_is_honored_or_refused_by_name() {
+fn config_is_parsed_or_rejected_with_field_name() {
     let read = ImageProcessorConfig::from_json;
     let published = r#"{"do_convert_rgb": true, "do_image_splitting": true, "do_normalize": true, "do_pad": true,
         "do_rescale": true, "do_resize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
@@ -128,7 +128,7 @@ fn a_configuration_is_honored_or_refused_by_name() {
 }
 
 #[test]
-fn keys_that_nobody_reads_change_nothing_and_are_named() {
+fn unknown_keys_are_ignored_and_listed() {
     let object = |text: &str| serde_json::from_str::<serde_json::Map<_, _>>(text).unwrap();
     let ignored = |text: &str| ImageProcessorConfig::ignored_keys(&object(text)).join(" ");
     let strange = r#"{"auto_map": {}, "max_image_size": {"longest_edge": 364}, "do_center_crop": true, "resample": 1,
@@ -142,14 +142,14 @@ fn keys_that_nobody_reads_change_nothing_and_are_named() {
     let usual = r#"{"use_fast": true, "do_center_crop": false, "crop_size": 3, "data_format": "channels_first",
         "size": {"height": 3, "width": 4}, "image_processor_type": "Idefics2ImageProcessor"}"#;
     assert_eq!(ignored(usual), "");
-    // Every field of the configuration is one that is read.
+    // No field that serialization writes is listed as ignored.
     let written = serde_json::to_string(&config).unwrap();
     assert_eq!(ignored(&written), "");
 }
 
 proptest! {
     #[test]
-    fn edges_may_contradict_each_other(
+    fn longest_edge_may_be_below_shortest_edge(
         width in 0_u32..3000, height in 0_u32..3000, shortest in 1_u32..1000, longest in 1_u32..1000
     ) {
         let (new_width, new_height) = edges_size(width, height, shortest, longest);
@@ -163,10 +163,10 @@ proptest! {
     }
 }
 
-// ---- the whole processor
+// ---- image processor
 
 #[test]
-fn pixel_values_equal_the_reference() {
+fn pixel_values_match_reference() {
     let bytes = fixture("image_idefics2.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let variants =
@@ -206,7 +206,7 @@ fn pixel_values_equal_the_reference() {
 }
 
 #[test]
-fn pixel_values_of_photograph_sizes_equal_the_reference() {
+fn pixel_values_of_large_pictures_match_reference() {
     let bytes = fixture("image_idefics2.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     for (width, height) in [(1920, 1080), (300, 400), (777, 1203)] {
@@ -224,7 +224,7 @@ fn pixel_values_of_photograph_sizes_equal_the_reference() {
 }
 
 #[test]
-fn every_small_size_is_processed() {
+fn processes_pictures_of_few_pixels() {
     for do_image_splitting in [false, true] {
         let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
         let processor = ImageProcessor::new(config).unwrap();
@@ -240,7 +240,7 @@ fn every_small_size_is_processed() {
 }
 
 #[test]
-fn images_of_one_batch_do_not_change_each_other() {
+fn images_of_a_batch_are_independent() {
     let processor = ImageProcessor::new(ImageProcessorConfig::default()).unwrap();
     let (small, large) = (picture(30, 20, 0), picture(1200, 700, 1));
     let together = processor.process_all(&[vec![small.clone(), large.clone()], vec![large.clone()]]);
@@ -250,7 +250,7 @@ fn images_of_one_batch_do_not_change_each_other() {
 }
 
 #[test]
-fn without_padding_the_sizes_must_agree() {
+fn without_padding_tile_sizes_must_be_equal() {
     let config = ImageProcessorConfig { do_pad: false, ..Default::default() };
     let processor = ImageProcessor::new(config).unwrap();
     let tile = |width| ImageTile::new(width, 1, vec![1.0; 3 * width]).unwrap();
@@ -261,7 +261,7 @@ fn without_padding_the_sizes_must_agree() {
 }
 
 #[test]
-fn a_mask_must_be_a_rectangle_at_the_top_left() {
+fn mask_must_be_a_rectangle_at_the_top_left() {
     let padded = |mask: [i64; 9]| PaddedImages {
         batch: 1,
         n_images: 1,
@@ -288,7 +288,7 @@ fn a_mask_must_be_a_rectangle_at_the_top_left() {
 }
 
 #[test]
-fn a_tile_has_as_many_values_as_its_size_asks_for() {
+fn tile_length_must_match_its_size() {
     let mut tile = ImageTile::new(3, 2, vec![0.5; 18]).unwrap();
     tile.pixels_mut()[17] = 1.0;
     assert_eq!((tile.width(), tile.height(), tile.pixels()[17]), (3, 2, 1.0));
@@ -298,12 +298,12 @@ fn a_tile_has_as_many_values_as_its_size_asks_for() {
         assert_eq!((shape, actual), (vec![3, height, width], n_values));
     }
     let error = ImageTile::new(2, 2, vec![0.0; 11]).unwrap_err();
-    assert_eq!(error.to_string(), "a tile has 11 values where its shape [3, 2, 2] needs 12");
+    assert_eq!(error.to_string(), "a tile has 11 values; its shape [3, 2, 2] needs 12");
 }
 
 fn any_tile() -> impl Strategy<Value = ImageTile> {
     (1..6_usize, 1..6_usize).prop_flat_map(|(width, height)| {
-        // 0.0 throughout means padding, so at least the first value is something else.
+        // Only zeros would mean padding, so the first value is not zero.
         prop::collection::vec(-1.0..1.0_f32, 3 * width * height).prop_map(move |mut pixels| {
             pixels[0] = 0.5;
             ImageTile::new(width, height, pixels).unwrap()
@@ -313,13 +313,13 @@ fn any_tile() -> impl Strategy<Value = ImageTile> {
 
 proptest! {
     #[test]
-    fn padding_is_undone(batch in prop::collection::vec(prop::collection::vec(any_tile(), 0..4), 0..4)) {
+    fn unpacking_undoes_padding(batch in prop::collection::vec(prop::collection::vec(any_tile(), 0..4), 0..4)) {
         let padded = pad_batch(&batch);
         prop_assert_eq!(padded.tiles().unwrap(), batch);
     }
 
     #[test]
-    fn no_configuration_panics(text in any::<String>()) {
+    fn parsing_any_config_does_not_panic(text in any::<String>()) {
         let _ = ImageProcessorConfig::from_json(&text);
     }
 }

@@ -1,4 +1,4 @@
-//! One binary for all integration tests, so that they link once.
+//! All integration tests in one binary, so that they are linked only once.
 #![allow(clippy::disallowed_methods)] // results are compared on the host
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! The whole processor: every committed reference case, folders with files missing or broken, and rows that fail.
+//! The whole processor: all committed reference cases, folders with missing or broken files, and invalid rows.
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ struct CaseProcessor {
 
 fn cases() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask/cases");
-    let entries = std::fs::read_dir(folder).expect("the committed cases are there");
+    let entries = std::fs::read_dir(folder).expect("the committed cases exist");
     let mut cases: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
     cases.sort();
     cases
@@ -46,7 +46,7 @@ fn floats(tensor: &TensorView<'_>) -> Vec<f32> {
 }
 
 #[test]
-fn every_committed_case_comes_out_as_in_the_reference() {
+fn committed_cases_match_reference() {
     let mut compared = 0;
     for folder in cases() {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
@@ -88,7 +88,7 @@ fn every_committed_case_comes_out_as_in_the_reference() {
 }
 
 #[test]
-fn rows_are_what_they_are_alone() {
+fn rows_of_a_batch_are_independent() {
     let samples = [
         Sample::Text { text: "User:<image>What?<end_of_utterance>\nAssistant:".into(), images: vec![dot()] },
         Sample::Text { text: "User: no image<end_of_utterance>\nAssistant:".into(), images: vec![] },
@@ -115,8 +115,8 @@ fn rows_are_what_they_are_alone() {
 }
 
 #[test]
-fn the_releases_differ_where_the_documentation_says() {
-    let modern = Folder::of("mistral-tokenizer").change("tokenizer_config.json", |config| {
+fn releases_differ_as_documented() {
+    let modern = Folder::copy_of("mistral-tokenizer").change("tokenizer_config.json", |config| {
         config.insert("legacy".into(), json!(false));
     });
     let modern = modern.load().unwrap();
@@ -140,7 +140,7 @@ fn the_releases_differ_where_the_documentation_says() {
 }
 
 #[test]
-fn missing_files_mean_the_defaults_of_the_classes() {
+fn missing_files_give_defaults_of_reference_classes() {
     let folder = Folder::empty()
         .write("tokenizer.json", std::fs::read_to_string(checkpoint("tiny-idefics2").join("tokenizer.json")).unwrap());
     let processor = folder.load().unwrap();
@@ -153,7 +153,7 @@ fn missing_files_mean_the_defaults_of_the_classes() {
     let inputs = processor.process(&[sample], &ProcessOptions::default()).unwrap();
     assert_eq!(inputs.input_ids[0].len(), 1 + 64 + 2);
 
-    let error = Folder::of("tiny-idefics2").remove("tokenizer.json").error();
+    let error = Folder::copy_of("tiny-idefics2").remove("tokenizer.json").error();
     assert!(matches!(&error, ProcessorError::MissingFile { file: "tokenizer.json", .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Model);
     let error = Processor::from_folder(Path::new("no/such/folder")).unwrap_err();
@@ -163,24 +163,25 @@ fn missing_files_mean_the_defaults_of_the_classes() {
 }
 
 #[test]
-fn chat_templates_are_looked_for_in_the_order_of_the_reference() {
-    let of = |name: &str| format!("{{# {name} #}}");
+fn chat_template_precedence_matches_reference() {
+    let comment = |name: &str| format!("{{# {name} #}}");
     let rendered = |folder: &Folder| folder.load().unwrap().chat_template().unwrap().source().to_owned();
-    let folder = Folder::of("tiny-idefics2").remove("chat_template.json").change("tokenizer_config.json", |config| {
-        config.insert(
-            "chat_template".into(),
-            json!([{"name": "other", "template": "x"}, {"name": "default", "template": of("tokenizer")}]),
-        );
-    });
-    assert_eq!(rendered(&folder), of("tokenizer"));
-    let folder = folder.write("chat_template.jinja", of("jinja"));
-    assert_eq!(rendered(&folder), of("jinja"));
-    let folder = folder.template(&of("json"));
-    assert_eq!(rendered(&folder), of("json"));
+    let folder =
+        Folder::copy_of("tiny-idefics2").remove("chat_template.json").change("tokenizer_config.json", |config| {
+            config.insert(
+                "chat_template".into(),
+                json!([{"name": "other", "template": "x"}, {"name": "default", "template": comment("tokenizer")}]),
+            );
+        });
+    assert_eq!(rendered(&folder), comment("tokenizer"));
+    let folder = folder.write("chat_template.jinja", comment("jinja"));
+    assert_eq!(rendered(&folder), comment("jinja"));
+    let folder = folder.template(&comment("json"));
+    assert_eq!(rendered(&folder), comment("json"));
     let folder = folder.change("processor_config.json", |config| {
-        config.insert("chat_template".into(), json!({"default": of("processor")}));
+        config.insert("chat_template".into(), json!({"default": comment("processor")}));
     });
-    assert_eq!(rendered(&folder), of("processor"));
+    assert_eq!(rendered(&folder), comment("processor"));
     let folder = folder.change("processor_config.json", |config| {
         config.insert("chat_template".into(), json!(3));
     });
@@ -188,8 +189,8 @@ fn chat_templates_are_looked_for_in_the_order_of_the_reference() {
 }
 
 #[test]
-fn broken_files_are_named_with_their_field() {
-    let tiny = || Folder::of("tiny-idefics2");
+fn errors_name_the_broken_file_and_field() {
+    let tiny = || Folder::copy_of("tiny-idefics2");
     type Check = fn(&ProcessorError) -> bool;
     let cases: Vec<(Folder, &str, Check)> = vec![
         (tiny().write("config.json", "{"), "config.json", |error| matches!(error, ProcessorError::Json { .. })),
@@ -232,18 +233,18 @@ fn broken_files_are_named_with_their_field() {
     }
 }
 
-/// `tokenizer.json` of the tiny checkpoint, changed.
+/// The tiny checkpoint with an edited `tokenizer.json`.
 fn tokenizer(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Folder {
-    Folder::of("tiny-idefics2").change("tokenizer.json", change)
+    Folder::copy_of("tiny-idefics2").change("tokenizer.json", change)
 }
 
 #[test]
-fn hostile_tokenizers_are_refused() {
+fn rejects_malicious_tokenizers() {
     for content in
         ["", "{", "[]", "{}", r#"{"version": "2.0"}"#, r#"{"version": "1.0", "model": {"type": "BPE"}}"#, "\u{0}"]
     {
         for class in ["LlamaTokenizer", "PreTrainedTokenizerFast"] {
-            let folder = Folder::of("tiny-idefics2").write("tokenizer.json", content).change(
+            let folder = Folder::copy_of("tiny-idefics2").write("tokenizer.json", content).change(
                 "tokenizer_config.json",
                 |config| {
                     config.insert("tokenizer_class".into(), json!(class));
@@ -259,14 +260,14 @@ fn hostile_tokenizers_are_refused() {
     let merges = tokenizer(|json| json["model"]["merges"] = json!(["no such", "merge at all", 7]));
     assert!(matches!(merges.error(), ProcessorError::Tokenizer { .. }));
     let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
-    assert_eq!(Folder::of("tiny-idefics2").write("tokenizer.json", deep).error().kind(), ErrorKind::Model);
+    assert_eq!(Folder::copy_of("tiny-idefics2").write("tokenizer.json", deep).error().kind(), ErrorKind::Model);
 
-    let many = Folder::of("tiny-idefics2").change("tokenizer_config.json", |config| {
+    let many = Folder::copy_of("tiny-idefics2").change("tokenizer_config.json", |config| {
         let tokens: Vec<String> = (0..5000).map(|index| format!("<extra_{index}>")).collect();
         config.insert("additional_special_tokens".into(), json!(tokens));
     });
     assert!(matches!(many.error(), ProcessorError::Field { field: "added_tokens", .. }));
-    let long = Folder::of("tiny-idefics2").change("tokenizer_config.json", |config| {
+    let long = Folder::copy_of("tiny-idefics2").change("tokenizer_config.json", |config| {
         config.insert("additional_special_tokens".into(), json!(["x".repeat(1 << 20)]));
     });
     let error = long.error();
@@ -274,7 +275,7 @@ fn hostile_tokenizers_are_refused() {
 }
 
 #[test]
-fn tokens_that_the_files_lack_are_added_behind_the_others() {
+fn missing_tokens_are_appended_to_the_vocabulary() {
     let drop_specials = |json: &mut serde_json::Map<String, Value>| {
         json["added_tokens"]
             .as_array_mut()
@@ -288,9 +289,9 @@ fn tokens_that_the_files_lack_are_added_behind_the_others() {
     let folder = folder.remove("special_tokens_map.json");
     let processor = folder.load().unwrap();
     let tokenizer = processor.tokenizer();
-    // As in the reference: the vocabulary has 474 tokens, and `<end_of_utterance>` follows it.
+    // As in the reference: the vocabulary has 474 tokens, followed by `<end_of_utterance>`.
     assert_eq!((tokenizer.fake_token_id(), tokenizer.image_token_id()), (475, 476));
-    let same = Folder::of("tiny-idefics2").change("tokenizer_config.json", |config| {
+    let same = Folder::copy_of("tiny-idefics2").change("tokenizer_config.json", |config| {
         config.insert("image_token".into(), json!("<end_of_utterance>"));
     });
     assert!(matches!(same.error(), ProcessorError::TokenInvalid { .. }));
@@ -304,7 +305,7 @@ fn errors_name_the_row_and_the_image() {
 
     let error = process(&[row("a", vec![]), row("<image> and <image>", vec![dot()])]);
     assert!(matches!(error, ProcessorError::ImageCount { row: 1, placeholders: 2, images: 1, .. }));
-    assert_eq!(error.to_string(), "row 1: the text has 2 <image> placeholders and 1 images were given");
+    assert_eq!(error.to_string(), "row 1: the text has 2 <image> placeholders; expected 1, one per image");
     assert_eq!(error.kind(), ErrorKind::Input);
 
     let gone = ImageSource::Path("no/such.png".into());
@@ -326,10 +327,10 @@ fn errors_name_the_row_and_the_image() {
 }
 
 #[test]
-fn adversarial_texts_keep_every_character() {
+fn long_repetitive_texts_keep_every_character() {
     for text in ["a".repeat(100_000), " ".repeat(100_000), "👩‍👩‍👧".repeat(20_000), "▁".repeat(50_000), "<".repeat(100_000)]
     {
-        // In quadratic time this would take minutes.
+        // A quadratic algorithm would take minutes here.
         let ids = |text: &str| {
             let sample = Sample::chat(vec![Message::text("user", text)]);
             real().process(&[sample], &ProcessOptions::default()).unwrap().input_ids.remove(0)

@@ -1,4 +1,4 @@
-//! Chat templates: what they render, what user text may not do to them, and what they may not do to us.
+//! Chat templates: rendering, protection from user text, and protection from malicious templates.
 
 use idefics_processor::image::ImageSource;
 use idefics_processor::{
@@ -16,7 +16,7 @@ fn user(content: Vec<Content>) -> Vec<Message> {
 }
 
 /// A conversation in which the assistant speaks next.
-fn asked(messages: &[Message]) -> Chat {
+fn with_generation_prompt(messages: &[Message]) -> Chat {
     Chat::new(messages.to_vec()).with_generation_prompt()
 }
 
@@ -41,7 +41,7 @@ fn count(ids: &[u32], id: u32) -> usize {
 }
 
 #[test]
-fn renders_the_documented_conversations() {
+fn renders_conversations_of_model_documentation() {
     let picture = || Content::image(dot());
     let cats: Vec<Message> = vec![
         Message::new("user", vec![picture(), Content::text("What do we see in this image?")]),
@@ -49,13 +49,13 @@ fn renders_the_documented_conversations() {
         Message::new("user", vec![picture(), Content::text("And how about this image?")]),
     ];
     assert_eq!(
-        real().render(&asked(&cats)).unwrap(),
+        real().render(&with_generation_prompt(&cats)).unwrap(),
         "User:<image>What do we see in this image?<end_of_utterance>\nAssistant: In this image we can see two cats on the \
          nets.<end_of_utterance>\nUser:<image>And how about this image?<end_of_utterance>\nAssistant:"
     );
     let two = user(vec![Content::text("What’s the difference between these two images?"), picture(), picture()]);
     assert_eq!(
-        real().render(&asked(&two)).unwrap(),
+        real().render(&with_generation_prompt(&two)).unwrap(),
         "User: What’s the difference between these two images?<image><image><end_of_utterance>\nAssistant:"
     );
     let system = [Message::text("system", "Be brief.")];
@@ -63,7 +63,7 @@ fn renders_the_documented_conversations() {
 }
 
 #[test]
-fn samples_are_told_apart_by_their_keys() {
+fn keys_select_the_form_of_a_sample() {
     let parse = |value: serde_json::Value| serde_json::from_value::<Sample>(value);
     let text = parse(json!({"text": "<image>a", "images": ["images/a.png"]})).unwrap();
     assert_eq!(text.images(), [&ImageSource::Path("images/a.png".into())]);
@@ -87,7 +87,7 @@ fn samples_are_told_apart_by_their_keys() {
 }
 
 #[test]
-fn a_prompt_list_is_refused_with_the_family_that_reads_it() {
+fn prompt_list_error_names_the_supported_family() {
     let error = real().process(&[Sample::Prompt(Vec::new())], &ProcessOptions::default()).unwrap_err();
     assert!(matches!(error, ProcessorError::PromptList { row: 0 }));
     assert!(error.to_string().contains("idefics"));
@@ -97,7 +97,7 @@ fn a_prompt_list_is_refused_with_the_family_that_reads_it() {
 const SPECIAL: [&str; 6] = ["<image>", "<fake_token_around_image>", "<end_of_utterance>", "</s>", "<s>", "<unk>"];
 
 #[test]
-fn special_tokens_that_a_user_types_stay_text() {
+fn special_tokens_in_user_text_stay_text() {
     let tokenizer = real().tokenizer();
     let plain = process(user(vec![Content::text("x")]), SpecialTokensInText::Literal).unwrap();
     for special in SPECIAL {
@@ -114,7 +114,7 @@ fn special_tokens_that_a_user_types_stay_text() {
 }
 
 #[test]
-fn halves_of_special_tokens_do_not_meet() {
+fn split_special_token_is_not_joined_across_parts() {
     let image = real().tokenizer().image_token_id();
     for halves in [["<ima", "ge>"], ["<", "image>"], ["<image", ">"], ["a <", "image> b"]] {
         let parts = halves.into_iter().map(Content::text).collect();
@@ -125,14 +125,14 @@ fn halves_of_special_tokens_do_not_meet() {
 }
 
 #[test]
-fn a_user_who_types_stand_ins_gets_them_back() {
+fn stand_in_characters_in_user_text_are_kept() {
     let text = "\u{FDD0}\u{FDD1}\u{F0000} <image> \u{FDD0}";
     let inputs = process(user(vec![Content::text(text)]), SpecialTokensInText::Literal).unwrap();
     assert!(real().tokenizer().decode(&inputs.input_ids[0], true).unwrap().contains(text));
 }
 
 #[test]
-fn parse_reads_tokens_as_the_reference_does_and_reject_refuses_them() {
+fn special_tokens_can_be_parsed_or_rejected() {
     let messages = || user(vec![Content::text("a</s>b")]);
     let inputs = process(messages(), SpecialTokensInText::Parse).unwrap();
     let eos = real().tokenizer().eos_token_id().unwrap();
@@ -140,13 +140,13 @@ fn parse_reads_tokens_as_the_reference_does_and_reject_refuses_them() {
     let error = process(messages(), SpecialTokensInText::Reject).unwrap_err();
     assert!(matches!(&error, ProcessorError::SpecialTokenInText { row: 0, token, .. } if token == "</s>"));
     assert_eq!(error.kind(), ErrorKind::Input);
-    // A placeholder without an image is found before anything is encoded.
+    // A placeholder without an image is an error before encoding.
     let error = process(user(vec![Content::text("<image>")]), SpecialTokensInText::Parse).unwrap_err();
     assert!(matches!(error, ProcessorError::TemplateLossy { row: 0, images: 0, placeholders: 1 }));
 }
 
 #[test]
-fn a_role_is_a_word() {
+fn rejects_roles_that_are_not_words() {
     for role in ["", "us er", "<image>", "user\n", &"r".repeat(65)] {
         let error = process(vec![Message::text(role, "x")], SpecialTokensInText::Literal).unwrap_err();
         assert!(matches!(error, ProcessorError::Role { row: 0, message: 0, .. }), "{role:?}");
@@ -154,9 +154,9 @@ fn a_role_is_a_word() {
 }
 
 #[test]
-fn a_template_that_loses_or_invents_images_is_refused() {
+fn rejects_template_with_wrong_number_of_placeholders() {
     for (template, placeholders) in [("{{ messages[0].content[1].text }}", 0), ("<image><image>", 2)] {
-        let processor = Folder::of("tiny-idefics2").template(template).load().unwrap();
+        let processor = Folder::copy_of("tiny-idefics2").template(template).load().unwrap();
         let messages = user(vec![Content::image(dot()), Content::text("x")]);
         let error = process_with(&processor, messages, SpecialTokensInText::Literal).unwrap_err();
         let expected = matches!(error, ProcessorError::TemplateLossy { images: 1, placeholders: found, .. } if found == placeholders);
@@ -166,14 +166,14 @@ fn a_template_that_loses_or_invents_images_is_refused() {
 }
 
 #[test]
-fn base_models_without_a_template_say_so() {
-    let processor = Folder::of("tiny-idefics2").remove("chat_template.json").load().unwrap();
+fn messages_without_chat_template_are_an_error() {
+    let processor = Folder::copy_of("tiny-idefics2").remove("chat_template.json").load().unwrap();
     let error = process_with(&processor, user(vec![Content::text("x")]), SpecialTokensInText::Literal).unwrap_err();
     assert!(matches!(error, ProcessorError::NoChatTemplate { row: 0 }));
 }
 
 #[test]
-fn templates_can_do_what_those_of_real_checkpoints_do() {
+fn supports_template_features_of_real_checkpoints() {
     let messages = [Message::text("system", " Be brief. "), Message::text("user", "a|b")];
     for (template, expected) in [
         ("{%- set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{% endfor %}", "12"),
@@ -194,36 +194,36 @@ fn templates_can_do_what_those_of_real_checkpoints_do() {
         ("{{ {'b': 'é', 'a': [1]} | tojson(sort_keys=true, ensure_ascii=true) }}", r#"{"a": [1], "b": "\u00e9"}"#),
         ("  {% if true %}\n    x\n  {% endif %}\n y", "    x\n y"),
     ] {
-        let processor = Folder::of("tiny-idefics2").template(template).load().unwrap();
-        assert_eq!(processor.render(&asked(&messages)).unwrap(), expected, "{template}");
+        let processor = Folder::copy_of("tiny-idefics2").template(template).load().unwrap();
+        assert_eq!(processor.render(&with_generation_prompt(&messages)).unwrap(), expected, "{template}");
     }
-    let dated = Folder::of("tiny-idefics2").template("{{ strftime_now('%Y') }}").load().unwrap();
-    assert_eq!(dated.render(&asked(&messages)).unwrap().len(), 4);
+    let dated = Folder::copy_of("tiny-idefics2").template("{{ strftime_now('%Y') }}").load().unwrap();
+    assert_eq!(dated.render(&with_generation_prompt(&messages)).unwrap().len(), 4);
 }
 
 #[test]
-fn a_template_may_refuse_a_conversation_with_its_own_words() {
+fn raise_exception_message_is_in_the_error() {
     let processor =
-        Folder::of("tiny-idefics2").template("{{ raise_exception('roles must alternate') }}").load().unwrap();
-    let error = processor.render(&asked(&[Message::text("user", "x")])).unwrap_err();
+        Folder::copy_of("tiny-idefics2").template("{{ raise_exception('roles must alternate') }}").load().unwrap();
+    let error = processor.render(&with_generation_prompt(&[Message::text("user", "x")])).unwrap_err();
     assert!(matches!(error, ProcessorError::Render { row: 0, .. }));
     assert!(error.to_string().contains("roles must alternate"), "{error}");
 }
 
 #[test]
-fn broken_templates_are_refused_when_loaded() {
+fn rejects_invalid_templates_at_load() {
     for template in ["{% for %}", "{{ a b }}", "{% if x %}", "{{ 'x", "{% unknown %}", "{{ 'x' | unknown }}"] {
-        let error = Folder::of("tiny-idefics2").template(template).error();
+        let error = Folder::copy_of("tiny-idefics2").template(template).error();
         assert!(matches!(error, ProcessorError::Template { .. }), "{template}: {error}");
         assert_eq!(error.kind(), ErrorKind::Model);
         assert!(error.to_string().contains("chat_template.json"));
     }
-    let error = Folder::of("tiny-idefics2").template(&"x".repeat(300 << 10)).error();
+    let error = Folder::copy_of("tiny-idefics2").template(&"x".repeat(300 << 10)).error();
     assert!(matches!(error, ProcessorError::FileTooLarge { .. }), "{error}");
 }
 
 #[test]
-fn hostile_templates_end_in_an_error() {
+fn malicious_templates_end_in_an_error() {
     let doubling = "{% set x = x ~ x %}".repeat(60);
     let hostile = [
         // Steps.
@@ -232,7 +232,7 @@ fn hostile_templates_end_in_an_error() {
         // Depth.
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}".to_owned(),
         "{% macro f(x) %}{{ f(x ~ x) }}{{ f(x ~ x) }}{% endmacro %}{{ f('x') }}".to_owned(),
-        // Doubling, in every way there is.
+        // Exponential growth, by every operation that can double a value.
         format!("{{% set x = 'xxxxxxxx' %}}{doubling}{{{{ x }}}}"),
         format!("{{% set x = 'xxxxxxxx' %}}{}{{{{ x }}}}", "{% set x = x + x %}".repeat(60)),
         format!("{{% set x = ['x'] %}}{}{{{{ x }}}}", "{% set x = x + x %}".repeat(60)),
@@ -252,7 +252,7 @@ fn hostile_templates_end_in_an_error() {
         "\n{% include 'a' %}".to_owned(),
         "{% import 'a' as b %}".to_owned(),
         "{%- extends 'a' %}".to_owned(),
-        // Sizes, and what is not there.
+        // Sizes, and a function that does not exist.
         "{{ 'x' | indent(1000000000) }}".to_owned(),
         "{{ '%1000000000d' | format(1) }}".to_owned(),
         "{{ '{:1000000000}'.format(1) }}".to_owned(),
@@ -263,8 +263,8 @@ fn hostile_templates_end_in_an_error() {
         "{{ debug() }}".to_owned(),
     ];
     for template in hostile {
-        let processor = Folder::of("tiny-idefics2").template(&template).load().unwrap();
-        let error = processor.render(&asked(&[Message::text("user", "x")])).expect_err(&template);
+        let processor = Folder::copy_of("tiny-idefics2").template(&template).load().unwrap();
+        let error = processor.render(&with_generation_prompt(&[Message::text("user", "x")])).expect_err(&template);
         assert!(
             matches!(error, ProcessorError::TemplateLimit { .. } | ProcessorError::Render { .. }),
             "{template}: {error}"
@@ -274,15 +274,15 @@ fn hostile_templates_end_in_an_error() {
 }
 
 #[test]
-fn raw_text_of_a_template_counts_too() {
+fn literal_text_of_templates_is_limited() {
     let template =
         format!("{{% set x %}}{{% for i in range(100000) %}}{}{{% endfor %}}{{% endset %}}", "x".repeat(200 << 10));
-    let processor = Folder::of("tiny-idefics2").template(&template).load().unwrap();
-    let error = processor.render(&asked(&[Message::text("user", "x")])).unwrap_err();
+    let processor = Folder::copy_of("tiny-idefics2").template(&template).load().unwrap();
+    let error = processor.render(&with_generation_prompt(&[Message::text("user", "x")])).unwrap_err();
     assert!(matches!(error, ProcessorError::TemplateLimit { .. }), "{error}");
 }
 
-/// Text in which special tokens, their parts and characters of every kind meet.
+/// Random text of special tokens, parts of them, and arbitrary characters.
 fn any_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         3 => prop::sample::select(SPECIAL.to_vec()).prop_map(str::to_owned),
@@ -313,16 +313,16 @@ proptest! {
     }
 
     #[test]
-    fn what_a_user_types_can_be_read_back(text in any_text()) {
+    fn user_text_survives_encoding_and_decoding(text in any_text()) {
         let inputs = process(user(vec![Content::text(&text)]), SpecialTokensInText::Literal).unwrap();
         prop_assert!(inputs.prompts[0].contains(&text));
-        // SentencePiece writes a space and its own mark the same way.
+        // SentencePiece encodes `▁` like a space.
         let decoded = real().tokenizer().decode(&inputs.input_ids[0], true).unwrap();
         prop_assert!(decoded.contains(&text.replace('▁', " ")), "{:?} in {:?}", text, decoded);
     }
 
     #[test]
-    fn text_without_special_tokens_is_encoded_as_if_nothing_were_protected(text in "[a-z <>/▁\n\u{e9}\u{8a9e}0-9.]{0,40}") {
+    fn protection_does_not_change_text_without_special_tokens(text in "[a-z <>/▁\n\u{e9}\u{8a9e}0-9.]{0,40}") {
         prop_assume!(SPECIAL.iter().all(|special| !text.contains(special)));
         let messages = || user(vec![Content::text(&text)]);
         let literal = process(messages(), SpecialTokensInText::Literal).unwrap();

@@ -1,4 +1,4 @@
-//! Streams decode each id once, and give what decoding the whole line again with each id gives.
+//! The streaming decoder decodes each id once. Its chunks equal those of decoding the whole line again for each id.
 
 use std::sync::LazyLock;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::common::{Folder, checkpoint, real};
 
-/// `TextStreamer` as the reference writes it: the line is decoded anew with each id.
+/// Chunks of the reference's `TextStreamer`, which decodes the whole line again for each id.
 fn reference_chunks(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: bool) -> Vec<String> {
     let decode = |ids: &[u32]| tokenizer.decode(ids, skip_special_tokens).expect("ids decode");
     let is_chinese = |c: char| {
@@ -43,15 +43,16 @@ fn chunks(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: bool) -> Vec<
     chunks
 }
 
-/// A folder whose `tokenizer.json` has another decoder.
+/// The tiny checkpoint with another decoder in its `tokenizer.json`.
 fn with_decoder(decoder: Value) -> Processor {
-    let folder = Folder::of("tiny-idefics2").change("tokenizer.json", |file| {
+    let folder = Folder::copy_of("tiny-idefics2").change("tokenizer.json", |file| {
         file.insert("decoder".to_owned(), decoder);
     });
     folder.load().expect("it loads")
 }
 
-/// Every decoder of the committed checkpoints, and some of other models. Those of release 4 are the files' own.
+/// All decoders of the committed checkpoints, and some of other models. With `Transformers4`, the decoder is that of
+/// the file.
 fn tokenizers() -> &'static [(&'static str, Processor, Compatibility)] {
     static ALL: LazyLock<Vec<(&'static str, Processor, Compatibility)>> = LazyLock::new(|| {
         use Compatibility::{Transformers4, Transformers5};
@@ -65,7 +66,7 @@ fn tokenizers() -> &'static [(&'static str, Processor, Compatibility)] {
             ("mistral", load("mistral-tokenizer"), Transformers5),
             ("mistral as shipped", load("mistral-tokenizer"), Transformers4),
             ("byte level", load("byte-level"), Transformers5),
-            ("first Idefics", load("idefics1-plain"), Transformers5),
+            ("idefics1", load("idefics1-plain"), Transformers5),
             ("small", load("sliding-sharded"), Transformers4),
             ("without byte fallback", sequence(&[&replace, &fuse]), Transformers4),
             (
@@ -81,15 +82,15 @@ fn tokenizers() -> &'static [(&'static str, Processor, Compatibility)] {
     &ALL
 }
 
-/// Ids of words, single bytes (those of characters in order, and others), line breaks, special and unknown tokens.
+/// Random ids: words, bytes (of whole characters, and arbitrary ones), line breaks, special tokens and unknown ids.
 fn ids(tokenizer: &Tokenizer) -> BoxedStrategy<Vec<u32>> {
     let n = tokenizer.max_id() + 3;
     let byte = |byte: u8| tokenizer.token_to_id(&format!("<0x{byte:02X}>"));
     let bytes: Vec<u32> = (0..=255).filter_map(byte).collect();
     let all_bytes = if bytes.is_empty() { vec![0] } else { bytes };
-    let of_text = |text: &str| tokenizer.encode(text, false).expect("a text is encoded");
+    let encode = |text: &str| tokenizer.encode(text, false).expect("a text is encoded");
     let words: Vec<Vec<u32>> =
-        [" the", "\n", " ", "世界", " 世", "é", "👩‍🚀", "x y", "</s>", "�", "한", "  ", "ab\n"].map(of_text).to_vec();
+        [" the", "\n", " ", "世界", " 世", "é", "👩‍🚀", "x y", "</s>", "�", "한", "  ", "ab\n"].map(encode).to_vec();
     let characters: Vec<Vec<u32>> = ["世", "é", "😀", " ", "a", "\n"]
         .iter()
         .map(|text| text.bytes().filter_map(byte).collect())
@@ -105,7 +106,7 @@ fn ids(tokenizer: &Tokenizer) -> BoxedStrategy<Vec<u32>> {
     prop::collection::vec(part, 0..24).prop_map(|parts| parts.concat()).boxed()
 }
 
-fn which() -> impl Strategy<Value = (usize, Vec<u32>)> {
+fn tokenizer_and_ids() -> impl Strategy<Value = (usize, Vec<u32>)> {
     (0..tokenizers().len()).prop_flat_map(|which| {
         let (_, processor, compatibility) = &tokenizers()[which];
         (Just(which), ids(processor.tokenizer_for(*compatibility)))
@@ -116,24 +117,26 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(6000))]
 
     #[test]
-    fn chunks_are_those_of_decoding_the_line_anew((which, ids) in which(), skip_special_tokens in any::<bool>()) {
+    fn chunks_match_decoding_the_whole_line_each_time(
+        (which, ids) in tokenizer_and_ids(), skip_special_tokens in any::<bool>()
+    ) {
         let (name, processor, compatibility) = &tokenizers()[which];
         let tokenizer = processor.tokenizer_for(*compatibility);
         let expected = reference_chunks(tokenizer, &ids, skip_special_tokens);
         prop_assert_eq!(chunks(tokenizer, &ids, skip_special_tokens), expected, "{}: {:?}", name, ids);
     }
 
-    /// In a byte-level vocabulary a line break changes nothing, and neither do bytes that are no character.
+    /// With a byte-level vocabulary, this also holds across line breaks and for invalid bytes.
     #[test]
-    fn byte_level_chunks_joined_are_the_whole_text(ids in prop::collection::vec(0..480_u32, 0..60), skip: bool) {
+    fn byte_level_chunks_join_to_the_whole_text(ids in prop::collection::vec(0..480_u32, 0..60), skip: bool) {
         let (_, processor, compatibility) = &tokenizers()[2];
         let tokenizer = processor.tokenizer_for(*compatibility);
         prop_assert_eq!(chunks(tokenizer, &ids, skip).concat(), tokenizer.decode(&ids, skip).expect("ids decode"));
     }
 
-    /// Words without line breaks, and whole characters in bytes: what was emitted is final.
+    /// For words without line breaks and bytes of whole characters, emitted text is final.
     #[test]
-    fn chunks_of_a_line_joined_are_the_whole_text(
+    fn chunks_of_a_line_join_to_the_whole_text(
         parts in prop::collection::vec(
             prop_oneof![
                 (259_u32..32003).prop_map(|id| vec![id]),
@@ -150,19 +153,19 @@ proptest! {
         let mut shown = String::new();
         for chunk in chunks(tokenizer, &ids, skip) {
             shown.push_str(&chunk);
-            prop_assert!(whole.starts_with(&shown), "{:?} is not the start of {:?}", shown, whole);
+            prop_assert!(whole.starts_with(&shown), "{:?} is not a prefix of {:?}", shown, whole);
         }
         prop_assert_eq!(shown, whole);
     }
 }
 
 #[test]
-fn a_run_of_bytes_is_shown_as_the_reference_shows_it() {
+fn byte_runs_match_reference() {
     let tokenizer = real().tokenizer();
     let bytes = |bytes: &[u8]| bytes.iter().map(|&byte| 3 + u32::from(byte)).collect::<Vec<_>>();
     for (given, expected) in [
-        (&b"\xE4\xB8\x96"[..], "世"),                        // at its last byte
-        (b"\xE4\xB8\x96\xFF", "世\u{FFFD}\u{FFFD}\u{FFFD}"), // `decode` gives four U+FFFD; the first was shown as 世
+        (&b"\xE4\xB8\x96"[..], "世"),                        // emitted at its last byte
+        (b"\xE4\xB8\x96\xFF", "世\u{FFFD}\u{FFFD}\u{FFFD}"), // `decode` gives four U+FFFD, but 世 was already emitted
         (b"\xE4\xB8", "\u{FFFD}\u{FFFD}"),
         (b"  a", " a"),
         (b"", ""),

@@ -1,4 +1,5 @@
-//! Ids, decoded text and streamed chunks equal to the reference's, for the whole real vocabulary.
+//! Ids, decoded texts and streamed chunks compared with the reference, with the full vocabulary of the real
+//! checkpoint.
 
 use idefics_processor::{Chat, Compatibility, Content, Message, ProcessOptions, Processor, Sample, StreamDecoder};
 use proptest::prelude::*;
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::common::{Folder, dot, real};
 
-/// `xtask/reference/tokenizer_fixtures.py` writes it.
+/// Written by `xtask/reference/tokenizer_fixtures.py`.
 #[derive(Deserialize)]
 struct Fixture {
     transformers: String,
@@ -36,7 +37,7 @@ struct Variant {
     skipped: Rows<String>,
 }
 
-/// One row a text, or the words `as legacy`.
+/// One row per text, or the string `as legacy`: the same rows as in the variant `legacy`.
 #[derive(Deserialize, Clone)]
 #[serde(untagged)]
 enum Rows<T> {
@@ -49,7 +50,7 @@ impl<T> Rows<T> {
     fn or<'a>(&'a self, legacy: &'a Self) -> &'a [T] {
         match (self, legacy) {
             (Self::Own(rows), _) | (_, Self::Own(rows)) => rows,
-            _ => panic!("the legacy variant has rows of its own"),
+            _ => panic!("the legacy variant must have its own rows"),
         }
     }
 }
@@ -69,7 +70,7 @@ struct Conversation {
     ids: Vec<u32>,
 }
 
-/// Images of the fixture lie nowhere.
+/// A message without image files: any image will do.
 #[derive(Deserialize)]
 struct FixtureMessage {
     role: String,
@@ -96,11 +97,11 @@ impl Conversation {
 
 fn fixture() -> Fixture {
     let text = include_str!("fixtures/text.json");
-    serde_json::from_str(text).expect("the fixture is what its script writes")
+    serde_json::from_str(text).expect("the fixture has the format of its script")
 }
 
 fn processor(variant: &Variant, image_seq_len: usize) -> Processor {
-    let folder = Folder::of("mistral-tokenizer").change("tokenizer_config.json", |config| {
+    let folder = Folder::copy_of("mistral-tokenizer").change("tokenizer_config.json", |config| {
         for (key, value) in &variant.change {
             match value {
                 Value::Null => config.remove(key),
@@ -126,19 +127,19 @@ fn compare(variants: &BTreeMap<String, Variant>, fixture: &Fixture, compatibilit
         let options = ProcessOptions { compatibility, do_image_splitting, ..Default::default() };
         let tokenizer = processor.tokenizer_for(compatibility);
         for (index, text) in fixture.texts.iter().enumerate() {
-            let inputs = processor.process(&[sample(text)], &options).expect("every text is processed");
+            let inputs = processor.process(&[sample(text)], &options).expect("the text is processed");
             let ids = &variant.ids.or(&legacy.ids)[index];
             assert_eq!(&inputs.input_ids[0], ids, "{name}: {text:?}");
             let decoded = tokenizer.decode(ids, false).expect("ids decode");
             assert_eq!(decoded, variant.decoded.or(&legacy.decoded)[index], "{name}: {text:?} decoded");
             let skipped = tokenizer.decode(ids, true).expect("ids decode");
-            assert_eq!(skipped, variant.skipped.or(&legacy.skipped)[index], "{name}: {text:?} without specials");
+            assert_eq!(skipped, variant.skipped.or(&legacy.skipped)[index], "{name}: {text:?} without special tokens");
         }
     }
 }
 
 #[test]
-fn the_fixture_is_of_the_releases_that_the_documentation_names() {
+fn fixture_has_the_documented_releases() {
     let fixture = fixture();
     assert_eq!(fixture.transformers, "5.23.0");
     assert_eq!(fixture.release4.transformers, "4.57.6");
@@ -146,19 +147,19 @@ fn the_fixture_is_of_the_releases_that_the_documentation_names() {
 }
 
 #[test]
-fn ids_and_texts_equal_release_5_for_every_kind_of_tokenizer_folder() {
+fn ids_and_texts_match_release_5_for_all_folder_variants() {
     let fixture = fixture();
     compare(&fixture.variants, &fixture, Compatibility::Transformers5);
 }
 
 #[test]
-fn ids_and_texts_equal_release_4() {
+fn ids_and_texts_match_release_4() {
     let fixture = fixture();
     compare(&fixture.release4.variants, &fixture, Compatibility::Transformers4);
 }
 
 #[test]
-fn conversations_are_rendered_and_encoded_as_in_the_reference() {
+fn conversations_match_reference() {
     let fixture = fixture();
     let processor = processor(&fixture.variants["legacy"], fixture.image_seq_len);
     for conversation in &fixture.conversations {
@@ -166,13 +167,14 @@ fn conversations_are_rendered_and_encoded_as_in_the_reference() {
         chat.add_generation_prompt = conversation.add_generation_prompt;
         let text = processor.render(&chat).expect("the template renders");
         assert_eq!(text, conversation.text);
-        let inputs = processor.process(&[chat.into()], &ProcessOptions::default()).expect("it is processed");
+        let inputs =
+            processor.process(&[chat.into()], &ProcessOptions::default()).expect("the conversation is processed");
         assert_eq!(inputs.input_ids[0], conversation.ids, "{text:?}");
     }
 }
 
 #[test]
-fn streamed_chunks_are_those_that_the_reference_prints() {
+fn streamed_chunks_match_reference() {
     for stream in fixture().streams {
         let mut decoder = StreamDecoder::new(real().tokenizer(), stream.skip_special_tokens);
         let mut chunks: Vec<String> = stream.ids.iter().map(|&id| decoder.push(id).expect("ids decode")).collect();
@@ -182,7 +184,7 @@ fn streamed_chunks_are_those_that_the_reference_prints() {
 }
 
 #[test]
-fn special_ids_are_those_of_the_checkpoint() {
+fn special_ids_match_checkpoint() {
     let tokenizer = real().tokenizer();
     assert_eq!(tokenizer.vocab_size(), 32003);
     assert_eq!(tokenizer.max_id(), 32002);
@@ -198,11 +200,11 @@ fn special_ids_are_those_of_the_checkpoint() {
     assert_eq!(tokenizer.id_to_token(32001).as_deref(), Some("<image>"));
     assert_eq!(tokenizer.token_to_id("<image>"), Some(32001));
     assert_eq!(tokenizer.token_to_id("no such token"), None);
-    // As in the reference, an unknown id decodes to nothing.
-    assert_eq!(tokenizer.decode(&[99_999], false).expect("unknown ids are left out"), "");
+    // As in the reference, unknown ids are skipped.
+    assert_eq!(tokenizer.decode(&[99_999], false).expect("unknown ids are skipped"), "");
 }
 
-/// What the stream is to give as a whole: the text of each stretch up to a line break, decoded at once.
+/// The expected text of a stream: each part that ends in a line break, decoded at once.
 fn whole_text(ids: &[u32], skip_special_tokens: bool) -> String {
     let decode = |ids: &[u32]| real().tokenizer().decode(ids, skip_special_tokens).expect("ids decode");
     let mut text = String::new();
@@ -228,10 +230,10 @@ fn streamed(ids: &[u32], skip_special_tokens: bool) -> String {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(5000))]
 
-    /// Ids of every kind, and characters of one to four bytes taken apart. (Bytes that are no character may change, in
-    /// `decode`, what was shown before them.)
+    /// Random ids, and characters of one to four bytes as byte tokens. Without invalid bytes: in `decode`, they could
+    /// change text that was already emitted.
     #[test]
-    fn chunks_of_any_ids_joined_are_the_whole_text(
+    fn chunks_of_any_ids_join_to_the_whole_text(
         parts in prop::collection::vec(
             prop_oneof![
                 prop_oneof![0_u32..3, 259_u32..32003].prop_map(|id| vec![id]),
@@ -245,10 +247,10 @@ proptest! {
         prop_assert_eq!(streamed(&ids, skip_special_tokens), whole_text(&ids, skip_special_tokens));
     }
 
-    /// Ids of texts with characters of one to four bytes: then it is the text that was encoded.
+    /// For ids of an encoded text, the chunks join to that text.
     #[test]
-    fn chunks_of_a_text_joined_are_the_text(text in "([a-zA-Z,.!?]{1,8}|[äéßñ]{1,4}|[дж한글かな]{1,4}|[你好世界。]{1,4}|[😀👩🎉]{1,2}| |\n)(([a-z]{1,8}|[äéßñ]{1,4}|[дж한글かな]{1,4}|[你好世界。]{1,4}|[😀👩🎉]{1,2}|\n) ?){0,12}") {
-        let lines: Vec<&str> = text.split('\n').map(str::trim_start).collect(); // a space that begins a line is dropped
+    fn chunks_of_encoded_text_join_to_the_text(text in "([a-zA-Z,.!?]{1,8}|[äéßñ]{1,4}|[дж한글かな]{1,4}|[你好世界。]{1,4}|[😀👩🎉]{1,2}| |\n)(([a-z]{1,8}|[äéßñ]{1,4}|[дж한글かな]{1,4}|[你好世界。]{1,4}|[😀👩🎉]{1,2}|\n) ?){0,12}") {
+        let lines: Vec<&str> = text.split('\n').map(str::trim_start).collect(); // spaces at the start of a line are dropped
         let text = lines.join("\n");
         let ids = real().tokenizer().encode(&text, false).expect("the text is encoded");
         prop_assert_eq!(streamed(&ids, true), text);

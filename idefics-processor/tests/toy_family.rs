@@ -1,4 +1,4 @@
-//! A family of our own in one file: tiles depend on the picture's size, and so does the text.
+//! A custom family in one file. The number of tiles, and so the text, depends on the picture's size.
 
 use idefics_processor::families::{ExpandedPrompt, PromptContext, PromptText, TileGrid};
 use idefics_processor::image::{
@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::common::checkpoint;
 
-/// A tile for each 16 pixels of width and height; `<image>` becomes an image token a tile, rows of tiles on lines of their
-/// own.
+/// Cuts pictures into tiles of 16 × 16 pixels. `<image>` becomes one image token per tile, with one line per row of
+/// tiles.
 #[derive(Debug)]
 struct Toy;
 
@@ -63,7 +63,7 @@ impl FamilyRules for Toy {
 
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt {
         let (PromptText::Text(text) | PromptText::Conversation(text)) = prompt else {
-            unreachable!("lists are not read")
+            unreachable!("`reads_prompt_lists` is false")
         };
         let image = &context.tokens.image;
         let mut grids = context.grids.iter();
@@ -86,7 +86,7 @@ fn png(width: u32, height: u32) -> ImageSource {
 }
 
 #[test]
-fn a_family_is_one_file() {
+fn custom_family_controls_tiles_and_text() {
     let processor = Processor::from_folder_with(&checkpoint("tiny-idefics2"), &Toy).unwrap();
     assert_eq!(processor.family().model_type(), "toy");
     let samples = [

@@ -1,4 +1,4 @@
-//! `vision_config` of a checkpoint's `config.json`.
+//! Configuration of the SigLIP tower: `vision_config` in `config.json`.
 
 use burn::tensor::Device;
 use idefics_nn::{Activation, ConfigError};
@@ -6,27 +6,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::VisionTransformer;
 
-/// The shape of a SigLIP tower; field names are the JSON keys, and keys that are not listed are ignored.
+/// Configuration of a SigLIP tower. Field names are the JSON keys; other keys are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VisionConfig {
-    /// Width of a patch's vector.
+    /// Width of the hidden states.
     pub hidden_size: usize,
-    /// Width inside the feed-forward block.
+    /// Inner width of the feed-forward block.
     pub intermediate_size: usize,
-    /// Encoder layers.
+    /// Number of encoder layers.
     pub num_hidden_layers: usize,
-    /// Attention heads of `hidden_size / num_attention_heads` each.
+    /// Number of attention heads. Each has the width `hidden_size / num_attention_heads`.
     pub num_attention_heads: usize,
-    /// Colour channels; the processor makes three.
+    /// Number of colour channels. Must be 3.
     pub num_channels: usize,
-    /// Side of the square that the position table was trained on, in pixels.
+    /// Side of the square images that the position table was trained on, in pixels.
     pub image_size: usize,
-    /// Side of one patch, in pixels.
+    /// Side of a square patch, in pixels.
     pub patch_size: usize,
     /// Activation of the feed-forward block.
     pub hidden_act: Activation,
-    /// Added to the variance in each layer norm.
+    /// Epsilon of the layer norms, added to the variance.
     pub layer_norm_eps: f64,
 }
 
@@ -61,21 +61,21 @@ impl VisionConfig {
         }
     }
 
-    /// Positions along one side of the table, in patches; 0 if a patch has no size.
+    /// Number of positions along each side of the position table; 0 if `patch_size` is 0.
     pub fn positions_per_side(&self) -> usize {
         self.image_size.checked_div(self.patch_size).unwrap_or(0)
     }
 
-    /// Bytes of the activations of one patch in f32, those that are there at the same time.
+    /// Peak size of the f32 activations per patch, in bytes.
     pub fn activation_bytes_per_patch(&self) -> usize {
         let pixels = self.num_channels * self.patch_size * self.patch_size;
         activation_bytes(self.hidden_size, self.intermediate_size) + 2 * size_of::<f32>() * pixels
     }
 
-    /// Checks every value on which memory or a division depends.
+    /// Checks the range of every value that determines memory use or is a divisor.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// A [`ConfigError`] that names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::check_range("vision_config.hidden_size", self.hidden_size, 1..=32_768)?;
         ConfigError::check_range("vision_config.intermediate_size", self.intermediate_size, 1..=262_144)?;
@@ -93,18 +93,20 @@ impl VisionConfig {
         )
     }
 
-    /// The tower, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates the tower with random weights. They are allocated when they are first used, so loading a checkpoint
+    /// does not allocate them.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Self::validate`].
+    /// Those of [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<VisionTransformer, ConfigError> {
         self.validate()?;
         Ok(VisionTransformer::new(self, device))
     }
 }
 
-/// Bytes of f32 that a patch has in an encoder layer: in attention what is added to, what is read, queries, keys, values
-/// and their mean, in the feed-forward block the first two and what is inside.
+/// Peak size of the f32 activations per patch in an encoder layer, in bytes: in attention, the residual, its norm, the
+/// queries, keys, values and attention outputs; in the feed-forward block, the residual, its norm and the inner
+/// activations.
 pub(crate) fn activation_bytes(hidden_size: usize, intermediate_size: usize) -> usize {
     size_of::<f32>() * (6 * hidden_size).max(2 * hidden_size + intermediate_size)
 }

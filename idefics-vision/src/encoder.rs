@@ -1,4 +1,4 @@
-//! Pre-norm transformer encoder with biases, bidirectional over the patches of each image.
+//! Pre-norm transformer encoder with biases and bidirectional attention over the patches of each image.
 //!
 //! Reference: `Idefics2Encoder`, `Idefics2EncoderLayer`, `Idefics2VisionAttention`, `Idefics2VisionMLP`.
 
@@ -11,7 +11,7 @@ use crate::VisionConfig;
 /// A stack of [`EncoderLayer`]s.
 #[derive(Module, Debug)]
 pub struct Encoder {
-    /// In the order in which they run.
+    /// Layers in the order of execution.
     pub layers: Vec<EncoderLayer>,
 }
 
@@ -21,14 +21,14 @@ impl Encoder {
     }
 }
 
-/// Attention and feed-forward, each on a normalised copy, each added to what it read.
+/// An encoder layer: attention and a feed-forward block, each with a layer norm before it and a residual connection.
 #[derive(Module, Debug)]
 pub struct EncoderLayer {
-    /// Before attention.
+    /// Layer norm before attention.
     pub layer_norm1: LayerNorm,
-    /// Attention among the patches.
+    /// Self-attention over the patches.
     pub self_attn: Attention,
-    /// Before the feed-forward block.
+    /// Layer norm before the feed-forward block.
     pub layer_norm2: LayerNorm,
     /// Feed-forward block.
     pub mlp: Mlp,
@@ -47,7 +47,7 @@ impl EncoderLayer {
 
     /// # Shapes
     /// - `hidden_states`: `[n_images, patches, d]`
-    /// - `masked_out`: `[n_images, 1, patches, patches]`, true hides the key
+    /// - `masked_out`: `[n_images, 1, patches, patches]`, true where a key is masked
     /// - returns `[n_images, patches, d]`
     pub fn forward(&self, hidden_states: Tensor<3>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let attended = self.self_attn.forward(self.layer_norm1.forward(hidden_states.clone()), masked_out);
@@ -59,13 +59,13 @@ impl EncoderLayer {
 /// Multi-head self-attention.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Queries.
+    /// Query projection.
     pub q_proj: Linear,
-    /// Keys.
+    /// Key projection.
     pub k_proj: Linear,
-    /// Values.
+    /// Value projection.
     pub v_proj: Linear,
-    /// Heads back to one vector.
+    /// Output projection of the concatenated heads.
     pub out_proj: Linear,
     n_heads: usize,
 }
@@ -83,7 +83,7 @@ impl Attention {
     }
 
     /// # Shapes
-    /// As [`EncoderLayer::forward`].
+    /// Those of [`EncoderLayer::forward`].
     pub fn forward(&self, hidden_states: Tensor<3>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let [n_images, patches, d] = hidden_states.dims();
         let split_heads =
@@ -96,12 +96,12 @@ impl Attention {
     }
 }
 
-/// Two linear layers with an activation between.
+/// Feed-forward block: two linear layers with an activation between them.
 #[derive(Module, Debug)]
 pub struct Mlp {
-    /// Up to `intermediate_size`.
+    /// Projection to `intermediate_size`.
     pub fc1: Linear,
-    /// Back to `hidden_size`.
+    /// Projection back to `hidden_size`.
     pub fc2: Linear,
     #[module(skip)]
     activation: Activation,
@@ -116,7 +116,9 @@ impl Mlp {
         }
     }
 
-    /// `[n_images, patches, d]` in and out.
+    /// # Shapes
+    /// - `hidden_states`: `[n_images, patches, d]`
+    /// - returns `[n_images, patches, d]`
     pub fn forward(&self, hidden_states: Tensor<3>) -> Tensor<3> {
         self.fc2.forward(self.activation.forward(self.fc1.forward(hidden_states)))
     }

@@ -1,53 +1,57 @@
-//! Which patches an image has and where they sit in the position table: integers on the host, no tensors.
+//! Patch grids of images and their positions in the position table: integers on the host, no tensors.
 
 use std::collections::BTreeMap;
 
-/// Why an image has no patches.
+/// An image with too few or too many patches.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PatchError {
-    /// A side is shorter than a patch.
-    #[error("image of {width}x{height} pixels is smaller than one patch of {patch_size}x{patch_size}")]
+    /// A side of the image is shorter than a patch.
+    #[error("image of {width}x{height} pixels is smaller than one patch of {patch_size}x{patch_size} pixels")]
     TooSmall {
-        /// Pixels across.
+        /// Width of the image, in pixels.
         width: usize,
-        /// Pixels down.
+        /// Height of the image, in pixels.
         height: usize,
         /// Side of a patch, in pixels.
         patch_size: usize,
     },
-    /// More patches than attention among them can be afforded for.
-    #[error("image of {width}x{height} pixels has {patches} patches, at most {limit} are accepted")]
+    /// The image has so many patches that attention over them would need too much memory.
+    #[error("image of {width}x{height} pixels has {patches} patches; at most {limit} are accepted")]
     TooMany {
-        /// Pixels across.
+        /// Width of the image, in pixels.
         width: usize,
-        /// Pixels down.
+        /// Height of the image, in pixels.
         height: usize,
-        /// Whole patches.
+        /// Number of whole patches in the image.
         patches: usize,
-        /// [`PatchGrid::MAX_PATCHES`].
+        /// Largest accepted number: [`PatchGrid::MAX_PATCHES`].
         limit: usize,
     },
 }
 
-/// The patches of one image that hold picture rather than padding.
+/// The grid of an image's real patches, without padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PatchGrid {
-    /// Patches down.
+    /// Number of rows of patches.
     pub rows: usize,
-    /// Patches across.
+    /// Number of columns of patches.
     pub cols: usize,
 }
 
 impl PatchGrid {
-    /// Patches of one image at most: over three times what a real model's largest image has.
+    /// Maximum number of patches per image: over three times that of a real model's largest image.
     pub const MAX_PATCHES: usize = 16_384;
 
-    /// Idefics2's rule: a patch counts only if every pixel of it is real, so partial patches at the right and bottom
-    /// are dropped. An image may have more patches along a side than the position table; they then share positions.
+    /// The grid of an image of `height` × `width` pixels by Idefics2's rule: partial patches at the right and bottom
+    /// are dropped. An image may have more patches along a side than the position table; several patches then share a
+    /// position.
     ///
     /// # Errors
-    /// [`PatchError`] if no patch is whole, or there are more than [`PatchGrid::MAX_PATCHES`].
+    /// [`PatchError`] if the image has no whole patch, or more than [`PatchGrid::MAX_PATCHES`].
+    ///
+    /// # Panics
+    /// If `patch_size` is 0.
     pub fn whole_patches(height: usize, width: usize, patch_size: usize) -> Result<Self, PatchError> {
         let grid = Self { rows: height / patch_size, cols: width / patch_size };
         if grid.patches() == 0 {
@@ -65,30 +69,31 @@ impl PatchGrid {
     }
 }
 
-/// Where each patch of a batch sits.
+/// The positions of all patches of a batch.
 ///
-/// All images of a batch share one grid, the smallest that holds each of theirs; what an image does not fill is
-/// padding, hidden from attention.
+/// All images of a batch share one grid: the smallest that contains all their grids. Patches outside an image's own
+/// grid are padding, and are masked in attention.
 #[derive(Debug, Clone)]
 pub struct PatchLayout {
     grids: Vec<PatchGrid>,
-    /// The shared grid.
+    /// The grid that all images share.
     shared: PatchGrid,
+    /// Number of positions along each side of the position table.
     positions_per_side: usize,
 }
 
 impl PatchLayout {
-    /// The layout of a batch of images with these grids.
+    /// Creates the layout of a batch of images with these grids.
     ///
     /// # Panics
-    /// If there is no image.
+    /// If `grids` is empty.
     pub fn new(grids: &[PatchGrid], positions_per_side: usize) -> Self {
-        let side = |of: fn(&PatchGrid) -> usize| grids.iter().map(of).max().expect("a batch holds an image");
+        let side = |of: fn(&PatchGrid) -> usize| grids.iter().map(of).max().expect("a batch has at least one image");
         let shared = PatchGrid { rows: side(|grid| grid.rows), cols: side(|grid| grid.cols) };
         Self { grids: grids.to_vec(), shared, positions_per_side }
     }
 
-    /// Images in the batch.
+    /// Number of images in the batch.
     pub fn n_images(&self) -> usize {
         self.grids.len()
     }
@@ -98,11 +103,12 @@ impl PatchLayout {
         self.shared
     }
 
-    /// Row of the position table for each patch of the shared grid, image after image: `[n_images · patches]`.
-    /// Padding gets 0.
+    /// Index in the position table for each patch of the shared grid: `[n_images, patches]`, flattened. Padding has 0.
     ///
     /// An image of `r × c` patches is spread over the whole table, as if it were stretched to the trained square
-    /// (NaViT's fractional coordinates, <https://arxiv.org/abs/2307.06304>). Source: `Idefics2VisionEmbeddings`.
+    /// (NaViT's fractional coordinates, <https://arxiv.org/abs/2307.06304>).
+    ///
+    /// Source: `Idefics2VisionEmbeddings`.
     pub fn position_ids(&self) -> Vec<i32> {
         let n = self.positions_per_side;
         let mut position_ids = Vec::with_capacity(self.n_images() * self.shared.patches());
@@ -118,7 +124,7 @@ impl PatchLayout {
         position_ids
     }
 
-    /// True where a patch of the shared grid holds picture: `[n_images · patches]`; `None` if all do.
+    /// True for real patches, false for padding: `[n_images, patches]`, flattened. `None` if there is no padding.
     pub fn attention_mask(&self) -> Option<Vec<bool>> {
         if self.grids.iter().all(|&grid| grid == self.shared) {
             return None;
@@ -131,10 +137,11 @@ impl PatchLayout {
     }
 }
 
-/// Bucket of each of `patches` fractional coordinates among `n` positions.
+/// The bucket, out of `n`, of each fractional coordinate `i / patches`.
 ///
-/// Numerics: `i / patches` and the boundaries `j / n` meet in ties, so every step rounds to f32 where the reference
-/// rounds: the result is not `i · n / patches` for 25, 49, 50 and 55 patches on a side of 70.
+/// Numerics: coordinates `i / patches` can equal boundaries `j / n`, so each step must round to f32 where the
+/// reference does. For 25, 49, 50 and 55 patches on a side of 70, the result therefore differs from `floor(i · n /
+/// patches)`.
 fn buckets(patches: usize, n: usize) -> Vec<usize> {
     const LARGEST: f32 = 1.0 - 1e-6;
     let start = 1.0 / n as f64;
@@ -149,10 +156,11 @@ fn buckets(patches: usize, n: usize) -> Vec<usize> {
         .collect()
 }
 
-/// Splits images into batches to encode together, without ever computing on padding: images of one grid share a batch
-/// of at most `max_images` images, which bounds the memory of the activations, and of one at least.
+/// Splits images into batches without padding: all images of a batch have the same grid.
 ///
-/// Returns indices into `grids`; each occurs once.
+/// `max_images` returns the largest number of images of a grid per batch, to bound the memory of activations. 0
+/// counts as
+/// 1. Returns indices into `grids`; each occurs once.
 pub fn plan_batches(grids: &[PatchGrid], max_images: impl Fn(PatchGrid) -> usize) -> Vec<Vec<usize>> {
     let mut by_grid: BTreeMap<PatchGrid, Vec<usize>> = BTreeMap::new();
     for (image_idx, &grid) in grids.iter().enumerate() {
@@ -168,7 +176,7 @@ pub fn plan_batches(grids: &[PatchGrid], max_images: impl Fn(PatchGrid) -> usize
 mod tests {
     use super::*;
 
-    /// Where the reference differs from integer arithmetic: (patches, [(patch, bucket)]).
+    /// Buckets in which the reference differs from integer arithmetic: (number of patches, [(patch, bucket)]).
     const EXCEPTIONS: [(usize, &[(usize, usize)]); 4] = [
         (25, &[(5, 13), (10, 27), (15, 41), (20, 55)]),
         (49, &[(7, 9), (14, 19), (28, 39), (35, 49)]),
@@ -177,7 +185,7 @@ mod tests {
     ];
 
     #[test]
-    fn buckets_are_the_floor_except_where_the_reference_rounds() {
+    fn buckets_match_floor_except_where_reference_rounds() {
         for patches in 1..=70 {
             let mut expected: Vec<usize> = (0..patches).map(|i| i * 70 / patches).collect();
             for (_, exceptions) in EXCEPTIONS.iter().filter(|(n, _)| *n == patches) {
@@ -191,14 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn more_patches_than_positions_share_them() {
-        // Idefics2VisionEmbeddings with image_size 32, patch_size 8, on 8 patches.
+    fn more_patches_than_positions_share_buckets() {
+        // From `Idefics2VisionEmbeddings` with image_size 32 and patch_size 8, for 8 patches.
         assert_eq!(buckets(8, 4), [0, 0, 1, 1, 2, 2, 3, 3]);
         assert!((1..=200).all(|patches| buckets(patches, 70).iter().all(|&bucket| bucket < 70)));
     }
 
     #[test]
-    fn buckets_of_other_grids_are_the_floor() {
+    fn buckets_of_other_table_sizes_match_floor() {
         for n in [16, 24, 26, 27, 32] {
             for patches in 1..=n {
                 assert_eq!(buckets(patches, n), (0..patches).map(|i| i * n / patches).collect::<Vec<_>>());

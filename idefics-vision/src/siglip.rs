@@ -1,9 +1,9 @@
-//! SigLIP vision transformer as Idefics2 uses it: variable resolution, bucketed positions, no pooling head.
+//! SigLIP vision transformer of Idefics2: with variable resolution and bucketed positions, and without a pooling head.
 //!
-//! Papers: <https://arxiv.org/abs/2303.15343>; positions, <https://arxiv.org/abs/2307.06304>.
+//! Papers: SigLIP, <https://arxiv.org/abs/2303.15343>; positions, <https://arxiv.org/abs/2307.06304>.
 //! Reference: `Idefics2VisionTransformer`, `modeling_idefics2.py`, Transformers 5.23.0.
 //!
-//! Axes: `n_images` real images of the batch (padding images never reach the graph), `patches` of the grid that they
+//! Axes: `n_images` real images in the batch (padding images are removed before), `patches` in the grid that they
 //! share, `d` = `hidden_size`.
 //!
 //! Numerics: layer norms accumulate in f32; GELU is the tanh approximation.
@@ -14,14 +14,14 @@ use idefics_nn::{Embedding, LayerNorm, normal, product};
 
 use crate::{Encoder, PatchLayout, VisionConfig};
 
-/// Turns pixels into one vector a patch.
+/// Encodes images to one vector per patch.
 #[derive(Module, Debug)]
 pub struct VisionTransformer {
-    /// Patches and their positions.
+    /// Patch and position embeddings.
     pub embeddings: VisionEmbeddings,
-    /// The transformer.
+    /// The transformer layers.
     pub encoder: Encoder,
-    /// Norm of the result.
+    /// Final norm.
     pub post_layernorm: LayerNorm,
 }
 
@@ -37,17 +37,20 @@ impl VisionTransformer {
     /// Encodes a batch of images.
     ///
     /// # Shapes
-    /// - `pixel_values`: `[n_images, 3, height, width]`, normalised; each image in the top left corner, the rest padding
-    /// - `layout`: the images' patch grids; pixels beyond the shared grid are ignored
-    /// - returns `[n_images, patches, d]`, row after row of the shared grid; what padding gives means nothing
+    /// - `pixel_values`: `[n_images, 3, height, width]`, normalized; each image at the top left, the rest is padding
+    /// - `layout`: patch grids of the images; pixels beyond the shared grid are ignored
+    /// - returns `[n_images, patches, d]`, with patches in row-major order of the shared grid; outputs of padding
+    ///   patches are undefined
     ///
     /// # Panics
-    /// If `pixel_values` holds another number of images than `layout`, or fewer pixels than its grid.
+    /// If the number of images differs between `pixel_values` and `layout`, or the images are smaller than the shared
+    /// grid.
     pub fn forward(&self, pixel_values: Tensor<4>, layout: &PatchLayout) -> Tensor<3> {
         self.forward_observed(pixel_values, layout, |_, _| ())
     }
 
-    /// As [`Self::forward`], also showing `observe` the output of each encoder layer, `[n_images, patches, d]`.
+    /// Like [`Self::forward`]. Also calls `observe` with the index and the output of each encoder layer,
+    /// `[n_images, patches, d]`.
     pub fn forward_observed(
         &self,
         pixel_values: Tensor<4>,
@@ -64,7 +67,8 @@ impl VisionTransformer {
     }
 }
 
-/// True where a patch is padding, for every query alike: `[n_images, 1, patches, patches]`; `None` if nothing is.
+/// The attention mask of a batch: `[n_images, 1, patches, patches]`, true where the key is a padding patch. `None` if
+/// there is no padding.
 pub fn patch_mask(layout: &PatchLayout, device: &Device) -> Option<Tensor<4, Bool>> {
     let real = layout.attention_mask()?;
     let (n_images, patches) = (layout.n_images(), layout.shared().patches());
@@ -73,12 +77,12 @@ pub fn patch_mask(layout: &PatchLayout, device: &Device) -> Option<Tensor<4, Boo
     Some(padding.expand([n_images, 1, patches, patches]))
 }
 
-/// Patch vectors plus position vectors.
+/// Patch embeddings plus position embeddings.
 #[derive(Module, Debug)]
 pub struct VisionEmbeddings {
-    /// Pixels of a patch to a vector.
+    /// Projects the pixels of each patch to a vector.
     pub patch_embedding: PatchEmbedding,
-    /// One vector a position of the trained square, row after row.
+    /// Position embeddings of the trained square grid, in row-major order.
     pub position_embedding: Embedding,
 }
 
@@ -92,7 +96,7 @@ impl VisionEmbeddings {
     }
 
     /// # Shapes
-    /// As [`VisionTransformer::forward`].
+    /// Those of [`VisionTransformer::forward`].
     pub fn forward(&self, pixel_values: Tensor<4>, layout: &PatchLayout) -> Tensor<3> {
         assert_shape!(pixel_values, [layout.n_images(), _, _, _]);
         let grid = layout.shared();
@@ -103,12 +107,13 @@ impl VisionEmbeddings {
     }
 }
 
-/// A convolution whose stride is its kernel: each patch is one row of a matrix product.
+/// Projects the pixels of each patch to a vector: a convolution with equal stride and kernel size, computed as a
+/// matrix product with one row per patch.
 #[derive(Module, Debug)]
 pub struct PatchEmbedding {
     /// `[d, channels, patch_size, patch_size]`.
     pub weight: Param<Tensor<4>>,
-    /// `[d]`; SigLIP has one, CLIP has none.
+    /// `[d]`; `None` in CLIP.
     pub bias: Option<Param<Tensor<1>>>,
 }
 

@@ -1,4 +1,4 @@
-//! The tower of the first Idefics.
+//! The CLIP tower of the first Idefics.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::common::{Case, Model, assert_close, part, random};
 use crate::{PREFIX, REFERENCE, SAME};
 
 #[test]
-fn every_case_matches_the_reference() {
+fn all_cases_match_reference() {
     let device = Device::flex();
     for case in Case::all_of("idefics", "vision.last_hidden_state") {
         let config: VisionConfig = case.model.section("vision_config");
@@ -24,7 +24,7 @@ fn every_case_matches_the_reference() {
 }
 
 #[test]
-fn images_of_a_batch_do_not_mix() {
+fn images_of_a_batch_are_independent() {
     let device = Device::flex();
     let model = Model::named("idefics1-float");
     let config: VisionConfig = model.section("vision_config");
@@ -37,9 +37,9 @@ fn images_of_a_batch_do_not_mix() {
     }
 }
 
-/// `xtask/reference/interpolation_fixture.py`.
+/// The fixture is written by `xtask/reference/interpolation_fixture.py`.
 #[test]
-fn positions_of_other_grids_are_the_references() {
+fn interpolated_positions_match_reference() {
     let device = Device::flex();
     let model = Model::named("idefics1-float");
     let config: VisionConfig = model.section("vision_config");
@@ -60,7 +60,7 @@ fn positions_of_other_grids_are_the_references() {
 }
 
 #[test]
-fn the_real_tower_has_257_vectors_of_1280() {
+fn vit_h_14_has_257_vectors_of_width_1280() {
     let config = VisionConfig::clip_vit_h_14();
     config.validate().unwrap();
     assert_eq!((config.vectors_per_image(), config.embed_dim), (257, 1280));

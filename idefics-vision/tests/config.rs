@@ -3,7 +3,7 @@ use idefics_vision::{ConfigError, VisionConfig, clip};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// The error of a section with one key changed, which no tower is made from.
+/// The error of the default configuration with one key changed. Checks that `init` returns the same error.
 fn error(key: &str, value: Value) -> ConfigError {
     let config: VisionConfig = serde_json::from_value(json!({ key: value })).unwrap();
     let error = config.validate().unwrap_err();
@@ -19,7 +19,7 @@ fn presets_and_defaults_are_valid() {
 }
 
 #[test]
-fn numbers_out_of_range_are_named() {
+fn range_errors_name_the_key() {
     for (key, value) in [
         ("hidden_size", 0_u64),
         ("hidden_size", 1 << 31),
@@ -47,9 +47,9 @@ fn numbers_out_of_range_are_named() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
 
-    /// Nothing divides by zero, whoever looks at a configuration first.
+    /// Nothing divides by zero, even if `validate` was not called first.
     #[test]
-    fn a_configuration_that_nobody_checked_is_refused(
+    fn init_validates_the_config(
         numbers in prop::array::uniform6(prop_oneof![Just(0_usize), 1..40_usize, Just(usize::MAX)])
     ) {
         let [hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, image_size, patch_size] = numbers;
@@ -69,7 +69,7 @@ proptest! {
 }
 
 #[test]
-fn heads_divide_the_width() {
+fn width_must_be_a_multiple_of_heads() {
     let error = error("num_attention_heads", json!(7));
     assert_eq!(
         error.to_string(),
@@ -78,7 +78,7 @@ fn heads_divide_the_width() {
 }
 
 #[test]
-fn values_of_another_type_are_refused_and_unknown_keys_ignored() {
+fn rejects_values_of_wrong_type_and_ignores_unknown_keys() {
     for section in [
         json!({"hidden_size": "768"}),
         json!({"hidden_size": -1}),

@@ -1,4 +1,4 @@
-//! Each image is encoded as if it were alone, whatever shares the batch.
+//! The encoding of an image does not depend on the other images of the batch.
 
 use burn::tensor::{Device, Tensor};
 use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, VisionTransformer};
@@ -7,7 +7,8 @@ use crate::SAME;
 use crate::common::{Model, assert_close, part, random};
 use crate::reference::tower;
 
-/// Heights and widths in pixels, of patches of 8 on a side of 7; some do not divide.
+/// Heights and widths of the test images, in pixels. The model has patches of 8 pixels and 7 positions per side; not
+/// all sizes are multiples of 8.
 const SIZES: [(usize, usize); 5] = [(24, 40), (56, 56), (8, 8), (17, 55), (56, 9)];
 
 struct Images {
@@ -28,7 +29,7 @@ impl Images {
         PatchGrid::whole_patches(height, width, self.config.patch_size).unwrap()
     }
 
-    /// The image in the top left corner of `height` by `width` random pixels.
+    /// The image at the top left of `height` × `width` random pixels.
     fn pixels(&self, image: usize, height: usize, width: usize, padding_seed: u64) -> Tensor<4> {
         let (real_height, real_width) = SIZES[image];
         let padding = random(padding_seed, [1, 3, height, width], &self.device) * 1e3;
@@ -62,17 +63,17 @@ impl Images {
 }
 
 #[test]
-fn an_image_alone_equals_the_image_in_a_batch() {
+fn image_alone_matches_image_in_batch() {
     let images = Images::new();
-    for mates in [&[0, 1][..], &[1, 0, 2], &[4, 3, 2, 1, 0], &[2, 2, 2]] {
-        for (image, together) in mates.iter().zip(images.encode(mates, 100)) {
-            assert_close(&format!("image {image} of {mates:?}"), &images.encode(&[*image], 0)[0], &together, SAME);
+    for batch in [&[0, 1][..], &[1, 0, 2], &[4, 3, 2, 1, 0], &[2, 2, 2]] {
+        for (image, together) in batch.iter().zip(images.encode(batch, 100)) {
+            assert_close(&format!("image {image} of {batch:?}"), &images.encode(&[*image], 0)[0], &together, SAME);
         }
     }
 }
 
 #[test]
-fn the_padding_is_never_seen() {
+fn padding_does_not_affect_real_patches() {
     let images = Images::new();
     for (image, (first, second)) in
         images.encode(&[0, 1, 3], 100).iter().zip(images.encode(&[0, 1, 3], 200)).enumerate()
@@ -85,7 +86,7 @@ fn the_padding_is_never_seen() {
 }
 
 #[test]
-fn images_keep_their_order() {
+fn outputs_keep_the_order_of_images() {
     let images = Images::new();
     let forward = images.encode(&[0, 1, 2, 3, 4], 100);
     let backward = images.encode(&[4, 3, 2, 1, 0], 100);
@@ -95,7 +96,7 @@ fn images_keep_their_order() {
 }
 
 #[test]
-fn the_same_call_gives_the_same_bits() {
+fn results_are_reproducible_bit_for_bit() {
     let images = Images::new();
     let first = images.encode(&[0, 3], 100);
     for _ in 0..5 {

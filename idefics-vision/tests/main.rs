@@ -1,7 +1,7 @@
-//! Tests of idefics-vision: the reference's numbers, and what batching and padding must not change.
+//! Tests of idefics-vision: comparison with the reference, and invariance under batching and padding.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // also in helper functions
 
 mod clip;
 #[path = "../../idefics-nn/tests/common/mod.rs"]
@@ -11,9 +11,9 @@ mod invariance;
 mod patches;
 mod reference;
 
-/// Largest difference from the reference.
+/// Absolute tolerance against the reference.
 const REFERENCE: f32 = 1e-4;
-/// Largest difference between two ways to compute the same.
+/// Absolute tolerance between two ways to compute the same result.
 const SAME: f32 = 1e-5;
-/// What the tower's tensors are called in a checkpoint.
+/// Prefix of the tower's tensor names in a checkpoint.
 const PREFIX: &str = "model.vision_model.";

@@ -1,11 +1,11 @@
 use idefics_vision::{PatchError, PatchGrid, PatchLayout, plan_batches};
 use proptest::prelude::*;
 
-/// What the reference computes, made by `xtask/reference/position_buckets.py`.
+/// Positions computed by the reference, written by `xtask/reference/position_buckets.py`.
 const FIXTURE: &str = include_str!("fixtures/position_buckets.json");
 
 #[test]
-fn positions_match_the_reference_for_every_patch_count() {
+fn positions_match_reference_for_all_patch_counts() {
     let fixture: serde_json::Value = serde_json::from_str(FIXTURE).unwrap();
     let positions = |rows, cols| PatchLayout::new(&[PatchGrid { rows, cols }], 70).position_ids();
     for patches in 1..=70 {
@@ -16,7 +16,7 @@ fn positions_match_the_reference_for_every_patch_count() {
 }
 
 #[test]
-fn a_grid_of_the_trained_size_counts_up() {
+fn trained_grid_has_consecutive_positions() {
     let full = PatchLayout::new(&[PatchGrid { rows: 7, cols: 7 }], 7);
     assert_eq!(full.position_ids(), (0..49).collect::<Vec<i32>>());
     assert_eq!(full.attention_mask(), None);
@@ -30,7 +30,7 @@ fn partial_patches_are_dropped() {
     assert_eq!(grid(980, 993), Ok(PatchGrid { rows: 70, cols: 70 }));
     assert_eq!(grid(13, 200), Err(PatchError::TooSmall { width: 200, height: 13, patch_size: 14 }));
     assert_eq!(grid(0, 0), Err(PatchError::TooSmall { width: 0, height: 0, patch_size: 14 }));
-    assert_eq!(grid(20, 994), Ok(PatchGrid { rows: 1, cols: 71 })); // more than the table has positions
+    assert_eq!(grid(20, 994), Ok(PatchGrid { rows: 1, cols: 71 })); // more columns than the position table
     assert!(matches!(grid(14 * 200, 14 * 200), Err(PatchError::TooMany { patches: 40_000, .. })));
 }
 
@@ -40,7 +40,7 @@ fn grids(n_images: impl Into<proptest::collection::SizeRange>) -> impl Strategy<
 
 proptest! {
     #[test]
-    fn a_layout_of_many_is_the_layouts_of_each(grids in grids(1..6)) {
+    fn batch_layout_matches_layouts_of_single_images(grids in grids(1..6)) {
         let layout = PatchLayout::new(&grids, 9);
         let shared = layout.shared();
         let positions = layout.position_ids();
@@ -60,14 +60,14 @@ proptest! {
     }
 
     #[test]
-    fn batches_hold_every_image_once(grids in grids(0..40), max_patches in 0_usize..200) {
+    fn planned_batches_contain_each_image_once(grids in grids(0..40), max_patches in 0_usize..200) {
         let batches = plan_batches(&grids, |grid| max_patches / grid.patches());
         let mut images: Vec<usize> = batches.iter().flatten().copied().collect();
         images.sort_unstable();
         prop_assert_eq!(images, (0..grids.len()).collect::<Vec<_>>());
         for batch in batches {
             prop_assert!(!batch.is_empty());
-            prop_assert!(batch.iter().all(|&image| grids[image] == grids[batch[0]]), "one grid a batch, no padding");
+            prop_assert!(batch.iter().all(|&image| grids[image] == grids[batch[0]]), "all images of a batch have the same grid");
             let patches = batch.len() * grids[batch[0]].patches();
             prop_assert!(batch.len() == 1 || patches <= max_patches, "{patches} patches");
         }

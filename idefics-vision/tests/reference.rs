@@ -4,7 +4,7 @@ use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, VisionTransformer};
 use crate::common::{Case, Model, assert_close, part};
 use crate::{PREFIX, REFERENCE};
 
-/// A tower with the weights of a folder; loading is strict, so its parameters are the folder's tensors.
+/// Loads the tower of a checkpoint folder. Loading is strict: every parameter must be in the folder, and vice versa.
 pub(crate) fn tower(model: &Model, device: &Device) -> (VisionConfig, VisionTransformer) {
     let config: VisionConfig = model.section("vision_config");
     config.validate().unwrap();
@@ -13,7 +13,7 @@ pub(crate) fn tower(model: &Model, device: &Device) -> (VisionConfig, VisionTran
 }
 
 #[test]
-fn every_case_matches_the_reference() {
+fn all_cases_match_reference() {
     let device = Device::flex();
     for case in Case::all_with("vision.last_hidden_state") {
         let (config, tower) = tower(&case.model, &device);
@@ -30,7 +30,7 @@ fn every_case_matches_the_reference() {
         let expected = case.floats::<3>("vision.last_hidden_state", &device);
         assert_eq!(output.dims(), expected.dims(), "{}", case.name);
         for (image, grid) in grids.iter().enumerate() {
-            // Only the real patches: the start of each row of the shared grid.
+            // Compare only real patches: the first columns of each row of the shared grid.
             for row in 0..grid.rows {
                 let start = row * layout.shared().cols;
                 let real = |states: &Tensor<3>| part(&part(states, 0, image, image + 1), 1, start, start + grid.cols);
@@ -42,7 +42,7 @@ fn every_case_matches_the_reference() {
 }
 
 #[test]
-fn every_layer_is_observed() {
+fn forward_observed_reports_each_layer() {
     let device = Device::flex();
     let (config, tower) = tower(&Model::named("tiny-idefics2"), &device);
     let layout = PatchLayout::new(&[PatchGrid { rows: 2, cols: 3 }], config.positions_per_side());

@@ -1,4 +1,4 @@
-//! `perceiver_config` of a checkpoint of the first Idefics.
+//! Configuration of the Flamingo resampler: `perceiver_config` in the first Idefics' `config.json`.
 
 use burn::tensor::Device;
 use idefics_nn::ConfigError;
@@ -6,21 +6,22 @@ use serde::{Deserialize, Serialize};
 
 use super::PerceiverResampler;
 
-/// The shape of Flamingo's resampler; field names are the JSON keys, and keys that are not listed are ignored.
+/// Configuration of the Flamingo resampler. Field names are the JSON keys; other keys are ignored.
 ///
-/// Whether there is one says the configuration's own `use_resampler`, not this section's.
+/// Whether the model has a resampler is set by the top-level `use_resampler` of `config.json`, not by the key of the
+/// same name in this section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PerceiverConfig {
-    /// Vectors that each image is compressed to.
+    /// Number of latent vectors per image.
     pub resampler_n_latents: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub resampler_depth: usize,
-    /// Heads.
+    /// Number of attention heads.
     pub resampler_n_heads: usize,
     /// Width of a head.
     pub resampler_head_dim: usize,
-    /// Whether queries and keys are normalised, head by head.
+    /// Whether the queries and keys of each head have a layer norm.
     pub qk_layer_norms_perceiver: bool,
 }
 
@@ -38,10 +39,10 @@ impl Default for PerceiverConfig {
 }
 
 impl PerceiverConfig {
-    /// Checks every value on which memory or a division depends.
+    /// Checks the range of every value that determines memory use or is a divisor.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// A [`ConfigError`] that names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::check_range("perceiver_config.resampler_n_latents", self.resampler_n_latents, 1..=4096)?;
         ConfigError::check_range("perceiver_config.resampler_depth", self.resampler_depth, 1..=512)?;
@@ -50,29 +51,30 @@ impl PerceiverConfig {
     }
 }
 
-/// Everything that shapes the resampler.
+/// Configuration of the resampler, including the width of the vision tower.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResamplerConfig {
-    /// Width of the vision tower's vectors, and of the latents.
+    /// Width of the vision tower's output and of the latents.
     pub vision_embed_dim: usize,
-    /// The resampler itself.
+    /// The section `perceiver_config`.
     pub perceiver: PerceiverConfig,
 }
 
 impl ResamplerConfig {
-    /// Checks every value on which memory or a division depends.
+    /// Checks the range of every value that determines memory use or is a divisor.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// A [`ConfigError`] that names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::check_range("vision_config.embed_dim", self.vision_embed_dim, 1..=32_768)?;
         self.perceiver.validate()
     }
 
-    /// The resampler, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates the resampler with random weights. They are allocated when they are first used, so loading a checkpoint
+    /// does not allocate them.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Self::validate`].
+    /// Those of [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<PerceiverResampler, ConfigError> {
         self.validate()?;
         Ok(PerceiverResampler::new(self, device))

@@ -1,9 +1,9 @@
-//! The resampler of the first Idefics, which is Flamingo's: layer norms, no masks, a plain feed-forward block.
+//! The Flamingo resampler of the first Idefics: with layer norms and a plain feed-forward block, and without masks.
 //!
 //! Papers: <https://arxiv.org/abs/2204.14198>, <https://arxiv.org/abs/2306.16527>. Reference:
 //! `IdeficsPerceiverResampler`, `perceiver.py`, Transformers 5.23.0.
 //!
-//! Axes: `n_images`, `patches`, `n_latents`, `d` = the vision tower's width, `heads` of `head_dim`.
+//! Axes: `n_images`, `patches`, `n_latents`, `d` = the width of the vision tower, `heads` of `head_dim`.
 //!
 //! Numerics: layer norms accumulate in f32.
 
@@ -15,17 +15,19 @@ use idefics_nn::{Activation, LayerNorm, Linear, attention, normal};
 
 pub use config::{PerceiverConfig, ResamplerConfig};
 
-/// Added to the variance in each layer norm: `torch.nn.LayerNorm`'s default, which no key changes.
+/// Epsilon of the layer norms: the default of `torch.nn.LayerNorm`, not configurable.
 const LAYER_NORM_EPS: f64 = 1e-5;
 
-/// Compresses each image's patches to `n_latents` vectors: learned queries that read the patches and each other.
+/// Compresses the patches of each image to `n_latents` vectors: learned latents that attend to the patches and to each
+/// other.
 #[derive(Module, Debug)]
 pub struct PerceiverResampler {
-    /// `[n_latents, d]`.
+    /// Learned initial latents, `[n_latents, d]`.
     pub latents: Param<Tensor<2>>,
-    /// In the order in which they run; in the checkpoint, attention is a block's part `0` and what follows part `1`.
+    /// Blocks in the order of execution. In the checkpoint, the attention of a block is named `0`, the feed-forward
+    /// `1`.
     pub blocks: Vec<(PerceiverAttention, PerceiverMlp)>,
-    /// Norm of the result.
+    /// Final norm.
     pub layer_norm: LayerNorm,
 }
 
@@ -40,6 +42,8 @@ impl PerceiverResampler {
         }
     }
 
+    /// Computes the latents of a batch of images.
+    ///
     /// # Shapes
     /// - `context`: `[n_images, patches, d]`, the vision tower's output
     /// - returns `[n_images, n_latents, d]`
@@ -56,24 +60,25 @@ impl PerceiverResampler {
     }
 }
 
-/// Queries from the latents, keys and values from patches and latents together, each normalised.
+/// Attention with queries from the latents, and keys and values from patches and latents together. Patches and latents
+/// are normalized first.
 #[derive(Module, Debug)]
 pub struct PerceiverAttention {
-    /// Of the patches.
+    /// Layer norm of the patches.
     pub context_layer_norm: LayerNorm,
-    /// Of the latents.
+    /// Layer norm of the latents.
     pub latents_layer_norm: LayerNorm,
-    /// Of each head's queries, if `qk_layer_norms_perceiver`.
+    /// Layer norm of each head's queries; `None` unless `qk_layer_norms_perceiver` is set.
     pub q_layer_norm: Option<LayerNorm>,
-    /// Of each head's keys, if `qk_layer_norms_perceiver`.
+    /// Layer norm of each head's keys; `None` unless `qk_layer_norms_perceiver` is set.
     pub k_layer_norm: Option<LayerNorm>,
-    /// Queries, `heads · head_dim`.
+    /// Query projection, to `heads · head_dim`.
     pub q_proj: Linear,
-    /// Keys, `heads · head_dim`.
+    /// Key projection, to `heads · head_dim`.
     pub k_proj: Linear,
-    /// Values, `heads · head_dim`.
+    /// Value projection, to `heads · head_dim`.
     pub v_proj: Linear,
-    /// Heads back to one vector.
+    /// Output projection of the concatenated heads.
     pub output_proj: Linear,
     head_dim: usize,
 }
@@ -124,14 +129,14 @@ impl PerceiverAttention {
     }
 }
 
-/// A norm and two linear layers with a ReLU between, four times as wide inside (no key says so).
+/// Feed-forward block: a norm, and two linear layers with a ReLU between them. The inner width is fixed to `4 · d`.
 #[derive(Module, Debug)]
 pub struct PerceiverMlp {
-    /// Before all else.
+    /// Norm of the input.
     pub ln: LayerNorm,
-    /// Up.
+    /// Projection to `4 · d`.
     pub fc: Linear,
-    /// And down again.
+    /// Projection back to `d`.
     pub c_proj: Linear,
 }
 
@@ -144,7 +149,9 @@ impl PerceiverMlp {
         }
     }
 
-    /// `[n_images, n_latents, d]` in and out.
+    /// # Shapes
+    /// - `latents`: `[n_images, n_latents, d]`
+    /// - returns `[n_images, n_latents, d]`
     pub fn forward(&self, latents: Tensor<3>) -> Tensor<3> {
         self.c_proj.forward(Activation::Relu.forward(self.fc.forward(self.ln.forward(latents))))
     }

@@ -1,4 +1,5 @@
-//! The first Idefics: an image is one tile and stands beside the text; a token in the text marks where it belongs.
+//! The first Idefics: each image is one tile and reaches the model by cross-attention. A single token marks its place
+//! in the text.
 //!
 //! Source: `IdeficsProcessor` and `IdeficsImageProcessorPil` of transformers 5.23.
 
@@ -12,7 +13,7 @@ use crate::processor::ProcessOptions;
 use crate::prompt::{ImageTokens, PromptPart};
 use crate::tokenizer;
 
-/// The rules of the first Idefics (9b, 80b, base and instruct).
+/// The rules of the first Idefics (9b and 80b, base and instruct).
 #[derive(Debug, Clone, Copy)]
 pub struct Idefics1;
 
@@ -26,7 +27,7 @@ impl FamilyRules for Idefics1 {
     }
 
     fn image_seq_len(&self, _configured: Option<&Value>) -> Option<usize> {
-        Some(1) // images are separate from the text
+        Some(1) // the text has one token per image; the image's vectors are not part of the sequence
     }
 
     fn adds_prompt_tokens(&self) -> bool {
@@ -42,7 +43,7 @@ impl FamilyRules for Idefics1 {
     }
 
     fn needs_equal_tiles(&self) -> bool {
-        false // all are of one size
+        false // all tiles have the same size anyway
     }
 
     fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
@@ -67,25 +68,25 @@ impl FamilyRules for Idefics1 {
         };
         let rules = InterleavedRules { tokens, bos, end_of_utterance, eos: options.add_eos_token.then_some(eos) };
         let text = match prompt {
-            PromptText::Text(text) => rules.text_of_placeholders(text),
-            // A template may write the start token itself. Source: `ProcessorMixin.apply_chat_template`.
+            PromptText::Text(text) => rules.expand_placeholders(text),
+            // Templates may write the start token themselves. Source: `ProcessorMixin.apply_chat_template`.
             PromptText::Conversation(text) => {
                 let text = text.strip_prefix(bos).unwrap_or(text);
-                rules.text_of_placeholders(text)
+                rules.expand_placeholders(text)
             }
-            PromptText::Parts(parts) => rules.text_of_parts(parts),
+            PromptText::Parts(parts) => rules.expand_parts(parts),
         };
         ExpandedPrompt { text, add_special_tokens: false }
     }
 }
 
-/// Values of `image_processor_type` that have these rules.
+/// Supported values of `image_processor_type`.
 const IMAGE_PROCESSOR_TYPES: [&str; 3] =
     ["IdeficsImageProcessor", "IdeficsImageProcessorFast", "IdeficsImageProcessorPil"];
 
 impl ImageProcessorConfig {
-    /// [`Self::from_object`] for a checkpoint of the first Idefics, whose size is spelled `image_size`, too, and which splits
-    /// nothing.
+    /// Like [`Self::from_object`], for checkpoints of the first Idefics: `image_size` is another name of `size`, and
+    /// splitting is not supported.
     ///
     /// # Errors
     /// [`ImageConfigError::Field`].
@@ -116,37 +117,43 @@ impl ImageProcessorConfig {
         }
     }
 
-    /// Says what the first Idefics cannot do.
+    /// Rejects settings that the first Idefics does not support.
     fn check_idefics1(&self) -> Result<(), ImageConfigError> {
         if self.do_image_splitting {
-            return Err(number_error("do_image_splitting", true, "false: the first Idefics splits nothing"));
+            return Err(number_error(
+                "do_image_splitting",
+                true,
+                "false, because the first Idefics does not split images",
+            ));
         }
         match (self.do_resize, self.size) {
             (true, ImageSize::Exact { .. }) => Ok(()),
             (true, ImageSize::Edges { .. }) => {
                 Err(number_error("size", "a pair of edges", "{height, width} in whole pixels"))
             }
-            (false, _) => Err(number_error("do_resize", false, "true: the first Idefics reads images of one size")),
+            (false, _) => {
+                Err(number_error("do_resize", false, "true, because the first Idefics needs images of one size"))
+            }
         }
     }
 }
 
-/// What the text of a prompt list depends on.
+/// Tokens that are written into interleaved prompts.
 #[derive(Debug, Clone, Copy)]
 struct InterleavedRules<'a> {
     tokens: &'a ImageTokens,
-    /// Stands in front of everything.
+    /// Written before the prompt.
     bos: &'a str,
-    /// Is put between a text and a text right before it.
+    /// Written between two consecutive texts.
     end_of_utterance: Option<&'a str>,
-    /// Ends everything.
+    /// Written after the prompt.
     eos: Option<&'a str>,
 }
 
 impl InterleavedRules<'_> {
-    /// The text of a prompt list: spaces around each text are dropped, an image becomes a fake token, an image token
-    /// and a fake token, of which images that follow one another share one.
-    fn text_of_parts(&self, parts: &[PromptPart]) -> String {
+    /// Writes a prompt list as text. Spaces around each text are dropped. An image becomes a fake token, an image
+    /// token and a fake token; consecutive images share the fake token between them.
+    fn expand_parts(&self, parts: &[PromptPart]) -> String {
         let mut text = self.bos.to_owned();
         let mut before: Option<&PromptPart> = None;
         for part in parts {
@@ -164,16 +171,16 @@ impl InterleavedRules<'_> {
         text + self.eos.unwrap_or_default()
     }
 
-    /// A text with a placeholder for each image, written out.
-    fn text_of_placeholders(&self, text: &str) -> String {
+    /// Expands a text with one placeholder per image.
+    fn expand_placeholders(&self, text: &str) -> String {
         let mut written = self.bos.to_owned();
-        let mut is_behind_image = false;
+        let mut follows_image = false;
         for (index, words) in text.split(&self.tokens.image).enumerate() {
             if index > 0 {
-                written.push_str(&self.image(is_behind_image));
+                written.push_str(&self.image(follows_image));
             }
             written.push_str(words);
-            is_behind_image = index > 0 && words.is_empty();
+            follows_image = index > 0 && words.is_empty();
         }
         written + self.eos.unwrap_or_default()
     }
@@ -205,11 +212,11 @@ mod tests {
     }
 
     fn text(parts: &[PromptPart], end_of_utterance: Option<&str>) -> String {
-        InterleavedRules { tokens: &tokens(), bos: "<s>", end_of_utterance, eos: None }.text_of_parts(parts)
+        InterleavedRules { tokens: &tokens(), bos: "<s>", end_of_utterance, eos: None }.expand_parts(parts)
     }
 
     #[test]
-    fn neighbouring_images_share_a_fake_token() {
+    fn consecutive_images_share_a_fake_token() {
         assert_eq!(text(&[image(), image(), words(" a "), image()], None), "<s><f><image><f><image><f>a<f><image><f>");
     }
 
@@ -219,18 +226,18 @@ mod tests {
     }
 
     #[test]
-    fn turns_end_between_texts_only() {
+    fn end_of_utterance_is_only_between_consecutive_texts() {
         let parts = [words("User:"), image(), words("What?"), words("\nAssistant:"), image()];
         assert_eq!(text(&parts, Some("<e>")), "<s>User:<f><image><f>What?<e>\nAssistant:<f><image><f>");
     }
 
     #[test]
-    fn placeholders_are_written_out_as_images_of_a_list() {
+    fn placeholders_expand_like_images_of_a_prompt_list() {
         let rules = InterleavedRules { tokens: &tokens(), bos: "<s>", end_of_utterance: None, eos: Some("</s>") };
         assert_eq!(
-            rules.text_of_placeholders("<image><image> a<image>"),
+            rules.expand_placeholders("<image><image> a<image>"),
             "<s><f><image><f><image><f> a<f><image><f></s>"
         );
-        assert_eq!(rules.text_of_placeholders("no image"), "<s>no image</s>");
+        assert_eq!(rules.expand_placeholders("no image"), "<s>no image</s>");
     }
 }

@@ -1,4 +1,5 @@
-//! Idefics2: an image is one tile, or its four quarters and itself; each tile is a run of image tokens in the text.
+//! Idefics2: an image becomes one tile, or five with splitting (its quarters and the whole). Each tile is a run of
+//! image tokens in the text.
 //!
 //! Source: `Idefics2Processor` and `Idefics2ImageProcessorPil` of transformers 5.23.
 
@@ -28,7 +29,7 @@ impl FamilyRules for Idefics2 {
     fn image_seq_len(&self, configured: Option<&Value>) -> Option<usize> {
         match configured {
             None | Some(Value::Null) => Some(64), // `Idefics2Processor.__init__`
-            // The models have 64 to 1024.
+            // Models use 64 to 1024.
             Some(value) => value.as_u64().filter(|length| (1..=4096).contains(length)).map(|length| length as usize),
         }
     }
@@ -59,12 +60,13 @@ impl FamilyRules for Idefics2 {
         Ok(())
     }
 
-    /// With `do_image_splitting`: the quarters top left, top right, bottom left, bottom right, cut at half the height and
-    /// width (rounded down) before resizing, then the whole; without, the whole.
+    /// Without `do_image_splitting`, the whole picture is the only tile. With it, the tiles are the quarters (top
+    /// left, top right, bottom left, bottom right), cut at half the height and width (rounded down) before resizing,
+    /// then the whole picture.
     ///
-    /// A side of a single pixel has no first half: a quarter without pixels becomes a black tile, as in the reference
-    /// where the width is 1 (it divides by zero where the height is). Without `do_resize`, where such a tile would have
-    /// no size either, both halves are that pixel.
+    /// If a side has a single pixel, its first half is empty. An empty quarter becomes a black tile. The reference
+    /// does the same for a width of 1; for a height of 1 it divides by zero. Without `do_resize`, an empty tile would
+    /// have no size, so both halves contain that pixel.
     fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid {
         let target = |crop: Crop| {
             let (width, height) = output_size(crop.width(), crop.height(), config);
@@ -91,11 +93,11 @@ impl FamilyRules for Idefics2 {
 
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt {
         let PromptContext { tokens, literals, bos, .. } = *context;
-        // A template may write the start token itself. Source: `ProcessorMixin.apply_chat_template`.
+        // Templates may write the start token themselves. Source: `ProcessorMixin.apply_chat_template`.
         let (text, has_bos) = match prompt {
             PromptText::Text(text) => (text, false),
             PromptText::Conversation(text) => (text, !bos.is_empty() && text.starts_with(bos)),
-            PromptText::Parts(_) => ("", false), // not read, see above
+            PromptText::Parts(_) => ("", false), // never passed: `reads_prompt_lists` is false
         };
         let tiles: Vec<usize> = context.grids.iter().map(|grid| grid.tiles.len()).collect();
         let text = expand_images(text, tokens, &tiles, literals, context.compatibility());
@@ -130,13 +132,14 @@ fn output_size(width: u32, height: u32, config: &ImageProcessorConfig) -> (u32, 
     }
 }
 
-/// Width and height after the size rule: the longer side down to `longest_edge` with the aspect kept, then each side
-/// up to `shortest_edge` without it. All in pixels.
+/// Width and height after resizing with [`ImageSize::Edges`], in pixels.
 ///
-/// `longest_edge` may be below `shortest_edge`: then the second rule undoes the first where they contradict each other.
-/// A side of 0 pixels, which a quarter of a picture can have, becomes `shortest_edge`.
+/// First, a longer side above `longest_edge` is reduced to it, keeping the aspect ratio. Then each side below
+/// `shortest_edge` is raised to it, ignoring the aspect ratio. If `longest_edge` is below `shortest_edge`, the second
+/// step wins. A side of 0 pixels, as in an empty quarter of a picture, becomes `shortest_edge`.
 ///
-/// Source: `get_resize_output_image_size` of `image_processing_pil_idefics2.py`, f64 arithmetic and truncation included.
+/// Source: `get_resize_output_image_size` of `image_processing_pil_idefics2.py`, with the same f64 arithmetic and
+/// truncation.
 pub fn edges_size(width: u32, height: u32, shortest_edge: u32, longest_edge: u32) -> (u32, u32) {
     let aspect_ratio = f64::from(width) / f64::from(height);
     let (mut new_width, mut new_height) = (width, height);
@@ -150,13 +153,15 @@ pub fn edges_size(width: u32, height: u32, shortest_edge: u32, longest_edge: u32
     (new_width.max(shortest_edge), new_height.max(shortest_edge))
 }
 
-/// Writes each placeholder of `text` out: a fake token, `image_seq_len` image tokens, a fake token, for each of the
-/// image's `tiles` (1, or 5 with splitting), which has an entry for each placeholder; one that is missing counts as 1. Two fake
-/// tokens in a row become one.
+/// Expands each placeholder of `text` to image tokens: per tile, a fake token, `image_seq_len` image tokens, and a
+/// fake token. Two consecutive fake tokens become one.
 ///
-/// Under [`Compatibility::Transformers5`] a space follows a fake token that stands before anything but white space and
-/// `<`: the tokenizers that this version builds do not begin a word after a special token by themselves.
-/// `literals` tells which characters stand for others.
+/// `tiles` has the number of tiles of each image (1, or 5 with splitting), in the order of the placeholders. A missing
+/// entry counts as 1.
+///
+/// With [`Compatibility::Transformers5`], a space is inserted after a fake token unless white space or `<` follows:
+/// tokenizers built by release 5 do not start a new word after a special token. `literals` maps stand-ins in `text`
+/// back to the characters they replace.
 ///
 /// Source: `Idefics2Processor.__call__`.
 pub fn expand_images(
@@ -198,7 +203,7 @@ fn space_after_fakes(text: &str, fake: &str, literals: &Literals) -> String {
     spaced
 }
 
-/// What `\s` matches in the reference's language: white space, and the four separators U+001C to U+001F.
+/// Whether Python's `\s` matches `character`: white space, or one of the separators U+001C to U+001F.
 fn is_python_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1C}'..='\u{1F}').contains(&character)
 }
@@ -216,13 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn one_image_is_a_block_between_fakes() {
+    fn image_expands_between_fake_tokens() {
         let expanded = expand("User:<image> What?", 1, Compatibility::Transformers5);
         assert_eq!(expanded, "User:<f><image><image><f> What?");
     }
 
     #[test]
-    fn adjacent_blocks_share_their_fakes() {
+    fn consecutive_tiles_share_fake_tokens() {
         let expanded = expand("<image><image>\n", 1, Compatibility::Transformers5);
         assert_eq!(expanded, "<f><image><image><f><image><image><f>\n");
         let split = expand("<image>", 5, Compatibility::Transformers5);
@@ -231,12 +236,12 @@ mod tests {
     }
 
     #[test]
-    fn fakes_of_the_text_collapse_in_pairs_as_in_the_reference() {
+    fn fake_tokens_in_text_collapse_in_pairs_like_reference() {
         assert_eq!(expand("<f><f><f>", 1, Compatibility::Transformers4), "<f><f>");
     }
 
     #[test]
-    fn only_version_5_puts_a_space_before_a_word() {
+    fn only_transformers_5_inserts_space_before_word() {
         assert_eq!(expand("<image>What?", 1, Compatibility::Transformers5), "<f><image><image><f> What?");
         assert_eq!(expand("<image>What?", 1, Compatibility::Transformers4), "<f><image><image><f>What?");
         assert_eq!(expand("<image><b>", 1, Compatibility::Transformers5), "<f><image><image><f><b>");

@@ -1,6 +1,6 @@
-//! What differs between the model families on the processor's side, one file each.
+//! Processing rules that differ between model families, one file per family.
 //!
-//! A new family is a file that implements [`FamilyRules`], and its entry in `FAMILIES`.
+//! To add a family, implement [`FamilyRules`] in a new file and add it to `FAMILIES`.
 
 mod idefics1;
 mod idefics2;
@@ -19,47 +19,49 @@ use crate::tokenizer::Compatibility;
 pub use idefics1::Idefics1;
 pub use idefics2::{Idefics2, edges_size, expand_images};
 
-/// Every family that is read.
+/// All supported families.
 const FAMILIES: [&dyn FamilyRules; 2] = [&Idefics1, &Idefics2];
 
-/// The rules of the family that `model_type` of a `config.json` names; a folder that names none is one of Idefics2.
-pub(crate) fn of_model_type(model_type: Option<&str>) -> Option<&'static dyn FamilyRules> {
+/// The family for the `model_type` of a `config.json`; Idefics2 if the file has none.
+pub(crate) fn for_model_type(model_type: Option<&str>) -> Option<&'static dyn FamilyRules> {
     let name = model_type.unwrap_or("idefics2");
     FAMILIES.into_iter().find(|family| family.model_type() == name)
 }
 
-/// The `model_type` values that are read, for messages.
+/// The supported `model_type` values, for error messages.
 pub(crate) fn supported() -> String {
     FAMILIES.map(FamilyRules::model_type).join(", ")
 }
 
-/// How a family makes tiles of a picture and text of a prompt.
+/// How a family cuts pictures into tiles and expands prompts.
 ///
-/// Pictures come first: how many tiles one becomes may depend on its size, and so may the image tokens of the prompt.
+/// Pictures are processed first: the number of tiles, and so of image tokens in the prompt, may depend on a picture's
+/// size.
 pub trait FamilyRules: Debug + Send + Sync {
-    /// The `model_type` of its `config.json`.
+    /// The `model_type` in the family's `config.json`.
     fn model_type(&self) -> &'static str;
 
-    /// The image processor's configuration: the defaults of the reference's class, with the fields of a file over them.
+    /// The image processor's configuration: the fields of the file, and the defaults of the reference's class for the
+    /// rest.
     ///
     /// # Errors
-    /// [`ImageConfigError::Field`] naming what cannot be honored.
+    /// [`ImageConfigError::Field`] for a value that is invalid or not supported.
     fn image_config(&self, section: Map<String, Value>) -> Result<ImageProcessorConfig, ImageConfigError>;
 
-    /// Image tokens of a tile; `configured` is `image_seq_len` of a `processor_config.json`. `None` if that is no number of 1
-    /// to 4096.
+    /// Number of image tokens per tile. `configured` is the `image_seq_len` of `processor_config.json`. `None` if it
+    /// is not a number from 1 to 4096.
     fn image_seq_len(&self, configured: Option<&Value>) -> Option<usize>;
 
     /// Whether the processor adds image tokens and `<end_of_utterance>` to a tokenizer that lacks them.
     fn adds_prompt_tokens(&self) -> bool;
 
-    /// Whether prompts may be lists of texts and images without placeholders.
+    /// Whether prompts may be lists of texts and images ([`PromptText::Parts`]).
     fn reads_prompt_lists(&self) -> bool;
 
-    /// Whether conversations can be written without a chat template, each turn ended by `<end_of_utterance>`.
+    /// Whether conversations can be written without a chat template, with `<end_of_utterance>` after each turn.
     fn writes_turns(&self) -> bool;
 
-    /// Whether all tiles of a batch fit in one array, so that without padding they must be of one size.
+    /// Whether all tiles of a batch go into one array, so that they must have the same size if padding is off.
     fn needs_equal_tiles(&self) -> bool;
 
     /// Rejects options of other families.
@@ -68,11 +70,13 @@ pub trait FamilyRules: Debug + Send + Sync {
     /// A [`ProcessorError`] of kind [`Input`](crate::ErrorKind::Input) that names the option.
     fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError>;
 
-    /// The tiles of an upright picture of `width` × `height` pixels, both at least 1: rectangles inside the picture, and sides
-    /// of at least 1 pixel to bring them to. Needs no pixels.
+    /// The tiles of an upright picture of `width` × `height` pixels, both at least 1. Each tile is a rectangle inside
+    /// the picture and a target size with sides of at least 1 pixel. Depends on the picture's size only, not on its
+    /// pixels.
     fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid;
 
-    /// The text of a prompt as it is encoded: image tokens written out. Prompt lists come only where they are read.
+    /// Expands the image placeholders of a prompt to image tokens. [`PromptText::Parts`] is only passed if
+    /// [`Self::reads_prompt_lists`] is true.
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt;
 }
 
@@ -80,64 +84,64 @@ pub trait FamilyRules: Debug + Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TileGrid {
-    /// Rows of the grid; 1 if the picture stays whole.
+    /// Number of rows; 1 if the picture stays whole.
     pub rows: usize,
-    /// Columns of the grid.
+    /// Number of columns; 1 if the picture stays whole.
     pub cols: usize,
-    /// Each tile: a rectangle of the picture, and the size that it is brought to. A rectangle without pixels becomes black.
+    /// The tiles: a rectangle of the picture and the size it is resized to. An empty rectangle gives a black tile.
     pub tiles: Vec<ResizeTarget>,
 }
 
 impl TileGrid {
-    /// A grid of `rows` × `cols` tiles; `tiles` may have others besides, such as the whole picture.
+    /// A grid of `rows` × `cols` tiles. `tiles` may have more, such as the whole picture.
     pub fn new(rows: usize, cols: usize, tiles: Vec<ResizeTarget>) -> Self {
         Self { rows, cols, tiles }
     }
 }
 
-/// A prompt before its images are written out.
+/// A prompt before its image placeholders are expanded.
 #[derive(Debug, Clone, Copy)]
 pub enum PromptText<'a> {
-    /// A text with a placeholder for each image.
+    /// A text with one placeholder per image.
     Text(&'a str),
-    /// A conversation, by the chat template or in turns, with a placeholder for each image.
+    /// A rendered conversation with one placeholder per image.
     Conversation(&'a str),
     /// A list of texts and images without placeholders.
     Parts(&'a [PromptPart]),
 }
 
-/// What the text of a prompt depends on.
+/// Everything that [`FamilyRules::expand`] needs besides the prompt.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct PromptContext<'a> {
-    /// The spellings of image tokens.
+    /// The image tokens of the tokenizer.
     pub tokens: &'a ImageTokens,
-    /// What each image becomes, in the order of the prompt: one for each placeholder.
+    /// Tiles of each image, in the order of the placeholders.
     pub grids: &'a [TileGrid],
-    /// The start token; empty if the tokenizer has none.
+    /// Start token, such as `<s>`; empty if the tokenizer has none.
     pub bos: &'a str,
-    /// The end token; empty if the tokenizer has none.
+    /// End token, such as `</s>`; empty if the tokenizer has none.
     pub eos: &'a str,
-    /// Spelling of `<end_of_utterance>`, if the tokenizer has it.
+    /// The `<end_of_utterance>` token, if the tokenizer has it.
     pub end_of_utterance: Option<&'a str>,
-    /// Characters that stand for special tokens in a user's text.
+    /// Stand-ins that mask special tokens typed by a user.
     pub literals: &'a Literals,
     /// The options of the call.
     pub options: &'a ProcessOptions,
 }
 
 impl PromptContext<'_> {
-    /// Which release of the reference computes the ids.
+    /// The release of the reference to reproduce.
     pub fn compatibility(&self) -> Compatibility {
         self.options.compatibility
     }
 }
 
-/// A prompt with its images written out.
+/// A prompt with its image placeholders expanded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpandedPrompt {
-    /// What is encoded.
+    /// The text to encode.
     pub text: String,
-    /// Whether the tokenizer adds its own start token.
+    /// Whether the tokenizer adds its start token.
     pub add_special_tokens: bool,
 }

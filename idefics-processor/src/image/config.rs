@@ -1,4 +1,5 @@
-//! `preprocessor_config.json` of an Idefics2 checkpoint, and the `image_processor` section of `processor_config.json`.
+//! The image processor's configuration: `preprocessor_config.json`, or the `image_processor` section of
+//! `processor_config.json`.
 
 use std::path::Path;
 
@@ -8,20 +9,20 @@ use serde_json::{Map, Value};
 use crate::files::io_words;
 use crate::image::Filter;
 
-/// The size rule of an image processor; which fields the JSON object has decides.
+/// How an image processor computes the size of its tiles. In JSON, the keys of the object select the variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 #[non_exhaustive]
 pub enum ImageSize {
-    /// The longer side at most `longest_edge`, the shorter side scaled with it; then each side at least
-    /// `shortest_edge`. Both in pixels.
+    /// Scales the image down until its longer side is at most `longest_edge`, then raises each side to at least
+    /// `shortest_edge`; see [`edges_size`](crate::families::edges_size).
     Edges {
-        /// Least side, in pixels.
+        /// Minimum length of each side, in pixels.
         shortest_edge: u32,
-        /// Greatest side, in pixels.
+        /// Maximum length of each side, in pixels.
         longest_edge: u32,
     },
-    /// Exactly this size, whatever the aspect, in pixels.
+    /// Resizes to exactly this size, ignoring the aspect ratio.
     Exact {
         /// Height, in pixels.
         height: u32,
@@ -30,71 +31,71 @@ pub enum ImageSize {
     },
 }
 
-/// What an Idefics2 image processor does; fields are the JSON keys.
+/// Configuration of an image processor. Field names are the JSON keys.
 ///
-/// A key of the reference with a value that cannot be honored is an error, so that no configuration is half obeyed. Keys
-/// that the reference's class does not read change nothing; [`Self::ignored_keys`] lists those that the author of a file
-/// may have expected to count.
+/// A value that is not supported is an error, so that no configuration is applied in part. Keys that the reference's
+/// class does not read are ignored; [`Self::ignored_keys`] lists those that the author of a file may have expected to
+/// work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct ImageProcessorConfig {
-    /// Whether images become RGB. Our pictures always are, so that both values mean the same here.
+    /// Whether images are converted to RGB. No effect here, because decoded pictures are always RGB.
     pub do_convert_rgb: bool,
     /// Whether images are resized to `size`.
     pub do_resize: bool,
-    /// The size rule.
+    /// Target size of resizing.
     pub size: ImageSize,
-    /// How images are resized, Pillow's number of the filter.
+    /// Resampling filter; in JSON, its number in Pillow.
     #[serde(serialize_with = "serialize_filter")]
     pub resample: Filter,
     /// Whether values are multiplied by `rescale_factor`.
     pub do_rescale: bool,
-    /// Factor from `[0, 255]` to the range that `image_mean` and `image_std` are in.
+    /// Factor that scales values from `[0, 255]` to the range of `image_mean` and `image_std`.
     pub rescale_factor: f64,
     /// Whether values are normalized with `image_mean` and `image_std`.
     pub do_normalize: bool,
-    /// Mean subtracted from each channel, after rescaling.
+    /// Mean of each channel, subtracted after rescaling.
     pub image_mean: [f64; 3],
-    /// Deviation that each channel is divided by, after rescaling.
+    /// Standard deviation of each channel. Values are divided by it after the mean is subtracted.
     pub image_std: [f64; 3],
-    /// Whether tiles of different sizes are padded to one.
+    /// Whether tiles of different sizes are padded to the size of the largest.
     pub do_pad: bool,
-    /// Whether each image is also given as its four quarters, before the image itself.
+    /// Whether the four quarters of each image are added before the image itself.
     pub do_image_splitting: bool,
 }
 
-/// Why an image processor's configuration was refused.
+/// An error in an image processor's configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageConfigError {
     /// The file could not be read.
     #[error("{path}: cannot be read: {}", io_words(error))]
     Read {
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// What the operating system said.
+        /// Error of the operating system.
         #[source]
         error: std::io::Error,
     },
-    /// Not JSON, or not a JSON object.
+    /// The file is not JSON, or not a JSON object.
     #[error("the image processor's configuration is not a JSON object: {reason}")]
     Json {
-        /// What the parser found.
+        /// Error of the JSON parser, or the value found instead of an object.
         reason: String,
     },
-    /// A field whose value we cannot honor.
-    #[error("image processor field {field} is {found}; expected {expected}")]
+    /// The value of a field is invalid or not supported.
+    #[error("image processor field `{field}` is {found}; expected {expected}")]
     Field {
-        /// The JSON key, with its parents.
+        /// Path of the field, such as `size.height`.
         field: String,
-        /// The value.
+        /// The value in the file, shortened.
         found: String,
-        /// What it may be.
+        /// The values that are accepted.
         expected: &'static str,
     },
 }
 
-/// Keys that change the pixels.
+/// Keys that may change the pixels.
 const FIELDS: [&str; 13] = [
     "do_convert_rgb",
     "do_image_splitting",
@@ -108,32 +109,33 @@ const FIELDS: [&str; 13] = [
     "resample",
     "rescale_factor",
     "size",
-    "image_size", // of the first Idefics
+    "image_size", // the first Idefics only
 ];
 
-/// Keys that Python writes and that do not change what is computed from a file's pixels.
+/// Keys that Transformers writes but that do not change the pixels computed from an image file.
 const INERT_FIELDS: [&str; 13] = [
     "_processor_class",
     "_valid_processor_keys",
-    "default_to_square", // only read where size is a single number, which is refused
+    "default_to_square", // only used if size is a single number, which is rejected
     "device",
     "disable_grouping",
     "feature_extractor_type",
     "image_num_channels",
     "image_seq_length",
-    "input_data_format", // of arrays; ours are files
+    "input_data_format", // for input arrays; the inputs here are image files
     "model_input_names",
     "processor_class",
     "return_tensors",
-    "use_fast", // the processor that works without torchvision is always the one that is reproduced
+    "use_fast", // this crate always reproduces the processor that works without torchvision
 ];
 
-/// Image processor classes of the reference that this configuration describes.
+/// Supported values of `image_processor_type`.
 const IMAGE_PROCESSOR_TYPES: [&str; 3] =
     ["Idefics2ImageProcessor", "Idefics2ImageProcessorFast", "Idefics2ImageProcessorPil"];
 
 impl ImageProcessorConfig {
-    /// Reads `preprocessor_config.json`, or a `processor_config.json` with an `image_processor` section.
+    /// Reads the configuration from `preprocessor_config.json`, or from the `image_processor` section of
+    /// `processor_config.json`.
     ///
     /// # Errors
     /// Any [`ImageConfigError`].
@@ -144,10 +146,10 @@ impl ImageProcessorConfig {
         Self::from_json(&text)
     }
 
-    /// Like [`Self::from_file`], from the file's text.
+    /// Like [`Self::from_file`], from the text of the file.
     ///
     /// # Errors
-    /// Any [`ImageConfigError`] but [`ImageConfigError::Read`].
+    /// Any [`ImageConfigError`] except [`ImageConfigError::Read`].
     pub fn from_json(text: &str) -> Result<Self, ImageConfigError> {
         let json = |reason: String| ImageConfigError::Json { reason };
         match serde_json::from_str(text).map_err(|error| json(error.to_string()))? {
@@ -160,28 +162,29 @@ impl ImageProcessorConfig {
         }
     }
 
-    /// Reads the object that holds the fields themselves, and checks them. Absent and null fields have their default.
+    /// Reads and validates the object that contains the fields. Fields that are absent or null get their default.
     ///
     /// # Errors
-    /// [`ImageConfigError::Field`].
+    /// [`ImageConfigError::Field`] for a value that is invalid or not supported.
     pub fn from_object(object: Map<String, Value>) -> Result<Self, ImageConfigError> {
         Self::default().with_fields(&object, &IMAGE_PROCESSOR_TYPES)
     }
 
-    /// The keys of such an object that change nothing although they say something: those that nobody knows, and settings
-    /// of other image processors (`auto_map`, `do_center_crop`, `max_image_size`). The reference ignores them too.
+    /// The keys of `object` that have a value but no effect: unknown keys, and settings of other image processors
+    /// (`auto_map`, `do_center_crop`, `max_image_size`). The reference ignores them too.
     pub fn ignored_keys(object: &Map<String, Value>) -> Vec<String> {
-        let says_nothing = |key: &str, value: &Value| match key {
+        let is_expected = |key: &str, value: &Value| match key {
             "data_format" => value == "channels_first",
             "do_center_crop" => value == false,
             "crop_size" => object.get("do_center_crop").is_none_or(|crops| crops != true),
             _ => FIELDS.contains(&key) || INERT_FIELDS.contains(&key),
         };
-        let ignored = object.iter().filter(|(key, value)| !value.is_null() && !says_nothing(key, value));
+        let ignored = object.iter().filter(|(key, value)| !value.is_null() && !is_expected(key, value));
         ignored.map(|(key, _)| key.clone()).collect()
     }
 
-    /// This configuration with the fields of a file of one of `types` laid over it.
+    /// Overrides this configuration with the fields of `object`. `types` are the accepted values of
+    /// `image_processor_type`.
     pub(crate) fn with_fields(
         self,
         object: &Map<String, Value>,
@@ -222,13 +225,14 @@ impl ImageProcessorConfig {
         Ok(config)
     }
 
-    /// Checks that the numbers make sense: sides from 1 to 16384 pixels, finite means, finite factors and deviations
-    /// other than 0. `longest_edge` may be below `shortest_edge`, see [`edges_size`](crate::families::edges_size).
+    /// Checks the ranges of all numbers: sides from 1 to 16384 pixels, finite means, and a finite, nonzero
+    /// `rescale_factor` and `image_std`. `longest_edge` may be below `shortest_edge`; see
+    /// [`edges_size`](crate::families::edges_size).
     ///
     /// # Errors
-    /// [`ImageConfigError::Field`] naming the first field that does not.
+    /// [`ImageConfigError::Field`] for the first field that is out of range.
     pub fn validate(&self) -> Result<(), ImageConfigError> {
-        const MAX_SIDE: u32 = 16_384; // 3 GiB of f32 for one square tile
+        const MAX_SIDE: u32 = 16_384; // a square tile of this side takes 3 GiB in f32
         let check_side = |field: &str, side: u32| {
             let fits = (1..=MAX_SIDE).contains(&side);
             fits.then_some(()).ok_or_else(|| number_error(field, side, "from 1 to 16384 pixels"))
@@ -260,7 +264,7 @@ impl ImageProcessorConfig {
     }
 }
 
-/// Lets a configuration be a field of another serde type; the message keeps the field's name.
+/// Used by serde, so that errors name the field.
 impl TryFrom<Map<String, Value>> for ImageProcessorConfig {
     type Error = ImageConfigError;
 
@@ -269,7 +273,7 @@ impl TryFrom<Map<String, Value>> for ImageProcessorConfig {
     }
 }
 
-/// Whether values may be multiplied and divided by it, in f32 too.
+/// Whether `number` is finite and not zero, also as f32, so that it can be a factor or a divisor.
 fn is_usable(number: f64) -> bool {
     (number as f32).is_normal()
 }
@@ -282,7 +286,7 @@ pub(crate) fn number_error(field: &str, found: impl std::fmt::Display, expected:
     ImageConfigError::Field { field: field.to_owned(), found: found.to_string(), expected }
 }
 
-/// A value for a message, cut where it is long.
+/// Formats a value for an error message, shortened to 80 characters.
 fn short(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {
@@ -298,7 +302,7 @@ fn boolean(field: &str, value: &Value) -> Result<bool, ImageConfigError> {
 fn size(value: &Value) -> Result<ImageSize, ImageConfigError> {
     const EXPECTED: &str = "{shortest_edge, longest_edge} or {height, width} in whole pixels";
     let object = value.as_object().ok_or_else(|| field_error("size", value, EXPECTED))?;
-    // Version 5 of the library writes every kind of size, those not in use as null.
+    // Release 5 of Transformers writes all kinds of sizes, and null for those not in use.
     let sides: Vec<(&str, &Value)> =
         object.iter().map(|(key, side)| (key.as_str(), side)).filter(|(_, side)| !side.is_null()).collect();
     let side = |name: &str| {

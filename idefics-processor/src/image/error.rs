@@ -1,43 +1,45 @@
-//! Why tiles could not be packed into one array.
+//! Errors of padding tiles.
 
-/// Why tiles could not be packed into one array, or taken out of it again.
+/// An error of packing tiles into one array, or of unpacking them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PadError {
-    /// `do_pad` is off and the tiles differ in size or number.
+    /// `do_pad` is off, but the tiles differ in size or number.
     #[error(
-        "row {row} has {found} where row 0 has {expected}, and do_pad is off; set do_pad or give images of one size"
+        "row {row}: expected {expected} as in row 0, found {found}; \
+         set do_pad, or give each row the same number of images of one size"
     )]
     Unequal {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// What the first row has.
+        /// Number and size of the tiles that every row should have, as text.
         expected: String,
-        /// What this row has.
+        /// Number and sizes of the tiles in this row, as text.
         found: String,
     },
 
-    /// The array's length does not follow from its shape.
-    #[error("{name} has {actual} values where its shape {shape:?} needs {expected}")]
+    /// The length of an array does not match its shape.
+    #[error("{name} has {actual} values; its shape {shape:?} needs {expected}")]
     Length {
-        /// `pixel_values` or `pixel_attention_mask`.
+        /// The array: `pixel_values`, `pixel_attention_mask` or `a tile`.
         name: &'static str,
-        /// The shape.
+        /// Shape of the array.
         shape: Vec<usize>,
-        /// Product of the shape.
+        /// Number of values for this shape.
         expected: usize,
-        /// Values given.
+        /// Number of values in the array.
         actual: usize,
     },
 
-    /// A mask that does not mark one rectangle at the top left.
+    /// An attention mask is not a rectangle of ones at the top left.
     #[error(
-        "pixel_attention_mask of row {row}, image {image} is not a rectangle at the top left with ones inside and zeros outside"
+        "row {row}, image {image}: pixel_attention_mask must be a rectangle of ones at the top left, \
+         with zeros elsewhere"
     )]
     Mask {
-        /// The row of the batch.
+        /// Row in the batch.
         row: usize,
-        /// The image in that row.
+        /// Index of the image in the row.
         image: usize,
     },
 }

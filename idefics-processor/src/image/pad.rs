@@ -1,10 +1,11 @@
-//! Tiles of different sizes packed into one zero-padded array, and taken out of it again.
+//! Packs tiles of different sizes into one zero-padded array, and unpacks them.
 
 use rayon::prelude::*;
 
 use crate::image::PadError;
 
-/// One picture as the vision tower reads it: normalized values, channels first. It has as many as its size asks for.
+/// One input picture of the vision tower: normalized values, channels first. The number of values always matches the
+/// size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageTile {
     width: usize,
@@ -13,10 +14,10 @@ pub struct ImageTile {
 }
 
 impl ImageTile {
-    /// A tile of normalized values, `[3, height, width]`.
+    /// Creates a tile from normalized values, `[3, height, width]`.
     ///
     /// # Errors
-    /// [`PadError::Length`] if there are more or fewer values.
+    /// [`PadError::Length`] if the number of values does not match the size.
     pub fn new(width: usize, height: usize, pixels: Vec<f32>) -> Result<Self, PadError> {
         check_length("a tile", &[3, height, width], pixels.len())?;
         Ok(Self { width, height, pixels })
@@ -37,30 +38,30 @@ impl ImageTile {
         &self.pixels
     }
 
-    /// The same, to be changed.
+    /// Normalized values, `[3, height, width]`, mutable.
     pub fn pixels_mut(&mut self) -> &mut [f32] {
         &mut self.pixels
     }
 }
 
-/// A batch of tiles in the layout of the reference: every tile at the top left of its slot, zeros elsewhere.
+/// A batch of tiles in the reference's layout: each tile is at the top left of its slot, with zeros elsewhere.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PaddedImages {
-    /// Rows of the batch.
+    /// Number of rows in the batch.
     pub batch: usize,
-    /// Image slots in every row: the largest number of tiles that a row has.
+    /// Number of image slots per row: the largest number of tiles in a row.
     pub n_images: usize,
-    /// Height of a slot, in pixels: that of the tallest tile.
+    /// Height of a slot, in pixels: the height of the tallest tile.
     pub height: usize,
-    /// Width of a slot, in pixels: that of the widest tile.
+    /// Width of a slot, in pixels: the width of the widest tile.
     pub width: usize,
-    /// `[batch, n_images, 3, height, width]`, normalized values, 0.0 where there is no picture.
+    /// `[batch, n_images, 3, height, width]`: normalized values, 0.0 for padding.
     pub pixel_values: Vec<f32>,
-    /// `[batch, n_images, height, width]`, 1 where there is picture.
+    /// `[batch, n_images, height, width]`: 1 for pixels of a picture, 0 for padding.
     pub pixel_attention_mask: Vec<i64>,
 }
 
-/// Packs a batch, one `Vec` of tiles a row, into one zero-padded array.
+/// Packs a batch, with one `Vec` of tiles per row, into one zero-padded array.
 ///
 /// Source: the `do_pad` part of `Idefics2ImageProcessorPil._preprocess`.
 pub fn pad_batch(batch: &[Vec<ImageTile>]) -> PaddedImages {
@@ -111,14 +112,14 @@ impl PaddedImages {
         [self.batch, self.n_images, self.height, self.width]
     }
 
-    /// The tiles without their padding, one `Vec` a row; the inverse of [`pad_batch`].
+    /// The tiles without their padding, with one `Vec` per row: the inverse of [`pad_batch`].
     ///
-    /// A slot whose values are all exactly 0.0 is padding and is left out, as the model does it; every other slot is
-    /// cut to the rectangle that its mask marks.
+    /// A slot with only zeros is padding and is left out, as in the reference model. Every other slot is cropped to
+    /// the rectangle that its mask marks.
     ///
     /// # Errors
-    /// [`PadError::Length`] if an array does not have its shape's length, [`PadError::Mask`] if a mask is not a
-    /// rectangle of ones at the top left with zeros around it.
+    /// [`PadError::Length`] if the length of an array does not match its shape. [`PadError::Mask`] if a mask is not a
+    /// rectangle of ones at the top left with zeros elsewhere.
     pub fn tiles(&self) -> Result<Vec<Vec<ImageTile>>, PadError> {
         check_length("pixel_values", &self.pixel_values_shape(), self.pixel_values.len())?;
         check_length("pixel_attention_mask", &self.pixel_attention_mask_shape(), self.pixel_attention_mask.len())?;
@@ -149,7 +150,8 @@ fn check_length(name: &'static str, shape: &[usize], actual: usize) -> Result<()
     Err(PadError::Length { name, shape: shape.to_vec(), expected, actual })
 }
 
-/// Height and width of the ones at the top left, if they are a rectangle and all there is.
+/// Height and width of the rectangle of ones at the top left. `None` if the mask is empty or not such a rectangle with
+/// zeros elsewhere. `stride` is the width of the mask.
 fn marked_rectangle(mask: &[i64], stride: usize) -> Option<(usize, usize)> {
     let width = mask.iter().take(stride).take_while(|&&value| value == 1).count();
     let height = mask.chunks_exact(stride).take_while(|line| line[0] == 1).count();

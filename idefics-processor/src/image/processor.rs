@@ -1,4 +1,4 @@
-//! The image processor: cut and resize as the family says, rescale, normalize, pad.
+//! The image processor: cuts and resizes pictures by the rules of the family, rescales, normalizes and pads them.
 //!
 //! Source: `Idefics2ImageProcessorPil` and `IdeficsImageProcessorPil` of transformers 5.23 with Pillow 12.
 
@@ -11,29 +11,28 @@ use crate::image::{
     ReadOptions, RgbImage, pad_batch,
 };
 
-/// Turns pictures into the tiles that a model reads.
+/// Turns pictures into the tiles that the vision tower reads.
 #[derive(Debug, Clone)]
 pub struct ImageProcessor {
     family: &'static dyn FamilyRules,
     config: ImageProcessorConfig,
-    /// The normalized value of every channel and 8-bit value, `[3, 256]`.
+    /// Lookup table of normalized values, `[3, 256]`: by channel and 8-bit value.
     values: Box<[[f32; 256]; 3]>,
 }
 
 impl ImageProcessor {
-    /// Checks the configuration and prepares its arithmetic. Pictures are cut as Idefics2 does it; see
-    /// [`Self::with_family`].
+    /// Creates an image processor with the rules of Idefics2. For other families, see [`Self::with_family`].
     ///
     /// # Errors
-    /// [`ImageConfigError::Field`] from [`ImageProcessorConfig::validate`].
+    /// Those of [`ImageProcessorConfig::validate`].
     pub fn new(config: ImageProcessorConfig) -> Result<Self, ImageConfigError> {
         Self::with_family(&Idefics2, config)
     }
 
-    /// [`Self::new`] for any family.
+    /// Creates an image processor with the rules of `family`.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Those of [`ImageProcessorConfig::validate`].
     pub fn with_family(
         family: &'static dyn FamilyRules,
         config: ImageProcessorConfig,
@@ -45,17 +44,17 @@ impl ImageProcessor {
         Ok(Self { family, config, values })
     }
 
-    /// The configuration in force.
+    /// The configuration of this processor.
     pub fn config(&self) -> &ImageProcessorConfig {
         &self.config
     }
 
-    /// What a picture of `width` × `height` pixels becomes.
+    /// The tiles that a picture of `width` × `height` pixels is cut into.
     ///
     /// # Panics
-    /// If a side is 0.
+    /// If `width` or `height` is 0.
     pub fn layout(&self, width: u32, height: u32) -> TileGrid {
-        assert!(width > 0 && height > 0, "an image has sides of at least one pixel");
+        assert!(width > 0 && height > 0, "width and height must be at least 1 pixel");
         self.family.layout(width, height, &self.config)
     }
 
@@ -73,11 +72,11 @@ impl ImageProcessor {
             .collect()
     }
 
-    /// [`Self::layout`] and [`Self::process`] of an image that is read and decoded first. Where its format gives rows one after another, no more
-    /// of the picture is kept at a time than resizing needs.
+    /// Reads and decodes an image, then does [`Self::layout`] and [`Self::process`]. If the format decodes row by row,
+    /// only the rows that resizing needs are kept in memory.
     ///
     /// # Errors
-    /// As [`load_resized`].
+    /// Those of [`load_resized`].
     pub fn load(
         &self,
         source: &ImageSource,
@@ -99,16 +98,16 @@ impl ImageProcessor {
         Ok((grid, tiles))
     }
 
-    /// [`Self::process`] for a batch, one `Vec` of pictures a row; the tiles of a row follow one another.
+    /// [`Self::process`] for a batch with one `Vec` of pictures per row. Returns one flat `Vec` of tiles per row.
     pub fn process_all(&self, batch: &[Vec<RgbImage>]) -> Vec<Vec<ImageTile>> {
         let row = |images: &Vec<RgbImage>| images.par_iter().flat_map(|image| self.process(image)).collect();
         batch.par_iter().map(row).collect()
     }
 
-    /// Packs a batch of tiles into one array, padded where `do_pad` allows it.
+    /// Packs a batch of tiles into one array, padded to the size of the largest tile.
     ///
     /// # Errors
-    /// [`PadError::Unequal`] if `do_pad` is off and the tiles differ in size or number.
+    /// [`PadError::Unequal`] if `do_pad` is off but the tiles differ in size or number.
     pub fn pad(&self, batch: &[Vec<ImageTile>]) -> Result<PaddedImages, PadError> {
         if !self.config.do_pad {
             check_equal(batch)?;
@@ -116,12 +115,12 @@ impl ImageProcessor {
         Ok(pad_batch(batch))
     }
 
-    /// The resized picture as the model reads it: `[3, height, width]`. A quarter without pixels is black.
+    /// Normalizes a resized picture to a tile, `[3, height, width]`. `None` (an empty rectangle) gives a black tile.
     fn tile(&self, target: ResizeTarget, resized: Option<RgbImage>) -> ImageTile {
         let (width, height) = (target.width as usize, target.height as usize);
         let Some(resized) = resized else {
             let pixels = self.values.iter().flat_map(|values| std::iter::repeat_n(values[0], width * height)).collect();
-            return ImageTile::new(width, height, pixels).expect("a plane was made for each channel");
+            return ImageTile::new(width, height, pixels).expect("pixels has 3 planes of width x height values");
         };
         let mut pixels = vec![0.0; 3 * width * height];
         let (red, rest) = pixels.split_at_mut(width * height);
@@ -137,11 +136,11 @@ impl ImageProcessor {
                 *blue = blue_values[usize::from(pixel[2])];
             }
         });
-        ImageTile::new(width, height, pixels).expect("a plane was made for each channel")
+        ImageTile::new(width, height, pixels).expect("pixels has 3 planes of width x height values")
     }
 }
 
-/// Rescaling in f64, rounded to f32, then normalizing in f32, as numpy does it on the reference's arrays.
+/// Rescales in f64, rounds to f32, and normalizes in f32, like numpy on the reference's arrays.
 fn normalized_value(config: &ImageProcessorConfig, channel: usize, value: u8) -> f32 {
     let rescaled = if config.do_rescale { (f64::from(value) * config.rescale_factor) as f32 } else { f32::from(value) };
     if !config.do_normalize {
@@ -153,11 +152,11 @@ fn normalized_value(config: &ImageProcessorConfig, channel: usize, value: u8) ->
 fn check_equal(batch: &[Vec<ImageTile>]) -> Result<(), PadError> {
     let size = |tile: &ImageTile| format!("{}x{}", tile.width(), tile.height());
     let Some(first) = batch.first() else { return Ok(()) };
-    let of_all = first.first().map(size).unwrap_or_default();
+    let expected_size = first.first().map(size).unwrap_or_default();
     for (row, tiles) in batch.iter().enumerate() {
         let sizes: Vec<String> = tiles.iter().map(size).collect();
-        if tiles.len() != first.len() || sizes.iter().any(|found| *found != of_all) {
-            let expected = format!("{} images of {of_all} pixels", first.len());
+        if tiles.len() != first.len() || sizes.iter().any(|found| *found != expected_size) {
+            let expected = format!("{} images of {expected_size} pixels", first.len());
             let found = format!("{} images of {} pixels", sizes.len(), sizes.join(", "));
             return Err(PadError::Unequal { row, expected, found });
         }

@@ -1,12 +1,12 @@
-//! Conversations of the first Idefics, whose checkpoints ship no chat template.
+//! The conversation format of the first Idefics. Its checkpoints have no chat template.
 
 use crate::prompt::{Content, ImageTokens, Message, MessageContent};
 
-/// A conversation in the words of the instructed checkpoints, with a placeholder for each image; `text` changes what
-/// users and the model said before it is put in. Parts of other types are left out.
+/// Writes a conversation in the format of the instruct checkpoints, with one placeholder per image. `text` is applied
+/// to each text before it is inserted. Parts that are neither text nor image are left out.
 ///
-/// Source: the prompts of the public guides: `User: …<end_of_utterance>\nAssistant: …<end_of_utterance>\nUser:`, where
-/// a turn that begins with an image has no space after the colon.
+/// Source: the prompts of the public guides: `User: …<end_of_utterance>\nAssistant: …<end_of_utterance>\nUser:`. If a
+/// turn begins with an image, there is no space after the colon.
 pub(crate) fn conversation(
     messages: &[Message],
     add_generation_prompt: bool,
@@ -45,7 +45,7 @@ pub(crate) fn conversation(
     }
 }
 
-/// First letter in upper case, the others in lower case.
+/// Converts the first letter to upper case and the rest to lower case.
 fn capitalized(role: &str) -> String {
     let mut letters = role.chars();
     let first = letters.next().map(|letter| letter.to_ascii_uppercase());
@@ -58,7 +58,7 @@ mod tests {
     use crate::image::ImageSource;
 
     #[test]
-    fn conversations_are_written_as_in_the_guides() {
+    fn conversation_matches_format_of_public_guides() {
         let tokens = ImageTokens { image: "<image>".to_owned(), fake: "<f>".to_owned(), image_seq_len: 1 };
         let picture = || Content::image("a.png".parse::<ImageSource>().unwrap());
         let messages = [

@@ -1,20 +1,20 @@
-//! The spellings of image tokens.
+//! The tokens that represent an image in the text.
 
-/// The strings and counts of which Idefics2 builds an image's place in the text.
+/// The tokens that represent an image in the text, and their number.
 ///
 /// Source: `Idefics2Processor.__init__`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageTokens {
-    /// One vector of the image, and in the input its placeholder: `<image>`.
+    /// `<image>`: stands for one image vector in the encoded text, and for a whole image in unexpanded text.
     pub image: String,
-    /// What stands around an image: `<fake_token_around_image>`.
+    /// `<fake_token_around_image>`: written before and after an image.
     pub fake: String,
-    /// Vectors of one (sub-)image: `image_seq_len` tokens, equal to the resampler's `resampler_n_latents`.
+    /// Number of image tokens per tile. It must equal the resampler's `resampler_n_latents`.
     pub image_seq_len: usize,
 }
 
 impl ImageTokens {
-    /// Placeholders in `text`.
+    /// Number of image tokens in `text`.
     pub fn count(&self, text: &str) -> usize {
         text.matches(&self.image).count()
     }

@@ -1,4 +1,4 @@
-//! Samples from JSON. What is wrong is told by its place in the JSON.
+//! Parses samples from JSON. Errors name the field that is wrong.
 
 use serde_json::{Map, Value};
 
@@ -8,14 +8,14 @@ use crate::image::{ImageError, ImageSource};
 use crate::prompt::message::with_short_names;
 use crate::prompt::{Chat, Content, Message, MessageContent, PromptPart, Sample};
 
-/// Why JSON is not a sample.
+/// An error of parsing a [`Sample`] from JSON.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{problem}", place(at))]
 #[non_exhaustive]
 pub struct SampleError {
-    /// The field at fault, such as `messages[0].content[1]`; empty where it is the whole sample.
+    /// Path of the invalid field, such as `messages[0].content[1]`; empty for the sample itself.
     pub at: String,
-    /// What is wrong with it.
+    /// What is wrong with the field.
     #[source]
     pub problem: SampleProblem,
 }
@@ -27,66 +27,69 @@ pub enum SampleProblem {
     /// The text is not JSON.
     #[error("is not JSON: {0}")]
     Syntax(#[source] serde_json::Error),
-    /// A value of the wrong kind.
+    /// A value has the wrong type.
     #[error("is {found}; expected {expected}")]
     Kind {
         /// The value, shortened.
         found: String,
-        /// What may stand there.
+        /// The values that are accepted.
         expected: &'static str,
     },
-    /// A key without which the object means nothing.
+    /// An object lacks a required key.
     #[error("has no `{key}`; expected {expected}")]
     Missing {
-        /// The key.
+        /// The missing key.
         key: &'static str,
-        /// What its value is.
+        /// The values that the key accepts.
         expected: &'static str,
     },
-    /// None of the forms of a sample, or more than one.
-    #[error("has {found}; expected exactly one of `text`, `messages` and `prompt`")]
+    /// The sample has none of the keys that select its form, or more than one.
+    #[error("needs exactly one of `text`, `messages` and `prompt`, but has {found}")]
     Form {
-        /// The keys that tell the form.
+        /// The keys in the sample, or `none of them`.
         found: String,
     },
-    /// A key that belongs to another form of sample.
-    #[error("has `{key}` beside `{form}`, where it means nothing; {remedy}")]
+    /// A key is not allowed in this form of sample.
+    #[error("has `{key}` together with `{form}`, where it is not allowed; {remedy}")]
     Foreign {
-        /// The key.
+        /// The key that is not allowed.
         key: &'static str,
-        /// The form of the sample.
+        /// The key that selects the form of the sample.
         form: &'static str,
         /// What to do instead.
         remedy: &'static str,
     },
-    /// A part of a kind of input that is not read.
-    #[error("is of type `{kind}`, which is not supported; give text and images")]
+    /// A part has an unsupported type, such as audio or video.
+    #[error("is of type `{kind}`, which is not supported; only text and images are")]
     Media {
-        /// Its type.
+        /// Type of the part.
         kind: String,
     },
-    /// A part with more than one image.
-    #[error("names more than one image ({keys}); give each image a part of its own")]
+    /// A part names more than one image.
+    #[error("names more than one image ({keys}); use one part per image")]
     SeveralImages {
-        /// The keys that name images.
+        /// The keys that name images, in backticks.
         keys: String,
     },
-    /// Image parts without an image, and images without a part.
-    #[error("has {images} in `images` for {parts} without a picture in `messages`; give one for each")]
+    /// The number of separate images differs from the number of image parts without an image of their own.
+    #[error(
+        "has {images} in `images`, but {parts} without a picture in `messages`; give one image per part, \
+         and one part per image"
+    )]
     ImageParts {
-        /// Entries of `images`.
+        /// Number of entries in `images`, with its noun: `2 images`.
         images: String,
-        /// Image parts that have no image of their own.
+        /// Number of image parts without an image of their own, with its noun: `1 image part`.
         parts: String,
     },
-    /// A template variable that has a key of its own.
-    #[error("sets `{name}`, which has a key of its own beside `messages`; write it there")]
+    /// A template variable has the name of a key of the sample.
+    #[error("sets `{name}`, which is a key of the sample itself; set it next to `messages`")]
     ReservedVariable {
-        /// The variable.
+        /// Name of the variable.
         name: String,
     },
-    /// A string that names no image.
-    #[error("names no image: {0}")]
+    /// A string is not a valid image source.
+    #[error("does not name an image: {0}")]
     Image(#[source] ImageError),
 }
 
@@ -97,14 +100,14 @@ impl SampleError {
         Self { at: String::new(), problem }
     }
 
-    /// The same error, seen from the object that has the value under `key`.
+    /// Prepends `key` to the path of the field.
     fn under(mut self, key: &str) -> Self {
         let dot = if self.at.is_empty() || self.at.starts_with('[') { "" } else { "." };
         self.at = format!("{key}{dot}{}", self.at);
         self
     }
 
-    /// The same error, seen from the list that has the value at `index`.
+    /// Prepends `[index]` to the path of the field.
     fn at_index(self, index: usize) -> Self {
         self.under(&format!("[{index}]"))
     }
@@ -118,10 +121,10 @@ fn place(at: &str) -> String {
 }
 
 impl Sample {
-    /// Reads a sample from the text of a JSON file; a UTF-8 byte order mark before it is skipped.
+    /// Parses a sample from the text of a JSON file. A UTF-8 byte order mark at its start is skipped.
     ///
     /// # Errors
-    /// [`SampleError`], which names the field at fault.
+    /// A [`SampleError`] that names the invalid field.
     pub fn from_json(text: &[u8]) -> Result<Self, SampleError> {
         let text = without_byte_order_mark(text);
         let value: Value =
@@ -129,10 +132,10 @@ impl Sample {
         Self::try_from(value)
     }
 
-    /// Takes a sample out of a JSON object: its keys are removed, and those of the caller's own are left.
+    /// Takes a sample out of a JSON object: removes the keys of the sample and leaves all other keys.
     ///
     /// # Errors
-    /// [`SampleError`], which names the field at fault. The object may have lost keys then.
+    /// A [`SampleError`] that names the invalid field. Keys may already have been removed from the object.
     pub fn take_from(object: &mut Map<String, Value>) -> Result<Self, SampleError> {
         let forms: Vec<&str> = ["text", "messages", "prompt"]
             .into_iter()
@@ -157,7 +160,7 @@ impl Sample {
         match form {
             "text" => {
                 if add_generation_prompt.is_some() {
-                    return foreign("add_generation_prompt", "text", "it belongs to `messages`");
+                    return foreign("add_generation_prompt", "text", "use it only with `messages`");
                 }
                 let text = string(value, "a string").map_err(|error| error.under("text"))?;
                 let images = images.map_or(Ok(Vec::new()), image_list).map_err(|error| error.under("images"))?;
@@ -165,16 +168,17 @@ impl Sample {
             }
             "prompt" => {
                 if images.is_some() {
-                    return foreign("images", "prompt", "put its images into the list");
+                    return foreign("images", "prompt", "put the images into the list");
                 }
                 if add_generation_prompt.is_some() {
-                    return foreign("add_generation_prompt", "prompt", "it belongs to `messages`");
+                    return foreign("add_generation_prompt", "prompt", "use it only with `messages`");
                 }
-                let parts = each(value, "a list of texts and images", prompt_part);
+                let parts = parse_list(value, "a list of texts and images", prompt_part);
                 Ok(Self::Prompt(parts.map_err(|error| error.under("prompt"))?))
             }
             _ => {
-                let messages = each(value, "a list of messages", message).map_err(|error| error.under("messages"))?;
+                let messages =
+                    parse_list(value, "a list of messages", message).map_err(|error| error.under("messages"))?;
                 let mut chat = Chat::new(messages);
                 chat.images = images.map_or(Ok(Vec::new()), image_list).map_err(|error| error.under("images"))?;
                 if let Some(value) = add_generation_prompt {
@@ -184,7 +188,9 @@ impl Sample {
                 }
                 let objects = |key: &'static str, value: Option<Value>| {
                     value
-                        .map(|value| each(value, "a list of objects", |item| object_of(item).map(Value::Object)))
+                        .map(|value| {
+                            parse_list(value, "a list of objects", |item| parse_object(item).map(Value::Object))
+                        })
                         .transpose()
                         .map_err(|error| error.under(key))
                 };
@@ -216,16 +222,16 @@ impl TryFrom<Value> for Sample {
     }
 }
 
-/// A count with its noun, as `2 images`.
+/// A count with its noun, such as `2 images`.
 pub(crate) fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// Variables of a template that the keys beside `messages` set.
+/// Template variables that are set by keys of the sample.
 const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
 fn template_variables(value: Value) -> Parsed<Map<String, Value>> {
-    let variables = object_of(value)?;
+    let variables = parse_object(value)?;
     match RESERVED.iter().find(|name| variables.contains_key(**name)) {
         Some(name) => Err(SampleError::new(SampleProblem::ReservedVariable { name: (*name).to_owned() })),
         None => Ok(variables),
@@ -234,28 +240,28 @@ fn template_variables(value: Value) -> Parsed<Map<String, Value>> {
 
 fn message(value: Value) -> Parsed<Message> {
     let Value::Object(mut keys) = value else { return Err(kind(&value, "an object with `role` and `content`")) };
-    // Transformers drops keys that are null; `null` marks the place of what is kept apart.
+    // Transformers drops keys that are null. From here on, null marks the position of values stored in typed fields.
     keys.retain(|_, value| !value.is_null());
-    let role = mark(&mut keys, "role").ok_or_else(|| {
+    let role = take_value(&mut keys, "role").ok_or_else(|| {
         SampleError::new(SampleProblem::Missing { key: "role", expected: "`user`, `assistant`, `system` or another" })
     })?;
     let role = string(role, "a string").map_err(|error| error.under("role"))?;
-    let content = match mark(&mut keys, "content") {
+    let content = match take_value(&mut keys, "content") {
         None => MessageContent::Absent,
         Some(Value::String(text)) => MessageContent::Text(text),
-        Some(value) => each(value, "a string or a list of parts", part)
+        Some(value) => parse_list(value, "a string or a list of parts", part)
             .map(MessageContent::Parts)
             .map_err(|error| error.under("content"))?,
     };
     Ok(Message::with_keys(role, content, keys))
 }
 
-/// Takes the value of a key and leaves `null` in its place.
-fn mark(keys: &mut Map<String, Value>, key: &str) -> Option<Value> {
+/// Takes the value of a key and leaves `null` in its place, which keeps the order of the keys.
+fn take_value(keys: &mut Map<String, Value>, key: &str) -> Option<Value> {
     keys.get_mut(key).map(Value::take)
 }
 
-/// The keys under which an image part may name its image.
+/// Keys of an image part that may name its image.
 const IMAGE_KEYS: [&str; 6] = ["image", "url", "path", "base64", "data", "image_url"];
 
 fn part(value: Value) -> Parsed<Content> {
@@ -267,9 +273,9 @@ fn part(value: Value) -> Parsed<Content> {
         }
         Some(Value::String(name)) => match name.as_str() {
             "text" => {
-                mark(&mut keys, "type");
-                let text = mark(&mut keys, "text").filter(|text| !text.is_null());
-                let missing = SampleProblem::Missing { key: "text", expected: "the words of the part" };
+                take_value(&mut keys, "type");
+                let text = take_value(&mut keys, "text").filter(|text| !text.is_null());
+                let missing = SampleProblem::Missing { key: "text", expected: "the text of the part" };
                 let text = text.ok_or_else(|| SampleError::new(missing))?;
                 Ok(Content::Text { text: string(text, "a string").map_err(|error| error.under("text"))?, keys })
             }
@@ -284,7 +290,7 @@ fn part(value: Value) -> Parsed<Content> {
 }
 
 fn image_part(mut keys: Map<String, Value>) -> Parsed<Content> {
-    let is_url = mark(&mut keys, "type").is_some_and(|name| name == "image_url");
+    let is_url = take_value(&mut keys, "type").is_some_and(|name| name == "image_url");
     let given: Vec<&str> =
         IMAGE_KEYS.into_iter().filter(|key| keys.get(*key).is_some_and(|value| !value.is_null())).collect();
     let source = match given.as_slice() {
@@ -307,7 +313,7 @@ fn image_part(mut keys: Map<String, Value>) -> Parsed<Content> {
     Ok(Content::Image { source, keys: with_short_names(keys) })
 }
 
-/// The image that an image part names under `key`.
+/// Parses the image under `key` of an image part.
 fn image_under(key: &str, value: &Value) -> Parsed<ImageSource> {
     let source = match (key, value) {
         ("image_url", Value::Object(object)) => match object.get("url") {
@@ -324,7 +330,7 @@ fn image_under(key: &str, value: &Value) -> Parsed<ImageSource> {
 }
 
 fn image_list(value: Value) -> Parsed<Vec<ImageSource>> {
-    each(value, "a list of images", |item| image(&item, "a path, a URL or a data URL"))
+    parse_list(value, "a list of images", |item| image(&item, "a path, a URL or a data URL"))
 }
 
 fn prompt_part(value: Value) -> Parsed<PromptPart> {
@@ -369,15 +375,15 @@ fn string(value: Value, expected: &'static str) -> Parsed<String> {
     }
 }
 
-fn object_of(value: Value) -> Parsed<Map<String, Value>> {
+fn parse_object(value: Value) -> Parsed<Map<String, Value>> {
     match value {
         Value::Object(object) => Ok(object),
         other => Err(kind(&other, "an object")),
     }
 }
 
-/// The items of a list.
-fn each<T>(value: Value, expected: &'static str, item: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
+/// Parses each item of a list with `item`.
+fn parse_list<T>(value: Value, expected: &'static str, item: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
     let Value::Array(items) = value else { return Err(kind(&value, expected)) };
     let items = items.into_iter().enumerate();
     items.map(|(index, value)| item(value).map_err(|error| error.at_index(index))).collect()
@@ -387,7 +393,7 @@ fn kind(value: &Value, expected: &'static str) -> SampleError {
     SampleError::new(SampleProblem::Kind { found: found(value), expected })
 }
 
-/// A value in a few words.
+/// Describes a value for an error message.
 fn found(value: &Value) -> String {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => value.to_string(),

@@ -1,39 +1,41 @@
-//! User text kept literal: what a user types can never become a special token.
+//! Protection of user text: a special token that a user types is encoded as ordinary text.
 //!
-//! A chat template writes special tokens and user text into one string, and a tokenizer cannot tell who wrote what. So
-//! before the template runs, each special token that a user spelled is broken by a stand-in: a character that occurs
-//! nowhere else takes the place of one of its characters. The template carries it through like any other character,
-//! the tokenizer finds no special token there, and just before the text is cut into word pieces the character is put
-//! back. The ids are then those of the literal spelling, and text without special tokens is not touched at all.
+//! A chat template writes special tokens and user text into one string, and the tokenizer cannot tell them apart. So
+//! before the template runs, one character of each special token in user text is replaced by a stand-in: a character
+//! that occurs nowhere else in the row. The template copies it like any other character, and the tokenizer finds no
+//! special token there. Before the text is split into word pieces, the original character is restored. The ids are
+//! therefore those of the literal text, and text without special tokens is not changed at all.
 
 use serde::Deserialize;
 
-/// What to do when the text of a message spells a special token, such as `<image>` or `</s>`.
+/// How to handle the text of a special token, such as `<image>` or `</s>`, in a message.
 ///
-/// It concerns `messages` only: in a sample's `text`, every special token counts, as in the reference.
+/// It applies to `messages` only. In a sample's `text`, special tokens are always parsed, as in the reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum SpecialTokensInText {
-    /// Keep the spelling as ordinary text.
+    /// Encode it as ordinary text.
     #[default]
     Literal,
-    /// Read it as the token, as the reference does by default. A user can then end turns and add images.
+    /// Parse it as the special token, as the reference does by default. Users can then end turns and add images.
     Parse,
-    /// Refuse the sample.
+    /// Reject the sample.
     Reject,
 }
 
-/// The stand-ins of one row, each with the character that it stands for.
+/// The stand-ins of one row, with the characters that they replace.
 #[derive(Debug, Clone, Default)]
 pub struct Literals {
+    /// Pairs of stand-in and original character.
     pairs: Vec<(char, char)>,
-    /// Characters that occur in the row already, sorted.
+    /// Candidate stand-ins that already occur in the row, sorted.
     taken: Vec<char>,
 }
 
 impl Literals {
-    /// No stand-ins yet. `texts` is everything that can reach the rendered text: a stand-in is none of its characters.
+    /// Creates an empty set. `texts` must contain everything that can reach the rendered text, because stand-ins are
+    /// chosen among the characters that do not occur in it.
     pub(crate) fn new<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
         let mut taken: Vec<char> =
             texts.into_iter().flat_map(str::chars).filter(|&character| is_candidate(character)).collect();
@@ -52,7 +54,7 @@ impl Literals {
         self.pairs.iter().any(|&(stand_in, _)| stand_in == character)
     }
 
-    /// The character that the user wrote.
+    /// The original character of a stand-in, or the character itself.
     pub(crate) fn restore_char(&self, character: char) -> char {
         match self.pairs.iter().find(|&&(stand_in, _)| stand_in == character) {
             Some(&(_, original)) => original,
@@ -60,7 +62,7 @@ impl Literals {
         }
     }
 
-    /// The text that the user wrote.
+    /// Replaces all stand-ins in `text` by their original characters.
     pub(crate) fn restore(&self, text: &str) -> String {
         match self.is_empty() {
             true => text.to_owned(),
@@ -68,15 +70,16 @@ impl Literals {
         }
     }
 
-    /// Breaks every special token in `text`, and what could become one together with the text before or after it.
+    /// Masks every special token in `text`, and every part of one at its start or end, which could become a whole
+    /// token together with the neighbouring text.
     pub(crate) fn protect(&mut self, text: &str, tokens: &[&str]) -> String {
         let mut protected = String::with_capacity(text.len());
         for (start, character) in text.char_indices() {
             let rest = &text[start..];
             let breaks = tokens.iter().any(|token| {
                 rest.starts_with(token) // a whole token
-                    || token.starts_with(rest) // the start of one, at the end of this text
-                    || (start == 0 && continues(token, text)) // the end of one, at the start of this text
+                    || token.starts_with(rest) // the start of a token, at the end of this text
+                    || (start == 0 && continues(token, text)) // the end of a token, at the start of this text
             });
             protected.push(if breaks { self.stand_in(character) } else { character });
         }
@@ -87,7 +90,7 @@ impl Literals {
         if let Some(&(stand_in, _)) = self.pairs.iter().find(|&&(_, known)| known == original) {
             return stand_in;
         }
-        // Tokens have far fewer distinct characters than there are candidates, even where a text uses many of them up.
+        // There are far more candidates than distinct characters in the tokens, even if a text already uses many.
         let stand_in = CANDIDATES
             .into_iter()
             .flatten()
@@ -98,7 +101,8 @@ impl Literals {
     }
 }
 
-/// Noncharacters first, which no text should hold, then private use, of which no text holds all.
+/// Candidate stand-ins: first noncharacters, which text should not contain, then private-use characters, of which no
+/// text contains all.
 const CANDIDATES: [std::ops::RangeInclusive<char>; 3] =
     ['\u{FDD0}'..='\u{FDEF}', '\u{F0000}'..='\u{FFFFD}', '\u{100000}'..='\u{10FFFD}'];
 
@@ -106,12 +110,12 @@ fn is_candidate(character: char) -> bool {
     CANDIDATES.iter().any(|range| range.contains(&character))
 }
 
-/// The first special token that `text` spells.
+/// The special token that occurs first in `text`.
 pub(crate) fn find_token<'a>(text: &str, tokens: &[&'a str]) -> Option<&'a str> {
     tokens.iter().copied().filter_map(|token| Some((text.find(token)?, token))).min().map(|(_, token)| token)
 }
 
-/// Whether `text` begins with what is left of `token` after some of its characters.
+/// Whether `text` begins with a proper suffix of `token`.
 fn continues(token: &str, text: &str) -> bool {
     token.char_indices().skip(1).any(|(start, _)| text.starts_with(&token[start..]))
 }
@@ -128,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn breaks_tokens_and_their_halves_and_nothing_else() {
+    fn masks_tokens_and_partial_tokens_only() {
         for (text, changed) in [
             ("a < b and <b>bold</b>", 0),
             ("<image>", 1),
@@ -148,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn stand_ins_are_characters_that_the_text_does_not_use() {
+    fn stand_ins_do_not_occur_in_the_text() {
         let text = "\u{FDD0}\u{FDD1} <image>";
         let (protected, literals) = protect(text);
         assert_eq!(protected, "\u{FDD0}\u{FDD1} \u{FDD2}image>");

@@ -1,4 +1,4 @@
-//! Messages of a conversation, and what a chat template sees of them.
+//! Messages of a conversation, and their form for chat templates.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -7,20 +7,21 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::shorten;
 use crate::image::ImageSource;
 
-/// Longest string that names an image and is shown to a template whole, in bytes; data URLs are cut to their beginning.
+/// Longest string in an image part that templates see unchanged, in bytes. Longer ones, such as data URLs, are
+/// shortened.
 const MAX_IMAGE_NAME: usize = 4096;
 
 /// One message of a conversation.
 ///
-/// In JSON an object with `role` and `content`. Further keys (`name`, `tool_calls`, …) are kept in their order and
-/// reach the chat template, except those that are `null`, which Transformers drops too.
+/// In JSON, an object with `role` and `content`. Other keys (`name`, `tool_calls`, …) are kept in their order and
+/// passed to the chat template, except those that are `null`, which Transformers drops too.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// The speaker: `user`, `assistant`, `system`, or another role that the template knows.
+    /// The speaker: `user`, `assistant`, `system`, or another role that the template supports.
     pub role: String,
-    /// What is said and shown.
+    /// Text and images of the message.
     pub content: MessageContent,
-    /// Every key in order. `role` and `content` hold `null` here and mark only their place.
+    /// All keys in order. `role` and `content` are `null` here; they only mark their position.
     keys: Map<String, Value>,
 }
 
@@ -28,10 +29,10 @@ pub struct Message {
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub enum MessageContent {
-    /// There is none: in JSON, the key is missing or `null`, as in a message that only calls tools.
+    /// No content: in JSON, the key is missing or `null`, as in a message that only calls tools.
     #[default]
     Absent,
-    /// A plain string, which reaches the template as a string.
+    /// A plain string, passed to the template as a string.
     Text(String),
     /// Texts and images, in order.
     Parts(Vec<Content>),
@@ -39,44 +40,44 @@ pub enum MessageContent {
 
 /// One part of a message's content.
 ///
-/// In JSON `{"type": "text", "text": "…"}`, or `{"type": "image", …}` with the image under `path`, `url`, `image`,
-/// `base64` or `data`, or `{"type": "image_url", "image_url": {"url": "…"}}`. An image part without an image takes the
-/// next one of [`Chat::images`](crate::Chat::images). Parts of other types are for the template alone, and so are
-/// further keys of any part.
+/// In JSON, `{"type": "text", "text": "…"}`, or `{"type": "image", …}` with the image under `path`, `url`, `image`,
+/// `base64` or `data`, or `{"type": "image_url", "image_url": {"url": "…"}}`. An image part without an image takes
+/// the next one of [`Chat::images`](crate::Chat::images). Parts of other types, and other keys of any part, are only
+/// passed to the template.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Content {
-    /// Words.
+    /// A text.
     Text {
-        /// The words. Special tokens in them stay text unless the caller asks otherwise.
+        /// The text. Special tokens in it are handled as [`SpecialTokensInText`](crate::SpecialTokensInText) says.
         text: String,
-        /// Every key in order; `type` and `text` hold `null` and mark only their place.
+        /// All keys in order. `type` and `text` are `null`; they only mark their position.
         keys: Map<String, Value>,
     },
     /// An image.
     Image {
-        /// Where it is, or `None` for the next one of [`Chat::images`](crate::Chat::images).
+        /// Source of the image, or `None` for the next one of [`Chat::images`](crate::Chat::images).
         source: Option<ImageSource>,
-        /// Every key in order as the template sees it; `type` holds `null` and marks only its place.
+        /// All keys in order, as the template sees them. `type` is `null`; it only marks its position.
         keys: Map<String, Value>,
     },
-    /// A part that only the template reads, as it is in JSON.
+    /// A part of another type, as in JSON. Only the template uses it.
     Other(Map<String, Value>),
 }
 
 impl Message {
-    /// A message of `role`.
+    /// Creates a message with `role` and `content`.
     pub fn new(role: impl Into<String>, content: impl Into<MessageContent>) -> Self {
         let keys = ["role", "content"].map(|key| (key.to_owned(), Value::Null)).into_iter().collect();
         Self { role: role.into(), content: content.into(), keys }
     }
 
-    /// A message of one text part.
+    /// Creates a message with one text part.
     pub fn text(role: impl Into<String>, text: impl Into<String>) -> Self {
         Self::new(role, vec![Content::text(text)])
     }
 
-    /// A message with all keys of its JSON object, in which `role` and `content` mark only their place.
+    /// Creates a message with all keys of its JSON object, where `role` and `content` only mark their position.
     pub(crate) fn with_keys(role: String, content: MessageContent, keys: Map<String, Value>) -> Self {
         Self { role, content, keys }
     }
@@ -86,7 +87,7 @@ impl Message {
         self.keys.get(name).filter(|value| !value.is_null())
     }
 
-    /// Sets a key other than `role` and `content` for the chat template, as `name` or `tool_calls`.
+    /// Sets a key for the chat template, such as `name` or `tool_calls`. Does nothing for `role` and `content`.
     pub fn set_key(&mut self, name: impl Into<String>, value: Value) {
         let name = name.into();
         if name != "role" && name != "content" {
@@ -94,7 +95,7 @@ impl Message {
         }
     }
 
-    /// The content's parts; none if it is a string or absent.
+    /// The parts of the content; empty if the content is a string or absent.
     pub fn parts(&self) -> &[Content] {
         match &self.content {
             MessageContent::Parts(parts) => parts,
@@ -102,7 +103,7 @@ impl Message {
         }
     }
 
-    /// The content's parts, to be changed; none if it is a string or absent.
+    /// The parts of the content, mutable; empty if the content is a string or absent.
     pub fn parts_mut(&mut self) -> &mut [Content] {
         match &mut self.content {
             MessageContent::Parts(parts) => parts,
@@ -119,15 +120,17 @@ impl Message {
         whole.into_iter().chain(self.parts().iter().filter_map(Content::as_text))
     }
 
-    /// The message as JSON that [`Sample`](crate::Sample) reads again, with absolute paths. A path that is not UTF-8 is written
-    /// with replacement characters.
+    /// The message as JSON that [`Sample`](crate::Sample) can parse, with absolute image paths. Paths that are not
+    /// UTF-8 are written with replacement characters.
     pub fn to_json(&self) -> Value {
         self.object(Content::to_json)
     }
 
-    /// What a chat template sees of the message.
+    /// The message as chat templates see it.
     ///
-    /// Reasoning is there under each of its names. Source: `_alias_reasoning_fields` in `chat_template_utils.py`.
+    /// Reasoning is available as both `thinking` and `reasoning_content`, whichever of its names the message uses.
+    ///
+    /// Source: `_alias_reasoning_fields` in `chat_template_utils.py`.
     pub(crate) fn for_template(&self) -> Value {
         let mut object = self.object(Content::for_template);
         let fields = ["reasoning_content", "thinking", "reasoning"];
@@ -140,7 +143,7 @@ impl Message {
         object
     }
 
-    /// The object of all keys, in which parts are written by `part`.
+    /// Builds the JSON object of the message. `part` converts each part of the content.
     fn object(&self, part: impl Fn(&Content) -> Value) -> Value {
         let content = match &self.content {
             MessageContent::Absent => None,
@@ -173,22 +176,23 @@ impl From<&str> for MessageContent {
 }
 
 impl Content {
-    /// Words.
+    /// Creates a text part.
     pub fn text(text: impl Into<String>) -> Self {
         Self::Text { text: text.into(), keys: markers(["type", "text"]) }
     }
 
-    /// An image.
+    /// Creates an image part.
     pub fn image(source: impl Into<ImageSource>) -> Self {
         Self::Image { source: Some(source.into()), keys: markers(["type"]) }
     }
 
-    /// The place of the next image of [`Chat::images`](crate::Chat::images).
+    /// Creates an image part without an image of its own: it takes the next one of
+    /// [`Chat::images`](crate::Chat::images).
     pub fn next_image() -> Self {
         Self::Image { source: None, keys: markers(["type"]) }
     }
 
-    /// The words of a text part.
+    /// The text of a text part.
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text { text, .. } => Some(text),
@@ -201,7 +205,7 @@ impl Content {
         matches!(self, Self::Image { .. })
     }
 
-    /// What a chat template sees of the part: every key as it was given, with long names of images cut.
+    /// The part as chat templates see it: all keys as given, with long image strings shortened.
     fn for_template(&self) -> Value {
         match self {
             Self::Text { text, keys } => {
@@ -228,12 +232,13 @@ impl Content {
     }
 }
 
-/// `null` under each of the keys.
+/// A map with `null` for each key, which marks the position of the key.
 fn markers<const N: usize>(keys: [&str; N]) -> Map<String, Value> {
     keys.into_iter().map(|key| (key.to_owned(), Value::Null)).collect()
 }
 
-/// The map with `typed` values at their keys' places, or behind the others where a key has no place.
+/// Inserts the `typed` values into a copy of `keys`: at the position of their key, or at the end if there is none. A
+/// key with the value `None` is removed.
 fn in_place<const N: usize>(keys: &Map<String, Value>, typed: [(&str, Option<Value>); N]) -> Map<String, Value> {
     let mut object = keys.clone();
     for (key, value) in typed {
@@ -245,7 +250,7 @@ fn in_place<const N: usize>(keys: &Map<String, Value>, typed: [(&str, Option<Val
     object
 }
 
-/// The keys of an image part as a template sees them.
+/// Shortens long strings in the keys of an image part, such as data URLs, for templates.
 pub(crate) fn with_short_names(mut keys: Map<String, Value>) -> Map<String, Value> {
     for value in keys.values_mut() {
         if value.as_str().is_some_and(|text| text.len() > MAX_IMAGE_NAME) {

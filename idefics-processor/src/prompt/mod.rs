@@ -1,4 +1,5 @@
-//! From samples to the text that the tokenizer encodes: chat templates, placeholders, and user text kept literal.
+//! Turns samples into the text to encode: chat templates, image placeholders, and protection of special tokens in user
+//! text.
 
 mod conversation;
 mod image_tokens;

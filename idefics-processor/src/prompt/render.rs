@@ -1,4 +1,4 @@
-//! Conversations into text: with the checkpoint's chat template, or in the words of the first Idefics.
+//! Renders conversations to text: with the checkpoint's chat template, or in the format of the first Idefics.
 
 use serde_json::{Value, json};
 
@@ -11,30 +11,31 @@ use crate::prompt::{
     find_token, is_word,
 };
 
-/// What turns the conversations of a checkpoint into text.
+/// Renders the conversations of a checkpoint to text.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conversations<'a> {
     pub(crate) template: Option<&'a ChatTemplate>,
-    /// Ends a turn where there is no template.
+    /// End-of-turn token for conversations without a template.
     pub(crate) turn_end: Option<&'a str>,
     pub(crate) image_tokens: &'a ImageTokens,
-    /// Names and spellings of the special tokens that a template may write.
+    /// Special tokens as template variables: name (`bos_token`) and text (`<s>`).
     pub(crate) named_tokens: &'a [(String, String)],
-    /// Tokens that must not come out of a user's text.
+    /// Tokens that user text must not produce.
     pub(crate) protected: &'a [&'a str],
     pub(crate) special_tokens_in_text: SpecialTokensInText,
 }
 
 impl Conversations<'_> {
-    /// The text of a conversation, with the user's special tokens broken by the stand-ins of the literals.
+    /// Renders a conversation. Special tokens that the user typed are masked by the stand-ins in the returned
+    /// [`Literals`].
     ///
     /// # Errors
-    /// [`ProcessorError`] of row `row`.
+    /// A [`ProcessorError`] for row `row`.
     pub(crate) fn render(&self, chat: &Chat, row: usize) -> Result<(String, Literals), ProcessorError> {
         if self.template.is_none() && self.turn_end.is_none() {
             return Err(ProcessorError::NoChatTemplate { row });
         }
-        let variables = Variables::of(chat);
+        let variables = Variables::new(chat);
         if self.special_tokens_in_text == SpecialTokensInText::Reject {
             for (variable, text) in variables.strings() {
                 if let Some(token) = find_token(text, self.protected) {
@@ -52,15 +53,20 @@ impl Conversations<'_> {
             false => text.to_owned(),
         };
         let rendered = match self.template {
-            Some(template) => self.by_template(template, variables.map_strings(self.protected, &mut protect), row)?,
-            None => self.without_template(chat, row, protect)?,
+            Some(template) => {
+                self.render_template(template, variables.map_strings(self.protected, &mut protect), row)?
+            }
+            None => self.render_turns(chat, row, protect)?,
         };
         Ok((rendered, literals))
     }
 
-    /// The template's text. Where it loses contents that are strings and writes them as parts, they are parts: the
-    /// templates of Idefics2 read parts alone, and in Transformers nothing is left of a string but its role.
-    fn by_template(
+    /// Renders a conversation with the chat template.
+    ///
+    /// If the template drops a `content` that is a string, that content is passed as a text part instead: the
+    /// templates of Idefics2 only read parts, and in Transformers a string `content` is lost. The second rendering is
+    /// only used if it contains all the lost texts and the template does not just print the list of parts.
+    fn render_template(
         &self,
         template: &ChatTemplate,
         mut variables: Variables,
@@ -88,7 +94,7 @@ impl Conversations<'_> {
         Ok(as_parts.unwrap_or(rendered))
     }
 
-    fn without_template(
+    fn render_turns(
         &self,
         chat: &Chat,
         row: usize,
@@ -108,22 +114,22 @@ impl Conversations<'_> {
     }
 }
 
-/// Refuses a rendered text whose placeholders are not those of the images.
+/// Checks that a rendered text has one placeholder per image.
 pub(crate) fn check_images(chat: &Chat, placeholders: usize, row: usize) -> Result<(), ProcessorError> {
-    let (parts, open) = chat.count_image_parts();
-    let apart = chat.images.len();
-    if !chat.images_fit() || (parts == 0 && apart > 0 && placeholders != apart) {
-        let (images, parts) = (counted(apart, "image"), counted(open, "image part"));
+    let (parts, unfilled) = chat.count_image_parts();
+    let separate = chat.images.len();
+    if !chat.images_fit() || (parts == 0 && separate > 0 && placeholders != separate) {
+        let (images, parts) = (counted(separate, "image"), counted(unfilled, "image part"));
         return Err(ProcessorError::ImageParts { row, images, parts });
     }
-    let images = parts.max(apart);
+    let images = parts.max(separate);
     match placeholders == images {
         true => Ok(()),
         false => Err(ProcessorError::TemplateLossy { row, images, placeholders }),
     }
 }
 
-/// Refuses conversations that are empty or larger than `limits`, and roles that are no words.
+/// Rejects conversations that are empty or exceed `limits`, and roles that are not plain words.
 pub(crate) fn check(chat: &Chat, row: usize, limits: &TextLimits) -> Result<(), ProcessorError> {
     let at_most = |what, found, limit| match found > limit {
         true => Err(ProcessorError::TextTooLarge { row, what, found, limit }),
@@ -133,17 +139,18 @@ pub(crate) fn check(chat: &Chat, row: usize, limits: &TextLimits) -> Result<(), 
     if chat.messages.is_empty() {
         return Err(ProcessorError::EmptyMessages { row });
     }
-    let variables = Variables::of(chat);
+    let variables = Variables::new(chat);
     if !variables.is_shallow() {
         return at_most("levels of lists and objects", MAX_DEPTH + 1, MAX_DEPTH);
     }
     let lengths = || variables.strings().into_iter().map(|(_, text)| text.len());
     at_most("bytes in one text", lengths().max().unwrap_or(0), limits.max_text_bytes)?;
-    at_most("bytes of text in all messages", lengths().sum(), limits.max_total_bytes)?;
-    for (message, said) in chat.messages.iter().enumerate() {
-        // Templates write the role among their own text, so it must not be able to spell anything but a word.
-        if !is_word(&said.role) {
-            return Err(ProcessorError::Role { row, message, role: shorten(&said.role) });
+    at_most("bytes of text in all messages together", lengths().sum(), limits.max_total_bytes)?;
+    for (message, entry) in chat.messages.iter().enumerate() {
+        // Templates write roles between their own tokens, so a role must not contain anything that could pass for
+        // them.
+        if !is_word(&entry.role) {
+            return Err(ProcessorError::Role { row, message, role: shorten(&entry.role) });
         }
     }
     Ok(())

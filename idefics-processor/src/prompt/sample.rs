@@ -1,4 +1,4 @@
-//! What a caller asks for: one row of a batch.
+//! Samples: the rows of a batch.
 
 use std::path::Path;
 
@@ -10,72 +10,73 @@ use crate::prompt::{Content, Message};
 
 /// One row of a batch.
 ///
-/// In JSON, its keys tell the three forms apart:
+/// In JSON, the keys select one of three forms:
 /// ```json
 /// {"text": "User:<image>What is this?<end_of_utterance>\nAssistant:", "images": ["cat.png"]}
 /// {"messages": [{"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is this?"}]}],
 ///  "add_generation_prompt": true}
 /// {"prompt": ["User:", {"image": "cat.png"}, "Describe this.\nAssistant:"]}
 /// ```
-/// An image is a path, an `http(s)` URL, a `data:` URL, or base64 of an image file. Keys that the form does not have, as an `id`, are ignored.
+/// An image is a path, an `http(s)` URL, a `data:` URL, or a base64-encoded image file. Other keys, such as `id`, are
+/// ignored.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
 #[non_exhaustive]
 pub enum Sample {
-    /// Text in which every special token counts, with one `<image>` for each image.
+    /// A text with one `<image>` placeholder per image. All special tokens in it are parsed.
     Text {
         /// The text.
         text: String,
-        /// The images, in the order of their placeholders.
+        /// Images in the order of their placeholders.
         images: Vec<ImageSource>,
     },
-    /// A conversation that the checkpoint's chat template turns into text.
+    /// A conversation, rendered with the checkpoint's chat template.
     Messages(Chat),
-    /// The interleaved list of the first Idefics.
+    /// A list of texts and images, for the first Idefics.
     Prompt(Vec<PromptPart>),
 }
 
-/// A conversation with what else its chat template may read.
+/// A conversation with the other inputs of its chat template.
 ///
-/// In JSON the object with `messages`, and `images`, `add_generation_prompt`, `tools`, `documents` and
-/// `chat_template_kwargs` beside it.
+/// In JSON, an object with `messages` and optionally `images`, `add_generation_prompt`, `tools`, `documents` and
+/// `chat_template_kwargs`.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Chat {
     /// The messages, oldest first.
     pub messages: Vec<Message>,
-    /// The images of those image parts that have none of their own, in order.
+    /// Images for the image parts without an image of their own, in order.
     pub images: Vec<ImageSource>,
-    /// Whether the text ends where the assistant's answer begins; `false` by default, as in the reference.
+    /// Whether the text ends with the start of the assistant's turn; `false` by default, as in the reference.
     pub add_generation_prompt: bool,
-    /// Schemas of the tools that the assistant may call; a template that is given `None` sees `none`.
+    /// Schemas of the tools that the assistant may call. Templates see `None` as `none`.
     pub tools: Option<Vec<Value>>,
-    /// Documents to answer from; a template that is given `None` sees `none`.
+    /// Documents to answer from. Templates see `None` as `none`.
     pub documents: Option<Vec<Value>>,
-    /// Further variables of the template, as `enable_thinking`: the `**kwargs` of `apply_chat_template`. They win over
-    /// the special tokens' names.
+    /// Other template variables, such as `enable_thinking`: the `**kwargs` of `apply_chat_template`. They override
+    /// special tokens of the same name.
     pub template_variables: Map<String, Value>,
 }
 
-/// A piece of an interleaved prompt.
+/// A part of an interleaved prompt.
 ///
-/// In JSON a string is text, unless it is an `http(s)` URL without a space, and `{"image": "…"}` an image.
+/// In JSON, a string is text, unless it is an `http(s)` URL without spaces; URLs and `{"image": "…"}` are images.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum PromptPart {
-    /// Words.
+    /// A text.
     Text(String),
-    /// A picture.
+    /// An image.
     Image(ImageSource),
 }
 
 impl Sample {
-    /// A conversation in which the assistant speaks next.
+    /// Creates a conversation in which the assistant speaks next.
     pub fn chat(messages: Vec<Message>) -> Self {
         Self::Messages(Chat::new(messages).with_generation_prompt())
     }
 
-    /// The images of this row, in the order in which the text shows them.
+    /// The images of this sample, in the order of the text.
     pub fn images(&self) -> Vec<&ImageSource> {
         match self {
             Self::Text { images, .. } => images.iter().collect(),
@@ -90,7 +91,7 @@ impl Sample {
         }
     }
 
-    /// Bytes of all texts together.
+    /// Total length of all texts, in bytes.
     pub fn text_bytes(&self) -> usize {
         match self {
             Self::Text { text, .. } => text.len(),
@@ -99,7 +100,7 @@ impl Sample {
         }
     }
 
-    /// Reads relative image paths from `folder`, which is where the file with the sample lies.
+    /// Makes relative image paths relative to `folder`, usually the folder of the file with the sample.
     pub fn resolve_paths(&mut self, folder: &Path) {
         let sources: Box<dyn Iterator<Item = &mut ImageSource>> = match self {
             Self::Text { images, .. } => Box::new(images.iter_mut()),
@@ -127,46 +128,46 @@ impl From<Chat> for Sample {
 }
 
 impl Chat {
-    /// A conversation of these messages and nothing else.
+    /// Creates a conversation of `messages`, with defaults for all other fields.
     pub fn new(messages: Vec<Message>) -> Self {
         Self { messages, ..Self::default() }
     }
 
-    /// The same conversation with the assistant to speak next.
+    /// Sets `add_generation_prompt`, so that the assistant speaks next.
     pub fn with_generation_prompt(self) -> Self {
         Self { add_generation_prompt: true, ..self }
     }
 
-    /// Image parts, and how many of them have no image of their own.
+    /// Number of image parts, and number of image parts without an image of their own.
     pub(crate) fn count_image_parts(&self) -> (usize, usize) {
         let mut parts = 0;
-        let mut open = 0;
+        let mut unfilled = 0;
         for content in self.messages.iter().flat_map(Message::parts) {
             if let Content::Image { source, .. } = content {
                 parts += 1;
-                open += usize::from(source.is_none());
+                unfilled += usize::from(source.is_none());
             }
         }
-        (parts, open)
+        (parts, unfilled)
     }
 
-    /// Whether each image part has an image and each image a part. Where there is no image part, the text itself may
-    /// have placeholders.
+    /// Whether the number of separate images equals the number of image parts without an image of their own. Always
+    /// true without image parts, because the text may then have placeholders.
     pub(crate) fn images_fit(&self) -> bool {
-        let (parts, open) = self.count_image_parts();
-        self.images.len() == open || parts == 0
+        let (parts, unfilled) = self.count_image_parts();
+        self.images.len() == unfilled || parts == 0
     }
 
-    /// The images of the parts in order; those in [`Chat::images`] fill the parts that have none of their own.
+    /// The images of all parts in order. Parts without an image of their own take the next one of [`Chat::images`].
     fn all_images(&self) -> Vec<&ImageSource> {
-        let mut apart = self.images.iter();
+        let mut separate = self.images.iter();
         let mut images = Vec::new();
         for content in self.messages.iter().flat_map(Message::parts) {
             if let Content::Image { source, .. } = content {
-                images.extend(source.as_ref().or_else(|| apart.next()));
+                images.extend(source.as_ref().or_else(|| separate.next()));
             }
         }
-        images.extend(apart);
+        images.extend(separate);
         images
     }
 }

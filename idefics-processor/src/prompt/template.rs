@@ -7,31 +7,31 @@ use serde_json::{Map, Value};
 
 use crate::error::ProcessorError;
 
-/// How much text a sample may have.
+/// Limits on the text, messages and images of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TextLimits {
-    /// Longest text of a sample or of one part of a message, in bytes.
+    /// Maximum length of one text (the text of a sample, or one string in a conversation), in bytes.
     pub max_text_bytes: usize,
-    /// Longest text of all messages together, in bytes.
+    /// Maximum length of all texts of a conversation or prompt list together, in bytes.
     pub max_total_bytes: usize,
-    /// Most messages of a conversation.
+    /// Maximum number of messages in a conversation.
     pub max_messages: usize,
-    /// Most images of a sample.
+    /// Maximum number of images in a sample.
     pub max_images: usize,
 }
 
-/// 1 MiB for one text, 4 MiB for a conversation of at most 1024 messages, and 256 images: beyond any context window.
+/// 1 MiB for one text, 4 MiB and 1024 messages for a conversation, and 256 images: more than any context window holds.
 impl Default for TextLimits {
     fn default() -> Self {
         Self { max_text_bytes: 1 << 20, max_total_bytes: 4 << 20, max_messages: 1024, max_images: 256 }
     }
 }
 
-/// A chat template of a checkpoint: what turns messages into text.
+/// The chat template of a checkpoint, which renders messages to text.
 ///
-/// Templates are programs from a downloaded folder, so they run in a sandbox: they see the messages and the special
-/// tokens and nothing else, they read no other template, and their steps, depth and sizes are limited. `strftime_now`
-/// gives the time in UTC.
+/// Templates are programs from a downloaded folder, so they run in a sandbox: they only see the messages and the
+/// special tokens, they cannot load other templates, and their steps, nesting depth and sizes are limited.
+/// `strftime_now` returns the time in UTC.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     source: String,
@@ -39,10 +39,10 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Parses a template. `path` names the file for messages.
+    /// Parses a template. `path` is the file named in error messages.
     ///
     /// # Errors
-    /// [`ProcessorError::Template`].
+    /// [`ProcessorError::Template`] if the template has a syntax error.
     pub fn new(source: String, path: &Path) -> Result<Self, ProcessorError> {
         match Template::parse(&source) {
             Ok(template) => Ok(Self { source, template }),
@@ -50,15 +50,15 @@ impl ChatTemplate {
         }
     }
 
-    /// The template's own text.
+    /// Source code of the template.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// The text that the template makes of `variables`.
+    /// Renders the template with `variables`.
     ///
     /// # Errors
-    /// [`ProcessorError::Render`] or [`ProcessorError::TemplateLimit`], with `row` in them.
+    /// [`ProcessorError::Render`] or [`ProcessorError::TemplateLimit`] for row `row`.
     pub(crate) fn render(&self, variables: &Map<String, Value>, row: usize) -> Result<String, ProcessorError> {
         let sizes = variables.values().map(size);
         let (nodes, bytes) = sizes.fold((0, 0), |(nodes, bytes), more| (nodes + more.0, bytes + more.1));
@@ -73,7 +73,7 @@ impl ChatTemplate {
     }
 }
 
-/// How many values there are, lists and objects included, and the bytes of all strings.
+/// Number of values, including lists and objects, and the total length of all strings and keys in bytes.
 fn size(value: &Value) -> (usize, usize) {
     let sum = |(nodes, bytes): (usize, usize), value| {
         let (more_nodes, more_bytes) = size(value);

@@ -1,20 +1,20 @@
-//! The variables of a chat template: what Transformers defines for it, as JSON.
+//! The variables that Transformers passes to chat templates, as JSON.
 
 use serde_json::{Map, Value};
 
 use crate::prompt::{Chat, Message, find_token};
 
-/// Deepest nesting of lists and objects in what a template reads; that of the JSON parser.
+/// Maximum nesting depth of lists and objects in template variables, the same as in the JSON parser.
 pub(crate) const MAX_DEPTH: usize = 128;
 
-/// The variables that a conversation gives, without the special tokens.
+/// The template variables of a conversation, without the special tokens.
 ///
 /// Source: `render_jinja_template` in `chat_template_utils.py` for the names.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Variables(Map<String, Value>);
 
 impl Variables {
-    pub(crate) fn of(chat: &Chat) -> Self {
+    pub(crate) fn new(chat: &Chat) -> Self {
         let list = |items: &Option<Vec<Value>>| items.clone().map_or(Value::Null, Value::Array);
         let mut variables: Map<String, Value> = [
             ("messages".to_owned(), chat.messages.iter().map(Message::for_template).collect()),
@@ -30,8 +30,8 @@ impl Variables {
         Self(variables)
     }
 
-    /// Every string that a user may have written, keys of objects included, with the variable it is in. Nothing below
-    /// [`MAX_DEPTH`] is visited.
+    /// Every string that may come from a user, including keys of objects, with the name of its variable. Values nested
+    /// deeper than [`MAX_DEPTH`] are skipped.
     pub(crate) fn strings(&self) -> Vec<(&str, &str)> {
         let mut strings = Vec::new();
         for (name, value) in &self.0 {
@@ -40,13 +40,13 @@ impl Variables {
         strings
     }
 
-    /// Whether lists and objects nest at most [`MAX_DEPTH`] deep.
+    /// Whether lists and objects are nested at most [`MAX_DEPTH`] deep.
     pub(crate) fn is_shallow(&self) -> bool {
         self.0.values().all(|value| visit(value, MAX_DEPTH, &mut |_| ()))
     }
 
-    /// Replaces every string that [`Self::strings`] lists, but for plain words that are roles or types, which templates
-    /// compare, and that spell no token.
+    /// Replaces every string that [`Self::strings`] lists, except keys, roles and types that are plain words without a
+    /// special token, because templates compare them.
     pub(crate) fn map_strings(self, tokens: &[&str], replace: &mut impl FnMut(&str) -> String) -> Self {
         let replaced = self.0.into_iter().map(|(name, value)| (name, map_value(value, tokens, replace)));
         Self(replaced.collect())
@@ -60,7 +60,8 @@ impl Variables {
         }
     }
 
-    /// All variables; `tokens` are the names and spellings of special tokens, which the caller's variables win over.
+    /// All variables, including special tokens. `tokens` are their names and texts; a variable of the same name
+    /// overrides them.
     pub(crate) fn with_tokens<'t>(&self, tokens: impl IntoIterator<Item = (&'t str, &'t str)>) -> Map<String, Value> {
         let mut variables: Map<String, Value> =
             tokens.into_iter().map(|(name, token)| (name.to_owned(), token.into())).collect();
@@ -69,7 +70,7 @@ impl Variables {
     }
 }
 
-/// Calls `each` with every string; `false` if something nests deeper than `depth` and was left out.
+/// Calls `each` with every string. Returns `false` if values were skipped because they are nested deeper than `depth`.
 fn visit<'v>(value: &'v Value, depth: usize, each: &mut impl FnMut(&'v str)) -> bool {
     match (value, depth.checked_sub(1)) {
         (Value::String(text), _) => {
@@ -79,7 +80,7 @@ fn visit<'v>(value: &'v Value, depth: usize, each: &mut impl FnMut(&'v str)) -> 
         (Value::Null | Value::Bool(_) | Value::Number(_), _) => true,
         (Value::Array(_) | Value::Object(_), None) => false,
         (Value::Array(items), Some(depth)) => {
-            // Every item is visited, also after one that nests too deep.
+            // Not `all`: items after one that is nested too deep must be visited too.
             let cut = items.iter().filter(|item| !visit(item, depth, each)).count();
             cut == 0
         }
@@ -107,9 +108,10 @@ fn map_value(value: Value, tokens: &[&str], replace: &mut impl FnMut(&str) -> St
     }
 }
 
-/// Whether `text` is a plain word of at most 64 characters: letters and digits of any script, `-`, `_` and `.`.
+/// Whether `text` is a plain word: 1 to 64 characters, which may be letters and digits of any script, `-`, `_` and
+/// `.`.
 ///
-/// Templates look keys up by name and compare roles, so such words are left as they are.
+/// Templates look up keys by name and compare roles, so plain words are not changed.
 pub(crate) fn is_word(text: &str) -> bool {
     let is_letter = |character: char| character.is_alphanumeric() || matches!(character, '-' | '_' | '.');
     !text.is_empty() && text.chars().count() <= 64 && text.chars().all(is_letter)

@@ -1,50 +1,55 @@
-//! The decoded text of one line, which grows by a token at a time.
+//! The decoded text of the current line, extended token by token.
 
 use crate::tokenizer::Fragment;
 
-/// What stands for bytes that are no character.
+/// The replacement for bytes that are not valid UTF-8.
 const REPLACEMENT: char = '\u{FFFD}';
 
-/// The text that decoding all tokens of a line at once would give, of which only what was not emitted is kept.
+/// The text of a line, equal to decoding all its tokens at once. Only text that was not emitted yet is stored.
 ///
-/// Each token is decoded once. The text of most tokens is settled as soon as they come. Bytes are not: the next one may
-/// complete a character, and decoders with byte fallback even turn a whole run of bytes into U+FFFD when a later one does
-/// not fit.
+/// Each token is decoded once. The text of most tokens is final immediately. Bytes are not final: the next byte may
+/// complete a character, and decoders with byte fallback replace a whole run of bytes by U+FFFD if a later byte makes
+/// it invalid.
 #[derive(Debug, Clone)]
 pub(super) struct Line {
-    /// Number of characters that were emitted.
+    /// Number of characters already emitted.
     emitted: usize,
+    /// Text that later tokens cannot change.
     settled: Text,
+    /// Text at the end that later tokens may change.
     open: Open,
 }
 
-/// The bytes at the end whose text may still change.
+/// Bytes at the end of the line whose text may still change.
 #[derive(Debug, Clone)]
 enum Open {
     None,
-    /// A run of byte-fallback tokens: text if all of it is UTF-8, otherwise one U+FFFD a byte.
+    /// A run of byte-fallback tokens: text if the whole run is valid UTF-8, otherwise one U+FFFD per byte.
     Run {
         n_bytes: usize,
-        /// The settled text with the characters of the run behind it; its `rest` has those of the run alone.
+        /// The settled text extended by the characters of the run. Its `rest` has the characters of the run only.
         text: Text,
-        /// The last character's bytes while it is incomplete.
+        /// Bytes of the last character while it is incomplete.
         tail: Vec<u8>,
+        /// Whether the run is not valid UTF-8, whatever follows.
         is_broken: bool,
     },
-    /// The start of a character in a byte-level vocabulary.
+    /// The start of an incomplete character in a byte-level vocabulary.
     Tail(Vec<u8>),
 }
 
-/// A text of which the emitted characters are only counted.
+/// A text without its emitted characters, which are only counted.
 #[derive(Debug, Clone, Default)]
 struct Text {
+    /// The characters that were not emitted yet.
     rest: String,
-    /// Number of characters, emitted ones included.
+    /// Number of characters, including emitted ones.
     n_chars: usize,
+    /// The last character, even if it was emitted.
     last: Option<char>,
-    /// Number of characters up to the last space, that one included.
+    /// Number of characters up to and including the last space.
     after_space: usize,
-    /// Number of spaces that are still dropped at the start.
+    /// Number of spaces still to drop at the start of the line.
     n_dropped: usize,
 }
 
@@ -67,12 +72,12 @@ impl Text {
 }
 
 impl Line {
-    /// An empty line, at the start of which the decoder drops up to `n_dropped` spaces.
+    /// Creates an empty line. Up to `n_dropped` spaces at its start are dropped.
     pub(super) fn new(n_dropped: usize) -> Line {
         Line { emitted: 0, settled: Text { n_dropped, ..Text::default() }, open: Open::None }
     }
 
-    /// Adds a token.
+    /// Appends a token.
     pub(super) fn push(&mut self, fragment: Fragment) {
         match fragment {
             Fragment::Text(text) => {
@@ -84,7 +89,7 @@ impl Line {
         }
     }
 
-    /// Replaces the text by another decoding of the whole line.
+    /// Replaces the text of the line by a new decoding of all its tokens.
     pub(super) fn replace(&mut self, text: &str) {
         self.settled = Text::default();
         self.open = Open::None;
@@ -132,11 +137,11 @@ impl Line {
     }
 
     fn push_settled(&mut self, utf8: &[u8]) {
-        let characters = std::str::from_utf8(utf8).unwrap_or_default(); // was checked
+        let characters = std::str::from_utf8(utf8).unwrap_or_default(); // the caller checked that it is UTF-8
         characters.chars().for_each(|character| self.settled.push(character, self.emitted));
     }
 
-    /// Ends a run of bytes.
+    /// Settles the open bytes, because a token follows that does not continue them.
     fn settle(&mut self) {
         match std::mem::replace(&mut self.open, Open::None) {
             Open::None => {}
@@ -150,7 +155,7 @@ impl Line {
         }
     }
 
-    /// The open text, if it is made of characters.
+    /// The text of an open run, if all its bytes form complete characters so far.
     fn characters(&self) -> Option<&Text> {
         match &self.open {
             Open::Run { text, tail, is_broken: false, .. } if tail.is_empty() => Some(text),
@@ -158,7 +163,7 @@ impl Line {
         }
     }
 
-    /// Number of U+FFFD at the end that may still become characters, or more of them.
+    /// Number of U+FFFD at the end of the line that later bytes may still change.
     fn n_replacements(&self) -> usize {
         match &self.open {
             Open::Run { n_bytes, .. } if self.characters().is_none() => *n_bytes,
@@ -167,22 +172,22 @@ impl Line {
         }
     }
 
-    /// Number of characters of the line, as far as it is known.
+    /// Number of characters in the line so far.
     pub(super) fn n_chars(&self) -> usize {
         self.characters().unwrap_or(&self.settled).n_chars + self.n_replacements()
     }
 
-    /// The last character.
+    /// The last character of the line.
     pub(super) fn last(&self) -> Option<char> {
         if self.n_replacements() > 0 { Some(REPLACEMENT) } else { self.characters().unwrap_or(&self.settled).last }
     }
 
-    /// Number of characters up to the last space, that one included.
+    /// Number of characters up to and including the last space.
     pub(super) fn after_space(&self) -> usize {
         self.characters().unwrap_or(&self.settled).after_space
     }
 
-    /// Emits the characters up to number `end` that were not emitted yet.
+    /// Emits the first `end` characters of the line, without those already emitted.
     pub(super) fn emit(&mut self, end: usize) -> String {
         let mut n_chars = end.saturating_sub(self.emitted);
         let mut chunk = split(&mut self.settled.rest, &mut n_chars);
@@ -197,7 +202,8 @@ impl Line {
     }
 }
 
-/// Takes up to `n_chars` characters off the front of a text, and subtracts their number.
+/// Removes up to `n_chars` characters from the start of `text` and returns them. Subtracts their number from
+/// `n_chars`.
 fn split(text: &mut String, n_chars: &mut usize) -> String {
     let mut end = 0;
     for character in text.chars().take(*n_chars) {

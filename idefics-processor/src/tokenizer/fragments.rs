@@ -1,41 +1,42 @@
-//! What each token adds to a decoded text, for decoders that work on one token after the other.
+//! Decoding token by token: the text or bytes that each token contributes.
 
 use tokenizers::{Decoder, DecoderWrapper};
 
 use super::Tokenizer;
 use crate::error::ProcessorError;
 
-/// What a token adds to a decoded text.
+/// The contribution of one token to the decoded text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fragment {
-    /// Characters.
+    /// Text of the token.
     Text(String),
-    /// One byte of a run of such tokens, which is text if all of it is UTF-8, and otherwise one U+FFFD a byte.
+    /// One byte of a run of byte-fallback tokens. A run that is valid UTF-8 is text; otherwise each byte becomes
+    /// U+FFFD.
     FallbackByte(u8),
-    /// Bytes of a byte-level vocabulary, of which each invalid sequence becomes U+FFFD.
+    /// Bytes of a byte-level token. Each invalid UTF-8 sequence becomes U+FFFD.
     Bytes(Vec<u8>),
 }
 
-/// A decoder whose text is the text of its tokens, one after the other: the decoders of Llama's, Mistral's, GPT-2's and
-/// most other generative models.
+/// A decoder that can decode each token by itself, as those of Llama, Mistral, GPT-2 and most other generative models.
 ///
 /// Source: `decode_chain` of the decoders in the crate `tokenizers`.
 #[derive(Debug, Clone)]
 pub(crate) struct Fragments {
     kind: Kind,
-    /// Number of spaces that are dropped at the start of a text.
+    /// Maximum number of spaces dropped at the start of a text.
     n_dropped: usize,
 }
 
 #[derive(Debug, Clone)]
 enum Kind {
     ByteLevel,
-    Chain { of_token: Vec<DecoderWrapper>, has_byte_fallback: bool },
+    Chain { token_decoders: Vec<DecoderWrapper>, has_byte_fallback: bool },
 }
 
 impl Fragments {
-    /// `None` for a decoder that looks at several tokens, whose text has to be decoded as a whole.
-    fn of(decoder: &DecoderWrapper) -> Option<Fragments> {
+    /// Takes a decoder apart. `None` if it depends on several tokens at once, so that the text must be decoded as a
+    /// whole.
+    fn from_decoder(decoder: &DecoderWrapper) -> Option<Fragments> {
         let parts = match decoder {
             DecoderWrapper::Sequence(sequence) => sequence.get_decoders(),
             one => std::slice::from_ref(one),
@@ -43,10 +44,10 @@ impl Fragments {
         if let [DecoderWrapper::ByteLevel(_)] = parts {
             return Some(Fragments { kind: Kind::ByteLevel, n_dropped: 0 });
         }
-        let is_of_token =
+        let is_token_decoder =
             |part: &&DecoderWrapper| matches!(part, DecoderWrapper::Replace(_) | DecoderWrapper::Metaspace(_));
-        let of_token: Vec<_> = parts.iter().take_while(is_of_token).cloned().collect();
-        let (has_byte_fallback, rest) = match &parts[of_token.len()..] {
+        let token_decoders: Vec<_> = parts.iter().take_while(is_token_decoder).cloned().collect();
+        let (has_byte_fallback, rest) = match &parts[token_decoders.len()..] {
             [DecoderWrapper::ByteFallback(_), rest @ ..] => (true, rest),
             rest => (false, rest),
         };
@@ -57,21 +58,21 @@ impl Fragments {
             }
             _ => return None,
         };
-        Some(Fragments { kind: Kind::Chain { of_token, has_byte_fallback }, n_dropped })
+        Some(Fragments { kind: Kind::Chain { token_decoders, has_byte_fallback }, n_dropped })
     }
 
-    /// Number of spaces that are dropped at the start of a text.
+    /// Maximum number of spaces dropped at the start of a text.
     pub(crate) fn n_dropped(&self) -> usize {
         self.n_dropped
     }
 
     fn fragment(&self, token: String, is_first: bool) -> tokenizers::Result<Fragment> {
-        let Kind::Chain { of_token, has_byte_fallback } = &self.kind else {
+        let Kind::Chain { token_decoders, has_byte_fallback } = &self.kind else {
             return Ok(Fragment::Bytes(bytes_of(&token)));
         };
         let mut text = token;
-        for decoder in of_token {
-            // Some treat the first token of a text in another way.
+        for decoder in token_decoders {
+            // Some decoders treat the first token of a text differently.
             let tokens = if is_first { vec![text] } else { vec![String::new(), text] };
             text = decoder.decode_chain(tokens)?.pop().unwrap_or_default();
         }
@@ -83,16 +84,16 @@ impl Fragments {
 }
 
 impl Tokenizer {
-    /// How the decoder works on one token after the other; `None` if it does not.
+    /// The decoder for decoding token by token; `None` if it needs several tokens at once.
     pub(crate) fn fragments(&self) -> Option<Fragments> {
-        Fragments::of(self.inner.get_decoder()?)
+        Fragments::from_decoder(self.inner.get_decoder()?)
     }
 
-    /// What `id` adds to a decoded text, of which it may be the first token; `None` for an id that is no token or is
-    /// skipped.
+    /// The contribution of `id` to a decoded text. `is_first`: whether it is the first token of the text. `None` for
+    /// an unknown id or a skipped special token.
     ///
     /// # Errors
-    /// As [`Tokenizer::decode`].
+    /// Those of [`Tokenizer::decode`].
     pub(crate) fn fragment(
         &self,
         fragments: &Fragments,
@@ -108,22 +109,24 @@ impl Tokenizer {
     }
 }
 
-/// The byte that `<0x0A>` names. Source: `ByteFallback::decode_chain`.
+/// The byte of a byte-fallback token such as `<0x0A>`.
+///
+/// Source: `ByteFallback::decode_chain`.
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// The bytes of a byte-level token; a token with a character that names no byte is taken as it is.
+/// The bytes of a byte-level token. If one of its characters does not represent a byte, the UTF-8 bytes of the token.
 ///
 /// Source: `ByteLevel::decode_chain`.
 pub(super) fn bytes_of(token: &str) -> Vec<u8> {
     token.chars().map(byte_of).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
-/// The byte that a character of a byte-level vocabulary stands for.
+/// The byte that a character of a byte-level vocabulary represents.
 ///
-/// Source: GPT-2's `bytes_to_unicode`: printable bytes are themselves, the others follow from U+0100 on.
+/// Source: GPT-2's `bytes_to_unicode`: printable bytes map to themselves, the others to U+0100 and up, in order.
 fn byte_of(character: char) -> Option<u8> {
     let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match u32::from(character) {
@@ -140,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn byte_level_characters_are_gpt2s() {
+    fn byte_level_characters_match_gpt2() {
         let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
         let others = (0..=255).filter(|byte| !printable(byte)).zip(0x100..);
         let named = (0..=255).filter(printable).map(|byte| (byte, u32::from(byte))).chain(others);
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_tokens_are_recognised() {
+    fn parses_byte_fallback_tokens() {
         for (token, byte) in [("<0x0A>", Some(10)), ("<0xff>", Some(255)), ("<0xA>", None), ("<0x0AB>", None)] {
             assert_eq!(fallback_byte(token), byte, "{token}");
         }
@@ -164,8 +167,8 @@ mod tests {
     }
 
     #[test]
-    fn only_decoders_of_one_token_are_taken_apart() {
-        let of = |json: &str| Fragments::of(&serde_json::from_str(json).unwrap());
+    fn only_token_by_token_decoders_are_taken_apart() {
+        let fragments = |json: &str| Fragments::from_decoder(&serde_json::from_str(json).unwrap());
         let replace = r#"{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}"#;
         let fallback = r#"{"type": "ByteFallback"}"#;
         let fuse = r#"{"type": "Fuse"}"#;
@@ -174,9 +177,9 @@ mod tests {
         let byte_level = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}"#;
         let metaspace = r#"{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false}"#;
         let word_piece = r#"{"type": "WordPiece", "prefix": "", "cleanup": true}"#;
-        assert_eq!(of(&sequence(&[replace, fallback, fuse, &strip(0)])).unwrap().n_dropped(), 1);
+        assert_eq!(fragments(&sequence(&[replace, fallback, fuse, &strip(0)])).unwrap().n_dropped(), 1);
         for taken in [&sequence(&[replace, fallback, fuse]), byte_level, &sequence(&[byte_level]), metaspace, replace] {
-            assert_eq!(of(taken).unwrap().n_dropped(), 0, "{taken}");
+            assert_eq!(fragments(taken).unwrap().n_dropped(), 0, "{taken}");
         }
         for other in [
             &sequence(&[replace, fallback, fuse, &strip(1)]),
@@ -185,7 +188,7 @@ mod tests {
             &sequence(&[byte_level, replace]),
             word_piece,
         ] {
-            assert!(of(other).is_none(), "{other}");
+            assert!(fragments(other).is_none(), "{other}");
         }
     }
 }

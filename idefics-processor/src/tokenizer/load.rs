@@ -1,4 +1,4 @@
-//! The tokenizer of a checkpoint folder, built as one release of the reference or the other builds it.
+//! Loads the tokenizer of a checkpoint folder, as a given release of the reference builds it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::catch_unwind;
@@ -13,35 +13,39 @@ use crate::error::ProcessorError;
 use crate::families::FamilyRules;
 use crate::tokenizer::{Compatibility, SpecialIds, Tokenizer};
 
-/// Most special tokens that a tokenizer may have. Real ones have up to a few hundred.
+/// Maximum number of special tokens. Real tokenizers have up to a few hundred.
 const MAX_SPECIAL_TOKENS: usize = 1024;
-/// Longest special token, in bytes.
+/// Maximum length of a special token, in bytes.
 const MAX_SPECIAL_BYTES: usize = 256;
 
-/// `tokenizer_config.json` with what `special_tokens_map.json` adds to it.
+/// The settings of `tokenizer_config.json` and `special_tokens_map.json`.
 #[derive(Debug, Clone)]
 pub(crate) struct TokenizerConfig {
-    /// Whether release 5 builds its own tokenizer from the vocabulary, unless the file is byte-level.
+    /// Whether the tokenizer class is Llama's. Release 5 then builds its own tokenizer from the vocabulary, unless the
+    /// vocabulary is byte-level.
     is_llama: bool,
     legacy: bool,
     add_prefix_space: bool,
-    /// By id, as release 5 adds them. Absent in older folders, where those of `tokenizer.json` hold.
+    /// Added tokens by id, in the order in which release 5 adds them. `None` in older folders, which use the added
+    /// tokens of `tokenizer.json`.
     added_tokens: Option<BTreeMap<u32, AddedToken>>,
     bos: Option<String>,
     eos: Option<String>,
     unk: Option<String>,
     pad: Option<String>,
-    /// Further special tokens, with and without a meaning of their own.
+    /// Other special tokens, including the separator, class and mask tokens.
     others: Vec<String>,
-    /// Names and spellings of all special tokens that have a name: the variables of chat templates.
+    /// Name (`bos_token`) and text (`<s>`) of all named special tokens: variables of chat templates.
     named: Vec<(String, String)>,
+    /// Text of the image token.
     image: String,
+    /// Text of the token before and after an image.
     fake: String,
-    /// Whether the family's processor adds the tokens of a prompt that the files lack, as that of Idefics2 does.
+    /// Whether the processor adds image and end-of-turn tokens that the files lack, as Idefics2's does.
     adds_prompt_tokens: bool,
 }
 
-/// An added token as the configuration files write it; absent properties are those of a special token.
+/// An added token in a configuration file. Without `normalized`, only tokens that are not special are normalized.
 #[derive(Deserialize)]
 struct RawToken {
     content: String,
@@ -85,7 +89,7 @@ impl TokenizerConfig {
             Some(Value::String(class)) => Some(class.as_str()),
             Some(other) => return Err(field(path, "tokenizer_class", other, "a class name")),
         };
-        // The class registered for Idefics2 is Llama's, and holds where the folder names none.
+        // Without a class in the folder, the class registered for Idefics2 applies, which is Llama's.
         let is_llama = class.is_none_or(|class| class.trim_end_matches("Fast") == "LlamaTokenizer");
 
         let added_tokens = match config.get("added_tokens_decoder") {
@@ -96,14 +100,14 @@ impl TokenizerConfig {
                 Some(tokens.into_iter().map(|(id, token)| (id, token.into())).collect())
             }
         };
-        // Only folders without `added_tokens_decoder` are old enough for the map to count.
+        // The map is only used in old folders, which have no `added_tokens_decoder`.
         let map = match &added_tokens {
             None => checkpoint.json::<Map<String, Value>>("special_tokens_map.json")?,
             Some(_) => None,
         };
         let named = |name: &'static str| -> Result<Option<String>, ProcessorError> {
-            let of_map = map.as_ref().and_then(|map| Some((&map.path, map.content.get(name)?)));
-            match of_map.or_else(|| Some((path, config.get(name)?))) {
+            let from_map = map.as_ref().and_then(|map| Some((&map.path, map.content.get(name)?)));
+            match from_map.or_else(|| Some((path, config.get(name)?))) {
                 None | Some((_, Value::Null)) => Ok(None),
                 Some((path, value)) => match content(value) {
                     Some(content) => Ok(Some(content)),
@@ -149,51 +153,52 @@ impl TokenizerConfig {
             pad,
             others,
             named: named_tokens,
-            // `Idefics2Processor.__init__`: a tokenizer may name its own.
+            // Source: `Idefics2Processor.__init__`, where a tokenizer may name its own tokens.
             image: named("image_token")?.unwrap_or_else(|| "<image>".to_owned()),
             fake: named("image_boundary_token")?.unwrap_or_else(|| "<fake_token_around_image>".to_owned()),
             adds_prompt_tokens: family.adds_prompt_tokens(),
         })
     }
 
-    /// What stands in front of a text, and what ends it.
-    pub(crate) fn ends(&self) -> (&str, &str) {
+    /// The start and end tokens of a text; empty if there is none.
+    pub(crate) fn bos_and_eos(&self) -> (&str, &str) {
         (self.bos.as_deref().unwrap_or_default(), self.eos.as_deref().unwrap_or_default())
     }
 
-    /// Names and spellings of the special tokens that a chat template may write: `special_tokens_map`.
+    /// Name and text of the special tokens that chat templates see: the reference's `special_tokens_map`.
     pub(crate) fn named_tokens(&self) -> &[(String, String)] {
         &self.named
     }
 
-    /// Whether release 5 replaces the pipeline of the file; if not, the two releases do the same.
+    /// Whether release 5 may replace the pipeline of `tokenizer.json`. If not, both releases build the same tokenizer.
     pub(crate) fn is_rebuilt(&self) -> bool {
         self.is_llama
     }
 }
 
-/// Tokens that a model names besides the usual ones, such as `image_token`.
+/// Named special tokens other than the standard ones, such as `image_token`.
 ///
-/// Source: `PreTrainedTokenizerBase.__init__`: keys that end in `_token`, and `extra_special_tokens` by name.
+/// Source: `PreTrainedTokenizerBase.__init__`: keys that end in `_token`, and the entries of `extra_special_tokens`.
 fn model_tokens(sources: [Option<&Map<String, Value>>; 2]) -> Vec<(String, String)> {
     let usual = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
     let mut tokens = Vec::new();
     for source in sources.into_iter().flatten() {
-        let of_model = source.iter().filter(|(key, _)| key.ends_with("_token") && !usual.contains(&key.as_str()));
+        let other_keys = source.iter().filter(|(key, _)| key.ends_with("_token") && !usual.contains(&key.as_str()));
         let extra = source.get("extra_special_tokens").and_then(Value::as_object);
-        for (key, value) in of_model.chain(extra.into_iter().flatten()) {
+        for (key, value) in other_keys.chain(extra.into_iter().flatten()) {
             tokens.extend(content(value).map(|token| (key.clone(), token)));
         }
     }
     tokens
 }
 
-/// A token's spelling, from a string or an object.
+/// The text of a token, from a string or from an object with `content`.
 fn content(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
-/// Builds the tokenizer, and checks that it has what prompts need.
+/// Builds the tokenizer and checks that it has the tokens that prompts need. Panics of the `tokenizers` library become
+/// errors.
 pub(crate) fn load(
     file: &Sourced<Vec<u8>>,
     config: &TokenizerConfig,
@@ -226,7 +231,7 @@ fn build(
             inner
         }
     };
-    // The processor pads by itself and never cuts.
+    // The processor does its own padding and never truncates.
     inner.with_truncation(None).map_err(fail)?;
     inner.with_padding(None);
 
@@ -236,9 +241,10 @@ fn build(
     let named = [&config.bos, &config.eos, &config.unk, &config.pad].into_iter().flatten().chain(&config.others);
     let known = inner.get_added_vocabulary().get_vocab().clone();
     let unknown = named.filter(|token| !token.is_empty() && !known.contains_key(token.as_str()));
-    inner.add_tokens(unknown.map(|token| special(token))).map_err(fail)?; // at once: each call builds the search anew
-    // What the files lack is added behind everything else; the model may have no embedding for it, as base checkpoints
-    // have none for the end of a turn.
+    // In one call, because each call rebuilds the token search.
+    inner.add_tokens(unknown.map(|token| special(token))).map_err(fail)?;
+    // Tokens that the files lack are appended. The model may have no embedding for them: base checkpoints have none
+    // for the end of a turn.
     let placeholders = [config.fake.as_str(), config.image.as_str(), END_OF_UTTERANCE];
     let is_used = |token: &&str| config.adds_prompt_tokens || inner.token_to_id(token).is_some();
     let used: Vec<_> = placeholders.into_iter().filter(is_used).collect();
@@ -246,19 +252,19 @@ fn build(
     Ok(inner)
 }
 
-/// The end of a turn.
+/// The end-of-turn token.
 pub(crate) const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
-/// What release 5 makes of a `tokenizer.json`.
+/// A tokenizer as release 5 rebuilds it from `tokenizer.json`.
 struct Rebuilt {
-    /// A `tokenizer.json` without added tokens.
+    /// The new `tokenizer.json`, without added tokens.
     pipeline: Vec<u8>,
-    /// The file's, in the order of their ids.
+    /// The added tokens of the original file, in the order of their ids.
     added_tokens: Vec<AddedToken>,
 }
 
-/// The pipeline that release 5 builds around the file's vocabulary; nothing if the file is byte-level, which is taken
-/// as it is.
+/// Builds the pipeline that release 5 uses with the file's vocabulary. `None` if the file is byte-level; it is then
+/// used unchanged.
 ///
 /// Source: `LlamaTokenizer.__init__`, `TokenizersBackend.convert_to_native_format`.
 fn rebuild(file: &Sourced<Vec<u8>>, config: &TokenizerConfig) -> Result<Option<Rebuilt>, ProcessorError> {
@@ -327,8 +333,8 @@ fn rebuild(file: &Sourced<Vec<u8>>, config: &TokenizerConfig) -> Result<Option<R
 
 /// Whether a pre-tokenizer or decoder is byte-level, alone or in a sequence.
 fn is_byte_level(part: &Value) -> bool {
-    let of_sequence = ["pretokenizers", "decoders"].iter().filter_map(|key| part.get(*key)?.as_array()).flatten();
-    part.get("type").is_some_and(|kind| kind == "ByteLevel") || of_sequence.into_iter().any(is_byte_level)
+    let nested = ["pretokenizers", "decoders"].iter().filter_map(|key| part.get(*key)?.as_array()).flatten();
+    part.get("type").is_some_and(|kind| kind == "ByteLevel") || nested.into_iter().any(is_byte_level)
 }
 
 fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) -> Result<Tokenizer, ProcessorError> {
@@ -344,7 +350,7 @@ fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) ->
     if !missing.is_empty() {
         return Err(ProcessorError::MissingTokens { path: path.to_owned(), missing });
     }
-    let id = |token: &str| inner.token_to_id(token).unwrap_or_default(); // all are there
+    let id = |token: &str| inner.token_to_id(token).unwrap_or_default(); // all exist: checked above
     let ids = SpecialIds {
         bos: config.bos.as_deref().map(id),
         eos: config.eos.as_deref().map(id),
@@ -374,7 +380,8 @@ fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) ->
     if let Some((token, id)) = protected.iter().find(|(token, _)| token.len() > MAX_SPECIAL_BYTES) {
         return invalid(token, *id, "a special token may have at most 256 bytes");
     }
-    // What the prompt is built of must be told apart, and must not end a text (the end of a turn may).
+    // The tokens of a prompt must have different ids, and must not be the start or end token. Only the end-of-turn
+    // token may be one of these.
     let ends = [ids.bos, ids.eos];
     let mut seen = BTreeSet::new();
     for token in required {

@@ -1,4 +1,4 @@
-//! The checkpoint's tokenizer: ids from text, text from ids, and the ids that mean something.
+//! The checkpoint's tokenizer: encoding, decoding, and the ids of special tokens.
 
 mod fragments;
 mod load;
@@ -16,13 +16,13 @@ use crate::prompt::Literals;
 pub(crate) use fragments::{Fragment, Fragments};
 pub(crate) use load::{END_OF_UTTERANCE, TokenizerConfig, load};
 
-/// Which release of the reference computes the ids.
+/// The release of the reference to reproduce.
 ///
-/// The hub's Llama and Mistral checkpoints carry a `tokenizer.json` that puts a `▁` (a space) before *every* stretch of
-/// text between special tokens. Release 4 uses it as it is, and that is how the models were trained. Release 5 builds
-/// a tokenizer of its own from the file's vocabulary when `tokenizer_config.json` names the class `LlamaTokenizer`, and
-/// the processor inserts a space after an image where a word follows directly. The ids differ, for example in
-/// `User:<image>What is this?<end_of_utterance>\nAssistant:`:
+/// Llama and Mistral checkpoints have a `tokenizer.json` that puts a `▁` (a space) before *every* piece of text
+/// between special tokens. Release 4 uses this file unchanged, and the models were trained that way. If
+/// `tokenizer_config.json` names the class `LlamaTokenizer`, release 5 builds its own tokenizer from the file's
+/// vocabulary, and the processor inserts a space between an image and a word that follows it. The ids differ, for
+/// example in `User:<image>What is this?<end_of_utterance>\nAssistant:`:
 ///
 /// | | after the image | after `<end_of_utterance>` |
 /// |---|---|---|
@@ -30,15 +30,15 @@ pub(crate) use load::{END_OF_UTTERANCE, TokenizerConfig, load};
 /// | `Transformers5`, `"legacy": true` | `▁What ▁is ▁this ?` | `▁ <0x0A> Ass istant :` |
 /// | `Transformers5`, `"legacy": false` | `▁What ▁is ▁this ?` | `<0x0A> Ass istant :` |
 ///
-/// and with a space in the text already, as in `<image> What`, release 4 encodes `▁ ▁What` and release 5 `▁What`.
+/// If the text already has a space, as in `<image> What`, release 4 gives `▁ ▁What`, and release 5 gives `▁What`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Compatibility {
-    /// What release 5.23 computes.
+    /// The ids of release 5.23.
     #[default]
     Transformers5,
-    /// `tokenizer.json` as the checkpoint ships it, and no inserted space: release 4, and the models' training.
+    /// The ids of release 4, as in the models' training: `tokenizer.json` as shipped, and no inserted space.
     Transformers4,
 }
 
@@ -46,14 +46,14 @@ pub enum Compatibility {
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// For messages.
+    /// Path of `tokenizer.json`, for error messages.
     path: PathBuf,
     ids: SpecialIds,
-    /// Every token that user text must not become, with its id: special ones, and those that the prompt is built of.
+    /// Text and id of every token that user text must not produce: special tokens, and the tokens of a prompt.
     protected: Vec<(String, u32)>,
 }
 
-/// The tokens with a meaning, as far as the checkpoint names them.
+/// Ids of the special tokens; `None` if the checkpoint does not name the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct SpecialIds {
     bos: Option<u32>,
@@ -66,22 +66,22 @@ struct SpecialIds {
 }
 
 impl Tokenizer {
-    /// The ids of `text`, in which every special token counts.
+    /// Encodes `text`. Special tokens in it are parsed.
     ///
-    /// With `add_special_tokens`, what the checkpoint puts around a text is added: `<s>` in front.
+    /// `add_special_tokens` adds the tokens that the checkpoint puts around a text, such as `<s>` at the start.
     ///
     /// # Errors
-    /// [`ProcessorError::Encode`] or [`ProcessorError::TokenizerPanic`].
+    /// [`ProcessorError::Encode`] or [`ProcessorError::TokenizerPanic`] if the `tokenizers` library fails.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ProcessorError> {
         self.guarded("encoding", || Ok(self.inner.encode_fast(text, add_special_tokens)?.get_ids().to_vec()))
     }
 
-    /// The ids of `text`, in which every special token counts, with `words` behind it, in which none does.
+    /// Encodes `text` followed by `words`. Special tokens are parsed in `text`, but not in `words`.
     ///
-    /// What the checkpoint puts around a text is added, as with [`Tokenizer::encode`].
+    /// The tokens that the checkpoint puts around a text are added, as in [`Tokenizer::encode`].
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// Those of [`Tokenizer::encode`].
     pub fn encode_with_words(&self, text: &str, words: &str) -> Result<Vec<u32>, ProcessorError> {
         let tokens: Vec<&str> = self.protected().collect();
         let mut literals = Literals::new([text, words].into_iter().chain(tokens.iter().copied()));
@@ -89,7 +89,7 @@ impl Tokenizer {
         self.encode_literal(&format!("{text}{words}"), &literals, true)
     }
 
-    /// The ids of `text`, in which a special token counts unless `literals` broke it.
+    /// Encodes `text`. Special tokens in it are parsed, unless they are masked by stand-ins of `literals`.
     pub(crate) fn encode_literal(
         &self,
         text: &str,
@@ -100,8 +100,8 @@ impl Tokenizer {
             return self.encode(text, add_special_tokens);
         }
         self.guarded("encoding", || {
-            // The steps of `tokenizers::Tokenizer::encode`, with the user's characters put back after special tokens
-            // were cut out and before anything looks at the words.
+            // The steps of `tokenizers::Tokenizer::encode`. The user's characters are restored after special tokens
+            // are extracted and before the text is split into words.
             let added = self.inner.get_added_vocabulary();
             let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
             pieces.normalize(|piece| {
@@ -119,8 +119,8 @@ impl Tokenizer {
         })
     }
 
-    /// The model's tokens for a piece of text without special tokens. Where merges would spell one nevertheless (as
-    /// `</s>`, which is in the vocabulary), its first character becomes a token of its own.
+    /// Tokenizes a piece of text without special tokens. If merges give a special token nevertheless (such as `</s>`,
+    /// which is in the vocabulary), its first character is tokenized separately.
     fn word_pieces(&self, text: &str) -> tokenizers::Result<Vec<Token>> {
         let mut tokens = Vec::new();
         for token in self.inner.get_model().tokenize(text)? {
@@ -143,71 +143,71 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The text of `ids`. `skip_special_tokens` leaves special tokens out, `<image>` and `<unk>` among them.
+    /// Decodes `ids` to text. `skip_special_tokens` leaves out special tokens, including `<image>` and `<unk>`.
     ///
-    /// As in the reference, ids outside the vocabulary are left out, one space at the very beginning is dropped, and no
-    /// space before punctuation is.
+    /// As in the reference, ids outside the vocabulary are left out, one space at the start of the text is dropped,
+    /// and spaces before punctuation are kept.
     ///
     /// # Errors
-    /// [`ProcessorError::Encode`] or [`ProcessorError::TokenizerPanic`].
+    /// [`ProcessorError::Encode`] or [`ProcessorError::TokenizerPanic`] if the `tokenizers` library fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, ProcessorError> {
         self.guarded("decoding", || self.inner.decode(ids, skip_special_tokens))
     }
 
-    /// The id of `token`, which is written as in the vocabulary (`▁the`, not ` the`).
+    /// The id of `token`, spelled as in the vocabulary (`▁the`, not ` the`).
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The token of `id`, written as in the vocabulary.
+    /// The token of `id`, spelled as in the vocabulary.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// How many ids there are, added tokens included.
+    /// Number of ids, including added tokens.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The greatest id that encoding can produce. A model needs at least one embedding more.
+    /// The largest id that encoding can produce. The model needs at least `max_id() + 1` embeddings.
     pub fn max_id(&self) -> u32 {
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder().keys().copied().max();
         let model = (self.inner.get_vocab_size(false) as u32).saturating_sub(1);
         added.unwrap_or(0).max(model)
     }
 
-    /// `<s>`, in front of every prompt.
+    /// `<s>`: the start of a text.
     pub fn bos_token_id(&self) -> Option<u32> {
         self.ids.bos
     }
 
-    /// `</s>`, the end of a text.
+    /// `</s>`: the end of a text.
     pub fn eos_token_id(&self) -> Option<u32> {
         self.ids.eos
     }
 
-    /// `<unk>`, for what the vocabulary cannot spell.
+    /// `<unk>`: text that the vocabulary cannot represent.
     pub fn unk_token_id(&self) -> Option<u32> {
         self.ids.unk
     }
 
-    /// The padding token that the tokenizer names.
+    /// The padding token, if the tokenizer names one.
     pub fn pad_token_id(&self) -> Option<u32> {
         self.ids.pad
     }
 
-    /// The padding token to fill short rows with: the tokenizer's own, else its unknown token, else its end token,
-    /// else 0. What stands there is masked and does not change a result.
+    /// The id to pad short rows with: the padding token, else the unknown token, else the end token, else 0. Padding
+    /// is masked and does not affect results.
     pub fn pad_token_id_or_fallback(&self) -> u32 {
         self.ids.pad.or(self.ids.unk).or(self.ids.eos).unwrap_or(0)
     }
 
-    /// `<image>`: one vector of an image.
+    /// `<image>`: the place of one image vector.
     pub fn image_token_id(&self) -> u32 {
         self.ids.image
     }
 
-    /// `<fake_token_around_image>`: before and after an image.
+    /// `<fake_token_around_image>`: the token before and after an image.
     pub fn fake_token_id(&self) -> u32 {
         self.ids.fake
     }
@@ -217,12 +217,12 @@ impl Tokenizer {
         self.ids.end_of_utterance
     }
 
-    /// The tokens that must not come out of user text.
+    /// The tokens that user text must not produce.
     pub(crate) fn protected(&self) -> impl Iterator<Item = &str> {
         self.protected.iter().map(|(content, _)| content.as_str())
     }
 
-    /// The content of one of the ids above.
+    /// The text of one of the special ids above.
     pub(crate) fn content(&self, id: u32) -> String {
         self.inner.id_to_token(id).unwrap_or_default()
     }

@@ -1,12 +1,12 @@
-//! What each id adds to a text, in bytes.
+//! The bytes that each token id contributes to a text.
 
 use tokenizers::DecoderWrapper;
 
 use super::{Tokenizer, fragments::bytes_of};
 
 impl Tokenizer {
-    /// The bytes that `id` adds to a text that goes on: `▁the` adds ` the`, `<0x0A>` a line break. Pieces of a character
-    /// are pieces here, where [`Tokenizer::decode`] would put U+FFFD. Nothing for ids that are no token.
+    /// The bytes that `id` contributes inside a text: `▁the` gives ` the`, and `<0x0A>` a line break. Tokens for part
+    /// of a character give their bytes, where [`Tokenizer::decode`] would write U+FFFD. Empty for unknown ids.
     pub fn piece(&self, id: u32) -> Vec<u8> {
         let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
         if self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id) {

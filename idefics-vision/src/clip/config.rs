@@ -1,4 +1,4 @@
-//! `vision_config` of a checkpoint of the first Idefics.
+//! Configuration of the CLIP tower: `vision_config` in the first Idefics' `config.json`.
 
 use burn::tensor::Device;
 use idefics_nn::{Activation, ConfigError};
@@ -8,27 +8,27 @@ use super::VisionTransformer;
 use crate::VisionConfig as EncoderConfig;
 use crate::config::activation_bytes;
 
-/// The shape of a CLIP tower; field names are the JSON keys, and keys that are not listed are ignored.
+/// Configuration of a CLIP tower. Field names are the JSON keys; other keys are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VisionConfig {
-    /// Width of a patch's vector.
+    /// Width of the hidden states.
     pub embed_dim: usize,
-    /// Width inside the feed-forward block.
+    /// Inner width of the feed-forward block.
     pub intermediate_size: usize,
-    /// Encoder layers.
+    /// Number of encoder layers.
     pub num_hidden_layers: usize,
-    /// Attention heads of `embed_dim / num_attention_heads` each.
+    /// Number of attention heads. Each has the width `embed_dim / num_attention_heads`.
     pub num_attention_heads: usize,
-    /// Colour channels; the processor makes three.
+    /// Number of colour channels. Must be 3.
     pub num_channels: usize,
-    /// Side of the images, in pixels.
+    /// Side of the square images that the model was trained on, in pixels.
     pub image_size: usize,
-    /// Side of one patch, in pixels.
+    /// Side of a square patch, in pixels.
     pub patch_size: usize,
     /// Activation of the feed-forward block.
     pub hidden_act: Activation,
-    /// Added to the variance in each layer norm.
+    /// Epsilon of the layer norms, added to the variance.
     pub layer_norm_eps: f64,
 }
 
@@ -55,26 +55,26 @@ impl VisionConfig {
         Self { embed_dim: 1280, ..Self::default() } // 224 / 14 = 16, 16 × 16 + 1 = 257 positions
     }
 
-    /// Positions along one side of the table, in patches; 0 if a patch has no size.
+    /// Number of positions along each side of the position table; 0 if `patch_size` is 0.
     pub fn positions_per_side(&self) -> usize {
         self.image_size.checked_div(self.patch_size).unwrap_or(0)
     }
 
-    /// Vectors of an image: its patches and the class token.
+    /// Number of vectors per image of the trained size: its patches and the class token.
     pub fn vectors_per_image(&self) -> usize {
         self.positions_per_side().pow(2) + 1
     }
 
-    /// Bytes of the activations of one patch in f32, those that are there at the same time.
+    /// Peak size of the f32 activations per patch, in bytes.
     pub fn activation_bytes_per_patch(&self) -> usize {
         let pixels = self.num_channels * self.patch_size * self.patch_size;
         activation_bytes(self.embed_dim, self.intermediate_size) + 2 * size_of::<f32>() * pixels
     }
 
-    /// Checks every value on which memory or a division depends.
+    /// Checks the range of every value that determines memory use or is a divisor.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// A [`ConfigError`] that names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::check_range("vision_config.embed_dim", self.embed_dim, 1..=32_768)?;
         ConfigError::check_range("vision_config.intermediate_size", self.intermediate_size, 1..=262_144)?;
@@ -92,16 +92,17 @@ impl VisionConfig {
         )
     }
 
-    /// The tower, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates the tower with random weights. They are allocated when they are first used, so loading a checkpoint
+    /// does not allocate them.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Self::validate`].
+    /// Those of [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<VisionTransformer, ConfigError> {
         self.validate()?;
         Ok(VisionTransformer::new(self, device))
     }
 
-    /// The same for the layers, which both towers share.
+    /// This configuration in the form that the shared [`Encoder`](crate::Encoder) takes.
     pub(super) fn encoder(&self) -> EncoderConfig {
         EncoderConfig {
             hidden_size: self.embed_dim,

@@ -1,10 +1,11 @@
-//! CLIP vision transformer as the first Idefics uses it: a class token, a norm before the layers, squares of one size.
+//! CLIP vision transformer of the first Idefics: with a class token and a norm before the layers, for square images of
+//! one size.
 //!
 //! Paper: <https://arxiv.org/abs/2103.00020>. Reference: `IdeficsVisionTransformer`, `vision.py`, Transformers 5.23.0.
 //!
-//! Axes: `n_images`, `patches`, `d` = `embed_dim`. Vector 0 of an image is the class token's.
+//! Axes: `n_images`, `patches`, `d` = `embed_dim`. Vector 0 of an image belongs to the class token.
 //!
-//! Numerics: layer norms accumulate in f32; GELU is the exact one.
+//! Numerics: layer norms accumulate in f32; GELU is exact, not the tanh approximation.
 
 mod config;
 mod positions;
@@ -19,16 +20,16 @@ use crate::{Encoder, VisionConfig as EncoderConfig};
 pub use config::VisionConfig;
 use positions::interpolation;
 
-/// Turns pixels into one vector a patch, behind one for the whole image.
+/// Encodes an image to one vector for the class token and one vector per patch.
 #[derive(Module, Debug)]
 pub struct VisionTransformer {
-    /// Class token, patches and their positions.
+    /// Class, patch and position embeddings.
     pub embeddings: VisionEmbeddings,
-    /// Norm before the layers; the checkpoint spells it so.
+    /// Norm before the layers. The name is misspelled in the checkpoint.
     pub pre_layrnorm: LayerNorm,
-    /// The transformer.
+    /// The transformer layers.
     pub encoder: Encoder,
-    /// Norm of the class token's result, which the checkpoint has and nothing reads.
+    /// Norm of the class token's output. It is in the checkpoint, but unused.
     pub post_layernorm: LayerNorm,
 }
 
@@ -47,14 +48,15 @@ impl VisionTransformer {
     /// Encodes a batch of images.
     ///
     /// # Shapes
-    /// - `pixel_values`: `[n_images, 3, height, width]`, normalised; pixels beyond the last whole patch are ignored.
-    ///   For another grid than the table of positions has, positions are interpolated
-    /// - returns `[n_images, 1 + patches, d]`, without a norm at the end
+    /// - `pixel_values`: `[n_images, 3, height, width]`, normalized. Pixels beyond the last whole patch are ignored.
+    ///   If the patch grid differs from the trained one, position embeddings are interpolated
+    /// - returns `[n_images, 1 + patches, d]`, without a final norm
     pub fn forward(&self, pixel_values: Tensor<4>) -> Tensor<3> {
         self.forward_observed(pixel_values, |_, _| ())
     }
 
-    /// As [`Self::forward`], also showing `observe` the output of each encoder layer, `[n_images, 1 + patches, d]`.
+    /// Like [`Self::forward`]. Also calls `observe` with the index and the output of each encoder layer,
+    /// `[n_images, 1 + patches, d]`.
     pub fn forward_observed(&self, pixel_values: Tensor<4>, mut observe: impl FnMut(usize, &Tensor<3>)) -> Tensor<3> {
         let mut hidden_states = self.pre_layrnorm.forward(self.embeddings.forward(pixel_values));
         for (layer_idx, layer) in self.encoder.layers.iter().enumerate() {
@@ -65,14 +67,14 @@ impl VisionTransformer {
     }
 }
 
-/// The class token and the patches, with their positions.
+/// Embeddings of the class token and the patches, with position embeddings added.
 #[derive(Module, Debug)]
 pub struct VisionEmbeddings {
-    /// `[d]`.
+    /// Embedding of the class token, `[d]`.
     pub class_embedding: Param<Tensor<1>>,
-    /// Pixels of a patch to a vector.
+    /// Projects the pixels of each patch to a vector.
     pub patch_embedding: PatchEmbedding,
-    /// One vector for the class token, then one a position of the trained square, row after row.
+    /// Position embeddings: the class token first, then the trained square grid in row-major order.
     pub position_embedding: Embedding,
     positions_per_side: usize,
 }
@@ -90,7 +92,7 @@ impl VisionEmbeddings {
     }
 
     /// # Shapes
-    /// As [`VisionTransformer::forward`].
+    /// Those of [`VisionTransformer::forward`].
     pub fn forward(&self, pixel_values: Tensor<4>) -> Tensor<3> {
         let [n_images, _, height, width] = pixel_values.dims();
         let [_, _, patch, _] = self.patch_embedding.weight.lazy_shape().dims();
@@ -103,7 +105,7 @@ impl VisionEmbeddings {
         embeddings + positions
     }
 
-    /// `[1 + rows · cols, d]`.
+    /// Position embeddings for a grid of `rows` × `cols` patches, `[1 + rows · cols, d]`.
     fn positions(&self, rows: usize, cols: usize, dtype: DType) -> Tensor<2> {
         let table = self.position_embedding.weight.val().cast(dtype);
         let side = self.positions_per_side;
@@ -111,15 +113,15 @@ impl VisionEmbeddings {
             return table;
         }
         let [_, d] = table.dims();
-        let of_class = table.clone().narrow(0, 0, 1); // [1, d]
-        let of_patches = table.narrow(0, 1, side * side).reshape([side, side * d]);
-        let device = of_patches.device();
+        let class_position = table.clone().narrow(0, 0, 1); // [1, d]
+        let patch_positions = table.narrow(0, 1, side * side).reshape([side, side * d]);
+        let device = patch_positions.device();
         let options = (&device, dtype);
-        // A row of the grid and then a column: the weights of a place are a product.
-        let down = Tensor::<2>::from_data(interpolation(side, rows), options).matmul(of_patches); // [rows, side · d]
+        // Bicubic interpolation is separable: first along the rows, then along the columns.
+        let down = Tensor::<2>::from_data(interpolation(side, rows), options).matmul(patch_positions); // [rows, side · d]
         let down = down.reshape([rows, side, d]).swap_dims(0, 1).reshape([side, rows * d]);
         let across = Tensor::<2>::from_data(interpolation(side, cols), options).matmul(down); // [cols, rows · d]
-        let of_patches = across.reshape([cols, rows, d]).swap_dims(0, 1).reshape([rows * cols, d]);
-        Tensor::cat(vec![of_class, of_patches], 0)
+        let patch_positions = across.reshape([cols, rows, d]).swap_dims(0, 1).reshape([rows * cols, d]);
+        Tensor::cat(vec![class_position, patch_positions], 0)
     }
 }
