@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::files::{io_words, json_words};
-use crate::image::{ImageConfigError, ImageError, ImageErrorKind, PadError};
+use crate::image::{ImageConfigError, ImageErrorKind, PadError, TileError};
 
 /// Which kind of failure a [`ProcessorError`] is, for exit codes and HTTP statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -364,7 +364,7 @@ pub enum ProcessorError {
         image: usize,
         /// Why.
         #[source]
-        error: ImageError,
+        error: TileError,
     },
 
     /// The checkpoint turns padding off, and the images of the batch differ in size or number.
@@ -408,7 +408,8 @@ impl ProcessorError {
             | Self::SpecialTokenInText { .. }
             | Self::Pad(_) => ErrorKind::Input,
             Self::TextTooLarge { .. } => ErrorKind::Limit,
-            Self::Image { error, .. } => match error.kind() {
+            Self::Image { error: TileError::TooMany { .. }, .. } => ErrorKind::Limit,
+            Self::Image { error: TileError::Image(error), .. } => match error.kind() {
                 ImageErrorKind::FileSystem => ErrorKind::FileSystem,
                 ImageErrorKind::Cancelled => ErrorKind::Cancelled,
                 ImageErrorKind::Limit => ErrorKind::Limit,

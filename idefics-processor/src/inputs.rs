@@ -1,5 +1,6 @@
 //! What comes out of the processor: plain numbers, ready to be uploaded.
 
+use crate::families::TileGrid;
 use crate::image::{ImageTile, PaddedImages, pad_batch};
 
 /// A processed batch, one entry a row, before any padding.
@@ -13,6 +14,8 @@ pub struct ProcessedInputs {
     /// The images of each row in the order of the text, sub-images included: each holds `image_seq_len` of the row's
     /// image tokens.
     pub images: Vec<Vec<ImageTile>>,
+    /// How each image of each row was cut into tiles.
+    pub grids: Vec<Vec<TileGrid>>,
 }
 
 /// The side on which short rows are filled up.

@@ -22,10 +22,14 @@ use crate::prompt::{
 use crate::tokenizer::{self, Compatibility, Tokenizer, TokenizerConfig};
 use crate::warning::ProcessorWarning;
 
+/// Tiles that an image may become, unless [`ProcessOptions::max_tiles`] says otherwise.
+pub const MAX_TILES: u64 = 100;
+
 /// What a call of [`Processor::process`] may change.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessOptions {
-    /// Whether each image is also given as its four quarters; the checkpoint's own choice where it is `None`.
+    /// Whether each image is also given in parts: quarters, or the tiles of a grid. The checkpoint's own choice where it is
+    /// `None`.
     pub do_image_splitting: Option<bool>,
     /// What becomes of transparent pixels.
     pub alpha: Alpha,
@@ -33,6 +37,8 @@ pub struct ProcessOptions {
     pub page: Option<NonZeroU32>,
     /// What an image may cost.
     pub limits: Limits,
+    /// Tiles that an image may become, where that depends on its size; [`MAX_TILES`] where it is `None`.
+    pub max_tiles: Option<u64>,
     /// Which files and addresses the images of samples may name; all of them by default. A program that runs samples of
     /// others narrows it.
     pub sources: SourcePolicy,
@@ -53,6 +59,17 @@ pub struct ProcessOptions {
 }
 
 impl ProcessOptions {
+    /// Refuses the options that only the first Idefics has.
+    pub(crate) fn refuse_idefics1_options(&self) -> Result<(), ProcessorError> {
+        if self.add_end_of_utterance_token == Some(true) {
+            return Err(ProcessorError::Idefics1Option { option: "add_end_of_utterance_token" });
+        }
+        if self.add_eos_token {
+            return Err(ProcessorError::Idefics1Option { option: "add_eos_token" });
+        }
+        Ok(())
+    }
+
     fn decoding(&self) -> DecodeOptions {
         DecodeOptions::from(self.alpha).with_page(self.page.unwrap_or(NonZeroU32::MIN))
     }
@@ -194,6 +211,11 @@ impl Processor {
         &self.image_tokens
     }
 
+    /// Pictures to tiles.
+    pub fn image_processor(&self) -> &ImageProcessor {
+        &self.images
+    }
+
     /// The image side's configuration.
     pub fn image_config(&self) -> &ImageProcessorConfig {
         self.images.config()
@@ -215,7 +237,7 @@ impl Processor {
         }
         self.family.check_options(options)?;
         // What can be said of the texts is said before an image is fetched.
-        let images = self.image_processor(options)?;
+        let images = self.image_processor_for(options)?;
         let written = collect_rows(samples, |row, sample| self.write(sample, row, options))?;
         let pictures = collect_rows(samples, |row, sample| load_images(&images, &sample.images(), row, options))?;
         let (grids, tiles): (Vec<Vec<TileGrid>>, Vec<Vec<ImageTile>>) = pictures.into_iter().unzip();
@@ -224,7 +246,7 @@ impl Processor {
         }
         let rows = collect_rows(samples, |row, sample| self.encode(sample, &written[row], &grids[row], row, options))?;
         let (prompts, input_ids) = rows.into_iter().unzip();
-        Ok(ProcessedInputs { prompts, input_ids, images: tiles })
+        Ok(ProcessedInputs { prompts, input_ids, images: tiles, grids })
     }
 
     /// The text of a conversation by the chat template, before images are written out; what the reference's
@@ -242,7 +264,9 @@ impl Processor {
     pub fn idefics1_pixel_values(&self, processed: &ProcessedInputs) -> ([usize; 5], Vec<f32>) {
         let of_config = match self.images.config().size {
             ImageSize::Exact { height, width } => (height as usize, width as usize),
-            ImageSize::Edges { shortest_edge, .. } => (shortest_edge as usize, shortest_edge as usize),
+            ImageSize::Edges { shortest_edge: side, .. } | ImageSize::LongestEdge { longest_edge: side } => {
+                (side as usize, side as usize)
+            }
         };
         let first = processed.images.iter().flatten().next();
         let (height, width) = first.map_or(of_config, |tile| (tile.height(), tile.width()));
@@ -257,7 +281,7 @@ impl Processor {
         (shape, pixel_values)
     }
 
-    fn image_processor(&self, options: &ProcessOptions) -> Result<ImageProcessor, ProcessorError> {
+    fn image_processor_for(&self, options: &ProcessOptions) -> Result<ImageProcessor, ProcessorError> {
         let mut config = self.images.config().clone();
         match options.do_image_splitting {
             Some(splitting) if splitting != config.do_image_splitting => {
@@ -382,7 +406,7 @@ fn load_images(
     read.sources = options.sources.clone();
     read.cancel = options.cancel.clone();
     let load = |(image, source): (usize, &&ImageSource)| {
-        let loaded = processor.load(source, &read, options.decoding());
+        let loaded = processor.load(source, &read, options.decoding(), options.max_tiles.unwrap_or(MAX_TILES));
         loaded.map_err(|error| ProcessorError::Image { row, image, error })
     };
     let images: Vec<Result<(TileGrid, Vec<ImageTile>), ProcessorError>> =

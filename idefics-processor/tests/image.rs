@@ -130,7 +130,7 @@ fn a_configuration_is_honored_or_refused_by_name() {
 #[test]
 fn keys_that_nobody_reads_change_nothing_and_are_named() {
     let object = |text: &str| serde_json::from_str::<serde_json::Map<_, _>>(text).unwrap();
-    let ignored = |text: &str| ImageProcessorConfig::ignored_keys(&object(text)).join(" ");
+    let ignored = |text: &str| ImageProcessorConfig::default().ignored_keys(&object(text)).join(" ");
     let strange = r#"{"auto_map": {}, "max_image_size": {"longest_edge": 364}, "do_center_crop": true, "resample": 1,
         "crop_size": 3, "pad_size": {"height": 1, "width": 1}, "data_format": "channels_last", "no_such_key": null}"#;
     assert_eq!(

@@ -61,6 +61,11 @@ impl VisionConfig {
         }
     }
 
+    /// Defaults of `Idefics3VisionConfig`, which checkpoints may omit from `config.json`.
+    pub fn idefics3_defaults() -> Self {
+        Self { hidden_size: 1152, num_attention_heads: 16, ..Self::default() }
+    }
+
     /// Positions along one side of the table, in patches; 0 if a patch has no size.
     pub fn positions_per_side(&self) -> usize {
         self.image_size.checked_div(self.patch_size).unwrap_or(0)

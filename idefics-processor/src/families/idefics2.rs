@@ -50,13 +50,7 @@ impl FamilyRules for Idefics2 {
     }
 
     fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
-        if options.add_end_of_utterance_token == Some(true) {
-            return Err(ProcessorError::Idefics1Option { option: "add_end_of_utterance_token" });
-        }
-        if options.add_eos_token {
-            return Err(ProcessorError::Idefics1Option { option: "add_eos_token" });
-        }
-        Ok(())
+        options.refuse_idefics1_options()
     }
 
     /// With `do_image_splitting`: the quarters top left, top right, bottom left, bottom right, cut at half the height and
@@ -118,6 +112,7 @@ impl Default for ImageProcessorConfig {
             image_std: [0.5; 3],
             do_pad: true,
             do_image_splitting: false,
+            max_image_size: None,
         }
     }
 }
@@ -127,6 +122,7 @@ fn output_size(width: u32, height: u32, config: &ImageProcessorConfig) -> (u32, 
         _ if !config.do_resize => (width, height),
         ImageSize::Exact { height, width } => (width, height),
         ImageSize::Edges { shortest_edge, longest_edge } => edges_size(width, height, shortest_edge, longest_edge),
+        ImageSize::LongestEdge { .. } => (width, height), // refused when the configuration is read
     }
 }
 

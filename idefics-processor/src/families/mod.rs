@@ -4,6 +4,7 @@
 
 mod idefics1;
 mod idefics2;
+mod idefics3;
 
 use std::fmt::Debug;
 
@@ -18,9 +19,10 @@ use crate::tokenizer::Compatibility;
 
 pub use idefics1::Idefics1;
 pub use idefics2::{Idefics2, edges_size, expand_images};
+pub use idefics3::Idefics3;
 
 /// Every family that is read.
-const FAMILIES: [&dyn FamilyRules; 2] = [&Idefics1, &Idefics2];
+const FAMILIES: [&dyn FamilyRules; 4] = [&Idefics1, &Idefics2, &Idefics3::IDEFICS3, &Idefics3::SMOLVLM];
 
 /// The rules of the family that `model_type` of a `config.json` names; a folder that names none is one of Idefics2.
 pub(crate) fn of_model_type(model_type: Option<&str>) -> Option<&'static dyn FamilyRules> {
@@ -72,6 +74,11 @@ pub trait FamilyRules: Debug + Send + Sync {
     /// of at least 1 pixel to bring them to. Needs no pixels.
     fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid;
 
+    /// How many tiles [`Self::layout`] returns, where a picture can become so many that the list itself is too large.
+    fn n_tiles(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> u64 {
+        self.layout(width, height, config).tiles.len() as u64
+    }
+
     /// The text of a prompt as it is encoded: image tokens written out. Prompt lists come only where they are read.
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt;
 }
@@ -80,10 +87,12 @@ pub trait FamilyRules: Debug + Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TileGrid {
-    /// Rows of the grid; 1 if the picture stays whole.
+    /// Rows of the grid; 1 if the picture stays whole (0 in Idefics3, as the reference counts).
     pub rows: usize,
     /// Columns of the grid.
     pub cols: usize,
+    /// Resizes of the whole picture, one after another, before tiles are cut from the last result. Usually none.
+    pub resizes: Vec<ResizeTarget>,
     /// Each tile: a rectangle of the picture, and the size that it is brought to. A rectangle without pixels becomes black.
     pub tiles: Vec<ResizeTarget>,
 }
@@ -91,7 +100,13 @@ pub struct TileGrid {
 impl TileGrid {
     /// A grid of `rows` × `cols` tiles; `tiles` may have others besides, such as the whole picture.
     pub fn new(rows: usize, cols: usize, tiles: Vec<ResizeTarget>) -> Self {
-        Self { rows, cols, tiles }
+        Self { rows, cols, resizes: Vec::new(), tiles }
+    }
+
+    /// The same grid, cut from the picture after these resizes of the whole.
+    #[must_use]
+    pub fn after(self, resizes: Vec<ResizeTarget>) -> Self {
+        Self { resizes, ..self }
     }
 }
 

@@ -1,4 +1,31 @@
-//! Why tiles could not be packed into one array.
+//! Why a picture could not become tiles, or tiles could not be packed into one array.
+
+use idefics_image::ImageError;
+
+/// Why a picture could not become tiles.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TileError {
+    /// The picture could not be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+
+    /// The picture would become more tiles than a limit allows.
+    #[error(
+        "a picture of {width}x{height} pixels would become {tiles} tiles, at most {limit} are allowed; give a smaller \
+         picture, or raise the limit (`max_tiles`, --max-tiles N)"
+    )]
+    TooMany {
+        /// Width of the picture, in pixels.
+        width: u32,
+        /// Height of the picture, in pixels.
+        height: u32,
+        /// Tiles that it would become.
+        tiles: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
 
 /// Why tiles could not be packed into one array, or taken out of it again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
