@@ -76,20 +76,19 @@ impl FamilyRules for Idefics3 {
     /// Each resize rounds to 8 bits, so none may be left out: two for a tile of the grid, three for the whole picture.
     fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid {
         let Sizes { resizes, tile, rows, cols } = Sizes::of(width, height, config);
-        let (width, height) = resizes.last().copied().unwrap_or((width, height));
         let target = |crop, (width, height)| ResizeTarget { crop, width, height, filter: config.resample };
-        let whole = target(Crop::whole(width, height), (tile, tile));
-        let cells = (0..rows).flat_map(|row| (0..cols).map(move |col| (row * tile, col * tile)));
-        let cells = cells.map(|(top, left)| Crop { left, top, right: left + tile, bottom: top + tile });
-        let mut tiles: Vec<ResizeTarget> = cells.map(|crop| target(crop, (tile, tile))).collect();
-        tiles.push(whole);
         let mut before = (width, height);
         let resizes = resizes.into_iter().map(|size| {
             let crop = Crop::whole(before.0, before.1);
             before = size;
             target(crop, size)
         });
-        TileGrid::new(rows as usize, cols as usize, tiles).after(resizes.collect())
+        let resizes: Vec<ResizeTarget> = resizes.collect();
+        let cells = (0..rows).flat_map(|row| (0..cols).map(move |col| (row * tile, col * tile)));
+        let cells = cells.map(|(top, left)| Crop { left, top, right: left + tile, bottom: top + tile });
+        let mut tiles: Vec<ResizeTarget> = cells.map(|crop| target(crop, (tile, tile))).collect();
+        tiles.push(target(Crop::whole(before.0, before.1), (tile, tile)));
+        TileGrid::new(rows as usize, cols as usize, tiles).after(resizes)
     }
 
     fn n_tiles(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> u64 {
