@@ -123,8 +123,8 @@ pub enum Error {
     Processor(ProcessorError),
     /// Processor and model disagree about the tokens of an image.
     #[error(
-        "{}: the processor writes {image_seq_len} tokens an image (`image_seq_len`), the model makes {n_latents} \
-         (`perceiver_config.resampler_n_latents`)",
+        "{}: the processor writes {image_seq_len} tokens an image (`image_seq_len`), the model makes {n_vectors} vectors \
+         of one; set `image_seq_len` in processor_config.json to {n_vectors}",
         folder.display()
     )]
     ImageTokens {
@@ -133,7 +133,7 @@ pub enum Error {
         /// Tokens that the processor writes.
         image_seq_len: usize,
         /// Vectors that the model makes.
-        n_latents: usize,
+        n_vectors: usize,
     },
     /// Tokenizer and model disagree about the token of an image.
     #[error(

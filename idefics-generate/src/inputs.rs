@@ -56,6 +56,21 @@ pub enum InputError {
         /// Why.
         source: PatchError,
     },
+    /// A tile whose patches do not divide into the squares that become one vector.
+    #[error(
+        "image {image_idx} has {rows}x{cols} patches, which `scale_factor` {scale_factor} does not divide; have the \
+         processor make tiles of the size that the model reads (`max_image_size`)"
+    )]
+    PixelShuffle {
+        /// Place in the list of images, from 0.
+        image_idx: usize,
+        /// Rows of patches.
+        rows: usize,
+        /// Columns of patches.
+        cols: usize,
+        /// Patches on each side of a square.
+        scale_factor: usize,
+    },
     /// An image of another size than the vision tower has positions for.
     #[error(
         "image {image_idx} is {width}x{height} pixels, the model reads squares of {expected}; have the processor resize it \

@@ -32,7 +32,8 @@ mod weights;
 pub use answer::{Answer, Timings, Usage};
 pub use background::BackgroundText;
 pub use config::{
-    FAMILIES, FamilyConfig, Idefics1Config, Idefics2Config, ModelConfig, ModelFamily, QuantizationConfig,
+    FAMILIES, FamilyConfig, Idefics1Config, Idefics2Config, Idefics3Config, Idefics3ModelType, ModelConfig,
+    ModelFamily, QuantizationConfig,
 };
 pub use conversation::Conversation;
 pub use device::{
@@ -49,6 +50,7 @@ pub use inputs::{InputError, Prompts, SeenImages};
 pub use loading::load_model;
 pub use models::idefics1::Idefics1;
 pub use models::idefics2::Idefics2;
+pub use models::idefics3::Idefics3;
 pub use models::{AssembledModel, EncodeStage, LayerRun, LogitsToKeep, Model, ModelShape, VisionBatch};
 pub use pipeline::{Idefics, LoadStage};
 use placement::Placement;

@@ -10,8 +10,8 @@ use idefics_nn::{ConfigError, LoadModule, LoadOptions, Quantization};
 use crate::config::FamilyConfig;
 use crate::placement::Placement;
 use crate::{
-    AssembledModel, Error, Idefics1, Idefics1Config, Idefics2, Idefics2Config, ModelConfig, ModelWarning, WeightFormat,
-    WeightOptions, folder,
+    AssembledModel, Error, Idefics1, Idefics1Config, Idefics2, Idefics2Config, Idefics3, Idefics3Config, ModelConfig,
+    ModelWarning, WeightFormat, WeightOptions, folder,
 };
 
 /// Loads the model of a folder in the public layout on `device`, whatever its family; `weights` may be a dtype: F32, BF16
@@ -89,6 +89,24 @@ impl Idefics2 {
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
         let (config, own) = config_of::<Idefics2Config>(folder, "idefics2")?;
+        let (model, placement) = (in_folder(folder, Self::new(&own, device))?, Placement::on(device));
+        let files = Files::open(folder, &config, weights.into())?;
+        Ok(files.checkpoint.load(model, &files.load_options(&config, &placement), progress)?)
+    }
+}
+
+impl Idefics3 {
+    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file, key or tensor at fault.
+    pub fn from_folder(
+        folder: &Path,
+        device: &Device,
+        weights: impl Into<WeightOptions>,
+        progress: impl FnMut(LoadProgress),
+    ) -> Result<Self, Error> {
+        let (config, own) = config_of::<Idefics3Config>(folder, "idefics3 or smolvlm")?;
         let (model, placement) = (in_folder(folder, Self::new(&own, device))?, Placement::on(device));
         let files = Files::open(folder, &config, weights.into())?;
         Ok(files.checkpoint.load(model, &files.load_options(&config, &placement), progress)?)

@@ -128,7 +128,7 @@ fn weights_in_the_files_own_type_are_the_same_numbers() {
 #[test]
 fn a_random_model_of_any_format_is_measured() {
     let config = ModelConfig::from_folder(&xtask_folder("checkpoints/idefics1-float")).unwrap();
-    let processor = ImageProcessor::new(config.family().image_processor()).unwrap();
+    let processor = config.family().image_processor().unwrap();
     let device = Device::flex();
     for weights in [WeightOptions::default(), quantized("int8"), quantized("nf4"), quantized("q4")] {
         let model = config.random_model(&device, weights, 7, |_| ()).unwrap();

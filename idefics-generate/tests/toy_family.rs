@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_generate::nn::{ConfigError, KvCache, Linear};
 use idefics_generate::placement::Placement;
 use idefics_generate::processor::Processor;
-use idefics_generate::processor::image::{ImageProcessorConfig, ImageTile};
+use idefics_generate::processor::image::{ImageConfigError, ImageProcessor, ImageProcessorConfig, ImageTile};
 use idefics_generate::text::{Decoder, DecoderStack, TextConfig};
 use idefics_generate::vision::{PatchLayout, VisionConfig, VisionTransformer};
 use idefics_generate::{
@@ -140,8 +140,8 @@ impl FamilyConfig for ToyConfig {
         Ok(())
     }
 
-    fn image_processor(&self) -> ImageProcessorConfig {
-        ImageProcessorConfig::default()
+    fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
+        ImageProcessor::new(ImageProcessorConfig::default())
     }
 
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {

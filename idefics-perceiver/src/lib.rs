@@ -3,6 +3,7 @@
 mod config;
 mod connector;
 pub mod flamingo;
+mod pixel_shuffle;
 mod resampler;
 
 pub use config::{ConnectorConfig, PerceiverConfig};
@@ -10,4 +11,5 @@ pub use connector::Connector;
 /// Checkpoint loading and other items shared by all components. It re-exports Burn as [`nn::burn`].
 pub use idefics_nn as nn;
 pub use idefics_nn::{Activation, ConfigError, GatedMlp, burn};
+pub use pixel_shuffle::{ModalityProjection, PixelShuffleConfig, PixelShuffleConnector, pixel_shuffle};
 pub use resampler::{PerceiverAttention, PerceiverLayer, PerceiverResampler};

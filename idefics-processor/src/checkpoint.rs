@@ -122,13 +122,13 @@ impl Checkpoint {
             (None, Some(file)) => (file.path, file.content),
             (None, None) => (self.folder.join("preprocessor_config.json"), Map::new()),
         };
-        let keys = ImageProcessorConfig::ignored_keys(&section);
+        let images = family.image_config(section.clone());
+        let images = images.map_err(|error| ProcessorError::ImageConfig { path: images_path.clone(), error })?;
+        let keys = images.ignored_keys(&section);
         let warnings = match keys.is_empty() {
             true => Vec::new(),
             false => vec![ProcessorWarning::IgnoredImageKeys { path: images_path.clone(), keys }],
         };
-        let images = family.image_config(section);
-        let images = images.map_err(|error| ProcessorError::ImageConfig { path: images_path.clone(), error })?;
 
         let configured = processor.as_ref().and_then(|file| Some((&file.path, file.content.get("image_seq_len")?)));
         let image_seq_len = match (family.image_seq_len(configured.map(|(_, value)| value)), configured) {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::files::{io_words, json_words};
-use crate::image::{ImageConfigError, ImageError, ImageErrorKind, PadError};
+use crate::image::{ImageConfigError, ImageErrorKind, PadError, TileError};
 
 /// Category of a [`ProcessorError`], for exit codes and HTTP statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -366,7 +366,7 @@ pub enum ProcessorError {
         image: usize,
         /// Why the image could not be loaded.
         #[source]
-        error: ImageError,
+        error: TileError,
     },
 
     /// The checkpoint turns padding off, but the images of the batch differ in size or number.
@@ -410,7 +410,8 @@ impl ProcessorError {
             | Self::SpecialTokenInText { .. }
             | Self::Pad(_) => ErrorKind::Input,
             Self::TextTooLarge { .. } => ErrorKind::Limit,
-            Self::Image { error, .. } => match error.kind() {
+            Self::Image { error: TileError::TooMany { .. }, .. } => ErrorKind::Limit,
+            Self::Image { error: TileError::Image(error), .. } => match error.kind() {
                 ImageErrorKind::FileSystem => ErrorKind::FileSystem,
                 ImageErrorKind::Cancelled => ErrorKind::Cancelled,
                 ImageErrorKind::Limit => ErrorKind::Limit,

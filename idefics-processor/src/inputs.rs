@@ -1,5 +1,6 @@
 //! The processor's output: plain numbers, ready for upload to a device.
 
+use crate::families::TileGrid;
 use crate::image::{ImageTile, PaddedImages, pad_batch};
 
 /// A processed batch before padding, with one entry per row.
@@ -13,6 +14,8 @@ pub struct ProcessedInputs {
     /// Image tiles of each row, in the order of the text. Each tile corresponds to `image_seq_len` image tokens of the
     /// row.
     pub images: Vec<Vec<ImageTile>>,
+    /// How each image of each row was cut into tiles.
+    pub grids: Vec<Vec<TileGrid>>,
 }
 
 /// The side on which short rows are padded.

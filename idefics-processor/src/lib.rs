@@ -19,7 +19,7 @@ pub use families::FamilyRules;
 pub use files::{io_words, is_git_lfs_pointer, json_words, without_byte_order_mark};
 pub use inputs::{PaddingSide, ProcessedInputs, TokenBatch};
 pub use latest_image::{image_attention_mask, latest_images, latest_images_behind};
-pub use processor::{ProcessOptions, Processor};
+pub use processor::{MAX_TILES, ProcessOptions, Processor};
 pub use prompt::{
     Chat, Content, Message, MessageContent, PromptPart, Sample, SampleError, SampleProblem, SpecialTokensInText,
     TextLimits,

@@ -22,10 +22,14 @@ use crate::prompt::{
 use crate::tokenizer::{self, Compatibility, Tokenizer, TokenizerConfig};
 use crate::warning::ProcessorWarning;
 
+/// Maximum number of tiles of an image, unless [`ProcessOptions::max_tiles`] is set.
+pub const MAX_TILES: u64 = 100;
+
 /// Options of [`Processor::process`].
 #[derive(Debug, Clone, Default)]
 pub struct ProcessOptions {
-    /// Whether each image is also given as its four quarters. `None`: as the checkpoint's configuration says.
+    /// Whether each image is also given in parts: its four quarters, or the tiles of a grid. `None`: as the checkpoint's
+    /// configuration says.
     pub do_image_splitting: Option<bool>,
     /// How transparent pixels are handled.
     pub alpha: Alpha,
@@ -33,6 +37,8 @@ pub struct ProcessOptions {
     pub page: Option<NonZeroU32>,
     /// Limits on the size and cost of each image.
     pub limits: Limits,
+    /// Maximum number of tiles of an image, in families where it depends on the image's size. `None`: [`MAX_TILES`].
+    pub max_tiles: Option<u64>,
     /// The files and URLs that samples may load images from; all by default. Restrict it for samples from untrusted
     /// users.
     pub sources: SourcePolicy,
@@ -53,6 +59,17 @@ pub struct ProcessOptions {
 }
 
 impl ProcessOptions {
+    /// Refuses the options that only the first Idefics has.
+    pub(crate) fn refuse_idefics1_options(&self) -> Result<(), ProcessorError> {
+        if self.add_end_of_utterance_token == Some(true) {
+            return Err(ProcessorError::Idefics1Option { option: "add_end_of_utterance_token" });
+        }
+        if self.add_eos_token {
+            return Err(ProcessorError::Idefics1Option { option: "add_eos_token" });
+        }
+        Ok(())
+    }
+
     fn decoding(&self) -> DecodeOptions {
         DecodeOptions::from(self.alpha).with_page(self.page.unwrap_or(NonZeroU32::MIN))
     }
@@ -194,6 +211,11 @@ impl Processor {
         &self.image_tokens
     }
 
+    /// The image processor.
+    pub fn image_processor(&self) -> &ImageProcessor {
+        &self.images
+    }
+
     /// The configuration of the image processor.
     pub fn image_config(&self) -> &ImageProcessorConfig {
         self.images.config()
@@ -216,7 +238,7 @@ impl Processor {
         }
         self.family.check_options(options)?;
         // Check all texts before fetching any image.
-        let images = self.image_processor(options)?;
+        let images = self.image_processor_for(options)?;
         let written = collect_rows(samples, |row, sample| self.write(sample, row, options))?;
         let pictures = collect_rows(samples, |row, sample| load_images(&images, &sample.images(), row, options))?;
         let (grids, tiles): (Vec<Vec<TileGrid>>, Vec<Vec<ImageTile>>) = pictures.into_iter().unzip();
@@ -225,7 +247,7 @@ impl Processor {
         }
         let rows = collect_rows(samples, |row, sample| self.encode(sample, &written[row], &grids[row], row, options))?;
         let (prompts, input_ids) = rows.into_iter().unzip();
-        Ok(ProcessedInputs { prompts, input_ids, images: tiles })
+        Ok(ProcessedInputs { prompts, input_ids, images: tiles, grids })
     }
 
     /// Renders a conversation with the chat template, before image placeholders are expanded. The result equals that
@@ -244,7 +266,9 @@ impl Processor {
     pub fn idefics1_pixel_values(&self, processed: &ProcessedInputs) -> ([usize; 5], Vec<f32>) {
         let configured = match self.images.config().size {
             ImageSize::Exact { height, width } => (height as usize, width as usize),
-            ImageSize::Edges { shortest_edge, .. } => (shortest_edge as usize, shortest_edge as usize),
+            ImageSize::Edges { shortest_edge: side, .. } | ImageSize::LongestEdge { longest_edge: side } => {
+                (side as usize, side as usize)
+            }
         };
         let first = processed.images.iter().flatten().next();
         let (height, width) = first.map_or(configured, |tile| (tile.height(), tile.width()));
@@ -259,7 +283,7 @@ impl Processor {
         (shape, pixel_values)
     }
 
-    fn image_processor(&self, options: &ProcessOptions) -> Result<ImageProcessor, ProcessorError> {
+    fn image_processor_for(&self, options: &ProcessOptions) -> Result<ImageProcessor, ProcessorError> {
         let mut config = self.images.config().clone();
         match options.do_image_splitting {
             Some(splitting) if splitting != config.do_image_splitting => {
@@ -386,7 +410,7 @@ fn load_images(
     read.sources = options.sources.clone();
     read.cancel = options.cancel.clone();
     let load = |(image, source): (usize, &&ImageSource)| {
-        let loaded = processor.load(source, &read, options.decoding());
+        let loaded = processor.load(source, &read, options.decoding(), options.max_tiles.unwrap_or(MAX_TILES));
         loaded.map_err(|error| ProcessorError::Image { row, image, error })
     };
     let images: Vec<Result<(TileGrid, Vec<ImageTile>), ProcessorError>> =

@@ -130,7 +130,7 @@ fn config_is_parsed_or_rejected_with_field_name() {
 #[test]
 fn unknown_keys_are_ignored_and_listed() {
     let object = |text: &str| serde_json::from_str::<serde_json::Map<_, _>>(text).unwrap();
-    let ignored = |text: &str| ImageProcessorConfig::ignored_keys(&object(text)).join(" ");
+    let ignored = |text: &str| ImageProcessorConfig::default().ignored_keys(&object(text)).join(" ");
     let strange = r#"{"auto_map": {}, "max_image_size": {"longest_edge": 364}, "do_center_crop": true, "resample": 1,
         "crop_size": 3, "pad_size": {"height": 1, "width": 1}, "data_format": "channels_last", "no_such_key": null}"#;
     assert_eq!(

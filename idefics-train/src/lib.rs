@@ -6,7 +6,7 @@ mod batch;
 mod error;
 mod gradients;
 mod idefics1;
-mod idefics2;
+mod image_tokens;
 mod labels;
 mod recompute;
 mod schedule;

@@ -61,6 +61,11 @@ impl VisionConfig {
         }
     }
 
+    /// Defaults of `Idefics3VisionConfig`. Checkpoints may omit them from `config.json`.
+    pub fn idefics3_defaults() -> Self {
+        Self { hidden_size: 1152, num_attention_heads: 16, ..Self::default() }
+    }
+
     /// Number of positions along each side of the position table; 0 if `patch_size` is 0.
     pub fn positions_per_side(&self) -> usize {
         self.image_size.checked_div(self.patch_size).unwrap_or(0)

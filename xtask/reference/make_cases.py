@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import PIL
 import torch
 import transformers
 import idefics1
+import idefics3
 from cases import CASES as CASES2
 from cases import OBSERVED, OBSERVED_TOO, QUESTIONS, Case
 from checkpoints import CHECKPOINTS as CHECKPOINTS2
 from checkpoints import derived_seed
 from checkpoints import make_checkpoint as make_checkpoint2
 from idefics1 import CASES1, CHECKPOINTS1, make_checkpoint1
+from idefics3 import CASES3, CHECKPOINTS3, make_checkpoint3
 from PIL import Image
 from pictures import RECIPES, open_raw, open_upright, write_made
 from quantization import round_weights, write_quantized
@@ -30,13 +34,14 @@ from transformers import (
     AutoProcessor,
     Idefics2ForConditionalGeneration,
     Idefics2ImageProcessorPil,
+    Idefics3ImageProcessorPil,
     IdeficsImageProcessorPil,
     LogitsProcessor,
 )
 from vocab import write_json
 
-CASES = {**CASES2, **CASES1}
-CHECKPOINTS = {**CHECKPOINTS2, **CHECKPOINTS1}
+CASES = {**CASES2, **CASES1, **CASES3}
+CHECKPOINTS = {**CHECKPOINTS2, **CHECKPOINTS1, **CHECKPOINTS3}
 NARROW = 1e-4  # minimum distance between the two best scores of a step
 
 
@@ -46,7 +51,8 @@ class Refused(Exception):
 
 def make_checkpoint(name: str, seed: int, folder: Path) -> None:
     """Write the checkpoint folder `name` with weights from `seed`."""
-    (make_checkpoint1 if name in CHECKPOINTS1 else make_checkpoint2)(name, seed, folder)
+    make = make_checkpoint1 if name in CHECKPOINTS1 else make_checkpoint3 if name in CHECKPOINTS3 else make_checkpoint2
+    make(name, seed, folder)
 
 
 def fill(value: Any, rng: np.random.Generator) -> Any:
@@ -187,6 +193,28 @@ def loaded(case: Case) -> dict[str, Any]:
     return {"quantize": case.quantize} | ({"double_quant": True} if case.double_quant else {})
 
 
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How the reference of a family is run."""
+
+    open_processor: Callable[[Path], Any]
+    images: type
+    process: Callable[..., Tensors]
+    load: Callable[[Path], Any]
+    forward: Callable[..., Tensors]
+
+
+def family_of(case: Case) -> Family:
+    """The family of the case's checkpoint."""
+    auto = AutoProcessor.from_pretrained
+    if case.checkpoint in CHECKPOINTS1:
+        return Family(auto, IdeficsImageProcessorPil, idefics1.process, idefics1.load1, idefics1.forward)
+    if case.checkpoint in CHECKPOINTS3:
+        own = idefics3
+        return Family(own.open_processor, Idefics3ImageProcessorPil, own.process, own.load3, own.forward)
+    return Family(auto, Idefics2ImageProcessorPil, process, load, forward)
+
+
 def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: str, fresh: bool) -> None:
     """Write the case folder `name` from `seed`, for the checkpoint at `checkpoint`."""
     case = CASES[name]
@@ -202,11 +230,10 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
             width, height = (max(2, int(side * rng.uniform(0.6, 1.5))) for side in (width, height))
         write_made(folder / "images" / file, (width, height), derived_seed(seed, name, file, str(index)))
     samples = fill(case.rows, rng)
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    is_first = case.checkpoint in CHECKPOINTS1
-    pillow = IdeficsImageProcessorPil if is_first else Idefics2ImageProcessorPil
-    assert type(processor.image_processor) is pillow, "the Pillow image processor is the reference"
-    inputs = (idefics1.process if is_first else process)(case, samples, processor, folder)
+    family = family_of(case)
+    processor = family.open_processor(checkpoint)
+    assert type(processor.image_processor) is family.images, "the Pillow image processor is the reference"
+    inputs = family.process(case, samples, processor, folder)
     tensors = {f"processor.{key}": value for key, value in inputs.items() if case.pixels or "pixel" not in key}
     generates, texts = {}, {}
     if case.train is not None:
@@ -217,22 +244,22 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
     elif case.gradients:
         tensors |= idefics1.gradients(idefics1.load1(checkpoint), inputs)
     elif case.model:
-        model = (idefics1.load1 if is_first else load)(checkpoint)
+        model = family.load(checkpoint)
         if case.quantize is not None:
             round_weights(model, case.quantize, case.double_quant)
         if case.stages:
-            tensors |= (idefics1.forward if is_first else forward)(model, inputs, case)
+            tensors |= family.forward(model, inputs, case)
         else:
             tensors = {key: value for key, value in tensors.items() if "pixel" not in key}
         for run, settings in case.generate.items():
-            computed, generates[run] = generate(model, inputs, settings)
+            computed, generates[run] = generate(model, idefics3.model_inputs(inputs), settings)
             tensors |= {f"generate.{run}.{name}": value for name, value in computed.items()}
             if case.stages:
                 texts[run] = processor.batch_decode(computed["sequences"], skip_special_tokens=True)
     save_file({key: value.contiguous() for key, value in sorted(tensors.items())}, folder / "expected.safetensors")
     document = {
         "format": 1,
-        "family": "idefics" if is_first else "idefics2",
+        "family": json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["model_type"],
         "about": case.about,
         "seed": seed,
         "checkpoint": relative,

@@ -12,7 +12,7 @@ use idefics_generate::nn::profile::Operation;
 use idefics_generate::processor::Processor;
 use idefics_generate::processor::image::ImageProcessor;
 use idefics_generate::{
-    Device, Error, Idefics1Config, Idefics2Config, ModelConfig, VisionBatch, load_model, measure_device,
+    Device, Error, Idefics1Config, Idefics2Config, Idefics3Config, ModelConfig, VisionBatch, load_model, measure_device,
 };
 use idefics_kernels::Unit;
 use serde_json::{Value, json};
@@ -233,24 +233,25 @@ fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
         "idefics-9b" => return Ok(Idefics1Config::idefics_9b().into()),
         "idefics-80b" => return Ok(Idefics1Config::idefics_80b().into()),
         "idefics2-8b" => return Ok(Idefics2Config::idefics2_8b().into()),
-        name @ "smolvlm-256m" => {
-            return Err(Failure::usage(format!("--random-weights {name}: this family is not implemented yet")));
-        }
+        "idefics3-8b" => return Ok(Idefics3Config::idefics3_8b().into()),
+        "smolvlm-256m" => return Ok(Idefics3Config::smolvlm_256m().into()),
+        "smolvlm-500m" => return Ok(Idefics3Config::smolvlm_500m().into()),
+        "smolvlm-2.2b" => return Ok(Idefics3Config::smolvlm_2b().into()),
         _ => {}
     }
     let path = Path::new(name);
     if path.file_name().is_none_or(|file| file != "config.json") {
-        let expected = "idefics2-8b, idefics-9b, idefics-80b, or the path of a config.json";
+        let expected = "smolvlm-256m, smolvlm-500m, smolvlm-2.2b, idefics3-8b, idefics2-8b, idefics-9b, idefics-80b, or \
+                        the path of a config.json";
         return Err(Failure::usage(format!("--random-weights {name:?}: expected {expected}")));
     }
     Ok(ModelConfig::from_file(path)?)
 }
 
-/// The image processor of the folder. Without a folder, that of the family's public checkpoints, with splitting off.
+/// The image processor of the folder. Without a folder, that of the family's public checkpoints.
 fn image_processor(folder: Option<&Path>, config: &ModelConfig) -> Result<ImageProcessor, Failure> {
-    let config = match folder {
-        Some(folder) => Processor::from_folder(folder).map_err(Error::from)?.image_config().clone(),
-        None => config.family().image_processor(),
-    };
-    ImageProcessor::new(config).map_err(|error| Failure::usage(error.to_string()))
+    match folder {
+        Some(folder) => Ok(Processor::from_folder(folder).map_err(Error::from)?.image_processor().clone()),
+        None => config.family().image_processor().map_err(|error| Failure::usage(error.to_string())),
+    }
 }

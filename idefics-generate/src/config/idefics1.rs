@@ -5,7 +5,8 @@ use std::path::Path;
 use burn::tensor::DType;
 use idefics_nn::{Activation, ConfigError};
 use idefics_perceiver::flamingo::{PerceiverConfig, ResamplerConfig};
-use idefics_processor::image::{ImageProcessorConfig, ImageSize};
+use idefics_processor::families::Idefics1 as ProcessorRules;
+use idefics_processor::image::{ImageConfigError, ImageProcessor, ImageProcessorConfig, ImageSize};
 use idefics_processor::{Processor, Tokenizer};
 use idefics_text::{AlphaType, CrossAttentionConfig, RopeParameters, TextConfig};
 use idefics_vision::clip::VisionConfig;
@@ -268,11 +269,12 @@ impl FamilyConfig for Idefics1Config {
         prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id())
     }
 
-    fn image_processor(&self) -> ImageProcessorConfig {
+    fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
         // A size that is too large is refused where pictures are prepared.
         let side = u32::try_from(self.vision_config.image_size).unwrap_or(u32::MAX);
         let size = ImageSize::Exact { height: side, width: side };
-        ImageProcessorConfig { size, ..ImageProcessorConfig::idefics1() }
+        let config = ImageProcessorConfig { size, ..ImageProcessorConfig::idefics1() };
+        ImageProcessor::with_family(&ProcessorRules, config)
     }
 
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {

@@ -5,12 +5,13 @@ use std::path::Path;
 use idefics_nn::ConfigError;
 use idefics_perceiver::{ConnectorConfig, PerceiverConfig};
 use idefics_processor::Processor;
-use idefics_processor::image::ImageProcessorConfig;
+use idefics_processor::image::{ImageConfigError, ImageProcessor, ImageProcessorConfig};
 use idefics_text::TextConfig;
 use idefics_vision::VisionConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::sections::fill_text_config;
 use super::{FamilyConfig, ModelFamily, QuantizationConfig, from_value};
 use crate::placement::Placement;
 use crate::{AssembledModel, Error, Idefics2, ModelShape};
@@ -152,19 +153,11 @@ impl FamilyConfig for Idefics2Config {
     }
 
     fn check_processor(&self, folder: &Path, processor: &Processor) -> Result<(), Error> {
-        let (image_seq_len, n_latents) = (processor.image_seq_len(), self.vectors_per_image());
-        if image_seq_len != n_latents {
-            return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_latents });
-        }
-        let (tokenizer_image_id, image_token_id) = (processor.tokenizer().image_token_id(), self.image_token_id);
-        if tokenizer_image_id != image_token_id {
-            return Err(Error::ImageToken { folder: folder.to_owned(), tokenizer_image_id, image_token_id });
-        }
-        Ok(())
+        super::check_image_tokens(folder, processor, self.vectors_per_image(), self.image_token_id)
     }
 
-    fn image_processor(&self) -> ImageProcessorConfig {
-        ImageProcessorConfig::default()
+    fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
+        ImageProcessor::new(ImageProcessorConfig::default())
     }
 
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {
@@ -183,33 +176,12 @@ impl ModelFamily for Family {
         "idefics2"
     }
 
-    fn read(&self, path: &Path, file: Value) -> Result<Box<dyn FamilyConfig>, Error> {
+    fn read(&self, path: &Path, mut file: Value) -> Result<Box<dyn FamilyConfig>, Error> {
         let in_file = |source| Error::Config { path: path.to_owned(), source };
-        let config: Idefics2Config = from_value(path, with_text_defaults(file).map_err(in_file)?)?;
+        fill_text_config(&mut file, "mistral").map_err(in_file)?;
+        let config: Idefics2Config = from_value(path, file)?;
         let config = config.resolved();
         config.validate().map_err(in_file)?;
         Ok(Box::new(config))
     }
-}
-
-/// Fills in what a `text_config` of another class than Mistral's leaves out, and drops sections that are null.
-fn with_text_defaults(mut file: Value) -> Result<Value, ConfigError> {
-    if let Some(file) = file.as_object_mut() {
-        file.retain(|_, section| !section.is_null());
-    }
-    let Some(text_config) = file.get_mut("text_config").and_then(Value::as_object_mut) else { return Ok(file) };
-    match text_config.get("model_type").and_then(Value::as_str) {
-        None | Some("mistral") => {}
-        Some("llama") => {
-            if let Ok(Value::Object(mut filled)) = serde_json::to_value(TextConfig::llama_defaults()) {
-                filled.append(text_config);
-                *text_config = filled;
-            }
-        }
-        Some(other) => {
-            let (field, value) = ("text_config.model_type", other.to_owned());
-            return Err(ConfigError::Unsupported { field, value, supported: "mistral, llama" });
-        }
-    }
-    Ok(file)
 }

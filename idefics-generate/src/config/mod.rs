@@ -2,7 +2,9 @@
 
 mod idefics1;
 mod idefics2;
+mod idefics3;
 mod quantization;
+mod sections;
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -13,7 +15,7 @@ use burn::tensor::{DType, Device};
 use idefics_checkpoint::Checkpoint;
 use idefics_nn::checkpoint::{LoadProgress, WeightMemory};
 use idefics_nn::{ConfigError, Quantization};
-use idefics_processor::image::ImageProcessorConfig;
+use idefics_processor::image::{ImageConfigError, ImageProcessor};
 use idefics_processor::{Processor, Tokenizer, is_git_lfs_pointer, json_words, without_byte_order_mark};
 use serde_json::Value;
 
@@ -22,6 +24,7 @@ use crate::{AssembledModel, DeviceChoice, Error, ModelShape, Prompts, WeightOpti
 
 pub use idefics1::Idefics1Config;
 pub use idefics2::Idefics2Config;
+pub use idefics3::{Idefics3Config, Idefics3ModelType};
 pub use quantization::QuantizationConfig;
 pub(crate) use quantization::{HEAD, QUANT_METHOD};
 
@@ -29,7 +32,12 @@ pub(crate) use quantization::{HEAD, QUANT_METHOD};
 const MAX_BYTES: u64 = 2 << 20;
 
 /// The families that are read; the one list of them on the model's side.
-pub const FAMILIES: &[&dyn ModelFamily] = &[&idefics1::Family, &idefics2::Family];
+pub const FAMILIES: &[&dyn ModelFamily] = &[
+    &idefics1::Family,
+    &idefics2::Family,
+    &idefics3::Family(Idefics3ModelType::Idefics3),
+    &idefics3::Family(Idefics3ModelType::SmolVlm),
+];
 
 /// A model family: how its `config.json` is read.
 pub trait ModelFamily: Debug + Sync {
@@ -101,7 +109,10 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
     }
 
     /// How the family's public checkpoints have pictures prepared.
-    fn image_processor(&self) -> ImageProcessorConfig;
+    ///
+    /// # Errors
+    /// [`ImageConfigError`] for a size that no picture can have.
+    fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError>;
 
     /// The same with at most `layers` decoder layers.
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig>;
@@ -253,6 +264,24 @@ impl ModelConfig {
         add(&DeviceChoice::Cpu.open()?.1, WeightOptions::default(), |block| &mut block.stored_bytes);
         Ok(blocks)
     }
+}
+
+/// Whether processor and model agree about the token of an image, and about how many of them an image has.
+fn check_image_tokens(
+    folder: &Path,
+    processor: &Processor,
+    n_vectors: usize,
+    image_token_id: u32,
+) -> Result<(), Error> {
+    let image_seq_len = processor.image_seq_len();
+    if image_seq_len != n_vectors {
+        return Err(Error::ImageTokens { folder: folder.to_owned(), image_seq_len, n_vectors });
+    }
+    let tokenizer_image_id = processor.tokenizer().image_token_id();
+    if tokenizer_image_id != image_token_id {
+        return Err(Error::ImageToken { folder: folder.to_owned(), tokenizer_image_id, image_token_id });
+    }
+    Ok(())
 }
 
 /// Reads a JSON object of at most [`MAX_BYTES`].

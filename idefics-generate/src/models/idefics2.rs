@@ -7,13 +7,13 @@
 //! `d` = `text_config.hidden_size`.
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use idefics_nn::{ConfigError, KvCache, Linear};
 use idefics_perceiver::Connector;
 use idefics_text::{Decoder, DecoderStack};
 use idefics_vision::{PatchLayout, VisionTransformer, patch_mask};
 
-use super::{LayerRun, Model, ModelShape, TowerRun};
+use super::{LayerRun, Model, ModelShape, TowerRun, merge};
 use crate::config::FamilyConfig;
 use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
@@ -117,14 +117,8 @@ impl Idefics2 {
         prompts: &Prompts,
         image_hidden_states: Option<Tensor<3>>,
     ) -> Result<Tensor<3>, InputError> {
-        let n_vectors = image_hidden_states.as_ref().map_or(0, |states| states.dims()[0] * states.dims()[1]);
-        let merge_rows = prompts.merge_rows(self.config.image_token_id, n_vectors)?;
-        let input_ids = prompts.upload(self.shape.vocab_size, &self.device())?;
-        let inputs_embeds = self.model.text_model.embed(input_ids); // [batch, seq, d]
-        Ok(match (image_hidden_states, merge_rows) {
-            (Some(image_hidden_states), Some(merge_rows)) => merge(inputs_embeds, image_hidden_states, &merge_rows),
-            _ => inputs_embeds,
-        })
+        let Self { config, shape, .. } = self;
+        merge::inputs_embeds(self.decoder(), prompts, image_hidden_states, config.image_token_id, shape.vocab_size)
     }
 
     /// Patch features of one batch, `[n_images, patches, d_vision]`.
@@ -138,22 +132,4 @@ impl Idefics2 {
         let positions = self.config.vision_config.positions_per_side();
         PatchLayout::new(&vec![images.grid; images.images.len()], positions)
     }
-}
-
-/// Text vectors with every image token's replaced by the next image vector.
-///
-/// # Shapes
-/// - `inputs_embeds`: `[batch, seq, d]`
-/// - `image_hidden_states`: `[n_images, n_latents, d]`
-/// - `merge_rows`: [`Prompts::merge_rows`]
-/// - returns `[batch, seq, d]`
-fn merge(inputs_embeds: Tensor<3>, image_hidden_states: Tensor<3>, merge_rows: &[i32]) -> Tensor<3> {
-    let [batch, seq, d] = inputs_embeds.dims();
-    let [n_images, n_latents, _] = image_hidden_states.dims();
-    let merge_rows = Tensor::from_data(TensorData::from(merge_rows), (&inputs_embeds.device(), DType::I32));
-    let rows = Tensor::cat(
-        vec![inputs_embeds.reshape([batch * seq, d]), image_hidden_states.reshape([n_images * n_latents, d])],
-        0,
-    );
-    rows.select(0, merge_rows).reshape([batch, seq, d])
 }

@@ -6,6 +6,8 @@
 mod assembled;
 pub mod idefics1;
 pub mod idefics2;
+pub mod idefics3;
+mod merge;
 mod tower_run;
 mod vision_batch;
 

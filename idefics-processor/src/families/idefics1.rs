@@ -128,9 +128,7 @@ impl ImageProcessorConfig {
         }
         match (self.do_resize, self.size) {
             (true, ImageSize::Exact { .. }) => Ok(()),
-            (true, ImageSize::Edges { .. }) => {
-                Err(number_error("size", "a pair of edges", "{height, width} in whole pixels"))
-            }
+            (true, _) => Err(number_error("size", "given by its edges", "{height, width} in whole pixels")),
             (false, _) => {
                 Err(number_error("do_resize", false, "true, because the first Idefics needs images of one size"))
             }

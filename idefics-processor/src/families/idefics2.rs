@@ -51,13 +51,7 @@ impl FamilyRules for Idefics2 {
     }
 
     fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
-        if options.add_end_of_utterance_token == Some(true) {
-            return Err(ProcessorError::Idefics1Option { option: "add_end_of_utterance_token" });
-        }
-        if options.add_eos_token {
-            return Err(ProcessorError::Idefics1Option { option: "add_eos_token" });
-        }
-        Ok(())
+        options.refuse_idefics1_options()
     }
 
     /// Without `do_image_splitting`, the whole picture is the only tile. With it, the tiles are the quarters (top
@@ -120,6 +114,7 @@ impl Default for ImageProcessorConfig {
             image_std: [0.5; 3],
             do_pad: true,
             do_image_splitting: false,
+            max_image_size: None,
         }
     }
 }
@@ -129,6 +124,7 @@ fn output_size(width: u32, height: u32, config: &ImageProcessorConfig) -> (u32, 
         _ if !config.do_resize => (width, height),
         ImageSize::Exact { height, width } => (width, height),
         ImageSize::Edges { shortest_edge, longest_edge } => edges_size(width, height, shortest_edge, longest_edge),
+        ImageSize::LongestEdge { .. } => (width, height), // refused when the configuration is read
     }
 }
 

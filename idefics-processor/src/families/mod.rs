@@ -4,6 +4,7 @@
 
 mod idefics1;
 mod idefics2;
+mod idefics3;
 
 use std::fmt::Debug;
 
@@ -18,9 +19,10 @@ use crate::tokenizer::Compatibility;
 
 pub use idefics1::Idefics1;
 pub use idefics2::{Idefics2, edges_size, expand_images};
+pub use idefics3::Idefics3;
 
 /// All supported families.
-const FAMILIES: [&dyn FamilyRules; 2] = [&Idefics1, &Idefics2];
+const FAMILIES: [&dyn FamilyRules; 4] = [&Idefics1, &Idefics2, &Idefics3::IDEFICS3, &Idefics3::SMOLVLM];
 
 /// The family for the `model_type` of a `config.json`; Idefics2 if the file has none.
 pub(crate) fn for_model_type(model_type: Option<&str>) -> Option<&'static dyn FamilyRules> {
@@ -75,6 +77,12 @@ pub trait FamilyRules: Debug + Send + Sync {
     /// pixels.
     fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid;
 
+    /// The number of tiles that [`Self::layout`] returns. Families that may return very long lists compute it without the
+    /// list, so that a limit can be checked first.
+    fn n_tiles(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> u64 {
+        self.layout(width, height, config).tiles.len() as u64
+    }
+
     /// Expands the image placeholders of a prompt to image tokens. [`PromptText::Parts`] is only passed if
     /// [`Self::reads_prompt_lists`] is true.
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt;
@@ -84,10 +92,12 @@ pub trait FamilyRules: Debug + Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TileGrid {
-    /// Number of rows; 1 if the picture stays whole.
+    /// Number of rows. If the picture stays whole: 1, or 0 in Idefics3, as in the reference.
     pub rows: usize,
-    /// Number of columns; 1 if the picture stays whole.
+    /// Number of columns, as `rows`.
     pub cols: usize,
+    /// Resizes of the whole picture, one after another, before the tiles are cut from the last result. Usually none.
+    pub resizes: Vec<ResizeTarget>,
     /// The tiles: a rectangle of the picture and the size it is resized to. An empty rectangle gives a black tile.
     pub tiles: Vec<ResizeTarget>,
 }
@@ -95,7 +105,13 @@ pub struct TileGrid {
 impl TileGrid {
     /// A grid of `rows` × `cols` tiles. `tiles` may have more, such as the whole picture.
     pub fn new(rows: usize, cols: usize, tiles: Vec<ResizeTarget>) -> Self {
-        Self { rows, cols, tiles }
+        Self { rows, cols, resizes: Vec::new(), tiles }
+    }
+
+    /// The same grid, cut from the picture after `resizes`.
+    #[must_use]
+    pub fn after(self, resizes: Vec<ResizeTarget>) -> Self {
+        Self { resizes, ..self }
     }
 }
 

@@ -22,6 +22,11 @@ pub enum ImageSize {
         /// Maximum length of each side, in pixels.
         longest_edge: u32,
     },
+    /// Scales the image until its longer side is `longest_edge`. Small images are enlarged.
+    LongestEdge {
+        /// Length of the longer side, in pixels.
+        longest_edge: u32,
+    },
     /// Resizes to exactly this size, ignoring the aspect ratio.
     Exact {
         /// Height, in pixels.
@@ -60,8 +65,12 @@ pub struct ImageProcessorConfig {
     pub image_std: [f64; 3],
     /// Whether tiles of different sizes are padded to the size of the largest.
     pub do_pad: bool,
-    /// Whether the four quarters of each image are added before the image itself.
+    /// Whether parts of each image are added before the image itself: its four quarters in Idefics2, the tiles of a grid
+    /// in Idefics3.
     pub do_image_splitting: bool,
+    /// Side of a square tile, in pixels. `None` in families without tiles of a fixed size.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_tile_side")]
+    pub max_image_size: Option<u32>,
 }
 
 /// An error in an image processor's configuration.
@@ -167,13 +176,19 @@ impl ImageProcessorConfig {
     /// # Errors
     /// [`ImageConfigError::Field`] for a value that is invalid or not supported.
     pub fn from_object(object: Map<String, Value>) -> Result<Self, ImageConfigError> {
-        Self::default().with_fields(&object, &IMAGE_PROCESSOR_TYPES)
+        let config = Self::default().with_fields(&object, &IMAGE_PROCESSOR_TYPES)?;
+        if let ImageSize::LongestEdge { .. } = config.size {
+            let expected = "{shortest_edge, longest_edge} or {height, width} in whole pixels";
+            return Err(field_error("size", object.get("size").unwrap_or(&Value::Null), expected));
+        }
+        Ok(config)
     }
 
-    /// The keys of `object` that have a value but no effect: unknown keys, and settings of other image processors
-    /// (`auto_map`, `do_center_crop`, `max_image_size`). The reference ignores them too.
-    pub fn ignored_keys(object: &Map<String, Value>) -> Vec<String> {
+    /// The keys of `object`, from which this configuration was read, that have a value but no effect: unknown keys, and
+    /// settings of other image processors (`auto_map`, `do_center_crop`). The reference ignores them too.
+    pub fn ignored_keys(&self, object: &Map<String, Value>) -> Vec<String> {
         let is_expected = |key: &str, value: &Value| match key {
+            "max_image_size" | "video_sampling" => self.max_image_size.is_some(),
             "data_format" => value == "channels_first",
             "do_center_crop" => value == false,
             "crop_size" => object.get("do_center_crop").is_none_or(|crops| crops != true),
@@ -188,7 +203,7 @@ impl ImageProcessorConfig {
     pub(crate) fn with_fields(
         self,
         object: &Map<String, Value>,
-        types: &[&'static str; 3],
+        types: &[&'static str],
     ) -> Result<Self, ImageConfigError> {
         let mut config = self;
         for (key, value) in object {
@@ -215,6 +230,7 @@ impl ImageProcessorConfig {
                 "image_std" => config.image_std = per_channel(key, value)?,
                 "do_pad" => config.do_pad = boolean(key, value)?,
                 "do_image_splitting" => config.do_image_splitting = boolean(key, value)?,
+                "max_image_size" if config.max_image_size.is_some() => config.max_image_size = Some(tile_side(value)?),
                 "image_processor_type" if !value.as_str().is_some_and(|name| types.contains(&name)) => {
                     return Err(field_error(key, value, types[0]));
                 }
@@ -242,10 +258,14 @@ impl ImageProcessorConfig {
                 check_side("size.shortest_edge", shortest_edge)?;
                 check_side("size.longest_edge", longest_edge)?;
             }
+            ImageSize::LongestEdge { longest_edge } => check_side("size.longest_edge", longest_edge)?,
             ImageSize::Exact { height, width } => {
                 check_side("size.height", height)?;
                 check_side("size.width", width)?;
             }
+        }
+        if let Some(side) = self.max_image_size {
+            check_side("max_image_size.longest_edge", side)?;
         }
         if !is_usable(self.rescale_factor) {
             return Err(number_error("rescale_factor", self.rescale_factor, "a finite number other than 0"));
@@ -300,7 +320,7 @@ fn boolean(field: &str, value: &Value) -> Result<bool, ImageConfigError> {
 }
 
 fn size(value: &Value) -> Result<ImageSize, ImageConfigError> {
-    const EXPECTED: &str = "{shortest_edge, longest_edge} or {height, width} in whole pixels";
+    const EXPECTED: &str = "{shortest_edge, longest_edge}, {longest_edge} or {height, width} in whole pixels";
     let object = value.as_object().ok_or_else(|| field_error("size", value, EXPECTED))?;
     // Release 5 of Transformers writes all kinds of sizes, and null for those not in use.
     let sides: Vec<(&str, &Value)> =
@@ -313,8 +333,17 @@ fn size(value: &Value) -> Result<ImageSize, ImageConfigError> {
         (2, Some(shortest_edge), Some(longest_edge), None, None) => {
             Ok(ImageSize::Edges { shortest_edge, longest_edge })
         }
+        (1, None, Some(longest_edge), None, None) => Ok(ImageSize::LongestEdge { longest_edge }),
         (2, None, None, Some(height), Some(width)) => Ok(ImageSize::Exact { height, width }),
         _ => Err(field_error("size", value, EXPECTED)),
+    }
+}
+
+/// `max_image_size`: `{longest_edge}`.
+fn tile_side(value: &Value) -> Result<u32, ImageConfigError> {
+    match size(value) {
+        Ok(ImageSize::LongestEdge { longest_edge }) => Ok(longest_edge),
+        _ => Err(field_error("max_image_size", value, "{longest_edge} in whole pixels")),
     }
 }
 
@@ -329,4 +358,8 @@ fn per_channel(field: &str, value: &Value) -> Result<[f64; 3], ImageConfigError>
 
 fn serialize_filter<S: serde::Serializer>(filter: &Filter, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u8(*filter as u8)
+}
+
+fn serialize_tile_side<S: serde::Serializer>(side: &Option<u32>, serializer: S) -> Result<S::Ok, S::Error> {
+    side.map(|longest_edge| ImageSize::LongestEdge { longest_edge }).serialize(serializer)
 }

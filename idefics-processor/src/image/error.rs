@@ -1,4 +1,31 @@
-//! Errors of padding tiles.
+//! Errors of making tiles and of padding them.
+
+use idefics_image::ImageError;
+
+/// An error of making tiles of a picture.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TileError {
+    /// The picture could not be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+
+    /// The picture would become more tiles than a limit allows.
+    #[error(
+        "a picture of {width}x{height} pixels would become {tiles} tiles, at most {limit} are allowed; give a smaller \
+         picture, or raise the limit (`max_tiles`, --max-tiles N)"
+    )]
+    TooMany {
+        /// Width of the picture, in pixels.
+        width: u32,
+        /// Height of the picture, in pixels.
+        height: u32,
+        /// Tiles that it would become.
+        tiles: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
 
 /// An error of packing tiles into one array, or of unpacking them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

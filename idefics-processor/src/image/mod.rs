@@ -12,7 +12,7 @@ mod processor;
 pub use crate::families::edges_size;
 pub use config::{ImageConfigError, ImageProcessorConfig, ImageSize};
 pub(crate) use config::{field_error, number_error};
-pub use error::PadError;
+pub use error::{PadError, TileError};
 pub use idefics_image::{
     Alpha, Crop, DecodeOptions, FileAccess, Filter, Format, ImageError, ImageErrorKind, ImageSource, Limits,
     ReadOptions, ResizeTarget, RgbImage, SourcePolicy, UrlAccess, decode, load, load_with, resize,

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use crate::families::{FamilyRules, Idefics2, TileGrid};
 use crate::image::{
-    DecodeOptions, ImageConfigError, ImageError, ImageProcessorConfig, ImageSource, ImageTile, PadError, PaddedImages,
-    ReadOptions, RgbImage, pad_batch,
+    DecodeOptions, ImageConfigError, ImageProcessorConfig, ImageSource, ImageTile, PadError, PaddedImages, ReadOptions,
+    RgbImage, TileError, pad_batch,
 };
 
 /// Turns pictures into the tiles that the vision tower reads.
@@ -60,35 +60,55 @@ impl ImageProcessor {
 
     /// The tiles of one picture, in the order of [`Self::layout`].
     pub fn process(&self, image: &RgbImage) -> Vec<ImageTile> {
-        let view = image.view();
-        let resize = |ResizeTarget { crop, width, height, filter }: ResizeTarget| {
-            let [left, top, right, bottom] = [crop.left, crop.top, crop.right, crop.bottom].map(|side| side as usize);
-            resize_view(view.crop(left, top, right, bottom), width, height, filter)
-        };
         let grid = self.layout(image.width(), image.height());
-        grid.tiles
-            .into_par_iter()
-            .map(|target| self.tile(target, target.has_pixels().then(|| resize(target))))
-            .collect()
+        match grid.resizes.split_first() {
+            None => self.cut(image, &grid),
+            Some((first, rest)) => self.cut(&resize_whole(resized(image, *first), rest), &grid),
+        }
+    }
+
+    /// The tiles of a picture after the resizes of `grid`.
+    fn cut(&self, image: &RgbImage, grid: &TileGrid) -> Vec<ImageTile> {
+        let tile = |target: &ResizeTarget| self.tile(*target, target.has_pixels().then(|| resized(image, *target)));
+        grid.tiles.par_iter().map(tile).collect()
     }
 
     /// Reads and decodes an image, then does [`Self::layout`] and [`Self::process`]. If the format decodes row by row,
     /// only the rows that resizing needs are kept in memory.
     ///
     /// # Errors
-    /// Those of [`load_resized`].
+    /// [`TileError::Image`] for the errors of [`load_resized`]; [`TileError::TooMany`] for a picture that would become
+    /// more than `max_tiles` tiles.
     pub fn load(
         &self,
         source: &ImageSource,
         read: &ReadOptions,
         decoding: DecodeOptions,
-    ) -> Result<(TileGrid, Vec<ImageTile>), ImageError> {
-        let mut grid = TileGrid::new(0, 0, Vec::new());
+        max_tiles: u64,
+    ) -> Result<(TileGrid, Vec<ImageTile>), TileError> {
+        let mut grid = Ok(TileGrid::new(0, 0, Vec::new()));
         let plan = |width, height| {
-            grid = self.layout(width, height);
-            grid.tiles.iter().copied().filter(ResizeTarget::has_pixels).collect()
+            let tiles = self.family.n_tiles(width, height, &self.config);
+            if tiles > max_tiles {
+                grid = Err(TileError::TooMany { width, height, tiles, limit: max_tiles });
+                return Vec::new();
+            }
+            let planned = self.layout(width, height);
+            let targets = match planned.resizes.first() {
+                Some(first) => vec![*first],
+                None => planned.tiles.iter().copied().filter(ResizeTarget::has_pixels).collect(),
+            };
+            grid = Ok(planned);
+            targets
         };
         let mut pictures = load_resized(source, read, decoding, plan)?.into_iter();
+        let grid = grid?;
+        if let Some((_, rest)) = grid.resizes.split_first()
+            && let Some(first) = pictures.next()
+        {
+            let tiles = self.cut(&resize_whole(first, rest), &grid);
+            return Ok((grid, tiles));
+        }
         let with_pictures: Vec<(ResizeTarget, Option<RgbImage>)> = grid
             .tiles
             .iter()
@@ -138,6 +158,17 @@ impl ImageProcessor {
         });
         ImageTile::new(width, height, pixels).expect("pixels has 3 planes of width x height values")
     }
+}
+
+/// Crops and resizes a picture to one target.
+fn resized(image: &RgbImage, ResizeTarget { crop, width, height, filter }: ResizeTarget) -> RgbImage {
+    let [left, top, right, bottom] = [crop.left, crop.top, crop.right, crop.bottom].map(|side| side as usize);
+    resize_view(image.view().crop(left, top, right, bottom), width, height, filter)
+}
+
+/// Applies `resizes` to a picture, one after another.
+fn resize_whole(image: RgbImage, resizes: &[ResizeTarget]) -> RgbImage {
+    resizes.iter().fold(image, |image, &target| resized(&image, target))
 }
 
 /// Rescales in f64, rounds to f32, and normalizes in f32, like numpy on the reference's arrays.

@@ -140,8 +140,8 @@ impl Case {
         let mut file: CaseFile = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
         ensure!(file.format == 1, "{}: format {} is not supported, expected 1", path.display(), file.format);
         ensure!(
-            ["idefics", "idefics2"].contains(&file.family.as_str()),
-            "{}: family {:?} is not supported, expected idefics or idefics2",
+            ["idefics", "idefics2", "idefics3", "smolvlm"].contains(&file.family.as_str()),
+            "{}: family {:?} is not supported, expected idefics, idefics2, idefics3 or smolvlm",
             path.display(),
             file.family
         );
@@ -158,12 +158,14 @@ impl Case {
 
     /// Checks that every expected tensor belongs to a known stage, so that none is ignored.
     fn check_names(&self) -> Result<()> {
-        const NAMES: [&str; 13] = [
+        const NAMES: [&str; 15] = [
             "processor.input_ids",
             "processor.attention_mask",
             "processor.pixel_values",
             "processor.pixel_attention_mask",
             "processor.image_attention_mask",
+            "processor.rows",
+            "processor.cols",
             "vision.last_hidden_state",
             "image_hidden_states",
             "logits",

@@ -5,8 +5,9 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::{DType, Device, Tensor};
-use idefics_generate::Idefics2;
+use idefics_generate::processor::families::TileGrid;
 use idefics_generate::processor::{Compatibility, PaddingSide, ProcessOptions, ProcessedInputs, Processor, TokenBatch};
+use idefics_generate::{Idefics2, Idefics3};
 use idefics_train::{LabelRecipe, Trainable};
 
 use super::case::{AlphaName, Case, Values};
@@ -34,6 +35,7 @@ pub(super) fn compare(case: &Case, device: &Device, dtype: DType, report: &mut R
     match processor.family().model_type() {
         "idefics" => stages.idefics1(device, &processor, &processed, &tokens),
         "idefics2" => stages.idefics2(device, &processor, &processed, &tokens),
+        "idefics3" | "smolvlm" => stages.idefics3(device, &processor, &processed, &tokens),
         family => bail!("family {family} is not supported"),
     }
 }
@@ -67,13 +69,30 @@ impl Stages<'_> {
     ) -> Result<()> {
         let model = Idefics2::from_folder(&self.case.checkpoint, device, self.case.weights(self.dtype)?, |_| ())?;
         let images = self.images(processed)?;
-        let image_hidden_states = self.vision(&model, &images)?;
+        let image_hidden_states = self.vision(&model, &|batch| model.vision_features(batch), &images)?;
         let (prompts, real) = self.prompts(tokens)?;
         let recipe = self.case.file.train.as_ref().map_or(LabelRecipe::Transformers5, TrainSettings::recipe);
         let n_layers = model.config().text_config.num_hidden_layers;
         let loss = |logits, labels: &[i64]| model.loss(logits, labels, recipe);
         self.decoder(&model, n_layers, (&prompts, &real), image_hidden_states, &loss)?;
         self.training(device, &prompts, &images)?;
+        self.generation(&model, processor, processed)
+    }
+
+    fn idefics3(
+        &mut self,
+        device: &Device,
+        processor: &Processor,
+        processed: &ProcessedInputs,
+        tokens: &TokenBatch,
+    ) -> Result<()> {
+        let model = Idefics3::from_folder(&self.case.checkpoint, device, self.case.weights(self.dtype)?, |_| ())?;
+        let images = self.images(processed)?;
+        let image_hidden_states = self.vision(&model, &|batch| model.vision_features(batch), &images)?;
+        let (prompts, real) = self.prompts(tokens)?;
+        let n_layers = model.config().text_config.num_hidden_layers;
+        let loss = |logits, labels: &[i64]| model.loss(logits, labels, LabelRecipe::Transformers5);
+        self.decoder(&model, n_layers, (&prompts, &real), image_hidden_states, &loss)?;
         self.generation(&model, processor, processed)
     }
 
@@ -85,6 +104,7 @@ impl Stages<'_> {
         if processor.family().model_type() == "idefics" {
             return self.idefics1_processor(processor, processed, &tokens);
         }
+        self.grids(processed)?;
         let Some(images) = processed.padded_images() else {
             for stage in ["processor.pixel_values", "processor.pixel_attention_mask"] {
                 if self.case.expected(stage).is_some() {
@@ -96,6 +116,22 @@ impl Stages<'_> {
         let tolerance = self.case.tolerance("processor.pixel_values");
         self.floats("processor.pixel_values", &images.pixel_values_shape(), &images.pixel_values, tolerance, |_| true)?;
         self.ints("processor.pixel_attention_mask", &images.pixel_attention_mask_shape(), &images.pixel_attention_mask)
+    }
+
+    /// Rows and columns of each picture, `[batch, pictures]`, -1 where a row has fewer pictures.
+    fn grids(&mut self, processed: &ProcessedInputs) -> Result<()> {
+        let pictures = processed.grids.iter().map(Vec::len).max().unwrap_or(0);
+        let shape = [processed.grids.len(), pictures];
+        let sides = |side: fn(&TileGrid) -> usize| -> Vec<i64> {
+            let row = |grids: &Vec<TileGrid>| {
+                let sides: Vec<i64> = grids.iter().map(|grid| side(grid) as i64).collect();
+                let missing = pictures - sides.len();
+                sides.into_iter().chain(std::iter::repeat_n(-1, missing))
+            };
+            processed.grids.iter().flat_map(row).collect()
+        };
+        self.ints("processor.rows", &shape, &sides(|grid| grid.rows))?;
+        self.ints("processor.cols", &shape, &sides(|grid| grid.cols))
     }
 
     pub(super) fn tensor<const D: usize>(

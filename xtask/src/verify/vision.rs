@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use burn::tensor::Tensor;
 use idefics_generate::processor::ProcessedInputs;
 use idefics_generate::processor::image::{ImageTile, PaddedImages};
-use idefics_generate::{Idefics2, Model, VisionBatch};
+use idefics_generate::{ImageBatch, Model, VisionBatch};
 
 use super::case::Expected;
 use super::compare::Comparison;
@@ -31,9 +31,15 @@ impl Stages<'_> {
         Ok(images.tiles()?.into_iter().flatten().collect())
     }
 
-    pub(super) fn vision(&mut self, model: &Idefics2, images: &[ImageTile]) -> Result<Option<Tensor<3>>> {
+    /// The features that `vision_features` computes of a batch, `[n_images, patches, hidden]`, and the image vectors.
+    pub(super) fn vision(
+        &mut self,
+        model: &dyn Model,
+        vision_features: &dyn Fn(&ImageBatch<'_>) -> Tensor<3>,
+        images: &[ImageTile],
+    ) -> Result<Option<Tensor<3>>> {
         let batches = model.shape().image_batches(images, VisionBatch::default())?;
-        let features: Vec<Tensor<3>> = batches.iter().map(|batch| model.vision_features(batch)).collect();
+        let features: Vec<Tensor<3>> = batches.iter().map(vision_features).collect();
         if let Some(expected) = self.case.expected("vision.last_hidden_state") {
             let comparison = self.compare_features(model, &batches, &features, expected)?;
             self.report.stage("vision.last_hidden_state", &comparison);
@@ -52,8 +58,8 @@ impl Stages<'_> {
     /// patches, which are copied to their positions in that grid.
     fn compare_features(
         &self,
-        model: &Idefics2,
-        batches: &[idefics_generate::ImageBatch<'_>],
+        model: &dyn Model,
+        batches: &[ImageBatch<'_>],
         features: &[Tensor<3>],
         expected: &Expected,
     ) -> Result<Comparison> {
@@ -62,7 +68,7 @@ impl Stages<'_> {
         };
         let n_ours: usize = batches.iter().map(|batch| batch.image_indices.len()).sum();
         let grid_width = match self.case.expected("processor.pixel_values") {
-            Some(pixel_values) => pixel_values.shape[4] / model.config().vision_config.patch_size,
+            Some(pixel_values) => pixel_values.shape[4] / model.shape().patch_size,
             None => batches.iter().map(|batch| batch.grid.cols).max().unwrap_or(0),
         };
         let mut ours = vec![0.0; n_images * n_patches * hidden];

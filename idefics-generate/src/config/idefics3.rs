@@ -1,0 +1,280 @@
+//! `config.json` of an Idefics3, SmolVLM or SmolVLM2 checkpoint.
+
+use std::path::Path;
+
+use idefics_nn::ConfigError;
+use idefics_perceiver::PixelShuffleConfig;
+use idefics_processor::Processor;
+use idefics_processor::families::Idefics3 as ProcessorRules;
+use idefics_processor::image::{ImageConfigError, ImageProcessor, ImageProcessorConfig, ImageSize};
+use idefics_text::TextConfig;
+use idefics_vision::VisionConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::sections::{fill_section, fill_text_config};
+use super::{FamilyConfig, ModelFamily, QuantizationConfig, from_value};
+use crate::placement::Placement;
+use crate::{AssembledModel, Error, Idefics3, ModelShape};
+
+/// `config.json` of an Idefics3, SmolVLM or SmolVLM2 checkpoint; keys that are not listed are ignored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Idefics3Config {
+    /// `idefics3`, or `smolvlm` for SmolVLM2: the same model under two names.
+    pub model_type: Idefics3ModelType,
+    /// The token whose embeddings are replaced by image vectors.
+    pub image_token_id: u32,
+    /// Patches on each side of a square that becomes one image vector.
+    pub scale_factor: usize,
+    /// Whether the head is the embedding table. The key of the same name in `text_config` has no effect.
+    pub tie_word_embeddings: bool,
+    /// The decoder.
+    pub text_config: TextConfig,
+    /// The vision tower.
+    pub vision_config: VisionConfig,
+    /// How the weights are quantised, or are to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization_config: Option<QuantizationConfig>,
+}
+
+/// The names of the family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Idefics3ModelType {
+    /// Idefics3 and SmolVLM.
+    #[default]
+    Idefics3,
+    /// SmolVLM2.
+    SmolVlm,
+}
+
+impl Idefics3ModelType {
+    /// `model_type` of the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idefics3 => "idefics3",
+            Self::SmolVlm => "smolvlm",
+        }
+    }
+}
+
+/// Defaults of `Idefics3Config`. Their vision tower has 7 x 7 patches, which `scale_factor` does not divide: the reference
+/// fails on them, and so does [`Idefics3Config::validate`].
+impl Default for Idefics3Config {
+    fn default() -> Self {
+        Self {
+            model_type: Idefics3ModelType::default(),
+            image_token_id: 128_257,
+            scale_factor: 2,
+            tie_word_embeddings: false,
+            text_config: TextConfig { rms_norm_eps: 1e-5, ..TextConfig::llama_defaults() },
+            vision_config: VisionConfig::idefics3_defaults(),
+            quantization_config: None,
+        }
+    }
+}
+
+impl Idefics3Config {
+    /// Idefics3-8B-Llama3.
+    pub fn idefics3_8b() -> Self {
+        Self {
+            text_config: TextConfig {
+                vocab_size: 128_259,
+                intermediate_size: 14_336,
+                num_key_value_heads: Some(8),
+                max_position_embeddings: 131_072,
+                rms_norm_eps: 1e-5,
+                rope_theta: Some(500_000.0),
+                ..TextConfig::llama_defaults()
+            },
+            vision_config: VisionConfig { image_size: 364, ..VisionConfig::siglip_so400m_980() },
+            ..Self::default()
+        }
+    }
+
+    /// SmolVLM and SmolVLM2, 2.2B.
+    pub fn smolvlm_2b() -> Self {
+        Self {
+            image_token_id: 49_153,
+            scale_factor: 3,
+            text_config: TextConfig {
+                max_position_embeddings: 16_384,
+                ..smollm2([49_155, 2048, 8192, 24], [32, 32], 273_768.0)
+            },
+            vision_config: VisionConfig { image_size: 384, ..VisionConfig::siglip_so400m_980() },
+            ..Self::default()
+        }
+    }
+
+    /// SmolVLM and SmolVLM2, 500M.
+    pub fn smolvlm_500m() -> Self {
+        Self { text_config: smollm2([49_280, 960, 2560, 32], [15, 5], 100_000.0), ..Self::smolvlm_256m() }
+    }
+
+    /// SmolVLM and SmolVLM2, 256M.
+    pub fn smolvlm_256m() -> Self {
+        Self {
+            image_token_id: 49_190,
+            scale_factor: 4,
+            text_config: smollm2([49_280, 576, 1536, 30], [9, 3], 100_000.0),
+            vision_config: VisionConfig {
+                hidden_size: 768,
+                num_attention_heads: 12,
+                image_size: 512,
+                patch_size: 16,
+                ..VisionConfig::idefics3_defaults()
+            },
+            ..Self::default()
+        }
+    }
+
+    /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
+    pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
+        match self.tie_word_embeddings {
+            true => &[("lm_head.weight", "model.text_model.embed_tokens.weight")],
+            false => &[],
+        }
+    }
+
+    /// The shape of the connector.
+    pub fn connector(&self) -> PixelShuffleConfig {
+        PixelShuffleConfig {
+            vision_hidden_size: self.vision_config.hidden_size,
+            text_hidden_size: self.text_config.hidden_size,
+            scale_factor: self.scale_factor,
+        }
+    }
+
+    /// Vectors of a tile that has the size which the position table was trained on.
+    pub fn vectors_per_tile(&self) -> usize {
+        (self.vision_config.positions_per_side() / self.scale_factor).pow(2)
+    }
+
+    /// Checks every value on which memory or a division depends.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.text_config.validate()?;
+        self.vision_config.validate()?;
+        self.connector().validate()?;
+        self.quantization_config.iter().try_for_each(QuantizationConfig::validate)?;
+        let side = self.vision_config.positions_per_side();
+        ConfigError::check_multiple(
+            "vision_config.image_size / vision_config.patch_size",
+            side,
+            "scale_factor",
+            self.scale_factor,
+        )?;
+        ConfigError::check_range("image_token_id", self.image_token_id as usize, 0..=self.text_config.vocab_size - 1)
+    }
+}
+
+/// A SmolLM2: sizes `[vocab_size, hidden_size, intermediate_size, num_hidden_layers]`, query and key/value heads.
+fn smollm2(sizes: [usize; 4], [heads, kv_heads]: [usize; 2], rope_theta: f64) -> TextConfig {
+    let [vocab_size, hidden_size, intermediate_size, num_hidden_layers] = sizes;
+    TextConfig {
+        vocab_size,
+        hidden_size,
+        intermediate_size,
+        num_hidden_layers,
+        num_attention_heads: heads,
+        num_key_value_heads: Some(kv_heads),
+        head_dim: Some(64),
+        max_position_embeddings: 8192,
+        rms_norm_eps: 1e-5,
+        rope_theta: Some(rope_theta),
+        ..TextConfig::llama_defaults()
+    }
+}
+
+impl FamilyConfig for Idefics3Config {
+    fn model_type(&self) -> &'static str {
+        self.model_type.name()
+    }
+
+    fn shape(&self) -> ModelShape {
+        ModelShape {
+            vocab_size: self.text_config.vocab_size,
+            text: self.text_config.clone(),
+            patch_size: self.vision_config.patch_size,
+            activation_bytes_per_patch: self.vision_config.activation_bytes_per_patch(),
+        }
+    }
+
+    fn tied(&self) -> &'static [(&'static str, &'static str)] {
+        self.tied()
+    }
+
+    fn quantization_config(&self) -> Option<&QuantizationConfig> {
+        self.quantization_config.as_ref()
+    }
+
+    fn assemble(&self, placement: &Placement) -> Result<Box<dyn AssembledModel>, ConfigError> {
+        Ok(Box::new(Idefics3::placed(self, placement)?))
+    }
+
+    fn parts(&self) -> &'static [(&'static str, &'static str)] {
+        &[
+            ("vision_model", "model.vision_model."),
+            ("connector", "model.connector."),
+            ("embed_tokens", "model.text_model.embed_tokens."),
+            ("text_model", "model.text_model."),
+            ("lm_head", "lm_head."),
+        ]
+    }
+
+    fn vectors_per_image(&self) -> usize {
+        self.vectors_per_tile()
+    }
+
+    fn image_placeholder(&self) -> Vec<u32> {
+        vec![self.image_token_id; self.vectors_per_tile()]
+    }
+
+    fn is_read_by_step(&self, name: &str, _sees_images: bool) -> bool {
+        let is_decoder = name.starts_with("model.text_model.") && !name.starts_with("model.text_model.embed_tokens.");
+        is_decoder || name.starts_with("lm_head.")
+    }
+
+    fn check_processor(&self, folder: &Path, processor: &Processor) -> Result<(), Error> {
+        super::check_image_tokens(folder, processor, self.vectors_per_tile(), self.image_token_id)
+    }
+
+    fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
+        // A size that is too large is refused where pictures are prepared.
+        let tile = u32::try_from(self.vision_config.image_size).unwrap_or(u32::MAX);
+        let config = ImageProcessorConfig {
+            size: ImageSize::LongestEdge { longest_edge: tile.saturating_mul(4) },
+            max_image_size: Some(tile),
+            ..ImageProcessorConfig::idefics3()
+        };
+        ImageProcessor::with_family(&ProcessorRules::IDEFICS3, config)
+    }
+
+    fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {
+        let mut config = self.clone();
+        config.text_config.num_hidden_layers = layers.min(config.text_config.num_hidden_layers);
+        Box::new(config)
+    }
+}
+
+/// The two values of `model_type`.
+#[derive(Debug)]
+pub(super) struct Family(pub(super) Idefics3ModelType);
+
+impl ModelFamily for Family {
+    fn model_type(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn read(&self, path: &Path, mut file: Value) -> Result<Box<dyn FamilyConfig>, Error> {
+        let in_file = |source| Error::Config { path: path.to_owned(), source };
+        fill_text_config(&mut file, "llama").map_err(in_file)?;
+        fill_section(&mut file, "vision_config", &VisionConfig::idefics3_defaults());
+        let config: Idefics3Config = from_value(path, file)?;
+        config.validate().map_err(in_file)?;
+        Ok(Box::new(config))
+    }
+}

@@ -1,0 +1,38 @@
+//! Sections of a `config.json` whose missing keys have other defaults than our types.
+
+use idefics_nn::ConfigError;
+use idefics_text::TextConfig;
+use serde::Serialize;
+use serde_json::Value;
+
+/// Fills in what the `text_config` of `file` leaves out, by its `model_type` or, without one, by `default_type`. A
+/// `text_config` that is missing stays so. Sections and keys at the top that are null are dropped.
+///
+/// # Errors
+/// [`ConfigError::Unsupported`] for another `model_type` than `mistral` and `llama`.
+pub(super) fn fill_text_config(file: &mut Value, default_type: &str) -> Result<(), ConfigError> {
+    if let Some(file) = file.as_object_mut() {
+        file.retain(|_, section| !section.is_null());
+    }
+    let text_config = file.get("text_config");
+    let model_type = text_config.and_then(|text| text.get("model_type")).and_then(Value::as_str);
+    match model_type.unwrap_or(default_type) {
+        "mistral" => fill_section(file, "text_config", &TextConfig::default()),
+        "llama" => fill_section(file, "text_config", &TextConfig::llama_defaults()),
+        other => {
+            let (field, value) = ("text_config.model_type", other.to_owned());
+            return Err(ConfigError::Unsupported { field, value, supported: "mistral, llama" });
+        }
+    }
+    Ok(())
+}
+
+/// Fills in what the section `name` of `file` leaves out. A section that is missing stays so.
+pub(super) fn fill_section(file: &mut Value, name: &str, defaults: &impl Serialize) {
+    if let Some(section) = file.get_mut(name).and_then(Value::as_object_mut)
+        && let Ok(Value::Object(mut filled)) = serde_json::to_value(defaults)
+    {
+        filled.append(section);
+        *section = filled;
+    }
+}

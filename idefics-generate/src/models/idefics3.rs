@@ -1,0 +1,133 @@
+//! Idefics3, SmolVLM and SmolVLM2: SigLIP → pixel shuffle and projection → Llama.
+//!
+//! Papers: <https://arxiv.org/abs/2408.12637>, <https://arxiv.org/abs/2504.05299>. Reference:
+//! `Idefics3ForConditionalGeneration`, `SmolVLMForConditionalGeneration`, Transformers 5.23.0. Field paths are the
+//! checkpoint's tensor names.
+//!
+//! Axes: `n_images` tiles of the whole batch, `patches` a tile, `n_vectors` a tile (`patches / scale_factor²`), `batch`
+//! rows, `seq` tokens, `d` = `text_config.hidden_size`.
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Tensor};
+use idefics_nn::{ConfigError, KvCache, Linear};
+use idefics_perceiver::PixelShuffleConnector;
+use idefics_text::{Decoder, DecoderStack};
+use idefics_vision::{PatchLayout, VisionTransformer};
+
+use super::{LayerRun, Model, ModelShape, TowerRun, merge};
+use crate::config::FamilyConfig;
+use crate::features::ImageBatch;
+use crate::inputs::{InputError, Prompts};
+use crate::{Idefics3Config, Placement};
+
+/// The whole model.
+#[derive(Module, Debug)]
+pub struct Idefics3 {
+    /// Everything up to the last hidden states.
+    pub model: Idefics3Model,
+    /// Hidden states to logits.
+    pub lm_head: Linear,
+    #[module(skip)]
+    config: Idefics3Config,
+    #[module(skip)]
+    shape: ModelShape,
+}
+
+/// The three components.
+#[derive(Module, Debug)]
+pub struct Idefics3Model {
+    /// Pixels to patch features.
+    pub vision_model: VisionTransformer,
+    /// Patch features to image tokens.
+    pub connector: PixelShuffleConnector,
+    /// Tokens to hidden states.
+    pub text_model: Decoder,
+}
+
+impl Model for Idefics3 {
+    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError> {
+        let Idefics3Model { vision_model, connector, .. } = &self.model;
+        let grid = self.grid(images)?;
+        let layout = self.layout(images);
+        let pixel_values = images.upload(&self.device()); // [n_images, 3, height, width]
+        let patch_embeds = vision_model.embeddings.forward(pixel_values, &layout); // [n_images, patches, d_vision]
+        Ok(Box::new(TowerRun::new(patch_embeds, &vision_model.encoder.layers, None, move |hidden_states| {
+            connector.forward(vision_model.post_layernorm.forward(hidden_states), grid) // [n_images, n_vectors, d]
+        })))
+    }
+
+    fn begin(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        _cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        let Self { config, shape, .. } = self;
+        merge::inputs_embeds(self.decoder(), prompts, image_hidden_states, config.image_token_id, shape.vocab_size)
+    }
+
+    fn decoder(&self) -> &dyn DecoderStack {
+        &self.model.text_model
+    }
+
+    fn logits(&self, hidden_states: Tensor<3>) -> Tensor<3> {
+        self.lm_head.forward(hidden_states).cast(DType::F32)
+    }
+
+    fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+}
+
+impl Idefics3 {
+    /// The model, random until a checkpoint is loaded; nothing is allocated before.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`Idefics3Config::validate`].
+    pub fn new(config: &Idefics3Config, device: &Device) -> Result<Self, ConfigError> {
+        Self::placed(config, &Placement::on(device))
+    }
+
+    /// As [`Self::new`], on the one device that `placement` has: the parts are not split.
+    pub(crate) fn placed(config: &Idefics3Config, placement: &Placement) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let (text, device) = (&config.text_config, &placement.device("model"));
+        Ok(Self {
+            model: Idefics3Model {
+                vision_model: config.vision_config.init(device)?,
+                connector: config.connector().init(device)?,
+                text_model: text.init(device)?,
+            },
+            lm_head: Linear::new_without_bias(text.hidden_size, text.vocab_size, device),
+            config: config.clone(),
+            shape: config.shape(),
+        })
+    }
+
+    /// The configuration it was built from.
+    pub fn config(&self) -> &Idefics3Config {
+        &self.config
+    }
+
+    /// Patch features of one batch, `[n_images, patches, d_vision]`.
+    pub fn vision_features(&self, images: &ImageBatch<'_>) -> Tensor<3> {
+        let pixel_values = images.upload(&self.device()); // [n_images, 3, height, width]
+        self.model.vision_model.forward(pixel_values, &self.layout(images))
+    }
+
+    /// The patches of a batch, with their positions.
+    pub fn layout(&self, images: &ImageBatch<'_>) -> PatchLayout {
+        let positions = self.config.vision_config.positions_per_side();
+        PatchLayout::new(&vec![images.grid; images.images.len()], positions)
+    }
+
+    /// Rows and columns of patches of a tile.
+    fn grid(&self, images: &ImageBatch<'_>) -> Result<[usize; 2], InputError> {
+        let ([rows, cols], scale_factor) = ([images.grid.rows, images.grid.cols], self.config.scale_factor);
+        if rows.is_multiple_of(scale_factor) && cols.is_multiple_of(scale_factor) {
+            return Ok([rows, cols]);
+        }
+        let image_idx = images.image_indices.first().copied().unwrap_or_default();
+        Err(InputError::PixelShuffle { image_idx, rows, cols, scale_factor })
+    }
+}

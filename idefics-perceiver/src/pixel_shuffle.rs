@@ -1,0 +1,116 @@
+//! Idefics3's connector: pixel shuffle, then one linear layer.
+//!
+//! Paper: <https://arxiv.org/abs/2408.12637>. Reference: `Idefics3Connector`, `SmolVLMConnector`, Transformers 5.23.0.
+//!
+//! Axes: `n_images`, `rows` × `cols` patches an image, `scale` patches on each side of a square that becomes one vector.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use idefics_nn::ConfigError;
+use idefics_nn::Linear;
+
+/// The shape of a [`PixelShuffleConnector`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PixelShuffleConfig {
+    /// Width of the vision tower's features.
+    pub vision_hidden_size: usize,
+    /// Width of the decoder.
+    pub text_hidden_size: usize,
+    /// Patches on each side of a square that becomes one vector.
+    pub scale_factor: usize,
+}
+
+impl PixelShuffleConfig {
+    /// Checks every value on which memory or a division depends.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::check_range("vision_config.hidden_size", self.vision_hidden_size, 1..=32_768)?;
+        ConfigError::check_range("text_config.hidden_size", self.text_hidden_size, 1..=32_768)?;
+        ConfigError::check_range("scale_factor", self.scale_factor, 1..=64)
+    }
+
+    /// The connector, random until a checkpoint is loaded; nothing is allocated before.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`Self::validate`].
+    pub fn init(&self, device: &Device) -> Result<PixelShuffleConnector, ConfigError> {
+        self.validate()?;
+        let width = self.vision_hidden_size * self.scale_factor.pow(2);
+        Ok(PixelShuffleConnector {
+            modality_projection: ModalityProjection {
+                proj: Linear::new_without_bias(width, self.text_hidden_size, device),
+            },
+            scale_factor: self.scale_factor,
+        })
+    }
+}
+
+/// Joins the features of neighbouring patches and projects them to the decoder's width.
+#[derive(Module, Debug)]
+pub struct PixelShuffleConnector {
+    /// Joined features to the decoder's width.
+    pub modality_projection: ModalityProjection,
+    #[module(skip)]
+    scale_factor: usize,
+}
+
+/// The one layer of the projection. Reference: `Idefics3SimpleMLP`.
+#[derive(Module, Debug)]
+pub struct ModalityProjection {
+    /// `[text_hidden_size, vision_hidden_size · scale_factor²]`, no bias.
+    pub proj: Linear,
+}
+
+impl PixelShuffleConnector {
+    /// # Shapes
+    /// - `image_hidden_states`: `[n_images, rows · cols, vision_hidden_size]`, the vision tower's output
+    /// - `grid`: `[rows, cols]`
+    /// - returns `[n_images, rows · cols / scale_factor², text_hidden_size]`
+    ///
+    /// # Panics
+    /// If `rows` or `cols` is no multiple of `scale_factor`.
+    pub fn forward(&self, image_hidden_states: Tensor<3>, grid: [usize; 2]) -> Tensor<3> {
+        self.modality_projection.proj.forward(pixel_shuffle(image_hidden_states, grid, self.scale_factor))
+    }
+}
+
+/// Joins each square of `scale` × `scale` patches to one vector, the features of its patches row by row.
+///
+/// # Shapes
+/// - `features`: `[n_images, rows · cols, d]`
+/// - returns `[n_images, rows · cols / scale², d · scale²]`
+///
+/// # Panics
+/// If `rows` or `cols` is no multiple of `scale`.
+pub fn pixel_shuffle(features: Tensor<3>, [rows, cols]: [usize; 2], scale: usize) -> Tensor<3> {
+    let [n_images, _, d] = features.dims();
+    let fits = rows.is_multiple_of(scale) && cols.is_multiple_of(scale);
+    assert!(fits, "a grid of {rows}x{cols} patches is no multiple of {scale}");
+    features
+        .reshape([n_images, rows / scale, scale, cols / scale, scale, d])
+        .permute([0, 1, 3, 2, 4, 5]) // [n_images, rows / scale, cols / scale, scale, scale, d]
+        .reshape([n_images, rows * cols / (scale * scale), d * scale * scale])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{TensorData, Tolerance};
+
+    /// `Idefics3Connector.pixel_shuffle` on patches that hold their own number, 4 x 6 patches, factor 2.
+    #[test]
+    fn squares_are_joined_row_by_row() {
+        let device = Device::flex();
+        let patches: Vec<f32> = (0..24u8).map(f32::from).collect();
+        let features = Tensor::<3>::from_data(TensorData::new(patches, [1, 24, 1]), &device);
+        let joined = pixel_shuffle(features, [4, 6], 2);
+        let expected = [
+            [[0.0, 1.0, 6.0, 7.0], [2.0, 3.0, 8.0, 9.0], [4.0, 5.0, 10.0, 11.0]],
+            [[12.0, 13.0, 18.0, 19.0], [14.0, 15.0, 20.0, 21.0], [16.0, 17.0, 22.0, 23.0]],
+        ];
+        let expected: Vec<f32> = expected.into_iter().flatten().flatten().collect();
+        joined.into_data().assert_approx_eq(&TensorData::new(expected, [1, 6, 4]), Tolerance::<f32>::absolute(0.0));
+    }
+}
