@@ -1,4 +1,4 @@
-//! Files that appear complete or not at all.
+//! Writes files atomically.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -6,10 +6,10 @@ use std::path::Path;
 
 use crate::CheckpointError;
 
-/// Writes a file that appears complete or not at all, and outlives a power cut once this returns.
+/// Writes a file atomically: it appears complete or not at all. Once this returns, the file survives a power failure.
 ///
 /// # Errors
-/// [`CheckpointError::Write`] with the system's answer; a file that was there before is then untouched.
+/// [`CheckpointError::Write`] with the system's error. An existing file at `path` is then unchanged.
 pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
@@ -23,16 +23,17 @@ pub fn write_atomically(
         drop(writer);
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all() // the new name, too
+        File::open(folder)?.sync_all() // makes the rename durable, too
     };
     attempt().map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
 }
 
-/// Temporary files are their owner's alone; a result is as readable as any new file.
+/// A builder whose files have the permissions of ordinary new files; by default, `tempfile` restricts them to the
+/// owner.
 fn readable_by_all() -> tempfile::Builder<'static, 'static> {
     #[allow(unused_mut)]
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the umask
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // minus the umask
     builder
 }
