@@ -1,7 +1,7 @@
 //! Benchmarks one of the 32 layers of Mistral-7B, and four of the 32 layers of idefics-9b with the gated layer before
 //! them: `cargo bench -p idefics-text`.
 
-#![allow(clippy::disallowed_methods)] // the device is synchronised after each iteration
+#![allow(clippy::disallowed_methods)] // a benchmark may wait for the device
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -89,7 +89,9 @@ proptest! {
 
     /// The length of the whole prompt determines the angles, not the length of a chunk.
     #[test]
-    fn chunked_prefill_uses_the_length_of_the_whole_prompt(seq in 1usize..40, chunk in 1usize..40, padding in 0usize..30, is_long: bool) {
+    fn chunked_prefill_uses_the_length_of_the_whole_prompt(
+        seq in 1usize..40, chunk in 1usize..40, padding in 0usize..30, is_long: bool,
+    ) {
         let device = Device::flex();
         let config = if is_long { longrope() } else { dynamic() };
         let decoder = config.init(&device).unwrap();
