@@ -1,4 +1,4 @@
-//! The loss of Idefics2.
+//! Training of Idefics2.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -30,7 +30,7 @@ impl Trainable for Idefics2 {
     }
 }
 
-/// Vision layers, connector, token vectors, decoder layers, head.
+/// The segments are vision layers, connector, embeddings, decoder layers and the head.
 impl Segments for Idefics2 {
     fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, InputError> {
         let mut chain = Chain::default();
@@ -65,8 +65,8 @@ impl Segments for Idefics2 {
     }
 }
 
-/// Adds the segments from the pixels to the image tokens, `[n_images, n_latents, d]`, and returns the last of them;
-/// `None` if there is no image.
+/// Adds the segments that compute the image features, `[n_images, n_latents, d]`, from the pixels. Returns the index of
+/// the last one; `None` if there are no images.
 fn image_segments<'a>(
     model: &'a Idefics2,
     batch: &'a TrainingBatch,
@@ -102,13 +102,13 @@ fn image_segments<'a>(
     if connected.is_empty() {
         return Ok(None);
     }
-    // Back in the order of the images.
+    // Restores the order of the images.
     let in_order = move |_: &Idefics2, inputs: &[Tensor<3>]| Ok(select(Tensor::cat(inputs.to_vec(), 0), &places));
     Ok(Some(chain.push(&connected, false, in_order)))
 }
 
-/// The summed cross-entropy, `[1]`, of what the decoder's last hidden states, `[batch, seq, d]`, predict: the head
-/// runs for labelled slots only.
+/// The summed cross-entropy, `[1]`, of the predictions from the last hidden states, `[batch, seq, d]`. The head is
+/// computed only for slots whose prediction has a label.
 fn summed_loss(model: &Idefics2, hidden_states: Tensor<3>, targets: &NextTokens) -> Tensor<1> {
     let [batch, seq, d] = hidden_states.dims();
     let hidden_states = targets.rows_of(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
