@@ -142,7 +142,7 @@ pub enum CheckpointError {
     /// All tensor names have a prefix, because the model was saved inside a wrapper module.
     #[error(
         "{}: the tensor names have the extra prefix `{prefix}`, as in `{prefix}{name}`; {}",
-        folder.display(), unwrapped(prefix)
+        folder.display(), prefix_remedy(prefix)
     )]
     Prefixed {
         /// Path of the model folder.
@@ -226,7 +226,7 @@ pub enum CheckpointError {
 }
 
 /// How to remove a prefix from the tensor names.
-fn unwrapped(prefix: &str) -> String {
+fn prefix_remedy(prefix: &str) -> String {
     if prefix.starts_with("base_model.") {
         return "save the model that PEFT wraps: model.merge_and_unload().save_pretrained(FOLDER)".to_owned();
     }

@@ -45,7 +45,7 @@ pub enum OtherFile {
 
 impl OtherFile {
     /// Recognises a file by its first bytes. `None` if they are unknown or could start a safetensors file or JSON.
-    pub(crate) fn of(content: &[u8]) -> Option<Self> {
+    pub(crate) fn detect(content: &[u8]) -> Option<Self> {
         let head = &content[..content.len().min(256)];
         let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
         let begins = |word: &[u8]| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
@@ -75,14 +75,14 @@ mod tests {
             (b"\n <!DOCTYPE html><title>Log in", OtherFile::Html),
             (b"\xef\xbb\xbf<html lang=\"en\">", OtherFile::Html),
         ] {
-            assert_eq!(OtherFile::of(content), Some(expected), "{expected}");
+            assert_eq!(OtherFile::detect(content), Some(expected), "{expected}");
         }
         // Safetensors header lengths whose first bytes look like another kind of file.
         for header_len in [0x0280_u64, 0x03_0280, 0x3c3c, 0x4b50] {
-            assert_eq!(OtherFile::of(&[&header_len.to_le_bytes()[..], b"{\"a\":"].concat()), None, "{header_len}");
+            assert_eq!(OtherFile::detect(&[&header_len.to_le_bytes()[..], b"{\"a\":"].concat()), None, "{header_len}");
         }
         for content in [&b""[..], b"\x80", b"{\"weight_map\": {}}", b"GG", b"[]"] {
-            assert_eq!(OtherFile::of(content), None);
+            assert_eq!(OtherFile::detect(content), None);
         }
     }
 }

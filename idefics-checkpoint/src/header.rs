@@ -19,7 +19,7 @@ const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// Maps one safetensors file and lists its tensors.
 pub(crate) fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let map = map_file(path)?;
-    if let Some(found) = OtherFile::of(&map) {
+    if let Some(found) = OtherFile::detect(&map) {
         return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
     }
     let tensors = parse(path, &map)?;
@@ -33,7 +33,7 @@ pub(crate) fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, Tens
                 map: map.clone(),
                 start: tensor.start,
                 end: tensor.end,
-                is_of_file: true,
+                is_mapped_file: true,
             };
             (tensor.name, entry)
         })

@@ -28,7 +28,7 @@ pub(crate) fn read(
     read_file: impl Fn(&Path, &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError>,
 ) -> Result<Opened, CheckpointError> {
     let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-    if let Some(found) = OtherFile::of(&text) {
+    if let Some(found) = OtherFile::detect(&text) {
         return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
     }
     let ShardIndex { weight_map } = serde_json::from_slice(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text))

@@ -49,7 +49,7 @@ pub(crate) fn read(folder: &Path, pickles: Pickles) -> Result<Option<Opened>, Ch
 /// Maps a file and lists its tensors.
 fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let map = map_file(path)?;
-    if let Some(found) = OtherFile::of(&map).filter(|found| !matches!(found, OtherFile::Zip | OtherFile::Pickle)) {
+    if let Some(found) = OtherFile::detect(&map).filter(|found| !matches!(found, OtherFile::Zip | OtherFile::Pickle)) {
         return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
     }
     let tensors = pickle::parse(path, &map)?;
@@ -63,8 +63,8 @@ fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, C
         return Err(PickleError { path: path.to_owned(), fault }.into());
     }
     let entry = |tensor: PickleTensor| {
-        let is_of_file = tensor.is_contiguous();
-        let (map, range) = match is_of_file {
+        let is_mapped_file = tensor.is_contiguous();
+        let (map, range) = match is_mapped_file {
             true => (map.clone(), tensor.byte_range()),
             false => {
                 let copy =
@@ -75,7 +75,7 @@ fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, C
         };
         let (file, start, end) = (name.to_owned(), range.start, range.end);
         let PickleTensor { name, dtype, shape, .. } = tensor;
-        Ok((name, TensorEntry { dtype, shape, file, map, start, end, is_of_file }))
+        Ok((name, TensorEntry { dtype, shape, file, map, start, end, is_mapped_file }))
     };
     tensors.into_iter().map(entry).collect()
 }

@@ -58,12 +58,12 @@ impl<'a, 'b> ShardWriter<'a, 'b> {
             self.flush()?;
         }
         let n_shards = self.names.len();
-        let name_of = |shard: usize| match n_shards {
+        let file_name = |shard: usize| match n_shards {
             1 => "model.safetensors".to_owned(),
             _ => format!("model-{:05}-of-{n_shards:05}.safetensors", shard + 1),
         };
         for shard in 0..n_shards {
-            let path: PathBuf = self.folder.join(name_of(shard));
+            let path: PathBuf = self.folder.join(file_name(shard));
             std::fs::rename(self.folder.join(format!("shard-{shard}")), &path)
                 .map_err(|source| CheckpointError::Write { path, source })?;
         }
@@ -72,7 +72,7 @@ impl<'a, 'b> ShardWriter<'a, 'b> {
         }
         let shards = self.names.iter().enumerate();
         let weight_map: BTreeMap<&str, String> =
-            shards.flat_map(|(shard, names)| names.iter().map(move |name| (name.as_str(), name_of(shard)))).collect();
+            shards.flat_map(|(shard, names)| names.iter().map(move |name| (name.as_str(), file_name(shard)))).collect();
         let index = json!({"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map});
         write_atomically(&self.folder.join("model.safetensors.index.json"), |file| {
             serde_json::to_writer_pretty(file, &index).map_err(Into::into)

@@ -51,23 +51,23 @@ impl Checkpoint {
     /// How the weight `name` is stored; `None` if there is no such tensor.
     pub fn stored(&self, name: &str) -> Option<Stored<'_>> {
         let entry = self.tensor(name)?;
-        let there = |candidate: String| self.tensors.contains_key(&candidate).then_some(candidate);
+        let existing = |candidate: String| self.tensors.contains_key(&candidate).then_some(candidate);
         for kind in [FourBitType::Nf4, FourBitType::Fp4] {
-            let Some(state) = there(quant_state_name(name, kind)) else { continue };
+            let Some(state) = existing(quant_state_name(name, kind)) else { continue };
             let others = ["absmax", "quant_map", "nested_absmax", "nested_quant_map"];
             let mut companions: Vec<String> =
-                others.iter().filter_map(|part| there(format!("{name}.{part}"))).collect();
+                others.iter().filter_map(|suffix| existing(format!("{name}.{suffix}"))).collect();
             companions.push(state);
             return Some(Stored { entry, kind: StoredKind::FourBit(kind), companions });
         }
-        if let Some(scales) = there(scales_name(name)) {
+        if let Some(scales) = existing(scales_name(name)) {
             let format = if entry.dtype == Dtype::I8 { PackedFormat::Int8 } else { PackedFormat::Q4 };
             return Some(Stored { entry, kind: StoredKind::Own(format), companions: vec![scales] });
         }
         if entry.dtype == Dtype::I8 {
             let layer = layer_prefix(name);
             let others = ["SCB", "weight_format"];
-            let companions = others.iter().filter_map(|part| there(format!("{layer}{part}"))).collect();
+            let companions = others.iter().filter_map(|suffix| existing(format!("{layer}{suffix}"))).collect();
             return Some(Stored { entry, kind: StoredKind::LlmInt8, companions });
         }
         Some(Stored { entry, kind: StoredKind::Dense, companions: Vec::new() })
@@ -101,7 +101,7 @@ impl Checkpoint {
             StoredKind::FourBit(kind) => self.four_bit(name, entry, kind, dims)?.into(),
             StoredKind::LlmInt8 => {
                 let layer = layer_prefix(name);
-                self.check_row_by_row(&format!("{layer}weight_format"))?;
+                self.check_row_major(&format!("{layer}weight_format"))?;
                 let scb = self.floats(&format!("{layer}SCB"))?;
                 Int8::from_llm_int8(entry.signed_bytes(), &scb, d_out, d_in)?.into()
             }
@@ -125,7 +125,7 @@ impl Checkpoint {
         kind: FourBitType,
         dims: [usize; 2],
     ) -> Result<FourBit<'a>, StoredError> {
-        let state = QuantState::parse(self.part(&quant_state_name(name, kind))?.bytes())?;
+        let state = QuantState::parse(self.companion(&quant_state_name(name, kind))?.bytes())?;
         if state.kind != kind {
             let (found, expected) = (state.kind.name().to_owned(), "the type at the end of the tensor's name");
             return Err(StoredError::QuantStateField { field: "quant_type", found, expected });
@@ -141,7 +141,7 @@ impl Checkpoint {
         };
         check_nested_quant_map(&self.floats(&format!("{name}.nested_quant_map"))?)?;
         let absmax = NestedAbsmax {
-            codes: self.part(&absmax)?.bytes().to_vec(),
+            codes: self.companion(&absmax)?.bytes().to_vec(),
             nested_absmax: self.floats(&format!("{name}.nested_absmax"))?,
             offset,
         };
@@ -149,7 +149,7 @@ impl Checkpoint {
     }
 
     /// Rejects the tiled layouts that LLM.int8 used on older GPUs. A file without `weight_format` is row-major.
-    fn check_row_by_row(&self, name: &str) -> Result<(), StoredError> {
+    fn check_row_major(&self, name: &str) -> Result<(), StoredError> {
         let bytes = self.tensor(name).map_or(&[][..], TensorEntry::bytes);
         match bytes.iter().find(|byte| **byte != 0) {
             None => Ok(()),
@@ -174,7 +174,7 @@ pub(crate) fn quant_state_name(name: &str, kind: FourBitType) -> String {
 
 impl Checkpoint {
     /// Looks up a companion tensor of a quantised weight.
-    fn part(&self, name: &str) -> Result<&TensorEntry, StoredError> {
+    fn companion(&self, name: &str) -> Result<&TensorEntry, StoredError> {
         self.tensor(name).ok_or_else(|| StoredError::PartMissing { name: name.to_owned() })
     }
 
@@ -185,7 +185,7 @@ impl Checkpoint {
 
     /// Reads a companion tensor of type `dtype`.
     fn elements<E: Element>(&self, name: &str, dtype: Dtype, expected: &'static str) -> Result<Vec<E>, StoredError> {
-        let entry = self.part(name)?;
+        let entry = self.companion(name)?;
         if entry.dtype != dtype {
             let found = format!("{:?}", entry.dtype);
             return Err(StoredError::PartDtype { name: name.to_owned(), found, expected });

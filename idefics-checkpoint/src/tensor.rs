@@ -18,7 +18,7 @@ pub struct TensorEntry {
     pub(crate) start: usize,
     pub(crate) end: usize,
     /// Whether `map` is the file itself rather than a copy in anonymous memory.
-    pub(crate) is_of_file: bool,
+    pub(crate) is_mapped_file: bool,
 }
 
 impl TensorEntry {
@@ -42,7 +42,7 @@ impl TensorEntry {
     /// in anonymous memory, which would read as zeros afterwards.
     #[allow(unsafe_code)]
     pub fn release(&self) {
-        if !self.is_of_file {
+        if !self.is_mapped_file {
             return;
         }
         // SAFETY: the map is of a file and never written to, so dropped pages are read back unchanged. An error is

@@ -16,7 +16,7 @@ pub fn write_atomically(
 ) -> Result<(), CheckpointError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let attempt = || {
-        let file = readable_by_all().tempfile_in(folder)?;
+        let file = new_file_builder().tempfile_in(folder)?;
         let mut writer = BufWriter::new(file.as_file());
         write(&mut writer)?;
         writer.flush()?;
@@ -30,7 +30,7 @@ pub fn write_atomically(
 
 /// A builder whose files have the permissions of ordinary new files; by default, `tempfile` restricts them to the
 /// owner.
-fn readable_by_all() -> tempfile::Builder<'static, 'static> {
+fn new_file_builder() -> tempfile::Builder<'static, 'static> {
     #[allow(unused_mut)]
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]

@@ -4,8 +4,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 thread_local! {
-    static TAKEN: Cell<usize> = const { Cell::new(0) };
-    static GIVEN_BACK: Cell<usize> = const { Cell::new(0) };
+    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
+    static FREED: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -17,13 +17,13 @@ static ALLOCATOR: Counting = Counting;
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        TAKEN.set(TAKEN.get() + layout.size());
+        ALLOCATED.set(ALLOCATED.get() + layout.size());
         // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        GIVEN_BACK.set(GIVEN_BACK.get() + layout.size());
+        FREED.set(FREED.get() + layout.size());
         // SAFETY: the caller upholds the contract of `dealloc`, and the pointer came from `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -31,8 +31,8 @@ unsafe impl GlobalAlloc for Counting {
 
 /// Runs `work` and returns its result, the bytes it allocated on this thread, and how many of them it did not free.
 pub(crate) fn measure<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
-    let (taken, given_back) = (TAKEN.get(), GIVEN_BACK.get());
+    let (allocated, freed) = (ALLOCATED.get(), FREED.get());
     let result = work();
-    let (taken, given_back) = (TAKEN.get() - taken, GIVEN_BACK.get() - given_back);
-    (result, taken, taken.saturating_sub(given_back))
+    let (allocated, freed) = (ALLOCATED.get() - allocated, FREED.get() - freed);
+    (result, allocated, allocated.saturating_sub(freed))
 }

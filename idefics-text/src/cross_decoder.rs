@@ -66,10 +66,10 @@ impl CrossAttentionDecoder {
     /// - `context_states`: `[batch, n_keys, d_context]`
     /// - returns keys and values for each gated layer, `[batch, heads, n_keys, head_dim]` each
     pub fn context_key_values(&self, context_states: &Tensor<3>) -> Vec<(Tensor<4>, Tensor<4>)> {
-        let of_layer = |layer: &GatedCrossAttentionLayer| {
+        let layer_key_values = |layer: &GatedCrossAttentionLayer| {
             layer.cross_attn.key_values(beside(context_states.clone(), &layer.input_layernorm.weight.val()))
         };
-        self.gated_cross_attn_layers.iter().map(of_layer).collect()
+        self.gated_cross_attn_layers.iter().map(layer_key_values).collect()
     }
 }
 
@@ -94,7 +94,7 @@ impl DecoderStack for CrossAttentionDecoder {
         key_values: &mut dyn KeyValues,
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
-        let mut travelling = Travelling { here: places.rotary.location(), places: Cow::Borrowed(places) };
+        let mut device_places = DevicePlaces { here: places.rotary.location(), places: Cow::Borrowed(places) };
         for layer_idx in layers.clone() {
             if layer_idx > 0 {
                 observer.hidden_states(layer_idx, &hidden_states);
@@ -102,24 +102,24 @@ impl DecoderStack for CrossAttentionDecoder {
             if layer_idx.is_multiple_of(self.cross_layer_interval) {
                 let gated_idx = layer_idx / self.cross_layer_interval;
                 let gated = &self.gated_cross_attn_layers[gated_idx];
-                hidden_states = travelling.to(hidden_states, &gated.input_layernorm);
-                let context = travelling.places.context.as_ref().and_then(|seen| {
+                hidden_states = device_places.move_to_device_of(hidden_states, &gated.input_layernorm);
+                let context = device_places.places.context.as_ref().and_then(|seen| {
                     let (key, value) = key_values.context(gated_idx)?; // [batch, heads, n_keys, head_dim] each
                     Some(Context { key, value, masked_out: seen.masked_out.clone() })
                 });
                 hidden_states = gated.forward(hidden_states, context);
             }
             let layer = &self.layers[layer_idx];
-            hidden_states = travelling.to(hidden_states, &layer.input_layernorm);
+            hidden_states = device_places.move_to_device_of(hidden_states, &layer.input_layernorm);
             if layer_idx == 0 {
                 observer.hidden_states(layer_idx, &hidden_states);
             }
-            hidden_states = layer.forward(hidden_states, layer_idx, &travelling.places, key_values, observer);
+            hidden_states = layer.forward(hidden_states, layer_idx, &device_places.places, key_values, observer);
         }
         if layers.end < self.n_layers() {
             return hidden_states;
         }
-        let hidden_states = self.norm.forward(travelling.to(hidden_states, &self.norm));
+        let hidden_states = self.norm.forward(device_places.move_to_device_of(hidden_states, &self.norm));
         observer.hidden_states(self.n_layers(), &hidden_states);
         hidden_states
     }
@@ -134,14 +134,14 @@ impl DecoderStack for CrossAttentionDecoder {
 }
 
 /// The positions and masks of the tokens on the current device, for layers on several devices.
-struct Travelling<'a> {
+struct DevicePlaces<'a> {
     here: (Device, DType),
     places: Cow<'a, Places>,
 }
 
-impl Travelling<'_> {
+impl DevicePlaces<'_> {
     /// Moves the positions, masks and `hidden_states` to the device and dtype of the next norm.
-    fn to(&mut self, hidden_states: Tensor<3>, norm: &RmsNorm) -> Tensor<3> {
+    fn move_to_device_of(&mut self, hidden_states: Tensor<3>, norm: &RmsNorm) -> Tensor<3> {
         let weight = norm.weight.val();
         let there = (weight.device(), weight.dtype());
         if self.here != there {

@@ -62,7 +62,7 @@ impl PlaceRules {
     /// Positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
     /// `n_slots` is the number of cache slots in use after the whole prompt, of which these tokens may be one chunk:
     /// some rotary scalings depend on the total length.
-    pub(crate) fn after(&self, inputs_embeds: &Tensor<3>, cache: &KvCache, n_slots: usize) -> Places {
+    pub(crate) fn for_next_tokens(&self, inputs_embeds: &Tensor<3>, cache: &KvCache, n_slots: usize) -> Places {
         let [batch, n_new, _] = inputs_embeds.dims();
         let device = inputs_embeds.device();
         let seq_len = n_slots - cache.left_padding().iter().min().copied().unwrap_or(0).min(n_slots);
@@ -76,7 +76,7 @@ impl PlaceRules {
 
     /// The data from which [`SlotPlaces::at`] computes positions and masks of single tokens, for activations with the
     /// dtype and device of `inputs_embeds`. `None` if the rotary angles depend on the length of the sequence.
-    pub(crate) fn of_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPlaces> {
+    pub(crate) fn for_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPlaces> {
         if self.rotary.depends_on_length() {
             return None;
         }
@@ -97,7 +97,7 @@ impl PlaceRules {
     ///
     /// # Panics
     /// If `branches` has another number of rows or slots.
-    pub(crate) fn of_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Places {
+    pub(crate) fn for_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Places {
         let [batch, n_new, _] = inputs_embeds.dims();
         let n_keys = cache.len() + n_new;
         assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "rows and slots of the branches");
@@ -131,7 +131,7 @@ impl SlotPlaces {
         let ([batch, _], [_, capacity]) = (self.first.dims(), self.slots.dims());
         let slot = slot.clone().unsqueeze::<2>(); // [1, 1]
         let position_ids = (slot.clone() - self.first.clone()).clamp_min(0); // [batch, 1]
-        let in_all_rows = |of_one: Tensor<2, Int>| of_one.expand([batch, capacity]);
+        let in_all_rows = |row: Tensor<2, Int>| row.expand([batch, capacity]);
         let slots = in_all_rows(self.slots.clone());
         let mut first = self.first.clone();
         if let Some(window) = self.sliding_window {

@@ -63,7 +63,7 @@ pub trait DecoderStack: Debug + Send + Sync {
         let n_chunks = n_new.div_ceil((n_tokens / batch.max(1)).max(1)).max(1);
         let chunk_len = n_new.div_ceil(n_chunks).max(1); // makes the chunks about equally long
         let mut run = |chunk: Tensor<3>| {
-            let places = self.place_rules().after(&chunk, cache, n_slots);
+            let places = self.place_rules().for_next_tokens(&chunk, cache, n_slots);
             self.forward_at(chunk, &places, cache, &mut Unobserved)
         };
         if n_chunks == 1 {
@@ -112,7 +112,7 @@ pub trait DecoderStack: Debug + Send + Sync {
 
     /// Positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
     fn places(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Places {
-        self.place_rules().after(inputs_embeds, cache, cache.len() + inputs_embeds.dims()[1])
+        self.place_rules().for_next_tokens(inputs_embeds, cache, cache.len() + inputs_embeds.dims()[1])
     }
 
     /// Like [`Self::places`], for rows that branch. The tokens are those just appended to `branches`.
@@ -120,7 +120,7 @@ pub trait DecoderStack: Debug + Send + Sync {
     /// # Panics
     /// If `branches` has another number of rows or slots.
     fn branch_places(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Places {
-        self.place_rules().of_branches(inputs_embeds, branches, cache)
+        self.place_rules().for_branches(inputs_embeds, branches, cache)
     }
 
     /// The data to compute positions and masks of single tokens on the device, for a decode step that is captured as
@@ -128,7 +128,7 @@ pub trait DecoderStack: Debug + Send + Sync {
     /// length of the sequence
     /// ([`RotaryEmbedding::depends_on_length`](idefics_nn::RotaryEmbedding::depends_on_length)).
     fn slot_places(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPlaces> {
-        self.place_rules().of_slots(inputs_embeds, cache)
+        self.place_rules().for_slots(inputs_embeds, cache)
     }
 }
 

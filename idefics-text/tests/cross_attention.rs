@@ -30,7 +30,7 @@ fn config(alpha_type: AlphaType) -> CrossAttentionConfig {
 }
 
 /// Number of vectors per part of the context.
-const PART: usize = 3;
+const PART_LEN: usize = 3;
 
 struct Model {
     config: CrossAttentionConfig,
@@ -48,7 +48,7 @@ impl Model {
     }
 
     fn context(&self, seed: u64, batch: usize, parts: usize) -> Tensor<3> {
-        random(seed, [batch, parts * PART, self.config.context_size], &self.device)
+        random(seed, [batch, parts * PART_LEN, self.config.context_size], &self.device)
     }
 
     fn tokens(&self, seed: u64, batch: usize, seq: usize) -> Tensor<3> {
@@ -58,7 +58,7 @@ impl Model {
     fn cache(&self, left_padding: Vec<usize>, context: Option<&Tensor<3>>, view: &ContextView) -> KvCache {
         let mut cache = self.config.text.cache(left_padding, 20);
         let layers = context.map(|context| self.decoder.context_key_values(context));
-        cache.set_context(layers.map(|layers| ContextCache::new(layers, PART, view.clone(), 0)));
+        cache.set_context(layers.map(|layers| ContextCache::new(layers, PART_LEN, view.clone(), 0)));
         cache
     }
 
@@ -87,7 +87,7 @@ fn hidden_context_has_no_effect() {
         // The second part is hidden from all tokens, so its vectors do not matter.
         let first = view(&[&[None, Some(0), Some(0), Some(0)]], 2);
         let output = model.run(&tokens, Some(&context), &first);
-        let other = Tensor::cat(vec![part(&context, 1, 0, PART), model.context(9, 1, 1) * 50.0], 1);
+        let other = Tensor::cat(vec![part(&context, 1, 0, PART_LEN), model.context(9, 1, 1) * 50.0], 1);
         assert_close("hidden part", &model.run(&tokens, Some(&other), &first), &output, SAME);
         assert_close("before the part", &part(&output, 1, 0, 1), &part(&alone, 1, 0, 1), SAME);
         let changed = values(part(&output, 1, 1, 2) - part(&alone, 1, 1, 2));
@@ -145,9 +145,9 @@ fn extended_context_matches_full_context() {
     let whole = view(&[&[Some(0), Some(0), Some(1), Some(1)]], 2);
     let at_once = model.run(&tokens, Some(&context), &whole);
     let first = view(&[&[Some(0), Some(0)]], 1);
-    let mut cache = model.cache(vec![0], Some(&part(&context, 1, 0, PART)), &first);
+    let mut cache = model.cache(vec![0], Some(&part(&context, 1, 0, PART_LEN)), &first);
     let before = model.decoder.forward(part(&tokens, 1, 0, 2), &mut cache);
-    let (rest, more) = (whole.skip(2), model.decoder.context_key_values(&part(&context, 1, PART, 2 * PART)));
+    let (rest, more) = (whole.skip(2), model.decoder.context_key_values(&part(&context, 1, PART_LEN, 2 * PART_LEN)));
     let known = cache.take_context().unwrap();
     cache.set_context(Some(known.continued(1, Some(more), rest, 2)));
     let after = model.decoder.forward(part(&tokens, 1, 2, 4), &mut cache);
@@ -179,8 +179,8 @@ fn activations_are_cast_to_the_dtype_of_each_module() {
     struct InBf16(&'static [&'static str]);
     impl ParameterMapper for InBf16 {
         fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let is_meant = self.0.iter().any(|part| name.starts_with(part));
-            if is_meant { param.map(|weight| weight.cast(DType::BF16)) } else { param }
+            let is_converted = self.0.iter().any(|part| name.starts_with(part));
+            if is_converted { param.map(|weight| weight.cast(DType::BF16)) } else { param }
         }
     }
     let mut model = Model::new(AlphaType::Float);
@@ -188,12 +188,12 @@ fn activations_are_cast_to_the_dtype_of_each_module() {
     let seen = view(&[&[None, Some(0), Some(1), Some(1)], &[None, None, Some(0), Some(0)]], 2);
     let exact = model.run(&tokens, Some(&context), &seen);
     for parts in [&["layers.1.", "gated_cross_attn_layers.1."][..], &["gated_cross_attn_layers.0.", "norm."]] {
-        let all_exact = model.decoder.clone();
+        let exact_decoder = model.decoder.clone();
         model.decoder = map_parameters(model.decoder, &mut InBf16(parts));
         let rounded = model.run(&tokens, Some(&context), &seen).cast(DType::F32);
         let difference = values((rounded - exact.clone()).abs().max());
         assert!(difference[0] > 0.0 && difference[0] < 0.1, "{parts:?}: {difference:?}");
-        model.decoder = all_exact;
+        model.decoder = exact_decoder;
     }
 }
 

@@ -76,7 +76,7 @@ impl TrainingBatch {
         recipe: LabelRecipe,
         pad_token_id: u32,
     ) -> Result<Self, InputError> {
-        let mut trees: Vec<Tree> = rows.iter().map(|texts| Tree::of(texts)).collect();
+        let mut trees: Vec<Tree> = rows.iter().map(|texts| Tree::from_texts(texts)).collect();
         let seq = trees.iter().map(|tree| tree.ids.len()).max().unwrap_or(0);
         if let Some(row) = trees.iter().position(|tree| tree.ids.is_empty()) {
             return Err(InputError::Empty { row });
@@ -112,7 +112,7 @@ impl TrainingBatch {
     pub(crate) fn targets(&self, ignored: i64) -> NextTokens {
         match &self.parents {
             None => NextTokens::new(&self.labels, self.prompts.seq(), ignored),
-            Some(parents) => NextTokens::of_branches(&self.labels, parents, self.prompts.seq(), ignored),
+            Some(parents) => NextTokens::for_branches(&self.labels, parents, self.prompts.seq(), ignored),
         }
     }
 
@@ -142,7 +142,7 @@ struct Tree {
 }
 
 impl Tree {
-    fn of(texts: &[LabelledText]) -> Self {
+    fn from_texts(texts: &[LabelledText]) -> Self {
         let mut tree = Self::default();
         for LabelledText { ids, labels } in texts {
             assert_eq!(ids.len(), labels.len(), "every token needs one label");

@@ -41,9 +41,9 @@ impl LossGradients {
 impl Gradients {
     /// Moves the gradients of the parameters of `module` out of Burn's container.
     pub(crate) fn collect<M: Module>(module: &M, from: &mut burn::tensor::Gradients) -> Self {
-        let mut taken = Taken { from, tensors: BTreeMap::new() };
-        visit_parameters(module, &mut taken);
-        Self { tensors: taken.tensors }
+        let mut collector = Collector { from, tensors: BTreeMap::new() };
+        visit_parameters(module, &mut collector);
+        Self { tensors: collector.tensors }
     }
 
     /// The gradient of tensor `name`, flattened; `None` if the loss does not depend on it.
@@ -111,12 +111,12 @@ impl Gradients {
     }
 }
 
-struct Taken<'a> {
+struct Collector<'a> {
     from: &'a mut burn::tensor::Gradients,
     tensors: BTreeMap<String, Tensor<1>>,
 }
 
-impl ParameterVisitor for Taken<'_> {
+impl ParameterVisitor for Collector<'_> {
     fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
         if let Some(gradient) = param.val().grad_remove(self.from) {
             self.tensors.insert(name.to_owned(), gradient.flatten(0, D - 1));

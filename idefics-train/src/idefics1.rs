@@ -150,7 +150,7 @@ fn image_segments<'a>(
 /// computed only for slots whose prediction has a label.
 fn summed_loss(model: &Idefics1, hidden_states: Tensor<3>, targets: &NextTokens) -> Tensor<1> {
     let [batch, seq, d] = hidden_states.dims();
-    let predictors = targets.rows_of(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
+    let predictors = targets.select_predictors(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
     let logits = model.logits(predictors.unsqueeze_dim(0));
     targets.cross_entropy(logits.squeeze_dim(0))
 }

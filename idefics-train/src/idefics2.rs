@@ -48,8 +48,8 @@ impl Segments for Idefics2 {
             last = chain.push(&[last], is_trained(layer), move |model: &Self, inputs| {
                 let hidden_states = inputs[0].clone(); // [batch, seq, d]
                 let mut cache = model.cache(&batch.prompts, 0);
-                let of = |states: Tensor<3>| batch.places(model.decoder(), &states, &cache);
-                let places = places.get_or_init(|| of(hidden_states.clone().inner()));
+                let compute_places = |states: Tensor<3>| batch.places(model.decoder(), &states, &cache);
+                let places = places.get_or_init(|| compute_places(hidden_states.clone().inner()));
                 let layer = &model.model.text_model.layers[layer_idx];
                 Ok(layer.forward(hidden_states, layer_idx, places, &mut cache, &mut Unobserved))
             });
@@ -111,6 +111,6 @@ fn image_segments<'a>(
 /// computed only for slots whose prediction has a label.
 fn summed_loss(model: &Idefics2, hidden_states: Tensor<3>, targets: &NextTokens) -> Tensor<1> {
     let [batch, seq, d] = hidden_states.dims();
-    let hidden_states = targets.rows_of(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
+    let hidden_states = targets.select_predictors(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
     targets.cross_entropy(model.lm_head.forward(hidden_states).cast(DType::F32))
 }

@@ -47,7 +47,7 @@ impl NextTokens {
     }
 
     /// Like [`Self::new`], but label `t` is predicted by slot `parents[t]` of the same row.
-    pub(crate) fn of_branches(labels: &[i64], parents: &[Option<usize>], seq: usize, ignored: i64) -> Self {
+    pub(crate) fn for_branches(labels: &[i64], parents: &[Option<usize>], seq: usize, ignored: i64) -> Self {
         let (slots, targets) = (0..labels.len())
             .filter(|&slot| labels[slot] != IGNORED_LABEL && labels[slot] != ignored)
             .filter_map(|slot| {
@@ -67,7 +67,7 @@ impl NextTokens {
     }
 
     /// Selects the slots that predict: `[batch · seq, n]` in, `[n_targets, n]` out.
-    pub(crate) fn rows_of(&self, slots: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn select_predictors(&self, slots: Tensor<2>) -> Tensor<2> {
         let device = slots.device();
         slots.select(0, Tensor::from_data(TensorData::from(self.slots.as_slice()), (&device, DType::I32)))
     }

@@ -24,27 +24,30 @@ pub fn training_gradients_recomputing<M: Segments>(
 ) -> Result<LossGradients, InputError> {
     let plain = model.valid();
     let segments = model.segments(batch)?.segments;
-    let is_reached = reached(&segments);
+    let needs_gradients = segments_with_gradients(&segments);
     let n_labels = batch.targets(model.ignored_label(batch.recipe)).len();
     let head = segments.len() - 1;
 
     // Forward pass. Keeps the outputs that the backward pass needs.
     let mut outputs: Vec<Option<Tensor<3>>> = Vec::with_capacity(segments.len());
     for (index, segment) in segments.iter().enumerate() {
-        if index == head && is_reached[head] {
+        if index == head && needs_gradients[head] {
             break; // the backward pass starts by running it with autodiff
         }
         let output = (segment.forward)(&plain, &inputs(segment, &outputs))?;
         outputs.push(Some(output));
         for &input in &segment.inputs {
             let is_kept = segments[index + 1..].iter().any(|later| later.inputs.contains(&input))
-                || segments.iter().zip(&is_reached).any(|(reader, reached)| *reached && reader.inputs.contains(&input));
+                || segments
+                    .iter()
+                    .zip(&needs_gradients)
+                    .any(|(reader, needed)| *needed && reader.inputs.contains(&input));
             if !is_kept {
                 outputs[input] = None;
             }
         }
     }
-    if !is_reached[head] {
+    if !needs_gradients[head] {
         let loss = outputs.pop().flatten().expect("the head was run");
         return Ok(LossGradients { loss: loss.into_scalar::<f64>(), n_labels, gradients: Gradients::default() });
     }
@@ -52,16 +55,16 @@ pub fn training_gradients_recomputing<M: Segments>(
     // Backward pass, by the chain rule.
     let mut loss = 0.0;
     let mut gradients = Gradients::default();
-    let mut of_outputs: Vec<Option<Tensor<3>>> = vec![None; segments.len()];
+    let mut output_gradients: Vec<Option<Tensor<3>>> = vec![None; segments.len()];
     for (index, segment) in segments.iter().enumerate().rev() {
         outputs.truncate(index); // earlier segments do not read it
-        let gradient = of_outputs[index].take();
-        if !is_reached[index] || (index < head && gradient.is_none()) {
+        let gradient = output_gradients[index].take();
+        if !needs_gradients[index] || (index < head && gradient.is_none()) {
             continue;
         }
-        let leaf = |(input, &number): (Tensor<3>, &usize)| {
+        let leaf = |(input, &input_idx): (Tensor<3>, &usize)| {
             let input = Tensor::from_inner(input);
-            if is_reached[number] { input.require_grad() } else { input }
+            if needs_gradients[input_idx] { input.require_grad() } else { input }
         };
         let inputs: Vec<Tensor<3>> = inputs(segment, &outputs).into_iter().zip(&segment.inputs).map(leaf).collect();
         let output = (segment.forward)(model, &inputs)?;
@@ -77,12 +80,12 @@ pub fn training_gradients_recomputing<M: Segments>(
         }
         let mut found = product.backward();
         gradients.accumulate(Gradients::collect(model, &mut found));
-        for (input, &number) in inputs.iter().zip(&segment.inputs) {
-            if is_reached[number]
+        for (input, &input_idx) in inputs.iter().zip(&segment.inputs) {
+            if needs_gradients[input_idx]
                 && let Some(gradient) = input.grad_remove(&mut found)
             {
-                let sum = of_outputs[number].take();
-                of_outputs[number] = Some(sum.map_or(gradient.clone(), |sum| sum + gradient));
+                let sum = output_gradients[input_idx].take();
+                output_gradients[input_idx] = Some(sum.map_or(gradient.clone(), |sum| sum + gradient));
             }
         }
     }
@@ -90,7 +93,7 @@ pub fn training_gradients_recomputing<M: Segments>(
 }
 
 /// For each segment, whether it or a segment before it has a trained parameter.
-fn reached<M>(segments: &[Segment<'_, M>]) -> Vec<bool> {
+fn segments_with_gradients<M>(segments: &[Segment<'_, M>]) -> Vec<bool> {
     let mut reached: Vec<bool> = Vec::with_capacity(segments.len());
     for segment in segments {
         reached.push(segment.is_trained || segment.inputs.iter().any(|&input| reached[input]));

@@ -24,7 +24,7 @@ use crate::adamw::Moments;
 use crate::{TrainError, Trainer, TrainingConfig};
 
 /// Number of checkpoints that are kept.
-const KEPT: usize = 2;
+const MAX_CHECKPOINTS: usize = 2;
 
 /// The contents of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,28 +44,28 @@ impl<M: Module + Sync> Trainer<M> {
     /// remains the latest.
     pub fn save(&self, folder: &Path) -> Result<PathBuf, TrainError> {
         let name = step_name(self.step);
-        let (place, beside) = (folder.join(&name), folder.join(format!("{name}.tmp")));
+        let (target, temporary) = (folder.join(&name), folder.join(format!("{name}.tmp")));
         std::fs::create_dir_all(folder).map_err(|source| io(folder, source))?;
-        if beside.exists() {
-            std::fs::remove_dir_all(&beside).map_err(|source| io(&beside, source))?; // left by an interrupted save
+        if temporary.exists() {
+            std::fs::remove_dir_all(&temporary).map_err(|source| io(&temporary, source))?; // left by an interrupted save
         }
-        std::fs::create_dir(&beside).map_err(|source| io(&beside, source))?;
+        std::fs::create_dir(&temporary).map_err(|source| io(&temporary, source))?;
 
         let tied: Vec<&str> = self.config.tied.iter().map(|(tied, _)| tied.as_str()).collect();
-        save(&self.module, &beside.join("model.safetensors"), DType::F32, &tied)?;
-        self.save_moments(&beside.join("optimizer.safetensors"))?;
+        save(&self.module, &temporary.join("model.safetensors"), DType::F32, &tied)?;
+        self.save_moments(&temporary.join("optimizer.safetensors"))?;
         let tensor_steps = self.optimizer.moments.iter().map(|(name, moments)| (name.clone(), moments.step)).collect();
         let state = State { step: self.step, config: self.config.clone(), tensor_steps };
-        write_atomically(&beside.join("state.json"), |file| Ok(serde_json::to_writer_pretty(file, &state)?))?;
+        write_atomically(&temporary.join("state.json"), |file| Ok(serde_json::to_writer_pretty(file, &state)?))?;
 
-        if place.exists() {
-            std::fs::remove_dir_all(&place).map_err(|source| io(&place, source))?; // saved at the same step before
+        if target.exists() {
+            std::fs::remove_dir_all(&target).map_err(|source| io(&target, source))?; // saved at the same step before
         }
-        std::fs::rename(&beside, &place).map_err(|source| io(&place, source))?;
+        std::fs::rename(&temporary, &target).map_err(|source| io(&target, source))?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| io(folder, source))?;
         write_atomically(&folder.join("latest"), |file| file.write_all(name.as_bytes()))?;
         remove_old(folder).map_err(|source| io(folder, source))?;
-        Ok(place)
+        Ok(target)
     }
 
     /// Resumes the run with checkpoints in `folder`; `None` if there is no checkpoint yet. The weights of `module` are
@@ -179,7 +179,7 @@ fn remove_old(folder: &Path) -> std::io::Result<()> {
         }
     }
     steps.sort();
-    let old = steps.len().saturating_sub(KEPT);
+    let old = steps.len().saturating_sub(MAX_CHECKPOINTS);
     steps[..old].iter().try_for_each(std::fs::remove_dir_all)
 }
 

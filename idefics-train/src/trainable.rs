@@ -27,7 +27,7 @@ pub trait Trainable {
         if targets.is_empty() {
             return Tensor::full([1], f32::NAN, &logits.device());
         }
-        let predictions = targets.rows_of(logits.reshape([batch * seq, vocab_size])); // [n_targets, vocab_size]
+        let predictions = targets.select_predictors(logits.reshape([batch * seq, vocab_size])); // [n_targets, vocab_size]
         targets.cross_entropy(predictions) / targets.len() as f64
     }
 

@@ -166,9 +166,9 @@ impl<M: Module + Sync> Trainer<M> {
         gradients: &(impl Fn(&M, &B) -> Result<LossGradients, InputError> + Sync),
     ) -> Result<LossGradients, TrainError> {
         let mut sum = LossGradients { loss: 0.0, n_labels: 0, gradients: Gradients::default() };
-        for together in micro_batches.chunks(self.pools.len()) {
+        for chunk in micro_batches.chunks(self.pools.len()) {
             let results: Vec<Result<LossGradients, InputError>> = std::thread::scope(|scope| {
-                let workers: Vec<_> = together
+                let workers: Vec<_> = chunk
                     .iter()
                     .zip(&self.pools)
                     .map(|(batch, pool)| {

@@ -208,8 +208,8 @@ fn tied_head_and_embedding_stay_equal() {
     let mut trainer = Trainer::new(model("grid-70"), TrainingConfig { tied: tied.collect(), ..run_config(3) }).unwrap();
     run(&mut trainer, 0..3);
     let weights = weights(trainer.module());
-    let of = |name: &str| &weights.iter().find(|(found, _)| found == name).unwrap().1;
-    assert_eq!(of("lm_head.weight"), of("model.text_model.embed_tokens.weight"));
+    let bits = |name: &str| &weights.iter().find(|(found, _)| found == name).unwrap().1;
+    assert_eq!(bits("lm_head.weight"), bits("model.text_model.embed_tokens.weight"));
 }
 
 #[test]

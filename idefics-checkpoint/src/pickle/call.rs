@@ -14,10 +14,10 @@ impl<'a> Machine<'a> {
         let id = self.pop()?;
         let storage = match self.fields(id) {
             [
-                Value::Text("storage"),
+                Value::Str("storage"),
                 Value::Global(Global::Storage(dtype)),
-                Value::Text(key),
-                Value::Text(_device),
+                Value::Str(key),
+                Value::Str(_device),
                 Value::Int(len),
             ] => Storage { key, dtype: *dtype, len: *len },
             fields => {

@@ -16,7 +16,7 @@ const MAX_MEMO: usize = 1 << 20;
 /// Maximum number of dictionaries plus values in tuples and dictionaries. A tensor takes about thirty.
 const MAX_VALUES: usize = 40 * MAX_TENSORS;
 /// Maximum length of a string, in bytes.
-const MAX_TEXT_BYTES: usize = 64 << 10;
+const MAX_STRING_BYTES: usize = 64 << 10;
 /// Maximum length of the name of a module or class, in bytes.
 const MAX_GLOBAL_BYTES: usize = 256;
 
@@ -99,8 +99,8 @@ impl<'a> Machine<'a> {
                 let int = self.long(length.into())?;
                 self.push(Value::Int(int))?;
             }
-            op::BINUNICODE => self.operand(Cursor::u32).and_then(|length| self.push_text(length as usize))?,
-            op::SHORT_BINUNICODE => self.operand(Cursor::u8).and_then(|length| self.push_text(length.into()))?,
+            op::BINUNICODE => self.operand(Cursor::u32).and_then(|length| self.push_string(length as usize))?,
+            op::SHORT_BINUNICODE => self.operand(Cursor::u8).and_then(|length| self.push_string(length.into()))?,
 
             op::MARK => {
                 self.marks.push(self.stack.len());
@@ -124,7 +124,7 @@ impl<'a> Machine<'a> {
                 self.push_global(module, name)?;
             }
             op::STACK_GLOBAL => match (self.pop()?, self.pop()?) {
-                (Value::Text(name), Value::Text(module)) => self.push_global(module, name)?,
+                (Value::Str(name), Value::Str(module)) => self.push_global(module, name)?,
                 _ => return Err(self.fault("expected a module and a name on the stack")),
             },
             op::BINPERSID => self.load_storage()?,
@@ -170,14 +170,14 @@ impl<'a> Machine<'a> {
         Ok(i64::from_le_bytes(wide))
     }
 
-    fn push_text(&mut self, length: usize) -> Result<(), PickleFault> {
-        if length > MAX_TEXT_BYTES {
-            return Err(limit("bytes in a string of data.pkl", length, MAX_TEXT_BYTES));
+    fn push_string(&mut self, length: usize) -> Result<(), PickleFault> {
+        if length > MAX_STRING_BYTES {
+            return Err(limit("bytes in a string of data.pkl", length, MAX_STRING_BYTES));
         }
         let bytes = self.operand(|code| code.take(length))?;
         let text =
             std::str::from_utf8(bytes).map_err(|error| self.fault(format!("a string that is not UTF-8: {error}")))?;
-        self.push(Value::Text(text))
+        self.push(Value::Str(text))
     }
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), PickleFault> {
@@ -256,7 +256,7 @@ impl<'a> Machine<'a> {
             self.heap.dicts[dict].items.reserve_exact(pairs.len()); // `push` would reserve at least four items
         }
         for [key, value] in pairs {
-            let Value::Text(key) = key else {
+            let Value::Str(key) = key else {
                 return Err(self.fault(format!("{} as the key of a dictionary, expected a string", key.kind())));
             };
             self.heap.dicts[dict].items.push((key, *value));

@@ -192,7 +192,7 @@ impl List<'_> {
         let item = item_bytes(view.dtype);
         let shape = self.heap.tuple(view.shape);
         let strides = self.heap.tuple(view.strides);
-        match fit(view.offset, shape, strides, (entry.end - entry.start) / item) {
+        match check_view(view.offset, shape, strides, (entry.end - entry.start) / item) {
             Ok(Fit { shape, strides, items }) => {
                 let range = entry.start + items.start * item..entry.start + items.end * item;
                 Ok(PickleTensor { name, dtype: view.dtype, shape, strides, range })
@@ -212,9 +212,9 @@ struct Fit {
 }
 
 /// Checks that a view fits a storage of `capacity` elements; the error says why it does not.
-fn fit(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity: usize) -> Result<Fit, String> {
-    let shape = naturals("size", shape)?;
-    let strides = naturals("stride", strides)?;
+fn check_view(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity: usize) -> Result<Fit, String> {
+    let shape = non_negative("size", shape)?;
+    let strides = non_negative("stride", strides)?;
     let offset = usize::try_from(offset).map_err(|_| format!("an offset of {offset} elements, expected 0 or more"))?;
     if shape.len() != strides.len() {
         return Err(format!("{} sizes and {} strides, expected one for each dimension", shape.len(), strides.len()));
@@ -247,7 +247,7 @@ fn fit(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity: usize)
 }
 
 /// Converts the values of a tuple to non-negative integers. `what` names them in errors.
-fn naturals(what: &str, values: &[Value<'_>]) -> Result<Vec<usize>, String> {
+fn non_negative(what: &str, values: &[Value<'_>]) -> Result<Vec<usize>, String> {
     if values.len() > MAX_RANK {
         return Err(format!("{} dimensions, but at most {MAX_RANK} are accepted", values.len()));
     }

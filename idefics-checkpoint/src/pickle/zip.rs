@@ -66,7 +66,7 @@ impl<'a> Archive<'a> {
         }
         let mut cursor = Cursor::new(&file[..directory_end], directory_at);
         let mut entries = BTreeMap::new();
-        let mut places = Vec::new();
+        let mut ranges = Vec::new();
         let mut folder = None;
         for _ in 0..count {
             let at = cursor.at();
@@ -76,7 +76,7 @@ impl<'a> Archive<'a> {
                 return Err(fault(at, format!("an entry in folder {this_folder:?}, but the first is in {folder:?}")));
             }
             let entry = locate(&file[..directory_at], &central)?;
-            places.push((central.local_at, entry.end));
+            ranges.push((central.local_at, entry.end));
             if entries.insert(name, entry).is_some() {
                 return Err(PickleFault::DuplicateEntry { entry: name.to_owned() });
             }
@@ -84,8 +84,8 @@ impl<'a> Archive<'a> {
         if cursor.left() > 0 {
             return Err(fault(cursor.at(), format!("{} bytes after the {count} entries", cursor.left())));
         }
-        places.sort_unstable();
-        match places.windows(2).find(|pair| pair[0].1 as u64 > pair[1].0) {
+        ranges.sort_unstable();
+        match ranges.windows(2).find(|pair| pair[0].1 as u64 > pair[1].0) {
             Some(pair) => Err(fault(pair[0].1, "two entries overlap")),
             None => Ok(Self { file, entries }),
         }

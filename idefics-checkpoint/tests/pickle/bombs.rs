@@ -48,10 +48,10 @@ fn limits_memory_of_small_programs() {
     ];
     for (word, bomb) in bombs {
         let file = zip(&entries(&[b"\x80\x02".to_vec(), bomb].concat(), &DATA));
-        let (fault, taken, kept) = measure(|| read(&file).unwrap_err());
+        let (fault, allocated, kept) = measure(|| read(&file).unwrap_err());
         assert_fault!(fault, PickleFault::Limit { .. }, word);
         // The sum of all allocations, including those freed when a growing vector is reallocated.
-        assert!(taken < 400 << 20, "{word}: {taken} bytes");
+        assert!(allocated < 400 << 20, "{word}: {allocated} bytes");
         assert!(kept < 1 << 20, "{word}: {kept} bytes");
     }
 }

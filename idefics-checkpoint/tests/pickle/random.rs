@@ -8,8 +8,8 @@ use crate::memory::measure;
 
 /// Reads a file and checks that the memory used is proportional to its size. Returns whether it was accepted.
 fn check(file: &[u8]) -> bool {
-    let (result, taken, _) = measure(|| read(file));
-    assert!(taken < (1 << 20) + 64 * file.len(), "{taken} bytes for a file of {}", file.len());
+    let (result, allocated, _) = measure(|| read(file));
+    assert!(allocated < (1 << 20) + 64 * file.len(), "{allocated} bytes for a file of {}", file.len());
     result.is_ok()
 }
 

@@ -56,11 +56,11 @@ pub(crate) fn zip(entries: &[Entry]) -> Vec<u8> {
 
 /// An archive with its end records modified by `change`. With `wide`, there is also a 64-bit end record.
 pub(crate) fn zip_with(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> Vec<u8> {
-    zip_around_hole(entries, wide, change).0
+    zip_with_hole(entries, wide, change).0
 }
 
 /// Like [`zip_with`]. Also returns the offset in the result at which the hole belongs.
-pub(crate) fn zip_around_hole(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> (Vec<u8>, usize) {
+pub(crate) fn zip_with_hole(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> (Vec<u8>, usize) {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     let (mut hole_at, mut hole) = (0, 0);
     for entry in entries {

@@ -139,8 +139,8 @@ fn rejects_encrypted_and_compressed_entries() {
 
 #[test]
 fn rejects_inconsistent_headers() {
-    type Lie = (&'static str, fn(&mut Entry));
-    let faults: [Lie; 10] = [
+    type Case = (&'static str, fn(&mut Entry));
+    let faults: [Case; 10] = [
         ("disagrees", |entry| entry.local_name[9] ^= 1),
         ("disagrees", |entry| entry.local_size += 1),
         ("disagrees", |entry| entry.sizes = [7; 2]),
