@@ -83,7 +83,7 @@ impl<'a, 'b> ShardWriter<'a, 'b> {
 /// Writes a file under a temporary name. Not atomic: the file, or its folder, is renamed once everything is written.
 fn write_tensors(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), CheckpointError> {
     let views = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
-    // Transformers rejects a file without this metadata.
+    // Some readers, such as versions of Transformers, reject a file without this metadata.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let write = || {
         // The `safetensors` crate makes the file readable by its owner only; restore the permissions of a new file.

@@ -76,7 +76,7 @@ impl CrossAttentionDecoder {
 /// The context is taken from the cache, together with the mask that says which parts each token sees.
 ///
 /// An observer gets the same hidden states as Transformers 5 returns: first the input of layer 0 after the gated layer
-/// before it, then the output of each decoder layer.
+/// before it, then the output of each decoder layer, that of the last one after the final norm.
 impl DecoderStack for CrossAttentionDecoder {
     fn n_layers(&self) -> usize {
         self.layers.len()

@@ -59,7 +59,7 @@ impl<'a> Machine<'a> {
         match self.pop()? {
             Value::Global(Global::OrderedDict) => match self.fields(arguments) {
                 [] if matches!(arguments, Value::Tuple(_)) => self.push_dict(true),
-                fields => Err(self.fault(format!("an OrderedDict of {}, expected ()", kinds(fields)))),
+                fields => Err(self.fault(format!("an OrderedDict with arguments {}, expected ()", kinds(fields)))),
             },
             Value::Global(Global::RebuildTensorV2) => self.rebuild_tensor_v2(arguments),
             Value::Global(Global::RebuildTensorV3) => self.rebuild_tensor_v3(arguments),
@@ -162,7 +162,7 @@ impl<'a> Machine<'a> {
     }
 
     fn arguments_fault(&self, expected: &str, fields: &[Value<'a>]) -> PickleFault {
-        self.fault(format!("a tensor or parameter of {}, expected {expected}", kinds(fields)))
+        self.fault(format!("a tensor or parameter with arguments {}, expected {expected}", kinds(fields)))
     }
 }
 
