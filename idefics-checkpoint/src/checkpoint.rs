@@ -1,4 +1,4 @@
-//! A model folder as named tensors.
+//! Opens a model folder as a set of named tensors.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use idefics_kernels::formats::PackedFormat;
 use crate::opened::Opened;
 use crate::{CheckpointError, CheckpointWarning, Pickles, StoredKind, TensorEntry, header, index, pickled};
 
-/// An opened checkpoint: where every tensor lies, and the maps of the files that hold them.
+/// An opened checkpoint: its files, memory-mapped, and the location of every tensor in them.
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: PathBuf,
@@ -17,19 +17,21 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens `folder/model.safetensors`, or else the shards of `folder/model.safetensors.index.json`.
+    /// Opens `folder/model.safetensors` or, if that does not exist, the shards listed in
+    /// `folder/model.safetensors.index.json`.
     ///
     /// # Errors
-    /// Any [`CheckpointError`] of a file that is missing, cannot be read, or is not what its header or index says.
+    /// [`CheckpointError`] if a file is missing, cannot be read, or contradicts its header or index.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         Self::open_with(folder, Pickles::Refused)
     }
 
-    /// As [`Self::open`], and where there is neither, if `pickles` are allowed, `folder/pytorch_model.bin`, or the
-    /// shards of `folder/pytorch_model.bin.index.json`.
+    /// Like [`Self::open`]. If the folder has no safetensors and `pickles` is [`Pickles::Allowed`], opens
+    /// `folder/pytorch_model.bin` or the shards listed in `folder/pytorch_model.bin.index.json`.
     ///
     /// # Errors
-    /// As [`Self::open`]; [`CheckpointError::Pickle`], or [`CheckpointError::PickleRefused`].
+    /// As [`Self::open`]. [`CheckpointError::Pickle`] if a pickle is rejected, [`CheckpointError::PickleRefused`] if
+    /// there are only pickles and they are not allowed.
     pub fn open_with(folder: &Path, pickles: Pickles) -> Result<Self, CheckpointError> {
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
@@ -46,32 +48,32 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), tensors, warnings })
     }
 
-    /// Warnings about the files, which can be used all the same.
+    /// Problems in the files that do not prevent their use.
     pub fn warnings(&self) -> &[CheckpointWarning] {
         &self.warnings
     }
 
-    /// The folder that was opened.
+    /// The folder passed to [`Self::open`].
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Every tensor, by name.
+    /// All tensors, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorEntry)> {
         self.tensors.iter().map(|(name, entry)| (name.as_str(), entry))
     }
 
-    /// The tensor of that name.
+    /// The tensor named `name`, if there is one.
     pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
         self.tensors.get(name)
     }
 
-    /// Whether any of its weights is quantised.
+    /// Whether any weight is quantised.
     pub fn is_quantized(&self) -> bool {
         self.packed_formats().next().is_some()
     }
 
-    /// The format of each weight that is quantised.
+    /// The format of every quantised weight.
     pub fn packed_formats(&self) -> impl Iterator<Item = PackedFormat> {
         let kinds = self.tensors.keys().filter_map(|name| self.stored(name)).map(|stored| stored.kind);
         kinds.filter_map(StoredKind::packed_format)

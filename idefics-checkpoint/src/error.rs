@@ -6,237 +6,238 @@ use crate::StoredError;
 use crate::files::{OtherFile, io_words};
 use crate::pickle::PickleError;
 
-/// Why a checkpoint cannot be opened or loaded. Each message names the file or tensor and what was expected.
+/// Why a checkpoint cannot be opened, loaded or written. Every message names the file or tensor and what was expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// The folder holds no weights in a layout that is read.
+    /// The folder has no weights in a supported layout.
     #[error(
-        "{}: no weights: expected model.safetensors, or model.safetensors.index.json with its shards",
+        "{}: no weights found: expected model.safetensors, or model.safetensors.index.json with its shards",
         folder.display()
     )]
     NotFound {
-        /// The model folder.
+        /// Path of the model folder.
         folder: PathBuf,
     },
-    /// A PyTorch file that was refused; its message names the file.
+    /// A PyTorch file was rejected. The message of the source names the file.
     #[error(transparent)]
     Pickle(#[from] PickleError),
-    /// There are only PyTorch files, and they were not allowed.
+    /// The folder has only PyTorch files, and these are not allowed.
     #[error(
-        "{}: PyTorch pickles are read only if allowed (--allow-pickle; nothing in them is run); or convert it once with \
-         PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True), \"model.safetensors\")",
+        "{}: PyTorch pickles must be allowed with --allow-pickle (nothing in them is executed), or converted once \
+         with PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True), \"model.safetensors\")",
         path.display()
     )]
     PickleRefused {
-        /// The file, or the index of several.
+        /// Path of the file, or of the index of several files.
         path: PathBuf,
     },
-    /// The file system refused.
+    /// A file could not be read.
     #[error("{}: cannot be read: {}", path.display(), io_words(source))]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error reported by the system.
         source: std::io::Error,
     },
-    /// The file system refused to write.
-    #[error("{}: cannot be written: {}; what was there before is untouched", path.display(), io_words(source))]
+    /// A file could not be written.
+    #[error("{}: cannot be written: {}; an existing file is unchanged", path.display(), io_words(source))]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error reported by the system.
         source: std::io::Error,
     },
     /// A directory, pipe or device where a file was expected.
     #[error("{}: is not a regular file", path.display())]
     NotAFile {
-        /// The path.
+        /// The path of the directory, pipe or device.
         path: PathBuf,
     },
-    /// A file of another kind lies in the place of weights or of their index.
+    /// A file of another kind in place of weights or their index.
     #[error("{}: {found}", path.display())]
     OtherFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What it is.
+        /// The kind of file that was found.
         found: OtherFile,
     },
-    /// The file ends too early: most often an interrupted download.
+    /// The file is too short, most often because a download was interrupted.
     #[error(
-        "{}: truncated: {what} needs {expected} bytes, the file has {found}; download it again", path.display()
+        "{}: truncated: {what} needs {expected} bytes, but the file has {found}; download it again", path.display()
     )]
     Truncated {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the missing bytes belong to.
+        /// The part of the file that is incomplete.
         what: String,
-        /// Bytes that the file needs.
+        /// Size the file must have at least, in bytes.
         expected: u64,
-        /// Bytes that it has.
+        /// Size of the file, in bytes.
         found: u64,
     },
-    /// The header's own length is out of bounds.
-    #[error("{}: the header claims {claimed} bytes, at most {limit} are accepted", path.display())]
+    /// The header is longer than the limit.
+    #[error("{}: the header claims to be {claimed} bytes long, but at most {limit} are accepted", path.display())]
     HeaderLength {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Bytes claimed.
+        /// Length according to the file, in bytes.
         claimed: u64,
-        /// Bytes accepted.
+        /// Maximum length, in bytes.
         limit: u64,
     },
-    /// The header is not what the format says.
+    /// The header violates the safetensors format.
     #[error("{}: not a safetensors file: {reason}", path.display())]
     Header {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
-    /// Two tensors of one name in a file.
-    #[error("{}: tensor `{name}` is there twice", path.display())]
+    /// Two tensors in a file have the same name.
+    #[error("{}: tensor `{name}` occurs twice", path.display())]
     Duplicate {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
     },
-    /// The shard index is not what the format says.
+    /// The shard index is malformed or has too many shards.
     #[error("{}: not a shard index: {reason}", path.display())]
     Index {
-        /// The index file.
+        /// Path of the index file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
     /// A shard name that is not a plain file name.
     #[error(
-        "{}: tensor `{name}` is in shard {shard:?}, which is not a plain file name; only files of the model folder are read",
+        "{}: shard {shard:?} of tensor `{name}` is not a plain file name; shards must be files in the model folder",
         path.display()
     )]
     ShardName {
-        /// The index file.
+        /// Path of the index file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// What the index says.
+        /// The shard name in the index.
         shard: String,
     },
-    /// Shards that the index names are not there.
+    /// Shards named in the index do not exist.
     #[error("{}: shards missing from the folder: {}; download them again", path.display(), list(names))]
     ShardMissing {
-        /// The index file.
+        /// Path of the index file.
         path: PathBuf,
-        /// The shards.
+        /// Names of the missing shards.
         names: Vec<String>,
     },
-    /// Tensors that the model needs are not in the checkpoint.
+    /// The checkpoint lacks tensors that the model needs.
     #[error("{}: {} tensors are missing: {}", folder.display(), names.len(), list(names))]
     Missing {
-        /// The model folder.
+        /// Path of the model folder.
         folder: PathBuf,
-        /// The tensors.
+        /// Names of the missing tensors.
         names: Vec<String>,
     },
-    /// The tensors are there under longer names: those of a module that the model was wrapped into.
+    /// All tensor names have a prefix, because the model was saved inside a wrapper module.
     #[error(
-        "{}: the model's tensors have the prefix `{prefix}` before their names, as in `{prefix}{name}`; {}",
-        folder.display(), unwrapped(prefix)
+        "{}: the tensor names have the extra prefix `{prefix}`, as in `{prefix}{name}`; {}",
+        folder.display(), prefix_remedy(prefix)
     )]
     Prefixed {
-        /// The model folder.
+        /// Path of the model folder.
         folder: PathBuf,
-        /// What stands before the names.
+        /// The extra prefix.
         prefix: String,
-        /// A tensor that the model needs.
+        /// Name of a tensor that the model needs, without the prefix.
         name: String,
     },
-    /// A tensor's shape is not what `config.json` implies.
-    #[error("{file}: tensor `{name}` has shape {found:?}, the configuration asks for {expected:?}")]
+    /// A tensor's shape contradicts `config.json`.
+    #[error("{file}: tensor `{name}` has shape {found:?}, but the configuration requires {expected:?}")]
     Shape {
-        /// The file.
+        /// Name of the file in the model folder.
         file: String,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// Shape by the configuration.
+        /// Shape according to the configuration.
         expected: Vec<usize>,
         /// Shape in the file.
         found: Vec<usize>,
     },
-    /// A tensor's element type cannot be a weight.
+    /// A weight is stored in an unsupported element type.
     #[error("{file}: tensor `{name}` is {found:?}, expected F32, F16 or BF16")]
     Dtype {
-        /// The file.
+        /// Name of the file in the model folder.
         file: String,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// Type in the file.
+        /// Element type in the file.
         found: Dtype,
     },
-    /// NaN or infinity among the weights, or a weight too large for the dtype that was asked for.
-    #[error("{file}: tensor `{name}` has {count} values that are not finite as {dtype}, the first at index {first}")]
+    /// A weight is NaN or infinite, or too large for the requested dtype.
+    #[error("{file}: tensor `{name}` has {count} values that are not finite in {dtype}, the first at index {first}")]
     NonFinite {
-        /// The file.
+        /// Name of the file in the model folder.
         file: String,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// The dtype it was loaded to.
+        /// The dtype it was converted to.
         dtype: String,
-        /// How many.
+        /// Number of such values.
         count: usize,
-        /// Flat index of the first.
+        /// Flat index of the first such value.
         first: usize,
     },
-    /// A quantised weight that cannot be what it says, or a weight that cannot be quantised.
+    /// A quantised weight is invalid, or a weight cannot be quantised.
     #[error("{file}: tensor `{name}`: {source}")]
     Quantized {
-        /// The file.
+        /// Name of the file in the model folder.
         file: String,
-        /// The weight.
+        /// Name of the weight.
         name: String,
-        /// What is wrong.
+        /// What is wrong with it.
         source: Box<StoredError>,
     },
-    /// A tensor that the file has quantised, though the model does not multiply with it.
-    #[error("{file}: tensor `{name}` is {found}: only the weights of linear layers can be")]
+    /// A tensor is quantised but is not the weight of a linear layer.
+    #[error("{file}: tensor `{name}` is stored as {found}, but only weights of linear layers can be quantised")]
     NotLinear {
-        /// The file.
+        /// Name of the file in the model folder.
         file: String,
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// Its format.
+        /// The format it is stored in.
         found: &'static str,
     },
-    /// A weight that the file has in another format than the one to quantise to.
+    /// A weight is already quantised to another format than the requested one.
     #[error(
-        "{file}: tensor `{name}` is {found} already and cannot become {asked}: leave out --quantize, or start from the original checkpoint"
+        "{file}: tensor `{name}` is already quantised to {found} and cannot become {asked}; leave out --quantize, or \
+         use the original checkpoint"
     )]
     AlreadyQuantized {
-        /// The file.
+        /// Name of the file in the model folder.
         file: String,
-        /// The weight.
+        /// Name of the weight.
         name: String,
-        /// Its format.
+        /// The format it is stored in.
         found: &'static str,
-        /// The format that was asked for.
+        /// The requested format.
         asked: &'static str,
     },
 }
 
-/// How names lose a prefix.
-fn unwrapped(prefix: &str) -> String {
+/// How to remove a prefix from the tensor names.
+fn prefix_remedy(prefix: &str) -> String {
     if prefix.starts_with("base_model.") {
         return "save the model that PEFT wraps: model.merge_and_unload().save_pretrained(FOLDER)".to_owned();
     }
     format!(
-        "save the model itself and not what wraps it, or rename them once in each file with Python: \
+        "save the model itself instead of its wrapper, or rename the tensors of each file once with Python: \
          from safetensors.torch import load_file, save_file; save_file({{k.removeprefix(\"{prefix}\"): v for k, v in \
          load_file(FILE).items()}}, FILE, {{\"format\": \"pt\"}})"
     )
 }
 
-/// The first few names, and how many more there are.
+/// The first 8 names, and the number of the others.
 pub(crate) fn list(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");

@@ -1,4 +1,4 @@
-//! Safetensors files: the header, which is not trusted.
+//! Reads the header of a safetensors file. The header is not trusted.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -12,13 +12,14 @@ use crate::files::OtherFile;
 use crate::map::map_file;
 use crate::{CheckpointError, TensorEntry};
 
-/// A header of a real checkpoint takes a few hundred bytes a tensor; this is room for a hundred thousand.
+/// Maximum length of a header, in bytes. Real checkpoints take at most a few hundred bytes per tensor, so this is
+/// enough for about a hundred thousand tensors.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// Maps one safetensors file and lists its tensors.
 pub(crate) fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let map = map_file(path)?;
-    if let Some(found) = OtherFile::of(&map) {
+    if let Some(found) = OtherFile::detect(&map) {
         return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
     }
     let tensors = parse(path, &map)?;
@@ -32,14 +33,14 @@ pub(crate) fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, Tens
                 map: map.clone(),
                 start: tensor.start,
                 end: tensor.end,
-                is_of_file: true,
+                is_mapped_file: true,
             };
             (tensor.name, entry)
         })
         .collect())
 }
 
-/// A tensor as the header describes it; `start..end` are bytes of the file.
+/// A tensor as described by the header; `start..end` is its byte range in the file.
 #[derive(Debug)]
 struct HeaderTensor {
     name: String,
@@ -49,7 +50,7 @@ struct HeaderTensor {
     end: usize,
 }
 
-/// Lists the tensors of a file, having checked that the header covers the file without holes or overlaps.
+/// Lists the tensors of a file and checks that they cover its data without gaps or overlaps.
 fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderTensor>, CheckpointError> {
     let header_error = |reason: String| CheckpointError::Header { path: path.to_owned(), reason };
     let (length, rest) = file.split_first_chunk::<8>().ok_or_else(|| header_error("no header length".to_owned()))?;
@@ -95,12 +96,13 @@ fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderTensor>, CheckpointError>
             end: end_in_file,
         });
     }
-    // Shapes against offsets, holes, overlaps and trailing bytes, by the format's own library.
+    // The `safetensors` crate checks shapes against offsets, gaps, overlaps and trailing bytes.
     SafeTensors::read_metadata(file).map_err(|error| header_error(error.to_string()))?;
     Ok(tensors)
 }
 
-/// The format's library reads into a map, in which the second of two equal names wins silently.
+/// Rejects duplicate tensor names. The `safetensors` crate parses the header into a map, which would silently keep
+/// only the last of them.
 fn check_duplicates(path: &Path, header: &[u8]) -> Result<(), CheckpointError> {
     struct Names;
     impl<'de> Visitor<'de> for Names {
@@ -115,7 +117,7 @@ fn check_duplicates(path: &Path, header: &[u8]) -> Result<(), CheckpointError> {
             let mut duplicate = None;
             while let Some((name, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
                 if name.len() > 1024 {
-                    return Err(A::Error::custom("a tensor name of over 1024 bytes"));
+                    return Err(A::Error::custom("a tensor name is longer than 1024 bytes"));
                 }
                 if let Some(name) = names.replace(name) {
                     duplicate = Some(name);

@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json` and `pytorch_model.bin.index.json`: which files are shards of the checkpoint.
+//! Reads `model.safetensors.index.json` and `pytorch_model.bin.index.json`, which list the shards of a checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::files::OtherFile;
 use crate::opened::Opened;
 use crate::{CheckpointError, CheckpointWarning, TensorEntry};
 
-/// The largest public checkpoints have fewer than two hundred; each is mapped and kept open.
+/// Maximum number of shards; each one is mapped and stays open. The largest public checkpoints have fewer than 200.
 const MAX_SHARDS: usize = 1000;
 
 #[derive(Deserialize)]
@@ -17,17 +17,18 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Opens every shard that the index names with `read_file`.
+/// Opens every shard named in the index with `read_file`.
 ///
-/// What the shards hold is what counts, as in the reference: a tensor that the index does not name is there
-/// nevertheless, and one that only the index names is not. Where several shards have a tensor, the index decides.
+/// As in Transformers, the contents of the shards count, not the index: a tensor missing from the index is still
+/// loaded, and a tensor that only the index names does not exist. If several shards have the same tensor, the index
+/// decides which one is used.
 pub(crate) fn read(
     folder: &Path,
     path: &Path,
     read_file: impl Fn(&Path, &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError>,
 ) -> Result<Opened, CheckpointError> {
     let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-    if let Some(found) = OtherFile::of(&text) {
+    if let Some(found) = OtherFile::detect(&text) {
         return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
     }
     let ShardIndex { weight_map } = serde_json::from_slice(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text))
@@ -40,7 +41,7 @@ pub(crate) fn read(
     }
     let shards: BTreeSet<&String> = weight_map.values().collect();
     if shards.len() > MAX_SHARDS {
-        let reason = format!("{} shards, at most {MAX_SHARDS} are accepted", shards.len());
+        let reason = format!("{} shards, but at most {MAX_SHARDS} are accepted", shards.len());
         return Err(CheckpointError::Index { path: path.to_owned(), reason });
     }
     let missing: Vec<String> =
@@ -65,7 +66,7 @@ pub(crate) fn read(
     Ok(Opened { tensors, warnings })
 }
 
-/// Whether a shard name stays inside the folder on every system.
+/// Whether a shard name is a plain file name on every operating system, so that it cannot leave the folder.
 fn is_plain_file_name(name: &str) -> bool {
     (1..=255).contains(&name.len())
         && !name.starts_with('.')

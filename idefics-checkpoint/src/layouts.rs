@@ -1,4 +1,4 @@
-//! Quantised weights as the tensors that stand for them in a file.
+//! Converts quantised weights to the tensors that represent them in a file.
 
 use half::bf16;
 use idefics_kernels::formats::{FormatError, FourBit, Int8, NestedAbsmax, Q4, dynamic_map};
@@ -7,7 +7,8 @@ use safetensors::Dtype;
 use crate::stored::{quant_state_name, scales_name};
 use crate::{NamedTensor, QuantDtype, QuantState};
 
-/// `X.weight` holds the codes, `X.weight.scales` a scale a row.
+/// The tensors of an int8 weight named `name` (`X.weight`): the codes as `X.weight`, `[d_out, d_in]`, and one scale per
+/// row as `X.weight.scales`, `[d_out]`.
 pub fn int8_tensors(name: &str, weight: Int8<'_>) -> Vec<NamedTensor<'static>> {
     let [d_out, d_in] = weight.dims();
     let (codes, scales) = weight.into_parts();
@@ -18,7 +19,8 @@ pub fn int8_tensors(name: &str, weight: Int8<'_>) -> Vec<NamedTensor<'static>> {
     ]
 }
 
-/// `X.weight` holds the codes, `X.weight.scales` the scales, both flat and in the order of [`Q4`].
+/// The tensors of a q4 weight named `name` (`X.weight`): the codes as `X.weight` and the scales as `X.weight.scales`,
+/// both flat and in the order of [`Q4`].
 pub fn q4_tensors(name: &str, weight: Q4<'_>) -> Vec<NamedTensor<'static>> {
     let (codes, scales) = weight.into_parts();
     let scale_bytes = scales.iter().flat_map(|scale: &bf16| scale.to_le_bytes()).collect();
@@ -28,13 +30,13 @@ pub fn q4_tensors(name: &str, weight: Q4<'_>) -> Vec<NamedTensor<'static>> {
     ]
 }
 
-/// The layout of bitsandbytes: codes, `absmax`, `quant_map` and `quant_state`; with `double_quant` the scales in eight
-/// bits. `dtype` is that of the weight before it was quantised.
+/// The tensors of a four-bit weight in the layout of bitsandbytes: codes, `absmax`, `quant_map` and `quant_state`.
+/// `double_quant` stores the scales in eight bits. `dtype` is the type of the weight before it was quantised.
 ///
 /// Source: bitsandbytes 0.50.2, `QuantState.as_dict(packed=True)`.
 ///
 /// # Errors
-/// [`FormatError::Scale`] for scales that cannot be quantised.
+/// [`FormatError::Scale`] if a scale cannot be quantised.
 pub fn four_bit_tensors(
     name: &str,
     weight: FourBit<'_>,

@@ -1,4 +1,4 @@
-//! Files as memory maps.
+//! Memory-maps files.
 
 use std::fs::File;
 use std::path::Path;
@@ -8,9 +8,9 @@ use memmap2::Mmap;
 
 use crate::CheckpointError;
 
-/// Maps a regular file.
+/// Maps a regular file of at least 8 bytes, the size of the length field that starts a safetensors file.
 pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>, CheckpointError> {
-    // Asked before opening: opening a pipe waits for a writer.
+    // Checked before opening the file, because opening a pipe blocks until it has a writer.
     let metadata = std::fs::metadata(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
     if !metadata.is_file() {
         return Err(CheckpointError::NotAFile { path: path.to_owned() });
@@ -24,8 +24,8 @@ pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>, CheckpointError> {
             found: metadata.len(),
         });
     }
-    // SAFETY: the map is only read, through bounds-checked slices of plain bytes. Changing the file while it is mapped
-    // is outside what a process can prevent; the caller must not.
+    // SAFETY: the map is only read, through bounds-checked slices of plain bytes. A process cannot prevent others from
+    // changing the file; the README tells users not to do so while a checkpoint is in use.
     #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
     Ok(Arc::new(map))

@@ -1,19 +1,19 @@
-//! A tensor on its way into a file.
+//! A tensor to be written to a file.
 
 use std::borrow::Cow;
 
 use safetensors::{Dtype, View};
 
-/// A tensor to be written.
+/// A tensor to be written to a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NamedTensor<'a> {
-    /// Name in the file.
+    /// Name of the tensor in the file.
     pub name: String,
     /// Element type.
     pub dtype: Dtype,
-    /// Shape as PyTorch has it.
+    /// Shape, with the axes in PyTorch's order.
     pub shape: Vec<usize>,
-    /// Little-endian bytes, in row-major order.
+    /// Elements in row-major order, as little-endian bytes.
     pub bytes: Cow<'a, [u8]>,
 }
 

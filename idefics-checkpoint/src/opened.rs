@@ -1,10 +1,10 @@
-//! What the files of a checkpoint hold, before it is one.
+//! The contents of a checkpoint's files, from which a [`Checkpoint`](crate::Checkpoint) is made.
 
 use std::collections::BTreeMap;
 
 use crate::{CheckpointWarning, TensorEntry};
 
-/// What the files of a checkpoint hold.
+/// The tensors found in the files of a checkpoint, and warnings about those files.
 pub(crate) struct Opened {
     pub(crate) tensors: BTreeMap<String, TensorEntry>,
     pub(crate) warnings: Vec<CheckpointWarning>,

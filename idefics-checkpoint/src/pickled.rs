@@ -1,4 +1,4 @@
-//! `pytorch_model.bin` and its shards as tensors of a checkpoint.
+//! Reads `pytorch_model.bin` or its shards as a checkpoint.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,23 +12,23 @@ use crate::opened::Opened;
 use crate::pickle::{self, PickleError, PickleFault, PickleTensor};
 use crate::{CheckpointError, TensorEntry, index};
 
-/// Whether PyTorch pickles are read where a folder has no safetensors.
+/// Whether PyTorch pickles are read if a folder has no safetensors.
 ///
-/// The reader runs nothing of what a pickle says. It is off by default because the format is a program, and because
-/// nothing but this program should be used to it.
+/// The reader never executes a pickle. Pickles are still refused by default: the format is a program, other tools do
+/// execute it, and users should not get used to trusting such files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pickles {
-    /// They are refused, with a hint.
+    /// Pickles are an error; its message says how to allow or convert them.
     #[default]
     Refused,
-    /// They are read.
+    /// Pickles are read.
     Allowed,
 }
 
 const SINGLE: &str = "pytorch_model.bin";
 const INDEX: &str = "pytorch_model.bin.index.json";
 
-/// The tensors of a folder's PyTorch files; `None` if it has none.
+/// Reads the PyTorch files of a folder; `None` if it has none.
 pub(crate) fn read(folder: &Path, pickles: Pickles) -> Result<Option<Opened>, CheckpointError> {
     let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
     let path = match (single.exists(), index.exists()) {
@@ -46,15 +46,15 @@ pub(crate) fn read(folder: &Path, pickles: Pickles) -> Result<Option<Opened>, Ch
     Ok(Some(opened))
 }
 
-/// Maps one file and lists its tensors.
+/// Maps a file and lists its tensors.
 fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let map = map_file(path)?;
-    if let Some(found) = OtherFile::of(&map).filter(|found| !matches!(found, OtherFile::Zip | OtherFile::Pickle)) {
+    if let Some(found) = OtherFile::detect(&map).filter(|found| !matches!(found, OtherFile::Zip | OtherFile::Pickle)) {
         return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
     }
     let tensors = pickle::parse(path, &map)?;
-    // Views that do not lie in row-major order are copied once. Together they take at most what the file has: many
-    // views of one storage could ask for more than any machine has.
+    // Views that are not contiguous are copied once. All copies together may take at most as many bytes as the file:
+    // many views of one storage could otherwise exhaust the memory.
     let strided = tensors.iter().filter(|tensor| !tensor.is_contiguous()).map(PickleTensor::len_bytes);
     let copied = strided.fold(0_usize, usize::saturating_add);
     if copied > map.len() {
@@ -63,8 +63,8 @@ fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, C
         return Err(PickleError { path: path.to_owned(), fault }.into());
     }
     let entry = |tensor: PickleTensor| {
-        let is_of_file = tensor.is_contiguous();
-        let (map, range) = match is_of_file {
+        let is_mapped_file = tensor.is_contiguous();
+        let (map, range) = match is_mapped_file {
             true => (map.clone(), tensor.byte_range()),
             false => {
                 let copy =
@@ -75,14 +75,14 @@ fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, C
         };
         let (file, start, end) = (name.to_owned(), range.start, range.end);
         let PickleTensor { name, dtype, shape, .. } = tensor;
-        Ok((name, TensorEntry { dtype, shape, file, map, start, end, is_of_file }))
+        Ok((name, TensorEntry { dtype, shape, file, map, start, end, is_mapped_file }))
     };
     tensors.into_iter().map(entry).collect()
 }
 
-/// A tensor's elements in row-major order, in memory of their own.
+/// Copies the elements of a tensor, in row-major order, into anonymous memory.
 fn copy(tensor: &PickleTensor, map: &Mmap) -> std::io::Result<Arc<Mmap>> {
-    let bytes = tensor.bytes(map).expect("the tensor was found in this map");
+    let bytes = tensor.bytes(map).expect("the tensor was parsed from this map");
     let mut copy = MmapMut::map_anon(bytes.len())?;
     copy.copy_from_slice(&bytes);
     Ok(Arc::new(copy.make_read_only()?))

@@ -1,7 +1,8 @@
-//! `quant_state`: what bitsandbytes writes beside a four-bit weight, as JSON in a tensor of bytes.
+//! `quant_state`: the metadata that bitsandbytes stores with a four-bit weight, as JSON in a tensor of bytes.
 //!
-//! Keys beside a weight `X.weight`: `X.weight.absmax`, `X.weight.quant_map`, `X.weight.quant_state.bitsandbytes__nf4`
-//! (or `__fp4`), and with double quantisation `X.weight.nested_absmax`, `X.weight.nested_quant_map`.
+//! A weight `X.weight` comes with the tensors `X.weight.absmax`, `X.weight.quant_map` and
+//! `X.weight.quant_state.bitsandbytes__nf4` (or `__fp4`); double quantisation adds `X.weight.nested_absmax` and
+//! `X.weight.nested_quant_map`.
 //!
 //! Source: bitsandbytes 0.50.2, `QuantState.as_dict` and `QuantState.from_dict`.
 
@@ -10,20 +11,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::StoredError;
 
-/// What the codes of a weight mean.
+/// How to interpret the codes of a four-bit weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantState {
-    /// Which numbers the codes stand for.
+    /// The four-bit type, which maps the codes to numbers.
     pub kind: FourBitType,
-    /// `[d_out, d_in]`.
+    /// Shape of the weight, `[d_out, d_in]`.
     pub dims: [usize; 2],
-    /// The type of the weight before it was quantised; bitsandbytes computes in it.
+    /// The type of the weight before it was quantised; bitsandbytes computes in this type.
     pub dtype: QuantDtype,
-    /// With double quantisation: the mean of the scales.
+    /// With double quantisation, the mean of the scales, which was subtracted before they were quantised.
     pub nested_offset: Option<f32>,
 }
 
-/// A floating-point type by its name in torch.
+/// A floating-point type of PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum QuantDtype {
@@ -35,7 +36,7 @@ pub enum QuantDtype {
     Bfloat16,
 }
 
-/// The JSON, in the order of bitsandbytes.
+/// The JSON object, its keys in the order that bitsandbytes writes.
 #[derive(Debug, Serialize, Deserialize)]
 struct Json {
     quant_type: String,
@@ -54,15 +55,16 @@ struct NestedJson {
 }
 
 impl QuantState {
-    /// Reads the bytes of the tensor.
+    /// Parses the bytes of the tensor.
     ///
     /// # Errors
-    /// [`StoredError::QuantState`] if they are not JSON with the keys that are needed, [`StoredError::QuantStateField`]
-    /// for a value that is not read: another type, another block size, a shape that is not `[d_out, d_in]`.
+    /// [`StoredError::QuantState`] if the bytes are not JSON or a required key is missing.
+    /// [`StoredError::QuantStateField`] for an unsupported value: an unknown type, a block size other than 64 (256 for
+    /// the nested scales), or a shape that is not `[d_out, d_in]`.
     pub fn parse(bytes: &[u8]) -> Result<Self, StoredError> {
         let malformed = |source| StoredError::QuantState { bytes: bytes.len(), source };
         let value: serde_json::Value = serde_json::from_slice(bytes).map_err(malformed)?;
-        // An optional flattened struct would hide that one of its keys is missing.
+        // Parsed separately: an `Option` of a flattened struct is silently `None` if one of its keys is missing.
         let has_nested = value.as_object().is_some_and(|keys| keys.keys().any(|key| key.starts_with("nested_")));
         let nested: Option<NestedJson> =
             has_nested.then(|| serde_json::from_value(value.clone())).transpose().map_err(malformed)?;
@@ -101,10 +103,10 @@ impl QuantState {
         Ok(Self { kind, dims: [d_out, d_in], dtype, nested_offset })
     }
 
-    /// The bytes of the tensor.
+    /// Serialises the state to the bytes of the tensor.
     ///
     /// # Panics
-    /// If the offset is not finite.
+    /// If `nested_offset` is not finite.
     pub fn to_bytes(&self) -> Vec<u8> {
         let dtype = match self.dtype {
             QuantDtype::Float32 => "float32",
@@ -112,13 +114,13 @@ impl QuantState {
             QuantDtype::Bfloat16 => "bfloat16",
         };
         let nested = self.nested_offset.map(|offset| {
-            assert!(offset.is_finite(), "the offset is a mean of finite scales, not {offset}");
+            assert!(offset.is_finite(), "nested_offset must be finite, but is {offset}");
             let nested_dtype = "float32".to_owned();
             NestedJson { nested_blocksize: NESTED_BLOCK, nested_dtype, nested_offset: offset.into() }
         });
         let quant_type = self.kind.name().to_owned();
         let json = Json { quant_type, blocksize: BLOCK, dtype: dtype.to_owned(), shape: self.dims.into(), nested };
-        serde_json::to_vec(&json).expect("strings and finite numbers are always JSON")
+        serde_json::to_vec(&json).expect("strings and finite numbers always serialise")
     }
 }
 

@@ -1,4 +1,4 @@
-//! Writing the files of a checkpoint, one after the other.
+//! Writes the files of a checkpoint, shard by shard.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,30 +10,30 @@ use serde_json::json;
 
 use crate::{CheckpointError, NamedTensor, write_atomically};
 
-/// A shard is written when it has as many bytes; they are held in memory until then.
+/// Size in bytes at which a shard is written. Its tensors are held in memory until then.
 const SHARD_BYTES: usize = 1 << 29;
 
-/// Writes a checkpoint: one file, or shards of about half a gibibyte with their index.
+/// Writes a checkpoint as one file, or as shards of about half a gibibyte with an index.
 #[derive(Debug)]
 pub struct ShardWriter<'a, 'b> {
     folder: &'a Path,
     current: Vec<NamedTensor<'b>>,
     current_bytes: usize,
-    /// Names of the tensors of each shard that is written.
+    /// Names of the tensors in each shard written so far.
     names: Vec<Vec<String>>,
     total_bytes: usize,
 }
 
 impl<'a, 'b> ShardWriter<'a, 'b> {
-    /// Writes into a folder that is there.
+    /// A writer into an existing folder.
     pub fn new(folder: &'a Path) -> Self {
         Self { folder, current: Vec::new(), current_bytes: 0, names: Vec::new(), total_bytes: 0 }
     }
 
-    /// Takes a tensor; a shard is written when it is full.
+    /// Adds a tensor, and writes the current shard if it is full.
     ///
     /// # Errors
-    /// [`CheckpointError::Write`].
+    /// [`CheckpointError::Write`] if the shard cannot be written.
     pub fn push(&mut self, tensor: NamedTensor<'b>) -> Result<(), CheckpointError> {
         self.current_bytes += tensor.bytes.len();
         self.current.push(tensor);
@@ -48,21 +48,22 @@ impl<'a, 'b> ShardWriter<'a, 'b> {
         Ok(())
     }
 
-    /// Gives the files their names, which say how many there are, and writes the index.
+    /// Writes the last shard, renames the shards to their final names, which contain the number of shards, and writes
+    /// the index. A single shard becomes `model.safetensors` and has no index.
     ///
     /// # Errors
-    /// [`CheckpointError::Write`].
+    /// [`CheckpointError::Write`] if a file cannot be written or renamed.
     pub fn finish(mut self) -> Result<(), CheckpointError> {
         if !self.current.is_empty() {
             self.flush()?;
         }
         let n_shards = self.names.len();
-        let name_of = |shard: usize| match n_shards {
+        let file_name = |shard: usize| match n_shards {
             1 => "model.safetensors".to_owned(),
             _ => format!("model-{:05}-of-{n_shards:05}.safetensors", shard + 1),
         };
         for shard in 0..n_shards {
-            let path: PathBuf = self.folder.join(name_of(shard));
+            let path: PathBuf = self.folder.join(file_name(shard));
             std::fs::rename(self.folder.join(format!("shard-{shard}")), &path)
                 .map_err(|source| CheckpointError::Write { path, source })?;
         }
@@ -71,7 +72,7 @@ impl<'a, 'b> ShardWriter<'a, 'b> {
         }
         let shards = self.names.iter().enumerate();
         let weight_map: BTreeMap<&str, String> =
-            shards.flat_map(|(shard, names)| names.iter().map(move |name| (name.as_str(), name_of(shard)))).collect();
+            shards.flat_map(|(shard, names)| names.iter().map(move |name| (name.as_str(), file_name(shard)))).collect();
         let index = json!({"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map});
         write_atomically(&self.folder.join("model.safetensors.index.json"), |file| {
             serde_json::to_writer_pretty(file, &index).map_err(Into::into)
@@ -79,13 +80,13 @@ impl<'a, 'b> ShardWriter<'a, 'b> {
     }
 }
 
-/// Writes a file that nobody looks for yet: it is renamed, or its folder is, once all are there.
+/// Writes a file under a temporary name. Not atomic: the file, or its folder, is renamed once everything is written.
 fn write_tensors(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), CheckpointError> {
     let views = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
-    // Readers that look for it treat a file without the format as not theirs.
+    // Some readers, such as versions of Transformers, reject a file without this metadata.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let write = || {
-        // The library's file is its owner's alone; this one has the permissions of any new file.
+        // The `safetensors` crate makes the file readable by its owner only; restore the permissions of a new file.
         let permissions = File::create(path)?.metadata()?.permissions();
         safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
             SafeTensorError::IoError(source) => source,

@@ -1,4 +1,4 @@
-//! What a checkpoint has for one weight: plain numbers, or codes with their scales.
+//! How a weight is stored in a checkpoint: as plain numbers, or as codes with scales.
 //!
 //! Source: bitsandbytes, `QuantState.as_dict(packed=True)` and `Linear8bitLt._save_to_state_dict`.
 
@@ -10,33 +10,33 @@ use safetensors::Dtype;
 
 use crate::{Checkpoint, CheckpointError, QuantState, StoredError, TensorEntry};
 
-/// A weight as the checkpoint has it, and the tensors that belong to it.
+/// A weight as stored in the checkpoint, and the tensors that belong to it.
 #[derive(Debug, Clone)]
 pub struct Stored<'a> {
-    /// The tensor of the weight's own name.
+    /// The tensor with the weight's own name.
     pub entry: &'a TensorEntry,
-    /// What its bytes are.
+    /// How its bytes are to be read.
     pub kind: StoredKind,
-    /// Names of the tensors beside it that explain it.
+    /// Names of the other tensors of the weight, such as its scales.
     pub companions: Vec<String>,
 }
 
-/// What the bytes of a weight are.
+/// How the bytes of a weight are to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoredKind {
-    /// Numbers.
+    /// Numbers of the tensor's element type.
     Dense,
     /// Four-bit codes of bitsandbytes.
     FourBit(FourBitType),
     /// Eight-bit codes of LLM.int8.
     LlmInt8,
-    /// Codes with their scales in `X.weight.scales`: the layout of [`int8_tensors`](crate::int8_tensors) and
+    /// Codes with scales in `X.weight.scales`: the layout of [`int8_tensors`](crate::int8_tensors) and
     /// [`q4_tensors`](crate::q4_tensors).
     Own(PackedFormat),
 }
 
 impl StoredKind {
-    /// The format of a weight that the file has quantised.
+    /// The quantisation format; `None` if the weight is not quantised.
     pub fn packed_format(self) -> Option<PackedFormat> {
         match self {
             Self::Dense => None,
@@ -48,35 +48,36 @@ impl StoredKind {
 }
 
 impl Checkpoint {
-    /// What there is for the weight of that name; `None` if nothing is.
+    /// How the weight `name` is stored; `None` if there is no such tensor.
     pub fn stored(&self, name: &str) -> Option<Stored<'_>> {
         let entry = self.tensor(name)?;
-        let there = |candidate: String| self.tensors.contains_key(&candidate).then_some(candidate);
+        let existing = |candidate: String| self.tensors.contains_key(&candidate).then_some(candidate);
         for kind in [FourBitType::Nf4, FourBitType::Fp4] {
-            let Some(state) = there(quant_state_name(name, kind)) else { continue };
+            let Some(state) = existing(quant_state_name(name, kind)) else { continue };
             let others = ["absmax", "quant_map", "nested_absmax", "nested_quant_map"];
             let mut companions: Vec<String> =
-                others.iter().filter_map(|part| there(format!("{name}.{part}"))).collect();
+                others.iter().filter_map(|suffix| existing(format!("{name}.{suffix}"))).collect();
             companions.push(state);
             return Some(Stored { entry, kind: StoredKind::FourBit(kind), companions });
         }
-        if let Some(scales) = there(scales_name(name)) {
+        if let Some(scales) = existing(scales_name(name)) {
             let format = if entry.dtype == Dtype::I8 { PackedFormat::Int8 } else { PackedFormat::Q4 };
             return Some(Stored { entry, kind: StoredKind::Own(format), companions: vec![scales] });
         }
         if entry.dtype == Dtype::I8 {
             let layer = layer_prefix(name);
             let others = ["SCB", "weight_format"];
-            let companions = others.iter().filter_map(|part| there(format!("{layer}{part}"))).collect();
+            let companions = others.iter().filter_map(|suffix| existing(format!("{layer}{suffix}"))).collect();
             return Some(Stored { entry, kind: StoredKind::LlmInt8, companions });
         }
         Some(Stored { entry, kind: StoredKind::Dense, companions: Vec::new() })
     }
 
-    /// A weight, `[d_out, d_in]`, that the file has quantised. Codes are borrowed from the map, scales are in full.
+    /// Reads a quantised weight of shape `dims`, `[d_out, d_in]`. The codes are borrowed from the memory map. Scales
+    /// that are quantised themselves (double quantisation) are dequantised to f32.
     ///
     /// # Errors
-    /// [`CheckpointError::Quantized`].
+    /// [`CheckpointError::Quantized`] if a tensor of the weight is missing or does not fit its format.
     ///
     /// # Panics
     /// If `stored` is [`StoredKind::Dense`].
@@ -100,7 +101,7 @@ impl Checkpoint {
             StoredKind::FourBit(kind) => self.four_bit(name, entry, kind, dims)?.into(),
             StoredKind::LlmInt8 => {
                 let layer = layer_prefix(name);
-                self.check_row_by_row(&format!("{layer}weight_format"))?;
+                self.check_row_major(&format!("{layer}weight_format"))?;
                 let scb = self.floats(&format!("{layer}SCB"))?;
                 Int8::from_llm_int8(entry.signed_bytes(), &scb, d_out, d_in)?.into()
             }
@@ -112,11 +113,11 @@ impl Checkpoint {
                 let scales = self.floats(&scales_name(name))?;
                 Int8::new(entry.signed_bytes(), scales, d_out, d_in)?.into()
             }
-            StoredKind::Dense => unreachable!("only quantised weights are read so"),
+            StoredKind::Dense => unreachable!("`read_packed` is called for quantised weights only"),
         })
     }
 
-    /// A four-bit weight, its scales in full.
+    /// Reads a four-bit weight and dequantises its scales.
     fn four_bit<'a>(
         &self,
         name: &str,
@@ -124,7 +125,7 @@ impl Checkpoint {
         kind: FourBitType,
         dims: [usize; 2],
     ) -> Result<FourBit<'a>, StoredError> {
-        let state = QuantState::parse(self.part(&quant_state_name(name, kind))?.bytes())?;
+        let state = QuantState::parse(self.companion(&quant_state_name(name, kind))?.bytes())?;
         if state.kind != kind {
             let (found, expected) = (state.kind.name().to_owned(), "the type at the end of the tensor's name");
             return Err(StoredError::QuantStateField { field: "quant_type", found, expected });
@@ -140,15 +141,15 @@ impl Checkpoint {
         };
         check_nested_quant_map(&self.floats(&format!("{name}.nested_quant_map"))?)?;
         let absmax = NestedAbsmax {
-            codes: self.part(&absmax)?.bytes().to_vec(),
+            codes: self.companion(&absmax)?.bytes().to_vec(),
             nested_absmax: self.floats(&format!("{name}.nested_absmax"))?,
             offset,
         };
         Ok(FourBit::from_nested(kind, entry.bytes(), &absmax, dims[0], dims[1])?)
     }
 
-    /// Refuses the tiles that LLM.int8 once had for other GPUs; a file that does not say has rows.
-    fn check_row_by_row(&self, name: &str) -> Result<(), StoredError> {
+    /// Rejects the tiled layouts that LLM.int8 used on older GPUs. A file without `weight_format` is row-major.
+    fn check_row_major(&self, name: &str) -> Result<(), StoredError> {
         let bytes = self.tensor(name).map_or(&[][..], TensorEntry::bytes);
         match bytes.iter().find(|byte| **byte != 0) {
             None => Ok(()),
@@ -157,12 +158,12 @@ impl Checkpoint {
     }
 }
 
-/// `X.` of `X.weight`.
+/// The `X.` of `X.weight`.
 fn layer_prefix(name: &str) -> &str {
     name.strip_suffix("weight").unwrap_or(name)
 }
 
-/// The scales beside a weight of int8 or q4.
+/// Name of the tensor with the scales of an int8 or q4 weight.
 pub(crate) fn scales_name(name: &str) -> String {
     format!("{name}.scales")
 }
@@ -172,19 +173,19 @@ pub(crate) fn quant_state_name(name: &str, kind: FourBitType) -> String {
 }
 
 impl Checkpoint {
-    /// A tensor beside a quantised weight.
-    fn part(&self, name: &str) -> Result<&TensorEntry, StoredError> {
+    /// Looks up a companion tensor of a quantised weight.
+    fn companion(&self, name: &str) -> Result<&TensorEntry, StoredError> {
         self.tensor(name).ok_or_else(|| StoredError::PartMissing { name: name.to_owned() })
     }
 
-    /// A tensor of F32 beside a quantised weight.
+    /// Reads a companion tensor of type F32.
     fn floats(&self, name: &str) -> Result<Vec<f32>, StoredError> {
         self.elements(name, Dtype::F32, "F32")
     }
 
-    /// A tensor of one type beside a quantised weight.
+    /// Reads a companion tensor of type `dtype`.
     fn elements<E: Element>(&self, name: &str, dtype: Dtype, expected: &'static str) -> Result<Vec<E>, StoredError> {
-        let entry = self.part(name)?;
+        let entry = self.companion(name)?;
         if entry.dtype != dtype {
             let found = format!("{:?}", entry.dtype);
             return Err(StoredError::PartDtype { name: name.to_owned(), found, expected });
@@ -194,7 +195,7 @@ impl Checkpoint {
 }
 
 impl Stored<'_> {
-    /// Names the tensor that a format refuses.
+    /// An error about this weight, which names its file and tensor.
     pub fn error(&self, name: &str, source: impl Into<StoredError>) -> CheckpointError {
         let (file, name, source) = (self.entry.file.clone(), name.to_owned(), Box::new(source.into()));
         CheckpointError::Quantized { file, name, source }
@@ -202,7 +203,7 @@ impl Stored<'_> {
 }
 
 impl TensorEntry {
-    /// The bytes as signed numbers.
+    /// The bytes as signed integers.
     fn signed_bytes(&self) -> &[i8] {
         bytemuck::cast_slice(self.bytes())
     }

@@ -1,52 +1,52 @@
 use idefics_kernels::formats::FormatError;
 
-/// Why the tensors of a quantised weight do not make a weight.
+/// Why a quantised weight cannot be assembled from its tensors.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoredError {
-    /// Codes or scales that make no weight of the format.
+    /// Codes or scales that are invalid in the weight's format.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// `quant_state` is not the JSON that bitsandbytes writes.
-    #[error("quant_state of {bytes} bytes is not the JSON of bitsandbytes (truncated or overwritten?): {source}")]
+    #[error("quant_state ({bytes} bytes) is not the JSON that bitsandbytes writes; truncated or overwritten? {source}")]
     QuantState {
-        /// Bytes that are there.
+        /// Length of the tensor, in bytes.
         bytes: usize,
-        /// What the parser met.
+        /// The error of the JSON parser.
         source: serde_json::Error,
     },
-    /// A field of `quant_state` has a value that is not known or not read.
+    /// A field of `quant_state` has an unsupported value.
     #[error("quant_state: {field} is {found}, expected {expected}")]
     QuantStateField {
         /// The JSON key.
         field: &'static str,
-        /// Its value.
+        /// The value found.
         found: String,
-        /// What is read.
+        /// The supported values.
         expected: &'static str,
     },
     /// A tensor that belongs to a quantised weight is not in the checkpoint.
-    #[error("`{name}` is missing, without which the codes mean nothing")]
+    #[error("`{name}` is missing; the codes cannot be read without it")]
     PartMissing {
-        /// The tensor.
+        /// Name of the missing tensor.
         name: String,
     },
-    /// An LLM.int8 weight whose rows are not one after the other.
-    #[error("`{name}` is {found}, expected 0: only weights that are stored row by row are read")]
+    /// An LLM.int8 weight in a tiled layout.
+    #[error("`{name}` is {found}, expected 0: only row-major weights are supported")]
     Tiled {
-        /// The tensor that says so.
+        /// Name of the `weight_format` tensor.
         name: String,
-        /// What it says.
+        /// The first value other than 0.
         found: u8,
     },
-    /// A tensor that belongs to a quantised weight has another element type.
+    /// A tensor that belongs to a quantised weight has the wrong element type.
     #[error("`{name}` is {found}, expected {expected}")]
     PartDtype {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// Its element type.
+        /// Its element type in the file.
         found: String,
-        /// The one that is read.
+        /// The element type it should have.
         expected: &'static str,
     },
 }

@@ -1,28 +1,28 @@
-//! Where a tensor lies.
+//! A tensor of an open checkpoint.
 
 use std::sync::Arc;
 
 use memmap2::Mmap;
 use safetensors::Dtype;
 
-/// One tensor of a checkpoint, not yet read.
+/// A tensor in a checkpoint. Its values stay in the memory map until they are used.
 #[derive(Debug, Clone)]
 pub struct TensorEntry {
     /// Element type in the file.
     pub dtype: Dtype,
-    /// Shape as PyTorch has it.
+    /// Shape, with the axes in PyTorch's order.
     pub shape: Vec<usize>,
-    /// The file's name within the folder.
+    /// Name of the file, relative to the model folder.
     pub file: String,
     pub(crate) map: Arc<Mmap>,
     pub(crate) start: usize,
     pub(crate) end: usize,
-    /// Whether the map is of the file, and not a copy in memory.
-    pub(crate) is_of_file: bool,
+    /// Whether `map` is the file itself rather than a copy in anonymous memory.
+    pub(crate) is_mapped_file: bool,
 }
 
 impl TensorEntry {
-    /// Size in the file, in bytes.
+    /// Size in bytes.
     pub fn len_bytes(&self) -> usize {
         self.end - self.start
     }
@@ -32,20 +32,21 @@ impl TensorEntry {
         self.shape.iter().product()
     }
 
-    /// The little-endian bytes in the map.
+    /// The elements in row-major order, as little-endian bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.map[self.start..self.end]
     }
 
-    /// Gives the tensor's pages back after it was converted: the system counts what was read of a map as memory of the
-    /// process until then. What is read once more comes from the file; a copy, which would come back as zeros, stays.
+    /// Releases the tensor's pages of the memory map, for use once the tensor has been converted: pages that were read
+    /// count as memory of the process. Reading the tensor again loads the pages from the file. Does nothing for a copy
+    /// in anonymous memory, which would read as zeros afterwards.
     #[allow(unsafe_code)]
     pub fn release(&self) {
-        if !self.is_of_file {
+        if !self.is_mapped_file {
             return;
         }
-        // SAFETY: nothing writes to the map, so that pages which are dropped come back from the file as they were.
-        // That the system does not listen costs memory only.
+        // SAFETY: the map is of a file and never written to, so dropped pages are read back unchanged. An error is
+        // ignored, as it only costs memory.
         #[cfg(unix)]
         let _ = unsafe {
             self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.start, self.end - self.start)

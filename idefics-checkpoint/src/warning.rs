@@ -1,33 +1,33 @@
-//! Warnings about a checkpoint.
+//! Warnings about a checkpoint that can still be used.
 
 use std::path::PathBuf;
 
 use crate::error::list;
 
-/// Something wrong with a checkpoint that can be used all the same; see [`Checkpoint::warnings`](crate::Checkpoint::warnings).
+/// A problem that does not prevent the use of a checkpoint; see [`Checkpoint::warnings`](crate::Checkpoint::warnings).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointWarning {
-    /// The index names tensors that no shard holds. What the model needs of them is missed when it is loaded.
+    /// The index names tensors that are in no shard. Loading fails if the model needs one of them.
     #[error(
-        "{}: no shard has {} of the tensors that the index names: {}; download the shards again if loading fails",
+        "{}: {} of the tensors in the index are in no shard: {}; download the shards again if loading fails",
         path.display(), names.len(), list(names)
     )]
     NotInShards {
-        /// The index file.
+        /// Path of the index file.
         path: PathBuf,
-        /// The tensors.
+        /// Names of the missing tensors.
         names: Vec<String>,
     },
-    /// The files hold tensors that no part of the model takes.
+    /// The files have tensors that the model does not use.
     #[error(
-        "{}: {} tensors belong to no part of the model and are not used: {}; check that config.json is of this checkpoint",
+        "{}: {} tensors are not part of the model and are ignored: {}; check that config.json is of this checkpoint",
         folder.display(), names.len(), list(names)
     )]
     Unused {
-        /// The model folder.
+        /// Path of the model folder.
         folder: PathBuf,
-        /// The tensors.
+        /// Names of the unused tensors.
         names: Vec<String>,
     },
 }

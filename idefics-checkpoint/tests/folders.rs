@@ -1,11 +1,11 @@
-//! Folders of safetensors, sound and faulty; the tests of `idefics-nn` take them from here.
+//! Builds valid and broken safetensors folders. The tests of `idefics-nn` include this file.
 
 use tempfile::TempDir;
 
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// A safetensors file: the header's length, the header, the data.
+/// A safetensors file: header length, header, data.
 pub(crate) fn file(header: &str, data: &[u8]) -> Vec<u8> {
     [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes(), data].concat()
 }
@@ -18,7 +18,7 @@ pub(crate) fn folder_with(files: &[(&str, &[u8])]) -> TempDir {
     folder
 }
 
-/// A file of f32 tensors, each element its index.
+/// A file of f32 tensors in which the value of an element is its flat index.
 pub(crate) fn tensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let (mut entries, mut data) = (Vec::new(), Vec::new());
     for (name, shape) in tensors {
@@ -32,25 +32,25 @@ pub(crate) fn tensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
 
 pub(crate) const TINY: [(&str, &[usize]); 3] = [("layers.0.weight", &[2, 3]), ("layers.0.bias", &[2]), ("norm", &[2])];
 
-/// `layers` in one shard, `norm` in the other.
+/// Two shards of [`TINY`]: `layers` in the first, `norm` in the second.
 pub(crate) fn shards() -> [Vec<u8>; 2] {
     [tensors(&TINY[..2]), tensors(&TINY[2..])]
 }
 
-/// An index that says where each tensor of [`TINY`] is.
+/// An index that maps the tensors of [`TINY`] to the given shards.
 pub(crate) fn index(shards: [&str; 3]) -> Vec<u8> {
     let map: serde_json::Map<_, _> =
         TINY.iter().zip(shards).map(|((name, _), shard)| ((*name).to_owned(), shard.into())).collect();
     serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string().into_bytes()
 }
 
-/// Asserts the variant, and that the message says each of the words.
+/// Asserts the variant of an error, and that its message contains all given words.
 macro_rules! assert_error {
     ($error:expr, $variant:pat, $($word:expr),*) => {{
         let error: idefics_checkpoint::CheckpointError = $error;
         let message = error.to_string();
         assert!(matches!(error, $variant), "{error:?}");
-        $(assert!(message.contains($word), "{message:?} does not say {:?}", $word);)*
+        $(assert!(message.contains($word), "{message:?} does not contain {:?}", $word);)*
     }};
 }
 pub(crate) use assert_error;

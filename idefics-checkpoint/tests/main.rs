@@ -1,6 +1,6 @@
-//! Tests of the readers: good files, and every fault against its typed error.
+//! Tests of the readers: valid files, and the typed error for every fault.
 
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // in test helpers
 
 mod folders;
 mod memory;

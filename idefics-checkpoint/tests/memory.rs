@@ -1,11 +1,11 @@
-//! Counts the bytes that a thread takes and gives back, to show what is copied and what is not.
+//! Counts the bytes that a thread allocates and frees, to test what is copied.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 thread_local! {
-    static TAKEN: Cell<usize> = const { Cell::new(0) };
-    static GIVEN_BACK: Cell<usize> = const { Cell::new(0) };
+    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
+    static FREED: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -13,26 +13,26 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: every call is handed to the system's allocator as it is; the counters are plain cells without destructors.
+// SAFETY: all calls are forwarded to the system allocator unchanged; the counters are plain cells without destructors.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        TAKEN.set(TAKEN.get() + layout.size());
-        // SAFETY: the caller keeps the contract of `alloc`.
+        ALLOCATED.set(ALLOCATED.get() + layout.size());
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        GIVEN_BACK.set(GIVEN_BACK.get() + layout.size());
-        // SAFETY: the caller keeps the contract of `dealloc`; the pointer came from `System`.
+        FREED.set(FREED.get() + layout.size());
+        // SAFETY: the caller upholds the contract of `dealloc`, and the pointer came from `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
-/// What `work` returns, the bytes that it took on this thread in all, and those of them that it kept.
+/// Runs `work` and returns its result, the bytes it allocated on this thread, and how many of them it did not free.
 pub(crate) fn measure<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
-    let (taken, given_back) = (TAKEN.get(), GIVEN_BACK.get());
+    let (allocated, freed) = (ALLOCATED.get(), FREED.get());
     let result = work();
-    let (taken, given_back) = (TAKEN.get() - taken, GIVEN_BACK.get() - given_back);
-    (result, taken, taken.saturating_sub(given_back))
+    let (allocated, freed) = (ALLOCATED.get() - allocated, FREED.get() - freed);
+    (result, allocated, allocated.saturating_sub(freed))
 }

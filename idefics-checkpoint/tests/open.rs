@@ -1,4 +1,4 @@
-//! Faults of files: each is a typed error that names the file or the tensor, and none is a panic.
+//! Broken files: every fault is a typed error that names the file or tensor, never a panic.
 
 use idefics_checkpoint::{Checkpoint, CheckpointError};
 use proptest::prelude::*;
@@ -10,11 +10,11 @@ fn open(files: &[(&str, &[u8])]) -> Result<Checkpoint, CheckpointError> {
 }
 
 fn error_of(files: &[(&str, &[u8])]) -> CheckpointError {
-    open(files).expect_err("the checkpoint has a fault")
+    open(files).expect_err("the checkpoint should be rejected")
 }
 
 #[test]
-fn tensors_lie_where_the_header_says() {
+fn lists_tensors_with_shape_and_bytes() {
     let checkpoint = open(&[(SINGLE, &tensors(&TINY))]).unwrap();
     let names: Vec<&str> = checkpoint.tensors().map(|(name, _)| name).collect();
     assert_eq!(names, ["layers.0.bias", "layers.0.weight", "norm"]);
@@ -24,12 +24,12 @@ fn tensors_lie_where_the_header_says() {
 }
 
 #[test]
-fn a_folder_without_weights() {
+fn rejects_folder_without_weights() {
     assert_error!(error_of(&[("weights.bin", b"x")]), CheckpointError::NotFound { .. }, "no weights", INDEX);
 }
 
 #[test]
-fn a_file_shorter_than_its_header() {
+fn rejects_truncated_header() {
     let good = tensors(&TINY);
     for length in 0..8 {
         let error = error_of(&[(SINGLE, &good[..length])]);
@@ -42,7 +42,7 @@ fn a_file_shorter_than_its_header() {
 }
 
 #[test]
-fn a_header_length_that_lies() {
+fn rejects_wrong_header_length() {
     for claimed in [(16 << 20) + 1, u64::MAX - 7, u64::MAX] {
         let mut bytes = tensors(&TINY);
         bytes[..8].copy_from_slice(&claimed.to_le_bytes());
@@ -50,19 +50,19 @@ fn a_header_length_that_lies() {
         assert_error!(error, CheckpointError::HeaderLength { .. }, SINGLE, &claimed.to_string());
     }
     let mut bytes = tensors(&TINY);
-    bytes[0] -= 1; // the header loses its last brace
+    bytes[0] -= 1; // cuts off the last brace of the header
     assert_error!(error_of(&[(SINGLE, &bytes)]), CheckpointError::Header { .. }, SINGLE);
 }
 
 #[test]
-fn truncated_data_names_the_tensor() {
+fn error_for_truncated_data_names_the_tensor() {
     let good = tensors(&TINY);
     let error = error_of(&[(SINGLE, &good[..good.len() - 1])]);
     assert_error!(error, CheckpointError::Truncated { .. }, "`norm`", &good.len().to_string());
 }
 
 #[test]
-fn a_header_that_is_not_one() {
+fn rejects_malformed_header() {
     let entry = r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
     let deep = format!(r#"{{"norm":{}1{}}}"#, "[".repeat(5000), "]".repeat(5000));
     let long_name = format!(r#"{{"{}":{entry}}}"#, "n".repeat(5000));
@@ -89,7 +89,7 @@ fn a_header_that_is_not_one() {
 }
 
 #[test]
-fn offsets_that_do_not_fit() {
+fn rejects_inconsistent_offsets() {
     let two = |first: &str, second: &str| {
         format!(
             r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":{first}}},
@@ -117,7 +117,7 @@ fn offsets_that_do_not_fit() {
 }
 
 #[test]
-fn a_name_twice_in_a_file() {
+fn rejects_duplicate_tensor_names() {
     let entry = r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
     for again in ["norm", "n\\u006frm"] {
         let header = format!(r#"{{"norm":{entry},"{again}":{entry}}}"#);
@@ -131,7 +131,7 @@ fn a_name_twice_in_a_file() {
 }
 
 #[test]
-fn a_git_lfs_pointer_is_named() {
+fn recognises_git_lfs_pointers() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4f4f\nsize 4912345678\n";
     let [first, _] = shards();
     let index = index(["a-1", "a-1", "a-2"]);
@@ -143,23 +143,23 @@ fn a_git_lfs_pointer_is_named() {
 }
 
 #[test]
-fn files_of_other_kinds_are_named_with_the_remedy() {
+fn recognises_other_kinds_of_files_and_says_what_to_do() {
     let files: [(&[u8], &str, &str); 4] = [
         (b"GGUF\x03\0\0\0\x10\0\0\0", "is a GGUF file", "original checkpoint"),
         (b"PK\x03\x04\0\0\x08\x08\0\0", "is a zip archive", "--allow-pickle"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "is a Python pickle", "save_file(torch.load"),
-        (b"<!doctype html>\n<html><title>Log in</title></html>", "is a page of a server (HTML)", "download it again"),
+        (b"<!doctype html>\n<html><title>Log in</title></html>", "is an HTML page", "download it again"),
     ];
     for (content, what, remedy) in files {
         let error = error_of(&[(SINGLE, content)]);
         assert!(!error.to_string().contains('\n'), "{error}");
         assert_error!(error, CheckpointError::OtherFile { .. }, SINGLE, what, remedy);
     }
-    assert_error!(error_of(&[(INDEX, b"<html>")]), CheckpointError::OtherFile { .. }, INDEX, "a page of a server");
+    assert_error!(error_of(&[(INDEX, b"<html>")]), CheckpointError::OtherFile { .. }, INDEX, "an HTML page");
 }
 
 #[test]
-fn what_is_not_a_regular_file() {
+fn rejects_directory() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join(SINGLE)).unwrap();
     assert_error!(Checkpoint::open(folder.path()).unwrap_err(), CheckpointError::NotAFile { .. }, SINGLE);
@@ -167,7 +167,7 @@ fn what_is_not_a_regular_file() {
 
 #[cfg(unix)]
 #[test]
-fn a_pipe_does_not_block() {
+fn rejects_pipe_without_blocking() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join(SINGLE);
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
@@ -177,14 +177,14 @@ fn a_pipe_does_not_block() {
 }
 
 #[test]
-fn missing_shards_are_listed_together() {
+fn lists_all_missing_shards() {
     let index = index(["a-1", "a-2", "a-3"]);
     let error = error_of(&[(INDEX, &index), ("a-1", &tensors(&TINY[..1]))]);
     assert_error!(error, CheckpointError::ShardMissing { .. }, "`a-2`", "`a-3`", INDEX);
 }
 
 #[test]
-fn a_shard_stays_in_the_folder() {
+fn rejects_shard_names_outside_the_folder() {
     let [first, second] = shards();
     let long = "x".repeat(256);
     for name in ["../x", "/etc/passwd", "a/b", "a\\b", "C:x", "..", ".", "", ".hidden", "a\0b", "a b", "é", &long] {
@@ -195,7 +195,7 @@ fn a_shard_stays_in_the_folder() {
 }
 
 #[test]
-fn a_tensor_that_only_the_index_names_is_warned_of() {
+fn warns_of_tensors_that_are_only_in_the_index() {
     let [first, second] = shards();
     let mut index: serde_json::Value = serde_json::from_slice(&index(["a-1", "a-1", "a-2"])).unwrap();
     index["weight_map"]["rotary_emb.inv_freq"] = "a-2".into();
@@ -212,17 +212,17 @@ fn a_tensor_that_only_the_index_names_is_warned_of() {
 }
 
 #[test]
-fn the_shards_decide_what_is_there() {
+fn shard_contents_take_precedence_over_the_index() {
     let [first, second] = shards();
     let norm = [0.0_f32, 1.0].map(f32::to_le_bytes).concat();
-    // The index says the wrong shard.
+    // The index names the wrong shard.
     let wrong = index(["a-1", "a-2", "a-1"]);
     let checkpoint = open(&[(INDEX, &wrong), ("a-1", &first), ("a-2", &second)]).unwrap();
     assert_eq!(checkpoint.tensor("norm").unwrap().bytes(), norm);
-    // A shard lacks what the index promises.
+    // A shard lacks a tensor that the index assigns to it.
     let lacking = index(["a-1", "a-1", "a-1"]);
     assert!(open(&[(INDEX, &lacking), ("a-1", &first)]).unwrap().tensor("norm").is_none());
-    // One name in two shards: the index decides, whichever comes last.
+    // The same name in two shards: the index decides, in either order of the shards.
     for (named, other) in [("a-1", "a-2"), ("a-2", "a-1")] {
         let twice = index([other, other, named]);
         let mut wrong = tensors(&TINY);
@@ -234,7 +234,7 @@ fn the_shards_decide_what_is_there() {
 }
 
 #[test]
-fn an_index_that_is_not_one() {
+fn rejects_malformed_index() {
     for text in ["", "[]", "{}", r#"{"weight_map":[]}"#, r#"{"weight_map":{"norm":1}}"#] {
         assert_error!(error_of(&[(INDEX, text.as_bytes())]), CheckpointError::Index { .. }, INDEX);
     }
@@ -252,7 +252,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_file_never_panics(
+    fn damaged_files_never_panic(
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in proptest::option::of(any::<prop::sample::Index>()),
     ) {

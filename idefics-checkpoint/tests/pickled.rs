@@ -1,4 +1,4 @@
-//! PyTorch files as checkpoints: the same weights as from safetensors, or a refusal that says why.
+//! PyTorch files as checkpoints: the same weights as from safetensors, or an error that says why not.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use tempfile::TempDir;
 
 use crate::memory::measure;
-use crate::pickle::write::{Entry, dict, entries, file, floats, program, view, zip_around_hole};
+use crate::pickle::write::{Entry, dict, entries, file, floats, program, view, zip_with_hole};
 use crate::pickle::{FIXTURES, fixture};
 
 fn folder_with(files: &[(&str, Vec<u8>)]) -> TempDir {
@@ -24,7 +24,7 @@ fn open(folder: &Path) -> Result<Checkpoint, CheckpointError> {
     Checkpoint::open_with(folder, Pickles::Allowed)
 }
 
-/// Type, shape and bytes of every tensor.
+/// Type, shape and bytes of every tensor, by name.
 type Content = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 fn content(checkpoint: &Checkpoint) -> Content {
@@ -35,7 +35,7 @@ fn content(checkpoint: &Checkpoint) -> Content {
 }
 
 #[test]
-fn a_pickle_is_its_twin_bit_for_bit() {
+fn pickles_match_their_safetensors_twins_bit_for_bit() {
     for name in FIXTURES {
         let pickled = folder_with(&[("pytorch_model.bin", fixture(&format!("{name}.bin")))]);
         let twin = folder_with(&[("model.safetensors", fixture(&format!("{name}.safetensors")))]);
@@ -44,7 +44,7 @@ fn a_pickle_is_its_twin_bit_for_bit() {
 }
 
 #[test]
-fn what_is_no_file_of_weights_is_refused() {
+fn rejects_empty_file_and_directory() {
     let empty = folder_with(&[("pytorch_model.bin", Vec::new())]);
     assert!(matches!(open(empty.path()).unwrap_err(), CheckpointError::Truncated { .. }));
     let folder = tempfile::tempdir().unwrap();
@@ -52,9 +52,9 @@ fn what_is_no_file_of_weights_is_refused() {
     assert!(matches!(open(folder.path()).unwrap_err(), CheckpointError::NotAFile { .. }));
 }
 
-#[cfg(target_os = "linux")] // where a file may have a hole
+#[cfg(target_os = "linux")] // needs sparse files
 #[test]
-fn a_shard_larger_than_four_gigabytes_is_not_read() {
+fn opens_shard_larger_than_4_gib_without_reading_it() {
     use std::os::unix::fs::FileExt;
 
     let elements = 1_300_000_000;
@@ -65,24 +65,24 @@ fn a_shard_larger_than_four_gigabytes_is_not_read() {
     ]);
     let size = 4 * elements as u64;
     let mut entries = entries(&program(value), &[("0", &[1; 8])]);
-    entries[1..].reverse(); // `version` behind the storage, and behind 4 GiB
+    entries[1..].reverse(); // puts `version` after the storage, beyond 4 GiB
     entries[1] = Entry { wide: true, sizes: [size; 2], local_size: size, hole: size - 8, ..entries[1].clone() };
     entries[2].wide = true;
-    let (bytes, hole_at) = zip_around_hole(&entries, true, |_| ());
+    let (bytes, hole_at) = zip_with_hole(&entries, true, |_| ());
     let folder = tempfile::tempdir().unwrap();
     let file = std::fs::File::create(folder.path().join("pytorch_model.bin")).unwrap();
     file.write_all_at(&bytes[..hole_at], 0).unwrap();
     file.write_all_at(&bytes[hole_at..], hole_at as u64 + size - 8).unwrap();
 
-    let (checkpoint, taken, _) = measure(|| open(folder.path()).unwrap());
-    assert!(taken < 100_000, "{taken} bytes");
+    let (checkpoint, allocated, _) = measure(|| open(folder.path()).unwrap());
+    assert!(allocated < 100_000, "{allocated} bytes");
     let bytes = |name: &str| checkpoint.tensor(name).unwrap().bytes();
     assert_eq!(bytes("all").len() as u64, size);
     assert_eq!((bytes("first"), bytes("last")), (&[1; 8][..], &[0; 4][..]));
 }
 
 #[test]
-fn shards_are_found_by_their_index() {
+fn opens_shards_listed_in_the_index() {
     let names: Vec<String> =
         content(&open(folder_with(&[("pytorch_model.bin", fixture("protocol_3.bin"))]).path()).unwrap())
             .into_keys()
@@ -97,7 +97,7 @@ fn shards_are_found_by_their_index() {
 }
 
 #[test]
-fn pickles_are_refused_unless_they_are_allowed() {
+fn refuses_pickles_by_default() {
     let folder = folder_with(&[("pytorch_model.bin", fixture("state_dict.bin"))]);
     let error = Checkpoint::open(folder.path()).unwrap_err();
     assert!(matches!(error, CheckpointError::PickleRefused { .. }));
@@ -106,7 +106,7 @@ fn pickles_are_refused_unless_they_are_allowed() {
 }
 
 #[test]
-fn safetensors_come_first() {
+fn prefers_safetensors() {
     let folder = folder_with(&[
         ("pytorch_model.bin", b"not read".to_vec()),
         ("model.safetensors", fixture("state_dict.safetensors")),
@@ -115,17 +115,17 @@ fn safetensors_come_first() {
 }
 
 #[test]
-fn a_fault_names_the_file_and_keeps_its_type() {
+fn errors_keep_the_path_and_the_fault() {
     let mut cut = fixture("state_dict.bin");
     cut.truncate(cut.len() / 2);
     let folder = folder_with(&[("pytorch_model.bin", cut)]);
-    let CheckpointError::Pickle(error) = open(folder.path()).unwrap_err() else { panic!("a fault of the pickle") };
+    let CheckpointError::Pickle(error) = open(folder.path()).unwrap_err() else { panic!("expected a pickle error") };
     assert!(error.path.ends_with("pytorch_model.bin"));
     assert!(matches!(error.fault, PickleFault::Truncated { .. }), "{error}");
 }
 
 #[test]
-fn a_transposed_matrix_is_the_same_however_often_it_is_read() {
+fn transposed_matrix_reads_the_same_after_release() {
     let data: Vec<u8> = (0..6).flat_map(|index| (index as f32).to_le_bytes()).collect();
     let transposed = || view(floats(6), 0, &[2, 3], &[1, 2]);
     let pickle = file(dict(&[("layer.weight", transposed()), ("table", transposed())]), &[("0", &data)]);
@@ -135,7 +135,7 @@ fn a_transposed_matrix_is_the_same_however_often_it_is_read() {
     for _ in 0..3 {
         for (name, entry) in checkpoint.tensors() {
             assert_eq!(entry.bytes(), expected, "{name}");
-            entry.release(); // a copy stays, a map comes from the file again
+            entry.release(); // keeps a copy; a mapped tensor is read from the file again
         }
     }
 }

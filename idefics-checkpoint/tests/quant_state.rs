@@ -1,4 +1,4 @@
-//! `quant_state`: what is written is read, and what is wrong is named.
+//! `quant_state`: round trips, and errors that name the wrong field.
 
 use idefics_checkpoint::{QuantDtype, QuantState, StoredError};
 use idefics_kernels::formats::FourBitType;
@@ -6,7 +6,7 @@ use idefics_kernels::formats::FourBitType;
 const NESTED: &str = r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0625}"#;
 
 #[test]
-fn what_is_written_is_read() {
+fn round_trips() {
     for nested_offset in [None, Some(0.1f32), Some(0.0)] {
         for (kind, dtype) in [
             (FourBitType::Nf4, QuantDtype::Float32),
@@ -24,7 +24,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn every_truncation_is_an_error() {
+fn rejects_every_truncation() {
     for len in 0..NESTED.len() {
         let error = QuantState::parse(&NESTED.as_bytes()[..len]).unwrap_err();
         assert!(matches!(error, StoredError::QuantState { bytes, .. } if bytes == len), "{len}: {error}");
@@ -32,7 +32,7 @@ fn every_truncation_is_an_error() {
 }
 
 #[test]
-fn wrong_fields_are_named() {
+fn errors_name_the_wrong_field() {
     for (from, to, message) in [
         ("nf4", "nf3", r#"quant_state: quant_type is "nf3", expected nf4 or fp4"#),
         ("\"blocksize\": 64", "\"blocksize\": 128", "quant_state: blocksize is 128, expected 64"),
@@ -60,9 +60,9 @@ fn wrong_fields_are_named() {
     assert!(QuantState::parse(b"[]").is_err());
 }
 
-/// Written by bitsandbytes: `quant_state` of the weights of `xtask/reference/quantization_fixtures.py`.
+/// The JSON was written by bitsandbytes for the weights of `xtask/reference/quantization_fixtures.py`.
 #[test]
-fn what_bitsandbytes_writes_is_read() {
+fn parses_output_of_bitsandbytes() {
     let json = |kind: &str, shape: &str| {
         format!(r#"{{"quant_type": "{kind}", "blocksize": 64, "dtype": "float32", "shape": {shape}}}"#)
     };

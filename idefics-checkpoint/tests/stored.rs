@@ -1,4 +1,4 @@
-//! Quantised weights: what is written is read, in one file and under its name.
+//! Quantised weights: round trips through a file, and errors that name the faulty tensor.
 
 use half::bf16;
 use idefics_checkpoint::{
@@ -29,7 +29,7 @@ fn four_bit(kind: FourBitType, double_quant: bool) -> (FourBit<'static>, Vec<Nam
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn quantised_weights_round_trip() {
     let int8 = Int8::quantize(&weights(), DIMS[0], DIMS[1]).unwrap();
     let q4 = Q4::quantize(&weights(), DIMS[0], DIMS[1]).unwrap();
     let (nf4, nf4_tensors) = four_bit(FourBitType::Nf4, false);
@@ -52,7 +52,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn double_quantised_scales_are_close() {
+fn double_quantised_scales_are_approximately_equal() {
     let (weight, tensors) = four_bit(FourBitType::Nf4, true);
     let folder = written(tensors);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
@@ -66,7 +66,7 @@ fn double_quantised_scales_are_close() {
 }
 
 #[test]
-fn what_is_missing_or_of_another_type_is_named() {
+fn errors_name_missing_and_mistyped_companions() {
     let missing = |part: &str| {
         let (_, mut tensors) = four_bit(FourBitType::Nf4, false);
         tensors.retain(|tensor| !tensor.name.ends_with(part));
@@ -92,7 +92,7 @@ fn what_is_missing_or_of_another_type_is_named() {
 }
 
 #[test]
-fn numbers_are_dense() {
+fn plain_tensor_is_dense() {
     let bytes: Vec<u8> = [1.0, 2.0].iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect();
     let tensor =
         NamedTensor { name: "norm".to_owned(), dtype: safetensors::Dtype::BF16, shape: vec![2], bytes: bytes.into() };
@@ -103,7 +103,7 @@ fn numbers_are_dense() {
 }
 
 #[test]
-fn a_file_that_fails_leaves_what_was_there() {
+fn failed_write_keeps_the_existing_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
     write_atomically(&path, |file| std::io::Write::write_all(file, b"{}")).unwrap();

@@ -76,7 +76,7 @@ fn folders_that_are_not_models() {
     fs::write(folder.path().join("model.safetensors"), pointer).unwrap();
     refused(folder.path(), &["caption", &photo()], 4, "git lfs pull");
     fs::write(folder.path().join("model.safetensors"), "<!DOCTYPE html>\n<title>Log in</title>").unwrap();
-    refused(folder.path(), &["caption", &photo()], 4, "a page of a server");
+    refused(folder.path(), &["caption", &photo()], 4, "an HTML page");
 }
 
 #[test]

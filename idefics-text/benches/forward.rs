@@ -1,7 +1,7 @@
-//! The decoder at the shape of Mistral-7B, cut to one of its 32 layers, and that of idefics-9b, cut to four of its 32
-//! with the gated layer before them: `cargo bench -p idefics-text`.
+//! Benchmarks one of the 32 layers of Mistral-7B, and four of the 32 layers of idefics-9b with the gated layer before
+//! them: `cargo bench -p idefics-text`.
 
-#![allow(clippy::disallowed_methods)] // results are compared on the host
+#![allow(clippy::disallowed_methods)] // a benchmark may wait for the device
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -14,9 +14,9 @@ const CAPACITY: usize = 1024;
 
 fn forward(c: &mut Criterion) {
     let device = Device::default(); // BURN_DEVICE=flex|cuda|wgpu
-    // The embedding table is not used.
+    // A vocabulary of 1: the embedding table is not used.
     let config = TextConfig { num_hidden_layers: 1, vocab_size: 1, ..TextConfig::default() };
-    let decoder = config.init(&device).expect("the configuration is Mistral's");
+    let decoder = config.init(&device).expect("the configuration of Mistral-7B is valid");
     let inputs_embeds = |seq| Tensor::<3>::random([1, seq, config.hidden_size], Distribution::Default, &device);
     let mut group = c.benchmark_group("text/mistral_7b_1_of_32_layers");
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
@@ -29,7 +29,7 @@ fn forward(c: &mut Criterion) {
                 let hidden_states =
                     decoder.forward(black_box(inputs_embeds.clone()), &mut config.cache(vec![0], CAPACITY));
                 device.sync().expect("the device finishes");
-                hidden_states // alive until after the sync, so that nothing is left out
+                hidden_states // kept alive until after the sync, so that the work is not skipped
             });
         });
     }
@@ -55,7 +55,7 @@ fn forward(c: &mut Criterion) {
     });
 }
 
-/// One token of the first Idefics, with an image of 64 vectors that it sees, and without any.
+/// One decode step of the first Idefics, with one visible image of 64 vectors and without images.
 fn gated_decode(c: &mut Criterion) {
     const VECTORS: usize = 64;
     let device = Device::default();
@@ -67,7 +67,7 @@ fn gated_decode(c: &mut Criterion) {
         alpha_type: AlphaType::Float,
         context_size: 1280,
     };
-    let decoder = config.init(&device).expect("the configuration is that of idefics-9b");
+    let decoder = config.init(&device).expect("the configuration of idefics-9b is valid");
     let d = config.text.hidden_size;
     let random = |seq: usize, width: usize| Tensor::<3>::random([1, seq, width], Distribution::Default, &device);
     let mut group = c.benchmark_group("text/idefics_9b_4_of_32_layers");

@@ -1,4 +1,4 @@
-//! Causal self-attention with grouped key/value heads, rotary positions and a cache.
+//! Causal self-attention with grouped key/value heads, rotary position embeddings and a KV cache.
 //!
 //! Reference: `MistralAttention`, `LlamaAttention`, Transformers 5.23.0.
 
@@ -8,16 +8,16 @@ use idefics_nn::{KeyValues, Linear, QueryKeyValue};
 
 use crate::{DecoderObserver, Places, TextConfig};
 
-/// Self-attention of one decoder layer, without biases.
+/// Self-attention of one decoder layer. Its projections have no biases.
 #[derive(Module, Debug)]
 pub struct SelfAttention {
-    /// Queries, `heads · head_dim`.
+    /// Query projection, from `d` to `heads · head_dim`.
     pub q_proj: Linear,
-    /// Keys, `kv_heads · head_dim`.
+    /// Key projection, from `d` to `kv_heads · head_dim`.
     pub k_proj: Linear,
-    /// Values, `kv_heads · head_dim`.
+    /// Value projection, from `d` to `kv_heads · head_dim`.
     pub v_proj: Linear,
-    /// Heads back to one vector.
+    /// Output projection, from `heads · head_dim` to `d`.
     pub o_proj: Linear,
     head_dim: usize,
 }
@@ -35,10 +35,13 @@ impl SelfAttention {
         }
     }
 
+    /// Attends from `n_new` new tokens to the cached tokens and to each other.
+    ///
     /// # Shapes
     /// - `hidden_states`: `[batch, n_new, d]`
-    /// - `places`: where the new tokens stand and what they see
-    /// - `key_values`: the `len` tokens of layer `layer_idx` so far; gets the new ones
+    /// - `places`: positions and masks of the new tokens
+    /// - `key_values`: keys and values of the `len` tokens cached so far; those of the new tokens are appended to layer
+    ///   `layer_idx`
     /// - returns `[batch, n_new, d]`
     pub fn forward(
         &self,

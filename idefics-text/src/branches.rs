@@ -1,32 +1,32 @@
-//! Rows that branch after a shared prompt: beams, several answers, labels to be scored.
+//! Rows that branch after a shared prompt: beams, alternative answers, labels to be scored.
 //!
-//! Every branch of a row appends to the same slots of the cache, and sees of them only its own ancestors. So a prompt is
-//! computed and kept once however many branches follow it, and a branch that goes on from another moves nothing.
+//! All branches of a row append to the same sequence of cache slots, and a token sees only its own ancestors among
+//! them. The prompt is therefore computed and stored only once, and continuing from another branch copies nothing.
 
 use idefics_nn::KvCache;
 
-/// Which slot of a row follows which.
+/// The tree of tokens in each row: which token follows which.
 ///
-/// The slots of a row are its prompt, padding included, then one for each token that was appended.
+/// The cache slots of a row are its prompt, padding included, followed by one slot per appended token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Branches {
     left_padding: Vec<usize>,
-    /// Slots of the prompt, padding included.
+    /// Length of the prompt in slots, padding included.
     prompt_len: usize,
-    /// For each row its tokens behind the prompt.
+    /// For each row, the tokens after the prompt.
     tokens: Vec<Vec<Token>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Token {
-    /// The token before, by its place behind the prompt; `None` for the prompt's last.
+    /// Index of the preceding token, counted from the end of the prompt; `None` for the last token of the prompt.
     parent: Option<usize>,
-    /// Tokens between the prompt and this one.
+    /// Number of tokens between the prompt and this one.
     depth: usize,
 }
 
 impl Branches {
-    /// Rows that have not branched yet: the cache holds their prompts.
+    /// Branches for rows whose prompts are in `cache` and that have not branched yet.
     pub fn new(cache: &KvCache) -> Self {
         Self {
             left_padding: cache.left_padding().to_vec(),
@@ -35,24 +35,24 @@ impl Branches {
         }
     }
 
-    /// Rows.
+    /// Number of rows.
     pub fn batch(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Slots of a row.
+    /// Number of slots in a row.
     pub fn n_slots(&self) -> usize {
         self.prompt_len + self.tokens.first().map_or(0, Vec::len)
     }
 
-    /// Adds new tokens, row after row and as many for each: what each of them follows, as its place behind the row's
-    /// prompt, or `None` for the prompt itself.
+    /// Appends the same number of tokens to every row. `parents`, `[batch · n_new]` row by row, says which token each
+    /// new token follows: its index after the prompt, or `None` for the prompt itself.
     ///
     /// # Panics
-    /// If the rows do not get as many tokens each, or a token follows one that is not there yet.
+    /// If the number of tokens is not a multiple of the number of rows, or a parent does not exist yet.
     pub fn append(&mut self, parents: &[Option<usize>]) {
         let n_new = parents.len() / self.batch().max(1);
-        assert_eq!(n_new * self.batch(), parents.len(), "as many tokens for each row");
+        assert_eq!(n_new * self.batch(), parents.len(), "every row must get the same number of tokens");
         for (tokens, parents) in self.tokens.iter_mut().zip(parents.chunks(n_new.max(1))) {
             for &parent in parents {
                 let depth = parent.map_or(0, |parent| tokens[parent].depth + 1);
@@ -61,7 +61,7 @@ impl Branches {
         }
     }
 
-    /// The positions of the last `n_new` tokens of each row, row after row.
+    /// Position ids of the last `n_new` tokens of each row, `[batch · n_new]`.
     pub(crate) fn positions(&self, n_new: usize) -> Vec<usize> {
         let rows = self.tokens.iter().zip(&self.left_padding);
         rows.flat_map(|(tokens, padding)| {
@@ -71,16 +71,16 @@ impl Branches {
         .collect()
     }
 
-    /// For the last `n_new` tokens of each row, true where a slot is hidden: `[batch, n_new, n_slots]`.
+    /// Attention mask of the last `n_new` tokens of each row, `[batch, n_new, n_slots]`, true where a slot is hidden.
     ///
-    /// The sliding window counts what a branch sees, padding included, as if it stood alone.
+    /// The sliding window counts the slots that a branch would have if it were the only one, padding included.
     pub(crate) fn masked_out(&self, n_new: usize, sliding_window: Option<usize>) -> Vec<bool> {
         let n_slots = self.n_slots();
         let mut masked_out = vec![true; self.batch() * n_new * n_slots];
         let mut queries = masked_out.chunks_mut(n_slots);
         for (tokens, &padding) in self.tokens.iter().zip(&self.left_padding) {
             for (newest, query) in (tokens.len() - n_new..tokens.len()).zip(queries.by_ref()) {
-                let at = self.prompt_len + tokens[newest].depth; // its slot if it stood alone
+                let at = self.prompt_len + tokens[newest].depth; // its slot if its branch were the only one
                 let first = sliding_window.map_or(0, |window| (at + 1).saturating_sub(window));
                 if let Some(seen) = query.get_mut(first.max(padding)..self.prompt_len) {
                     seen.fill(false);
@@ -112,12 +112,12 @@ mod tests {
     }
 
     #[test]
-    fn a_branch_sees_its_prompt_and_its_ancestors() {
+    fn branch_sees_its_prompt_and_its_ancestors() {
         let mut branches = branches(vec![1], 3);
         branches.append(&[None, None]); // slots 3 and 4
         assert_eq!(branches.positions(2), [2, 2]);
         assert_eq!(seen(&branches, 2, None), [vec![1, 2, 3], vec![1, 2, 4]]);
-        branches.append(&[Some(1), Some(1)]); // both go on from slot 4
+        branches.append(&[Some(1), Some(1)]); // both continue from slot 4
         assert_eq!(branches.positions(2), [3, 3]);
         assert_eq!(seen(&branches, 2, None), [vec![1, 2, 4, 5], vec![1, 2, 4, 6]]);
         assert_eq!(seen(&branches, 2, Some(3)), [vec![2, 4, 5], vec![2, 4, 6]]);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_do_not_mix() {
+    fn rows_are_independent() {
         let mut branches = branches(vec![0, 2], 3);
         branches.append(&[None, Some(0), None, None]);
         assert_eq!(branches.positions(2), [3, 4, 1, 1]);

@@ -1,4 +1,4 @@
-//! `text_config` of a checkpoint's `config.json`.
+//! `text_config` in `config.json`.
 
 use burn::tensor::{DType, Device};
 use idefics_nn::{Activation, ConfigError, KvCache};
@@ -6,44 +6,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Decoder, RopeParameters};
 
-/// The shape of a Mistral decoder; field names are the JSON keys, and keys that are not listed are ignored.
+/// Configuration of a Mistral or Llama decoder. Field names are the JSON keys; other keys are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TextConfig {
-    /// Rows of the embedding table and of the head.
+    /// Number of rows of the embedding table and of the language-model head.
     pub vocab_size: usize,
-    /// Width of a token's vector.
+    /// Width of the hidden states, `d`.
     pub hidden_size: usize,
-    /// Width inside the feed-forward block.
+    /// Inner width of the feed-forward block.
     pub intermediate_size: usize,
-    /// Decoder layers.
+    /// Number of decoder layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads; `None` for as many as query heads.
+    /// Number of key/value heads; `None` for the number of query heads.
     pub num_key_value_heads: Option<usize>,
     /// Width of a head; `None` for `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
     /// Activation of the feed-forward block.
     pub hidden_act: Activation,
-    /// Longest context, in tokens.
+    /// Maximum context length, in tokens.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in each RMS norm.
+    /// Epsilon of the RMS norms, added to the mean square.
     pub rms_norm_eps: f64,
-    /// Tokens that a token sees, itself included; `None` for all before it.
+    /// Sliding window: the number of tokens that a token sees, itself included; `None` for all preceding tokens.
     pub sliding_window: Option<usize>,
-    /// Base of the rotary frequencies, as older files spell it.
+    /// Base of the rotary frequencies, as written by older versions of Transformers.
     pub rope_theta: Option<f64>,
-    /// Scaling of the rotary frequencies, as older files spell it.
+    /// Scaling of the rotary frequencies, as written by older versions of Transformers.
     pub rope_scaling: Option<RopeParameters>,
-    /// Base and scaling together, as files written since Transformers 5 spell it.
+    /// Base and scaling of the rotary frequencies, as written since Transformers 5.
     pub rope_parameters: Option<RopeParameters>,
-    /// The context that the model was first trained on, in tokens, where it stands beside the rotary parameters.
+    /// Context length of the original training, in tokens, if given here instead of in the rotary parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_max_position_embeddings: Option<usize>,
 }
 
-/// Defaults of `MistralConfig`, which checkpoints may omit from a `text_config` that they have.
+/// Defaults of `MistralConfig`, used for keys missing from a `text_config`.
 impl Default for TextConfig {
     fn default() -> Self {
         Self {
@@ -78,25 +78,25 @@ impl TextConfig {
         }
     }
 
-    /// What `Idefics2Config` takes when `text_config` is absent altogether.
+    /// The configuration that `Idefics2Config` uses if there is no `text_config` at all.
     pub fn idefics2_preset() -> Self {
         Self { max_position_embeddings: 32_768, rms_norm_eps: 1e-5, ..Self::default() }
     }
 
-    /// Key and value heads.
+    /// Number of key/value heads.
     pub fn n_kv_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
-    /// Width of a head; 0 if neither it nor the number of heads is given.
+    /// Width of a head; 0 if there is neither a `head_dim` nor a non-zero number of heads.
     pub fn head_dim(&self) -> usize {
         self.head_dim.or(self.hidden_size.checked_div(self.num_attention_heads)).unwrap_or(0)
     }
 
-    /// Checks every value on which memory or a division depends.
+    /// Checks all values that determine memory sizes or are used as divisors.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// [`ConfigError`], which names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::check_range("text_config.vocab_size", self.vocab_size, 1..=1 << 20)?;
         ConfigError::check_range("text_config.hidden_size", self.hidden_size, 1..=32_768)?;
@@ -119,7 +119,7 @@ impl TextConfig {
             )?;
         }
         ConfigError::check_range("text_config.head_dim", self.head_dim(), 2..=4096)?;
-        // Half of a head turns against the other half.
+        // Rotary embedding pairs the first half of a head with the second.
         if self.head_dim() % 2 == 1 {
             let value = self.head_dim().to_string();
             return Err(ConfigError::Range {
@@ -137,21 +137,23 @@ impl TextConfig {
         self.rotary().map(|_| ())
     }
 
-    /// The decoder, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates a decoder with lazily initialised random weights: nothing is allocated before they are used or
+    /// replaced by those of a checkpoint.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`TextConfig::validate`].
+    /// As [`TextConfig::validate`].
     pub fn init(&self, device: &Device) -> Result<Decoder, ConfigError> {
         self.validate()?;
         Decoder::new(self, device)
     }
 
-    /// A cache of at most `capacity` tokens a row. `left_padding` is the number of padded slots on the left of each row.
+    /// Creates a KV cache with `capacity` slots per row. `left_padding` is the number of padding slots at the start
+    /// of each row.
     pub fn cache(&self, left_padding: Vec<usize>, capacity: usize) -> KvCache {
         KvCache::new(self.num_hidden_layers, left_padding, capacity)
     }
 
-    /// The memory of such a cache, in bytes.
+    /// Memory of a cache with `batch` rows of `capacity` slots, in bytes.
     pub fn cache_bytes(&self, batch: usize, capacity: usize, dtype: DType) -> usize {
         KvCache::bytes(self.num_hidden_layers, batch, self.n_kv_heads(), capacity, self.head_dim(), dtype)
     }

@@ -1,10 +1,10 @@
-//! Gated cross-attention: how a decoder's tokens read a context that is not among them.
+//! Gated cross-attention: lets the tokens of a decoder attend to a separate context.
 //!
 //! Papers: <https://arxiv.org/abs/2204.14198>, <https://arxiv.org/abs/2306.16527>. Reference:
 //! `IdeficsGatedCrossAttentionLayer`, `IdeficsAttention`, Transformers 5.23.0.
 //!
-//! Axes: `batch` rows, `n_new` tokens of this call, `d` = `hidden_size`, `heads` of `head_dim`, `n_keys` vectors of the
-//! context, which are `d_context` wide.
+//! Axes: `batch` rows, `n_new` tokens of this call, `d` = `hidden_size`, `heads` heads of width `head_dim`, `n_keys`
+//! context vectors of width `d_context`.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Tensor};
@@ -12,31 +12,32 @@ use idefics_nn::{GatedMlp, Linear, RmsNorm, attention, normal};
 
 use crate::{AlphaType, CrossAttentionConfig};
 
-/// Attention to the context and feed-forward, each on a normalised copy, each added as far as its gate is open.
+/// Cross-attention and feed-forward block, each with a pre-norm and a gated residual connection:
+/// `x += tanh(alpha) · block(norm(x))`.
 #[derive(Module, Debug)]
 pub struct GatedCrossAttentionLayer {
-    /// Before attention.
+    /// Norm before cross-attention.
     pub input_layernorm: RmsNorm,
-    /// Attention to the context.
+    /// Cross-attention to the context.
     pub cross_attn: CrossAttention,
-    /// How much of what attention gives is added.
+    /// Gate of the cross-attention output.
     pub alpha_cross_attn: Gate,
-    /// Before the feed-forward block.
+    /// Norm before the feed-forward block.
     pub post_attention_layernorm: RmsNorm,
     /// Feed-forward block.
     pub mlp: GatedMlp,
-    /// How much of what that gives is added.
+    /// Gate of the feed-forward output.
     pub alpha_dense: Gate,
 }
 
-/// What a gated layer reads of a context.
+/// The context as seen by one gated layer.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// `[batch, heads, n_keys, head_dim]`.
+    /// Keys, `[batch, heads, n_keys, head_dim]`.
     pub key: Tensor<4>,
-    /// `[batch, heads, n_keys, head_dim]`.
+    /// Values, `[batch, heads, n_keys, head_dim]`.
     pub value: Tensor<4>,
-    /// `[batch, 1, n_new, n_keys]`, true hides the key; `None` if nothing is hidden.
+    /// Attention mask, `[batch, 1, n_new, n_keys]`, true hides the key; `None` if nothing is hidden.
     pub masked_out: Option<Tensor<4, Bool>>,
 }
 
@@ -54,8 +55,10 @@ impl GatedCrossAttentionLayer {
         }
     }
 
-    /// `context` is `None` where no token sees anything of it; the feed-forward block is added all the same.
+    /// Adds cross-attention and feed-forward block to the hidden states. `context` is `None` if no token sees any of
+    /// it; cross-attention is then skipped.
     ///
+    /// # Shapes
     /// `[batch, n_new, d]` in and out.
     pub fn forward(&self, mut hidden_states: Tensor<3>, context: Option<Context>) -> Tensor<3> {
         if let Some(context) = context {
@@ -68,20 +71,21 @@ impl GatedCrossAttentionLayer {
     }
 }
 
-/// Queries from the tokens, keys and values from the context; no positions, no biases.
+/// Cross-attention: queries from the tokens, keys and values from the context. There are no position embeddings and no
+/// biases.
 #[derive(Module, Debug)]
 pub struct CrossAttention {
-    /// Queries, `heads · head_dim`.
+    /// Query projection, from `d` to `heads · head_dim`.
     pub q_proj: Linear,
-    /// Keys, from `d_context`.
+    /// Key projection, from `d_context` to `heads · head_dim`.
     pub k_proj: Linear,
-    /// Values, from `d_context`.
+    /// Value projection, from `d_context` to `heads · head_dim`.
     pub v_proj: Linear,
-    /// Heads back to one vector.
+    /// Output projection, from `heads · head_dim` to `d`.
     pub o_proj: Linear,
-    /// Of each head's queries, if `qk_layer_norms`.
+    /// Norm of the queries of each head, if `qk_layer_norms` is set.
     pub q_layer_norm: Option<RmsNorm>,
-    /// Of each head's keys, if `qk_layer_norms`.
+    /// Norm of the keys of each head, if `qk_layer_norms` is set.
     pub k_layer_norm: Option<RmsNorm>,
     head_dim: usize,
 }
@@ -102,7 +106,7 @@ impl CrossAttention {
         }
     }
 
-    /// Keys and values of a context, which do not depend on the tokens.
+    /// Computes the keys and values of a context. They do not depend on the tokens.
     ///
     /// # Shapes
     /// - `context_states`: `[batch, n_keys, d_context]`
@@ -116,8 +120,10 @@ impl CrossAttention {
         (key, self.split_heads(self.v_proj.forward(context_states)))
     }
 
-    /// A token that sees nothing gets exactly 0: that is what [`attention`] gives it, and no bias follows.
+    /// Attends from the tokens to the context. The output is exactly 0 for a token that sees nothing: [`attention`]
+    /// returns 0 for it, and there is no bias.
     ///
+    /// # Shapes
     /// `[batch, n_new, d]` in and out.
     pub fn forward(&self, hidden_states: Tensor<3>, context: Context) -> Tensor<3> {
         let [batch, n_new, _] = hidden_states.dims();
@@ -138,17 +144,18 @@ impl CrossAttention {
     }
 }
 
-/// What a branch is multiplied with, through tanh: 0 shuts it.
+/// A gate: the output of a block is multiplied by `tanh(alpha)`, so that 0 disables the block.
 #[derive(Module, Debug)]
 pub enum Gate {
-    /// One number, `[1]`.
+    /// One number for all elements, `[1]`.
     Float(Param<Tensor<1>>),
-    /// One for each element, `[1, 1, d]`.
+    /// One number per element, `[1, 1, d]`.
     Vector(Param<Tensor<3>>),
 }
 
 impl Gate {
-    /// A gate that is half open until a checkpoint is loaded: a shut one would make what it guards invisible.
+    /// A randomly initialised gate, about half open: a closed one would hide the effect of its block in tests with
+    /// random weights.
     fn new(alpha_type: AlphaType, hidden_size: usize, device: &Device) -> Self {
         match alpha_type {
             AlphaType::Float => Self::Float(normal([1], 0.5, 0.02, device)),

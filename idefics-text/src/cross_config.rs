@@ -1,4 +1,4 @@
-//! What shapes a decoder with gated cross-attention.
+//! Configuration of a decoder with gated cross-attention.
 
 use burn::tensor::{DType, Device};
 use idefics_nn::ConfigError;
@@ -6,55 +6,55 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CrossAttentionDecoder, TextConfig};
 
-/// `alpha_type`: how many numbers a gate has.
+/// `alpha_type`: the shape of a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum AlphaType {
-    /// One for all of a vector.
+    /// One number for all elements.
     #[default]
     Float,
-    /// One for each element.
+    /// One number per element.
     Vector,
 }
 
-/// A Llama decoder, and the layers between its own that read a context.
+/// A Llama decoder with gated cross-attention layers between its own layers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CrossAttentionConfig {
-    /// The decoder.
+    /// Configuration of the Llama decoder.
     pub text: TextConfig,
-    /// Tokens beside the vocabulary.
+    /// Number of tokens added to the vocabulary.
     pub additional_vocab_size: usize,
-    /// A gated layer stands before each decoder layer whose index is a multiple of this.
+    /// A gated layer precedes every decoder layer whose index is a multiple of this number.
     pub cross_layer_interval: usize,
-    /// Whether queries and keys are normalised in the gated layers, head by head.
+    /// Whether the gated layers normalise queries and keys, separately for each head.
     pub qk_layer_norms: bool,
-    /// How many numbers a gate has.
+    /// Shape of the gates.
     pub alpha_type: AlphaType,
-    /// Width of the context's vectors.
+    /// Width of the context vectors, `d_context`.
     pub context_size: usize,
 }
 
 impl CrossAttentionConfig {
-    /// Gated layers; none if no interval is given.
+    /// Number of gated layers; 0 if `cross_layer_interval` is 0.
     pub fn n_gated_layers(&self) -> usize {
         self.text.num_hidden_layers.checked_div(self.cross_layer_interval).unwrap_or(0)
     }
 
-    /// Tokens in all.
+    /// Total number of tokens.
     pub fn total_vocab_size(&self) -> usize {
         self.text.vocab_size + self.additional_vocab_size
     }
 
-    /// The memory of the keys and values that the gated layers have of `n_keys` vectors, in bytes.
+    /// Memory of the keys and values of `n_keys` context vectors in all gated layers, in bytes.
     pub fn context_bytes(&self, n_keys: usize, dtype: DType) -> usize {
         2 * self.n_gated_layers() * n_keys * self.text.hidden_size * dtype.size()
     }
 
-    /// Checks every value on which memory or a division depends.
+    /// Checks all values that determine memory sizes or are used as divisors.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// [`ConfigError`], which names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.text.validate()?;
         ConfigError::check_range("vision_config.embed_dim", self.context_size, 1..=32_768)?;
@@ -64,18 +64,20 @@ impl CrossAttentionConfig {
         ConfigError::check_multiple("num_hidden_layers", layers, "cross_layer_interval", self.cross_layer_interval)
     }
 
-    /// The decoder, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates a decoder with lazily initialised random weights: nothing is allocated before they are used or
+    /// replaced by those of a checkpoint.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Self::validate`].
+    /// As [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<CrossAttentionDecoder, ConfigError> {
         self.init_on(&|_| device.clone())
     }
 
-    /// As [`Self::init`] with a device for each part: `embed_tokens`, `layers.3`, `gated_cross_attn_layers.0`, `norm`.
+    /// Like [`Self::init`]. `device_of` returns the device of each module by name, such as `embed_tokens`, `layers.3`,
+    /// `gated_cross_attn_layers.0` or `norm`.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Self::validate`].
+    /// As [`Self::validate`].
     pub fn init_on(&self, device_of: &dyn Fn(&str) -> Device) -> Result<CrossAttentionDecoder, ConfigError> {
         self.validate()?;
         CrossAttentionDecoder::new(self, device_of)

@@ -1,13 +1,12 @@
-//! The Llama decoder of the first Idefics: gated layers between its own let its tokens see a context.
+//! The Llama decoder of the first Idefics, with gated cross-attention layers between its own layers.
 //!
 //! Papers: <https://arxiv.org/abs/2302.13971>, <https://arxiv.org/abs/2306.16527>. Reference: `IdeficsModel`,
 //! `modeling_idefics.py`, Transformers 5.23.0.
 //!
-//! Axes: `batch` rows, `n_new` tokens of this call, `d` = `hidden_size`, `n_keys` vectors of the context, `d_context`
-//! wide.
+//! Axes: `batch` rows, `n_new` tokens of this call, `d` = `hidden_size`, `n_keys` context vectors of width `d_context`.
 //!
-//! Numerics: as the decoder without gated layers. The context's keys and values are computed once and kept; the
-//! reference computes them at each step, to the same values.
+//! Numerics: as in the decoder without gated layers. The keys and values of the context are computed once and cached;
+//! the reference recomputes the same values at every step.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -23,16 +22,16 @@ use crate::{
     Places,
 };
 
-/// Token vectors and a context in, contextual vectors out; the head is the assembled model's.
+/// A decoder that maps token embeddings and a context to hidden states. The language-model head belongs to the model.
 #[derive(Module, Debug)]
 pub struct CrossAttentionDecoder {
-    /// One vector a token id.
+    /// Token embeddings.
     pub embed_tokens: DecoupledEmbedding,
-    /// In the order in which they run.
+    /// Decoder layers, in order of execution.
     pub layers: Vec<DecoderLayer>,
-    /// The first runs before layer 0, the next before layer `cross_layer_interval`, and so on.
+    /// Gated layers. The first runs before decoder layer 0, the next before layer `cross_layer_interval`, and so on.
     pub gated_cross_attn_layers: Vec<GatedCrossAttentionLayer>,
-    /// Norm of the result.
+    /// Final norm.
     pub norm: RmsNorm,
     cross_layer_interval: usize,
     #[module(skip)]
@@ -61,23 +60,23 @@ impl CrossAttentionDecoder {
         })
     }
 
-    /// Keys and values of a context, of each gated layer: what [`ContextCache`](idefics_nn::ContextCache) keeps.
+    /// Keys and values of a context for each gated layer, as kept in a [`ContextCache`](idefics_nn::ContextCache).
     ///
     /// # Shapes
     /// - `context_states`: `[batch, n_keys, d_context]`
-    /// - returns `[batch, heads, n_keys, head_dim]` each
+    /// - returns keys and values for each gated layer, `[batch, heads, n_keys, head_dim]` each
     pub fn context_key_values(&self, context_states: &Tensor<3>) -> Vec<(Tensor<4>, Tensor<4>)> {
-        let of_layer = |layer: &GatedCrossAttentionLayer| {
+        let layer_key_values = |layer: &GatedCrossAttentionLayer| {
             layer.cross_attn.key_values(beside(context_states.clone(), &layer.input_layernorm.weight.val()))
         };
-        self.gated_cross_attn_layers.iter().map(of_layer).collect()
+        self.gated_cross_attn_layers.iter().map(layer_key_values).collect()
     }
 }
 
-/// The context is that of the cache, which says what each token sees of it.
+/// The context is taken from the cache, together with the mask that says which parts each token sees.
 ///
-/// An observer sees what the reference returns since version 5: what goes into layer 0 as it comes out of the gated layer
-/// before it, and later what comes out of each layer.
+/// An observer gets the same hidden states as Transformers 5 returns: first the input of layer 0 after the gated layer
+/// before it, then the output of each decoder layer, that of the last one after the final norm.
 impl DecoderStack for CrossAttentionDecoder {
     fn n_layers(&self) -> usize {
         self.layers.len()
@@ -95,7 +94,7 @@ impl DecoderStack for CrossAttentionDecoder {
         key_values: &mut dyn KeyValues,
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
-        let mut travelling = Travelling { here: places.rotary.location(), places: Cow::Borrowed(places) };
+        let mut device_places = DevicePlaces { here: places.rotary.location(), places: Cow::Borrowed(places) };
         for layer_idx in layers.clone() {
             if layer_idx > 0 {
                 observer.hidden_states(layer_idx, &hidden_states);
@@ -103,24 +102,24 @@ impl DecoderStack for CrossAttentionDecoder {
             if layer_idx.is_multiple_of(self.cross_layer_interval) {
                 let gated_idx = layer_idx / self.cross_layer_interval;
                 let gated = &self.gated_cross_attn_layers[gated_idx];
-                hidden_states = travelling.to(hidden_states, &gated.input_layernorm);
-                let context = travelling.places.context.as_ref().and_then(|seen| {
+                hidden_states = device_places.move_to_device_of(hidden_states, &gated.input_layernorm);
+                let context = device_places.places.context.as_ref().and_then(|seen| {
                     let (key, value) = key_values.context(gated_idx)?; // [batch, heads, n_keys, head_dim] each
                     Some(Context { key, value, masked_out: seen.masked_out.clone() })
                 });
                 hidden_states = gated.forward(hidden_states, context);
             }
             let layer = &self.layers[layer_idx];
-            hidden_states = travelling.to(hidden_states, &layer.input_layernorm);
+            hidden_states = device_places.move_to_device_of(hidden_states, &layer.input_layernorm);
             if layer_idx == 0 {
                 observer.hidden_states(layer_idx, &hidden_states);
             }
-            hidden_states = layer.forward(hidden_states, layer_idx, &travelling.places, key_values, observer);
+            hidden_states = layer.forward(hidden_states, layer_idx, &device_places.places, key_values, observer);
         }
         if layers.end < self.n_layers() {
             return hidden_states;
         }
-        let hidden_states = self.norm.forward(travelling.to(hidden_states, &self.norm));
+        let hidden_states = self.norm.forward(device_places.move_to_device_of(hidden_states, &self.norm));
         observer.hidden_states(self.n_layers(), &hidden_states);
         hidden_states
     }
@@ -134,15 +133,15 @@ impl DecoderStack for CrossAttentionDecoder {
     }
 }
 
-/// The places of the tokens on the device of the next layer, and the dtype of activations there.
-struct Travelling<'a> {
+/// The positions and masks of the tokens on the current device, for layers on several devices.
+struct DevicePlaces<'a> {
     here: (Device, DType),
     places: Cow<'a, Places>,
 }
 
-impl Travelling<'_> {
-    /// Moves the places and `hidden_states` to the device of the norm that comes next.
-    fn to(&mut self, hidden_states: Tensor<3>, norm: &RmsNorm) -> Tensor<3> {
+impl DevicePlaces<'_> {
+    /// Moves the positions, masks and `hidden_states` to the device and dtype of the next norm.
+    fn move_to_device_of(&mut self, hidden_states: Tensor<3>, norm: &RmsNorm) -> Tensor<3> {
         let weight = norm.weight.val();
         let there = (weight.device(), weight.dtype());
         if self.here != there {

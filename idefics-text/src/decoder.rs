@@ -1,11 +1,11 @@
-//! The Mistral decoder (and Llama's, which differs in configuration only).
+//! The Mistral decoder. Llama differs only in its configuration.
 //!
 //! Papers: <https://arxiv.org/abs/2310.06825>, <https://arxiv.org/abs/2302.13971>. Reference: `MistralModel`,
 //! `modeling_mistral.py`, Transformers 5.23.0.
 //!
 //! Axes: `batch` rows, `n_new` tokens of this call, `d` = `hidden_size`.
 //!
-//! Numerics: RMS norms and rotary angles in f32, attention weights at least in the input's dtype.
+//! Numerics: RMS norms and rotary angles are computed in f32, attention weights at least in the dtype of the input.
 
 use std::ops::Range;
 
@@ -16,14 +16,14 @@ use idefics_nn::{ConfigError, Embedding, GatedMlp, KeyValues, RmsNorm};
 use crate::places::PlaceRules;
 use crate::{DecoderObserver, DecoderStack, Places, SelfAttention, TextConfig};
 
-/// Token vectors in, contextual vectors out; the head is the assembled model's.
+/// A decoder that maps token embeddings to hidden states. The language-model head belongs to the model.
 #[derive(Module, Debug)]
 pub struct Decoder {
-    /// One vector a token id.
+    /// Token embeddings.
     pub embed_tokens: Embedding,
-    /// In the order in which they run.
+    /// Decoder layers, in order of execution.
     pub layers: Vec<DecoderLayer>,
-    /// Norm of the result.
+    /// Final norm.
     pub norm: RmsNorm,
     #[module(skip)]
     rules: PlaceRules,
@@ -78,14 +78,14 @@ impl DecoderStack for Decoder {
     }
 }
 
-/// Attention and feed-forward, each on a normalised copy, each added to what it read.
+/// Self-attention and feed-forward block, each with a pre-norm and a residual connection.
 #[derive(Module, Debug)]
 pub struct DecoderLayer {
-    /// Before attention.
+    /// Norm before self-attention.
     pub input_layernorm: RmsNorm,
     /// Causal self-attention.
     pub self_attn: SelfAttention,
-    /// Before the feed-forward block.
+    /// Norm before the feed-forward block.
     pub post_attention_layernorm: RmsNorm,
     /// Feed-forward block.
     pub mlp: GatedMlp,
@@ -103,6 +103,8 @@ impl DecoderLayer {
         }
     }
 
+    /// Runs the layer.
+    ///
     /// # Shapes
     /// As [`SelfAttention::forward`].
     pub fn forward(

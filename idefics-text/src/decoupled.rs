@@ -1,31 +1,32 @@
-//! A vocabulary in two parts: the language model's own, and tokens added to it, in matrices of their own.
+//! Embedding and head for a vocabulary in two parts: the tokens of the language model, and added tokens with separate
+//! weight matrices.
 //!
-//! Reference: `IdeficsDecoupledEmbedding`, `IdeficsDecoupledLinear`, Transformers 5.23.0. Ids of the added tokens
+//! Reference: `IdeficsDecoupledEmbedding`, `IdeficsDecoupledLinear`, Transformers 5.23.0. The ids of the added tokens
 //! follow those of the vocabulary.
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use idefics_nn::{Embedding, Linear, flat_module};
 
-/// A table of vectors, one a token, with a second table for the added tokens.
+/// Token embeddings, with a second table for the added tokens.
 #[derive(Debug, Clone)]
 pub struct DecoupledEmbedding {
-    /// The vocabulary's.
+    /// Embeddings of the vocabulary.
     pub table: Embedding,
-    /// The added tokens'.
+    /// Embeddings of the added tokens.
     pub additional: AdditionalEmbedding,
 }
 flat_module!(DecoupledEmbedding { table, additional });
 
-/// What a table has beside its own weight.
+/// The second table of a [`DecoupledEmbedding`].
 #[derive(Module, Debug)]
 pub struct AdditionalEmbedding {
-    /// The added tokens' vectors, if there are such tokens.
+    /// Embeddings of the added tokens, if there are any.
     pub additional_embedding: Option<Embedding>,
 }
 
 impl DecoupledEmbedding {
-    /// Tables that are random until a checkpoint is loaded.
+    /// Embeddings with random weights, to be replaced by those of a checkpoint.
     pub fn new(vocab_size: usize, additional_vocab_size: usize, hidden_size: usize, device: &Device) -> Self {
         let additional =
             (additional_vocab_size > 0).then(|| Embedding::new(additional_vocab_size, hidden_size, device));
@@ -35,8 +36,8 @@ impl DecoupledEmbedding {
         }
     }
 
-    /// Looks up each token's vector. The caller makes sure that every id is below the size of both tables together: GPU
-    /// backends do not check.
+    /// Looks up the embeddings of tokens. The caller must ensure that every id is less than the total number of
+    /// tokens: GPU backends do not check.
     ///
     /// # Shapes
     /// - `input_ids`: `[batch, seq]`
@@ -45,7 +46,7 @@ impl DecoupledEmbedding {
         let Some(additional) = &self.additional.additional_embedding else { return self.table.forward(input_ids) };
         let [vocab_size, hidden_size] = self.table.weight.lazy_shape().dims();
         let [batch, seq] = input_ids.dims();
-        // Each table gives its first vector for the other's tokens, which is then not taken.
+        // Each table looks up its first embedding for tokens of the other table; the mask below discards it.
         let is_added = input_ids.clone().greater_equal_elem(vocab_size as i32); // [batch, seq]
         let own = self.table.forward(input_ids.clone().mask_fill(is_added.clone(), 0));
         let added_ids = (input_ids - vocab_size as i32).mask_fill(is_added.clone().bool_not(), 0);
@@ -54,25 +55,25 @@ impl DecoupledEmbedding {
     }
 }
 
-/// Hidden states to logits of a vocabulary and, behind them, of the added tokens.
+/// A language-model head: logits of the vocabulary, followed by those of the added tokens.
 #[derive(Debug, Clone)]
 pub struct DecoupledLinear {
-    /// The vocabulary's.
+    /// Weights for the vocabulary.
     pub linear: Linear,
-    /// The added tokens'.
+    /// Weights for the added tokens.
     pub additional: AdditionalLinear,
 }
 flat_module!(DecoupledLinear { linear, additional });
 
-/// What a head has beside its own weight.
+/// The second matrix of a [`DecoupledLinear`].
 #[derive(Module, Debug)]
 pub struct AdditionalLinear {
-    /// To the added tokens' logits, if there are such tokens.
+    /// Maps hidden states to the logits of the added tokens, if there are any.
     pub additional_fc: Option<Linear>,
 }
 
 impl DecoupledLinear {
-    /// A head that is random until a checkpoint is loaded.
+    /// A head with random weights, to be replaced by those of a checkpoint.
     pub fn new(hidden_size: usize, vocab_size: usize, additional_vocab_size: usize, device: &Device) -> Self {
         let additional =
             (additional_vocab_size > 0).then(|| Linear::new_without_bias(hidden_size, additional_vocab_size, device));
@@ -82,6 +83,9 @@ impl DecoupledLinear {
         }
     }
 
+    /// Computes logits.
+    ///
+    /// # Shapes
     /// `[batch, seq, hidden_size]` in, `[batch, seq, vocab_size + additional_vocab_size]` out.
     pub fn forward(&self, hidden_states: Tensor<3>) -> Tensor<3> {
         match &self.additional.additional_fc {

@@ -21,7 +21,7 @@ pub use cross_config::{AlphaType, CrossAttentionConfig};
 pub use cross_decoder::CrossAttentionDecoder;
 pub use decoder::{Decoder, DecoderLayer};
 pub use decoupled::{AdditionalEmbedding, AdditionalLinear, DecoupledEmbedding, DecoupledLinear};
-/// Loading of checkpoints, and what else the components share; [`nn::burn`] is Burn.
+/// Modules shared by all components, checkpoint loading, and Burn as [`nn::burn`].
 pub use idefics_nn as nn;
 pub use idefics_nn::{Activation, ConfigError, ContextCache, ContextView, GatedMlp, KeyValues, KvCache, burn};
 pub use places::{PlaceRules, Places, SeenContext, SlotPlaces};

@@ -1,12 +1,13 @@
-//! Which keys each new token may see: integers on the host.
+//! Causal attention masks, computed on the host.
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use idefics_nn::KvCache;
 
-/// True where a key is hidden from a new token: `[batch, 1, n_new, len + n_new]`; `None` if nothing is.
+/// Attention mask of `n_new` new tokens, `[batch, 1, n_new, len + n_new]`, true where a key is hidden; `None` if
+/// nothing is hidden.
 ///
 /// A token in slot `q` sees slot `k` if `k ≤ q`, `k > q − sliding_window`, and `k` is not padding. The window counts
-/// slots, as the reference's does. Source: `create_causal_mask`, `create_sliding_window_causal_mask`.
+/// slots, as in the reference. Source: `create_causal_mask`, `create_sliding_window_causal_mask`, Transformers.
 pub(crate) fn masked_out(
     cache: &KvCache,
     n_new: usize,
@@ -27,7 +28,7 @@ fn masked_out_host(
     let n_keys = past_len + n_new;
     let in_window = sliding_window.is_none_or(|window| n_keys <= window);
     if n_new == 1 && in_window && left_padding.iter().all(|&padding| padding == 0) {
-        return None; // one new token of unpadded rows sees everything
+        return None; // a single new token in unpadded rows sees everything
     }
     let mut masked_out = Vec::with_capacity(left_padding.len() * n_new * n_keys);
     for &padding in left_padding {
@@ -44,13 +45,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_of_two_sees_itself_and_one_before() {
+    fn window_of_two_sees_itself_and_the_previous_token() {
         let masked_out = masked_out_host(&[0], 0, 3, Some(2)).unwrap();
         assert_eq!(masked_out, [false, true, true, false, false, true, true, false, false]);
     }
 
     #[test]
-    fn padding_is_hidden_from_cached_steps_too() {
+    fn decode_steps_do_not_see_padding() {
         assert_eq!(
             masked_out_host(&[2, 0], 3, 1, None).unwrap(),
             [true, true, false, false, false, false, false, false]

@@ -1,4 +1,4 @@
-//! Where new tokens stand, and what they see.
+//! Positions and attention masks of new tokens.
 
 use std::ops::Range;
 
@@ -8,27 +8,27 @@ use idefics_nn::{ConfigError, KvCache, RotaryAngles, RotaryEmbedding};
 use crate::mask::masked_out;
 use crate::{Branches, TextConfig};
 
-/// Where new tokens stand and what they see: the same in every layer.
+/// Positions and attention masks of new tokens. They are the same in every layer.
 #[derive(Debug, Clone)]
 pub struct Places {
-    /// The angles of the new tokens.
+    /// Rotary angles of the new tokens.
     pub rotary: RotaryAngles,
-    /// `[batch, 1, n_new, len + n_new]`, of a slot `[batch, 1, 1, capacity]`, true hides the key; `None` if nothing is
-    /// hidden.
+    /// Self-attention mask, `[batch, 1, n_new, len + n_new]`, true hides the key; `None` if nothing is hidden. From
+    /// [`SlotPlaces::at`] it is `[batch, 1, 1, capacity]`.
     pub masked_out: Option<Tensor<4, Bool>>,
-    /// What the tokens see of the cache's context; `None` if it has none, or no token sees any of it.
+    /// Cross-attention mask; `None` if the cache has no context or no token sees any of it.
     pub context: Option<SeenContext>,
 }
 
-/// What new tokens see of a context.
+/// The parts of a context that new tokens see.
 #[derive(Debug, Clone)]
 pub struct SeenContext {
-    /// True hides the key, `[batch, 1, n_new, n_keys]`; `None` if nothing is hidden.
+    /// Cross-attention mask, `[batch, 1, n_new, n_keys]`, true hides the key; `None` if nothing is hidden.
     pub masked_out: Option<Tensor<4, Bool>>,
 }
 
 impl Places {
-    /// The same on another device, for activations of that dtype.
+    /// Moves everything to another device, and converts the angles for activations of type `dtype`.
     #[must_use]
     pub fn to_device(self, device: &Device, dtype: DType) -> Self {
         let mask = |masked_out: Option<Tensor<4, Bool>>| masked_out.map(|masked_out| masked_out.to_device(device));
@@ -40,14 +40,14 @@ impl Places {
     }
 }
 
-/// What the tokens in some slots see of the cache's context.
+/// The parts of the cache's context that the tokens in `slots` see; `None` if there are none.
 fn seen_context(cache: &KvCache, slots: Range<usize>, device: &Device) -> Option<SeenContext> {
     let context = cache.context()?;
     let view = context.seen(slots);
     (!view.is_blind()).then(|| SeenContext { masked_out: view.masked_out(context.part_len(), device) })
 }
 
-/// How a decoder's configuration places tokens: its rotary embedding and its sliding window.
+/// The parts of a decoder's configuration that determine positions and masks: rotary embedding and sliding window.
 #[derive(Debug, Clone)]
 pub struct PlaceRules {
     rotary: RotaryEmbedding,
@@ -59,9 +59,10 @@ impl PlaceRules {
         Ok(Self { rotary: config.rotary()?, sliding_window: config.sliding_window })
     }
 
-    /// The places of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache: a part of a
-    /// call after which `n_slots` of it will be filled.
-    pub(crate) fn after(&self, inputs_embeds: &Tensor<3>, cache: &KvCache, n_slots: usize) -> Places {
+    /// Positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
+    /// `n_slots` is the number of cache slots in use after the whole prompt, of which these tokens may be one chunk:
+    /// some rotary scalings depend on the total length.
+    pub(crate) fn for_next_tokens(&self, inputs_embeds: &Tensor<3>, cache: &KvCache, n_slots: usize) -> Places {
         let [batch, n_new, _] = inputs_embeds.dims();
         let device = inputs_embeds.device();
         let seq_len = n_slots - cache.left_padding().iter().min().copied().unwrap_or(0).min(n_slots);
@@ -73,9 +74,9 @@ impl PlaceRules {
         }
     }
 
-    /// What the places of single tokens in slots of the cache are made of, for activations like `inputs_embeds`; `None`
-    /// where the angles of a position depend on the length of the sequence.
-    pub(crate) fn of_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPlaces> {
+    /// The data from which [`SlotPlaces::at`] computes positions and masks of single tokens, for activations with the
+    /// dtype and device of `inputs_embeds`. `None` if the rotary angles depend on the length of the sequence.
+    pub(crate) fn for_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPlaces> {
         if self.rotary.depends_on_length() {
             return None;
         }
@@ -91,14 +92,15 @@ impl PlaceRules {
         })
     }
 
-    /// The places of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which `branches` was last given.
+    /// Positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which were just appended to
+    /// `branches`.
     ///
     /// # Panics
-    /// If `branches` is of other rows or another number of slots.
-    pub(crate) fn of_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Places {
+    /// If `branches` has another number of rows or slots.
+    pub(crate) fn for_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Places {
         let [batch, n_new, _] = inputs_embeds.dims();
         let n_keys = cache.len() + n_new;
-        assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "the slots of rows that branch");
+        assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "rows and slots of the branches");
         let device = inputs_embeds.device();
         let masked_out = TensorData::new(branches.masked_out(n_new, self.sliding_window), [batch, 1, n_new, n_keys]);
         Places {
@@ -109,27 +111,27 @@ impl PlaceRules {
     }
 }
 
-/// What the [`Places`] of one new token a row are made of where the device alone knows its slot: everything that does not
-/// depend on the slot, uploaded once.
+/// The data from which the [`Places`] of one new token per row are computed on the device, uploaded once. The slot of
+/// the token is a tensor, so that a captured graph can be replayed for any slot.
 #[derive(Debug, Clone)]
 pub struct SlotPlaces {
-    /// Of every position up to the cache's capacity.
+    /// Angles of all positions up to the capacity of the cache.
     rotary: RotaryAngles,
-    /// `[1, capacity]`, I32.
+    /// Indices of all slots, `[1, capacity]`, I32.
     slots: Tensor<2, Int>,
-    /// The first slot of each row that is no padding, `[batch, 1]`, I32.
+    /// First slot of each row that is not padding, `[batch, 1]`, I32.
     first: Tensor<2, Int>,
     sliding_window: Option<usize>,
     context: Option<SeenContext>,
 }
 
 impl SlotPlaces {
-    /// The places of the token in `slot`, `[1]` of I32, of each row.
+    /// Positions and masks of one token per row, all in slot `slot`, `[1]`, I32.
     pub fn at(&self, slot: &Tensor<1, Int>) -> Places {
         let ([batch, _], [_, capacity]) = (self.first.dims(), self.slots.dims());
         let slot = slot.clone().unsqueeze::<2>(); // [1, 1]
         let position_ids = (slot.clone() - self.first.clone()).clamp_min(0); // [batch, 1]
-        let in_all_rows = |of_one: Tensor<2, Int>| of_one.expand([batch, capacity]);
+        let in_all_rows = |row: Tensor<2, Int>| row.expand([batch, capacity]);
         let slots = in_all_rows(self.slots.clone());
         let mut first = self.first.clone();
         if let Some(window) = self.sliding_window {

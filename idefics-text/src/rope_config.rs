@@ -1,4 +1,4 @@
-//! `rope_parameters` of a `text_config`.
+//! `rope_parameters` in a `text_config`.
 
 use idefics_nn::{ConfigError, LongRopeScaling, RopeScaling, RotaryEmbedding, YarnScaling};
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use crate::TextConfig;
 
 const SUPPORTED: &str = "default, linear, dynamic, yarn, llama3, longrope";
 
-/// Parameters of rotary positions; which of them count depends on the type.
+/// Parameters of rotary position embeddings. The type determines which of them are used.
 ///
 /// Source: `RopeParameters` and `RotaryEmbeddingConfigMixin` in `modeling_rope_utils.py`, Transformers 5.23.0.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -15,20 +15,20 @@ const SUPPORTED: &str = "default, linear, dynamic, yarn, llama3, longrope";
 pub struct RopeParameters {
     /// `default`, `linear`, `dynamic`, `yarn`, `llama3` or `longrope`.
     pub rope_type: Option<String>,
-    /// The same, as older files spell it; some have both.
+    /// The type as written by older versions of Transformers; some files have both keys.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub legacy_type: Option<String>,
     /// Base of the frequencies.
     pub rope_theta: Option<f64>,
-    /// How much the context is stretched: a divisor of frequencies.
+    /// Ratio by which the context is extended; frequencies are divided by it.
     pub factor: Option<f64>,
     /// See [`RopeScaling::Llama3`].
     pub low_freq_factor: Option<f64>,
     /// See [`RopeScaling::Llama3`].
     pub high_freq_factor: Option<f64>,
-    /// The context that the model was first trained on, in tokens.
+    /// Context length of the original training, in tokens.
     pub original_max_position_embeddings: Option<usize>,
-    /// Factor on cosines and sines of `yarn` and `longrope`; `None` for what their papers recommend.
+    /// Factor that `yarn` and `longrope` apply to cosines and sines; `None` for the value recommended in their papers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attention_factor: Option<f64>,
     /// See [`YarnScaling::beta_fast`]; 32 by default.
@@ -52,18 +52,18 @@ pub struct RopeParameters {
     /// See [`LongRopeScaling::long_factor`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub long_factor: Option<Vec<f64>>,
-    /// The part of a head that turns. Only 1 is supported, but for the type `default`, which does not read it.
+    /// Fraction of a head that is rotated. Only 1 is supported, except for the type `default`, which ignores it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partial_rotary_factor: Option<f64>,
 }
 
 impl TextConfig {
-    /// The rotary frequencies, from `rope_scaling`, else from `rope_parameters`.
+    /// The rotary embedding described by `rope_scaling` or, if that is missing, by `rope_parameters`.
     ///
     /// # Errors
-    /// [`ConfigError`] for a type that is not implemented, or a number that is missing or describes no frequencies.
+    /// [`ConfigError`] if the type is not supported, or a number is missing or invalid.
     pub fn rotary(&self) -> Result<RotaryEmbedding, ConfigError> {
-        // An empty section is as good as none.
+        // An empty section counts as missing.
         let is_given = |section: &&RopeParameters| **section != RopeParameters::default();
         let sections = [&self.rope_scaling, &self.rope_parameters];
         let parameters = sections.into_iter().flatten().find(is_given).cloned().unwrap_or_default();
@@ -85,7 +85,7 @@ impl RopeParameters {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: self.factor()? },
             "dynamic" => {
-                // The base grows to the power dim / (dim - 2).
+                // The base is scaled with the exponent dim / (dim - 2), so 2 is too small.
                 ConfigError::check_range("text_config.head_dim", config.head_dim(), 4..=4096)?;
                 RopeScaling::Dynamic { factor: self.factor()?, max_position_embeddings: config.max_position_embeddings }
             }
@@ -108,7 +108,7 @@ impl RopeParameters {
         positive("text_config.rope_parameters.factor", self.factor)
     }
 
-    /// The factor, or where there is none how much longer the context is than that of the first training.
+    /// `factor`, or the ratio of the context length to that of the original training if `factor` is missing.
     fn factor_or_ratio(&self, config: &TextConfig, original: usize) -> Result<f64, ConfigError> {
         match self.factor {
             Some(_) => self.factor(),
@@ -116,7 +116,7 @@ impl RopeParameters {
         }
     }
 
-    /// The context of the first training: of the configuration itself, else of this section, else what it is now.
+    /// Context length of the original training: from `config`, else from this section, else the current context length.
     fn original_context(&self, config: &TextConfig) -> Result<usize, ConfigError> {
         let original = config.original_max_position_embeddings.or(self.original_max_position_embeddings);
         let original = original.unwrap_or(config.max_position_embeddings);
@@ -124,7 +124,7 @@ impl RopeParameters {
         ConfigError::check_range(field, original, 2..=1 << 24).map(|()| original)
     }
 
-    /// The given factor on cosines and sines, if there is one.
+    /// `attention_factor` after checking it, if it is given.
     fn attention_factor(&self) -> Result<Option<f64>, ConfigError> {
         let field = "text_config.rope_parameters.attention_factor";
         self.attention_factor.map(|factor| positive(field, Some(factor))).transpose()
@@ -141,7 +141,7 @@ impl RopeParameters {
         }
         let original_max_position_embeddings = self.original_context(config)?;
         let factor = self.factor_or_ratio(config, original_max_position_embeddings)?;
-        // Zero is as good as nothing, as in the reference.
+        // As in the reference, 0 counts as missing.
         let non_zero = |value: Option<f64>| value.filter(|value| *value != 0.0);
         let mscale = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
         let recommended = match (non_zero(self.mscale), non_zero(self.mscale_all_dim)) {
@@ -190,7 +190,7 @@ impl RopeParameters {
     }
 }
 
-/// A number that must be there, finite and above zero.
+/// Requires a number to be present, finite and positive.
 fn positive(field: &'static str, value: Option<f64>) -> Result<f64, ConfigError> {
     let value = value.ok_or_else(|| ConfigError::Range {
         field,

@@ -15,7 +15,7 @@ fn error(section: Value) -> ConfigError {
 }
 
 #[test]
-fn defaults_are_the_reference_s() {
+fn defaults_match_the_reference() {
     let mistral = config(json!({"model_type": "mistral"}));
     mistral.validate().unwrap();
     assert_eq!((mistral.head_dim(), mistral.n_kv_heads(), mistral.sliding_window), (128, 8, Some(4096)));
@@ -23,13 +23,13 @@ fn defaults_are_the_reference_s() {
 }
 
 #[test]
-fn a_null_is_not_an_absent_key() {
+fn null_differs_from_missing_key() {
     let config = config(json!({"num_key_value_heads": null, "sliding_window": null, "head_dim": null}));
     assert_eq!((config.n_kv_heads(), config.sliding_window, config.head_dim()), (32, None, 128));
 }
 
 #[test]
-fn a_head_may_have_any_even_width() {
+fn accepts_any_even_head_width() {
     let config = config(json!({"hidden_size": 10, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 6}));
     config.validate().unwrap();
     let decoder = config.init(&Device::flex()).unwrap();
@@ -39,7 +39,7 @@ fn a_head_may_have_any_even_width() {
 }
 
 #[test]
-fn numbers_out_of_range_are_named() {
+fn errors_name_numbers_out_of_range() {
     for (key, value) in [
         ("vocab_size", 0_u64),
         ("vocab_size", 1 << 40),
@@ -54,7 +54,7 @@ fn numbers_out_of_range_are_named() {
         ("max_position_embeddings", 1 << 63),
         ("sliding_window", 0),
         ("head_dim", 0),
-        ("head_dim", 7), // half of it turns against the other half
+        ("head_dim", 7), // rotary embedding needs an even width
         ("head_dim", 1 << 20),
     ] {
         let error = error(json!({ key: value }));
@@ -69,9 +69,9 @@ fn numbers_out_of_range_are_named() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
 
-    /// Nothing divides by zero, whoever looks at a configuration first.
+    /// No accessor divides by zero, even before the configuration is validated.
     #[test]
-    fn a_configuration_that_nobody_checked_is_refused(
+    fn init_rejects_invalid_configurations(
         numbers in prop::array::uniform8(prop_oneof![Just(0_usize), 1..40_usize, Just(usize::MAX)])
     ) {
         let [vocab_size, hidden_size, inner, layers, heads, kv_heads, cross_layer_interval, context_size] = numbers;
@@ -100,7 +100,7 @@ proptest! {
 }
 
 #[test]
-fn heads_divide() {
+fn widths_must_be_divisible_by_heads() {
     assert_eq!(
         error(json!({"num_attention_heads": 7, "num_key_value_heads": 7})).to_string(),
         "`text_config.hidden_size` is 4096, which is not a multiple of `text_config.num_attention_heads`, 7"
@@ -112,7 +112,7 @@ fn heads_divide() {
 }
 
 #[test]
-fn rope_is_read_in_both_spellings() {
+fn reads_old_and_new_rope_keys() {
     let new = config(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}));
     let old = config(json!({"rope_theta": 700.0, "rope_scaling": null}));
     let [new, old] = [new, old].map(|config| format!("{:?}", config.rotary().unwrap()));
@@ -128,7 +128,7 @@ fn rope_is_read_in_both_spellings() {
 }
 
 #[test]
-fn rope_that_is_not_implemented_or_not_finite() {
+fn rejects_unsupported_and_invalid_rope() {
     let error_of = |rope| error(json!({"rope_parameters": rope}));
     assert_eq!(
         error_of(json!({"rope_type": "mrope", "factor": 4.0})).to_string(),
@@ -161,13 +161,13 @@ fn rope_that_is_not_implemented_or_not_finite() {
         let error = error_of(rope.clone());
         assert!(matches!(error, ConfigError::Range { .. }), "{rope}: {error:?}");
     }
-    // Equal bounds leave nothing to blend between; they must not give NaN.
+    // Equal bounds leave no range to interpolate over; this must not produce NaN.
     let equal = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0});
     assert!(!format!("{:?}", config(json!({"rope_parameters": equal})).rotary()).contains("NaN"));
 }
 
 #[test]
-fn values_of_another_type_are_refused() {
+fn rejects_values_of_the_wrong_type() {
     for section in [json!({"hidden_size": "4096"}), json!({"hidden_size": -1}), json!({"hidden_act": "mish"})] {
         assert!(serde_json::from_value::<TextConfig>(section).is_err());
     }

@@ -1,4 +1,4 @@
-//! Gated cross-attention: what is seen changes a token, what is not seen changes nothing.
+//! Gated cross-attention: the visible context changes a token, the hidden context does not.
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -29,8 +29,8 @@ fn config(alpha_type: AlphaType) -> CrossAttentionConfig {
     }
 }
 
-/// Three vectors a part.
-const PART: usize = 3;
+/// Number of vectors per part of the context.
+const PART_LEN: usize = 3;
 
 struct Model {
     config: CrossAttentionConfig,
@@ -48,7 +48,7 @@ impl Model {
     }
 
     fn context(&self, seed: u64, batch: usize, parts: usize) -> Tensor<3> {
-        random(seed, [batch, parts * PART, self.config.context_size], &self.device)
+        random(seed, [batch, parts * PART_LEN, self.config.context_size], &self.device)
     }
 
     fn tokens(&self, seed: u64, batch: usize, seq: usize) -> Tensor<3> {
@@ -58,7 +58,7 @@ impl Model {
     fn cache(&self, left_padding: Vec<usize>, context: Option<&Tensor<3>>, view: &ContextView) -> KvCache {
         let mut cache = self.config.text.cache(left_padding, 20);
         let layers = context.map(|context| self.decoder.context_key_values(context));
-        cache.set_context(layers.map(|layers| ContextCache::new(layers, PART, view.clone(), 0)));
+        cache.set_context(layers.map(|layers| ContextCache::new(layers, PART_LEN, view.clone(), 0)));
         cache
     }
 
@@ -68,7 +68,7 @@ impl Model {
     }
 }
 
-/// Part `index` of `n_parts` for each token, or none.
+/// A view in which each token sees one of the `n_parts` parts, given by index, or none.
 fn view(rows: &[&[Option<usize>]], n_parts: usize) -> ContextView {
     let seen = rows.iter().flat_map(|row| row.iter());
     let seen = seen.flat_map(|&latest| (0..n_parts).map(move |part| latest == Some(part))).collect();
@@ -76,7 +76,7 @@ fn view(rows: &[&[Option<usize>]], n_parts: usize) -> ContextView {
 }
 
 #[test]
-fn what_no_token_sees_changes_nothing() {
+fn hidden_context_has_no_effect() {
     for alpha_type in [AlphaType::Float, AlphaType::Vector] {
         let model = Model::new(alpha_type);
         let (tokens, context) = (model.tokens(1, 1, 4), model.context(2, 1, 2));
@@ -84,19 +84,19 @@ fn what_no_token_sees_changes_nothing() {
         let alone = model.run(&tokens, None, &view(&[&[None; 4]], 0));
         assert_close("blind", &model.run(&tokens, Some(&context), &blind), &alone, SAME);
 
-        // The second part is hidden from all: other vectors there are as good.
+        // The second part is hidden from all tokens, so its vectors do not matter.
         let first = view(&[&[None, Some(0), Some(0), Some(0)]], 2);
         let output = model.run(&tokens, Some(&context), &first);
-        let other = Tensor::cat(vec![part(&context, 1, 0, PART), model.context(9, 1, 1) * 50.0], 1);
+        let other = Tensor::cat(vec![part(&context, 1, 0, PART_LEN), model.context(9, 1, 1) * 50.0], 1);
         assert_close("hidden part", &model.run(&tokens, Some(&other), &first), &output, SAME);
         assert_close("before the part", &part(&output, 1, 0, 1), &part(&alone, 1, 0, 1), SAME);
         let changed = values(part(&output, 1, 1, 2) - part(&alone, 1, 1, 2));
-        assert!(changed.iter().any(|difference| difference.abs() > 1e-3), "what is seen changes a token");
+        assert!(changed.iter().any(|difference| difference.abs() > 1e-3), "visible context must change a token");
     }
 }
 
 #[test]
-fn steps_see_what_the_last_token_saw() {
+fn decode_steps_inherit_the_view_of_the_last_token() {
     let model = Model::new(AlphaType::Vector);
     let (tokens, context) = (model.tokens(3, 2, 6), model.context(4, 2, 2));
     let latest: [&[Option<usize>]; 2] = [&[None, Some(0), Some(1), Some(1), Some(1), Some(1)], &[None; 6]];
@@ -112,7 +112,7 @@ fn steps_see_what_the_last_token_saw() {
 }
 
 #[test]
-fn chunks_of_a_prompt_see_what_the_prompt_saw() {
+fn chunked_prefill_matches_full_prefill() {
     let model = Model::new(AlphaType::Vector);
     let (tokens, context) = (model.tokens(3, 2, 6), model.context(4, 2, 2));
     let latest: [&[Option<usize>]; 2] = [&[None, Some(0), Some(1), Some(1), Some(0), Some(1)], &[None; 6]];
@@ -126,7 +126,7 @@ fn chunks_of_a_prompt_see_what_the_prompt_saw() {
 }
 
 #[test]
-fn rows_are_independent_of_their_neighbours_context() {
+fn rows_are_independent_of_the_context_of_other_rows() {
     let model = Model::new(AlphaType::Float);
     let (tokens, context) = (model.tokens(5, 2, 3), model.context(6, 2, 2));
     let rows: [&[Option<usize>]; 2] = [&[Some(0), Some(1), Some(1)], &[None, None, Some(0)]];
@@ -139,15 +139,15 @@ fn rows_are_independent_of_their_neighbours_context() {
 }
 
 #[test]
-fn a_context_that_grows_is_one_that_was_there() {
+fn extended_context_matches_full_context() {
     let model = Model::new(AlphaType::Float);
     let (tokens, context) = (model.tokens(7, 1, 4), model.context(8, 1, 2));
     let whole = view(&[&[Some(0), Some(0), Some(1), Some(1)]], 2);
     let at_once = model.run(&tokens, Some(&context), &whole);
     let first = view(&[&[Some(0), Some(0)]], 1);
-    let mut cache = model.cache(vec![0], Some(&part(&context, 1, 0, PART)), &first);
+    let mut cache = model.cache(vec![0], Some(&part(&context, 1, 0, PART_LEN)), &first);
     let before = model.decoder.forward(part(&tokens, 1, 0, 2), &mut cache);
-    let (rest, more) = (whole.skip(2), model.decoder.context_key_values(&part(&context, 1, PART, 2 * PART)));
+    let (rest, more) = (whole.skip(2), model.decoder.context_key_values(&part(&context, 1, PART_LEN, 2 * PART_LEN)));
     let known = cache.take_context().unwrap();
     cache.set_context(Some(known.continued(1, Some(more), rest, 2)));
     let after = model.decoder.forward(part(&tokens, 1, 2, 4), &mut cache);
@@ -155,7 +155,7 @@ fn a_context_that_grows_is_one_that_was_there() {
 }
 
 #[test]
-fn branches_see_what_their_prompt_does() {
+fn branches_inherit_the_view_of_their_prompt() {
     let model = Model::new(AlphaType::Float);
     let (tokens, context) = (model.tokens(10, 1, 3), model.context(11, 1, 1));
     let seen = view(&[&[None, Some(0), Some(0)]], 1);
@@ -174,13 +174,13 @@ fn branches_see_what_their_prompt_does() {
 }
 
 #[test]
-fn activations_take_the_dtype_of_the_part_that_they_come_to() {
-    /// Holds some parts as a GPU would.
+fn activations_are_cast_to_the_dtype_of_each_module() {
+    /// Converts the modules with these prefixes to BF16, like modules placed on a GPU.
     struct InBf16(&'static [&'static str]);
     impl ParameterMapper for InBf16 {
         fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let is_meant = self.0.iter().any(|part| name.starts_with(part));
-            if is_meant { param.map(|weight| weight.cast(DType::BF16)) } else { param }
+            let is_converted = self.0.iter().any(|part| name.starts_with(part));
+            if is_converted { param.map(|weight| weight.cast(DType::BF16)) } else { param }
         }
     }
     let mut model = Model::new(AlphaType::Float);
@@ -188,17 +188,17 @@ fn activations_take_the_dtype_of_the_part_that_they_come_to() {
     let seen = view(&[&[None, Some(0), Some(1), Some(1)], &[None, None, Some(0), Some(0)]], 2);
     let exact = model.run(&tokens, Some(&context), &seen);
     for parts in [&["layers.1.", "gated_cross_attn_layers.1."][..], &["gated_cross_attn_layers.0.", "norm."]] {
-        let all_exact = model.decoder.clone();
+        let exact_decoder = model.decoder.clone();
         model.decoder = map_parameters(model.decoder, &mut InBf16(parts));
         let rounded = model.run(&tokens, Some(&context), &seen).cast(DType::F32);
         let difference = values((rounded - exact.clone()).abs().max());
         assert!(difference[0] > 0.0 && difference[0] < 0.1, "{parts:?}: {difference:?}");
-        model.decoder = all_exact;
+        model.decoder = exact_decoder;
     }
 }
 
 #[test]
-fn two_tables_are_one_that_was_cut() {
+fn decoupled_tables_match_a_joined_table() {
     let device = Device::flex();
     let embedding = DecoupledEmbedding::new(5, 3, 4, &device);
     let added = embedding.additional.additional_embedding.as_ref().unwrap();
@@ -216,7 +216,7 @@ fn two_tables_are_one_that_was_cut() {
 }
 
 #[test]
-fn tensors_have_the_checkpoints_names() {
+fn tensor_names_match_the_checkpoint() {
     #[derive(Default)]
     struct Names(Vec<String>);
     impl ParameterVisitor for Names {
@@ -241,7 +241,7 @@ fn tensors_have_the_checkpoints_names() {
 }
 
 #[test]
-fn an_interval_that_leaves_layers_over_is_refused() {
+fn rejects_interval_that_does_not_divide_the_layers() {
     let odd = CrossAttentionConfig { cross_layer_interval: 3, ..config(AlphaType::Float) };
     assert!(odd.validate().unwrap_err().to_string().contains("cross_layer_interval"));
 }

@@ -1,4 +1,4 @@
-//! The cache, the batch and the padding change how a row is computed, never what.
+//! Caching, batching and padding must not change the output of a row.
 
 use burn::tensor::{Device, Tensor, s};
 use idefics_text::{Decoder, DecoderStack, TextConfig};
@@ -8,7 +8,8 @@ use crate::SAME;
 use crate::common::{Model, assert_close, part, random};
 use crate::reference::decoder;
 
-/// Checkpoints: one key/value head of three; `head_dim` apart from hidden / heads; a window of 7 tokens.
+/// Checkpoints with three query heads and one key/value head, with a `head_dim` other than hidden / heads, and with a
+/// sliding window of 7 tokens.
 const MODELS: [&str; 3] = ["odd-heads", "wide-heads", "sliding-sharded"];
 
 struct Text {
@@ -24,12 +25,12 @@ impl Text {
         Self { config, decoder, device }
     }
 
-    /// `[1, seq, d]`.
+    /// Random embeddings of one row, `[1, seq, d]`.
     fn row(&self, seed: u64, seq: usize) -> Tensor<3> {
         random(seed, [1, seq, self.config.hidden_size], &self.device)
     }
 
-    /// The row after `padding` random vectors.
+    /// The row with `padding` random vectors as left padding.
     fn padded(&self, row: &Tensor<3>, padding: usize, padding_seed: u64) -> Tensor<3> {
         if padding == 0 {
             return row.clone();
@@ -37,15 +38,15 @@ impl Text {
         Tensor::cat(vec![self.row(padding_seed, padding) * 100.0, row.clone()], 1)
     }
 
-    /// Everything in one call.
+    /// Runs all tokens in one call.
     fn at_once(&self, inputs_embeds: &Tensor<3>, left_padding: Vec<usize>) -> Tensor<3> {
         let mut cache = self.config.cache(left_padding, inputs_embeds.dims()[1]);
         self.decoder.forward(inputs_embeds.clone(), &mut cache)
     }
 
-    /// Runs the tokens in several calls; `chunks` is the number of tokens of each.
+    /// Runs the tokens in several calls; `chunks` has the number of tokens in each call.
     fn in_chunks(&self, inputs_embeds: &Tensor<3>, left_padding: Vec<usize>, chunks: &[usize]) -> Tensor<3> {
-        // Room to spare, which must not be seen.
+        // Spare capacity, which must not be attended to.
         let mut cache = self.config.cache(left_padding, inputs_embeds.dims()[1] + 5);
         let outputs = chunks.iter().map(|&n_new| {
             let start = cache.len();
@@ -58,7 +59,7 @@ impl Text {
 }
 
 #[test]
-fn cached_steps_equal_one_call() {
+fn cached_decode_matches_full_prefill() {
     for model in MODELS {
         let text = Text::new(model);
         let inputs_embeds = Tensor::cat(vec![text.row(1, 40), text.row(2, 40)], 0);
@@ -72,7 +73,7 @@ fn cached_steps_equal_one_call() {
 }
 
 #[test]
-fn long_prompts_in_chunks_equal_one_call() {
+fn chunked_prefill_matches_full_prefill() {
     for model in MODELS {
         let text = Text::new(model);
         let inputs_embeds = Tensor::cat(vec![text.row(1, 40), text.row(2, 40)], 0);
@@ -89,8 +90,8 @@ fn long_prompts_in_chunks_equal_one_call() {
 }
 
 #[test]
-fn every_step_equals_a_fresh_start() {
-    // The causal mask: what follows a token never changes it.
+fn prefixes_match_the_full_sequence() {
+    // By the causal mask, later tokens do not change earlier ones.
     for model in MODELS {
         let text = Text::new(model);
         let inputs_embeds = text.row(1, 24);
@@ -103,7 +104,7 @@ fn every_step_equals_a_fresh_start() {
 }
 
 #[test]
-fn left_padding_changes_nothing() {
+fn left_padding_has_no_effect() {
     for model in MODELS {
         let text = Text::new(model);
         let row = text.row(1, 20);
@@ -123,7 +124,7 @@ fn left_padding_changes_nothing() {
 }
 
 #[test]
-fn padding_gives_no_nan() {
+fn padding_produces_no_nan() {
     let text = Text::new("sliding-sharded");
     let output = text.at_once(&text.padded(&text.row(1, 3), 32, 100), vec![32]);
     let sum: f32 = output.abs().sum().into_scalar();
@@ -131,7 +132,7 @@ fn padding_gives_no_nan() {
 }
 
 #[test]
-fn a_row_alone_equals_the_row_in_a_batch() {
+fn single_row_matches_row_in_batch() {
     let lengths = [20, 3, 1, 13, 20, 8, 19];
     for model in MODELS {
         let text = Text::new(model);
@@ -161,7 +162,7 @@ fn rows_keep_their_order() {
 }
 
 #[test]
-fn a_window_hides_what_is_before_it() {
+fn sliding_window_limits_the_receptive_field() {
     let text = Text::new("sliding-sharded");
     let window = text.config.sliding_window.unwrap();
     let layers = text.config.num_hidden_layers;
@@ -169,15 +170,15 @@ fn a_window_hides_what_is_before_it() {
     let inputs_embeds = text.row(1, seq);
     let changed = Tensor::cat(vec![text.row(2, 1), part(&inputs_embeds, 1, 1, seq)], 1);
     let [output, changed] = [inputs_embeds, changed].map(|inputs_embeds| text.at_once(&inputs_embeds, vec![0]));
-    // Each layer carries the first token on by a window, its own slot included.
+    // Each layer extends the reach of the first token by `window - 1` slots.
     let reach = layers * (window - 1) + 1;
     assert_close("out of reach", &part(&changed, 1, reach, seq), &part(&output, 1, reach, seq), 0.0);
     let within = (part(&changed, 1, 0, reach) - part(&output, 1, 0, reach)).abs().max_dim(2).min();
-    assert!(within.into_scalar::<f32>() > 0.0, "every token within reach has changed");
+    assert!(within.into_scalar::<f32>() > 0.0, "every token within reach must change");
 }
 
 #[test]
-fn a_window_as_long_as_the_text_hides_nothing() {
+fn window_as_long_as_the_text_has_no_effect() {
     let device = Device::flex();
     let model = Model::named("sliding-sharded");
     let mut config: TextConfig = model.section("text_config");
@@ -193,7 +194,7 @@ fn a_window_as_long_as_the_text_hides_nothing() {
 }
 
 #[test]
-fn the_same_call_gives_the_same_bits() {
+fn output_is_deterministic() {
     let text = Text::new("odd-heads");
     let inputs_embeds = text.row(1, 20);
     let first = text.at_once(&inputs_embeds, vec![2]);
@@ -206,7 +207,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn any_chunks_equal_one_call(
+    fn any_chunking_matches_one_call(
         chunks in proptest::collection::vec(1_usize..9, 1..6), padding in 0_usize..9, seed: u64,
     ) {
         let text = Text::new("sliding-sharded");
@@ -224,7 +225,7 @@ proptest! {
 
 #[test]
 #[should_panic(expected = "do not fit a cache of 4")]
-fn the_cache_has_an_end() {
+fn panics_if_the_cache_is_full() {
     let text = Text::new("odd-heads");
     text.decoder.forward(text.row(1, 5), &mut text.config.cache(vec![0], 4));
 }

@@ -1,7 +1,7 @@
-//! Tests of idefics-text: the reference's numbers, and what caching, batching and padding must not change.
+//! Tests of idefics-text: agreement with the reference, and invariance to caching, batching and padding.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // in test helpers
 
 #[path = "../../idefics-nn/tests/common/mod.rs"]
 mod common;
@@ -12,9 +12,9 @@ mod positions;
 mod reference;
 mod rope;
 
-/// Largest difference from the reference.
+/// Maximum difference from the reference.
 const REFERENCE: f32 = 1e-4;
-/// Largest difference between two ways to compute the same.
+/// Maximum difference between two ways to compute the same result.
 const SAME: f32 = 1e-5;
-/// What the decoder's tensors are called in a checkpoint.
+/// Prefix of the decoder's tensors in a checkpoint.
 const PREFIX: &str = "model.text_model.";

@@ -1,4 +1,4 @@
-//! Positions of which the device alone knows the slot.
+//! Positions and masks computed on the device from a slot tensor.
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use idefics_text::{DecoderStack, KvCache, TextConfig};
@@ -10,7 +10,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_slot_known_to_the_device_is_where_the_cache_says(
+    fn slot_places_match_places_of_the_cache(
         left_padding in prop::collection::vec(0usize..12, 1..4),
         past in 1usize..20,
         more in 0usize..6,

@@ -4,7 +4,7 @@ use idefics_text::{Decoder, DecoderObserver, DecoderStack, TextConfig};
 use crate::common::{Case, Model, assert_close, part};
 use crate::{PREFIX, REFERENCE};
 
-/// A decoder with the weights of a folder; loading is strict, so its parameters are the folder's tensors.
+/// A decoder with the weights of a model folder. Loading is strict, so all its parameters come from the folder.
 pub(crate) fn decoder(model: &Model, device: &Device) -> (TextConfig, Decoder) {
     let config: TextConfig = model.section("text_config");
     config.validate().unwrap();
@@ -12,7 +12,7 @@ pub(crate) fn decoder(model: &Model, device: &Device) -> (TextConfig, Decoder) {
     (config, decoder)
 }
 
-/// Keeps what the decoder shows.
+/// Records the intermediate results of a decoder.
 #[derive(Default)]
 struct Recorder {
     hidden_states: Vec<Tensor<3>>,
@@ -32,7 +32,7 @@ impl DecoderObserver for Recorder {
 }
 
 #[test]
-fn every_case_matches_the_reference() {
+fn all_cases_match_the_reference() {
     let device = Device::flex();
     for case in Case::all_with("hidden_states.0") {
         let (config, decoder) = decoder(&case.model, &device);
@@ -66,7 +66,7 @@ fn every_case_matches_the_reference() {
 }
 
 #[test]
-fn some_case_has_attentions_within_a_window() {
+fn some_case_has_attentions_with_a_window() {
     let windows = Case::all_with("attentions.0").iter().any(|case| {
         let config: TextConfig = case.model.section("text_config");
         config.sliding_window.is_some_and(|window| window < case.integers("processor.input_ids").1[1])
@@ -75,9 +75,9 @@ fn some_case_has_attentions_within_a_window() {
 }
 
 #[test]
-fn token_vectors_match_the_reference() {
+fn embeddings_match_the_reference() {
     let device = Device::flex();
-    let case = Case::named("text-only"); // no image has replaced a vector
+    let case = Case::named("text-only"); // no embeddings are replaced by image features
     let (_, decoder) = decoder(&case.model, &device);
     assert_close("embed", &decoder.embed(case.input_ids(&device)), &case.floats("hidden_states.0", &device), 0.0);
 }

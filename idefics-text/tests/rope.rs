@@ -1,4 +1,4 @@
-//! Rotary scalings against `MistralRotaryEmbedding` (`xtask/reference/rope_fixture.py`).
+//! Compares rotary scalings with `MistralRotaryEmbedding`; the fixture is written by `xtask/reference/rope_fixture.py`.
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use idefics_text::{DecoderStack, KvCache, TextConfig};
@@ -16,8 +16,9 @@ struct Entry {
 #[derive(Deserialize)]
 struct Call {
     positions: Vec<usize>,
-    /// First halves, position after position.
+    /// Cosines of the first half of a head, position by position.
     cos: Vec<f32>,
+    /// Sines of the first half of a head, position by position.
     sin: Vec<f32>,
 }
 
@@ -26,7 +27,8 @@ fn entries() -> Vec<Entry> {
     serde_json::from_value(fixture["entries"].take()).unwrap()
 }
 
-/// Cosines and sines of each position, read off the rotated unit vectors of the first half of a head.
+/// Cosines and sines of each position. Rotating a head with ones in its first half and zeros in its second yields the
+/// cosines in the first half and the sines in the second.
 fn cos_sin(config: &TextConfig, positions: &[usize]) -> (Vec<f32>, Vec<f32>) {
     let device = Device::flex();
     let half = config.head_dim() / 2;
@@ -42,7 +44,7 @@ fn cos_sin(config: &TextConfig, positions: &[usize]) -> (Vec<f32>, Vec<f32>) {
 }
 
 #[test]
-fn every_scaling_gives_the_angles_of_the_reference() {
+fn all_scalings_match_the_reference() {
     let entries = entries();
     for entry in &entries {
         let config: TextConfig = serde_json::from_value(entry.text_config.clone()).unwrap();
@@ -53,7 +55,7 @@ fn every_scaling_gives_the_angles_of_the_reference() {
             let pairs = cos.iter().zip(&call.cos).chain(sin.iter().zip(&call.sin));
             for (index, (found, expected)) in pairs.enumerate() {
                 let position = call.positions[index / 8 % call.positions.len()];
-                // A frequency that is rounded the other way shows far out.
+                // Rounding differences of a frequency grow with the position.
                 let tolerance = 1e-6 + 1.2e-7 * position as f32;
                 let place = format!("{}: {:?}, value {index}", entry.name, call.positions);
                 assert!((found - expected).abs() <= tolerance, "{place}: {found}, expected {expected}");
@@ -85,9 +87,11 @@ fn longrope() -> TextConfig {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 12, ..ProptestConfig::default() })]
 
-    /// The length of the whole prompt decides, however many tokens go through the decoder together.
+    /// The length of the whole prompt determines the angles, not the length of a chunk.
     #[test]
-    fn chunks_do_not_change_a_prompt(seq in 1usize..40, chunk in 1usize..40, padding in 0usize..30, is_long: bool) {
+    fn chunked_prefill_uses_the_length_of_the_whole_prompt(
+        seq in 1usize..40, chunk in 1usize..40, padding in 0usize..30, is_long: bool,
+    ) {
         let device = Device::flex();
         let config = if is_long { longrope() } else { dynamic() };
         let decoder = config.init(&device).unwrap();
@@ -107,13 +111,13 @@ proptest! {
 }
 
 #[test]
-fn no_step_is_recorded_where_angles_depend_on_the_length() {
+fn no_slot_places_if_angles_depend_on_the_length() {
     let device = Device::flex();
-    for (config, is_recorded) in
+    for (config, has_slot_places) in
         [(dynamic(), false), (longrope(), false), (scaled(json!({"rope_type": "linear", "factor": 2.0})), true)]
     {
         let decoder = config.init(&device).unwrap();
         let cache = config.cache(vec![0], 8);
-        assert_eq!(decoder.slot_places(&Tensor::zeros([1, 1, 32], &device), &cache).is_some(), is_recorded);
+        assert_eq!(decoder.slot_places(&Tensor::zeros([1, 1, 32], &device), &cache).is_some(), has_slot_places);
     }
 }

@@ -1,8 +1,9 @@
-//! Memory of a training step over packed weights: norms are trained, the linear layers stay codes.
+//! Measures the memory of a training step with quantised weights: only norms are trained, linear layers stay quantised.
 //!
-//! `cargo run --release -p idefics-train --example packed_step -- [nf4|fp4|q4|int8] [kept|recomputed] [LAYERS] [TOKENS]`
+//! `cargo run --release -p idefics-train --example packed_step -- [nf4|fp4|q4|int8] [kept|recomputed] [LAYERS]
+//! [TOKENS]`
 
-#![allow(clippy::disallowed_methods, clippy::print_stdout)] // an example reads and prints
+#![allow(clippy::disallowed_methods, clippy::print_stdout)] // an example may wait for the device and print
 
 use std::time::Instant;
 
@@ -42,11 +43,11 @@ fn main() -> Result<(), Failure> {
     let device = Device::flex().autodiff();
     let AnyModel::Idefics2(model) = AnyModel::random(&ModelConfig::Idefics2(config), &device, weights, 1, |_| ())?
     else {
-        unreachable!("the configuration is of Idefics2")
+        unreachable!("the configuration is one of Idefics2")
     };
     println!("weights: {:.0} MB as held, {:.0} MB in f32", megabytes(bytes(&model)), megabytes(4 * parameters(&model)));
 
-    // What is left to train are norms, those of every layer of the decoder among them.
+    // Leaves only norms to train, including those of every decoder layer.
     let frozen = ["model.text_model.embed_tokens.", "model.vision_model.", "lm_head."].map(str::to_owned).to_vec();
     let mut trainer = Trainer::new(model, TrainingConfig { frozen, ..TrainingConfig::new(2) })?;
     let ids: Vec<u32> = (0..tokens).map(|slot| 3 + slot * 17 % 900).collect();
@@ -54,7 +55,7 @@ fn main() -> Result<(), Failure> {
     let batch = TrainingBatch::padded(&[LabelledText { ids, labels }], Vec::new(), LabelRecipe::default(), 0)?;
 
     println!("resident before the step: {:.0} MB", resident("VmRSS")?);
-    // From here on the peak is the step's.
+    // Resets the peak, so that it measures only the step.
     std::fs::write("/proc/self/clear_refs", "5")?;
     let clock = Instant::now();
     let report = trainer.step(std::slice::from_ref(&batch), |model: &Idefics2, batch| {
@@ -69,7 +70,7 @@ fn megabytes(bytes: usize) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// A line of the process's status, in megabytes.
+/// A memory value from `/proc/self/status`, in megabytes.
 fn resident(line: &str) -> Result<f64, Failure> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));

@@ -1,7 +1,7 @@
-//! AdamW with its state under the tensors' names.
+//! AdamW, with its state keyed by tensor name.
 //!
-//! Paper: <https://arxiv.org/abs/1711.05101>. Source: `torch.optim.AdamW`. (Burn's own optimiser keys its state by ids
-//! that are drawn anew for each model, so that a run could not go on in another process.)
+//! Paper: <https://arxiv.org/abs/1711.05101>. Source: `torch.optim.AdamW`. Burn's own optimiser is not used: it keys
+//! its state by parameter ids, which are random for each model, so a run could not be resumed in another process.
 
 use std::collections::BTreeMap;
 
@@ -12,25 +12,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::Gradients;
 
-/// The constants of AdamW. The defaults are PyTorch's.
+/// Hyperparameters of AdamW, except the learning rate. The defaults are those of PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AdamWConfig {
-    /// How long the mean and the mean square of the gradients remember.
+    /// Decay rates of the running means of the gradient and of its square.
     pub betas: [f64; 2],
-    /// Added to the root of the mean square.
+    /// Added to the square root of the mean square.
     pub eps: f64,
-    /// What pulls the parameters to zero.
+    /// Decoupled weight decay.
     pub weight_decay: WeightDecay,
 }
 
-/// Which parameters decay, by what share of the learning rate in each step.
+/// Which parameters decay, and the decay coefficient: a step multiplies a parameter by `1 − learning_rate ·
+/// coefficient`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WeightDecay {
-    /// All of them, as `torch.optim.AdamW` does with one parameter group.
+    /// All parameters, like `torch.optim.AdamW` with a single parameter group.
     All(f64),
-    /// Those of two axes or more: neither biases nor norms, as Transformers' `Trainer` groups them.
+    /// Parameters with at least two axes, hence no biases or norms, like the `Trainer` of Transformers.
     Matrices(f64),
 }
 
@@ -40,32 +41,32 @@ impl Default for AdamWConfig {
     }
 }
 
-/// The optimiser's memory.
+/// The optimiser with its state.
 #[derive(Debug, Clone)]
 pub struct AdamW {
     config: AdamWConfig,
     pub(crate) moments: BTreeMap<String, Moments>,
 }
 
-/// What is remembered of one tensor's gradients.
+/// The optimiser state of one tensor.
 #[derive(Debug, Clone)]
 pub(crate) struct Moments {
-    /// Steps that this tensor took part in.
+    /// Number of steps in which this tensor had a gradient.
     pub(crate) step: u64,
-    /// Mean of the gradients, flattened.
+    /// Running mean of the gradients, flattened.
     pub(crate) exp_avg: Tensor<1>,
-    /// Mean of their squares, flattened.
+    /// Running mean of the squared gradients, flattened.
     pub(crate) exp_avg_sq: Tensor<1>,
 }
 
 impl AdamW {
-    /// An optimiser that has seen no gradient.
+    /// An optimiser without state.
     pub fn new(config: AdamWConfig) -> Self {
         Self { config, moments: BTreeMap::new() }
     }
 
-    /// Moves every parameter that has a gradient; `tied` are pairs (tensor, source) of which the first is set to the
-    /// second, which comes before it in the module.
+    /// Updates every parameter that has a gradient. `tied` has pairs (tensor, source): the tensor is set to the new
+    /// value of the source, which must precede it in the module.
     pub fn step<M: Module>(
         &mut self,
         module: M,
@@ -108,7 +109,7 @@ struct Update<'a> {
     gradients: &'a Gradients,
     learning_rate: f64,
     tied: &'a [(&'a str, &'a str)],
-    /// New values that others are tied to, flattened.
+    /// New values of the tensors that others are tied to, flattened.
     sources: BTreeMap<String, Tensor<1>>,
 }
 

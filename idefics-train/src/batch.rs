@@ -1,4 +1,4 @@
-//! What one micro-batch shows the model and asks it to say.
+//! Inputs and labels of a micro-batch.
 
 use burn::tensor::Tensor;
 use idefics_generate::{InputError, Prompts};
@@ -9,39 +9,40 @@ use idefics_text::{Branches, DecoderStack, Places};
 use crate::LabelRecipe;
 use crate::labels::NextTokens;
 
-/// Rows that go through the model together.
+/// Rows that are processed together.
 #[derive(Debug, Clone)]
 pub struct TrainingBatch {
-    /// The tokens.
+    /// Token ids, `[batch, seq]`.
     pub prompts: Prompts,
-    /// The tiles of all rows in order.
+    /// Image tiles of all rows, in order.
     pub images: Vec<ImageTile>,
-    /// `[batch · seq]`: the label of slot `t` is what slot `t − 1` should predict; −100 does not count.
+    /// Labels, `[batch · seq]`: slot `t − 1` is trained to predict the label of slot `t`. A label of −100 is ignored.
     pub labels: Vec<i64>,
-    /// Which labels count beside that.
+    /// Which other labels are ignored.
     pub recipe: LabelRecipe,
-    /// `[batch · seq]`: of rows that branch the slot of its row that each slot follows, `None` where it follows
-    /// nothing. Slot `t − 1` in the text above is then that slot. `None`: each follows the one before.
+    /// For rows that branch, `[batch · seq]`: the parent of each slot, which is the slot of the same row that it
+    /// follows; the inner `None` for slots without a parent. The label of slot `t` is then predicted by its parent
+    /// instead of slot `t − 1`. `None` if no row branches.
     pub parents: Option<Vec<Option<usize>>>,
 }
 
-/// A text to learn from.
+/// A text to train on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelledText {
-    /// The tokens, image tokens among them.
+    /// Token ids, including image tokens.
     pub ids: Vec<u32>,
-    /// One for each: the token itself where it is to be learned, −100 where it is only read.
+    /// One label per token: the token id if it is to be learned, −100 if it is only input.
     pub labels: Vec<i64>,
 }
 
 impl TrainingBatch {
-    /// A row for each text, padded on the left. `images` are the tiles of all texts in order.
+    /// One row per text, padded on the left. `images` has the tiles of all texts, in order.
     ///
     /// # Errors
-    /// [`InputError::Empty`].
+    /// [`InputError::Empty`] if there are no texts or one of them has no tokens.
     ///
     /// # Panics
-    /// If a text has not one label a token.
+    /// If a text does not have exactly one label per token.
     pub fn padded(
         texts: &[LabelledText],
         images: Vec<ImageTile>,
@@ -52,36 +53,36 @@ impl TrainingBatch {
         let prompts = Prompts::pad_left(&ids, pad_token_id)?;
         let padded = prompts.left_padding().iter().zip(texts);
         let labels = padded.flat_map(|(&padding, text)| {
-            assert_eq!(text.ids.len(), text.labels.len(), "one label a token");
+            assert_eq!(text.ids.len(), text.labels.len(), "every token needs one label");
             std::iter::repeat_n(-100, padding).chain(text.labels.iter().copied())
         });
         Ok(Self { labels: labels.collect(), images, recipe, parents: None, prompts })
     }
 
-    /// Texts that begin alike, computed once up to where they part: several questions about the same pictures, in one
-    /// row. The gradients are those of a row for each text.
+    /// Packs texts with a common prefix into one row, so that the prefix is computed once: for example several
+    /// questions about the same images. The gradients are the same as with one row per text.
     ///
-    /// `rows` are the texts of each row, `images` the tiles of each row once. All texts of a row are about all its
-    /// pictures, and none of them parts from the others before the last picture. What is learned is not shared.
+    /// `rows` has the texts of each row. `images` has the tiles of each row only once: all texts of a row must
+    /// contain the same images, and must not diverge before the last image. Only tokens with label −100 are shared.
     ///
     /// # Errors
-    /// [`InputError::Empty`] for a row without texts or tokens.
+    /// [`InputError::Empty`] if a row has no texts or no tokens.
     ///
     /// # Panics
-    /// If a text has not one label a token.
+    /// If a text does not have exactly one label per token.
     pub fn branching(
         rows: &[Vec<LabelledText>],
         images: Vec<ImageTile>,
         recipe: LabelRecipe,
         pad_token_id: u32,
     ) -> Result<Self, InputError> {
-        let mut trees: Vec<Tree> = rows.iter().map(|texts| Tree::of(texts)).collect();
+        let mut trees: Vec<Tree> = rows.iter().map(|texts| Tree::from_texts(texts)).collect();
         let seq = trees.iter().map(|tree| tree.ids.len()).max().unwrap_or(0);
         if let Some(row) = trees.iter().position(|tree| tree.ids.is_empty()) {
             return Err(InputError::Empty { row });
         }
         for tree in &mut trees {
-            // Padding on the right, where nothing sees it.
+            // Padding on the right, where no other token sees it.
             for slot in tree.ids.len()..seq {
                 tree.push(pad_token_id, -100, Some(slot - 1));
             }
@@ -96,8 +97,8 @@ impl TrainingBatch {
         })
     }
 
-    /// Says what each token sees in models that read images beside the text: the latest image before it in its text,
-    /// and none after an end token; see [`Prompts::seeing_latest_images`].
+    /// For models with cross-attention to images: each token sees the latest image before it in its text, and no image
+    /// after an end token. See [`Prompts::seeing_latest_images`].
     #[must_use]
     pub fn seeing_latest_images(mut self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
         self.prompts = match &self.parents {
@@ -107,15 +108,15 @@ impl TrainingBatch {
         self
     }
 
-    /// What is to be predicted: labels of −100 are not, nor `ignored`.
+    /// The tokens to be predicted. Labels equal to −100 or `ignored` do not count.
     pub(crate) fn targets(&self, ignored: i64) -> NextTokens {
         match &self.parents {
             None => NextTokens::new(&self.labels, self.prompts.seq(), ignored),
-            Some(parents) => NextTokens::of_branches(&self.labels, parents, self.prompts.seq(), ignored),
+            Some(parents) => NextTokens::for_branches(&self.labels, parents, self.prompts.seq(), ignored),
         }
     }
 
-    /// Where the tokens of `inputs_embeds`, `[batch, seq, d]`, stand and what they see.
+    /// Positions and masks of the tokens of `inputs_embeds`, `[batch, seq, d]`.
     pub(crate) fn places(&self, decoder: &dyn DecoderStack, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Places {
         match self.branches(cache) {
             None => decoder.places(inputs_embeds, cache),
@@ -123,7 +124,7 @@ impl TrainingBatch {
         }
     }
 
-    /// Which token follows which behind an empty cache, if rows branch.
+    /// The token tree of the rows after an empty prompt, if rows branch. `cache` must be empty.
     pub(crate) fn branches(&self, cache: &KvCache) -> Option<Branches> {
         let parents = self.parents.as_ref()?;
         let mut branches = Branches::new(cache);
@@ -132,7 +133,7 @@ impl TrainingBatch {
     }
 }
 
-/// The tokens of one row, each once however many texts go on from it.
+/// The prefix tree of the texts of one row. A token shared by several texts occurs once.
 #[derive(Debug, Default)]
 struct Tree {
     ids: Vec<u32>,
@@ -141,10 +142,10 @@ struct Tree {
 }
 
 impl Tree {
-    fn of(texts: &[LabelledText]) -> Self {
+    fn from_texts(texts: &[LabelledText]) -> Self {
         let mut tree = Self::default();
         for LabelledText { ids, labels } in texts {
-            assert_eq!(ids.len(), labels.len(), "one label a token");
+            assert_eq!(ids.len(), labels.len(), "every token needs one label");
             let mut last = None;
             for (&id, &label) in ids.iter().zip(labels) {
                 last = Some(match tree.child(last, id).filter(|_| label == -100) {
@@ -156,7 +157,7 @@ impl Tree {
         tree
     }
 
-    /// What follows `parent` with this id, and is only read.
+    /// The slot after `parent` that has this id and label −100, if there is one.
     fn child(&self, parent: Option<usize>, id: u32) -> Option<usize> {
         let first = parent.map_or(0, |parent| parent + 1);
         (first..self.ids.len())

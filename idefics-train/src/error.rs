@@ -4,72 +4,72 @@ use idefics_checkpoint::CheckpointError;
 use idefics_generate::{ErrorKind, InputError};
 use idefics_processor::io_words;
 
-/// Why training stopped.
+/// An error that stops training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// Tokens and images that do not fit the model.
+    /// The tokens or images of a batch do not fit the model.
     #[error("step {step}: {source}")]
     Input {
-        /// The step, from 0.
+        /// The step, counted from 0.
         step: u64,
-        /// What does not fit.
+        /// What does not fit the model.
         source: InputError,
     },
-    /// Loss or gradients stayed non-finite.
+    /// Loss or gradients were not finite in too many consecutive steps.
     #[error(
-        "step {step}: loss or gradients were not finite in {skipped} steps in a row; the last checkpoint is as it \
-         was, train anew with a lower learning rate"
+        "step {step}: loss or gradients were not finite in {skipped} consecutive steps; the last checkpoint is \
+         unchanged; restart from the beginning with a lower learning rate"
     )]
     NonFinite {
-        /// The step, from 0.
+        /// The step, counted from 0.
         step: u64,
-        /// Steps in a row that were skipped.
+        /// Number of consecutive steps that were skipped.
         skipped: u32,
     },
-    /// No label counts in a whole step.
-    #[error("step {step}: no label counts, there is nothing to learn")]
+    /// All labels of a step are ignored.
+    #[error("step {step}: all labels are ignored, so there is nothing to learn; check the labels of the data")]
     NoLabels {
-        /// The step, from 0.
+        /// The step, counted from 0.
         step: u64,
     },
-    /// A checkpoint's weights cannot be written or read.
+    /// The weights of a checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The file system refused.
-    #[error("{}: {}; checkpoints that were complete before are untouched", path.display(), io_words(source))]
+    /// A file or folder cannot be written or read.
+    #[error("{}: {}; earlier checkpoints are unchanged", path.display(), io_words(source))]
     Io {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The error reported by the system.
         source: std::io::Error,
     },
-    /// A file of a checkpoint is not what was written.
+    /// A file of a checkpoint is damaged.
     #[error("{}: {reason}", path.display())]
     State {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
     /// The checkpoint belongs to another run.
-    #[error("{}: made with another `{field}`; train in another folder, or with the same settings", path.display())]
+    #[error("{}: the run has another `{field}`; use another folder or the same settings", path.display())]
     OtherRun {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The setting that differs.
         field: String,
     },
-    /// The threads could not be started.
+    /// The worker threads could not be started.
     #[error("the worker threads could not be started: {reason}")]
     Threads {
-        /// Why.
+        /// The error of the thread pool.
         reason: String,
     },
 }
 
 impl TrainError {
-    /// Who is at fault.
+    /// The category of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Input { .. } | Self::NoLabels { .. } => ErrorKind::Input,

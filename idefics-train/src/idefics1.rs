@@ -1,5 +1,5 @@
-//! The loss of the first Idefics. The prompts say which images their tokens see
-//! ([`TrainingBatch::seeing_latest_images`]).
+//! Training of the first Idefics. The batch must say which images its tokens see:
+//! [`TrainingBatch::seeing_latest_images`].
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use crate::segments::{is_trained, select};
 use crate::{Chain, LabelRecipe, LossGradients, Segments, Trainable, TrainingBatch};
 
 impl Trainable for Idefics1 {
-    /// Whatever the recipe, −100 alone does not count: image tokens stand for nothing here.
+    /// Always −100, whatever the recipe: image tokens are only placeholders in this family.
     fn ignored_label(&self, _recipe: LabelRecipe) -> i64 {
         IGNORED_LABEL
     }
@@ -30,8 +30,8 @@ impl Trainable for Idefics1 {
     }
 }
 
-/// Vision layers, resampler, token vectors, decoder layers with the gated blocks before them, head. Every gated block
-/// reads the images, so that their gradient is the sum over the blocks.
+/// The segments are vision layers, resampler, embeddings, decoder layers together with the gated layers before them,
+/// and the head. All gated layers read the images, whose gradient is the sum over these layers.
 impl Segments for Idefics1 {
     fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, InputError> {
         let text = &self.model.text;
@@ -86,8 +86,8 @@ impl Segments for Idefics1 {
     }
 }
 
-/// Adds the segments from the pixels to each row's image vectors, `[batch, max_images · n_vectors, d_image]`, and returns
-/// the last of them; `None` if there is no image.
+/// Adds the segments that compute the image vectors of each row, `[batch, max_images · n_vectors, d_image]`, from the
+/// pixels. Returns the index of the last one; `None` if there are no images.
 fn image_segments<'a>(
     model: &'a Idefics1,
     batch: &'a TrainingBatch,
@@ -130,7 +130,7 @@ fn image_segments<'a>(
     }
     let max_images = n_images.iter().copied().max().unwrap_or(0);
     let rows = n_images.len();
-    // Rows with fewer images have another's vectors behind theirs, which they never see.
+    // Rows with fewer images are filled up with vectors of another image, which the mask hides from them.
     let firsts = n_images.iter().scan(0, |next, n_images| Some(std::mem::replace(next, *next + n_images)));
     let places: Vec<usize> = firsts
         .zip(n_images)
@@ -146,11 +146,11 @@ fn image_segments<'a>(
     })))
 }
 
-/// The summed cross-entropy, `[1]`, of what the decoder's last hidden states, `[batch, seq, d]`, predict: the head runs
-/// for labelled slots only.
+/// The summed cross-entropy, `[1]`, of the predictions from the last hidden states, `[batch, seq, d]`. The head is
+/// computed only for slots whose prediction has a label.
 fn summed_loss(model: &Idefics1, hidden_states: Tensor<3>, targets: &NextTokens) -> Tensor<1> {
     let [batch, seq, d] = hidden_states.dims();
-    let predictors = targets.rows_of(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
+    let predictors = targets.select_predictors(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
     let logits = model.logits(predictors.unsqueeze_dim(0));
     targets.cross_entropy(logits.squeeze_dim(0))
 }

@@ -1,4 +1,4 @@
-//! The loss of Idefics2 and Idefics3, whose images stand among the tokens.
+//! Training of Idefics2 and Idefics3, whose image features replace image tokens.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -14,9 +14,9 @@ use crate::labels::NextTokens;
 use crate::segments::{is_trained, select};
 use crate::{Chain, LabelRecipe, LossGradients, Segments, Trainable, TrainingBatch};
 
-/// A model whose images stand among its tokens: vision tower, connector, decoder, head.
+/// A model whose image features replace image tokens: a vision tower, a connector, a decoder and a head.
 pub(crate) trait ImageTokenModel: Model + Module {
-    /// The token of an image.
+    /// The id of image tokens.
     fn image_token_id(&self) -> u32;
     /// Pixels to patch features.
     fn vision_model(&self) -> &VisionTransformer;
@@ -26,13 +26,14 @@ pub(crate) trait ImageTokenModel: Model + Module {
     fn lm_head(&self) -> &Linear;
     /// Whether the connector is trained.
     fn trains_connector(&self) -> bool;
-    /// Features of images of one grid, `[n_images, patches, d_vision]`, to image vectors, `[n_images, n_vectors, d]`.
+    /// Applies the connector: patch features of images that share a grid, `[n_images, patches, d_vision]`, to image
+    /// features, `[n_images, n_vectors, d]`.
     fn connect(&self, features: Tensor<3>, grid: PatchGrid) -> Tensor<3>;
     /// The patches of a batch, with their positions.
     fn patch_layout(&self, images: &ImageBatch<'_>) -> PatchLayout;
 }
 
-/// What the decoder reads, `[batch, seq, d]`: token vectors, and image vectors in their places.
+/// The input of the decoder, `[batch, seq, d]`: token embeddings, with image features at image tokens.
 fn inputs_embeds<M: ImageTokenModel>(
     model: &M,
     batch: &TrainingBatch,
@@ -57,7 +58,7 @@ fn training_gradients<M: ImageTokenModel + Trainable>(
     Ok(LossGradients::backward(&loss, targets.len(), model))
 }
 
-/// Vision layers, connector, token vectors, decoder layers, head.
+/// The segments are vision layers, connector, embeddings, decoder layers and the head.
 fn segments<'a, M: ImageTokenModel + Trainable>(
     model: &'a M,
     batch: &'a TrainingBatch,
@@ -77,8 +78,8 @@ fn segments<'a, M: ImageTokenModel + Trainable>(
         last = chain.push(&[last], is_trained(layer), move |model: &M, inputs| {
             let hidden_states = inputs[0].clone(); // [batch, seq, d]
             let mut cache = model.cache(&batch.prompts, 0);
-            let of = |states: Tensor<3>| batch.places(model.decoder(), &states, &cache);
-            let places = places.get_or_init(|| of(hidden_states.clone().inner()));
+            let compute_places = |states: Tensor<3>| batch.places(model.decoder(), &states, &cache);
+            let places = places.get_or_init(|| compute_places(hidden_states.clone().inner()));
             let layer = &model.text_model().layers[layer_idx];
             Ok(layer.forward(hidden_states, layer_idx, places, &mut cache, &mut Unobserved))
         });
@@ -93,8 +94,8 @@ fn segments<'a, M: ImageTokenModel + Trainable>(
     Ok(chain)
 }
 
-/// Adds the segments from the pixels to the image tokens, `[n_images, n_vectors, d]`, and returns the last of them;
-/// `None` if there is no image.
+/// Adds the segments that compute the image features, `[n_images, n_vectors, d]`, from the pixels. Returns the index of
+/// the last one; `None` if there are no images.
 fn image_segments<'a, M: ImageTokenModel>(
     model: &'a M,
     batch: &'a TrainingBatch,
@@ -130,20 +131,20 @@ fn image_segments<'a, M: ImageTokenModel>(
     if connected.is_empty() {
         return Ok(None);
     }
-    // Back in the order of the images.
+    // Restores the order of the images.
     let in_order = move |_: &M, inputs: &[Tensor<3>]| Ok(select(Tensor::cat(inputs.to_vec(), 0), &places));
     Ok(Some(chain.push(&connected, false, in_order)))
 }
 
-/// The summed cross-entropy, `[1]`, of what the decoder's last hidden states, `[batch, seq, d]`, predict: the head
-/// runs for labelled slots only.
+/// The summed cross-entropy, `[1]`, of the predictions from the last hidden states, `[batch, seq, d]`. The head is
+/// computed only for slots whose prediction has a label.
 fn summed_loss<M: ImageTokenModel>(model: &M, hidden_states: Tensor<3>, targets: &NextTokens) -> Tensor<1> {
     let [batch, seq, d] = hidden_states.dims();
-    let hidden_states = targets.rows_of(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
+    let hidden_states = targets.select_predictors(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
     targets.cross_entropy(model.lm_head().forward(hidden_states).cast(DType::F32))
 }
 
-/// The parts of a family, and its traits by them.
+/// Implements the training traits for a model, given its connector.
 macro_rules! image_token_model {
     ($model:ident, |$own:ident, $features:ident, $grid:ident| $connect:expr) => {
         impl ImageTokenModel for $model {

@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-#![allow(clippy::disallowed_methods)] // losses, norms and moments are read back
+#![allow(clippy::disallowed_methods)] // losses, norms and optimiser state are read from the device
 
 mod adamw;
 mod batch;

@@ -1,8 +1,8 @@
-//! The backward pass in bounded memory: only what goes from segment to segment is kept, and a segment runs again when its
-//! gradients are due. One more forward pass, for activations of one layer instead of all.
+//! Activation checkpointing: only the outputs of segments are kept, and a segment is run again when its gradients are
+//! computed. This costs a second forward pass, but takes memory for the activations of only one layer.
 //!
-//! Paper: <https://arxiv.org/abs/1604.06174>. The forward pass is on the plain device. Segments that no trained parameter
-//! comes before run forward alone.
+//! Paper: <https://arxiv.org/abs/1604.06174>. The first forward pass runs without autodiff. Segments without a trained
+//! parameter in or before them have no backward pass.
 
 use burn::tensor::Tensor;
 use idefics_generate::InputError;
@@ -10,8 +10,8 @@ use idefics_generate::InputError;
 use crate::segments::Segment;
 use crate::{Gradients, LossGradients, Segments, TrainingBatch};
 
-/// As [`Trainable::training_gradients`](crate::Trainable::training_gradients), with the activations of one segment at a
-/// time.
+/// Computes the same gradients as [`Trainable::training_gradients`](crate::Trainable::training_gradients), but keeps
+/// the activations of only one segment at a time.
 ///
 /// # Errors
 /// As [`Trainable::training_gradients`](crate::Trainable::training_gradients).
@@ -24,73 +24,76 @@ pub fn training_gradients_recomputing<M: Segments>(
 ) -> Result<LossGradients, InputError> {
     let plain = model.valid();
     let segments = model.segments(batch)?.segments;
-    let is_reached = reached(&segments);
+    let needs_gradients = segments_with_gradients(&segments);
     let n_labels = batch.targets(model.ignored_label(batch.recipe)).len();
     let head = segments.len() - 1;
 
-    // Forward, keeping what the backward pass will read.
+    // Forward pass. Keeps the outputs that the backward pass needs.
     let mut outputs: Vec<Option<Tensor<3>>> = Vec::with_capacity(segments.len());
     for (index, segment) in segments.iter().enumerate() {
-        if index == head && is_reached[head] {
-            break; // it runs in the graph right away
+        if index == head && needs_gradients[head] {
+            break; // the backward pass starts by running it with autodiff
         }
         let output = (segment.forward)(&plain, &inputs(segment, &outputs))?;
         outputs.push(Some(output));
         for &input in &segment.inputs {
             let is_kept = segments[index + 1..].iter().any(|later| later.inputs.contains(&input))
-                || segments.iter().zip(&is_reached).any(|(reader, reached)| *reached && reader.inputs.contains(&input));
+                || segments
+                    .iter()
+                    .zip(&needs_gradients)
+                    .any(|(reader, needed)| *needed && reader.inputs.contains(&input));
             if !is_kept {
                 outputs[input] = None;
             }
         }
     }
-    if !is_reached[head] {
-        let loss = outputs.pop().flatten().expect("the head has run");
+    if !needs_gradients[head] {
+        let loss = outputs.pop().flatten().expect("the head was run");
         return Ok(LossGradients { loss: loss.into_scalar::<f64>(), n_labels, gradients: Gradients::default() });
     }
 
-    // Backward, by the chain rule.
+    // Backward pass, by the chain rule.
     let mut loss = 0.0;
     let mut gradients = Gradients::default();
-    let mut of_outputs: Vec<Option<Tensor<3>>> = vec![None; segments.len()];
+    let mut output_gradients: Vec<Option<Tensor<3>>> = vec![None; segments.len()];
     for (index, segment) in segments.iter().enumerate().rev() {
-        outputs.truncate(index); // no segment before reads it
-        let gradient = of_outputs[index].take();
-        if !is_reached[index] || (index < head && gradient.is_none()) {
+        outputs.truncate(index); // earlier segments do not read it
+        let gradient = output_gradients[index].take();
+        if !needs_gradients[index] || (index < head && gradient.is_none()) {
             continue;
         }
-        let leaf = |(input, &number): (Tensor<3>, &usize)| {
+        let leaf = |(input, &input_idx): (Tensor<3>, &usize)| {
             let input = Tensor::from_inner(input);
-            if is_reached[number] { input.require_grad() } else { input }
+            if needs_gradients[input_idx] { input.require_grad() } else { input }
         };
         let inputs: Vec<Tensor<3>> = inputs(segment, &outputs).into_iter().zip(&segment.inputs).map(leaf).collect();
         let output = (segment.forward)(model, &inputs)?;
         let product = match gradient {
-            None => output.sum(), // of the loss alone
+            None => output.sum(), // the head, whose output is the loss
             Some(gradient) => (output * Tensor::from_inner(gradient)).sum(),
         };
         if index == head {
             loss = product.clone().into_scalar::<f64>();
         }
         if !product.is_tracked() {
-            continue; // the batch meets no trained parameter here
+            continue; // the output of this batch depends on no trained parameter
         }
         let mut found = product.backward();
         gradients.accumulate(Gradients::collect(model, &mut found));
-        for (input, &number) in inputs.iter().zip(&segment.inputs) {
-            if is_reached[number]
+        for (input, &input_idx) in inputs.iter().zip(&segment.inputs) {
+            if needs_gradients[input_idx]
                 && let Some(gradient) = input.grad_remove(&mut found)
             {
-                let sum = of_outputs[number].take();
-                of_outputs[number] = Some(sum.map_or(gradient.clone(), |sum| sum + gradient));
+                let sum = output_gradients[input_idx].take();
+                output_gradients[input_idx] = Some(sum.map_or(gradient.clone(), |sum| sum + gradient));
             }
         }
     }
     Ok(LossGradients { loss, n_labels, gradients })
 }
 
-/// For each segment whether a trained parameter is in it or before it.
-fn reached<M>(segments: &[Segment<'_, M>]) -> Vec<bool> {
+/// For each segment, whether it or a segment before it has a trained parameter.
+fn segments_with_gradients<M>(segments: &[Segment<'_, M>]) -> Vec<bool> {
     let mut reached: Vec<bool> = Vec::with_capacity(segments.len());
     for segment in segments {
         reached.push(segment.is_trained || segment.inputs.iter().any(|&input| reached[input]));
@@ -98,8 +101,8 @@ fn reached<M>(segments: &[Segment<'_, M>]) -> Vec<bool> {
     reached
 }
 
-/// What a segment reads.
+/// The inputs of a segment.
 fn inputs<M>(segment: &Segment<'_, M>, outputs: &[Option<Tensor<3>>]) -> Vec<Tensor<3>> {
-    let output = |&input: &usize| outputs[input].clone().expect("outputs are kept for their readers");
+    let output = |&input: &usize| outputs[input].clone().expect("outputs are kept until they were read");
     segment.inputs.iter().map(output).collect()
 }

@@ -1,26 +1,26 @@
-//! Learning rates over the steps of a run.
+//! Learning-rate schedules.
 
 use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate goes on after the warm-up. Names and shapes as in Transformers' `get_scheduler`.
+/// How the learning rate changes after the warm-up. Names and formulas are those of `get_scheduler` in Transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Schedule {
-    /// It stays.
+    /// Stays constant.
     Constant,
-    /// It falls in a straight line to zero.
+    /// Decays linearly to zero.
     #[default]
     Linear,
-    /// It falls along half a cosine to zero.
+    /// Decays to zero along half a cosine wave.
     Cosine,
 }
 
 impl Schedule {
-    /// The share of the peak learning rate in step `step` (from 0) of `total_steps`, of which the first `warmup_steps`
-    /// rise in a straight line from zero.
+    /// The learning rate in step `step` (counted from 0) as a fraction of the maximum, 0 to 1. It rises linearly from
+    /// zero during the first `warmup_steps` of `total_steps`.
     pub fn factor(self, step: u64, warmup_steps: u64, total_steps: u64) -> f64 {
         if step < warmup_steps {
             return step as f64 / warmup_steps as f64;

@@ -1,4 +1,4 @@
-//! A model as segments that run one after another: what the backward pass in bounded memory goes through.
+//! Splits a model into segments that run one after another, for activation checkpointing.
 
 use std::fmt;
 
@@ -9,28 +9,28 @@ use idefics_nn::{ParameterVisitor, visit_parameters};
 
 use crate::{Trainable, TrainingBatch};
 
-/// A model that shows itself as segments.
+/// A model that can be split into segments.
 pub trait Segments: Trainable + Module {
-    /// The segments that `batch` goes through. The last one's output is the summed loss, `[1, 1, 1]`.
+    /// The segments that process `batch`. The output of the last one is the summed loss, `[1, 1, 1]`.
     ///
     /// # Errors
     /// As [`Trainable::training_gradients`].
     fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, InputError>;
 }
 
-/// What a segment computes, on the plain model or on the one in the graph.
+/// The forward pass of a segment, with the model on the device with or without autodiff.
 type Forward<'a, M> = Box<dyn Fn(&M, &[Tensor<3>]) -> Result<Tensor<3>, InputError> + 'a>;
 
-/// Segments in the order in which they run. Each reads outputs of earlier ones.
+/// Segments in order of execution. A segment reads the outputs of earlier ones.
 pub struct Chain<'a, M> {
     pub(crate) segments: Vec<Segment<'a, M>>,
 }
 
-/// A part of a model: a layer, mostly.
+/// A part of a model, usually one layer.
 pub(crate) struct Segment<'a, M> {
-    /// The segments whose outputs it reads, by number.
+    /// Indices of the segments whose outputs it reads.
     pub(crate) inputs: Vec<usize>,
-    /// Whether one of its parameters is trained.
+    /// Whether any of its parameters is trained.
     pub(crate) is_trained: bool,
     pub(crate) forward: Forward<'a, M>,
 }
@@ -42,18 +42,22 @@ impl<M> Default for Chain<'_, M> {
 }
 
 impl<'a, M> Chain<'a, M> {
-    /// Adds a segment that reads the outputs of the segments `inputs`, and returns its number.
+    /// Adds a segment that reads the outputs of the segments with the indices `inputs`, and returns its index.
+    /// `is_trained` says whether any of its parameters is trained.
     ///
-    /// `forward` is given the model on the plain device with plain inputs, and again, in the backward pass, the model on
-    /// the autodiff device with inputs of the graph. What does not depend on parameters may be plain in both: a tensor
-    /// outside the graph is a constant.
+    /// `forward` is called with model and inputs on the device without autodiff, and again, in the backward pass, with
+    /// model and inputs on the autodiff device. Tensors that do not depend on parameters may be on the device without
+    /// autodiff in both calls: they are constants.
+    ///
+    /// # Panics
+    /// If an input is not the index of an earlier segment.
     pub fn push(
         &mut self,
         inputs: &[usize],
         is_trained: bool,
         forward: impl Fn(&M, &[Tensor<3>]) -> Result<Tensor<3>, InputError> + 'a,
     ) -> usize {
-        assert!(inputs.iter().all(|input| *input < self.segments.len()), "a segment reads earlier ones");
+        assert!(inputs.iter().all(|input| *input < self.segments.len()), "a segment can only read earlier ones");
         self.segments.push(Segment { inputs: inputs.to_vec(), is_trained, forward: Box::new(forward) });
         self.segments.len() - 1
     }
@@ -65,7 +69,7 @@ impl<M> fmt::Debug for Chain<'_, M> {
     }
 }
 
-/// Whether a parameter of `module` asks for a gradient.
+/// Whether any parameter of `module` requires a gradient.
 pub(crate) fn is_trained<M: Module>(module: &M) -> bool {
     struct Any(bool);
     impl ParameterVisitor for Any {
@@ -78,8 +82,8 @@ pub(crate) fn is_trained<M: Module>(module: &M) -> bool {
     any.0
 }
 
-/// Vectors of images in another order, `[places, n_vectors, d]`: `places` says which of the images, `[n_images, n_vectors,
-/// d]`, stands at each place.
+/// Reorders or repeats images: `[n_images, n_vectors, d]` in, `[places, n_vectors, d]` out. `places` has the index of
+/// the image for every place.
 pub(crate) fn select(images: Tensor<3>, places: &[usize]) -> Tensor<3> {
     let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
     let options = (&images.device(), DType::I32);

@@ -1,9 +1,10 @@
-//! Checkpoints of a run: weights, optimiser and position, complete or not there at all.
+//! Checkpoints of a run: weights, optimiser state and position, written atomically.
 //!
-//! `FOLDER/step-00000200/` holds `model.safetensors` (f32), `optimizer.safetensors` (`exp_avg.{tensor}`,
-//! `exp_avg_sq.{tensor}`) and `state.json`. It is written beside its place and renamed; then `FOLDER/latest`, a file
-//! with the folder's name, is replaced. What is random in a run comes from the configuration's seed and the step, so
-//! the step is the position in the data and the state of the random numbers as well.
+//! `FOLDER/step-00000200/` contains `model.safetensors` (f32), `optimizer.safetensors` (`exp_avg.{tensor}`,
+//! `exp_avg_sq.{tensor}`) and `state.json`. It is written under a temporary name and renamed. Then the file
+//! `FOLDER/latest`, which contains the name of the newest checkpoint, is replaced. All random choices of a run are
+//! derived from the seed in the configuration and the step, so the step also determines the position in the data and
+//! the state of the random number generator.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,53 +23,57 @@ use serde::{Deserialize, Serialize};
 use crate::adamw::Moments;
 use crate::{TrainError, Trainer, TrainingConfig};
 
-/// Complete checkpoints that are kept.
-const KEPT: usize = 2;
+/// Number of checkpoints that are kept.
+const MAX_CHECKPOINTS: usize = 2;
 
-/// `state.json`.
+/// The contents of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     step: u64,
     config: TrainingConfig,
-    /// Steps that each tensor took part in.
+    /// For each tensor, the number of steps in which it had a gradient.
     tensor_steps: BTreeMap<String, u64>,
 }
 
 impl<M: Module + Sync> Trainer<M> {
-    /// Writes a checkpoint into `folder`, which is made if need be, and removes all but the last two.
+    /// Writes a checkpoint to `folder`, which is created if necessary, and removes all but the last two. Returns the
+    /// path of the checkpoint.
     ///
     /// # Errors
-    /// [`TrainError::Io`], [`TrainError::Checkpoint`]; the last complete checkpoint is then still the latest.
+    /// [`TrainError::Io`] or [`TrainError::Checkpoint`] if a file cannot be written. The previous checkpoint then
+    /// remains the latest.
     pub fn save(&self, folder: &Path) -> Result<PathBuf, TrainError> {
         let name = step_name(self.step);
-        let (place, beside) = (folder.join(&name), folder.join(format!("{name}.tmp")));
+        let (target, temporary) = (folder.join(&name), folder.join(format!("{name}.tmp")));
         std::fs::create_dir_all(folder).map_err(|source| io(folder, source))?;
-        if beside.exists() {
-            std::fs::remove_dir_all(&beside).map_err(|source| io(&beside, source))?; // an interrupted save
+        if temporary.exists() {
+            std::fs::remove_dir_all(&temporary).map_err(|source| io(&temporary, source))?; // left by an interrupted save
         }
-        std::fs::create_dir(&beside).map_err(|source| io(&beside, source))?;
+        std::fs::create_dir(&temporary).map_err(|source| io(&temporary, source))?;
 
         let tied: Vec<&str> = self.config.tied.iter().map(|(tied, _)| tied.as_str()).collect();
-        save(&self.module, &beside.join("model.safetensors"), DType::F32, &tied)?;
-        self.save_moments(&beside.join("optimizer.safetensors"))?;
+        save(&self.module, &temporary.join("model.safetensors"), DType::F32, &tied)?;
+        self.save_moments(&temporary.join("optimizer.safetensors"))?;
         let tensor_steps = self.optimizer.moments.iter().map(|(name, moments)| (name.clone(), moments.step)).collect();
         let state = State { step: self.step, config: self.config.clone(), tensor_steps };
-        write_atomically(&beside.join("state.json"), |file| Ok(serde_json::to_writer_pretty(file, &state)?))?;
+        write_atomically(&temporary.join("state.json"), |file| Ok(serde_json::to_writer_pretty(file, &state)?))?;
 
-        if place.exists() {
-            std::fs::remove_dir_all(&place).map_err(|source| io(&place, source))?; // the same step, saved before
+        if target.exists() {
+            std::fs::remove_dir_all(&target).map_err(|source| io(&target, source))?; // saved at the same step before
         }
-        std::fs::rename(&beside, &place).map_err(|source| io(&place, source))?;
+        std::fs::rename(&temporary, &target).map_err(|source| io(&target, source))?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| io(folder, source))?;
         write_atomically(&folder.join("latest"), |file| file.write_all(name.as_bytes()))?;
         remove_old(folder).map_err(|source| io(folder, source))?;
-        Ok(place)
+        Ok(target)
     }
 
-    /// Goes on with the run whose checkpoints are in `folder`; `None` if there is none yet.
+    /// Resumes the run with checkpoints in `folder`; `None` if there is no checkpoint yet. The weights of `module` are
+    /// replaced by those of the checkpoint. The optimiser state is created on `device`, which must not be an autodiff
+    /// device.
     ///
     /// # Errors
-    /// [`TrainError::OtherRun`] if it was begun with another configuration, [`TrainError::State`],
+    /// [`TrainError::OtherRun`] if the run was started with another configuration. [`TrainError::State`],
     /// [`TrainError::Checkpoint`] or [`TrainError::Io`] if the checkpoint cannot be read.
     pub fn resume(
         module: M,
@@ -84,7 +89,10 @@ impl<M: Module + Sync> Trainer<M> {
         };
         let is_step = name.strip_prefix("step-").is_some_and(|step| step.parse::<u64>().is_ok());
         if !is_step {
-            return Err(TrainError::State { path: latest, reason: format!("{name:?} is no checkpoint's name") });
+            return Err(TrainError::State {
+                path: latest,
+                reason: format!("{name:?} is not the name of a checkpoint"),
+            });
         }
         let checkpoint = folder.join(name);
         let path = checkpoint.join("state.json");
@@ -117,7 +125,7 @@ impl<M: Module + Sync> Trainer<M> {
             .collect();
         let views = tensors.iter().map(|(name, data)| {
             let view = TensorView::new(Dtype::F32, data.shape().to_vec(), data.as_bytes());
-            (name, view.expect("the bytes are the shape's"))
+            (name, view.expect("the bytes match the shape"))
         });
         let bytes = safetensors::serialize(views, None)
             .map_err(|error| TrainError::State { path: path.to_owned(), reason: error.to_string() })?;
@@ -150,11 +158,11 @@ fn read_moments(
         .collect()
 }
 
-/// The first setting that differs, among those that change results.
+/// Name of the first setting that differs. `workers` is not compared, as it does not change results.
 fn different_field(ours: &TrainingConfig, theirs: &TrainingConfig) -> Option<String> {
     let object = |config: &TrainingConfig| match serde_json::to_value(config) {
         Ok(serde_json::Value::Object(fields)) => fields,
-        _ => unreachable!("a configuration is an object"),
+        _ => unreachable!("a configuration serialises to an object"),
     };
     let theirs = object(theirs);
     let mut fields = object(ours).into_iter().filter(|(field, _)| field != "workers");
@@ -171,7 +179,7 @@ fn remove_old(folder: &Path) -> std::io::Result<()> {
         }
     }
     steps.sort();
-    let old = steps.len().saturating_sub(KEPT);
+    let old = steps.len().saturating_sub(MAX_CHECKPOINTS);
     steps[..old].iter().try_for_each(std::fs::remove_dir_all)
 }
 

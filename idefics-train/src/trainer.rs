@@ -1,4 +1,4 @@
-//! The loop's body: micro-batches in, one step of the optimiser out.
+//! The training step: computes the gradients of micro-batches and updates the weights.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -9,31 +9,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AdamW, AdamWConfig, Gradients, LossGradients, Schedule, TrainError, WeightDecay};
 
-/// Consecutive steps with a loss or gradients that are not finite, after which a run is given up.
+/// Number of consecutive steps with a non-finite loss or gradient after which a run is aborted.
 const MAX_SKIPPED: u32 = 10;
 
-/// What a run is made of. Two runs of one configuration over the same batches end with the same weights.
+/// Configuration of a run. Two runs with the same configuration and the same batches produce the same weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainingConfig {
-    /// Steps in all.
+    /// Total number of steps.
     pub total_steps: u64,
-    /// The highest learning rate.
+    /// Maximum learning rate, reached after the warm-up.
     pub learning_rate: f64,
-    /// How it goes on after the warm-up.
+    /// How the learning rate changes after the warm-up.
     pub schedule: Schedule,
-    /// Steps in which it rises from zero.
+    /// Number of steps in which the learning rate rises linearly from zero.
     pub warmup_steps: u64,
-    /// The optimiser.
+    /// Hyperparameters of the optimiser.
     pub adamw: AdamWConfig,
-    /// What the gradients' common norm is clipped to.
+    /// Maximum norm of all gradients together, enforced by clipping; `None` for no clipping.
     pub max_grad_norm: Option<f64>,
-    /// Parameters whose names begin with one of these are not trained: `model.vision_model.`
+    /// Name prefixes of parameters that are not trained, such as `model.vision_model.`.
     pub frozen: Vec<String>,
-    /// Pairs (tensor, source): the first is the second (`tie_word_embeddings`).
+    /// Pairs (tensor, source) that share their values (`tie_word_embeddings`). The source must precede the tensor in
+    /// the module.
     pub tied: Vec<(String, String)>,
-    /// What the caller draws its batches from, together with the step.
+    /// Random seed from which the caller draws its batches, together with the step.
     pub seed: u64,
-    /// Micro-batches that are computed at the same time, each on its share of the cores. Changes no result.
+    /// Number of micro-batches computed in parallel, each on an equal share of the cores. Does not change results.
     pub workers: usize,
 }
 
@@ -55,41 +56,41 @@ impl TrainingConfig {
     }
 }
 
-/// What one step did.
+/// Report of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct StepReport {
-    /// The step, from 0.
+    /// The step, counted from 0.
     pub step: u64,
-    /// Mean loss of a label.
+    /// Mean loss per label.
     pub loss: f64,
-    /// The learning rate.
+    /// Learning rate of this step.
     pub learning_rate: f64,
-    /// The gradients' norm before clipping.
+    /// Norm of all gradients together, before clipping.
     pub grad_norm: f64,
-    /// False if loss or gradients were not finite: nothing was changed then.
+    /// Whether the weights were updated. False if loss or gradients were not finite.
     pub applied: bool,
 }
 
-/// A module in training.
+/// A module with its optimiser and the progress of a run.
 #[derive(Debug)]
 pub struct Trainer<M> {
     pub(crate) module: M,
     pub(crate) optimizer: AdamW,
     pub(crate) config: TrainingConfig,
-    /// Steps done.
+    /// Number of steps done, including skipped ones.
     pub(crate) step: u64,
-    /// Steps skipped in a row.
+    /// Number of consecutive steps skipped so far.
     skipped: u32,
-    /// One for each worker.
+    /// One thread pool per worker.
     pools: Vec<ThreadPool>,
 }
 
 impl<M: Module + Sync> Trainer<M> {
-    /// Begins a run with `module`, which is on an autodiff device.
+    /// Starts a run with `module`, which must be on an autodiff device.
     ///
     /// # Errors
-    /// [`TrainError::Threads`].
+    /// [`TrainError::Threads`] if the worker threads cannot be started.
     pub fn new(module: M, config: TrainingConfig) -> Result<Self, TrainError> {
         let module = map_parameters(module, &mut Freeze { frozen: &config.frozen });
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -100,28 +101,29 @@ impl<M: Module + Sync> Trainer<M> {
         Ok(Self { module, optimizer: AdamW::new(config.adamw), config, step: 0, skipped: 0, pools })
     }
 
-    /// The module as it is now.
+    /// The module with its current weights.
     pub fn module(&self) -> &M {
         &self.module
     }
 
-    /// The configuration.
+    /// Configuration of the run.
     pub fn config(&self) -> &TrainingConfig {
         &self.config
     }
 
-    /// Steps done so far: where in the data the run is.
+    /// Number of steps done so far, which is also the position in the data.
     pub fn steps_done(&self) -> u64 {
         self.step
     }
 
-    /// One step on the mean loss over all labels of `micro_batches`. `gradients` computes one micro-batch's, as
-    /// [`Trainable::training_gradients`](crate::Trainable::training_gradients) does.
+    /// Runs one optimiser step on the mean loss over all labels of `micro_batches`. `gradients` computes loss and
+    /// gradients of one micro-batch, like [`Trainable::training_gradients`](crate::Trainable::training_gradients).
     ///
-    /// If loss or gradients are not finite nothing changes but the count of steps.
+    /// If loss or gradients are not finite, the step is counted but the weights and the optimiser state do not change.
     ///
     /// # Errors
-    /// [`TrainError::Input`], [`TrainError::NoLabels`], [`TrainError::NonFinite`] if it was so ten times in a row.
+    /// [`TrainError::Input`] if a micro-batch does not fit the model, [`TrainError::NoLabels`] if all labels are
+    /// ignored, [`TrainError::NonFinite`] if loss or gradients were not finite in ten consecutive steps.
     pub fn step<B: Sync>(
         &mut self,
         micro_batches: &[B],
@@ -157,20 +159,20 @@ impl<M: Module + Sync> Trainer<M> {
         Ok(StepReport { step, loss, learning_rate, grad_norm, applied })
     }
 
-    /// The sum over the micro-batches, always added in their order.
+    /// Sums loss and gradients over the micro-batches, in their order, so that the result does not depend on timing.
     fn accumulate<B: Sync>(
         &self,
         micro_batches: &[B],
         gradients: &(impl Fn(&M, &B) -> Result<LossGradients, InputError> + Sync),
     ) -> Result<LossGradients, TrainError> {
         let mut sum = LossGradients { loss: 0.0, n_labels: 0, gradients: Gradients::default() };
-        for together in micro_batches.chunks(self.pools.len()) {
+        for chunk in micro_batches.chunks(self.pools.len()) {
             let results: Vec<Result<LossGradients, InputError>> = std::thread::scope(|scope| {
-                let workers: Vec<_> = together
+                let workers: Vec<_> = chunk
                     .iter()
                     .zip(&self.pools)
                     .map(|(batch, pool)| {
-                        // Leaves of its own, so that the workers' graphs have nothing in common.
+                        // Every worker gets its own leaf tensors, so that the autodiff graphs are independent.
                         let module = leaves(&self.module);
                         scope.spawn(move || pool.install(|| gradients(&module, batch)))
                     })
@@ -191,7 +193,7 @@ impl<M: Module + Sync> Trainer<M> {
     }
 }
 
-/// The same weights, in memory that is shared, as leaves of a new graph.
+/// The same module with its weights as leaves of a new autodiff graph. The memory of the weights is shared.
 fn leaves<M: Module>(module: &M) -> M {
     map_parameters(module.clone(), &mut Leaves)
 }

@@ -18,7 +18,7 @@ fn model(name: &str) -> Idefics1 {
     Idefics1::from_folder(&folder, &Device::flex().autodiff(), DType::F32, |_| ()).unwrap()
 }
 
-/// Two rows of texts about one and two pictures: in one batch that branches, and each in a row of its own.
+/// Texts about one and two images: as a batch of two branching rows, and as a batch with one row per text.
 fn batches(model: &Idefics1) -> [TrainingBatch; 2] {
     let side = model.config().vision_config.image_size;
     let picture = |seed: usize| {
@@ -54,7 +54,7 @@ fn text_only() -> TrainingBatch {
 }
 
 #[test]
-fn texts_that_share_a_beginning_have_the_gradients_of_a_row_each() {
+fn branching_rows_match_separate_rows() {
     let model = model("idefics1-small");
     let [together, apart] = batches(&model).map(|batch| model.training_gradients(&batch).unwrap());
     assert_close_gradients("idefics1-small", &apart, &together);

@@ -1,4 +1,4 @@
-//! Which labels count.
+//! Which labels count in the loss.
 
 use burn::tensor::{DType, Device};
 use idefics_generate::{Idefics2, LogitsToKeep, Model, Prompts};
@@ -7,7 +7,7 @@ use idefics_train::{LabelRecipe, Trainable};
 use crate::xtask_folder;
 
 #[test]
-fn the_loss_is_the_mean_over_labels_that_count() {
+fn loss_is_the_mean_over_labels_that_are_not_ignored() {
     let folder = xtask_folder("checkpoints/odd-heads");
     let model = Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
     let ids = vec![1, 30, 40, 50];

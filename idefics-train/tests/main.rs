@@ -1,7 +1,7 @@
-//! Tests of training, one binary: linking Burn is the slow part.
+//! Tests of training, in a single binary because linking Burn is slow.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // in test helpers
 
 mod idefics1;
 mod loss;
@@ -9,7 +9,7 @@ mod training;
 
 use std::path::{Path, PathBuf};
 
-/// Checkpoints of the reference.
+/// A folder of `xtask`, which has the checkpoints written by the reference.
 fn xtask_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
 }

@@ -1,4 +1,4 @@
-//! Training runs: the same result however they are cut up, and nothing lost when something fails.
+//! Training runs: the same results with any split into micro-batches or restarts, and no data lost if something fails.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ fn model(name: &str) -> Idefics2 {
     Idefics2::from_folder(&folder(name), &Device::flex().autodiff(), burn::tensor::DType::F32, |_| ()).unwrap()
 }
 
-/// Rows with 0, 1 and 2 images of two sizes, padded on the left; what they are depends on `seed`.
+/// Left-padded rows with 0, 1 and 2 images of two sizes. Tokens and pixels depend on `seed`.
 fn batch(config: &Idefics2Config, seed: u32) -> TrainingBatch {
     let latents = config.perceiver_config.resampler_n_latents;
     let patch = config.vision_config.patch_size;
@@ -62,7 +62,7 @@ fn text_only() -> TrainingBatch {
     TrainingBatch::padded(&[text], Vec::new(), LabelRecipe::IgnoreImageTokens, 0).unwrap()
 }
 
-/// Two rows of three texts each, about one and two pictures: in one batch that branches, and each in a row of its own.
+/// Texts about one and two images, three each: as a batch of two branching rows, and as a batch with one row per text.
 fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
     let recipe = LabelRecipe::IgnoreImageTokens;
     let pictures = batch(config, 3).images;
@@ -75,7 +75,7 @@ fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
         LabelledText { labels: labels.collect(), ids }
     };
     let rows = [
-        // The second parts from the first at its answer, the third in its question.
+        // The second text diverges from the first in the answer, the third in the question.
         vec![text(1, &[40, 41, 42], &[50, 51]), text(1, &[40, 41, 42], &[50, 52, 53]), text(1, &[40, 43], &[54])],
         vec![text(2, &[40, 44], &[55]), text(2, &[45, 46, 47, 48], &[56, 57]), text(2, &[40, 44, 49], &[58])],
     ];
@@ -88,13 +88,13 @@ fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
     [together, TrainingBatch::padded(&apart, images, recipe, 0).unwrap()]
 }
 
-/// The same, and every tensor of the model has one.
+/// Asserts that the gradients are equal up to rounding, and that every tensor of the model has one.
 fn assert_same_gradients(name: &str, model: &Idefics2, kept: &LossGradients, other: &LossGradients) {
     assert_eq!(kept.gradients.iter().count(), weights(model).len(), "{name}: every tensor has a gradient");
     assert_close_gradients(name, kept, other);
 }
 
-/// The same tensors have gradients, and the same ones.
+/// Asserts that the same tensors have gradients and that these are equal up to rounding.
 pub(crate) fn assert_close_gradients(name: &str, kept: &LossGradients, other: &LossGradients) {
     assert!((kept.loss - other.loss).abs() < 1e-4, "{name}: {} {}", kept.loss, other.loss);
     assert_eq!(kept.n_labels, other.n_labels);
@@ -103,7 +103,7 @@ pub(crate) fn assert_close_gradients(name: &str, kept: &LossGradients, other: &L
         let other = other.gradients.get(tensor).unwrap_or_else(|| panic!("{name}: `{tensor}` is missing"));
         let difference = (gradient.clone() - other.clone()).abs().max().into_scalar::<f32>();
         let size = gradient.clone().abs().max().into_scalar::<f32>();
-        // Sums over some 30 labels; attention is another kernel where no graph is kept.
+        // The gradients are sums over about 30 labels, and attention uses another kernel without autodiff.
         assert!(difference <= 1e-4 * size.max(1.0), "{name}: `{tensor}` differs by {difference} of {size}");
     }
 }
@@ -121,7 +121,7 @@ fn run(trainer: &mut Trainer<Idefics2>, steps: std::ops::Range<u32>) -> Vec<Step
     steps.map(step).collect()
 }
 
-/// Every parameter's values, for comparing bit by bit.
+/// Name and bits of every parameter, for bitwise comparison.
 fn weights(model: &Idefics2) -> Vec<(String, Vec<u32>)> {
     struct Collect(Vec<(String, Vec<u32>)>);
     impl ParameterVisitor for Collect {
@@ -169,7 +169,7 @@ fn recomputing_with_frozen_parts_gives_the_same_gradients() {
 }
 
 #[test]
-fn texts_that_share_a_beginning_give_the_gradients_of_a_row_each() {
+fn branching_rows_match_separate_rows() {
     for name in ["small", "small-wide-heads", "odd-heads"] {
         let (model, config) = (model(name), config(name));
         let [together, apart] = branching(&config);
@@ -181,7 +181,7 @@ fn texts_that_share_a_beginning_give_the_gradients_of_a_row_each() {
 }
 
 #[test]
-fn a_row_without_texts_is_refused() {
+fn rejects_row_without_tokens() {
     let text = LabelledText { ids: vec![1, 2], labels: vec![-100, 2] };
     for empty in [vec![], vec![LabelledText { ids: vec![], labels: vec![] }]] {
         let rows = [vec![text.clone()], empty];
@@ -191,7 +191,7 @@ fn a_row_without_texts_is_refused() {
 }
 
 #[test]
-fn frozen_parts_stay_and_the_rest_moves() {
+fn only_frozen_parameters_are_unchanged() {
     let frozen = vec!["model.vision_model.".to_owned(), "lm_head.".to_owned()];
     let mut trainer = Trainer::new(model("small"), TrainingConfig { frozen, ..run_config(3) }).unwrap();
     let before = weights(trainer.module());
@@ -203,17 +203,17 @@ fn frozen_parts_stay_and_the_rest_moves() {
 }
 
 #[test]
-fn tied_head_and_embedding_stay_one() {
+fn tied_head_and_embedding_stay_equal() {
     let tied = config("grid-70").tied().iter().map(|(tied, source)| ((*tied).to_owned(), (*source).to_owned()));
     let mut trainer = Trainer::new(model("grid-70"), TrainingConfig { tied: tied.collect(), ..run_config(3) }).unwrap();
     run(&mut trainer, 0..3);
     let weights = weights(trainer.module());
-    let of = |name: &str| &weights.iter().find(|(found, _)| found == name).unwrap().1;
-    assert_eq!(of("lm_head.weight"), of("model.text_model.embed_tokens.weight"));
+    let bits = |name: &str| &weights.iter().find(|(found, _)| found == name).unwrap().1;
+    assert_eq!(bits("lm_head.weight"), bits("model.text_model.embed_tokens.weight"));
 }
 
 #[test]
-fn the_number_of_workers_changes_nothing() {
+fn number_of_workers_does_not_change_results() {
     let results = [1, 2, 3].map(|workers| {
         let mut trainer = Trainer::new(model("small"), TrainingConfig { workers, ..run_config(3) }).unwrap();
         let reports = run(&mut trainer, 0..3);
@@ -223,7 +223,7 @@ fn the_number_of_workers_changes_nothing() {
 }
 
 #[test]
-fn two_micro_batches_are_one_batch() {
+fn two_micro_batches_match_one_batch() {
     let config = config("small");
     let (one, other) = (batch(&config, 1), batch(&config, 2));
     let model = model("small");
@@ -237,7 +237,7 @@ fn two_micro_batches_are_one_batch() {
 }
 
 #[test]
-fn a_run_that_was_killed_goes_on_bit_by_bit() {
+fn killed_run_resumes_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let mut whole = Trainer::new(model("small"), run_config(6)).unwrap();
     let reports = run(&mut whole, 0..6);
@@ -245,7 +245,7 @@ fn a_run_that_was_killed_goes_on_bit_by_bit() {
     let mut first = Trainer::new(model("small"), run_config(6)).unwrap();
     run(&mut first, 0..2);
     first.save(folder.path()).unwrap();
-    run(&mut first, 2..4); // lost
+    run(&mut first, 2..4); // not saved
     drop(first);
     let mut second = resume(folder.path()).unwrap().unwrap();
     assert_eq!(second.steps_done(), 2);
@@ -253,7 +253,7 @@ fn a_run_that_was_killed_goes_on_bit_by_bit() {
     assert_eq!(weights(second.module()), weights(whole.module()));
 }
 
-/// Goes on with a model whose own weights are random, so that everything must come from the checkpoint.
+/// Resumes with a randomly initialised model, so that all weights must come from the checkpoint.
 fn resume(folder: &Path) -> Result<Option<Trainer<Idefics2>>, TrainError> {
     let device = Device::flex().autodiff();
     let fresh = Idefics2::new(&config("small"), &device).unwrap();
@@ -261,12 +261,12 @@ fn resume(folder: &Path) -> Result<Option<Trainer<Idefics2>>, TrainError> {
 }
 
 #[test]
-fn an_interrupted_save_leaves_the_last_checkpoint() {
+fn interrupted_save_keeps_the_last_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = Trainer::new(model("small"), run_config(6)).unwrap();
     run(&mut trainer, 0..1);
     trainer.save(folder.path()).unwrap();
-    // What a kill in the middle of the second save leaves behind.
+    // The state left behind if the process is killed during the second save.
     let half = folder.path().join("step-00000002.tmp");
     std::fs::create_dir(&half).unwrap();
     std::fs::write(half.join("model.safetensors"), b"half").unwrap();
@@ -287,13 +287,13 @@ fn an_interrupted_save_leaves_the_last_checkpoint() {
 }
 
 #[test]
-fn a_save_that_fails_is_a_file_system_error_and_keeps_the_last_checkpoint() {
+fn failed_save_is_a_file_system_error_and_keeps_the_last_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = Trainer::new(model("small"), run_config(6)).unwrap();
     run(&mut trainer, 0..1);
     trainer.save(folder.path()).unwrap();
     run(&mut trainer, 1..2);
-    // A file where the folder of the next checkpoint would be written: the system refuses for any user.
+    // A file in place of the next checkpoint's folder, which makes the save fail for any user.
     std::fs::write(folder.path().join("step-00000002.tmp"), b"").unwrap();
     let error = trainer.save(folder.path()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FileSystem, "{error}");
@@ -302,7 +302,7 @@ fn a_save_that_fails_is_a_file_system_error_and_keeps_the_last_checkpoint() {
 }
 
 #[test]
-fn broken_and_foreign_checkpoints_are_refused_by_name() {
+fn rejects_damaged_checkpoints_and_those_of_other_runs() {
     let folder = tempfile::tempdir().unwrap();
     assert!(resume(folder.path()).unwrap().is_none());
     let mut trainer = Trainer::new(model("small"), run_config(6)).unwrap();
@@ -325,7 +325,7 @@ fn broken_and_foreign_checkpoints_are_refused_by_name() {
 }
 
 #[test]
-fn steps_that_are_not_finite_are_skipped_then_given_up() {
+fn skips_non_finite_steps_and_aborts_after_ten() {
     let mut trainer = Trainer::new(model("small"), run_config(30)).unwrap();
     let batch = batch(&config("small"), 1);
     let nan = |model: &Idefics2, batch: &TrainingBatch| -> Result<LossGradients, InputError> {

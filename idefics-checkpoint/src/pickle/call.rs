@@ -1,4 +1,4 @@
-//! The calls of a program: storages, tensors, parameters and ordered dictionaries.
+//! The calls that a program may make: storages, tensors, parameters and ordered dictionaries.
 
 use super::error::PickleFault;
 use super::global::Global;
@@ -7,22 +7,22 @@ use super::machine::{Machine, limit};
 use super::value::{Heap, Storage, Value, View};
 
 impl<'a> Machine<'a> {
-    /// `BINPERSID`: a storage by `("storage", class, key, device, elements)`.
+    /// `BINPERSID`: loads a storage described by `("storage", class, key, device, number of elements)`.
     ///
-    /// The device, where the tensor was, says nothing about the file.
+    /// The device is ignored: it is where the tensor was when it was saved.
     pub(super) fn load_storage(&mut self) -> Result<(), PickleFault> {
         let id = self.pop()?;
         let storage = match self.fields(id) {
             [
-                Value::Text("storage"),
+                Value::Str("storage"),
                 Value::Global(Global::Storage(dtype)),
-                Value::Text(key),
-                Value::Text(_device),
+                Value::Str(key),
+                Value::Str(_device),
                 Value::Int(len),
             ] => Storage { key, dtype: *dtype, len: *len },
             fields => {
-                let expected = "(\"storage\", a storage class, a text, a text, an integer)";
-                return Err(self.fault(format!("a storage as {}, expected {expected}", kinds(fields))));
+                let expected = "(\"storage\", a storage class, a string, a string, an integer)";
+                return Err(self.fault(format!("a storage described by {}, expected {expected}", kinds(fields))));
             }
         };
         if storage.key.len() > MAX_NAME_BYTES {
@@ -35,7 +35,7 @@ impl<'a> Machine<'a> {
                 Heap::push(&mut self.heap.storages, storage)
             }
             Some(&index) if self.heap.storages[index] == storage => index,
-            // An empty storage has no type that matters, and PyTorch lets tensors of several types share one.
+            // The type of an empty storage is irrelevant: PyTorch lets tensors of several types share one.
             Some(&index) if self.heap.storages[index].len == 0 && storage.len == 0 => {
                 Heap::push(&mut self.heap.storages, storage)
             }
@@ -43,7 +43,7 @@ impl<'a> Machine<'a> {
                 let known = &self.heap.storages[index];
                 if known.dtype == storage.dtype {
                     let (one, other) = (known.len, storage.len);
-                    let reason = format!("storage {:?} with {other} elements, {one} before", storage.key);
+                    let reason = format!("storage {:?} has {other} elements here and {one} before", storage.key);
                     return Err(self.fault(reason));
                 }
                 let (first, second) = (known.dtype, storage.dtype);
@@ -53,13 +53,13 @@ impl<'a> Machine<'a> {
         self.push(Value::Storage(index))
     }
 
-    /// `REDUCE`: the only way to call something.
+    /// `REDUCE`: calls a global. This is the only opcode that can call something.
     pub(super) fn call(&mut self) -> Result<(), PickleFault> {
         let arguments = self.pop()?;
         match self.pop()? {
             Value::Global(Global::OrderedDict) => match self.fields(arguments) {
                 [] if matches!(arguments, Value::Tuple(_)) => self.push_dict(true),
-                fields => Err(self.fault(format!("an OrderedDict of {}, expected ()", kinds(fields)))),
+                fields => Err(self.fault(format!("an OrderedDict with arguments {}, expected ()", kinds(fields)))),
             },
             Value::Global(Global::RebuildTensorV2) => self.rebuild_tensor_v2(arguments),
             Value::Global(Global::RebuildTensorV3) => self.rebuild_tensor_v3(arguments),
@@ -85,11 +85,11 @@ impl<'a> Machine<'a> {
                 Value::Dict(hooks),
             ] if self.is_empty(hooks) => {
                 let Some(dtype) = self.heap.storages[storage].dtype else {
-                    return Err(self.fault("a tensor of an untyped storage without a type"));
+                    return Err(self.fault("a tensor without an element type in an untyped storage"));
                 };
                 View { storage, dtype, offset, shape, strides }
             }
-            // A seventh holds the bits of conjugate and negated views, whose elements are not those of the storage.
+            // A seventh argument marks conjugate and negated views, whose elements differ from those of the storage.
             ref fields => {
                 let expected = "(a typed storage, an integer, a tuple, a tuple, a boolean, no hooks)";
                 return Err(self.arguments_fault(expected, fields));
@@ -127,9 +127,10 @@ impl<'a> Machine<'a> {
         self.push(Value::Tensor(view))
     }
 
-    /// `BUILD`: an ordered dictionary's attributes, of which `state_dict()` sets one, the modules' versions.
+    /// `BUILD`: sets the attributes of an ordered dictionary. `state_dict()` sets only `_metadata`, the versions of the
+    /// modules.
     ///
-    /// They are not kept.
+    /// The attributes are discarded.
     pub(super) fn set_attributes(&mut self) -> Result<(), PickleFault> {
         let state = self.pop()?;
         let object = self.pop()?;
@@ -142,13 +143,13 @@ impl<'a> Machine<'a> {
             }
             _ => {
                 let (object, state) = (object.kind(), state.kind());
-                let expected = "an OrderedDict with `_metadata` alone";
-                Err(self.fault(format!("{object} is given {state} of attributes, expected {expected}")))
+                let expected = "an OrderedDict with the attribute `_metadata` alone";
+                Err(self.fault(format!("{object} with {state} as its attributes, expected {expected}")))
             }
         }
     }
 
-    /// The values of a tuple; none of anything else.
+    /// The values of a tuple; empty for any other value.
     fn fields(&self, value: Value<'a>) -> &[Value<'a>] {
         match value {
             Value::Tuple(tuple) => self.heap.tuple(tuple),
@@ -161,11 +162,11 @@ impl<'a> Machine<'a> {
     }
 
     fn arguments_fault(&self, expected: &str, fields: &[Value<'a>]) -> PickleFault {
-        self.fault(format!("a tensor or parameter of {}, expected {expected}", kinds(fields)))
+        self.fault(format!("a tensor or parameter with arguments {}, expected {expected}", kinds(fields)))
     }
 }
 
-/// The kinds of the first few values.
+/// The kinds of the first 8 values, for error messages.
 fn kinds(values: &[Value<'_>]) -> String {
     const SHOWN: usize = 8;
     let shown = values.iter().take(SHOWN).map(Value::kind).collect::<Vec<_>>().join(", ");

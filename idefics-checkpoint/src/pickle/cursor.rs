@@ -1,6 +1,6 @@
-//! Little-endian numbers from a slice, never past its end.
+//! Reads little-endian numbers from a slice without passing its end.
 
-/// A place in some bytes.
+/// A read position in a byte slice.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
@@ -8,22 +8,22 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// A cursor at byte `at`, which may lie behind the end.
+    /// A cursor at offset `at`, which may be past the end.
     pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at }
     }
 
-    /// Bytes from the start of the slice.
+    /// Offset from the start of the slice, in bytes.
     pub(super) fn at(&self) -> usize {
         self.at
     }
 
-    /// Bytes up to the end of the slice.
+    /// Number of bytes left up to the end of the slice.
     pub(super) fn left(&self) -> usize {
         self.bytes.len().saturating_sub(self.at)
     }
 
-    /// The next `count` bytes; `None`, and no move, if there are fewer.
+    /// The next `count` bytes. If there are fewer, returns `None` and does not move.
     pub(super) fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let end = self.at.checked_add(count)?;
         let taken = self.bytes.get(self.at..end)?;
@@ -31,7 +31,8 @@ impl<'a> Cursor<'a> {
         Some(taken)
     }
 
-    /// The bytes up to the next line feed, which is passed over; `None` if it is not among the next `limit`.
+    /// The bytes up to the next line feed, which is consumed but not returned. `None` if there is no line feed within
+    /// the next `limit` bytes.
     pub(super) fn line(&mut self, limit: usize) -> Option<&'a [u8]> {
         let rest = self.bytes.get(self.at..)?;
         let length = rest.iter().take(limit).position(|&byte| byte == b'\n')?;

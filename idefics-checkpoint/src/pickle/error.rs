@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
-/// What makes an old file readable; PyTorch itself reads more than is accepted here.
+/// How to convert an old file. PyTorch can read more than this reader accepts.
 macro_rules! convert_hint {
     () => {
         "convert it once with PyTorch: \
@@ -10,207 +10,205 @@ macro_rules! convert_hint {
     };
 }
 
-/// A PyTorch file that was refused, and why.
+/// A PyTorch file was rejected, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {fault}", path.display())]
 pub struct PickleError {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The fault in the file.
     pub fault: PickleFault,
 }
 
-/// What is wrong with a PyTorch file. Text that comes from the file is quoted and at most a kilobyte long.
+/// What is wrong with a PyTorch file. Text from the file is quoted and cut to at most one kilobyte.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PickleFault {
-    /// The layout from before PyTorch 1.6, a row of pickles.
-    #[error("is in the layout from before PyTorch 1.6, which is not a zip archive; {}", convert_hint!())]
+    /// The format used before PyTorch 1.6: a sequence of pickles.
+    #[error("uses the format from before PyTorch 1.6, which is not a zip archive; {}", convert_hint!())]
     Legacy,
-    /// Neither the zip layout nor the one before it.
-    #[error("is not a PyTorch file: expected a zip archive, the file starts with {start:02x?}; {}", convert_hint!())]
+    /// Neither the zip format nor the one before it.
+    #[error("is not a PyTorch file: expected a zip archive, but it starts with {start:02x?}; {}", convert_hint!())]
     NotZip {
-        /// The first bytes.
+        /// The first four bytes.
         start: [u8; 4],
     },
-    /// A program that was traced or scripted, with its code.
+    /// A TorchScript archive, which contains code.
     #[error(
         "is a TorchScript program, expected a dictionary of tensors; \
          save the `state_dict()` of what `torch.jit.load` returns"
     )]
     TorchScript,
-    /// No zip directory where the file ends: most often an interrupted download.
-    #[error("truncated: no zip directory at the end of its {found} bytes; download it again")]
+    /// The file does not end with a zip directory, most often because a download was interrupted.
+    #[error("truncated: its {found} bytes do not end with a zip directory; download it again")]
     Truncated {
-        /// Bytes of the file.
+        /// Size of the file, in bytes.
         found: u64,
     },
-    /// The zip structure contradicts itself, or is none that `torch.save` writes.
+    /// The zip structure is inconsistent, or different from what `torch.save` writes.
     #[error("zip archive, byte {at}: {reason}")]
     Zip {
-        /// Byte of the file.
+        /// Offset in the file, in bytes.
         at: u64,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
-    /// An entry's name would leave the archive's folder, or is not readable.
+    /// An entry's name is not valid, or leads out of the archive's folder.
     #[error("zip entry {entry:?}: {reason}; expected `folder/name`")]
     EntryName {
-        /// The entry.
+        /// Name of the entry.
         entry: String,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: &'static str,
     },
-    /// Two entries of one name.
-    #[error("zip entry {entry:?} is there twice")]
+    /// Two entries have the same name.
+    #[error("zip entry {entry:?} occurs twice")]
     DuplicateEntry {
-        /// The entry, without the archive's folder.
+        /// Name of the entry, without the archive's folder.
         entry: String,
     },
     /// An entry is compressed, encrypted or otherwise not plain bytes.
-    #[error(
-        "zip entry {entry:?} is {feature}; PyTorch stores entries as they are, save the file again with torch.save"
-    )]
+    #[error("zip entry {entry:?} is {feature}, but PyTorch stores plain bytes; save the file again with torch.save")]
     EntryFeature {
-        /// The entry.
+        /// Name of the entry.
         entry: String,
-        /// What it is.
+        /// Why it is not plain bytes.
         feature: String,
     },
-    /// An entry that every PyTorch file has.
-    #[error("has no zip entry {entry:?}, so it is not a file of torch.save")]
+    /// An entry is missing that every PyTorch file has.
+    #[error("has no zip entry {entry:?}, so it was not written by torch.save")]
     EntryMissing {
-        /// The entry, without the archive's folder.
+        /// Name of the entry, without the archive's folder.
         entry: String,
     },
-    /// An entry is not what was written.
-    #[error("zip entry {entry:?} is damaged: its checksum is {found:08x}, expected {expected:08x}; download it again")]
+    /// The checksum of an entry is wrong.
+    #[error("zip entry {entry:?} is corrupt: its checksum is {found:08x}, expected {expected:08x}; download it again")]
     Checksum {
-        /// The entry, without the archive's folder.
+        /// Name of the entry, without the archive's folder.
         entry: String,
-        /// Checksum by the zip directory.
+        /// CRC-32 according to the zip directory.
         expected: u32,
-        /// Checksum of the bytes.
+        /// CRC-32 of the entry's bytes.
         found: u32,
     },
-    /// A container that is not known.
+    /// The container version is unknown.
     #[error("container version {found:?}, expected 1 to 10")]
     Version {
-        /// The content of `version`.
+        /// Contents of the archive's `version` record.
         found: String,
     },
-    /// Written on a big-endian machine.
+    /// The file was written on a big-endian machine.
     #[error("byte order {found:?}, expected \"little\"; save the file again on a little-endian machine")]
     ByteOrder {
-        /// The content of `byteorder`.
+        /// Contents of the archive's `byteorder` record.
         found: String,
     },
-    /// More of something than is accepted.
+    /// A limit is exceeded.
     #[error("{found} {what}, at most {limit} are accepted")]
     Limit {
-        /// What there is too much of.
+        /// What is counted, with its unit.
         what: &'static str,
-        /// How much there is, or has been counted up to the refusal.
+        /// The number found, or the count so far when the file was rejected.
         found: u64,
-        /// How much is accepted.
+        /// The maximum.
         limit: u64,
     },
-    /// The pickle program is malformed, or not one that `torch.save` writes.
+    /// The pickle program is malformed, or does something that `torch.save` does not write.
     #[error("data.pkl, byte {at}: {reason}")]
     Program {
-        /// Byte of `data.pkl`.
+        /// Offset in `data.pkl`, in bytes.
         at: u64,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
-    /// An opcode that no dictionary of tensors needs.
+    /// An opcode that a dictionary of tensors does not need.
     #[error(
-        "data.pkl, byte {at}: opcode {name} ({opcode:#04x}) is not accepted: expected a dictionary of tensors alone"
+        "data.pkl, byte {at}: opcode {name} ({opcode:#04x}) is not accepted; expected only a dictionary of tensors"
     )]
     Opcode {
-        /// Byte of `data.pkl`.
+        /// Offset in `data.pkl`, in bytes.
         at: u64,
         /// The opcode.
         opcode: u8,
         /// Its name in Python's `pickletools`.
         name: &'static str,
     },
-    /// The program names something outside the allow-list.
-    #[error("data.pkl, byte {at}: {module:?} {name:?} is not on the list of what a dictionary of tensors may name")]
+    /// The program names something that is not on the allow-list.
+    #[error("data.pkl, byte {at}: {module:?} {name:?} is not on the list of names that tensors need")]
     Global {
-        /// Byte of `data.pkl`.
+        /// Offset in `data.pkl`, in bytes.
         at: u64,
         /// The Python module.
         module: String,
         /// The name in it.
         name: String,
     },
-    /// The program calls something that is no constructor.
+    /// The program calls something other than an allowed constructor.
     #[error("data.pkl, byte {at}: calls {callee}, expected a tensor, a parameter or an OrderedDict")]
     Call {
-        /// Byte of `data.pkl`.
+        /// Offset in `data.pkl`, in bytes.
         at: u64,
-        /// What is called.
+        /// Description of the callee.
         callee: String,
     },
-    /// Something else where a tensor or a dictionary of tensors was expected.
-    #[error("{name:?} is {found}, expected a tensor or a dictionary of tensors; save the `state_dict` alone")]
+    /// A value is neither a tensor nor a dictionary of tensors.
+    #[error("{name:?} is {found}, expected a tensor or a dictionary of tensors; save only the `state_dict`")]
     NotATensor {
-        /// Where it is; empty for the file's outermost value.
+        /// Its name: the dictionary keys that lead to it, joined by dots; empty for the outermost value.
         name: String,
-        /// What it is.
+        /// The kind of value found.
         found: &'static str,
     },
-    /// Two tensors of one name, or a nested name that equals a dotted one.
-    #[error("tensor {name:?} is there twice")]
+    /// Two tensors have the same name, or the name of a nested tensor equals a key with dots.
+    #[error("tensor {name:?} occurs twice")]
     DuplicateTensor {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
     },
-    /// A tensor's storage is not in the archive.
+    /// The storage of a tensor is missing from the archive.
     #[error("tensor {name:?}: its storage \"data/{key}\" is not in the archive; download it again")]
     StorageMissing {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// The storage.
+        /// Key of the storage: its entry is `data/<key>`.
         key: String,
     },
-    /// A tensor's storage is longer or shorter than the program says.
+    /// The storage of a tensor is longer or shorter than the program claims.
     #[error("tensor {name:?}: its storage \"data/{key}\" has {found} bytes, expected {expected}")]
     StorageLength {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// The storage.
+        /// Key of the storage: its entry is `data/<key>`.
         key: String,
-        /// Bytes by the program.
+        /// Size according to the program, in bytes.
         expected: u64,
-        /// Bytes in the archive.
+        /// Size in the archive, in bytes.
         found: u64,
     },
-    /// One storage is read as two types.
-    #[error("storage \"data/{key}\" is read as {first:?} and as {second:?}, expected one type (None: bytes)")]
+    /// A storage is used with two element types.
+    #[error("storage \"data/{key}\" is used as {first:?} and as {second:?}, expected one type (None: untyped bytes)")]
     StorageType {
-        /// The storage.
+        /// Key of the storage: its entry is `data/<key>`.
         key: String,
-        /// The first type; `None` for bytes.
+        /// The first type; `None` for untyped bytes.
         first: Option<Dtype>,
-        /// The other.
+        /// The second type; `None` for untyped bytes.
         second: Option<Dtype>,
     },
-    /// Storages that no name leads to.
+    /// Some storages belong to no tensor.
     #[error("{} storages belong to no tensor of the dictionary, among them \"data/{first}\"", count)]
     StorageUnused {
-        /// How many.
+        /// Number of such storages.
         count: usize,
-        /// One of them.
+        /// Key of the first of them.
         first: String,
     },
-    /// A tensor's shape, strides or offset do not fit its storage.
+    /// The shape, strides or offset of a tensor do not fit its storage.
     #[error("tensor {name:?}: {reason}")]
     View {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
 }

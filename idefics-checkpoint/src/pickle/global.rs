@@ -1,26 +1,26 @@
-//! The allow-list: everything that a program may name.
+//! The allow-list of Python globals that a program may name.
 
 use safetensors::Dtype;
 
-/// One name of the allow-list.
+/// A global on the allow-list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Global {
     /// `collections.OrderedDict`
     OrderedDict,
     /// `torch._utils._rebuild_tensor_v2`, a view of a typed storage.
     RebuildTensorV2,
-    /// `torch._utils._rebuild_tensor_v3`, a view of an untyped storage that brings its type.
+    /// `torch._utils._rebuild_tensor_v3`, a view of an untyped storage with an explicit element type.
     RebuildTensorV3,
-    /// `torch._utils._rebuild_parameter`, a tensor that is trained.
+    /// `torch._utils._rebuild_parameter`, a `torch.nn.Parameter`.
     RebuildParameter,
-    /// A storage class; `None` is `torch.storage.UntypedStorage`, of bytes.
+    /// A storage class with its element type; `None` for `torch.storage.UntypedStorage`, which holds bytes.
     Storage(Option<Dtype>),
-    /// A type that has no storage class.
+    /// An element type that has no storage class.
     Dtype(Dtype),
 }
 
 impl Global {
-    /// The entry of that module and name.
+    /// Looks up a Python module and a name in it.
     pub(super) fn find(module: &str, name: &str) -> Option<Self> {
         use Dtype::*;
         Some(match (module, name) {
@@ -29,7 +29,7 @@ impl Global {
             ("torch._utils", "_rebuild_tensor_v3") => Self::RebuildTensorV3,
             ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
             ("torch.storage", "UntypedStorage") => Self::Storage(None),
-            // The classes of `torch.storage._dtype_to_storage_type_map`, less complex and quantised ones.
+            // The classes of `torch.storage._dtype_to_storage_type_map`, except complex and quantised ones.
             ("torch", "DoubleStorage") => Self::Storage(Some(F64)),
             ("torch", "FloatStorage") => Self::Storage(Some(F32)),
             ("torch", "HalfStorage") => Self::Storage(Some(F16)),
@@ -40,7 +40,7 @@ impl Global {
             ("torch", "CharStorage") => Self::Storage(Some(I8)),
             ("torch", "ByteStorage") => Self::Storage(Some(U8)),
             ("torch", "BoolStorage") => Self::Storage(Some(BOOL)),
-            // The types of `torch.storage._new_dtypes()` that are whole bytes and real.
+            // The types of `torch.storage._new_dtypes()` that are real and take whole bytes.
             ("torch", "uint16") => Self::Dtype(U16),
             ("torch", "uint32") => Self::Dtype(U32),
             ("torch", "uint64") => Self::Dtype(U64),

@@ -1,10 +1,10 @@
-//! What a file may ask for.
+//! Limits on the resources that a file may use.
 
-/// Bytes of `data.pkl`: a tensor takes about three hundred.
+/// Maximum size of `data.pkl`, in bytes. A tensor takes about 300 bytes.
 pub(super) const MAX_PROGRAM_BYTES: usize = 16 << 20;
-/// Tensors of one file; the largest public checkpoints have a few thousand.
+/// Maximum number of tensors in a file. The largest public checkpoints have a few thousand.
 pub(super) const MAX_TENSORS: usize = 100_000;
-/// Entries of one archive: a storage a tensor, and a handful that describe the file.
+/// Maximum number of entries in an archive: one storage per tensor, and a few entries that describe the file.
 pub(super) const MAX_ENTRIES: u64 = MAX_TENSORS as u64 + 100;
-/// Bytes of a tensor's name, and of an entry's.
+/// Maximum length of the name of a tensor, a storage or an entry, in bytes.
 pub(super) const MAX_NAME_BYTES: usize = 1024;

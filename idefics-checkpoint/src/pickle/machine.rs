@@ -1,4 +1,4 @@
-//! The stack machine that carries out `data.pkl`: Python's `pickle.py`, less everything that is not needed.
+//! The stack machine that interprets `data.pkl`: the small part of Python's `pickle.py` that is needed.
 
 use std::collections::HashMap;
 
@@ -9,35 +9,35 @@ use super::limits::MAX_TENSORS;
 use super::opcode::{self as op, name};
 use super::value::{Dict, Heap, Value};
 
-/// Values on the stack; PyTorch leaves a dictionary's items there a thousand at a time.
+/// Maximum number of values and marks on the stack. PyTorch pushes the items of a dictionary a thousand at a time.
 const MAX_STACK: usize = 1 << 16;
-/// Values in the memo; a tensor leaves about eight.
+/// Maximum number of values in the memo. A tensor takes about eight.
 const MAX_MEMO: usize = 1 << 20;
-/// Values in tuples and dictionaries, and dictionaries; a tensor takes about thirty.
+/// Maximum number of dictionaries plus values in tuples and dictionaries. A tensor takes about thirty.
 const MAX_VALUES: usize = 40 * MAX_TENSORS;
-/// Bytes of one text.
-const MAX_TEXT_BYTES: usize = 64 << 10;
-/// Bytes of a module's or class's name.
+/// Maximum length of a string, in bytes.
+const MAX_STRING_BYTES: usize = 64 << 10;
+/// Maximum length of the name of a module or class, in bytes.
 const MAX_GLOBAL_BYTES: usize = 256;
 
-/// A program under way.
+/// The state of a running program.
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
     code: Cursor<'a>,
-    /// Byte of the opcode that is carried out.
+    /// Offset of the current opcode in the program, in bytes.
     at: usize,
     stack: Vec<Value<'a>>,
-    /// Heights of the stack at which a tuple or a dictionary's items begin.
+    /// Stack heights at which the items of a tuple or dictionary start.
     marks: Vec<usize>,
     memo: Vec<Value<'a>>,
-    /// Counts up to [`MAX_VALUES`].
+    /// Number of values created, at most [`MAX_VALUES`].
     values: usize,
-    /// Index of the storage of that key.
+    /// Index in [`Heap::storages`] of the storage with a key.
     pub(super) storages: HashMap<&'a str, usize>,
     pub(super) heap: Heap<'a>,
 }
 
-/// Carries out a program and returns what it made.
+/// Runs a program and returns the objects that it created.
 pub(super) fn run(program: &[u8]) -> Result<Heap<'_>, PickleFault> {
     let mut machine = Machine {
         code: Cursor::new(program, 0),
@@ -60,12 +60,12 @@ impl<'a> Machine<'a> {
         PickleFault::Program { at: self.at as u64, reason: reason.into() }
     }
 
-    /// An error of something being called.
+    /// An error about a call that is not allowed.
     pub(super) fn call_fault(&self, callee: String) -> PickleFault {
         PickleFault::Call { at: self.at as u64, callee }
     }
 
-    /// Protocols 0 and 1 have other opcodes, and nothing of PyTorch ever wrote them into a zip file.
+    /// Rejects protocols 0 and 1: they use other opcodes, and PyTorch never wrote them to a zip file.
     fn check_protocol(&mut self) -> Result<(), PickleFault> {
         match (self.code.u8(), self.code.u8()) {
             (Some(op::PROTO), Some(2..=5)) => Ok(()),
@@ -74,7 +74,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Carries out one opcode; true at the program's end.
+    /// Executes one opcode; returns true at the end of the program.
     fn step(&mut self) -> Result<bool, PickleFault> {
         self.at = self.code.at();
         let opcode = self.operand(Cursor::u8)?;
@@ -82,7 +82,9 @@ impl<'a> Machine<'a> {
             op::FRAME => {
                 let length = self.operand(Cursor::u64)?;
                 if length > self.code.left() as u64 {
-                    return Err(self.fault(format!("a frame of {length} bytes, {} are left", self.code.left())));
+                    return Err(
+                        self.fault(format!("a frame of {length} bytes, but only {} are left", self.code.left()))
+                    );
                 }
             }
             op::STOP => return self.stop().map(|()| true),
@@ -97,8 +99,8 @@ impl<'a> Machine<'a> {
                 let int = self.long(length.into())?;
                 self.push(Value::Int(int))?;
             }
-            op::BINUNICODE => self.operand(Cursor::u32).and_then(|length| self.push_text(length as usize))?,
-            op::SHORT_BINUNICODE => self.operand(Cursor::u8).and_then(|length| self.push_text(length.into()))?,
+            op::BINUNICODE => self.operand(Cursor::u32).and_then(|length| self.push_string(length as usize))?,
+            op::SHORT_BINUNICODE => self.operand(Cursor::u8).and_then(|length| self.push_string(length.into()))?,
 
             op::MARK => {
                 self.marks.push(self.stack.len());
@@ -117,12 +119,12 @@ impl<'a> Machine<'a> {
                 let (module, name) = (self.code.line(MAX_GLOBAL_BYTES), self.code.line(MAX_GLOBAL_BYTES));
                 let text = |line: Option<&'a [u8]>| std::str::from_utf8(line?).ok();
                 let (Some(module), Some(name)) = (text(module), text(name)) else {
-                    return Err(self.fault("expected a module and a name, each on a line"));
+                    return Err(self.fault("expected a module and a name, each on its own line"));
                 };
                 self.push_global(module, name)?;
             }
             op::STACK_GLOBAL => match (self.pop()?, self.pop()?) {
-                (Value::Text(name), Value::Text(module)) => self.push_global(module, name)?,
+                (Value::Str(name), Value::Str(module)) => self.push_global(module, name)?,
                 _ => return Err(self.fault("expected a module and a name on the stack")),
             },
             op::BINPERSID => self.load_storage()?,
@@ -140,26 +142,26 @@ impl<'a> Machine<'a> {
         Ok(false)
     }
 
-    /// What follows the opcode.
+    /// Reads the operand of the current opcode.
     fn operand<T>(&mut self, read: impl FnOnce(&mut Cursor<'a>) -> Option<T>) -> Result<T, PickleFault> {
         let operand = read(&mut self.code);
         operand.ok_or_else(|| self.fault("the program ends in the middle of an opcode"))
     }
 
-    /// The program must return one value and end there.
+    /// `STOP`: the stack must hold exactly one value, the result, and the program must end here.
     fn stop(&mut self) -> Result<(), PickleFault> {
         self.heap.result = Some(self.pop()?);
         match (self.stack.len() + self.marks.len(), self.code.left()) {
             (0, 0) => Ok(()),
-            (0, left) => Err(self.fault(format!("{left} bytes behind the end of the program"))),
+            (0, left) => Err(self.fault(format!("{left} bytes after the end of the program"))),
             (left, _) => Err(self.fault(format!("{left} values and marks are left on the stack"))),
         }
     }
 
-    /// A two's complement number of `length` bytes.
+    /// Reads a two's complement integer of `length` bytes.
     fn long(&mut self, length: usize) -> Result<i64, PickleFault> {
         if length > 8 {
-            return Err(self.fault(format!("an integer of {length} bytes, at most 8 are accepted")));
+            return Err(self.fault(format!("an integer of {length} bytes, but at most 8 are accepted")));
         }
         let bytes = self.operand(|code| code.take(length))?;
         let negative = bytes.last().is_some_and(|&byte| byte >= 0x80);
@@ -168,14 +170,14 @@ impl<'a> Machine<'a> {
         Ok(i64::from_le_bytes(wide))
     }
 
-    fn push_text(&mut self, length: usize) -> Result<(), PickleFault> {
-        if length > MAX_TEXT_BYTES {
-            return Err(limit("bytes in a text of data.pkl", length, MAX_TEXT_BYTES));
+    fn push_string(&mut self, length: usize) -> Result<(), PickleFault> {
+        if length > MAX_STRING_BYTES {
+            return Err(limit("bytes in a string of data.pkl", length, MAX_STRING_BYTES));
         }
         let bytes = self.operand(|code| code.take(length))?;
         let text =
-            std::str::from_utf8(bytes).map_err(|error| self.fault(format!("text that is not UTF-8: {error}")))?;
-        self.push(Value::Text(text))
+            std::str::from_utf8(bytes).map_err(|error| self.fault(format!("a string that is not UTF-8: {error}")))?;
+        self.push(Value::Str(text))
     }
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), PickleFault> {
@@ -204,7 +206,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Counts values that stay until the program's end.
+    /// Counts values that are kept until the end of the program.
     fn count_values(&mut self, count: usize) -> Result<(), PickleFault> {
         self.values += count;
         match self.values {
@@ -213,7 +215,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Height of the stack below its `count` topmost values, none of which may lie below the last mark.
+    /// Stack height below the `count` topmost values, which must all be above the last mark.
     fn top(&self, count: usize) -> Result<usize, PickleFault> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.len().checked_sub(count) {
@@ -231,14 +233,14 @@ impl<'a> Machine<'a> {
         self.marks.pop().ok_or_else(|| self.fault("expected a mark on the stack"))
     }
 
-    /// Makes a tuple of the stack from `start` on.
+    /// Replaces the values on the stack from `start` on by a tuple of them.
     fn tuple(&mut self, start: usize) -> Result<(), PickleFault> {
         self.count_values(self.stack.len() - start)?;
         let tuple = self.heap.new_tuple(self.stack.drain(start..));
         self.push(Value::Tuple(tuple))
     }
 
-    /// Moves keys and values from `start` on to the dictionary below them.
+    /// Moves the keys and values on the stack from `start` on into the dictionary below them.
     fn set_items(&mut self, start: usize) -> Result<(), PickleFault> {
         self.count_values(self.stack.len() - start)?;
         let (below, items) = self.stack.split_at(start);
@@ -251,11 +253,11 @@ impl<'a> Machine<'a> {
         };
         let dict = *dict;
         if self.heap.dicts[dict].items.is_empty() {
-            self.heap.dicts[dict].items.reserve_exact(pairs.len()); // or a small one takes room for four
+            self.heap.dicts[dict].items.reserve_exact(pairs.len()); // `push` would reserve at least four items
         }
         for [key, value] in pairs {
-            let Value::Text(key) = key else {
-                return Err(self.fault(format!("{} as the key of a dictionary, expected a text", key.kind())));
+            let Value::Str(key) = key else {
+                return Err(self.fault(format!("{} as the key of a dictionary, expected a string", key.kind())));
             };
             self.heap.dicts[dict].items.push((key, *value));
         }
@@ -263,7 +265,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Python numbers what it puts into the memo, and puts nothing twice.
+    /// Stores the top of the stack in the memo. Python numbers the entries consecutively and never overwrites one.
     fn put(&mut self, index: usize) -> Result<(), PickleFault> {
         let top = self.top(1)?;
         if index != self.memo.len() {
@@ -279,7 +281,7 @@ impl<'a> Machine<'a> {
     fn get(&mut self, index: usize) -> Result<(), PickleFault> {
         match self.memo.get(index) {
             Some(&value) => self.push(value),
-            None => Err(self.fault(format!("memo entry {index}, there are {}", self.memo.len()))),
+            None => Err(self.fault(format!("memo entry {index}, but there are {}", self.memo.len()))),
         }
     }
 }

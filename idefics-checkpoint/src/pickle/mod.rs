@@ -1,36 +1,37 @@
-//! A strict, lazy reader of the zip files that `torch.save` writes: `pytorch_model.bin` and its shards.
+//! A strict, lazy reader for the zip files that `torch.save` writes: `pytorch_model.bin` and its shards.
 //!
-//! # The format
+//! # Format
 //! ```text
 //! <folder>/data.pkl     a pickle program: the dictionary of tensors, each a view of a numbered storage
 //! <folder>/data/<key>   one storage: raw elements
-//! <folder>/version      of the container, 3
-//! <folder>/byteorder    `little`; not in files from before 2023, which are taken as such, as PyTorch does
+//! <folder>/version      version of the container, 3
+//! <folder>/byteorder    `little`; absent from files written before 2023, which PyTorch also takes as little-endian
 //! ```
-//! Every entry is stored, not compressed, so a contiguous tensor is a range of the file. [`parse`] reads the zip
-//! directory and `data.pkl` of a file that is mapped; no weight is touched before [`PickleTensor::bytes`], which copies
-//! a transposed or strided view into row-major order.
+//! Entries are stored without compression, so a contiguous tensor is a byte range of the file. [`parse`] reads the zip
+//! directory and `data.pkl` of a mapped file. Weights are not read before [`PickleTensor::bytes`] is called, which
+//! copies a transposed or strided view into row-major order.
 //!
-//! # Nothing is run
-//! A pickle is a program that may call whatever it can name. Here it drives a stack machine that knows 31 of the 68
-//! opcodes and 23 names; a call builds an ordered dictionary or records a view, and nothing else can be called. What
-//! `torch.save` does not write for a dictionary of tensors is an error that names it, even where PyTorch would load it:
-//! a list, a float, a hook, a negated view. Program size, stack, memo, strings, tensors and dimensions have limits;
-//! a hostile program takes at most a hundred times its own size in memory, and none more than half a gigabyte.
+//! # Nothing is executed
+//! A pickle is a program that may call anything it can name. This reader interprets it with a stack machine that
+//! supports 31 of the 68 opcodes and 23 names. A call creates an ordered dictionary or records a view; nothing else can
+//! be called. Anything that `torch.save` does not write for a dictionary of tensors is an error that names it, even if
+//! PyTorch would load it: a list, a float, a hook, a negated view. Program size, stack, memo, strings, tensors and
+//! dimensions have limits. A hostile program takes at most a hundred times its own size in memory, and never more than
+//! half a gigabyte.
 //!
 //! # Nothing is guessed
-//! A tensor is listed only if its storage is there, has the length that the program claims, and holds every element of
-//! the view; all of that is checked arithmetic. A view of more elements than its storage has is refused: by stride 0, a
-//! kilobyte could ask for terabytes. Names are the dictionary's own, nested ones joined by a dot
-//! (`module.layers.0.weight`), and a storage that no name leads to is an error: a program that lost a tensor must not
-//! pass for one that never had it. Checksums are verified of `data.pkl` and what describes the file; not of the
-//! storages, which would mean reading them.
+//! A tensor is listed only if its storage exists, has the length that the program claims, and contains every element
+//! of the view; all of this is computed with checked arithmetic. A view with more elements than its storage is
+//! rejected: with a stride of 0, a kilobyte could claim terabytes. Tensor names are the keys of the dictionary; the
+//! keys of nested dictionaries are joined by dots (`module.layers.0.weight`). A storage that belongs to no tensor is
+//! an error, so that a file that lost a tensor is not mistaken for one that never had it. Checksums are verified for
+//! `data.pkl` and the other entries that describe the file, but not for the storages, which would have to be read.
 //!
-//! # Why the zip directory is read by hand
-//! The `zip` crate (9.4) keeps the last of two equal names, finds the directory in front of trailing bytes and behind
-//! leading ones, and does not compare a local header's name and sizes with the directory's: lenient, as an unpacker
-//! should be, where this reader has to be strict. Of the format, only the directory, its 64-bit form and stored entries
-//! are needed, for which `zip.rs` has room.
+//! # Why the zip directory is parsed here
+//! The `zip` crate (9.4) keeps the last of two entries with the same name, finds the directory despite leading or
+//! trailing bytes, and does not compare the name and sizes of a local header with the directory. An unpacker should
+//! be that lenient; this reader has to be strict. It needs only a small part of the format: the directory, its 64-bit
+//! form and stored entries.
 
 mod call;
 mod cursor;

@@ -1,11 +1,11 @@
-//! The opcodes of pickle, protocols 0 to 5, by their names in Python's `pickletools`.
+//! The opcodes of pickle protocols 0 to 5, with their names in Python's `pickletools`.
 
-/// Names every opcode, for messages; those with a constant are the ones that are carried out.
+/// Defines constants for the supported opcodes, and a function that names any opcode for error messages.
 macro_rules! opcodes {
     ($($code:literal $name:ident;)* refused: $($refused:literal $refused_name:ident;)*) => {
         $(pub(super) const $name: u8 = $code;)*
 
-        /// The opcode's name.
+        /// The name of an opcode.
         pub(super) fn name(opcode: u8) -> &'static str {
             match opcode {
                 $($code => stringify!($name),)*
@@ -17,7 +17,7 @@ macro_rules! opcodes {
 }
 
 opcodes! {
-    // The frame of a program.
+    // Program structure.
     0x80 PROTO;
     0x95 FRAME;
     b'.' STOP;
@@ -41,7 +41,7 @@ opcodes! {
     b'}' EMPTY_DICT;
     b's' SETITEM;
     b'u' SETITEMS;
-    // Names, storages, calls and attributes.
+    // Globals, storages, calls and attributes.
     b'c' GLOBAL;
     0x93 STACK_GLOBAL;
     b'Q' BINPERSID;

@@ -1,4 +1,4 @@
-//! From the bytes of a file to its tensors.
+//! Parses a PyTorch file.
 
 use std::path::Path;
 
@@ -6,12 +6,12 @@ use super::error::{PickleError, PickleFault};
 use super::tensor::PickleTensor;
 use super::{machine, tensor, zip};
 
-/// Lists the tensors of `file`, the whole content of a PyTorch file, in the order that the program names them.
+/// Lists the tensors of a PyTorch file in the order of its dictionary. `file` is the whole content of the file.
 ///
-/// `path` is for the message of an error only.
+/// `path` is only used in error messages.
 ///
 /// # Errors
-/// [`PickleError`] if the file is not, in every detail, what `torch.save` writes for a dictionary of tensors.
+/// [`PickleError`] if the file differs in any way from what `torch.save` writes for a dictionary of tensors.
 pub fn parse(path: &Path, file: &[u8]) -> Result<Vec<PickleTensor>, PickleError> {
     list_tensors(file).map_err(|fault| PickleError { path: path.to_owned(), fault })
 }
@@ -33,7 +33,7 @@ fn list_tensors(file: &[u8]) -> Result<Vec<PickleTensor>, PickleFault> {
     tensor::list(&heap, &archive)
 }
 
-/// PyTorch reads containers 1 to 10 (`caffe2/serialize/versions.h`); for `torch.save` they are all alike.
+/// PyTorch reads container versions 1 to 10 (`caffe2/serialize/versions.h`); `torch.save` files are the same in all.
 fn check_version(version: &[u8]) -> Result<(), PickleFault> {
     match std::str::from_utf8(version.trim_ascii()).map(str::parse::<u64>) {
         Ok(Ok(1..=10)) => Ok(()),
@@ -41,7 +41,7 @@ fn check_version(version: &[u8]) -> Result<(), PickleFault> {
     }
 }
 
-/// The start of a text that should have been short.
+/// The first 40 bytes of a record, for an error message.
 fn excerpt(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).trim().to_owned()
 }

@@ -1,4 +1,4 @@
-//! From a program's views to tensors whose every element is in the file.
+//! Turns the views recorded by a program into tensors, after checking that the file contains all their elements.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -12,23 +12,23 @@ use super::machine::limit;
 use super::value::{Heap, Value, View};
 use super::zip::Archive;
 
-/// Dictionaries inside each other.
+/// Maximum nesting depth of dictionaries.
 const MAX_DEPTH: usize = 8;
-/// Dimensions of a tensor.
+/// Maximum number of dimensions of a tensor.
 const MAX_RANK: usize = 16;
 
-/// One tensor of a PyTorch file, not yet read.
+/// A tensor in a PyTorch file. Its values are not read before [`Self::bytes`] is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PickleTensor {
-    /// Keys of the dictionaries around it, joined by dots.
+    /// Name of the tensor: its keys in the nested dictionaries, joined by dots.
     pub name: String,
     /// Element type in the file.
     pub dtype: Dtype,
-    /// Shape as PyTorch has it.
+    /// Shape, with the axes in PyTorch's order.
     pub shape: Vec<usize>,
-    /// Elements from one index to the next, for each dimension; `None` if the elements lie in row-major order.
+    /// Strides, in elements, one per dimension; `None` if the tensor is contiguous (row-major).
     strides: Option<Vec<usize>>,
-    /// Bytes of the file from the first element to the last, whatever lies between.
+    /// Byte range in the file from the first element to the last, including any gaps.
     range: Range<usize>,
 }
 
@@ -38,23 +38,24 @@ impl PickleTensor {
         self.shape.iter().product()
     }
 
-    /// Size of the elements, in bytes.
+    /// Size of all elements, in bytes.
     pub fn len_bytes(&self) -> usize {
         self.num_elements() * item_bytes(self.dtype)
     }
 
-    /// Bytes of the file that hold the elements: exactly these, in row-major order, if the tensor is contiguous.
+    /// Byte range in the file that contains the elements. If the tensor is contiguous, the range is exactly its
+    /// elements in row-major order.
     pub fn byte_range(&self) -> Range<usize> {
         self.range.clone()
     }
 
-    /// Whether the elements lie in the file in row-major order.
+    /// Whether the file stores the elements in row-major order without gaps.
     pub fn is_contiguous(&self) -> bool {
         self.strides.is_none()
     }
 
-    /// The little-endian elements in row-major order: borrowed from `file`, the bytes that were parsed, if the tensor
-    /// is contiguous, otherwise copied. `None` if `file` is too short to be those bytes.
+    /// The elements in row-major order, as little-endian bytes: borrowed from `file` if the tensor is contiguous,
+    /// copied otherwise. `file` must be the bytes that were parsed. `None` if it is too short to be these.
     pub fn bytes<'a>(&self, file: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         let view = file.get(self.range.clone())?;
         let Some(strides) = &self.strides else {
@@ -69,18 +70,18 @@ impl PickleTensor {
     }
 }
 
-/// Bytes of one element; every type of the allow-list has 1, 2, 4 or 8.
+/// Size of an element, in bytes. It is 1, 2, 4 or 8 for every type on the allow-list.
 fn item_bytes(dtype: Dtype) -> usize {
     dtype.bitsize() / 8
 }
 
-/// Copies a view of at least one element and one dimension into row-major order.
+/// Copies a view into row-major order. It must have at least one element and one dimension.
 fn gather<const ITEM: usize>(view: &[u8], shape: &[usize], strides: &[usize]) -> Vec<u8> {
     let (items, _) = view.as_chunks::<ITEM>();
     let mut copy = Vec::with_capacity(shape.iter().product::<usize>() * ITEM);
     let (last, outer) = (shape.len() - 1, shape.len() - 1);
     let mut index = vec![0; outer];
-    let mut start = 0; // of the row, in items
+    let mut start = 0; // of the current row, in items
     loop {
         for column in 0..shape[last] {
             copy.extend_from_slice(&items[start + column * strides[last]]);
@@ -97,7 +98,7 @@ fn gather<const ITEM: usize>(view: &[u8], shape: &[usize], strides: &[usize]) ->
     }
 }
 
-/// Names and checks every tensor that the program's result leads to, in its order.
+/// Lists and checks all tensors in the result of the program, in its order.
 pub(super) fn list(heap: &Heap<'_>, archive: &Archive<'_>) -> Result<Vec<PickleTensor>, PickleFault> {
     let mut list = List {
         heap,
@@ -126,21 +127,21 @@ struct List<'a> {
     archive: &'a Archive<'a>,
     tensors: Vec<PickleTensor>,
     names: HashSet<String>,
-    /// Dictionaries that have been listed.
+    /// For each dictionary of the heap, whether it has been listed.
     visited: Vec<bool>,
     /// Keys of the storages that tensors use.
     used: HashSet<&'a str>,
 }
 
 impl List<'_> {
-    /// Lists the dictionary `dict`, whose name with the dot behind it is `prefix`.
+    /// Lists the tensors of dictionary `dict`. `prefix` is its name followed by a dot, or empty for the outermost one.
     fn add_dict(&mut self, prefix: &str, dict: usize, depth: usize) -> Result<(), PickleFault> {
         if depth > MAX_DEPTH {
-            return Err(limit("dictionaries inside each other", depth, MAX_DEPTH));
+            return Err(limit("levels of nested dictionaries", depth, MAX_DEPTH));
         }
-        // Once each, or a few bytes could list names for ever.
+        // Each dictionary is listed only once: a shared or recursive one could produce exponentially many names.
         if std::mem::replace(&mut self.visited[dict], true) {
-            let found = "a dictionary that is elsewhere in the file, too";
+            let found = "a dictionary that also occurs elsewhere in the file";
             let name = prefix.strip_suffix('.').unwrap_or_default().to_owned();
             return Err(PickleFault::NotATensor { name, found });
         }
@@ -170,7 +171,7 @@ impl List<'_> {
         Ok(())
     }
 
-    /// Checks that the storage has the length that the program says, and holds every element of the view.
+    /// Checks that the storage has the length that the program claims and contains every element of the view.
     fn check(&self, name: String, view: &View) -> Result<PickleTensor, PickleFault> {
         let storage = &self.heap.storages[view.storage];
         let key = || storage.key.to_owned();
@@ -191,7 +192,7 @@ impl List<'_> {
         let item = item_bytes(view.dtype);
         let shape = self.heap.tuple(view.shape);
         let strides = self.heap.tuple(view.strides);
-        match fit(view.offset, shape, strides, (entry.end - entry.start) / item) {
+        match check_view(view.offset, shape, strides, (entry.end - entry.start) / item) {
             Ok(Fit { shape, strides, items }) => {
                 let range = entry.start + items.start * item..entry.start + items.end * item;
                 Ok(PickleTensor { name, dtype: view.dtype, shape, strides, range })
@@ -201,26 +202,26 @@ impl List<'_> {
     }
 }
 
-/// A view that lies inside its storage.
+/// A view that fits its storage.
 struct Fit {
     shape: Vec<usize>,
     /// `None` if the elements are in row-major order without gaps.
     strides: Option<Vec<usize>>,
-    /// First element, and one behind the last, of the storage.
+    /// Half-open element range within the storage.
     items: Range<usize>,
 }
 
-/// Fits a view into a storage of `capacity` elements, or says why it does not.
-fn fit(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity: usize) -> Result<Fit, String> {
-    let shape = naturals("size", shape)?;
-    let strides = naturals("stride", strides)?;
+/// Checks that a view fits a storage of `capacity` elements; the error says why it does not.
+fn check_view(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity: usize) -> Result<Fit, String> {
+    let shape = non_negative("size", shape)?;
+    let strides = non_negative("stride", strides)?;
     let offset = usize::try_from(offset).map_err(|_| format!("an offset of {offset} elements, expected 0 or more"))?;
     if shape.len() != strides.len() {
         return Err(format!("{} sizes and {} strides, expected one for each dimension", shape.len(), strides.len()));
     }
     let place = || format!("shape {shape:?} with strides {strides:?} from element {offset}");
     let outside = || format!("{} does not fit its storage of {capacity} elements", place());
-    // In bytes, too, whatever the type.
+    // The size in bytes must not overflow either, for elements of up to 8 bytes.
     let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     let elements = elements.filter(|elements| elements.checked_mul(8).is_some()).ok_or_else(outside)?;
     if offset > capacity {
@@ -245,10 +246,10 @@ fn fit(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity: usize)
     Ok(Fit { shape, strides: (!contiguous).then_some(strides), items: offset..last + 1 })
 }
 
-/// The numbers of a tuple, none of them negative.
-fn naturals(what: &str, values: &[Value<'_>]) -> Result<Vec<usize>, String> {
+/// Converts the values of a tuple to non-negative integers. `what` names them in errors.
+fn non_negative(what: &str, values: &[Value<'_>]) -> Result<Vec<usize>, String> {
     if values.len() > MAX_RANK {
-        return Err(format!("{} dimensions, at most {MAX_RANK} are accepted", values.len()));
+        return Err(format!("{} dimensions, but at most {MAX_RANK} are accepted", values.len()));
     }
     let natural = |value: &Value<'_>| match value {
         Value::Int(int) => usize::try_from(*int).map_err(|_| format!("a {what} of {int}, expected 0 or more")),

@@ -1,8 +1,8 @@
-//! What a program can make.
+//! The values that a program can create.
 //!
-//! Values are small copies; what they refer to lies in the [`Heap`]. So a program can share and nest as it likes
-//! without any reference counting, recursion or copying of contents, and a dictionary that holds itself is nothing
-//! special.
+//! Values are small and `Copy`; the objects they refer to are in the [`Heap`]. A program can therefore share and nest
+//! objects freely without reference counting, recursion or copies, and a dictionary that contains itself needs no
+//! special treatment.
 
 use safetensors::Dtype;
 
@@ -14,7 +14,7 @@ pub(super) enum Value<'a> {
     None,
     Bool,
     Int(i64),
-    Text(&'a str),
+    Str(&'a str),
     Tuple(Tuple),
     Dict(usize),
     Global(Global),
@@ -23,13 +23,13 @@ pub(super) enum Value<'a> {
 }
 
 impl Value<'_> {
-    /// The value's kind, for messages.
+    /// The kind of value, for error messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Value::None => "None",
             Value::Bool => "a boolean",
             Value::Int(_) => "an integer",
-            Value::Text(_) => "a text",
+            Value::Str(_) => "a string",
             Value::Tuple(_) => "a tuple",
             Value::Dict(_) => "a dictionary",
             Value::Global(_) => "a name",
@@ -39,52 +39,52 @@ impl Value<'_> {
     }
 }
 
-/// The place of a tuple's values in the heap.
+/// The range of a tuple's values in the heap.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tuple {
     start: usize,
     len: usize,
 }
 
-/// A dictionary; the last of two equal keys does not replace the first, both are kept.
+/// A dictionary. Items with equal keys are all kept, so that duplicates can be detected.
 #[derive(Debug, Default)]
 pub(super) struct Dict<'a> {
     pub(super) items: Vec<(&'a str, Value<'a>)>,
-    /// An `OrderedDict`, which can have attributes.
+    /// Whether it is an `OrderedDict`, which can have attributes.
     pub(super) ordered: bool,
 }
 
-/// A storage as the program describes it, not yet looked for.
+/// A storage as described by the program, not yet looked up in the archive.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Storage<'a> {
-    /// Name of its entry within `data/`.
+    /// Its archive entry is `data/<key>`.
     pub(super) key: &'a str,
-    /// Element type; `None` for bytes.
+    /// Element type; `None` for untyped bytes.
     pub(super) dtype: Option<Dtype>,
-    /// Elements.
+    /// Number of elements claimed by the program, which may be negative.
     pub(super) len: i64,
 }
 
-/// A view of a storage as the program describes it, not yet checked.
+/// A view of a storage as described by the program, not yet checked.
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) storage: usize,
     pub(super) dtype: Dtype,
-    /// The first element, in elements.
+    /// Offset of the first element in the storage, in elements.
     pub(super) offset: i64,
     pub(super) shape: Tuple,
-    /// Elements from one index to the next, for each dimension.
+    /// Strides, in elements, one per dimension.
     pub(super) strides: Tuple,
 }
 
-/// Everything that a program has made; the indices of [`Value`] are of these.
+/// All objects that a program has created. The indices in a [`Value`] refer to these lists.
 #[derive(Debug, Default)]
 pub(super) struct Heap<'a> {
     values: Vec<Value<'a>>,
     pub(super) dicts: Vec<Dict<'a>>,
     pub(super) storages: Vec<Storage<'a>>,
     pub(super) views: Vec<View>,
-    /// What the program returned.
+    /// The value that the program returned.
     pub(super) result: Option<Value<'a>>,
 }
 
@@ -94,7 +94,7 @@ impl<'a> Heap<'a> {
         &self.values[start..start + len]
     }
 
-    /// A new tuple.
+    /// Adds a tuple.
     pub(super) fn new_tuple(&mut self, values: impl Iterator<Item = Value<'a>>) -> Tuple {
         let start = self.values.len();
         self.values.extend(values);

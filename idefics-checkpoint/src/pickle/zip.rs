@@ -1,7 +1,7 @@
-//! The directory of a zip archive of stored entries: APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3.
+//! Reads the directory of a zip archive with uncompressed entries: APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3.
 //!
-//! Everything that is written twice must agree, everything must lie where the structure says, and no two entries may
-//! share a byte; then each entry is one range of the file.
+//! Values that the format stores twice must agree, every structure must be where the format says, and entries must not
+//! overlap. Each entry is then one byte range of the file.
 
 use std::collections::BTreeMap;
 
@@ -19,15 +19,15 @@ const END_BYTES: usize = 22;
 const END_64_BYTES: usize = 56;
 const LOCATOR_64_BYTES: usize = 20;
 
-/// First bytes of the layout before PyTorch 1.6: a pickled `0x1950a86a20f9469cfc6c`.
+/// The magic number of the format before PyTorch 1.6, `0x1950a86a20f9469cfc6c`, as a pickled integer.
 const LEGACY_MAGIC: [u8; 12] = [0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
-/// Sizes follow the data (3), and the name is UTF-8 (11).
+/// Flag bits that are accepted: the sizes follow the data (3), and the name is UTF-8 (11).
 const ACCEPTED_FLAGS: u16 = 1 << 3 | 1 << 11;
-/// Encryption: traditional, strong, and of the directory.
+/// Flag bits of encryption: traditional, strong, and of the directory.
 const ENCRYPTION_FLAGS: u16 = 1 | 1 << 6 | 1 << 13;
 
-/// An entry's place in the file.
+/// Byte range of an entry's data in the file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub(super) start: usize,
@@ -35,14 +35,14 @@ pub(super) struct Entry {
     crc: u32,
 }
 
-/// A zip archive's entries by their names within its one folder.
+/// The entries of a zip archive, by name within its single top-level folder.
 #[derive(Debug)]
 pub(super) struct Archive<'a> {
     file: &'a [u8],
     entries: BTreeMap<&'a str, Entry>,
 }
 
-/// What the directory says about an entry.
+/// An entry as described in the directory.
 struct Central<'a> {
     name: &'a [u8],
     flags: u16,
@@ -57,7 +57,7 @@ fn fault(at: usize, reason: impl Into<String>) -> PickleFault {
 }
 
 impl<'a> Archive<'a> {
-    /// Reads the directory of `file` and checks that the entries are disjoint ranges in front of it.
+    /// Reads the directory of `file` and checks that all entries precede it and do not overlap.
     pub(super) fn read(file: &'a [u8]) -> Result<Self, PickleFault> {
         check_start(file)?;
         let (directory_at, directory_end, count) = find_directory(file)?;
@@ -66,54 +66,54 @@ impl<'a> Archive<'a> {
         }
         let mut cursor = Cursor::new(&file[..directory_end], directory_at);
         let mut entries = BTreeMap::new();
-        let mut places = Vec::new();
+        let mut ranges = Vec::new();
         let mut folder = None;
         for _ in 0..count {
             let at = cursor.at();
             let central = central_entry(&mut cursor)?;
             let (this_folder, name) = split_name(central.name)?;
             if *folder.get_or_insert(this_folder) != this_folder {
-                return Err(fault(at, format!("an entry in folder {this_folder:?}, the first is in {folder:?}")));
+                return Err(fault(at, format!("an entry in folder {this_folder:?}, but the first is in {folder:?}")));
             }
             let entry = locate(&file[..directory_at], &central)?;
-            places.push((central.local_at, entry.end));
+            ranges.push((central.local_at, entry.end));
             if entries.insert(name, entry).is_some() {
                 return Err(PickleFault::DuplicateEntry { entry: name.to_owned() });
             }
         }
         if cursor.left() > 0 {
-            return Err(fault(cursor.at(), format!("{} bytes behind the {count} entries", cursor.left())));
+            return Err(fault(cursor.at(), format!("{} bytes after the {count} entries", cursor.left())));
         }
-        places.sort_unstable();
-        match places.windows(2).find(|pair| pair[0].1 as u64 > pair[1].0) {
-            Some(pair) => Err(fault(pair[0].1, "two entries share bytes")),
+        ranges.sort_unstable();
+        match ranges.windows(2).find(|pair| pair[0].1 as u64 > pair[1].0) {
+            Some(pair) => Err(fault(pair[0].1, "two entries overlap")),
             None => Ok(Self { file, entries }),
         }
     }
 
-    /// Whether there is an entry of that name.
+    /// Whether there is an entry named `name`.
     pub(super) fn has(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
 
-    /// The place of an entry.
+    /// The entry named `name`.
     pub(super) fn entry(&self, name: &str) -> Option<Entry> {
         self.entries.get(name).copied()
     }
 
-    /// Names of the storages, within `data/`.
+    /// Keys of the storages: entry names without the `data/`.
     pub(super) fn storages(&self) -> impl Iterator<Item = &'a str> {
         self.entries.keys().filter_map(|name| name.strip_prefix("data/"))
     }
 
-    /// Whether this is what `torch.jit.save` writes.
+    /// Whether the archive was written by `torch.jit.save`.
     pub(super) fn is_torch_script(&self) -> bool {
         self.entries.keys().any(|name| *name == "constants.pkl" || name.starts_with("code/"))
     }
 
-    /// The bytes of an entry that describes the file, and that must be there and undamaged.
+    /// The bytes of a required entry that describes the file, after checking its size and checksum.
     ///
-    /// A checksum of 0 is none: `torch.serialization.set_crc32_options(False)`.
+    /// A checksum of 0 means that there is none, as with `torch.serialization.set_crc32_options(False)`.
     pub(super) fn checked(&self, name: &str) -> Result<&'a [u8], PickleFault> {
         let entry = self.entry(name).ok_or_else(|| PickleFault::EntryMissing { entry: name.to_owned() })?;
         let bytes = &self.file[entry.start..entry.end];
@@ -129,12 +129,12 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// Tells other kinds of files from broken ones.
+/// Checks the first bytes, so that files of another kind get an error of their own.
 fn check_start(file: &[u8]) -> Result<(), PickleFault> {
     let Some(start) = file.first_chunk::<4>() else {
         return Err(PickleFault::Truncated { found: file.len() as u64 });
     };
-    // Behind the protocol, and from protocol 4 on a frame's head.
+    // The magic number follows the protocol and, since protocol 4, the header of a frame.
     if start[0] == 0x80 && file[..file.len().min(32)].windows(12).any(|bytes| bytes == LEGACY_MAGIC) {
         return Err(PickleFault::Legacy);
     }
@@ -144,9 +144,9 @@ fn check_start(file: &[u8]) -> Result<(), PickleFault> {
     }
 }
 
-/// Start and end of the directory in the file, and its number of entries.
+/// Start and end offset of the directory in the file, and its number of entries.
 ///
-/// Without a comment, which `torch.save` does not write, the file's end is the only place where it can be described.
+/// `torch.save` writes no archive comment, so the end record must be the last bytes of the file.
 fn find_directory(file: &[u8]) -> Result<(usize, usize, u64), PickleFault> {
     let truncated = || PickleFault::Truncated { found: file.len() as u64 };
     let end_at = file.len().checked_sub(END_BYTES).ok_or_else(truncated)?;
@@ -158,7 +158,7 @@ fn find_directory(file: &[u8]) -> Result<(usize, usize, u64), PickleFault> {
         return Err(truncated());
     }
     if disks != Some(0) || here != Some(count) || end.u16() != Some(0) {
-        return Err(fault(end_at, "several disks, or a comment"));
+        return Err(fault(end_at, "the archive has several disks or a comment"));
     }
     let (mut count, mut size, mut at) = (u64::from(count), u64::from(size), u64::from(at));
 
@@ -168,13 +168,13 @@ fn find_directory(file: &[u8]) -> Result<(usize, usize, u64), PickleFault> {
     if locator.u32() == Some(LOCATOR_64) {
         let record_at = locator_at.checked_sub(END_64_BYTES).ok_or_else(truncated)?;
         if (locator.u32(), locator.u64(), locator.u32()) != (Some(0), Some(record_at as u64), Some(1)) {
-            return Err(fault(locator_at, "the 64-bit end of the directory is not in front of its locator"));
+            return Err(fault(locator_at, "the 64-bit end of the directory does not precede its locator"));
         }
         let wide =
             end_64(file, record_at).ok_or_else(|| fault(record_at, "not the 64-bit end of a directory on one disk"))?;
         for ((narrow, limit), wide) in [(count, 0xffff), (size, 0xffff_ffff), (at, 0xffff_ffff)].into_iter().zip(wide) {
             if narrow != wide && narrow != limit {
-                return Err(fault(end_at, format!("{narrow}, where the 64-bit end of the directory says {wide}")));
+                return Err(fault(end_at, format!("{narrow}, but the 64-bit end of the directory says {wide}")));
             }
         }
         [count, size, at] = wide;
@@ -186,7 +186,8 @@ fn find_directory(file: &[u8]) -> Result<(usize, usize, u64), PickleFault> {
     Ok((directory_end - size as usize, directory_end, count))
 }
 
-/// Count, size and place of the directory from its 64-bit end; `None` if it has extensions or is on several disks.
+/// Entry count, size and offset of the directory from its 64-bit end record. `None` if the record has extensions or
+/// the archive has several disks.
 fn end_64(file: &[u8], at: usize) -> Option<[u64; 3]> {
     let mut cursor = Cursor::new(file, at);
     let (signature, size, _versions) = (cursor.u32()?, cursor.u64()?, cursor.u32()?);
@@ -195,7 +196,7 @@ fn end_64(file: &[u8], at: usize) -> Option<[u64; 3]> {
     (plain && here == count).then_some([count, cursor.u64()?, cursor.u64()?])
 }
 
-/// Reads an entry of the directory.
+/// Parses one entry of the directory.
 fn central_entry<'a>(cursor: &mut Cursor<'a>) -> Result<Central<'a>, PickleFault> {
     let at = cursor.at();
     let mut read = || {
@@ -215,13 +216,13 @@ fn central_entry<'a>(cursor: &mut Cursor<'a>) -> Result<Central<'a>, PickleFault
         () if flags & ENCRYPTION_FLAGS != 0 => "encrypted".to_owned(),
         () if method != 0 => format!("compressed (method {method})"),
         () if flags & !ACCEPTED_FLAGS != 0 => format!("marked with flags {flags:#06x}"),
-        () if size != packed => format!("{size} bytes stored in {packed}"),
+        () if size != packed => format!("stored in {packed} bytes instead of {size}"),
         () => return Ok(Central { name, flags, method, crc, size, local_at }),
     };
     Err(PickleFault::EntryFeature { entry: String::from_utf8_lossy(name).into_owned(), feature })
 }
 
-/// Replaces each number that is all ones by its 64-bit form, which are in the extra field in the same order.
+/// Replaces each number that is all ones by its 64-bit value. The extra field lists these values in the same order.
 fn widen<const N: usize>(extra: &[u8], narrow: [u32; N]) -> Option<[u64; N]> {
     let mut wide = narrow.map(u64::from);
     if !narrow.contains(&u32::MAX) {
@@ -241,7 +242,7 @@ fn widen<const N: usize>(extra: &[u8], narrow: [u32; N]) -> Option<[u64; N]> {
     None
 }
 
-/// Folder and name of an entry, if it stays inside the folder on every system.
+/// Splits the name of an entry into folder and name. Rejects names that are unsafe as a path on any operating system.
 fn split_name(name: &[u8]) -> Result<(&str, &str), PickleFault> {
     let fault = |reason| PickleFault::EntryName { entry: String::from_utf8_lossy(name).into_owned(), reason };
     if name.len() > MAX_NAME_BYTES {
@@ -250,17 +251,17 @@ fn split_name(name: &[u8]) -> Result<(&str, &str), PickleFault> {
     }
     let name = std::str::from_utf8(name).map_err(|_| fault("the name is not UTF-8"))?;
     if name.contains(|c: char| c == '\\' || c == ':' || c.is_control()) {
-        return Err(fault("the name has a backslash, a colon or a control character"));
+        return Err(fault("the name contains a backslash, a colon or a control character"));
     }
     if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return Err(fault("the name is an absolute path, a folder, or leaves the archive"));
+        return Err(fault("the name is an absolute path or a folder, or leads out of the archive"));
     }
     name.split_once('/').ok_or_else(|| fault("the name is in no folder"))
 }
 
-/// The range of an entry's data in `file`, the part in front of the directory.
+/// The byte range of an entry's data. `file` is the part of the file before the directory.
 ///
-/// The local header may leave checksum and sizes open (flag bit 3); the rest must be what the directory says.
+/// The local header may omit checksum and sizes (flag bit 3); everything else must agree with the directory.
 fn locate(file: &[u8], central: &Central<'_>) -> Result<Entry, PickleFault> {
     let at = usize::try_from(central.local_at).unwrap_or(usize::MAX);
     let entry = || String::from_utf8_lossy(central.name);
@@ -278,7 +279,7 @@ fn locate(file: &[u8], central: &Central<'_>) -> Result<Entry, PickleFault> {
         (signature == LOCAL).then_some(same)
     };
     match read() {
-        None => return Err(fault(at, format!("no local header of entry {:?}", entry()))),
+        None => return Err(fault(at, format!("no local header for entry {:?}", entry()))),
         Some(false) => {
             return Err(fault(at, format!("the local header of entry {:?} disagrees with the directory", entry())));
         }
@@ -288,7 +289,7 @@ fn locate(file: &[u8], central: &Central<'_>) -> Result<Entry, PickleFault> {
     let fits = usize::try_from(central.size).ok().and_then(|size| cursor.take(size));
     if fits.is_none() {
         let (size, left) = (central.size, cursor.left());
-        return Err(fault(at, format!("entry {:?} has {size} bytes, of which {left} are in the file", entry())));
+        return Err(fault(at, format!("entry {:?} has {size} bytes, but only {left} are in the file", entry())));
     }
     Ok(Entry { start, end: cursor.at(), crc: central.crc })
 }

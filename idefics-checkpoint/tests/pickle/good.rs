@@ -1,4 +1,4 @@
-//! What `torch.save` wrote, against what safetensors wrote.
+//! Valid files: tensors saved by `torch.save` equal those saved by safetensors.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ fn twin(name: &str) -> Content {
 }
 
 #[test]
-fn every_file_equals_its_twin() {
+fn every_fixture_matches_its_safetensors_twin() {
     for name in FIXTURES.into_iter().chain(["no_checksums"]) {
         let content = content(&fixture(&format!("{name}.bin")));
         let twin = twin(name);
@@ -46,7 +46,7 @@ fn every_file_equals_its_twin() {
 }
 
 #[test]
-fn the_fixtures_have_what_they_are_for() {
+fn fixtures_cover_the_intended_cases() {
     let tensor = |file: &str, name: &str| {
         let tensors = read(&fixture(file)).unwrap();
         tensors.into_iter().find(|tensor| tensor.name == name).unwrap_or_else(|| panic!("{name}"))
@@ -54,7 +54,7 @@ fn the_fixtures_have_what_they_are_for() {
     assert!(tensor("views.bin", "row").is_contiguous());
     assert!(!tensor("views.bin", "transposed").is_contiguous());
     assert!(!tensor("new_dtypes.bin", "transposed").is_contiguous());
-    // One storage: five views lie inside the range of the first.
+    // All are views of one storage and lie within the range of `whole`.
     let whole = tensor("views.bin", "whole").byte_range();
     for name in ["transposed", "tied", "row", "column", "block"] {
         let range = tensor("views.bin", name).byte_range();
@@ -68,7 +68,7 @@ fn the_fixtures_have_what_they_are_for() {
 }
 
 #[test]
-fn sixty_four_bit_headers() {
+fn reads_64_bit_headers() {
     let value = || dict(&[("w", view(floats(2), 0, &[2], &[1]))]);
     let mut entries = entries(&program(value()), &[("0", &[7; 8])]);
     let plain = content(&zip(&entries));
@@ -79,7 +79,7 @@ fn sixty_four_bit_headers() {
 }
 
 #[test]
-fn only_views_are_copied() {
+fn only_strided_views_are_copied() {
     let data: Vec<u8> = (0..=255).cycle().take(4 << 20).collect();
     let file = file(
         dict(&[
@@ -88,12 +88,12 @@ fn only_views_are_copied() {
         ]),
         &[("0", &data)],
     );
-    let (tensors, taken, _) = measure(|| read(&file).unwrap());
-    assert!(taken < (4 << 20) + 100_000, "{taken} bytes"); // `read` copies the one view to check it
-    let (_, taken, _) = measure(|| tensors[0].bytes(&file).unwrap());
-    assert_eq!(taken, 0);
-    let (copy, taken, _) = measure(|| tensors[1].bytes(&file).unwrap());
-    assert!(taken < (4 << 20) + 1000, "{taken} bytes");
+    let (tensors, allocated, _) = measure(|| read(&file).unwrap());
+    assert!(allocated < (4 << 20) + 100_000, "{allocated} bytes"); // `read` copies the transposed view to check it
+    let (_, allocated, _) = measure(|| tensors[0].bytes(&file).unwrap());
+    assert_eq!(allocated, 0);
+    let (copy, allocated, _) = measure(|| tensors[1].bytes(&file).unwrap());
+    assert!(allocated < (4 << 20) + 1000, "{allocated} bytes");
     for (row, column) in [(0, 0), (3, 1000), (1023, 1), (1023, 1023)] {
         let (at, from) = (4 * (row * 1024 + column), 4 * (column * 1024 + row));
         assert_eq!(copy[at..at + 4], data[from..from + 4]);
@@ -101,7 +101,7 @@ fn only_views_are_copied() {
 }
 
 #[test]
-fn a_byte_order_that_is_not_there() {
+fn accepts_optional_byte_order_and_known_versions() {
     let value = || program(dict(&[("w", view(floats(2), 0, &[2], &[1]))]));
     for order in [b"little".as_slice(), b"little\n"] {
         let mut entries = entries(&value(), &[("0", &[0; 8])]);
@@ -116,7 +116,7 @@ fn a_byte_order_that_is_not_there() {
 }
 
 #[test]
-fn an_empty_dictionary() {
+fn accepts_empty_dictionaries() {
     assert!(content(&file(dict(&[]), &[])).is_empty());
     assert!(content(&file(no_hooks(), &[])).is_empty());
 }

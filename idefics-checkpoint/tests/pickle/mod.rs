@@ -1,4 +1,4 @@
-//! PyTorch files: what `torch.save` writes is read bit for bit, and anything else is a typed error.
+//! PyTorch files: output of `torch.save` is read bit for bit, and anything else is a typed error.
 
 mod bombs;
 mod good;
@@ -13,7 +13,7 @@ use std::path::Path;
 
 use idefics_checkpoint::pickle::{PickleFault, PickleTensor, parse};
 
-/// Every good file but its folder and ending.
+/// Names of the valid files, without folder and extension. `no_checksums` is tested separately.
 pub(crate) const FIXTURES: [&str; 11] = [
     "dtypes",
     "new_dtypes",
@@ -33,14 +33,14 @@ pub(crate) fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(folder.join(name)).unwrap()
 }
 
-/// Parses, and checks what must hold of any file that is accepted: every tensor is backed by bytes.
+/// Parses a file. If it is accepted, checks that every tensor is backed by bytes.
 fn read(file: &[u8]) -> Result<Vec<PickleTensor>, PickleFault> {
     let tensors = parse(Path::new("weights.bin"), file).map_err(|error| {
         assert!(error.to_string().starts_with("weights.bin: "), "{error}");
         error.fault
     })?;
     for tensor in &tensors {
-        let bytes = tensor.bytes(file).expect("the tensor is in the file");
+        let bytes = tensor.bytes(file).expect("the tensor should be in the file");
         assert_eq!(bytes.len(), tensor.len_bytes(), "{tensor:?}");
         assert_eq!(tensor.is_contiguous(), matches!(bytes, Cow::Borrowed(_)), "{tensor:?}");
         assert!(!tensor.is_contiguous() || tensor.byte_range().len() == bytes.len(), "{tensor:?}");
@@ -48,18 +48,18 @@ fn read(file: &[u8]) -> Result<Vec<PickleTensor>, PickleFault> {
     Ok(tensors)
 }
 
-/// The error of a file that has one.
+/// The fault of a file that is expected to be rejected.
 fn fault_of(file: &[u8]) -> PickleFault {
-    read(file).expect_err("the file has a fault")
+    read(file).expect_err("the file should be rejected")
 }
 
-/// Asserts the variant, and that the message says each of the words.
+/// Asserts the variant of a fault, and that its message contains all given words.
 macro_rules! assert_fault {
     ($fault:expr, $variant:pat $(, $word:expr)*) => {{
         let fault: idefics_checkpoint::pickle::PickleFault = $fault;
         let message = fault.to_string();
         assert!(matches!(fault, $variant), "{fault:?}");
-        $(assert!(message.contains($word), "{message:?} does not say {:?}", $word);)*
+        $(assert!(message.contains($word), "{message:?} does not contain {:?}", $word);)*
         assert!(message.len() < 3000, "{message:?}");
     }};
 }

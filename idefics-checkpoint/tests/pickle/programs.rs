@@ -1,4 +1,4 @@
-//! Programs that do something else than list tensors.
+//! Programs that do anything other than describe tensors.
 
 use idefics_checkpoint::pickle::{PickleFault, PickleTensor};
 
@@ -9,7 +9,7 @@ use super::{assert_fault, read};
 
 pub(super) const DATA: [(&str, &[u8]); 1] = [("0", &[0; 24])];
 
-/// What becomes of a file with these bytes as its whole program.
+/// Reads a file whose program is exactly these bytes.
 pub(super) fn run(program: &[u8]) -> Result<Vec<PickleTensor>, PickleFault> {
     read(&zip(&entries(program, &DATA)))
 }
@@ -28,12 +28,12 @@ fn rebuild(name: &str, arguments: &[Vec<u8>]) -> Vec<u8> {
 }
 
 #[test]
-fn the_good_program() {
+fn accepts_minimal_program() {
     assert_eq!(run(&program(dict(&[("w", tensor())]))).unwrap()[0].shape, [2, 3]);
 }
 
 #[test]
-fn names_outside_the_list() {
+fn rejects_names_outside_the_allow_list() {
     for (module, name) in [
         ("os", "system"),
         ("posix", "system"),
@@ -76,11 +76,11 @@ fn names_outside_the_list() {
 }
 
 #[test]
-fn calls_of_something_else() {
+fn rejects_calls_of_other_values() {
     let callees = [
         (global("torch", "FloatStorage"), "Storage"),
         (global("torch", "uint16"), "Dtype"),
-        (text("print"), "a text"),
+        (text("print"), "a string"),
         (int(1), "an integer"),
         (tensor(), "a tensor"),
         (dict(&[]), "a dictionary"),
@@ -98,7 +98,7 @@ fn calls_of_something_else() {
 }
 
 #[test]
-fn arguments_that_no_tensor_has() {
+fn rejects_wrong_arguments() {
     let good = || [floats(6), int(0), ints(&[6]), ints(&[1]), FALSE.to_vec(), no_hooks()];
     assert!(run(&program(rebuild("_rebuild_tensor_v2", &good()))).is_ok());
     let hooks = dict(&[("hook", global("torch._utils", "_rebuild_parameter"))]);
@@ -128,7 +128,7 @@ fn arguments_that_no_tensor_has() {
 }
 
 #[test]
-fn untyped_storages_need_a_type() {
+fn untyped_storages_require_an_element_type() {
     let bytes = || storage("UntypedStorage", "0", 24);
     let v3 = |storage: Vec<u8>, dtype: Vec<u8>| {
         let arguments = [storage, int(0), ints(&[12]), ints(&[1]), FALSE.to_vec(), no_hooks(), dtype];
@@ -146,7 +146,7 @@ fn untyped_storages_need_a_type() {
 }
 
 #[test]
-fn storages_that_are_none() {
+fn rejects_malformed_storage_descriptions() {
     let id = |fields: &[Vec<u8>]| dict(&[("w", [tuple(fields), b"Q".to_vec()].concat())]);
     let class = || global("torch", "FloatStorage");
     for fields in [
@@ -156,21 +156,21 @@ fn storages_that_are_none() {
         vec![text("storage"), text("FloatStorage"), text("0"), text("cpu"), int(6)],
         vec![text("storage"), class(), int(0), text("cpu"), int(6)],
         vec![text("storage"), class(), text("0"), text("cpu"), text("6")],
-        vec![text("storage"), class(), text("0"), text("cpu"), int(6), b"N".to_vec()], // a view, of 2017
+        vec![text("storage"), class(), text("0"), text("cpu"), int(6), b"N".to_vec()], // view metadata, used in 2017
     ] {
-        assert_fault!(fault_in(id(&fields)), PickleFault::Program { .. }, "a storage as (");
+        assert_fault!(fault_in(id(&fields)), PickleFault::Program { .. }, "a storage described by (");
     }
-    assert_fault!(fault_in([int(1), b"Q".to_vec()].concat()), PickleFault::Program { .. }, "a storage as ()");
+    assert_fault!(fault_in([int(1), b"Q".to_vec()].concat()), PickleFault::Program { .. }, "a storage described by ()");
     let long = view(storage("FloatStorage", &"0".repeat(2000), 6), 0, &[6], &[1]);
     assert_fault!(fault_in(dict(&[("w", long)])), PickleFault::Limit { .. }, "key of a storage");
 }
 
 #[test]
-fn values_that_are_no_tensors() {
+fn rejects_values_other_than_tensors() {
     let values = [
         (int(3), "an integer"),
         (b"N".to_vec(), "None"),
-        (text("3"), "a text"),
+        (text("3"), "a string"),
         (b"\x88".to_vec(), "a boolean"),
         (tuple(&[tensor()]), "a tuple"),
         (floats(6), "a storage"),
@@ -187,7 +187,7 @@ fn values_that_are_no_tensors() {
 }
 
 #[test]
-fn names_that_are_there_twice() {
+fn rejects_duplicate_and_long_tensor_names() {
     let twice = [("w", tensor()), ("w", tensor())];
     assert_fault!(fault_in(dict(&twice)), PickleFault::DuplicateTensor { .. }, "\"w\"");
     let dotted = [("a.b", tensor()), ("a", dict(&[("b", tensor())]))];
@@ -197,7 +197,7 @@ fn names_that_are_there_twice() {
 }
 
 #[test]
-fn attributes() {
+fn accepts_metadata_as_the_only_attribute() {
     let with_state = |object: Vec<u8>, state: Vec<u8>| [object, state, b"b".to_vec()].concat();
     let metadata = || dict(&[("_metadata", no_hooks())]);
     assert!(read(&file(with_state(no_hooks(), metadata()), &[])).unwrap().is_empty());
@@ -212,13 +212,13 @@ fn attributes() {
     ] {
         assert_fault!(fault_in(with_state(object, state)), PickleFault::Program { .. }, "`_metadata` alone");
     }
-    // A tensor hidden among the attributes is not listed, so its storage is missed.
+    // A tensor hidden in the attributes is not listed, so its storage is unused.
     let hidden = with_state(no_hooks(), dict(&[("_metadata", dict(&[("w", tensor())]))]));
     assert_fault!(fault_in(hidden), PickleFault::StorageUnused { count: 1, .. }, "data/0");
 }
 
 #[test]
-fn opcodes_that_are_not_accepted() {
+fn rejects_other_opcodes() {
     let accepted = b".(NJKMX})tsucQRbqrhj\x80\x85\x86\x87\x88\x89\x8a\x8c\x93\x94\x95";
     for opcode in 0..=255u8 {
         let fault = run(&[0x80, 2, opcode]).unwrap_err();
@@ -247,7 +247,7 @@ fn opcodes_that_are_not_accepted() {
 }
 
 #[test]
-fn programs_that_are_none() {
+fn rejects_malformed_programs() {
     let faults: [(&[u8], &str); 25] = [
         (b"", "protocol 2 to 5"),
         (b"}.", "protocol 2 to 5"),
@@ -259,7 +259,7 @@ fn programs_that_are_none() {
         (b"\x80\x02.", "1 values"),
         (b"\x80\x02}}.", "1 values and marks"),
         (b"\x80\x02(}.", "1 values and marks"),
-        (b"\x80\x02}.}", "1 bytes behind"),
+        (b"\x80\x02}.}", "1 bytes after"),
         (b"\x80\x02K", "ends in the middle"),
         (b"\x80\x02J\0\0\0", "in the middle"),
         (b"\x80\x02\x8a\x09\0\0\0\0\0\0\0\0\0.", "9 bytes"),
@@ -268,7 +268,7 @@ fn programs_that_are_none() {
         (b"\x80\x02}(\x85", "1 values"),
         (b"\x80\x02(u", "a dictionary"),
         (b"\x80\x02}(Nu", "without a value"),
-        (b"\x80\x02h\x07.", "memo entry 7, there are 0"),
+        (b"\x80\x02h\x07.", "memo entry 7, but there are 0"),
         (b"\x80\x02}q\x01.", "memo entry 1, expected 0"),
         (b"\x80\x02}q\0q\0.", "memo entry 0, expected 1"),
         (b"\x80\x02}r\xff\xff\xff\xff.", "memo entry 4294967295"),
@@ -283,7 +283,7 @@ fn programs_that_are_none() {
 }
 
 #[test]
-fn a_program_cut_anywhere() {
+fn rejects_program_truncated_anywhere() {
     let program = program([dict(&[("w", tensor()), ("v", tensor())]), b"q\0".to_vec()].concat());
     assert!(run(&program).is_ok());
     for length in 0..program.len() {

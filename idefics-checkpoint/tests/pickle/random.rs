@@ -1,4 +1,4 @@
-//! Random damage: whatever it is, the answer is tensors that the file backs or an error.
+//! Random damage: the result is an error, or tensors that are backed by the file.
 
 use proptest::prelude::*;
 
@@ -6,14 +6,14 @@ use super::write::{Entry, entries, zip};
 use super::{FIXTURES, fixture, read};
 use crate::memory::measure;
 
-/// Reads a file, and checks that this takes memory in proportion to it.
+/// Reads a file and checks that the memory used is proportional to its size. Returns whether it was accepted.
 fn check(file: &[u8]) -> bool {
-    let (result, taken, _) = measure(|| read(file));
-    assert!(taken < (1 << 20) + 64 * file.len(), "{taken} bytes for a file of {}", file.len());
+    let (result, allocated, _) = measure(|| read(file));
+    assert!(allocated < (1 << 20) + 64 * file.len(), "{allocated} bytes for a file of {}", file.len());
     result.is_ok()
 }
 
-/// The entries of a good file, to be written again with a checksum that fits.
+/// The entries of a valid file, to be written again with correct checksums.
 fn unpack(file: &[u8]) -> Vec<Entry> {
     let end = file.len() - 22;
     let number = |at: usize, width: usize| (0..width).rev().fold(0, |sum, i| sum << 8 | usize::from(file[at + i]));
@@ -30,7 +30,7 @@ fn unpack(file: &[u8]) -> Vec<Entry> {
     entries
 }
 
-/// Places and bits to flip there.
+/// Random positions, and the bits to flip in the byte at each.
 fn flips() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
     prop::collection::vec((any::<prop::sample::Index>(), 1..=255u8), 1..6)
 }
@@ -42,7 +42,7 @@ fn flip(bytes: &mut [u8], flips: &[(prop::sample::Index, u8)]) {
     }
 }
 
-/// An opcode with operands that make it likely to work.
+/// A random opcode with operands that are likely to be valid.
 fn operation() -> impl Strategy<Value = Vec<u8>> {
     let plain = b"()}NtsuRQb\x85\x86\x87\x88\x89\x93\x94".iter().map(|&opcode| vec![opcode]);
     let names = [
@@ -68,7 +68,7 @@ fn operation() -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
-fn unpacking_keeps_a_file_good() {
+fn repacked_fixtures_are_still_valid() {
     for name in FIXTURES {
         let file = fixture(&format!("{name}.bin"));
         let count = read(&file).unwrap().len();
@@ -80,14 +80,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
     #[test]
-    fn flipped_files(name in prop::sample::select(&FIXTURES[..]), flips in flips()) {
+    fn survives_bit_flips_in_files(name in prop::sample::select(&FIXTURES[..]), flips in flips()) {
         let mut file = fixture(&format!("{name}.bin"));
         flip(&mut file, &flips);
         check(&file);
     }
 
     #[test]
-    fn flipped_programs(name in prop::sample::select(&FIXTURES[..]), flips in flips()) {
+    fn survives_bit_flips_in_programs(name in prop::sample::select(&FIXTURES[..]), flips in flips()) {
         let mut entries = unpack(&fixture(&format!("{name}.bin")));
         let program = entries.iter_mut().find(|entry| entry.name.ends_with(b"/data.pkl")).unwrap();
         flip(&mut program.data, &flips);
@@ -96,13 +96,13 @@ proptest! {
     }
 
     #[test]
-    fn made_up_programs(operations in prop::collection::vec(operation(), 0..60)) {
+    fn survives_random_programs(operations in prop::collection::vec(operation(), 0..60)) {
         let program = [b"\x80\x02}".to_vec(), operations.concat(), b".".to_vec()].concat();
         check(&zip(&entries(&program, &[("0", &[0; 24])])));
     }
 
     #[test]
-    fn made_up_views(
+    fn random_views_match_the_definition(
         offset in -2..10i64,
         shape in prop::collection::vec(-1..5i64, 0..4),
         strides in prop::collection::vec(-1..8i64, 0..4),
@@ -112,7 +112,7 @@ proptest! {
         let tensor = view(storage("ByteStorage", "0", 24), offset, &shape, &strides);
         let file = file(dict(&[("w", tensor)]), &[("0", &data)]);
         if check(&file) {
-            // Element by element, by the definition of a view.
+            // Computes the elements one by one from the definition of a view.
             let tensor = &read(&file).unwrap()[0];
             let mut expected = vec![offset];
             for (size, stride) in shape.iter().zip(&strides) {
@@ -124,7 +124,7 @@ proptest! {
     }
 
     #[test]
-    fn noise(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+    fn survives_random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         check(&bytes);
         check(&[b"PK\x03\x04".as_slice(), &bytes].concat());
         let program = [b"\x80\x04".as_slice(), &bytes].concat();

@@ -1,24 +1,24 @@
-//! Views that do not fit their storages.
+//! Views and the storages they must fit.
 
 use idefics_checkpoint::pickle::PickleFault;
 
 use super::write::{dict, file, floats, storage, view};
 use super::{assert_fault, fault_of, read};
 
-/// A file whose one tensor `w` is this view of six floats.
+/// A file with a single tensor `w`, a view of six floats.
 fn viewed(offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
     file(dict(&[("w", view(floats(6), offset, shape, strides))]), &[("0", &[0; 24])])
 }
 
 #[test]
-fn views_that_fit() {
+fn accepts_views_within_their_storage() {
     for (offset, shape, strides, contiguous) in [
         (0, &[6][..], &[1][..], true),
         (5, &[], &[], true),
-        (5, &[1], &[1000], true), // one index: the stride says nothing
+        (5, &[1], &[1000], true), // the stride of an axis of size 1 is irrelevant
         (0, &[2, 3], &[3, 1], true),
         (0, &[3, 2], &[1, 3], false),
-        (1, &[2, 2], &[2, 2], false), // overlapping diagonals, but not more elements than there are
+        (1, &[2, 2], &[2, 2], false), // overlapping elements, but not more than the storage has
         (0, &[1, 6], &[0, 1], true),
         (6, &[0], &[1], true),
         (0, &[0, 1 << 40, 1 << 40], &[1, 1, 1], true),
@@ -33,14 +33,14 @@ fn views_that_fit() {
 }
 
 #[test]
-fn views_outside_their_storage() {
+fn rejects_views_outside_their_storage() {
     let (max, min) = (i64::MAX, i64::MIN);
     for (offset, shape, strides) in [
         (0, &[7][..], &[1][..]),
         (1, &[6], &[1]),
         (6, &[], &[]),
         (7, &[0], &[1]),
-        (0, &[2, 3], &[4, 1]), // a wrong stride
+        (0, &[2, 3], &[4, 1]), // the last row is out of bounds
         (0, &[3, 2], &[3, 1]),
         (0, &[2], &[6]),
         (0, &[2], &[max]),
@@ -71,7 +71,7 @@ fn views_outside_their_storage() {
 }
 
 #[test]
-fn views_that_repeat_elements() {
+fn rejects_views_that_repeat_elements() {
     for (shape, strides) in
         [(&[7][..], &[0][..]), (&[1 << 40], &[0]), (&[1 << 20, 1 << 20], &[0, 0]), (&[3, 6], &[0, 1])]
     {
@@ -80,19 +80,19 @@ fn views_that_repeat_elements() {
 }
 
 #[test]
-fn sizes_and_strides_are_integers() {
+fn rejects_sizes_and_strides_that_are_not_integers() {
     use super::write::{FALSE, call, global, int, ints, no_hooks, text, tuple};
     let rebuild = |shape: Vec<u8>, strides: Vec<u8>| {
         let arguments = [floats(6), int(0), shape, strides, FALSE.to_vec(), no_hooks()];
         let tensor = call(global("torch._utils", "_rebuild_tensor_v2"), &arguments);
         fault_of(&file(dict(&[("w", tensor)]), &[("0", &[0; 24])]))
     };
-    assert_fault!(rebuild(tuple(&[text("6")]), ints(&[1])), PickleFault::View { .. }, "a text as a size");
+    assert_fault!(rebuild(tuple(&[text("6")]), ints(&[1])), PickleFault::View { .. }, "a string as a size");
     assert_fault!(rebuild(ints(&[6]), tuple(&[b"N".to_vec()])), PickleFault::View { .. }, "None as a stride");
 }
 
 #[test]
-fn storages_of_another_length() {
+fn rejects_storages_of_the_wrong_length() {
     for length in [0, 1, 20, 23, 25, 28, 48] {
         let data = vec![0; length];
         let file = file(dict(&[("w", view(floats(6), 0, &[6], &[1]))]), &[("0", &data)]);
@@ -106,7 +106,7 @@ fn storages_of_another_length() {
 }
 
 #[test]
-fn storages_that_two_tensors_disagree_about() {
+fn rejects_conflicting_descriptions_of_a_storage() {
     let two = |first: Vec<u8>, second: Vec<u8>, data: &[u8]| {
         let (first, second) = (view(first, 0, &[0], &[1]), view(second, 0, &[0], &[1]));
         read(&file(dict(&[("v", first), ("w", second)]), &[("0", data)]))
@@ -114,7 +114,7 @@ fn storages_that_two_tensors_disagree_about() {
     let fault = two(floats(6), storage("IntStorage", "0", 6), &[0; 24]).unwrap_err();
     assert_fault!(fault, PickleFault::StorageType { .. }, "F32", "I32", "data/0");
     let fault = two(floats(6), floats(5), &[0; 24]).unwrap_err();
-    assert_fault!(fault, PickleFault::Program { .. }, "5 elements, 6 before");
-    // PyTorch lets empty tensors of any type share one.
+    assert_fault!(fault, PickleFault::Program { .. }, "5 elements here and 6 before");
+    // PyTorch lets empty tensors of different types share a storage.
     assert_eq!(two(floats(0), storage("IntStorage", "0", 0), &[]).unwrap().len(), 2);
 }

@@ -1,6 +1,6 @@
-//! Writes archives and programs, with any part of them wrong.
+//! Writes archives and programs in which any part may be wrong.
 
-/// An entry, and how its headers lie.
+/// A zip entry whose headers may contradict its data.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) name: Vec<u8>,
@@ -8,17 +8,17 @@ pub(crate) struct Entry {
     pub(crate) flags: u16,
     pub(crate) method: u16,
     pub(crate) crc: u32,
-    /// Size, and packed size, by the directory.
+    /// Size and packed size according to the directory.
     pub(crate) sizes: [u64; 2],
     /// Name in the local header.
     pub(crate) local_name: Vec<u8>,
     /// Size in the local header.
     pub(crate) local_size: u64,
-    /// Place of the local header by the directory, if not the true one.
+    /// Offset of the local header according to the directory; `None` for the true offset.
     pub(crate) local_at: Option<u64>,
-    /// Writes sizes and place in their 64-bit form.
+    /// Whether to write sizes and offset in their 64-bit form.
     pub(crate) wide: bool,
-    /// Bytes behind the data that are not written, but that count.
+    /// Length of a hole after the data: bytes that are not written but counted in offsets.
     pub(crate) hole: u64,
 }
 
@@ -41,7 +41,7 @@ impl Entry {
     }
 }
 
-/// The parts of the 64-bit end of a directory that a test may change.
+/// The fields of the end-of-directory records that a test may change.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct End {
     pub(crate) count: u64,
@@ -49,24 +49,24 @@ pub(crate) struct End {
     pub(crate) at: u64,
 }
 
-/// An archive of these entries.
+/// An archive with these entries.
 pub(crate) fn zip(entries: &[Entry]) -> Vec<u8> {
     zip_with(entries, false, |_| ())
 }
 
-/// An archive whose end `change` has changed; `wide` writes the 64-bit end, too.
+/// An archive with its end records modified by `change`. With `wide`, there is also a 64-bit end record.
 pub(crate) fn zip_with(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> Vec<u8> {
-    zip_around_hole(entries, wide, change).0
+    zip_with_hole(entries, wide, change).0
 }
 
-/// The same, and where in the result the hole belongs.
-pub(crate) fn zip_around_hole(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> (Vec<u8>, usize) {
+/// Like [`zip_with`]. Also returns the offset in the result at which the hole belongs.
+pub(crate) fn zip_with_hole(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> (Vec<u8>, usize) {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     let (mut hole_at, mut hole) = (0, 0);
     for entry in entries {
         let at = file.len() as u64 + hole;
         append(&mut file, &[0x0403_4b50, 0], 4);
-        file.truncate(file.len() - 2); // one version here, two in the directory
+        file.truncate(file.len() - 2); // a local header has one version field, the directory two
         append(&mut file, &[entry.flags.into(), entry.method.into(), 0, 0], 2);
         append(&mut file, &[entry.crc.into()], 4);
         let extra = append_sizes(&mut file, &[entry.local_size; 2], &[], entry.wide);
@@ -94,7 +94,7 @@ pub(crate) fn zip_around_hole(entries: &[Entry], wide: bool, change: impl FnOnce
         let record_at = file.len() as u64;
         append(&mut file, &[0x0606_4b50], 4);
         append(&mut file, &[44, 0, 0, end.count, end.count, end.size, end.at], 8);
-        file.drain(record_at as usize + 16..record_at as usize + 20); // versions and disks are narrower
+        file.drain(record_at as usize + 16..record_at as usize + 20); // version and disk fields are narrower than 8 bytes
         append(&mut file, &[0x0706_4b50, 0], 4);
         append(&mut file, &[record_at + hole], 8);
         append(&mut file, &[1], 4);
@@ -106,7 +106,8 @@ pub(crate) fn zip_around_hole(entries: &[Entry], wide: bool, change: impl FnOnce
     (file, hole_at)
 }
 
-/// Packed size and size, or all ones and an extra field, which also has `more`.
+/// Appends packed size and size. With `wide`, appends all ones instead and returns an extra field with the sizes and
+/// `more`.
 fn append_sizes(bytes: &mut Vec<u8>, [packed, size]: &[u64; 2], more: &[u64], wide: bool) -> Vec<u8> {
     if !wide {
         append(bytes, &[*packed, *size], 4);
@@ -114,7 +115,7 @@ fn append_sizes(bytes: &mut Vec<u8>, [packed, size]: &[u64; 2], more: &[u64], wi
     }
     append(bytes, &[u32::MAX.into(), u32::MAX.into()], 4);
     let mut extra = Vec::new();
-    append(&mut extra, &[0x4246, 3], 2); // what PyTorch pads with
+    append(&mut extra, &[0x4246, 3], 2); // PyTorch's padding
     extra.extend(b"ZZZ");
     append(&mut extra, &[1, 16 + 8 * more.len() as u64], 2);
     append(&mut extra, &[*size, *packed], 8);
@@ -127,7 +128,7 @@ fn append(bytes: &mut Vec<u8>, numbers: &[u64], width: usize) {
     numbers.iter().for_each(|number| bytes.extend(&number.to_le_bytes()[..width]));
 }
 
-/// The entries of a file with this program and these storages.
+/// The entries of a file with the given program and storages.
 pub(crate) fn entries(program: &[u8], storages: &[(&str, &[u8])]) -> Vec<Entry> {
     let mut entries = vec![Entry::new("archive/data.pkl", program), Entry::new("archive/version", b"3\n")];
     entries.extend(storages.iter().map(|(key, data)| Entry::new(&format!("archive/data/{key}"), data)));
@@ -168,7 +169,7 @@ pub(crate) fn global(module: &str, name: &str) -> Vec<u8> {
     format!("c{module}\n{name}\n").into_bytes()
 }
 
-/// Calls `callee` with the values.
+/// Calls `callee` with `values`.
 pub(crate) fn call(callee: Vec<u8>, values: &[Vec<u8>]) -> Vec<u8> {
     [callee, tuple(values), b"R".to_vec()].concat()
 }
@@ -185,13 +186,13 @@ pub(crate) fn storage(class: &str, key: &str, len: i64) -> Vec<u8> {
     [id, b"Q".to_vec()].concat()
 }
 
-/// A view of a storage, as PyTorch rebuilds it.
+/// A tensor that is a view of a storage, as written by PyTorch.
 pub(crate) fn view(storage: Vec<u8>, offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
     let rebuild = global("torch._utils", "_rebuild_tensor_v2");
     call(rebuild, &[storage, int(offset), ints(shape), ints(strides), FALSE.to_vec(), no_hooks()])
 }
 
-/// The f32 storage "0" of `len` elements.
+/// Storage "0" with `len` f32 elements.
 pub(crate) fn floats(len: i64) -> Vec<u8> {
     storage("FloatStorage", "0", len)
 }

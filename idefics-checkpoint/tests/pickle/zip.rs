@@ -1,11 +1,11 @@
-//! Archives that are cut, that lie, or that `torch.save` did not write.
+//! Archives that are truncated, inconsistent, or not written by `torch.save`.
 
 use idefics_checkpoint::pickle::PickleFault;
 
 use super::write::{Entry, dict, entries, floats, program, view, zip, zip_with};
 use super::{FIXTURES, assert_fault, fault_of, fixture, read};
 
-/// Entries of a good file with one tensor: `data.pkl`, `version` and `data/0`.
+/// The entries of a valid file with one tensor: `data.pkl`, `version` and `data/0`.
 fn good() -> Vec<Entry> {
     entries(&program(dict(&[("w", view(floats(2), 0, &[2], &[1]))])), &[("0", &[0; 8])])
 }
@@ -17,7 +17,7 @@ fn with(change: impl FnOnce(&mut Vec<Entry>)) -> Vec<u8> {
 }
 
 #[test]
-fn a_file_cut_anywhere() {
+fn rejects_file_truncated_anywhere() {
     for name in FIXTURES {
         let file = fixture(&format!("{name}.bin"));
         for length in (0..file.len()).step_by(97).chain(file.len() - 100..file.len()) {
@@ -27,14 +27,14 @@ fn a_file_cut_anywhere() {
 }
 
 #[test]
-fn junk_around_a_file() {
+fn rejects_bytes_before_and_after_the_archive() {
     let file = zip(&good());
     assert_fault!(fault_of(&[b"junk", &file[..]].concat()), PickleFault::NotZip { .. }, "zip archive", "safetensors");
     assert_fault!(fault_of(&[&file[..], b"junk"].concat()), PickleFault::Truncated { .. });
     assert_fault!(fault_of(&[&file[..], &file[..]].concat()), PickleFault::Zip { .. }, "does not end at");
     let twice = [&file[..file.len() - 22], &[0; 7], &file[file.len() - 22..]].concat();
     assert_fault!(fault_of(&twice), PickleFault::Zip { .. }, "does not end at");
-    // A comment of four bytes, counted or not.
+    // A comment length of 4, with and without a comment of four bytes.
     let mut comment = [&file[..], b"note"].concat();
     comment[file.len() - 2] = 4;
     assert_fault!(fault_of(&comment), PickleFault::Truncated { .. });
@@ -43,7 +43,7 @@ fn junk_around_a_file() {
 }
 
 #[test]
-fn other_kinds_of_files() {
+fn recognises_other_kinds_of_files() {
     let legacy = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00(";
     assert_fault!(fault_of(legacy), PickleFault::Legacy, "1.6", "convert", "safetensors");
     let framed = b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x04M\xe9\x03.";
@@ -62,7 +62,7 @@ fn other_kinds_of_files() {
 }
 
 #[test]
-fn entries_that_are_missing() {
+fn rejects_missing_and_unused_entries() {
     let missing = |at: usize| fault_of(&with(|entries| drop(entries.remove(at))));
     assert_fault!(missing(0), PickleFault::EntryMissing { .. }, "data.pkl");
     assert_fault!(missing(1), PickleFault::EntryMissing { .. }, "version");
@@ -78,7 +78,7 @@ fn entries_that_are_missing() {
 }
 
 #[test]
-fn names_that_leave_the_archive() {
+fn rejects_unsafe_entry_names() {
     for name in [
         "../w",
         "archive/../w",
@@ -114,7 +114,7 @@ fn names_that_leave_the_archive() {
 }
 
 #[test]
-fn entries_that_are_there_twice() {
+fn rejects_duplicate_entries() {
     for again in 0..3 {
         let file = with(|entries| entries.push(entries[again].clone()));
         assert_fault!(fault_of(&file), PickleFault::DuplicateEntry { .. }, "twice");
@@ -122,7 +122,7 @@ fn entries_that_are_there_twice() {
 }
 
 #[test]
-fn entries_that_are_not_plain() {
+fn rejects_encrypted_and_compressed_entries() {
     for at in 0..3 {
         for (flags, word) in [(1, "encrypted"), (1 << 6 | 1, "encrypted"), (1 << 13, "encrypted"), (1 << 5, "0x0020")] {
             let file = with(|entries| entries[at].flags = flags);
@@ -138,20 +138,20 @@ fn entries_that_are_not_plain() {
 }
 
 #[test]
-fn headers_that_lie() {
-    type Lie = (&'static str, fn(&mut Entry));
-    let faults: [Lie; 10] = [
+fn rejects_inconsistent_headers() {
+    type Case = (&'static str, fn(&mut Entry));
+    let faults: [Case; 10] = [
         ("disagrees", |entry| entry.local_name[9] ^= 1),
         ("disagrees", |entry| entry.local_size += 1),
         ("disagrees", |entry| entry.sizes = [7; 2]),
         ("disagrees", |entry| entry.sizes = [1 << 31; 2]),
         ("no local header", |entry| entry.local_at = Some(3)),
         ("no local header", |entry| entry.local_at = Some(u64::from(u32::MAX) - 1)),
-        // All ones ask for a 64-bit form, which is not there.
+        // All ones refer to a 64-bit value, which is missing.
         ("not an entry", |entry| entry.local_at = Some(u32::MAX.into())),
         ("not an entry", |entry| entry.sizes = [u32::MAX.into(); 2]),
-        ("of which", |entry| (entry.sizes, entry.local_size) = ([1 << 31; 2], 1 << 31)),
-        ("of which", |entry| {
+        ("but only", |entry| (entry.sizes, entry.local_size) = ([1 << 31; 2], 1 << 31)),
+        ("but only", |entry| {
             (entry.sizes, entry.local_size, entry.wide) = ([u64::MAX - 1; 2], u64::MAX - 1, true);
         }),
     ];
@@ -159,21 +159,21 @@ fn headers_that_lie() {
         let file = with(|entries| change(&mut entries[2]));
         assert_fault!(fault_of(&file), PickleFault::Zip { .. }, word);
     }
-    // The second entry's header inside the first one's data.
+    // The header of the second entry is inside the data of the first.
     let inner = zip(&[Entry::new("archive/version", b"3\n")]);
     let overlap = with(|entries| {
         entries.push(Entry::new("archive/cover", &inner[..inner.len() - 22]));
-        entries.swap(0, 3); // so its place is known
+        entries.swap(0, 3); // makes it the first entry, so that its offset is known
         entries[1].local_at = Some(30 + "archive/cover".len() as u64);
     });
-    assert_fault!(fault_of(&overlap), PickleFault::Zip { .. }, "share bytes");
+    assert_fault!(fault_of(&overlap), PickleFault::Zip { .. }, "overlap");
 }
 
 #[test]
-fn directories_that_lie() {
+fn rejects_inconsistent_directories() {
     for wide in [false, true] {
         let count = |count| zip_with(&good(), wide, |end| end.count = count);
-        assert_fault!(fault_of(&count(2)), PickleFault::Zip { .. }, "behind the 2 entries");
+        assert_fault!(fault_of(&count(2)), PickleFault::Zip { .. }, "after the 2 entries");
         assert_fault!(fault_of(&count(4)), PickleFault::Zip { .. }, "not an entry");
         let place = |size, at| zip_with(&good(), wide, |end| (end.size, end.at) = (end.size + size, end.at + at));
         for (size, at) in [(1, 0), (0, 1), (1 << 31, 0), (1 << 31, 1 << 30)] {
@@ -189,7 +189,7 @@ fn directories_that_lie() {
 }
 
 #[test]
-fn the_two_ends_of_a_directory_disagree() {
+fn rejects_disagreeing_end_records() {
     let file = zip_with(&good(), true, |_| ());
     for from_end in [14, 12, 10, 6] {
         let mut file = file.clone();
@@ -198,7 +198,7 @@ fn the_two_ends_of_a_directory_disagree() {
         let fault = fault_of(&file);
         assert_fault!(fault, PickleFault::Zip { .. });
     }
-    // A locator that leads elsewhere, and an end with extensions.
+    // A locator with a wrong offset; a 64-bit end record with a wrong size, and one with a wrong directory offset.
     for (from_end, word) in [(22 + 12, "locator"), (22 + 20 + 52, "64-bit end"), (22 + 20 + 4, "64-bit end")] {
         let mut file = file.clone();
         let at = file.len() - from_end;
@@ -208,7 +208,7 @@ fn the_two_ends_of_a_directory_disagree() {
 }
 
 #[test]
-fn damaged_entries() {
+fn rejects_wrong_checksums() {
     for (at, name) in [(0, "data.pkl"), (1, "version")] {
         let file = with(|entries| *entries[at].data.last_mut().unwrap() ^= 0x10);
         assert_fault!(fault_of(&file), PickleFault::Checksum { .. }, name, "download");
@@ -216,7 +216,7 @@ fn damaged_entries() {
 }
 
 #[test]
-fn versions_and_byte_orders() {
+fn rejects_unknown_versions_and_byte_orders() {
     for version in ["0", "11", "-3", "", "three", "3 4", "99999999999999999999", "\u{ff13}"] {
         let file = with(|entries| entries[1] = Entry::new("archive/version", version.as_bytes()));
         assert_fault!(fault_of(&file), PickleFault::Version { .. }, "expected 1 to 10");
@@ -230,7 +230,7 @@ fn versions_and_byte_orders() {
 }
 
 #[test]
-fn more_than_is_accepted() {
+fn enforces_size_and_entry_limits() {
     let program = with(|entries| entries[0] = Entry::new("archive/data.pkl", &vec![b'N'; (16 << 20) + 1]));
     assert_fault!(fault_of(&program), PickleFault::Limit { .. }, "16777217 bytes", "16777216");
     let entries: Vec<Entry> = (0..100_101).map(|index| Entry::new(&format!("a/{index}"), b"")).collect();
