@@ -101,6 +101,7 @@ mod tests {
 
     /// `Idefics3Connector.pixel_shuffle` on patches that hold their own number, 4 x 6 patches, factor 2.
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test may wait for the device")]
     fn squares_are_joined_row_by_row() {
         let device = Device::flex();
         let patches: Vec<f32> = (0..24u8).map(f32::from).collect();

@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::io::Cursor;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use idefics_processor::MAX_TILES;
 use idefics_processor::image::{
     Alpha, ImageProcessor, ImageProcessorConfig, ImageSource, Limits, ReadOptions, RgbImage, decode,
 };
@@ -80,7 +81,8 @@ fn preprocess(c: &mut Criterion) {
                 let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
                 let processor = ImageProcessor::new(config).expect("the defaults are valid");
                 let source = ImageSource::from(file.clone());
-                let load = || processor.load(black_box(&source), &ReadOptions::default(), Alpha::White.into());
+                let load =
+                    || processor.load(black_box(&source), &ReadOptions::default(), Alpha::White.into(), MAX_TILES);
                 group.bench_function(id(&format!("decode_and_tiles_{what}")), |b| {
                     b.iter(|| load().expect("a valid file"));
                 });
