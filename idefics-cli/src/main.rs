@@ -98,5 +98,6 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Inspect => commands::inspect::run(&cli.global),
         Command::WarmUp(args) => commands::warm_up::run(&cli.global, args),
         Command::Devices => commands::devices::run(&cli.global),
+        Command::Models => commands::models::run(&cli.global),
     }
 }

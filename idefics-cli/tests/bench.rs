@@ -80,5 +80,5 @@ fn rejects_shapes_and_counts_that_cannot_be_measured() {
         refused(&["--random-weights", "idefics2-8b", option, "0"], 2, option);
     }
     refused(&["--model", checkpoint().to_str().unwrap(), "--text-layers", "1"], 2, "--random-weights");
-    refused(&["--random-weights", "smolvlm-256m"], 2, "not implemented yet");
+    refused(&["--random-weights", "smolvlm-1b"], 2, "smolvlm-256m");
 }

@@ -15,6 +15,7 @@ mod faults;
 mod hub;
 mod idefics1;
 mod messages;
+mod models;
 #[cfg(unix)]
 mod pipes;
 mod quantize;

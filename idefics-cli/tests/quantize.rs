@@ -92,7 +92,7 @@ fn rejects_invalid_formats_options_and_paths() {
         assert_eq!(output.status.code(), Some(2), "{option:?}");
         assert!(text(&output.stderr).contains(option[0]), "{}", text(&output.stderr));
     }
-    refused(&xtask_folder("checkpoints/small-quantized"), "q4", &out, 4, "nf4 already");
+    refused(&xtask_folder("checkpoints/small-quantized"), "q4", &out, 4, "already quantised to nf4");
     refused(Path::new("./no-such-folder"), "q4", &out, 5, "no-such-folder");
     refused(&checkpoint(), "q4", &scratch.path().join("no/such/parent"), 5, "no/such");
     assert!(contents(scratch.path()).is_empty());

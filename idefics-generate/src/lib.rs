@@ -33,7 +33,7 @@ pub use answer::{Answer, Timings, Usage};
 pub use background::BackgroundText;
 pub use config::{
     FAMILIES, FamilyConfig, Idefics1Config, Idefics2Config, Idefics3Config, Idefics3ModelType, ModelConfig,
-    ModelFamily, QuantizationConfig,
+    ModelFamily, PublicModel, QuantizationConfig,
 };
 pub use conversation::Conversation;
 pub use device::{

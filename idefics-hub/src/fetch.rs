@@ -24,6 +24,16 @@ pub fn fetch(repo: &str, revision: Option<&str>, progress: &mut dyn FnMut(HubPro
     fetch_with(&HubOptions::from_env()?, repo, revision, progress)
 }
 
+/// The snapshot folder of a model in the hub cache, if the cache has all files that a model needs. Uses no network.
+///
+/// `revision` is a branch, a tag or a commit; `None` for the default branch.
+pub fn cached_snapshot(options: &HubOptions, repo: &str, revision: Option<&str>) -> Option<PathBuf> {
+    let revision = revision.unwrap_or(DEFAULT_REVISION);
+    check_id(repo, revision).ok()?;
+    let cache = RepoCache::new(&options.cache_dir, repo);
+    cache.complete_snapshot(revision, weight_files(options.allow_pickles)).ok()
+}
+
 /// Fetches the files of a model to the hub cache, and returns the snapshot folder.
 ///
 /// Only the files that a model needs are downloaded: the configuration, tokenizer, processor and template files, and

@@ -10,8 +10,8 @@ use super::positive;
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// Use random weights in this shape instead of a model: idefics2-8b, idefics-9b, idefics-80b, or the path of a
-    /// config.json.
+    /// Use random weights in this shape instead of a model: a name printed by `idefics --json models`, such as
+    /// smolvlm-256m or idefics2-8b, or the path of a config.json.
     #[arg(long, value_name = "SHAPE")]
     pub(crate) random_weights: Option<OsString>,
     /// Keep only the first N decoder layers. Needs --random-weights: checkpoints are always loaded whole.

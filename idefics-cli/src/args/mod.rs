@@ -235,6 +235,10 @@ Examples:
     /// List the devices that --device accepts, with their memory, kernel language and supported values of --dtype.
     #[command(after_help = "Example: idefics --json devices")]
     Devices,
+    /// List the public models with their sizes, the memory of their weights by format, and whether they are in the hub
+    /// cache.
+    #[command(after_help = "Example: idefics models")]
+    Models,
     /// Compile and autotune GPU kernels for similar requests, and print how long that takes.
     ///
     /// Generates an answer for the batch of images twice. An answer has four tokens, unless --max-new-tokens is

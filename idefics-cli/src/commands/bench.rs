@@ -11,9 +11,7 @@ use idefics_generate::inspect::records_steps;
 use idefics_generate::nn::profile::Operation;
 use idefics_generate::processor::Processor;
 use idefics_generate::processor::image::ImageProcessor;
-use idefics_generate::{
-    Device, Error, Idefics1Config, Idefics2Config, Idefics3Config, ModelConfig, VisionBatch, load_model, measure_device,
-};
+use idefics_generate::{Device, Error, ModelConfig, PublicModel, VisionBatch, load_model, measure_device};
 use idefics_kernels::Unit;
 use serde_json::{Value, json};
 
@@ -229,20 +227,13 @@ fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Lim
 
 /// The configuration of a public model, or of the `config.json` at a path.
 fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
-    match name.to_str().unwrap_or_default() {
-        "idefics-9b" => return Ok(Idefics1Config::idefics_9b().into()),
-        "idefics-80b" => return Ok(Idefics1Config::idefics_80b().into()),
-        "idefics2-8b" => return Ok(Idefics2Config::idefics2_8b().into()),
-        "idefics3-8b" => return Ok(Idefics3Config::idefics3_8b().into()),
-        "smolvlm-256m" => return Ok(Idefics3Config::smolvlm_256m().into()),
-        "smolvlm-500m" => return Ok(Idefics3Config::smolvlm_500m().into()),
-        "smolvlm-2.2b" => return Ok(Idefics3Config::smolvlm_2b().into()),
-        _ => {}
+    if let Some(model) = name.to_str().and_then(PublicModel::named) {
+        return Ok(model.config());
     }
     let path = Path::new(name);
     if path.file_name().is_none_or(|file| file != "config.json") {
-        let expected = "smolvlm-256m, smolvlm-500m, smolvlm-2.2b, idefics3-8b, idefics2-8b, idefics-9b, idefics-80b, or \
-                        the path of a config.json";
+        let names: Vec<&str> = PublicModel::ALL.iter().map(|model| model.name).collect();
+        let expected = format!("{}, or the path of a config.json", names.join(", "));
         return Err(Failure::usage(format!("--random-weights {name:?}: expected {expected}")));
     }
     Ok(ModelConfig::from_file(path)?)

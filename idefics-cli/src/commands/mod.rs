@@ -11,6 +11,7 @@ pub(crate) mod devices;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod manual;
+pub(crate) mod models;
 pub(crate) mod quantize;
 pub(crate) mod warm_up;
 

@@ -93,7 +93,7 @@ impl Idefics3Config {
         }
     }
 
-    /// SmolVLM and SmolVLM2, 2.2B.
+    /// SmolVLM, 2.2B.
     pub fn smolvlm_2b() -> Self {
         Self {
             image_token_id: 49_153,
@@ -104,6 +104,15 @@ impl Idefics3Config {
             },
             vision_config: VisionConfig { image_size: 384, ..VisionConfig::siglip_so400m_980() },
             ..Self::default()
+        }
+    }
+
+    /// SmolVLM2, 2.2B: as SmolVLM, with the tokenizer of the smaller models.
+    pub fn smolvlm2_2b() -> Self {
+        Self {
+            image_token_id: 49_190,
+            text_config: smollm2([49_280, 2048, 8192, 24], [32, 32], 130_000.0),
+            ..Self::smolvlm_2b()
         }
     }
 

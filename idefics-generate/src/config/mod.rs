@@ -3,6 +3,7 @@
 mod idefics1;
 mod idefics2;
 mod idefics3;
+mod public;
 mod quantization;
 mod sections;
 
@@ -25,6 +26,7 @@ use crate::{AssembledModel, DeviceChoice, Error, ModelShape, Prompts, WeightOpti
 pub use idefics1::Idefics1Config;
 pub use idefics2::Idefics2Config;
 pub use idefics3::{Idefics3Config, Idefics3ModelType};
+pub use public::PublicModel;
 pub use quantization::QuantizationConfig;
 pub(crate) use quantization::{HEAD, QUANT_METHOD};
 
