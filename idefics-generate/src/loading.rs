@@ -1,4 +1,4 @@
-//! Models from folders.
+//! Loads models from folders.
 
 use std::path::Path;
 
@@ -14,11 +14,11 @@ use crate::{
     ModelWarning, WeightFormat, WeightOptions, folder,
 };
 
-/// Loads the model of a folder in the public layout on `device`, whatever its family; `weights` may be a dtype: F32, BF16
-/// or F16.
+/// Loads the model of any family from a folder in the layout of Hugging Face onto `device`. `weights` may be a
+/// dtype: F32, BF16 or F16.
 ///
 /// # Errors
-/// [`Error`] naming the file, key or tensor at fault.
+/// [`Error`] naming the invalid file, key or tensor.
 pub fn load_model(
     folder: &Path,
     device: &Device,
@@ -29,8 +29,8 @@ pub fn load_model(
     load_placed(&config, folder, &Placement::on(device), weights.into(), progress).map(|(model, _)| model)
 }
 
-/// Loads the model of a folder with this configuration, each part where `placement` says, and says what is odd about the
-/// weights.
+/// Loads the model of a folder with the given configuration, each part on the device given by `placement`. Also
+/// returns warnings about the weights.
 pub(crate) fn load_placed(
     config: &ModelConfig,
     folder: &Path,
@@ -49,7 +49,7 @@ pub(crate) fn load_placed(
     Ok((model.load(&files.checkpoint, &options, &mut progress)?, warnings))
 }
 
-/// The weights of a folder, and how they are to be held.
+/// The weights of a folder, and the format to load them in.
 struct Files {
     checkpoint: Checkpoint,
     of_folder: Option<Quantization>,
@@ -69,7 +69,7 @@ impl Files {
     }
 }
 
-/// The configuration of a folder of the family `expected`, and that family's own.
+/// The configuration of a folder, both generic and as the type of the family `expected`.
 fn config_of<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> Result<(ModelConfig, C), Error> {
     let config = ModelConfig::from_folder(folder)?;
     let of_family = config.downcast_ref::<C>().cloned();
@@ -78,10 +78,11 @@ fn config_of<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> 
 }
 
 impl Idefics2 {
-    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    /// Loads the model from a folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32,
+    /// BF16 or F16.
     ///
     /// # Errors
-    /// [`Error`] naming the file, key or tensor at fault.
+    /// [`Error`] naming the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
@@ -96,10 +97,11 @@ impl Idefics2 {
 }
 
 impl Idefics3 {
-    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    /// Loads the model from a folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32,
+    /// BF16 or F16.
     ///
     /// # Errors
-    /// [`Error`] naming the file, key or tensor at fault.
+    /// [`Error`] naming the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
@@ -114,10 +116,11 @@ impl Idefics3 {
 }
 
 impl Idefics1 {
-    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    /// Loads the model from a folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32,
+    /// BF16 or F16.
     ///
     /// # Errors
-    /// [`Error`] naming the file, key or tensor at fault.
+    /// [`Error`] naming the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
@@ -127,11 +130,11 @@ impl Idefics1 {
         Self::from_folder_placed(folder, &Placement::on(device), weights, progress)
     }
 
-    /// As [`Self::from_folder`], each part on its own device; those that stay in the files are held as the files have
-    /// them.
+    /// Like [`Self::from_folder`], with each part on its own device. Parts that stay in the files keep the format
+    /// of the files.
     ///
     /// # Errors
-    /// [`Error`] naming the file, key or tensor at fault.
+    /// [`Error`] naming the invalid file, key or tensor.
     pub fn from_folder_placed(
         folder: &Path,
         placement: &Placement,
@@ -145,12 +148,12 @@ impl Idefics1 {
     }
 }
 
-/// Names the file whose values describe no model.
+/// Adds the path of the configuration file to an error.
 fn in_folder<M>(folder: &Path, model: Result<M, ConfigError>) -> Result<M, Error> {
     model.map_err(|source| Error::Config { path: folder.join("config.json"), source })
 }
 
-/// Warnings about the weights of a folder and what lies beside them. No weight is read.
+/// Warnings about the weights of a folder and about other files in it. No weight is read.
 pub(crate) fn weight_warnings(
     model: &dyn AssembledModel,
     folder: &Path,

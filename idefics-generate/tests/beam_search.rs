@@ -1,4 +1,4 @@
-//! Beam search over a table of logits, against the reference's `generate` on the same table.
+//! Beam search over a table of logits, compared with the reference's `generate` on the same table.
 
 use idefics_generate::GenerationConfig;
 use idefics_generate::beam::{BeamOptions, BeamSearch, BeamStep, Candidate, Hypothesis};
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::fixtures::{Score, floats, read};
 
-/// Of the scores of answers.
+/// Largest accepted difference of scores.
 const TOLERANCE: f32 = 1e-4;
 
 #[derive(Deserialize)]
@@ -26,7 +26,7 @@ struct Case {
     prompts: Vec<Vec<u32>>,
     sequences: Vec<Vec<u32>>,
     sequences_scores: Vec<Score>,
-    /// Positions drawn in each step for each sample, in beam sampling.
+    /// For beam sampling: the indices drawn in each step, for each sample.
     #[serde(default)]
     draws: Vec<Vec<Vec<usize>>>,
 }
@@ -48,7 +48,7 @@ impl<'a> Run<'a> {
         Self { fixture, options: options.clone(), prompts, prompt_slots, chain, search }
     }
 
-    /// Processed log-probabilities of every running row.
+    /// The processed log-probabilities of every running row.
     fn log_probs(&mut self) -> Vec<f32> {
         let mut log_probs = Vec::new();
         for row in 0..self.search.n_rows() {
@@ -67,7 +67,7 @@ impl<'a> Run<'a> {
         log_probs
     }
 
-    /// The candidates at given positions of `[num_beams * vocab_size]`.
+    /// The candidates at the given indices of `[num_beams * vocab_size]`.
     fn candidates(&self, log_probs: &[f32], drawn: &[Vec<usize>]) -> Vec<Vec<Candidate>> {
         let (num_beams, vocab_size) = (self.options.num_beams(), self.fixture.last.len());
         let candidate = |sample: usize, at: usize| {
@@ -80,7 +80,7 @@ impl<'a> Run<'a> {
         drawn.iter().enumerate().map(of_sample).collect()
     }
 
-    /// The answers of all samples as the reference returns them: filled to the longest, with their scores.
+    /// The answers of all samples in the reference's format: filled up to the longest, with their scores.
     fn sequences(&self) -> (Vec<Vec<u32>>, Vec<f32>) {
         let answers = (0..self.prompts.len()).flat_map(|sample| self.search.answers(sample));
         let longest = answers.clone().map(|answer| answer.tokens.len()).max().unwrap();
@@ -108,7 +108,7 @@ fn answers_and_scores_are_the_references() {
                     run.search.advance(&candidates, |_, _| false);
                 }
                 None => {
-                    assert!(case.draws.is_empty(), "case {index} goes on after the reference's last step");
+                    assert!(case.draws.is_empty(), "case {index} continues after the reference's last step");
                     run.search.step(&log_probs, |_, _| false).unwrap();
                 }
             }
@@ -186,12 +186,12 @@ fn shorter_answers_are_filled_as_in_the_reference() {
         BeamOptions::new(&options(json!({"eos_token_id": eos, "pad_token_id": pad})), 3).filler()
     };
     assert_eq!(filler(json!([5, 6]), json!(7)), 7);
-    assert_eq!(filler(json!([5, 6]), json!(0)), 5, "0 counts as missing");
+    assert_eq!(filler(json!([5, 6]), json!(0)), 5, "a pad token of 0 counts as missing");
     assert_eq!(filler(json!(5), json!(null)), 5);
     assert_eq!(filler(json!(null), json!(7)), 7);
 }
 
-/// Rows continue what they say they continue.
+/// Each row must continue the row that the step names.
 fn check_step(before: &BeamSearch, after: &BeamSearch, step: &BeamStep) {
     for (row, (&token, &from)) in step.next_tokens.iter().zip(&step.beam_idx).enumerate() {
         assert_eq!(row / after.options().num_beams, from / after.options().num_beams, "beams stay in their sample");

@@ -1,4 +1,4 @@
-//! Each processor and filter, and several together, against the reference's chain.
+//! Every processor and filter, alone and combined, compared with the reference's chain.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{Score, floats, max_difference, read};
 
-/// Of filtered scores, relative to the score where it is above 1.
+/// Largest accepted difference of filtered scores; relative for scores above 1.
 const TOLERANCE: f32 = 1e-5;
 
 #[derive(Deserialize)]
@@ -32,12 +32,12 @@ struct Case {
     batch: String,
     scores: usize,
     expected: Vec<Vec<Score>>,
-    /// How many of equal scores stay is the reference's, which ones is not.
+    /// Whether the reference leaves open which of several equal scores it keeps (it fixes only their number).
     #[serde(default)]
     unordered: bool,
 }
 
-/// `null` in a bias is -inf in the fixture.
+/// In the fixture, `null` as a bias means -inf.
 fn options(mut options: Value) -> GenerationConfig {
     let biases = options.get_mut("sequence_bias").and_then(Value::as_array_mut);
     for bias in biases.into_iter().flatten().filter(|bias| bias[1].is_null()) {
@@ -133,7 +133,10 @@ fn impossible_options_are_refused_by_name() {
         assert!(message.contains(first) && message.contains(second), "{message}");
     }
     assert_eq!(refused(json!({"bad_words_ids": [[]]})), GenerationError::Empty { option: "bad_words_ids" });
-    assert!(ProcessorChain::new(&options(json!({"temperature": 0.0}))).is_ok(), "means nothing to greedy search");
+    assert!(
+        ProcessorChain::new(&options(json!({"temperature": 0.0}))).is_ok(),
+        "greedy search ignores the temperature"
+    );
     let wide = options(json!({"bad_words_ids": [[3, 9]]}));
     assert_eq!(wide.check_vocab(10), Ok(()));
     assert_eq!(wide.check_vocab(9), Err(GenerationError::TokenId { option: "bad_words_ids", id: 9, vocab_size: 9 }));
@@ -150,7 +153,7 @@ fn early_stopping_is_written_as_in_the_reference() {
     assert!(serde_json::from_str::<EarlyStopping>("\"always\"").is_err());
 }
 
-/// Forbids everything but one token.
+/// Forbids everything except one token.
 #[derive(Debug)]
 struct Only(usize);
 
@@ -247,7 +250,7 @@ proptest! {
         for (before, after) in is_allowed(&scores).into_iter().zip(is_allowed(&processed)) {
             prop_assert!(before || !after);
         }
-        // The same row again, after others, is the same.
+        // Processing the same row again, after others, must give the same result.
         let mut again = scores;
         chain.process(&Row::new(&[3, 4, 3], 2), &mut [0.5; 12]);
         chain.process(&Row::new(&ids, 1), &mut again);
@@ -265,7 +268,7 @@ proptest! {
             exponential_decay_length_penalty: None,
             suppress_tokens: None,
             begin_suppress_tokens: None,
-            typical_p: None, // may drop the likeliest
+            typical_p: None, // may remove the most likely token
             ..options
         };
         let mut processed = scores.clone();

@@ -1,4 +1,4 @@
-//! Bad model folders and samples: typed errors that name the culprit.
+//! Invalid model folders and samples: typed errors that name the fault.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::common::{
     copy, edit, edit_tensors, greedy, load, load_folder, never, no_splitting, text_sample, xtask_folder,
 };
 
-/// The error of loading a broken copy of `odd-heads`: its kind and message.
+/// Loads a damaged copy of `odd-heads` and returns the kind and message of the error.
 fn refused(damage: impl FnOnce(&Path)) -> (ErrorKind, String) {
     let folder = copy("odd-heads");
     damage(folder.path());
@@ -116,7 +116,7 @@ fn a_llama_section_has_llamas_defaults() {
         ModelConfig::from_folder(folder.path())
             .map(|config| config.downcast_ref::<Idefics2Config>().unwrap().text_config.clone())
     };
-    // `LlamaConfig` and `MistralConfig` of the reference.
+    // Defaults of the reference's `LlamaConfig` and `MistralConfig`.
     let sizes = json!({"model_type": "llama", "vocab_size": 32_003, "hidden_size": 64, "num_attention_heads": 4});
     let llama = read(sizes).unwrap();
     assert_eq!((llama.n_kv_heads(), llama.sliding_window, llama.intermediate_size), (4, None, 11_008));
@@ -194,7 +194,7 @@ fn forbidding_everything_is_an_error() {
 #[test]
 fn numbers_that_overflow_are_a_numeric_error() {
     let folder = copy("odd-heads");
-    // Huge weights: the logits overflow.
+    // Huge weights make the logits overflow.
     edit_tensors(folder.path(), |tensors| {
         let head = tensors.iter_mut().find(|(name, ..)| name == "lm_head.weight").unwrap();
         head.3 = head.3.chunks(4).flat_map(|_| f32::MAX.to_le_bytes()).collect();
@@ -239,7 +239,7 @@ proptest! {
         let config = json!({"model_type": "idefics2", section: {key: value}});
         fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         if let Ok(config) = ModelConfig::from_folder(folder.path()) {
-            // Whatever is accepted can be built without a division by zero; nothing is allocated.
+            // Every accepted configuration can be assembled without a division by zero; nothing is allocated.
             config.assemble(&Device::flex()).unwrap();
         }
     }

@@ -1,4 +1,4 @@
-//! Folders as people have them: what they lack, what they have too much, what is no model at all.
+//! Real-world model folders: missing or superfluous files, and folders that are not models.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::common::{copy, edit, edit_tensors, greedy, load, load_folder, never, no_splitting, text_sample};
 
-/// The token ids of an answer to a picture.
+/// The token ids of an answer about an image.
 fn answer(model: &Idefics) -> Vec<u32> {
     let samples = [text_sample("<image>What?", &["small.png"])];
     model.generate(&samples, &no_splitting(), &greedy(6), never()).unwrap().remove(0).token_ids
@@ -28,7 +28,7 @@ fn warnings(model: &Idefics) -> Vec<String> {
 }
 
 fn error_of(folder: &Path) -> (ErrorKind, String) {
-    let error = load_folder(folder).expect_err("this is no model");
+    let error = load_folder(folder).expect_err("loading must fail");
     let message = error.to_string();
     assert!(!message.contains('\n') && !message.contains("os error"), "{message}");
     (error.kind(), message)
@@ -41,7 +41,7 @@ fn committed_checkpoints_give_no_warning() {
     }
 }
 
-/// Takes a token out of the tokenizer's files, and its row out of embeddings and head.
+/// Removes a token from the tokenizer's files, and its row from embeddings and head.
 fn without_last_token(checkpoint: &str, token: &str) -> tempfile::TempDir {
     let folder = copy(checkpoint);
     let other = |entry: &Value| entry["content"] != token && entry != token;
@@ -70,7 +70,7 @@ fn a_base_checkpoint_has_no_end_of_a_turn() {
     fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": 2}"#).unwrap();
     let model = load_folder(folder.path()).unwrap();
     assert_eq!(warnings(&model), Vec::<String>::new());
-    // All that the row of the token could change is whether it comes.
+    // With the token forbidden, the complete checkpoint must give the same answer.
     let mut whole = greedy(6);
     whole.bad_words_ids = Some(vec![vec![476]]);
     whole.eos_token_id = Some(idefics_generate::EosTokenId::One(2));
@@ -210,7 +210,7 @@ fn an_adapter_is_no_model() {
     assert!(matches!(ModelConfig::from_folder(folder.path()), Err(Error::Adapter { .. })));
     let inspected = inspect(folder.path(), Pickles::Refused, DeviceChoice::Cpu, &Device::flex());
     assert!(matches!(inspected, Err(Error::Adapter { .. })));
-    // A trainer that keeps the model's configuration beside it, and one that keeps the weights alone.
+    // Some trainers add the model's configuration, others write only the adapter's weights.
     fs::write(folder.path().join("config.json"), r#"{"model_type": "idefics2"}"#).unwrap();
     assert!(matches!(load_folder(folder.path()), Err(Error::Adapter { .. })));
     fs::remove_file(folder.path().join("adapter_config.json")).unwrap();
@@ -309,7 +309,7 @@ fn a_folder_that_asks_for_four_or_eight_bits_gets_them() {
         config["quantization_config"] = json!({"load_in_4bit": true, "bnb_4bit_quant_type": "int3"});
     });
     assert!(error_of(folder.path()).1.contains("bnb_4bit_quant_type"));
-    // The head and whatever else is named keep their precision.
+    // Modules in the list are not quantised.
     edit(folder.path(), "config.json", |config| {
         config["quantization_config"] = json!({"load_in_8bit": true, "llm_int8_skip_modules":
             ["lm_head", "model.vision_model", "model.connector", "model.text_model"]});
@@ -340,7 +340,7 @@ fn a_prompt_may_be_longer_than_the_trained_context() {
     }
 }
 
-/// The embedding of one token is not a number.
+/// A model in which the embedding of one token is NaN.
 fn spoiled() -> Idefics {
     let folder = copy("wide-heads");
     let tokenizer: Value = serde_json::from_slice(&fs::read(folder.path().join("tokenizer.json")).unwrap()).unwrap();
@@ -352,7 +352,7 @@ fn spoiled() -> Idefics {
             .chunks_mut(4)
             .for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
     });
-    // A loader that reads every value would refuse it: in the memory map they stay as they are.
+    // Loaded without conversion: memory-mapped values are not scanned, so the NaN is not detected.
     Idefics::from_folder(folder.path(), &Device::flex(), None, |_| ()).unwrap()
 }
 

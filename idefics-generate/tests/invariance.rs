@@ -13,7 +13,7 @@ use crate::common::{
 
 const QUESTION: &str = "User:<image>and<image>What is this?<end_of_utterance>\nAssistant:";
 
-/// Rows with 0, 1 and 2 images, of different lengths.
+/// Rows of different lengths with 0, 1 or 2 images.
 fn rows() -> [Sample; 4] {
     [
         text_sample("User: Hello<end_of_utterance>\nAssistant:", &[]),
@@ -67,14 +67,14 @@ fn images_encoded_together_are_those_encoded_alone() {
         };
         let model = load(checkpoint);
         let processed = model.processor().process(&samples, &no_splitting()).unwrap();
-        // Several of one size.
+        // Several images of each size.
         let images: Vec<_> =
             processed.images.iter().flatten().flat_map(|image| [image.clone(), image.clone()]).collect();
         let images: Vec<_> = images
             .into_iter()
             .enumerate()
             .map(|(index, mut image)| {
-                image.pixels_mut()[index] += 1.0; // none of them is another
+                image.pixels_mut()[index] += 1.0; // makes all images different
                 image
             })
             .collect();

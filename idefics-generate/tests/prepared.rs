@@ -1,4 +1,4 @@
-//! Samples that are read while others are answered.
+//! Preparing samples while others are answered.
 
 use idefics_generate::processor::Sample;
 use idefics_generate::{Error, Idefics};

@@ -1,4 +1,4 @@
-//! Stop strings against `StopStringCriteria`.
+//! Stop strings, compared with `StopStringCriteria`.
 
 use idefics_generate::stop_strings::{StopMatch, StopStrings};
 use proptest::prelude::*;
@@ -36,7 +36,11 @@ fn a_match_says_what_to_cut() {
     let stop_strings = StopStrings::new(["User:", "r: a"]).unwrap();
     let pieces = ["ok", " ", "Us", "er: a!"].map(str::as_bytes);
     assert_eq!(stop_strings.find(pieces), Some(StopMatch { index: 0, from_end: 8, after: 3 }));
-    assert_eq!(stop_strings.find(["User:", "x"].map(str::as_bytes)), None, "ended before the last token");
+    assert_eq!(
+        stop_strings.find(["User:", "x"].map(str::as_bytes)),
+        None,
+        "the stop string ended before the last token"
+    );
     assert_eq!(stop_strings.find(["User", ":"].map(str::as_bytes)).map(|found| found.after), Some(0));
     assert_eq!(stop_strings.find::<&[u8]>([]), None);
     assert!(StopStrings::new([""]).is_err());

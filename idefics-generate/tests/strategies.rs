@@ -1,4 +1,4 @@
-//! The strategies over a model: what they have in common, what they need, and what ends them.
+//! Generation strategies with a model: what they have in common, the memory they need, and how they end.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ fn run(model: &Idefics, samples: &[Sample], options: &GenerationConfig, seed: u6
     model.generate(samples, &no_splitting(), options, controls).unwrap()
 }
 
-/// Changes nothing, but needs the scores.
+/// Has no effect, but requires scores on the host.
 #[derive(Debug)]
 struct Nothing;
 
@@ -41,7 +41,7 @@ impl LogitsProcessor for Nothing {
     fn process(&mut self, _row: &Row<'_>, _scores: &mut [f32]) {}
 }
 
-/// Forbids everything but one token once `after` were generated.
+/// Forces one token once `after` tokens have been generated.
 #[derive(Debug)]
 struct Force {
     after: usize,
@@ -99,7 +99,7 @@ fn a_seed_is_an_answer() {
     let first = tokens(&run(&model, &samples()[..1], &options, 1));
     assert_eq!(first, tokens(&run(&model, &samples()[..1], &options, 1)));
     assert_ne!(first, tokens(&run(&model, &samples()[..1], &options, 2)));
-    assert_ne!(first[0], first[1], "answers of one sample differ");
+    assert_ne!(first[0], first[1], "the answers of a sample must differ");
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn one_beam_per_answer_is_the_best_of_more() {
     let four = beams(4);
     let scores: Vec<f32> = four.iter().map(|answer| answer.score.unwrap()).collect();
     assert!(scores.is_sorted_by(|a, b| a >= b) && scores.iter().all(|score| score.is_finite()));
-    // A score is the mean log-probability of the answer's tokens, which one forward pass gives too.
+    // A score is the mean log-probability of the answer's tokens, which a single forward pass also gives.
     let processed = model.processor().process(&samples()[..1], &no_splitting()).unwrap();
     let images: Vec<_> = processed.images.iter().flatten().cloned().collect();
     let prompt = idefics_generate::Prompts::pad_left(&processed.input_ids, 0).unwrap();
@@ -152,7 +152,7 @@ fn four_beams_need_little_more_than_greedy_search() {
 fn stop_strings_end_an_answer_and_stay_in_it() {
     let model = load("odd-heads");
     let free = run(&model, &samples()[1..2], &greedy(20), 0).remove(0);
-    // Pieces of characters are shown as U+FFFD and are no text to stop at.
+    // Incomplete characters are shown as U+FFFD and cannot be part of a stop string.
     let mut words = free.text.split(|character: char| !character.is_ascii_alphabetic());
     let stop = words.find(|word| word.len() >= 2).expect("a word of two letters");
     let stopping = options(json!({"max_new_tokens": 20, "stop_strings": [stop]}));
@@ -213,7 +213,7 @@ fn log_probabilities_are_the_models_own() {
             assert!(logprob.top.is_sorted_by(|a, b| a.logprob >= b.logprob));
             assert!(logprob.token.logprob <= logprob.top[0].logprob && logprob.token.logprob < 0.0);
         }
-        // The prompt with the answer behind it as a prompt gives the answer's log-probabilities again.
+        // Ranking the answer after the prompt must give the same log-probabilities.
         let prompt_logprobs = answer.prompt_logprobs.as_ref().unwrap();
         assert_eq!(prompt_logprobs.len(), answer.usage.prompt_tokens - 1);
         let processed = model.processor().process(&[sample], &no_splitting()).unwrap();
@@ -269,7 +269,7 @@ fn beams_are_not_streamed() {
 
 #[test]
 fn ranking_in_one_pass_is_ranking_one_by_one() {
-    let model = load("sliding-sharded"); // a window of 7 keys, shorter than the prompt
+    let model = load("sliding-sharded"); // sliding window of 7 keys, shorter than the prompt
     let processed = model.processor().process(&samples()[..1], &no_splitting()).unwrap();
     let images: Vec<_> = processed.images.iter().flatten().cloned().collect();
     let prompt = idefics_generate::Prompts::pad_left(&processed.input_ids, 0).unwrap();
@@ -341,7 +341,7 @@ fn a_background_answer_is_the_answer() {
     let text = model.generate_in_background(sample.clone(), no_splitting(), options, never(), None).unwrap();
     assert_eq!(text.map(Result::unwrap).collect::<String>(), expected);
 
-    // Polled by hand.
+    // As a `Stream`, polled by hand.
     let mut text =
         Box::pin(model.generate_in_background(sample.clone(), no_splitting(), greedy(16), never(), None).unwrap());
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -369,10 +369,10 @@ fn dropping_a_background_answer_ends_it() {
     text.next().unwrap().unwrap();
     drop(text);
     assert!(cancel.is_cancelled());
-    // The thread lets go of the model within a step.
+    // The thread drops the model within one step.
     let clock = std::time::Instant::now();
     while std::sync::Arc::strong_count(&model) > 1 {
-        assert!(clock.elapsed() < Duration::from_secs(20), "the generation goes on");
+        assert!(clock.elapsed() < Duration::from_secs(20), "the generation did not end");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

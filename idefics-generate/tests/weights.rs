@@ -1,4 +1,4 @@
-//! Weights in other formats: what bitsandbytes made of a model, and the memory that was planned.
+//! Quantised weights: compatibility with bitsandbytes, and predicted memory.
 
 use burn::tensor::{DType, Device};
 use idefics_checkpoint::{Checkpoint, Pickles};
@@ -31,7 +31,7 @@ fn weights_take_the_memory_that_was_planned() {
         for dtype in [None, Some(DType::F32), Some(DType::BF16)] {
             for quantize in formats.into_iter().chain([WeightFormat::None]) {
                 if checkpoint == "small-quantized" && quantize != WeightFormat::None {
-                    continue; // refused
+                    continue; // it cannot be quantised again
                 }
                 let pickles = Pickles::Allowed;
                 let weights = WeightOptions { quantize, dtype, pickles, ..WeightOptions::default() };

@@ -1,4 +1,4 @@
-//! Faults of what a module needs: each is a typed error that names the file or the tensor, and none is a panic.
+//! Faulty checkpoints: every fault is a typed error that names the file or the tensor, and never a panic.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
@@ -10,7 +10,7 @@ use crate::common::{assert_close, values};
 use crate::folders::{INDEX, SINGLE, TINY, assert_error, file, folder_with, index, shards, tensors};
 use crate::memory::measure;
 
-/// Two layers, one inside a list.
+/// A list of layers and a parameter.
 #[derive(Module, Debug)]
 struct Tiny {
     layers: Vec<Linear>,
@@ -54,7 +54,11 @@ fn unused_tensors_are_passed_over_and_named() {
     assert_eq!(checkpoint.unused(&tiny(), &options), ["layers.1.weight", "normal"]);
     let loaded = checkpoint.load(tiny(), &options, |_| ()).unwrap();
     assert_eq!(values(loaded.norm.val()), [0.0, 1.0]);
-    assert_eq!(checkpoint.unused(&loaded, &options), ["layers.1.weight", "normal"], "asked afterwards, too");
+    assert_eq!(
+        checkpoint.unused(&loaded, &options),
+        ["layers.1.weight", "normal"],
+        "loading does not change the answer"
+    );
 }
 
 #[test]
@@ -68,7 +72,7 @@ fn a_prefix_before_all_names_is_named() {
         let longer: Vec<(&str, &[usize])> = names.iter().map(|(name, shape)| (name.as_str(), *shape)).collect();
         let error = error_of(&[(SINGLE, &tensors(&longer))]);
         assert_error!(error, CheckpointError::Prefixed { .. }, &format!("`{prefix}layers.0.weight`"), remedy);
-        // One of several is not a prefix of all.
+        // A prefix of only one tensor does not count.
         let error = error_of(&[(SINGLE, &tensors(&longer[2..]))]);
         assert_error!(error, CheckpointError::Missing { .. }, "`layers.0.weight`");
     }
@@ -151,7 +155,7 @@ fn a_tensor_that_only_the_index_names_is_missing() {
     assert_error!(error_of(&[(INDEX, &lacking), ("a-1", &first)]), CheckpointError::Missing { .. }, "`norm`");
 }
 
-/// Embeddings, and a head that may be the same table.
+/// Embeddings, and a head that may be tied to them.
 #[derive(Module, Debug)]
 struct Tied {
     embed: Embedding,
@@ -179,7 +183,7 @@ fn tied_weights_are_one_tensor() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let (model, _, kept) = measure(|| checkpoint.load(tied(vocab, width), &TIED, |_| ()).unwrap());
     let table = vocab * width * 4;
-    assert!((table..table + table / 10).contains(&kept), "{kept} bytes kept, a table takes {table}");
+    assert!((table..table + table / 10).contains(&kept), "{kept} bytes kept, expected about {table}");
     let input = Tensor::<2>::ones([1, width], &Device::flex());
     let expected = input.clone().matmul(model.embed.weight.val().transpose());
     assert_close("head", &model.head.forward(input), &expected, 0.0);
@@ -198,7 +202,7 @@ fn a_head_of_its_own_is_kept_apart() {
     let input = Tensor::<1>::from_floats([1.0, 10.0], &Device::flex());
     assert_eq!(values(model.head.forward(input)), [10.0, 32.0, 54.0]); // rows [0, 1], [2, 3], [4, 5]
     assert_eq!(values(model.embed.weight.val()), [0.0, 1.0, 2.0, 3.0, 4.0, 9.0]);
-    // Both missing: the source is named.
+    // Both missing: the error names the source.
     let folder = folder_with(&[(SINGLE, &tensors(&[]))]);
     let error = Checkpoint::open(folder.path()).unwrap().load(tied(3, 2), &TIED, |_| ()).unwrap_err();
     assert_error!(error, CheckpointError::Missing { .. }, "`embed.weight`");
@@ -206,7 +210,7 @@ fn a_head_of_its_own_is_kept_apart() {
 
 #[test]
 fn building_a_model_allocates_nothing() {
-    let (_, taken, _) = measure(|| tied(32_000, 4096)); // 1 GiB if it did
+    let (_, taken, _) = measure(|| tied(32_000, 4096)); // 1 GiB if weights were allocated
     assert!(taken < 1 << 16, "{taken} bytes");
 }
 

@@ -1,4 +1,4 @@
-//! Gradients through weights that are not trained, in every format, and adapters beside them.
+//! Gradients through frozen weights in every format, and adapters on them.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use crate::EXACT;
 use crate::common::{assert_close, assert_values_close, random, values};
 
-/// How a weight is held.
+/// The format of a weight.
 #[derive(Debug, Clone, Copy)]
 enum Held {
     Packed(PackedFormat),
@@ -30,7 +30,7 @@ const EVERY_WAY: [Held; 7] = [
     Held::Dense(DType::F32),
 ];
 
-/// A layer without a bias, of random weights that are not trained.
+/// A layer without a bias, with random frozen weights.
 fn frozen(d_in: usize, d_out: usize, held: Held, seed: u64, device: &Device) -> Linear {
     let options = match held {
         Held::Dense(dtype) => LoadOptions { dtype: Some(dtype), ..LoadOptions::default() },
@@ -42,7 +42,7 @@ fn frozen(d_in: usize, d_out: usize, held: Held, seed: u64, device: &Device) -> 
     fill_random(Linear::new_without_bias(d_in, d_out, device), &options, seed, |_| ()).unwrap().no_grad()
 }
 
-/// The numbers of a layer's weight, `[d_out, d_in]`.
+/// The dequantised weight of a layer, `[d_out, d_in]`.
 fn numbers(linear: &Linear) -> Vec<f32> {
     values(match linear.weight() {
         Weight::Dense(weight) => weight.val().cast(DType::F32).inner(),
@@ -136,7 +136,7 @@ fn a_dense_weight_that_is_trained_has_its_gradient() {
     assert_close("weight", &weight.val().grad(&gradients).unwrap(), &expected, EXACT);
 }
 
-/// Counts what a visitor is shown.
+/// Records what a visitor sees.
 #[derive(Default)]
 struct Shown {
     parameters: Vec<String>,
@@ -168,7 +168,7 @@ fn a_packed_weight_moves_with_its_module_and_is_no_parameter() {
         linear.clone().materialize(),
     ];
     for linear in moved {
-        let Weight::Packed(weight) = linear.weight() else { panic!("it stays packed") };
+        let Weight::Packed(weight) = linear.weight() else { panic!("the weight must stay packed") };
         assert_eq!((weight.dims(), linear.num_params()), ([9, 70], 9 * 70));
         assert_eq!(numbers(&linear), expected);
         let mut shown = Shown::default();
@@ -194,7 +194,7 @@ fn a_packed_module_is_saved_as_it_is_held() {
 }
 
 #[test]
-#[should_panic(expected = "a module is filled once")]
+#[should_panic(expected = "a module can be loaded only once")]
 fn what_is_packed_is_not_loaded_over() {
     let device = Device::flex();
     let linear = frozen(64, 4, Held::Packed(PackedFormat::Q4), 3, &device);
@@ -231,7 +231,7 @@ fn an_adapter_adds_its_product() {
 }
 
 #[test]
-#[should_panic(expected = "an adapter of the layer's shape")]
+#[should_panic(expected = "the adapter must have the shape of the layer")]
 fn an_adapter_of_another_shape_is_refused() {
     let device = Device::flex();
     let adapter = Adapter::new(Tensor::zeros([2, 8], &device), Tensor::zeros([5, 2], &device), 1.0);

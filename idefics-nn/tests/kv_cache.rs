@@ -82,7 +82,7 @@ fn positions_start_after_the_padding() {
 }
 
 #[test]
-#[should_panic(expected = "5 tokens do not fit a cache of 4")]
+#[should_panic(expected = "5 tokens do not fit into a cache of 4")]
 fn the_capacity_is_a_limit() {
     let device = Device::flex();
     let mut cache = KvCache::new(1, vec![0, 0], 4);
@@ -93,7 +93,7 @@ fn the_capacity_is_a_limit() {
 }
 
 #[test]
-#[should_panic(expected = "every layer appends the same slots")]
+#[should_panic(expected = "every layer must append the same number of slots")]
 fn a_layer_cannot_be_left_out() {
     let device = Device::flex();
     let mut cache = KvCache::new(2, vec![0, 0], 4);

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::EXACT;
 use crate::common::{assert_close, assert_values_close, numbers, part, random, values};
 
-/// A module's parameters, or their gradients, in the order of its fields.
+/// Collects a module's parameters, or their gradients, in the order of its fields.
 struct Parameters<'a> {
     gradients: Option<&'a Gradients>,
     values: Vec<Vec<f32>>,
@@ -29,7 +29,7 @@ fn parameters<M: Module>(module: &M, gradients: Option<&Gradients>) -> Vec<Vec<f
     visitor.values
 }
 
-/// `left · right` in f64, of `[rows, inner]` and `[inner, cols]`.
+/// `left · right` in f64, for `[rows, inner]` and `[inner, cols]`.
 fn product(left: &[f32], right: &[f32], inner: usize, cols: usize) -> Vec<f32> {
     let row = |row: &[f32]| {
         let at = |col| (0..inner).map(|i| f64::from(row[i]) * f64::from(right[i * cols + col])).sum::<f64>() as f32;
@@ -86,7 +86,7 @@ fn linear_learns() {
     let linear = Linear::new(5, 3, &device);
     let weight = parameters(&linear, None).remove(0);
     let input = random(1, [2, 4, 5], &device).require_grad();
-    let direction = random(2, [2, 4, 3], &device); // the gradient at the output
+    let direction = random(2, [2, 4, 3], &device); // gradient of the output
     let gradients = (linear.forward(input.clone()) * direction.clone()).sum().backward();
 
     let direction = values(direction);
@@ -106,7 +106,7 @@ fn linear_does_not_take_another_dtype() {
     Linear::new(4, 4, &device).forward(Tensor::<2>::zeros([1, 4], (&device, DType::BF16)));
 }
 
-/// A parameter with chosen values.
+/// A parameter with the given values.
 fn param(values: &[f32], device: &Device) -> Param<Tensor<1>> {
     Param::from_tensor(Tensor::from_floats(values, device))
 }
@@ -137,7 +137,7 @@ fn rms_norm_rounds_before_it_scales() {
     let mut norm = RmsNorm::new(64, 1e-6, &device);
     let weight: Vec<f32> = numbers(1, 64).into_iter().map(|x| bf16::from_f32(1.0 + x).to_f32()).collect();
     norm.weight = Param::from_tensor(Tensor::<1>::from_floats(weight.as_slice(), &device).cast(DType::BF16));
-    // Sixteenths: the sum of their squares is exact in any order.
+    // Multiples of 1/16: the sum of their squares is exact in any order.
     let row: Vec<f32> = (0..64).map(|i| (i as f32 - 32.0) / 16.0).collect();
     let input = Tensor::<1>::from_floats(row.as_slice(), &device).reshape([1, 64]).cast(DType::BF16);
     let mean_square = row.iter().map(|x| x * x).sum::<f32>() / 64.0;

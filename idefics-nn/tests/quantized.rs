@@ -1,4 +1,4 @@
-//! Linear layers whose weights are codes and scales: with and without kernels, in memory and on disk, and their faults.
+//! Quantised linear layers: with and without kernels, in memory and on disk, and faulty files.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ const FORMATS: [(PackedFormat, bool); 6] = [
     (PackedFormat::Q4, false),
 ];
 
-/// One of everything that a checkpoint has.
+/// A module with a layer of every kind.
 #[derive(Module, Debug)]
 struct Small {
     embed: Embedding,
@@ -52,7 +52,7 @@ fn options(format: PackedFormat, double_quant: bool) -> LoadOptions<'static> {
     LoadOptions { quantize: Some(quantization(format, double_quant)), ..LoadOptions::default() }
 }
 
-/// Progress that nobody ends.
+/// A progress callback that never stops the work.
 fn go_on(_: LoadProgress) -> Result<(), CheckpointError> {
     Ok(())
 }
@@ -71,7 +71,7 @@ fn try_load(
     Checkpoint::open(folder)?.load(small(d_in, d_out, device), &options, |_| ())
 }
 
-/// A checkpoint of [`Small`], drawn from `seed`.
+/// A checkpoint of [`Small`] with weights drawn from `seed`.
 fn plain_folder(d_in: usize, d_out: usize, seed: u64) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let device = Device::flex();
@@ -86,7 +86,7 @@ fn rows(n_rows: usize, d_in: usize, device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values, [n_rows, d_in]), device)
 }
 
-/// The same weights, written quantised.
+/// Writes the checkpoint `plain` quantised.
 fn quantized_folder(plain: &Path, dims: (usize, usize), format: PackedFormat, double_quant: bool) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let module = small(dims.0, dims.1, &Device::flex());
@@ -102,7 +102,7 @@ proptest! {
     fn without_kernels_it_is_the_same(d_in in 1_usize..150, d_out in 1_usize..40, n_rows in 1_usize..5, seed: u64) {
         let folder = plain_folder(d_in, d_out, seed);
         let (kernels, graph) = (Device::flex(), Device::flex().autodiff());
-        // Only where there are kernels are all but the matrices f32.
+        // With kernels, everything but the matrices is f32.
         for (device, dtype) in [(&kernels, DType::F32), (&graph, DType::BF16)] {
             let options = LoadOptions { dtype: Some(DType::BF16), ..LoadOptions::default() };
             let module = Checkpoint::open(folder.path()).unwrap();
@@ -141,7 +141,7 @@ proptest! {
 
 #[test]
 fn a_block_of_zeros_survives_double_quantisation() {
-    // Its scale comes back a little below zero.
+    // After double quantisation its scale is slightly below zero.
     let blocks = [0.0, 1.0, 1.0, 5.0];
     assert!(NestedAbsmax::quantize(&blocks).unwrap().dequantize().unwrap()[0] < 0.0);
     let plain = edited(plain_folder(64, 4, 5).path(), |parts| {
@@ -186,18 +186,18 @@ fn what_is_left_as_stored_stays_in_the_file() {
         (values(module.up.forward(rows(2, d_in, &device))), memory.mapped)
     };
     let (exact, mapped) = output(&LoadOptions::default());
-    assert_eq!(mapped, 0, "everything is widened to f32");
+    assert_eq!(mapped, 0, "everything is converted to f32");
     for quantize in [None, Some(nf4.clone())] {
         let (left, mapped) = output(&LoadOptions { quantize, as_stored: &as_stored, ..LoadOptions::default() });
         assert_eq!(mapped, 2 * (d_in * d_out) as u64);
         let off = left.iter().zip(&exact).map(|(left, exact)| (left - exact).abs()).fold(0.0, f32::max);
-        assert!(off < 1e-6, "bf16 in the file is the same numbers: {off}");
+        assert!(off < 1e-6, "bf16 weights from the file must give the same output, difference {off}");
     }
     let (rounded, _) = output(&LoadOptions { quantize: Some(nf4), ..LoadOptions::default() });
     assert_ne!(rounded, exact);
 }
 
-/// A checkpoint's tensors, to be broken.
+/// The tensors of a checkpoint, to be edited: dtype, shape and bytes.
 type Parts = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 fn edited(folder: &Path, edit: impl FnOnce(&mut Parts)) -> TempDir {
@@ -210,14 +210,14 @@ fn edited(folder: &Path, edit: impl FnOnce(&mut Parts)) -> TempDir {
         .collect();
     edit(&mut parts);
     let views = parts.iter().map(|(name, (dtype, shape, data))| {
-        (name, TensorView::new(*dtype, shape.clone(), data).expect("the edit keeps shapes and bytes together"))
+        (name, TensorView::new(*dtype, shape.clone(), data).expect("shape and bytes must match after the edit"))
     });
     let edited = tempfile::tempdir().unwrap();
     std::fs::write(edited.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
     edited
 }
 
-/// Replaces a tensor's bytes; it becomes a list.
+/// Replaces a tensor's bytes; its shape becomes one-dimensional.
 fn replace(parts: &mut Parts, name: &str, bytes: Vec<u8>) {
     let (dtype, shape, data) = parts.get_mut(name).unwrap();
     *shape = vec![bytes.len() * 8 / dtype.bitsize()];
@@ -351,7 +351,7 @@ fn only_weights_of_linear_layers_may_be_quantised() {
     plan(flat.path());
 }
 
-/// Whatever is in the file, the memory is known.
+/// The memory can be predicted whatever the file contains.
 fn plan(folder: &Path) {
     let (device, checkpoint) = (Device::flex(), Checkpoint::open(folder).unwrap());
     let module = small(64, 4, &device);

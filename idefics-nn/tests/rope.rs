@@ -11,7 +11,7 @@ const LLAMA3: RopeScaling = RopeScaling::Llama3 {
     original_max_position_embeddings: 8192,
 };
 
-/// Pairs `(j, j + half)` turned by `position · theta^(-2j / head_dim)`, in f64.
+/// Rotates the pairs `(j, j + half)` by `position · theta^(-2j / head_dim)`, in f64.
 fn rotated(head: &[f32], position: usize, theta: f64) -> Vec<f32> {
     let half = head.len() / 2;
     let mut result = vec![0.0; head.len()];
@@ -40,7 +40,7 @@ fn turns_the_halves_of_a_head() {
     }
 }
 
-/// Turning the unit vectors of the first half gives the cosines and the sines.
+/// The cosines and sines at a position: the rotated unit vectors of the first half.
 fn cos_sin(rotary: &RotaryEmbedding, head_dim: usize, position: usize) -> (Vec<f32>, Vec<f32>) {
     let half = head_dim / 2;
     let ones: Vec<f32> = (0..head_dim).map(|j| if j < half { 1.0 } else { 0.0 }).collect();
@@ -97,7 +97,7 @@ fn llama3_scaling_agrees_with_transformers() {
     ];
     let (cos, sin) = cos_sin(&RotaryEmbedding::new(32, 500_000.0, &LLAMA3), 32, 1);
     for (index, expected) in expected.into_iter().enumerate() {
-        let angle = sin[index].atan2(cos[index]); // at position 1 the angle is the frequency
+        let angle = sin[index].atan2(cos[index]); // at position 1 the angle equals the frequency
         assert!((angle / expected - 1.0).abs() < 1e-6, "frequency {index} is {angle}, expected {expected}");
     }
 }

@@ -1,4 +1,4 @@
-//! What a model will take, known before anything is taken.
+//! Predicts how much memory a model takes before any is allocated.
 
 use std::collections::HashMap;
 use std::ops::AddAssign;
@@ -14,35 +14,35 @@ use super::in_place::lies_ready;
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
 use crate::{PackedWeight, ops};
 
-/// Memory of a model's weights.
+/// Memory of a model's weights, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct WeightMemory {
-    /// Bytes that are taken.
+    /// Bytes that are allocated.
     pub taken: u64,
-    /// Bytes that stay in the mapped files, which the system reads as they are needed and may drop again.
+    /// Bytes that stay in the memory-mapped files; the system reads them on demand and may drop them again.
     pub mapped: u64,
-    /// Bytes that are taken for a while, while the largest tensor is converted.
+    /// Bytes allocated temporarily while the largest tensor is converted.
     pub loading: u64,
 }
 
 impl WeightMemory {
-    /// Bytes that must be there for the model to run well.
+    /// Bytes that must be available for the model to run well.
     pub fn total(&self) -> u64 {
         self.taken + self.mapped
     }
 }
 
 impl LoadOptions<'_> {
-    /// The memory of `module`, which need not have been filled, held as these options say on `device`.
+    /// The memory of `module`, which may still be empty, if it is loaded on `device` with these options.
     ///
-    /// Without a checkpoint, one in BF16 is assumed.
+    /// Without a checkpoint, BF16 weights are assumed.
     pub fn memory<M: Module>(&self, module: &M, checkpoint: Option<&Checkpoint>, device: &Device) -> WeightMemory {
         let mut sum = WeightMemory::default();
         self.memory_of_each(module, checkpoint, device, |_, memory| sum += memory);
         sum
     }
 
-    /// The same for each tensor, with its name; those that are tied to others take nothing.
+    /// Like [`Self::memory`], for each tensor: calls `take` with its name and memory. Tied tensors are skipped.
     pub fn memory_of_each<M: Module>(
         &self,
         module: &M,
@@ -85,7 +85,7 @@ impl<F: FnMut(&str, WeightMemory)> Each<'_, F> {
         let name = format!("{}{path}", self.options.prefix);
         let stored = self.checkpoint.and_then(|checkpoint| checkpoint.stored(&name));
         if stored.is_none() && (self.checkpoint.is_some() || self.options.tied_source(&name).is_some()) {
-            return; // tied: the memory of another
+            return; // tied: it shares the memory of its source
         }
         let memory = self.memory_of(path, &name, shape, stored);
         (self.take)(&name, memory);
@@ -123,7 +123,7 @@ impl<F> Each<'_, F> {
     }
 }
 
-/// Bytes of the codes of a weight, `[d_out, d_in]`, and of its scales, which GPUs have in F32.
+/// Bytes of the codes and of the scales of a `[d_out, d_in]` weight. GPUs hold scales in F32.
 fn part_bytes(format: PackedFormat, [d_out, d_in]: [usize; 2], device: &Device) -> [u64; 2] {
     let n = d_out * d_in;
     let parts = match format {

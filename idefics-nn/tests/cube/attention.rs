@@ -1,4 +1,4 @@
-//! Attention over ragged shapes: one query and many, groups of heads, views of a cache, masks, rows that see nothing.
+//! Attention with irregular shapes: one or many queries, grouped heads, cache views, masks, fully masked rows.
 
 use burn::tensor::{Bool, Device, Tensor, TensorData, s};
 use idefics_nn::{Activations, attention};
@@ -9,9 +9,9 @@ use crate::{difference, gpu, numbers};
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Mask {
     None,
-    /// A query sees what is before it.
+    /// Queries see the keys up to their own position.
     Causal,
-    /// Some keys are hidden here and there, and every key from some queries.
+    /// Scattered keys are hidden, and for some queries every key.
     Holes,
 }
 
@@ -40,7 +40,7 @@ fn masked_out(shape: Shape, mask: Mask, device: &Device) -> Option<Tensor<4, Boo
 fn check(shape: Shape, mask: Mask, seed: u64) {
     let Shape { batch, kv_heads, group, queries, len, head_dim } = shape;
     let output = |device: &Device| {
-        // Queries as a projection leaves them, keys and values as views of a cache.
+        // Queries with the strides of a projection's output; keys and values as views of a cache.
         let query = numbers([batch, queries, kv_heads * group, head_dim], seed, device).swap_dims(1, 2);
         let cache = |seed| numbers([batch, kv_heads, len + 5, head_dim], seed, device).slice(s![.., .., 0..len, ..]);
         attention(query, cache(seed ^ 1), cache(seed ^ 2), masked_out(shape, mask, device), Activations::F32)
@@ -57,7 +57,7 @@ fn shape(queries: impl Strategy<Value = usize>) -> impl Strategy<Value = Shape> 
     let head_dim = prop::sample::select(vec![4usize, 20, 64, 72, 80, 96, 128]);
     (1usize..3, 1usize..4, 1usize..5, queries, 0usize..290, head_dim).prop_map(
         |(batch, kv_heads, group, queries, before, head_dim)| {
-            // As many keys as queries at least, as in a decoder.
+            // At least as many keys as queries, as in a decoder.
             Shape { batch, kv_heads, group, queries, len: queries + before, head_dim }
         },
     )
@@ -83,7 +83,7 @@ fn what_is_not_finite_shows() {
         for value in [f32::NAN, f32::INFINITY] {
             let dims = [1, 2, 40, 64];
             let mut keys = numbers(dims, 1, &Device::flex()).into_data().try_into_vec::<f32>().unwrap();
-            keys[40 * 64 + 7 * 64 + 3] = value; // of the second head
+            keys[40 * 64 + 7 * 64 + 3] = value; // in the second head
             let key = Tensor::from_data(TensorData::new(keys, dims), &gpu());
             let query = numbers([1, 2, queries, 64], 2, &gpu());
             let context = attention(query, key, numbers(dims, 3, &gpu()), None, Activations::F32);
