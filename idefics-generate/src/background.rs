@@ -50,16 +50,16 @@ impl Shared {
             state.chunks.push_back(chunk);
             state.n_chunks += 1;
         }
-        self.tell(state);
+        self.notify(state);
     }
 
     fn end(&self) {
         let mut state = self.lock();
         state.is_over = true;
-        self.tell(state);
+        self.notify(state);
     }
 
-    fn tell(&self, mut state: MutexGuard<'_, State>) {
+    fn notify(&self, mut state: MutexGuard<'_, State>) {
         let waker = state.waker.take();
         drop(state);
         self.changed.notify_all();

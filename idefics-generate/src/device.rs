@@ -146,9 +146,9 @@ impl DeviceChoice {
             Self::Auto => {
                 let mut candidates = numbered(Self::Cuda, found_by_cuda().unwrap_or_default());
                 if candidates.is_empty() {
-                    let of_vulkan = numbered(Self::Vulkan, found_by_vulkan().unwrap_or_default());
-                    let of_wgpu = || numbered(Self::Wgpu, found_by_wgpu().unwrap_or_default());
-                    candidates = if of_vulkan.is_empty() { of_wgpu() } else { of_vulkan };
+                    let vulkan_devices = numbered(Self::Vulkan, found_by_vulkan().unwrap_or_default());
+                    let wgpu_devices = || numbered(Self::Wgpu, found_by_wgpu().unwrap_or_default());
+                    candidates = if vulkan_devices.is_empty() { wgpu_devices() } else { vulkan_devices };
                     candidates.retain(|(_, device)| !is_software(device));
                 }
                 candidates.extend(found_cpu().map(|device| (Self::Cpu, device)));
@@ -304,12 +304,12 @@ impl DeviceInfo {
             (DeviceChoice::Vulkan, found_by_vulkan),
             (DeviceChoice::Wgpu, found_by_wgpu),
         ];
-        let of_backend = |(choice, found): GpuBackend| {
+        let infos = |(choice, found): GpuBackend| {
             let found = found().unwrap_or_default().into_iter().enumerate();
             found.map(move |(index, device)| Self::of(choice(index), &device))
         };
         let cpu = found_cpu().map(|device| Self::of(DeviceChoice::Cpu, &device));
-        backends.into_iter().flat_map(of_backend).chain(cpu).collect()
+        backends.into_iter().flat_map(infos).chain(cpu).collect()
     }
 
     /// Describes an opened device.
@@ -456,7 +456,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_has_one_name() {
+    fn device_names_round_trip() {
         for name in ["auto", "cpu", "cuda:0", "vulkan:1", "wgpu:12"] {
             assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
         }
@@ -469,14 +469,14 @@ mod tests {
     }
 
     #[test]
-    fn auto_ends_with_the_cpu_and_takes_no_software_gpu() {
+    fn auto_ends_with_cpu_and_skips_software_gpus() {
         let candidates = DeviceChoice::Auto.candidates().unwrap();
         assert_eq!(candidates.last().unwrap().0, DeviceChoice::Cpu);
         assert!(!candidates.iter().any(|(_, device)| is_software(device)));
     }
 
     #[test]
-    fn what_a_device_cannot_do_is_refused_with_what_it_can() {
+    fn unsupported_precision_error_lists_supported_ones() {
         let error = DeviceError::Precision {
             device: DeviceChoice::Vulkan(0),
             precision: Precision::Bf16,

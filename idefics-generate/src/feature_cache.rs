@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_longest_ago_makes_room() {
+    fn evicts_least_recently_used_image() {
         let mut cache = FeatureCache::new(2 * 32); // two images of 2 × 4 × 4 bytes
         cache.insert(&[[1; 32], [2; 32]], &features(2));
         assert_eq!(cache.bytes(), 64);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_pixels_in_another_shape_are_another_picture() {
+    fn same_pixels_in_another_shape_have_another_key() {
         let tile = |width, height| ImageTile::new(width, height, vec![0.25; 18]).unwrap();
         assert_eq!(image_key(&tile(3, 2)), image_key(&tile(3, 2)));
         assert_ne!(image_key(&tile(3, 2)), image_key(&tile(2, 3)));

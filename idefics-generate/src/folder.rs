@@ -32,7 +32,7 @@ pub(crate) fn check(path: &Path) -> Result<(), Error> {
         return Ok(());
     }
     if there(ADAPTER_CONFIG) || ADAPTER_WEIGHTS.into_iter().any(there) {
-        let base = base_of_adapter(path).unwrap_or_else(|| "a model that it does not name".to_owned());
+        let base = adapter_base(path).unwrap_or_else(|| "a model that it does not name".to_owned());
         return Err(Error::Adapter { folder: path.to_owned(), base });
     }
     let files = fs::read_dir(path).into_iter().flatten().flatten();
@@ -46,11 +46,11 @@ pub(crate) fn check(path: &Path) -> Result<(), Error> {
 pub(crate) fn adapter_beside(folder: &Path) -> Option<ModelWarning> {
     let there = |name: &&str| folder.join(name).exists();
     let file = [ADAPTER_CONFIG].into_iter().chain(ADAPTER_WEIGHTS).find(there)?;
-    Some(ModelWarning::AdapterBeside { path: folder.join(file), base: base_of_adapter(folder) })
+    Some(ModelWarning::AdapterBeside { path: folder.join(file), base: adapter_base(folder) })
 }
 
 /// The base model of an adapter.
-fn base_of_adapter(folder: &Path) -> Option<String> {
+fn adapter_base(folder: &Path) -> Option<String> {
     let config = read_json(&folder.join(ADAPTER_CONFIG)).ok()?;
     config.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned)
 }

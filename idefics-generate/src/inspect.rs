@@ -112,17 +112,17 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
     let parts: Vec<Part> = parts.found();
     let text = config.family().shape().text;
     let options = WeightOptions::DEFAULT.load_options(config.family().tied(), None);
-    let of_checkpoint = |checkpoint| weight_warnings(&*model, path, checkpoint, &options);
-    let warnings = checkpoint.as_ref().map_or_else(Vec::new, of_checkpoint);
+    let warnings_of = |checkpoint| weight_warnings(&*model, path, checkpoint, &options);
+    let warnings = checkpoint.as_ref().map_or_else(Vec::new, warnings_of);
     let records = records_steps(&text, device);
-    let precisions = ways_to_hold(choice, checkpoint.as_ref()).map(|(name, options)| {
+    let precisions = weight_options(choice, checkpoint.as_ref()).map(|(name, options)| {
         let options = WeightOptions { pickles, ..options };
         // CPU activations are f32, and the cache holds activations.
         let activations = options.dtype.filter(|_| choice != DeviceChoice::Cpu).unwrap_or(DType::F32);
         PrecisionMemory {
             name,
             options,
-            weights: config.memory_of(&*model, checkpoint.as_ref(), device, &options),
+            weights: config.memory_of_model(&*model, checkpoint.as_ref(), device, &options),
             cache_bytes_per_token: text.cache_bytes(1, 1, activations),
             recording_bytes_per_token: if records { text.cache_bytes(1, 1, activations) } else { 0 },
         }
@@ -149,7 +149,7 @@ pub fn records_steps(text_config: &TextConfig, device: &Device) -> bool {
 }
 
 /// Every applicable value of `--dtype` and `--quantize`.
-fn ways_to_hold(
+fn weight_options(
     choice: DeviceChoice,
     checkpoint: Option<&Checkpoint>,
 ) -> impl Iterator<Item = (&'static str, WeightOptions)> {

@@ -38,11 +38,11 @@ pub(crate) fn load_placed(
     weights: WeightOptions,
     mut progress: impl FnMut(LoadProgress),
 ) -> Result<(Box<dyn AssembledModel>, Vec<ModelWarning>), Error> {
-    let model = in_folder(folder, config.family().assemble(placement))?;
+    let model = with_config_path(folder, config.family().assemble(placement))?;
     let files = Files::open(folder, config, weights)?;
     let options = files.load_options(config, placement);
     let mut warnings = weight_warnings(&*model, folder, &files.checkpoint, &options);
-    if let Some(quantization) = files.of_folder.as_ref().filter(|_| weights.quantize == WeightFormat::None) {
+    if let Some(quantization) = files.from_config.as_ref().filter(|_| weights.quantize == WeightFormat::None) {
         let (path, format) = (folder.join("config.json"), quantization.format.name());
         warnings.push(ModelWarning::QuantizedOnLoad { path, format });
     }
@@ -52,29 +52,30 @@ pub(crate) fn load_placed(
 /// The weights of a folder, and the format to load them in.
 struct Files {
     checkpoint: Checkpoint,
-    of_folder: Option<Quantization>,
+    from_config: Option<Quantization>,
     weights: WeightOptions,
 }
 
 impl Files {
     fn open(folder: &Path, config: &ModelConfig, weights: WeightOptions) -> Result<Self, Error> {
         let checkpoint = Checkpoint::open_with(folder, weights.pickles)?;
-        let of_folder = config.quantization_on_load(Some(&checkpoint));
-        Ok(Self { checkpoint, of_folder, weights })
+        let from_config = config.quantization_on_load(Some(&checkpoint));
+        Ok(Self { checkpoint, from_config, weights })
     }
 
     fn load_options<'a>(&self, config: &'a ModelConfig, placement: &'a Placement) -> LoadOptions<'a> {
-        let options = self.weights.load_options(config.family().tied(), self.of_folder.clone());
+        let options = self.weights.load_options(config.family().tied(), self.from_config.clone());
         LoadOptions { as_stored: placement.in_files(), ..options }
     }
 }
 
 /// The configuration of a folder, both generic and as the type of the family `expected`.
-fn config_of<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> Result<(ModelConfig, C), Error> {
+fn config_as<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> Result<(ModelConfig, C), Error> {
     let config = ModelConfig::from_folder(folder)?;
-    let of_family = config.downcast_ref::<C>().cloned();
-    let of_family = of_family.ok_or_else(|| Error::OtherFamily { path: folder.join("config.json"), expected })?;
-    Ok((config, of_family))
+    let family_config = config.downcast_ref::<C>().cloned();
+    let family_config =
+        family_config.ok_or_else(|| Error::OtherFamily { path: folder.join("config.json"), expected })?;
+    Ok((config, family_config))
 }
 
 impl Idefics2 {
@@ -89,8 +90,8 @@ impl Idefics2 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let (config, own) = config_of::<Idefics2Config>(folder, "idefics2")?;
-        let (model, placement) = (in_folder(folder, Self::new(&own, device))?, Placement::on(device));
+        let (config, own) = config_as::<Idefics2Config>(folder, "idefics2")?;
+        let (model, placement) = (with_config_path(folder, Self::new(&own, device))?, Placement::on(device));
         let files = Files::open(folder, &config, weights.into())?;
         Ok(files.checkpoint.load(model, &files.load_options(&config, &placement), progress)?)
     }
@@ -108,8 +109,8 @@ impl Idefics3 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let (config, own) = config_of::<Idefics3Config>(folder, "idefics3 or smolvlm")?;
-        let (model, placement) = (in_folder(folder, Self::new(&own, device))?, Placement::on(device));
+        let (config, own) = config_as::<Idefics3Config>(folder, "idefics3 or smolvlm")?;
+        let (model, placement) = (with_config_path(folder, Self::new(&own, device))?, Placement::on(device));
         let files = Files::open(folder, &config, weights.into())?;
         Ok(files.checkpoint.load(model, &files.load_options(&config, &placement), progress)?)
     }
@@ -141,15 +142,15 @@ impl Idefics1 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let (config, own) = config_of::<Idefics1Config>(folder, "idefics")?;
-        let model = in_folder(folder, Self::placed(&own, placement))?;
+        let (config, own) = config_as::<Idefics1Config>(folder, "idefics")?;
+        let model = with_config_path(folder, Self::placed(&own, placement))?;
         let files = Files::open(folder, &config, weights.into())?;
         Ok(files.checkpoint.load(model, &files.load_options(&config, placement), progress)?)
     }
 }
 
 /// Adds the path of the configuration file to an error.
-fn in_folder<M>(folder: &Path, model: Result<M, ConfigError>) -> Result<M, Error> {
+fn with_config_path<M>(folder: &Path, model: Result<M, ConfigError>) -> Result<M, Error> {
     model.map_err(|source| Error::Config { path: folder.join("config.json"), source })
 }
 

@@ -102,8 +102,8 @@ impl Idefics {
             Some(placement) => placement.clone(),
             None => Placement::on(device),
         };
-        let (model, of_weights) = load_placed(&config, folder, &placement, weights, progress)?;
-        warnings.extend(of_weights);
+        let (model, weight_warnings) = load_placed(&config, folder, &placement, weights, progress)?;
+        warnings.extend(weight_warnings);
         Ok(Self {
             folder: folder.to_owned(),
             model,
@@ -243,7 +243,7 @@ fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> R
     config.family().check_processor(folder, processor)?;
     let tokenizer = processor.tokenizer();
     let vocab_size = config.family().shape().vocab_size;
-    let without_embedding = (vocab_size as u64..=u64::from(tokenizer.max_id())).take(MOST_TOKENS_WITHOUT_EMBEDDING);
+    let without_embedding = (vocab_size as u64..=u64::from(tokenizer.max_id())).take(MAX_TOKENS_WITHOUT_EMBEDDING);
     let names = without_embedding.filter_map(|id| tokenizer.id_to_token(id as u32));
     // Base checkpoints have no embedding for the end-of-turn token. This is expected.
     let tokens: Vec<String> = names.filter(|token| token != END_OF_UTTERANCE).collect();
@@ -254,7 +254,7 @@ fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> R
 const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
 /// Maximum number of tokens without embedding to check, since files can contain arbitrary ids.
-const MOST_TOKENS_WITHOUT_EMBEDDING: usize = 1 << 16;
+const MAX_TOKENS_WITHOUT_EMBEDDING: usize = 1 << 16;
 
 /// Milliseconds since `clock`.
 pub(crate) fn milliseconds(clock: Instant) -> f64 {

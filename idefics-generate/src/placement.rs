@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_filled_in_order_and_never_returned_to() {
+    fn places_are_filled_strictly_in_order() {
         let two: Places = "cpu:0=10B,cpu:1=5B".parse().unwrap();
         // The third part no longer fits in the first place, and the small ones after it must not return there.
         let plan = Plan::new(blocks(&[4, 4, 4, 1, 1]), two.clone());
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_with_their_units() {
+    fn parses_sizes_with_units() {
         for (text, bytes) in [("20GB", 20_000_000_000), ("1.5GiB", 1_610_612_736), ("512mb", 512_000_000), ("7", 7)] {
             assert_eq!(parse_bytes(text), Some(bytes), "{text}");
         }
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_80b_shape_is_planned_without_memory() {
+    fn plans_80b_shape_without_allocating() {
         let config = ModelConfig::from(Idefics1Config::idefics_80b());
         let device = DeviceChoice::Cpu.open().unwrap().1;
         let blocks = config.blocks(None, &device, DType::BF16).unwrap();

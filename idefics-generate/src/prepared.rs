@@ -239,7 +239,7 @@ impl<'m> Prepared<'m> {
         check_streamable(&self.model.options(options, self.is_conversation)?)?;
         match self.inputs.input_ids.len() {
             1 => self.start(options, controls),
-            _ => Err(one_answer("several samples").into()),
+            _ => Err(single_answer_conflict("several samples").into()),
         }
     }
 
@@ -275,10 +275,10 @@ fn is_conversation(samples: &[Sample]) -> bool {
 }
 
 fn check_streamable(options: &GenerationConfig) -> Result<(), GenerationError> {
-    if options.is_streamable() { Ok(()) } else { Err(one_answer("num_beams or num_return_sequences")) }
+    if options.is_streamable() { Ok(()) } else { Err(single_answer_conflict("num_beams or num_return_sequences")) }
 }
 
-fn one_answer(option: &'static str) -> GenerationError {
+fn single_answer_conflict(option: &'static str) -> GenerationError {
     let reason = "only a single answer that is generated token by token can be streamed";
     GenerationError::Conflict { option, other: "streaming", reason }
 }

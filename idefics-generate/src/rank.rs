@@ -174,7 +174,7 @@ impl dyn Model + '_ {
             cancel.check()?;
             cache.truncate(seq);
             let trie = Trie::new(group.iter().map(|&index| answers[index].as_slice()));
-            let logprobs = self.logprobs_behind(last.clone(), &trie, &mut cache)?;
+            let logprobs = self.node_logprobs(last.clone(), &trie, &mut cache)?;
             for (&index, path) in group.iter().zip(&trie.paths) {
                 scores[index] = path.iter().map(|&node| f64::from(logprobs[node])).sum();
             }
@@ -186,7 +186,7 @@ impl dyn Model + '_ {
     }
 
     /// The log-probability of each node. `last` is the hidden state of the prompt's last token, `[1, d]`.
-    fn logprobs_behind(&self, last: Tensor<2>, trie: &Trie, cache: &mut KvCache) -> Result<Vec<f32>, Error> {
+    fn node_logprobs(&self, last: Tensor<2>, trie: &Trie, cache: &mut KvCache) -> Result<Vec<f32>, Error> {
         if trie.nodes.is_empty() {
             return Ok(Vec::new());
         }
@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn common_beginnings_are_one_branch() {
+    fn common_prefixes_share_nodes() {
         let answers = [vec![5, 6], vec![5, 7, 8], vec![9], vec![], vec![5, 6]];
         let trie = Trie::new(answers.iter().map(Vec::as_slice));
         assert_eq!(trie.nodes, [(5, None), (6, Some(0)), (7, Some(0)), (8, Some(2)), (9, None)]);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_hold_every_answer_once_and_not_too_many_tokens() {
+    fn groups_cover_all_answers_within_token_limit() {
         let answers: Vec<Vec<u32>> =
             (0..300_u32).map(|index| vec![index % 7; index as usize % 40]).chain([vec![1; 500]]).collect();
         let groups = groups(&answers);

@@ -76,8 +76,9 @@ impl<'a> Run<'a> {
             let score = log_probs[row * vocab_size + token] + self.search.running_score(row);
             Candidate { beam, token: token as u32, score }
         };
-        let of_sample = |(sample, drawn): (usize, &Vec<usize>)| drawn.iter().map(|&at| candidate(sample, at)).collect();
-        drawn.iter().enumerate().map(of_sample).collect()
+        let sample_candidates =
+            |(sample, drawn): (usize, &Vec<usize>)| drawn.iter().map(|&at| candidate(sample, at)).collect();
+        drawn.iter().enumerate().map(sample_candidates).collect()
     }
 
     /// The answers of all samples in the reference's format: filled up to the longest, with their scores.
@@ -94,7 +95,7 @@ impl<'a> Run<'a> {
 }
 
 #[test]
-fn answers_and_scores_are_the_references() {
+fn answers_and_scores_match_reference() {
     let fixture: Fixture = read("beam");
     let mut greatest = 0.0_f32;
     for (index, case) in fixture.cases.iter().enumerate() {
@@ -130,7 +131,7 @@ fn options(value: serde_json::Value) -> GenerationConfig {
 }
 
 #[test]
-fn a_drawn_answer_does_not_depend_on_the_rest_of_the_batch() {
+fn sampled_answer_does_not_depend_on_batch() {
     let fixture: Fixture = read("beam");
     let options = options(json!({"do_sample": true, "num_beams": 3, "num_return_sequences": 3, "max_length": 12,
         "eos_token_id": 2, "temperature": 1.5}));
@@ -152,7 +153,7 @@ fn a_drawn_answer_does_not_depend_on_the_rest_of_the_batch() {
 }
 
 #[test]
-fn a_stop_string_ends_an_answer_like_an_end_token() {
+fn stop_string_ends_answer_like_end_token() {
     let fixture: Fixture = read("beam");
     let prompts = [vec![1, 7, 9]];
     let mut answers = [json!([6]), json!(null)].map(|eos| {
@@ -170,7 +171,7 @@ fn a_stop_string_ends_an_answer_like_an_end_token() {
 }
 
 #[test]
-fn a_search_that_cannot_go_on_is_an_error() {
+fn search_without_allowed_tokens_is_an_error() {
     let options = BeamOptions::new(&options(json!({"num_beams": 2, "eos_token_id": 1})), 3);
     let mut search = BeamSearch::new(options, 1);
     let forbidden = [f32::NEG_INFINITY; 8];
@@ -181,7 +182,7 @@ fn a_search_that_cannot_go_on_is_an_error() {
 }
 
 #[test]
-fn shorter_answers_are_filled_as_in_the_reference() {
+fn filler_matches_reference() {
     let filler = |eos: serde_json::Value, pad: serde_json::Value| {
         BeamOptions::new(&options(json!({"eos_token_id": eos, "pad_token_id": pad})), 3).filler()
     };
@@ -203,7 +204,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn a_search_ends_with_distinct_sorted_answers(
+    fn search_ends_with_distinct_sorted_answers(
         num_beams in 2..5_usize,
         length_penalty in -1.0..2.0_f64,
         early_stopping in prop_oneof![Just(json!(true)), Just(json!(false)), Just(json!("never"))],

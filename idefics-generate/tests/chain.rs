@@ -47,7 +47,7 @@ fn options(mut options: Value) -> GenerationConfig {
 }
 
 #[test]
-fn filtered_scores_are_the_references() {
+fn filtered_scores_match_reference() {
     let fixture: Fixture = read("logits");
     let mut greatest = 0.0_f32;
     let mut failed = Vec::new();
@@ -78,7 +78,7 @@ fn filtered_scores_are_the_references() {
 }
 
 #[test]
-fn the_padding_of_a_row_changes_only_its_length() {
+fn padding_affects_only_row_length() {
     let mut chain =
         ProcessorChain::new(&options(json!({"no_repeat_ngram_size": 1, "repetition_penalty": 2.0}))).unwrap();
     let mut process = |padding| {
@@ -91,7 +91,7 @@ fn the_padding_of_a_row_changes_only_its_length() {
 }
 
 #[test]
-fn a_greedy_run_without_options_stays_on_the_device() {
+fn plain_greedy_search_needs_no_scores_on_host() {
     let needs = |value| ProcessorChain::new(&options(value)).unwrap().needs_scores();
     assert!(!needs(json!({})));
     assert!(!needs(json!({"temperature": 0.5, "top_p": 0.9, "top_k": 5})));
@@ -101,7 +101,7 @@ fn a_greedy_run_without_options_stays_on_the_device() {
 }
 
 #[test]
-fn impossible_options_are_refused_by_name() {
+fn rejects_invalid_options_by_name() {
     let refused = |value| ProcessorChain::new(&options(value)).map(|_| ()).unwrap_err();
     for value in [
         json!({"temperature": 0.0}),
@@ -143,7 +143,7 @@ fn impossible_options_are_refused_by_name() {
 }
 
 #[test]
-fn early_stopping_is_written_as_in_the_reference() {
+fn early_stopping_json_matches_reference() {
     for (early_stopping, text) in
         [(EarlyStopping::FirstFull, "true"), (EarlyStopping::Heuristic, "false"), (EarlyStopping::Never, "\"never\"")]
     {
@@ -166,7 +166,7 @@ impl LogitsProcessor for Only {
 }
 
 #[test]
-fn a_processor_of_the_callers_own_comes_before_the_filters() {
+fn custom_processor_runs_before_filters() {
     let sampling = options(json!({"do_sample": true, "top_k": 2, "renormalize_logits": true}));
     let mut chain = ProcessorChain::new(&sampling).unwrap();
     chain.push(Box::new(Only(0)));
@@ -238,7 +238,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn a_chain_never_allows_what_was_forbidden(
+    fn chain_never_allows_forbidden_tokens(
         options in any_options(),
         scores in any_scores(),
         ids in proptest::collection::vec(0..14_u32, 1..12),
@@ -258,7 +258,7 @@ proptest! {
     }
 
     #[test]
-    fn filters_keep_the_likeliest_tokens(options in any_options(), scores in any_scores()) {
+    fn filters_keep_most_likely_tokens(options in any_options(), scores in any_scores()) {
         let filters = GenerationConfig {
             do_sample: Some(true),
             repetition_penalty: None,

@@ -136,7 +136,7 @@ fn assert_same(launched: &Generation<'_>, replayed: &Generation<'_>, what: &str)
 }
 
 #[test]
-fn replayed_steps_are_the_launched_ones() {
+fn replayed_steps_match_eager_steps() {
     let mut subjects = vec![
         Subject::idefics2("odd-heads", DType::F32),
         Subject::idefics2("sliding-sharded", DType::F32),
@@ -162,7 +162,7 @@ fn replayed_steps_are_the_launched_ones() {
 }
 
 #[test]
-fn rows_may_finish_before_a_step_is_recorded_and_after() {
+fn rows_may_finish_before_and_after_capture() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
     let mut whole = subject.start(3, &options(&[]), controls(Replays::Never));
     finish(&mut whole);
@@ -179,7 +179,7 @@ fn rows_may_finish_before_a_step_is_recorded_and_after() {
 }
 
 #[test]
-fn a_replayed_generation_ends_when_it_is_told() {
+fn replayed_generation_can_be_cancelled() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
     let mut launched = subject.start(1, &options(&[]), controls(Replays::Never));
     finish(&mut launched);
@@ -255,7 +255,7 @@ impl Model for Faulty<'_> {
 }
 
 #[test]
-fn a_step_that_errs_or_is_refused_changes_nothing() {
+fn faulty_or_rejected_capture_does_not_change_answers() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
     let mut launched = subject.start(3, &options(&[]), controls(Replays::Never));
     finish(&mut launched);
@@ -275,7 +275,7 @@ fn a_step_that_errs_or_is_refused_changes_nothing() {
 }
 
 #[test]
-fn a_conversation_goes_on_behind_replayed_steps() {
+fn conversation_continues_after_replayed_steps() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
     let lease = lease();
     let answers = [Replays::Never, Replays::AtOnce(&lease)].map(|replays| {

@@ -65,7 +65,7 @@ fn next_logits(model: &Idefics, samples: &[Sample]) -> burn::tensor::Tensor<2> {
 }
 
 #[test]
-fn a_row_alone_is_the_row_in_a_batch() {
+fn single_row_matches_batch() {
     for checkpoint in MODELS {
         let model = load(checkpoint);
         let batch = next_logits(&model, &rows());
@@ -77,7 +77,7 @@ fn a_row_alone_is_the_row_in_a_batch() {
 }
 
 #[test]
-fn a_quantised_row_alone_is_the_row_in_a_batch() {
+fn quantised_single_row_matches_batch() {
     for format in ["int8", "nf4", "fp4", "q4"] {
         let model = load_as("idefics1-float", quantized(format));
         let batch = next_logits(&model, &rows());
@@ -97,7 +97,7 @@ fn a_quantised_row_alone_is_the_row_in_a_batch() {
 }
 
 #[test]
-fn the_head_is_spared_unless_it_is_asked_for() {
+fn head_is_not_quantised_by_default() {
     let bytes = |weights| {
         let config = ModelConfig::from_folder(&xtask_folder("checkpoints/idefics1-float")).unwrap();
         config.memory(None, &Device::flex(), weights).unwrap().total()
@@ -109,7 +109,7 @@ fn the_head_is_spared_unless_it_is_asked_for() {
 }
 
 #[test]
-fn weights_in_the_files_own_type_are_the_same_numbers() {
+fn stored_dtype_matches_f32() {
     for checkpoint in MODELS {
         let as_stored = load_as(checkpoint, WeightOptions::default());
         let exact = load(checkpoint);
@@ -126,7 +126,7 @@ fn weights_in_the_files_own_type_are_the_same_numbers() {
 }
 
 #[test]
-fn a_random_model_of_any_format_is_measured() {
+fn benchmarks_random_models_in_all_formats() {
     let config = ModelConfig::from_folder(&xtask_folder("checkpoints/idefics1-float")).unwrap();
     let processor = config.family().image_processor().unwrap();
     let device = Device::flex();
@@ -158,7 +158,7 @@ fn a_random_model_of_any_format_is_measured() {
 }
 
 #[test]
-fn a_cached_step_is_the_recomputed_prompt() {
+fn cached_step_matches_recomputed_prompt() {
     for checkpoint in MODELS {
         let model = load(checkpoint);
         let (prompts, images) = inputs(&model, &rows());
@@ -186,7 +186,7 @@ fn a_cached_step_is_the_recomputed_prompt() {
 }
 
 #[test]
-fn the_latest_image_decides_and_the_one_before_it_through_the_tokens_between() {
+fn earlier_image_matters_through_tokens_between() {
     let model = load("idefics1-vector");
     let ask = |first: &str, second: &str| {
         next_logits(&model, &[prompt(&[image(first), json!("and"), image(second), json!("What?")])])
@@ -200,7 +200,7 @@ fn the_latest_image_decides_and_the_one_before_it_through_the_tokens_between() {
 }
 
 #[test]
-fn an_image_behind_an_end_is_not_seen_any_more() {
+fn image_before_end_token_is_not_visible() {
     let model = load("idefics1-vector");
     let ask = |name: &str| next_logits(&model, &[prompt(&[image(name), json!("A.</s>B")])]);
     let (prompts, _) = inputs(&model, &[prompt(&[image("wide.png"), json!("A.</s>B")])]);
@@ -211,7 +211,7 @@ fn an_image_behind_an_end_is_not_seen_any_more() {
 }
 
 #[test]
-fn a_batch_answers_as_its_rows_do() {
+fn batch_answers_match_single_rows() {
     let model = load("idefics1-float");
     let together = model.generate(&rows(), &Default::default(), &greedy(8), never()).unwrap();
     for (row, sample) in rows().into_iter().enumerate() {
@@ -227,7 +227,7 @@ fn a_batch_answers_as_its_rows_do() {
 }
 
 #[test]
-fn ranking_scores_labels_as_if_each_stood_alone() {
+fn ranking_together_matches_ranking_alone() {
     let model = load("idefics1-vector");
     let sample = prompt(&[image("wide.png"), json!("Category:")]);
     let labels = ["a dog", "the cat", "cars"].map(str::to_owned);
@@ -242,7 +242,7 @@ fn ranking_scores_labels_as_if_each_stood_alone() {
 }
 
 #[test]
-fn a_turn_computes_only_what_is_new_and_adds_its_images() {
+fn turn_computes_only_new_tokens_and_images() {
     let model = load("idefics1-vector");
     let mut talk = Conversation::new(&model, no_splitting());
     let question =
@@ -271,7 +271,7 @@ fn a_turn_computes_only_what_is_new_and_adds_its_images() {
 }
 
 #[test]
-fn a_base_model_has_no_conversation() {
+fn base_model_rejects_chat() {
     let model = load("idefics1-float");
     assert!(!model.processor().can_chat() && load("idefics1-vector").processor().can_chat());
     let sample = Sample::chat(vec![Message::text("user", "Hello")]);
@@ -280,7 +280,7 @@ fn a_base_model_has_no_conversation() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_before_it_is_computed() {
+fn rejects_mismatched_inputs() {
     let folder = xtask_folder("checkpoints/idefics1-float");
     let model = Idefics1::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
     let tile = |side: usize| ImageTile::new(side, side, vec![0.5; 3 * side * side]).unwrap();
@@ -303,7 +303,7 @@ fn what_does_not_fit_is_refused_before_it_is_computed() {
 }
 
 #[test]
-fn configurations_have_the_public_models_parameters() {
+fn configs_match_public_parameter_counts() {
     for (name, config, parameters, tensors) in [
         ("idefics-9b", Idefics1Config::idefics_9b(), 8_929_679_632_usize, 1015),
         ("idefics-80b", Idefics1Config::idefics_80b(), 79_967_843_624, 1603),

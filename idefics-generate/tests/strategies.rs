@@ -59,7 +59,7 @@ impl LogitsProcessor for Force {
 }
 
 #[test]
-fn the_likeliest_token_is_the_same_on_device_and_host() {
+fn greedy_search_on_device_matches_host() {
     let model = load("odd-heads");
     let options = options(json!({"max_new_tokens": 16, "bad_words_ids": [[20], [30, 31], [32, 33, 34]]}));
     let device = model.generate(&samples(), &no_splitting(), &options, never()).unwrap();
@@ -69,7 +69,7 @@ fn the_likeliest_token_is_the_same_on_device_and_host() {
 }
 
 #[test]
-fn answers_do_not_depend_on_the_rest_of_the_batch() {
+fn answers_do_not_depend_on_batch() {
     let model = load("odd-heads");
     for value in [
         json!({"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8}),
@@ -92,7 +92,7 @@ fn answers_do_not_depend_on_the_rest_of_the_batch() {
 }
 
 #[test]
-fn a_seed_is_an_answer() {
+fn same_seed_gives_same_answer() {
     let model = load("odd-heads");
     let options = options(json!({"do_sample": true, "top_k": 0, "temperature": 2.0, "max_new_tokens": 12,
         "num_return_sequences": 2}));
@@ -103,7 +103,7 @@ fn a_seed_is_an_answer() {
 }
 
 #[test]
-fn one_beam_per_answer_is_the_best_of_more() {
+fn beam_scores_are_sorted_and_match_log_likelihoods() {
     let model = load("odd-heads");
     let beams = |n: usize| {
         let options = options(json!({"num_beams": n, "max_new_tokens": 6, "length_penalty": 1.0,
@@ -149,7 +149,7 @@ fn four_beams_need_little_more_than_greedy_search() {
 }
 
 #[test]
-fn stop_strings_end_an_answer_and_stay_in_it() {
+fn stop_string_ends_answer_and_is_kept() {
     let model = load("odd-heads");
     let free = run(&model, &samples()[1..2], &greedy(20), 0).remove(0);
     // Incomplete characters are shown as U+FFFD and cannot be part of a stop string.
@@ -178,7 +178,7 @@ fn stop_strings_end_beams() {
 }
 
 #[test]
-fn time_ends_an_answer_with_its_next_token() {
+fn max_time_ends_answer_with_next_token() {
     let model = load("odd-heads");
     for value in
         [json!({"max_time": 0.0, "max_new_tokens": 50}), json!({"max_time": 0.0, "max_new_tokens": 50, "num_beams": 2})]
@@ -190,7 +190,7 @@ fn time_ends_an_answer_with_its_next_token() {
 }
 
 #[test]
-fn a_processor_of_the_callers_own_has_the_last_word() {
+fn custom_processor_runs_last() {
     let model = load("odd-heads");
     for beams in [1, 3] {
         let controls = Controls { processors: vec![Box::new(Force { after: 2, id: 99 })], ..Controls::default() };
@@ -201,7 +201,7 @@ fn a_processor_of_the_callers_own_has_the_last_word() {
 }
 
 #[test]
-fn log_probabilities_are_the_models_own() {
+fn log_probabilities_ignore_logits_processors() {
     let model = load("odd-heads");
     let controls = || Controls { logprobs: Some(3), prompt_logprobs: true, ..Controls::default() };
     let options = options(json!({"max_new_tokens": 6, "eos_token_id": [], "repetition_penalty": 1.2}));
@@ -228,7 +228,7 @@ fn log_probabilities_are_the_models_own() {
 }
 
 #[test]
-fn log_probabilities_of_beams_add_up_to_their_scores() {
+fn beam_log_probabilities_sum_to_scores() {
     let model = load("odd-heads");
     for value in [
         json!({"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8, "length_penalty": 0.0}),
@@ -250,7 +250,7 @@ fn log_probabilities_of_beams_add_up_to_their_scores() {
 }
 
 #[test]
-fn a_search_that_is_cancelled_gives_what_it_has() {
+fn cancelled_search_returns_partial_answer() {
     let model = load("odd-heads");
     let cancel = CancelToken::default();
     cancel.cancel();
@@ -260,7 +260,7 @@ fn a_search_that_is_cancelled_gives_what_it_has() {
 }
 
 #[test]
-fn beams_are_not_streamed() {
+fn rejects_streaming_beams() {
     let model = load("odd-heads");
     let options = options(json!({"num_beams": 2}));
     let error = model.stream(&samples()[0], &no_splitting(), &options, never()).unwrap_err();
@@ -268,7 +268,7 @@ fn beams_are_not_streamed() {
 }
 
 #[test]
-fn ranking_in_one_pass_is_ranking_one_by_one() {
+fn ranking_together_matches_ranking_one_by_one() {
     let model = load("sliding-sharded"); // sliding window of 7 keys, shorter than the prompt
     let processed = model.processor().process(&samples()[..1], &no_splitting()).unwrap();
     let images: Vec<_> = processed.images.iter().flatten().cloned().collect();
@@ -299,7 +299,7 @@ fn ranking_in_one_pass_is_ranking_one_by_one() {
 }
 
 #[test]
-fn labels_are_words_and_each_is_there_once() {
+fn labels_are_plain_text_and_unique() {
     let model = load("odd-heads");
     let rank = |labels: &[&str]| {
         let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
@@ -317,7 +317,7 @@ fn labels_are_words_and_each_is_there_once() {
 }
 
 #[test]
-fn a_ranking_that_is_cancelled_is_an_error() {
+fn cancelled_ranking_is_an_error() {
     let model = load("odd-heads");
     let cancel = CancelToken::default();
     cancel.cancel();
@@ -328,7 +328,7 @@ fn a_ranking_that_is_cancelled_is_an_error() {
 }
 
 #[test]
-fn a_background_answer_is_the_answer() {
+fn background_answer_matches_direct_answer() {
     use futures_core::Stream;
     let model = std::sync::Arc::new(load("odd-heads"));
     let sample = samples()[0].clone();
@@ -360,7 +360,7 @@ fn a_background_answer_is_the_answer() {
 }
 
 #[test]
-fn dropping_a_background_answer_ends_it() {
+fn dropping_background_answer_ends_generation() {
     let model = std::sync::Arc::new(load("odd-heads"));
     let cancel = CancelToken::default();
     let options = options(json!({"max_new_tokens": 1500, "eos_token_id": []}));
@@ -378,7 +378,7 @@ fn dropping_a_background_answer_ends_it() {
 }
 
 #[test]
-fn the_same_picture_is_encoded_once() {
+fn same_image_is_encoded_once() {
     let model = load("odd-heads");
     let ask = |text: &str, pictures: &[&str]| {
         let sample = text_sample(text, pictures);

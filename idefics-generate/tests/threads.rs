@@ -45,7 +45,7 @@ fn answer(model: &Idefics, sample: &Sample) -> (String, Vec<u32>, Vec<u32>) {
     (answer.text, answer.token_ids, logits)
 }
 
-fn assert_the_same_on_two_threads(checkpoint: &str, samples: &[Sample; 2]) {
+fn assert_same_on_two_threads(checkpoint: &str, samples: &[Sample; 2]) {
     let formats = [WeightFormat::None, "int8".parse().unwrap(), "q4".parse().unwrap()];
     let mut all: Vec<_> = formats.map(|quantize| WeightOptions { quantize, ..WeightOptions::default() }).into();
     all.push(WeightOptions { activations: Activations::Int8, ..all[1] });
@@ -82,22 +82,19 @@ fn assert_the_same_on_two_threads(checkpoint: &str, samples: &[Sample; 2]) {
 }
 
 #[test]
-fn idefics2_answers_on_two_threads_as_on_one() {
+fn idefics2_on_two_threads_matches_one() {
     let question = "User:<image>and<image>What is this?<end_of_utterance>\nAssistant:";
     let samples = [
         text_sample(question, &["wide.png", "tall.png"]),
         text_sample("User: Describe this.<image><end_of_utterance>\nAssistant:", &["small.png"]),
     ];
-    assert_the_same_on_two_threads("odd-heads", &samples);
+    assert_same_on_two_threads("odd-heads", &samples);
 }
 
 #[test]
-fn idefics1_answers_on_two_threads_as_on_one() {
+fn idefics1_on_two_threads_matches_one() {
     let sample = |picture_name: &str, text: &str| -> Sample {
         serde_json::from_value(json!({"prompt": ["User:", {"image": picture(picture_name)}, text]})).unwrap()
     };
-    assert_the_same_on_two_threads(
-        "idefics1-vector",
-        &[sample("wide.png", "What is this?"), sample("tall.png", "Why?")],
-    );
+    assert_same_on_two_threads("idefics1-vector", &[sample("wide.png", "What is this?"), sample("tall.png", "Why?")]);
 }

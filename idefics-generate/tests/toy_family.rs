@@ -184,7 +184,7 @@ fn config(folder: &Path) -> ModelConfig {
 
 /// Uses two images with different numbers of patches, one per prompt.
 #[test]
-fn a_family_is_one_file() {
+fn custom_family_runs_end_to_end() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path());
     let device = Device::flex();

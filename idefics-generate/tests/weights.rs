@@ -13,7 +13,7 @@ fn load(checkpoint: &str, weights: WeightOptions) -> Idefics {
 }
 
 #[test]
-fn a_folder_of_bitsandbytes_is_our_own_quantisation_of_the_same_weights() {
+fn bitsandbytes_folder_matches_own_quantisation() {
     let (_, samples) = case("quantized-on-disk");
     let weights = WeightOptions { quantize: "nf4".parse().unwrap(), double_quant: true, ..WeightOptions::default() };
     let [theirs, ours] = [load("small-quantized", WeightOptions::default()), load("small", weights)];
@@ -22,7 +22,7 @@ fn a_folder_of_bitsandbytes_is_our_own_quantisation_of_the_same_weights() {
 }
 
 #[test]
-fn weights_take_the_memory_that_was_planned() {
+fn weights_take_predicted_memory() {
     let device = Device::flex();
     let formats = PackedFormat::ALL.map(WeightFormat::Packed);
     for checkpoint in ["tiny-idefics2", "grid-980", "small-quantized", "idefics1-vector", "idefics1-tied"] {

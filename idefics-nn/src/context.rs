@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_behind_the_view_see_what_its_last_token_does() {
+    fn tokens_after_the_view_see_the_same_as_its_last_token() {
         let view = ContextView::new(2, 2, 2, vec![true, false, false, true, false, false, true, false]);
         let context = ContextCache::new(Vec::new(), 3, view.clone(), 5);
         assert_eq!(context.seen(5..7), view);
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "the test checks the result")]
-    fn all_vectors_of_a_part_are_hidden_together() {
+    fn vectors_of_a_part_are_hidden_together() {
         let view = ContextView::new(1, 2, 2, vec![true, false, true, true]);
         let masked_out = view.masked_out(3, &Device::flex()).unwrap().into_data();
         let rows = [[false, false, false, true, true, true], [false; 6]];

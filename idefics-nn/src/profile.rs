@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_are_counted_while_someone_asks() {
+    fn counts_calls_while_profiler_is_active() {
         let one =
             || timed("a test", Cost { operations: 2.0, bytes: 3.0, arithmetic: Some((Unit::Vectors, 3.0)) }, || 7);
         assert_eq!(one(), 7);

@@ -85,7 +85,7 @@ fn check(sizes: Sizes, scale: f32) {
 }
 
 #[test]
-fn agrees_with_the_definition() {
+fn matches_reference_implementation() {
     for (heads, kv_heads) in [(1, 1), (3, 3), (4, 2), (6, 1)] {
         for (queries, keys) in [(1, 1), (1, 33), (2, 2), (5, 7), (31, 64), (33, 129)] {
             for head_dim in [1, 16, 72] {
@@ -96,7 +96,7 @@ fn agrees_with_the_definition() {
 }
 
 #[test]
-fn agrees_with_the_definition_where_the_tiled_kernel_takes_over() {
+fn tiled_kernel_matches_reference_implementation() {
     // The CPU backend switches to tiles at 512 * 512 scores per head, counted after the groups are folded into
     // queries.
     for (heads, kv_heads, queries, keys) in [(1, 1, 513, 520), (4, 1, 130, 520), (2, 2, 3, 90_000)] {
@@ -105,7 +105,7 @@ fn agrees_with_the_definition_where_the_tiled_kernel_takes_over() {
 }
 
 #[test]
-fn a_query_that_sees_nothing_gives_zero() {
+fn fully_masked_query_gives_zero() {
     let device = Device::flex();
     for (queries, keys) in [(1, 1), (4, 70), (600, 500)] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
@@ -132,7 +132,7 @@ fn a_query_that_sees_nothing_gives_zero() {
 }
 
 #[test]
-fn one_query_reads_keys_however_they_lie() {
+fn decode_attention_reads_strided_keys() {
     let device = Device::flex();
     let sizes = Sizes { heads: 4, kv_heads: 2, queries: 1, keys: 30, head_dim: 16 };
     let [query, key, value] = states(sizes, 3.0, &device);
@@ -160,7 +160,7 @@ fn one_query_reads_keys_however_they_lie() {
 }
 
 #[test]
-fn extreme_scores_choose_the_largest() {
+fn extreme_scores_select_the_largest() {
     let device = Device::flex();
     let keys = 40;
     for (scale, best) in [(1e5, keys - 1), (-1e5, 0)] {
@@ -175,7 +175,7 @@ fn extreme_scores_choose_the_largest() {
 }
 
 #[test]
-fn equal_scores_share_equally() {
+fn equal_scores_get_equal_weights() {
     let device = Device::flex();
     let query = Tensor::<4>::zeros([1, 2, 3, 4], &device);
     let key = random(1, [1, 2, 5, 4], &device);
@@ -184,7 +184,7 @@ fn equal_scores_share_equally() {
 
 #[test]
 #[should_panic(expected = "4 query heads cannot share 3 key/value heads")]
-fn groups_are_whole() {
+fn rejects_heads_that_do_not_divide_into_groups() {
     let device = Device::flex();
     let states = |heads| Tensor::<4>::zeros([1, heads, 1, 2], &device);
     attention(states(4), states(3), states(3), None, Activations::F32);
@@ -194,7 +194,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn weights_times_values_are_the_context(
+    fn context_is_weights_times_values(
         kv_heads in 1_usize..4, group in 1_usize..4, queries in 1_usize..9, keys in 1_usize..40, seed: u64,
     ) {
         let device = Device::flex();

@@ -69,7 +69,7 @@ fn f32_rounds_to_the_nearest_bf16_and_ties_to_even() {
 }
 
 #[test]
-fn what_is_not_finite_is_counted_and_placed() {
+fn non_finite_values_are_counted_and_located() {
     let n = 200_000; // several chunks
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut values = vec![1.0_f32; n];
@@ -84,7 +84,7 @@ fn what_is_not_finite_is_counted_and_placed() {
 }
 
 #[test]
-fn a_weight_too_large_for_f16_is_refused() {
+fn rejects_weight_too_large_for_f16() {
     let bytes = 70_000_f32.to_le_bytes();
     let error = load("F32", &bytes, 1, DType::F16).unwrap_err();
     assert!(matches!(&error, CheckpointError::NonFinite { .. }), "{error}");

@@ -46,7 +46,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn linear_is_the_matrix_product(rows in 1_usize..20, d_in in 1_usize..40, d_out in 1_usize..40, seed: u64) {
+    fn linear_matches_matrix_product(rows in 1_usize..20, d_in in 1_usize..40, d_out in 1_usize..40, seed: u64) {
         let device = Device::flex();
         let input = random(seed, [rows, 2, d_in], &device);
 
@@ -81,7 +81,7 @@ fn linear_takes_any_number_of_axes() {
 }
 
 #[test]
-fn linear_learns() {
+fn linear_gradients_match_formula() {
     let device = Device::flex().autodiff();
     let linear = Linear::new(5, 3, &device);
     let weight = parameters(&linear, None).remove(0);
@@ -101,7 +101,7 @@ fn linear_learns() {
 
 #[test]
 #[should_panic]
-fn linear_does_not_take_another_dtype() {
+fn linear_rejects_other_dtype() {
     let device = Device::flex();
     Linear::new(4, 4, &device).forward(Tensor::<2>::zeros([1, 4], (&device, DType::BF16)));
 }
@@ -112,7 +112,7 @@ fn param(values: &[f32], device: &Device) -> Param<Tensor<1>> {
 }
 
 #[test]
-fn rms_norm_is_its_formula() {
+fn rms_norm_matches_formula() {
     let device = Device::flex();
     for (width, scale, eps) in [(1, 1.0, 1e-6), (7, 1e3, 1e-5), (40, 1e-4, 1e-6), (333, 1.0, 1e-2)] {
         let mut norm = RmsNorm::new(width, eps, &device);
@@ -132,7 +132,7 @@ fn rms_norm_is_its_formula() {
 }
 
 #[test]
-fn rms_norm_rounds_before_it_scales() {
+fn rms_norm_rounds_before_scaling() {
     let device = Device::flex();
     let mut norm = RmsNorm::new(64, 1e-6, &device);
     let weight: Vec<f32> = numbers(1, 64).into_iter().map(|x| bf16::from_f32(1.0 + x).to_f32()).collect();
@@ -152,7 +152,7 @@ fn rms_norm_rounds_before_it_scales() {
 }
 
 #[test]
-fn layer_norm_is_its_formula() {
+fn layer_norm_matches_formula() {
     let device = Device::flex();
     for (width, offset, eps) in [(1, 0.0, 1e-6), (7, 0.0, 1e-5), (72, 10.0, 1e-6), (333, -1.0, 1e-2)] {
         let mut norm = LayerNorm::new(width, eps, &device);
@@ -175,7 +175,7 @@ fn layer_norm_is_its_formula() {
 }
 
 #[test]
-fn activations_agree_with_transformers() {
+fn activations_match_transformers() {
     // ACT2FN[name](torch.tensor([-10, -3, -1, -0.5, 0, 0.5, 1, 3, 10], dtype=torch.float64)), Transformers 5.23.0
     let input = [-10.0, -3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 10.0];
     let gelu_tanh = [0.0, -0.003_637_392, -0.158_808_01, -0.154_286, 0.0, 0.345_714, 0.841_192, 2.996_362_7, 10.0];
@@ -224,7 +224,7 @@ fn activations_agree_with_transformers() {
 }
 
 #[test]
-fn activations_of_huge_numbers_are_finite() {
+fn activations_of_large_values_are_finite() {
     let device = Device::flex();
     let input = Tensor::<1>::from_floats([-1e4, -100.0, 100.0, 1e4], &device);
     for activation in
@@ -236,7 +236,7 @@ fn activations_of_huge_numbers_are_finite() {
 }
 
 #[test]
-fn embedding_looks_rows_up() {
+fn embedding_looks_up_rows() {
     let device = Device::flex();
     let embedding = Embedding::new(10, 3, &device);
     let ids = Tensor::<2, Int>::from_data(TensorData::from([[0, 9, 4], [4, 1, 0]]), &device);

@@ -53,7 +53,7 @@ fn options(format: PackedFormat, double_quant: bool) -> LoadOptions<'static> {
 }
 
 /// A progress callback that never stops the work.
-fn go_on(_: LoadProgress) -> Result<(), CheckpointError> {
+fn ignore_progress(_: LoadProgress) -> Result<(), CheckpointError> {
     Ok(())
 }
 
@@ -91,7 +91,7 @@ fn quantized_folder(plain: &Path, dims: (usize, usize), format: PackedFormat, do
     let folder = tempfile::tempdir().unwrap();
     let module = small(dims.0, dims.1, &Device::flex());
     let checkpoint = Checkpoint::open(plain).unwrap();
-    write_quantized(&checkpoint, &module, &options(format, double_quant), folder.path(), go_on).unwrap();
+    write_quantized(&checkpoint, &module, &options(format, double_quant), folder.path(), ignore_progress).unwrap();
     folder
 }
 
@@ -99,7 +99,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn without_kernels_it_is_the_same(d_in in 1_usize..150, d_out in 1_usize..40, n_rows in 1_usize..5, seed: u64) {
+    fn kernels_match_plain_operations(d_in in 1_usize..150, d_out in 1_usize..40, n_rows in 1_usize..5, seed: u64) {
         let folder = plain_folder(d_in, d_out, seed);
         let (kernels, graph) = (Device::flex(), Device::flex().autodiff());
         // With kernels, everything but the matrices is f32.
@@ -123,7 +123,7 @@ proptest! {
     }
 
     #[test]
-    fn a_quantised_folder_is_what_quantising_on_load_gives(d_in in 1_usize..150, d_out in 1_usize..40, seed: u64) {
+    fn quantised_checkpoint_matches_quantising_on_load(d_in in 1_usize..150, d_out in 1_usize..40, seed: u64) {
         let folder = plain_folder(d_in, d_out, seed);
         let device = Device::flex();
         for (format, double_quant) in FORMATS {
@@ -140,7 +140,7 @@ proptest! {
 }
 
 #[test]
-fn a_block_of_zeros_survives_double_quantisation() {
+fn zero_block_survives_double_quantisation() {
     // After double quantisation its scale is slightly below zero.
     let blocks = [0.0, 1.0, 1.0, 5.0];
     assert!(NestedAbsmax::quantize(&blocks).unwrap().dequantize().unwrap()[0] < 0.0);
@@ -156,7 +156,7 @@ fn a_block_of_zeros_survives_double_quantisation() {
 }
 
 #[test]
-fn what_is_quantised_stays_in_its_format() {
+fn rejects_requantising_to_another_format() {
     let plain = plain_folder(64, 4, 1);
     let nf4 = PackedFormat::FourBit(FourBitType::Nf4);
     let folder = quantized_folder(plain.path(), (64, 4), nf4, false);
@@ -166,12 +166,12 @@ fn what_is_quantised_stays_in_its_format() {
     assert!(matches!(error, CheckpointError::AlreadyQuantized { found: "nf4", asked: "q4", .. }), "{error}");
     let again = Checkpoint::open(folder.path()).unwrap();
     let target = tempfile::tempdir().unwrap();
-    let error = write_quantized(&again, &small(64, 4, &device), &options(nf4, false), target.path(), go_on);
+    let error = write_quantized(&again, &small(64, 4, &device), &options(nf4, false), target.path(), ignore_progress);
     assert!(matches!(error, Err(CheckpointError::AlreadyQuantized { .. })));
 }
 
 #[test]
-fn what_is_left_as_stored_stays_in_the_file() {
+fn as_stored_weights_stay_memory_mapped() {
     let (d_in, d_out) = (64, 48);
     let device = Device::flex();
     let folder = tempfile::tempdir().unwrap();
@@ -229,7 +229,7 @@ fn floats(values: &[f32]) -> Vec<u8> {
 }
 
 #[test]
-fn faults_of_quantised_files_name_the_tensor() {
+fn errors_of_quantised_files_name_the_tensor() {
     const ABSMAX: &str = "up.weight.absmax";
     const STATE: &str = "up.weight.quant_state.bitsandbytes__nf4";
     let plain = plain_folder(64, 4, 2);
@@ -320,7 +320,7 @@ fn faults_of_quantised_files_name_the_tensor() {
 }
 
 #[test]
-fn only_weights_of_linear_layers_may_be_quantised() {
+fn rejects_quantised_tensors_outside_linear_layers() {
     let plain = plain_folder(64, 4, 6);
     let eight_bits = |shape: Vec<usize>| (Dtype::I8, shape.clone(), vec![1; shape.iter().product()]);
     let state = (Dtype::U8, vec![2], b"{}".to_vec());
@@ -361,7 +361,7 @@ fn plan(folder: &Path) {
 }
 
 #[test]
-fn progress_ends_where_all_is_read() {
+fn progress_ends_at_total() {
     let plain = plain_folder(64, 4, 7);
     for (format, double_quant) in FORMATS {
         let folder = quantized_folder(plain.path(), (64, 4), format, double_quant);
@@ -377,7 +377,7 @@ fn progress_ends_where_all_is_read() {
 }
 
 #[test]
-fn weights_that_are_not_finite_are_not_quantised() {
+fn rejects_quantising_non_finite_weights() {
     let plain = plain_folder(64, 4, 3);
     let broken = edited(plain.path(), |parts| parts.get_mut("up.weight").unwrap().2[..4].copy_from_slice(&[0xff; 4]));
     for (format, double_quant) in FORMATS {
@@ -387,7 +387,7 @@ fn weights_that_are_not_finite_are_not_quantised() {
 }
 
 #[test]
-fn llm_int8_files_load() {
+fn loads_llm_int8_files() {
     let plain = plain_folder(3, 2, 4);
     let folder = edited(plain.path(), |parts| {
         parts.insert("up.weight".into(), (Dtype::I8, vec![2, 3], vec![127, 0, 129, 1, 2, 3])); // 129 is −127

@@ -25,7 +25,7 @@ fn rotated(head: &[f32], position: usize, theta: f64) -> Vec<f32> {
 }
 
 #[test]
-fn turns_the_halves_of_a_head() {
+fn rotates_halves_of_a_head() {
     let device = Device::flex();
     for (head_dim, theta) in [(2, 10_000.0), (8, 700.0), (12, 10_000.0), (128, 1_000_000.0)] {
         let positions = [0, 1, 5, 3, 2, 17]; // two rows of three
@@ -51,7 +51,7 @@ fn cos_sin(rotary: &RotaryEmbedding, head_dim: usize, position: usize) -> (Vec<f
 }
 
 #[test]
-fn agrees_with_transformers_far_out() {
+fn matches_transformers_at_large_positions() {
     // MistralRotaryEmbedding(MistralConfig(head_dim=8))(zeros(1, 1, 8), tensor([[4095, 30000]])), Transformers 5.23.0
     let rotary = RotaryEmbedding::new(8, 10_000.0, &RopeScaling::None);
     for (position, cos, sin) in [
@@ -73,7 +73,7 @@ fn agrees_with_transformers_far_out() {
 }
 
 #[test]
-fn llama3_scaling_agrees_with_transformers() {
+fn llama3_scaling_matches_transformers() {
     // ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(head_dim=32, rope_parameters={"rope_type": "llama3",
     //   "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     //   "original_max_position_embeddings": 8192}), "cpu"), Transformers 5.23.0
@@ -103,7 +103,7 @@ fn llama3_scaling_agrees_with_transformers() {
 }
 
 #[test]
-fn scores_depend_on_the_distance_only() {
+fn scores_depend_only_on_distance() {
     let device = Device::flex();
     let rotary = RotaryEmbedding::new(16, 10_000.0, &RopeScaling::None);
     let [query, key] = [1, 2].map(|seed| random(seed, [1, 1, 1, 16], &device));
@@ -117,7 +117,7 @@ fn scores_depend_on_the_distance_only() {
 }
 
 #[test]
-fn a_row_of_positions_equals_each_position() {
+fn row_of_positions_matches_single_positions() {
     let device = Device::flex();
     let rotary = RotaryEmbedding::new(8, 10_000.0, &LLAMA3);
     let states = Tensor::<1>::from_floats(numbers(3, 40).as_slice(), &device).reshape([1, 1, 5, 8]);

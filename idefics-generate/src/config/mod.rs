@@ -221,11 +221,11 @@ impl ModelConfig {
         device: &Device,
         weights: impl Into<WeightOptions>,
     ) -> Result<WeightMemory, Error> {
-        Ok(self.memory_of(&*self.assemble(device)?, checkpoint, device, &weights.into()))
+        Ok(self.memory_of_model(&*self.assemble(device)?, checkpoint, device, &weights.into()))
     }
 
     /// Like [`Self::memory`], for an assembled model.
-    pub(crate) fn memory_of(
+    pub(crate) fn memory_of_model(
         &self,
         model: &dyn AssembledModel,
         checkpoint: Option<&Checkpoint>,

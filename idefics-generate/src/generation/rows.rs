@@ -162,8 +162,8 @@ impl Rows {
         let prompts: Vec<Vec<u32>> = (0..self.n_samples()).map(|sample| self.prompt(sample).to_vec()).collect();
         self.lengths = answers.iter().map(|(tokens, _)| tokens.len()).collect();
         // The beams of a sample fail together.
-        let of_answer = |answer: usize| self.failures[answer / per_sample * self.per_sample];
-        self.failures = (0..answers.len()).map(of_answer).collect();
+        let failure_of = |answer: usize| self.failures[answer / per_sample * self.per_sample];
+        self.failures = (0..answers.len()).map(failure_of).collect();
         let reason = |(failure, &(_, reason)): (&Option<_>, &(_, FinishReason))| match failure {
             None => Some(reason),
             Some(_) => Some(FinishReason::Failed),

@@ -10,10 +10,10 @@ use crate::{Error, Model};
 
 /// Minimum number of steps before a capture, and of steps that must remain after it. Capturing costs as much as a
 /// few steps, which would not pay off in a short answer.
-const LONG: usize = 8;
+const MIN_STEPS: usize = 8;
 
 /// Maximum normalised mean square error between the logits of a replay and of the eager step.
-const TRUSTED: f32 = 1e-3;
+const MAX_ERROR: f32 = 1e-3;
 
 /// A captured decode step for a cache.
 #[derive(Debug)]
@@ -37,10 +37,10 @@ impl<'a> ReplayedStep<'a> {
         cache: &mut KvCache,
     ) -> Result<Self, String> {
         let mut spare = None;
-        let recorded = Self::record_beside(model, lease, before, cache, &mut spare).and_then(|mut step| {
+        let recorded = Self::record_with_spare(model, lease, before, cache, &mut spare).and_then(|mut step| {
             let error = step.error(newest, logits, cache.len() - 1)?;
             // Also false for NaN.
-            if error <= TRUSTED {
+            if error <= MAX_ERROR {
                 Ok(step)
             } else {
                 Err(format!("the replayed logits differ from the eager ones, error {error:.1e}"))
@@ -53,7 +53,7 @@ impl<'a> ReplayedStep<'a> {
     }
 
     /// Captures the step, and puts a copy of the cache that it writes to into `spare`.
-    fn record_beside(
+    fn record_with_spare(
         model: &'a dyn Model,
         lease: &'a DeviceLease,
         tokens: &[u32],
@@ -66,7 +66,7 @@ impl<'a> ReplayedStep<'a> {
             *spare = Some(cache.copied());
             Some(step)
         });
-        let replay = replay.map_err(|error| in_a_line(&error))?;
+        let replay = replay.map_err(|error| single_line(&error))?;
         Ok(Self { model, replay: replay.ok_or("the model or its device does not support graph capture")? })
     }
 
@@ -80,7 +80,7 @@ impl<'a> ReplayedStep<'a> {
 
     /// Replays the step for tokens at a slot of the cache; returns their logits.
     fn run_at(&mut self, tokens: &[u32], slot: usize) -> Result<Tensor<2>, String> {
-        self.replay.run([&ids(tokens), &[slot as i32]]).map_err(|error| in_a_line(&error))
+        self.replay.run([&ids(tokens), &[slot as i32]]).map_err(|error| single_line(&error))
     }
 
     /// The mean square error of the replayed logits, divided by the mean square of `logits`.
@@ -93,7 +93,7 @@ impl<'a> ReplayedStep<'a> {
 }
 
 /// An error message as a single line, without its backtrace.
-fn in_a_line(error: &impl ToString) -> String {
+fn single_line(error: &impl ToString) -> String {
     let text = error.to_string();
     let said =
         text.lines().map(str::trim).filter(|line| !line.is_empty()).take_while(|line| !line.ends_with("acktrace:"));
@@ -124,7 +124,7 @@ impl<'a> Steps<'a> {
         let (lease, wait) = match replays {
             _ if !can_record(&model.device()) => return Self::AlwaysLaunched { reason: None },
             Replays::Never => return Self::AlwaysLaunched { reason: None },
-            Replays::WhenLong(lease) => (lease, LONG),
+            Replays::WhenLong(lease) => (lease, MIN_STEPS),
             Replays::AtOnce(lease) => (lease, 1),
         };
         Self::Launched { lease, wait, n_steps: 0, last: Vec::new() }

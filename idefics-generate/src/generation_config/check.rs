@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_follow_the_reference() {
+    fn lengths_match_reference() {
         let max_length = |value| config(value).resolve(7, 100).map(|resolved| resolved.max_length());
         assert_eq!(max_length(json!({})), Ok(27));
         assert_eq!(max_length(json!({"max_length": 9})), Ok(9));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_overrides_the_folder_key_by_key() {
+    fn call_overrides_folder_per_key() {
         let folder = config(json!({"eos_token_id": [2, 9], "pad_token_id": 0, "bad_words_ids": [[5]],
             "guidance_scale": 2.0, "temperature": 0.5}));
         let call = config(json!({"max_new_tokens": 3, "eos_token_id": 4, "guidance_scale": 1, "temperature": null}));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_and_idle_options_are_named() {
+    fn warns_about_unknown_keys_and_options_without_effect() {
         let warnings = |value| config(value).warnings().iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
             warnings(json!({"tempreature": 0.1, "use_cache": true, "transformers_version": "5"})),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn more_rows_than_memory_is_for_are_refused() {
+    fn rejects_more_rows_than_fit_in_memory() {
         let text_config = TextConfig::idefics2_preset();
         let check = |value| config(value).resolve(500, 32_003).unwrap().check_memory(500, &text_config);
         assert_eq!(check(json!({"num_beams": 16, "max_new_tokens": 1000})), Ok(()));
@@ -274,19 +274,19 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_stop_string_is_refused() {
+    fn rejects_empty_stop_string() {
         let stop = GenerationConfig { stop_strings: Some(OneOrMany::One(String::new())), ..Default::default() };
         assert_eq!(stop.validate(), Err(GenerationError::Empty { option: "stop_strings" }));
     }
 
     #[test]
-    fn a_folder_is_blamed_for_what_it_alone_says() {
+    fn folder_is_blamed_for_its_own_options() {
         let folder = tempfile::tempdir().unwrap();
-        let refused = |of_folder: Value, call: Value| {
-            std::fs::write(folder.path().join("generation_config.json"), of_folder.to_string()).unwrap();
+        let refused = |in_folder: Value, call: Value| {
+            std::fs::write(folder.path().join("generation_config.json"), in_folder.to_string()).unwrap();
             config(call).validate_over(folder.path()).map_err(|error| (error.kind(), error.to_string()))
         };
-        for of_folder in [
+        for in_folder in [
             json!({"num_beams": 0}),
             json!({"repetition_penalty": -1.5}),
             json!({"do_sample": true, "temperature": 0}),
@@ -294,10 +294,10 @@ mod tests {
             json!({"num_return_sequences": 3}),
             json!({"bad_words_ids": [[]]}),
         ] {
-            let (kind, message) = refused(of_folder.clone(), json!({})).unwrap_err();
+            let (kind, message) = refused(in_folder.clone(), json!({})).unwrap_err();
             assert_eq!(kind, ErrorKind::Model, "{message}");
             assert!(message.contains("generation_config.json: `"), "{message}");
-            let option = of_folder.as_object().unwrap().keys().next_back().unwrap();
+            let option = in_folder.as_object().unwrap().keys().next_back().unwrap();
             assert!(message.contains(&format!("`{option}`")), "{message}");
         }
         let (kind, message) = refused(json!({"do_sample": true}), json!({"temperature": -1})).unwrap_err();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn saved_options_round_trip() {
         let folder = tempfile::tempdir().unwrap();
         let written = config(json!({"num_beams": 3, "early_stopping": "never", "stop_strings": "User:",
             "sequence_bias": [[[4, 5], -2.5]], "exponential_decay_length_penalty": [3, 1.5], "foo": {"bar": 1}}));

@@ -103,14 +103,14 @@ impl GenerationConfig {
                 warnings.push(GenerationWarning::TokenIds { option, vocab_size });
             }
         };
-        note("sequence_bias", keep(&mut self.sequence_bias, |(sequence, _)| sequence.iter().all(is_known)));
-        note("bad_words_ids", keep(&mut self.bad_words_ids, |word| word.iter().all(is_known)));
+        note("sequence_bias", retain_valid(&mut self.sequence_bias, |(sequence, _)| sequence.iter().all(is_known)));
+        note("bad_words_ids", retain_valid(&mut self.bad_words_ids, |word| word.iter().all(is_known)));
         note("forced_bos_token_id", self.forced_bos_token_id.take_if(|id| !is_known(id)).is_some());
         for (option, ids) in
             [("eos_token_id", &mut self.eos_token_id), ("forced_eos_token_id", &mut self.forced_eos_token_id)]
         {
             let mut known = ids.as_ref().map(|ids| ids.as_slice().to_vec());
-            if keep(&mut known, is_known) {
+            if retain_valid(&mut known, is_known) {
                 *ids = known.map(OneOrMany::Many);
                 note(option, true);
             }
@@ -146,7 +146,7 @@ impl GenerationConfig {
 
 /// Keeps the entries that satisfy `fits`; a list that becomes empty is removed. Returns whether entries were
 /// removed.
-fn keep<T>(list: &mut Option<Vec<T>>, fits: impl Fn(&T) -> bool) -> bool {
+fn retain_valid<T>(list: &mut Option<Vec<T>>, fits: impl Fn(&T) -> bool) -> bool {
     let before = list.as_ref().map_or(0, Vec::len);
     if let Some(entries) = list {
         entries.retain(fits);

@@ -15,18 +15,18 @@ pub enum VisionBatch {
 
 /// Default limit: the activations of one 980-pixel square in the largest tower, or of many smaller images. Larger
 /// batches were not measurably faster.
-const ENOUGH_BYTES: u64 = 256 << 20;
+const DEFAULT_BYTES: u64 = 256 << 20;
 
 impl Default for VisionBatch {
     fn default() -> Self {
-        Self::Bytes(ENOUGH_BYTES)
+        Self::Bytes(DEFAULT_BYTES)
     }
 }
 
 impl VisionBatch {
     /// The default limit, but at most a quarter of `available`, the bytes left beside the weights.
     pub fn within(available: u64) -> Self {
-        Self::Bytes(ENOUGH_BYTES.min(available / 4))
+        Self::Bytes(DEFAULT_BYTES.min(available / 4))
     }
 
     /// Number of images per batch, at least one, if each needs `image_bytes` of activations.
@@ -43,10 +43,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_always_one() {
+    fn batch_has_at_least_one_image() {
         assert_eq!(VisionBatch::within(3).images(1000), 1);
         assert_eq!(VisionBatch::within(8000).images(1000), 2);
-        assert_eq!(VisionBatch::within(u64::MAX).images(ENOUGH_BYTES / 3), 3);
+        assert_eq!(VisionBatch::within(u64::MAX).images(DEFAULT_BYTES / 3), 3);
         assert_eq!(VisionBatch::Images(NonZeroUsize::MIN).images(1), 1);
     }
 }

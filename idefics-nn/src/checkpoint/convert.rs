@@ -53,7 +53,7 @@ fn non_finite(name: &str, entry: &TensorEntry, dtype: DType, (count, first): Bad
 }
 
 /// Merges the results of two parts of a tensor.
-fn both(left: Option<Bad>, right: Option<Bad>) -> Option<Bad> {
+fn merge(left: Option<Bad>, right: Option<Bad>) -> Option<Bad> {
     match (left, right) {
         (Some((n, first)), Some((m, second))) => Some((n + m, first.min(second))),
         (one, other) => one.or(other),
@@ -63,7 +63,7 @@ fn both(left: Option<Bad>, right: Option<Bad>) -> Option<Bad> {
 /// The non-finite values of a chunk that begins at index `start`.
 fn bad_among(values: impl Iterator<Item = f32>, start: usize) -> Option<Bad> {
     let bad = values.enumerate().filter(|(_, value)| !value.is_finite());
-    bad.fold(None, |bad, (index, _)| both(bad, Some((1, start + index))))
+    bad.fold(None, |bad, (index, _)| merge(bad, Some((1, start + index))))
 }
 
 fn find_bad<In: Element>(bytes: &[u8]) -> Option<Bad> {
@@ -71,7 +71,7 @@ fn find_bad<In: Element>(bytes: &[u8]) -> Option<Bad> {
     let bad = chunks.map(|(chunk, bytes)| {
         bad_among(bytes.chunks_exact(size_of::<In>()).map(|bytes| In::from_le_bytes(bytes).to_f32()), chunk * CHUNK)
     });
-    bad.reduce(|| None, both)
+    bad.reduce(|| None, merge)
 }
 
 fn read_to<Out: Element + burn::tensor::Element>(
@@ -103,6 +103,6 @@ fn convert<In: Element, Out: Element>(bytes: &[u8]) -> (Vec<Out>, Option<Bad>) {
         }
         if finite { None } else { bad_among(values.iter().map(|value| value.to_f32()), chunk * CHUNK) }
     });
-    let bad = bad.reduce(|| None, both);
+    let bad = bad.reduce(|| None, merge);
     (values, bad)
 }

@@ -28,11 +28,11 @@ pub(super) fn read_packed(
 /// The tensor in the memory map, without a copy, if it already has `dtype` and the device computes in host memory.
 /// Nothing is read, so the values are not checked.
 pub(super) fn in_place(entry: &TensorEntry, dtype: DType, device: &Device) -> Option<TensorData> {
-    lies_ready(entry, dtype, device).then(|| TensorData::from_bytes(shared(entry), entry.shape.clone(), dtype))
+    is_usable_in_place(entry, dtype, device).then(|| TensorData::from_bytes(shared(entry), entry.shape.clone(), dtype))
 }
 
 /// Whether the tensor can be used directly from the memory map.
-pub(super) fn lies_ready(entry: &TensorEntry, dtype: DType, device: &Device) -> bool {
+pub(super) fn is_usable_in_place(entry: &TensorEntry, dtype: DType, device: &Device) -> bool {
     let same = dense_dtype(entry.dtype) == Some(dtype);
     let aligned = entry.bytes().as_ptr().addr().is_multiple_of(dtype.size());
     same && aligned && cfg!(target_endian = "little") && crate::ops::computes_on(device)

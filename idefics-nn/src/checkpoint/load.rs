@@ -16,7 +16,7 @@ use crate::parameters::{Matrix, ParameterMapper, ParameterVisitor, map_parameter
 use crate::{PackedWeight, ops};
 
 /// Suffixes of tensors that old checkpoints contain although the models compute them.
-const STRAYS: [&str; 3] =
+const COMPUTED_TENSORS: [&str; 3] =
     ["rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "vision_model.embeddings.position_ids"];
 
 /// How a module is loaded.
@@ -115,7 +115,8 @@ impl LoadModule for Checkpoint {
         let matrices = matrices(module);
         let Account { taken, .. } = account(self, module, &matrices, options);
         let under_prefix = self.tensors().map(|(name, _)| name).filter(|name| name.starts_with(options.prefix));
-        let is_unused = |name: &&str| !taken.contains(*name) && !STRAYS.iter().any(|stray| name.ends_with(stray));
+        let is_unused =
+            |name: &&str| !taken.contains(*name) && !COMPUTED_TENSORS.iter().any(|stray| name.ends_with(stray));
         under_prefix.filter(is_unused).map(str::to_owned).collect()
     }
 }
@@ -310,14 +311,14 @@ impl Loader<'_> {
             }
             (StoredKind::Dense, Some(quantization)) => {
                 let weights = read_as(name, stored.entry, DType::F32)?;
-                let dims = two(&stored.entry.shape);
+                let dims = matrix_dims(&stored.entry.shape);
                 let weights = weights.as_slice::<f32>().expect("the data was read as f32");
                 let packed = PackedWeight::quantize(weights, dims, quantization, &device);
                 stored.entry.release();
                 Filling::Packed(packed.map_err(|source| stored.error(name, source))?)
             }
             (_, quantization) => {
-                let dims = two(&param.lazy_shape().to_vec());
+                let dims = matrix_dims(&param.lazy_shape().to_vec());
                 let packed = read_packed(self.checkpoint, name, &stored, dims, &device)?;
                 if let Some(asked) = quantization.filter(|asked| asked.format != packed.format()) {
                     return Err(CheckpointError::AlreadyQuantized {
@@ -352,6 +353,6 @@ fn len_bytes<'a>(checkpoint: &Checkpoint, names: impl Iterator<Item = &'a str>) 
 }
 
 /// The shape of a linear layer's weight. The shape in the file was compared with it before.
-fn two(shape: &[usize]) -> [usize; 2] {
+fn matrix_dims(shape: &[usize]) -> [usize; 2] {
     shape.try_into().expect("linear layers' weights have two axes")
 }

@@ -10,7 +10,7 @@ use idefics_kernels::formats::{BLOCK, PackedFormat, Q4_BLOCK, Q4_PANEL, Q4_TILE}
 use serde::Serialize;
 
 use super::LoadOptions;
-use super::in_place::lies_ready;
+use super::in_place::is_usable_in_place;
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
 use crate::{PackedWeight, ops};
 
@@ -50,7 +50,7 @@ impl LoadOptions<'_> {
         device: &Device,
         take: impl FnMut(&str, WeightMemory),
     ) {
-        visit_parameters(module, &mut Each { options: self, checkpoint, device, matrices: matrices(module), take });
+        visit_parameters(module, &mut Planner { options: self, checkpoint, device, matrices: matrices(module), take });
     }
 }
 
@@ -62,7 +62,7 @@ impl AddAssign for WeightMemory {
     }
 }
 
-struct Each<'a, F> {
+struct Planner<'a, F> {
     options: &'a LoadOptions<'a>,
     checkpoint: Option<&'a Checkpoint>,
     device: &'a Device,
@@ -70,7 +70,7 @@ struct Each<'a, F> {
     take: F,
 }
 
-impl<F: FnMut(&str, WeightMemory)> ParameterVisitor for Each<'_, F> {
+impl<F: FnMut(&str, WeightMemory)> ParameterVisitor for Planner<'_, F> {
     fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
         self.plan(path, &param.lazy_shape().to_vec());
     }
@@ -80,7 +80,7 @@ impl<F: FnMut(&str, WeightMemory)> ParameterVisitor for Each<'_, F> {
     }
 }
 
-impl<F: FnMut(&str, WeightMemory)> Each<'_, F> {
+impl<F: FnMut(&str, WeightMemory)> Planner<'_, F> {
     fn plan(&mut self, path: &str, shape: &[usize]) {
         let name = format!("{}{path}", self.options.prefix);
         let stored = self.checkpoint.and_then(|checkpoint| checkpoint.stored(&name));
@@ -92,7 +92,7 @@ impl<F: FnMut(&str, WeightMemory)> Each<'_, F> {
     }
 }
 
-impl<F> Each<'_, F> {
+impl<F> Planner<'_, F> {
     fn memory_of(&self, path: &str, name: &str, shape: &[usize], stored: Option<Stored<'_>>) -> WeightMemory {
         let n: usize = shape.iter().product();
         let matrix = self.matrices.get(path).copied();
@@ -115,7 +115,7 @@ impl<F> Each<'_, F> {
         let dtype = self.options.dtype_of(name, matrix, entry.map(|entry| entry.dtype), self.device);
         let bytes = (n * dtype.size()) as u64;
         match entry {
-            Some(entry) if matrix.is_some() && lies_ready(entry, dtype, self.device) => {
+            Some(entry) if matrix.is_some() && is_usable_in_place(entry, dtype, self.device) => {
                 WeightMemory { mapped: bytes, ..WeightMemory::default() }
             }
             _ => WeightMemory { taken: bytes, mapped: 0, loading: bytes },

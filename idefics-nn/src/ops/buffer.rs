@@ -17,10 +17,10 @@ use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProper
 use idefics_kernels::Memory;
 
 /// Smallest buffer that is kept, in bytes; for smaller ones the allocator is as fast.
-const LEAST_BYTES: usize = 128 << 10;
+const MIN_BYTES: usize = 128 << 10;
 
 /// Maximum total size of unused buffers that are kept, in bytes.
-pub(super) const MOST_BYTES: usize = 256 << 20;
+pub(super) const MAX_BYTES: usize = 256 << 20;
 
 /// Unused buffers, from oldest to newest.
 static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
@@ -40,11 +40,11 @@ impl Buffer {
 
     /// The values as a contiguous tensor.
     pub(super) fn into_tensor(self, shape: &Shape) -> FlexTensor {
-        self.into_tensor_of(Layout::contiguous(shape.clone()))
+        self.into_tensor_with(Layout::contiguous(shape.clone()))
     }
 
     /// The values as a tensor with the given layout.
-    pub(super) fn into_tensor_of(self, layout: Layout) -> FlexTensor {
+    pub(super) fn into_tensor_with(self, layout: Layout) -> FlexTensor {
         let n_bytes = self.len * size_of::<f32>();
         // SAFETY: all of the values are initialised.
         FlexTensor::new(unsafe { Bytes::from_controller(Box::new(self), n_bytes) }, layout, DType::F32)
@@ -53,7 +53,7 @@ impl Buffer {
 
 /// Takes the smallest kept buffer with room for `len` to `2 * len` values; the newest of equal ones.
 fn kept(len: usize) -> Option<Memory> {
-    if len * size_of::<f32>() < LEAST_BYTES {
+    if len * size_of::<f32>() < MIN_BYTES {
         return None;
     }
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,7 +67,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = |memory: &Memory| memory.len() * size_of::<f32>();
         let memory = std::mem::replace(&mut self.memory, Memory::NONE);
-        if !(LEAST_BYTES..=MOST_BYTES).contains(&bytes(&memory)) {
+        if !(MIN_BYTES..=MAX_BYTES).contains(&bytes(&memory)) {
             return;
         }
         let mut gone = Vec::new(); // freed after the lock is released
@@ -75,7 +75,7 @@ impl Drop for Buffer {
         kept.push(memory);
         // The oldest buffers are freed first.
         let mut n_bytes: usize = kept.iter().map(bytes).sum();
-        while n_bytes > MOST_BYTES {
+        while n_bytes > MAX_BYTES {
             let oldest = kept.remove(0);
             n_bytes -= bytes(&oldest);
             gone.push(oldest);
@@ -128,7 +128,7 @@ mod tests {
     const LEN: usize = 123_456;
 
     #[test]
-    fn memory_is_handed_on() {
+    fn dropped_memory_is_reused() {
         let mut first = Buffer::new(LEN);
         first.fill(1.0);
         let tensor = first.into_tensor(&[LEN].into());
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_not_lost_to_a_smaller_result() {
+    fn smaller_result_leaves_kept_memory_in_place() {
         let place = Buffer::new(9 * LEN).as_ptr();
         drop(Buffer::new(8 * LEN));
         let again = Buffer::new(9 * LEN);

@@ -324,7 +324,7 @@ fn attend(
     });
     let token = heads * head_dim;
     let strides = [queries * token, head_dim, token, 1].map(usize::cast_signed).to_vec();
-    out.into_tensor_of(Layout::new(query.layout().shape().clone(), strides, 0))
+    out.into_tensor_with(Layout::new(query.layout().shape().clone(), strides, 0))
 }
 
 /// Returns the states unchanged if no axis is flipped and the values of a head are adjacent, as in a cache;

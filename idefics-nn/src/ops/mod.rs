@@ -138,7 +138,7 @@ pub(crate) fn computes_on(device: &Device) -> bool {
 /// Maximum bytes of unused buffers that are kept for reuse; see [`buffer`].
 pub(crate) fn kept_bytes(device: &Device) -> u64 {
     #[cfg(feature = "flex")]
-    let bytes = if computes_on(device) { buffer::MOST_BYTES as u64 } else { 0 };
+    let bytes = if computes_on(device) { buffer::MAX_BYTES as u64 } else { 0 };
     #[cfg(not(feature = "flex"))]
     let bytes = 0;
     bytes

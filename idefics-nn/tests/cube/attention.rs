@@ -67,18 +67,18 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
 
     #[test]
-    fn attention_of_one_query_is_that_of_the_cpu(shape in shape(Just(1)), mask in mask(), seed in any::<u64>()) {
+    fn decode_attention_matches_cpu(shape in shape(Just(1)), mask in mask(), seed in any::<u64>()) {
         check(shape, mask, seed);
     }
 
     #[test]
-    fn attention_of_many_queries_is_that_of_the_cpu(shape in shape(2usize..70), mask in mask(), seed in any::<u64>()) {
+    fn prefill_attention_matches_cpu(shape in shape(2usize..70), mask in mask(), seed in any::<u64>()) {
         check(shape, mask, seed);
     }
 }
 
 #[test]
-fn what_is_not_finite_shows() {
+fn non_finite_keys_reach_the_output() {
     for queries in [1, 9] {
         for value in [f32::NAN, f32::INFINITY] {
             let dims = [1, 2, 40, 64];
@@ -96,12 +96,12 @@ fn what_is_not_finite_shows() {
 }
 
 #[test]
-fn many_heads_may_share_one() {
+fn many_query_heads_share_one_key_head() {
     check(Shape { batch: 1, kv_heads: 1, group: 64, queries: 1, len: 150, head_dim: 128 }, Mask::Holes, 5);
 }
 
 #[test]
-fn heads_without_a_kernel_have_attention_too() {
+fn head_widths_without_kernel_fall_back() {
     for head_dim in [6, 132] {
         for queries in [1, 9] {
             let shape = Shape { batch: 2, kv_heads: 2, group: 2, queries, len: 30, head_dim };

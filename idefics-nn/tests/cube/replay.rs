@@ -38,7 +38,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
 
     #[test]
-    fn what_is_written_at_a_slot_is_in_the_cache(batch in 1usize..4, prompt in 1usize..20, more in 1usize..6) {
+    fn slot_writes_reach_the_cache(batch in 1usize..4, prompt in 1usize..20, more in 1usize..6) {
         let capacity = prompt + more + 2;
         let mut ours = cache(batch, prompt, capacity, &gpu());
         let mut expected = cache(batch, prompt, capacity, &Device::flex());
@@ -67,7 +67,7 @@ proptest! {
 }
 
 #[test]
-fn a_replay_finds_its_inputs_and_writes_to_the_cache() {
+fn replay_reads_new_inputs_and_writes_the_cache() {
     let device = gpu();
     let (batch, prompt) = (2, 5);
     let mut ours = cache(batch, prompt, 12, &device);
@@ -112,7 +112,7 @@ fn a_replay_finds_its_inputs_and_writes_to_the_cache() {
 
 #[cfg(not(feature = "cuda"))] // which captures uploads
 #[test]
-fn a_step_that_cannot_be_recorded_costs_the_cache_it_writes_to_alone() {
+fn failed_capture_only_spoils_its_own_cache() {
     let device = gpu();
     let mut cache = cache(1, 5, 12, &device);
     let mut spare = cache.copied();
@@ -138,7 +138,7 @@ fn a_step_that_cannot_be_recorded_costs_the_cache_it_writes_to_alone() {
 }
 
 #[test]
-fn a_cpu_records_nothing() {
+fn cpu_does_not_capture() {
     let device = Device::flex();
     assert!(cache(1, 3, 5, &device).at_slot(&slot(3, &device)).is_none());
     let step = |_: &[Tensor<1, Int>; 1]| -> Option<Step<'_>> { panic!("a CPU must not ask for the step") };

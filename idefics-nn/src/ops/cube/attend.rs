@@ -179,7 +179,7 @@ fn tiles<F: Float, B: Int>(
 }
 
 /// The states with a layout that can be read as vectors along the last axis; copied only if necessary.
-pub(super) fn of_vectors(states: CubeTensor) -> CubeTensor {
+pub(super) fn with_vector_layout(states: CubeTensor) -> CubeTensor {
     let strides = states.meta.strides();
     let is_whole = strides[3] == 1 && strides[..3].iter().all(|stride| stride.is_multiple_of(4));
     if is_whole { states } else { into_contiguous_aligned(states) }
@@ -202,7 +202,7 @@ pub(super) fn launch(
     value: CubeTensor,
     masked_out: Option<CubeTensor>,
 ) -> CubeTensor {
-    let [query, key, value] = [query, key, value].map(of_vectors);
+    let [query, key, value] = [query, key, value].map(with_vector_layout);
     let [batch, heads, queries, head_dim] = query.meta.shape().dims::<4>();
     let group = heads / key.meta.shape()[1];
     let output = empty_beside(&query, [batch, heads, queries, head_dim], query.dtype);

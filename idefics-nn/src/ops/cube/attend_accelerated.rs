@@ -60,7 +60,7 @@ fn pays(query: &CubeTensor, key: &CubeTensor) -> bool {
 /// Copies with padding; one unit per output value. Rows and columns past the end are zero, and each head is
 /// repeated `group` times.
 #[cube(launch_unchecked)]
-fn lay_out<N: Numeric>(
+fn copy_padded<N: Numeric>(
     states: &Tensor<N>, // [batch, heads / group, len, head_dim]
     output: &mut [N],   // [batch, heads, rows, width]
     scale: f32,
@@ -85,7 +85,7 @@ fn lay_out<N: Numeric>(
 }
 
 /// Copies states, or a mask, to `[batch, heads, rows, width]`.
-fn laid_out(states: &CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -> CubeTensor {
+fn copy_to_layout(states: &CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -> CubeTensor {
     let [batch, own_heads, _, _] = states.meta.shape().dims::<4>();
     let output = empty_beside(states, [batch, heads, rows, width], states.dtype);
     let n_values = batch * heads * rows * width;
@@ -93,7 +93,7 @@ fn laid_out(states: &CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -
     let dtype = dtype_to_storage_type(states.dtype);
     // SAFETY: units past the last value do nothing, and nothing past the end of the states is read.
     unsafe {
-        lay_out::launch_unchecked(
+        copy_padded::launch_unchecked(
             &output.client,
             calculate_cube_count_elemwise(&output.client, n_values, dim),
             dim,
@@ -147,9 +147,9 @@ fn flash(
     let len = key.meta.shape()[2];
     let (rows, width) = (queries.next_multiple_of(QUERIES), head_dim.next_multiple_of(TILE));
     let scale = (width as f32 / head_dim as f32).sqrt();
-    let query = laid_out(query, scale, [heads, rows, width]);
-    let [key, value] = [key, value].map(|states| laid_out(states, 1.0, [heads, len, width]));
-    let masked_out = masked_out.map(|masked_out| laid_out(masked_out, 1.0, [1, rows, len]));
+    let query = copy_to_layout(query, scale, [heads, rows, width]);
+    let [key, value] = [key, value].map(|states| copy_to_layout(states, 1.0, [heads, len, width]));
+    let masked_out = masked_out.map(|masked_out| copy_to_layout(masked_out, 1.0, [1, rows, len]));
     let options = AttentionModuleOptions::default();
     let context = flash_attention(query, key, value, masked_out, None, options, strategy)?; // [batch, heads, rows, width]
     Ok(burn_cubecl::kernel::slice(context, &[0..batch, 0..heads, 0..queries, 0..head_dim]))
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "the test checks the result")]
-    fn a_layout_for_tensor_cores_changes_nothing() {
+    fn tensor_core_layout_matches_cpu() {
         // Covers head widths and query counts that are not tile multiples, grouped heads, and strided keys.
         for (batch, kv_heads, group, queries, len, head_dim) in [(1, 2, 1, 70, 70, 72), (2, 2, 3, 65, 90, 80)] {
             for is_masked in [false, true] {

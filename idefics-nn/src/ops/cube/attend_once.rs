@@ -12,7 +12,7 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::attend::{LOWEST, dot, mask_arg, of_vectors};
+use super::attend::{LOWEST, dot, mask_arg, with_vector_layout};
 use super::empty_beside;
 
 /// Keys per chunk and units per cube. A unit first computes the scores of one key, then one column of the output.
@@ -172,7 +172,7 @@ pub(super) fn launch(
     value: CubeTensor,
     masked_out: Option<CubeTensor>,
 ) -> CubeTensor {
-    let [query, key, value] = [query, key, value].map(of_vectors);
+    let [query, key, value] = [query, key, value].map(with_vector_layout);
     let [batch, heads, _, head_dim] = query.meta.shape().dims::<4>();
     let [_, kv_heads, len, _] = key.meta.shape().dims::<4>();
     let chunks = len.div_ceil(CHUNK);
