@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device};
 use idefics_checkpoint::Pickles;
 use idefics_generate::bench::BenchOptions;
 use idefics_generate::inspect::inspect;
-use idefics_generate::processor::image::{ImageProcessor, ImageTile};
+use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{Content, Message, Sample};
 use idefics_generate::{
     Conversation, DeviceChoice, Idefics, Idefics1, Idefics1Config, InputError, LogitsToKeep, Model, ModelConfig,

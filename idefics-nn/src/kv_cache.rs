@@ -240,9 +240,8 @@ impl LayerCache {
     /// # Shapes
     /// - `key`, `value`: `[batch, n_kv_heads, n_new, head_dim]`
     /// - returns `[batch, n_kv_heads, len, head_dim]` for keys and values, as views of the cache: drop them before
-    ///   the
-    /// next call, or the cache is copied. A layer of [`KvCache::at_slot`] returns all slots,
-    /// `[batch, n_kv_heads, capacity, head_dim]`
+    ///   the next call, or the cache is copied. A layer of [`KvCache::at_slot`] returns all slots,
+    ///   `[batch, n_kv_heads, capacity, head_dim]`
     ///
     /// # Panics
     /// If the tokens do not fit.

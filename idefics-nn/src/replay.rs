@@ -89,8 +89,7 @@ impl<'a> Step<'a> {
     ///
     /// # Safety
     /// - `run` must hold every tensor that it reads or writes, or borrow it for `'a`: a replay uses their memory
-    ///   without
-    /// checking whether it is still allocated.
+    ///   without checking whether it is still allocated.
     /// - Every call must do the same operations on the same tensors, and must neither upload nor read back data.
     #[allow(unsafe_code)] // nothing tracks the memory that a replay uses
     pub unsafe fn new(run: impl FnMut() -> Tensor<2> + 'a) -> Self {
