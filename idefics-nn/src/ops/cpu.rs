@@ -69,11 +69,15 @@ impl Kernels for Flex {
         in_place(gate, |gate| timed("swiglu", elementwise(gate.len(), 3), || kernels::swiglu(gate, elements(&up))))
     }
 
-    fn attend_once(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self> {
-        attend_once(&query.to_contiguous(), key, value, None)
+    fn decode_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        decode_attention(&query.to_contiguous(), key, value, None)
     }
 
-    fn attend_once_masked(
+    fn decode_attention_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
@@ -81,7 +85,7 @@ impl Kernels for Flex {
     ) -> FloatTensor<Self> {
         let masked_out = masked_out.to_contiguous();
         let seen: Vec<bool> = elements::<u8>(&masked_out).iter().map(|&hidden| hidden == 0).collect();
-        attend_once(&query.to_contiguous(), key, value, Some(&seen))
+        decode_attention(&query.to_contiguous(), key, value, Some(&seen))
     }
 
     fn attend(
@@ -268,7 +272,7 @@ fn attention_cost([batch, heads, queries, head_dim]: [usize; 4], [kv_heads, len]
 }
 
 /// `seen`: `[batch, len]`, true where the key is visible.
-fn attend_once(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Option<&[bool]>) -> FlexTensor {
+fn decode_attention(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Option<&[bool]>) -> FlexTensor {
     let ([batch, heads, _, head_dim], [_, kv_heads, len, _]) = (dims(query), dims(&key));
     let [key, value] = [key, value].map(with_whole_heads);
     let mut out = buffer_like(query);

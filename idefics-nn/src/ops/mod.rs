@@ -82,10 +82,14 @@ pub(crate) trait Kernels: Backend {
 
     /// Attention of one query per row, `[batch, heads, 1, head_dim]`, to keys and values `[batch, kv_heads, len,
     /// head_dim]`, which may be views of a larger cache.
-    fn attend_once(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn decode_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 
-    /// Like [`Self::attend_once`], with a mask `masked_out`, `[batch, 1, 1, len]`, that hides keys.
-    fn attend_once_masked(
+    /// Like [`Self::decode_attention`], with a mask `masked_out`, `[batch, 1, 1, len]`, that hides keys.
+    fn decode_attention_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
@@ -256,7 +260,7 @@ pub(crate) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D
     activation::silu(gate) * up
 }
 
-/// See [`Kernels::attend_once`] and [`Kernels::attend`]; `None` if there is no kernel. The batch and query axes of
+/// See [`Kernels::decode_attention`] and [`Kernels::attend`]; `None` if there is no kernel. The batch and query axes of
 /// the mask may be 1, to be broadcast.
 pub(crate) fn attend(
     query: &Tensor<4>,
@@ -283,8 +287,8 @@ pub(crate) fn attend(
     let masked_out = masked_out.map(Tensor::into_dispatch);
     let [query, key, value] = states.map(|states| states.clone().into_dispatch());
     Some(Tensor::from_dispatch(match masked_out {
-        None if queries == 1 => Dispatch::attend_once(query, key, value),
-        Some(masked_out) if queries == 1 => Dispatch::attend_once_masked(query, key, value, masked_out),
+        None if queries == 1 => Dispatch::decode_attention(query, key, value),
+        Some(masked_out) if queries == 1 => Dispatch::decode_attention_masked(query, key, value, masked_out),
         None => Dispatch::attend(query, key, value, activations),
         Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out, activations),
     }))

@@ -5,7 +5,7 @@
 
 mod attend;
 mod attend_accelerated;
-mod attend_once;
+mod decode_attention;
 #[cfg(feature = "autodiff")]
 mod frozen;
 mod packed_panel;
@@ -58,11 +58,15 @@ pub(crate) trait CubeKernels: Backend {
     /// Attention of one query per row, `[batch, heads, 1, head_dim]`, to keys and values `[batch, kv_heads, len,
     /// head_dim]`, which may be views of a larger cache.
     #[fusion(dtype = query, shape = query)]
-    fn attend_once(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn decode_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 
-    /// Like [`Self::attend_once`], with a mask `masked_out`, `[batch, 1, 1, len]`, that hides keys.
+    /// Like [`Self::decode_attention`], with a mask `masked_out`, `[batch, 1, 1, len]`, that hides keys.
     #[fusion(dtype = query, shape = query)]
-    fn attend_once_masked(
+    fn decode_attention_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
@@ -116,12 +120,17 @@ impl CubeKernels for CubeBackend {
         packed_panel::launch(codes, scales, panel)
     }
 
-    fn attend_once(query: CubeTensor, key: CubeTensor, value: CubeTensor) -> CubeTensor {
-        attend_once::launch(query, key, value, None)
+    fn decode_attention(query: CubeTensor, key: CubeTensor, value: CubeTensor) -> CubeTensor {
+        decode_attention::launch(query, key, value, None)
     }
 
-    fn attend_once_masked(query: CubeTensor, key: CubeTensor, value: CubeTensor, masked_out: CubeTensor) -> CubeTensor {
-        attend_once::launch(query, key, value, Some(masked_out))
+    fn decode_attention_masked(
+        query: CubeTensor,
+        key: CubeTensor,
+        value: CubeTensor,
+        masked_out: CubeTensor,
+    ) -> CubeTensor {
+        decode_attention::launch(query, key, value, Some(masked_out))
     }
 
     fn attend(query: CubeTensor, key: CubeTensor, value: CubeTensor, tiles: Tiles) -> CubeTensor {
@@ -185,14 +194,14 @@ pub(crate) fn attend([query, key, value]: [Tensor<4>; 3], masked_out: Option<Ten
     let [_, heads, queries, head_dim] = query.dims();
     let group = heads / key.dims()[1].max(1);
     let is_empty = query.dims().contains(&0) || key.dims().contains(&0);
-    if is_empty || !attend::fits(head_dim) || (queries == 1 && !attend_once::fits(group, head_dim)) {
+    if is_empty || !attend::fits(head_dim) || (queries == 1 && !decode_attention::fits(group, head_dim)) {
         return None;
     }
     let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);
     let masked_out = masked_out.map(Tensor::into_dispatch);
     Some(Tensor::from_dispatch(match masked_out {
-        None if queries == 1 => Dispatch::attend_once(query, key, value),
-        Some(masked_out) if queries == 1 => Dispatch::attend_once_masked(query, key, value, masked_out),
+        None if queries == 1 => Dispatch::decode_attention(query, key, value),
+        Some(masked_out) if queries == 1 => Dispatch::decode_attention_masked(query, key, value, masked_out),
         None => Dispatch::attend(query, key, value, Tiles::Best),
         Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out, Tiles::Best),
     }))
