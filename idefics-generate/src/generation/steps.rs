@@ -43,7 +43,7 @@ impl<'a> ReplayedStep<'a> {
             if error <= MAX_ERROR {
                 Ok(step)
             } else {
-                Err(format!("the replayed logits differ from the eager ones, error {error:.1e}"))
+                Err(format!("the replayed logits differ from the eager ones (normalised error {error:.1e})"))
             }
         });
         if let (Err(_), Some(spare)) = (&recorded, spare) {

@@ -1,7 +1,9 @@
 //! GPU kernels for operations that Burn does not have, or computes with large intermediate results: here packed
 //! weights stay packed, and attention scores are never stored. The kernels are written once for CUDA, SPIR-V and
-//! WGSL. Sums are f32 whatever the dtype of the activations. Nothing is specific to a vendor: the units (threads)
-//! of a cube (thread block) reduce through shared memory, and need at most 32 KiB of it.
+//! WGSL.
+//!
+//! Sums are f32 whatever the dtype of the activations. Nothing is specific to a vendor: the units (threads) of a
+//! cube (thread block) reduce through shared memory, and need at most 32 KiB of it.
 
 mod attend;
 mod attend_accelerated;
