@@ -97,7 +97,7 @@ fn rejects_invalid_formats_options_and_paths() {
     refused(&checkpoint(), "q4", &scratch.path().join("no/such/parent"), 5, "no/such");
     assert!(contents(scratch.path()).is_empty());
     fs::write(&out, "mine").unwrap();
-    refused(&checkpoint(), "q4", &out, 5, "there already");
+    refused(&checkpoint(), "q4", &out, 5, "already exists");
     assert_eq!(fs::read(&out).unwrap(), b"mine");
 }
 

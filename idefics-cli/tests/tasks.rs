@@ -69,7 +69,7 @@ fn warns_about_useless_options_and_rejects_impossible_ones() {
         |more: &[&str]| idefics(&checkpoint(), &[&["ask", &photo(), "What?", "--max-new-tokens", "2"], more].concat());
     let output = ask(&["--top-p", "0.5"]);
     assert!(output.status.success());
-    assert_eq!(text(&output.stderr), "warning: `top_p` means nothing without `do_sample`\n");
+    assert_eq!(text(&output.stderr), "warning: `top_p` has no effect without `do_sample`\n");
     for more in [&["--num-beams", "1000000000000"][..], &["--do-sample", "--num-return-sequences", "100000"]] {
         let output = ask(more);
         assert_eq!(output.status.code(), Some(6), "{more:?}: {}", text(&output.stderr));

@@ -1,5 +1,5 @@
-//! The whole model: prompt with an image, and one decoding step. Decoder layers of the 8b width, random weights: speed
-//! does not depend on values.
+//! The whole model: a prompt with an image, and decoding. Weights are random, since speed does not depend on their
+//! values.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
 
@@ -10,7 +10,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::{Idefics2, Idefics2Config, LogitsToKeep, Model, Prompts};
 
-/// A tenth of the 8b model's width and two layers of each part, so that a laptop measures it in seconds.
+/// A tenth of the 8b model's width and two layers in each part, so that a laptop can measure it in seconds.
 fn config() -> Idefics2Config {
     let mut config = Idefics2Config::idefics2_8b();
     config.text_config.num_hidden_layers = 2;
@@ -34,9 +34,9 @@ fn generate(c: &mut Criterion) {
     let mut ids = vec![1];
     ids.extend(std::iter::repeat_n(config.image_token_id, config.perceiver_config.resampler_n_latents));
     ids.extend((0..32).map(|id| 100 + id));
-    let prompts = Prompts::pad_left(&[ids], 0).expect("the row holds tokens");
+    let prompts = Prompts::pad_left(&[ids], 0).expect("the row is not empty");
 
-    // Random weights are drawn at the first use.
+    // Weights are initialised at their first use.
     model.forward(&prompts, std::slice::from_ref(&image), LogitsToKeep::Last(1)).expect("the prompt fits");
 
     let mut group = c.benchmark_group("generate");
@@ -46,7 +46,7 @@ fn generate(c: &mut Criterion) {
     group.bench_function(BenchmarkId::new("encode_images", "378x504px_972p"), |b| {
         b.iter(|| {
             let features = model.encode_images(std::slice::from_ref(&image)).expect("the image has patches");
-            device.sync().expect("the device finishes");
+            device.sync().expect("the device must finish its work");
             features
         });
     });
@@ -57,7 +57,7 @@ fn generate(c: &mut Criterion) {
         b.iter(|| {
             let mut cache = model.cache(&prompts, 0);
             let logits = model.prefill(&prompts, features.clone(), &mut cache).expect("the prompt fits");
-            device.sync().expect("the device finishes");
+            device.sync().expect("the device must finish its work");
             logits
         });
     });
@@ -71,12 +71,12 @@ fn generate(c: &mut Criterion) {
             for _ in 0..STEPS {
                 logits = model.decode(&[100], &mut cache).expect("the token fits");
             }
-            device.sync().expect("the device finishes");
+            device.sync().expect("the device must finish its work");
             logits
         });
     });
 
-    // Labels of one to four tokens; their first tokens are shared by ten each.
+    // Labels of one to four tokens; ten labels each share their first token.
     let labels: Vec<Vec<u32>> = (0..100)
         .map(|label| (0..1 + label % 4).map(|at| 200 + label / 10 + 20 * at * (label % 10)).collect())
         .collect();

@@ -1,4 +1,4 @@
-//! What becomes of a sample.
+//! The result for one sample.
 
 use std::ops::AddAssign;
 
@@ -6,49 +6,50 @@ use serde::Serialize;
 
 use crate::{FinishReason, GeneratedLogprob, GenerationWarning};
 
-/// What became of one sample. As JSON, one object of `idefics --json`.
+/// The result for one sample. Serialised, it is one object of `idefics --json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Answer {
-    /// What was generated, without special tokens.
+    /// The generated text without special tokens.
     pub text: String,
-    /// The text that the model read, image tokens included.
+    /// The prompt text, image tokens included.
     pub prompt: String,
-    /// The generated tokens, the end token included.
+    /// The generated tokens, end token included.
     pub token_ids: Vec<u32>,
-    /// Why it ended.
+    /// Why generation ended.
     pub finish_reason: FinishReason,
-    /// Tokens read and written.
+    /// Token counts.
     pub usage: Usage,
-    /// Where the time went; of a batch, for all its rows together.
+    /// Time per stage. In a batch, the time of all rows together.
     pub timings: Timings,
-    /// Why no decode step was replayed although one was to be recorded, see [`Replays`](crate::Replays).
+    /// Why graph capture was requested but no decode step was replayed; see [`Replays`](crate::Replays).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay_refusal: Option<String>,
-    /// Of a beam search: the log-probability of the answer with the length penalty.
+    /// Beam search only: log-probability of the answer, divided by the length penalty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f32>,
-    /// Of each generated token, if [`Controls::logprobs`](crate::Controls::logprobs) asked for it.
+    /// Log-probability of each generated token, if requested with
+    /// [`Controls::logprobs`](crate::Controls::logprobs).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<GeneratedLogprob>,
-    /// Of each prompt token after the first, if
-    /// [`Controls::prompt_logprobs`](crate::Controls::prompt_logprobs) asked for it.
+    /// Log-probability of each prompt token after the first, if requested with
+    /// [`Controls::prompt_logprobs`](crate::Controls::prompt_logprobs).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<Vec<f32>>,
-    /// Warnings about the answer. Not in the JSON object.
+    /// Warnings about the answer. They are not in the JSON object.
     #[serde(skip)]
     pub warnings: Vec<GenerationWarning>,
 }
 
-/// Tokens of one sample.
+/// Token counts of one sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Tokens of the prompt, image tokens included, padding not.
+    /// Tokens of the prompt, including image tokens, without padding.
     pub prompt_tokens: usize,
-    /// Of those, tokens that stand for images.
+    /// Prompt tokens that represent images.
     pub image_tokens: usize,
-    /// Tokens generated.
+    /// Generated tokens.
     pub completion_tokens: usize,
 }
 
@@ -56,15 +57,15 @@ pub struct Usage {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[non_exhaustive]
 pub struct Timings {
-    /// Reading, decoding and resizing images; tokens.
+    /// Reading, decoding and resizing images; tokenising.
     pub preprocess_ms: f64,
     /// The vision tower.
     pub vision_ms: f64,
     /// The connector.
     pub connector_ms: f64,
-    /// The prompt through the decoder.
+    /// Running the decoder on the prompt.
     pub prefill_ms: f64,
-    /// All further tokens.
+    /// Generating all tokens after the first.
     pub decode_ms: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Text from a thread of its own: for programs that must not wait, and for those that wait only so long.
+//! Generation on a separate thread, for programs that must not block or that need a timeout.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -11,10 +11,10 @@ use idefics_processor::{ProcessOptions, Sample};
 
 use crate::{CancelToken, Controls, Error, GenerationConfig, Idefics, Replays};
 
-/// The chunks of an answer that is being generated on a thread of its own.
+/// The chunks of an answer that is generated on a separate thread.
 ///
-/// It is an iterator that waits, and a [`Stream`] for asynchronous programs, of whatever runtime. Chunks are those of
-/// [`TextStream`](crate::TextStream). Dropping it ends the generation within a step.
+/// This is a blocking iterator, and a [`Stream`] that works with any asynchronous runtime. The chunks are the same
+/// as those of [`TextStream`](crate::TextStream). Dropping it ends the generation within one step.
 #[derive(Debug)]
 pub struct BackgroundText {
     shared: Arc<Shared>,
@@ -30,9 +30,9 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     chunks: VecDeque<Result<String, Error>>,
-    /// Nothing comes after `chunks`.
+    /// Whether no more chunks will be added.
     is_over: bool,
-    /// Chunks so far: whether something happened between two looks.
+    /// Number of chunks so far, so that the watchdog can detect progress.
     n_chunks: u64,
     waker: Option<Waker>,
 }
@@ -42,7 +42,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands out a chunk, unless it is over.
+    /// Adds a chunk, unless the answer has ended.
     fn push(&self, chunk: Result<String, Error>) {
         let mut state = self.lock();
         if !state.is_over {
@@ -50,16 +50,16 @@ impl Shared {
             state.chunks.push_back(chunk);
             state.n_chunks += 1;
         }
-        self.tell(state);
+        self.notify(state);
     }
 
     fn end(&self) {
         let mut state = self.lock();
         state.is_over = true;
-        self.tell(state);
+        self.notify(state);
     }
 
-    fn tell(&self, mut state: MutexGuard<'_, State>) {
+    fn notify(&self, mut state: MutexGuard<'_, State>) {
         let waker = state.waker.take();
         drop(state);
         self.changed.notify_all();
@@ -68,7 +68,7 @@ impl Shared {
         }
     }
 
-    /// Ends with [`Error::Timeout`] when nothing comes for so long.
+    /// Ends the answer with [`Error::Timeout`] if no chunk arrives within `timeout`.
     fn watch(&self, timeout: Duration, cancel: &CancelToken) {
         let mut state = self.lock();
         while !state.is_over {
@@ -86,7 +86,7 @@ impl Shared {
     }
 }
 
-/// Says that it is over however the thread ends.
+/// Marks the answer as ended when the thread ends, even by a panic.
 struct EndGuard(Arc<Shared>);
 
 impl Drop for EndGuard {
@@ -99,11 +99,11 @@ impl Drop for EndGuard {
 }
 
 impl Idefics {
-    /// Starts answering a sample on a thread of its own. If nothing comes for `timeout`, from the first chunk on and
-    /// before it, the last item is [`Error::Timeout`] and the generation ends. Steps are not replayed.
+    /// Starts answering a sample on a separate thread. If no chunk arrives for `timeout` (before the first chunk
+    /// or between two), the last item is [`Error::Timeout`] and the generation ends. Graph capture is not used.
     ///
     /// # Errors
-    /// [`Error::Thread`] if the system gives no thread; all else is the stream's.
+    /// [`Error::Thread`] if the thread cannot be started. All other errors are items of the stream.
     pub fn generate_in_background(
         self: &Arc<Self>,
         sample: Sample,
@@ -112,7 +112,7 @@ impl Idefics {
         controls: impl Into<Controls<'static>>,
         timeout: Option<Duration>,
     ) -> Result<BackgroundText, Error> {
-        // A lease stays on its thread; and others may use the device meanwhile.
+        // A lease cannot move to another thread, and other threads may use the device in the meantime.
         let Controls { cancel, seed, processors, tokenizer, logprobs, prompt_logprobs, replays: _ } = controls.into();
         let shared = Arc::new(Shared::default());
         let text = BackgroundText { shared: shared.clone(), cancel: cancel.clone() };

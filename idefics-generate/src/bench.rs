@@ -1,4 +1,4 @@
-//! What `idefics bench` measures: the stages of an answer, on the code that answers.
+//! The measurements of `idefics bench`: the stages of an answer, timed on the production code.
 
 use std::time::Instant;
 
@@ -12,30 +12,30 @@ use crate::generation::ReplayedStep;
 use crate::pipeline::milliseconds;
 use crate::{AssembledModel, EncodeStage, Error, ModelConfig, Prompts, SeenImages, VisionBatch};
 
-/// What an answer is about, and how often it is measured.
+/// What to measure, and how often.
 #[derive(Debug, Clone)]
 pub struct BenchOptions<'a> {
-    /// Width and height of the images of a row, in pixels.
+    /// Width and height of each image of a row, in pixels.
     pub images: Vec<(u32, u32)>,
-    /// Tokens of the prompt, image tokens included; at least as many as the images need.
+    /// Tokens in the prompt, image tokens included. It becomes longer if the images need more.
     pub prompt_tokens: usize,
-    /// Tokens to generate after the first; without any, steps take no time.
+    /// Tokens to generate after the first. With 0, decode times are 0.
     pub new_tokens: usize,
-    /// Rows.
+    /// Number of rows in the batch.
     pub batch: usize,
-    /// Times that each stage is measured, after one that does not count.
+    /// Number of measurements per stage, after one warm-up.
     pub runs: usize,
-    /// Whether each stage runs once more with the time of each operation.
+    /// Whether to run each stage once more and time each operation.
     pub profile: bool,
-    /// Has a GPU record a decode step and replay it, with a lease.
+    /// Lease for graph capture: the decode step is then captured and replayed on a GPU.
     pub replays: Option<&'a DeviceLease>,
-    /// How many images are encoded together.
+    /// Number of images encoded at once.
     pub vision_batch: VisionBatch,
 }
 
 impl BenchOptions<'_> {
-    /// Bytes of KV cache that a model of that shape takes on the CPU, whose activations are f32, with `n_images` tiles of all
-    /// its images.
+    /// Bytes of KV cache of a model of this shape on the CPU, where activations are f32. `n_images` is the number
+    /// of tiles of a row's images.
     pub fn cache_bytes(&self, config: &ModelConfig, n_images: usize) -> u64 {
         let family = config.family();
         let (row, image_tokens) =
@@ -46,26 +46,26 @@ impl BenchOptions<'_> {
     }
 }
 
-/// Measurements of one stage.
+/// Distribution of the measurements of one stage.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Spread {
-    /// The fastest.
+    /// Minimum.
     pub min: f64,
-    /// The middle one.
+    /// Median.
     pub median: f64,
-    /// The slowest.
+    /// Maximum.
     pub max: f64,
 }
 
 impl Spread {
-    /// Of one measurement or more; zeros of none.
+    /// The distribution of `values`; zeros if there are none.
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
         Self { min: at(0), median: at(values.len() / 2), max: at(values.len().saturating_sub(1)) }
     }
 
-    /// `amount / self`, the fastest giving the largest.
+    /// `amount / self`: the shortest time gives the highest rate.
     fn rate(self, amount: f64) -> Self {
         let rate = |value: f64| if value > 0.0 { amount / value } else { 0.0 };
         Self { min: rate(self.max), median: rate(self.median), max: rate(self.min) }
@@ -76,62 +76,62 @@ impl Spread {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct BenchReport {
-    /// Pictures to tiles, in milliseconds.
+    /// Preprocessing images into tiles, in milliseconds.
     pub preprocess_ms: Spread,
     /// The vision tower, in milliseconds.
     pub vision_ms: Spread,
     /// The connector, in milliseconds.
     pub connector_ms: Spread,
-    /// The prompt through the decoder and the head, in milliseconds.
+    /// Decoder and head on the prompt, in milliseconds.
     pub prefill_ms: Spread,
-    /// Tokens of all rows through it.
+    /// Prompt tokens per second, of all rows.
     pub prefill_tokens_per_s: Spread,
-    /// One step, in milliseconds: a replayed one where the device has recorded it, as in a longer answer.
+    /// One decode step in milliseconds; a replayed step if the device has captured one, as in a long answer.
     pub decode_ms_per_token: Spread,
-    /// The same with operations launched one after the other, in milliseconds, where steps are replayed: what is more is
-    /// what launches cost, but for attention, which a replayed step has over the whole cache with a mask.
+    /// One eager decode step in milliseconds, if steps are replayed. The difference to `decode_ms_per_token` is
+    /// the launch overhead, except for attention: a replayed step attends to the whole cache with a mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decode_launched_ms_per_token: Option<Spread>,
-    /// Why no step is replayed although one was to be recorded.
+    /// Why graph capture was requested but no step was replayed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay_refusal: Option<String>,
-    /// Tokens of all rows.
+    /// Generated tokens per second, of all rows.
     pub decode_tokens_per_s: Spread,
-    /// Bytes of weights that one step reads.
+    /// Bytes of weights read by one decode step.
     pub decode_bytes_per_token: usize,
-    /// The dtype of matrices that are not quantised, as `--dtype` spells it.
+    /// Dtype of unquantised matrices, as in `--dtype`.
     pub dtype: String,
-    /// What the operations of each stage take, if that was asked for.
+    /// Operations of each stage, if requested.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profile: Vec<StageProfile>,
 }
 
-/// One run of a stage.
+/// The operations of one run of a stage.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct StageProfile {
-    /// `vision tower`
+    /// Name, for example `vision tower`.
     pub stage: &'static str,
-    /// All of it.
+    /// Total seconds of the stage.
     pub seconds: f64,
-    /// Those with a kernel, the longest first; the rest of the time is Burn's own operations.
+    /// Operations with a kernel, longest first. The remaining time is spent in Burn's own operations.
     pub operations: Vec<Operation>,
 }
 
 impl StageProfile {
-    /// What the profiler counted since its last lap.
+    /// The operations that the profiler has counted since its last lap.
     fn of(stage: &'static str, profiler: &mut Profiler) -> Self {
         let mut all = Self::new(stage);
         all.add(profiler);
         all
     }
 
-    /// Nothing yet.
+    /// An empty profile.
     fn new(stage: &'static str) -> Self {
         Self { stage, seconds: 0.0, operations: Vec::new() }
     }
 
-    /// Adds what the profiler counted since its last lap.
+    /// Adds the operations that the profiler has counted since its last lap.
     fn add(&mut self, profiler: &mut Profiler) {
         let (seconds, operations) = profiler.lap();
         self.seconds += seconds;
@@ -147,10 +147,10 @@ impl StageProfile {
 }
 
 impl ModelConfig {
-    /// Measures each stage of `model`, which is of this configuration.
+    /// Measures each stage of `model`, which must have this configuration.
     ///
     /// # Errors
-    /// [`Error`] for prompts that do not fit the model, or a device that fails.
+    /// [`Error`] if the prompts do not fit the model, or the device fails.
     pub fn bench(
         &self,
         model: &dyn AssembledModel,
@@ -190,7 +190,7 @@ impl ModelConfig {
             finish()?;
             if run > 0 {
                 vision_ms.push(vision);
-                connector_ms.push(connector + milliseconds(since)); // what puts them in order
+                connector_ms.push(connector + milliseconds(since)); // reordering the vectors
             }
         }
         if options.profile {
@@ -213,7 +213,7 @@ impl ModelConfig {
         let prompts = self.prompts(tiles.len() / options.batch, options)?;
         let mut cache = model.cache(&prompts, 0);
         let mut prefill = || {
-            cache = model.cache(&prompts, options.new_tokens + 2); // a step that does not count, and one for the profile
+            cache = model.cache(&prompts, options.new_tokens + 2); // one more for the warm-up, one for the profile
             model.prefill(&prompts, image_hidden_states.clone(), &mut cache)?;
             finish()
         };
@@ -251,7 +251,7 @@ impl ModelConfig {
         })
     }
 
-    /// Rows of words with `n_images` images each.
+    /// A batch of equal rows of filler tokens with `n_images` images each.
     fn prompts(&self, n_images: usize, options: &BenchOptions<'_>) -> Result<Prompts, Error> {
         let mut row = vec![FILLER];
         row.extend(self.family().image_placeholder().repeat(n_images));
@@ -260,14 +260,14 @@ impl ModelConfig {
         if self.family().context_bytes(1, DType::F32) == 0 {
             return Ok(prompts);
         }
-        // Every token sees the last image.
+        // Every token attends to the last image.
         let slots = prompts.input_ids().len();
         let seen = (0..slots).flat_map(|_| (1..=n_images).map(|image| image == n_images)).collect();
         let seen = SeenImages::new(vec![n_images; options.batch], prompts.seq(), seen)?;
         Ok(prompts.with_seen_images(seen)?)
     }
 
-    /// Bytes of weights that a step behind `cache` reads: those of the decoder and the head, not the embedding table.
+    /// Bytes of weights that a step after `cache` reads: decoder and head, but not the embedding table.
     fn decode_bytes(&self, model: &dyn AssembledModel, cache: &KvCache) -> usize {
         let sees_images = cache.context().is_some_and(|context| !context.seen(cache.len()..cache.len() + 1).is_blind());
         let mut sum = 0;
@@ -278,7 +278,7 @@ impl ModelConfig {
     }
 }
 
-/// Milliseconds of steps that are launched one operation at a time.
+/// Milliseconds per eager decode step.
 fn launched_times(
     model: &dyn AssembledModel,
     cache: &mut KvCache,
@@ -288,7 +288,7 @@ fn launched_times(
     repeat(options.new_tokens, || finish_step(model.decode(&next_tokens, cache)?))
 }
 
-/// Milliseconds of the same steps once more, replayed, if they are to be, or why they are not.
+/// Milliseconds per replayed decode step over the same slots, if requested; or why steps are not replayed.
 fn replayed_times(
     model: &dyn AssembledModel,
     cache: &mut KvCache,
@@ -311,17 +311,17 @@ fn replayed_times(
     Ok((Some(times), None))
 }
 
-/// A step ends when its token is read.
-#[expect(clippy::disallowed_methods, reason = "what is measured ends here")]
+/// Reads the next token back, so that the device has finished the step.
+#[expect(clippy::disallowed_methods, reason = "the measurement ends with this read")]
 fn finish_step(logits: Tensor<2>) -> Result<(), Error> {
     let read = logits.argmax(1).try_into_data();
     read.map(|_| ()).map_err(|error| Error::Execution { reason: format!("{error:?}") })
 }
 
-/// A token that every vocabulary has.
+/// A token id that every vocabulary has.
 pub(crate) const FILLER: u32 = 1;
 
-/// Milliseconds of each of `runs` calls, after one that does not count.
+/// Milliseconds of each of `runs` calls, after one warm-up.
 fn repeat(runs: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<Spread, Error> {
     work()?;
     let mut times = Vec::with_capacity(runs);
@@ -333,8 +333,8 @@ fn repeat(runs: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<Sp
     Ok(Spread::of(times))
 }
 
-/// A picture with something everywhere.
+/// A picture whose pixels all vary.
 fn picture(width: u32, height: u32) -> RgbImage {
     let pixel = |index: u32| [index % width, index / width, index].map(|value| (value.wrapping_mul(37) >> 2) as u8);
-    RgbImage::new(width, height, (0..width * height).flat_map(pixel).collect()).expect("there is a byte a channel")
+    RgbImage::new(width, height, (0..width * height).flat_map(pixel).collect()).expect("there is one byte per channel")
 }

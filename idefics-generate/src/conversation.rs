@@ -1,4 +1,4 @@
-//! A conversation that keeps what was computed: the next turn runs only what is new.
+//! A conversation that keeps its KV cache, so that each turn computes only new tokens.
 
 use std::time::Instant;
 
@@ -10,16 +10,16 @@ use crate::pipeline::milliseconds;
 use crate::rank::common_prefix;
 use crate::{Answer, Controls, Error, Generation, GenerationConfig, GenerationError, Idefics, TextStream, Timings};
 
-/// Turns of a user and the model, over one cache.
+/// A dialogue of user and model turns with one KV cache.
 ///
-/// The history may be changed in any way between turns: what the cache holds is compared with what the model would read
-/// now, and from the first difference on, in words or in pictures, it is computed anew.
+/// The history may be edited in any way between turns: the new prompt is compared with the contents of the cache,
+/// and everything from the first difference in text or images is recomputed.
 #[derive(Debug)]
 pub struct Conversation<'a> {
     model: &'a Idefics,
     process: ProcessOptions,
     messages: Vec<Message>,
-    /// What the cache holds.
+    /// The contents of the cache.
     known: Option<Known>,
     computed: usize,
 }
@@ -29,36 +29,36 @@ struct Known {
     cache: KvCache,
     /// The token in each slot.
     ids: Vec<u32>,
-    /// The pictures that the image tokens among them stand for, in order.
+    /// The images that the image tokens represent, in order.
     images: Vec<ImageKey>,
 }
 
 impl<'a> Conversation<'a> {
-    /// A conversation without turns.
+    /// Creates a conversation without turns.
     pub fn new(model: &'a Idefics, process: ProcessOptions) -> Self {
         Self { model, process, messages: Vec::new(), known: None, computed: 0 }
     }
 
-    /// What was said.
+    /// The history.
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// What was said, to be changed.
+    /// The history, to be edited.
     pub fn messages_mut(&mut self) -> &mut Vec<Message> {
         &mut self.messages
     }
 
-    /// Prompt tokens that the last turn computed; those before were in the cache.
+    /// Number of prompt tokens that the last turn computed; the tokens before them were cached.
     pub fn computed_tokens(&self) -> usize {
         self.computed
     }
 
-    /// Says something to the model and returns its answer, which becomes part of the history; `on_text` gets each chunk
-    /// of it as it comes. After an error nothing was said.
+    /// Sends a message to the model and returns the answer, which is added to the history. `on_text` is called
+    /// with each chunk of the answer as it is generated. After an error the history is unchanged.
     ///
     /// # Errors
-    /// As [`Idefics::generate_streaming`].
+    /// See [`Idefics::generate_streaming`].
     pub fn ask<'c>(
         &mut self,
         content: Vec<Content>,
@@ -86,7 +86,7 @@ impl<'a> Conversation<'a> {
         let sample = Sample::chat(self.messages.clone());
         let options = self.model.options(options, true)?;
         if !options.is_streamable() {
-            let reason = "a conversation has one answer that grows a token at a time";
+            let reason = "a conversation needs a single answer that is generated token by token";
             let (option, other) = ("num_beams or num_return_sequences", "chat");
             return Err(GenerationError::Conflict { option, other, reason }.into());
         }
@@ -95,7 +95,7 @@ impl<'a> Conversation<'a> {
         let process = ProcessOptions { cancel: Some(controls.cancel.flag()), ..self.process.clone() };
         let processed = self.model.processor().process(&[sample], &process)?;
         let tokenizer = self.model.processor().tokenizer_for(self.process.compatibility);
-        let mut controls = controls; // as long as both they and the model live
+        let mut controls = controls; // shortened to the lifetime of the tokenizer
         controls.tokenizer.get_or_insert(tokenizer);
         let ids = &processed.input_ids[0];
         let images: Vec<ImageKey> = processed.images[0].iter().map(image_key).collect();
@@ -133,7 +133,7 @@ impl<'a> Conversation<'a> {
         Ok(answer)
     }
 
-    /// How many slots of the cache still hold what the model would read, and how many pictures are among them. At least
+    /// How many slots of the cache can be reused for the new prompt, and how many images are among them. At least
     /// one token is left to compute.
     fn reusable(&self, known: &Known, ids: &[u32], images: &[ImageKey]) -> (usize, usize) {
         let image_token_id = self.model.processor().tokenizer().image_token_id();
@@ -142,7 +142,7 @@ impl<'a> Conversation<'a> {
         let mut reused = common_prefix(&known.ids, ids).min(ids.len() - 1);
         let slots: Vec<usize> = (0..reused).filter(|&slot| ids[slot] == image_token_id).collect();
         let n_images = same_images.min(slots.len() / per_image);
-        // A picture is there as a whole or not at all.
+        // An image is reused as a whole or not at all.
         if let Some(&slot) = slots.get(n_images * per_image) {
             reused = slot;
         }

@@ -1,4 +1,4 @@
-//! Devices by name: the one place that knows which backends were compiled in.
+//! Devices by name. Only this module depends on which backends are compiled in.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,71 +6,72 @@ use std::str::FromStr;
 use burn::tensor::{DType, Device};
 use serde::{Serialize, Serializer};
 
-/// `--device`: what to compute on.
+/// `--device`: the device to compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum DeviceChoice {
-    /// The best device that there is; see [`DeviceChoice::candidates`].
+    /// The best available device; see [`DeviceChoice::candidates`].
     #[default]
     Auto,
-    /// All cores of the CPU.
+    /// The CPU, with all cores.
     Cpu,
-    /// The CUDA device of that number.
+    /// The CUDA device with this index.
     Cuda(usize),
-    /// The Vulkan device of that number, with kernels in SPIR-V.
+    /// The Vulkan device with this index, with SPIR-V kernels.
     Vulkan(usize),
-    /// The device of that number of whichever interface wgpu takes, with kernels in WGSL; where Vulkan is compiled in
-    /// and is that interface, in SPIR-V too.
+    /// The device with this index on the graphics API that wgpu selects, with WGSL kernels; with SPIR-V kernels if
+    /// that API is Vulkan and the `vulkan` feature is enabled.
     Wgpu(usize),
 }
 
-/// Why a device cannot be used.
+/// A device that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
-    /// Not a device's name.
+    /// An unknown device name.
     #[error(
-        "device {name:?}: expected auto, cpu, cuda, vulkan or wgpu, the last three with :N for another than the first"
+        "device {name:?}: expected auto, cpu, cuda, vulkan or wgpu, the last three optionally with an index, \
+         such as cuda:1"
     )]
     Unknown {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
-    /// The program was built without the backend.
-    #[error("device {device}: this program was built without it; build with --features {feature}")]
+    /// The backend is not compiled in.
+    #[error("device {device}: this program was built without support for it; build with --features {feature}")]
     NotBuilt {
-        /// What was asked for.
+        /// The requested device.
         device: DeviceChoice,
-        /// The Cargo feature.
+        /// The Cargo feature to enable.
         feature: &'static str,
     },
-    /// The machine has no such device.
+    /// There is no such device.
     #[error("device {device}: not found, this machine has {found} of that kind")]
     NotFound {
-        /// What was asked for.
+        /// The requested device.
         device: DeviceChoice,
-        /// How many there are.
+        /// The number of devices of this kind.
         found: usize,
     },
-    /// The device does not compute in that precision.
-    #[error("device {device}: does not compute in {precision}, only in {}", list(able))]
+    /// The device does not support the precision.
+    #[error("device {device}: does not support {precision}, only {}", list(able))]
     Precision {
         /// The device.
         device: DeviceChoice,
-        /// What was asked for.
+        /// The requested precision.
         precision: Precision,
-        /// What it computes in.
+        /// The supported precisions.
         able: Vec<Precision>,
     },
-    /// Not a precision's name.
+    /// An unknown precision name.
     #[error("dtype {name:?}: expected auto, f32, bf16 or f16")]
     UnknownPrecision {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
 }
 
-/// `f32 and f16`
+/// Joins names: `f32 and f16`.
 fn list(precisions: &[Precision]) -> String {
     precisions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
@@ -107,7 +108,7 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// By its name, as `--device` spells it.
+/// Serialised by name, as in `--device`.
 impl Serialize for DeviceChoice {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -115,7 +116,7 @@ impl Serialize for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Opens the device; of [`DeviceChoice::Auto`] the first of the candidates.
+    /// Opens the device; for [`DeviceChoice::Auto`] the first candidate.
     ///
     /// # Errors
     /// [`DeviceError::NotBuilt`] or [`DeviceError::NotFound`].
@@ -123,9 +124,10 @@ impl DeviceChoice {
         Ok(self.candidates()?.swap_remove(0))
     }
 
-    /// The devices that the choice may mean, best first, at least one. Of [`DeviceChoice::Auto`] CUDA devices, or
-    /// where there is none other GPUs, discrete ones first, each card once, and last the CPU; never a software
-    /// implementation of a GPU, which is slower than the CPU's own kernels. A caller who knows what a model takes picks the first that holds it.
+    /// The devices that the choice can mean, best first; at least one. For [`DeviceChoice::Auto`] these are the
+    /// CUDA devices, or if there are none the other GPUs (discrete ones first, each card once), and then the CPU.
+    /// Software-emulated GPUs are never included, because they are slower than the CPU kernels. A caller that
+    /// knows the size of a model can pick the first device on which it fits.
     ///
     /// # Errors
     /// [`DeviceError::NotBuilt`] or [`DeviceError::NotFound`].
@@ -144,9 +146,9 @@ impl DeviceChoice {
             Self::Auto => {
                 let mut candidates = numbered(Self::Cuda, found_by_cuda().unwrap_or_default());
                 if candidates.is_empty() {
-                    let of_vulkan = numbered(Self::Vulkan, found_by_vulkan().unwrap_or_default());
-                    let of_wgpu = || numbered(Self::Wgpu, found_by_wgpu().unwrap_or_default());
-                    candidates = if of_vulkan.is_empty() { of_wgpu() } else { of_vulkan };
+                    let vulkan_devices = numbered(Self::Vulkan, found_by_vulkan().unwrap_or_default());
+                    let wgpu_devices = || numbered(Self::Wgpu, found_by_wgpu().unwrap_or_default());
+                    candidates = if vulkan_devices.is_empty() { wgpu_devices() } else { vulkan_devices };
                     candidates.retain(|(_, device)| !is_software(device));
                 }
                 candidates.extend(found_cpu().map(|device| (Self::Cpu, device)));
@@ -164,7 +166,7 @@ impl DeviceChoice {
     }
 }
 
-/// The CPU, or `None` if it is not compiled in.
+/// The CPU, or `None` if the backend is not compiled in.
 fn found_cpu() -> Option<Device> {
     #[cfg(feature = "flex")]
     let device = Some(Device::flex());
@@ -173,7 +175,7 @@ fn found_cpu() -> Option<Device> {
     device
 }
 
-/// The devices of CUDA, or `None` if it is not compiled in.
+/// The CUDA devices, or `None` if the backend is not compiled in.
 fn found_by_cuda() -> Option<Vec<Device>> {
     #[cfg(feature = "cuda")]
     let found = Some(Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec());
@@ -182,7 +184,7 @@ fn found_by_cuda() -> Option<Vec<Device>> {
     found
 }
 
-/// The devices of Vulkan, discrete ones first, or `None` if it is not compiled in.
+/// The Vulkan devices, discrete ones first, or `None` if the backend is not compiled in.
 fn found_by_vulkan() -> Option<Vec<Device>> {
     #[cfg(feature = "vulkan")]
     let found = Some(best_first(Device::enumerate(burn::tensor::DeviceType::Vulkan).into_vec()));
@@ -191,7 +193,7 @@ fn found_by_vulkan() -> Option<Vec<Device>> {
     found
 }
 
-/// The devices of the interface that wgpu takes, discrete ones first, or `None` if it is not compiled in.
+/// The devices of the API that wgpu selects, discrete ones first, or `None` if the backend is not compiled in.
 fn found_by_wgpu() -> Option<Vec<Device>> {
     #[cfg(any(feature = "wgpu", feature = "vulkan"))]
     let found = Some(best_first(Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec()));
@@ -210,22 +212,22 @@ fn is_software(device: &Device) -> bool {
     DeviceKind::of(device) == DeviceKind::Software
 }
 
-/// What a device is, the fastest kind first.
+/// The kind of a device, fastest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum DeviceKind {
-    /// A card with memory of its own.
+    /// A GPU with its own memory.
     Discrete,
-    /// A GPU that shares the main memory.
+    /// A GPU that shares main memory.
     Integrated,
-    /// A GPU that a hypervisor shares out.
+    /// A GPU provided by a hypervisor.
     Virtual,
-    /// What no interface says more about.
+    /// A GPU of unknown kind.
     Other,
-    /// The CPU, with kernels of its own.
+    /// The CPU.
     Cpu,
-    /// A GPU that the CPU plays.
+    /// A software-emulated GPU.
     Software,
 }
 
@@ -236,7 +238,7 @@ impl DeviceKind {
         if let burn::backend::DispatchDevice::Cube(device) = device.as_dispatch() {
             return Self::of_cube(device);
         }
-        let _ = device; // no other kind is compiled in
+        let _ = device; // only the CPU is compiled in
         Self::Cpu
     }
 
@@ -253,7 +255,7 @@ impl DeviceKind {
                 _ => Self::Other,
             };
         }
-        let _ = device; // CUDA has cards alone
+        let _ = device; // CUDA devices are discrete
         Self::Discrete
     }
 }
@@ -271,46 +273,46 @@ impl fmt::Display for DeviceKind {
     }
 }
 
-/// A device of this machine: what `idefics devices` says of it.
+/// A device of this machine, as shown by `idefics devices`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DeviceInfo {
-    /// The choice that opens it.
+    /// The choice that opens this device.
     pub device: DeviceChoice,
-    /// The part's own name.
+    /// Product name.
     pub name: String,
-    /// What it is.
+    /// Kind of the device.
     pub kind: DeviceKind,
-    /// What its kernels are compiled to: `cuda`, `spirv`, `wgsl`, or on the CPU the instruction set: `amx`.
+    /// Language of the kernels (`cuda`, `spirv`, `wgsl`), or on the CPU the instruction set, for example `amx`.
     pub kernels: String,
-    /// All the memory that it has or lends, in bytes, used or not; `None` where its interface does not say.
+    /// Total memory in bytes, used or not, including shared memory; `None` if the API does not report it.
     pub memory_bytes: Option<u64>,
-    /// Bytes of the largest single tensor; `None` where there is no such limit.
+    /// Maximum size of a tensor in bytes; `None` if there is no limit.
     pub largest_tensor_bytes: Option<u64>,
-    /// What `--dtype` may be.
+    /// Supported values of `--dtype`.
     pub dtypes: Vec<Precision>,
 }
 
 impl DeviceInfo {
-    /// Every device of the backends compiled in, in the order of [`DeviceChoice::Auto`], software ones last of their
-    /// kind. Opens them all.
+    /// Every device of the compiled backends, in the order of [`DeviceChoice::Auto`], with software devices last
+    /// among their backend. Opens all of them.
     pub fn all() -> Vec<Self> {
-        /// What a device of a backend is called, and how its devices are found.
+        /// How a backend names its devices, and how it finds them.
         type GpuBackend = (fn(usize) -> DeviceChoice, fn() -> Option<Vec<Device>>);
         let backends: [GpuBackend; 3] = [
             (DeviceChoice::Cuda, found_by_cuda),
             (DeviceChoice::Vulkan, found_by_vulkan),
             (DeviceChoice::Wgpu, found_by_wgpu),
         ];
-        let of_backend = |(choice, found): GpuBackend| {
+        let infos = |(choice, found): GpuBackend| {
             let found = found().unwrap_or_default().into_iter().enumerate();
             found.map(move |(index, device)| Self::of(choice(index), &device))
         };
         let cpu = found_cpu().map(|device| Self::of(DeviceChoice::Cpu, &device));
-        backends.into_iter().flat_map(of_backend).chain(cpu).collect()
+        backends.into_iter().flat_map(infos).chain(cpu).collect()
     }
 
-    /// What there is to say of an opened device.
+    /// Describes an opened device.
     pub fn of(choice: DeviceChoice, device: &Device) -> Self {
         let (name, kernels, memory_bytes, largest_tensor_bytes) = properties(device);
         Self {
@@ -325,40 +327,40 @@ impl DeviceInfo {
     }
 }
 
-/// All the memory that a device has or lends, in bytes, used or not; `None` where its interface does not say, and of
-/// the CPU, whose memory is the system's to tell.
+/// Total memory of a device in bytes, used or not; `None` if the API does not report it, and for the CPU, whose
+/// memory the operating system reports.
 pub fn device_memory_bytes(device: &Device) -> Option<u64> {
     properties(device).2
 }
 
-/// Name, language of the kernels, memory and largest tensor.
+/// Name, kernel language, memory and maximum tensor size.
 fn properties(device: &Device) -> (String, String, Option<u64>, Option<u64>) {
     #[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
     if let burn::backend::DispatchDevice::Cube(device) = device.as_dispatch() {
         let client = device.client();
         let properties = client.properties();
-        // `wgpu<spirv>`, `cuda`
+        // for example `wgpu<spirv>` or `cuda`
         let runtime = client.name();
         let language = runtime.split_once('<').and_then(|(_, rest)| rest.strip_suffix('>')).unwrap_or(runtime);
         let memory = &properties.memory;
         let largest = Some(memory.max_page_size).filter(|bytes| *bytes < u64::MAX);
         return (properties.identity.name.clone(), language.to_owned(), memory.max_memory(), largest);
     }
-    let _ = device; // no other kind is compiled in
+    let _ = device; // only the CPU is compiled in
     ("CPU".to_owned(), idefics_kernels::Isa::best().name().to_owned(), None, None)
 }
 
-/// How fast a GPU is in two respects that bound a decode step, measured here and now.
+/// Measured speeds of a GPU that limit a decode step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DeviceRates {
-    /// Reading its memory, in GB/s.
+    /// Memory read bandwidth in GB/s.
     pub read_gb_s: f64,
-    /// Starting a kernel, in microseconds.
+    /// Time to launch a kernel, in microseconds.
     pub launch_us: f64,
 }
 
-/// Measures a GPU; `None` for the CPU, and where a device has no clock.
+/// Measures a GPU. `None` for the CPU, and for devices without timers.
 pub fn measure_device(device: &Device) -> Option<DeviceRates> {
     #[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
     {
@@ -384,15 +386,15 @@ pub fn measure_device(device: &Device) -> Option<DeviceRates> {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Precision {
-    /// On the CPU what the files have, with activations in f32; on a GPU bf16 where it computes in it, else f32. Never
-    /// f16, whose range some towers leave.
+    /// On the CPU, the dtype of the files, with f32 activations; on a GPU, bf16 if it is supported, otherwise f32.
+    /// Never f16: the activations of some vision towers exceed its range.
     #[default]
     Auto,
-    /// 32-bit floats: what the reference cases are checked in.
+    /// 32-bit floats, in which the reference cases are checked.
     F32,
     /// bfloat16.
     Bf16,
-    /// 16-bit floats.
+    /// IEEE half precision.
     F16,
 }
 
@@ -422,11 +424,11 @@ impl fmt::Display for Precision {
 }
 
 impl Precision {
-    /// The dtype of the weights on the device; `None` leaves it to the files. See
+    /// The dtype of the weights on the device, or `None` to keep that of the files. See
     /// [`LoadOptions::dtype`](idefics_nn::LoadOptions::dtype).
     ///
     /// # Errors
-    /// [`DeviceError::Precision`] if it does not compute in the one asked for.
+    /// [`DeviceError::Precision`] if the device does not support the precision.
     pub fn on(self, choice: DeviceChoice, device: &Device) -> Result<Option<DType>, DeviceError> {
         let dtype = match self {
             Self::Auto if choice == DeviceChoice::Cpu => return Ok(None),
@@ -442,7 +444,7 @@ impl Precision {
         }
     }
 
-    /// What the device computes in.
+    /// The precisions that the device supports.
     pub fn able(device: &Device) -> Vec<Self> {
         let all = [(Self::F32, DType::F32), (Self::Bf16, DType::BF16), (Self::F16, DType::F16)];
         all.into_iter().filter(|(_, dtype)| device.supports_dtype(*dtype)).map(|(precision, _)| precision).collect()
@@ -454,7 +456,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_has_one_name() {
+    fn device_names_round_trip() {
         for name in ["auto", "cpu", "cuda:0", "vulkan:1", "wgpu:12"] {
             assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
         }
@@ -467,20 +469,20 @@ mod tests {
     }
 
     #[test]
-    fn auto_ends_with_the_cpu_and_takes_no_software_gpu() {
+    fn auto_ends_with_cpu_and_skips_software_gpus() {
         let candidates = DeviceChoice::Auto.candidates().unwrap();
         assert_eq!(candidates.last().unwrap().0, DeviceChoice::Cpu);
         assert!(!candidates.iter().any(|(_, device)| is_software(device)));
     }
 
     #[test]
-    fn what_a_device_cannot_do_is_refused_with_what_it_can() {
+    fn unsupported_precision_error_lists_supported_ones() {
         let error = DeviceError::Precision {
             device: DeviceChoice::Vulkan(0),
             precision: Precision::Bf16,
             able: vec![Precision::F32],
         };
-        assert_eq!(error.to_string(), "device vulkan:0: does not compute in bf16, only in f32");
+        assert_eq!(error.to_string(), "device vulkan:0: does not support bf16, only f32");
         for info in DeviceInfo::all() {
             let (choice, device) = info.device.open().unwrap();
             for precision in [Precision::F32, Precision::Bf16, Precision::F16] {

@@ -9,67 +9,67 @@ use crate::generation_config::GenerationError;
 use crate::inputs::InputError;
 use crate::placement::PlacementError;
 
-/// Why a model could not be loaded or could not answer. The message is one line that names what is wrong and where.
+/// A model could not be loaded or could not answer. The message is one line that says what is wrong and where.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file of the model folder cannot be read.
     #[error("{}: cannot be read: {}", path.display(), io_words(source))]
     Read {
-        /// The file.
+        /// Path of the file that could not be read.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// A file cannot be written.
     #[error("{}: cannot be written: {}", path.display(), io_words(source))]
     Write {
-        /// The file.
+        /// Path of the file that could not be written.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The model folder is not there.
+    /// The model folder does not exist.
     #[error("{}: no such model folder; expected one with config.json, tokenizer.json and model.safetensors", path.display())]
     NoFolder {
-        /// The path.
+        /// Path of the folder.
         path: PathBuf,
     },
-    /// A GGUF file, or a folder with one and no model.
+    /// A GGUF file, or a folder that contains one but no model.
     #[error(
         "{}: GGUF files are not read; give the folder or hub id of the original checkpoint (config.json, tokenizer.json, \
          model.safetensors), with --quantize q4 for about the same memory",
         path.display()
     )]
     Gguf {
-        /// The file.
+        /// Path of the GGUF file.
         path: PathBuf,
     },
-    /// A folder with a PEFT adapter and no model.
+    /// A folder with a PEFT adapter but no model.
     #[error(
         "{}: is a PEFT adapter of {base}, not a model, and adapters are not loaded yet; merge it into that model with PEFT \
          (`merge_and_unload`, `save_pretrained`) and give the folder of the result",
         folder.display()
     )]
     Adapter {
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
-        /// The model that it was trained on.
+        /// Name of the base model.
         base: String,
     },
-    /// A Git LFS pointer lies in the place of a file.
+    /// A Git LFS pointer instead of the actual file.
     #[error(
         "{}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file again",
         path.display()
     )]
     GitLfsPointer {
-        /// The file.
+        /// Path of the pointer.
         path: PathBuf,
     },
-    /// A file of the model folder is not what it should be.
+    /// A file of the model folder has the wrong content.
     #[error("{}: {reason}", path.display())]
     ModelFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
@@ -77,99 +77,99 @@ pub enum Error {
     /// A `model_type` that is not implemented.
     #[error("{}: `model_type` is {family:?}, supported: {supported}", path.display())]
     UnknownFamily {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What it says.
+        /// Value in the file.
         family: String,
-        /// What is implemented.
+        /// Supported values.
         supported: String,
     },
-    /// A model of another generation than was asked for.
-    #[error("{}: `model_type` is of another generation than {expected:?}", path.display())]
+    /// A model of another family than was requested.
+    #[error("{}: is not a model of the requested family; expected `model_type` {expected:?}", path.display())]
     OtherFamily {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What was asked for.
+        /// The `model_type` that was requested.
         expected: &'static str,
     },
-    /// A model whose parts all go to one device was to be spread over several.
+    /// A device map was given for a model that cannot be split over devices.
     #[error(
-        "{}: only the first Idefics (`model_type` idefics) is placed over several devices; leave --device-map out",
+        "{}: only models with `model_type` idefics can be split over devices; omit --device-map",
         folder.display()
     )]
     NotPlaceable {
         /// The model folder.
         folder: PathBuf,
     },
-    /// What was asked of placement cannot be done.
+    /// An invalid placement.
     #[error(transparent)]
     Placement(#[from] PlacementError),
-    /// A configuration value that describes no model.
+    /// An invalid configuration value.
     #[error("{}: {source}", path.display())]
     Config {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The key and value.
+        /// The key and its value.
         source: ConfigError,
     },
-    /// A shape that describes no model.
+    /// Invalid model dimensions.
     #[error(transparent)]
     Shape(#[from] ConfigError),
-    /// The weights are not what the configuration asks for.
+    /// The weights do not match the configuration.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// Tokenizer, template or preprocessor files, or the sample itself.
+    /// An error in tokenizer, template or preprocessor files, or in the sample itself.
     #[error(transparent)]
     Processor(ProcessorError),
-    /// Processor and model disagree about the tokens of an image.
+    /// Processor and model disagree about the number of tokens per image.
     #[error(
-        "{}: the processor writes {image_seq_len} tokens an image (`image_seq_len`), the model makes {n_vectors} vectors \
-         of one; set `image_seq_len` in processor_config.json to {n_vectors}",
+        "{}: the processor writes {image_seq_len} tokens per image (`image_seq_len`), but the model produces \
+         {n_vectors} vectors per image; set `image_seq_len` in processor_config.json to {n_vectors}",
         folder.display()
     )]
     ImageTokens {
         /// The model folder.
         folder: PathBuf,
-        /// Tokens that the processor writes.
+        /// Tokens per image that the processor writes.
         image_seq_len: usize,
-        /// Vectors that the model makes.
+        /// Vectors per image that the model produces.
         n_vectors: usize,
     },
-    /// Tokenizer and model disagree about the token of an image.
+    /// Tokenizer and model disagree about the id of the image token.
     #[error(
-        "{}: the tokenizer's `<image>` is token {tokenizer_image_id}, the model takes {image_token_id} for an image \
-         (`image_token_id`): images would be read as words; take the tokenizer of this checkpoint",
+        "{}: the tokenizer's `<image>` is token {tokenizer_image_id}, but the model expects {image_token_id} for \
+         an image (`image_token_id`), so images would be read as text; use the tokenizer of this checkpoint",
         folder.display()
     )]
     ImageToken {
         /// The model folder.
         folder: PathBuf,
-        /// The tokenizer's `<image>`.
+        /// Id of the tokenizer's `<image>`.
         tokenizer_image_id: u32,
-        /// The model's.
+        /// Id that the model expects.
         image_token_id: u32,
     },
-    /// Tokens and images that do not fit the model.
+    /// Tokens and images that do not match the model.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// An option of the model folder that cannot be followed, of which the call says nothing.
-    #[error("{}: {source}; correct it, or give another value with the call", path.display())]
+    /// An invalid generation option in the model folder that the call does not override.
+    #[error("{}: {source}; correct the file, or override the option in the call", path.display())]
     FolderOption {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The option and its value.
         source: GenerationError,
     },
-    /// Generation options that cannot be followed.
+    /// Invalid generation options.
     #[error(transparent)]
     Generation(#[from] GenerationError),
-    /// The device is not there.
+    /// The device is not available.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The device failed while computing.
     #[error("the device failed: {reason}")]
     Execution {
-        /// Burn's answer.
+        /// Burn's error message.
         reason: String,
     },
     /// The model computed NaN or infinity.
@@ -177,7 +177,7 @@ pub enum Error {
     NonFinite {
         /// Row of the batch, from 0.
         row: usize,
-        /// Tokens generated so far.
+        /// Number of tokens generated so far.
         n_tokens: usize,
     },
     /// Every token is forbidden.
@@ -186,62 +186,62 @@ pub enum Error {
         /// Row of the batch, from 0.
         row: usize,
     },
-    /// Nothing to rank, or a label without words.
-    #[error("no labels, or a label that is empty")]
+    /// There are no labels to rank, or one is empty.
+    #[error("no labels, or an empty label")]
     NoLabels,
-    /// The same label twice: each would have half of the probability.
-    #[error("the label {label:?} is there twice")]
+    /// A label is given twice; each copy would get half of the probability.
+    #[error("the label {label:?} is given twice")]
     SameLabel {
         /// The label.
         label: String,
     },
-    /// [`CancelToken::cancel`](crate::CancelToken::cancel) ended what has no result until it is done.
+    /// [`CancelToken::cancel`](crate::CancelToken::cancel) stopped an operation that has no partial result.
     #[error("cancelled")]
     Cancelled,
-    /// Nothing came for as long as the caller would wait.
-    #[error("no text came for {seconds} seconds")]
+    /// No text was generated within the timeout.
+    #[error("no text was generated for {seconds} seconds")]
     Timeout {
-        /// How long was waited.
+        /// The timeout in seconds.
         seconds: f64,
     },
-    /// The system gives no thread.
-    #[error("no thread to generate on: {}", io_words(source))]
+    /// A thread could not be started.
+    #[error("cannot start a thread for the generation: {}", io_words(source))]
     Thread {
-        /// The system's answer.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The hub could not deliver a model.
+    /// A model could not be downloaded from the hub.
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(#[from] idefics_hub::HubError),
 }
 
-/// Who is at fault; the program's exit codes follow it.
+/// The kind of an error, which determines the exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Options that contradict each other or the model.
+    /// Options that are invalid, or that conflict with each other or the model.
     Usage,
-    /// An image, prompt or sample.
+    /// An invalid image, prompt or sample.
     Input,
-    /// The checkpoint folder.
+    /// An invalid model folder.
     Model,
-    /// The file system.
+    /// A file system error.
     FileSystem,
-    /// A limit on size or memory.
+    /// A limit on size, memory or time.
     Limit,
-    /// The network.
+    /// A network error.
     Network,
-    /// Non-finite numbers.
+    /// Non-finite values.
     Numeric,
-    /// The device.
+    /// A device error.
     Device,
-    /// Nobody: the caller ended it.
+    /// The caller cancelled the operation.
     Cancelled,
 }
 
 impl ErrorKind {
-    /// The exit code of a program that ends with such an error.
+    /// The exit code of a program that ends with an error of this kind.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => 2,
@@ -257,7 +257,7 @@ impl ErrorKind {
     }
 }
 
-/// An image that the caller stopped reading is no failure of the sample.
+/// If the caller cancelled while an image was read, that is not a fault of the sample.
 impl From<ProcessorError> for Error {
     fn from(error: ProcessorError) -> Self {
         match error.kind() {
@@ -268,7 +268,7 @@ impl From<ProcessorError> for Error {
 }
 
 impl Error {
-    /// Who is at fault.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Read { .. } | Self::Write { .. } | Self::NoFolder { .. } => ErrorKind::FileSystem,

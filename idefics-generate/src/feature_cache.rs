@@ -1,4 +1,4 @@
-//! Image tokens by the content of the image, so that the same picture is encoded once.
+//! Caches image vectors by image content, so that the same image is encoded only once.
 
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -12,10 +12,10 @@ use sha2::{Digest, Sha256};
 use crate::pipeline::milliseconds;
 use crate::{EncodeStage, Error, Idefics, Timings};
 
-/// What an image is known by: a digest of its size and its pixels as the vision tower reads them.
+/// Key of an image: SHA-256 of its size and its preprocessed pixels.
 pub type ImageKey = [u8; 32];
 
-/// The key of a picture.
+/// The key of a preprocessed image.
 pub fn image_key(tile: &ImageTile) -> ImageKey {
     let mut digest = Sha256::new();
     digest.update((tile.width() as u64).to_le_bytes());
@@ -29,19 +29,19 @@ pub fn image_key(tile: &ImageTile) -> ImageKey {
     digest.finalize().into()
 }
 
-/// Image tokens of the pictures that were used last, up to a number of bytes.
+/// An LRU cache of image vectors, limited to a number of bytes.
 #[derive(Debug)]
 pub(crate) struct FeatureCache {
     budget: usize,
     bytes: usize,
-    /// Counts uses.
+    /// Number of accesses so far, used as a timestamp.
     clock: u64,
     entries: HashMap<ImageKey, Entry>,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// `[1, n_latents, d]`.
+    /// Image vectors, `[1, n_latents, d]`.
     features: Tensor<3>,
     bytes: usize,
     used: u64,
@@ -52,13 +52,13 @@ impl FeatureCache {
         Self { budget, bytes: 0, clock: 0, entries: HashMap::new() }
     }
 
-    /// Keeps at most `budget` bytes from now on.
+    /// Sets the limit to `budget` bytes.
     pub(crate) fn set_budget(&mut self, budget: usize) {
         self.budget = budget;
         self.make_room(0);
     }
 
-    /// Forgets everything.
+    /// Removes all entries.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
         self.bytes = 0;
@@ -75,8 +75,8 @@ impl FeatureCache {
         Some(entry.features.clone())
     }
 
-    /// Keeps the image tokens of several pictures, `[n_images, n_latents, d]`; those that are too large for the budget
-    /// are not kept.
+    /// Stores the vectors of several images, `[n_images, n_latents, d]`. Images that exceed the budget on their
+    /// own are not stored.
     pub(crate) fn insert(&mut self, keys: &[ImageKey], features: &Tensor<3>) {
         let [_, n_latents, d] = features.dims();
         let bytes = n_latents * d * features.dtype().size();
@@ -85,7 +85,7 @@ impl FeatureCache {
                 continue;
             }
             self.make_room(bytes);
-            // A copy of its own: a view would keep the whole batch alive.
+            // Copied, because a view would keep the vectors of the whole batch alive.
             let index = Tensor::from_data(TensorData::from([index as i32]), (&features.device(), DType::I32));
             let features = features.clone().select(0, index);
             self.clock += 1;
@@ -94,7 +94,7 @@ impl FeatureCache {
         }
     }
 
-    /// Forgets what was used longest ago until `bytes` more fit.
+    /// Removes the least recently used entries until `bytes` more fit.
     fn make_room(&mut self, bytes: usize) {
         while self.bytes + bytes > self.budget {
             let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key);
@@ -105,12 +105,13 @@ impl FeatureCache {
 }
 
 impl Idefics {
-    /// Bytes of image tokens that are kept, so that the same picture is encoded once. By default 256 MiB.
+    /// Sets the size of the cache of image vectors in bytes; the default is 256 MiB. Cached images are not encoded
+    /// again.
     pub fn set_feature_budget(&self, bytes: usize) {
         self.feature_cache().set_budget(bytes);
     }
 
-    /// Bytes of image tokens that are kept now.
+    /// Bytes of image vectors that are cached now.
     pub fn feature_bytes(&self) -> usize {
         self.feature_cache().bytes()
     }
@@ -123,8 +124,8 @@ impl Idefics {
         self.features.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// [`Model::encode_images`](crate::Model::encode_images), timed stage by stage. Pictures that were encoded before
-    /// are not encoded again, nor is one that is there several times.
+    /// Like [`Model::encode_images`](crate::Model::encode_images), with the time of each stage added to `timings`.
+    /// Cached images, and repetitions of an image, are not encoded again.
     pub(crate) fn encode_images(
         &self,
         images: &[ImageTile],
@@ -170,7 +171,7 @@ impl Idefics {
                 known.insert(key, encoded.clone().narrow(0, index, 1));
             }
         }
-        let in_order = keys.iter().map(|key| known[key].clone()).collect(); // [1, n_latents, d] each
+        let in_order = keys.iter().map(|key| known[key].clone()).collect(); // each [1, n_latents, d]
         timings.connector_ms += milliseconds(clock);
         Ok(Some(Tensor::cat(in_order, 0)))
     }
@@ -187,8 +188,8 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_longest_ago_makes_room() {
-        let mut cache = FeatureCache::new(2 * 32); // two pictures of 2 × 4 × 4 bytes
+    fn evicts_least_recently_used_image() {
+        let mut cache = FeatureCache::new(2 * 32); // two images of 2 × 4 × 4 bytes
         cache.insert(&[[1; 32], [2; 32]], &features(2));
         assert_eq!(cache.bytes(), 64);
         assert_eq!(cache.get(&[1; 32]).unwrap().dims(), [1, 2, 4]);
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_pixels_in_another_shape_are_another_picture() {
+    fn same_pixels_in_another_shape_have_another_key() {
         let tile = |width, height| ImageTile::new(width, height, vec![0.25; 18]).unwrap();
         assert_eq!(image_key(&tile(3, 2)), image_key(&tile(3, 2)));
         assert_ne!(image_key(&tile(3, 2)), image_key(&tile(2, 3)));

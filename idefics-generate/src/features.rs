@@ -1,4 +1,4 @@
-//! Image tiles into batches that a vision tower reads.
+//! Groups image tiles into batches for a vision tower.
 
 use std::borrow::Borrow;
 
@@ -9,16 +9,16 @@ use idefics_vision::{PatchGrid, plan_batches};
 use crate::VisionBatch;
 use crate::inputs::InputError;
 
-/// Images of one patch grid, to encode together.
+/// Images with the same patch grid, which are encoded together.
 #[derive(Debug)]
 pub struct ImageBatch<'i> {
-    /// Which images these are, by their place in the prompt's list.
+    /// Indices of these images in the prompt's list of images.
     pub image_indices: Vec<usize>,
-    /// The patches of each.
+    /// The patch grid of every image.
     pub grid: PatchGrid,
     /// The images, in the order of `image_indices`.
     pub images: Vec<&'i ImageTile>,
-    /// Pixels of the whole patches: what lies beyond them is cut off.
+    /// Height and width of the whole patches in pixels; anything beyond them is cropped.
     height: usize,
     width: usize,
 }
@@ -29,7 +29,7 @@ impl ImageBatch<'_> {
         Tensor::from_data(self.pixel_values(), (device, DType::F32))
     }
 
-    /// The pixels of whole patches, `[n_images, 3, height, width]` in f32.
+    /// The pixels of the whole patches, `[n_images, 3, height, width]` in f32.
     pub fn pixel_values(&self) -> TensorData {
         let shape = [self.images.len(), 3, self.height, self.width];
         let mut pixel_values = Vec::with_capacity(shape.iter().product());
@@ -44,12 +44,12 @@ impl ImageBatch<'_> {
     }
 }
 
-/// The images without repetitions, and for each of `images` which of these it is.
+/// The images without duplicates, and for each of `images` its index among them.
 pub(crate) fn distinct(images: &[ImageTile]) -> (Vec<&ImageTile>, Vec<usize>) {
     let mut distinct: Vec<&ImageTile> = Vec::new();
     let mut place = Vec::with_capacity(images.len());
     for image in images {
-        // Rows about one image mostly follow one another.
+        // Rows with the same image are mostly adjacent, so search from the end.
         let known = distinct.iter().rposition(|known| *known == image);
         place.push(known.unwrap_or(distinct.len()));
         if known.is_none() {
@@ -59,8 +59,8 @@ pub(crate) fn distinct(images: &[ImageTile]) -> (Vec<&ImageTile>, Vec<usize>) {
     (distinct, place)
 }
 
-/// Vectors of images in another order, `[places, n_vectors, d]`: `places` says for each place which of the images
-/// stands there.
+/// Reorders image vectors: returns `[n_places, n_vectors, d]`, where `places[i]` is the index of the image at
+/// place `i`.
 ///
 /// # Shapes
 /// - `image_hidden_states`: `[n_images, n_vectors, d]`
@@ -73,13 +73,13 @@ pub(crate) fn arrange(image_hidden_states: Tensor<3>, places: &[usize]) -> Tenso
     image_hidden_states.select(0, Tensor::from_data(TensorData::from(places.as_slice()), options))
 }
 
-/// The vectors of each batch, `[n_images, n_vectors, d]` each, as one tensor in the order of the images; `None` if there is
-/// none.
+/// Concatenates the vectors of the batches, each `[n_images, n_vectors, d]`, in the order of the images; `None` if
+/// there are none.
 pub(crate) fn in_order(batches: &[ImageBatch<'_>], image_hidden_states: Vec<Tensor<3>>) -> Option<Tensor<3>> {
     if image_hidden_states.is_empty() {
         return None;
     }
-    let image_hidden_states = Tensor::cat(image_hidden_states, 0); // [n_images, n_vectors, d], batch after batch
+    let image_hidden_states = Tensor::cat(image_hidden_states, 0); // [n_images, n_vectors, d], batch by batch
     let mut places = vec![0; image_hidden_states.dims()[0]];
     let encoded = batches.iter().flat_map(|batch| &batch.image_indices);
     for (row, &image_idx) in encoded.enumerate() {
@@ -88,11 +88,11 @@ pub(crate) fn in_order(batches: &[ImageBatch<'_>], image_hidden_states: Vec<Tens
     Some(arrange(image_hidden_states, &places))
 }
 
-/// Groups the images of a prompt into batches of one patch grid; nothing is ever computed on padding. Patches have
-/// `patch_size` pixels on each side, and take `bytes_per_patch` of activations each.
+/// Groups the images of a prompt into batches with the same patch grid, so that nothing is computed on padding.
+/// Patches are `patch_size` pixels wide and high, and need `bytes_per_patch` of activations each.
 ///
 /// # Errors
-/// [`InputError::Patches`] for an image that has no whole patch, or too many.
+/// [`InputError::Patches`] if an image is smaller than a patch, or has too many patches.
 pub fn image_batches<'i>(
     images: &'i [impl Borrow<ImageTile>],
     patch_size: usize,

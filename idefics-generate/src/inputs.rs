@@ -1,114 +1,114 @@
-//! Tokens of a batch, checked on the host before anything reaches a device.
+//! The tokens of a batch, validated on the host before anything is sent to a device.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_nn::ContextView;
 use idefics_processor::{latest_images, latest_images_behind};
 use idefics_vision::PatchError;
 
-/// Why tokens and images do not fit a model.
+/// Tokens and images that do not match the model or each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InputError {
-    /// No rows, or a row without a token.
+    /// No rows, or a row without tokens.
     #[error("row {row}: the prompt is empty")]
     Empty {
         /// Row of the batch, from 0.
         row: usize,
     },
-    /// A token that the model has no embedding for.
+    /// A token id outside the embedding table.
     #[error("row {row}: token id {id} is not below the model's vocabulary size {vocab_size}")]
     TokenId {
         /// Row of the batch, from 0.
         row: usize,
-        /// The token.
+        /// The token id.
         id: u32,
-        /// Rows of the embedding table.
+        /// Number of rows of the embedding table.
         vocab_size: usize,
     },
-    /// A token that the tokenizer has and the model has no embedding for.
+    /// A token of the tokenizer that has no embedding in the model.
     #[error(
         "row {row}: the prompt has the token `{token}` (id {id}), for which the model has no embedding (`vocab_size` is \
-         {vocab_size}); leave it out"
+         {vocab_size}); remove it from the prompt"
     )]
     NoEmbedding {
         /// Row of the batch, from 0.
         row: usize,
-        /// The token, as the vocabulary spells it.
+        /// The token, as spelled in the vocabulary.
         token: String,
         /// Its id.
         id: u32,
-        /// Rows of the embedding table.
+        /// Number of rows of the embedding table.
         vocab_size: usize,
     },
-    /// The prompt's image tokens and the images' vectors differ in number.
-    #[error("the prompt has {tokens} image tokens, the images give {vectors} vectors")]
+    /// The number of image tokens in the prompt differs from the number of image vectors.
+    #[error("the prompt has {tokens} image tokens, but the images have {vectors} vectors")]
     ImageTokenCount {
-        /// Image tokens in the prompt.
+        /// Number of image tokens in the prompt.
         tokens: usize,
-        /// Vectors of the images.
+        /// Number of image vectors.
         vectors: usize,
     },
-    /// An image that the vision tower cannot cut into patches.
+    /// An image that the vision tower cannot split into patches.
     #[error("image {image_idx}: {source}")]
     Patches {
-        /// Place in the list of images, from 0.
+        /// Index in the list of images, from 0.
         image_idx: usize,
-        /// Why.
+        /// The reason.
         source: PatchError,
     },
-    /// A tile whose patches do not divide into the squares that become one vector.
+    /// A tile whose patches cannot be grouped into squares of `scale_factor` patches per side.
     #[error(
-        "image {image_idx} has {rows}x{cols} patches, which `scale_factor` {scale_factor} does not divide; have the \
-         processor make tiles of the size that the model reads (`max_image_size`)"
+        "image {image_idx} has {rows}x{cols} patches, which are not multiples of `scale_factor` {scale_factor}; \
+         configure the processor to make tiles of the model's size (`max_image_size`)"
     )]
     PixelShuffle {
-        /// Place in the list of images, from 0.
+        /// Index in the list of images, from 0.
         image_idx: usize,
-        /// Rows of patches.
+        /// Number of rows of patches.
         rows: usize,
-        /// Columns of patches.
+        /// Number of columns of patches.
         cols: usize,
-        /// Patches on each side of a square.
+        /// Side length of a square in patches.
         scale_factor: usize,
     },
-    /// An image of another size than the vision tower has positions for.
+    /// An image whose size does not match the position embeddings of the vision tower.
     #[error(
-        "image {image_idx} is {width}x{height} pixels, the model reads squares of {expected}; have the processor resize it \
-         (`size`), or the model interpolate its positions"
+        "image {image_idx} is {width}x{height} pixels, but the model expects {expected}x{expected}; configure the \
+         processor to resize it (`size`), or the model to interpolate its positions"
     )]
     ImageSize {
-        /// Place in the list of images, from 0.
+        /// Index in the list of images, from 0.
         image_idx: usize,
-        /// In pixels.
+        /// Width in pixels.
         width: usize,
-        /// In pixels.
+        /// Height in pixels.
         height: usize,
-        /// In pixels.
+        /// Expected width and height in pixels.
         expected: usize,
     },
-    /// The prompt shows another number of images than there are.
-    #[error("the prompt shows {shown} images, {images} are given")]
+    /// The number of images in the prompt differs from the number of images given.
+    #[error("the prompt refers to {shown} images, but {images} are given")]
     ImageCount {
-        /// Images that tokens of the prompt see or could see.
+        /// Number of images that tokens of the prompt can attend to.
         shown: usize,
-        /// Images.
+        /// Number of images given.
         images: usize,
     },
-    /// A token that sees an image which its row does not have, or a mask of another shape than the ids.
-    #[error("row {row}: the image attention mask does not fit the row's tokens and images")]
+    /// An image attention mask of the wrong shape, or a token that attends to an image that its row does not have.
+    #[error("row {row}: the image attention mask does not match the row's tokens and images")]
     SeenImages {
         /// Row of the batch, from 0.
         row: usize,
     },
-    /// An attention mask with a hole, or of another shape than the ids.
-    #[error("row {row}: the attention mask is not padding on the left followed by ones, one value an id")]
+    /// An attention mask that is not left padding, or has the wrong shape.
+    #[error("row {row}: the attention mask must be zeros for left padding followed by ones, one value per token id")]
     Padding {
         /// Row of the batch, from 0.
         row: usize,
     },
 }
 
-/// The token ids of a batch, rows padded on the left to the longest.
+/// The token ids of a batch, padded on the left to the longest row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompts {
     input_ids: Vec<u32>,
@@ -117,21 +117,22 @@ pub struct Prompts {
     seen_images: Option<SeenImages>,
 }
 
-/// Which images of its row each token sees, for models that read images beside the text.
+/// Which images of its row each token may attend to, for models with cross-attention.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeenImages {
-    /// Images that each row brings.
+    /// Number of new images in each row.
     n_images: Vec<usize>,
-    /// A part is an image: first those that a cache knows already, then those that come.
+    /// Each part of the view is an image: first the images that are already cached, then the new ones.
     view: ContextView,
 }
 
 impl SeenImages {
-    /// Rows of `n_images` images each; `seen` is `[batch, seq, max_images]` with the largest of these numbers last,
-    /// true where a token may attend to an image.
+    /// Rows with `n_images` images each. `seen` is `[batch, seq, max_images]`, where `max_images` is the largest
+    /// number of images in a row; true where a token may attend to an image.
     ///
     /// # Errors
-    /// [`InputError::SeenImages`] for a token that sees an image which its row does not have, or another length.
+    /// [`InputError::SeenImages`] if `seen` has the wrong length, or a token attends to an image that its row does
+    /// not have.
     pub fn new(n_images: Vec<usize>, seq: usize, seen: Vec<bool>) -> Result<Self, InputError> {
         let (batch, max_images) = (n_images.len(), n_images.iter().copied().max().unwrap_or(0));
         if seen.len() != batch * seq * max_images {
@@ -145,19 +146,19 @@ impl SeenImages {
         Ok(Self { view: ContextView::new(batch, seq, max_images, seen), n_images })
     }
 
-    /// Images that each row brings.
+    /// Number of new images in each row.
     pub fn n_images(&self) -> &[usize] {
         &self.n_images
     }
 
-    /// What each token sees; a part is an image.
+    /// Which images each token may attend to; each part is an image.
     pub fn view(&self) -> &ContextView {
         &self.view
     }
 }
 
 impl Prompts {
-    /// Pads rows of ids on the left with `pad_token_id`.
+    /// Pads rows of token ids on the left with `pad_token_id`.
     ///
     /// # Errors
     /// [`InputError::Empty`].
@@ -175,11 +176,11 @@ impl Prompts {
         Ok(Self { input_ids, left_padding, seq, seen_images: None })
     }
 
-    /// Takes rows that are padded already: `input_ids` and `attention_mask` are `[batch, seq]`, row after row, the
-    /// mask true on real tokens.
+    /// Takes rows that are already padded. `input_ids` and `attention_mask` are `[batch, seq]` in row-major order;
+    /// the mask is true for real tokens.
     ///
     /// # Errors
-    /// [`InputError::Padding`] for padding anywhere but on the left, [`InputError::Empty`].
+    /// [`InputError::Padding`] if there is padding elsewhere than on the left, [`InputError::Empty`].
     pub fn from_padded(input_ids: Vec<u32>, attention_mask: &[bool], seq: usize) -> Result<Self, InputError> {
         if seq == 0 || input_ids.is_empty() {
             return Err(InputError::Empty { row: 0 });
@@ -198,10 +199,10 @@ impl Prompts {
         Ok(Self { input_ids, left_padding, seq, seen_images: None })
     }
 
-    /// Says which images each token sees.
+    /// Sets which images each token may attend to.
     ///
     /// # Errors
-    /// [`InputError::SeenImages`] if it is of other rows or tokens.
+    /// [`InputError::SeenImages`] if the numbers of rows or tokens do not match.
     pub fn with_seen_images(mut self, seen_images: SeenImages) -> Result<Self, InputError> {
         if (seen_images.view.batch(), seen_images.view.n_new()) != (self.batch(), self.seq) {
             return Err(InputError::SeenImages { row: 0 });
@@ -210,7 +211,8 @@ impl Prompts {
         Ok(self)
     }
 
-    /// Each token sees the latest image before it, and none after an end token: see [`latest_images`].
+    /// Lets each token attend to the latest image before it, and to none after an end token: see
+    /// [`latest_images`].
     #[must_use]
     pub fn seeing_latest_images(self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
         let latest = |row| latest_images(self.row(row), image_token_id, eos_token_id);
@@ -218,8 +220,8 @@ impl Prompts {
         self.seeing(image_token_id, latest)
     }
 
-    /// As [`Self::seeing_latest_images`] for rows that branch: `parents`, `[batch · seq]`, has the slot of its row that
-    /// each slot follows.
+    /// Like [`Self::seeing_latest_images`], for rows that branch: `parents`, `[batch · seq]`, is the slot (within
+    /// the row) that each slot follows.
     #[must_use]
     pub fn seeing_latest_images_behind(
         self,
@@ -232,7 +234,7 @@ impl Prompts {
         self.seeing(image_token_id, latest)
     }
 
-    /// `latest` has for each slot the image that it sees.
+    /// `latest` is the image that each slot may attend to.
     fn seeing(mut self, image_token_id: u32, latest: Vec<Option<usize>>) -> Self {
         let count = |row| self.row(row).iter().filter(|&&id| id == image_token_id).count();
         let n_images: Vec<usize> = (0..self.batch()).map(count).collect();
@@ -244,18 +246,18 @@ impl Prompts {
         self
     }
 
-    /// Which images each token sees, if it was said.
+    /// Which images each token may attend to, if that was set.
     pub fn seen_images(&self) -> Option<&SeenImages> {
         self.seen_images.as_ref()
     }
 
-    /// What is left of one row when a cache has its first `len` tokens and the first `n_images` of its images.
+    /// The rest of a single row whose first `len` tokens and first `n_images` images are cached.
     ///
     /// # Panics
     /// If there are several rows, or fewer tokens or images.
     #[must_use]
     pub fn behind(&self, len: usize, n_images: usize) -> Self {
-        assert_eq!(self.batch(), 1, "what a cache has is of one row");
+        assert_eq!(self.batch(), 1, "only a single row can continue a cache");
         let seen_images = self
             .seen_images
             .as_ref()
@@ -268,22 +270,22 @@ impl Prompts {
         }
     }
 
-    /// Rows.
+    /// Number of rows.
     pub fn batch(&self) -> usize {
         self.left_padding.len()
     }
 
-    /// Tokens of the longest row.
+    /// Number of slots in each row: tokens of the longest row.
     pub fn seq(&self) -> usize {
         self.seq
     }
 
-    /// Padded slots at the start of each row.
+    /// Number of padded slots at the start of each row.
     pub fn left_padding(&self) -> &[usize] {
         &self.left_padding
     }
 
-    /// A row with its padding.
+    /// A row including its padding.
     pub fn row(&self, row: usize) -> &[u32] {
         &self.input_ids[row * self.seq..(row + 1) * self.seq]
     }
@@ -293,12 +295,12 @@ impl Prompts {
         &self.input_ids
     }
 
-    /// Real tokens, over all rows.
+    /// The real tokens of all rows.
     pub fn real_tokens(&self) -> impl Iterator<Item = u32> {
         (0..self.batch()).flat_map(|row| self.row(row)[self.left_padding[row]..].iter().copied())
     }
 
-    /// Uploads the ids, `[batch, seq]`, if the model has an embedding for each.
+    /// Uploads the ids, `[batch, seq]`, after checking that the model has an embedding for each.
     ///
     /// # Errors
     /// [`InputError::TokenId`].
@@ -306,8 +308,8 @@ impl Prompts {
         upload_ids(&self.input_ids, [self.batch(), self.seq], vocab_size, device)
     }
 
-    /// For each slot the row to read from `[text vectors; image vectors]`: its own text vector, or at an image token
-    /// the next image vector. `None` if there are no images.
+    /// For each slot, the row to select from `[text embeddings; image vectors]`: its own text embedding, or for an
+    /// image token the next image vector. `None` if there are no images.
     ///
     /// # Errors
     /// [`InputError::ImageTokenCount`].
@@ -331,7 +333,7 @@ impl Prompts {
     }
 }
 
-/// Uploads ids of a `[batch, seq]` block, each checked against the embedding table: GPU backends do not check.
+/// Uploads a `[batch, seq]` block of ids after checking them, because GPU backends do not.
 pub(crate) fn upload_ids(
     ids: &[u32],
     [batch, seq]: [usize; 2],
@@ -343,7 +345,7 @@ pub(crate) fn upload_ids(
     Ok(Tensor::from_data(TensorData::new(ids, [batch, seq]), (device, DType::I32)))
 }
 
-/// Whether the ids of rows of `seq` are in the embedding table.
+/// Checks that the ids, in rows of `seq`, are inside the embedding table.
 pub(crate) fn check_ids(ids: &[u32], seq: usize, vocab_size: usize) -> Result<(), InputError> {
     match ids.iter().position(|&id| id as usize >= vocab_size) {
         None => Ok(()),

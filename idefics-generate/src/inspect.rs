@@ -1,4 +1,4 @@
-//! What a model folder holds, read from its configuration and the headers of its weights.
+//! Describes a model folder from its configuration and the headers of its weight files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,31 +13,32 @@ use serde::Serialize;
 use crate::loading::weight_warnings;
 use crate::{AssembledModel, DeviceChoice, Error, ModelConfig, ModelWarning, WeightFormat, WeightOptions};
 
-/// A model at a glance. No weight was read.
+/// Summary of a model, made without reading any weights.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Inspection {
-    /// The folder, or the configuration file.
+    /// The model folder, or the configuration file.
     pub folder: PathBuf,
     /// `model_type`.
     pub family: &'static str,
-    /// Parameters in all.
+    /// Total number of parameters.
     pub parameters: usize,
-    /// Bytes of weights in the files; 0 where there are none.
+    /// Bytes of weights in the files; 0 if there are none.
     pub file_bytes: usize,
-    /// Files that hold weights; none where there is only a configuration.
+    /// Files that contain weights; empty if there is only a configuration.
     pub files: Vec<String>,
-    /// Tensors for each element type.
+    /// Number of tensors per element type.
     pub dtypes: BTreeMap<String, usize>,
-    /// The parts.
+    /// The parts of the model.
     pub parts: Vec<Part>,
-    /// What the model takes, for each way to hold its weights.
+    /// Memory of the model in each weight format.
     pub precisions: Vec<PrecisionMemory>,
-    /// Bytes of buffers that are kept for reuse, at most.
+    /// Maximum bytes of scratch buffers that are kept for reuse.
     pub kept_bytes: u64,
-    /// Vectors of an image (or of each of its five views, with splitting): for Idefics2, tokens of the prompt.
+    /// Vectors per image (or per tile if images are split). For Idefics2, also the number of prompt tokens per
+    /// image.
     pub image_tokens: usize,
-    /// The context that the model was trained on, in tokens.
+    /// Context length that the model was trained on, in tokens.
     pub max_position_embeddings: usize,
     /// Warnings about the files.
     #[serde(skip)]
@@ -48,39 +49,40 @@ pub struct Inspection {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Part {
-    /// Its name.
+    /// Name of the part.
     pub name: &'static str,
-    /// Its tensors, as the files or else the configuration have them.
+    /// Number of tensors in the files, or according to the configuration.
     pub tensors: usize,
-    /// Its parameters, in whatever format they are held.
+    /// Number of parameters, whatever their format.
     pub parameters: usize,
-    /// Its bytes in the files.
+    /// Bytes in the files.
     pub file_bytes: usize,
 }
 
-/// What a model takes, its weights held in one of the ways.
+/// Memory of a model with its weights in one format.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PrecisionMemory {
-    /// As `--dtype` or `--quantize` spells it; `as stored` is the default on the CPU.
+    /// Name as in `--dtype` or `--quantize`; `as stored` is the default on the CPU.
     pub name: &'static str,
-    /// The same as options.
+    /// The options that select this format.
     #[serde(skip)]
     pub options: WeightOptions,
     /// Memory of the weights.
     pub weights: WeightMemory,
-    /// Bytes of KV cache for each token of a row.
+    /// Bytes of KV cache per token and row.
     pub cache_bytes_per_token: usize,
-    /// Bytes of the second KV cache that is there for each token of a row while a decode step is recorded; 0 where none is.
+    /// Bytes of the second KV cache per token and row, which exists while a decode step is captured; 0 without
+    /// graph capture.
     pub recording_bytes_per_token: usize,
 }
 
-/// Looks at a model folder, or at a `config.json` alone, and computes what the model would take on `device`; `choice`
-/// is its name. Formats of `--quantize` are left out for a checkpoint that is quantised already. Without weights they
-/// are taken to be in BF16.
+/// Describes a model folder or a single `config.json`, with the memory that the model would take on `device`.
+/// `choice` is the name of that device. The formats of `--quantize` are omitted for a quantised checkpoint.
+/// Without weight files, BF16 weights are assumed.
 ///
 /// # Errors
-/// As [`ModelConfig::from_folder`] and [`Checkpoint::open_with`].
+/// Those of [`ModelConfig::from_folder`] and [`Checkpoint::open_with`].
 pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Device) -> Result<Inspection, Error> {
     let is_config = path.extension().is_some_and(|extension| extension == "json") && path.is_file();
     let config = if is_config { ModelConfig::from_file(path)? } else { ModelConfig::from_folder(path)? };
@@ -110,17 +112,17 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
     let parts: Vec<Part> = parts.found();
     let text = config.family().shape().text;
     let options = WeightOptions::DEFAULT.load_options(config.family().tied(), None);
-    let of_checkpoint = |checkpoint| weight_warnings(&*model, path, checkpoint, &options);
-    let warnings = checkpoint.as_ref().map_or_else(Vec::new, of_checkpoint);
+    let warnings_of = |checkpoint| weight_warnings(&*model, path, checkpoint, &options);
+    let warnings = checkpoint.as_ref().map_or_else(Vec::new, warnings_of);
     let records = records_steps(&text, device);
-    let precisions = ways_to_hold(choice, checkpoint.as_ref()).map(|(name, options)| {
+    let precisions = weight_options(choice, checkpoint.as_ref()).map(|(name, options)| {
         let options = WeightOptions { pickles, ..options };
-        // The CPU's activations are f32, and the cache holds activations.
+        // CPU activations are f32, and the cache holds activations.
         let activations = options.dtype.filter(|_| choice != DeviceChoice::Cpu).unwrap_or(DType::F32);
         PrecisionMemory {
             name,
             options,
-            weights: config.memory_of(&*model, checkpoint.as_ref(), device, &options),
+            weights: config.memory_of_model(&*model, checkpoint.as_ref(), device, &options),
             cache_bytes_per_token: text.cache_bytes(1, 1, activations),
             recording_bytes_per_token: if records { text.cache_bytes(1, 1, activations) } else { 0 },
         }
@@ -141,13 +143,13 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
     })
 }
 
-/// Whether decode steps of such a model may be recorded on a device. While one is, the KV cache is there twice.
+/// Whether decode steps of this model may be captured on a device. A capture temporarily needs a second KV cache.
 pub fn records_steps(text_config: &TextConfig, device: &Device) -> bool {
     can_record(device) && text_config.rotary().is_ok_and(|rotary| !rotary.depends_on_length())
 }
 
-/// Every `--dtype` and `--quantize`, on a device.
-fn ways_to_hold(
+/// Every applicable value of `--dtype` and `--quantize`.
+fn weight_options(
     choice: DeviceChoice,
     checkpoint: Option<&Checkpoint>,
 ) -> impl Iterator<Item = (&'static str, WeightOptions)> {
@@ -162,7 +164,7 @@ fn ways_to_hold(
     as_stored.into_iter().chain(plain).chain(packed.filter(move |_| !is_quantized))
 }
 
-/// The parts of a model, to be filled in.
+/// The parts of a model, while they are counted.
 struct Parts {
     prefixes: Vec<&'static str>,
     parts: Vec<Part>,
@@ -174,13 +176,13 @@ impl Parts {
         Self { prefixes: names.iter().map(|(_, prefix)| *prefix).collect(), parts: names.iter().map(part).collect() }
     }
 
-    /// The part that a tensor belongs to.
+    /// The part to which a tensor belongs.
     fn named(&mut self, tensor: &str) -> Option<&mut Part> {
         let part = self.prefixes.iter().position(|prefix| tensor.starts_with(prefix))?;
         Some(&mut self.parts[part])
     }
 
-    /// Counts the parameters that a configuration asks for, tied ones once, and, with `tensors`, these too.
+    /// Counts the parameters of the configuration, without tied ones; if `tensors`, also the number of tensors.
     fn count_shape(&mut self, model: &dyn AssembledModel, tied: &[(&str, &str)], tensors: bool) {
         model.parameter_shapes(&mut |name, shape| {
             if tied.iter().any(|(tied, _)| *tied == name) {
@@ -193,7 +195,7 @@ impl Parts {
         });
     }
 
-    /// Those that the model has.
+    /// The parts that are present in the model.
     fn found(self) -> Vec<Part> {
         self.parts.into_iter().filter(|part| part.tensors > 0).collect()
     }

@@ -62,7 +62,7 @@ pub use warm_up::WarmUp;
 pub use warning::ModelWarning;
 pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 
-/// What tensors are made on; [`DeviceChoice`] opens one.
+/// The device to create tensors on; [`DeviceChoice`] opens one.
 pub use burn::tensor::Device;
 pub use idefics_checkpoint::{Checkpoint, CheckpointError, CheckpointWarning, Pickles};
 #[cfg(feature = "hub")]

@@ -1,4 +1,4 @@
-//! Models from folders.
+//! Loads models from folders.
 
 use std::path::Path;
 
@@ -14,11 +14,11 @@ use crate::{
     ModelWarning, WeightFormat, WeightOptions, folder,
 };
 
-/// Loads the model of a folder in the public layout on `device`, whatever its family; `weights` may be a dtype: F32, BF16
-/// or F16.
+/// Loads the model of any family from a folder in the layout of Hugging Face onto `device`. `weights` may be a
+/// dtype: F32, BF16 or F16.
 ///
 /// # Errors
-/// [`Error`] naming the file, key or tensor at fault.
+/// [`Error`] naming the invalid file, key or tensor.
 pub fn load_model(
     folder: &Path,
     device: &Device,
@@ -29,8 +29,8 @@ pub fn load_model(
     load_placed(&config, folder, &Placement::on(device), weights.into(), progress).map(|(model, _)| model)
 }
 
-/// Loads the model of a folder with this configuration, each part where `placement` says, and says what is odd about the
-/// weights.
+/// Loads the model of a folder with the given configuration, each part on the device given by `placement`. Also
+/// returns warnings about the weights.
 pub(crate) fn load_placed(
     config: &ModelConfig,
     folder: &Path,
@@ -38,86 +38,90 @@ pub(crate) fn load_placed(
     weights: WeightOptions,
     mut progress: impl FnMut(LoadProgress),
 ) -> Result<(Box<dyn AssembledModel>, Vec<ModelWarning>), Error> {
-    let model = in_folder(folder, config.family().assemble(placement))?;
+    let model = with_config_path(folder, config.family().assemble(placement))?;
     let files = Files::open(folder, config, weights)?;
     let options = files.load_options(config, placement);
     let mut warnings = weight_warnings(&*model, folder, &files.checkpoint, &options);
-    if let Some(quantization) = files.of_folder.as_ref().filter(|_| weights.quantize == WeightFormat::None) {
+    if let Some(quantization) = files.from_config.as_ref().filter(|_| weights.quantize == WeightFormat::None) {
         let (path, format) = (folder.join("config.json"), quantization.format.name());
         warnings.push(ModelWarning::QuantizedOnLoad { path, format });
     }
     Ok((model.load(&files.checkpoint, &options, &mut progress)?, warnings))
 }
 
-/// The weights of a folder, and how they are to be held.
+/// The weights of a folder, and the format to load them in.
 struct Files {
     checkpoint: Checkpoint,
-    of_folder: Option<Quantization>,
+    from_config: Option<Quantization>,
     weights: WeightOptions,
 }
 
 impl Files {
     fn open(folder: &Path, config: &ModelConfig, weights: WeightOptions) -> Result<Self, Error> {
         let checkpoint = Checkpoint::open_with(folder, weights.pickles)?;
-        let of_folder = config.quantization_on_load(Some(&checkpoint));
-        Ok(Self { checkpoint, of_folder, weights })
+        let from_config = config.quantization_on_load(Some(&checkpoint));
+        Ok(Self { checkpoint, from_config, weights })
     }
 
     fn load_options<'a>(&self, config: &'a ModelConfig, placement: &'a Placement) -> LoadOptions<'a> {
-        let options = self.weights.load_options(config.family().tied(), self.of_folder.clone());
+        let options = self.weights.load_options(config.family().tied(), self.from_config.clone());
         LoadOptions { as_stored: placement.in_files(), ..options }
     }
 }
 
-/// The configuration of a folder of the family `expected`, and that family's own.
-fn config_of<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> Result<(ModelConfig, C), Error> {
+/// The configuration of a folder, both generic and as the type of the family `expected`.
+fn config_as<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> Result<(ModelConfig, C), Error> {
     let config = ModelConfig::from_folder(folder)?;
-    let of_family = config.downcast_ref::<C>().cloned();
-    let of_family = of_family.ok_or_else(|| Error::OtherFamily { path: folder.join("config.json"), expected })?;
-    Ok((config, of_family))
+    let family_config = config.downcast_ref::<C>().cloned();
+    let family_config =
+        family_config.ok_or_else(|| Error::OtherFamily { path: folder.join("config.json"), expected })?;
+    Ok((config, family_config))
 }
 
 impl Idefics2 {
-    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    /// Loads the model from a folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32,
+    /// BF16 or F16.
     ///
     /// # Errors
-    /// [`Error`] naming the file, key or tensor at fault.
+    /// [`Error`] naming the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let (config, own) = config_of::<Idefics2Config>(folder, "idefics2")?;
-        let (model, placement) = (in_folder(folder, Self::new(&own, device))?, Placement::on(device));
+        let (config, own) = config_as::<Idefics2Config>(folder, "idefics2")?;
+        let (model, placement) = (with_config_path(folder, Self::new(&own, device))?, Placement::on(device));
         let files = Files::open(folder, &config, weights.into())?;
         Ok(files.checkpoint.load(model, &files.load_options(&config, &placement), progress)?)
     }
 }
 
 impl Idefics3 {
-    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    /// Loads the model from a folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32,
+    /// BF16 or F16.
     ///
     /// # Errors
-    /// [`Error`] naming the file, key or tensor at fault.
+    /// [`Error`] naming the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let (config, own) = config_of::<Idefics3Config>(folder, "idefics3 or smolvlm")?;
-        let (model, placement) = (in_folder(folder, Self::new(&own, device))?, Placement::on(device));
+        let (config, own) = config_as::<Idefics3Config>(folder, "idefics3 or smolvlm")?;
+        let (model, placement) = (with_config_path(folder, Self::new(&own, device))?, Placement::on(device));
         let files = Files::open(folder, &config, weights.into())?;
         Ok(files.checkpoint.load(model, &files.load_options(&config, &placement), progress)?)
     }
 }
 
 impl Idefics1 {
-    /// Loads the model of a folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    /// Loads the model from a folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32,
+    /// BF16 or F16.
     ///
     /// # Errors
-    /// [`Error`] naming the file, key or tensor at fault.
+    /// [`Error`] naming the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
@@ -127,30 +131,30 @@ impl Idefics1 {
         Self::from_folder_placed(folder, &Placement::on(device), weights, progress)
     }
 
-    /// As [`Self::from_folder`], each part on its own device; those that stay in the files are held as the files have
-    /// them.
+    /// Like [`Self::from_folder`], with each part on its own device. Parts that stay in the files keep the format
+    /// of the files.
     ///
     /// # Errors
-    /// [`Error`] naming the file, key or tensor at fault.
+    /// [`Error`] naming the invalid file, key or tensor.
     pub fn from_folder_placed(
         folder: &Path,
         placement: &Placement,
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let (config, own) = config_of::<Idefics1Config>(folder, "idefics")?;
-        let model = in_folder(folder, Self::placed(&own, placement))?;
+        let (config, own) = config_as::<Idefics1Config>(folder, "idefics")?;
+        let model = with_config_path(folder, Self::placed(&own, placement))?;
         let files = Files::open(folder, &config, weights.into())?;
         Ok(files.checkpoint.load(model, &files.load_options(&config, placement), progress)?)
     }
 }
 
-/// Names the file whose values describe no model.
-fn in_folder<M>(folder: &Path, model: Result<M, ConfigError>) -> Result<M, Error> {
+/// Adds the path of the configuration file to an error.
+fn with_config_path<M>(folder: &Path, model: Result<M, ConfigError>) -> Result<M, Error> {
     model.map_err(|source| Error::Config { path: folder.join("config.json"), source })
 }
 
-/// Warnings about the weights of a folder and what lies beside them. No weight is read.
+/// Warnings about the weights of a folder and about other files in it. No weight is read.
 pub(crate) fn weight_warnings(
     model: &dyn AssembledModel,
     folder: &Path,

@@ -1,4 +1,4 @@
-//! A model folder as one object: images and text in, text out.
+//! A loaded model folder: images and text in, text out.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -32,25 +32,26 @@ pub struct Idefics {
     warnings: Vec<ModelWarning>,
 }
 
-/// Bytes of image tokens that a model keeps by default: 250 pictures of the 8B model in f32.
+/// Default size of the cache of image vectors in bytes: 250 images of the 8B model in f32.
 const FEATURE_BYTES: usize = 256 << 20;
 
-/// What is being waited for while a model loads.
+/// Stage of loading a model.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum LoadStage {
-    /// Files come from the hub.
+    /// Downloading files from the hub.
     #[cfg(feature = "hub")]
     Download(idefics_hub::HubProgress),
-    /// Weights go to the device.
+    /// Loading weights onto the device.
     Weights(LoadProgress),
 }
 
 impl Idefics {
-    /// Loads a model folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    /// Loads a model folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32, BF16 or
+    /// F16.
     ///
     /// # Errors
-    /// [`Error`] naming the file, key or tensor at fault.
+    /// [`Error`] naming the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
@@ -60,11 +61,11 @@ impl Idefics {
         Self::load(folder, device, None, weights.into(), progress)
     }
 
-    /// As [`Idefics::from_folder`], each part where a plan for this model's configuration says
+    /// Like [`Idefics::from_folder`], with each part placed according to a plan for this model's configuration
     /// ([`ModelConfig::blocks`]).
     ///
     /// # Errors
-    /// As [`Idefics::from_folder`]; [`Error::NotPlaceable`] for a model that cannot be split.
+    /// See [`Idefics::from_folder`]; also [`Error::NotPlaceable`] if the model cannot be split.
     pub fn from_folder_placed(
         folder: &Path,
         plan: &Plan,
@@ -101,8 +102,8 @@ impl Idefics {
             Some(placement) => placement.clone(),
             None => Placement::on(device),
         };
-        let (model, of_weights) = load_placed(&config, folder, &placement, weights, progress)?;
-        warnings.extend(of_weights);
+        let (model, weight_warnings) = load_placed(&config, folder, &placement, weights, progress)?;
+        warnings.extend(weight_warnings);
         Ok(Self {
             folder: folder.to_owned(),
             model,
@@ -116,15 +117,15 @@ impl Idefics {
         })
     }
 
-    /// Warnings about the folder, which can be used all the same.
+    /// Warnings about the folder that do not prevent its use.
     pub fn warnings(&self) -> &[ModelWarning] {
         &self.warnings
     }
 
-    /// Loads a model of the hub, `org/name`, from the standard cache, to which missing files are downloaded.
+    /// Loads the model `org/name` of the hub from the standard cache, after downloading missing files to it.
     ///
     /// # Errors
-    /// [`Error::Hub`], or as [`Idefics::from_folder`].
+    /// [`Error::Hub`], and those of [`Idefics::from_folder`].
     #[cfg(feature = "hub")]
     pub fn from_hub(
         repo: &str,
@@ -145,7 +146,7 @@ impl Idefics {
         &*self.model
     }
 
-    /// Sets how many images the vision tower encodes together.
+    /// Sets how many images the vision tower encodes at once.
     pub fn set_vision_batch(&mut self, vision_batch: VisionBatch) {
         self.vision_batch = vision_batch;
     }
@@ -155,16 +156,16 @@ impl Idefics {
         &self.processor
     }
 
-    /// The folder's generation options, over which those of a call are laid.
+    /// The folder's generation options, which the options of a call override.
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.generation_config
     }
 
-    /// The options of a call over the folder's. Conversations in the words of the first Idefics end with a turn, unless
-    /// the call says what they end with: its folders do not.
+    /// The options of a call on top of the folder's. Conversations with IDEFICS v1 also end at the end-of-turn
+    /// token, unless the call sets `eos_token_id`: the folders of these checkpoints do not include that token.
     ///
     /// # Errors
-    /// [`Error::Generation`] or [`Error::FolderOption`] for what cannot be followed.
+    /// [`Error::Generation`] or [`Error::FolderOption`] if an option is invalid.
     pub(crate) fn options(&self, options: &GenerationConfig, is_conversation: bool) -> Result<GenerationConfig, Error> {
         let mut together = options.over(&self.generation_config);
         if let Some(end) = self.processor.turn_end_id().filter(|_| is_conversation && options.eos_token_id.is_none()) {
@@ -175,10 +176,10 @@ impl Idefics {
         Ok(together)
     }
 
-    /// Rows of ids for the model, padded, with what they see of their images.
+    /// Pads rows of token ids for the model, with the images that each token may attend to.
     ///
     /// # Errors
-    /// [`InputError::Empty`], or [`InputError::NoEmbedding`] for a token that the tokenizer alone knows.
+    /// [`InputError::Empty`], or [`InputError::NoEmbedding`] for a token of the tokenizer that has no embedding.
     pub(crate) fn prompts(&self, rows: &[Vec<u32>], tokenizer: &Tokenizer) -> Result<Prompts, InputError> {
         let vocab_size = self.model.shape().vocab_size;
         for (row, ids) in rows.iter().enumerate() {
@@ -191,14 +192,14 @@ impl Idefics {
         Ok(self.config.family().see_images(prompts, tokenizer))
     }
 
-    /// Says whatever is wrong with options or tokens before anything is computed.
+    /// Checks options and token ids before anything is computed.
     pub(crate) fn check(&self, prompts: &Prompts, options: &GenerationConfig) -> Result<(), Error> {
         let shape = self.model.shape();
         let options = options.resolve(prompts.seq(), shape.vocab_size)?;
         Ok(options.check_memory(prompts.seq(), &shape.text)?)
     }
 
-    /// What became of a row.
+    /// The result for a row.
     pub(crate) fn answer(
         &self,
         generation: &Generation<'_>,
@@ -237,14 +238,14 @@ impl Idefics {
     }
 }
 
-/// Says what processor and model see differently, before weights are read.
+/// Checks that processor and model agree about tokens, before weights are read.
 fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> Result<Option<ModelWarning>, Error> {
     config.family().check_processor(folder, processor)?;
     let tokenizer = processor.tokenizer();
     let vocab_size = config.family().shape().vocab_size;
-    let without_embedding = (vocab_size as u64..=u64::from(tokenizer.max_id())).take(MOST_TOKENS_WITHOUT_EMBEDDING);
+    let without_embedding = (vocab_size as u64..=u64::from(tokenizer.max_id())).take(MAX_TOKENS_WITHOUT_EMBEDDING);
     let names = without_embedding.filter_map(|id| tokenizer.id_to_token(id as u32));
-    // Base checkpoints have none for the end of a turn, which is no surprise.
+    // Base checkpoints have no embedding for the end-of-turn token. This is expected.
     let tokens: Vec<String> = names.filter(|token| token != END_OF_UTTERANCE).collect();
     let folder = folder.to_owned();
     Ok((!tokens.is_empty()).then_some(ModelWarning::TokensWithoutEmbedding { folder, vocab_size, tokens }))
@@ -252,10 +253,10 @@ fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> R
 
 const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
-/// Tokens without an embedding that are looked at; files can number them as they like.
-const MOST_TOKENS_WITHOUT_EMBEDDING: usize = 1 << 16;
+/// Maximum number of tokens without embedding to check, since files can contain arbitrary ids.
+const MAX_TOKENS_WITHOUT_EMBEDDING: usize = 1 << 16;
 
-/// Milliseconds since then.
+/// Milliseconds since `clock`.
 pub(crate) fn milliseconds(clock: Instant) -> f64 {
     clock.elapsed().as_secs_f64() * 1e3
 }

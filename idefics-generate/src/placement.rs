@@ -1,9 +1,10 @@
-//! Which part of a model goes where: devices in the order given, then what stays in the mapped files.
+//! Placement of a model's parts: on devices in the given order, and what does not fit stays in the memory-mapped
+//! files.
 //!
-//! Parts are placed in the order in which data meets them, so that it crosses from one place to the next as rarely as
-//! can be; a part is never split. Source of the rules: `device_map="auto"` of Transformers, whose `_no_split_modules`
-//! are the parts here. Where a part is decides what computes it, and nothing else: results are those of one device.
-//! Parts in the files alone are held as the files have them, whatever the others are rounded to.
+//! Parts are placed in the order in which data passes through them, so that data rarely moves between devices. A
+//! part is never split. Source of the rules: `device_map="auto"` of Transformers; the parts correspond to its
+//! `_no_split_modules`. The placement only decides where a part is computed: results are the same as on a single
+//! device. Parts that stay in the files keep the format of the files, whatever the other parts are converted to.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,34 +17,34 @@ use serde::Serialize;
 
 use crate::{DeviceChoice, DeviceError, Error, ModelConfig, WeightOptions};
 
-/// Why weights cannot be placed.
+/// An invalid placement.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlacementError {
-    /// Not a list of places.
-    #[error("{text:?}: expected places with their memory, such as cuda:0=20GB,cpu=16GB")]
+    /// The text is not a list of places.
+    #[error("{text:?}: expected a list of devices with their memory, such as cuda:0=20GB,cpu=16GB")]
     Places {
-        /// What was given.
+        /// The text that was given.
         text: String,
     },
-    /// A place that is no device.
+    /// A place that is not a device.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
 
-/// Somewhere for weights.
+/// A device, or a share of one, with memory for weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Place {
-    /// `cuda:0`, `cpu`, `cpu:1`: several places may be the same device.
+    /// Name: `cuda:0`, `cpu`, `cpu:1`. Several places may be on the same device.
     pub name: String,
-    /// Bytes of weights that it takes.
+    /// Maximum bytes of weights.
     pub bytes: u64,
     #[serde(skip)]
     choice: DeviceChoice,
 }
 
 impl Place {
-    /// A place with `bytes` of memory on the device called `name`; `cpu:0`, `cpu:1` and so on are all the CPU.
+    /// Creates a place with `bytes` of memory on the device `name`. `cpu:0`, `cpu:1` and so on all mean the CPU.
     ///
     /// # Errors
     /// [`DeviceError::Unknown`].
@@ -54,7 +55,7 @@ impl Place {
     }
 }
 
-/// `cuda:0=20GB,cpu=16GB`: places in the order in which they are filled.
+/// Places in the order in which they are filled: `cuda:0=20GB,cpu=16GB`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Places(pub Vec<Place>);
 
@@ -72,7 +73,7 @@ impl FromStr for Places {
     }
 }
 
-/// `20GB`, `512MB`, `1.5GiB` or a number of bytes.
+/// Parses a size: `20GB`, `512MB`, `1.5GiB` or a number of bytes.
 fn parse_bytes(text: &str) -> Option<u64> {
     const UNITS: [(&str, f64); 7] = [
         ("GIB", 1_073_741_824.0),
@@ -93,28 +94,28 @@ fn parse_bytes(text: &str) -> Option<u64> {
 /// A part of a model that is never split.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Block {
-    /// What its tensors' names begin with: `model.layers.3`.
+    /// Prefix of its tensor names, for example `model.layers.3`.
     pub name: String,
     /// Bytes of its weights on a device.
     pub bytes: u64,
-    /// Bytes of its weights as the files have them.
+    /// Bytes of its weights in the files.
     pub stored_bytes: u64,
 }
 
-/// The place of the files, behind all devices.
+/// Name of the last place: the memory-mapped files.
 pub const FILES: &str = "files";
 
-/// Where each part goes.
+/// The place of each part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plan {
     places: Vec<Place>,
-    /// Each part with the index of its place; one past the last is the files.
+    /// Each part with the index of its place; the index after the last place means the files.
     blocks: Vec<(Block, usize)>,
 }
 
 impl Plan {
-    /// Fills places in order. A part that does not fit goes to the next place, and all that follow it stay behind it;
-    /// what fits nowhere stays in the mapped files, which the CPU computes from.
+    /// Fills the places in order. A part that does not fit goes to the next place, and later parts never return to
+    /// an earlier one. Parts that fit nowhere stay in the memory-mapped files and are computed by the CPU.
     pub fn new(blocks: Vec<Block>, Places(places): Places) -> Self {
         let mut at = 0;
         let mut free = places.first().map_or(0, |place| place.bytes);
@@ -130,11 +131,11 @@ impl Plan {
         Self { places, blocks }
     }
 
-    /// The plan for the model of a folder, or of a `config.json`, with weights held as `weights` says on devices like
+    /// Plans the model of a folder or of a `config.json`, with weights in the format of `weights` on devices like
     /// `device`. No weight is read.
     ///
     /// # Errors
-    /// As [`ModelConfig::from_folder`]; [`Error::NotPlaceable`] for Idefics2.
+    /// Those of [`ModelConfig::from_folder`]; [`Error::NotPlaceable`] if the model cannot be split.
     pub fn of_model(
         path: &Path,
         weights: impl Into<WeightOptions>,
@@ -143,7 +144,7 @@ impl Plan {
     ) -> Result<Self, Error> {
         let config = if path.is_dir() { ModelConfig::from_folder(path)? } else { ModelConfig::from_file(path)? };
         let weights = weights.into();
-        // What is wrong with the files is said when they are loaded.
+        // Errors in the weight files are reported when they are loaded.
         let checkpoint = Checkpoint::open_with(path, weights.pickles).ok().filter(|_| path.is_dir());
         match config.blocks(checkpoint.as_ref(), device, weights)? {
             blocks if blocks.is_empty() => Err(Error::NotPlaceable { folder: path.to_owned() }),
@@ -151,8 +152,8 @@ impl Plan {
         }
     }
 
-    /// Each place, the files last, with the parts that go there and the bytes that they take, or have in the files;
-    /// places without a part included.
+    /// Every place, the files last, with its parts and their bytes (on the device, or in the files). Includes
+    /// places without parts.
     pub fn by_place(&self) -> Vec<(&str, Vec<&Block>, u64)> {
         let names = self.places.iter().map(|place| place.name.as_str()).chain([FILES]);
         let of = |(index, name)| {
@@ -165,10 +166,10 @@ impl Plan {
         names.enumerate().map(of).collect()
     }
 
-    /// Opens the devices: what each part's name begins with, and where it goes.
+    /// Opens the devices.
     ///
     /// # Errors
-    /// [`DeviceError`] for a device that is not there.
+    /// [`DeviceError`] if a device is not available.
     pub fn open(&self) -> Result<Placement, DeviceError> {
         let mut devices = Vec::with_capacity(self.places.len() + 1);
         for place in &self.places {
@@ -182,7 +183,7 @@ impl Plan {
     }
 }
 
-/// One line a place: how much, and from which part to which.
+/// One line per place: its bytes, and its first and last part.
 impl fmt::Display for Plan {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, blocks, bytes) in self.by_place() {
@@ -200,22 +201,22 @@ impl fmt::Display for Plan {
 pub struct Placement {
     of: BTreeMap<String, Device>,
     default: Device,
-    /// What the names of tensors begin with that stay in the files.
+    /// Prefixes of the names of tensors that stay in the files.
     in_files: Vec<String>,
 }
 
 impl Placement {
-    /// Everything on one device.
+    /// Places everything on one device.
     pub fn on(device: &Device) -> Self {
         Self { of: BTreeMap::new(), default: device.clone(), in_files: Vec::new() }
     }
 
-    /// Where a part goes.
+    /// The device of a part.
     pub fn device(&self, block: &str) -> Device {
         self.of.get(block).unwrap_or(&self.default).clone()
     }
 
-    /// What the names of tensors begin with that stay in the files.
+    /// Prefixes of the names of tensors that stay in the files.
     pub(crate) fn in_files(&self) -> &[String] {
         &self.in_files
     }
@@ -238,19 +239,19 @@ mod tests {
     }
 
     #[test]
-    fn places_are_filled_in_order_and_never_returned_to() {
+    fn places_are_filled_strictly_in_order() {
         let two: Places = "cpu:0=10B,cpu:1=5B".parse().unwrap();
-        // The third does not fit the first place any more; the small one behind it stays behind it.
+        // The third part no longer fits in the first place, and the small ones after it must not return there.
         let plan = Plan::new(blocks(&[4, 4, 4, 1, 1]), two.clone());
         assert_eq!(places(&plan), [0, 0, 1, 1, 2]);
         let bytes: Vec<u64> = plan.by_place().into_iter().map(|(_, _, bytes)| bytes).collect();
-        assert_eq!(bytes, [8, 5, 4], "in the files a part is as they have it");
-        assert_eq!(places(&Plan::new(blocks(&[11, 1]), two)), [2, 2], "what fits nowhere stays in the files");
+        assert_eq!(bytes, [8, 5, 4], "parts in the files have their stored size");
+        assert_eq!(places(&Plan::new(blocks(&[11, 1]), two)), [2, 2], "parts that fit nowhere stay in the files");
         assert_eq!(places(&Plan::new(blocks(&[1]), Places::default())), [0]);
     }
 
     #[test]
-    fn sizes_are_read_with_their_units() {
+    fn parses_sizes_with_units() {
         for (text, bytes) in [("20GB", 20_000_000_000), ("1.5GiB", 1_610_612_736), ("512mb", 512_000_000), ("7", 7)] {
             assert_eq!(parse_bytes(text), Some(bytes), "{text}");
         }
@@ -260,13 +261,13 @@ mod tests {
     }
 
     #[test]
-    fn the_80b_shape_is_planned_without_memory() {
+    fn plans_80b_shape_without_allocating() {
         let config = ModelConfig::from(Idefics1Config::idefics_80b());
         let device = DeviceChoice::Cpu.open().unwrap().1;
         let blocks = config.blocks(None, &device, DType::BF16).unwrap();
         let total = config.memory(None, &device, DType::BF16).unwrap().total();
         assert_eq!(blocks.iter().map(|block| block.bytes).sum::<u64>(), total);
-        // All but norms, gates and the like are in BF16.
+        // Everything except norms, gates and the like is BF16.
         assert!((2 * 79_967_843_624..2 * 80_000_000_000).contains(&total));
         let in_nf4 = WeightOptions { quantize: "nf4".parse().unwrap(), ..WeightOptions::default() };
         let in_nf4: u64 = config.blocks(None, &device, in_nf4).unwrap().iter().map(|block| block.bytes).sum();

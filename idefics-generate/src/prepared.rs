@@ -1,6 +1,7 @@
-//! From samples to answers, in two steps: what the processor does, and what the model does.
+//! Answers samples in two steps: the work of the processor, and the work of the model.
 //!
-//! The first needs no model: [`Idefics::prepare_ahead`] does it for the next samples while the model answers the last.
+//! The first step does not need the model: [`Idefics::prepare_ahead`] runs it for the next samples while the model
+//! is busy.
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::sync_channel;
@@ -17,7 +18,7 @@ use crate::{
     TextStream, Timings,
 };
 
-/// Samples whose pictures are decoded and whose words are tokens.
+/// Samples whose images have been decoded and whose text has been tokenised.
 #[derive(Debug)]
 pub struct Prepared<'m> {
     model: &'m Idefics,
@@ -27,7 +28,7 @@ pub struct Prepared<'m> {
     preprocess_ms: f64,
 }
 
-/// A generation whose prompt was run.
+/// A generation after prefill.
 struct Run<'a> {
     generation: Generation<'a>,
     inputs: ProcessedInputs,
@@ -35,10 +36,10 @@ struct Run<'a> {
 }
 
 impl Idefics {
-    /// Reads the images and the words of samples.
+    /// Processes the images and texts of samples.
     ///
     /// # Errors
-    /// [`Error`] naming the row or image at fault.
+    /// [`Error`] naming the invalid row or image.
     pub fn prepare(&self, samples: &[Sample], process: &ProcessOptions) -> Result<Prepared<'_>, Error> {
         let clock = Instant::now();
         let inputs = self.processor().process(samples, process)?;
@@ -51,8 +52,9 @@ impl Idefics {
         })
     }
 
-    /// Calls `answer` with each batch of samples, prepared, in order; the next one is prepared on a thread of its own
-    /// meanwhile. Ends with the first error of `answer`, when the batch that is being prepared is.
+    /// Prepares batches of samples on a separate thread and calls `answer` with each of them, in order; while one
+    /// batch is answered, the next one is prepared. Stops at the first error of `answer`, after the current
+    /// preparation has ended.
     ///
     /// # Errors
     /// Those of `answer`.
@@ -64,27 +66,27 @@ impl Idefics {
     ) -> Result<(), E> {
         let batches = batches.into_iter();
         thread::scope(|scope| {
-            // Nothing waits between the two: one batch is ready at most while another is answered.
+            // A channel without buffer: at most one batch is ready while another one is answered.
             let (sender, receiver) = sync_channel(0);
             let reader = scope.spawn(move || {
                 for batch in batches {
                     let prepared = self.prepare(batch.as_ref(), process);
                     if sender.send((batch, prepared)).is_err() {
-                        break; // an answer failed
+                        break; // `answer` failed
                     }
                 }
             });
             let answered = receiver.into_iter().try_for_each(|(batch, prepared)| answer(batch, prepared));
-            reader.join().unwrap_or_else(|panic| resume_unwind(panic)); // with the place that it was seen at
+            reader.join().unwrap_or_else(|panic| resume_unwind(panic)); // keeps the location of the panic
             answered
         })
     }
 
-    /// Answers a batch of samples: `num_return_sequences` answers for the first, then those for the second. A row's
-    /// answer does not depend on the others.
+    /// Answers a batch of samples. Returns `num_return_sequences` answers per sample, in the order of the samples.
+    /// An answer does not depend on the other rows.
     ///
     /// # Errors
-    /// [`Error`] naming the row, image or option at fault.
+    /// [`Error`] naming the invalid row, image or option.
     pub fn generate<'a>(
         &'a self,
         samples: &[Sample],
@@ -95,11 +97,11 @@ impl Idefics {
         self.prepare(samples, process)?.generate(options, controls)
     }
 
-    /// As [`Idefics::generate`], where an answer that fails does not keep the others back.
+    /// Like [`Idefics::generate`], but a row that fails does not affect the others.
     ///
     /// # Errors
-    /// Of the batch: [`Error`] naming the row, image or option at fault. Of one answer: [`Error::NonFinite`] or
-    /// [`Error::NoAllowedToken`].
+    /// For the batch, [`Error`] naming the invalid row, image or option. For a single answer, [`Error::NonFinite`]
+    /// or [`Error::NoAllowedToken`].
     pub fn generate_each<'a>(
         &'a self,
         samples: &[Sample],
@@ -110,10 +112,10 @@ impl Idefics {
         self.prepare(samples, process)?.generate_each(options, controls)
     }
 
-    /// Answers one sample, calling `on_text` with each chunk of text as it comes; see [`TextStream`].
+    /// Answers one sample and calls `on_text` with each chunk of text as it is generated; see [`TextStream`].
     ///
     /// # Errors
-    /// As [`Idefics::generate`], and [`GenerationError::Conflict`] for options that give more than one row.
+    /// Those of [`Idefics::generate`], and [`GenerationError::Conflict`] if the options request more than one row.
     pub fn generate_streaming<'a>(
         &'a self,
         sample: &Sample,
@@ -125,10 +127,10 @@ impl Idefics {
         self.prepare_one(sample, process, options)?.generate_streaming(options, controls, on_text)
     }
 
-    /// The text of one sample's answer as an iterator; dropping it ends the generation.
+    /// The text of one sample's answer as an iterator. Dropping it ends the generation.
     ///
     /// # Errors
-    /// As [`Idefics::generate_streaming`].
+    /// Those of [`Idefics::generate_streaming`].
     pub fn stream<'a>(
         &'a self,
         sample: &Sample,
@@ -139,7 +141,7 @@ impl Idefics {
         self.prepare_one(sample, process, options)?.stream(options, controls)
     }
 
-    /// One sample, unless its answer cannot be streamed.
+    /// Prepares one sample, after checking that the answer can be streamed.
     fn prepare_one(
         &self,
         sample: &Sample,
@@ -153,18 +155,18 @@ impl Idefics {
 }
 
 impl<'m> Prepared<'m> {
-    /// As [`Idefics::generate`].
+    /// See [`Idefics::generate`].
     ///
     /// # Errors
-    /// As [`Idefics::generate`].
+    /// Those of [`Idefics::generate`].
     pub fn generate(self, options: &GenerationConfig, controls: impl Into<Controls<'m>>) -> Result<Vec<Answer>, Error> {
         self.generate_each(options, controls)?.into_iter().collect()
     }
 
-    /// As [`Idefics::generate_each`].
+    /// See [`Idefics::generate_each`].
     ///
     /// # Errors
-    /// As [`Idefics::generate_each`].
+    /// Those of [`Idefics::generate_each`].
     pub fn generate_each(
         self,
         options: &GenerationConfig,
@@ -182,10 +184,10 @@ impl<'m> Prepared<'m> {
         Ok((0..inputs.input_ids.len() * generation.answers_per_sample()).map(answer).collect())
     }
 
-    /// As [`Idefics::generate_streaming`].
+    /// See [`Idefics::generate_streaming`].
     ///
     /// # Errors
-    /// As [`Idefics::generate_streaming`].
+    /// Those of [`Idefics::generate_streaming`].
     pub fn generate_streaming(
         self,
         options: &GenerationConfig,
@@ -203,10 +205,10 @@ impl<'m> Prepared<'m> {
         model.answer(stream.generation(), &inputs, 0, &process, timings)
     }
 
-    /// As [`Idefics::stream`].
+    /// See [`Idefics::stream`].
     ///
     /// # Errors
-    /// As [`Idefics::generate_streaming`].
+    /// Those of [`Idefics::generate_streaming`].
     pub fn stream(
         self,
         options: &GenerationConfig,
@@ -216,11 +218,11 @@ impl<'m> Prepared<'m> {
         Ok(TextStream::new(self.start_one(options, controls.into())?.generation, tokenizer, true))
     }
 
-    /// The samples as rows of tokens, and the logits after each of these, `[batch, seq, vocab_size]` in f32; rows of
-    /// padding mean nothing.
+    /// The prompts as rows of tokens, and the logits after each token, `[batch, seq, vocab_size]` in f32. Logits
+    /// of padding are meaningless.
     ///
     /// # Errors
-    /// [`InputError`] for samples that do not fit the model.
+    /// [`InputError`] if the samples do not fit the model.
     pub fn logits(&self) -> Result<(Prompts, Tensor<3>), InputError> {
         let prompts = self.model.prompts(&self.inputs.input_ids, self.tokenizer())?;
         let images: Vec<ImageTile> = self.inputs.images.iter().flatten().cloned().collect();
@@ -232,16 +234,16 @@ impl<'m> Prepared<'m> {
         self.model.processor().tokenizer_for(self.process.compatibility)
     }
 
-    /// Everything up to the first token of the one row that a stream has.
+    /// Runs everything up to the first token, for a stream with a single row.
     fn start_one(self, options: &GenerationConfig, controls: Controls<'m>) -> Result<Run<'m>, Error> {
         check_streamable(&self.model.options(options, self.is_conversation)?)?;
         match self.inputs.input_ids.len() {
             1 => self.start(options, controls),
-            _ => Err(one_answer("several samples").into()),
+            _ => Err(single_answer_conflict("several samples").into()),
         }
     }
 
-    /// Everything up to the first token.
+    /// Runs everything up to the first token.
     fn start(self, options: &GenerationConfig, mut controls: Controls<'m>) -> Result<Run<'m>, Error> {
         let tokenizer = self.tokenizer();
         let Self { model, mut inputs, is_conversation, preprocess_ms, .. } = self;
@@ -273,10 +275,10 @@ fn is_conversation(samples: &[Sample]) -> bool {
 }
 
 fn check_streamable(options: &GenerationConfig) -> Result<(), GenerationError> {
-    if options.is_streamable() { Ok(()) } else { Err(one_answer("num_beams or num_return_sequences")) }
+    if options.is_streamable() { Ok(()) } else { Err(single_answer_conflict("num_beams or num_return_sequences")) }
 }
 
-fn one_answer(option: &'static str) -> GenerationError {
-    let reason = "only one answer that grows a token at a time can be streamed";
+fn single_answer_conflict(option: &'static str) -> GenerationError {
+    let reason = "only a single answer that is generated token by token can be streamed";
     GenerationError::Conflict { option, other: "streaming", reason }
 }

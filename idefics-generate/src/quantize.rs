@@ -1,4 +1,4 @@
-//! A model folder written again with its linear layers quantised.
+//! Rewrites a model folder with quantised linear layers.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,20 +13,20 @@ use serde_json::{Map, Value, json};
 use crate::config::{HEAD, QUANT_METHOD, read_json};
 use crate::{Error, ModelConfig, WeightOptions, load_model};
 
-/// Writes the model of the folder `source` to the folder `target`, its linear layers in the format of `options`.
+/// Writes the model of the folder `source` to the folder `target`, with linear layers in the format of `options`.
 ///
-/// `target` appears complete, once it has been opened and checked, or not at all. Until then there is a folder
-/// `.NAME.unfinished-…` beside it; those of earlier runs that were killed are removed. `device` loads the result to check
-/// it. Nothing of `source` is changed. Its other files are copied, but for folders and files whose names begin with a
-/// dot. NF4 and FP4 have the layout of bitsandbytes, which Transformers loads. An error of `progress`, which is called
-/// after each tensor, ends the work.
+/// `target` appears only when it is complete and has been loaded on `device` as a check. Until then the data is in
+/// a folder `.NAME.unfinished-…` next to it; such folders of earlier runs that were killed are removed. `source`
+/// is not changed. Its other files are copied, except folders and files whose names begin with a dot. NF4 and FP4
+/// use the layout of bitsandbytes, which Transformers can load. `progress` is called after each tensor; if it
+/// returns an error, the work stops.
 ///
 /// # Errors
-/// [`Error::Write`] if `target` is there already or cannot be written, and what [`load_model`] and
-/// [`write_quantized`](idefics_nn::checkpoint::write_quantized) refuse.
+/// [`Error::Write`] if `target` already exists or cannot be written, and the errors of [`load_model`] and
+/// [`write_quantized`](idefics_nn::checkpoint::write_quantized).
 ///
 /// # Panics
-/// If `options` quantises nothing.
+/// If `options` does not quantise anything.
 pub fn quantize_folder(
     source: &Path,
     target: &Path,
@@ -34,14 +34,14 @@ pub fn quantize_folder(
     device: &Device,
     mut progress: impl FnMut(LoadProgress) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let quantization = options.quantization().expect("a format is given");
+    let quantization = options.quantization().expect("`options.quantize` must be set");
     let failed = |source: io::Error| Error::Write { path: target.to_owned(), source };
     if target.symlink_metadata().is_ok() {
-        let advice = "it is there already; remove it or give another name";
+        let advice = "it already exists; remove it or give another name";
         return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, advice)));
     }
     let config = ModelConfig::from_folder(source)?;
-    // Which layers there are; no weight is made.
+    // The module tells which layers exist; its weights are not allocated.
     let model =
         config.assemble(device).map_err(|error| Error::Config { path: source.join("config.json"), source: error })?;
     let checkpoint = Checkpoint::open_with(source, options.pickles)?;
@@ -52,7 +52,7 @@ pub fn quantize_folder(
     remove_stale(parent, &prefix);
     let unfinished = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(failed)?;
     let lock = File::open(unfinished.path()).map_err(failed)?;
-    let _ = lock.try_lock(); // until the end; a file system without locks keeps what is stale
+    let _ = lock.try_lock(); // held until the end; on a file system without locks, stale folders stay
     let load_options = options.load_options(config.family().tied(), None);
     model.write_quantized(&checkpoint, &load_options, unfinished.path(), &mut progress)?;
     copy_other_files(source, unfinished.path())?;
@@ -62,7 +62,8 @@ pub fn quantize_folder(
     publish(unfinished, target, parent).map_err(failed)
 }
 
-/// Removes the folders of runs that were killed: nobody holds their locks any more. What cannot be removed stays.
+/// Removes the folders of runs that were killed; their locks are no longer held. Ignores folders that cannot be
+/// removed.
 fn remove_stale(parent: &Path, prefix: &str) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let is_stale = || File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok());
@@ -72,7 +73,7 @@ fn remove_stale(parent: &Path, prefix: &str) {
     }
 }
 
-/// Everything that is a file and not weights.
+/// Copies all files that are not weights.
 fn copy_other_files(source: &Path, target: &Path) -> Result<(), Error> {
     let unread = |error| Error::Read { path: source.to_owned(), source: error };
     for entry in fs::read_dir(source).map_err(unread)? {
@@ -90,7 +91,7 @@ fn copy_other_files(source: &Path, target: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// `config.json` with the section that says how the weights are quantised.
+/// Writes `config.json` with a section that describes the quantisation.
 fn write_config(source: &Path, target: &Path, quantization: &Quantization) -> Result<(), Error> {
     let mut config = read_json(&source.join("config.json"))?;
     let compute_dtype = ["dtype", "torch_dtype"].iter().find_map(|key| config.get(key)?.as_str());
@@ -103,7 +104,7 @@ fn write_config(source: &Path, target: &Path, quantization: &Quantization) -> Re
     })?)
 }
 
-/// Source: `BitsAndBytesConfig.to_dict`, Transformers 5.23.0.
+/// The section `quantization_config`. Source: `BitsAndBytesConfig.to_dict`, Transformers 5.23.0.
 fn section(quantization: &Quantization, compute_dtype: &str) -> Map<String, Value> {
     let kept: Vec<&str> = quantization.modules_to_not_convert.iter().map(String::as_str).collect();
     let section = match quantization.format {
@@ -119,7 +120,7 @@ fn section(quantization: &Quantization, compute_dtype: &str) -> Map<String, Valu
             "bnb_4bit_use_double_quant": quantization.double_quant,
             "llm_int8_enable_fp32_cpu_offload": false,
             "llm_int8_has_fp16_weight": false,
-            // The list takes the place of the default one, which is the head alone.
+            // This list replaces the default one, which contains only the head.
             "llm_int8_skip_modules": (kept != [HEAD]).then_some(kept),
             "llm_int8_threshold": 6.0
         }),
@@ -129,14 +130,14 @@ fn section(quantization: &Quantization, compute_dtype: &str) -> Map<String, Valu
             "modules_to_not_convert": kept
         }),
     };
-    let Value::Object(section) = section else { unreachable!("it is written as an object") };
+    let Value::Object(section) = section else { unreachable!("`json!` creates an object") };
     section
 }
 
-/// Gives the folder its name.
+/// Renames the folder to its final name.
 fn publish(unfinished: tempfile::TempDir, target: &Path, parent: &Path) -> io::Result<()> {
     File::open(unfinished.path())?.sync_all()?;
     fs::rename(unfinished.path(), target)?;
-    let _ = unfinished.keep(); // it is not there any more
+    let _ = unfinished.keep(); // it no longer exists under this name
     File::open(parent)?.sync_all()
 }

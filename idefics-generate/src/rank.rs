@@ -1,4 +1,4 @@
-//! Given answers ranked by how likely the model finds them, in one pass behind the prompt that they share.
+//! Ranks given answers by their likelihood, with a single pass over the shared prompt.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -18,64 +18,66 @@ use crate::{CancelToken, Error, Idefics, InputError, Model, Prompts, Timings};
 /// How labels are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RankOptions {
-    /// Whether the log-likelihood of a label is divided by its tokens, so that long labels are not at a loss.
+    /// Whether to divide the log-likelihood of a label by its number of tokens, so that long labels are not at a
+    /// disadvantage.
     pub normalize_length: bool,
-    /// Whether the log-likelihood that the label has after the same prompt without its images is taken off: what the
-    /// picture says counts then, and not how common the words are.
+    /// Whether to subtract the log-likelihood of the label after the same prompt without images. The score then
+    /// measures the evidence in the image, and not how common the words are.
     pub calibrate: bool,
 }
 
-/// A label and how well it answers.
+/// A label and its score.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RankedLabel {
     /// The label.
     pub label: String,
-    /// The share of this label among all: softmax of the scores.
+    /// Probability of this label among all labels: softmax of the scores.
     pub probability: f64,
-    /// What the labels are ordered by: the log-likelihood, calibrated and normalised as asked for.
+    /// The score that labels are ordered by: the log-likelihood, calibrated and normalised according to the
+    /// options.
     pub score: f64,
     /// Natural logarithm of the label's probability after the prompt.
     pub log_likelihood: f64,
-    /// Its tokens.
+    /// Number of tokens of the label.
     pub tokens: usize,
 }
 
-/// What became of a ranking.
+/// The result of a ranking.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Ranking {
     /// All labels, best first.
     pub labels: Vec<RankedLabel>,
-    /// The text that the model read, image tokens included.
+    /// The prompt text, image tokens included.
     pub prompt: String,
-    /// Where the time went; the labels are in `prefill_ms`, and a calibration in every stage that it needs.
+    /// Time per stage. The labels are part of `prefill_ms`; a calibration adds to every stage that it runs.
     pub timings: Timings,
 }
 
-/// Labels after one prompt.
+/// The log-likelihoods of labels after one prompt.
 struct Likelihoods {
     /// The prompt's text.
     prompt: String,
-    /// Log-likelihood and tokens of each label.
+    /// Log-likelihood and number of tokens of each label.
     scored: Vec<(f64, usize)>,
     timings: Timings,
 }
 
-/// Tokens that are run together at most, unless one answer has more: what each of them sees is computed for all, so that
-/// many would cost more together than apart.
+/// Maximum number of tokens that are run together, unless a single answer has more. The attention mask covers all
+/// pairs of them, so larger groups would cost more than separate ones.
 const GROUP: usize = 96;
 
-/// Answers as a tree: what they begin with in common is computed once.
+/// Answers as a trie, so that common prefixes are computed once.
 #[derive(Debug, Default)]
 struct Trie {
-    /// Each token with the one before, `None` after the prompt.
+    /// Each token with its parent node; `None` after the prompt.
     nodes: Vec<(u32, Option<usize>)>,
     /// The nodes of each answer.
     paths: Vec<Vec<usize>>,
-    /// Where among the tokens that are read a node is; last tokens are predicted and never read.
+    /// Index of each node among `read`; `None` for last tokens, which are predicted but not fed to the model.
     places: Vec<Option<usize>>,
-    /// The tokens that are read, and what each follows.
+    /// The tokens that are fed to the model, each with the index of the token that it follows.
     read: Vec<(u32, Option<usize>)>,
 }
 
@@ -104,14 +106,14 @@ impl Trie {
         trie
     }
 
-    /// For each node the row of `[the prompt's last token; tokens that are read]` that predicts it.
+    /// For each node, the row of `[last token of the prompt; tokens in read]` that predicts it.
     fn predictors(&self) -> Vec<i32> {
         let place = |parent: Option<usize>| parent.and_then(|parent| self.places[parent]);
         self.nodes.iter().map(|&(_, parent)| place(parent).map_or(0, |place| place as i32 + 1)).collect()
     }
 }
 
-/// Answers to be run together, by their index: neighbours in the order of their tokens.
+/// Groups answers (by index) that are run together; answers with common prefixes are adjacent.
 fn groups(answers: &[Vec<u32>]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..answers.len()).collect();
     order.sort_by_key(|&index| &answers[index]);
@@ -124,19 +126,20 @@ fn groups(answers: &[Vec<u32>]) -> Vec<Vec<usize>> {
             n_read = 0;
         }
         n_read += more;
-        groups.last_mut().expect("a group was begun").push(index);
+        groups.last_mut().expect("there is at least one group").push(index);
     }
     groups
 }
 
 impl dyn Model + '_ {
-    /// The log-likelihood of each answer after one prompt, which is computed once. An answer without tokens has 0.
+    /// The log-likelihood of each answer after one prompt, which is run only once. It is 0 for an answer without
+    /// tokens.
     ///
     /// # Errors
-    /// [`Error::Input`] for ids that do not fit the model, [`Error::Execution`], [`Error::NonFinite`].
+    /// [`Error::Input`] if an id is outside the vocabulary, [`Error::Execution`], [`Error::NonFinite`].
     ///
     /// # Panics
-    /// If there is another number of prompts than one.
+    /// If there is not exactly one prompt.
     pub fn log_likelihoods(
         &self,
         prompt: &Prompts,
@@ -146,7 +149,7 @@ impl dyn Model + '_ {
         self.log_likelihoods_until(prompt, image_hidden_states, answers, &CancelToken::default())
     }
 
-    /// As [`Self::log_likelihoods`], ended by `cancel` with [`Error::Cancelled`] before the prompt is run or between
+    /// Like [`Self::log_likelihoods`]. `cancel` stops it with [`Error::Cancelled`] before the prompt or between
     /// groups of answers.
     pub(crate) fn log_likelihoods_until(
         &self,
@@ -155,7 +158,7 @@ impl dyn Model + '_ {
         answers: &[Vec<u32>],
         cancel: &CancelToken,
     ) -> Result<Vec<f64>, Error> {
-        assert_eq!(prompt.batch(), 1, "answers of one prompt");
+        assert_eq!(prompt.batch(), 1, "there must be exactly one prompt");
         let vocab_size = self.shape().vocab_size;
         if let Some(&id) = answers.iter().flatten().find(|&&id| id as usize >= vocab_size) {
             return Err(InputError::TokenId { row: 0, id, vocab_size }.into());
@@ -165,13 +168,13 @@ impl dyn Model + '_ {
         let mut cache = self.cache(prompt, longest.max(GROUP));
         let states = self.hidden_states(prompt, image_hidden_states, &mut cache)?;
         let [_, seq, d] = states.dims();
-        let last = states.narrow(1, seq - 1, 1).reshape([1, d]); // what first tokens are predicted from
+        let last = states.narrow(1, seq - 1, 1).reshape([1, d]); // predicts the first tokens
         let mut scores = vec![0.0; answers.len()];
         for group in groups(answers) {
             cancel.check()?;
             cache.truncate(seq);
             let trie = Trie::new(group.iter().map(|&index| answers[index].as_slice()));
-            let logprobs = self.logprobs_behind(last.clone(), &trie, &mut cache)?;
+            let logprobs = self.node_logprobs(last.clone(), &trie, &mut cache)?;
             for (&index, path) in group.iter().zip(&trie.paths) {
                 scores[index] = path.iter().map(|&node| f64::from(logprobs[node])).sum();
             }
@@ -183,7 +186,7 @@ impl dyn Model + '_ {
     }
 
     /// The log-probability of each node. `last` is the hidden state of the prompt's last token, `[1, d]`.
-    fn logprobs_behind(&self, last: Tensor<2>, trie: &Trie, cache: &mut KvCache) -> Result<Vec<f32>, Error> {
+    fn node_logprobs(&self, last: Tensor<2>, trie: &Trie, cache: &mut KvCache) -> Result<Vec<f32>, Error> {
         if trie.nodes.is_empty() {
             return Ok(Vec::new());
         }
@@ -203,11 +206,11 @@ impl dyn Model + '_ {
 }
 
 impl Idefics {
-    /// Ranks `labels` as answers to a sample. A label, without white space around it, follows the prompt after a space,
-    /// unless the prompt ends in white space; a special token in it is ordinary text.
+    /// Ranks `labels` as answers to a sample. White space around a label is removed; a space separates it from the
+    /// prompt, unless the prompt ends in white space. Special tokens in labels are ordinary text.
     ///
     /// # Errors
-    /// As [`Idefics::generate`]; [`Error::NoLabels`], [`Error::SameLabel`], [`Error::Cancelled`].
+    /// Those of [`Idefics::generate`]; [`Error::NoLabels`], [`Error::SameLabel`], [`Error::Cancelled`].
     pub fn rank(
         &self,
         sample: &Sample,
@@ -274,7 +277,8 @@ impl Idefics {
             .par_iter()
             .map(|label| tokenizer.encode_with_words(&format!("{prompt}{space}"), label))
             .collect::<Result<Vec<_>, _>>()?;
-        // A label may join the prompt's last token: what all have in common is the prompt.
+        // A label may merge with the prompt's last token, so only the prefix that all answers share counts as the
+        // prompt.
         let common = answers.iter().map(|answer| common_prefix(&alone, answer)).min().unwrap_or(0);
         prompt_ids.truncate((prompt_ids.len() + common).saturating_sub(alone.len()).max(1));
         let answers: Vec<Vec<u32>> = answers.into_iter().map(|answer| answer[common..].to_vec()).collect();
@@ -292,12 +296,12 @@ impl Idefics {
     }
 }
 
-/// How many tokens two rows begin with in common.
+/// Length of the common prefix of two rows of tokens.
 pub(crate) fn common_prefix(left: &[u32], right: &[u32]) -> usize {
     left.iter().zip(right).take_while(|(left, right)| left == right).count()
 }
 
-/// The same prompt without a picture in it.
+/// The same prompt without images.
 fn without_images(sample: &Sample) -> Sample {
     match sample.clone() {
         Sample::Text { text, .. } => Sample::Text { text: text.replace("<image>", ""), images: Vec::new() },
@@ -323,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn common_beginnings_are_one_branch() {
+    fn common_prefixes_share_nodes() {
         let answers = [vec![5, 6], vec![5, 7, 8], vec![9], vec![], vec![5, 6]];
         let trie = Trie::new(answers.iter().map(Vec::as_slice));
         assert_eq!(trie.nodes, [(5, None), (6, Some(0)), (7, Some(0)), (8, Some(2)), (9, None)]);
@@ -333,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_hold_every_answer_once_and_not_too_many_tokens() {
+    fn groups_cover_all_answers_within_token_limit() {
         let answers: Vec<Vec<u32>> =
             (0..300_u32).map(|index| vec![index % 7; index as usize % 40]).chain([vec![1; 500]]).collect();
         let groups = groups(&answers);

@@ -1,34 +1,36 @@
-//! Stop strings: text whose appearance ends an answer.
+//! Stop strings: strings that end an answer.
 
-/// The texts that end an answer.
+/// A set of stop strings.
 ///
-/// Source: `StopStringCriteria`. An answer ends with a token when a stop string occurs in the text and its last byte
-/// belongs to that token; the token may go on after it. What came before, the prompt included, may hold its beginning.
+/// Source: `StopStringCriteria`. An answer ends with a token if a stop string occurs in the text and its last byte
+/// belongs to that token. The token may continue after the stop string, and the stop string may begin in earlier
+/// tokens, even in the prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StopStrings {
     stop_strings: Vec<String>,
-    /// Bytes of the longest.
+    /// Length of the longest stop string in bytes.
     longest: usize,
 }
 
-/// A stop string at the end of a text.
+/// A stop string found at the end of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StopMatch {
-    /// Which stop string.
+    /// Index of the stop string.
     pub index: usize,
-    /// Bytes of the text from the stop string's beginning on: what is cut where it should not be shown.
+    /// Number of bytes from the beginning of the stop string to the end of the text: cut these to remove the stop
+    /// string.
     pub from_end: usize,
-    /// Bytes of the last token that come after the stop string.
+    /// Number of bytes of the last token after the stop string.
     pub after: usize,
 }
 
-/// A stop string is empty: it would end every answer at once.
+/// A stop string is empty; it would end every answer immediately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("`stop_strings` holds an empty string")]
+#[error("`stop_strings` contains an empty string")]
 pub struct EmptyStopString;
 
 impl StopStrings {
-    /// Looks for these, each non-empty.
+    /// Creates a set of non-empty stop strings.
     ///
     /// # Errors
     /// [`EmptyStopString`].
@@ -41,15 +43,15 @@ impl StopStrings {
         Ok(Self { stop_strings, longest })
     }
 
-    /// Whether there are none.
+    /// Whether there are no stop strings.
     pub fn is_empty(&self) -> bool {
         self.stop_strings.is_empty()
     }
 
-    /// Whether the last piece completes a stop string; of several the one that begins first.
+    /// Whether the last piece completes a stop string. If several match, the one that begins first is returned.
     ///
-    /// `pieces` are the bytes that each token adds to the text, in order. Only as many are read, from the last one
-    /// back, as the longest stop string can reach; none if there are no stop strings.
+    /// `pieces` are the bytes that each token adds to the text, in order. They are read backwards, only as far as
+    /// the longest stop string can reach; nothing is read if there are no stop strings.
     pub fn find<P: AsRef<[u8]>>(
         &self,
         pieces: impl IntoIterator<Item = P, IntoIter: DoubleEndedIterator>,
@@ -72,7 +74,7 @@ impl StopStrings {
         self.find_in(&tail, last.as_ref().len())
     }
 
-    /// [`find`](Self::find) in a text whose last `n_new` bytes are new.
+    /// Like [`find`](Self::find), in a text whose last `n_new` bytes are new.
     fn find_in(&self, text: &[u8], n_new: usize) -> Option<StopMatch> {
         let n_old = text.len().saturating_sub(n_new);
         let starts = self.stop_strings.iter().enumerate().filter_map(|(index, stop)| {

@@ -1,13 +1,13 @@
-//! Text as it is generated.
+//! Streams text as it is generated.
 
 use idefics_processor::{StreamDecoder, Tokenizer};
 
 use crate::{Error, FinishReason, Generation};
 
-/// The generated text of one row, a chunk an item, each of whole words; chunks may be empty.
+/// The generated text of one row in chunks of whole words; chunks may be empty.
 ///
-/// Chunks are those of the reference's `TextStreamer` with `skip_prompt`. Each item costs one step of the model;
-/// dropping the stream ends the generation.
+/// The chunks are the same as those of the reference's `TextStreamer` with `skip_prompt`. Each item takes one step
+/// of the model. Dropping the stream ends the generation.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     generation: Generation<'a>,
@@ -16,26 +16,26 @@ pub struct TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    /// Streams row 0 of a generation. `skip_special_tokens` leaves out `</s>`, `<end_of_utterance>` and the like.
+    /// Streams row 0 of a generation. `skip_special_tokens` removes `</s>`, `<end_of_utterance>` and the like.
     ///
     /// # Panics
     /// If the generation has more than one row.
     pub fn new(generation: Generation<'a>, tokenizer: &'a Tokenizer, skip_special_tokens: bool) -> Self {
-        assert_eq!(generation.sequences().len(), 1, "a stream has one row");
+        assert_eq!(generation.sequences().len(), 1, "only a generation with one row can be streamed");
         Self { generation, decoder: StreamDecoder::new(tokenizer, skip_special_tokens), ended: false }
     }
 
-    /// The generation behind it.
+    /// The underlying generation.
     pub fn generation(&self) -> &Generation<'a> {
         &self.generation
     }
 
-    /// The generation, as far as it came.
+    /// The underlying generation in its current state.
     pub fn into_generation(self) -> Generation<'a> {
         self.generation
     }
 
-    /// Why it ended, once it has.
+    /// Why the answer ended, if it has.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.generation.finish_reason(0)
     }

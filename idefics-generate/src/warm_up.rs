@@ -1,4 +1,4 @@
-//! What a GPU does once: its kernels are compiled, and the fastest of several chosen by measuring them.
+//! Warm-up of a GPU: compiles kernels, and autotunes them by measuring several variants.
 
 use std::time::Instant;
 
@@ -8,24 +8,25 @@ use serde::Serialize;
 use crate::pipeline::milliseconds;
 use crate::{Controls, Error, GenerationConfig, Idefics, Replays};
 
-/// How long the same answers took twice.
+/// Duration of two runs with the same samples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct WarmUp {
-    /// With kernels that had to be compiled and chosen, unless an earlier run has done that; on the CPU with weights that
-    /// had to be read, in milliseconds.
+    /// First run, in milliseconds: includes compiling and autotuning kernels, unless an earlier run has stored the
+    /// results; on the CPU it includes reading the weights.
     pub first_ms: f64,
-    /// What the same takes from then on, in milliseconds.
+    /// Second run, in milliseconds: the duration from then on.
     pub second_ms: f64,
 }
 
 impl Idefics {
-    /// Begins answers to samples as those to come, twice, so that no later answer waits for kernels: those of pictures
-    /// of about these sizes, of prompts of about this length and of as many rows; four tokens of each are enough. If steps
-    /// are to be replayed, an answer of that length has one recorded. Image tokens that are kept are forgotten.
+    /// Answers samples twice, so that later answers with images of similar size, prompts of similar length and the
+    /// same number of rows need not wait for kernels. Four new tokens per sample are enough. If steps should be
+    /// replayed, the options must request an answer that is long enough for a capture. Clears the cache of image
+    /// vectors.
     ///
     /// # Errors
-    /// As [`Idefics::generate`].
+    /// Those of [`Idefics::generate`].
     pub fn warm_up(
         &self,
         samples: &[Sample],

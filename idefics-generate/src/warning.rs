@@ -7,25 +7,25 @@ use idefics_processor::ProcessorWarning;
 
 use crate::GenerationWarning;
 
-/// Something wrong with a model folder that can be used all the same; see [`Idefics::warnings`](crate::Idefics::warnings).
+/// A problem of a model folder that does not prevent its use; see [`Idefics::warnings`](crate::Idefics::warnings).
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelWarning {
-    /// About the processor's files.
+    /// A warning about the processor's files.
     #[error(transparent)]
     Processor(#[from] ProcessorWarning),
-    /// About the weights.
+    /// A warning about the weights.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointWarning),
-    /// About `generation_config.json`.
+    /// A warning about `generation_config.json`.
     #[error("{}: {warning}", path.display())]
     Generation {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The warning about its options.
         warning: GenerationWarning,
     },
-    /// A PEFT adapter lies beside the model's own weights, and is not applied.
+    /// There is a PEFT adapter next to the model's own weights. It is not applied.
     #[error(
         "{}: this adapter{} is not applied: adapters are not supported; merge it into its base model with PEFT \
          (`merge_and_unload`) to use it, or remove it",
@@ -33,36 +33,36 @@ pub enum ModelWarning {
         base.as_ref().map_or_else(String::new, |base| format!(" of {base}"))
     )]
     AdapterBeside {
-        /// A file of the adapter.
+        /// Path of one of the adapter's files.
         path: PathBuf,
-        /// The model that it was trained on.
+        /// Name of the adapter's base model.
         base: Option<String>,
     },
-    /// The folder asks for its plain weights to be quantised while they are loaded.
+    /// The folder requests that its unquantised weights are quantised on load.
     #[error(
-        "{}: `quantization_config` asks for {format}: linear layers are quantised while they are loaded; remove the \
-         section to load them as they are",
+        "{}: `quantization_config` requests {format}, so linear layers are quantised while they are loaded; remove the \
+         section to load them unquantised",
         path.display()
     )]
     QuantizedOnLoad {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The format.
         format: &'static str,
     },
-    /// The tokenizer has tokens that the model has no embedding for. A prompt with one of them is refused.
+    /// The tokenizer has tokens without an embedding in the model. Prompts that contain them are rejected.
     #[error(
         "{}: the tokenizer has {} tokens from id {vocab_size} on, for which the model has no embedding (`vocab_size`); \
-         prompts with them are refused",
+         prompts with them are rejected",
         folder.display(),
         tokens.len()
     )]
     TokensWithoutEmbedding {
         /// The model folder.
         folder: PathBuf,
-        /// Rows of the embedding table.
+        /// Number of rows of the embedding table.
         vocab_size: usize,
-        /// The tokens, in the order of their ids.
+        /// The tokens, ordered by id.
         tokens: Vec<String>,
     },
 }

@@ -1,4 +1,4 @@
-//! How a model's weights are read and held.
+//! How the weights of a model are read, and in which format they are held.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,27 +9,28 @@ use idefics_nn::{Activations, LoadOptions, PackedFormat, Quantization};
 
 use crate::config::HEAD;
 
-/// How a model's weights are read and held; a [`DType`] alone makes plain numbers of safetensors.
+/// How weights are read, and in which format they are held. A [`DType`] converts into options without
+/// quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightOptions {
-    /// The dtype of what is not quantised; see [`idefics_nn::LoadOptions::dtype`] for what `None` means.
+    /// The dtype of unquantised weights; see [`idefics_nn::LoadOptions::dtype`] for the meaning of `None`.
     pub dtype: Option<DType>,
-    /// What linear layers are quantised to while they are loaded.
+    /// The format to which linear layers are quantised on load.
     pub quantize: WeightFormat,
-    /// Whether the scales of NF4 and FP4 are rounded to eight bits too, as `bnb_4bit_use_double_quant` does.
+    /// Whether the scales of NF4 and FP4 are also rounded to eight bits, like `bnb_4bit_use_double_quant`.
     pub double_quant: bool,
-    /// Whether the vision tower is quantised with the rest, as the reference does.
+    /// Whether the vision tower is quantised too, as in the reference.
     pub quantize_vision: bool,
-    /// Whether the head (`lm_head`) is too, which the reference leaves as it is.
+    /// Whether the head (`lm_head`) is quantised too; the reference does not quantise it.
     pub quantize_head: bool,
-    /// What the activations of quantised layers are multiplied as.
+    /// Element type in which the activations of quantised layers are multiplied.
     pub activations: Activations,
-    /// Whether PyTorch pickles are read where a folder has no safetensors.
+    /// Whether PyTorch pickles may be read if a folder has no safetensors files.
     pub pickles: Pickles,
 }
 
 impl WeightOptions {
-    /// Nothing is quantised or cast.
+    /// No quantisation and no conversion.
     pub const DEFAULT: Self = Self {
         dtype: None,
         quantize: WeightFormat::None,
@@ -59,7 +60,7 @@ impl From<Option<DType>> for WeightOptions {
     }
 }
 
-/// `bf16`, `q4, others as stored`
+/// For example `bf16`, or `q4, others as stored`.
 impl fmt::Display for WeightOptions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = self.dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase());
@@ -71,8 +72,8 @@ impl fmt::Display for WeightOptions {
 }
 
 impl WeightOptions {
-    /// The same for the loader. `of_folder` is what the model's configuration has weights quantised to, which counts
-    /// where these options ask for no format.
+    /// Converts the options for the loader. `of_folder` is the quantisation that the model's configuration
+    /// requests; it applies if these options request none.
     pub(crate) fn load_options<'a>(
         &self,
         tied: &'a [(&'a str, &'a str)],
@@ -82,7 +83,8 @@ impl WeightOptions {
         LoadOptions { dtype, quantize, activations, tied, ..LoadOptions::default() }
     }
 
-    /// Source of the head's exception: `get_modules_to_not_convert`, Transformers 5.23.0.
+    /// The quantisation, if any. Source for the unquantised head: `get_modules_to_not_convert`, Transformers
+    /// 5.23.0.
     pub(crate) fn quantization(&self) -> Option<Quantization> {
         let WeightFormat::Packed(format) = self.quantize else { return None };
         let kept = [(self.quantize_head, HEAD), (self.quantize_vision, "model.vision_model")];
@@ -95,18 +97,18 @@ impl WeightOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WeightFormat {
-    /// Plain numbers, or what the file has quantised already.
+    /// No quantisation; weights that are quantised in the file stay so.
     #[default]
     None,
-    /// Codes and scales.
+    /// Quantised: codes and scales.
     Packed(PackedFormat),
 }
 
-/// Not a weight format's name.
+/// An unknown weight format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("weight format {name:?}: expected none, {}", PackedFormat::ALL.map(PackedFormat::name).join(", "))]
 pub struct UnknownWeightFormat {
-    /// What was asked for.
+    /// The requested name.
     pub name: String,
 }
 

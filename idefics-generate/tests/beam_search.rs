@@ -1,4 +1,4 @@
-//! Beam search over a table of logits, against the reference's `generate` on the same table.
+//! Beam search over a table of logits, compared with the reference's `generate` on the same table.
 
 use idefics_generate::GenerationConfig;
 use idefics_generate::beam::{BeamOptions, BeamSearch, BeamStep, Candidate, Hypothesis};
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::fixtures::{Score, floats, read};
 
-/// Of the scores of answers.
+/// Largest accepted difference of scores.
 const TOLERANCE: f32 = 1e-4;
 
 #[derive(Deserialize)]
@@ -26,7 +26,7 @@ struct Case {
     prompts: Vec<Vec<u32>>,
     sequences: Vec<Vec<u32>>,
     sequences_scores: Vec<Score>,
-    /// Positions drawn in each step for each sample, in beam sampling.
+    /// For beam sampling: the indices drawn in each step, for each sample.
     #[serde(default)]
     draws: Vec<Vec<Vec<usize>>>,
 }
@@ -48,7 +48,7 @@ impl<'a> Run<'a> {
         Self { fixture, options: options.clone(), prompts, prompt_slots, chain, search }
     }
 
-    /// Processed log-probabilities of every running row.
+    /// The processed log-probabilities of every running row.
     fn log_probs(&mut self) -> Vec<f32> {
         let mut log_probs = Vec::new();
         for row in 0..self.search.n_rows() {
@@ -67,7 +67,7 @@ impl<'a> Run<'a> {
         log_probs
     }
 
-    /// The candidates at given positions of `[num_beams * vocab_size]`.
+    /// The candidates at the given indices of `[num_beams * vocab_size]`.
     fn candidates(&self, log_probs: &[f32], drawn: &[Vec<usize>]) -> Vec<Vec<Candidate>> {
         let (num_beams, vocab_size) = (self.options.num_beams(), self.fixture.last.len());
         let candidate = |sample: usize, at: usize| {
@@ -76,11 +76,12 @@ impl<'a> Run<'a> {
             let score = log_probs[row * vocab_size + token] + self.search.running_score(row);
             Candidate { beam, token: token as u32, score }
         };
-        let of_sample = |(sample, drawn): (usize, &Vec<usize>)| drawn.iter().map(|&at| candidate(sample, at)).collect();
-        drawn.iter().enumerate().map(of_sample).collect()
+        let sample_candidates =
+            |(sample, drawn): (usize, &Vec<usize>)| drawn.iter().map(|&at| candidate(sample, at)).collect();
+        drawn.iter().enumerate().map(sample_candidates).collect()
     }
 
-    /// The answers of all samples as the reference returns them: filled to the longest, with their scores.
+    /// The answers of all samples in the reference's format: filled up to the longest, with their scores.
     fn sequences(&self) -> (Vec<Vec<u32>>, Vec<f32>) {
         let answers = (0..self.prompts.len()).flat_map(|sample| self.search.answers(sample));
         let longest = answers.clone().map(|answer| answer.tokens.len()).max().unwrap();
@@ -94,7 +95,7 @@ impl<'a> Run<'a> {
 }
 
 #[test]
-fn answers_and_scores_are_the_references() {
+fn answers_and_scores_match_reference() {
     let fixture: Fixture = read("beam");
     let mut greatest = 0.0_f32;
     for (index, case) in fixture.cases.iter().enumerate() {
@@ -108,7 +109,7 @@ fn answers_and_scores_are_the_references() {
                     run.search.advance(&candidates, |_, _| false);
                 }
                 None => {
-                    assert!(case.draws.is_empty(), "case {index} goes on after the reference's last step");
+                    assert!(case.draws.is_empty(), "case {index} continues after the reference's last step");
                     run.search.step(&log_probs, |_, _| false).unwrap();
                 }
             }
@@ -130,7 +131,7 @@ fn options(value: serde_json::Value) -> GenerationConfig {
 }
 
 #[test]
-fn a_drawn_answer_does_not_depend_on_the_rest_of_the_batch() {
+fn sampled_answer_does_not_depend_on_batch() {
     let fixture: Fixture = read("beam");
     let options = options(json!({"do_sample": true, "num_beams": 3, "num_return_sequences": 3, "max_length": 12,
         "eos_token_id": 2, "temperature": 1.5}));
@@ -152,7 +153,7 @@ fn a_drawn_answer_does_not_depend_on_the_rest_of_the_batch() {
 }
 
 #[test]
-fn a_stop_string_ends_an_answer_like_an_end_token() {
+fn stop_string_ends_answer_like_end_token() {
     let fixture: Fixture = read("beam");
     let prompts = [vec![1, 7, 9]];
     let mut answers = [json!([6]), json!(null)].map(|eos| {
@@ -170,7 +171,7 @@ fn a_stop_string_ends_an_answer_like_an_end_token() {
 }
 
 #[test]
-fn a_search_that_cannot_go_on_is_an_error() {
+fn search_without_allowed_tokens_is_an_error() {
     let options = BeamOptions::new(&options(json!({"num_beams": 2, "eos_token_id": 1})), 3);
     let mut search = BeamSearch::new(options, 1);
     let forbidden = [f32::NEG_INFINITY; 8];
@@ -181,17 +182,17 @@ fn a_search_that_cannot_go_on_is_an_error() {
 }
 
 #[test]
-fn shorter_answers_are_filled_as_in_the_reference() {
+fn filler_matches_reference() {
     let filler = |eos: serde_json::Value, pad: serde_json::Value| {
         BeamOptions::new(&options(json!({"eos_token_id": eos, "pad_token_id": pad})), 3).filler()
     };
     assert_eq!(filler(json!([5, 6]), json!(7)), 7);
-    assert_eq!(filler(json!([5, 6]), json!(0)), 5, "0 counts as missing");
+    assert_eq!(filler(json!([5, 6]), json!(0)), 5, "a pad token of 0 counts as missing");
     assert_eq!(filler(json!(5), json!(null)), 5);
     assert_eq!(filler(json!(null), json!(7)), 7);
 }
 
-/// Rows continue what they say they continue.
+/// Each row must continue the row that the step names.
 fn check_step(before: &BeamSearch, after: &BeamSearch, step: &BeamStep) {
     for (row, (&token, &from)) in step.next_tokens.iter().zip(&step.beam_idx).enumerate() {
         assert_eq!(row / after.options().num_beams, from / after.options().num_beams, "beams stay in their sample");
@@ -203,7 +204,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn a_search_ends_with_distinct_sorted_answers(
+    fn search_ends_with_distinct_sorted_answers(
         num_beams in 2..5_usize,
         length_penalty in -1.0..2.0_f64,
         early_stopping in prop_oneof![Just(json!(true)), Just(json!(false)), Just(json!("never"))],

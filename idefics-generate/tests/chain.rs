@@ -1,4 +1,4 @@
-//! Each processor and filter, and several together, against the reference's chain.
+//! Every processor and filter, alone and combined, compared with the reference's chain.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{Score, floats, max_difference, read};
 
-/// Of filtered scores, relative to the score where it is above 1.
+/// Largest accepted difference of filtered scores; relative for scores above 1.
 const TOLERANCE: f32 = 1e-5;
 
 #[derive(Deserialize)]
@@ -32,12 +32,12 @@ struct Case {
     batch: String,
     scores: usize,
     expected: Vec<Vec<Score>>,
-    /// How many of equal scores stay is the reference's, which ones is not.
+    /// Whether the reference leaves open which of several equal scores it keeps (it fixes only their number).
     #[serde(default)]
     unordered: bool,
 }
 
-/// `null` in a bias is -inf in the fixture.
+/// In the fixture, `null` as a bias means -inf.
 fn options(mut options: Value) -> GenerationConfig {
     let biases = options.get_mut("sequence_bias").and_then(Value::as_array_mut);
     for bias in biases.into_iter().flatten().filter(|bias| bias[1].is_null()) {
@@ -47,7 +47,7 @@ fn options(mut options: Value) -> GenerationConfig {
 }
 
 #[test]
-fn filtered_scores_are_the_references() {
+fn filtered_scores_match_reference() {
     let fixture: Fixture = read("logits");
     let mut greatest = 0.0_f32;
     let mut failed = Vec::new();
@@ -78,7 +78,7 @@ fn filtered_scores_are_the_references() {
 }
 
 #[test]
-fn the_padding_of_a_row_changes_only_its_length() {
+fn padding_affects_only_row_length() {
     let mut chain =
         ProcessorChain::new(&options(json!({"no_repeat_ngram_size": 1, "repetition_penalty": 2.0}))).unwrap();
     let mut process = |padding| {
@@ -91,7 +91,7 @@ fn the_padding_of_a_row_changes_only_its_length() {
 }
 
 #[test]
-fn a_greedy_run_without_options_stays_on_the_device() {
+fn plain_greedy_search_needs_no_scores_on_host() {
     let needs = |value| ProcessorChain::new(&options(value)).unwrap().needs_scores();
     assert!(!needs(json!({})));
     assert!(!needs(json!({"temperature": 0.5, "top_p": 0.9, "top_k": 5})));
@@ -101,7 +101,7 @@ fn a_greedy_run_without_options_stays_on_the_device() {
 }
 
 #[test]
-fn impossible_options_are_refused_by_name() {
+fn rejects_invalid_options_by_name() {
     let refused = |value| ProcessorChain::new(&options(value)).map(|_| ()).unwrap_err();
     for value in [
         json!({"temperature": 0.0}),
@@ -133,14 +133,17 @@ fn impossible_options_are_refused_by_name() {
         assert!(message.contains(first) && message.contains(second), "{message}");
     }
     assert_eq!(refused(json!({"bad_words_ids": [[]]})), GenerationError::Empty { option: "bad_words_ids" });
-    assert!(ProcessorChain::new(&options(json!({"temperature": 0.0}))).is_ok(), "means nothing to greedy search");
+    assert!(
+        ProcessorChain::new(&options(json!({"temperature": 0.0}))).is_ok(),
+        "greedy search ignores the temperature"
+    );
     let wide = options(json!({"bad_words_ids": [[3, 9]]}));
     assert_eq!(wide.check_vocab(10), Ok(()));
     assert_eq!(wide.check_vocab(9), Err(GenerationError::TokenId { option: "bad_words_ids", id: 9, vocab_size: 9 }));
 }
 
 #[test]
-fn early_stopping_is_written_as_in_the_reference() {
+fn early_stopping_json_matches_reference() {
     for (early_stopping, text) in
         [(EarlyStopping::FirstFull, "true"), (EarlyStopping::Heuristic, "false"), (EarlyStopping::Never, "\"never\"")]
     {
@@ -150,7 +153,7 @@ fn early_stopping_is_written_as_in_the_reference() {
     assert!(serde_json::from_str::<EarlyStopping>("\"always\"").is_err());
 }
 
-/// Forbids everything but one token.
+/// Forbids everything except one token.
 #[derive(Debug)]
 struct Only(usize);
 
@@ -163,7 +166,7 @@ impl LogitsProcessor for Only {
 }
 
 #[test]
-fn a_processor_of_the_callers_own_comes_before_the_filters() {
+fn custom_processor_runs_before_filters() {
     let sampling = options(json!({"do_sample": true, "top_k": 2, "renormalize_logits": true}));
     let mut chain = ProcessorChain::new(&sampling).unwrap();
     chain.push(Box::new(Only(0)));
@@ -235,7 +238,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn a_chain_never_allows_what_was_forbidden(
+    fn chain_never_allows_forbidden_tokens(
         options in any_options(),
         scores in any_scores(),
         ids in proptest::collection::vec(0..14_u32, 1..12),
@@ -247,7 +250,7 @@ proptest! {
         for (before, after) in is_allowed(&scores).into_iter().zip(is_allowed(&processed)) {
             prop_assert!(before || !after);
         }
-        // The same row again, after others, is the same.
+        // Processing the same row again, after others, must give the same result.
         let mut again = scores;
         chain.process(&Row::new(&[3, 4, 3], 2), &mut [0.5; 12]);
         chain.process(&Row::new(&ids, 1), &mut again);
@@ -255,7 +258,7 @@ proptest! {
     }
 
     #[test]
-    fn filters_keep_the_likeliest_tokens(options in any_options(), scores in any_scores()) {
+    fn filters_keep_most_likely_tokens(options in any_options(), scores in any_scores()) {
         let filters = GenerationConfig {
             do_sample: Some(true),
             repetition_penalty: None,
@@ -265,7 +268,7 @@ proptest! {
             exponential_decay_length_penalty: None,
             suppress_tokens: None,
             begin_suppress_tokens: None,
-            typical_p: None, // may drop the likeliest
+            typical_p: None, // may remove the most likely token
             ..options
         };
         let mut processed = scores.clone();

@@ -1,4 +1,4 @@
-//! Tiny checkpoints, pictures and cases of the reference.
+//! Tiny checkpoints, images and reference cases.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Two computations of the same thing may differ by rounding only.
+/// Largest difference between two computations of the same result, due to rounding.
 pub(crate) const SAME: f32 = 1e-5;
 
 pub(crate) fn xtask_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
 }
 
-/// A copy of a checkpoint to change.
+/// A temporary copy of a checkpoint, to be modified.
 pub(crate) fn copy(checkpoint: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in fs::read_dir(xtask_folder("checkpoints").join(checkpoint)).unwrap() {
@@ -28,7 +28,7 @@ pub(crate) fn copy(checkpoint: &str) -> TempDir {
     folder
 }
 
-/// Changes a JSON file in place.
+/// Edits a JSON file in place.
 pub(crate) fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
     let path = folder.join(file);
     let mut value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -36,10 +36,10 @@ pub(crate) fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
     fs::write(path, value.to_string()).unwrap();
 }
 
-/// A tensor of a safetensors file: its name, type, shape and bytes.
+/// A tensor of a safetensors file: name, dtype, shape and bytes.
 pub(crate) type FileTensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
-/// Changes the tensors of `model.safetensors`.
+/// Edits the tensors of `model.safetensors`.
 pub(crate) fn edit_tensors(folder: &Path, change: impl FnOnce(&mut Vec<FileTensor>)) {
     let path = folder.join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
@@ -64,7 +64,7 @@ pub(crate) fn load_folder(folder: &Path) -> Result<Idefics, idefics_generate::Er
     Idefics::from_folder(folder, &Device::flex(), DType::F32, |_| ())
 }
 
-/// Pictures of 3 sizes from the case `two-images`.
+/// Path of one of the three images of the case `two-images`, which have different sizes.
 pub(crate) fn picture(name: &str) -> String {
     xtask_folder("cases/two-images/images").join(name).to_str().unwrap().to_owned()
 }
@@ -74,7 +74,7 @@ pub(crate) fn text_sample(text: &str, pictures: &[&str]) -> Sample {
     serde_json::from_value(serde_json::json!({"text": text, "images": images})).unwrap()
 }
 
-/// `case.json` of a committed case, with its samples' paths resolved.
+/// The `case.json` of a committed case, and its samples with resolved paths.
 pub(crate) fn case(name: &str) -> (Value, Vec<Sample>) {
     let folder = xtask_folder("cases").join(name);
     let case: Value = serde_json::from_slice(&std::fs::read(folder.join("case.json")).unwrap()).unwrap();
@@ -97,7 +97,7 @@ pub(crate) fn never() -> CancelToken {
     CancelToken::default()
 }
 
-/// Next-token logits of samples, `[batch, vocab_size]`.
+/// The next-token logits of samples, `[batch, vocab_size]`.
 pub(crate) fn next_logits(model: &Idefics, samples: &[Sample]) -> Tensor<2> {
     let processed = model.processor().process(samples, &no_splitting()).unwrap();
     let prompts = Prompts::pad_left(&processed.input_ids, 0).unwrap();
@@ -107,7 +107,7 @@ pub(crate) fn next_logits(model: &Idefics, samples: &[Sample]) -> Tensor<2> {
     model.model().prefill(&prompts, features, &mut cache).unwrap()
 }
 
-/// Largest |difference|.
+/// The largest absolute difference.
 pub(crate) fn difference<const D: usize>(left: Tensor<D>, right: Tensor<D>) -> f32 {
     assert_eq!(left.dims(), right.dims());
     (left - right).abs().max().into_scalar::<f32>()

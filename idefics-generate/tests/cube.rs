@@ -1,5 +1,6 @@
-//! What GPUs alone do, on the best of the backends compiled in: steps that are replayed beside steps that are launched.
-//! `.ci/software-vulkan` gives a machine without one a device, which needs WGSL: the feature `wgpu` without `vulkan`.
+//! Graph capture on the best GPU of the enabled backends: replayed steps are compared with eager steps. On a
+//! machine without a GPU, `.ci/software-vulkan` provides a software device, which requires WGSL: the feature
+//! `wgpu` without `vulkan`.
 
 #![allow(clippy::unwrap_used)] // helpers too
 
@@ -15,7 +16,7 @@ use idefics_generate::{
 };
 use serde_json::{Value, json};
 
-/// Tokens of an answer: enough for a step to be recorded and replayed.
+/// Number of tokens in an answer: enough for a step to be captured and replayed.
 const N_TOKENS: usize = 40;
 
 fn gpu() -> Device {
@@ -37,7 +38,7 @@ fn image(name: &str) -> String {
     xtask_folder("cases/two-images/images").join(name).to_str().unwrap().to_owned()
 }
 
-/// A checkpoint, and three rows with one, no and two images for it.
+/// A checkpoint, and three rows for it with one, no and two images.
 struct Subject {
     checkpoint: &'static str,
     rows: Value,
@@ -54,7 +55,7 @@ impl Subject {
         Self::new(checkpoint, rows, dtype)
     }
 
-    /// The first Idefics takes lists of texts and images.
+    /// IDEFICS v1 takes prompts as lists of texts and images.
     fn idefics1() -> Self {
         let rows = json!([
             {"prompt": ["User: What is this?", {"image": image("small.png")}]},
@@ -69,12 +70,12 @@ impl Subject {
         Self { checkpoint, rows, model: Idefics::from_folder(&folder, &gpu(), dtype, |_| ()).unwrap() }
     }
 
-    /// A generation for the first rows.
+    /// Starts a generation for the first `n_rows` rows.
     fn start<'m>(&'m self, n_rows: usize, options: &GenerationConfig, controls: Controls<'m>) -> Generation<'m> {
         self.start_with(self.model.model(), n_rows, options, controls)
     }
 
-    /// The same by another model.
+    /// Like [`Self::start`], with another model.
     fn start_with<'m>(
         &self,
         model: &'m dyn Model,
@@ -99,7 +100,7 @@ impl Subject {
 /// A lease for the test's thread.
 #[allow(unsafe_code)] // a promise about all other threads
 fn lease() -> DeviceLease {
-    // SAFETY: tests that use a GPU run one at a time, `--test-threads=1`.
+    // SAFETY: GPU tests run one at a time, with `--test-threads=1`.
     unsafe { DeviceLease::for_this_thread() }
 }
 
@@ -107,7 +108,7 @@ fn controls(replays: Replays<'_>) -> Controls<'_> {
     Controls { logprobs: Some(0), replays, ..Controls::default() }
 }
 
-/// Answers of that length, unless one of the tokens ends them.
+/// Options for answers of [`N_TOKENS`] tokens that may end earlier only at one of `end_tokens`.
 fn options(end_tokens: &[u32]) -> GenerationConfig {
     GenerationConfig {
         max_new_tokens: Some(N_TOKENS),
@@ -122,7 +123,7 @@ fn finish(generation: &mut Generation<'_>) {
     while generation.step().unwrap().is_some() {}
 }
 
-/// The same tokens with the same log-probabilities.
+/// Asserts that both have the same tokens with the same log-probabilities.
 fn assert_same(launched: &Generation<'_>, replayed: &Generation<'_>, what: &str) {
     assert!(!launched.is_replayed() && launched.replay_refusal().is_none(), "{what}");
     assert!(replayed.is_replayed(), "{what}: {:?}", replayed.replay_refusal());
@@ -135,7 +136,7 @@ fn assert_same(launched: &Generation<'_>, replayed: &Generation<'_>, what: &str)
 }
 
 #[test]
-fn replayed_steps_are_the_launched_ones() {
+fn replayed_steps_match_eager_steps() {
     let mut subjects = vec![
         Subject::idefics2("odd-heads", DType::F32),
         Subject::idefics2("sliding-sharded", DType::F32),
@@ -161,7 +162,7 @@ fn replayed_steps_are_the_launched_ones() {
 }
 
 #[test]
-fn rows_may_finish_before_a_step_is_recorded_and_after() {
+fn rows_may_finish_before_and_after_capture() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
     let mut whole = subject.start(3, &options(&[]), controls(Replays::Never));
     finish(&mut whole);
@@ -178,7 +179,7 @@ fn rows_may_finish_before_a_step_is_recorded_and_after() {
 }
 
 #[test]
-fn a_replayed_generation_ends_when_it_is_told() {
+fn replayed_generation_can_be_cancelled() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
     let mut launched = subject.start(1, &options(&[]), controls(Replays::Never));
     finish(&mut launched);
@@ -196,7 +197,7 @@ fn a_replayed_generation_ends_when_it_is_told() {
     assert_eq!(cancelled.generated(0), &launched.generated(0)[..10]);
 }
 
-/// A model whose step to record has a fault.
+/// A model with a fault in the step that is captured.
 #[derive(Debug)]
 struct Faulty<'m> {
     model: &'m dyn Model,
@@ -205,9 +206,9 @@ struct Faulty<'m> {
 
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    /// It computes the step of another token, and writes its keys and values.
+    /// The step runs another token, and writes its keys and values to the cache.
     OtherToken,
-    /// It cannot be recorded, for it uploads something.
+    /// The step uploads data, so that it cannot be captured.
     Upload,
 }
 
@@ -219,8 +220,8 @@ impl Model for Faulty<'_> {
                 let mut step = self.model.slot_step(&[next_tokens.clone(), slot.clone()], cache)?;
                 let device = self.model.device();
                 let step = move || step.run() + Tensor::<2>::from_data([[0.0]], &device);
-                // SAFETY: uploads are not allowed, and devices refuse to record them (CUDA, which would, is not given
-                // this fault): nothing is replayed.
+                // SAFETY: uploads are not allowed in a step, but the devices that get this fault (not CUDA) refuse
+                // to capture them, so nothing is replayed.
                 #[allow(unsafe_code)]
                 Some(unsafe { Step::new(step) })
             }
@@ -254,13 +255,13 @@ impl Model for Faulty<'_> {
 }
 
 #[test]
-fn a_step_that_errs_or_is_refused_changes_nothing() {
+fn faulty_or_rejected_capture_does_not_change_answers() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
     let mut launched = subject.start(3, &options(&[]), controls(Replays::Never));
     finish(&mut launched);
     let mut faults = vec![Fault::OtherToken];
     if cfg!(not(feature = "cuda")) {
-        faults.push(Fault::Upload); // CUDA records uploads
+        faults.push(Fault::Upload); // CUDA captures uploads
     }
     let lease = lease();
     for fault in faults {
@@ -274,7 +275,7 @@ fn a_step_that_errs_or_is_refused_changes_nothing() {
 }
 
 #[test]
-fn a_conversation_goes_on_behind_replayed_steps() {
+fn conversation_continues_after_replayed_steps() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
     let lease = lease();
     let answers = [Replays::Never, Replays::AtOnce(&lease)].map(|replays| {

@@ -1,11 +1,11 @@
-//! From files to text, through the façade.
+//! From files to text with `Idefics`.
 
 use burn::tensor::{DType, Device};
 use idefics_generate::{FinishReason, GenerationConfig, Idefics};
 
 use crate::common::{case, difference, greedy, load, never, next_logits, no_splitting, text_sample, xtask_folder};
 
-/// Expected token ids of a run, padding and prompt included.
+/// The expected token ids of a case, including padding and prompt.
 fn expected_sequences(case: &str) -> Vec<Vec<i64>> {
     let bytes = std::fs::read(xtask_folder("cases").join(case).join("expected.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -15,7 +15,7 @@ fn expected_sequences(case: &str) -> Vec<Vec<i64>> {
 }
 
 #[test]
-fn a_batch_with_two_one_and_no_images_gives_the_references_tokens() {
+fn batch_with_zero_to_two_images_matches_reference_tokens() {
     let (json, samples) = case("two-images");
     let options: GenerationConfig = serde_json::from_value(json["generate"]["greedy"].clone()).unwrap();
     let answers = load("odd-heads").generate(&samples, &no_splitting(), &options, never()).unwrap();
@@ -33,7 +33,7 @@ fn a_batch_with_two_one_and_no_images_gives_the_references_tokens() {
 }
 
 #[test]
-fn streamed_chunks_are_the_text() {
+fn streamed_chunks_match_text() {
     let model = load("odd-heads");
     let sample = text_sample("User:<image>Describe this.<end_of_utterance>\nAssistant:", &["wide.png"]);
     let mut streamed = String::new();
@@ -49,7 +49,7 @@ fn streamed_chunks_are_the_text() {
 }
 
 #[test]
-fn cancelling_ends_within_a_step() {
+fn cancel_ends_within_one_step() {
     let model = load("odd-heads");
     let sample = text_sample("User: Hello<end_of_utterance>\nAssistant:", &[]);
     let options = GenerationConfig { eos_token_id: Some(idefics_generate::EosTokenId::Many(vec![])), ..greedy(1000) };
@@ -68,7 +68,7 @@ fn cancelling_ends_within_a_step() {
 }
 
 #[test]
-fn sixteen_bit_models_answer_like_the_full_one() {
+fn half_precision_matches_f32_within_tolerance() {
     let folder = xtask_folder("checkpoints/odd-heads");
     let sample = text_sample("User:<image>Describe this.<end_of_utterance>\nAssistant:", &["wide.png"]);
     let full = next_logits(&load("odd-heads"), std::slice::from_ref(&sample));

@@ -1,4 +1,4 @@
-//! Bad model folders and samples: typed errors that name the culprit.
+//! Invalid model folders and samples: typed errors that name the fault.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::common::{
     copy, edit, edit_tensors, greedy, load, load_folder, never, no_splitting, text_sample, xtask_folder,
 };
 
-/// The error of loading a broken copy of `odd-heads`: its kind and message.
+/// Loads a damaged copy of `odd-heads` and returns the kind and message of the error.
 fn refused(damage: impl FnOnce(&Path)) -> (ErrorKind, String) {
     let folder = copy("odd-heads");
     damage(folder.path());
@@ -26,7 +26,7 @@ fn refused(damage: impl FnOnce(&Path)) -> (ErrorKind, String) {
 }
 
 #[test]
-fn configurations_that_describe_no_model_name_the_key() {
+fn invalid_config_error_names_key() {
     let config = |key: &'static str, section: &'static str, value: Value| {
         refused(move |folder| edit(folder, "config.json", |config| config[section][key] = value))
     };
@@ -50,14 +50,14 @@ fn configurations_that_describe_no_model_name_the_key() {
 }
 
 #[test]
-fn an_unknown_family_is_named() {
+fn unknown_family_error_names_family() {
     let (kind, message) = refused(|folder| edit(folder, "config.json", |config| config["model_type"] = json!("llava")));
     assert_eq!(kind, ErrorKind::Model);
     assert!(message.contains("llava") && message.contains("idefics2"), "{message}");
 }
 
 #[test]
-fn a_truncated_file_and_a_missing_tensor_are_named() {
+fn errors_name_truncated_file_and_missing_tensor() {
     let (kind, message) = refused(|folder| {
         let path = folder.join("model.safetensors");
         let bytes = fs::read(&path).unwrap();
@@ -100,7 +100,7 @@ fn tokenizer_and_model_must_agree_about_the_vocabulary() {
 }
 
 #[test]
-fn an_answer_must_fit_into_memory() {
+fn rejects_answer_larger_than_memory() {
     let samples = [text_sample("Hi", &[])];
     let error = load("odd-heads").generate(&samples, &no_splitting(), &greedy(usize::MAX), never()).unwrap_err();
     assert!(matches!(error, Error::Generation(GenerationError::Memory { .. })), "{error}");
@@ -108,7 +108,7 @@ fn an_answer_must_fit_into_memory() {
 }
 
 #[test]
-fn a_llama_section_has_llamas_defaults() {
+fn llama_section_has_llama_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let read = |text_config: Value| {
         let config = json!({"model_type": "idefics2", "text_config": text_config, "vision_config": null});
@@ -116,7 +116,7 @@ fn a_llama_section_has_llamas_defaults() {
         ModelConfig::from_folder(folder.path())
             .map(|config| config.downcast_ref::<Idefics2Config>().unwrap().text_config.clone())
     };
-    // `LlamaConfig` and `MistralConfig` of the reference.
+    // Defaults of the reference's `LlamaConfig` and `MistralConfig`.
     let sizes = json!({"model_type": "llama", "vocab_size": 32_003, "hidden_size": 64, "num_attention_heads": 4});
     let llama = read(sizes).unwrap();
     assert_eq!((llama.n_kv_heads(), llama.sliding_window, llama.intermediate_size), (4, None, 11_008));
@@ -128,7 +128,7 @@ fn a_llama_section_has_llamas_defaults() {
 }
 
 #[test]
-fn options_that_are_not_implemented_are_refused_by_name() {
+fn rejects_unsupported_options_by_name() {
     let model = load("odd-heads");
     let mut options = greedy(2);
     options.other.insert("penalty_alpha".to_owned(), json!(0.6));
@@ -141,7 +141,7 @@ fn options_that_are_not_implemented_are_refused_by_name() {
 }
 
 #[test]
-fn more_placeholders_than_images_name_the_row() {
+fn too_many_placeholders_error_names_row() {
     let samples = [text_sample("Hi", &[]), text_sample("<image><image>", &["small.png"])];
     let error = load("odd-heads").generate(&samples, &no_splitting(), &greedy(2), never()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Input);
@@ -164,7 +164,7 @@ fn ids_and_image_tokens_are_checked_on_the_host() {
 }
 
 #[test]
-fn an_empty_prompt_needs_a_token_to_begin_with() {
+fn empty_prompt_needs_bos_token() {
     let folder = copy("odd-heads");
     edit(folder.path(), "tokenizer.json", |tokenizer| tokenizer["post_processor"] = Value::Null); // no `<s>`
     fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": 2}"#).unwrap();
@@ -182,7 +182,7 @@ fn an_empty_prompt_needs_a_token_to_begin_with() {
 }
 
 #[test]
-fn forbidding_everything_is_an_error() {
+fn forbidding_every_token_is_an_error() {
     let model = load("odd-heads");
     let mut options = greedy(2);
     options.bad_words_ids = Some((0..477).map(|id| vec![id]).collect());
@@ -192,9 +192,9 @@ fn forbidding_everything_is_an_error() {
 }
 
 #[test]
-fn numbers_that_overflow_are_a_numeric_error() {
+fn overflow_is_a_numeric_error() {
     let folder = copy("odd-heads");
-    // Huge weights: the logits overflow.
+    // Huge weights make the logits overflow.
     edit_tensors(folder.path(), |tensors| {
         let head = tensors.iter_mut().find(|(name, ..)| name == "lm_head.weight").unwrap();
         head.3 = head.3.chunks(4).flat_map(|_| f32::MAX.to_le_bytes()).collect();
@@ -222,7 +222,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn any_configuration_is_read_or_refused(
+    fn any_config_is_parsed_or_rejected(
         section in prop::sample::select(vec!["text_config", "vision_config", "perceiver_config"]),
         key in prop::sample::select(vec![
             "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "patch_size",
@@ -239,7 +239,7 @@ proptest! {
         let config = json!({"model_type": "idefics2", section: {key: value}});
         fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         if let Ok(config) = ModelConfig::from_folder(folder.path()) {
-            // Whatever is accepted can be built without a division by zero; nothing is allocated.
+            // Every accepted configuration can be assembled without a division by zero; nothing is allocated.
             config.assemble(&Device::flex()).unwrap();
         }
     }

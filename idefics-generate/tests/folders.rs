@@ -1,4 +1,4 @@
-//! Folders as people have them: what they lack, what they have too much, what is no model at all.
+//! Real-world model folders: missing or superfluous files, and folders that are not models.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::common::{copy, edit, edit_tensors, greedy, load, load_folder, never, no_splitting, text_sample};
 
-/// The token ids of an answer to a picture.
+/// The token ids of an answer about an image.
 fn answer(model: &Idefics) -> Vec<u32> {
     let samples = [text_sample("<image>What?", &["small.png"])];
     model.generate(&samples, &no_splitting(), &greedy(6), never()).unwrap().remove(0).token_ids
@@ -27,21 +27,21 @@ fn warnings(model: &Idefics) -> Vec<String> {
     warnings
 }
 
-fn error_of(folder: &Path) -> (ErrorKind, String) {
-    let error = load_folder(folder).expect_err("this is no model");
+fn load_error(folder: &Path) -> (ErrorKind, String) {
+    let error = load_folder(folder).expect_err("loading must fail");
     let message = error.to_string();
     assert!(!message.contains('\n') && !message.contains("os error"), "{message}");
     (error.kind(), message)
 }
 
 #[test]
-fn committed_checkpoints_give_no_warning() {
+fn committed_checkpoints_have_no_warnings() {
     for name in ["tiny-idefics2", "odd-heads", "wide-heads", "sliding-sharded", "idefics1-float", "idefics1-plain"] {
         assert_eq!(warnings(&load(name)), Vec::<String>::new(), "{name}");
     }
 }
 
-/// Takes a token out of the tokenizer's files, and its row out of embeddings and head.
+/// Removes a token from the tokenizer's files, and its row from embeddings and head.
 fn without_last_token(checkpoint: &str, token: &str) -> tempfile::TempDir {
     let folder = copy(checkpoint);
     let other = |entry: &Value| entry["content"] != token && entry != token;
@@ -65,12 +65,12 @@ fn without_last_token(checkpoint: &str, token: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_base_checkpoint_has_no_end_of_a_turn() {
+fn base_checkpoint_without_end_of_utterance_works() {
     let folder = without_last_token("tiny-idefics2", "<end_of_utterance>");
     fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": 2}"#).unwrap();
     let model = load_folder(folder.path()).unwrap();
     assert_eq!(warnings(&model), Vec::<String>::new());
-    // All that the row of the token could change is whether it comes.
+    // With the token forbidden, the complete checkpoint must give the same answer.
     let mut whole = greedy(6);
     whole.bad_words_ids = Some(vec![vec![476]]);
     whole.eos_token_id = Some(idefics_generate::EosTokenId::One(2));
@@ -90,7 +90,7 @@ fn a_base_checkpoint_has_no_end_of_a_turn() {
 }
 
 #[test]
-fn tokens_without_an_embedding_are_refused_in_prompts_alone() {
+fn tokens_without_embedding_are_rejected_only_in_prompts() {
     for (checkpoint, prompt) in
         [("tiny-idefics2", json!({"text": "One<extra_1>Two"})), ("idefics1-float", json!({"prompt": ["One<extra_1>"]}))]
     {
@@ -130,7 +130,7 @@ fn tokens_without_an_embedding_are_refused_in_prompts_alone() {
 }
 
 #[test]
-fn keys_that_no_image_processor_reads_are_warned_of_once() {
+fn warns_once_about_unknown_image_processor_keys() {
     let folder = copy("wide-heads");
     edit(folder.path(), "preprocessor_config.json", |config| {
         config["auto_map"] = json!({"AutoImageProcessor": "mine.Mine"});
@@ -166,7 +166,7 @@ fn unused_tensors_are_counted() {
 }
 
 #[test]
-fn the_shards_decide_and_not_their_index() {
+fn shards_take_precedence_over_index() {
     let folder = copy("sliding-sharded");
     edit(folder.path(), "model.safetensors.index.json", |index| {
         index["weight_map"]["model.text_model.rotary_emb.inv_freq"] = json!("model-00005-of-00005.safetensors");
@@ -178,7 +178,7 @@ fn the_shards_decide_and_not_their_index() {
 }
 
 #[test]
-fn a_git_lfs_pointer_is_named_wherever_it_lies() {
+fn git_lfs_pointer_error_names_file() {
     for file in [
         "config.json",
         "model.safetensors",
@@ -192,34 +192,34 @@ fn a_git_lfs_pointer_is_named_wherever_it_lies() {
         let folder = copy("tiny-idefics2");
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4f4f\nsize 4912345678\n";
         fs::write(folder.path().join(file), pointer).unwrap();
-        let (kind, message) = error_of(folder.path());
+        let (kind, message) = load_error(folder.path());
         assert_eq!(kind, ErrorKind::Model, "{message}");
         assert!(message.contains(file) && message.contains("git lfs pull"), "{message}");
     }
 }
 
 #[test]
-fn an_adapter_is_no_model() {
+fn rejects_adapter_folder() {
     let folder = tempfile::tempdir().unwrap();
     let base = "HuggingFaceM4/idefics2-8b";
     let config = json!({"peft_type": "LORA", "base_model_name_or_path": base, "r": 8});
     fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
-    let (kind, message) = error_of(folder.path());
+    let (kind, message) = load_error(folder.path());
     assert_eq!(kind, ErrorKind::Model);
     assert!(message.contains("adapter of HuggingFaceM4/idefics2-8b") && message.contains("merge"), "{message}");
     assert!(matches!(ModelConfig::from_folder(folder.path()), Err(Error::Adapter { .. })));
     let inspected = inspect(folder.path(), Pickles::Refused, DeviceChoice::Cpu, &Device::flex());
     assert!(matches!(inspected, Err(Error::Adapter { .. })));
-    // A trainer that keeps the model's configuration beside it, and one that keeps the weights alone.
+    // Some trainers add the model's configuration, others write only the adapter's weights.
     fs::write(folder.path().join("config.json"), r#"{"model_type": "idefics2"}"#).unwrap();
     assert!(matches!(load_folder(folder.path()), Err(Error::Adapter { .. })));
     fs::remove_file(folder.path().join("adapter_config.json")).unwrap();
     fs::write(folder.path().join("adapter_model.safetensors"), [0; 16]).unwrap();
-    assert!(error_of(folder.path()).1.contains("adapter of a model that it does not name"));
+    assert!(load_error(folder.path()).1.contains("adapter of a model that it does not name"));
 }
 
 #[test]
-fn an_adapter_beside_the_weights_is_not_applied_in_silence() {
+fn warns_about_adapter_next_to_weights() {
     let folder = copy("wide-heads");
     let config = json!({"peft_type": "LORA", "base_model_name_or_path": "org/base"});
     fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
@@ -230,7 +230,7 @@ fn an_adapter_beside_the_weights_is_not_applied_in_silence() {
 }
 
 #[test]
-fn gguf_files_are_named_with_the_way_out() {
+fn gguf_error_suggests_alternative() {
     let folder = tempfile::tempdir().unwrap();
     let with_ending = folder.path().join("model-q4.gguf");
     let without = folder.path().join("model");
@@ -238,7 +238,7 @@ fn gguf_files_are_named_with_the_way_out() {
         fs::write(path, b"GGUF\x03\0\0\0\0\0\0\0").unwrap();
     }
     for path in [&with_ending, &without, &folder.path().to_owned()] {
-        let (kind, message) = error_of(path);
+        let (kind, message) = load_error(path);
         assert_eq!(kind, ErrorKind::Model);
         assert!(message.contains("GGUF files are not read") && message.contains("--quantize q4"), "{message}");
         let inspected = inspect(path, Pickles::Refused, DeviceChoice::Cpu, &Device::flex());
@@ -247,7 +247,7 @@ fn gguf_files_are_named_with_the_way_out() {
 }
 
 #[test]
-fn options_of_the_folder_that_are_not_implemented_are_warned_of() {
+fn warns_about_unsupported_options_of_folder() {
     let folder = copy("odd-heads");
     let options = json!({"penalty_alpha": 0.6, "guidance_scale": 1.0, "eos_token_id": [2, 99_999],
         "bad_words_ids": [[99_999]], "forced_bos_token_id": 99_999, "sequence_bias": [[[3], 1.0], [[4, 99_999], 2.0]]});
@@ -267,7 +267,7 @@ fn options_of_the_folder_that_are_not_implemented_are_warned_of() {
 }
 
 #[test]
-fn a_folder_that_asks_for_four_or_eight_bits_gets_them() {
+fn quantization_config_quantises_on_load() {
     for (section, format, double_quant) in [
         (json!({"quant_method": "bitsandbytes", "load_in_4bit": true}), "fp4", false),
         (json!({"load_in_4bit": true, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": true}), "nf4", true),
@@ -308,8 +308,8 @@ fn a_folder_that_asks_for_four_or_eight_bits_gets_them() {
     edit(folder.path(), "config.json", |config| {
         config["quantization_config"] = json!({"load_in_4bit": true, "bnb_4bit_quant_type": "int3"});
     });
-    assert!(error_of(folder.path()).1.contains("bnb_4bit_quant_type"));
-    // The head and whatever else is named keep their precision.
+    assert!(load_error(folder.path()).1.contains("bnb_4bit_quant_type"));
+    // Modules in the list are not quantised.
     edit(folder.path(), "config.json", |config| {
         config["quantization_config"] = json!({"load_in_8bit": true, "llm_int8_skip_modules":
             ["lm_head", "model.vision_model", "model.connector", "model.text_model"]});
@@ -319,7 +319,7 @@ fn a_folder_that_asks_for_four_or_eight_bits_gets_them() {
 }
 
 #[test]
-fn a_prompt_may_be_longer_than_the_trained_context() {
+fn prompt_may_exceed_trained_context() {
     let samples = [text_sample("<image>What is in the left corner, and what is above it?", &["small.png"])];
     let ask = |folder: &Path| {
         let model = load_folder(folder).unwrap();
@@ -340,8 +340,8 @@ fn a_prompt_may_be_longer_than_the_trained_context() {
     }
 }
 
-/// The embedding of one token is not a number.
-fn spoiled() -> Idefics {
+/// A model in which the embedding of one token is NaN.
+fn model_with_nan() -> Idefics {
     let folder = copy("wide-heads");
     let tokenizer: Value = serde_json::from_slice(&fs::read(folder.path().join("tokenizer.json")).unwrap()).unwrap();
     let id = tokenizer["model"]["vocab"]["Q"].as_u64().unwrap() as usize;
@@ -352,13 +352,13 @@ fn spoiled() -> Idefics {
             .chunks_mut(4)
             .for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
     });
-    // A loader that reads every value would refuse it: in the memory map they stay as they are.
+    // Loaded without conversion: memory-mapped values are not scanned, so the NaN is not detected.
     Idefics::from_folder(folder.path(), &Device::flex(), None, |_| ()).unwrap()
 }
 
 #[test]
-fn a_row_that_is_not_finite_fails_alone() {
-    let model = spoiled();
+fn non_finite_row_fails_alone() {
+    let model = model_with_nan();
     let rows = ["Hello there", "Question Q?", "What is it?"].map(|text| text_sample(text, &[]));
     let sampled = GenerationConfig { do_sample: Some(true), ..greedy(4) };
     let beams = GenerationConfig { num_beams: Some(2), ..greedy(4) };

@@ -1,4 +1,4 @@
-//! The first Idefics: images beside the text, through the same generation as every model.
+//! IDEFICS v1, with cross-attention to images, through the same functions as the other families.
 
 use std::path::Path;
 
@@ -39,7 +39,7 @@ fn image(name: &str) -> Value {
     json!({"image": picture(name)})
 }
 
-/// Rows with two, no and one image.
+/// Rows with two images, no image and one image.
 fn rows() -> Vec<Sample> {
     vec![
         prompt(&[json!("User:"), image("wide.png"), json!("and"), image("tall.png"), json!("Compare these.")]),
@@ -48,7 +48,7 @@ fn rows() -> Vec<Sample> {
     ]
 }
 
-/// Prompts and image vectors of samples.
+/// Prompts and image tiles of samples.
 fn inputs(model: &Idefics, samples: &[Sample]) -> (Prompts, Vec<ImageTile>) {
     let processed = model.processor().process(samples, &Default::default()).unwrap();
     let tokenizer = model.processor().tokenizer();
@@ -65,7 +65,7 @@ fn next_logits(model: &Idefics, samples: &[Sample]) -> burn::tensor::Tensor<2> {
 }
 
 #[test]
-fn a_row_alone_is_the_row_in_a_batch() {
+fn single_row_matches_batch() {
     for checkpoint in MODELS {
         let model = load(checkpoint);
         let batch = next_logits(&model, &rows());
@@ -77,12 +77,12 @@ fn a_row_alone_is_the_row_in_a_batch() {
 }
 
 #[test]
-fn a_quantised_row_alone_is_the_row_in_a_batch() {
+fn quantised_single_row_matches_batch() {
     for format in ["int8", "nf4", "fp4", "q4"] {
         let model = load_as("idefics1-float", quantized(format));
         let batch = next_logits(&model, &rows());
         let exact = next_logits(&load("idefics1-float"), &rows());
-        assert!(difference(batch.clone(), exact) > SAME, "{format} rounds");
+        assert!(difference(batch.clone(), exact) > SAME, "{format} must differ from f32");
         for (row, sample) in rows().into_iter().enumerate() {
             let alone = next_logits(&model, std::slice::from_ref(&sample));
             assert!(difference(alone, batch.clone().narrow(0, row, 1)) <= SAME, "{format}, row {row}");
@@ -97,7 +97,7 @@ fn a_quantised_row_alone_is_the_row_in_a_batch() {
 }
 
 #[test]
-fn the_head_is_spared_unless_it_is_asked_for() {
+fn head_is_not_quantised_by_default() {
     let bytes = |weights| {
         let config = ModelConfig::from_folder(&xtask_folder("checkpoints/idefics1-float")).unwrap();
         config.memory(None, &Device::flex(), weights).unwrap().total()
@@ -109,7 +109,7 @@ fn the_head_is_spared_unless_it_is_asked_for() {
 }
 
 #[test]
-fn weights_in_the_files_own_type_are_the_same_numbers() {
+fn stored_dtype_matches_f32() {
     for checkpoint in MODELS {
         let as_stored = load_as(checkpoint, WeightOptions::default());
         let exact = load(checkpoint);
@@ -122,11 +122,11 @@ fn weights_in_the_files_own_type_are_the_same_numbers() {
         let tile = ImageTile::new(48, 36, vec![0.5; 3 * 48 * 36]).unwrap();
         model.interpolating_positions(true).encode_images(&[tile]).unwrap().unwrap()
     });
-    assert!(difference(stored, widened) <= SAME, "positions are interpolated in f32");
+    assert!(difference(stored, widened) <= SAME, "positions must be interpolated in f32");
 }
 
 #[test]
-fn a_random_model_of_any_format_is_measured() {
+fn benchmarks_random_models_in_all_formats() {
     let config = ModelConfig::from_folder(&xtask_folder("checkpoints/idefics1-float")).unwrap();
     let processor = config.family().image_processor().unwrap();
     let device = Device::flex();
@@ -149,13 +149,16 @@ fn a_random_model_of_any_format_is_measured() {
         };
         let (seeing, blind) = (measure(vec![(40, 30), (20, 20)]), measure(Vec::new()));
         assert!(seeing.vision_ms.min > 0.0 && seeing.decode_ms_per_token.min > 0.0);
-        assert!(seeing.decode_bytes_per_token > blind.decode_bytes_per_token, "{weights}: gated attention is read");
+        assert!(
+            seeing.decode_bytes_per_token > blind.decode_bytes_per_token,
+            "{weights}: steps that see images must read the gated attention"
+        );
         assert!(blind.decode_bytes_per_token > 0);
     }
 }
 
 #[test]
-fn a_cached_step_is_the_recomputed_prompt() {
+fn cached_step_matches_recomputed_prompt() {
     for checkpoint in MODELS {
         let model = load(checkpoint);
         let (prompts, images) = inputs(&model, &rows());
@@ -173,7 +176,8 @@ fn a_cached_step_is_the_recomputed_prompt() {
             let prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
             let mut empty = model.model().cache(&prompts, 0);
             let recomputed = model.model().prefill(&prompts, features.clone(), &mut empty).unwrap();
-            // One token and a whole prompt are summed in different orders, which rounds as the logits are large.
+            // A single token and a whole prompt are summed in different orders, so the rounding error scales with
+            // the logits.
             let size = recomputed.clone().abs().max().into_scalar::<f32>();
             let far = difference(cached, recomputed);
             assert!(far <= SAME * size.max(1.0), "{checkpoint}, step {step}: {far:e} of {size}");
@@ -182,29 +186,32 @@ fn a_cached_step_is_the_recomputed_prompt() {
 }
 
 #[test]
-fn the_latest_image_decides_and_the_one_before_it_through_the_tokens_between() {
+fn earlier_image_matters_through_tokens_between() {
     let model = load("idefics1-vector");
     let ask = |first: &str, second: &str| {
         next_logits(&model, &[prompt(&[image(first), json!("and"), image(second), json!("What?")])])
     };
     let base = ask("wide.png", "tall.png");
-    assert!(difference(base.clone(), ask("wide.png", "small.png")) > 1e-3, "the latest image is seen");
-    assert!(difference(base, ask("small.png", "tall.png")) > 1e-4, "the tokens between saw the first");
+    assert!(difference(base.clone(), ask("wide.png", "small.png")) > 1e-3, "the latest image must matter");
+    assert!(
+        difference(base, ask("small.png", "tall.png")) > 1e-4,
+        "the first image must matter through the tokens between"
+    );
 }
 
 #[test]
-fn an_image_behind_an_end_is_not_seen_any_more() {
+fn image_before_end_token_is_not_visible() {
     let model = load("idefics1-vector");
     let ask = |name: &str| next_logits(&model, &[prompt(&[image(name), json!("A.</s>B")])]);
     let (prompts, _) = inputs(&model, &[prompt(&[image("wide.png"), json!("A.</s>B")])]);
     let seen = prompts.seen_images().unwrap().view().seen();
     assert!(seen.contains(&true) && !seen[seen.len() - 1]);
-    // What is left of the image is what the tokens before the end took from it.
+    // The image still has an effect through the tokens before the end token.
     assert!(difference(ask("wide.png"), ask("tall.png")) > 0.0);
 }
 
 #[test]
-fn a_batch_answers_as_its_rows_do() {
+fn batch_answers_match_single_rows() {
     let model = load("idefics1-float");
     let together = model.generate(&rows(), &Default::default(), &greedy(8), never()).unwrap();
     for (row, sample) in rows().into_iter().enumerate() {
@@ -220,7 +227,7 @@ fn a_batch_answers_as_its_rows_do() {
 }
 
 #[test]
-fn ranking_scores_labels_as_if_each_stood_alone() {
+fn ranking_together_matches_ranking_alone() {
     let model = load("idefics1-vector");
     let sample = prompt(&[image("wide.png"), json!("Category:")]);
     let labels = ["a dog", "the cat", "cars"].map(str::to_owned);
@@ -235,7 +242,7 @@ fn ranking_scores_labels_as_if_each_stood_alone() {
 }
 
 #[test]
-fn a_turn_computes_only_what_is_new_and_adds_its_images() {
+fn turn_computes_only_new_tokens_and_images() {
     let model = load("idefics1-vector");
     let mut talk = Conversation::new(&model, no_splitting());
     let question =
@@ -249,22 +256,22 @@ fn a_turn_computes_only_what_is_new_and_adds_its_images() {
         let answer = talk.ask(content, &greedy(5), never(), |_| ()).unwrap();
         let sample = Sample::chat(asked);
         let fresh = model.generate(&[sample], &no_splitting(), &greedy(5), never()).unwrap().remove(0);
-        assert_eq!(answer.token_ids, fresh.token_ids, "the cache changes nothing");
+        assert_eq!(answer.token_ids, fresh.token_ids, "the cache must not change the answer");
         (answer.usage.prompt_tokens, talk.computed_tokens())
     };
     let (first, computed) = ask(question("small.png"), None);
     assert_eq!(computed, first);
     let (second, computed) = ask(question("wide.png"), None);
-    assert!(computed < second - first + 8, "{computed} of {second} tokens, {first} were there");
-    // The second question is taken back with its picture, and another picture comes in its place.
+    assert!(computed < second - first + 8, "{computed} of {second} tokens computed, {first} were cached");
+    // Replace the second question and its image.
     let (third, computed) = ask(question("tall.png"), Some(2));
-    assert!(computed < third, "{computed} of {third} tokens");
+    assert!(computed < third, "{computed} of {third} tokens computed");
     let (fourth, computed) = ask(vec![Content::text("Why?")], Some(2));
-    assert!(computed <= fourth - first + 8, "{computed} of {fourth} tokens");
+    assert!(computed <= fourth - first + 8, "{computed} of {fourth} tokens computed");
 }
 
 #[test]
-fn a_base_model_has_no_conversation() {
+fn base_model_rejects_chat() {
     let model = load("idefics1-float");
     assert!(!model.processor().can_chat() && load("idefics1-vector").processor().can_chat());
     let sample = Sample::chat(vec![Message::text("user", "Hello")]);
@@ -273,7 +280,7 @@ fn a_base_model_has_no_conversation() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_before_it_is_computed() {
+fn rejects_mismatched_inputs() {
     let folder = xtask_folder("checkpoints/idefics1-float");
     let model = Idefics1::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
     let tile = |side: usize| ImageTile::new(side, side, vec![0.5; 3 * side * side]).unwrap();
@@ -296,7 +303,7 @@ fn what_does_not_fit_is_refused_before_it_is_computed() {
 }
 
 #[test]
-fn configurations_have_the_public_models_parameters() {
+fn configs_match_public_parameter_counts() {
     for (name, config, parameters, tensors) in [
         ("idefics-9b", Idefics1Config::idefics_9b(), 8_929_679_632_usize, 1015),
         ("idefics-80b", Idefics1Config::idefics_80b(), 79_967_843_624, 1603),
@@ -305,7 +312,7 @@ fn configurations_have_the_public_models_parameters() {
         let path = folder.join("config.json");
         let read = ModelConfig::from_folder(&folder).unwrap();
         assert_eq!(read.downcast_ref::<Idefics1Config>(), Some(&config));
-        // By the file alone, and by a folder without weights.
+        // From the file alone, and from a folder without weights.
         for path in [&path, &folder] {
             let inspection = inspect(path, Pickles::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
             assert_eq!(inspection.parameters, parameters);

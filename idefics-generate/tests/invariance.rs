@@ -13,7 +13,7 @@ use crate::common::{
 
 const QUESTION: &str = "User:<image>and<image>What is this?<end_of_utterance>\nAssistant:";
 
-/// Rows with 0, 1 and 2 images, of different lengths.
+/// Rows of different lengths with 0, 1 or 2 images.
 fn rows() -> [Sample; 4] {
     [
         text_sample("User: Hello<end_of_utterance>\nAssistant:", &[]),
@@ -24,7 +24,7 @@ fn rows() -> [Sample; 4] {
 }
 
 #[test]
-fn a_row_alone_is_the_row_in_a_batch() {
+fn single_row_matches_batch() {
     for checkpoint in ["odd-heads", "wide-heads", "sliding-sharded"] {
         let model = load(checkpoint);
         let batch = next_logits(&model, &rows());
@@ -36,7 +36,7 @@ fn a_row_alone_is_the_row_in_a_batch() {
 }
 
 #[test]
-fn a_cached_step_is_the_recomputed_prompt() {
+fn cached_step_matches_recomputed_prompt() {
     for checkpoint in ["odd-heads", "wide-heads", "sliding-sharded"] {
         let model = load(checkpoint);
         let processed = model.processor().process(&rows(), &no_splitting()).unwrap();
@@ -59,7 +59,7 @@ fn a_cached_step_is_the_recomputed_prompt() {
 }
 
 #[test]
-fn images_encoded_together_are_those_encoded_alone() {
+fn vision_batch_size_does_not_change_vectors() {
     for checkpoint in ["odd-heads", "idefics1-vector"] {
         let (_, samples) = match checkpoint {
             "odd-heads" => case("two-images"),
@@ -67,14 +67,14 @@ fn images_encoded_together_are_those_encoded_alone() {
         };
         let model = load(checkpoint);
         let processed = model.processor().process(&samples, &no_splitting()).unwrap();
-        // Several of one size.
+        // Several images of each size.
         let images: Vec<_> =
             processed.images.iter().flatten().flat_map(|image| [image.clone(), image.clone()]).collect();
         let images: Vec<_> = images
             .into_iter()
             .enumerate()
             .map(|(index, mut image)| {
-                image.pixels_mut()[index] += 1.0; // none of them is another
+                image.pixels_mut()[index] += 1.0; // makes all images different
                 image
             })
             .collect();
@@ -88,7 +88,7 @@ fn images_encoded_together_are_those_encoded_alone() {
 }
 
 #[test]
-fn an_image_that_comes_again_is_the_same_image() {
+fn repeated_image_gets_same_vectors() {
     let model = load("odd-heads");
     let samples = [text_sample(QUESTION, &["wide.png", "tall.png"]), text_sample("<image>", &["wide.png"])];
     let processed = model.processor().process(&samples, &no_splitting()).unwrap();
@@ -110,7 +110,7 @@ fn swapping_two_images_changes_the_logits() {
 }
 
 #[test]
-fn the_order_of_rows_permutes_the_answers() {
+fn row_order_permutes_answers() {
     let model = load("odd-heads");
     let answers = model.generate(&rows(), &no_splitting(), &greedy(8), never()).unwrap();
     let mut reversed = rows();
@@ -122,7 +122,7 @@ fn the_order_of_rows_permutes_the_answers() {
 }
 
 #[test]
-fn the_last_logits_are_the_last_of_all() {
+fn last_logits_match_all_logits() {
     let folder = xtask_folder("checkpoints/odd-heads");
     let model = Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
     let prompts = Prompts::pad_left(&[vec![1, 30, 40, 50], vec![1, 60]], 0).unwrap();
@@ -151,7 +151,7 @@ proptest! {
     }
 
     #[test]
-    fn padded_prompts_are_taken_apart_again(rows in prop::collection::vec(prop::collection::vec(1u32..9, 1..6), 1..4)) {
+    fn padded_prompts_round_trip(rows in prop::collection::vec(prop::collection::vec(1u32..9, 1..6), 1..4)) {
         let prompts = Prompts::pad_left(&rows, 0).unwrap();
         let mask: Vec<bool> = prompts.input_ids().iter().map(|&id| id != 0).collect();
         let again = Prompts::from_padded(prompts.input_ids().to_vec(), &mask, prompts.seq()).unwrap();

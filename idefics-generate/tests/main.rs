@@ -1,4 +1,4 @@
-//! Tests of the assembled models, one binary: linking Burn is the slow part.
+//! Tests of the assembled models, in one binary because linking Burn is slow.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
 #![allow(clippy::unwrap_used)] // helpers too

@@ -1,4 +1,4 @@
-//! Counts the bytes that a thread holds, to show what a strategy needs at most.
+//! Counts the bytes that a thread allocates, to measure the peak memory of a generation strategy.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -19,23 +19,24 @@ fn count(bytes: isize) {
     PEAK.set(PEAK.get().max(held));
 }
 
-// SAFETY: every call is handed to the system's allocator as it is; the counters are plain cells without destructors.
+// SAFETY: every call is forwarded unchanged to the system allocator; the counters are plain cells without
+// destructors.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        // SAFETY: the caller keeps the contract of `alloc`.
+        // SAFETY: the caller upholds the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         count(-(layout.size() as isize));
-        // SAFETY: the caller keeps the contract of `dealloc`; the pointer came from `System`.
+        // SAFETY: the caller upholds the contract of `dealloc`; the pointer came from `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
-/// The most bytes that `work` held at once on this thread, beyond what was held before.
+/// The peak number of bytes that `work` held on this thread, beyond what was held before.
 pub(crate) fn peak(work: impl FnOnce()) -> usize {
     let before = HELD.get();
     PEAK.set(before);

@@ -1,4 +1,4 @@
-//! Samples that are read while others are answered.
+//! Preparing samples while others are answered.
 
 use idefics_generate::processor::Sample;
 use idefics_generate::{Error, Idefics};
@@ -21,7 +21,7 @@ fn answers(model: &Idefics, samples: &[Sample]) -> Vec<String> {
 }
 
 #[test]
-fn answers_come_in_order_and_are_the_same() {
+fn answers_are_in_order_and_unchanged() {
     let model = load("odd-heads");
     let mut found = Vec::new();
     let all = model.prepare_ahead(batches(), &no_splitting(), |batch, prepared| {
@@ -35,7 +35,7 @@ fn answers_come_in_order_and_are_the_same() {
 }
 
 #[test]
-fn what_cannot_be_read_keeps_nothing_from_being_answered() {
+fn unreadable_batch_does_not_affect_others() {
     let model = load("odd-heads");
     let mut batches = batches();
     batches[1] = vec![text_sample(QUESTION, &["gone.png"])];
@@ -49,7 +49,7 @@ fn what_cannot_be_read_keeps_nothing_from_being_answered() {
 }
 
 #[test]
-fn the_first_error_of_an_answer_is_the_last() {
+fn stops_at_first_error_of_an_answer() {
     let model = load("odd-heads");
     let mut calls = 0;
     let endless = std::iter::repeat_with(|| batches().remove(1));
@@ -61,7 +61,7 @@ fn the_first_error_of_an_answer_is_the_last() {
 }
 
 #[test]
-fn only_one_sample_is_streamed() {
+fn only_a_single_sample_can_be_streamed() {
     let model = load("odd-heads");
     let prepared = model.prepare(&batches()[0], &no_splitting()).unwrap();
     let error = prepared.stream(&greedy(2), never()).unwrap_err();
@@ -72,7 +72,7 @@ fn only_one_sample_is_streamed() {
 }
 
 #[test]
-fn the_last_logits_are_those_of_the_next_token() {
+fn last_logits_match_next_token_logits() {
     let model = load("odd-heads");
     let samples = &batches()[0];
     let (prompts, logits) = model.prepare(samples, &no_splitting()).unwrap().logits().unwrap();

@@ -1,8 +1,8 @@
-//! Draws: their distribution, and what they depend on.
+//! Sampling: the distribution of draws, and what they depend on.
 
 use idefics_generate::logits::{RowError, RowKey, Sampler, argmax, softmax};
 
-/// 99.9% quantile of χ² with 7 degrees of freedom.
+/// 99.9% quantile of the χ² distribution with 7 degrees of freedom.
 const CHI_SQUARE_7: f64 = 24.32;
 const SCORES: [f32; 10] = [0.3, -1.2, f32::NEG_INFINITY, 2.0, 0.0, 1.1, f32::NEG_INFINITY, -0.4, 1.7, -2.5];
 const N_DRAWS: usize = 40_000;
@@ -11,7 +11,7 @@ fn key(sample: usize) -> RowKey {
     RowKey { sample: sample as u64, answer: 0 }
 }
 
-/// Against `SCORES`, which allow eight tokens.
+/// The χ² statistic of draws against `SCORES`, which allow eight tokens.
 fn chi_square(drawn: impl Iterator<Item = usize>) -> f64 {
     let mut counts = [0.0; SCORES.len()];
     for id in drawn {
@@ -31,22 +31,22 @@ fn chi_square(drawn: impl Iterator<Item = usize>) -> f64 {
 }
 
 #[test]
-fn draws_follow_softmax_over_steps_rows_and_seeds() {
-    let of_steps = (0..N_DRAWS).map(|step| Sampler::new(1).draw(key(3), step, &SCORES).unwrap() as usize);
-    assert!(chi_square(of_steps) < CHI_SQUARE_7);
-    let of_rows = (0..N_DRAWS).map(|row| Sampler::new(1).draw(key(row), 5, &SCORES).unwrap() as usize);
-    assert!(chi_square(of_rows) < CHI_SQUARE_7);
-    let of_seeds = (0..N_DRAWS).map(|seed| Sampler::new(seed as u64).draw(key(0), 0, &SCORES).unwrap() as usize);
-    assert!(chi_square(of_seeds) < CHI_SQUARE_7);
+fn draws_follow_softmax() {
+    let steps = (0..N_DRAWS).map(|step| Sampler::new(1).draw(key(3), step, &SCORES).unwrap() as usize);
+    assert!(chi_square(steps) < CHI_SQUARE_7);
+    let rows = (0..N_DRAWS).map(|row| Sampler::new(1).draw(key(row), 5, &SCORES).unwrap() as usize);
+    assert!(chi_square(rows) < CHI_SQUARE_7);
+    let seeds = (0..N_DRAWS).map(|seed| Sampler::new(seed as u64).draw(key(0), 0, &SCORES).unwrap() as usize);
+    assert!(chi_square(seeds) < CHI_SQUARE_7);
 }
 
 #[test]
-fn draws_without_replacement_are_draws_of_what_is_left() {
+fn draws_without_replacement_follow_remaining_distribution() {
     let draws: Vec<Vec<usize>> =
         (0..N_DRAWS).map(|step| Sampler::new(2).draw_without_replacement(key(0), step, &SCORES, 2).unwrap()).collect();
     assert!(chi_square(draws.iter().map(|drawn| drawn[0])) < CHI_SQUARE_7);
 
-    // The second, where 3 was first: 3 is no choice any more, six degrees of freedom are left.
+    // The second draws after a first draw of 3, which is then impossible; six degrees of freedom remain.
     let mut left = SCORES;
     left[3] = f32::NEG_INFINITY;
     let probs = softmax(&left);
@@ -61,16 +61,16 @@ fn draws_without_replacement_are_draws_of_what_is_left() {
 }
 
 #[test]
-fn impossible_positions_follow_possible_ones() {
+fn impossible_positions_come_last() {
     let mut drawn = Sampler::new(3).draw_without_replacement(key(0), 0, &SCORES, 10).unwrap();
     assert_eq!(drawn[8..], [2, 6]);
     drawn.sort_unstable();
     assert_eq!(drawn, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
 }
 
-/// Fixed, so that a seed means the same answer in every release.
+/// Pinned, so that a seed gives the same answer in every release.
 #[test]
-fn draws_of_a_seed_stay_what_they_are() {
+fn draws_of_a_seed_are_pinned() {
     let drawn: Vec<u32> = (0..12).map(|step| Sampler::new(42).draw(key(7), step, &[0.0; 100]).unwrap()).collect();
     assert_eq!(drawn, PINNED);
     let other = (0..12).map(|step| Sampler::new(42).draw(key(8), step, &[0.0; 100]).unwrap());
@@ -80,7 +80,7 @@ fn draws_of_a_seed_stay_what_they_are() {
 const PINNED: [u32; 12] = [42, 6, 23, 31, 62, 95, 78, 85, 85, 16, 36, 60];
 
 #[test]
-fn what_cannot_be_chosen_is_an_error() {
+fn rejects_invalid_scores() {
     for choose in [argmax, |scores: &[f32]| Sampler::new(0).draw(RowKey::default(), 0, scores)] {
         assert_eq!(choose(&[0.0, f32::NAN]), Err(RowError::NonFinite));
         assert_eq!(choose(&[0.0, f32::INFINITY]), Err(RowError::NonFinite));

@@ -1,4 +1,4 @@
-//! Stop strings against `StopStringCriteria`.
+//! Stop strings, compared with `StopStringCriteria`.
 
 use idefics_generate::stop_strings::{StopMatch, StopStrings};
 use proptest::prelude::*;
@@ -20,7 +20,7 @@ struct Case {
 }
 
 #[test]
-fn rows_stop_where_the_reference_stops() {
+fn matches_reference() {
     let fixture: Fixture = read("stop_strings");
     for case in fixture.cases {
         let stop_strings = StopStrings::new(case.stop_strings.clone()).unwrap();
@@ -32,11 +32,15 @@ fn rows_stop_where_the_reference_stops() {
 }
 
 #[test]
-fn a_match_says_what_to_cut() {
+fn match_gives_bytes_to_cut() {
     let stop_strings = StopStrings::new(["User:", "r: a"]).unwrap();
     let pieces = ["ok", " ", "Us", "er: a!"].map(str::as_bytes);
     assert_eq!(stop_strings.find(pieces), Some(StopMatch { index: 0, from_end: 8, after: 3 }));
-    assert_eq!(stop_strings.find(["User:", "x"].map(str::as_bytes)), None, "ended before the last token");
+    assert_eq!(
+        stop_strings.find(["User:", "x"].map(str::as_bytes)),
+        None,
+        "the stop string ended before the last token"
+    );
     assert_eq!(stop_strings.find(["User", ":"].map(str::as_bytes)).map(|found| found.after), Some(0));
     assert_eq!(stop_strings.find::<&[u8]>([]), None);
     assert!(StopStrings::new([""]).is_err());
@@ -44,7 +48,7 @@ fn a_match_says_what_to_cut() {
 
 proptest! {
     #[test]
-    fn the_first_token_that_completes_a_stop_string_is_found(
+    fn finds_first_token_that_completes_stop_string(
         pieces in proptest::collection::vec("[ab\u{e9}]{0,3}", 1..12),
         stop in "[ab\u{e9}]{1,4}",
     ) {

@@ -1,4 +1,4 @@
-//! The strategies over a model: what they have in common, what they need, and what ends them.
+//! Generation strategies with a model: what they have in common, the memory they need, and how they end.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ fn run(model: &Idefics, samples: &[Sample], options: &GenerationConfig, seed: u6
     model.generate(samples, &no_splitting(), options, controls).unwrap()
 }
 
-/// Changes nothing, but needs the scores.
+/// Has no effect, but requires scores on the host.
 #[derive(Debug)]
 struct Nothing;
 
@@ -41,7 +41,7 @@ impl LogitsProcessor for Nothing {
     fn process(&mut self, _row: &Row<'_>, _scores: &mut [f32]) {}
 }
 
-/// Forbids everything but one token once `after` were generated.
+/// Forces one token once `after` tokens have been generated.
 #[derive(Debug)]
 struct Force {
     after: usize,
@@ -59,7 +59,7 @@ impl LogitsProcessor for Force {
 }
 
 #[test]
-fn the_likeliest_token_is_the_same_on_device_and_host() {
+fn greedy_search_on_device_matches_host() {
     let model = load("odd-heads");
     let options = options(json!({"max_new_tokens": 16, "bad_words_ids": [[20], [30, 31], [32, 33, 34]]}));
     let device = model.generate(&samples(), &no_splitting(), &options, never()).unwrap();
@@ -69,7 +69,7 @@ fn the_likeliest_token_is_the_same_on_device_and_host() {
 }
 
 #[test]
-fn answers_do_not_depend_on_the_rest_of_the_batch() {
+fn answers_do_not_depend_on_batch() {
     let model = load("odd-heads");
     for value in [
         json!({"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8}),
@@ -92,18 +92,18 @@ fn answers_do_not_depend_on_the_rest_of_the_batch() {
 }
 
 #[test]
-fn a_seed_is_an_answer() {
+fn same_seed_gives_same_answer() {
     let model = load("odd-heads");
     let options = options(json!({"do_sample": true, "top_k": 0, "temperature": 2.0, "max_new_tokens": 12,
         "num_return_sequences": 2}));
     let first = tokens(&run(&model, &samples()[..1], &options, 1));
     assert_eq!(first, tokens(&run(&model, &samples()[..1], &options, 1)));
     assert_ne!(first, tokens(&run(&model, &samples()[..1], &options, 2)));
-    assert_ne!(first[0], first[1], "answers of one sample differ");
+    assert_ne!(first[0], first[1], "the answers of a sample must differ");
 }
 
 #[test]
-fn one_beam_per_answer_is_the_best_of_more() {
+fn beam_scores_are_sorted_and_match_log_likelihoods() {
     let model = load("odd-heads");
     let beams = |n: usize| {
         let options = options(json!({"num_beams": n, "max_new_tokens": 6, "length_penalty": 1.0,
@@ -113,7 +113,7 @@ fn one_beam_per_answer_is_the_best_of_more() {
     let four = beams(4);
     let scores: Vec<f32> = four.iter().map(|answer| answer.score.unwrap()).collect();
     assert!(scores.is_sorted_by(|a, b| a >= b) && scores.iter().all(|score| score.is_finite()));
-    // A score is the mean log-probability of the answer's tokens, which one forward pass gives too.
+    // A score is the mean log-probability of the answer's tokens, which a single forward pass also gives.
     let processed = model.processor().process(&samples()[..1], &no_splitting()).unwrap();
     let images: Vec<_> = processed.images.iter().flatten().cloned().collect();
     let prompt = idefics_generate::Prompts::pad_left(&processed.input_ids, 0).unwrap();
@@ -149,10 +149,10 @@ fn four_beams_need_little_more_than_greedy_search() {
 }
 
 #[test]
-fn stop_strings_end_an_answer_and_stay_in_it() {
+fn stop_string_ends_answer_and_is_kept() {
     let model = load("odd-heads");
     let free = run(&model, &samples()[1..2], &greedy(20), 0).remove(0);
-    // Pieces of characters are shown as U+FFFD and are no text to stop at.
+    // Incomplete characters are shown as U+FFFD and cannot be part of a stop string.
     let mut words = free.text.split(|character: char| !character.is_ascii_alphabetic());
     let stop = words.find(|word| word.len() >= 2).expect("a word of two letters");
     let stopping = options(json!({"max_new_tokens": 20, "stop_strings": [stop]}));
@@ -178,7 +178,7 @@ fn stop_strings_end_beams() {
 }
 
 #[test]
-fn time_ends_an_answer_with_its_next_token() {
+fn max_time_ends_answer_with_next_token() {
     let model = load("odd-heads");
     for value in
         [json!({"max_time": 0.0, "max_new_tokens": 50}), json!({"max_time": 0.0, "max_new_tokens": 50, "num_beams": 2})]
@@ -190,7 +190,7 @@ fn time_ends_an_answer_with_its_next_token() {
 }
 
 #[test]
-fn a_processor_of_the_callers_own_has_the_last_word() {
+fn custom_processor_runs_last() {
     let model = load("odd-heads");
     for beams in [1, 3] {
         let controls = Controls { processors: vec![Box::new(Force { after: 2, id: 99 })], ..Controls::default() };
@@ -201,7 +201,7 @@ fn a_processor_of_the_callers_own_has_the_last_word() {
 }
 
 #[test]
-fn log_probabilities_are_the_models_own() {
+fn log_probabilities_ignore_logits_processors() {
     let model = load("odd-heads");
     let controls = || Controls { logprobs: Some(3), prompt_logprobs: true, ..Controls::default() };
     let options = options(json!({"max_new_tokens": 6, "eos_token_id": [], "repetition_penalty": 1.2}));
@@ -213,7 +213,7 @@ fn log_probabilities_are_the_models_own() {
             assert!(logprob.top.is_sorted_by(|a, b| a.logprob >= b.logprob));
             assert!(logprob.token.logprob <= logprob.top[0].logprob && logprob.token.logprob < 0.0);
         }
-        // The prompt with the answer behind it as a prompt gives the answer's log-probabilities again.
+        // Ranking the answer after the prompt must give the same log-probabilities.
         let prompt_logprobs = answer.prompt_logprobs.as_ref().unwrap();
         assert_eq!(prompt_logprobs.len(), answer.usage.prompt_tokens - 1);
         let processed = model.processor().process(&[sample], &no_splitting()).unwrap();
@@ -228,7 +228,7 @@ fn log_probabilities_are_the_models_own() {
 }
 
 #[test]
-fn log_probabilities_of_beams_add_up_to_their_scores() {
+fn beam_log_probabilities_sum_to_scores() {
     let model = load("odd-heads");
     for value in [
         json!({"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8, "length_penalty": 0.0}),
@@ -250,7 +250,7 @@ fn log_probabilities_of_beams_add_up_to_their_scores() {
 }
 
 #[test]
-fn a_search_that_is_cancelled_gives_what_it_has() {
+fn cancelled_search_returns_partial_answer() {
     let model = load("odd-heads");
     let cancel = CancelToken::default();
     cancel.cancel();
@@ -260,7 +260,7 @@ fn a_search_that_is_cancelled_gives_what_it_has() {
 }
 
 #[test]
-fn beams_are_not_streamed() {
+fn rejects_streaming_beams() {
     let model = load("odd-heads");
     let options = options(json!({"num_beams": 2}));
     let error = model.stream(&samples()[0], &no_splitting(), &options, never()).unwrap_err();
@@ -268,8 +268,8 @@ fn beams_are_not_streamed() {
 }
 
 #[test]
-fn ranking_in_one_pass_is_ranking_one_by_one() {
-    let model = load("sliding-sharded"); // a window of 7 keys, shorter than the prompt
+fn ranking_together_matches_ranking_one_by_one() {
+    let model = load("sliding-sharded"); // sliding window of 7 keys, shorter than the prompt
     let processed = model.processor().process(&samples()[..1], &no_splitting()).unwrap();
     let images: Vec<_> = processed.images.iter().flatten().cloned().collect();
     let prompt = idefics_generate::Prompts::pad_left(&processed.input_ids, 0).unwrap();
@@ -299,7 +299,7 @@ fn ranking_in_one_pass_is_ranking_one_by_one() {
 }
 
 #[test]
-fn labels_are_words_and_each_is_there_once() {
+fn labels_are_plain_text_and_unique() {
     let model = load("odd-heads");
     let rank = |labels: &[&str]| {
         let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
@@ -317,7 +317,7 @@ fn labels_are_words_and_each_is_there_once() {
 }
 
 #[test]
-fn a_ranking_that_is_cancelled_is_an_error() {
+fn cancelled_ranking_is_an_error() {
     let model = load("odd-heads");
     let cancel = CancelToken::default();
     cancel.cancel();
@@ -328,7 +328,7 @@ fn a_ranking_that_is_cancelled_is_an_error() {
 }
 
 #[test]
-fn a_background_answer_is_the_answer() {
+fn background_answer_matches_direct_answer() {
     use futures_core::Stream;
     let model = std::sync::Arc::new(load("odd-heads"));
     let sample = samples()[0].clone();
@@ -341,7 +341,7 @@ fn a_background_answer_is_the_answer() {
     let text = model.generate_in_background(sample.clone(), no_splitting(), options, never(), None).unwrap();
     assert_eq!(text.map(Result::unwrap).collect::<String>(), expected);
 
-    // Polled by hand.
+    // As a `Stream`, polled by hand.
     let mut text =
         Box::pin(model.generate_in_background(sample.clone(), no_splitting(), greedy(16), never(), None).unwrap());
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -360,7 +360,7 @@ fn a_background_answer_is_the_answer() {
 }
 
 #[test]
-fn dropping_a_background_answer_ends_it() {
+fn dropping_background_answer_ends_generation() {
     let model = std::sync::Arc::new(load("odd-heads"));
     let cancel = CancelToken::default();
     let options = options(json!({"max_new_tokens": 1500, "eos_token_id": []}));
@@ -369,16 +369,16 @@ fn dropping_a_background_answer_ends_it() {
     text.next().unwrap().unwrap();
     drop(text);
     assert!(cancel.is_cancelled());
-    // The thread lets go of the model within a step.
+    // The thread drops the model within one step.
     let clock = std::time::Instant::now();
     while std::sync::Arc::strong_count(&model) > 1 {
-        assert!(clock.elapsed() < Duration::from_secs(20), "the generation goes on");
+        assert!(clock.elapsed() < Duration::from_secs(20), "the generation did not end");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
 #[test]
-fn the_same_picture_is_encoded_once() {
+fn same_image_is_encoded_once() {
     let model = load("odd-heads");
     let ask = |text: &str, pictures: &[&str]| {
         let sample = text_sample(text, pictures);

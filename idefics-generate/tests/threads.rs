@@ -1,4 +1,4 @@
-//! Threads that generate with one model at once.
+//! Several threads that generate with the same model at once.
 
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::common::{no_splitting, picture, text_sample, xtask_folder};
 
-/// What is used from several threads, or goes to another. A `Generation` does not: see its documentation.
+/// Types that are shared between threads or sent to another. `Generation` is neither: see its documentation.
 const _: () = {
     const fn shared<T: Send + Sync>() {}
     const fn sent<T: Send>() {}
@@ -22,10 +22,10 @@ const _: () = {
     sent::<GenerationConfig>();
 };
 
-/// Times that the threads start together: how their operations interleave differs from one to the next.
+/// Number of rounds in which both threads start together; each interleaves their operations differently.
 const ROUNDS: usize = 6;
 
-/// Keeps the logits of every step, and changes none.
+/// Records the logits of every step without changing them.
 #[derive(Debug, Clone, Default)]
 struct Recorder(Arc<Mutex<Vec<u32>>>);
 
@@ -35,7 +35,7 @@ impl LogitsProcessor for Recorder {
     }
 }
 
-/// An answer's text and tokens, and the bits of the logits of each of its steps.
+/// Text and tokens of an answer, and the bits of the logits of each step.
 fn answer(model: &Idefics, sample: &Sample) -> (String, Vec<u32>, Vec<u32>) {
     let options = GenerationConfig { max_new_tokens: Some(12), min_new_tokens: Some(12), ..Default::default() };
     let recorder = Recorder::default();
@@ -45,30 +45,30 @@ fn answer(model: &Idefics, sample: &Sample) -> (String, Vec<u32>, Vec<u32>) {
     (answer.text, answer.token_ids, logits)
 }
 
-fn assert_the_same_on_two_threads(checkpoint: &str, samples: &[Sample; 2]) {
+fn assert_same_on_two_threads(checkpoint: &str, samples: &[Sample; 2]) {
     let formats = [WeightFormat::None, "int8".parse().unwrap(), "q4".parse().unwrap()];
     let mut all: Vec<_> = formats.map(|quantize| WeightOptions { quantize, ..WeightOptions::default() }).into();
     all.push(WeightOptions { activations: Activations::Int8, ..all[1] });
     for weights in all {
         let folder = xtask_folder("checkpoints").join(checkpoint);
         let model = Idefics::from_folder(&folder, &Device::flex(), weights, |_| ()).unwrap();
-        model.set_feature_budget(0); // pictures are encoded each time
+        model.set_feature_budget(0); // images are encoded every time
         let alone = [0, 1].map(|index| answer(&model, &samples[index]));
         assert_eq!(alone[0].2.len(), 12 * model.model().shape().vocab_size);
-        assert_ne!(alone[0].2, alone[1].2, "the samples differ");
+        assert_ne!(alone[0].2, alone[1].2, "the samples must give different logits");
         let (start, failures) = (Barrier::new(2), Mutex::new(Vec::new()));
         thread::scope(|scope| {
             for first in [0, 1] {
                 let (model, alone, start, failures) = (&model, &alone, &start, &failures);
                 scope.spawn(move || {
                     for round in 0..ROUNDS {
-                        // Both samples at once, then the same sample twice at once.
+                        // First both samples at once, then the same sample on both threads.
                         for index in [(first + round) % 2, round % 2] {
                             start.wait();
                             let found = answer(model, &samples[index]);
                             let (text, ids, logits) = &alone[index];
                             let what = format!("{checkpoint}, {weights:?}, round {round}, sample {index}");
-                            // No panic here: the other thread would wait for this one.
+                            // No panic here: the other thread would wait forever at the barrier.
                             let is_same = found.0 == *text && found.1 == *ids && found.2 == *logits;
                             failures.lock().unwrap().extend((!is_same).then_some(what));
                         }
@@ -82,22 +82,19 @@ fn assert_the_same_on_two_threads(checkpoint: &str, samples: &[Sample; 2]) {
 }
 
 #[test]
-fn idefics2_answers_on_two_threads_as_on_one() {
+fn idefics2_on_two_threads_matches_one() {
     let question = "User:<image>and<image>What is this?<end_of_utterance>\nAssistant:";
     let samples = [
         text_sample(question, &["wide.png", "tall.png"]),
         text_sample("User: Describe this.<image><end_of_utterance>\nAssistant:", &["small.png"]),
     ];
-    assert_the_same_on_two_threads("odd-heads", &samples);
+    assert_same_on_two_threads("odd-heads", &samples);
 }
 
 #[test]
-fn idefics1_answers_on_two_threads_as_on_one() {
+fn idefics1_on_two_threads_matches_one() {
     let sample = |picture_name: &str, text: &str| -> Sample {
         serde_json::from_value(json!({"prompt": ["User:", {"image": picture(picture_name)}, text]})).unwrap()
     };
-    assert_the_same_on_two_threads(
-        "idefics1-vector",
-        &[sample("wide.png", "What is this?"), sample("tall.png", "Why?")],
-    );
+    assert_same_on_two_threads("idefics1-vector", &[sample("wide.png", "What is this?"), sample("tall.png", "Why?")]);
 }

@@ -1,5 +1,4 @@
-//! A family of our own in one file: a linear projection in place of a resampler, so that an image has as many vectors as
-//! patches.
+//! A custom family in one file. A linear projection replaces the resampler, so an image has one vector per patch.
 
 use std::path::Path;
 
@@ -33,7 +32,7 @@ struct Toy {
     shape: ModelShape,
 }
 
-/// The whole way of a batch of images, in one step.
+/// Encodes a batch of images in a single step.
 struct Run(Option<Tensor<3>>);
 
 impl LayerRun for Run {
@@ -183,9 +182,9 @@ fn config(folder: &Path) -> ModelConfig {
     ModelConfig::from_file_with(&path, &[&Family]).unwrap()
 }
 
-/// Two images whose sizes give another number of patches each, so each goes into a row of its own.
+/// Uses two images with different numbers of patches, one per prompt.
 #[test]
-fn a_family_is_one_file() {
+fn custom_family_runs_end_to_end() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path());
     let device = Device::flex();
@@ -210,7 +209,7 @@ fn a_family_is_one_file() {
         let answer = generation.generated(0).to_vec();
         assert_eq!(answer.len(), 4);
 
-        // A cached step is the recomputed prompt.
+        // A cached step must match the recomputed prompt.
         let longer = Prompts::pad_left(&[[row, answer[..1].to_vec()].concat()], 0).unwrap();
         let recomputed = model.prefill(&longer, features.clone(), &mut model.cache(&longer, 0)).unwrap();
         let mut cache = model.cache(&prompts, 4);

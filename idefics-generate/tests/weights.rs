@@ -1,4 +1,4 @@
-//! Weights in other formats: what bitsandbytes made of a model, and the memory that was planned.
+//! Quantised weights: compatibility with bitsandbytes, and predicted memory.
 
 use burn::tensor::{DType, Device};
 use idefics_checkpoint::{Checkpoint, Pickles};
@@ -13,7 +13,7 @@ fn load(checkpoint: &str, weights: WeightOptions) -> Idefics {
 }
 
 #[test]
-fn a_folder_of_bitsandbytes_is_our_own_quantisation_of_the_same_weights() {
+fn bitsandbytes_folder_matches_own_quantisation() {
     let (_, samples) = case("quantized-on-disk");
     let weights = WeightOptions { quantize: "nf4".parse().unwrap(), double_quant: true, ..WeightOptions::default() };
     let [theirs, ours] = [load("small-quantized", WeightOptions::default()), load("small", weights)];
@@ -22,7 +22,7 @@ fn a_folder_of_bitsandbytes_is_our_own_quantisation_of_the_same_weights() {
 }
 
 #[test]
-fn weights_take_the_memory_that_was_planned() {
+fn weights_take_predicted_memory() {
     let device = Device::flex();
     let formats = PackedFormat::ALL.map(WeightFormat::Packed);
     for checkpoint in ["tiny-idefics2", "grid-980", "small-quantized", "idefics1-vector", "idefics1-tied"] {
@@ -31,7 +31,7 @@ fn weights_take_the_memory_that_was_planned() {
         for dtype in [None, Some(DType::F32), Some(DType::BF16)] {
             for quantize in formats.into_iter().chain([WeightFormat::None]) {
                 if checkpoint == "small-quantized" && quantize != WeightFormat::None {
-                    continue; // refused
+                    continue; // it cannot be quantised again
                 }
                 let pickles = Pickles::Allowed;
                 let weights = WeightOptions { quantize, dtype, pickles, ..WeightOptions::default() };

@@ -1,4 +1,4 @@
-//! Layers at the shapes of idefics2-8b: `cargo bench -p idefics-nn`.
+//! Layers with the shapes of idefics2-8b: `cargo bench -p idefics-nn`.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
 
@@ -16,8 +16,8 @@ fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::random(shape, Distribution::Default, device)
 }
 
-/// Times `work`, whose result lives until the device has finished it. Weights are drawn at their first use, so once
-/// is done before.
+/// Times `work`; the result is kept until the device has finished. Runs it once beforehand, because weights are
+/// initialised at first use.
 fn bench<T>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
@@ -30,7 +30,7 @@ fn bench<T>(
     group.bench_function(BenchmarkId::new(name, format!("{device:?}")), |b| {
         b.iter(|| {
             let result = work();
-            device.sync().expect("the device finishes");
+            device.sync().expect("the device must finish its work");
             result
         });
     });
@@ -68,7 +68,7 @@ fn elementwise(c: &mut Criterion) {
     bench(&mut group, "gelu_tanh_676x4304", n([676, 4304]), &device, gelu);
 }
 
-/// 32 query and 8 key/value heads of 128.
+/// 32 query heads and 8 key/value heads of width 128.
 fn attend(c: &mut Criterion) {
     let device = Device::default();
     let mut group = group(c, "attention");
@@ -77,7 +77,7 @@ fn attend(c: &mut Criterion) {
         let [key, value] = [(); 2].map(|()| random([1, 8, keys, 128], &device));
         let causal = (queries > 1)
             .then(|| Tensor::<2, Bool>::tril_mask([queries, keys], 0, &device).reshape([1, 1, queries, keys]));
-        // One token reads all keys and values; a prompt computes all scores.
+        // Decoding reads all keys and values; prefill computes all scores.
         let throughput = match queries {
             1 => Throughput::Bytes((2 * 8 * keys * 128 * F32) as u64),
             _ => Throughput::Elements((32 * queries * keys) as u64),
@@ -88,7 +88,7 @@ fn attend(c: &mut Criterion) {
     }
 }
 
-/// One token, in place: independent of what is cached.
+/// Appends one token in place; the time must not depend on the number of cached tokens.
 fn append(c: &mut Criterion) {
     let device = Device::default();
     let mut group = group(c, "kv_cache");

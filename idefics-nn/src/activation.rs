@@ -1,15 +1,16 @@
-//! Activation functions by the names that `config.json` uses.
+//! Activation functions, named as in `config.json`.
 
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::ops;
 
-/// An activation function, spelled as the reference's `ACT2FN` table spells it.
+/// An activation function. The serialised names are those of the reference's `ACT2FN` table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Activation {
-    /// `x · Φ(x)`, Φ the normal distribution function, by the exact error function (IDEFICS v1's vision tower).
+    /// `x · Φ(x)`, where Φ is the normal distribution function, computed with the exact error function (IDEFICS
+    /// v1's vision tower).
     #[serde(rename = "gelu")]
     Gelu,
     /// `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))` (every SigLIP tower).
@@ -27,7 +28,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Applies the function to each element; any shape in, the same shape out.
+    /// Applies the function to each element. The shape stays the same.
     pub fn forward<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Gelu => ops::gelu(input),

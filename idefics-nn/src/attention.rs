@@ -3,8 +3,8 @@
 //! Axes: `heads` query heads, `kv_heads` key/value heads (a divisor of `heads`), `queries` and `keys` positions.
 //! Query head `h` reads key/value head `h / (heads / kv_heads)`.
 //!
-//! Masks are boolean and say what is *hidden*; a query that sees no key gives exactly 0. (The reference's eager path
-//! averages all values there, its SDPA path gives 0; such rows belong to padding only.)
+//! Masks are boolean; true means *hidden*. A query that sees no key gives exactly 0. (The reference's eager path
+//! averages all values there, its SDPA path gives 0; only padding rows are affected.)
 
 use burn::tensor::activation::softmax;
 use burn::tensor::module::attention as scaled_dot_product_attention;
@@ -13,13 +13,13 @@ use burn::tensor::{Bool, Tensor};
 
 use crate::{Activations, ops};
 
-/// `softmax(query keyᵀ / √head_dim) value`, over the keys that are not hidden.
+/// `softmax(query keyᵀ / √head_dim) value` over the keys that are not hidden.
 ///
 /// # Shapes
 /// - `query`: `[batch, heads, queries, head_dim]`
 /// - `key`, `value`: `[batch, kv_heads, keys, head_dim]`
 /// - `masked_out`: `[batch, 1, queries, keys]`, true hides the key from the query
-/// - `activations`: what products are of, see [`Activations`]
+/// - `activations`: element type in which products are computed, see [`Activations`]
 /// - returns `[batch, heads, queries, head_dim]`
 ///
 /// # Panics
@@ -39,7 +39,8 @@ pub fn attention(
     }
     let (query, masked_out) = fold_groups(query, key.dims()[1], masked_out);
     let context = if query.device().is_autodiff() {
-        // Burn would differentiate its own through the maximum and −∞: NaN where a row sees nothing.
+        // Not Burn's attention: its gradient goes through the row maximum and −∞, and is NaN for fully masked
+        // rows.
         weights_of_folded(query, key, masked_out).matmul(value)
     } else {
         let masked_out = masked_out.map(|masked_out| {
@@ -51,10 +52,11 @@ pub fn attention(
     context.reshape([batch, heads, queries, head_dim])
 }
 
-/// The weights that [`attention`] gives each value: what the reference returns as `attentions`.
+/// The attention weights of [`attention`], which the reference returns as `attentions`.
 ///
 /// # Shapes
-/// As [`attention`]; returns `[batch, heads, queries, keys]`, each row summing to 1, or to 0 where all is hidden.
+/// As for [`attention`]; returns `[batch, heads, queries, keys]`. Each row sums to 1, or to 0 if every key is
+/// hidden.
 pub fn attention_weights(query: Tensor<4>, key: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
     let [batch, heads, queries, _] = query.dims();
     let keys = key.dims()[2];
@@ -76,8 +78,8 @@ fn weights_of_folded(query: Tensor<4>, key: Tensor<4>, masked_out: Option<Tensor
     }
 }
 
-/// Turns the query heads that share a key/value head into further queries of that head, so that keys and values are
-/// never repeated: `[batch, heads, queries, d]` becomes `[batch, kv_heads, group · queries, d]`.
+/// Turns the query heads that share a key/value head into additional queries of that head, so that keys and values
+/// are never repeated: `[batch, heads, queries, d]` becomes `[batch, kv_heads, group · queries, d]`.
 fn fold_groups(
     query: Tensor<4>,
     kv_heads: usize,

@@ -1,47 +1,48 @@
-//! Checks of configuration values, made before anything is allocated.
+//! Checks configuration values before anything is allocated.
 
 use std::ops::RangeInclusive;
 
-/// Why a value of `config.json` cannot describe a model.
+/// A value of `config.json` that is invalid or not supported.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A number outside what is accepted.
+    /// A number outside the accepted range.
     #[error("`{field}` is {value}, expected {expected}")]
     Range {
-        /// The key, with its section: `vision_config.hidden_size`.
+        /// Key with its section, for example `vision_config.hidden_size`.
         field: &'static str,
-        /// What the file says.
+        /// Value in the file.
         value: String,
-        /// What is accepted.
+        /// Description of the accepted range.
         expected: String,
     },
-    /// Two numbers of which one must divide the other.
+    /// A number that is not a multiple of another.
     #[error("`{field}` is {value}, which is not a multiple of `{divisor_field}`, {divisor}")]
     Divisibility {
-        /// The key of the larger one.
+        /// Key of the number.
         field: &'static str,
-        /// Its value.
+        /// Value of the number.
         value: usize,
-        /// The key of the divisor.
+        /// Key of the divisor.
         divisor_field: &'static str,
-        /// Its value.
+        /// Value of the divisor.
         divisor: usize,
     },
-    /// A choice that is not implemented.
+    /// An option that is not implemented.
     #[error("`{field}` is {value:?}, supported: {supported}")]
     Unsupported {
-        /// The key.
+        /// Key with its section.
         field: &'static str,
-        /// What the file says.
+        /// Value in the file.
         value: String,
-        /// What is supported.
+        /// Supported values.
         supported: &'static str,
     },
 }
 
 impl ConfigError {
-    /// The same for a file that has the section's keys at its top: `text_config.hidden_size` becomes `hidden_size`.
+    /// Strips `section` from the keys, for a file that has the section's keys at the top level:
+    /// `text_config.hidden_size` becomes `hidden_size`.
     #[must_use]
     pub fn without_section(mut self, section: &str) -> Self {
         let strip = |name: &mut &'static str| *name = name.strip_prefix(section).unwrap_or(name);
@@ -55,10 +56,10 @@ impl ConfigError {
         self
     }
 
-    /// An integer that must lie in a range.
+    /// Checks that an integer is in a range.
     ///
     /// # Errors
-    /// [`ConfigError::Range`] if it does not.
+    /// [`ConfigError::Range`] if it is not.
     pub fn check_range(field: &'static str, value: usize, range: RangeInclusive<usize>) -> Result<(), Self> {
         if range.contains(&value) {
             return Ok(());
@@ -70,7 +71,7 @@ impl ConfigError {
         })
     }
 
-    /// A real number that must be finite and above zero.
+    /// Checks that a real number is finite and greater than 0.
     ///
     /// # Errors
     /// [`ConfigError::Range`] if it is not.
@@ -81,7 +82,7 @@ impl ConfigError {
         Err(Self::Range { field, value: value.to_string(), expected: "a finite number above 0".to_owned() })
     }
 
-    /// A number that must be a multiple of another, which is not 0.
+    /// Checks that a number is a multiple of another, which must not be 0.
     ///
     /// # Errors
     /// [`ConfigError::Divisibility`] if it is not.

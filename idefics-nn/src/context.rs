@@ -1,59 +1,59 @@
-//! Keys and values of what a decoder attends to beside its own tokens, computed once.
+//! Keys and values of a cross-attention context, computed once and used by every decoding step.
 //!
-//! A *part* of a context is as many vectors as are always seen or hidden together. Rows of a batch have as many parts
-//! each; those that a row lacks are never seen.
+//! A context consists of *parts*, for example images. All vectors of a part are visible or hidden together. Every
+//! row of a batch has the same number of parts; parts that only pad a row are always hidden.
 
 use std::ops::Range;
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
-/// Which parts of the context each new token sees.
+/// Which parts of the context each new token may attend to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextView {
     batch: usize,
     n_new: usize,
     n_parts: usize,
-    /// `[batch, n_new, n_parts]`, true may be attended.
+    /// `[batch, n_new, n_parts]`, true = may be attended to.
     seen: Vec<bool>,
 }
 
 impl ContextView {
-    /// A view of `batch` rows with `n_new` tokens each: `seen` is `[batch, n_new, n_parts]`, row after row, true where
-    /// a token may attend to a part.
+    /// Creates a view for `batch` rows of `n_new` tokens. `seen` is `[batch, n_new, n_parts]` in row-major order,
+    /// true where a token may attend to a part.
     ///
     /// # Panics
-    /// If `seen` has another length.
+    /// If the length of `seen` does not match.
     pub fn new(batch: usize, n_new: usize, n_parts: usize, seen: Vec<bool>) -> Self {
-        assert_eq!(seen.len(), batch * n_new * n_parts, "one value for each token and part");
+        assert_eq!(seen.len(), batch * n_new * n_parts, "`seen` must have one value for each token and part");
         Self { batch, n_new, n_parts, seen }
     }
 
-    /// Rows.
+    /// Number of rows.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// Tokens of a row.
+    /// Number of tokens in a row.
     pub fn n_new(&self) -> usize {
         self.n_new
     }
 
-    /// Parts of a row.
+    /// Number of parts of a row.
     pub fn n_parts(&self) -> usize {
         self.n_parts
     }
 
-    /// `[batch, n_new, n_parts]`, true may be attended.
+    /// `[batch, n_new, n_parts]`, true = may be attended to.
     pub fn seen(&self) -> &[bool] {
         &self.seen
     }
 
-    /// Whether no token sees anything.
+    /// Whether no token may attend to any part.
     pub fn is_blind(&self) -> bool {
         !self.seen.contains(&true)
     }
 
-    /// `n_new` tokens that see what the last token of their row does.
+    /// A view for `n_new` tokens that see the same parts as the last token of their row.
     #[must_use]
     pub fn repeat_last(&self, n_new: usize) -> Self {
         let row_len = self.n_new * self.n_parts;
@@ -62,19 +62,19 @@ impl ContextView {
         Self { n_new, seen, ..*self }
     }
 
-    /// The tokens from `start` on.
+    /// The view of the tokens from index `start` on.
     ///
     /// # Panics
-    /// If there are fewer.
+    /// If `start` is greater than the number of tokens.
     #[must_use]
     pub fn skip(&self, start: usize) -> Self {
         self.narrow(start..self.n_new)
     }
 
-    /// Some of the tokens.
+    /// The view of a range of tokens.
     ///
     /// # Panics
-    /// If they are not there.
+    /// If the range is out of bounds.
     #[must_use]
     pub fn narrow(&self, tokens: Range<usize>) -> Self {
         let rows = self.seen.chunks((self.n_new * self.n_parts).max(1));
@@ -82,7 +82,7 @@ impl ContextView {
         Self { n_new: tokens.len(), seen, ..*self }
     }
 
-    /// These tokens of each row, then those of `next`, which sees as many parts.
+    /// Concatenates the tokens of two views, row by row. Both views have the same number of parts.
     fn then(&self, next: &Self) -> Self {
         let rows = |view: &Self| view.seen.chunks((view.n_new * view.n_parts).max(1)).map(<[bool]>::to_vec).collect();
         let (ours, theirs): (Vec<_>, Vec<_>) = (rows(self), rows(next));
@@ -90,8 +90,8 @@ impl ContextView {
         Self { n_new: self.n_new + next.n_new, seen, ..*self }
     }
 
-    /// True where a key is hidden from a token, `[batch, 1, n_new, n_parts · part_len]`; `None` if every token sees
-    /// everything.
+    /// Mask, `[batch, 1, n_new, n_parts · part_len]`, true where a key is hidden from a token; `None` if every
+    /// token sees everything.
     pub fn masked_out(&self, part_len: usize, device: &Device) -> Option<Tensor<4, Bool>> {
         if !self.seen.contains(&false) {
             return None;
@@ -103,25 +103,26 @@ impl ContextView {
     }
 }
 
-/// The context of a cache's rows.
+/// The cross-attention context of the rows of a cache.
 #[derive(Debug, Clone)]
 pub struct ContextCache {
-    /// Keys and values of each layer that attends to the context, `[batch, n_heads, n_parts · part_len, head_dim]`.
+    /// Keys and values of each layer with cross-attention, `[batch, n_heads, n_parts · part_len, head_dim]`.
     layers: Vec<(Tensor<4>, Tensor<4>)>,
     part_len: usize,
-    /// What the tokens from slot `first_slot` on see. Those behind them see what the last of them does.
+    /// Parts that the tokens from slot `first_slot` on see. Later tokens see the same as the last token of the
+    /// view.
     view: ContextView,
     first_slot: usize,
 }
 
 impl ContextCache {
-    /// The keys and values of each layer, and what the tokens from slot `first_slot` of the cache on see of them; tokens
-    /// behind those see what the last one does.
+    /// Creates a context from the keys and values of each layer. `view` says which parts the tokens from slot
+    /// `first_slot` of the cache on may see; later tokens see the same as the last token of the view.
     pub fn new(layers: Vec<(Tensor<4>, Tensor<4>)>, part_len: usize, view: ContextView, first_slot: usize) -> Self {
         Self { layers, part_len, view, first_slot }
     }
 
-    /// Keys and values of a layer, `[batch, n_heads, n_parts · part_len, head_dim]` each.
+    /// Keys and values of a layer, each `[batch, n_heads, n_parts · part_len, head_dim]`.
     ///
     /// # Panics
     /// If there is no such layer.
@@ -129,23 +130,28 @@ impl ContextCache {
         self.layers[layer_idx].clone()
     }
 
-    /// Vectors of a part.
+    /// Number of vectors in a part.
     pub fn part_len(&self) -> usize {
         self.part_len
     }
 
-    /// Parts of a row.
+    /// Number of parts of a row.
     pub fn n_parts(&self) -> usize {
         self.view.n_parts()
     }
 
-    /// What the tokens in some slots of the cache see.
+    /// The parts that the tokens in a range of slots may see.
     ///
     /// # Panics
-    /// If a slot lies before those of which anything is known.
+    /// If the range starts before the first slot of the view.
     pub fn seen(&self, slots: Range<usize>) -> ContextView {
         let known = self.first_slot + self.view.n_new();
-        assert!(self.first_slot <= slots.start, "slot {} is before {}", slots.start, self.first_slot);
+        assert!(
+            self.first_slot <= slots.start,
+            "slot {} is before the first slot of the view, {}",
+            slots.start,
+            self.first_slot
+        );
         if slots.start >= known {
             return self.view.repeat_last(slots.len());
         }
@@ -154,8 +160,8 @@ impl ContextCache {
         if end == slots.end { seen } else { seen.then(&self.view.repeat_last(slots.end - end)) }
     }
 
-    /// The first `n_parts` parts of each row, with the keys and values of further ones behind them where `more` has
-    /// some, and what the tokens from slot `first_slot` on see of all.
+    /// Keeps the first `n_parts` parts of each row, appends the keys and values in `more`, if any, and replaces
+    /// the view by `view`, which starts at slot `first_slot`.
     #[must_use]
     pub fn continued(
         self,
@@ -196,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_behind_the_view_see_what_its_last_token_does() {
+    fn tokens_after_the_view_see_the_same_as_its_last_token() {
         let view = ContextView::new(2, 2, 2, vec![true, false, false, true, false, false, true, false]);
         let context = ContextCache::new(Vec::new(), 3, view.clone(), 5);
         assert_eq!(context.seen(5..7), view);
@@ -206,8 +212,8 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "a test looks at what it made")]
-    fn all_vectors_of_a_part_are_hidden_together() {
+    #[expect(clippy::disallowed_methods, reason = "the test checks the result")]
+    fn vectors_of_a_part_are_hidden_together() {
         let view = ContextView::new(1, 2, 2, vec![true, false, true, true]);
         let masked_out = view.masked_out(3, &Device::flex()).unwrap().into_data();
         let rows = [[false, false, false, true, true, true], [false; 6]];

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use crate::init::normal;
 use crate::ops;
 
-/// A table of vectors, one a token.
+/// A table of vectors, one per token.
 #[derive(Module, Debug)]
 pub struct Embedding {
     /// `[vocab_size, hidden_size]`.
@@ -14,14 +14,14 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// A table that is random until a checkpoint is loaded.
+    /// Creates a table with random values, to be replaced by a checkpoint.
     pub fn new(vocab_size: usize, hidden_size: usize, device: &Device) -> Self {
         Self { weight: normal([vocab_size, hidden_size], 0.0, 0.02, device) }
     }
 
     /// Looks up each token's vector.
     ///
-    /// The caller makes sure that every id is below `vocab_size`: GPU backends do not check.
+    /// The caller must make sure that every id is less than `vocab_size`: GPU backends do not check it.
     ///
     /// # Shapes
     /// - `input_ids`: `[batch, seq]`
@@ -31,7 +31,7 @@ impl Embedding {
         let weight = self.weight.val();
         let [_, hidden_size] = weight.dims();
         let vectors = weight.select(0, input_ids.reshape([batch * seq]));
-        // Activations are f32 there, whatever the table is in.
+        // CPU activations are f32 whatever the dtype of the table.
         let vectors = if ops::computes_on(&vectors.device()) { vectors.cast(DType::F32) } else { vectors };
         vectors.reshape([batch, seq, hidden_size])
     }

@@ -10,18 +10,18 @@ use crate::{Activation, Linear, ops};
 /// Paper: <https://arxiv.org/abs/2002.05202>. Source: `MistralMLP`, `Idefics2MLP`.
 #[derive(Module, Debug)]
 pub struct GatedMlp {
-    /// The branch that goes through the activation.
+    /// Branch that passes through the activation.
     pub gate_proj: Linear,
-    /// The branch that it scales.
+    /// Branch that is multiplied by the activated gate.
     pub up_proj: Linear,
-    /// Down to the output width.
+    /// Projection to the output width.
     pub down_proj: Linear,
     #[module(skip)]
     activation: Activation,
 }
 
 impl GatedMlp {
-    /// A block of width `d_inner` inside, random until a checkpoint is loaded.
+    /// Creates a block with inner width `d_inner` and random weights, to be replaced by a checkpoint.
     pub fn new(d_in: usize, d_inner: usize, d_out: usize, activation: Activation, device: &Device) -> Self {
         Self {
             gate_proj: Linear::new_without_bias(d_in, d_inner, device),

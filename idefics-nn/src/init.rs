@@ -1,12 +1,12 @@
-//! Parameters that cost nothing until they are used or loaded.
+//! Parameters that are allocated lazily.
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Distribution, Shape, Tensor};
 
-/// A parameter that is drawn from N(`mean`, `std`²) when it is first used, and never when a checkpoint is loaded
-/// into it first: building a model of any size allocates nothing.
+/// A parameter that is drawn from N(`mean`, `std`²) when it is first used, or replaced by a checkpoint before
+/// that. So building a model of any size allocates nothing.
 ///
-/// `shape` is the checkpoint's shape of the tensor.
+/// `shape` is the shape of the tensor in the checkpoint.
 pub fn normal<const D: usize>(shape: [usize; D], mean: f64, std: f64, device: &Device) -> Param<Tensor<D>> {
     Param::uninitialized(
         ParamId::new(),

@@ -1,13 +1,14 @@
-//! Keys and values of the tokens seen so far, in memory that is taken once.
+//! Keys and values of the tokens processed so far, in memory that is allocated once.
 
 use burn::tensor::{Bool, DType, Int, Tensor, s};
 
 use crate::{Activations, ContextCache, KeyValues, QueryKeyValue, attention, attention_weights, ops};
 
-/// The cache of a whole decoder, one [`LayerCache`] a layer.
+/// The cache of a whole decoder, with one [`LayerCache`] per layer.
 ///
-/// Rows of a batch share the slots: shorter rows are padded on the left, and slot `i` of a row with `p` padded slots
-/// holds the token at position `i − p`. The caller owns the cache and passes it as `&mut` to each forward call.
+/// The rows of a batch share the slots. Shorter rows are padded on the left, so in a row with `p` padded slots,
+/// slot `i` holds the token at position `i − p`. The caller owns the cache and passes it as `&mut` to each forward
+/// call.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
@@ -15,19 +16,20 @@ pub struct KvCache {
     len: usize,
     capacity: usize,
     context: Option<ContextCache>,
-    /// Whether the device alone knows where the next token goes.
+    /// Whether the slot of the next token is known only to the device (see [`KvCache::at_slot`]).
     is_at_slot: bool,
 }
 
 impl KvCache {
-    /// A cache for `left_padding.len()` rows of at most `capacity` tokens, padding included. `left_padding` is the
-    /// number of padded slots at the start of each row. Takes [`KvCache::bytes`] of memory at the first forward call.
+    /// Creates a cache for `left_padding.len()` rows of at most `capacity` tokens, padding included.
+    /// `left_padding` is the number of padded slots at the start of each row. [`KvCache::bytes`] bytes are
+    /// allocated at the first forward call.
     pub fn new(n_layers: usize, left_padding: Vec<usize>, capacity: usize) -> Self {
         let layers = (0..n_layers).map(|_| LayerCache::new(capacity)).collect();
         Self { layers, left_padding, len: 0, capacity, context: None, is_at_slot: false }
     }
 
-    /// The memory of a cache, in bytes.
+    /// Size of a cache in bytes.
     pub fn bytes(
         n_layers: usize,
         batch: usize,
@@ -39,22 +41,22 @@ impl KvCache {
         2 * n_layers * batch * n_kv_heads * capacity * head_dim * dtype.size()
     }
 
-    /// Slots filled so far, in tokens, padding included.
+    /// Number of slots filled so far, padding included.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing was computed yet.
+    /// Whether no slot is filled yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Slots in all, in tokens.
+    /// Total number of slots.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Rows.
+    /// Number of rows in the batch.
     pub fn batch(&self) -> usize {
         self.left_padding.len()
     }
@@ -64,7 +66,7 @@ impl KvCache {
         &self.left_padding
     }
 
-    /// The positions of the next `n_new` slots of each row, row after row; padded slots count as position 0.
+    /// The positions of the next `n_new` slots, row by row. Padded slots count as position 0.
     pub fn next_positions(&self, n_new: usize) -> Vec<usize> {
         let slots = self.len..self.len + n_new;
         self.left_padding
@@ -73,7 +75,7 @@ impl KvCache {
             .collect()
     }
 
-    /// Makes room for `capacity` slots in all. What is cached is copied once if there was less room.
+    /// Grows to `capacity` slots. If the cache was smaller, its contents are copied once.
     pub fn reserve(&mut self, capacity: usize) {
         if capacity > self.capacity {
             self.capacity = capacity;
@@ -81,7 +83,7 @@ impl KvCache {
         }
     }
 
-    /// The same in memory of its own.
+    /// A deep copy, in memory of its own.
     #[must_use]
     pub fn copied(&self) -> Self {
         self.with(self.layers.iter().map(LayerCache::copied).collect())
@@ -92,23 +94,23 @@ impl KvCache {
         Self { layers, left_padding: left_padding.clone(), len, capacity, context: context.clone(), is_at_slot }
     }
 
-    /// Forgets all slots from `len` on; what is before stays where it is.
+    /// Drops all slots from `len` on; earlier slots stay in place.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         self.layers.iter_mut().for_each(|layer| layer.len = layer.len.min(len));
     }
 
-    /// What the rows attend to beside their tokens, if anything.
+    /// The context of cross-attention, if any.
     pub fn context(&self) -> Option<&ContextCache> {
         self.context.as_ref()
     }
 
-    /// Takes the context away.
+    /// Removes the context and returns it.
     pub fn take_context(&mut self) -> Option<ContextCache> {
         self.context.take()
     }
 
-    /// Puts another context in the place of the one that was there.
+    /// Replaces the context.
     pub fn set_context(&mut self, context: Option<ContextCache>) {
         self.context = context;
     }
@@ -121,15 +123,16 @@ impl KvCache {
         &mut self.layers[layer_idx]
     }
 
-    /// This cache to a step that is recorded once and replayed: each call writes one token a row into the slot whose
-    /// number is in the device's memory, and gets every slot of the capacity, filled or not. What it writes is in this
-    /// cache too, which [`KvCache::note_written`] is to be told.
+    /// A view of this cache for graph capture: a step that is recorded once and replayed. Each call writes one
+    /// token per row into the slot whose number is in device memory, and returns every slot of the capacity,
+    /// filled or not. The view shares the memory of this cache; after each replay, call [`KvCache::note_written`]
+    /// on this cache.
     ///
     /// # Shapes
     /// - `slot`: `[1]`, I32
     ///
-    /// `None` where memory cannot be written so, which is all but GPUs, or before anything is in the cache. The cache must
-    /// not grow otherwise while the other is there: it would move.
+    /// Returns `None` if the device does not support such writes (only GPUs do), or if the cache is still empty.
+    /// This cache must not grow while the view exists, because growing moves its memory.
     pub fn at_slot(&self, slot: &Tensor<1, Int>) -> Option<Self> {
         let layer = |layer: &LayerCache| {
             let (keys, _) = layer.states.as_ref()?;
@@ -139,26 +142,29 @@ impl KvCache {
         Some(Self { is_at_slot: true, ..self.with(layers) })
     }
 
-    /// Notes that a replayed step has written one slot of every layer.
+    /// Records that a replayed step has written one slot of every layer.
     ///
     /// # Panics
-    /// If there was no room for it.
+    /// If the cache was already full.
     pub fn note_written(&mut self) {
-        assert!(self.len < self.capacity, "{} tokens do not fit a cache of {}", self.len + 1, self.capacity);
+        assert!(self.len < self.capacity, "{} tokens do not fit into a cache of {}", self.len + 1, self.capacity);
         self.layers.iter_mut().for_each(|layer| layer.len += 1);
         self.len += 1;
     }
 
-    /// Notes that every layer has appended `n_new` slots.
+    /// Records that every layer has appended `n_new` slots.
     ///
     /// # Panics
-    /// If some layer has not.
+    /// If some layer has appended another number of slots.
     pub fn advance(&mut self, n_new: usize) {
         if self.is_at_slot {
-            return; // the device knows the slot
+            return; // the device keeps track of the slot
         }
         self.len += n_new;
-        assert!(self.layers.iter().all(|layer| layer.len == self.len), "every layer appends the same slots");
+        assert!(
+            self.layers.iter().all(|layer| layer.len == self.len),
+            "every layer must append the same number of slots"
+        );
     }
 }
 
@@ -183,19 +189,19 @@ impl KeyValues for KvCache {
     }
 }
 
-/// One layer's keys and values.
+/// Keys and values of one layer.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     capacity: usize,
     len: usize,
-    /// Where the next token goes if the device alone knows, `[1]`.
+    /// Slot of the next token, `[1]`, if only the device knows it (see [`KvCache::at_slot`]).
     slot: Option<Tensor<1, Int>>,
     /// Keys and values, each `[batch, n_kv_heads, capacity, head_dim]`.
     states: Option<(Tensor<4>, Tensor<4>)>,
 }
 
 impl LayerCache {
-    /// An empty cache of `capacity` tokens.
+    /// Creates an empty cache for `capacity` tokens.
     pub fn new(capacity: usize) -> Self {
         Self { capacity, len: 0, slot: None, states: None }
     }
@@ -212,7 +218,7 @@ impl LayerCache {
         Self { states, ..self.clone() }
     }
 
-    /// What is cached of keys or values in memory of its own, `[batch, n_kv_heads, capacity, head_dim]`.
+    /// Copies the cached keys or values to new memory, `[batch, n_kv_heads, capacity, head_dim]`.
     fn grown(&self, states: Tensor<4>, capacity: usize) -> Tensor<4> {
         let [batch, n_kv_heads, _, head_dim] = states.dims();
         let options = (&states.device(), states.dtype());
@@ -220,7 +226,7 @@ impl LayerCache {
         Tensor::zeros([batch, n_kv_heads, capacity, head_dim], options).slice_assign(filled, states.slice(filled))
     }
 
-    /// The keys that queries see, as [`Self::append`] returned them last.
+    /// The keys that [`Self::append`] last returned.
     fn keys(&self) -> Tensor<4> {
         let (keys, _) = self.states.as_ref().expect("keys were appended");
         match self.slot {
@@ -233,11 +239,12 @@ impl LayerCache {
     ///
     /// # Shapes
     /// - `key`, `value`: `[batch, n_kv_heads, n_new, head_dim]`
-    /// - returns `[batch, n_kv_heads, len, head_dim]` each, views of the cache: drop them before the next call, or the
-    ///   cache is copied; of [`KvCache::at_slot`] the whole of it, `[batch, n_kv_heads, capacity, head_dim]`
+    /// - returns `[batch, n_kv_heads, len, head_dim]` for keys and values, as views of the cache: drop them before
+    ///   the next call, or the cache is copied. A layer of [`KvCache::at_slot`] returns all slots,
+    ///   `[batch, n_kv_heads, capacity, head_dim]`
     ///
     /// # Panics
-    /// If the capacity is exceeded.
+    /// If the tokens do not fit.
     pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         if let (Some(slot), Some((keys, values))) = (&self.slot, &mut self.states) {
             keys.inplace(|keys| ops::write_slot(keys, key, slot.clone()));
@@ -246,10 +253,10 @@ impl LayerCache {
         }
         let [batch, n_kv_heads, n_new, head_dim] = key.dims();
         let (start, end) = (self.len, self.len + n_new);
-        assert!(end <= self.capacity, "{end} tokens do not fit a cache of {}", self.capacity);
+        assert!(end <= self.capacity, "{end} tokens do not fit into a cache of {}", self.capacity);
 
         if n_new == self.capacity {
-            // All there will ever be, as in training: nothing is copied.
+            // The cache is filled at once, as in training: no copy is needed.
             self.len = end;
             self.states = Some((key.clone(), value.clone()));
             return (key, value);

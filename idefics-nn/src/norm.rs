@@ -1,4 +1,4 @@
-//! Normalisation layers. Both compute in f32 whatever the input's dtype, as the reference does.
+//! Normalisation layers. As in the reference, both compute in f32 whatever the dtype of the input.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
@@ -6,8 +6,8 @@ use burn::tensor::{Device, Tensor};
 use crate::init::normal;
 use crate::ops;
 
-/// `x / √(mean(x²) + eps) · weight`, the mean over the last axis, the quotient rounded to the input's dtype before it
-/// is scaled.
+/// `x / √(mean(x²) + eps) · weight`, with the mean over the last axis. The quotient is rounded to the input's
+/// dtype before it is multiplied by the weight.
 ///
 /// Paper: <https://arxiv.org/abs/1910.07467>. Source: `MistralRMSNorm`.
 #[derive(Module, Debug)]
@@ -18,7 +18,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// A layer over a last axis of `hidden_size`.
+    /// Creates a layer for a last axis of size `hidden_size`.
     pub fn new(hidden_size: usize, eps: f64, device: &Device) -> Self {
         Self { weight: normal([hidden_size], 1.0, 0.0, device), eps }
     }
@@ -29,7 +29,7 @@ impl RmsNorm {
     }
 }
 
-/// `(x − mean(x)) / √(var(x) + eps) · weight + bias`, mean and biased variance over the last axis.
+/// `(x − mean(x)) / √(var(x) + eps) · weight + bias`, with mean and biased variance over the last axis.
 ///
 /// Paper: <https://arxiv.org/abs/1607.06450>. Source: `torch.nn.LayerNorm`.
 #[derive(Module, Debug)]
@@ -42,7 +42,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// A layer over a last axis of `hidden_size`.
+    /// Creates a layer for a last axis of size `hidden_size`.
     pub fn new(hidden_size: usize, eps: f64, device: &Device) -> Self {
         Self { weight: normal([hidden_size], 1.0, 0.0, device), bias: normal([hidden_size], 0.0, 0.0, device), eps }
     }

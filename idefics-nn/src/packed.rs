@@ -1,4 +1,4 @@
-//! A linear layer's weight as codes and scales, in tensors.
+//! The quantised weight of a linear layer: codes and scales in tensors.
 
 use burn::module::{Module, Param, ParamId, Reparameterization, Reparameterizer};
 use burn::tensor::{DType, Device, Element, Int, Shape, Tensor, TensorData};
@@ -11,13 +11,13 @@ use idefics_kernels::formats::{
     BLOCK, FormatError, FourBit, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Weight,
 };
 
-/// The weight of a [`crate::Linear`] as codes and scales; its numbers are never in memory all at once.
+/// The weight of a [`crate::Linear`] as codes and scales. It is never dequantised as a whole.
 ///
-/// Codes and scales are no parameters: they move with the module, and nothing else of Burn's touches them. They need
-/// not be frozen, for no gradient is ever asked for.
+/// Codes and scales are not parameters: they move with the module, but Burn's mappers and optimisers do not see
+/// them. They need not be frozen either, because no gradient is ever computed for them.
 #[derive(Module, Debug)]
 pub struct PackedWeight {
-    /// Flat, in the order of the format: a byte each on the CPU, elsewhere four bytes a word.
+    /// Flat, in the order of the format; on the CPU one byte per element, elsewhere packed four bytes per word.
     codes: Tensor<1, Int>,
     /// Flat, in the order of the format.
     scales: Tensor<1>,
@@ -29,8 +29,8 @@ pub struct PackedWeight {
     d_in: usize,
 }
 
-/// A packed weight goes through Burn's traversals, which know parameters alone, attached to one: to visitors as
-/// `as_param`, from the mapper that loads it by `carry`.
+/// Burn's visitors and mappers know only parameters, so a packed weight passes through them attached to a
+/// parameter: `as_param` attaches it for visitors, `carry` for the mapper that loads it.
 impl Reparameterization for PackedWeight {
     const NAME: &'static str = "packed";
 
@@ -39,7 +39,7 @@ impl Reparameterization for PackedWeight {
     }
 }
 
-/// Attaches a packed weight to the one parameter that it is given.
+/// Attaches a packed weight to the parameter that it is applied to.
 struct Carrier(Option<PackedWeight>);
 
 impl Reparameterizer for &mut Carrier {
@@ -55,10 +55,10 @@ impl Reparameterizer for &mut Carrier {
 }
 
 impl PackedWeight {
-    /// Quantises weights, `[d_out, d_in]`, onto `device`.
+    /// Quantises weights, `[d_out, d_in]`, and moves them to `device`.
     ///
     /// # Errors
-    /// [`FormatError`] for weights that are not finite.
+    /// [`FormatError`] if a weight is not finite.
     pub fn quantize(
         weights: &[f32],
         dims: [usize; 2],
@@ -86,19 +86,19 @@ impl PackedWeight {
         Ok(Self::new(codes, scales, quantization.format, dims, device))
     }
 
-    /// Its product with activations: `x Wᵀ + b`, `[n_rows, d_in]` in, `[n_rows, d_out]` out.
+    /// `x Wᵀ + b`: `[n_rows, d_in]` in, `[n_rows, d_out]` out.
     ///
     /// # Panics
-    /// If the activations have another width, or a part of the weight was replaced by one of another length.
+    /// If the activations have another width, or the codes or scales were replaced by ones of another length.
     pub(crate) fn product(&self, rows: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
         let (codes, scales) = self.parts();
-        assert_eq!(rows.dims()[1], self.d_in, "activations are [{}, {}]", rows.dims()[0], self.d_in);
+        assert_eq!(rows.dims()[1], self.d_in, "activations must be [{}, {}]", rows.dims()[0], self.d_in);
         let packing = Packing { format: self.format, activations: self.activations, d_out: self.d_out };
         ops::packed_product(rows, codes, scales, bias, packing, || self.dequantize())
     }
 
-    /// A parameter without memory whose value is computed from the codes: what stands for the weight where only
-    /// parameters are known.
+    /// A parameter without memory whose value is computed from the codes on demand. It represents the weight in
+    /// visitors that know only parameters.
     pub(crate) fn as_param(&self) -> Param<Tensor<2>> {
         let dims = self.dims();
         let nothing = move |device: &Device, _: bool| Tensor::<2>::zeros([1, 1], device).expand(dims);
@@ -106,20 +106,20 @@ impl PackedWeight {
         self.clone().carry(param)
     }
 
-    /// Attaches the weight to a parameter, from which [`Self::carried_by`] takes it.
+    /// Attaches the weight to a parameter, where [`Self::carried_by`] finds it.
     pub(crate) fn carry<const D: usize>(self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         param.apply_reparameterization(&mut Carrier(Some(self)))
     }
 
-    /// The weight that is attached to a parameter.
+    /// The packed weight that is attached to a parameter, if any.
     pub(crate) fn carried_by<const D: usize>(param: &Param<Tensor<D>>) -> Option<&Self> {
         param.reparameterization()
     }
 
-    /// Codes and scales, outside any graph. GPU kernels read them without bounds checks.
+    /// Codes and scales, outside any autodiff graph. GPU kernels read them without bounds checks.
     ///
     /// # Panics
-    /// If their lengths are not those of the format.
+    /// If their lengths do not match the format.
     fn parts(&self) -> (Tensor<1, Int>, Tensor<1>) {
         let (codes, scales) = (self.codes.clone().without_autodiff(), self.scales.clone().without_autodiff());
         let [n_bytes, n_scales] = self.part_lens();
@@ -127,13 +127,13 @@ impl PackedWeight {
         assert_eq!(
             (codes.dims(), scales.dims()),
             ([n_codes], [n_scales]),
-            "codes and scales of {}",
+            "the numbers of codes and scales must match {}",
             self.format.name()
         );
         (codes, scales)
     }
 
-    /// How many bytes of codes the format has, and how many scales.
+    /// Number of bytes of codes, and number of scales.
     fn part_lens(&self) -> [usize; 2] {
         let n_weights = self.d_out * self.d_in;
         match self.format {
@@ -146,12 +146,12 @@ impl PackedWeight {
         }
     }
 
-    /// The same with products of such activations.
+    /// Sets the element type to which activations are rounded for products.
     pub(crate) fn with_activations(self, activations: Activations) -> Self {
         Self { activations, ..self }
     }
 
-    /// What activations are multiplied as.
+    /// Element type to which activations are rounded for products.
     pub(crate) fn activations(&self) -> Activations {
         match self.format {
             PackedFormat::Int8 | PackedFormat::Q4 => self.activations,
@@ -169,18 +169,18 @@ impl PackedWeight {
         [self.d_out, self.d_in]
     }
 
-    /// The device of codes and scales.
+    /// The device of the codes and scales.
     pub fn device(&self) -> Device {
         self.scales.device()
     }
 
-    /// Bytes of codes and scales.
+    /// Size of the codes and scales in bytes.
     pub fn bytes(&self) -> usize {
         let Self { codes, scales, .. } = self;
         codes.shape().num_elements() * codes.dtype().size() + scales.shape().num_elements() * scales.dtype().size()
     }
 
-    /// The numbers that the codes stand for, `[d_out, d_in]` in f32: the whole weight at once, on any backend.
+    /// The dequantised weight, `[d_out, d_in]` in f32. Works on any backend, and allocates the whole weight.
     pub fn dequantize(&self) -> Tensor<2> {
         let (codes, scales) = self.parts();
         let scales = scales.cast(DType::F32);
@@ -218,14 +218,14 @@ impl PackedWeight {
         }
     }
 
-    /// The weight on the host, as files hold it.
+    /// Copies the weight to the host, in the layout of files.
     pub(crate) fn read(&self) -> Weight<'static> {
         let (codes, scales) = self.parts();
         let n_bytes = self.part_lens()[0];
         #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
         let (codes, scales) = (codes.into_data(), scales.into_data());
         let (mut codes, dims) = (codes.as_bytes().to_vec(), self.dims());
-        codes.truncate(n_bytes); // of the last word
+        codes.truncate(n_bytes); // drops the padding of the last word
         let floats = || scales.iter::<f32>().collect::<Vec<f32>>().into();
         let weight = match self.format {
             PackedFormat::Int8 => {
@@ -234,14 +234,14 @@ impl PackedWeight {
             }
             PackedFormat::FourBit(kind) => FourBit::from_parts(kind, codes.into(), floats(), dims).map(Weight::from),
             PackedFormat::Q4 => {
-                let scales = scales.iter::<f32>().map(bf16::from_f32).collect::<Vec<bf16>>(); // they were bf16
+                let scales = scales.iter::<f32>().map(bf16::from_f32).collect::<Vec<bf16>>(); // exact: they were bf16
                 Q4::from_parts(codes.into(), scales.into(), dims).map(Weight::from)
             }
         };
-        weight.expect("tensors have the sizes that their format asks for")
+        weight.expect("codes and scales have the sizes that the format requires")
     }
 
-    /// The codes out of their words, a number each.
+    /// Unpacks words into one integer per byte.
     fn bytes_of(&self, words: Tensor<1, Int>) -> Tensor<1, Int> {
         let n_bytes = match self.format {
             PackedFormat::Int8 => self.d_out * self.d_in,
@@ -280,7 +280,7 @@ impl PackedWeight {
     }
 }
 
-/// The high and the low halves of bytes.
+/// The high and the low four bits of bytes.
 fn halves(bytes: Tensor<1, Int>) -> [Tensor<1, Int>; 2] {
     let bytes = bytes.cast(DType::I32);
     [bytes.clone().bitwise_right_shift_scalar(4), bytes.bitwise_and_scalar(15)]
@@ -291,7 +291,7 @@ fn look_up(table: &[f32; 16], codes: Tensor<1, Int>) -> Tensor<1> {
     Tensor::<1>::from_data(TensorData::from(table.as_slice()), (&codes.device(), DType::F32)).select(0, codes)
 }
 
-/// Codes of a byte each as words, the first in the lowest bits; copied only if the last word would not be whole.
+/// Packs one-byte codes into words, the first in the lowest bits. Copies only if the last word must be padded.
 fn in_words(codes: TensorData) -> TensorData {
     let n_bytes = codes.as_bytes().len();
     let n_words = n_bytes.div_ceil(4);
@@ -303,7 +303,7 @@ fn in_words(codes: TensorData) -> TensorData {
     TensorData::from_bytes_vec(bytes, [n_words], DType::U32)
 }
 
-/// A list of elements.
+/// A one-dimensional tensor.
 fn flat<E: Element>(elements: Vec<E>) -> TensorData {
     let len = elements.len();
     TensorData::new(elements, [len])

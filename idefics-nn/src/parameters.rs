@@ -1,5 +1,5 @@
-//! A module's parameters under the names that a checkpoint gives them: the paths of their fields. The name of an enum's
-//! variant is not in a path.
+//! Visits and maps a module's parameters by their names in a checkpoint, which are the paths of their fields. The
+//! variant of an enum does not appear in a path.
 
 use std::collections::HashMap;
 
@@ -8,33 +8,34 @@ use burn::tensor::Tensor;
 
 use crate::PackedWeight;
 
-/// Looks at each parameter of a module.
+/// Visits the parameters of a module.
 pub trait ParameterVisitor {
-    /// Called once a parameter, in the order of the fields; `name` as in `model.text_model.layers.0.mlp.up_proj.weight`.
+    /// Called once per parameter, in the order of the fields. `name` is a path such as
+    /// `model.text_model.layers.0.mlp.up_proj.weight`.
     fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>);
 
-    /// Called in place of [`Self::visit`] for a weight that is held as codes and scales. Does nothing unless it is
-    /// implemented: such a weight is no parameter.
+    /// Called instead of [`Self::visit`] for a quantised weight, which is not a parameter. Does nothing by
+    /// default.
     fn visit_packed(&mut self, _name: &str, _weight: &PackedWeight) {}
 }
 
-/// Replaces each parameter of a module.
+/// Replaces the parameters of a module.
 pub trait ParameterMapper {
-    /// Called once a parameter, in the order of the fields; not for weights that are held as codes and scales.
+    /// Called once per parameter, in the order of the fields; not called for quantised weights.
     fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>>;
 }
 
-/// Shows every parameter of `module` to `visitor`.
+/// Calls `visitor` for every parameter of `module`.
 pub fn visit_parameters<M: Module>(module: &M, visitor: &mut impl ParameterVisitor) {
     module.visit(&mut Named { path: Vec::new(), inner: visitor });
 }
 
-/// Passes every parameter of `module` through `mapper`.
+/// Applies `mapper` to every parameter of `module`.
 pub fn map_parameters<M: Module>(module: M, mapper: &mut impl ParameterMapper) -> M {
     module.map(&mut Named { path: Vec::new(), inner: mapper })
 }
 
-/// Keeps track of the fields on the way to a parameter.
+/// Tracks the path of fields to the current parameter.
 struct Named<'a, T> {
     path: Vec<String>,
     inner: &'a mut T,
@@ -54,7 +55,7 @@ impl<T> Named<'_, T> {
     }
 }
 
-/// Whether what is entered is a variant of a derived enum.
+/// Whether the container is a derived enum, so that the name is its variant.
 fn is_enum(container: &str) -> bool {
     container.starts_with("Enum:")
 }
@@ -91,7 +92,7 @@ impl<T: ParameterMapper> ModuleMapper for Named<'_, T> {
     }
 }
 
-/// A matrix that most of a model's bytes are in.
+/// The matrices, which hold most of a model's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Matrix {
     /// Weight of a [`crate::Linear`].
@@ -100,7 +101,7 @@ pub(crate) enum Matrix {
     Embedding,
 }
 
-/// The matrices of `module`, by name.
+/// The matrices of `module` by name.
 pub(crate) fn matrices<M: Module>(module: &M) -> HashMap<String, Matrix> {
     let mut found = Matrices::default();
     module.visit(&mut found);
@@ -109,7 +110,7 @@ pub(crate) fn matrices<M: Module>(module: &M) -> HashMap<String, Matrix> {
 
 #[derive(Default)]
 struct Matrices {
-    /// Names and types of the fields on the way.
+    /// Names and types of the fields on the path to the current parameter.
     path: Vec<(String, String)>,
     matrices: HashMap<String, Matrix>,
 }

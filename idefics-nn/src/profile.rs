@@ -1,4 +1,4 @@
-//! Time of each operation that the CPU has a kernel for, while someone asks for it.
+//! Optional timing of the operations that have a CPU kernel.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,24 +9,25 @@ use serde::{Serialize, Serializer};
 
 use idefics_kernels::Unit;
 
-/// What one kind of operation has taken.
+/// Totals of one kind of operation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Operation {
-    /// `product of many rows`, `gelu`.
+    /// Name, for example `product of many rows` or `gelu`.
     pub name: &'static str,
-    /// Calls.
+    /// Number of calls.
     pub calls: usize,
-    /// Seconds of all calls together.
+    /// Total seconds of all calls.
     pub seconds: f64,
-    /// Additions and multiplications, each counted once.
+    /// Number of additions and multiplications.
     pub operations: f64,
-    /// Bytes of inputs and outputs, each counted once.
+    /// Bytes of all inputs and outputs.
     pub bytes: f64,
-    /// What multiplies and adds; `None` where it is not known, or there is next to no arithmetic.
+    /// Execution unit that does the arithmetic; `None` if it is not known, or if there is almost no arithmetic.
     #[serde(serialize_with = "unit_name")]
     pub unit: Option<Unit>,
-    /// Additions and multiplications of that unit: several for one where numbers are sums of shorter ones.
+    /// Additions and multiplications that the unit executes. Higher than `operations` where one product takes
+    /// several instructions of lower precision.
     pub unit_operations: f64,
 }
 
@@ -35,7 +36,7 @@ fn unit_name<S: Serializer>(unit: &Option<Unit>, serializer: S) -> Result<S::Ok,
 }
 
 impl Operation {
-    /// Adds the calls of the same operation on the same unit.
+    /// Adds the totals of the same operation on the same unit.
     pub fn add(&mut self, more: &Self) {
         self.calls += more.calls;
         self.seconds += more.seconds;
@@ -45,37 +46,37 @@ impl Operation {
     }
 }
 
-/// What a call has to do at least.
+/// The minimal cost of a call.
 #[cfg(feature = "flex")]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cost {
     pub(crate) operations: f64,
     pub(crate) bytes: f64,
-    /// What multiplies and adds, and its operations for each of `operations`.
+    /// Execution unit, and the number of its operations per one of `operations`.
     pub(crate) arithmetic: Option<(Unit, f64)>,
 }
 
 static IS_ON: AtomicBool = AtomicBool::new(false);
 static OPERATIONS: Mutex<BTreeMap<Key, Operation>> = Mutex::new(BTreeMap::new());
 
-/// An operation on one unit.
+/// Name of an operation and its execution unit.
 type Key = (&'static str, Option<Unit>);
 
-/// Counts the operations of the whole process while it lives. What it does not list has no kernel.
+/// Measures the operations of the whole process while it exists. Operations without a kernel are not listed.
 #[derive(Debug)]
 pub struct Profiler {
     clock: Instant,
 }
 
 impl Profiler {
-    /// Counts from now on.
+    /// Starts measuring.
     pub fn start() -> Self {
         found().clear();
         IS_ON.store(true, Ordering::Relaxed);
         Self { clock: Instant::now() }
     }
 
-    /// The seconds since the start or the last lap, and what operations took of them, the longest first.
+    /// The seconds since the start or the previous lap, and the operations in that time, the longest first.
     pub fn lap(&mut self) -> (f64, Vec<Operation>) {
         let seconds = self.clock.elapsed().as_secs_f64();
         let mut sorted: Vec<Operation> = std::mem::take(&mut *found()).into_values().collect();
@@ -95,7 +96,7 @@ fn found() -> MutexGuard<'static, BTreeMap<Key, Operation>> {
     OPERATIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs one operation, and counts it if someone asks.
+/// Runs one operation, and measures it if a profiler is active.
 #[cfg(feature = "flex")]
 pub(crate) fn timed<R>(name: &'static str, cost: Cost, work: impl FnOnce() -> R) -> R {
     if !IS_ON.load(Ordering::Relaxed) {
@@ -122,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_are_counted_while_someone_asks() {
+    fn counts_calls_while_profiler_is_active() {
         let one =
             || timed("a test", Cost { operations: 2.0, bytes: 3.0, arithmetic: Some((Unit::Vectors, 3.0)) }, || 7);
         assert_eq!(one(), 7);
@@ -134,9 +135,9 @@ mod tests {
         assert_eq!((found.calls, found.operations, found.bytes), (2, 4.0, 6.0));
         assert_eq!((found.unit, found.unit_operations), (Some(Unit::Vectors), 12.0));
         let is_counted = |(_, found): (f64, Vec<Operation>)| found.iter().any(|operation| operation.name == "a test");
-        assert!(!is_counted(profiler.lap()), "laps begin anew");
+        assert!(!is_counted(profiler.lap()), "every lap starts from zero");
         drop(profiler);
         one();
-        assert!(!is_counted(Profiler::start().lap()), "nobody asked");
+        assert!(!is_counted(Profiler::start().lap()), "no profiler was active");
     }
 }

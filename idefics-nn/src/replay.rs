@@ -1,5 +1,5 @@
-//! A step of fixed shapes that a GPU captures once and replays: CUDA launches a graph, other interfaces repeat the
-//! recorded commands. Only the inputs go through Burn again.
+//! Graph capture: a GPU records a step of fixed shapes once and replays it. CUDA launches a graph; other APIs
+//! repeat the recorded commands. In a replay only the upload of the inputs goes through Burn.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,23 +9,24 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::ops;
 
-/// Runs before the step is captured. The first one chooses and compiles kernels; the later ones allocate the memory that
-/// the captured run uses again.
+/// Number of runs before the step is captured. The first chooses and compiles kernels; the later ones allocate the
+/// memory that the captured run reuses.
 const WARM_UPS: usize = 3;
 
-/// Whether steps can be captured on the device. A device that can may still refuse a step.
+/// Whether the device supports graph capture. Even then it may reject a particular step.
 pub fn can_record(device: &Device) -> bool {
     ops::shares_memory(device)
 }
 
-/// The promise that one thread has its devices to itself, which capturing a step needs.
+/// A promise that this thread has exclusive use of its devices, which graph capture needs.
 ///
-/// Burn's safe operations may use a device from any thread, and no lock of ours can hold them back. Whoever makes a lease
-/// knows the program's threads and answers for them, until the lease is dropped. The lease itself is tied to its thread by
-/// the type system: it is neither `Send` nor `Sync`, and a [`Replay`] borrows it, so that a step is captured and replayed
-/// on the lease's thread, and no step is replayed once the lease is gone.
+/// Burn's safe operations can use a device from any thread, and this crate has no lock that could prevent it. So
+/// whoever creates a lease must know what the program's threads do, and is responsible for them until the lease is
+/// dropped. The type system ties the lease to its thread: it is neither `Send` nor `Sync`, and a [`Replay`]
+/// borrows it. So a step is captured and replayed on the lease's thread, and cannot be replayed after the lease is
+/// dropped.
 ///
-/// A lease cannot go to another thread:
+/// A lease cannot move to another thread:
 ///
 /// ```compile_fail,E0277
 /// # use idefics_nn::DeviceLease;
@@ -33,7 +34,7 @@ pub fn can_record(device: &Device) -> bool {
 /// needs_send::<DeviceLease>();
 /// ```
 ///
-/// Nor can a reference to it, which is what [`Replay::record`] takes:
+/// A reference to it, which [`Replay::record`] takes, cannot move either:
 ///
 /// ```compile_fail,E0277
 /// # use idefics_nn::DeviceLease;
@@ -41,7 +42,7 @@ pub fn can_record(device: &Device) -> bool {
 /// needs_send::<&DeviceLease>();
 /// ```
 ///
-/// Nor can a captured step:
+/// Neither can a captured step:
 ///
 /// ```compile_fail,E0277
 /// # use idefics_nn::Replay;
@@ -49,7 +50,7 @@ pub fn can_record(device: &Device) -> bool {
 /// needs_send::<Replay<'static, 2>>();
 /// ```
 ///
-/// A captured step does not outlive the lease:
+/// A captured step cannot outlive the lease:
 ///
 /// ```compile_fail,E0505
 /// # use idefics_nn::{DeviceLease, Replay};
@@ -61,12 +62,12 @@ pub fn can_record(device: &Device) -> bool {
 /// ```
 #[derive(Debug)]
 pub struct DeviceLease {
-    /// A raw pointer is neither `Send` nor `Sync`.
+    /// A raw pointer, because it is neither `Send` nor `Sync`.
     thread: PhantomData<*const ()>,
 }
 
 impl DeviceLease {
-    /// A lease for this thread.
+    /// Creates a lease for the current thread.
     ///
     /// # Safety
     /// Until the lease is dropped:
@@ -80,22 +81,22 @@ impl DeviceLease {
     }
 }
 
-/// A step that can be captured: it reads its inputs from tensors that it holds.
+/// A step that can be captured. It reads its inputs from tensors that it holds.
 pub struct Step<'a>(Box<dyn FnMut() -> Tensor<2> + 'a>);
 
 impl<'a> Step<'a> {
-    /// A step that `run` computes.
+    /// Creates a step that calls `run`.
     ///
     /// # Safety
-    /// - `run` holds every tensor that it reads or writes, or borrows it for `'a`: a replay uses their memory without
-    ///   asking whether it is still allocated.
-    /// - Each call does the same operations on the same tensors, and neither uploads nor reads back anything.
+    /// - `run` must hold every tensor that it reads or writes, or borrow it for `'a`: a replay uses their memory
+    ///   without checking whether it is still allocated.
+    /// - Every call must do the same operations on the same tensors, and must neither upload nor read back data.
     #[allow(unsafe_code)] // nothing tracks the memory that a replay uses
     pub unsafe fn new(run: impl FnMut() -> Tensor<2> + 'a) -> Self {
         Self(Box::new(run))
     }
 
-    /// Computes the step, one operation after the other.
+    /// Runs the step eagerly, operation by operation.
     pub fn run(&mut self) -> Tensor<2> {
         (self.0)()
     }
@@ -107,27 +108,27 @@ impl fmt::Debug for Step<'_> {
     }
 }
 
-/// A captured step: it reads `N` inputs and writes its output in the memory where they were when it was captured.
+/// A captured step with `N` inputs. It reads the inputs and writes the output at the addresses of the capture.
 pub struct Replay<'a, const N: usize> {
     graph: BackendGraph<Dispatch>,
     inputs: [Tensor<1, Int>; N],
     output: Tensor<2>,
     device: Device,
-    /// Keeps the step on the thread whose commands are in order with the captured ones.
+    /// Keeps the step on the thread of the capture, so that its commands stay in order with the captured ones.
     _lease: &'a DeviceLease,
-    /// Holds what the graph reads and writes.
+    /// Keeps the tensors alive that the graph reads and writes.
     _step: Step<'a>,
 }
 
 impl<'a, const N: usize> Replay<'a, N> {
-    /// Captures the step that `step` makes from its inputs, each `[n_values]` of I32. `None` if `step` makes none, or the
-    /// device captures none at all.
+    /// Captures the step that `step` creates for its inputs, each `[n_values]` in I32. Returns `None` if `step`
+    /// does, or if the device does not support graph capture.
     ///
     /// The step runs four times with these inputs.
     ///
     /// # Errors
-    /// [`ExecutionError`] if the device refuses to capture it, as CUDA may where tensors were made on another thread. The
-    /// tensors that the step writes have unspecified contents then.
+    /// [`ExecutionError`] if the device rejects the step; CUDA may do so if tensors were created on another
+    /// thread. The tensors that the step writes are then left with unspecified contents.
     pub fn record(
         inputs: [&[i32]; N],
         device: &Device,
@@ -143,7 +144,7 @@ impl<'a, const N: usize> Replay<'a, N> {
         for _ in 0..WARM_UPS {
             let output = step.run();
             device.sync()?;
-            drop(output); // only now, or nothing would be computed
+            drop(output); // not before the sync: an output that is dropped early is never computed
         }
         Dispatch::graph_start_capture(device.as_dispatch())?;
         let output = step.run();
@@ -151,22 +152,22 @@ impl<'a, const N: usize> Replay<'a, N> {
         Ok(Some(Self { graph, inputs, output, device: device.clone(), _lease: lease, _step: step }))
     }
 
-    /// Runs the step with other inputs of the same lengths. The output is valid until the next run.
+    /// Runs the step with new inputs of the same lengths. The output is valid until the next run.
     ///
     /// # Errors
     /// [`ExecutionError`] if the device fails.
     ///
     /// # Panics
-    /// If an input has another length.
+    /// If the length of an input differs.
     #[allow(unsafe_code)] // nothing tracks the memory that a replay uses
     pub fn run(&mut self, inputs: [&[i32]; N]) -> Result<Tensor<2>, ExecutionError> {
         for (known, values) in self.inputs.iter_mut().zip(inputs) {
             let new = upload(values, &self.device);
             *known = ops::overwrite(known.clone(), new);
         }
-        // SAFETY: the step, the inputs and the output are held here, so that their memory is allocated (`Step::new`); no
-        // other thread uses it (`DeviceLease::for_this_thread`); inputs are refreshed on the thread of the capture, which
-        // the lease is bound to.
+        // SAFETY: this struct holds the step, the inputs and the output, so their memory stays allocated
+        // (`Step::new`). No other thread uses that memory (`DeviceLease::for_this_thread`). The inputs are
+        // overwritten on the thread of the capture, to which the lease is bound.
         unsafe { Dispatch::graph_replay(self.device.as_dispatch(), &self.graph) }?;
         Ok(self.output.clone())
     }
@@ -182,8 +183,7 @@ fn upload(values: &[i32], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::from(values), (device, DType::I32))
 }
 
-/// A device that was told to capture. The capture is ended on drop, so that a step that fails or panics leaves the device
-/// usable.
+/// A device in capture mode. Dropping it ends the capture, so the device stays usable if the step fails or panics.
 struct Window<'d>(&'d Device);
 
 impl<'d> Window<'d> {

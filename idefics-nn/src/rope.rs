@@ -1,42 +1,42 @@
-//! Rotary position embedding in the half-split form of the Llama and Mistral checkpoints.
+//! Rotary position embeddings in the half-split form of the Llama and Mistral checkpoints.
 //!
-//! Paper: <https://arxiv.org/abs/2104.09864>. Source: `LlamaRotaryEmbedding`, `apply_rotary_pos_emb`. The pairs that
-//! rotate together are `(j, j + head_dim / 2)`, not neighbours.
+//! Paper: <https://arxiv.org/abs/2104.09864>. Source: `LlamaRotaryEmbedding`, `apply_rotary_pos_emb`. The pairs
+//! `(j, j + head_dim / 2)` are rotated together, not neighbouring elements.
 //!
-//! Numerics: angles are rounded to f32 where the reference rounds them; cosine and sine are taken on the host and
-//! uploaded once for each call of the decoder.
+//! Numerics: angles are rounded to f32 where the reference rounds them. Cosines and sines are computed on the host
+//! and uploaded once per decoder call.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::ops;
 use crate::rope_scaling::{Frequencies, RopeScaling};
 
-/// The frequencies of one head.
+/// The rotary frequencies of a head.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
     frequencies: Frequencies,
-    /// Factor on cosines and sines.
+    /// Factor applied to cosines and sines.
     attention_factor: f32,
 }
 
 impl RotaryEmbedding {
-    /// The frequencies `theta^(-2j / head_dim)`, scaled by `scaling`.
+    /// Creates the frequencies `theta^(-2j / head_dim)`, scaled according to `scaling`.
     pub fn new(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Self {
         let frequencies = Frequencies::new(head_dim, theta, scaling);
         Self { frequencies, attention_factor: scaling.attention_factor() }
     }
 
-    /// Whether the angles of a position depend on how long the sequence is, as with [`RopeScaling::Dynamic`] and
-    /// [`RopeScaling::LongRope`]: then no table of angles holds for a whole generation.
+    /// Whether the angle of a position depends on the sequence length, as with [`RopeScaling::Dynamic`] and
+    /// [`RopeScaling::LongRope`]. If so, a table of angles cannot be reused for a whole generation.
     pub fn depends_on_length(&self) -> bool {
         self.frequencies.depend_on_length()
     }
 
-    /// The angles at the given positions, the greatest of which ends the sequence.
+    /// The angles at the given positions. The sequence is taken to end at the largest of them.
     ///
     /// # Shapes
-    /// - `position_ids`: `batch · seq` positions in tokens, row after row
-    /// - returns tables of `[batch, 1, seq, head_dim]` in `dtype`
+    /// - `position_ids`: `batch · seq` positions, row by row
+    /// - returns tables of shape `[batch, 1, seq, head_dim]` in `dtype`
     ///
     /// # Panics
     /// If `position_ids` does not hold `batch · seq` positions.
@@ -45,12 +45,12 @@ impl RotaryEmbedding {
         self.at_length(seq_len, position_ids, batch, dtype, device)
     }
 
-    /// As [`Self::at`] where the longest row of the batch will have `seq_len` tokens after this call. As in the
-    /// reference, that length decides for every row and every position of the call, and what is in the cache keeps the
-    /// angles that it was turned by.
+    /// Like [`Self::at`], for a batch in which the longest row has `seq_len` tokens after this call. As in the
+    /// reference, this length applies to every row and position of the call, while cached keys keep the angles
+    /// with which they were rotated.
     ///
     /// # Panics
-    /// As [`Self::at`].
+    /// See [`Self::at`].
     pub fn at_length(
         &self,
         seq_len: usize,
@@ -63,7 +63,7 @@ impl RotaryEmbedding {
         let inv_freq = self.frequencies.at(seq_len);
         let angles = || {
             position_ids.iter().flat_map(|&position| {
-                // Both halves of the head turn by the same angles.
+                // Both halves of the head use the same angles.
                 inv_freq.iter().chain(&*inv_freq).map(move |inv_freq| f64::from(position as f32 * inv_freq))
             })
         };
@@ -78,7 +78,7 @@ impl RotaryEmbedding {
     }
 }
 
-/// Cosines and sines for the positions of one call.
+/// Cosines and sines for the positions of one decoder call.
 #[derive(Debug, Clone)]
 pub struct RotaryAngles {
     /// `[batch, 1, seq, head_dim]`.
@@ -88,34 +88,34 @@ pub struct RotaryAngles {
 }
 
 impl RotaryAngles {
-    /// The same on another device, in the dtype that activations have there.
+    /// Moves the angles to another device and casts them to the dtype of its activations.
     #[must_use]
     pub fn to_device(self, device: &Device, dtype: DType) -> Self {
         Self { cos: self.cos.to_device(device).cast(dtype), sin: self.sin.to_device(device).cast(dtype) }
     }
 
-    /// The device that they are on, and the dtype of the activations that they turn.
+    /// The device of the angles, and the dtype of the activations that they rotate.
     pub fn location(&self) -> (Device, DType) {
         (self.cos.device(), self.cos.dtype())
     }
 
-    /// Those of one row at `indices`, as the angles of as many rows of one token.
+    /// Selects the angles of a single row at `indices`, for a batch of rows with one token each.
     ///
     /// # Shapes
     /// - `self`: `[1, 1, seq, head_dim]`
-    /// - `indices`: `[batch]`, integers below `seq`, which GPUs do not check
+    /// - `indices`: `[batch]`, integers less than `seq`; GPUs do not check them
     /// - returns `[batch, 1, 1, head_dim]`
     ///
     /// # Panics
-    /// If these are the angles of several rows.
+    /// If the angles have more than one row.
     #[must_use]
     pub fn select(&self, indices: Tensor<1, Int>) -> Self {
         let select = |angles: &Tensor<4>| angles.clone().swap_dims(0, 2).select(0, indices.clone());
-        assert_eq!(self.cos.dims()[0], 1, "one row of angles");
+        assert_eq!(self.cos.dims()[0], 1, "the angles must have one row");
         Self { cos: select(&self.cos), sin: select(&self.sin) }
     }
 
-    /// Turns queries or keys to their positions.
+    /// Rotates queries or keys to their positions.
     ///
     /// # Shapes
     /// - `states`: `[batch, heads, seq, head_dim]`

@@ -1,4 +1,4 @@
-//! Rotary frequencies of one head, and how checkpoints scale them to longer contexts.
+//! Rotary frequencies of a head, and the ways in which checkpoints scale them to longer contexts.
 //!
 //! Source: `ROPE_INIT_FUNCTIONS` and `dynamic_rope_update` in `modeling_rope_utils.py`, Transformers 5.23.0.
 //!
@@ -7,80 +7,81 @@
 use std::borrow::Cow;
 use std::f64::consts::TAU;
 
-/// How a checkpoint scales its frequencies to longer contexts; `rope_type` in `config.json`.
+/// How a checkpoint scales its frequencies to longer contexts: `rope_type` in `config.json`.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub enum RopeScaling {
-    /// `default`: frequencies as the RoFormer paper has them.
+    /// `default`: the frequencies of the RoFormer paper.
     #[default]
     None,
     /// `linear`: every frequency is divided by `factor`.
     Linear {
-        /// What frequencies are divided by.
+        /// Divisor of the frequencies.
         factor: f64,
     },
-    /// `dynamic`: the base grows with the sequence once it is longer than the trained context (dynamic NTK).
+    /// `dynamic`: dynamic NTK, where the base grows with the sequence once it is longer than the trained context.
     Dynamic {
-        /// How much the context is stretched.
+        /// Factor by which the context is extended.
         factor: f64,
-        /// The trained context, in tokens.
+        /// Length of the trained context in tokens.
         max_position_embeddings: usize,
     },
-    /// `yarn`: low frequencies are divided, high ones kept, and attention is sharpened.
+    /// `yarn`: divides low frequencies, keeps high ones, and scales attention.
     Yarn(YarnScaling),
-    /// `llama3`: long wavelengths are divided by `factor`, short ones kept, those between blended.
+    /// `llama3`: long wavelengths are divided by `factor`, short ones kept, and those between interpolated.
     Llama3 {
-        /// What the lowest frequencies are divided by.
+        /// Divisor of the lowest frequencies.
         factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided in full.
+        /// Frequencies with wavelengths above `original_max_position_embeddings / low_freq_factor` are divided by
+        /// `factor`.
         low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
+        /// Frequencies with wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
         high_freq_factor: f64,
-        /// The context that the model was first trained on, in tokens.
+        /// Length of the context of the original training, in tokens.
         original_max_position_embeddings: usize,
     },
-    /// `longrope`: one divisor a frequency, from one of two lists.
+    /// `longrope`: one divisor per frequency, from one of two lists.
     LongRope(LongRopeScaling),
 }
 
 /// Parameters of [`RopeScaling::Yarn`]. Paper: <https://arxiv.org/abs/2309.00071>.
 #[derive(Debug, Clone, PartialEq)]
 pub struct YarnScaling {
-    /// What low frequencies are divided by.
+    /// Divisor of low frequencies.
     pub factor: f64,
-    /// Factor on cosines and sines.
+    /// Factor applied to cosines and sines.
     pub attention_factor: f64,
     /// Frequencies with more rotations than this in the original context are kept.
     pub beta_fast: f64,
-    /// Frequencies with fewer rotations than this in the original context are divided in full.
+    /// Frequencies with fewer rotations than this in the original context are divided by `factor`.
     pub beta_slow: f64,
-    /// The context that the model was first trained on, in tokens.
+    /// Length of the context of the original training, in tokens.
     pub original_max_position_embeddings: usize,
-    /// Whether the bounds of the blend are rounded outwards to whole frequencies.
+    /// Whether the bounds of the interpolation are rounded outwards to whole indices.
     pub truncate: bool,
 }
 
 /// Parameters of [`RopeScaling::LongRope`]. Paper: <https://arxiv.org/abs/2402.13753>.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LongRopeScaling {
-    /// Divisors of sequences up to `original_max_position_embeddings` tokens, `[head_dim / 2]`.
+    /// Divisors for sequences of up to `original_max_position_embeddings` tokens, `[head_dim / 2]`.
     pub short_factor: Vec<f64>,
-    /// Divisors of longer sequences, `[head_dim / 2]`.
+    /// Divisors for longer sequences, `[head_dim / 2]`.
     pub long_factor: Vec<f64>,
-    /// Factor on cosines and sines.
+    /// Factor applied to cosines and sines.
     pub attention_factor: f64,
-    /// The context that the model was first trained on, in tokens.
+    /// Length of the context of the original training, in tokens.
     pub original_max_position_embeddings: usize,
 }
 
-/// Frequencies, in radians a token, `[head_dim / 2]` each.
+/// Frequencies in radians per token, `[head_dim / 2]` each.
 #[derive(Debug, Clone)]
 pub(crate) enum Frequencies {
-    /// The same for every sequence.
+    /// The same for every sequence length.
     Fixed(Vec<f32>),
-    /// See [`RopeScaling::Dynamic`]; `original` up to `max_position_embeddings` tokens.
+    /// See [`RopeScaling::Dynamic`]; `original` is used up to `max_position_embeddings` tokens.
     Dynamic { original: Vec<f32>, theta: f64, factor: f64, max_position_embeddings: usize },
-    /// See [`RopeScaling::LongRope`]; `short` up to `original_max_position_embeddings` tokens.
+    /// See [`RopeScaling::LongRope`]; `short` is used up to `original_max_position_embeddings` tokens.
     Long { short: Vec<f32>, long: Vec<f32>, original_max_position_embeddings: usize },
 }
 
@@ -116,7 +117,7 @@ impl Frequencies {
         }
     }
 
-    /// The frequencies for a call whose last token makes the sequence `seq_len` tokens long.
+    /// The frequencies for a call after which the sequence is `seq_len` tokens long.
     pub(crate) fn at(&self, seq_len: usize) -> Cow<'_, [f32]> {
         match self {
             Self::Fixed(inv_freq) => Cow::Borrowed(inv_freq),
@@ -124,7 +125,7 @@ impl Frequencies {
                 Cow::Borrowed(original)
             }
             &Self::Dynamic { ref original, theta, factor, max_position_embeddings } => {
-                // In f32, as the reference computes with a tensor of one number.
+                // In f32, because the reference computes this with a one-element tensor.
                 let dim = 2.0 * original.len() as f32;
                 let stretch = factor as f32 * seq_len as f32 / max_position_embeddings as f32 - (factor - 1.0) as f32;
                 let theta = theta as f32 * stretch.powf(dim / (dim - 2.0));
@@ -136,14 +137,14 @@ impl Frequencies {
         }
     }
 
-    /// Whether the frequencies depend on the length of the sequence.
+    /// Whether the frequencies depend on the sequence length.
     pub(crate) fn depend_on_length(&self) -> bool {
         !matches!(self, Self::Fixed(_))
     }
 }
 
 impl RopeScaling {
-    /// Factor on cosines and sines.
+    /// Factor applied to cosines and sines.
     pub(crate) fn attention_factor(&self) -> f32 {
         match self {
             Self::Yarn(yarn) => yarn.attention_factor as f32,
@@ -154,10 +155,10 @@ impl RopeScaling {
 }
 
 impl YarnScaling {
-    /// `powers` are those of `theta`, `[head_dim / 2]`.
+    /// `powers` are the powers of `theta`, `[head_dim / 2]`.
     fn frequencies(&self, powers: &[f32], theta: f64) -> Vec<f32> {
         let dim = 2.0 * powers.len() as f64;
-        // The index of the frequency that makes `rotations` full turns within the original context.
+        // The index of the frequency with `rotations` full turns in the original context.
         let index_of = |rotations: f64| {
             dim * (self.original_max_position_embeddings as f64 / (rotations * TAU)).ln() / (2.0 * theta.ln())
         };
@@ -167,7 +168,7 @@ impl YarnScaling {
         }
         let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
         if low == high {
-            high += 0.001; // as the reference keeps the ramp from dividing by zero
+            high += 0.001; // avoids a division by zero, as in the reference
         }
         let ramp = |index: usize| ((index as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
         let blended = powers.iter().enumerate().map(|(index, power)| {
@@ -186,7 +187,7 @@ fn powers(head_dim: usize, theta: f64) -> Vec<f32> {
 
 /// One frequency of [`RopeScaling::Llama3`].
 fn llama3(inv_freq: f64, factor: f64, low_freq_factor: f64, high_freq_factor: f64, original: f64) -> f64 {
-    let wavelength = TAU / inv_freq; // tokens a turn
+    let wavelength = TAU / inv_freq; // tokens per turn
     if wavelength > original / low_freq_factor {
         inv_freq / factor
     } else if wavelength < original / high_freq_factor {

@@ -1,22 +1,23 @@
-//! The weight of a linear layer: numbers, or codes and scales.
+//! The weight of a linear layer: dense, or packed as codes and scales.
 
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
 
 use crate::{Activations, PackedWeight, ops};
 
-/// The weight of a [`crate::Linear`], `[d_out, d_in]`. Its name in a checkpoint is that of the field that holds it.
+/// The weight of a [`crate::Linear`], `[d_out, d_in]`. Its name in a checkpoint is the name of the field that
+/// holds it.
 ///
-/// Loading turns a dense weight into a packed one. [`Module`] is implemented by hand for that: a mapper of parameters
-/// cannot change the variant, so the packed weight comes back attached to the parameter that was passed to it.
-#[expect(clippy::large_enum_variant, reason = "a model has a few hundred, and Burn has no modules in boxes")]
+/// Loading turns a dense weight into a packed one. [`Module`] is implemented by hand because a parameter mapper
+/// cannot
+/// change the variant: the packed weight is returned attached to the parameter that was passed to the mapper.
+#[expect(clippy::large_enum_variant, reason = "a model has a few hundred, and Burn does not support boxed modules")]
 #[derive(Debug, Clone)]
 pub enum Weight {
-    /// Numbers, random until a checkpoint is loaded.
+    /// Dense values, random until a checkpoint is loaded.
     Dense(Param<Tensor<2>>),
-    /// Codes and scales. They are never trained: mappers leave them out, and visitors that know parameters alone are
-    /// shown one that is computed from the codes when its value is asked for. [`crate::ParameterVisitor`] gets the
-    /// packed weight itself.
+    /// Codes and scales. They are never trained, and mappers skip them. Burn's visitors see a parameter whose
+    /// value is dequantised on demand; a [`crate::ParameterVisitor`] sees the packed weight itself.
     Packed(PackedWeight),
 }
 
@@ -29,7 +30,7 @@ impl Weight {
         }
     }
 
-    /// The device of the weight. A weight that is not initialised stays so.
+    /// The device of the weight. Does not initialise a lazy weight.
     pub(crate) fn device(&self) -> Device {
         match self {
             Self::Dense(weight) => weight.lazy_device(),
@@ -37,7 +38,7 @@ impl Weight {
         }
     }
 
-    /// The format that activations are rounded to for the product.
+    /// The element type to which activations are rounded for the product.
     pub(crate) fn activations(&self) -> Activations {
         match self {
             Self::Dense(_) => Activations::F32,
@@ -45,7 +46,7 @@ impl Weight {
         }
     }
 
-    /// `[d_out, d_in]`. A weight that is not initialised stays so.
+    /// `[d_out, d_in]`. Does not initialise a lazy weight.
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Dense(weight) => weight.lazy_shape().dims(),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use crate::EXACT;
 use crate::common::{assert_values_close, mask, numbers, random, values};
 
-/// Sizes of one problem; two rows in the batch.
+/// Sizes of one problem. The batch has two rows.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     heads: usize,
@@ -17,7 +17,7 @@ struct Sizes {
 
 const BATCH: usize = 2;
 
-/// Query, key and value; the scale of the query sets how far apart the scores are.
+/// Query, key and value. `scale` multiplies the query and so sets how far apart the scores are.
 fn states(sizes: Sizes, scale: f32, device: &Device) -> [Tensor<4>; 3] {
     let Sizes { heads, kv_heads, queries, keys, head_dim } = sizes;
     [
@@ -27,20 +27,20 @@ fn states(sizes: Sizes, scale: f32, device: &Device) -> [Tensor<4>; 3] {
     ]
 }
 
-/// The definition, one query after the other in f64: (context, weights).
+/// Reference implementation in f64, one query at a time: returns (context, weights).
 fn naive(sizes: Sizes, states: &[Tensor<4>; 3], masked_out: &[bool]) -> (Vec<f32>, Vec<f32>) {
     let Sizes { heads, kv_heads, queries, keys, head_dim } = sizes;
     let [query, key, value] = states.each_ref().map(|states| values(states.clone()));
     let (mut context, mut all_weights) = (Vec::new(), Vec::new());
     for (index, query) in query.chunks(head_dim).enumerate() {
         let (row, head, position) = (index / (heads * queries), index / queries % heads, index % queries);
-        let first = (row * kv_heads + head / (heads / kv_heads)) * keys; // of this head's keys
+        let first = (row * kv_heads + head / (heads / kv_heads)) * keys; // of this head's keys and values
         let seen = |k: usize| !masked_out[(row * queries + position) * keys + k];
         let vector = |of: &[f32], k: usize, i: usize| f64::from(of[(first + k) * head_dim + i]);
         let score = |k| (0..head_dim).map(|i| f64::from(query[i]) * vector(&key, k, i)).sum::<f64>();
         let scores: Vec<f64> =
             (0..keys).map(|k| if seen(k) { score(k) / (head_dim as f64).sqrt() } else { f64::NEG_INFINITY }).collect();
-        let largest = scores.iter().copied().fold(f64::MIN, f64::max); // finite even where nothing is seen
+        let largest = scores.iter().copied().fold(f64::MIN, f64::max); // finite even if every key is hidden
         let exps: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
         let sum = exps.iter().sum::<f64>().max(f64::MIN_POSITIVE);
         let weights: Vec<f64> = exps.iter().map(|exp| exp / sum).collect();
@@ -50,7 +50,8 @@ fn naive(sizes: Sizes, states: &[Tensor<4>; 3], masked_out: &[bool]) -> (Vec<f32
     (context, all_weights)
 }
 
-/// Everything seen; causal with the last query at the last key; scattered, with some queries that see nothing.
+/// Three masks: nothing hidden; causal, with the last query at the last key; scattered, with some fully masked
+/// queries.
 fn masks(sizes: Sizes) -> [Vec<bool>; 3] {
     let Sizes { queries, keys, .. } = sizes;
     let rows = || (0..BATCH * queries).flat_map(move |row| (0..keys).map(move |key| (row, key)));
@@ -70,7 +71,7 @@ fn check(sizes: Sizes, scale: f32) {
         let (context, weights) = naive(sizes, &states, &masked_out);
         let tensor = || mask(masked_out.clone(), [BATCH, 1, sizes.queries, sizes.keys], &device);
         let [query, key, value] = states.clone();
-        // Hiding nothing and having no mask must agree.
+        // A mask that hides nothing must give the same result as no mask.
         let options: &[Option<Tensor<4, Bool>>] = if index == 0 { &[None, Some(tensor())] } else { &[Some(tensor())] };
         for option in options {
             let output = attention(query.clone(), key.clone(), value.clone(), option.clone(), Activations::F32);
@@ -84,7 +85,7 @@ fn check(sizes: Sizes, scale: f32) {
 }
 
 #[test]
-fn agrees_with_the_definition() {
+fn matches_reference_implementation() {
     for (heads, kv_heads) in [(1, 1), (3, 3), (4, 2), (6, 1)] {
         for (queries, keys) in [(1, 1), (1, 33), (2, 2), (5, 7), (31, 64), (33, 129)] {
             for head_dim in [1, 16, 72] {
@@ -95,21 +96,22 @@ fn agrees_with_the_definition() {
 }
 
 #[test]
-fn agrees_with_the_definition_where_the_tiled_kernel_takes_over() {
-    // The CPU backend computes in tiles from 512 * 512 scores a head on, after the groups are folded into the queries.
+fn tiled_kernel_matches_reference_implementation() {
+    // The CPU backend switches to tiles at 512 * 512 scores per head, counted after the groups are folded into
+    // queries.
     for (heads, kv_heads, queries, keys) in [(1, 1, 513, 520), (4, 1, 130, 520), (2, 2, 3, 90_000)] {
         check(Sizes { heads, kv_heads, queries, keys, head_dim: 8 }, 3.0);
     }
 }
 
 #[test]
-fn a_query_that_sees_nothing_gives_zero() {
+fn fully_masked_query_gives_zero() {
     let device = Device::flex();
     for (queries, keys) in [(1, 1), (4, 70), (600, 500)] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let sizes = Sizes { heads: 2, kv_heads: 1, queries, keys, head_dim: 16 };
             let [query, key, value] = states(sizes, 100.0, &device).map(|states| states.cast(dtype));
-            // Every second query sees the last key only, in both rows.
+            // Every second query, counted from the first, sees nothing; the others see only the last key.
             let masked_out =
                 (0..BATCH * queries * keys).map(|i| i / keys % queries % 2 == 0 || i % keys + 1 < keys).collect();
             let masked_out = Some(mask(masked_out, [BATCH, 1, queries, keys], &device));
@@ -130,11 +132,11 @@ fn a_query_that_sees_nothing_gives_zero() {
 }
 
 #[test]
-fn one_query_reads_keys_however_they_lie() {
+fn decode_attention_reads_strided_keys() {
     let device = Device::flex();
     let sizes = Sizes { heads: 4, kv_heads: 2, queries: 1, keys: 30, head_dim: 16 };
     let [query, key, value] = states(sizes, 3.0, &device);
-    // Hidden for the whole batch by one row.
+    // One mask row for the whole batch.
     let masked_out = mask((0..30).map(|key| key % 3 == 0).collect(), [1, 1, 1, 30], &device);
     let layouts: [fn(Tensor<4>) -> Tensor<4>; 4] = [
         |states| states.swap_dims(1, 2).reshape([BATCH, 30, 2, 16]).swap_dims(1, 2),
@@ -150,7 +152,7 @@ fn one_query_reads_keys_however_they_lie() {
             let context = attention(query.clone(), key, value, masked_out.clone(), Activations::F32);
             assert_values_close(&format!("layout {index}"), &values(context), &expected, 0.0);
         }
-        // Keys and values of 16 bits.
+        // Keys and values in 16 bits.
         let [key, value] = [key.clone(), value.clone()].map(|states| states.cast(DType::BF16));
         let context = attention(query.clone(), key, value, masked_out, Activations::F32);
         assert_values_close("bf16", &values(context), &expected, 0.05);
@@ -158,11 +160,11 @@ fn one_query_reads_keys_however_they_lie() {
 }
 
 #[test]
-fn extreme_scores_choose_the_largest() {
+fn extreme_scores_select_the_largest() {
     let device = Device::flex();
     let keys = 40;
     for (scale, best) in [(1e5, keys - 1), (-1e5, 0)] {
-        // The scores run from 0 to ±2.5e5 and beyond, in steps of at least 1000.
+        // The scores range from 0 to ±2.5e5 and beyond, in steps of at least 1000.
         let query = Tensor::<4>::full([1, 1, 1, 4], scale, &device);
         let steps: Vec<f32> = (0..keys).flat_map(|key| [key as f32 * 0.05; 4]).collect();
         let key = Tensor::<1>::from_floats(steps.as_slice(), &device).reshape([1, 1, keys, 4]);
@@ -173,7 +175,7 @@ fn extreme_scores_choose_the_largest() {
 }
 
 #[test]
-fn equal_scores_share_equally() {
+fn equal_scores_get_equal_weights() {
     let device = Device::flex();
     let query = Tensor::<4>::zeros([1, 2, 3, 4], &device);
     let key = random(1, [1, 2, 5, 4], &device);
@@ -182,7 +184,7 @@ fn equal_scores_share_equally() {
 
 #[test]
 #[should_panic(expected = "4 query heads cannot share 3 key/value heads")]
-fn groups_are_whole() {
+fn rejects_heads_that_do_not_divide_into_groups() {
     let device = Device::flex();
     let states = |heads| Tensor::<4>::zeros([1, heads, 1, 2], &device);
     attention(states(4), states(3), states(3), None, Activations::F32);
@@ -192,7 +194,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn weights_times_values_are_the_context(
+    fn context_is_weights_times_values(
         kv_heads in 1_usize..4, group in 1_usize..4, queries in 1_usize..9, keys in 1_usize..40, seed: u64,
     ) {
         let device = Device::flex();

@@ -1,4 +1,4 @@
-//! Faults of what a module needs: each is a typed error that names the file or the tensor, and none is a panic.
+//! Faulty checkpoints: every fault is a typed error that names the file or the tensor, and never a panic.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
@@ -10,7 +10,7 @@ use crate::common::{assert_close, values};
 use crate::folders::{INDEX, SINGLE, TINY, assert_error, file, folder_with, index, shards, tensors};
 use crate::memory::measure;
 
-/// Two layers, one inside a list.
+/// A list of layers and a parameter.
 #[derive(Module, Debug)]
 struct Tiny {
     layers: Vec<Linear>,
@@ -27,12 +27,12 @@ fn load_tiny(files: &[(&str, &[u8])]) -> Result<Tiny, CheckpointError> {
     Checkpoint::open(folder.path())?.load(tiny(), &LoadOptions::default(), |_| ())
 }
 
-fn error_of(files: &[(&str, &[u8])]) -> CheckpointError {
+fn load_error(files: &[(&str, &[u8])]) -> CheckpointError {
     load_tiny(files).expect_err("the checkpoint has a fault")
 }
 
 #[test]
-fn a_good_file_loads() {
+fn loads_valid_file() {
     let tiny = load_tiny(&[(SINGLE, &tensors(&TINY))]).unwrap();
     assert_eq!(values(tiny.norm.val()), [0.0, 1.0]);
     let output = tiny.layers[0].forward(Tensor::<1>::from_floats([1.0, 10.0, 100.0], &Device::flex()));
@@ -40,13 +40,13 @@ fn a_good_file_loads() {
 }
 
 #[test]
-fn missing_tensors_are_listed_together() {
-    let error = error_of(&[(SINGLE, &tensors(&TINY[..1]))]);
+fn error_lists_all_missing_tensors() {
+    let error = load_error(&[(SINGLE, &tensors(&TINY[..1]))]);
     assert_error!(error, CheckpointError::Missing { .. }, "2 tensors", "`layers.0.bias`", "`norm`");
 }
 
 #[test]
-fn unused_tensors_are_passed_over_and_named() {
+fn unused_tensors_are_ignored_and_listed() {
     let more = [TINY.as_slice(), &[("layers.1.weight", &[2, 3]), ("normal", &[1])]].concat();
     let folder = folder_with(&[(SINGLE, &tensors(&more))]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
@@ -54,11 +54,15 @@ fn unused_tensors_are_passed_over_and_named() {
     assert_eq!(checkpoint.unused(&tiny(), &options), ["layers.1.weight", "normal"]);
     let loaded = checkpoint.load(tiny(), &options, |_| ()).unwrap();
     assert_eq!(values(loaded.norm.val()), [0.0, 1.0]);
-    assert_eq!(checkpoint.unused(&loaded, &options), ["layers.1.weight", "normal"], "asked afterwards, too");
+    assert_eq!(
+        checkpoint.unused(&loaded, &options),
+        ["layers.1.weight", "normal"],
+        "loading does not change the answer"
+    );
 }
 
 #[test]
-fn a_prefix_before_all_names_is_named() {
+fn error_names_common_prefix_of_tensors() {
     for (prefix, remedy) in [
         ("module.", "k.removeprefix(\"module.\")"),
         ("_orig_mod.", "k.removeprefix(\"_orig_mod.\")"),
@@ -66,16 +70,16 @@ fn a_prefix_before_all_names_is_named() {
     ] {
         let names = TINY.map(|(name, shape)| (format!("{prefix}{name}"), shape));
         let longer: Vec<(&str, &[usize])> = names.iter().map(|(name, shape)| (name.as_str(), *shape)).collect();
-        let error = error_of(&[(SINGLE, &tensors(&longer))]);
+        let error = load_error(&[(SINGLE, &tensors(&longer))]);
         assert_error!(error, CheckpointError::Prefixed { .. }, &format!("`{prefix}layers.0.weight`"), remedy);
-        // One of several is not a prefix of all.
-        let error = error_of(&[(SINGLE, &tensors(&longer[2..]))]);
+        // A prefix of only one tensor does not count.
+        let error = load_error(&[(SINGLE, &tensors(&longer[2..]))]);
         assert_error!(error, CheckpointError::Missing { .. }, "`layers.0.weight`");
     }
 }
 
 #[test]
-fn strays_of_old_checkpoints_are_ignored() {
+fn computed_tensors_of_old_checkpoints_are_ignored() {
     let strays: [(&str, &[usize]); 2] =
         [("layers.0.self_attn.rotary_emb.inv_freq", &[4]), ("vision_model.embeddings.position_ids", &[1, 9])];
     let folder = folder_with(&[(SINGLE, &tensors(&[TINY.as_slice(), &strays].concat()))]);
@@ -85,7 +89,7 @@ fn strays_of_old_checkpoints_are_ignored() {
 }
 
 #[test]
-fn other_components_are_left_alone() {
+fn loads_only_tensors_under_prefix() {
     let prefixed = [
         ("text.norm", &[5][..]),
         ("vision.layers.0.weight", &[2, 3]),
@@ -102,16 +106,16 @@ fn other_components_are_left_alone() {
 }
 
 #[test]
-fn a_wrong_shape_says_both() {
+fn shape_error_has_expected_and_found_shape() {
     for shape in [&[3, 2][..], &[6], &[2, 3, 1], &[2, 4]] {
-        let error = error_of(&[(SINGLE, &tensors(&[("layers.0.weight", shape), TINY[1], TINY[2]]))]);
+        let error = load_error(&[(SINGLE, &tensors(&[("layers.0.weight", shape), TINY[1], TINY[2]]))]);
         let found = format!("{shape:?}");
         assert_error!(error, CheckpointError::Shape { .. }, "`layers.0.weight`", "[2, 3]", &found, SINGLE);
     }
 }
 
 #[test]
-fn a_wrong_dtype_is_named() {
+fn dtype_error_names_dtype() {
     for (dtype, size) in [("I64", 8), ("I32", 4), ("U8", 1), ("F8_E4M3", 1), ("F64", 8), ("BOOL", 1)] {
         let end = 32 + 2 * size;
         let header = format!(
@@ -119,22 +123,22 @@ fn a_wrong_dtype_is_named() {
                  "layers.0.bias":{{"dtype":"F32","shape":[2],"data_offsets":[24,32]}},
                  "norm":{{"dtype":"{dtype}","shape":[2],"data_offsets":[32,{end}]}}}}"#
         );
-        let error = error_of(&[(SINGLE, &file(&header, &vec![0; end]))]);
+        let error = load_error(&[(SINGLE, &file(&header, &vec![0; end]))]);
         assert_error!(error, CheckpointError::Dtype { .. }, "`norm`", dtype, SINGLE);
     }
 }
 
 #[test]
-fn nan_is_named() {
+fn nan_error_names_tensor_and_index() {
     let mut bytes = tensors(&TINY);
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
-    let error = error_of(&[(SINGLE, &bytes)]);
+    let error = load_error(&[(SINGLE, &bytes)]);
     assert_error!(error, CheckpointError::NonFinite { count: 1, first: 1, .. }, "`norm`", SINGLE, "index 1");
 }
 
 #[test]
-fn shards_load_as_one_file() {
+fn shards_load_like_one_file() {
     let [first, second] = shards();
     let index = index(["a-1", "a-1", "a-2"]);
     let sharded = load_tiny(&[(INDEX, &index), ("a-1", &first), ("a-2", &second)]).unwrap();
@@ -145,13 +149,13 @@ fn shards_load_as_one_file() {
 }
 
 #[test]
-fn a_tensor_that_only_the_index_names_is_missing() {
+fn tensor_only_in_index_is_missing() {
     let [first, _] = shards();
     let lacking = index(["a-1", "a-1", "a-1"]);
-    assert_error!(error_of(&[(INDEX, &lacking), ("a-1", &first)]), CheckpointError::Missing { .. }, "`norm`");
+    assert_error!(load_error(&[(INDEX, &lacking), ("a-1", &first)]), CheckpointError::Missing { .. }, "`norm`");
 }
 
-/// Embeddings, and a head that may be the same table.
+/// Embeddings, and a head that may be tied to them.
 #[derive(Module, Debug)]
 struct Tied {
     embed: Embedding,
@@ -173,13 +177,13 @@ fn tied(vocab: usize, width: usize) -> Tied {
 }
 
 #[test]
-fn tied_weights_are_one_tensor() {
+fn tied_weights_share_memory() {
     let (vocab, width) = (512, 256);
     let folder = folder_with(&[(SINGLE, &tensors(&[("embed.weight", &[vocab, width])]))]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let (model, _, kept) = measure(|| checkpoint.load(tied(vocab, width), &TIED, |_| ()).unwrap());
     let table = vocab * width * 4;
-    assert!((table..table + table / 10).contains(&kept), "{kept} bytes kept, a table takes {table}");
+    assert!((table..table + table / 10).contains(&kept), "{kept} bytes kept, expected about {table}");
     let input = Tensor::<2>::ones([1, width], &Device::flex());
     let expected = input.clone().matmul(model.embed.weight.val().transpose());
     assert_close("head", &model.head.forward(input), &expected, 0.0);
@@ -189,7 +193,7 @@ fn tied_weights_are_one_tensor() {
 }
 
 #[test]
-fn a_head_of_its_own_is_kept_apart() {
+fn untied_head_has_own_weights() {
     let mut file = tensors(&[("head.weight", &[3, 2]), ("embed.weight", &[3, 2])]);
     let end = file.len();
     file[end - 4..].copy_from_slice(&9.0_f32.to_le_bytes()); // of the embeddings
@@ -198,15 +202,15 @@ fn a_head_of_its_own_is_kept_apart() {
     let input = Tensor::<1>::from_floats([1.0, 10.0], &Device::flex());
     assert_eq!(values(model.head.forward(input)), [10.0, 32.0, 54.0]); // rows [0, 1], [2, 3], [4, 5]
     assert_eq!(values(model.embed.weight.val()), [0.0, 1.0, 2.0, 3.0, 4.0, 9.0]);
-    // Both missing: the source is named.
+    // Both missing: the error names the source.
     let folder = folder_with(&[(SINGLE, &tensors(&[]))]);
     let error = Checkpoint::open(folder.path()).unwrap().load(tied(3, 2), &TIED, |_| ()).unwrap_err();
     assert_error!(error, CheckpointError::Missing { .. }, "`embed.weight`");
 }
 
 #[test]
-fn building_a_model_allocates_nothing() {
-    let (_, taken, _) = measure(|| tied(32_000, 4096)); // 1 GiB if it did
+fn building_a_model_allocates_no_weights() {
+    let (_, taken, _) = measure(|| tied(32_000, 4096)); // 1 GiB if weights were allocated
     assert!(taken < 1 << 16, "{taken} bytes");
 }
 
@@ -214,7 +218,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn what_a_damaged_file_still_gives_is_finite(
+    fn damaged_file_never_gives_non_finite_weights(
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in proptest::option::of(any::<prop::sample::Index>()),
     ) {

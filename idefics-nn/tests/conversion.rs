@@ -1,4 +1,4 @@
-//! Weight types on disk and in memory, over whole ranges of bit patterns.
+//! Conversion between dtypes in files and in memory, over whole ranges of bit patterns.
 
 use burn::tensor::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -7,7 +7,7 @@ use idefics_nn::{Embedding, LoadModule, LoadOptions};
 
 use crate::folders::{file, folder_with};
 
-/// The elements of a file of `dtype`, loaded as `to` into a matrix: all else is f32 on the CPU.
+/// Loads a file of `dtype` as `to`. Loads it into a matrix, because everything else is f32 on the CPU.
 fn load(dtype: &str, bytes: &[u8], n: usize, to: DType) -> Result<Tensor<1>, CheckpointError> {
     let header = format!(r#"{{"weight":{{"dtype":"{dtype}","shape":[{n},1],"data_offsets":[0,{}]}}}}"#, bytes.len());
     let folder = folder_with(&[("model.safetensors", &file(&header, bytes))]);
@@ -16,7 +16,7 @@ fn load(dtype: &str, bytes: &[u8], n: usize, to: DType) -> Result<Tensor<1>, Che
     Checkpoint::open(folder.path())?.load(table, &options, |_| ()).map(|table| table.weight.val().flatten(0, 1))
 }
 
-/// All finite numbers of two bytes.
+/// All finite two-byte numbers with this exponent mask.
 fn finite_patterns(exponent: u16) -> Vec<u16> {
     (0..=u16::MAX).filter(|bits| bits & exponent != exponent).collect()
 }
@@ -57,7 +57,7 @@ fn every_f16_widens_exactly() {
 
 #[test]
 fn f32_rounds_to_the_nearest_bf16_and_ties_to_even() {
-    // Around every 64th bf16: just below, at and above the middle of the way to the next.
+    // Around every 64th bf16: just below, at and just above the midpoint to the next one.
     let patterns = finite_patterns(0x7F80).into_iter().filter(|bits| bits & 0x7FFF < 0x7F7F).step_by(64);
     let values: Vec<u32> = patterns
         .flat_map(|bits| [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x1_8000].map(|more| (u32::from(bits) << 16) + more))
@@ -69,7 +69,7 @@ fn f32_rounds_to_the_nearest_bf16_and_ties_to_even() {
 }
 
 #[test]
-fn what_is_not_finite_is_counted_and_placed() {
+fn non_finite_values_are_counted_and_located() {
     let n = 200_000; // several chunks
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut values = vec![1.0_f32; n];
@@ -84,7 +84,7 @@ fn what_is_not_finite_is_counted_and_placed() {
 }
 
 #[test]
-fn a_weight_too_large_for_f16_is_refused() {
+fn rejects_weight_too_large_for_f16() {
     let bytes = 70_000_f32.to_le_bytes();
     let error = load("F32", &bytes, 1, DType::F16).unwrap_err();
     assert!(matches!(&error, CheckpointError::NonFinite { .. }), "{error}");

@@ -1,4 +1,4 @@
-//! Gradients through weights that are not trained, in every format, and adapters beside them.
+//! Gradients through frozen weights in every format, and adapters on them.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
@@ -13,28 +13,28 @@ use proptest::prelude::*;
 use crate::EXACT;
 use crate::common::{assert_close, assert_values_close, random, values};
 
-/// How a weight is held.
+/// The format of a weight.
 #[derive(Debug, Clone, Copy)]
-enum Held {
+enum WeightFormat {
     Packed(PackedFormat),
     Dense(DType),
 }
 
-const EVERY_WAY: [Held; 7] = [
-    Held::Packed(PackedFormat::Int8),
-    Held::Packed(PackedFormat::FourBit(FourBitType::Nf4)),
-    Held::Packed(PackedFormat::FourBit(FourBitType::Fp4)),
-    Held::Packed(PackedFormat::Q4),
-    Held::Dense(DType::BF16),
-    Held::Dense(DType::F16),
-    Held::Dense(DType::F32),
+const ALL_FORMATS: [WeightFormat; 7] = [
+    WeightFormat::Packed(PackedFormat::Int8),
+    WeightFormat::Packed(PackedFormat::FourBit(FourBitType::Nf4)),
+    WeightFormat::Packed(PackedFormat::FourBit(FourBitType::Fp4)),
+    WeightFormat::Packed(PackedFormat::Q4),
+    WeightFormat::Dense(DType::BF16),
+    WeightFormat::Dense(DType::F16),
+    WeightFormat::Dense(DType::F32),
 ];
 
-/// A layer without a bias, of random weights that are not trained.
-fn frozen(d_in: usize, d_out: usize, held: Held, seed: u64, device: &Device) -> Linear {
+/// A layer without a bias, with random frozen weights.
+fn frozen(d_in: usize, d_out: usize, held: WeightFormat, seed: u64, device: &Device) -> Linear {
     let options = match held {
-        Held::Dense(dtype) => LoadOptions { dtype: Some(dtype), ..LoadOptions::default() },
-        Held::Packed(format) => {
+        WeightFormat::Dense(dtype) => LoadOptions { dtype: Some(dtype), ..LoadOptions::default() },
+        WeightFormat::Packed(format) => {
             let quantization = Quantization { format, double_quant: false, modules_to_not_convert: Vec::new() };
             LoadOptions { quantize: Some(quantization), ..LoadOptions::default() }
         }
@@ -42,7 +42,7 @@ fn frozen(d_in: usize, d_out: usize, held: Held, seed: u64, device: &Device) -> 
     fill_random(Linear::new_without_bias(d_in, d_out, device), &options, seed, |_| ()).unwrap().no_grad()
 }
 
-/// The numbers of a layer's weight, `[d_out, d_in]`.
+/// The dequantised weight of a layer, `[d_out, d_in]`.
 fn numbers(linear: &Linear) -> Vec<f32> {
     values(match linear.weight() {
         Weight::Dense(weight) => weight.val().cast(DType::F32).inner(),
@@ -58,7 +58,7 @@ fn forward_and_back(linear: &Linear, input: &Tensor<2>) -> (Vec<f32>, Vec<f32>) 
     (values(output.inner()), values(input.grad(&gradients).unwrap()))
 }
 
-fn assert_is_the_products_gradient(n_rows: usize, d_in: usize, d_out: usize, held: Held, seed: u64) {
+fn assert_gradient_matches(n_rows: usize, d_in: usize, d_out: usize, held: WeightFormat, seed: u64) {
     let linear = frozen(d_in, d_out, held, seed, &Device::flex().autodiff());
     let input = random::<2>(seed, [n_rows, d_in], &Device::flex());
     let (output, gradient) = forward_and_back(&linear, &input);
@@ -82,21 +82,21 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn gradients_through_a_frozen_weight_are_those_of_its_numbers(
+    fn gradient_matches_dequantised_weight(
         n_rows in 1_usize..20,
         d_in in 1_usize..150,
         d_out in 1_usize..60,
         seed: u64,
     ) {
-        for held in EVERY_WAY {
-            assert_is_the_products_gradient(n_rows, d_in, d_out, held, seed);
+        for held in ALL_FORMATS {
+            assert_gradient_matches(n_rows, d_in, d_out, held, seed);
         }
     }
 }
 
 #[test]
-fn the_number_of_threads_changes_no_bit() {
-    for held in EVERY_WAY {
+fn result_does_not_depend_on_thread_count() {
+    for held in ALL_FORMATS {
         let linear = frozen(300, 520, held, 7, &Device::flex().autodiff());
         let input = random::<2>(8, [33, 300], &Device::flex());
         let on = |n_threads: usize| {
@@ -110,8 +110,8 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
-fn activations_in_half_precision_come_back_so() {
-    for held in EVERY_WAY {
+fn half_precision_activations_keep_their_dtype() {
+    for held in ALL_FORMATS {
         let device = Device::flex().autodiff();
         let linear = frozen(64, 8, held, 1, &device);
         let exact = random::<2>(2, [3, 64], &Device::flex());
@@ -126,7 +126,7 @@ fn activations_in_half_precision_come_back_so() {
 }
 
 #[test]
-fn a_dense_weight_that_is_trained_has_its_gradient() {
+fn trained_dense_weight_gets_gradient() {
     let device = Device::flex().autodiff();
     let linear = fill_random(Linear::new(5, 3, &device), &LoadOptions::default(), 1, |_| ()).unwrap();
     let input = random::<2>(2, [4, 5], &Device::flex());
@@ -136,7 +136,7 @@ fn a_dense_weight_that_is_trained_has_its_gradient() {
     assert_close("weight", &weight.val().grad(&gradients).unwrap(), &expected, EXACT);
 }
 
-/// Counts what a visitor is shown.
+/// Records what a visitor sees.
 #[derive(Default)]
 struct Shown {
     parameters: Vec<String>,
@@ -154,9 +154,9 @@ impl ParameterVisitor for Shown {
 }
 
 #[test]
-fn a_packed_weight_moves_with_its_module_and_is_no_parameter() {
+fn packed_weight_moves_with_module_and_is_not_a_parameter() {
     let device = Device::flex().autodiff();
-    let nf4 = Held::Packed(PackedFormat::FourBit(FourBitType::Nf4));
+    let nf4 = WeightFormat::Packed(PackedFormat::FourBit(FourBitType::Nf4));
     let linear = frozen(70, 9, nf4, 3, &device);
     let expected = numbers(&linear);
     let moved = [
@@ -168,7 +168,7 @@ fn a_packed_weight_moves_with_its_module_and_is_no_parameter() {
         linear.clone().materialize(),
     ];
     for linear in moved {
-        let Weight::Packed(weight) = linear.weight() else { panic!("it stays packed") };
+        let Weight::Packed(weight) = linear.weight() else { panic!("the weight must stay packed") };
         assert_eq!((weight.dims(), linear.num_params()), ([9, 70], 9 * 70));
         assert_eq!(numbers(&linear), expected);
         let mut shown = Shown::default();
@@ -178,9 +178,9 @@ fn a_packed_weight_moves_with_its_module_and_is_no_parameter() {
 }
 
 #[test]
-fn a_packed_module_is_saved_as_it_is_held() {
-    for held in EVERY_WAY {
-        let Held::Packed(_) = held else { continue };
+fn packed_weight_is_saved_in_its_format() {
+    for held in ALL_FORMATS {
+        let WeightFormat::Packed(_) = held else { continue };
         let device = Device::flex();
         let linear = frozen(70, 9, held, 3, &device);
         let folder = tempfile::tempdir().unwrap();
@@ -194,17 +194,17 @@ fn a_packed_module_is_saved_as_it_is_held() {
 }
 
 #[test]
-#[should_panic(expected = "a module is filled once")]
-fn what_is_packed_is_not_loaded_over() {
+#[should_panic(expected = "a module can be loaded only once")]
+fn rejects_loading_over_packed_weight() {
     let device = Device::flex();
-    let linear = frozen(64, 4, Held::Packed(PackedFormat::Q4), 3, &device);
+    let linear = frozen(64, 4, WeightFormat::Packed(PackedFormat::Q4), 3, &device);
     drop(fill_random(linear, &LoadOptions::default(), 1, |_| ()));
 }
 
 #[test]
-fn an_adapter_adds_its_product() {
+fn adapter_adds_low_rank_product() {
     let (d_in, d_out, rank, scale) = (70, 9, 4, 0.5);
-    for held in EVERY_WAY {
+    for held in ALL_FORMATS {
         let plain = Device::flex();
         let a = random::<2>(1, [rank, d_in], &plain);
         let b = random::<2>(2, [d_out, rank], &plain);
@@ -231,8 +231,8 @@ fn an_adapter_adds_its_product() {
 }
 
 #[test]
-#[should_panic(expected = "an adapter of the layer's shape")]
-fn an_adapter_of_another_shape_is_refused() {
+#[should_panic(expected = "the adapter must have the shape of the layer")]
+fn rejects_adapter_of_wrong_shape() {
     let device = Device::flex();
     let adapter = Adapter::new(Tensor::zeros([2, 8], &device), Tensor::zeros([5, 2], &device), 1.0);
     drop(Linear::new(8, 4, &device).with_adapter(Some(adapter)));

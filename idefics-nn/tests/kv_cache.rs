@@ -10,7 +10,7 @@ fn states(seed: u64, n_new: usize, device: &Device) -> (Tensor<4>, Tensor<4>) {
 }
 
 #[test]
-fn appending_is_concatenation() {
+fn append_matches_concatenation() {
     let device = Device::flex();
     let mut cache = KvCache::new(2, vec![0, 0], 16);
     let mut expected: Option<(Tensor<4>, Tensor<4>)> = None;
@@ -34,7 +34,7 @@ fn appending_is_concatenation() {
 }
 
 #[test]
-fn appending_copies_the_new_slots_only() {
+fn append_copies_only_new_slots() {
     let device = Device::flex();
     let (capacity, shape) = (4096, [1, 8, 1, 64]);
     let bytes = KvCache::bytes(1, 1, 8, capacity, 64, DType::F32);
@@ -49,7 +49,7 @@ fn appending_copies_the_new_slots_only() {
 }
 
 #[test]
-fn a_view_that_is_kept_does_not_change() {
+fn kept_view_does_not_change() {
     let device = Device::flex();
     let mut cache = KvCache::new(1, vec![0, 0], 4);
     let (key, value) = states(1, 2, &device);
@@ -61,7 +61,7 @@ fn a_view_that_is_kept_does_not_change() {
 }
 
 #[test]
-fn takes_the_dtype_of_the_states() {
+fn keeps_dtype_of_states() {
     let device = Device::flex();
     let mut cache = KvCache::new(1, vec![0], 4);
     let state = || Tensor::<4>::ones([1, 1, 2, 2], (&device, DType::BF16));
@@ -82,8 +82,8 @@ fn positions_start_after_the_padding() {
 }
 
 #[test]
-#[should_panic(expected = "5 tokens do not fit a cache of 4")]
-fn the_capacity_is_a_limit() {
+#[should_panic(expected = "5 tokens do not fit into a cache of 4")]
+fn panics_beyond_capacity() {
     let device = Device::flex();
     let mut cache = KvCache::new(1, vec![0, 0], 4);
     for n_new in [3, 2] {
@@ -93,8 +93,8 @@ fn the_capacity_is_a_limit() {
 }
 
 #[test]
-#[should_panic(expected = "every layer appends the same slots")]
-fn a_layer_cannot_be_left_out() {
+#[should_panic(expected = "every layer must append the same number of slots")]
+fn panics_if_a_layer_is_left_out() {
     let device = Device::flex();
     let mut cache = KvCache::new(2, vec![0, 0], 4);
     let (key, value) = states(1, 1, &device);

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::EXACT;
 use crate::common::{assert_close, assert_values_close, numbers, part, random, values};
 
-/// A module's parameters, or their gradients, in the order of its fields.
+/// Collects a module's parameters, or their gradients, in the order of its fields.
 struct Parameters<'a> {
     gradients: Option<&'a Gradients>,
     values: Vec<Vec<f32>>,
@@ -29,7 +29,7 @@ fn parameters<M: Module>(module: &M, gradients: Option<&Gradients>) -> Vec<Vec<f
     visitor.values
 }
 
-/// `left · right` in f64, of `[rows, inner]` and `[inner, cols]`.
+/// `left · right` in f64, for `[rows, inner]` and `[inner, cols]`.
 fn product(left: &[f32], right: &[f32], inner: usize, cols: usize) -> Vec<f32> {
     let row = |row: &[f32]| {
         let at = |col| (0..inner).map(|i| f64::from(row[i]) * f64::from(right[i * cols + col])).sum::<f64>() as f32;
@@ -46,7 +46,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn linear_is_the_matrix_product(rows in 1_usize..20, d_in in 1_usize..40, d_out in 1_usize..40, seed: u64) {
+    fn linear_matches_matrix_product(rows in 1_usize..20, d_in in 1_usize..40, d_out in 1_usize..40, seed: u64) {
         let device = Device::flex();
         let input = random(seed, [rows, 2, d_in], &device);
 
@@ -81,12 +81,12 @@ fn linear_takes_any_number_of_axes() {
 }
 
 #[test]
-fn linear_learns() {
+fn linear_gradients_match_formula() {
     let device = Device::flex().autodiff();
     let linear = Linear::new(5, 3, &device);
     let weight = parameters(&linear, None).remove(0);
     let input = random(1, [2, 4, 5], &device).require_grad();
-    let direction = random(2, [2, 4, 3], &device); // the gradient at the output
+    let direction = random(2, [2, 4, 3], &device); // gradient of the output
     let gradients = (linear.forward(input.clone()) * direction.clone()).sum().backward();
 
     let direction = values(direction);
@@ -101,18 +101,18 @@ fn linear_learns() {
 
 #[test]
 #[should_panic]
-fn linear_does_not_take_another_dtype() {
+fn linear_rejects_other_dtype() {
     let device = Device::flex();
     Linear::new(4, 4, &device).forward(Tensor::<2>::zeros([1, 4], (&device, DType::BF16)));
 }
 
-/// A parameter with chosen values.
+/// A parameter with the given values.
 fn param(values: &[f32], device: &Device) -> Param<Tensor<1>> {
     Param::from_tensor(Tensor::from_floats(values, device))
 }
 
 #[test]
-fn rms_norm_is_its_formula() {
+fn rms_norm_matches_formula() {
     let device = Device::flex();
     for (width, scale, eps) in [(1, 1.0, 1e-6), (7, 1e3, 1e-5), (40, 1e-4, 1e-6), (333, 1.0, 1e-2)] {
         let mut norm = RmsNorm::new(width, eps, &device);
@@ -132,12 +132,12 @@ fn rms_norm_is_its_formula() {
 }
 
 #[test]
-fn rms_norm_rounds_before_it_scales() {
+fn rms_norm_rounds_before_scaling() {
     let device = Device::flex();
     let mut norm = RmsNorm::new(64, 1e-6, &device);
     let weight: Vec<f32> = numbers(1, 64).into_iter().map(|x| bf16::from_f32(1.0 + x).to_f32()).collect();
     norm.weight = Param::from_tensor(Tensor::<1>::from_floats(weight.as_slice(), &device).cast(DType::BF16));
-    // Sixteenths: the sum of their squares is exact in any order.
+    // Multiples of 1/16: the sum of their squares is exact in any order.
     let row: Vec<f32> = (0..64).map(|i| (i as f32 - 32.0) / 16.0).collect();
     let input = Tensor::<1>::from_floats(row.as_slice(), &device).reshape([1, 64]).cast(DType::BF16);
     let mean_square = row.iter().map(|x| x * x).sum::<f32>() / 64.0;
@@ -152,7 +152,7 @@ fn rms_norm_rounds_before_it_scales() {
 }
 
 #[test]
-fn layer_norm_is_its_formula() {
+fn layer_norm_matches_formula() {
     let device = Device::flex();
     for (width, offset, eps) in [(1, 0.0, 1e-6), (7, 0.0, 1e-5), (72, 10.0, 1e-6), (333, -1.0, 1e-2)] {
         let mut norm = LayerNorm::new(width, eps, &device);
@@ -175,7 +175,7 @@ fn layer_norm_is_its_formula() {
 }
 
 #[test]
-fn activations_agree_with_transformers() {
+fn activations_match_transformers() {
     // ACT2FN[name](torch.tensor([-10, -3, -1, -0.5, 0, 0.5, 1, 3, 10], dtype=torch.float64)), Transformers 5.23.0
     let input = [-10.0, -3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 10.0];
     let gelu_tanh = [0.0, -0.003_637_392, -0.158_808_01, -0.154_286, 0.0, 0.345_714, 0.841_192, 2.996_362_7, 10.0];
@@ -224,7 +224,7 @@ fn activations_agree_with_transformers() {
 }
 
 #[test]
-fn activations_of_huge_numbers_are_finite() {
+fn activations_of_large_values_are_finite() {
     let device = Device::flex();
     let input = Tensor::<1>::from_floats([-1e4, -100.0, 100.0, 1e4], &device);
     for activation in
@@ -236,7 +236,7 @@ fn activations_of_huge_numbers_are_finite() {
 }
 
 #[test]
-fn embedding_looks_rows_up() {
+fn embedding_looks_up_rows() {
     let device = Device::flex();
     let embedding = Embedding::new(10, 3, &device);
     let ids = Tensor::<2, Int>::from_data(TensorData::from([[0, 9, 4], [4, 1, 0]]), &device);

@@ -1,4 +1,4 @@
-//! Tests of idefics-nn: every layer against plain formulas, every fault of what a module needs against its typed error.
+//! Tests of idefics-nn: layers against plain formulas, and faulty checkpoints against typed errors.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
 #![allow(clippy::unwrap_used)] // helpers too
@@ -17,5 +17,5 @@ mod memory;
 mod quantized;
 mod rope;
 
-/// Largest difference between a layer and its formula in f64, on numbers around 1.
+/// Largest accepted difference between a layer and its formula in f64, for values around 1.
 const EXACT: f32 = 1e-5;

@@ -1,4 +1,4 @@
-//! Linear layers whose weights are codes and scales: with and without kernels, in memory and on disk, and their faults.
+//! Quantised linear layers: with and without kernels, in memory and on disk, and faulty files.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ const FORMATS: [(PackedFormat, bool); 6] = [
     (PackedFormat::Q4, false),
 ];
 
-/// One of everything that a checkpoint has.
+/// A module with a layer of every kind.
 #[derive(Module, Debug)]
 struct Small {
     embed: Embedding,
@@ -52,8 +52,8 @@ fn options(format: PackedFormat, double_quant: bool) -> LoadOptions<'static> {
     LoadOptions { quantize: Some(quantization(format, double_quant)), ..LoadOptions::default() }
 }
 
-/// Progress that nobody ends.
-fn go_on(_: LoadProgress) -> Result<(), CheckpointError> {
+/// A progress callback that never stops the work.
+fn ignore_progress(_: LoadProgress) -> Result<(), CheckpointError> {
     Ok(())
 }
 
@@ -71,7 +71,7 @@ fn try_load(
     Checkpoint::open(folder)?.load(small(d_in, d_out, device), &options, |_| ())
 }
 
-/// A checkpoint of [`Small`], drawn from `seed`.
+/// A checkpoint of [`Small`] with weights drawn from `seed`.
 fn plain_folder(d_in: usize, d_out: usize, seed: u64) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let device = Device::flex();
@@ -86,12 +86,12 @@ fn rows(n_rows: usize, d_in: usize, device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values, [n_rows, d_in]), device)
 }
 
-/// The same weights, written quantised.
+/// Writes the checkpoint `plain` quantised.
 fn quantized_folder(plain: &Path, dims: (usize, usize), format: PackedFormat, double_quant: bool) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let module = small(dims.0, dims.1, &Device::flex());
     let checkpoint = Checkpoint::open(plain).unwrap();
-    write_quantized(&checkpoint, &module, &options(format, double_quant), folder.path(), go_on).unwrap();
+    write_quantized(&checkpoint, &module, &options(format, double_quant), folder.path(), ignore_progress).unwrap();
     folder
 }
 
@@ -99,10 +99,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn without_kernels_it_is_the_same(d_in in 1_usize..150, d_out in 1_usize..40, n_rows in 1_usize..5, seed: u64) {
+    fn kernels_match_plain_operations(d_in in 1_usize..150, d_out in 1_usize..40, n_rows in 1_usize..5, seed: u64) {
         let folder = plain_folder(d_in, d_out, seed);
         let (kernels, graph) = (Device::flex(), Device::flex().autodiff());
-        // Only where there are kernels are all but the matrices f32.
+        // With kernels, everything but the matrices is f32.
         for (device, dtype) in [(&kernels, DType::F32), (&graph, DType::BF16)] {
             let options = LoadOptions { dtype: Some(DType::BF16), ..LoadOptions::default() };
             let module = Checkpoint::open(folder.path()).unwrap();
@@ -123,7 +123,7 @@ proptest! {
     }
 
     #[test]
-    fn a_quantised_folder_is_what_quantising_on_load_gives(d_in in 1_usize..150, d_out in 1_usize..40, seed: u64) {
+    fn quantised_checkpoint_matches_quantising_on_load(d_in in 1_usize..150, d_out in 1_usize..40, seed: u64) {
         let folder = plain_folder(d_in, d_out, seed);
         let device = Device::flex();
         for (format, double_quant) in FORMATS {
@@ -140,8 +140,8 @@ proptest! {
 }
 
 #[test]
-fn a_block_of_zeros_survives_double_quantisation() {
-    // Its scale comes back a little below zero.
+fn zero_block_survives_double_quantisation() {
+    // After double quantisation its scale is slightly below zero.
     let blocks = [0.0, 1.0, 1.0, 5.0];
     assert!(NestedAbsmax::quantize(&blocks).unwrap().dequantize().unwrap()[0] < 0.0);
     let plain = edited(plain_folder(64, 4, 5).path(), |parts| {
@@ -156,7 +156,7 @@ fn a_block_of_zeros_survives_double_quantisation() {
 }
 
 #[test]
-fn what_is_quantised_stays_in_its_format() {
+fn rejects_requantising_to_another_format() {
     let plain = plain_folder(64, 4, 1);
     let nf4 = PackedFormat::FourBit(FourBitType::Nf4);
     let folder = quantized_folder(plain.path(), (64, 4), nf4, false);
@@ -166,12 +166,12 @@ fn what_is_quantised_stays_in_its_format() {
     assert!(matches!(error, CheckpointError::AlreadyQuantized { found: "nf4", asked: "q4", .. }), "{error}");
     let again = Checkpoint::open(folder.path()).unwrap();
     let target = tempfile::tempdir().unwrap();
-    let error = write_quantized(&again, &small(64, 4, &device), &options(nf4, false), target.path(), go_on);
+    let error = write_quantized(&again, &small(64, 4, &device), &options(nf4, false), target.path(), ignore_progress);
     assert!(matches!(error, Err(CheckpointError::AlreadyQuantized { .. })));
 }
 
 #[test]
-fn what_is_left_as_stored_stays_in_the_file() {
+fn as_stored_weights_stay_memory_mapped() {
     let (d_in, d_out) = (64, 48);
     let device = Device::flex();
     let folder = tempfile::tempdir().unwrap();
@@ -186,18 +186,18 @@ fn what_is_left_as_stored_stays_in_the_file() {
         (values(module.up.forward(rows(2, d_in, &device))), memory.mapped)
     };
     let (exact, mapped) = output(&LoadOptions::default());
-    assert_eq!(mapped, 0, "everything is widened to f32");
+    assert_eq!(mapped, 0, "everything is converted to f32");
     for quantize in [None, Some(nf4.clone())] {
         let (left, mapped) = output(&LoadOptions { quantize, as_stored: &as_stored, ..LoadOptions::default() });
         assert_eq!(mapped, 2 * (d_in * d_out) as u64);
         let off = left.iter().zip(&exact).map(|(left, exact)| (left - exact).abs()).fold(0.0, f32::max);
-        assert!(off < 1e-6, "bf16 in the file is the same numbers: {off}");
+        assert!(off < 1e-6, "bf16 weights from the file must give the same output, difference {off}");
     }
     let (rounded, _) = output(&LoadOptions { quantize: Some(nf4), ..LoadOptions::default() });
     assert_ne!(rounded, exact);
 }
 
-/// A checkpoint's tensors, to be broken.
+/// The tensors of a checkpoint, to be edited: dtype, shape and bytes.
 type Parts = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 fn edited(folder: &Path, edit: impl FnOnce(&mut Parts)) -> TempDir {
@@ -210,14 +210,14 @@ fn edited(folder: &Path, edit: impl FnOnce(&mut Parts)) -> TempDir {
         .collect();
     edit(&mut parts);
     let views = parts.iter().map(|(name, (dtype, shape, data))| {
-        (name, TensorView::new(*dtype, shape.clone(), data).expect("the edit keeps shapes and bytes together"))
+        (name, TensorView::new(*dtype, shape.clone(), data).expect("shape and bytes must match after the edit"))
     });
     let edited = tempfile::tempdir().unwrap();
     std::fs::write(edited.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
     edited
 }
 
-/// Replaces a tensor's bytes; it becomes a list.
+/// Replaces a tensor's bytes; its shape becomes one-dimensional.
 fn replace(parts: &mut Parts, name: &str, bytes: Vec<u8>) {
     let (dtype, shape, data) = parts.get_mut(name).unwrap();
     *shape = vec![bytes.len() * 8 / dtype.bitsize()];
@@ -229,7 +229,7 @@ fn floats(values: &[f32]) -> Vec<u8> {
 }
 
 #[test]
-fn faults_of_quantised_files_name_the_tensor() {
+fn errors_of_quantised_files_name_the_tensor() {
     const ABSMAX: &str = "up.weight.absmax";
     const STATE: &str = "up.weight.quant_state.bitsandbytes__nf4";
     let plain = plain_folder(64, 4, 2);
@@ -320,7 +320,7 @@ fn faults_of_quantised_files_name_the_tensor() {
 }
 
 #[test]
-fn only_weights_of_linear_layers_may_be_quantised() {
+fn rejects_quantised_tensors_outside_linear_layers() {
     let plain = plain_folder(64, 4, 6);
     let eight_bits = |shape: Vec<usize>| (Dtype::I8, shape.clone(), vec![1; shape.iter().product()]);
     let state = (Dtype::U8, vec![2], b"{}".to_vec());
@@ -351,7 +351,7 @@ fn only_weights_of_linear_layers_may_be_quantised() {
     plan(flat.path());
 }
 
-/// Whatever is in the file, the memory is known.
+/// The memory can be predicted whatever the file contains.
 fn plan(folder: &Path) {
     let (device, checkpoint) = (Device::flex(), Checkpoint::open(folder).unwrap());
     let module = small(64, 4, &device);
@@ -361,7 +361,7 @@ fn plan(folder: &Path) {
 }
 
 #[test]
-fn progress_ends_where_all_is_read() {
+fn progress_ends_at_total() {
     let plain = plain_folder(64, 4, 7);
     for (format, double_quant) in FORMATS {
         let folder = quantized_folder(plain.path(), (64, 4), format, double_quant);
@@ -377,7 +377,7 @@ fn progress_ends_where_all_is_read() {
 }
 
 #[test]
-fn weights_that_are_not_finite_are_not_quantised() {
+fn rejects_quantising_non_finite_weights() {
     let plain = plain_folder(64, 4, 3);
     let broken = edited(plain.path(), |parts| parts.get_mut("up.weight").unwrap().2[..4].copy_from_slice(&[0xff; 4]));
     for (format, double_quant) in FORMATS {
@@ -387,7 +387,7 @@ fn weights_that_are_not_finite_are_not_quantised() {
 }
 
 #[test]
-fn llm_int8_files_load() {
+fn loads_llm_int8_files() {
     let plain = plain_folder(3, 2, 4);
     let folder = edited(plain.path(), |parts| {
         parts.insert("up.weight".into(), (Dtype::I8, vec![2, 3], vec![127, 0, 129, 1, 2, 3])); // 129 is −127

@@ -11,7 +11,7 @@ const LLAMA3: RopeScaling = RopeScaling::Llama3 {
     original_max_position_embeddings: 8192,
 };
 
-/// Pairs `(j, j + half)` turned by `position · theta^(-2j / head_dim)`, in f64.
+/// Rotates the pairs `(j, j + half)` by `position · theta^(-2j / head_dim)`, in f64.
 fn rotated(head: &[f32], position: usize, theta: f64) -> Vec<f32> {
     let half = head.len() / 2;
     let mut result = vec![0.0; head.len()];
@@ -25,7 +25,7 @@ fn rotated(head: &[f32], position: usize, theta: f64) -> Vec<f32> {
 }
 
 #[test]
-fn turns_the_halves_of_a_head() {
+fn rotates_halves_of_a_head() {
     let device = Device::flex();
     for (head_dim, theta) in [(2, 10_000.0), (8, 700.0), (12, 10_000.0), (128, 1_000_000.0)] {
         let positions = [0, 1, 5, 3, 2, 17]; // two rows of three
@@ -40,7 +40,7 @@ fn turns_the_halves_of_a_head() {
     }
 }
 
-/// Turning the unit vectors of the first half gives the cosines and the sines.
+/// The cosines and sines at a position: the rotated unit vectors of the first half.
 fn cos_sin(rotary: &RotaryEmbedding, head_dim: usize, position: usize) -> (Vec<f32>, Vec<f32>) {
     let half = head_dim / 2;
     let ones: Vec<f32> = (0..head_dim).map(|j| if j < half { 1.0 } else { 0.0 }).collect();
@@ -51,7 +51,7 @@ fn cos_sin(rotary: &RotaryEmbedding, head_dim: usize, position: usize) -> (Vec<f
 }
 
 #[test]
-fn agrees_with_transformers_far_out() {
+fn matches_transformers_at_large_positions() {
     // MistralRotaryEmbedding(MistralConfig(head_dim=8))(zeros(1, 1, 8), tensor([[4095, 30000]])), Transformers 5.23.0
     let rotary = RotaryEmbedding::new(8, 10_000.0, &RopeScaling::None);
     for (position, cos, sin) in [
@@ -73,7 +73,7 @@ fn agrees_with_transformers_far_out() {
 }
 
 #[test]
-fn llama3_scaling_agrees_with_transformers() {
+fn llama3_scaling_matches_transformers() {
     // ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(head_dim=32, rope_parameters={"rope_type": "llama3",
     //   "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     //   "original_max_position_embeddings": 8192}), "cpu"), Transformers 5.23.0
@@ -97,13 +97,13 @@ fn llama3_scaling_agrees_with_transformers() {
     ];
     let (cos, sin) = cos_sin(&RotaryEmbedding::new(32, 500_000.0, &LLAMA3), 32, 1);
     for (index, expected) in expected.into_iter().enumerate() {
-        let angle = sin[index].atan2(cos[index]); // at position 1 the angle is the frequency
+        let angle = sin[index].atan2(cos[index]); // at position 1 the angle equals the frequency
         assert!((angle / expected - 1.0).abs() < 1e-6, "frequency {index} is {angle}, expected {expected}");
     }
 }
 
 #[test]
-fn scores_depend_on_the_distance_only() {
+fn scores_depend_only_on_distance() {
     let device = Device::flex();
     let rotary = RotaryEmbedding::new(16, 10_000.0, &RopeScaling::None);
     let [query, key] = [1, 2].map(|seed| random(seed, [1, 1, 1, 16], &device));
@@ -117,7 +117,7 @@ fn scores_depend_on_the_distance_only() {
 }
 
 #[test]
-fn a_row_of_positions_equals_each_position() {
+fn row_of_positions_matches_single_positions() {
     let device = Device::flex();
     let rotary = RotaryEmbedding::new(8, 10_000.0, &LLAMA3);
     let states = Tensor::<1>::from_floats(numbers(3, 40).as_slice(), &device).reshape([1, 1, 5, 8]);

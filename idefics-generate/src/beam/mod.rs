@@ -1,15 +1,15 @@
-//! Beam search and beam sampling: which answers go on, which are finished, when to stop.
+//! Beam search and beam sampling: which beams continue, which are finished, and when to stop.
 //!
-//! [`BeamSearch`] holds no model and no prompt. Each step takes the processed log-probabilities of the next token of
-//! every running beam, and says which tokens come next and which beams they continue, so that the caller can reorder
-//! its cache.
+//! [`BeamSearch`] contains no model and no prompt. Each step takes the processed log-probabilities of the next
+//! token for every running beam, and returns the next tokens and the beams that they continue, so that the caller
+//! can reorder its cache.
 //!
 //! Reference: `GenerationMixin._beam_search` and its parts, Transformers 5.23.
 //!
 //! Axes: `rows` = samples × `num_beams`, row `sample * num_beams + beam`.
 //!
-//! Numerics: scores add up in f32, as in the reference; among equal candidates the lowest beam, then the lowest id,
-//! where torch promises no order.
+//! Numerics: scores are summed in f32, as in the reference. Ties go to the lowest beam, then to the lowest token
+//! id; torch specifies no order.
 
 mod options;
 mod sample;
@@ -20,46 +20,47 @@ use crate::logits::{RowError, RowKey, Sampler, top_k};
 pub use options::BeamOptions;
 use sample::{Sample, next_running};
 
-/// Added to what may not be chosen. Finite, so that there is always something to choose. Source: `_beam_search`.
+/// Added to scores that must not be chosen. Finite, so that there is always something to choose. Source:
+/// `_beam_search`.
 const BLOCKED: f32 = -1e9;
 
-/// A way to continue one beam of a sample.
+/// A possible continuation of one beam of a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
-    /// Which of the sample's running beams.
+    /// Index among the running beams of the sample.
     pub beam: usize,
-    /// Its next token.
+    /// The next token of the beam.
     pub token: u32,
-    /// The log-probability of the beam with that token: [`BeamSearch::running_score`] + that of the token.
+    /// Log-probability of the continued beam: [`BeamSearch::running_score`] plus that of the token.
     pub score: f32,
 }
 
-/// An answer.
+/// An answer, running or finished.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hypothesis {
-    /// What was generated, its end token included; empty for a place that no answer took.
+    /// The generated tokens, end token included; empty for a slot that holds no answer.
     pub tokens: Vec<u32>,
-    /// For each token which running beam of the sample it continued: the reference's `beam_indices` less the rows of the
-    /// samples before.
+    /// For each token, the running beam of the sample that it continued: the reference's `beam_indices` minus the
+    /// rows of earlier samples.
     pub beam_indices: Vec<usize>,
-    /// Log-probability, divided by the length penalty once finished.
+    /// Log-probability; divided by the length penalty once the answer is finished.
     pub score: f32,
-    /// Whether it ended: by an end token, the length or a stop string.
+    /// Whether the answer ended, by an end token, a stop string or the maximum length.
     pub is_finished: bool,
 }
 
-/// What a step decided.
+/// The outcome of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BeamStep {
-    /// The token of each row to run next, `[rows]`.
+    /// The next token of each row, `[rows]`.
     pub next_tokens: Vec<u32>,
-    /// The row that each row continues, `[rows]`: the caller takes row `i` of its cache from row `beam_idx[i]`.
+    /// The row that each row continues, `[rows]`: row `i` of the cache must be taken from row `beam_idx[i]`.
     pub beam_idx: Vec<usize>,
-    /// Whether the search is over. Nothing needs to be run then.
+    /// Whether the search is over. If so, the model need not run again.
     pub is_done: bool,
 }
 
-/// The state of one batch of beam searches.
+/// State of a batch of beam searches.
 #[derive(Debug, Clone)]
 pub struct BeamSearch {
     options: BeamOptions,
@@ -69,32 +70,32 @@ pub struct BeamSearch {
 }
 
 impl BeamSearch {
-    /// Starts a search for `n_samples` prompts. Every beam of a sample begins with its prompt.
+    /// Starts a search for `n_samples` prompts. Every beam of a sample starts from the same prompt.
     pub fn new(options: BeamOptions, n_samples: usize) -> Self {
         let place = |score| Hypothesis { tokens: Vec::new(), beam_indices: Vec::new(), score, is_finished: false };
-        // At first all beams of a sample are equal: only the first one counts.
+        // All beams of a sample are equal at first, so only the first one counts.
         let running = (0..options.num_beams).map(|beam| place(if beam == 0 { 0.0 } else { BLOCKED })).collect();
         let finished = vec![place(BLOCKED); options.num_beams];
         let samples = vec![Sample { running, finished, can_improve: true }; n_samples];
         Self { options, samples, n_generated: 0, is_done: n_samples == 0 }
     }
 
-    /// What it was started with.
+    /// The options of the search.
     pub fn options(&self) -> &BeamOptions {
         &self.options
     }
 
-    /// Running beams of all samples.
+    /// Total number of running beams.
     pub fn n_rows(&self) -> usize {
         self.samples.len() * self.options.num_beams
     }
 
-    /// What a running row has generated, [`BeamSearch::n_generated`] tokens.
+    /// The tokens of a running row, [`BeamSearch::n_generated`] in number.
     pub fn generated(&self, row: usize) -> &[u32] {
         &self.running(row).tokens
     }
 
-    /// The log-probability of a running row.
+    /// Log-probability of a running row.
     pub fn running_score(&self, row: usize) -> f32 {
         self.running(row).score
     }
@@ -103,7 +104,7 @@ impl BeamSearch {
         &self.samples[row / self.options.num_beams].running[row % self.options.num_beams]
     }
 
-    /// Tokens generated so far in every running row.
+    /// Number of tokens generated so far in every running row.
     pub fn n_generated(&self) -> usize {
         self.n_generated
     }
@@ -113,14 +114,15 @@ impl BeamSearch {
         self.is_done
     }
 
-    /// Takes a step with the likeliest candidates. `log_probs` is `[rows, vocab_size]`: log-softmax of the logits, then
-    /// processed. `is_stopped` says whether the tokens of an answer of a sample end it, end tokens and length aside.
+    /// Advances with the best candidates. `log_probs` is `[rows, vocab_size]`: the log-softmax of the logits after
+    /// the logits processors. `is_stopped` takes a sample and the tokens of an answer, and says whether the answer
+    /// ends for a reason other than end tokens and length, such as a stop string.
     ///
     /// # Errors
-    /// [`RowError::NonFinite`]; [`RowError::NothingAllowed`] where no beam of a sample that is still open may go on.
+    /// [`RowError::NonFinite`]; [`RowError::NothingAllowed`] if every token of an unfinished sample is forbidden.
     ///
     /// # Panics
-    /// If `log_probs` does not hold [`BeamSearch::n_rows`] rows of equal width.
+    /// If `log_probs` is not [`BeamSearch::n_rows`] rows of equal width.
     pub fn step(
         &mut self,
         log_probs: &[f32],
@@ -131,13 +133,13 @@ impl BeamSearch {
         Ok(self.advance(&candidates, is_stopped))
     }
 
-    /// Takes a step with drawn candidates: [`BeamSearch::step`] for beam sampling. `keys` is `[samples]`.
+    /// Like [`BeamSearch::step`], with sampled candidates. `keys` is `[samples]`.
     ///
     /// # Errors
-    /// [`RowError`].
+    /// [`RowError`]; see [`BeamSearch::step`].
     ///
     /// # Panics
-    /// As [`BeamSearch::step`]; if there is not a key for each sample.
+    /// See [`BeamSearch::step`]; also if `keys` does not have one key per sample.
     pub fn step_sampled(
         &mut self,
         log_probs: &[f32],
@@ -145,17 +147,17 @@ impl BeamSearch {
         keys: &[RowKey],
         is_stopped: impl FnMut(usize, &[u32]) -> bool,
     ) -> Result<BeamStep, RowError> {
-        assert_eq!(keys.len(), self.samples.len(), "one key a sample");
+        assert_eq!(keys.len(), self.samples.len(), "`keys` must have one key per sample");
         let (k, step) = (self.options.beams_to_keep(), self.n_generated);
         let draw = |sample: usize, scores: &[f32]| sampler.draw_without_replacement(keys[sample], step, scores, k);
         let candidates = self.candidates(log_probs, draw)?;
         Ok(self.advance(&candidates, is_stopped))
     }
 
-    /// Whether a sample can take a step with these scores, `[num_beams, vocab_size]`: the log-probabilities of its rows.
+    /// Checks that a sample can advance with the log-probabilities of its rows, `[num_beams, vocab_size]`.
     ///
     /// # Errors
-    /// As [`BeamSearch::step`].
+    /// See [`BeamSearch::step`].
     pub fn check(&self, sample: usize, log_probs: &[f32]) -> Result<(), RowError> {
         let sample = &self.samples[sample];
         let mut is_any_allowed = false;
@@ -171,14 +173,18 @@ impl BeamSearch {
         if is_any_allowed || !sample.can_improve { Ok(()) } else { Err(RowError::NothingAllowed) }
     }
 
-    /// What `choose` picks for each sample from the scores of all continuations, `[num_beams * vocab_size]`.
+    /// Lets `choose` pick candidates for each sample from the scores of all continuations, `[num_beams *
+    /// vocab_size]`.
     fn candidates(
         &self,
         log_probs: &[f32],
         choose: impl Fn(usize, &[f32]) -> Result<Vec<usize>, RowError>,
     ) -> Result<Vec<Vec<Candidate>>, RowError> {
         let n_rows = self.n_rows();
-        assert!(n_rows > 0 && log_probs.len().is_multiple_of(n_rows), "{n_rows} rows of equal width");
+        assert!(
+            n_rows > 0 && log_probs.len().is_multiple_of(n_rows),
+            "`log_probs` must be {n_rows} rows of equal width"
+        );
         let vocab_size = log_probs.len() / n_rows;
         let num_beams = self.options.num_beams;
         let mut scores = Vec::with_capacity(num_beams * vocab_size);
@@ -192,7 +198,7 @@ impl BeamSearch {
             self.check(index, &log_probs[index * num_beams * vocab_size..][..num_beams * vocab_size])?;
             let chosen = match scores.iter().any(|&score| score != f32::NEG_INFINITY) {
                 true => choose(index, &scores)?,
-                false => top_k(&scores, self.options.beams_to_keep()), // its answers stay as they are
+                false => top_k(&scores, self.options.beams_to_keep()), // its answers no longer change
             };
             let candidate =
                 |at: usize| Candidate { beam: at / vocab_size, token: (at % vocab_size) as u32, score: scores[at] };
@@ -201,23 +207,23 @@ impl BeamSearch {
         Ok(candidates)
     }
 
-    /// Takes a step with given candidates, [`BeamOptions::beams_to_keep`] for each sample and at least `num_beams`,
-    /// in the order of their rank: for callers who chose them elsewhere.
+    /// Advances with candidates that the caller has chosen: [`BeamOptions::beams_to_keep`] per sample, or at least
+    /// `num_beams`, best first.
     ///
     /// # Panics
-    /// If a sample has fewer than `num_beams` candidates or there are not as many lists as samples.
+    /// If a sample has fewer than `num_beams` candidates, or the number of lists is not the number of samples.
     pub fn advance(
         &mut self,
         candidates: &[Vec<Candidate>],
         mut is_stopped: impl FnMut(usize, &[u32]) -> bool,
     ) -> BeamStep {
-        assert_eq!(candidates.len(), self.samples.len(), "candidates of every sample");
+        assert_eq!(candidates.len(), self.samples.len(), "`candidates` must have one list per sample");
         let num_beams = self.options.num_beams;
         let n_tokens = self.n_generated + 1;
         let mut step = BeamStep { next_tokens: Vec::new(), beam_idx: Vec::new(), is_done: false };
         let mut all_hit = true;
         for (index, (sample, candidates)) in self.samples.iter_mut().zip(candidates).enumerate() {
-            assert!(candidates.len() >= num_beams, "{} candidates for {num_beams} beams", candidates.len());
+            assert!(candidates.len() >= num_beams, "{} candidates are too few for {num_beams} beams", candidates.len());
             let hits: Vec<bool> = candidates
                 .iter()
                 .map(|candidate| {
@@ -245,7 +251,7 @@ impl BeamSearch {
         step
     }
 
-    /// Ends the search before its time: places that no finished answer took get the running beams, best first.
+    /// Ends the search early: free slots for finished answers are filled with the running beams, best first.
     pub fn end(&mut self) {
         self.is_done = true;
         let n_tokens = self.n_generated.max(1);
@@ -259,12 +265,12 @@ impl BeamSearch {
         }
     }
 
-    /// The running and the finished beams of a sample; places that nothing took have no tokens.
+    /// The running and finished beams of a sample. Unused slots have no tokens.
     pub(crate) fn hypotheses(&self, sample: usize) -> impl Iterator<Item = &Hypothesis> {
         self.samples[sample].running.iter().chain(&self.samples[sample].finished)
     }
 
-    /// The answers of a sample, best first, `num_return_sequences`.
+    /// The `num_return_sequences` answers of a sample, best first.
     pub fn answers(&self, sample: usize) -> &[Hypothesis] {
         &self.samples[sample].finished[..self.options.num_return_sequences]
     }

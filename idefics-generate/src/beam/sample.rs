@@ -1,21 +1,22 @@
-//! The beams of one sample: those that run and those that have ended.
+//! The running and finished beams of one sample.
 
 use super::{BLOCKED, BeamOptions, Candidate, Hypothesis};
 use crate::generation_config::EarlyStopping;
 use crate::logits::top_k;
 
-/// The beams of one sample.
+/// The running and finished beams of one sample.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
-    /// Best first, `num_beams`.
+    /// Running beams, best first, `num_beams`.
     pub(super) running: Vec<Hypothesis>,
-    /// Best first, `num_beams`.
+    /// Slots for finished answers, best first, `num_beams`.
     pub(super) finished: Vec<Hypothesis>,
-    /// Whether a running beam may still improve the finished ones. Once false it stays so.
+    /// Whether a running beam may still beat a finished answer. Never becomes true again.
     pub(super) can_improve: bool,
 }
 
-/// The beams that go on: the best candidates, those that ended last. Source: `_get_running_beams_for_next_iteration`.
+/// The beams to continue: the best candidates; candidates that ended come last. Source:
+/// `_get_running_beams_for_next_iteration`.
 pub(super) fn next_running(
     sample: &Sample,
     candidates: &[Candidate],
@@ -31,26 +32,26 @@ pub(super) fn next_running(
 }
 
 impl Sample {
-    /// The tokens of a running beam with a candidate's.
+    /// The tokens of a running beam followed by the candidate's token.
     pub(super) fn continued(&self, candidate: &Candidate) -> Vec<u32> {
         let tokens = &self.running[candidate.beam].tokens;
         tokens.iter().copied().chain([candidate.token]).collect()
     }
 
-    /// A running beam with a candidate's token.
+    /// A running beam extended by the candidate.
     fn hypothesis(&self, candidate: &Candidate, score: f32, is_finished: bool) -> Hypothesis {
         let beams = &self.running[candidate.beam].beam_indices;
         let beam_indices = beams.iter().copied().chain([candidate.beam]).collect();
         Hypothesis { tokens: self.continued(candidate), beam_indices, score, is_finished }
     }
 
-    /// Whether every place for a finished answer is taken.
+    /// Whether every slot for a finished answer is used.
     pub(super) fn is_full(&self) -> bool {
         self.finished.iter().all(|hypothesis| hypothesis.is_finished)
     }
 
-    /// Puts candidates that ended among the finished answers, where they are good enough. Only the first `num_beams`
-    /// candidates may enter. Source: `_update_finished_beams`.
+    /// Adds ended candidates to the finished answers if their scores are high enough. Only the first `num_beams`
+    /// candidates qualify. Source: `_update_finished_beams`.
     pub(super) fn finish(&mut self, candidates: &[Candidate], hits: &[bool], options: &BeamOptions, n_tokens: usize) {
         let is_closed = options.early_stopping == EarlyStopping::FirstFull && self.is_full();
         let block = |is_blocked: bool| if is_blocked { BLOCKED } else { 0.0 };
@@ -66,7 +67,7 @@ impl Sample {
         self.finished = merged.collect();
     }
 
-    /// Whether the best running beam could still be better than the worst answer; `n_tokens` include the newest.
+    /// Whether the best running beam could still beat the worst answer. `n_tokens` includes the newest token.
     ///
     /// Source: `_check_early_stop_heuristic`.
     pub(super) fn may_improve(&self, options: &BeamOptions, n_tokens: usize) -> bool {

@@ -1,4 +1,4 @@
-//! `config.json` of a checkpoint of the first Idefics: the decoder's keys stand at the top.
+//! `config.json` of an IDEFICS v1 checkpoint. The decoder's keys are at the top level.
 
 use std::path::Path;
 
@@ -18,58 +18,58 @@ use crate::bench::FILLER;
 use crate::placement::Placement;
 use crate::{AssembledModel, Error, Idefics1, ModelShape, Prompts};
 
-/// `config.json` of a checkpoint of the first Idefics; keys that are not listed are ignored.
+/// `config.json` of an IDEFICS v1 checkpoint. Unknown keys are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Idefics1Config {
-    /// Rows of the language model's own embedding table and head.
+    /// Rows of the language model's original embedding table and head.
     pub vocab_size: usize,
-    /// Tokens beside those, in matrices of their own.
+    /// Number of added tokens, whose embeddings and head rows are in separate matrices.
     pub additional_vocab_size: usize,
-    /// Width of a token's vector.
+    /// Width of a token's embedding.
     pub hidden_size: usize,
-    /// Width inside the feed-forward blocks.
+    /// Inner width of the feed-forward blocks.
     pub intermediate_size: usize,
-    /// Decoder layers.
+    /// Number of decoder layers.
     pub num_hidden_layers: usize,
-    /// Heads, of the decoder's own and of the gated layers.
+    /// Number of attention heads, in the decoder's own layers and in the gated cross-attention layers.
     pub num_attention_heads: usize,
     /// Activation of the feed-forward blocks.
     pub hidden_act: Activation,
-    /// Longest context, in tokens.
+    /// Maximum context length in tokens.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in each RMS norm.
+    /// Epsilon of the RMS norms.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies, as older files spell it.
+    /// Base of the rotary frequencies (older files).
     pub rope_theta: Option<f64>,
-    /// Stretching of the rotary frequencies, as older files spell it.
+    /// Scaling of the rotary frequencies (older files).
     pub rope_scaling: Option<RopeParameters>,
-    /// Base and stretching together, as files written since Transformers 5 spell it.
+    /// Base and scaling of the rotary frequencies (files written by Transformers 5 and later).
     pub rope_parameters: Option<RopeParameters>,
-    /// The context that the model was first trained on, in tokens, where it stands beside the rotary parameters.
+    /// Context length of the original training in tokens, if it is given outside the rotary parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_max_position_embeddings: Option<usize>,
-    /// A gated layer stands before each decoder layer whose index is a multiple of this.
+    /// A gated cross-attention layer precedes each decoder layer whose index is a multiple of this.
     pub cross_layer_interval: usize,
     /// Whether queries and keys are normalised in the gated layers.
     pub qk_layer_norms: bool,
-    /// How many numbers a gate has.
+    /// Shape of a gate's parameter.
     pub alpha_type: AlphaType,
-    /// Whether the resampler stands between the vision tower and the gated layers; `perceiver_config` has a key of the
-    /// same name, which means nothing.
+    /// Whether a resampler sits between the vision tower and the gated layers. `perceiver_config` has a key of the
+    /// same name, which has no effect.
     pub use_resampler: bool,
-    /// Whether the head is the embedding table.
+    /// Whether the head shares the weights of the embedding table.
     pub tie_word_embeddings: bool,
     /// The vision tower.
     pub vision_config: VisionConfig,
     /// The resampler.
     pub perceiver_config: PerceiverConfig,
-    /// How the weights are quantised, or are to be.
+    /// How the weights are quantised, or should be quantised on load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization_config: Option<QuantizationConfig>,
 }
 
-/// Defaults of `IdeficsConfig`.
+/// The defaults of `IdeficsConfig`.
 impl Default for Idefics1Config {
     fn default() -> Self {
         Self {
@@ -124,7 +124,7 @@ impl Idefics1Config {
         }
     }
 
-    /// What shapes the decoder.
+    /// Configuration of the decoder.
     pub fn text(&self) -> CrossAttentionConfig {
         CrossAttentionConfig {
             text: TextConfig {
@@ -150,12 +150,12 @@ impl Idefics1Config {
         }
     }
 
-    /// What shapes the resampler, if there is one.
+    /// Configuration of the resampler, if there is one.
     pub fn resampler(&self) -> ResamplerConfig {
         ResamplerConfig { vision_embed_dim: self.vision_config.embed_dim, perceiver: self.perceiver_config.clone() }
     }
 
-    /// Vectors of an image that the gated layers read.
+    /// Number of vectors per image that the gated layers attend to.
     pub fn vectors_per_image(&self) -> usize {
         match self.use_resampler {
             true => self.perceiver_config.resampler_n_latents,
@@ -163,7 +163,8 @@ impl Idefics1Config {
         }
     }
 
-    /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
+    /// Pairs (tensor, source) of tied tensors: the tensor shares the weights of the source and may be missing from
+    /// a checkpoint.
     pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
         match self.tie_word_embeddings {
             true => &[
@@ -174,7 +175,7 @@ impl Idefics1Config {
         }
     }
 
-    /// Checks every value on which memory or a division depends.
+    /// Checks every value that determines sizes or is used as a divisor.
     ///
     /// # Errors
     /// [`ConfigError`] naming the key.
@@ -241,7 +242,7 @@ impl FamilyConfig for Idefics1Config {
         self.vectors_per_image()
     }
 
-    /// One token, which the model has no use for.
+    /// A single filler token: the decoder needs no image tokens.
     fn image_placeholder(&self) -> Vec<u32> {
         vec![FILLER]
     }
@@ -260,7 +261,7 @@ impl FamilyConfig for Idefics1Config {
         ["model.layers.", "model.norm.", "lm_head."].iter().any(|part| name.starts_with(part))
     }
 
-    /// Image tokens stand for nothing in the decoder, so any will do.
+    /// Image tokens have no meaning for the decoder, so any number is valid.
     fn check_processor(&self, _folder: &Path, _processor: &Processor) -> Result<(), Error> {
         Ok(())
     }
@@ -270,7 +271,7 @@ impl FamilyConfig for Idefics1Config {
     }
 
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
-        // A size that is too large is refused where pictures are prepared.
+        // If the size is too large, preparing a picture fails later.
         let side = u32::try_from(self.vision_config.image_size).unwrap_or(u32::MAX);
         let size = ImageSize::Exact { height: side, width: side };
         let config = ImageProcessorConfig { size, ..ImageProcessorConfig::idefics1() };
@@ -282,7 +283,7 @@ impl FamilyConfig for Idefics1Config {
     }
 }
 
-/// `model_type` `idefics`.
+/// The family with `model_type` `idefics`.
 #[derive(Debug)]
 pub(super) struct Family;
 
@@ -298,7 +299,7 @@ impl ModelFamily for Family {
     }
 }
 
-/// Drops keys that are null, and gives the tower's width the name that the reference takes it by.
+/// Drops null keys, and renames the tower's `hidden_size` to `embed_dim`, as the reference does.
 fn with_known_names(mut file: Value) -> Value {
     if let Some(file) = file.as_object_mut() {
         file.retain(|_, value| !value.is_null());

@@ -16,13 +16,13 @@ use super::{FamilyConfig, ModelFamily, QuantizationConfig, from_value};
 use crate::placement::Placement;
 use crate::{AssembledModel, Error, Idefics2, ModelShape};
 
-/// `config.json` of an Idefics2 checkpoint; keys that are not listed are ignored.
+/// `config.json` of an Idefics2 checkpoint. Unknown keys are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Idefics2Config {
     /// The token whose embeddings are replaced by image vectors.
     pub image_token_id: u32,
-    /// Whether the head is the embedding table.
+    /// Whether the head shares the weights of the embedding table.
     pub tie_word_embeddings: bool,
     /// The decoder.
     pub text_config: TextConfig,
@@ -30,12 +30,12 @@ pub struct Idefics2Config {
     pub vision_config: VisionConfig,
     /// The resampler.
     pub perceiver_config: PerceiverConfig,
-    /// How the weights are quantised, or are to be.
+    /// How the weights are quantised, or should be quantised on load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization_config: Option<QuantizationConfig>,
 }
 
-/// Defaults of `Idefics2Config`.
+/// The defaults of `Idefics2Config`.
 impl Default for Idefics2Config {
     fn default() -> Self {
         Self {
@@ -59,7 +59,7 @@ impl Idefics2Config {
         }
     }
 
-    /// The resampler works in the decoder's space: if their widths differ, the decoder's width and eps are taken.
+    /// The resampler works at the decoder's width: if the widths differ, it takes the decoder's width and epsilon.
     /// Source: `Idefics2Config.__post_init__`.
     #[must_use]
     pub fn resolved(mut self) -> Self {
@@ -70,7 +70,8 @@ impl Idefics2Config {
         self
     }
 
-    /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
+    /// Pairs (tensor, source) of tied tensors: the tensor shares the weights of the source and may be missing from
+    /// a checkpoint.
     pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
         match self.tie_word_embeddings {
             true => &[("lm_head.weight", "model.text_model.embed_tokens.weight")],
@@ -78,7 +79,7 @@ impl Idefics2Config {
         }
     }
 
-    /// The shape of the connector.
+    /// Configuration of the connector.
     pub fn connector(&self) -> ConnectorConfig {
         ConnectorConfig {
             vision_hidden_size: self.vision_config.hidden_size,
@@ -89,7 +90,7 @@ impl Idefics2Config {
         }
     }
 
-    /// Checks every value on which memory or a division depends.
+    /// Checks every value that determines sizes or is used as a divisor.
     ///
     /// # Errors
     /// [`ConfigError`] naming the key.
@@ -167,7 +168,7 @@ impl FamilyConfig for Idefics2Config {
     }
 }
 
-/// `model_type` `idefics2`.
+/// The family with `model_type` `idefics2`.
 #[derive(Debug)]
 pub(super) struct Family;
 

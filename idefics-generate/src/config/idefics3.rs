@@ -17,28 +17,29 @@ use super::{FamilyConfig, ModelFamily, QuantizationConfig, from_value};
 use crate::placement::Placement;
 use crate::{AssembledModel, Error, Idefics3, ModelShape};
 
-/// `config.json` of an Idefics3, SmolVLM or SmolVLM2 checkpoint; keys that are not listed are ignored.
+/// `config.json` of an Idefics3, SmolVLM or SmolVLM2 checkpoint. Unknown keys are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Idefics3Config {
-    /// `idefics3`, or `smolvlm` for SmolVLM2: the same model under two names.
+    /// `idefics3`, or `smolvlm` for SmolVLM2; both are the same architecture.
     pub model_type: Idefics3ModelType,
     /// The token whose embeddings are replaced by image vectors.
     pub image_token_id: u32,
-    /// Patches on each side of a square that becomes one image vector.
+    /// Side length, in patches, of the square that becomes one image vector.
     pub scale_factor: usize,
-    /// Whether the head is the embedding table. The key of the same name in `text_config` has no effect.
+    /// Whether the head shares the weights of the embedding table. The key of the same name in `text_config` has
+    /// no effect.
     pub tie_word_embeddings: bool,
     /// The decoder.
     pub text_config: TextConfig,
     /// The vision tower.
     pub vision_config: VisionConfig,
-    /// How the weights are quantised, or are to be.
+    /// How the weights are quantised, or should be quantised on load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization_config: Option<QuantizationConfig>,
 }
 
-/// The names of the family.
+/// The values of `model_type` for this family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Idefics3ModelType {
@@ -50,7 +51,7 @@ pub enum Idefics3ModelType {
 }
 
 impl Idefics3ModelType {
-    /// `model_type` of the file.
+    /// The value of `model_type` in the file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Idefics3 => "idefics3",
@@ -59,8 +60,8 @@ impl Idefics3ModelType {
     }
 }
 
-/// Defaults of `Idefics3Config`. Their vision tower has 7 x 7 patches, which `scale_factor` does not divide: the reference
-/// fails on them, and so does [`Idefics3Config::validate`].
+/// The defaults of `Idefics3Config`. Their vision tower has 7 x 7 patches, which `scale_factor` does not divide:
+/// the reference fails with them, and [`Idefics3Config::validate`] returns an error.
 impl Default for Idefics3Config {
     fn default() -> Self {
         Self {
@@ -93,7 +94,7 @@ impl Idefics3Config {
         }
     }
 
-    /// SmolVLM, 2.2B.
+    /// SmolVLM with 2.2B parameters.
     pub fn smolvlm_2b() -> Self {
         Self {
             image_token_id: 49_153,
@@ -107,7 +108,7 @@ impl Idefics3Config {
         }
     }
 
-    /// SmolVLM2, 2.2B: as SmolVLM, with the tokenizer of the smaller models.
+    /// SmolVLM2 with 2.2B parameters: SmolVLM's shape, with the tokenizer of the smaller models.
     pub fn smolvlm2_2b() -> Self {
         Self {
             image_token_id: 49_190,
@@ -116,12 +117,12 @@ impl Idefics3Config {
         }
     }
 
-    /// SmolVLM and SmolVLM2, 500M.
+    /// SmolVLM and SmolVLM2 with 500M parameters.
     pub fn smolvlm_500m() -> Self {
         Self { text_config: smollm2([49_280, 960, 2560, 32], [15, 5], 100_000.0), ..Self::smolvlm_256m() }
     }
 
-    /// SmolVLM and SmolVLM2, 256M.
+    /// SmolVLM and SmolVLM2 with 256M parameters.
     pub fn smolvlm_256m() -> Self {
         Self {
             image_token_id: 49_190,
@@ -138,7 +139,8 @@ impl Idefics3Config {
         }
     }
 
-    /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
+    /// Pairs (tensor, source) of tied tensors: the tensor shares the weights of the source and may be missing from
+    /// a checkpoint.
     pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
         match self.tie_word_embeddings {
             true => &[("lm_head.weight", "model.text_model.embed_tokens.weight")],
@@ -146,7 +148,7 @@ impl Idefics3Config {
         }
     }
 
-    /// The shape of the connector.
+    /// Configuration of the connector.
     pub fn connector(&self) -> PixelShuffleConfig {
         PixelShuffleConfig {
             vision_hidden_size: self.vision_config.hidden_size,
@@ -155,12 +157,12 @@ impl Idefics3Config {
         }
     }
 
-    /// Vectors of a tile that has the size which the position table was trained on.
+    /// Number of vectors of a tile that has the size on which the position table was trained.
     pub fn vectors_per_tile(&self) -> usize {
         (self.vision_config.positions_per_side() / self.scale_factor).pow(2)
     }
 
-    /// Checks every value on which memory or a division depends.
+    /// Checks every value that determines sizes or is used as a divisor.
     ///
     /// # Errors
     /// [`ConfigError`] naming the key.
@@ -180,7 +182,8 @@ impl Idefics3Config {
     }
 }
 
-/// A SmolLM2: sizes `[vocab_size, hidden_size, intermediate_size, num_hidden_layers]`, query and key/value heads.
+/// A SmolLM2 decoder. `sizes` is `[vocab_size, hidden_size, intermediate_size, num_hidden_layers]`; then the
+/// numbers of query and key/value heads.
 fn smollm2(sizes: [usize; 4], [heads, kv_heads]: [usize; 2], rope_theta: f64) -> TextConfig {
     let [vocab_size, hidden_size, intermediate_size, num_hidden_layers] = sizes;
     TextConfig {
@@ -252,7 +255,7 @@ impl FamilyConfig for Idefics3Config {
     }
 
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
-        // A size that is too large is refused where pictures are prepared.
+        // If the size is too large, preparing a picture fails later.
         let tile = u32::try_from(self.vision_config.image_size).unwrap_or(u32::MAX);
         let config = ImageProcessorConfig {
             size: ImageSize::LongestEdge { longest_edge: tile.saturating_mul(4) },
@@ -269,7 +272,7 @@ impl FamilyConfig for Idefics3Config {
     }
 }
 
-/// The two values of `model_type`.
+/// The family, with one of its two values of `model_type`.
 #[derive(Debug)]
 pub(super) struct Family(pub(super) Idefics3ModelType);
 

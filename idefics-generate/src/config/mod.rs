@@ -1,4 +1,4 @@
-//! `config.json` of a model folder: `model_type` decides which family reads it.
+//! `config.json` of a model folder. Its `model_type` selects the family that parses it.
 
 mod idefics1;
 mod idefics2;
@@ -30,10 +30,10 @@ pub use public::PublicModel;
 pub use quantization::QuantizationConfig;
 pub(crate) use quantization::{HEAD, QUANT_METHOD};
 
-/// Real files take a few kilobytes.
+/// Maximum size of a configuration file in bytes; real ones have a few kilobytes.
 const MAX_BYTES: u64 = 2 << 20;
 
-/// The families that are read; the one list of them on the model's side.
+/// The supported families. This is the only list of families in this crate.
 pub const FAMILIES: &[&dyn ModelFamily] = &[
     &idefics1::Family,
     &idefics2::Family,
@@ -41,86 +41,87 @@ pub const FAMILIES: &[&dyn ModelFamily] = &[
     &idefics3::Family(Idefics3ModelType::SmolVlm),
 ];
 
-/// A model family: how its `config.json` is read.
+/// A model family: parses its `config.json`.
 pub trait ModelFamily: Debug + Sync {
-    /// `model_type` of its `config.json`.
+    /// The `model_type` in the family's `config.json`.
     fn model_type(&self) -> &'static str;
 
-    /// Reads and checks the JSON object of the file `path`.
+    /// Parses and validates the JSON object of the file `path`.
     ///
     /// # Errors
-    /// [`Error::ModelFile`] or [`Error::Config`] naming the key at fault.
+    /// [`Error::ModelFile`] or [`Error::Config`] naming the invalid key.
     fn read(&self, path: &Path, file: Value) -> Result<Box<dyn FamilyConfig>, Error>;
 }
 
-/// A family's configuration: what is asked of a model before its weights are read.
+/// The configuration of a family, and the properties of a model that are needed before its weights are loaded.
 pub trait FamilyConfig: Any + Debug + Send + Sync {
-    /// `model_type` of the file.
+    /// The `model_type` of the file.
     fn model_type(&self) -> &'static str;
 
     /// The model's sizes.
     fn shape(&self) -> ModelShape;
 
-    /// Pairs (tensor, source) of which the first is the second and may be missing from a checkpoint.
+    /// Pairs (tensor, source) of tied tensors: the tensor shares the weights of the source and may be missing from
+    /// a checkpoint.
     fn tied(&self) -> &'static [(&'static str, &'static str)];
 
-    /// How the weights are quantised, or are to be.
+    /// How the weights are quantised, or should be quantised on load.
     fn quantization_config(&self) -> Option<&QuantizationConfig>;
 
-    /// The model with each part on the device that `placement` gives it; nothing is allocated before a checkpoint is
-    /// loaded.
+    /// Builds the model with each part on the device given by `placement`. No weights are allocated until a
+    /// checkpoint is loaded.
     ///
     /// # Errors
-    /// [`ConfigError`] for a configuration that describes no model.
+    /// [`ConfigError`] if the configuration is invalid.
     fn assemble(&self, placement: &Placement) -> Result<Box<dyn AssembledModel>, ConfigError>;
 
-    /// The parts of the model as a user knows them, with what the names of their tensors begin with; a tensor belongs to
-    /// the first that fits.
+    /// The parts of the model for display, with the prefixes of their tensor names. A tensor belongs to the first
+    /// part whose prefix matches.
     fn parts(&self) -> &'static [(&'static str, &'static str)];
 
-    /// The parts that can be on devices of their own, in the order in which data meets them; empty if the model cannot be
-    /// split.
+    /// The parts that can be placed on separate devices, in the order in which data passes through them. Empty if
+    /// the model cannot be split.
     fn blocks(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Vectors that an image becomes.
+    /// Number of vectors per image.
     fn vectors_per_image(&self) -> usize;
 
-    /// What stands for an image in a prompt.
+    /// The tokens that represent an image in a prompt.
     fn image_placeholder(&self) -> Vec<u32>;
 
-    /// Bytes that the keys and values of `n_images` images beside the text take for a row.
+    /// Bytes of cross-attention keys and values for `n_images` images in one row.
     fn context_bytes(&self, _n_images: usize, _dtype: DType) -> usize {
         0
     }
 
-    /// Whether a decode step reads the weight of that name. `sees_images` where its tokens attend to images beside the
-    /// text, whose keys and values are in the cache.
+    /// Whether a decode step reads the weight `name`. `sees_images` says whether the step attends to images by
+    /// cross-attention, whose keys and values are already cached.
     fn is_read_by_step(&self, name: &str, sees_images: bool) -> bool;
 
-    /// Says what processor and model see differently.
+    /// Checks that processor and model agree about image tokens.
     ///
     /// # Errors
-    /// [`Error`] naming the values of both.
+    /// [`Error`] with both values.
     fn check_processor(&self, folder: &Path, processor: &Processor) -> Result<(), Error>;
 
-    /// The prompts with what their tokens see of the images, where images are not among the tokens.
+    /// Adds to the prompts which images each token may attend to, for families with cross-attention.
     fn see_images(&self, prompts: Prompts, _tokenizer: &Tokenizer) -> Prompts {
         prompts
     }
 
-    /// How the family's public checkpoints have pictures prepared.
+    /// The image preprocessing of the family's public checkpoints.
     ///
     /// # Errors
-    /// [`ImageConfigError`] for a size that no picture can have.
+    /// [`ImageConfigError`] if the image size is invalid.
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError>;
 
-    /// The same with at most `layers` decoder layers.
+    /// The same configuration with at most `layers` decoder layers.
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig>;
 }
 
-/// The configuration of a model, whatever its family.
+/// The configuration of a model of any family.
 #[derive(Debug, Clone)]
 pub struct ModelConfig(Arc<dyn FamilyConfig>);
 
@@ -131,29 +132,29 @@ impl<C: FamilyConfig> From<C> for ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads and checks `folder/config.json`.
+    /// Parses and validates `folder/config.json`.
     ///
     /// # Errors
-    /// [`Error::NoFolder`], [`Error::Gguf`] and [`Error::Adapter`] for what is no model folder; [`Error::Read`],
-    /// [`Error::ModelFile`] for what is not a configuration, [`Error::UnknownFamily`], or [`Error::Config`] naming the
-    /// key whose value describes no model.
+    /// [`Error::NoFolder`], [`Error::Gguf`] and [`Error::Adapter`] if this is not a model folder; [`Error::Read`];
+    /// [`Error::ModelFile`] if the file is not a configuration; [`Error::UnknownFamily`]; [`Error::Config`] naming
+    /// the key with an invalid value.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
         folder::check(folder)?;
         Self::from_file(&folder.join("config.json"))
     }
 
-    /// Reads and checks a configuration file.
+    /// Parses and validates a configuration file.
     ///
     /// # Errors
-    /// As [`ModelConfig::from_folder`].
+    /// See [`ModelConfig::from_folder`].
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         Self::from_file_with(path, FAMILIES)
     }
 
-    /// As [`ModelConfig::from_file`] for a file of one of these families.
+    /// Like [`ModelConfig::from_file`], with the given families.
     ///
     /// # Errors
-    /// As [`ModelConfig::from_folder`].
+    /// See [`ModelConfig::from_folder`].
     pub fn from_file_with(path: &Path, families: &[&dyn ModelFamily]) -> Result<Self, Error> {
         let file = read_json(path)?;
         let model_type = file.get("model_type").and_then(Value::as_str);
@@ -170,35 +171,36 @@ impl ModelConfig {
         &*self.0
     }
 
-    /// The configuration as one of type `C`, if it is of that family.
+    /// The configuration as type `C`, if it belongs to that family.
     pub fn downcast_ref<C: FamilyConfig>(&self) -> Option<&C> {
         let config: &dyn Any = &*self.0;
         config.downcast_ref()
     }
 
-    /// The same with at most `layers` decoder layers.
+    /// The same configuration with at most `layers` decoder layers.
     #[must_use]
     pub fn with_text_layers(&self, layers: usize) -> Self {
         Self(self.0.with_text_layers(layers).into())
     }
 
-    /// What the file's `quantization_config` has plain weights quantised to while they are loaded.
+    /// The quantisation that `quantization_config` requests for unquantised weights on load.
     pub fn quantization_on_load(&self, checkpoint: Option<&Checkpoint>) -> Option<Quantization> {
         self.0.quantization_config()?.on_load(checkpoint?)
     }
 
-    /// The model on one device, random until a checkpoint is loaded; nothing is allocated before.
+    /// Builds the model on one device. The weights are random until a checkpoint is loaded, and not allocated
+    /// before.
     ///
     /// # Errors
-    /// [`ConfigError`] for a configuration that describes no model.
+    /// [`ConfigError`] if the configuration is invalid.
     pub fn assemble(&self, device: &Device) -> Result<Box<dyn AssembledModel>, ConfigError> {
         self.0.assemble(&Placement::on(device))
     }
 
-    /// The model with random weights, held as `weights` says: to measure speed and memory.
+    /// A model with random weights in the formats of `weights`, to measure speed and memory.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a configuration that describes no model.
+    /// [`Error::Shape`] if the configuration is invalid.
     pub fn random_model(
         &self,
         device: &Device,
@@ -211,21 +213,21 @@ impl ModelConfig {
         filled.map_err(|error| Error::Execution { reason: error.to_string() })
     }
 
-    /// The memory that the weights of the model will take on `device`: those of `checkpoint`, or random ones.
+    /// Memory of the model's weights on `device`, loaded from `checkpoint` or random.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a configuration that describes no model.
+    /// [`Error::Shape`] if the configuration is invalid.
     pub fn memory(
         &self,
         checkpoint: Option<&Checkpoint>,
         device: &Device,
         weights: impl Into<WeightOptions>,
     ) -> Result<WeightMemory, Error> {
-        Ok(self.memory_of(&*self.assemble(device)?, checkpoint, device, &weights.into()))
+        Ok(self.memory_of_model(&*self.assemble(device)?, checkpoint, device, &weights.into()))
     }
 
-    /// [`Self::memory`] of a model that was made.
-    pub(crate) fn memory_of(
+    /// Like [`Self::memory`], for an assembled model.
+    pub(crate) fn memory_of_model(
         &self,
         model: &dyn AssembledModel,
         checkpoint: Option<&Checkpoint>,
@@ -238,11 +240,12 @@ impl ModelConfig {
         sum
     }
 
-    /// The parts of a model that can be split, in the order in which data meets them, with the bytes of their weights on
-    /// `device`: those of `checkpoint`, or of one in BF16. Nothing is allocated. Empty if the model cannot be split.
+    /// The parts of a model that can be placed on separate devices, in the order in which data passes through
+    /// them, with the bytes of their weights on `device`, taken from `checkpoint` or from a BF16 checkpoint.
+    /// Nothing is allocated. Empty if the model cannot be split.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a configuration that describes no model.
+    /// [`Error::Shape`] if the configuration is invalid.
     pub fn blocks(
         &self,
         checkpoint: Option<&Checkpoint>,
@@ -268,7 +271,7 @@ impl ModelConfig {
     }
 }
 
-/// Whether processor and model agree about the token of an image, and about how many of them an image has.
+/// Checks that processor and model agree about the id of the image token and the number of tokens per image.
 fn check_image_tokens(
     folder: &Path,
     processor: &Processor,
@@ -290,13 +293,13 @@ fn check_image_tokens(
 pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     let metadata = std::fs::metadata(path).map_err(read_error)?;
-    // A pipe would be waited for.
+    // A pipe would block.
     if !metadata.is_file() {
         return Err(Error::ModelFile { path: path.to_owned(), reason: "expected a regular file".to_owned() });
     }
     let length = metadata.len();
     if length > MAX_BYTES {
-        let reason = format!("{length} bytes, at most {MAX_BYTES} are accepted");
+        let reason = format!("is {length} bytes large, but at most {MAX_BYTES} bytes are accepted");
         return Err(Error::ModelFile { path: path.to_owned(), reason });
     }
     let text = std::fs::read(path).map_err(read_error)?;
@@ -311,7 +314,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Deserializes, naming the key at fault.
+/// Deserializes a value; errors name the invalid key.
 pub(crate) fn from_value<T: serde::de::DeserializeOwned>(path: &Path, value: Value) -> Result<T, Error> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path: PathBuf = path.to_owned();

@@ -5,34 +5,34 @@ use idefics_kernels::formats::FourBitType;
 use idefics_nn::{ConfigError, PackedFormat, Quantization};
 use serde::{Deserialize, Serialize};
 
-/// `quantization_config.quant_method` of int8 and q4 folders that this crate writes.
+/// Value of `quantization_config.quant_method` in int8 and q4 folders written by this crate.
 pub(crate) const QUANT_METHOD: &str = "idefics";
 const BITSANDBYTES: &str = "bitsandbytes";
-/// The head keeps its precision unless a list says otherwise.
+/// The head is not quantised unless `llm_int8_skip_modules` says otherwise.
 pub(crate) const HEAD: &str = "lm_head";
 
-/// How the weights of a folder are quantised, or are to be while they are loaded. Keys that are not listed are ignored.
+/// How the weights of a folder are quantised, or should be quantised on load. Unknown keys are ignored.
 ///
 /// Source: `BitsAndBytesConfig`, Transformers 5.23.0.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct QuantizationConfig {
-    /// Whose format it is; `None` means `bitsandbytes`.
+    /// The quantisation library; `None` means `bitsandbytes`.
     pub quant_method: Option<String>,
-    /// Linear layers have four-bit codes.
+    /// Whether linear layers have four-bit codes.
     pub load_in_4bit: Option<bool>,
-    /// Linear layers have eight-bit codes.
+    /// Whether linear layers have eight-bit codes.
     pub load_in_8bit: Option<bool>,
-    /// `fp4` or `nf4`; `fp4` by default.
+    /// `fp4` or `nf4`; the default is `fp4`.
     pub bnb_4bit_quant_type: Option<String>,
-    /// Whether the scales of four-bit codes are rounded to eight bits too.
+    /// Whether the scales of four-bit codes are also rounded to eight bits.
     pub bnb_4bit_use_double_quant: Option<bool>,
-    /// Modules that keep their precision, in place of the head alone: their names, or what these begin or end with.
+    /// Modules that are not quantised, instead of only the head: module names, or prefixes or suffixes of names.
     pub llm_int8_skip_modules: Option<Vec<String>>,
 }
 
 impl QuantizationConfig {
-    /// Refuses methods whose tensors mean nothing to us.
+    /// Rejects quantisation methods that are not supported.
     ///
     /// # Errors
     /// [`ConfigError::Unsupported`].
@@ -43,7 +43,7 @@ impl QuantizationConfig {
             return Err(ConfigError::Unsupported {
                 field: "quantization_config.quant_method",
                 value: method.to_owned(),
-                supported: "bitsandbytes, idefics; or take the original checkpoint and --quantize",
+                supported: "bitsandbytes, idefics; otherwise use the original checkpoint with --quantize",
             });
         }
         match (self.bits(), self.bnb_4bit_quant_type.as_deref()) {
@@ -56,8 +56,8 @@ impl QuantizationConfig {
         }
     }
 
-    /// What the weights are quantised to while they are loaded: as this section says, where it is one of bitsandbytes and
-    /// the files hold plain numbers. (The reference takes such files for quantised ones, and fails.)
+    /// The quantisation to apply on load: if this section belongs to bitsandbytes and the file holds unquantised
+    /// weights. (The reference assumes that such files are quantised, and fails.)
     pub(crate) fn on_load(&self, checkpoint: &Checkpoint) -> Option<Quantization> {
         let is_bitsandbytes = self.quant_method.as_deref().is_none_or(|method| method == BITSANDBYTES);
         let bits = self.bits().filter(|_| is_bitsandbytes && !checkpoint.is_quantized())?;

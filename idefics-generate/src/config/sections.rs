@@ -1,15 +1,15 @@
-//! Sections of a `config.json` whose missing keys have other defaults than our types.
+//! Sections of a `config.json` whose defaults differ from those of our types.
 
 use idefics_nn::ConfigError;
 use idefics_text::TextConfig;
 use serde::Serialize;
 use serde_json::Value;
 
-/// Fills in what the `text_config` of `file` leaves out, by its `model_type` or, without one, by `default_type`. A
-/// `text_config` that is missing stays so. Sections and keys at the top that are null are dropped.
+/// Fills in missing keys of `text_config` with the defaults of its `model_type`, or of `default_type` if it has
+/// none. A missing `text_config` stays missing. Top-level keys and sections that are null are dropped.
 ///
 /// # Errors
-/// [`ConfigError::Unsupported`] for another `model_type` than `mistral` and `llama`.
+/// [`ConfigError::Unsupported`] if `model_type` is neither `mistral` nor `llama`.
 pub(super) fn fill_text_config(file: &mut Value, default_type: &str) -> Result<(), ConfigError> {
     if let Some(file) = file.as_object_mut() {
         file.retain(|_, section| !section.is_null());
@@ -27,7 +27,7 @@ pub(super) fn fill_text_config(file: &mut Value, default_type: &str) -> Result<(
     Ok(())
 }
 
-/// Fills in what the section `name` of `file` leaves out. A section that is missing stays so.
+/// Fills in missing keys of the section `name`. A missing section stays missing.
 pub(super) fn fill_section(file: &mut Value, name: &str, defaults: &impl Serialize) {
     if let Some(section) = file.get_mut(name).and_then(Value::as_object_mut)
         && let Ok(Value::Object(mut filled)) = serde_json::to_value(defaults)

@@ -1,4 +1,4 @@
-//! Beam search and beam sampling over the model: scores are read once a step.
+//! Beam search and beam sampling with a model. Scores are read back once per step.
 
 use std::collections::HashMap;
 
@@ -9,25 +9,25 @@ use crate::beam::{BeamOptions, BeamSearch, Hypothesis};
 use crate::logits::{ProcessorChain, RowKey, Sampler, log_softmax};
 use crate::{Error, GenerationConfig};
 
-/// A search for the best answers of each sample.
+/// Beam search for the best answers of each sample.
 #[derive(Debug)]
 pub(super) struct Beams {
     chain: ProcessorChain,
-    /// `None` takes the likeliest candidates.
+    /// `None` for beam search; otherwise candidates are sampled.
     sampler: Option<Sampler>,
-    /// Of each sample.
+    /// Sampling key of each sample.
     keys: Vec<RowKey>,
     search: BeamSearch,
-    /// The row that each row continues.
+    /// The row that each row continued in the last step.
     continued: Vec<usize>,
-    /// Of the answers, once the search is over.
+    /// Scores of the answers, once the search is over.
     scores: Option<Vec<f32>>,
-    /// If they are asked for.
+    /// Log-probabilities, if requested.
     logprobs: Option<BeamLogprobs>,
 }
 
-/// The model's log-probabilities for the tokens of every hypothesis, each step's where they were computed: a hypothesis
-/// knows which beams it went through.
+/// The model's log-probabilities for the tokens of every hypothesis, stored per step. A hypothesis finds its own
+/// values through its beam indices.
 #[derive(Debug)]
 struct BeamLogprobs {
     n_top: usize,
@@ -36,14 +36,15 @@ struct BeamLogprobs {
 
 #[derive(Debug, Default)]
 struct StepLogprobs {
-    /// Of the tokens that went on or ended an answer, by row and token.
+    /// Log-probabilities of tokens that continued or ended a hypothesis, by row and token.
     taken: HashMap<(usize, u32), f32>,
-    /// The likeliest tokens of each row.
+    /// The most likely tokens of each row.
     top: Vec<Vec<TokenLogprob>>,
 }
 
 impl BeamLogprobs {
-    /// Keeps what the hypotheses with a token of this step need; `logits` are those that it was chosen from.
+    /// Stores what the hypotheses with a token from this step need. `logits` are the scores from which it was
+    /// chosen.
     fn keep(&mut self, search: &BeamSearch, logits: &[f32], rows: &Rows) {
         let (width, num_beams) = (rows.width(logits), search.options().num_beams);
         let mut step = StepLogprobs::default();
@@ -67,7 +68,8 @@ impl BeamLogprobs {
         self.steps.push(step);
     }
 
-    /// Of the tokens of an answer. Source: `compute_transition_scores`, there of processed scores.
+    /// The log-probabilities of the tokens of an answer. Source: `compute_transition_scores`, which uses processed
+    /// scores.
     fn of(&self, answer: &Hypothesis, first_row: usize) -> Vec<GeneratedLogprob> {
         let path = answer.tokens.iter().zip(&answer.beam_indices).zip(&self.steps);
         path.map(|((&id, beam), step)| {
@@ -99,13 +101,13 @@ impl Beams {
         }
     }
 
-    /// Takes a step from `logits`, `[samples or rows, vocab_size]`, and says the newest token of each beam.
+    /// Takes a step with `logits`, `[samples or rows, vocab_size]`, and returns the newest token of each beam.
     ///
-    /// A sample for which no token can be chosen fails; from then on its beams go on with meaningless tokens, so that the
-    /// others may.
+    /// A sample fails if no token can be chosen for it. Its beams then continue with arbitrary tokens, so that the
+    /// other samples can go on.
     ///
     /// # Errors
-    /// That of the first sample, once every sample has failed.
+    /// The error of the first sample, once every sample has failed.
     pub(super) fn step(&mut self, logits: &[f32], rows: &mut Rows, stops: &Stops<'_>) -> Result<Vec<u32>, Error> {
         let width = rows.width(logits);
         let mut log_probs = Vec::with_capacity(rows.len() * width);
@@ -136,7 +138,7 @@ impl Beams {
             None => self.search.step(&log_probs, is_stopped),
             Some(sampler) => self.search.step_sampled(&log_probs, sampler, &self.keys, is_stopped),
         };
-        // A draw can fail where too few tokens are allowed.
+        // Sampling can fail if too few tokens are allowed.
         let step = step.map_err(|_| Error::NoAllowedToken { row: 0 })?;
         if let Some(logprobs) = &mut self.logprobs {
             logprobs.keep(&self.search, logits, rows);
@@ -152,8 +154,8 @@ impl Beams {
         Ok(step.next_tokens)
     }
 
-    /// Ends the search: the rows become the answers. `reason` is why answers ended that neither an end token, nor a
-    /// stop string, nor the length did.
+    /// Ends the search and replaces the rows by the answers. `reason` applies to answers that did not end by an
+    /// end token, a stop string or their length.
     pub(super) fn end(&mut self, rows: &mut Rows, stops: &Stops<'_>, reason: FinishReason) {
         self.search.end();
         let options = self.search.options();
@@ -182,7 +184,7 @@ impl Beams {
         &self.continued
     }
 
-    /// The log-probabilities of each answer's tokens, if they were asked for.
+    /// The log-probabilities of each answer's tokens, if requested.
     pub(super) fn logprobs(&self) -> Option<Vec<Vec<GeneratedLogprob>>> {
         let (logprobs, num_beams) = (self.logprobs.as_ref()?, self.search.options().num_beams);
         let samples = 0..self.keys.len();

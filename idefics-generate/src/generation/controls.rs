@@ -1,4 +1,4 @@
-//! What a call says besides its options.
+//! Settings of a call that are not options of `generation_config.json`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,68 +9,69 @@ use idefics_processor::Tokenizer;
 use crate::Error;
 use crate::logits::LogitsProcessor;
 
-/// Ends a generation or a ranking from elsewhere, within one step.
+/// Cancels a generation or a ranking from another thread, within one step.
 #[derive(Debug, Clone, Default)]
 pub struct CancelToken(Arc<AtomicBool>);
 
 impl CancelToken {
-    /// Asks it to end.
+    /// Requests cancellation.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether that was asked for.
+    /// Whether cancellation was requested.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// The flag behind the token, for [`ProcessOptions::cancel`](idefics_processor::ProcessOptions::cancel).
+    /// The shared flag, for [`ProcessOptions::cancel`](idefics_processor::ProcessOptions::cancel).
     pub fn flag(&self) -> Arc<AtomicBool> {
         self.0.clone()
     }
 
-    /// [`Error::Cancelled`] if that was asked for.
+    /// [`Error::Cancelled`] if cancellation was requested.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 }
 
-/// When a GPU records a decode step of rows that grow by one token each, to replay it from then on: as long as it gives the
-/// logits of the step whose operations were launched one after the other. Beams, and several answers to a sample, are always
-/// launched.
+/// When to use graph capture: a GPU records one decode step and replays it from then on. The captured graph is
+/// used only if its logits match the eager step's. It is used for rows that grow by one token per step; beam
+/// search and several answers per sample always run eagerly.
 ///
-/// Recording needs a [`DeviceLease`]: the caller's promise that no other thread uses the device meanwhile. It is borrowed as
-/// long as steps are replayed, and bound to its thread, as is everything that holds it. CUDA may refuse steps of a model
-/// that was loaded on another thread.
+/// Graph capture needs a [`DeviceLease`], by which the caller guarantees that no other thread uses the device. The
+/// lease is borrowed while steps are replayed, and bound to its thread, like everything that holds it. CUDA may
+/// reject the steps of a model that was loaded on another thread.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub enum Replays<'a> {
     /// Never.
     #[default]
     Never,
-    /// In an answer that is long enough to earn it back: after nine steps, if eight are left.
+    /// If the answer can become long enough to pay off: after nine steps, if at least eight remain.
     WhenLong(&'a DeviceLease),
     /// At the second step.
     AtOnce(&'a DeviceLease),
 }
 
-/// What a call says besides the options that `generation_config.json` can hold.
+/// Settings of a call that are not options of `generation_config.json`.
 #[derive(Debug, Default)]
 pub struct Controls<'a> {
-    /// Ends the generation.
+    /// Cancels the generation.
     pub cancel: CancelToken,
-    /// Seed of draws. A row's draws depend on it, on the row's own prompt, and on nothing else in the batch.
+    /// Seed for sampling. What a row draws depends only on the seed and the row's own prompt, not on the rest of
+    /// the batch.
     pub seed: u64,
-    /// Processors of the caller's own, which come after those of the options and before the filters of a draw.
+    /// Custom logits processors. They run after those of the options and before the sampling filters.
     pub processors: Vec<Box<dyn LogitsProcessor>>,
-    /// What the text of tokens is known by; `stop_strings` need it.
+    /// Tokenizer, required by `stop_strings`.
     pub tokenizer: Option<&'a Tokenizer>,
-    /// For each generated token, return its log-probability and those of this many likeliest tokens, as the model gives
-    /// them before any logits processor.
+    /// If set, return the log-probability of each generated token and of this many most likely tokens, as computed
+    /// by the model before any logits processor.
     pub logprobs: Option<usize>,
-    /// When a GPU records a step, to replay it from then on.
+    /// When to use graph capture.
     pub replays: Replays<'a>,
-    /// Whether the log-probabilities of the prompt's tokens are computed; of those that a cache held already they are not.
+    /// Whether to return the log-probabilities of the prompt's tokens. Tokens that were already cached get none.
     pub prompt_logprobs: bool,
 }
 

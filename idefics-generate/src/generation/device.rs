@@ -1,4 +1,4 @@
-//! The likeliest token found where the logits are: one small read a step.
+//! Greedy search on the device, with one small read back per step.
 
 use burn::tensor::{Bool, DType, Device, IntDType, Tensor, TensorData, Transaction};
 
@@ -6,19 +6,19 @@ use super::Rows;
 use crate::logits::RowError;
 use crate::{Error, GenerationConfig};
 
-/// Greedy search whose only processor, if any, forbids `bad_words_ids`.
+/// Greedy search without logits processors, except the one for `bad_words_ids`.
 #[derive(Debug)]
 pub(super) struct OnDevice {
-    /// Forbidden sequences of two and more tokens.
+    /// Forbidden sequences of two or more tokens.
     longer: Vec<Vec<u32>>,
-    /// True for tokens that are never allowed, `[1, vocab_size]`.
+    /// True for tokens that are always forbidden, `[1, vocab_size]`.
     forbidden: Option<Tensor<2, Bool>>,
 }
 
 impl OnDevice {
     pub(super) fn new(config: &GenerationConfig, vocab_size: usize, device: &Device) -> Self {
         let mut words = config.bad_words_ids.clone().unwrap_or_default();
-        // A single end token may always come. Source: `NoBadWordsLogitsProcessor`.
+        // A single end token cannot be forbidden. Source: `NoBadWordsLogitsProcessor`.
         words.retain(|word| !matches!(word.as_slice(), [id] if config.eos_token_ids().contains(id)));
         let (single, longer): (Vec<_>, Vec<_>) = words.into_iter().partition(|word| word.len() == 1);
         let forbidden = (!single.is_empty()).then(|| {
@@ -29,14 +29,14 @@ impl OnDevice {
         Self { longer, forbidden }
     }
 
-    /// The likeliest allowed token of each row, `[rows, vocab_size]` in; the lowest id among equals. Rows of which no token
-    /// can be chosen fail.
+    /// The most likely allowed token of each row of `logits`, `[rows, vocab_size]`; ties go to the lowest id. Rows
+    /// for which no token can be chosen are marked as failed.
     ///
     /// # Errors
-    /// [`Error::Execution`]; that of the first row, once every row has failed.
-    #[expect(clippy::disallowed_methods, reason = "the one read of a step")]
+    /// [`Error::Execution`]; the error of the first row, once every row has failed.
+    #[expect(clippy::disallowed_methods, reason = "the only read back of a step")]
     pub(super) fn choose(&self, logits: Tensor<2>, rows: &mut Rows) -> Result<Vec<u32>, Error> {
-        let check = logits.clone().sum_dim(1); // [rows, 1]: NaN and infinity stay what they are
+        let check = logits.clone().sum_dim(1); // [rows, 1]: NaN and infinity propagate
         let mut scores = logits;
         if let Some(forbidden) = &self.forbidden {
             let forbidden = forbidden.clone().expand(scores.dims());
@@ -73,7 +73,7 @@ impl OnDevice {
         Ok(ids.into_iter().map(|id| id as u32).collect())
     }
 
-    /// Tokens that would complete a forbidden sequence now, `[rows, vocab_size]`.
+    /// Mask of the tokens that would complete a forbidden sequence now, `[rows, vocab_size]`.
     fn forbidden_now(&self, rows: &Rows, [n_rows, vocab_size]: [usize; 2]) -> Option<TensorData> {
         let mut forbidden: Option<Vec<bool>> = None;
         for row in 0..n_rows {

@@ -1,4 +1,4 @@
-//! Greedy search with processors, and sampling: scores are read once a step.
+//! Greedy search with logits processors, and sampling. Scores are read back once per step.
 
 use super::Rows;
 use crate::logits::{ProcessorChain, RowKey, Sampler, argmax};
@@ -8,7 +8,7 @@ use crate::{Error, GenerationConfig};
 #[derive(Debug)]
 pub(super) struct OnHost {
     chain: ProcessorChain,
-    /// `None` takes the likeliest.
+    /// `None` for greedy search.
     sampler: Option<Sampler>,
     keys: Vec<RowKey>,
 }
@@ -19,7 +19,7 @@ impl OnHost {
         Self { chain, sampler, keys: (0..rows.len()).map(|row| rows.key(row)).collect() }
     }
 
-    /// The processed scores of a row; `logits` are `[samples or rows, vocab_size]`.
+    /// The processed scores of a row. `logits` is `[samples or rows, vocab_size]`.
     pub(super) fn scores(&mut self, row: usize, logits: &[f32], rows: &Rows) -> Vec<f32> {
         let width = rows.width(logits);
         let mut scores = rows.scores_of(row, logits, width).to_vec();
@@ -27,10 +27,10 @@ impl OnHost {
         scores
     }
 
-    /// The next token of each row; 0 for those that have finished or fail now.
+    /// The next token of each row; 0 for rows that have finished or fail in this step.
     ///
     /// # Errors
-    /// That of the first row, once every row has failed.
+    /// The error of the first row, once every row has failed.
     pub(super) fn choose(&mut self, logits: &[f32], rows: &mut Rows) -> Result<Vec<u32>, Error> {
         let mut next_tokens = vec![0; rows.len()];
         for (row, next_token) in next_tokens.iter_mut().enumerate() {

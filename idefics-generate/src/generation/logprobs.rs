@@ -1,4 +1,4 @@
-//! Log-probabilities of tokens, as the model gives them: before any processor.
+//! Log-probabilities of tokens as computed by the model, before any logits processor.
 
 use burn::tensor::activation::log_softmax as device_log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -7,10 +7,10 @@ use serde::Serialize;
 use crate::logits::{log_softmax, top_k};
 use crate::{Error, Model, Prompts};
 
-/// Positions whose logits are computed together: bounds them to about 33 MB for a vocabulary of 32000.
+/// Number of positions whose logits are computed at once: limits them to about 33 MB for a vocabulary of 32000.
 const CHUNK: usize = 256;
 
-/// A token and how likely the model found it.
+/// A token and its log-probability.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct TokenLogprob {
@@ -20,18 +20,18 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
-/// A generated token with the alternatives to it.
+/// A generated token and its alternatives.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct GeneratedLogprob {
-    /// The token that was taken.
+    /// The generated token.
     #[serde(flatten)]
     pub token: TokenLogprob,
-    /// The likeliest tokens there, best first; the one that was taken may be among them.
+    /// The most likely tokens at this position, best first; may include the generated one.
     pub top: Vec<TokenLogprob>,
 }
 
-/// The log-probability of `id` and the `n_top` likeliest tokens, from the logits of one position.
+/// The log-probability of `id` and the `n_top` most likely tokens, from the logits of one position.
 pub(super) fn of_token(logits: &[f32], id: u32, n_top: usize) -> GeneratedLogprob {
     let mut log_probs = logits.to_vec();
     log_softmax(&mut log_probs);
@@ -39,13 +39,13 @@ pub(super) fn of_token(logits: &[f32], id: u32, n_top: usize) -> GeneratedLogpro
     GeneratedLogprob { token, top: likeliest(&log_probs, n_top) }
 }
 
-/// The `n_top` likeliest tokens, best first.
+/// The `n_top` most likely tokens, best first.
 pub(super) fn likeliest(log_probs: &[f32], n_top: usize) -> Vec<TokenLogprob> {
     let token = |id: usize| TokenLogprob { id: id as u32, logprob: log_probs[id] };
     top_k(log_probs, n_top).into_iter().map(token).collect()
 }
 
-/// For each row the log-probability of each prompt token after its first.
+/// For each row, the log-probability of each prompt token after the first.
 ///
 /// # Shapes
 /// - `hidden_states`: `[batch, seq, d]`, the decoder's output on `prompts`
@@ -63,10 +63,10 @@ pub(super) fn of_prompts(
     rows.collect()
 }
 
-/// The log-probability of each target after the hidden state before it.
+/// The log-probability of each target, given the hidden state of the position before it.
 ///
 /// # Shapes
-/// - `hidden_states`: `[n_targets, d]`, normed
+/// - `hidden_states`: `[n_targets, d]`, after the final norm
 pub(crate) fn of_tokens(model: &dyn Model, hidden_states: Tensor<2>, targets: &[u32]) -> Result<Vec<f32>, Error> {
     let mut logprobs = Vec::with_capacity(targets.len());
     for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
@@ -81,7 +81,7 @@ pub(crate) fn of_tokens(model: &dyn Model, hidden_states: Tensor<2>, targets: &[
 }
 
 /// Reads a tensor back as f32.
-#[expect(clippy::disallowed_methods, reason = "scores that are looked at on the host")]
+#[expect(clippy::disallowed_methods, reason = "scores are processed on the host")]
 pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, Error> {
     let failed = |reason: String| Error::Execution { reason };
     let data = tensor.cast(DType::F32).try_into_data().map_err(|error| failed(format!("{error:?}")))?;

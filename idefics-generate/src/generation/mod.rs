@@ -1,4 +1,4 @@
-//! The generation loop: one [`Generation`] is one batch of rows that grow a token at a time.
+//! The generation loop. A [`Generation`] is a batch of rows that grow by one token per step.
 
 mod beams;
 mod controls;
@@ -34,26 +34,26 @@ pub(crate) use steps::ReplayedStep;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// An end token or a stop string.
+    /// An end token or a stop string was generated.
     Stop,
-    /// The length limit.
+    /// The maximum length was reached.
     Length,
-    /// `max_time`.
+    /// `max_time` passed.
     Time,
-    /// [`CancelToken::cancel`].
+    /// [`CancelToken::cancel`] was called.
     Cancelled,
-    /// No token could be chosen; [`Generation::failure`] says why.
+    /// No token could be chosen; see [`Generation::failure`].
     Failed,
 }
 
-/// A batch that is being generated. Dropping it ends it.
+/// A batch that is being generated. Dropping it ends the generation.
 ///
-/// Rows are answers: those of the first sample, then those of the second. While beams are searched, rows are beams.
+/// Each row is an answer, ordered by sample. During beam search, each row is a beam.
 ///
-/// A generation stays on the thread that started it (it is not `Send`), because a captured step is replayed on the thread
-/// of its [`DeviceLease`](crate::DeviceLease). [`Idefics::generate_in_background`](crate::Idefics::generate_in_background)
-/// starts one on a thread of its own and gives a [`BackgroundText`](crate::BackgroundText), which is `Send`. A captured step
-/// cannot be taken along:
+/// A generation stays on the thread that started it (it is not `Send`), because a captured step is replayed on the
+/// thread of its [`DeviceLease`](crate::DeviceLease). To generate on another thread, use
+/// [`Idefics::generate_in_background`](crate::Idefics::generate_in_background), which returns a
+/// [`BackgroundText`](crate::BackgroundText) that is `Send`. A generation cannot be moved:
 ///
 /// ```compile_fail,E0277
 /// fn on_another_thread(mut generation: idefics_generate::Generation<'static>) {
@@ -66,10 +66,10 @@ pub struct Generation<'a> {
     config: GenerationConfig,
     rows: Rows,
     stops: Stops<'a>,
-    /// Recorded steps share the cache's memory, and go before it.
+    /// Captured steps use the cache's memory, so they are dropped first.
     steps: Steps<'a>,
     cache: KvCache,
-    /// Where a sample has several rows: which token follows which.
+    /// If a sample has several rows: the parent of each token in the shared cache.
     branches: Option<Branches>,
     /// Logits after the prompts, `[samples, vocab_size]`, until the first tokens are chosen.
     logits: Option<Tensor<2>>,
@@ -80,7 +80,7 @@ pub struct Generation<'a> {
     prompt_logprobs: Option<Vec<Vec<f32>>>,
 }
 
-/// How the next tokens are found.
+/// How the next tokens are chosen.
 #[derive(Debug)]
 enum Strategy {
     OnDevice(OnDevice),
@@ -89,10 +89,11 @@ enum Strategy {
 }
 
 impl<'a> Generation<'a> {
-    /// Runs the prompts. `image_hidden_states` is [`Model::encode_images`] of all their images, row after row.
+    /// Runs the prompts. `image_hidden_states` is the result of [`Model::encode_images`] for all their images, row
+    /// by row.
     ///
     /// # Errors
-    /// [`Error::Generation`] for options that cannot be followed, [`Error::Input`] for prompts that do not fit.
+    /// [`Error::Generation`] if an option is invalid, [`Error::Input`] if the prompts do not fit the model.
     pub fn start(
         model: &'a dyn Model,
         prompts: &Prompts,
@@ -104,14 +105,15 @@ impl<'a> Generation<'a> {
         Self::begin(model, prompts, image_hidden_states, cache, options, controls.into())
     }
 
-    /// As [`Generation::start`] for one prompt whose beginning is in `cache` already: only what follows is computed, and
-    /// `image_hidden_states` are those of the images that follow. [`Generation::into_cache`] gives the cache back.
+    /// Like [`Generation::start`], for a single prompt whose beginning is already cached. Only the rest is
+    /// computed; `image_hidden_states` contains the images of the rest. [`Generation::into_cache`] returns the
+    /// cache afterwards.
     ///
     /// # Errors
-    /// As [`Generation::start`].
+    /// See [`Generation::start`].
     ///
     /// # Panics
-    /// If the cache has another number of rows than one, or holds the whole prompt.
+    /// If the cache or the prompts have more than one row, or the cache already contains the whole prompt.
     pub fn resume(
         model: &'a dyn Model,
         prompts: &Prompts,
@@ -120,8 +122,8 @@ impl<'a> Generation<'a> {
         options: &GenerationConfig,
         controls: impl Into<Controls<'a>>,
     ) -> Result<Self, Error> {
-        assert!(cache.batch() == 1 && prompts.batch() == 1, "a conversation is one row");
-        assert!(cache.len() < prompts.seq(), "something of the prompt is left to compute");
+        assert!(cache.batch() == 1 && prompts.batch() == 1, "only a single row can be resumed");
+        assert!(cache.len() < prompts.seq(), "the cache must not contain the whole prompt");
         Self::begin(model, prompts, image_hidden_states, cache, options, controls.into())
     }
 
@@ -144,7 +146,7 @@ impl<'a> Generation<'a> {
 
         let per_sample = config.num_beams().max(config.num_return_sequences());
         let rows = Rows::new(prompts, per_sample, &config);
-        // The last tokens are never read back in.
+        // The last token of each row is never fed back to the model.
         let max_new_tokens = config.max_length() - prompts.seq();
         let capacity = prompts.seq() + per_sample * (max_new_tokens - 1);
         let new = match cache.len() {
@@ -187,13 +189,14 @@ impl<'a> Generation<'a> {
         })
     }
 
-    /// Generates one more token of each row, the pad token in rows that have finished; `None` when all have.
+    /// Generates the next token of each row, or the pad token in rows that have finished. `None` if all have
+    /// finished.
     ///
-    /// A row for which no token can be chosen fails alone: it finishes as [`FinishReason::Failed`], and the others go on.
+    /// If no token can be chosen for a row, only that row ends, with [`FinishReason::Failed`].
     ///
     /// # Errors
-    /// [`Error::Execution`]; once every row has failed, the [`Error::NonFinite`] or [`Error::NoAllowedToken`] of the
-    /// first.
+    /// [`Error::Execution`]; if every row has failed, the [`Error::NonFinite`] or [`Error::NoAllowedToken`] of the
+    /// first row.
     pub fn step(&mut self) -> Result<Option<Vec<u32>>, Error> {
         if self.cancel.is_cancelled() && !self.rows.all_finished() {
             match &mut self.strategy {
@@ -237,7 +240,7 @@ impl<'a> Generation<'a> {
         Ok(Some(self.rows.push(next_tokens, &self.config, &self.stops)))
     }
 
-    /// Runs the last token of each row: logits of the next, `[rows, vocab_size]`.
+    /// Runs the last token of each row; returns the logits of the next, `[rows, vocab_size]`.
     fn forward(&mut self) -> Result<Tensor<2>, Error> {
         let last = self.rows.last_tokens();
         let Some(branches) = &mut self.branches else {
@@ -251,13 +254,14 @@ impl<'a> Generation<'a> {
         Ok(logits.flatten(0, 1))
     }
 
-    /// Each row with padding, prompt, what was generated, and what fills it after its end: what the reference's
-    /// `generate` returns.
+    /// The full rows, as returned by the reference's `generate`: padding, prompt, answer, and filler after its
+    /// end.
     pub fn sequences(&self) -> &[Vec<u32>] {
         &self.rows.sequences
     }
 
-    /// The scores of the answers of a beam search, once it is over: log-probabilities with the length penalty.
+    /// Beam search only: the scores of the answers (log-probabilities with length penalty) once the search is
+    /// over.
     pub fn sequences_scores(&self) -> Option<&[f32]> {
         match &self.strategy {
             Strategy::Beams(beams) => beams.scores(),
@@ -265,40 +269,39 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Answers of each sample.
+    /// Number of answers per sample.
     pub fn answers_per_sample(&self) -> usize {
         self.config.num_return_sequences()
     }
 
-    /// What was generated in a row, its end token included.
+    /// The generated tokens of a row, end token included.
     pub fn generated(&self, row: usize) -> &[u32] {
         self.rows.generated(row)
     }
 
-    /// Why a row stopped, once it has.
+    /// Why a row ended, if it has.
     pub fn finish_reason(&self, row: usize) -> Option<FinishReason> {
         self.rows.finished[row]
     }
 
-    /// Why a row failed, [`Error::NonFinite`] or [`Error::NoAllowedToken`], if it did.
+    /// The error of a row that failed: [`Error::NonFinite`] or [`Error::NoAllowedToken`].
     pub fn failure(&self, row: usize) -> Option<Error> {
         self.rows.failure(row)
     }
 
-    /// The log-probabilities of a row's generated tokens; empty unless [`Controls::logprobs`] asked for them, and for
-    /// beams until the search is over.
+    /// The log-probabilities of a row's generated tokens. Empty unless requested with [`Controls::logprobs`], and
+    /// during beam search.
     pub fn logprobs(&self, row: usize) -> &[GeneratedLogprob] {
         self.logprobs.get(row).map_or(&[], Vec::as_slice)
     }
 
-    /// The log-probability of each prompt token of a sample after its first, if [`Controls::prompt_logprobs`] asked for
-    /// them.
+    /// The log-probability of each prompt token after the first, if requested with [`Controls::prompt_logprobs`].
     pub fn prompt_logprobs(&self, sample: usize) -> Option<&[f32]> {
         self.prompt_logprobs.as_ref().map(|samples| samples[sample].as_slice())
     }
 
-    /// The scores of the first tokens as they are before a token is chosen, after every processor and filter,
-    /// `[rows, vocab_size]`. Only before the first step, and only where scores are on the host.
+    /// The scores of the first token of each row after all logits processors and filters, `[rows, vocab_size]`.
+    /// Available only before the first step, and only if scores are processed on the host.
     ///
     /// # Errors
     /// [`Error::Execution`].
@@ -308,12 +311,12 @@ impl<'a> Generation<'a> {
         Ok(Some((0..self.rows.len()).map(|row| choice.scores(row, &logits, &self.rows)).collect()))
     }
 
-    /// Whether steps are replayed, see [`Replays`].
+    /// Whether steps are replayed; see [`Replays`].
     pub fn is_replayed(&self) -> bool {
         matches!(self.steps, Steps::Replayed(_))
     }
 
-    /// Why no step is replayed although one was to be recorded.
+    /// Why graph capture was requested but no step is replayed.
     pub fn replay_refusal(&self) -> Option<&str> {
         match &self.steps {
             Steps::AlwaysLaunched { reason } => reason.as_deref(),
@@ -321,7 +324,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// The cache, which holds every token of row 0 but the last that was generated.
+    /// The cache. It contains every token of row 0 except the last generated one.
     pub fn into_cache(self) -> KvCache {
         self.cache
     }

@@ -1,4 +1,4 @@
-//! The rows of a batch, and what ends them.
+//! The rows of a batch, and their end conditions.
 
 use std::time::{Duration, Instant};
 
@@ -9,26 +9,26 @@ use crate::logits::{Row, RowError, RowKey};
 use crate::stop_strings::StopStrings;
 use crate::{Error, GenerationConfig, GenerationError, Prompts};
 
-/// Rows of samples, `per_sample` each, that grow together.
+/// All rows of a batch, `per_sample` rows for each sample.
 #[derive(Debug)]
 pub(super) struct Rows {
-    /// Each row's slots: padding, prompt, what was generated, what fills it.
+    /// The slots of each row: padding, prompt, generated tokens, filler.
     pub(super) sequences: Vec<Vec<u32>>,
     pub(super) finished: Vec<Option<FinishReason>>,
-    /// Why no token of a row could be chosen, and after how many.
+    /// Why no token could be chosen for a row, and after how many generated tokens.
     failures: Vec<Option<(RowError, usize)>>,
-    /// Tokens generated in each row up to its end.
+    /// Number of generated tokens in each row up to its end.
     lengths: Vec<usize>,
     per_sample: usize,
-    /// Of each sample.
+    /// Padding of each sample, in slots.
     left_padding: Vec<usize>,
-    /// Slots of the prompts.
+    /// Slots of a prompt, padding included.
     prompt_len: usize,
     filler: u32,
 }
 
 impl Rows {
-    /// `per_sample` equal rows for each prompt.
+    /// Creates `per_sample` equal rows for each prompt.
     pub(super) fn new(prompts: &Prompts, per_sample: usize, config: &GenerationConfig) -> Self {
         let n_rows = prompts.batch() * per_sample;
         Self {
@@ -55,12 +55,12 @@ impl Rows {
         self.prompt_len
     }
 
-    /// Tokens generated so far in every row that goes on.
+    /// Number of tokens generated so far in every unfinished row.
     pub(super) fn n_generated(&self) -> usize {
         self.sequences[0].len() - self.prompt_len
     }
 
-    /// Prompt and answer of a row without padding.
+    /// The prompt and generated tokens of a row, without padding.
     pub(super) fn tokens(&self, row: usize) -> &[u32] {
         &self.sequences[row][self.left_padding[row / self.per_sample]..]
     }
@@ -70,7 +70,7 @@ impl Rows {
         &self.sequences[sample * self.per_sample][..self.prompt_len]
     }
 
-    /// What processors see of a row.
+    /// The view of a row that logits processors get.
     pub(super) fn row(&self, row: usize) -> Row<'_> {
         let sample = row / self.per_sample;
         let padding = self.left_padding[sample];
@@ -83,7 +83,8 @@ impl Rows {
         }
     }
 
-    /// A number that belongs to a sample's prompt and to nothing else in the batch: FNV-1a over its tokens.
+    /// The sampling key of a row: a hash of the prompt (FNV-1a over its tokens), so that a row draws the same
+    /// numbers in any batch.
     pub(super) fn key(&self, row: usize) -> RowKey {
         let sample = row / self.per_sample;
         let prompt = &self.prompt(sample)[self.left_padding[sample]..];
@@ -93,12 +94,13 @@ impl Rows {
         RowKey { sample: hash, answer: (row % self.per_sample) as u64 }
     }
 
-    /// The width of scores that are of samples before the first token, and of rows later.
+    /// The vocabulary size of `scores`, which have one row per sample before the first token, and one per row
+    /// later.
     pub(super) fn width(&self, scores: &[f32]) -> usize {
         scores.len() / if self.n_generated() == 0 { self.n_samples() } else { self.len() }
     }
 
-    /// The scores of a row in `[samples, width]` before the first token, in `[rows, width]` later.
+    /// The scores of a row: from `[samples, width]` before the first token, from `[rows, width]` later.
     pub(super) fn scores_of<'s>(&self, row: usize, scores: &'s [f32], width: usize) -> &'s [f32] {
         let at = if self.n_generated() == 0 { row / self.per_sample } else { row };
         &scores[at * width..(at + 1) * width]
@@ -108,14 +110,15 @@ impl Rows {
         self.sequences.iter().map(|row| row[row.len() - 1]).collect()
     }
 
-    /// Places behind the prompt of what the rows' last tokens follow, where row `i` continues row `continued[i]`.
+    /// For each row, the index after the prompt of the token that its last token follows, if row `i` continues row
+    /// `continued[i]`. `None` if that is the prompt.
     pub(super) fn parents(&self, continued: &[usize]) -> Vec<Option<usize>> {
         let step = self.n_generated() - 1;
         let place = |row: &usize| step.checked_sub(1).map(|before| before * self.per_sample + row % self.per_sample);
         continued.iter().map(place).collect()
     }
 
-    /// Adds a token to each row, the filler to those that have finished, and says what was added.
+    /// Appends a token to each row (the filler to finished rows) and returns the appended tokens.
     pub(super) fn push(&mut self, mut next_tokens: Vec<u32>, config: &GenerationConfig, stops: &Stops<'_>) -> Vec<u32> {
         let is_late = stops.is_late();
         for (row, next_token) in next_tokens.iter_mut().enumerate() {
@@ -145,7 +148,7 @@ impl Rows {
         self.finished.iter_mut().for_each(|finished| _ = finished.get_or_insert(reason));
     }
 
-    /// Puts running beams in the place of the rows.
+    /// Replaces the generated tokens of the rows by those of the running beams.
     pub(super) fn replace<'r>(&mut self, generated: impl Iterator<Item = &'r [u32]>) {
         for (row, generated) in self.sequences.iter_mut().zip(generated) {
             row.truncate(self.prompt_len);
@@ -153,14 +156,14 @@ impl Rows {
         }
     }
 
-    /// Puts answers, `per_sample` of each sample, in the place of the rows, filled to the longest.
+    /// Replaces the rows by answers, `per_sample` of each sample, filled up to the longest.
     pub(super) fn conclude(&mut self, answers: Vec<(Vec<u32>, FinishReason)>, per_sample: usize, filler: u32) {
         let longest = answers.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0);
         let prompts: Vec<Vec<u32>> = (0..self.n_samples()).map(|sample| self.prompt(sample).to_vec()).collect();
         self.lengths = answers.iter().map(|(tokens, _)| tokens.len()).collect();
-        // All beams of a sample fail together.
-        let of_answer = |answer: usize| self.failures[answer / per_sample * self.per_sample];
-        self.failures = (0..answers.len()).map(of_answer).collect();
+        // The beams of a sample fail together.
+        let failure_of = |answer: usize| self.failures[answer / per_sample * self.per_sample];
+        self.failures = (0..answers.len()).map(failure_of).collect();
         let reason = |(failure, &(_, reason)): (&Option<_>, &(_, FinishReason))| match failure {
             None => Some(reason),
             Some(_) => Some(FinishReason::Failed),
@@ -174,24 +177,24 @@ impl Rows {
         self.per_sample = per_sample;
     }
 
-    /// What was generated in a row, its end included.
+    /// The generated tokens of a row, end token included.
     pub(super) fn generated(&self, row: usize) -> &[u32] {
         &self.sequences[row][self.prompt_len..self.prompt_len + self.lengths[row]]
     }
 
-    /// Counts what a row has generated while it is a beam.
+    /// Updates the lengths of rows that are running beams.
     pub(super) fn count(&mut self) {
         let n_generated = self.n_generated();
         self.lengths.fill(n_generated);
     }
 
-    /// Ends a row of which no token can be chosen.
+    /// Ends a row for which no token can be chosen.
     pub(super) fn end_failed(&mut self, row: usize, error: RowError) {
         self.fail(row, error);
         self.finished[row] = Some(FinishReason::Failed);
     }
 
-    /// Notes that no token of a row can be chosen.
+    /// Records that no token can be chosen for a row.
     pub(super) fn fail(&mut self, row: usize, error: RowError) {
         let failure = (error, self.n_generated());
         self.failures[row].get_or_insert(failure);
@@ -202,10 +205,10 @@ impl Rows {
         self.failures[row].is_some()
     }
 
-    /// Why a row failed, if it did.
+    /// The error of a row, if it failed.
     pub(super) fn failure(&self, row: usize) -> Option<Error> {
         let (error, n_tokens) = (*self.failures.get(row)?)?;
-        // Rows of one sample are told apart by nothing that a caller knows.
+        // Report the sample: callers know nothing about its individual rows.
         let row = row / self.per_sample;
         Some(match error {
             RowError::NonFinite => Error::NonFinite { row, n_tokens },
@@ -213,7 +216,7 @@ impl Rows {
         })
     }
 
-    /// The error of the first row, once every row has failed.
+    /// The error of the first row, if every row has failed.
     pub(super) fn check_failures(&self) -> Result<(), Error> {
         match self.failure(0).filter(|_| self.failures.iter().all(Option::is_some)) {
             Some(error) => Err(error),
@@ -222,7 +225,7 @@ impl Rows {
     }
 }
 
-/// What ends an answer besides tokens and length.
+/// End conditions other than end tokens and length: stop strings and `max_time`.
 #[derive(Debug)]
 pub(super) struct Stops<'a> {
     strings: StopStrings,

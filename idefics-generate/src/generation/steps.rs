@@ -1,5 +1,4 @@
-//! Decode steps of rows that grow by one token each: launched one operation after the other, or replayed once the device
-//! has recorded a step.
+//! Decode steps of rows that grow by one token per step: eager, or replayed once a step has been captured.
 
 use burn::tensor::Tensor;
 use idefics_nn::{DeviceLease, KvCache, Replay, can_record};
@@ -9,14 +8,14 @@ use super::logprobs::read;
 use crate::inputs::check_ids;
 use crate::{Error, Model};
 
-/// Steps before one is recorded, and that must be left then: recording costs as much as a few, which a short answer would
-/// not earn back.
-const LONG: usize = 8;
+/// Minimum number of steps before a capture, and of steps that must remain after it. Capturing costs as much as a
+/// few steps, which would not pay off in a short answer.
+const MIN_STEPS: usize = 8;
 
-/// Normalised mean square error up to which a replay's logits are those of the launched step.
-const TRUSTED: f32 = 1e-3;
+/// Maximum normalised mean square error between the logits of a replay and of the eager step.
+const MAX_ERROR: f32 = 1e-3;
 
-/// A recorded step of a cache.
+/// A captured decode step for a cache.
 #[derive(Debug)]
 pub(crate) struct ReplayedStep<'a> {
     model: &'a dyn Model,
@@ -24,11 +23,12 @@ pub(crate) struct ReplayedStep<'a> {
 }
 
 impl<'a> ReplayedStep<'a> {
-    /// Records the step of the tokens in the cache's last slot but one, and has it compute that of the `newest`, which gave
-    /// `logits`. The cache holds what it held, but for the rounding of these two slots, and takes its memory once more
-    /// meanwhile. Else says in a line why there is no such step.
+    /// Captures the decode step at the cache's last slot but one, with the tokens `before`, then replays it for
+    /// the `newest` tokens and compares the result with `logits`, the eager ones. The cache keeps its contents, up
+    /// to rounding in these two slots, and temporarily needs twice its memory. On failure, returns the reason as a
+    /// single line.
     ///
-    /// While it is there, the cache grows by [`Self::run`] alone.
+    /// While the captured step exists, the cache must grow only by [`Self::run`].
     pub(crate) fn record(
         model: &'a dyn Model,
         lease: &'a DeviceLease,
@@ -37,19 +37,23 @@ impl<'a> ReplayedStep<'a> {
         cache: &mut KvCache,
     ) -> Result<Self, String> {
         let mut spare = None;
-        let recorded = Self::record_beside(model, lease, before, cache, &mut spare).and_then(|mut step| {
+        let recorded = Self::record_with_spare(model, lease, before, cache, &mut spare).and_then(|mut step| {
             let error = step.error(newest, logits, cache.len() - 1)?;
-            // NaN is refused too.
-            if error <= TRUSTED { Ok(step) } else { Err(format!("its logits differ by {error:.1e} of their square")) }
+            // Also false for NaN.
+            if error <= MAX_ERROR {
+                Ok(step)
+            } else {
+                Err(format!("the replayed logits differ from the eager ones (normalised error {error:.1e})"))
+            }
         });
         if let (Err(_), Some(spare)) = (&recorded, spare) {
-            *cache = spare; // what a step wrote that failed or went wrong
+            *cache = spare; // undo what a failed or wrong step wrote
         }
         recorded
     }
 
-    /// Records the step and puts a copy of what it writes to into `spare`.
-    fn record_beside(
+    /// Captures the step, and puts a copy of the cache that it writes to into `spare`.
+    fn record_with_spare(
         model: &'a dyn Model,
         lease: &'a DeviceLease,
         tokens: &[u32],
@@ -62,11 +66,11 @@ impl<'a> ReplayedStep<'a> {
             *spare = Some(cache.copied());
             Some(step)
         });
-        let replay = replay.map_err(|error| in_a_line(&error))?;
-        Ok(Self { model, replay: replay.ok_or("the model or its device records none")? })
+        let replay = replay.map_err(|error| single_line(&error))?;
+        Ok(Self { model, replay: replay.ok_or("the model or its device does not support graph capture")? })
     }
 
-    /// [`Model::decode`] of the next tokens. The logits are good until the next call.
+    /// [`Model::decode`] for the next tokens. The logits are valid until the next call.
     pub(crate) fn run(&mut self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, Error> {
         check_ids(next_tokens, 1, self.model.shape().vocab_size)?;
         let slot = cache.len();
@@ -74,12 +78,12 @@ impl<'a> ReplayedStep<'a> {
         self.run_at(next_tokens, slot).map_err(|reason| Error::Execution { reason })
     }
 
-    /// The logits behind tokens in a slot of the cache, which are written there.
+    /// Replays the step for tokens at a slot of the cache; returns their logits.
     fn run_at(&mut self, tokens: &[u32], slot: usize) -> Result<Tensor<2>, String> {
-        self.replay.run([&ids(tokens), &[slot as i32]]).map_err(|error| in_a_line(&error))
+        self.replay.run([&ids(tokens), &[slot as i32]]).map_err(|error| single_line(&error))
     }
 
-    /// The mean square error of the logits behind these tokens, normalised by the mean square of `logits`.
+    /// The mean square error of the replayed logits, divided by the mean square of `logits`.
     fn error(&mut self, tokens: &[u32], logits: &Tensor<2>, slot: usize) -> Result<f32, String> {
         let replayed = self.run_at(tokens, slot)?;
         let squares = [replayed - logits.clone(), logits.clone()].map(|values| values.square().sum());
@@ -88,8 +92,8 @@ impl<'a> ReplayedStep<'a> {
     }
 }
 
-/// What an error says, without where it came from.
-fn in_a_line(error: &impl ToString) -> String {
+/// An error message as a single line, without its backtrace.
+fn single_line(error: &impl ToString) -> String {
     let text = error.to_string();
     let said =
         text.lines().map(str::trim).filter(|line| !line.is_empty()).take_while(|line| !line.ends_with("acktrace:"));
@@ -102,25 +106,25 @@ fn ids(tokens: &[u32]) -> Vec<i32> {
     tokens.iter().map(|&id| id as i32).collect()
 }
 
-/// How the steps of a generation are computed.
+/// How the decode steps of a generation are computed.
 #[derive(Debug)]
 pub(super) enum Steps<'a> {
-    /// One operation after the other: `n_steps` so far, the last of the tokens `last`. A step is recorded once there are
-    /// `wait` before it, if there is room for as many more.
+    /// Eagerly until the capture. `n_steps` steps have run, the last one with the tokens `last`. A step is
+    /// captured once `wait` steps have run, if at least as many slots are left.
     Launched { lease: &'a DeviceLease, wait: usize, n_steps: usize, last: Vec<u32> },
-    /// One operation after the other to the end; why, if a step was to be recorded.
+    /// Eagerly to the end. `reason` says why, if a capture was requested.
     AlwaysLaunched { reason: Option<String> },
-    /// As they were recorded.
+    /// By replaying the captured step.
     Replayed(Box<ReplayedStep<'a>>),
 }
 
 impl<'a> Steps<'a> {
-    /// Nothing recorded yet.
+    /// Starts without a captured step.
     pub(super) fn new(replays: Replays<'a>, model: &dyn Model) -> Self {
         let (lease, wait) = match replays {
             _ if !can_record(&model.device()) => return Self::AlwaysLaunched { reason: None },
             Replays::Never => return Self::AlwaysLaunched { reason: None },
-            Replays::WhenLong(lease) => (lease, LONG),
+            Replays::WhenLong(lease) => (lease, MIN_STEPS),
             Replays::AtOnce(lease) => (lease, 1),
         };
         Self::Launched { lease, wait, n_steps: 0, last: Vec::new() }
@@ -140,7 +144,8 @@ impl<'a> Steps<'a> {
         if let Self::Launched { lease, wait, n_steps, last } = self {
             let (before, left) = (*n_steps, cache.capacity() - cache.len());
             *n_steps += 1;
-            // The step before is recorded, so that this one's tokens and slot have to reach it.
+            // The previous step is captured, to check that a replay uses its new inputs: this step's tokens and
+            // slot.
             if before >= *wait && left >= *wait {
                 *self = match ReplayedStep::record(model, lease, [last, next_tokens], &logits, cache) {
                     Ok(step) => Self::Replayed(Box::new(step)),

@@ -1,4 +1,4 @@
-//! Which options can be followed.
+//! Validation of options.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use idefics_text::TextConfig;
 use super::{DEFAULT_NEW_TOKENS, GenerationConfig, GenerationError};
 use crate::Error;
 
-/// Bytes that the beams or answers of one sample may take: 16 beams of 4096 tokens of the 8B model in f32. How many
-/// samples run together is the caller's own choice.
+/// Maximum bytes for the beams or answers of one sample: 16 beams with 4096 tokens of the 8B model in f32. How
+/// many samples run together is up to the caller.
 const SAMPLE_BYTES: f64 = (16_u64 << 30) as f64;
 
 impl GenerationConfig {
-    /// Completes and checks the options for prompts of `prompt_tokens` slots and logits `vocab_size` wide: the result
-    /// has `max_length` and no `max_new_tokens`.
+    /// Completes and checks the options for prompts of `prompt_tokens` slots and logits of width `vocab_size`. The
+    /// result has `max_length` set, and no `max_new_tokens`.
     pub(crate) fn resolve(&self, prompt_tokens: usize, vocab_size: usize) -> Result<Self, GenerationError> {
         self.check_supported()?;
         let (option, value, max_length) = match (self.max_new_tokens, self.max_length) {
@@ -31,9 +31,9 @@ impl GenerationConfig {
         Ok(resolved)
     }
 
-    /// Refuses more beams or answers of a sample than memory is for, once the options are
-    /// [resolved](GenerationConfig::resolve): what is allocated grows with the square of their number. One answer within
-    /// the trained context is never refused.
+    /// Rejects [resolved](GenerationConfig::resolve) options with too many beams or answers per sample for the
+    /// memory limit: the memory grows with the square of their number. A single answer within the trained context
+    /// is always allowed.
     pub(crate) fn check_memory(&self, prompt_tokens: usize, text_config: &TextConfig) -> Result<(), GenerationError> {
         let (option, value) = match (self.num_beams(), self.num_return_sequences()) {
             (beams @ 2.., _) => ("num_beams", beams),
@@ -42,7 +42,7 @@ impl GenerationConfig {
             _ => ("max_length", self.max_length()),
         };
         let max_new_tokens = self.max_length().saturating_sub(prompt_tokens);
-        // In f64, which does not overflow: any product of what a command line can hold is finite.
+        // In f64, which cannot overflow here, whatever the command line contains.
         let f32_bytes = DType::F32.size() as f64;
         let rows = self.num_beams().max(self.num_return_sequences()).max(1) as f64;
         let slots = prompt_tokens as f64 + rows * max_new_tokens as f64;
@@ -58,17 +58,17 @@ impl GenerationConfig {
         Ok(())
     }
 
-    /// [Validates](GenerationConfig::validate) these options over those of a model folder. What is wrong is the folder's
-    /// fault if these say nothing of it.
+    /// [Validates](GenerationConfig::validate) these options on top of those of a model folder. An error is blamed
+    /// on the folder if these options do not set the option at fault.
     ///
     /// # Errors
-    /// [`Error::Generation`] or [`Error::FolderOption`], and as [`GenerationConfig::from_folder`].
+    /// [`Error::Generation`], [`Error::FolderOption`], or an error of [`GenerationConfig::from_folder`].
     pub fn validate_over(&self, folder: &Path) -> Result<(), Error> {
         let together = self.over(&Self::from_folder(folder)?);
         together.validate().map_err(|error| self.blame(error, folder))
     }
 
-    /// Whose error it is: that of these options, or of the folder's over which they were laid.
+    /// Attributes an error to these options, or to those of the folder beneath them.
     pub(crate) fn blame(&self, error: GenerationError, folder: &Path) -> Error {
         let given = serde_json::to_value(self).unwrap_or_default();
         let is_given = error.options().any(|option| given.get(option).is_some());
@@ -78,8 +78,8 @@ impl GenerationConfig {
         }
     }
 
-    /// Refuses values and combinations that the reference refuses, and probabilities out of range that it would pass
-    /// over in silence. Options that mean something only to a draw are looked at only with `do_sample`.
+    /// Rejects invalid values and combinations: those that the reference rejects, and probabilities out of range
+    /// that it would silently ignore. Sampling options are checked only with `do_sample`.
     ///
     /// # Errors
     /// [`GenerationError::OutOfRange`], [`GenerationError::Conflict`], [`GenerationError::Empty`].
@@ -147,13 +147,13 @@ impl GenerationConfig {
         let conflict = |option, other, reason| Err(GenerationError::Conflict { option, other, reason });
         let (num_beams, answers) = (self.num_beams(), self.num_return_sequences());
         if answers > 1 && num_beams == 1 && !self.do_sample() {
-            return conflict("num_return_sequences", "do_sample", "greedy search has one answer");
+            return conflict("num_return_sequences", "do_sample", "greedy search returns only one answer");
         }
         if num_beams > 1 && answers > num_beams {
-            return conflict("num_return_sequences", "num_beams", "there are no more answers than beams");
+            return conflict("num_return_sequences", "num_beams", "there cannot be more answers than beams");
         }
         if self.exponential_decay_length_penalty.is_some() && self.eos_token_ids().is_empty() {
-            return conflict("exponential_decay_length_penalty", "eos_token_id", "there is no end token to favor");
+            return conflict("exponential_decay_length_penalty", "eos_token_id", "there is no end token to favour");
         }
         let suppressed = self.suppress_tokens.as_deref().unwrap_or_default();
         let forced_bos: &[u32] = self.forced_bos_token_id.as_slice();
@@ -167,7 +167,7 @@ impl GenerationConfig {
         Ok(())
     }
 
-    /// Refuses ids that scores of width `vocab_size` have no place for, where the reference would fail.
+    /// Rejects token ids that are not less than `vocab_size`; the reference would fail with them.
     ///
     /// # Errors
     /// [`GenerationError::TokenId`].
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_follow_the_reference() {
+    fn lengths_match_reference() {
         let max_length = |value| config(value).resolve(7, 100).map(|resolved| resolved.max_length());
         assert_eq!(max_length(json!({})), Ok(27));
         assert_eq!(max_length(json!({"max_length": 9})), Ok(9));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_overrides_the_folder_key_by_key() {
+    fn call_overrides_folder_per_key() {
         let folder = config(json!({"eos_token_id": [2, 9], "pad_token_id": 0, "bad_words_ids": [[5]],
             "guidance_scale": 2.0, "temperature": 0.5}));
         let call = config(json!({"max_new_tokens": 3, "eos_token_id": 4, "guidance_scale": 1, "temperature": null}));
@@ -231,23 +231,27 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_and_idle_options_are_named() {
+    fn warns_about_unknown_keys_and_options_without_effect() {
         let warnings = |value| config(value).warnings().iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
             warnings(json!({"tempreature": 0.1, "use_cache": true, "transformers_version": "5"})),
             ["`tempreature` is not a generation option and is ignored"]
         );
-        assert_eq!(warnings(json!({"top_p": 0.9})), ["`top_p` means nothing without `do_sample`"]);
-        assert_eq!(warnings(json!({"length_penalty": 2})), ["`length_penalty` means nothing without `num_beams`"]);
+        assert_eq!(warnings(json!({"top_p": 0.9})), ["`top_p` has no effect without `do_sample`"]);
+        assert_eq!(warnings(json!({"length_penalty": 2})), ["`length_penalty` has no effect without `num_beams`"]);
         assert!(warnings(json!({"do_sample": true, "top_p": 0.9, "num_beams": 2, "length_penalty": 2})).is_empty());
     }
 
     #[test]
-    fn more_rows_than_memory_is_for_are_refused() {
+    fn rejects_more_rows_than_fit_in_memory() {
         let text_config = TextConfig::idefics2_preset();
         let check = |value| config(value).resolve(500, 32_003).unwrap().check_memory(500, &text_config);
         assert_eq!(check(json!({"num_beams": 16, "max_new_tokens": 1000})), Ok(()));
-        assert_eq!(check(json!({"max_length": text_config.max_position_embeddings})), Ok(()), "the trained context");
+        assert_eq!(
+            check(json!({"max_length": text_config.max_position_embeddings})),
+            Ok(()),
+            "a single answer within the trained context is always allowed"
+        );
         for (value, expected) in [
             (json!({"num_beams": 100_000}), ("num_beams", 100_000, 20)),
             (json!({"num_beams": usize::MAX, "num_return_sequences": 2}), ("num_beams", usize::MAX, 20)),
@@ -270,19 +274,19 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_stop_string_is_refused() {
+    fn rejects_empty_stop_string() {
         let stop = GenerationConfig { stop_strings: Some(OneOrMany::One(String::new())), ..Default::default() };
         assert_eq!(stop.validate(), Err(GenerationError::Empty { option: "stop_strings" }));
     }
 
     #[test]
-    fn a_folder_is_blamed_for_what_it_alone_says() {
+    fn folder_is_blamed_for_its_own_options() {
         let folder = tempfile::tempdir().unwrap();
-        let refused = |of_folder: Value, call: Value| {
-            std::fs::write(folder.path().join("generation_config.json"), of_folder.to_string()).unwrap();
+        let refused = |in_folder: Value, call: Value| {
+            std::fs::write(folder.path().join("generation_config.json"), in_folder.to_string()).unwrap();
             config(call).validate_over(folder.path()).map_err(|error| (error.kind(), error.to_string()))
         };
-        for of_folder in [
+        for in_folder in [
             json!({"num_beams": 0}),
             json!({"repetition_penalty": -1.5}),
             json!({"do_sample": true, "temperature": 0}),
@@ -290,19 +294,19 @@ mod tests {
             json!({"num_return_sequences": 3}),
             json!({"bad_words_ids": [[]]}),
         ] {
-            let (kind, message) = refused(of_folder.clone(), json!({})).unwrap_err();
+            let (kind, message) = refused(in_folder.clone(), json!({})).unwrap_err();
             assert_eq!(kind, ErrorKind::Model, "{message}");
             assert!(message.contains("generation_config.json: `"), "{message}");
-            let option = of_folder.as_object().unwrap().keys().next_back().unwrap();
+            let option = in_folder.as_object().unwrap().keys().next_back().unwrap();
             assert!(message.contains(&format!("`{option}`")), "{message}");
         }
         let (kind, message) = refused(json!({"do_sample": true}), json!({"temperature": -1})).unwrap_err();
         assert!(kind == ErrorKind::Usage && !message.contains("generation_config.json"), "{message}");
-        assert_eq!(refused(json!({"num_beams": 0}), json!({"num_beams": 2})), Ok(()), "the call decides");
+        assert_eq!(refused(json!({"num_beams": 0}), json!({"num_beams": 2})), Ok(()), "the call overrides the folder");
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn saved_options_round_trip() {
         let folder = tempfile::tempdir().unwrap();
         let written = config(json!({"num_beams": 3, "early_stopping": "never", "stop_strings": "User:",
             "sequence_bias": [[[4, 5], -2.5]], "exponential_decay_length_penalty": [3, 1.5], "foo": {"bar": 1}}));

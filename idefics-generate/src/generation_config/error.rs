@@ -1,21 +1,21 @@
-//! What is wrong with options, and what is merely odd.
+//! Errors and warnings about generation options.
 
-/// Why generation options cannot be followed.
+/// Generation options that are invalid.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerationError {
-    /// An option that would change the result and is not implemented.
-    #[error("`{option}` is {value}: not supported, only {neutral} is")]
+    /// An option with an effect that is not implemented.
+    #[error("`{option}` is {value}: not supported, the only supported value is {neutral}")]
     Unsupported {
         /// The option.
         option: &'static str,
         /// Its value.
         value: String,
-        /// The value that changes nothing.
+        /// The value that has no effect.
         neutral: String,
     },
-    /// No token may be generated.
-    #[error("`{option}` is {value}: no room for a token after a prompt of {prompt_tokens}")]
+    /// The length limit leaves no room for a token.
+    #[error("`{option}` is {value}: no room for a new token after a prompt of {prompt_tokens} tokens")]
     NoRoom {
         /// The option.
         option: &'static str,
@@ -24,51 +24,51 @@ pub enum GenerationError {
         /// Tokens of the longest prompt.
         prompt_tokens: usize,
     },
-    /// Beams, answers or tokens that would take more memory than any sample gets.
+    /// Too many beams, answers or tokens for the memory limit of a sample.
     #[error(
-        "`{option}` is {value}: with {max_new_tokens} new tokens each, a sample would take about {needed:.1} GiB, the \
-         limit is {limit:.0}; ask for fewer or shorter ones"
+        "`{option}` is {value}: with {max_new_tokens} new tokens each, a sample would need about {needed:.1} GiB, but \
+         the limit is {limit:.0} GiB; request fewer or shorter answers"
     )]
     Memory {
         /// The option.
         option: &'static str,
         /// Its value.
         value: usize,
-        /// Tokens of an answer at most.
+        /// Maximum number of tokens in an answer.
         max_new_tokens: usize,
-        /// GiB that the sample would take.
+        /// Memory that the sample would need, in GiB.
         needed: f64,
-        /// GiB that it may take.
+        /// Memory limit per sample, in GiB.
         limit: f64,
     },
-    /// A number that means nothing there.
+    /// A number outside the accepted range.
     #[error("`{option}` is {value}, expected {expected}")]
     OutOfRange {
         /// The option.
         option: &'static str,
         /// Its value.
         value: f64,
-        /// What it may be.
+        /// The accepted range.
         expected: &'static str,
     },
     /// Two options that contradict each other.
-    #[error("`{option}` and `{other}` cannot be followed together: {reason}")]
+    #[error("`{option}` and `{other}` cannot be combined: {reason}")]
     Conflict {
         /// The option.
         option: &'static str,
-        /// The other one.
+        /// The other option.
         other: &'static str,
-        /// Why not.
+        /// Why they cannot be combined.
         reason: &'static str,
     },
-    /// A list without entries, or an entry without anything in it.
-    #[error("`{option}` is empty or holds an empty sequence")]
+    /// An empty list, or a list with an empty entry.
+    #[error("`{option}` is empty or contains an empty sequence")]
     Empty {
         /// The option.
         option: &'static str,
     },
-    /// An id that the model cannot generate.
-    #[error("`{option}` holds token id {id}, the model's vocabulary has {vocab_size}")]
+    /// A token id outside the model's vocabulary.
+    #[error("`{option}` contains token id {id}, but the model's vocabulary has only {vocab_size} tokens")]
     TokenId {
         /// The option.
         option: &'static str,
@@ -77,8 +77,8 @@ pub enum GenerationError {
         /// Width of the logits.
         vocab_size: usize,
     },
-    /// An option that needs the text of tokens.
-    #[error("`{option}` needs a tokenizer, none was given")]
+    /// An option that needs a tokenizer.
+    #[error("`{option}` needs a tokenizer, but none was given")]
     NoTokenizer {
         /// The option.
         option: &'static str,
@@ -86,7 +86,7 @@ pub enum GenerationError {
 }
 
 impl GenerationError {
-    /// The options that it is about.
+    /// The options that the error is about.
     pub(super) fn options(&self) -> impl Iterator<Item = &'static str> {
         let (option, other) = match self {
             Self::Conflict { option, other, .. } => (*option, Some(*other)),
@@ -102,25 +102,25 @@ impl GenerationError {
     }
 }
 
-/// Something wrong with options that can be used all the same.
+/// A questionable option that does not prevent generation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerationWarning {
-    /// A key that is no option of generation.
+    /// A key that is not a generation option.
     #[error("`{key}` is not a generation option and is ignored")]
     UnknownKey {
         /// The key.
         key: String,
     },
-    /// An option of the model folder that would change the result, is not implemented, and does not count.
-    #[error("`{option}` is {value}: not supported, and ignored")]
+    /// An option of the model folder with an effect that is not implemented. It is ignored.
+    #[error("`{option}` is {value}: not supported and ignored")]
     Unsupported {
         /// The option.
         option: &'static str,
         /// Its value.
         value: String,
     },
-    /// An option of the model folder with ids that the model cannot generate; what holds them does not count.
+    /// An option of the model folder with token ids outside the vocabulary. The affected entries are ignored.
     #[error("`{option}` has token ids that are not below the vocabulary size {vocab_size}; they are ignored")]
     TokenIds {
         /// The option.
@@ -128,10 +128,10 @@ pub enum GenerationWarning {
         /// Width of the logits.
         vocab_size: usize,
     },
-    /// Prompt and answer are longer than the context that the model was trained on.
+    /// Prompt and answer exceed the context length that the model was trained on.
     #[error(
-        "prompt and answer have {n_tokens} tokens, the model was trained on at most {context} (`max_position_embeddings`): \
-         quality may drop beyond it"
+        "prompt and answer have {n_tokens} tokens, but the model was trained on at most {context} \
+         (`max_position_embeddings`); quality may drop beyond that"
     )]
     BeyondContext {
         /// Tokens of prompt and answer together.
@@ -139,12 +139,12 @@ pub enum GenerationWarning {
         /// `max_position_embeddings`.
         context: usize,
     },
-    /// An option that means nothing without another.
-    #[error("`{option}` means nothing without `{needs}`")]
+    /// An option that has no effect without another.
+    #[error("`{option}` has no effect without `{needs}`")]
     Idle {
         /// The option.
         option: &'static str,
-        /// What it needs.
+        /// The other option.
         needs: &'static str,
     },
 }

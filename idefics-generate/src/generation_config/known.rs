@@ -1,10 +1,10 @@
-//! Keys of the reference that are no fields here, and options that mean nothing alone.
+//! Keys of the reference that are not fields here, and options without effect.
 
 use serde_json::{Value, json};
 
 use super::{GenerationConfig, GenerationError, GenerationWarning, OneOrMany};
 
-/// Options that would change the result and are not implemented, with the value that changes nothing.
+/// Options with an effect that is not implemented, and the value with which they have none.
 const UNSUPPORTED: [(&str, Value); 9] = [
     ("guidance_scale", Value::Null),
     ("num_beam_groups", Value::Null),
@@ -17,7 +17,8 @@ const UNSUPPORTED: [(&str, Value); 9] = [
     ("watermarking_config", Value::Null),
 ];
 
-/// Keys of the reference that change no result here: what is returned, how it is computed, who wrote the file.
+/// Keys of the reference that do not affect the result here: what is returned, how it is computed, who wrote the
+/// file.
 const WITHOUT_EFFECT: [&str; 33] = [
     "_commit_hash",
     "_from_model_config",
@@ -55,7 +56,7 @@ const WITHOUT_EFFECT: [&str; 33] = [
 ];
 
 impl GenerationConfig {
-    /// Warnings about the options: keys that nobody knows, and options that mean nothing without another.
+    /// Warnings about unknown keys, and about options that have no effect without another.
     pub fn warnings(&self) -> Vec<GenerationWarning> {
         let is_known = |key: &str| WITHOUT_EFFECT.contains(&key) || UNSUPPORTED.iter().any(|(known, _)| *known == key);
         let unknown = self.other.keys().filter(|key| !is_known(key));
@@ -88,8 +89,8 @@ impl GenerationConfig {
         warnings
     }
 
-    /// Removes what cannot be followed of the options of a model folder, and says what that was: options that are not
-    /// implemented, and ids of tokens that a model with `vocab_size` logits cannot generate.
+    /// Removes unsupported options and token ids not less than `vocab_size` from the options of a model folder.
+    /// Returns a warning for each.
     pub fn drop_unsupported(&mut self, vocab_size: usize) -> Vec<GenerationWarning> {
         let mut warnings = Vec::new();
         while let Err(GenerationError::Unsupported { option, value, .. }) = self.check_supported() {
@@ -102,14 +103,14 @@ impl GenerationConfig {
                 warnings.push(GenerationWarning::TokenIds { option, vocab_size });
             }
         };
-        note("sequence_bias", keep(&mut self.sequence_bias, |(sequence, _)| sequence.iter().all(is_known)));
-        note("bad_words_ids", keep(&mut self.bad_words_ids, |word| word.iter().all(is_known)));
+        note("sequence_bias", retain_valid(&mut self.sequence_bias, |(sequence, _)| sequence.iter().all(is_known)));
+        note("bad_words_ids", retain_valid(&mut self.bad_words_ids, |word| word.iter().all(is_known)));
         note("forced_bos_token_id", self.forced_bos_token_id.take_if(|id| !is_known(id)).is_some());
         for (option, ids) in
             [("eos_token_id", &mut self.eos_token_id), ("forced_eos_token_id", &mut self.forced_eos_token_id)]
         {
             let mut known = ids.as_ref().map(|ids| ids.as_slice().to_vec());
-            if keep(&mut known, is_known) {
+            if retain_valid(&mut known, is_known) {
                 *ids = known.map(OneOrMany::Many);
                 note(option, true);
             }
@@ -117,7 +118,7 @@ impl GenerationConfig {
         warnings
     }
 
-    /// Refuses options that would change the result and are not implemented.
+    /// Rejects options with an effect that is not implemented.
     pub(super) fn check_supported(&self) -> Result<(), GenerationError> {
         for (option, neutral) in UNSUPPORTED {
             let Some(value) = self.other.get(option) else { continue };
@@ -143,8 +144,9 @@ impl GenerationConfig {
     }
 }
 
-/// Keeps the entries that fit; a list of which nothing is left is none. Whether anything was removed.
-fn keep<T>(list: &mut Option<Vec<T>>, fits: impl Fn(&T) -> bool) -> bool {
+/// Keeps the entries that satisfy `fits`; a list that becomes empty is removed. Returns whether entries were
+/// removed.
+fn retain_valid<T>(list: &mut Option<Vec<T>>, fits: impl Fn(&T) -> bool) -> bool {
     let before = list.as_ref().map_or(0, Vec::len);
     if let Some(entries) = list {
         entries.retain(fits);

@@ -1,4 +1,4 @@
-//! `generation_config.json`, and the options of one call laid over it.
+//! `generation_config.json`, and the options of a call, which override it.
 
 mod check;
 mod error;
@@ -17,28 +17,28 @@ use crate::logits::ProcessorChain;
 pub use error::{GenerationError, GenerationWarning};
 pub use values::{EarlyStopping, EosTokenId, OneOrMany};
 
-/// New tokens where nothing says how many, as in the reference.
+/// Number of new tokens if no length option is set, as in the reference.
 const DEFAULT_NEW_TOKENS: usize = 20;
 
-/// Declares the options: a field each, laid over the model folder's by [`GenerationConfig::over`].
+/// Declares the options, each as a field that [`GenerationConfig::over`] merges with that of the model folder.
 macro_rules! generation_config {
     ($($(#[$doc:meta])* $field:ident: $type:ty,)*) => {
-        /// Options of generation by their reference names. What is `None` is left to the model folder, then to the
-        /// defaults.
+        /// Generation options, named as in the reference. An option that is `None` is taken from the model folder,
+        /// or else has the reference's default.
         ///
         /// Source: `GenerationConfig`.
         #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
         #[serde(default)]
         pub struct GenerationConfig {
             $($(#[$doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<$type>,)*
-            /// Every other key. Those that would change the result and are not implemented are refused by name; see
-            /// [`GenerationConfig::warnings`] for what is not known at all.
+            /// All other keys. Those with an effect that is not implemented are rejected by name; for unknown keys
+            /// see [`GenerationConfig::warnings`].
             #[serde(flatten)]
             pub other: Map<String, Value>,
         }
 
         impl GenerationConfig {
-            /// These options, and where they say nothing those of `base`.
+            /// Overrides `base` with the options that are set.
             #[must_use]
             pub fn over(&self, base: &Self) -> Self {
                 let mut other = base.other.clone();
@@ -50,79 +50,81 @@ macro_rules! generation_config {
 }
 
 generation_config! {
-    /// Tokens to generate at most. Takes precedence over `max_length`.
+    /// Maximum number of new tokens. Takes precedence over `max_length`.
     max_new_tokens: usize,
-    /// Slots of a row at most, left padding and prompt included.
+    /// Maximum number of slots in a row, including left padding and prompt.
     max_length: usize,
-    /// Slots of a row at least. Means nothing where `min_new_tokens` is given, as in the reference.
+    /// Minimum number of slots in a row. Ignored if `min_new_tokens` is set, as in the reference.
     min_length: usize,
-    /// Tokens of the answer at least.
+    /// Minimum number of new tokens.
     min_new_tokens: usize,
-    /// Texts that end an answer; they are kept in the output.
+    /// Strings that end an answer. They are kept in the output.
     stop_strings: OneOrMany<String>,
-    /// Seconds after which every answer ends with its next token.
+    /// Time limit in seconds; after it, every answer ends with its next token.
     max_time: f64,
-    /// Whether tokens are drawn; otherwise the likeliest comes.
+    /// Whether to sample tokens; otherwise the most likely token is taken.
     do_sample: bool,
-    /// Beams of each sample; 1 for none.
+    /// Number of beams per sample; 1 disables beam search.
     num_beams: usize,
-    /// Answers of each sample.
+    /// Number of answers per sample.
     num_return_sequences: usize,
     /// When beam search stops.
     early_stopping: EarlyStopping,
-    /// Beam search divides the log-probability of an answer by its tokens to this power: above 0 favors long answers.
+    /// Exponent of beam search's length penalty: the log-probability of an answer is divided by its number of
+    /// tokens to this power, so values above 0 favour long answers.
     length_penalty: f64,
-    /// The token that stands for a prompt without tokens. Tokenizers that begin every text with `<s>` make none.
+    /// The token used for an empty prompt. Never needed with tokenizers that begin every text with `<s>`.
     bos_token_id: u32,
-    /// Tokens that end a row; they are kept in the output.
+    /// Tokens that end a row. They are kept in the output.
     eos_token_id: EosTokenId,
-    /// What finished rows are filled with.
+    /// Token that fills up finished rows.
     pad_token_id: u32,
-    /// Biases by token sequence, in units of the scores.
+    /// Biases per token sequence, added to the scores.
     sequence_bias: Vec<(Vec<u32>, f32)>,
-    /// Factor above 0 against tokens of the prompt; 1 changes nothing.
+    /// Factor above 0 that favours tokens of the prompt; 1 has no effect.
     encoder_repetition_penalty: f64,
-    /// Factor above 0 against tokens of prompt and answer; 1 changes nothing.
+    /// Factor above 0 that penalises tokens of prompt and answer; 1 has no effect.
     repetition_penalty: f64,
-    /// Tokens of the n-grams that may not come twice; 0 for none.
+    /// Length of the n-grams that must not be repeated; 0 disables.
     no_repeat_ngram_size: usize,
-    /// Tokens of the prompt's n-grams that may not come again; 0 for none.
+    /// Length of the prompt's n-grams that must not be repeated in the answer; 0 disables.
     encoder_no_repeat_ngram_size: usize,
     /// Token sequences that are never generated.
     bad_words_ids: Vec<Vec<u32>>,
-    /// The token after a prompt of one slot.
+    /// Token that is forced after a prompt of one slot.
     forced_bos_token_id: u32,
-    /// The tokens allowed in the last slot before `max_length`; empty for no force.
+    /// Tokens allowed in the last slot before `max_length`; empty disables.
     forced_eos_token_id: EosTokenId,
-    /// Whether scores that are no finite numbers are made finite.
+    /// Whether non-finite scores are replaced by finite ones.
     remove_invalid_values: bool,
-    /// Tokens of the answer that are left alone, and the factor by which end tokens gain with each one after.
+    /// Number of new tokens before the penalty starts, and the factor by which end tokens become more likely with
+    /// each further token.
     exponential_decay_length_penalty: (usize, f64),
-    /// Tokens that never come.
+    /// Tokens that are never generated.
     suppress_tokens: Vec<u32>,
-    /// Tokens that never come first.
+    /// Tokens that are never generated first.
     begin_suppress_tokens: Vec<u32>,
-    /// Divides the scores, above 0. This and what follows means something only with `do_sample`.
+    /// Divisor of the scores, above 0. This and the following filters require `do_sample`.
     temperature: f64,
-    /// Share of the entropy, in `(0, 1]`.
+    /// Top-H filtering: fraction of the entropy, in `(0, 1]`.
     top_h: f64,
-    /// The number of likeliest tokens that may come; 0 for all.
+    /// Number of most likely tokens to keep; 0 keeps all.
     top_k: usize,
-    /// Probability of the likeliest tokens that may come, in `[0, 1]`.
+    /// Total probability of the most likely tokens to keep, in `[0, 1]`.
     top_p: f64,
-    /// Least ratio to the greatest probability, in `[0, 1]`.
+    /// Minimum probability relative to the most likely token, in `[0, 1]`.
     min_p: f64,
-    /// Probability of the typical tokens that may come, in `(0, 1]`.
+    /// Total probability of the typical tokens to keep, in `(0, 1]`.
     typical_p: f64,
-    /// Least probability, in `[0, 1)`; 0 changes nothing.
+    /// Minimum probability, in `[0, 1)`; 0 disables.
     epsilon_cutoff: f64,
-    /// Least probability where the model is sure, in `[0, 1)`; 0 changes nothing.
+    /// Eta cutoff: minimum probability that falls with the entropy, in `[0, 1)`; 0 disables.
     eta_cutoff: f64,
-    /// Whether scores are made log-probabilities again at the end, with and without `do_sample`.
+    /// Whether scores are normalised to log-probabilities at the end, with or without `do_sample`.
     renormalize_logits: bool,
 }
 
-/// The value of an option, or the reference's default.
+/// Accessors that return an option or the reference's default.
 macro_rules! defaults {
     ($($field:ident: $type:ty = $default:expr,)*) => {
         impl GenerationConfig {
@@ -159,7 +161,8 @@ defaults! {
 }
 
 impl GenerationConfig {
-    /// The folder's own options: `generation_config.json`, or, where there is none, the ids in `config.json`.
+    /// The options of a folder: from `generation_config.json`, or if there is none, from the token ids in
+    /// `config.json`.
     ///
     /// # Errors
     /// [`Error::Read`] or [`Error::ModelFile`].
@@ -180,14 +183,14 @@ impl GenerationConfig {
             sections.filter_map(|section| section.get(key)).find(|value| !value.is_null()).cloned()
         };
         let mut ids = Map::new();
-        // Defaults of `MistralConfig`, and of `Idefics2Config` where there is no text section.
+        // Defaults of `MistralConfig`, or of `Idefics2Config` if there is no text section.
         ids.insert("eos_token_id".to_owned(), find("eos_token_id").unwrap_or(json!(2)));
         let pad = find("pad_token_id").or_else(|| text_config.is_none().then(|| json!(0)));
         ids.extend(pad.map(|pad| ("pad_token_id".to_owned(), pad)));
         from_value(&path, Value::Object(ids))
     }
 
-    /// Writes `generation_config.json` into a folder: the options that say something, and every key that was read.
+    /// Writes the options that are set, and all other keys, to `generation_config.json` in a folder.
     ///
     /// # Errors
     /// [`Error::Write`].
@@ -199,33 +202,34 @@ impl GenerationConfig {
         std::fs::write(&path, text).map_err(failed)
     }
 
-    /// Tokens that end an answer; none where nothing says so.
+    /// Tokens that end an answer; empty if not set.
     pub fn eos_token_ids(&self) -> &[u32] {
         self.eos_token_id.as_ref().map_or(&[], OneOrMany::as_slice)
     }
 
-    /// The tokens that are forced into the last slot; none where nothing says so.
+    /// Tokens that are forced into the last slot; empty if not set.
     pub(crate) fn forced_eos_token_ids(&self) -> &[u32] {
         self.forced_eos_token_id.as_ref().map_or(&[], OneOrMany::as_slice)
     }
 
-    /// What finished rows are filled with: `pad_token_id`, or the first end token, or 0.
+    /// Token that fills up finished rows: `pad_token_id`, or the first end token, or 0.
     pub(crate) fn filler(&self) -> u32 {
         self.pad_token_id.or_else(|| self.eos_token_ids().first().copied()).unwrap_or(0)
     }
 
-    /// Whether greedy search needs no more than the likeliest token that is no bad word: then scores stay where they are.
+    /// Whether greedy search needs only the most likely token outside `bad_words_ids`, so that scores can stay on
+    /// the device.
     pub(crate) fn is_plain(&self) -> bool {
         let without_words = Self { bad_words_ids: None, ..self.clone() };
         ProcessorChain::new(&without_words).is_ok_and(|chain| !chain.needs_scores())
     }
 
-    /// Whether each sample has one answer that grows a token at a time: what can be streamed.
+    /// Whether each sample has a single answer that is generated token by token, so that it can be streamed.
     pub fn is_streamable(&self) -> bool {
         self.num_beams() == 1 && self.num_return_sequences() == 1
     }
 
-    /// The least number of tokens that filters keep. Source: `_get_logits_processor`.
+    /// Minimum number of tokens that filters must keep. Source: `_get_logits_processor`.
     pub(crate) fn min_tokens_to_keep(&self) -> usize {
         match self.num_beams() {
             0 | 1 => 1,
@@ -235,7 +239,7 @@ impl GenerationConfig {
     }
 }
 
-/// Makes ids null that old converters write where there is no such token: -1. In lists they are left out.
+/// Replaces negative token ids, which old converters write for missing tokens, by null; removes them from lists.
 fn drop_missing_ids(config: &mut Value) {
     let is_missing = |id: &Value| id.is_null() || id.as_i64().is_some_and(|id| id < 0);
     for key in ["bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"] {

@@ -1,13 +1,10 @@
-//! Values that are written in several ways.
+//! Option values with several JSON representations.
 
 use serde::{Deserialize, Serialize};
 
-/// `2` or `[2, 32002]`.
+/// A single value or a list: `2` or `[2, 32002]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected one value or a list; token ids are whole numbers from 0 on, stop strings are strings"
-)]
+#[serde(untagged, expecting = "expected one value or a list; token ids are integers from 0, stop strings are strings")]
 pub enum OneOrMany<T> {
     /// One value.
     One(T),
@@ -15,7 +12,7 @@ pub enum OneOrMany<T> {
     Many(Vec<T>),
 }
 
-/// One id or several.
+/// One or more token ids.
 pub type EosTokenId = OneOrMany<u32>;
 
 impl<T> OneOrMany<T> {
@@ -37,7 +34,7 @@ pub enum EarlyStopping {
     /// `false`: when the best running beam would not improve the answers if it ended now.
     #[default]
     Heuristic,
-    /// `"never"`: when no running beam can improve the answers even at the greatest length.
+    /// `"never"`: when no running beam could improve the answers even at the maximum length.
     Never,
 }
 

@@ -2,21 +2,22 @@
 
 use super::{LogitsProcessor, Row};
 
-/// Adds a bias to the token that would complete a sequence.
+/// Adds a bias to each token that would complete a given sequence.
 ///
 /// Source: `SequenceBiasLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceBias {
-    /// Single tokens, which are biased always.
+    /// Single tokens, which always get their bias.
     single: Vec<(u32, f32)>,
-    /// What must come before, the biased token, its bias; in the order in which they are added up.
+    /// Preceding tokens, biased token and its bias, in the order in which biases are summed.
     longer: Vec<(Vec<u32>, u32, f32)>,
-    /// Sums of one row; zero between calls.
+    /// Sums for one row; zero between calls.
     sums: Vec<f32>,
 }
 
 impl SequenceBias {
-    /// Biases by non-empty sequence, in units of the scores. The last of equal sequences counts.
+    /// Creates a processor from non-empty sequences with their biases. If a sequence occurs twice, the last bias
+    /// counts.
     pub fn new(biases: &[(Vec<u32>, f32)]) -> Self {
         let mut unique: Vec<(&[u32], f32)> = Vec::new();
         for (sequence, bias) in biases {
@@ -49,21 +50,21 @@ impl LogitsProcessor for SequenceBias {
                 biased.push(id as usize);
             }
         }
-        // The reference adds up the biases of a token first, then adds their sum to its score.
+        // As in the reference, the biases of a token are summed before they are added to its score.
         for id in biased {
             scores[id] += std::mem::take(&mut self.sums[id]);
         }
     }
 }
 
-/// Forbids tokens, and tokens that would complete a sequence. A single end token is never forbidden by it.
+/// Forbids tokens, and tokens that would complete a forbidden sequence. A single end token is never forbidden.
 ///
 /// Source: `NoBadWordsLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NoBadWords(SequenceBias);
 
 impl NoBadWords {
-    /// Forbids `bad_words_ids`, each non-empty, `[eos]` of any of `eos_token_ids` aside.
+    /// Forbids the non-empty sequences `bad_words_ids`, except those that are just one of `eos_token_ids`.
     pub fn new(bad_words_ids: &[Vec<u32>], eos_token_ids: &[u32]) -> Self {
         let is_eos = |word: &[u32]| matches!(word, [id] if eos_token_ids.contains(id));
         let forbidden = bad_words_ids.iter().filter(|word| !is_eos(word));

@@ -1,4 +1,4 @@
-//! The processors of one call, in the reference's order.
+//! The logits processors of a call, in the reference's order.
 
 use super::{
     EncoderNoRepeatNGram, EncoderRepetitionPenalty, Epsilon, Eta, ExponentialDecayLengthPenalty, ForcedBosToken,
@@ -8,11 +8,12 @@ use super::{
 };
 use crate::generation_config::{GenerationConfig, GenerationError};
 
-/// Every processor that the options of one call ask for.
+/// All logits processors that the options of a call require.
 ///
-/// The order: sequence bias, encoder repetition penalty, repetition penalty, n-grams, encoder n-grams, bad words, least
-/// lengths, forced begin and end, invalid values, exponential decay, suppressed tokens; then [`push`](Self::push)ed
-/// ones; then, with `do_sample`, temperature, top-h, top-k, top-p, min-p, typical, epsilon, eta; then renormalization.
+/// Order: sequence bias, encoder repetition penalty, repetition penalty, n-grams, encoder n-grams, bad words,
+/// minimum lengths, forced first and last tokens, invalid values, exponential decay, suppressed tokens; then
+/// processors added with [`push`](Self::push); then, with `do_sample`, temperature, top-h, top-k, top-p, min-p,
+/// typical, epsilon, eta; then renormalisation.
 ///
 /// Source: `GenerationMixin._get_logits_processor`.
 #[derive(Debug)]
@@ -23,31 +24,31 @@ pub struct ProcessorChain {
 }
 
 impl ProcessorChain {
-    /// Checks the options and builds what they ask for.
+    /// Validates the options and creates their processors.
     ///
     /// # Errors
-    /// What [`GenerationConfig::validate`] refuses. [`GenerationConfig::check_vocab`] is the caller's.
+    /// Those of [`GenerationConfig::validate`]. The caller must also call [`GenerationConfig::check_vocab`].
     pub fn new(options: &GenerationConfig) -> Result<Self, GenerationError> {
         options.validate()?;
         Ok(Self { processors: processors(options), warpers: warpers(options), do_sample: options.do_sample() })
     }
 
-    /// Adds a processor of the caller's own: after those of the options, before filters and renormalization.
+    /// Adds a custom processor, which runs after those of the options and before filters and renormalisation.
     pub fn push(&mut self, processor: Box<dyn LogitsProcessor>) {
         self.processors.push(processor);
     }
 
-    /// Whether there is no processor at all: [`process`](Self::process) changes nothing.
+    /// Whether there are no processors, so that [`process`](Self::process) has no effect.
     pub fn is_empty(&self) -> bool {
         self.processors.is_empty() && self.warpers.is_empty()
     }
 
-    /// Whether a step needs its scores on the host. Where not, the likeliest token can be found on the device.
+    /// Whether scores are needed on the host. If not, the most likely token can be found on the device.
     pub fn needs_scores(&self) -> bool {
         self.do_sample || !self.is_empty()
     }
 
-    /// Runs every processor on the scores of a row's next token, `[vocab_size]`.
+    /// Applies every processor to the scores of a row's next token, `[vocab_size]`.
     pub fn process(&mut self, row: &Row<'_>, scores: &mut [f32]) {
         for processor in self.processors.iter_mut().chain(&mut self.warpers) {
             processor.process(row, scores);

@@ -1,4 +1,5 @@
-//! Processors that look at how long a row is. Lengths are slots, left padding included, as in the reference.
+//! Processors that depend on the length of a row. As in the reference, lengths are in slots, including left
+//! padding.
 
 use super::{LogitsProcessor, Row, forbid, force};
 
@@ -7,7 +8,7 @@ use super::{LogitsProcessor, Row, forbid, force};
 /// Source: `MinLengthLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MinLength {
-    /// Slots of prompt and answer.
+    /// Minimum number of slots of prompt and answer.
     pub min_length: usize,
     /// The end tokens.
     pub eos_token_ids: Vec<u32>,
@@ -21,12 +22,12 @@ impl LogitsProcessor for MinLength {
     }
 }
 
-/// Forbids end tokens until `min_new_tokens` were generated.
+/// Forbids end tokens until `min_new_tokens` have been generated.
 ///
 /// Source: `MinNewTokensLengthLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MinNewTokens {
-    /// Tokens of the answer.
+    /// Minimum number of new tokens.
     pub min_new_tokens: usize,
     /// The end tokens.
     pub eos_token_ids: Vec<u32>,
@@ -40,12 +41,12 @@ impl LogitsProcessor for MinNewTokens {
     }
 }
 
-/// Leaves only `bos_token_id` after a prompt of one slot.
+/// Forces `bos_token_id` after a prompt of one slot.
 ///
 /// Source: `ForcedBOSTokenLogitsProcessor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ForcedBosToken {
-    /// The token that is forced.
+    /// The forced token.
     pub bos_token_id: u32,
 }
 
@@ -57,14 +58,14 @@ impl LogitsProcessor for ForcedBosToken {
     }
 }
 
-/// Leaves only `eos_token_ids` for the last slot before `max_length`.
+/// Forces one of `eos_token_ids` in the last slot before `max_length`.
 ///
 /// Source: `ForcedEOSTokenLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForcedEosToken {
-    /// Slots of a row at most.
+    /// Maximum number of slots in a row.
     pub max_length: usize,
-    /// The tokens that are forced.
+    /// The tokens that remain allowed.
     pub eos_token_ids: Vec<u32>,
 }
 
@@ -76,14 +77,14 @@ impl LogitsProcessor for ForcedEosToken {
     }
 }
 
-/// Makes end tokens more likely with every token after the first `start`, exponentially.
+/// Makes end tokens exponentially more likely with every token after the first `start`.
 ///
 /// Source: `ExponentialDecayLengthPenalty`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExponentialDecayLengthPenalty {
-    /// Tokens of the answer that are left alone.
+    /// Number of new tokens without the penalty.
     pub start: usize,
-    /// What is gained per token: `|score| · (factorⁿ - 1)` is added `n` tokens after `start`.
+    /// Growth per token: `n` tokens after `start`, `|score| · (factorⁿ - 1)` is added.
     pub factor: f64,
     /// The end tokens.
     pub eos_token_ids: Vec<u32>,

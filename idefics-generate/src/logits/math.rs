@@ -1,8 +1,8 @@
-//! Softmax and orderings as torch has them.
+//! Softmax and sort orders with the semantics of torch.
 
 use std::cmp::Ordering;
 
-/// Probabilities of a row: they add up to 1, `-inf` becomes 0. NaN everywhere where nothing is allowed.
+/// Probabilities of a row, which sum to 1; `-inf` gives 0. All NaN if every score is `-inf`.
 pub fn softmax(scores: &[f32]) -> Vec<f32> {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut probs: Vec<f32> = scores.iter().map(|&score| (score - max).exp()).collect();
@@ -13,7 +13,7 @@ pub fn softmax(scores: &[f32]) -> Vec<f32> {
     probs
 }
 
-/// Natural logarithms of [`softmax`], in place.
+/// Replaces scores by the natural logarithms of [`softmax`].
 pub fn log_softmax(scores: &mut [f32]) {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = scores.iter().map(|&score| f64::from((score - max).exp())).sum();
@@ -23,19 +23,19 @@ pub fn log_softmax(scores: &mut [f32]) {
     }
 }
 
-/// Ascending, NaN above everything: the order of `torch.sort` and `torch.topk`.
+/// Ascending order with NaN last, as in `torch.sort` and `torch.topk`.
 pub(crate) fn ascending(a: f32, b: f32) -> Ordering {
     a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }
 
-/// Positions of `values` in ascending order, stable.
+/// Indices of `values` in ascending order; stable.
 pub(crate) fn argsort(values: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| ascending(values[a], values[b]));
     order
 }
 
-/// Positions of the `k` greatest values, greatest first; the lowest position among equals. `k` is clamped.
+/// Indices of the `k` largest values, in descending order; ties go to the lowest index. `k` is clamped.
 pub(crate) fn top_k(values: &[f32], k: usize) -> Vec<usize> {
     let k = k.min(values.len());
     let before = |&a: &usize, &b: &usize| ascending(values[b], values[a]).then(a.cmp(&b));
@@ -48,7 +48,7 @@ pub(crate) fn top_k(values: &[f32], k: usize) -> Vec<usize> {
     order
 }
 
-/// The `k`-th greatest value, `k` from 1 and clamped; `-inf` of an empty row.
+/// The `k`-th largest value, with `k` clamped to at least 1; `-inf` for an empty row.
 pub(crate) fn kth_greatest(values: &[f32], k: usize) -> f32 {
     let k = k.clamp(1, values.len().max(1));
     let mut values = values.to_vec();
@@ -58,7 +58,7 @@ pub(crate) fn kth_greatest(values: &[f32], k: usize) -> f32 {
     *values.select_nth_unstable_by(k - 1, |&a, &b| ascending(b, a)).1
 }
 
-/// `-Σ p ln p` of the categorical distribution with these logits, in nats.
+/// Entropy `-Σ p ln p` of the categorical distribution with these logits, in nats.
 ///
 /// Source: `torch.distributions.Categorical.entropy`.
 pub(crate) fn entropy(logits: &[f32]) -> f32 {

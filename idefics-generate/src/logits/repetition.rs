@@ -1,8 +1,8 @@
-//! Penalties for, and bans of, what was already said.
+//! Penalties and bans for repetitions.
 
 use super::{LogitsProcessor, Row, forbid};
 
-/// Divides positive and multiplies negative scores of the tokens in `ids` once each.
+/// Penalises each token in `ids` once: divides a positive score, multiplies a negative one.
 fn penalize(ids: &[u32], penalty: f32, seen: &mut Vec<bool>, scores: &mut [f32]) {
     seen.clear();
     seen.resize(scores.len(), false);
@@ -15,7 +15,7 @@ fn penalize(ids: &[u32], penalty: f32, seen: &mut Vec<bool>, scores: &mut [f32])
     }
 }
 
-/// Bans the tokens that complete an n-gram of `said` whose beginning `input_ids` ends with.
+/// Forbids tokens that would complete an n-gram of `said` whose first tokens are the last ones of `input_ids`.
 fn ban_ngrams(said: &[u32], input_ids: &[u32], n: usize, scores: &mut [f32]) {
     let Some(start) = (input_ids.len() + 1).checked_sub(n) else { return };
     let prefix = &input_ids[start..];
@@ -28,7 +28,7 @@ fn ban_ngrams(said: &[u32], input_ids: &[u32], n: usize, scores: &mut [f32]) {
     }
 }
 
-/// Makes tokens of the prompt and of the answer so far less likely.
+/// Penalises tokens of the prompt and of the answer so far.
 ///
 /// Source: `RepetitionPenaltyLogitsProcessor`, which skips left padding.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +38,7 @@ pub struct RepetitionPenalty {
 }
 
 impl RepetitionPenalty {
-    /// `penalty` is a factor above 0: above 1 it penalizes, below 1 it rewards.
+    /// `penalty` is a factor above 0: values above 1 penalise, values below 1 favour the tokens.
     pub fn new(penalty: f32) -> Self {
         Self { penalty, seen: Vec::new() }
     }
@@ -50,10 +50,10 @@ impl LogitsProcessor for RepetitionPenalty {
     }
 }
 
-/// Makes tokens of the prompt more likely.
+/// Favours tokens of the prompt.
 ///
-/// Source: `EncoderRepetitionPenaltyLogitsProcessor`. For models without an encoder the reference takes the prompt;
-/// here left padding is not part of it.
+/// Source: `EncoderRepetitionPenaltyLogitsProcessor`. As in the reference, the prompt takes the place of an
+/// encoder input; here without left padding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderRepetitionPenalty {
     penalty: f32,
@@ -61,7 +61,7 @@ pub struct EncoderRepetitionPenalty {
 }
 
 impl EncoderRepetitionPenalty {
-    /// `penalty` is a factor above 0: above 1 it rewards what the prompt says.
+    /// `penalty` is a factor above 0: values above 1 favour tokens of the prompt.
     pub fn new(penalty: f32) -> Self {
         Self { penalty: (1.0 / f64::from(penalty)) as f32, seen: Vec::new() }
     }
@@ -73,17 +73,17 @@ impl LogitsProcessor for EncoderRepetitionPenalty {
     }
 }
 
-/// Forbids tokens that would complete an n-gram of prompt and answer a second time.
+/// Forbids tokens that would repeat an n-gram of prompt and answer.
 ///
-/// Source: `NoRepeatNGramLogitsProcessor`. Left padding belongs to no n-gram here, so that a row does not depend on
-/// its neighbours.
+/// Source: `NoRepeatNGramLogitsProcessor`. Here left padding is not part of any n-gram, so that a row does not
+/// depend on the other rows of the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoRepeatNGram {
     ngram_size: usize,
 }
 
 impl NoRepeatNGram {
-    /// `ngram_size` tokens, at least 1.
+    /// `ngram_size` is the length of the n-grams, at least 1.
     pub fn new(ngram_size: usize) -> Self {
         Self { ngram_size: ngram_size.max(1) }
     }
@@ -97,15 +97,15 @@ impl LogitsProcessor for NoRepeatNGram {
 
 /// Forbids tokens that would complete an n-gram of the prompt.
 ///
-/// Source: `EncoderNoRepeatNGramLogitsProcessor`. For models without an encoder the reference takes the prompt; here
-/// left padding is not part of it.
+/// Source: `EncoderNoRepeatNGramLogitsProcessor`. As in the reference, the prompt takes the place of an encoder
+/// input; here without left padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncoderNoRepeatNGram {
     ngram_size: usize,
 }
 
 impl EncoderNoRepeatNGram {
-    /// `ngram_size` tokens, at least 1.
+    /// `ngram_size` is the length of the n-grams, at least 1.
     pub fn new(ngram_size: usize) -> Self {
         Self { ngram_size: ngram_size.max(1) }
     }

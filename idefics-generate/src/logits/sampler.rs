@@ -1,23 +1,23 @@
-//! The choice of a token from its scores.
+//! Chooses a token from scores.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::math::top_k;
 
-/// Why no token can be chosen.
+/// No token can be chosen from a row of scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RowError {
     /// A score is NaN or `+inf`.
-    #[error("a score is not a number")]
+    #[error("a score is NaN or infinite")]
     NonFinite,
     /// Every score is `-inf`.
     #[error("no token is allowed")]
     NothingAllowed,
 }
 
-/// The greatest of valid scores.
+/// The largest score, after checking that the scores are valid.
 fn greatest(scores: &[f32]) -> Result<f32, RowError> {
     if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
         return Err(RowError::NonFinite);
@@ -26,7 +26,7 @@ fn greatest(scores: &[f32]) -> Result<f32, RowError> {
     if max == f32::NEG_INFINITY { Err(RowError::NothingAllowed) } else { Ok(max) }
 }
 
-/// The likeliest token, the lowest id among equals.
+/// The token with the largest score; ties go to the lowest id.
 ///
 /// # Errors
 /// [`RowError`].
@@ -36,25 +36,25 @@ pub fn argmax(scores: &[f32]) -> Result<u32, RowError> {
     id.map(|id| id as u32).ok_or(RowError::NothingAllowed)
 }
 
-/// What makes the random numbers of a row its own.
+/// Identifies a row for sampling, so that its random numbers do not depend on the rest of the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct RowKey {
-    /// Which sample: a number that stays with it whatever else is in the batch.
+    /// Identifies the sample independently of the rest of the batch, for example by a hash of its prompt.
     pub sample: u64,
-    /// Which of the sample's answers.
+    /// Index among the sample's answers.
     pub answer: u64,
 }
 
-/// Draws tokens. The same seed, row, step and scores give the same draw whatever else is in the batch.
+/// Samples tokens. The result depends only on seed, row key, step and scores, not on the rest of the batch.
 ///
-/// The generator is ChaCha8, keyed anew for each draw with seed, row and step.
+/// The generator is ChaCha8, seeded for each draw with seed, row key and step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sampler {
     seed: u64,
 }
 
 impl Sampler {
-    /// A sampler for one call.
+    /// Creates a sampler with the given seed.
     pub fn new(seed: u64) -> Self {
         Self { seed }
     }
@@ -67,7 +67,8 @@ impl Sampler {
         ChaCha8Rng::from_seed(seed)
     }
 
-    /// Draws a token with the probabilities `softmax(scores)`. `step` counts the row's tokens generated before.
+    /// Samples a token with the probabilities `softmax(scores)`. `step` is the number of tokens that the row has
+    /// generated.
     ///
     /// # Errors
     /// [`RowError`].
@@ -78,7 +79,7 @@ impl Sampler {
         let mut left = uniform(&mut self.random(key, step)) * total;
         let mut drawn = None;
         for (id, weight) in scores.iter().map(|&score| weight(score)).enumerate().filter(|&(_, weight)| weight > 0.0) {
-            drawn = Some(id as u32); // the last one where rounding leaves something over
+            drawn = Some(id as u32); // if rounding leaves a remainder, the last one
             if left < weight {
                 break;
             }
@@ -87,13 +88,14 @@ impl Sampler {
         drawn.ok_or(RowError::NothingAllowed)
     }
 
-    /// Draws `k` different positions one after another with the probabilities `softmax(scores)` of what is left, in
-    /// the order of the draws. Where fewer than `k` are possible, impossible ones follow, the lowest first.
+    /// Samples `k` different indices, one after the other, each with the probabilities `softmax(scores)` of the
+    /// remaining ones. If fewer than `k` have a nonzero probability, impossible ones follow in ascending order.
     ///
     /// # Errors
     /// [`RowError`].
     ///
-    /// Source: `torch.multinomial` without replacement. The Gumbel-max trick: <https://arxiv.org/abs/1903.06059>.
+    /// Source: `torch.multinomial` without replacement. Uses the Gumbel-max trick:
+    /// <https://arxiv.org/abs/1903.06059>.
     pub fn draw_without_replacement(
         &self,
         key: RowKey,
@@ -109,12 +111,12 @@ impl Sampler {
     }
 }
 
-/// Uniform in `[0, 1)`, 53 bits.
+/// A uniform number in `[0, 1)` with 53 random bits.
 fn uniform(random: &mut impl RngCore) -> f64 {
     (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Standard Gumbel distribution; finite.
+/// A number from the standard Gumbel distribution; always finite.
 fn gumbel(random: &mut impl RngCore) -> f64 {
     let uniform = ((random.next_u64() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
     -(-uniform.ln()).ln()

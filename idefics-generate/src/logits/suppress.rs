@@ -1,4 +1,4 @@
-//! Tokens that never come, or never come first; scores that are no numbers.
+//! Processors that forbid tokens, or that replace invalid scores.
 
 use super::{LogitsProcessor, Row, forbid};
 
@@ -7,7 +7,7 @@ use super::{LogitsProcessor, Row, forbid};
 /// Source: `SuppressTokensLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SuppressTokens {
-    /// The tokens.
+    /// The forbidden tokens.
     pub suppress_tokens: Vec<u32>,
 }
 
@@ -22,9 +22,9 @@ impl LogitsProcessor for SuppressTokens {
 /// Source: `SuppressTokensAtBeginLogitsProcessor`, with the begin index of `_get_logits_processor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SuppressTokensAtBegin {
-    /// The tokens.
+    /// The forbidden tokens.
     pub begin_suppress_tokens: Vec<u32>,
-    /// Whether a forced begin token comes first after a prompt of one slot, so that the answer begins after it.
+    /// Whether a begin token is forced after a prompt of one slot, so that the answer begins after it.
     pub has_forced_bos: bool,
 }
 
@@ -38,7 +38,8 @@ impl LogitsProcessor for SuppressTokensAtBegin {
     }
 }
 
-/// Makes NaN 0 and brings infinities to the greatest and least finite number: it allows again what was forbidden.
+/// Replaces NaN by 0, and infinities by the largest and smallest finite number. This allows forbidden tokens
+/// again.
 ///
 /// Source: `InfNanRemoveLogitsProcessor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,11 @@
-//! Filters that run before a draw: they flatten or cut the tail of the distribution.
+//! Sampling filters, which flatten the distribution or cut off its tail.
 //!
-//! `min_tokens_to_keep` is 1, and one more than there are end tokens in beam search.
+//! `min_tokens_to_keep` is 1; in beam search it is one more than the number of end tokens.
 
 use super::math::{argsort, entropy, kth_greatest, log_softmax, softmax, top_k};
 use super::{LogitsProcessor, Row};
 
-/// Forbids every token for which `remove` says so.
+/// Forbids every token for which `remove` returns true.
 fn remove_where(scores: &mut [f32], mut remove: impl FnMut(usize) -> bool) {
     for (id, score) in scores.iter_mut().enumerate() {
         if remove(id) {
@@ -19,7 +19,7 @@ fn remove_where(scores: &mut [f32], mut remove: impl FnMut(usize) -> bool) {
 /// Source: `TemperatureLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Temperature {
-    /// Above 0; below 1 it sharpens, above 1 it flattens.
+    /// Temperature above 0: values below 1 sharpen, values above 1 flatten the distribution.
     pub temperature: f32,
 }
 
@@ -31,12 +31,13 @@ impl LogitsProcessor for Temperature {
     }
 }
 
-/// Keeps likely tokens while their share of the entropy stays within `top_h`; looks at the 100 likeliest.
+/// Top-H filtering: keeps the most likely tokens until they reach a fraction `top_h` of the entropy. Only the top
+/// 100 are considered.
 ///
 /// Source: `TopHLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TopH {
-    /// Share of the entropy, in `(0, 1]`. At 1 the last tokens stay or go by rounding, as in the reference.
+    /// Fraction of the entropy, in `(0, 1]`. At 1, rounding decides about the last tokens, as in the reference.
     pub top_h: f64,
 }
 
@@ -58,14 +59,14 @@ impl LogitsProcessor for TopH {
     }
 }
 
-/// Keeps the `top_k` likeliest tokens, and what is as likely as the last of them.
+/// Keeps the `top_k` most likely tokens, and those that are as likely as the last of them.
 ///
 /// Source: `TopKLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopK {
-    /// Tokens, at least 1.
+    /// Number of tokens to keep, at least 1.
     pub top_k: usize,
-    /// See the module.
+    /// Minimum number of tokens to keep; see the module documentation.
     pub min_tokens_to_keep: usize,
 }
 
@@ -78,14 +79,14 @@ impl LogitsProcessor for TopK {
     }
 }
 
-/// Keeps the likeliest tokens whose probabilities add up to `top_p`.
+/// Keeps the most likely tokens with a total probability of `top_p`.
 ///
 /// Source: `TopPLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TopP {
-    /// Probability in `[0, 1]`.
+    /// Total probability in `[0, 1]`.
     pub top_p: f64,
-    /// See the module.
+    /// Minimum number of tokens to keep; see the module documentation.
     pub min_tokens_to_keep: usize,
 }
 
@@ -105,14 +106,14 @@ impl LogitsProcessor for TopP {
     }
 }
 
-/// Keeps tokens that are at least `min_p` times as likely as the likeliest.
+/// Keeps tokens that are at least `min_p` times as likely as the most likely one.
 ///
 /// Source: `MinPLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MinP {
     /// Ratio of probabilities in `[0, 1]`.
     pub min_p: f64,
-    /// See the module.
+    /// Minimum number of tokens to keep; see the module documentation.
     pub min_tokens_to_keep: usize,
 }
 
@@ -120,20 +121,20 @@ impl LogitsProcessor for MinP {
     fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
         let probs = softmax(scores);
         let least = self.min_p as f32 * probs.iter().copied().fold(0.0, f32::max);
-        // By score: probabilities of 0 are not all equal.
+        // Ranked by score, since different scores can have a probability of 0.
         let kept = top_k(scores, self.min_tokens_to_keep);
         remove_where(scores, |id| probs[id] < least && !kept.contains(&id));
     }
 }
 
-/// Keeps the tokens whose surprise is closest to the expected one, until their probabilities add up to `mass`.
+/// Keeps the tokens whose surprise is closest to the expected one, until their probabilities sum to `mass`.
 ///
 /// Source: `TypicalLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Typical {
-    /// Probability in `(0, 1)`: `typical_p`.
+    /// Total probability in `(0, 1)`: `typical_p`.
     pub mass: f64,
-    /// See the module.
+    /// Minimum number of tokens to keep; see the module documentation.
     pub min_tokens_to_keep: usize,
 }
 
@@ -165,14 +166,14 @@ impl LogitsProcessor for Typical {
     }
 }
 
-/// Keeps tokens with probability `epsilon` or more.
+/// Keeps tokens with a probability of at least `epsilon`.
 ///
 /// Source: `EpsilonLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Epsilon {
     /// Probability in `(0, 1)`: `epsilon_cutoff`.
     pub epsilon: f64,
-    /// See the module.
+    /// Minimum number of tokens to keep; see the module documentation.
     pub min_tokens_to_keep: usize,
 }
 
@@ -182,14 +183,14 @@ impl LogitsProcessor for Epsilon {
     }
 }
 
-/// [`Epsilon`] with a threshold that falls with the entropy `H`: `min(epsilon, sqrt(epsilon) · exp(-H))`.
+/// Like [`Epsilon`], with a threshold that falls with the entropy `H`: `min(epsilon, sqrt(epsilon) · exp(-H))`.
 ///
 /// Source: `EtaLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Eta {
     /// Probability in `(0, 1)`: `eta_cutoff`.
     pub epsilon: f64,
-    /// See the module.
+    /// Minimum number of tokens to keep; see the module documentation.
     pub min_tokens_to_keep: usize,
 }
 
@@ -201,7 +202,7 @@ impl LogitsProcessor for Eta {
     }
 }
 
-/// Forbids tokens less likely than `threshold`, the `min_tokens_to_keep` best and what equals them aside.
+/// Forbids tokens less likely than `threshold`, except the best `min_tokens_to_keep` and those with equal scores.
 fn cut_below(scores: &mut [f32], threshold: f32, min_tokens_to_keep: usize) {
     let probs = softmax(scores);
     let kept = kth_greatest(scores, min_tokens_to_keep);
@@ -212,7 +213,7 @@ fn cut_below(scores: &mut [f32], threshold: f32, min_tokens_to_keep: usize) {
     }
 }
 
-/// Makes scores log-probabilities again. A row in which nothing is allowed is left as it is.
+/// Normalises scores to log-probabilities. A row in which every token is forbidden stays unchanged.
 ///
 /// Source: `LogitNormalization`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

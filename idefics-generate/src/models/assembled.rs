@@ -1,4 +1,4 @@
-//! Models as modules: their weights are loaded, measured and written without naming the family.
+//! Models as Burn modules, to load, measure and write weights independently of the family.
 
 use std::path::Path;
 
@@ -11,12 +11,13 @@ use idefics_nn::{FormatError, LoadModule, LoadOptions, PackedWeight, ParameterVi
 use super::Model;
 use crate::Error;
 
-/// A [`Model`] that is a module, whose weights have the names of a checkpoint. Every such model is one.
+/// A [`Model`] that is also a module whose parameters are named as in a checkpoint. Implemented for every such
+/// model.
 pub trait AssembledModel: Model {
-    /// The model with the weights of a checkpoint.
+    /// Loads the weights of a checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointError`] naming the file or tensor at fault.
+    /// [`CheckpointError`] naming the invalid file or tensor.
     fn load(
         self: Box<Self>,
         checkpoint: &Checkpoint,
@@ -24,10 +25,10 @@ pub trait AssembledModel: Model {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Box<dyn AssembledModel>, CheckpointError>;
 
-    /// The model with random weights.
+    /// Fills the model with random weights.
     ///
     /// # Errors
-    /// [`FormatError`] for weights that cannot be held as `options` say.
+    /// [`FormatError`] if weights cannot be quantised according to `options`.
     fn fill_random(
         self: Box<Self>,
         options: &LoadOptions<'_>,
@@ -35,8 +36,7 @@ pub trait AssembledModel: Model {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Box<dyn AssembledModel>, FormatError>;
 
-    /// Calls `take` with the name of each weight and the memory that it takes on `device`; see
-    /// [`LoadOptions::memory_of_each`].
+    /// Calls `take` with the name of each weight and its memory on `device`; see [`LoadOptions::memory_of_each`].
     fn memory_of_each(
         &self,
         options: &LoadOptions<'_>,
@@ -45,13 +45,13 @@ pub trait AssembledModel: Model {
         take: &mut dyn FnMut(&str, WeightMemory),
     );
 
-    /// Names of tensors in a checkpoint that the model does not have.
+    /// Names of the checkpoint's tensors that the model does not use.
     fn unused(&self, checkpoint: &Checkpoint, options: &LoadOptions<'_>) -> Vec<String>;
 
-    /// Writes the weights of a checkpoint to `folder`, linear layers quantised as `options` say.
+    /// Writes the weights of a checkpoint to `folder`, with linear layers quantised according to `options`.
     ///
     /// # Errors
-    /// As [`write_quantized`], or what `progress` returns.
+    /// Those of [`write_quantized`], and any error that `progress` returns.
     fn write_quantized(
         &self,
         checkpoint: &Checkpoint,
@@ -60,20 +60,20 @@ pub trait AssembledModel: Model {
         progress: &mut dyn FnMut(LoadProgress) -> Result<(), Error>,
     ) -> Result<(), Error>;
 
-    /// Calls `take` with the name and the shape of each parameter.
+    /// Calls `take` with the name and shape of each parameter.
     fn parameter_shapes(&self, take: &mut dyn FnMut(&str, Shape));
 
-    /// Calls `take` with the name of each weight and the bytes that it takes as it is held.
+    /// Calls `take` with the name of each weight and its size in bytes, in its current format.
     fn weight_bytes_of_each(&self, take: &mut dyn FnMut(&str, usize));
 
-    /// Bytes that the weights take as they are held.
+    /// Size of all weights in bytes, in their current formats.
     fn weight_bytes(&self) -> usize {
         let mut sum = 0;
         self.weight_bytes_of_each(&mut |_, bytes| sum += bytes);
         sum
     }
 
-    /// The dtype of the embedding table: that of matrices that are not quantised.
+    /// The dtype of the embedding table, which is that of all unquantised matrices.
     fn embedding_dtype(&self) -> DType;
 }
 
@@ -138,7 +138,7 @@ impl<M: Model + Module + 'static> AssembledModel for M {
         struct WeightBytes<'a>(&'a mut dyn FnMut(&str, usize));
         impl ParameterVisitor for WeightBytes<'_> {
             fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-                // A weight that was never used nor loaded takes nothing.
+                // A weight that is not initialised takes no memory.
                 if param.is_initialized() {
                     (self.0)(name, param.lazy_shape().num_elements() * param.base().dtype().size());
                 }

@@ -1,12 +1,12 @@
-//! The first Idefics: CLIP → Flamingo resampler → LLaMA with gated cross-attention. Images are not among the tokens: a
-//! token sees the latest image before it.
+//! IDEFICS v1: CLIP → Flamingo resampler → LLaMA with gated cross-attention. Images are not part of the token
+//! sequence: each token attends to the latest image before it.
 //!
 //! Paper: <https://arxiv.org/abs/2306.16527>. Reference: `IdeficsForVisionText2Text`, `modeling_idefics.py`,
-//! Transformers 5.23.0. Field paths are the checkpoint's tensor names.
+//! Transformers 5.23.0. Field paths are the tensor names of the checkpoint.
 //!
-//! Axes: `n_images` images of the whole batch, `n_vectors` an image (the resampler's latents, or all patches without
-//! one), `d_image` = `vision_config.embed_dim`, `batch` rows, `max_images` images of the row with most, `seq` tokens,
-//! `d` = `hidden_size`.
+//! Axes: `n_images` images of the whole batch, `n_vectors` vectors per image (the resampler's latents, or all
+//! patches without a resampler), `d_image` = `vision_config.embed_dim`, `batch` rows, `max_images` the largest
+//! number of images in a row, `seq` tokens, `d` = `hidden_size`.
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
@@ -26,9 +26,9 @@ use crate::placement::Placement;
 /// The whole model.
 #[derive(Module, Debug)]
 pub struct Idefics1 {
-    /// Everything up to the last hidden states.
+    /// Everything except the head.
     pub model: Idefics1Model,
-    /// Hidden states to logits, those of the added tokens last.
+    /// Maps hidden states to logits; those of the added tokens come last.
     pub lm_head: DecoupledLinear,
     #[module(skip)]
     config: Idefics1Config,
@@ -37,22 +37,22 @@ pub struct Idefics1 {
     interpolates: bool,
 }
 
-/// The two sides, whose tensors lie side by side in the checkpoint.
+/// The vision and text sides, whose tensors share one level of names in the checkpoint.
 #[derive(Debug, Clone)]
 pub struct Idefics1Model {
-    /// Pixels to what the gated layers read.
+    /// Maps pixels to the vectors that the gated layers attend to.
     pub images: ImageEncoder,
-    /// Tokens, and what they see of the images, to hidden states.
+    /// Maps tokens to hidden states, with cross-attention to the images.
     pub text: CrossAttentionDecoder,
 }
 flat_module!(Idefics1Model { images, text });
 
-/// Pixels to image vectors.
+/// Maps pixels to image vectors.
 #[derive(Module, Debug)]
 pub struct ImageEncoder {
-    /// Pixels to patch features.
+    /// Maps pixels to patch features.
     pub vision_model: VisionTransformer,
-    /// Patch features to latents, if `use_resampler`.
+    /// Maps patch features to latents; present if `use_resampler`.
     pub perceiver_resampler: Option<PerceiverResampler>,
 }
 
@@ -66,7 +66,7 @@ impl Model for Idefics1 {
         Ok(Box::new(TowerRun::new(patch_embeds, &tower.encoder.layers, None, |features| self.connect(features))))
     }
 
-    /// Images go into the context of the cache, as keys and values of every gated layer.
+    /// Stores the images in the cache's context, as keys and values of every gated layer.
     fn begin(
         &self,
         prompts: &Prompts,
@@ -96,18 +96,18 @@ impl Model for Idefics1 {
 }
 
 impl Idefics1 {
-    /// The model, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Idefics1Config::validate`].
+    /// Those of [`Idefics1Config::validate`].
     pub fn new(config: &Idefics1Config, device: &Device) -> Result<Self, ConfigError> {
         Self::placed(config, &Placement::on(device))
     }
 
-    /// As [`Self::new`], each part on its own device.
+    /// Like [`Self::new`], with each part on its own device.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Idefics1Config::validate`].
+    /// Those of [`Idefics1Config::validate`].
     pub fn placed(config: &Idefics1Config, placement: &Placement) -> Result<Self, ConfigError> {
         config.validate()?;
         let resampler = || config.resampler().init(&placement.device("model.perceiver_resampler"));
@@ -130,20 +130,20 @@ impl Idefics1 {
         })
     }
 
-    /// The configuration it was built from.
+    /// The configuration of the model.
     pub fn config(&self) -> &Idefics1Config {
         &self.config
     }
 
-    /// Whether images of another size than `vision_config.image_size` are read, at positions that are interpolated
-    /// (`interpolate_pos_encoding`); they are refused otherwise.
+    /// Whether to accept images of another size than `vision_config.image_size`, by interpolating the position
+    /// embeddings (`interpolate_pos_encoding`). Otherwise they are rejected.
     #[must_use]
     pub fn interpolating_positions(mut self, interpolates: bool) -> Self {
         self.interpolates = interpolates;
         self
     }
 
-    /// Patch features of one batch, `[n_images, 1 + patches, d_image]`.
+    /// Patch features of a batch, `[n_images, 1 + patches, d_image]`.
     ///
     /// # Errors
     /// [`InputError::ImageSize`].
@@ -160,7 +160,7 @@ impl Idefics1 {
         }
     }
 
-    /// Refuses images of another size than the tower has positions for, unless positions are interpolated.
+    /// Rejects images whose size does not match the position embeddings, unless these are interpolated.
     ///
     /// # Errors
     /// [`InputError::ImageSize`].
@@ -176,8 +176,8 @@ impl Idefics1 {
         }
     }
 
-    /// Puts images into the context of the cache: keys and values of every gated layer, and what the tokens that come next
-    /// see of them.
+    /// Stores images in the cache's context: keys and values of every gated layer, and which images the next
+    /// tokens may attend to.
     fn read_images(
         &self,
         seen: Option<&SeenImages>,
@@ -186,7 +186,7 @@ impl Idefics1 {
     ) -> Result<(), InputError> {
         let images = image_hidden_states.as_ref().map_or(0, |states| states.dims()[0]);
         let Some(seen) = seen else {
-            // Nothing was said of images: the tokens go on seeing what the cache says.
+            // Without a view, the tokens keep attending to the same images as the last cached token.
             return if images == 0 { Ok(()) } else { Err(InputError::ImageCount { shown: 0, images }) };
         };
         let shown: usize = seen.n_images().iter().sum();
@@ -210,14 +210,14 @@ impl Idefics1 {
         Ok(())
     }
 
-    /// The device where pixels go in.
+    /// The device that the pixels are uploaded to.
     pub fn vision_device(&self) -> Device {
         self.model.images.vision_model.pre_layrnorm.weight.val().device()
     }
 }
 
-/// Every row's image vectors side by side, `[batch, max_images · n_vectors, d_image]`; rows with fewer images have
-/// others' vectors behind theirs, which they never see.
+/// The image vectors of each row side by side, `[batch, max_images · n_vectors, d_image]`. Rows with fewer images
+/// are filled up with the first image of the batch, which they never attend to.
 fn place(image_hidden_states: Tensor<3>, n_images: &[usize], max_images: usize) -> Tensor<3> {
     let [_, n_vectors, d_image] = image_hidden_states.dims();
     let batch = n_images.len();

@@ -1,10 +1,10 @@
 //! Idefics2: SigLIP → gated projection → perceiver resampler → Mistral. Start reading here.
 //!
 //! Paper: <https://arxiv.org/abs/2405.02246>. Reference: `Idefics2ForConditionalGeneration`, `modeling_idefics2.py`,
-//! Transformers 5.23.0. Field paths are the checkpoint's tensor names.
+//! Transformers 5.23.0. Field paths are the tensor names of the checkpoint.
 //!
-//! Axes: `n_images` images of the whole batch, `patches`, `n_latents` vectors an image, `batch` rows, `seq` tokens,
-//! `d` = `text_config.hidden_size`.
+//! Axes: `n_images` images of the whole batch, `patches` per image, `n_latents` vectors per image, `batch` rows,
+//! `seq` tokens, `d` = `text_config.hidden_size`.
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
@@ -22,9 +22,9 @@ use crate::{Idefics2Config, Placement};
 /// The whole model.
 #[derive(Module, Debug)]
 pub struct Idefics2 {
-    /// Everything up to the last hidden states.
+    /// Everything except the head.
     pub model: Idefics2Model,
-    /// Hidden states to logits.
+    /// Maps hidden states to logits.
     pub lm_head: Linear,
     #[module(skip)]
     config: Idefics2Config,
@@ -35,11 +35,11 @@ pub struct Idefics2 {
 /// The three components.
 #[derive(Module, Debug)]
 pub struct Idefics2Model {
-    /// Pixels to patch features.
+    /// Maps pixels to patch features.
     pub vision_model: VisionTransformer,
-    /// Patch features to image tokens.
+    /// Maps patch features to image vectors.
     pub connector: Connector,
-    /// Tokens to hidden states.
+    /// Maps embeddings to hidden states.
     pub text_model: Decoder,
 }
 
@@ -78,15 +78,15 @@ impl Model for Idefics2 {
 }
 
 impl Idefics2 {
-    /// The model, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Idefics2Config::validate`].
+    /// Those of [`Idefics2Config::validate`].
     pub fn new(config: &Idefics2Config, device: &Device) -> Result<Self, ConfigError> {
         Self::placed(config, &Placement::on(device))
     }
 
-    /// As [`Self::new`], on the one device that `placement` has: the parts are not split.
+    /// Like [`Self::new`], on the single device of `placement`; this model cannot be split.
     pub(crate) fn placed(config: &Idefics2Config, placement: &Placement) -> Result<Self, ConfigError> {
         config.validate()?;
         let (text, device) = (&config.text_config, &placement.device("model"));
@@ -102,16 +102,17 @@ impl Idefics2 {
         })
     }
 
-    /// The configuration it was built from.
+    /// The configuration of the model.
     pub fn config(&self) -> &Idefics2Config {
         &self.config
     }
 
-    /// What the decoder reads: the tokens' vectors, at image tokens the images', `[batch, seq, d]`.
-    /// `image_hidden_states` are the vectors of all images of the batch, row after row, `[n_images, n_latents, d]`.
+    /// The decoder's input, `[batch, seq, d]`: token embeddings, with image vectors at the image tokens.
+    /// `image_hidden_states` are the vectors of all images of the batch, row by row, `[n_images, n_latents, d]`.
     ///
     /// # Errors
-    /// [`InputError`] for ids that do not fit the model, or another number of image tokens than image vectors.
+    /// [`InputError`] if an id is outside the vocabulary, or the number of image tokens is not the number of image
+    /// vectors.
     pub fn inputs_embeds(
         &self,
         prompts: &Prompts,
@@ -121,13 +122,13 @@ impl Idefics2 {
         merge::inputs_embeds(self.decoder(), prompts, image_hidden_states, config.image_token_id, shape.vocab_size)
     }
 
-    /// Patch features of one batch, `[n_images, patches, d_vision]`.
+    /// Patch features of a batch, `[n_images, patches, d_vision]`.
     pub fn vision_features(&self, images: &ImageBatch<'_>) -> Tensor<3> {
         let pixel_values = images.upload(&self.device()); // [n_images, 3, height, width]
         self.model.vision_model.forward(pixel_values, &self.layout(images))
     }
 
-    /// The patches of a batch, with their positions.
+    /// The patches of a batch and their positions.
     pub fn layout(&self, images: &ImageBatch<'_>) -> PatchLayout {
         let positions = self.config.vision_config.positions_per_side();
         PatchLayout::new(&vec![images.grid; images.images.len()], positions)

@@ -2,10 +2,10 @@
 //!
 //! Papers: <https://arxiv.org/abs/2408.12637>, <https://arxiv.org/abs/2504.05299>. Reference:
 //! `Idefics3ForConditionalGeneration`, `SmolVLMForConditionalGeneration`, Transformers 5.23.0. Field paths are the
-//! checkpoint's tensor names.
+//! tensor names of the checkpoint.
 //!
-//! Axes: `n_images` tiles of the whole batch, `patches` a tile, `n_vectors` a tile (`patches / scale_factor²`), `batch`
-//! rows, `seq` tokens, `d` = `text_config.hidden_size`.
+//! Axes: `n_images` tiles of the whole batch, `patches` per tile, `n_vectors` = `patches / scale_factor²` vectors
+//! per tile, `batch` rows, `seq` tokens, `d` = `text_config.hidden_size`.
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
@@ -23,9 +23,9 @@ use crate::{Idefics3Config, Placement};
 /// The whole model.
 #[derive(Module, Debug)]
 pub struct Idefics3 {
-    /// Everything up to the last hidden states.
+    /// Everything except the head.
     pub model: Idefics3Model,
-    /// Hidden states to logits.
+    /// Maps hidden states to logits.
     pub lm_head: Linear,
     #[module(skip)]
     config: Idefics3Config,
@@ -36,11 +36,11 @@ pub struct Idefics3 {
 /// The three components.
 #[derive(Module, Debug)]
 pub struct Idefics3Model {
-    /// Pixels to patch features.
+    /// Maps pixels to patch features.
     pub vision_model: VisionTransformer,
-    /// Patch features to image tokens.
+    /// Maps patch features to image vectors.
     pub connector: PixelShuffleConnector,
-    /// Tokens to hidden states.
+    /// Maps embeddings to hidden states.
     pub text_model: Decoder,
 }
 
@@ -80,15 +80,15 @@ impl Model for Idefics3 {
 }
 
 impl Idefics3 {
-    /// The model, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Idefics3Config::validate`].
+    /// Those of [`Idefics3Config::validate`].
     pub fn new(config: &Idefics3Config, device: &Device) -> Result<Self, ConfigError> {
         Self::placed(config, &Placement::on(device))
     }
 
-    /// As [`Self::new`], on the one device that `placement` has: the parts are not split.
+    /// Like [`Self::new`], on the single device of `placement`; this model cannot be split.
     pub(crate) fn placed(config: &Idefics3Config, placement: &Placement) -> Result<Self, ConfigError> {
         config.validate()?;
         let (text, device) = (&config.text_config, &placement.device("model"));
@@ -104,24 +104,24 @@ impl Idefics3 {
         })
     }
 
-    /// The configuration it was built from.
+    /// The configuration of the model.
     pub fn config(&self) -> &Idefics3Config {
         &self.config
     }
 
-    /// Patch features of one batch, `[n_images, patches, d_vision]`.
+    /// Patch features of a batch, `[n_images, patches, d_vision]`.
     pub fn vision_features(&self, images: &ImageBatch<'_>) -> Tensor<3> {
         let pixel_values = images.upload(&self.device()); // [n_images, 3, height, width]
         self.model.vision_model.forward(pixel_values, &self.layout(images))
     }
 
-    /// The patches of a batch, with their positions.
+    /// The patches of a batch and their positions.
     pub fn layout(&self, images: &ImageBatch<'_>) -> PatchLayout {
         let positions = self.config.vision_config.positions_per_side();
         PatchLayout::new(&vec![images.grid; images.images.len()], positions)
     }
 
-    /// Rows and columns of patches of a tile.
+    /// Number of rows and columns of patches in a tile, checked against `scale_factor`.
     fn grid(&self, images: &ImageBatch<'_>) -> Result<[usize; 2], InputError> {
         let ([rows, cols], scale_factor) = ([images.grid.rows, images.grid.cols], self.config.scale_factor);
         if rows.is_multiple_of(scale_factor) && cols.is_multiple_of(scale_factor) {

@@ -1,15 +1,16 @@
-//! Images among the tokens: the vectors of a picture take the places of its image tokens.
+//! Merges images into the token sequence: image vectors replace the embeddings of image tokens.
 
 use burn::tensor::{DType, Tensor, TensorData};
 use idefics_text::DecoderStack;
 
 use crate::inputs::{InputError, Prompts};
 
-/// What the decoder reads: the tokens' vectors, at image tokens the images', `[batch, seq, d]`. `image_hidden_states` are
-/// the vectors of all images of the batch, row after row, `[n_images, n_vectors, d]`.
+/// The decoder's input, `[batch, seq, d]`: token embeddings, with image vectors at the image tokens.
+/// `image_hidden_states` are the vectors of all images of the batch, row by row, `[n_images, n_vectors, d]`.
 ///
 /// # Errors
-/// [`InputError`] for ids that are not below `vocab_size`, or another number of image tokens than image vectors.
+/// [`InputError`] if an id is not less than `vocab_size`, or the number of image tokens is not the number of image
+/// vectors.
 pub(super) fn inputs_embeds(
     decoder: &dyn DecoderStack,
     prompts: &Prompts,
@@ -27,12 +28,12 @@ pub(super) fn inputs_embeds(
     })
 }
 
-/// Text vectors with every image token's replaced by the next image vector.
+/// Replaces the embedding of each image token by the next image vector.
 ///
 /// # Shapes
 /// - `inputs_embeds`: `[batch, seq, d]`
 /// - `image_hidden_states`: `[n_images, n_vectors, d]`
-/// - `merge_rows`: [`Prompts::merge_rows`]
+/// - `merge_rows`: result of [`Prompts::merge_rows`]
 /// - returns `[batch, seq, d]`
 fn merge(inputs_embeds: Tensor<3>, image_hidden_states: Tensor<3>, merge_rows: &[i32]) -> Tensor<3> {
     let [batch, seq, d] = inputs_embeds.dims();

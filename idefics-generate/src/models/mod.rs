@@ -1,7 +1,7 @@
-//! The assembled models, one file a family, and what all of them have in common.
+//! The assembled models, one file per family, and what they have in common.
 //!
-//! A family writes five functions: its sizes, the way of a picture to vectors, the way of a prompt to embeddings, its
-//! decoder, and its head. Prefill, decode, branches and captured steps are written once, here, over the decoder.
+//! A family implements five functions: its shape, encoding images into vectors, embedding prompts, its decoder,
+//! and its head. Prefill, decoding, branches and captured steps are implemented here on top of them.
 
 mod assembled;
 pub mod idefics1;
@@ -27,18 +27,18 @@ pub use assembled::AssembledModel;
 pub(crate) use tower_run::TowerRun;
 pub use vision_batch::VisionBatch;
 
-/// Which positions get logits.
+/// The positions for which logits are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LogitsToKeep {
-    /// Each one.
+    /// All positions.
     All,
     /// The last `n` positions.
     Last(usize),
 }
 
 impl LogitsToKeep {
-    /// The positions of `[batch, seq, d]` that get logits, `[batch, kept, d]`.
+    /// Selects the positions of `[batch, seq, d]` that get logits; returns `[batch, kept, d]`.
     pub fn select(self, hidden_states: Tensor<3>) -> Tensor<3> {
         let seq = hidden_states.dims()[1];
         match self {
@@ -48,34 +48,34 @@ impl LogitsToKeep {
     }
 }
 
-/// The two halves of an image's way to vectors.
+/// The two stages of encoding images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EncodeStage {
     /// The vision tower.
     Vision,
-    /// What makes image vectors of its features.
+    /// The connector, which turns the tower's features into image vectors.
     Connector,
 }
 
-/// Sizes of a model that its callers plan with.
+/// Sizes of a model that callers need for planning.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelShape {
-    /// Tokens that the model has an embedding and a logit for.
+    /// Number of tokens with an embedding and a logit.
     pub vocab_size: usize,
-    /// The decoder: what the KV cache and the context depend on.
+    /// The decoder, which determines the size of the KV cache and of the context.
     pub text: TextConfig,
-    /// Pixels on each side of a patch.
+    /// Width and height of a patch in pixels.
     pub patch_size: usize,
-    /// Bytes of activations that the vision tower takes for each patch.
+    /// Bytes of activations that the vision tower needs per patch.
     pub activation_bytes_per_patch: usize,
 }
 
 impl ModelShape {
-    /// Images that are encoded together, in batches as large as `vision_batch` allows.
+    /// Groups images into batches that are encoded together, as large as `vision_batch` allows.
     ///
     /// # Errors
-    /// [`InputError::Patches`] for an image that has no whole patch, or too many.
+    /// [`InputError::Patches`] if an image is smaller than a patch, or has too many patches.
     pub fn image_batches<'i>(
         &self,
         images: &'i [impl Borrow<ImageTile>],
@@ -85,36 +85,36 @@ impl ModelShape {
     }
 }
 
-/// Images of one size on their way through the vision tower, some layers at a time.
+/// A batch of images on its way through the vision tower, a few layers at a time.
 pub trait LayerRun {
-    /// Runs at most `n_layers` of the tower's layers. Once all of them have run, the next call runs the connector and
+    /// Runs at most `n_layers` layers of the tower. After the last layer, the next call runs the connector and
     /// returns the image vectors, `[n_images, n_vectors, d_image]`.
     ///
     /// # Panics
-    /// If the vectors were returned already.
+    /// If the vectors have already been returned.
     fn step(&mut self, n_layers: usize) -> Option<Tensor<3>>;
 }
 
-/// A vision-language model, whatever its family: five functions that a family writes, and what follows from them.
+/// A vision-language model of any family: five functions that the family implements, and functions built on them.
 ///
-/// Axes: `batch` rows, `seq` tokens of a prompt, `n_images` images of the whole batch, each of `n_vectors`; `d` the
-/// decoder's width.
+/// Axes: `batch` rows, `seq` tokens per prompt, `n_images` images of the whole batch with `n_vectors` vectors
+/// each, `d` the width of the decoder.
 pub trait Model: Debug + Send + Sync {
     /// The model's sizes.
     fn shape(&self) -> &ModelShape;
 
-    /// Begins to encode images that share a patch grid.
+    /// Starts to encode a batch of images.
     ///
     /// # Errors
-    /// [`InputError`] for images that do not fit the model.
+    /// [`InputError`] if the images do not fit the model.
     fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError>;
 
-    /// What the decoder reads of prompts that follow what the cache holds, `[batch, seq, d]`. `image_hidden_states` are
-    /// the vectors of all their images, row after row, `[n_images, n_vectors, d_image]`. Models whose tokens attend to
-    /// images beside the text put them into the context of the cache.
+    /// Embeds prompts that follow the contents of the cache: the decoder's input, `[batch, seq, d]`.
+    /// `image_hidden_states` are the vectors of all their images, row by row, `[n_images, n_vectors, d_image]`.
+    /// Models with cross-attention store the images in the cache's context.
     ///
     /// # Errors
-    /// [`InputError`] for ids or images that do not fit the model or each other.
+    /// [`InputError`] if ids or images do not match the model or each other.
     fn begin(
         &self,
         prompts: &Prompts,
@@ -128,31 +128,33 @@ pub trait Model: Debug + Send + Sync {
     /// The head: `[batch, seq, d]` in, `[batch, seq, vocab_size]` in f32 out.
     fn logits(&self, hidden_states: Tensor<3>) -> Tensor<3>;
 
-    /// The device where tokens and images go in.
+    /// The device that tokens and images are uploaded to.
     fn device(&self) -> Device {
         self.decoder().device()
     }
 
-    /// Whether all parts are on one device.
+    /// Whether all parts are on the same device.
     fn is_on_one_device(&self) -> bool {
         true
     }
 
-    /// A cache of at most `capacity` tokens a row; `left_padding` is the number of padded slots on the left of each row.
+    /// Creates a cache for at most `capacity` tokens per row. `left_padding` is the number of padded slots of each
+    /// row.
     fn empty_cache(&self, left_padding: Vec<usize>, capacity: usize) -> KvCache {
         self.shape().text.cache(left_padding, capacity)
     }
 
-    /// A cache for these prompts and `max_new_tokens` more.
+    /// Creates a cache for these prompts and `max_new_tokens` more tokens.
     fn cache(&self, prompts: &Prompts, max_new_tokens: usize) -> KvCache {
         self.empty_cache(prompts.left_padding().to_vec(), prompts.seq() + max_new_tokens)
     }
 
-    /// The vectors of every image, `[n_images, n_vectors, d_image]`; `None` if there is no image. Images that are encoded
-    /// together, as `vision_batch` says, go through both stages before the next do; `done` is called after each.
+    /// The vectors of all images, `[n_images, n_vectors, d_image]`; `None` if there are no images. Images are
+    /// processed in batches according to `vision_batch`. Each batch runs through both stages before the next one
+    /// starts; `done` is called after each stage.
     ///
     /// # Errors
-    /// [`InputError`] for images that do not fit the model, or what `done` returns.
+    /// [`InputError`] if the images do not fit the model, and any error that `done` returns.
     fn encode_in_stages(
         &self,
         images: &[&ImageTile],
@@ -174,25 +176,25 @@ pub trait Model: Debug + Send + Sync {
         Ok(in_order(&batches, encoded))
     }
 
-    /// As [`Self::encode_in_stages`]; an image that comes several times is encoded once.
+    /// Like [`Self::encode_in_stages`]; duplicate images are encoded only once.
     ///
     /// # Errors
-    /// [`InputError`] for images that do not fit the model.
+    /// [`InputError`] if the images do not fit the model.
     fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
         let (distinct, places) = distinct(images);
         let encoded = self.encode_in_stages(&distinct, VisionBatch::default(), &mut |_| Ok(()));
         match encoded {
             Ok(image_hidden_states) => Ok(image_hidden_states.map(|states| arrange(states, &places))),
             Err(Error::Input(error)) => Err(error),
-            Err(other) => unreachable!("nothing else fails here: {other}"),
+            Err(other) => unreachable!("encoding can fail only with an input error: {other}"),
         }
     }
 
-    /// Runs prompts behind what the cache holds, up to the last hidden states, `[batch, seq, d]`. Long prompts go through
-    /// the decoder in chunks.
+    /// Runs prompts that follow the contents of the cache, up to the last hidden states, `[batch, seq, d]`. Long
+    /// prompts run through the decoder in chunks.
     ///
     /// # Errors
-    /// As [`Self::begin`].
+    /// Those of [`Self::begin`].
     fn hidden_states(
         &self,
         prompts: &Prompts,
@@ -203,10 +205,10 @@ pub trait Model: Debug + Send + Sync {
         Ok(self.decoder().forward(inputs_embeds, cache))
     }
 
-    /// As [`Self::hidden_states`] with whole prompts, showing `observer` the decoder's insides.
+    /// Like [`Self::hidden_states`] without chunks; `observer` sees the decoder's intermediate results.
     ///
     /// # Errors
-    /// As [`Self::begin`].
+    /// Those of [`Self::begin`].
     fn prefill_observed(
         &self,
         prompts: &Prompts,
@@ -221,7 +223,7 @@ pub trait Model: Debug + Send + Sync {
     /// Runs prompts and returns the logits of the next token, `[batch, vocab_size]` in f32.
     ///
     /// # Errors
-    /// As [`Self::begin`].
+    /// Those of [`Self::begin`].
     fn prefill(
         &self,
         prompts: &Prompts,
@@ -232,8 +234,8 @@ pub trait Model: Debug + Send + Sync {
         Ok(self.logits(LogitsToKeep::Last(1).select(hidden_states)).squeeze_dim(1))
     }
 
-    /// Runs one more token of each row and returns the logits of the next, `[batch, vocab_size]` in f32. An image token is
-    /// an ordinary token here: images belong to the prompt.
+    /// Runs one more token per row and returns the logits of the next, `[batch, vocab_size]` in f32. An image
+    /// token is treated as an ordinary token here: images belong to the prompt.
     ///
     /// # Errors
     /// [`InputError::TokenId`].
@@ -245,11 +247,12 @@ pub trait Model: Debug + Send + Sync {
         Ok(self.logits(hidden_states).squeeze_dim(1))
     }
 
-    /// What [`Self::decode`] computes, as a step to capture: it reads the next token of each row, `[batch]`, and the slot
-    /// that they go to, `[1]`, from tensors of I32, writes to the memory of `cache`, and gives `[batch, vocab_size]`. The
-    /// caller makes sure that ids are below `vocab_size` and slots below the cache's capacity: GPUs do not check. `None`
-    /// where the model's devices cannot capture steps, or nothing is in the cache.
-    #[allow(unsafe_code)] // a step that can be replayed, see `Step::new`
+    /// [`Self::decode`] as a step for graph capture. It reads the next token of each row, `[batch]`, and their
+    /// slot, `[1]`, from I32 tensors, writes to the memory of `cache`, and returns logits, `[batch, vocab_size]`.
+    /// The caller must make sure that ids are less than `vocab_size` and slots less than the cache's capacity,
+    /// because GPUs do not check. `None` if the model's devices do not support graph capture, or the cache is
+    /// empty.
+    #[allow(unsafe_code)] // the step can be replayed, see `Step::new`
     fn slot_step<'m>(&'m self, [next_tokens, slot]: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>> {
         if !self.is_on_one_device() {
             return None; // a graph belongs to one device
@@ -265,12 +268,13 @@ pub trait Model: Debug + Send + Sync {
             let hidden_states = decoder.forward_at(inputs_embeds, &places, &mut slot_cache, &mut Unobserved);
             self.logits(hidden_states).squeeze_dim(1)
         };
-        // SAFETY: the step holds or borrows the model, the cache with its context and the inputs, so their memory stays
-        // allocated. It does the same at each call, and uploads nothing: what `places` needs was uploaded before.
+        // SAFETY: the step holds or borrows the model, the cache with its context, and the inputs, so their memory
+        // stays allocated. Every call does the same operations and uploads nothing: the data of `places` was
+        // uploaded before.
         Some(unsafe { Step::new(step) })
     }
 
-    /// Runs more tokens of rows that branch, those that `branches` was last given, up to the last hidden states,
+    /// Runs more tokens of rows that branch, namely those last added to `branches`, up to the last hidden states,
     /// `[batch, n_new, d]`.
     ///
     /// # Errors
@@ -287,7 +291,7 @@ pub trait Model: Debug + Send + Sync {
         Ok(decoder.forward_branches(decoder.embed(input_ids), branches, cache))
     }
 
-    /// As [`Self::branch_states`] up to the logits after each token, `[batch, n_new, vocab_size]` in f32.
+    /// Like [`Self::branch_states`], up to the logits after each token, `[batch, n_new, vocab_size]` in f32.
     ///
     /// # Errors
     /// [`InputError::TokenId`].
@@ -300,11 +304,11 @@ pub trait Model: Debug + Send + Sync {
         Ok(self.logits(self.branch_states(next_tokens, branches, cache)?))
     }
 
-    /// Logits for a batch of prompts with their images, those of all rows in order: `[batch, kept, vocab_size]` in f32.
-    /// Rows of padding mean nothing.
+    /// Logits of a batch of prompts and their images (of all rows, in order): `[batch, kept, vocab_size]` in f32.
+    /// Logits of padding are meaningless.
     ///
     /// # Errors
-    /// As [`Self::encode_images`] and [`Self::begin`].
+    /// Those of [`Self::encode_images`] and [`Self::begin`].
     fn forward(&self, prompts: &Prompts, images: &[ImageTile], keep: LogitsToKeep) -> Result<Tensor<3>, InputError> {
         let image_hidden_states = self.encode_images(images)?; // [n_images, n_vectors, d_image]
         let mut cache = self.cache(prompts, 0);

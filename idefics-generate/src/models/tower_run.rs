@@ -1,4 +1,4 @@
-//! Images on their way through a vision transformer.
+//! A batch of images on its way through a vision transformer.
 
 use burn::tensor::{Bool, Tensor};
 use idefics_vision::EncoderLayer;
@@ -10,14 +10,15 @@ pub(crate) struct TowerRun<'m, F> {
     layers: &'m [EncoderLayer],
     masked_out: Option<Tensor<4, Bool>>,
     next_layer: usize,
-    /// `[n_images, patches, d_vision]`; `None` once the vectors were returned.
+    /// `[n_images, patches, d_vision]`; `None` once the vectors have been returned.
     hidden_states: Option<Tensor<3>>,
     connect: F,
 }
 
 impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> TowerRun<'m, F> {
-    /// Embedded patches, `[n_images, patches, d_vision]`, before the first of `layers`. `connect` makes image vectors of
-    /// what the last one gives. `masked_out` hides padding: `[n_images, 1, patches, patches]`, true hides the key.
+    /// Starts with embedded patches, `[n_images, patches, d_vision]`, before the first of `layers`. `connect`
+    /// turns the output of the last layer into image vectors. `masked_out` hides padding: `[n_images, 1, patches,
+    /// patches]`, true hides the key.
     pub(crate) fn new(
         patch_embeds: Tensor<3>,
         layers: &'m [EncoderLayer],
@@ -30,7 +31,7 @@ impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> TowerRun<'m, F> {
 
 impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> LayerRun for TowerRun<'m, F> {
     fn step(&mut self, n_layers: usize) -> Option<Tensor<3>> {
-        let mut hidden_states = self.hidden_states.take().expect("the vectors were not returned yet");
+        let mut hidden_states = self.hidden_states.take().expect("the vectors were already returned");
         let left = &self.layers[self.next_layer..];
         if left.is_empty() {
             return Some((self.connect)(hidden_states));

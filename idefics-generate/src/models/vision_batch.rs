@@ -1,35 +1,35 @@
-//! How many pictures go through a vision tower together.
+//! The number of images that are encoded together.
 
 use std::num::NonZeroUsize;
 
-/// How many pictures the vision tower encodes at a time: more of them keep many cores busy, and take more memory. What
-/// comes out is the same.
+/// How many images the vision tower encodes at once. Larger batches use many cores better and need more memory.
+/// The result does not depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VisionBatch {
-    /// So many at most.
+    /// At most this many images.
     Images(NonZeroUsize),
-    /// As many as take this many bytes of activations, and one at least.
+    /// As many images as fit in this many bytes of activations, but at least one.
     Bytes(u64),
 }
 
-/// Activations of one 980-pixel square in the largest tower, or of many smaller pictures: more at a time were not seen to
-/// be faster.
-const ENOUGH_BYTES: u64 = 256 << 20;
+/// Default limit: the activations of one 980-pixel square in the largest tower, or of many smaller images. Larger
+/// batches were not measurably faster.
+const DEFAULT_BYTES: u64 = 256 << 20;
 
 impl Default for VisionBatch {
     fn default() -> Self {
-        Self::Bytes(ENOUGH_BYTES)
+        Self::Bytes(DEFAULT_BYTES)
     }
 }
 
 impl VisionBatch {
-    /// What is enough where `available` bytes are left beside the weights: at most a quarter of them.
+    /// The default limit, but at most a quarter of `available`, the bytes left beside the weights.
     pub fn within(available: u64) -> Self {
-        Self::Bytes(ENOUGH_BYTES.min(available / 4))
+        Self::Bytes(DEFAULT_BYTES.min(available / 4))
     }
 
-    /// Pictures at a time, if each takes `image_bytes` of activations; at least one.
+    /// Number of images per batch, at least one, if each needs `image_bytes` of activations.
     pub(crate) fn images(self, image_bytes: u64) -> usize {
         match self {
             Self::Images(images) => images.get(),
@@ -43,10 +43,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_always_one() {
+    fn batch_has_at_least_one_image() {
         assert_eq!(VisionBatch::within(3).images(1000), 1);
         assert_eq!(VisionBatch::within(8000).images(1000), 2);
-        assert_eq!(VisionBatch::within(u64::MAX).images(ENOUGH_BYTES / 3), 3);
+        assert_eq!(VisionBatch::within(u64::MAX).images(DEFAULT_BYTES / 3), 3);
         assert_eq!(VisionBatch::Images(NonZeroUsize::MIN).images(1), 1);
     }
 }

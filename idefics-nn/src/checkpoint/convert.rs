@@ -1,4 +1,4 @@
-//! Bytes of a file to a tensor's data in the dtype that was asked for.
+//! Converts the bytes of a tensor in a file to tensor data of the requested dtype.
 
 use burn::tensor::{DType, TensorData};
 use half::{bf16, f16};
@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use super::in_place::{dense_dtype, shared};
 
-/// Elements that one task converts.
+/// Number of elements converted by one task.
 const CHUNK: usize = 1 << 16;
 
 /// Reads a tensor as `dtype` (F32, F16 or BF16), rounding to nearest.
@@ -18,12 +18,12 @@ pub(super) fn read_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result<T
         DType::F32 => read_to::<f32>(name, entry, dtype),
         DType::F16 => read_to::<f16>(name, entry, dtype),
         DType::BF16 => read_to::<bf16>(name, entry, dtype),
-        other => panic!("weights load as F32, F16 or BF16, not {other:?}"),
+        other => panic!("weights can be loaded as F32, F16 or BF16, not as {other:?}"),
     }
 }
 
-/// The same for a device that takes a copy of its own: where the file has that dtype the bytes go there straight from
-/// the memory map.
+/// Like [`read_as`], for a device that makes its own copy: if the file already has that dtype, the bytes are
+/// uploaded straight from the memory map.
 pub(super) fn upload_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result<TensorData, CheckpointError> {
     let bad = match entry.dtype {
         _ if dense_dtype(entry.dtype) != Some(dtype) || cfg!(target_endian = "big") => {
@@ -39,7 +39,7 @@ pub(super) fn upload_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result
     }
 }
 
-/// How many values are not finite, and the first one's index.
+/// Number of non-finite values, and the index of the first one.
 type Bad = (usize, usize);
 
 fn non_finite(name: &str, entry: &TensorEntry, dtype: DType, (count, first): Bad) -> CheckpointError {
@@ -52,18 +52,18 @@ fn non_finite(name: &str, entry: &TensorEntry, dtype: DType, (count, first): Bad
     }
 }
 
-/// Those of the two parts of a tensor.
-fn both(left: Option<Bad>, right: Option<Bad>) -> Option<Bad> {
+/// Merges the results of two parts of a tensor.
+fn merge(left: Option<Bad>, right: Option<Bad>) -> Option<Bad> {
     match (left, right) {
         (Some((n, first)), Some((m, second))) => Some((n + m, first.min(second))),
         (one, other) => one.or(other),
     }
 }
 
-/// Those of a chunk that begins at `start`.
+/// The non-finite values of a chunk that begins at index `start`.
 fn bad_among(values: impl Iterator<Item = f32>, start: usize) -> Option<Bad> {
     let bad = values.enumerate().filter(|(_, value)| !value.is_finite());
-    bad.fold(None, |bad, (index, _)| both(bad, Some((1, start + index))))
+    bad.fold(None, |bad, (index, _)| merge(bad, Some((1, start + index))))
 }
 
 fn find_bad<In: Element>(bytes: &[u8]) -> Option<Bad> {
@@ -71,7 +71,7 @@ fn find_bad<In: Element>(bytes: &[u8]) -> Option<Bad> {
     let bad = chunks.map(|(chunk, bytes)| {
         bad_among(bytes.chunks_exact(size_of::<In>()).map(|bytes| In::from_le_bytes(bytes).to_f32()), chunk * CHUNK)
     });
-    bad.reduce(|| None, both)
+    bad.reduce(|| None, merge)
 }
 
 fn read_to<Out: Element + burn::tensor::Element>(
@@ -91,7 +91,7 @@ fn read_to<Out: Element + burn::tensor::Element>(
     }
 }
 
-/// The converted values, and those of them that are not finite.
+/// The converted values, and the non-finite values among them.
 fn convert<In: Element, Out: Element>(bytes: &[u8]) -> (Vec<Out>, Option<Bad>) {
     let mut values = vec![Out::from_f32(0.0); bytes.len() / size_of::<In>()];
     let chunks = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size_of::<In>())).enumerate();
@@ -103,6 +103,6 @@ fn convert<In: Element, Out: Element>(bytes: &[u8]) -> (Vec<Out>, Option<Bad>) {
         }
         if finite { None } else { bad_among(values.iter().map(|value| value.to_f32()), chunk * CHUNK) }
     });
-    let bad = bad.reduce(|| None, both);
+    let bad = bad.reduce(|| None, merge);
     (values, bad)
 }

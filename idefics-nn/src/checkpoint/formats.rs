@@ -1,4 +1,4 @@
-//! In which format each matrix of a model is held.
+//! Chooses the format in which each matrix of a model is held.
 
 use burn::tensor::{DType, Device};
 use idefics_kernels::formats::PackedFormat;
@@ -9,22 +9,22 @@ use super::in_place::dense_dtype;
 use crate::ops;
 use crate::parameters::Matrix;
 
-/// What linear layers are quantised to while they are loaded.
+/// How linear layers are quantised while they are loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quantization {
-    /// The format.
+    /// The format to quantise to.
     pub format: PackedFormat,
-    /// Whether the scales of NF4 and FP4 are rounded to eight bits too, as bitsandbytes does on request. They are held
-    /// in full all the same.
+    /// Whether the scales of NF4 and FP4 are also rounded to eight bits (bitsandbytes' `double_quant`). In memory
+    /// they are held in full precision either way.
     pub double_quant: bool,
-    /// Modules whose linear layers keep their precision: names of modules, or what such names end with.
+    /// Modules whose linear layers are not quantised: module names, or suffixes of module names.
     ///
     /// Source: `should_convert_module`, Transformers 5.23.0, without its regular expressions.
     pub modules_to_not_convert: Vec<String>,
 }
 
 impl Quantization {
-    /// Whether the linear layer whose weight has that name is quantised.
+    /// Whether the linear layer whose weight is called `name` is quantised.
     pub fn covers(&self, name: &str) -> bool {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let is_kept = |kept: &String| {
@@ -36,18 +36,18 @@ impl Quantization {
 }
 
 impl LoadOptions<'_> {
-    /// What the tensor of that name is quantised to.
+    /// How the tensor `name` is quantised, or `None` if it is not.
     pub(super) fn quantization_of(&self, matrix: Option<Matrix>, name: &str) -> Option<&Quantization> {
         let quantization = self.quantize.as_ref().filter(|quantization| quantization.covers(name));
         quantization.filter(|_| matrix == Some(Matrix::Linear) && !self.is_as_stored(name))
     }
 
-    /// The dtype of plain numbers, of a matrix or of anything else, on `device`; those of the checkpoint are `stored`,
-    /// or BF16 if there is none.
+    /// The dtype of an unquantised tensor (a matrix or anything else) on `device`. `stored` is its dtype in the
+    /// checkpoint; without a checkpoint, BF16 is assumed.
     pub(super) fn dtype_of(&self, name: &str, matrix: Option<Matrix>, stored: Option<Dtype>, device: &Device) -> DType {
         let on_cpu = ops::computes_on(device);
         match self.dtype.filter(|_| !self.is_as_stored(name)) {
-            // Activations are f32 there, whatever the matrices are.
+            // CPU activations are f32 whatever the dtype of the matrices.
             _ if on_cpu && matrix.is_none() => DType::F32,
             Some(dtype) => dtype,
             None if on_cpu => stored.map_or(Some(DType::BF16), dense_dtype).unwrap_or(DType::F32),

@@ -1,4 +1,4 @@
-//! Tensors of a checkpoint as tensors of Burn, where they lie.
+//! Uses checkpoint tensors in the memory map as Burn tensors.
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, TensorData};
 use idefics_checkpoint::{Checkpoint, CheckpointError, Stored, TensorEntry};
@@ -7,7 +7,7 @@ use safetensors::Dtype;
 
 use crate::PackedWeight;
 
-/// The codes and scales of a weight, `[d_out, d_in]`, that the file has quantised.
+/// The codes and scales of a weight, `[d_out, d_in]`, that is stored quantised.
 pub(super) fn read_packed(
     checkpoint: &Checkpoint,
     name: &str,
@@ -19,26 +19,26 @@ pub(super) fn read_packed(
         Weight::Int8(weight) => (DType::I8, TensorData::from(weight.scales()), PackedFormat::Int8),
         Weight::FourBit(weight) => (DType::U8, TensorData::from(weight.absmax()), PackedFormat::FourBit(weight.kind())),
         Weight::Q4(weight) => (DType::U8, TensorData::from(weight.scales()), PackedFormat::Q4),
-        other => unreachable!("{} is no packed format", other.name()),
+        other => unreachable!("{} is not a packed format", other.name()),
     };
     let codes = TensorData::from_bytes(shared(stored.entry), [stored.entry.len_bytes()], dtype);
     Ok(PackedWeight::new(codes, scales, format, dims, device))
 }
 
-/// The tensor where it lies in the memory map, if it has that dtype and the device computes in this machine's
-/// memory. Nothing is read, so values are not checked.
+/// The tensor in the memory map, without a copy, if it already has `dtype` and the device computes in host memory.
+/// Nothing is read, so the values are not checked.
 pub(super) fn in_place(entry: &TensorEntry, dtype: DType, device: &Device) -> Option<TensorData> {
-    lies_ready(entry, dtype, device).then(|| TensorData::from_bytes(shared(entry), entry.shape.clone(), dtype))
+    is_usable_in_place(entry, dtype, device).then(|| TensorData::from_bytes(shared(entry), entry.shape.clone(), dtype))
 }
 
-/// Whether the tensor can be used where it lies.
-pub(super) fn lies_ready(entry: &TensorEntry, dtype: DType, device: &Device) -> bool {
+/// Whether the tensor can be used directly from the memory map.
+pub(super) fn is_usable_in_place(entry: &TensorEntry, dtype: DType, device: &Device) -> bool {
     let same = dense_dtype(entry.dtype) == Some(dtype);
     let aligned = entry.bytes().as_ptr().addr().is_multiple_of(dtype.size());
     same && aligned && cfg!(target_endian = "little") && crate::ops::computes_on(device)
 }
 
-/// The bytes, which keep the map alive.
+/// The tensor's bytes; they keep the memory map alive.
 pub(super) fn shared(entry: &TensorEntry) -> Bytes {
     struct Entry(TensorEntry);
     impl AsRef<[u8]> for Entry {
@@ -49,7 +49,7 @@ pub(super) fn shared(entry: &TensorEntry) -> Bytes {
     Bytes::from_shared(bytes::Bytes::from_owner(Entry(entry.clone())), AllocationProperty::File)
 }
 
-/// The tensor library's name of an element type that weights have.
+/// Burn's dtype for a floating-point dtype of safetensors.
 pub(super) fn dense_dtype(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F32 => Some(DType::F32),

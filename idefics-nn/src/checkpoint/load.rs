@@ -1,4 +1,4 @@
-//! Filling a module from a checkpoint, with an account of every tensor.
+//! Fills a module from a checkpoint and accounts for every tensor.
 
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
@@ -15,29 +15,30 @@ use super::in_place::{in_place, read_packed};
 use crate::parameters::{Matrix, ParameterMapper, ParameterVisitor, map_parameters, matrices, visit_parameters};
 use crate::{PackedWeight, ops};
 
-/// Tensors that old checkpoints carry and the models compute themselves: names that end in one of these.
-const STRAYS: [&str; 3] =
+/// Suffixes of tensors that old checkpoints contain although the models compute them.
+const COMPUTED_TENSORS: [&str; 3] =
     ["rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "vision_model.embeddings.position_ids"];
 
-/// How a module is filled.
+/// How a module is loaded.
 #[derive(Debug, Clone)]
 pub struct LoadOptions<'a> {
-    /// What the module's names are prefixed with in the checkpoint, with the dot: a component takes only its part.
+    /// Prefix of the module's tensors in the checkpoint, including the dot. A component loads only the tensors
+    /// under its prefix.
     pub prefix: &'a str,
-    /// The dtype of the weights: F32, F16 or BF16, whatever the file has, or `None` to leave matrices as the file has
-    /// them. On the CPU, whose kernels take matrices of any dtype, activations and all that is not a matrix are F32 in
-    /// any case, and a matrix that has the dtype already stays where it lies in the memory map; elsewhere everything
-    /// has the one dtype, and `None` means F32.
+    /// The dtype of the weights: F32, F16 or BF16, or `None` to keep matrices in the dtype of the file. On the
+    /// CPU, whose kernels accept matrices of any of these dtypes, activations and parameters other than matrices
+    /// are always F32, and a matrix that already has the dtype is used directly from the memory map. On other
+    /// devices everything has this dtype, and `None` means F32.
     pub dtype: Option<DType>,
-    /// What linear layers are quantised to. Those that the file has quantised already stay as they are.
+    /// How linear layers are quantised. Layers that the file has quantised already stay as they are.
     pub quantize: Option<Quantization>,
-    /// What the activations of quantised layers are multiplied as.
+    /// Element type in which the activations of quantised layers are multiplied.
     pub activations: Activations,
-    /// Pairs (tensor, source): a tensor that may be absent, and is then the very same memory as its source
-    /// (`tie_word_embeddings`). The source comes first in the module.
+    /// Pairs (tensor, source). The tensor may be missing and then shares the memory of its source
+    /// (`tie_word_embeddings`). The source must come before the tensor in the module.
     pub tied: &'a [(&'a str, &'a str)],
-    /// Tensors whose names begin with one of these are held as the file has them, whatever `dtype` and `quantize` say:
-    /// on the CPU in the memory map.
+    /// Tensors whose names begin with one of these prefixes keep the dtype of the file, regardless of `dtype` and
+    /// `quantize`. On the CPU they stay in the memory map.
     pub as_stored: &'a [String],
 }
 
@@ -48,30 +49,30 @@ impl Default for LoadOptions<'_> {
     }
 }
 
-/// How far loading has come.
+/// Progress of loading.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct LoadProgress {
     /// Bytes of the checkpoint read so far.
     pub bytes_done: u64,
-    /// Bytes that will be read.
+    /// Total bytes that will be read.
     pub bytes_total: u64,
 }
 
-/// Fills modules from a checkpoint.
+/// Loads modules from a checkpoint.
 pub trait LoadModule {
-    /// Fills every parameter of `module` from the tensor whose name is the prefix and the parameter's path.
+    /// Fills every parameter of `module` from the tensor called prefix + path of the parameter.
     ///
-    /// Names and shapes are compared before the first byte of weights is read. Tensors that the module does not ask for
-    /// are passed over; [`Self::unused`] names them.
+    /// Names and shapes are compared before any weight is read. Tensors that the module does not use are ignored;
+    /// [`Self::unused`] lists them.
     ///
     /// # Errors
-    /// [`CheckpointError::Missing`], [`CheckpointError::Shape`], [`CheckpointError::Dtype`],
-    /// [`CheckpointError::NonFinite`], or [`CheckpointError::NotLinear`], [`CheckpointError::Quantized`] and
-    /// [`CheckpointError::AlreadyQuantized`] of quantised ones, naming the tensors.
+    /// [`CheckpointError::Missing`], [`CheckpointError::Shape`], [`CheckpointError::Dtype`] and
+    /// [`CheckpointError::NonFinite`]; for quantised tensors also [`CheckpointError::NotLinear`],
+    /// [`CheckpointError::Quantized`] and [`CheckpointError::AlreadyQuantized`]. All of them name the tensors.
     ///
     /// # Panics
-    /// If weights of `module` are held as codes: it was filled before.
+    /// If `module` has quantised weights, that is, if it was loaded before.
     fn load<M: Module>(
         &self,
         module: M,
@@ -79,8 +80,8 @@ pub trait LoadModule {
         progress: impl FnMut(LoadProgress),
     ) -> Result<M, CheckpointError>;
 
-    /// The tensors under the prefix that `module` does not ask for, but for those that old checkpoints carry and the
-    /// models compute themselves. No weight is read.
+    /// The tensors under the prefix that `module` does not use, except those that old checkpoints contain although
+    /// the models compute them. No weight is read.
     fn unused<M: Module>(&self, module: &M, options: &LoadOptions<'_>) -> Vec<String>;
 }
 
@@ -114,12 +115,13 @@ impl LoadModule for Checkpoint {
         let matrices = matrices(module);
         let Account { taken, .. } = account(self, module, &matrices, options);
         let under_prefix = self.tensors().map(|(name, _)| name).filter(|name| name.starts_with(options.prefix));
-        let is_unused = |name: &&str| !taken.contains(*name) && !STRAYS.iter().any(|stray| name.ends_with(stray));
+        let is_unused =
+            |name: &&str| !taken.contains(*name) && !COMPUTED_TENSORS.iter().any(|stray| name.ends_with(stray));
         under_prefix.filter(is_unused).map(str::to_owned).collect()
     }
 }
 
-/// What the module asks for, and whether it is there.
+/// Compares the tensors that the module needs with those of the checkpoint.
 pub(super) fn account<'a, M: Module>(
     checkpoint: &'a Checkpoint,
     module: &M,
@@ -132,32 +134,32 @@ pub(super) fn account<'a, M: Module>(
     account
 }
 
-/// Asserts that no weight of `module` is held as codes: mappers of parameters pass them over.
+/// Asserts that no weight of `module` is quantised: parameter mappers skip quantised weights.
 pub(super) fn assert_is_dense<M: Module>(module: &M) {
     struct Dense;
     impl ParameterVisitor for Dense {
         fn visit<const D: usize>(&mut self, _name: &str, _param: &Param<Tensor<D>>) {}
 
         fn visit_packed(&mut self, name: &str, _weight: &PackedWeight) {
-            panic!("`{name}` is held as codes already: a module is filled once");
+            panic!("`{name}` is already quantised: a module can be loaded only once");
         }
     }
     visit_parameters(module, &mut Dense);
 }
 
 impl LoadOptions<'_> {
-    /// What `name` is tied to.
+    /// The source that `name` is tied to.
     pub(super) fn tied_source(&self, name: &str) -> Option<&str> {
         self.tied.iter().find(|(tied, _)| *tied == name).map(|(_, source)| *source)
     }
 
-    /// Whether others are tied to `name`.
+    /// Whether other tensors are tied to `name`.
     pub(super) fn is_tied_source(&self, name: &str) -> bool {
         self.tied.iter().any(|(_, source)| *source == name)
     }
 }
 
-/// First pass: which tensors the module asks for, and whether they are what it asks for.
+/// First pass: records which tensors the module needs, and whether they exist with the right shape and format.
 pub(super) struct Account<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions<'a>,
@@ -168,7 +170,7 @@ pub(super) struct Account<'a> {
 }
 
 impl Account<'_> {
-    /// The bytes that will be read, if everything is there and of the right shape.
+    /// The number of bytes to read, if every tensor exists and has the right shape.
     pub(super) fn check(self) -> Result<u64, CheckpointError> {
         if !self.missing.is_empty() {
             let folder = self.checkpoint.folder().to_owned();
@@ -183,7 +185,7 @@ impl Account<'_> {
         Ok(len_bytes(self.checkpoint, self.taken.iter().map(String::as_str)))
     }
 
-    /// What stands before the names of most missing tensors in the checkpoint (`module.`), and one of those tensors.
+    /// The prefix that most missing tensors have in the checkpoint (`module.`), with the name of one such tensor.
     fn prefix_of_missing(&self) -> Option<(String, String)> {
         let (prefix, name) = self.missing.iter().find_map(|name| {
             let names = self.checkpoint.tensors().map(|(name, _)| name);
@@ -208,7 +210,7 @@ impl ParameterVisitor for Account<'_> {
 }
 
 impl Account<'_> {
-    /// Accounts for the tensor at `path`, which the module has in the shape `expected`.
+    /// Records the tensor of the parameter at `path`, which has the shape `expected` in the module.
     fn take(&mut self, path: &str, expected: Vec<usize>) {
         let name = format!("{}{path}", self.options.prefix);
         let Some(Stored { entry, kind, companions }) = self.checkpoint.stored(&name) else {
@@ -222,7 +224,7 @@ impl Account<'_> {
             let (file, found) = (entry.file.clone(), found.name());
             self.wrong.get_or_insert(CheckpointError::NotLinear { file, name: name.clone(), found });
         }
-        // Four-bit codes have a shape of their own; theirs is checked when they are read.
+        // The codes of four-bit formats have a shape of their own, which is checked when they are read.
         let has_own_shape = matches!(kind, StoredKind::FourBit(_) | StoredKind::Own(PackedFormat::Q4));
         if entry.shape != expected && !has_own_shape {
             self.wrong.get_or_insert(CheckpointError::Shape {
@@ -236,13 +238,13 @@ impl Account<'_> {
     }
 }
 
-/// Second pass: one tensor at a time from the map to the device.
+/// Second pass: moves one tensor at a time from the memory map to the device.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions<'a>,
-    /// The module's matrices, by path.
+    /// The module's matrices by path.
     matrices: HashMap<String, Matrix>,
-    /// Tensors that others are tied to.
+    /// Loaded tensors that other tensors are tied to.
     sources: HashMap<String, Box<dyn Any>>,
     state: LoadProgress,
     progress: &'a mut dyn FnMut(LoadProgress),
@@ -272,7 +274,7 @@ impl ParameterMapper for Loader<'_> {
     }
 }
 
-/// What a parameter is filled with.
+/// The value of a parameter.
 #[expect(clippy::large_enum_variant, reason = "one at a time")]
 enum Filling<const D: usize> {
     Dense(Tensor<D>),
@@ -309,14 +311,14 @@ impl Loader<'_> {
             }
             (StoredKind::Dense, Some(quantization)) => {
                 let weights = read_as(name, stored.entry, DType::F32)?;
-                let dims = two(&stored.entry.shape);
-                let weights = weights.as_slice::<f32>().expect("it was read as f32");
+                let dims = matrix_dims(&stored.entry.shape);
+                let weights = weights.as_slice::<f32>().expect("the data was read as f32");
                 let packed = PackedWeight::quantize(weights, dims, quantization, &device);
                 stored.entry.release();
                 Filling::Packed(packed.map_err(|source| stored.error(name, source))?)
             }
             (_, quantization) => {
-                let dims = two(&param.lazy_shape().to_vec());
+                let dims = matrix_dims(&param.lazy_shape().to_vec());
                 let packed = read_packed(self.checkpoint, name, &stored, dims, &device)?;
                 if let Some(asked) = quantization.filter(|asked| asked.format != packed.format()) {
                     return Err(CheckpointError::AlreadyQuantized {
@@ -335,7 +337,7 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    /// The tensor that `name` is tied to, which came before it.
+    /// The tensor that `name` is tied to. It was loaded earlier.
     fn tied<const D: usize>(&self, name: &str) -> Result<Tensor<D>, CheckpointError> {
         let source = self.options.tied_source(name).and_then(|source| self.sources.get(source));
         source.and_then(|source| source.downcast_ref::<Tensor<D>>()).cloned().ok_or_else(|| CheckpointError::Missing {
@@ -345,12 +347,12 @@ impl Loader<'_> {
     }
 }
 
-/// Bytes of tensors in the files.
+/// Total size of tensors in the files, in bytes.
 fn len_bytes<'a>(checkpoint: &Checkpoint, names: impl Iterator<Item = &'a str>) -> u64 {
     names.filter_map(|name| checkpoint.tensor(name)).map(|entry| entry.len_bytes() as u64).sum()
 }
 
-/// The shape of a linear layer's weight; that of the file is the same by now.
-fn two(shape: &[usize]) -> [usize; 2] {
+/// The shape of a linear layer's weight. The shape in the file was compared with it before.
+fn matrix_dims(shape: &[usize]) -> [usize; 2] {
     shape.try_into().expect("linear layers' weights have two axes")
 }

@@ -1,14 +1,13 @@
-//! Modules from checkpoints, and back.
+//! Loads modules from checkpoints and saves them.
 //!
-//! [`LoadModule::load`] fills a module from a [`Checkpoint`](idefics_checkpoint::Checkpoint), tensor by tensor, and
-//! accounts for every one: whatever is missing, of the wrong shape or dtype, or not finite is an error that names it
-//! (memory-mapped values are not scanned). Tensors that nobody asks for are ignored: [`LoadModule::unused`] names them.
-//! Peak memory is the loaded weights plus one tensor.
+//! [`LoadModule::load`] fills a module from a [`Checkpoint`](idefics_checkpoint::Checkpoint), tensor by tensor,
+//! and accounts for each of them: a tensor that is missing, has the wrong shape or dtype, or contains a non-finite
+//! value is an error that names it. (Values that stay memory-mapped are not scanned.) Tensors that the module does
+//! not use are ignored; [`LoadModule::unused`] lists them. Peak memory is the loaded weights plus one tensor.
 //!
-//! [`save`] writes a module the same way, whole or not at all; [`write_quantized`] writes a checkpoint again in another
-//! format.
+//! [`save`] writes a module atomically; [`write_quantized`] rewrites a checkpoint in another format.
 //!
-//! The module's field paths are the tensors' names, so nothing is renamed on the way.
+//! The module's field paths are the tensor names, so nothing is renamed while loading.
 
 mod convert;
 mod formats;

@@ -1,4 +1,4 @@
-//! What a model will take, known before anything is taken.
+//! Predicts how much memory a model takes before any is allocated.
 
 use std::collections::HashMap;
 use std::ops::AddAssign;
@@ -10,39 +10,39 @@ use idefics_kernels::formats::{BLOCK, PackedFormat, Q4_BLOCK, Q4_PANEL, Q4_TILE}
 use serde::Serialize;
 
 use super::LoadOptions;
-use super::in_place::lies_ready;
+use super::in_place::is_usable_in_place;
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
 use crate::{PackedWeight, ops};
 
-/// Memory of a model's weights.
+/// Memory of a model's weights, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct WeightMemory {
-    /// Bytes that are taken.
+    /// Bytes that are allocated.
     pub taken: u64,
-    /// Bytes that stay in the mapped files, which the system reads as they are needed and may drop again.
+    /// Bytes that stay in the memory-mapped files; the system reads them on demand and may drop them again.
     pub mapped: u64,
-    /// Bytes that are taken for a while, while the largest tensor is converted.
+    /// Bytes allocated temporarily while the largest tensor is converted.
     pub loading: u64,
 }
 
 impl WeightMemory {
-    /// Bytes that must be there for the model to run well.
+    /// Bytes that must be available for the model to run well.
     pub fn total(&self) -> u64 {
         self.taken + self.mapped
     }
 }
 
 impl LoadOptions<'_> {
-    /// The memory of `module`, which need not have been filled, held as these options say on `device`.
+    /// The memory of `module`, which may still be empty, if it is loaded on `device` with these options.
     ///
-    /// Without a checkpoint, one in BF16 is assumed.
+    /// Without a checkpoint, BF16 weights are assumed.
     pub fn memory<M: Module>(&self, module: &M, checkpoint: Option<&Checkpoint>, device: &Device) -> WeightMemory {
         let mut sum = WeightMemory::default();
         self.memory_of_each(module, checkpoint, device, |_, memory| sum += memory);
         sum
     }
 
-    /// The same for each tensor, with its name; those that are tied to others take nothing.
+    /// Like [`Self::memory`], for each tensor: calls `take` with its name and memory. Tied tensors are skipped.
     pub fn memory_of_each<M: Module>(
         &self,
         module: &M,
@@ -50,7 +50,7 @@ impl LoadOptions<'_> {
         device: &Device,
         take: impl FnMut(&str, WeightMemory),
     ) {
-        visit_parameters(module, &mut Each { options: self, checkpoint, device, matrices: matrices(module), take });
+        visit_parameters(module, &mut Planner { options: self, checkpoint, device, matrices: matrices(module), take });
     }
 }
 
@@ -62,7 +62,7 @@ impl AddAssign for WeightMemory {
     }
 }
 
-struct Each<'a, F> {
+struct Planner<'a, F> {
     options: &'a LoadOptions<'a>,
     checkpoint: Option<&'a Checkpoint>,
     device: &'a Device,
@@ -70,7 +70,7 @@ struct Each<'a, F> {
     take: F,
 }
 
-impl<F: FnMut(&str, WeightMemory)> ParameterVisitor for Each<'_, F> {
+impl<F: FnMut(&str, WeightMemory)> ParameterVisitor for Planner<'_, F> {
     fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
         self.plan(path, &param.lazy_shape().to_vec());
     }
@@ -80,19 +80,19 @@ impl<F: FnMut(&str, WeightMemory)> ParameterVisitor for Each<'_, F> {
     }
 }
 
-impl<F: FnMut(&str, WeightMemory)> Each<'_, F> {
+impl<F: FnMut(&str, WeightMemory)> Planner<'_, F> {
     fn plan(&mut self, path: &str, shape: &[usize]) {
         let name = format!("{}{path}", self.options.prefix);
         let stored = self.checkpoint.and_then(|checkpoint| checkpoint.stored(&name));
         if stored.is_none() && (self.checkpoint.is_some() || self.options.tied_source(&name).is_some()) {
-            return; // tied: the memory of another
+            return; // tied: it shares the memory of its source
         }
         let memory = self.memory_of(path, &name, shape, stored);
         (self.take)(&name, memory);
     }
 }
 
-impl<F> Each<'_, F> {
+impl<F> Planner<'_, F> {
     fn memory_of(&self, path: &str, name: &str, shape: &[usize], stored: Option<Stored<'_>>) -> WeightMemory {
         let n: usize = shape.iter().product();
         let matrix = self.matrices.get(path).copied();
@@ -115,7 +115,7 @@ impl<F> Each<'_, F> {
         let dtype = self.options.dtype_of(name, matrix, entry.map(|entry| entry.dtype), self.device);
         let bytes = (n * dtype.size()) as u64;
         match entry {
-            Some(entry) if matrix.is_some() && lies_ready(entry, dtype, self.device) => {
+            Some(entry) if matrix.is_some() && is_usable_in_place(entry, dtype, self.device) => {
                 WeightMemory { mapped: bytes, ..WeightMemory::default() }
             }
             _ => WeightMemory { taken: bytes, mapped: 0, loading: bytes },
@@ -123,7 +123,7 @@ impl<F> Each<'_, F> {
     }
 }
 
-/// Bytes of the codes of a weight, `[d_out, d_in]`, and of its scales, which GPUs have in F32.
+/// Bytes of the codes and of the scales of a `[d_out, d_in]` weight. GPUs hold scales in F32.
 fn part_bytes(format: PackedFormat, [d_out, d_in]: [usize; 2], device: &Device) -> [u64; 2] {
     let n = d_out * d_in;
     let parts = match format {

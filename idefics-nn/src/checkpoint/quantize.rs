@@ -1,4 +1,4 @@
-//! Writing a checkpoint again, its linear layers quantised.
+//! Rewrites a checkpoint with quantised linear layers.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -17,19 +17,19 @@ use super::load::account;
 use super::{LoadOptions, LoadProgress, Quantization};
 use crate::parameters::{Matrix, matrices};
 
-/// Writes every tensor of a checkpoint into `folder`, which is there, the linear layers of `module` quantised as
-/// `options` say and all else as it is.
+/// Writes every tensor of a checkpoint into the existing folder `folder`: the linear layers of `module` quantised
+/// according to `options`, everything else unchanged.
 ///
-/// NF4 and FP4 have the layout of bitsandbytes. Int8 and Q4 have a layout of their own: `X.weight` is the codes and
-/// `X.weight.scales` the scales, as [`Int8`] and [`Q4`] have them. One file, or shards of about half a gibibyte
-/// with their index.
+/// NF4 and FP4 use the layout of bitsandbytes. Int8 and Q4 use a layout of this project: `X.weight` holds the
+/// codes and `X.weight.scales` the scales, as in [`Int8`] and [`Q4`]. The output is one file, or shards of about
+/// 512 MiB with an index.
 ///
 /// # Errors
-/// [`CheckpointError::AlreadyQuantized`], what [`LoadModule::load`](super::LoadModule::load) refuses,
-/// [`CheckpointError::Write`], and what `progress` returns after a tensor.
+/// [`CheckpointError::AlreadyQuantized`], the errors of [`LoadModule::load`](super::LoadModule::load),
+/// [`CheckpointError::Write`], and any error that `progress` returns; it is called after each tensor.
 ///
 /// # Panics
-/// If `options` quantise nothing.
+/// If `options.quantize` is `None`.
 pub fn write_quantized<M: Module, E: From<CheckpointError>>(
     checkpoint: &Checkpoint,
     module: &M,
@@ -37,12 +37,12 @@ pub fn write_quantized<M: Module, E: From<CheckpointError>>(
     folder: &Path,
     mut progress: impl FnMut(LoadProgress) -> Result<(), E>,
 ) -> Result<(), E> {
-    let quantization = options.quantize.as_ref().expect("a format is given");
+    let quantization = options.quantize.as_ref().expect("`options.quantize` must be set");
     let matrices = matrices(module);
     let linear =
         |name: &str| name.strip_prefix(options.prefix).is_some_and(|path| matrices.get(path) == Some(&Matrix::Linear));
     for (name, _) in checkpoint.tensors().filter(|(name, _)| linear(name)) {
-        let stored = checkpoint.stored(name).expect("it is in the list");
+        let stored = checkpoint.stored(name).expect("the name comes from the checkpoint");
         if let Some(found) = stored.kind.packed_format() {
             Err(CheckpointError::AlreadyQuantized {
                 file: stored.entry.file.clone(),
@@ -71,7 +71,7 @@ pub fn write_quantized<M: Module, E: From<CheckpointError>>(
     Ok(shards.finish()?)
 }
 
-/// A linear layer's weight as the tensors that stand for it.
+/// The tensors that represent a linear layer's quantised weight.
 fn quantized(
     name: &str,
     entry: &TensorEntry,
@@ -79,8 +79,9 @@ fn quantized(
 ) -> Result<Vec<NamedTensor<'static>>, CheckpointError> {
     let data = read_as(name, entry, DType::F32)?;
     entry.release();
-    let weights = data.as_slice::<f32>().expect("it was read as f32");
-    let [d_out, d_in]: [usize; 2] = entry.shape.as_slice().try_into().expect("its shape is the module's");
+    let weights = data.as_slice::<f32>().expect("the data was read as f32");
+    let [d_out, d_in]: [usize; 2] =
+        entry.shape.as_slice().try_into().expect("the shape was compared with the module's");
     let tensors = match quantization.format {
         PackedFormat::Int8 => Int8::quantize(weights, d_out, d_in).map(|weight| int8_tensors(name, weight)),
         PackedFormat::Q4 => Q4::quantize(weights, d_out, d_in).map(|weight| q4_tensors(name, weight)),

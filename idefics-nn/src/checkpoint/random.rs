@@ -1,4 +1,4 @@
-//! Weights without a checkpoint, to measure speed and memory of a shape.
+//! Random weights, to measure the speed and memory of a model shape without a checkpoint.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -14,20 +14,19 @@ use crate::PackedWeight;
 use crate::parameters::{Matrix, ParameterMapper, ParameterVisitor, map_parameters, matrices, visit_parameters};
 use idefics_kernels::formats::FormatError;
 
-/// Standard deviation of the weights.
+/// Standard deviation of the random weights.
 const STD: f32 = 0.02;
-/// Elements that one task draws.
+/// Number of elements drawn by one task.
 const CHUNK: usize = 1 << 16;
 
-/// Fills every parameter of `module` as a checkpoint would, in the formats of `options`, from numbers that are spread
-/// evenly around 0 with a standard deviation of 0.02, and 1 for the scales of norms. The checkpoint's dtype is taken to
-/// be BF16.
+/// Fills every parameter of `module` as if from a BF16 checkpoint, in the formats chosen by `options`: with
+/// uniformly distributed numbers of mean 0 and standard deviation 0.02, and with 1 for the scales of norms.
 ///
 /// # Errors
-/// As [`PackedWeight::quantize`], though these numbers give no reason.
+/// Those of [`PackedWeight::quantize`], which these numbers never cause.
 ///
 /// # Panics
-/// If weights of `module` are held as codes: it was filled before.
+/// If `module` has quantised weights, that is, if it was loaded before.
 pub fn fill_random<M: Module>(
     module: M,
     options: &LoadOptions<'_>,
@@ -64,7 +63,7 @@ impl ParameterVisitor for Elements {
 struct Filler<'a> {
     options: &'a LoadOptions<'a>,
     matrices: HashMap<String, Matrix>,
-    /// Tensors that others are tied to.
+    /// Tensors that other tensors are tied to.
     sources: HashMap<String, Box<dyn Any>>,
     next_seed: u64,
     state: LoadProgress,
@@ -99,7 +98,7 @@ impl ParameterMapper for Filler<'_> {
             return param;
         }
         let dtype = self.options.dtype_of(path, matrix, None, &device);
-        // Norms are the only vectors that are called weights.
+        // Norm scales are the only vectors called `weight`.
         let is_scale = D == 1 && path.ends_with("weight");
         let data = match dtype {
             _ if is_scale => TensorData::ones::<f32, _>(shape),
@@ -115,7 +114,7 @@ impl ParameterMapper for Filler<'_> {
     }
 }
 
-/// `n` numbers that are the same on any number of threads.
+/// Draws `n` numbers. The result does not depend on the number of threads.
 fn draw<T: Copy + Default + Send + Sync>(n: usize, seed: u64, convert: impl Fn(f32) -> T + Sync) -> Vec<T> {
     let mut values = vec![T::default(); n];
     values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {

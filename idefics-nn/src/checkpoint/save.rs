@@ -1,4 +1,4 @@
-//! Writing a module as a checkpoint, whole or not at all.
+//! Writes a module as a checkpoint, atomically.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,22 +14,24 @@ use safetensors::Dtype;
 use crate::PackedWeight;
 use crate::parameters::{ParameterVisitor, visit_parameters};
 
-/// Writes every parameter of `module` to the safetensors file `path`, in `dtype` (F32, F16 or BF16), under its name.
-/// Weights that are held as codes are written as codes, in the layout of [`write_quantized`](super::write_quantized).
+/// Writes every parameter of `module` to the safetensors file `path`, in `dtype` (F32, F16 or BF16), under its
+/// path in the module. Quantised weights are written as codes, in the layout of
+/// [`write_quantized`](super::write_quantized).
 ///
-/// Names in `left_out` are not written: a tied head is its source. The file appears complete or not at all.
+/// Names in `left_out` are not written, for example a tied head. The file appears complete or not at all.
 ///
 /// # Errors
-/// [`CheckpointError::Write`], [`CheckpointError::NonFinite`]: a checkpoint that cannot be loaded is not written.
+/// [`CheckpointError::Write`], and [`CheckpointError::NonFinite`] because such a checkpoint could not be loaded
+/// again.
 ///
 /// # Panics
-/// If `dtype` is none of the three.
+/// If `dtype` is not F32, F16 or BF16.
 pub fn save<M: Module>(module: &M, path: &Path, dtype: DType, left_out: &[&str]) -> Result<(), CheckpointError> {
     let file_dtype = match dtype {
         DType::F32 => Dtype::F32,
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
-        other => panic!("weights are saved as F32, F16 or BF16, not {other:?}"),
+        other => panic!("weights can be saved as F32, F16 or BF16, not as {other:?}"),
     };
     let mut collected = Collected { path, dtype, file_dtype, left_out, tensors: Vec::new(), error: None };
     visit_parameters(module, &mut collected);
@@ -37,7 +39,7 @@ pub fn save<M: Module>(module: &M, path: &Path, dtype: DType, left_out: &[&str])
         return Err(error);
     }
     let views = collected.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
-    // Readers that look for it treat a file without the format as not theirs.
+    // Some readers reject safetensors files without this `format` entry.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| CheckpointError::Write {
         path: path.to_owned(),
@@ -46,14 +48,14 @@ pub fn save<M: Module>(module: &M, path: &Path, dtype: DType, left_out: &[&str])
     write_atomically(path, |file| file.write_all(&bytes))
 }
 
-/// The parameters on the host.
+/// The parameters, copied to the host.
 struct Collected<'a> {
     path: &'a Path,
     dtype: DType,
     file_dtype: Dtype,
     left_out: &'a [&'a str],
     tensors: Vec<NamedTensor<'static>>,
-    /// The first tensor that cannot be written.
+    /// The error of the first tensor that cannot be written.
     error: Option<CheckpointError>,
 }
 
@@ -94,7 +96,7 @@ impl ParameterVisitor for Collected<'_> {
                     return;
                 }
             },
-            other => unreachable!("{} is no packed format", other.name()),
+            other => unreachable!("{} is not a packed format", other.name()),
         };
         self.tensors.extend(tensors);
     }

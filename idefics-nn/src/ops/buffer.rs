@@ -1,9 +1,10 @@
-//! Memory of results, which goes from one operation to the next.
+//! A pool of result buffers that are reused from one operation to the next.
 //!
-//! A result of some megabytes that comes fresh from the system costs a fault a page, which takes longer than a norm
-//! or an activation: what a dropped tensor held is kept for the next results of its size.
+//! Fresh memory from the system costs one page fault per page, and for results of several megabytes these faults
+//! take longer than a norm or an activation. So the memory of a dropped tensor is kept for later results of
+//! similar size.
 
-#![allow(unsafe_code)] // tensors see bytes that may not be initialised
+#![allow(unsafe_code)] // tensors expose bytes that may be uninitialised
 
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
@@ -15,16 +16,16 @@ use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProper
 
 use idefics_kernels::Memory;
 
-/// Bytes from which on a buffer is kept: below, the allocator does as well.
-const LEAST_BYTES: usize = 128 << 10;
+/// Smallest buffer that is kept, in bytes; for smaller ones the allocator is as fast.
+const MIN_BYTES: usize = 128 << 10;
 
-/// Bytes that are kept in all while nobody uses them.
-pub(super) const MOST_BYTES: usize = 256 << 20;
+/// Maximum total size of unused buffers that are kept, in bytes.
+pub(super) const MAX_BYTES: usize = 256 << 20;
 
-/// Memory that nobody uses, what was given back last at the end.
+/// Unused buffers, from oldest to newest.
 static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
 
-/// `len` values for a result, unspecified until they are written.
+/// Memory for `len` result values, which are unspecified until they are written.
 #[derive(Debug)]
 pub(super) struct Buffer {
     memory: Memory,
@@ -32,27 +33,27 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// Memory for `len` values.
+    /// Takes a kept buffer, or allocates one.
     pub(super) fn new(len: usize) -> Self {
         Self { memory: kept(len).unwrap_or_else(|| Memory::new(len)), len }
     }
 
-    /// The values as a tensor, in order.
+    /// The values as a contiguous tensor.
     pub(super) fn into_tensor(self, shape: &Shape) -> FlexTensor {
-        self.into_tensor_of(Layout::contiguous(shape.clone()))
+        self.into_tensor_with(Layout::contiguous(shape.clone()))
     }
 
-    /// The values as a tensor that lies like this.
-    pub(super) fn into_tensor_of(self, layout: Layout) -> FlexTensor {
+    /// The values as a tensor with the given layout.
+    pub(super) fn into_tensor_with(self, layout: Layout) -> FlexTensor {
         let n_bytes = self.len * size_of::<f32>();
         // SAFETY: all of the values are initialised.
         FlexTensor::new(unsafe { Bytes::from_controller(Box::new(self), n_bytes) }, layout, DType::F32)
     }
 }
 
-/// A kept buffer with room for `len` values and at most twice that size.
+/// Takes the smallest kept buffer with room for `len` to `2 * len` values; the newest of equal ones.
 fn kept(len: usize) -> Option<Memory> {
-    if len * size_of::<f32>() < LEAST_BYTES {
+    if len * size_of::<f32>() < MIN_BYTES {
         return None;
     }
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,15 +67,15 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = |memory: &Memory| memory.len() * size_of::<f32>();
         let memory = std::mem::replace(&mut self.memory, Memory::NONE);
-        if !(LEAST_BYTES..=MOST_BYTES).contains(&bytes(&memory)) {
+        if !(MIN_BYTES..=MAX_BYTES).contains(&bytes(&memory)) {
             return;
         }
-        let mut gone = Vec::new(); // given back to the system when the others may go on
+        let mut gone = Vec::new(); // freed after the lock is released
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push(memory);
-        // The oldest go first.
+        // The oldest buffers are freed first.
         let mut n_bytes: usize = kept.iter().map(bytes).sum();
-        while n_bytes > MOST_BYTES {
+        while n_bytes > MAX_BYTES {
             let oldest = kept.remove(0);
             n_bytes -= bytes(&oldest);
             gone.push(oldest);
@@ -108,13 +109,13 @@ impl AllocationController for Buffer {
 
     unsafe fn memory_mut(&mut self, _policy: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
         let values: &mut [f32] = self;
-        // SAFETY: the values' bytes, which the caller keeps initialised.
+        // SAFETY: these are the bytes of the values, and the caller keeps them initialised.
         Ok(unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) })
     }
 
     fn memory(&self, _policy: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
         let values: &[f32] = self;
-        // SAFETY: the values' bytes.
+        // SAFETY: these are the bytes of the values.
         Ok(unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) })
     }
 }
@@ -123,11 +124,11 @@ impl AllocationController for Buffer {
 mod tests {
     use super::*;
 
-    /// No other test takes buffers of this size.
+    /// A size that no other test uses.
     const LEN: usize = 123_456;
 
     #[test]
-    fn memory_is_handed_on() {
+    fn dropped_memory_is_reused() {
         let mut first = Buffer::new(LEN);
         first.fill(1.0);
         let tensor = first.into_tensor(&[LEN].into());
@@ -135,13 +136,13 @@ mod tests {
         drop(tensor);
         let second = Buffer::new(LEN - 10);
         assert_eq!((second.as_ptr(), second.len()), (place, LEN - 10));
-        assert!(second.iter().all(|value| *value == 1.0), "what was there last");
+        assert!(second.iter().all(|value| *value == 1.0), "the values of the dropped tensor are still there");
         let third = Buffer::new(LEN);
-        assert_ne!(third.as_ptr(), place, "somebody uses it");
+        assert_ne!(third.as_ptr(), place, "that buffer is in use");
     }
 
     #[test]
-    fn memory_is_not_lost_to_a_smaller_result() {
+    fn smaller_result_leaves_kept_memory_in_place() {
         let place = Buffer::new(9 * LEN).as_ptr();
         drop(Buffer::new(8 * LEN));
         let again = Buffer::new(9 * LEN);

@@ -1,4 +1,4 @@
-//! The kernels on tensors of Burn's CPU backend.
+//! Runs the kernels of `idefics-kernels` on tensors of Burn's CPU backend.
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::tensor::{DType, Element};
@@ -69,11 +69,15 @@ impl Kernels for Flex {
         in_place(gate, |gate| timed("swiglu", elementwise(gate.len(), 3), || kernels::swiglu(gate, elements(&up))))
     }
 
-    fn attend_once(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self> {
-        attend_once(&query.to_contiguous(), key, value, None)
+    fn decode_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        decode_attention(&query.to_contiguous(), key, value, None)
     }
 
-    fn attend_once_masked(
+    fn decode_attention_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
@@ -81,7 +85,7 @@ impl Kernels for Flex {
     ) -> FloatTensor<Self> {
         let masked_out = masked_out.to_contiguous();
         let seen: Vec<bool> = elements::<u8>(&masked_out).iter().map(|&hidden| hidden == 0).collect();
-        attend_once(&query.to_contiguous(), key, value, Some(&seen))
+        decode_attention(&query.to_contiguous(), key, value, Some(&seen))
     }
 
     fn attend(
@@ -128,7 +132,7 @@ impl Kernels for Flex {
     }
 }
 
-/// Changes every value: in place if nobody else holds them, which is the rule.
+/// Changes every value, in place if the tensor is not shared (the usual case), else in a copy.
 fn in_place(input: FlexTensor, change: impl FnOnce(&mut [f32])) -> FlexTensor {
     let mut input = input.to_contiguous();
     let is_whole = input.layout().start_offset() == 0 && input.layout().num_elements() * 4 == input.bytes().len();
@@ -145,16 +149,16 @@ fn dense_product(rows: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTenso
     product(rows, &dense_view(&weight.to_contiguous()), bias, Activations::F32)
 }
 
-/// A weight of numbers, contiguous, as the kernels take it.
+/// A contiguous dense weight in the form that the kernels take.
 fn dense_view(weight: &FlexTensor) -> Weight<'_> {
     let [d_out, d_in] = dims(weight);
     let view = match weight.dtype() {
         DType::F32 => Dense::new(elements::<f32>(weight), d_out, d_in).map(Weight::from),
         DType::BF16 => Dense::new(elements::<bf16>(weight), d_out, d_in).map(Weight::from),
         DType::F16 => Dense::new(elements::<f16>(weight), d_out, d_in).map(Weight::from),
-        other => panic!("weights are F32, BF16 or F16, not {other:?}"),
+        other => panic!("weights must be F32, BF16 or F16, not {other:?}"),
     };
-    view.expect("a tensor has the elements of its shape")
+    view.expect("the number of elements matches the shape")
 }
 
 fn packed_product(
@@ -167,11 +171,11 @@ fn packed_product(
     product(rows, &packed_view([codes, scales], PackedShape { format, d_out, d_in }), bias, activations)
 }
 
-/// Codes and scales as the kernels take them.
+/// Codes and scales in the form that the kernels take.
 fn packed_view([codes, scales]: [&FlexTensor; 2], shape: PackedShape) -> Weight<'_> {
     let PackedShape { format, d_out, d_in } = shape;
     let dims = [d_out, d_in];
-    // The scales were looked at when they were read.
+    // The scales were validated when they were loaded.
     let view = match format {
         PackedFormat::Int8 => Int8::from_parts(elements(codes).into(), elements(scales).into(), dims).map(Weight::from),
         PackedFormat::FourBit(kind) => {
@@ -179,7 +183,7 @@ fn packed_view([codes, scales]: [&FlexTensor; 2], shape: PackedShape) -> Weight<
         }
         PackedFormat::Q4 => Q4::from_parts(elements(codes).into(), elements(scales).into(), dims).map(Weight::from),
     };
-    view.expect("tensors have the sizes that their format asks for")
+    view.expect("codes and scales have the sizes that the format requires")
 }
 
 fn product(rows: &FlexTensor, weight: &Weight<'_>, bias: Option<&FlexTensor>, activations: Activations) -> FlexTensor {
@@ -187,7 +191,7 @@ fn product(rows: &FlexTensor, weight: &Weight<'_>, bias: Option<&FlexTensor>, ac
     let ([n_rows, _], [d_out, _]) = (dims(&rows), weight.dims());
     let mut out = Buffer::new(n_rows * d_out);
     let (x, bias) = (elements(&rows), bias.as_ref().map(elements));
-    // Few rows wait for the weight, not for arithmetic.
+    // With few rows the product is limited by reading the weight, not by arithmetic.
     let is_thin = n_rows <= kernels::THIN_ROWS;
     let cost = Cost {
         operations: 2.0 * n_rows as f64 * d_out as f64 * weight.dims()[1] as f64,
@@ -252,12 +256,12 @@ fn product_transposed(rows: &FlexTensor, weight: &Weight<'_>) -> FlexTensor {
     out.into_tensor(&[n_rows, d_in].into())
 }
 
-/// Passes over `n` values.
+/// Cost of reading or writing `n` values `passes` times.
 fn elementwise(n: usize, passes: usize) -> Cost {
     Cost { bytes: (passes * n * size_of::<f32>()) as f64, ..Cost::default() }
 }
 
-/// `seen` pairs of a query and a key that it sees, in each head.
+/// Cost of attention; `seen` is the number of (query, visible key) pairs per head.
 fn attention_cost([batch, heads, queries, head_dim]: [usize; 4], [kv_heads, len]: [usize; 2], seen: usize) -> Cost {
     let values = 2 * batch * head_dim * (kv_heads * len + heads * queries);
     Cost {
@@ -267,8 +271,8 @@ fn attention_cost([batch, heads, queries, head_dim]: [usize; 4], [kv_heads, len]
     }
 }
 
-/// `seen`: `[batch, len]`.
-fn attend_once(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Option<&[bool]>) -> FlexTensor {
+/// `seen`: `[batch, len]`, true where the key is visible.
+fn decode_attention(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Option<&[bool]>) -> FlexTensor {
     let ([batch, heads, _, head_dim], [_, kv_heads, len, _]) = (dims(query), dims(&key));
     let [key, value] = [key, value].map(with_whole_heads);
     let mut out = buffer_like(query);
@@ -291,7 +295,7 @@ fn attend_once(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Opt
     out.into_tensor(query.layout().shape())
 }
 
-/// `masked_out`: `[batch, queries, len]`.
+/// `masked_out`: `[batch, queries, len]`, true where the key is hidden.
 fn attend(
     query: FlexTensor,
     key: FlexTensor,
@@ -324,19 +328,20 @@ fn attend(
     });
     let token = heads * head_dim;
     let strides = [queries * token, head_dim, token, 1].map(usize::cast_signed).to_vec();
-    out.into_tensor_of(Layout::new(query.layout().shape().clone(), strides, 0))
+    out.into_tensor_with(Layout::new(query.layout().shape().clone(), strides, 0))
 }
 
-/// The states as they lie if nothing is flipped and the values of a head are side by side, as in a cache; else a copy.
+/// Returns the states unchanged if no axis is flipped and the values of a head are adjacent, as in a cache;
+/// otherwise a contiguous copy.
 fn with_whole_heads(states: FlexTensor) -> FlexTensor {
     let strides = states.layout().strides();
     if strides[3] == 1 && strides.iter().all(|stride| *stride >= 0) { states } else { states.to_contiguous() }
 }
 
-/// A view of what [`with_whole_heads`] gave.
+/// A view of states prepared by [`with_whole_heads`].
 fn cached(states: &FlexTensor) -> Cached<'_> {
     let layout = states.layout();
-    let strides = [0, 1, 2].map(|axis| usize::try_from(layout.strides()[axis]).expect("nothing is flipped"));
+    let strides = [0, 1, 2].map(|axis| usize::try_from(layout.strides()[axis]).expect("no axis is flipped"));
     Cached { values: &states.storage::<f32>()[layout.start_offset()..], strides }
 }
 
@@ -350,7 +355,7 @@ fn elements<E: Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {
     &tensor.storage::<E>()[start..start + tensor.layout().num_elements()]
 }
 
-/// Memory for as many values.
+/// Memory for as many values as the tensor has.
 fn buffer_like(tensor: &FlexTensor) -> Buffer {
     Buffer::new(tensor.layout().num_elements())
 }

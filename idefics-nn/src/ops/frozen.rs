@@ -1,8 +1,8 @@
-//! The product with a weight that is not trained, as one operation of the graph. What it keeps for the backward pass is
-//! the weight as it is held; numbers are made of it block by block, forward and backward.
+//! The product with a frozen (untrained) weight as a single operation of the autodiff graph. For the backward pass
+//! it keeps the weight in the format in which it is held, and dequantises it block by block, forward and backward.
 //!
-//! Burn's own operations would keep the weight in the dtype of the activations, all layers of it, until the backward
-//! pass has come through.
+//! Burn's own operations would keep the weights of all layers in the dtype of the activations until the backward
+//! pass has finished.
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -16,8 +16,8 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::PackedShape;
 
-/// Products with a frozen weight, and their transposes. Weights of numbers may be in F32, BF16 or F16; scales are as
-/// the format has them.
+/// Products with a frozen weight, and their transposes. Dense weights may be F32, BF16 or F16; scales have the
+/// dtype of their format.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     Cube: cfg(feature = "cube"),
@@ -33,7 +33,7 @@ pub(crate) trait FrozenLinear: Backend {
     #[fusion(dtype = rows, shape = Shape::from([rows[0], weight[1]]))]
     fn frozen_product_transposed(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// The first with a weight of codes and scales.
+    /// Like [`Self::frozen_product`], with a packed weight.
     #[fusion(dtype = rows, shape = Shape::from([rows[0], shape.d_out]))]
     fn frozen_packed_product(
         rows: FloatTensor<Self>,
@@ -42,7 +42,7 @@ pub(crate) trait FrozenLinear: Backend {
         shape: PackedShape,
     ) -> FloatTensor<Self>;
 
-    /// The second with a weight of codes and scales.
+    /// Like [`Self::frozen_product_transposed`], with a packed weight.
     #[fusion(dtype = rows, shape = Shape::from([rows[0], shape.d_in]))]
     fn frozen_packed_product_transposed(
         rows: FloatTensor<Self>,
@@ -52,7 +52,8 @@ pub(crate) trait FrozenLinear: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// Whether the operations here apply to activations: they belong to a graph on a device that has them.
+/// Whether these operations apply: the activations belong to an autodiff graph on a CPU or GPU device with
+/// kernels.
 pub(super) fn applies_to(rows: &Tensor<2>) -> bool {
     rows.is_autodiff() && (is_cpu(&rows.device()) || is_gpu(&rows.device()))
 }
@@ -65,14 +66,14 @@ fn is_gpu(device: &Device) -> bool {
     super::shares_memory(&device.clone().without_autodiff())
 }
 
-/// `x Wᵀ`: `[n_rows, d_in]` and `[d_out, d_in]` in, `[n_rows, d_out]` in the activations' dtype out.
+/// `x Wᵀ`: `[n_rows, d_in]` and `[d_out, d_in]` in, `[n_rows, d_out]` out, in the dtype of the activations.
 pub(super) fn dense_product(rows: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     in_kernel_dtype(rows, |rows| {
         Tensor::from_dispatch(Dispatch::frozen_product(rows.into_dispatch(), weight.into_dispatch()))
     })
 }
 
-/// The same with a weight of codes and scales.
+/// Like [`dense_product`], with a packed weight.
 pub(super) fn packed_product(
     rows: Tensor<2>,
     codes: Tensor<1, Int>,
@@ -85,7 +86,7 @@ pub(super) fn packed_product(
     })
 }
 
-/// Kernels of the CPU take activations in f32 alone.
+/// Casts the activations to f32 on the CPU, whose kernels take nothing else.
 fn in_kernel_dtype(rows: Tensor<2>, product: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
     let dtype = rows.dtype();
     if dtype == DType::F32 || !is_cpu(&rows.device()) {
@@ -94,7 +95,7 @@ fn in_kernel_dtype(rows: Tensor<2>, product: impl FnOnce(Tensor<2>) -> Tensor<2>
     product(rows.cast(DType::F32)).cast(dtype)
 }
 
-/// What the backward pass needs of a product: the weight alone, for it is linear.
+/// What the backward pass needs: only the weight, since the product is linear.
 #[derive(Debug, Clone)]
 enum Frozen<B: Backend> {
     Dense(FloatTensor<B>),
@@ -115,7 +116,7 @@ impl<B: FrozenLinear> Frozen<B> {
     }
 }
 
-/// The step back through a product, which was with `W` if `TRANSPOSED`.
+/// The backward step of a product; `TRANSPOSED` if the forward product was with `W` rather than `Wᵀ`.
 #[derive(Debug)]
 struct Through<const TRANSPOSED: bool>;
 
@@ -128,7 +129,7 @@ impl<B: FrozenLinear, const TRANSPOSED: bool> Backward<B, 1> for Through<TRANSPO
     }
 }
 
-/// Computes a product, and records it if gradients are asked of the activations.
+/// Computes a product, and records it in the graph if the activations require gradients.
 fn record<B: FrozenLinear, C: CheckpointStrategy, const TRANSPOSED: bool>(
     rows: FloatTensor<Autodiff<B, C>>,
     weight: Frozen<B>,

@@ -1,9 +1,9 @@
-//! Operations that the CPU has kernels of our own for, and GPUs where Burn has none, each with the same in Burn's
-//! operations for every other device and for autodiff graphs.
+//! Operations with our own kernels: on the CPU, and on GPUs where Burn has none. Each falls back to Burn's
+//! operations on other devices and in autodiff graphs.
 //!
-//! The CPU's kernels take f32 activations; weights may be in any format.
+//! The CPU kernels take f32 activations; weights may have any format.
 
-#![cfg_attr(not(feature = "flex"), allow(dead_code, unused_variables))] // what only kernels ask for
+#![cfg_attr(not(feature = "flex"), allow(dead_code, unused_variables))] // used only by kernels
 
 #[cfg(feature = "flex")]
 mod buffer;
@@ -22,12 +22,12 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, activation};
 
 use crate::{Activations, PackedFormat};
 
-/// What a packed weight is beside its codes and scales.
+/// Properties of a packed weight that the CPU kernels need beside its codes and scales.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Packing {
     pub(crate) format: PackedFormat,
     pub(crate) activations: Activations,
-    /// Output features.
+    /// Number of output features.
     pub(crate) d_out: usize,
 }
 
@@ -35,26 +35,26 @@ pub(crate) struct Packing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PackedShape {
     pub(crate) format: PackedFormat,
-    /// Output features.
+    /// Number of output features.
     pub(crate) d_out: usize,
-    /// Input features.
+    /// Number of input features.
     pub(crate) d_in: usize,
 }
 
-/// What has a kernel.
+/// Operations with a CPU kernel.
 #[backend_extension(Flex: cfg(feature = "flex"))]
 pub(crate) trait Kernels: Backend {
-    /// `x Wᵀ`: `[n_rows, d_in]` and `[d_out, d_in]` of F32, BF16 or F16 in, `[n_rows, d_out]` out.
+    /// `x Wᵀ`: `[n_rows, d_in]` and `[d_out, d_in]` (F32, BF16 or F16) in, `[n_rows, d_out]` out.
     fn dense_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// `x Wᵀ + b`, with `b` of `[d_out]` in F32.
+    /// `x Wᵀ + b`, with `b` `[d_out]` in F32.
     fn dense_product_with_bias(
         rows: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// The first with a weight of codes and scales.
+    /// Like [`Self::dense_product`], with a packed weight.
     fn packed_product(
         rows: FloatTensor<Self>,
         codes: IntTensor<Self>,
@@ -62,7 +62,7 @@ pub(crate) trait Kernels: Backend {
         packing: Packing,
     ) -> FloatTensor<Self>;
 
-    /// The second with a weight of codes and scales.
+    /// Like [`Self::dense_product_with_bias`], with a packed weight.
     fn packed_product_with_bias(
         rows: FloatTensor<Self>,
         codes: IntTensor<Self>,
@@ -71,29 +71,33 @@ pub(crate) trait Kernels: Backend {
         packing: Packing,
     ) -> FloatTensor<Self>;
 
-    /// `x / √(mean(x²) + eps) · weight` over the last axis, of `weight`'s length.
+    /// `x / √(mean(x²) + eps) · weight` over the last axis, which has the length of `weight`.
     fn rms_norm(input: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self>;
 
-    /// `x cos + rotate_half(x) sin`: `[batch, heads, seq, head_dim]` with tables of `[batch, 1, seq, head_dim]`.
+    /// `x cos + rotate_half(x) sin`: `[batch, heads, seq, head_dim]`, with tables `[batch, 1, seq, head_dim]`.
     fn rotate(states: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// `silu(gate) · up`, of any one shape.
+    /// `silu(gate) · up`; both have the same shape.
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// Attention of one query a row: `[batch, heads, 1, head_dim]` to keys and values of
-    /// `[batch, kv_heads, len, head_dim]`, views of a larger cache.
-    fn attend_once(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// Attention of one query per row, `[batch, heads, 1, head_dim]`, to keys and values `[batch, kv_heads, len,
+    /// head_dim]`, which may be views of a larger cache.
+    fn decode_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 
-    /// The same; `masked_out`, `[batch, 1, 1, len]`, hides keys.
-    fn attend_once_masked(
+    /// Like [`Self::decode_attention`], with a mask `masked_out`, `[batch, 1, 1, len]`, that hides keys.
+    fn decode_attention_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         masked_out: BoolTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Attention of many queries: `[batch, heads, queries, head_dim]` to keys and values of
-    /// `[batch, kv_heads, len, head_dim]`; any of them may be a view with the values of a head side by side.
+    /// Attention of many queries, `[batch, heads, queries, head_dim]`, to keys and values
+    /// `[batch, kv_heads, len, head_dim]`. Any of them may be a view in which the values of a head are adjacent.
     fn attend(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -101,7 +105,7 @@ pub(crate) trait Kernels: Backend {
         activations: Activations,
     ) -> FloatTensor<Self>;
 
-    /// The same; `masked_out`, `[batch, 1, queries, len]`, hides keys.
+    /// Like [`Self::attend`], with a mask `masked_out`, `[batch, 1, queries, len]`, that hides keys.
     fn attend_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -110,7 +114,7 @@ pub(crate) trait Kernels: Backend {
         activations: Activations,
     ) -> FloatTensor<Self>;
 
-    /// `(x − mean(x)) / √(var(x) + eps) · weight + bias` over the last axis, of `weight`'s length.
+    /// `(x − mean(x)) / √(var(x) + eps) · weight + bias` over the last axis, which has the length of `weight`.
     fn layer_norm(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -121,11 +125,12 @@ pub(crate) trait Kernels: Backend {
     /// `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
     fn gelu_tanh(input: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// `x Φ(x)`, Φ the normal distribution function.
+    /// `x Φ(x)`, where Φ is the normal distribution function.
     fn gelu(input: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// Whether tensors of the device lie in this machine's memory, outside any autodiff graph: kernels read them in place.
+/// Whether tensors of the device are in host memory, where the CPU kernels read them, and outside any autodiff
+/// graph.
 pub(crate) fn computes_on(device: &Device) -> bool {
     #[cfg(feature = "flex")]
     let on_cpu = matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_));
@@ -134,16 +139,16 @@ pub(crate) fn computes_on(device: &Device) -> bool {
     on_cpu
 }
 
-/// Bytes of buffers that are kept for reuse while nobody uses them, at most: see [`buffer`].
+/// Maximum bytes of unused buffers that are kept for reuse; see [`buffer`].
 pub(crate) fn kept_bytes(device: &Device) -> u64 {
     #[cfg(feature = "flex")]
-    let bytes = if computes_on(device) { buffer::MOST_BYTES as u64 } else { 0 };
+    let bytes = if computes_on(device) { buffer::MAX_BYTES as u64 } else { 0 };
     #[cfg(not(feature = "flex"))]
     let bytes = 0;
     bytes
 }
 
-/// Whether the device has kernels that write to memory which others hold too: what a replayed step is made of.
+/// Whether the device has kernels that write in place to shared memory, which replayed steps need.
 #[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 pub(crate) fn shares_memory(device: &Device) -> bool {
     #[cfg(feature = "cube")]
@@ -153,7 +158,7 @@ pub(crate) fn shares_memory(device: &Device) -> bool {
     is_gpu
 }
 
-/// Whether the device takes numbers of one byte as they are: GPUs need not.
+/// Whether the device can hold tensors of one-byte elements. GPUs may not support them.
 pub(crate) fn reads_bytes(device: &Device) -> bool {
     #[cfg(feature = "flex")]
     let is_cpu = matches!(device.clone().without_autodiff().as_dispatch(), burn::backend::DispatchDevice::Flex(_));
@@ -162,7 +167,7 @@ pub(crate) fn reads_bytes(device: &Device) -> bool {
     is_cpu
 }
 
-/// Whether the kernels take these activations.
+/// Whether the CPU kernels take these activations.
 fn has_kernels<const D: usize>(activations: &Tensor<D>) -> bool {
     activations.dtype() == DType::F32 && computes_on(&activations.device())
 }
@@ -184,7 +189,7 @@ pub(crate) fn dense_product(rows: Tensor<2>, weight: Tensor<2>, bias: Option<Ten
     with_bias(rows.matmul(weight.cast(dtype).transpose()), bias)
 }
 
-/// See [`Kernels::packed_product`]; where there is no kernel the product with what `dequantized` gives.
+/// See [`Kernels::packed_product`]. Without a kernel, multiplies with the weight that `dequantized` returns.
 pub(crate) fn packed_product(
     rows: Tensor<2>,
     codes: Tensor<1, Int>,
@@ -221,7 +226,8 @@ fn with_bias(output: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     }
 }
 
-/// See [`Kernels::rms_norm`]. Computes in f32 and rounds to the input's dtype before it scales.
+/// See [`Kernels::rms_norm`]. Computes in f32, and rounds to the dtype of the input before multiplying by the
+/// weight.
 pub(crate) fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
     if has_kernels(&input) {
         return Tensor::from_dispatch(Dispatch::rms_norm(input.into_dispatch(), weight.into_dispatch(), eps));
@@ -254,8 +260,8 @@ pub(crate) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D
     activation::silu(gate) * up
 }
 
-/// See [`Kernels::attend_once`] and [`Kernels::attend`]; `None` where there is no kernel for it. A mask may leave batch
-/// and queries to broadcasting.
+/// See [`Kernels::decode_attention`] and [`Kernels::attend`]; `None` if there is no kernel. The batch and query axes of
+/// the mask may be 1, to be broadcast.
 pub(crate) fn attend(
     query: &Tensor<4>,
     key: &Tensor<4>,
@@ -281,38 +287,40 @@ pub(crate) fn attend(
     let masked_out = masked_out.map(Tensor::into_dispatch);
     let [query, key, value] = states.map(|states| states.clone().into_dispatch());
     Some(Tensor::from_dispatch(match masked_out {
-        None if queries == 1 => Dispatch::attend_once(query, key, value),
-        Some(masked_out) if queries == 1 => Dispatch::attend_once_masked(query, key, value, masked_out),
+        None if queries == 1 => Dispatch::decode_attention(query, key, value),
+        Some(masked_out) if queries == 1 => Dispatch::decode_attention_masked(query, key, value, masked_out),
         None => Dispatch::attend(query, key, value, activations),
         Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out, activations),
     }))
 }
 
-/// See [`cube::CubeKernels::write_slot`]: whoever holds `states` sees it. For devices of which [`shares_memory`] says so.
+/// See [`cube::CubeKernels::write_slot`]: every tensor that shares the memory of `states` changes. Requires
+/// [`shares_memory`].
 ///
 /// # Panics
-/// If the shapes or dtypes do not fit each other.
+/// If shapes or dtypes do not match.
 pub(crate) fn write_slot(states: Tensor<4>, new: Tensor<4>, slot: Tensor<1, Int>) -> Tensor<4> {
     let [batch, heads, _, head_dim] = states.dims();
-    assert_eq!((new.dims(), slot.dims()), ([batch, heads, 1, head_dim], [1]), "a row for one slot of each head");
+    assert_eq!((new.dims(), slot.dims()), ([batch, heads, 1, head_dim], [1]), "shapes of the row and the slot");
     assert_eq!((new.dtype(), slot.dtype()), (states.dtype(), DType::I32), "dtypes of the row and the slot");
     #[cfg(feature = "cube")]
     return cube::write_slot(states, new, slot);
     #[cfg(not(feature = "cube"))]
-    unreachable!("memory is shared on GPUs alone");
+    unreachable!("only GPUs share memory");
 }
 
-/// See [`cube::CubeKernels::overwrite`]: whoever holds `target` sees it. For devices of which [`shares_memory`] says so.
+/// See [`cube::CubeKernels::overwrite`]: every tensor that shares the memory of `target` changes. Requires
+/// [`shares_memory`].
 ///
 /// # Panics
-/// If there are not as many, or they are not of I32.
+/// If the lengths differ, or a tensor is not I32.
 pub(crate) fn overwrite(target: Tensor<1, Int>, new: Tensor<1, Int>) -> Tensor<1, Int> {
-    assert_eq!(target.dims(), new.dims(), "as many new numbers");
-    assert_eq!((target.dtype(), new.dtype()), (DType::I32, DType::I32), "numbers of 32 bits");
+    assert_eq!(target.dims(), new.dims(), "both tensors must have the same length");
+    assert_eq!((target.dtype(), new.dtype()), (DType::I32, DType::I32), "both tensors must be I32");
     #[cfg(feature = "cube")]
     return cube::overwrite(target, new);
     #[cfg(not(feature = "cube"))]
-    unreachable!("memory is shared on GPUs alone");
+    unreachable!("only GPUs share memory");
 }
 
 /// See [`Kernels::layer_norm`]. Computes in f32.
@@ -326,7 +334,7 @@ pub(crate) fn layer_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, bi
     burn::tensor::module::layer_norm(input.cast(DType::F32), weight, Some(bias), eps).cast(dtype)
 }
 
-/// See [`Kernels::gelu_tanh`]. ½ (1 + tanh u) is σ(2u), which costs fewer passes over memory.
+/// See [`Kernels::gelu_tanh`]. Uses ½ (1 + tanh u) = σ(2u), which takes fewer passes over memory.
 pub(crate) fn gelu_tanh<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     if has_kernels(&input) {
         return Tensor::from_dispatch(Dispatch::gelu_tanh(input.into_dispatch()));

@@ -1,6 +1,6 @@
-//! What the tests of the component crates share: reference cases, seeded numbers, comparisons.
+//! Helpers for the tests of the component crates: reference cases, seeded numbers, comparisons.
 
-#![allow(dead_code)] // each crate uses a part
+#![allow(dead_code)] // every crate uses a part of it
 
 use std::path::{Path, PathBuf};
 
@@ -12,12 +12,12 @@ use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Folders of the reference's checkpoints and cases.
+/// Folder of the reference's checkpoints or cases.
 pub(crate) fn xtask_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
 }
 
-/// A model folder in the public layout.
+/// A model folder in the layout of Hugging Face.
 pub(crate) struct Model {
     folder: PathBuf,
     pub(crate) config: Value,
@@ -25,7 +25,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// `xtask/checkpoints/{name}`.
+    /// Opens `xtask/checkpoints/{name}`.
     pub(crate) fn named(name: &str) -> Self {
         Self::open(xtask_folder("checkpoints").join(name), None)
     }
@@ -35,12 +35,12 @@ impl Model {
         Self { folder, config, quantize }
     }
 
-    /// `text_config` and so on.
+    /// Parses a section of the configuration, for example `text_config`.
     pub(crate) fn section<C: DeserializeOwned>(&self, name: &str) -> C {
         serde_json::from_value(self.config[name].clone()).unwrap()
     }
 
-    /// Fills a component, strictly: nothing under the prefix is missing or left over.
+    /// Loads a component. Every parameter must have a tensor under the prefix.
     pub(crate) fn load<M: Module>(&self, module: M, prefix: &str) -> M {
         let options = LoadOptions { prefix, quantize: self.quantize.clone(), ..LoadOptions::default() };
         let checkpoint = Checkpoint::open_with(&self.folder, Pickles::Allowed).unwrap();
@@ -48,7 +48,7 @@ impl Model {
     }
 }
 
-/// What the reference computed (`xtask/README.md`).
+/// The outputs of the reference for one input (see `xtask/README.md`).
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) model: Model,
@@ -56,31 +56,31 @@ pub(crate) struct Case {
     expected: Vec<u8>,
 }
 
-/// An image of a case that is no padding: the reference drops images of zeros only.
+/// A real image of a case. Images that are all zeros are padding, which the reference drops.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Picture {
-    /// Among all images of the batch, row after row.
+    /// Index among all images of the batch, row by row.
     pub(crate) index: usize,
-    /// Real pixels down, in the top left corner.
+    /// Height of the real pixels, which start in the top left corner.
     pub(crate) height: usize,
-    /// Real pixels across.
+    /// Width of the real pixels.
     pub(crate) width: usize,
 }
 
-/// How a case wants linear layers held.
+/// The quantisation that a case asks for.
 fn quantization(load: &Value) -> Option<Quantization> {
     let format = match load["quantize"].as_str()? {
         "int8" => PackedFormat::Int8,
         "nf4" => PackedFormat::FourBit(FourBitType::Nf4),
         "fp4" => PackedFormat::FourBit(FourBitType::Fp4),
-        other => panic!("cases have no {other}"),
+        other => panic!("no case uses the format {other}"),
     };
     let double_quant = load["double_quant"].as_bool().unwrap_or(false);
     Some(Quantization { format, double_quant, modules_to_not_convert: vec!["lm_head".to_owned()] })
 }
 
 impl Case {
-    /// Every committed case of Idefics2 that has the tensor.
+    /// Every committed Idefics2 case that has the tensor.
     pub(crate) fn all_with(tensor: &str) -> Vec<Self> {
         Self::all_of("idefics2", tensor)
     }
@@ -115,7 +115,7 @@ impl Case {
         SafeTensors::deserialize(&self.expected).unwrap().tensor(tensor).is_ok()
     }
 
-    /// An expected tensor, integers as integers.
+    /// The values and shape of an expected tensor.
     fn data<T>(&self, name: &str, dtype: Dtype, read: impl Fn(&[u8]) -> T) -> (Vec<T>, Vec<usize>) {
         let tensors = SafeTensors::deserialize(&self.expected).unwrap();
         let tensor = tensors.tensor(name).unwrap();
@@ -137,13 +137,13 @@ impl Case {
         Tensor::from_data(TensorData::new(values, shape), device)
     }
 
-    /// Tokens of padding at the start of each row.
+    /// Number of padding tokens at the start of each row.
     pub(crate) fn left_padding(&self) -> Vec<usize> {
         let (mask, shape) = self.integers("processor.attention_mask");
         mask.chunks(shape[1]).map(|row| row.iter().take_while(|&&real| real == 0).count()).collect()
     }
 
-    /// The pixels of the real images of a case without a mask of pixels, row after row.
+    /// The pixels of the real images of a case without a pixel mask, row by row.
     pub(crate) fn whole_pictures(&self, device: &Device) -> Tensor<4> {
         let slots = self.floats::<5>("processor.pixel_values", device).flatten::<4>(0, 1);
         let is_real = |index: &usize| values(part(&slots, 0, *index, index + 1)).iter().any(|&pixel| pixel != 0.0);
@@ -151,7 +151,7 @@ impl Case {
         Tensor::cat(real, 0)
     }
 
-    /// The real images, row after row.
+    /// The real images, row by row.
     pub(crate) fn pictures(&self) -> Vec<Picture> {
         let (mask, shape) = self.integers("processor.pixel_attention_mask");
         let [height, width] = [shape[2], shape[3]];
@@ -179,18 +179,18 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().try_into_vec().unwrap()
 }
 
-/// Rows `start..end` of axis `dim`.
+/// Rows `start..end` along axis `dim`.
 pub(crate) fn part<const D: usize>(tensor: &Tensor<D>, dim: usize, start: usize, end: usize) -> Tensor<D> {
     tensor.clone().narrow(dim, start, end - start)
 }
 
-/// Panics unless the shapes agree and no element differs by more than `tolerance`; NaN differs from everything.
+/// Panics unless the shapes match and no element differs by more than `tolerance`. NaN never matches.
 pub(crate) fn assert_close<const D: usize>(name: &str, actual: &Tensor<D>, expected: &Tensor<D>, tolerance: f32) {
     assert_eq!(actual.dims(), expected.dims(), "{name}");
     assert_values_close(name, &values(actual.clone()), &values(expected.clone()), tolerance);
 }
 
-/// As [`assert_close`], for what is already on the host.
+/// Like [`assert_close`], for values on the host.
 pub(crate) fn assert_values_close(name: &str, actual: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(actual.len(), expected.len(), "{name}");
     for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
@@ -199,7 +199,7 @@ pub(crate) fn assert_values_close(name: &str, actual: &[f32], expected: &[f32], 
     }
 }
 
-/// Numbers in -1..1 that are the same on every run and machine (SplitMix64).
+/// Pseudorandom numbers in -1..1, the same on every run and machine (SplitMix64).
 pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut next = || {
@@ -211,12 +211,12 @@ pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f32> {
     (0..n).map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
 }
 
-/// A tensor of such numbers.
+/// A tensor of [`numbers`].
 pub(crate) fn random<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(numbers(seed, shape.iter().product()), shape), device)
 }
 
-/// A mask of the given shape.
+/// A mask with the given values and shape.
 pub(crate) fn mask<const D: usize>(values: Vec<bool>, shape: [usize; D], device: &Device) -> Tensor<D, Bool> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }

@@ -1,4 +1,4 @@
-//! Attention over ragged shapes: one query and many, groups of heads, views of a cache, masks, rows that see nothing.
+//! Attention with irregular shapes: one or many queries, grouped heads, cache views, masks, fully masked rows.
 
 use burn::tensor::{Bool, Device, Tensor, TensorData, s};
 use idefics_nn::{Activations, attention};
@@ -9,9 +9,9 @@ use crate::{difference, gpu, numbers};
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Mask {
     None,
-    /// A query sees what is before it.
+    /// Queries see the keys up to their own position.
     Causal,
-    /// Some keys are hidden here and there, and every key from some queries.
+    /// Scattered keys are hidden, and for some queries every key.
     Holes,
 }
 
@@ -40,7 +40,7 @@ fn masked_out(shape: Shape, mask: Mask, device: &Device) -> Option<Tensor<4, Boo
 fn check(shape: Shape, mask: Mask, seed: u64) {
     let Shape { batch, kv_heads, group, queries, len, head_dim } = shape;
     let output = |device: &Device| {
-        // Queries as a projection leaves them, keys and values as views of a cache.
+        // Queries with the strides of a projection's output; keys and values as views of a cache.
         let query = numbers([batch, queries, kv_heads * group, head_dim], seed, device).swap_dims(1, 2);
         let cache = |seed| numbers([batch, kv_heads, len + 5, head_dim], seed, device).slice(s![.., .., 0..len, ..]);
         attention(query, cache(seed ^ 1), cache(seed ^ 2), masked_out(shape, mask, device), Activations::F32)
@@ -57,7 +57,7 @@ fn shape(queries: impl Strategy<Value = usize>) -> impl Strategy<Value = Shape> 
     let head_dim = prop::sample::select(vec![4usize, 20, 64, 72, 80, 96, 128]);
     (1usize..3, 1usize..4, 1usize..5, queries, 0usize..290, head_dim).prop_map(
         |(batch, kv_heads, group, queries, before, head_dim)| {
-            // As many keys as queries at least, as in a decoder.
+            // At least as many keys as queries, as in a decoder.
             Shape { batch, kv_heads, group, queries, len: queries + before, head_dim }
         },
     )
@@ -67,23 +67,23 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
 
     #[test]
-    fn attention_of_one_query_is_that_of_the_cpu(shape in shape(Just(1)), mask in mask(), seed in any::<u64>()) {
+    fn decode_attention_matches_cpu(shape in shape(Just(1)), mask in mask(), seed in any::<u64>()) {
         check(shape, mask, seed);
     }
 
     #[test]
-    fn attention_of_many_queries_is_that_of_the_cpu(shape in shape(2usize..70), mask in mask(), seed in any::<u64>()) {
+    fn prefill_attention_matches_cpu(shape in shape(2usize..70), mask in mask(), seed in any::<u64>()) {
         check(shape, mask, seed);
     }
 }
 
 #[test]
-fn what_is_not_finite_shows() {
+fn non_finite_keys_reach_the_output() {
     for queries in [1, 9] {
         for value in [f32::NAN, f32::INFINITY] {
             let dims = [1, 2, 40, 64];
             let mut keys = numbers(dims, 1, &Device::flex()).into_data().try_into_vec::<f32>().unwrap();
-            keys[40 * 64 + 7 * 64 + 3] = value; // of the second head
+            keys[40 * 64 + 7 * 64 + 3] = value; // in the second head
             let key = Tensor::from_data(TensorData::new(keys, dims), &gpu());
             let query = numbers([1, 2, queries, 64], 2, &gpu());
             let context = attention(query, key, numbers(dims, 3, &gpu()), None, Activations::F32);
@@ -96,12 +96,12 @@ fn what_is_not_finite_shows() {
 }
 
 #[test]
-fn many_heads_may_share_one() {
+fn many_query_heads_share_one_key_head() {
     check(Shape { batch: 1, kv_heads: 1, group: 64, queries: 1, len: 150, head_dim: 128 }, Mask::Holes, 5);
 }
 
 #[test]
-fn heads_without_a_kernel_have_attention_too() {
+fn head_widths_without_kernel_fall_back() {
     for head_dim in [6, 132] {
         for queries in [1, 9] {
             let shape = Shape { batch: 2, kv_heads: 2, group: 2, queries, len: 30, head_dim };

@@ -1,5 +1,6 @@
-//! Kernels of GPUs beside those of the CPU, on the best GPU of the backends compiled in. `.ci/software-vulkan` gives a
-//! machine without one a device, which needs WGSL: the feature `wgpu` without `vulkan`.
+//! Compares the GPU kernels with the CPU kernels, on the best GPU of the enabled backends. On a machine without a
+//! GPU,
+//! `.ci/software-vulkan` provides a software device, which requires WGSL: the feature `wgpu` without `vulkan`.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
 #![allow(clippy::unwrap_used)] // helpers too
@@ -10,7 +11,7 @@ mod replay;
 
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 
-/// The GPU.
+/// The GPU to test.
 fn gpu() -> Device {
     #[cfg(feature = "cuda")]
     return Device::cuda(0);
@@ -20,7 +21,7 @@ fn gpu() -> Device {
     return Device::wgpu(DeviceKind::DefaultDevice);
 }
 
-/// Numbers between −1 and 1 that repeat nowhere near.
+/// Pseudorandom numbers between −1 and 1.
 fn numbers<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -31,7 +32,7 @@ fn numbers<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Ten
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// The largest difference, as a share of the largest value.
+/// The largest difference relative to the largest expected value; NaN if one of the outputs has a NaN.
 fn difference<const D: usize>(ours: Tensor<D>, expected: Tensor<D>) -> f32 {
     assert_eq!(ours.dims(), expected.dims());
     let read = |tensor: Tensor<D>| tensor.into_data().try_into_vec::<f32>().unwrap();

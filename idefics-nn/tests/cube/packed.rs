@@ -1,4 +1,4 @@
-//! Linear layers in every format: a few rows, many rows, and shapes whose rows end within a word.
+//! Linear layers in every format: few rows, many rows, and shapes whose rows end inside a word.
 
 use burn::tensor::Device;
 use idefics_kernels::formats::FourBitType;
@@ -12,7 +12,7 @@ fn format() -> impl Strategy<Value = PackedFormat> {
     prop::sample::select(PackedFormat::ALL.to_vec())
 }
 
-/// A layer of random weights, the same on every device.
+/// A layer with random weights that are the same on every device.
 fn linear([d_out, d_in]: [usize; 2], format: PackedFormat, seed: u64, device: &Device) -> Linear {
     let quantization = Quantization { format, double_quant: false, modules_to_not_convert: Vec::new() };
     let options = LoadOptions { quantize: Some(quantization), ..LoadOptions::default() };
@@ -30,7 +30,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(16) })]
 
     #[test]
-    fn products_are_those_of_the_cpu(
+    fn product_matches_cpu(
         n_rows in 1usize..40,
         d_out in 1usize..80,
         d_in in 1usize..300,
@@ -41,7 +41,7 @@ proptest! {
     }
 
     #[test]
-    fn products_of_few_rows_and_whole_words_are_those_of_the_cpu(
+    fn few_row_product_matches_cpu(
         n_rows in 1usize..17,
         d_out in 1usize..80,
         blocks in 1usize..20,
@@ -53,7 +53,7 @@ proptest! {
 }
 
 #[test]
-fn shapes_of_a_model_are_those_of_the_cpu() {
+fn model_shapes_match_cpu() {
     for format in [PackedFormat::Int8, PackedFormat::FourBit(FourBitType::Nf4), PackedFormat::Q4] {
         for n_rows in [1, 3, 16, 17] {
             check(n_rows, [1024, 1152], format, 1);
@@ -62,6 +62,6 @@ fn shapes_of_a_model_are_those_of_the_cpu() {
 }
 
 #[test]
-fn a_weight_whose_numbers_are_too_many_for_one_panel_is_multiplied_in_pieces() {
+fn weight_larger_than_one_panel_matches_cpu() {
     check(17, [700, 65_536], PackedFormat::FourBit(FourBitType::Fp4), 2);
 }

@@ -1,6 +1,6 @@
-//! Steps that are recorded, and the cache that they share.
+//! Captured steps, and the cache that they share.
 
-#![allow(unsafe_code)] // recording
+#![allow(unsafe_code)] // graph capture
 
 use burn::tensor::{DType, Device, Int, Tensor, s};
 use idefics_nn::{DeviceLease, KvCache, Replay, Step};
@@ -13,16 +13,16 @@ const HEAD_DIM: usize = 12;
 
 /// A lease for the test's thread.
 fn lease() -> DeviceLease {
-    // SAFETY: tests that use a GPU run one at a time, `--test-threads=1`.
+    // SAFETY: GPU tests run one at a time, with `--test-threads=1`.
     unsafe { DeviceLease::for_this_thread() }
 }
 
-/// Rows of keys or values of one layer, `[batch, kv_heads, n, head_dim]`.
+/// Keys or values of one layer, `[batch, kv_heads, n, head_dim]`.
 fn states(batch: usize, n: usize, seed: u64, device: &Device) -> Tensor<4> {
-    numbers([batch, n, KV_HEADS, HEAD_DIM], seed, device).swap_dims(1, 2) // as a projection leaves them
+    numbers([batch, n, KV_HEADS, HEAD_DIM], seed, device).swap_dims(1, 2) // the strides of a projection's output
 }
 
-/// A cache of one layer with a prompt in it.
+/// A cache of one layer that contains a prompt.
 fn cache(batch: usize, prompt: usize, capacity: usize, device: &Device) -> KvCache {
     let mut cache = KvCache::new(1, vec![0; batch], capacity);
     cache.layer(0).append(states(batch, prompt, 1, device), states(batch, prompt, 2, device));
@@ -38,7 +38,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
 
     #[test]
-    fn what_is_written_at_a_slot_is_in_the_cache(batch in 1usize..4, prompt in 1usize..20, more in 1usize..6) {
+    fn slot_writes_reach_the_cache(batch in 1usize..4, prompt in 1usize..20, more in 1usize..6) {
         let capacity = prompt + more + 2;
         let mut ours = cache(batch, prompt, capacity, &gpu());
         let mut expected = cache(batch, prompt, capacity, &Device::flex());
@@ -55,7 +55,7 @@ proptest! {
             expected.layer(0).append(key, value);
             expected.advance(1);
         }
-        // The caches go on as if nothing had been written at slots.
+        // The caches can be extended as usual afterwards.
         let row = |device: &Device| (states(batch, 1, 5, device), states(batch, 1, 6, device));
         let (key, value) = row(&gpu());
         let (our_keys, our_values) = ours.layer(0).append(key, value);
@@ -67,7 +67,7 @@ proptest! {
 }
 
 #[test]
-fn a_replay_finds_its_inputs_and_writes_to_the_cache() {
+fn replay_reads_new_inputs_and_writes_the_cache() {
     let device = gpu();
     let (batch, prompt) = (2, 5);
     let mut ours = cache(batch, prompt, 12, &device);
@@ -75,7 +75,7 @@ fn a_replay_finds_its_inputs_and_writes_to_the_cache() {
     let step = |[ids, slot]: &[Tensor<1, Int>; 2]| {
         let mut at_slot = ours.at_slot(slot)?;
         let (ids, table) = (ids.clone(), table.clone());
-        // SAFETY: the step holds the cache, its inputs and the table, and does the same at each call.
+        // SAFETY: the step holds the cache, its inputs and the table, and every call does the same operations.
         let step = unsafe {
             Step::new(move || {
                 let rows = table.clone().select(0, ids.clone()).reshape([batch, KV_HEADS, 1, HEAD_DIM]);
@@ -91,7 +91,7 @@ fn a_replay_finds_its_inputs_and_writes_to_the_cache() {
     for (step, ids) in [[7, 8], [9, 3], [49, 0]].iter().enumerate() {
         let sum = replay.run([ids, &[(prompt + step) as i32]]).unwrap();
         ours.note_written();
-        sums.push(sum.into_data()); // good until the next run
+        sums.push(sum.into_data()); // valid until the next run
     }
     drop(replay);
     let (keys, values) = ours.layer(0).append(states(batch, 1, 5, &device), states(batch, 1, 6, &device));
@@ -110,15 +110,16 @@ fn a_replay_finds_its_inputs_and_writes_to_the_cache() {
     }
 }
 
-#[cfg(not(feature = "cuda"))] // which records uploads
+#[cfg(not(feature = "cuda"))] // which captures uploads
 #[test]
-fn a_step_that_cannot_be_recorded_costs_the_cache_it_writes_to_alone() {
+fn failed_capture_only_spoils_its_own_cache() {
     let device = gpu();
     let mut cache = cache(1, 5, 12, &device);
     let mut spare = cache.copied();
     let step = |[slot]: &[Tensor<1, Int>; 1]| {
         let (mut at_slot, device) = (cache.at_slot(slot)?, device.clone());
-        // SAFETY: uploads are not allowed, and this device refuses to capture them: nothing is replayed.
+        // SAFETY: uploads are not allowed in a step, but this device refuses to capture them, so nothing is
+        // replayed.
         let step = unsafe {
             Step::new(move || {
                 let (keys, _) = at_slot.layer(0).append(states(1, 1, 7, &device), states(1, 1, 8, &device)); // uploads
@@ -137,9 +138,9 @@ fn a_step_that_cannot_be_recorded_costs_the_cache_it_writes_to_alone() {
 }
 
 #[test]
-fn a_cpu_records_nothing() {
+fn cpu_does_not_capture() {
     let device = Device::flex();
     assert!(cache(1, 3, 5, &device).at_slot(&slot(3, &device)).is_none());
-    let step = |_: &[Tensor<1, Int>; 1]| -> Option<Step<'_>> { panic!("there is no step to make") };
+    let step = |_: &[Tensor<1, Int>; 1]| -> Option<Step<'_>> { panic!("a CPU must not ask for the step") };
     assert!(Replay::record([&[0]], &device, &lease(), step).unwrap().is_none());
 }

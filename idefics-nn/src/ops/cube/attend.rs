@@ -1,11 +1,13 @@
-//! Attention of many queries, tile by tile, without scores in memory: each tile of keys corrects what the ones before
-//! have added up (online softmax, <https://arxiv.org/abs/1805.02867>; tiles, <https://arxiv.org/abs/2205.14135>).
+//! Attention of many queries in tiles; the scores are never stored. Each tile of keys rescales the sums of the
+//! tiles
+//! before it (online softmax, <https://arxiv.org/abs/1805.02867>; tiling, <https://arxiv.org/abs/2205.14135>).
 //!
-//! Axes: a cube takes [`QUERIES`] queries of one head, and the keys and values of its group's head [`KEYS`] at a time.
-//! Four units share a query: each has a quarter of the tile's scores, and of the output's columns.
+//! A cube (thread block) processes [`QUERIES`] queries of one head, with [`KEYS`] keys and values of the group's
+//! key/value head at a time. Four units (threads) share a query: each computes a quarter of the tile's scores and
+//! a quarter of the output columns.
 
-#![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
-#![allow(clippy::too_many_arguments)] // what a kernel reads comes one by one
+#![allow(unsafe_code)] // kernels run without bounds checks; each launch says why that is safe
+#![allow(clippy::too_many_arguments)] // a kernel takes its arguments one by one
 
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::kernel::into_contiguous_aligned;
@@ -15,34 +17,35 @@ use cubecl::prelude::*;
 
 use super::empty_beside;
 
-/// Queries of a tile.
+/// Queries per tile.
 const QUERIES: usize = 32;
 
-/// Keys of a tile.
+/// Keys per tile.
 const KEYS: usize = 16;
 
 /// Units that share a query.
 const LANES: usize = 4;
 
-/// The widest head whose tiles fit in 32 KiB.
+/// Largest head width, in values, whose tiles fit in 32 KiB of shared memory.
 const WIDEST: usize = 128;
 
-/// Stands for −∞, which WGSL has no word for.
+/// Used instead of −∞, which WGSL cannot express.
 pub(super) const LOWEST: f32 = -3.0e38;
 
-/// Whether heads are of whole vectors, and not too wide.
+/// Whether the kernel supports this head width: a multiple of the vector width, and not too wide.
 pub(super) fn fits(head_dim: usize) -> bool {
     head_dim.is_multiple_of(4) && (4..=WIDEST).contains(&head_dim)
 }
 
-/// The sum of the products of components.
+/// Dot product of two vectors.
 #[cube]
 pub(super) fn dot(left: Vector<f32, Const<4>>, right: Vector<f32, Const<4>>) -> f32 {
     let products = left * right;
     (products.extract(0usize) + products.extract(1usize)) + (products.extract(2usize) + products.extract(3usize))
 }
 
-/// Writes `rows` rows of a head, from `first` on, to shared memory; rows past the last are the last again.
+/// Copies `rows` rows of a head, starting at row `first`, to shared memory. Rows past the last repeat the last
+/// row.
 #[cube]
 fn load<F: Float>(
     tile: &mut Shared<[Vector<f32, Const<4>>]>,
@@ -80,7 +83,7 @@ fn tiles<F: Float, B: Int>(
     let (row, lane) = (UNIT_POS as usize / comptime!(LANES), UNIT_POS as usize % comptime!(LANES));
     let (queries, len) = (query.shape(2), key.shape(2));
     let kv_head = head / group;
-    let row_width = comptime!(width + 1); // so that rows lie in other banks
+    let row_width = comptime!(width + 1); // padded by one vector to avoid bank conflicts
     let own_columns = comptime!(width.div_ceil(LANES));
 
     let mut query_tile = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(QUERIES * (width + 1)));
@@ -163,7 +166,7 @@ fn tiles<F: Float, B: Int>(
 
     if first_query + row < queries {
         let to = ((batch * query.shape(1) + head) * queries + first_query + row) * width;
-        // Nothing seen gives nothing.
+        // A query without visible keys gives 0.
         let share = select(total == 0.0, 0.0f32, 1.0 / total);
         #[unroll]
         for column in 0..own_columns {
@@ -175,14 +178,14 @@ fn tiles<F: Float, B: Int>(
     }
 }
 
-/// A tensor whose last axis is vectors: itself, unless its layout is another.
-pub(super) fn of_vectors(states: CubeTensor) -> CubeTensor {
+/// The states with a layout that can be read as vectors along the last axis; copied only if necessary.
+pub(super) fn with_vector_layout(states: CubeTensor) -> CubeTensor {
     let strides = states.meta.strides();
     let is_whole = strides[3] == 1 && strides[..3].iter().all(|stride| stride.is_multiple_of(4));
     if is_whole { states } else { into_contiguous_aligned(states) }
 }
 
-/// The mask of a kernel, and the dtype that it has.
+/// The mask argument of a kernel, and its dtype.
 pub(super) fn mask_arg(masked_out: Option<CubeTensor>) -> (Option<TensorArg>, ElemType) {
     match masked_out {
         None => (None, ElemType::UInt(UIntKind::U32)),
@@ -199,7 +202,7 @@ pub(super) fn launch(
     value: CubeTensor,
     masked_out: Option<CubeTensor>,
 ) -> CubeTensor {
-    let [query, key, value] = [query, key, value].map(of_vectors);
+    let [query, key, value] = [query, key, value].map(with_vector_layout);
     let [batch, heads, queries, head_dim] = query.meta.shape().dims::<4>();
     let group = heads / key.meta.shape()[1];
     let output = empty_beside(&query, [batch, heads, queries, head_dim], query.dtype);
@@ -207,7 +210,7 @@ pub(super) fn launch(
     let dim = CubeDim::new_1d((QUERIES * LANES) as u32);
     let (masked_out, mask_dtype) = mask_arg(masked_out);
     let dtype = dtype_to_storage_type(query.dtype);
-    // SAFETY: rows and columns past the last are read as the last, and not written.
+    // SAFETY: reads past the last row or column are clamped to the last one, and nothing is written there.
     unsafe {
         tiles::launch_unchecked(
             &output.client,

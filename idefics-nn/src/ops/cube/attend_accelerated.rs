@@ -1,11 +1,12 @@
-//! Attention of many queries on tensor cores: Burn's flash attention, with queries, head widths and heads laid out as it
-//! needs them, key/value heads once for each query head that shares them.
+//! Attention of many queries on tensor cores, with Burn's flash attention. Queries, keys and values are first
+//! copied to the layout that it needs: padded, and with key/value heads repeated for each query head of the group.
 //!
-//! Its tiles are of f16 with sums in f32, so that only activations of 16 bits go there; what f16 cannot hold (65504 and
-//! more) is infinite then. It divides by the root of the width that it sees; queries are scaled for the one that they had.
+//! The tiles are f16 with f32 sums, so only 16-bit activations use this path, and values beyond the range of f16
+//! (65504) become infinite. Burn divides scores by the root of the padded head width; the queries are scaled to
+//! correct for that.
 
-#![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
-#![allow(clippy::too_many_arguments)] // what a kernel reads comes one by one
+#![allow(unsafe_code)] // kernels run without bounds checks; each launch says why that is safe
+#![allow(clippy::too_many_arguments)] // a kernel takes its arguments one by one
 
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
@@ -25,38 +26,41 @@ use super::{attend, empty_beside};
 /// Rows and columns of a tile.
 const TILE: usize = 16;
 
-/// Tiles of queries that a cube has, one a plane.
+/// Query tiles per cube; each plane (warp) has one.
 const PLANES: usize = 4;
 
-/// Queries from which on tensor cores pay, and of which they take a multiple.
+/// Fewest queries for which tensor cores are faster; the number of queries is padded to a multiple of this.
 const QUERIES: usize = PLANES * TILE;
 
-/// Units of a cube that copies.
+/// Units per cube of the copy kernel.
 const UNITS: u32 = 256;
 
-/// What attention of many queries goes to.
+/// Which kernel attention of many queries uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Tiles {
-    /// Tensor cores where they pay, our own tiles elsewhere.
+    /// Tensor cores where they are faster, otherwise the tiles of [`attend`].
     Best,
-    /// Burn's flash attention without tensor cores, on the same layout: what can be tested anywhere.
+    /// Burn's flash attention without tensor cores but with the same layout, which can be tested on any GPU.
     #[cfg(test)]
     Plain,
 }
 
-/// Whether there are tensor cores, and as many queries and as few bits as pay, and about as many keys.
+/// Whether the device has tensor cores and they are faster: enough queries, 16-bit activations, and similar
+/// numbers of queries and keys.
 fn pays(query: &CubeTensor, key: &CubeTensor) -> bool {
     let [f16, f32] = [FloatKind::F16, FloatKind::F32].map(ElemType::Float);
     let tile = MmaConfig { a_type: f16, b_type: f16, cd_type: f32, m: 16, n: 16, k: 16 };
     let has_cores = || query.client.properties().features.matmul.cmma.contains(&tile);
     let (queries, len) = (query.meta.shape()[2].next_multiple_of(QUERIES), key.meta.shape()[2]);
-    let is_square = queries < 4 * len && len < 4 * queries; // Burn takes tiles of other shapes elsewhere, which do not fit
+    // Otherwise Burn picks tiles of another shape, for which this layout is wrong.
+    let is_square = queries < 4 * len && len < 4 * queries;
     matches!(query.dtype, DType::F16 | DType::BF16) && query.meta.shape()[2] >= QUERIES && is_square && has_cores()
 }
 
-/// One unit a number: rows and columns behind the last are zeros, and each head comes `group` times.
+/// Copies with padding; one unit per output value. Rows and columns past the end are zero, and each head is
+/// repeated `group` times.
 #[cube(launch_unchecked)]
-fn lay_out<N: Numeric>(
+fn copy_padded<N: Numeric>(
     states: &Tensor<N>, // [batch, heads / group, len, head_dim]
     output: &mut [N],   // [batch, heads, rows, width]
     scale: f32,
@@ -81,15 +85,15 @@ fn lay_out<N: Numeric>(
 }
 
 /// Copies states, or a mask, to `[batch, heads, rows, width]`.
-fn laid_out(states: &CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -> CubeTensor {
+fn copy_to_layout(states: &CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -> CubeTensor {
     let [batch, own_heads, _, _] = states.meta.shape().dims::<4>();
     let output = empty_beside(states, [batch, heads, rows, width], states.dtype);
     let n_values = batch * heads * rows * width;
     let dim = CubeDim::new_1d(UNITS);
     let dtype = dtype_to_storage_type(states.dtype);
-    // SAFETY: units past the last value do nothing, and what is behind the states is not read.
+    // SAFETY: units past the last value do nothing, and nothing past the end of the states is read.
     unsafe {
-        lay_out::launch_unchecked(
+        copy_padded::launch_unchecked(
             &output.client,
             calculate_cube_count_elemwise(&output.client, n_values, dim),
             dim,
@@ -107,7 +111,7 @@ fn laid_out(states: &CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -
     output
 }
 
-/// Attention of many queries by the tiles that suit it; see [`super::CubeKernels::attend`].
+/// Attention of many queries with the chosen kernel; see [`super::CubeKernels::attend`].
 pub(super) fn launch(
     query: CubeTensor,
     key: CubeTensor,
@@ -127,13 +131,13 @@ pub(super) fn launch(
         #[cfg(test)]
         Tiles::Plain => {
             let plain = Strategy::Unit(BlueprintStrategy::Inferred(()));
-            Some(flash(states, masked_out.as_ref(), plain).expect("Burn takes this layout"))
+            Some(flash(states, masked_out.as_ref(), plain).expect("Burn accepts this layout"))
         }
     };
     accelerated.unwrap_or_else(|| attend::launch(query, key, value, masked_out))
 }
 
-/// Burn's flash attention.
+/// Pads the inputs, calls Burn's flash attention and removes the padding.
 fn flash(
     [query, key, value]: [&CubeTensor; 3],
     masked_out: Option<&CubeTensor>,
@@ -143,9 +147,9 @@ fn flash(
     let len = key.meta.shape()[2];
     let (rows, width) = (queries.next_multiple_of(QUERIES), head_dim.next_multiple_of(TILE));
     let scale = (width as f32 / head_dim as f32).sqrt();
-    let query = laid_out(query, scale, [heads, rows, width]);
-    let [key, value] = [key, value].map(|states| laid_out(states, 1.0, [heads, len, width]));
-    let masked_out = masked_out.map(|masked_out| laid_out(masked_out, 1.0, [1, rows, len]));
+    let query = copy_to_layout(query, scale, [heads, rows, width]);
+    let [key, value] = [key, value].map(|states| copy_to_layout(states, 1.0, [heads, len, width]));
+    let masked_out = masked_out.map(|masked_out| copy_to_layout(masked_out, 1.0, [1, rows, len]));
     let options = AttentionModuleOptions::default();
     let context = flash_attention(query, key, value, masked_out, None, options, strategy)?; // [batch, heads, rows, width]
     Ok(burn_cubecl::kernel::slice(context, &[0..batch, 0..heads, 0..queries, 0..head_dim]))
@@ -160,7 +164,7 @@ mod tests {
     use crate::ops::cube::CubeKernels;
     use crate::{Activations, attention};
 
-    /// The first GPU of the backends compiled in.
+    /// The first GPU of the enabled backends.
     fn gpu() -> Device {
         #[cfg(feature = "cuda")]
         return Device::cuda(0);
@@ -171,9 +175,9 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "a test looks at what it made")]
-    fn a_layout_for_tensor_cores_changes_nothing() {
-        // Widths and queries that are no multiples, heads in groups, keys that are views.
+    #[expect(clippy::disallowed_methods, reason = "the test checks the result")]
+    fn tensor_core_layout_matches_cpu() {
+        // Covers head widths and query counts that are not tile multiples, grouped heads, and strided keys.
         for (batch, kv_heads, group, queries, len, head_dim) in [(1, 2, 1, 70, 70, 72), (2, 2, 3, 65, 90, 80)] {
             for is_masked in [false, true] {
                 let [query, key, value] = [(queries, group), (len + 3, 1), (len + 3, 1)].map(|(n, group)| {
@@ -185,7 +189,7 @@ mod tests {
                     states.swap_dims(1, 2)
                 });
                 let masked_out = is_masked.then(|| {
-                    // Nothing is seen from the first query, as in padding.
+                    // The first query sees nothing, as in padding.
                     let hidden = |at: usize| {
                         let (query, key) = (at / len % queries, at % len);
                         query == 0 || key > query + len - queries
@@ -206,7 +210,10 @@ mod tests {
                     Some(mask) => Dispatch::attend_masked(query, key, value, mask.into_dispatch(), Tiles::Plain),
                 });
                 let difference = (context.to_device(&cpu) - expected).abs().max().into_scalar::<f32>();
-                assert!(difference < 1e-5, "{queries} queries of {head_dim}, {is_masked}: {difference}");
+                assert!(
+                    difference < 1e-5,
+                    "{queries} queries, head_dim {head_dim}, masked {is_masked}: difference {difference}"
+                );
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Products with a weight that is not trained: the weight in numbers a panel at a time, forward and backward.
+//! Forward and backward products with a frozen weight. Packed weights are dequantised one panel at a time.
 
 use burn::backend::Slice;
 use burn::backend::ops::FloatTensorOps;
@@ -48,11 +48,11 @@ impl FrozenLinear for CubeBackend {
             let columns = Slice::from(panel.first..panel.first + panel.count);
             Self::float_matmul(Self::float_slice(rows.clone(), &[Slice::full(), columns]), numbers) // [n_rows, d_in]
         });
-        products.reduce(Self::float_add).expect("a weight has rows")
+        products.reduce(Self::float_add).expect("a weight has at least one row")
     }
 }
 
-/// A weight in panels, from the first row to the last.
+/// Splits a weight into panels of consecutive rows.
 fn panels(weight: PackedShape, dtype: DType) -> impl Iterator<Item = Panel> {
     let at_once = (PANEL / weight.d_in).max(1);
     (0..weight.d_out).step_by(at_once).map(move |first| {

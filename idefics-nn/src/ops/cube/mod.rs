@@ -1,12 +1,13 @@
-//! Kernels for GPUs, written once for CUDA, SPIR-V and WGSL: what Burn has no operation for, or one that makes what
-//! need not be made. Codes stay packed, and attention scores are never stored.
+//! GPU kernels for operations that Burn does not have, or computes with large intermediate results: here packed
+//! weights stay packed, and attention scores are never stored. The kernels are written once for CUDA, SPIR-V and
+//! WGSL.
 //!
-//! Sums are in f32, whatever the activations are in. The kernels have nothing of one vendor in them: units of a cube
-//! add up through shared memory, of which 32 KiB are enough.
+//! Sums are f32 whatever the dtype of the activations. Nothing is specific to a vendor: the units (threads) of a
+//! cube (thread block) reduce through shared memory, and need at most 32 KiB of it.
 
 mod attend;
 mod attend_accelerated;
-mod attend_once;
+mod decode_attention;
 #[cfg(feature = "autodiff")]
 mod frozen;
 mod packed_panel;
@@ -23,14 +24,14 @@ use burn_cubecl::tensor::CubeTensor;
 pub(crate) use super::PackedShape;
 use attend_accelerated::Tiles;
 
-/// Rows up to which a packed weight is multiplied where it lies; with more of them its numbers are made first, a panel
-/// at a time, and multiplied by what the device has for matrices.
+/// Maximum number of activation rows for which a packed weight is decoded inside the product. With more rows the
+/// weight is dequantised one panel at a time and multiplied by the device's matrix product.
 const FEW_ROWS: usize = 16;
 
-/// Numbers of a panel, at most, unless one row has more: 64 MB in 16 bits.
+/// Maximum number of values in a panel, unless one row has more: 64 MiB in 16 bits.
 const PANEL: usize = 1 << 25;
 
-/// Some rows of a packed weight, in numbers.
+/// A range of rows of a packed weight, to dequantise to `dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Panel {
     pub(crate) weight: PackedShape,
@@ -39,10 +40,11 @@ pub(crate) struct Panel {
     pub(crate) dtype: DType,
 }
 
-/// What has a kernel. Codes are four bytes a word, in the order of their format; scales are in F32.
+/// Operations with a GPU kernel. Codes are packed four bytes per word, in the order of their format; scales are
+/// F32.
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait CubeKernels: Backend {
-    /// `x Wᵀ` of a few rows: `[n_rows, d_in]` in, `[n_rows, d_out]` out.
+    /// `x Wᵀ` for a few rows: `[n_rows, d_in]` in, `[n_rows, d_out]` out.
     #[fusion(dtype = rows, shape = product_shape(rows, weight))]
     fn packed_rows(
         rows: FloatTensor<Self>,
@@ -51,25 +53,29 @@ pub(crate) trait CubeKernels: Backend {
         weight: PackedShape,
     ) -> FloatTensor<Self>;
 
-    /// Rows of the weight in numbers, `[count, d_in]`.
+    /// Dequantised rows of the weight, `[count, d_in]`.
     #[fusion(dtype = panel.dtype, shape = panel_shape(panel))]
     fn packed_panel(codes: IntTensor<Self>, scales: FloatTensor<Self>, panel: Panel) -> FloatTensor<Self>;
 
-    /// Attention of one query a row: `[batch, heads, 1, head_dim]` to keys and values of
-    /// `[batch, kv_heads, len, head_dim]`, views of a larger cache.
+    /// Attention of one query per row, `[batch, heads, 1, head_dim]`, to keys and values `[batch, kv_heads, len,
+    /// head_dim]`, which may be views of a larger cache.
     #[fusion(dtype = query, shape = query)]
-    fn attend_once(query: FloatTensor<Self>, key: FloatTensor<Self>, value: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn decode_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 
-    /// The same; `masked_out`, `[batch, 1, 1, len]`, hides keys.
+    /// Like [`Self::decode_attention`], with a mask `masked_out`, `[batch, 1, 1, len]`, that hides keys.
     #[fusion(dtype = query, shape = query)]
-    fn attend_once_masked(
+    fn decode_attention_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         masked_out: BoolTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Attention of many queries: `[batch, heads, queries, head_dim]` to keys and values of
+    /// Attention of many queries, `[batch, heads, queries, head_dim]`, to keys and values
     /// `[batch, kv_heads, len, head_dim]`.
     #[fusion(dtype = query, shape = query)]
     fn attend(
@@ -79,7 +85,7 @@ pub(crate) trait CubeKernels: Backend {
         tiles: Tiles,
     ) -> FloatTensor<Self>;
 
-    /// The same; `masked_out`, `[batch, 1, queries, len]`, hides keys.
+    /// Like [`Self::attend`], with a mask `masked_out`, `[batch, 1, queries, len]`, that hides keys.
     #[fusion(dtype = query, shape = query)]
     fn attend_masked(
         query: FloatTensor<Self>,
@@ -89,12 +95,12 @@ pub(crate) trait CubeKernels: Backend {
         tiles: Tiles,
     ) -> FloatTensor<Self>;
 
-    /// Writes one row of each head, `[batch, heads, 1, head_dim]`, to the slot in `slot`, `[1]` of I32, of `states`,
-    /// `[batch, heads, capacity, head_dim]`: where they lie, whoever else holds them.
+    /// Writes one row of each head, `[batch, heads, 1, head_dim]`, into `states`, `[batch, heads, capacity,
+    /// head_dim]`, at the slot in `slot`, `[1]` of I32. Writes in place even if other tensors share the memory.
     #[fusion(dtype = states, shape = states)]
     fn write_slot(states: FloatTensor<Self>, new: FloatTensor<Self>, slot: IntTensor<Self>) -> FloatTensor<Self>;
 
-    /// Writes new numbers of I32 over as many others, where those lie, whoever else holds them.
+    /// Overwrites the I32 values of `target` with those of `new`, in place even if other tensors share the memory.
     #[fusion(dtype = target, shape = target)]
     fn overwrite(target: IntTensor<Self>, new: IntTensor<Self>) -> IntTensor<Self>;
 }
@@ -116,12 +122,17 @@ impl CubeKernels for CubeBackend {
         packed_panel::launch(codes, scales, panel)
     }
 
-    fn attend_once(query: CubeTensor, key: CubeTensor, value: CubeTensor) -> CubeTensor {
-        attend_once::launch(query, key, value, None)
+    fn decode_attention(query: CubeTensor, key: CubeTensor, value: CubeTensor) -> CubeTensor {
+        decode_attention::launch(query, key, value, None)
     }
 
-    fn attend_once_masked(query: CubeTensor, key: CubeTensor, value: CubeTensor, masked_out: CubeTensor) -> CubeTensor {
-        attend_once::launch(query, key, value, Some(masked_out))
+    fn decode_attention_masked(
+        query: CubeTensor,
+        key: CubeTensor,
+        value: CubeTensor,
+        masked_out: CubeTensor,
+    ) -> CubeTensor {
+        decode_attention::launch(query, key, value, Some(masked_out))
     }
 
     fn attend(query: CubeTensor, key: CubeTensor, value: CubeTensor, tiles: Tiles) -> CubeTensor {
@@ -147,12 +158,12 @@ impl CubeKernels for CubeBackend {
     }
 }
 
-/// Whether tensors of the device are a GPU's, outside any autodiff graph.
+/// Whether tensors of the device are on a GPU and outside any autodiff graph.
 pub(crate) fn computes_on(device: &Device) -> bool {
     matches!(device.as_dispatch(), DispatchDevice::Cube(_))
 }
 
-/// The product of activations with a packed weight, `[n_rows, d_in]` in, `[n_rows, d_out]` out.
+/// The product of activations with a packed weight: `[n_rows, d_in]` in, `[n_rows, d_out]` out.
 pub(crate) fn packed_product(
     rows: Tensor<2>,
     codes: Tensor<1, Int>,
@@ -179,20 +190,20 @@ pub(crate) fn panel(codes: Tensor<1, Int>, scales: Tensor<1>, panel: Panel) -> T
     Tensor::from_dispatch(Dispatch::packed_panel(codes.into_dispatch(), scales.into_dispatch(), panel))
 }
 
-/// Attention by whichever kernel the number of queries asks for; `None` where heads are too wide or no vectors, or where
-/// there is nothing to attend.
+/// Attention with the kernel for this number of queries; `None` if no kernel supports the head width, or if an
+/// input is empty.
 pub(crate) fn attend([query, key, value]: [Tensor<4>; 3], masked_out: Option<Tensor<4, Bool>>) -> Option<Tensor<4>> {
     let [_, heads, queries, head_dim] = query.dims();
     let group = heads / key.dims()[1].max(1);
     let is_empty = query.dims().contains(&0) || key.dims().contains(&0);
-    if is_empty || !attend::fits(head_dim) || (queries == 1 && !attend_once::fits(group, head_dim)) {
+    if is_empty || !attend::fits(head_dim) || (queries == 1 && !decode_attention::fits(group, head_dim)) {
         return None;
     }
     let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);
     let masked_out = masked_out.map(Tensor::into_dispatch);
     Some(Tensor::from_dispatch(match masked_out {
-        None if queries == 1 => Dispatch::attend_once(query, key, value),
-        Some(masked_out) if queries == 1 => Dispatch::attend_once_masked(query, key, value, masked_out),
+        None if queries == 1 => Dispatch::decode_attention(query, key, value),
+        Some(masked_out) if queries == 1 => Dispatch::decode_attention_masked(query, key, value, masked_out),
         None => Dispatch::attend(query, key, value, Tiles::Best),
         Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out, Tiles::Best),
     }))
@@ -208,7 +219,7 @@ pub(crate) fn overwrite(target: Tensor<1, Int>, new: Tensor<1, Int>) -> Tensor<1
     Tensor::from_dispatch(Dispatch::overwrite(target.into_dispatch(), new.into_dispatch()))
 }
 
-/// Memory of a shape, of the dtype and on the device of a tensor.
+/// Uninitialised memory of the given shape and dtype, on the device of `tensor`.
 fn empty_beside(tensor: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape.into(), dtype)
 }

@@ -1,7 +1,7 @@
-//! Codes to numbers.
+//! Dequantises packed weights.
 
-#![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
-#![allow(clippy::too_many_arguments)] // what a kernel reads comes one by one
+#![allow(unsafe_code)] // kernels run without bounds checks; each launch says why that is safe
+#![allow(clippy::too_many_arguments)] // a kernel takes its arguments one by one
 
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::kernel::into_contiguous;
@@ -13,10 +13,10 @@ use super::{Panel, empty_beside};
 use crate::PackedFormat;
 use idefics_kernels::formats::{BLOCK, Q4_BLOCK, Q4_PANEL, Q4_TABLE};
 
-/// Units of a cube.
+/// Units per cube.
 const UNITS: u32 = 256;
 
-/// The sixteen numbers of a format with four bits, in units of the scale; eight bits need none.
+/// The sixteen values of a four-bit format, in units of the scale. Eight-bit formats need no table.
 pub(super) fn table(format: PackedFormat) -> [f32; 16] {
     match format {
         PackedFormat::Int8 => [0.0; 16],
@@ -25,7 +25,7 @@ pub(super) fn table(format: PackedFormat) -> [f32; 16] {
     }
 }
 
-/// Puts the table of a format into shared memory; a barrier must follow.
+/// Writes the table of a format to shared memory. The caller must synchronise the cube afterwards.
 #[cube]
 pub(super) fn write_table(table: &mut Shared<[f32]>, #[comptime] format: PackedFormat) {
     #[unroll]
@@ -36,7 +36,7 @@ pub(super) fn write_table(table: &mut Shared<[f32]>, #[comptime] format: PackedF
     }
 }
 
-/// The number in bits `shift..` of a word, in units of its scale.
+/// The value of the code that starts at bit `shift` of a word, in units of its scale.
 #[cube]
 pub(super) fn decode(word: u32, shift: u32, table: &Shared<[f32]>, #[comptime] format: PackedFormat) -> f32 {
     match comptime!(format) {
@@ -45,7 +45,7 @@ pub(super) fn decode(word: u32, shift: u32, table: &Shared<[f32]>, #[comptime] f
     }
 }
 
-/// One unit a number of the panel.
+/// Dequantises a panel; one unit per value.
 #[cube(launch_unchecked)]
 fn expand<F: Float>(
     codes: &[u32],
@@ -95,7 +95,7 @@ pub(super) fn launch(codes: CubeTensor, scales: CubeTensor, panel: Panel) -> Cub
     let n_values = count * weight.d_in;
     let dim = CubeDim::new_1d(UNITS);
     let cubes = calculate_cube_count_elemwise(&output.client, n_values, dim);
-    // SAFETY: units past `n_values` stop, and a format has a code and a scale for each value before it.
+    // SAFETY: units past `n_values` do nothing, and a format has a code and a scale for each value before it.
     unsafe {
         expand::launch_unchecked(
             &output.client,

@@ -1,9 +1,9 @@
-//! The product of a few rows of activations with a packed weight: codes are read once, and become numbers in registers.
+//! The product of a few rows of activations with a packed weight. Codes are read once and decoded in registers.
 //!
-//! Axes: `n_rows` rows of activations, of which one cube takes up to [`ROWS`].
+//! A cube processes up to [`ROWS`] of the `n_rows` rows of activations.
 
-#![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
-#![allow(clippy::too_many_arguments)] // what a kernel reads comes one by one
+#![allow(unsafe_code)] // kernels run without bounds checks; each launch says why that is safe
+#![allow(clippy::too_many_arguments)] // a kernel takes its arguments one by one
 
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::kernel::into_contiguous;
@@ -15,16 +15,16 @@ use super::{PackedShape, empty_beside};
 use crate::PackedFormat;
 use idefics_kernels::formats::{BLOCK, Q4_BLOCK, Q4_PANEL};
 
-/// Rows of activations that a cube multiplies at most.
+/// Maximum number of activation rows that a cube multiplies.
 const ROWS: usize = 8;
 
-/// Units that share a row of int8, nf4 or fp4.
+/// Units that share a weight row of int8, nf4 or fp4.
 const UNITS: usize = 128;
 
-/// Units that share a row of q4; sixteen rows of a panel lie side by side.
+/// Units that share a weight row of q4. The sixteen rows of a panel are interleaved.
 const SPLITS: usize = 16;
 
-/// Whether the words of a weight hold numbers of one row each, and nothing else.
+/// Whether every word of codes belongs to a single row of the weight.
 pub(super) fn fits(weight: PackedShape) -> bool {
     weight.d_in.is_multiple_of(match weight.format {
         PackedFormat::Int8 => 4,
@@ -33,8 +33,8 @@ pub(super) fn fits(weight: PackedShape) -> bool {
     })
 }
 
-/// int8, nf4 and fp4, whose codes are the weight row by row: a cube takes some rows of the weight, its units the words
-/// of them in turn. Activations are loaded once for all these rows.
+/// For int8, nf4 and fp4, whose codes are stored row by row. A cube computes `outputs` rows of the weight; its
+/// units take turns over the words of these rows. Activations are loaded once for all of them.
 #[cube(launch_unchecked)]
 fn by_rows<F: Float>(
     rows: &[Vector<F, Const<4>>], // [n_rows, d_in / 4]
@@ -52,7 +52,7 @@ fn by_rows<F: Float>(
     let mut table = Shared::<[f32]>::new_slice(16usize);
     write_table(&mut table, format);
     sync_cube();
-    let vectors = comptime!(if format == PackedFormat::Int8 { 1usize } else { 2 }); // of activations a word
+    let vectors = comptime!(if format == PackedFormat::Int8 { 1usize } else { 2 }); // activation vectors per word
     let unit = UNIT_POS as usize;
     let first_output = CUBE_POS_X as usize * outputs;
     let first_row = CUBE_POS_Y as usize * at_once;
@@ -99,7 +99,7 @@ fn by_rows<F: Float>(
         word += comptime!(UNITS);
     }
 
-    // Halves are added to halves.
+    // Tree reduction over the units.
     let mut parts = Shared::<[f32]>::new_slice(comptime!(outputs * at_once * UNITS));
     #[unroll]
     for sum in 0..comptime!(outputs * at_once) {
@@ -125,7 +125,7 @@ fn by_rows<F: Float>(
     }
 }
 
-/// q4: a cube takes the sixteen rows of a panel, whose codes lie side by side, and its units split the blocks.
+/// For q4. A cube computes the sixteen interleaved rows of a panel, and its units split the blocks.
 #[cube(launch_unchecked)]
 fn by_panels<F: Float>(
     rows: &[Vector<F, Const<4>>], // [n_rows, d_in / 4]
@@ -201,7 +201,7 @@ fn by_panels<F: Float>(
 
 pub(super) fn launch(rows: CubeTensor, codes: CubeTensor, scales: CubeTensor, weight: PackedShape) -> CubeTensor {
     let PackedShape { format, d_out, d_in } = weight;
-    // Rows of a tensor may lie further apart than they are long; the kernels count values.
+    // Rows of a tensor may be strided, but the kernels need them contiguous.
     let [rows, codes, scales] = [rows, codes, scales].map(into_contiguous);
     let n_rows = rows.meta.shape()[0];
     let output = empty_beside(&rows, [n_rows, d_out], rows.dtype);
@@ -212,8 +212,8 @@ pub(super) fn launch(rows: CubeTensor, codes: CubeTensor, scales: CubeTensor, we
     let client = output.client.clone();
     let (rows, codes, scales) = (rows.into_buffer_arg(), codes.into_buffer_arg(), scales.into_buffer_arg());
     let out = output.clone().into_buffer_arg();
-    // SAFETY: rows past the last are read as the last and not written, words and blocks past the last are not read;
-    // `fits` has said that a row ends with a word.
+    // SAFETY: row indices past the last are clamped to the last and not written, words and blocks past the last
+    // are not read; the caller has checked with `fits` that rows end at word boundaries.
     unsafe {
         if format == PackedFormat::Q4 {
             let cubes = CubeCount::Static(d_out.div_ceil(Q4_PANEL) as u32, turns, 1);

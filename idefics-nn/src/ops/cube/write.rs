@@ -1,9 +1,9 @@
-//! Writes into memory that others hold too: what a replayed step changes stays where the step found it.
+//! In-place writes to shared memory, so that a replayed step finds its inputs and cache at the recorded addresses.
 //!
-//! Tensors are values everywhere else. Only a cache that shares its memory on purpose, and the input of a recorded step,
-//! are written so.
+//! Elsewhere tensors are values. Only a cache that shares its memory on purpose, and the inputs of a recorded
+//! step, are written this way.
 
-#![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
+#![allow(unsafe_code)] // kernels run without bounds checks; each launch says why that is safe
 
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::kernel::into_contiguous;
@@ -11,10 +11,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-/// Units of a cube.
+/// Units per cube.
 const UNITS: u32 = 256;
 
-/// One unit a number of the new rows.
+/// Copies the new rows to the slot; one unit per value.
 #[cube(launch_unchecked)]
 fn rows<N: Numeric>(
     states: &mut Tensor<N>, // [batch, heads, capacity, head_dim]
@@ -43,7 +43,7 @@ pub(super) fn slot(states: CubeTensor, new: CubeTensor, slot: CubeTensor) -> Cub
     let dim = CubeDim::new_1d(UNITS);
     let count = calculate_cube_count_elemwise(&states.client, n_values, dim);
     let dtype = dtype_to_storage_type(states.dtype);
-    // SAFETY: units past the last value do nothing, nor does a slot that is not there.
+    // SAFETY: units past the last value do nothing, and neither does a slot that is out of range.
     unsafe {
         rows::launch_unchecked(
             &states.client,
@@ -59,7 +59,7 @@ pub(super) fn slot(states: CubeTensor, new: CubeTensor, slot: CubeTensor) -> Cub
     states
 }
 
-/// One unit a number.
+/// Copies all values; one unit per value.
 #[cube(launch_unchecked)]
 fn all(target: &mut [i32], new: &[i32], n_values: usize) {
     if ABSOLUTE_POS < n_values {
@@ -73,7 +73,8 @@ pub(super) fn overwrite(target: CubeTensor, new: CubeTensor) -> CubeTensor {
     let n_values = target.meta.shape().num_elements();
     let dim = CubeDim::new_1d(UNITS);
     let count = calculate_cube_count_elemwise(&target.client, n_values, dim);
-    // SAFETY: units past the last value do nothing; both tensors are of as many numbers, side by side.
+    // SAFETY: units past the last value do nothing; both tensors are contiguous and have the same number of
+    // values.
     unsafe {
         all::launch_unchecked(
             &target.client,

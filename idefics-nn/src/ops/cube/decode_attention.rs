@@ -1,32 +1,33 @@
-//! Attention of one query a row over the cache: chunks of keys side by side, whose shares are then put together.
+//! Decode attention: one query per row attends to the cache. Chunks of keys are processed in parallel and then
+//! merged.
 //!
-//! The query heads of a group are taken together, so that keys and values are read once and never repeated. What is
-//! hidden is not read at all: a cache may be attended to in full, filled or not.
+//! The query heads of a group are processed together, so keys and values are read once and never repeated. Values
+//! of hidden keys are not read at all, so the whole capacity of a cache can be passed, filled or not.
 
-#![allow(unsafe_code)] // kernels run without bounds checks, each with its reason
-#![allow(clippy::too_many_arguments)] // what a kernel reads comes one by one
+#![allow(unsafe_code)] // kernels run without bounds checks; each launch says why that is safe
+#![allow(clippy::too_many_arguments)] // a kernel takes its arguments one by one
 
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::attend::{LOWEST, dot, mask_arg, of_vectors};
+use super::attend::{LOWEST, dot, mask_arg, with_vector_layout};
 use super::empty_beside;
 
-/// Keys of a chunk, and units of a cube: each has one key's scores, and then one column of the values.
+/// Keys per chunk and units per cube. A unit first computes the scores of one key, then one column of the output.
 const CHUNK: usize = 128;
 
 /// Shared memory that every device has, in bytes.
 const SHARED_BYTES: usize = 32 << 10;
 
-/// Whether the queries of a group, and a weight of each for every key of a chunk, fit into shared memory.
+/// Whether the queries of a group, and their weights for every key of a chunk, fit in shared memory.
 pub(super) fn fits(group: usize, head_dim: usize) -> bool {
     (group * (head_dim + CHUNK) + CHUNK) * size_of::<f32>() <= SHARED_BYTES
 }
 
-/// One chunk of one key/value head: the largest score, the sum of the weights beside it and the weighted sum of values,
-/// for each query head of the group.
+/// Processes one chunk of one key/value head. For each query head of the group it stores the largest score, the
+/// sum of the weights, and the weighted sum of the values.
 #[cube(launch_unchecked)]
 fn chunk<F: Float, B: Int>(
     query: &Tensor<Vector<F, Const<4>>>, // [batch, heads, 1, head_dim]
@@ -135,7 +136,7 @@ fn chunk<F: Float, B: Int>(
     }
 }
 
-/// Puts the chunks of a head together; a unit has one column.
+/// Merges the chunks of a head; one unit per output value.
 #[cube(launch_unchecked)]
 fn merge<F: Float>(
     parts: &[f32],    // [batch, heads, chunks, head_dim + 2]
@@ -160,7 +161,7 @@ fn merge<F: Float>(
             context += share * parts[at + column];
             total += share * parts[at + head_dim + 1];
         }
-        // Nothing seen gives nothing.
+        // A query without visible keys gives 0.
         output[ABSOLUTE_POS] = F::cast_from(select(total == 0.0, 0.0f32, context / total));
     }
 }
@@ -171,7 +172,7 @@ pub(super) fn launch(
     value: CubeTensor,
     masked_out: Option<CubeTensor>,
 ) -> CubeTensor {
-    let [query, key, value] = [query, key, value].map(of_vectors);
+    let [query, key, value] = [query, key, value].map(with_vector_layout);
     let [batch, heads, _, head_dim] = query.meta.shape().dims::<4>();
     let [_, kv_heads, len, _] = key.meta.shape().dims::<4>();
     let chunks = len.div_ceil(CHUNK);
@@ -181,8 +182,8 @@ pub(super) fn launch(
     let dtype = dtype_to_storage_type(query.dtype);
     let n_values = batch * heads * head_dim;
     let client = output.client.clone();
-    // SAFETY: keys past the last are read as the last and have no weight; values past the last are not read, nor are
-    // units past `n_values`.
+    // SAFETY: key indices past the last are clamped to the last and get no weight; values past the last are not
+    // read, and units past `n_values` do nothing.
     unsafe {
         chunk::launch_unchecked(
             &client,
