@@ -1,4 +1,4 @@
-//! Idefics1: the examples of the Transformers guide, pickles, quantisation and device maps.
+//! IDEFICS v1: the examples of the Transformers guide, pickles, quantisation and device maps.
 
 use std::fs;
 use std::io::{Read, Write};

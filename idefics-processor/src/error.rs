@@ -284,9 +284,9 @@ pub enum ProcessorError {
         parts: String,
     },
 
-    /// The sample is an interleaved prompt list, which only the first Idefics supports.
+    /// The sample is an interleaved prompt list, which only IDEFICS v1 supports.
     #[error(
-        "row {row}: `prompt` lists are only supported by the first Idefics (`model_type` idefics); \
+        "row {row}: `prompt` lists are only supported by IDEFICS v1 (`model_type` idefics); \
          use `messages`, or `text` with `images`"
     )]
     PromptList {
@@ -295,11 +295,11 @@ pub enum ProcessorError {
     },
 
     /// The model family does not support image splitting.
-    #[error("do_image_splitting is not supported by the first Idefics (`model_type` idefics); leave it out")]
+    #[error("do_image_splitting is not supported by IDEFICS v1 (`model_type` idefics); leave it out")]
     NoSplitting,
 
-    /// The option is only for prompts of the first Idefics.
-    #[error("{option} is only supported by the first Idefics (`model_type` idefics); leave it out")]
+    /// The option is only for prompts of IDEFICS v1.
+    #[error("{option} is only supported by IDEFICS v1 (`model_type` idefics); leave it out")]
     Idefics1Option {
         /// Name of the option.
         option: &'static str,

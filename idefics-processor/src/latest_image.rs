@@ -1,4 +1,4 @@
-//! The image that each token attends to in the first Idefics: the latest one before it.
+//! The image that each token attends to in IDEFICS v1: the latest one before it.
 
 use crate::inputs::TokenBatch;
 

@@ -54,12 +54,12 @@ pub struct ProcessOptions {
     /// Whether `<end_of_utterance>` is inserted between consecutive texts of a prompt list. `None`: only if the
     /// tokenizer has that token, as in release 4 of the reference. Release 5 never inserts it by default.
     pub add_end_of_utterance_token: Option<bool>,
-    /// Whether `</s>` is appended to prompts of the first Idefics.
+    /// Whether `</s>` is appended to prompts of IDEFICS v1.
     pub add_eos_token: bool,
 }
 
 impl ProcessOptions {
-    /// Refuses the options that only the first Idefics has.
+    /// Refuses the options that only IDEFICS v1 has.
     pub(crate) fn refuse_idefics1_options(&self) -> Result<(), ProcessorError> {
         if self.add_end_of_utterance_token == Some(true) {
             return Err(ProcessorError::Idefics1Option { option: "add_end_of_utterance_token" });
@@ -260,7 +260,7 @@ impl Processor {
         Ok(text)
     }
 
-    /// The pixel values of a batch of the first Idefics in the reference's layout, with their shape `[batch,
+    /// The pixel values of a batch of IDEFICS v1 in the reference's layout, with their shape `[batch,
     /// n_images, 3, height, width]`. Rows with fewer images are padded with zeros. If no row has an image, `n_images`
     /// is 1.
     pub fn idefics1_pixel_values(&self, processed: &ProcessedInputs) -> ([usize; 5], Vec<f32>) {

@@ -1,4 +1,4 @@
-//! Prompt lists of the first Idefics. The cases of `cargo xtask verify` compare them with the reference.
+//! Prompt lists of IDEFICS v1. The cases of `cargo xtask verify` compare them with the reference.
 
 use idefics_processor::image::{ImageProcessorConfig, ImageSize};
 use idefics_processor::{

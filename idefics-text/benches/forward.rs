@@ -55,7 +55,7 @@ fn forward(c: &mut Criterion) {
     });
 }
 
-/// One decode step of the first Idefics, with one visible image of 64 vectors and without images.
+/// One decode step of IDEFICS v1, with one visible image of 64 vectors and without images.
 fn gated_decode(c: &mut Criterion) {
     const VECTORS: usize = 64;
     let device = Device::default();

@@ -1,4 +1,4 @@
-//! The Llama decoder of the first Idefics, with gated cross-attention layers between its own layers.
+//! The Llama decoder of IDEFICS v1, with gated cross-attention layers between its own layers.
 //!
 //! Papers: <https://arxiv.org/abs/2302.13971>, <https://arxiv.org/abs/2306.16527>. Reference: `IdeficsModel`,
 //! `modeling_idefics.py`, Transformers 5.23.0.

@@ -1,4 +1,4 @@
-//! Training of the first Idefics. The batch must say which images its tokens see:
+//! Training of IDEFICS v1. The batch must say which images its tokens see:
 //! [`TrainingBatch::seeing_latest_images`].
 
 use std::cell::OnceCell;

@@ -1,4 +1,4 @@
-//! Training of the first Idefics.
+//! Training of IDEFICS v1.
 
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};

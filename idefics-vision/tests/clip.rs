@@ -1,4 +1,4 @@
-//! The CLIP tower of the first Idefics.
+//! The CLIP tower of IDEFICS v1.
 
 use std::path::Path;
 

@@ -68,9 +68,9 @@ class Case:
     alpha: str | None = None
     tolerance: dict[str, float] = field(default_factory=lambda: dict(STRICT))
     exact_sizes: bool = False  # a new seed must not change the image sizes
-    end_of_utterance: bool = False  # Idefics1: add <end_of_utterance> between texts
-    add_eos: bool = False  # Idefics1: end prompts with </s>
-    gradients: bool = False  # Idefics1: the model tensors are labels, loss and gradients only
+    end_of_utterance: bool = False  # IDEFICS v1: add <end_of_utterance> between texts
+    add_eos: bool = False  # IDEFICS v1: end prompts with </s>
+    gradients: bool = False  # IDEFICS v1: the model tensors are labels, loss and gradients only
     note: str | None = None
 
 

@@ -1,4 +1,4 @@
-"""Idefics1: tiny checkpoints, cases, and how the reference is run for them."""
+"""IDEFICS v1: tiny checkpoints, cases, and how the reference is run for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Checkpoint1:
-    """Properties of one Idefics1 checkpoint folder."""
+    """Properties of one IDEFICS v1 checkpoint folder."""
 
     about: str
     additional: int  # tokens outside the vocabulary; with 2 there is no <end_of_utterance>, with 0 all are inside it

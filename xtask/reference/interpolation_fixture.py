@@ -1,4 +1,4 @@
-"""Writes features of the Idefics1 vision tower for images of other sizes than trained: a fixture of `idefics-vision`."""
+"""Writes features of the IDEFICS v1 vision tower for images of other sizes than trained: a fixture of `idefics-vision`."""
 
 from pathlib import Path
 

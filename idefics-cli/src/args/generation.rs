@@ -152,7 +152,7 @@ struct ProcessArgs {
     /// tokenizer has this token].
     #[arg(long, value_name = "BOOL", help_heading = "Preprocessing")]
     add_end_of_utterance_token: Option<bool>,
-    /// For Idefics1: end prompts with `</s>`.
+    /// For IDEFICS v1: end prompts with `</s>`.
     #[arg(long, help_heading = "Preprocessing")]
     add_eos_token: bool,
 }

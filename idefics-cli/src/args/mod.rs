@@ -98,7 +98,7 @@ pub(crate) struct Global {
     /// Read PyTorch pickles (`pytorch_model.bin`) if a folder has no safetensors. No code in them is executed.
     #[arg(long, global = true)]
     pub(crate) allow_pickle: bool,
-    /// Spread the parts of the model over devices, main memory and memory-mapped files, and print the plan (Idefics1
+    /// Spread the parts of the model over devices, main memory and memory-mapped files, and print the plan (IDEFICS v1
     /// only).
     #[arg(long, global = true, value_name = "auto", value_parser = ["auto"])]
     pub(crate) device_map: Option<String>,

@@ -1,4 +1,4 @@
-//! The Flamingo resampler of the first Idefics: with layer norms and a plain feed-forward block, and without masks.
+//! The Flamingo resampler of IDEFICS v1: with layer norms and a plain feed-forward block, and without masks.
 //!
 //! Papers: <https://arxiv.org/abs/2204.14198>, <https://arxiv.org/abs/2306.16527>. Reference:
 //! `IdeficsPerceiverResampler`, `perceiver.py`, Transformers 5.23.0.

@@ -1,4 +1,4 @@
-//! The first Idefics: each image is one tile and reaches the model by cross-attention. A single token marks its place
+//! IDEFICS v1: each image is one tile and reaches the model by cross-attention. A single token marks its place
 //! in the text.
 //!
 //! Source: `IdeficsProcessor` and `IdeficsImageProcessorPil` of transformers 5.23.
@@ -13,7 +13,7 @@ use crate::processor::ProcessOptions;
 use crate::prompt::{ImageTokens, PromptPart};
 use crate::tokenizer;
 
-/// The rules of the first Idefics (9b and 80b, base and instruct).
+/// The rules of IDEFICS v1 (9b and 80b, base and instruct).
 #[derive(Debug, Clone, Copy)]
 pub struct Idefics1;
 
@@ -85,7 +85,7 @@ const IMAGE_PROCESSOR_TYPES: [&str; 3] =
     ["IdeficsImageProcessor", "IdeficsImageProcessorFast", "IdeficsImageProcessorPil"];
 
 impl ImageProcessorConfig {
-    /// Like [`Self::from_object`], for checkpoints of the first Idefics: `image_size` is another name of `size`, and
+    /// Like [`Self::from_object`], for checkpoints of IDEFICS v1: `image_size` is another name of `size`, and
     /// splitting is not supported.
     ///
     /// # Errors
@@ -117,20 +117,20 @@ impl ImageProcessorConfig {
         }
     }
 
-    /// Rejects settings that the first Idefics does not support.
+    /// Rejects settings that IDEFICS v1 does not support.
     fn check_idefics1(&self) -> Result<(), ImageConfigError> {
         if self.do_image_splitting {
             return Err(number_error(
                 "do_image_splitting",
                 true,
-                "false, because the first Idefics does not split images",
+                "false, because IDEFICS v1 does not split images",
             ));
         }
         match (self.do_resize, self.size) {
             (true, ImageSize::Exact { .. }) => Ok(()),
             (true, _) => Err(number_error("size", "given by its edges", "{height, width} in whole pixels")),
             (false, _) => {
-                Err(number_error("do_resize", false, "true, because the first Idefics needs images of one size"))
+                Err(number_error("do_resize", false, "true, because IDEFICS v1 needs images of one size"))
             }
         }
     }

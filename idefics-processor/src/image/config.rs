@@ -118,7 +118,7 @@ const FIELDS: [&str; 13] = [
     "resample",
     "rescale_factor",
     "size",
-    "image_size", // the first Idefics only
+    "image_size", // IDEFICS v1 only
 ];
 
 /// Keys that Transformers writes but that do not change the pixels computed from an image file.

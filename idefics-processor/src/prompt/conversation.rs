@@ -1,4 +1,4 @@
-//! The conversation format of the first Idefics. Its checkpoints have no chat template.
+//! The conversation format of IDEFICS v1. Its checkpoints have no chat template.
 
 use crate::prompt::{Content, ImageTokens, Message, MessageContent};
 

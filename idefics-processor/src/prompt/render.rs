@@ -1,4 +1,4 @@
-//! Renders conversations to text: with the checkpoint's chat template, or in the format of the first Idefics.
+//! Renders conversations to text: with the checkpoint's chat template, or in the format of IDEFICS v1.
 
 use serde_json::{Value, json};
 

@@ -32,7 +32,7 @@ pub enum Sample {
     },
     /// A conversation, rendered with the checkpoint's chat template.
     Messages(Chat),
-    /// A list of texts and images, for the first Idefics.
+    /// A list of texts and images, for IDEFICS v1.
     Prompt(Vec<PromptPart>),
 }
 

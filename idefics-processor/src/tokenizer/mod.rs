@@ -212,7 +212,7 @@ impl Tokenizer {
         self.ids.fake
     }
 
-    /// `<end_of_utterance>`: the end of a turn. Base checkpoints of the first Idefics have none.
+    /// `<end_of_utterance>`: the end of a turn. Base checkpoints of IDEFICS v1 have none.
     pub fn end_of_utterance_id(&self) -> Option<u32> {
         self.ids.end_of_utterance
     }

@@ -1,4 +1,4 @@
-//! Configuration of the CLIP tower: `vision_config` in the first Idefics' `config.json`.
+//! Configuration of the CLIP tower: `vision_config` in the `config.json` of IDEFICS v1.
 
 use burn::tensor::Device;
 use idefics_nn::{Activation, ConfigError};

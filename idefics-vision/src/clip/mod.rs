@@ -1,4 +1,4 @@
-//! CLIP vision transformer of the first Idefics: with a class token and a norm before the layers, for square images of
+//! CLIP vision transformer of IDEFICS v1: with a class token and a norm before the layers, for square images of
 //! one size.
 //!
 //! Paper: <https://arxiv.org/abs/2103.00020>. Reference: `IdeficsVisionTransformer`, `vision.py`, Transformers 5.23.0.

@@ -57,9 +57,9 @@ pub(super) struct ProcessorOptions {
     pub(super) do_image_splitting: Option<bool>,
     /// How transparency was removed: `white`, or `drop` as the reference's file loader does (default).
     pub(super) alpha: Option<AlphaName>,
-    /// Idefics1 only.
+    /// IDEFICS v1 only.
     pub(super) add_end_of_utterance_token: Option<bool>,
-    /// Idefics1 only.
+    /// IDEFICS v1 only.
     #[serde(default)]
     pub(super) add_eos_token: bool,
 }

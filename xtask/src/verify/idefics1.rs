@@ -1,4 +1,4 @@
-//! The stages of an Idefics1 case.
+//! The stages of an IDEFICS v1 case.
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Device, Tensor};
