@@ -120,18 +120,12 @@ impl ImageProcessorConfig {
     /// Rejects settings that IDEFICS v1 does not support.
     fn check_idefics1(&self) -> Result<(), ImageConfigError> {
         if self.do_image_splitting {
-            return Err(number_error(
-                "do_image_splitting",
-                true,
-                "false, because IDEFICS v1 does not split images",
-            ));
+            return Err(number_error("do_image_splitting", true, "false, because IDEFICS v1 does not split images"));
         }
         match (self.do_resize, self.size) {
             (true, ImageSize::Exact { .. }) => Ok(()),
             (true, _) => Err(number_error("size", "given by its edges", "{height, width} in whole pixels")),
-            (false, _) => {
-                Err(number_error("do_resize", false, "true, because IDEFICS v1 needs images of one size"))
-            }
+            (false, _) => Err(number_error("do_resize", false, "true, because IDEFICS v1 needs images of one size")),
         }
     }
 }
