@@ -171,8 +171,8 @@ impl Processor {
         self.family
     }
 
-    /// Whether conversations are supported: with the checkpoint's chat template, or in the fixed format of the first
-    /// Idefics' instruct checkpoints, which have an end-of-turn token but no template.
+    /// Whether conversations are supported: with the checkpoint's chat template, or in the fixed format of IDEFICS
+    /// v1' instruct checkpoints, which have an end-of-turn token but no template.
     pub fn can_chat(&self) -> bool {
         self.chat_template.is_some() || self.turn_end().is_some()
     }
