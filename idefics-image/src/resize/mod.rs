@@ -5,7 +5,7 @@
 //! pass along an unchanged side is left out.
 //!
 //! [`axis_taps`] makes the weights of an axis, [`stream`] runs the passes over rows as they come. Their inner loops are
-//! [`plain`] and, for machines that have them, the vector loops of [`x86`].
+//! [`plain`] and, for machines that have them, the vector loops of [`x86`]. [`block`] is the layout between the passes.
 //!
 //! The fast_image_resize crate does not do: its 16-bit weights give other values than Pillow 12.3 for 4 to 24 % of the
 //! samples of three photographs, by up to 1 level (bilinear), 6 (bicubic) and 12 (lanczos) of 255.
@@ -31,10 +31,10 @@ pub(crate) use stream::{RowResizer, zeroed};
 use taps::{PRECISION_BITS, Taps};
 pub use target::{Crop, ResizeTarget};
 
-/// Rows that lie together between the two passes: the bytes of a column are neighbours, as the vertical loops need them.
+/// Rows that are interleaved between the two passes: the bytes of a column are neighbours there.
 const LANES: usize = 4;
 
-/// Rows that the horizontal loops take together, two times [`LANES`].
+/// Number of rows that the horizontal loops take at once.
 const ROWS: usize = 2 * LANES;
 
 /// How new pixels are made of old ones; the discriminants are Pillow's `resample` numbers.

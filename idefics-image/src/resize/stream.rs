@@ -315,8 +315,8 @@ impl Part {
         self.between = between;
     }
 
-    /// Writes the rows of `source` from `y` on, as many as belong to one block, into the window, and returns their number.
-    /// `write` makes the block of [`ROWS`] rows, of which those in a range count.
+    /// Writes rows of `source` into the window, from `y` to the end of their block, and returns their number. `write` makes
+    /// a block of [`ROWS`] rows; only those in the given range are kept.
     fn load(
         &mut self,
         source: RgbView<'_>,

@@ -96,15 +96,15 @@ fn broadcast(quad: &Quad) -> [__m256i; 3] {
 #[derive(Debug)]
 pub(in super::super) struct Columns {
     strips: Vec<Strip>,
-    /// Of each output, its first quad of pixels in its strip; its first pixel if it reads but one quad.
+    /// First quad of pixels of each output, in its strip. If `quads` is 1, the first pixel.
     firsts: Vec<usize>,
     weights: Groups<Quad>,
     /// The largest number of quads of an output.
     quads: usize,
 }
 
-/// Four pixels of eight rows, the first four rows in the lower halves: in 32 bits each, the four values of a color of a row.
-/// With the row as number, these are r3 r0 g0 b0, r1 g3 g1 b1, and r2 g2 b3 b2.
+/// Four pixels of eight rows. Each 32 bits are the four values of one color in one row; the lower halves are the first four
+/// rows. With the row as number, a lower half is r3 r0 g0 b0, r1 g3 g1 b1, or r2 g2 b3 b2.
 type Pixels = [__m256i; 3];
 
 impl Columns {
@@ -115,7 +115,7 @@ impl Columns {
 
     fn of(taps: &Taps) -> Option<Self> {
         let strips = Strip::of(taps);
-        // Outputs of one quad have it brought into order for them; more quads are shared, so they begin at multiples.
+        // Longer windows share quads of ordered pixels, so these begin at multiples of four.
         let align = if taps.window() <= QUAD { 1 } else { QUAD };
         let weights = Groups::of(taps, align, |weights| Some(Quad::new(weights)))?;
         let quads = (0..taps.len()).map(|output| weights.at(output).len()).max()?;
@@ -188,7 +188,7 @@ impl Columns {
     }
 }
 
-/// Eight rows, whose length is checked once for all.
+/// Eight rows. One check covers a load from each of them.
 struct SameLength<'a> {
     rows: [&'a [u8]; ROWS],
     length: usize,
@@ -213,7 +213,8 @@ impl<'a> SameLength<'a> {
         })
     }
 
-    /// Asks for bytes of the next strip while this one is worked on: of two rows at each output, so that requests are spread.
+    /// Prefetches bytes of the next strip while this one is computed. Each output asks for two rows: a burst of requests
+    /// would wait for free fill buffers.
     #[inline(always)]
     fn prefetch(&self, output: usize, at: usize) {
         let row = output % LANES;
@@ -222,7 +223,7 @@ impl<'a> SameLength<'a> {
     }
 }
 
-/// Adds the products of a quad of pixels.
+/// Adds the products of four pixels and their weights.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn add(sums: &mut [Sums; 3], pixels: &Pixels, weights: &Quad) {
@@ -304,7 +305,7 @@ impl Rows {
         if is_usable { Groups::of(taps, LANES, |weights| Some(Quad::new(weights))).map(Self) } else { None }
     }
 
-    /// Makes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are the interleaved input rows.
+    /// Makes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are interleaved input rows.
     pub(super) fn vertical(&self, groups: &[&[u8]], position: usize, out: &mut [u8]) {
         // SAFETY: `new` made these weights, so the machine has AVX2.
         #[allow(unsafe_code)]

@@ -67,7 +67,7 @@ impl Rows {
     }
 }
 
-/// The weights of a pass: of each output, one `T` for each four inputs.
+/// The weights of a pass: for each output, one `T` for each four inputs.
 #[derive(Debug)]
 struct Groups<T> {
     /// End of each output's weights in `weights`.
@@ -159,7 +159,7 @@ fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CH
     })
 }
 
-/// Asks for the bytes a strip behind those at `at`.
+/// Prefetches the bytes one strip behind `at`.
 #[inline(always)]
 fn prefetch(row: &[u8], at: usize) {
     // SAFETY: a prefetch reads nothing, wherever it points to.

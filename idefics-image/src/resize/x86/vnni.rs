@@ -1,5 +1,5 @@
-//! Both loops for AVX-512 with VNNI, whose `vpdpbusd` adds products of four pixels and 8-bit weights in 32 bits. A weight
-//! is three signed digits of 8 bits, so every sum is exact.
+//! Both loops for AVX-512 with VNNI, whose `vpdpbusd` adds products of four pixels and 8-bit weights in 32 bits.
+//! A weight is three signed digits of 8 bits, so every sum is exact.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -156,13 +156,13 @@ impl Rows {
     /// Bytes of a row that the loop makes at once.
     const COLUMNS: usize = 64;
 
-    /// `None` if the machine has no such instructions, a weight is too large for three digits, or the rows of `row_bytes`
-    /// bytes are too short.
+    /// `None` if the machine has no such instructions, a weight is too large for three digits, or `row_bytes` is less than
+    /// [`Self::COLUMNS`].
     pub(super) fn new(taps: &Taps, row_bytes: usize) -> Option<Self> {
         if row_bytes >= Self::COLUMNS && is_there() { Groups::of(taps, LANES, digits).map(Self) } else { None }
     }
 
-    /// Makes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are the interleaved input rows.
+    /// Makes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are interleaved input rows.
     pub(super) fn vertical(&self, groups: &[&[u8]], position: usize, out: &mut [u8]) {
         // SAFETY: `new` made these weights, so the machine has the instructions.
         #[allow(unsafe_code)]
