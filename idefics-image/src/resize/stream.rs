@@ -10,7 +10,8 @@ use std::ops::Range;
 use image::metadata::Orientation;
 use rayon::prelude::*;
 
-use super::{Columns, Crop, Filter, ROWS, ResizeTarget, Rows, axis_taps, window};
+use super::block::{interleave, merge, separate};
+use super::{Columns, Crop, Filter, ROWS, ResizeTarget, Rows, axis_taps, plain, window};
 use crate::RgbImage;
 use crate::orientation::{exchanges_axes, upright};
 use crate::rgb::RgbView;
@@ -24,6 +25,8 @@ pub(crate) struct RowResizer {
     orientation: Orientation,
     /// The pass along y; `None` if the height stays.
     down: Option<Rows>,
+    /// Whether every output is one of the inputs.
+    is_nearest: bool,
     is_down_first: bool,
     /// Ranges of columns that are worked on at the same time.
     parts: Vec<Part>,
@@ -39,6 +42,8 @@ pub(crate) struct RowResizer {
 }
 
 /// Some columns of the output.
+///
+/// Rows between the passes lie in blocks, see [`block`](super::block): row `y` of the rectangle in block `y / ROWS`.
 #[derive(Debug)]
 struct Part {
     /// Columns that are read, from the left side of the rectangle on.
@@ -47,11 +52,11 @@ struct Part {
     outputs: usize,
     /// The pass along x; `None` if the width stays.
     across: Option<Columns>,
-    /// Whether every output is one of the inputs.
-    is_nearest: bool,
-    /// Input rows of the pass along y, each at its number modulo `slots`.
+    /// Blocks of input rows of the pass along y, each at its number modulo `slots`.
     window: Vec<u8>,
     slots: usize,
+    /// Room for one block.
+    block: Vec<u8>,
     /// Rows between the two passes, where that along y is the first.
     between: Vec<u8>,
 }
@@ -70,10 +75,15 @@ impl RowResizer {
             let (inputs, outputs) = (inputs[axis] as usize, outputs[axis].max(1) as usize);
             if inputs == outputs { 0 } else { window(inputs, outputs, target.filter) as u64 }
         });
-        // Which upright axis is stored as rows; where it comes first, whole input rows wait.
+        // Which upright axis is stored as rows; where the other one comes first, whole input rows wait.
         let (across, down) = if exchanges_axes(orientation) { (1, 0) } else { (0, 1) };
-        let row = if is_down_first(orientation, &target) { inputs[across] } else { outputs[across] };
-        let rows = if windows[down] == 0 { 0 } else { windows[down] + 2 * ROWS as u64 };
+        let is_down_first = is_down_first(orientation, &target);
+        let row = if is_down_first { inputs[across].max(outputs[across]) } else { outputs[across] };
+        let rows = match (windows[across], windows[down]) {
+            (0, 0) => 0,
+            (_, 0) => ROWS as u64,
+            (_, window) => window + 4 * ROWS as u64,
+        };
         let weights = [0, 1].map(|axis| windows[axis].saturating_mul(4 * u64::from(outputs[axis])));
         let out = (3 * u64::from(target.width)).saturating_mul(target.height.into());
         let window = rows.saturating_mul(3 * u64::from(row));
@@ -106,7 +116,7 @@ impl RowResizer {
         let (across, down) = (taps(&columns, width, axes.is_x_mirrored), taps(&rows, height, axes.is_y_mirrored));
 
         let is_down_first = is_down_first(orientation, &target);
-        let slots = down.as_ref().map_or(0, |taps| taps.window() + ROWS);
+        let slots = down.as_ref().map_or(0, |taps| taps.window().div_ceil(ROWS) + 1);
         let has_both = across.is_some() && down.is_some();
         let count = match (&across, &down) {
             (None, None) => 1,
@@ -119,21 +129,36 @@ impl RowResizer {
             let (inputs, across) = match &across {
                 Some(taps) => {
                     let (inputs, taps) = taps.slice(outputs.clone());
-                    (inputs, Some(Columns::new(taps, filter)))
+                    (inputs, Some(Columns::new(taps)))
                 }
                 None => (outputs.clone(), None),
             };
             let row = 3 * if is_down_first { inputs.len() } else { outputs.len() };
-            let window = zeroed(slots * row)?;
+            let window = zeroed(slots * ROWS * row)?;
+            let is_copy = across.is_none() && down.is_none();
+            let block = if is_copy { Vec::new() } else { zeroed(ROWS * row.max(3 * outputs.len()))? };
             let between = if is_down_first && has_both { zeroed(ROWS * row)? } else { Vec::new() };
-            let (outputs, is_nearest) = (outputs.len(), filter == Filter::Nearest);
-            parts.push(Part { inputs, outputs, across, is_nearest, window, slots, between });
+            parts.push(Part { inputs, outputs: outputs.len(), across, window, slots, block, between });
         }
         let least_row = parts.iter().map(|part| 3 * part.inputs.len().min(part.outputs)).min().unwrap_or(0);
         let down = down.map(|taps| Rows::new(taps, least_row));
         let out = zeroed(3 * width * height)?;
         let (rows_seen, rows_made) = (0, 0);
-        Ok(Self { columns, rows, orientation, down, is_down_first, parts, rows_seen, rows_made, width, height, out })
+        let is_nearest = filter == Filter::Nearest;
+        Ok(Self {
+            columns,
+            rows,
+            orientation,
+            down,
+            is_nearest,
+            is_down_first,
+            parts,
+            rows_seen,
+            rows_made,
+            width,
+            height,
+            out,
+        })
     }
 
     /// Takes the next rows of the picture, whole ones.
@@ -161,10 +186,11 @@ impl RowResizer {
             }
         }
         let down = self.down.as_ref();
-        let is_down_first = self.is_down_first;
+        let (is_nearest, is_down_first) = (self.is_nearest, self.is_down_first);
         self.parts.par_iter_mut().zip(targets).for_each(|(part, mut outs)| {
             let source = view.crop(part.inputs.start, 0, part.inputs.end, view.height);
             match down {
+                _ if is_nearest => part.pick(source, first, down, made.start, &mut outs),
                 None => part.horizontal(source, &mut outs),
                 Some(down) if is_down_first => {
                     part.vertical_then_horizontal(source, first, down, made.start, &mut outs)
@@ -207,15 +233,34 @@ impl RowResizer {
 }
 
 impl Part {
-    /// The pass along x alone, of all rows of `source`.
-    fn horizontal(&self, source: RgbView<'_>, outs: &mut [&mut [u8]]) {
-        for (group, outs) in outs.chunks_mut(ROWS).enumerate() {
-            self.across(source, ROWS * group, outs);
+    /// Both passes where every output is one of the inputs. `source` are the rows of the rectangle from `first` on, and
+    /// `outs` the output rows that they let finish, of which the first is `made`.
+    fn pick(&self, source: RgbView<'_>, first: usize, down: Option<&Rows>, made: usize, outs: &mut [&mut [u8]]) {
+        for (position, out) in (made..).zip(outs) {
+            let y = down.map_or(position, |down| down.taps.inputs(position).start);
+            let row = source.row(y - first);
+            match &self.across {
+                Some(columns) => plain::pick(row, &columns.taps, out),
+                None => out.copy_from_slice(row),
+            }
         }
     }
 
-    /// The pass along x, then that along y. `source` are the rows of the rectangle from `first` on, and `outs` the output
-    /// rows that they let finish, of which the first is `made`.
+    /// The pass along x alone, of all rows of `source`.
+    fn horizontal(&mut self, source: RgbView<'_>, outs: &mut [&mut [u8]]) {
+        let Some(across) = &self.across else {
+            return outs.iter_mut().enumerate().for_each(|(y, out)| out.copy_from_slice(source.row(y)));
+        };
+        for (index, outs) in outs.chunks_mut(ROWS).enumerate() {
+            // A row that is missing at the end is the last one again.
+            let rows = std::array::from_fn(|row| source.row((ROWS * index + row).min(source.height - 1)));
+            let block = &mut self.block[..3 * ROWS * self.outputs];
+            across.horizontal(rows, 0..outs.len(), block);
+            separate(block, outs);
+        }
+    }
+
+    /// The pass along x, then that along y. The arguments are those of [`Self::pick`].
     fn horizontal_then_vertical(
         &mut self,
         source: RgbView<'_>,
@@ -224,29 +269,17 @@ impl Part {
         made: usize,
         outs: &mut [&mut [u8]],
     ) {
-        let stride = 3 * self.outputs;
-        let mut window = std::mem::take(&mut self.window);
         let (mut next, mut y) = (0, 0);
-        while made + next < down.taps.len() {
-            // Rows between those of two outputs are not looked at.
-            y = y.max(down.taps.inputs(made + next).start.saturating_sub(first));
-            if y >= source.height {
-                break;
-            }
-            // Where outputs are inputs, the rows behind this one may not be needed.
-            let count = if self.is_nearest { 1 } else { ROWS.min(source.height - y) };
-            let (before, behind) = window.split_at_mut((first + y) % self.slots * stride);
-            let slots = behind.chunks_exact_mut(stride).chain(before.chunks_exact_mut(stride));
-            let mut group: Vec<&mut [u8]> = slots.take(count).collect();
-            self.across(source, y, &mut group);
-            y += count;
+        while y < source.height && made + next < down.taps.len() {
+            y += self.load(source, first, y, |part, rows, used, block| match &part.across {
+                Some(columns) => columns.horizontal(rows, used, block),
+                None => interleave(rows, block),
+            });
             while next < outs.len() && down.taps.inputs(made + next).end <= first + y {
-                let row = |row: usize| &window[row % self.slots * stride..][..stride];
-                down.vertical(row, made + next, outs[next]);
+                down.vertical(|group| self.group(group), made + next, outs[next]);
                 next += 1;
             }
         }
-        self.window = window;
     }
 
     /// As [`Self::horizontal_then_vertical`], the pass along y first.
@@ -259,34 +292,62 @@ impl Part {
         outs: &mut [&mut [u8]],
     ) {
         let stride = 3 * self.inputs.len();
-        let (mut window, mut between) = (std::mem::take(&mut self.window), std::mem::take(&mut self.between));
-        let mut next = 0;
-        for y in 0..source.height {
-            let slot = (first + y) % self.slots;
-            window[slot * stride..][..stride].copy_from_slice(source.row(y));
-            let group_start = |next: usize| next / ROWS * ROWS;
-            while next < outs.len() && down.taps.inputs(made + next).end <= first + y + 1 {
-                let row = |row: usize| &window[row % self.slots * stride..][..stride];
-                match &self.across {
-                    None => down.vertical(row, made + next, outs[next]),
-                    Some(_) => down.vertical(row, made + next, &mut between[next % ROWS * stride..][..stride]),
+        let mut between = std::mem::take(&mut self.between);
+        let (mut next, mut y) = (0, 0);
+        while y < source.height && made + next < down.taps.len() {
+            y += self.load(source, first, y, |_, rows, _, block| interleave(rows, block));
+            while next < outs.len() && down.taps.inputs(made + next).end <= first + y {
+                let group = |group: usize| self.group(group);
+                if self.across.is_none() {
+                    down.vertical(group, made + next, outs[next]);
+                } else {
+                    down.vertical(group, made + next, &mut between[next % ROWS * stride..][..stride]);
                 }
                 next += 1;
                 if self.across.is_some() && (next % ROWS == 0 || next == outs.len()) {
-                    let rows = RgbView::of_rows(&between, self.inputs.len());
-                    self.across(rows, 0, &mut outs[group_start(next - 1)..next]);
+                    let begin = (next - 1) / ROWS * ROWS;
+                    let rows =
+                        RgbView::of_rows(&between, self.inputs.len()).crop(0, 0, self.inputs.len(), next - begin);
+                    self.horizontal(rows, &mut outs[begin..next]);
                 }
             }
         }
-        (self.window, self.between) = (window, between);
+        self.between = between;
     }
 
-    /// The rows of `source` from `first` on along x, into as many of `outs`, at most [`ROWS`].
-    fn across(&self, source: RgbView<'_>, first: usize, outs: &mut [&mut [u8]]) {
-        match &self.across {
-            Some(columns) => columns.horizontal(source, first, outs),
-            None => outs.iter_mut().zip(first..).for_each(|(out, y)| out.copy_from_slice(source.row(y))),
+    /// Writes rows of `source` into the window, from `y` to the end of their block, and returns their number. `write` makes
+    /// a block of [`ROWS`] rows; only those in the given range are kept.
+    fn load(
+        &mut self,
+        source: RgbView<'_>,
+        first: usize,
+        y: usize,
+        write: impl Fn(&Self, [&[u8]; ROWS], Range<usize>, &mut [u8]),
+    ) -> usize {
+        let before = (first + y) % ROWS;
+        let count = (ROWS - before).min(source.height - y);
+        // Rows that are missing are others again.
+        let rows = std::array::from_fn(|row| source.row((y + row).saturating_sub(before).clamp(y, y + count - 1)));
+        let used = before..before + count;
+        let size = self.window.len() / self.slots;
+        let slot = (first + y) / ROWS % self.slots * size;
+        let mut window = std::mem::take(&mut self.window);
+        if count == ROWS {
+            write(self, rows, used, &mut window[slot..][..size]);
+        } else {
+            let mut block = std::mem::take(&mut self.block);
+            write(self, rows, used.clone(), &mut block[..size]);
+            merge(&block[..size], used, &mut window[slot..][..size]);
+            self.block = block;
         }
+        self.window = window;
+        count
+    }
+
+    /// The rows from `LANES * group` on, in the window.
+    fn group(&self, group: usize) -> &[u8] {
+        let size = self.window.len() / (2 * self.slots);
+        &self.window[(group / 2 % self.slots * 2 + group % 2) * size..][..size]
     }
 }
 

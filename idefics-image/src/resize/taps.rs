@@ -77,7 +77,6 @@ impl Taps {
 
     /// The weights of `output` in groups of `N`, the first of which begins at a multiple of `align` inputs: the index of
     /// that input, and the groups, with zeros for inputs that are not read.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn groups<const N: usize>(
         &self,
         output: usize,

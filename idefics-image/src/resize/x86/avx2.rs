@@ -5,11 +5,10 @@
 //! summed in 32 bits, those with `high` in 16 bits, and both sums are exact. [`Parts`] says where that holds.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use super::super::ROWS;
 use super::super::taps::{PRECISION_BITS, ROUND, Taps};
-use super::QUAD;
+use super::super::{LANES, ROWS};
+use super::{CHUNK, Groups, QUAD, Strip, load, prefetch};
 
 /// The part that 8 bits hold, rounded, of each weight.
 fn high(weight: i32) -> i32 {
@@ -37,20 +36,10 @@ fn is_usable(taps: &Taps) -> bool {
     is_x86_feature_detected!("avx2") && is_exact(taps)
 }
 
-/// The weights of the horizontal pass.
-#[derive(Debug)]
-pub(in super::super) struct Columns {
-    /// First pixel of each output, and the end of its weights.
-    outputs: Vec<(usize, usize)>,
-    quads: Vec<Quad>,
-    /// The first output with a load beyond the row, if only for zero weights, and its first pixel.
-    edge: (usize, usize),
-}
-
-/// Four consecutive weights in two parts.
-#[derive(Debug, Clone, Copy)]
+/// Four consecutive weights in two parts, as [`Sums::add`] takes them.
+#[derive(Debug, Clone, Copy, Default)]
 struct Quad {
-    /// The low parts, two 16-bit numbers each.
+    /// The low parts of the first and third weight, and of the second and fourth, two 16-bit numbers each.
     low: [i32; 2],
     /// The high parts, four 8-bit numbers.
     high: i32,
@@ -60,215 +49,305 @@ impl Quad {
     fn new(weights: [i32; QUAD]) -> Self {
         let [first, second, third, fourth] = weights;
         let high = i32::from_le_bytes(weights.map(|weight| high(weight) as u8));
-        Self { low: [low_pair([first, second]), low_pair([third, fourth])], high }
+        Self { low: [low_pair([first, third]), low_pair([second, fourth])], high }
     }
 }
 
-/// Bytes from an output's first pixel to the end of its last load.
-fn reach(quads: usize) -> usize {
-    3 * QUAD * (quads.max(1) - 1) + 16
+/// The sums of eight values.
+#[derive(Clone, Copy)]
+struct Sums {
+    low: __m256i,
+    high: __m256i,
 }
+
+impl Sums {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new() -> Self {
+        Self { low: _mm256_set1_epi32(ROUND), high: _mm256_setzero_si256() }
+    }
+
+    /// Adds products of four neighbouring bytes.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn add(&mut self, bytes: __m256i, [even, odd, high]: [__m256i; 3]) {
+        let evens = _mm256_madd_epi16(_mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), even);
+        let odds = _mm256_madd_epi16(_mm256_srli_epi16::<8>(bytes), odd);
+        self.low = _mm256_add_epi32(self.low, _mm256_add_epi32(evens, odds));
+        self.high = _mm256_add_epi16(self.high, _mm256_maddubs_epi16(bytes, high));
+    }
+
+    /// Partial sums may wrap; the whole is below 2^31, so it comes out right.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn values(self) -> __m256i {
+        let high = _mm256_slli_epi32::<16>(_mm256_madd_epi16(self.high, _mm256_set1_epi16(1)));
+        _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm256_add_epi32(self.low, high))
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn broadcast(quad: &Quad) -> [__m256i; 3] {
+    [quad.low[0], quad.low[1], quad.high].map(|part| _mm256_set1_epi32(part))
+}
+
+/// The weights of the horizontal pass.
+#[derive(Debug)]
+pub(in super::super) struct Columns {
+    strips: Vec<Strip>,
+    /// First quad of pixels of each output, in its strip. If `quads` is 1, the first pixel.
+    firsts: Vec<usize>,
+    weights: Groups<Quad>,
+    /// The largest number of quads of an output.
+    quads: usize,
+}
+
+/// Four pixels of eight rows. Each 32 bits are the four values of one color in one row; the lower halves are the first four
+/// rows. With the row as number, a lower half is r3 r0 g0 b0, r1 g3 g1 b1, or r2 g2 b3 b2.
+type Pixels = [__m256i; 3];
 
 impl Columns {
     /// `None` if the machine has no AVX2, or sums would not be exact.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
-        is_usable(taps).then(|| Self::of(taps))
+        if is_usable(taps) { Self::of(taps) } else { None }
     }
 
-    fn of(taps: &Taps) -> Self {
-        let (mut outputs, mut quads) = (Vec::with_capacity(taps.len()), Vec::new());
-        let width = (0..taps.len()).map(|output| taps.inputs(output).end).max().unwrap_or(0);
-        let mut edge = (taps.len(), width);
-        for output in 0..taps.len() {
-            let begin = quads.len();
-            let (start, weights) = taps.groups(output, 1);
-            quads.extend(weights.map(Quad::new));
-            outputs.push((start, quads.len()));
-            if edge.0 == taps.len() && 3 * start + reach(quads.len() - begin) > 3 * width {
-                edge = (output, start);
+    fn of(taps: &Taps) -> Option<Self> {
+        let strips = Strip::of(taps);
+        // Longer windows share quads of ordered pixels, so these begin at multiples of four.
+        let align = if taps.window() <= QUAD { 1 } else { QUAD };
+        let weights = Groups::of(taps, align, |weights| Some(Quad::new(weights)))?;
+        let quads = (0..taps.len()).map(|output| weights.at(output).len()).max()?;
+        let mut firsts = vec![0; taps.len()];
+        for strip in &strips {
+            for output in strip.outputs(taps.len()) {
+                firsts[output] = (taps.inputs(output).start - strip.start) / align;
             }
         }
-        Self { outputs, quads, edge }
+        Some(Self { strips, firsts, weights, quads })
     }
 
-    /// Four rows along x: `[width, 3]` each to `[outputs, 3]` each. Fewer rows of `outs` leave out the last ones.
-    pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
-        let (edge, start) = self.edge;
-        let last = self.outputs.len();
-        // The ends of the rows are copied, so that loads may reach beyond them.
-        let most = (edge..last).map(|output| self.outputs[output].1 - self.begin(output)).max().unwrap_or(0);
-        let padding = vec![0; reach(most)];
-        let ends = rows.map(|row| [&row[3 * start..], &padding].concat());
+    /// Resizes rows along x: `[width, 3]` each to an interleaved block.
+    pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], block: &mut [u8]) {
+        let chunks = self.strips.iter().map(|strip| strip.chunks).max().unwrap_or(0);
+        let half = block.len() / 2;
+        let (upper, lower) = block.split_at_mut(half);
         // SAFETY: `new` made these weights, so the machine has AVX2.
         #[allow(unsafe_code)]
         unsafe {
-            self.four_rows(0..edge, 0, rows, outs);
-            self.four_rows(edge..last, start, ends.each_ref().map(Vec::as_slice), outs);
+            let mut pixels = vec![[_mm256_setzero_si256(); 3]; 4 * chunks];
+            for strip in &self.strips {
+                // Loads may reach beyond the last pixel.
+                let (start, length) = (3 * strip.start, CHUNK * strip.chunks + 16);
+                if rows.iter().all(|row| start + length <= row.len()) {
+                    self.strip(strip, rows.map(|row| &row[start..]), &mut pixels, [&mut *upper, &mut *lower]);
+                } else {
+                    let ends = rows.map(|row| {
+                        let mut end = row.get(start..).unwrap_or_default().to_vec();
+                        end.resize(length, 0);
+                        end
+                    });
+                    self.strip(strip, ends.each_ref().map(Vec::as_slice), &mut pixels, [&mut *upper, &mut *lower]);
+                }
+            }
         }
     }
 
-    fn begin(&self, output: usize) -> usize {
-        if output == 0 { 0 } else { self.outputs[output - 1].1 }
-    }
-
-    /// Some outputs of four rows, which begin at pixel `start`.
+    /// The outputs of a strip of eight rows. `pixels` is room for its pixels.
     #[target_feature(enable = "avx2")]
-    fn four_rows(&self, outputs: Range<usize>, start: usize, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
-        let both = |half: __m128i| _mm256_broadcastsi128_si256(half);
-        // Four pixels r0 g0 b0 r1 … b3 of two rows: two of them as the 16-bit pairs r0 r1, g0 g1, b0 b1, 0 0 …
-        let first_pair = both(_mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
-        let second_pair = both(_mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1));
-        // … and all four as the bytes r0 r1 r2 r3, g0 …, b0 …, 0.
-        let all = both(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
-        let zero = _mm256_setzero_si256();
-        let round = _mm256_set1_epi32(ROUND);
-        let ones = _mm256_set1_epi16(1);
-        let mut begin = self.begin(outputs.start);
-        for output in outputs {
-            let (first, end) = self.outputs[output];
-            let quads = &self.quads[begin..end];
-            begin = end;
-            // Slicing checks that every load is inside.
-            let (from, to) = (3 * (first - start), 3 * (first - start) + reach(quads.len()));
-            let (row0, row1) = (rows[0][from..to].as_ptr(), rows[1][from..to].as_ptr());
-            let (row2, row3) = (rows[2][from..to].as_ptr(), rows[3][from..to].as_ptr());
-            let (mut low, mut high) = ([round; 2], [zero; 2]);
-            for (index, quad) in quads.iter().enumerate() {
-                let at = 3 * QUAD * index;
-                // SAFETY: 16 bytes from `at` on are inside the slices that the pointers come from.
-                #[allow(unsafe_code)]
-                let pixels = unsafe {
-                    let load = |row: *const u8| _mm_loadu_si128(row.add(at).cast());
-                    [_mm256_set_m128i(load(row1), load(row0)), _mm256_set_m128i(load(row3), load(row2))]
-                };
-                let [low01, low23] = [_mm256_set1_epi32(quad.low[0]), _mm256_set1_epi32(quad.low[1])];
-                let high0123 = _mm256_set1_epi32(quad.high);
-                for half in 0..2 {
-                    let first = _mm256_madd_epi16(_mm256_shuffle_epi8(pixels[half], first_pair), low01);
-                    let second = _mm256_madd_epi16(_mm256_shuffle_epi8(pixels[half], second_pair), low23);
-                    low[half] = _mm256_add_epi32(low[half], _mm256_add_epi32(first, second));
-                    let products = _mm256_maddubs_epi16(_mm256_shuffle_epi8(pixels[half], all), high0123);
-                    high[half] = _mm256_add_epi16(high[half], products);
-                }
+    fn strip(&self, strip: &Strip, rows: [&[u8]; ROWS], pixels: &mut [Pixels], [upper, lower]: [&mut [u8]; 2]) {
+        let rows = SameLength::new(rows);
+        let outputs = strip.outputs(self.firsts.len());
+        if self.quads == 1 {
+            for output in outputs {
+                let at = 3 * self.firsts[output];
+                rows.prefetch(output, at);
+                let mut sums = [Sums::new(); 3];
+                let weights = self.weights.at(output).first().copied().unwrap_or_default();
+                add(&mut sums, &ordered::<16>(rows.at(at), 0), &weights);
+                put(sums.map(|sums| sums.values()), [&mut *upper, &mut *lower], output);
             }
-            for half in 0..2 {
-                // Partial sums may wrap; the whole is below 2^31, so it comes out right.
-                let high = _mm256_slli_epi32::<16>(_mm256_madd_epi16(high[half], ones));
-                let value = _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm256_add_epi32(low[half], high));
-                let words = _mm256_packs_epi32(value, value);
-                let bytes = _mm256_packus_epi16(words, words);
-                let rgb = [_mm256_extract_epi32::<0>(bytes), _mm256_extract_epi32::<4>(bytes)];
-                for (out, rgb) in outs.iter_mut().skip(2 * half).zip(rgb) {
-                    let rgb = rgb.to_le_bytes();
-                    // The fourth byte is made again by the next output.
-                    let rest = &mut out[3 * output..];
-                    match rest.first_chunk_mut() {
-                        Some(pixel) => *pixel = rgb,
-                        None => rest.copy_from_slice(&rgb[..3]),
-                    }
-                }
+            return;
+        }
+        for (index, pixels) in pixels.as_chunks_mut::<4>().0[..strip.chunks].iter_mut().enumerate() {
+            let rows = rows.at(CHUNK * index);
+            for (quad, pixels) in pixels.iter_mut().enumerate() {
+                *pixels = ordered::<{ CHUNK + 4 }>(rows, 3 * QUAD * quad);
             }
         }
+        for output in outputs {
+            let first = self.firsts[output];
+            rows.prefetch(output, 3 * QUAD * first);
+            let mut sums = [Sums::new(); 3];
+            for (pixels, weights) in pixels[first..].iter().zip(self.weights.at(output)) {
+                add(&mut sums, pixels, weights);
+            }
+            put(sums.map(|sums| sums.values()), [&mut *upper, &mut *lower], output);
+        }
+    }
+}
+
+/// Eight rows. One check covers a load from each of them.
+struct SameLength<'a> {
+    rows: [&'a [u8]; ROWS],
+    length: usize,
+}
+
+impl<'a> SameLength<'a> {
+    fn new(rows: [&'a [u8]; ROWS]) -> Self {
+        let length = rows.iter().map(|row| row.len()).min().unwrap_or(0);
+        Self { rows, length }
+    }
+
+    /// `N` bytes of each row.
+    #[inline(always)]
+    fn at<const N: usize>(&self, at: usize) -> [&'a [u8; N]; ROWS] {
+        assert!(at < self.length && N <= self.length - at, "the bytes are there");
+        self.rows.map(|row| {
+            // SAFETY: every row has `length` bytes, and these end before that.
+            #[allow(unsafe_code)]
+            unsafe {
+                &*row.as_ptr().add(at).cast::<[u8; N]>()
+            }
+        })
+    }
+
+    /// Prefetches bytes of the next strip while this one is computed. Each output asks for two rows: a burst of requests
+    /// would wait for free fill buffers.
+    #[inline(always)]
+    fn prefetch(&self, output: usize, at: usize) {
+        let row = output % LANES;
+        prefetch(self.rows[row], at);
+        prefetch(self.rows[row + LANES], at);
+    }
+}
+
+/// Adds the products of four pixels and their weights.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add(sums: &mut [Sums; 3], pixels: &Pixels, weights: &Quad) {
+    let weights = broadcast(weights);
+    for (sums, &pixels) in sums.iter_mut().zip(pixels) {
+        sums.add(pixels, weights);
+    }
+}
+
+/// Brings the four pixels of each row that begin at byte `at` into order.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn ordered<const N: usize>(rows: [&[u8; N]; ROWS], at: usize) -> Pixels {
+    // Four pixels r0 g0 b0 r1 … b3 become r0 r1 r2 r3, g0 …, b0 …, with a gap of four bytes in one place.
+    let orders = [
+        _mm_setr_epi8(0, 0, 0, 0, 0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11),
+        _mm_setr_epi8(0, 3, 6, 9, 0, 0, 0, 0, 1, 4, 7, 10, 2, 5, 8, 11),
+        _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 0, 0, 0, 0, 2, 5, 8, 11),
+        _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, 0, 0, 0, 0),
+    ];
+    let mut halves = [_mm256_setzero_si256(); 4];
+    for (row, (half, order)) in halves.iter_mut().zip(orders).enumerate() {
+        let pixels = _mm256_set_m128i(load(rows[row + LANES], at), load(rows[row], at));
+        *half = _mm256_shuffle_epi8(pixels, _mm256_broadcastsi128_si256(order));
+    }
+    // The fourth row goes where the others have gaps.
+    let [first, second, third, fourth] = halves;
+    [
+        _mm256_blend_epi32::<0b0001_0001>(first, fourth),
+        _mm256_blend_epi32::<0b0010_0010>(second, fourth),
+        _mm256_blend_epi32::<0b0100_0100>(third, fourth),
+    ]
+}
+
+/// Writes the pixels of eight rows, 24 values in the order of [`Pixels`], to the two groups of a block.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn put([first, second, third]: [__m256i; 3], groups: [&mut [u8]; 2], output: usize) {
+    let words = [_mm256_packs_epi32(first, second), _mm256_packs_epi32(third, third)];
+    let bytes = _mm256_packus_epi16(words[0], words[1]);
+    let interleaved = _mm_setr_epi8(1, 4, 8, 0, 2, 6, 9, 5, 3, 7, 11, 10, -1, -1, -1, -1);
+    let columns = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(interleaved));
+    let halves = [_mm256_castsi256_si128(columns), _mm256_extracti128_si256::<1>(columns)];
+    for (group, columns) in groups.into_iter().zip(halves) {
+        // The last four bytes do not count; the next output writes there.
+        let rest = &mut group[3 * LANES * output..];
+        match rest.first_chunk_mut() {
+            Some(target) => store(target, columns),
+            None => {
+                let mut bytes = [0; 16];
+                store(&mut bytes, columns);
+                rest[..3 * LANES].copy_from_slice(&bytes[..3 * LANES]);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(target: &mut [u8; 16], value: __m128i) {
+    // SAFETY: 16 bytes are there.
+    #[allow(unsafe_code)]
+    unsafe {
+        _mm_storeu_si128(target.as_mut_ptr().cast(), value);
     }
 }
 
 /// The weights of the vertical pass.
 #[derive(Debug)]
-pub(in super::super) struct Rows {
-    /// End of each output's pairs.
-    ends: Vec<usize>,
-    pairs: Vec<RowPair>,
-}
-
-/// The weights of two rows.
-#[derive(Debug, Clone, Copy)]
-struct RowPair {
-    low: i32,
-    high: i16,
-}
+pub(in super::super) struct Rows(Groups<Quad>);
 
 impl Rows {
-    /// Bytes that the loop makes at once.
-    const LANES: usize = 32;
+    /// Bytes of a row that the loop makes at once.
+    const COLUMNS: usize = 32;
 
     /// `None` if the machine has no AVX2, sums would not be exact, or the rows of `row_bytes` bytes are too short.
-    pub(in super::super) fn new(taps: &Taps, row_bytes: usize) -> Option<Self> {
-        (row_bytes >= Self::LANES && is_usable(taps)).then(|| Self::of(taps))
+    pub(super) fn new(taps: &Taps, row_bytes: usize) -> Option<Self> {
+        let is_usable = row_bytes >= Self::COLUMNS && is_usable(taps);
+        if is_usable { Groups::of(taps, LANES, |weights| Some(Quad::new(weights))).map(Self) } else { None }
     }
 
-    fn of(taps: &Taps) -> Self {
-        let (mut ends, mut pairs) = (Vec::with_capacity(taps.len()), Vec::new());
-        for output in 0..taps.len() {
-            pairs.extend(taps.groups(output, 1).1.map(|weights| {
-                let [first, second] = weights.map(|weight| high(weight) as u8);
-                RowPair { low: low_pair(weights), high: i16::from_le_bytes([first, second]) }
-            }));
-            ends.push(pairs.len());
-        }
-        Self { ends, pairs }
-    }
-
-    /// The output row at `position`; `rows` are its inputs, at least as long as `out`, which has at least
-    /// [`Self::LANES`] bytes.
-    pub(in super::super) fn vertical(&self, rows: &[&[u8]], position: usize, out: &mut [u8]) {
-        let begin = if position == 0 { 0 } else { self.ends[position - 1] };
+    /// Makes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are interleaved input rows.
+    pub(super) fn vertical(&self, groups: &[&[u8]], position: usize, out: &mut [u8]) {
         // SAFETY: `new` made these weights, so the machine has AVX2.
         #[allow(unsafe_code)]
         unsafe {
-            one_row(rows, &self.pairs[begin..self.ends[position]], out);
+            one_row(groups, self.0.at(position), out);
         }
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn one_row(rows: &[&[u8]], pairs: &[RowPair], out: &mut [u8]) {
-    const LANES: usize = Rows::LANES;
+fn one_row(groups: &[&[u8]], weights: &[Quad], out: &mut [u8]) {
+    const COLUMNS: usize = Rows::COLUMNS;
     let width = out.len();
-    assert!(width >= LANES && rows.iter().all(|row| row.len() >= width), "rows are as long as the output");
-    // Without a second row, the first one, whose second weight is 0.
-    let pairs: Vec<(*const u8, *const u8, RowPair)> = rows
-        .chunks(2)
-        .zip(pairs)
-        .map(|(rows, &weights)| (rows[0].as_ptr(), rows[rows.len() - 1].as_ptr(), weights))
-        .collect();
-    let zero = _mm256_setzero_si256();
-    let round = _mm256_set1_epi32(ROUND);
+    let is_long = |group: &&[u8]| group.len() >= LANES * width;
+    assert!(width >= COLUMNS && groups.iter().all(is_long), "rows are as long as the output");
+    // Packing leaves four columns in each 32 bits, in this order.
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     let mut column = 0;
     loop {
-        let (mut low, mut high) = ([round; 4], [zero; 2]);
-        for &(row0, row1, weights) in &pairs {
-            // SAFETY: column + LANES <= width, and every row has at least `width` bytes, asserted above.
-            #[allow(unsafe_code)]
-            let [row0, row1] = [row0, row1].map(|row| unsafe { _mm256_loadu_si256(row.add(column).cast()) });
-            let low_weights = _mm256_set1_epi32(weights.low);
-            let high_weights = _mm256_set1_epi16(weights.high);
-            let bytes = [_mm256_unpacklo_epi8(row0, row1), _mm256_unpackhi_epi8(row0, row1)];
-            for half in 0..2 {
-                high[half] = _mm256_add_epi16(high[half], _mm256_maddubs_epi16(bytes[half], high_weights));
-                let words = [_mm256_unpacklo_epi8(bytes[half], zero), _mm256_unpackhi_epi8(bytes[half], zero)];
-                for (sum, words) in low[2 * half..].iter_mut().zip(words) {
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(words, low_weights));
-                }
+        let mut sums = [Sums::new(); 4];
+        for (group, weights) in groups.iter().zip(weights) {
+            let weights = broadcast(weights);
+            for (quarter, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: column + COLUMNS <= width, and every group has at least LANES * width bytes, asserted above.
+                #[allow(unsafe_code)]
+                let bytes = unsafe { _mm256_loadu_si256(group.as_ptr().add(LANES * column + 32 * quarter).cast()) };
+                sums.add(bytes, weights);
             }
         }
-        let mut words = [zero; 2];
-        for half in 0..2 {
-            // Partial sums may wrap; the whole is below 2^31, so it comes out right.
-            let high = [_mm256_unpacklo_epi16(zero, high[half]), _mm256_unpackhi_epi16(zero, high[half])];
-            let shift = |low, high| _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm256_add_epi32(low, high));
-            words[half] = _mm256_packs_epi32(shift(low[2 * half], high[0]), shift(low[2 * half + 1], high[1]));
-        }
-        let bytes = _mm256_packus_epi16(words[0], words[1]);
-        // SAFETY: column + LANES <= width, the length of `out`.
+        let [first, second, third, fourth] = sums.map(|sums| sums.values());
+        let words = [_mm256_packs_epi32(first, second), _mm256_packs_epi32(third, fourth)];
+        let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words[0], words[1]), order);
+        // SAFETY: column + COLUMNS <= width, the length of `out`.
         #[allow(unsafe_code)]
         unsafe {
             _mm256_storeu_si256(out.as_mut_ptr().add(column).cast(), bytes);
         }
-        if column + LANES == width {
+        if column + COLUMNS == width {
             break;
         }
         // The last step may make some bytes again.
-        column = (column + LANES).min(width - LANES);
+        column = (column + COLUMNS).min(width - COLUMNS);
     }
 }
 

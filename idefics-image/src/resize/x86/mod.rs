@@ -3,10 +3,8 @@
 mod avx2;
 mod vnni;
 
-use std::arch::x86_64::{__m128i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_storeu_si128};
+use std::arch::x86_64::{__m128i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch};
 use std::ops::Range;
-
-pub(super) use avx2::Rows;
 
 use super::ROWS;
 use super::taps::Taps;
@@ -31,12 +29,69 @@ impl Columns {
         avx2.map(Self::Avx2).into_iter().chain(vnni.map(Self::Vnni)).collect()
     }
 
-    /// Four rows along x: `[width, 3]` each to `[outputs, 3]` each. `outs` may be fewer, for the first rows.
-    pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
+    /// Resizes rows along x, at least those in `used`: `[width, 3]` each to an interleaved block.
+    pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], used: Range<usize>, block: &mut [u8]) {
         match self {
-            Self::Avx2(columns) => columns.horizontal(rows, outs),
-            Self::Vnni(columns) => columns.horizontal(rows, outs),
+            Self::Avx2(columns) => columns.horizontal(rows, block),
+            Self::Vnni(columns) => columns.horizontal(rows, used, block),
         }
+    }
+}
+
+/// The vertical loop of this machine, with its weights.
+#[derive(Debug)]
+pub(super) enum Rows {
+    Avx2(avx2::Rows),
+    Vnni(vnni::Rows),
+}
+
+impl Rows {
+    /// `None` if this machine has no vector loop for these weights and rows of at least `row_bytes` bytes.
+    pub(super) fn new(taps: &Taps, row_bytes: usize) -> Option<Self> {
+        vnni::Rows::new(taps, row_bytes).map(Self::Vnni).or_else(|| avx2::Rows::new(taps, row_bytes).map(Self::Avx2))
+    }
+
+    /// Every loop that this machine has, for tests.
+    #[cfg(test)]
+    pub(super) fn every(taps: &Taps, row_bytes: usize) -> Vec<Self> {
+        let (avx2, vnni) = (avx2::Rows::new(taps, row_bytes), vnni::Rows::new(taps, row_bytes));
+        avx2.map(Self::Avx2).into_iter().chain(vnni.map(Self::Vnni)).collect()
+    }
+
+    /// Makes the output row at `position`. `groups` are the interleaved input rows.
+    pub(super) fn vertical(&self, groups: &[&[u8]], position: usize, out: &mut [u8]) {
+        match self {
+            Self::Avx2(rows) => rows.vertical(groups, position, out),
+            Self::Vnni(rows) => rows.vertical(groups, position, out),
+        }
+    }
+}
+
+/// The weights of a pass: for each output, one `T` for each four inputs.
+#[derive(Debug)]
+struct Groups<T> {
+    /// End of each output's weights in `weights`.
+    ends: Vec<usize>,
+    weights: Vec<T>,
+}
+
+impl<T> Groups<T> {
+    /// The first four inputs of an output begin at a multiple of `align`. `None` if `split` is for one of the weights.
+    fn of(taps: &Taps, align: usize, split: impl Fn([i32; QUAD]) -> Option<T>) -> Option<Self> {
+        let (mut ends, mut weights) = (Vec::with_capacity(taps.len()), Vec::new());
+        for output in 0..taps.len() {
+            for group in taps.groups(output, align).1 {
+                weights.push(split(group)?);
+            }
+            ends.push(weights.len());
+        }
+        Some(Self { ends, weights })
+    }
+
+    #[inline]
+    fn at(&self, position: usize) -> &[T] {
+        let begin = if position == 0 { 0 } else { self.ends[position - 1] };
+        &self.weights[begin..self.ends[position]]
     }
 }
 
@@ -78,6 +133,11 @@ impl Strip {
         }
         strips
     }
+
+    /// The outputs of a strip, of `count` in all.
+    fn outputs(&self, count: usize) -> Range<usize> {
+        GROUP * self.groups.start..count.min(GROUP * self.groups.end)
+    }
 }
 
 /// Bytes of a row that are brought into order together: four loads of [`QUAD`] pixels.
@@ -92,12 +152,6 @@ const LAST_SHIFT: i8 = 4;
 #[inline(always)]
 fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CHUNK] {
     let rest = row.get(3 * x..).unwrap_or_default();
-    // The next strip comes from memory while this one is worked on.
-    // SAFETY: a prefetch reads nothing, wherever it points to.
-    #[allow(unsafe_code)]
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(rest.as_ptr().wrapping_add(3 * Strip::INPUTS).cast());
-    }
     rest.first_chunk().unwrap_or_else(|| {
         *spare = [0; CHUNK];
         spare[..rest.len()].copy_from_slice(rest);
@@ -105,34 +159,23 @@ fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CH
     })
 }
 
-/// 16 bytes of a chunk.
+/// Prefetches the bytes one strip behind `at`.
 #[inline(always)]
-fn load(chunk: &[u8; CHUNK], at: usize) -> __m128i {
-    let bytes = &chunk[at..at + 16];
+fn prefetch(row: &[u8], at: usize) {
+    // SAFETY: a prefetch reads nothing, wherever it points to.
+    #[allow(unsafe_code)]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(at + 3 * Strip::INPUTS).cast());
+    }
+}
+
+/// 16 bytes from `at` on.
+#[inline(always)]
+fn load(bytes: &[u8], at: usize) -> __m128i {
+    let bytes = &bytes[at..at + 16];
     // SAFETY: 16 bytes are there.
     #[allow(unsafe_code)]
     unsafe {
         _mm_loadu_si128(bytes.as_ptr().cast())
-    }
-}
-
-/// Writes a group of pixels, the first 12 of 16 bytes. The others may be written too, if they belong to the next group,
-/// which comes later.
-#[inline(always)]
-fn put_group(row: &mut [u8], group: usize, pixels: __m128i) {
-    let rest = &mut row[3 * GROUP * group..];
-    let mut bytes = [0; 16];
-    let target: &mut [u8; 16] = match rest.first_chunk_mut() {
-        Some(target) => target,
-        None => &mut bytes,
-    };
-    // SAFETY: 16 bytes are there.
-    #[allow(unsafe_code)]
-    unsafe {
-        _mm_storeu_si128(target.as_mut_ptr().cast(), pixels);
-    }
-    if rest.len() < 16 {
-        let count = rest.len().min(3 * GROUP);
-        rest[..count].copy_from_slice(&bytes[..count]);
     }
 }

@@ -1,11 +1,18 @@
-//! The horizontal loop for AVX-512 with VNNI, whose `vpdpbusd` adds products of four pixels and 8-bit weights in 32 bits.
+//! Both loops for AVX-512 with VNNI, whose `vpdpbusd` adds products of four pixels and 8-bit weights in 32 bits.
 //! A weight is three signed digits of 8 bits, so every sum is exact.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
-use super::super::ROWS;
 use super::super::taps::{PRECISION_BITS, ROUND, Taps};
-use super::{CHUNK, GROUP, LAST_SHIFT, LOADS, QUAD, Strip, chunk, load, put_group};
+use super::super::{LANES, ROWS};
+use super::{CHUNK, GROUP, Groups, LAST_SHIFT, LOADS, QUAD, Strip, chunk, load, prefetch};
+
+fn is_there() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vnni")
+}
 
 /// The weights of the horizontal pass.
 #[derive(Debug)]
@@ -21,10 +28,7 @@ pub(in super::super) struct Columns {
 impl Columns {
     /// `None` if the machine has no such instructions, or a weight is too large for three digits.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
-        let is_there = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vnni");
-        if is_there { Self::of(taps) } else { None }
+        if is_there() { Self::of(taps) } else { None }
     }
 
     fn of(taps: &Taps) -> Option<Self> {
@@ -34,7 +38,7 @@ impl Columns {
         let mut firsts = vec![[0; GROUP]; groups];
         let mut weights = vec![[[0; 3]; GROUP]; quads * groups];
         for strip in &strips {
-            for output in GROUP * strip.groups.start..taps.len().min(GROUP * strip.groups.end) {
+            for output in strip.outputs(taps.len()) {
                 let (group, lane) = (output / GROUP, output % GROUP);
                 let (start, quads_of_weights) = taps.groups(output, QUAD);
                 firsts[group][lane] = (start - strip.start) / QUAD;
@@ -46,17 +50,21 @@ impl Columns {
         Some(Self { strips, firsts, weights, quads })
     }
 
-    /// Four rows along x: `[width, 3]` each to `[outputs, 3]` each. Fewer rows of `outs` leave out the last ones.
-    pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
-        // SAFETY: `new` made these weights, so the machine has the instructions.
-        #[allow(unsafe_code)]
-        unsafe {
-            self.four_rows(rows, outs);
+    /// Resizes rows along x, at least those in `used`: `[width, 3]` each to an interleaved block.
+    pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], used: Range<usize>, block: &mut [u8]) {
+        let half = block.len() / 2;
+        let halves = rows.as_chunks::<LANES>().0.iter().zip(block.chunks_exact_mut(half));
+        for (rows, group) in halves.take(used.end.div_ceil(LANES)).skip(used.start / LANES) {
+            // SAFETY: `new` made these weights, so the machine has the instructions.
+            #[allow(unsafe_code)]
+            unsafe {
+                self.four_rows(rows, group);
+            }
         }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn four_rows(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
+    fn four_rows(&self, rows: &[&[u8]; LANES], out: &mut [u8]) {
         let zero = _mm512_setzero_si512();
         let round = _mm512_set1_epi32(ROUND);
         // Four pixels r0 g0 b0 r1 … b3 of each row: r0 r1 r2 r3, g0 …, b0 …, and four bytes that do not count.
@@ -64,10 +72,13 @@ impl Columns {
         let last_order = _mm512_add_epi8(order, _mm512_set1_epi8(LAST_SHIFT));
         let without_fourth =
             _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+        // Four columns of each row to one quarter, and then the bytes of a column side by side.
+        let transposed = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let interleaved = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
         let chunks = self.strips.iter().map(|strip| strip.chunks).max().unwrap_or(0);
         // Quads of zero weights may read beyond the strip.
         let mut pixels = vec![[zero; 4]; chunks + self.quads.div_ceil(4)];
-        let mut spare = [[0; CHUNK]; ROWS];
+        let mut spare = [[0; CHUNK]; LANES];
         for strip in &self.strips {
             for (index, pixels) in pixels[..strip.chunks].iter_mut().enumerate() {
                 let x = strip.start + 4 * QUAD * index;
@@ -84,6 +95,9 @@ impl Columns {
             }
             let pixels = pixels.as_flattened();
             for group in strip.groups.clone() {
+                for row in rows {
+                    prefetch(row, 3 * (strip.start + QUAD * self.firsts[group][0]));
+                }
                 let weights = &self.weights[self.quads * group..][..self.quads];
                 let mut inputs = [pixels; GROUP];
                 for (inputs, &first) in inputs.iter_mut().zip(&self.firsts[group]) {
@@ -100,27 +114,106 @@ impl Columns {
                     }
                 }
                 let mut values = [zero; GROUP];
-                for (value, [low, middle, high]) in values.iter_mut().zip(sums) {
-                    // Partial sums may wrap; the whole is below 2^31, so it comes out right.
-                    let upper = _mm512_add_epi32(_mm512_slli_epi32::<8>(middle), _mm512_slli_epi32::<16>(high));
-                    *value = _mm512_srai_epi32::<PRECISION_BITS>(_mm512_add_epi32(low, upper));
+                for (out, sums) in values.iter_mut().zip(sums) {
+                    *out = value(sums);
                 }
                 // Each quarter becomes the four pixels of a row.
                 let [first, second] =
                     [_mm512_packs_epi32(values[0], values[1]), _mm512_packs_epi32(values[2], values[3])];
                 let bytes = _mm512_shuffle_epi8(_mm512_packus_epi16(first, second), without_fourth);
-                let quarters = [
-                    _mm512_castsi512_si128(bytes),
-                    _mm512_extracti32x4_epi32::<1>(bytes),
-                    _mm512_extracti32x4_epi32::<2>(bytes),
-                    _mm512_extracti32x4_epi32::<3>(bytes),
-                ];
-                for (out, pixels) in outs.iter_mut().zip(quarters) {
-                    put_group(out, group, pixels);
+                let columns = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(transposed, bytes), interleaved);
+                // The last quarter does not count; the next group writes there.
+                let rest = &mut out[3 * GROUP * LANES * group..];
+                match rest.first_chunk_mut() {
+                    Some(target) => store(target, columns),
+                    None => {
+                        let mut bytes = [0; 64];
+                        store(&mut bytes, columns);
+                        let count = rest.len().min(3 * GROUP * LANES);
+                        rest[..count].copy_from_slice(&bytes[..count]);
+                    }
                 }
             }
         }
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(target: &mut [u8; 64], value: __m512i) {
+    // SAFETY: 64 bytes are there.
+    #[allow(unsafe_code)]
+    unsafe {
+        _mm512_storeu_si512(target.as_mut_ptr().cast(), value);
+    }
+}
+
+/// The weights of the vertical pass.
+#[derive(Debug)]
+pub(in super::super) struct Rows(Groups<[i32; 3]>);
+
+impl Rows {
+    /// Bytes of a row that the loop makes at once.
+    const COLUMNS: usize = 64;
+
+    /// `None` if the machine has no such instructions, a weight is too large for three digits, or `row_bytes` is less than
+    /// [`Self::COLUMNS`].
+    pub(super) fn new(taps: &Taps, row_bytes: usize) -> Option<Self> {
+        if row_bytes >= Self::COLUMNS && is_there() { Groups::of(taps, LANES, digits).map(Self) } else { None }
+    }
+
+    /// Makes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are interleaved input rows.
+    pub(super) fn vertical(&self, groups: &[&[u8]], position: usize, out: &mut [u8]) {
+        // SAFETY: `new` made these weights, so the machine has the instructions.
+        #[allow(unsafe_code)]
+        unsafe {
+            one_row(groups, self.0.at(position), out);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn one_row(groups: &[&[u8]], weights: &[[i32; 3]], out: &mut [u8]) {
+    const COLUMNS: usize = Rows::COLUMNS;
+    let width = out.len();
+    let is_long = |group: &&[u8]| group.len() >= LANES * width;
+    assert!(width >= COLUMNS && groups.iter().all(is_long), "rows are as long as the output");
+    let zero = _mm512_setzero_si512();
+    let round = _mm512_set1_epi32(ROUND);
+    // Packing leaves four columns in each 32 bits, in this order.
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let mut column = 0;
+    loop {
+        let mut sums = [[round, zero, zero]; 4];
+        for (group, digits) in groups.iter().zip(weights) {
+            for (quarter, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: column + COLUMNS <= width, and every group has at least LANES * width bytes, asserted above.
+                #[allow(unsafe_code)]
+                let pixels = unsafe { _mm512_loadu_si512(group.as_ptr().add(LANES * column + 64 * quarter).cast()) };
+                for (sum, &digit) in sums.iter_mut().zip(digits) {
+                    *sum = _mm512_dpbusd_epi32(*sum, pixels, _mm512_set1_epi32(digit));
+                }
+            }
+        }
+        let values = sums.map(|sums| value(sums));
+        let [first, second] = [_mm512_packs_epi32(values[0], values[1]), _mm512_packs_epi32(values[2], values[3])];
+        let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
+        let target = out[column..].first_chunk_mut().expect("column + COLUMNS <= width");
+        store(target, bytes);
+        if column + COLUMNS == width {
+            break;
+        }
+        // The last step may make some bytes again.
+        column = (column + COLUMNS).min(width - COLUMNS);
+    }
+}
+
+/// The values that three sums of digits give. Partial sums may wrap; the whole is below 2^31, so it comes out right.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn value([low, middle, high]: [__m512i; 3]) -> __m512i {
+    let upper = _mm512_add_epi32(_mm512_slli_epi32::<8>(middle), _mm512_slli_epi32::<16>(high));
+    _mm512_srai_epi32::<PRECISION_BITS>(_mm512_add_epi32(low, upper))
 }
 
 /// Four weights as three digits of 8 bits, `d0 + d1 × 2^8 + d2 × 2^16`, lowest first. Weights up to 1.99 fit.
