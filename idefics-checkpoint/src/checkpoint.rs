@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use idefics_kernels::formats::PackedFormat;
 
+use crate::gguf::GgufModel;
 use crate::opened::Opened;
 use crate::{CheckpointError, CheckpointWarning, Pickles, StoredKind, TensorEntry, header, index, pickled};
 
@@ -17,7 +18,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens `folder/model.safetensors`, or else the shards of `folder/model.safetensors.index.json`.
+    /// Opens `folder/model.safetensors`, or else the shards of `folder/model.safetensors.index.json`. A GGUF file, or a
+    /// folder that has one and no other weights, is opened as [`GgufModel`] says.
     ///
     /// # Errors
     /// Any [`CheckpointError`] of a file that is missing, cannot be read, or is not what its header or index says.
@@ -31,6 +33,10 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::open`]; [`CheckpointError::Pickle`], or [`CheckpointError::PickleRefused`].
     pub fn open_with(folder: &Path, pickles: Pickles) -> Result<Self, CheckpointError> {
+        if let Some(model) = GgufModel::at(folder)? {
+            let Opened { tensors, warnings } = model.opened()?;
+            return Ok(Self { folder: folder.to_owned(), tensors, warnings });
+        }
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
         let Opened { tensors, warnings } = if single.exists() {

@@ -4,6 +4,7 @@ use safetensors::Dtype;
 
 use crate::StoredError;
 use crate::files::{OtherFile, io_words};
+use crate::gguf::GgufError;
 use crate::pickle::PickleError;
 
 /// Why a checkpoint cannot be opened or loaded. Each message names the file or tensor and what was expected.
@@ -22,6 +23,9 @@ pub enum CheckpointError {
     /// A PyTorch file that was refused; its message names the file.
     #[error(transparent)]
     Pickle(#[from] PickleError),
+    /// A GGUF file that was refused; its message names the file.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// There are only PyTorch files, and they were not allowed.
     #[error(
         "{}: PyTorch pickles are read only if allowed (--allow-pickle; nothing in them is run); or convert it once with \

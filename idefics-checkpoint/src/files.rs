@@ -19,8 +19,8 @@ pub enum OtherFile {
     GitLfsPointer,
     /// A model of llama.cpp.
     #[error(
-        "is a GGUF file under another name; GGUF is not read: take model.safetensors of the original checkpoint, with \
-         --quantize q4 for about the same memory"
+        "is a GGUF file under another name; give it a name that ends in .gguf and take it as the model, or take \
+         model.safetensors of the original checkpoint"
     )]
     Gguf,
     /// What `torch.save` writes, or another zip archive.

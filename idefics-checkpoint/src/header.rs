@@ -33,6 +33,7 @@ pub(crate) fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, Tens
                 start: tensor.start,
                 end: tensor.end,
                 is_of_file: true,
+                rows: None,
             };
             (tensor.name, entry)
         })
