@@ -1,9 +1,10 @@
 //! GGUF files as checkpoints: names, shapes, rotary rows, and the JSON files that they stand for.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use idefics_checkpoint::gguf::{GgufModel, GgufPaths};
+use idefics_checkpoint::gguf::{GgufError, GgufModel, GgufPaths, ModelFile};
 use idefics_checkpoint::{Checkpoint, CheckpointError, CheckpointWarning, Dtype};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -100,8 +101,13 @@ fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
     bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
 }
 
-fn files(path: &Path) -> std::collections::BTreeMap<&'static str, Value> {
-    GgufModel::at(path).unwrap().unwrap().files().unwrap()
+fn files_of(model: &GgufModel) -> Result<BTreeMap<&'static str, Value>, GgufError> {
+    let file = |file: ModelFile| Ok(model.file(file)?.map(|content| (file.name(), content)));
+    ModelFile::ALL.into_iter().filter_map(|name| file(name).transpose()).collect()
+}
+
+fn files(path: &Path) -> BTreeMap<&'static str, Value> {
+    files_of(&GgufModel::at(path).unwrap().unwrap()).unwrap()
 }
 
 fn message(path: &Path) -> String {
@@ -222,7 +228,7 @@ fn models_that_are_not_read_are_named() {
     }
     let of_files = |writer: Writer| {
         let folder = folder(&[("m.gguf", writer.bytes())]);
-        GgufModel::at(folder.path()).unwrap().unwrap().files().unwrap_err().to_string()
+        files_of(&GgufModel::at(folder.path()).unwrap().unwrap()).unwrap_err().to_string()
     };
     assert!(of_files(text().text("llama.rope.scaling.type", "yarn")).contains("\"yarn\""));
     assert!(of_files(text().number("llama.vocab_size", 9)).contains("the rows of `token_embd.weight`"));
@@ -254,4 +260,14 @@ fn files_that_do_not_make_one_model_are_named() {
         folder(&[("m.gguf", text().bytes()), ("config.json", b"{}".to_vec()), ("model.safetensors", vec![0; 9])]);
     assert_eq!(GgufPaths::find(both.path()).unwrap(), None);
     assert_eq!(GgufPaths::find(Path::new("not there")).unwrap(), None);
+}
+
+#[test]
+fn a_file_beside_the_model_counts() {
+    let text = text().bytes();
+    let folder = folder(&[("m.gguf", text), ("tokenizer.json", b"{}".to_vec()), ("config.json", b"{}".to_vec())]);
+    let model = GgufModel::at(folder.path()).unwrap().unwrap();
+    assert_eq!(model.file_unless_beside(ModelFile::Tokenizer).unwrap(), None);
+    assert!(model.file_unless_beside(ModelFile::Config).unwrap().is_some());
+    assert!(model.file_unless_beside(ModelFile::TokenizerConfig).unwrap().is_some());
 }

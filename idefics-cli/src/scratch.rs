@@ -1,4 +1,4 @@
-//! The folder that the built-in model is unpacked into.
+//! A temporary folder: the built-in model is unpacked into it, or the files of a model linked.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,8 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes the folder and fills it.
-    pub(crate) fn new(fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<Self, Failure> {
+    /// Makes the folder and fills it; `what` cannot be done if that fails.
+    pub(crate) fn new(what: &str, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<Self, Failure> {
         let place = std::env::temp_dir();
         let made = tempfile::Builder::new().prefix("idefics-").tempdir_in(&place).and_then(|folder| {
             *FOLDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder.path().to_owned());
@@ -27,8 +27,8 @@ impl Scratch {
         });
         made.map_err(|error| {
             Failure::file_system(format!(
-                "the built-in model cannot be unpacked into the temporary folder {}: {}; set TMPDIR to a folder that can be \
-                 written, or give --model",
+                "{what} the temporary folder {}: {}; set TMPDIR to a folder that can be written, or give --model a folder \
+                 with all files",
                 place.display(),
                 io_words(&error)
             ))

@@ -30,19 +30,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The model folder is not there.
-    #[error("{}: no such model folder; expected one with config.json, tokenizer.json and model.safetensors", path.display())]
+    #[error("{}: no such model; expected a folder with config.json, tokenizer.json and model.safetensors, or a GGUF file", path.display())]
     NoFolder {
         /// The path.
-        path: PathBuf,
-    },
-    /// A GGUF file, or a folder with one and no model.
-    #[error(
-        "{}: GGUF files are not read; give the folder or hub id of the original checkpoint (config.json, tokenizer.json, \
-         model.safetensors), with --quantize q4 for about the same memory",
-        path.display()
-    )]
-    Gguf {
-        /// The file.
         path: PathBuf,
     },
     /// A folder with a PEFT adapter and no model.
@@ -283,7 +273,6 @@ impl Error {
             | Self::Checkpoint(_)
             | Self::ImageTokens { .. }
             | Self::ImageToken { .. }
-            | Self::Gguf { .. }
             | Self::Adapter { .. }
             | Self::FolderOption { .. }
             | Self::GitLfsPointer { .. } => ErrorKind::Model,

@@ -1,9 +1,10 @@
 //! What lies in a folder, or at a path, that was given as a model: told from the names of the files.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use idefics_checkpoint::CheckpointError;
+use idefics_checkpoint::gguf::{GgufModel, ModelFile};
+use idefics_processor::{OtherFiles, Processor};
 use serde_json::Value;
 
 use crate::config::read_json;
@@ -16,30 +17,68 @@ const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Files of which one holds an adapter's weights.
 const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
-/// Refuses what is no model folder but known: GGUF files, PEFT adapters.
+/// The GGUF files of a model, opened, if the path means some. Refuses what is no model but known: PEFT adapters.
 ///
 /// # Errors
-/// [`Error::NoFolder`], [`Error::Gguf`], [`Error::Adapter`].
-pub(crate) fn check(path: &Path) -> Result<(), Error> {
-    if !path.is_dir() {
-        return Err(match is_gguf(path) {
-            true => Error::Gguf { path: path.to_owned() },
-            false => Error::NoFolder { path: path.to_owned() },
-        });
+/// [`Error::NoFolder`], [`Error::Adapter`], [`Error::Checkpoint`] for GGUF files that are not read.
+pub(crate) fn gguf(path: &Path) -> Result<Option<GgufModel>, Error> {
+    if path.is_dir() {
+        let there = |name: &str| path.join(name).exists();
+        if there("config.json") && WEIGHTS.into_iter().any(there) {
+            return Ok(None);
+        }
+        if there(ADAPTER_CONFIG) || ADAPTER_WEIGHTS.into_iter().any(there) {
+            let base = base_of_adapter(path).unwrap_or_else(|| "a model that it does not name".to_owned());
+            return Err(Error::Adapter { folder: path.to_owned(), base });
+        }
+        return Ok(GgufModel::at(path)?);
     }
-    let there = |name: &str| path.join(name).exists();
-    if there("config.json") && WEIGHTS.into_iter().any(there) {
-        return Ok(());
+    match GgufModel::at(path)? {
+        Some(model) => Ok(Some(model)),
+        None => Err(Error::NoFolder { path: path.to_owned() }),
     }
-    if there(ADAPTER_CONFIG) || ADAPTER_WEIGHTS.into_iter().any(there) {
-        let base = base_of_adapter(path).unwrap_or_else(|| "a model that it does not name".to_owned());
-        return Err(Error::Adapter { folder: path.to_owned(), base });
+}
+
+/// What a file of the model says that its GGUF metadata stands for, with the path for messages; `None` where the file
+/// itself counts.
+///
+/// # Errors
+/// As [`gguf`].
+pub(crate) fn in_metadata(path: &Path, file: ModelFile) -> Result<Option<(PathBuf, Value)>, Error> {
+    let Some(model) = gguf(path)? else { return Ok(None) };
+    let content = model.file_unless_beside(file).map_err(CheckpointError::from)?;
+    Ok(content.map(|content| (model.paths().text.clone(), content)))
+}
+
+/// Where a file of the model would lie: in its folder, or beside its GGUF file.
+pub(crate) fn beside(path: &Path, name: &str) -> PathBuf {
+    match path.is_file() {
+        true => path.with_file_name(name),
+        false => path.join(name),
     }
-    let files = fs::read_dir(path).into_iter().flatten().flatten();
-    match files.map(|file| file.path()).find(|file| is_gguf(file)) {
-        Some(path) => Err(Error::Gguf { path }),
-        None => Ok(()),
+}
+
+/// The file with the model's configuration, for messages.
+pub(crate) fn config_path(path: &Path) -> PathBuf {
+    match path.is_file() {
+        true => path.to_owned(),
+        false => path.join("config.json"),
     }
+}
+
+/// The processor of a model: of a folder, or of GGUF files and what lies beside them.
+///
+/// # Errors
+/// [`Error::Processor`]; [`Error::NoFolder`], [`Error::Adapter`], or [`Error::Checkpoint`] for GGUF files that are not read.
+pub fn load_processor(path: &Path) -> Result<Processor, Error> {
+    let Some(model) = gguf(path)? else { return Ok(Processor::from_folder(path)?) };
+    let mut others = OtherFiles { source: model.paths().text.clone(), ..OtherFiles::default() };
+    for file in ModelFile::ALL {
+        if let Some(content) = model.file_unless_beside(file).map_err(CheckpointError::from)? {
+            others.files.insert(file.name().to_owned(), content.to_string().into_bytes());
+        }
+    }
+    Ok(Processor::from_folder_and(model.paths().folder(), others)?)
 }
 
 /// The adapter that lies beside a model's own weights, if there is one.
@@ -53,15 +92,4 @@ pub(crate) fn adapter_beside(folder: &Path) -> Option<ModelWarning> {
 fn base_of_adapter(folder: &Path) -> Option<String> {
     let config = read_json(&folder.join(ADAPTER_CONFIG)).ok()?;
     config.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned)
-}
-
-/// Whether a file is one of llama.cpp's, by its ending or its first bytes.
-fn is_gguf(path: &Path) -> bool {
-    let has_ending = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
-    path.is_file() && (has_ending || begins_with_gguf(path))
-}
-
-fn begins_with_gguf(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"
 }

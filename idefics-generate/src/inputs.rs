@@ -48,6 +48,12 @@ pub enum InputError {
         /// Vectors of the images.
         vectors: usize,
     },
+    /// An image for a model that has no vision tower.
+    #[error(
+        "the model is a GGUF file of text alone and sees no images; give its vision tower too: mmproj-*.gguf in the same \
+         folder, or --mmproj FILE"
+    )]
+    TextOnly,
     /// An image that the vision tower cannot cut into patches.
     #[error("image {image_idx}: {source}")]
     Patches {

@@ -43,7 +43,7 @@ pub(crate) fn load_placed(
     let options = files.load_options(config, placement);
     let mut warnings = weight_warnings(&*model, folder, &files.checkpoint, &options);
     if let Some(quantization) = files.of_folder.as_ref().filter(|_| weights.quantize == WeightFormat::None) {
-        let (path, format) = (folder.join("config.json"), quantization.format.name());
+        let (path, format) = (folder::config_path(folder), quantization.format.name());
         warnings.push(ModelWarning::QuantizedOnLoad { path, format });
     }
     Ok((model.load(&files.checkpoint, &options, &mut progress)?, warnings))
@@ -73,7 +73,7 @@ impl Files {
 fn config_of<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> Result<(ModelConfig, C), Error> {
     let config = ModelConfig::from_folder(folder)?;
     let of_family = config.downcast_ref::<C>().cloned();
-    let of_family = of_family.ok_or_else(|| Error::OtherFamily { path: folder.join("config.json"), expected })?;
+    let of_family = of_family.ok_or_else(|| Error::OtherFamily { path: folder::config_path(folder), expected })?;
     Ok((config, of_family))
 }
 
@@ -147,7 +147,7 @@ impl Idefics1 {
 
 /// Names the file whose values describe no model.
 fn in_folder<M>(folder: &Path, model: Result<M, ConfigError>) -> Result<M, Error> {
-    model.map_err(|source| Error::Config { path: folder.join("config.json"), source })
+    model.map_err(|source| Error::Config { path: folder::config_path(folder), source })
 }
 
 /// Warnings about the weights of a folder and what lies beside them. No weight is read.

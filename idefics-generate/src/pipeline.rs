@@ -8,14 +8,14 @@ use burn::tensor::Device;
 #[cfg(feature = "hub")]
 use idefics_hub::{HubOptions, fetch_with};
 use idefics_nn::checkpoint::LoadProgress;
-use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Tokenizer};
+use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
 use crate::loading::load_placed;
 use crate::placement::{Placement, Plan};
 use crate::{
     Answer, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationWarning, InputError, Model,
-    ModelConfig, ModelWarning, Prompts, Timings, Usage, VisionBatch, WeightOptions,
+    ModelConfig, ModelWarning, Prompts, Timings, Usage, VisionBatch, WeightOptions, folder, load_processor,
 };
 
 /// A model with its processor and its generation options.
@@ -47,7 +47,7 @@ pub enum LoadStage {
 }
 
 impl Idefics {
-    /// Loads a model folder in the public layout on `device`; `weights` may be a dtype: F32, BF16 or F16.
+    /// Loads a model folder in the public layout, or a GGUF file or a folder with one, on `device`; `weights` may be a dtype: F32, BF16 or F16.
     ///
     /// # Errors
     /// [`Error`] naming the file, key or tensor at fault.
@@ -86,10 +86,10 @@ impl Idefics {
         let config = ModelConfig::from_folder(folder)?;
         let mut generation_config = GenerationConfig::from_folder(folder)?;
         let dropped = generation_config.drop_unsupported(config.family().shape().vocab_size).into_iter();
-        let path = folder.join("generation_config.json");
+        let path = folder::beside(folder, "generation_config.json");
         let mut warnings: Vec<ModelWarning> =
             dropped.map(|warning| ModelWarning::Generation { path: path.clone(), warning }).collect();
-        let processor = Processor::from_folder(folder)?;
+        let processor = load_processor(folder)?;
         warnings.extend(processor.warnings().iter().cloned().map(ModelWarning::from));
         warnings.extend(check_tokens(folder, &config, &processor)?);
 
@@ -175,6 +175,17 @@ impl Idefics {
         Ok(together)
     }
 
+    /// Ids and tiles of samples.
+    ///
+    /// # Errors
+    /// [`InputError::TextOnly`] for an image where the model has no vision tower, or as [`Processor::process`].
+    pub(crate) fn process(&self, samples: &[Sample], options: &ProcessOptions) -> Result<ProcessedInputs, Error> {
+        if !self.config.family().has_vision() && samples.iter().any(|sample| !sample.images().is_empty()) {
+            return Err(InputError::TextOnly.into());
+        }
+        Ok(self.processor.process(samples, options)?)
+    }
+
     /// Rows of ids for the model, padded, with what they see of their images.
     ///
     /// # Errors
@@ -245,7 +256,12 @@ fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> R
     let without_embedding = (vocab_size as u64..=u64::from(tokenizer.max_id())).take(MOST_TOKENS_WITHOUT_EMBEDDING);
     let names = without_embedding.filter_map(|id| tokenizer.id_to_token(id as u32));
     // Base checkpoints have none for the end of a turn, which is no surprise.
-    let tokens: Vec<String> = names.filter(|token| token != END_OF_UTTERANCE).collect();
+    let of_images = processor.image_tokens();
+    let is_expected = |token: &String| {
+        let has_no_images = !config.family().has_vision() && [&of_images.image, &of_images.fake].contains(&token);
+        token == END_OF_UTTERANCE || has_no_images
+    };
+    let tokens: Vec<String> = names.filter(|token| !is_expected(token)).collect();
     let folder = folder.to_owned();
     Ok((!tokens.is_empty()).then_some(ModelWarning::TokensWithoutEmbedding { folder, vocab_size, tokens }))
 }

@@ -1,5 +1,6 @@
 //! The text files of a checkpoint folder, read under size limits.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -20,10 +21,21 @@ const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Largest chat template that is read, in bytes. Real ones have less than 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
+
+/// Text files that are not in a folder, because a model of another layout says the same in its own way.
+#[derive(Debug, Clone, Default)]
+pub struct OtherFiles {
+    /// The file that they come from, for messages.
+    pub source: PathBuf,
+    /// Names and contents. A file of the folder counts before one of the same name here, but for `config.json`.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
 /// A folder with a checkpoint's files.
 #[derive(Debug, Clone)]
 pub(crate) struct Checkpoint {
     folder: PathBuf,
+    others: OtherFiles,
 }
 
 /// A file's content, with its path for messages.
@@ -59,7 +71,12 @@ impl Checkpoint {
         if !metadata.is_dir() {
             return Err(ProcessorError::NotThere { path: folder.to_owned(), expected: "a folder with a checkpoint" });
         }
-        Ok(Self { folder: folder.to_owned() })
+        Ok(Self { folder: folder.to_owned(), others: OtherFiles::default() })
+    }
+
+    /// The same with files that are not in the folder.
+    pub(crate) fn with_others(self, others: OtherFiles) -> Self {
+        Self { others, ..self }
     }
 
     /// `config.json`, which may be missing as long as nobody needs the model.
@@ -169,9 +186,14 @@ impl Checkpoint {
 
     fn bytes(&self, name: &str, limit: u64) -> Result<Option<Sourced<Vec<u8>>>, ProcessorError> {
         let path = self.folder.join(name);
+        let other = self.others.files.get(name);
+        let other = || other.map(|content| Sourced { path: self.others.source.clone(), content: content.clone() });
+        if name == "config.json" && other().is_some() {
+            return Ok(other());
+        }
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(other()),
             Err(error) => return Err(ProcessorError::Read { path, error }),
         };
         if !metadata.is_file() {

@@ -192,5 +192,5 @@ pub(super) fn generation(model: &GgufModel) -> Result<Value, GgufError> {
 }
 
 fn token_id(metadata: &Metadata<'_>, token: &str) -> Result<Option<usize>, GgufError> {
-    Ok(metadata.required_texts("tokenizer.ggml.tokens")?.iter().position(|known| *known == token))
+    Ok(metadata.texts("tokenizer.ggml.tokens")?.and_then(|tokens| tokens.iter().position(|known| *known == token)))
 }

@@ -46,10 +46,49 @@ impl GgufPaths {
         }
     }
 
+    /// The text model of a path, as [`Self::find`] finds it, with another vision tower than what lies beside it.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn with_mmproj(path: &Path, mmproj: &Path) -> Result<Option<Self>, GgufError> {
+        let text = match path.is_file() {
+            true if !is_gguf(path) => return Ok(None),
+            true => path.to_owned(),
+            false => {
+                let mut texts = gguf_files(path).into_iter().filter(|path| !is_mmproj(path));
+                let Some(text) = texts.next() else { return Ok(None) };
+                if let Some(second) = texts.next() {
+                    let reason = format!("the folder has several models, {}; give the file", names(&[text, second]));
+                    return Err(GgufError::new(path, GgufFault::Files { reason }));
+                }
+                text
+            }
+        };
+        Ok(Some(Self { text, mmproj: Some(mmproj.to_owned()) }))
+    }
+
+    /// Every file that the model is read from: its parts, its vision tower, and the JSON files and templates beside it.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let is_text = |path: &Path| {
+            let ends = |ending: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending));
+            ends("json") || ends("jinja")
+        };
+        let beside = fs::read_dir(self.folder()).into_iter().flatten().flatten().map(|file| file.path());
+        let mut files: Vec<PathBuf> = beside.filter(|path| is_text(path) && path.is_file()).collect();
+        match Split::of(&self.text) {
+            Some(split) => {
+                files.extend((1..=split.count).map(|number| split.part(number)).filter(|path| path.is_file()))
+            }
+            None => files.push(self.text.clone()),
+        }
+        files.extend(self.mmproj.clone());
+        files
+    }
+
     fn of_file(path: &Path) -> Result<Self, GgufError> {
         if is_mmproj(path) {
-            let reason = "it is the vision tower of a model (mmproj); give the file of the text model, and this one beside it \
-                          or as --mmproj";
+            let reason = "it is the vision tower of a model (mmproj); give the GGUF file of the text model, and this one beside \
+                          it or as --mmproj";
             return Err(GgufError::new(path, GgufFault::Files { reason: reason.to_owned() }));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -18,7 +18,7 @@
 //! # A model
 //! [`GgufModel`] is a text model of the architecture `llama` and, beside it, the vision tower and connector of Idefics3 in
 //! a file of the architecture `clip` (`mmproj-*.gguf`). Its tensors have the names and shapes of the original checkpoint,
-//! and [`GgufModel::files`] writes the JSON files that such a folder has.
+//! and [`GgufModel::file`] says what the JSON files of such a folder would.
 //!
 //! Source: `docs/gguf.md` of ggml; `convert_hf_to_gguf.py` of llama.cpp.
 
@@ -38,6 +38,6 @@ pub use error::{GgufError, GgufFault};
 pub use file::GgufFile;
 pub use find::GgufPaths;
 pub use header::{GgufHeader, GgufTensor, parse};
-pub use model::GgufModel;
+pub use model::{GgufModel, ModelFile};
 pub(crate) use rows::GgufRows;
 pub use value::{GgufArray, GgufValue, Metadata};

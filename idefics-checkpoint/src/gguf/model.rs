@@ -21,6 +21,47 @@ pub struct GgufModel {
     pub(super) vision: Option<Vision>,
 }
 
+/// A file that a folder of the original checkpoint has beside its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelFile {
+    /// `config.json`, of the family Idefics3.
+    Config,
+    /// `generation_config.json`: the ids.
+    GenerationConfig,
+    /// `tokenizer.json`.
+    Tokenizer,
+    /// `tokenizer_config.json`: special tokens by name, and the chat template.
+    TokenizerConfig,
+    /// `preprocessor_config.json`: how pictures are prepared.
+    PreprocessorConfig,
+    /// `processor_config.json`: tokens of a tile.
+    ProcessorConfig,
+}
+
+impl ModelFile {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Config,
+        Self::GenerationConfig,
+        Self::Tokenizer,
+        Self::TokenizerConfig,
+        Self::PreprocessorConfig,
+        Self::ProcessorConfig,
+    ];
+
+    /// Its name in a folder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Config => "config.json",
+            Self::GenerationConfig => "generation_config.json",
+            Self::Tokenizer => "tokenizer.json",
+            Self::TokenizerConfig => "tokenizer_config.json",
+            Self::PreprocessorConfig => "preprocessor_config.json",
+            Self::ProcessorConfig => "processor_config.json",
+        }
+    }
+}
+
 /// Vision tower and connector.
 #[derive(Debug, Clone)]
 pub(super) struct Vision {
@@ -91,42 +132,35 @@ impl GgufModel {
         &self.paths
     }
 
-    /// The files that a folder of the original checkpoint has beside its weights, by name: `config.json`,
-    /// `generation_config.json`, `tokenizer.json` and `tokenizer_config.json`, and with a vision tower
-    /// `preprocessor_config.json` and `processor_config.json`.
+    /// What a file would say that a folder of the original checkpoint has beside its weights.
     ///
-    /// A model of text alone has `"text_only": true` in its `config.json`, and no vision tower.
+    /// A model of text alone has `"text_only": true` in its `config.json`, and no vision tower; there is nothing then about
+    /// pictures, which is `None`.
     ///
     /// # Errors
     /// [`GgufError`] naming the key or tensor that is missing or not read.
-    pub fn files(&self) -> Result<BTreeMap<&'static str, Value>, GgufError> {
-        let mut files = BTreeMap::from([
-            ("config.json", self.config()?),
-            ("generation_config.json", config::generation(self)?),
-            ("tokenizer.json", tokenizer::tokenizer(&self.text.metadata())?),
-            ("tokenizer_config.json", tokenizer::tokenizer_config(&self.text.metadata())?),
-        ]);
-        if let Some(vision) = &self.vision {
-            files.insert("preprocessor_config.json", config::preprocessor(vision)?);
-            files.insert("processor_config.json", config::processor(vision));
+    pub fn file(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
+        Ok(Some(match (file, &self.vision) {
+            (ModelFile::Config, _) => config::config(self)?,
+            (ModelFile::GenerationConfig, _) => config::generation(self)?,
+            (ModelFile::Tokenizer, _) => tokenizer::tokenizer(&self.text.metadata())?,
+            (ModelFile::TokenizerConfig, _) => tokenizer::tokenizer_config(&self.text.metadata())?,
+            (ModelFile::PreprocessorConfig, Some(vision)) => config::preprocessor(vision)?,
+            (ModelFile::ProcessorConfig, Some(vision)) => config::processor(vision),
+            (ModelFile::PreprocessorConfig | ModelFile::ProcessorConfig, None) => return Ok(None),
+        }))
+    }
+
+    /// The same, unless the file lies beside the text model: that one counts. Only `config.json` never does, which may be
+    /// of the text model alone.
+    ///
+    /// # Errors
+    /// As [`Self::file`].
+    pub fn file_unless_beside(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
+        match file != ModelFile::Config && self.paths.folder().join(file.name()).is_file() {
+            true => Ok(None),
+            false => self.file(file),
         }
-        Ok(files)
-    }
-
-    /// `config.json` alone.
-    ///
-    /// # Errors
-    /// As [`Self::files`].
-    pub fn config(&self) -> Result<Value, GgufError> {
-        config::config(self)
-    }
-
-    /// `generation_config.json` alone.
-    ///
-    /// # Errors
-    /// As [`Self::files`].
-    pub fn generation_config(&self) -> Result<Value, GgufError> {
-        config::generation(self)
     }
 
     /// The tensors under the names of the original checkpoint.

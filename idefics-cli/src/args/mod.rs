@@ -54,10 +54,13 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// A model folder in the public layout, or a hub id `org/name[@revision]` [default: the built-in model, which knows
-    /// drawn shapes only].
-    #[arg(long, global = true, value_name = "FOLDER|ID", env = "IDEFICS_MODEL")]
+    /// A model folder in the public layout, a GGUF file of the Idefics3 family or a folder with one, or a hub id
+    /// `org/name[@revision]` [default: the built-in model, which knows drawn shapes only].
+    #[arg(long, global = true, value_name = "FOLDER|FILE|ID", env = "IDEFICS_MODEL")]
     pub(crate) model: Option<OsString>,
+    /// The vision tower of a GGUF model [default: the `mmproj*.gguf` beside it; without one it reads text alone].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) mmproj: Option<PathBuf>,
     /// What to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`; auto is the best that holds the model.
     /// `idefics devices` lists them.
     #[arg(long, global = true, default_value = "auto")]

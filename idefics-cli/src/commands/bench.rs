@@ -9,10 +9,10 @@ use idefics_checkpoint::Checkpoint;
 use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile};
 use idefics_generate::inspect::records_steps;
 use idefics_generate::nn::profile::Operation;
-use idefics_generate::processor::Processor;
 use idefics_generate::processor::image::ImageProcessor;
 use idefics_generate::{
-    Device, Error, Idefics1Config, Idefics2Config, Idefics3Config, ModelConfig, VisionBatch, load_model, measure_device,
+    Device, Error, Idefics1Config, Idefics2Config, Idefics3Config, ModelConfig, VisionBatch, load_model,
+    load_processor, measure_device,
 };
 use idefics_kernels::Unit;
 use serde_json::{Value, json};
@@ -249,7 +249,7 @@ fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
 /// The folder's image processor, or that of the public checkpoints.
 fn image_processor(folder: Option<&Path>, config: &ModelConfig) -> Result<ImageProcessor, Failure> {
     match folder {
-        Some(folder) => Ok(Processor::from_folder(folder).map_err(Error::from)?.image_processor().clone()),
+        Some(folder) => Ok(load_processor(folder)?.image_processor().clone()),
         None => config.family().image_processor().map_err(|error| Failure::usage(error.to_string())),
     }
 }

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device};
-use idefics_checkpoint::Checkpoint;
+use idefics_checkpoint::gguf::{GgufPaths, ModelFile};
+use idefics_checkpoint::{Checkpoint, CheckpointError};
 use idefics_nn::checkpoint::{LoadProgress, WeightMemory};
 use idefics_nn::{ConfigError, Quantization};
 use idefics_processor::image::{ImageConfigError, ImageProcessor};
@@ -103,6 +104,11 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
     /// [`Error`] naming the values of both.
     fn check_processor(&self, folder: &Path, processor: &Processor) -> Result<(), Error>;
 
+    /// Whether the model reads pictures; one of text alone does not.
+    fn has_vision(&self) -> bool {
+        true
+    }
+
     /// The prompts with what their tokens see of the images, where images are not among the tokens.
     fn see_images(&self, prompts: Prompts, _tokenizer: &Tokenizer) -> Prompts {
         prompts
@@ -129,23 +135,26 @@ impl<C: FamilyConfig> From<C> for ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads and checks `folder/config.json`.
+    /// Reads and checks `folder/config.json`, or the metadata of a GGUF file, or of that of a folder.
     ///
     /// # Errors
-    /// [`Error::NoFolder`], [`Error::Gguf`] and [`Error::Adapter`] for what is no model folder; [`Error::Read`],
-    /// [`Error::ModelFile`] for what is not a configuration, [`Error::UnknownFamily`], or [`Error::Config`] naming the
+    /// [`Error::NoFolder`] and [`Error::Adapter`] for what is no model folder; [`Error::Checkpoint`] for a GGUF file that
+    /// is not read; [`Error::Read`], [`Error::ModelFile`] for what is not a configuration, [`Error::UnknownFamily`], or [`Error::Config`] naming the
     /// key whose value describes no model.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
-        folder::check(folder)?;
-        Self::from_file(&folder.join("config.json"))
+        match folder::in_metadata(folder, ModelFile::Config)? {
+            Some((path, config)) => Self::from_json_with(&path, config, FAMILIES),
+            None => Self::from_file(&folder.join("config.json")),
+        }
     }
 
-    /// Reads and checks a configuration file.
+    /// Reads and checks a configuration file; a GGUF file is one too.
     ///
     /// # Errors
     /// As [`ModelConfig::from_folder`].
     pub fn from_file(path: &Path) -> Result<Self, Error> {
-        Self::from_file_with(path, FAMILIES)
+        let is_gguf = path.is_file() && GgufPaths::find(path).map_err(CheckpointError::from)?.is_some();
+        if is_gguf { Self::from_folder(path) } else { Self::from_file_with(path, FAMILIES) }
     }
 
     /// As [`ModelConfig::from_file`] for a file of one of these families.
@@ -153,7 +162,10 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::from_folder`].
     pub fn from_file_with(path: &Path, families: &[&dyn ModelFamily]) -> Result<Self, Error> {
-        let file = read_json(path)?;
+        Self::from_json_with(path, read_json(path)?, families)
+    }
+
+    fn from_json_with(path: &Path, file: Value, families: &[&dyn ModelFamily]) -> Result<Self, Error> {
         let model_type = file.get("model_type").and_then(Value::as_str);
         let family = families.iter().find(|family| Some(family.model_type()) == model_type).ok_or_else(|| {
             let supported: Vec<&str> = families.iter().map(|family| family.model_type()).collect();

@@ -7,12 +7,13 @@ mod values;
 
 use std::path::Path;
 
+use idefics_checkpoint::gguf::ModelFile;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::Error;
 use crate::config::{from_value, read_json};
 use crate::logits::ProcessorChain;
+use crate::{Error, folder};
 
 pub use error::{GenerationError, GenerationWarning};
 pub use values::{EarlyStopping, EosTokenId, OneOrMany};
@@ -159,12 +160,17 @@ defaults! {
 }
 
 impl GenerationConfig {
-    /// The folder's own options: `generation_config.json`, or, where there is none, the ids in `config.json`.
+    /// The folder's own options: `generation_config.json`, or, where there is none, the ids in `config.json`, or in the
+    /// metadata of a GGUF file.
     ///
     /// # Errors
-    /// [`Error::Read`] or [`Error::ModelFile`].
+    /// [`Error::Read`], [`Error::ModelFile`], or [`Error::Checkpoint`] for a GGUF file that is not read.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
-        let path = folder.join("generation_config.json");
+        if let Some((path, mut value)) = folder::in_metadata(folder, ModelFile::GenerationConfig)? {
+            drop_missing_ids(&mut value);
+            return from_value(&path, value);
+        }
+        let path = folder::beside(folder, "generation_config.json");
         if path.exists() {
             let mut value = read_json(&path)?;
             drop_missing_ids(&mut value);
