@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use idefics_kernels::formats::PackedFormat;
 
+use crate::gguf::GgufModel;
 use crate::opened::Opened;
 use crate::{CheckpointError, CheckpointWarning, Pickles, StoredKind, TensorEntry, header, index, pickled};
 
@@ -18,7 +19,8 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens `folder/model.safetensors` or, if that does not exist, the shards listed in
-    /// `folder/model.safetensors.index.json`.
+    /// `folder/model.safetensors.index.json`. A GGUF file, or a folder with one and no other weights, is opened as
+    /// described in [`GgufModel`].
     ///
     /// # Errors
     /// [`CheckpointError`] if a file is missing, cannot be read, or contradicts its header or index.
@@ -33,6 +35,10 @@ impl Checkpoint {
     /// As [`Self::open`]. [`CheckpointError::Pickle`] if a pickle is rejected, [`CheckpointError::PickleRefused`] if
     /// there are only pickles and they are not allowed.
     pub fn open_with(folder: &Path, pickles: Pickles) -> Result<Self, CheckpointError> {
+        if let Some(model) = GgufModel::at(folder)? {
+            let Opened { tensors, warnings } = model.opened()?;
+            return Ok(Self { folder: folder.to_owned(), tensors, warnings });
+        }
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
         let Opened { tensors, warnings } = if single.exists() {

@@ -4,6 +4,7 @@ use safetensors::Dtype;
 
 use crate::StoredError;
 use crate::files::{OtherFile, io_words};
+use crate::gguf::GgufError;
 use crate::pickle::PickleError;
 
 /// Why a checkpoint cannot be opened, loaded or written. Every message names the file or tensor and what was expected.
@@ -22,6 +23,9 @@ pub enum CheckpointError {
     /// A PyTorch file was rejected. The message of the source names the file.
     #[error(transparent)]
     Pickle(#[from] PickleError),
+    /// A GGUF file was rejected. The message of the source names the file.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// The folder has only PyTorch files, and these are not allowed.
     #[error(
         "{}: PyTorch pickles must be allowed with --allow-pickle (nothing in them is executed), or converted once \

@@ -19,8 +19,8 @@ pub enum OtherFile {
     GitLfsPointer,
     /// A GGUF model, as used by llama.cpp.
     #[error(
-        "is a GGUF file under another name, and GGUF is not supported; use model.safetensors of the original \
-         checkpoint, with --quantize q4 for about the same memory"
+        "is a GGUF file under another name; rename it so that it ends in .gguf and use it as the model, or use \
+         model.safetensors of the original checkpoint"
     )]
     Gguf,
     /// A zip archive, which is also what `torch.save` writes.

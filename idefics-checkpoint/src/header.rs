@@ -34,6 +34,7 @@ pub(crate) fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, Tens
                 start: tensor.start,
                 end: tensor.end,
                 is_mapped_file: true,
+                rows: None,
             };
             (tensor.name, entry)
         })

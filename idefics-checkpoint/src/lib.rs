@@ -3,6 +3,7 @@
 mod checkpoint;
 mod error;
 mod files;
+pub mod gguf;
 mod header;
 mod index;
 mod layouts;

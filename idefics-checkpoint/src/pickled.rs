@@ -75,7 +75,7 @@ fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, C
         };
         let (file, start, end) = (name.to_owned(), range.start, range.end);
         let PickleTensor { name, dtype, shape, .. } = tensor;
-        Ok((name, TensorEntry { dtype, shape, file, map, start, end, is_mapped_file }))
+        Ok((name, TensorEntry { dtype, shape, file, map, start, end, is_mapped_file, rows: None }))
     };
     tensors.into_iter().map(entry).collect()
 }

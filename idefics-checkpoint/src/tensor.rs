@@ -1,14 +1,19 @@
 //! A tensor of an open checkpoint.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
+use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
+
+use crate::gguf::GgufRows;
 
 /// A tensor in a checkpoint. Its values stay in the memory map until they are used.
 #[derive(Debug, Clone)]
 pub struct TensorEntry {
-    /// Element type in the file.
+    /// Element type in the file; F32 for blocks of GGUF, which are read as such.
     pub dtype: Dtype,
     /// Shape, with the axes in PyTorch's order.
     pub shape: Vec<usize>,
@@ -19,6 +24,8 @@ pub struct TensorEntry {
     pub(crate) end: usize,
     /// Whether `map` is the file itself rather than a copy in anonymous memory.
     pub(crate) is_mapped_file: bool,
+    /// How rows are read from the bytes, if these are not the elements in row-major order.
+    pub(crate) rows: Option<GgufRows>,
 }
 
 impl TensorEntry {
@@ -32,9 +39,47 @@ impl TensorEntry {
         self.shape.iter().product()
     }
 
-    /// The elements in row-major order, as little-endian bytes.
+    /// The bytes in the map. If the tensor [is plain](Self::is_plain), these are its elements, little-endian and in
+    /// row-major order.
     pub fn bytes(&self) -> &[u8] {
         &self.map[self.start..self.end]
+    }
+
+    /// Whether the bytes are the elements in row-major order. They are not for GGUF's blocks, nor for its rotary rows,
+    /// which are in another order.
+    pub fn is_plain(&self) -> bool {
+        self.rows.is_none()
+    }
+
+    /// Name of the type in the file: GGUF's (`Q4_K`), or that of the elements (`BF16`).
+    pub fn type_name(&self) -> String {
+        self.rows.map_or_else(|| format!("{:?}", self.dtype), |rows| rows.kind.name().to_owned())
+    }
+
+    /// Number of values in a row of a tensor that is not plain; 0 for a plain one.
+    pub fn row_len(&self) -> usize {
+        self.rows.map_or(0, |rows| rows.row_len)
+    }
+
+    /// Reads rows of a tensor that is not plain as f32, `[rows.len(), row_len]`. Only these rows are read.
+    ///
+    /// # Panics
+    /// If the tensor is plain, `rows` is out of range, or `out` has the wrong length.
+    pub fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        let layout = self.rows.expect("a tensor that is not plain");
+        layout.read(self.bytes(), rows, out);
+    }
+
+    /// The elements in row-major order, little-endian: borrowed for a plain tensor, otherwise converted into new memory.
+    pub fn elements(&self) -> Cow<'_, [u8]> {
+        let Some(rows) = self.rows else { return Cow::Borrowed(self.bytes()) };
+        let mut values = vec![0.0; self.num_elements()];
+        self.read_rows(0..values.len() / rows.row_len, &mut values);
+        Cow::Owned(match self.dtype {
+            Dtype::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+            Dtype::BF16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        })
     }
 
     /// Releases the tensor's pages of the memory map, for use once the tensor has been converted: pages that were read

@@ -30,4 +30,13 @@ pub enum CheckpointWarning {
         /// Names of the unused tensors.
         names: Vec<String>,
     },
+    /// A vision tower in GGUF names another epsilon than all public models of the family have, which is taken: a converter
+    /// writes it where the original configuration has none.
+    #[error("{}: the epsilon of the vision tower is {found}; taken is 1e-6, as all public models have it", path.display())]
+    GgufEpsilon {
+        /// The file.
+        path: PathBuf,
+        /// What the file says.
+        found: String,
+    },
 }

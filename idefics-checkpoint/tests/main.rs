@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)] // in test helpers
 
 mod folders;
+mod gguf;
+mod gguf_model;
 mod memory;
 mod open;
 mod pickle;

@@ -1,9 +1,11 @@
 //! Finds a model, chooses a device for it and loads it with a progress bar.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use idefics_checkpoint::{Checkpoint, Pickles};
+use idefics_checkpoint::gguf::GgufPaths;
+use idefics_checkpoint::{Checkpoint, CheckpointError, Pickles};
 use idefics_generate::nn::checkpoint::WeightMemory;
 use idefics_generate::nn::{Activations, PackedFormat};
 use idefics_generate::placement::Plan;
@@ -24,13 +26,15 @@ pub(crate) enum ModelFolder {
     Kept(PathBuf),
     /// A temporary folder with the files of the built-in model.
     Embedded(Scratch),
+    /// Links to the GGUF files of a model that do not lie together.
+    Linked(Scratch),
 }
 
 impl ModelFolder {
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Kept(folder) => folder,
-            Self::Embedded(folder) => folder.path(),
+            Self::Embedded(folder) | Self::Linked(folder) => folder.path(),
         }
     }
 }
@@ -39,10 +43,21 @@ impl ModelFolder {
 /// built-in model is unpacked.
 pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
     // An empty IDEFICS_MODEL counts as unset.
-    let Some(model) = global.model.as_deref().filter(|model| !model.is_empty()) else { return embedded() };
+    let Some(model) = global.model.as_deref().filter(|model| !model.is_empty()) else {
+        return match &global.mmproj {
+            None => embedded(),
+            Some(_) => Err(Failure::usage("--mmproj needs a GGUF file as --model".to_owned())),
+        };
+    };
     // Hub ids are UTF-8; folder names need not be.
     match model.to_str().map_or_else(|| ModelSource::Folder(model.into()), ModelSource::parse) {
-        ModelSource::Folder(folder) => Ok(ModelFolder::Kept(folder)),
+        ModelSource::Folder(folder) => match &global.mmproj {
+            None => Ok(ModelFolder::Kept(folder)),
+            Some(mmproj) => linked(&folder, mmproj),
+        },
+        ModelSource::Hub { .. } if global.mmproj.is_some() => {
+            Err(Failure::usage("--mmproj belongs to a GGUF file; --model is none".to_owned()))
+        }
         ModelSource::Hub { repo, revision } => {
             let bar = byte_bar();
             let mut options = HubOptions::from_env().map_err(Error::from)?;
@@ -60,7 +75,36 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
 }
 
 fn embedded() -> Result<ModelFolder, Failure> {
-    Scratch::new(idefics_demo::write_model).map(ModelFolder::Embedded)
+    Scratch::new("the built-in model cannot be unpacked into", idefics_demo::write_model).map(ModelFolder::Embedded)
+}
+
+/// A folder with links to a GGUF model and to the vision tower that `--mmproj` names.
+fn linked(model: &Path, mmproj: &Path) -> Result<ModelFolder, Failure> {
+    let paths = GgufPaths::with_mmproj(model, mmproj).map_err(|error| Error::from(CheckpointError::from(error)))?;
+    let Some(paths) = paths else {
+        return Err(Failure::usage(format!("--mmproj belongs to a GGUF file; {} is none", model.display())));
+    };
+    let linked = Scratch::new("the files of the model cannot be linked from", |folder| {
+        for file in paths.files() {
+            let name = file.file_name().unwrap_or_default();
+            // The name tells the tower from the text model.
+            let name = if file == mmproj { "mmproj.gguf".as_ref() } else { name };
+            link(&fs::canonicalize(&file)?, &folder.join(name))?;
+        }
+        Ok(())
+    });
+    linked.map(ModelFolder::Linked)
+}
+
+#[cfg(unix)]
+fn link(file: &Path, link: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(file, link)
+}
+
+/// Symbolic links need rights elsewhere.
+#[cfg(not(unix))]
+fn link(file: &Path, link: &Path) -> io::Result<()> {
+    fs::hard_link(file, link).or_else(|_| fs::copy(file, link).map(|_| ()))
 }
 
 /// Explains the built-in model to the user.

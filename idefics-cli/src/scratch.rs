@@ -1,4 +1,4 @@
-//! The temporary folder for the files of the built-in model.
+//! A temporary folder for the files of the built-in model, or for links to the files of a model.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,8 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Creates the folder and fills it.
-    pub(crate) fn new(fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<Self, Failure> {
+    /// Creates the folder and fills it. `what` begins the message if that fails.
+    pub(crate) fn new(what: &str, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<Self, Failure> {
         let place = std::env::temp_dir();
         let made = tempfile::Builder::new().prefix("idefics-").tempdir_in(&place).and_then(|folder| {
             *FOLDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder.path().to_owned());
@@ -27,8 +27,8 @@ impl Scratch {
         });
         made.map_err(|error| {
             Failure::file_system(format!(
-                "cannot unpack the built-in model into the temporary folder {}: {}; set TMPDIR to a writable folder, \
-                 or give --model",
+                "{what} the temporary folder {}: {}; set TMPDIR to a writable folder, or give --model a folder with all \
+                 files",
                 place.display(),
                 io_words(&error)
             ))

@@ -65,9 +65,9 @@ fn folders_that_are_not_models() {
     let folder = tempfile::tempdir().unwrap();
     let gguf = folder.path().join("model.gguf");
     fs::write(&gguf, b"GGUF\x03\0\0\0").unwrap();
-    refused(&gguf, &["caption", &photo()], 4, "GGUF files are not read");
-    refused(folder.path(), &["caption", &photo()], 4, "GGUF files are not read");
-    refused(folder.path(), &["inspect"], 4, "GGUF files are not read");
+    refused(&gguf, &["caption", &photo()], 4, "truncated GGUF: the number of tensors");
+    refused(folder.path(), &["caption", &photo()], 4, "truncated GGUF: the number of tensors");
+    refused(folder.path(), &["inspect"], 4, "truncated GGUF: the number of tensors");
     let adapter = json!({"peft_type": "LORA", "base_model_name_or_path": "org/base"});
     fs::write(folder.path().join("adapter_config.json"), adapter.to_string()).unwrap();
     refused(folder.path(), &["caption", &photo()], 4, "PEFT adapter of org/base");

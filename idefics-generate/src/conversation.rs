@@ -93,7 +93,7 @@ impl<'a> Conversation<'a> {
         let mut timings = Timings::default();
         let clock = Instant::now();
         let process = ProcessOptions { cancel: Some(controls.cancel.flag()), ..self.process.clone() };
-        let processed = self.model.processor().process(&[sample], &process)?;
+        let processed = self.model.process(&[sample], &process)?;
         let tokenizer = self.model.processor().tokenizer_for(self.process.compatibility);
         let mut controls = controls; // shortened to the lifetime of the tokenizer
         controls.tokenizer.get_or_insert(tokenizer);

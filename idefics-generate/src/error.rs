@@ -29,20 +29,13 @@ pub enum Error {
         /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The model folder does not exist.
-    #[error("{}: no such model folder; expected one with config.json, tokenizer.json and model.safetensors", path.display())]
-    NoFolder {
-        /// Path of the folder.
-        path: PathBuf,
-    },
-    /// A GGUF file, or a folder that contains one but no model.
+    /// The model does not exist.
     #[error(
-        "{}: GGUF files are not read; give the folder or hub id of the original checkpoint (config.json, tokenizer.json, \
-         model.safetensors), with --quantize q4 for about the same memory",
+        "{}: no such model folder; expected one with config.json, tokenizer.json and model.safetensors, or a GGUF file",
         path.display()
     )]
-    Gguf {
-        /// Path of the GGUF file.
+    NoFolder {
+        /// Path of the folder.
         path: PathBuf,
     },
     /// A folder with a PEFT adapter but no model.
@@ -283,7 +276,6 @@ impl Error {
             | Self::Checkpoint(_)
             | Self::ImageTokens { .. }
             | Self::ImageToken { .. }
-            | Self::Gguf { .. }
             | Self::Adapter { .. }
             | Self::FolderOption { .. }
             | Self::GitLfsPointer { .. } => ErrorKind::Model,

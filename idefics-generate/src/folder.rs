@@ -1,9 +1,10 @@
 //! Detects what a model path or folder contains, from the file names.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use idefics_checkpoint::CheckpointError;
+use idefics_checkpoint::gguf::{GgufModel, ModelFile};
+use idefics_processor::{OtherFiles, Processor};
 use serde_json::Value;
 
 use crate::config::read_json;
@@ -16,30 +17,68 @@ const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Files that contain the weights of an adapter; an adapter has one of them.
 const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
-/// Rejects common things that are not model folders: GGUF files and PEFT adapters.
+/// Opens the GGUF files of a model, if the path is one. Rejects PEFT adapters.
 ///
 /// # Errors
-/// [`Error::NoFolder`], [`Error::Gguf`], [`Error::Adapter`].
-pub(crate) fn check(path: &Path) -> Result<(), Error> {
-    if !path.is_dir() {
-        return Err(match is_gguf(path) {
-            true => Error::Gguf { path: path.to_owned() },
-            false => Error::NoFolder { path: path.to_owned() },
-        });
+/// [`Error::NoFolder`], [`Error::Adapter`], [`Error::Checkpoint`] for GGUF files that are not read.
+pub(crate) fn gguf(path: &Path) -> Result<Option<GgufModel>, Error> {
+    if path.is_dir() {
+        let there = |name: &str| path.join(name).exists();
+        if there("config.json") && WEIGHTS.into_iter().any(there) {
+            return Ok(None);
+        }
+        if there(ADAPTER_CONFIG) || ADAPTER_WEIGHTS.into_iter().any(there) {
+            let base = adapter_base(path).unwrap_or_else(|| "a model that it does not name".to_owned());
+            return Err(Error::Adapter { folder: path.to_owned(), base });
+        }
+        return Ok(GgufModel::at(path)?);
     }
-    let there = |name: &str| path.join(name).exists();
-    if there("config.json") && WEIGHTS.into_iter().any(there) {
-        return Ok(());
+    match GgufModel::at(path)? {
+        Some(model) => Ok(Some(model)),
+        None => Err(Error::NoFolder { path: path.to_owned() }),
     }
-    if there(ADAPTER_CONFIG) || ADAPTER_WEIGHTS.into_iter().any(there) {
-        let base = adapter_base(path).unwrap_or_else(|| "a model that it does not name".to_owned());
-        return Err(Error::Adapter { folder: path.to_owned(), base });
+}
+
+/// The content of a model's JSON file that the GGUF metadata stands for, with the path for error messages; `None` if the
+/// file itself is used.
+///
+/// # Errors
+/// Those of [`gguf`].
+pub(crate) fn in_metadata(path: &Path, file: ModelFile) -> Result<Option<(PathBuf, Value)>, Error> {
+    let Some(model) = gguf(path)? else { return Ok(None) };
+    let content = model.file_unless_beside(file).map_err(CheckpointError::from)?;
+    Ok(content.map(|content| (model.paths().text.clone(), content)))
+}
+
+/// Path of a file of the model: in its folder, or next to its GGUF file.
+pub(crate) fn beside(path: &Path, name: &str) -> PathBuf {
+    match path.is_file() {
+        true => path.with_file_name(name),
+        false => path.join(name),
     }
-    let files = fs::read_dir(path).into_iter().flatten().flatten();
-    match files.map(|file| file.path()).find(|file| is_gguf(file)) {
-        Some(path) => Err(Error::Gguf { path }),
-        None => Ok(()),
+}
+
+/// The file with the model's configuration, for messages.
+pub(crate) fn config_path(path: &Path) -> PathBuf {
+    match path.is_file() {
+        true => path.to_owned(),
+        false => path.join("config.json"),
     }
+}
+
+/// Loads the processor of a model folder, or of a GGUF file with the files next to it.
+///
+/// # Errors
+/// [`Error::Processor`]; [`Error::NoFolder`], [`Error::Adapter`]; [`Error::Checkpoint`] if a GGUF file is rejected.
+pub fn load_processor(path: &Path) -> Result<Processor, Error> {
+    let Some(model) = gguf(path)? else { return Ok(Processor::from_folder(path)?) };
+    let mut others = OtherFiles { source: model.paths().text.clone(), ..OtherFiles::default() };
+    for file in ModelFile::ALL {
+        if let Some(content) = model.file_unless_beside(file).map_err(CheckpointError::from)? {
+            others.files.insert(file.name().to_owned(), content.to_string().into_bytes());
+        }
+    }
+    Ok(Processor::from_folder_and(model.paths().folder(), others)?)
 }
 
 /// A warning if there is an adapter next to a model's own weights.
@@ -53,15 +92,4 @@ pub(crate) fn adapter_beside(folder: &Path) -> Option<ModelWarning> {
 fn adapter_base(folder: &Path) -> Option<String> {
     let config = read_json(&folder.join(ADAPTER_CONFIG)).ok()?;
     config.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned)
-}
-
-/// Whether this is a GGUF file (of llama.cpp), judged by its extension or its first bytes.
-fn is_gguf(path: &Path) -> bool {
-    let has_ending = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
-    path.is_file() && (has_ending || begins_with_gguf(path))
-}
-
-fn begins_with_gguf(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"
 }

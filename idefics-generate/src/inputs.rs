@@ -48,6 +48,12 @@ pub enum InputError {
         /// Number of image vectors.
         vectors: usize,
     },
+    /// An image for a model without a vision tower.
+    #[error(
+        "the model is a GGUF file of a text model and cannot read images; put its vision tower (mmproj-*.gguf) into the \
+         same folder, or give it with --mmproj FILE"
+    )]
+    TextOnly,
     /// An image that the vision tower cannot split into patches.
     #[error("image {image_idx}: {source}")]
     Patches {

@@ -99,7 +99,7 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
     let mut dtypes = BTreeMap::new();
     let mut files: Vec<String> = Vec::new();
     for (name, tensor) in checkpoint.iter().flat_map(Checkpoint::tensors) {
-        *dtypes.entry(format!("{:?}", tensor.dtype)).or_insert(0) += 1;
+        *dtypes.entry(tensor.type_name()).or_insert(0) += 1;
         if !files.contains(&tensor.file) {
             files.push(tensor.file.clone());
         }

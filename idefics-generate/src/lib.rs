@@ -42,6 +42,7 @@ pub use device::{
 pub use error::{Error, ErrorKind};
 pub use feature_cache::{ImageKey, image_key};
 pub use features::{ImageBatch, image_batches};
+pub use folder::load_processor;
 pub use generation::{CancelToken, Controls, FinishReason, GeneratedLogprob, Generation, Replays, TokenLogprob};
 pub use generation_config::{
     EarlyStopping, EosTokenId, GenerationConfig, GenerationError, GenerationWarning, OneOrMany,

@@ -43,7 +43,7 @@ pub(crate) fn load_placed(
     let options = files.load_options(config, placement);
     let mut warnings = weight_warnings(&*model, folder, &files.checkpoint, &options);
     if let Some(quantization) = files.from_config.as_ref().filter(|_| weights.quantize == WeightFormat::None) {
-        let (path, format) = (folder.join("config.json"), quantization.format.name());
+        let (path, format) = (folder::config_path(folder), quantization.format.name());
         warnings.push(ModelWarning::QuantizedOnLoad { path, format });
     }
     Ok((model.load(&files.checkpoint, &options, &mut progress)?, warnings))
@@ -74,7 +74,7 @@ fn config_as<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> 
     let config = ModelConfig::from_folder(folder)?;
     let family_config = config.downcast_ref::<C>().cloned();
     let family_config =
-        family_config.ok_or_else(|| Error::OtherFamily { path: folder.join("config.json"), expected })?;
+        family_config.ok_or_else(|| Error::OtherFamily { path: folder::config_path(folder), expected })?;
     Ok((config, family_config))
 }
 
@@ -151,7 +151,7 @@ impl Idefics1 {
 
 /// Adds the path of the configuration file to an error.
 fn with_config_path<M>(folder: &Path, model: Result<M, ConfigError>) -> Result<M, Error> {
-    model.map_err(|source| Error::Config { path: folder.join("config.json"), source })
+    model.map_err(|source| Error::Config { path: folder::config_path(folder), source })
 }
 
 /// Warnings about the weights of a folder and about other files in it. No weight is read.

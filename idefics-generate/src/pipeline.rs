@@ -8,14 +8,14 @@ use burn::tensor::Device;
 #[cfg(feature = "hub")]
 use idefics_hub::{HubOptions, fetch_with};
 use idefics_nn::checkpoint::LoadProgress;
-use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Tokenizer};
+use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
 use crate::loading::load_placed;
 use crate::placement::{Placement, Plan};
 use crate::{
     Answer, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationWarning, InputError, Model,
-    ModelConfig, ModelWarning, Prompts, Timings, Usage, VisionBatch, WeightOptions,
+    ModelConfig, ModelWarning, Prompts, Timings, Usage, VisionBatch, WeightOptions, folder, load_processor,
 };
 
 /// A model with its processor and its generation options.
@@ -47,8 +47,8 @@ pub enum LoadStage {
 }
 
 impl Idefics {
-    /// Loads a model folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32, BF16 or
-    /// F16.
+    /// Loads a model folder in the layout of Hugging Face, or a GGUF file, onto `device`. `weights` may be a dtype: F32,
+    /// BF16 or F16.
     ///
     /// # Errors
     /// [`Error`] naming the invalid file, key or tensor.
@@ -87,10 +87,10 @@ impl Idefics {
         let config = ModelConfig::from_folder(folder)?;
         let mut generation_config = GenerationConfig::from_folder(folder)?;
         let dropped = generation_config.drop_unsupported(config.family().shape().vocab_size).into_iter();
-        let path = folder.join("generation_config.json");
+        let path = folder::beside(folder, "generation_config.json");
         let mut warnings: Vec<ModelWarning> =
             dropped.map(|warning| ModelWarning::Generation { path: path.clone(), warning }).collect();
-        let processor = Processor::from_folder(folder)?;
+        let processor = load_processor(folder)?;
         warnings.extend(processor.warnings().iter().cloned().map(ModelWarning::from));
         warnings.extend(check_tokens(folder, &config, &processor)?);
 
@@ -176,6 +176,17 @@ impl Idefics {
         Ok(together)
     }
 
+    /// Processes samples to token ids and tiles.
+    ///
+    /// # Errors
+    /// [`InputError::TextOnly`] for an image if the model has no vision tower; those of [`Processor::process`].
+    pub(crate) fn process(&self, samples: &[Sample], options: &ProcessOptions) -> Result<ProcessedInputs, Error> {
+        if !self.config.family().has_vision() && samples.iter().any(|sample| !sample.images().is_empty()) {
+            return Err(InputError::TextOnly.into());
+        }
+        Ok(self.processor.process(samples, options)?)
+    }
+
     /// Pads rows of token ids for the model, with the images that each token may attend to.
     ///
     /// # Errors
@@ -245,8 +256,13 @@ fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> R
     let vocab_size = config.family().shape().vocab_size;
     let without_embedding = (vocab_size as u64..=u64::from(tokenizer.max_id())).take(MAX_TOKENS_WITHOUT_EMBEDDING);
     let names = without_embedding.filter_map(|id| tokenizer.id_to_token(id as u32));
-    // Base checkpoints have no embedding for the end-of-turn token. This is expected.
-    let tokens: Vec<String> = names.filter(|token| token != END_OF_UTTERANCE).collect();
+    // Base checkpoints have no embedding for the end-of-turn token, and text models none for image tokens.
+    let image_tokens = processor.image_tokens();
+    let is_expected = |token: &String| {
+        let is_image_token = [&image_tokens.image, &image_tokens.fake].contains(&token);
+        token == END_OF_UTTERANCE || (!config.family().has_vision() && is_image_token)
+    };
+    let tokens: Vec<String> = names.filter(|token| !is_expected(token)).collect();
     let folder = folder.to_owned();
     Ok((!tokens.is_empty()).then_some(ModelWarning::TokensWithoutEmbedding { folder, vocab_size, tokens }))
 }

@@ -145,7 +145,7 @@ impl Plan {
         let config = if path.is_dir() { ModelConfig::from_folder(path)? } else { ModelConfig::from_file(path)? };
         let weights = weights.into();
         // Errors in the weight files are reported when they are loaded.
-        let checkpoint = Checkpoint::open_with(path, weights.pickles).ok().filter(|_| path.is_dir());
+        let checkpoint = Checkpoint::open_with(path, weights.pickles).ok();
         match config.blocks(checkpoint.as_ref(), device, weights)? {
             blocks if blocks.is_empty() => Err(Error::NotPlaceable { folder: path.to_owned() }),
             blocks => Ok(Self::new(blocks, places)),

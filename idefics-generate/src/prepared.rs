@@ -42,7 +42,7 @@ impl Idefics {
     /// [`Error`] naming the invalid row or image.
     pub fn prepare(&self, samples: &[Sample], process: &ProcessOptions) -> Result<Prepared<'_>, Error> {
         let clock = Instant::now();
-        let inputs = self.processor().process(samples, process)?;
+        let inputs = self.process(samples, process)?;
         Ok(Prepared {
             model: self,
             inputs,

@@ -5,13 +5,14 @@ use std::io;
 use std::path::Path;
 
 use burn::tensor::Device;
-use idefics_checkpoint::{Checkpoint, write_atomically};
+use idefics_checkpoint::gguf::{GgufModel, ModelFile};
+use idefics_checkpoint::{Checkpoint, CheckpointError, write_atomically};
 use idefics_nn::checkpoint::LoadProgress;
 use idefics_nn::{PackedFormat, Quantization};
 use serde_json::{Map, Value, json};
 
 use crate::config::{HEAD, QUANT_METHOD, read_json};
-use crate::{Error, ModelConfig, WeightOptions, load_model};
+use crate::{Error, ModelConfig, WeightOptions, folder, load_model};
 
 /// Writes the model of the folder `source` to the folder `target`, with linear layers in the format of `options`.
 ///
@@ -43,7 +44,7 @@ pub fn quantize_folder(
     let config = ModelConfig::from_folder(source)?;
     // The module tells which layers exist; its weights are not allocated.
     let model =
-        config.assemble(device).map_err(|error| Error::Config { path: source.join("config.json"), source: error })?;
+        config.assemble(device).map_err(|error| Error::Config { path: folder::config_path(source), source: error })?;
     let checkpoint = Checkpoint::open_with(source, options.pickles)?;
 
     let name = target.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
@@ -55,8 +56,11 @@ pub fn quantize_folder(
     let _ = lock.try_lock(); // held until the end; on a file system without locks, stale folders stay
     let load_options = options.load_options(config.family().tied(), None);
     model.write_quantized(&checkpoint, &load_options, unfinished.path(), &mut progress)?;
-    copy_other_files(source, unfinished.path())?;
-    write_config(source, unfinished.path(), &quantization)?;
+    match folder::gguf(source)? {
+        None => copy_other_files(source, unfinished.path())?,
+        Some(model) => write_files(&model, unfinished.path())?,
+    }
+    write_config(unfinished.path(), &quantization)?;
 
     load_model(unfinished.path(), device, None, |_| ())?;
     publish(unfinished, target, parent).map_err(failed)
@@ -83,17 +87,39 @@ fn copy_other_files(source: &Path, target: &Path) -> Result<(), Error> {
         if name.starts_with('.') || !path.is_file() || is_weights.iter().any(|end| name.ends_with(end)) {
             continue;
         }
-        let mut from = File::open(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
-        let path = target.join(name);
-        let copied = File::create(&path).and_then(|mut to| io::copy(&mut from, &mut to).and_then(|_| to.sync_all()));
-        copied.map_err(|source| Error::Write { path, source })?;
+        copy(&path, &target.join(name))?;
     }
     Ok(())
 }
 
-/// Writes `config.json` with a section that describes the quantisation.
-fn write_config(source: &Path, target: &Path, quantization: &Quantization) -> Result<(), Error> {
-    let mut config = read_json(&source.join("config.json"))?;
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    let mut file = File::open(from).map_err(|source| Error::Read { path: from.to_owned(), source })?;
+    let copied = File::create(to).and_then(|mut to| io::copy(&mut file, &mut to).and_then(|_| to.sync_all()));
+    copied.map_err(|source| Error::Write { path: to.to_owned(), source })
+}
+
+/// The files that the metadata of GGUF files stands for, and those beside them that count.
+fn write_files(model: &GgufModel, target: &Path) -> Result<(), Error> {
+    for file in ModelFile::ALL {
+        if let Some(content) = model.file_unless_beside(file).map_err(CheckpointError::from)? {
+            write_atomically(&target.join(file.name()), |to| {
+                serde_json::to_writer_pretty(to, &content).map_err(Into::into)
+            })?;
+        }
+    }
+    let beside = ModelFile::ALL.into_iter().filter(|file| *file != ModelFile::Config).map(ModelFile::name);
+    for name in beside.chain(["special_tokens_map.json", "chat_template.json", "chat_template.jinja"]) {
+        let path = model.paths().folder().join(name);
+        if path.is_file() {
+            copy(&path, &target.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds a section to `config.json` that describes the quantisation.
+fn write_config(target: &Path, quantization: &Quantization) -> Result<(), Error> {
+    let mut config = read_json(&target.join("config.json"))?;
     let compute_dtype = ["dtype", "torch_dtype"].iter().find_map(|key| config.get(key)?.as_str());
     let section = section(quantization, compute_dtype.unwrap_or("float32"));
     if let Some(config) = config.as_object_mut() {

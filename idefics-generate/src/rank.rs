@@ -268,7 +268,7 @@ impl Idefics {
     ) -> Result<Likelihoods, Error> {
         let mut timings = Timings::default();
         let clock = Instant::now();
-        let mut processed = self.processor().process(std::slice::from_ref(sample), process)?;
+        let mut processed = self.process(std::slice::from_ref(sample), process)?;
         let (prompt, mut prompt_ids) = (processed.prompts.remove(0), processed.input_ids.remove(0));
         let tokenizer = self.processor().tokenizer_for(process.compatibility);
         let alone = tokenizer.encode(&prompt, true)?;

@@ -6,6 +6,7 @@ mod attend;
 mod common;
 mod elementwise;
 mod fixtures;
+mod gguf;
 mod isa;
 mod linear;
 mod parts;

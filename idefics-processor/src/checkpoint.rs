@@ -1,5 +1,6 @@
 //! Reads the text files of a checkpoint folder, with limits on their sizes.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -21,10 +22,20 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Largest accepted chat template, in bytes. Real ones have less than 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
 
+/// Text files that are not in a folder: a model of another layout provides them.
+#[derive(Debug, Clone, Default)]
+pub struct OtherFiles {
+    /// Path of the file that provides them, for error messages.
+    pub source: PathBuf,
+    /// Contents by name. A file in the folder takes precedence over one here, except `config.json`.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
 /// A checkpoint folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Checkpoint {
     folder: PathBuf,
+    others: OtherFiles,
 }
 
 /// The content of a file, with its path for error messages.
@@ -63,7 +74,12 @@ impl Checkpoint {
                 expected: "a checkpoint folder, not a file",
             });
         }
-        Ok(Self { folder: folder.to_owned() })
+        Ok(Self { folder: folder.to_owned(), others: OtherFiles::default() })
+    }
+
+    /// The same with files that are not in the folder.
+    pub(crate) fn with_others(self, others: OtherFiles) -> Self {
+        Self { others, ..self }
     }
 
     /// Reads `config.json`. It may be missing: only loading the model requires it.
@@ -174,9 +190,14 @@ impl Checkpoint {
 
     fn bytes(&self, name: &str, limit: u64) -> Result<Option<Sourced<Vec<u8>>>, ProcessorError> {
         let path = self.folder.join(name);
+        let other = self.others.files.get(name);
+        let other = || other.map(|content| Sourced { path: self.others.source.clone(), content: content.clone() });
+        if name == "config.json" && other().is_some() {
+            return Ok(other());
+        }
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(other()),
             Err(error) => return Err(ProcessorError::Read { path, error }),
         };
         if !metadata.is_file() {

@@ -14,6 +14,7 @@ mod processor;
 mod stream;
 mod warning;
 
+pub use checkpoint::OtherFiles;
 pub use error::{ErrorKind, ProcessorError};
 pub use families::FamilyRules;
 pub use files::{io_words, is_git_lfs_pointer, json_words, without_byte_order_mark};

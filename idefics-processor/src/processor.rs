@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 
-use crate::checkpoint::{Checkpoint, ModelHead, Sourced};
+use crate::checkpoint::{Checkpoint, ModelHead, OtherFiles, Sourced};
 use crate::error::ProcessorError;
 use crate::families::{ExpandedPrompt, FamilyRules, PromptContext, PromptText, TileGrid};
 use crate::image::{
@@ -108,6 +108,17 @@ impl Processor {
     /// that names the file, and the field if a field is invalid.
     pub fn from_folder(folder: &Path) -> Result<Self, ProcessorError> {
         let checkpoint = Checkpoint::open(folder)?;
+        let head = checkpoint.model_head()?;
+        let family = checkpoint.family(&head)?;
+        Self::new(&checkpoint, &head, family)
+    }
+
+    /// Like [`Self::from_folder`], with additional files that are not in the folder.
+    ///
+    /// # Errors
+    /// Those of [`Self::from_folder`].
+    pub fn from_folder_and(folder: &Path, others: OtherFiles) -> Result<Self, ProcessorError> {
+        let checkpoint = Checkpoint::open(folder)?.with_others(others);
         let head = checkpoint.model_head()?;
         let family = checkpoint.family(&head)?;
         Self::new(&checkpoint, &head, family)

@@ -55,10 +55,14 @@ pub(crate) struct Cli {
 /// Options that every command accepts.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// A model folder in the Hugging Face layout, or a hub id `org/name[@revision]` [default: the built-in model,
-    /// which was trained only on drawings of coloured shapes].
-    #[arg(long, global = true, value_name = "FOLDER|ID", env = "IDEFICS_MODEL")]
+    /// A model folder in the Hugging Face layout, a GGUF file of the Idefics3 family or a folder with one, or a hub id
+    /// `org/name[@revision]` [default: the built-in model, which was trained only on drawings of coloured shapes].
+    #[arg(long, global = true, value_name = "FOLDER|FILE|ID", env = "IDEFICS_MODEL")]
     pub(crate) model: Option<OsString>,
+    /// Vision tower of a GGUF model [default: the `mmproj*.gguf` in the same folder; without one, the model reads text
+    /// only].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) mmproj: Option<PathBuf>,
     /// Device to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`; auto picks the best one with room
     /// for the model. `idefics devices` lists them.
     #[arg(long, global = true, default_value = "auto")]

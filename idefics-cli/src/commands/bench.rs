@@ -9,9 +9,10 @@ use idefics_checkpoint::Checkpoint;
 use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile};
 use idefics_generate::inspect::records_steps;
 use idefics_generate::nn::profile::Operation;
-use idefics_generate::processor::Processor;
 use idefics_generate::processor::image::ImageProcessor;
-use idefics_generate::{Device, Error, ModelConfig, PublicModel, VisionBatch, load_model, measure_device};
+use idefics_generate::{
+    Device, Error, ModelConfig, PublicModel, VisionBatch, load_model, load_processor, measure_device,
+};
 use idefics_kernels::Unit;
 use serde_json::{Value, json};
 
@@ -242,7 +243,7 @@ fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
 /// The image processor of the folder. Without a folder, that of the family's public checkpoints.
 fn image_processor(folder: Option<&Path>, config: &ModelConfig) -> Result<ImageProcessor, Failure> {
     match folder {
-        Some(folder) => Ok(Processor::from_folder(folder).map_err(Error::from)?.image_processor().clone()),
+        Some(folder) => Ok(load_processor(folder)?.image_processor().clone()),
         None => config.family().image_processor().map_err(|error| Failure::usage(error.to_string())),
     }
 }

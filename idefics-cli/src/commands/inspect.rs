@@ -21,7 +21,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let (choice, device, weights) = model::device_for(global, 0, |device, weights| {
         let path = source.path();
         let config = if path.is_dir() { ModelConfig::from_folder(path)? } else { ModelConfig::from_file(path)? };
-        let checkpoint = Checkpoint::open_with(path, weights.pickles).ok().filter(|_| path.is_dir());
+        let checkpoint = Checkpoint::open_with(path, weights.pickles).ok();
         config.memory(checkpoint.as_ref(), device, weights)
     })?;
     let inspection = inspect(source.path(), global.pickles(), choice, &device)?;

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::sections::{fill_section, fill_text_config};
 use super::{FamilyConfig, ModelFamily, QuantizationConfig, from_value};
+use crate::models::idefics3_text::Idefics3Text;
 use crate::placement::Placement;
 use crate::{AssembledModel, Error, Idefics3, ModelShape};
 
@@ -34,6 +35,9 @@ pub struct Idefics3Config {
     pub text_config: TextConfig,
     /// The vision tower.
     pub vision_config: VisionConfig,
+    /// Whether the model has no vision tower, as in a GGUF file of the text model alone. Not a key of the public layout.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub text_only: bool,
     /// How the weights are quantised, or should be quantised on load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization_config: Option<QuantizationConfig>,
@@ -71,6 +75,7 @@ impl Default for Idefics3Config {
             tie_word_embeddings: false,
             text_config: TextConfig { rms_norm_eps: 1e-5, ..TextConfig::llama_defaults() },
             vision_config: VisionConfig::idefics3_defaults(),
+            text_only: false,
             quantization_config: None,
         }
     }
@@ -168,9 +173,12 @@ impl Idefics3Config {
     /// [`ConfigError`] naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.text_config.validate()?;
+        self.quantization_config.iter().try_for_each(QuantizationConfig::validate)?;
+        if self.text_only {
+            return Ok(());
+        }
         self.vision_config.validate()?;
         self.connector().validate()?;
-        self.quantization_config.iter().try_for_each(QuantizationConfig::validate)?;
         let side = self.vision_config.positions_per_side();
         ConfigError::check_multiple(
             "vision_config.image_size / vision_config.patch_size",
@@ -224,7 +232,10 @@ impl FamilyConfig for Idefics3Config {
     }
 
     fn assemble(&self, placement: &Placement) -> Result<Box<dyn AssembledModel>, ConfigError> {
-        Ok(Box::new(Idefics3::placed(self, placement)?))
+        match self.text_only {
+            true => Ok(Box::new(Idefics3Text::placed(self, placement)?)),
+            false => Ok(Box::new(Idefics3::placed(self, placement)?)),
+        }
     }
 
     fn parts(&self) -> &'static [(&'static str, &'static str)] {
@@ -238,11 +249,15 @@ impl FamilyConfig for Idefics3Config {
     }
 
     fn vectors_per_image(&self) -> usize {
-        self.vectors_per_tile()
+        if self.text_only { 0 } else { self.vectors_per_tile() }
     }
 
     fn image_placeholder(&self) -> Vec<u32> {
-        vec![self.image_token_id; self.vectors_per_tile()]
+        vec![self.image_token_id; self.vectors_per_image()]
+    }
+
+    fn has_vision(&self) -> bool {
+        !self.text_only
     }
 
     fn is_read_by_step(&self, name: &str, _sees_images: bool) -> bool {
@@ -251,6 +266,9 @@ impl FamilyConfig for Idefics3Config {
     }
 
     fn check_processor(&self, folder: &Path, processor: &Processor) -> Result<(), Error> {
+        if self.text_only {
+            return Ok(());
+        }
         super::check_image_tokens(folder, processor, self.vectors_per_tile(), self.image_token_id)
     }
 

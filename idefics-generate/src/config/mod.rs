@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device};
-use idefics_checkpoint::Checkpoint;
+use idefics_checkpoint::gguf::{GgufPaths, ModelFile};
+use idefics_checkpoint::{Checkpoint, CheckpointError};
 use idefics_nn::checkpoint::{LoadProgress, WeightMemory};
 use idefics_nn::{ConfigError, Quantization};
 use idefics_processor::image::{ImageConfigError, ImageProcessor};
@@ -106,6 +107,11 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
     /// [`Error`] with both values.
     fn check_processor(&self, folder: &Path, processor: &Processor) -> Result<(), Error>;
 
+    /// Whether the model has a vision tower.
+    fn has_vision(&self) -> bool {
+        true
+    }
+
     /// Adds to the prompts which images each token may attend to, for families with cross-attention.
     fn see_images(&self, prompts: Prompts, _tokenizer: &Tokenizer) -> Prompts {
         prompts
@@ -132,23 +138,26 @@ impl<C: FamilyConfig> From<C> for ModelConfig {
 }
 
 impl ModelConfig {
-    /// Parses and validates `folder/config.json`.
+    /// Parses and validates `folder/config.json`, or the metadata of a GGUF file or of a folder with one.
     ///
     /// # Errors
-    /// [`Error::NoFolder`], [`Error::Gguf`] and [`Error::Adapter`] if this is not a model folder; [`Error::Read`];
-    /// [`Error::ModelFile`] if the file is not a configuration; [`Error::UnknownFamily`]; [`Error::Config`] naming
-    /// the key with an invalid value.
+    /// [`Error::NoFolder`] and [`Error::Adapter`] if this is not a model folder; [`Error::Checkpoint`] if a GGUF file is
+    /// rejected; [`Error::Read`]; [`Error::ModelFile`] if the file is not a configuration; [`Error::UnknownFamily`];
+    /// [`Error::Config`] naming the key with an invalid value.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
-        folder::check(folder)?;
-        Self::from_file(&folder.join("config.json"))
+        match folder::in_metadata(folder, ModelFile::Config)? {
+            Some((path, config)) => Self::from_json_with(&path, config, FAMILIES),
+            None => Self::from_file(&folder.join("config.json")),
+        }
     }
 
-    /// Parses and validates a configuration file.
+    /// Parses and validates a configuration file, or the metadata of a GGUF file.
     ///
     /// # Errors
     /// See [`ModelConfig::from_folder`].
     pub fn from_file(path: &Path) -> Result<Self, Error> {
-        Self::from_file_with(path, FAMILIES)
+        let is_gguf = path.is_file() && GgufPaths::find(path).map_err(CheckpointError::from)?.is_some();
+        if is_gguf { Self::from_folder(path) } else { Self::from_file_with(path, FAMILIES) }
     }
 
     /// Like [`ModelConfig::from_file`], with the given families.
@@ -156,7 +165,10 @@ impl ModelConfig {
     /// # Errors
     /// See [`ModelConfig::from_folder`].
     pub fn from_file_with(path: &Path, families: &[&dyn ModelFamily]) -> Result<Self, Error> {
-        let file = read_json(path)?;
+        Self::from_json_with(path, read_json(path)?, families)
+    }
+
+    fn from_json_with(path: &Path, file: Value, families: &[&dyn ModelFamily]) -> Result<Self, Error> {
         let model_type = file.get("model_type").and_then(Value::as_str);
         let family = families.iter().find(|family| Some(family.model_type()) == model_type).ok_or_else(|| {
             let supported: Vec<&str> = families.iter().map(|family| family.model_type()).collect();

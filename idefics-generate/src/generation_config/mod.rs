@@ -7,12 +7,13 @@ mod values;
 
 use std::path::Path;
 
+use idefics_checkpoint::gguf::ModelFile;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::Error;
 use crate::config::{from_value, read_json};
 use crate::logits::ProcessorChain;
+use crate::{Error, folder};
 
 pub use error::{GenerationError, GenerationWarning};
 pub use values::{EarlyStopping, EosTokenId, OneOrMany};
@@ -162,12 +163,16 @@ defaults! {
 
 impl GenerationConfig {
     /// The options of a folder: from `generation_config.json`, or if there is none, from the token ids in
-    /// `config.json`.
+    /// `config.json` or in the metadata of a GGUF file.
     ///
     /// # Errors
-    /// [`Error::Read`] or [`Error::ModelFile`].
+    /// [`Error::Read`], [`Error::ModelFile`], or [`Error::Checkpoint`] for a GGUF file that is not read.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
-        let path = folder.join("generation_config.json");
+        if let Some((path, mut value)) = folder::in_metadata(folder, ModelFile::GenerationConfig)? {
+            drop_missing_ids(&mut value);
+            return from_value(&path, value);
+        }
+        let path = folder::beside(folder, "generation_config.json");
         if path.exists() {
             let mut value = read_json(&path)?;
             drop_missing_ids(&mut value);

@@ -7,6 +7,7 @@ mod assembled;
 pub mod idefics1;
 pub mod idefics2;
 pub mod idefics3;
+pub mod idefics3_text;
 mod merge;
 mod tower_run;
 mod vision_batch;

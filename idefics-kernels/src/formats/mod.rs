@@ -10,10 +10,13 @@
 //! | [`Int8`] | 8 | quanto, LLM.int8 files |
 //! | [`FourBit`] (NF4, FP4) | 4.5 | bitsandbytes; [`NestedAbsmax`] |
 //! | [`Q4`] | 4.5 | this crate |
+//!
+//! [`GgufType`] is how GGUF files hold rows of values; they are read as f32.
 
 mod dense;
 mod error;
 mod four_bit;
+mod gguf;
 mod int8;
 mod nested;
 mod packed;
@@ -29,6 +32,7 @@ use rayon::prelude::*;
 pub use dense::{Dense, Element};
 pub use error::FormatError;
 pub use four_bit::{BLOCK, FourBit, FourBitType};
+pub use gguf::GgufType;
 pub use int8::Int8;
 pub use nested::{NESTED_BLOCK, NestedAbsmax, check_nested_quant_map, dynamic_map};
 pub use packed::PackedFormat;

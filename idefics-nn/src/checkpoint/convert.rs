@@ -26,7 +26,7 @@ pub(super) fn read_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result<T
 /// uploaded straight from the memory map.
 pub(super) fn upload_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result<TensorData, CheckpointError> {
     let bad = match entry.dtype {
-        _ if dense_dtype(entry.dtype) != Some(dtype) || cfg!(target_endian = "big") => {
+        _ if !entry.is_plain() || dense_dtype(entry.dtype) != Some(dtype) || cfg!(target_endian = "big") => {
             return read_as(name, entry, dtype);
         }
         Dtype::F32 => find_bad::<f32>(entry.bytes()),
@@ -80,6 +80,7 @@ fn read_to<Out: Element + burn::tensor::Element>(
     dtype: DType,
 ) -> Result<TensorData, CheckpointError> {
     let (values, bad) = match entry.dtype {
+        _ if !entry.is_plain() => decode::<Out>(entry),
         Dtype::F32 => convert::<f32, Out>(entry.bytes()),
         Dtype::F16 => convert::<f16, Out>(entry.bytes()),
         Dtype::BF16 => convert::<bf16, Out>(entry.bytes()),
@@ -102,6 +103,26 @@ fn convert<In: Element, Out: Element>(bytes: &[u8]) -> (Vec<Out>, Option<Bad>) {
             finite &= value.to_f32().is_finite();
         }
         if finite { None } else { bad_among(values.iter().map(|value| value.to_f32()), chunk * CHUNK) }
+    });
+    let bad = bad.reduce(|| None, merge);
+    (values, bad)
+}
+
+/// The values of a tensor that is not plain, and the non-finite values among them.
+fn decode<Out: Element>(entry: &TensorEntry) -> (Vec<Out>, Option<Bad>) {
+    let mut values = vec![Out::from_f32(0.0); entry.num_elements()];
+    let row_len = entry.row_len();
+    let rows = (CHUNK / row_len).max(1);
+    let bad = values.par_chunks_mut(rows * row_len).enumerate().map(|(chunk, values)| {
+        let first = chunk * rows;
+        let mut floats = vec![0.0; values.len()];
+        entry.read_rows(first..first + values.len() / row_len, &mut floats);
+        let mut finite = true;
+        for (value, float) in values.iter_mut().zip(floats) {
+            *value = Out::from_f32(float);
+            finite &= value.to_f32().is_finite();
+        }
+        if finite { None } else { bad_among(values.iter().map(|value| value.to_f32()), first * row_len) }
     });
     let bad = bad.reduce(|| None, merge);
     (values, bad)

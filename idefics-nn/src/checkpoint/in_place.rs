@@ -33,7 +33,7 @@ pub(super) fn in_place(entry: &TensorEntry, dtype: DType, device: &Device) -> Op
 
 /// Whether the tensor can be used directly from the memory map.
 pub(super) fn is_usable_in_place(entry: &TensorEntry, dtype: DType, device: &Device) -> bool {
-    let same = dense_dtype(entry.dtype) == Some(dtype);
+    let same = entry.is_plain() && dense_dtype(entry.dtype) == Some(dtype);
     let aligned = entry.bytes().as_ptr().addr().is_multiple_of(dtype.size());
     same && aligned && cfg!(target_endian = "little") && crate::ops::computes_on(device)
 }

@@ -1,6 +1,5 @@
 //! Rewrites a checkpoint with quantised linear layers.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use burn::module::Module;
@@ -61,7 +60,7 @@ pub fn write_quantized<M: Module, E: From<CheckpointError>>(
             let tensors = quantized(name, entry, quantization)?;
             tensors.into_iter().try_for_each(|tensor| shards.push(tensor))?;
         } else {
-            let bytes = Cow::Borrowed(entry.bytes());
+            let bytes = entry.elements();
             let (name, shape) = (name.to_owned(), entry.shape.clone());
             shards.push(NamedTensor { name, dtype: entry.dtype, shape, bytes })?;
         }

@@ -1,0 +1,176 @@
+//! Which files a path means.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::{GgufError, GgufFault};
+
+/// Files of which one holds or lists weights in another layout.
+const OTHER_WEIGHTS: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// The files of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GgufPaths {
+    /// The text model; the first part of a file that was split.
+    pub text: PathBuf,
+    /// Vision tower and connector; `None` for a model of text alone.
+    pub mmproj: Option<PathBuf>,
+}
+
+impl GgufPaths {
+    /// What a path means: a GGUF file with the `*mmproj*.gguf` beside it, or the two files of a folder that has no weights
+    /// of another kind with their `config.json`. `None` for everything else.
+    ///
+    /// # Errors
+    /// [`GgufFault::Files`] where several files could be meant, or the text model is missing.
+    pub fn find(path: &Path) -> Result<Option<Self>, GgufError> {
+        if path.is_file() {
+            return match is_gguf(path) {
+                true => Self::of_file(path).map(Some),
+                false => Ok(None),
+            };
+        }
+        let there = |name: &str| path.join(name).exists();
+        if there("config.json") && OTHER_WEIGHTS.into_iter().any(there) {
+            return Ok(None);
+        }
+        let (mmprojs, texts): (Vec<PathBuf>, Vec<PathBuf>) = gguf_files(path).into_iter().partition(|p| is_mmproj(p));
+        let error = |reason: String| Err(GgufError::new(path, GgufFault::Files { reason }));
+        match texts.as_slice() {
+            [] if mmprojs.is_empty() => Ok(None),
+            [] => error(format!("the folder has {}, but no text model; download it beside", names(&mmprojs))),
+            [text] => Ok(Some(Self { text: text.clone(), mmproj: one_mmproj(path, mmprojs)? })),
+            _ => error(format!("the folder has several models, {}; give the file", names(&texts))),
+        }
+    }
+
+    /// The text model of a path, as [`Self::find`] finds it, with another vision tower than what lies beside it.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn with_mmproj(path: &Path, mmproj: &Path) -> Result<Option<Self>, GgufError> {
+        let text = match path.is_file() {
+            true if !is_gguf(path) => return Ok(None),
+            true => path.to_owned(),
+            false => {
+                let mut texts = gguf_files(path).into_iter().filter(|path| !is_mmproj(path));
+                let Some(text) = texts.next() else { return Ok(None) };
+                if let Some(second) = texts.next() {
+                    let reason = format!("the folder has several models, {}; give the file", names(&[text, second]));
+                    return Err(GgufError::new(path, GgufFault::Files { reason }));
+                }
+                text
+            }
+        };
+        Ok(Some(Self { text, mmproj: Some(mmproj.to_owned()) }))
+    }
+
+    /// Every file that the model is read from: its parts, its vision tower, and the JSON files and templates beside it.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let is_text = |path: &Path| {
+            let ends = |ending: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending));
+            ends("json") || ends("jinja")
+        };
+        let beside = fs::read_dir(self.folder()).into_iter().flatten().flatten().map(|file| file.path());
+        let mut files: Vec<PathBuf> = beside.filter(|path| is_text(path) && path.is_file()).collect();
+        match Split::of(&self.text) {
+            Some(split) => {
+                files.extend((1..=split.count).map(|number| split.part(number)).filter(|path| path.is_file()))
+            }
+            None => files.push(self.text.clone()),
+        }
+        files.extend(self.mmproj.clone());
+        files
+    }
+
+    fn of_file(path: &Path) -> Result<Self, GgufError> {
+        if is_mmproj(path) {
+            let reason = "it is the vision tower of a model (mmproj); give the GGUF file of the text model, and this one beside \
+                          it or as --mmproj";
+            return Err(GgufError::new(path, GgufFault::Files { reason: reason.to_owned() }));
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mmprojs = gguf_files(folder).into_iter().filter(|path| is_mmproj(path)).collect();
+        Ok(Self { text: path.to_owned(), mmproj: one_mmproj(folder, mmprojs)? })
+    }
+
+    /// The folder of the text model, whose other files count.
+    pub fn folder(&self) -> &Path {
+        self.text.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+}
+
+/// Whether a file is one of llama.cpp's, by its ending or its first bytes.
+fn is_gguf(path: &Path) -> bool {
+    let has_ending = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    path.is_file() && (has_ending || begins_with_gguf(path))
+}
+
+fn begins_with_gguf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"
+}
+
+/// By its name, as llama.cpp's tools write it and look for it.
+fn is_mmproj(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().to_lowercase().contains("mmproj"))
+}
+
+/// The GGUF files of a folder in the order of their names; of those that were split the first parts.
+fn gguf_files(folder: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|file| file.path());
+    let is_first = |path: &PathBuf| Split::of(path).is_none_or(|split| split.number == 1);
+    // A file in the place of other weights is named where these are read.
+    let is_other = |path: &PathBuf| OTHER_WEIGHTS.iter().any(|name| path.ends_with(name));
+    let files = files.filter(|path| !is_other(path) && is_gguf(path));
+    let mut files: Vec<PathBuf> = files.filter(is_first).collect();
+    files.sort();
+    files
+}
+
+fn one_mmproj(folder: &Path, mut mmprojs: Vec<PathBuf>) -> Result<Option<PathBuf>, GgufError> {
+    if mmprojs.len() > 1 {
+        let reason = format!("there are several vision towers, {}; say which with --mmproj", names(&mmprojs));
+        return Err(GgufError::new(folder, GgufFault::Files { reason }));
+    }
+    Ok(mmprojs.pop())
+}
+
+/// The names of the first few files.
+fn names(paths: &[PathBuf]) -> String {
+    const SHOWN: usize = 4;
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let shown = paths.iter().take(SHOWN).map(name).collect::<Vec<_>>().join(", ");
+    match paths.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// The name of a part: `NAME-00002-of-00003.gguf`.
+pub(super) struct Split {
+    folder: PathBuf,
+    name: String,
+    /// From 1.
+    pub(super) number: usize,
+    pub(super) count: usize,
+}
+
+impl Split {
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let stem = path.file_stem()?.to_str()?;
+        let (rest, count) = stem.rsplit_once("-of-")?;
+        let (name, number) = rest.rsplit_once('-')?;
+        let five_digits = |text: &str| -> Option<usize> {
+            (text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
+        };
+        let (number, count) = (five_digits(number)?, five_digits(count)?);
+        Some(Self { folder: path.parent()?.to_owned(), name: name.to_owned(), number, count })
+    }
+
+    pub(super) fn part(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("{}-{number:05}-of-{:05}.gguf", self.name, self.count))
+    }
+}

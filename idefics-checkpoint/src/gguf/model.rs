@@ -1,0 +1,239 @@
+//! A text model, and the vision tower beside it, as one model.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{GgufError, GgufFault, GgufFile, GgufPaths, config, names, tokenizer};
+use crate::opened::Opened;
+use crate::{CheckpointError, CheckpointWarning};
+
+/// What the vision towers of all public models of the family have.
+pub(super) const LAYER_NORM_EPS: f64 = 1e-6;
+
+/// The files of a model, opened: an Idefics3, or its text model alone.
+#[derive(Debug, Clone)]
+pub struct GgufModel {
+    paths: GgufPaths,
+    pub(super) text: GgufFile,
+    pub(super) text_sizes: TextSizes,
+    pub(super) vision: Option<Vision>,
+}
+
+/// A file that a folder of the original checkpoint has beside its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelFile {
+    /// `config.json`, of the family Idefics3.
+    Config,
+    /// `generation_config.json`: the ids.
+    GenerationConfig,
+    /// `tokenizer.json`.
+    Tokenizer,
+    /// `tokenizer_config.json`: special tokens by name, and the chat template.
+    TokenizerConfig,
+    /// `preprocessor_config.json`: how pictures are prepared.
+    PreprocessorConfig,
+    /// `processor_config.json`: tokens of a tile.
+    ProcessorConfig,
+}
+
+impl ModelFile {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Config,
+        Self::GenerationConfig,
+        Self::Tokenizer,
+        Self::TokenizerConfig,
+        Self::PreprocessorConfig,
+        Self::ProcessorConfig,
+    ];
+
+    /// Its name in a folder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Config => "config.json",
+            Self::GenerationConfig => "generation_config.json",
+            Self::Tokenizer => "tokenizer.json",
+            Self::TokenizerConfig => "tokenizer_config.json",
+            Self::PreprocessorConfig => "preprocessor_config.json",
+            Self::ProcessorConfig => "processor_config.json",
+        }
+    }
+}
+
+/// Vision tower and connector.
+#[derive(Debug, Clone)]
+pub(super) struct Vision {
+    pub(super) file: GgufFile,
+    pub(super) sizes: VisionSizes,
+}
+
+/// Sizes of a text model on which names and rows depend.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TextSizes {
+    pub(super) layers: usize,
+    pub(super) hidden: usize,
+    pub(super) heads: usize,
+    pub(super) head_dim: usize,
+}
+
+/// The same of a vision tower.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct VisionSizes {
+    pub(super) layers: usize,
+    pub(super) hidden: usize,
+    pub(super) intermediate: usize,
+    pub(super) image_size: usize,
+    pub(super) patch_size: usize,
+    pub(super) scale_factor: usize,
+}
+
+impl GgufModel {
+    /// Opens the model that a path means, as [`GgufPaths::find`] does; `None` if there is no GGUF file.
+    ///
+    /// # Errors
+    /// As [`Self::open`] and [`GgufPaths::find`].
+    pub fn at(path: &Path) -> Result<Option<Self>, CheckpointError> {
+        GgufPaths::find(path)?.map(Self::open).transpose()
+    }
+
+    /// Opens the files of a model. No weight is read.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Gguf`] for a fault of a file, another architecture, or files that do not belong together; those
+    /// of reading.
+    pub fn open(paths: GgufPaths) -> Result<Self, CheckpointError> {
+        let text = GgufFile::open(&paths.text)?;
+        let text_sizes = text_sizes(&text)?;
+        let vision = match &paths.mmproj {
+            None => None,
+            Some(path) => {
+                let file = GgufFile::open(path)?;
+                let sizes = vision_sizes(&file)?;
+                let found = file.metadata().number("clip.vision.projection_dim")?.unwrap_or(text_sizes.hidden);
+                if found != text_sizes.hidden {
+                    let reason = format!(
+                        "its vectors have {found} values, those of the text model {} have {}: it belongs to another model; \
+                         give the right one with --mmproj",
+                        paths.text.display(),
+                        text_sizes.hidden
+                    );
+                    return Err(file.error(GgufFault::Files { reason }).into());
+                }
+                Some(Vision { file, sizes })
+            }
+        };
+        Ok(Self { paths, text, text_sizes, vision })
+    }
+
+    /// Where the files are.
+    pub fn paths(&self) -> &GgufPaths {
+        &self.paths
+    }
+
+    /// What a file would say that a folder of the original checkpoint has beside its weights.
+    ///
+    /// A model of text alone has `"text_only": true` in its `config.json`, and no vision tower; there is nothing then about
+    /// pictures, which is `None`.
+    ///
+    /// # Errors
+    /// [`GgufError`] naming the key or tensor that is missing or not read.
+    pub fn file(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
+        Ok(Some(match (file, &self.vision) {
+            (ModelFile::Config, _) => config::config(self)?,
+            (ModelFile::GenerationConfig, _) => config::generation(self)?,
+            (ModelFile::Tokenizer, _) => tokenizer::tokenizer(&self.text.metadata())?,
+            (ModelFile::TokenizerConfig, _) => tokenizer::tokenizer_config(&self.text.metadata())?,
+            (ModelFile::PreprocessorConfig, Some(vision)) => config::preprocessor(vision)?,
+            (ModelFile::ProcessorConfig, Some(vision)) => config::processor(vision),
+            (ModelFile::PreprocessorConfig | ModelFile::ProcessorConfig, None) => return Ok(None),
+        }))
+    }
+
+    /// The same, unless the file lies beside the text model: that one counts. Only `config.json` never does, which may be
+    /// of the text model alone.
+    ///
+    /// # Errors
+    /// As [`Self::file`].
+    pub fn file_unless_beside(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
+        match file != ModelFile::Config && self.paths.folder().join(file.name()).is_file() {
+            true => Ok(None),
+            false => self.file(file),
+        }
+    }
+
+    /// The tensors under the names of the original checkpoint.
+    pub(crate) fn opened(&self) -> Result<Opened, GgufError> {
+        let mut tensors = BTreeMap::new();
+        names::add_text(&self.text, &self.text_sizes, &mut tensors)?;
+        if let Some(Vision { file, sizes }) = &self.vision {
+            names::add_vision(file, sizes, &mut tensors)?;
+        }
+        Ok(Opened { tensors, warnings: self.warnings()? })
+    }
+
+    fn warnings(&self) -> Result<Vec<CheckpointWarning>, GgufError> {
+        let Some(Vision { file, .. }) = &self.vision else { return Ok(Vec::new()) };
+        let found = file.metadata().float("clip.vision.attention.layer_norm_epsilon")?.unwrap_or(LAYER_NORM_EPS);
+        if (found - LAYER_NORM_EPS).abs() < 0.01 * LAYER_NORM_EPS {
+            return Ok(Vec::new());
+        }
+        let (path, found) = (PathBuf::from(file.path()), format!("{:e}", found as f32));
+        Ok(vec![CheckpointWarning::GgufEpsilon { path, found }])
+    }
+}
+
+fn text_sizes(file: &GgufFile) -> Result<TextSizes, GgufError> {
+    let metadata = file.metadata();
+    match metadata.required_text("general.architecture")? {
+        "llama" => {}
+        "clip" => {
+            let reason =
+                "it is the vision tower of a model (mmproj); give the file of the text model, and this one as --mmproj";
+            return Err(file.error(GgufFault::Files { reason: reason.to_owned() }));
+        }
+        other => return Err(metadata.error("general.architecture", format!("{other:?}"), "`llama`")),
+    }
+    let hidden = metadata.required_number("llama.embedding_length")?;
+    let heads = metadata.required_number("llama.attention.head_count")?;
+    let rotary = metadata.number("llama.rope.dimension_count")?;
+    let head_dim = match metadata.number("llama.attention.key_length")?.or(rotary) {
+        Some(0) | None => hidden / heads,
+        Some(head_dim) => head_dim,
+    };
+    for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
+        if let Some(found) = metadata.number(key)?.filter(|found| *found != head_dim) {
+            return Err(metadata.error(key, found.to_string(), format!("{head_dim}, the width of a head")));
+        }
+    }
+    if head_dim == 0 || !head_dim.is_multiple_of(2) {
+        let expected = "heads of an even width from 2 on";
+        return Err(metadata.error("llama.attention.head_count", heads.to_string(), expected));
+    }
+    Ok(TextSizes { layers: metadata.required_number("llama.block_count")?, hidden, heads, head_dim })
+}
+
+fn vision_sizes(file: &GgufFile) -> Result<VisionSizes, GgufError> {
+    let metadata = file.metadata();
+    let architecture = metadata.required_text("general.architecture")?;
+    if architecture != "clip" {
+        let expected = "`clip`: the vision tower of a model (mmproj)";
+        return Err(metadata.error("general.architecture", format!("{architecture:?}"), expected));
+    }
+    let projector = metadata.required_text("clip.projector_type")?;
+    if projector != "idefics3" {
+        return Err(metadata.error("clip.projector_type", format!("{projector:?}"), "`idefics3`"));
+    }
+    if metadata.bool("clip.use_silu")? == Some(true) {
+        return Err(metadata.error("clip.use_silu", "true", "GELU"));
+    }
+    Ok(VisionSizes {
+        layers: metadata.required_number("clip.vision.block_count")?,
+        hidden: metadata.required_number("clip.vision.embedding_length")?,
+        intermediate: metadata.required_number("clip.vision.feed_forward_length")?,
+        image_size: metadata.required_number("clip.vision.image_size")?,
+        patch_size: metadata.required_number("clip.vision.patch_size")?,
+        scale_factor: metadata.required_number("clip.vision.projector.scale_factor")?,
+    })
+}

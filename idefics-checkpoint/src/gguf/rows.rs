@@ -1,0 +1,67 @@
+//! Rows of a GGUF tensor as numbers of the checkpoint.
+
+use std::ops::Range;
+
+use idefics_kernels::formats::GgufType;
+use safetensors::Dtype;
+
+/// How the rows of a tensor that is not plain numbers in the checkpoint's order are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GgufRows {
+    pub(crate) kind: GgufType,
+    /// Values of a row, a whole number of blocks.
+    pub(crate) row_len: usize,
+    /// Rows of a head, where rotary pairs lie side by side.
+    pub(crate) head_dim: Option<usize>,
+}
+
+impl GgufRows {
+    /// The element type that the rows are read as.
+    pub(crate) fn dtype(kind: GgufType) -> Dtype {
+        match kind {
+            GgufType::F16 => Dtype::F16,
+            GgufType::BF16 => Dtype::BF16,
+            _ => Dtype::F32,
+        }
+    }
+
+    /// Rows of the checkpoint as f32, `[rows.len(), row_len]`, from the tensor's `bytes`.
+    ///
+    /// # Panics
+    /// If `rows` is out of range, or `out` has another size.
+    pub(crate) fn read(&self, bytes: &[u8], rows: Range<usize>, out: &mut [f32]) {
+        let row_bytes = self.kind.row_bytes(self.row_len).expect("rows are whole blocks");
+        assert_eq!(out.len(), rows.len() * self.row_len, "one output for each value");
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.row_len)) {
+            let start = self.stored_row(row) * row_bytes;
+            self.kind.dequantize(&bytes[start..start + row_bytes], out);
+        }
+    }
+
+    /// Where a row of the checkpoint lies in the file. llama.cpp rotates neighbouring values, the reference those of the
+    /// two halves of a head.
+    ///
+    /// Source: `LlamaModel.permute` of `convert_hf_to_gguf.py`.
+    fn stored_row(&self, row: usize) -> usize {
+        let Some(head_dim) = self.head_dim else { return row };
+        let (head, in_head) = (row / head_dim, row % head_dim);
+        let (half, pair) = (in_head / (head_dim / 2), in_head % (head_dim / 2));
+        head * head_dim + 2 * pair + half
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotary_rows_are_put_back_by_head() {
+        let rows = GgufRows { kind: GgufType::F32, row_len: 1, head_dim: Some(6) };
+        let stored: Vec<usize> = (0..12).map(|row| rows.stored_row(row)).collect();
+        assert_eq!(stored, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+        let bytes: Vec<u8> = (0..12).flat_map(|row| (row as f32).to_le_bytes()).collect();
+        let mut out = [0.0; 3];
+        rows.read(&bytes, 2..5, &mut out);
+        assert_eq!(out, [4.0, 1.0, 3.0]);
+    }
+}

@@ -1,0 +1,77 @@
+//! The text model of an Idefics3 alone, as a GGUF file without its vision tower has it.
+
+use burn::module::Module;
+use burn::tensor::{DType, Tensor};
+use idefics_nn::{ConfigError, KvCache, Linear};
+use idefics_text::{Decoder, DecoderStack};
+
+use super::{LayerRun, Model, ModelShape};
+use crate::config::FamilyConfig;
+use crate::features::ImageBatch;
+use crate::inputs::{InputError, Prompts};
+use crate::{Idefics3Config, Placement};
+
+/// A Llama under the names that it has in an Idefics3.
+#[derive(Module, Debug)]
+pub struct Idefics3Text {
+    /// Everything up to the last hidden states.
+    pub model: Idefics3TextModel,
+    /// Hidden states to logits.
+    pub lm_head: Linear,
+    #[module(skip)]
+    shape: ModelShape,
+}
+
+/// The one component.
+#[derive(Module, Debug)]
+pub struct Idefics3TextModel {
+    /// Tokens to hidden states.
+    pub text_model: Decoder,
+}
+
+impl Idefics3Text {
+    /// The model, random until a checkpoint is loaded; nothing is allocated before.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`Idefics3Config::validate`].
+    pub(crate) fn placed(config: &Idefics3Config, placement: &Placement) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let (text, device) = (&config.text_config, &placement.device("model"));
+        Ok(Self {
+            model: Idefics3TextModel { text_model: text.init(device)? },
+            lm_head: Linear::new_without_bias(text.hidden_size, text.vocab_size, device),
+            shape: config.shape(),
+        })
+    }
+}
+
+impl Model for Idefics3Text {
+    fn vision(&self, _images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError> {
+        Err(InputError::TextOnly)
+    }
+
+    fn begin(
+        &self,
+        prompts: &Prompts,
+        image_hidden_states: Option<Tensor<3>>,
+        _cache: &mut KvCache,
+    ) -> Result<Tensor<3>, InputError> {
+        if image_hidden_states.is_some() {
+            return Err(InputError::TextOnly);
+        }
+        let input_ids = prompts.upload(self.shape.vocab_size, &self.device())?;
+        Ok(self.decoder().embed(input_ids)) // [batch, seq, d]
+    }
+
+    fn decoder(&self) -> &dyn DecoderStack {
+        &self.model.text_model
+    }
+
+    fn logits(&self, hidden_states: Tensor<3>) -> Tensor<3> {
+        self.lm_head.forward(hidden_states).cast(DType::F32)
+    }
+
+    fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+}
