@@ -53,7 +53,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
 
     let Inspection { folder, family, parameters, file_bytes, files, dtypes, .. } = &inspection;
     match source {
-        ModelFolder::Kept(_) => writeln!(stdout, "{}", folder.display())?,
+        ModelFolder::Kept(_) | ModelFolder::Linked(_) => writeln!(stdout, "{}", folder.display())?,
         ModelFolder::Embedded(_) => writeln!(stdout, "the built-in model")?,
     }
     writeln!(stdout, "family      {family}")?;
