@@ -224,7 +224,7 @@ proptest! {
 }
 
 #[test]
-#[should_panic(expected = "do not fit a cache of 4")]
+#[should_panic(expected = "do not fit into a cache of 4")]
 fn panics_if_the_cache_is_full() {
     let text = Text::new("odd-heads");
     text.decoder.forward(text.row(1, 5), &mut text.config.cache(vec![0], 4));
