@@ -177,7 +177,8 @@ fn is_there<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     };
     let yes = rng.random();
     let mut fitting: Vec<_> = mentions.into_iter().filter(|mention| mention.is_in(scene) == yes).collect();
-    // Most wrong mentions match in part: the scene has the colour on another kind, or the kind in another colour.
+    // Most false descriptions are half right: the colour occurs on a different shape, or the shape in a different
+    // colour.
     if !yes && rng.random_ratio(3, 4) {
         fitting.retain(|&mention| match mention {
             Mention::Both(colour, kind) => Mention::Colour(colour).is_in(scene) || Mention::Kind(kind).is_in(scene),

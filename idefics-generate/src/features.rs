@@ -18,7 +18,7 @@ pub struct ImageBatch<'i> {
     pub grid: PatchGrid,
     /// The images, in the order of `image_indices`.
     pub images: Vec<&'i ImageTile>,
-    /// Height and width of the whole patches in pixels; anything beyond them is cropped.
+    /// Height and width, in pixels, of the area covered by complete patches; the remainder is cropped.
     height: usize,
     width: usize,
 }

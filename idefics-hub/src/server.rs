@@ -34,8 +34,8 @@ pub(crate) struct Server<'a> {
     cancel: &'a AtomicBool,
     pub(crate) repo: &'a str,
     pub(crate) revision: &'a str,
-    /// Whether the server has found a file of this revision. From then on, a 404 means that the file does not exist,
-    /// not the repository.
+    /// Whether the server has found a file of this revision. After that, a 404 means that the file is missing, not that
+    /// the repository is.
     is_known: Cell<bool>,
     /// Whether the server supports `HEAD`; `None` until that is known.
     supports_head: Cell<Option<bool>>,

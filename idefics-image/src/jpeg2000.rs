@@ -247,7 +247,7 @@ fn to_word(level: u32, depth: u32) -> u16 {
     }
 }
 
-/// Source: `ImagingConvertYCbCr2RGB` of Pillow. The products are the values of its tables.
+/// Source: `ImagingConvertYCbCr2RGB` of Pillow. The products equal the entries of Pillow's tables.
 fn ycbcr_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let product = |weight: f64, chroma: u8| (weight * 64.0 * (f64::from(chroma) - 128.0) + 0.5) as i32;
     let y = i32::from(y);

@@ -130,8 +130,8 @@ pub(crate) struct RowSink {
     n_written: usize,
 }
 
-/// For decoders that write RGB without a transparent color. If the only output is an unchanged copy, the decoder
-/// writes directly to it.
+/// For decoders that write RGB without a transparent color. If the caller wants only the whole image without resizing,
+/// the decoder writes directly to its buffer.
 impl RowSpace for RowSink {
     fn space(&mut self, bytes: usize) -> &mut [u8] {
         self.n_written = bytes;

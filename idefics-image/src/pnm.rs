@@ -95,7 +95,7 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | 0x09..=0x0d)
 }
 
-/// Returns a function that scales a value of 0 to `maxval` to 8 bits, like Pillow. If `maxval` is above 255, Pillow
+/// Returns a function that maps values in `0..=maxval` to 8 bits, like Pillow. If `maxval` is above 255, Pillow
 /// scales grey to 16 bits and then clips it: all levels above 255 become white.
 fn scaler(maxval: u32, is_grey: bool) -> impl Fn(u32) -> u8 {
     let is_wide = is_grey && maxval > 255;

@@ -27,7 +27,7 @@ pub enum PickleFault {
     /// The format used before PyTorch 1.6: a sequence of pickles.
     #[error("uses the format from before PyTorch 1.6, which is not a zip archive; {}", convert_hint!())]
     Legacy,
-    /// Neither the zip format nor the one before it.
+    /// Neither PyTorch's zip format nor its older one, from before release 1.6.
     #[error("is not a PyTorch file: expected a zip archive, but it starts with {start:02x?}; {}", convert_hint!())]
     NotZip {
         /// The first four bytes.
