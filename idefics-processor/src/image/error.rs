@@ -13,7 +13,7 @@ pub enum TileError {
     /// The picture would become more tiles than a limit allows.
     #[error(
         "a picture of {width}x{height} pixels would become {tiles} tiles, at most {limit} are allowed; give a smaller \
-         picture, or raise the limit (`max_tiles`, --max-tiles N)"
+         picture, or raise the limit (`max_tiles` of the options)"
     )]
     TooMany {
         /// Width of the picture, in pixels.
