@@ -23,7 +23,7 @@ struct Case {
     template: String,
     sample: Value,
     text: String,
-    /// Ids of the whole prompt, if the reference tokenizes it.
+    /// Ids of the whole prompt, if the reference tokenises it.
     ids: Option<Vec<u32>>,
 }
 

@@ -1,7 +1,7 @@
 //! Resizing with exactly the values that Pillow computes.
 //!
 //! Two separable passes over 8-bit pixels, horizontal first except in very tall pictures, with the intermediate rounded
-//! to 8 bits. Weights are computed in f64, normalized, and rounded to 22-bit fixed point; sums are 32-bit integers. A
+//! to 8 bits. Weights are computed in f64, normalised, and rounded to 22-bit fixed point; sums are 32-bit integers. A
 //! pass along an unchanged side is left out.
 //!
 //! [`axis_taps`] makes the weights of an axis, [`stream`] runs the passes over rows as they come. Their inner loops are
@@ -36,7 +36,7 @@ const ROWS: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Filter {
-    /// The one pixel under the center of the new one.
+    /// The one pixel under the centre of the new one.
     Nearest = 0,
     /// Windowed sinc over 3 pixels each side (Idefics3, SmolVLM).
     Lanczos = 1,
@@ -238,7 +238,7 @@ impl Rows {
     }
 }
 
-/// Weights of one for the input under the center of each output. The position is added up step by step, as the source
+/// Weights of one for the input under the centre of each output. The position is added up step by step, as the source
 /// does, because its rounding shows in the last bit.
 fn nearest_taps(in_size: usize, out_size: usize) -> Taps {
     let scale = in_size as f64 / out_size as f64;

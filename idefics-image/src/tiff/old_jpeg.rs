@@ -2,7 +2,7 @@
 //!
 //! A file contains a whole JPEG stream (in the tag JPEGInterchangeFormat or in the first strip), a stream of tables
 //! that is continued by the strips, or tables in separate tags. All of these are assembled to one JPEG file. Chroma
-//! is repeated, not interpolated, and colors are converted as for other compressions.
+//! is repeated, not interpolated, and colours are converted as for other compressions.
 //!
 //! Source: TIFF 6.0 section 22; `tif_ojpeg.c` of libtiff 4.7.
 

@@ -24,7 +24,7 @@ pub(super) struct Colors {
 }
 
 impl Colors {
-    /// Builds the tables of a page from the tags YCbCrCoefficients (the weights of the colors in luma) and
+    /// Builds the tables of a page from the tags YCbCrCoefficients (the weights of the colours in luma) and
     /// ReferenceBlackWhite (the codes of black and white of each component).
     pub(super) fn new(page: &Page<'_>) -> Result<Self, TiffError> {
         const SHIFT: i32 = 16;

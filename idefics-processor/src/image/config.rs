@@ -57,7 +57,7 @@ pub struct ImageProcessorConfig {
     pub do_rescale: bool,
     /// Factor that scales values from `[0, 255]` to the range of `image_mean` and `image_std`.
     pub rescale_factor: f64,
-    /// Whether values are normalized with `image_mean` and `image_std`.
+    /// Whether values are normalised with `image_mean` and `image_std`.
     pub do_normalize: bool,
     /// Mean of each channel, subtracted after rescaling.
     pub image_mean: [f64; 3],
