@@ -177,7 +177,8 @@ fn is_there<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     };
     let yes = rng.random();
     let mut fitting: Vec<_> = mentions.into_iter().filter(|mention| mention.is_in(scene) == yes).collect();
-    // Most wrong mentions match in part: the scene has the colour on another kind, or the kind in another colour.
+    // If the answer is no, most questions about a kind and a colour are near misses: the scene contains the colour or
+    // the kind, but not together.
     if !yes && rng.random_ratio(3, 4) {
         fitting.retain(|&mention| match mention {
             Mention::Both(colour, kind) => Mention::Colour(colour).is_in(scene) || Mention::Kind(kind).is_in(scene),

@@ -8,7 +8,7 @@ pub(crate) struct Remote {
     pub(crate) commit: Option<String>,
     /// Name of the file's contents in the blobs folder of the cache.
     pub(crate) blob: String,
-    /// Whether other contents of the file would have another blob name.
+    /// Whether the blob name identifies the contents: it changes when the file changes.
     pub(crate) is_versioned: bool,
     /// Size in bytes, if known.
     pub(crate) size: Option<u64>,

@@ -77,7 +77,7 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// The same colour key for both alpha modes.
+    /// Uses `color` as the colour key of both alpha modes.
     pub(crate) fn both(color: [u8; 3]) -> Self {
         Self { over_white: Some(color), dropped: Some(color) }
     }

@@ -70,7 +70,7 @@ impl PixelShuffleConnector {
     /// - returns `[n_images, rows · cols / scale_factor², text_hidden_size]`
     ///
     /// # Panics
-    /// If `rows` or `cols` is no multiple of `scale_factor`.
+    /// If `rows` or `cols` is not a multiple of `scale_factor`.
     pub fn forward(&self, image_hidden_states: Tensor<3>, grid: [usize; 2]) -> Tensor<3> {
         self.modality_projection.proj.forward(pixel_shuffle(image_hidden_states, grid, self.scale_factor))
     }
@@ -83,11 +83,11 @@ impl PixelShuffleConnector {
 /// - returns `[n_images, rows · cols / scale², d · scale²]`
 ///
 /// # Panics
-/// If `rows` or `cols` is no multiple of `scale`.
+/// If `rows` or `cols` is not a multiple of `scale`.
 pub fn pixel_shuffle(features: Tensor<3>, [rows, cols]: [usize; 2], scale: usize) -> Tensor<3> {
     let [n_images, _, d] = features.dims();
     let fits = rows.is_multiple_of(scale) && cols.is_multiple_of(scale);
-    assert!(fits, "a grid of {rows}x{cols} patches is no multiple of {scale}");
+    assert!(fits, "a grid of {rows}x{cols} patches is not a multiple of {scale}");
     features
         .reshape([n_images, rows / scale, scale, cols / scale, scale, d])
         .permute([0, 1, 3, 2, 4, 5]) // [n_images, rows / scale, cols / scale, scale, scale, d]

@@ -59,7 +59,7 @@ impl<M: Module + Sync> Trainer<M> {
         write_atomically(&temporary.join("state.json"), |file| Ok(serde_json::to_writer_pretty(file, &state)?))?;
 
         if target.exists() {
-            std::fs::remove_dir_all(&target).map_err(|source| io(&target, source))?; // saved at the same step before
+            std::fs::remove_dir_all(&target).map_err(|source| io(&target, source))?; // an earlier save at the same step
         }
         std::fs::rename(&temporary, &target).map_err(|source| io(&target, source))?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| io(folder, source))?;

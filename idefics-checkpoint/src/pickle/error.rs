@@ -27,7 +27,7 @@ pub enum PickleFault {
     /// The format used before PyTorch 1.6: a sequence of pickles.
     #[error("uses the format from before PyTorch 1.6, which is not a zip archive; {}", convert_hint!())]
     Legacy,
-    /// Neither the zip format nor the one before it.
+    /// Neither a zip archive nor a file in the format used before PyTorch 1.6.
     #[error("is not a PyTorch file: expected a zip archive, but it starts with {start:02x?}; {}", convert_hint!())]
     NotZip {
         /// The first four bytes.

@@ -1,4 +1,4 @@
-//! The two inner loops for any machine, and what the vector loops are compared with.
+//! The two inner loops in portable code. Tests compare the vector loops with them.
 
 use super::taps::{PRECISION_BITS, ROUND, Taps};
 
@@ -6,7 +6,7 @@ fn clip(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// One row of pixels along x: `[width, 3]` to `[taps.len(), 3]`.
+/// Resizes one row of pixels horizontally, `[width, 3]` to `[taps.len(), 3]`.
 pub(super) fn horizontal(row: &[u8], taps: &Taps, out: &mut [u8]) {
     for (position, out_pixel) in out.chunks_exact_mut(3).enumerate() {
         let (start, weights) = taps.of(position);
@@ -22,7 +22,7 @@ pub(super) fn horizontal(row: &[u8], taps: &Taps, out: &mut [u8]) {
     }
 }
 
-/// [`horizontal`] where each output is an input.
+/// [`horizontal`] for the nearest filter: every output pixel is a copy of an input pixel.
 pub(super) fn pick(row: &[u8], taps: &Taps, out: &mut [u8]) {
     let (pixels, _) = row.as_chunks::<3>();
     for (pixel, start) in out.as_chunks_mut::<3>().0.iter_mut().zip(taps.starts()) {
@@ -30,7 +30,7 @@ pub(super) fn pick(row: &[u8], taps: &Taps, out: &mut [u8]) {
     }
 }
 
-/// The output row at `position` along y; `rows` are its inputs, each as long as `out`.
+/// Computes the output row at `position`. `rows` are its input rows, each as long as `out`.
 pub(super) fn vertical(rows: &[&[u8]], taps: &Taps, position: usize, out: &mut [u8]) {
     let (_, weights) = taps.of(position);
     for (column, out) in out.iter_mut().enumerate() {

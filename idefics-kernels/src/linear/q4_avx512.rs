@@ -27,7 +27,8 @@ const LARGEST: f32 = 8_355_000.0;
 /// Number of panels that are processed together.
 const STREAMS: usize = 2;
 
-/// Lower bound of a block's largest magnitude: below it, the reciprocal would overflow. Smaller blocks keep fewer bits.
+/// Lower limit for the largest magnitude of a block, because the reciprocal of less would overflow. Blocks of smaller
+/// values are scaled by this limit, and lose precision.
 const SMALLEST: f32 = 1e-30;
 
 /// One block of one row of activations: `x = (limb₀ + 256 limb₁ + 65536 limb₂) · scale`.

@@ -1,8 +1,8 @@
-//! Both loops for AVX2.
+//! The horizontal and the vertical loop for AVX2.
 //!
-//! Weights have 22 fractional bits, more than one 16-bit multiplication takes. They are split in two parts,
-//! `weight = high × 2^16 + low` with `low` a signed 16-bit and `high` a signed 8-bit number. Products with `low` are
-//! summed in 32 bits, those with `high` in 16 bits, and both sums are exact. [`Parts`] says where that holds.
+//! Weights have 22 fractional bits, too many for one 16-bit multiplication. They are split into two parts,
+//! `weight = high × 2^16 + low`, where `low` is a signed 16-bit and `high` a signed 8-bit number. Products with `low`
+//! are summed in 32 bits, products with `high` in 16 bits. Both sums are exact if [`is_exact`] returns true.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -11,19 +11,19 @@ use super::super::ROWS;
 use super::super::taps::{PRECISION_BITS, ROUND, Taps};
 use super::QUAD;
 
-/// The part that 8 bits hold, rounded, of each weight.
+/// The high part of a weight: its upper bits, rounded.
 fn high(weight: i32) -> i32 {
     (weight + (1 << 15)) >> 16
 }
 
-/// The 16-bit rests of two weights.
+/// The low parts of two weights, 16 bits each.
 fn low_pair(weights: [i32; 2]) -> i32 {
     let [first, second] = weights.map(|weight| weight - (high(weight) << 16));
     first & 0xffff | second << 16
 }
 
-/// Whether 255 × the high parts of one sign fits in 16 bits, and each part in 8, for every output. To fail that takes over
-/// a hundred weights whose rounding adds up, so no picture that people have gets there.
+/// Whether for every output, each high part fits in 8 bits, and 255 × the sum of the high parts of one sign in 16 bits.
+/// This only fails if the rounding of more than a hundred weights adds up, which real images do not cause.
 fn is_exact(taps: &Taps) -> bool {
     (0..taps.len()).all(|output| {
         let highs = taps.of(output).1.iter().map(|&weight| high(weight));
@@ -32,7 +32,7 @@ fn is_exact(taps: &Taps) -> bool {
     })
 }
 
-/// Whether AVX2 gives exact sums with these weights on this machine.
+/// Whether the CPU supports AVX2, and sums with these weights are exact.
 fn is_usable(taps: &Taps) -> bool {
     is_x86_feature_detected!("avx2") && is_exact(taps)
 }
@@ -40,14 +40,14 @@ fn is_usable(taps: &Taps) -> bool {
 /// The weights of the horizontal pass.
 #[derive(Debug)]
 pub(in super::super) struct Columns {
-    /// First pixel of each output, and the end of its weights.
+    /// First pixel of each output, and the end of its weights in `quads`.
     outputs: Vec<(usize, usize)>,
     quads: Vec<Quad>,
-    /// The first output with a load beyond the row, if only for zero weights, and its first pixel.
+    /// The first output with a load beyond the end of the row (even if only for zero weights), and its first pixel.
     edge: (usize, usize),
 }
 
-/// Four consecutive weights in two parts.
+/// Four consecutive weights, each in two parts.
 #[derive(Debug, Clone, Copy)]
 struct Quad {
     /// The low parts, two 16-bit numbers each.
@@ -70,7 +70,7 @@ fn reach(quads: usize) -> usize {
 }
 
 impl Columns {
-    /// `None` if the machine has no AVX2, or sums would not be exact.
+    /// `None` if the CPU does not support AVX2, or sums would not be exact.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
         is_usable(taps).then(|| Self::of(taps))
     }
@@ -91,15 +91,16 @@ impl Columns {
         Self { outputs, quads, edge }
     }
 
-    /// Four rows along x: `[width, 3]` each to `[outputs, 3]` each. Fewer rows of `outs` leave out the last ones.
+    /// Resizes four rows horizontally, each from `[width, 3]` to `[outputs, 3]`. With fewer `outs`, only the first rows
+    /// are written.
     pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
         let (edge, start) = self.edge;
         let last = self.outputs.len();
-        // The ends of the rows are copied, so that loads may reach beyond them.
+        // The last pixels of each row are copied and padded, so that loads beyond the end of the row are valid.
         let most = (edge..last).map(|output| self.outputs[output].1 - self.begin(output)).max().unwrap_or(0);
         let padding = vec![0; reach(most)];
         let ends = rows.map(|row| [&row[3 * start..], &padding].concat());
-        // SAFETY: `new` made these weights, so the machine has AVX2.
+        // SAFETY: `new` returns these weights only if the CPU supports AVX2.
         #[allow(unsafe_code)]
         unsafe {
             self.four_rows(0..edge, 0, rows, outs);
@@ -111,7 +112,7 @@ impl Columns {
         if output == 0 { 0 } else { self.outputs[output - 1].1 }
     }
 
-    /// Some outputs of four rows, which begin at pixel `start`.
+    /// Computes a range of outputs of four rows; the slices of the rows begin at pixel `start`.
     #[target_feature(enable = "avx2")]
     fn four_rows(&self, outputs: Range<usize>, start: usize, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
         let both = |half: __m128i| _mm256_broadcastsi128_si256(half);
@@ -128,7 +129,7 @@ impl Columns {
             let (first, end) = self.outputs[output];
             let quads = &self.quads[begin..end];
             begin = end;
-            // Slicing checks that every load is inside.
+            // Slicing checks that every load is in bounds.
             let (from, to) = (3 * (first - start), 3 * (first - start) + reach(quads.len()));
             let (row0, row1) = (rows[0][from..to].as_ptr(), rows[1][from..to].as_ptr());
             let (row2, row3) = (rows[2][from..to].as_ptr(), rows[3][from..to].as_ptr());
@@ -152,7 +153,7 @@ impl Columns {
                 }
             }
             for half in 0..2 {
-                // Partial sums may wrap; the whole is below 2^31, so it comes out right.
+                // Partial sums may wrap, but the total is below 2^31, so the result is right.
                 let high = _mm256_slli_epi32::<16>(_mm256_madd_epi16(high[half], ones));
                 let value = _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm256_add_epi32(low[half], high));
                 let words = _mm256_packs_epi32(value, value);
@@ -160,7 +161,7 @@ impl Columns {
                 let rgb = [_mm256_extract_epi32::<0>(bytes), _mm256_extract_epi32::<4>(bytes)];
                 for (out, rgb) in outs.iter_mut().skip(2 * half).zip(rgb) {
                     let rgb = rgb.to_le_bytes();
-                    // The fourth byte is made again by the next output.
+                    // The fourth byte is overwritten by the next output.
                     let rest = &mut out[3 * output..];
                     match rest.first_chunk_mut() {
                         Some(pixel) => *pixel = rgb,
@@ -180,7 +181,7 @@ pub(in super::super) struct Rows {
     pairs: Vec<RowPair>,
 }
 
-/// The weights of two rows.
+/// The weights of two input rows.
 #[derive(Debug, Clone, Copy)]
 struct RowPair {
     low: i32,
@@ -188,10 +189,10 @@ struct RowPair {
 }
 
 impl Rows {
-    /// Bytes that the loop makes at once.
+    /// Number of bytes that the loop computes together.
     const LANES: usize = 32;
 
-    /// `None` if the machine has no AVX2, sums would not be exact, or the rows of `row_bytes` bytes are too short.
+    /// `None` if the CPU does not support AVX2, sums would not be exact, or rows of `row_bytes` bytes are too short.
     pub(in super::super) fn new(taps: &Taps, row_bytes: usize) -> Option<Self> {
         (row_bytes >= Self::LANES && is_usable(taps)).then(|| Self::of(taps))
     }
@@ -208,11 +209,11 @@ impl Rows {
         Self { ends, pairs }
     }
 
-    /// The output row at `position`; `rows` are its inputs, at least as long as `out`, which has at least
+    /// Computes the output row at `position`. `rows` are its input rows, at least as long as `out`, which has at least
     /// [`Self::LANES`] bytes.
     pub(in super::super) fn vertical(&self, rows: &[&[u8]], position: usize, out: &mut [u8]) {
         let begin = if position == 0 { 0 } else { self.ends[position - 1] };
-        // SAFETY: `new` made these weights, so the machine has AVX2.
+        // SAFETY: `new` returns these weights only if the CPU supports AVX2.
         #[allow(unsafe_code)]
         unsafe {
             one_row(rows, &self.pairs[begin..self.ends[position]], out);
@@ -225,7 +226,7 @@ fn one_row(rows: &[&[u8]], pairs: &[RowPair], out: &mut [u8]) {
     const LANES: usize = Rows::LANES;
     let width = out.len();
     assert!(width >= LANES && rows.iter().all(|row| row.len() >= width), "rows are as long as the output");
-    // Without a second row, the first one, whose second weight is 0.
+    // A pair without a second row reads the first row twice, with the second weight 0.
     let pairs: Vec<(*const u8, *const u8, RowPair)> = rows
         .chunks(2)
         .zip(pairs)
@@ -253,7 +254,7 @@ fn one_row(rows: &[&[u8]], pairs: &[RowPair], out: &mut [u8]) {
         }
         let mut words = [zero; 2];
         for half in 0..2 {
-            // Partial sums may wrap; the whole is below 2^31, so it comes out right.
+            // Partial sums may wrap, but the total is below 2^31, so the result is right.
             let high = [_mm256_unpacklo_epi16(zero, high[half]), _mm256_unpackhi_epi16(zero, high[half])];
             let shift = |low, high| _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm256_add_epi32(low, high));
             words[half] = _mm256_packs_epi32(shift(low[2 * half], high[0]), shift(low[2 * half + 1], high[1]));
@@ -267,7 +268,7 @@ fn one_row(rows: &[&[u8]], pairs: &[RowPair], out: &mut [u8]) {
         if column + LANES == width {
             break;
         }
-        // The last step may make some bytes again.
+        // The last step may compute some bytes a second time.
         column = (column + LANES).min(width - LANES);
     }
 }

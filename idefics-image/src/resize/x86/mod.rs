@@ -1,4 +1,4 @@
-//! Vector loops of x86-64, chosen at run time.
+//! Vector loops for x86-64, chosen at run time.
 
 mod avx2;
 mod vnni;
@@ -11,7 +11,7 @@ pub(super) use avx2::Rows;
 use super::ROWS;
 use super::taps::Taps;
 
-/// The horizontal loop of this machine, with its weights.
+/// The fastest horizontal loop that the CPU supports, with its weights.
 #[derive(Debug)]
 pub(super) enum Columns {
     Avx2(avx2::Columns),
@@ -19,19 +19,20 @@ pub(super) enum Columns {
 }
 
 impl Columns {
-    /// `None` if this machine has no vector loop that is exact with these weights.
+    /// `None` if the CPU supports no vector loop that is exact with these weights.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
         vnni::Columns::new(taps).map(Self::Vnni).or_else(|| avx2::Columns::new(taps).map(Self::Avx2))
     }
 
-    /// Every loop that this machine has, for tests.
+    /// All loops that the CPU supports, for tests.
     #[cfg(test)]
     pub(super) fn every(taps: &Taps) -> Vec<Self> {
         let (avx2, vnni) = (avx2::Columns::new(taps), vnni::Columns::new(taps));
         avx2.map(Self::Avx2).into_iter().chain(vnni.map(Self::Vnni)).collect()
     }
 
-    /// Four rows along x: `[width, 3]` each to `[outputs, 3]` each. `outs` may be fewer, for the first rows.
+    /// Resizes four rows horizontally, each from `[width, 3]` to `[outputs, 3]`. With fewer `outs`, only the first rows
+    /// are written.
     pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
         match self {
             Self::Avx2(columns) => columns.horizontal(rows, outs),
@@ -40,25 +41,25 @@ impl Columns {
     }
 }
 
-/// Pixels of a row that lie together in a vector.
+/// Number of consecutive pixels of a row in a vector.
 const QUAD: usize = 4;
 
-/// Outputs that are written together.
+/// Number of outputs that are written together.
 const GROUP: usize = 4;
 
-/// Groups of outputs whose inputs are brought into the order of a vector loop together: enough that few are brought
-/// twice, few enough to stay in a core's first cache.
+/// Groups of outputs whose inputs are reordered together for a vector loop: enough groups that few inputs are reordered
+/// twice, but few enough that they stay in the L1 cache.
 #[derive(Debug)]
 struct Strip {
     groups: Range<usize>,
     /// First input, a multiple of [`QUAD`].
     start: usize,
-    /// Number of chunks of [`CHUNK`] bytes of a row.
+    /// Number of chunks of [`CHUNK`] bytes per row.
     chunks: usize,
 }
 
 impl Strip {
-    /// Inputs of a strip, unless one group reads more.
+    /// Number of inputs of a strip, unless a single group reads more.
     const INPUTS: usize = 256;
 
     fn of(taps: &Taps) -> Vec<Self> {
@@ -80,20 +81,21 @@ impl Strip {
     }
 }
 
-/// Bytes of a row that are brought into order together: four loads of [`QUAD`] pixels.
+/// Number of bytes of a row that are reordered together: four loads of [`QUAD`] pixels.
 const CHUNK: usize = 4 * 3 * QUAD;
 
-/// Bytes at which the loads of a chunk begin. A load is longer than its pixels, so the last one begins [`LAST_SHIFT`]
-/// bytes before them, and ends with the chunk.
+/// Offsets of the loads in a chunk, in bytes. A load is longer than its pixels, so the last one begins [`LAST_SHIFT`]
+/// bytes before its pixels, and ends with the chunk.
 const LOADS: [usize; 4] = [0, 12, 24, 32];
 const LAST_SHIFT: i8 = 4;
 
-/// The chunk of a row that begins at pixel `x`; `spare` holds it, with zeros, where the row ends within.
+/// The chunk of a row that begins at pixel `x`. If the row ends within the chunk, it is copied to `spare` and padded
+/// with zeros.
 #[inline(always)]
 fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CHUNK] {
     let rest = row.get(3 * x..).unwrap_or_default();
-    // The next strip comes from memory while this one is worked on.
-    // SAFETY: a prefetch reads nothing, wherever it points to.
+    // Prefetch the next strip while this one is processed.
+    // SAFETY: a prefetch is allowed for any address, valid or not.
     #[allow(unsafe_code)]
     unsafe {
         _mm_prefetch::<_MM_HINT_T0>(rest.as_ptr().wrapping_add(3 * Strip::INPUTS).cast());
@@ -105,19 +107,19 @@ fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CH
     })
 }
 
-/// 16 bytes of a chunk.
+/// Loads 16 bytes of a chunk.
 #[inline(always)]
 fn load(chunk: &[u8; CHUNK], at: usize) -> __m128i {
     let bytes = &chunk[at..at + 16];
-    // SAFETY: 16 bytes are there.
+    // SAFETY: the slice has 16 bytes.
     #[allow(unsafe_code)]
     unsafe {
         _mm_loadu_si128(bytes.as_ptr().cast())
     }
 }
 
-/// Writes a group of pixels, the first 12 of 16 bytes. The others may be written too, if they belong to the next group,
-/// which comes later.
+/// Writes a group of pixels: the first 12 of the 16 bytes. The other four may be written too, if the next group will
+/// overwrite them.
 #[inline(always)]
 fn put_group(row: &mut [u8], group: usize, pixels: __m128i) {
     let rest = &mut row[3 * GROUP * group..];
@@ -126,7 +128,7 @@ fn put_group(row: &mut [u8], group: usize, pixels: __m128i) {
         Some(target) => target,
         None => &mut bytes,
     };
-    // SAFETY: 16 bytes are there.
+    // SAFETY: `target` has 16 bytes.
     #[allow(unsafe_code)]
     unsafe {
         _mm_storeu_si128(target.as_mut_ptr().cast(), pixels);

@@ -1,5 +1,5 @@
-//! The horizontal loop for AVX-512 with VNNI, whose `vpdpbusd` adds products of four pixels and 8-bit weights in 32 bits.
-//! A weight is three signed digits of 8 bits, so every sum is exact.
+//! The horizontal loop for AVX-512 with VNNI. The instruction `vpdpbusd` sums products of four pixels and 8-bit weights
+//! in 32 bits. A weight is split into three signed 8-bit digits, so every sum is exact.
 
 use std::arch::x86_64::*;
 
@@ -11,15 +11,15 @@ use super::{CHUNK, GROUP, LAST_SHIFT, LOADS, QUAD, Strip, chunk, load, put_group
 #[derive(Debug)]
 pub(in super::super) struct Columns {
     strips: Vec<Strip>,
-    /// Of each output, its first quad of pixels in its strip.
+    /// Index of the first quad of pixels of each output, within its strip.
     firsts: Vec<[usize; GROUP]>,
-    /// The digits of four weights, lowest first; `quads` of them for each output. Zeros fill up.
+    /// The digits of four weights, lowest first; `quads` entries for each output, padded with zeros.
     weights: Vec<[[i32; 3]; GROUP]>,
     quads: usize,
 }
 
 impl Columns {
-    /// `None` if the machine has no such instructions, or a weight is too large for three digits.
+    /// `None` if the CPU does not support the instructions, or a weight is too large for three digits.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
         let is_there = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -46,9 +46,10 @@ impl Columns {
         Some(Self { strips, firsts, weights, quads })
     }
 
-    /// Four rows along x: `[width, 3]` each to `[outputs, 3]` each. Fewer rows of `outs` leave out the last ones.
+    /// Resizes four rows horizontally, each from `[width, 3]` to `[outputs, 3]`. With fewer `outs`, only the first rows
+    /// are written.
     pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
-        // SAFETY: `new` made these weights, so the machine has the instructions.
+        // SAFETY: `new` returns these weights only if the CPU supports the instructions.
         #[allow(unsafe_code)]
         unsafe {
             self.four_rows(rows, outs);
@@ -59,13 +60,13 @@ impl Columns {
     fn four_rows(&self, rows: [&[u8]; ROWS], outs: &mut [&mut [u8]]) {
         let zero = _mm512_setzero_si512();
         let round = _mm512_set1_epi32(ROUND);
-        // Four pixels r0 g0 b0 r1 … b3 of each row: r0 r1 r2 r3, g0 …, b0 …, and four bytes that do not count.
+        // Four pixels r0 g0 b0 r1 … b3 of each row: r0 r1 r2 r3, g0 …, b0 …, and four unused bytes.
         let order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, 0, 3, 6, 9));
         let last_order = _mm512_add_epi8(order, _mm512_set1_epi8(LAST_SHIFT));
         let without_fourth =
             _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
         let chunks = self.strips.iter().map(|strip| strip.chunks).max().unwrap_or(0);
-        // Quads of zero weights may read beyond the strip.
+        // Padded with zeros, because quads of zero weights may read beyond the strip.
         let mut pixels = vec![[zero; 4]; chunks + self.quads.div_ceil(4)];
         let mut spare = [[0; CHUNK]; ROWS];
         for strip in &self.strips {
@@ -101,7 +102,7 @@ impl Columns {
                 }
                 let mut values = [zero; GROUP];
                 for (value, [low, middle, high]) in values.iter_mut().zip(sums) {
-                    // Partial sums may wrap; the whole is below 2^31, so it comes out right.
+                    // Partial sums may wrap, but the total is below 2^31, so the result is right.
                     let upper = _mm512_add_epi32(_mm512_slli_epi32::<8>(middle), _mm512_slli_epi32::<16>(high));
                     *value = _mm512_srai_epi32::<PRECISION_BITS>(_mm512_add_epi32(low, upper));
                 }
@@ -123,7 +124,8 @@ impl Columns {
     }
 }
 
-/// Four weights as three digits of 8 bits, `d0 + d1 × 2^8 + d2 × 2^16`, lowest first. Weights up to 1.99 fit.
+/// Splits four weights into three signed 8-bit digits, `d0 + d1 × 2^8 + d2 × 2^16`, lowest first; `None` if one does
+/// not fit. Weights up to 1.99 fit.
 fn digits(weights: [i32; QUAD]) -> Option<[i32; 3]> {
     let mut digits = [[0; QUAD]; 3];
     for (at, weight) in weights.into_iter().enumerate() {
