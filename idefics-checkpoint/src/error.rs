@@ -208,7 +208,7 @@ pub enum CheckpointError {
         /// The format it is stored in.
         found: &'static str,
     },
-    /// A weight is already quantised to another format than the requested one.
+    /// A weight is already quantised to a different format than the requested one.
     #[error(
         "{file}: tensor `{name}` is already quantised to {found} and cannot become {asked}; leave out --quantize, or \
          use the original checkpoint"
