@@ -75,7 +75,7 @@ impl Bitmap {
         }
         input.check_size(width, height)?;
         if !matches!(bits, 1 | 4 | 8 | 16 | 24 | 32) {
-            return Err(input.coding(format!("{bits} bits a pixel")));
+            return Err(input.coding(format!("{bits} bits per pixel")));
         }
         let colors = if colors == 0 && bits <= 8 { 1 << bits } else { colors as usize };
         let mut after = end;

@@ -295,7 +295,7 @@ mod tests {
             // The last output reads the last pixel.
             let inputs = 48 + count as usize;
             let data = values(3 * inputs * ROWS);
-            let picture = RgbImage::new(inputs as u32, ROWS as u32, data).expect("three bytes a pixel");
+            let picture = RgbImage::new(inputs as u32, ROWS as u32, data).expect("three bytes per pixel");
             compare(&taps, picture.view());
             for width in [31, 32, 33, 64, 100] {
                 compare_down(&taps, &values(width * inputs), width);
@@ -319,7 +319,7 @@ mod tests {
             let taps = one_output(&weights);
             for value in [0, 1, 254, 255] {
                 let (width, data) = (weights.len(), vec![value; 3 * weights.len() * ROWS]);
-                let picture = RgbImage::new(width as u32, ROWS as u32, data).expect("three bytes a pixel");
+                let picture = RgbImage::new(width as u32, ROWS as u32, data).expect("three bytes per pixel");
                 compare(&taps, picture.view());
                 compare_down(&taps, &vec![value; 40 * weights.len()], 40);
             }

@@ -171,7 +171,7 @@ fn resize_whole(image: RgbImage, resizes: &[ResizeTarget]) -> RgbImage {
     resizes.iter().fold(image, |image, &target| resized(&image, target))
 }
 
-/// Rescales in f64, rounds to f32, and normalises in f32, like numpy on the reference's arrays.
+/// Rescales in f64, rounds to f32, and normalises in f32, like NumPy on the reference's arrays.
 fn normalized_value(config: &ImageProcessorConfig, channel: usize, value: u8) -> f32 {
     let rescaled = if config.do_rescale { (f64::from(value) * config.rescale_factor) as f32 } else { f32::from(value) };
     if !config.do_normalize {
