@@ -54,7 +54,7 @@ pub enum CheckpointError {
         /// The path of the directory, pipe or device.
         path: PathBuf,
     },
-    /// A file of another kind in place of weights or their index.
+    /// A file of a different kind in place of weights or their index.
     #[error("{}: {found}", path.display())]
     OtherFile {
         /// Path of the file.

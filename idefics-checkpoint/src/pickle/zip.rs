@@ -129,7 +129,7 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// Checks the first bytes, so that files of another kind get an error of their own.
+/// Checks the first bytes, so that files of other kinds get an error of their own.
 fn check_start(file: &[u8]) -> Result<(), PickleFault> {
     let Some(start) = file.first_chunk::<4>() else {
         return Err(PickleFault::Truncated { found: file.len() as u64 });

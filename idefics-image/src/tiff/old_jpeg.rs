@@ -53,7 +53,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     Ok(())
 }
 
-/// Assembles the parts of the file to one JPEG file. If strips overlap, it may be larger than the TIFF file.
+/// Assembles the parts of the file into one JPEG file. If strips overlap, it may be larger than the TIFF file.
 fn assemble(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
     let offset_tag = if page.cut.is_tiled { Tag::TILE_OFFSETS } else { Tag::STRIP_OFFSETS };
     let first_offset = page.tags.value(offset_tag)?;
