@@ -58,7 +58,7 @@ pub enum CheckpointError {
         /// The path of the directory, pipe or device.
         path: PathBuf,
     },
-    /// A file of another kind in place of weights or their index.
+    /// A file of a different kind in place of weights or their index.
     #[error("{}: {found}", path.display())]
     OtherFile {
         /// Path of the file.
@@ -212,7 +212,7 @@ pub enum CheckpointError {
         /// The format it is stored in.
         found: &'static str,
     },
-    /// A weight is already quantised to another format than the requested one.
+    /// A weight is already quantised to a different format than the requested one.
     #[error(
         "{file}: tensor `{name}` is already quantised to {found} and cannot become {asked}; leave out --quantize, or \
          use the original checkpoint"

@@ -9,7 +9,7 @@ pub(crate) fn io_words(error: &io::Error) -> String {
     words.unwrap_or(text)
 }
 
-/// A file of another kind, found in place of weights or their index. Its `Display` text says what the file is and
+/// A file of a different kind, found in place of weights or their index. Its `Display` text says what the file is and
 /// what to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

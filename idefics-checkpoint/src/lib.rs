@@ -27,7 +27,7 @@ pub use layouts::{four_bit_tensors, int8_tensors, q4_tensors};
 pub use named_tensor::NamedTensor;
 pub use pickled::Pickles;
 pub use quant_state::{QuantDtype, QuantState};
-/// Element types, of the `safetensors` crate.
+/// The element types of tensors, from the `safetensors` crate.
 pub use safetensors::Dtype;
 pub use shards::ShardWriter;
 pub use stored::{Stored, StoredKind};

@@ -21,7 +21,7 @@ pub enum CheckpointWarning {
     },
     /// The files have tensors that the model does not use.
     #[error(
-        "{}: {} tensors are not part of the model and are ignored: {}; check that config.json is of this checkpoint",
+        "{}: {} tensors are not part of the model and are ignored: {}; check that config.json belongs to this checkpoint",
         folder.display(), names.len(), list(names)
     )]
     Unused {

@@ -72,7 +72,7 @@ fn errors_name_the_invalid_field() {
         (json!("x"), "the sample is the string \"x\""),
         (json!([{"text": "a"}, {"text": 3}]), "sample 1: `text` is 3"),
         (json!({"messages": [{"role": "user", "content": ["x"]}]}), "`messages[0].content[0]`"),
-        (json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "1 image part without a picture"),
+        (json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "1 image part in `messages`"),
     ] {
         let output = generate(folder.path(), &samples, &[]);
         let stderr = text(&output.stderr);

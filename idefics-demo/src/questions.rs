@@ -204,8 +204,8 @@ fn has_colour<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
 
 fn more_than<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let yes = rng.random();
-    // For "yes" the scene has one shape more than the question says, for "no" exactly as many. Both are equally
-    // likely.
+    // For "yes" the scene has one shape more than the number in the question, for "no" exactly that number. Both
+    // are equally likely.
     let question = match scene.shapes.len() - usize::from(yes) {
         1 => "Is there more than one shape?",
         2 => "Are there more than two shapes?",

@@ -77,7 +77,7 @@ pub enum Error {
         /// Supported values.
         supported: String,
     },
-    /// A model of another family than was requested.
+    /// A model of a different family than requested.
     #[error("{}: is not a model of the requested family; expected `model_type` {expected:?}", path.display())]
     OtherFamily {
         /// Path of the file.

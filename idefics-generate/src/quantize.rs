@@ -53,7 +53,9 @@ pub fn quantize_folder(
     remove_stale(parent, &prefix);
     let unfinished = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(failed)?;
     let lock = File::open(unfinished.path()).map_err(failed)?;
-    let _ = lock.try_lock(); // held until the end; on a file system without locks, stale folders stay
+    // The lock is held until the function returns. On a file system without locks, `remove_stale` does not find folders
+    // of interrupted runs, so they are not removed.
+    let _ = lock.try_lock();
     let load_options = options.load_options(config.family().tied(), None);
     model.write_quantized(&checkpoint, &load_options, unfinished.path(), &mut progress)?;
     match folder::gguf(source)? {

@@ -60,7 +60,7 @@ impl From<Option<DType>> for WeightOptions {
     }
 }
 
-/// For example `bf16`, or `q4, others as stored`.
+/// For example, `bf16`, or `q4, others as stored`.
 impl fmt::Display for WeightOptions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = self.dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase());

@@ -75,7 +75,7 @@ impl Subject {
         self.start_with(self.model.model(), n_rows, options, controls)
     }
 
-    /// Like [`Self::start`], with another model.
+    /// Like [`Self::start`], with a different model.
     fn start_with<'m>(
         &self,
         model: &'m dyn Model,

@@ -236,7 +236,7 @@ pub enum HubError {
     /// The caller cancelled the download. The bytes received so far are kept.
     #[error("the download was cancelled; run again to resume")]
     Cancelled,
-    /// The index lists a file outside the top folder of the repository, or a file of another format.
+    /// The index lists a file outside the top folder of the repository, or a file of a different format.
     #[error("{index} of {repo} lists {shard:?}; expected a plain file name that ends in {ending}")]
     ShardName {
         /// The repository, `org/name`.

@@ -11,7 +11,7 @@ use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
 const SIZES: [(u32, u32); 2] = [(1920, 1080), (4000, 3000)];
 
-/// Soft shapes and a little noise, so that the JPEG file has a photograph's size.
+/// An image of soft shapes with a little noise, so that its JPEG file is as large as that of a photograph.
 fn photograph(width: u32, height: u32) -> RgbImage {
     let mut data = Vec::with_capacity((3 * width * height) as usize);
     let mut noise = 1_u32;
@@ -25,17 +25,17 @@ fn photograph(width: u32, height: u32) -> RgbImage {
             }
         }
     }
-    RgbImage::new(width, height, data).expect("three bytes a pixel")
+    RgbImage::new(width, height, data).expect("three bytes per pixel")
 }
 
-/// Ramps with hard edges.
+/// An image of gradients with hard edges.
 fn ramps(width: u32, height: u32) -> RgbImage {
     let pixel = |x: u32, y: u32| [1, 2, 3].map(|slope| ((x + y) * slope % 256) as u8);
     let data = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect();
-    RgbImage::new(width, height, data).expect("three bytes a pixel")
+    RgbImage::new(width, height, data).expect("three bytes per pixel")
 }
 
-/// As most files are: halved chroma, quality 90.
+/// Encodes with the most common settings: quality 90, chroma subsampled.
 fn jpeg(image: &RgbImage, is_progressive: bool) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = Encoder::new(&mut file, 90);
@@ -96,7 +96,7 @@ fn resizing(c: &mut Criterion) {
     group.finish();
 }
 
-/// Ours, whose pixels are Pillow's, beside `fast_image_resize`, whose are not; one thread each.
+/// Compares this crate with `fast_image_resize`, whose pixels differ from Pillow's; one thread each.
 fn resizing_beside(c: &mut Criterion) {
     let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread pool");
     let mut group = c.benchmark_group("resize_beside");
@@ -113,7 +113,7 @@ fn resizing_beside(c: &mut Criterion) {
             group.bench_function(id("idefics-image"), |b| {
                 one_thread.install(|| b.iter(|| resize(black_box(&picture), out_width, out_height, filter)));
             });
-            let source = ImageRef::new(width, height, picture.data(), PixelType::U8x3).expect("three bytes a pixel");
+            let source = ImageRef::new(width, height, picture.data(), PixelType::U8x3).expect("three bytes per pixel");
             let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(theirs));
             group.bench_function(id("fast_image_resize"), |b| {
                 let mut resizer = Resizer::new();

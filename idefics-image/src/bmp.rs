@@ -75,7 +75,7 @@ impl Bitmap {
         }
         input.check_size(width, height)?;
         if !matches!(bits, 1 | 4 | 8 | 16 | 24 | 32) {
-            return Err(input.coding(format!("{bits} bits a pixel")));
+            return Err(input.coding(format!("{bits} bits per pixel")));
         }
         let colors = if colors == 0 && bits <= 8 { 1 << bits } else { colors as usize };
         let mut after = end;
@@ -112,7 +112,7 @@ impl Bitmap {
         let mut palette = None;
         if let Layout::Index(_) = layout {
             if !(1..=65536).contains(&colors) {
-                return Err(input.coding(format!("a palette of {colors} colors")));
+                return Err(input.coding(format!("a palette of {colors} colours")));
             }
             let rest = &bytes[after.min(bytes.len())..];
             let entries = &rest[..rest.len().min(padding * colors)];
@@ -195,7 +195,7 @@ fn read_palette(
         return Ok((if colors == 2 { Layout::Bit } else { Layout::Grey }, None));
     }
     if entries.len() / padding > 256 {
-        return Err(input.coding(format!("a palette of {colors} colors")));
+        return Err(input.coding(format!("a palette of {colors} colours")));
     }
     let entries = entries.chunks_exact(padding).map(|entry| [entry[2], entry[1], entry[0]]);
     Ok((layout, Some(Palette::new(entries))))

@@ -19,13 +19,13 @@ pub enum Alpha {
     /// of the reference's image processors. The result is what a person sees.
     #[default]
     White,
-    /// Drops alpha and keeps the stored colors, as the reference does when it loads an image *file*. Exception: a
-    /// color key, that is one color that the file declares fully transparent, becomes white.
+    /// Drops alpha and keeps the stored colours, as the reference does when it loads an image *file*. Exception: a
+    /// colour key, that is one colour that the file declares fully transparent, becomes white.
     ///
     /// The reference's loader calls Pillow's `convert("RGB")`, which drops an alpha channel and the partial alpha of
-    /// a palette. A color key survives the loader, and the image processor then composites it on white. A color key
-    /// is the `tRNS` color of a grey or RGB PNG, the only transparent entry of a palette whose other entries are
-    /// opaque, or the transparent index of a GIF. It denotes a color: every pixel of that color becomes white.
+    /// a palette. A colour key survives the loader, and the image processor then composites it on white. A colour key
+    /// is the `tRNS` colour of a grey or RGB PNG, the only transparent entry of a palette whose other entries are
+    /// opaque, or the transparent index of a GIF. It denotes a colour: every pixel of that colour becomes white.
     Drop,
 }
 

@@ -154,7 +154,7 @@ pub enum ImageError {
     },
 
     /// The ratio of the sides exceeds [`Limits::max_aspect_ratio`](crate::Limits::max_aspect_ratio): nothing would be
-    /// recognizable after resizing.
+    /// recognisable after resizing.
     #[error("{image}: {width}x{height} pixels; the longer side may be at most {max} times the shorter; crop it")]
     TooThin {
         /// Name of the input.

@@ -106,7 +106,7 @@ fn describe(bytes: &[u8]) -> String {
         [0x76, 0x2f, 0x31, 0x01, ..] => ("an OpenEXR image", CONVERT),
         [b'q', b'o', b'i', b'f', ..] => ("a QOI image", CONVERT),
         [b'P', b'7', b'\n', ..] => ("a PAM image", "convert it with pamtopnm (netpbm) or to PNG"),
-        [b'P', b'F', b'\n', ..] => ("a PFM image in color", CONVERT),
+        [b'P', b'F', b'\n', ..] => ("a PFM image in colour", CONVERT),
         [b'R', b'I', b'F', b'F', ..] => ("a RIFF file (AVI or WAV)", "give an image file"),
         [b'P', b'K', 3, 4, ..] => ("a ZIP archive", "unpack it"),
         [0x1f, 0x8b, ..] => ("a gzip archive", "unpack it"),

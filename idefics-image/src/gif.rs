@@ -137,7 +137,7 @@ impl<'a> FirstFrame<'a> {
         Ok(if self.is_interlaced { deinterlaced(&indices, width, height) } else { indices })
     }
 
-    /// The palette and the color keys. Without a palette, or if every palette entry is the grey level of its index,
+    /// The palette and the colour keys. Without a palette, or if every palette entry is the grey level of its index,
     /// Pillow treats the image as grey.
     fn palette(&self) -> (Palette, Keys) {
         let is_needed = |palette: &&[u8]| {

@@ -35,7 +35,7 @@ impl Entry {
         let side = |value: u8| if value == 0 { 256 } else { u16::from(value) };
         let long = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize;
         let bits = u16::from_le_bytes([bytes[6], bytes[7]]);
-        // If the depth is missing, Pillow derives it from the number of colors, rounded up to a power of two.
+        // If the depth is missing, Pillow derives it from the number of colours, rounded up to a power of two.
         let color_depth = match (bits, bytes[2]) {
             (0, 0 | 1) => 256,
             (0, colors) => u32::from(colors).next_power_of_two().ilog2(),
@@ -86,7 +86,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
             .ok_or_else(|| input.damaged("its transparency mask is cut off"))?;
         let rows = Rows { width, height, layout: Layout::BitInverted, stride, is_bottom_up: true };
         let mut mask = rows.unpack(bytes.get(at..).unwrap_or_default(), input)?;
-        // Pillow writes masks without row padding; reading such a file, it takes part of the colors for the mask
+        // Pillow writes masks without row padding; reading such a file, it takes part of the colours for the mask
         // (which `load_image` then drops). So a mask that overlaps the pixels is ignored.
         if at < bitmap.end(height) {
             mask.fill(255);

@@ -39,7 +39,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     // The decoder converts subsampled YCbCr to RGB itself.
     let is_converted = size.has_subsampled_chroma();
     let pixels = boxes.pixels(&size, &planes, is_converted);
-    Ok(Raster::new(width, height, pixels.ok_or_else(|| input.coding("a palette that has no colors"))?))
+    Ok(Raster::new(width, height, pixels.ok_or_else(|| input.coding("a palette that has no colours"))?))
 }
 
 /// The parsed boxes of the file.
@@ -194,7 +194,7 @@ impl<'a> Boxes<'a> {
     }
 }
 
-/// Reads a palette. Pillow drops repeated colors, which shifts the indices of the colors after them; this is
+/// Reads a palette. Pillow drops repeated colours, which shifts the indices of the colours after them; this is
 /// reproduced.
 fn read_palette(data: &[u8], is_cmyk: bool) -> Option<(Palette, bool)> {
     let count = usize::from(u16::from_be_bytes(*data.first_chunk()?));

@@ -18,7 +18,7 @@ pub struct DecodeOptions {
 }
 
 impl DecodeOptions {
-    /// Returns these options with another page, counted from 1.
+    /// Returns these options with a different page, counted from 1.
     #[must_use]
     pub fn with_page(self, page: NonZeroU32) -> Self {
         Self { page, ..self }

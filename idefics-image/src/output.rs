@@ -23,7 +23,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// A header of an upright image without transparent colors.
+    /// A header of an upright image without transparent colours.
     pub(crate) fn new(width: u32, height: u32) -> Self {
         Self { width, height, orientation: Orientation::NoTransforms, keys: Keys::default() }
     }
@@ -130,7 +130,7 @@ pub(crate) struct RowSink {
     n_written: usize,
 }
 
-/// For decoders that write RGB without a transparent color. If the caller wants only the whole image without resizing,
+/// For decoders that write RGB without a transparent colour. If the caller wants only the whole image without resizing,
 /// the decoder writes directly to its buffer.
 impl RowSpace for RowSink {
     fn space(&mut self, bytes: usize) -> &mut [u8] {

@@ -9,7 +9,7 @@ use crate::Alpha;
 
 const WHITE: [u8; 3] = [255; 3];
 
-/// A whole image as stored in the file, with its color keys and orientation.
+/// A whole image as stored in the file, with its colour keys and orientation.
 #[derive(Debug)]
 pub(crate) struct Raster {
     pub(crate) width: u32,
@@ -38,13 +38,13 @@ pub(crate) enum Pixels {
     IndexedAlpha(Vec<u8>, Palette),
 }
 
-/// RGBA colors of 256 palette entries. Entries that the file leaves out are opaque black, as in Pillow's
+/// RGBA colours of 256 palette entries. Entries that the file leaves out are opaque black, as in Pillow's
 /// `ImagingPaletteNew`.
 #[derive(Debug, Clone)]
 pub(crate) struct Palette(pub(crate) Box<[[u8; 4]; 256]>);
 
 impl Palette {
-    /// Creates a palette from opaque RGB colors, starting at index 0. Colors beyond 256 are ignored.
+    /// Creates a palette from opaque RGB colours, starting at index 0. Colours beyond 256 are ignored.
     pub(crate) fn new(colors: impl IntoIterator<Item = [u8; 3]>) -> Self {
         let mut palette = Box::new([[0, 0, 0, 255]; 256]);
         for (entry, [red, green, blue]) in palette.iter_mut().zip(colors) {
@@ -53,22 +53,22 @@ impl Palette {
         Self(palette)
     }
 
-    /// Creates a palette from packed RGB bytes. An incomplete last color is ignored.
+    /// Creates a palette from packed RGB bytes. An incomplete last colour is ignored.
     pub(crate) fn from_rgb(bytes: &[u8]) -> Self {
         Self::new(bytes.chunks_exact(3).map(|color| [color[0], color[1], color[2]]))
     }
 
-    /// The RGB color of an index.
+    /// The RGB colour of an index.
     pub(crate) fn color(&self, index: u8) -> [u8; 3] {
         let [red, green, blue, _] = self.0[usize::from(index)];
         [red, green, blue]
     }
 }
 
-/// Color keys: the color that the file declares transparent. Every pixel of that color becomes white.
+/// Colour keys: the colour that the file declares transparent. Every pixel of that colour becomes white.
 ///
-/// The color can differ between the two alpha modes, because Pillow treats it differently. `over_white` is the color
-/// that `convert("RGBA")` makes transparent ([`Alpha::White`]). `dropped` is the color that `convert("RGB")` passes
+/// The colour can differ between the two alpha modes, because Pillow treats it differently. `over_white` is the colour
+/// that `convert("RGBA")` makes transparent ([`Alpha::White`]). `dropped` is the colour that `convert("RGB")` passes
 /// on in `info["transparency"]` ([`Alpha::Drop`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Keys {
@@ -77,14 +77,14 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// The same color key for both alpha modes.
+    /// Uses `color` as the colour key of both alpha modes.
     pub(crate) fn both(color: [u8; 3]) -> Self {
         Self { over_white: Some(color), dropped: Some(color) }
     }
 }
 
 impl Raster {
-    /// An upright image without color keys.
+    /// An upright image without colour keys.
     pub(crate) fn new(width: u32, height: u32, pixels: Pixels) -> Self {
         Self { width, height, pixels, keys: Keys::default(), orientation: Orientation::NoTransforms }
     }
@@ -94,7 +94,7 @@ impl Raster {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flattening {
     alpha: Alpha,
-    /// The color key: this color becomes white.
+    /// The colour key: this colour becomes white.
     key: Option<[u8; 3]>,
 }
 

@@ -59,7 +59,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Returns these limits with another maximum area in pixels; `None` means unlimited. The limits in bytes are
+    /// Returns these limits with a different maximum area in pixels; `None` means unlimited. The limits in bytes are
     /// raised, never lowered, to fit an image of that area.
     #[must_use]
     pub fn with_max_pixels(self, max_pixels: Option<u64>) -> Self {

@@ -110,7 +110,7 @@ impl Header {
     fn palette(&self, entries: &[u8], input: &Input<'_>) -> Result<Palette, ImageError> {
         let size = self.palette_bits / 8;
         if self.palette_start + entries.len() / size > 256 {
-            return Err(input.coding("a palette of more than 256 colors"));
+            return Err(input.coding("a palette of more than 256 colours"));
         }
         let color = |entry: &[u8]| match *entry {
             [low, high] => {

@@ -106,7 +106,7 @@ fn in_grid(file: &[u8], size: [u16; 2]) -> Vec<u8> {
                 let [(_, container), (_, associations)] = places.as_slice() else { panic!("{places:?}") };
                 let mut associations = data[associations.clone()].to_vec();
                 associations[7] += 1;
-                associations.extend([0, 3, 3, 1, 2, 4]); // size, depth, colors
+                associations.extend([0, 3, 3, 1, 2, 4]); // size, depth, colours
                 data = [boxed(b"ipco", &data[container.clone()]), boxed(b"ipma", &associations)].concat();
             }
             _ => {}

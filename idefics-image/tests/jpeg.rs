@@ -101,7 +101,7 @@ fn errors_name_unsupported_codings_and_damage() {
     fail(b"\xff\xd8\xff\xd9", "before any image data");
     let scan = plain.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
     fail(&[&plain[..plain.len() - 2], &plain[scan..]].concat(), "second scan");
-    for (name, what) in [("two_frames", "two frames"), ("no_quantization", "quantization table is missing")] {
+    for (name, what) in [("two_frames", "two frames"), ("no_quantization", "quantisation table is missing")] {
         fail(&files().into_iter().find(|(found, _)| found == name).unwrap().1, what);
     }
 }

@@ -299,10 +299,10 @@ fn does_not_copy_long_lists_of_values() {
     let (result, peak) = peak_memory(|| read(&file, Alpha::White));
     let error = result.unwrap_err();
     assert!(error.to_string().contains("ColorMap"), "{error}");
-    assert!(peak < 1 << 16, "{peak} bytes for a color map");
+    assert!(peak < 1 << 16, "{peak} bytes for a colour map");
     let limits = Limits { max_pixels: 1, ..Limits::default() };
     let error = decode(&file, "test", &limits, Alpha::White).unwrap_err();
-    assert!(matches!(error, ImageError::TooLarge { .. }), "the size must be checked before the colors: {error}");
+    assert!(matches!(error, ImageError::TooLarge { .. }), "the size must be checked before the colours: {error}");
     for tag in [BITS, 338, 339, 530] {
         let file = grey(1, 2, 1, strips().into_iter().chain([(tag, Values::Bytes(&offsets))]).collect(), &[7]);
         let (_, peak) = peak_memory(|| read(&file, Alpha::White));

@@ -1,6 +1,6 @@
 //! AMX: matrix products on tile registers (Intel servers since 2023).
 //!
-//! A tile has 16 rows of 64 bytes. `tdpbf16ps` multiplies 16 rows of 32 bf16 activations with the weights of 16
+//! A tile has 16 rows of 64 bytes. `tdpbf16ps` multiplies 16 rows of 32 bf16 activations by the weights of 16
 //! output columns (16 rows of bf16 pairs) and adds the product to a tile of 16 × 16 f32. Its rate is eight times that
 //! of AVX-512.
 //!

@@ -131,7 +131,7 @@ const fn n_tile_products(parts: usize) -> usize {
     parts * (parts + 1) / 2
 }
 
-/// The index pairs `[left, right]` of the parts that are multiplied: those whose sum is less than `parts`.
+/// The index pairs `[left, right]` of the bf16 parts that are multiplied: all pairs with `left + right < parts`.
 fn part_pairs(parts: usize) -> impl Iterator<Item = [usize; 2]> {
     (0..parts).flat_map(move |left| (0..parts - left).map(move |right| [left, right]))
 }

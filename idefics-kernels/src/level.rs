@@ -65,7 +65,7 @@ impl IsaLevel {
     /// A program should report the error at startup: [`Isa::best`](crate::Isa::best) ignores an invalid value.
     ///
     /// # Errors
-    /// [`IsaError`] for an unknown level or a level of another architecture.
+    /// [`IsaError`] for an unknown level or a level of a different architecture.
     pub fn cap() -> Result<Option<Self>, IsaError> {
         static LEVEL: OnceLock<Result<Option<IsaLevel>, IsaError>> = OnceLock::new();
         LEVEL.get_or_init(|| from_env(CAP)).clone()
@@ -74,7 +74,7 @@ impl IsaLevel {
     /// The value of `IDEFICS_REQUIRE_ISA`: the level that tests must be able to run. `None` if unset or empty.
     ///
     /// # Errors
-    /// [`IsaError`] for an unknown level or a level of another architecture.
+    /// [`IsaError`] for an unknown level or a level of a different architecture.
     pub fn required() -> Result<Option<Self>, IsaError> {
         from_env(REQUIRED)
     }

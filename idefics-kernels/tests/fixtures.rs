@@ -6,7 +6,8 @@ use half::bf16;
 use idefics_kernels::formats::{FourBit, FourBitType, Int8, NestedAbsmax, check_nested_quant_map, dynamic_map};
 use safetensors::SafeTensors;
 
-/// Step of the table with 65 536 entries in which bitsandbytes' CPU code looks up eight-bit codes.
+/// Distance between the values of the look-up table, with 65 536 entries, by which the CPU code of bitsandbytes finds
+/// eight-bit codes.
 const PLACE: f32 = 2.0 / 65535.0;
 
 fn with_fixture(test: impl FnOnce(&SafeTensors<'_>)) {

@@ -19,9 +19,9 @@ pub enum ConfigError {
     /// A number that is not a multiple of another.
     #[error("`{field}` is {value}, which is not a multiple of `{divisor_field}`, {divisor}")]
     Divisibility {
-        /// Key of the number.
+        /// Key of the number that must be a multiple.
         field: &'static str,
-        /// Value of the number.
+        /// Value of that number.
         value: usize,
         /// Key of the divisor.
         divisor_field: &'static str,

@@ -27,7 +27,7 @@ mod weight;
 pub use activation::Activation;
 pub use adapter::Adapter;
 pub use attention::{attention, attention_weights};
-/// The version of Burn that this crate's tensors, devices and modules belong to.
+/// The version of Burn whose tensors, devices and modules appear in the API of this crate.
 pub use burn;
 pub use checkpoint::{LoadModule, LoadOptions, Quantization};
 pub use config::ConfigError;

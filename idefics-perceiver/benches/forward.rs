@@ -26,13 +26,13 @@ fn forward(c: &mut Criterion) {
     for side in [196, 280_usize] {
         let patches = (side / 14).pow(2);
         let features = Tensor::<3>::random([1, patches, 1152], Distribution::Default, &device);
-        drop(connector.forward(features.clone(), None)); // random weights are initialized at first use
-        device.sync().expect("synchronization succeeds");
+        drop(connector.forward(features.clone(), None)); // random weights are initialised at first use
+        device.sync().expect("synchronisation succeeds");
         group.throughput(Throughput::Elements(patches as u64));
         group.bench_function(BenchmarkId::new(format!("1x{side}px"), format!("{device:?}")), |b| {
             b.iter(|| {
                 let latents = connector.forward(black_box(features.clone()), None);
-                device.sync().expect("synchronization succeeds");
+                device.sync().expect("synchronisation succeeds");
                 latents // kept alive until after the sync, so that no work is skipped
             });
         });
@@ -53,13 +53,13 @@ fn flamingo_forward(c: &mut Criterion) {
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
     for n_images in [1, 4] {
         let features = Tensor::<3>::random([n_images, 257, 1280], Distribution::Default, &device);
-        drop(resampler.forward(features.clone())); // random weights are initialized at first use
-        device.sync().expect("synchronization succeeds");
+        drop(resampler.forward(features.clone())); // random weights are initialised at first use
+        device.sync().expect("synchronisation succeeds");
         group.throughput(Throughput::Elements((n_images * 257) as u64));
         group.bench_function(BenchmarkId::new(format!("{n_images}x257"), format!("{device:?}")), |b| {
             b.iter(|| {
                 let latents = resampler.forward(black_box(features.clone()));
-                device.sync().expect("synchronization succeeds");
+                device.sync().expect("synchronisation succeeds");
                 latents
             });
         });

@@ -66,7 +66,7 @@ impl PerceiverConfig {
     }
 }
 
-/// Configuration of Idefics2's connector. It deserializes from a whole `config.json`, using the sections
+/// Configuration of Idefics2's connector. It deserialises from a whole `config.json`, using the sections
 /// `text_config`, `vision_config` and `perceiver_config`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(from = "Sections")]

@@ -2,26 +2,26 @@
 //!
 //! Paper: <https://arxiv.org/abs/2408.12637>. Reference: `Idefics3Connector`, `SmolVLMConnector`, Transformers 5.23.0.
 //!
-//! Axes: `n_images`, `rows` × `cols` patches an image, `scale` patches on each side of a square that becomes one vector.
+//! Axes: `n_images`, `rows` × `cols` patches per image. A square of `scale` × `scale` patches becomes one vector.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use idefics_nn::ConfigError;
 use idefics_nn::Linear;
 
-/// The shape of a [`PixelShuffleConnector`].
+/// Configuration of a [`PixelShuffleConnector`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PixelShuffleConfig {
     /// Width of the vision tower's features.
     pub vision_hidden_size: usize,
     /// Width of the decoder.
     pub text_hidden_size: usize,
-    /// Patches on each side of a square that becomes one vector.
+    /// Side length, in patches, of the square that becomes one vector.
     pub scale_factor: usize,
 }
 
 impl PixelShuffleConfig {
-    /// Checks every value on which memory or a division depends.
+    /// Checks every value that determines sizes or is used as a divisor.
     ///
     /// # Errors
     /// [`ConfigError`] naming the key.
@@ -31,10 +31,10 @@ impl PixelShuffleConfig {
         ConfigError::check_range("scale_factor", self.scale_factor, 1..=64)
     }
 
-    /// The connector, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates the connector. The weights are random until a checkpoint is loaded, and not allocated before.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Self::validate`].
+    /// Those of [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<PixelShuffleConnector, ConfigError> {
         self.validate()?;
         let width = self.vision_hidden_size * self.scale_factor.pow(2);
@@ -47,16 +47,16 @@ impl PixelShuffleConfig {
     }
 }
 
-/// Joins the features of neighbouring patches and projects them to the decoder's width.
+/// Concatenates the features of neighbouring patches and projects them to the width of the decoder.
 #[derive(Module, Debug)]
 pub struct PixelShuffleConnector {
-    /// Joined features to the decoder's width.
+    /// Maps concatenated features to the width of the decoder.
     pub modality_projection: ModalityProjection,
     #[module(skip)]
     scale_factor: usize,
 }
 
-/// The one layer of the projection. Reference: `Idefics3SimpleMLP`.
+/// The projection, a single linear layer. Reference: `Idefics3SimpleMLP`.
 #[derive(Module, Debug)]
 pub struct ModalityProjection {
     /// `[text_hidden_size, vision_hidden_size · scale_factor²]`, no bias.
@@ -65,29 +65,29 @@ pub struct ModalityProjection {
 
 impl PixelShuffleConnector {
     /// # Shapes
-    /// - `image_hidden_states`: `[n_images, rows · cols, vision_hidden_size]`, the vision tower's output
+    /// - `image_hidden_states`: `[n_images, rows · cols, vision_hidden_size]`, the output of the vision tower
     /// - `grid`: `[rows, cols]`
     /// - returns `[n_images, rows · cols / scale_factor², text_hidden_size]`
     ///
     /// # Panics
-    /// If `rows` or `cols` is no multiple of `scale_factor`.
+    /// If `rows` or `cols` is not a multiple of `scale_factor`.
     pub fn forward(&self, image_hidden_states: Tensor<3>, grid: [usize; 2]) -> Tensor<3> {
         self.modality_projection.proj.forward(pixel_shuffle(image_hidden_states, grid, self.scale_factor))
     }
 }
 
-/// Joins each square of `scale` × `scale` patches to one vector, the features of its patches row by row.
+/// Concatenates the features of each square of `scale` × `scale` patches, row by row, to one vector.
 ///
 /// # Shapes
 /// - `features`: `[n_images, rows · cols, d]`
 /// - returns `[n_images, rows · cols / scale², d · scale²]`
 ///
 /// # Panics
-/// If `rows` or `cols` is no multiple of `scale`.
+/// If `rows` or `cols` is not a multiple of `scale`.
 pub fn pixel_shuffle(features: Tensor<3>, [rows, cols]: [usize; 2], scale: usize) -> Tensor<3> {
     let [n_images, _, d] = features.dims();
     let fits = rows.is_multiple_of(scale) && cols.is_multiple_of(scale);
-    assert!(fits, "a grid of {rows}x{cols} patches is no multiple of {scale}");
+    assert!(fits, "a grid of {rows}x{cols} patches is not a multiple of {scale}");
     features
         .reshape([n_images, rows / scale, scale, cols / scale, scale, d])
         .permute([0, 1, 3, 2, 4, 5]) // [n_images, rows / scale, cols / scale, scale, scale, d]
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use burn::tensor::{TensorData, Tolerance};
 
-    /// `Idefics3Connector.pixel_shuffle` on patches that hold their own number, 4 x 6 patches, factor 2.
+    /// Result of `Idefics3Connector.pixel_shuffle` on 4 x 6 patches with factor 2; each patch contains its own number.
     #[test]
     #[expect(clippy::disallowed_methods, reason = "a test may wait for the device")]
     fn squares_are_joined_row_by_row() {

@@ -272,7 +272,7 @@ pub enum ProcessorError {
 
     /// The number of separate images differs from the number of image parts without an image of their own.
     #[error(
-        "row {row}: `images` has {images}, but `messages` has {parts} without a picture; add one \
+        "row {row}: `images` has {images}, but `messages` has {parts} with no image attached; add one \
          {{\"type\": \"image\"}} part per image and one image per part (text never becomes an image)"
     )]
     ImageParts {

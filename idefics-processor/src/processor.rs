@@ -28,8 +28,8 @@ pub const MAX_TILES: u64 = 100;
 /// Options of [`Processor::process`].
 #[derive(Debug, Clone, Default)]
 pub struct ProcessOptions {
-    /// Whether each image is also given in parts: its four quarters, or the tiles of a grid. `None`: as the checkpoint's
-    /// configuration says.
+    /// Whether parts of each image are added before the image itself: its four quarters, or the tiles of a grid.
+    /// `None`: the setting of the checkpoint.
     pub do_image_splitting: Option<bool>,
     /// How transparent pixels are handled.
     pub alpha: Alpha,

@@ -142,7 +142,7 @@ fn unknown_keys_are_ignored_and_listed() {
     let usual = r#"{"use_fast": true, "do_center_crop": false, "crop_size": 3, "data_format": "channels_first",
         "size": {"height": 3, "width": 4}, "image_processor_type": "Idefics2ImageProcessor"}"#;
     assert_eq!(ignored(usual), "");
-    // No field that serialization writes is listed as ignored.
+    // No field that serialisation writes is listed as ignored.
     let written = serde_json::to_string(&config).unwrap();
     assert_eq!(ignored(&written), "");
 }

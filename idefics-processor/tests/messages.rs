@@ -23,7 +23,7 @@ struct Case {
     template: String,
     sample: Value,
     text: String,
-    /// Ids of the whole prompt, if the reference tokenizes it.
+    /// Ids of the whole prompt, if the reference tokenises it.
     ids: Option<Vec<u32>>,
 }
 
@@ -101,12 +101,12 @@ fn separate_images_fill_parts_without_image() {
 
     for images in [json!([]), json!(["a.png"]), json!(["a.png", "b.png", "c.png"])] {
         let error = parse(json!({"messages": messages, "images": images})).unwrap_err().to_string();
-        assert!(error.contains("2 image parts without a picture"), "{error}");
+        assert!(error.contains("2 image parts in `messages` with no image attached"), "{error}");
     }
     let without = parse(json!({"messages": [user(json!([empty_part]))]})).unwrap_err().to_string();
     assert_eq!(
         without,
-        "the sample has 0 images in `images`, but 1 image part without a picture in `messages`; \
+        "the sample has 0 images in `images`, but 1 image part in `messages` with no image attached; \
          give one image per part, and one part per image"
     );
 

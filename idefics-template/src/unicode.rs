@@ -113,7 +113,7 @@ fn continues_identifier(character: char) -> bool {
         || matches!(character, '\u{b7}' | '\u{387}' | '\u{1369}'..='\u{1371}' | '\u{19da}')
 }
 
-/// Line breaks recognized by `str.splitlines`.
+/// Line breaks recognised by `str.splitlines`.
 pub(crate) fn is_line_break(character: char) -> bool {
     matches!(character, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }

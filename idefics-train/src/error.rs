@@ -53,7 +53,7 @@ pub enum TrainError {
         reason: String,
     },
     /// The checkpoint belongs to another run.
-    #[error("{}: the run has another `{field}`; use another folder or the same settings", path.display())]
+    #[error("{}: the run has a different `{field}`; use another folder or the same settings", path.display())]
     OtherRun {
         /// Path of the file.
         path: PathBuf,

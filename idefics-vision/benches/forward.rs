@@ -19,13 +19,13 @@ fn forward(c: &mut Criterion) {
         let grid = PatchGrid { rows: side / config.patch_size, cols: side / config.patch_size };
         let layout = PatchLayout::new(&vec![grid; n_images], config.positions_per_side());
         let pixel_values = Tensor::<4>::random([n_images, 3, side, side], Distribution::Default, &device);
-        drop(tower.forward(pixel_values.clone(), &layout)); // random weights are initialized at first use
-        device.sync().expect("synchronization succeeds");
+        drop(tower.forward(pixel_values.clone(), &layout)); // random weights are initialised at first use
+        device.sync().expect("synchronisation succeeds");
         group.throughput(Throughput::Elements((n_images * grid.patches()) as u64));
         group.bench_function(BenchmarkId::new(format!("{n_images}x{side}px"), format!("{device:?}")), |b| {
             b.iter(|| {
                 let hidden_states = tower.forward(black_box(pixel_values.clone()), &layout);
-                device.sync().expect("synchronization succeeds");
+                device.sync().expect("synchronisation succeeds");
                 hidden_states // kept alive until after the sync, so that no work is skipped
             });
         });
@@ -40,13 +40,13 @@ fn clip_forward(c: &mut Criterion) {
     group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
     for n_images in [1, 2] {
         let pixel_values = Tensor::<4>::random([n_images, 3, 224, 224], Distribution::Default, &device);
-        drop(tower.forward(pixel_values.clone())); // random weights are initialized at first use
-        device.sync().expect("synchronization succeeds");
+        drop(tower.forward(pixel_values.clone())); // random weights are initialised at first use
+        device.sync().expect("synchronisation succeeds");
         group.throughput(Throughput::Elements((n_images * config.vectors_per_image()) as u64));
         group.bench_function(BenchmarkId::new(format!("{n_images}x224px"), format!("{device:?}")), |b| {
             b.iter(|| {
                 let hidden_states = tower.forward(black_box(pixel_values.clone()));
-                device.sync().expect("synchronization succeeds");
+                device.sync().expect("synchronisation succeeds");
                 hidden_states
             });
         });

@@ -54,7 +54,7 @@ impl VisionConfig {
             hidden_size: 1152,
             intermediate_size: 4304,
             num_hidden_layers: 27,
-            num_attention_heads: 16, // 1152 / 16 = 72 a head
+            num_attention_heads: 16, // 1152 / 16 = 72 per head
             image_size: 980,         // 980 / 14 = 70, 70 × 70 = 4900 positions
             patch_size: 14,
             ..Self::default()

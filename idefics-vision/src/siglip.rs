@@ -37,7 +37,7 @@ impl VisionTransformer {
     /// Encodes a batch of images.
     ///
     /// # Shapes
-    /// - `pixel_values`: `[n_images, 3, height, width]`, normalized; each image at the top left, the rest is padding
+    /// - `pixel_values`: `[n_images, 3, height, width]`, normalised; each image at the top left, the rest is padding
     /// - `layout`: patch grids of the images; pixels beyond the shared grid are ignored
     /// - returns `[n_images, patches, d]`, with patches in row-major order of the shared grid; outputs of padding
     ///   patches are undefined

@@ -69,7 +69,7 @@ class Checkpoint3:
 
     @property
     def vectors(self) -> int:
-        """Image tokens a tile."""
+        """Image tokens per tile."""
         return (self.vision["image_size"] // self.vision["patch_size"] // self.scale) ** 2
 
 

@@ -129,7 +129,7 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// Checks the first bytes, so that files of another kind get an error of their own.
+/// Checks the first bytes, so that files of other kinds get an error of their own.
 fn check_start(file: &[u8]) -> Result<(), PickleFault> {
     let Some(start) = file.first_chunk::<4>() else {
         return Err(PickleFault::Truncated { found: file.len() as u64 });
@@ -168,13 +168,13 @@ fn find_directory(file: &[u8]) -> Result<(usize, usize, u64), PickleFault> {
     if locator.u32() == Some(LOCATOR_64) {
         let record_at = locator_at.checked_sub(END_64_BYTES).ok_or_else(truncated)?;
         if (locator.u32(), locator.u64(), locator.u32()) != (Some(0), Some(record_at as u64), Some(1)) {
-            return Err(fault(locator_at, "the 64-bit end of the directory does not precede its locator"));
+            return Err(fault(locator_at, "the 64-bit end record of the directory does not precede its locator"));
         }
-        let wide =
-            end_64(file, record_at).ok_or_else(|| fault(record_at, "not the 64-bit end of a directory on one disk"))?;
+        let wide = end_64(file, record_at)
+            .ok_or_else(|| fault(record_at, "damaged 64-bit end record, or an archive of several parts"))?;
         for ((narrow, limit), wide) in [(count, 0xffff), (size, 0xffff_ffff), (at, 0xffff_ffff)].into_iter().zip(wide) {
             if narrow != wide && narrow != limit {
-                return Err(fault(end_at, format!("{narrow}, but the 64-bit end of the directory says {wide}")));
+                return Err(fault(end_at, format!("{narrow}, but the 64-bit end record of the directory says {wide}")));
             }
         }
         [count, size, at] = wide;

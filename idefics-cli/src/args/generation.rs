@@ -60,7 +60,7 @@ pub(crate) struct GenerationArgs {
     /// Biases, as JSON: each is added to the score of the token that would complete its sequence.
     #[arg(long, value_name = "[[[ID,…],BIAS],…]", help_heading = "Tokens", value_parser = json::<Biases>)]
     sequence_bias: Option<Biases>,
-    /// Factor in favor of tokens of the prompt (more than 1 makes them more likely).
+    /// Factor in favour of tokens of the prompt (more than 1 makes them more likely).
     #[arg(long, value_name = "X", help_heading = "Tokens")]
     encoder_repetition_penalty: Option<f64>,
     /// Factor against tokens that have occurred already (more than 1 makes them less likely).

@@ -21,7 +21,7 @@ pub(crate) fn image(name: OsString) -> Result<ImageSource, ImageError> {
 pub(crate) struct MaxPixels(Option<u64>);
 
 impl MaxPixels {
-    /// Image limits with this pixel limit, and with byte limits large enough for as many pixels.
+    /// Image limits with this maximum number of pixels. Byte limits are raised so that this many pixels are possible.
     pub(super) fn limits(self) -> Limits {
         Limits::default().with_max_pixels(self.0)
     }

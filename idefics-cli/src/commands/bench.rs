@@ -30,7 +30,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let mut config = match (&args.random_weights, &source) {
         (Some(shape), _) => shape_of(shape)?,
         (None, Some(folder)) => ModelConfig::from_folder(folder.path())?,
-        (None, None) => unreachable!("without `--random-weights` there is a folder"),
+        (None, None) => unreachable!("`--random-weights` or a model folder is given"),
     };
     if let Some(layers) = args.text_layers {
         config = config.with_text_layers(layers.get());

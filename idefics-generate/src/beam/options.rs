@@ -23,7 +23,7 @@ pub struct BeamOptions {
 }
 
 impl BeamOptions {
-    /// The options of a call whose prompts take `prompt_slots`, left padding included.
+    /// Creates the options of a call. `prompt_slots` is the length of its prompts, including left padding.
     pub fn new(options: &GenerationConfig, prompt_slots: usize) -> Self {
         let num_beams = options.num_beams().max(1);
         Self {

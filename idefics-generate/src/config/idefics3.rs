@@ -290,7 +290,7 @@ impl FamilyConfig for Idefics3Config {
     }
 }
 
-/// The family, with one of its two values of `model_type`.
+/// The family under one of its two `model_type` values: Idefics3 and SmolVLM use one, SmolVLM2 the other.
 #[derive(Debug)]
 pub(super) struct Family(pub(super) Idefics3ModelType);
 

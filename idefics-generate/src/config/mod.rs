@@ -326,7 +326,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Deserializes a value; errors name the invalid key.
+/// Deserialises a value; errors name the invalid key.
 pub(crate) fn from_value<T: serde::de::DeserializeOwned>(path: &Path, value: Value) -> Result<T, Error> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path: PathBuf = path.to_owned();

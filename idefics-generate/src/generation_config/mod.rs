@@ -244,7 +244,7 @@ impl GenerationConfig {
     }
 }
 
-/// Replaces negative token ids, which old converters write for missing tokens, by null; removes them from lists.
+/// Replaces negative token ids, which old converters write for missing tokens, with null; removes them from lists.
 fn drop_missing_ids(config: &mut Value) {
     let is_missing = |id: &Value| id.is_null() || id.as_i64().is_some_and(|id| id < 0);
     for key in ["bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"] {

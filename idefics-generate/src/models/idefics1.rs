@@ -135,7 +135,7 @@ impl Idefics1 {
         &self.config
     }
 
-    /// Whether to accept images of another size than `vision_config.image_size`, by interpolating the position
+    /// Whether to accept images whose size differs from `vision_config.image_size`, by interpolating the position
     /// embeddings (`interpolate_pos_encoding`). Otherwise they are rejected.
     #[must_use]
     pub fn interpolating_positions(mut self, interpolates: bool) -> Self {

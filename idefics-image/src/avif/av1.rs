@@ -53,7 +53,7 @@ impl Plane {
     }
 }
 
-/// Color description with the code points of ITU-T H.273.
+/// Colour description with the code points of ITU-T H.273.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ColorCodes {
     pub(super) primaries: u16,
@@ -87,7 +87,7 @@ impl Decoder {
     /// Opens a decoder with two threads that rejects frames of more than `max_pixels` pixels.
     fn open(operating_point: u8, max_pixels: u32) -> Result<Self, String> {
         let mut settings = MaybeUninit::<Dav1dSettings>::uninit();
-        // SAFETY: the pointer is valid for writes of the settings, and the call initializes them.
+        // SAFETY: the pointer is valid for writes of the settings, and the call initialises them.
         let mut settings = unsafe {
             dav1d_default_settings(NonNull::new_unchecked(settings.as_mut_ptr()));
             settings.assume_init()
@@ -126,7 +126,7 @@ impl Data {
 
 impl Drop for Data {
     fn drop(&mut self) {
-        // SAFETY: the value is initialized, and the decoder empties it when it takes the data.
+        // SAFETY: the value is initialised, and the decoder empties it when it takes the data.
         unsafe { dav1d_data_unref(Some(NonNull::from(&mut self.0))) }
     }
 }
@@ -136,7 +136,7 @@ struct Picture(Dav1dPicture);
 
 impl Drop for Picture {
     fn drop(&mut self) {
-        // SAFETY: the value is initialized: it is empty or was filled by `dav1d_get_picture`.
+        // SAFETY: the value is initialised: it is empty or was filled by `dav1d_get_picture`.
         unsafe { dav1d_picture_unref(Some(NonNull::from(&mut self.0))) }
     }
 }

@@ -17,7 +17,7 @@ struct Weights {
 }
 
 impl Weights {
-    /// The weights that libyuv uses for these colors; `None` if libyuv does not support them.
+    /// The weights that libyuv uses for these colours; `None` if libyuv does not support them.
     fn new(colors: ColorCodes, is_mono: bool) -> Option<Self> {
         let matrix = match (colors.matrix, colors.primaries) {
             (0, _) if is_mono => 6,
@@ -170,7 +170,7 @@ impl Mix {
     }
 }
 
-/// The weights of red and blue in luma, derived from the color primaries by equations 32 to 37 of ITU-T H.273.
+/// The weights of red and blue in luma, derived from the colour primaries by equations 32 to 37 of ITU-T H.273.
 fn from_primaries(code: u16) -> (f32, f32) {
     let [rx, ry, gx, gy, bx, by, wx, wy] = match code {
         4 => [0.67, 0.33, 0.21, 0.71, 0.14, 0.08, 0.310, 0.316],
@@ -191,7 +191,7 @@ fn from_primaries(code: u16) -> (f32, f32) {
     (red, blue)
 }
 
-/// Single-precision conversion, like libavif, for colors that libyuv has no routine for.
+/// Single-precision conversion, like libavif, for colours that libyuv has no routine for.
 fn float(frame: &Frame, colors: ColorCodes) -> Result<Vec<u8>, String> {
     let mix = if frame.sampling == Sampling::Mono { Mix::Identity } else { Mix::new(colors)? };
     let max = (1_u32 << frame.depth) - 1;
@@ -259,7 +259,7 @@ fn filtered(
 }
 
 /// Whether alpha of more than 8 bits is truncated to 8 bits instead of rounded. libyuv truncates if a single routine
-/// converts colors and alpha.
+/// converts colours and alpha.
 pub(super) fn truncates_alpha(frame: &Frame, colors: ColorCodes) -> bool {
     let has_routine = match frame.sampling {
         Sampling::Mono => false,
@@ -293,7 +293,7 @@ pub(super) fn to_alpha(frame: &Frame, colors: ColorCodes, is_truncated: bool) ->
     frame.planes[0].samples.iter().map(|&sample| byte(full(sample))).collect()
 }
 
-/// Divides premultiplied colors by their alpha, in fixed point.
+/// Divides premultiplied colours by their alpha, in fixed point.
 ///
 /// Source: `ARGBUnattenuateRow` and `fixed_invtbl8` of libyuv.
 pub(super) fn unpremultiply(rgba: &mut [u8]) {

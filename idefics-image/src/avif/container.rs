@@ -22,11 +22,11 @@ const MISSING: &str = "the data of its image is missing or cut off";
 pub(super) struct MainImage<'a> {
     pub(super) color: CodedImage<'a>,
     pub(super) alpha: Option<CodedImage<'a>>,
-    /// Whether the colors are premultiplied by alpha.
+    /// Whether the colours are premultiplied by alpha.
     pub(super) is_premultiplied: bool,
     /// Width and height in pixels, before rotation.
     pub(super) size: (u32, u32),
-    /// The color description of the container. It overrides the one in the frame.
+    /// The colour description of the container. It overrides the one in the frame.
     pub(super) colors: Option<ColorCodes>,
     /// Number of counterclockwise quarter turns, 0 to 3.
     pub(super) rotation: Option<u8>,

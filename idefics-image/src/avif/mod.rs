@@ -30,7 +30,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
         None => Pixels::Rgb(rgb),
         Some(coded) => {
             if coded.size != main.size {
-                return Err(input.damaged("its alpha image has another size"));
+                return Err(input.damaged("its alpha image has a different size"));
             }
             let frame = decode_coded(coded, input)?;
             let alpha = color::to_alpha(&frame, frame.colors, truncates_alpha);

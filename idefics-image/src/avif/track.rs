@@ -17,12 +17,12 @@ struct Track<'a> {
     /// Id of the track that this one is auxiliary to.
     main: Option<u32>,
     is_alpha: bool,
-    /// Id of the alpha track that the colors are premultiplied by.
+    /// Id of the alpha track that the colours are premultiplied by.
     premultiplied_by: Option<u32>,
     first: &'a [u8],
 }
 
-/// Reads the first frame of the first color track, and its alpha.
+/// Reads the first frame of the first colour track, and its alpha.
 pub(super) fn read(file: &[u8]) -> Option<MainImage<'_>> {
     let tracks = boxes(find(file, b"moov")?).filter(|(kind, _)| kind == b"trak");
     let tracks: Vec<_> = tracks.filter_map(|(_, data)| Track::read(file, data)).collect();

@@ -70,7 +70,7 @@ impl<'a> Segments<'a> {
     /// Consumes the restart marker that ended the segment and reads the next segment. Returns `false`, with an empty
     /// segment, if the expected restart is missing.
     ///
-    /// If another marker is found, this resynchronizes like libjpeg. An invalid marker or one of the two previous
+    /// If another marker is found, this resynchronises like libjpeg. An invalid marker or one of the two previous
     /// restarts is skipped, and the next marker is examined. A restart that is further away is consumed in place of
     /// the expected one. One of the next two restarts, or any other marker, is left for later.
     pub(super) fn restart(&mut self, expected: u8) -> Result<bool, JpegError> {

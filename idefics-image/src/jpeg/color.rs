@@ -1,12 +1,12 @@
 //! Converts the components of the file to RGB.
 //!
-//! Source: `jdapimin.c` (the color space of a file) and `jdcolor.c` of libjpeg-turbo 3, `cmyk2rgb` of Pillow 12.
+//! Source: `jdapimin.c` (the colour space of a file) and `jdcolor.c` of libjpeg-turbo 3, `cmyk2rgb` of Pillow 12.
 
 use super::frame::{Component, Frame};
 use super::markers::Markers;
 use super::upsample::Upsampling;
 
-/// The color space of the components.
+/// The colour space of the components.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Color {
     /// No conversion: the components of a pixel are interleaved. Subsampled components are repeated, not
@@ -25,7 +25,7 @@ pub(crate) enum Color {
 }
 
 impl Color {
-    /// Determines the color space like libjpeg: a JFIF segment means YCbCr, an Adobe segment declares the color
+    /// Determines the colour space like libjpeg: a JFIF segment means YCbCr, an Adobe segment declares the colour
     /// transform, and without either the component ids may be `RGB`.
     pub(super) fn detect(markers: &Markers<'_>, components: &[Component]) -> Self {
         match (components, markers.adobe) {
@@ -97,7 +97,7 @@ impl Color {
     }
 }
 
-/// One color channel of CMYK: `white` (inverted black) reduced by `ink`.
+/// One colour channel of CMYK: `white` (inverted black) reduced by `ink`.
 fn apply_ink(ink: u8, white: u8) -> u8 {
     let product = u32::from(ink) * u32::from(white) + 128;
     white.saturating_sub((((product >> 8) + product) >> 8) as u8)
@@ -152,7 +152,7 @@ mod avx2 {
         places
     };
 
-    /// Vectorized [`super::ycbcr_plain`].
+    /// Vectorised [`super::ycbcr_plain`].
     pub(super) fn ycbcr(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
         assert!(is_x86_feature_detected!("avx2"));
         // SAFETY: the assertion above checks that the CPU has AVX2.

@@ -17,14 +17,14 @@ pub(super) enum Process {
     Progressive,
 }
 
-/// One color component.
+/// One colour component.
 #[derive(Debug, Clone)]
 pub(super) struct Component {
     pub(super) id: u8,
     /// Horizontal and vertical sampling factors: blocks per unit, 1 to 4.
     pub(super) h: usize,
     pub(super) v: usize,
-    /// Slot of the quantization table.
+    /// Slot of the quantisation table.
     pub(super) quantization: u8,
     /// Size in samples.
     pub(super) width: usize,
@@ -62,7 +62,7 @@ impl Frame {
         }
         let (width, height) = (u16::from_be_bytes([width0, width1]), u16::from_be_bytes([height0, height1]));
         if !matches!(count, 1 | 3 | 4) {
-            return Err(JpegError::Coding(format!("{count} color components").into()));
+            return Err(JpegError::Coding(format!("{count} colour components").into()));
         }
         if rest.len() != 3 * usize::from(count) {
             return Err(JpegError::damaged("the frame header has the wrong length"));

@@ -1,9 +1,9 @@
 //! The inverse cosine transform of libjpeg-turbo, bit for bit.
 //!
 //! This is the integer transform of Loeffler, Ligtenberg and Moschytz with 13-bit constants. Columns are transformed
-//! first, and two fractional bits are kept between the passes. Dequantized coefficients, and sums of two of them,
+//! first, and two fractional bits are kept between the passes. Dequantised coefficients, and sums of two of them,
 //! wrap at 16 bits. The results of a pass saturate at 16 bits, except that those of the first pass wrap if a block is
-//! zero below its first row. This is the behavior of the SIMD code of libjpeg-turbo; its scalar code differs for
+//! zero below its first row. This is the behaviour of the SIMD code of libjpeg-turbo; its scalar code differs for
 //! coefficients that no encoder writes.
 //!
 //! Source: `jidctint.c` and `simd/x86_64/jidctint-avx2.asm` of libjpeg-turbo 3.
@@ -41,7 +41,7 @@ mod factor {
     pub(super) const ODD_2: [i16; 2] = [-F_2_562, F_3_072 - F_2_562];
 }
 
-/// Transforms one row of blocks. `divisors` is the quantization table of the component, in row-major order. `out`
+/// Transforms one row of blocks. `divisors` is the quantisation table of the component, in row-major order. `out`
 /// receives eight rows of `8 × blocks.len()` samples. The number of blocks must be even.
 pub(super) fn transform(blocks: &[Block], divisors: &[i16; 64], out: &mut [u8]) {
     assert!(blocks.len().is_multiple_of(2) && out.len() == blocks.len() * BLOCK * BLOCK, "blocks fill their rows");
@@ -115,7 +115,7 @@ mod avx2 {
 
     use super::{BLOCK, Block, CONST_BITS, PASS1_BITS, factor};
 
-    /// Vectorized [`super::transform_plain`].
+    /// Vectorised [`super::transform_plain`].
     pub(super) fn transform(blocks: &[Block], divisors: &[i16; 64], out: &mut [u8]) {
         assert!(is_x86_feature_detected!("avx2"));
         // SAFETY: the assertion above checks that the CPU has AVX2.

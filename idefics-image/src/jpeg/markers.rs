@@ -50,14 +50,14 @@ pub(super) struct Markers<'a> {
     /// Position in the file from which the next marker is searched.
     pub(super) at: usize,
     pub(super) frame: Option<Frame>,
-    /// Quantization tables, in row-major order.
+    /// Quantisation tables, in row-major order.
     pub(super) quantization: [Option<[u16; 64]>; 4],
     pub(super) dc_tables: [Option<Codes>; 4],
     pub(super) ac_tables: [Option<Codes>; 4],
     /// Number of units between restart markers; 0 means no restarts.
     pub(super) restart_interval: usize,
     pub(super) has_jfif: bool,
-    /// The color transform declared by an Adobe segment.
+    /// The colour transform declared by an Adobe segment.
     pub(super) adobe: Option<u8>,
     /// The EXIF segments so far, joined, without their identifiers.
     pub(super) exif: Option<Vec<u8>>,
@@ -160,7 +160,7 @@ impl<'a> Markers<'a> {
     }
 
     fn read_quantization(&mut self, mut data: &[u8]) -> Result<(), JpegError> {
-        let bad = || JpegError::damaged("a quantization table is incomplete");
+        let bad = || JpegError::damaged("a quantisation table is incomplete");
         while let Some((&head, rest)) = data.split_first() {
             let is_wide = head >> 4 != 0;
             let slot = self.quantization.get_mut(usize::from(head & 15)).ok_or_else(bad)?;

@@ -82,7 +82,7 @@ impl<'a> Decoder<'a> {
         (self.frame.width as u32, self.frame.height as u32)
     }
 
-    /// Number of color components.
+    /// Number of colour components.
     pub(crate) fn components(&self) -> usize {
         self.frame.components.len()
     }
@@ -115,7 +115,7 @@ impl<'a> Decoder<'a> {
         self.decode_as(color, max_bytes, out)
     }
 
-    /// Like [`Self::decode`], but with the given color space instead of the one that the file declares. `color` must
+    /// Like [`Self::decode`], but with the given colour space instead of the one that the file declares. `color` must
     /// have the same number of components as the file.
     pub(crate) fn decode_as(
         mut self,
@@ -286,7 +286,7 @@ impl Coefficients {
     }
 }
 
-/// Saves the quantization table of each component at its first scan. Later changes of the table do not affect the
+/// Saves the quantisation table of each component at its first scan. Later changes of the table do not affect the
 /// component.
 fn save_quantization(
     markers: &Markers<'_>,
@@ -298,7 +298,7 @@ fn save_quantization(
         if divisors[entry.index].is_none() {
             let slot = usize::from(frame.components[entry.index].quantization);
             let table = markers.quantization.get(slot).copied().flatten();
-            divisors[entry.index] = Some(table.ok_or_else(|| JpegError::damaged("a quantization table is missing"))?);
+            divisors[entry.index] = Some(table.ok_or_else(|| JpegError::damaged("a quantisation table is missing"))?);
         }
     }
     Ok(())

@@ -54,7 +54,7 @@ type Planes = Vec<Vec<u8>>;
 #[derive(Debug)]
 pub(super) struct Renderer<'a> {
     frame: &'a Frame,
-    /// Quantization table of each component; zeros for a component that no scan contains.
+    /// Quantisation table of each component; zeros for a component that no scan contains.
     divisors: Vec<[i16; 64]>,
     upsampling: Vec<Upsampling>,
     color: Color,
@@ -66,7 +66,7 @@ pub(super) struct Renderer<'a> {
 
 impl<'a> Renderer<'a> {
     pub(super) fn new(frame: &'a Frame, layout: Bands, divisors: &[Option<[u16; 64]>], color: Color) -> Self {
-        // Quantization values above 15 bits wrap around, as in the SIMD code of libjpeg-turbo.
+        // Quantisation values above 15 bits wrap around, as in the SIMD code of libjpeg-turbo.
         let wrapped = |table: &Option<[u16; 64]>| table.map_or([0; 64], |table| table.map(|divisor| divisor as i16));
         Self {
             frame,

@@ -4,7 +4,7 @@ use super::JpegError;
 use super::huffman::Codes;
 use super::markers::{Markers, Stop};
 
-/// Quantization and Huffman tables, indexed by slot.
+/// Quantisation and Huffman tables, indexed by slot.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tables {
     quantization: [Option<[u16; 64]>; 4],

@@ -21,7 +21,7 @@ pub(crate) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// Maximum length in bytes of a decompressed text chunk, as in Pillow.
 const MAX_TEXT: usize = 1 << 20;
 
-// Color types.
+// Colour types.
 const GREY: u8 = 0;
 const RGB: u8 = 2;
 const PALETTE: u8 = 3;
@@ -46,7 +46,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Res
     Ok(rows)
 }
 
-/// Decodes the stored pixels and ignores orientation and color keys.
+/// Decodes the stored pixels and ignores orientation and colour keys.
 pub(crate) fn decode_stored(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
     let file = File::read(bytes, input)?;
     let header = file.header.as_ref().ok_or_else(|| input.damaged("there is no header"))?;
@@ -247,7 +247,7 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    /// The color key of the file.
+    /// The colour key of the file.
     fn keys(&self, header: &Header) -> Keys {
         let key_at = |at: usize| {
             let value = self.transparency?.get(2 * at..)?.first_chunk()?;
@@ -308,8 +308,8 @@ impl<'a> File<'a> {
         palette
     }
 
-    /// The color of the only transparent palette entry, if all other entries are opaque. `convert("RGB")` treats it
-    /// as a color key.
+    /// The colour of the only transparent palette entry, if all other entries are opaque. `convert("RGB")` treats it
+    /// as a colour key.
     fn transparent_color(&self) -> Option<[u8; 3]> {
         let alphas = self.transparency?;
         let clear = alphas.iter().position(|&alpha| alpha == 0)?;
@@ -351,7 +351,7 @@ impl Header {
             _ => false,
         };
         if !is_known || filter != 0 {
-            let reason = format!("its header has color type {color_type}, depth {depth} and filter method {filter}");
+            let reason = format!("its header has colour type {color_type}, depth {depth} and filter method {filter}");
             return Err(input.damaged(reason));
         }
         Ok(Self { width, height, depth, color_type, is_interlaced: interlace != 0 })

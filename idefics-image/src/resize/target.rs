@@ -1,9 +1,9 @@
-//! What is to be made of a picture.
+//! The rectangle to read from an image, and the size and filter to resize it with.
 
 use super::Filter;
 use crate::RgbView;
 
-/// A rectangle of a picture that is shown upright: half-open ranges of columns and rows, in pixels.
+/// A rectangle of an upright image: half-open ranges of columns and rows, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Crop {
     /// First column.
@@ -17,7 +17,7 @@ pub struct Crop {
 }
 
 impl Crop {
-    /// The whole of a picture of `width` × `height` pixels.
+    /// The whole of an image of `width` × `height` pixels.
     pub fn whole(width: u32, height: u32) -> Self {
         Self { left: 0, top: 0, right: width, bottom: height }
     }
@@ -32,22 +32,22 @@ impl Crop {
         self.bottom.saturating_sub(self.top)
     }
 
-    /// Whether it is not empty and inside a picture of `width` × `height` pixels.
+    /// Whether the rectangle is not empty and lies inside an image of `width` × `height` pixels.
     pub(crate) fn is_inside(&self, width: u32, height: u32) -> bool {
         self.left < self.right && self.right <= width && self.top < self.bottom && self.bottom <= height
     }
 }
 
-/// A picture to make of another one: a rectangle of it, resized.
+/// An output image: a rectangle of the input image, resized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ResizeTarget {
     /// The rectangle.
     pub crop: Crop,
-    /// Width of the new picture, in pixels; at least 1.
+    /// Width of the output, in pixels; at least 1.
     pub width: u32,
-    /// Height of the new picture, in pixels; at least 1.
+    /// Height of the output, in pixels; at least 1.
     pub height: u32,
-    /// How pixels are made.
+    /// The resampling filter.
     pub filter: Filter,
 }
 
@@ -57,14 +57,14 @@ impl ResizeTarget {
         self.crop.width() > 0 && self.crop.height() > 0
     }
 
-    /// The picture as it is.
+    /// The whole image, at its own size.
     pub(crate) fn unchanged(width: u32, height: u32) -> Self {
         Self { crop: Crop::whole(width, height), width, height, filter: Filter::Nearest }
     }
 
     /// The whole view, resized.
     pub(super) fn of_view(view: RgbView<'_>, width: u32, height: u32, filter: Filter) -> Self {
-        // Sides of a view come from a picture, whose sides are u32.
+        // A view is part of an image, whose width and height are u32.
         Self { crop: Crop::whole(view.width as u32, view.height as u32), width, height, filter }
     }
 }

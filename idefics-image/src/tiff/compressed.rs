@@ -127,7 +127,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     let expected_row = (cut.width.saturating_mul(samples.bits()) / planes).div_ceil(8);
     if stored_row != expected_row {
         return Err(TiffError::damaged(format!(
-            "rows have {stored_row} bytes, expected {expected_row} for its color (tag PhotometricInterpretation)"
+            "rows have {stored_row} bytes, expected {expected_row} for its colour (tag PhotometricInterpretation)"
         )));
     }
     if planes > 1 && !matches!(page.bits, 8 | 16) {

@@ -79,7 +79,7 @@ pub(super) struct Directory<'a> {
     pub(super) file: &'a [u8],
     pub(super) order: ByteOrder,
     entries: BTreeMap<Tag, Entry<'a>>,
-    /// Whether the tags ImageWidth or ImageLength are repeated with another value.
+    /// Whether the tags ImageWidth or ImageLength are repeated with a different value.
     pub(super) has_two_sizes: bool,
 }
 
@@ -206,7 +206,7 @@ impl<'a> Header<'a> {
     }
 
     /// Reads the entries of a directory up to the first one that reaches outside the file, like Pillow. If a tag is
-    /// repeated, its last entry counts. Also returns whether the size is repeated with another value.
+    /// repeated, its last entry counts. Also returns whether the size is repeated with a different value.
     fn entries(&self, at: u64) -> (BTreeMap<Tag, Entry<'a>>, bool) {
         let (mut entries, mut has_two_sizes) = (BTreeMap::<Tag, Entry<'a>>::new(), false);
         let Some((count, first)) = self.count(at) else { return (entries, has_two_sizes) };

@@ -1,4 +1,4 @@
-//! Converts CIELAB to sRGB, bit for bit like Pillow's color management (`ImageCms`, Little CMS 2).
+//! Converts CIELAB to sRGB, bit for bit like Pillow's colour management (`ImageCms`, Little CMS 2).
 //!
 //! Little CMS computes the conversion at 33 × 33 × 33 grid points in 16 bits and interpolates between them
 //! (tetrahedral interpolation). Near the edge of the sRGB gamut, the results differ from exact ones by up to 50
@@ -18,7 +18,7 @@ const TO_LINEAR: [[f64; 3]; 3] = [
     [0.07196392780224675, -0.22899387345320327, 1.4057537328964445],
 ];
 
-/// The RGB colors at the grid points, indexed by lightness, a and b.
+/// The RGB colours at the grid points, indexed by lightness, a and b.
 pub(super) struct Converter {
     table: Vec<[u16; 3]>,
 }
@@ -70,7 +70,7 @@ impl Converter {
     }
 }
 
-/// Converts a color exactly, to RGB from 0 to 1. `lightness` is 0 to 100.
+/// Converts a colour exactly, to RGB from 0 to 1. `lightness` is 0 to 100.
 fn exact(lightness: f64, a: f64, b: f64) -> [f64; 3] {
     let y = (lightness + 16.0) / 116.0;
     let linear = |t: f64| if t > 24.0 / 116.0 { t * t * t } else { (108.0 / 841.0) * (t - 16.0 / 116.0) };

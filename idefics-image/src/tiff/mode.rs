@@ -11,7 +11,7 @@ pub(super) enum Mode {
     /// Black or white, one byte per pixel.
     Bilevel,
     Grey,
-    /// An index into the color map.
+    /// An index into the colour map.
     Palette,
     GreyAlpha,
     PaletteAlpha,
@@ -180,7 +180,7 @@ impl Samples {
     }
 }
 
-/// Divides premultiplied colors by alpha, the last sample of the pixel.
+/// Divides premultiplied colours by alpha, the last sample of the pixel.
 pub(super) fn divide_by_alpha(pixel: &mut [u8]) {
     let Some((&mut alpha, colors)) = pixel.split_last_mut() else { return };
     for value in colors {

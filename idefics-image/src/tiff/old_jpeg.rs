@@ -2,7 +2,7 @@
 //!
 //! A file contains a whole JPEG stream (in the tag JPEGInterchangeFormat or in the first strip), a stream of tables
 //! that is continued by the strips, or tables in separate tags. All of these are assembled to one JPEG file. Chroma
-//! is repeated, not interpolated, and colors are converted as for other compressions.
+//! is repeated, not interpolated, and colours are converted as for other compressions.
 //!
 //! Source: TIFF 6.0 section 22; `tif_ojpeg.c` of libtiff 4.7.
 
@@ -53,7 +53,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     Ok(())
 }
 
-/// Assembles the parts of the file to one JPEG file. If strips overlap, it may be larger than the TIFF file.
+/// Assembles the parts of the file into one JPEG file. If strips overlap, it may be larger than the TIFF file.
 fn assemble(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
     let offset_tag = if page.cut.is_tiled { Tag::TILE_OFFSETS } else { Tag::STRIP_OFFSETS };
     let first_offset = page.tags.value(offset_tag)?;

@@ -96,7 +96,7 @@ pub(super) struct Page<'a> {
     /// BitsPerSample of the first sample.
     pub(super) bits: u16,
     pub(super) sample_format: u16,
-    /// ExtraSamples: the kinds of the samples after the colors.
+    /// ExtraSamples: the kinds of the samples after the colours.
     pub(super) extra: Vec<u16>,
     /// Luma samples per chroma sample of YCbCr, horizontally and vertically.
     pub(super) chroma: [usize; 2],
@@ -149,7 +149,7 @@ impl<'a> Page<'a> {
         bits.truncate(samples);
         let organization = || {
             TiffError::coding(format!(
-                "samples of {bits:?} bits, {samples} per pixel, format {formats:?}, extra samples {extra:?}, color \
+                "samples of {bits:?} bits, {samples} per pixel, format {formats:?}, extra samples {extra:?}, colour \
                  {photometric} (tags BitsPerSample, SamplesPerPixel, SampleFormat, ExtraSamples, \
                  PhotometricInterpretation)"
             ))

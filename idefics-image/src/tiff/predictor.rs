@@ -1,4 +1,4 @@
-//! Undoes predictors, which store differences of neighboring samples.
+//! Undoes predictors, which store differences of neighbouring samples.
 //!
 //! Source: TIFF 6.0 section 14, TIFF Technical Note 3; `tif_predict.c` of libtiff 4.7.
 

@@ -27,7 +27,7 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
         Samples::Packed { .. } | Samples::Long(_) => false,
     };
     if page.is_planar && is_unknown {
-        return Err(TiffError::coding("uncompressed planes of this color (tag PlanarConfiguration)"));
+        return Err(TiffError::coding("uncompressed planes of this colour (tag PlanarConfiguration)"));
     }
     let tag = if page.cut.is_tiled { Tag::TILE_OFFSETS } else { Tag::STRIP_OFFSETS };
     let offsets = page.tags.numbers(tag, usize::MAX)?.ok_or_else(|| missing(tag))?;

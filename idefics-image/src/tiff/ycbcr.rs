@@ -24,7 +24,7 @@ pub(super) struct Colors {
 }
 
 impl Colors {
-    /// Builds the tables of a page from the tags YCbCrCoefficients (the weights of the colors in luma) and
+    /// Builds the tables of a page from the tags YCbCrCoefficients (the weights of the colours in luma) and
     /// ReferenceBlackWhite (the codes of black and white of each component).
     pub(super) fn new(page: &Page<'_>) -> Result<Self, TiffError> {
         const SHIFT: i32 = 16;
@@ -70,12 +70,12 @@ impl Colors {
     }
 }
 
-/// Bytes per unit: a block of luma samples that share chroma, followed by one Cb and one Cr sample.
+/// Size of a unit, in bytes. A unit is a block of luma samples that share chroma, followed by one Cb and one Cr sample.
 fn unit(page: &Page<'_>) -> usize {
     page.chroma[0] * page.chroma[1] + 2
 }
 
-/// Bytes per row of units of a strip or tile.
+/// Size of one row of units (see [`unit`]) of a strip or tile, in bytes.
 fn row_bytes(page: &Page<'_>) -> usize {
     page.cut.width.div_ceil(page.chroma[0]).saturating_mul(unit(page))
 }

@@ -51,7 +51,7 @@ impl Tiles {
         Self(PhantomData)
     }
 
-    /// Multiplies two tiles of sixteen rows with two tiles of sixteen columns, over `steps` steps, and adds the
+    /// Multiplies two tiles of sixteen rows by two tiles of sixteen columns, over `steps` steps, and adds the
     /// products to the sums, or overwrites them if `clear`. Products of parts whose indices add up to more than two
     /// are left out.
     ///
@@ -107,7 +107,7 @@ impl Tiles {
         }
     }
 
-    /// Multiplies two tiles of activation rows with two tiles of weight codes, in integer arithmetic. `sums` is
+    /// Multiplies two tiles of activation rows by two tiles of weight codes, in integer arithmetic. `sums` is
     /// `[32 rows, 32 features]`, overwritten.
     ///
     /// # Shapes

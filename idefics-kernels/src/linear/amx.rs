@@ -19,8 +19,8 @@ use crate::amx::{
 use crate::formats::{BLOCK, Dense, FourBit, Int8, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Weight};
 use crate::shared::with_scratch;
 
-/// Maximum size, in bytes, of the activation rows that are processed together: one chunk of their tiles, and their
-/// sums in a task. Chosen for the L2 cache.
+/// Limits how many activation rows are processed together: one chunk of their tiles and the sums of one task must fit
+/// in this many bytes. Chosen for the L2 cache.
 const ROWS_BYTES: usize = 5 << 18;
 
 /// Number of steps in a chunk of columns. Sums are stored after each chunk, so that its weights and activations stay in
@@ -156,7 +156,8 @@ impl Block<'_> {
         });
     }
 
-    /// Multiplies one block of weights with all rows. `sums` are `[row pairs, 4]` tiles of features and rows.
+    /// Multiplies one block of weights by all rows. `sums` has four tiles, of 16 features by 16 rows, for each pair of
+    /// row tiles.
     fn rows<const N: usize>(&self, tiles: &Tiles, weights: [*const u8; 2], steps: Range<usize>, sums: &mut [f32]) {
         let n_tiles = self.rows.len().div_ceil(ROWS);
         let row_tile = |tile: usize| self.packed[(tile * self.steps + steps.start) * PARTS * TILE..].as_ptr();

@@ -138,7 +138,7 @@ pub(super) trait Decode<V: Vector>: Copy {
     /// State that the vectors of one step share.
     type Step: Copy;
 
-    /// The column, within the step, at position `at` of its vectors.
+    /// The column of a step whose value is in lane `at`, counted over all vectors of the step.
     fn order(at: usize) -> usize {
         at
     }

@@ -1,4 +1,4 @@
-//! Integer products on AMX tiles: one instruction multiplies 16 rows of 64 activations with 64 codes of 16 features.
+//! Integer products on AMX tiles: one instruction multiplies 16 rows of 64 activations by 64 codes of 16 features.
 
 use std::arch::x86_64::*;
 use std::ops::Range;

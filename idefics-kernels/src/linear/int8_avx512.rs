@@ -1,7 +1,7 @@
 //! Integer products with VNNI: one instruction adds four products of bytes to each of sixteen lanes. A lane is one
 //! output feature.
 //!
-//! VNNI multiplies unsigned with signed bytes. Activation codes are offset by 128 to be unsigned, and sums start at
+//! VNNI multiplies unsigned by signed bytes. Activation codes are offset by 128 to be unsigned, and sums start at
 //! −128 times the sum of the weights to compensate.
 
 use std::arch::x86_64::*;
@@ -141,7 +141,7 @@ unsafe fn expand_q4(weight: &Q4<'_>, first: usize, groups: usize, out: *mut u8) 
     }
 }
 
-/// Multiplies `N` rows of activations with two panels. A sum spans `together` groups; this is a runtime value, because
+/// Multiplies `N` rows of activations by two panels. A sum spans `together` groups; this is a runtime value, because
 /// with a constant the compiler unrolls the loop and runs out of registers.
 ///
 /// # Safety

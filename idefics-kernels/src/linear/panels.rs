@@ -56,7 +56,8 @@ pub(super) fn expand(isa: Isa, weight: &Weight<'_>, range: Range<usize>, out: &m
     by_format!(weight, Format => on_isa!(isa, isa => unsafe { isa::expand::<Format>(&rows, range, out) }));
 }
 
-/// Computes the output features `features` from their expanded weights. Strides are in values, from row to row and from column to column.
+/// Computes the output features `features` from their expanded weights. Strides are in values, from row to row and from
+/// column to column.
 fn multiply(product: &Product<'_>, features: Range<usize>, weights: &[f32], [row_stride, column_stride]: [usize; 2]) {
     let Product { x, n_rows, d_in, d_out, bias, .. } = *product;
     assert!((features.len() - 1) * row_stride + (d_in - 1) * column_stride < weights.len());

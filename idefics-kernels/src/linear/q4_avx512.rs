@@ -4,7 +4,7 @@
 //! all bits; the rounding error is that of f32. An integer is split into three signed bytes (limbs). Each limb is
 //! multiplied with the table entries in exact integer arithmetic; the rest is f32.
 //!
-//! VNNI multiplies unsigned with signed bytes. Table entries are offset by 128 to be unsigned, and sums start at −128
+//! VNNI multiplies unsigned by signed bytes. Table entries are offset by 128 to be unsigned, and sums start at −128
 //! times the sum of the activations to compensate.
 
 use std::arch::x86_64::*;

@@ -61,7 +61,7 @@ impl PerceiverResampler {
 }
 
 /// Attention with queries from the latents, and keys and values from patches and latents together. Patches and latents
-/// are normalized first.
+/// are normalised first.
 #[derive(Module, Debug)]
 pub struct PerceiverAttention {
     /// Layer norm of the patches.

@@ -1,5 +1,6 @@
-//! Idefics3, SmolVLM and SmolVLM2: a picture is resized to a whole number of square tiles. The tiles come row by row, and
-//! the whole picture, as one tile more, comes last. The text names the row and the column of each tile.
+//! Idefics3, SmolVLM and SmolVLM2. An image is resized so that both sides are multiples of the tile size, and cut into
+//! square tiles, row by row. The whole image follows as one more tile. The prompt names the row and column of each
+//! tile.
 //!
 //! Source: `Idefics3Processor`, `SmolVLMProcessor` and `Idefics3ImageProcessorPil` of transformers 5.23.
 
@@ -14,14 +15,14 @@ use crate::image::{ImageConfigError, ImageProcessorConfig, ImageSize, field_erro
 use crate::processor::ProcessOptions;
 use crate::prompt::ImageTokens;
 
-/// Longest side of a resized picture, in pixels. Source: `MAX_IMAGE_SIZE`.
+/// Maximum side of a resized image, in pixels. Source: `MAX_IMAGE_SIZE`.
 const MAX_SIDE: u32 = 4096;
-/// Side of a tile where the configuration does not say it, in pixels.
+/// Default side of a tile, in pixels.
 const TILE_SIDE: u32 = 364;
-/// Stands before the image tokens of the whole picture; one token in most tokenizers, plain text in the others.
+/// Precedes the image tokens of the whole image. One token in most tokenizers, plain text in the others.
 const GLOBAL_IMAGE: &str = "<global-img>";
 
-/// The rules of a `model_type` of this family; they are the same for all.
+/// The rules for a `model_type` of this family; they are the same for all.
 #[derive(Debug, Clone, Copy)]
 pub struct Idefics3 {
     model_type: &'static str,
@@ -63,17 +64,17 @@ impl FamilyRules for Idefics3 {
     }
 
     fn needs_equal_tiles(&self) -> bool {
-        false // all are of one size, and rows may have different numbers of them
+        false // all tiles have the same size, and rows may have different numbers of tiles
     }
 
     fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
         options.refuse_idefics1_options()
     }
 
-    /// With `do_image_splitting`: the tiles of the grid, then the whole picture. Without, or where the picture is not larger
-    /// than a tile: one tile, and a grid of 0 × 0.
+    /// With `do_image_splitting`: the tiles of the grid, then the whole image. Without it, or if the image is not
+    /// larger than a tile: one tile, and a grid of 0 × 0.
     ///
-    /// Each resize rounds to 8 bits, so none may be left out: two for a tile of the grid, three for the whole picture.
+    /// Each resize rounds to 8 bits, so none may be left out: a tile of the grid takes two, the whole image three.
     fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid {
         let Sizes { resizes, tile, rows, cols } = Sizes::of(width, height, config);
         let target = |crop, (width, height)| ResizeTarget { crop, width, height, filter: config.resample };
@@ -102,7 +103,7 @@ impl FamilyRules for Idefics3 {
         let (text, has_bos) = match prompt {
             PromptText::Text(text) => (text, false),
             PromptText::Conversation(text) => (text, !bos.is_empty() && text.starts_with(bos)),
-            PromptText::Parts(_) => ("", false), // not read, see above
+            PromptText::Parts(_) => ("", false), // never passed, see `reads_prompt_lists`
         };
         let mut expanded = String::with_capacity(text.len());
         for (index, words) in text.split(tokens.image.as_str()).enumerate() {
@@ -115,7 +116,7 @@ impl FamilyRules for Idefics3 {
     }
 }
 
-/// Values of `image_processor_type` that have these rules.
+/// The values of `image_processor_type` with these rules.
 const IMAGE_PROCESSOR_TYPES: [&str; 6] = [
     "Idefics3ImageProcessor",
     "Idefics3ImageProcessorFast",
@@ -126,7 +127,8 @@ const IMAGE_PROCESSOR_TYPES: [&str; 6] = [
 ];
 
 impl ImageProcessorConfig {
-    /// [`Self::from_object`] for a checkpoint of Idefics3 or SmolVLM, whose tiles are squares of `max_image_size`.
+    /// Like [`Self::from_object`], for Idefics3 and SmolVLM checkpoints: tiles are squares with the side
+    /// `max_image_size`.
     ///
     /// # Errors
     /// [`ImageConfigError::Field`].
@@ -141,7 +143,7 @@ impl ImageProcessorConfig {
         }
     }
 
-    /// Defaults of `Idefics3ImageProcessorPil`.
+    /// The defaults of `Idefics3ImageProcessorPil`.
     pub fn idefics3() -> Self {
         Self {
             size: ImageSize::LongestEdge { longest_edge: 4 * TILE_SIDE },
@@ -153,15 +155,15 @@ impl ImageProcessorConfig {
     }
 }
 
-/// The sizes that a picture goes through, in pixels.
+/// The sizes of an image during processing, in pixels.
 struct Sizes {
-    /// Width and height after each resize of the whole picture.
+    /// Width and height after each resize of the whole image.
     resizes: Vec<(u32, u32)>,
     /// Side of a tile.
     tile: u32,
-    /// Tiles of the grid from top to bottom; 0 where the picture is one tile.
+    /// Number of rows of the grid; 0 if the image is a single tile.
     rows: u32,
-    /// Tiles of the grid from left to right; 0 where the picture is one tile.
+    /// Number of columns of the grid; 0 if the image is a single tile.
     cols: u32,
 }
 
@@ -192,9 +194,9 @@ impl Sizes {
     }
 }
 
-/// Width and height with the longer side at `longest_edge` and the shorter side at the next even number.
+/// Scales a size so that the longer side is `longest_edge`. The shorter side is rounded up to an even number.
 ///
-/// Source: `_resize_output_size_rescale_to_max_len`, f64 arithmetic and truncation included.
+/// Source: `_resize_output_size_rescale_to_max_len`, including its f64 arithmetic and truncation.
 fn longest_edge_size(width: u32, height: u32, longest_edge: u32) -> (u32, u32) {
     let aspect_ratio = f64::from(width) / f64::from(height);
     let even = |side: f64| (side as u32 + side as u32 % 2).max(1);
@@ -204,7 +206,7 @@ fn longest_edge_size(width: u32, height: u32, longest_edge: u32) -> (u32, u32) {
     }
 }
 
-/// Width and height with the longer side at most [`MAX_SIDE`]. Source: `_resize_output_size_scale_below_upper_bound`.
+/// Scales a size down so that no side exceeds [`MAX_SIDE`]. Source: `_resize_output_size_scale_below_upper_bound`.
 fn cap((width, height): (u32, u32)) -> (u32, u32) {
     let aspect_ratio = f64::from(width) / f64::from(height);
     let side = |side: f64| (side as u32).max(1);
@@ -217,7 +219,7 @@ fn cap((width, height): (u32, u32)) -> (u32, u32) {
     }
 }
 
-/// Width and height as multiples of `tile`, both rounded up: the longer side first, the other one scaled with it.
+/// Rounds the longer side up to a multiple of `tile`, scales the other side with it, and rounds that up too.
 ///
 /// Source: `Idefics3ImageProcessorPil.resize_for_vision_encoder`.
 fn whole_tiles((width, height): (u32, u32), tile: u32) -> (u32, u32) {
@@ -235,7 +237,7 @@ fn whole_tiles((width, height): (u32, u32), tile: u32) -> (u32, u32) {
     }
 }
 
-/// Writes what stands for a picture in the text. Source: `get_image_prompt_string`.
+/// Writes the image tokens of an image, with the markers of its tiles. Source: `get_image_prompt_string`.
 fn write_image(text: &mut String, tokens: &ImageTokens, grid: &TileGrid) {
     let ImageTokens { image, fake, image_seq_len } = tokens;
     let image = image.repeat(*image_seq_len);
@@ -260,8 +262,8 @@ mod tests {
         ImageProcessorConfig { size, max_image_size: Some(tile), ..ImageProcessorConfig::idefics3() }
     }
 
-    /// Width and height of a picture, M and t of the configuration; sizes of the two resizes, rows and columns. Measured on
-    /// the reference.
+    /// Each case: width and height of an image, `longest_edge` and tile side; the sizes after the two resizes; rows and
+    /// columns. Recorded from the reference.
     #[test]
     fn grids_match_the_reference() {
         let cases = [

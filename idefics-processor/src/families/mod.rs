@@ -77,8 +77,8 @@ pub trait FamilyRules: Debug + Send + Sync {
     /// pixels.
     fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid;
 
-    /// The number of tiles that [`Self::layout`] returns. Families that may return very long lists compute it without the
-    /// list, so that a limit can be checked first.
+    /// The number of tiles that [`Self::layout`] returns. Families that may return very long lists compute it without
+    /// the list, so that a limit can be checked first.
     fn n_tiles(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> u64 {
         self.layout(width, height, config).tiles.len() as u64
     }

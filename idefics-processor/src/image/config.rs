@@ -57,7 +57,7 @@ pub struct ImageProcessorConfig {
     pub do_rescale: bool,
     /// Factor that scales values from `[0, 255]` to the range of `image_mean` and `image_std`.
     pub rescale_factor: f64,
-    /// Whether values are normalized with `image_mean` and `image_std`.
+    /// Whether values are normalised with `image_mean` and `image_std`.
     pub do_normalize: bool,
     /// Mean of each channel, subtracted after rescaling.
     pub image_mean: [f64; 3],
@@ -65,8 +65,8 @@ pub struct ImageProcessorConfig {
     pub image_std: [f64; 3],
     /// Whether tiles of different sizes are padded to the size of the largest.
     pub do_pad: bool,
-    /// Whether parts of each image are added before the image itself: its four quarters in Idefics2, the tiles of a grid
-    /// in Idefics3.
+    /// Whether parts of each image are added before the image itself: its four quarters in Idefics2, the tiles of a
+    /// grid in Idefics3.
     pub do_image_splitting: bool,
     /// Side of a square tile, in pixels. `None` in families without tiles of a fixed size.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_tile_side")]

@@ -1,7 +1,7 @@
 //! The image processor: turns decoded pictures into the tiles that the vision tower reads.
 //!
 //! [`load`] decodes a picture (from the crate `idefics-image`, re-exported here). [`ImageProcessor::process`] cuts,
-//! resizes and normalizes it into [`ImageTile`]s. [`pad_batch`] packs tiles of different sizes into one array,
+//! resizes and normalises it into [`ImageTile`]s. [`pad_batch`] packs tiles of different sizes into one array,
 //! [`PaddedImages`].
 
 mod config;

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::image::PadError;
 
-/// One input picture of the vision tower: normalized values, channels first. The number of values always matches the
+/// One input picture of the vision tower: normalised values, channels first. The number of values always matches the
 /// size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageTile {
@@ -14,7 +14,7 @@ pub struct ImageTile {
 }
 
 impl ImageTile {
-    /// Creates a tile from normalized values, `[3, height, width]`.
+    /// Creates a tile from normalised values, `[3, height, width]`.
     ///
     /// # Errors
     /// [`PadError::Length`] if the number of values does not match the size.
@@ -33,12 +33,12 @@ impl ImageTile {
         self.height
     }
 
-    /// Normalized values, `[3, height, width]`.
+    /// Normalised values, `[3, height, width]`.
     pub fn pixels(&self) -> &[f32] {
         &self.pixels
     }
 
-    /// Normalized values, `[3, height, width]`, mutable.
+    /// Normalised values, `[3, height, width]`, mutable.
     pub fn pixels_mut(&mut self) -> &mut [f32] {
         &mut self.pixels
     }
@@ -55,7 +55,7 @@ pub struct PaddedImages {
     pub height: usize,
     /// Width of a slot, in pixels: the width of the widest tile.
     pub width: usize,
-    /// `[batch, n_images, 3, height, width]`: normalized values, 0.0 for padding.
+    /// `[batch, n_images, 3, height, width]`: normalised values, 0.0 for padding.
     pub pixel_values: Vec<f32>,
     /// `[batch, n_images, height, width]`: 1 for pixels of a picture, 0 for padding.
     pub pixel_attention_mask: Vec<i64>,

@@ -1,4 +1,4 @@
-//! The image processor: cuts and resizes pictures by the rules of the family, rescales, normalizes and pads them.
+//! The image processor: cuts and resizes pictures by the rules of the family, rescales, normalises and pads them.
 //!
 //! Source: `Idefics2ImageProcessorPil` and `IdeficsImageProcessorPil` of transformers 5.23 with Pillow 12.
 
@@ -16,7 +16,7 @@ use crate::image::{
 pub struct ImageProcessor {
     family: &'static dyn FamilyRules,
     config: ImageProcessorConfig,
-    /// Lookup table of normalized values, `[3, 256]`: by channel and 8-bit value.
+    /// Lookup table of normalised values, `[3, 256]`: by channel and 8-bit value.
     values: Box<[[f32; 256]; 3]>,
 }
 
@@ -135,7 +135,7 @@ impl ImageProcessor {
         Ok(pad_batch(batch))
     }
 
-    /// Normalizes a resized picture to a tile, `[3, height, width]`. `None` (an empty rectangle) gives a black tile.
+    /// Normalises a resized picture to a tile, `[3, height, width]`. `None` (an empty rectangle) gives a black tile.
     fn tile(&self, target: ResizeTarget, resized: Option<RgbImage>) -> ImageTile {
         let (width, height) = (target.width as usize, target.height as usize);
         let Some(resized) = resized else {
@@ -171,7 +171,7 @@ fn resize_whole(image: RgbImage, resizes: &[ResizeTarget]) -> RgbImage {
     resizes.iter().fold(image, |image, &target| resized(&image, target))
 }
 
-/// Rescales in f64, rounds to f32, and normalizes in f32, like numpy on the reference's arrays.
+/// Rescales in f64, rounds to f32, and normalises in f32, like NumPy on the reference's arrays.
 fn normalized_value(config: &ImageProcessorConfig, channel: usize, value: u8) -> f32 {
     let rescaled = if config.do_rescale { (f64::from(value) * config.rescale_factor) as f32 } else { f32::from(value) };
     if !config.do_normalize {

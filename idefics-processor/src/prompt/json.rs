@@ -73,7 +73,7 @@ pub enum SampleProblem {
     },
     /// The number of separate images differs from the number of image parts without an image of their own.
     #[error(
-        "has {images} in `images`, but {parts} without a picture in `messages`; give one image per part, \
+        "has {images} in `images`, but {parts} in `messages` with no image attached; give one image per part, \
          and one part per image"
     )]
     ImageParts {

@@ -45,7 +45,7 @@ pub(crate) struct TokenizerConfig {
     adds_prompt_tokens: bool,
 }
 
-/// An added token in a configuration file. Without `normalized`, only tokens that are not special are normalized.
+/// An added token in a configuration file. Without `normalized`, only tokens that are not special are normalised.
 #[derive(Deserialize)]
 struct RawToken {
     content: String,

@@ -119,8 +119,8 @@ impl Tokenizer {
         })
     }
 
-    /// Tokenizes a piece of text without special tokens. If merges give a special token nevertheless (such as `</s>`,
-    /// which is in the vocabulary), its first character is tokenized separately.
+    /// Tokenises a piece of text without special tokens. If merges give a special token nevertheless (such as `</s>`,
+    /// which is in the vocabulary), its first character is tokenised separately.
     fn word_pieces(&self, text: &str) -> tokenizers::Result<Vec<Token>> {
         let mut tokens = Vec::new();
         for token in self.inner.get_model().tokenize(text)? {

@@ -101,7 +101,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
     }
 }
 
-/// Capitalizes every word. Source: `do_title`.
+/// Capitalises every word. Source: `do_title`.
 fn title(text: &str) -> String {
     let mut titled = String::with_capacity(text.len());
     let mut first = true;

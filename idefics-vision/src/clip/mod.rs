@@ -48,7 +48,7 @@ impl VisionTransformer {
     /// Encodes a batch of images.
     ///
     /// # Shapes
-    /// - `pixel_values`: `[n_images, 3, height, width]`, normalized. Pixels beyond the last whole patch are ignored.
+    /// - `pixel_values`: `[n_images, 3, height, width]`, normalised. Pixels beyond the last whole patch are ignored.
     ///   If the patch grid differs from the trained one, position embeddings are interpolated
     /// - returns `[n_images, 1 + patches, d]`, without a final norm
     pub fn forward(&self, pixel_values: Tensor<4>) -> Tensor<3> {

@@ -1,4 +1,5 @@
-//! Interpolation of position embeddings for grids of another size than the trained one: weights, computed on the host.
+//! Interpolation of position embeddings for grids that differ in size from the trained one. Weights are computed on the
+//! host.
 
 use burn::tensor::TensorData;
 

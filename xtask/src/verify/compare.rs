@@ -62,13 +62,13 @@ impl Comparison {
         Self { shape: Vec::new(), max: ours, mean: ours, tolerance, remark: None, note: None }
     }
 
-    /// A failed comparison because of a wrong shape.
+    /// A comparison that failed because the shapes differ.
     pub(super) fn shape(ours: &[usize], expected: &[usize]) -> Self {
         let remark = format!("shape {ours:?}, expected {expected:?}");
         Self { shape: ours.to_vec(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(remark), note: None }
     }
 
-    /// A failed comparison for another reason.
+    /// A comparison that failed for another reason.
     pub(super) fn failed(reason: String) -> Self {
         Self { shape: Vec::new(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(reason), note: None }
     }

@@ -15,7 +15,7 @@ impl Stages<'_> {
     fn ids_or_ours(&self, name: &str, shape: [usize; 2], ours: &[i64]) -> Result<([usize; 2], Vec<i64>)> {
         match self.case.expected(name) {
             None => {
-                ensure!(ours.len() == shape[0] * shape[1], "the case needs `{name}`: ours has another shape");
+                ensure!(ours.len() == shape[0] * shape[1], "the case needs `{name}`: ours has a different shape");
                 Ok((shape, ours.to_vec()))
             }
             Some(expected) => {

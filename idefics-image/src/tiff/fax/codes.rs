@@ -18,7 +18,7 @@ pub(super) enum Run {
 pub(super) enum Mode {
     Pass,
     Horizontal,
-    /// The color changes this many pixels to the right of the change in the row above.
+    /// The colour changes this many pixels to the right of the change in the row above.
     Vertical(i32),
     Extension,
     /// Seven zeros.
@@ -229,7 +229,7 @@ const BLACK_WORDS: Words = [
     (13, 0x65),
 ];
 
-/// `(length, code)` for the runs 1792 to 2560 in steps of 64, for both colors.
+/// `(length, code)` for the runs 1792 to 2560 in steps of 64, for both colours.
 const LONG_WORDS: [(u8, u16); 13] = [
     (11, 0x08),
     (11, 0x0c),

@@ -25,7 +25,7 @@ pub(super) enum End {
     EndOfLine,
 }
 
-/// Iterates over the color changes of the row above.
+/// Iterates over the colour changes of the row above.
 struct Changes<'a> {
     runs: &'a [u32],
     next: usize,
@@ -87,7 +87,7 @@ impl Row {
         self.push(0)
     }
 
-    /// Reads a run of one color. The inner `Err` holds the code that was found instead.
+    /// Reads a run of one colour. The inner `Err` holds the code that was found instead.
     fn run(&mut self, bits: &mut Bits<'_>, is_white: bool) -> Result<Result<(), Run>, Fault> {
         loop {
             let (run, length) = if is_white {
@@ -231,7 +231,7 @@ impl Row {
 }
 
 impl Changes<'_> {
-    /// Advances to the first change after the position of `row` that has the opposite color (b1 in ITU-T T.4).
+    /// Advances to the first change after the position of `row` that has the opposite colour (b1 in ITU-T T.4).
     fn find_b1(&mut self, row: &Row) -> Result<(), Fault> {
         if row.length > 0 {
             while self.at <= row.at && self.at < row.width {
