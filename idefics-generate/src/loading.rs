@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::Device;
 use idefics_checkpoint::{Checkpoint, CheckpointWarning};
 use idefics_nn::checkpoint::LoadProgress;
@@ -10,8 +11,7 @@ use idefics_nn::{ConfigError, LoadModule, LoadOptions, Quantization};
 use crate::config::FamilyConfig;
 use crate::placement::Placement;
 use crate::{
-    AssembledModel, Error, Idefics1, Idefics1Config, Idefics2, Idefics2Config, Idefics3, Idefics3Config, ModelConfig,
-    ModelWarning, WeightFormat, WeightOptions, folder,
+    AssembledModel, Error, Idefics1, Idefics2, Idefics3, ModelConfig, ModelWarning, WeightFormat, WeightOptions, folder,
 };
 
 /// Loads the model of any family from a folder in the layout of Hugging Face onto `device`. `weights` may be a
@@ -78,6 +78,21 @@ fn config_as<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> 
     Ok((config, family_config))
 }
 
+/// Loads the model of a folder as the type of the family `expected`, which `assemble` builds from its configuration.
+fn load_own<C: FamilyConfig + Clone, M: Module>(
+    folder: &Path,
+    expected: &'static str,
+    placement: &Placement,
+    weights: WeightOptions,
+    assemble: fn(&C, &Placement) -> Result<M, ConfigError>,
+    progress: impl FnMut(LoadProgress),
+) -> Result<M, Error> {
+    let (config, own) = config_as::<C>(folder, expected)?;
+    let model = with_config_path(folder, assemble(&own, placement))?;
+    let files = Files::open(folder, &config, weights)?;
+    Ok(files.checkpoint.load(model, &files.load_options(&config, placement), progress)?)
+}
+
 impl Idefics2 {
     /// Loads the model from a folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32,
     /// BF16 or F16.
@@ -90,10 +105,7 @@ impl Idefics2 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let (config, own) = config_as::<Idefics2Config>(folder, "idefics2")?;
-        let (model, placement) = (with_config_path(folder, Self::new(&own, device))?, Placement::on(device));
-        let files = Files::open(folder, &config, weights.into())?;
-        Ok(files.checkpoint.load(model, &files.load_options(&config, &placement), progress)?)
+        load_own(folder, "idefics2", &Placement::on(device), weights.into(), Self::placed, progress)
     }
 }
 
@@ -109,10 +121,7 @@ impl Idefics3 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let (config, own) = config_as::<Idefics3Config>(folder, "idefics3 or smolvlm")?;
-        let (model, placement) = (with_config_path(folder, Self::new(&own, device))?, Placement::on(device));
-        let files = Files::open(folder, &config, weights.into())?;
-        Ok(files.checkpoint.load(model, &files.load_options(&config, &placement), progress)?)
+        load_own(folder, "idefics3 or smolvlm", &Placement::on(device), weights.into(), Self::placed, progress)
     }
 }
 
@@ -142,10 +151,7 @@ impl Idefics1 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        let (config, own) = config_as::<Idefics1Config>(folder, "idefics")?;
-        let model = with_config_path(folder, Self::placed(&own, placement))?;
-        let files = Files::open(folder, &config, weights.into())?;
-        Ok(files.checkpoint.load(model, &files.load_options(&config, placement), progress)?)
+        load_own(folder, "idefics", placement, weights.into(), Self::placed, progress)
     }
 }
 

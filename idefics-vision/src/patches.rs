@@ -16,7 +16,7 @@ pub enum PatchError {
         /// Side of a patch, in pixels.
         patch_size: usize,
     },
-    /// The image has so many patches that attention over them would need too much memory.
+    /// Attention over the patches of the image would need too much memory.
     #[error("image of {width}x{height} pixels has {patches} patches; at most {limit} are accepted")]
     TooMany {
         /// Width of the image, in pixels.

@@ -1,14 +1,14 @@
 //! Resizing with exactly the values that Pillow computes.
 //!
-//! Two separable passes over 8-bit pixels, horizontal first except in very tall pictures, with the intermediate rounded
-//! to 8 bits. Weights are computed in f64, normalized, and rounded to 22-bit fixed point; sums are 32-bit integers. A
-//! pass along an unchanged side is left out.
+//! Two separable passes over 8-bit pixels, with the intermediate result rounded to 8 bits. The horizontal pass comes
+//! first, except for very tall images. Weights are computed in f64, normalised, and rounded to 22-bit fixed point; sums
+//! are 32-bit integers. There is no pass along an axis whose size does not change.
 //!
 //! [`axis_taps`] makes the weights of an axis, [`stream`] runs the passes over rows as they come. Their inner loops are
 //! [`plain`] and, for machines that have them, the vector loops of [`x86`]. [`block`] is the layout between the passes.
 //!
-//! The fast_image_resize crate does not do: its 16-bit weights give other values than Pillow 12.3 for 4 to 24 % of the
-//! samples of three photographs, by up to 1 level (bilinear), 6 (bicubic) and 12 (lanczos) of 255.
+//! The fast_image_resize crate is not exact enough: its 16-bit weights give values that differ from Pillow 12.3 in 4 to
+//! 24 % of the samples of three photographs, by up to 1 (bilinear), 6 (bicubic) and 12 (lanczos) of 255 levels.
 //!
 //! Source: `ImagingResample` of Pillow 12 (`Resample.c`), and `ImagingScaleAffine` (`Geometry.c`) for nearest.
 
@@ -37,11 +37,11 @@ const LANES: usize = 4;
 /// Number of rows that the horizontal loops take at once.
 const ROWS: usize = 2 * LANES;
 
-/// How new pixels are made of old ones; the discriminants are Pillow's `resample` numbers.
+/// The resampling filter. The discriminants are Pillow's `resample` numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Filter {
-    /// The one pixel under the center of the new one.
+    /// The input pixel at the centre of the output pixel.
     Nearest = 0,
     /// Windowed sinc over 3 pixels each side (Idefics3, SmolVLM).
     Lanczos = 1,
@@ -49,7 +49,7 @@ pub enum Filter {
     Bilinear = 2,
     /// Cubic over 2 pixels each side, `a = -0.5` (Idefics).
     Bicubic = 3,
-    /// The mean of the pixels that the new one covers.
+    /// The mean of the input pixels that the output pixel covers.
     Box = 4,
     /// Hamming-windowed sinc over 1 pixel each side.
     Hamming = 5,
@@ -59,7 +59,7 @@ impl Filter {
     /// Every filter, in the order of Pillow's numbers.
     pub const ALL: [Self; 6] = [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming];
 
-    /// The filter that a `resample` number of a preprocessor configuration means, 0 to 5.
+    /// The filter with the `resample` number of a preprocessor configuration, 0 to 5; `None` for other numbers.
     pub fn from_pillow(resample: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|filter| *filter as u64 == resample)
     }
@@ -115,7 +115,7 @@ fn sinc(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) }
 }
 
-/// Resizes to exactly `width` × `height` pixels, bit for bit as Pillow's `Image.resize` does.
+/// Resizes to exactly `width` × `height` pixels. The result is bit-identical to that of Pillow's `Image.resize`.
 ///
 /// # Panics
 /// If a side is 0.
@@ -128,17 +128,17 @@ pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbI
 /// [`resize`] of a rectangle.
 ///
 /// # Panics
-/// If a side is 0, or there is no memory for the new picture.
+/// If a side is 0, or there is not enough memory for the output.
 pub fn resize_view(source: RgbView<'_>, width: u32, height: u32, filter: Filter) -> RgbImage {
     assert!(width > 0 && height > 0, "an image has sides of at least one pixel");
     let target = ResizeTarget::of_view(source, width, height, filter);
-    let size = (source.width as u32, source.height as u32); // sides of a picture are u32
+    let size = (source.width as u32, source.height as u32); // width and height of an image are u32
     let mut rows = RowResizer::new(size, Orientation::NoTransforms, target).expect("there is memory for the picture");
     rows.push(source);
     rows.finish()
 }
 
-/// How many inputs an output reads at most.
+/// Maximum number of inputs that an output reads.
 fn window(in_size: usize, out_size: usize, filter: Filter) -> usize {
     let scale = (in_size as f64 / out_size as f64).max(1.0);
     ((2.0 * filter.support() * scale) as usize).saturating_add(2).min(in_size)
@@ -158,7 +158,7 @@ fn axis_taps(in_size: usize, out_size: usize, filter: Filter) -> Taps {
     let mut exact = Vec::new();
     for position in 0..out_size {
         let center = (position as f64 + 0.5) * scale;
-        // Casts truncate toward zero and stop at 0, as the source's do.
+        // The casts truncate toward zero, and negative values become 0, as in the source.
         let start = (center - support + 0.5) as usize;
         let end = ((center + support + 0.5) as usize).min(in_size);
         exact.clear();
@@ -231,8 +231,8 @@ impl Rows {
     }
 }
 
-/// Weights of one for the input under the center of each output. The position is added up step by step, as the source
-/// does, because its rounding shows in the last bit.
+/// A weight of one for the input at the centre of each output. The position is accumulated step by step, as in the
+/// source, because its rounding decides ties.
 fn nearest_taps(in_size: usize, out_size: usize) -> Taps {
     let scale = in_size as f64 / out_size as f64;
     let mut position = scale * 0.5;
@@ -294,7 +294,7 @@ mod tests {
             // The last output reads the last pixel.
             let inputs = 48 + count as usize;
             let data = values(3 * inputs * ROWS);
-            let picture = RgbImage::new(inputs as u32, ROWS as u32, data).expect("three bytes a pixel");
+            let picture = RgbImage::new(inputs as u32, ROWS as u32, data).expect("three bytes per pixel");
             compare(&taps, picture.view());
             for width in [31, 32, 33, 63, 64, 65, 100, 200] {
                 compare_down(&taps, &values(width * inputs.next_multiple_of(LANES)), width);
@@ -339,7 +339,7 @@ mod tests {
             let taps = one_output(&weights);
             for value in [0, 1, 254, 255] {
                 let (width, data) = (weights.len(), vec![value; 3 * weights.len() * ROWS]);
-                let picture = RgbImage::new(width as u32, ROWS as u32, data).expect("three bytes a pixel");
+                let picture = RgbImage::new(width as u32, ROWS as u32, data).expect("three bytes per pixel");
                 compare(&taps, picture.view());
                 compare_down(&taps, &vec![value; 80 * weights.len().next_multiple_of(LANES)], 80);
             }

@@ -1,4 +1,4 @@
-//! The two inner loops for any machine, and what the vector loops are compared with.
+//! The two inner loops in portable code. Tests compare the vector loops with them.
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
-//! Resizing while the rows of a picture arrive, from the top, in bands of any height.
+//! Resizing while the rows of an image arrive, from top to bottom, in bands of any height.
 //!
-//! A picture may lie on its side. Pillow turns it first and resizes then; here it is the other way around, so that only
-//! the small picture is turned: weights along a mirrored axis are mirrored, and where the axes are exchanged, so is the
-//! order of the passes. All sums are of integers, so the values are the same.
+//! An image may be stored rotated or mirrored. Pillow turns it upright and then resizes it. Here the order is reversed,
+//! so that only the small output is turned: the weights of a mirrored axis are mirrored, and if the axes are exchanged,
+//! so is the order of the passes. All sums are sums of integers, so the result is the same.
 
 use std::collections::TryReserveError;
 use std::ops::Range;
@@ -16,25 +16,25 @@ use crate::RgbImage;
 use crate::orientation::{exchanges_axes, upright};
 use crate::rgb::RgbView;
 
-/// Makes one [`ResizeTarget`] of the rows of a picture. Of these it keeps only the window that the next output row reads.
+/// Computes one [`ResizeTarget`] from the rows of an image. Only the rows needed by the next output row are kept.
 #[derive(Debug)]
 pub(crate) struct RowResizer {
-    /// Rectangle of the stored picture that is read.
+    /// Rectangle of the stored image that is read.
     columns: Range<usize>,
     rows: Range<usize>,
     orientation: Orientation,
-    /// The pass along y; `None` if the height stays.
+    /// The vertical pass; `None` if the height does not change.
     down: Option<Rows>,
     /// Whether every output is one of the inputs.
     is_nearest: bool,
     is_down_first: bool,
-    /// Ranges of columns that are worked on at the same time.
+    /// Ranges of columns that are processed in parallel.
     parts: Vec<Part>,
-    /// Rows of the picture that have come.
+    /// Number of input rows received so far.
     rows_seen: usize,
-    /// Output rows that are made.
+    /// Number of output rows computed so far.
     rows_made: usize,
-    /// Size of the output as it is stored, in pixels.
+    /// Size of the output before it is turned upright, in pixels.
     width: usize,
     height: usize,
     /// `[height, width, 3]`.
@@ -46,11 +46,11 @@ pub(crate) struct RowResizer {
 /// Rows between the passes lie in blocks, see [`block`](super::block): row `y` of the rectangle in block `y / ROWS`.
 #[derive(Debug)]
 struct Part {
-    /// Columns that are read, from the left side of the rectangle on.
+    /// Columns that are read, counted from the left side of the rectangle.
     inputs: Range<usize>,
-    /// Number of columns that are made.
+    /// Number of output columns.
     outputs: usize,
-    /// The pass along x; `None` if the width stays.
+    /// The horizontal pass; `None` if the width does not change.
     across: Option<Columns>,
     /// Blocks of input rows of the pass along y, each at its number modulo `slots`.
     window: Vec<u8>,
@@ -61,11 +61,11 @@ struct Part {
     between: Vec<u8>,
 }
 
-/// Least columns of a part: parts read some columns twice.
+/// Minimum number of columns of a part. Neighbouring parts read some columns twice, so they should not be small.
 const MIN_PART: usize = 128;
 
 impl RowResizer {
-    /// Bytes that resizing holds: the output, the rows between the passes, and the weights.
+    /// Memory that resizing needs, in bytes: the output, the rows between the passes, and the weights.
     pub(crate) fn needed_bytes((width, height): (u32, u32), orientation: Orientation, target: ResizeTarget) -> u64 {
         let Crop { left, top, right, bottom } = target.crop;
         let inputs =
@@ -90,7 +90,7 @@ impl RowResizer {
         [window, weights[0], weights[1]].into_iter().fold(out, u64::saturating_add)
     }
 
-    /// For a picture of `width` × `height` pixels as it is stored, of which `target` is a part once it is turned upright.
+    /// Creates a resizer for an image of `width` × `height` stored pixels. `target` applies to the upright image.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -161,7 +161,7 @@ impl RowResizer {
         })
     }
 
-    /// Takes the next rows of the picture, whole ones.
+    /// Processes the next rows of the image; the band has its full width.
     pub(crate) fn push(&mut self, band: RgbView<'_>) {
         let band_rows = self.rows_seen..self.rows_seen + band.height;
         self.rows_seen = band_rows.end;
@@ -200,18 +200,18 @@ impl RowResizer {
         });
     }
 
-    /// Whether the output is the stored picture, `width` pixels wide, as it is.
+    /// Whether the output is an unchanged copy of the stored image, which is `width` pixels wide.
     pub(crate) fn is_copy(&self, width: usize) -> bool {
         let is_unchanged = self.down.is_none() && self.parts.iter().all(|part| part.across.is_none());
         is_unchanged && self.columns == (0..width) && self.rows.start == 0
     }
 
-    /// Room for the next rows of a copy, `bytes` in all.
+    /// A buffer of `bytes` bytes for the next rows of an unchanged copy.
     pub(crate) fn space(&mut self, bytes: usize) -> &mut [u8] {
         &mut self.out[3 * self.width * self.rows_made..][..bytes]
     }
 
-    /// Counts rows that were written to the space.
+    /// Counts the rows that were written to the buffer of [`Self::space`].
     pub(crate) fn take(&mut self, bytes: usize) {
         self.rows_made += bytes / (3 * self.width);
         self.rows_seen = self.rows_made;
@@ -282,7 +282,7 @@ impl Part {
         }
     }
 
-    /// As [`Self::horizontal_then_vertical`], the pass along y first.
+    /// Like [`Self::horizontal_then_vertical`], with the vertical pass first.
     fn vertical_then_horizontal(
         &mut self,
         source: RgbView<'_>,
@@ -353,7 +353,7 @@ impl Part {
 
 /// Whether the pass along the stored y axis comes first.
 ///
-/// Pillow resizes along x first, except where the height is more than 100 times the width and shrinks: then along y first.
+/// Pillow resizes along the upright x axis first, unless the height is more than 100 times the width and is reduced.
 ///
 /// Source: `Image.resize` of Pillow 12.3.
 fn is_down_first(orientation: Orientation, target: &ResizeTarget) -> bool {
@@ -362,7 +362,7 @@ fn is_down_first(orientation: Orientation, target: &ResizeTarget) -> bool {
     is_y_first != exchanges_axes(orientation)
 }
 
-/// How the axes of a stored picture become those of the upright one.
+/// How the axes of a stored image map to those of the upright image.
 struct Axes {
     /// Whether stored columns are upright rows.
     are_exchanged: bool,
@@ -382,8 +382,8 @@ impl Axes {
     }
 }
 
-/// Zeros, or an error where the system has no room for them. The trial allocation is given back at once, since only
-/// `vec!` gets pages that are zero already.
+/// A buffer of zeros, or an error if there is not enough memory. The trial allocation is freed at once, because only
+/// `vec!` can obtain pages that are already zero.
 pub(crate) fn zeroed(length: usize) -> Result<Vec<u8>, TryReserveError> {
     Vec::<u8>::new().try_reserve_exact(length)?;
     Ok(vec![0; length])
@@ -401,7 +401,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// Bands of one to many rows, turned pictures, several parts: always what resizing the upright picture gives.
+        /// For bands of any height, every orientation and several parts, the result equals resizing the upright image.
         #[test]
         fn rows_in_bands_become_the_resized_upright_picture(
             (width, height) in prop_oneof![(1..30_u32, 1..30_u32), (1..400_u32, 1..120_u32), (1..120_u32, 1..400_u32)],

@@ -5,21 +5,21 @@ use std::ops::Range;
 /// Fractional bits of a fixed-point weight; 255 × the sum of all weights fits in 32 bits.
 pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// One half of the last bit, which sums start from.
+/// One half of the last integer bit: the initial value of sums, so that they are rounded.
 pub(super) const ROUND: i32 = 1 << (PRECISION_BITS - 1);
 
-/// For each output position along one axis, the inputs it reads and their fixed-point weights.
+/// The inputs of each output position along one axis, and their fixed-point weights.
 #[derive(Debug, Default)]
 pub(super) struct Taps {
     /// First input of each output.
     starts: Vec<usize>,
-    /// End of each output's weights in `weights`; they begin where the previous output's end.
+    /// End of the weights of each output in `weights`. They begin where those of the previous output end.
     ends: Vec<usize>,
     weights: Vec<i32>,
 }
 
 impl Taps {
-    /// Adds the next output, which reads the inputs from `start` on. Starts do not fall.
+    /// Adds the next output, which reads the inputs from `start` on. Starts must not decrease.
     pub(super) fn push(&mut self, start: usize, weights: impl Iterator<Item = i32>) {
         self.starts.push(start);
         self.weights.extend(weights);
@@ -37,13 +37,13 @@ impl Taps {
         (self.starts[output], &self.weights[begin..self.ends[output]])
     }
 
-    /// The inputs that `output` reads.
+    /// The range of inputs that `output` reads.
     pub(super) fn inputs(&self, output: usize) -> Range<usize> {
         let (start, weights) = self.of(output);
         start..start + weights.len()
     }
 
-    /// The same weights along the axis in the other direction, for `in_size` inputs.
+    /// The weights for the mirrored axis of `in_size` inputs.
     pub(super) fn mirrored(&self, in_size: usize) -> Self {
         let mut mirrored = Self::default();
         for output in (0..self.len()).rev() {
@@ -53,7 +53,7 @@ impl Taps {
         mirrored
     }
 
-    /// The inputs that some outputs read, and the weights of these outputs, counted from the first of these inputs.
+    /// The inputs that a range of outputs reads, and the weights of these outputs, relative to the first of the inputs.
     pub(super) fn slice(&self, outputs: Range<usize>) -> (Range<usize>, Self) {
         let start = outputs.clone().map(|output| self.starts[output]).min().unwrap_or(0);
         let end = outputs.clone().map(|output| self.inputs(output).end).max().unwrap_or(0);
@@ -94,12 +94,12 @@ impl Taps {
 pub(super) mod tests {
     use super::{PRECISION_BITS, Taps};
 
-    /// Values of every size, reproducible.
+    /// Reproducible pseudo-random values over the whole range.
     pub(crate) fn values(length: usize) -> Vec<u8> {
         (0..length as u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 23) as u8).collect()
     }
 
-    /// Outputs of `count` weights each, of both signs, whose sum is about one, from the given inputs on.
+    /// Outputs with `count` weights each, from the given inputs on. Weights have both signs and sum to about one.
     pub(crate) fn ramp_taps(starts: impl Iterator<Item = usize>, count: i32) -> Taps {
         let one = 1 << PRECISION_BITS;
         let mut taps = Taps::default();
@@ -110,7 +110,7 @@ pub(super) mod tests {
         taps
     }
 
-    /// One output of these weights, from the first input on.
+    /// One output that reads the inputs from the first on with these weights.
     pub(crate) fn one_output(weights: &[i32]) -> Taps {
         let mut taps = Taps::default();
         taps.push(0, weights.iter().copied());

@@ -1,8 +1,8 @@
-//! Both loops for AVX2.
+//! The horizontal and the vertical loop for AVX2.
 //!
-//! Weights have 22 fractional bits, more than one 16-bit multiplication takes. They are split in two parts,
-//! `weight = high × 2^16 + low` with `low` a signed 16-bit and `high` a signed 8-bit number. Products with `low` are
-//! summed in 32 bits, those with `high` in 16 bits, and both sums are exact. [`Parts`] says where that holds.
+//! Weights have 22 fractional bits, too many for one 16-bit multiplication. They are split into two parts,
+//! `weight = high × 2^16 + low`, where `low` is a signed 16-bit and `high` a signed 8-bit number. Products with `low`
+//! are summed in 32 bits, products with `high` in 16 bits. Both sums are exact if [`is_exact`] returns true.
 
 use std::arch::x86_64::*;
 
@@ -10,19 +10,19 @@ use super::super::taps::{PRECISION_BITS, ROUND, Taps};
 use super::super::{LANES, ROWS};
 use super::{CHUNK, Groups, QUAD, Strip, load, prefetch};
 
-/// The part that 8 bits hold, rounded, of each weight.
+/// The high part of a weight: its upper bits, rounded.
 fn high(weight: i32) -> i32 {
     (weight + (1 << 15)) >> 16
 }
 
-/// The 16-bit rests of two weights.
+/// The low parts of two weights, 16 bits each.
 fn low_pair(weights: [i32; 2]) -> i32 {
     let [first, second] = weights.map(|weight| weight - (high(weight) << 16));
     first & 0xffff | second << 16
 }
 
-/// Whether 255 × the high parts of one sign fits in 16 bits, and each part in 8, for every output. To fail that takes over
-/// a hundred weights whose rounding adds up, so no picture that people have gets there.
+/// Whether for every output, each high part fits in 8 bits, and 255 × the sum of the high parts of one sign in 16 bits.
+/// This only fails if the rounding of more than a hundred weights adds up, which real images do not cause.
 fn is_exact(taps: &Taps) -> bool {
     (0..taps.len()).all(|output| {
         let highs = taps.of(output).1.iter().map(|&weight| high(weight));
@@ -31,7 +31,7 @@ fn is_exact(taps: &Taps) -> bool {
     })
 }
 
-/// Whether AVX2 gives exact sums with these weights on this machine.
+/// Whether the CPU supports AVX2, and sums with these weights are exact.
 fn is_usable(taps: &Taps) -> bool {
     is_x86_feature_detected!("avx2") && is_exact(taps)
 }
@@ -108,7 +108,7 @@ pub(in super::super) struct Columns {
 type Pixels = [__m256i; 3];
 
 impl Columns {
-    /// `None` if the machine has no AVX2, or sums would not be exact.
+    /// `None` if the CPU does not support AVX2, or sums would not be exact.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
         if is_usable(taps) { Self::of(taps) } else { None }
     }

@@ -1,4 +1,4 @@
-//! Vector loops of x86-64, chosen at run time.
+//! Vector loops for x86-64, chosen at run time.
 
 mod avx2;
 mod vnni;
@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::ROWS;
 use super::taps::Taps;
 
-/// The horizontal loop of this machine, with its weights.
+/// The fastest horizontal loop that the CPU supports, with its weights.
 #[derive(Debug)]
 pub(super) enum Columns {
     Avx2(avx2::Columns),
@@ -17,12 +17,12 @@ pub(super) enum Columns {
 }
 
 impl Columns {
-    /// `None` if this machine has no vector loop that is exact with these weights.
+    /// `None` if the CPU supports no vector loop that is exact with these weights.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
         vnni::Columns::new(taps).map(Self::Vnni).or_else(|| avx2::Columns::new(taps).map(Self::Avx2))
     }
 
-    /// Every loop that this machine has, for tests.
+    /// All loops that the CPU supports, for tests.
     #[cfg(test)]
     pub(super) fn every(taps: &Taps) -> Vec<Self> {
         let (avx2, vnni) = (avx2::Columns::new(taps), vnni::Columns::new(taps));
@@ -98,22 +98,22 @@ impl<T> Groups<T> {
 /// Pixels of a row that lie together in a vector.
 const QUAD: usize = 4;
 
-/// Outputs that are written together.
+/// Number of outputs that are written together.
 const GROUP: usize = 4;
 
-/// Groups of outputs whose inputs are brought into the order of a vector loop together: enough that few are brought
-/// twice, few enough to stay in a core's first cache.
+/// Groups of outputs whose inputs are reordered together for a vector loop: enough groups that few inputs are reordered
+/// twice, but few enough that they stay in the L1 cache.
 #[derive(Debug)]
 struct Strip {
     groups: Range<usize>,
     /// First input, a multiple of [`QUAD`].
     start: usize,
-    /// Number of chunks of [`CHUNK`] bytes of a row.
+    /// Number of chunks of [`CHUNK`] bytes per row.
     chunks: usize,
 }
 
 impl Strip {
-    /// Inputs of a strip, unless one group reads more.
+    /// Number of inputs of a strip, unless a single group reads more.
     const INPUTS: usize = 256;
 
     fn of(taps: &Taps) -> Vec<Self> {
@@ -140,15 +140,16 @@ impl Strip {
     }
 }
 
-/// Bytes of a row that are brought into order together: four loads of [`QUAD`] pixels.
+/// Number of bytes of a row that are reordered together: four loads of [`QUAD`] pixels.
 const CHUNK: usize = 4 * 3 * QUAD;
 
-/// Bytes at which the loads of a chunk begin. A load is longer than its pixels, so the last one begins [`LAST_SHIFT`]
-/// bytes before them, and ends with the chunk.
+/// Offsets of the loads in a chunk, in bytes. A load is longer than its pixels, so the last one begins [`LAST_SHIFT`]
+/// bytes before its pixels, and ends with the chunk.
 const LOADS: [usize; 4] = [0, 12, 24, 32];
 const LAST_SHIFT: i8 = 4;
 
-/// The chunk of a row that begins at pixel `x`; `spare` holds it, with zeros, where the row ends within.
+/// The chunk of a row that begins at pixel `x`. If the row ends within the chunk, it is copied to `spare` and padded
+/// with zeros.
 #[inline(always)]
 fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CHUNK] {
     let rest = row.get(3 * x..).unwrap_or_default();

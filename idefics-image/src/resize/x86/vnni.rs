@@ -18,15 +18,15 @@ fn is_there() -> bool {
 #[derive(Debug)]
 pub(in super::super) struct Columns {
     strips: Vec<Strip>,
-    /// Of each output, its first quad of pixels in its strip.
+    /// Index of the first quad of pixels of each output, within its strip.
     firsts: Vec<[usize; GROUP]>,
-    /// The digits of four weights, lowest first; `quads` of them for each output. Zeros fill up.
+    /// The digits of four weights, lowest first; `quads` entries for each output, padded with zeros.
     weights: Vec<[[i32; 3]; GROUP]>,
     quads: usize,
 }
 
 impl Columns {
-    /// `None` if the machine has no such instructions, or a weight is too large for three digits.
+    /// `None` if the CPU does not support the instructions, or a weight is too large for three digits.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
         if is_there() { Self::of(taps) } else { None }
     }
@@ -67,7 +67,7 @@ impl Columns {
     fn four_rows(&self, rows: &[&[u8]; LANES], out: &mut [u8]) {
         let zero = _mm512_setzero_si512();
         let round = _mm512_set1_epi32(ROUND);
-        // Four pixels r0 g0 b0 r1 … b3 of each row: r0 r1 r2 r3, g0 …, b0 …, and four bytes that do not count.
+        // Four pixels r0 g0 b0 r1 … b3 of each row: r0 r1 r2 r3, g0 …, b0 …, and four unused bytes.
         let order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, 0, 3, 6, 9));
         let last_order = _mm512_add_epi8(order, _mm512_set1_epi8(LAST_SHIFT));
         let without_fourth =
@@ -76,7 +76,7 @@ impl Columns {
         let transposed = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         let interleaved = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
         let chunks = self.strips.iter().map(|strip| strip.chunks).max().unwrap_or(0);
-        // Quads of zero weights may read beyond the strip.
+        // Padded with zeros, because quads of zero weights may read beyond the strip.
         let mut pixels = vec![[zero; 4]; chunks + self.quads.div_ceil(4)];
         let mut spare = [[0; CHUNK]; LANES];
         for strip in &self.strips {
