@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
-use crate::StoredError;
-use crate::files::{OtherFile, io_words};
+use crate::StoredWeightError;
+use crate::files::{UnexpectedFile, describe_io_error};
 use crate::gguf::GgufError;
 use crate::pickle::PickleError;
 
@@ -37,7 +37,7 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// A file could not be read.
-    #[error("{}: cannot be read: {}", path.display(), io_words(source))]
+    #[error("{}: cannot be read: {}", path.display(), describe_io_error(source))]
     Io {
         /// Path of the file.
         path: PathBuf,
@@ -45,7 +45,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// A file could not be written.
-    #[error("{}: cannot be written: {}; an existing file is unchanged", path.display(), io_words(source))]
+    #[error("{}: cannot be written: {}; an existing file is unchanged", path.display(), describe_io_error(source))]
     Write {
         /// Path of the file.
         path: PathBuf,
@@ -60,11 +60,11 @@ pub enum CheckpointError {
     },
     /// A file of a different kind in place of weights or their index.
     #[error("{}: {found}", path.display())]
-    OtherFile {
+    UnexpectedFile {
         /// Path of the file.
         path: PathBuf,
         /// The kind of file that was found.
-        found: OtherFile,
+        found: UnexpectedFile,
     },
     /// The file is too short, most often because a download was interrupted.
     #[error(
@@ -200,7 +200,7 @@ pub enum CheckpointError {
         /// Name of the weight.
         name: String,
         /// What is wrong with it.
-        source: Box<StoredError>,
+        source: Box<StoredWeightError>,
     },
     /// A tensor is quantised but is not the weight of a linear layer.
     #[error("{file}: tensor `{name}` is stored as {found}, but only weights of linear layers can be quantised")]

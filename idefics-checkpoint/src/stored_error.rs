@@ -3,7 +3,7 @@ use idefics_kernels::formats::FormatError;
 /// Why a quantised weight cannot be assembled from its tensors.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum StoredError {
+pub enum StoredWeightError {
     /// Codes or scales that are invalid in the weight's format.
     #[error(transparent)]
     Format(#[from] FormatError),

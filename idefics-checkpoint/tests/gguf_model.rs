@@ -107,7 +107,7 @@ fn files_of(model: &GgufModel) -> Result<BTreeMap<&'static str, Value>, GgufErro
 }
 
 fn files(path: &Path) -> BTreeMap<&'static str, Value> {
-    files_of(&GgufModel::at(path).unwrap().unwrap()).unwrap()
+    files_of(&GgufModel::find(path).unwrap().unwrap()).unwrap()
 }
 
 fn message(path: &Path) -> String {
@@ -228,7 +228,7 @@ fn models_that_are_not_read_are_named() {
     }
     let of_files = |writer: Writer| {
         let folder = folder(&[("m.gguf", writer.bytes())]);
-        files_of(&GgufModel::at(folder.path()).unwrap().unwrap()).unwrap_err().to_string()
+        files_of(&GgufModel::find(folder.path()).unwrap().unwrap()).unwrap_err().to_string()
     };
     assert!(of_files(text().text("llama.rope.scaling.type", "yarn")).contains("\"yarn\""));
     assert!(of_files(text().number("llama.vocab_size", 9)).contains("the rows of `token_embd.weight`"));
@@ -266,8 +266,8 @@ fn files_that_do_not_make_one_model_are_named() {
 fn a_file_beside_the_model_counts() {
     let text = text().bytes();
     let folder = folder(&[("m.gguf", text), ("tokenizer.json", b"{}".to_vec()), ("config.json", b"{}".to_vec())]);
-    let model = GgufModel::at(folder.path()).unwrap().unwrap();
-    assert_eq!(model.file_unless_beside(ModelFile::Tokenizer).unwrap(), None);
-    assert!(model.file_unless_beside(ModelFile::Config).unwrap().is_some());
-    assert!(model.file_unless_beside(ModelFile::TokenizerConfig).unwrap().is_some());
+    let model = GgufModel::find(folder.path()).unwrap().unwrap();
+    assert_eq!(model.file_unless_present(ModelFile::Tokenizer).unwrap(), None);
+    assert!(model.file_unless_present(ModelFile::Config).unwrap().is_some());
+    assert!(model.file_unless_present(ModelFile::TokenizerConfig).unwrap().is_some());
 }

@@ -1,6 +1,6 @@
 //! `quant_state`: round trips, and errors that name the wrong field.
 
-use idefics_checkpoint::{QuantDtype, QuantState, StoredError};
+use idefics_checkpoint::{QuantDtype, QuantState, StoredWeightError};
 use idefics_kernels::formats::FourBitType;
 
 const NESTED: &str = r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0625}"#;
@@ -27,7 +27,7 @@ fn round_trips() {
 fn rejects_every_truncation() {
     for len in 0..NESTED.len() {
         let error = QuantState::parse(&NESTED.as_bytes()[..len]).unwrap_err();
-        assert!(matches!(error, StoredError::QuantState { bytes, .. } if bytes == len), "{len}: {error}");
+        assert!(matches!(error, StoredWeightError::QuantState { bytes, .. } if bytes == len), "{len}: {error}");
     }
 }
 
@@ -54,7 +54,7 @@ fn errors_name_the_wrong_field() {
         ("{", "\u{0}{"),
     ] {
         let error = QuantState::parse(NESTED.replacen(from, to, 1).as_bytes()).unwrap_err();
-        assert!(matches!(error, StoredError::QuantState { .. }), "{to}: {error}");
+        assert!(matches!(error, StoredWeightError::QuantState { .. }), "{to}: {error}");
     }
     assert!(QuantState::parse(b"\xff\xfe").is_err());
     assert!(QuantState::parse(b"[]").is_err());

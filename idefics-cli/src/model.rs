@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use idefics_checkpoint::gguf::GgufPaths;
-use idefics_checkpoint::{Checkpoint, CheckpointError, Pickles};
+use idefics_checkpoint::{Checkpoint, CheckpointError, PicklePolicy};
 use idefics_generate::nn::checkpoint::WeightMemory;
 use idefics_generate::nn::{Activations, PackedFormat};
 use idefics_generate::placement::Plan;
@@ -61,7 +61,7 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
         ModelSource::Hub { repo, revision } => {
             let bar = byte_bar();
             let mut options = HubOptions::from_env().map_err(Error::from)?;
-            options.allow_pickles = global.pickles() == Pickles::Allowed;
+            options.allow_pickles = global.pickles() == PicklePolicy::Allowed;
             options.cancel = signals::cancel().flag();
             let fetched = idefics_hub::fetch_with(&options, &repo, revision.as_deref(), &mut |state| {
                 bar.set_length(state.total);
@@ -146,7 +146,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
             check_memory(choice, |weights| needed(&device, weights), weights, None, available)?;
             None
         }
-        Some(_) => Some(Plan::of_model(folder, weights, &device, placing::places(global, choice, &device)?)?),
+        Some(_) => Some(Plan::for_model(folder, weights, &device, placing::places(global, choice, &device)?)?),
     };
     drop(checkpoint);
     let bar = byte_bar();
@@ -227,7 +227,7 @@ pub(crate) fn device_for(
     needed: impl Fn(&Device, WeightOptions) -> Result<WeightMemory, Error>,
 ) -> Result<(DeviceChoice, Device, WeightOptions), Failure> {
     let held = |choice: DeviceChoice, device: &Device| -> Result<WeightOptions, Error> {
-        Ok(global.weights(global.dtype.on(choice, device)?.into()))
+        Ok(global.weights(global.dtype.dtype_on(choice, device)?.into()))
     };
     let mut candidates = global.device.candidates().map_err(Error::from)?;
     let fits = |(choice, device): &(DeviceChoice, Device)| {

@@ -136,7 +136,7 @@ impl Plan {
     ///
     /// # Errors
     /// Those of [`ModelConfig::from_folder`]; [`Error::NotPlaceable`] if the model cannot be split.
-    pub fn of_model(
+    pub fn for_model(
         path: &Path,
         weights: impl Into<WeightOptions>,
         device: &Device,
@@ -207,7 +207,7 @@ pub struct Placement {
 
 impl Placement {
     /// Places everything on one device.
-    pub fn on(device: &Device) -> Self {
+    pub fn single_device(device: &Device) -> Self {
         Self { of: BTreeMap::new(), default: device.clone(), in_files: Vec::new() }
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::files::{io_words, json_words};
+use crate::files::{describe_io_error, describe_json_error};
 use crate::image::{ImageConfigError, ImageErrorKind, PadError, TileError};
 
 /// Category of a [`ProcessorError`], for exit codes and HTTP statuses.
@@ -31,7 +31,7 @@ pub enum ErrorKind {
 #[non_exhaustive]
 pub enum ProcessorError {
     /// A file or folder could not be read.
-    #[error("{}: cannot be read: {}", path.display(), io_words(error))]
+    #[error("{}: cannot be read: {}", path.display(), describe_io_error(error))]
     Read {
         /// Path of the file or folder that could not be read.
         path: PathBuf,
@@ -80,7 +80,7 @@ pub enum ProcessorError {
     },
 
     /// A file of the checkpoint is not valid JSON, or a value in it has the wrong type.
-    #[error("{}: {}", path.display(), json_words(error))]
+    #[error("{}: {}", path.display(), describe_json_error(error))]
     Json {
         /// Path of the file.
         path: PathBuf,

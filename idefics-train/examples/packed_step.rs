@@ -11,7 +11,7 @@ use burn::tensor::{DType, Device};
 use idefics_generate::bench::{bytes, parameters};
 use idefics_generate::{AnyModel, Idefics2, Idefics2Config, ModelConfig, WeightFormat, WeightOptions};
 use idefics_train::{
-    LabelRecipe, LabelledText, Trainable, Trainer, TrainingBatch, TrainingConfig, training_gradients_recomputing,
+    LabelRecipe, LabelledText, Trainable, Trainer, TrainingBatch, TrainingConfig, training_gradients_checkpointed,
 };
 use serde_json::json;
 
@@ -59,7 +59,7 @@ fn main() -> Result<(), Failure> {
     std::fs::write("/proc/self/clear_refs", "5")?;
     let clock = Instant::now();
     let report = trainer.step(std::slice::from_ref(&batch), |model: &Idefics2, batch| {
-        if recomputes { training_gradients_recomputing(model, batch) } else { model.training_gradients(batch) }
+        if recomputes { training_gradients_checkpointed(model, batch) } else { model.training_gradients(batch) }
     })?;
     println!("step: loss {:.3}, {:.1} s", report.loss, clock.elapsed().as_secs_f64());
     println!("peak of the step: {:.0} MB", resident("VmHWM")?);

@@ -94,15 +94,15 @@ impl GgufModel {
     ///
     /// # Errors
     /// As [`Self::open`] and [`GgufPaths::find`].
-    pub fn at(path: &Path) -> Result<Option<Self>, CheckpointError> {
+    pub fn find(path: &Path) -> Result<Option<Self>, CheckpointError> {
         GgufPaths::find(path)?.map(Self::open).transpose()
     }
 
     /// Opens the files of a model. No weight is read.
     ///
     /// # Errors
-    /// [`CheckpointError::Gguf`] for a fault of a file, another architecture, or files that do not belong together; those
-    /// of reading.
+    /// [`CheckpointError::Gguf`] for a fault of a file, another architecture, or files that do not belong together;
+    /// those of reading.
     pub fn open(paths: GgufPaths) -> Result<Self, CheckpointError> {
         let text = GgufFile::open(&paths.text)?;
         let text_sizes = text_sizes(&text)?;
@@ -134,8 +134,8 @@ impl GgufModel {
 
     /// What a file would say that a folder of the original checkpoint has beside its weights.
     ///
-    /// A model of text alone has `"text_only": true` in its `config.json`, and no vision tower; there is nothing then about
-    /// pictures, which is `None`.
+    /// A model of text alone has `"text_only": true` in its `config.json`, and no vision tower; there is nothing then
+    /// about pictures, which is `None`.
     ///
     /// # Errors
     /// [`GgufError`] naming the key or tensor that is missing or not read.
@@ -151,12 +151,12 @@ impl GgufModel {
         }))
     }
 
-    /// The same, unless the file lies beside the text model: that one counts. Only `config.json` never does, which may be
-    /// of the text model alone.
+    /// The same, unless the file lies beside the text model: that one counts. Only `config.json` never does, which may
+    /// be of the text model alone.
     ///
     /// # Errors
     /// As [`Self::file`].
-    pub fn file_unless_beside(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
+    pub fn file_unless_present(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
         match file != ModelFile::Config && self.paths.folder().join(file.name()).is_file() {
             true => Ok(None),
             false => self.file(file),

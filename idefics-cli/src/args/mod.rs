@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use idefics_checkpoint::Pickles;
+use idefics_checkpoint::PicklePolicy;
 use idefics_generate::nn::Activations;
 use idefics_generate::placement::Places;
 use idefics_generate::processor::ProcessOptions;
@@ -158,8 +158,8 @@ impl Global {
     }
 
     /// Whether to read PyTorch pickles.
-    pub(crate) fn pickles(&self) -> Pickles {
-        if self.allow_pickle { Pickles::Allowed } else { Pickles::Refused }
+    pub(crate) fn pickles(&self) -> PicklePolicy {
+        if self.allow_pickle { PicklePolicy::Allowed } else { PicklePolicy::Refused }
     }
 }
 

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use idefics_nn::{ConfigError, KvCache, Linear};
 use idefics_text::{Decoder, DecoderStack};
 
-use super::{LayerRun, Model, ModelShape};
+use super::{Model, ModelShape, StepwiseEncoder};
 use crate::config::FamilyConfig;
 use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
@@ -46,7 +46,7 @@ impl Idefics3Text {
 }
 
 impl Model for Idefics3Text {
-    fn vision(&self, _images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError> {
+    fn vision(&self, _images: &ImageBatch<'_>) -> Result<Box<dyn StepwiseEncoder + '_>, InputError> {
         Err(InputError::TextOnly)
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use idefics_checkpoint::{Checkpoint, Pickles};
+use idefics_checkpoint::{Checkpoint, PicklePolicy};
 use idefics_nn::{FourBitType, LoadModule, LoadOptions, PackedFormat, Quantization};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
@@ -43,7 +43,7 @@ impl Model {
     /// Loads a component. Every parameter must have a tensor under the prefix.
     pub(crate) fn load<M: Module>(&self, module: M, prefix: &str) -> M {
         let options = LoadOptions { prefix, quantize: self.quantize.clone(), ..LoadOptions::default() };
-        let checkpoint = Checkpoint::open_with(&self.folder, Pickles::Allowed).unwrap();
+        let checkpoint = Checkpoint::open_with(&self.folder, PicklePolicy::Allowed).unwrap();
         checkpoint.load(module, &options, |_| ()).unwrap()
     }
 }

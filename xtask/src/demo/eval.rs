@@ -94,7 +94,7 @@ fn evaluate(args: &Args) -> Result<()> {
         return super::export::write(folder, &args.model, &all, MAX_NEW_TOKENS);
     }
     let (choice, device) = args.device.open()?;
-    let model = Idefics::from_folder(&args.model, &device, Precision::F32.on(choice, &device)?, |_| ())?;
+    let model = Idefics::from_folder(&args.model, &device, Precision::F32.dtype_on(choice, &device)?, |_| ())?;
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("the template is valid");
     let bar = ProgressBar::new((GROUPS.len() * args.count) as u64).with_style(style);
     bar.set_message("answering");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::DType;
-use idefics_checkpoint::Pickles;
+use idefics_checkpoint::PicklePolicy;
 use idefics_generate::processor::Sample;
 use idefics_generate::processor::image::Alpha;
 use idefics_generate::{GenerationConfig, WeightFormat, WeightOptions};
@@ -125,7 +125,7 @@ impl Case {
     pub(super) fn weights(&self, dtype: DType) -> Result<WeightOptions> {
         let Load { quantize, double_quant } = &self.file.load;
         let quantize = quantize.as_deref().map_or(Ok(WeightFormat::None), str::parse)?;
-        Ok(WeightOptions { quantize, double_quant: *double_quant, pickles: Pickles::Allowed, ..dtype.into() })
+        Ok(WeightOptions { quantize, double_quant: *double_quant, pickles: PicklePolicy::Allowed, ..dtype.into() })
     }
 
     /// Whether the case has expectations beyond the processor.

@@ -5,7 +5,8 @@ use burn::tensor::{DType, Tensor};
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{ProcessedInputs, Processor, Tokenizer};
 use idefics_generate::{
-    Controls, DeviceChoice, DeviceLease, Generation, GenerationConfig, Model, ModelConfig, Prompts, Replays, load_model,
+    Controls, DeviceChoice, DeviceLease, Generation, GenerationConfig, GraphCapture, Model, ModelConfig, Prompts,
+    load_model,
 };
 
 use super::case::Case;
@@ -187,7 +188,8 @@ impl<'r> Run<'r> {
     where
         'r: 'm,
     {
-        let controls = Controls { tokenizer: Some(self.tokenizer), replays: Replays::AtOnce(self.lease), ..controls };
+        let controls =
+            Controls { tokenizer: Some(self.tokenizer), graph_capture: GraphCapture::AtOnce(self.lease), ..controls };
         Generation::start(model, self.prompts, image_hidden_states, self.options, controls)
     }
 

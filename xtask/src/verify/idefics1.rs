@@ -103,7 +103,7 @@ impl Stages<'_> {
     fn with_image_mask(&self, prompts: Prompts, processor: &Processor, n_images: Vec<usize>) -> Result<Prompts> {
         let Some(mask) = self.case.expected("processor.image_attention_mask") else {
             let tokenizer = processor.tokenizer();
-            return Ok(prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()));
+            return Ok(prompts.attend_to_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()));
         };
         let &[batch, seq, slots] = mask.shape.as_slice() else {
             bail!("`processor.image_attention_mask` has shape {:?}, expected [batch, seq, n_images]", mask.shape);

@@ -18,7 +18,7 @@ use crate::{Gradients, LossGradients, Segments, TrainingBatch};
 ///
 /// # Panics
 /// As [`Trainable::training_gradients`](crate::Trainable::training_gradients).
-pub fn training_gradients_recomputing<M: Segments>(
+pub fn training_gradients_checkpointed<M: Segments>(
     model: &M,
     batch: &TrainingBatch,
 ) -> Result<LossGradients, InputError> {
