@@ -52,12 +52,12 @@ pub(crate) struct Args {
 
 /// A group of tasks with a common score.
 #[derive(Debug, Clone, Copy)]
-struct Group {
-    name: &'static str,
+pub(super) struct Group {
+    pub(super) name: &'static str,
     tasks: &'static [Task],
 }
 
-const GROUPS: [Group; 4] = [
+pub(super) const GROUPS: [Group; 4] = [
     Group { name: "captions", tasks: &[Task::Caption, Task::PromptedCaption] },
     Group {
         name: "questions",
