@@ -20,7 +20,7 @@ const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.
 /// Opens the GGUF files of a model, if the path is one. Rejects PEFT adapters.
 ///
 /// # Errors
-/// [`Error::NoFolder`], [`Error::Adapter`], [`Error::Checkpoint`] for GGUF files that are not read.
+/// [`Error::NoFolder`], [`Error::Adapter`], [`Error::Checkpoint`] if a GGUF file is rejected.
 pub(crate) fn gguf(path: &Path) -> Result<Option<GgufModel>, Error> {
     if path.is_dir() {
         let there = |name: &str| path.join(name).exists();
@@ -39,8 +39,8 @@ pub(crate) fn gguf(path: &Path) -> Result<Option<GgufModel>, Error> {
     }
 }
 
-/// The content of a model's JSON file that the GGUF metadata stands for, with the path for error messages; `None` if
-/// the file itself is used.
+/// The content of a JSON file of the model from the GGUF metadata, with the path for error messages. `None` if the
+/// file itself is used.
 ///
 /// # Errors
 /// Those of [`gguf`].

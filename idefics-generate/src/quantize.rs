@@ -100,7 +100,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     copied.map_err(|source| Error::Write { path: to.to_owned(), source })
 }
 
-/// The files that the metadata of GGUF files stands for, and those beside them that count.
+/// Writes the JSON files from the metadata, and copies those in the folder, which take precedence.
 fn write_files(model: &GgufModel, target: &Path) -> Result<(), Error> {
     for file in ModelFile::ALL {
         if let Some(content) = model.file_unless_present(file).map_err(CheckpointError::from)? {

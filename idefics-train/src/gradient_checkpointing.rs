@@ -1,4 +1,4 @@
-//! Activation checkpointing: only the outputs of segments are kept, and a segment is run again when its gradients are
+//! Gradient checkpointing: only the outputs of segments are kept, and a segment is run again when its gradients are
 //! computed. This costs a second forward pass, but takes memory for the activations of only one layer.
 //!
 //! Paper: <https://arxiv.org/abs/1604.06174>. The first forward pass runs without autodiff. Segments without a trained

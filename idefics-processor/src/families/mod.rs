@@ -110,7 +110,7 @@ impl TileGrid {
 
     /// The same grid, cut from the picture after `resizes`.
     #[must_use]
-    pub fn after(self, resizes: Vec<ResizeTarget>) -> Self {
+    pub fn with_resizes(self, resizes: Vec<ResizeTarget>) -> Self {
         Self { resizes, ..self }
     }
 }
