@@ -81,7 +81,7 @@ pub enum CheckpointError {
         found: u64,
     },
     /// The header is longer than the limit.
-    #[error("{}: the header claims to be {claimed} bytes long, but at most {limit} are accepted", path.display())]
+    #[error("{}: the header claims to be {claimed} bytes long; at most {limit} are allowed", path.display())]
     HeaderLength {
         /// Path of the file.
         path: PathBuf,
@@ -169,7 +169,7 @@ pub enum CheckpointError {
         found: Vec<usize>,
     },
     /// A weight is stored in an unsupported element type.
-    #[error("{file}: tensor `{name}` is {found:?}, expected F32, F16 or BF16")]
+    #[error("{file}: tensor `{name}` is {found:?}; expected F32, F16 or BF16")]
     Dtype {
         /// Name of the file in the model folder.
         file: String,
@@ -214,7 +214,7 @@ pub enum CheckpointError {
     },
     /// A weight is already quantised to a different format than the requested one.
     #[error(
-        "{file}: tensor `{name}` is already quantised to {found} and cannot become {asked}; leave out --quantize, or \
+        "{file}: tensor `{name}` is already quantised to {found} and cannot become {asked}; omit --quantize, or \
          use the original checkpoint"
     )]
     AlreadyQuantized {

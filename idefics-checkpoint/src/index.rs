@@ -41,7 +41,7 @@ pub(crate) fn read(
     }
     let shards: BTreeSet<&String> = weight_map.values().collect();
     if shards.len() > MAX_SHARDS {
-        let reason = format!("{} shards, but at most {MAX_SHARDS} are accepted", shards.len());
+        let reason = format!("{} shards; at most {MAX_SHARDS} are allowed", shards.len());
         return Err(CheckpointError::Index { path: path.to_owned(), reason });
     }
     let missing: Vec<String> =

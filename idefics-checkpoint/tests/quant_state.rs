@@ -34,13 +34,13 @@ fn rejects_every_truncation() {
 #[test]
 fn errors_name_the_wrong_field() {
     for (from, to, message) in [
-        ("nf4", "nf3", r#"quant_state: quant_type is "nf3", expected nf4 or fp4"#),
-        ("\"blocksize\": 64", "\"blocksize\": 128", "quant_state: blocksize is 128, expected 64"),
-        ("[4, 64]", "[4, 64, 1]", "quant_state: shape is [4, 64, 1], expected [d_out, d_in]"),
-        ("bfloat16", "float8", r#"quant_state: dtype is "float8", expected float32, float16 or bfloat16"#),
-        ("256", "64", "quant_state: nested_blocksize is 64, expected 256"),
-        ("\"float32\"", "\"float16\"", r#"quant_state: nested_dtype is "float16", expected float32"#),
-        ("0.0625", "1e39", "quant_state: nested_offset is 1e39, expected a finite number"),
+        ("nf4", "nf3", r#"quant_state: quant_type is "nf3"; expected nf4 or fp4"#),
+        ("\"blocksize\": 64", "\"blocksize\": 128", "quant_state: blocksize is 128; expected 64"),
+        ("[4, 64]", "[4, 64, 1]", "quant_state: shape is [4, 64, 1]; expected [d_out, d_in]"),
+        ("bfloat16", "float8", r#"quant_state: dtype is "float8"; expected float32, float16 or bfloat16"#),
+        ("256", "64", "quant_state: nested_blocksize is 64; expected 256"),
+        ("\"float32\"", "\"float16\"", r#"quant_state: nested_dtype is "float16"; expected float32"#),
+        ("0.0625", "1e39", "quant_state: nested_offset is 1e39; expected a finite number"),
     ] {
         let error = QuantState::parse(NESTED.replacen(from, to, 1).as_bytes()).unwrap_err();
         assert_eq!(error.to_string(), message);

@@ -88,7 +88,7 @@ fn errors_name_missing_and_mistyped_companions() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let stored = checkpoint.stored("up.weight").unwrap();
     let error = checkpoint.read_packed("up.weight", &stored, DIMS).unwrap_err();
-    assert!(error.to_string().ends_with("`up.weight.scales` is F16, expected BF16"), "{error}");
+    assert!(error.to_string().ends_with("`up.weight.scales` is F16; expected BF16"), "{error}");
 }
 
 #[test]

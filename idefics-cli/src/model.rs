@@ -26,7 +26,7 @@ pub(crate) enum ModelFolder {
     Kept(PathBuf),
     /// A temporary folder with the files of the built-in model.
     Embedded(Scratch),
-    /// Links to the GGUF files of a model that do not lie together.
+    /// Links to the GGUF files of a model that are in different folders.
     Linked(Scratch),
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
             Some(mmproj) => linked(&folder, mmproj),
         },
         ModelSource::Hub { .. } if global.mmproj.is_some() => {
-            Err(Failure::usage("--mmproj belongs to a GGUF file; --model is none".to_owned()))
+            Err(Failure::usage("--mmproj needs a GGUF file as --model; the given one is not".to_owned()))
         }
         ModelSource::Hub { repo, revision } => {
             let bar = byte_bar();
@@ -82,12 +82,12 @@ fn embedded() -> Result<ModelFolder, Failure> {
 fn linked(model: &Path, mmproj: &Path) -> Result<ModelFolder, Failure> {
     let paths = GgufPaths::with_mmproj(model, mmproj).map_err(|error| Error::from(CheckpointError::from(error)))?;
     let Some(paths) = paths else {
-        return Err(Failure::usage(format!("--mmproj belongs to a GGUF file; {} is none", model.display())));
+        return Err(Failure::usage(format!("--mmproj needs a GGUF file as --model; {} is not one", model.display())));
     };
     let linked = Scratch::new("the files of the model cannot be linked from", |folder| {
         for file in paths.files() {
             let name = file.file_name().unwrap_or_default();
-            // The name tells the tower from the text model.
+            // The name distinguishes the tower from the text model.
             let name = if file == mmproj { "mmproj.gguf".as_ref() } else { name };
             link(&fs::canonicalize(&file)?, &folder.join(name))?;
         }
@@ -189,7 +189,7 @@ pub(crate) fn check_activations(
         return Ok(());
     }
     if choice != DeviceChoice::Cpu && global.device_map.is_none() {
-        let reason = format!("--activations int8 is for the CPU and has no effect on {choice}; remove it");
+        let reason = format!("--activations int8 is for the CPU and has no effect on {choice}; omit it");
         return Err(Failure::usage(reason));
     }
     let folder_format = config.quantization_on_load(checkpoint).map(|quantization| quantization.format);
@@ -202,7 +202,7 @@ pub(crate) fn check_activations(
         true => Ok(()),
         false => Err(Failure::usage(
             "--activations int8 has no effect: no weight of this model is int8 or q4; add --quantize int8 or \
-             --quantize q4, or remove it"
+             --quantize q4, or omit it"
                 .to_owned(),
         )),
     }

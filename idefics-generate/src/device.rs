@@ -46,7 +46,7 @@ pub enum DeviceError {
         feature: &'static str,
     },
     /// There is no such device.
-    #[error("device {device}: not found, this machine has {found} of that kind")]
+    #[error("device {device}: not found; this machine has {found} of that kind")]
     NotFound {
         /// The requested device.
         device: DeviceChoice,
@@ -54,7 +54,7 @@ pub enum DeviceError {
         found: usize,
     },
     /// The device does not support the precision.
-    #[error("device {device}: does not support {precision}, only {}", list(supported))]
+    #[error("device {device}: does not support {precision}; expected {}", list(supported))]
     Precision {
         /// The device.
         device: DeviceChoice,

@@ -68,7 +68,7 @@ pub enum Error {
         reason: String,
     },
     /// A `model_type` that is not implemented.
-    #[error("{}: `model_type` is {family:?}, supported: {supported}", path.display())]
+    #[error("{}: `model_type` is {family:?}; supported: {supported}", path.display())]
     UnknownFamily {
         /// Path of the file.
         path: PathBuf,

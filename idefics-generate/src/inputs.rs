@@ -16,7 +16,7 @@ pub enum InputError {
         row: usize,
     },
     /// A token id outside the embedding table.
-    #[error("row {row}: token id {id} is not below the model's vocabulary size {vocab_size}")]
+    #[error("row {row}: token id {id} is not less than the model's vocabulary size {vocab_size}")]
     TokenId {
         /// Row of the batch, from 0.
         row: usize,

@@ -34,7 +34,7 @@ pub fn without_byte_order_mark(content: &[u8]) -> &[u8] {
 
 /// Rewrites a JSON error in terms of JSON instead of Rust types: `expected usize` becomes `expected a whole number`.
 pub fn describe_json_error(error: &impl std::fmt::Display) -> String {
-    const WORDS: [(&str, &str); 17] = [
+    const WORDS: [(&str, &str); 19] = [
         ("expected usize", "expected a whole number"),
         ("expected u64", "expected a whole number"),
         ("expected u32", "expected a whole number below 2^32"),
@@ -51,6 +51,8 @@ pub fn describe_json_error(error: &impl std::fmt::Display) -> String {
         ("expected a map", "expected an object"),
         ("invalid type: sequence", "found a list"),
         ("invalid type: map", "found an object"),
+        ("invalid type: ", "found "),
+        (", expected ", "; expected "),
         ("unknown variant", "unknown value"),
     ];
     let mut text = error.to_string();
@@ -71,13 +73,10 @@ mod tests {
     #[test]
     fn json_errors_name_no_rust_types() {
         let number = serde_json::from_str::<usize>("\"4\"").unwrap_err();
-        assert_eq!(
-            describe_json_error(&number),
-            "invalid type: string \"4\", expected a whole number at line 1 column 3"
-        );
+        assert_eq!(describe_json_error(&number), "found string \"4\"; expected a whole number at line 1 column 3");
         let list = serde_json::from_str::<std::collections::HashMap<String, u32>>("[]").unwrap_err();
         assert!(
-            describe_json_error(&list).starts_with("found a list, expected an object"),
+            describe_json_error(&list).starts_with("found a list; expected an object"),
             "{}",
             describe_json_error(&list)
         );

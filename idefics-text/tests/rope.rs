@@ -58,7 +58,7 @@ fn all_scalings_match_the_reference() {
                 // Rounding differences of a frequency grow with the position.
                 let tolerance = 1e-6 + 1.2e-7 * position as f32;
                 let place = format!("{}: {:?}, value {index}", entry.name, call.positions);
-                assert!((found - expected).abs() <= tolerance, "{place}: {found}, expected {expected}");
+                assert!((found - expected).abs() <= tolerance, "{place}: {found}; expected {expected}");
             }
         }
     }

@@ -311,7 +311,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     }
     let length = metadata.len();
     if length > MAX_BYTES {
-        let reason = format!("is {length} bytes large, but at most {MAX_BYTES} bytes are accepted");
+        let reason = format!("the file has {length} bytes; at most {MAX_BYTES} are allowed");
         return Err(Error::ModelFile { path: path.to_owned(), reason });
     }
     let text = std::fs::read(path).map_err(read_error)?;

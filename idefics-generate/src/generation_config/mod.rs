@@ -166,7 +166,7 @@ impl GenerationConfig {
     /// `config.json` or in the metadata of a GGUF file.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::ModelFile`], or [`Error::Checkpoint`] for a GGUF file that is not read.
+    /// [`Error::Read`], [`Error::ModelFile`], or [`Error::Checkpoint`] if a GGUF file is rejected.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
         if let Some((path, mut value)) = folder::in_metadata(folder, ModelFile::GenerationConfig)? {
             drop_missing_ids(&mut value);

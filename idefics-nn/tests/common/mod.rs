@@ -195,7 +195,7 @@ pub(crate) fn assert_values_close(name: &str, actual: &[f32], expected: &[f32], 
     assert_eq!(actual.len(), expected.len(), "{name}");
     for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
         let close = (actual - expected).abs() <= tolerance; // false for NaN
-        assert!(close, "{name}: element {index} is {actual}, expected {expected} within {tolerance}");
+        assert!(close, "{name}: element {index} is {actual}; expected {expected} within {tolerance}");
     }
 }
 

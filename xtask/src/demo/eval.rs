@@ -145,7 +145,7 @@ fn score(model: &Idefics, group: Group, args: &Args, bar: &ProgressBar) -> Resul
             by_task[*task_idx].count += 1;
             by_task[*task_idx].right += usize::from(answer == right);
             if args.wrong && answer != right {
-                bar.suspend(|| eprintln!("{}: {answer:?}, expected {right:?}", asked(example)));
+                bar.suspend(|| eprintln!("{}: {answer:?}; expected {right:?}", asked(example)));
             }
         }
         bar.inc(batch.len() as u64);

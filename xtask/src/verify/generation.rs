@@ -155,7 +155,7 @@ impl Stages<'_> {
             Some(_) if self.is_16_bit() && shape == expected.shape => filtered_16_bits(shape, ours, values),
             _ if shape != expected.shape => Comparison::shape(shape, &expected.shape),
             Some(index) => {
-                Comparison::failed(format!("element {index} is {}, expected {}", ours[index], values[index]))
+                Comparison::failed(format!("element {index} is {}; expected {}", ours[index], values[index]))
             }
             None => {
                 let kept: Vec<f32> = values.iter().copied().filter(|score| !is_forbidden(score)).collect();
@@ -237,7 +237,7 @@ fn compare_texts(texts: &[String], expected: &[String], is_same: &[bool]) -> Com
         max: differing as f64,
         mean: differing as f64 / expected.len().max(1) as f64,
         tolerance: 0.0,
-        remark: different.map(|(ours, expected)| format!("{ours:?}, expected {expected:?}")),
+        remark: different.map(|(ours, expected)| format!("{ours:?}; expected {expected:?}")),
         note: None,
     }
 }
