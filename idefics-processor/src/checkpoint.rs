@@ -22,7 +22,7 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Largest accepted chat template, in bytes. Real ones have less than 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
 
-/// Text files that are not in a folder: a model of another layout provides them.
+/// Text files from another source than the folder, such as the metadata of a GGUF file.
 #[derive(Debug, Clone, Default)]
 pub struct ExtraFiles {
     /// Path of the file that provides them, for error messages.
@@ -77,7 +77,7 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), others: ExtraFiles::default() })
     }
 
-    /// The same with files that are not in the folder.
+    /// The same folder, with extra files.
     pub(crate) fn with_others(self, others: ExtraFiles) -> Self {
         Self { others, ..self }
     }
