@@ -304,7 +304,7 @@ fn replayed_times(
     let first = cache.len() - options.new_tokens - 1;
     cache.truncate(first + 1);
     let logits = model.decode(&next_tokens, cache)?;
-    let recorded = CapturedStep::record(model, lease, [&next_tokens, &next_tokens], &logits, cache);
+    let recorded = CapturedStep::capture(model, lease, [&next_tokens, &next_tokens], &logits, cache);
     cache.truncate(first);
     let mut step = match recorded {
         Ok(step) => step,

@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use idefics_checkpoint::{Checkpoint, Stored};
+use idefics_checkpoint::{Checkpoint, StoredWeight};
 use idefics_kernels::formats::{BLOCK, PackedFormat, Q4_BLOCK, Q4_PANEL, Q4_TILE};
 use serde::Serialize;
 

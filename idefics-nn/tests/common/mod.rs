@@ -217,6 +217,6 @@ pub(crate) fn random<const D: usize>(seed: u64, shape: [usize; D], device: &Devi
 }
 
 /// A mask with the given values and shape.
-pub(crate) fn mask<const D: usize>(values: Vec<bool>, shape: [usize; D], device: &Device) -> Tensor<D, Bool> {
+pub(crate) fn bool_mask<const D: usize>(values: Vec<bool>, shape: [usize; D], device: &Device) -> Tensor<D, Bool> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }
