@@ -7,7 +7,9 @@ use idefics_kernels::formats::PackedFormat;
 
 use crate::gguf::GgufModel;
 use crate::opened::Opened;
-use crate::{CheckpointError, CheckpointWarning, Pickles, StoredKind, TensorEntry, header, index, pickled};
+use crate::{
+    CheckpointError, CheckpointWarning, PicklePolicy, StoredFormat, TensorEntry, header, index, pytorch_files,
+};
 
 /// An opened checkpoint: its files, memory-mapped, and the location of every tensor in them.
 #[derive(Debug)]
@@ -25,17 +27,17 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`] if a file is missing, cannot be read, or contradicts its header or index.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
-        Self::open_with(folder, Pickles::Refused)
+        Self::open_with(folder, PicklePolicy::Refused)
     }
 
-    /// Like [`Self::open`]. If the folder has no safetensors and `pickles` is [`Pickles::Allowed`], opens
+    /// Like [`Self::open`]. If the folder has no safetensors and `pickles` is [`PicklePolicy::Allowed`], opens
     /// `folder/pytorch_model.bin` or the shards listed in `folder/pytorch_model.bin.index.json`.
     ///
     /// # Errors
     /// As [`Self::open`]. [`CheckpointError::Pickle`] if a pickle is rejected, [`CheckpointError::PickleRefused`] if
     /// there are only pickles and they are not allowed.
-    pub fn open_with(folder: &Path, pickles: Pickles) -> Result<Self, CheckpointError> {
-        if let Some(model) = GgufModel::at(folder)? {
+    pub fn open_with(folder: &Path, pickles: PicklePolicy) -> Result<Self, CheckpointError> {
+        if let Some(model) = GgufModel::find(folder)? {
             let Opened { tensors, warnings } = model.opened()?;
             return Ok(Self { folder: folder.to_owned(), tensors, warnings });
         }
@@ -46,7 +48,7 @@ impl Checkpoint {
         } else if index.exists() {
             index::read(folder, &index, header::read_file)?
         } else {
-            match pickled::read(folder, pickles)? {
+            match pytorch_files::read(folder, pickles)? {
                 Some(opened) => opened,
                 None => return Err(CheckpointError::NotFound { folder: folder.to_owned() }),
             }
@@ -82,6 +84,6 @@ impl Checkpoint {
     /// The format of every quantised weight.
     pub fn packed_formats(&self) -> impl Iterator<Item = PackedFormat> {
         let kinds = self.tensors.keys().filter_map(|name| self.stored(name)).map(|stored| stored.kind);
-        kinds.filter_map(StoredKind::packed_format)
+        kinds.filter_map(StoredFormat::packed_format)
     }
 }

@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
-use crate::StoredError;
-use crate::files::{OtherFile, io_words};
+use crate::StoredWeightError;
+use crate::files::{UnexpectedFile, describe_io_error};
 use crate::gguf::GgufError;
 use crate::pickle::PickleError;
 
@@ -37,7 +37,7 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// A file could not be read.
-    #[error("{}: cannot be read: {}", path.display(), io_words(source))]
+    #[error("{}: cannot be read: {}", path.display(), describe_io_error(source))]
     Io {
         /// Path of the file.
         path: PathBuf,
@@ -45,7 +45,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// A file could not be written.
-    #[error("{}: cannot be written: {}; an existing file is unchanged", path.display(), io_words(source))]
+    #[error("{}: cannot be written: {}; an existing file is unchanged", path.display(), describe_io_error(source))]
     Write {
         /// Path of the file.
         path: PathBuf,
@@ -60,11 +60,11 @@ pub enum CheckpointError {
     },
     /// A file of a different kind in place of weights or their index.
     #[error("{}: {found}", path.display())]
-    OtherFile {
+    UnexpectedFile {
         /// Path of the file.
         path: PathBuf,
         /// The kind of file that was found.
-        found: OtherFile,
+        found: UnexpectedFile,
     },
     /// The file is too short, most often because a download was interrupted.
     #[error(
@@ -81,7 +81,7 @@ pub enum CheckpointError {
         found: u64,
     },
     /// The header is longer than the limit.
-    #[error("{}: the header claims to be {claimed} bytes long, but at most {limit} are accepted", path.display())]
+    #[error("{}: the header claims to be {claimed} bytes long; at most {limit} are allowed", path.display())]
     HeaderLength {
         /// Path of the file.
         path: PathBuf,
@@ -169,7 +169,7 @@ pub enum CheckpointError {
         found: Vec<usize>,
     },
     /// A weight is stored in an unsupported element type.
-    #[error("{file}: tensor `{name}` is {found:?}, expected F32, F16 or BF16")]
+    #[error("{file}: tensor `{name}` is {found:?}; expected F32, F16 or BF16")]
     Dtype {
         /// Name of the file in the model folder.
         file: String,
@@ -200,7 +200,7 @@ pub enum CheckpointError {
         /// Name of the weight.
         name: String,
         /// What is wrong with it.
-        source: Box<StoredError>,
+        source: Box<StoredWeightError>,
     },
     /// A tensor is quantised but is not the weight of a linear layer.
     #[error("{file}: tensor `{name}` is stored as {found}, but only weights of linear layers can be quantised")]
@@ -214,7 +214,7 @@ pub enum CheckpointError {
     },
     /// A weight is already quantised to a different format than the requested one.
     #[error(
-        "{file}: tensor `{name}` is already quantised to {found} and cannot become {asked}; leave out --quantize, or \
+        "{file}: tensor `{name}` is already quantised to {found} and cannot become {asked}; omit --quantize, or \
          use the original checkpoint"
     )]
     AlreadyQuantized {

@@ -3,7 +3,7 @@
 use std::io;
 
 /// The system's error message without the suffix that Rust appends, such as ` (os error 2)`.
-pub(crate) fn io_words(error: &io::Error) -> String {
+pub(crate) fn describe_io_error(error: &io::Error) -> String {
     let text = error.to_string();
     let words = text.rsplit_once(" (os error ").map(|(words, _)| words.to_owned());
     words.unwrap_or(text)
@@ -13,7 +13,7 @@ pub(crate) fn io_words(error: &io::Error) -> String {
 /// what to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum OtherFile {
+pub enum UnexpectedFile {
     /// The short text file that `git clone` leaves in place of a large file if Git LFS is not installed.
     #[error("is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file again")]
     GitLfsPointer,
@@ -43,7 +43,7 @@ pub enum OtherFile {
     Html,
 }
 
-impl OtherFile {
+impl UnexpectedFile {
     /// Recognises a file by its first bytes. `None` if they are unknown or could start a safetensors file or JSON.
     pub(crate) fn detect(content: &[u8]) -> Option<Self> {
         let head = &content[..content.len().min(256)];
@@ -68,21 +68,25 @@ mod tests {
     #[test]
     fn recognises_other_files_by_their_first_bytes() {
         for (content, expected) in [
-            (&b"version https://git-lfs.github.com/spec/v1\noid"[..], OtherFile::GitLfsPointer),
-            (b"GGUF\x03\0\0\0\0\0", OtherFile::Gguf),
-            (b"PK\x03\x04\0\0\0\0", OtherFile::Zip),
-            (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j", OtherFile::Pickle),
-            (b"\n <!DOCTYPE html><title>Log in", OtherFile::Html),
-            (b"\xef\xbb\xbf<html lang=\"en\">", OtherFile::Html),
+            (&b"version https://git-lfs.github.com/spec/v1\noid"[..], UnexpectedFile::GitLfsPointer),
+            (b"GGUF\x03\0\0\0\0\0", UnexpectedFile::Gguf),
+            (b"PK\x03\x04\0\0\0\0", UnexpectedFile::Zip),
+            (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j", UnexpectedFile::Pickle),
+            (b"\n <!DOCTYPE html><title>Log in", UnexpectedFile::Html),
+            (b"\xef\xbb\xbf<html lang=\"en\">", UnexpectedFile::Html),
         ] {
-            assert_eq!(OtherFile::detect(content), Some(expected), "{expected}");
+            assert_eq!(UnexpectedFile::detect(content), Some(expected), "{expected}");
         }
         // Safetensors header lengths whose first bytes look like another kind of file.
         for header_len in [0x0280_u64, 0x03_0280, 0x3c3c, 0x4b50] {
-            assert_eq!(OtherFile::detect(&[&header_len.to_le_bytes()[..], b"{\"a\":"].concat()), None, "{header_len}");
+            assert_eq!(
+                UnexpectedFile::detect(&[&header_len.to_le_bytes()[..], b"{\"a\":"].concat()),
+                None,
+                "{header_len}"
+            );
         }
         for content in [&b""[..], b"\x80", b"{\"weight_map\": {}}", b"GG", b"[]"] {
-            assert_eq!(OtherFile::detect(content), None);
+            assert_eq!(UnexpectedFile::detect(content), None);
         }
     }
 }

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 use serde::Deserializer;
 use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
 
-use crate::files::OtherFile;
+use crate::files::UnexpectedFile;
 use crate::map::map_file;
 use crate::{CheckpointError, TensorEntry};
 
@@ -19,8 +19,8 @@ const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// Maps one safetensors file and lists its tensors.
 pub(crate) fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let map = map_file(path)?;
-    if let Some(found) = OtherFile::detect(&map) {
-        return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
+    if let Some(found) = UnexpectedFile::detect(&map) {
+        return Err(CheckpointError::UnexpectedFile { path: path.to_owned(), found });
     }
     let tensors = parse(path, &map)?;
     Ok(tensors

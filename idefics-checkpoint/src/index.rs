@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::files::OtherFile;
+use crate::files::UnexpectedFile;
 use crate::opened::Opened;
 use crate::{CheckpointError, CheckpointWarning, TensorEntry};
 
@@ -28,8 +28,8 @@ pub(crate) fn read(
     read_file: impl Fn(&Path, &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError>,
 ) -> Result<Opened, CheckpointError> {
     let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-    if let Some(found) = OtherFile::detect(&text) {
-        return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
+    if let Some(found) = UnexpectedFile::detect(&text) {
+        return Err(CheckpointError::UnexpectedFile { path: path.to_owned(), found });
     }
     let ShardIndex { weight_map } = serde_json::from_slice(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text))
         .map_err(|error| CheckpointError::Index { path: path.to_owned(), reason: error.to_string() })?;
@@ -41,7 +41,7 @@ pub(crate) fn read(
     }
     let shards: BTreeSet<&String> = weight_map.values().collect();
     if shards.len() > MAX_SHARDS {
-        let reason = format!("{} shards, but at most {MAX_SHARDS} are accepted", shards.len());
+        let reason = format!("{} shards; at most {MAX_SHARDS} are allowed", shards.len());
         return Err(CheckpointError::Index { path: path.to_owned(), reason });
     }
     let missing: Vec<String> =

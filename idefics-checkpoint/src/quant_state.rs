@@ -9,7 +9,7 @@
 use idefics_kernels::formats::{BLOCK, FourBitType, NESTED_BLOCK};
 use serde::{Deserialize, Serialize};
 
-use crate::StoredError;
+use crate::StoredWeightError;
 
 /// How to interpret the codes of a four-bit weight.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,11 +58,11 @@ impl QuantState {
     /// Parses the bytes of the tensor.
     ///
     /// # Errors
-    /// [`StoredError::QuantState`] if the bytes are not JSON or a required key is missing.
-    /// [`StoredError::QuantStateField`] for an unsupported value: an unknown type, a block size other than 64 (256 for
-    /// the nested scales), or a shape that is not `[d_out, d_in]`.
-    pub fn parse(bytes: &[u8]) -> Result<Self, StoredError> {
-        let malformed = |source| StoredError::QuantState { bytes: bytes.len(), source };
+    /// [`StoredWeightError::QuantState`] if the bytes are not JSON or a required key is missing.
+    /// [`StoredWeightError::QuantStateField`] for an unsupported value: an unknown type, a block size other than 64
+    /// (256 for the nested scales), or a shape that is not `[d_out, d_in]`.
+    pub fn parse(bytes: &[u8]) -> Result<Self, StoredWeightError> {
+        let malformed = |source| StoredWeightError::QuantState { bytes: bytes.len(), source };
         let value: serde_json::Value = serde_json::from_slice(bytes).map_err(malformed)?;
         // Parsed separately: an `Option` of a flattened struct is silently `None` if one of its keys is missing.
         let has_nested = value.as_object().is_some_and(|keys| keys.keys().any(|key| key.starts_with("nested_")));
@@ -124,6 +124,6 @@ impl QuantState {
     }
 }
 
-fn field<T>(field: &'static str, found: &dyn std::fmt::Debug, expected: &'static str) -> Result<T, StoredError> {
-    Err(StoredError::QuantStateField { field, found: format!("{found:?}"), expected })
+fn field<T>(field: &'static str, found: &dyn std::fmt::Debug, expected: &'static str) -> Result<T, StoredWeightError> {
+    Err(StoredWeightError::QuantStateField { field, found: format!("{found:?}"), expected })
 }

@@ -8,22 +8,22 @@ use idefics_kernels::formats::{
 };
 use safetensors::Dtype;
 
-use crate::{Checkpoint, CheckpointError, QuantState, StoredError, TensorEntry};
+use crate::{Checkpoint, CheckpointError, QuantState, StoredWeightError, TensorEntry};
 
 /// A weight as stored in the checkpoint, and the tensors that belong to it.
 #[derive(Debug, Clone)]
-pub struct Stored<'a> {
+pub struct StoredWeight<'a> {
     /// The tensor with the weight's own name.
     pub entry: &'a TensorEntry,
     /// How its bytes are to be read.
-    pub kind: StoredKind,
+    pub kind: StoredFormat,
     /// Names of the other tensors of the weight, such as its scales.
     pub companions: Vec<String>,
 }
 
 /// How the bytes of a weight are to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StoredKind {
+pub enum StoredFormat {
     /// Numbers of the tensor's element type.
     Dense,
     /// Four-bit codes of bitsandbytes.
@@ -35,7 +35,7 @@ pub enum StoredKind {
     Own(PackedFormat),
 }
 
-impl StoredKind {
+impl StoredFormat {
     /// The quantisation format; `None` if the weight is not quantised.
     pub fn packed_format(self) -> Option<PackedFormat> {
         match self {
@@ -49,7 +49,7 @@ impl StoredKind {
 
 impl Checkpoint {
     /// How the weight `name` is stored; `None` if there is no such tensor.
-    pub fn stored(&self, name: &str) -> Option<Stored<'_>> {
+    pub fn stored(&self, name: &str) -> Option<StoredWeight<'_>> {
         let entry = self.tensor(name)?;
         let existing = |candidate: String| self.tensors.contains_key(&candidate).then_some(candidate);
         for kind in [FourBitType::Nf4, FourBitType::Fp4] {
@@ -58,19 +58,19 @@ impl Checkpoint {
             let mut companions: Vec<String> =
                 others.iter().filter_map(|suffix| existing(format!("{name}.{suffix}"))).collect();
             companions.push(state);
-            return Some(Stored { entry, kind: StoredKind::FourBit(kind), companions });
+            return Some(StoredWeight { entry, kind: StoredFormat::FourBit(kind), companions });
         }
         if let Some(scales) = existing(scales_name(name)) {
             let format = if entry.dtype == Dtype::I8 { PackedFormat::Int8 } else { PackedFormat::Q4 };
-            return Some(Stored { entry, kind: StoredKind::Own(format), companions: vec![scales] });
+            return Some(StoredWeight { entry, kind: StoredFormat::Own(format), companions: vec![scales] });
         }
         if entry.dtype == Dtype::I8 {
             let layer = layer_prefix(name);
             let others = ["SCB", "weight_format"];
             let companions = others.iter().filter_map(|suffix| existing(format!("{layer}{suffix}"))).collect();
-            return Some(Stored { entry, kind: StoredKind::LlmInt8, companions });
+            return Some(StoredWeight { entry, kind: StoredFormat::LlmInt8, companions });
         }
-        Some(Stored { entry, kind: StoredKind::Dense, companions: Vec::new() })
+        Some(StoredWeight { entry, kind: StoredFormat::Dense, companions: Vec::new() })
     }
 
     /// Reads a quantised weight of shape `dims`, `[d_out, d_in]`. The codes are borrowed from the memory map. Scales
@@ -80,11 +80,11 @@ impl Checkpoint {
     /// [`CheckpointError::Quantized`] if a tensor of the weight is missing or does not fit its format.
     ///
     /// # Panics
-    /// If `stored` is [`StoredKind::Dense`].
+    /// If `stored` is [`StoredFormat::Dense`].
     pub fn read_packed<'a>(
         &self,
         name: &str,
-        stored: &Stored<'a>,
+        stored: &StoredWeight<'a>,
         dims: [usize; 2],
     ) -> Result<Weight<'a>, CheckpointError> {
         self.packed(name, stored, dims).map_err(|source| stored.error(name, source))
@@ -93,27 +93,27 @@ impl Checkpoint {
     fn packed<'a>(
         &self,
         name: &str,
-        Stored { entry, kind, .. }: &Stored<'a>,
+        StoredWeight { entry, kind, .. }: &StoredWeight<'a>,
         dims: [usize; 2],
-    ) -> Result<Weight<'a>, StoredError> {
+    ) -> Result<Weight<'a>, StoredWeightError> {
         let [d_out, d_in] = dims;
         Ok(match *kind {
-            StoredKind::FourBit(kind) => self.four_bit(name, entry, kind, dims)?.into(),
-            StoredKind::LlmInt8 => {
+            StoredFormat::FourBit(kind) => self.four_bit(name, entry, kind, dims)?.into(),
+            StoredFormat::LlmInt8 => {
                 let layer = layer_prefix(name);
                 self.check_row_major(&format!("{layer}weight_format"))?;
                 let scb = self.floats(&format!("{layer}SCB"))?;
                 Int8::from_llm_int8(entry.signed_bytes(), &scb, d_out, d_in)?.into()
             }
-            StoredKind::Own(PackedFormat::Q4) => {
+            StoredFormat::Own(PackedFormat::Q4) => {
                 let scales: Vec<bf16> = self.elements(&scales_name(name), Dtype::BF16, "BF16")?;
                 Q4::new(entry.bytes(), scales, d_out, d_in)?.into()
             }
-            StoredKind::Own(_) => {
+            StoredFormat::Own(_) => {
                 let scales = self.floats(&scales_name(name))?;
                 Int8::new(entry.signed_bytes(), scales, d_out, d_in)?.into()
             }
-            StoredKind::Dense => unreachable!("`read_packed` is called for quantised weights only"),
+            StoredFormat::Dense => unreachable!("`read_packed` is called for quantised weights only"),
         })
     }
 
@@ -124,15 +124,15 @@ impl Checkpoint {
         entry: &'a TensorEntry,
         kind: FourBitType,
         dims: [usize; 2],
-    ) -> Result<FourBit<'a>, StoredError> {
+    ) -> Result<FourBit<'a>, StoredWeightError> {
         let state = QuantState::parse(self.companion(&quant_state_name(name, kind))?.bytes())?;
         if state.kind != kind {
             let (found, expected) = (state.kind.name().to_owned(), "the type at the end of the tensor's name");
-            return Err(StoredError::QuantStateField { field: "quant_type", found, expected });
+            return Err(StoredWeightError::QuantStateField { field: "quant_type", found, expected });
         }
         if state.dims != dims {
             let (found, expected) = (format!("{:?}", state.dims), "the shape that config.json implies");
-            return Err(StoredError::QuantStateField { field: "shape", found, expected });
+            return Err(StoredWeightError::QuantStateField { field: "shape", found, expected });
         }
         kind.check_quant_map(&self.floats(&format!("{name}.quant_map"))?)?;
         let absmax = format!("{name}.absmax");
@@ -149,11 +149,11 @@ impl Checkpoint {
     }
 
     /// Rejects the tiled layouts that LLM.int8 used on older GPUs. A file without `weight_format` is row-major.
-    fn check_row_major(&self, name: &str) -> Result<(), StoredError> {
+    fn check_row_major(&self, name: &str) -> Result<(), StoredWeightError> {
         let bytes = self.tensor(name).map_or(&[][..], TensorEntry::bytes);
         match bytes.iter().find(|byte| **byte != 0) {
             None => Ok(()),
-            Some(found) => Err(StoredError::Tiled { name: name.to_owned(), found: *found }),
+            Some(found) => Err(StoredWeightError::Tiled { name: name.to_owned(), found: *found }),
         }
     }
 }
@@ -174,29 +174,34 @@ pub(crate) fn quant_state_name(name: &str, kind: FourBitType) -> String {
 
 impl Checkpoint {
     /// Looks up a companion tensor of a quantised weight.
-    fn companion(&self, name: &str) -> Result<&TensorEntry, StoredError> {
-        self.tensor(name).ok_or_else(|| StoredError::PartMissing { name: name.to_owned() })
+    fn companion(&self, name: &str) -> Result<&TensorEntry, StoredWeightError> {
+        self.tensor(name).ok_or_else(|| StoredWeightError::PartMissing { name: name.to_owned() })
     }
 
     /// Reads a companion tensor of type F32.
-    fn floats(&self, name: &str) -> Result<Vec<f32>, StoredError> {
+    fn floats(&self, name: &str) -> Result<Vec<f32>, StoredWeightError> {
         self.elements(name, Dtype::F32, "F32")
     }
 
     /// Reads a companion tensor of type `dtype`.
-    fn elements<E: Element>(&self, name: &str, dtype: Dtype, expected: &'static str) -> Result<Vec<E>, StoredError> {
+    fn elements<E: Element>(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        expected: &'static str,
+    ) -> Result<Vec<E>, StoredWeightError> {
         let entry = self.companion(name)?;
         if entry.dtype != dtype {
             let found = format!("{:?}", entry.dtype);
-            return Err(StoredError::PartDtype { name: name.to_owned(), found, expected });
+            return Err(StoredWeightError::PartDtype { name: name.to_owned(), found, expected });
         }
         Ok(entry.bytes().chunks_exact(size_of::<E>()).map(E::from_le_bytes).collect())
     }
 }
 
-impl Stored<'_> {
+impl StoredWeight<'_> {
     /// An error about this weight, which names its file and tensor.
-    pub fn error(&self, name: &str, source: impl Into<StoredError>) -> CheckpointError {
+    pub fn error(&self, name: &str, source: impl Into<StoredWeightError>) -> CheckpointError {
         let (file, name, source) = (self.entry.file.clone(), name.to_owned(), Box::new(source.into()));
         CheckpointError::Quantized { file, name, source }
     }

@@ -3,12 +3,12 @@ use idefics_kernels::formats::FormatError;
 /// Why a quantised weight cannot be assembled from its tensors.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum StoredError {
+pub enum StoredWeightError {
     /// Codes or scales that are invalid in the weight's format.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// `quant_state` is not the JSON that bitsandbytes writes.
-    #[error("quant_state ({bytes} bytes) is not the JSON that bitsandbytes writes; truncated or overwritten? {source}")]
+    #[error("quant_state ({bytes} bytes) is not the JSON that bitsandbytes writes: {source}; download the file again")]
     QuantState {
         /// Length of the tensor, in bytes.
         bytes: usize,
@@ -16,7 +16,7 @@ pub enum StoredError {
         source: serde_json::Error,
     },
     /// A field of `quant_state` has an unsupported value.
-    #[error("quant_state: {field} is {found}, expected {expected}")]
+    #[error("quant_state: {field} is {found}; expected {expected}")]
     QuantStateField {
         /// The JSON key.
         field: &'static str,
@@ -32,7 +32,7 @@ pub enum StoredError {
         name: String,
     },
     /// An LLM.int8 weight in a tiled layout.
-    #[error("`{name}` is {found}, expected 0: only row-major weights are supported")]
+    #[error("`{name}` is {found}; expected 0: only row-major weights are supported")]
     Tiled {
         /// Name of the `weight_format` tensor.
         name: String,
@@ -40,7 +40,7 @@ pub enum StoredError {
         found: u8,
     },
     /// A tensor that belongs to a quantised weight has the wrong element type.
-    #[error("`{name}` is {found}, expected {expected}")]
+    #[error("`{name}` is {found}; expected {expected}")]
     PartDtype {
         /// Name of the tensor.
         name: String,

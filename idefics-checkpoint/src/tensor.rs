@@ -13,7 +13,7 @@ use crate::gguf::GgufRows;
 /// A tensor in a checkpoint. Its values stay in the memory map until they are used.
 #[derive(Debug, Clone)]
 pub struct TensorEntry {
-    /// Element type in the file; F32 for blocks of GGUF, which are read as such.
+    /// Element type in the file; F32 for the block types of GGUF, which are converted to it.
     pub dtype: Dtype,
     /// Shape, with the axes in PyTorch's order.
     pub shape: Vec<usize>,
@@ -24,7 +24,7 @@ pub struct TensorEntry {
     pub(crate) end: usize,
     /// Whether `map` is the file itself rather than a copy in anonymous memory.
     pub(crate) is_mapped_file: bool,
-    /// How rows are read from the bytes, if these are not the elements in row-major order.
+    /// How to read rows; `None` if the bytes are the elements in row-major order.
     pub(crate) rows: Option<GgufRows>,
 }
 
@@ -45,13 +45,13 @@ impl TensorEntry {
         &self.map[self.start..self.end]
     }
 
-    /// Whether the bytes are the elements in row-major order. They are not for GGUF's blocks, nor for its rotary rows,
-    /// which are in another order.
+    /// Whether the bytes are the elements in row-major order. False for the block types of GGUF, and for its rotary
+    /// rows, whose order differs.
     pub fn is_plain(&self) -> bool {
         self.rows.is_none()
     }
 
-    /// Name of the type in the file: GGUF's (`Q4_K`), or that of the elements (`BF16`).
+    /// Name of the type in the file: a GGUF type (`Q4_K`) or the element type (`BF16`).
     pub fn type_name(&self) -> String {
         self.rows.map_or_else(|| format!("{:?}", self.dtype), |rows| rows.kind.name().to_owned())
     }
@@ -70,7 +70,8 @@ impl TensorEntry {
         layout.read(self.bytes(), rows, out);
     }
 
-    /// The elements in row-major order, little-endian: borrowed for a plain tensor, otherwise converted into new memory.
+    /// The elements in row-major order, little-endian: borrowed for a plain tensor, otherwise converted into new
+    /// memory.
     pub fn elements(&self) -> Cow<'_, [u8]> {
         let Some(rows) = self.rows else { return Cow::Borrowed(self.bytes()) };
         let mut values = vec![0.0; self.num_elements()];

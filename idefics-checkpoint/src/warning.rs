@@ -30,13 +30,16 @@ pub enum CheckpointWarning {
         /// Names of the unused tensors.
         names: Vec<String>,
     },
-    /// A vision tower in GGUF names another epsilon than all public models of the family have, which is taken: a converter
-    /// writes it where the original configuration has none.
-    #[error("{}: the epsilon of the vision tower is {found}; taken is 1e-6, as all public models have it", path.display())]
+    /// The epsilon in a GGUF vision tower differs from that of all public models, which is used instead: converters
+    /// write a default if the original configuration has no epsilon.
+    #[error(
+        "{}: the epsilon of the vision tower is {found}; 1e-6 is used instead, the value of all public models",
+        path.display()
+    )]
     GgufEpsilon {
         /// The file.
         path: PathBuf,
-        /// What the file says.
+        /// The epsilon in the file.
         found: String,
     },
 }

@@ -66,7 +66,7 @@ impl Writer {
         self
     }
 
-    /// A tensor of f32, dimensions the fastest first.
+    /// A tensor of f32; the contiguous dimension comes first.
     pub(crate) fn f32s(self, name: &str, dims: &[u64], value: impl Fn(usize) -> f32) -> Self {
         let n = dims.iter().product::<u64>() as usize;
         self.tensor(name, dims, 0, (0..n).flat_map(|i| value(i).to_le_bytes()).collect())
@@ -204,7 +204,7 @@ fn values_that_the_format_does_not_allow() {
         (Writer::new().raw("a", 9, &array(7, 3, &[0, 1, 2])), "expected a bool"),
         (Writer::new().number("", 1), "0 bytes long"),
         (Writer::new().number(&"k".repeat(65_536), 1), "65536 bytes long"),
-        (Writer::new().number("a", 1).text("a", "b"), "key `a` at byte 41 is there twice"),
+        (Writer::new().number("a", 1).text("a", "b"), "key `a` at byte 41 occurs twice"),
         (tiny().number("general.alignment", 24), "a power of two"),
         (tiny().number("general.alignment", 0), "a power of two"),
         (tiny().number("general.alignment", 1 << 21), "a power of two"),
@@ -218,7 +218,7 @@ fn values_that_the_format_does_not_allow() {
         (tiny().tensor("x", &[1 << 40, 1 << 20], 0, vec![]), "truncated"),
         (tiny().tensor("x", &[33], 8, vec![0; 68]), "a multiple of the 32 block"),
         (tiny().tensor("x", &[128], 12, vec![0; 144]), "a multiple of the 256 block"),
-        (tiny().tensor("x", &[256], 23, vec![0; 136]), "has type IQ4_XS, which is not read"),
+        (tiny().tensor("x", &[256], 23, vec![0; 136]), "has type IQ4_XS; expected F32"),
         (tiny().tensor("x", &[32], 9, vec![0; 36]), "Q8_1"),
         (tiny().tensor("x", &[32], 777, vec![0; 36]), "number 777"),
         (Writer { shifts: vec![4, 0], ..tiny() }, "a multiple of 32"),

@@ -1,4 +1,4 @@
-//! GGUF files as checkpoints: names, shapes, rotary rows, and the JSON files that they stand for.
+//! GGUF files as checkpoints: names, shapes, rotary rows, and the JSON files from the metadata.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -107,7 +107,7 @@ fn files_of(model: &GgufModel) -> Result<BTreeMap<&'static str, Value>, GgufErro
 }
 
 fn files(path: &Path) -> BTreeMap<&'static str, Value> {
-    files_of(&GgufModel::at(path).unwrap().unwrap()).unwrap()
+    files_of(&GgufModel::find(path).unwrap().unwrap()).unwrap()
 }
 
 fn message(path: &Path) -> String {
@@ -128,7 +128,7 @@ fn text_tensors_have_the_names_of_the_checkpoint() {
     assert_eq!(shape("layers.0.self_attn.k_proj.weight"), [4, 8]);
     assert_eq!(shape("norm.weight"), [8]);
     assert!(checkpoint.tensor("lm_head.weight").is_none() && checkpoint.warnings().is_empty());
-    // A plain tensor lies where it is; rotary rows are put back: 0 2 1 3 of each head.
+    // A plain tensor is borrowed from the map; rotary rows are reordered: 0 2 1 3 of each head.
     let v = checkpoint.tensor("model.text_model.layers.0.self_attn.v_proj.weight").unwrap();
     assert!(v.is_plain() && v.bytes().len() == 128 && v.file == "m.gguf");
     let q = floats(&checkpoint, "model.text_model.layers.0.self_attn.q_proj.weight");
@@ -214,9 +214,12 @@ fn blocks_are_read_by_rows() {
 fn models_that_are_not_read_are_named() {
     let cases = [
         (Writer::new(), "no `general.architecture`"),
-        (Writer::new().text("general.architecture", "gemma3"), "is \"gemma3\", expected `llama`"),
+        (Writer::new().text("general.architecture", "gemma3"), "is \"gemma3\"; expected `llama`"),
         (mmproj(false, 1e-6), "give the file of the text model"),
-        (text().f32s("blk.0.attn_q.bias", &[8], |_| 0.0), "`blk.0.attn_q.bias`: no part of the llama models"),
+        (
+            text().f32s("blk.0.attn_q.bias", &[8], |_| 0.0),
+            "`blk.0.attn_q.bias`: it is not a tensor of the supported llama models",
+        ),
         (text().f32s("blk.1.attn_v.weight", &[8, 4], |_| 0.0), "`blk.1.attn_v.weight`"),
         (text().f32s("blk.00.attn_v.weight", &[8, 4], |_| 0.0), "`blk.00.attn_v.weight`"),
         (text().number("llama.attention.value_length", 8), "the width of a head"),
@@ -228,11 +231,14 @@ fn models_that_are_not_read_are_named() {
     }
     let of_files = |writer: Writer| {
         let folder = folder(&[("m.gguf", writer.bytes())]);
-        files_of(&GgufModel::at(folder.path()).unwrap().unwrap()).unwrap_err().to_string()
+        files_of(&GgufModel::find(folder.path()).unwrap().unwrap()).unwrap_err().to_string()
     };
     assert!(of_files(text().text("llama.rope.scaling.type", "yarn")).contains("\"yarn\""));
     assert!(of_files(text().number("llama.vocab_size", 9)).contains("the rows of `token_embd.weight`"));
-    assert!(of_files(text().f32s("rope_freqs.weight", &[2], |_| 3.0)).contains("not the divisors of Llama 3"));
+    assert!(
+        of_files(text().f32s("rope_freqs.weight", &[2], |_| 3.0))
+            .contains("its values are not those of Llama 3's rope scaling")
+    );
     assert!(of_files(text().number("tokenizer.ggml.padding_token_id", 8)).contains("the number of tokens"));
 }
 
@@ -255,7 +261,7 @@ fn files_that_do_not_make_one_model_are_named() {
     let other = mmproj(false, 1e-6).number("clip.vision.projection_dim", 9);
     assert!(message(folder(&[("mmproj.gguf", other.bytes()), ("m.gguf", text().bytes())]).path()).contains("twice"));
 
-    // Weights of another kind come first.
+    // Weights in another format take precedence.
     let both =
         folder(&[("m.gguf", text().bytes()), ("config.json", b"{}".to_vec()), ("model.safetensors", vec![0; 9])]);
     assert_eq!(GgufPaths::find(both.path()).unwrap(), None);
@@ -266,8 +272,8 @@ fn files_that_do_not_make_one_model_are_named() {
 fn a_file_beside_the_model_counts() {
     let text = text().bytes();
     let folder = folder(&[("m.gguf", text), ("tokenizer.json", b"{}".to_vec()), ("config.json", b"{}".to_vec())]);
-    let model = GgufModel::at(folder.path()).unwrap().unwrap();
-    assert_eq!(model.file_unless_beside(ModelFile::Tokenizer).unwrap(), None);
-    assert!(model.file_unless_beside(ModelFile::Config).unwrap().is_some());
-    assert!(model.file_unless_beside(ModelFile::TokenizerConfig).unwrap().is_some());
+    let model = GgufModel::find(folder.path()).unwrap().unwrap();
+    assert_eq!(model.file_unless_present(ModelFile::Tokenizer).unwrap(), None);
+    assert!(model.file_unless_present(ModelFile::Config).unwrap().is_some());
+    assert!(model.file_unless_present(ModelFile::TokenizerConfig).unwrap().is_some());
 }

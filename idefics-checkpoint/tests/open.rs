@@ -138,7 +138,7 @@ fn recognises_git_lfs_pointers() {
     let folders: [&[(&str, &[u8])]; 3] =
         [&[(SINGLE, pointer)], &[(INDEX, pointer)], &[(INDEX, &index), ("a-1", &first), ("a-2", pointer)]];
     for (files, name) in folders.into_iter().zip([SINGLE, INDEX, "a-2"]) {
-        assert_error!(error_of(files), CheckpointError::OtherFile { .. }, name, "git lfs pull");
+        assert_error!(error_of(files), CheckpointError::UnexpectedFile { .. }, name, "git lfs pull");
     }
 }
 
@@ -153,9 +153,9 @@ fn recognises_other_kinds_of_files_and_says_what_to_do() {
     for (content, what, remedy) in files {
         let error = error_of(&[(SINGLE, content)]);
         assert!(!error.to_string().contains('\n'), "{error}");
-        assert_error!(error, CheckpointError::OtherFile { .. }, SINGLE, what, remedy);
+        assert_error!(error, CheckpointError::UnexpectedFile { .. }, SINGLE, what, remedy);
     }
-    assert_error!(error_of(&[(INDEX, b"<html>")]), CheckpointError::OtherFile { .. }, INDEX, "an HTML page");
+    assert_error!(error_of(&[(INDEX, b"<html>")]), CheckpointError::UnexpectedFile { .. }, INDEX, "an HTML page");
 }
 
 #[test]

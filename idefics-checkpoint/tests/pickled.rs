@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use idefics_checkpoint::pickle::PickleFault;
-use idefics_checkpoint::{Checkpoint, CheckpointError, Pickles, TensorEntry};
+use idefics_checkpoint::{Checkpoint, CheckpointError, PicklePolicy, TensorEntry};
 use safetensors::Dtype;
 use tempfile::TempDir;
 
@@ -21,7 +21,7 @@ fn folder_with(files: &[(&str, Vec<u8>)]) -> TempDir {
 }
 
 fn open(folder: &Path) -> Result<Checkpoint, CheckpointError> {
-    Checkpoint::open_with(folder, Pickles::Allowed)
+    Checkpoint::open_with(folder, PicklePolicy::Allowed)
 }
 
 /// Type, shape and bytes of every tensor, by name.

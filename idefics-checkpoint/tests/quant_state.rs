@@ -1,6 +1,6 @@
 //! `quant_state`: round trips, and errors that name the wrong field.
 
-use idefics_checkpoint::{QuantDtype, QuantState, StoredError};
+use idefics_checkpoint::{QuantDtype, QuantState, StoredWeightError};
 use idefics_kernels::formats::FourBitType;
 
 const NESTED: &str = r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0625}"#;
@@ -27,20 +27,20 @@ fn round_trips() {
 fn rejects_every_truncation() {
     for len in 0..NESTED.len() {
         let error = QuantState::parse(&NESTED.as_bytes()[..len]).unwrap_err();
-        assert!(matches!(error, StoredError::QuantState { bytes, .. } if bytes == len), "{len}: {error}");
+        assert!(matches!(error, StoredWeightError::QuantState { bytes, .. } if bytes == len), "{len}: {error}");
     }
 }
 
 #[test]
 fn errors_name_the_wrong_field() {
     for (from, to, message) in [
-        ("nf4", "nf3", r#"quant_state: quant_type is "nf3", expected nf4 or fp4"#),
-        ("\"blocksize\": 64", "\"blocksize\": 128", "quant_state: blocksize is 128, expected 64"),
-        ("[4, 64]", "[4, 64, 1]", "quant_state: shape is [4, 64, 1], expected [d_out, d_in]"),
-        ("bfloat16", "float8", r#"quant_state: dtype is "float8", expected float32, float16 or bfloat16"#),
-        ("256", "64", "quant_state: nested_blocksize is 64, expected 256"),
-        ("\"float32\"", "\"float16\"", r#"quant_state: nested_dtype is "float16", expected float32"#),
-        ("0.0625", "1e39", "quant_state: nested_offset is 1e39, expected a finite number"),
+        ("nf4", "nf3", r#"quant_state: quant_type is "nf3"; expected nf4 or fp4"#),
+        ("\"blocksize\": 64", "\"blocksize\": 128", "quant_state: blocksize is 128; expected 64"),
+        ("[4, 64]", "[4, 64, 1]", "quant_state: shape is [4, 64, 1]; expected [d_out, d_in]"),
+        ("bfloat16", "float8", r#"quant_state: dtype is "float8"; expected float32, float16 or bfloat16"#),
+        ("256", "64", "quant_state: nested_blocksize is 64; expected 256"),
+        ("\"float32\"", "\"float16\"", r#"quant_state: nested_dtype is "float16"; expected float32"#),
+        ("0.0625", "1e39", "quant_state: nested_offset is 1e39; expected a finite number"),
     ] {
         let error = QuantState::parse(NESTED.replacen(from, to, 1).as_bytes()).unwrap_err();
         assert_eq!(error.to_string(), message);
@@ -54,7 +54,7 @@ fn errors_name_the_wrong_field() {
         ("{", "\u{0}{"),
     ] {
         let error = QuantState::parse(NESTED.replacen(from, to, 1).as_bytes()).unwrap_err();
-        assert!(matches!(error, StoredError::QuantState { .. }), "{to}: {error}");
+        assert!(matches!(error, StoredWeightError::QuantState { .. }), "{to}: {error}");
     }
     assert!(QuantState::parse(b"\xff\xfe").is_err());
     assert!(QuantState::parse(b"[]").is_err());

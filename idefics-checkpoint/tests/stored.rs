@@ -2,8 +2,8 @@
 
 use half::bf16;
 use idefics_checkpoint::{
-    Checkpoint, CheckpointError, NamedTensor, QuantDtype, ShardWriter, StoredError, StoredKind, four_bit_tensors,
-    int8_tensors, q4_tensors, write_atomically,
+    Checkpoint, CheckpointError, NamedTensor, QuantDtype, ShardWriter, StoredFormat, StoredWeightError,
+    four_bit_tensors, int8_tensors, q4_tensors, write_atomically,
 };
 use idefics_kernels::formats::{FourBit, FourBitType, Int8, PackedFormat, Q4, Weight};
 use tempfile::TempDir;
@@ -78,7 +78,7 @@ fn errors_name_missing_and_mistyped_companions() {
     for part in ["absmax", "quant_map"] {
         let Err(CheckpointError::Quantized { name, source, .. }) = missing(part) else { panic!("{part}") };
         assert_eq!(name, "up.weight");
-        assert!(matches!(*source, StoredError::PartMissing { name } if name == format!("up.weight.{part}")));
+        assert!(matches!(*source, StoredWeightError::PartMissing { name } if name == format!("up.weight.{part}")));
     }
 
     let q4 = Q4::quantize(&weights(), DIMS[0], DIMS[1]).unwrap();
@@ -88,7 +88,7 @@ fn errors_name_missing_and_mistyped_companions() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let stored = checkpoint.stored("up.weight").unwrap();
     let error = checkpoint.read_packed("up.weight", &stored, DIMS).unwrap_err();
-    assert!(error.to_string().ends_with("`up.weight.scales` is F16, expected BF16"), "{error}");
+    assert!(error.to_string().ends_with("`up.weight.scales` is F16; expected BF16"), "{error}");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn plain_tensor_is_dense() {
         NamedTensor { name: "norm".to_owned(), dtype: safetensors::Dtype::BF16, shape: vec![2], bytes: bytes.into() };
     let folder = written(vec![tensor]);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    assert_eq!(checkpoint.stored("norm").unwrap().kind, StoredKind::Dense);
+    assert_eq!(checkpoint.stored("norm").unwrap().kind, StoredFormat::Dense);
     assert!(checkpoint.stored("other").is_none() && !checkpoint.is_quantized());
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::process::ExitCode;
 
-use idefics_generate::processor::{ProcessorError, io_words};
+use idefics_generate::processor::{ProcessorError, describe_io_error};
 use idefics_generate::{Error, GenerationError};
 
 use crate::{scratch, signals};
@@ -65,7 +65,7 @@ impl Failure {
             ErrorKind::StorageFull => "; free some space and try again",
             _ => "",
         };
-        Self::file_system(format!("{name}: {}{advice}", io_words(error)))
+        Self::file_system(format!("{name}: {}{advice}", describe_io_error(error)))
     }
 
     /// A limit on memory or size that was exceeded.

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use idefics_checkpoint::gguf::GgufPaths;
-use idefics_checkpoint::{Checkpoint, CheckpointError, Pickles};
+use idefics_checkpoint::{Checkpoint, CheckpointError, PicklePolicy};
 use idefics_generate::nn::checkpoint::WeightMemory;
 use idefics_generate::nn::{Activations, PackedFormat};
 use idefics_generate::placement::Plan;
@@ -26,7 +26,7 @@ pub(crate) enum ModelFolder {
     Kept(PathBuf),
     /// A temporary folder with the files of the built-in model.
     Embedded(Scratch),
-    /// Links to the GGUF files of a model that do not lie together.
+    /// Links to the GGUF files of a model that are in different folders.
     Linked(Scratch),
 }
 
@@ -56,12 +56,12 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
             Some(mmproj) => linked(&folder, mmproj),
         },
         ModelSource::Hub { .. } if global.mmproj.is_some() => {
-            Err(Failure::usage("--mmproj belongs to a GGUF file; --model is none".to_owned()))
+            Err(Failure::usage("--mmproj needs a GGUF file as --model; the given one is not".to_owned()))
         }
         ModelSource::Hub { repo, revision } => {
             let bar = byte_bar();
             let mut options = HubOptions::from_env().map_err(Error::from)?;
-            options.allow_pickles = global.pickles() == Pickles::Allowed;
+            options.allow_pickles = global.pickles() == PicklePolicy::Allowed;
             options.cancel = signals::cancel().flag();
             let fetched = idefics_hub::fetch_with(&options, &repo, revision.as_deref(), &mut |state| {
                 bar.set_length(state.total);
@@ -82,12 +82,12 @@ fn embedded() -> Result<ModelFolder, Failure> {
 fn linked(model: &Path, mmproj: &Path) -> Result<ModelFolder, Failure> {
     let paths = GgufPaths::with_mmproj(model, mmproj).map_err(|error| Error::from(CheckpointError::from(error)))?;
     let Some(paths) = paths else {
-        return Err(Failure::usage(format!("--mmproj belongs to a GGUF file; {} is none", model.display())));
+        return Err(Failure::usage(format!("--mmproj needs a GGUF file as --model; {} is not one", model.display())));
     };
     let linked = Scratch::new("the files of the model cannot be linked from", |folder| {
         for file in paths.files() {
             let name = file.file_name().unwrap_or_default();
-            // The name tells the tower from the text model.
+            // The name distinguishes the tower from the text model.
             let name = if file == mmproj { "mmproj.gguf".as_ref() } else { name };
             link(&fs::canonicalize(&file)?, &folder.join(name))?;
         }
@@ -146,7 +146,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
             check_memory(choice, |weights| needed(&device, weights), weights, None, available)?;
             None
         }
-        Some(_) => Some(Plan::of_model(folder, weights, &device, placing::places(global, choice, &device)?)?),
+        Some(_) => Some(Plan::for_model(folder, weights, &device, placing::places(global, choice, &device)?)?),
     };
     drop(checkpoint);
     let bar = byte_bar();
@@ -189,7 +189,7 @@ pub(crate) fn check_activations(
         return Ok(());
     }
     if choice != DeviceChoice::Cpu && global.device_map.is_none() {
-        let reason = format!("--activations int8 is for the CPU and has no effect on {choice}; remove it");
+        let reason = format!("--activations int8 is for the CPU and has no effect on {choice}; omit it");
         return Err(Failure::usage(reason));
     }
     let folder_format = config.quantization_on_load(checkpoint).map(|quantization| quantization.format);
@@ -202,7 +202,7 @@ pub(crate) fn check_activations(
         true => Ok(()),
         false => Err(Failure::usage(
             "--activations int8 has no effect: no weight of this model is int8 or q4; add --quantize int8 or \
-             --quantize q4, or remove it"
+             --quantize q4, or omit it"
                 .to_owned(),
         )),
     }
@@ -227,7 +227,7 @@ pub(crate) fn device_for(
     needed: impl Fn(&Device, WeightOptions) -> Result<WeightMemory, Error>,
 ) -> Result<(DeviceChoice, Device, WeightOptions), Failure> {
     let held = |choice: DeviceChoice, device: &Device| -> Result<WeightOptions, Error> {
-        Ok(global.weights(global.dtype.on(choice, device)?.into()))
+        Ok(global.weights(global.dtype.dtype_on(choice, device)?.into()))
     };
     let mut candidates = global.device.candidates().map_err(Error::from)?;
     let fits = |(choice, device): &(DeviceChoice, Device)| {

@@ -1,7 +1,7 @@
 //! The devices and memory limits for `--device-map`.
 
 use idefics_generate::nn::kept_bytes;
-use idefics_generate::placement::{Place, Places};
+use idefics_generate::placement::{DeviceBudget, MaxMemory};
 use idefics_generate::{Device, DeviceChoice, device_memory_bytes};
 
 use crate::args::Global;
@@ -13,7 +13,7 @@ use crate::machine::{free_cuda_bytes, free_memory_bytes};
 ///
 /// # Errors
 /// A usage failure if the free memory of the device is unknown.
-pub(crate) fn places(global: &Global, choice: DeviceChoice, device: &Device) -> Result<Places, Failure> {
+pub(crate) fn places(global: &Global, choice: DeviceChoice, device: &Device) -> Result<MaxMemory, Failure> {
     if let Some(places) = &global.max_memory {
         return Ok(places.clone());
     }
@@ -34,17 +34,17 @@ pub(crate) fn places(global: &Global, choice: DeviceChoice, device: &Device) -> 
         return Err(Failure::usage(format!("the free memory of {choice} is unknown; give it, as in {example}")));
     };
     let devices = devices.into_iter().filter_map(|device| place(device, free));
-    Ok(Places(devices.chain(main_memory().0).collect()))
+    Ok(MaxMemory(devices.chain(main_memory().0).collect()))
 }
 
 /// Main memory as the only place.
-pub(crate) fn main_memory() -> Places {
+pub(crate) fn main_memory() -> MaxMemory {
     let kept = DeviceChoice::Cpu.open().map_or(0, |(_, device)| kept_bytes(&device));
-    Places(place(DeviceChoice::Cpu, free_memory_bytes().saturating_sub(kept)).into_iter().collect())
+    MaxMemory(place(DeviceChoice::Cpu, free_memory_bytes().saturating_sub(kept)).into_iter().collect())
 }
 
 /// A device with nine tenths of its free memory. The rest is for activations and KV caches (two during graph
 /// capture).
-fn place(device: DeviceChoice, free: u64) -> Option<Place> {
-    Place::new(&device.to_string(), free / 10 * 9).ok()
+fn place(device: DeviceChoice, free: u64) -> Option<DeviceBudget> {
+    DeviceBudget::new(&device.to_string(), free / 10 * 9).ok()
 }

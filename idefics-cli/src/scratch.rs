@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use idefics_generate::processor::io_words;
+use idefics_generate::processor::describe_io_error;
 use tempfile::TempDir;
 
 use crate::failure::Failure;
@@ -30,7 +30,7 @@ impl Scratch {
                 "{what} the temporary folder {}: {}; set TMPDIR to a writable folder, or give --model a folder with all \
                  files",
                 place.display(),
-                io_words(&error)
+                describe_io_error(&error)
             ))
         })
     }

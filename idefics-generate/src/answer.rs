@@ -22,7 +22,7 @@ pub struct Answer {
     pub usage: Usage,
     /// Time per stage. In a batch, the time of all rows together.
     pub timings: Timings,
-    /// Why graph capture was requested but no decode step was replayed; see [`Replays`](crate::Replays).
+    /// Why graph capture was requested but no decode step was replayed; see [`GraphCapture`](crate::GraphCapture).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay_refusal: Option<String>,
     /// Beam search only: log-probability of the answer, divided by the length penalty.

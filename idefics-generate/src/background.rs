@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_core::Stream;
 use idefics_processor::{ProcessOptions, Sample};
 
-use crate::{CancelToken, Controls, Error, GenerationConfig, Idefics, Replays};
+use crate::{CancelToken, Controls, Error, GenerationConfig, GraphCapture, Idefics};
 
 /// The chunks of an answer that is generated on a separate thread.
 ///
@@ -113,7 +113,8 @@ impl Idefics {
         timeout: Option<Duration>,
     ) -> Result<BackgroundText, Error> {
         // A lease cannot move to another thread, and other threads may use the device in the meantime.
-        let Controls { cancel, seed, processors, tokenizer, logprobs, prompt_logprobs, replays: _ } = controls.into();
+        let Controls { cancel, seed, processors, tokenizer, logprobs, prompt_logprobs, graph_capture: _ } =
+            controls.into();
         let shared = Arc::new(Shared::default());
         let text = BackgroundText { shared: shared.clone(), cancel: cancel.clone() };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -125,9 +126,9 @@ impl Idefics {
             "idefics-generate",
             Box::new(move || {
                 let shared = &guard.0;
-                let replays = Replays::Never;
+                let graph_capture = GraphCapture::Never;
                 let controls =
-                    Controls { cancel: token, seed, processors, tokenizer, logprobs, replays, prompt_logprobs };
+                    Controls { cancel: token, seed, processors, tokenizer, logprobs, graph_capture, prompt_logprobs };
                 match model.stream(&sample, &process, &options, controls) {
                     Ok(stream) => stream.for_each(|chunk| shared.push(chunk)),
                     Err(error) => shared.push(Err(error)),

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Tensor};
 use idefics_nn::profile::{Operation, Profiler};
-use idefics_nn::{DeviceLease, KvCache, can_record};
+use idefics_nn::{DeviceLease, KvCache, supports_graph_capture};
 use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
 use serde::Serialize;
 
-use crate::generation::ReplayedStep;
+use crate::generation::CapturedStep;
 use crate::pipeline::milliseconds;
 use crate::{AssembledModel, EncodeStage, Error, ModelConfig, Prompts, SeenImages, VisionBatch};
 
@@ -28,7 +28,7 @@ pub struct BenchOptions<'a> {
     /// Whether to run each stage once more and time each operation.
     pub profile: bool,
     /// Lease for graph capture: the decode step is then captured and replayed on a GPU.
-    pub replays: Option<&'a DeviceLease>,
+    pub graph_capture: Option<&'a DeviceLease>,
     /// Number of images encoded at once.
     pub vision_batch: VisionBatch,
 }
@@ -269,7 +269,8 @@ impl ModelConfig {
 
     /// Bytes of weights that a step after `cache` reads: decoder and head, but not the embedding table.
     fn decode_bytes(&self, model: &dyn AssembledModel, cache: &KvCache) -> usize {
-        let sees_images = cache.context().is_some_and(|context| !context.seen(cache.len()..cache.len() + 1).is_blind());
+        let sees_images =
+            cache.context().is_some_and(|context| !context.seen(cache.len()..cache.len() + 1).sees_nothing());
         let mut sum = 0;
         model.weight_bytes_of_each(&mut |name, bytes| {
             sum += if self.family().is_read_by_step(name, sees_images) { bytes } else { 0 };
@@ -294,14 +295,16 @@ fn replayed_times(
     cache: &mut KvCache,
     options: &BenchOptions<'_>,
 ) -> Result<(Option<Spread>, Option<String>), Error> {
-    let Some(lease) = options.replays.filter(|_| options.new_tokens > 0 && can_record(&model.device())) else {
+    let Some(lease) =
+        options.graph_capture.filter(|_| options.new_tokens > 0 && supports_graph_capture(&model.device()))
+    else {
         return Ok((None, None));
     };
     let next_tokens = vec![FILLER; options.batch];
     let first = cache.len() - options.new_tokens - 1;
     cache.truncate(first + 1);
     let logits = model.decode(&next_tokens, cache)?;
-    let recorded = ReplayedStep::record(model, lease, [&next_tokens, &next_tokens], &logits, cache);
+    let recorded = CapturedStep::capture(model, lease, [&next_tokens, &next_tokens], &logits, cache);
     cache.truncate(first);
     let mut step = match recorded {
         Ok(step) => step,

@@ -46,7 +46,7 @@ pub enum DeviceError {
         feature: &'static str,
     },
     /// There is no such device.
-    #[error("device {device}: not found, this machine has {found} of that kind")]
+    #[error("device {device}: not found; this machine has {found} of that kind")]
     NotFound {
         /// The requested device.
         device: DeviceChoice,
@@ -54,14 +54,14 @@ pub enum DeviceError {
         found: usize,
     },
     /// The device does not support the precision.
-    #[error("device {device}: does not support {precision}, only {}", list(able))]
+    #[error("device {device}: does not support {precision}; expected {}", list(supported))]
     Precision {
         /// The device.
         device: DeviceChoice,
         /// The requested precision.
         precision: Precision,
         /// The supported precisions.
-        able: Vec<Precision>,
+        supported: Vec<Precision>,
     },
     /// An unknown precision name.
     #[error("dtype {name:?}: expected auto, f32, bf16 or f16")]
@@ -322,7 +322,7 @@ impl DeviceInfo {
             kernels,
             memory_bytes,
             largest_tensor_bytes,
-            dtypes: Precision::able(device),
+            dtypes: Precision::supported(device),
         }
     }
 }
@@ -429,7 +429,7 @@ impl Precision {
     ///
     /// # Errors
     /// [`DeviceError::Precision`] if the device does not support the precision.
-    pub fn on(self, choice: DeviceChoice, device: &Device) -> Result<Option<DType>, DeviceError> {
+    pub fn dtype_on(self, choice: DeviceChoice, device: &Device) -> Result<Option<DType>, DeviceError> {
         let dtype = match self {
             Self::Auto if choice == DeviceChoice::Cpu => return Ok(None),
             Self::Auto if !device.supports_dtype(DType::BF16) => DType::F32,
@@ -440,12 +440,12 @@ impl Precision {
         if device.supports_dtype(dtype) {
             Ok(Some(dtype))
         } else {
-            Err(DeviceError::Precision { device: choice, precision: self, able: Self::able(device) })
+            Err(DeviceError::Precision { device: choice, precision: self, supported: Self::supported(device) })
         }
     }
 
     /// The precisions that the device supports.
-    pub fn able(device: &Device) -> Vec<Self> {
+    pub fn supported(device: &Device) -> Vec<Self> {
         let all = [(Self::F32, DType::F32), (Self::Bf16, DType::BF16), (Self::F16, DType::F16)];
         all.into_iter().filter(|(_, dtype)| device.supports_dtype(*dtype)).map(|(precision, _)| precision).collect()
     }
@@ -480,13 +480,13 @@ mod tests {
         let error = DeviceError::Precision {
             device: DeviceChoice::Vulkan(0),
             precision: Precision::Bf16,
-            able: vec![Precision::F32],
+            supported: vec![Precision::F32],
         };
         assert_eq!(error.to_string(), "device vulkan:0: does not support bf16, only f32");
         for info in DeviceInfo::all() {
             let (choice, device) = info.device.open().unwrap();
             for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
-                assert_eq!(precision.on(choice, &device).is_ok(), info.dtypes.contains(&precision), "{info:?}");
+                assert_eq!(precision.dtype_on(choice, &device).is_ok(), info.dtypes.contains(&precision), "{info:?}");
             }
         }
     }

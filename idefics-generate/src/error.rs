@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use idefics_checkpoint::CheckpointError;
 use idefics_nn::ConfigError;
-use idefics_processor::{ProcessorError, io_words};
+use idefics_processor::{ProcessorError, describe_io_error};
 
 use crate::device::DeviceError;
 use crate::generation_config::GenerationError;
@@ -14,7 +14,7 @@ use crate::placement::PlacementError;
 #[non_exhaustive]
 pub enum Error {
     /// A file of the model folder cannot be read.
-    #[error("{}: cannot be read: {}", path.display(), io_words(source))]
+    #[error("{}: cannot be read: {}", path.display(), describe_io_error(source))]
     Read {
         /// Path of the file that could not be read.
         path: PathBuf,
@@ -22,7 +22,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file cannot be written.
-    #[error("{}: cannot be written: {}", path.display(), io_words(source))]
+    #[error("{}: cannot be written: {}", path.display(), describe_io_error(source))]
     Write {
         /// Path of the file that could not be written.
         path: PathBuf,
@@ -68,7 +68,7 @@ pub enum Error {
         reason: String,
     },
     /// A `model_type` that is not implemented.
-    #[error("{}: `model_type` is {family:?}, supported: {supported}", path.display())]
+    #[error("{}: `model_type` is {family:?}; supported: {supported}", path.display())]
     UnknownFamily {
         /// Path of the file.
         path: PathBuf,
@@ -198,7 +198,7 @@ pub enum Error {
         seconds: f64,
     },
     /// A thread could not be started.
-    #[error("cannot start a thread for the generation: {}", io_words(source))]
+    #[error("cannot start a thread for the generation: {}", describe_io_error(source))]
     Thread {
         /// Error of the operating system.
         source: std::io::Error,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use idefics_checkpoint::CheckpointError;
 use idefics_checkpoint::gguf::{GgufModel, ModelFile};
-use idefics_processor::{OtherFiles, Processor};
+use idefics_processor::{ExtraFiles, Processor};
 use serde_json::Value;
 
 use crate::config::read_json;
@@ -20,7 +20,7 @@ const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.
 /// Opens the GGUF files of a model, if the path is one. Rejects PEFT adapters.
 ///
 /// # Errors
-/// [`Error::NoFolder`], [`Error::Adapter`], [`Error::Checkpoint`] for GGUF files that are not read.
+/// [`Error::NoFolder`], [`Error::Adapter`], [`Error::Checkpoint`] if a GGUF file is rejected.
 pub(crate) fn gguf(path: &Path) -> Result<Option<GgufModel>, Error> {
     if path.is_dir() {
         let there = |name: &str| path.join(name).exists();
@@ -31,27 +31,27 @@ pub(crate) fn gguf(path: &Path) -> Result<Option<GgufModel>, Error> {
             let base = adapter_base(path).unwrap_or_else(|| "a model that it does not name".to_owned());
             return Err(Error::Adapter { folder: path.to_owned(), base });
         }
-        return Ok(GgufModel::at(path)?);
+        return Ok(GgufModel::find(path)?);
     }
-    match GgufModel::at(path)? {
+    match GgufModel::find(path)? {
         Some(model) => Ok(Some(model)),
         None => Err(Error::NoFolder { path: path.to_owned() }),
     }
 }
 
-/// The content of a model's JSON file that the GGUF metadata stands for, with the path for error messages; `None` if the
+/// The content of a JSON file of the model from the GGUF metadata, with the path for error messages. `None` if the
 /// file itself is used.
 ///
 /// # Errors
 /// Those of [`gguf`].
 pub(crate) fn in_metadata(path: &Path, file: ModelFile) -> Result<Option<(PathBuf, Value)>, Error> {
     let Some(model) = gguf(path)? else { return Ok(None) };
-    let content = model.file_unless_beside(file).map_err(CheckpointError::from)?;
+    let content = model.file_unless_present(file).map_err(CheckpointError::from)?;
     Ok(content.map(|content| (model.paths().text.clone(), content)))
 }
 
 /// Path of a file of the model: in its folder, or next to its GGUF file.
-pub(crate) fn beside(path: &Path, name: &str) -> PathBuf {
+pub(crate) fn sibling_path(path: &Path, name: &str) -> PathBuf {
     match path.is_file() {
         true => path.with_file_name(name),
         false => path.join(name),
@@ -72,13 +72,13 @@ pub(crate) fn config_path(path: &Path) -> PathBuf {
 /// [`Error::Processor`]; [`Error::NoFolder`], [`Error::Adapter`]; [`Error::Checkpoint`] if a GGUF file is rejected.
 pub fn load_processor(path: &Path) -> Result<Processor, Error> {
     let Some(model) = gguf(path)? else { return Ok(Processor::from_folder(path)?) };
-    let mut others = OtherFiles { source: model.paths().text.clone(), ..OtherFiles::default() };
+    let mut others = ExtraFiles { source: model.paths().text.clone(), ..ExtraFiles::default() };
     for file in ModelFile::ALL {
-        if let Some(content) = model.file_unless_beside(file).map_err(CheckpointError::from)? {
+        if let Some(content) = model.file_unless_present(file).map_err(CheckpointError::from)? {
             others.files.insert(file.name().to_owned(), content.to_string().into_bytes());
         }
     }
-    Ok(Processor::from_folder_and(model.paths().folder(), others)?)
+    Ok(Processor::from_folder_with_files(model.paths().folder(), others)?)
 }
 
 /// A warning if there is an adapter next to a model's own weights.

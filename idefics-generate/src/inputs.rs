@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_nn::ContextView;
-use idefics_processor::{latest_images, latest_images_behind};
+use idefics_processor::{latest_images, latest_images_in_branches};
 use idefics_vision::PatchError;
 
 /// Tokens and images that do not match the model or each other.
@@ -16,7 +16,7 @@ pub enum InputError {
         row: usize,
     },
     /// A token id outside the embedding table.
-    #[error("row {row}: token id {id} is not below the model's vocabulary size {vocab_size}")]
+    #[error("row {row}: token id {id} is not less than the model's vocabulary size {vocab_size}")]
     TokenId {
         /// Row of the batch, from 0.
         row: usize,
@@ -220,28 +220,28 @@ impl Prompts {
     /// Lets each token attend to the latest image before it, and to none after an end token: see
     /// [`latest_images`].
     #[must_use]
-    pub fn seeing_latest_images(self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
+    pub fn attend_to_latest_images(self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
         let latest = |row| latest_images(self.row(row), image_token_id, eos_token_id);
         let latest = (0..self.batch()).flat_map(latest).collect();
-        self.seeing(image_token_id, latest)
+        self.attend_to(image_token_id, latest)
     }
 
-    /// Like [`Self::seeing_latest_images`], for rows that branch: `parents`, `[batch · seq]`, is the slot (within
+    /// Like [`Self::attend_to_latest_images`], for rows that branch: `parents`, `[batch · seq]`, is the slot (within
     /// the row) that each slot follows.
     #[must_use]
-    pub fn seeing_latest_images_behind(
+    pub fn attend_to_latest_images_in_branches(
         self,
         parents: &[Option<usize>],
         image_token_id: u32,
         eos_token_id: Option<u32>,
     ) -> Self {
-        let latest = |(row, parents)| latest_images_behind(self.row(row), parents, image_token_id, eos_token_id);
+        let latest = |(row, parents)| latest_images_in_branches(self.row(row), parents, image_token_id, eos_token_id);
         let latest = parents.chunks(self.seq).enumerate().flat_map(latest).collect();
-        self.seeing(image_token_id, latest)
+        self.attend_to(image_token_id, latest)
     }
 
     /// `latest` is the image that each slot may attend to.
-    fn seeing(mut self, image_token_id: u32, latest: Vec<Option<usize>>) -> Self {
+    fn attend_to(mut self, image_token_id: u32, latest: Vec<Option<usize>>) -> Self {
         let count = |row| self.row(row).iter().filter(|&&id| id == image_token_id).count();
         let n_images: Vec<usize> = (0..self.batch()).map(count).collect();
         let max_images = n_images.iter().copied().max().unwrap_or(0);
@@ -262,7 +262,7 @@ impl Prompts {
     /// # Panics
     /// If there are several rows, or fewer tokens or images.
     #[must_use]
-    pub fn behind(&self, len: usize, n_images: usize) -> Self {
+    pub fn skip_prefix(&self, len: usize, n_images: usize) -> Self {
         assert_eq!(self.batch(), 1, "only a single row can continue a cache");
         let seen_images = self
             .seen_images

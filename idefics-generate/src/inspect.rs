@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
-use idefics_checkpoint::{Checkpoint, CheckpointError, Pickles};
+use idefics_checkpoint::{Checkpoint, CheckpointError, PicklePolicy};
 use idefics_nn::checkpoint::WeightMemory;
-use idefics_nn::{PackedFormat, can_record, kept_bytes};
+use idefics_nn::{PackedFormat, kept_bytes, supports_graph_capture};
 use idefics_text::TextConfig;
 use serde::Serialize;
 
@@ -83,7 +83,7 @@ pub struct PrecisionMemory {
 ///
 /// # Errors
 /// Those of [`ModelConfig::from_folder`] and [`Checkpoint::open_with`].
-pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Device) -> Result<Inspection, Error> {
+pub fn inspect(path: &Path, pickles: PicklePolicy, choice: DeviceChoice, device: &Device) -> Result<Inspection, Error> {
     let is_config = path.extension().is_some_and(|extension| extension == "json") && path.is_file();
     let config = if is_config { ModelConfig::from_file(path)? } else { ModelConfig::from_folder(path)? };
     let checkpoint = match is_config {
@@ -114,7 +114,7 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
     let options = WeightOptions::DEFAULT.load_options(config.family().tied(), None);
     let warnings_of = |checkpoint| weight_warnings(&*model, path, checkpoint, &options);
     let warnings = checkpoint.as_ref().map_or_else(Vec::new, warnings_of);
-    let records = records_steps(&text, device);
+    let records = can_capture_steps(&text, device);
     let precisions = weight_options(choice, checkpoint.as_ref()).map(|(name, options)| {
         let options = WeightOptions { pickles, ..options };
         // CPU activations are f32, and the cache holds activations.
@@ -144,8 +144,8 @@ pub fn inspect(path: &Path, pickles: Pickles, choice: DeviceChoice, device: &Dev
 }
 
 /// Whether decode steps of this model may be captured on a device. A capture temporarily needs a second KV cache.
-pub fn records_steps(text_config: &TextConfig, device: &Device) -> bool {
-    can_record(device) && text_config.rotary().is_ok_and(|rotary| !rotary.depends_on_length())
+pub fn can_capture_steps(text_config: &TextConfig, device: &Device) -> bool {
+    supports_graph_capture(device) && text_config.rotary().is_ok_and(|rotary| !rotary.depends_on_length())
 }
 
 /// Every applicable value of `--dtype` and `--quantize`.

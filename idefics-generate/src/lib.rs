@@ -43,7 +43,7 @@ pub use error::{Error, ErrorKind};
 pub use feature_cache::{ImageKey, image_key};
 pub use features::{ImageBatch, image_batches};
 pub use folder::load_processor;
-pub use generation::{CancelToken, Controls, FinishReason, GeneratedLogprob, Generation, Replays, TokenLogprob};
+pub use generation::{CancelToken, Controls, FinishReason, GeneratedLogprob, Generation, GraphCapture, TokenLogprob};
 pub use generation_config::{
     EarlyStopping, EosTokenId, GenerationConfig, GenerationError, GenerationWarning, OneOrMany,
 };
@@ -52,7 +52,7 @@ pub use loading::load_model;
 pub use models::idefics1::Idefics1;
 pub use models::idefics2::Idefics2;
 pub use models::idefics3::Idefics3;
-pub use models::{AssembledModel, EncodeStage, LayerRun, LogitsToKeep, Model, ModelShape, VisionBatch};
+pub use models::{AssembledModel, EncodeStage, LogitsToKeep, Model, ModelShape, StepwiseEncoder, VisionBatch};
 pub use pipeline::{Idefics, LoadStage};
 use placement::Placement;
 pub use prepared::Prepared;
@@ -65,7 +65,7 @@ pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 
 /// The device to create tensors on; [`DeviceChoice`] opens one.
 pub use burn::tensor::Device;
-pub use idefics_checkpoint::{Checkpoint, CheckpointError, CheckpointWarning, Pickles};
+pub use idefics_checkpoint::{Checkpoint, CheckpointError, CheckpointWarning, PicklePolicy};
 #[cfg(feature = "hub")]
 pub use idefics_hub::{HubError, HubErrorKind, HubProgress};
 pub use idefics_nn as nn;

@@ -26,7 +26,7 @@ pub fn load_model(
     progress: impl FnMut(LoadProgress),
 ) -> Result<Box<dyn AssembledModel>, Error> {
     let config = ModelConfig::from_folder(folder)?;
-    load_placed(&config, folder, &Placement::on(device), weights.into(), progress).map(|(model, _)| model)
+    load_placed(&config, folder, &Placement::single_device(device), weights.into(), progress).map(|(model, _)| model)
 }
 
 /// Loads the model of a folder with the given configuration, each part on the device given by `placement`. Also
@@ -105,7 +105,7 @@ impl Idefics2 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        load_own(folder, "idefics2", &Placement::on(device), weights.into(), Self::placed, progress)
+        load_own(folder, "idefics2", &Placement::single_device(device), weights.into(), Self::placed, progress)
     }
 }
 
@@ -121,7 +121,14 @@ impl Idefics3 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        load_own(folder, "idefics3 or smolvlm", &Placement::on(device), weights.into(), Self::placed, progress)
+        load_own(
+            folder,
+            "idefics3 or smolvlm",
+            &Placement::single_device(device),
+            weights.into(),
+            Self::placed,
+            progress,
+        )
     }
 }
 
@@ -137,7 +144,7 @@ impl Idefics1 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        Self::from_folder_placed(folder, &Placement::on(device), weights, progress)
+        Self::from_folder_placed(folder, &Placement::single_device(device), weights, progress)
     }
 
     /// Like [`Self::from_folder`], with each part on its own device. Parts that stay in the files keep the format

@@ -47,8 +47,8 @@ pub enum LoadStage {
 }
 
 impl Idefics {
-    /// Loads a model folder in the layout of Hugging Face, or a GGUF file, onto `device`. `weights` may be a dtype: F32,
-    /// BF16 or F16.
+    /// Loads a model folder in the layout of Hugging Face, or a GGUF file, onto `device`. `weights` may be a dtype:
+    /// F32, BF16 or F16.
     ///
     /// # Errors
     /// [`Error`] naming the invalid file, key or tensor.
@@ -87,7 +87,7 @@ impl Idefics {
         let config = ModelConfig::from_folder(folder)?;
         let mut generation_config = GenerationConfig::from_folder(folder)?;
         let dropped = generation_config.drop_unsupported(config.family().shape().vocab_size).into_iter();
-        let path = folder::beside(folder, "generation_config.json");
+        let path = folder::sibling_path(folder, "generation_config.json");
         let mut warnings: Vec<ModelWarning> =
             dropped.map(|warning| ModelWarning::Generation { path: path.clone(), warning }).collect();
         let processor = load_processor(folder)?;
@@ -100,7 +100,7 @@ impl Idefics {
                 return Err(Error::NotPlaceable { folder: folder.to_owned() });
             }
             Some(placement) => placement.clone(),
-            None => Placement::on(device),
+            None => Placement::single_device(device),
         };
         let (model, weight_warnings) = load_placed(&config, folder, &placement, weights, progress)?;
         warnings.extend(weight_warnings);
@@ -136,7 +136,7 @@ impl Idefics {
     ) -> Result<Self, Error> {
         let weights = weights.into();
         let mut hub = HubOptions::from_env()?;
-        hub.allow_pickles = weights.pickles == idefics_checkpoint::Pickles::Allowed;
+        hub.allow_pickles = weights.pickles == idefics_checkpoint::PicklePolicy::Allowed;
         let folder = fetch_with(&hub, repo, revision, &mut |state| progress(LoadStage::Download(state)))?;
         Self::from_folder(&folder, device, weights, progress)
     }
@@ -168,7 +168,8 @@ impl Idefics {
     /// [`Error::Generation`] or [`Error::FolderOption`] if an option is invalid.
     pub(crate) fn options(&self, options: &GenerationConfig, is_conversation: bool) -> Result<GenerationConfig, Error> {
         let mut together = options.over(&self.generation_config);
-        if let Some(end) = self.processor.turn_end_id().filter(|_| is_conversation && options.eos_token_id.is_none()) {
+        if let Some(end) = self.processor.end_of_turn_id().filter(|_| is_conversation && options.eos_token_id.is_none())
+        {
             let ends = together.eos_token_ids().iter().copied().chain([end]).collect();
             together.eos_token_id = Some(EosTokenId::Many(ends));
         }

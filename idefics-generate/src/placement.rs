@@ -23,7 +23,7 @@ use crate::{DeviceChoice, DeviceError, Error, ModelConfig, WeightOptions};
 pub enum PlacementError {
     /// The text is not a list of places.
     #[error("{text:?}: expected a list of devices with their memory, such as cuda:0=20GB,cpu=16GB")]
-    Places {
+    MaxMemory {
         /// The text that was given.
         text: String,
     },
@@ -34,7 +34,7 @@ pub enum PlacementError {
 
 /// A device, or a share of one, with memory for weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Place {
+pub struct DeviceBudget {
     /// Name: `cuda:0`, `cpu`, `cpu:1`. Several places may be on the same device.
     pub name: String,
     /// Maximum bytes of weights.
@@ -43,7 +43,7 @@ pub struct Place {
     choice: DeviceChoice,
 }
 
-impl Place {
+impl DeviceBudget {
     /// Creates a place with `bytes` of memory on the device `name`. `cpu:0`, `cpu:1` and so on all mean the CPU.
     ///
     /// # Errors
@@ -55,19 +55,19 @@ impl Place {
     }
 }
 
-/// Places in the order in which they are filled: `cuda:0=20GB,cpu=16GB`.
+/// Devices with their memory, in the order in which they are filled: `cuda:0=20GB,cpu=16GB`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Places(pub Vec<Place>);
+pub struct MaxMemory(pub Vec<DeviceBudget>);
 
-impl FromStr for Places {
+impl FromStr for MaxMemory {
     type Err = PlacementError;
 
     fn from_str(text: &str) -> Result<Self, PlacementError> {
         let place = |part: &str| {
-            let wrong = || PlacementError::Places { text: text.to_owned() };
+            let wrong = || PlacementError::MaxMemory { text: text.to_owned() };
             let (name, size) = part.split_once('=').ok_or_else(wrong)?;
             let bytes = parse_bytes(size.trim()).ok_or_else(wrong)?;
-            Ok(Place::new(name.trim(), bytes)?)
+            Ok(DeviceBudget::new(name.trim(), bytes)?)
         };
         text.split(',').map(place).collect::<Result<_, _>>().map(Self)
     }
@@ -108,7 +108,7 @@ pub const FILES: &str = "files";
 /// The place of each part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    places: Vec<Place>,
+    places: Vec<DeviceBudget>,
     /// Each part with the index of its place; the index after the last place means the files.
     blocks: Vec<(Block, usize)>,
 }
@@ -116,7 +116,7 @@ pub struct Plan {
 impl Plan {
     /// Fills the places in order. A part that does not fit goes to the next place, and later parts never return to
     /// an earlier one. Parts that fit nowhere stay in the memory-mapped files and are computed by the CPU.
-    pub fn new(blocks: Vec<Block>, Places(places): Places) -> Self {
+    pub fn new(blocks: Vec<Block>, MaxMemory(places): MaxMemory) -> Self {
         let mut at = 0;
         let mut free = places.first().map_or(0, |place| place.bytes);
         let place = |block: Block| {
@@ -136,11 +136,11 @@ impl Plan {
     ///
     /// # Errors
     /// Those of [`ModelConfig::from_folder`]; [`Error::NotPlaceable`] if the model cannot be split.
-    pub fn of_model(
+    pub fn for_model(
         path: &Path,
         weights: impl Into<WeightOptions>,
         device: &Device,
-        places: Places,
+        places: MaxMemory,
     ) -> Result<Self, Error> {
         let config = if path.is_dir() { ModelConfig::from_folder(path)? } else { ModelConfig::from_file(path)? };
         let weights = weights.into();
@@ -206,8 +206,8 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Places everything on one device.
-    pub fn on(device: &Device) -> Self {
+    /// The whole model on one device.
+    pub fn single_device(device: &Device) -> Self {
         Self { of: BTreeMap::new(), default: device.clone(), in_files: Vec::new() }
     }
 
@@ -240,14 +240,14 @@ mod tests {
 
     #[test]
     fn places_are_filled_strictly_in_order() {
-        let two: Places = "cpu:0=10B,cpu:1=5B".parse().unwrap();
+        let two: MaxMemory = "cpu:0=10B,cpu:1=5B".parse().unwrap();
         // The third part no longer fits in the first place, and the small ones after it must not return there.
         let plan = Plan::new(blocks(&[4, 4, 4, 1, 1]), two.clone());
         assert_eq!(places(&plan), [0, 0, 1, 1, 2]);
         let bytes: Vec<u64> = plan.by_place().into_iter().map(|(_, _, bytes)| bytes).collect();
         assert_eq!(bytes, [8, 5, 4], "parts in the files have their stored size");
         assert_eq!(places(&Plan::new(blocks(&[11, 1]), two)), [2, 2], "parts that fit nowhere stay in the files");
-        assert_eq!(places(&Plan::new(blocks(&[1]), Places::default())), [0]);
+        assert_eq!(places(&Plan::new(blocks(&[1]), MaxMemory::default())), [0]);
     }
 
     #[test]
@@ -256,8 +256,8 @@ mod tests {
             assert_eq!(parse_bytes(text), Some(bytes), "{text}");
         }
         assert!(["", "GB", "-1GB", "1TB2", "nan"].iter().all(|text| parse_bytes(text).is_none()));
-        assert!(matches!("cpu".parse::<Places>(), Err(PlacementError::Places { .. })));
-        assert!(matches!("tpu=1GB".parse::<Places>(), Err(PlacementError::Device(DeviceError::Unknown { .. }))));
+        assert!(matches!("cpu".parse::<MaxMemory>(), Err(PlacementError::MaxMemory { .. })));
+        assert!(matches!("tpu=1GB".parse::<MaxMemory>(), Err(PlacementError::Device(DeviceError::Unknown { .. }))));
     }
 
     #[test]

@@ -100,10 +100,10 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     copied.map_err(|source| Error::Write { path: to.to_owned(), source })
 }
 
-/// The files that the metadata of GGUF files stands for, and those beside them that count.
+/// Writes the JSON files from the metadata, and copies those in the folder, which take precedence.
 fn write_files(model: &GgufModel, target: &Path) -> Result<(), Error> {
     for file in ModelFile::ALL {
-        if let Some(content) = model.file_unless_beside(file).map_err(CheckpointError::from)? {
+        if let Some(content) = model.file_unless_present(file).map_err(CheckpointError::from)? {
             write_atomically(&target.join(file.name()), |to| {
                 serde_json::to_writer_pretty(to, &content).map_err(Into::into)
             })?;

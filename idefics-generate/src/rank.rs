@@ -275,7 +275,7 @@ impl Idefics {
         let space = if prompt.is_empty() || prompt.ends_with(char::is_whitespace) { "" } else { " " };
         let answers = labels
             .par_iter()
-            .map(|label| tokenizer.encode_with_words(&format!("{prompt}{space}"), label))
+            .map(|label| tokenizer.encode_with_literal_text(&format!("{prompt}{space}"), label))
             .collect::<Result<Vec<_>, _>>()?;
         // A label may merge with the prompt's last token, so only the prefix that all answers share counts as the
         // prompt.

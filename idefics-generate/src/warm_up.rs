@@ -6,7 +6,7 @@ use idefics_processor::{ProcessOptions, Sample};
 use serde::Serialize;
 
 use crate::pipeline::milliseconds;
-use crate::{Controls, Error, GenerationConfig, Idefics, Replays};
+use crate::{Controls, Error, GenerationConfig, GraphCapture, Idefics};
 
 /// Duration of two runs with the same samples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -32,12 +32,12 @@ impl Idefics {
         samples: &[Sample],
         process: &ProcessOptions,
         options: &GenerationConfig,
-        replays: Replays<'_>,
+        graph_capture: GraphCapture<'_>,
     ) -> Result<WarmUp, Error> {
         let pass = || {
             self.forget_features();
             let clock = Instant::now();
-            self.generate(samples, process, options, Controls { replays, ..Controls::default() })?;
+            self.generate(samples, process, options, Controls { graph_capture, ..Controls::default() })?;
             Ok::<_, Error>(milliseconds(clock))
         };
         Ok(WarmUp { first_ms: pass()?, second_ms: pass()? })

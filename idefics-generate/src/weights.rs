@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::DType;
-use idefics_checkpoint::Pickles;
+use idefics_checkpoint::PicklePolicy;
 use idefics_nn::{Activations, LoadOptions, PackedFormat, Quantization};
 
 use crate::config::HEAD;
@@ -26,7 +26,7 @@ pub struct WeightOptions {
     /// Element type in which the activations of quantised layers are multiplied.
     pub activations: Activations,
     /// Whether PyTorch pickles may be read if a folder has no safetensors files.
-    pub pickles: Pickles,
+    pub pickles: PicklePolicy,
 }
 
 impl WeightOptions {
@@ -38,7 +38,7 @@ impl WeightOptions {
         quantize_vision: true,
         quantize_head: false,
         activations: Activations::F32,
-        pickles: Pickles::Refused,
+        pickles: PicklePolicy::Refused,
     };
 }
 

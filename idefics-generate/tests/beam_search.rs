@@ -87,7 +87,7 @@ impl<'a> Run<'a> {
         let longest = answers.clone().map(|answer| answer.tokens.len()).max().unwrap();
         let fill = |answer: &Hypothesis| {
             let mut tokens = answer.tokens.clone();
-            tokens.resize(longest, self.search.options().filler());
+            tokens.resize(longest, self.search.options().fill_token_id());
             (tokens, answer.score)
         };
         answers.map(fill).unzip()
@@ -184,7 +184,7 @@ fn search_without_allowed_tokens_is_an_error() {
 #[test]
 fn filler_matches_reference() {
     let filler = |eos: serde_json::Value, pad: serde_json::Value| {
-        BeamOptions::new(&options(json!({"eos_token_id": eos, "pad_token_id": pad})), 3).filler()
+        BeamOptions::new(&options(json!({"eos_token_id": eos, "pad_token_id": pad})), 3).fill_token_id()
     };
     assert_eq!(filler(json!([5, 6]), json!(7)), 7);
     assert_eq!(filler(json!([5, 6]), json!(0)), 5, "a pad token of 0 counts as missing");

@@ -12,7 +12,7 @@ use idefics_generate::processor::{Content, Sample};
 use idefics_generate::text::DecoderStack;
 use idefics_generate::{
     CancelToken, Controls, Conversation, DeviceChoice, DeviceLease, FinishReason, Generation, GenerationConfig,
-    Idefics, ImageBatch, InputError, LayerRun, Model, ModelShape, OneOrMany, Precision, Prompts, Replays,
+    GraphCapture, Idefics, ImageBatch, InputError, Model, ModelShape, OneOrMany, Precision, Prompts, StepwiseEncoder,
 };
 use serde_json::{Value, json};
 
@@ -89,7 +89,7 @@ impl Subject {
         let mut prompts = Prompts::pad_left(&processed.input_ids, 0).unwrap();
         if self.checkpoint.starts_with("idefics1") {
             let tokenizer = self.model.processor().tokenizer();
-            prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
+            prompts = prompts.attend_to_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
         }
         let images: Vec<_> = processed.images.into_iter().flatten().collect();
         let features = model.encode_images(&images).unwrap();
@@ -104,8 +104,8 @@ fn lease() -> DeviceLease {
     unsafe { DeviceLease::for_this_thread() }
 }
 
-fn controls(replays: Replays<'_>) -> Controls<'_> {
-    Controls { logprobs: Some(0), replays, ..Controls::default() }
+fn controls(graph_capture: GraphCapture<'_>) -> Controls<'_> {
+    Controls { logprobs: Some(0), graph_capture, ..Controls::default() }
 }
 
 /// Options for answers of [`N_TOKENS`] tokens that may end earlier only at one of `end_tokens`.
@@ -125,8 +125,8 @@ fn finish(generation: &mut Generation<'_>) {
 
 /// Asserts that both have the same tokens with the same log-probabilities.
 fn assert_same(launched: &Generation<'_>, replayed: &Generation<'_>, what: &str) {
-    assert!(!launched.is_replayed() && launched.replay_refusal().is_none(), "{what}");
-    assert!(replayed.is_replayed(), "{what}: {:?}", replayed.replay_refusal());
+    assert!(!launched.uses_captured_graph() && launched.replay_refusal().is_none(), "{what}");
+    assert!(replayed.uses_captured_graph(), "{what}: {:?}", replayed.replay_refusal());
     assert_eq!(launched.sequences(), replayed.sequences(), "{what}");
     for row in 0..launched.sequences().len() {
         let pairs = launched.logprobs(row).iter().zip(replayed.logprobs(row));
@@ -142,17 +142,17 @@ fn replayed_steps_match_eager_steps() {
         Subject::idefics2("sliding-sharded", DType::F32),
         Subject::idefics1(),
     ];
-    let able = Precision::able(&gpu());
+    let supported = Precision::supported(&gpu());
     for (precision, dtype) in [(Precision::F16, DType::F16), (Precision::Bf16, DType::BF16)] {
-        if able.contains(&precision) {
+        if supported.contains(&precision) {
             subjects.push(Subject::idefics2("odd-heads", dtype));
         }
     }
     let lease = lease();
     for subject in &subjects {
         for n_rows in [3, 1] {
-            let [launched, replayed] = [Replays::Never, Replays::WhenLong(&lease)].map(|replays| {
-                let mut generation = subject.start(n_rows, &options(&[]), controls(replays));
+            let [launched, replayed] = [GraphCapture::Never, GraphCapture::WhenLong(&lease)].map(|graph_capture| {
+                let mut generation = subject.start(n_rows, &options(&[]), controls(graph_capture));
                 finish(&mut generation);
                 generation
             });
@@ -164,13 +164,13 @@ fn replayed_steps_match_eager_steps() {
 #[test]
 fn rows_may_finish_before_and_after_capture() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
-    let mut whole = subject.start(3, &options(&[]), controls(Replays::Never));
+    let mut whole = subject.start(3, &options(&[]), controls(GraphCapture::Never));
     finish(&mut whole);
     // Tokens that end some rows before the others.
     let ends = [whole.generated(0)[4], whole.generated(1)[20]];
     let lease = lease();
-    let [launched, replayed] = [Replays::Never, Replays::AtOnce(&lease)].map(|replays| {
-        let mut generation = subject.start(3, &options(&ends), controls(replays));
+    let [launched, replayed] = [GraphCapture::Never, GraphCapture::AtOnce(&lease)].map(|graph_capture| {
+        let mut generation = subject.start(3, &options(&ends), controls(graph_capture));
         finish(&mut generation);
         generation
     });
@@ -181,18 +181,18 @@ fn rows_may_finish_before_and_after_capture() {
 #[test]
 fn replayed_generation_can_be_cancelled() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
-    let mut launched = subject.start(1, &options(&[]), controls(Replays::Never));
+    let mut launched = subject.start(1, &options(&[]), controls(GraphCapture::Never));
     finish(&mut launched);
 
     let cancel = CancelToken::default();
     let lease = lease();
-    let controls = Controls { cancel: cancel.clone(), ..controls(Replays::AtOnce(&lease)) };
+    let controls = Controls { cancel: cancel.clone(), ..controls(GraphCapture::AtOnce(&lease)) };
     let mut cancelled = subject.start(1, &options(&[]), controls);
     for _ in 0..10 {
         cancelled.step().unwrap();
     }
     cancel.cancel();
-    assert!(cancelled.step().unwrap().is_none() && cancelled.is_replayed());
+    assert!(cancelled.step().unwrap().is_none() && cancelled.uses_captured_graph());
     assert_eq!(cancelled.finish_reason(0), Some(FinishReason::Cancelled));
     assert_eq!(cancelled.generated(0), &launched.generated(0)[..10]);
 }
@@ -232,7 +232,7 @@ impl Model for Faulty<'_> {
         self.model.shape()
     }
 
-    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError> {
+    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn StepwiseEncoder + '_>, InputError> {
         self.model.vision(images)
     }
 
@@ -257,7 +257,7 @@ impl Model for Faulty<'_> {
 #[test]
 fn faulty_or_rejected_capture_does_not_change_answers() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
-    let mut launched = subject.start(3, &options(&[]), controls(Replays::Never));
+    let mut launched = subject.start(3, &options(&[]), controls(GraphCapture::Never));
     finish(&mut launched);
     let mut faults = vec![Fault::OtherToken];
     if cfg!(not(feature = "cuda")) {
@@ -266,10 +266,13 @@ fn faulty_or_rejected_capture_does_not_change_answers() {
     let lease = lease();
     for fault in faults {
         let model = Faulty { model: subject.model.model(), fault };
-        let mut generation = subject.start_with(&model, 3, &options(&[]), controls(Replays::WhenLong(&lease)));
+        let mut generation = subject.start_with(&model, 3, &options(&[]), controls(GraphCapture::WhenLong(&lease)));
         finish(&mut generation);
         let reason = generation.replay_refusal().unwrap();
-        assert!(!generation.is_replayed() && !reason.is_empty() && !reason.contains('\n'), "{fault:?}: {reason}");
+        assert!(
+            !generation.uses_captured_graph() && !reason.is_empty() && !reason.contains('\n'),
+            "{fault:?}: {reason}"
+        );
         assert_eq!(generation.sequences(), launched.sequences(), "{fault:?}");
     }
 }
@@ -278,12 +281,12 @@ fn faulty_or_rejected_capture_does_not_change_answers() {
 fn conversation_continues_after_replayed_steps() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
     let lease = lease();
-    let answers = [Replays::Never, Replays::AtOnce(&lease)].map(|replays| {
+    let answers = [GraphCapture::Never, GraphCapture::AtOnce(&lease)].map(|graph_capture| {
         let mut conversation = Conversation::new(&subject.model, Default::default());
         ["What is this?", "And then?", "Why?"].map(|question| {
             let content = vec![Content::text(question)];
             let options = GenerationConfig { min_new_tokens: Some(12), max_new_tokens: Some(12), ..Default::default() };
-            conversation.ask(content, &options, controls(replays), |_| ()).unwrap().token_ids
+            conversation.ask(content, &options, controls(graph_capture), |_| ()).unwrap().token_ids
         })
     });
     assert_eq!(answers[0], answers[1]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
-use idefics_checkpoint::Pickles;
+use idefics_checkpoint::PicklePolicy;
 use idefics_generate::inspect::inspect;
 use idefics_generate::{
     DeviceChoice, Error, ErrorKind, GenerationConfig, GenerationError, Idefics2Config, InputError, ModelConfig, Prompts,
@@ -80,7 +80,7 @@ fn missing_files_are_file_system_errors() {
     assert!(message.contains("config.json"), "{message}");
     let missing = load_folder(Path::new("no/such/folder")).unwrap_err();
     assert!(matches!(missing, Error::NoFolder { .. }), "{missing}");
-    let inspected = inspect(Path::new("no/such/folder"), Pickles::Refused, DeviceChoice::Cpu, &Device::flex());
+    let inspected = inspect(Path::new("no/such/folder"), PicklePolicy::Refused, DeviceChoice::Cpu, &Device::flex());
     assert!(matches!(inspected, Err(Error::NoFolder { .. })));
 }
 
@@ -208,7 +208,7 @@ fn overflow_is_a_numeric_error() {
 #[test]
 fn inspection_counts_every_parameter() {
     let folder = xtask_folder("checkpoints/odd-heads");
-    let inspection = inspect(&folder, Pickles::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
+    let inspection = inspect(&folder, PicklePolicy::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
     assert_eq!(inspection.family, "idefics2");
     let model = idefics_generate::Idefics2::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
     assert_eq!(inspection.parameters, burn::module::Module::num_params(&model));

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use idefics_checkpoint::{CheckpointError, CheckpointWarning, Pickles};
+use idefics_checkpoint::{CheckpointError, CheckpointWarning, PicklePolicy};
 use idefics_generate::inspect::inspect;
 use idefics_generate::{
     DeviceChoice, Error, ErrorKind, GenerationConfig, GenerationWarning, Idefics, Idefics2Config, InputError,
@@ -161,7 +161,7 @@ fn unused_tensors_are_counted() {
     assert_eq!(names.len(), 13);
     assert!(warnings(&model)[0].contains("13 tensors") && warnings(&model)[0].contains("and 5 more"));
     assert_eq!(answer(&model), answer(&load("wide-heads")));
-    let inspection = inspect(folder.path(), Pickles::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
+    let inspection = inspect(folder.path(), PicklePolicy::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
     assert_eq!(inspection.warnings, model.warnings());
 }
 
@@ -208,7 +208,7 @@ fn rejects_adapter_folder() {
     assert_eq!(kind, ErrorKind::Model);
     assert!(message.contains("adapter of HuggingFaceM4/idefics2-8b") && message.contains("merge"), "{message}");
     assert!(matches!(ModelConfig::from_folder(folder.path()), Err(Error::Adapter { .. })));
-    let inspected = inspect(folder.path(), Pickles::Refused, DeviceChoice::Cpu, &Device::flex());
+    let inspected = inspect(folder.path(), PicklePolicy::Refused, DeviceChoice::Cpu, &Device::flex());
     assert!(matches!(inspected, Err(Error::Adapter { .. })));
     // Some trainers add the model's configuration, others write only the adapter's weights.
     fs::write(folder.path().join("config.json"), r#"{"model_type": "idefics2"}"#).unwrap();
@@ -241,7 +241,7 @@ fn invalid_gguf_files_are_named() {
         let (kind, message) = load_error(path);
         assert_eq!(kind, ErrorKind::Model);
         assert!(message.contains("truncated GGUF") || message.contains("several models"), "{message}");
-        let inspected = inspect(path, Pickles::Refused, DeviceChoice::Cpu, &Device::flex());
+        let inspected = inspect(path, PicklePolicy::Refused, DeviceChoice::Cpu, &Device::flex());
         assert!(matches!(inspected, Err(Error::Checkpoint(CheckpointError::Gguf(_)))));
     }
 }

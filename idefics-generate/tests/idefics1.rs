@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
-use idefics_checkpoint::Pickles;
+use idefics_checkpoint::PicklePolicy;
 use idefics_generate::bench::BenchOptions;
 use idefics_generate::inspect::inspect;
 use idefics_generate::processor::image::ImageTile;
@@ -23,7 +23,7 @@ fn load(checkpoint: &str) -> Idefics {
 }
 
 fn load_as(checkpoint: &str, weights: WeightOptions) -> Idefics {
-    let weights = WeightOptions { pickles: Pickles::Allowed, ..weights };
+    let weights = WeightOptions { pickles: PicklePolicy::Allowed, ..weights };
     Idefics::from_folder(&xtask_folder("checkpoints").join(checkpoint), &Device::flex(), weights, |_| ()).unwrap()
 }
 
@@ -53,7 +53,7 @@ fn inputs(model: &Idefics, samples: &[Sample]) -> (Prompts, Vec<ImageTile>) {
     let processed = model.processor().process(samples, &Default::default()).unwrap();
     let tokenizer = model.processor().tokenizer();
     let prompts = Prompts::pad_left(&processed.input_ids, 0).unwrap();
-    let prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
+    let prompts = prompts.attend_to_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
     (prompts, processed.images.into_iter().flatten().collect())
 }
 
@@ -120,7 +120,7 @@ fn stored_dtype_matches_f32() {
     let [stored, widened] = [WeightOptions::default(), DType::F32.into()].map(|weights| {
         let model = Idefics1::from_folder(&folder, &Device::flex(), weights, |_| ()).unwrap();
         let tile = ImageTile::new(48, 36, vec![0.5; 3 * 48 * 36]).unwrap();
-        model.interpolating_positions(true).encode_images(&[tile]).unwrap().unwrap()
+        model.interpolate_pos_encoding(true).encode_images(&[tile]).unwrap().unwrap()
     });
     assert!(difference(stored, widened) <= SAME, "positions must be interpolated in f32");
 }
@@ -142,7 +142,7 @@ fn benchmarks_random_models_in_all_formats() {
                 batch: 2,
                 runs: 1,
                 profile: true,
-                replays: None,
+                graph_capture: None,
                 vision_batch: VisionBatch::default(),
             };
             config.bench(&*model, &processor, &options, |_| ()).unwrap()
@@ -173,7 +173,7 @@ fn cached_step_matches_recomputed_prompt() {
             let cached = model.model().decode(&next, &mut cache).unwrap();
             grown.iter_mut().zip(&next).for_each(|(row, &id)| row.push(id));
             let prompts = Prompts::pad_left(&grown, 0).unwrap();
-            let prompts = prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
+            let prompts = prompts.attend_to_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id());
             let mut empty = model.model().cache(&prompts, 0);
             let recomputed = model.model().prefill(&prompts, features.clone(), &mut empty).unwrap();
             // A single token and a whole prompt are summed in different orders, so the rounding error scales with
@@ -285,7 +285,7 @@ fn rejects_mismatched_inputs() {
     let model = Idefics1::from_folder(&folder, &Device::flex(), DType::F32, |_| ()).unwrap();
     let tile = |side: usize| ImageTile::new(side, side, vec![0.5; 3 * side * side]).unwrap();
     let image = load("idefics1-float").processor().tokenizer().image_token_id();
-    let prompts = Prompts::pad_left(&[vec![1, image, 5]], 0).unwrap().seeing_latest_images(image, Some(2));
+    let prompts = Prompts::pad_left(&[vec![1, image, 5]], 0).unwrap().attend_to_latest_images(image, Some(2));
     let refused =
         |prompts: &Prompts, images: &[ImageTile]| model.forward(prompts, images, LogitsToKeep::All).unwrap_err();
     assert_eq!(
@@ -297,7 +297,7 @@ fn rejects_mismatched_inputs() {
     let too_large = Prompts::pad_left(&[vec![1, model.shape().vocab_size as u32]], 0).unwrap();
     assert!(matches!(refused(&too_large, &[]), InputError::TokenId { .. }));
 
-    let larger = model.interpolating_positions(true);
+    let larger = model.interpolate_pos_encoding(true);
     let logits = larger.forward(&prompts, &[tile(56)], LogitsToKeep::Last(1)).unwrap();
     assert_eq!(logits.dims(), [1, 1, larger.shape().vocab_size]);
 }
@@ -314,7 +314,7 @@ fn configs_match_public_parameter_counts() {
         assert_eq!(read.downcast_ref::<Idefics1Config>(), Some(&config));
         // From the file alone, and from a folder without weights.
         for path in [&path, &folder] {
-            let inspection = inspect(path, Pickles::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
+            let inspection = inspect(path, PicklePolicy::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
             assert_eq!(inspection.parameters, parameters);
             assert_eq!(inspection.parts.iter().map(|part| part.tensors).sum::<usize>(), tensors);
             assert_eq!((inspection.family, inspection.image_tokens, inspection.files.len()), ("idefics", 64, 0));

@@ -283,7 +283,7 @@ fn ranking_together_matches_ranking_one_by_one() {
         let mut cache = model.model().cache(&prompts, 0);
         let states = model
             .model()
-            .prefill_observed(&prompts, features.clone(), &mut cache, &mut idefics_generate::text::Unobserved)
+            .prefill_observed(&prompts, features.clone(), &mut cache, &mut idefics_generate::text::NoObserver)
             .unwrap();
         let logits = model.model().logits(states);
         let log_probs = burn::tensor::activation::log_softmax(logits, 2);

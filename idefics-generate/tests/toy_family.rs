@@ -11,8 +11,8 @@ use idefics_generate::processor::image::{ImageConfigError, ImageProcessor, Image
 use idefics_generate::text::{Decoder, DecoderStack, TextConfig};
 use idefics_generate::vision::{PatchLayout, VisionConfig, VisionTransformer};
 use idefics_generate::{
-    AssembledModel, Controls, Error, FamilyConfig, Generation, ImageBatch, InputError, LayerRun, LogitsToKeep, Model,
-    ModelConfig, ModelFamily, ModelShape, Prompts, QuantizationConfig,
+    AssembledModel, Controls, Error, FamilyConfig, Generation, ImageBatch, InputError, LogitsToKeep, Model,
+    ModelConfig, ModelFamily, ModelShape, Prompts, QuantizationConfig, StepwiseEncoder,
 };
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ struct Toy {
 /// Encodes a batch of images in a single step.
 struct Run(Option<Tensor<3>>);
 
-impl LayerRun for Run {
+impl StepwiseEncoder for Run {
     fn step(&mut self, _n_layers: usize) -> Option<Tensor<3>> {
         self.0.take()
     }
@@ -46,7 +46,7 @@ impl Model for Toy {
         &self.shape
     }
 
-    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError> {
+    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn StepwiseEncoder + '_>, InputError> {
         let positions = self.config.vision_config.positions_per_side();
         let layout = PatchLayout::new(&vec![images.grid; images.images.len()], positions);
         let features = self.vision_model.forward(images.upload(&self.device()), &layout);

@@ -1,7 +1,7 @@
 //! Quantised weights: compatibility with bitsandbytes, and predicted memory.
 
 use burn::tensor::{DType, Device};
-use idefics_checkpoint::{Checkpoint, Pickles};
+use idefics_checkpoint::{Checkpoint, PicklePolicy};
 use idefics_generate::nn::PackedFormat;
 use idefics_generate::{Idefics, ModelConfig, WeightFormat, WeightOptions, load_model};
 
@@ -33,7 +33,7 @@ fn weights_take_predicted_memory() {
                 if checkpoint == "small-quantized" && quantize != WeightFormat::None {
                     continue; // it cannot be quantised again
                 }
-                let pickles = Pickles::Allowed;
+                let pickles = PicklePolicy::Allowed;
                 let weights = WeightOptions { quantize, dtype, pickles, ..WeightOptions::default() };
                 let files = Checkpoint::open_with(&folder, pickles).unwrap();
                 let planned = config.memory(Some(&files), &device, weights).unwrap();

@@ -109,7 +109,7 @@ pub enum HubError {
     },
     /// The server sent a git-lfs pointer instead of the file itself.
     #[error(
-        "{file} of {repo} at {url} is a git-lfs pointer, not the file itself; run `git lfs pull` on the server, or set \
+        "{file} of {repo} at {url} is a Git LFS pointer, not the file itself; run `git lfs pull` on the server, or set \
          HF_ENDPOINT to another server"
     )]
     LfsPointer {

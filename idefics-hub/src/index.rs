@@ -28,7 +28,7 @@ pub(crate) fn shard_names(index: &Path, files: &WeightFiles, repo: &str) -> Resu
     let parsed: Index = serde_json::from_slice(&bytes).map_err(|error| bad_index(repo, files, error))?;
     let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
     if shards.is_empty() || shards.len() > MAX_SHARDS {
-        let fault = format_args!("it lists {} files, expected 1 to {MAX_SHARDS}", shards.len());
+        let fault = format_args!("it lists {} files; expected 1 to {MAX_SHARDS}", shards.len());
         return Err(bad_index(repo, files, fault));
     }
     match shards.iter().find(|shard| !is_plain_name(shard) || !shard.ends_with(files.ending)) {

@@ -28,7 +28,7 @@ pub enum ImageErrorKind {
 #[non_exhaustive]
 pub enum ImageError {
     /// The file could not be opened or read.
-    #[error("{image}: cannot read the image file: {error}")]
+    #[error("{image}: cannot be read: {error}")]
     Read {
         /// Path of the file.
         image: String,
@@ -88,7 +88,7 @@ pub enum ImageError {
     /// The header declares more pixels than [`Limits::max_pixels`](crate::Limits::max_pixels). No pixels were
     /// decoded.
     #[error(
-        "{image}: the image has {width}x{height} pixels, more than the limit of {max_pixels}; scale it down or raise \
+        "{image}: the image has {width}x{height} pixels; at most {max_pixels} are allowed; scale it down or raise \
          the limit (--max-image-pixels N, or none)"
     )]
     TooLarge {
@@ -105,7 +105,7 @@ pub enum ImageError {
     /// Decoding, or the images to produce, would need more memory than
     /// [`Limits::max_decoded_bytes`](crate::Limits::max_decoded_bytes).
     #[error(
-        "{image}: decoding needs {needed} bytes of memory, more than the limit of {limit}; scale it down or raise the \
+        "{image}: decoding needs {needed} bytes of memory; at most {limit} are allowed; scale it down or raise the \
          limit (--max-image-pixels N, or none)"
     )]
     Memory {
@@ -254,7 +254,7 @@ pub enum ImageError {
     },
 
     /// The server answered with a status that is not a success.
-    #[error("{url}: the server answered with status {status}; check the address")]
+    #[error("{url}: the server returned HTTP {status}; check the address")]
     HttpStatus {
         /// The URL.
         url: String,

@@ -111,7 +111,7 @@ impl<'a> FirstFrame<'a> {
     fn decompress(&self, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
         let (&code_size, mut rest) = self.data.split_first().ok_or_else(|| input.damaged("the file ends early"))?;
         if !(1..=11).contains(&code_size) {
-            return Err(input.damaged(format!("its LZW code size is {code_size} bits, expected 1 to 11")));
+            return Err(input.damaged(format!("its LZW code size is {code_size} bits; expected 1 to 11")));
         }
         let mut packed = Vec::new();
         // A block that is cut off by the end of the file is dropped.

@@ -29,7 +29,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>, output: Output<'_>) -> Res
     let pixels = u64::from(width) * u64::from(height);
     let mut maxval = || match header.number(input)? {
         maxval @ 1..=65535 => Ok(maxval),
-        other => Err(input.damaged(format!("its maximum value is {other}, expected 1 to 65535"))),
+        other => Err(input.damaged(format!("its maximum value is {other}; expected 1 to 65535"))),
     };
     let kind = bytes[1];
     let maxval = if matches!(kind, b'2' | b'3' | b'5' | b'6') { maxval()? } else { 1 };
@@ -185,7 +185,7 @@ fn floats(header: &mut Header<'_>, width: u32, height: u32, input: &Input<'_>) -
     let token = header.token(input)?;
     let scale = token.parse::<f64>().ok().filter(|scale| scale.is_finite() && *scale != 0.0);
     let scale =
-        scale.ok_or_else(|| input.damaged(format!("its scale is {token:?}, expected a number other than 0")))?;
+        scale.ok_or_else(|| input.damaged(format!("its scale is {token:?}; expected a number other than 0")))?;
     let count = u64::from(width) * u64::from(height);
     input.check_memory(count)?;
     let data = header.rest.get(..4 * count as usize).ok_or_else(|| input.damaged("the file ends early"))?;

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int8, Q4, Weight};
-use idefics_kernels::{Cached, DecodeAttention, Isa, IsaLevel, decode_attention, linear, read, rms_norm, rope, swiglu};
+use idefics_kernels::{
+    DecodeAttention, Isa, IsaLevel, StridedView, decode_attention, linear, rms_norm, rope, stream_sum, swiglu,
+};
 use rayon::prelude::*;
 
 /// Size of a buffer that is larger than the caches, in bytes.
@@ -23,7 +25,7 @@ fn limit() -> f64 {
     let buffer = vec![1f32; BEYOND_CACHES / 4];
     let pass = || {
         let start = Instant::now();
-        black_box(read(black_box(&buffer)));
+        black_box(stream_sum(black_box(&buffer)));
         BEYOND_CACHES as f64 / start.elapsed().as_secs_f64() / 1e9
     };
     (0..10).map(|_| pass()).fold(0.0, f64::max)
@@ -168,7 +170,7 @@ fn rest_of_a_step(c: &mut Criterion) {
     let cache = vec![0.5; kv_heads * capacity * head_dim];
     let query = vec![0.1; heads * head_dim];
     for len in [128, 1024, 4096] {
-        let cached = Cached::contiguous(&cache, kv_heads, capacity, head_dim);
+        let cached = StridedView::contiguous(&cache, kv_heads, capacity, head_dim);
         let attention = DecodeAttention {
             query: &query,
             keys: cached,

@@ -18,7 +18,7 @@ use crate::attention_inputs::Attention;
 use crate::exp::exp;
 use crate::shared::{SharedOut, with_scratch};
 use crate::vector::{Vector, Work};
-use crate::{Isa, Unit};
+use crate::{ComputeUnit, Isa};
 
 /// Queries per task.
 const BLOCK: usize = 48;
@@ -86,11 +86,11 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
 impl Attention<'_> {
     /// The arithmetic unit that [`attend`] uses on the best instruction set, and the number of its operations per f32
     /// operation, averaged over both products.
-    pub fn arithmetic(&self) -> (Unit, f64) {
+    pub fn compute_unit(&self) -> (ComputeUnit, f64) {
         match Isa::best() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx if attend_amx::is_faster(self) => (Unit::Tiles, attend_amx::products(self.activations)),
-            _ => (Unit::Vectors, 1.0),
+            Isa::Amx if attend_amx::is_faster(self) => (ComputeUnit::Tiles, attend_amx::products(self.activations)),
+            _ => (ComputeUnit::Vectors, 1.0),
         }
     }
 
@@ -100,16 +100,16 @@ impl Attention<'_> {
     }
 
     /// The mask of one query, `[len]`; true hides the key.
-    pub(crate) fn masked_out(&self, row: usize, query: usize) -> Option<&[bool]> {
-        self.masked_out.map(|masked_out| &masked_out[(row * self.queries + query) * self.len..][..self.len])
+    pub(crate) fn mask(&self, row: usize, query: usize) -> Option<&[bool]> {
+        self.mask.map(|mask| &mask[(row * self.queries + query) * self.len..][..self.len])
     }
 
     /// Number of keys up to the last one that any of the queries sees. In a causal prompt, half of all keys on
     /// average.
     pub(crate) fn seen(&self, row: usize, queries: Range<usize>) -> usize {
-        let last = |query| match self.masked_out(row, query) {
+        let last = |query| match self.mask(row, query) {
             None => self.len,
-            Some(masked_out) => masked_out.iter().rposition(|hidden| !hidden).map_or(0, |last| last + 1),
+            Some(mask) => mask.iter().rposition(|hidden| !hidden).map_or(0, |last| last + 1),
         };
         queries.map(last).max().unwrap_or(0)
     }
@@ -223,8 +223,8 @@ impl<'a> Block<'a> {
         let Attention { keys, values, heads, kv_heads, head_dim, scale, .. } = *self.attention;
         let kv_head = self.head / (heads / kv_heads);
         for query in self.queries.clone() {
-            let masked_out = self.attention.masked_out(self.row, query);
-            let is_seen = |slot: &usize| masked_out.is_none_or(|masked_out| !masked_out[*slot]);
+            let mask = self.attention.mask(self.row, query);
+            let is_seen = |slot: &usize| mask.is_none_or(|mask| !mask[*slot]);
             let seen: Vec<usize> = (0..self.attention.len).filter(is_seen).collect();
             let query_values = self.attention.query.slot([self.row, self.head, query], head_dim);
             let score = |slot: &usize| {
@@ -284,8 +284,8 @@ impl<'a> Block<'a> {
             // Weights, in place of the scores.
             for (index, query) in self.queries.clone().enumerate() {
                 let scores = &mut scores[index * n_keys..][..keys.len()];
-                if let Some(masked_out) = self.attention.masked_out(self.row, query) {
-                    for (score, hidden) in scores.iter_mut().zip(&masked_out[keys.clone()]) {
+                if let Some(mask) = self.attention.mask(self.row, query) {
+                    for (score, hidden) in scores.iter_mut().zip(&mask[keys.clone()]) {
                         *score = if *hidden { f32::NEG_INFINITY } else { *score };
                     }
                 }

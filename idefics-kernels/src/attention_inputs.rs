@@ -5,14 +5,14 @@ use crate::shared::count;
 
 /// Keys or values, `[batch, kv_heads, slots, head_dim]`, as a strided view of a larger buffer.
 #[derive(Debug, Clone, Copy)]
-pub struct Cached<'a> {
+pub struct StridedView<'a> {
     /// The buffer, starting at the first value of the view.
     pub values: &'a [f32],
     /// Strides in values: from one batch row, one head and one slot to the next.
     pub strides: [usize; 3],
 }
 
-impl<'a> Cached<'a> {
+impl<'a> StridedView<'a> {
     /// A view of a contiguous cache, `[batch, kv_heads, capacity, head_dim]`.
     pub fn contiguous(values: &'a [f32], kv_heads: usize, capacity: usize, head_dim: usize) -> Self {
         Self { values, strides: [kv_heads * capacity * head_dim, capacity * head_dim, head_dim] }
@@ -48,9 +48,9 @@ pub struct DecodeAttention<'a> {
     /// Queries, `[batch, heads, head_dim]`.
     pub query: &'a [f32],
     /// Keys, `[batch, kv_heads, len, head_dim]`.
-    pub keys: Cached<'a>,
+    pub keys: StridedView<'a>,
     /// Values, `[batch, kv_heads, len, head_dim]`.
-    pub values: Cached<'a>,
+    pub values: StridedView<'a>,
     /// Number of rows in the batch.
     pub batch: usize,
     /// Number of query heads, a multiple of `kv_heads`. Query head `h` uses key/value head `h / (heads / kv_heads)`.
@@ -94,11 +94,11 @@ impl DecodeAttention<'_> {
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
     /// Queries, `[batch, heads, queries, head_dim]`.
-    pub query: Cached<'a>,
+    pub query: StridedView<'a>,
     /// Keys, `[batch, kv_heads, len, head_dim]`.
-    pub keys: Cached<'a>,
+    pub keys: StridedView<'a>,
     /// Values, `[batch, kv_heads, len, head_dim]`.
-    pub values: Cached<'a>,
+    pub values: StridedView<'a>,
     /// Number of rows in the batch.
     pub batch: usize,
     /// Number of query heads, a multiple of `kv_heads`. Query head `h` uses key/value head `h / (heads / kv_heads)`.
@@ -112,7 +112,7 @@ pub struct Attention<'a> {
     /// Width of a head.
     pub head_dim: usize,
     /// `[batch, queries, len]`, true hides the key. Hidden keys and values must be finite.
-    pub masked_out: Option<&'a [bool]>,
+    pub mask: Option<&'a [bool]>,
     /// Factor of the scores: `1 / √head_dim`.
     pub scale: f32,
     /// Number format of the inputs in products, see [`Activations`].
@@ -135,9 +135,9 @@ impl Attention<'_> {
         self.query.check([batch, heads, queries], head_dim);
         self.keys.check([batch, kv_heads, len], head_dim);
         self.values.check([batch, kv_heads, len], head_dim);
-        let masked_out = self.masked_out.map(<[bool]>::len);
+        let mask = self.mask.map(<[bool]>::len);
         assert!(
-            masked_out.is_none_or(|n| Some(n) == product(&[batch, queries, len])),
+            mask.is_none_or(|n| Some(n) == product(&[batch, queries, len])),
             "the mask must be [batch, queries, len]"
         );
     }

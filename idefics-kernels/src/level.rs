@@ -134,7 +134,7 @@ impl FromStr for IsaLevel {
 
 /// A name that is not an instruction set level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} is not a known instruction set, expected one of {}", names())]
+#[error("{name:?} is not a known instruction set; expected one of {}", names())]
 pub struct UnknownIsaLevel {
     /// The unknown name.
     pub name: String,

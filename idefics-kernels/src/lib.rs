@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod activations;
+mod aligned_buffer;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attend;
@@ -15,7 +16,6 @@ mod gelu;
 mod isa;
 mod level;
 mod linear;
-mod memory;
 mod norm;
 mod peak;
 mod read;
@@ -25,19 +25,20 @@ mod swiglu;
 mod vector;
 
 pub use activations::Activations;
+pub use aligned_buffer::AlignedBuffer;
 pub use attend::{attend, attend_on};
 pub use attention::{decode_attention, decode_attention_on};
-pub use attention_inputs::{Attention, Cached, DecodeAttention};
+pub use attention_inputs::{Attention, DecodeAttention, StridedView};
 pub use exp::exp_on;
 pub use gelu::{gelu, gelu_on, gelu_tanh, gelu_tanh_on};
 pub use isa::Isa;
 pub use level::{IsaError, IsaLevel, UnknownIsaLevel};
 pub use linear::{
-    THIN_ROWS, arithmetic, linear, linear_int8, linear_int8_on, linear_on, linear_transposed, linear_transposed_on,
+    MAX_GEMV_ROWS, compute_unit, linear, linear_int8, linear_int8_on, linear_on, linear_transposed,
+    linear_transposed_on,
 };
-pub use memory::Memory;
 pub use norm::{layer_norm, layer_norm_on, rms_norm, rms_norm_on};
-pub use peak::Unit;
-pub use read::{read, read_on};
+pub use peak::ComputeUnit;
+pub use read::{stream_sum, stream_sum_on};
 pub use rope::{rope, rope_on};
 pub use swiglu::{swiglu, swiglu_on};

@@ -12,7 +12,7 @@ use crate::vector::{Vector, Work};
 /// An arithmetic unit of the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum Unit {
+pub enum ComputeUnit {
     /// f32 vector instructions.
     Vectors,
     /// bf16 tile instructions (AMX).
@@ -23,7 +23,7 @@ pub enum Unit {
     ByteTiles,
 }
 
-impl fmt::Display for Unit {
+impl fmt::Display for ComputeUnit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Vectors => "f32 vectors",
@@ -43,7 +43,7 @@ const STEPS: usize = 1 << 18;
 /// Number of measurements; the fastest counts.
 const RUNS: usize = 8;
 
-impl Unit {
+impl ComputeUnit {
     /// Name for tables and JSON: `vectors`, `tiles`, `byte-vectors` or `byte-tiles`.
     pub fn name(self) -> &'static str {
         match self {
@@ -157,9 +157,9 @@ mod tests {
 
     #[test]
     fn peak_is_measured_for_every_available_unit() {
-        for unit in [Unit::Vectors, Unit::Tiles, Unit::ByteVectors, Unit::ByteTiles] {
+        for unit in [ComputeUnit::Vectors, ComputeUnit::Tiles, ComputeUnit::ByteVectors, ComputeUnit::ByteTiles] {
             assert_eq!(unit.peak().is_some_and(|peak| peak > 1e6), unit.is_available_on(Isa::best()), "{unit:?}");
         }
-        assert!(Unit::Vectors.peak().is_some());
+        assert!(ComputeUnit::Vectors.peak().is_some());
     }
 }

@@ -20,15 +20,15 @@ const PREFETCH_DISTANCE: usize = 1024;
 /// The sum of all values, on the best instruction set and all threads. The order of the additions is unspecified.
 ///
 /// On a slice larger than the caches, its speed is the memory bandwidth of the machine.
-pub fn read(values: &[f32]) -> f32 {
-    read_on(Isa::best(), values)
+pub fn stream_sum(values: &[f32]) -> f32 {
+    stream_sum_on(Isa::best(), values)
 }
 
-/// [`read`] on a given instruction set.
+/// [`stream_sum`] on a given instruction set.
 ///
 /// # Panics
 /// If the CPU does not support `isa`.
-pub fn read_on(isa: Isa, values: &[f32]) -> f32 {
+pub fn stream_sum_on(isa: Isa, values: &[f32]) -> f32 {
     values.par_chunks(TASK).map(|values| isa.run(Read(values), |Read(values)| values.iter().sum())).sum()
 }
 

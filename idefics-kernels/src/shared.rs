@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use crate::memory::Memory;
+use crate::aligned_buffer::AlignedBuffer;
 
 /// A slice that several tasks write to. Each task writes its own elements.
 #[derive(Clone, Copy)]
@@ -60,14 +60,14 @@ impl<'a> SharedOut<'a> {
 /// memory for the next call.
 pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local! {
-        static SCRATCH: Cell<Memory> = const { Cell::new(Memory::NONE) };
+        static SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::NONE) };
     }
     // Taken, not borrowed: while it waits, the thread may run another task that needs scratch. That task gets its
     // own.
-    let mut scratch = SCRATCH.replace(Memory::NONE);
+    let mut scratch = SCRATCH.replace(AlignedBuffer::NONE);
     if scratch.len() < len {
         drop(scratch); // free the old buffer before allocating the new one
-        scratch = Memory::new(len);
+        scratch = AlignedBuffer::new(len);
     }
     let result = work(&mut scratch.values_mut()[..len]);
     SCRATCH.set(scratch);

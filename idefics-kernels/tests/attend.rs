@@ -1,7 +1,7 @@
 //! Attention of many queries, layer norm and GELU: every instruction set and unaligned shapes, compared with f64.
 
 use idefics_kernels::Activations;
-use idefics_kernels::{Attention, Cached, Isa, attend_on, gelu_on, gelu_tanh_on, layer_norm_on};
+use idefics_kernels::{Attention, Isa, StridedView, attend_on, gelu_on, gelu_tanh_on, layer_norm_on};
 use proptest::prelude::*;
 
 use crate::common::{assert_close, isas, normal};
@@ -11,8 +11,8 @@ use crate::common::{assert_close, isas, normal};
 const ROUNDED: f64 = 8e-3;
 
 /// A view of `[tokens, heads, head_dim]`, as a projection produces it.
-fn heads_in_tokens(values: &[f32], tokens: usize, heads: usize, head_dim: usize) -> Cached<'_> {
-    Cached { values, strides: [tokens * heads * head_dim, head_dim, heads * head_dim] }
+fn heads_in_tokens(values: &[f32], tokens: usize, heads: usize, head_dim: usize) -> StridedView<'_> {
+    StridedView { values, strides: [tokens * heads * head_dim, head_dim, heads * head_dim] }
 }
 
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ enum Mask {
 }
 
 impl Case {
-    fn masked_out(&self) -> Option<Vec<bool>> {
+    fn mask(&self) -> Option<Vec<bool>> {
         let is_hidden = |query: usize, key: usize| match self.mask {
             Mask::None => false,
             Mask::Causal => key + self.queries > query + self.len,
@@ -51,13 +51,13 @@ impl Case {
         let query = normal(batch * queries * heads * head_dim, 1, false);
         let keys = normal(batch * len * kv_heads * head_dim, 2, false);
         let values = normal(batch * len * kv_heads * head_dim, 3, true);
-        let masked_out = self.masked_out();
+        let mask = self.mask();
         let scale = (head_dim as f32).powf(-0.5);
         let (mut expected, mut sizes) = (Vec::new(), Vec::new());
         for (index, query) in query.chunks_exact(head_dim).enumerate() {
             let (row, at, head) = (index / heads / queries, index / heads % queries, index % heads);
             let start = |slot: usize| ((row * len + slot) * kv_heads + head / group) * head_dim;
-            let is_hidden = |slot: &usize| masked_out.as_ref().is_some_and(|m| m[(row * queries + at) * len + slot]);
+            let is_hidden = |slot: &usize| mask.as_ref().is_some_and(|m| m[(row * queries + at) * len + slot]);
             let seen: Vec<usize> = (0..len).filter(|slot| !is_hidden(slot)).collect();
             let score = |slot: &usize| {
                 let key = &keys[start(*slot)..][..head_dim];
@@ -83,7 +83,7 @@ impl Case {
             queries,
             len,
             head_dim,
-            masked_out: masked_out.as_deref(),
+            mask: mask.as_deref(),
             scale,
             activations: Activations::F32,
         };
@@ -141,7 +141,7 @@ fn a_late_largest_score_rescales_earlier_sums() {
         queries,
         len,
         head_dim,
-        masked_out: None,
+        mask: None,
         scale: 1.0 / head_dim as f32,
         activations: Activations::F32,
     };
@@ -174,7 +174,7 @@ fn nan_inputs_give_nan_outputs() {
             queries,
             len,
             head_dim,
-            masked_out: None,
+            mask: None,
             scale: 0.2,
             activations: Activations::F32,
         };
@@ -204,7 +204,7 @@ fn attention_without_keys_gives_zero() {
         queries: 3,
         len: 0,
         head_dim: 4,
-        masked_out: None,
+        mask: None,
         scale: 0.5,
         activations: Activations::F32,
     };

@@ -1,7 +1,7 @@
 //! The other kernels of a decode step: every instruction set and unaligned shapes, compared with f64.
 
 use idefics_kernels::{
-    Cached, DecodeAttention, Isa, decode_attention_on, exp_on, read_on, rms_norm_on, rope_on, swiglu_on,
+    DecodeAttention, Isa, StridedView, decode_attention_on, exp_on, rms_norm_on, rope_on, stream_sum_on, swiglu_on,
 };
 
 use crate::common::{assert_close, isas, normal};
@@ -166,8 +166,8 @@ impl Case {
         let sizes = vec![1.0; expected.len()];
         let attention = DecodeAttention {
             query: &query,
-            keys: Cached::contiguous(&keys, kv_heads, capacity, head_dim),
-            values: Cached::contiguous(&values, kv_heads, capacity, head_dim),
+            keys: StridedView::contiguous(&keys, kv_heads, capacity, head_dim),
+            values: StridedView::contiguous(&values, kv_heads, capacity, head_dim),
             batch,
             heads,
             kv_heads,
@@ -213,8 +213,8 @@ fn decode_attention_without_visible_slots_gives_zero() {
     }
     let attention = DecodeAttention {
         query: &[1.0; 4],
-        keys: Cached::contiguous(&[], 1, 0, 4),
-        values: Cached::contiguous(&[], 1, 0, 4),
+        keys: StridedView::contiguous(&[], 1, 0, 4),
+        values: StridedView::contiguous(&[], 1, 0, 4),
         batch: 1,
         heads: 1,
         kv_heads: 1,
@@ -231,7 +231,7 @@ fn decode_attention_without_visible_slots_gives_zero() {
 }
 
 /// Decode attention of one row, with two query heads that share `len` keys of width 4.
-fn one_row<'a>(query: &'a [f32], keys: Cached<'a>, values: Cached<'a>, len: usize) -> DecodeAttention<'a> {
+fn one_row<'a>(query: &'a [f32], keys: StridedView<'a>, values: StridedView<'a>, len: usize) -> DecodeAttention<'a> {
     let (attention_mask, scale) = (None, 0.5);
     DecodeAttention { query, keys, values, batch: 1, heads: 2, kv_heads: 1, len, head_dim: 4, attention_mask, scale }
 }
@@ -240,7 +240,7 @@ fn one_row<'a>(query: &'a [f32], keys: Cached<'a>, values: Cached<'a>, len: usiz
 fn a_nan_query_gives_nan_in_its_own_head_only() {
     for len in [1, 20, 600] {
         let cache = normal(len * 4, 14, false);
-        let cached = Cached::contiguous(&cache, 1, len, 4);
+        let cached = StridedView::contiguous(&cache, 1, len, 4);
         let query = [1.0, 1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0, 1.0];
         for isa in isas() {
             let mut out = [0.0; 8];
@@ -254,7 +254,7 @@ fn a_nan_query_gives_nan_in_its_own_head_only() {
 #[test]
 #[should_panic(expected = "too short for its strides")]
 fn overflowing_strides_panic() {
-    let cached = Cached { values: &[0.0; 8], strides: [0, 0, usize::MAX / 2 + 1] };
+    let cached = StridedView { values: &[0.0; 8], strides: [0, 0, usize::MAX / 2 + 1] };
     decode_attention_on(Isa::best(), &one_row(&[0.0; 8], cached, cached, 3), &mut [0.0; 8]);
 }
 
@@ -264,7 +264,7 @@ fn read_sums_every_value() {
         let values: Vec<f32> = (0..len).map(|index| (index % 3) as f32).collect();
         let sum: f32 = values.iter().sum(); // an integer below 2²⁴
         for isa in isas() {
-            assert_eq!(read_on(isa, &values), sum, "{isa:?} {len}");
+            assert_eq!(stream_sum_on(isa, &values), sum, "{isa:?} {len}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! GGUF blocks against gguf-py, to the bit.
+//! GGUF blocks equal those of gguf-py bit for bit.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ fn blocks_are_read_as_gguf_py_reads_them() {
         let mut out = vec![0.0; expected.len()];
         kind.dequantize(blocks.data(), &mut out);
         for (i, (out, expected)) in out.iter().zip(&expected).enumerate() {
-            // The sign and payload of a NaN are the processor's.
+            // The sign and payload of a NaN depend on the processor.
             let is_same = out.to_bits() == expected.to_bits() || (out.is_nan() && expected.is_nan());
             assert!(is_same, "{name}[{i}]: {out:e} instead of {expected:e}");
         }

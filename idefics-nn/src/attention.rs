@@ -18,7 +18,7 @@ use crate::{Activations, ops};
 /// # Shapes
 /// - `query`: `[batch, heads, queries, head_dim]`
 /// - `key`, `value`: `[batch, kv_heads, keys, head_dim]`
-/// - `masked_out`: `[batch, 1, queries, keys]`, true hides the key from the query
+/// - `mask`: `[batch, 1, queries, keys]`, true hides the key from the query
 /// - `activations`: element type in which products are computed, see [`Activations`]
 /// - returns `[batch, heads, queries, head_dim]`
 ///
@@ -28,26 +28,26 @@ pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
-    masked_out: Option<Tensor<4, Bool>>,
+    mask: Option<Tensor<4, Bool>>,
     activations: Activations,
 ) -> Tensor<4> {
     let [batch, heads, queries, head_dim] = query.dims();
     assert!(heads.is_multiple_of(key.dims()[1]), "{heads} query heads cannot share {} key/value heads", key.dims()[1]);
     let [key, value] = [key, value].map(|states| states.cast(query.dtype()));
-    if let Some(context) = ops::attend(&query, &key, &value, masked_out.as_ref(), activations) {
+    if let Some(context) = ops::attend(&query, &key, &value, mask.as_ref(), activations) {
         return context;
     }
-    let (query, masked_out) = fold_groups(query, key.dims()[1], masked_out);
+    let (query, mask) = fold_groups(query, key.dims()[1], mask);
     let context = if query.device().is_autodiff() {
         // Not Burn's attention: its gradient goes through the row maximum and −∞, and is NaN for fully masked
         // rows.
-        weights_of_folded(query, key, masked_out).matmul(value)
+        weights_of_folded(query, key, mask).matmul(value)
     } else {
-        let masked_out = masked_out.map(|masked_out| {
-            let [_, _, rows, keys] = masked_out.dims();
-            masked_out.expand([batch, key.dims()[1], rows, keys])
+        let mask = mask.map(|mask| {
+            let [_, _, rows, keys] = mask.dims();
+            mask.expand([batch, key.dims()[1], rows, keys])
         });
-        scaled_dot_product_attention(query, key, value, masked_out, None, AttentionModuleOptions::default())
+        scaled_dot_product_attention(query, key, value, mask, None, AttentionModuleOptions::default())
     };
     context.reshape([batch, heads, queries, head_dim])
 }
@@ -57,23 +57,23 @@ pub fn attention(
 /// # Shapes
 /// As for [`attention`]; returns `[batch, heads, queries, keys]`. Each row sums to 1, or to 0 if every key is
 /// hidden.
-pub fn attention_weights(query: Tensor<4>, key: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
+pub fn attention_weights(query: Tensor<4>, key: Tensor<4>, mask: Option<Tensor<4, Bool>>) -> Tensor<4> {
     let [batch, heads, queries, _] = query.dims();
     let keys = key.dims()[2];
-    let (query, masked_out) = fold_groups(query, key.dims()[1], masked_out);
-    weights_of_folded(query, key, masked_out).reshape([batch, heads, queries, keys])
+    let (query, mask) = fold_groups(query, key.dims()[1], mask);
+    weights_of_folded(query, key, mask).reshape([batch, heads, queries, keys])
 }
 
 /// `[batch, kv_heads, queries, keys]`.
-fn weights_of_folded(query: Tensor<4>, key: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
+fn weights_of_folded(query: Tensor<4>, key: Tensor<4>, mask: Option<Tensor<4, Bool>>) -> Tensor<4> {
     let head_dim = query.dims()[3];
     let scores = query.matmul(key.swap_dims(2, 3)) / (head_dim as f64).sqrt();
-    match masked_out {
+    match mask {
         None => softmax(scores, 3),
-        Some(masked_out) => {
-            let masked_out = masked_out.expand(scores.dims());
+        Some(mask) => {
+            let mask = mask.expand(scores.dims());
             let lowest = scores.dtype().finfo().map_or(f64::from(f32::MIN), |info| info.min);
-            softmax(scores.mask_fill(masked_out.clone(), lowest), 3).mask_fill(masked_out, 0.0)
+            softmax(scores.mask_fill(mask.clone(), lowest), 3).mask_fill(mask, 0.0)
         }
     }
 }
@@ -83,15 +83,15 @@ fn weights_of_folded(query: Tensor<4>, key: Tensor<4>, masked_out: Option<Tensor
 fn fold_groups(
     query: Tensor<4>,
     kv_heads: usize,
-    masked_out: Option<Tensor<4, Bool>>,
+    mask: Option<Tensor<4, Bool>>,
 ) -> (Tensor<4>, Option<Tensor<4, Bool>>) {
     let [batch, heads, queries, head_dim] = query.dims();
     assert!(heads.is_multiple_of(kv_heads), "{heads} query heads cannot share {kv_heads} key/value heads");
     let group = heads / kv_heads;
     if group == 1 {
-        return (query, masked_out);
+        return (query, mask);
     }
     let query = query.reshape([batch, kv_heads, group * queries, head_dim]);
-    let masked_out = masked_out.map(|masked_out| masked_out.repeat_dim(2, group)); // [batch, 1, group · queries, keys]
-    (query, masked_out)
+    let mask = mask.map(|mask| mask.repeat_dim(2, group)); // [batch, 1, group · queries, keys]
+    (query, mask)
 }

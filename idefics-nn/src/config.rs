@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 #[non_exhaustive]
 pub enum ConfigError {
     /// A number outside the accepted range.
-    #[error("`{field}` is {value}, expected {expected}")]
+    #[error("`{field}` is {value}; expected {expected}")]
     Range {
         /// Key with its section, for example `vision_config.hidden_size`.
         field: &'static str,
@@ -17,7 +17,7 @@ pub enum ConfigError {
         expected: String,
     },
     /// A number that is not a multiple of another.
-    #[error("`{field}` is {value}, which is not a multiple of `{divisor_field}`, {divisor}")]
+    #[error("`{field}` is {value}; expected a multiple of `{divisor_field}`, {divisor}")]
     Divisibility {
         /// Key of the number that must be a multiple.
         field: &'static str,
@@ -29,7 +29,7 @@ pub enum ConfigError {
         divisor: usize,
     },
     /// An option that is not implemented.
-    #[error("`{field}` is {value:?}, supported: {supported}")]
+    #[error("`{field}` is {value:?}; supported: {supported}")]
     Unsupported {
         /// Key with its section.
         field: &'static str,

@@ -49,7 +49,7 @@ impl ContextView {
     }
 
     /// Whether no token may attend to any part.
-    pub fn is_blind(&self) -> bool {
+    pub fn sees_nothing(&self) -> bool {
         !self.seen.contains(&true)
     }
 
@@ -92,7 +92,7 @@ impl ContextView {
 
     /// Mask, `[batch, 1, n_new, n_parts · part_len]`, true where a key is hidden from a token; `None` if every
     /// token sees everything.
-    pub fn masked_out(&self, part_len: usize, device: &Device) -> Option<Tensor<4, Bool>> {
+    pub fn mask(&self, part_len: usize, device: &Device) -> Option<Tensor<4, Bool>> {
         if !self.seen.contains(&false) {
             return None;
         }
@@ -198,7 +198,7 @@ mod tests {
         let view = ContextView::new(2, 2, 2, vec![true, false, false, true, false, false, true, false]);
         assert_eq!(view.repeat_last(2).seen(), [false, true, false, true, true, false, true, false]);
         assert_eq!(view.skip(1).seen(), [false, true, true, false]);
-        assert!(!view.is_blind() && ContextView::new(1, 3, 0, Vec::new()).repeat_last(1).is_blind());
+        assert!(!view.sees_nothing() && ContextView::new(1, 3, 0, Vec::new()).repeat_last(1).sees_nothing());
     }
 
     #[test]
@@ -215,9 +215,9 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "the test checks the result")]
     fn vectors_of_a_part_are_hidden_together() {
         let view = ContextView::new(1, 2, 2, vec![true, false, true, true]);
-        let masked_out = view.masked_out(3, &Device::flex()).unwrap().into_data();
+        let mask = view.mask(3, &Device::flex()).unwrap().into_data();
         let rows = [[false, false, false, true, true, true], [false; 6]];
-        assert_eq!(masked_out.iter::<bool>().collect::<Vec<_>>(), rows.concat());
-        assert!(view.skip(1).masked_out(3, &Device::flex()).is_none());
+        assert_eq!(mask.iter::<bool>().collect::<Vec<_>>(), rows.concat());
+        assert!(view.skip(1).mask(3, &Device::flex()).is_none());
     }
 }

@@ -12,7 +12,7 @@ pub fn kept_bytes(device: &Device) -> u64 {
 
 /// Moves activations to the device of a parameter (one that is not a matrix) and casts them to its dtype, which is
 /// the dtype of all activations there (f32 on the CPU). Does nothing if both match already.
-pub fn beside<const D: usize, const P: usize>(activations: Tensor<D>, parameter: &Tensor<P>) -> Tensor<D> {
+pub fn to_parameter_device<const D: usize, const P: usize>(activations: Tensor<D>, parameter: &Tensor<P>) -> Tensor<D> {
     let (device, dtype) = (parameter.device(), parameter.dtype());
     let activations = if activations.device() == device { activations } else { activations.to_device(&device) };
     if activations.dtype() == dtype { activations } else { activations.cast(dtype) }

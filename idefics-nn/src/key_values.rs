@@ -24,7 +24,7 @@ pub trait KeyValues {
     /// keys.
     ///
     /// # Shapes
-    /// - `masked_out`: `[batch, 1, n_new, len + n_new]`, true hides the key; `None` if nothing is hidden
+    /// - `mask`: `[batch, 1, n_new, len + n_new]`, true hides the key; `None` if nothing is hidden
     /// - returns `[batch, heads, n_new, head_dim]`
     ///
     /// # Panics
@@ -33,7 +33,7 @@ pub trait KeyValues {
         &mut self,
         layer_idx: usize,
         states: QueryKeyValue,
-        masked_out: Option<Tensor<4, Bool>>,
+        mask: Option<Tensor<4, Bool>>,
         activations: Activations,
     ) -> Tensor<4>;
 
@@ -45,7 +45,7 @@ pub trait KeyValues {
     ///
     /// # Panics
     /// If nothing has been appended to the layer yet.
-    fn attention_weights(&self, layer_idx: usize, query: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4>;
+    fn attention_weights(&self, layer_idx: usize, query: Tensor<4>, mask: Option<Tensor<4, Bool>>) -> Tensor<4>;
 
     /// Keys and values of the context in gated cross-attention layer `layer_idx`, each `[batch, heads, n_keys,
     /// head_dim]`; `None` if there is no context.

@@ -16,7 +16,7 @@ pub struct KvCache {
     len: usize,
     capacity: usize,
     context: Option<ContextCache>,
-    /// Whether the slot of the next token is known only to the device (see [`KvCache::at_slot`]).
+    /// Whether the slot of the next token is known only to the device (see [`KvCache::slot_view`]).
     is_at_slot: bool,
 }
 
@@ -125,7 +125,7 @@ impl KvCache {
 
     /// A view of this cache for graph capture: a step that is recorded once and replayed. Each call writes one
     /// token per row into the slot whose number is in device memory, and returns every slot of the capacity,
-    /// filled or not. The view shares the memory of this cache; after each replay, call [`KvCache::note_written`]
+    /// filled or not. The view shares the memory of this cache; after each replay, call [`KvCache::mark_slot_written`]
     /// on this cache.
     ///
     /// # Shapes
@@ -133,7 +133,7 @@ impl KvCache {
     ///
     /// Returns `None` if the device does not support such writes (only GPUs do), or if the cache is still empty.
     /// This cache must not grow while the view exists, because growing moves its memory.
-    pub fn at_slot(&self, slot: &Tensor<1, Int>) -> Option<Self> {
+    pub fn slot_view(&self, slot: &Tensor<1, Int>) -> Option<Self> {
         let layer = |layer: &LayerCache| {
             let (keys, _) = layer.states.as_ref()?;
             ops::shares_memory(&keys.device()).then(|| LayerCache { slot: Some(slot.clone()), ..layer.clone() })
@@ -146,7 +146,7 @@ impl KvCache {
     ///
     /// # Panics
     /// If the cache was already full.
-    pub fn note_written(&mut self) {
+    pub fn mark_slot_written(&mut self) {
         assert!(self.len < self.capacity, "{} tokens do not fit into a cache of {}", self.len + 1, self.capacity);
         self.layers.iter_mut().for_each(|layer| layer.len += 1);
         self.len += 1;
@@ -173,15 +173,15 @@ impl KeyValues for KvCache {
         &mut self,
         layer_idx: usize,
         QueryKeyValue { query, key, value }: QueryKeyValue,
-        masked_out: Option<Tensor<4, Bool>>,
+        mask: Option<Tensor<4, Bool>>,
         activations: Activations,
     ) -> Tensor<4> {
         let (key, value) = self.layers[layer_idx].append(key, value); // [batch, kv_heads, len + n_new, head_dim]
-        attention(query, key, value, masked_out, activations)
+        attention(query, key, value, mask, activations)
     }
 
-    fn attention_weights(&self, layer_idx: usize, query: Tensor<4>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<4> {
-        attention_weights(query, self.layers[layer_idx].keys(), masked_out)
+    fn attention_weights(&self, layer_idx: usize, query: Tensor<4>, mask: Option<Tensor<4, Bool>>) -> Tensor<4> {
+        attention_weights(query, self.layers[layer_idx].keys(), mask)
     }
 
     fn context(&self, layer_idx: usize) -> Option<(Tensor<4>, Tensor<4>)> {
@@ -194,7 +194,7 @@ impl KeyValues for KvCache {
 pub struct LayerCache {
     capacity: usize,
     len: usize,
-    /// Slot of the next token, `[1]`, if only the device knows it (see [`KvCache::at_slot`]).
+    /// Slot of the next token, `[1]`, if only the device knows it (see [`KvCache::slot_view`]).
     slot: Option<Tensor<1, Int>>,
     /// Keys and values, each `[batch, n_kv_heads, capacity, head_dim]`.
     states: Option<(Tensor<4>, Tensor<4>)>,
@@ -240,7 +240,7 @@ impl LayerCache {
     /// # Shapes
     /// - `key`, `value`: `[batch, n_kv_heads, n_new, head_dim]`
     /// - returns `[batch, n_kv_heads, len, head_dim]` for keys and values, as views of the cache: drop them before
-    ///   the next call, or the cache is copied. A layer of [`KvCache::at_slot`] returns all slots,
+    ///   the next call, or the cache is copied. A layer of [`KvCache::slot_view`] returns all slots,
     ///   `[batch, n_kv_heads, capacity, head_dim]`
     ///
     /// # Panics

@@ -11,7 +11,7 @@ use crate::{Activations, Adapter, Weight, ops};
 ///
 /// # Panics
 /// If the widths do not match.
-pub fn product(rows: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+pub fn linear(rows: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     ops::dense_product(rows, weight, bias)
 }
 
@@ -78,7 +78,7 @@ impl Linear {
 
     /// Moves activations from another device to the device of the weight. On the CPU they become f32, like all
     /// activations there.
-    pub fn receive<const D: usize>(&self, activations: Tensor<D>) -> Tensor<D> {
+    pub fn to_weight_device<const D: usize>(&self, activations: Tensor<D>) -> Tensor<D> {
         let device = self.weight.device();
         if activations.device() == device {
             return activations;

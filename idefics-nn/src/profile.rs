@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::{Serialize, Serializer};
 
-use idefics_kernels::Unit;
+use idefics_kernels::ComputeUnit;
 
 /// Totals of one kind of operation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -25,14 +25,14 @@ pub struct Operation {
     pub bytes: f64,
     /// Execution unit that does the arithmetic; `None` if it is not known, or if there is almost no arithmetic.
     #[serde(serialize_with = "unit_name")]
-    pub unit: Option<Unit>,
+    pub unit: Option<ComputeUnit>,
     /// Additions and multiplications that the unit executes. Higher than `operations` where one product takes
     /// several instructions of lower precision.
     pub unit_operations: f64,
 }
 
-fn unit_name<S: Serializer>(unit: &Option<Unit>, serializer: S) -> Result<S::Ok, S::Error> {
-    unit.map(Unit::name).serialize(serializer)
+fn unit_name<S: Serializer>(unit: &Option<ComputeUnit>, serializer: S) -> Result<S::Ok, S::Error> {
+    unit.map(ComputeUnit::name).serialize(serializer)
 }
 
 impl Operation {
@@ -53,14 +53,14 @@ pub(crate) struct Cost {
     pub(crate) operations: f64,
     pub(crate) bytes: f64,
     /// Execution unit, and the number of its operations per one of `operations`.
-    pub(crate) arithmetic: Option<(Unit, f64)>,
+    pub(crate) arithmetic: Option<(ComputeUnit, f64)>,
 }
 
 static IS_ON: AtomicBool = AtomicBool::new(false);
 static OPERATIONS: Mutex<BTreeMap<Key, Operation>> = Mutex::new(BTreeMap::new());
 
 /// Name of an operation and its execution unit.
-type Key = (&'static str, Option<Unit>);
+type Key = (&'static str, Option<ComputeUnit>);
 
 /// Measures the operations of the whole process while it exists. Operations without a kernel are not listed.
 #[derive(Debug)]
@@ -124,8 +124,9 @@ mod tests {
 
     #[test]
     fn counts_calls_while_profiler_is_active() {
-        let one =
-            || timed("a test", Cost { operations: 2.0, bytes: 3.0, arithmetic: Some((Unit::Vectors, 3.0)) }, || 7);
+        let one = || {
+            timed("a test", Cost { operations: 2.0, bytes: 3.0, arithmetic: Some((ComputeUnit::Vectors, 3.0)) }, || 7)
+        };
         assert_eq!(one(), 7);
         let mut profiler = Profiler::start();
         one();
@@ -133,7 +134,7 @@ mod tests {
         let (_, found) = profiler.lap();
         let found = found.iter().find(|operation| operation.name == "a test").unwrap();
         assert_eq!((found.calls, found.operations, found.bytes), (2, 4.0, 6.0));
-        assert_eq!((found.unit, found.unit_operations), (Some(Unit::Vectors), 12.0));
+        assert_eq!((found.unit, found.unit_operations), (Some(ComputeUnit::Vectors), 12.0));
         let is_counted = |(_, found): (f64, Vec<Operation>)| found.iter().any(|operation| operation.name == "a test");
         assert!(!is_counted(profiler.lap()), "every lap starts from zero");
         drop(profiler);

@@ -3,7 +3,7 @@ use idefics_nn::{Activations, attention, attention_weights};
 use proptest::prelude::*;
 
 use crate::EXACT;
-use crate::common::{assert_values_close, mask, numbers, random, values};
+use crate::common::{assert_values_close, bool_mask, numbers, random, values};
 
 /// Sizes of one problem. The batch has two rows.
 #[derive(Debug, Clone, Copy)]
@@ -28,14 +28,14 @@ fn states(sizes: Sizes, scale: f32, device: &Device) -> [Tensor<4>; 3] {
 }
 
 /// Reference implementation in f64, one query at a time: returns (context, weights).
-fn naive(sizes: Sizes, states: &[Tensor<4>; 3], masked_out: &[bool]) -> (Vec<f32>, Vec<f32>) {
+fn naive(sizes: Sizes, states: &[Tensor<4>; 3], mask: &[bool]) -> (Vec<f32>, Vec<f32>) {
     let Sizes { heads, kv_heads, queries, keys, head_dim } = sizes;
     let [query, key, value] = states.each_ref().map(|states| values(states.clone()));
     let (mut context, mut all_weights) = (Vec::new(), Vec::new());
     for (index, query) in query.chunks(head_dim).enumerate() {
         let (row, head, position) = (index / (heads * queries), index / queries % heads, index % queries);
         let first = (row * kv_heads + head / (heads / kv_heads)) * keys; // of this head's keys and values
-        let seen = |k: usize| !masked_out[(row * queries + position) * keys + k];
+        let seen = |k: usize| !mask[(row * queries + position) * keys + k];
         let vector = |of: &[f32], k: usize, i: usize| f64::from(of[(first + k) * head_dim + i]);
         let score = |k| (0..head_dim).map(|i| f64::from(query[i]) * vector(&key, k, i)).sum::<f64>();
         let scores: Vec<f64> =
@@ -66,10 +66,10 @@ fn masks(sizes: Sizes) -> [Vec<bool>; 3] {
 fn check(sizes: Sizes, scale: f32) {
     let device = Device::flex();
     let states = states(sizes, scale, &device);
-    for (index, masked_out) in masks(sizes).into_iter().enumerate() {
+    for (index, mask) in masks(sizes).into_iter().enumerate() {
         let name = format!("{sizes:?}, mask {index}");
-        let (context, weights) = naive(sizes, &states, &masked_out);
-        let tensor = || mask(masked_out.clone(), [BATCH, 1, sizes.queries, sizes.keys], &device);
+        let (context, weights) = naive(sizes, &states, &mask);
+        let tensor = || bool_mask(mask.clone(), [BATCH, 1, sizes.queries, sizes.keys], &device);
         let [query, key, value] = states.clone();
         // A mask that hides nothing must give the same result as no mask.
         let options: &[Option<Tensor<4, Bool>>] = if index == 0 { &[None, Some(tensor())] } else { &[Some(tensor())] };
@@ -112,11 +112,11 @@ fn fully_masked_query_gives_zero() {
             let sizes = Sizes { heads: 2, kv_heads: 1, queries, keys, head_dim: 16 };
             let [query, key, value] = states(sizes, 100.0, &device).map(|states| states.cast(dtype));
             // Every second query, counted from the first, sees nothing; the others see only the last key.
-            let masked_out =
+            let mask =
                 (0..BATCH * queries * keys).map(|i| i / keys % queries % 2 == 0 || i % keys + 1 < keys).collect();
-            let masked_out = Some(mask(masked_out, [BATCH, 1, queries, keys], &device));
-            let weights = values(attention_weights(query.clone(), key.clone(), masked_out.clone()));
-            let context = values(attention(query, key, value.clone(), masked_out, Activations::F32));
+            let mask = Some(bool_mask(mask, [BATCH, 1, queries, keys], &device));
+            let weights = values(attention_weights(query.clone(), key.clone(), mask.clone()));
+            let context = values(attention(query, key, value.clone(), mask, Activations::F32));
             let value = values(value);
             for (index, context) in context.chunks(16).enumerate() {
                 let weights = &weights[index * keys..(index + 1) * keys];
@@ -137,24 +137,23 @@ fn decode_attention_reads_strided_keys() {
     let sizes = Sizes { heads: 4, kv_heads: 2, queries: 1, keys: 30, head_dim: 16 };
     let [query, key, value] = states(sizes, 3.0, &device);
     // One mask row for the whole batch.
-    let masked_out = mask((0..30).map(|key| key % 3 == 0).collect(), [1, 1, 1, 30], &device);
+    let mask = bool_mask((0..30).map(|key| key % 3 == 0).collect(), [1, 1, 1, 30], &device);
     let layouts: [fn(Tensor<4>) -> Tensor<4>; 4] = [
         |states| states.swap_dims(1, 2).reshape([BATCH, 30, 2, 16]).swap_dims(1, 2),
         |states| Tensor::cat(vec![states.clone().swap_dims(2, 3); 2], 3).narrow(3, 30, 30).swap_dims(2, 3),
         |states| Tensor::cat(vec![states.flip([3]); 2], 2).narrow(2, 30, 30).flip([3]),
         |states| states.repeat_dim(2, 2).slice([0..BATCH, 0..2, 30..60, 0..16]),
     ];
-    for masked_out in [None, Some(masked_out)] {
-        let expected =
-            values(attention(query.clone(), key.clone(), value.clone(), masked_out.clone(), Activations::F32));
+    for mask in [None, Some(mask)] {
+        let expected = values(attention(query.clone(), key.clone(), value.clone(), mask.clone(), Activations::F32));
         for (index, layout) in layouts.iter().enumerate() {
             let [key, value] = [key.clone(), value.clone()].map(layout);
-            let context = attention(query.clone(), key, value, masked_out.clone(), Activations::F32);
+            let context = attention(query.clone(), key, value, mask.clone(), Activations::F32);
             assert_values_close(&format!("layout {index}"), &values(context), &expected, 0.0);
         }
         // Keys and values in 16 bits.
         let [key, value] = [key.clone(), value.clone()].map(|states| states.cast(DType::BF16));
-        let context = attention(query.clone(), key, value, masked_out, Activations::F32);
+        let context = attention(query.clone(), key, value, mask, Activations::F32);
         assert_values_close("bf16", &values(context), &expected, 0.05);
     }
 }
@@ -202,9 +201,9 @@ proptest! {
         let query = random(seed, [1, heads, queries, 8], &device) * 4.0;
         let [key, value] = [1, 2].map(|more| random(seed.wrapping_add(more), [1, kv_heads, keys, 8], &device));
         let hidden = numbers(seed, queries * keys).into_iter().map(|number| number < 0.0).collect::<Vec<bool>>();
-        let masked_out = mask(hidden.clone(), [1, 1, queries, keys], &device);
+        let mask = bool_mask(hidden.clone(), [1, 1, queries, keys], &device);
 
-        let weights = attention_weights(query.clone(), key.clone(), Some(masked_out.clone()));
+        let weights = attention_weights(query.clone(), key.clone(), Some(mask.clone()));
         for (index, row) in values(weights.clone()).chunks(keys).enumerate() {
             let hidden = &hidden[index % queries * keys..][..keys];
             prop_assert!(row.iter().zip(hidden).all(|(&weight, &hidden)| !hidden || weight == 0.0));
@@ -214,6 +213,6 @@ proptest! {
         let repeated = value.clone().reshape([1, kv_heads, 1, keys, 8]).repeat_dim(2, group);
         let repeated = repeated.reshape([1, heads, keys, 8]);
         let expected = values(weights.matmul(repeated));
-        assert_values_close("context", &values(attention(query, key, value, Some(masked_out), Activations::F32)), &expected, EXACT);
+        assert_values_close("context", &values(attention(query, key, value, Some(mask), Activations::F32)), &expected, EXACT);
     }
 }

@@ -183,7 +183,7 @@ fn tied_weights_share_memory() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let (model, _, kept) = measure(|| checkpoint.load(tied(vocab, width), &TIED, |_| ()).unwrap());
     let table = vocab * width * 4;
-    assert!((table..table + table / 10).contains(&kept), "{kept} bytes kept, expected about {table}");
+    assert!((table..table + table / 10).contains(&kept), "{kept} bytes kept; expected about {table}");
     let input = Tensor::<2>::ones([1, width], &Device::flex());
     let expected = input.clone().matmul(model.embed.weight.val().transpose());
     assert_close("head", &model.head.forward(input), &expected, 0.0);

@@ -401,6 +401,6 @@ fn loads_llm_int8_files() {
     for format in [1, 2, 3] {
         let tiled = edited(folder.path(), |parts| replace(parts, "up.weight_format", vec![format]));
         let message = try_load(tiled.path(), (3, 2), None, &Device::flex()).unwrap_err().to_string();
-        assert!(message.contains(&format!("`up.weight_format` is {format}, expected 0")), "{message}");
+        assert!(message.contains(&format!("`up.weight_format` is {format}; expected 0")), "{message}");
     }
 }

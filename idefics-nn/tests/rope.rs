@@ -98,7 +98,7 @@ fn llama3_scaling_matches_transformers() {
     let (cos, sin) = cos_sin(&RotaryEmbedding::new(32, 500_000.0, &LLAMA3), 32, 1);
     for (index, expected) in expected.into_iter().enumerate() {
         let angle = sin[index].atan2(cos[index]); // at position 1 the angle equals the frequency
-        assert!((angle / expected - 1.0).abs() < 1e-6, "frequency {index} is {angle}, expected {expected}");
+        assert!((angle / expected - 1.0).abs() < 1e-6, "frequency {index} is {angle}; expected {expected}");
     }
 }
 

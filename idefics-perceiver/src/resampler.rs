@@ -46,19 +46,14 @@ impl PerceiverResampler {
         let [n_latents, _] = latents.dims();
 
         // The keys are [context; latents]. Latents are never masked.
-        let masked_out = attention_mask.map(|real| {
+        let mask = attention_mask.map(|real| {
             let seen = Tensor::<2, Bool>::full([n_images, n_latents], false, &context.device());
-            let masked_out = Tensor::cat(vec![real.bool_not(), seen], 1); // [n_images, patches + n_latents]
-            masked_out.reshape([n_images, 1, 1, patches + n_latents]).expand([
-                n_images,
-                1,
-                n_latents,
-                patches + n_latents,
-            ])
+            let mask = Tensor::cat(vec![real.bool_not(), seen], 1); // [n_images, patches + n_latents]
+            mask.reshape([n_images, 1, 1, patches + n_latents]).expand([n_images, 1, n_latents, patches + n_latents])
         });
         let mut latents = latents.unsqueeze::<3>().expand([n_images, n_latents, d]);
         for layer in &self.layers {
-            latents = layer.forward(latents, context.clone(), masked_out.clone());
+            latents = layer.forward(latents, context.clone(), mask.clone());
         }
         self.norm.forward(latents)
     }
@@ -95,13 +90,13 @@ impl PerceiverLayer {
     /// # Shapes
     /// - `latents`: `[n_images, n_latents, d]`
     /// - `context`: `[n_images, patches, d]`
-    /// - `masked_out`: `[n_images, 1, n_latents, patches + n_latents]`, true where a key is masked
+    /// - `mask`: `[n_images, 1, n_latents, patches + n_latents]`, true where a key is masked
     /// - returns `[n_images, n_latents, d]`
-    pub fn forward(&self, latents: Tensor<3>, context: Tensor<3>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, latents: Tensor<3>, context: Tensor<3>, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let attended = self.self_attn.forward(
             self.input_latents_norm.forward(latents.clone()),
             self.input_context_norm.forward(context),
-            masked_out,
+            mask,
         );
         let latents = latents + attended;
         latents.clone() + self.mlp.forward(self.post_attention_layernorm.forward(latents))
@@ -137,7 +132,7 @@ impl PerceiverAttention {
 
     /// # Shapes
     /// Those of [`PerceiverLayer::forward`].
-    pub fn forward(&self, latents: Tensor<3>, context: Tensor<3>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, latents: Tensor<3>, context: Tensor<3>, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let [n_images, n_latents, _] = latents.dims();
         let split_heads = |states: Tensor<3>| {
             let [_, seq, width] = states.dims();
@@ -147,7 +142,7 @@ impl PerceiverAttention {
         let query = split_heads(self.q_proj.forward(latents)); // [n_images, heads, n_latents, head_dim]
         let key = split_heads(self.k_proj.forward(key_value_states.clone())); // [n_images, kv_heads, .., head_dim]
         let value = split_heads(self.v_proj.forward(key_value_states));
-        let context = attention(query, key, value, masked_out, self.q_proj.activations());
+        let context = attention(query, key, value, mask, self.q_proj.activations());
         let [_, heads, _, head_dim] = context.dims();
         self.o_proj.forward(context.swap_dims(1, 2).reshape([n_images, n_latents, heads * head_dim]))
     }

@@ -94,7 +94,7 @@ fn width_of_latents_must_match_decoder() {
     };
     assert_eq!(
         config.init(&Device::flex()).unwrap_err().to_string(),
-        "`perceiver_config.hidden_size` is 8, expected 16, the decoder's width"
+        "`perceiver_config.hidden_size` is 8; expected 16, the decoder's width"
     );
 }
 
@@ -102,7 +102,7 @@ fn width_of_latents_must_match_decoder() {
 fn heads_must_be_a_multiple_of_key_value_heads() {
     assert_eq!(
         error("num_key_value_heads", json!(3)).to_string(),
-        "`perceiver_config.resampler_n_heads` is 16, \
-         which is not a multiple of `perceiver_config.num_key_value_heads`, 3"
+        "`perceiver_config.resampler_n_heads` is 16; \
+         expected a multiple of `perceiver_config.num_key_value_heads`, 3"
     );
 }

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 use idefics_perceiver::Connector;
 
 use crate::SAME;
-use crate::common::{Model, assert_close, mask, part, random};
+use crate::common::{Model, assert_close, bool_mask, part, random};
 use crate::reference::connector;
 
 /// Number of real patches of each test image.
@@ -33,7 +33,7 @@ impl Images {
         });
         let features = Tensor::cat(features.collect(), 0);
         let real = images.iter().flat_map(|&image| (0..patches).map(move |patch| patch < PATCHES[image])).collect();
-        let output = self.connector.forward(features, Some(mask(real, [images.len(), patches], &self.device)));
+        let output = self.connector.forward(features, Some(bool_mask(real, [images.len(), patches], &self.device)));
         (0..images.len()).map(|row| part(&output, 0, row, row + 1)).collect()
     }
 
@@ -90,7 +90,7 @@ fn order_of_patches_does_not_matter() {
 fn image_without_real_patches_gives_finite_latents() {
     let images = Images::new("odd-heads");
     let features = random(1, [1, 4, images.width], &images.device);
-    let nothing = Some(mask(vec![false; 4], [1, 4], &images.device));
+    let nothing = Some(bool_mask(vec![false; 4], [1, 4], &images.device));
     let output = images.connector.forward(features.clone(), nothing.clone());
     // The latents only attend to each other.
     assert_close("latents", &output, &images.connector.forward(features * 7.0, nothing), SAME);

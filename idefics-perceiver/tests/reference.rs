@@ -2,7 +2,7 @@ use burn::tensor::Device;
 use idefics_perceiver::{Connector, ConnectorConfig};
 use serde::Deserialize;
 
-use crate::common::{Case, Model, assert_close, mask};
+use crate::common::{Case, Model, assert_close, bool_mask};
 use crate::{PREFIX, REFERENCE};
 
 /// The field of `vision_config` that the tests use.
@@ -41,7 +41,7 @@ fn all_cases_match_reference() {
             })
             .collect();
         let expected = case.floats::<3>("image_hidden_states", &device);
-        let output = connector.forward(features.clone(), Some(mask(real.clone(), [n_images, patches], &device)));
+        let output = connector.forward(features.clone(), Some(bool_mask(real.clone(), [n_images, patches], &device)));
         assert_close(&case.name, &output, &expected, REFERENCE);
         if real.iter().all(|&real| real) {
             assert_close(&case.name, &connector.forward(features, None), &expected, REFERENCE);

@@ -22,9 +22,9 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Largest accepted chat template, in bytes. Real ones have less than 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
 
-/// Text files that are not in a folder: a model of another layout provides them.
+/// Text files from another source than the folder, such as the metadata of a GGUF file.
 #[derive(Debug, Clone, Default)]
-pub struct OtherFiles {
+pub struct ExtraFiles {
     /// Path of the file that provides them, for error messages.
     pub source: PathBuf,
     /// Contents by name. A file in the folder takes precedence over one here, except `config.json`.
@@ -35,7 +35,7 @@ pub struct OtherFiles {
 #[derive(Debug, Clone)]
 pub(crate) struct Checkpoint {
     folder: PathBuf,
-    others: OtherFiles,
+    others: ExtraFiles,
 }
 
 /// The content of a file, with its path for error messages.
@@ -74,11 +74,11 @@ impl Checkpoint {
                 expected: "a checkpoint folder, not a file",
             });
         }
-        Ok(Self { folder: folder.to_owned(), others: OtherFiles::default() })
+        Ok(Self { folder: folder.to_owned(), others: ExtraFiles::default() })
     }
 
-    /// The same with files that are not in the folder.
-    pub(crate) fn with_others(self, others: OtherFiles) -> Self {
+    /// The same folder, with extra files.
+    pub(crate) fn with_others(self, others: ExtraFiles) -> Self {
         Self { others, ..self }
     }
 

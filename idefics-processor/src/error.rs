@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::files::{io_words, json_words};
+use crate::files::{describe_io_error, describe_json_error};
 use crate::image::{ImageConfigError, ImageErrorKind, PadError, TileError};
 
 /// Category of a [`ProcessorError`], for exit codes and HTTP statuses.
@@ -31,7 +31,7 @@ pub enum ErrorKind {
 #[non_exhaustive]
 pub enum ProcessorError {
     /// A file or folder could not be read.
-    #[error("{}: cannot be read: {}", path.display(), io_words(error))]
+    #[error("{}: cannot be read: {}", path.display(), describe_io_error(error))]
     Read {
         /// Path of the file or folder that could not be read.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum ProcessorError {
     },
 
     /// A file of the checkpoint exceeds its size limit, which no real checkpoint reaches.
-    #[error("{}: the file has {bytes} bytes; a file of this name may have at most {limit} bytes", path.display())]
+    #[error("{}: the file has {bytes} bytes; at most {limit} are allowed", path.display())]
     FileTooLarge {
         /// Path of the file.
         path: PathBuf,
@@ -80,7 +80,7 @@ pub enum ProcessorError {
     },
 
     /// A file of the checkpoint is not valid JSON, or a value in it has the wrong type.
-    #[error("{}: {}", path.display(), json_words(error))]
+    #[error("{}: {}", path.display(), describe_json_error(error))]
     Json {
         /// Path of the file.
         path: PathBuf,
@@ -122,7 +122,7 @@ pub enum ProcessorError {
     },
 
     /// The checkpoint's model family is not supported.
-    #[error("{}: `model_type` is `{model_type}`; expected one of {supported}", path.display())]
+    #[error("{}: `model_type` is {model_type:?}; supported: {supported}", path.display())]
     Family {
         /// Path of `config.json`.
         path: PathBuf,
@@ -295,11 +295,11 @@ pub enum ProcessorError {
     },
 
     /// The model family does not support image splitting.
-    #[error("do_image_splitting is not supported by IDEFICS v1 (`model_type` idefics); leave it out")]
+    #[error("do_image_splitting is not supported by IDEFICS v1 (`model_type` idefics); omit it")]
     NoSplitting,
 
     /// The option is only for prompts of IDEFICS v1.
-    #[error("{option} is only supported by IDEFICS v1 (`model_type` idefics); leave it out")]
+    #[error("{option} is only supported by IDEFICS v1 (`model_type` idefics); omit it")]
     Idefics1Option {
         /// Name of the option.
         option: &'static str,

@@ -3,7 +3,7 @@
 use std::io;
 
 /// Describes an I/O error for users, without the `(os error 2)` that Rust appends.
-pub fn io_words(error: &io::Error) -> String {
+pub fn describe_io_error(error: &io::Error) -> String {
     let is_os_error = error.raw_os_error().is_some();
     match error.kind() {
         io::ErrorKind::NotFound if is_os_error => "there is no such file or folder".to_owned(),
@@ -33,8 +33,8 @@ pub fn without_byte_order_mark(content: &[u8]) -> &[u8] {
 }
 
 /// Rewrites a JSON error in terms of JSON instead of Rust types: `expected usize` becomes `expected a whole number`.
-pub fn json_words(error: &impl std::fmt::Display) -> String {
-    const WORDS: [(&str, &str); 17] = [
+pub fn describe_json_error(error: &impl std::fmt::Display) -> String {
+    const WORDS: [(&str, &str); 19] = [
         ("expected usize", "expected a whole number"),
         ("expected u64", "expected a whole number"),
         ("expected u32", "expected a whole number below 2^32"),
@@ -51,6 +51,8 @@ pub fn json_words(error: &impl std::fmt::Display) -> String {
         ("expected a map", "expected an object"),
         ("invalid type: sequence", "found a list"),
         ("invalid type: map", "found an object"),
+        ("invalid type: ", "found "),
+        (", expected ", "; expected "),
         ("unknown variant", "unknown value"),
     ];
     let mut text = error.to_string();
@@ -71,12 +73,16 @@ mod tests {
     #[test]
     fn json_errors_name_no_rust_types() {
         let number = serde_json::from_str::<usize>("\"4\"").unwrap_err();
-        assert_eq!(json_words(&number), "invalid type: string \"4\", expected a whole number at line 1 column 3");
+        assert_eq!(describe_json_error(&number), "found string \"4\"; expected a whole number at line 1 column 3");
         let list = serde_json::from_str::<std::collections::HashMap<String, u32>>("[]").unwrap_err();
-        assert!(json_words(&list).starts_with("found a list, expected an object"), "{}", json_words(&list));
+        assert!(
+            describe_json_error(&list).starts_with("found a list; expected an object"),
+            "{}",
+            describe_json_error(&list)
+        );
         for text in ["", "<html>"] {
             let error = serde_json::from_str::<serde_json::Value>(text).unwrap_err();
-            assert_eq!(json_words(&error), "it is not JSON; download it again");
+            assert_eq!(describe_json_error(&error), "it is not JSON; download it again");
         }
     }
 
@@ -85,11 +91,11 @@ mod tests {
         for code in 1..133 {
             let error = io::Error::from_raw_os_error(code);
             assert!(error.to_string().contains("os error"), "{error}");
-            let words = io_words(&error);
+            let words = describe_io_error(&error);
             assert!(!words.contains("os error") && words.len() > 4, "{words}");
         }
-        assert_eq!(io_words(&io::Error::from_raw_os_error(2)), "there is no such file or folder");
+        assert_eq!(describe_io_error(&io::Error::from_raw_os_error(2)), "there is no such file or folder");
         let custom = io::Error::new(io::ErrorKind::NotFound, "no shard of that name");
-        assert_eq!(io_words(&custom), "no shard of that name");
+        assert_eq!(describe_io_error(&custom), "no shard of that name");
     }
 }

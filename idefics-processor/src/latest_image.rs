@@ -11,7 +11,7 @@ use crate::inputs::TokenBatch;
 /// Source: `image_attention_mask_for_packed_input_ids`.
 pub fn latest_images(input_ids: &[u32], image_token_id: u32, eos_token_id: Option<u32>) -> Vec<Option<usize>> {
     let parents: Vec<Option<usize>> = (0..input_ids.len()).map(|slot| slot.checked_sub(1)).collect();
-    latest_images_behind(input_ids, &parents, image_token_id, eos_token_id)
+    latest_images_in_branches(input_ids, &parents, image_token_id, eos_token_id)
 }
 
 /// Like [`latest_images`], for texts that share prefixes: `parents[i]` is the slot of the token before token `i` in
@@ -19,7 +19,7 @@ pub fn latest_images(input_ids: &[u32], image_token_id: u32, eos_token_id: Optio
 ///
 /// # Panics
 /// If a parent's slot does not come before the token's own slot.
-pub fn latest_images_behind(
+pub fn latest_images_in_branches(
     input_ids: &[u32],
     parents: &[Option<usize>],
     image_token_id: u32,
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn end_token_affects_only_its_own_branch() {
         let parents = [None, Some(0), Some(1), Some(2), Some(1), None];
-        let seen = latest_images_behind(&[9, 5, 2, 5, 6, 7], &parents, IMAGE, Some(EOS));
+        let seen = latest_images_in_branches(&[9, 5, 2, 5, 6, 7], &parents, IMAGE, Some(EOS));
         assert_eq!(seen, [Some(0), Some(0), Some(0), None, Some(0), None]);
     }
 }

@@ -14,12 +14,12 @@ mod processor;
 mod stream;
 mod warning;
 
-pub use checkpoint::OtherFiles;
+pub use checkpoint::ExtraFiles;
 pub use error::{ErrorKind, ProcessorError};
 pub use families::FamilyRules;
-pub use files::{io_words, is_git_lfs_pointer, json_words, without_byte_order_mark};
+pub use files::{describe_io_error, describe_json_error, is_git_lfs_pointer, without_byte_order_mark};
 pub use inputs::{PaddingSide, ProcessedInputs, TokenBatch};
-pub use latest_image::{image_attention_mask, latest_images, latest_images_behind};
+pub use latest_image::{image_attention_mask, latest_images, latest_images_in_branches};
 pub use processor::{MAX_TILES, ProcessOptions, Processor};
 pub use prompt::{
     Chat, Content, Message, MessageContent, PromptPart, Sample, SampleError, SampleProblem, SpecialTokensInText,

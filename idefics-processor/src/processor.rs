@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 
-use crate::checkpoint::{Checkpoint, ModelHead, OtherFiles, Sourced};
+use crate::checkpoint::{Checkpoint, ExtraFiles, ModelHead, Sourced};
 use crate::error::ProcessorError;
 use crate::families::{ExpandedPrompt, FamilyRules, PromptContext, PromptText, TileGrid};
 use crate::image::{
@@ -117,7 +117,7 @@ impl Processor {
     ///
     /// # Errors
     /// Those of [`Self::from_folder`].
-    pub fn from_folder_and(folder: &Path, others: OtherFiles) -> Result<Self, ProcessorError> {
+    pub fn from_folder_with_files(folder: &Path, others: ExtraFiles) -> Result<Self, ProcessorError> {
         let checkpoint = Checkpoint::open(folder)?.with_others(others);
         let head = checkpoint.model_head()?;
         let family = checkpoint.family(&head)?;
@@ -185,18 +185,18 @@ impl Processor {
     /// Whether conversations are supported: with the checkpoint's chat template, or in the fixed format of IDEFICS
     /// v1' instruct checkpoints, which have an end-of-turn token but no template.
     pub fn can_chat(&self) -> bool {
-        self.chat_template.is_some() || self.turn_end().is_some()
+        self.chat_template.is_some() || self.end_of_turn().is_some()
     }
 
     /// Id of the end-of-turn token, `<end_of_utterance>`, if conversations are written without a chat template.
-    pub fn turn_end_id(&self) -> Option<u32> {
+    pub fn end_of_turn_id(&self) -> Option<u32> {
         let writes_turns = self.family.writes_turns() && self.chat_template.is_none();
         self.tokenizer().end_of_utterance_id().filter(|_| writes_turns)
     }
 
-    /// The text of the token of [`Self::turn_end_id`].
-    fn turn_end(&self) -> Option<String> {
-        self.turn_end_id().map(|end| self.tokenizer().content(end))
+    /// The text of the token of [`Self::end_of_turn_id`].
+    fn end_of_turn(&self) -> Option<String> {
+        self.end_of_turn_id().map(|end| self.tokenizer().content(end))
     }
 
     /// The tokenizer for the default [`Compatibility`]. Its ids mean the same tokens in the other release.
@@ -387,10 +387,10 @@ impl Processor {
         special_tokens_in_text: SpecialTokensInText,
     ) -> Result<(String, Literals), ProcessorError> {
         let protected: Vec<&str> = self.tokenizer().protected().collect();
-        let turn_end = self.turn_end();
+        let end_of_turn = self.end_of_turn();
         let conversations = Conversations {
             template: self.chat_template.as_ref(),
-            turn_end: turn_end.as_deref(),
+            end_of_turn: end_of_turn.as_deref(),
             image_tokens: &self.image_tokens,
             named_tokens: self.tokenizer_config.named_tokens(),
             protected: &protected,

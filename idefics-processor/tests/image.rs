@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use idefics_processor::image::{
     Filter, ImageConfigError, ImageProcessor, ImageProcessorConfig, ImageSize, ImageTile, PadError, PaddedImages,
-    RgbImage, edges_size, pad_batch,
+    RgbImage, pad_batch, resize_output_size,
 };
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
@@ -57,7 +57,7 @@ fn edges_size_matches_reference() {
     let table: Vec<[u32; 4]> = serde_json::from_slice(&fixture("image_sizes.json")).unwrap();
     assert_eq!(table.len(), 22 * 22);
     for [width, height, new_width, new_height] in table {
-        assert_eq!(edges_size(width, height, 378, 980), (new_width, new_height), "{width}x{height}");
+        assert_eq!(resize_output_size(width, height, 378, 980), (new_width, new_height), "{width}x{height}");
     }
     // (height, width), as in the reference's documentation.
     let examples = [
@@ -69,7 +69,7 @@ fn edges_size_matches_reference() {
         ((1080, 1920), (551, 980)),
     ];
     for ((height, width), (new_height, new_width)) in examples {
-        assert_eq!(edges_size(width, height, 378, 980), (new_width, new_height), "{width}x{height}");
+        assert_eq!(resize_output_size(width, height, 378, 980), (new_width, new_height), "{width}x{height}");
     }
 }
 
@@ -152,7 +152,7 @@ proptest! {
     fn longest_edge_may_be_below_shortest_edge(
         width in 0_u32..3000, height in 0_u32..3000, shortest in 1_u32..1000, longest in 1_u32..1000
     ) {
-        let (new_width, new_height) = edges_size(width, height, shortest, longest);
+        let (new_width, new_height) = resize_output_size(width, height, shortest, longest);
         prop_assert!(new_width >= shortest && new_height >= shortest);
         prop_assert!(new_width.max(new_height) <= longest.max(shortest).max(width.max(height)));
         if longest >= shortest {

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use idefics_nn::{KeyValues, Linear, QueryKeyValue};
 
-use crate::{DecoderObserver, Places, TextConfig};
+use crate::{DecoderObserver, Positions, TextConfig};
 
 /// Self-attention of one decoder layer. Its projections have no biases.
 #[derive(Module, Debug)]
@@ -39,7 +39,7 @@ impl SelfAttention {
     ///
     /// # Shapes
     /// - `hidden_states`: `[batch, n_new, d]`
-    /// - `places`: positions and masks of the new tokens
+    /// - `positions`: positions and masks of the new tokens
     /// - `key_values`: keys and values of the `len` tokens cached so far; those of the new tokens are appended to layer
     ///   `layer_idx`
     /// - returns `[batch, n_new, d]`
@@ -47,7 +47,7 @@ impl SelfAttention {
         &self,
         hidden_states: Tensor<3>,
         layer_idx: usize,
-        Places { rotary, masked_out, .. }: &Places,
+        Positions { rotary, mask, .. }: &Positions,
         key_values: &mut dyn KeyValues,
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
@@ -63,9 +63,9 @@ impl SelfAttention {
         let query = rotary.rotate(query_states);
         let states = QueryKeyValue { query: query.clone(), key: rotary.rotate(key_states), value: value_states };
         // [batch, heads, n_new, head_dim]
-        let attended = key_values.attend(layer_idx, states, masked_out.clone(), self.q_proj.activations());
+        let attended = key_values.attend(layer_idx, states, mask.clone(), self.q_proj.activations());
         observer.attentions(layer_idx, &|| {
-            key_values.attention_weights(layer_idx, query.clone(), masked_out.clone()) // [batch, heads, n_new, len + n_new]
+            key_values.attention_weights(layer_idx, query.clone(), mask.clone()) // [batch, heads, n_new, len + n_new]
         });
         let [_, heads, _, head_dim] = attended.dims();
         self.o_proj.forward(attended.swap_dims(1, 2).reshape([batch, n_new, heads * head_dim]))

@@ -74,10 +74,10 @@ impl Branches {
     /// Attention mask of the last `n_new` tokens of each row, `[batch, n_new, n_slots]`, true where a slot is hidden.
     ///
     /// The sliding window counts the slots that a branch would have if it were the only one, padding included.
-    pub(crate) fn masked_out(&self, n_new: usize, sliding_window: Option<usize>) -> Vec<bool> {
+    pub(crate) fn mask(&self, n_new: usize, sliding_window: Option<usize>) -> Vec<bool> {
         let n_slots = self.n_slots();
-        let mut masked_out = vec![true; self.batch() * n_new * n_slots];
-        let mut queries = masked_out.chunks_mut(n_slots);
+        let mut mask = vec![true; self.batch() * n_new * n_slots];
+        let mut queries = mask.chunks_mut(n_slots);
         for (tokens, &padding) in self.tokens.iter().zip(&self.left_padding) {
             for (newest, query) in (tokens.len() - n_new..tokens.len()).zip(queries.by_ref()) {
                 let at = self.prompt_len + tokens[newest].depth; // its slot if its branch were the only one
@@ -92,7 +92,7 @@ impl Branches {
                 }
             }
         }
-        masked_out
+        mask
     }
 }
 
@@ -106,8 +106,8 @@ mod tests {
     }
 
     fn seen(branches: &Branches, n_new: usize, window: Option<usize>) -> Vec<Vec<usize>> {
-        let masked_out = branches.masked_out(n_new, window);
-        let queries = masked_out.chunks(branches.n_slots());
+        let mask = branches.mask(n_new, window);
+        let queries = mask.chunks(branches.n_slots());
         queries.map(|query| (0..query.len()).filter(|&slot| !query[slot]).collect()).collect()
     }
 

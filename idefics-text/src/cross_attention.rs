@@ -38,7 +38,7 @@ pub struct Context {
     /// Values, `[batch, heads, n_keys, head_dim]`.
     pub value: Tensor<4>,
     /// Attention mask, `[batch, 1, n_new, n_keys]`, true hides the key; `None` if nothing is hidden.
-    pub masked_out: Option<Tensor<4, Bool>>,
+    pub mask: Option<Tensor<4, Bool>>,
 }
 
 impl GatedCrossAttentionLayer {
@@ -132,8 +132,8 @@ impl CrossAttention {
             Some(norm) => norm.forward(query),
             None => query,
         };
-        let Context { key, value, masked_out, .. } = context;
-        let attended = attention(query, key, value, masked_out, self.q_proj.activations());
+        let Context { key, value, mask, .. } = context;
+        let attended = attention(query, key, value, mask, self.q_proj.activations());
         let [_, heads, _, head_dim] = attended.dims();
         self.o_proj.forward(attended.swap_dims(1, 2).reshape([batch, n_new, heads * head_dim]))
     }

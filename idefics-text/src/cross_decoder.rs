@@ -13,13 +13,13 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor};
-use idefics_nn::{ConfigError, KeyValues, RmsNorm, beside};
+use idefics_nn::{ConfigError, KeyValues, RmsNorm, to_parameter_device};
 
 use crate::cross_attention::Context;
-use crate::places::PlaceRules;
+use crate::positions::PositionRules;
 use crate::{
     CrossAttentionConfig, DecoderLayer, DecoderObserver, DecoderStack, DecoupledEmbedding, GatedCrossAttentionLayer,
-    Places,
+    Positions,
 };
 
 /// A decoder that maps token embeddings and a context to hidden states. The language-model head belongs to the model.
@@ -35,7 +35,7 @@ pub struct CrossAttentionDecoder {
     pub norm: RmsNorm,
     cross_layer_interval: usize,
     #[module(skip)]
-    rules: PlaceRules,
+    rules: PositionRules,
 }
 
 impl CrossAttentionDecoder {
@@ -56,7 +56,7 @@ impl CrossAttentionDecoder {
             gated_cross_attn_layers: (0..config.n_gated_layers()).map(gated).collect(),
             norm: RmsNorm::new(text.hidden_size, text.rms_norm_eps, &device_of("norm")),
             cross_layer_interval: config.cross_layer_interval,
-            rules: PlaceRules::new(text)?,
+            rules: PositionRules::new(text)?,
         })
     }
 
@@ -67,7 +67,9 @@ impl CrossAttentionDecoder {
     /// - returns keys and values for each gated layer, `[batch, heads, n_keys, head_dim]` each
     pub fn context_key_values(&self, context_states: &Tensor<3>) -> Vec<(Tensor<4>, Tensor<4>)> {
         let layer_key_values = |layer: &GatedCrossAttentionLayer| {
-            layer.cross_attn.key_values(beside(context_states.clone(), &layer.input_layernorm.weight.val()))
+            layer
+                .cross_attn
+                .key_values(to_parameter_device(context_states.clone(), &layer.input_layernorm.weight.val()))
         };
         self.gated_cross_attn_layers.iter().map(layer_key_values).collect()
     }
@@ -90,11 +92,12 @@ impl DecoderStack for CrossAttentionDecoder {
         &self,
         layers: Range<usize>,
         mut hidden_states: Tensor<3>,
-        places: &Places,
+        positions: &Positions,
         key_values: &mut dyn KeyValues,
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
-        let mut device_places = DevicePlaces { here: places.rotary.location(), places: Cow::Borrowed(places) };
+        let mut device_positions =
+            DevicePositions { here: positions.rotary.location(), positions: Cow::Borrowed(positions) };
         for layer_idx in layers.clone() {
             if layer_idx > 0 {
                 observer.hidden_states(layer_idx, &hidden_states);
@@ -102,24 +105,24 @@ impl DecoderStack for CrossAttentionDecoder {
             if layer_idx.is_multiple_of(self.cross_layer_interval) {
                 let gated_idx = layer_idx / self.cross_layer_interval;
                 let gated = &self.gated_cross_attn_layers[gated_idx];
-                hidden_states = device_places.move_to_device_of(hidden_states, &gated.input_layernorm);
-                let context = device_places.places.context.as_ref().and_then(|seen| {
+                hidden_states = device_positions.move_to_device_of(hidden_states, &gated.input_layernorm);
+                let context = device_positions.positions.context.as_ref().and_then(|seen| {
                     let (key, value) = key_values.context(gated_idx)?; // [batch, heads, n_keys, head_dim] each
-                    Some(Context { key, value, masked_out: seen.masked_out.clone() })
+                    Some(Context { key, value, mask: seen.mask.clone() })
                 });
                 hidden_states = gated.forward(hidden_states, context);
             }
             let layer = &self.layers[layer_idx];
-            hidden_states = device_places.move_to_device_of(hidden_states, &layer.input_layernorm);
+            hidden_states = device_positions.move_to_device_of(hidden_states, &layer.input_layernorm);
             if layer_idx == 0 {
                 observer.hidden_states(layer_idx, &hidden_states);
             }
-            hidden_states = layer.forward(hidden_states, layer_idx, &device_places.places, key_values, observer);
+            hidden_states = layer.forward(hidden_states, layer_idx, &device_positions.positions, key_values, observer);
         }
         if layers.end < self.n_layers() {
             return hidden_states;
         }
-        let hidden_states = self.norm.forward(device_places.move_to_device_of(hidden_states, &self.norm));
+        let hidden_states = self.norm.forward(device_positions.move_to_device_of(hidden_states, &self.norm));
         observer.hidden_states(self.n_layers(), &hidden_states);
         hidden_states
     }
@@ -128,26 +131,26 @@ impl DecoderStack for CrossAttentionDecoder {
         self.embed_tokens.table.weight.val().device()
     }
 
-    fn place_rules(&self) -> &PlaceRules {
+    fn position_rules(&self) -> &PositionRules {
         &self.rules
     }
 }
 
 /// The positions and masks of the tokens on the current device, for layers on several devices.
-struct DevicePlaces<'a> {
+struct DevicePositions<'a> {
     here: (Device, DType),
-    places: Cow<'a, Places>,
+    positions: Cow<'a, Positions>,
 }
 
-impl DevicePlaces<'_> {
+impl DevicePositions<'_> {
     /// Moves the positions, masks and `hidden_states` to the device and dtype of the next norm.
     fn move_to_device_of(&mut self, hidden_states: Tensor<3>, norm: &RmsNorm) -> Tensor<3> {
         let weight = norm.weight.val();
         let there = (weight.device(), weight.dtype());
         if self.here != there {
-            self.places = Cow::Owned(self.places.as_ref().clone().to_device(&there.0, there.1));
+            self.positions = Cow::Owned(self.positions.as_ref().clone().to_device(&there.0, there.1));
             self.here = there;
         }
-        beside(hidden_states, &weight)
+        to_parameter_device(hidden_states, &weight)
     }
 }

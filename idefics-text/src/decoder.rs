@@ -13,8 +13,8 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use idefics_nn::{ConfigError, Embedding, GatedMlp, KeyValues, RmsNorm};
 
-use crate::places::PlaceRules;
-use crate::{DecoderObserver, DecoderStack, Places, SelfAttention, TextConfig};
+use crate::positions::PositionRules;
+use crate::{DecoderObserver, DecoderStack, Positions, SelfAttention, TextConfig};
 
 /// A decoder that maps token embeddings to hidden states. The language-model head belongs to the model.
 #[derive(Module, Debug)]
@@ -26,7 +26,7 @@ pub struct Decoder {
     /// Final norm.
     pub norm: RmsNorm,
     #[module(skip)]
-    rules: PlaceRules,
+    rules: PositionRules,
 }
 
 impl Decoder {
@@ -35,7 +35,7 @@ impl Decoder {
             embed_tokens: Embedding::new(config.vocab_size, config.hidden_size, device),
             layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(config, device)).collect(),
             norm: RmsNorm::new(config.hidden_size, config.rms_norm_eps, device),
-            rules: PlaceRules::new(config)?,
+            rules: PositionRules::new(config)?,
         })
     }
 }
@@ -53,13 +53,13 @@ impl DecoderStack for Decoder {
         &self,
         layers: Range<usize>,
         mut hidden_states: Tensor<3>,
-        places: &Places,
+        positions: &Positions,
         key_values: &mut dyn KeyValues,
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
         for layer_idx in layers.clone() {
             observer.hidden_states(layer_idx, &hidden_states);
-            hidden_states = self.layers[layer_idx].forward(hidden_states, layer_idx, places, key_values, observer);
+            hidden_states = self.layers[layer_idx].forward(hidden_states, layer_idx, positions, key_values, observer);
         }
         if layers.end < self.n_layers() {
             return hidden_states;
@@ -73,7 +73,7 @@ impl DecoderStack for Decoder {
         self.embed_tokens.weight.val().device()
     }
 
-    fn place_rules(&self) -> &PlaceRules {
+    fn position_rules(&self) -> &PositionRules {
         &self.rules
     }
 }
@@ -111,12 +111,12 @@ impl DecoderLayer {
         &self,
         hidden_states: Tensor<3>,
         layer_idx: usize,
-        places: &Places,
+        positions: &Positions,
         key_values: &mut dyn KeyValues,
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
         let normed = self.input_layernorm.forward(hidden_states.clone());
-        let attended = self.self_attn.forward(normed, layer_idx, places, key_values, observer);
+        let attended = self.self_attn.forward(normed, layer_idx, positions, key_values, observer);
         let hidden_states = hidden_states + attended;
         hidden_states.clone() + self.mlp.forward(self.post_attention_layernorm.forward(hidden_states))
     }

@@ -9,7 +9,7 @@ mod cross_decoder;
 mod decoder;
 mod decoupled;
 mod mask;
-mod places;
+mod positions;
 mod rope_config;
 mod stack;
 
@@ -24,6 +24,6 @@ pub use decoupled::{AdditionalEmbedding, AdditionalLinear, DecoupledEmbedding, D
 /// Modules shared by all components, checkpoint loading, and Burn as [`nn::burn`].
 pub use idefics_nn as nn;
 pub use idefics_nn::{Activation, ConfigError, ContextCache, ContextView, GatedMlp, KeyValues, KvCache, burn};
-pub use places::{PlaceRules, Places, SeenContext, SlotPlaces};
+pub use positions::{PositionRules, Positions, SeenContext, SlotPositions};
 pub use rope_config::RopeParameters;
-pub use stack::{CHUNK_TOKENS, DecoderObserver, DecoderStack, Unobserved};
+pub use stack::{CHUNK_TOKENS, DecoderObserver, DecoderStack, NoObserver};

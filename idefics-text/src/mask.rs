@@ -8,18 +8,18 @@ use idefics_nn::KvCache;
 ///
 /// A token in slot `q` sees slot `k` if `k ≤ q`, `k > q − sliding_window`, and `k` is not padding. The window counts
 /// slots, as in the reference. Source: `create_causal_mask`, `create_sliding_window_causal_mask`, Transformers.
-pub(crate) fn masked_out(
+pub(crate) fn causal_mask(
     cache: &KvCache,
     n_new: usize,
     sliding_window: Option<usize>,
     device: &Device,
 ) -> Option<Tensor<4, Bool>> {
-    let masked_out = masked_out_host(cache.left_padding(), cache.len(), n_new, sliding_window)?;
+    let mask = causal_mask_host(cache.left_padding(), cache.len(), n_new, sliding_window)?;
     let shape = [cache.batch(), 1, n_new, cache.len() + n_new];
-    Some(Tensor::from_data(TensorData::new(masked_out, shape), device))
+    Some(Tensor::from_data(TensorData::new(mask, shape), device))
 }
 
-fn masked_out_host(
+fn causal_mask_host(
     left_padding: &[usize],
     past_len: usize,
     n_new: usize,
@@ -30,14 +30,14 @@ fn masked_out_host(
     if n_new == 1 && in_window && left_padding.iter().all(|&padding| padding == 0) {
         return None; // a single new token in unpadded rows sees everything
     }
-    let mut masked_out = Vec::with_capacity(left_padding.len() * n_new * n_keys);
+    let mut mask = Vec::with_capacity(left_padding.len() * n_new * n_keys);
     for &padding in left_padding {
         for query in past_len..n_keys {
             let first = sliding_window.map_or(0, |window| (query + 1).saturating_sub(window)).max(padding);
-            masked_out.extend((0..n_keys).map(|key| key < first || key > query));
+            mask.extend((0..n_keys).map(|key| key < first || key > query));
         }
     }
-    Some(masked_out)
+    Some(mask)
 }
 
 #[cfg(test)]
@@ -46,16 +46,16 @@ mod tests {
 
     #[test]
     fn window_of_two_sees_itself_and_the_previous_token() {
-        let masked_out = masked_out_host(&[0], 0, 3, Some(2)).unwrap();
-        assert_eq!(masked_out, [false, true, true, false, false, true, true, false, false]);
+        let mask = causal_mask_host(&[0], 0, 3, Some(2)).unwrap();
+        assert_eq!(mask, [false, true, true, false, false, true, true, false, false]);
     }
 
     #[test]
     fn decode_steps_do_not_see_padding() {
         assert_eq!(
-            masked_out_host(&[2, 0], 3, 1, None).unwrap(),
+            causal_mask_host(&[2, 0], 3, 1, None).unwrap(),
             [true, true, false, false, false, false, false, false]
         );
-        assert_eq!(masked_out_host(&[0, 0], 3, 1, Some(4)), None);
+        assert_eq!(causal_mask_host(&[0, 0], 3, 1, Some(4)), None);
     }
 }

@@ -6,8 +6,8 @@ use std::ops::Range;
 use burn::tensor::{Device, Int, Tensor};
 use idefics_nn::{KeyValues, KvCache};
 
-use crate::places::PlaceRules;
-use crate::{Branches, Places, SlotPlaces};
+use crate::positions::PositionRules;
+use crate::{Branches, Positions, SlotPositions};
 
 /// Default number of tokens, over all rows, that are processed together in a chunk; enough to keep all cores busy.
 pub const CHUNK_TOKENS: usize = 1024;
@@ -26,13 +26,13 @@ pub trait DecoderStack: Debug + Send + Sync {
 
     /// Runs a range of layers, and the final norm if the range includes the last layer. `[batch, n_new, d]` in and out.
     ///
-    /// Every layer appends the keys and values of the tokens to `key_values`. `places` has their positions and masks.
-    /// `observer` gets the input of every layer and the output of the norm.
+    /// Every layer appends the keys and values of the tokens to `key_values`. `positions` has their positions and
+    /// masks. `observer` gets the input of every layer and the output of the norm.
     fn layers(
         &self,
         layers: Range<usize>,
         hidden_states: Tensor<3>,
-        places: &Places,
+        positions: &Positions,
         key_values: &mut dyn KeyValues,
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3>;
@@ -41,7 +41,7 @@ pub trait DecoderStack: Debug + Send + Sync {
     fn device(&self) -> Device;
 
     /// How positions and masks are computed.
-    fn place_rules(&self) -> &PlaceRules;
+    fn position_rules(&self) -> &PositionRules;
 
     /// Runs all layers on tokens that follow those in the cache, and adds them to the cache. Processes
     /// [`CHUNK_TOKENS`] at a time, which limits the memory that long prompts take.
@@ -63,8 +63,8 @@ pub trait DecoderStack: Debug + Send + Sync {
         let n_chunks = n_new.div_ceil((n_tokens / batch.max(1)).max(1)).max(1);
         let chunk_len = n_new.div_ceil(n_chunks).max(1); // makes the chunks about equally long
         let mut run = |chunk: Tensor<3>| {
-            let places = self.place_rules().for_next_tokens(&chunk, cache, n_slots);
-            self.forward_at(chunk, &places, cache, &mut Unobserved)
+            let positions = self.position_rules().for_next_tokens(&chunk, cache, n_slots);
+            self.forward_at(chunk, &positions, cache, &mut NoObserver)
         };
         if n_chunks == 1 {
             return run(inputs_embeds);
@@ -81,8 +81,8 @@ pub trait DecoderStack: Debug + Send + Sync {
         cache: &mut KvCache,
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
-        let places = self.places(&inputs_embeds, cache);
-        self.forward_at(inputs_embeds, &places, cache, observer)
+        let positions = self.positions(&inputs_embeds, cache);
+        self.forward_at(inputs_embeds, &positions, cache, observer)
     }
 
     /// Like [`Self::forward`], for rows that branch. The tokens are those just appended to `branches`; they may
@@ -91,44 +91,44 @@ pub trait DecoderStack: Debug + Send + Sync {
     /// # Panics
     /// As [`Self::forward`], or if `branches` has another number of rows or slots.
     fn forward_branches(&self, inputs_embeds: Tensor<3>, branches: &Branches, cache: &mut KvCache) -> Tensor<3> {
-        let places = self.branch_places(&inputs_embeds, branches, cache);
-        self.forward_at(inputs_embeds, &places, cache, &mut Unobserved)
+        let positions = self.branch_positions(&inputs_embeds, branches, cache);
+        self.forward_at(inputs_embeds, &positions, cache, &mut NoObserver)
     }
 
-    /// Runs all layers on tokens with the given positions and masks, and adds the tokens to the cache. `places` comes
-    /// from [`Self::places`], [`Self::branch_places`] or [`Self::slot_places`].
+    /// Runs all layers on tokens with the given positions and masks, and adds the tokens to the cache. `positions`
+    /// comes from [`Self::positions`], [`Self::branch_positions`] or [`Self::slot_positions`].
     fn forward_at(
         &self,
         inputs_embeds: Tensor<3>,
-        places: &Places,
+        positions: &Positions,
         cache: &mut KvCache,
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3> {
         let n_new = inputs_embeds.dims()[1];
-        let hidden_states = self.layers(0..self.n_layers(), inputs_embeds, places, cache, observer);
+        let hidden_states = self.layers(0..self.n_layers(), inputs_embeds, positions, cache, observer);
         cache.advance(n_new);
         hidden_states
     }
 
     /// Positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
-    fn places(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Places {
-        self.place_rules().for_next_tokens(inputs_embeds, cache, cache.len() + inputs_embeds.dims()[1])
+    fn positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
+        self.position_rules().for_next_tokens(inputs_embeds, cache, cache.len() + inputs_embeds.dims()[1])
     }
 
-    /// Like [`Self::places`], for rows that branch. The tokens are those just appended to `branches`.
+    /// Like [`Self::positions`], for rows that branch. The tokens are those just appended to `branches`.
     ///
     /// # Panics
     /// If `branches` has another number of rows or slots.
-    fn branch_places(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Places {
-        self.place_rules().for_branches(inputs_embeds, branches, cache)
+    fn branch_positions(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Positions {
+        self.position_rules().for_branches(inputs_embeds, branches, cache)
     }
 
     /// The data to compute positions and masks of single tokens on the device, for a decode step that is captured as
     /// a graph. Activations have the dtype and device of `inputs_embeds`. `None` if the rotary angles depend on the
     /// length of the sequence
     /// ([`RotaryEmbedding::depends_on_length`](idefics_nn::RotaryEmbedding::depends_on_length)).
-    fn slot_places(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPlaces> {
-        self.place_rules().for_slots(inputs_embeds, cache)
+    fn slot_positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPositions> {
+        self.position_rules().for_slots(inputs_embeds, cache)
     }
 }
 
@@ -145,6 +145,6 @@ pub trait DecoderObserver {
 
 /// An observer that does nothing.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Unobserved;
+pub struct NoObserver;
 
-impl DecoderObserver for Unobserved {}
+impl DecoderObserver for NoObserver {}

@@ -103,11 +103,11 @@ proptest! {
 fn widths_must_be_divisible_by_heads() {
     assert_eq!(
         error(json!({"num_attention_heads": 7, "num_key_value_heads": 7})).to_string(),
-        "`text_config.hidden_size` is 4096, which is not a multiple of `text_config.num_attention_heads`, 7"
+        "`text_config.hidden_size` is 4096; expected a multiple of `text_config.num_attention_heads`, 7"
     );
     assert_eq!(
         error(json!({"num_key_value_heads": 5})).to_string(),
-        "`text_config.num_attention_heads` is 32, which is not a multiple of `text_config.num_key_value_heads`, 5"
+        "`text_config.num_attention_heads` is 32; expected a multiple of `text_config.num_key_value_heads`, 5"
     );
 }
 
@@ -132,14 +132,14 @@ fn rejects_unsupported_and_invalid_rope() {
     let error_of = |rope| error(json!({"rope_parameters": rope}));
     assert_eq!(
         error_of(json!({"rope_type": "mrope", "factor": 4.0})).to_string(),
-        "`text_config.rope_parameters.rope_type` is \"mrope\", supported: default, linear, dynamic, yarn, llama3, \
+        "`text_config.rope_parameters.rope_type` is \"mrope\"; supported: default, linear, dynamic, yarn, llama3, \
          longrope"
     );
     let partial = error_of(json!({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}));
     assert!(matches!(partial, ConfigError::Unsupported { .. }), "{partial}");
     assert_eq!(
         error_of(json!({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]})).to_string(),
-        "`text_config.rope_parameters.short_factor` is a list of 1, expected 64 numbers, half of head_dim"
+        "`text_config.rope_parameters.short_factor` is a list of 1; expected 64 numbers, half of head_dim"
     );
     for rope in [
         json!({"rope_type": "linear"}),

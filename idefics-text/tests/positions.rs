@@ -35,17 +35,17 @@ proptest! {
         cache.advance(past);
 
         let inputs_embeds = Tensor::zeros([batch, 1, 2 * HEAD_DIM], &device);
-        let expected = decoder.places(&inputs_embeds, &cache);
+        let expected = decoder.positions(&inputs_embeds, &cache);
         let slot = Tensor::<1, Int>::from_data([past as i32], (&device, DType::I32));
-        let ours = decoder.slot_places(&inputs_embeds, &cache).unwrap().at(&slot);
+        let ours = decoder.slot_positions(&inputs_embeds, &cache).unwrap().at(&slot);
 
         let ones = Tensor::<4>::ones([batch, 1, 1, HEAD_DIM], &device);
         let read = |states: Tensor<4>| states.into_data().try_into_vec::<f32>().unwrap();
         prop_assert_eq!(read(ours.rotary.rotate(ones.clone())), read(expected.rotary.rotate(ones)));
-        let hidden = ours.masked_out.unwrap().into_data();
+        let hidden = ours.mask.unwrap().into_data();
         let hidden: Vec<bool> = hidden.iter::<bool>().collect();
-        let expected = match expected.masked_out {
-            Some(masked_out) => masked_out.into_data().iter::<bool>().collect(),
+        let expected = match expected.mask {
+            Some(mask) => mask.into_data().iter::<bool>().collect(),
             None => vec![false; batch * (past + 1)],
         };
         for (row, (hidden, expected)) in hidden.chunks(capacity).zip(expected.chunks(past + 1)).enumerate() {

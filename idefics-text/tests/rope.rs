@@ -58,7 +58,7 @@ fn all_scalings_match_the_reference() {
                 // Rounding differences of a frequency grow with the position.
                 let tolerance = 1e-6 + 1.2e-7 * position as f32;
                 let place = format!("{}: {:?}, value {index}", entry.name, call.positions);
-                assert!((found - expected).abs() <= tolerance, "{place}: {found}, expected {expected}");
+                assert!((found - expected).abs() <= tolerance, "{place}: {found}; expected {expected}");
             }
         }
     }
@@ -118,6 +118,6 @@ fn no_slot_places_if_angles_depend_on_the_length() {
     {
         let decoder = config.init(&device).unwrap();
         let cache = config.cache(vec![0], 8);
-        assert_eq!(decoder.slot_places(&Tensor::zeros([1, 1, 32], &device), &cache).is_some(), has_slot_places);
+        assert_eq!(decoder.slot_positions(&Tensor::zeros([1, 1, 32], &device), &cache).is_some(), has_slot_places);
     }
 }

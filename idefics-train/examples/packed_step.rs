@@ -1,17 +1,19 @@
 //! Measures the memory of a training step with quantised weights: only norms are trained, linear layers stay quantised.
 //!
-//! `cargo run --release -p idefics-train --example packed_step -- [nf4|fp4|q4|int8] [kept|recomputed] [LAYERS]
+//! `cargo run --release -p idefics-train --example packed_step -- [nf4|fp4|q4|int8] [kept|checkpointed] [LAYERS]
 //! [TOKENS]`
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout)] // an example may wait for the device and print
 
 use std::time::Instant;
 
+use burn::module::Module;
 use burn::tensor::{DType, Device};
-use idefics_generate::bench::{bytes, parameters};
-use idefics_generate::{AnyModel, Idefics2, Idefics2Config, ModelConfig, WeightFormat, WeightOptions};
+use idefics_generate::{AssembledModel, Idefics2, Idefics2Config, WeightFormat};
+use idefics_nn::checkpoint::fill_random;
+use idefics_nn::{LoadOptions, Quantization};
 use idefics_train::{
-    LabelRecipe, LabelledText, Trainable, Trainer, TrainingBatch, TrainingConfig, training_gradients_recomputing,
+    LabelRecipe, LabelledText, Trainable, Trainer, TrainingBatch, TrainingConfig, training_gradients_checkpointed,
 };
 use serde_json::json;
 
@@ -21,7 +23,7 @@ fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |at: usize, default: &str| arguments.get(at).map_or(default, String::as_str).to_owned();
     let format: WeightFormat = argument(0, "nf4").parse()?;
-    let recomputes = argument(1, "kept") == "recomputed";
+    let checkpoints = argument(1, "kept") == "checkpointed";
     let (layers, tokens): (usize, u32) = (argument(2, "10").parse()?, argument(3, "128").parse()?);
 
     let config: Idefics2Config = serde_json::from_value(json!({
@@ -39,13 +41,16 @@ fn main() -> Result<(), Failure> {
             "resampler_head_dim": 8, "num_key_value_heads": 1,
         },
     }))?;
-    let weights = WeightOptions { dtype: Some(DType::F32), quantize: format, ..WeightOptions::DEFAULT };
-    let device = Device::flex().autodiff();
-    let AnyModel::Idefics2(model) = AnyModel::random(&ModelConfig::Idefics2(config), &device, weights, 1, |_| ())?
-    else {
-        unreachable!("the configuration is one of Idefics2")
+    let quantize = match format {
+        WeightFormat::Packed(format) => {
+            Some(Quantization { format, double_quant: false, modules_to_not_convert: vec!["lm_head".to_owned()] })
+        }
+        _ => None,
     };
-    println!("weights: {:.0} MB as held, {:.0} MB in f32", megabytes(bytes(&model)), megabytes(4 * parameters(&model)));
+    let options = LoadOptions { dtype: Some(DType::F32), quantize, ..LoadOptions::default() };
+    let model = fill_random(Idefics2::new(&config, &Device::flex().autodiff())?, &options, 1, |_| ())?;
+    let (held, in_f32) = (megabytes(model.weight_bytes()), megabytes(4 * model.num_params()));
+    println!("weights: {held:.0} MB as held, {in_f32:.0} MB in f32");
 
     // Leaves only norms to train, including those of every decoder layer.
     let frozen = ["model.text_model.embed_tokens.", "model.vision_model.", "lm_head."].map(str::to_owned).to_vec();
@@ -59,7 +64,7 @@ fn main() -> Result<(), Failure> {
     std::fs::write("/proc/self/clear_refs", "5")?;
     let clock = Instant::now();
     let report = trainer.step(std::slice::from_ref(&batch), |model: &Idefics2, batch| {
-        if recomputes { training_gradients_recomputing(model, batch) } else { model.training_gradients(batch) }
+        if checkpoints { training_gradients_checkpointed(model, batch) } else { model.training_gradients(batch) }
     })?;
     println!("step: loss {:.3}, {:.1} s", report.loss, clock.elapsed().as_secs_f64());
     println!("peak of the step: {:.0} MB", resident("VmHWM")?);

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use idefics_generate::{InputError, Prompts};
 use idefics_nn::KvCache;
 use idefics_processor::image::ImageTile;
-use idefics_text::{Branches, DecoderStack, Places};
+use idefics_text::{Branches, DecoderStack, Positions};
 
 use crate::LabelRecipe;
 use crate::labels::NextTokens;
@@ -98,12 +98,12 @@ impl TrainingBatch {
     }
 
     /// For models with cross-attention to images: each token sees the latest image before it in its text, and no image
-    /// after an end token. See [`Prompts::seeing_latest_images`].
+    /// after an end token. See [`Prompts::attend_to_latest_images`].
     #[must_use]
-    pub fn seeing_latest_images(mut self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
+    pub fn attend_to_latest_images(mut self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
         self.prompts = match &self.parents {
-            None => self.prompts.seeing_latest_images(image_token_id, eos_token_id),
-            Some(parents) => self.prompts.seeing_latest_images_behind(parents, image_token_id, eos_token_id),
+            None => self.prompts.attend_to_latest_images(image_token_id, eos_token_id),
+            Some(parents) => self.prompts.attend_to_latest_images_in_branches(parents, image_token_id, eos_token_id),
         };
         self
     }
@@ -117,10 +117,15 @@ impl TrainingBatch {
     }
 
     /// Positions and masks of the tokens of `inputs_embeds`, `[batch, seq, d]`.
-    pub(crate) fn places(&self, decoder: &dyn DecoderStack, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Places {
+    pub(crate) fn positions(
+        &self,
+        decoder: &dyn DecoderStack,
+        inputs_embeds: &Tensor<3>,
+        cache: &KvCache,
+    ) -> Positions {
         match self.branches(cache) {
-            None => decoder.places(inputs_embeds, cache),
-            Some(branches) => decoder.branch_places(inputs_embeds, &branches, cache),
+            None => decoder.positions(inputs_embeds, cache),
+            Some(branches) => decoder.branch_positions(inputs_embeds, &branches, cache),
         }
     }
 

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use idefics_checkpoint::CheckpointError;
 use idefics_generate::{ErrorKind, InputError};
-use idefics_processor::io_words;
+use idefics_processor::describe_io_error;
 
 /// An error that stops training.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +37,7 @@ pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A file or folder cannot be written or read.
-    #[error("{}: {}; earlier checkpoints are unchanged", path.display(), io_words(source))]
+    #[error("{}: {}; earlier checkpoints are unchanged", path.display(), describe_io_error(source))]
     Io {
         /// Path of the file or folder.
         path: PathBuf,

@@ -1,12 +1,12 @@
 //! Training of IDEFICS v1. The batch must say which images its tokens see:
-//! [`TrainingBatch::seeing_latest_images`].
+//! [`TrainingBatch::attend_to_latest_images`].
 
 use std::cell::OnceCell;
 use std::rc::Rc;
 
 use burn::tensor::Tensor;
 use idefics_generate::{Idefics1, InputError, Model, SeenImages, VisionBatch};
-use idefics_text::{Context, DecoderStack, Unobserved};
+use idefics_text::{Context, DecoderStack, NoObserver};
 
 use crate::labels::{IGNORED_LABEL, NextTokens};
 use crate::segments::{is_trained, select};
@@ -22,8 +22,8 @@ impl Trainable for Idefics1 {
         let image_hidden_states = self.encode_images(&batch.images)?;
         let mut cache = self.cache(&batch.prompts, 0);
         let inputs_embeds = self.begin(&batch.prompts, image_hidden_states, &mut cache)?; // [batch, seq, d]
-        let places = batch.places(self.decoder(), &inputs_embeds, &cache);
-        let hidden_states = self.decoder().forward_at(inputs_embeds, &places, &mut cache, &mut Unobserved);
+        let positions = batch.positions(self.decoder(), &inputs_embeds, &cache);
+        let hidden_states = self.decoder().forward_at(inputs_embeds, &positions, &mut cache, &mut NoObserver);
         let targets = batch.targets(self.ignored_label(batch.recipe));
         let loss = summed_loss(self, hidden_states, &targets);
         Ok(LossGradients::backward(&loss, targets.len(), self))
@@ -39,21 +39,21 @@ impl Segments for Idefics1 {
         let context = image_segments(self, batch, &mut chain)?;
         let view = batch.prompts.seen_images().map(SeenImages::view);
         let n_parts = view.map_or(0, |view| view.n_parts()).max(1);
-        let context = context.filter(|_| view.is_some_and(|view| !view.is_blind()));
+        let context = context.filter(|_| view.is_some_and(|view| !view.sees_nothing()));
 
         let input_ids = batch.prompts.upload(self.shape().vocab_size, &Model::device(self).without_autodiff())?;
         let mut last = chain.push(&[], is_trained(&text.embed_tokens), move |model: &Self, _| {
             Ok(model.model.text.embed(input_ids.clone())) // [batch, seq, d]
         });
 
-        let (places, masked_out) = (Rc::new(OnceCell::new()), Rc::new(OnceCell::new()));
+        let (positions, mask) = (Rc::new(OnceCell::new()), Rc::new(OnceCell::new()));
         let interval = self.config().cross_layer_interval;
         for (layer_idx, layer) in text.layers.iter().enumerate() {
             let gated_idx = layer_idx.is_multiple_of(interval).then_some(layer_idx / interval);
             let trains_gated = gated_idx.is_some_and(|gated_idx| is_trained(&text.gated_cross_attn_layers[gated_idx]));
             let context = context.filter(|_| gated_idx.is_some());
             let inputs: Vec<usize> = std::iter::once(last).chain(context).collect();
-            let (places, masked_out) = (Rc::clone(&places), Rc::clone(&masked_out));
+            let (positions, mask) = (Rc::clone(&positions), Rc::clone(&mask));
             last = chain.push(&inputs, is_trained(layer) || trains_gated, move |model: &Self, inputs| {
                 let text = &model.model.text;
                 let mut hidden_states = inputs[0].clone(); // [batch, seq, d]
@@ -63,16 +63,16 @@ impl Segments for Idefics1 {
                         // [batch, max_images · n_vectors, d_image]
                         let part_len = images.dims()[1] / n_parts;
                         let device = images.device().without_autodiff();
-                        let masked_out = masked_out.get_or_init(|| view.masked_out(part_len, &device)).clone();
+                        let mask = mask.get_or_init(|| view.mask(part_len, &device)).clone();
                         let (key, value) = gated.cross_attn.key_values(images.clone());
-                        Context { key, value, masked_out }
+                        Context { key, value, mask }
                     });
                     hidden_states = gated.forward(hidden_states, context);
                 }
                 let mut cache = model.cache(&batch.prompts, 0);
-                let places = places.get_or_init(|| batch.places(text, &hidden_states.clone().inner(), &cache));
+                let positions = positions.get_or_init(|| batch.positions(text, &hidden_states.clone().inner(), &cache));
                 let layer = &text.layers[layer_idx];
-                Ok(layer.forward(hidden_states, layer_idx, places, &mut cache, &mut Unobserved))
+                Ok(layer.forward(hidden_states, layer_idx, positions, &mut cache, &mut NoObserver))
             });
         }
 

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Tensor};
 use idefics_generate::{Idefics2, Idefics3, ImageBatch, InputError, Model, VisionBatch};
 use idefics_nn::Linear;
-use idefics_text::{Decoder, Unobserved};
+use idefics_text::{Decoder, NoObserver};
 use idefics_vision::{PatchGrid, PatchLayout, VisionTransformer, patch_mask};
 
 use crate::labels::NextTokens;
@@ -50,9 +50,9 @@ fn training_gradients<M: ImageTokenModel + Trainable>(
     let image_hidden_states = model.encode_images(&batch.images)?;
     let mut cache = model.cache(&batch.prompts, 0);
     let inputs_embeds = model.begin(&batch.prompts, image_hidden_states, &mut cache)?;
-    let places = batch.places(model.decoder(), &inputs_embeds, &cache);
+    let positions = batch.positions(model.decoder(), &inputs_embeds, &cache);
     // [batch, seq, d]
-    let hidden_states = model.decoder().forward_at(inputs_embeds, &places, &mut cache, &mut Unobserved);
+    let hidden_states = model.decoder().forward_at(inputs_embeds, &positions, &mut cache, &mut NoObserver);
     let targets = batch.targets(model.ignored_label(batch.recipe));
     let loss = summed_loss(model, hidden_states, &targets);
     Ok(LossGradients::backward(&loss, targets.len(), model))
@@ -72,16 +72,16 @@ fn segments<'a, M: ImageTokenModel + Trainable>(
         inputs_embeds(model, batch, images.first().cloned())
     });
 
-    let places = Rc::new(OnceCell::new());
+    let positions = Rc::new(OnceCell::new());
     for (layer_idx, layer) in model.text_model().layers.iter().enumerate() {
-        let places = Rc::clone(&places);
+        let positions = Rc::clone(&positions);
         last = chain.push(&[last], is_trained(layer), move |model: &M, inputs| {
             let hidden_states = inputs[0].clone(); // [batch, seq, d]
             let mut cache = model.cache(&batch.prompts, 0);
-            let compute_places = |states: Tensor<3>| batch.places(model.decoder(), &states, &cache);
-            let places = places.get_or_init(|| compute_places(hidden_states.clone().inner()));
+            let compute_positions = |states: Tensor<3>| batch.positions(model.decoder(), &states, &cache);
+            let positions = positions.get_or_init(|| compute_positions(hidden_states.clone().inner()));
             let layer = &model.text_model().layers[layer_idx];
-            Ok(layer.forward(hidden_states, layer_idx, places, &mut cache, &mut Unobserved))
+            Ok(layer.forward(hidden_states, layer_idx, positions, &mut cache, &mut NoObserver))
         });
     }
 
@@ -111,16 +111,16 @@ fn image_segments<'a, M: ImageTokenModel>(
     let mut connected = Vec::new();
     for images in image_batches {
         let (grid, layout) = (images.grid, model.patch_layout(&images));
-        let masked_out = patch_mask(&layout, &Model::device(model).without_autodiff());
+        let mask = patch_mask(&layout, &Model::device(model).without_autodiff());
         let mut last = chain.push(&[], is_trained(&tower.embeddings), move |model: &M, _| {
             let pixel_values = images.upload(&Model::device(model)); // [n_images, 3, height, width]
             Ok(model.vision_model().embeddings.forward(pixel_values, &layout))
         });
         for (layer_idx, layer) in tower.encoder.layers.iter().enumerate() {
-            let masked_out = masked_out.clone();
+            let mask = mask.clone();
             last = chain.push(&[last], is_trained(layer), move |model: &M, inputs| {
                 let layer = &model.vision_model().encoder.layers[layer_idx];
-                Ok(layer.forward(inputs[0].clone(), masked_out.clone())) // [n_images, patches, d_vision]
+                Ok(layer.forward(inputs[0].clone(), mask.clone())) // [n_images, patches, d_vision]
             });
         }
         connected.push(chain.push(&[last], trains_connector, move |model: &M, inputs| {

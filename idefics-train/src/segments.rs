@@ -1,4 +1,4 @@
-//! Splits a model into segments that run one after another, for activation checkpointing.
+//! Splits a model into segments that run one after another, for gradient checkpointing.
 
 use std::fmt;
 

@@ -144,7 +144,7 @@ fn read_moments(
     let read = |name: String| {
         let view = file.tensor(&name).map_err(|error| broken(format!("`{name}`: {error}")))?;
         if view.dtype() != Dtype::F32 {
-            return Err(broken(format!("`{name}` is {:?}, expected F32", view.dtype())));
+            return Err(broken(format!("`{name}` is {:?}; expected F32", view.dtype())));
         }
         let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
         Ok(Tensor::<1>::from_data(TensorData::from(values.as_slice()), (device, DType::F32)))

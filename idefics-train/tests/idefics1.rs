@@ -5,7 +5,7 @@ use burn::tensor::{DType, Device, Tensor};
 use idefics_generate::Idefics1;
 use idefics_generate::processor::image::ImageTile;
 use idefics_nn::{ParameterMapper, map_parameters};
-use idefics_train::{LabelRecipe, LabelledText, Trainable, TrainingBatch, training_gradients_recomputing};
+use idefics_train::{LabelRecipe, LabelledText, Trainable, TrainingBatch, training_gradients_checkpointed};
 
 use crate::training::assert_close_gradients;
 use crate::xtask_folder;
@@ -43,14 +43,14 @@ fn batches(model: &Idefics1) -> [TrainingBatch; 2] {
     let together = TrainingBatch::branching(&rows, [&one[..], &two].concat(), recipe, 0).unwrap();
     let images = [&one[..], &one, &one, &two, &two].concat();
     let apart = TrainingBatch::padded(&rows.concat(), images, recipe, 0).unwrap();
-    [together, apart].map(|batch| batch.seeing_latest_images(IMAGE, Some(EOS)))
+    [together, apart].map(|batch| batch.attend_to_latest_images(IMAGE, Some(EOS)))
 }
 
 /// A row without images.
 fn text_only() -> TrainingBatch {
     let text = LabelledText { ids: vec![1, 40, 41, 42], labels: vec![-100, -100, 41, 42] };
     let batch = TrainingBatch::padded(&[text], Vec::new(), LabelRecipe::Transformers5, 0).unwrap();
-    batch.seeing_latest_images(IMAGE, Some(EOS))
+    batch.attend_to_latest_images(IMAGE, Some(EOS))
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn recomputing_layers_gives_the_same_gradients() {
         let model = model(name);
         for batch in batches(&model).into_iter().chain([text_only()]) {
             let kept = model.training_gradients(&batch).unwrap();
-            assert_close_gradients(name, &kept, &training_gradients_recomputing(&model, &batch).unwrap());
+            assert_close_gradients(name, &kept, &training_gradients_checkpointed(&model, &batch).unwrap());
         }
     }
 }
@@ -89,7 +89,7 @@ fn recomputing_with_frozen_parts_gives_the_same_gradients() {
         let model = map_parameters(model("idefics1-small"), &mut Freeze(prefixes));
         for batch in batches(&model).into_iter().chain([text_only()]) {
             let kept = model.training_gradients(&batch).unwrap();
-            let recomputed = training_gradients_recomputing(&model, &batch).unwrap();
+            let recomputed = training_gradients_checkpointed(&model, &batch).unwrap();
             assert_close_gradients(&prefixes.join(" "), &kept, &recomputed);
         }
     }

@@ -8,7 +8,7 @@ use idefics_generate::{ErrorKind, Idefics2, Idefics2Config, InputError, ModelCon
 use idefics_nn::{ParameterVisitor, visit_parameters};
 use idefics_train::{
     LabelRecipe, LabelledText, LossGradients, Schedule, StepReport, TrainError, Trainable, Trainer, TrainingBatch,
-    TrainingConfig, training_gradients_recomputing,
+    TrainingConfig, training_gradients_checkpointed,
 };
 
 use crate::xtask_folder;
@@ -141,7 +141,7 @@ fn recomputing_layers_gives_the_same_gradients() {
         let (model, config) = (model(name), config(name));
         let batch = batch(&config, 1);
         let kept = model.training_gradients(&batch).unwrap();
-        let recomputed = training_gradients_recomputing(&model, &batch).unwrap();
+        let recomputed = training_gradients_checkpointed(&model, &batch).unwrap();
         assert_same_gradients(name, &model, &kept, &recomputed);
     }
 }
@@ -163,7 +163,7 @@ fn recomputing_with_frozen_parts_gives_the_same_gradients() {
         let model = trainer.module();
         for batch in [&batch, &texts] {
             let kept = model.training_gradients(batch).unwrap();
-            assert_close_gradients(&prefixes.join(" "), &kept, &training_gradients_recomputing(model, batch).unwrap());
+            assert_close_gradients(&prefixes.join(" "), &kept, &training_gradients_checkpointed(model, batch).unwrap());
         }
     }
 }
@@ -176,7 +176,7 @@ fn branching_rows_match_separate_rows() {
         assert!(together.prompts.input_ids().len() < apart.prompts.input_ids().len());
         let expected = model.training_gradients(&apart).unwrap();
         assert_same_gradients(name, &model, &expected, &model.training_gradients(&together).unwrap());
-        assert_same_gradients(name, &model, &expected, &training_gradients_recomputing(&model, &together).unwrap());
+        assert_same_gradients(name, &model, &expected, &training_gradients_checkpointed(&model, &together).unwrap());
     }
 }
 

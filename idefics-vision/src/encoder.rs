@@ -47,10 +47,10 @@ impl EncoderLayer {
 
     /// # Shapes
     /// - `hidden_states`: `[n_images, patches, d]`
-    /// - `masked_out`: `[n_images, 1, patches, patches]`, true where a key is masked
+    /// - `mask`: `[n_images, 1, patches, patches]`, true where a key is masked
     /// - returns `[n_images, patches, d]`
-    pub fn forward(&self, hidden_states: Tensor<3>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<3> {
-        let attended = self.self_attn.forward(self.layer_norm1.forward(hidden_states.clone()), masked_out);
+    pub fn forward(&self, hidden_states: Tensor<3>, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
+        let attended = self.self_attn.forward(self.layer_norm1.forward(hidden_states.clone()), mask);
         let hidden_states = hidden_states + attended;
         hidden_states.clone() + self.mlp.forward(self.layer_norm2.forward(hidden_states))
     }
@@ -84,14 +84,14 @@ impl Attention {
 
     /// # Shapes
     /// Those of [`EncoderLayer::forward`].
-    pub fn forward(&self, hidden_states: Tensor<3>, masked_out: Option<Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, hidden_states: Tensor<3>, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let [n_images, patches, d] = hidden_states.dims();
         let split_heads =
             |states: Tensor<3>| states.reshape([n_images, patches, self.n_heads, d / self.n_heads]).swap_dims(1, 2);
         let query = split_heads(self.q_proj.forward(hidden_states.clone())); // [n_images, heads, patches, head_dim]
         let key = split_heads(self.k_proj.forward(hidden_states.clone()));
         let value = split_heads(self.v_proj.forward(hidden_states));
-        let context = attention(query, key, value, masked_out, self.q_proj.activations());
+        let context = attention(query, key, value, mask, self.q_proj.activations());
         self.out_proj.forward(context.swap_dims(1, 2).reshape([n_images, patches, d]))
     }
 }

@@ -17,7 +17,7 @@ pub enum PatchError {
         patch_size: usize,
     },
     /// Attention over the patches of the image would need too much memory.
-    #[error("image of {width}x{height} pixels has {patches} patches; at most {limit} are accepted")]
+    #[error("image of {width}x{height} pixels has {patches} patches; at most {limit} are allowed")]
     TooMany {
         /// Width of the image, in pixels.
         width: usize,

@@ -10,7 +10,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, assert_shape};
-use idefics_nn::{Embedding, LayerNorm, normal, product};
+use idefics_nn::{Embedding, LayerNorm, linear, normal};
 
 use crate::{Encoder, PatchLayout, VisionConfig};
 
@@ -57,10 +57,10 @@ impl VisionTransformer {
         layout: &PatchLayout,
         mut observe: impl FnMut(usize, &Tensor<3>),
     ) -> Tensor<3> {
-        let masked_out = patch_mask(layout, &pixel_values.device());
+        let mask = patch_mask(layout, &pixel_values.device());
         let mut hidden_states = self.embeddings.forward(pixel_values, layout); // [n_images, patches, d]
         for (layer_idx, layer) in self.encoder.layers.iter().enumerate() {
-            hidden_states = layer.forward(hidden_states, masked_out.clone());
+            hidden_states = layer.forward(hidden_states, mask.clone());
             observe(layer_idx, &hidden_states);
         }
         self.post_layernorm.forward(hidden_states)
@@ -149,7 +149,7 @@ impl PatchEmbedding {
             .permute([0, 2, 4, 1, 3, 5]) // [n_images, rows, cols, channels, patch, patch]
             .reshape([n_images * rows * cols, n_pixels]);
         let bias = self.bias.as_ref().map(Param::val);
-        let patch_embeds = product(pixels, weight.reshape([d, n_pixels]), bias);
+        let patch_embeds = linear(pixels, weight.reshape([d, n_pixels]), bias);
         patch_embeds.reshape([n_images, rows * cols, d])
     }
 }

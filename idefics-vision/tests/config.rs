@@ -73,7 +73,7 @@ fn width_must_be_a_multiple_of_heads() {
     let error = error("num_attention_heads", json!(7));
     assert_eq!(
         error.to_string(),
-        "`vision_config.hidden_size` is 768, which is not a multiple of `vision_config.num_attention_heads`, 7"
+        "`vision_config.hidden_size` is 768; expected a multiple of `vision_config.num_attention_heads`, 7"
     );
 }
 

@@ -1,4 +1,4 @@
-//! The JSON files that describe a model, but for its tokenizer, from the metadata of its GGUF files.
+//! The JSON files of a model, except those of the tokenizer, from the metadata of its GGUF files.
 
 use serde_json::{Map, Value, json};
 
@@ -22,7 +22,7 @@ pub(super) fn config(model: &GgufModel) -> Result<Value, GgufError> {
         None => json!({ "text_only": true }),
         Some(vision) => {
             let image_token_id = token_id(&metadata, IMAGE)?.ok_or_else(|| {
-                metadata.error("tokenizer.ggml.tokens", "without `<image>`", "a vocabulary with the token of an image")
+                metadata.error("tokenizer.ggml.tokens", "without `<image>`", "a vocabulary with `<image>`")
             })?;
             json!({
                 "image_token_id": image_token_id,
@@ -41,11 +41,11 @@ fn text_config(model: &GgufModel, metadata: &Metadata<'_>) -> Result<Value, Gguf
     let TextSizes { layers, hidden, heads, head_dim } = model.text_sizes;
     let embeddings = model.text.tensor("token_embd.weight").and_then(|(tensor, _)| tensor.dims.get(1).copied());
     let vocab_size = embeddings.ok_or_else(|| {
-        let (name, reason) = ("token_embd.weight".to_owned(), "it is missing, or no matrix".to_owned());
+        let (name, reason) = ("token_embd.weight".to_owned(), "it is missing or not a matrix".to_owned());
         model.text.error(GgufFault::Tensor { name, reason })
     })?;
     if let Some(found) = metadata.number("llama.vocab_size")?.filter(|found| *found != vocab_size) {
-        let expected = format!("{vocab_size}, the rows of `token_embd.weight`");
+        let expected = format!("{vocab_size}, the number of rows of `token_embd.weight`");
         return Err(metadata.error("llama.vocab_size", found.to_string(), expected));
     }
     let mut config = json!({
@@ -67,7 +67,7 @@ fn text_config(model: &GgufModel, metadata: &Metadata<'_>) -> Result<Value, Gguf
     Ok(config)
 }
 
-/// The decimal number that was rounded to this f32: 1e-5 for 9.99999974737875e-6.
+/// The shortest decimal number that rounds to this f32: 1e-5 for 9.99999974737875e-6.
 fn of_f32(value: f64) -> f64 {
     (value as f32).to_string().parse().unwrap_or(value)
 }
@@ -87,16 +87,19 @@ fn rope_scaling(model: &GgufModel, metadata: &Metadata<'_>) -> Result<Option<Val
             tensor.kind.dequantize(bytes, &mut values);
             let theta = metadata.float("llama.rope.freq_base")?.unwrap_or(10_000.0);
             llama3(&values, theta, model.text_sizes.head_dim).map(Some).ok_or_else(|| {
-                let (name, reason) = (tensor.name.clone(), "not the divisors of Llama 3".to_owned());
+                let (name, reason) =
+                    (tensor.name.clone(), "its values are not those of Llama 3's rope scaling".to_owned());
                 model.text.error(GgufFault::Tensor { name, reason })
             })
         }
         (other, None) => Err(metadata.error(key, format!("{other:?}"), "`none` or `linear`")),
-        (other, Some(_)) => Err(metadata.error(key, format!("{other:?}"), "`none` where there is a rope_freqs.weight")),
+        (other, Some(_)) => {
+            Err(metadata.error(key, format!("{other:?}"), "`none`, because the file has `rope_freqs.weight`"))
+        }
     }
 }
 
-/// The rope scaling of Llama 3 whose divisors of frequencies these are.
+/// The rope scaling of Llama 3 that has these divisors of the frequencies; `None` if they are not Llama 3's.
 ///
 /// Source: `LlamaModel.generate_extra_tensors` of `convert_hf_to_gguf.py`; the bands are those of all Llama 3 models.
 fn llama3(divisors: &[f32], theta: f64, head_dim: usize) -> Option<Value> {
@@ -153,7 +156,7 @@ pub(super) fn preprocessor(vision: &Vision) -> Result<Value, GgufError> {
             Some(values) => Err(metadata.error(key, format!("{} values", values.len()), "3 values")),
         }
     };
-    // Older files lack the size to which pictures are brought; all public models have four tiles.
+    // Older files lack the size that pictures are resized to; all public models use four tiles per side.
     let longest_edge = metadata.number("clip.vision.preproc_image_size")?.unwrap_or(4 * tile);
     Ok(json!({
         "image_processor_type": "Idefics3ImageProcessor",
@@ -172,7 +175,7 @@ pub(super) fn processor(vision: &Vision) -> Value {
     json!({ "image_seq_len": side.saturating_mul(side) })
 }
 
-/// `generation_config.json`: the ids.
+/// `generation_config.json`: the ids of the start, end and padding tokens.
 pub(super) fn generation(model: &GgufModel) -> Result<Value, GgufError> {
     let metadata = model.text.metadata();
     let mut config = Map::new();

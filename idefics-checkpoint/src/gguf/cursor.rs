@@ -1,4 +1,4 @@
-//! Bytes of a file, taken from the front.
+//! Reads a file from front to back.
 
 use super::GgufFault;
 use super::error::shorten;
@@ -25,7 +25,7 @@ impl<'a> Cursor<'a> {
             return Err(GgufFault::Truncated { what, offset, needed: n, left: self.left() });
         }
         let start = self.at;
-        self.at += n as usize; // at most what the slice has
+        self.at += n as usize; // `left` fits into usize
         Ok(&self.bytes[start..self.at])
     }
 
@@ -42,7 +42,7 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A count of items of at least `smallest` bytes, all of which can be in the rest of the file.
+    /// A number of items of at least `smallest` bytes each. The rest of the file has room for all of them.
     pub(super) fn count(&mut self, what: &str, smallest: u64) -> Result<u64, GgufFault> {
         let offset = self.at as u64;
         let count = self.u64(what)?;

@@ -1,10 +1,10 @@
 use std::path::{Path, PathBuf};
 
-/// Why a GGUF file was refused. The message names the file, and what was expected.
+/// An invalid or unsupported GGUF file. The message names the file and what was expected.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {fault}", path.display())]
 pub struct GgufError {
-    /// The file, or the folder of several.
+    /// The file, or the folder if several files are at fault.
     pub path: PathBuf,
     /// What is wrong with it.
     pub fault: GgufFault,
@@ -20,35 +20,37 @@ impl GgufError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GgufFault {
-    /// The file is of another kind.
+    /// The file is not a GGUF file.
     #[error("not a GGUF file: it begins with {found:02x?} instead of \"GGUF\"; download it again")]
     Magic {
         /// The first bytes.
         found: Vec<u8>,
     },
-    /// A version that is not read.
-    #[error("GGUF version {found}: versions 2 and 3 are read; convert the model again with a current llama.cpp")]
+    /// The version is not supported.
+    #[error("GGUF version {found} is not supported; expected 2 or 3; convert the model again with a current llama.cpp")]
     Version {
         /// The version.
         found: u32,
     },
-    /// A file for machines of the other byte order.
-    #[error("a big-endian GGUF file: only little-endian ones are read; convert the model again without --bigendian")]
+    /// The file is big-endian.
+    #[error("the GGUF file is big-endian; expected little-endian; convert the model again without --bigendian")]
     BigEndian,
     /// The file ends too early.
-    #[error("truncated GGUF: {what} at byte {offset} needs {needed} bytes, {left} are left; download it again")]
+    #[error(
+        "truncated GGUF: {what} at byte {offset} needs {needed} bytes, but only {left} are left; download it again"
+    )]
     Truncated {
         /// What the missing bytes belong to.
         what: String,
-        /// Where it begins.
+        /// Offset of its first byte.
         offset: u64,
-        /// Bytes that it needs, at least.
+        /// Minimum number of bytes that it needs.
         needed: u64,
-        /// Bytes of the file from there on.
+        /// Number of bytes from there to the end of the file.
         left: u64,
     },
-    /// A value that the format does not allow, or that is beyond a limit.
-    #[error("damaged GGUF: {what} at byte {offset} is {found}, expected {expected}; download it again")]
+    /// The format does not allow a value, or it exceeds a limit.
+    #[error("damaged GGUF: {what} at byte {offset} is {found}; expected {expected}; download it again")]
     Value {
         /// The field.
         what: String,
@@ -60,7 +62,7 @@ pub enum GgufFault {
         expected: String,
     },
     /// Two keys or two tensors of one name.
-    #[error("damaged GGUF: {what} `{name}` at byte {offset} is there twice")]
+    #[error("damaged GGUF: {what} `{name}` at byte {offset} occurs twice")]
     Duplicate {
         /// A key, or a tensor.
         what: &'static str,
@@ -69,20 +71,20 @@ pub enum GgufFault {
         /// Where the second one is described.
         offset: u64,
     },
-    /// Two tensors that share bytes.
+    /// Two tensors overlap.
     #[error("damaged GGUF: tensors `{first}` and `{second}` overlap at byte {offset}")]
     Overlap {
-        /// The one that begins first.
+        /// The tensor that begins first.
         first: String,
-        /// The other.
+        /// The other tensor.
         second: String,
-        /// Where the other begins.
+        /// Offset of the other tensor.
         offset: u64,
     },
-    /// A tensor type that is not read.
+    /// The type of a tensor is not supported.
     #[error(
-        "GGUF tensor `{name}` (byte {offset}) has type {found}, which is not read; take a file with F32, F16, BF16, Q8_0, \
-         Q4_0, Q4_1, Q5_0, Q5_1 or Q2_K to Q6_K, such as Q8_0 or Q4_K_M"
+        "GGUF tensor `{name}` (byte {offset}) has type {found}; expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or \
+         Q2_K to Q6_K; download the model in another quantisation, such as Q8_0 or Q4_K_M"
     )]
     TensorType {
         /// The tensor.
@@ -92,25 +94,25 @@ pub enum GgufFault {
         /// The type's name, or its number.
         found: String,
     },
-    /// Metadata without which the file is no model.
-    #[error("the GGUF metadata has no `{key}`, expected {expected}")]
+    /// A required key is missing from the metadata.
+    #[error("the GGUF metadata has no `{key}`; expected {expected}")]
     MissingKey {
         /// The key.
         key: String,
-        /// What its value would be.
+        /// The expected value.
         expected: &'static str,
     },
-    /// A value of the metadata that is well-formed and not read.
-    #[error("`{key}` of the GGUF metadata is {found}, expected {expected}")]
+    /// A value of the metadata is valid, but not supported.
+    #[error("`{key}` of the GGUF metadata is {found}; expected {expected}")]
     Key {
         /// The key.
         key: String,
         /// Its value.
         found: String,
-        /// What is read.
+        /// The supported values.
         expected: String,
     },
-    /// A tensor that the model has no place for, or that is not what the metadata says.
+    /// A tensor is unknown, or does not match the metadata.
     #[error("GGUF tensor `{name}`: {reason}")]
     Tensor {
         /// The tensor.
@@ -118,7 +120,7 @@ pub enum GgufFault {
         /// What is wrong.
         reason: String,
     },
-    /// Files that do not make one model together.
+    /// The files do not belong together, or one is missing.
     #[error("GGUF: {reason}")]
     Files {
         /// What is wrong, and what to do.
@@ -126,7 +128,7 @@ pub enum GgufFault {
     },
 }
 
-/// Text of a file for a message, cut where it is long.
+/// Text of a file for a message, cut after 80 characters.
 pub(super) fn shorten(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &text[..end]),

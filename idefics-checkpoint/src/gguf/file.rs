@@ -1,4 +1,4 @@
-//! A GGUF file, or the files that one was split into.
+//! A GGUF file, or the parts that it was split into.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::{GgufError, GgufFault, GgufTensor, Metadata};
 use crate::CheckpointError;
 use crate::map::map_file;
 
-/// An opened file, mapped, with all of its parts if it was split.
+/// A memory-mapped GGUF file, with all of its parts if it was split.
 #[derive(Debug, Clone)]
 pub struct GgufFile {
     path: PathBuf,
@@ -42,10 +42,10 @@ impl Part {
 }
 
 impl GgufFile {
-    /// Maps a file, and those that belong to it if it is the first part of several (`name-00001-of-00003.gguf`).
+    /// Maps a file, and the other parts if it is the first of several (`name-00001-of-00003.gguf`).
     ///
     /// # Errors
-    /// [`CheckpointError::Gguf`] for a fault of a file, or parts that do not belong together; those of reading.
+    /// [`CheckpointError::Gguf`] if a file is invalid or the parts do not belong together; [`CheckpointError::Io`].
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let first = Part::open(path)?;
         let mut file = Self { path: path.to_owned(), parts: vec![first] };
@@ -63,33 +63,38 @@ impl GgufFile {
         let split = Split::of(&self.path).filter(|split| split.count == count && split.number == 1);
         let Some(split) = split.filter(|_| number == Some(0)) else {
             let reason = format!(
-                "it is one of {count} parts; give the first, and keep the names NAME-00001-of-{count:05}.gguf and so on"
+                "it is one of {count} parts; give the first part, and keep the file names NAME-00001-of-{count:05}.gguf \
+                 and so on"
             );
             return Err(self.error(GgufFault::Files { reason }).into());
         };
         for number in 2..=count {
             let path = split.part(number);
             if !path.is_file() {
-                let reason = format!("part {number} of {count} is not there; download it into the same folder");
+                let reason = format!("part {number} of {count} is missing; download it into the same folder");
                 return Err(GgufError::new(&path, GgufFault::Files { reason }).into());
             }
             let part = Part::open(&path)?;
             let metadata = part.metadata(&path);
             if (metadata.number("split.no")?, metadata.number("split.count")?) != (Some(number - 1), Some(count)) {
-                let reason = format!("it does not say that it is part {number} of {count}; download it again");
+                let reason =
+                    format!("its metadata does not say that it is part {number} of {count}; download it again");
                 return Err(GgufError::new(&path, GgufFault::Files { reason }).into());
             }
             self.parts.push(part);
         }
         let found: usize = self.parts.iter().map(|part| part.header.tensors().len()).sum();
         if let Some(expected) = n_tensors.filter(|expected| *expected != found) {
-            let reason = format!("the {count} parts have {found} tensors, `split.tensors.count` is {expected}");
+            let reason = format!(
+                "the {count} parts have {found} tensors; expected {expected} (`split.tensors.count`); download them \
+                 again"
+            );
             return Err(self.error(GgufFault::Files { reason }).into());
         }
         let mut names = HashSet::new();
         for tensor in self.parts.iter().flat_map(|part| part.header.tensors()) {
             if !names.insert(tensor.name.as_str()) {
-                let reason = format!("tensor `{}` is in two parts", tensor.name);
+                let reason = format!("tensor `{}` occurs in two parts; download them again", tensor.name);
                 return Err(self.error(GgufFault::Files { reason }).into());
             }
         }

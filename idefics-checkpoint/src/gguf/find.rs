@@ -1,4 +1,4 @@
-//! Which files a path means.
+//! Finds the GGUF files of a model.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{GgufError, GgufFault};
 
-/// Files of which one holds or lists weights in another layout.
+/// Weight files, and indices of weight files, of other formats.
 const OTHER_WEIGHTS: [&str; 4] =
     ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 
@@ -20,11 +20,11 @@ pub struct GgufPaths {
 }
 
 impl GgufPaths {
-    /// What a path means: a GGUF file with the `*mmproj*.gguf` beside it, or the two files of a folder that has no weights
-    /// of another kind with their `config.json`. `None` for everything else.
+    /// Finds the files of a model: a GGUF file and the `*mmproj*.gguf` in its folder, or the two files of a folder.
+    /// `None` if there is no GGUF file, or if the folder has a `config.json` and weights in another format.
     ///
     /// # Errors
-    /// [`GgufFault::Files`] where several files could be meant, or the text model is missing.
+    /// [`GgufFault::Files`] if there are several models or vision towers, or if the text model is missing.
     pub fn find(path: &Path) -> Result<Option<Self>, GgufError> {
         if path.is_file() {
             return match is_gguf(path) {
@@ -40,13 +40,15 @@ impl GgufPaths {
         let error = |reason: String| Err(GgufError::new(path, GgufFault::Files { reason }));
         match texts.as_slice() {
             [] if mmprojs.is_empty() => Ok(None),
-            [] => error(format!("the folder has {}, but no text model; download it beside", names(&mmprojs))),
+            [] => {
+                error(format!("the folder has {}, but no text model; download the text model into it", names(&mmprojs)))
+            }
             [text] => Ok(Some(Self { text: text.clone(), mmproj: one_mmproj(path, mmprojs)? })),
-            _ => error(format!("the folder has several models, {}; give the file", names(&texts))),
+            _ => error(format!("the folder has several models: {}; give the path of one file", names(&texts))),
         }
     }
 
-    /// The text model of a path, as [`Self::find`] finds it, with another vision tower than what lies beside it.
+    /// Like [`Self::find`], with `mmproj` instead of the vision tower in the folder.
     ///
     /// # Errors
     /// As [`Self::find`].
@@ -58,7 +60,8 @@ impl GgufPaths {
                 let mut texts = gguf_files(path).into_iter().filter(|path| !is_mmproj(path));
                 let Some(text) = texts.next() else { return Ok(None) };
                 if let Some(second) = texts.next() {
-                    let reason = format!("the folder has several models, {}; give the file", names(&[text, second]));
+                    let reason =
+                        format!("the folder has several models: {}; give the path of one file", names(&[text, second]));
                     return Err(GgufError::new(path, GgufFault::Files { reason }));
                 }
                 text
@@ -67,7 +70,8 @@ impl GgufPaths {
         Ok(Some(Self { text, mmproj: Some(mmproj.to_owned()) }))
     }
 
-    /// Every file that the model is read from: its parts, its vision tower, and the JSON files and templates beside it.
+    /// Every file that the model is read from: its parts, its vision tower, and the JSON files and templates in its
+    /// folder.
     pub fn files(&self) -> Vec<PathBuf> {
         let is_text = |path: &Path| {
             let ends = |ending: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending));
@@ -87,8 +91,8 @@ impl GgufPaths {
 
     fn of_file(path: &Path) -> Result<Self, GgufError> {
         if is_mmproj(path) {
-            let reason = "it is the vision tower of a model (mmproj); give the GGUF file of the text model, and this one beside \
-                          it or as --mmproj";
+            let reason = "it is the vision tower of a model (mmproj); give the GGUF file of the text model, and this file in the \
+                          same folder or as --mmproj";
             return Err(GgufError::new(path, GgufFault::Files { reason: reason.to_owned() }));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -96,13 +100,13 @@ impl GgufPaths {
         Ok(Self { text: path.to_owned(), mmproj: one_mmproj(folder, mmprojs)? })
     }
 
-    /// The folder of the text model, whose other files count.
+    /// The folder of the text model. Its JSON files and templates are part of the model.
     pub fn folder(&self) -> &Path {
         self.text.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 }
 
-/// Whether a file is one of llama.cpp's, by its ending or its first bytes.
+/// Whether a file is a GGUF file, by its ending or its first bytes.
 fn is_gguf(path: &Path) -> bool {
     let has_ending = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
     path.is_file() && (has_ending || begins_with_gguf(path))
@@ -113,16 +117,16 @@ fn begins_with_gguf(path: &Path) -> bool {
     File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"
 }
 
-/// By its name, as llama.cpp's tools write it and look for it.
+/// Whether a file is a vision tower, by the name that llama.cpp's tools give it.
 fn is_mmproj(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().to_lowercase().contains("mmproj"))
 }
 
-/// The GGUF files of a folder in the order of their names; of those that were split the first parts.
+/// The GGUF files of a folder, sorted by name; only the first part of a model that is split.
 fn gguf_files(folder: &Path) -> Vec<PathBuf> {
     let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|file| file.path());
     let is_first = |path: &PathBuf| Split::of(path).is_none_or(|split| split.number == 1);
-    // A file in the place of other weights is named where these are read.
+    // The readers of other formats report a GGUF file under the name of their weights.
     let is_other = |path: &PathBuf| OTHER_WEIGHTS.iter().any(|name| path.ends_with(name));
     let files = files.filter(|path| !is_other(path) && is_gguf(path));
     let mut files: Vec<PathBuf> = files.filter(is_first).collect();
@@ -132,7 +136,7 @@ fn gguf_files(folder: &Path) -> Vec<PathBuf> {
 
 fn one_mmproj(folder: &Path, mut mmprojs: Vec<PathBuf>) -> Result<Option<PathBuf>, GgufError> {
     if mmprojs.len() > 1 {
-        let reason = format!("there are several vision towers, {}; say which with --mmproj", names(&mmprojs));
+        let reason = format!("the folder has several vision towers: {}; choose one with --mmproj", names(&mmprojs));
         return Err(GgufError::new(folder, GgufFault::Files { reason }));
     }
     Ok(mmprojs.pop())

@@ -1,4 +1,4 @@
-//! Everything of a file up to its data.
+//! Everything in a file before its data.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -11,9 +11,9 @@ use super::error::shorten;
 use super::value::{Field, Metadata};
 use super::{GgufError, GgufFault};
 
-/// Keys of one file; real ones have about forty.
+/// Maximum number of keys in a file; real files have about forty.
 const MAX_KEYS: u64 = 1 << 16;
-/// Tensors of one file; the largest public checkpoints have a few thousand.
+/// Maximum number of tensors in a file; the largest public checkpoints have a few thousand.
 const MAX_TENSORS: u64 = 100_000;
 const MAX_KEY_BYTES: usize = 65_535;
 /// `GGML_MAX_NAME`.
@@ -35,7 +35,7 @@ pub struct GgufHeader {
 pub struct GgufTensor {
     /// Name in the file.
     pub name: String,
-    /// Dimensions, the fastest first: a matrix `[d_out, d_in]` of PyTorch is `[d_in, d_out]` here.
+    /// Dimensions, the contiguous one first: a matrix `[d_out, d_in]` of PyTorch is `[d_in, d_out]` here.
     pub dims: Vec<usize>,
     /// How its rows are stored.
     pub kind: GgufType,
@@ -49,14 +49,14 @@ impl GgufHeader {
         &self.tensors
     }
 
-    /// The metadata, whose values lie in the bytes of the `file` that was parsed; `path` is for messages.
+    /// The metadata. `file` is the content that was parsed, which has the values; `path` is for messages.
     pub fn metadata<'a>(&'a self, path: &'a Path, file: &'a [u8]) -> Metadata<'a> {
         Metadata { path, fields: &self.fields, file }
     }
 }
 
-/// Reads keys and tensor descriptions of a file whose content is `file`. No weight is looked at, and no more memory is
-/// taken than a small multiple of what the descriptions have in the file.
+/// Parses the keys and tensor descriptions of a file with the content `file`. Reads no weight, and allocates only a
+/// small multiple of the size of the descriptions.
 ///
 /// # Errors
 /// [`GgufError`] naming `path` and the byte at fault.
@@ -105,7 +105,7 @@ fn read(file: &[u8]) -> Result<GgufHeader, GgufFault> {
     Ok(GgufHeader { fields, tensors })
 }
 
-/// Numbers of tensors and keys, which the file has room for.
+/// Numbers of tensors and keys, checked against the size of the file.
 fn counts(cursor: &mut Cursor<'_>) -> Result<(u64, u64), GgufFault> {
     let at = cursor.at as u64;
     let n_tensors = cursor.count("the number of tensors", 24)?;
@@ -187,10 +187,15 @@ impl<'a> Info<'a> {
             expected,
         };
         let row_bytes = kind.row_bytes(dims[0]).ok_or_else(|| {
-            bad("the first dimension", dims[0].to_string(), format!("a multiple of the {} block", kind.block_len()))
+            bad(
+                "the first dimension",
+                dims[0].to_string(),
+                format!("a multiple of the block length {}", kind.block_len()),
+            )
         })?;
         let bytes = dims[1..].iter().try_fold(row_bytes, |bytes, dim| bytes.checked_mul(*dim));
-        let bytes = bytes.ok_or_else(|| bad("the size", format!("{dims:?}"), "a size that a file has".to_owned()))?;
+        let bytes =
+            bytes.ok_or_else(|| bad("the size", format!("{dims:?}"), "a size that fits into memory".to_owned()))?;
         if !offset.is_multiple_of(alignment as u64) {
             return Err(bad("the offset", offset.to_string(), format!("a multiple of {alignment}")));
         }
@@ -219,7 +224,7 @@ fn check_overlaps(tensors: &[GgufTensor]) -> Result<(), GgufFault> {
     }
 }
 
-/// The names of types that are not read. Source: `ggml_type` of ggml.
+/// The names of unsupported types. Source: `ggml_type` of ggml.
 fn other_type(id: u32) -> String {
     let name = match id {
         4 => "Q4_2",

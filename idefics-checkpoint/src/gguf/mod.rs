@@ -1,4 +1,4 @@
-//! GGUF files, the models of llama.cpp: a strict reader of the container, and what it holds as a checkpoint.
+//! GGUF files, the format of llama.cpp: a strict reader of the container, and its content as a checkpoint.
 //!
 //! # The container
 //! ```text
@@ -6,19 +6,19 @@
 //! string = u64 length + bytes          array = u32 item type + u64 count + items
 //! info   = string name | u32 n_dims | n_dims × u64 | u32 type | u64 offset
 //! ```
-//! All numbers are little-endian; versions 2 and 3 are the same but for the byte order that 3 allows, which is not read.
-//! Dimensions are the fastest first. [`parse`] reads everything up to the data of a file that is mapped; values stay
-//! where they are, and [`Metadata`] looks at them.
+//! All numbers are little-endian. Versions 2 and 3 differ only in that 3 also allows big-endian files, which are not
+//! supported. The contiguous dimension comes first. [`parse`] reads everything before the data of a mapped file. The
+//! values of the metadata stay in the map, where [`Metadata`] reads them.
 //!
-//! # Nothing is guessed
-//! A count is compared with the bytes that are left before anything is allocated; sizes and offsets are checked
-//! arithmetic; a tensor lies inside the file, at a multiple of the alignment, and none overlaps another; names are unique.
-//! Types that are not read are refused by name.
+//! # Checks
+//! A count is compared with the rest of the file before anything is allocated. Sizes and offsets use checked
+//! arithmetic. A tensor must lie inside the file, at a multiple of the alignment, and must not overlap another. Names
+//! must be unique. The error for an unsupported type names it.
 //!
 //! # A model
-//! [`GgufModel`] is a text model of the architecture `llama` and, beside it, the vision tower and connector of Idefics3 in
-//! a file of the architecture `clip` (`mmproj-*.gguf`). Its tensors have the names and shapes of the original checkpoint,
-//! and [`GgufModel::file`] says what the JSON files of such a folder would.
+//! [`GgufModel`] is a text model of the architecture `llama`, and the vision tower and connector of Idefics3 in a file
+//! of the architecture `clip` (`mmproj-*.gguf`). Its tensors have the names and shapes of the original checkpoint, and
+//! [`GgufModel::file`] returns the contents of the JSON files of the original checkpoint.
 //!
 //! Source: `docs/gguf.md` of ggml; `convert_hf_to_gguf.py` of llama.cpp.
 

@@ -1,4 +1,4 @@
-//! A text model, and the vision tower beside it, as one model.
+//! A text model and its vision tower as one model.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use super::{GgufError, GgufFault, GgufFile, GgufPaths, config, names, tokenizer}
 use crate::opened::Opened;
 use crate::{CheckpointError, CheckpointWarning};
 
-/// What the vision towers of all public models of the family have.
+/// Epsilon of the layer norms in the vision towers of all public models of the family.
 pub(super) const LAYER_NORM_EPS: f64 = 1e-6;
 
-/// The files of a model, opened: an Idefics3, or its text model alone.
+/// The opened files of an Idefics3, or of its text model alone.
 #[derive(Debug, Clone)]
 pub struct GgufModel {
     paths: GgufPaths,
@@ -21,12 +21,12 @@ pub struct GgufModel {
     pub(super) vision: Option<Vision>,
 }
 
-/// A file that a folder of the original checkpoint has beside its weights.
+/// A file of an original checkpoint other than its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelFile {
     /// `config.json`, of the family Idefics3.
     Config,
-    /// `generation_config.json`: the ids.
+    /// `generation_config.json`: the ids of the start, end and padding tokens.
     GenerationConfig,
     /// `tokenizer.json`.
     Tokenizer,
@@ -34,7 +34,7 @@ pub enum ModelFile {
     TokenizerConfig,
     /// `preprocessor_config.json`: how pictures are prepared.
     PreprocessorConfig,
-    /// `processor_config.json`: tokens of a tile.
+    /// `processor_config.json`: the number of tokens of a tile.
     ProcessorConfig,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct TextSizes {
     pub(super) head_dim: usize,
 }
 
-/// The same of a vision tower.
+/// Sizes of a vision tower on which names and shapes depend.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct VisionSizes {
     pub(super) layers: usize,
@@ -90,19 +90,19 @@ pub(super) struct VisionSizes {
 }
 
 impl GgufModel {
-    /// Opens the model that a path means, as [`GgufPaths::find`] does; `None` if there is no GGUF file.
+    /// Opens the model at a path; see [`GgufPaths::find`]. `None` if there is no GGUF file.
     ///
     /// # Errors
     /// As [`Self::open`] and [`GgufPaths::find`].
-    pub fn at(path: &Path) -> Result<Option<Self>, CheckpointError> {
+    pub fn find(path: &Path) -> Result<Option<Self>, CheckpointError> {
         GgufPaths::find(path)?.map(Self::open).transpose()
     }
 
     /// Opens the files of a model. No weight is read.
     ///
     /// # Errors
-    /// [`CheckpointError::Gguf`] for a fault of a file, another architecture, or files that do not belong together; those
-    /// of reading.
+    /// [`CheckpointError::Gguf`] if a file is invalid, has another architecture, or the files do not belong together;
+    /// [`CheckpointError::Io`].
     pub fn open(paths: GgufPaths) -> Result<Self, CheckpointError> {
         let text = GgufFile::open(&paths.text)?;
         let text_sizes = text_sizes(&text)?;
@@ -114,8 +114,8 @@ impl GgufModel {
                 let found = file.metadata().number("clip.vision.projection_dim")?.unwrap_or(text_sizes.hidden);
                 if found != text_sizes.hidden {
                     let reason = format!(
-                        "its vectors have {found} values, those of the text model {} have {}: it belongs to another model; \
-                         give the right one with --mmproj",
+                        "its vectors have {found} values, but the text model {} needs {}; it belongs to another model; \
+                         give the right file with --mmproj",
                         paths.text.display(),
                         text_sizes.hidden
                     );
@@ -127,18 +127,18 @@ impl GgufModel {
         Ok(Self { paths, text, text_sizes, vision })
     }
 
-    /// Where the files are.
+    /// Paths of the files.
     pub fn paths(&self) -> &GgufPaths {
         &self.paths
     }
 
-    /// What a file would say that a folder of the original checkpoint has beside its weights.
+    /// The content of a file of the original checkpoint, from the metadata.
     ///
-    /// A model of text alone has `"text_only": true` in its `config.json`, and no vision tower; there is nothing then about
-    /// pictures, which is `None`.
+    /// A text model without a vision tower has `"text_only": true` in its `config.json`, and `None` for the files about
+    /// pictures.
     ///
     /// # Errors
-    /// [`GgufError`] naming the key or tensor that is missing or not read.
+    /// [`GgufError`] naming the key or tensor that is missing or not supported.
     pub fn file(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
         Ok(Some(match (file, &self.vision) {
             (ModelFile::Config, _) => config::config(self)?,
@@ -151,12 +151,12 @@ impl GgufModel {
         }))
     }
 
-    /// The same, unless the file lies beside the text model: that one counts. Only `config.json` never does, which may be
-    /// of the text model alone.
+    /// Like [`Self::file`], but `None` if the folder of the text model has the file, which then takes precedence. A
+    /// `config.json` in the folder is ignored, because it may belong to the text model alone.
     ///
     /// # Errors
     /// As [`Self::file`].
-    pub fn file_unless_beside(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
+    pub fn file_unless_present(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
         match file != ModelFile::Config && self.paths.folder().join(file.name()).is_file() {
             true => Ok(None),
             false => self.file(file),
@@ -189,8 +189,7 @@ fn text_sizes(file: &GgufFile) -> Result<TextSizes, GgufError> {
     match metadata.required_text("general.architecture")? {
         "llama" => {}
         "clip" => {
-            let reason =
-                "it is the vision tower of a model (mmproj); give the file of the text model, and this one as --mmproj";
+            let reason = "it is the vision tower of a model (mmproj); give the file of the text model, and this file as --mmproj";
             return Err(file.error(GgufFault::Files { reason: reason.to_owned() }));
         }
         other => return Err(metadata.error("general.architecture", format!("{other:?}"), "`llama`")),
@@ -208,7 +207,7 @@ fn text_sizes(file: &GgufFile) -> Result<TextSizes, GgufError> {
         }
     }
     if head_dim == 0 || !head_dim.is_multiple_of(2) {
-        let expected = "heads of an even width from 2 on";
+        let expected = "a number that gives heads of an even width";
         return Err(metadata.error("llama.attention.head_count", heads.to_string(), expected));
     }
     Ok(TextSizes { layers: metadata.required_number("llama.block_count")?, hidden, heads, head_dim })

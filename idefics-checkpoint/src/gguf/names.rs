@@ -13,7 +13,7 @@ use crate::TensorEntry;
 const TEXT: &str = "model.text_model";
 const VISION: &str = "model.vision_model";
 
-/// The name of a tensor in the checkpoint, and the rows of a head where rotary rows have to be put back.
+/// The name of a tensor in the checkpoint, and the rows of a head if its rows must be restored to rotary order.
 struct Place {
     name: String,
     head_dim: Option<usize>,
@@ -41,12 +41,12 @@ pub(super) fn add_text(
             "output.weight" => Some("lm_head.weight".to_owned().into()),
             name => text_block(name, sizes),
         };
-        let reason = || "no part of the llama models that are read".to_owned();
+        let reason = || "it is not a tensor of the supported llama models".to_owned();
         let place = place.ok_or_else(reason)?;
         let rows = tensor.dims.get(1).copied().unwrap_or(1);
         match place.head_dim {
             Some(head_dim) if !rows.is_multiple_of(head_dim) || !head_dim.is_multiple_of(2) => {
-                Err(format!("{rows} rows are not whole heads of {head_dim} rows in two halves"))
+                Err(format!("its {rows} rows are not whole heads of {head_dim} rows with two halves"))
             }
             _ => Ok(Some(place)),
         }
@@ -89,7 +89,7 @@ pub(super) fn add_vision(
         };
         match name {
             Some(name) => Ok(Some(name.into())),
-            None => Err("no part of the vision tower or connector of Idefics3".to_owned()),
+            None => Err("it is not a tensor of the vision tower or connector of Idefics3".to_owned()),
         }
     })
 }
@@ -104,7 +104,7 @@ fn vision_block(name: &str, tensor: &GgufTensor, sizes: &VisionSizes) -> Option<
         "attn_k" => "self_attn.k_proj",
         "attn_v" => "self_attn.v_proj",
         "attn_out" => "self_attn.out_proj",
-        // Older converters swapped the two, so that the shape decides where it can.
+        // Older converters swapped the two names, so the shape decides if the sizes differ.
         "ffn_up" | "ffn_down" if sizes.hidden != sizes.intermediate => {
             let is_first = match kind {
                 "weight" => tensor.dims[0] == sizes.hidden,
@@ -119,15 +119,15 @@ fn vision_block(name: &str, tensor: &GgufTensor, sizes: &VisionSizes) -> Option<
     Some(format!("{VISION}.encoder.layers.{layer}.{part}.{kind}"))
 }
 
-/// The number of a block, which the model has, and what follows it in a name.
+/// The number of a block of the model, and the rest of the name.
 fn block<'a>(name: &'a str, prefix: &str, layers: usize) -> Option<(usize, &'a str)> {
     let (number, part) = name.strip_prefix(prefix)?.split_once('.')?;
     let layer: usize = number.parse().ok()?;
     (layer < layers && layer.to_string() == number).then_some((layer, part))
 }
 
-/// Adds each tensor where `place` says; `None` is for those that are used in another way, and an error is the reason why
-/// a tensor is refused.
+/// Adds each tensor under the name that `place` returns. `place` returns `None` for a tensor that is not a weight, and
+/// an error with the reason if a tensor is invalid.
 fn add(
     file: &GgufFile,
     tensors: &mut BTreeMap<String, TensorEntry>,
@@ -137,7 +137,7 @@ fn add(
         let refused = |reason| file.error(GgufFault::Tensor { name: tensor.name.clone(), reason });
         let Some(Place { name, head_dim }) = place(tensor).map_err(refused)? else { continue };
         if tensors.contains_key(&name) {
-            return Err(refused(format!("another tensor is `{name}` of the checkpoint already")));
+            return Err(refused(format!("another tensor is also `{name}` of the checkpoint")));
         }
         tensors.insert(name, entry(tensor, part, map, head_dim));
     }

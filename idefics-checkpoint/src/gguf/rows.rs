@@ -5,13 +5,13 @@ use std::ops::Range;
 use idefics_kernels::formats::GgufType;
 use safetensors::Dtype;
 
-/// How the rows of a tensor that is not plain numbers in the checkpoint's order are stored.
+/// How rows are stored that are not plain numbers in the checkpoint's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GgufRows {
     pub(crate) kind: GgufType,
     /// Values of a row, a whole number of blocks.
     pub(crate) row_len: usize,
-    /// Rows of a head, where rotary pairs lie side by side.
+    /// Rows of a head if rotary pairs are stored side by side.
     pub(crate) head_dim: Option<usize>,
 }
 
@@ -38,8 +38,8 @@ impl GgufRows {
         }
     }
 
-    /// Where a row of the checkpoint lies in the file. llama.cpp rotates neighbouring values, the reference those of the
-    /// two halves of a head.
+    /// Index in the file of a row of the checkpoint. llama.cpp rotates neighbouring values; the reference rotates the
+    /// values of the two halves of a head.
     ///
     /// Source: `LlamaModel.permute` of `convert_hf_to_gguf.py`.
     fn stored_row(&self, row: usize) -> usize {

@@ -10,14 +10,14 @@ const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
-/// Types of tokens that are found in the text before it is cut into words. The first is left out of answers.
+/// Types of tokens that are found before the text is split into words. Control tokens are left out of answers.
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
 
-/// Where Llama 3 cuts a text into words. Source: its `tokenizer.json`.
+/// The regular expression by which Llama 3 splits a text into words. Source: its `tokenizer.json`.
 const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// How a text is cut into words.
+/// How a text is split into words.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Words {
     /// Each digit alone, then the rule of GPT-2.
@@ -31,8 +31,7 @@ impl Words {
         match metadata.required_text(MODEL)? {
             "gpt2" => {}
             other => {
-                let expected =
-                    "`gpt2` (byte-level BPE); or put the tokenizer.json of the original model beside the file";
+                let expected = "`gpt2` (byte-level BPE); or put the tokenizer.json of the original model into the folder of the file";
                 return Err(metadata.error(MODEL, format!("{:?}", shorten(other)), expected));
             }
         }
@@ -40,8 +39,7 @@ impl Words {
             "smollm" => Ok(Self::SmolLm),
             "llama-bpe" | "llama3" | "llama-v3" => Ok(Self::Llama3),
             other => {
-                let expected =
-                    "`smollm` or `llama-bpe`; or put the tokenizer.json of the original model beside the file";
+                let expected = "`smollm` or `llama-bpe`; or put the tokenizer.json of the original model into the folder of the file";
                 Err(metadata.error(PRE, format!("{:?}", shorten(other)), expected))
             }
         }
@@ -54,7 +52,11 @@ pub(super) fn tokenizer(metadata: &Metadata<'_>) -> Result<Value, GgufError> {
     let tokens = metadata.required_texts(TOKENS)?;
     let types = metadata.numbers(TYPES)?.unwrap_or_else(|| vec![1; tokens.len()]);
     if types.len() != tokens.len() {
-        return Err(metadata.error(TYPES, format!("{} items", types.len()), format!("{}, one a token", tokens.len())));
+        return Err(metadata.error(
+            TYPES,
+            format!("{} items", types.len()),
+            format!("{}, one per token", tokens.len()),
+        ));
     }
     let mut vocab = Map::new();
     for (id, token) in tokens.iter().enumerate() {
@@ -115,12 +117,12 @@ fn merges(metadata: &Metadata<'_>) -> Result<Vec<[String; 2]>, GgufError> {
             !left.is_empty() && !right.is_empty() && !right.contains(' ') // the byte-level alphabet has no space
         });
         let pair = pair.map(|(left, right)| [left.to_owned(), right.to_owned()]);
-        pair.ok_or_else(|| metadata.error(MERGES, format!("`{}`", shorten(merge)), "pairs with one space between"))
+        pair.ok_or_else(|| metadata.error(MERGES, format!("`{}`", shorten(merge)), "pairs with one space between them"))
     };
     metadata.required_texts(MERGES)?.into_iter().map(pair).collect()
 }
 
-/// What puts the start token in front of a text.
+/// The post-processor that puts the start token in front of a text; `null` if none is added.
 fn post_processor(metadata: &Metadata<'_>, words: Words, tokens: &[&str]) -> Result<Value, GgufError> {
     // Source: the defaults of `llama_vocab::impl::load` of llama.cpp.
     let adds_bos = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(words == Words::Llama3);

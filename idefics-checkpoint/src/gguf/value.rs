@@ -1,4 +1,4 @@
-//! Metadata: typed values that stay where they are in the file.
+//! Metadata: typed values that stay in the mapped file.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -54,7 +54,7 @@ impl ValueType {
         })
     }
 
-    /// Bytes of a value; of those of varying length the fewest.
+    /// Bytes of a value; the minimum if the length varies.
     fn smallest(self) -> u64 {
         match self {
             Self::U8 | Self::I8 | Self::Bool => 1,
@@ -65,7 +65,7 @@ impl ValueType {
         }
     }
 
-    /// The value in `bytes`, which were looked at by [`Field::read`].
+    /// The value in `bytes`, which [`Field::read`] has checked.
     fn value(self, bytes: &[u8]) -> GgufValue<'_> {
         fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
             bytes.try_into().expect("the bytes of one value")
@@ -88,18 +88,18 @@ impl ValueType {
     }
 }
 
-/// Where a value lies.
+/// The type of a value and its place in the file.
 #[derive(Debug, Clone)]
 pub(super) struct Field {
     kind: ValueType,
     /// Type and number of an array's items.
     items: Option<(ValueType, u64)>,
-    /// Bytes of the file: of a string without its length, of an array its items.
+    /// Byte range in the file: a string without its length, or the items of an array.
     range: Range<usize>,
 }
 
 impl Field {
-    /// Reads past a value and its type, having checked it.
+    /// Reads and checks a value and its type.
     pub(super) fn read(cursor: &mut Cursor<'_>, key: &str) -> Result<Self, GgufFault> {
         let what = format!("the value of `{}`", shorten(key));
         let kind = ValueType::read(cursor, &what)?;
@@ -145,7 +145,7 @@ impl Field {
     }
 }
 
-/// Takes `n` bytes of values of one type, which, if they are bools, are 0 or 1.
+/// Takes `n` bytes of values of one type. Bools must be 0 or 1.
 fn check_bools(kind: ValueType, cursor: &mut Cursor<'_>, n: u64, what: &str) -> Result<(), GgufFault> {
     let offset = cursor.at;
     let bytes = cursor.take(n, what)?;
@@ -160,7 +160,7 @@ fn check_bools(kind: ValueType, cursor: &mut Cursor<'_>, n: u64, what: &str) -> 
     }
 }
 
-/// A value of the metadata. Integers of all widths are one kind.
+/// A value of the metadata. Integers of all widths are one variant each for signed and unsigned.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum GgufValue<'a> {
@@ -201,7 +201,7 @@ impl GgufValue<'_> {
     }
 }
 
-/// Values of one type, which are decoded as they are looked at.
+/// Values of one type, which are decoded on access.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GgufArray<'a> {
     kind: ValueType,
@@ -212,7 +212,7 @@ pub struct GgufArray<'a> {
 impl<'a> GgufArray<'a> {
     /// Number of items.
     pub fn len(&self) -> usize {
-        self.count as usize // each has a byte of the file
+        self.count as usize // each item has at least one byte of the file
     }
 
     /// Whether there are none.
@@ -318,8 +318,8 @@ impl<'a> Metadata<'a> {
     /// [`GgufFault::MissingKey`], or as [`Self::number`].
     pub fn required_number(&self, key: &str) -> Result<usize, GgufError> {
         match self.number(key)? {
-            None => Err(self.missing(key, "a whole number from 1 on")),
-            Some(0) => Err(self.error(key, "0", "a whole number from 1 on")),
+            None => Err(self.missing(key, "a whole number of at least 1")),
+            Some(0) => Err(self.error(key, "0", "a whole number of at least 1")),
             Some(value) => Ok(value),
         }
     }
@@ -351,7 +351,7 @@ impl<'a> Metadata<'a> {
     /// # Errors
     /// [`GgufFault::Key`] for another type, or for what is not UTF-8.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>, GgufError> {
-        self.items(key, "an array of texts in UTF-8", |item| match item {
+        self.items(key, "an array of UTF-8 texts", |item| match item {
             GgufValue::String(bytes) => std::str::from_utf8(bytes).ok(),
             _ => None,
         })

@@ -22,7 +22,7 @@ impl<'a> Machine<'a> {
             ] => Storage { key, dtype: *dtype, len: *len },
             fields => {
                 let expected = "(\"storage\", a storage class, a string, a string, an integer)";
-                return Err(self.fault(format!("a storage described by {}, expected {expected}", kinds(fields))));
+                return Err(self.fault(format!("a storage described by {}; expected {expected}", kinds(fields))));
             }
         };
         if storage.key.len() > MAX_NAME_BYTES {
@@ -59,7 +59,7 @@ impl<'a> Machine<'a> {
         match self.pop()? {
             Value::Global(Global::OrderedDict) => match self.fields(arguments) {
                 [] if matches!(arguments, Value::Tuple(_)) => self.push_dict(true),
-                fields => Err(self.fault(format!("an OrderedDict with arguments {}, expected ()", kinds(fields)))),
+                fields => Err(self.fault(format!("an OrderedDict with arguments {}; expected ()", kinds(fields)))),
             },
             Value::Global(Global::RebuildTensorV2) => self.rebuild_tensor_v2(arguments),
             Value::Global(Global::RebuildTensorV3) => self.rebuild_tensor_v3(arguments),
@@ -144,7 +144,7 @@ impl<'a> Machine<'a> {
             _ => {
                 let (object, state) = (object.kind(), state.kind());
                 let expected = "an OrderedDict with the attribute `_metadata` alone";
-                Err(self.fault(format!("{object} with {state} as its attributes, expected {expected}")))
+                Err(self.fault(format!("{object} with {state} as its attributes; expected {expected}")))
             }
         }
     }
@@ -162,7 +162,7 @@ impl<'a> Machine<'a> {
     }
 
     fn arguments_fault(&self, expected: &str, fields: &[Value<'a>]) -> PickleFault {
-        self.fault(format!("a tensor or parameter with arguments {}, expected {expected}", kinds(fields)))
+        self.fault(format!("a tensor or parameter with arguments {}; expected {expected}", kinds(fields)))
     }
 }
 

@@ -35,7 +35,7 @@ pub enum PickleFault {
     },
     /// A TorchScript archive, which contains code.
     #[error(
-        "is a TorchScript program, expected a dictionary of tensors; \
+        "is a TorchScript program; expected a dictionary of tensors; \
          save the `state_dict()` of what `torch.jit.load` returns"
     )]
     TorchScript,
@@ -82,7 +82,7 @@ pub enum PickleFault {
         entry: String,
     },
     /// The checksum of an entry is wrong.
-    #[error("zip entry {entry:?} is corrupt: its checksum is {found:08x}, expected {expected:08x}; download it again")]
+    #[error("zip entry {entry:?} is corrupt: its checksum is {found:08x}; expected {expected:08x}; download it again")]
     Checksum {
         /// Name of the entry, without the archive's folder.
         entry: String,
@@ -92,19 +92,19 @@ pub enum PickleFault {
         found: u32,
     },
     /// The container version is unknown.
-    #[error("container version {found:?}, expected 1 to 10")]
+    #[error("container version {found:?}; expected 1 to 10")]
     Version {
         /// Contents of the archive's `version` record.
         found: String,
     },
     /// The file was written on a big-endian machine.
-    #[error("byte order {found:?}, expected \"little\"; save the file again on a little-endian machine")]
+    #[error("byte order {found:?}; expected \"little\"; save the file again on a little-endian machine")]
     ByteOrder {
         /// Contents of the archive's `byteorder` record.
         found: String,
     },
     /// A limit is exceeded.
-    #[error("{found} {what}, at most {limit} are accepted")]
+    #[error("{found} {what}; at most {limit} are allowed")]
     Limit {
         /// What is counted, with its unit.
         what: &'static str,
@@ -144,7 +144,7 @@ pub enum PickleFault {
         name: String,
     },
     /// The program calls something other than an allowed constructor.
-    #[error("data.pkl, byte {at}: calls {callee}, expected a tensor, a parameter or an OrderedDict")]
+    #[error("data.pkl, byte {at}: calls {callee}; expected a tensor, a parameter or an OrderedDict")]
     Call {
         /// Offset in `data.pkl`, in bytes.
         at: u64,
@@ -152,7 +152,7 @@ pub enum PickleFault {
         callee: String,
     },
     /// A value is neither a tensor nor a dictionary of tensors.
-    #[error("{name:?} is {found}, expected a tensor or a dictionary of tensors; save only the `state_dict`")]
+    #[error("{name:?} is {found}; expected a tensor or a dictionary of tensors; save only the `state_dict`")]
     NotATensor {
         /// Its name: the dictionary keys that lead to it, joined by dots; empty for the outermost value.
         name: String,
@@ -174,7 +174,7 @@ pub enum PickleFault {
         key: String,
     },
     /// The storage of a tensor is longer or shorter than the program claims.
-    #[error("tensor {name:?}: its storage \"data/{key}\" has {found} bytes, expected {expected}")]
+    #[error("tensor {name:?}: its storage \"data/{key}\" has {found} bytes; expected {expected}")]
     StorageLength {
         /// Name of the tensor.
         name: String,
@@ -186,7 +186,7 @@ pub enum PickleFault {
         found: u64,
     },
     /// A storage is used with two element types.
-    #[error("storage \"data/{key}\" is used as {first:?} and as {second:?}, expected one type (None: untyped bytes)")]
+    #[error("storage \"data/{key}\" is used as {first:?} and as {second:?}; expected one type (None: untyped bytes)")]
     StorageType {
         /// Key of the storage: its entry is `data/<key>`.
         key: String,

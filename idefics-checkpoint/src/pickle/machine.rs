@@ -69,7 +69,7 @@ impl<'a> Machine<'a> {
     fn check_protocol(&mut self) -> Result<(), PickleFault> {
         match (self.code.u8(), self.code.u8()) {
             (Some(op::PROTO), Some(2..=5)) => Ok(()),
-            (Some(op::PROTO), Some(other)) => Err(self.fault(format!("pickle protocol {other}, expected 2 to 5"))),
+            (Some(op::PROTO), Some(other)) => Err(self.fault(format!("pickle protocol {other}; expected 2 to 5"))),
             _ => Err(self.fault("expected a pickle program of protocol 2 to 5")),
         }
     }
@@ -161,7 +161,7 @@ impl<'a> Machine<'a> {
     /// Reads a two's complement integer of `length` bytes.
     fn long(&mut self, length: usize) -> Result<i64, PickleFault> {
         if length > 8 {
-            return Err(self.fault(format!("an integer of {length} bytes, but at most 8 are accepted")));
+            return Err(self.fault(format!("an integer of {length} bytes; at most 8 are allowed")));
         }
         let bytes = self.operand(|code| code.take(length))?;
         let negative = bytes.last().is_some_and(|&byte| byte >= 0x80);
@@ -257,7 +257,7 @@ impl<'a> Machine<'a> {
         }
         for [key, value] in pairs {
             let Value::Str(key) = key else {
-                return Err(self.fault(format!("{} as the key of a dictionary, expected a string", key.kind())));
+                return Err(self.fault(format!("{} as the key of a dictionary; expected a string", key.kind())));
             };
             self.heap.dicts[dict].items.push((key, *value));
         }
@@ -269,7 +269,7 @@ impl<'a> Machine<'a> {
     fn put(&mut self, index: usize) -> Result<(), PickleFault> {
         let top = self.top(1)?;
         if index != self.memo.len() {
-            return Err(self.fault(format!("memo entry {index}, expected {}", self.memo.len())));
+            return Err(self.fault(format!("memo entry {index}; expected {}", self.memo.len())));
         }
         self.memo.push(self.stack[top]);
         match self.memo.len() {

@@ -215,9 +215,9 @@ struct Fit {
 fn check_view(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity: usize) -> Result<Fit, String> {
     let shape = non_negative("size", shape)?;
     let strides = non_negative("stride", strides)?;
-    let offset = usize::try_from(offset).map_err(|_| format!("an offset of {offset} elements, expected 0 or more"))?;
+    let offset = usize::try_from(offset).map_err(|_| format!("an offset of {offset} elements; expected 0 or more"))?;
     if shape.len() != strides.len() {
-        return Err(format!("{} sizes and {} strides, expected one for each dimension", shape.len(), strides.len()));
+        return Err(format!("{} sizes and {} strides; expected one for each dimension", shape.len(), strides.len()));
     }
     let place = || format!("shape {shape:?} with strides {strides:?} from element {offset}");
     let outside = || format!("{} does not fit its storage of {capacity} elements", place());
@@ -249,11 +249,11 @@ fn check_view(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity:
 /// Converts the values of a tuple to non-negative integers. `what` names them in errors.
 fn non_negative(what: &str, values: &[Value<'_>]) -> Result<Vec<usize>, String> {
     if values.len() > MAX_RANK {
-        return Err(format!("{} dimensions, but at most {MAX_RANK} are accepted", values.len()));
+        return Err(format!("{} dimensions; at most {MAX_RANK} are allowed", values.len()));
     }
     let natural = |value: &Value<'_>| match value {
-        Value::Int(int) => usize::try_from(*int).map_err(|_| format!("a {what} of {int}, expected 0 or more")),
-        other => Err(format!("{} as a {what}, expected an integer", other.kind())),
+        Value::Int(int) => usize::try_from(*int).map_err(|_| format!("a {what} of {int}; expected 0 or more")),
+        other => Err(format!("{} as a {what}; expected an integer", other.kind())),
     };
     values.iter().map(natural).collect()
 }

@@ -48,7 +48,7 @@ impl ClassifyArgs {
                 return Err(Failure::usage("a label is empty; separate labels with single commas".to_owned()));
             }
             if labels.iter().any(|other| other == label) {
-                return Err(Failure::usage(format!("the label {label:?} was given twice")));
+                return Err(Failure::usage(format!("the label {label:?} is given twice")));
             }
             labels.push(label.to_owned());
         }

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use clap::{Args, ValueEnum};
 use idefics_generate::processor::image::Alpha;
 use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensInText};
-use idefics_generate::{CancelToken, Controls, DeviceLease, EarlyStopping, GenerationConfig, OneOrMany, Replays};
+use idefics_generate::{CancelToken, Controls, DeviceLease, EarlyStopping, GenerationConfig, GraphCapture, OneOrMany};
 use serde::de::DeserializeOwned;
 
 use super::{Global, positive};
@@ -268,7 +268,7 @@ impl GenerationArgs {
             seed: global.seed,
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
-            replays: lease.map_or(Replays::Never, Replays::WhenLong),
+            graph_capture: lease.map_or(GraphCapture::Never, GraphCapture::WhenLong),
             ..Controls::default()
         }
     }

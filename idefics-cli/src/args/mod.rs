@@ -13,9 +13,9 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use idefics_checkpoint::Pickles;
+use idefics_checkpoint::PicklePolicy;
 use idefics_generate::nn::Activations;
-use idefics_generate::placement::Places;
+use idefics_generate::placement::MaxMemory;
 use idefics_generate::processor::ProcessOptions;
 use idefics_generate::processor::image::{ImageSource, Limits};
 use idefics_generate::{DeviceChoice, DeviceLease, Precision, VisionBatch, WeightFormat, WeightOptions};
@@ -109,7 +109,7 @@ pub(crate) struct Global {
     /// For --device-map and `inspect`: memory limits of the devices, in the order in which to fill them [default:
     /// nine tenths of the free memory of the GPU in use, or of all CUDA devices, then of main memory].
     #[arg(long, global = true, value_name = "NAME=SIZE,…")]
-    pub(crate) max_memory: Option<Places>,
+    pub(crate) max_memory: Option<MaxMemory>,
     /// Number of CPU threads, at most 1024 [default: one per core].
     #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -158,8 +158,8 @@ impl Global {
     }
 
     /// Whether to read PyTorch pickles.
-    pub(crate) fn pickles(&self) -> Pickles {
-        if self.allow_pickle { Pickles::Allowed } else { Pickles::Refused }
+    pub(crate) fn pickles(&self) -> PicklePolicy {
+        if self.allow_pickle { PicklePolicy::Allowed } else { PicklePolicy::Refused }
     }
 }
 

@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use idefics_checkpoint::Checkpoint;
 use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile};
-use idefics_generate::inspect::records_steps;
+use idefics_generate::inspect::can_capture_steps;
 use idefics_generate::nn::profile::Operation;
 use idefics_generate::processor::image::ImageProcessor;
 use idefics_generate::{
     Device, Error, ModelConfig, PublicModel, VisionBatch, load_model, load_processor, measure_device,
 };
-use idefics_kernels::Unit;
+use idefics_kernels::ComputeUnit;
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, Global};
@@ -44,7 +44,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         batch: args.batch.get(),
         runs: args.runs.get(),
         profile: args.profile,
-        replays: lease.as_ref(),
+        graph_capture: lease.as_ref(),
         vision_batch: VisionBatch::default(), // set below, once the weights are loaded
     };
 
@@ -56,7 +56,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let (choice, device, weights) = model::device_for(global, cache, needed)?;
     let available = usable_memory_bytes(choice, &device);
     // Two KV caches exist while a decode step is captured.
-    let cache = if options.replays.is_some() && records_steps(&config.family().shape().text, &device) {
+    let cache = if options.graph_capture.is_some() && can_capture_steps(&config.family().shape().text, &device) {
         2 * cache
     } else {
         cache
@@ -170,13 +170,13 @@ struct Limits {
     /// Memory bandwidth in bytes per second.
     bytes_per_s: f64,
     /// Peak rate of each arithmetic unit, in operations per second.
-    units: Vec<(Unit, f64)>,
+    units: Vec<(ComputeUnit, f64)>,
 }
 
 impl Limits {
     /// Measures the units that occur in a profile.
     fn measure(profile: &[StageProfile], bandwidth_gb_s: f64) -> Self {
-        let mut units: Vec<Unit> =
+        let mut units: Vec<ComputeUnit> =
             profile.iter().flat_map(|stage| &stage.operations).filter_map(|operation| operation.unit).collect();
         units.sort_unstable();
         units.dedup();

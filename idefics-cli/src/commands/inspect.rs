@@ -34,7 +34,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     };
     // The placement of the parts, for families that can be spread over devices.
     let places = placing::places(global, choice, &device).unwrap_or_else(|_| placing::main_memory());
-    let plan = |held: &PrecisionMemory| Plan::of_model(source.path(), held.options, &device, places.clone()).ok();
+    let plan = |held: &PrecisionMemory| Plan::for_model(source.path(), held.options, &device, places.clone()).ok();
     let mut stdout = io::stdout().lock();
     if global.json {
         let mut object = serde_json::to_value(&inspection).map_err(io::Error::from)?;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use idefics_generate::{DeviceKind, GenerationConfig, Replays};
+use idefics_generate::{DeviceKind, GenerationConfig, GraphCapture};
 use indicatif::ProgressBar;
 
 use crate::args::{Global, WarmUpArgs};
@@ -30,8 +30,8 @@ pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     let options = args.generation.options();
     let options = GenerationConfig { max_new_tokens: options.max_new_tokens.or(Some(NEW_TOKENS)), ..options };
     let lease = global.lease();
-    let replays = lease.as_ref().map_or(Replays::Never, Replays::AtOnce);
-    let warm_up = model.warm_up(&samples, &args.generation.process(global), &options, replays);
+    let graph_capture = lease.as_ref().map_or(GraphCapture::Never, GraphCapture::AtOnce);
+    let warm_up = model.warm_up(&samples, &args.generation.process(global), &options, graph_capture);
     bar.finish_and_clear();
     let warm_up = warm_up.map_err(Failure::sample)?;
     let mut stdout = io::stdout().lock();

@@ -18,7 +18,7 @@ pub struct BeamOptions {
     pub early_stopping: EarlyStopping,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
-    /// Token that fills up shorter answers; see [`BeamOptions::filler`].
+    /// Token that fills up shorter answers; see [`BeamOptions::fill_token_id`].
     pub pad_token_id: Option<u32>,
 }
 
@@ -44,7 +44,7 @@ impl BeamOptions {
 
     /// The token that fills up shorter answers: the pad token, or the first end token if the pad token is 0 or
     /// missing. Without end tokens it is the pad token, or 0 (the reference uses -1, which is not a token).
-    pub fn filler(&self) -> u32 {
+    pub fn fill_token_id(&self) -> u32 {
         match self.eos_token_ids.first() {
             Some(&eos) => self.pad_token_id.filter(|&pad| pad != 0).unwrap_or(eos),
             None => self.pad_token_id.unwrap_or(0),

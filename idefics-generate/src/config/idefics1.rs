@@ -267,7 +267,7 @@ impl FamilyConfig for Idefics1Config {
     }
 
     fn see_images(&self, prompts: Prompts, tokenizer: &Tokenizer) -> Prompts {
-        prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id())
+        prompts.attend_to_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id())
     }
 
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {

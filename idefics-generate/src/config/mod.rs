@@ -18,7 +18,7 @@ use idefics_checkpoint::{Checkpoint, CheckpointError};
 use idefics_nn::checkpoint::{LoadProgress, WeightMemory};
 use idefics_nn::{ConfigError, Quantization};
 use idefics_processor::image::{ImageConfigError, ImageProcessor};
-use idefics_processor::{Processor, Tokenizer, is_git_lfs_pointer, json_words, without_byte_order_mark};
+use idefics_processor::{Processor, Tokenizer, describe_json_error, is_git_lfs_pointer, without_byte_order_mark};
 use serde_json::Value;
 
 use crate::placement::{Block, Placement};
@@ -141,8 +141,8 @@ impl ModelConfig {
     /// Parses and validates `folder/config.json`, or the metadata of a GGUF file or of a folder with one.
     ///
     /// # Errors
-    /// [`Error::NoFolder`] and [`Error::Adapter`] if this is not a model folder; [`Error::Checkpoint`] if a GGUF file is
-    /// rejected; [`Error::Read`]; [`Error::ModelFile`] if the file is not a configuration; [`Error::UnknownFamily`];
+    /// [`Error::NoFolder`] and [`Error::Adapter`] if this is not a model folder; [`Error::Checkpoint`] if a GGUF file
+    /// is rejected; [`Error::Read`]; [`Error::ModelFile`] if the file is not a configuration; [`Error::UnknownFamily`];
     /// [`Error::Config`] naming the key with an invalid value.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
         match folder::in_metadata(folder, ModelFile::Config)? {
@@ -206,7 +206,7 @@ impl ModelConfig {
     /// # Errors
     /// [`ConfigError`] if the configuration is invalid.
     pub fn assemble(&self, device: &Device) -> Result<Box<dyn AssembledModel>, ConfigError> {
-        self.0.assemble(&Placement::on(device))
+        self.0.assemble(&Placement::single_device(device))
     }
 
     /// A model with random weights in the formats of `weights`, to measure speed and memory.
@@ -248,7 +248,7 @@ impl ModelConfig {
     ) -> WeightMemory {
         let options = weights.load_options(self.0.tied(), self.quantization_on_load(checkpoint));
         let mut sum = WeightMemory::default();
-        model.memory_of_each(&options, checkpoint, device, &mut |_, memory| sum += memory);
+        model.memory_per_tensor(&options, checkpoint, device, &mut |_, memory| sum += memory);
         sum
     }
 
@@ -269,7 +269,7 @@ impl ModelConfig {
         let model = self.assemble(device)?;
         let mut add = |device: &Device, weights: WeightOptions, bytes_of: fn(&mut Block) -> &mut u64| {
             let options = weights.load_options(self.0.tied(), self.quantization_on_load(checkpoint));
-            model.memory_of_each(&options, checkpoint, device, &mut |tensor, memory| {
+            model.memory_per_tensor(&options, checkpoint, device, &mut |tensor, memory| {
                 let is_in =
                     |block: &&mut Block| tensor.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'));
                 if let Some(block) = blocks.iter_mut().find(is_in) {
@@ -311,7 +311,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     }
     let length = metadata.len();
     if length > MAX_BYTES {
-        let reason = format!("is {length} bytes large, but at most {MAX_BYTES} bytes are accepted");
+        let reason = format!("the file has {length} bytes; at most {MAX_BYTES} are allowed");
         return Err(Error::ModelFile { path: path.to_owned(), reason });
     }
     let text = std::fs::read(path).map_err(read_error)?;
@@ -319,7 +319,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
         return Err(Error::GitLfsPointer { path: path.to_owned() });
     }
     let value: Value = serde_json::from_slice(without_byte_order_mark(&text))
-        .map_err(|error| Error::ModelFile { path: path.to_owned(), reason: json_words(&error) })?;
+        .map_err(|error| Error::ModelFile { path: path.to_owned(), reason: describe_json_error(&error) })?;
     if !value.is_object() {
         return Err(Error::ModelFile { path: path.to_owned(), reason: "expected a JSON object".to_owned() });
     }
@@ -330,6 +330,6 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
 pub(crate) fn from_value<T: serde::de::DeserializeOwned>(path: &Path, value: Value) -> Result<T, Error> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path: PathBuf = path.to_owned();
-        Error::ModelFile { path, reason: format!("`{}`: {}", error.path(), json_words(error.inner())) }
+        Error::ModelFile { path, reason: format!("`{}`: {}", error.path(), describe_json_error(error.inner())) }
     })
 }

@@ -2,7 +2,7 @@
 
 use super::{Idefics1Config, Idefics2Config, Idefics3Config, Idefics3ModelType, ModelConfig};
 
-/// A shape that public checkpoints have.
+/// A model shape and the public checkpoints that have it.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct PublicModel {
@@ -14,7 +14,7 @@ pub struct PublicModel {
 }
 
 impl PublicModel {
-    /// All public models, the smallest first.
+    /// All public models in ascending order of size.
     pub const ALL: &'static [Self] = &[
         Self {
             name: "smolvlm-256m",

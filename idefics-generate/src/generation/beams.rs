@@ -175,7 +175,7 @@ impl Beams {
                 scores.push(answer.score);
             }
         }
-        rows.conclude(answers, options.num_return_sequences, options.filler());
+        rows.conclude(answers, options.num_return_sequences, options.fill_token_id());
         self.scores = Some(scores);
     }
 

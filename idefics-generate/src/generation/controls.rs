@@ -44,7 +44,7 @@ impl CancelToken {
 /// reject the steps of a model that was loaded on another thread.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
-pub enum Replays<'a> {
+pub enum GraphCapture<'a> {
     /// Never.
     #[default]
     Never,
@@ -70,7 +70,7 @@ pub struct Controls<'a> {
     /// by the model before any logits processor.
     pub logprobs: Option<usize>,
     /// When to use graph capture.
-    pub replays: Replays<'a>,
+    pub graph_capture: GraphCapture<'a>,
     /// Whether to return the log-probabilities of the prompt's tokens. Tokens that were already cached get none.
     pub prompt_logprobs: bool,
 }

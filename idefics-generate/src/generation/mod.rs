@@ -25,9 +25,9 @@ use host::OnHost;
 use rows::{Rows, Stops};
 use steps::Steps;
 
-pub use controls::{CancelToken, Controls, Replays};
+pub use controls::{CancelToken, Controls, GraphCapture};
 pub use logprobs::{GeneratedLogprob, TokenLogprob};
-pub(crate) use steps::ReplayedStep;
+pub(crate) use steps::CapturedStep;
 
 /// Why a row stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -158,7 +158,7 @@ impl<'a> Generation<'a> {
                 cache.reserve(capacity);
                 let n_images = prompts.seen_images().map_or(0, |seen| seen.n_images()[0]);
                 let n_new = image_hidden_states.as_ref().map_or(0, |states| states.dims()[0]);
-                prompts.behind(known, n_images.saturating_sub(n_new))
+                prompts.skip_prefix(known, n_images.saturating_sub(n_new))
             }
         };
         let hidden_states = model.hidden_states(&new, image_hidden_states, &mut cache)?;
@@ -175,7 +175,7 @@ impl<'a> Generation<'a> {
         Ok(Self {
             model,
             stops,
-            steps: Steps::new(controls.replays, model),
+            steps: Steps::new(controls.graph_capture, model),
             branches: (per_sample > 1).then(|| Branches::new(&cache)),
             cache,
             logits: Some(logits),
@@ -311,15 +311,15 @@ impl<'a> Generation<'a> {
         Ok(Some((0..self.rows.len()).map(|row| choice.scores(row, &logits, &self.rows)).collect()))
     }
 
-    /// Whether steps are replayed; see [`Replays`].
-    pub fn is_replayed(&self) -> bool {
+    /// Whether steps are replayed; see [`GraphCapture`].
+    pub fn uses_captured_graph(&self) -> bool {
         matches!(self.steps, Steps::Replayed(_))
     }
 
     /// Why graph capture was requested but no step is replayed.
     pub fn replay_refusal(&self) -> Option<&str> {
         match &self.steps {
-            Steps::AlwaysLaunched { reason } => reason.as_deref(),
+            Steps::AlwaysEager { reason } => reason.as_deref(),
             _ => None,
         }
     }

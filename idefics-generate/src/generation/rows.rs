@@ -39,7 +39,7 @@ impl Rows {
             per_sample,
             left_padding: prompts.left_padding().to_vec(),
             prompt_len: prompts.seq(),
-            filler: config.filler(),
+            filler: config.fill_token_id(),
         }
     }
 

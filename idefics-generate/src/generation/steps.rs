@@ -1,9 +1,9 @@
 //! Decode steps of rows that grow by one token per step: eager, or replayed once a step has been captured.
 
 use burn::tensor::Tensor;
-use idefics_nn::{DeviceLease, KvCache, Replay, can_record};
+use idefics_nn::{CapturedGraph, DeviceLease, KvCache, supports_graph_capture};
 
-use super::Replays;
+use super::GraphCapture;
 use super::logprobs::read;
 use crate::inputs::check_ids;
 use crate::{Error, Model};
@@ -17,19 +17,19 @@ const MAX_ERROR: f32 = 1e-3;
 
 /// A captured decode step for a cache.
 #[derive(Debug)]
-pub(crate) struct ReplayedStep<'a> {
+pub(crate) struct CapturedStep<'a> {
     model: &'a dyn Model,
-    replay: Replay<'a, 2>,
+    graph: CapturedGraph<'a, 2>,
 }
 
-impl<'a> ReplayedStep<'a> {
+impl<'a> CapturedStep<'a> {
     /// Captures the decode step at the cache's last slot but one, with the tokens `before`, then replays it for
     /// the `newest` tokens and compares the result with `logits`, the eager ones. The cache keeps its contents, up
     /// to rounding in these two slots, and temporarily needs twice its memory. On failure, returns the reason as a
     /// single line.
     ///
     /// While the captured step exists, the cache must grow only by [`Self::run`].
-    pub(crate) fn record(
+    pub(crate) fn capture(
         model: &'a dyn Model,
         lease: &'a DeviceLease,
         [before, newest]: [&[u32]; 2],
@@ -37,7 +37,7 @@ impl<'a> ReplayedStep<'a> {
         cache: &mut KvCache,
     ) -> Result<Self, String> {
         let mut spare = None;
-        let recorded = Self::record_with_spare(model, lease, before, cache, &mut spare).and_then(|mut step| {
+        let captured = Self::capture_with_spare(model, lease, before, cache, &mut spare).and_then(|mut step| {
             let error = step.error(newest, logits, cache.len() - 1)?;
             // Also false for NaN.
             if error <= MAX_ERROR {
@@ -46,14 +46,14 @@ impl<'a> ReplayedStep<'a> {
                 Err(format!("the replayed logits differ from the eager ones (normalised error {error:.1e})"))
             }
         });
-        if let (Err(_), Some(spare)) = (&recorded, spare) {
+        if let (Err(_), Some(spare)) = (&captured, spare) {
             *cache = spare; // undo what a failed or wrong step wrote
         }
-        recorded
+        captured
     }
 
     /// Captures the step, and puts a copy of the cache that it writes to into `spare`.
-    fn record_with_spare(
+    fn capture_with_spare(
         model: &'a dyn Model,
         lease: &'a DeviceLease,
         tokens: &[u32],
@@ -61,26 +61,26 @@ impl<'a> ReplayedStep<'a> {
         spare: &mut Option<KvCache>,
     ) -> Result<Self, String> {
         let inputs = [&ids(tokens)[..], &[(cache.len() - 2) as i32]];
-        let replay = Replay::record(inputs, &model.device(), lease, |inputs| {
+        let graph = CapturedGraph::capture(inputs, &model.device(), lease, |inputs| {
             let step = model.slot_step(inputs, cache)?;
             *spare = Some(cache.copied());
             Some(step)
         });
-        let replay = replay.map_err(|error| single_line(&error))?;
-        Ok(Self { model, replay: replay.ok_or("the model or its device does not support graph capture")? })
+        let graph = graph.map_err(|error| single_line(&error))?;
+        Ok(Self { model, graph: graph.ok_or("the model or its device does not support graph capture")? })
     }
 
     /// [`Model::decode`] for the next tokens. The logits are valid until the next call.
     pub(crate) fn run(&mut self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, Error> {
         check_ids(next_tokens, 1, self.model.shape().vocab_size)?;
         let slot = cache.len();
-        cache.note_written();
+        cache.mark_slot_written();
         self.run_at(next_tokens, slot).map_err(|reason| Error::Execution { reason })
     }
 
     /// Replays the step for tokens at a slot of the cache; returns their logits.
     fn run_at(&mut self, tokens: &[u32], slot: usize) -> Result<Tensor<2>, String> {
-        self.replay.run([&ids(tokens), &[slot as i32]]).map_err(|error| single_line(&error))
+        self.graph.run([&ids(tokens), &[slot as i32]]).map_err(|error| single_line(&error))
     }
 
     /// The mean square error of the replayed logits, divided by the mean square of `logits`.
@@ -111,23 +111,23 @@ fn ids(tokens: &[u32]) -> Vec<i32> {
 pub(super) enum Steps<'a> {
     /// Eagerly until the capture. `n_steps` steps have run, the last one with the tokens `last`. A step is
     /// captured once `wait` steps have run, if at least as many slots are left.
-    Launched { lease: &'a DeviceLease, wait: usize, n_steps: usize, last: Vec<u32> },
+    Eager { lease: &'a DeviceLease, wait: usize, n_steps: usize, last: Vec<u32> },
     /// Eagerly to the end. `reason` says why, if a capture was requested.
-    AlwaysLaunched { reason: Option<String> },
+    AlwaysEager { reason: Option<String> },
     /// By replaying the captured step.
-    Replayed(Box<ReplayedStep<'a>>),
+    Replayed(Box<CapturedStep<'a>>),
 }
 
 impl<'a> Steps<'a> {
     /// Starts without a captured step.
-    pub(super) fn new(replays: Replays<'a>, model: &dyn Model) -> Self {
-        let (lease, wait) = match replays {
-            _ if !can_record(&model.device()) => return Self::AlwaysLaunched { reason: None },
-            Replays::Never => return Self::AlwaysLaunched { reason: None },
-            Replays::WhenLong(lease) => (lease, MIN_STEPS),
-            Replays::AtOnce(lease) => (lease, 1),
+    pub(super) fn new(graph_capture: GraphCapture<'a>, model: &dyn Model) -> Self {
+        let (lease, wait) = match graph_capture {
+            _ if !supports_graph_capture(&model.device()) => return Self::AlwaysEager { reason: None },
+            GraphCapture::Never => return Self::AlwaysEager { reason: None },
+            GraphCapture::WhenLong(lease) => (lease, MIN_STEPS),
+            GraphCapture::AtOnce(lease) => (lease, 1),
         };
-        Self::Launched { lease, wait, n_steps: 0, last: Vec::new() }
+        Self::Eager { lease, wait, n_steps: 0, last: Vec::new() }
     }
 
     /// [`Model::decode`].
@@ -141,15 +141,15 @@ impl<'a> Steps<'a> {
             return step.run(next_tokens, cache);
         }
         let logits = model.decode(next_tokens, cache)?;
-        if let Self::Launched { lease, wait, n_steps, last } = self {
+        if let Self::Eager { lease, wait, n_steps, last } = self {
             let (before, left) = (*n_steps, cache.capacity() - cache.len());
             *n_steps += 1;
             // The previous step is captured, to check that a replay uses its new inputs: this step's tokens and
             // slot.
             if before >= *wait && left >= *wait {
-                *self = match ReplayedStep::record(model, lease, [last, next_tokens], &logits, cache) {
+                *self = match CapturedStep::capture(model, lease, [last, next_tokens], &logits, cache) {
                     Ok(step) => Self::Replayed(Box::new(step)),
-                    Err(reason) => Self::AlwaysLaunched { reason: Some(reason) },
+                    Err(reason) => Self::AlwaysEager { reason: Some(reason) },
                 };
             } else {
                 next_tokens.clone_into(last);

@@ -63,7 +63,7 @@ impl GenerationConfig {
     ///
     /// # Errors
     /// [`Error::Generation`], [`Error::FolderOption`], or an error of [`GenerationConfig::from_folder`].
-    pub fn validate_over(&self, folder: &Path) -> Result<(), Error> {
+    pub fn validate_with_folder(&self, folder: &Path) -> Result<(), Error> {
         let together = self.over(&Self::from_folder(folder)?);
         together.validate().map_err(|error| self.blame(error, folder))
     }
@@ -284,7 +284,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let refused = |in_folder: Value, call: Value| {
             std::fs::write(folder.path().join("generation_config.json"), in_folder.to_string()).unwrap();
-            config(call).validate_over(folder.path()).map_err(|error| (error.kind(), error.to_string()))
+            config(call).validate_with_folder(folder.path()).map_err(|error| (error.kind(), error.to_string()))
         };
         for in_folder in [
             json!({"num_beams": 0}),

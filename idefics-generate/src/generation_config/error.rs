@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum GenerationError {
     /// An option with an effect that is not implemented.
-    #[error("`{option}` is {value}: not supported, the only supported value is {neutral}")]
+    #[error("`{option}` is {value}; expected {neutral}, the only supported value")]
     Unsupported {
         /// The option.
         option: &'static str,
@@ -26,8 +26,8 @@ pub enum GenerationError {
     },
     /// Too many beams, answers or tokens for the memory limit of a sample.
     #[error(
-        "`{option}` is {value}: with {max_new_tokens} new tokens each, a sample would need about {needed:.1} GiB, but \
-         the limit is {limit:.0} GiB; request fewer or shorter answers"
+        "`{option}` is {value}: with {max_new_tokens} new tokens each, a sample would need about {needed:.1} GiB; at most \
+         {limit:.0} GiB are allowed; request fewer or shorter answers"
     )]
     Memory {
         /// The option.
@@ -42,7 +42,7 @@ pub enum GenerationError {
         limit: f64,
     },
     /// A number outside the accepted range.
-    #[error("`{option}` is {value}, expected {expected}")]
+    #[error("`{option}` is {value}; expected {expected}")]
     OutOfRange {
         /// The option.
         option: &'static str,
@@ -68,7 +68,7 @@ pub enum GenerationError {
         option: &'static str,
     },
     /// A token id outside the model's vocabulary.
-    #[error("`{option}` contains token id {id}, but the model's vocabulary has only {vocab_size} tokens")]
+    #[error("`{option}` contains token id {id}, which is not less than the model's vocabulary size {vocab_size}")]
     TokenId {
         /// The option.
         option: &'static str,
@@ -113,7 +113,7 @@ pub enum GenerationWarning {
         key: String,
     },
     /// An option of the model folder with an effect that is not implemented. It is ignored.
-    #[error("`{option}` is {value}: not supported and ignored")]
+    #[error("`{option}` is {value}; it is not supported and is ignored")]
     Unsupported {
         /// The option.
         option: &'static str,
@@ -121,7 +121,7 @@ pub enum GenerationWarning {
         value: String,
     },
     /// An option of the model folder with token ids outside the vocabulary. The affected entries are ignored.
-    #[error("`{option}` has token ids that are not below the vocabulary size {vocab_size}; they are ignored")]
+    #[error("`{option}` has token ids that are not less than the vocabulary size {vocab_size}; they are ignored")]
     TokenIds {
         /// The option.
         option: &'static str,

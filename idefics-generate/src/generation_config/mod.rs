@@ -166,13 +166,13 @@ impl GenerationConfig {
     /// `config.json` or in the metadata of a GGUF file.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::ModelFile`], or [`Error::Checkpoint`] for a GGUF file that is not read.
+    /// [`Error::Read`], [`Error::ModelFile`], or [`Error::Checkpoint`] if a GGUF file is rejected.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
         if let Some((path, mut value)) = folder::in_metadata(folder, ModelFile::GenerationConfig)? {
             drop_missing_ids(&mut value);
             return from_value(&path, value);
         }
-        let path = folder::beside(folder, "generation_config.json");
+        let path = folder::sibling_path(folder, "generation_config.json");
         if path.exists() {
             let mut value = read_json(&path)?;
             drop_missing_ids(&mut value);
@@ -218,7 +218,7 @@ impl GenerationConfig {
     }
 
     /// Token that fills up finished rows: `pad_token_id`, or the first end token, or 0.
-    pub(crate) fn filler(&self) -> u32 {
+    pub(crate) fn fill_token_id(&self) -> u32 {
         self.pad_token_id.or_else(|| self.eos_token_ids().first().copied()).unwrap_or(0)
     }
 

@@ -36,8 +36,8 @@ pub trait AssembledModel: Model {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Box<dyn AssembledModel>, FormatError>;
 
-    /// Calls `take` with the name of each weight and its memory on `device`; see [`LoadOptions::memory_of_each`].
-    fn memory_of_each(
+    /// Calls `take` with the name of each weight and its memory on `device`; see [`LoadOptions::memory_per_tensor`].
+    fn memory_per_tensor(
         &self,
         options: &LoadOptions<'_>,
         checkpoint: Option<&Checkpoint>,
@@ -96,14 +96,14 @@ impl<M: Model + Module + 'static> AssembledModel for M {
         Ok(Box::new(fill_random(*self, options, seed, progress)?))
     }
 
-    fn memory_of_each(
+    fn memory_per_tensor(
         &self,
         options: &LoadOptions<'_>,
         checkpoint: Option<&Checkpoint>,
         device: &Device,
         take: &mut dyn FnMut(&str, WeightMemory),
     ) {
-        options.memory_of_each(self, checkpoint, device, take);
+        options.memory_per_tensor(self, checkpoint, device, take);
     }
 
     fn unused(&self, checkpoint: &Checkpoint, options: &LoadOptions<'_>) -> Vec<String> {

@@ -10,13 +10,13 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use idefics_nn::{ConfigError, ContextCache, KvCache, beside, flat_module};
+use idefics_nn::{ConfigError, ContextCache, KvCache, flat_module, to_parameter_device};
 use idefics_perceiver::flamingo::PerceiverResampler;
 use idefics_processor::image::ImageTile;
 use idefics_text::{CrossAttentionDecoder, DecoderStack, DecoupledLinear};
 use idefics_vision::clip::VisionTransformer;
 
-use super::{LayerRun, Model, ModelShape, TowerRun};
+use super::{Model, ModelShape, StepwiseEncoder, TowerEncoder};
 use crate::Idefics1Config;
 use crate::config::FamilyConfig;
 use crate::features::{ImageBatch, arrange};
@@ -57,13 +57,13 @@ pub struct ImageEncoder {
 }
 
 impl Model for Idefics1 {
-    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError> {
+    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn StepwiseEncoder + '_>, InputError> {
         self.check_sizes(images)?;
         let tower = &self.model.images.vision_model;
         let pixel_values = images.upload(&self.vision_device()); // [n_images, 3, height, width]
         // [n_images, 1 + patches, d_image]
         let patch_embeds = tower.pre_layrnorm.forward(tower.embeddings.forward(pixel_values));
-        Ok(Box::new(TowerRun::new(patch_embeds, &tower.encoder.layers, None, |features| self.connect(features))))
+        Ok(Box::new(TowerEncoder::new(patch_embeds, &tower.encoder.layers, None, |features| self.connect(features))))
     }
 
     /// Stores the images in the cache's context, as keys and values of every gated layer.
@@ -83,7 +83,7 @@ impl Model for Idefics1 {
     }
 
     fn logits(&self, hidden_states: Tensor<3>) -> Tensor<3> {
-        self.lm_head.forward(self.lm_head.linear.receive(hidden_states)).cast(DType::F32)
+        self.lm_head.forward(self.lm_head.linear.to_weight_device(hidden_states)).cast(DType::F32)
     }
 
     fn shape(&self) -> &ModelShape {
@@ -101,7 +101,7 @@ impl Idefics1 {
     /// # Errors
     /// Those of [`Idefics1Config::validate`].
     pub fn new(config: &Idefics1Config, device: &Device) -> Result<Self, ConfigError> {
-        Self::placed(config, &Placement::on(device))
+        Self::placed(config, &Placement::single_device(device))
     }
 
     /// Like [`Self::new`], with each part on its own device.
@@ -138,7 +138,7 @@ impl Idefics1 {
     /// Whether to accept images whose size differs from `vision_config.image_size`, by interpolating the position
     /// embeddings (`interpolate_pos_encoding`). Otherwise they are rejected.
     #[must_use]
-    pub fn interpolating_positions(mut self, interpolates: bool) -> Self {
+    pub fn interpolate_pos_encoding(mut self, interpolates: bool) -> Self {
         self.interpolates = interpolates;
         self
     }
@@ -155,7 +155,7 @@ impl Idefics1 {
     /// Image vectors from patch features, `[n_images, n_vectors, d_image]`.
     pub fn connect(&self, features: Tensor<3>) -> Tensor<3> {
         match &self.model.images.perceiver_resampler {
-            Some(resampler) => resampler.forward(beside(features, &resampler.latents.val())),
+            Some(resampler) => resampler.forward(to_parameter_device(features, &resampler.latents.val())),
             None => features,
         }
     }

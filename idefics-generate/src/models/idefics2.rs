@@ -13,7 +13,7 @@ use idefics_perceiver::Connector;
 use idefics_text::{Decoder, DecoderStack};
 use idefics_vision::{PatchLayout, VisionTransformer, patch_mask};
 
-use super::{LayerRun, Model, ModelShape, TowerRun, merge};
+use super::{Model, ModelShape, StepwiseEncoder, TowerEncoder, merge};
 use crate::config::FamilyConfig;
 use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
@@ -44,13 +44,13 @@ pub struct Idefics2Model {
 }
 
 impl Model for Idefics2 {
-    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError> {
+    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn StepwiseEncoder + '_>, InputError> {
         let Idefics2Model { vision_model, connector, .. } = &self.model;
         let layout = self.layout(images);
         let pixel_values = images.upload(&self.device()); // [n_images, 3, height, width]
-        let masked_out = patch_mask(&layout, &self.device());
+        let mask = patch_mask(&layout, &self.device());
         let patch_embeds = vision_model.embeddings.forward(pixel_values, &layout); // [n_images, patches, d_vision]
-        Ok(Box::new(TowerRun::new(patch_embeds, &vision_model.encoder.layers, masked_out, |hidden_states| {
+        Ok(Box::new(TowerEncoder::new(patch_embeds, &vision_model.encoder.layers, mask, |hidden_states| {
             connector.forward(vision_model.post_layernorm.forward(hidden_states), None) // [n_images, n_latents, d]
         })))
     }
@@ -83,7 +83,7 @@ impl Idefics2 {
     /// # Errors
     /// Those of [`Idefics2Config::validate`].
     pub fn new(config: &Idefics2Config, device: &Device) -> Result<Self, ConfigError> {
-        Self::placed(config, &Placement::on(device))
+        Self::placed(config, &Placement::single_device(device))
     }
 
     /// Like [`Self::new`], on the single device of `placement`; this model cannot be split.

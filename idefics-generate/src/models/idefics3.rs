@@ -14,7 +14,7 @@ use idefics_perceiver::PixelShuffleConnector;
 use idefics_text::{Decoder, DecoderStack};
 use idefics_vision::{PatchLayout, VisionTransformer};
 
-use super::{LayerRun, Model, ModelShape, TowerRun, merge};
+use super::{Model, ModelShape, StepwiseEncoder, TowerEncoder, merge};
 use crate::config::FamilyConfig;
 use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
@@ -45,13 +45,13 @@ pub struct Idefics3Model {
 }
 
 impl Model for Idefics3 {
-    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError> {
+    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn StepwiseEncoder + '_>, InputError> {
         let Idefics3Model { vision_model, connector, .. } = &self.model;
         let grid = self.grid(images)?;
         let layout = self.layout(images);
         let pixel_values = images.upload(&self.device()); // [n_images, 3, height, width]
         let patch_embeds = vision_model.embeddings.forward(pixel_values, &layout); // [n_images, patches, d_vision]
-        Ok(Box::new(TowerRun::new(patch_embeds, &vision_model.encoder.layers, None, move |hidden_states| {
+        Ok(Box::new(TowerEncoder::new(patch_embeds, &vision_model.encoder.layers, None, move |hidden_states| {
             connector.forward(vision_model.post_layernorm.forward(hidden_states), grid) // [n_images, n_vectors, d]
         })))
     }
@@ -85,7 +85,7 @@ impl Idefics3 {
     /// # Errors
     /// Those of [`Idefics3Config::validate`].
     pub fn new(config: &Idefics3Config, device: &Device) -> Result<Self, ConfigError> {
-        Self::placed(config, &Placement::on(device))
+        Self::placed(config, &Placement::single_device(device))
     }
 
     /// Like [`Self::new`], on the single device of `placement`; this model cannot be split.

@@ -1,39 +1,39 @@
-//! The text model of an Idefics3 alone, as a GGUF file without its vision tower has it.
+//! The text model of Idefics3 without a vision tower, from a GGUF file of the text model alone.
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
 use idefics_nn::{ConfigError, KvCache, Linear};
 use idefics_text::{Decoder, DecoderStack};
 
-use super::{LayerRun, Model, ModelShape};
+use super::{Model, ModelShape, StepwiseEncoder};
 use crate::config::FamilyConfig;
 use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
 use crate::{Idefics3Config, Placement};
 
-/// A Llama under the names that it has in an Idefics3.
+/// A Llama with the tensor names of Idefics3.
 #[derive(Module, Debug)]
 pub struct Idefics3Text {
-    /// Everything up to the last hidden states.
+    /// Everything except the head.
     pub model: Idefics3TextModel,
-    /// Hidden states to logits.
+    /// Maps hidden states to logits.
     pub lm_head: Linear,
     #[module(skip)]
     shape: ModelShape,
 }
 
-/// The one component.
+/// The single component.
 #[derive(Module, Debug)]
 pub struct Idefics3TextModel {
-    /// Tokens to hidden states.
+    /// Maps embeddings to hidden states.
     pub text_model: Decoder,
 }
 
 impl Idefics3Text {
-    /// The model, random until a checkpoint is loaded; nothing is allocated before.
+    /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`Idefics3Config::validate`].
+    /// Those of [`Idefics3Config::validate`].
     pub(crate) fn placed(config: &Idefics3Config, placement: &Placement) -> Result<Self, ConfigError> {
         config.validate()?;
         let (text, device) = (&config.text_config, &placement.device("model"));
@@ -46,7 +46,7 @@ impl Idefics3Text {
 }
 
 impl Model for Idefics3Text {
-    fn vision(&self, _images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError> {
+    fn vision(&self, _images: &ImageBatch<'_>) -> Result<Box<dyn StepwiseEncoder + '_>, InputError> {
         Err(InputError::TextOnly)
     }
 

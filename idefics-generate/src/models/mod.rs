@@ -9,7 +9,7 @@ pub mod idefics2;
 pub mod idefics3;
 pub mod idefics3_text;
 mod merge;
-mod tower_run;
+mod tower_encoder;
 mod vision_batch;
 
 use std::borrow::Borrow;
@@ -18,14 +18,14 @@ use std::fmt::Debug;
 use burn::tensor::{Device, Int, Tensor};
 use idefics_nn::{KvCache, Step};
 use idefics_processor::image::ImageTile;
-use idefics_text::{Branches, DecoderObserver, DecoderStack, TextConfig, Unobserved};
+use idefics_text::{Branches, DecoderObserver, DecoderStack, NoObserver, TextConfig};
 
 use crate::features::{ImageBatch, arrange, distinct, image_batches, in_order};
 use crate::inputs::upload_ids;
 use crate::{Error, InputError, Prompts};
 
 pub use assembled::AssembledModel;
-pub(crate) use tower_run::TowerRun;
+pub(crate) use tower_encoder::TowerEncoder;
 pub use vision_batch::VisionBatch;
 
 /// The positions for which logits are computed.
@@ -87,7 +87,7 @@ impl ModelShape {
 }
 
 /// A batch of images on its way through the vision tower, a few layers at a time.
-pub trait LayerRun {
+pub trait StepwiseEncoder {
     /// Runs at most `n_layers` layers of the tower. After the last layer, the next call runs the connector and
     /// returns the image vectors, `[n_images, n_vectors, d_image]`.
     ///
@@ -108,7 +108,7 @@ pub trait Model: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`InputError`] if the images do not fit the model.
-    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn LayerRun + '_>, InputError>;
+    fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn StepwiseEncoder + '_>, InputError>;
 
     /// Embeds prompts that follow the contents of the cache: the decoder's input, `[batch, seq, d]`.
     /// `image_hidden_states` are the vectors of all their images, row by row, `[n_images, n_vectors, d_image]`.
@@ -259,18 +259,18 @@ pub trait Model: Debug + Send + Sync {
             return None; // a graph belongs to one device
         }
         let decoder = self.decoder();
-        let mut slot_cache = cache.at_slot(slot)?;
+        let mut slot_cache = cache.slot_view(slot)?;
         let inputs_embeds = decoder.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
-        let places = decoder.slot_places(&inputs_embeds, cache)?;
+        let positions = decoder.slot_positions(&inputs_embeds, cache)?;
         let (next_tokens, slot) = (next_tokens.clone(), slot.clone());
         let step = move || {
             let inputs_embeds = decoder.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
-            let places = places.at(&slot);
-            let hidden_states = decoder.forward_at(inputs_embeds, &places, &mut slot_cache, &mut Unobserved);
+            let positions = positions.at(&slot);
+            let hidden_states = decoder.forward_at(inputs_embeds, &positions, &mut slot_cache, &mut NoObserver);
             self.logits(hidden_states).squeeze_dim(1)
         };
         // SAFETY: the step holds or borrows the model, the cache with its context, and the inputs, so their memory
-        // stays allocated. Every call does the same operations and uploads nothing: the data of `places` was
+        // stays allocated. Every call does the same operations and uploads nothing: the data of `positions` was
         // uploaded before.
         Some(unsafe { Step::new(step) })
     }

@@ -1,13 +1,13 @@
-//! The layout of rows between the two passes.
+//! The layout of rows between the horizontal and the vertical pass.
 //!
 //! A block is [`ROWS`] rows of the same length, in groups of [`LANES`]. A group is interleaved, `[columns, LANES]`, so
-//! that the vertical loops find the bytes of a column side by side.
+//! that the bytes of a column are contiguous for the vertical loops.
 
 use std::ops::Range;
 
 use super::{LANES, ROWS};
 
-/// Makes a block of rows.
+/// Interleaves rows to a block.
 pub(super) fn interleave(rows: [&[u8]; ROWS], block: &mut [u8]) {
     let half = block.len() / 2;
     for (rows, group) in rows.as_chunks::<LANES>().0.iter().zip(block.chunks_exact_mut(half)) {
@@ -18,7 +18,7 @@ pub(super) fn interleave(rows: [&[u8]; ROWS], block: &mut [u8]) {
     }
 }
 
-/// The first rows of a block.
+/// Copies the first rows of a block to `outs`, one row each.
 pub(super) fn separate(block: &[u8], outs: &mut [&mut [u8]]) {
     for (lane, out) in outs.iter_mut().enumerate() {
         let group = &block[lane / LANES * block.len() / 2..];
@@ -28,7 +28,7 @@ pub(super) fn separate(block: &[u8], outs: &mut [&mut [u8]]) {
     }
 }
 
-/// Copies the rows `used` of a block.
+/// Copies the rows `used` of the block `from` to the block `to`.
 pub(super) fn merge(from: &[u8], used: Range<usize>, to: &mut [u8]) {
     let half = to.len() / 2;
     for (group, (from, to)) in from.chunks_exact(half).zip(to.chunks_exact_mut(half)).enumerate() {

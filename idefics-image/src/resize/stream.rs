@@ -225,7 +225,7 @@ impl RowResizer {
 
     /// The new picture, upright, once all rows have come.
     pub(crate) fn finish(self) -> RgbImage {
-        assert_eq!(self.rows_made, self.height, "every row of the picture came");
+        assert_eq!(self.rows_made, self.height, "every row of the picture was read");
         let (width, height) = (self.width as u32, self.height as u32);
         let picture = RgbImage::new(width, height, self.out).expect("there are three bytes for each pixel");
         upright(picture, self.orientation)
@@ -315,8 +315,8 @@ impl Part {
         self.between = between;
     }
 
-    /// Writes rows of `source` into the window, from `y` to the end of their block, and returns their number. `write` makes
-    /// a block of [`ROWS`] rows; only those in the given range are kept.
+    /// Writes rows of `source` into the window, from `y` to the end of their block, and returns their number. `write`
+    /// makes a block of [`ROWS`] rows; only those in the given range are kept.
     fn load(
         &mut self,
         source: RgbView<'_>,

@@ -16,7 +16,7 @@ pub(super) fn color_map(values: Numbers<'_>) -> Result<Palette, TiffError> {
     let count = values.len() / 3;
     if count == 0 || count > 256 {
         return Err(TiffError::damaged(format!(
-            "the tag ColorMap (320) has {} values, expected 3 to {MAX_VALUES}",
+            "the tag ColorMap (320) has {} values; expected 3 to {MAX_VALUES}",
             values.len()
         )));
     }

@@ -127,7 +127,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     let expected_row = (cut.width.saturating_mul(samples.bits()) / planes).div_ceil(8);
     if stored_row != expected_row {
         return Err(TiffError::damaged(format!(
-            "rows have {stored_row} bytes, expected {expected_row} for its colour (tag PhotometricInterpretation)"
+            "rows have {stored_row} bytes; expected {expected_row} for its colour (tag PhotometricInterpretation)"
         )));
     }
     if planes > 1 && !matches!(page.bits, 8 | 16) {
@@ -137,7 +137,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     let by_columns = (cut.height.saturating_mul(samples.bits()) / planes).div_ceil(8).saturating_mul(cut.width);
     if cut.is_tiled && page.decoded_bytes() > by_columns {
         return Err(TiffError::damaged(format!(
-            "tiles have {} bytes, expected at most {by_columns} (tags TileWidth, TileLength)",
+            "tiles have {} bytes; expected at most {by_columns} (tags TileWidth, TileLength)",
             page.decoded_bytes()
         )));
     }

@@ -50,7 +50,7 @@ impl Jpeg {
         self.tables = decoder.tables();
         if decoder.components() != page.interleaved_samples() {
             return Err(TiffError::damaged(format!(
-                "JPEG data has {} components, expected {} (tag SamplesPerPixel)",
+                "JPEG data has {} components; expected {} (tag SamplesPerPixel)",
                 decoder.components(),
                 page.interleaved_samples()
             )));
@@ -65,7 +65,7 @@ impl Jpeg {
         let is_last = !page.cut.is_tiled && width == page.cut.width && place.top + place.rows == page.height as usize;
         if width > page.cut.width || height > place.rows && !(is_last && height <= page.cut.height) {
             return Err(TiffError::damaged(format!(
-                "JPEG data has the size {width}x{height}, expected {}x{}",
+                "JPEG data has the size {width}x{height}; expected {}x{}",
                 page.cut.width, place.rows
             )));
         }

@@ -32,7 +32,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     let size = decoder.size();
     if decoder.components() != 3 || size.0 < page.width || size.1 < page.height {
         return Err(TiffError::damaged(format!(
-            "old-style JPEG data has the size {}x{} and {} components, expected {width}x{height} and 3",
+            "old-style JPEG data has the size {}x{} and {} components; expected {width}x{height} and 3",
             size.0,
             size.1,
             decoder.components()

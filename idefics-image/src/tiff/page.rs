@@ -265,7 +265,7 @@ impl Cut {
         let is_too_large = |side: usize| i32::try_from(side).is_err();
         let too_large = |tag: Tag, side| {
             let (name, number, most) = (tag.name(), tag.0, i32::MAX);
-            TiffError::damaged(format!("the tag {name} ({number}) has the value {side}, expected at most {most}"))
+            TiffError::damaged(format!("the tag {name} ({number}) has the value {side}; expected at most {most}"))
         };
         // Tiles may reach beyond the edges. Strips end at the bottom edge, so their height is clipped. Uncompressed
         // strips are not clipped, because the offsets that Pillow uses depend on whether they are exactly as high as

@@ -34,7 +34,7 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
     let rectangles = page.cut.count() * page.planes();
     if page.is_planar && offsets.len() > rectangles {
         return Err(TiffError::damaged(format!(
-            "there are {} offsets, expected at most {rectangles} (tag {})",
+            "there are {} offsets; expected at most {rectangles} (tag {})",
             offsets.len(),
             tag.name()
         )));
@@ -104,7 +104,7 @@ fn read_rectangle(
     let stride = if columns < cut.width && stored > 0 { stored } else { row_bytes };
     if stride < row_bytes || i32::try_from(stride).is_err() {
         return Err(TiffError::damaged(format!(
-            "a tile has rows of {stride} bytes, expected {row_bytes} to {} (tag TileWidth)",
+            "a tile has rows of {stride} bytes; expected {row_bytes} to {} (tag TileWidth)",
             i32::MAX
         )));
     }

@@ -154,18 +154,18 @@ impl Task<'_> {
             let first = step * STEP;
             let n_keys = STEP.min(self.attention.len - first);
             scores[n_keys * PAIR..].fill(f32::NEG_INFINITY);
-            if self.attention.masked_out.is_none() {
+            if self.attention.mask.is_none() {
                 continue;
             }
             // One bit per key, for each query.
             let (mut hidden, mut any) = ([0u32; PAIR], 0);
             for (hidden, query) in hidden.iter_mut().zip(pair.queries.clone()) {
-                let Some(masked_out) = self.attention.masked_out(self.row, query) else { continue };
-                let masked_out = &masked_out[first..first + n_keys];
+                let Some(mask) = self.attention.mask(self.row, query) else { continue };
+                let mask = &mask[first..first + n_keys];
                 // SAFETY: a bool is one byte, and the masked load does not read past the last key.
                 *hidden = unsafe {
                     let there = ((1u64 << n_keys) - 1) as u32;
-                    let bytes = _mm256_maskz_loadu_epi8(there, masked_out.as_ptr().cast());
+                    let bytes = _mm256_maskz_loadu_epi8(there, mask.as_ptr().cast());
                     _mm256_test_epi8_mask(bytes, bytes)
                 };
                 any |= *hidden;

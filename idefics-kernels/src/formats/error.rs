@@ -25,7 +25,7 @@ pub enum FormatError {
         d_in: usize,
     },
     /// An invalid scale.
-    #[error("{part}[{index}] is {value}, expected {expected}")]
+    #[error("{part}[{index}] is {value}; expected {expected}")]
     Scale {
         /// The part: scales, absmax, nested absmax or nested offset.
         part: &'static str,
@@ -37,7 +37,7 @@ pub enum FormatError {
         expected: &'static str,
     },
     /// A weight to quantise is NaN, infinite or too large for the format.
-    #[error("weight {index} is {value}, expected a finite number in the range of the format")]
+    #[error("weight {index} is {value}; expected a finite number in the range of the format")]
     NonFinite {
         /// Flat index of the first invalid weight.
         index: usize,
@@ -45,7 +45,7 @@ pub enum FormatError {
         value: f32,
     },
     /// The file's code table differs from the table of its quantisation type.
-    #[error("{table}[{index}] is {found}, expected {expected}")]
+    #[error("{table}[{index}] is {found}; expected {expected}")]
     QuantMap {
         /// `quant_map` or `nested_quant_map`.
         table: &'static str,

@@ -1,19 +1,19 @@
 //! The block types of GGUF files: their sizes, and rows of them as f32.
 //!
-//! A row is a whole number of blocks, one after the other; a block is a few values with their scales. `d` and `m` are f16
-//! and become f32 exactly; products and sums are f32, in the order written here, so that the values are bit for bit those
-//! of the reference.
+//! A row is a whole number of consecutive blocks; a block is a group of values with common scales. `d` and `m` are
+//! stored as f16 and converted to f32 exactly. Products and sums are computed in f32 in the order written here, so that
+//! the values equal those of the reference bit for bit.
 //!
 //! Source: `gguf/quants.py` of gguf-py 0.19.
 
 use half::{bf16, f16};
 
-/// Values of a block with sub-blocks.
+/// Number of values of a block with sub-blocks.
 const SUPER: usize = 256;
-/// Values of a plain block.
+/// Number of values of a block without sub-blocks.
 const PLAIN: usize = 32;
 
-/// A tensor type of GGUF files that is read.
+/// A supported tensor type of GGUF files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(non_camel_case_types, reason = "the names that GGUF files and programs use")]
 pub enum GgufType {
@@ -46,7 +46,7 @@ pub enum GgufType {
 }
 
 impl GgufType {
-    /// Every type that is read.
+    /// Every supported type.
     pub const ALL: [Self; 13] = [
         Self::F32,
         Self::F16,
@@ -63,7 +63,7 @@ impl GgufType {
         Self::Q6_K,
     ];
 
-    /// The type of that number in the file, if it is one that is read.
+    /// The type with this number in the file; `None` if it is not supported.
     pub fn from_id(id: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.id() == id)
     }
@@ -133,15 +133,15 @@ impl GgufType {
         }
     }
 
-    /// Bytes of a row of `n` values; `None` where `n` is no whole number of blocks, or the size none that memory has.
+    /// Bytes of a row of `n` values; `None` if `n` is not a whole number of blocks or the size overflows.
     pub fn row_bytes(self, n: usize) -> Option<usize> {
         n.is_multiple_of(self.block_len()).then(|| (n / self.block_len()).checked_mul(self.block_bytes()))?
     }
 
-    /// Whole blocks as f32. A scale that is not finite gives values that are not.
+    /// Converts whole blocks to f32. A scale that is not finite gives values that are not finite.
     ///
     /// # Panics
-    /// If `blocks` is not [`row_bytes`](Self::row_bytes) of `out.len()` long.
+    /// If the length of `blocks` is not [`row_bytes`](Self::row_bytes) of `out.len()`.
     pub fn dequantize(self, blocks: &[u8], out: &mut [f32]) {
         assert_eq!(self.row_bytes(out.len()), Some(blocks.len()), "whole blocks for {} values", out.len());
         match self {
@@ -164,7 +164,7 @@ impl GgufType {
     }
 }
 
-/// Runs over blocks of `B` bytes and their `N` values.
+/// Decodes blocks of `B` bytes to `N` values each.
 fn each<const B: usize, const N: usize>(blocks: &[u8], out: &mut [f32], decode: impl Fn(&[u8; B], &mut [f32; N])) {
     let (blocks, _) = blocks.as_chunks::<B>();
     let (out, _) = out.as_chunks_mut::<N>();
@@ -173,17 +173,17 @@ fn each<const B: usize, const N: usize>(blocks: &[u8], out: &mut [f32], decode: 
     }
 }
 
-/// The f16 at a place of a block, as f32.
+/// The f16 at byte `at` of a block, as f32.
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Value `i` of 32 codes of four bits: low halves first, then the high ones.
+/// Value `i` of 32 codes of four bits: first the low nibbles, then the high ones.
 fn nibble(codes: &[u8], i: usize) -> u8 {
     if i < 16 { codes[i] & 15 } else { codes[i - 16] >> 4 }
 }
 
-/// The fifth bits of 32 codes, the lowest first.
+/// The fifth bits of 32 codes; bit `i` belongs to code `i`.
 fn fifth_bits(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
@@ -252,7 +252,7 @@ fn q3_k(block: &[u8; 110], out: &mut [f32; SUPER]) {
     }
 }
 
-/// Scale and minimum of sub-block `j` of eight: six bits each in 12 bytes.
+/// Scale and minimum of sub-block `j` of eight. The 12 bytes have six bits for each.
 fn scale_and_minimum(s: &[u8], j: usize) -> (u8, u8) {
     match j {
         0..4 => (s[j] & 63, s[j + 4] & 63),

@@ -1,7 +1,7 @@
 //! `y = x Wᵀ + b` for a weight in any format, without expanding the whole weight.
 //!
-//! - Up to [`THIN_ROWS`] rows of activations: every weight is read once, expanded in registers and multiplied with all
-//!   rows ([`rows`] for the row-major formats, [`q4`] for the interleaved one).
+//! - Up to [`MAX_GEMV_ROWS`] rows of activations: every weight is read once, expanded in registers and multiplied with
+//!   all rows ([`rows`] for the row-major formats, [`q4`] for the interleaved one).
 //! - More rows, with AMX: blocks of the weight are expanded to bf16 and multiplied with activations that are split into
 //!   three bf16 parts ([`amx`]).
 //! - More rows, without AMX: panels of the weight are expanded to f32 in scratch memory of at most
@@ -37,7 +37,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::shared::SharedOut;
-use super::{Isa, Unit};
+use super::{ComputeUnit, Isa};
 use crate::Activations;
 use crate::formats::{BLOCK, Weight};
 
@@ -97,7 +97,7 @@ macro_rules! by_format {
 use by_format;
 
 /// Maximum number of activation rows for which the weight is expanded in registers.
-pub const THIN_ROWS: usize = 8;
+pub const MAX_GEMV_ROWS: usize = 8;
 
 /// Weight bytes per task: large enough to pay for the scheduling, small enough that the threads finish together.
 const TASK_BYTES: usize = 256 << 10;
@@ -129,9 +129,9 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
         return;
     }
     // If a block spans rows, its rows do not begin with their own scale. Such weights use the plain loops.
-    if isa == Isa::Plain || product.d_in == 0 || (spans_rows(weight) && n_rows <= THIN_ROWS) {
+    if isa == Isa::Plain || product.d_in == 0 || (spans_rows(weight) && n_rows <= MAX_GEMV_ROWS) {
         plain::product(&product, weight);
-    } else if n_rows > THIN_ROWS {
+    } else if n_rows > MAX_GEMV_ROWS {
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx if amx::supports(weight) => amx::product(&product, weight),
@@ -203,19 +203,21 @@ pub fn linear_int8_on(
 
 /// The arithmetic unit that a product of `n_rows` rows uses on the best instruction set, and the number of its
 /// operations per multiplication of the product. `None` if unknown.
-pub fn arithmetic(n_rows: usize, weight: &Weight<'_>, activations: Activations) -> Option<(Unit, f64)> {
+pub fn compute_unit(n_rows: usize, weight: &Weight<'_>, activations: Activations) -> Option<(ComputeUnit, f64)> {
     let isa = Isa::best();
-    if activations == Activations::Int8 && n_rows > THIN_ROWS && int8::Codes::of(weight).is_some() {
+    if activations == Activations::Int8 && n_rows > MAX_GEMV_ROWS && int8::Codes::of(weight).is_some() {
         return match (isa, weight) {
-            (Isa::Amx, Weight::Int8(_)) => Some((Unit::ByteTiles, 1.0)),
-            (Isa::Amx | Isa::Avx512, _) => Some((Unit::ByteVectors, 1.0)),
+            (Isa::Amx, Weight::Int8(_)) => Some((ComputeUnit::ByteTiles, 1.0)),
+            (Isa::Amx | Isa::Avx512, _) => Some((ComputeUnit::ByteVectors, 1.0)),
             _ => None,
         };
     }
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx if n_rows > THIN_ROWS && amx::supports(weight) => Some((Unit::Tiles, amx::products(weight))),
-        _ => Some((Unit::Vectors, 1.0)),
+        Isa::Amx if n_rows > MAX_GEMV_ROWS && amx::supports(weight) => {
+            Some((ComputeUnit::Tiles, amx::products(weight)))
+        }
+        _ => Some((ComputeUnit::Vectors, 1.0)),
     }
 }
 

@@ -24,7 +24,7 @@ mod avx512;
 #[path = "q4_neon.rs"]
 mod neon;
 
-/// Computes the product for at most [`super::THIN_ROWS`] rows of activations.
+/// Computes the product for at most [`super::MAX_GEMV_ROWS`] rows of activations.
 pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
     #[cfg(target_arch = "x86_64")]
     if matches!(product.isa, Isa::Avx512 | Isa::Amx) {

@@ -44,7 +44,7 @@ struct Block {
 /// f32 values that a [`Block`] takes in scratch memory.
 const BLOCK_VALUES: usize = size_of::<Block>() / size_of::<f32>();
 
-/// Computes the product for at most [`super::super::THIN_ROWS`] rows of activations.
+/// Computes the product for at most [`super::super::MAX_GEMV_ROWS`] rows of activations.
 pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
     assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "CPU support was not checked");
     let blocks = product.d_in.div_ceil(Q4_BLOCK);

@@ -92,7 +92,7 @@ fn bytes_of<T: NoUninit>(values: &[T]) -> &[u8] {
     bytemuck::cast_slice(values)
 }
 
-/// Computes the product for at most [`super::THIN_ROWS`] rows of activations.
+/// Computes the product for at most [`super::MAX_GEMV_ROWS`] rows of activations.
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     let rows = Rows::of(weight);
     let order = by_format!(weight, Format => on_isa!(product.isa, isa => isa::order::<Format>(rows.d_in)));

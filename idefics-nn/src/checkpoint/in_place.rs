@@ -1,7 +1,7 @@
 //! Uses checkpoint tensors in the memory map as Burn tensors.
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, TensorData};
-use idefics_checkpoint::{Checkpoint, CheckpointError, Stored, TensorEntry};
+use idefics_checkpoint::{Checkpoint, CheckpointError, StoredWeight, TensorEntry};
 use idefics_kernels::formats::{PackedFormat, Weight};
 use safetensors::Dtype;
 
@@ -11,7 +11,7 @@ use crate::PackedWeight;
 pub(super) fn read_packed(
     checkpoint: &Checkpoint,
     name: &str,
-    stored: &Stored<'_>,
+    stored: &StoredWeight<'_>,
     dims: [usize; 2],
     device: &Device,
 ) -> Result<PackedWeight, CheckpointError> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
-use idefics_checkpoint::{Checkpoint, CheckpointError, Stored, StoredKind};
+use idefics_checkpoint::{Checkpoint, CheckpointError, StoredFormat, StoredWeight};
 use idefics_kernels::Activations;
 use idefics_kernels::formats::PackedFormat;
 
@@ -213,7 +213,7 @@ impl Account<'_> {
     /// Records the tensor of the parameter at `path`, which has the shape `expected` in the module.
     fn take(&mut self, path: &str, expected: Vec<usize>) {
         let name = format!("{}{path}", self.options.prefix);
-        let Some(Stored { entry, kind, companions }) = self.checkpoint.stored(&name) else {
+        let Some(StoredWeight { entry, kind, companions }) = self.checkpoint.stored(&name) else {
             if self.options.tied_source(&name).is_none() {
                 self.missing.push(name);
             }
@@ -225,7 +225,7 @@ impl Account<'_> {
             self.wrong.get_or_insert(CheckpointError::NotLinear { file, name: name.clone(), found });
         }
         // The codes of four-bit formats have a shape of their own, which is checked when they are read.
-        let has_own_shape = matches!(kind, StoredKind::FourBit(_) | StoredKind::Own(PackedFormat::Q4));
+        let has_own_shape = matches!(kind, StoredFormat::FourBit(_) | StoredFormat::Own(PackedFormat::Q4));
         if entry.shape != expected && !has_own_shape {
             self.wrong.get_or_insert(CheckpointError::Shape {
                 file: entry.file.clone(),
@@ -293,7 +293,7 @@ impl Loader<'_> {
         let matrix = self.matrices.get(path).copied();
         let quantization = self.options.quantization_of(matrix, name);
         let weight = match (&stored.kind, quantization) {
-            (StoredKind::Dense, None) => {
+            (StoredFormat::Dense, None) => {
                 let dtype = self.options.dtype_of(name, matrix, Some(stored.entry.dtype), &device);
                 let weight = match in_place(stored.entry, dtype, &device) {
                     Some(data) if matrix.is_some() => Tensor::from_data(data, (&device, dtype)),
@@ -309,7 +309,7 @@ impl Loader<'_> {
                 };
                 Filling::Dense(weight)
             }
-            (StoredKind::Dense, Some(quantization)) => {
+            (StoredFormat::Dense, Some(quantization)) => {
                 let weights = read_as(name, stored.entry, DType::F32)?;
                 let dims = matrix_dims(&stored.entry.shape);
                 let weights = weights.as_slice::<f32>().expect("the data was read as f32");

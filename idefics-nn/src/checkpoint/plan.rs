@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use idefics_checkpoint::{Checkpoint, Stored};
+use idefics_checkpoint::{Checkpoint, StoredWeight};
 use idefics_kernels::formats::{BLOCK, PackedFormat, Q4_BLOCK, Q4_PANEL, Q4_TILE};
 use serde::Serialize;
 
@@ -38,12 +38,12 @@ impl LoadOptions<'_> {
     /// Without a checkpoint, BF16 weights are assumed.
     pub fn memory<M: Module>(&self, module: &M, checkpoint: Option<&Checkpoint>, device: &Device) -> WeightMemory {
         let mut sum = WeightMemory::default();
-        self.memory_of_each(module, checkpoint, device, |_, memory| sum += memory);
+        self.memory_per_tensor(module, checkpoint, device, |_, memory| sum += memory);
         sum
     }
 
     /// Like [`Self::memory`], for each tensor: calls `take` with its name and memory. Tied tensors are skipped.
-    pub fn memory_of_each<M: Module>(
+    pub fn memory_per_tensor<M: Module>(
         &self,
         module: &M,
         checkpoint: Option<&Checkpoint>,
@@ -93,7 +93,7 @@ impl<F: FnMut(&str, WeightMemory)> Planner<'_, F> {
 }
 
 impl<F> Planner<'_, F> {
-    fn memory_of(&self, path: &str, name: &str, shape: &[usize], stored: Option<Stored<'_>>) -> WeightMemory {
+    fn memory_of(&self, path: &str, name: &str, shape: &[usize], stored: Option<StoredWeight<'_>>) -> WeightMemory {
         let n: usize = shape.iter().product();
         let matrix = self.matrices.get(path).copied();
         let entry = stored.as_ref().map(|stored| stored.entry);

@@ -14,7 +14,7 @@ use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty};
 
-use idefics_kernels::Memory;
+use idefics_kernels::AlignedBuffer;
 
 /// Smallest buffer that is kept, in bytes; for smaller ones the allocator is as fast.
 const MIN_BYTES: usize = 128 << 10;
@@ -23,19 +23,19 @@ const MIN_BYTES: usize = 128 << 10;
 pub(super) const MAX_BYTES: usize = 256 << 20;
 
 /// Unused buffers, from oldest to newest.
-static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
+static KEPT: Mutex<Vec<AlignedBuffer>> = Mutex::new(Vec::new());
 
 /// Memory for `len` result values, which are unspecified until they are written.
 #[derive(Debug)]
 pub(super) struct Buffer {
-    memory: Memory,
+    memory: AlignedBuffer,
     len: usize,
 }
 
 impl Buffer {
     /// Takes a kept buffer, or allocates one.
     pub(super) fn new(len: usize) -> Self {
-        Self { memory: kept(len).unwrap_or_else(|| Memory::new(len)), len }
+        Self { memory: kept(len).unwrap_or_else(|| AlignedBuffer::new(len)), len }
     }
 
     /// The values as a contiguous tensor.
@@ -52,12 +52,12 @@ impl Buffer {
 }
 
 /// Takes the smallest kept buffer with room for `len` to `2 * len` values; the newest of equal ones.
-fn kept(len: usize) -> Option<Memory> {
+fn kept(len: usize) -> Option<AlignedBuffer> {
     if len * size_of::<f32>() < MIN_BYTES {
         return None;
     }
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    let fits = |memory: &Memory| (len..=2 * len).contains(&memory.len());
+    let fits = |memory: &AlignedBuffer| (len..=2 * len).contains(&memory.len());
     let latest = kept.iter().enumerate().rev().filter(|(_, memory)| fits(memory));
     let (index, _) = latest.min_by_key(|(_, memory)| memory.len())?;
     Some(kept.remove(index))
@@ -65,8 +65,8 @@ fn kept(len: usize) -> Option<Memory> {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let bytes = |memory: &Memory| memory.len() * size_of::<f32>();
-        let memory = std::mem::replace(&mut self.memory, Memory::NONE);
+        let bytes = |memory: &AlignedBuffer| memory.len() * size_of::<f32>();
+        let memory = std::mem::replace(&mut self.memory, AlignedBuffer::NONE);
         if !(MIN_BYTES..=MAX_BYTES).contains(&bytes(&memory)) {
             return;
         }

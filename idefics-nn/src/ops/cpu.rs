@@ -12,7 +12,7 @@ use super::{Kernels, PackedShape, Packing};
 use crate::profile::{Cost, timed};
 use crate::{Activations, PackedFormat};
 use idefics_kernels::formats::{Dense, FourBit, Int8, Q4, Weight};
-use idefics_kernels::{self as kernels, Attention, Cached, DecodeAttention, Unit};
+use idefics_kernels::{self as kernels, Attention, ComputeUnit, DecodeAttention, StridedView};
 
 impl Kernels for Flex {
     fn dense_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -81,10 +81,10 @@ impl Kernels for Flex {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        masked_out: BoolTensor<Self>,
+        mask: BoolTensor<Self>,
     ) -> FloatTensor<Self> {
-        let masked_out = masked_out.to_contiguous();
-        let seen: Vec<bool> = elements::<u8>(&masked_out).iter().map(|&hidden| hidden == 0).collect();
+        let mask = mask.to_contiguous();
+        let seen: Vec<bool> = elements::<u8>(&mask).iter().map(|&hidden| hidden == 0).collect();
         decode_attention(&query.to_contiguous(), key, value, Some(&seen))
     }
 
@@ -101,12 +101,12 @@ impl Kernels for Flex {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        masked_out: BoolTensor<Self>,
+        mask: BoolTensor<Self>,
         activations: Activations,
     ) -> FloatTensor<Self> {
-        let masked_out = masked_out.to_contiguous();
-        let masked_out = bytemuck::checked::cast_slice(elements::<u8>(&masked_out));
-        attend(query, key, value, Some(masked_out), activations)
+        let mask = mask.to_contiguous();
+        let mask = bytemuck::checked::cast_slice(elements::<u8>(&mask));
+        attend(query, key, value, Some(mask), activations)
     }
 
     fn layer_norm(
@@ -192,16 +192,16 @@ fn product(rows: &FlexTensor, weight: &Weight<'_>, bias: Option<&FlexTensor>, ac
     let mut out = Buffer::new(n_rows * d_out);
     let (x, bias) = (elements(&rows), bias.as_ref().map(elements));
     // With few rows the product is limited by reading the weight, not by arithmetic.
-    let is_thin = n_rows <= kernels::THIN_ROWS;
+    let is_gemv = n_rows <= kernels::MAX_GEMV_ROWS;
     let cost = Cost {
         operations: 2.0 * n_rows as f64 * d_out as f64 * weight.dims()[1] as f64,
         bytes: (weight.bytes() + size_of_val(x) + size_of_val(&*out)) as f64,
-        arithmetic: kernels::arithmetic(n_rows, weight, activations),
+        arithmetic: kernels::compute_unit(n_rows, weight, activations),
     };
-    let name = if is_thin { "product of few rows" } else { "product of many rows" };
+    let name = if is_gemv { "product of few rows" } else { "product of many rows" };
     timed(name, cost, || {
         let is_rounded = activations == Activations::Int8
-            && !is_thin
+            && !is_gemv
             && kernels::linear_int8(x, n_rows, weight, bias, &mut out).is_some();
         if !is_rounded {
             kernels::linear(x, n_rows, weight, bias, &mut out);
@@ -248,7 +248,7 @@ fn product_transposed(rows: &FlexTensor, weight: &Weight<'_>) -> FlexTensor {
     let cost = Cost {
         operations: 2.0 * n_rows as f64 * d_out as f64 * d_in as f64,
         bytes: (weight.bytes() + size_of_val(elements::<f32>(&rows)) + size_of_val(&*out)) as f64,
-        arithmetic: Some((Unit::Vectors, 1.0)),
+        arithmetic: Some((ComputeUnit::Vectors, 1.0)),
     };
     timed("product with a transposed weight", cost, || {
         kernels::linear_transposed(elements(&rows), n_rows, weight, &mut out);
@@ -267,7 +267,7 @@ fn attention_cost([batch, heads, queries, head_dim]: [usize; 4], [kv_heads, len]
     Cost {
         operations: 4.0 * heads as f64 * seen as f64 * head_dim as f64,
         bytes: (values * size_of::<f32>()) as f64,
-        arithmetic: Some((Unit::Vectors, 1.0)),
+        arithmetic: Some((ComputeUnit::Vectors, 1.0)),
     }
 }
 
@@ -295,12 +295,12 @@ fn decode_attention(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen
     out.into_tensor(query.layout().shape())
 }
 
-/// `masked_out`: `[batch, queries, len]`, true where the key is hidden.
+/// `mask`: `[batch, queries, len]`, true where the key is hidden.
 fn attend(
     query: FlexTensor,
     key: FlexTensor,
     value: FlexTensor,
-    masked_out: Option<&[bool]>,
+    mask: Option<&[bool]>,
     activations: Activations,
 ) -> FlexTensor {
     let ([batch, heads, queries, head_dim], [_, kv_heads, len, _]) = (dims(&query), dims(&key));
@@ -315,14 +315,14 @@ fn attend(
         queries,
         len,
         head_dim,
-        masked_out,
+        mask,
         scale: 1.0 / (head_dim as f32).sqrt(),
         activations,
     };
     let mut out = buffer_like(&query);
-    let hidden = masked_out.map_or(0, |masked_out| masked_out.iter().filter(|hidden| **hidden).count());
+    let hidden = mask.map_or(0, |mask| mask.iter().filter(|hidden| **hidden).count());
     let cost = attention_cost(dims(&query), [kv_heads, len], batch * queries * len - hidden);
-    let cost = Cost { arithmetic: Some(attention.arithmetic()), ..cost };
+    let cost = Cost { arithmetic: Some(attention.compute_unit()), ..cost };
     timed("attention of many queries", cost, || {
         kernels::attend(&attention, &mut out); // [batch, queries, heads, head_dim]
     });
@@ -339,10 +339,10 @@ fn with_whole_heads(states: FlexTensor) -> FlexTensor {
 }
 
 /// A view of states prepared by [`with_whole_heads`].
-fn cached(states: &FlexTensor) -> Cached<'_> {
+fn cached(states: &FlexTensor) -> StridedView<'_> {
     let layout = states.layout();
     let strides = [0, 1, 2].map(|axis| usize::try_from(layout.strides()[axis]).expect("no axis is flipped"));
-    Cached { values: &states.storage::<f32>()[layout.start_offset()..], strides }
+    StridedView { values: &states.storage::<f32>()[layout.start_offset()..], strides }
 }
 
 fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {

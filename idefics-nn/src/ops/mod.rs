@@ -88,12 +88,12 @@ pub(crate) trait Kernels: Backend {
         value: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::decode_attention`], with a mask `masked_out`, `[batch, 1, 1, len]`, that hides keys.
+    /// Like [`Self::decode_attention`], with a `mask`, `[batch, 1, 1, len]`, that hides keys.
     fn decode_attention_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        masked_out: BoolTensor<Self>,
+        mask: BoolTensor<Self>,
     ) -> FloatTensor<Self>;
 
     /// Attention of many queries, `[batch, heads, queries, head_dim]`, to keys and values
@@ -105,12 +105,12 @@ pub(crate) trait Kernels: Backend {
         activations: Activations,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::attend`], with a mask `masked_out`, `[batch, 1, queries, len]`, that hides keys.
+    /// Like [`Self::attend`], with a `mask`, `[batch, 1, queries, len]`, that hides keys.
     fn attend_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        masked_out: BoolTensor<Self>,
+        mask: BoolTensor<Self>,
         activations: Activations,
     ) -> FloatTensor<Self>;
 
@@ -266,31 +266,31 @@ pub(crate) fn attend(
     query: &Tensor<4>,
     key: &Tensor<4>,
     value: &Tensor<4>,
-    masked_out: Option<&Tensor<4, Bool>>,
+    mask: Option<&Tensor<4, Bool>>,
     activations: Activations,
 ) -> Option<Tensor<4>> {
     let states = [query, key, value];
     let ([batch, _, queries, head_dim], [_, kv_heads, len, _]) = (query.dims(), key.dims());
     let fits = [key, value].iter().all(|states| states.dims() == [batch, kv_heads, len, head_dim]);
-    let has_one_mask = masked_out.is_none_or(|masked_out| masked_out.dims()[1] == 1);
+    let has_one_mask = mask.is_none_or(|mask| mask.dims()[1] == 1);
     if !(fits && has_one_mask) {
         return None;
     }
-    let masked_out = masked_out.map(|masked_out| masked_out.clone().expand([batch, 1, queries, len]));
+    let mask = mask.map(|mask| mask.clone().expand([batch, 1, queries, len]));
     #[cfg(feature = "cube")]
     if cube::computes_on(&query.device()) {
-        return cube::attend(states.map(Tensor::clone), masked_out);
+        return cube::attend(states.map(Tensor::clone), mask);
     }
     if !states.into_iter().all(has_kernels) {
         return None;
     }
-    let masked_out = masked_out.map(Tensor::into_dispatch);
+    let mask = mask.map(Tensor::into_dispatch);
     let [query, key, value] = states.map(|states| states.clone().into_dispatch());
-    Some(Tensor::from_dispatch(match masked_out {
+    Some(Tensor::from_dispatch(match mask {
         None if queries == 1 => Dispatch::decode_attention(query, key, value),
-        Some(masked_out) if queries == 1 => Dispatch::decode_attention_masked(query, key, value, masked_out),
+        Some(mask) if queries == 1 => Dispatch::decode_attention_masked(query, key, value, mask),
         None => Dispatch::attend(query, key, value, activations),
-        Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out, activations),
+        Some(mask) => Dispatch::attend_masked(query, key, value, mask, activations),
     }))
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
-use idefics_checkpoint::{Checkpoint, Pickles};
+use idefics_checkpoint::{Checkpoint, PicklePolicy};
 use idefics_nn::{FourBitType, LoadModule, LoadOptions, PackedFormat, Quantization};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
@@ -43,7 +43,7 @@ impl Model {
     /// Loads a component. Every parameter must have a tensor under the prefix.
     pub(crate) fn load<M: Module>(&self, module: M, prefix: &str) -> M {
         let options = LoadOptions { prefix, quantize: self.quantize.clone(), ..LoadOptions::default() };
-        let checkpoint = Checkpoint::open_with(&self.folder, Pickles::Allowed).unwrap();
+        let checkpoint = Checkpoint::open_with(&self.folder, PicklePolicy::Allowed).unwrap();
         checkpoint.load(module, &options, |_| ()).unwrap()
     }
 }
@@ -195,7 +195,7 @@ pub(crate) fn assert_values_close(name: &str, actual: &[f32], expected: &[f32], 
     assert_eq!(actual.len(), expected.len(), "{name}");
     for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
         let close = (actual - expected).abs() <= tolerance; // false for NaN
-        assert!(close, "{name}: element {index} is {actual}, expected {expected} within {tolerance}");
+        assert!(close, "{name}: element {index} is {actual}; expected {expected} within {tolerance}");
     }
 }
 
@@ -217,6 +217,6 @@ pub(crate) fn random<const D: usize>(seed: u64, shape: [usize; D], device: &Devi
 }
 
 /// A mask with the given values and shape.
-pub(crate) fn mask<const D: usize>(values: Vec<bool>, shape: [usize; D], device: &Device) -> Tensor<D, Bool> {
+pub(crate) fn bool_mask<const D: usize>(values: Vec<bool>, shape: [usize; D], device: &Device) -> Tensor<D, Bool> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }

@@ -25,7 +25,7 @@ struct Shape {
     head_dim: usize,
 }
 
-fn masked_out(shape: Shape, mask: Mask, device: &Device) -> Option<Tensor<4, Bool>> {
+fn mask_tensor(shape: Shape, mask: Mask, device: &Device) -> Option<Tensor<4, Bool>> {
     let Shape { batch, queries, len, .. } = shape;
     let is_hidden = |row: usize, query: usize, key: usize| match mask {
         Mask::None => false,
@@ -43,7 +43,7 @@ fn check(shape: Shape, mask: Mask, seed: u64) {
         // Queries with the strides of a projection's output; keys and values as views of a cache.
         let query = numbers([batch, queries, kv_heads * group, head_dim], seed, device).swap_dims(1, 2);
         let cache = |seed| numbers([batch, kv_heads, len + 5, head_dim], seed, device).slice(s![.., .., 0..len, ..]);
-        attention(query, cache(seed ^ 1), cache(seed ^ 2), masked_out(shape, mask, device), Activations::F32)
+        attention(query, cache(seed ^ 1), cache(seed ^ 2), mask_tensor(shape, mask, device), Activations::F32)
     };
     let difference = difference(output(&gpu()), output(&Device::flex()));
     assert!(difference < 1e-5, "{shape:?}, {mask:?}: {difference}");

@@ -6,8 +6,8 @@
 #![allow(clippy::unwrap_used)] // helpers too
 
 mod attention;
+mod graph_capture;
 mod packed;
-mod replay;
 
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 

@@ -123,7 +123,9 @@ fn output_size(width: u32, height: u32, config: &ImageProcessorConfig) -> (u32, 
     match config.size {
         _ if !config.do_resize => (width, height),
         ImageSize::Exact { height, width } => (width, height),
-        ImageSize::Edges { shortest_edge, longest_edge } => edges_size(width, height, shortest_edge, longest_edge),
+        ImageSize::Edges { shortest_edge, longest_edge } => {
+            resize_output_size(width, height, shortest_edge, longest_edge)
+        }
         ImageSize::LongestEdge { .. } => (width, height), // refused when the configuration is read
     }
 }
@@ -136,7 +138,7 @@ fn output_size(width: u32, height: u32, config: &ImageProcessorConfig) -> (u32, 
 ///
 /// Source: `get_resize_output_image_size` of `image_processing_pil_idefics2.py`, with the same f64 arithmetic and
 /// truncation.
-pub fn edges_size(width: u32, height: u32, shortest_edge: u32, longest_edge: u32) -> (u32, u32) {
+pub fn resize_output_size(width: u32, height: u32, shortest_edge: u32, longest_edge: u32) -> (u32, u32) {
     let aspect_ratio = f64::from(width) / f64::from(height);
     let (mut new_width, mut new_height) = (width, height);
     if width >= height && width > longest_edge {

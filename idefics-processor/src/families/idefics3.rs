@@ -89,7 +89,7 @@ impl FamilyRules for Idefics3 {
         let cells = cells.map(|(top, left)| Crop { left, top, right: left + tile, bottom: top + tile });
         let mut tiles: Vec<ResizeTarget> = cells.map(|crop| target(crop, (tile, tile))).collect();
         tiles.push(target(Crop::whole(before.0, before.1), (tile, tile)));
-        TileGrid::new(rows as usize, cols as usize, tiles).after(resizes)
+        TileGrid::new(rows as usize, cols as usize, tiles).with_resizes(resizes)
     }
 
     fn n_tiles(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> u64 {

@@ -18,7 +18,7 @@ use crate::prompt::{ImageTokens, Literals, PromptPart};
 use crate::tokenizer::Compatibility;
 
 pub use idefics1::Idefics1;
-pub use idefics2::{Idefics2, edges_size, expand_images};
+pub use idefics2::{Idefics2, expand_images, resize_output_size};
 pub use idefics3::Idefics3;
 
 /// All supported families.
@@ -110,7 +110,7 @@ impl TileGrid {
 
     /// The same grid, cut from the picture after `resizes`.
     #[must_use]
-    pub fn after(self, resizes: Vec<ResizeTarget>) -> Self {
+    pub fn with_resizes(self, resizes: Vec<ResizeTarget>) -> Self {
         Self { resizes, ..self }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::files::io_words;
+use crate::files::describe_io_error;
 use crate::image::Filter;
 
 /// How an image processor computes the size of its tiles. In JSON, the keys of the object select the variant.
@@ -15,7 +15,7 @@ use crate::image::Filter;
 #[non_exhaustive]
 pub enum ImageSize {
     /// Scales the image down until its longer side is at most `longest_edge`, then raises each side to at least
-    /// `shortest_edge`; see [`edges_size`](crate::families::edges_size).
+    /// `shortest_edge`; see [`resize_output_size`](crate::families::resize_output_size).
     Edges {
         /// Minimum length of each side, in pixels.
         shortest_edge: u32,
@@ -78,7 +78,7 @@ pub struct ImageProcessorConfig {
 #[non_exhaustive]
 pub enum ImageConfigError {
     /// The file could not be read.
-    #[error("{path}: cannot be read: {}", io_words(error))]
+    #[error("{path}: cannot be read: {}", describe_io_error(error))]
     Read {
         /// Path of the file.
         path: String,
@@ -243,7 +243,7 @@ impl ImageProcessorConfig {
 
     /// Checks the ranges of all numbers: sides from 1 to 16384 pixels, finite means, and a finite, nonzero
     /// `rescale_factor` and `image_std`. `longest_edge` may be below `shortest_edge`; see
-    /// [`edges_size`](crate::families::edges_size).
+    /// [`resize_output_size`](crate::families::resize_output_size).
     ///
     /// # Errors
     /// [`ImageConfigError::Field`] for the first field that is out of range.

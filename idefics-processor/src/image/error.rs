@@ -12,8 +12,8 @@ pub enum TileError {
 
     /// The picture would become more tiles than a limit allows.
     #[error(
-        "a picture of {width}x{height} pixels would become {tiles} tiles, at most {limit} are allowed; give a smaller \
-         picture, or raise the limit (`max_tiles` of the options)"
+        "an image of {width}x{height} pixels would become {tiles} tiles; at most {limit} are allowed; give a smaller \
+         image, or raise the limit (`max_tiles` of the options)"
     )]
     TooMany {
         /// Width of the picture, in pixels.

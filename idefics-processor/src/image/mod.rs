@@ -9,7 +9,7 @@ mod error;
 mod pad;
 mod processor;
 
-pub use crate::families::edges_size;
+pub use crate::families::resize_output_size;
 pub use config::{ImageConfigError, ImageProcessorConfig, ImageSize};
 pub(crate) use config::{field_error, number_error};
 pub use error::{PadError, TileError};

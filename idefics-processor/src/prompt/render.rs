@@ -16,7 +16,7 @@ use crate::prompt::{
 pub(crate) struct Conversations<'a> {
     pub(crate) template: Option<&'a ChatTemplate>,
     /// End-of-turn token for conversations without a template.
-    pub(crate) turn_end: Option<&'a str>,
+    pub(crate) end_of_turn: Option<&'a str>,
     pub(crate) image_tokens: &'a ImageTokens,
     /// Special tokens as template variables: name (`bos_token`) and text (`<s>`).
     pub(crate) named_tokens: &'a [(String, String)],
@@ -32,7 +32,7 @@ impl Conversations<'_> {
     /// # Errors
     /// A [`ProcessorError`] for row `row`.
     pub(crate) fn render(&self, chat: &Chat, row: usize) -> Result<(String, Literals), ProcessorError> {
-        if self.template.is_none() && self.turn_end.is_none() {
+        if self.template.is_none() && self.end_of_turn.is_none() {
             return Err(ProcessorError::NoChatTemplate { row });
         }
         let variables = Variables::new(chat);
@@ -109,7 +109,7 @@ impl Conversations<'_> {
                 return Err(ProcessorError::PartType { row, message, kind: shorten(kind) });
             }
         }
-        let end = self.turn_end.unwrap_or_default();
+        let end = self.end_of_turn.unwrap_or_default();
         Ok(conversation(&chat.messages, chat.add_generation_prompt, self.image_tokens, end, protect))
     }
 }

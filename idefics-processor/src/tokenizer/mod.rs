@@ -82,7 +82,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Those of [`Tokenizer::encode`].
-    pub fn encode_with_words(&self, text: &str, words: &str) -> Result<Vec<u32>, ProcessorError> {
+    pub fn encode_with_literal_text(&self, text: &str, words: &str) -> Result<Vec<u32>, ProcessorError> {
         let tokens: Vec<&str> = self.protected().collect();
         let mut literals = Literals::new([text, words].into_iter().chain(tokens.iter().copied()));
         let words = literals.protect(words, &tokens);

@@ -1,7 +1,6 @@
 //! Writes the README of the model folder, with a chart of the training.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -11,17 +10,19 @@ use plotters::prelude::*;
 use serde_json::Value;
 
 use super::eval::Score;
-use super::train::Args;
+use super::train::{Args, EVAL_SEED};
 
 /// Number of steps to average for one point of the loss curve.
 const SMOOTHED: usize = 25;
 /// Width and height of the chart, in pixels.
 const SIZE: (u32, u32) = (900, 380);
+/// Maximum number of characters in a line of the README.
+const LINE: usize = 120;
 
-/// Points (number of images seen, value).
+/// Points (number of pictures seen, value).
 type Curve = Vec<(f64, f64)>;
 
-/// The contents of `metrics.jsonl` as curves over the number of images that the decoder was trained on.
+/// The contents of `metrics.jsonl` as curves over the number of pictures that the decoder was trained on.
 #[derive(Default)]
 struct History {
     loss: Curve,
@@ -35,32 +36,57 @@ struct History {
 pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: usize) -> Result<()> {
     let history = History::read(args)?;
     draw(&history, &folder.join("training.svg"))?;
-    let mut table = String::new();
-    for score in scores {
-        writeln!(table, "| {} | {:.1} % | {} |", score.task, score.percent(), score.count)?;
-    }
-    let text = format!(
-        "# A small Idefics2 for drawn shapes\n\n\
-         {n_parameters} parameters in bfloat16, trained from scratch by `cargo xtask train-demo` (seed {seed}, {tower} \
-         steps of the vision tower, {steps} steps of connector and decoder, {more} steps in further rounds, {pictures} \
-         images per step, learning rate {rate}) in {minutes:.0} minutes on `{device}`, excluding evaluation.\n\n\
-         It was trained on drawings of one to three circles, squares, triangles, stars and crosses in six colours on \
-         plain, graded and noisy backgrounds, with 64 to 128 pixels per side, and on the questions of the crate \
-         `idefics-demo`. Its answers about anything else, such as photographs, are meaningless.\n\n\
-         | task | exactly right | scenes |\n|---|---|---|\n{table}\n\
-         Measured on scenes that were not used in training, by `cargo xtask eval-demo --seed {eval_seed}`.\n\n\
-         ![Loss and accuracy over the number of images seen](training.svg)\n",
+    let text = readme(args, n_parameters, history.seconds / 60.0, scores);
+    Ok(write_atomically(&folder.join("README.md"), |file| file.write_all(text.as_bytes()))?)
+}
+
+/// The text of `README.md`.
+fn readme(args: &Args, n_parameters: usize, minutes: f64, scores: &[Score]) -> String {
+    let training = format!(
+        "{n_parameters} parameters in bfloat16, trained from scratch by `cargo xtask train-demo` in {minutes:.0} minutes \
+         on `{device}`, not counting evaluation: seed {seed}, {tower} steps of the vision tower, {steps} of connector \
+         and decoder and {more} in further rounds, {pictures} pictures per step, learning rate {rate}.",
+        device = args.device,
         seed = args.seed,
         tower = args.tower_steps,
         steps = args.steps,
         more = args.more_steps.iter().map(u64::to_string).collect::<Vec<_>>().join(" + "),
         pictures = args.pictures_per_step(),
         rate = args.learning_rate,
-        device = args.device,
-        minutes = history.seconds / 60.0,
-        eval_seed = super::train::EVAL_SEED,
     );
-    Ok(write_atomically(&folder.join("README.md"), |file| file.write_all(text.as_bytes()))?)
+    let abilities = "The model recognises one to three circles, squares, triangles, stars and crosses in six colours on \
+                     plain, gradient and noisy backgrounds, in pictures of 64 to 128 pixels, and answers the questions of \
+                     the crate `idefics-demo`. Its answers about anything else, such as photographs, are meaningless.";
+    let row = |score: &Score| format!("| {} | {:.1} % | {} |\n", score.task, score.percent(), score.count);
+    format!(
+        "# A small Idefics2 for drawn shapes\n\n\
+         {training}\n\n\
+         {abilities}\n\n\
+         | task | exact match | scenes |\n|---|---|---|\n{table}\n\
+         Measured on scenes that were not used in training, with `cargo xtask eval-demo --seed {EVAL_SEED}`.\n\n\
+         ![Loss and accuracy over the number of pictures](training.svg)\n",
+        training = wrap(&training),
+        abilities = wrap(abilities),
+        table = scores.iter().map(row).collect::<String>(),
+    )
+}
+
+/// Breaks a paragraph into lines of at most [`LINE`] characters.
+fn wrap(paragraph: &str) -> String {
+    let mut lines = String::new();
+    let mut column = 0;
+    for word in paragraph.split(' ') {
+        let len = word.chars().count();
+        if column + len > LINE {
+            lines.push('\n');
+            column = 0;
+        } else if column > 0 {
+            lines.push(' ');
+        }
+        lines.push_str(word);
+        column += len + 1;
+    }
+    lines
 }
 
 impl History {
@@ -108,7 +134,7 @@ fn draw(history: &History, path: &Path) -> Result<()> {
         chart(&left, "loss", pictures, highest.clamp(0.1, 3.0), &[("loss", &history.loss)])
             .map_err(|error| failed(&error))?;
         let curves: Vec<(&str, &Curve)> = history.right.iter().map(|(task, curve)| (task.as_str(), curve)).collect();
-        chart(&right, "exactly right, %", pictures, 100.0, &curves).map_err(|error| failed(&error))?;
+        chart(&right, "exact match, %", pictures, 100.0, &curves).map_err(|error| failed(&error))?;
         area.present().map_err(|error| failed(&error))?;
     }
     Ok(write_atomically(path, |file| file.write_all(svg.as_bytes()))?)
@@ -127,7 +153,7 @@ fn chart<'a, DB: DrawingBackend + 'a>(
         .x_label_area_size(36)
         .y_label_area_size(44)
         .build_cartesian_2d(0.0..pictures, 0.0..highest)?;
-    chart.configure_mesh().x_desc("images seen").x_labels(5).light_line_style(WHITE).draw()?;
+    chart.configure_mesh().x_desc("pictures seen").x_labels(5).light_line_style(WHITE).draw()?;
     for (idx, (name, curve)) in curves.iter().enumerate() {
         let colour = Palette99::pick(idx).to_rgba();
         let series = chart.draw_series(LineSeries::new(curve.iter().copied(), colour.stroke_width(2)))?;
@@ -142,4 +168,40 @@ fn chart<'a, DB: DrawingBackend + 'a>(
             .draw()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use idefics_checkpoint::Checkpoint;
+
+    use super::*;
+    use crate::demo::eval::{GROUPS, Group};
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// The built-in model was trained with the default options. The figures of its run are recorded only in its README, so
+    /// the test reads them there.
+    #[test]
+    fn committed_readme_is_what_a_run_writes() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../idefics-demo/model");
+        let committed = std::fs::read_to_string(folder.join("README.md")).unwrap();
+        let n_parameters = Checkpoint::open(&folder).unwrap().tensors().map(|(_, tensor)| tensor.num_elements()).sum();
+        let (before, _) = committed.split_once(" minutes").unwrap();
+        let minutes = before.rsplit(' ').next().unwrap().parse().unwrap();
+        let score = |group: &Group| {
+            let row = committed.lines().find(|line| line.starts_with(&format!("| {} |", group.name))).unwrap();
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let percent: f64 = cells[2].strip_suffix(" %").unwrap().parse().unwrap();
+            let count: usize = cells[3].parse().unwrap();
+            Score { task: group.name, right: (percent / 100.0 * count as f64).round() as usize, count }
+        };
+        let scores = GROUPS.each_ref().map(score);
+        let args = Command::parse_from(["train-demo"]).args;
+        assert_eq!(readme(&args, n_parameters, minutes, &scores), committed);
+    }
 }

@@ -52,12 +52,12 @@ pub(crate) struct Args {
 
 /// A group of tasks with a common score.
 #[derive(Debug, Clone, Copy)]
-struct Group {
-    name: &'static str,
+pub(super) struct Group {
+    pub(super) name: &'static str,
     tasks: &'static [Task],
 }
 
-const GROUPS: [Group; 4] = [
+pub(super) const GROUPS: [Group; 4] = [
     Group { name: "captions", tasks: &[Task::Caption, Task::PromptedCaption] },
     Group {
         name: "questions",
@@ -94,7 +94,7 @@ fn evaluate(args: &Args) -> Result<()> {
         return super::export::write(folder, &args.model, &all, MAX_NEW_TOKENS);
     }
     let (choice, device) = args.device.open()?;
-    let model = Idefics::from_folder(&args.model, &device, Precision::F32.on(choice, &device)?, |_| ())?;
+    let model = Idefics::from_folder(&args.model, &device, Precision::F32.dtype_on(choice, &device)?, |_| ())?;
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("the template is valid");
     let bar = ProgressBar::new((GROUPS.len() * args.count) as u64).with_style(style);
     bar.set_message("answering");
@@ -145,7 +145,7 @@ fn score(model: &Idefics, group: Group, args: &Args, bar: &ProgressBar) -> Resul
             by_task[*task_idx].count += 1;
             by_task[*task_idx].right += usize::from(answer == right);
             if args.wrong && answer != right {
-                bar.suspend(|| eprintln!("{}: {answer:?}, expected {right:?}", asked(example)));
+                bar.suspend(|| eprintln!("{}: {answer:?}; expected {right:?}", asked(example)));
             }
         }
         bar.inc(batch.len() as u64);

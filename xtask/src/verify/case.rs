@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::DType;
-use idefics_checkpoint::Pickles;
+use idefics_checkpoint::PicklePolicy;
 use idefics_generate::processor::Sample;
 use idefics_generate::processor::image::Alpha;
 use idefics_generate::{GenerationConfig, WeightFormat, WeightOptions};
@@ -125,7 +125,7 @@ impl Case {
     pub(super) fn weights(&self, dtype: DType) -> Result<WeightOptions> {
         let Load { quantize, double_quant } = &self.file.load;
         let quantize = quantize.as_deref().map_or(Ok(WeightFormat::None), str::parse)?;
-        Ok(WeightOptions { quantize, double_quant: *double_quant, pickles: Pickles::Allowed, ..dtype.into() })
+        Ok(WeightOptions { quantize, double_quant: *double_quant, pickles: PicklePolicy::Allowed, ..dtype.into() })
     }
 
     /// Whether the case has expectations beyond the processor.
@@ -138,10 +138,10 @@ impl Case {
         let path = folder.join("case.json");
         let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
         let mut file: CaseFile = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-        ensure!(file.format == 1, "{}: format {} is not supported, expected 1", path.display(), file.format);
+        ensure!(file.format == 1, "{}: format {} is not supported; expected 1", path.display(), file.format);
         ensure!(
             ["idefics", "idefics2", "idefics3", "smolvlm"].contains(&file.family.as_str()),
-            "{}: family {:?} is not supported, expected idefics, idefics2, idefics3 or smolvlm",
+            "{}: family {:?} is not supported; expected idefics, idefics2, idefics3 or smolvlm",
             path.display(),
             file.family
         );
@@ -226,7 +226,7 @@ fn read_tensors(path: &Path) -> Result<BTreeMap<String, Expected>> {
         let values = match view.dtype() {
             Dtype::F32 => Values::Float(chunks(view.data(), f32::from_le_bytes)),
             Dtype::I64 => Values::Int(chunks(view.data(), i64::from_le_bytes)),
-            other => bail!("{}: tensor `{name}` is {other:?}, expected F32 or I64", path.display()),
+            other => bail!("{}: tensor `{name}` is {other:?}; expected F32 or I64", path.display()),
         };
         tensors.insert(name.to_owned(), Expected { shape: view.shape().to_vec(), values });
     }

@@ -52,7 +52,7 @@ impl Comparison {
             .iter()
             .zip(expected)
             .position(|(ours, expected)| ours != expected)
-            .map(|index| format!("element {index} is {}, expected {}", ours[index], expected[index]));
+            .map(|index| format!("element {index} is {}; expected {}", ours[index], expected[index]));
         let mean = differing / ours.len().max(1) as f64;
         Self { shape: shape.to_vec(), max: differing, mean, tolerance: 0.0, remark, note: None }
     }
@@ -64,7 +64,7 @@ impl Comparison {
 
     /// A comparison that failed because the shapes differ.
     pub(super) fn shape(ours: &[usize], expected: &[usize]) -> Self {
-        let remark = format!("shape {ours:?}, expected {expected:?}");
+        let remark = format!("shape {ours:?}; expected {expected:?}");
         Self { shape: ours.to_vec(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(remark), note: None }
     }
 

@@ -20,7 +20,7 @@ impl Stages<'_> {
             }
             Some(expected) => {
                 let &[batch, seq] = expected.shape.as_slice() else {
-                    bail!("`{name}` has shape {:?}, expected [batch, seq]", expected.shape);
+                    bail!("`{name}` has shape {:?}; expected [batch, seq]", expected.shape);
                 };
                 Ok(([batch, seq], expected.ints()?.to_vec()))
             }
@@ -102,7 +102,7 @@ impl Stages<'_> {
             let logits = self.with_expected_padding(logits, real)?;
             let loss = floats(loss(logits, labels.ints()?));
             let expected = self.case.expected("loss").context("`loss` is needed")?.floats()?;
-            ensure!(expected.len() == 1, "`loss` has {} values, expected 1", expected.len());
+            ensure!(expected.len() == 1, "`loss` has {} values; expected 1", expected.len());
             let tolerance = self.model_tolerance("loss", expected);
             self.report.stage("loss", &Comparison::floats(&[], &loss, expected, tolerance, |_| true));
         }

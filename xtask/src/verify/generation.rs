@@ -5,7 +5,8 @@ use burn::tensor::{DType, Tensor};
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{ProcessedInputs, Processor, Tokenizer};
 use idefics_generate::{
-    Controls, DeviceChoice, DeviceLease, Generation, GenerationConfig, Model, ModelConfig, Prompts, Replays, load_model,
+    Controls, DeviceChoice, DeviceLease, Generation, GenerationConfig, GraphCapture, Model, ModelConfig, Prompts,
+    load_model,
 };
 
 use super::case::Case;
@@ -154,7 +155,7 @@ impl Stages<'_> {
             Some(_) if self.is_16_bit() && shape == expected.shape => filtered_16_bits(shape, ours, values),
             _ if shape != expected.shape => Comparison::shape(shape, &expected.shape),
             Some(index) => {
-                Comparison::failed(format!("element {index} is {}, expected {}", ours[index], values[index]))
+                Comparison::failed(format!("element {index} is {}; expected {}", ours[index], values[index]))
             }
             None => {
                 let kept: Vec<f32> = values.iter().copied().filter(|score| !is_forbidden(score)).collect();
@@ -187,7 +188,8 @@ impl<'r> Run<'r> {
     where
         'r: 'm,
     {
-        let controls = Controls { tokenizer: Some(self.tokenizer), replays: Replays::AtOnce(self.lease), ..controls };
+        let controls =
+            Controls { tokenizer: Some(self.tokenizer), graph_capture: GraphCapture::AtOnce(self.lease), ..controls };
         Generation::start(model, self.prompts, image_hidden_states, self.options, controls)
     }
 
@@ -235,7 +237,7 @@ fn compare_texts(texts: &[String], expected: &[String], is_same: &[bool]) -> Com
         max: differing as f64,
         mean: differing as f64 / expected.len().max(1) as f64,
         tolerance: 0.0,
-        remark: different.map(|(ours, expected)| format!("{ours:?}, expected {expected:?}")),
+        remark: different.map(|(ours, expected)| format!("{ours:?}; expected {expected:?}")),
         note: None,
     }
 }

@@ -60,7 +60,7 @@ impl Stages<'_> {
             return Ok((processed.images.iter().flatten().cloned().collect(), n_images, is_real));
         };
         let &[_, slots, 3, height, width] = pixel_values.shape.as_slice() else {
-            bail!("`processor.pixel_values` has shape {:?}, expected [batch, n_images, 3, h, w]", pixel_values.shape);
+            bail!("`processor.pixel_values` has shape {:?}; expected [batch, n_images, 3, h, w]", pixel_values.shape);
         };
         let all = pixel_values.floats()?.chunks(3 * height * width);
         let is_real: Vec<bool> = all.clone().map(|pixels| pixels.iter().any(|&value| value != 0.0)).collect();
@@ -103,10 +103,10 @@ impl Stages<'_> {
     fn with_image_mask(&self, prompts: Prompts, processor: &Processor, n_images: Vec<usize>) -> Result<Prompts> {
         let Some(mask) = self.case.expected("processor.image_attention_mask") else {
             let tokenizer = processor.tokenizer();
-            return Ok(prompts.seeing_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()));
+            return Ok(prompts.attend_to_latest_images(tokenizer.image_token_id(), tokenizer.eos_token_id()));
         };
         let &[batch, seq, slots] = mask.shape.as_slice() else {
-            bail!("`processor.image_attention_mask` has shape {:?}, expected [batch, seq, n_images]", mask.shape);
+            bail!("`processor.image_attention_mask` has shape {:?}; expected [batch, seq, n_images]", mask.shape);
         };
         ensure!((batch, seq) == (prompts.batch(), prompts.seq()), "`processor.image_attention_mask`: shape");
         // If no row has an image, the reference still has one slot.

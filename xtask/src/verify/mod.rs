@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn verify(cases: &[PathBuf], args: &Args) -> Result<Report> {
     let (choice, device) = args.device.open()?;
-    let dtype = args.dtype.on(choice, &device)?.unwrap_or(DType::F32);
+    let dtype = args.dtype.dtype_on(choice, &device)?.unwrap_or(DType::F32);
     let mut report = Report::new(args.json);
     for folder in cases {
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();

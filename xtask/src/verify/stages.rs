@@ -166,7 +166,7 @@ impl Stages<'_> {
         let Some(expected) = self.case.expected(stage) else { return Ok(()) };
         let comparison = match (shape == expected.shape, &expected.values) {
             (true, Values::Int(expected)) => Comparison::ints(shape, ours, expected),
-            (true, Values::Float(_)) => Comparison::failed("the case has floats, expected I64".to_owned()),
+            (true, Values::Float(_)) => Comparison::failed("the case has floats; expected I64".to_owned()),
             (false, _) => Comparison::shape(shape, &expected.shape),
         };
         self.report.stage(stage, &comparison);

@@ -17,7 +17,7 @@ impl Stages<'_> {
             return Ok(processed.images.iter().flatten().cloned().collect());
         };
         let &[batch, n_images, 3, height, width] = pixel_values.shape.as_slice() else {
-            bail!("`processor.pixel_values` has shape {:?}, expected [batch, n_images, 3, h, w]", pixel_values.shape);
+            bail!("`processor.pixel_values` has shape {:?}; expected [batch, n_images, 3, h, w]", pixel_values.shape);
         };
         let pixel_attention_mask = match self.case.expected("processor.pixel_attention_mask") {
             Some(mask) => {
@@ -64,7 +64,7 @@ impl Stages<'_> {
         expected: &Expected,
     ) -> Result<Comparison> {
         let &[n_images, n_patches, hidden] = expected.shape.as_slice() else {
-            bail!("`vision.last_hidden_state` has shape {:?}, expected [images, patches, hidden]", expected.shape);
+            bail!("`vision.last_hidden_state` has shape {:?}; expected [images, patches, hidden]", expected.shape);
         };
         let n_ours: usize = batches.iter().map(|batch| batch.image_indices.len()).sum();
         let grid_width = match self.case.expected("processor.pixel_values") {

@@ -43,7 +43,7 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     }
     let folder = model::folder(global)?;
     let run = run_digest(global, args, folder.path())?;
-    args.generation.options().validate_over(folder.path())?; // before creating any file
+    args.generation.options().validate_with_folder(folder.path())?; // before creating any file
 
     let is_file = input.is_file();
     // With a pipe at either end, run each group as soon as it is read.

@@ -108,7 +108,7 @@ impl Target {
         let failed = |error| Failure::io(output, &error);
         match fs::metadata(&path) {
             Ok(found) if found.is_dir() => {
-                Err(Failure::file_system(format!("{}: is a folder, expected a file", output.display())))
+                Err(Failure::file_system(format!("{}: is a folder; expected a file", output.display())))
             }
             Ok(found) if !found.is_file() => {
                 let device = OpenOptions::new().append(true).open(&path).map_err(failed)?;

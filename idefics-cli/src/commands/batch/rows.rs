@@ -174,7 +174,7 @@ impl<'i, R: BufRead> Rows<'i, R> {
         digest.update(line);
         let at = |reason: &dyn std::fmt::Display| format!("line {}: {reason}", self.n_lines);
         let value = match len > MAX_LINE {
-            true => Err(at(&format!("{len} bytes; the limit is {MAX_LINE}"))),
+            true => Err(at(&format!("the line has {len} bytes; at most {MAX_LINE} are allowed"))),
             false => serde_json::from_slice::<Value>(line).map_err(|error| at(&format!("not valid JSON: {error}"))),
         };
         let mut name = Name::Line(self.n_lines);

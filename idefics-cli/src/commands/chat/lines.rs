@@ -81,7 +81,9 @@ impl Lines {
         let len = input::read_line(&mut io::stdin().lock(), MAX_LINE, &mut line);
         let len = len.map_err(|error| Failure::io_named("standard input", &error))?;
         if len > MAX_LINE {
-            return Err(Failure::limit(format!("standard input: a line has {len} bytes; the limit is {MAX_LINE}")));
+            return Err(Failure::limit(format!(
+                "standard input: a line has {len} bytes; at most {MAX_LINE} are allowed"
+            )));
         }
         if std::mem::take(&mut self.is_first) {
             line = input::strip_byte_order_mark(&line).map_err(Failure::input)?.to_vec();

@@ -15,7 +15,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::{ElemType, UIntKind};
 use cubecl::prelude::*;
 
-use super::empty_beside;
+use super::empty_on_device_of;
 
 /// Queries per tile.
 const QUERIES: usize = 32;
@@ -71,8 +71,8 @@ fn tiles<F: Float, B: Int>(
     query: &Tensor<Vector<F, Const<4>>>, // [batch, heads, queries, head_dim]
     key: &Tensor<Vector<F, Const<4>>>,   // [batch, kv_heads, len, head_dim]
     value: &Tensor<Vector<F, Const<4>>>,
-    masked_out: ComptimeOption<&Tensor<B>>, // [batch, 1, queries, len]
-    output: &mut [Vector<F, Const<4>>],     // [batch, heads, queries, head_dim]
+    mask: ComptimeOption<&Tensor<B>>,   // [batch, 1, queries, len]
+    output: &mut [Vector<F, Const<4>>], // [batch, heads, queries, head_dim]
     scale: f32,
     group: usize,
     #[comptime] width: usize, // of a head, in vectors
@@ -118,11 +118,10 @@ fn tiles<F: Float, B: Int>(
             let key_at = first_key + in_tile;
             let mut hidden = key_at >= len;
             #[comptime]
-            if let ComptimeOption::Some(masked_out) = &masked_out {
-                let at = batch * masked_out.stride(0)
-                    + query_at * masked_out.stride(2)
-                    + clamp_max(key_at, len - 1) * masked_out.stride(3);
-                hidden = hidden || masked_out[at] != B::from_int(0);
+            if let ComptimeOption::Some(mask) = &mask {
+                let at =
+                    batch * mask.stride(0) + query_at * mask.stride(2) + clamp_max(key_at, len - 1) * mask.stride(3);
+                hidden = hidden || mask[at] != B::from_int(0);
             }
             scores[index] = select(hidden, f32::new(LOWEST), score * scale);
             weights[row_weights + in_tile] = scores[index];
@@ -186,29 +185,24 @@ pub(super) fn with_vector_layout(states: CubeTensor) -> CubeTensor {
 }
 
 /// The mask argument of a kernel, and its dtype.
-pub(super) fn mask_arg(masked_out: Option<CubeTensor>) -> (Option<TensorArg>, ElemType) {
-    match masked_out {
+pub(super) fn mask_arg(mask: Option<CubeTensor>) -> (Option<TensorArg>, ElemType) {
+    match mask {
         None => (None, ElemType::UInt(UIntKind::U32)),
-        Some(masked_out) => {
-            let dtype = dtype_to_storage_type(masked_out.dtype);
-            (Some(masked_out.into_tensor_arg()), dtype)
+        Some(mask) => {
+            let dtype = dtype_to_storage_type(mask.dtype);
+            (Some(mask.into_tensor_arg()), dtype)
         }
     }
 }
 
-pub(super) fn launch(
-    query: CubeTensor,
-    key: CubeTensor,
-    value: CubeTensor,
-    masked_out: Option<CubeTensor>,
-) -> CubeTensor {
+pub(super) fn launch(query: CubeTensor, key: CubeTensor, value: CubeTensor, mask: Option<CubeTensor>) -> CubeTensor {
     let [query, key, value] = [query, key, value].map(with_vector_layout);
     let [batch, heads, queries, head_dim] = query.meta.shape().dims::<4>();
     let group = heads / key.meta.shape()[1];
-    let output = empty_beside(&query, [batch, heads, queries, head_dim], query.dtype);
+    let output = empty_on_device_of(&query, [batch, heads, queries, head_dim], query.dtype);
     let cubes = CubeCount::Static(queries.div_ceil(QUERIES) as u32, heads as u32, batch as u32);
     let dim = CubeDim::new_1d((QUERIES * LANES) as u32);
-    let (masked_out, mask_dtype) = mask_arg(masked_out);
+    let (mask, mask_dtype) = mask_arg(mask);
     let dtype = dtype_to_storage_type(query.dtype);
     // SAFETY: reads past the last row or column are clamped to the last one, and nothing is written there.
     unsafe {
@@ -219,7 +213,7 @@ pub(super) fn launch(
             query.into_tensor_arg(),
             key.into_tensor_arg(),
             value.into_tensor_arg(),
-            masked_out.into(),
+            mask.into(),
             output.clone().into_buffer_arg(),
             1.0 / (head_dim as f32).sqrt(),
             group,

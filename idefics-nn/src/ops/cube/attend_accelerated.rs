@@ -21,7 +21,7 @@ use cubek::attention::forward::definition::AttentionSetupError;
 use cubek::attention::forward::launch::{BlueprintStrategy, Strategy};
 use cubek::attention::forward::routines::blackbox_accelerated::BlackboxAcceleratedStrategy;
 
-use super::{attend, empty_beside};
+use super::{attend, empty_on_device_of};
 
 /// Rows and columns of a tile.
 const TILE: usize = 16;
@@ -87,7 +87,7 @@ fn copy_padded<N: Numeric>(
 /// Copies states, or a mask, to `[batch, heads, rows, width]`.
 fn copy_to_layout(states: &CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -> CubeTensor {
     let [batch, own_heads, _, _] = states.meta.shape().dims::<4>();
-    let output = empty_beside(states, [batch, heads, rows, width], states.dtype);
+    let output = empty_on_device_of(states, [batch, heads, rows, width], states.dtype);
     let n_values = batch * heads * rows * width;
     let dim = CubeDim::new_1d(UNITS);
     let dtype = dtype_to_storage_type(states.dtype);
@@ -116,7 +116,7 @@ pub(super) fn launch(
     query: CubeTensor,
     key: CubeTensor,
     value: CubeTensor,
-    masked_out: Option<CubeTensor>,
+    mask: Option<CubeTensor>,
     tiles: Tiles,
 ) -> CubeTensor {
     let accelerated = Strategy::BlackboxAccelerated(BlueprintStrategy::Inferred(BlackboxAcceleratedStrategy {
@@ -126,21 +126,21 @@ pub(super) fn launch(
     }));
     let states = [&query, &key, &value];
     let accelerated = match tiles {
-        Tiles::Best if pays(&query, &key) => flash(states, masked_out.as_ref(), accelerated).ok(),
+        Tiles::Best if pays(&query, &key) => flash(states, mask.as_ref(), accelerated).ok(),
         Tiles::Best => None,
         #[cfg(test)]
         Tiles::Plain => {
             let plain = Strategy::Unit(BlueprintStrategy::Inferred(()));
-            Some(flash(states, masked_out.as_ref(), plain).expect("Burn accepts this layout"))
+            Some(flash(states, mask.as_ref(), plain).expect("Burn accepts this layout"))
         }
     };
-    accelerated.unwrap_or_else(|| attend::launch(query, key, value, masked_out))
+    accelerated.unwrap_or_else(|| attend::launch(query, key, value, mask))
 }
 
 /// Pads the inputs, calls Burn's flash attention and removes the padding.
 fn flash(
     [query, key, value]: [&CubeTensor; 3],
-    masked_out: Option<&CubeTensor>,
+    mask: Option<&CubeTensor>,
     strategy: Strategy,
 ) -> Result<CubeTensor, AttentionSetupError> {
     let [batch, heads, queries, head_dim] = query.meta.shape().dims::<4>();
@@ -149,9 +149,9 @@ fn flash(
     let scale = (width as f32 / head_dim as f32).sqrt();
     let query = copy_to_layout(query, scale, [heads, rows, width]);
     let [key, value] = [key, value].map(|states| copy_to_layout(states, 1.0, [heads, len, width]));
-    let masked_out = masked_out.map(|masked_out| copy_to_layout(masked_out, 1.0, [1, rows, len]));
+    let mask = mask.map(|mask| copy_to_layout(mask, 1.0, [1, rows, len]));
     let options = AttentionModuleOptions::default();
-    let context = flash_attention(query, key, value, masked_out, None, options, strategy)?; // [batch, heads, rows, width]
+    let context = flash_attention(query, key, value, mask, None, options, strategy)?; // [batch, heads, rows, width]
     Ok(burn_cubecl::kernel::slice(context, &[0..batch, 0..heads, 0..queries, 0..head_dim]))
 }
 
@@ -188,7 +188,7 @@ mod tests {
                     );
                     states.swap_dims(1, 2)
                 });
-                let masked_out = is_masked.then(|| {
+                let mask = is_masked.then(|| {
                     // The first query sees nothing, as in padding.
                     let hidden = |at: usize| {
                         let (query, key) = (at / len % queries, at % len);
@@ -200,7 +200,7 @@ mod tests {
                 let on = |device: &Device, states: &Tensor<4>| {
                     states.clone().to_device(device).narrow(2, 0, states.dims()[2].min(len))
                 };
-                let mask = |device: &Device| masked_out.clone().map(|mask| Tensor::<4, Bool>::from_data(mask, device));
+                let mask = |device: &Device| mask.clone().map(|mask| Tensor::<4, Bool>::from_data(mask, device));
                 let cpu = Device::flex();
                 let expected =
                     attention(on(&cpu, &query), on(&cpu, &key), on(&cpu, &value), mask(&cpu), Activations::F32);

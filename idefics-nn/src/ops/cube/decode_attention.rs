@@ -13,7 +13,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::attend::{LOWEST, dot, mask_arg, with_vector_layout};
-use super::empty_beside;
+use super::empty_on_device_of;
 
 /// Keys per chunk and units per cube. A unit first computes the scores of one key, then one column of the output.
 const CHUNK: usize = 128;
@@ -33,8 +33,8 @@ fn chunk<F: Float, B: Int>(
     query: &Tensor<Vector<F, Const<4>>>, // [batch, heads, 1, head_dim]
     key: &Tensor<Vector<F, Const<4>>>,   // [batch, kv_heads, len, head_dim]
     value: &Tensor<F>,
-    masked_out: ComptimeOption<&Tensor<B>>, // [batch, 1, 1, len]
-    parts: &mut [f32],                      // [batch, heads, chunks, head_dim + 2]
+    mask: ComptimeOption<&Tensor<B>>, // [batch, 1, 1, len]
+    parts: &mut [f32],                // [batch, heads, chunks, head_dim + 2]
     scale: f32,
     #[comptime] group: usize,
     #[comptime] width: usize, // of a head, in vectors
@@ -58,8 +58,8 @@ fn chunk<F: Float, B: Int>(
 
     let mut hidden = key_at >= len;
     #[comptime]
-    if let ComptimeOption::Some(masked_out) = &masked_out {
-        hidden = hidden || masked_out[batch * masked_out.stride(0) + key_in * masked_out.stride(3)] != B::from_int(0);
+    if let ComptimeOption::Some(mask) = &mask {
+        hidden = hidden || mask[batch * mask.stride(0) + key_in * mask.stride(3)] != B::from_int(0);
     }
     let mut scores = Array::<f32>::new(group);
     #[unroll]
@@ -166,19 +166,14 @@ fn merge<F: Float>(
     }
 }
 
-pub(super) fn launch(
-    query: CubeTensor,
-    key: CubeTensor,
-    value: CubeTensor,
-    masked_out: Option<CubeTensor>,
-) -> CubeTensor {
+pub(super) fn launch(query: CubeTensor, key: CubeTensor, value: CubeTensor, mask: Option<CubeTensor>) -> CubeTensor {
     let [query, key, value] = [query, key, value].map(with_vector_layout);
     let [batch, heads, _, head_dim] = query.meta.shape().dims::<4>();
     let [_, kv_heads, len, _] = key.meta.shape().dims::<4>();
     let chunks = len.div_ceil(CHUNK);
-    let output = empty_beside(&query, [batch, heads, 1, head_dim], query.dtype);
-    let parts = empty_beside(&query, [batch, heads, chunks, head_dim + 2], DType::F32);
-    let (masked_out, mask_dtype) = mask_arg(masked_out);
+    let output = empty_on_device_of(&query, [batch, heads, 1, head_dim], query.dtype);
+    let parts = empty_on_device_of(&query, [batch, heads, chunks, head_dim + 2], DType::F32);
+    let (mask, mask_dtype) = mask_arg(mask);
     let dtype = dtype_to_storage_type(query.dtype);
     let n_values = batch * heads * head_dim;
     let client = output.client.clone();
@@ -192,7 +187,7 @@ pub(super) fn launch(
             query.into_tensor_arg(),
             key.into_tensor_arg(),
             value.into_tensor_arg(),
-            masked_out.into(),
+            mask.into(),
             parts.clone().into_buffer_arg(),
             1.0 / (head_dim as f32).sqrt(),
             heads / kv_heads,

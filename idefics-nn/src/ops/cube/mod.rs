@@ -66,13 +66,13 @@ pub(crate) trait CubeKernels: Backend {
         value: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::decode_attention`], with a mask `masked_out`, `[batch, 1, 1, len]`, that hides keys.
+    /// Like [`Self::decode_attention`], with a `mask`, `[batch, 1, 1, len]`, that hides keys.
     #[fusion(dtype = query, shape = query)]
     fn decode_attention_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        masked_out: BoolTensor<Self>,
+        mask: BoolTensor<Self>,
     ) -> FloatTensor<Self>;
 
     /// Attention of many queries, `[batch, heads, queries, head_dim]`, to keys and values
@@ -85,13 +85,13 @@ pub(crate) trait CubeKernels: Backend {
         tiles: Tiles,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::attend`], with a mask `masked_out`, `[batch, 1, queries, len]`, that hides keys.
+    /// Like [`Self::attend`], with a `mask`, `[batch, 1, queries, len]`, that hides keys.
     #[fusion(dtype = query, shape = query)]
     fn attend_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
-        masked_out: BoolTensor<Self>,
+        mask: BoolTensor<Self>,
         tiles: Tiles,
     ) -> FloatTensor<Self>;
 
@@ -126,13 +126,8 @@ impl CubeKernels for CubeBackend {
         decode_attention::launch(query, key, value, None)
     }
 
-    fn decode_attention_masked(
-        query: CubeTensor,
-        key: CubeTensor,
-        value: CubeTensor,
-        masked_out: CubeTensor,
-    ) -> CubeTensor {
-        decode_attention::launch(query, key, value, Some(masked_out))
+    fn decode_attention_masked(query: CubeTensor, key: CubeTensor, value: CubeTensor, mask: CubeTensor) -> CubeTensor {
+        decode_attention::launch(query, key, value, Some(mask))
     }
 
     fn attend(query: CubeTensor, key: CubeTensor, value: CubeTensor, tiles: Tiles) -> CubeTensor {
@@ -143,10 +138,10 @@ impl CubeKernels for CubeBackend {
         query: CubeTensor,
         key: CubeTensor,
         value: CubeTensor,
-        masked_out: CubeTensor,
+        mask: CubeTensor,
         tiles: Tiles,
     ) -> CubeTensor {
-        attend_accelerated::launch(query, key, value, Some(masked_out), tiles)
+        attend_accelerated::launch(query, key, value, Some(mask), tiles)
     }
 
     fn write_slot(states: CubeTensor, new: CubeTensor, slot: CubeTensor) -> CubeTensor {
@@ -192,7 +187,7 @@ pub(crate) fn panel(codes: Tensor<1, Int>, scales: Tensor<1>, panel: Panel) -> T
 
 /// Attention with the kernel for this number of queries; `None` if no kernel supports the head width, or if an
 /// input is empty.
-pub(crate) fn attend([query, key, value]: [Tensor<4>; 3], masked_out: Option<Tensor<4, Bool>>) -> Option<Tensor<4>> {
+pub(crate) fn attend([query, key, value]: [Tensor<4>; 3], mask: Option<Tensor<4, Bool>>) -> Option<Tensor<4>> {
     let [_, heads, queries, head_dim] = query.dims();
     let group = heads / key.dims()[1].max(1);
     let is_empty = query.dims().contains(&0) || key.dims().contains(&0);
@@ -200,12 +195,12 @@ pub(crate) fn attend([query, key, value]: [Tensor<4>; 3], masked_out: Option<Ten
         return None;
     }
     let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);
-    let masked_out = masked_out.map(Tensor::into_dispatch);
-    Some(Tensor::from_dispatch(match masked_out {
+    let mask = mask.map(Tensor::into_dispatch);
+    Some(Tensor::from_dispatch(match mask {
         None if queries == 1 => Dispatch::decode_attention(query, key, value),
-        Some(masked_out) if queries == 1 => Dispatch::decode_attention_masked(query, key, value, masked_out),
+        Some(mask) if queries == 1 => Dispatch::decode_attention_masked(query, key, value, mask),
         None => Dispatch::attend(query, key, value, Tiles::Best),
-        Some(masked_out) => Dispatch::attend_masked(query, key, value, masked_out, Tiles::Best),
+        Some(mask) => Dispatch::attend_masked(query, key, value, mask, Tiles::Best),
     }))
 }
 
@@ -220,6 +215,6 @@ pub(crate) fn overwrite(target: Tensor<1, Int>, new: Tensor<1, Int>) -> Tensor<1
 }
 
 /// Uninitialised memory of the given shape and dtype, on the device of `tensor`.
-fn empty_beside(tensor: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+fn empty_on_device_of(tensor: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape.into(), dtype)
 }

@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use super::{Panel, empty_beside};
+use super::{Panel, empty_on_device_of};
 use crate::PackedFormat;
 use idefics_kernels::formats::{BLOCK, Q4_BLOCK, Q4_PANEL, Q4_TABLE};
 
@@ -91,7 +91,7 @@ fn expand<F: Float>(
 pub(super) fn launch(codes: CubeTensor, scales: CubeTensor, panel: Panel) -> CubeTensor {
     let Panel { weight, first, count, dtype } = panel;
     let (codes, scales) = (into_contiguous(codes), into_contiguous(scales));
-    let output = empty_beside(&codes, [count, weight.d_in], dtype);
+    let output = empty_on_device_of(&codes, [count, weight.d_in], dtype);
     let n_values = count * weight.d_in;
     let dim = CubeDim::new_1d(UNITS);
     let cubes = calculate_cube_count_elemwise(&output.client, n_values, dim);

@@ -11,7 +11,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::packed_panel::{decode, write_table};
-use super::{PackedShape, empty_beside};
+use super::{PackedShape, empty_on_device_of};
 use crate::PackedFormat;
 use idefics_kernels::formats::{BLOCK, Q4_BLOCK, Q4_PANEL};
 
@@ -204,7 +204,7 @@ pub(super) fn launch(rows: CubeTensor, codes: CubeTensor, scales: CubeTensor, we
     // Rows of a tensor may be strided, but the kernels need them contiguous.
     let [rows, codes, scales] = [rows, codes, scales].map(into_contiguous);
     let n_rows = rows.meta.shape()[0];
-    let output = empty_beside(&rows, [n_rows, d_out], rows.dtype);
+    let output = empty_on_device_of(&rows, [n_rows, d_out], rows.dtype);
     let at_once = n_rows.next_power_of_two().min(ROWS);
     let turns = n_rows.div_ceil(at_once) as u32;
     let outputs = if at_once == 1 { 4 } else { 2 };

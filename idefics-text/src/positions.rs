@@ -5,17 +5,17 @@ use std::ops::Range;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use idefics_nn::{ConfigError, KvCache, RotaryAngles, RotaryEmbedding};
 
-use crate::mask::masked_out;
+use crate::mask::causal_mask;
 use crate::{Branches, TextConfig};
 
 /// Positions and attention masks of new tokens. They are the same in every layer.
 #[derive(Debug, Clone)]
-pub struct Places {
+pub struct Positions {
     /// Rotary angles of the new tokens.
     pub rotary: RotaryAngles,
     /// Self-attention mask, `[batch, 1, n_new, len + n_new]`, true hides the key; `None` if nothing is hidden. From
-    /// [`SlotPlaces::at`] it is `[batch, 1, 1, capacity]`.
-    pub masked_out: Option<Tensor<4, Bool>>,
+    /// [`SlotPositions::at`] it is `[batch, 1, 1, capacity]`.
+    pub mask: Option<Tensor<4, Bool>>,
     /// Cross-attention mask; `None` if the cache has no context or no token sees any of it.
     pub context: Option<SeenContext>,
 }
@@ -24,18 +24,18 @@ pub struct Places {
 #[derive(Debug, Clone)]
 pub struct SeenContext {
     /// Cross-attention mask, `[batch, 1, n_new, n_keys]`, true hides the key; `None` if nothing is hidden.
-    pub masked_out: Option<Tensor<4, Bool>>,
+    pub mask: Option<Tensor<4, Bool>>,
 }
 
-impl Places {
+impl Positions {
     /// Moves everything to another device, and converts the angles for activations of type `dtype`.
     #[must_use]
     pub fn to_device(self, device: &Device, dtype: DType) -> Self {
-        let mask = |masked_out: Option<Tensor<4, Bool>>| masked_out.map(|masked_out| masked_out.to_device(device));
+        let mask = |mask: Option<Tensor<4, Bool>>| mask.map(|mask| mask.to_device(device));
         Self {
             rotary: self.rotary.to_device(device, dtype),
-            masked_out: mask(self.masked_out),
-            context: self.context.map(|seen| SeenContext { masked_out: mask(seen.masked_out) }),
+            mask: mask(self.mask),
+            context: self.context.map(|seen| SeenContext { mask: mask(seen.mask) }),
         }
     }
 }
@@ -44,17 +44,17 @@ impl Places {
 fn seen_context(cache: &KvCache, slots: Range<usize>, device: &Device) -> Option<SeenContext> {
     let context = cache.context()?;
     let view = context.seen(slots);
-    (!view.is_blind()).then(|| SeenContext { masked_out: view.masked_out(context.part_len(), device) })
+    (!view.sees_nothing()).then(|| SeenContext { mask: view.mask(context.part_len(), device) })
 }
 
 /// The parts of a decoder's configuration that determine positions and masks: rotary embedding and sliding window.
 #[derive(Debug, Clone)]
-pub struct PlaceRules {
+pub struct PositionRules {
     rotary: RotaryEmbedding,
     sliding_window: Option<usize>,
 }
 
-impl PlaceRules {
+impl PositionRules {
     pub(crate) fn new(config: &TextConfig) -> Result<Self, ConfigError> {
         Ok(Self { rotary: config.rotary()?, sliding_window: config.sliding_window })
     }
@@ -62,28 +62,28 @@ impl PlaceRules {
     /// Positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
     /// `n_slots` is the number of cache slots in use after the whole prompt, of which these tokens may be one chunk:
     /// some rotary scalings depend on the total length.
-    pub(crate) fn for_next_tokens(&self, inputs_embeds: &Tensor<3>, cache: &KvCache, n_slots: usize) -> Places {
+    pub(crate) fn for_next_tokens(&self, inputs_embeds: &Tensor<3>, cache: &KvCache, n_slots: usize) -> Positions {
         let [batch, n_new, _] = inputs_embeds.dims();
         let device = inputs_embeds.device();
         let seq_len = n_slots - cache.left_padding().iter().min().copied().unwrap_or(0).min(n_slots);
         let position_ids = cache.next_positions(n_new);
-        Places {
+        Positions {
             rotary: self.rotary.at_length(seq_len, &position_ids, batch, inputs_embeds.dtype(), &device),
-            masked_out: masked_out(cache, n_new, self.sliding_window, &device),
+            mask: causal_mask(cache, n_new, self.sliding_window, &device),
             context: seen_context(cache, cache.len()..cache.len() + n_new, &device),
         }
     }
 
-    /// The data from which [`SlotPlaces::at`] computes positions and masks of single tokens, for activations with the
-    /// dtype and device of `inputs_embeds`. `None` if the rotary angles depend on the length of the sequence.
-    pub(crate) fn for_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPlaces> {
+    /// The data from which [`SlotPositions::at`] computes positions and masks of single tokens, for activations with
+    /// the dtype and device of `inputs_embeds`. `None` if the rotary angles depend on the length of the sequence.
+    pub(crate) fn for_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPositions> {
         if self.rotary.depends_on_length() {
             return None;
         }
         let (batch, capacity) = (cache.batch(), cache.capacity());
         let (dtype, device) = (inputs_embeds.dtype(), &inputs_embeds.device());
         let ints = |values: Vec<i32>, shape| Tensor::from_data(TensorData::new(values, shape), (device, DType::I32));
-        Some(SlotPlaces {
+        Some(SlotPositions {
             rotary: self.rotary.at(&(0..capacity).collect::<Vec<_>>(), 1, dtype, device),
             slots: ints((0..capacity as i32).collect(), [1, capacity]),
             first: ints(cache.left_padding().iter().map(|&padding| padding as i32).collect(), [batch, 1]),
@@ -97,24 +97,24 @@ impl PlaceRules {
     ///
     /// # Panics
     /// If `branches` has another number of rows or slots.
-    pub(crate) fn for_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Places {
+    pub(crate) fn for_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Positions {
         let [batch, n_new, _] = inputs_embeds.dims();
         let n_keys = cache.len() + n_new;
         assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "rows and slots of the branches");
         let device = inputs_embeds.device();
-        let masked_out = TensorData::new(branches.masked_out(n_new, self.sliding_window), [batch, 1, n_new, n_keys]);
-        Places {
+        let mask = TensorData::new(branches.mask(n_new, self.sliding_window), [batch, 1, n_new, n_keys]);
+        Positions {
             rotary: self.rotary.at(&branches.positions(n_new), batch, inputs_embeds.dtype(), &device),
-            masked_out: Some(Tensor::from_data(masked_out, &device)),
+            mask: Some(Tensor::from_data(mask, &device)),
             context: seen_context(cache, cache.len()..n_keys, &device),
         }
     }
 }
 
-/// The data from which the [`Places`] of one new token per row are computed on the device, uploaded once. The slot of
-/// the token is a tensor, so that a captured graph can be replayed for any slot.
+/// The data from which the [`Positions`] of one new token per row are computed on the device, uploaded once. The slot
+/// of the token is a tensor, so that a captured graph can be replayed for any slot.
 #[derive(Debug, Clone)]
-pub struct SlotPlaces {
+pub struct SlotPositions {
     /// Angles of all positions up to the capacity of the cache.
     rotary: RotaryAngles,
     /// Indices of all slots, `[1, capacity]`, I32.
@@ -125,9 +125,9 @@ pub struct SlotPlaces {
     context: Option<SeenContext>,
 }
 
-impl SlotPlaces {
+impl SlotPositions {
     /// Positions and masks of one token per row, all in slot `slot`, `[1]`, I32.
-    pub fn at(&self, slot: &Tensor<1, Int>) -> Places {
+    pub fn at(&self, slot: &Tensor<1, Int>) -> Positions {
         let ([batch, _], [_, capacity]) = (self.first.dims(), self.slots.dims());
         let slot = slot.clone().unsqueeze::<2>(); // [1, 1]
         let position_ids = (slot.clone() - self.first.clone()).clamp_min(0); // [batch, 1]
@@ -138,10 +138,10 @@ impl SlotPlaces {
             first = first.clone().max_pair((slot.clone() + 1 - window as i32).expand([batch, 1]));
         }
         let is_before = slots.clone().lower(in_all_rows(first));
-        let masked_out = slots.greater(in_all_rows(slot)).bool_or(is_before); // [batch, capacity]
-        Places {
+        let mask = slots.greater(in_all_rows(slot)).bool_or(is_before); // [batch, capacity]
+        Positions {
             rotary: self.rotary.select(position_ids.reshape([batch])),
-            masked_out: Some(masked_out.reshape([batch, 1, 1, capacity])),
+            mask: Some(mask.reshape([batch, 1, 1, capacity])),
             context: self.context.clone(),
         }
     }

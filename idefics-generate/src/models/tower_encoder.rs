@@ -3,33 +3,33 @@
 use burn::tensor::{Bool, Tensor};
 use idefics_vision::EncoderLayer;
 
-use super::LayerRun;
+use super::StepwiseEncoder;
 
-/// A [`LayerRun`] over the layers of an encoder.
-pub(crate) struct TowerRun<'m, F> {
+/// A [`StepwiseEncoder`] over the layers of an encoder.
+pub(crate) struct TowerEncoder<'m, F> {
     layers: &'m [EncoderLayer],
-    masked_out: Option<Tensor<4, Bool>>,
+    mask: Option<Tensor<4, Bool>>,
     next_layer: usize,
     /// `[n_images, patches, d_vision]`; `None` once the vectors have been returned.
     hidden_states: Option<Tensor<3>>,
     connect: F,
 }
 
-impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> TowerRun<'m, F> {
+impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> TowerEncoder<'m, F> {
     /// Starts with embedded patches, `[n_images, patches, d_vision]`, before the first of `layers`. `connect`
-    /// turns the output of the last layer into image vectors. `masked_out` hides padding: `[n_images, 1, patches,
+    /// turns the output of the last layer into image vectors. `mask` hides padding: `[n_images, 1, patches,
     /// patches]`, true hides the key.
     pub(crate) fn new(
         patch_embeds: Tensor<3>,
         layers: &'m [EncoderLayer],
-        masked_out: Option<Tensor<4, Bool>>,
+        mask: Option<Tensor<4, Bool>>,
         connect: F,
     ) -> Self {
-        Self { layers, masked_out, next_layer: 0, hidden_states: Some(patch_embeds), connect }
+        Self { layers, mask, next_layer: 0, hidden_states: Some(patch_embeds), connect }
     }
 }
 
-impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> LayerRun for TowerRun<'m, F> {
+impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> StepwiseEncoder for TowerEncoder<'m, F> {
     fn step(&mut self, n_layers: usize) -> Option<Tensor<3>> {
         let mut hidden_states = self.hidden_states.take().expect("the vectors were already returned");
         let left = &self.layers[self.next_layer..];
@@ -38,7 +38,7 @@ impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> LayerRun for TowerRun<'m, F> {
         }
         let now = &left[..n_layers.clamp(1, left.len())];
         for layer in now {
-            hidden_states = layer.forward(hidden_states, self.masked_out.clone());
+            hidden_states = layer.forward(hidden_states, self.mask.clone());
         }
         self.next_layer += now.len();
         self.hidden_states = Some(hidden_states);

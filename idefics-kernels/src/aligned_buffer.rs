@@ -21,7 +21,7 @@ const LINE: usize = 16;
 
 /// A buffer of f32 values, zeroed at first and aligned to a cache line (64 bytes).
 #[derive(Debug)]
-pub struct Memory(Storage);
+pub struct AlignedBuffer(Storage);
 
 #[derive(Debug)]
 enum Storage {
@@ -31,7 +31,7 @@ enum Storage {
     Mapped(MmapMut),
 }
 
-impl Memory {
+impl AlignedBuffer {
     /// An empty buffer.
     pub const NONE: Self = Self(Storage::Lines(Vec::new()));
 
@@ -61,7 +61,7 @@ impl Memory {
         self.len() == 0
     }
 
-    /// All values of the buffer, [`Memory::len`] of them.
+    /// All values of the buffer, [`AlignedBuffer::len`] of them.
     pub fn values(&self) -> &[f32] {
         match &self.0 {
             Storage::Lines(lines) => bytemuck::cast_slice(lines),
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn buffers_are_zeroed_and_cache_line_aligned() {
         for len in [0, 1, 17, MAPPED_BYTES / 4 - 1, MAPPED_BYTES / 4, MAPPED_BYTES] {
-            let mut memory = Memory::new(len);
+            let mut memory = AlignedBuffer::new(len);
             assert!(memory.len() >= len && memory.values().len() == memory.len());
             assert!(memory.values().iter().all(|value| *value == 0.0));
             assert!(memory.values().as_ptr().cast::<Line>().is_aligned());

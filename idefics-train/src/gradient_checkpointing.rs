@@ -1,4 +1,4 @@
-//! Activation checkpointing: only the outputs of segments are kept, and a segment is run again when its gradients are
+//! Gradient checkpointing: only the outputs of segments are kept, and a segment is run again when its gradients are
 //! computed. This costs a second forward pass, but takes memory for the activations of only one layer.
 //!
 //! Paper: <https://arxiv.org/abs/1604.06174>. The first forward pass runs without autodiff. Segments without a trained
@@ -18,7 +18,7 @@ use crate::{Gradients, LossGradients, Segments, TrainingBatch};
 ///
 /// # Panics
 /// As [`Trainable::training_gradients`](crate::Trainable::training_gradients).
-pub fn training_gradients_recomputing<M: Segments>(
+pub fn training_gradients_checkpointed<M: Segments>(
     model: &M,
     batch: &TrainingBatch,
 ) -> Result<LossGradients, InputError> {

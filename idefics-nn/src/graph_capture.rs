@@ -14,7 +14,7 @@ use crate::ops;
 const WARM_UPS: usize = 3;
 
 /// Whether the device supports graph capture. Even then it may reject a particular step.
-pub fn can_record(device: &Device) -> bool {
+pub fn supports_graph_capture(device: &Device) -> bool {
     ops::shares_memory(device)
 }
 
@@ -22,7 +22,7 @@ pub fn can_record(device: &Device) -> bool {
 ///
 /// Burn's safe operations can use a device from any thread, and this crate has no lock that could prevent it. So
 /// whoever creates a lease must know what the program's threads do, and is responsible for them until the lease is
-/// dropped. The type system ties the lease to its thread: it is neither `Send` nor `Sync`, and a [`Replay`]
+/// dropped. The type system ties the lease to its thread: it is neither `Send` nor `Sync`, and a [`CapturedGraph`]
 /// borrows it. So a step is captured and replayed on the lease's thread, and cannot be replayed after the lease is
 /// dropped.
 ///
@@ -34,7 +34,7 @@ pub fn can_record(device: &Device) -> bool {
 /// needs_send::<DeviceLease>();
 /// ```
 ///
-/// A reference to it, which [`Replay::record`] takes, cannot move either:
+/// A reference to it, which [`CapturedGraph::capture`] takes, cannot move either:
 ///
 /// ```compile_fail,E0277
 /// # use idefics_nn::DeviceLease;
@@ -45,16 +45,16 @@ pub fn can_record(device: &Device) -> bool {
 /// Neither can a captured step:
 ///
 /// ```compile_fail,E0277
-/// # use idefics_nn::Replay;
+/// # use idefics_nn::CapturedGraph;
 /// fn needs_send<T: Send>() {}
-/// needs_send::<Replay<'static, 2>>();
+/// needs_send::<CapturedGraph<'static, 2>>();
 /// ```
 ///
 /// A captured step cannot outlive the lease:
 ///
 /// ```compile_fail,E0505
-/// # use idefics_nn::{DeviceLease, Replay};
-/// fn late(lease: DeviceLease, capture: for<'a> fn(&'a DeviceLease) -> Replay<'a, 1>) {
+/// # use idefics_nn::{DeviceLease, CapturedGraph};
+/// fn late(lease: DeviceLease, capture: for<'a> fn(&'a DeviceLease) -> CapturedGraph<'a, 1>) {
 ///     let mut replay = capture(&lease);
 ///     drop(lease);
 ///     let _ = replay.run([&[0]]);
@@ -71,10 +71,10 @@ impl DeviceLease {
     ///
     /// # Safety
     /// Until the lease is dropped:
-    /// - While this thread captures a step with the lease ([`Replay::record`]), no other thread uses the step's device:
-    ///   its commands could become part of the capture, which would then refer to memory that is freed.
-    /// - While a captured step is replayed ([`Replay::run`]), no other thread uses the tensors that the step reads or
-    ///   writes, except to read what the step only reads.
+    /// - While this thread captures a step with the lease ([`CapturedGraph::capture`]), no other thread uses the step's
+    ///   device: its commands could become part of the capture, which would then refer to memory that is freed.
+    /// - While a captured step is replayed ([`CapturedGraph::run`]), no other thread uses the tensors that the step
+    ///   reads or writes, except to read what the step only reads.
     #[allow(unsafe_code)] // a promise about all other threads
     pub unsafe fn for_this_thread() -> Self {
         Self { thread: PhantomData }
@@ -109,7 +109,7 @@ impl fmt::Debug for Step<'_> {
 }
 
 /// A captured step with `N` inputs. It reads the inputs and writes the output at the addresses of the capture.
-pub struct Replay<'a, const N: usize> {
+pub struct CapturedGraph<'a, const N: usize> {
     graph: BackendGraph<Dispatch>,
     inputs: [Tensor<1, Int>; N],
     output: Tensor<2>,
@@ -120,7 +120,7 @@ pub struct Replay<'a, const N: usize> {
     _step: Step<'a>,
 }
 
-impl<'a, const N: usize> Replay<'a, N> {
+impl<'a, const N: usize> CapturedGraph<'a, N> {
     /// Captures the step that `step` creates for its inputs, each `[n_values]` in I32. Returns `None` if `step`
     /// does, or if the device does not support graph capture.
     ///
@@ -129,18 +129,18 @@ impl<'a, const N: usize> Replay<'a, N> {
     /// # Errors
     /// [`ExecutionError`] if the device rejects the step; CUDA may do so if tensors were created on another
     /// thread. The tensors that the step writes are then left with unspecified contents.
-    pub fn record(
+    pub fn capture(
         inputs: [&[i32]; N],
         device: &Device,
         lease: &'a DeviceLease,
         step: impl FnOnce(&[Tensor<1, Int>; N]) -> Option<Step<'a>>,
     ) -> Result<Option<Self>, ExecutionError> {
-        if !can_record(device) {
+        if !supports_graph_capture(device) {
             return Ok(None);
         }
         let inputs = inputs.map(|values| upload(values, device));
         let Some(mut step) = step(&inputs) else { return Ok(None) };
-        let window = Window::prepare(device)?;
+        let guard = CaptureGuard::prepare(device)?;
         for _ in 0..WARM_UPS {
             let output = step.run();
             device.sync()?;
@@ -148,7 +148,7 @@ impl<'a, const N: usize> Replay<'a, N> {
         }
         Dispatch::graph_start_capture(device.as_dispatch())?;
         let output = step.run();
-        let graph = window.close()?;
+        let graph = guard.close()?;
         Ok(Some(Self { graph, inputs, output, device: device.clone(), _lease: lease, _step: step }))
     }
 
@@ -173,9 +173,11 @@ impl<'a, const N: usize> Replay<'a, N> {
     }
 }
 
-impl<const N: usize> fmt::Debug for Replay<'_, N> {
+impl<const N: usize> fmt::Debug for CapturedGraph<'_, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Replay").field("inputs", &self.inputs.each_ref().map(Tensor::dims)).finish_non_exhaustive()
+        f.debug_struct("CapturedGraph")
+            .field("inputs", &self.inputs.each_ref().map(Tensor::dims))
+            .finish_non_exhaustive()
     }
 }
 
@@ -184,9 +186,9 @@ fn upload(values: &[i32], device: &Device) -> Tensor<1, Int> {
 }
 
 /// A device in capture mode. Dropping it ends the capture, so the device stays usable if the step fails or panics.
-struct Window<'d>(&'d Device);
+struct CaptureGuard<'d>(&'d Device);
 
-impl<'d> Window<'d> {
+impl<'d> CaptureGuard<'d> {
     fn prepare(device: &'d Device) -> Result<Self, ExecutionError> {
         Dispatch::graph_prepare(device.as_dispatch())?;
         Ok(Self(device))
@@ -199,7 +201,7 @@ impl<'d> Window<'d> {
     }
 }
 
-impl Drop for Window<'_> {
+impl Drop for CaptureGuard<'_> {
     fn drop(&mut self) {
         let _ = Dispatch::graph_stop_capture(self.0.as_dispatch());
     }

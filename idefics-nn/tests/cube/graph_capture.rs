@@ -3,7 +3,7 @@
 #![allow(unsafe_code)] // graph capture
 
 use burn::tensor::{DType, Device, Int, Tensor, s};
-use idefics_nn::{DeviceLease, KvCache, Replay, Step};
+use idefics_nn::{CapturedGraph, DeviceLease, KvCache, Step};
 use proptest::prelude::*;
 
 use crate::{difference, gpu, numbers};
@@ -45,12 +45,12 @@ proptest! {
         for step in 0..more {
             let seed = 10 + step as u64;
             let row = |device: &Device| (states(batch, 1, seed, device), states(batch, 1, seed + 100, device));
-            let mut at_slot = ours.at_slot(&slot(prompt + step, &gpu())).unwrap();
+            let mut slot_view = ours.slot_view(&slot(prompt + step, &gpu())).unwrap();
             let (key, value) = row(&gpu());
-            let (keys, _) = at_slot.layer(0).append(key, value);
+            let (keys, _) = slot_view.layer(0).append(key, value);
             prop_assert_eq!(keys.dims(), [batch, KV_HEADS, capacity, HEAD_DIM]);
-            at_slot.advance(1);
-            ours.note_written();
+            slot_view.advance(1);
+            ours.mark_slot_written();
             let (key, value) = row(&Device::flex());
             expected.layer(0).append(key, value);
             expected.advance(1);
@@ -73,27 +73,27 @@ fn replay_reads_new_inputs_and_writes_the_cache() {
     let mut ours = cache(batch, prompt, 12, &device);
     let table = numbers([50, KV_HEADS * HEAD_DIM], 3, &device);
     let step = |[ids, slot]: &[Tensor<1, Int>; 2]| {
-        let mut at_slot = ours.at_slot(slot)?;
+        let mut slot_view = ours.slot_view(slot)?;
         let (ids, table) = (ids.clone(), table.clone());
         // SAFETY: the step holds the cache, its inputs and the table, and every call does the same operations.
         let step = unsafe {
             Step::new(move || {
                 let rows = table.clone().select(0, ids.clone()).reshape([batch, KV_HEADS, 1, HEAD_DIM]);
-                let (keys, values) = at_slot.layer(0).append(rows.clone(), rows * 2.0);
+                let (keys, values) = slot_view.layer(0).append(rows.clone(), rows * 2.0);
                 (keys + values).sum_dim(3).sum_dim(1).reshape([batch, 12])
             })
         };
         Some(step)
     };
     let lease = lease();
-    let mut replay = Replay::record([&[7, 8], &[5]], &device, &lease, step).unwrap().unwrap();
+    let mut graph = CapturedGraph::capture([&[7, 8], &[5]], &device, &lease, step).unwrap().unwrap();
     let mut sums = Vec::new();
     for (step, ids) in [[7, 8], [9, 3], [49, 0]].iter().enumerate() {
-        let sum = replay.run([ids, &[(prompt + step) as i32]]).unwrap();
-        ours.note_written();
+        let sum = graph.run([ids, &[(prompt + step) as i32]]).unwrap();
+        ours.mark_slot_written();
         sums.push(sum.into_data()); // valid until the next run
     }
-    drop(replay);
+    drop(graph);
     let (keys, values) = ours.layer(0).append(states(batch, 1, 5, &device), states(batch, 1, 6, &device));
     for (step, ids) in [[7, 8], [9, 3], [49, 0]].iter().enumerate() {
         let ids = Tensor::<1, Int>::from_data(*ids, &device);
@@ -117,18 +117,18 @@ fn failed_capture_only_spoils_its_own_cache() {
     let mut cache = cache(1, 5, 12, &device);
     let mut spare = cache.copied();
     let step = |[slot]: &[Tensor<1, Int>; 1]| {
-        let (mut at_slot, device) = (cache.at_slot(slot)?, device.clone());
+        let (mut slot_view, device) = (cache.slot_view(slot)?, device.clone());
         // SAFETY: uploads are not allowed in a step, but this device refuses to capture them, so nothing is
         // replayed.
         let step = unsafe {
             Step::new(move || {
-                let (keys, _) = at_slot.layer(0).append(states(1, 1, 7, &device), states(1, 1, 8, &device)); // uploads
+                let (keys, _) = slot_view.layer(0).append(states(1, 1, 7, &device), states(1, 1, 8, &device)); // uploads
                 keys.sum_dim(3).sum_dim(1).reshape([1, 12])
             })
         };
         Some(step)
     };
-    assert!(Replay::record([&[5]], &device, &lease(), step).is_err());
+    assert!(CapturedGraph::capture([&[5]], &device, &lease(), step).is_err());
     cache = spare.copied();
     for cache in [&mut cache, &mut spare] {
         let (keys, _) = cache.layer(0).append(states(1, 1, 9, &device), states(1, 1, 9, &device));
@@ -140,7 +140,7 @@ fn failed_capture_only_spoils_its_own_cache() {
 #[test]
 fn cpu_does_not_capture() {
     let device = Device::flex();
-    assert!(cache(1, 3, 5, &device).at_slot(&slot(3, &device)).is_none());
+    assert!(cache(1, 3, 5, &device).slot_view(&slot(3, &device)).is_none());
     let step = |_: &[Tensor<1, Int>; 1]| -> Option<Step<'_>> { panic!("a CPU must not ask for the step") };
-    assert!(Replay::record([&[0]], &device, &lease(), step).unwrap().is_none());
+    assert!(CapturedGraph::capture([&[0]], &device, &lease(), step).unwrap().is_none());
 }

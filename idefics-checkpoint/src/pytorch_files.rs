@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use memmap2::{Mmap, MmapMut};
 
-use crate::files::OtherFile;
+use crate::files::UnexpectedFile;
 use crate::map::map_file;
 use crate::opened::Opened;
 use crate::pickle::{self, PickleError, PickleFault, PickleTensor};
@@ -17,7 +17,7 @@ use crate::{CheckpointError, TensorEntry, index};
 /// The reader never executes a pickle. Pickles are still refused by default: the format is a program, other tools do
 /// execute it, and users should not get used to trusting such files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Pickles {
+pub enum PicklePolicy {
     /// Pickles are an error; its message says how to allow or convert them.
     #[default]
     Refused,
@@ -29,14 +29,14 @@ const SINGLE: &str = "pytorch_model.bin";
 const INDEX: &str = "pytorch_model.bin.index.json";
 
 /// Reads the PyTorch files of a folder; `None` if it has none.
-pub(crate) fn read(folder: &Path, pickles: Pickles) -> Result<Option<Opened>, CheckpointError> {
+pub(crate) fn read(folder: &Path, pickles: PicklePolicy) -> Result<Option<Opened>, CheckpointError> {
     let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
     let path = match (single.exists(), index.exists()) {
         (true, _) => &single,
         (false, true) => &index,
         (false, false) => return Ok(None),
     };
-    if pickles == Pickles::Refused {
+    if pickles == PicklePolicy::Refused {
         return Err(CheckpointError::PickleRefused { path: path.clone() });
     }
     let opened = match path == &single {
@@ -49,8 +49,10 @@ pub(crate) fn read(folder: &Path, pickles: Pickles) -> Result<Option<Opened>, Ch
 /// Maps a file and lists its tensors.
 fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let map = map_file(path)?;
-    if let Some(found) = OtherFile::detect(&map).filter(|found| !matches!(found, OtherFile::Zip | OtherFile::Pickle)) {
-        return Err(CheckpointError::OtherFile { path: path.to_owned(), found });
+    if let Some(found) =
+        UnexpectedFile::detect(&map).filter(|found| !matches!(found, UnexpectedFile::Zip | UnexpectedFile::Pickle))
+    {
+        return Err(CheckpointError::UnexpectedFile { path: path.to_owned(), found });
     }
     let tensors = pickle::parse(path, &map)?;
     // Views that are not contiguous are copied once. All copies together may take at most as many bytes as the file:
